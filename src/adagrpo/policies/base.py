@@ -1,0 +1,80 @@
+"""What a policy is: histories are encoded once, and everything else hangs off that context.
+
+`encode` runs once per history and is shared by the NLL term, all rollouts, the target's score and beam search.
+A context holds one *sample* (a history cut after some position) per row. Decoding keeps a cached state per lane
+(a beam or a rollout), so that no prefix is ever read twice.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, TypeVar
+
+from torch import Tensor
+
+from adagrpo.types import Histories
+
+__all__ = ["DecoderState", "Policy"]
+
+ContextT = TypeVar("ContextT")
+
+
+class DecoderState(Protocol):
+    """Cached decoder state of `W` lanes for each of `B` samples, all at the same level."""
+
+    @property
+    def level(self) -> int:
+        """How many codes have been written: 0 at the start, `L` at the end."""
+        ...
+
+
+StateT = TypeVar("StateT", bound=DecoderState)
+
+
+class Policy(Protocol[ContextT, StateT]):
+    """`π(codes | history)` over Semantic IDs of `L` levels."""
+
+    @property
+    def level_sizes(self) -> tuple[int, ...]:
+        """`(K_1 .. K_L)`: how many codes each level has."""
+        ...
+
+    def encode(self, histories: Histories, rows: Tensor | None = None, positions: Tensor | None = None) -> ContextT:
+        """Encode histories into `N` samples.
+
+        Args:
+            histories: `B` histories.
+            rows: (N,) int64, the history each sample comes from; with `positions` None: one sample per history.
+            positions: (N,) int64, the sample sees items `0 .. position` of its row.
+        """
+        ...
+
+    def score(self, context: ContextT, codes: Tensor, *, temperature: float = 1.0) -> Tensor:
+        """Free (unconstrained) log-probabilities of given codes.
+
+        Args:
+            context: `B` samples.
+            codes: (B, G, L) int64.
+            temperature: divides the logits, so that what was sampled at this temperature is what is scored.
+
+        Returns:
+            (B, G, L) float32 log-probability of each code given the codes before it.
+        """
+        ...
+
+    def start(self, context: ContextT) -> StateT:
+        """One lane per sample, nothing written yet."""
+        ...
+
+    def logits(self, state: StateT) -> Tensor:
+        """(B, W, K_l) float32 logits of the next code, `l = state.level`."""
+        ...
+
+    def advance(self, state: StateT, parents: Tensor, codes: Tensor) -> StateT:
+        """Append one code to each lane.
+
+        Args:
+            state: `W` lanes a sample.
+            parents: (B, W') int64, the lane of `state` that each new lane continues.
+            codes: (B, W') int64, the code it appends.
+        """
+        ...

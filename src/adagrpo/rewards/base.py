@@ -1,0 +1,27 @@
+"""What a reward is: a score for each (history, item), higher is better, on any scale."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from adagrpo.types import Histories
+
+__all__ = ["Reward"]
+
+
+class Reward(Protocol):
+    """A reward model, typically a production ranker."""
+
+    def score(self, histories: Histories, items: Tensor) -> Tensor:
+        """Score items for histories.
+
+        Args:
+            histories: `B` histories.
+            items: (B, N) int64 items, `-1` where there is nothing to score.
+
+        Returns:
+            (B, N) float32; the value at `-1` is unspecified and must not be read.
+        """
+        ...

@@ -1,0 +1,69 @@
+"""Frozen batches and results that travel between the stages, with a shape for every field.
+
+Letters, here and everywhere: `B` samples, `G` rollouts a sample, `L` levels of a Semantic ID, `K` codes a level,
+`V` items, `M` in-batch negatives, `T` history positions, `D` width, `N` rows of whatever is being listed.
+Items are integers `0 .. V-1` (their row in the catalogue); `-1` stands for "no item", never for a real one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+__all__ = ["Cases", "Histories", "Ragged", "Rollouts"]
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Rows of different lengths, stored end to end: row `i` is `values[offsets[i]:offsets[i + 1]]`."""
+
+    values: NDArray[np.int32]  # (total,)
+    offsets: NDArray[np.int64]  # (N + 1,), first 0, last total
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:  # (N,)
+        """Length of every row."""
+        return np.diff(self.offsets)
+
+    def row(self, index: int) -> NDArray[np.int32]:
+        """The values of one row."""
+        return self.values[self.offsets[index] : self.offsets[index + 1]]
+
+
+@dataclass(frozen=True)
+class Cases:
+    """Evaluation cases: predict `targets[i]` of user `users[i]` from history row `i`."""
+
+    users: NDArray[np.int32]  # (N,) row of the user in users.parquet
+    histories: Ragged  # N rows, oldest item first, at least one item each
+    targets: NDArray[np.int32]  # (N,)
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+
+class Histories(NamedTuple):
+    """A batch of histories, oldest item first, padded on the right."""
+
+    items: Tensor  # (B, T) int64; padding holds 0 and is never read, see `lengths`
+    lengths: Tensor  # (B,) int64, at least 1
+
+
+class Rollouts(NamedTuple):
+    """A group of `G` sampled Semantic IDs for each of `B` samples."""
+
+    codes: Tensor  # (B, G, L) int64
+    items: Tensor  # (B, G) int64, -1 where the codes name no item
+    log_probs: Tensor  # (B, G, L) float32, of the distribution that was really sampled
+
+    @property
+    def valid(self) -> Tensor:  # (B, G) bool
+        """True where the codes name an item."""
+        return self.items >= 0
