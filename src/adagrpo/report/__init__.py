@@ -1,0 +1,22 @@
+"""The report of a run: one offline HTML page, and its tables as Markdown or plain text."""
+
+from adagrpo.report.charts import Point, Series, line_chart, scatter_chart, stacked_area_chart
+from adagrpo.report.page import build_report, write_report
+from adagrpo.report.tables import Table, results_table, to_markdown, to_text
+from adagrpo.report.verdict import arm_sentences, summary_sentences
+
+__all__ = [
+    "Point",
+    "Series",
+    "Table",
+    "arm_sentences",
+    "build_report",
+    "line_chart",
+    "results_table",
+    "scatter_chart",
+    "stacked_area_chart",
+    "summary_sentences",
+    "to_markdown",
+    "to_text",
+    "write_report",
+]

@@ -1,0 +1,318 @@
+"""The configuration of a run: frozen models that refuse unknown keys, YAML in and out, `--set a.b=c`.
+
+Names are those of the field (`num_generations`, `beta`, `epsilon`, `epsilon_high`, `num_iterations`); a section is read
+by the stage of the same name, and a change in one section makes only the stages that read it run again.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from adagrpo.errors import UserError
+
+__all__ = ["Config", "dump_config", "load_config"]
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+Gate = Literal["adagrpo", "all", "none", "difficulty", "discriminability", "random", "shuffled", "inverted"]
+
+
+class Section(BaseModel):
+    """A part of the configuration: immutable, and strict about its keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Columns(Section):
+    """What the columns of the logs are called; null where the logs have no such column."""
+
+    user: str = "user_id"
+    item: str = "item_id"
+    timestamp: str | None = None
+    order: str | None = None
+    event: str | None = None
+    rating: str | None = None
+    clicked: str | None = None
+    slot: str | None = None
+    propensity: str | None = None
+
+
+class ItemTable(Section):
+    """The item table: text columns are joined, attribute columns may be lists or scalars."""
+
+    path: str
+    id_column: str = "item_id"
+    text: tuple[str, ...] = ()
+    attributes: tuple[str, ...] = ()
+    attribute_names: str | None = None
+
+
+class SplitConfig(Section):
+    """Leave-one-out (last item test, second last validation), or two points in time."""
+
+    kind: Literal["leave_one_out", "temporal"] = "leave_one_out"
+    validation_from: int | None = None
+    test_from: int | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.kind == "temporal" and (self.validation_from is None or self.test_from is None):
+            raise ValueError("a temporal split needs validation_from and test_from, in the unit of the timestamps")
+        return self
+
+
+class MarketplaceConfig(Section):
+    """The simulated marketplace, see `adagrpo.data.marketplace.Marketplace`; null takes that class's default."""
+
+    users: Positive | None = None
+    items: Positive | None = None
+    exposure_bias: NonNegativeFloat | None = None
+    noise: NonNegativeFloat | None = None
+
+
+class DataConfig(Section):
+    """Where the logs come from and how they are cut. Relative paths are below `--data`."""
+
+    logs: tuple[str, ...] = ()
+    marketplace: MarketplaceConfig | None = None
+    columns: Columns = Columns()
+    items: ItemTable | None = None
+    keep_events: tuple[str, ...] | None = None
+    min_rating: float | None = None
+    min_user_interactions: Positive = 1
+    min_item_interactions: Positive = 1
+    max_bad_rows: Annotated[int, Field(ge=0)] = 0
+    split: SplitConfig = SplitConfig()
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if bool(self.logs) == (self.marketplace is not None):
+            raise ValueError("give either logs or marketplace")
+        return self
+
+
+class PublishedIds(Section):
+    """Semantic IDs made elsewhere: a Parquet file with one list of codes an item."""
+
+    path: str
+    column: str
+    id_column: str = "item_id"
+
+
+class TokenizerConfig(Section):
+    """Item vectors and their residual quantisation."""
+
+    vectors: dict[Literal["attributes", "text", "cooccurrence"], PositiveFloat] = {"cooccurrence": 1.0}
+    width: Positive = 128
+    window: Positive = 3
+    levels: Positive = 3
+    codes: Annotated[int, Field(ge=2)] = 256
+    published: PublishedIds | None = None
+
+
+class PolicyConfig(Section):
+    """The compact policy."""
+
+    width: Positive = 160
+    layers: Positive = 2
+    heads: Positive = 4
+    decoder_hidden: Positive = 320
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
+
+
+class FitConfig(Section):
+    """How a model is fitted: AdamW, linear warm-up, then a cosine to a tenth of the peak."""
+
+    epochs: PositiveFloat = 1.0
+    batch_size: Positive = 256
+    accumulation: Positive = 1
+    learning_rate: PositiveFloat = 1e-3
+    warmup: Share = 0.02
+    weight_decay: NonNegativeFloat = 0.01
+    max_grad_norm: PositiveFloat = 1.0
+    validations: Annotated[int, Field(ge=0)] = 10
+    validation_users: Positive = 2000
+    checkpoint_seconds: NonNegativeFloat = 60.0
+
+
+class RankerConfig(Section):
+    """The sequential ranker; `loss: auto` takes impressions where there are some, else cross_entropy."""
+
+    loss: Literal["auto", "impressions", "cross_entropy", "sampled"] = "auto"
+    negatives: Positive = 512
+    width: Positive = 128
+    layers: Positive = 2
+    heads: Positive = 2
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    fit: FitConfig = FitConfig(epochs=30, validations=5)
+
+
+class ObjectiveConfig(Section):
+    """NLL + (lambda / B_rl) Σ gate · GRPO. `lambda` is written `lambda` in YAML too."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, serialize_by_alias=True)
+
+    lambda_: NonNegativeFloat = Field(1.0, alias="lambda")
+    num_generations: Annotated[int, Field(ge=2)] = 16
+    negatives: Annotated[int, Field(ge=0)] = 5
+    temperature: PositiveFloat = 1.0
+    epsilon: PositiveFloat = 0.2
+    epsilon_high: PositiveFloat = 0.2
+    beta: NonNegativeFloat = 0.0
+    num_iterations: Positive = 1
+    rollout: Literal["sample", "beam"] = "sample"
+    constrained: bool = False
+    inject_target: bool = False
+    rl_positions: Literal["random", "last", "all"] = "random"
+    difficulty: Literal["rollout_miss", "target_rank", "target_nll", "entropy"] = "rollout_miss"
+    tau: NonNegativeFloat = 0.5
+    q_min: Share = 0.95
+    invalid_penalty: NonNegativeFloat = 1.0
+    scale_rewards: bool = True
+    reward_floor: NonNegativeFloat = 1e-3
+
+
+class ArmConfig(Section):
+    """One way to post-train from the same starting policy."""
+
+    objective: Literal["nll", "grpo", "mixture", "adagrpo"]
+    gate: Gate | None = None
+    lambda_: NonNegativeFloat | None = Field(None, alias="lambda")
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, serialize_by_alias=True)
+
+    @model_validator(mode="after")
+    def _only_adagrpo_has_a_gate(self) -> Self:
+        if self.gate is not None and self.objective != "adagrpo":
+            raise ValueError(f"objective '{self.objective}' takes no gate; only 'adagrpo' does")
+        return self
+
+    @property
+    def name(self) -> str:
+        """The arm's name in folders and in metrics.json: the objective, or `adagrpo-<gate>`, and its own lambda."""
+        gate = "" if self.gate in (None, "adagrpo") else f"-{self.gate}"
+        return f"{self.objective}{gate}" + ("" if self.lambda_ is None else f"-lambda{self.lambda_:g}")
+
+
+class TrainConfig(Section):
+    """Post-training: every arm starts from the sft policy and sees the same batches."""
+
+    arms: tuple[ArmConfig, ...] = (
+        ArmConfig(objective="nll"),
+        ArmConfig(objective="mixture"),
+        ArmConfig(objective="adagrpo"),
+    )
+    fit: FitConfig = FitConfig(epochs=2, learning_rate=2e-4, validations=8)
+    gradient_norms_every: Positive = 20
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        names = [arm.name for arm in self.arms]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two arms have the same name: {', '.join(names)}")
+        return self
+
+
+class EvaluationConfig(Section):
+    """Full-catalogue evaluation by beam search."""
+
+    beam_width: Annotated[int, Field(ge=10)] = 50
+    batch_size: Positive = 256
+    mask_history: bool = False
+
+
+class Config(Section):
+    """A whole run."""
+
+    name: str = "run"
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    max_history: Annotated[int, Field(ge=2)] = 20
+    threads: Positive | None = None
+    data: DataConfig
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    policy: PolicyConfig = PolicyConfig()
+    sft: FitConfig = FitConfig(epochs=60)
+    ranker: RankerConfig = RankerConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    train: TrainConfig = TrainConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a recipe and apply `a.b=c` overrides, whose right-hand side is YAML.
+
+    Raises:
+        UserError: no such file, not YAML, an unknown key (with the nearest valid one) or a value out of range.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such recipe") from error
+    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise UserError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: a recipe is a mapping of sections, this is {type(content).__name__}")
+    for override in overrides:
+        _apply(content, override)
+    try:
+        return Config.model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"{path}: {_explain(error)}") from error
+
+
+def dump_config(config: Config) -> dict[str, Any]:
+    """The configuration as JSON-able values; `Config.model_validate` reads them back."""
+    return config.model_dump(mode="json", by_alias=True)
+
+
+def _apply(content: dict[str, Any], override: str) -> None:
+    """Set one dotted key, for example `objective.lambda=0.5`."""
+    dotted, equals, text = override.partition("=")
+    keys = dotted.split(".")
+    if not equals or not all(keys):
+        raise UserError(f"--set {override}: write key=value, for example objective.lambda=0.5")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {override}: '{text}' is not YAML") from error
+    for key in keys[:-1]:
+        content = content.setdefault(key, {})
+        if not isinstance(content, dict):
+            raise UserError(f"--set {override}: '{key}' is not a section")
+    content[keys[-1]] = value
+
+
+def _explain(error: ValidationError) -> str:
+    """The first problem of a validation in one line, with the path of the key and the nearest valid name."""
+    first = error.errors()[0]
+    path = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        names = _valid_names(first["loc"][:-1])
+        near = difflib.get_close_matches(str(first["loc"][-1]), names, n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else f"; valid keys here: {', '.join(names)}"
+        return f"unknown key '{path}'{hint}"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{path}: {message}" + (
+        f" (found {first['input']!r})" if first["type"] not in ("missing", "value_error") else ""
+    )
+
+
+def _valid_names(path: tuple[int | str, ...]) -> list[str]:
+    """The keys that the section at a path takes."""
+    section: Any = Config
+    for part in path:
+        if isinstance(part, int):
+            section = next(argument for argument in section.__args__ if argument is not Ellipsis)
+            continue
+        annotation = section.model_fields[part].annotation
+        options = [option for option in getattr(annotation, "__args__", ()) if option is not type(None)]
+        section = options[0] if type(None) in getattr(annotation, "__args__", ()) else annotation
+    return [field.alias or name for name, field in section.model_fields.items()]

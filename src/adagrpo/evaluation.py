@@ -1,0 +1,214 @@
+"""Full-catalogue evaluation of one policy, and of a ranker, on the same cases.
+
+Retrieval comes from beam search held to the catalogue; hallucination from free beam search of the same width, as the
+share of the first K sequences that name no item. Never sampled negatives (Krichene and Rendle 2020). Items are ranked
+one target a user, so recall@K and HR@K are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from adagrpo import metrics
+from adagrpo.data.sequences import pad
+from adagrpo.decoding import beam_search
+from adagrpo.layers import autocast_dtype
+from adagrpo.rewards.base import Reward
+from adagrpo.rewards.ranker import SequentialRanker
+from adagrpo.rollouts import draw_rollouts
+from adagrpo.semantic_ids.catalog import Catalog
+from adagrpo.types import Cases, Histories
+
+__all__ = ["Predictions", "predict", "rank_by_ranker", "rerank", "sample_cases", "summarise"]
+
+CUTOFFS = (1, 5, 10, 50)
+SAMPLED_CASES, SAMPLES = 1000, 16  # how many cases and samples a case the invalid share of plain samples is read from
+
+Utility = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float64]]
+
+
+class Predictions(NamedTuple):
+    """What a policy answers in every case, in the order of the cases."""
+
+    items: NDArray[np.int64]  # (N, W) constrained beam, best first, -1 where the catalogue is shorter than the beam
+    scores: NDArray[np.float32]  # (N, W) log-probability
+    rewards: NDArray[np.float32] | None  # (N, W) of those items, NaN at -1
+    free_codes: NDArray[np.int64]  # (N, W, L) free beam, best first
+    free_valid: NDArray[np.bool_]  # (N, W) True where they name an item
+    invalid_samples: float  # share of plain samples that name no item
+
+
+def sample_cases(cases: Cases, count: int, seed: int) -> Cases:
+    """A fixed random sample of cases, in their own order; all of them if there are no more than `count`."""
+    if count >= len(cases):
+        return cases
+    rows = np.sort(np.random.default_rng(seed).choice(len(cases), count, replace=False))
+    lengths = cases.histories.lengths[rows]
+    values = np.concatenate([cases.histories.row(row) for row in rows])
+    histories = type(cases.histories)(values, np.concatenate([[0], lengths.cumsum()]).astype(np.int64))
+    return Cases(cases.users[rows], histories, cases.targets[rows])
+
+
+@torch.no_grad()
+def predict(
+    policy: Any,
+    catalog: Catalog,
+    cases: Cases,
+    *,
+    width: int,
+    batch_size: int,
+    max_history: int,
+    reward: Reward | None = None,
+    mask_history: bool = False,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> Predictions:
+    """Beam search for every case, constrained and free.
+
+    Args:
+        policy: a `Policy` that is also an `nn.Module`; put into evaluation mode.
+        catalog: what the constrained beam is held to.
+        cases: `N` cases.
+        width: `W`.
+        batch_size: cases at a time.
+        max_history: items of a history that the policy sees, the last ones.
+        reward: scores the constrained beam.
+        mask_history: leave items of the (seen) history out of the constrained list.
+        report: called with (cases done, cases in all).
+    """
+    policy.eval()
+    count, levels = len(cases), catalog.codes.shape[1]
+    items = np.full((count, width), -1, dtype=np.int64)
+    scores = np.full((count, width), -np.inf, dtype=np.float32)
+    rewards = np.full((count, width), np.nan, dtype=np.float32)
+    free_codes = np.full((count, width, levels), -1, dtype=np.int64)
+    free_valid = np.zeros((count, width), dtype=np.bool_)
+    invalid = drawn = done = 0
+    generator = torch.Generator().manual_seed(0)
+    for rows, histories in _batches(cases, batch_size, max_history, catalog.codes.device):
+        with _autocast(policy):
+            context = policy.encode(histories)
+            seen = histories.items.shape[1] if mask_history else 0
+            beams = beam_search(policy, context, width + seen, trie=catalog.trie)
+            free = beam_search(policy, context, width)
+        found = catalog.lookup(beams.codes)
+        found, score = _without(found, beams.scores, histories, width) if mask_history else (found, beams.scores)
+        items[rows], scores[rows] = found.cpu().numpy(), score.cpu().numpy()
+        free_codes[rows] = free.codes.cpu().numpy()
+        free_valid[rows] = (catalog.lookup(free.codes) >= 0).cpu().numpy()
+        if reward is not None:
+            values = reward.score(histories, found).float().masked_fill(found < 0, torch.nan)
+            rewards[rows] = values.cpu().numpy()
+        if drawn < SAMPLED_CASES * SAMPLES:
+            uniforms = torch.rand(len(rows), SAMPLES, levels, generator=generator).to(catalog.codes.device)
+            with _autocast(policy):
+                valid = draw_rollouts(policy, context, catalog.trie, uniforms).valid
+            invalid, drawn = invalid + int((~valid).sum()), drawn + valid.numel()
+        done += len(rows)
+        report(done, count)
+    return Predictions(
+        items, scores, rewards if reward is not None else None, free_codes, free_valid, invalid / max(1, drawn)
+    )
+
+
+def summarise(
+    predictions: Predictions, cases: Cases, *, tail: NDArray[np.bool_], utility: Utility | None = None
+) -> dict[str, float]:
+    """Mean metrics over all cases.
+
+    Args:
+        predictions: of these cases.
+        cases: `N` cases.
+        tail: (V,) True for the items of the tail, see `adagrpo.metrics.tail_items`.
+        utility: true utility of (N,) users and (N, K) items, where the world is simulated.
+
+    Returns:
+        HR and NDCG at the cut-offs that the beam reaches, hallucination@10, coverage@10, tail_share@10, the invalid
+        share of plain samples, and, where known, mean_reward@10 and true_utility@10. Rates are fractions.
+    """
+    values = _retrieval(predictions.items, cases)
+    values["hallucination@10"] = float(metrics.hallucination(predictions.free_valid, 10).mean())
+    values["invalid_samples"] = predictions.invalid_samples
+    values["coverage@10"] = metrics.coverage(predictions.items, 10, len(tail))
+    values["tail_share@10"] = float(metrics.tail_share(predictions.items, 10, tail).mean())
+    top = predictions.items[:, :10]
+    if predictions.rewards is not None:
+        values["mean_reward@10"] = float(np.nanmean(predictions.rewards[:, :10].astype(np.float64)))
+    if utility is not None:
+        known = utility(cases.users.astype(np.int64), np.maximum(top, 0))
+        values["true_utility@10"] = float(known[top >= 0].mean())
+    return values
+
+
+def rerank(predictions: Predictions, cases: Cases) -> dict[str, dict[str, float]]:
+    """The policy's beam re-ranked at serving time: by the reward, and by log-probability plus reward.
+
+    This is the baseline that training must justify itself against, since it needs no training.
+    """
+    assert predictions.rewards is not None, "predict with a reward"
+    unusable = predictions.items < 0
+    rewards = np.where(unusable, -np.inf, predictions.rewards)
+    orders = {"reward": rewards, "sum": np.where(unusable, -np.inf, predictions.scores + rewards)}
+    return {
+        name: _retrieval(np.take_along_axis(predictions.items, np.argsort(-keys, axis=1, kind="stable"), 1), cases)
+        for name, keys in orders.items()
+    }
+
+
+@torch.no_grad()
+def rank_by_ranker(
+    ranker: SequentialRanker, cases: Cases, *, batch_size: int, max_history: int, width: int = 50
+) -> dict[str, float]:
+    """The ranker's own retrieval over the full catalogue: how good is the reward model?"""
+    ranker.eval()
+    width = min(width, ranker.items.num_embeddings)
+    items = np.full((len(cases), max(width, 1)), -1, dtype=np.int64)
+    for rows, histories in _batches(cases, batch_size, max_history, ranker.items.weight.device):
+        with _autocast(ranker):
+            scores = ranker.catalogue_scores(ranker.last_states(histories))
+        items[rows] = scores.topk(width).indices.cpu().numpy()
+    return _retrieval(items, cases)
+
+
+def _retrieval(items: NDArray[np.int64], cases: Cases) -> dict[str, float]:
+    ranks = metrics.target_rank_in(items, cases.targets.astype(np.int64))
+    cutoffs = [k for k in CUTOFFS if k <= items.shape[1]]
+    values = {f"hr@{k}": float(metrics.hit_rate(ranks, k).mean()) for k in cutoffs}
+    return values | {f"ndcg@{k}": float(metrics.ndcg(ranks, k).mean()) for k in cutoffs if k > 1}
+
+
+def _without(
+    items: Tensor,  # (B, W + T)
+    scores: Tensor,  # (B, W + T)
+    histories: Histories,
+    width: int,
+) -> tuple[Tensor, Tensor]:  # (B, W) each
+    """Move the items of the history behind the others, in order, and cut to the width."""
+    real = torch.arange(histories.items.shape[1], device=items.device) < histories.lengths.unsqueeze(1)
+    seen = ((items.unsqueeze(2) == histories.items.unsqueeze(1)) & real.unsqueeze(1)).any(2)
+    order = seen.to(torch.uint8).argsort(dim=1, stable=True)[:, :width]
+    dropped = seen.gather(1, order)
+    return items.gather(1, order).masked_fill(dropped, -1), scores.gather(1, order).masked_fill(dropped, -torch.inf)
+
+
+def _batches(
+    cases: Cases, batch_size: int, max_history: int, device: torch.device
+) -> Iterator[tuple[NDArray[np.int64], Histories]]:
+    """Cases of similar length together, so that little is padded."""
+    order = np.argsort(-np.minimum(cases.histories.lengths, max_history), kind="stable")
+    for first in range(0, len(order), batch_size):
+        rows = order[first : first + batch_size]
+        histories = pad(cases.histories, rows, max_history)
+        yield rows, Histories(histories.items.to(device), histories.lengths.to(device))
+
+
+def _autocast(model: nn.Module) -> AbstractContextManager[Any]:
+    device = next(model.parameters()).device
+    dtype = autocast_dtype(device)
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)

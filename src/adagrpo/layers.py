@@ -1,0 +1,114 @@
+"""Network blocks that the compact policy and the sequential ranker share: a causal transformer over item vectors.
+
+Pre-norm blocks (Xiong et al. 2020) with GELU feed-forward. Two departures from the textbook, both for speed on a CPU:
+histories are padded on the right, so that causal attention needs no mask at all, and dropout compares random bytes
+with a threshold instead of drawing a Bernoulli variable an element (the rate is therefore a multiple of 1/256).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+__all__ = ["CausalEncoder", "Dropout", "FeedForward", "autocast_dtype", "initialise"]
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """The dtype for mixed precision on a device, or None where it would be emulated and slower than float32."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
+    native = bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
+    return torch.bfloat16 if native else None
+
+
+class Dropout(nn.Module):
+    """Inverted dropout from random bytes of the global generator; the trainer keys that generator by step."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.threshold = round(rate * 256)
+        if not 0 <= self.threshold < 256:
+            raise ValueError(f"dropout rate must lie in [0, 1), got {rate}")
+        self.scale = 256.0 / (256 - self.threshold)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Any shape in, the same shape out; the identity outside training."""
+        if not self.training or self.threshold == 0:
+            return inputs
+        words = torch.empty((inputs.numel() + 7) // 8, dtype=torch.int64, device=inputs.device)
+        noise = words.random_(-(2**63), None).view(torch.uint8)[: inputs.numel()].view(inputs.shape)
+        return inputs * (noise >= self.threshold).to(inputs.dtype).mul_(self.scale)
+
+
+class FeedForward(nn.Module):
+    """`W_2 gelu(W_1 norm(x))`, without the residual."""
+
+    def __init__(self, width: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.enter = nn.Linear(width, hidden)
+        self.leave = nn.Linear(hidden, width)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(..., D) to (..., D)."""
+        hidden = functional.gelu(self.enter(self.norm(inputs)), approximate="tanh")
+        output: Tensor = self.dropout(self.leave(hidden))
+        return output
+
+
+class _Block(nn.Module):
+    """Causal self-attention, then feed-forward, each with its residual."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(width)
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.leave = nn.Linear(width, width)
+        self.dropout = Dropout(dropout)
+        self.feed_forward = FeedForward(width, 4 * width, dropout)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        batch, length, width = inputs.shape
+        packed = self.query_key_value(self.norm(inputs)).view(batch, length, 3, self.heads, width // self.heads)
+        query, key, value = packed.permute(2, 0, 3, 1, 4)  # each (B, heads, T, D / heads)
+        attended = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        inputs = inputs + self.dropout(self.leave(attended.transpose(1, 2).reshape(batch, length, width)))
+        output: Tensor = inputs + self.feed_forward(inputs)
+        return output
+
+
+class CausalEncoder(nn.Module):
+    """Item vectors of a history to one state a position; the state at `t` has seen items `0 .. t`."""
+
+    def __init__(self, *, width: int, layers: int, heads: int, max_length: int, dropout: float) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"width {width} must be a multiple of heads {heads}")
+        self.positions = nn.Embedding(max_length, width)
+        self.dropout = Dropout(dropout)
+        self.blocks = nn.ModuleList(_Block(width, heads, dropout) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(B, T, D) item vectors, padded on the right, to (B, T, D) states."""
+        length = inputs.shape[1]
+        if length > self.positions.num_embeddings:
+            raise ValueError(f"inputs have {length} positions, the encoder takes {self.positions.num_embeddings}")
+        states = self.dropout(inputs + self.positions.weight[:length])
+        for block in self.blocks:
+            states = block(states)
+        output: Tensor = self.norm(states)
+        return output
+
+
+def initialise(module: nn.Module, *, std: float, generator: torch.Generator) -> None:
+    """Draw every weight matrix and embedding from N(0, std²), set biases to 0 and norms to 1."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Embedding):
+            with torch.no_grad():
+                part.weight.normal_(0.0, std, generator=generator)
+        if isinstance(part, nn.Linear) and part.bias is not None:
+            nn.init.zeros_(part.bias)

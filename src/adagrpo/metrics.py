@@ -1,0 +1,250 @@
+r"""Scores ranked lists: how often they hold the logged item, and what else they hold.
+
+For user `u` with ranked list `i_u1 .. i_uW` and logged item at rank `r_u` (from 1; 0 if absent),
+
+    HR@k            = 1[1 <= r_u <= k]
+    NDCG@k          = 1[1 <= r_u <= k] / log2(1 + r_u)         one relevant item, so the ideal gain is 1
+    hallucination@k = (1/k) Σ_{j<=k} 1[sequence j names no item]
+    tail share@k    = share of the items named in the first k that are in the tail
+    coverage@k      = |items in anyone's first k| / V
+
+Sources: Järvelin & Kekäläinen 2002 for NDCG, Abdollahpouri et al. 2019 for the share of long-tail items. Values come
+back one a user, for the caller to average, pair and put intervals on; coverage alone belongs to the whole set of users.
+We depart from lists that drop what is invalid: a sequence that names no item keeps its place in the ranking, since it
+would take a place in what is served.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["coverage", "hallucination", "hit_rate", "ndcg", "tail_items", "tail_share", "target_rank_in"]
+
+Ints = NDArray[np.integer[Any]]
+
+
+def target_rank_in(
+    ranked: Ints,  # (N, W)
+    targets: Ints,  # (N,)
+) -> NDArray[np.int64]:
+    """Rank of the logged item in each list.
+
+    Args:
+        ranked: (N, W) items, best first, -1 where a place holds no item.
+        targets: (N,) logged items.
+
+    Returns:
+        (N,) the first place that holds the target, counted from 1; 0 where no place does.
+
+    Raises:
+        ValueError: if a shape does not fit.
+
+    Example:
+        >>> target_rank_in(np.array([[7, -1, 4], [1, 2, 3]]), np.array([4, 9]))
+        array([3, 0])
+    """
+    _check_ranked("ranked", ranked, k=1)
+    if targets.shape != ranked.shape[:1]:
+        raise ValueError(f"targets: shape {targets.shape} does not fit (N={ranked.shape[0]})")
+    found = (ranked == targets[:, None]) & (ranked >= 0)
+    return np.where(found.any(axis=1), found.argmax(axis=1) + 1, 0).astype(np.int64)
+
+
+def hit_rate(
+    ranks: Ints,  # (N,)
+    k: int,
+) -> NDArray[np.float64]:
+    """`1[1 <= rank <= k]`.
+
+    Args:
+        ranks: (N,) rank of the logged item from 1, 0 where absent.
+        k: depth, at least 1 and at most the length of the lists.
+
+    Returns:
+        (N,) 1.0 for a hit, else 0.0.
+
+    Raises:
+        ValueError: if a shape does not fit or `k` is below 1.
+
+    Example:
+        >>> hit_rate(np.array([1, 10, 11, 0]), 10)
+        array([1., 1., 0., 0.])
+    """
+    return _hits(ranks, k).astype(np.float64)
+
+
+def ndcg(
+    ranks: Ints,  # (N,)
+    k: int,
+) -> NDArray[np.float64]:
+    """`1[1 <= rank <= k] / log2(1 + rank)`: normalised discounted gain with one relevant item.
+
+    Args:
+        ranks: (N,) rank of the logged item from 1, 0 where absent.
+        k: depth, at least 1 and at most the length of the lists.
+
+    Returns:
+        (N,) in [0, 1].
+
+    Raises:
+        ValueError: if a shape does not fit or `k` is below 1.
+
+    Example:
+        >>> ndcg(np.array([1, 3, 7, 0]), 5)
+        array([1. , 0.5, 0. , 0. ])
+    """
+    hits = _hits(ranks, k)
+    return np.where(hits, 1.0 / np.log2(1.0 + np.maximum(ranks, 1)), 0.0)
+
+
+def hallucination(
+    valid: NDArray[np.bool_],  # (N, W)
+    k: int,
+) -> NDArray[np.float64]:
+    """Share of the first `k` sequences that name no item.
+
+    Args:
+        valid: (N, W) True where the sequence names an item, best first.
+        k: depth, from 1 to `W`.
+
+    Returns:
+        (N,) in [0, 1].
+
+    Raises:
+        ValueError: if a shape does not fit or `k` is out of range.
+
+    Example:
+        >>> hallucination(np.array([[True, False, True, False]]), 2)
+        array([0.5])
+    """
+    _check_ranked("valid", valid, k)
+    if valid.dtype != np.bool_:
+        raise ValueError(f"valid: a mask must be bool, found {valid.dtype}")
+    shares: NDArray[np.float64] = np.mean(~valid[:, :k], axis=1, dtype=np.float64)
+    return shares
+
+
+def coverage(
+    ranked: Ints,  # (N, W)
+    k: int,
+    num_items: int,
+) -> float:
+    """Share of the catalogue that is in anyone's first `k`.
+
+    Args:
+        ranked: (N, W) items in `0 .. num_items - 1`, best first, -1 where a place holds no item.
+        k: depth, from 1 to `W`.
+        num_items: `V`, the size of the catalogue.
+
+    Returns:
+        A number in [0, 1].
+
+    Raises:
+        ValueError: if a shape does not fit, `k` is out of range, or an item is outside the catalogue.
+
+    Example:
+        >>> coverage(np.array([[0, 1, 3], [1, -1, 2]]), 2, num_items=4)
+        0.5
+    """
+    _check_ranked("ranked", ranked, k)
+    named = _named(ranked, k, num_items)
+    return float(np.unique(ranked[:, :k][named]).size / num_items)
+
+
+def tail_share(
+    ranked: Ints,  # (N, W)
+    k: int,
+    tail: NDArray[np.bool_],  # (V,)
+) -> NDArray[np.float64]:
+    """Share of the items named in the first `k` places that are in the tail.
+
+    Args:
+        ranked: (N, W) items in `0 .. V - 1`, best first, -1 where a place holds no item.
+        k: depth, from 1 to `W`.
+        tail: (V,) True for the items of the tail, see `tail_items`.
+
+    Returns:
+        (N,) in [0, 1]; places without an item count on neither side, and a list that names no item has share 0.
+
+    Raises:
+        ValueError: if a shape does not fit, `k` is out of range, or an item is outside the catalogue.
+
+    Example:
+        >>> tail_share(np.array([[0, 2, -1], [1, 0, 2]]), 3, np.array([False, False, True]))
+        array([0.5       , 0.33333333])
+    """
+    _check_ranked("ranked", ranked, k)
+    if tail.ndim != 1 or tail.dtype != np.bool_:
+        raise ValueError(f"tail: expected bool of shape (V,), found {tail.dtype} of shape {tail.shape}")
+    named = _named(ranked, k, len(tail))
+    items = ranked[:, :k]
+    in_tail = np.zeros_like(named)
+    in_tail[named] = tail[items[named]]
+    shares: NDArray[np.float64] = in_tail.sum(axis=1) / np.maximum(named.sum(axis=1), 1)
+    return shares
+
+
+def tail_items(
+    popularity: NDArray[np.number[Any]],  # (V,)
+    share: float = 0.2,
+) -> NDArray[np.bool_]:
+    """The least popular items that together hold at most `share` of the training interactions.
+
+    Items are taken from the least popular up, ties by index (the smaller index first), while their interactions add
+    up to at most `share` of all. Items without interactions are always in the tail.
+
+    Args:
+        popularity: (V,) training interactions of each item, at least 0.
+        share: from 0 to 1.
+
+    Returns:
+        (V,) True for the items of the tail.
+
+    Raises:
+        ValueError: if `popularity` is no vector or has a negative or NaN entry, or `share` is out of range.
+
+    Example:
+        >>> tail_items(np.array([6, 1, 1, 2]), share=0.2)
+        array([False,  True,  True, False])
+    """
+    if popularity.ndim != 1 or not np.all(popularity >= 0):
+        found = f"shape {popularity.shape}" if popularity.ndim != 1 else f"{popularity.min()}"
+        raise ValueError(f"popularity: expected counts of at least 0 of shape (V,), found {found}")
+    if not 0.0 <= share <= 1.0:
+        raise ValueError(f"share: expected a number from 0 to 1, found {share}")
+    order = np.argsort(popularity, kind="stable")
+    held = np.cumsum(popularity[order], dtype=np.float64)
+    tail = np.zeros(len(popularity), dtype=np.bool_)
+    # The margin is for products such as 0.29 * 100, which rounding puts just below 29.
+    tail[order] = held <= share * popularity.sum(dtype=np.float64) * (1.0 + 1e-12)
+    return tail
+
+
+def _hits(ranks: Ints, k: int) -> NDArray[np.bool_]:
+    """(N,) True where the rank is from 1 to `k`."""
+    if ranks.ndim != 1:
+        raise ValueError(f"ranks: expected shape (N,), found {ranks.shape}")
+    if k < 1:
+        raise ValueError(f"k: expected at least 1, found {k}")
+    return (ranks >= 1) & (ranks <= k)
+
+
+def _named(ranked: Ints, k: int, num_items: int) -> NDArray[np.bool_]:
+    """(N, k) True where one of the first `k` places holds an item; items beyond the catalogue are an error."""
+    top = ranked[:, :k]
+    if num_items < 1:
+        raise ValueError(f"num_items: expected at least 1, found {num_items}")
+    if np.any(top >= num_items):
+        raise ValueError(f"ranked: item {top.max()} is outside the catalogue of {num_items} items")
+    return top >= 0
+
+
+def _check_ranked(name: str, lists: NDArray[Any], k: int) -> None:
+    """Check that lists are a matrix at least `k` wide."""
+    if lists.ndim != 2:
+        raise ValueError(f"{name}: expected shape (N, W), found {lists.shape}")
+    if not 1 <= k <= lists.shape[1]:
+        raise ValueError(f"k: expected from 1 to the width of {name}, {lists.shape[1]}, found {k}")

@@ -1,0 +1,142 @@
+r"""Turns the rewards of a group of rollouts into advantages, and finds the groups that hold no signal.
+
+For sample `b` with rewards `r_bg` of its `G` rollouts,
+
+    A_bg = (r_bg - mean_valid r_b) / (std_valid r_b + delta)    where the rollout names an item
+         = -invalid_penalty                                     where it does not
+
+Source: GRPO (Shao et al. 2024, DeepSeekMath, arXiv 2402.03300), as AdaGRPO (Xu et al. 2026, arXiv 2606.08480) uses it.
+We depart in two places. Invalid rollouts have no reward, so they stay out of the mean and of the deviation instead of
+entering with a made-up reward. And a group is called degenerate by a floor on its reward range relative to the running
+spread, not by `std != 0`, because rounding noise alone makes a deviation that is not zero.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["check_masks", "check_shapes", "degenerate_groups", "group_advantages"]
+
+
+def check_shapes(**arguments: tuple[Tensor, str]) -> None:
+    """Check that tensors agree on the sizes their letters stand for.
+
+    Args:
+        **arguments: for each argument its tensor and one letter a dimension, `""` for a scalar. The first tensor that
+            uses a letter fixes its size. `G` and `L` must be at least 1, since means are taken over them.
+
+    Raises:
+        ValueError: naming the first argument that does not fit, the shape it has and the shape expected.
+    """
+    sizes: dict[str, int] = {}
+    for name, (tensor, letters) in arguments.items():
+        fits = tensor.dim() == len(letters)
+        for letter, size in zip(letters, tensor.shape, strict=False):
+            fits = fits and sizes.setdefault(letter, size) == size and (size > 0 or letter not in "GL")
+        if not fits:
+            expected = ", ".join(f"{letter}={sizes[letter]}" if letter in sizes else letter for letter in letters)
+            raise ValueError(f"{name}: shape {tuple(tensor.shape)} does not fit ({expected}); G and L are at least 1")
+
+
+def check_masks(**masks: Tensor) -> None:
+    """Check that masks are bool, since `~` on an integer mask gives nonsense without an error.
+
+    Raises:
+        ValueError: naming the first argument that is not bool.
+    """
+    for name, mask in masks.items():
+        if mask.dtype != torch.bool:
+            raise ValueError(f"{name}: a mask must be torch.bool, found {mask.dtype}")
+
+
+def group_advantages(
+    rewards: Tensor,  # (B, G)
+    valid: Tensor,  # (B, G)
+    *,
+    invalid_penalty: float = 1.0,
+    delta: float = 1e-4,
+    scale_rewards: bool = True,
+) -> Tensor:
+    """Standardise the valid rollouts of each group among themselves; invalid ones get a fixed penalty.
+
+    The deviation is the population one (divided by the count of valid rollouts, not by the count less one), so that
+    a group of one valid rollout has advantage 0 and not NaN.
+
+    Args:
+        rewards: (B, G) float, any scale; the values where `valid` is False are never read and may be NaN.
+        valid: (B, G) bool, True where the rollout names an item.
+        invalid_penalty: an invalid rollout has advantage `-invalid_penalty`, in deviations when `scale_rewards`.
+        delta: added to the deviation, in reward units.
+        scale_rewards: False only centres (Liu et al. 2025, Dr. GRPO, arXiv 2503.20783).
+
+    Returns:
+        (B, G) advantages in the dtype of `rewards`.
+
+    Raises:
+        ValueError: if a shape does not fit or `valid` is not bool.
+
+    Example:
+        >>> rewards = torch.tensor([[1.0, 3.0, float("nan")]])
+        >>> group_advantages(rewards, torch.tensor([[True, True, False]]), delta=0.0)
+        tensor([[-1.,  1., -1.]])
+    """
+    check_shapes(rewards=(rewards, "BG"), valid=(valid, "BG"))
+    check_masks(valid=valid)
+    count = valid.sum(dim=1, keepdim=True).clamp(min=1)
+    # Masked before and after the subtraction: NaN must reach neither the value nor the gradient.
+    kept = rewards.masked_fill(~valid, 0.0)
+    mean = kept.sum(dim=1, keepdim=True) / count
+    centred = (kept - mean).masked_fill(~valid, 0.0)
+    advantages = centred
+    if scale_rewards:
+        variance = centred.square().sum(dim=1, keepdim=True) / count
+        # The root has an infinite slope at 0, which would turn the gradient of a flat group into NaN.
+        flat = variance <= 0
+        deviation = variance.masked_fill(flat, 1.0).sqrt().masked_fill(flat, 0.0)
+        # With delta 0 a flat group is 0 / 0; its numerator is 0, so any positive divisor gives the limit.
+        divisor = deviation + delta
+        advantages = centred / divisor.masked_fill(divisor <= 0, 1.0)
+    return advantages.masked_fill(~valid, -invalid_penalty)
+
+
+def degenerate_groups(
+    rewards: Tensor,  # (B, G)
+    items: Tensor,  # (B, G)
+    *,
+    spread: Tensor,  # ()
+    relative_floor: float = 1e-3,
+) -> Tensor:
+    """Find the groups whose rewards give no order to learn from.
+
+    A group is degenerate if it holds fewer than two distinct valid items, or if the range of their rewards is at most
+    `relative_floor * spread`. Standardising such a group would blow rounding noise up to advantages of size one. A
+    range that is NaN or infinite makes the group degenerate too.
+
+    Args:
+        rewards: (B, G) float; the values where `items` is -1 are never read and may be NaN.
+        items: (B, G) int64, -1 where the rollout names no item.
+        spread: scalar, the running spread of rewards over groups, in reward units.
+        relative_floor: share of `spread` that a range must exceed.
+
+    Returns:
+        (B,) bool, True where the group is degenerate.
+
+    Raises:
+        ValueError: if a shape does not fit.
+
+    Example:
+        >>> rewards = torch.tensor([[0.0, 1.0], [0.5, 0.5]])
+        >>> degenerate_groups(rewards, torch.tensor([[4, 7], [4, 7]]), spread=torch.tensor(1.0))
+        tensor([False,  True])
+    """
+    check_shapes(rewards=(rewards, "BG"), items=(items, "BG"), spread=(spread, ""))
+    valid = items >= 0
+    # Two distinct valid items exist exactly when the largest and the smallest valid one differ.
+    largest = items.amax(dim=1)
+    smallest = items.masked_fill(~valid, torch.iinfo(items.dtype).max).amin(dim=1)
+    highest = rewards.masked_fill(~valid, -torch.inf).amax(dim=1)
+    lowest = rewards.masked_fill(~valid, torch.inf).amin(dim=1)
+    width = highest - lowest
+    # Written as the negation of what is good, so that a NaN comes out as degenerate.
+    return ~((largest > smallest) & (width > relative_floor * spread) & width.isfinite())

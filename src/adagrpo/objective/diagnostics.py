@@ -1,0 +1,253 @@
+r"""Measures, sample by sample, how unsure the policy is and how well the reward knows the logged item.
+
+For sample `b` with history `x_b`, logged item `y_b` and rollouts `o_bg`,
+
+    rollout_miss = 1 - (1/G) Σ_g 1[item(o_bg) = y_b]
+    target_rank  = share of the distinct valid rollouts other than y_b that the policy prefers to y_b
+    target_nll   = -(1/L) Σ_l log π(c_l(y_b) | x_b, c_<l(y_b))
+    entropy      = -(1/(G L)) Σ_g Σ_l log π(o_bgl | x_b, o_bg,<l)
+    q_b          = share of the distinct negatives n with RM(x_b, y_b) > RM(x_b, n), ties count one half
+
+with the negatives `n` in {valid rollouts other than y_b} and {in-batch items other than y_b}. Source: AdaGRPO (Xu et
+al. 2026, arXiv 2606.08480), restated. We depart by counting every item once, however often it was sampled, so that a
+peaked policy does not fill `q` with copies of a single comparison, and by reporting `q` of the two sources apart.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from adagrpo.objective.advantages import check_shapes
+
+__all__ = [
+    "Discriminability",
+    "discriminability",
+    "first_occurrence",
+    "rollout_entropy",
+    "rollout_miss",
+    "target_nll",
+    "target_rank",
+]
+
+
+class Discriminability(NamedTuple):
+    """How well the reward tells the logged item from negatives; 0 where there is no negative to compare with."""
+
+    q: Tensor  # (B,) float, over the union of both sources
+    q_rollout: Tensor  # (B,) float, over the distinct valid rollouts other than the target
+    q_batch: Tensor  # (B,) float, over the distinct in-batch items other than the target
+    negatives: Tensor  # (B,) int64, distinct negatives in the union; 0 says that `q` means nothing
+
+
+def first_occurrence(
+    items: Tensor,  # (B, N)
+) -> Tensor:
+    """Mark the first time each item occurs in its row.
+
+    Args:
+        items: (B, N) int64; negative entries are "no item" and never marked.
+
+    Returns:
+        (B, N) bool.
+
+    Raises:
+        ValueError: if `items` is not a matrix.
+
+    Example:
+        >>> first_occurrence(torch.tensor([[5, -1, 5, 2]]))
+        tensor([[ True, False, False,  True]])
+    """
+    check_shapes(items=(items, "BN"))
+    # A stable sort keeps equal items in their order of appearance, so the first of each run came first.
+    ordered, order = items.sort(dim=1, stable=True)
+    starts = torch.ones_like(ordered, dtype=torch.bool)
+    starts[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    return torch.zeros_like(starts).scatter(1, order, starts & (ordered >= 0))
+
+
+def rollout_miss(
+    items: Tensor,  # (B, G)
+    targets: Tensor,  # (B,)
+) -> Tensor:
+    """Share of the rollouts that are not the logged item; an invalid rollout is a miss.
+
+    Args:
+        items: (B, G) int64, -1 where the rollout names no item.
+        targets: (B,) int64 logged items.
+
+    Returns:
+        (B,) float32 in [0, 1]: 0 when every rollout finds the target.
+
+    Raises:
+        ValueError: if a shape does not fit.
+
+    Example:
+        >>> rollout_miss(torch.tensor([[3, -1, 3, 8]]), torch.tensor([3]))
+        tensor([0.5000])
+    """
+    check_shapes(items=(items, "BG"), targets=(targets, "B"))
+    missed = (items != targets[:, None]) | (items < 0)
+    # One division of whole numbers: rounded once, so that 9 misses of 10 equal a threshold of 0.9.
+    return missed.sum(dim=1).to(torch.float32) / items.shape[1]
+
+
+def target_rank(
+    rollout_log_probs: Tensor,  # (B, G)
+    items: Tensor,  # (B, G)
+    target_log_prob: Tensor,  # (B,)
+    targets: Tensor,  # (B,)
+) -> Tensor:
+    """Share of the distinct valid rollouts other than the target that the policy prefers to it.
+
+    Args:
+        rollout_log_probs: (B, G) log-probability of each whole sequence, nats; may be NaN where `items` is -1.
+        items: (B, G) int64, -1 where the rollout names no item.
+        target_log_prob: (B,) log-probability of the target's whole sequence, nats, under the same distribution.
+        targets: (B,) int64 logged items.
+
+    Returns:
+        (B,) in the dtype of `rollout_log_probs`, in [0, 1]; 0 where there is no such rollout. Ties are not preferred.
+
+    Raises:
+        ValueError: if a shape does not fit.
+
+    Example:
+        >>> log_probs = torch.tensor([[-1.0, -1.0, -3.0]])
+        >>> target_rank(log_probs, torch.tensor([[4, 4, 6]]), torch.tensor([-2.0]), torch.tensor([9]))
+        tensor([0.5000])
+    """
+    check_shapes(
+        rollout_log_probs=(rollout_log_probs, "BG"),
+        items=(items, "BG"),
+        target_log_prob=(target_log_prob, "B"),
+        targets=(targets, "B"),
+    )
+    others = first_occurrence(items) & (items != targets[:, None])
+    preferred = others & (rollout_log_probs > target_log_prob[:, None])
+    return _share(preferred.sum(dim=1), others.sum(dim=1), rollout_log_probs.dtype)
+
+
+def target_nll(
+    target_log_probs: Tensor,  # (B, L)
+) -> Tensor:
+    """Negative log-likelihood of the logged item, mean over its levels.
+
+    Args:
+        target_log_probs: (B, L) log-probability of each code of the target given the codes before it.
+
+    Returns:
+        (B,) nats a code.
+
+    Raises:
+        ValueError: if a shape does not fit.
+
+    Example:
+        >>> target_nll(torch.tensor([[-1.0, -2.0, -6.0]]))
+        tensor([3.])
+    """
+    check_shapes(target_log_probs=(target_log_probs, "BL"))
+    return -target_log_probs.mean(dim=1)
+
+
+def rollout_entropy(
+    log_probs: Tensor,  # (B, G, L)
+) -> Tensor:
+    """Monte-Carlo estimate of the entropy of the distribution that was sampled, mean over levels.
+
+    It is unbiased for independent samples only; for a beam it is the mean surprise of the beam and no entropy.
+
+    Args:
+        log_probs: (B, G, L) log-probability of each sampled code under the distribution it was drawn from.
+
+    Returns:
+        (B,) nats a code.
+
+    Raises:
+        ValueError: if a shape does not fit.
+
+    Example:
+        >>> rollout_entropy(torch.tensor([[[-1.0, -2.0], [-3.0, -4.0]]]))
+        tensor([2.5000])
+    """
+    check_shapes(log_probs=(log_probs, "BGL"))
+    return -log_probs.mean(dim=(1, 2))
+
+
+def discriminability(
+    target_reward: Tensor,  # (B,)
+    rollout_rewards: Tensor,  # (B, G)
+    rollout_items: Tensor,  # (B, G)
+    negative_rewards: Tensor,  # (B, M)
+    negative_items: Tensor,  # (B, M)
+    targets: Tensor,  # (B,)
+) -> Discriminability:
+    """Share of the distinct negatives that the reward puts below the logged item; a tie counts one half.
+
+    A reward is a function of history and item, so an item that occurs twice is read at its first place, rollouts
+    before in-batch items. A NaN reward of a present negative, or of the target, wins no comparison.
+
+    Args:
+        target_reward: (B,) reward of the logged item.
+        rollout_rewards: (B, G) rewards; never read where the item is -1 or the target, may be NaN there.
+        rollout_items: (B, G) int64, -1 where the rollout names no item.
+        negative_rewards: (B, M) rewards of in-batch items, like `rollout_rewards`. `M` may be 0.
+        negative_items: (B, M) int64, -1 where there is none; the caller leaves out items of the history.
+        targets: (B,) int64 logged items.
+
+    Returns:
+        `q`, `q_rollout`, `q_batch` in the dtype of `target_reward`, and the count of distinct negatives.
+
+    Raises:
+        ValueError: if a shape does not fit.
+
+    Example:
+        >>> found = discriminability(
+        ...     target_reward=torch.tensor([2.0]),
+        ...     rollout_rewards=torch.tensor([[1.0, 1.0, 2.0]]),
+        ...     rollout_items=torch.tensor([[5, 5, 6]]),
+        ...     negative_rewards=torch.tensor([[1.0, 3.0]]),
+        ...     negative_items=torch.tensor([[5, 7]]),
+        ...     targets=torch.tensor([9]),
+        ... )
+        >>> found.q, found.q_rollout, found.negatives  # of 5, 6, 7: one win, one tie, one loss
+        (tensor([0.5000]), tensor([0.7500]), tensor([3]))
+    """
+    check_shapes(
+        target_reward=(target_reward, "B"),
+        rollout_rewards=(rollout_rewards, "BG"),
+        rollout_items=(rollout_items, "BG"),
+        negative_rewards=(negative_rewards, "BM"),
+        negative_items=(negative_items, "BM"),
+        targets=(targets, "B"),
+    )
+    rewards = torch.cat((rollout_rewards, negative_rewards), dim=1)  # (B, G + M)
+    items = torch.cat((rollout_items, negative_items), dim=1)  # (B, G + M)
+    items = items.masked_fill(items == targets[:, None], -1)
+    # Points are counted in halves, so that they stay whole numbers and `q` is rounded once.
+    points = 2 * (target_reward[:, None] > rewards).to(torch.int64) + (target_reward[:, None] == rewards)
+
+    def score(counted: Tensor, points: Tensor) -> Tensor:  # both (B, N)
+        won = points.masked_fill(~counted, 0).sum(dim=1)
+        return _share(won, 2 * counted.sum(dim=1), target_reward.dtype)
+
+    group = rollout_items.shape[1]
+    union = first_occurrence(items)
+    return Discriminability(
+        q=score(union, points),
+        # Rollouts come first in the union, so its first part already is their own distinct set.
+        q_rollout=score(union[:, :group], points[:, :group]),
+        q_batch=score(first_occurrence(items[:, group:]), points[:, group:]),
+        negatives=union.sum(dim=1),
+    )
+
+
+def _share(
+    part: Tensor,  # (B,) int64
+    whole: Tensor,  # (B,) int64
+    dtype: torch.dtype,
+) -> Tensor:
+    """`part / whole`, 0 where `whole` is 0 (then `part` is 0 too)."""
+    return part.to(dtype) / whole.clamp(min=1).to(dtype)

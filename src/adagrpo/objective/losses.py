@@ -1,0 +1,238 @@
+r"""The terms of the training loss, elementwise, and the reductions that put them together.
+
+    loss   = NLL + (λ / B_rl) Σ_b gate_b · GRPO_b
+    NLL    = mean over NLL positions of -(1/L) Σ_l log π(c_l(y) | x, c_<l(y))
+    GRPO_b = -(1/G) Σ_g (1/L) Σ_l min(w A, clip(w, 1 - ε, 1 + ε_high) A) + β KL(π ‖ π_ref),    w = π / π_old per code
+
+Sources: AdaGRPO (Xu et al. 2026, arXiv 2606.08480) for the gated sum, PPO (Schulman et al. 2017, arXiv 1707.06347) for
+the clip, DAPO (Yu et al. 2025, arXiv 2503.14476) for `epsilon_high`, Schulman 2020 ("Approximating KL divergence") for
+k3. We depart by dividing the gated sum by `B_rl`, all RL samples of the optimiser step, admitted or not: a lower
+admission rate is then less RL, and not the same RL on fewer samples.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from adagrpo.objective.advantages import check_masks, check_shapes
+
+__all__ = [
+    "Surrogate",
+    "clipped_surrogate",
+    "gated_sum",
+    "group_loss",
+    "kl_k3",
+    "masked_mean",
+    "nll",
+    "zero_rejected",
+]
+
+
+class Surrogate(NamedTuple):
+    """The clipped policy-gradient loss of each code."""
+
+    loss: Tensor  # (B, G, L)
+    clipped: Tensor  # (B, G, L) bool, True where the clip has cut the gradient
+
+
+def nll(
+    log_probs: Tensor,  # (N, L)
+) -> Tensor:
+    """Negative log-likelihood of whole Semantic IDs, mean over levels.
+
+    Args:
+        log_probs: (N, L) log-probability of each code given the codes before it.
+
+    Returns:
+        (N,) nats a code.
+
+    Raises:
+        ValueError: if a shape does not fit.
+
+    Example:
+        >>> nll(torch.tensor([[-1.0, -3.0]]))
+        tensor([2.])
+    """
+    check_shapes(log_probs=(log_probs, "NL"))
+    return -log_probs.mean(dim=1)
+
+
+def clipped_surrogate(
+    log_probs: Tensor,  # (B, G, L)
+    old_log_probs: Tensor,  # (B, G, L)
+    advantages: Tensor,  # (B, G)
+    *,
+    epsilon: float = 0.2,
+    epsilon_high: float = 0.2,
+) -> Surrogate:
+    """Clipped policy-gradient loss of each code, `-min(w A, clip(w, 1 - epsilon, 1 + epsilon_high) A)`.
+
+    Args:
+        log_probs: (B, G, L) log-probabilities under the policy that is trained.
+        old_log_probs: (B, G, L) the same under the distribution that was really sampled; a constant, no gradient.
+        advantages: (B, G) advantage of each rollout, shared by its codes; a constant, no gradient.
+        epsilon: how far below 1 the ratio may fall before a negative advantage stops pushing.
+        epsilon_high: how far above 1 it may rise before a positive advantage stops pushing.
+
+    Returns:
+        The loss of each code, and where the clip is active.
+
+    Raises:
+        ValueError: if a shape does not fit.
+
+    Example:
+        >>> old = torch.zeros(1, 1, 2)
+        >>> result = clipped_surrogate(torch.tensor([[[1.1, 1.5]]]).log(), old, torch.ones(1, 1))
+        >>> result.loss, result.clipped
+        (tensor([[[-1.1000, -1.2000]]]), tensor([[[False,  True]]]))
+    """
+    check_shapes(log_probs=(log_probs, "BGL"), old_log_probs=(old_log_probs, "BGL"), advantages=(advantages, "BG"))
+    ratio = (log_probs - old_log_probs.detach()).exp()
+    advantage = advantages.detach()[:, :, None]
+    low, high = 1.0 - epsilon, 1.0 + epsilon_high
+    loss = -torch.minimum(ratio * advantage, ratio.clamp(low, high) * advantage)
+    clipped = ((ratio > high) & (advantage > 0)) | ((ratio < low) & (advantage < 0))
+    return Surrogate(loss, clipped)
+
+
+def kl_k3(
+    log_probs: Tensor,  # (B, G, L)
+    reference_log_probs: Tensor,  # (B, G, L)
+) -> Tensor:
+    """Estimate `KL(π ‖ π_ref)` at each code by `exp(x) - x - 1`, `x = log π_ref - log π`; never negative.
+
+    The value is unbiased when the codes were sampled from `π`.
+
+    Args:
+        log_probs: (B, G, L) log-probabilities under the policy that is trained.
+        reference_log_probs: (B, G, L) the same under the reference policy; a constant, no gradient.
+
+    Returns:
+        (B, G, L) nats.
+
+    Raises:
+        ValueError: if a shape does not fit.
+
+    Example:
+        >>> kl_k3(torch.tensor([[[0.5]]]).log(), torch.tensor([[[0.25]]]).log())  # 1/2 + ln 2 - 1
+        tensor([[[0.1931]]])
+    """
+    check_shapes(log_probs=(log_probs, "BGL"), reference_log_probs=(reference_log_probs, "BGL"))
+    difference = reference_log_probs.detach() - log_probs
+    # expm1 keeps the digits that exp(x) - 1 loses near 0, where training starts; the clamp takes what rounding leaves.
+    return (difference.expm1() - difference).clamp(min=0.0)
+
+
+def group_loss(
+    loss: Tensor,  # (B, G, L)
+) -> Tensor:
+    """Mean over the codes of a rollout, then over the rollouts of a group.
+
+    Args:
+        loss: (B, G, L) loss of each code.
+
+    Returns:
+        (B,) loss of each sample.
+
+    Raises:
+        ValueError: if a shape does not fit.
+
+    Example:
+        >>> group_loss(torch.tensor([[[1.0, 2.0], [3.0, 6.0]]]))
+        tensor([3.])
+    """
+    check_shapes(loss=(loss, "BGL"))
+    return loss.mean(dim=2).mean(dim=1)
+
+
+def masked_mean(
+    values: Tensor,  # any shape
+    mask: Tensor,  # the same shape
+) -> Tensor:
+    """Mean of the values that the mask keeps; 0, with gradient 0, where it keeps none.
+
+    Args:
+        values: any shape; values that the mask drops may be NaN.
+        mask: bool of the same shape, True keeps.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: if the shapes differ or `mask` is not bool.
+
+    Example:
+        >>> masked_mean(torch.tensor([1.0, 5.0, float("nan")]), torch.tensor([True, True, False]))
+        tensor(3.)
+    """
+    if mask.shape != values.shape:
+        raise ValueError(f"mask: shape {tuple(mask.shape)} is not that of values, {tuple(values.shape)}")
+    check_masks(mask=mask)
+    return values.masked_fill(~mask, 0.0).sum() / mask.sum().clamp(min=1)
+
+
+def zero_rejected(
+    values: Tensor,  # (B, ...)
+    admitted: Tensor,  # (B,)
+) -> Tensor:
+    """Put 0 in place of everything that belongs to a rejected sample, in value and in gradient.
+
+    `gated_sum` does it to the losses. Where advantages or log-probabilities themselves may be NaN or infinite, do it
+    to them before `clipped_surrogate`: a zero gradient times an infinite slope inside the loss would be NaN.
+
+    Args:
+        values: (B, ...) anything of each sample.
+        admitted: (B,) bool.
+
+    Returns:
+        The shape of `values`.
+
+    Raises:
+        ValueError: if a shape does not fit or `admitted` is not bool.
+
+    Example:
+        >>> zero_rejected(torch.tensor([[1.0], [float("nan")]]), torch.tensor([True, False]))
+        tensor([[1.],
+                [0.]])
+    """
+    check_shapes(admitted=(admitted, "B"))
+    check_masks(admitted=admitted)
+    if values.shape[:1] != admitted.shape:
+        raise ValueError(f"values: shape {tuple(values.shape)} does not start with B={admitted.shape[0]}")
+    return values.masked_fill(~admitted.reshape(-1, *[1] * (values.dim() - 1)), 0.0)
+
+
+def gated_sum(
+    group_losses: Tensor,  # (B,)
+    admitted: Tensor,  # (B,)
+    *,
+    total: int | Tensor,
+) -> Tensor:
+    """The gated term of the loss, `(1 / total) Σ_b admitted_b · loss_b`.
+
+    Args:
+        group_losses: (B,) loss of each sample; a rejected one may be NaN or infinite.
+        admitted: (B,) bool.
+        total: `B_rl`, all RL samples of the optimiser step, across micro-batches and processes, admitted or not.
+            With it the terms of the micro-batches add up to the term of the whole step. At least 1; the value of a
+            scalar tensor is not checked.
+
+    Returns:
+        A scalar, exactly 0 when nothing is admitted.
+
+    Raises:
+        ValueError: if a shape does not fit, `admitted` is not bool, or `total` is below 1.
+
+    Example:
+        >>> gated_sum(torch.tensor([2.0, float("inf"), 4.0]), torch.tensor([True, False, True]), total=3)
+        tensor(2.)
+    """
+    check_shapes(group_losses=(group_losses, "B"), admitted=(admitted, "B"))
+    if isinstance(total, Tensor):
+        check_shapes(total=(total, ""))
+    elif total < 1:
+        raise ValueError(f"total: found {total}; it counts every RL sample of the step and is at least 1")
+    return zero_rejected(group_losses, admitted).sum() / total

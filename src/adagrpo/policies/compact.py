@@ -1,0 +1,129 @@
+"""The compact policy: a causal history encoder and a small Semantic-ID decoder, trained from scratch on a CPU.
+
+Encoder: each item of the history is the sum of its code embeddings, `x_t = Σ_l E_l[c_l(i_t)] + p_t`; a causal
+transformer turns them into one state a position, so one forward pass serves the NLL of every position.
+
+Decoder: from the state `h_0 = h(x)` of a position,
+
+    π(c_l | x, c_<l) = softmax(W_l norm(h_{l-1}))        h_l = u + FF_l(u),  u = h_{l-1} + E'_l[c_l]
+
+TIGER (Rajput et al. 2023) decodes with a transformer over the codes written so far. With at most a handful of levels a
+recurrent state does the same work, and the cache of a beam is one vector: that is what makes wide beams cheap.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from adagrpo.layers import CausalEncoder, Dropout, FeedForward, initialise
+from adagrpo.types import Histories
+
+__all__ = ["CompactContext", "CompactPolicy", "CompactState"]
+
+
+@dataclass(frozen=True)
+class CompactContext:
+    """Encoded samples."""
+
+    states: Tensor  # (N, D)
+
+    def __len__(self) -> int:
+        return self.states.shape[0]
+
+    def __getitem__(self, rows: Tensor | slice) -> CompactContext:
+        return CompactContext(self.states[rows])
+
+
+@dataclass(frozen=True)
+class CompactState:
+    """Decoder state: one vector a lane."""
+
+    hidden: Tensor  # (B, W, D)
+    level: int
+
+
+class CompactPolicy(nn.Module):
+    """See the module's text; implements `adagrpo.policies.base.Policy`."""
+
+    item_codes: Tensor
+
+    def __init__(
+        self,
+        item_codes: Tensor,  # (V, L) int64
+        level_sizes: tuple[int, ...],
+        *,
+        width: int = 160,
+        layers: int = 2,
+        heads: int = 4,
+        decoder_hidden: int = 320,
+        max_history: int = 20,
+        dropout: float = 0.1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if item_codes.ndim != 2 or item_codes.shape[1] != len(level_sizes):
+            raise ValueError(f"item_codes must be (V, {len(level_sizes)}), got {tuple(item_codes.shape)}")
+        self._level_sizes = tuple(level_sizes)
+        self.max_history = max_history
+        offsets = torch.tensor([0, *level_sizes[:-1]]).cumsum(0)
+        self.register_buffer("item_codes", item_codes + offsets, persistent=False)  # rows of the one code table
+        self.codes = nn.Embedding(sum(level_sizes), width)
+        self.encoder = CausalEncoder(width=width, layers=layers, heads=heads, max_length=max_history, dropout=dropout)
+        self.enter = nn.ModuleList(nn.Embedding(size, width) for size in level_sizes[:-1])
+        self.feed_forward = nn.ModuleList(FeedForward(width, decoder_hidden, dropout) for _ in level_sizes[:-1])
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in level_sizes)
+        self.heads = nn.ModuleList(nn.Linear(width, size) for size in level_sizes)
+        self.dropout = Dropout(dropout)
+        initialise(self, std=0.02, generator=torch.Generator().manual_seed(seed))
+
+    @property
+    def level_sizes(self) -> tuple[int, ...]:
+        """`(K_1 .. K_L)`."""
+        return self._level_sizes
+
+    def encode(
+        self, histories: Histories, rows: Tensor | None = None, positions: Tensor | None = None
+    ) -> CompactContext:
+        """Encode histories into samples, see `Policy.encode`. Histories longer than `max_history` are refused."""
+        # embedding_bag sums the L code vectors of an item without writing them out
+        bags = self.item_codes[histories.items.reshape(-1)]
+        items = nn.functional.embedding_bag(bags, self.codes.weight, mode="sum").view(*histories.items.shape, -1)
+        states = self.encoder(items)
+        if rows is None or positions is None:
+            rows = torch.arange(len(histories.lengths), device=states.device)
+            positions = histories.lengths - 1
+        return CompactContext(self.dropout(states[rows, positions]))
+
+    def start(self, context: CompactContext) -> CompactState:
+        """(B, 1) lanes."""
+        return CompactState(context.states.unsqueeze(1), 0)
+
+    def logits(self, state: CompactState) -> Tensor:
+        """(B, W, K_l) float32."""
+        output: Tensor = self.heads[state.level](self.norms[state.level](state.hidden))
+        return output.float()
+
+    def advance(self, state: CompactState, parents: Tensor, codes: Tensor) -> CompactState:
+        """Append codes (B, W') to lanes `parents` (B, W')."""
+        if state.level + 1 == len(self._level_sizes):  # complete: nothing will be read from these lanes
+            return CompactState(state.hidden[:, :0], state.level + 1)
+        if state.hidden.shape[1] == 1:
+            hidden = state.hidden  # the single start lane is every lane's parent: broadcast it
+        else:
+            hidden = state.hidden.gather(1, parents.unsqueeze(-1).expand(-1, -1, state.hidden.shape[-1]))
+        update = hidden + self.enter[state.level](codes)
+        return CompactState(update + self.feed_forward[state.level](update), state.level + 1)
+
+    def score(self, context: CompactContext, codes: Tensor, *, temperature: float = 1.0) -> Tensor:
+        """(B, G, L) log-probabilities of given codes under the free softmax of each level."""
+        lanes = torch.arange(codes.shape[1], device=codes.device).expand(codes.shape[:2])
+        state = self.start(context)
+        scores = []
+        for level in range(codes.shape[2]):
+            log_probs = (self.logits(state) / temperature).log_softmax(-1).expand(-1, codes.shape[1], -1)
+            scores.append(log_probs.gather(-1, codes[..., level : level + 1]))
+            state = self.advance(state, lanes, codes[..., level])
+        return torch.cat(scores, dim=-1)

@@ -1,0 +1,365 @@
+"""Pieces of SVG that the charts are put together from: ticks, axes, lines, labels that do not cover each other.
+
+Ticks are multiples of 1, 2 or 5 times a power of ten. Text widths are estimates, since no font is at hand: 0.56 of the
+font size a character, somewhat more than the average of common sans-serif fonts, so that what is taken to fit does fit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any, TypeGuard
+
+__all__ = [
+    "BINS",
+    "BOTTOM",
+    "RIGHT_EDGE",
+    "TOP",
+    "Axis",
+    "axes",
+    "band_path",
+    "bin_means",
+    "clean",
+    "color",
+    "empty",
+    "end_labels",
+    "end_margin",
+    "is_finite",
+    "legend",
+    "line_parts",
+    "make_axis",
+    "nice_ticks",
+    "path",
+    "point_labels",
+    "runs",
+    "svg",
+    "text_width",
+]
+
+WIDTH, HEIGHT = 640, 360
+TOP, BOTTOM = 64, 312
+RIGHT_EDGE = WIDTH - 14
+BINS = 80
+FONT = 13
+INK, QUIET, GRID = "#1a1a1a", "#595959", "#e3e3e3"
+COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe & Ito, less the yellow
+DASHES = ("", "7 3", "2 3")
+OVERLAY_DASH = "6 4"
+LINE_GAP = 15  # between labels below each other
+LEADER = 26  # from the end of a line to its label
+LONGEST_LABEL = 170
+
+Place = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A linear map from values to pixels, with its ticks."""
+
+    ticks: tuple[float, ...]
+    low: float
+    high: float
+    start: float  # pixel of `low`
+    end: float  # pixel of `high`
+    percent: bool
+
+    def at(self, value: float) -> float:
+        """The pixel of a value."""
+        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
+
+    def texts(self) -> list[str]:
+        """What is written at the ticks."""
+        step = abs(self.ticks[1] - self.ticks[0]) if len(self.ticks) > 1 else abs(self.ticks[0]) or 1.0
+        return [_tick_text(value, step, self.percent) for value in self.ticks]
+
+
+def make_axis(values: Iterable[float], start: float, end: float, *, percent: bool, cover: bool) -> Axis:
+    """An axis over some finite values; with `cover` it ends on ticks, otherwise on the values."""
+    known = list(values)
+    low, high = min(known), max(known)
+    if low == high == 0:
+        high = 0.01 if percent else 1.0
+    ticks = nice_ticks(low, high)
+    inside = tuple(tick for tick in ticks if low <= tick <= high)
+    if cover or len(inside) < 2:
+        return Axis(tuple(ticks), ticks[0], ticks[-1], start, end, percent)
+    return Axis(inside, low, high, start, end, percent)
+
+
+def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """About `count` multiples of 1, 2 or 5 times a power of ten that cover `low .. high`.
+
+    Example:
+        >>> nice_ticks(0.0, 0.9), nice_ticks(10.0, 10.0)
+        ([0.0, 0.2, 0.4, 0.6, 0.8, 1.0], [9.4, 9.6, 9.8, 10.0, 10.2, 10.4, 10.6])
+    """
+    if high - low <= 1e-9 * max(abs(low), abs(high)):
+        pad = 0.05 * abs(low) or 1.0
+        low, high = low - pad, high + pad
+    raw = (high - low) / count
+    unit = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * unit for factor in (1, 2, 5, 10) if factor * unit >= raw * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-6), math.ceil(high / step - 1e-6)
+    if step < 1:  # 3 / 5 prints as 0.6 where 3 * 0.2 does not
+        return [place / (1 / step) for place in range(first, last + 1)]
+    return [place * step for place in range(first, last + 1)]
+
+
+def bin_means(
+    x: Sequence[float], y: Sequence[float | None], bins: int = BINS
+) -> tuple[list[float], list[float | None], float]:
+    """Means over bins of equal width, if there are more values than bins.
+
+    Args:
+        x: positions; those that are not finite are dropped.
+        y: values; None and what is not finite is a gap.
+        bins: how many.
+
+    Returns:
+        The mean position of each bin that holds one, the mean of its finite values (None if it has none), and the width
+        of a bin, 0 if nothing was averaged.
+
+    Example:
+        >>> bin_means([0, 1, 2, 3], [1.0, 3.0, None, 7.0], bins=2)
+        ([0.5, 2.5], [2.0, 7.0], 1.5)
+    """
+    pairs = [(float(a), float(b) if is_finite(b) else None) for a, b in zip(x, y, strict=True) if is_finite(a)]
+    low, high = min((a for a, _ in pairs), default=0.0), max((a for a, _ in pairs), default=0.0)
+    if len(pairs) <= bins or not high > low:
+        return [a for a, _ in pairs], [b for _, b in pairs], 0.0
+    width = (high - low) / bins
+    groups: dict[int, list[tuple[float, float | None]]] = {}
+    for a, b in pairs:
+        groups.setdefault(min(bins - 1, int((a - low) / width)), []).append((a, b))
+    xs, ys = [], list[float | None]()
+    for _, group in sorted(groups.items()):
+        values = [b for _, b in group if b is not None]
+        xs.append(sum(a for a, _ in group) / len(group))
+        ys.append(sum(values) / len(values) if values else None)
+    return xs, ys, width
+
+
+def axes(x_axis: Axis, y_axis: Axis, x_label: str, y_label: str, top: float) -> list[str]:
+    """Grid, ticks and axis titles; the title of the upward axis stands above it, where it needs no turning."""
+    left, right = x_axis.start, x_axis.end
+    parts = [_text(8, top - 14, y_label, "start", QUIET)]
+    for value, text in zip(y_axis.ticks, y_axis.texts(), strict=True):
+        y = y_axis.at(value)
+        parts.append(f'<path d="M{left:.1f} {y:.1f}H{right:.1f}" stroke="{GRID}"/>')
+        parts.append(_text(left - 7, y + 4, text, "end", QUIET))
+    for value, text in zip(x_axis.ticks, x_axis.texts(), strict=True):
+        x = x_axis.at(value)
+        parts.append(f'<path d="M{x:.1f} {BOTTOM}v5" stroke="{QUIET}"/>')
+        parts.append(_text(x, BOTTOM + 19, text, "middle", QUIET))
+    parts.append(f'<path d="M{left:.1f} {BOTTOM}H{right:.1f}" stroke="{QUIET}"/>')
+    parts.append(_text((left + right) / 2, BOTTOM + 39, x_label, "middle", QUIET))
+    return parts
+
+
+def line_parts(
+    points: Sequence[tuple[float, float | None]], x_axis: Axis, y_axis: Axis, style: int, mark: float | None = None
+) -> list[str]:
+    """A line with gaps; dots where the points are few or stand alone, a ring at `mark`. Style -1 is the overlay's."""
+    parts = []
+    for run in runs(points):
+        places = [(x_axis.at(x), y_axis.at(y)) for x, y in run]
+        if len(places) > 1:
+            parts.append(f'<path d="{path(places)}" {_stroke(style)}/>')
+        if len(points) <= 30 or len(places) == 1:
+            parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6" fill="{color(style)}"/>' for x, y in places]
+        parts += [
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="6.5" fill="none" stroke="{color(style)}" stroke-width="1.5"/>'
+            for (x, y), (step, _) in zip(places, run, strict=True)
+            if step == mark
+        ]
+    return parts
+
+
+def path(places: Sequence[Place]) -> str:
+    """The path through some pixels."""
+    return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
+
+
+def band_path(bands: Sequence[tuple[float, float, float]], x_axis: Axis, y_axis: Axis) -> str:
+    """The outline between (x, low, high), a sliver where there is one x alone."""
+    if len(bands) == 1:
+        x, low, high = bands[0]
+        left, right, top, bottom = x_axis.at(x) - 1.5, x_axis.at(x) + 1.5, y_axis.at(high), y_axis.at(low)
+        return path([(left, top), (right, top), (right, bottom), (left, bottom)]) + "Z"
+    upper = [(x_axis.at(x), y_axis.at(high)) for x, _, high in bands]
+    lower = [(x_axis.at(x), y_axis.at(low)) for x, low, _ in reversed(bands)]
+    return path([*upper, *lower]) + "Z"
+
+
+def runs(points: Sequence[tuple[float, float | None]]) -> list[list[Place]]:
+    """The stretches of points without a gap.
+
+    Example:
+        >>> runs([(0, 1.0), (1, None), (2, 3.0), (3, 4.0)])
+        [[(0, 1.0)], [(2, 3.0), (3, 4.0)]]
+    """
+    found: list[list[Place]] = [[]]
+    for x, y in points:
+        if y is None:
+            found.append([])
+        else:
+            found[-1].append((x, y))
+    return [run for run in found if run]
+
+
+def legend(items: Sequence[tuple[str, int, bool]]) -> tuple[list[str], int]:
+    """Names with a swatch each (line or filled) in as many lines as they need.
+
+    Returns:
+        The parts and the height in pixels by which they move the plot down.
+    """
+    parts, x, row = [], 8.0, 0
+    for name, style, filled in items:
+        shown = _shorten(name, 280)
+        width = text_width(shown) + 42
+        if x > 8 and x + width > WIDTH:
+            x, row = 8.0, row + 1
+        y = TOP - 22 + 18 * row
+        swatch = f'fill="{color(style)}" fill-opacity="0.8"' if filled else _stroke(style)
+        shape = f"M{x:.1f} {y - 9}h18v9h-18z" if filled else f"M{x:.1f} {y - 4}h22"
+        parts += [f'<path d="{shape}" {swatch}/>', _text(x + 27, y, shown, "start", INK)]
+        x += width
+    return parts, 18 * (row + 1) + 4
+
+
+def end_margin(names: Sequence[str]) -> float | None:
+    """The room that labels at the ends of lines need on the right, or None where they would not fit."""
+    widest = max(map(text_width, names))
+    return widest + LEADER + 4 if widest <= LONGEST_LABEL and len(names) * LINE_GAP <= BOTTOM - TOP else None
+
+
+def end_labels(ends: Sequence[tuple[str, int, Place]], x: float) -> list[str]:
+    """Names beside the ends of lines, with a stroke of the line's colour that leads to each.
+
+    Args:
+        ends: name, style and last pixel of each line.
+        x: where the plot ends.
+    """
+    order = sorted(range(len(ends)), key=lambda i: ends[i][2][1])
+    heights = _spread([ends[i][2][1] for i in order])
+    parts = []
+    for i, height in zip(order, heights, strict=True):
+        name, style, (end_x, end_y) = ends[i]
+        elbow = f"M{end_x + 4:.1f} {end_y:.1f}L{x + 8:.1f} {height:.1f}H{x + LEADER - 6:.1f}"
+        parts.append(f'<path d="{elbow}" fill="none" stroke="{color(style)}" stroke-opacity="0.7"/>')
+        parts.append(_text(x + LEADER, height + 4, name, "start", INK))
+    return parts
+
+
+def point_labels(labels: Sequence[str], places: Sequence[Place], x_axis: Axis) -> list[str]:
+    """Names beside points, each at the first free spot near its point, with a leader where that is not close."""
+    taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in places]
+    parts = []
+    for label, (x, y) in zip(labels, places, strict=True):
+        if not label:
+            continue
+        shown = _shorten(label, 240)
+        width = text_width(shown)
+        spots = [(x + dx - (width if dx < 0 else 0), y + dy - 8, dx, dy) for dx, dy in _SPOTS]
+        inside = [s for s in spots if s[0] >= x_axis.start and s[0] + width <= RIGHT_EDGE and s[1] >= TOP - 8]
+        free = [s for s in inside if not any(_cover((s[0], s[1], s[0] + width, s[1] + 14), box) for box in taken)]
+        left, top, dx, dy = (free or inside or spots)[0]
+        taken.append((left, top, left + width, top + 14))
+        if math.hypot(dx, dy) > 16:
+            parts.append(f'<path d="M{x:.1f} {y:.1f}L{x + dx:.1f} {y + dy:.1f}" stroke="{QUIET}" stroke-width="0.7"/>')
+        parts.append(_text(left, top + 12, shown, "start", INK))
+    return parts
+
+
+def svg(title: str, description: str, note: str, parts: Sequence[str]) -> str:
+    """The whole chart around its parts."""
+    heading = [_text(8, 20, _shorten(title, WIDTH - 20), "start", INK, bold=True)]
+    footer = [_text(RIGHT_EDGE, HEIGHT - 6, note, "end", QUIET)] if note else []
+    return _wrap(title, f"{description}. {note}".strip(), HEIGHT + (14 if note else 0), [*heading, *parts, *footer])
+
+
+def empty(title: str) -> str:
+    """A chart without values says so."""
+    heading = _text(8, 20, _shorten(title, WIDTH - 20), "start", INK, bold=True)
+    return _wrap(title, "No values to draw.", 64, [heading, _text(8, 46, "No values to draw.", "start", QUIET)])
+
+
+def color(style: int) -> str:
+    """The colour of a place in the palette."""
+    return COLORS[0] if style < 0 else COLORS[style % len(COLORS)]
+
+
+def text_width(text: str) -> float:
+    """A cautious estimate in pixels."""
+    return 0.56 * FONT * len(text)
+
+
+def clean(text: str) -> str:
+    """Escaped for XML, without the control characters that XML forbids."""
+    return escape("".join(character if character.isprintable() else " " for character in text))
+
+
+def is_finite(value: Any) -> TypeGuard[float]:
+    """False for what is no number, NaN, infinities, and numbers too large to be subtracted from each other."""
+    return isinstance(value, int | float) and abs(value) < 1e100
+
+
+_SPOTS = tuple(
+    (dx * scale, dy * scale)
+    for scale in (1.0, 2.2, 3.6, 5.2)
+    for dx, dy in ((9.0, 0.0), (-9.0, 0.0), (6.0, -13.0), (6.0, 13.0), (-6.0, -13.0), (-6.0, 13.0))
+)
+
+
+def _cover(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _spread(heights: Sequence[float]) -> list[float]:
+    """Ascending heights moved apart to `LINE_GAP`, and no lower than the plot's end."""
+    placed: list[float] = []
+    for height in heights:
+        placed.append(max(height, placed[-1] + LINE_GAP) if placed else height)
+    limit = float(BOTTOM)
+    for i in reversed(range(len(placed))):
+        placed[i] = min(placed[i], limit)
+        limit = placed[i] - LINE_GAP
+    return placed
+
+
+def _tick_text(value: float, step: float, percent: bool) -> str:
+    if percent:
+        value, step = 100 * value, 100 * step
+    if abs(value) >= 1e7 or step < 1e-5:
+        text = f"{value:.3g}"
+    else:
+        decimals = max(0, -math.floor(math.log10(step) + 1e-9))
+        text = f"{0.0 if abs(value) < step / 2 else value:,.{decimals}f}"
+    return f"{text} %" if percent else text
+
+
+def _stroke(style: int) -> str:
+    dash = OVERLAY_DASH if style < 0 else DASHES[style // len(COLORS) % len(DASHES)]
+    pattern = f' stroke-dasharray="{dash}"' if dash else ""
+    return f'fill="none" stroke="{color(style)}" stroke-width="2" stroke-linejoin="round"{pattern}'
+
+
+def _shorten(text: str, pixels: float) -> str:
+    longest = int(pixels / (0.56 * FONT))
+    return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def _text(x: float, y: float, text: str, anchor: str, fill: str, *, bold: bool = False) -> str:
+    weight = ' font-weight="600"' if bold else ""
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{fill}"{weight}>{clean(text)}</text>'
+
+
+def _wrap(title: str, description: str, height: int, parts: Sequence[str]) -> str:
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{clean(title)}"'
+        f' font-family="system-ui, sans-serif" font-size="{FONT}" style="font-variant-numeric:tabular-nums">'
+        f"<title>{clean(title)}</title><desc>{clean(description)}</desc>"
+        f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>' + "".join(parts) + "</svg>"
+    )

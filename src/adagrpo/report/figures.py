@@ -1,0 +1,216 @@
+"""Chooses what is drawn of a run, and says beside each chart how to read it.
+
+Admission stands next to the admission that a shuffled reward would have had, since a rate alone is no evidence that the
+gate selects: a random ranker passes a demanding test on a fair share of small groups. Source of the frontier (HR@10
+against hallucination): AdaGRPO (Xu et al. 2026, arXiv 2606.08480); we depart by joining each arm's best checkpoint to
+its final one, which shows what training on would have cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from adagrpo.report.charts import Point, Series, line_chart, scatter_chart, stacked_area_chart
+from adagrpo.report.drawing import is_finite
+from adagrpo.report.tables import START, checkpoints, format_metric, metric_label
+
+__all__ = [
+    "Figure",
+    "Log",
+    "admission_figures",
+    "frontier_figure",
+    "learning_curves",
+    "supervised_curves",
+    "training_signals",
+    "utility_figure",
+]
+
+CAUSES = (
+    ("admitted", "admission"),
+    ("already easy", "rejected_easy"),
+    ("reward cannot tell", "rejected_undiscriminated"),
+    ("no order in the group", "rejected_degenerate"),
+)
+CLOSED = ("closed by the control", "rejected_closed")
+VALIDATED = (("hr@10", True), ("ndcg@10", False), ("hallucination@10", True), ("mean_reward@10", False))
+SIGNALS = (
+    ("reward", "Mean reward of the rollouts", "reward", False),
+    ("invalid_share", "Rollouts that name no item", "share of rollouts", True),
+    ("nll", "NLL of the logged items", "nats a code", False),
+    ("kl", "KL from the starting policy", "nats", False),
+    ("entropy", "Entropy of the rollouts", "nats", False),
+    ("clip_fraction", "Clipped ratios", "share of ratios", True),
+    ("grad_norm_grpo", "Gradient norm of the reward term", "norm", False),
+    ("grad_norm_nll", "Gradient norm of the NLL term", "norm", False),
+)
+
+
+_Plot = tuple[str, str, Sequence[Series], bool]  # title, y label, lines, whether they are rates
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart and how to read it."""
+
+    svg: str
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Log:
+    """What an arm wrote while training; `style` is its place in the palette of every chart."""
+
+    arm: str
+    style: int
+    steps: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
+    validation: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
+    best_step: float | None = None
+
+
+def learning_curves(logs: Sequence[Log]) -> list[Figure]:
+    """Validation metrics of the post-trained arms from step 0 on, one chart a metric; sft is left out."""
+    return _charts(_validation_plots([log for log in logs if log.arm != START], "Validation"))
+
+
+def supervised_curves(logs: Sequence[Log]) -> list[Figure]:
+    """How the starting policy was fitted: its NLL and its validation metrics."""
+    fits = [log for log in logs if log.arm == START]
+    losses = [_series(log, log.steps, "nll") for log in fits]
+    nll = ("Supervised fit: NLL of the logged items", "nats a code", losses, False)
+    return _charts([nll, *_validation_plots(fits, "Supervised fit: validation")])
+
+
+def training_signals(logs: Sequence[Log]) -> list[Figure]:
+    """What the arms logged at each step, one chart a quantity."""
+    arms = [log for log in logs if log.arm != START]
+    return _charts(
+        [(title, unit, [_series(log, log.steps, name) for log in arms], rate) for name, title, unit, rate in SIGNALS]
+    )
+
+
+def admission_figures(logs: Sequence[Log], metrics: Mapping[str, Any]) -> list[Figure]:
+    """Admission and rejections by cause over the steps, for each arm that has a gate.
+
+    Args:
+        logs: of all arms.
+        metrics: content of `metrics.json`, which says which arm has which gate.
+    """
+    gates = {point.arm: point.gate for point in checkpoints(metrics)}
+    figures = []
+    for log in logs:
+        gate = gates.get(log.arm, "adagrpo" if log.arm.startswith("adagrpo") else None)
+        if gate in (None, "all", "none") or not any(is_finite(row.get("admission")) for row in log.steps):
+            continue
+        closed = any((row.get(CLOSED[1]) or 0) > 0 for row in log.steps)
+        layers = [(name, _column(log.steps, key)) for name, key in (*CAUSES, *([CLOSED] if closed else []))]
+        svg = stacked_area_chart(
+            _column(log.steps, "step"),
+            layers,
+            title=f"{log.arm}: admission and rejections by cause",
+            x_label="step",
+            y_label="share of samples",
+            percent=True,
+            overlay=("a shuffled reward would admit", _column(log.steps, "shuffled_admission")),
+        )
+        figures.append(Figure(svg, _admission_caption(log)))
+    return figures
+
+
+def frontier_figure(metrics: Mapping[str, Any]) -> Figure | None:
+    """HR@10 against hallucination of every checkpoint, or None where they were not measured."""
+    return _scatter(
+        metrics,
+        ("hallucination@10", "hr@10"),
+        title="Retrieval against validity",
+        caption="Up and to the left is better.",
+        percent=True,
+    )
+
+
+def utility_figure(metrics: Mapping[str, Any]) -> Figure | None:
+    """True utility against the mean reward of every checkpoint, or None where the truth is not known."""
+    return _scatter(
+        metrics,
+        ("mean_reward@10", "true_utility@10"),
+        title="What the ranker rewards against what users get",
+        caption="An arm to the right of sft and below it raised the reward at the users' cost.",
+        percent=False,
+    )
+
+
+def _validation_plots(logs: Sequence[Log], prefix: str) -> list[_Plot]:
+    return [
+        (
+            f"{prefix} {metric_label(name)}",
+            metric_label(name),
+            [_series(log, log.validation, name) for log in logs],
+            rate,
+        )
+        for name, rate in VALIDATED
+    ]
+
+
+def _charts(plots: Sequence[_Plot]) -> list[Figure]:
+    """A line chart for each quantity that anyone logged."""
+    return [
+        Figure(line_chart(series, title=title, x_label="step", y_label=y_label, percent=percent))
+        for title, y_label, series, percent in plots
+        if any(is_finite(value) for line in series for value in line.y)
+    ]
+
+
+def _scatter(
+    metrics: Mapping[str, Any], names: tuple[str, str], *, title: str, caption: str, percent: bool
+) -> Figure | None:
+    """Every checkpoint on two metrics: test where it was measured, else validation."""
+    points = checkpoints(metrics)
+    styles = {arm: place for place, arm in enumerate(dict.fromkeys([START, *(point.arm for point in points)]))}
+    for split in ("test", "validation"):
+        drawn = []
+        for point in points:
+            x, y = (point.value(split, name) for name in names)
+            if x is None or y is None:
+                continue
+            label = "" if point.kind == "final" else point.arm
+            values = ", ".join(f"{metric_label(n)} {format_metric(n, v)}" for n, v in zip(names, (x, y), strict=True))
+            tip = f"{point.arm}, {point.kind}: {values}"
+            drawn.append(Point(x, y, label, styles[point.arm], point.kind == "final", point.arm, tip))
+        if drawn:
+            svg = scatter_chart(
+                drawn,
+                title=f"{title}, {split} cases",
+                x_label=metric_label(names[0]),
+                y_label=metric_label(names[1]),
+                x_percent=percent,
+                y_percent=percent,
+            )
+            return Figure(svg, f"{caption} Filled: the best checkpoint, or sft; hollow: the final one of the same arm.")
+    return None
+
+
+def _admission_caption(log: Log) -> str:
+    admitted, shuffled, holding = (
+        _mean(log.steps, key) for key in ("admission", "shuffled_admission", "admitted_contains_target")
+    )
+    sentences = [f"Over all steps {format_metric('admission', admitted)} of the samples were admitted"]
+    if shuffled is not None:
+        sentences[0] += f"; a shuffled reward would have admitted {format_metric('admission', shuffled)}"
+    if holding is not None:
+        sentences.append(f"The rollouts of {format_metric('admission', holding)} of the admitted held the logged item")
+    return ". ".join(sentences) + "."
+
+
+def _series(log: Log, rows: Sequence[Mapping[str, Any]], name: str) -> Series:
+    mark = log.best_step if rows is log.validation else None
+    return Series(log.arm, _column(rows, "step"), _column(rows, name), log.style, mark)
+
+
+def _column(rows: Sequence[Mapping[str, Any]], key: str) -> list[Any]:
+    return [row.get(key) for row in rows]
+
+
+def _mean(rows: Sequence[Mapping[str, Any]], key: str) -> float | None:
+    values = [row[key] for row in rows if is_finite(row.get(key))]
+    return sum(values) / len(values) if values else None

@@ -1,0 +1,257 @@
+"""The page of a run: everything a reader needs to judge it, in one HTML file that works offline.
+
+It reads `metrics.json`, which must be there, and whatever else the run directory holds: `run.yaml`, `events.jsonl`, and
+the `steps.jsonl` and `validation.jsonl` of `sft/` and of each arm below `train/`. What is absent is said to be absent.
+We depart from dashboards in that nothing is loaded from elsewhere, no script runs, and the same run gives the same
+bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from adagrpo.artifacts import write_file
+from adagrpo.errors import UserError
+from adagrpo.report import figures
+from adagrpo.report.figures import Log
+from adagrpo.report.tables import (
+    MISSING,
+    START,
+    Split,
+    Table,
+    checkpoints,
+    format_number,
+    metric_table,
+    results_table,
+)
+from adagrpo.report.verdict import arm_sentences, rerank_rows, summary_sentences
+
+__all__ = ["build_report", "write_report"]
+
+BREADTH = ("hr@1", "hr@5", "hr@50", "ndcg@5", "coverage@10", "tail_share@10", "invalid_samples")
+RANKING = ("hr@1", "hr@5", "hr@10", "hr@50", "ndcg@5", "ndcg@10")
+SPLITS: tuple[Split, ...] = ("test", "validation")
+
+
+def write_report(run_directory: Path) -> Path:
+    """Write `report.html` into a run directory; a crash leaves the old page or the new one.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        UserError: as `build_report`.
+    """
+    content = build_report(run_directory)
+    path = run_directory / "report.html"
+    write_file(path, content)
+    return path
+
+
+def build_report(run_directory: Path) -> str:
+    """The page of a run.
+
+    Args:
+        run_directory: holds `metrics.json` and, optionally, the other files.
+
+    Returns:
+        HTML.
+
+    Raises:
+        UserError: `metrics.json` is not there, or a file is there but cannot be read.
+    """
+    path = run_directory / "metrics.json"
+    if not path.is_file():
+        raise UserError(f"{path}: not there; the report is made from it, evaluate the run first")
+    metrics = _load(path)
+    run = _load(run_directory / "run.yaml") if (run_directory / "run.yaml").is_file() else {}
+    return _template().render(
+        name=metrics.get("name") or run_directory.resolve().name,
+        config_hash=metrics.get("config_hash"),
+        summary=summary_sentences(metrics),
+        arms=arm_sentences(metrics),
+        results=[(split, _results(metrics, split)) for split in SPLITS],
+        breadth=_breadth(metrics),
+        **_figures(run_directory, metrics),
+        dataset=_facts(metrics.get("dataset")),
+        catalog=_facts(metrics.get("catalog")),
+        levels=_levels(metrics.get("catalog")),
+        ranker=_ranker(metrics),
+        stages=_stages(_rows(run_directory / "events.jsonl")),
+        versions=_facts(run.get("versions")),
+        threads=run.get("threads"),
+        data_files=_dump(run.get("data")),
+        config=_dump(run.get("config")),
+    )
+
+
+def _template() -> Any:
+    environment = Environment(
+        loader=PackageLoader("adagrpo.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html.j2")
+
+
+def _figures(run_directory: Path, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    logs = _logs(run_directory, metrics)
+    return {
+        "curves": figures.learning_curves(logs),
+        "supervised": figures.supervised_curves(logs),
+        "signals": figures.training_signals(logs),
+        "admission": figures.admission_figures(logs, metrics),
+        "frontier": figures.frontier_figure(metrics),
+        "utility": figures.utility_figure(metrics),
+    }
+
+
+def _logs(run_directory: Path, metrics: Mapping[str, Any]) -> list[Log]:
+    """The logs of sft and of each folder below `train/`, in the order of `metrics.json`, then by name."""
+    points = checkpoints(metrics)
+    best = {point.arm: point.step for point in points if point.kind == "best"}
+    train = run_directory / "train"
+    below = sorted(train.iterdir()) if train.is_dir() else []
+    folders = {folder.name: folder for folder in below if folder.is_dir() and not folder.name.startswith(".")}
+    arms = list(dict.fromkeys([START, *(point.arm for point in points), *folders]))
+    folders[START] = run_directory / "sft"
+    return [
+        Log(arm, style, _rows(folders[arm] / "steps.jsonl"), _rows(folders[arm] / "validation.jsonl"), best.get(arm))
+        for style, arm in enumerate(arms)
+        if arm in folders
+    ]
+
+
+def _results(metrics: Mapping[str, Any], split: Split) -> Table | None:
+    """The table of a split, or None where nobody measured it."""
+    measured = any(point.value(split, "hr@10") is not None for point in checkpoints(metrics))
+    return results_table(metrics, split) if measured else None
+
+
+def _breadth(metrics: Mapping[str, Any]) -> tuple[Split, Table] | None:
+    """What stands behind HR@10: a gain at the head can be a loss in the tail."""
+    points = checkpoints(metrics)
+    for split in SPLITS:
+        columns = [name for name in BREADTH if any(point.value(split, name) is not None for point in points)]
+        if columns:
+            return split, results_table(metrics, split, columns)
+    return None
+
+
+def _ranker(metrics: Mapping[str, Any]) -> Table | None:
+    """The ranker's own retrieval and the re-ranked beam beside the starting policy, on validation."""
+    ranker = metrics.get("ranker")
+    if not isinstance(ranker, Mapping):
+        return None
+    rows: list[tuple[str, Mapping[str, Any]]] = [
+        ("policy (sft), no ranker", point.metrics.get("validation", {}))
+        for point in checkpoints(metrics)
+        if point.arm == START
+    ]
+    rows += [("ranker alone, full catalogue", ranker.get("validation") or {})]
+    rows += [(f"sft beam re-ranked: {name}", values) for name, values in rerank_rows(metrics)]
+    rows = [(name, values) for name, values in rows if values]
+    columns = [name for name in RANKING if any(values.get(name) is not None for _, values in rows)]
+    values = [[row.get(name) for name in columns] for _, row in rows]
+    return metric_table(("ranking",), [(name,) for name, _ in rows], values, columns) if columns else None
+
+
+def _levels(catalog: Any) -> Table | None:
+    """The codes of each level; both names of the list are read."""
+    levels = (catalog.get("per_level") or catalog.get("level")) if isinstance(catalog, Mapping) else None
+    if not levels:
+        return None
+    columns = {
+        "size": "codes",
+        "codes_used": "used",
+        "entropy_share": "entropy, share of the most",
+        "prefixes": "prefixes",
+    }
+    shown = [key for key in columns if any(level.get(key) is not None for level in levels)]
+    rows = tuple((str(i + 1), *(_fact(key, level.get(key)) for key in shown)) for i, level in enumerate(levels))
+    return Table(("level", *(columns[key] for key in shown)), rows, ("right",) * (1 + len(shown)))
+
+
+def _facts(values: Any) -> list[tuple[str, str]]:
+    """Names and texts of the plain values of a mapping."""
+    if not isinstance(values, Mapping):
+        return []
+    plain = [(key, value) for key, value in values.items() if isinstance(value, str | int | float)]
+    return [(str(key).replace("_", " "), _fact(str(key), value)) for key, value in plain]
+
+
+def _fact(key: str, value: Any) -> str:
+    if value is None:
+        return MISSING
+    if isinstance(value, str | bool):
+        return str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{100 * value:.2f} %" if key.endswith(("_rate", "_share")) else format_number(value)
+
+
+def _stages(events: Sequence[Mapping[str, Any]]) -> Table | None:
+    """The duration of the last run of each stage, and what happened to the stage last."""
+    seconds: dict[str, float] = {}
+    last: dict[str, str] = {}
+    for event in events:
+        stage = str(event.get("stage", MISSING))
+        last[stage] = str(event.get("event", MISSING))
+        if last[stage] == "end" and isinstance(event.get("seconds"), int | float):
+            seconds[stage] = event["seconds"]
+    rows = [(stage, _duration(seconds.get(stage)), what) for stage, what in last.items()]
+    if not rows:
+        return None
+    total = ("all", _duration(sum(seconds.values())), "")
+    return Table(("stage", "duration", "last event"), (*rows, total), ("left", "right", "left"))
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return MISSING
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _dump(value: Any) -> str:
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True) if value else ""
+
+
+def _load(path: Path) -> Mapping[str, Any]:
+    """A mapping from a JSON or YAML file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path}: holds a {type(content).__name__}, a mapping would be right")
+    return content
+
+
+def _rows(path: Path) -> list[Mapping[str, Any]]:
+    """The rows of a JSON-lines file, none if it is absent; a last line that a crash cut short is dropped."""
+    if not path.is_file():
+        return []
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), start=1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            if not line.endswith("\n"):
+                break
+            raise UserError(f"{path}: line {number} is not JSON ({error})") from error
+        if not isinstance(row, Mapping):
+            raise UserError(f"{path}: line {number} holds a {type(row).__name__}, an object would be right")
+        rows.append(row)
+    return rows

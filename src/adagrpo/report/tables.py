@@ -1,0 +1,311 @@
+"""Tables of a run: one row per arm and checkpoint, as Markdown, as plain text, or as cells for the HTML page.
+
+The relative change of an arm is `HR@10 / HR@10(sft) - 1`. The best value of a column is marked by its printed digits,
+so that rows which print alike are marked alike; a column without a better direction (tail share, admission), or in
+which every row prints the same, has no mark. We depart from tables of final checkpoints alone: the best checkpoint was
+chosen on validation, the final one was not chosen, and the difference between them is a result.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from adagrpo.errors import UserError
+
+__all__ = [
+    "MISSING",
+    "START",
+    "Checkpoint",
+    "Table",
+    "checkpoints",
+    "format_metric",
+    "format_number",
+    "format_relative",
+    "metric_label",
+    "metric_table",
+    "results_table",
+    "to_markdown",
+    "to_text",
+]
+
+MISSING = "–"
+START = "sft"
+
+DEFAULT_COLUMNS = ("hr@10", "ndcg@10", "hallucination@10", "mean_reward@10", "true_utility@10", "admission")
+RATES = frozenset({"hr", "hallucination", "coverage", "tail_share", "invalid_samples"})
+LOWER_IS_BETTER = frozenset({"hallucination", "invalid_samples"})
+HIGHER_IS_BETTER = frozenset({"hr", "ndcg", "coverage", "mean_reward", "true_utility"})
+
+Alignment = Literal["left", "right"]
+Split = Literal["test", "validation"]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as text, with the alignment of each column and the cells that are the best of their column."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    alignment: tuple[Alignment, ...]
+    best: frozenset[tuple[int, int]] = frozenset()  # (row, column)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The policy of an arm at one moment; `sft` has the single checkpoint `start`."""
+
+    arm: str
+    kind: str  # "start", "best" or "final"
+    step: int | None
+    metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # split -> metric -> value
+    admission: float | None = None
+    gate: str | None = None
+
+    def value(self, split: str, name: str) -> float | None:
+        """A metric, or None where it was not measured or is not finite; `admission` belongs to every split."""
+        return self.admission if name == "admission" else _finite(self.metrics.get(split, {}).get(name))
+
+
+def checkpoints(metrics: Mapping[str, Any]) -> list[Checkpoint]:
+    """The checkpoints in `metrics.json`: sft first, then each arm's best and final one.
+
+    Raises:
+        UserError: `stages`, a stage, a checkpoint or a split is not a mapping.
+
+    Example:
+        >>> found = checkpoints({"stages": {"nll": {"best": {"step": 3, "test": {"hr@10": 0.1}}}}})
+        >>> [(point.arm, point.kind, point.step, point.value("test", "hr@10")) for point in found]
+        [('nll', 'best', 3, 0.1)]
+    """
+    stages = _mapping(metrics.get("stages", {}), "stages")
+    found = []
+    if START in stages:
+        found.append(Checkpoint(START, "start", 0, _splits(_mapping(stages[START], START), START)))
+    for arm, content in stages.items():
+        stage = _mapping(content, arm)
+        for kind in ("best", "final"):
+            if arm == START or stage.get(kind) is None:
+                continue
+            point = _mapping(stage[kind], f"{arm}.{kind}")
+            splits = _splits(point, f"{arm}.{kind}")
+            found.append(
+                Checkpoint(arm, kind, point.get("step"), splits, _finite(stage.get("admission")), stage.get("gate"))
+            )
+    return found
+
+
+def results_table(
+    metrics: Mapping[str, Any],
+    split: Split = "test",
+    columns: Sequence[str] | None = None,
+) -> Table:
+    """One row per arm and checkpoint.
+
+    Args:
+        metrics: content of `metrics.json`; rates are fractions.
+        split: which cases, "test" or "validation".
+        columns: names of metrics, or "admission". Left out: HR@10, NDCG@10, hallucination@10, mean reward, true
+            utility and admission, less those that no row has.
+
+    Returns:
+        The table; after `hr@10` comes the relative change against sft.
+
+    Raises:
+        UserError: the metrics are not laid out as described.
+
+    Example:
+        >>> arm = {"best": {"step": 8, "test": {"hr@10": 0.12}}, "final": {"step": 9, "test": {"hr@10": 0.11}}}
+        >>> stages = {"sft": {"test": {"hr@10": 0.1}}, "nll": arm}
+        >>> print(to_text(results_table({"stages": stages})))
+        arm  checkpoint       HR@10    vs sft
+        ---  -------------  --------  -------
+        sft  start          10.00 %         –
+        nll  best, step 8   12.00 %*  +20.0 %
+        nll  final, step 9  11.00 %   +10.0 %
+    """
+    points = checkpoints(metrics)
+    if columns is None:
+        columns = [name for name in DEFAULT_COLUMNS if any(point.value(split, name) is not None for point in points)]
+    start = next((point.value(split, "hr@10") for point in points if point.arm == START), None)
+    names = [(point.arm, _checkpoint_name(point)) for point in points]
+    table = metric_table(
+        ("arm", "checkpoint"), names, [[point.value(split, name) for name in columns] for point in points], columns
+    )
+    if "hr@10" not in columns:
+        return table
+    changes = [
+        MISSING if point.arm == START else format_relative(point.value(split, "hr@10"), start) for point in points
+    ]
+    return _insert(table, 3 + list(columns).index("hr@10"), "vs sft", changes)
+
+
+def metric_table(
+    headings: Sequence[str],
+    names: Sequence[Sequence[str]],
+    values: Sequence[Sequence[float | None]],
+    columns: Sequence[str],
+) -> Table:
+    """A table of named rows and metric columns, with the best of each column marked.
+
+    Args:
+        headings: what the leading text columns are called.
+        names: the leading text cells of each row.
+        values: a value or None for each row and metric.
+        columns: the metrics, such as "hr@10".
+    """
+    cells = [[format_metric(name, value) for name, value in zip(columns, row, strict=True)] for row in values]
+    best = {
+        (row, len(headings) + column)
+        for column, name in enumerate(columns)
+        for row in _best_rows(name, [line[column] for line in values], [line[column] for line in cells])
+    }
+    rows = tuple((*name, *line) for name, line in zip(names, cells, strict=True))
+    header = (*headings, *map(metric_label, columns))
+    left: list[Alignment] = ["left"] * len(headings)
+    right: list[Alignment] = ["right"] * len(columns)
+    return Table(header, rows, (*left, *right), frozenset(best))
+
+
+def to_markdown(table: Table) -> str:
+    """A GitHub-flavoured Markdown table, best values in bold; names are escaped.
+
+    Example:
+        >>> print(to_markdown(Table(("arm", "HR@10"), (("a|b", "1.00 %"),), ("left", "right"), frozenset({(0, 1)}))))
+        | arm | HR@10 |
+        |---|--:|
+        | a\\|b | **1.00 %** |
+    """
+    lines = [
+        [_markdown(cell) for cell in table.header],
+        *(
+            [f"**{_markdown(cell)}**" if (i, j) in table.best else _markdown(cell) for j, cell in enumerate(row)]
+            for i, row in enumerate(table.rows)
+        ),
+    ]
+    texts = ["| " + " | ".join(cells) + " |" for cells in lines]
+    rule = "|" + "|".join("--:" if side == "right" else "---" for side in table.alignment) + "|"
+    return "\n".join([texts[0], rule, *texts[1:]])
+
+
+def to_text(table: Table) -> str:
+    """An aligned plain-text table for the terminal; the best values of a column carry a star."""
+    starred = {column for _, column in table.best}
+    grid = [[_printable(cell) + (" " if j in starred else "") for j, cell in enumerate(table.header)]]
+    for i, row in enumerate(table.rows):
+        marks = [("*" if (i, j) in table.best else " ") if j in starred else "" for j in range(len(row))]
+        grid.append([_printable(cell) + mark for cell, mark in zip(row, marks, strict=True)])
+    widths = [max(len(row[j]) for row in grid) for j in range(len(table.header))]
+    grid.insert(1, ["-" * width for width in widths])
+    lines = []
+    for line in grid:
+        cells = zip(line, widths, table.alignment, strict=True)
+        padded = [cell.rjust(width) if side == "right" else cell.ljust(width) for cell, width, side in cells]
+        lines.append("  ".join(padded).rstrip())
+    return "\n".join(lines)
+
+
+def metric_label(name: str) -> str:
+    """How a metric is called in print.
+
+    Example:
+        >>> metric_label("hr@10"), metric_label("true_utility@10")
+        ('HR@10', 'true utility@10')
+    """
+    base, at, cut = name.partition("@")
+    return (base.upper() if base in ("hr", "ndcg") else base.replace("_", " ")) + at + cut
+
+
+def format_metric(name: str, value: float | None) -> str:
+    """Rates in per cent, NDCG with four decimals, reward and utility with four significant figures.
+
+    Example:
+        >>> format_metric("hr@10", 0.1218), format_metric("ndcg@10", 0.05), format_metric("mean_reward@10", 1.5)
+        ('12.18 %', '0.0500', '1.500')
+    """
+    base = name.partition("@")[0]
+    if _finite(value) is None or value is None:
+        return MISSING
+    if base == "admission":
+        return f"{100 * value:.1f} %"
+    if base in RATES:
+        return f"{100 * value:.2f} %"
+    return f"{value:.4f}" if base == "ndcg" else format_number(value)
+
+
+def format_number(value: float) -> str:
+    """Four significant figures; whole numbers with separators from 10,000 on.
+
+    Example:
+        >>> format_number(0.5), format_number(-1234.56), format_number(22363.0), format_number(0.0)
+        ('0.5000', '-1235', '22,363', '0')
+    """
+    if value == 0 or 1e4 <= abs(value) < 1e9:
+        return f"{value:,.0f}"
+    return f"{value:#.4g}".rstrip(".")
+
+
+def format_relative(value: float | None, reference: float | None) -> str:
+    """`value / reference - 1` as a signed percentage.
+
+    Example:
+        >>> format_relative(0.1218, 0.1101), format_relative(0.1, 0.0)
+        ('+10.6 %', '–')
+    """
+    if value is None or reference is None or reference <= 0:
+        return MISSING
+    return f"{100 * (value / reference - 1):+.1f} %"
+
+
+def _best_rows(name: str, values: Sequence[float | None], printed: Sequence[str]) -> list[int]:
+    """The rows that print the best value of a column; none where the column has no direction or no difference."""
+    base = name.partition("@")[0]
+    known = [value for value in values if value is not None]
+    if base not in LOWER_IS_BETTER | HIGHER_IS_BETTER or not known or len({*printed} - {MISSING}) < 2:
+        return []
+    best = format_metric(name, min(known) if base in LOWER_IS_BETTER else max(known))
+    return [row for row, text in enumerate(printed) if text == best]
+
+
+def _insert(table: Table, place: int, heading: str, cells: Sequence[str]) -> Table:
+    """The table with a right-aligned column more."""
+    rows = tuple((*row[:place], cell, *row[place:]) for row, cell in zip(table.rows, cells, strict=True))
+    return Table(
+        (*table.header[:place], heading, *table.header[place:]),
+        rows,
+        (*table.alignment[:place], "right", *table.alignment[place:]),
+        frozenset((row, column + (column >= place)) for row, column in table.best),
+    )
+
+
+def _checkpoint_name(point: Checkpoint) -> str:
+    return point.kind if point.kind == "start" or point.step is None else f"{point.kind}, step {point.step}"
+
+
+def _splits(point: Mapping[str, Any], path: str) -> dict[str, Mapping[str, float]]:
+    return {name: _mapping(point[name], f"{path}.{name}") for name in ("validation", "test") if point.get(name)}
+
+
+def _mapping(value: Any, path: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise UserError(f"metrics.json: '{_printable(path)}' is {type(value).__name__}, a mapping would be right")
+    return value
+
+
+def _finite(value: Any) -> float | None:
+    """The value as a float, or None where it is no finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def _printable(text: str) -> str:
+    """Control characters would move the terminal's cursor or end a table row."""
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
+def _markdown(text: str) -> str:
+    return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", _printable(text))

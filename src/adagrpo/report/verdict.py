@@ -1,0 +1,219 @@
+"""Says in plain sentences what the arms did, in one manner for gains and for losses.
+
+The arm that is singled out is the one whose best checkpoint has the highest HR@10 on validation; its test number is
+then an honest one. The sampling error that goes with it is the binomial `1.96 sqrt(p (1 - p) / N)` of `N` cases,
+which says nothing about the seed. We depart from reports that print the winner alone: an arm that lost, a control that beat the
+gate, and re-ranking at serving time that beat training are said as plainly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from adagrpo.report.tables import START, Checkpoint, checkpoints, format_metric, format_relative
+
+__all__ = ["arm_sentences", "rerank_rows", "summary_sentences"]
+
+CONTROLS = frozenset({"none", "random", "shuffled", "inverted"})
+HR = "hr@10"
+
+
+def summary_sentences(metrics: Mapping[str, Any]) -> list[str]:
+    """What came out of the run, in a few sentences.
+
+    Args:
+        metrics: content of `metrics.json`.
+
+    Raises:
+        UserError: the metrics are not laid out as described.
+    """
+    points = checkpoints(metrics)
+    split = _split(points)
+    start = _start(points)
+    arms = [point for point in points if point.kind == "best" and point.value(split, HR) is not None]
+    if not arms:
+        return ["No post-trained arm has been evaluated yet, so there is nothing to compare."]
+    return [
+        *_picked(arms, start, split),
+        *_gate_against_controls(arms, split),
+        *_reranking(metrics, arms),
+        _uncertainty(metrics, arms, split),
+    ]
+
+
+def arm_sentences(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What each arm did to each quantity, against sft and against NLL continued.
+
+    Returns:
+        Pairs of an arm's name and a sentence about it.
+    """
+    points = checkpoints(metrics)
+    split, start, nll = _split(points), _start(points), _best(points, "nll")
+    sentences = []
+    for point in points:
+        if point.kind != "best":
+            continue
+        final = next((other for other in points if other.arm == point.arm and other.kind == "final"), None)
+        moved = [_moved(point, start, split, name, word) for name, word in _QUANTITIES]
+        changes = [change for change in moved if change]
+        if not changes:
+            continue
+        against = _against(point, start, nll, split)
+        step = "" if point.step is None else f" (step {point.step})"
+        sentence = f"at the best checkpoint{step} " + "; ".join(changes) + f".{against}{_ending(final, split)}"
+        sentences.append((point.arm, sentence + _hacked(point, start, split)))
+    return sentences
+
+
+def rerank_rows(metrics: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """The serving-time re-rankings in `metrics.json`, each with its metrics, however deep they are nested."""
+    ranker = metrics.get("ranker")
+    return list(_leaves(ranker.get("rerank"), ())) if isinstance(ranker, Mapping) else []
+
+
+_QUANTITIES = (
+    (HR, "HR@10"),
+    ("hallucination@10", "hallucination"),
+    ("mean_reward@10", "mean reward"),
+    ("true_utility@10", "true utility"),
+)
+
+
+def _picked(arms: list[Checkpoint], start: Checkpoint | None, split: str) -> list[str]:
+    """The arm that validation picks, what it does on the reported cases, and who is above it there."""
+    picked = max(arms, key=lambda point: _or_least(point.value("validation", HR)))
+    reached = picked.value(split, HR)
+    sentences = [
+        f"Validation picks {picked.arm}; its HR@10 on {split} is {format_metric(HR, reached)}."
+        + _against(picked, start, _best(arms, "nll"), split)
+    ]
+    highest = max(arms, key=lambda point: _or_least(point.value(split, HR)))
+    if _text(highest, split) != _text(picked, split):
+        sentences.append(f"On {split} itself {highest.arm} is higher, at {_text(highest, split)}.")
+    if start is not None and start.value(split, HR) is not None:
+        below = [point.arm for point in arms if _or_least(point.value(split, HR)) < _or_least(start.value(split, HR))]
+        if len(below) == len(arms):
+            sentences.append(f"No arm beats the starting policy on {split}: post-training did not help here.")
+        elif below:
+            sentences.append(f"Below the starting policy on {split}: {', '.join(below)}.")
+    return sentences
+
+
+def _gate_against_controls(arms: list[Checkpoint], split: str) -> list[str]:
+    gate = _best(arms, "adagrpo")
+    if gate is None:
+        return []
+    value = _or_least(gate.value(split, HR))
+    ahead = [point for point in arms if point.gate in CONTROLS and _or_least(point.value(split, HR)) >= value]
+    if not ahead:
+        return []
+    names = ", ".join(f"{point.arm} ({_text(point, split)})" for point in ahead)
+    return [
+        f"The gate ({_text(gate, split)}) does not beat these controls: {names}. Its choice of samples is no gain here."
+    ]
+
+
+def _reranking(metrics: Mapping[str, Any], arms: list[Checkpoint]) -> list[str]:
+    rows = [(name, row[HR]) for name, row in rerank_rows(metrics) if "test" not in name and row.get(HR) is not None]
+    trained = max((_or_least(point.value("validation", HR)) for point in arms), default=-math.inf)
+    if not rows or trained == -math.inf:
+        return []
+    name, value = max(rows, key=lambda row: float(row[1]))
+    verb = "more than" if value > trained else "no more than"
+    return [
+        f"Re-ranking the sft beam at serving time ({name}), which needs no training, reaches HR@10 of"
+        f" {format_metric(HR, value)} on validation, {verb} the best arm's {format_metric(HR, trained)}."
+    ]
+
+
+def _uncertainty(metrics: Mapping[str, Any], arms: list[Checkpoint], split: str) -> str:
+    sentence = "All of this is one seed: small differences can change sign when the run is repeated with another one"
+    dataset = metrics.get("dataset")
+    cases = dataset.get(f"{split}_cases") if isinstance(dataset, Mapping) else None
+    if not isinstance(cases, int) or cases < 1:
+        return sentence + "."
+    rate = max(_or_least(point.value(split, HR)) for point in arms)
+    error = 196 * math.sqrt(rate * (1 - rate) / cases)
+    return sentence + f", and {cases:,} cases alone leave each HR@10 uncertain by about ±{error:.2f} points (95 %)."
+
+
+def _against(point: Checkpoint, start: Checkpoint | None, nll: Checkpoint | None, split: str) -> str:
+    """The relative changes of HR@10 as a sentence, or nothing."""
+    value, parts = point.value(split, HR), []
+    for reference, name in ((start, "sft"), (nll, "NLL continued")):
+        known = None if reference is None else reference.value(split, HR)
+        if known and value is not None and reference is not None and reference.arm != point.arm:
+            parts.append(f"{format_relative(value, known)} relative to {name} ({format_metric(HR, known)})")
+    return f" That is {' and '.join(parts)}." if parts else ""
+
+
+def _moved(point: Checkpoint, start: Checkpoint | None, split: str, name: str, word: str) -> str:
+    """`HR@10 rose from a to b`, by what is printed."""
+    after = point.value(split, name)
+    before = None if start is None else start.value(split, name)
+    if after is None:
+        return ""
+    new = format_metric(name, after)
+    if before is None:
+        return f"{word} is {new}"
+    old = format_metric(name, before)
+    if new == old:
+        return f"{word} stayed at {new}"
+    return f"{word} {'rose' if after > before else 'fell'} from {old} to {new}"
+
+
+def _ending(final: Checkpoint | None, split: str) -> str:
+    """Where the arm stood at its last step."""
+    if final is None or final.value(split, HR) is None:
+        return ""
+    step = "" if final.step is None else f" ({final.step})"
+    invalid = final.value(split, "hallucination@10")
+    tail = "" if invalid is None else f" with hallucination {format_metric('hallucination@10', invalid)}"
+    return f" At the last step{step} HR@10 is {_text(final, split)}{tail}."
+
+
+def _hacked(point: Checkpoint, start: Checkpoint | None, split: str) -> str:
+    """A warning where the reward rose and what it stands for fell."""
+    if start is None:
+        return ""
+
+    def change(name: str) -> float:
+        after, before = point.value(split, name), start.value(split, name)
+        return 0.0 if after is None or before is None else after - before
+
+    if change("mean_reward@10") <= 0:
+        return ""
+    fell = [word for name, word in ((HR, "HR@10"), ("true_utility@10", "true utility")) if change(name) < 0]
+    return f" The reward rose while {' and '.join(fell)} fell: it was no guide here." if fell else ""
+
+
+def _leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    if not isinstance(value, Mapping):
+        return
+    if any(isinstance(item, int | float) for item in value.values()):
+        yield " / ".join(path) or "re-ranked", value
+    for key, item in value.items():
+        yield from _leaves(item, (*path, key))
+
+
+def _split(points: list[Checkpoint]) -> str:
+    """Test where it was evaluated, else validation."""
+    return "test" if any(point.value("test", HR) is not None for point in points) else "validation"
+
+
+def _start(points: list[Checkpoint]) -> Checkpoint | None:
+    return next((point for point in points if point.arm == START), None)
+
+
+def _best(points: list[Checkpoint], arm: str) -> Checkpoint | None:
+    return next((point for point in points if point.arm == arm and point.kind == "best"), None)
+
+
+def _text(point: Checkpoint, split: str) -> str:
+    return format_metric(HR, point.value(split, HR))
+
+
+def _or_least(value: float | None) -> float:
+    return -math.inf if value is None else value

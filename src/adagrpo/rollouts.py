@@ -1,0 +1,128 @@
+"""Groups of rollouts: what GRPO compares with one another, one group of `G` Semantic IDs a sample.
+
+    drawn       o_bg ~ π(· | x_b), g = 1..G              unbiased: what the policy-gradient identity is about
+    beam        the policy's own top G                    deterministic and biased, see `beam_rollouts`
+    injected    the last rollout becomes the logged item  where the group does not hold it already
+
+GRPO: Shao et al. 2024, arXiv 2402.03300. The log-probabilities that come with a group are those of the distribution
+that the group was really drawn from: same constraint, same temperature. Codes that name no item stay in the group as
+item -1; they are never replaced by something plausible.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from adagrpo.decoding import beam_search, sample
+from adagrpo.policies.base import DecoderState, Policy
+from adagrpo.semantic_ids.trie import Trie
+from adagrpo.types import Rollouts
+
+__all__ = ["beam_rollouts", "draw_rollouts", "inject_target"]
+
+ContextT = TypeVar("ContextT")
+StateT = TypeVar("StateT", bound=DecoderState)
+
+
+def draw_rollouts(
+    policy: Policy[ContextT, StateT],
+    context: ContextT,
+    trie: Trie,
+    uniforms: Tensor,  # (B, G, L)
+    *,
+    temperature: float = 1.0,
+    constrained: bool = False,
+) -> Rollouts:
+    """Draw `G` rollouts a sample.
+
+    Args:
+        policy: the policy to sample from.
+        context: `B` encoded samples.
+        trie: the catalogue's codes; says which item a rollout names.
+        uniforms: (B, G, L) numbers in [0, 1), one for each code.
+        temperature: divides the logits.
+        constrained: draw only codes of the trie. `log_probs` are then those of the constrained distribution.
+
+    Raises:
+        ValueError: shapes, uniforms or temperature are wrong, see `adagrpo.decoding.sample`.
+        DeadEnd: a lane has no code to draw.
+    """
+    drawn = sample(policy, context, uniforms, temperature=temperature, trie=trie if constrained else None)
+    return Rollouts(drawn.codes, trie.lookup(drawn.codes), drawn.log_probs)
+
+
+@torch.no_grad()
+def beam_rollouts(
+    policy: Policy[ContextT, StateT],
+    context: ContextT,
+    trie: Trie,
+    group_size: int,
+    *,
+    constrained: bool = False,
+) -> Rollouts:
+    """Take the policy's own `G` most probable Semantic IDs, by beam search, as the group.
+
+    These are not samples. The group is the same each time, holds no sequence twice and leaves out the tail, so the
+    mean over it is a **biased** estimate of the expectation over the policy, and the share of rollouts that miss the
+    target is the beam's recall and not a miss probability.
+
+    Args:
+        policy: the policy to search.
+        context: `B` encoded samples.
+        trie: the catalogue's codes; says which item a rollout names.
+        group_size: `G`.
+        constrained: keep to sequences of the trie.
+
+    Returns:
+        Rollouts, best first. `log_probs` are the policy's free ones at temperature 1, by which the beam was ranked,
+        constrained or not. Where fewer than `G` sequences exist the lanes left over have item -1; their codes are all
+        0, so that they can be scored, and mean nothing.
+
+    Raises:
+        ValueError: `group_size` is below 1, or the trie's levels are not the policy's.
+    """
+    beams = beam_search(policy, context, group_size, trie=trie if constrained else None)
+    codes = beams.codes.clamp(min=0)
+    items = trie.lookup(codes).masked_fill(beams.scores == -torch.inf, -1)
+    return Rollouts(codes, items, policy.score(context, codes))
+
+
+def inject_target(
+    rollouts: Rollouts,
+    targets: Tensor,  # (B,)
+    target_codes: Tensor,  # (B, L)
+    target_log_probs: Tensor,  # (B, L)
+) -> Rollouts:
+    """Put the logged item into every group: where it is missing, the last rollout is replaced by it.
+
+    The group is then no sample of the policy any more, and difficulty must be computed from the group without it.
+
+    Args:
+        rollouts: groups of `G` rollouts.
+        targets: (B,) int64 logged items.
+        target_codes: (B, L) int64, their codes.
+        target_log_probs: (B, L) float32, of the distribution that the other rollouts were drawn from.
+
+    Returns:
+        New rollouts; the ones passed in are left as they are.
+
+    Raises:
+        ValueError: a shape does not fit the rollouts.
+    """
+    samples, group, levels = rollouts.codes.shape
+    if targets.shape != (samples,):
+        raise ValueError(f"targets must be ({samples},), got {tuple(targets.shape)}")
+    for name, value in (("target_codes", target_codes), ("target_log_probs", target_log_probs)):
+        if value.shape != (samples, levels):
+            raise ValueError(f"{name} must be ({samples}, {levels}), got {tuple(value.shape)}")
+    missing = (rollouts.items != targets.unsqueeze(1)).all(1)  # (B,)
+    last = torch.arange(group, device=targets.device) == group - 1  # (G,)
+    replaced = missing.unsqueeze(1) & last  # (B, G)
+    return Rollouts(
+        torch.where(replaced.unsqueeze(-1), target_codes.unsqueeze(1), rollouts.codes),
+        torch.where(replaced, targets.unsqueeze(1), rollouts.items),
+        torch.where(replaced.unsqueeze(-1), target_log_probs.unsqueeze(1), rollouts.log_probs),
+    )

@@ -1,0 +1,304 @@
+"""The catalogue: which codes name which item, how it is stored, and how good its codes are.
+
+An item is a row of an integer matrix, `codes[item] = (c_1 .. c_L)`, and no two rows are equal, so that a full code
+sequence names one item or none. Two items that share their codes are an error here; `resolve_collisions` in
+`adagrpo.semantic_ids.quantization` mends them beforehand, and `audit` says how much it had to mend. The published habit
+of counting every item with the right codes as a hit is what this rules out.
+
+The quality of a level is the entropy of its codes, `H_l = -Σ_k p_k log p_k` in nats, and its share of `log K_l`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from adagrpo.errors import UserError
+from adagrpo.semantic_ids.trie import Trie
+
+__all__ = ["Catalog", "audit", "import_semantic_ids"]
+
+
+@dataclass(frozen=True, eq=False)
+class Catalog:
+    """Codes of `V` items; build it with `Catalog.from_codes`.
+
+    Attributes:
+        codes: (V, L) int64, distinct rows.
+        level_sizes: `(K_1 .. K_L)`, how many codes each level has, used or not.
+        trie: prefix tree of `codes`.
+
+    Example:
+        >>> catalog = Catalog.from_codes(torch.tensor([[0, 1], [2, 0]]))
+        >>> catalog.level_sizes, catalog.num_items, catalog.num_levels
+        ((3, 2), 2, 2)
+        >>> catalog.lookup(torch.tensor([[2, 0], [2, 1]])).tolist()
+        [1, -1]
+    """
+
+    codes: Tensor  # (V, L) int64
+    level_sizes: tuple[int, ...]
+    trie: Trie
+
+    @classmethod
+    def from_codes(
+        cls,
+        codes: Tensor | NDArray[np.integer[Any]],  # (V, L)
+        level_sizes: Sequence[int] | None = None,
+    ) -> Catalog:
+        """Check the codes and build their tree.
+
+        Args:
+            codes: (V, L) integers, row `i` names item `i`.
+            level_sizes: `(K_1 .. K_L)`; left out, each is the largest code of its level plus one.
+
+        Raises:
+            UserError: two items share their codes, or a code is negative or not below its level's size.
+            ValueError: `codes` is not a matrix of integers with L >= 1, or `level_sizes` is not of length L.
+        """
+        matrix = torch.as_tensor(codes)
+        if matrix.dim() != 2 or matrix.shape[1] == 0 or matrix.is_floating_point():
+            raise ValueError(f"codes is {matrix.dtype} {tuple(matrix.shape)}, expected integers (V, L) with L >= 1")
+        matrix = matrix.to(torch.int64)
+        values = matrix.cpu().numpy()
+        largest = values.max(axis=0, initial=0)
+        sizes = tuple(int(size) for size in (largest + 1 if level_sizes is None else level_sizes))
+        if len(sizes) != matrix.shape[1]:
+            raise ValueError(f"level_sizes has {len(sizes)} levels, codes {matrix.shape[1]}")
+        _check_range(values, sizes)
+        _check_distinct(values)
+        return cls(matrix, sizes, Trie.build(matrix, sizes))
+
+    @property
+    def num_items(self) -> int:
+        """`V`."""
+        return len(self.codes)
+
+    @property
+    def num_levels(self) -> int:
+        """`L`."""
+        return len(self.level_sizes)
+
+    def lookup(
+        self,
+        codes: Tensor,  # (..., L) int64
+    ) -> Tensor:
+        """(...) int64 items that full code sequences name, -1 where they name none."""
+        return self.trie.lookup(codes)
+
+    def to(self, device: torch.device | str) -> Catalog:
+        """The same catalogue with its tensors on `device`."""
+        return Catalog(self.codes.to(device), self.level_sizes, self.trie.to(device))
+
+    def write(self, path: Path) -> None:
+        """Write `path` as Parquet (item int32, codes list<int32>), and `level_sizes` beside it as `.json`."""
+        codes = pl.Series("codes", self.codes.cpu().numpy().astype(np.int32)).cast(pl.List(pl.Int32))
+        items = pl.Series("item", np.arange(self.num_items, dtype=np.int32))
+        pl.DataFrame([items, codes]).write_parquet(path)
+        sidecar = json.dumps({"level_sizes": list(self.level_sizes)}) + "\n"
+        path.with_suffix(".json").write_text(sidecar, encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> Catalog:
+        """Read what `write` wrote.
+
+        Raises:
+            UserError: a file is missing or damaged, items are not 0 .. V-1, or the codes do not name items uniquely.
+        """
+        sizes = _read_level_sizes(path.with_suffix(".json"))
+        frame = _read_parquet(path, ["item", "codes"]).sort("item")
+        items = frame["item"]
+        if not items.dtype.is_integer() or not np.array_equal(items.to_numpy(), np.arange(len(items))):
+            raise UserError(f"{path}: column 'item' does not hold each of 0 .. {len(items) - 1} once; write it again")
+        codes = _code_matrix(frame["codes"], items, str(path))
+        if len(frame) == 0:
+            codes = codes.reshape(0, len(sizes))
+        if codes.shape[1] != len(sizes):
+            raise UserError(f"{path}: {codes.shape[1]} codes an item, but its .json has {len(sizes)} level_sizes")
+        return cls.from_codes(codes, sizes)
+
+
+def import_semantic_ids(
+    path: Path,
+    item_ids: pl.Series,
+    *,
+    column: str,
+    id_column: str = "item_id",
+) -> NDArray[np.int64]:
+    """Codes that someone else published, in the order of our catalogue.
+
+    The codes are returned as they are, collisions included; give them to `resolve_collisions` next.
+
+    Args:
+        path: Parquet with one row per item and a list column of integer codes.
+        item_ids: (V,) the catalogue's original item ids, in item order. The file's ids are cast to their type.
+        column: name of the list column.
+        id_column: name of the file's id column.
+
+    Returns:
+        (V, L) int64; `(0, 0)` for an empty catalogue.
+
+    Raises:
+        UserError: a column is missing, an item has no row or two, or its codes are not a list of L integers.
+    """
+    frame = _read_parquet(path, [id_column, column])
+    published = frame.select(
+        pl.col(id_column).cast(item_ids.dtype, strict=False).alias("id"), pl.col(column).alias("sid")
+    )
+    twice = published.filter(pl.col("id").is_duplicated() & pl.col("id").is_in(item_ids.implode()))
+    if len(twice):
+        raise UserError(f"{path}: item {twice['id'][0]!r} has more than one row in column {id_column!r}; keep one")
+    wanted = pl.DataFrame({"id": item_ids})
+    missing = wanted.join(published, on="id", how="anti", maintain_order="left")
+    if len(missing):
+        raise UserError(
+            f"{path}: no row for item {missing['id'][0]!r} and {len(missing) - 1} more of {len(wanted)} items; "
+            f"every item of the catalogue needs one (column {id_column!r})"
+        )
+    joined = wanted.join(published, on="id", how="left", maintain_order="left")
+    return _code_matrix(joined["sid"], joined["id"], f"{path}: column {column!r}")
+
+
+def audit(
+    codes_before: Tensor | NDArray[np.integer[Any]],  # (V, L') codes before the level that resolves collisions
+    catalog: Catalog,
+) -> dict[str, Any]:
+    """How well the codes spread the items.
+
+    Args:
+        codes_before: (V, L') integers, before the extra level; the catalogue's own codes if there is none.
+        catalog: the finished catalogue.
+
+    Returns:
+        JSON-able: `items`, `levels`, `distinct_sequences` and `largest_collision` (items that share one sequence, 1 if
+        none do) and `collision_rate` (share of items that share theirs) of `codes_before`; `density` = V / Π K_l and
+        `log10_density` of the catalogue (None without items); and `per_level`, a list over the catalogue's levels:
+        `size` K_l, `codes_used`, `entropy` in nats, `entropy_share` of log K_l (None where K_l is 1),
+        `largest_cluster` (most items on one code) and `prefixes` (distinct prefixes up to this level).
+
+    Raises:
+        ValueError: `codes_before` does not have one row per item.
+    """
+    before = torch.as_tensor(codes_before)
+    if before.dim() != 2 or len(before) != catalog.num_items:
+        raise ValueError(f"codes_before has shape {tuple(before.shape)}, expected ({catalog.num_items}, L)")
+    shared = torch.unique(before, dim=0, return_counts=True)[1]
+    items = catalog.num_items
+    log10_density = math.log10(items) - sum(map(math.log10, catalog.level_sizes)) if items else None
+    return {
+        "items": items,
+        "levels": catalog.num_levels,
+        "distinct_sequences": len(shared),
+        "largest_collision": int(shared.max()) if items else 0,
+        "collision_rate": int(shared[shared > 1].sum()) / items if items else 0.0,
+        "density": items / math.prod(catalog.level_sizes),
+        "log10_density": log10_density,
+        "per_level": [_audit_level(catalog, level) for level in range(catalog.num_levels)],
+    }
+
+
+def _audit_level(catalog: Catalog, level: int) -> dict[str, Any]:
+    size = catalog.level_sizes[level]
+    counts = torch.bincount(catalog.codes[:, level], minlength=size).to(torch.float64)
+    shares = counts / max(catalog.num_items, 1)
+    entropy = max(-float(torch.xlogy(shares, shares).sum()), 0.0)
+    return {
+        "size": size,
+        "codes_used": int((counts > 0).sum()),
+        "entropy": entropy,
+        "entropy_share": entropy / math.log(size) if size > 1 else None,
+        "largest_cluster": int(counts.max()),
+        "prefixes": catalog.trie.node_counts[level + 1],
+    }
+
+
+def _check_range(
+    codes: NDArray[np.int64],  # (V, L)
+    level_sizes: tuple[int, ...],
+) -> None:
+    """Raise UserError at the first code outside its level."""
+    outside = np.argwhere((codes < 0) | (codes >= np.asarray(level_sizes)))
+    if len(outside):
+        item, level = (int(index) for index in outside[0])
+        raise UserError(
+            f"codes: item {item} has code {codes[item, level]} at level {level + 1}; "
+            f"it must be in 0 .. {level_sizes[level] - 1}"
+        )
+
+
+def _check_distinct(
+    codes: NDArray[np.int64],  # (V, L)
+) -> None:
+    """Raise UserError at the first item whose codes an earlier item has."""
+    _, first, group = np.unique(codes, axis=0, return_index=True, return_inverse=True)
+    earlier = first[group.reshape(-1)]
+    repeats = np.flatnonzero(earlier != np.arange(len(codes)))
+    if len(repeats):
+        item = int(repeats[0])
+        raise UserError(
+            f"codes: items {earlier[item]} and {item} share the codes {codes[item].tolist()}; "
+            "codes must be unique, add a level with resolve_collisions"
+        )
+
+
+def _read_parquet(path: Path, columns: list[str]) -> pl.DataFrame:
+    """Columns of a Parquet file; UserError where it or one of them is missing."""
+    try:
+        schema = pl.read_parquet_schema(path)
+        unknown = [column for column in columns if column not in schema]
+        if unknown:
+            raise UserError(f"{path}: no column {unknown[0]!r}; it has {', '.join(schema)}")
+        return pl.read_parquet(path, columns=list(dict.fromkeys(columns)))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; expected Parquet with columns {', '.join(columns)}") from None
+    except (pl.exceptions.PolarsError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: cannot be read as Parquet ({reason})") from None
+
+
+def _read_level_sizes(path: Path) -> tuple[int, ...]:
+    """`level_sizes` of the sidecar."""
+    try:
+        sizes = json.loads(path.read_text(encoding="utf-8"))["level_sizes"]
+        if not isinstance(sizes, list) or not sizes or not all(type(size) is int and size > 0 for size in sizes):
+            raise ValueError
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; it belongs beside the Parquet of the codes") from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f'{path}: expected {{"level_sizes": [K_1, .., K_L]}} with positive integers') from None
+    return tuple(sizes)
+
+
+def _code_matrix(
+    lists: pl.Series,  # (V,) list of integers
+    names: pl.Series,  # (V,) what to call each row in an error
+    source: str,
+) -> NDArray[np.int64]:
+    """(V, L) codes of a list column whose lists all have one length and no null."""
+    if isinstance(lists.dtype, pl.Array):
+        lists = lists.arr.to_list()
+    if not isinstance(lists.dtype, pl.List) or not lists.dtype.inner.is_integer():
+        raise UserError(f"{source} holds {lists.dtype}; expected lists of integers")
+    if len(lists) == 0:
+        return np.empty((0, 0), dtype=np.int64)
+    lengths = lists.list.len().fill_null(0).to_numpy()
+    filled = lists.list.drop_nulls().list.len().fill_null(0).to_numpy()
+    levels = int(np.bincount(lengths).argmax())
+    bad = np.flatnonzero((lengths != levels) | (filled != levels) | (filled == 0))
+    if len(bad):
+        row = int(bad[0])
+        found = lists.slice(row, 1).to_list()[0]
+        raise UserError(
+            f"{source}: item {names[row]!r} has {found}; expected {levels or 'some'} integers, as most items have"
+        )
+    return lists.explode().to_numpy().astype(np.int64).reshape(len(lists), levels)

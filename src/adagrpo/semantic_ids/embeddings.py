@@ -1,0 +1,208 @@
+"""Item vectors from what the data offers: attributes, text, and who is bought together.
+
+    TF-IDF     x_iw = (1 + log n_iw) (log((1 + V) / (1 + df_w)) + 1), rows L2-normalised
+    PPMI       p_ij = max(0, log(n_ij n / (n_i n_j))),  n_ij pairs of items within a window, n_i = Σ_j n_ij, n = Σ_i n_i
+    vectors    U_W diag(s_W)^power of the truncated singular value decomposition, rows L2-normalised
+
+Source: Levy & Goldberg, NeurIPS 2014, and Levy, Goldberg & Dagan, TACL 2015 (PPMI, and power 0.5 rather than 1); latent
+semantic analysis for the other two. Every function returns (V, W) float32 rows of length one, or zero where an item has
+no signal; equal inputs give equal vectors: the iterative solver starts at a fixed vector, and the largest entry of each
+singular vector is made positive.
+
+Departures: an item is not its own neighbour (repeated purchases are left out of the counts), and a row of the
+decomposition that is rounding noise is zero instead of being scaled up to length one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+from scipy.sparse.linalg import svds
+
+from adagrpo.types import Ragged
+
+__all__ = ["attribute_vectors", "cooccurrence_vectors", "mix", "text_vectors"]
+
+_WORD = re.compile(r"\w+")
+# Relative to the largest: singular values and rows below this are rounding.
+_FLOOR = 1e-8
+# Length, before quantisation, of the vector of an item that has no signal.
+_NO_SIGNAL_LENGTH = 1e-2
+
+
+def attribute_vectors(attributes: Sequence[Sequence[str]], *, width: int) -> NDArray[np.float32]:
+    """Vectors of items that share attributes, such as category and brand.
+
+    Args:
+        attributes: V lists of attribute strings, compared exactly.
+        width: `W`; columns beyond the rank are zero.
+
+    Returns:
+        (V, W) float32.
+
+    Example:
+        >>> vectors = attribute_vectors([["shoe", "red"], ["shoe", "red"], ["tent"]], width=4)
+        >>> (vectors @ vectors.T).round(5).tolist()
+        [[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
+    """
+    return _reduce(_tf_idf(attributes, min_items=1), width, power=1.0)
+
+
+def text_vectors(texts: Sequence[str], *, width: int) -> NDArray[np.float32]:
+    """Vectors of items whose texts share words; words are lower-cased and must occur in at least two items.
+
+    Args:
+        texts: V texts.
+        width: `W`; columns beyond the rank are zero.
+
+    Returns:
+        (V, W) float32.
+    """
+    return _reduce(_tf_idf((_WORD.findall(text.lower()) for text in texts), min_items=2), width, power=1.0)
+
+
+def cooccurrence_vectors(
+    training: Ragged, num_items: int, *, window: int, width: int, power: float = 0.5
+) -> NDArray[np.float32]:
+    """Vectors of items that occur near each other in the training sequences.
+
+    Args:
+        training: item sequences of the training split only, values in `0 .. num_items - 1`.
+        num_items: `V`.
+        window: two items are a pair if they are at most this many positions apart in one sequence.
+        width: `W`; columns beyond the rank are zero.
+        power: exponent of the singular values.
+
+    Returns:
+        (V, W) float32, zero for items without a neighbour.
+
+    Raises:
+        ValueError: `window` or `width` is below 1, or an item is out of range.
+    """
+    if window < 1:
+        raise ValueError(f"window {window}: expected at least 1")
+    values = training.values
+    if len(values) and not 0 <= values.min() <= values.max() < num_items:
+        raise ValueError(f"training holds items {values.min()} .. {values.max()}; expected 0 .. {num_items - 1}")
+    return _reduce(_ppmi(_pair_counts(training, num_items, window)), width, power)
+
+
+def mix(
+    parts: Mapping[str, NDArray[np.float32]],
+    weights: Mapping[str, float],
+    *,
+    seed: int = 0,
+) -> NDArray[np.float32]:
+    """Lay several kinds of vectors side by side, so that similarities add up in proportion to the weights.
+
+    Each part is row-normalised and multiplied by the root of its weight; the whole is row-normalised again. An item
+    that no part of positive weight knows gets a random direction of length 0.01: it can then be quantised, near no item
+    in particular.
+
+    Args:
+        parts: by name, (V, W_p) each.
+        weights: by name, at least 0; the same names as `parts`.
+        seed: of the random directions.
+
+    Returns:
+        (V, Σ W_p) float32, in the order of `parts`.
+
+    Raises:
+        ValueError: names or rows disagree, there are no parts, or a weight is negative or not finite.
+    """
+    if not parts or parts.keys() != weights.keys():
+        raise ValueError(f"weights names {sorted(weights)}, parts {sorted(parts)}: expected the same, at least one")
+    if len({len(part) for part in parts.values()}) != 1:
+        raise ValueError(f"parts have {[len(part) for part in parts.values()]} rows: expected the same number")
+    for name, weight in weights.items():
+        if not 0 <= weight < np.inf:
+            raise ValueError(f"weight of {name} is {weight}: expected a finite number, at least 0")
+    scaled = [_unit_rows(part.astype(np.float64)) * np.sqrt(weights[name]) for name, part in parts.items()]
+    mixed = _unit_rows(np.concatenate(scaled, axis=1))
+    silent = ~mixed.any(axis=1)
+    directions = np.random.default_rng(seed).standard_normal((int(silent.sum()), mixed.shape[1]))
+    mixed[silent] = _unit_rows(directions) * _NO_SIGNAL_LENGTH
+    return mixed.astype(np.float32)
+
+
+def _tf_idf(documents: Iterable[Sequence[str]], *, min_items: int) -> sparse.csr_array:
+    """(V, words) TF-IDF of the words that at least `min_items` documents hold."""
+    vocabulary: dict[str, int] = {}
+    columns: list[int] = []
+    ends = [0]
+    for document in documents:
+        columns.extend(vocabulary.setdefault(word, len(vocabulary)) for word in document)
+        ends.append(len(columns))
+    shape = (len(ends) - 1, len(vocabulary))
+    counts = sparse.csr_array((np.ones(len(columns)), np.array(columns, dtype=np.int64), ends), shape=shape)
+    counts.sum_duplicates()
+    frequency = np.bincount(counts.indices, minlength=shape[1])
+    counts.data = 1 + np.log(counts.data)
+    idf = np.log((1 + shape[0]) / (1 + frequency)) + 1
+    weighted = (counts @ sparse.diags_array(np.where(frequency >= min_items, idf, 0.0))).tocsr()
+    lengths = np.sqrt(weighted.multiply(weighted).sum(axis=1))
+    normalised: sparse.csr_array = (sparse.diags_array(1 / np.where(lengths > 0, lengths, 1.0)) @ weighted).tocsr()
+    return normalised
+
+
+def _pair_counts(training: Ragged, num_items: int, window: int) -> sparse.csr_array:
+    """(V, V) symmetric counts of pairs of different items within the window."""
+    rows = np.repeat(np.arange(len(training)), training.lengths)
+    values = training.values.astype(np.int64)
+    longest = int(training.lengths.max(initial=0))
+    counts = sparse.csr_array((num_items, num_items), dtype=np.float64)
+    for distance in range(1, min(window, longest - 1) + 1):
+        left, right = values[:-distance], values[distance:]
+        kept = (rows[:-distance] == rows[distance:]) & (left != right)
+        pairs = (np.ones(int(kept.sum())), (left[kept], right[kept]))
+        counts = counts + sparse.coo_array(pairs, shape=counts.shape).tocsr()
+    return (counts + counts.T).tocsr()
+
+
+def _ppmi(counts: sparse.csr_array) -> sparse.csr_array:
+    """(V, V) positive pointwise mutual information of symmetric counts."""
+    totals = counts.sum(axis=1)
+    pairs = counts.tocoo()
+    row, column = pairs.coords
+    information = np.log(pairs.data * totals.sum() / (totals[row] * totals[column]))
+    positive = information > 0
+    return sparse.csr_array((information[positive], (row[positive], column[positive])), shape=counts.shape)
+
+
+def _reduce(matrix: sparse.csr_array, width: int, power: float) -> NDArray[np.float32]:
+    """(rows, width) unit rows of `U diag(s)^power`, zero beyond the rank and where a row is zero."""
+    if width < 1:
+        raise ValueError(f"width {width}: expected at least 1")
+    reduced = np.zeros((matrix.shape[0], width))
+    if matrix.nnz:
+        vectors, values = _truncated_svd(matrix, width)
+        kept = values > _FLOOR * values[0]
+        vectors, values = vectors[:, kept], values[kept]
+        peaks = np.abs(vectors).argmax(axis=0)
+        signs = np.sign(vectors[peaks, np.arange(len(values))])
+        reduced[:, : len(values)] = vectors * (signs * values**power)
+    lengths = np.linalg.norm(reduced, axis=1)
+    reduced[lengths <= _FLOOR * lengths.max(initial=0.0)] = 0
+    return _unit_rows(reduced).astype(np.float32)
+
+
+def _truncated_svd(matrix: sparse.csr_array, width: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(rows, W) left singular vectors and (W,) singular values, largest first, W at most the smaller side."""
+    smaller = min(matrix.shape)
+    if width >= smaller:  # the iterative solver cannot find them all
+        left, values, _ = np.linalg.svd(matrix.toarray(), full_matrices=False)
+        return left, values
+    start = np.random.default_rng(0).standard_normal(smaller)
+    left, values, _ = svds(matrix, k=width, v0=start, return_singular_vectors="u")
+    order = np.argsort(-values, kind="stable")
+    return left[:, order].astype(np.float64), values[order].astype(np.float64)
+
+
+def _unit_rows(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rows scaled to length one; zero rows stay zero."""
+    lengths = np.linalg.norm(matrix, axis=1, keepdims=True)
+    return matrix / np.where(lengths > 0, lengths, 1.0)

@@ -1,0 +1,186 @@
+"""Prefix tree of the catalogue's codes: which codes may follow a prefix, and which item a full path names.
+
+The tree is a few flat tensors, one table per level, so that a query is one gather or one binary search over all beams:
+
+    child(l, n, k) = the node of level l + 1 whose prefix is prefix(n) followed by code k, or -1
+
+Nodes of level `l` are the distinct prefixes of length `l`, numbered in lexicographic order; level 0 is the root, 0.
+A level is stored dense, as an (n_l, K_l) table, while that fits `dense_limit` entries, and otherwise as sorted keys
+`n * K_l + k`. The child of a key is its rank, because children are numbered in the same order as keys.
+
+Departure from the usual prefix dictionaries of generative retrieval: an unknown prefix is node -1, from which nothing
+is allowed. It is never left unconstrained.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Trie"]
+
+
+@dataclass(frozen=True, eq=False)
+class Trie:
+    """Prefix tree of `V` distinct code sequences; build it with `Trie.build`.
+
+    Attributes:
+        level_sizes: `(K_1 .. K_L)`, how many codes each level has.
+        node_counts: `(n_0 .. n_L)`, how many distinct prefixes of each length there are; `n_0` is 1.
+        tables: per level, either the (n_l, K_l) int32 dense child table (one row of -1 if there are no nodes), or the
+            (n_{l+1},) int64 sorted keys `node * K_l + code`.
+        items: (n_L,) int64, the item of each leaf.
+
+    Example:
+        >>> trie = Trie.build(torch.tensor([[0, 1], [2, 0], [0, 0]]), (3, 2))
+        >>> trie.allowed(0, torch.tensor([0, -1])).tolist()
+        [[True, False, True], [False, False, False]]
+        >>> trie.child(0, torch.tensor([0, 0]), torch.tensor([2, 1])).tolist()
+        [1, -1]
+        >>> trie.lookup(torch.tensor([[0, 0], [2, 1]])).tolist()
+        [2, -1]
+    """
+
+    level_sizes: tuple[int, ...]
+    node_counts: tuple[int, ...]
+    tables: tuple[Tensor, ...]
+    items: Tensor  # (n_L,) int64
+
+    @classmethod
+    def build(
+        cls,
+        codes: Tensor,  # (V, L) int64
+        level_sizes: tuple[int, ...],
+        *,
+        dense_limit: int = 2**26,
+    ) -> Trie:
+        """Build the tree of a catalogue.
+
+        Args:
+            codes: (V, L) int64, one distinct code sequence per item, each code in `0 .. K_l - 1`; V may be 0.
+            level_sizes: `(K_1 .. K_L)`.
+            dense_limit: largest number of entries `n_l * K_l` of a dense table.
+
+        Raises:
+            ValueError: if the shapes disagree, a code is out of range, or two items share their codes.
+        """
+        sizes = torch.tensor(level_sizes, dtype=torch.int64, device=codes.device)
+        if codes.dim() != 2 or codes.shape[1] != len(level_sizes) or not level_sizes:
+            raise ValueError(
+                f"codes has shape {tuple(codes.shape)}, level_sizes {level_sizes}: expected (V, L) and L >= 1"
+            )
+        if codes.dtype != torch.int64:
+            raise ValueError(f"codes is {codes.dtype}, expected torch.int64")
+        if bool(((codes < 0) | (codes >= sizes)).any()):
+            raise ValueError(f"codes holds a code outside 0 .. K_l - 1 for level_sizes {level_sizes}")
+        nodes = torch.zeros(len(codes), dtype=torch.int64, device=codes.device)
+        counts, tables = [1], list[Tensor]()
+        for level, size in enumerate(level_sizes):
+            # `unique` sorts, so the rank of a key continues the lexicographic order of the prefixes.
+            keys, nodes = torch.unique(nodes * size + codes[:, level], return_inverse=True)
+            tables.append(_dense(keys, counts[-1], size) if counts[-1] * size <= dense_limit else keys)
+            counts.append(len(keys))
+        if counts[-1] != len(codes):
+            raise ValueError(f"codes has {len(codes)} rows of which {counts[-1]} are distinct: rows must be distinct")
+        return cls(tuple(level_sizes), tuple(counts), tuple(tables), torch.argsort(nodes))
+
+    @property
+    def num_levels(self) -> int:
+        """`L`."""
+        return len(self.level_sizes)
+
+    def to(self, device: torch.device | str) -> Trie:
+        """The same tree with its tensors on `device`."""
+        return Trie(
+            self.level_sizes,
+            self.node_counts,
+            tuple(table.to(device) for table in self.tables),
+            self.items.to(device),
+        )
+
+    def allowed(
+        self,
+        level: int,
+        nodes: Tensor,  # (...) int64
+    ) -> Tensor:
+        """Which codes may follow.
+
+        Args:
+            level: length of the prefixes, `0 .. L - 1`.
+            nodes: (...) int64 nodes of that level; -1 is an unknown prefix.
+
+        Returns:
+            (..., K_level) bool, all False at node -1.
+        """
+        table = self.tables[level]
+        if table.dim() == 2:
+            return (table[nodes.clamp(min=0)] >= 0) & (nodes >= 0).unsqueeze(-1)
+        every_code = torch.arange(self.level_sizes[level], device=nodes.device)
+        return self.child(level, nodes.unsqueeze(-1), every_code) >= 0
+
+    def child(
+        self,
+        level: int,
+        nodes: Tensor,  # (...) int64
+        codes: Tensor,  # (...) int64
+    ) -> Tensor:
+        """The node that a code leads to.
+
+        Args:
+            level: length of the prefixes, `0 .. L - 1`.
+            nodes: (...) int64 nodes of that level; -1 is an unknown prefix.
+            codes: (...) int64, broadcast against `nodes`; a code out of range leads nowhere.
+
+        Returns:
+            (...) int64 node of level `level + 1`, -1 where there is none.
+        """
+        size = self.level_sizes[level]
+        table = self.tables[level]
+        known = (nodes >= 0) & (codes >= 0) & (codes < size)
+        if table.dim() == 2:
+            found = table[nodes.clamp(min=0), codes.clamp(0, size - 1)].to(torch.int64)
+            return torch.where(known, found, -1)
+        if len(table) == 0:
+            return torch.full_like(known, -1, dtype=torch.int64)
+        # Without the -1, a code out of range would fall on a neighbouring node's key.
+        wanted = torch.where(known, nodes * size + codes, -1).contiguous()
+        rank = torch.searchsorted(table, wanted).clamp(max=len(table) - 1)
+        return torch.where(table[rank] == wanted, rank, -1)
+
+    def leaf_items(
+        self,
+        nodes: Tensor,  # (...) int64
+    ) -> Tensor:
+        """(...) int64 items of level-L nodes; -1 stays -1."""
+        if len(self.items) == 0:
+            return torch.full_like(nodes, -1)
+        return torch.where(nodes >= 0, self.items[nodes.clamp(min=0)], -1)
+
+    def lookup(
+        self,
+        codes: Tensor,  # (..., L) int64
+    ) -> Tensor:
+        """(...) int64 items that full code sequences name, -1 where they name none.
+
+        Raises:
+            ValueError: if the last dimension of `codes` is not L.
+        """
+        if codes.dim() == 0 or codes.shape[-1] != self.num_levels:
+            raise ValueError(f"codes has shape {tuple(codes.shape)}, expected (..., {self.num_levels})")
+        nodes = torch.zeros_like(codes[..., 0])
+        for level in range(self.num_levels):
+            nodes = self.child(level, nodes, codes[..., level])
+        return self.leaf_items(nodes)
+
+
+def _dense(
+    keys: Tensor,  # (n,) int64, sorted
+    nodes: int,
+    size: int,
+) -> Tensor:
+    """(max(nodes, 1), size) int32 child table of one level, -1 where there is no child."""
+    table = torch.full((max(nodes, 1) * size,), -1, dtype=torch.int32, device=keys.device)
+    table[keys] = torch.arange(len(keys), dtype=torch.int32, device=keys.device)
+    return table.view(-1, size)

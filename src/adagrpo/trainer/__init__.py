@@ -1,0 +1,20 @@
+"""Training: one loop, and the three things it fits (sft, ranker, post-training)."""
+
+from adagrpo.trainer.batches import BatchSchedule, TrainingBatch
+from adagrpo.trainer.loop import Diverged, FitResult, Task, fit
+from adagrpo.trainer.post_training import Arm, PostTraining
+from adagrpo.trainer.ranker import RankerFit
+from adagrpo.trainer.supervised import Supervised
+
+__all__ = [
+    "Arm",
+    "BatchSchedule",
+    "Diverged",
+    "FitResult",
+    "PostTraining",
+    "RankerFit",
+    "Supervised",
+    "Task",
+    "TrainingBatch",
+    "fit",
+]

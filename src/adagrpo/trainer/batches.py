@@ -1,0 +1,106 @@
+"""Training batches: every position of a history is a sample, and their order is a function of (seed, step).
+
+A history of n items holds n - 1 samples: items `0 .. t` are seen, item `t + 1` is the target. Nothing about the order is
+stored in a checkpoint, since it can be computed from the step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from adagrpo.data.sequences import length_bucketed_batches, pad
+from adagrpo.errors import UserError
+from adagrpo.types import Histories, Ragged
+
+__all__ = ["BatchSchedule", "TrainingBatch", "keyed_generator", "step_key", "truncate"]
+
+
+class TrainingBatch(NamedTuple):
+    """`B` histories and the `N` samples that they hold."""
+
+    users: NDArray[np.int64]  # (B,)
+    histories: Histories  # (B, T)
+    rows: Tensor  # (N,) int64
+    positions: Tensor  # (N,) int64: the sample sees items 0 .. position of its row
+    targets: Tensor  # (N,) int64
+
+    def to(self, device: torch.device) -> TrainingBatch:
+        """The same batch on a device."""
+        histories = Histories(self.histories.items.to(device), self.histories.lengths.to(device))
+        samples = (part.to(device) for part in (self.rows, self.positions, self.targets))
+        return TrainingBatch(self.users, histories, *samples)
+
+
+@dataclass(frozen=True)
+class BatchSchedule:
+    """Which histories make up each optimiser step, `accumulation` micro-batches of `batch_size` histories each."""
+
+    training: Ragged
+    max_history: int
+    batch_size: int
+    accumulation: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if not bool((self.training.lengths >= 2).any()):
+            raise UserError("no user has two training interactions, so there is nothing to learn from")
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps that an epoch takes; a last partial step is carried over into the next epoch's count."""
+        return max(1, len(self._order(0)) // self.accumulation)
+
+    def batches(self, step: int) -> list[TrainingBatch]:
+        """The micro-batches of an optimiser step, counted from 0."""
+        epoch, offset = divmod(step, self.steps_per_epoch)
+        order = self._order(epoch)
+        return [self._batch(rows) for rows in order[offset * self.accumulation : (offset + 1) * self.accumulation]]
+
+    def _order(self, epoch: int) -> list[NDArray[np.int64]]:
+        return _cached_order(self, epoch)
+
+    def _batch(self, rows: NDArray[np.int64]) -> TrainingBatch:
+        padded = pad(self.training, rows, self.max_history + 1)
+        lengths = padded.lengths - 1
+        real = torch.arange(padded.items.shape[1] - 1) < lengths.unsqueeze(1)  # (B, T)
+        sample_rows, positions = real.nonzero(as_tuple=True)
+        histories = Histories(padded.items[:, :-1].contiguous(), lengths)
+        return TrainingBatch(rows, histories, sample_rows, positions, padded.items[:, 1:][real])
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+
+@lru_cache(maxsize=4)
+def _cached_order(schedule: BatchSchedule, epoch: int) -> list[NDArray[np.int64]]:
+    return length_bucketed_batches(
+        schedule.training.lengths, batch_size=schedule.batch_size, seed=schedule.seed, epoch=epoch
+    )
+
+
+def truncate(histories: Histories, rows: Tensor, positions: Tensor) -> Histories:
+    """One history a sample, (N, T'): items `0 .. position` of its row."""
+    length = int(positions.max()) + 1 if len(positions) else 1
+    items = histories.items[rows, :length]
+    beyond = torch.arange(length, device=items.device) > positions.unsqueeze(1)
+    return Histories(items.masked_fill(beyond, 0), positions + 1)
+
+
+def step_key(seed: int, *parts: int) -> int:
+    """A 63-bit seed from a run's seed and, say, a step and a micro-batch; close keys give unrelated streams."""
+    return int(np.random.SeedSequence([seed, *parts]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def keyed_generator(seed: int, *parts: int) -> torch.Generator:
+    """A generator that is a function of its key alone, so that a resumed run draws what it would have drawn."""
+    return torch.Generator().manual_seed(step_key(seed, *parts))

@@ -1,0 +1,97 @@
+"""Checkpoints of an unfinished fit: model, optimiser and best weights so far, one sealed folder a checkpoint.
+
+The best weights travel inside the checkpoint, so that a kill between two writes cannot leave a best model that belongs
+to another history of the run.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from adagrpo.artifacts import manifest, publish, seal, verify
+
+__all__ = ["Progress", "load_weights", "restore", "save", "save_weights"]
+
+WEIGHTS = "model.safetensors"
+
+
+@dataclass
+class Progress:
+    """How far a fit has come."""
+
+    step: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    best_step: int = 0
+    best_value: float | None = None
+    task: dict[str, float] = field(default_factory=dict)
+    best_weights: dict[str, Tensor] = field(default_factory=dict, repr=False)
+
+    def offer(self, value: float, model: nn.Module) -> None:
+        """Keep a copy of the weights if the validation metric is the highest so far; the earlier one wins a tie."""
+        if self.best_value is None or value > self.best_value:
+            self.best_value, self.best_step = value, self.step
+            self.best_weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def save_weights(directory: Path, weights: Mapping[str, Tensor], step: int) -> None:
+    """Write a finished model's weights and the step they come from."""
+    directory.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, directory / WEIGHTS)
+    (directory / "checkpoint.json").write_text(json.dumps({"step": step}) + "\n", encoding="utf-8")
+
+
+def load_weights(directory: Path, model: nn.Module) -> int:
+    """Load what `save_weights` wrote into a model; returns the step."""
+    model.load_state_dict(load_file(directory / WEIGHTS))
+    return int(json.loads((directory / "checkpoint.json").read_text(encoding="utf-8"))["step"])
+
+
+def save(work: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+    """Write a checkpoint and remove the ones before it."""
+    target = work / "checkpoints" / f"{progress.step:09d}"
+    temporary = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, temporary / WEIGHTS)
+    save_file(progress.best_weights, temporary / "best.safetensors")
+    moments = {
+        f"{index}.{name}": value
+        for index, entry in optimizer.state_dict()["state"].items()
+        for name, value in entry.items()
+    }
+    save_file(moments, temporary / "optimizer.safetensors")
+    state = asdict(progress)
+    del state["best_weights"]
+    (temporary / "progress.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
+    seal(temporary, kind="checkpoint", fingerprint="")
+    publish(temporary, target)
+    for other in target.parent.iterdir():
+        if other != target:
+            shutil.rmtree(other)
+
+
+def restore(work: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress | None:
+    """Load the newest whole checkpoint into model and optimiser; None where there is none."""
+    folders = sorted((work / "checkpoints").glob("[0-9]*"), reverse=True)
+    whole = next((folder for folder in folders if manifest(folder) is not None), None)
+    if whole is None:
+        return None
+    verify(whole)
+    model.load_state_dict(load_file(whole / WEIGHTS))
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in load_file(whole / "optimizer.safetensors").items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    progress = Progress(**json.loads((whole / "progress.json").read_text(encoding="utf-8")))
+    progress.best_weights = load_file(whole / "best.safetensors")
+    return progress

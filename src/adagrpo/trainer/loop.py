@@ -1,0 +1,265 @@
+"""The training loop: accumulate, clip, step, validate, checkpoint, resume to the same bits.
+
+What a step does is the task's business; the loop owns the optimiser (AdamW, linear warm-up, cosine to a tenth), the
+choice of the best checkpoint, and the files. A loss comes as named terms whose sum is minimised, so that the gradient
+norm of each can be measured. Every random number is keyed by (seed, step, micro-batch): a checkpoint needs no
+generator state.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from adagrpo.config import FitConfig
+from adagrpo.layers import autocast_dtype
+from adagrpo.trainer.batches import step_key
+from adagrpo.trainer.checkpoints import Progress, restore, save, save_weights
+
+__all__ = ["Diverged", "FitResult", "Report", "Task", "fit"]
+
+MicroT = TypeVar("MicroT")
+Report = Callable[[int, int, Mapping[str, float]], None]
+
+
+class Diverged(RuntimeError):
+    """Three optimiser steps in a row had a loss or gradient that was not finite."""
+
+
+class Task(Protocol[MicroT]):
+    """What is fitted."""
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps in all."""
+        ...
+
+    @property
+    def monitor(self) -> str:
+        """The validation metric, higher is better, that chooses the best checkpoint."""
+        ...
+
+    @property
+    def term_norms_every(self) -> int:
+        """How often to measure each loss term's gradient norm, in steps; 0 is never."""
+        ...
+
+    @property
+    def stride(self) -> int:
+        """Checkpoints are taken at multiples of this many steps, where the task holds nothing from earlier steps."""
+        ...
+
+    def begin(self, step: int) -> tuple[Sequence[MicroT], dict[str, float]]:
+        """The micro-batches of a step, and what is to be logged about it. Draws rollouts, without gradients."""
+        ...
+
+    def loss(self, micro: MicroT) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """Scalar loss terms of a micro-batch and numbers to log, both already divided by the counts of the whole step."""
+        ...
+
+    def validate(self) -> dict[str, float]:
+        """Metrics on validation data."""
+        ...
+
+    def state(self) -> dict[str, float]:
+        """Running numbers that a resumed run needs."""
+        ...
+
+    def load_state(self, state: Mapping[str, float]) -> None:
+        """Take back what `state` gave."""
+        ...
+
+
+@dataclass
+class FitResult:
+    """How a fit went."""
+
+    best_step: int
+    steps: int
+    validation: list[dict[str, float]] = field(default_factory=list)
+
+
+def fit(
+    model: nn.Module,
+    task: Task[Any],
+    settings: FitConfig,
+    work: Path,
+    *,
+    seed: int,
+    report: Report = lambda step, steps, values: None,
+) -> FitResult:
+    """Fit a model, leaving `best/`, `final/`, `steps.jsonl` and `validation.jsonl` in `work`.
+
+    Continues from the last checkpoint in `work` if there is one.
+
+    Args:
+        model: changed in place; ends as the final model.
+        task: what to minimise and how to validate.
+        settings: epochs are the task's business and are not read here.
+        work: folder for files, may hold those of an interrupted fit.
+        seed: key of all random numbers.
+        report: called after every step with (step, steps, logged values), for progress bars.
+
+    Raises:
+        Diverged: the loss or its gradient was not finite three steps in a row; the batch is named.
+    """
+    loop = _Loop(model, task, settings, work, seed)
+    loop.resume()
+    while loop.progress.step < task.steps:
+        values = loop.step()
+        report(loop.progress.step, task.steps, values)
+    return loop.finish()
+
+
+class _Loop:
+    """The state of a fit."""
+
+    def __init__(self, model: nn.Module, task: Task[Any], settings: FitConfig, work: Path, seed: int) -> None:
+        self.task, self.settings, self.work, self.seed = task, settings, work, seed
+        device = next(model.parameters()).device
+        self.accelerator = Accelerator(
+            cpu=device.type == "cpu", mixed_precision="bf16" if autocast_dtype(device) is torch.bfloat16 else "no"
+        )
+        decayed = [p for p in model.parameters() if p.ndim > 1]
+        others = [p for p in model.parameters() if p.ndim <= 1]
+        groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98), fused=True)
+        self.model: nn.Module = model
+        self.optimizer = self.accelerator.prepare_optimizer(optimizer)
+        self.parameters = [*decayed, *others]
+        self.progress = Progress()
+        self.saved_at = time.monotonic()
+        every = max(1, task.steps // settings.validations) if settings.validations else task.steps
+        self.validate_at = {*range(every, task.steps + 1, every), task.steps}
+
+    def resume(self) -> None:
+        """Take up the last checkpoint, or start: validate step 0, which is a candidate for the best checkpoint."""
+        self.work.mkdir(parents=True, exist_ok=True)
+        found = restore(self.work, self.model, self.optimizer.optimizer)
+        if found is not None:
+            self.progress = found
+            self.task.load_state(found.task)
+            for name in ("steps.jsonl", "validation.jsonl"):
+                _cut(self.work / name, found.step)
+            return
+        for name in ("steps.jsonl", "validation.jsonl"):
+            (self.work / name).write_text("", encoding="utf-8")
+        self._validate()
+
+    def step(self) -> dict[str, float]:
+        """One optimiser step."""
+        step = self.progress.step
+        rate = self.settings.learning_rate * _schedule(step, self.task.steps, self.settings.warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.model.eval()
+        with self.accelerator.autocast():
+            micros, values = self.task.begin(step)
+        every = self.task.term_norms_every
+        norms: dict[str, list[Tensor]] | None = {} if every and step % every == 0 else None
+        self.optimizer.zero_grad()
+        for index, micro in enumerate(micros):
+            torch.manual_seed(step_key(self.seed, step, index))
+            with self.accelerator.autocast():
+                terms, logged = self.task.loss(micro)
+            if norms is not None:
+                _accumulate_gradients(terms, self.parameters, norms)
+            self.accelerator.backward(torch.stack([*terms.values()]).sum())
+            for name, value in (terms | logged).items():
+                values[name] = values.get(name, 0.0) + float(value)
+        norm = float(self.accelerator.clip_grad_norm_(self.parameters, self.settings.max_grad_norm))
+        values |= {"grad_norm": norm, "learning_rate": rate}
+        for name, gradients in (norms or {}).items():
+            values[f"grad_norm_{name}"] = float(torch.nn.utils.get_total_norm(gradients))
+        self._update(values)
+        return values
+
+    def _update(self, values: dict[str, float]) -> None:
+        """Step the optimiser unless a number is not finite, log, validate and save."""
+        if all(math.isfinite(values[name]) for name in values):
+            self.optimizer.step()
+            self.progress.skipped_in_a_row = 0
+        else:
+            self.progress.skipped += 1
+            self.progress.skipped_in_a_row += 1
+            bad = [name for name in values if not math.isfinite(values[name])]
+            if self.progress.skipped_in_a_row == 3:
+                raise Diverged(
+                    f"{', '.join(bad)} not finite in 3 steps in a row, up to step {self.progress.step}"
+                    f" (seed {self.seed}); nothing of them was applied. Lower the learning rate or check the reward"
+                )
+            values = {name: value for name, value in values.items() if name not in bad} | {"skipped": 1.0}
+        self.progress.step += 1
+        _append(self.work / "steps.jsonl", {"step": self.progress.step, **values})
+        if self.progress.step in self.validate_at:
+            self._validate()
+        due = time.monotonic() - self.saved_at > self.settings.checkpoint_seconds
+        if due and self.progress.step % self.task.stride == 0:
+            self._save()
+
+    def _validate(self) -> None:
+        self.model.eval()
+        with torch.no_grad(), self.accelerator.autocast():
+            metrics = self.task.validate()
+        _append(self.work / "validation.jsonl", {"step": self.progress.step, **metrics})
+        self.progress.offer(metrics[self.task.monitor], self.model)
+
+    def _save(self) -> None:
+        self.progress.task = self.task.state()
+        save(self.work, self.model, self.optimizer.optimizer, self.progress)
+        self.saved_at = time.monotonic()
+
+    def finish(self) -> FitResult:
+        """Write the best and the final weights."""
+        save_weights(self.work / "best", self.progress.best_weights, self.progress.best_step)
+        save_weights(self.work / "final", self.model.state_dict(), self.progress.step)
+        rows = (self.work / "validation.jsonl").read_text(encoding="utf-8").splitlines()
+        return FitResult(self.progress.best_step, self.progress.step, [json.loads(row) for row in rows])
+
+
+def _schedule(step: int, steps: int, warmup: float) -> float:
+    """The share of the peak learning rate at a step: linear up, then a cosine down to a tenth."""
+    rise = max(1, round(warmup * steps))
+    if step < rise:
+        return (step + 1) / rise
+    return 0.1 + 0.45 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+
+def _accumulate_gradients(
+    terms: dict[str, Tensor], parameters: list[nn.Parameter], into: dict[str, list[Tensor]]
+) -> None:
+    """Add each term's own gradient to what the earlier micro-batches gave."""
+    for name, term in terms.items():
+        gradients = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
+        sums = into.setdefault(name, [torch.zeros_like(p) for p in parameters])
+        for total, gradient in zip(sums, gradients, strict=True):
+            if gradient is not None:
+                total += gradient
+
+
+def _append(path: Path, row: dict[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def _cut(path: Path, step: int) -> None:
+    """Drop the rows after a step: the interrupted run got further than its last checkpoint, or wrote half a line."""
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            break
+        if row["step"] > step:
+            break
+        kept.append(line + "\n")
+    path.write_text("".join(kept), encoding="utf-8")

@@ -1,0 +1,335 @@
+"""Post-training: NLL on the logged item, and a GRPO term that a gate admits sample by sample.
+
+    loss = NLL + (λ / B_rl) Σ_b gate_b · GRPO_b
+
+AdaGRPO (Xu et al. 2026, arXiv 2606.08480); the formulas are in `adagrpo.objective`. Once an optimiser step, and for all
+its micro-batches together, groups are drawn, judged and gated without gradients (`_judge`); then each micro-batch
+gets its NLL, in a pass of its own with dropout, and the surrogate of its admitted groups only, from a context
+without dropout, which is the one that the rollouts were drawn from.
+
+Where we depart: the rollouts of a step are a function of (weights, seed, step), not of how the step is cut into
+micro-batches; and with one iteration over a group the ratio π/π_old is taken against the detached scores, so that
+rounding between sampling and scoring is never mistaken for a policy change.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from adagrpo.config import Gate, ObjectiveConfig
+from adagrpo.decoding import score_sequences
+from adagrpo.objective import (
+    GateDecision,
+    adagrpo_gate,
+    all_gate,
+    clipped_surrogate,
+    degenerate_groups,
+    difficulty_gate,
+    discriminability,
+    discriminability_gate,
+    gated_sum,
+    group_advantages,
+    group_loss,
+    inverted_gate,
+    kl_k3,
+    none_gate,
+    random_gate,
+    rollout_entropy,
+    rollout_miss,
+    target_nll,
+    target_rank,
+)
+from adagrpo.rewards import (
+    GroupRewards,
+    Reward,
+    candidate_scores,
+    distinct_candidates,
+    in_batch_negatives,
+    read_rewards,
+    shuffled,
+)
+from adagrpo.rollouts import beam_rollouts, draw_rollouts, inject_target
+from adagrpo.semantic_ids.catalog import Catalog
+from adagrpo.trainer.batches import BatchSchedule, TrainingBatch, keyed_generator, truncate
+from adagrpo.trainer.supervised import nll_term
+from adagrpo.types import Histories, Rollouts
+
+__all__ = ["Arm", "PostTraining"]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to post-train: with or without the NLL anchor, how much GRPO, and which samples get it."""
+
+    anchored: bool
+    lambda_: float
+    gate: Gate
+
+
+class Judged(NamedTuple):
+    """The groups of an optimiser step after the gate."""
+
+    histories: Histories  # (B, T)
+    rollouts: Rollouts  # (B, G, L)
+    advantages: Tensor  # (B, G)
+    decision: GateDecision
+    reference: Tensor | None  # (B, G, L) log-probabilities under the starting policy, where they are needed
+
+
+class Micro(NamedTuple):
+    """A micro-batch, its admitted groups, and the counts of its optimiser step."""
+
+    batch: TrainingBatch
+    total: int
+    judged: Judged
+    admitted: Tensor  # (A,) int64 rows of `judged`
+
+
+class PostTraining:
+    """A `Task` for one arm. `adagrpo.trainer.Supervised` is the arm without any reward."""
+
+    monitor = "ndcg@10"
+
+    def __init__(
+        self,
+        policy: nn.Module,
+        catalog: Catalog,
+        reward: Reward,
+        schedule: BatchSchedule,
+        objective: ObjectiveConfig,
+        arm: Arm,
+        *,
+        steps: int,
+        validate: Callable[[], dict[str, float]],
+        term_norms_every: int = 0,
+    ) -> None:
+        self.policy: Any = policy
+        self.starting_policy: Any = copy.deepcopy(policy).eval().requires_grad_(False)
+        self.catalog, self.reward, self.schedule, self.objective, self.arm = catalog, reward, schedule, objective, arm
+        self.stride = objective.num_iterations
+        self.steps = steps * self.stride
+        self.validate = validate
+        self.term_norms_every = term_norms_every
+        self.spread = 0.0  # running standard deviation of the rewards of valid rollouts, 0 before the first step
+        self._micros: list[Micro] = []
+
+    def begin(self, step: int) -> tuple[Sequence[Micro], dict[str, float]]:
+        """Draw and judge the groups of a step; with `num_iterations` above 1 they serve that many steps."""
+        draw, iteration = divmod(step, self.stride)
+        if iteration > 0:
+            return self._micros, {}
+        device = self.catalog.codes.device
+        batches = [batch.to(device) for batch in self.schedule.batches(draw)]
+        generator = keyed_generator(self.schedule.seed, draw, 1)
+        samples = [self._samples(batch, generator) for batch in batches]
+        counts = [len(targets) for _, targets in samples]
+        histories = _stack([histories for histories, _ in samples])
+        measure = bool(self.term_norms_every) and step % self.term_norms_every == 0
+        with torch.no_grad():
+            judged, values = self._judge(histories, torch.cat([t for _, t in samples]), generator, measure)
+        total = sum(len(batch.targets) for batch in batches)
+        first = 0
+        self._micros = []
+        for batch, count in zip(batches, counts, strict=True):
+            admitted = judged.decision.admitted[first : first + count].nonzero().squeeze(1) + first
+            self._micros.append(Micro(batch, total, judged, admitted))
+            first += count
+        return self._micros, values
+
+    def loss(self, micro: Micro) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """Terms `nll` and, where a group was admitted, `grpo`; logs the clip fraction of the admitted codes."""
+        terms: dict[str, Tensor] = {}
+        logged: dict[str, float] = {}
+        if self.arm.anchored:
+            self.policy.train()
+            terms["nll"] = nll_term(self.policy, self.catalog.codes, micro.batch, micro.total)
+        if len(micro.admitted):
+            self.policy.eval()
+            terms["grpo"], logged["clip_fraction"] = self._grpo(micro)
+        if not terms:  # GRPO alone, with nothing admitted: a step that moves nothing
+            terms["grpo"] = sum(p.sum() for p in self.policy.parameters()) * 0.0
+        return terms, logged
+
+    def state(self) -> dict[str, float]:
+        """The running spread of rewards."""
+        return {"spread": self.spread}
+
+    def load_state(self, state: Mapping[str, float]) -> None:
+        """Take back `state`."""
+        self.spread = state["spread"]
+
+    def _samples(self, batch: TrainingBatch, generator: torch.Generator) -> tuple[Histories, Tensor]:
+        """The RL samples of a micro-batch: one position a history at random, the last, or all."""
+        if self.objective.rl_positions == "all":
+            return truncate(batch.histories, batch.rows, batch.positions), batch.targets
+        lengths = batch.histories.lengths
+        if self.objective.rl_positions == "last":
+            chosen = lengths - 1
+        else:
+            uniforms = torch.rand(len(lengths), generator=generator, dtype=torch.float64).to(lengths.device)
+            chosen = (uniforms * lengths).long()
+        rows = torch.arange(len(lengths), device=lengths.device)
+        first = torch.searchsorted(batch.rows, rows)  # samples are listed row by row
+        return truncate(batch.histories, rows, chosen), batch.targets[first + chosen]
+
+    def _judge(
+        self, histories: Histories, targets: Tensor, generator: torch.Generator, measure: bool
+    ) -> tuple[Judged, dict[str, float]]:
+        """Draw a group a sample, score it, and let the gate decide. Returns what to log beside it."""
+        options, device = self.objective, targets.device
+
+        def uniforms(*shape: int) -> Tensor:
+            return torch.rand(shape, generator=generator).to(device)
+
+        context = self.policy.encode(histories)
+        codes = self.catalog.codes[targets]
+        target_log_probs = self._score(self.policy, context, codes.unsqueeze(1)).squeeze(1)  # (B, L)
+        drawn = self._rollouts(context, uniforms(len(targets), options.num_generations, codes.shape[1]))
+        difficulty = self._difficulty(drawn, targets, target_log_probs)
+        rollouts = inject_target(drawn, targets, codes, target_log_probs) if options.inject_target else drawn
+        negatives = in_batch_negatives(targets, histories, uniforms(len(targets), len(targets)), options.negatives)
+        candidates = distinct_candidates(targets, rollouts.items, negatives)
+        scores = candidate_scores(self.reward, histories, candidates)
+        true = read_rewards(candidates, scores)
+        fake = read_rewards(candidates, shuffled(candidates, scores, uniforms(*scores.shape)))
+        spread = self._update_spread(true.rollouts[rollouts.valid])
+        of_true = self._decide("adagrpo", true, rollouts, negatives, targets, difficulty, spread, generator)
+        of_fake = self._decide("adagrpo", fake, rollouts, negatives, targets, difficulty, spread, generator)
+        rewards = fake if self.arm.gate == "shuffled" else true
+        decision = {"adagrpo": of_true, "shuffled": of_fake}.get(self.arm.gate) or self._decide(
+            self.arm.gate, rewards, rollouts, negatives, targets, difficulty, spread, generator
+        )
+        reference = None
+        if measure or options.beta > 0:
+            reference = self._score(self.starting_policy, self.starting_policy.encode(histories), rollouts.codes)
+        advantages = group_advantages(
+            rewards.rollouts,
+            rollouts.valid,
+            invalid_penalty=options.invalid_penalty,
+            scale_rewards=options.scale_rewards,
+        )
+        judged = Judged(histories, rollouts, advantages, decision, reference)
+        values = _summary(judged, drawn, true, targets)
+        values["shuffled_admission"] = float(of_fake.admitted.float().mean())
+        return judged, values
+
+    def _rollouts(self, context: Any, uniforms: Tensor) -> Rollouts:
+        options, trie = self.objective, self.catalog.trie
+        if options.rollout == "beam":
+            return beam_rollouts(self.policy, context, trie, options.num_generations, constrained=options.constrained)
+        return draw_rollouts(
+            self.policy, context, trie, uniforms, temperature=options.temperature, constrained=options.constrained
+        )
+
+    def _score(self, policy: Any, context: Any, codes: Tensor) -> Tensor:
+        """(B, G, L) log-probabilities under the distribution that the rollouts are drawn from."""
+        options = self.objective
+        if options.rollout == "beam":
+            return score_sequences(policy, context, codes)
+        trie = self.catalog.trie if options.constrained else None
+        return score_sequences(policy, context, codes, temperature=options.temperature, trie=trie)
+
+    def _difficulty(self, rollouts: Rollouts, targets: Tensor, target_log_probs: Tensor) -> Tensor:  # (B,)
+        match self.objective.difficulty:
+            case "rollout_miss":
+                return rollout_miss(rollouts.items, targets)
+            case "target_rank":
+                return target_rank(rollouts.log_probs.sum(-1), rollouts.items, target_log_probs.sum(-1), targets)
+            case "target_nll":
+                return target_nll(target_log_probs)
+            case "entropy":
+                return rollout_entropy(rollouts.log_probs)
+
+    def _decide(
+        self,
+        gate: Gate,
+        rewards: GroupRewards,
+        rollouts: Rollouts,
+        negatives: Tensor,  # (B, M)
+        targets: Tensor,  # (B,)
+        difficulty: Tensor,  # (B,)
+        spread: Tensor,  # ()
+        generator: torch.Generator,
+    ) -> GateDecision:
+        options = self.objective
+        q = discriminability(rewards.target, rewards.rollouts, rollouts.items, rewards.negatives, negatives, targets).q
+        degenerate = degenerate_groups(
+            rewards.rollouts, rollouts.items, spread=spread, relative_floor=options.reward_floor
+        )
+        admitted = adagrpo_gate(difficulty, q, degenerate, tau=options.tau, q_min=options.q_min)
+        match gate:
+            case "all":
+                return all_gate(degenerate)
+            case "none":
+                return none_gate(degenerate)
+            case "difficulty":
+                return difficulty_gate(difficulty, degenerate, tau=options.tau)
+            case "discriminability":
+                return discriminability_gate(q, degenerate, q_min=options.q_min)
+            case "random" | "inverted":
+                uniforms = torch.rand(len(targets), generator=generator).to(targets.device)
+                control = random_gate if gate == "random" else inverted_gate
+                return control(admitted, degenerate, uniforms)
+            case _:
+                return admitted
+
+    def _update_spread(self, rewards: Tensor) -> Tensor:
+        """Fold the rewards of a step's valid rollouts into the running spread; fewer than two change nothing."""
+        if len(rewards) > 1:
+            now = float(rewards.std())
+            self.spread = now if self.spread == 0.0 else 0.9 * self.spread + 0.1 * now
+        return torch.tensor(self.spread, device=rewards.device)
+
+    def _grpo(self, micro: Micro) -> tuple[Tensor, float]:
+        """`(λ / B_rl) Σ GRPO_b` over the admitted groups of a micro-batch, and their part of the clip fraction."""
+        judged, rows, options = micro.judged, micro.admitted, self.objective
+        histories = Histories(judged.histories.items[rows], judged.histories.lengths[rows])
+        log_probs = self._score(self.policy, self.policy.encode(histories), judged.rollouts.codes[rows])
+        old = log_probs.detach() if self.stride == 1 else judged.rollouts.log_probs[rows]
+        surrogate = clipped_surrogate(
+            log_probs, old, judged.advantages[rows], epsilon=options.epsilon, epsilon_high=options.epsilon_high
+        )
+        losses = surrogate.loss
+        if options.beta > 0 and judged.reference is not None:
+            losses = losses + options.beta * kl_k3(log_probs, judged.reference[rows])
+        admitted = judged.decision.admitted
+        term = gated_sum(group_loss(losses), admitted[rows], total=len(admitted))
+        clipped = surrogate.clipped.float().mean() * len(rows) / admitted.sum()
+        return self.arm.lambda_ * term, float(clipped)
+
+
+def _stack(parts: Sequence[Histories]) -> Histories:
+    """Histories of several micro-batches in one, padded to the longest."""
+    length = max(part.items.shape[1] for part in parts)
+    items = [torch.nn.functional.pad(part.items, (0, length - part.items.shape[1])) for part in parts]
+    return Histories(torch.cat(items), torch.cat([part.lengths for part in parts]))
+
+
+def _summary(judged: Judged, drawn: Rollouts, rewards: GroupRewards, targets: Tensor) -> dict[str, float]:
+    """What a step logs about its groups; a mean over nothing is left out."""
+    decision, valid = judged.decision, drawn.valid
+    contains = (judged.rollouts.items == targets.unsqueeze(1)).any(1)
+    values = {
+        "invalid_share": float((~valid).float().mean()),
+        "entropy": float(rollout_entropy(drawn.log_probs).mean()),
+        "admission": float(decision.admitted.float().mean()),
+        "rejected_easy": float(decision.easy.float().mean()),
+        "rejected_undiscriminated": float(decision.undiscriminated.float().mean()),
+        "rejected_degenerate": float(decision.degenerate.float().mean()),
+        "rejected_closed": float(decision.closed.float().mean()),
+        "contains_target": float(contains.float().mean()),
+        "scored_pairs": float(rewards.scored),
+    }
+    if bool(judged.rollouts.valid.any()):
+        values["reward"] = float(rewards.rollouts[judged.rollouts.valid].mean())
+    if bool(decision.admitted.any()):
+        values["admitted_contains_target"] = float(contains[decision.admitted].float().mean())
+    if judged.reference is not None:
+        values["kl"] = float(kl_k3(judged.rollouts.log_probs, judged.reference).mean())
+    return values

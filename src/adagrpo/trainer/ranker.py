@@ -1,0 +1,109 @@
+"""Fitting the sequential ranker: on impressions with clicks, or on logged next items."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from adagrpo.rewards.ranker import SequentialRanker
+from adagrpo.trainer.batches import BatchSchedule, TrainingBatch
+
+__all__ = ["Impressions", "RankerFit"]
+
+
+class Impressions(NamedTuple):
+    """What was shown to whom after how many interactions, sorted by user."""
+
+    offsets: NDArray[np.int64]  # (U + 1,)
+    history_lengths: NDArray[np.int64]  # (total,)
+    items: NDArray[np.int64]  # (total,)
+    slots: NDArray[np.int64]  # (total,)
+    clicked: NDArray[np.bool_]  # (total,)
+
+    @classmethod
+    def from_table(cls, table: pl.DataFrame, num_users: int) -> Impressions:
+        """Impressions without any history are left out: there is no state to judge them from."""
+        table = table.filter(pl.col("history_length") > 0).sort("user", "history_length", maintain_order=True)
+        counts = np.bincount(table["user"].to_numpy(), minlength=num_users)
+        slots = table["slot"].fill_null(0).to_numpy() if "slot" in table.columns else np.zeros(len(table))
+        return cls(
+            np.concatenate([[0], counts.cumsum()]).astype(np.int64),
+            table["history_length"].to_numpy().astype(np.int64),
+            table["item"].to_numpy().astype(np.int64),
+            slots.astype(np.int64),
+            table["clicked"].to_numpy().astype(np.bool_),
+        )
+
+
+class RankerFit:
+    """A `Task`: see `SequentialRanker` for the three losses."""
+
+    monitor = "ndcg@10"
+    term_norms_every = 0
+    stride = 1
+
+    def __init__(
+        self,
+        ranker: SequentialRanker,
+        schedule: BatchSchedule,
+        *,
+        loss: Literal["impressions", "cross_entropy", "sampled"],
+        steps: int,
+        validate: Callable[[], dict[str, float]],
+        impressions: Impressions | None = None,
+        negatives: int = 512,
+    ) -> None:
+        if (loss == "impressions") != (impressions is not None):
+            raise ValueError("impressions go with the loss of that name, and only with it")
+        self.ranker, self.schedule, self.kind, self.steps, self.validate = ranker, schedule, loss, steps, validate
+        self.impressions, self.negatives = impressions, negatives
+
+    def begin(self, step: int) -> tuple[Sequence[tuple[TrainingBatch, int]], dict[str, float]]:
+        """Micro-batches, each with the number of micro-batches of the step."""
+        batches = self.schedule.batches(step)
+        device = self.ranker.items.weight.device
+        return [(batch.to(device), len(batches)) for batch in batches], {}
+
+    def loss(self, micro: tuple[TrainingBatch, int]) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """The one term `loss`, a mean over the samples of the micro-batch."""
+        batch, parts = micro
+        self.ranker.train()
+        if self.kind == "cross_entropy":
+            values = self.ranker.next_item_loss(batch.histories, batch.rows, batch.positions, batch.targets)
+        elif self.kind == "sampled":
+            size = self.ranker.items.num_embeddings
+            negatives = torch.randint(size, (self.negatives,), device=batch.targets.device)
+            values = self.ranker.sampled_loss(batch.histories, batch.rows, batch.positions, batch.targets, negatives)
+        else:
+            values = self.ranker.impression_loss(batch.histories, *self._shown(batch))
+        return {"loss": values.sum() / max(1, len(values)) / parts}, {}
+
+    def _shown(self, batch: TrainingBatch) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Row, position, item, slot and click of every impression that falls into the batch's histories."""
+        shown = self.impressions
+        assert shown is not None
+        starts, ends = shown.offsets[batch.users], shown.offsets[batch.users + 1]
+        counts = ends - starts
+        rows = np.repeat(np.arange(len(batch.users)), counts)
+        index = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts) + np.repeat(starts, counts)
+        lengths = self.schedule.training.lengths[batch.users]
+        cut = np.maximum(lengths - (self.schedule.max_history + 1), 0)  # items that padding dropped from the front
+        positions = shown.history_lengths[index] - 1 - cut[rows]
+        kept = (positions >= 0) & (positions < (lengths - 1 - cut)[rows])
+        rows, positions, index = rows[kept], positions[kept], index[kept]
+        columns = (rows, positions, shown.items[index], shown.slots[index], shown.clicked[index])
+        row, position, item, slot, clicked = (torch.from_numpy(column).to(batch.targets.device) for column in columns)
+        return row, position, item, slot, clicked
+
+    def state(self) -> dict[str, float]:
+        """Nothing."""
+        return {}
+
+    def load_state(self, state: Mapping[str, float]) -> None:
+        """Nothing."""

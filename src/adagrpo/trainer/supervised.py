@@ -1,0 +1,76 @@
+"""NLL on every position of every history: sft, and continued NLL as the control of post-training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from adagrpo.objective import nll
+from adagrpo.policies.base import Policy
+from adagrpo.trainer.batches import BatchSchedule, TrainingBatch
+
+__all__ = ["Supervised", "SupervisedMicro", "nll_term"]
+
+
+class SupervisedMicro(NamedTuple):
+    """A micro-batch, and how many NLL positions its optimiser step has."""
+
+    batch: TrainingBatch
+    total: int
+
+
+def nll_term(policy: Policy[Any, Any], codes: Tensor, batch: TrainingBatch, total: int) -> Tensor:
+    """The micro-batch's part of the mean NLL over all positions of the step, nats a code.
+
+    Args:
+        policy: in training mode, so that dropout is on.
+        codes: (V, L) int64 codes of the catalogue.
+        batch: `N` samples.
+        total: positions in the whole step.
+    """
+    context = policy.encode(batch.histories, batch.rows, batch.positions)
+    log_probs = policy.score(context, codes[batch.targets].unsqueeze(1)).squeeze(1)
+    return nll(log_probs).sum() / total
+
+
+class Supervised:
+    """A `Task` that minimises the NLL alone."""
+
+    monitor = "ndcg@10"
+    term_norms_every = 0
+    stride = 1
+
+    def __init__(
+        self,
+        policy: nn.Module,
+        codes: Tensor,
+        schedule: BatchSchedule,
+        *,
+        steps: int,
+        validate: Callable[[], dict[str, float]],
+    ) -> None:
+        self.policy: Any = policy
+        self.codes = codes
+        self.schedule = schedule
+        self.steps = steps
+        self.validate = validate
+
+    def begin(self, step: int) -> tuple[Sequence[SupervisedMicro], dict[str, float]]:
+        """Micro-batches of a step."""
+        batches = [batch.to(self.codes.device) for batch in self.schedule.batches(step)]
+        total = sum(len(batch.targets) for batch in batches)
+        return [SupervisedMicro(batch, total) for batch in batches], {}
+
+    def loss(self, micro: SupervisedMicro) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """The one term `nll`."""
+        self.policy.train()
+        return {"nll": nll_term(self.policy, self.codes, micro.batch, micro.total)}, {}
+
+    def state(self) -> dict[str, float]:
+        """Nothing."""
+        return {}
+
+    def load_state(self, state: Mapping[str, float]) -> None:
+        """Nothing."""

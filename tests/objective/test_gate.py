@@ -1,0 +1,145 @@
+"""Gates: every sample has exactly one fate, and the controls match the counts of what they control for."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from adagrpo.objective.gate import (
+    GateDecision,
+    adagrpo_gate,
+    all_gate,
+    difficulty_gate,
+    discriminability_gate,
+    inverted_gate,
+    none_gate,
+    random_gate,
+)
+
+NAN = float("nan")
+
+
+def fates(decision: GateDecision) -> list[str]:
+    table = torch.stack(list(decision))  # (5, B)
+    assert table.dtype == torch.bool
+    assert (table.sum(dim=0) == 1).all()
+    return [GateDecision._fields[index] for index in table.long().argmax(dim=0).tolist()]
+
+
+def shadow_of(admitted: Tensor) -> GateDecision:
+    return difficulty_gate(admitted.float(), torch.zeros_like(admitted), tau=0.5)
+
+
+def test_adagrpo_gate_by_hand() -> None:
+    difficulty = torch.tensor([0.5, 0.49, 0.9, 0.1, 0.9, 0.1, NAN, 0.9])
+    q = torch.tensor([0.95, 1.0, 0.9, 0.1, 1.0, 0.0, 1.0, NAN])
+    degenerate = torch.tensor([False, False, False, False, True, True, False, False])
+    decision = adagrpo_gate(difficulty, q, degenerate, tau=0.5, q_min=0.95)
+    assert fates(decision) == [
+        "admitted",
+        "easy",
+        "undiscriminated",
+        "easy",
+        "degenerate",
+        "degenerate",
+        "easy",
+        "undiscriminated",
+    ]
+
+
+def test_single_tests_and_constant_gates() -> None:
+    difficulty, q = torch.tensor([0.9, 0.1, 0.9]), torch.tensor([0.1, 1.0, 1.0])
+    degenerate = torch.tensor([False, False, True])
+    assert fates(difficulty_gate(difficulty, degenerate, tau=0.5)) == ["admitted", "easy", "degenerate"]
+    assert fates(discriminability_gate(q, degenerate, q_min=0.5)) == ["undiscriminated", "admitted", "degenerate"]
+    assert fates(all_gate(degenerate)) == ["admitted", "admitted", "degenerate"]
+    assert fates(none_gate(degenerate)) == ["closed", "closed", "degenerate"]
+
+
+def test_thresholds_may_be_tensors() -> None:
+    difficulty, q, degenerate = torch.rand(5), torch.rand(5), torch.zeros(5, dtype=torch.bool)
+    given = adagrpo_gate(difficulty, q, degenerate, tau=torch.tensor(0.5), q_min=torch.tensor(0.25))
+    assert fates(given) == fates(adagrpo_gate(difficulty, q, degenerate, tau=0.5, q_min=0.25))
+    with pytest.raises(ValueError, match=r"^q_min: "):
+        adagrpo_gate(difficulty, q, degenerate, tau=0.5, q_min=torch.tensor([0.2]))
+
+
+def test_random_gate_by_hand() -> None:
+    shadow = shadow_of(torch.tensor([True, True, False, False, False]))
+    degenerate = torch.tensor([False, False, False, True, False])
+    uniforms = torch.tensor([0.9, 0.3, 0.2, 0.0, 0.5])
+    assert fates(random_gate(shadow, degenerate, uniforms)) == [
+        "closed",
+        "admitted",
+        "admitted",
+        "degenerate",
+        "closed",
+    ]
+
+
+def test_inverted_gate_by_hand() -> None:
+    shadow = shadow_of(torch.tensor([True, True, False, False, False, False]))
+    degenerate = torch.tensor([False, False, False, True, False, False])
+    uniforms = torch.tensor([0.0, 0.0, 0.2, 0.0, 0.5, 0.1])
+    found = fates(inverted_gate(shadow, degenerate, uniforms))
+    assert found == ["closed", "closed", "admitted", "degenerate", "closed", "admitted"]
+
+
+def test_controls_match_the_count_of_the_shadow() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for batch in (0, 1, 2, 9, 40):
+        for _ in range(20):
+            admitted = torch.rand(batch, generator=generator) < torch.rand(1, generator=generator)
+            degenerate = torch.rand(batch, generator=generator) < 0.3
+            uniforms = torch.rand(batch, generator=generator)
+            shadow = shadow_of(admitted)
+            chosen = random_gate(shadow, degenerate, uniforms)
+            fates(chosen)
+            assert chosen.admitted.sum() == min(int(admitted.sum()), int((~degenerate).sum()))
+            left = ~degenerate & ~admitted
+            inverted = inverted_gate(shadow, degenerate, uniforms)
+            fates(inverted)
+            assert inverted.admitted.sum() == min(int(admitted.sum()), int(left.sum()))
+            assert not (inverted.admitted & ~left).any()
+
+
+def test_random_gate_is_blind_to_what_the_shadow_chose() -> None:
+    generator = torch.Generator().manual_seed(1)
+    shadow = shadow_of(torch.arange(10) < 3)
+    degenerate = torch.arange(10) >= 8
+    draws = 4000
+    counts = torch.zeros(10)
+    for _ in range(draws):
+        counts += random_gate(shadow, degenerate, torch.rand(10, generator=generator)).admitted
+    # each of the 8 is admitted with probability 3/8; five standard errors of a share over the draws
+    bound = 5 * (3 / 8 * 5 / 8 / draws) ** 0.5
+    assert ((counts[:8] / draws - 3 / 8).abs() < bound).all()
+    assert (counts[8:] == 0).all()
+
+
+def test_nothing_to_admit() -> None:
+    nobody, everybody = torch.zeros(4, dtype=torch.bool), torch.ones(4, dtype=torch.bool)
+    uniforms = torch.rand(4)
+    assert fates(random_gate(shadow_of(nobody), nobody, uniforms)) == ["closed"] * 4
+    assert fates(random_gate(shadow_of(everybody), everybody, uniforms)) == ["degenerate"] * 4
+    assert fates(inverted_gate(shadow_of(everybody), nobody, uniforms)) == ["closed"] * 4
+    assert fates(all_gate(everybody)) == ["degenerate"] * 4
+
+
+def test_equal_uniforms_are_decided_by_place() -> None:
+    shadow = shadow_of(torch.tensor([False, False, True]))
+    quiet = torch.zeros(3, dtype=torch.bool)
+    assert random_gate(shadow, quiet, torch.full((3,), 0.5)).admitted.tolist() == [True, False, False]
+
+
+def test_wrong_arguments_are_named() -> None:
+    quiet = torch.zeros(3, dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"^q: "):
+        adagrpo_gate(torch.zeros(3), torch.zeros(2), quiet, tau=0.5, q_min=0.5)
+    with pytest.raises(ValueError, match=r"^degenerate: a mask"):
+        all_gate(torch.zeros(3))
+    with pytest.raises(ValueError, match=r"^degenerate: "):
+        none_gate(torch.zeros(3, 1, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"^uniforms: "):
+        random_gate(shadow_of(quiet), quiet, torch.zeros(4))
+    with pytest.raises(ValueError, match=r"^degenerate: "):
+        inverted_gate(shadow_of(quiet), torch.zeros(2, dtype=torch.bool), torch.zeros(3))

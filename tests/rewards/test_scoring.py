@@ -1,0 +1,235 @@
+"""Negatives, candidates and reading rewards against loops over rows."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from adagrpo.rewards.scoring import (
+    BadReward,
+    Candidates,
+    candidate_scores,
+    distinct_candidates,
+    in_batch_negatives,
+    read_rewards,
+    score_groups,
+    shuffled,
+)
+from adagrpo.types import Histories
+
+
+class PairReward:
+    """`100 * last item of the history + item`; NaN at -1, so that reading it anywhere shows."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[int]] = []
+
+    def score(self, histories: Histories, items: Tensor) -> Tensor:
+        self.asked = items.tolist()
+        last = histories.items.gather(1, histories.lengths.unsqueeze(1) - 1)
+        return torch.where(items >= 0, 100.0 * last + items, torch.nan)
+
+
+def random_batch(samples: int, seed: int, catalogue: int = 12) -> tuple[Tensor, Histories, Tensor]:
+    """Targets (B,), histories, rollout items (B, 6)."""
+    generator = torch.Generator().manual_seed(seed)
+    targets = torch.randint(0, catalogue, (samples,), generator=generator)
+    lengths = torch.randint(1, 6, (samples,), generator=generator)
+    items = torch.randint(0, catalogue, (samples, 5), generator=generator)
+    items = items.masked_fill(torch.arange(5) >= lengths.unsqueeze(1), 0)
+    return targets, Histories(items, lengths), torch.randint(-1, catalogue, (samples, 6), generator=generator)
+
+
+# ---------------------------------------------------------------- in-batch negatives
+
+
+@settings(max_examples=40, deadline=None)
+@given(samples=st.integers(1, 12), count=st.integers(0, 6), seed=st.integers(0, 10_000))
+def test_negatives_follow_the_loop(samples, count, seed):
+    targets, histories, _ = random_batch(samples, seed)
+    uniforms = torch.rand(samples, samples, generator=torch.Generator().manual_seed(seed))
+    negatives = in_batch_negatives(targets, histories, uniforms, count)
+    assert negatives.shape == (samples, count) and negatives.dtype == torch.int64
+    distinct = sorted(set(targets.tolist()))
+    for row in range(samples):
+        seen = set(histories.items[row, : histories.lengths[row]].tolist()) | {int(targets[row])}
+        eligible = [(float(uniforms[row, j]), item) for j, item in enumerate(distinct) if item not in seen]
+        chosen = [item for _, item in sorted(eligible)[:count]]
+        assert negatives[row].tolist() == chosen + [-1] * (count - len(chosen))
+
+
+def test_padding_of_a_history_excludes_nothing():
+    histories = Histories(torch.tensor([[5, 0, 0], [6, 0, 0]]), torch.tensor([1, 1]))
+    negatives = in_batch_negatives(torch.tensor([3, 0]), histories, torch.zeros(2, 2), 1)
+    assert negatives.tolist() == [[0], [3]]  # item 0 is drawn for row 0 although its padding holds 0
+
+
+def test_negatives_are_drawn_uniformly():
+    # targets 0..4; row 0 has target 0 and history {1}: it draws one of the pairs {2,3}, {2,4}, {3,4}
+    histories = Histories(torch.tensor([[1], [9], [9], [9], [9]]), torch.ones(5, dtype=torch.int64))
+    generator = torch.Generator().manual_seed(0)
+    counts = torch.zeros(5)
+    for _ in range(1500):
+        drawn = in_batch_negatives(torch.arange(5), histories, torch.rand(5, 5, generator=generator), 2)[0]
+        counts[drawn] += 1
+    # each of the three is drawn with probability 2/3; five standard errors of 1,500 draws are 0.061
+    torch.testing.assert_close(counts / 1500, torch.tensor([0, 0, 2 / 3, 2 / 3, 2 / 3]), rtol=0, atol=0.061)
+
+
+def test_a_batch_of_equal_targets_has_no_negatives():
+    histories = Histories(torch.tensor([[1], [1]]), torch.tensor([1, 1]))
+    assert in_batch_negatives(torch.tensor([4, 4]), histories, torch.rand(2, 2), 3).tolist() == [[-1] * 3] * 2
+
+
+def test_negatives_say_what_is_wrong():
+    histories = Histories(torch.tensor([[1], [1]]), torch.tensor([1, 1]))
+    with pytest.raises(ValueError, match=r"uniforms must be \(2, 2\), got \(2, 3\)"):
+        in_batch_negatives(torch.tensor([4, 4]), histories, torch.rand(2, 3), 3)
+    with pytest.raises(ValueError, match="histories must hold 3 rows, got 2"):
+        in_batch_negatives(torch.tensor([4, 4, 4]), histories, torch.rand(3, 3), 3)
+    with pytest.raises(ValueError, match="count must not be negative"):
+        in_batch_negatives(torch.tensor([4, 4]), histories, torch.rand(2, 2), -1)
+
+
+# ---------------------------------------------------------------- candidates and rewards
+
+
+def candidates_of(samples: int, seed: int) -> tuple[Tensor, Histories, Tensor, Tensor, Candidates]:
+    targets, histories, rollouts = random_batch(samples, seed)
+    uniforms = torch.rand(samples, samples, generator=torch.Generator().manual_seed(seed))
+    negatives = in_batch_negatives(targets, histories, uniforms, 3)
+    return targets, histories, rollouts, negatives, distinct_candidates(targets, rollouts, negatives)
+
+
+@settings(max_examples=40, deadline=None)
+@given(samples=st.integers(1, 8), seed=st.integers(0, 10_000))
+def test_candidates_and_rewards_follow_the_loop(samples, seed):
+    targets, histories, rollouts, negatives, candidates = candidates_of(samples, seed)
+    reward = PairReward()
+    rewards = score_groups(reward, histories, candidates)
+    rows = []
+    for row in range(samples):
+        mentioned = [int(targets[row]), *rollouts[row].tolist(), *negatives[row].tolist()]
+        rows.append(sorted({item for item in mentioned if item >= 0}))
+    width = max(map(len, rows))
+    assert reward.asked == [row + [-1] * (width - len(row)) for row in rows]
+    assert rewards.scored == sum(map(len, rows))
+    for row in range(samples):
+        last = int(histories.items[row, histories.lengths[row] - 1])
+        assert float(rewards.target[row]) == 100 * last + int(targets[row])
+        for given_items, read in ((rollouts, rewards.rollouts), (negatives, rewards.negatives)):
+            assert read.shape == given_items.shape
+            for item, value in zip(given_items[row].tolist(), read[row].tolist(), strict=True):
+                assert math.isnan(value) if item < 0 else value == 100 * last + item
+
+
+def test_candidates_by_hand():
+    candidates = distinct_candidates(
+        torch.tensor([4, 2]), torch.tensor([[9, -1, 4, 9], [-1, -1, -1, -1]]), torch.tensor([[1, -1], [2, -1]])
+    )
+    assert candidates.items.tolist() == [[1, 4, 9], [2, -1, -1]]
+    assert candidates.target.tolist() == [1, 0]
+    assert candidates.rollouts.tolist() == [[2, -1, 1, 2], [-1, -1, -1, -1]]
+    assert candidates.negatives.tolist() == [[0, -1], [0, -1]]
+
+
+def test_an_invalid_rollout_never_gets_the_score_of_an_item():
+    histories = Histories(torch.tensor([[3]]), torch.tensor([1]))
+    candidates = distinct_candidates(torch.tensor([4]), torch.full((1, 5), -1), torch.empty(1, 0, dtype=torch.int64))
+    rewards = score_groups(PairReward(), histories, candidates)
+    assert rewards.rollouts.isnan().all()
+    assert rewards.target.tolist() == [304.0]
+    assert rewards.negatives.shape == (1, 0)
+    assert rewards.scored == 1
+
+
+def test_equal_histories_with_different_targets_keep_their_own_scores():
+    histories = Histories(torch.tensor([[3], [3]]), torch.tensor([1, 1]))
+    candidates = distinct_candidates(torch.tensor([4, 8]), torch.tensor([[8], [4]]), torch.tensor([[-1], [-1]]))
+    rewards = score_groups(PairReward(), histories, candidates)
+    assert rewards.target.tolist() == [304.0, 308.0]
+    assert rewards.rollouts.tolist() == [[308.0], [304.0]]
+
+
+def test_candidates_say_what_is_wrong():
+    with pytest.raises(ValueError, match="rollout_items must have 2 rows"):
+        distinct_candidates(torch.tensor([4, 8]), torch.tensor([[8]]), torch.tensor([[1], [1]]))
+    with pytest.raises(ValueError, match="negatives must have 2 rows"):
+        distinct_candidates(torch.tensor([4, 8]), torch.tensor([[8], [8]]), torch.tensor([1, 1]))
+
+
+# ---------------------------------------------------------------- bad rewards
+
+
+class FixedReward:
+    def __init__(self, scores: Tensor) -> None:
+        self.scores = scores
+
+    def score(self, histories: Histories, items: Tensor) -> Tensor:
+        return self.scores
+
+
+HISTORIES = Histories(torch.tensor([[3], [3]]), torch.tensor([1, 1]))
+CANDIDATES = distinct_candidates(torch.tensor([4, 8]), torch.tensor([[5], [-1]]), torch.tensor([[6], [-1]]))
+
+
+def test_scores_of_real_items_must_be_finite():
+    scores = torch.tensor([[1.0, torch.nan, torch.inf], [2.0, 0.0, 0.0]])
+    with pytest.raises(BadReward, match="for 2 of 4 items"):
+        candidate_scores(FixedReward(scores), HISTORIES, CANDIDATES)
+    assert issubclass(BadReward, ValueError)
+
+
+def test_the_score_at_padding_is_not_read():
+    scores = torch.tensor([[1.0, 2.0, 3.0], [4.0, torch.inf, torch.nan]], dtype=torch.float64)
+    read = candidate_scores(FixedReward(scores), HISTORIES, CANDIDATES)
+    assert read.dtype == torch.float32
+    assert read[0].tolist() == [1, 2, 3] and float(read[1, 0]) == 4
+    assert read[1, 1:].isnan().all()
+    assert scores[1, 1].isinf()  # the reward's own tensor is left alone
+
+
+def test_scores_must_have_the_shape_of_the_candidates():
+    with pytest.raises(BadReward, match=r"must return \(2, 3\) scores, got \(2,\)"):
+        candidate_scores(FixedReward(torch.zeros(2)), HISTORIES, CANDIDATES)
+    with pytest.raises(ValueError, match=r"scores must be \(2, 3\), got \(2, 2\)"):
+        read_rewards(CANDIDATES, torch.zeros(2, 2))
+
+
+# ---------------------------------------------------------------- shuffling
+
+
+@settings(max_examples=40, deadline=None)
+@given(samples=st.integers(1, 8), seed=st.integers(0, 10_000))
+def test_shuffling_permutes_each_row_and_leaves_padding(samples, seed):
+    *_, candidates = candidates_of(samples, seed)
+    scores = torch.arange(candidates.items.numel(), dtype=torch.float32).view(candidates.items.shape)
+    uniforms = torch.rand(scores.shape, generator=torch.Generator().manual_seed(seed))
+    result = shuffled(candidates, scores, uniforms)
+    for row in range(samples):
+        real = int((candidates.items[row] >= 0).sum())
+        order = sorted(range(real), key=lambda slot: float(uniforms[row, slot]))
+        assert result[row, :real].tolist() == [float(scores[row, slot]) for slot in order]
+        assert torch.equal(result[row, real:], scores[row, real:])
+
+
+def test_shuffled_rewards_agree_wherever_an_item_is_mentioned():
+    # the target and two rollouts are the same item: they read the same shuffled score
+    candidates = distinct_candidates(torch.tensor([4]), torch.tensor([[4, 9, 4]]), torch.tensor([[9]]))
+    scores = candidate_scores(PairReward(), Histories(torch.tensor([[0]]), torch.tensor([1])), candidates)
+    rewards = read_rewards(candidates, shuffled(candidates, scores, torch.tensor([[0.9, 0.1]])))
+    assert rewards.target.tolist() == [9.0]
+    assert rewards.rollouts.tolist() == [[9.0, 4.0, 9.0]]
+    assert rewards.negatives.tolist() == [[4.0]]
+
+
+def test_shuffling_says_what_is_wrong():
+    with pytest.raises(ValueError, match="uniforms must be"):
+        shuffled(CANDIDATES, torch.zeros(2, 3), torch.zeros(2, 2))
+    with pytest.raises(ValueError, match="scores must be"):
+        shuffled(CANDIDATES, torch.zeros(2, 2), torch.zeros(2, 3))
