@@ -75,8 +75,14 @@ class MarketplaceConfig(Section):
 
     users: Positive | None = None
     items: Positive | None = None
+    steps: PositiveFloat | None = None
     exposure_bias: NonNegativeFloat | None = None
+    position_bias: NonNegativeFloat | None = None
+    targeting: NonNegativeFloat | None = None
+    targeting_error: NonNegativeFloat | None = None
     noise: NonNegativeFloat | None = None
+    drift: NonNegativeFloat | None = None
+    cold_share: Share | None = None
 
 
 class DataConfig(Section):
@@ -157,7 +163,7 @@ class RankerConfig(Section):
 
 
 class ObjectiveConfig(Section):
-    """NLL + (lambda / B_rl) Σ gate · GRPO. `lambda` is written `lambda` in YAML too."""
+    """NLL + (lambda / B_rl) Σ gate · GRPO; see `adagrpo.trainer.post_training` for what each option does."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, serialize_by_alias=True)
 

@@ -1,0 +1,56 @@
+"""A recipe, carried out: stages that are skipped when nothing they read has changed."""
+
+from pathlib import Path
+from typing import Any
+
+from adagrpo.pipeline.evaluate import collect, evaluate
+from adagrpo.pipeline.run import Console, Run, Silent
+from adagrpo.pipeline.stages import fit_arm, fit_ranker, fit_sft, prepare, simulate_marketplace, tokenize
+from adagrpo.report import write_report
+
+__all__ = [
+    "Console",
+    "Run",
+    "Silent",
+    "collect",
+    "evaluate",
+    "finished_arms",
+    "fit_arm",
+    "fit_ranker",
+    "fit_sft",
+    "prepare",
+    "run_all",
+    "simulate_marketplace",
+    "tokenize",
+    "train",
+    "write_report",
+]
+
+
+def run_all(run: Run) -> tuple[dict[str, Any], Path]:
+    """Every stage of a run.
+
+    Returns:
+        The content of metrics.json, and the path of the report.
+    """
+    simulate_marketplace(run)
+    prepare(run)
+    tokenize(run)
+    fit_sft(run)
+    fit_ranker(run)
+    train(run)
+    arms = [arm.name for arm in run.config.train.arms]
+    evaluate(run, arms)
+    metrics = collect(run, arms)
+    return metrics, write_report(run.directory)
+
+
+def train(run: Run) -> None:
+    """Post-train every arm of the configuration."""
+    for arm in run.config.train.arms:
+        fit_arm(run, arm)
+
+
+def finished_arms(run: Run) -> list[str]:
+    """The arms of the configuration that have been trained."""
+    return [arm.name for arm in run.config.train.arms if run.path("train", arm.name, "manifest.json").is_file()]

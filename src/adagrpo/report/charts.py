@@ -130,7 +130,7 @@ def scatter_chart(
         fill = f'fill="{"#ffffff" if point.hollow else ink}" stroke="{ink}" stroke-width="1.8"'
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" {fill}>{tip}</circle>')
     labels = [point.label for point in drawn]
-    parts += draw.point_labels(labels, places, x_axis)
+    parts += draw.point_labels([(point.label, point.style) for point in drawn], places, x_axis)
     return draw.svg(title, f"{y_label} against {x_label}: {', '.join(filter(None, labels))}", "", parts)
 
 

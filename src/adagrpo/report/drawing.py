@@ -253,11 +253,17 @@ def end_labels(ends: Sequence[tuple[str, int, Place]], x: float) -> list[str]:
     return parts
 
 
-def point_labels(labels: Sequence[str], places: Sequence[Place], x_axis: Axis) -> list[str]:
-    """Names beside points, each at the first free spot near its point, with a leader where that is not close."""
+def point_labels(labels: Sequence[tuple[str, int]], places: Sequence[Place], x_axis: Axis) -> list[str]:
+    """Names beside points, each at the first free spot near its point, with a leader where that is not close.
+
+    Args:
+        labels: name and style of each point; an empty name is not written but its point is kept free.
+        places: where the points are.
+        x_axis: bounds the labels on the left.
+    """
     taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in places]
     parts = []
-    for label, (x, y) in zip(labels, places, strict=True):
+    for (label, style), (x, y) in zip(labels, places, strict=True):
         if not label:
             continue
         shown = _shorten(label, 240)
@@ -268,7 +274,8 @@ def point_labels(labels: Sequence[str], places: Sequence[Place], x_axis: Axis) -
         left, top, dx, dy = (free or inside or spots)[0]
         taken.append((left, top, left + width, top + 14))
         if math.hypot(dx, dy) > 16:
-            parts.append(f'<path d="M{x:.1f} {y:.1f}L{x + dx:.1f} {y + dy:.1f}" stroke="{QUIET}" stroke-width="0.7"/>')
+            leader = f"M{x:.1f} {y:.1f}L{x + dx:.1f} {y + dy:.1f}"
+            parts.append(f'<path d="{leader}" stroke="{color(style)}" stroke-width="0.8"/>')
         parts.append(_text(left, top + 12, shown, "start", INK))
     return parts
 
@@ -276,8 +283,8 @@ def point_labels(labels: Sequence[str], places: Sequence[Place], x_axis: Axis) -
 def svg(title: str, description: str, note: str, parts: Sequence[str]) -> str:
     """The whole chart around its parts."""
     heading = [_text(8, 20, _shorten(title, WIDTH - 20), "start", INK, bold=True)]
-    footer = [_text(RIGHT_EDGE, HEIGHT - 6, note, "end", QUIET)] if note else []
-    return _wrap(title, f"{description}. {note}".strip(), HEIGHT + (14 if note else 0), [*heading, *parts, *footer])
+    footer = [_text(RIGHT_EDGE, HEIGHT + 8, note, "end", QUIET)] if note else []
+    return _wrap(title, f"{description}. {note}".strip(), HEIGHT + (16 if note else 0), [*heading, *parts, *footer])
 
 
 def empty(title: str) -> str:
@@ -306,11 +313,9 @@ def is_finite(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and abs(value) < 1e100
 
 
-_SPOTS = tuple(
-    (dx * scale, dy * scale)
-    for scale in (1.0, 2.2, 3.6, 5.2)
-    for dx, dy in ((9.0, 0.0), (-9.0, 0.0), (6.0, -13.0), (6.0, 13.0), (-6.0, -13.0), (-6.0, 13.0))
-)
+_DIRECTIONS = ((9, 0), (-9, 0), (6, -13), (6, 13), (-6, -13), (-6, 13), (12, -6), (12, 6))
+_REACHES = (1.0, 1.6, 2.4, 3.4, 4.6, 6.0, 8.0, 10.0)
+_SPOTS = tuple((dx * reach, dy * reach) for reach in _REACHES for dx, dy in _DIRECTIONS)
 
 
 def _cover(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:

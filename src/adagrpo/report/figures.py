@@ -203,8 +203,10 @@ def _admission_caption(log: Log) -> str:
 
 
 def _series(log: Log, rows: Sequence[Mapping[str, Any]], name: str) -> Series:
+    """A line over the rows that have the quantity: what is measured every n steps is a line, not n gaps."""
     mark = log.best_step if rows is log.validation else None
-    return Series(log.arm, _column(rows, "step"), _column(rows, name), log.style, mark)
+    measured = [row for row in rows if name in row]
+    return Series(log.arm, _column(measured, "step"), _column(measured, name), log.style, mark)
 
 
 def _column(rows: Sequence[Mapping[str, Any]], key: str) -> list[Any]:

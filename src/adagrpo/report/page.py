@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from adagrpo.artifacts import write_file
 from adagrpo.errors import UserError
@@ -23,6 +23,7 @@ from adagrpo.report.figures import Log
 from adagrpo.report.tables import (
     MISSING,
     START,
+    Alignment,
     Split,
     Table,
     checkpoints,
@@ -36,6 +37,12 @@ __all__ = ["build_report", "write_report"]
 
 BREADTH = ("hr@1", "hr@5", "hr@50", "ndcg@5", "coverage@10", "tail_share@10", "invalid_samples")
 RANKING = ("hr@1", "hr@5", "hr@10", "hr@50", "ndcg@5", "ndcg@10")
+LEVEL_COLUMNS = {
+    "size": "codes",
+    "codes_used": "used",
+    "entropy_share": "entropy, share of the most",
+    "prefixes": "prefixes",
+}
 SPLITS: tuple[Split, ...] = ("test", "validation")
 
 
@@ -74,8 +81,8 @@ def build_report(run_directory: Path) -> str:
     return _template().render(
         name=metrics.get("name") or run_directory.resolve().name,
         config_hash=metrics.get("config_hash"),
-        summary=summary_sentences(metrics),
-        arms=arm_sentences(metrics),
+        summary=[_keep(sentence) for sentence in summary_sentences(metrics)],
+        arms=[(arm, _keep(sentence)) for arm, sentence in arm_sentences(metrics)],
         results=[(split, _results(metrics, split)) for split in SPLITS],
         breadth=_breadth(metrics),
         **_figures(run_directory, metrics),
@@ -91,7 +98,12 @@ def build_report(run_directory: Path) -> str:
     )
 
 
-def _template() -> Any:
+def _keep(sentence: str) -> str:
+    """No line break between a number and its per cent sign."""
+    return sentence.replace(" %", "\N{NO-BREAK SPACE}%")
+
+
+def _template() -> Template:
     environment = Environment(
         loader=PackageLoader("adagrpo.report", "."),
         autoescape=True,
@@ -169,15 +181,10 @@ def _levels(catalog: Any) -> Table | None:
     levels = (catalog.get("per_level") or catalog.get("level")) if isinstance(catalog, Mapping) else None
     if not levels:
         return None
-    columns = {
-        "size": "codes",
-        "codes_used": "used",
-        "entropy_share": "entropy, share of the most",
-        "prefixes": "prefixes",
-    }
-    shown = [key for key in columns if any(level.get(key) is not None for level in levels)]
+    shown = [key for key in LEVEL_COLUMNS if any(level.get(key) is not None for level in levels)]
     rows = tuple((str(i + 1), *(_fact(key, level.get(key)) for key in shown)) for i, level in enumerate(levels))
-    return Table(("level", *(columns[key] for key in shown)), rows, ("right",) * (1 + len(shown)))
+    alignment: list[Alignment] = ["right"] * (1 + len(shown))
+    return Table(("level", *(LEVEL_COLUMNS[key] for key in shown)), rows, tuple(alignment))
 
 
 def _facts(values: Any) -> list[tuple[str, str]]:
@@ -243,13 +250,15 @@ def _rows(path: Path) -> list[Mapping[str, Any]]:
     """The rows of a JSON-lines file, none if it is absent; a last line that a crash cut short is dropped."""
     if not path.is_file():
         return []
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error})") from error
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), start=1):
+    for number, line in enumerate(lines[:-1], start=1):
         try:
             row = json.loads(line)
         except ValueError as error:
-            if not line.endswith("\n"):
-                break
             raise UserError(f"{path}: line {number} is not JSON ({error})") from error
         if not isinstance(row, Mapping):
             raise UserError(f"{path}: line {number} holds a {type(row).__name__}, an object would be right")

@@ -19,7 +19,9 @@ from adagrpo.errors import UserError
 __all__ = [
     "MISSING",
     "START",
+    "Alignment",
     "Checkpoint",
+    "Split",
     "Table",
     "checkpoints",
     "format_metric",
@@ -157,11 +159,12 @@ def metric_table(
         values: a value or None for each row and metric.
         columns: the metrics, such as "hr@10".
     """
-    cells = [[format_metric(name, value) for name, value in zip(columns, row, strict=True)] for row in values]
+    known = [[_finite(value) for value in row] for row in values]
+    cells = [[format_metric(name, value) for name, value in zip(columns, row, strict=True)] for row in known]
     best = {
         (row, len(headings) + column)
         for column, name in enumerate(columns)
-        for row in _best_rows(name, [line[column] for line in values], [line[column] for line in cells])
+        for row in _best_rows(name, [line[column] for line in known], [line[column] for line in cells])
     }
     rows = tuple((*name, *line) for name, line in zip(names, cells, strict=True))
     header = (*headings, *map(metric_label, columns))

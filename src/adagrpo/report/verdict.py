@@ -2,8 +2,8 @@
 
 The arm that is singled out is the one whose best checkpoint has the highest HR@10 on validation; its test number is
 then an honest one. The sampling error that goes with it is the binomial `1.96 sqrt(p (1 - p) / N)` of `N` cases,
-which says nothing about the seed. We depart from reports that print the winner alone: an arm that lost, a control that beat the
-gate, and re-ranking at serving time that beat training are said as plainly.
+which says nothing about the seed. We depart from reports that print the winner alone: an arm that lost, a control that
+beat the gate, and re-ranking at serving time that beat training are said as plainly.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ def arm_sentences(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
             continue
         final = next((other for other in points if other.arm == point.arm and other.kind == "final"), None)
         moved = [_moved(point, start, split, name, word) for name, word in _QUANTITIES]
+        moved[0] += _against(point, start, nll, split)
         changes = [change for change in moved if change]
         if not changes:
             continue
-        against = _against(point, start, nll, split)
         step = "" if point.step is None else f" (step {point.step})"
-        sentence = f"at the best checkpoint{step} " + "; ".join(changes) + f".{against}{_ending(final, split)}"
+        sentence = f"at the best checkpoint{step} " + "; ".join(changes) + f".{_ending(final, split)}"
         sentences.append((point.arm, sentence + _hacked(point, start, split)))
     return sentences
 
@@ -84,10 +84,9 @@ _QUANTITIES = (
 def _picked(arms: list[Checkpoint], start: Checkpoint | None, split: str) -> list[str]:
     """The arm that validation picks, what it does on the reported cases, and who is above it there."""
     picked = max(arms, key=lambda point: _or_least(point.value("validation", HR)))
-    reached = picked.value(split, HR)
     sentences = [
-        f"Validation picks {picked.arm}; its HR@10 on {split} is {format_metric(HR, reached)}."
-        + _against(picked, start, _best(arms, "nll"), split)
+        f"Validation picks {picked.arm}; its HR@10 on {split} is {_text(picked, split)}"
+        f"{_against(picked, start, _best(arms, 'nll'), split)}."
     ]
     highest = max(arms, key=lambda point: _or_least(point.value(split, HR)))
     if _text(highest, split) != _text(picked, split):
@@ -140,13 +139,13 @@ def _uncertainty(metrics: Mapping[str, Any], arms: list[Checkpoint], split: str)
 
 
 def _against(point: Checkpoint, start: Checkpoint | None, nll: Checkpoint | None, split: str) -> str:
-    """The relative changes of HR@10 as a sentence, or nothing."""
+    """The relative changes of HR@10 in brackets, or nothing."""
     value, parts = point.value(split, HR), []
     for reference, name in ((start, "sft"), (nll, "NLL continued")):
-        known = None if reference is None else reference.value(split, HR)
-        if known and value is not None and reference is not None and reference.arm != point.arm:
-            parts.append(f"{format_relative(value, known)} relative to {name} ({format_metric(HR, known)})")
-    return f" That is {' and '.join(parts)}." if parts else ""
+        known = None if reference is None or reference.arm == point.arm else reference.value(split, HR)
+        if known and value is not None:
+            parts.append(f"{format_relative(value, known)} relative to {name}")
+    return f" ({', '.join(parts)})" if parts else ""
 
 
 def _moved(point: Checkpoint, start: Checkpoint | None, split: str, name: str, word: str) -> str:
@@ -186,7 +185,7 @@ def _hacked(point: Checkpoint, start: Checkpoint | None, split: str) -> str:
     if change("mean_reward@10") <= 0:
         return ""
     fell = [word for name, word in ((HR, "HR@10"), ("true_utility@10", "true utility")) if change(name) < 0]
-    return f" The reward rose while {' and '.join(fell)} fell: it was no guide here." if fell else ""
+    return f" The reward rose while {' and '.join(fell)} fell." if fell else ""
 
 
 def _leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -3,8 +3,8 @@
     score(x, i) = h(x) · e_i + b_i
 
 `h` is a causal transformer over item embeddings (SASRec, Kang and McAuley 2018). It is trained in one of three ways:
-on impressions with clicks, by binary cross-entropy of `score + s_slot` (the slot term soaks up position bias and is left
-out when scoring); on logged next items by cross-entropy over the whole catalogue, which is what makes SASRec a strong
+on impressions with clicks, by binary cross-entropy of `score + s_slot` (the slot term soaks up position bias and is
+left out when scoring); on logged next items by cross-entropy over the whole catalogue, which is what makes SASRec a strong
 baseline (Klenitskiy and Vasilev 2023); or by cross-entropy over the target and uniformly sampled negatives.
 """
 

@@ -1,7 +1,7 @@
 """Training batches: every position of a history is a sample, and their order is a function of (seed, step).
 
-A history of n items holds n - 1 samples: items `0 .. t` are seen, item `t + 1` is the target. Nothing about the order is
-stored in a checkpoint, since it can be computed from the step.
+A history of n items holds n - 1 samples: items `0 .. t` are seen, item `t + 1` is the target. Nothing about the order
+is stored in a checkpoint, since it can be computed from the step.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ class Task(Protocol[MicroT]):
         ...
 
     def loss(self, micro: MicroT) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """Scalar loss terms of a micro-batch and numbers to log, both already divided by the counts of the whole step."""
+        """Scalar loss terms of a micro-batch and numbers to log, both divided by the counts of the whole step."""
         ...
 
     def validate(self) -> dict[str, float]:

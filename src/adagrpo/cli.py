@@ -1,0 +1,235 @@
+"""The command line: one verb a stage. Nothing here but arguments, printing and exit codes.
+
+Exit 0: done. 2: bad input or usage, one line on stderr. 1: anything else.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import torch
+import typer
+import yaml
+
+from adagrpo import __version__, pipeline
+from adagrpo.config import Config, dump_config, load_config
+from adagrpo.console import StderrConsole
+from adagrpo.data.marketplace import Marketplace, simulate, write_simulation
+from adagrpo.errors import UserError
+from adagrpo.layers import autocast_dtype
+from adagrpo.pipeline import Run, Silent
+from adagrpo.report import results_table, to_text
+
+__all__ = ["main"]
+
+app = typer.Typer(
+    help="Post-train generative recommenders with rewards that cannot be trusted everywhere.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Seed = Annotated[int | None, typer.Option(help="Seed of everything; the recipe's if not given.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
+Set = Annotated[list[str], typer.Option("--set", help="Change a key of the recipe: objective.lambda=0.5")]
+RunDirectory = Annotated[Path, typer.Option("--run", help="The run directory.")]
+Out = Annotated[Path, typer.Option("--out", help="Where to write.")]
+
+
+@app.command()
+def demo(
+    out: Out = Path("runs/demo"),
+    small: Annotated[bool, typer.Option("--small", help="A smaller world, for a quick check of the machine.")] = False,
+    settings: Set = [],  # noqa: B006 (typer reads the default, nothing changes it)
+    seed: Seed = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Simulate a marketplace and run the whole pipeline on it, with a report."""
+    name = "demo-small.yaml" if small else "demo.yaml"
+    with importlib.resources.as_file(importlib.resources.files("adagrpo.recipes") / name) as recipe:
+        config = load_config(recipe, _overrides(settings, seed))
+    _carry_out(Run(out, config, Path(), _console(quiet)), as_json)
+
+
+@app.command(name="run")
+def run_recipe(
+    recipe: Annotated[Path, typer.Argument(help="A recipe, see recipes/.")],
+    out: Out,
+    data: Annotated[Path, typer.Option(help="The folder that the recipe's relative paths are in.")] = Path(),
+    settings: Set = [],  # noqa: B006
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the recipe, print it resolved, do nothing.")
+    ] = False,
+    seed: Seed = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Carry out a recipe; the same command continues an interrupted run."""
+    config = load_config(recipe, _overrides(settings, seed))
+    if not data.is_dir():
+        raise UserError(f"{data}: no such folder (--data)")
+    if dry_run:
+        content = dump_config(config)
+        typer.echo(json.dumps(content) if as_json else yaml.safe_dump(content, sort_keys=False).rstrip())
+        return
+    _carry_out(Run(out, config, data, _console(quiet)), as_json)
+
+
+@app.command()
+def prepare(
+    logs: Annotated[list[Path], typer.Argument(help="Log files of the same columns.")],
+    out: Out,
+    settings: Set = [],  # noqa: B006
+    seed: Seed = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Read logs into a new run directory: filter, number, split. Columns: --set data.columns.user=uid."""
+    start = out / ".work" / "recipe.yaml"
+    start.parent.mkdir(parents=True, exist_ok=True)
+    content = {"name": out.name, "data": {"logs": [str(path.resolve()) for path in logs]}}
+    start.write_text(yaml.safe_dump(content), encoding="utf-8")
+    run = Run(out, load_config(start, _overrides(settings, seed)), Path(), _console(quiet))
+    pipeline.prepare(run)
+    _print(json.loads(run.path("prepare", "summary.json").read_text(encoding="utf-8")), as_json)
+
+
+@app.command(name="simulate")
+def simulate_logs(
+    out: Out,
+    users: Annotated[int, typer.Option(min=1)] = Marketplace.users,
+    items: Annotated[int, typer.Option(min=1)] = Marketplace.items,
+    exposure_bias: Annotated[float, typer.Option(min=0.0)] = Marketplace.exposure_bias,
+    seed: Seed = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write the logs, item table and truth of a simulated marketplace."""
+    world = Marketplace(users=users, items=items, exposure_bias=exposure_bias, seed=seed or 0)
+    simulation = simulate(world)
+    out.mkdir(parents=True, exist_ok=True)
+    write_simulation(simulation, out)
+    shown = simulation.impressions
+    _print({"impressions": len(shown), "interactions": int(shown["clicked"].sum()), "folder": str(out)}, as_json)
+
+
+def _stage_command(name: str, work: Callable[[Run], object], text: str) -> None:
+    """Add a verb that carries out one stage of an existing run."""
+
+    def command(
+        run: RunDirectory,
+        settings: Set = [],  # noqa: B006
+        seed: Seed = None,
+        as_json: Json = False,
+        quiet: Quiet = False,
+    ) -> None:
+        opened = _open(run, settings, seed, quiet)
+        result = work(opened)
+        _print(result if isinstance(result, dict) else {"stage": name, "folder": str(opened.path(name))}, as_json)
+
+    app.command(name=name, help=text)(command)
+
+
+def _evaluate(run: Run) -> dict[str, Any]:
+    arms = pipeline.finished_arms(run)
+    pipeline.evaluate(run, arms)
+    return pipeline.collect(run, arms)
+
+
+_stage_command("tokenize", pipeline.tokenize, "Make Semantic IDs of the items of a run.")
+_stage_command("sft", pipeline.fit_sft, "Train the starting policy.")
+_stage_command("ranker", pipeline.fit_ranker, "Train the reward model.")
+_stage_command("train", pipeline.train, "Post-train every arm of the recipe.")
+_stage_command("evaluate", _evaluate, "Evaluate sft and every trained arm on validation and test.")
+
+
+@app.command()
+def report(run: RunDirectory, seed: Seed = None, as_json: Json = False, quiet: Quiet = False) -> None:
+    """Write report.html from what the run has measured so far."""
+    opened = _open(run, [], seed, quiet)
+    _print({"report": str(pipeline.write_report(opened.directory))}, as_json)
+
+
+@app.command()
+def doctor(seed: Seed = None, as_json: Json = False, quiet: Quiet = False) -> None:
+    """Say what this machine offers: versions, threads, native bf16, GPU."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    packages = ("torch", "numpy", "accelerate", "safetensors", "polars", "pydantic", "scipy")
+    found: dict[str, Any] = {"adagrpo": __version__, "python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "missing"
+    found |= {"threads": torch.get_num_threads(), "processors": os.cpu_count(), "device": str(device)}
+    found["mixed_precision"] = "bf16" if autocast_dtype(device) is not None else "no (bf16 would be emulated)"
+    _print(found, as_json)
+
+
+def _carry_out(run: Run, as_json: bool) -> None:
+    metrics, page = pipeline.run_all(run)
+    if as_json:
+        typer.echo(json.dumps(metrics | {"report": str(page)}))
+        return
+    typer.echo(to_text(results_table(metrics)))
+    typer.echo(f"\nreport: {page}")
+
+
+def _open(directory: Path, settings: list[str], seed: int | None, quiet: bool) -> Run:
+    overrides = _overrides(settings, seed)
+
+    def configure(recipe: Path) -> Config:
+        return load_config(recipe, overrides)
+
+    return Run.open(directory, configure, _console(quiet))
+
+
+def _overrides(settings: list[str], seed: int | None) -> list[str]:
+    return [*settings, *([] if seed is None else [f"seed={seed}"])]
+
+
+def _console(quiet: bool) -> StderrConsole | Silent:
+    return Silent() if quiet else StderrConsole()
+
+
+def _print(values: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(values))
+        return
+    for name, value in values.items():
+        typer.echo(f"{name}: {json.dumps(value) if isinstance(value, dict) else value}")
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        status = app(standalone_mode=False)
+    except UserError as error:
+        sys.exit(_fail(str(error), 2))
+    except click.ClickException as error:
+        sys.exit(_fail(error.format_message(), 2))
+    except (KeyboardInterrupt, click.Abort):
+        sys.exit(_fail("interrupted; the same command continues", 130))
+    except Exception as error:
+        if os.environ.get("ADAGRPO_TRACEBACK"):
+            raise
+        text = " ".join(str(error).split())
+        sys.exit(_fail(f"{type(error).__name__}: {text} (ADAGRPO_TRACEBACK=1 shows where)", 1))
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail(message: str, status: int) -> int:
+    typer.echo(f"adagrpo: {' '.join(message.split())}", err=True)
+    return status

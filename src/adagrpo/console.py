@@ -1,0 +1,61 @@
+"""What a person sees on stderr while a run goes on: a progress bar with rate and time left, or plain lines.
+
+Stdout is kept for results, so that a command's output can be piped.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+__all__ = ["StderrConsole"]
+
+SHOWN = ("nll", "grpo", "loss", "reward", "admission", "invalid_share")
+LINE_SECONDS = 15.0
+
+
+class StderrConsole:
+    """Implements `adagrpo.pipeline.Console`."""
+
+    def __init__(self) -> None:
+        self.console = RichConsole(stderr=True, highlight=False)
+        self.label = ""
+        self.started = self.printed = 0.0
+        self.first = 0
+        self.bar: Progress | None = None
+
+    def stage(self, name: str, event: str, seconds: float) -> None:
+        """One line for a stage that starts, ends or is skipped."""
+        self.close()
+        text = {"start": "...", "skip": "unchanged, skipped", "end": f"done in {seconds:.1f} s"}[event]
+        self.console.print(f"{name}: {text}")
+
+    def progress(self, label: str, done: int, total: int, values: Mapping[str, float]) -> None:
+        """Advance the bar, or print a line now and then where stderr is no terminal."""
+        now = time.monotonic()
+        if label != self.label:
+            self.close()
+            self.label, self.started, self.printed, self.first = label, now, now, done
+            if sys.stderr.isatty():
+                columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+                self.bar = Progress(*columns, TextColumn("{task.fields[shown]}"), console=self.console, transient=True)
+                self.bar.add_task(label, total=total, shown="")
+                self.bar.start()
+        rate = (done - self.first) / max(1e-9, now - self.started)
+        shown = " ".join(f"{name} {values[name]:.4g}" for name in SHOWN if name in values)
+        if self.bar is not None:
+            self.bar.update(self.bar.task_ids[0], completed=done, shown=f"{rate:.1f}/s {shown}")
+        elif now - self.printed > LINE_SECONDS:
+            self.printed = now
+            left = (total - done) / rate if rate > 0 else float("inf")
+            self.console.print(f"{label}: {done}/{total}, {rate:.1f}/s, {left:.0f} s left {shown}")
+
+    def close(self) -> None:
+        """Take the bar down."""
+        if self.bar is not None:
+            self.bar.stop()
+        self.bar, self.label = None, ""

@@ -1,0 +1,31 @@
+"""The canonical column names, in one place."""
+
+__all__ = [
+    "ATTRIBUTES",
+    "CLICKED",
+    "HISTORY_LENGTH",
+    "ITEM",
+    "ITEM_ID",
+    "POSITION",
+    "PROPENSITY",
+    "RATING",
+    "SLOT",
+    "TEXT",
+    "TIMESTAMP",
+    "USER",
+    "USER_ID",
+]
+
+USER_ID = "user_id"  # as in the logs
+ITEM_ID = "item_id"  # as in the logs
+USER = "user"  # 0 .. U-1
+ITEM = "item"  # 0 .. V-1
+TIMESTAMP = "timestamp"  # any unit, increasing
+POSITION = "position"  # order within a user, 0 is the oldest
+RATING = "rating"
+CLICKED = "clicked"  # a shown item was chosen
+SLOT = "slot"  # place in the slate, 0 is the top
+PROPENSITY = "propensity"  # probability that the item was shown
+HISTORY_LENGTH = "history_length"  # interactions of the user before an impression
+TEXT = "text"
+ATTRIBUTES = "attributes"

@@ -1,0 +1,136 @@
+"""The prepared data of a run: one Parquet file a purpose, so that a reader of one cannot see another.
+
+    users.parquet, items.parquet    the ids of the logs, by row
+    train.parquet                   all that a model may be fitted on
+    validation.parquet              what happened from the end of training up to the test target; the target is marked
+    test.parquet                    the test target, and nothing else
+    impressions.parquet             what was shown before the end of training
+    rejects.parquet, summary.json   what was read, and what was refused
+
+Changing a test target changes `test.parquet` alone, byte for byte: no statistic of it is written anywhere else.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from adagrpo.data.columns import CLICKED, HISTORY_LENGTH, ITEM, ITEM_ID, POSITION, USER, USER_ID
+from adagrpo.data.interactions import Dataset
+from adagrpo.data.splits import Split, check_leakage
+from adagrpo.types import Cases, Ragged
+
+__all__ = [
+    "load_cases",
+    "load_impressions",
+    "load_item_ids",
+    "load_items",
+    "load_training",
+    "load_user_ids",
+    "write_prepared",
+]
+
+TARGET = "target"
+
+
+def write_prepared(dataset: Dataset, split: Split, directory: Path) -> None:
+    """Write a data set, cut by a split, into a folder."""
+    check_leakage(split)
+    table = dataset.interactions.select(USER, ITEM, POSITION)
+    users, positions = table[USER].to_numpy(), table[POSITION].to_numpy()
+    trained = split.train_lengths[users]
+    validation, test = split.validation_positions[users], split.test_positions[users]
+    ends = np.where(test >= 0, test, np.where(validation >= 0, validation + 1, trained))
+    later = (positions >= trained) & (positions < ends)
+    dataset.users.write_parquet(directory / "users.parquet")
+    dataset.items.write_parquet(directory / "items.parquet")
+    table.filter(positions < trained).write_parquet(directory / "train.parquet")
+    marked = table.with_columns(pl.Series(TARGET, positions == validation))
+    marked.filter(later).write_parquet(directory / "validation.parquet")
+    table.filter((positions == test) & (test >= 0)).write_parquet(directory / "test.parquet")
+    summary = dict(dataset.summary)
+    if dataset.impressions is not None:
+        shown = dataset.impressions
+        seen = shown[HISTORY_LENGTH].to_numpy() < split.train_lengths[shown[USER].to_numpy()]
+        shown.filter(seen).write_parquet(directory / "impressions.parquet")
+        summary["impressions"] = int(seen.sum())
+    dataset.rejects.write_parquet(directory / "rejects.parquet")
+    summary |= {
+        "users": len(dataset.users),
+        "items": len(dataset.items),
+        "interactions": len(table),
+        "training_interactions": int((positions < trained).sum()),
+        "validation_cases": int((split.validation_positions >= 0).sum()),
+        "test_cases": int((split.test_positions >= 0).sum()),
+    }
+    (directory / "summary.json").write_text(json.dumps(summary, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def load_training(directory: Path) -> Ragged:
+    """Training sequences, one row for each of the `U` users, empty for users that training does not see."""
+    return _ragged(pl.read_parquet(directory / "train.parquet"), _count(directory / "users.parquet"))
+
+
+def load_cases(directory: Path, split: Literal["validation", "test"] | str) -> Cases:
+    """Evaluation cases of a split, in the order of users. Only `test` reads test.parquet."""
+    train = pl.read_parquet(directory / "train.parquet")
+    later = pl.read_parquet(directory / "validation.parquet")
+    if split == "validation":
+        targets = later.filter(pl.col(TARGET))
+        history = train
+    elif split == "test":
+        targets = pl.read_parquet(directory / "test.parquet")
+        history = pl.concat([train, later.drop(TARGET)])
+    else:
+        raise ValueError(f"split must be validation or test, got {split}")
+    targets = targets.sort(USER)
+    history = history.join(targets.select(USER, pl.col(POSITION).alias("end")), on=USER)
+    history = history.filter(pl.col(POSITION) < pl.col("end")).sort(USER, POSITION)
+    row_of = np.full(_count(directory / "users.parquet"), -1)
+    row_of[targets[USER].to_numpy()] = np.arange(len(targets))
+    counts = np.bincount(row_of[history[USER].to_numpy()], minlength=len(targets))
+    histories = Ragged(history[ITEM].to_numpy().astype(np.int32), _offsets(counts))
+    return Cases(targets[USER].to_numpy().astype(np.int32), histories, targets[ITEM].to_numpy().astype(np.int32))
+
+
+def load_items(directory: Path) -> pl.DataFrame:
+    """The catalogue: item, item_id, text, attributes."""
+    return pl.read_parquet(directory / "items.parquet")
+
+
+def load_item_ids(directory: Path) -> pl.Series:
+    """(V,) ids of the logs, in the order of items."""
+    return pl.read_parquet(directory / "items.parquet", columns=[ITEM_ID])[ITEM_ID]
+
+
+def load_user_ids(directory: Path) -> pl.Series:
+    """(U,) ids of the logs, in the order of users."""
+    return pl.read_parquet(directory / "users.parquet", columns=[USER_ID])[USER_ID]
+
+
+def load_impressions(directory: Path) -> pl.DataFrame | None:
+    """Impressions that a ranker may be fitted on: user, item, history_length, clicked, and slot and propensity if known.
+
+    None where the logs have no impressions.
+    """
+    path = directory / "impressions.parquet"
+    return pl.read_parquet(path).cast({CLICKED: pl.Boolean}) if path.is_file() else None
+
+
+def _ragged(table: pl.DataFrame, rows: int) -> Ragged:
+    table = table.sort(USER, POSITION)
+    counts = np.bincount(table[USER].to_numpy(), minlength=rows)
+    return Ragged(table[ITEM].to_numpy().astype(np.int32), _offsets(counts))
+
+
+def _offsets(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+
+def _count(path: Path) -> int:
+    return int(pl.scan_parquet(path).select(pl.len()).collect().item())

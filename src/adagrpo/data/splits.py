@@ -1,0 +1,98 @@
+"""Splits: leave-one-out, and two points in time. A split says where in each user's sequence training ends.
+
+Test is never read by a model: `train_lengths` cuts what is trained on, and the positions name the two targets. The
+history of a target is all that the user did before it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Split", "check_leakage", "leave_one_out", "temporal"]
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Where each of `U` users is cut."""
+
+    train_lengths: Ints  # (U,) interactions that training may see, from the oldest
+    validation_positions: Ints  # (U,) position of the validation target, -1 where there is none
+    test_positions: Ints  # (U,) position of the test target, -1 where there is none
+
+
+def leave_one_out(lengths: Ints) -> Split:
+    """The last interaction is test, the second last validation, the rest training.
+
+    Users with fewer than three interactions are trained on whole and not evaluated.
+
+    Args:
+        lengths: (U,) interactions of each user.
+
+    >>> leave_one_out(np.array([5, 2])).train_lengths
+    array([3, 2])
+    """
+    lengths = np.asarray(lengths, dtype=np.int64)
+    enough = lengths >= 3
+    return Split(
+        np.where(enough, lengths - 2, lengths), np.where(enough, lengths - 2, -1), np.where(enough, lengths - 1, -1)
+    )
+
+
+def temporal(
+    timestamps: NDArray[np.number],  # (total,) users end to end, ascending within each
+    offsets: Ints,  # (U + 1,)
+    *,
+    validation_from: float,
+    test_from: float,
+) -> Split:
+    """Cut at two points in time that are the same for all users.
+
+    Training is strictly before `validation_from`. A user's validation target is their first interaction in
+    `[validation_from, test_from)`, the test target their first at or after `test_from`; a target needs a history.
+
+    Args:
+        timestamps: (total,) of all interactions, users end to end, ascending within each user.
+        offsets: (U + 1,) where each user starts.
+        validation_from: in the unit of the timestamps.
+        test_from: later than that.
+
+    Raises:
+        ValueError: the points are not in order, or a user's timestamps are not ascending.
+    """
+    if not validation_from < test_from:
+        raise ValueError(f"validation_from ({validation_from}) must be before test_from ({test_from})")
+    inner = np.ones(max(0, len(timestamps) - 1), dtype=bool)
+    starts = offsets[1:-1]
+    inner[starts[(starts > 0) & (starts < len(timestamps))] - 1] = False  # from one user to the next
+    if np.any(inner & (np.diff(timestamps) < 0)):
+        raise ValueError("timestamps must ascend within each user")
+
+    def before(point: float) -> Ints:
+        counts = np.concatenate([[0], np.cumsum(timestamps < point)])
+        return np.asarray(counts[offsets[1:]] - counts[offsets[:-1]], dtype=np.int64)
+
+    lengths = np.diff(offsets)
+    train, until_test = before(validation_from), before(test_from)
+    validation = np.where((until_test > train) & (train > 0), train, -1)
+    test = np.where((lengths > until_test) & (until_test > 0), until_test, -1)
+    return Split(train, validation, test)
+
+
+def check_leakage(split: Split) -> None:
+    """Raise if a training interaction is at or after a target of its user, or validation at or after test.
+
+    Raises:
+        ValueError: naming the first user.
+    """
+    after = np.zeros(len(split.train_lengths), dtype=bool)
+    for targets in (split.validation_positions, split.test_positions):
+        after |= (targets >= 0) & (targets < split.train_lengths)
+    both = (split.validation_positions >= 0) & (split.test_positions >= 0)
+    after |= both & (split.validation_positions >= split.test_positions)
+    if after.any():
+        raise ValueError(f"user {int(np.flatnonzero(after)[0])}: a target lies in what was seen before it")

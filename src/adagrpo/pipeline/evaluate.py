@@ -1,0 +1,208 @@
+"""The last stages: evaluate every checkpoint on validation and test, and write down what can be recomputed from files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from adagrpo.artifacts import hash_json, write_file
+from adagrpo.data.columns import ITEM_ID, USER_ID
+from adagrpo.data.prepared import load_item_ids, load_user_ids
+from adagrpo.data.marketplace import Truth
+from adagrpo.evaluation import Predictions, predict, rerank, summarise
+from adagrpo.pipeline.models import Workbench
+from adagrpo.pipeline.run import Run
+from adagrpo.types import Cases
+
+__all__ = ["collect", "evaluate", "evaluate_checkpoint"]
+
+
+def evaluate(run: Run, arms: list[str]) -> None:
+    """Evaluate the sft policy, and the best and final checkpoint of every arm.
+
+    Checkpoints with equal weights (an arm whose best step is 0 is the sft policy) are computed once.
+    """
+    known: dict[str, Path] = {}
+    evaluate_checkpoint(run, "evaluate/sft", run.path("sft", "best"), known)
+    for arm in arms:
+        for kind in ("best", "final"):
+            evaluate_checkpoint(run, f"evaluate/{arm}/{kind}", run.path("train", arm, kind), known)
+
+
+def evaluate_checkpoint(run: Run, name: str, weights: Path, known: dict[str, Path]) -> None:
+    """Evaluate one checkpoint; `known` maps hashes of weights to folders where they have been evaluated already."""
+    bench, options = Workbench(run), run.config.evaluation
+    model, reward = weights / "model.safetensors", run.path("ranker", "best")
+    inputs = [*bench.training_files, bench.prepared / "test.parquet", *bench.catalog_files, model]
+    inputs.append(reward / "model.safetensors")
+    truth_files = sorted(run.path("simulate", "truth").glob("*")) if run.config.data.marketplace else []
+    identity = run.hash_input(model)
+
+    def build(work: Path) -> None:
+        if identity in known:
+            for path in known[identity].iterdir():
+                if path.name != "manifest.json":
+                    shutil.copyfile(path, work / path.name)
+            return
+        policy, ranker = bench.policy(weights), bench.ranker(reward)
+        utility = None
+        if truth_files:
+            truth = Truth.load(truth_files[0].parent)
+            utility = truth.aligned(
+                load_user_ids(bench.prepared).to_list(), load_item_ids(bench.prepared).to_list()
+            ).utility
+        values: dict[str, Any] = {}
+        for split in ("validation", "test"):
+            cases = bench.cases(split)
+            predictions = predict(
+                policy,
+                bench.catalog,
+                cases,
+                width=options.beam_width,
+                batch_size=options.batch_size,
+                max_history=run.config.max_history,
+                reward=ranker,
+                mask_history=options.mask_history,
+                report=_report(run, f"{name} {split}"),
+            )
+            # what is true of a user is known at their last purchase only, so true utility is a test metric
+            values[split] = summarise(predictions, cases, tail=bench.tail, utility=utility if split == "test" else None)
+            values[f"rerank_{split}"] = rerank(predictions, cases)
+        _write_predictions(bench, cases, predictions, work)
+        write_file(work / "metrics.json", json.dumps(values, indent=1) + "\n")
+
+    config = [options.model_dump(mode="json"), run.config.policy.model_dump(mode="json"), run.config.max_history]
+    folder = run.stage(name, config=config, inputs=[*inputs, *truth_files], build=build)
+    known[identity] = folder
+
+
+def _write_predictions(bench: Workbench, cases: Cases, predictions: Predictions, work: Path) -> None:
+    """The test lists in the ids of the logs: `predictions.parquet` (constrained) and `free.parquet`."""
+    users = load_user_ids(bench.prepared).gather(cases.users)
+    item_ids = load_item_ids(bench.prepared)
+    count, width = predictions.items.shape
+    ranks = np.tile(np.arange(1, width + 1, dtype=np.int32), count)
+    repeated = users.gather(np.repeat(np.arange(count), width)).alias(USER_ID)
+    found = predictions.items.reshape(-1)
+    table = pl.DataFrame(
+        {
+            USER_ID: repeated,
+            "rank": ranks,
+            ITEM_ID: item_ids.gather(np.maximum(found, 0)),
+            "score": predictions.scores.reshape(-1),
+        }
+    )
+    table.filter(found >= 0).write_parquet(work / "predictions.parquet")
+    codes = pl.Series(predictions.free_codes.reshape(count * width, -1).astype(np.int32))
+    free = pl.DataFrame({USER_ID: repeated, "rank": ranks, "codes": codes, "valid": predictions.free_valid.reshape(-1)})
+    free.with_columns(pl.col("codes").cast(pl.List(pl.Int32))).write_parquet(work / "free.parquet")
+
+
+def collect(run: Run, arms: list[str]) -> dict[str, Any]:
+    """Gather the results of a run into metrics.json, which holds no time and no path; equal runs give equal bytes."""
+    sft = _read(run.path("evaluate", "sft", "metrics.json"))
+    stages: dict[str, Any] = {"sft": {split: sft[split] for split in ("validation", "test")}}
+    for name in arms:
+        arm = next(arm for arm in run.config.train.arms if arm.name == name)
+        entry: dict[str, Any] = {
+            "objective": arm.objective,
+            "gate": arm.gate or {"adagrpo": "adagrpo", "nll": None}.get(arm.objective, "all"),
+            "lambda": _lambda(run, arm.objective, arm.lambda_),
+            "admission": _admission(run.path("train", name, "steps.jsonl")),
+        }
+        for kind in ("best", "final"):
+            results = _read(run.path("evaluate", name, kind, "metrics.json"))
+            step = _read(run.path("train", name, kind, "checkpoint.json"))["step"]
+            entry[kind] = {"step": step} | {split: results[split] for split in ("validation", "test")}
+        stages[name] = entry
+    summary = _read(run.path("prepare", "summary.json"))
+    ranker = _read(run.path("ranker", "metrics.json"))
+    ranker["rerank"] = {split: sft[f"rerank_{split}"] for split in ("validation", "test")}
+    content = {
+        "name": run.config.name,
+        "config_hash": run.config_hash,
+        "dataset": summary,
+        "catalog": _read(run.path("tokenize", "audit.json")),
+        "ranker": ranker,
+        "stages": stages,
+    }
+    write_file(run.path("metrics.json"), json.dumps(content, indent=1) + "\n")
+    _write_results(run, content)
+    return content
+
+
+def _write_results(run: Run, content: dict[str, Any]) -> None:
+    """One row a checkpoint and split in results.jsonl, the form in which measured runs are kept."""
+    rows = []
+    data_hash = hash_json(run.hash_input(run.path("prepare", "train.parquet")))
+    common = {
+        "dataset": run.config.name,
+        "seed": run.config.seed,
+        "recipe": run.config.name,
+        "config_hash": run.config_hash,
+        "data_hash": data_hash,
+        "commit": _commit(),
+        "command": " ".join(["adagrpo", *sys.argv[1:]]),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    seconds = _seconds(run.path("events.jsonl"))
+    for name, entry in content["stages"].items():
+        for checkpoint in ("best", "final") if "final" in entry else ("best",):
+            for split in ("validation", "test"):
+                metrics = entry[split] if name == "sft" else entry[checkpoint][split]
+                row = {"objective": entry.get("objective", "sft"), "gate": entry.get("gate"), "arm": name}
+                row |= {"lambda": entry.get("lambda"), "checkpoint": checkpoint, "split": split, "metrics": metrics}
+                row |= {"step": None if name == "sft" else entry[checkpoint]["step"]}
+                row |= {"admission": entry.get("admission")}
+                row |= {"seconds": seconds.get("sft" if name == "sft" else f"train/{name}")}
+                rows.append(json.dumps(common | row))
+    write_file(run.path("results.jsonl"), "\n".join(rows) + "\n")
+
+
+def _lambda(run: Run, objective: str, own: float | None) -> float | None:
+    if objective == "nll":
+        return None
+    return run.config.objective.lambda_ if own is None else own
+
+
+def _admission(steps: Path) -> float | None:
+    """The mean share of groups admitted over all steps; None where no group was drawn."""
+    rows = (json.loads(line) for line in steps.read_text(encoding="utf-8").splitlines())
+    values = [row["admission"] for row in rows if "admission" in row]
+    return float(np.mean(values)) if values else None
+
+
+def _seconds(events: Path) -> dict[str, float]:
+    """Seconds that the latest making of each stage took."""
+    rows = (json.loads(line) for line in events.read_text(encoding="utf-8").splitlines())
+    return {row["stage"]: row["seconds"] for row in rows if row["event"] == "end"}
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that the program runs from, if it runs from one."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _report(run: Run, label: str) -> Callable[[int, int], None]:
+    started = time.monotonic()
+    return lambda done, total: run.console.progress(
+        label, done, total, {"cases/s": done / max(1e-9, time.monotonic() - started)}
+    )

@@ -1,0 +1,141 @@
+"""What the stages share: the prepared data, and models built from the configuration and loaded from a stage's folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from adagrpo import metrics
+from adagrpo.config import FitConfig
+from adagrpo.data.prepared import load_cases, load_impressions, load_items, load_training
+from adagrpo.errors import UserError
+from adagrpo.evaluation import predict, sample_cases, summarise
+from adagrpo.pipeline.run import Run
+from adagrpo.policies import CompactPolicy
+from adagrpo.rewards.base import Reward
+from adagrpo.rewards.ranker import SequentialRanker
+from adagrpo.semantic_ids import Catalog
+from adagrpo.trainer import BatchSchedule
+from adagrpo.trainer.checkpoints import load_weights
+from adagrpo.types import Cases, Ragged
+
+__all__ = ["Workbench"]
+
+
+class Workbench:
+    """Reads what earlier stages of a run have made. Nothing here reads test data but `cases("test")`."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.config = run, run.config
+        self.prepared = run.path("prepare")
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    @property
+    def training_files(self) -> list[Path]:
+        """What a model may be fitted on, and selected by: training and validation interactions."""
+        return [self.prepared / "items.parquet", self.prepared / "train.parquet", self.prepared / "validation.parquet"]
+
+    @property
+    def catalog_files(self) -> list[Path]:
+        """The Semantic IDs."""
+        return [self.run.path("tokenize", "codes.parquet"), self.run.path("tokenize", "codes.json")]
+
+    @cached_property
+    def training(self) -> Ragged:
+        """Training sequences, one row a user."""
+        return load_training(self.prepared)
+
+    @cached_property
+    def num_items(self) -> int:
+        """`V`."""
+        return len(load_items(self.prepared))
+
+    @cached_property
+    def catalog(self) -> Catalog:
+        """Item to codes and back."""
+        return Catalog.read(self.run.path("tokenize", "codes.parquet")).to(self.device)
+
+    @cached_property
+    def tail(self) -> NDArray[np.bool_]:
+        """(V,) the items of the tail, by training interactions."""
+        return metrics.tail_items(np.bincount(self.training.values, minlength=self.num_items))
+
+    @cached_property
+    def slots(self) -> int:
+        """How many slots a slate has; 1 where the logs have none."""
+        table = load_impressions(self.prepared)
+        if table is None or "slot" not in table.columns or len(table) == 0:
+            return 1
+        return int(table["slot"].max()) + 1  # type: ignore[arg-type]
+
+    def cases(self, split: str) -> Cases:
+        """Evaluation cases of `validation` or `test`."""
+        cases = load_cases(self.prepared, split)
+        if len(cases) == 0:
+            raise UserError(f"{self.prepared / f'{split}.parquet'}: no {split} case; users need three interactions")
+        return cases
+
+    def schedule(self, fit: FitConfig) -> BatchSchedule:
+        """The order of training batches."""
+        return BatchSchedule(self.training, self.config.max_history, fit.batch_size, fit.accumulation, self.config.seed)
+
+    def policy(self, weights: Path | None = None) -> CompactPolicy:
+        """A new policy, or one loaded from a checkpoint folder."""
+        options = self.config.policy
+        policy = CompactPolicy(
+            self.catalog.codes,
+            self.catalog.level_sizes,
+            width=options.width,
+            layers=options.layers,
+            heads=options.heads,
+            decoder_hidden=options.decoder_hidden,
+            max_history=self.config.max_history,
+            dropout=options.dropout,
+            seed=self.config.seed,
+        ).to(self.device)
+        if weights is not None:
+            load_weights(weights, policy)
+        return policy
+
+    def ranker(self, weights: Path | None = None) -> SequentialRanker:
+        """A new ranker, or one loaded from a checkpoint folder."""
+        options = self.config.ranker
+        ranker = SequentialRanker(
+            self.num_items,
+            width=options.width,
+            layers=options.layers,
+            heads=options.heads,
+            max_history=self.config.max_history,
+            dropout=options.dropout,
+            slots=self.slots,
+            seed=self.config.seed,
+        ).to(self.device)
+        if weights is not None:
+            load_weights(weights, ranker)
+        return ranker
+
+    def validator(self, policy: Any, fit: FitConfig, reward: Reward | None = None) -> Callable[[], dict[str, float]]:
+        """Validation while training, on a fixed sample of users."""
+        cases = sample_cases(self.cases("validation"), fit.validation_users, self.config.seed)
+        options = self.config.evaluation
+
+        def validate() -> dict[str, float]:
+            predictions = predict(
+                policy,
+                self.catalog,
+                cases,
+                width=options.beam_width,
+                batch_size=options.batch_size,
+                max_history=self.config.max_history,
+                reward=reward,
+                mask_history=options.mask_history,
+            )
+            return summarise(predictions, cases, tail=self.tail)
+
+        return validate

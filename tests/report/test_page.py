@@ -1,0 +1,194 @@
+import json
+import re
+from collections.abc import Iterable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+import yaml
+
+from adagrpo.errors import UserError
+from adagrpo.report import build_report, write_report
+
+HOSTILE = "<script>alert('x')<"  # no slash, so that it can be the name of a folder
+
+
+def values(hr: float) -> dict[str, float]:
+    names = ("hr@1", "hr@10", "hr@50", "ndcg@10", "coverage@10", "tail_share@10")
+    return dict.fromkeys(names, hr) | {"hallucination@10": hr / 50, "mean_reward@10": 2 * hr, "true_utility@10": 3 * hr}
+
+
+def splits(hr: float, step: int) -> dict[str, Any]:
+    return {"step": step, "validation": values(hr * 1.1), "test": values(hr)}
+
+
+def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def gated_steps(count: int) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for step in range(1, count + 1):
+        row = {"step": step, "nll": 5.0, "admission": 0.2, "shuffled_admission": 0.1, "rejected_easy": 0.3}
+        row |= {"rejected_undiscriminated": 0.4, "rejected_degenerate": 0.1, "rejected_closed": 0.0, "reward": None}
+        rows.append(row | ({"grad_norm_grpo": 0.1, "admitted_contains_target": 0.5} if step % 10 == 0 else {}))
+    return rows
+
+
+@pytest.fixture
+def metrics() -> dict[str, Any]:
+    arm = {"objective": "adagrpo", "gate": "adagrpo", "lambda": 1.0, "admission": 0.2}
+    return {
+        "name": "<script>name</script>",
+        "config_hash": "abc",
+        "dataset": {"users": 12345, "items": 50, "test_cases": 100, "validation_cases": 100},
+        "catalog": {"items": 50, "collision_rate": 0.25, "level": [{"codes_used": 7, "entropy_share": 0.5}]},
+        "ranker": {"validation": {"hr@10": 0.3, "ndcg@10": 0.2}, "rerank": {"sum": {"hr@10": 0.31}}},
+        "stages": {
+            "sft": {"validation": values(0.1), "test": values(0.1)},
+            "nll": {"objective": "nll", "admission": None, "best": splits(0.11, 10), "final": splits(0.1, 20)},
+            HOSTILE: {**arm, "best": splits(0.12, 10), "final": splits(0.09, 20)},
+        },
+    }
+
+
+@pytest.fixture
+def bare(tmp_path: Path, metrics: dict[str, Any]) -> Path:
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    return tmp_path
+
+
+@pytest.fixture
+def whole(bare: Path) -> Path:
+    for folder in ("sft", "train/nll", f"train/{HOSTILE}"):
+        write_rows(bare / folder / "steps.jsonl", gated_steps(200))
+        write_rows(
+            bare / folder / "validation.jsonl", [{"step": s, "hr@10": 0.1, "ndcg@10": 0.05} for s in (0, 10, 20)]
+        )
+    run = {"config": {"name": "<b>n</b>"}, "versions": {"torch": "2.0"}, "threads": 2, "data": {"logs": "beef"}}
+    (bare / "run.yaml").write_text(yaml.safe_dump(run), encoding="utf-8")
+    events = [{"time": "t", "stage": s, "event": "end", "seconds": 61.0 * i} for i, s in enumerate(("sft", "train"), 1)]
+    write_rows(bare / "events.jsonl", [*events, {"stage": "sft", "event": "skip"}])
+    return bare
+
+
+class Tags(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: set[str] = set()
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.seen.add(tag)
+        assert not {"src", "href", "onload", "onclick"} & {name for name, _ in attributes}
+        if tag not in ("meta", "wbr"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.seen.add(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def check(html: str) -> set[str]:
+    tags = Tags()
+    tags.feed(html)
+    assert tags.open == []
+    assert "<script" not in html
+    assert "http" not in html.replace('xmlns="http://www.w3.org/2000/svg"', "")
+    assert "url(" not in html and "@import" not in html
+    for svg in re.findall(r"<svg.*?</svg>", html, re.S):
+        ElementTree.fromstring(svg)
+    return tags.seen
+
+
+def test_whole_run(whole: Path) -> None:
+    html = build_report(whole)
+    assert {"svg", "table", "details", "figure"} <= check(html)
+    assert 'class="absent"' not in html
+    assert "&lt;script&gt;name&lt;/script&gt;" in html
+    assert "&lt;b&gt;n&lt;/b&gt;" in html
+    for text in ("12.00 %", "+20.0 %", "12,345", "25.00 %", "1 min 01 s", "3 min 03 s", "2 threads", "beef"):
+        assert text in html
+    assert "Over all steps 20.0 % of the samples were admitted; a shuffled reward would have admitted 10.0 %." in html
+    assert "The rollouts of 50.0 % of the admitted held the logged item." in html
+    assert html.count("a shuffled reward would admit</text>") == 1  # nll has no gate
+
+
+def test_metrics_alone_says_what_is_absent(bare: Path) -> None:
+    html = build_report(bare)
+    check(html)
+    for sentence in (
+        "No arm left validation logs",
+        "The supervised fit left no logs",
+        "No arm with a gate left step logs",
+        "The run left no run.yaml",
+        "The run left no events.jsonl",
+    ):
+        assert sentence in html
+    assert "12.00 %" in html
+
+
+@pytest.mark.parametrize("content", [{}, {"stages": {}}, {"stages": {"sft": {"test": {"hr@10": 0.1}}}}])
+def test_almost_nothing(tmp_path: Path, content: dict[str, Any]) -> None:
+    (tmp_path / "metrics.json").write_text(json.dumps(content), encoding="utf-8")
+    html = build_report(tmp_path)
+    check(html)
+    assert "No post-trained arm has been evaluated yet" in html
+    assert "The true utility is not known" in html
+    assert tmp_path.name in html
+
+
+def test_arm_that_is_not_yet_in_the_metrics_has_its_curves(bare: Path) -> None:
+    write_rows(bare / "train" / "running" / "validation.jsonl", [{"step": 0, "hr@10": 0.1}, {"step": 5, "hr@10": 0.2}])
+    write_rows(bare / "train" / ".hidden" / "validation.jsonl", [{"step": 0, "hr@10": 0.1}])
+    html = build_report(bare)
+    assert ">running</text>" in html
+    assert ".hidden" not in html
+
+
+def test_names_cannot_leave_the_run_directory(tmp_path: Path, metrics: dict[str, Any]) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    metrics["stages"]["../../secret"] = metrics["stages"].pop("nll")
+    (run / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    write_rows(tmp_path / "secret" / "validation.jsonl", [{"step": 0, "hr@10": 0.1}])
+    assert "No arm left validation logs" in build_report(run)
+
+
+def test_written_beside_and_renamed(whole: Path) -> None:
+    (whole / "report.html").write_text("old", encoding="utf-8")
+    path = write_report(whole)
+    assert path == whole / "report.html"
+    assert path.read_text(encoding="utf-8") == build_report(whole)
+    assert not list(whole.glob(".report*"))
+
+
+def test_damaged_files_are_named(whole: Path) -> None:
+    steps = whole / "train" / "nll" / "steps.jsonl"
+    good = steps.read_text(encoding="utf-8")
+    steps.write_text(good + '{"step": 201', encoding="utf-8")  # a crash cut the last line short
+    build_report(whole)
+    steps.write_text("{]\n" + good, encoding="utf-8")
+    with pytest.raises(UserError, match=r"steps\.jsonl: line 1 is not JSON"):
+        build_report(whole)
+    steps.write_text("3\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"steps\.jsonl: line 1 holds a int, an object would be right"):
+        build_report(whole)
+    steps.unlink()
+    (whole / "run.yaml").write_text("a: [", encoding="utf-8")
+    with pytest.raises(UserError, match=r"run\.yaml: cannot be read"):
+        build_report(whole)
+    (whole / "metrics.json").write_text("[]", encoding="utf-8")
+    with pytest.raises(UserError, match=r"metrics\.json: holds a list, a mapping would be right"):
+        write_report(whole)
+
+
+def test_no_metrics(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"metrics\.json: not there"):
+        write_report(tmp_path / "absent")
+    assert not (tmp_path / "absent").exists()
