@@ -58,7 +58,7 @@ def demo(
 ) -> None:
     """Simulate a marketplace and run the whole pipeline on it, with a report."""
     name = "demo-small.yaml" if small else "demo.yaml"
-    with importlib.resources.as_file(importlib.resources.files("adagrpo.recipes") / name) as recipe:
+    with importlib.resources.as_file(importlib.resources.files("adagrpo") / "recipes" / name) as recipe:
         config = load_config(recipe, _overrides(settings, seed))
     _carry_out(Run(out, config, Path(), _console(quiet)), as_json)
 

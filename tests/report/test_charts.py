@@ -1,3 +1,4 @@
+import itertools
 import math
 import re
 from xml.etree import ElementTree
@@ -96,7 +97,7 @@ def test_labels_at_the_ends_do_not_cover_each_other_and_long_ones_move_to_a_lege
     }
     heights = sorted(places.values())
     assert len(heights) == 9
-    assert min(b - a for a, b in zip(heights, heights[1:], strict=False)) >= 15 - 1e-6
+    assert min(b - a for a, b in itertools.pairwise(heights)) >= 15 - 1e-6
     assert heights[-1] <= 320
     long = [Series("a name that is much too long to stand at the end", [0, 1], [0.1, i]) for i in range(2)]
     legend = [e for e in parsed(line_chart(long, **LABELS)).iter(f"{SVG}text") if (e.text or "").startswith("a name")]
@@ -176,3 +177,9 @@ def test_stack_has_gaps_and_takes_a_missing_layer_as_zero() -> None:
 )
 def test_nice_ticks(low: float, high: float, ticks: list[float]) -> None:
     assert nice_ticks(low, high) == pytest.approx(ticks, rel=1e-12)
+
+
+def test_an_overlay_without_values_is_not_in_the_legend() -> None:
+    shown = texts(parsed(stacked_area_chart([0, 1], [("a", [1.0, 1.0])], overlay=("line", [None, None]), **LABELS)))
+    assert "a" in shown
+    assert "line" not in shown

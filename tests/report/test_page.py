@@ -177,14 +177,14 @@ def test_damaged_files_are_named(whole: Path) -> None:
     with pytest.raises(UserError, match=r"steps\.jsonl: line 1 is not JSON"):
         build_report(whole)
     steps.write_text("3\n", encoding="utf-8")
-    with pytest.raises(UserError, match=r"steps\.jsonl: line 1 holds a int, an object would be right"):
+    with pytest.raises(UserError, match=r"steps\.jsonl: line 1 is int, an object would be right"):
         build_report(whole)
     steps.unlink()
     (whole / "run.yaml").write_text("a: [", encoding="utf-8")
     with pytest.raises(UserError, match=r"run\.yaml: cannot be read"):
         build_report(whole)
     (whole / "metrics.json").write_text("[]", encoding="utf-8")
-    with pytest.raises(UserError, match=r"metrics\.json: holds a list, a mapping would be right"):
+    with pytest.raises(UserError, match=r"metrics\.json: is list, a mapping would be right"):
         write_report(whole)
 
 

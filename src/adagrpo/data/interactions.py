@@ -132,7 +132,9 @@ def read_logs(
         raise UserError(
             f"{file}: row {row}: {reason} ({len(rejects)} bad rows, data.max_bad_rows allows {max_bad_rows})"
         )
-    accepted = table.filter(pl.col(REASON) == "").with_columns(_integers_if_all_are(table, name) for name in (USER_ID, ITEM_ID))
+    accepted = table.filter(pl.col(REASON) == "").with_columns(
+        _integers_if_all_are(table, name) for name in (USER_ID, ITEM_ID)
+    )
     kept = accepted.filter(*_filters(keep_events, min_rating))
     if len(kept) == 0:
         raise UserError(f"{paths[0]}: no rows left of {len(table)} ({len(rejects)} rejected, {len(accepted)} filtered)")
@@ -188,7 +190,9 @@ def read_items(
     if len(repeated):
         same = repeated.filter(pl.col(id_column) == repeated[id_column][0])
         first, second = same["row"][:2]
-        raise UserError(f"{path}: rows {first} and {second}: item {same[id_column][0]} is there twice; keep one row an item")
+        raise UserError(
+            f"{path}: rows {first} and {second}: item {same[id_column][0]} is there twice; keep one row an item"
+        )
     words = [pl.col(name).cast(pl.String) for name in text_columns] or [pl.lit("")]
     lists = [_attributes(table, name, attribute_names) for name in attribute_columns]
     none = pl.Series(ATTRIBUTES, [[]] * len(table), dtype=pl.List(pl.String))
@@ -290,7 +294,9 @@ def _read(path: Path, columns: ColumnMapping) -> pl.DataFrame:
     table = both.with_row_index("row").select(pl.lit(path.name).alias("file"), "row", *parsed.columns, reason)
     # times stay integers where they are: a float cannot tell microseconds since 1970 apart for ever
     return table.with_columns(
-        pl.col(name).cast(pl.Int64) for name in (TIMESTAMP, POSITION) if name in raw.columns and raw[name].dtype.is_integer()
+        pl.col(name).cast(pl.Int64)
+        for name in (TIMESTAMP, POSITION)
+        if name in raw.columns and raw[name].dtype.is_integer()
     )
 
 
@@ -312,7 +318,9 @@ def _reason(name: str, raw: pl.DataFrame, *, required: bool) -> pl.Expr:
         return reason
     reason = reason.when(~missing & ~value.is_finite()).then(pl.lit(f"{name} is not finite"))
     if required:
-        reason = reason.when(missing).then(pl.lit(f"{name} is empty")).when(value < 0).then(pl.lit(f"{name} is negative"))
+        reason = (
+            reason.when(missing).then(pl.lit(f"{name} is empty")).when(value < 0).then(pl.lit(f"{name} is negative"))
+        )
     return reason
 
 
@@ -333,9 +341,9 @@ def _attributes(table: pl.DataFrame, name: str, names: Path | None) -> pl.Series
     if not isinstance(column.dtype, pl.List):
         text = column.cast(pl.String)
         listed = table.select(
-            pl.when(text.is_null() | (text == "")).then(pl.lit([], dtype=pl.List(pl.String))).otherwise(
-                pl.concat_list(pl.lit(f"{name}=") + text)
-            )
+            pl.when(text.is_null() | (text == ""))
+            .then(pl.lit([], dtype=pl.List(pl.String)))
+            .otherwise(pl.concat_list(pl.lit(f"{name}=") + text))
         )
         return listed.to_series()
     flat = table.select("row", pl.col(name).alias("id")).explode("id").drop_nulls("id")
@@ -377,9 +385,11 @@ def _impressions(
     )
     extra = [name for name in (SLOT, PROPENSITY) if name in shown.columns]
     casts = {HISTORY_LENGTH: pl.Int32} | ({SLOT: pl.Int32} if SLOT in extra else {})
-    return joined.with_columns(pl.col(HISTORY_LENGTH).fill_null(0)).select(
-        USER, ITEM, HISTORY_LENGTH, CLICKED, *extra
-    ).cast(casts)  # type: ignore[arg-type]
+    return (
+        joined.with_columns(pl.col(HISTORY_LENGTH).fill_null(0))
+        .select(USER, ITEM, HISTORY_LENGTH, CLICKED, *extra)
+        .cast(casts)
+    )  # type: ignore[arg-type]
 
 
 def _describe(catalogue: pl.DataFrame, items: pl.DataFrame | None) -> pl.DataFrame:

@@ -1,4 +1,4 @@
-"""The last stages: evaluate every checkpoint on validation and test, and write down what can be recomputed from files."""
+"""The last stages: evaluate every checkpoint on validation and test, and write what any metric can be recomputed from."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ import polars as pl
 
 from adagrpo.artifacts import hash_json, write_file
 from adagrpo.data.columns import ITEM_ID, USER_ID
-from adagrpo.data.prepared import load_item_ids, load_user_ids
 from adagrpo.data.marketplace import Truth
+from adagrpo.data.prepared import load_item_ids, load_user_ids
 from adagrpo.evaluation import Predictions, predict, rerank, summarise
 from adagrpo.pipeline.models import Workbench
 from adagrpo.pipeline.run import Run

@@ -1,4 +1,4 @@
-"""What the stages share: the prepared data, and models built from the configuration and loaded from a stage's folder."""
+"""What the stages share: the prepared data, and models built from the configuration or loaded from a checkpoint."""
 
 from __future__ import annotations
 

@@ -183,9 +183,7 @@ def fit_ranker(run: Run) -> None:
     if kind == "auto":
         kind = "impressions" if shown.is_file() else "cross_entropy"
     if kind == "impressions" and not shown.is_file():
-        raise UserError(
-            "ranker.loss: impressions asked for, but the logs have no clicked column (data.columns.clicked)"
-        )
+        raise UserError("ranker.loss: impressions needs a clicked column in the logs (data.columns.clicked)")
 
     def build(work: Path) -> None:
         ranker = bench.ranker()

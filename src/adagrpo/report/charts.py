@@ -171,7 +171,9 @@ def stacked_area_chart(
         return draw.empty(title)
     line = list(zip(positions, draw.bin_means(x, overlay[1])[1], strict=True)) if overlay else []
     items = [(name, 1 + place, True) for place, (name, _) in enumerate(layers)]
-    legend, height = draw.legend([*items, *([(overlay[0], -1, False)] if overlay else [])])
+    legend, height = draw.legend(
+        [*items, *([(overlay[0], -1, False)] if overlay and any(y is not None for _, y in line) else [])]
+    )
     top = draw.TOP + height
     values = [0.0, *(row[-1] for _, row in known), *(y for _, y in line if y is not None)]
     y_axis = draw.make_axis(values, draw.BOTTOM, top, percent=percent, cover=True)

@@ -242,7 +242,7 @@ def _load(path: Path) -> Mapping[str, Any]:
     except (ValueError, yaml.YAMLError) as error:
         raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
     if not isinstance(content, Mapping):
-        raise UserError(f"{path}: holds a {type(content).__name__}, a mapping would be right")
+        raise UserError(f"{path}: is {type(content).__name__}, a mapping would be right")
     return content
 
 
@@ -261,6 +261,6 @@ def _rows(path: Path) -> list[Mapping[str, Any]]:
         except ValueError as error:
             raise UserError(f"{path}: line {number} is not JSON ({error})") from error
         if not isinstance(row, Mapping):
-            raise UserError(f"{path}: line {number} holds a {type(row).__name__}, an object would be right")
+            raise UserError(f"{path}: line {number} is {type(row).__name__}, an object would be right")
         rows.append(row)
     return rows

@@ -174,8 +174,10 @@ class _Loop:
             if norms is not None:
                 _accumulate_gradients(terms, self.parameters, norms)
             self.accelerator.backward(torch.stack([*terms.values()]).sum())
-            for name, value in (terms | logged).items():
-                values[name] = values.get(name, 0.0) + float(value)
+            for name, term in terms.items():
+                values[name] = values.get(name, 0.0) + float(term.detach())
+            for name, value in logged.items():
+                values[name] = values.get(name, 0.0) + value
         norm = float(self.accelerator.clip_grad_norm_(self.parameters, self.settings.max_grad_norm))
         values |= {"grad_norm": norm, "learning_rate": rate}
         for name, gradients in (norms or {}).items():
