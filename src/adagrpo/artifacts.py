@@ -94,7 +94,9 @@ def manifest(directory: Path) -> dict[str, Any] | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         version = content["schema_version"]
-    except (ValueError, KeyError, TypeError) as error:
+        if version == SCHEMA_VERSION:
+            _check_entries(content["files"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: damaged manifest; delete the folder to have it made again") from error
     if version != SCHEMA_VERSION:
         raise UserError(f"{path}: schema version {version}, this program reads version {SCHEMA_VERSION}")
@@ -122,6 +124,12 @@ def verify(directory: Path) -> Mapping[str, str]:
         if path.stat().st_size != entry["size"] or hash_file(path) != entry["sha256"]:
             raise UserError(f"{path}: content differs from the manifest; delete {directory} to have it made again")
     return {name: entry["sha256"] for name, entry in content["files"].items()}
+
+
+def _check_entries(files: Any) -> None:
+    """Raise KeyError, TypeError or AttributeError where an entry lacks what `seal` writes about a file."""
+    for entry in files.values():
+        entry["size"], entry["sha256"]
 
 
 def _sync_folder(path: Path) -> None:

@@ -1,6 +1,6 @@
 """The command line: one verb a stage. Nothing here but arguments, printing and exit codes.
 
-Exit 0: done. 2: bad input or usage, one line on stderr. 1: anything else.
+Exit 0: done. 2: bad input or usage, one line on stderr. 130: interrupted. 1: anything else.
 """
 
 from __future__ import annotations
@@ -10,17 +10,18 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import torch
 import typer
 import yaml
 
 from adagrpo import __version__, pipeline
+from adagrpo.artifacts import write_file
 from adagrpo.config import Config, dump_config, load_config
 from adagrpo.console import StderrConsole
 from adagrpo.data.marketplace import Marketplace, simulate, write_simulation
@@ -31,9 +32,12 @@ from adagrpo.report import results_table, to_text
 
 __all__ = ["main"]
 
+# typer raises click's usage errors, of the package of that name or of its own copy, depending on its version
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+INTERRUPTED = 130  # as shells say it; some versions of typer return it, others raise Abort
+
 app = typer.Typer(
     help="Post-train generative recommenders with rewards that cannot be trusted everywhere.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -97,12 +101,12 @@ def prepare(
     quiet: Quiet = False,
 ) -> None:
     """Read logs into a new run directory: filter, number, split. Columns: --set data.columns.user=uid."""
-    start = out / ".work" / "recipe.yaml"
-    start.parent.mkdir(parents=True, exist_ok=True)
+    start = _folder(out) / ".work" / "recipe.yaml"
     content = {"name": out.name, "data": {"logs": [str(path.resolve()) for path in logs]}}
-    start.write_text(yaml.safe_dump(content), encoding="utf-8")
+    write_file(start, yaml.safe_dump(content))
     run = Run(out, load_config(start, _overrides(settings, seed)), Path(), _console(quiet))
-    pipeline.prepare(run)
+    with _session(run):
+        pipeline.prepare(run)
     _print(json.loads(run.path("prepare", "summary.json").read_text(encoding="utf-8")), as_json)
 
 
@@ -119,7 +123,7 @@ def simulate_logs(
     """Write the logs, item table and truth of a simulated marketplace."""
     world = Marketplace(users=users, items=items, exposure_bias=exposure_bias, seed=seed or 0)
     simulation = simulate(world)
-    out.mkdir(parents=True, exist_ok=True)
+    _folder(out).mkdir(parents=True, exist_ok=True)
     write_simulation(simulation, out)
     shown = simulation.impressions
     _print({"impressions": len(shown), "interactions": int(shown["clicked"].sum()), "folder": str(out)}, as_json)
@@ -136,7 +140,8 @@ def _stage_command(name: str, work: Callable[[Run], object], text: str) -> None:
         quiet: Quiet = False,
     ) -> None:
         opened = _open(run, settings, seed, quiet)
-        result = work(opened)
+        with _session(opened):
+            result = work(opened)
         _print(result if isinstance(result, dict) else {"stage": name, "folder": str(opened.path(name))}, as_json)
 
     app.command(name=name, help=text)(command)
@@ -159,7 +164,9 @@ _stage_command("evaluate", _evaluate, "Evaluate sft and every trained arm on val
 def report(run: RunDirectory, seed: Seed = None, as_json: Json = False, quiet: Quiet = False) -> None:
     """Write report.html from what the run has measured so far."""
     opened = _open(run, [], seed, quiet)
-    _print({"report": str(pipeline.write_report(opened.directory))}, as_json)
+    with _session(opened):
+        page = pipeline.write_report(opened.directory)
+    _print({"report": str(page)}, as_json)
 
 
 @app.command()
@@ -179,7 +186,8 @@ def doctor(seed: Seed = None, as_json: Json = False, quiet: Quiet = False) -> No
 
 
 def _carry_out(run: Run, as_json: bool) -> None:
-    metrics, page = pipeline.run_all(run)
+    with _session(run):
+        metrics, page = pipeline.run_all(run)
     if as_json:
         typer.echo(json.dumps(metrics | {"report": str(page)}))
         return
@@ -194,6 +202,23 @@ def _open(directory: Path, settings: list[str], seed: int | None, quiet: bool) -
         return load_config(recipe, overrides)
 
     return Run.open(directory, configure, _console(quiet))
+
+
+@contextmanager
+def _session(run: Run) -> Iterator[None]:
+    """Work in a run directory: alone, and with the terminal as it was when it ends, in whatever way."""
+    try:
+        with run.locked():
+            yield
+    finally:
+        if isinstance(run.console, StderrConsole):
+            run.console.close()
+
+
+def _folder(out: Path) -> Path:
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is a file; --out takes a folder")
+    return out
 
 
 def _overrides(settings: list[str], seed: int | None) -> list[str]:
@@ -218,15 +243,18 @@ def main() -> None:
         status = app(standalone_mode=False)
     except UserError as error:
         sys.exit(_fail(str(error), 2))
-    except click.ClickException as error:
-        sys.exit(_fail(error.format_message(), 2))
-    except (KeyboardInterrupt, click.Abort):
-        sys.exit(_fail("interrupted; the same command continues", 130))
+    except UsageError as error:
+        message = str(error.format_message()).rstrip(".")  # type: ignore[attr-defined]
+        sys.exit(_fail(f"{message}; see `adagrpo --help`", 2))
+    except (KeyboardInterrupt, typer.Abort):
+        status = INTERRUPTED
     except Exception as error:
         if os.environ.get("ADAGRPO_TRACEBACK"):
             raise
         text = " ".join(str(error).split())
         sys.exit(_fail(f"{type(error).__name__}: {text} (ADAGRPO_TRACEBACK=1 shows where)", 1))
+    if status == INTERRUPTED:
+        _fail("interrupted; the same command continues", status)
     sys.exit(status if isinstance(status, int) else 0)
 
 

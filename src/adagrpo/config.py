@@ -151,10 +151,13 @@ class FitConfig(Section):
 
 
 class RankerConfig(Section):
-    """The sequential ranker; `loss: auto` takes impressions where there are some, else cross_entropy."""
+    """The sequential ranker; `loss: auto` takes impressions where there are some, else cross_entropy.
+
+    `negatives` are uniformly sampled, for `sampled`, and for `impressions` beside what was shown (0: shown items only).
+    """
 
     loss: Literal["auto", "impressions", "cross_entropy", "sampled"] = "auto"
-    negatives: Positive = 512
+    negatives: Annotated[int, Field(ge=0)] = 256
     width: Positive = 128
     layers: Positive = 2
     heads: Positive = 2
@@ -297,8 +300,10 @@ def _apply(content: dict[str, Any], override: str) -> None:
 
 
 def _explain(error: ValidationError) -> str:
-    """The first problem of a validation in one line, with the path of the key and the nearest valid name."""
-    first = error.errors()[0]
+    """One problem of a validation in one line, with the path of the key and the nearest valid name."""
+    problems = error.errors()
+    # a misspelt key comes first: where it was a required one, its absence is a consequence
+    first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
     path = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         names = _valid_names(first["loc"][:-1])

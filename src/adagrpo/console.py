@@ -22,15 +22,17 @@ class StderrConsole:
     """Implements `adagrpo.pipeline.Console`."""
 
     def __init__(self) -> None:
-        self.console = RichConsole(stderr=True, highlight=False)
+        self.console = RichConsole(stderr=True, highlight=False, markup=False, soft_wrap=True)
         self.label = ""
         self.started = self.printed = 0.0
         self.first = 0
         self.bar: Progress | None = None
 
     def stage(self, name: str, event: str, seconds: float) -> None:
-        """One line for a stage that starts, ends or is skipped."""
+        """One line for a stage that ends or is skipped, and on a terminal for one that starts."""
         self.close()
+        if event == "start" and not sys.stderr.isatty():
+            return  # so that what is wrong with the input is the only line
         text = {"start": "...", "skip": "unchanged, skipped", "end": f"done in {seconds:.1f} s"}[event]
         self.console.print(f"{name}: {text}")
 

@@ -89,13 +89,13 @@ def predict(
     rewards = np.full((count, width), np.nan, dtype=np.float32)
     free_codes = np.full((count, width, levels), -1, dtype=np.int64)
     free_valid = np.zeros((count, width), dtype=np.bool_)
-    invalid = drawn = done = 0
-    generator = torch.Generator().manual_seed(0)
+    sampled, uniforms = _sample_plan(count, levels)
+    invalid = done = 0
     for rows, histories in _batches(cases, batch_size, max_history, catalog.codes.device):
         with _autocast(policy):
             context = policy.encode(histories)
-            seen = histories.items.shape[1] if mask_history else 0
-            beams = beam_search(policy, context, width + seen, trie=catalog.trie)
+            # as wide in every batch, so that a case's list does not depend on how long the others' histories are
+            beams = beam_search(policy, context, width + (max_history if mask_history else 0), trie=catalog.trie)
             free = beam_search(policy, context, width)
         found = catalog.lookup(beams.codes)
         found, score = _without(found, beams.scores, histories, width) if mask_history else (found, beams.scores)
@@ -105,16 +105,17 @@ def predict(
         if reward is not None:
             values = reward.score(histories, found).float().masked_fill(found < 0, torch.nan)
             rewards[rows] = values.cpu().numpy()
-        if drawn < SAMPLED_CASES * SAMPLES:
-            uniforms = torch.rand(len(rows), SAMPLES, levels, generator=generator).to(catalog.codes.device)
+        chosen = torch.from_numpy(sampled[rows])
+        if bool((chosen >= 0).any()):
+            device = catalog.codes.device
             with _autocast(policy):
-                valid = draw_rollouts(policy, context, catalog.trie, uniforms).valid
-            invalid, drawn = invalid + int((~valid).sum()), drawn + valid.numel()
+                part = context[(chosen >= 0).nonzero().squeeze(1).to(device)]
+                drawn = draw_rollouts(policy, part, catalog.trie, uniforms[chosen[chosen >= 0]].to(device))
+            invalid += int((~drawn.valid).sum())
         done += len(rows)
         report(done, count)
-    return Predictions(
-        items, scores, rewards if reward is not None else None, free_codes, free_valid, invalid / max(1, drawn)
-    )
+    share = invalid / max(1, len(uniforms) * SAMPLES)
+    return Predictions(items, scores, rewards if reward is not None else None, free_codes, free_valid, share)
 
 
 def summarise(
@@ -167,13 +168,24 @@ def rank_by_ranker(
 ) -> dict[str, float]:
     """The ranker's own retrieval over the full catalogue: how good is the reward model?"""
     ranker.eval()
-    width = min(width, ranker.items.num_embeddings)
-    items = np.full((len(cases), max(width, 1)), -1, dtype=np.int64)
+    found = min(width, ranker.items.num_embeddings)
+    items = np.full((len(cases), width), -1, dtype=np.int64)
     for rows, histories in _batches(cases, batch_size, max_history, ranker.items.weight.device):
         with _autocast(ranker):
             scores = ranker.catalogue_scores(ranker.last_states(histories))
-        items[rows] = scores.topk(width).indices.cpu().numpy()
+        items[rows, :found] = scores.topk(found).indices.cpu().numpy()
     return _retrieval(items, cases)
+
+
+def _sample_plan(count: int, levels: int) -> tuple[NDArray[np.int64], Tensor]:
+    """Which cases are sampled from, and with what: (N,) row of each case in the uniforms or -1, and the uniforms.
+
+    Cases are batched by length, so the first ones would all have long histories.
+    """
+    size = min(count, SAMPLED_CASES)
+    places = np.full(count, -1, dtype=np.int64)
+    places[np.random.default_rng(0).choice(count, size, replace=False)] = np.arange(size)
+    return places, torch.rand(size, SAMPLES, levels, generator=torch.Generator().manual_seed(0))
 
 
 def _retrieval(items: NDArray[np.int64], cases: Cases) -> dict[str, float]:

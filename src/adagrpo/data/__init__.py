@@ -1,0 +1,37 @@
+"""Data: logs to numbered interactions, splits that do not leak, the prepared files of a run, padded batches."""
+
+from adagrpo.data.dataset import Dataset, build_dataset
+from adagrpo.data.interactions import ColumnMapping, Logs, read_items, read_logs
+from adagrpo.data.prepared import (
+    load_cases,
+    load_impressions,
+    load_item_ids,
+    load_items,
+    load_training,
+    load_user_ids,
+    write_prepared,
+)
+from adagrpo.data.sequences import length_bucketed_batches, pad
+from adagrpo.data.splits import Split, check_leakage, leave_one_out, temporal
+
+__all__ = [
+    "ColumnMapping",
+    "Dataset",
+    "Logs",
+    "Split",
+    "build_dataset",
+    "check_leakage",
+    "leave_one_out",
+    "length_bucketed_batches",
+    "load_cases",
+    "load_impressions",
+    "load_item_ids",
+    "load_items",
+    "load_training",
+    "load_user_ids",
+    "pad",
+    "read_items",
+    "read_logs",
+    "temporal",
+    "write_prepared",
+]

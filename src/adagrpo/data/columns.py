@@ -3,7 +3,9 @@
 __all__ = [
     "ATTRIBUTES",
     "CLICKED",
+    "EVENT",
     "HISTORY_LENGTH",
+    "HISTORY_UNTIL",
     "ITEM",
     "ITEM_ID",
     "POSITION",
@@ -22,10 +24,12 @@ USER = "user"  # 0 .. U-1
 ITEM = "item"  # 0 .. V-1
 TIMESTAMP = "timestamp"  # any unit, increasing
 POSITION = "position"  # order within a user, 0 is the oldest
+EVENT = "event"
 RATING = "rating"
 CLICKED = "clicked"  # a shown item was chosen
 SLOT = "slot"  # place in the slate, 0 is the top
 PROPENSITY = "propensity"  # probability that the item was shown
 HISTORY_LENGTH = "history_length"  # interactions of the user before an impression
+HISTORY_UNTIL = "history_until"  # the same, with those at the time of the impression
 TEXT = "text"
 ATTRIBUTES = "attributes"

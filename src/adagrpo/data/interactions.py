@@ -1,23 +1,26 @@
-"""Logs to interactions: read CSV, Parquet and JSON lines, refuse bad rows with a reason, number users and items.
+"""Logs to the canonical table: who interacted with what in which order, and, where it is known, what was shown.
 
-Every row that is read is accepted, filtered (by event or rating) or rejected, and rejects keep file, row and reason. Items
-and users are numbered by the sorted order of their ids, so that a number says nothing about when an id first appeared.
+Input is CSV, Parquet or JSONL. A row that cannot be read is set aside with its file, row and reason, so that
+
+    read = accepted + rejected + filtered
+
+and nothing is repaired or guessed.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import polars as pl
 
 from adagrpo.data.columns import (
     ATTRIBUTES,
     CLICKED,
-    HISTORY_LENGTH,
-    ITEM,
+    EVENT,
     ITEM_ID,
     POSITION,
     PROPENSITY,
@@ -25,28 +28,28 @@ from adagrpo.data.columns import (
     SLOT,
     TEXT,
     TIMESTAMP,
-    USER,
     USER_ID,
 )
+from adagrpo.data.files import columns_of, kind_of, one_line, read_table, read_text
 from adagrpo.errors import UserError
 
-__all__ = ["ColumnMapping", "Dataset", "Logs", "build_dataset", "read_items", "read_logs"]
+__all__ = ["ColumnMapping", "Logs", "read_items", "read_logs"]
 
-EVENT = "event"
-REASON = "reason"
-NUMBERS = (TIMESTAMP, POSITION, RATING, SLOT, PROPENSITY)
+BOOLEANS = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
+SHOWN = 40  # characters of a bad value that a reason repeats
 
 
 @dataclass(frozen=True)
 class ColumnMapping:
-    """What the columns of the logs are called; None where there is no such column.
+    """What the columns are called in the user's files.
 
-    `timestamp` or `order` says what came first. With `clicked`, a row is a shown item: true was chosen, and is an
-    interaction too; false was only shown; null is an interaction that nobody logged an impression for.
+    Without `timestamp` and `order`, a column called `timestamp`, or else `position`, orders the interactions.
+    `clicked` marks a log of impressions, one row for each item that was shown: 1 means shown and chosen, so also an
+    interaction; 0 only shown; empty an interaction that has no logged impression.
     """
 
-    user: str = "user_id"
-    item: str = "item_id"
+    user: str = USER_ID
+    item: str = ITEM_ID
     timestamp: str | None = None
     order: str | None = None
     event: str | None = None
@@ -55,44 +58,28 @@ class ColumnMapping:
     slot: str | None = None
     propensity: str | None = None
 
-    def canonical(self) -> dict[str, str]:
-        """Canonical name to name in the file, of the columns that there are."""
-        names = {
-            USER_ID: self.user,
-            ITEM_ID: self.item,
-            TIMESTAMP: self.timestamp,
-            POSITION: self.order,
-            EVENT: self.event,
-            RATING: self.rating,
-            CLICKED: self.clicked,
-            SLOT: self.slot,
-            PROPENSITY: self.propensity,
-        }
-        return {canonical: name for canonical, name in names.items() if name is not None}
-
 
 @dataclass(frozen=True)
 class Logs:
-    """What was read. `time` is the column that orders: timestamp, or position."""
+    """What was read, in the order of the files. The time key is `timestamp` or `position`."""
 
-    interactions: pl.DataFrame  # user_id, item_id, time [, rating]
-    impressions: pl.DataFrame | None  # user_id, item_id, time, clicked [, slot, propensity]
-    rejects: pl.DataFrame  # file, row (from 0), reason
-    time: str
+    interactions: pl.DataFrame  # user_id, item_id, time key [, rating]
+    impressions: pl.DataFrame | None  # user_id, item_id, time key, clicked [, slot, propensity]
+    rejects: pl.DataFrame  # file, row (0 is the first row of data), reason
     rows_read: int
-    rows_filtered: int
+    rows_filtered: int  # by event or rating
+
+    @property
+    def time_key(self) -> str:
+        """The column that orders a user's interactions."""
+        return TIMESTAMP if TIMESTAMP in self.interactions.columns else POSITION
 
 
-@dataclass(frozen=True)
-class Dataset:
-    """Numbered users, items and interactions."""
-
-    users: pl.DataFrame  # user, user_id
-    items: pl.DataFrame  # item, item_id, text, attributes
-    interactions: pl.DataFrame  # user, item, position (from 0) [, timestamp, rating], sorted by user and position
-    impressions: pl.DataFrame | None  # user, item, history_length, clicked [, slot, propensity]
-    rejects: pl.DataFrame
-    summary: dict[str, int]
+class _Field(NamedTuple):
+    source: str  # the column's name in the file
+    required: bool
+    expected: str  # what would be right
+    parse: Callable[[pl.Series], pl.Series]  # null where a value cannot be used
 
 
 def read_logs(
@@ -103,61 +90,56 @@ def read_logs(
     min_rating: float | None = None,
     max_bad_rows: int = 0,
 ) -> Logs:
-    """Read one or more log files.
+    """Read interaction or impression logs.
+
+    Ids are 64-bit integers where all of them are, written plainly (`007` is text), and strings otherwise. Dates of a
+    Parquet file become seconds since 1970.
 
     Args:
-        paths: `.csv`, `.csv.gz`, `.parquet`, `.jsonl` or `.ndjson` files of the same columns.
-        columns: what their columns are called.
-        keep_events: other events are filtered out.
-        min_rating: lower ratings are filtered out, and so are missing ones.
-        max_bad_rows: more rejected rows than this are an error.
+        paths: .csv, .csv.gz, .parquet, .jsonl or .ndjson files with the same columns.
+        columns: their names.
+        keep_events: only rows of these events; needs `columns.event`.
+        min_rating: only interactions rated at least so; needs `columns.rating`.
+        max_bad_rows: how many rows may be rejected, over all files.
 
     Raises:
-        UserError: a file is missing, empty or of an unknown kind, a column is missing, nothing orders the rows, or too
-            many rows are bad.
+        UserError: a file or column is missing, there is nothing to read, or too many rows are bad.
     """
-    if (columns.timestamp is None) == (columns.order is None):
-        found = ", ".join(_scan(paths[0]).collect_schema().names())
-        raise UserError(f"{paths[0]}: name the column that orders the rows, timestamp or order; columns: {found}")
-    time = TIMESTAMP if columns.timestamp is not None else POSITION
-    for option, given, column in (("keep_events", keep_events, EVENT), ("min_rating", min_rating, RATING)):
-        if given is not None and column not in columns.canonical():
-            raise UserError(f"data.{option} needs data.columns.{column}")
-    table = pl.concat([_read(path, columns) for path in paths], how="vertical_relaxed")
-    if len(table) == 0:
-        raise UserError(f"{paths[0]}: no rows")
-    rejects = table.filter(pl.col(REASON) != "").select("file", "row", REASON)
+    if not paths:
+        raise UserError("data.logs: no file given; name at least one CSV, Parquet or JSONL file")
+    if keep_events is not None and columns.event is None:
+        raise UserError("data.keep_events: needs data.columns.event, the column that holds the event")
+    if min_rating is not None and columns.rating is None:
+        raise UserError("data.min_rating: needs data.columns.rating, the column that holds the rating")
+    fields = _fields(_choose_time(columns, Path(paths[0])))
+    parts = [_read_log(Path(path), fields) for path in paths]
+    rejects = pl.concat([bad for _, bad in parts])
+    table = _stack([good for good, _ in parts])
+    rows_read = len(table) + len(rejects)
+    if rows_read == 0:
+        raise UserError(f"{paths[0]}: no rows; a log has at least one interaction")
     if len(rejects) > max_bad_rows:
         file, row, reason = rejects.row(0)
         raise UserError(
-            f"{file}: row {row}: {reason} ({len(rejects)} bad rows, data.max_bad_rows allows {max_bad_rows})"
+            f"{file}, row {row}: {reason} (the first of {len(rejects)} bad rows; data.max_bad_rows is {max_bad_rows})"
         )
-    accepted = table.filter(pl.col(REASON) == "").with_columns(
-        _integers_if_all_are(table, name) for name in (USER_ID, ITEM_ID)
-    )
-    kept = accepted.filter(*_filters(keep_events, min_rating))
-    if len(kept) == 0:
-        raise UserError(f"{paths[0]}: no rows left of {len(table)} ({len(rejects)} rejected, {len(accepted)} filtered)")
-    extra = [name for name in (RATING,) if name in kept.columns]
-    impressions, interactions = None, kept
-    if CLICKED in kept.columns:
-        interactions = kept.filter(pl.col(CLICKED).fill_null(True))
-        shown = [name for name in (SLOT, PROPENSITY) if name in kept.columns]
-        impressions = kept.filter(pl.col(CLICKED).is_not_null()).select(USER_ID, ITEM_ID, time, CLICKED, *shown)
-    return Logs(
-        interactions.select(USER_ID, ITEM_ID, time, *extra),
-        impressions,
-        rejects,
-        time,
-        rows_read=len(table),
-        rows_filtered=len(accepted) - len(kept),
-    )
+    kept = _filter(table, keep_events, min_rating)
+    chosen = kept.filter(pl.col(CLICKED).fill_null(True)) if columns.clicked else kept
+    filtered = len(table) - len(kept)
+    if len(chosen) == 0:
+        found = f"{len(rejects)} rejected, {filtered} filtered by event or rating, {len(kept)} shown but not chosen"
+        raise UserError(f"{paths[0]}: no interaction among {rows_read} rows: {found}")
+    keys = [USER_ID, ITEM_ID, TIMESTAMP if TIMESTAMP in fields else POSITION]
+    shown = [name for name in (CLICKED, SLOT, PROPENSITY) if name in fields]
+    impressions = kept.filter(pl.col(CLICKED).is_not_null()).select(*keys, *shown) if columns.clicked else None
+    interactions = chosen.select(*keys, *([RATING] if columns.rating else []))
+    return Logs(interactions, impressions, rejects, rows_read, filtered)
 
 
 def read_items(
     path: Path,
     *,
-    id_column: str = "item_id",
+    id_column: str = ITEM_ID,
     text_columns: Sequence[str] = (),
     attribute_columns: Sequence[str] = (),
     attribute_names: Path | None = None,
@@ -165,242 +147,225 @@ def read_items(
     """Read an item table.
 
     Args:
-        path: of the same kinds as logs.
-        id_column: the items' ids.
-        text_columns: joined by a blank.
-        attribute_columns: list columns give one attribute an entry, others one `column=value`; nulls give none.
-        attribute_names: Parquet table of `attribute_id` and `name` that decodes lists of integers; an attribute without a
-            name becomes `attribute:<id>`.
+        path: .csv, .csv.gz, .parquet, .jsonl or .ndjson file.
+        id_column: holds the ids that the logs use.
+        text_columns: joined by a space.
+        attribute_columns: lists, or scalars, which become `column=value`.
+        attribute_names: Parquet file (attribute_id, name) that decodes lists of integers; `attribute:<id>` without.
 
     Returns:
-        item_id, text, attributes (list of strings); one row an item.
+        item_id, text (String), attributes (List of String).
 
     Raises:
-        UserError: a file or column is missing, an id is null, or an item has two rows.
+        UserError: a file or column is missing, or an item has no id or two rows.
     """
-    scan = _scan(path)
-    schema = scan.collect_schema()
-    for name in (id_column, *text_columns, *attribute_columns):
-        _require(name, schema.names(), path)
-    table = scan.collect().with_row_index("row")
-    if table[id_column].null_count():
-        row = table.filter(pl.col(id_column).is_null())["row"][0]
-        raise UserError(f"{path}: row {row}: {id_column} is empty")
-    repeated = table.filter(pl.col(id_column).is_duplicated())
-    if len(repeated):
-        same = repeated.filter(pl.col(id_column) == repeated[id_column][0])
-        first, second = same["row"][:2]
-        raise UserError(
-            f"{path}: rows {first} and {second}: item {same[id_column][0]} is there twice; keep one row an item"
-        )
-    words = [pl.col(name).cast(pl.String) for name in text_columns] or [pl.lit("")]
-    lists = [_attributes(table, name, attribute_names) for name in attribute_columns]
-    none = pl.Series(ATTRIBUTES, [[]] * len(table), dtype=pl.List(pl.String))
+    path = Path(path)
+    table = read_table(path, [id_column, *text_columns, *attribute_columns])
+    if len(table) == 0:
+        raise UserError(f"{path}: no rows; an item table has at least one item")
+    ids = _item_ids(path, table[id_column])
+    texts = [_as_text(name, table[name].dtype) for name in text_columns]
+    decode = _attribute_names(Path(attribute_names) if attribute_names else None)
+    lists = [_as_attributes(name, table[name].dtype, decode).fill_null([]) for name in attribute_columns]
+    empty = pl.lit([], dtype=pl.List(pl.String))
     return table.select(
-        pl.col(id_column).alias(ITEM_ID),
-        pl.concat_str(words, separator=" ", ignore_nulls=True).alias(TEXT),
-        pl.concat_list(none, *lists).alias(ATTRIBUTES),
+        pl.lit(ids).alias(ITEM_ID),
+        (pl.concat_str(texts, separator=" ", ignore_nulls=True) if texts else pl.lit("")).alias(TEXT),
+        (pl.concat_list(lists) if lists else empty).alias(ATTRIBUTES),
     )
 
 
-def build_dataset(
-    logs: Logs, items: pl.DataFrame | None, *, min_user_interactions: int = 1, min_item_interactions: int = 1
-) -> Dataset:
-    """Filter to the k-core, number users and items, order each user's interactions.
-
-    Args:
-        logs: what was read.
-        items: `read_items`; None where there is no item table. Items that no interaction mentions are left out, items
-            without a row get no text and no attributes.
-        min_user_interactions: users with fewer are dropped, again and again until nothing changes.
-        min_item_interactions: the same for items.
-
-    Raises:
-        UserError: fewer than two users or items are left.
-    """
-    table = _core(logs.interactions, min_user_interactions, min_item_interactions)
-    for name, column in (("user", USER_ID), ("item", ITEM_ID)):
-        count = table[column].n_unique()
-        if count < 2:
-            raise UserError(
-                f"the logs have {count} {name}{'' if count == 1 else 's'} with enough interactions; at least 2 are needed"
+def _fields(columns: ColumnMapping) -> dict[str, _Field]:
+    """Canonical name to how a column is read. `columns` has a timestamp or an order."""
+    fields = {
+        USER_ID: _Field(columns.user, True, "an id", _identifiers),
+        ITEM_ID: _Field(columns.item, True, "an id", _identifiers),
+    }
+    if columns.timestamp is not None:
+        fields[TIMESTAMP] = _Field(columns.timestamp, True, "a number >= 0", lambda values: _numbers(values, 0.0))
+    elif columns.order is not None:
+        fields[POSITION] = _Field(columns.order, True, "a number", _numbers)
+    if columns.event is not None:
+        fields[EVENT] = _Field(columns.event, False, "text", lambda values: values.cast(pl.String))
+    if columns.rating is not None:
+        fields[RATING] = _Field(columns.rating, False, "a number", lambda values: _numbers(values).cast(pl.Float64))
+    if columns.clicked is not None:
+        fields[CLICKED] = _Field(columns.clicked, False, "1, 0, true, false or nothing", _booleans)
+        if columns.slot is not None:
+            fields[SLOT] = _Field(columns.slot, False, "a whole number >= 0", _slots)
+        if columns.propensity is not None:
+            fields[PROPENSITY] = _Field(
+                columns.propensity, False, "a probability", lambda values: _numbers(values, 0.0, 1.0).cast(pl.Float64)
             )
-    users = table.select(pl.col(USER_ID).unique().sort()).with_row_index(USER).cast({USER: pl.Int32})
-    catalogue = table.select(pl.col(ITEM_ID).unique().sort()).with_row_index(ITEM).cast({ITEM: pl.Int32})
-    extra = [name for name in (TIMESTAMP, RATING) if name in table.columns]
-    numbered = (
-        _number(table, users, catalogue)
-        .sort(USER, logs.time, maintain_order=True)
-        .with_columns(pl.int_range(pl.len(), dtype=pl.Int32).over(USER).alias(POSITION + "_"))
-    )
-    interactions = numbered.select(USER, ITEM, pl.col(POSITION + "_").alias(POSITION), *extra)
-    shown = None
-    summary = {"rows_read": logs.rows_read, "rows_filtered": logs.rows_filtered, "rows_rejected": len(logs.rejects)}
-    if logs.impressions is not None:
-        shown = _impressions(logs.impressions, numbered, users, catalogue, logs.time)
-        summary["impressions_dropped"] = len(logs.impressions) - len(shown)
-    return Dataset(users, _describe(catalogue, items), interactions, shown, logs.rejects, summary)
+    return fields
 
 
-def _scan(path: Path) -> pl.LazyFrame:
-    """Open a file by its suffix. Text formats are read as strings, so that bad values are found and not tripped over."""
-    if path.is_dir():
-        raise UserError(f"{path}: is a folder; name a .csv, .csv.gz, .parquet or .jsonl file")
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    if path.stat().st_size == 0:
-        raise UserError(f"{path}: empty file")
-    name = path.name.lower()
-    try:
-        if name.endswith(".parquet"):
-            scan = pl.scan_parquet(path)
-        elif name.endswith((".csv", ".csv.gz")):
-            scan = pl.scan_csv(path, infer_schema=False)
-        elif name.endswith((".jsonl", ".ndjson")):
-            scan = pl.scan_ndjson(path, infer_schema_length=None)
-        else:
-            raise UserError(f"{path}: unknown kind of file; .csv, .csv.gz, .parquet and .jsonl can be read")
-        scan.collect_schema()
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
-    return scan
-
-
-def _require(name: str, names: Sequence[str], path: Path) -> None:
-    if name not in names:
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"columns: {', '.join(names)}"
-        raise UserError(f"{path}: no column '{name}'; {hint}")
-
-
-def _read(path: Path, columns: ColumnMapping) -> pl.DataFrame:
-    """A file's rows under canonical names, each with its file, row and reason for rejection ('' if there is none)."""
-    scan = _scan(path)
-    names = columns.canonical()
-    for name in names.values():
-        _require(name, scan.collect_schema().names(), path)
-    try:
-        raw = scan.select(pl.col(name).alias(canonical) for canonical, name in names.items()).collect()
-    except pl.exceptions.PolarsError as error:
-        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
-    ids = [pl.col(name).cast(pl.String).str.strip_chars().alias(name) for name in (USER_ID, ITEM_ID)]
-    numbers = [pl.col(name).cast(pl.Float64, strict=False) for name in NUMBERS if name in raw.columns]
-    clicked = [_boolean(CLICKED)] if CLICKED in raw.columns else []
-    events = [pl.col(EVENT).cast(pl.String)] if EVENT in raw.columns else []
-    parsed = raw.select(*ids, *numbers, *clicked, *events)
-    reasons = [_reason(name, raw, required=name in (TIMESTAMP, POSITION)) for name in raw.columns if name != EVENT]
-    both = pl.concat([parsed, raw.rename({name: f"raw_{name}" for name in raw.columns})], how="horizontal")
-    reason = pl.coalesce(*reasons, pl.lit("")).alias(REASON)
-    table = both.with_row_index("row").select(pl.lit(path.name).alias("file"), "row", *parsed.columns, reason)
-    # times stay integers where they are: a float cannot tell microseconds since 1970 apart for ever
-    return table.with_columns(
-        pl.col(name).cast(pl.Int64)
-        for name in (TIMESTAMP, POSITION)
-        if name in raw.columns and raw[name].dtype.is_integer()
+def _choose_time(columns: ColumnMapping, path: Path) -> ColumnMapping:
+    if columns.timestamp is not None and columns.order is not None:
+        raise UserError("data.columns: timestamp and order are both given; one of them orders the interactions")
+    if columns.timestamp is not None or columns.order is not None:
+        return columns
+    available = columns_of(path)
+    if TIMESTAMP in available:
+        return replace(columns, timestamp=TIMESTAMP)
+    if POSITION in available:
+        return replace(columns, order=POSITION)
+    raise UserError(
+        f"{path}: which column orders the interactions? set data.columns.timestamp or data.columns.order to one of "
+        f"{', '.join(map(one_line, available))}"
     )
 
 
-def _boolean(name: str) -> pl.Expr:
-    """Booleans, 0 and 1, or their usual words; anything else is null."""
-    text = pl.col(name).cast(pl.String).str.strip_chars().str.to_lowercase()
-    true, false = ["1", "1.0", "true", "yes"], ["0", "0.0", "false", "no"]
-    return pl.when(text.is_in(true)).then(True).when(text.is_in(false)).then(False).otherwise(None).alias(name)
-
-
-def _reason(name: str, raw: pl.DataFrame, *, required: bool) -> pl.Expr:
-    """Why a column's value is bad, null where it is good."""
-    value, given = pl.col(name), pl.col(f"raw_{name}")
-    if name in (USER_ID, ITEM_ID):
-        return pl.when(value.is_null() | (value == "")).then(pl.lit(f"{name} is empty"))
-    missing = given.is_null() if not raw[name].dtype == pl.String else given.is_null() | (given.str.strip_chars() == "")
-    reason = pl.when(~missing & value.is_null()).then(pl.lit(f"{name} cannot be read"))
-    if name == CLICKED:
-        return reason
-    reason = reason.when(~missing & ~value.is_finite()).then(pl.lit(f"{name} is not finite"))
-    if required:
-        reason = (
-            reason.when(missing).then(pl.lit(f"{name} is empty")).when(value < 0).then(pl.lit(f"{name} is negative"))
-        )
-    return reason
-
-
-def _integers_if_all_are(table: pl.DataFrame, name: str) -> pl.Expr:
-    """Ids as integers where all of them are written as such, without leading zeros that would be lost."""
-    plain = table.filter(pl.col(REASON) == "")[name].str.contains(r"^(0|-?[1-9][0-9]{0,17})$").all()
-    return pl.col(name).cast(pl.Int64) if plain else pl.col(name)
-
-
-def _filters(keep_events: Sequence[str] | None, min_rating: float | None) -> list[pl.Expr]:
-    events = [pl.col(EVENT).is_in(list(keep_events))] if keep_events is not None else []
-    return events + ([pl.col(RATING).ge(min_rating).fill_null(False)] if min_rating is not None else [])
-
-
-def _attributes(table: pl.DataFrame, name: str, names: Path | None) -> pl.Series:
-    """A column as lists of attribute strings."""
-    column = table[name]
-    if not isinstance(column.dtype, pl.List):
-        text = column.cast(pl.String)
-        listed = table.select(
-            pl.when(text.is_null() | (text == ""))
-            .then(pl.lit([], dtype=pl.List(pl.String)))
-            .otherwise(pl.concat_list(pl.lit(f"{name}=") + text))
-        )
-        return listed.to_series()
-    flat = table.select("row", pl.col(name).alias("id")).explode("id").drop_nulls("id")
-    if names is None:
-        flat = flat.with_columns(pl.lit(f"{name}=") + pl.col("id").cast(pl.String))
-    else:
-        known = _scan(names).select(pl.col("attribute_id").alias("id"), "name").collect()
-        flat = flat.join(known.cast({"id": flat["id"].dtype}), on="id", how="left", maintain_order="left")
-        flat = flat.with_columns(pl.col("name").fill_null("attribute:" + pl.col("id").cast(pl.String)).alias("id"))
-    gathered = flat.group_by("row", maintain_order=True).agg(pl.col("id").cast(pl.String))
-    joined = table.select("row").join(gathered, on="row", how="left", maintain_order="left")["id"]
-    return joined.fill_null(pl.Series([[]], dtype=pl.List(pl.String)))
-
-
-def _core(table: pl.DataFrame, users: int, items: int) -> pl.DataFrame:
-    """Drop users and items with too few interactions until all that are left have enough."""
-    while True:
-        kept = table.filter(pl.len().over(USER_ID) >= users).filter(pl.len().over(ITEM_ID) >= items)
-        if len(kept) == len(table):
-            return table
-        table = kept
-
-
-def _number(table: pl.DataFrame, users: pl.DataFrame, items: pl.DataFrame) -> pl.DataFrame:
-    """Add user and item numbers; rows of others are dropped. Keeps the order."""
-    joined = table.join(users, on=USER_ID, how="inner", maintain_order="left")
-    return joined.join(items, on=ITEM_ID, how="inner", maintain_order="left")
-
-
-def _impressions(
-    shown: pl.DataFrame, numbered: pl.DataFrame, users: pl.DataFrame, items: pl.DataFrame, time: str
-) -> pl.DataFrame:
-    """Number the impressions and say how many interactions of the user came before each."""
-    shown = _number(shown, users, items).sort(USER, time, maintain_order=True)
-    counts = numbered.group_by(USER, time).agg(pl.len().alias("new")).sort(USER, time)
-    totals = counts.with_columns(pl.col("new").cum_sum().over(USER).alias(HISTORY_LENGTH))
-    joined = shown.join_asof(
-        totals.select(USER, time, HISTORY_LENGTH), on=time, by=USER, allow_exact_matches=False, check_sortedness=False
+def _read_log(path: Path, fields: dict[str, _Field]) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The good rows of one file, parsed, and the rejects."""
+    table, problem = read_text(path, list(dict.fromkeys(field.source for field in fields.values())))
+    for field in fields.values():
+        dtype = table[field.source].dtype
+        if dtype.is_nested() or dtype in (pl.Binary, pl.Object):
+            raise UserError(f"{path}: column '{field.source}' is of type {dtype}, expected {field.expected}")
+    raw = pl.DataFrame({name: _blank_to_null(table[field.source]) for name, field in fields.items()})
+    parsed = pl.DataFrame({name: field.parse(raw[name]) for name, field in fields.items()})
+    bad = pl.DataFrame(
+        {
+            name: parsed[name].is_null() if field.required else parsed[name].is_null() & raw[name].is_not_null()
+            for name, field in fields.items()
+        }
     )
-    extra = [name for name in (SLOT, PROPENSITY) if name in shown.columns]
-    casts = {HISTORY_LENGTH: pl.Int32} | ({SLOT: pl.Int32} if SLOT in extra else {})
-    return (
-        joined.with_columns(pl.col(HISTORY_LENGTH).fill_null(0))
-        .select(USER, ITEM, HISTORY_LENGTH, CLICKED, *extra)
-        .cast(casts)
-    )  # type: ignore[arg-type]
+    rejected = bad.select(pl.any_horizontal(pl.all())).to_series()
+    if problem is not None:
+        rejected = rejected | problem.is_not_null()
+    rows = rejected.arg_true()
+    reasons = _reasons(raw[rows], bad[rows], fields, None if problem is None else problem[rows])
+    rejects = pl.DataFrame({"row": rows.cast(pl.Int64), "reason": reasons})
+    return parsed.filter(~rejected), rejects.select(pl.lit(str(path)).alias("file"), "row", "reason")
 
 
-def _describe(catalogue: pl.DataFrame, items: pl.DataFrame | None) -> pl.DataFrame:
-    """Add text and attributes to the catalogue."""
-    empty = pl.Series([[]], dtype=pl.List(pl.String))
-    if items is None:
-        none = pl.Series(ATTRIBUTES, [[]] * len(catalogue), dtype=pl.List(pl.String))
-        return catalogue.with_columns(pl.lit("").alias(TEXT), none)
-    try:
-        known = items.with_columns(pl.col(ITEM_ID).cast(catalogue[ITEM_ID].dtype))
-    except pl.exceptions.PolarsError as error:
-        raise UserError(f"the item table's ids are {items[ITEM_ID].dtype}, the logs' are integers") from error
-    joined = catalogue.join(known, on=ITEM_ID, how="left", maintain_order="left")
-    return joined.with_columns(pl.col(TEXT).fill_null(""), pl.col(ATTRIBUTES).fill_null(empty))
+def _reasons(raw: pl.DataFrame, bad: pl.DataFrame, fields: dict[str, _Field], problem: pl.Series | None) -> pl.Series:
+    """One line for each bad row, about the first thing that is wrong with it."""
+    reasons = [] if problem is None else [pl.lit(problem)]
+    for name, field in fields.items():
+        found = pl.lit(raw[name].cast(pl.String).str.slice(0, SHOWN).str.replace_all(r"\s", " "))
+        what = pl.concat_str(pl.lit(f"{field.source} is '"), found, pl.lit(f"', expected {field.expected}"))
+        empty = pl.lit(f"{field.source} is empty, expected {field.expected}")
+        reasons.append(pl.when(pl.lit(bad[name])).then(pl.coalesce(what, empty)))
+    return pl.select(pl.coalesce(reasons)).to_series()
+
+
+def _filter(table: pl.DataFrame, keep_events: Sequence[str] | None, min_rating: float | None) -> pl.DataFrame:
+    if keep_events is not None:
+        table = table.filter(pl.col(EVENT).is_in(list(keep_events)))
+    if min_rating is None:
+        return table
+    rated = pl.col(RATING) >= min_rating
+    return table.filter(rated | ~pl.col(CLICKED) if CLICKED in table.columns else rated)  # only shown: has no rating
+
+
+def _stack(tables: list[pl.DataFrame]) -> pl.DataFrame:
+    """All files in one table; ids are integers only where they are in every file."""
+    for name in (USER_ID, ITEM_ID):
+        if len({table[name].dtype for table in tables}) > 1:
+            tables = [table.with_columns(pl.col(name).cast(pl.String)) for table in tables]
+    stacked = pl.concat(tables, how="vertical_relaxed")
+    return stacked.with_columns(_integers_if_all(stacked[USER_ID]), _integers_if_all(stacked[ITEM_ID]))
+
+
+def _blank_to_null(values: pl.Series) -> pl.Series:
+    if values.dtype in (pl.Categorical, pl.Enum):
+        values = values.cast(pl.String)
+    if values.dtype == pl.String:
+        return _where(values.str.strip_chars() != "", values)
+    return values.fill_nan(None) if values.dtype.is_float() else values
+
+
+def _where(keep: pl.Series, values: pl.Series) -> pl.Series:
+    """Null where `keep` is not true."""
+    return pl.select(pl.when(pl.lit(keep)).then(pl.lit(values)).alias(values.name)).to_series()
+
+
+def _identifiers(values: pl.Series) -> pl.Series:
+    """Int64, or String for what is text; ids whose bytes were not UTF-8 could not be told apart and are null."""
+    if values.dtype == pl.String:
+        return _where(~values.str.contains("\ufffd", literal=True), values)
+    if values.dtype == pl.UInt64:
+        return _integers_if_all(values.cast(pl.String))
+    if values.dtype.is_float():
+        values = _where((values == values.floor()) & (values.abs() < 2.0**53), values)
+    if values.dtype.is_numeric():
+        return values.cast(pl.Int64, strict=False)
+    return pl.Series(values.name, [None] * len(values), dtype=pl.String)
+
+
+def _integers_if_all(ids: pl.Series) -> pl.Series:
+    """Strings to integers where nothing is lost."""
+    if ids.dtype != pl.String:
+        return ids
+    integers = ids.cast(pl.Int64, strict=False)
+    return integers if integers.cast(pl.String).eq_missing(ids).all() else ids
+
+
+def _numbers(values: pl.Series, low: float = -np.inf, high: float = np.inf) -> pl.Series:
+    """Int64 where all usable values are integers (a timestamp in nanoseconds needs all its digits), else Float64."""
+    if values.dtype in (pl.Date, pl.Datetime):
+        values = values.cast(pl.Datetime("us")).dt.epoch("us")
+        values = values // 1_000_000 if (values % 1_000_000 == 0).all() else values / 1_000_000
+    if values.dtype == pl.String:
+        values = values.str.strip_chars()
+    real = values.cast(pl.Float64, strict=False)
+    usable = (real.is_finite() & (real >= low) & (real <= high)).fill_null(False)
+    if values.dtype == pl.String or values.dtype.is_integer():
+        whole = values.cast(pl.Int64, strict=False)
+        if (whole.is_not_null() | ~usable).all():
+            return _where(usable, whole)
+    return _where(usable, real)
+
+
+def _slots(values: pl.Series) -> pl.Series:
+    slots = _numbers(values, 0.0, 2.0**31 - 1)
+    return _where(slots == slots.floor(), slots).cast(pl.Int32)
+
+
+def _booleans(values: pl.Series) -> pl.Series:
+    text = values.cast(pl.String).str.strip_chars().str.to_lowercase()
+    return text.replace_strict(BOOLEANS, default=None, return_dtype=pl.Boolean)
+
+
+def _item_ids(path: Path, column: pl.Series) -> pl.Series:
+    ids = _identifiers(_blank_to_null(column))
+    if ids.null_count():
+        row = ids.is_null().arg_max()
+        raise UserError(f"{path}, row {row}: {column.name} is empty or not an id; every item needs one")
+    ids = _integers_if_all(ids)
+    if ids.n_unique() < len(ids):
+        second = int(np.argmin(ids.is_first_distinct().to_numpy()))
+        first = int(np.argmax((ids == ids[second]).to_numpy()))
+        name = one_line(str(ids[first]))
+        raise UserError(f"{path}, rows {first} and {second}: both are item '{name}'; an item has one row")
+    return ids
+
+
+def _as_text(name: str, dtype: pl.DataType) -> pl.Expr:
+    column = pl.col(name).cast(pl.List(pl.String)).list.join(" ") if dtype == pl.List else pl.col(name).cast(pl.String)
+    return pl.when(column.str.strip_chars() != "").then(column)
+
+
+def _as_attributes(name: str, dtype: pl.DataType, decode: pl.Expr) -> pl.Expr:
+    if not isinstance(dtype, pl.List):
+        text = _as_text(name, dtype)
+        return pl.when(text.is_not_null()).then(pl.concat_list(pl.concat_str(pl.lit(f"{name}="), text)))
+    values = pl.col(name).list.drop_nulls()
+    if dtype.inner.is_integer():
+        return values.list.eval(decode)
+    return values.cast(pl.List(pl.String))
+
+
+def _attribute_names(path: Path | None) -> pl.Expr:
+    """The name of an element, an attribute's number."""
+    unnamed = pl.concat_str(pl.lit("attribute:"), pl.element())
+    if path is None:
+        return unnamed
+    if kind_of(path) != "Parquet":
+        raise UserError(f"{path}: attribute names are a Parquet file with the columns attribute_id and name")
+    table = read_table(path, ["attribute_id", "name"])
+    table = table.drop_nulls().filter(pl.col("name").str.strip_chars() != "").unique("attribute_id", keep="first")
+    named = pl.element().replace_strict(table["attribute_id"], table["name"], default=None, return_dtype=pl.String)
+    return pl.coalesce(named, unnamed)

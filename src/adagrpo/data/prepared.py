@@ -20,8 +20,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from adagrpo.data.columns import CLICKED, HISTORY_LENGTH, ITEM, ITEM_ID, POSITION, USER, USER_ID
-from adagrpo.data.interactions import Dataset
+from adagrpo.data.columns import CLICKED, HISTORY_LENGTH, HISTORY_UNTIL, ITEM, ITEM_ID, POSITION, USER, USER_ID
+from adagrpo.data.dataset import Dataset
 from adagrpo.data.splits import Split, check_leakage
 from adagrpo.types import Cases, Ragged
 
@@ -39,8 +39,18 @@ TARGET = "target"
 
 
 def write_prepared(dataset: Dataset, split: Split, directory: Path) -> None:
-    """Write a data set, cut by a split, into a folder."""
+    """Write a data set, cut by a split, into a folder. The same input gives the same bytes.
+
+    Args:
+        dataset: of `build_dataset`.
+        split: of its `U` users.
+        directory: made if it is not there.
+
+    Raises:
+        ValueError: a target lies in what its model would see.
+    """
     check_leakage(split)
+    directory.mkdir(parents=True, exist_ok=True)
     table = dataset.interactions.select(USER, ITEM, POSITION)
     users, positions = table[USER].to_numpy(), table[POSITION].to_numpy()
     trained = split.train_lengths[users]
@@ -56,8 +66,10 @@ def write_prepared(dataset: Dataset, split: Split, directory: Path) -> None:
     summary = dict(dataset.summary)
     if dataset.impressions is not None:
         shown = dataset.impressions
-        seen = shown[HISTORY_LENGTH].to_numpy() < split.train_lengths[shown[USER].to_numpy()]
-        shown.filter(seen).write_parquet(directory / "impressions.parquet")
+        trained_of = split.train_lengths[shown[USER].to_numpy()]
+        # At the time of the first held-out interaction is too late: it may be that very interaction.
+        seen = (shown[HISTORY_LENGTH].to_numpy() < trained_of) & (shown[HISTORY_UNTIL].to_numpy() <= trained_of)
+        shown.filter(seen).drop(HISTORY_UNTIL).write_parquet(directory / "impressions.parquet")
         summary["impressions"] = int(seen.sum())
     dataset.rejects.write_parquet(directory / "rejects.parquet")
     summary |= {
@@ -73,28 +85,37 @@ def write_prepared(dataset: Dataset, split: Split, directory: Path) -> None:
 
 def load_training(directory: Path) -> Ragged:
     """Training sequences, one row for each of the `U` users, empty for users that training does not see."""
-    return _ragged(pl.read_parquet(directory / "train.parquet"), _count(directory / "users.parquet"))
+    table = pl.read_parquet(directory / "train.parquet")  # written by user and position
+    counts = np.bincount(table[USER].to_numpy(), minlength=_count(directory / "users.parquet"))
+    return Ragged(table[ITEM].to_numpy().astype(np.int32), _offsets(counts))
 
 
-def load_cases(directory: Path, split: Literal["validation", "test"] | str) -> Cases:
-    """Evaluation cases of a split, in the order of users. Only `test` reads test.parquet."""
-    train = pl.read_parquet(directory / "train.parquet")
+def load_cases(directory: Path, split: Literal["validation", "test"] | str, *, history: int | None = None) -> Cases:
+    """Evaluation cases of a split, in the order of users. Only `test` reads test.parquet.
+
+    Args:
+        directory: of `write_prepared`.
+        split: `validation` or `test`; the history of a test case holds the validation period too.
+        history: longest history, the last items; None for all of it.
+    """
+    if history is not None and history < 1:
+        raise ValueError(f"history must be at least 1, got {history}")
+    seen = pl.read_parquet(directory / "train.parquet")
     later = pl.read_parquet(directory / "validation.parquet")
     if split == "validation":
-        targets = later.filter(pl.col(TARGET))
-        history = train
+        targets = later.filter(TARGET)
     elif split == "test":
         targets = pl.read_parquet(directory / "test.parquet")
-        history = pl.concat([train, later.drop(TARGET)])
+        seen = pl.concat([seen, later.drop(TARGET)]).sort(USER, POSITION)
     else:
         raise ValueError(f"split must be validation or test, got {split}")
-    targets = targets.sort(USER)
-    history = history.join(targets.select(USER, pl.col(POSITION).alias("end")), on=USER)
-    history = history.filter(pl.col(POSITION) < pl.col("end")).sort(USER, POSITION)
-    row_of = np.full(_count(directory / "users.parquet"), -1)
-    row_of[targets[USER].to_numpy()] = np.arange(len(targets))
-    counts = np.bincount(row_of[history[USER].to_numpy()], minlength=len(targets))
-    histories = Ragged(history[ITEM].to_numpy().astype(np.int32), _offsets(counts))
+    ends = np.full(_count(directory / "users.parquet"), -1)
+    ends[targets[USER].to_numpy()] = targets[POSITION].to_numpy()
+    starts = np.zeros_like(ends) if history is None else ends - history
+    users, positions = seen[USER].to_numpy(), seen[POSITION].to_numpy()
+    read = (positions < ends[users]) & (positions >= starts[users])
+    counts = np.bincount(users[read], minlength=len(ends))[targets[USER].to_numpy()]
+    histories = Ragged(seen[ITEM].to_numpy()[read].astype(np.int32), _offsets(counts))
     return Cases(targets[USER].to_numpy().astype(np.int32), histories, targets[ITEM].to_numpy().astype(np.int32))
 
 
@@ -114,18 +135,12 @@ def load_user_ids(directory: Path) -> pl.Series:
 
 
 def load_impressions(directory: Path) -> pl.DataFrame | None:
-    """Impressions that a ranker may be fitted on: user, item, history_length, clicked, and slot and propensity if known.
+    """Impressions that a ranker may be fitted on; None where the logs have none.
 
-    None where the logs have no impressions.
+    Columns: user, item, history_length, clicked, and slot and propensity where they are known.
     """
     path = directory / "impressions.parquet"
     return pl.read_parquet(path).cast({CLICKED: pl.Boolean}) if path.is_file() else None
-
-
-def _ragged(table: pl.DataFrame, rows: int) -> Ragged:
-    table = table.sort(USER, POSITION)
-    counts = np.bincount(table[USER].to_numpy(), minlength=rows)
-    return Ragged(table[ITEM].to_numpy().astype(np.int32), _offsets(counts))
 
 
 def _offsets(counts: NDArray[np.int64]) -> NDArray[np.int64]:

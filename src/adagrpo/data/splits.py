@@ -83,16 +83,35 @@ def temporal(
     return Split(train, validation, test)
 
 
-def check_leakage(split: Split) -> None:
-    """Raise if a training interaction is at or after a target of its user, or validation at or after test.
+def check_leakage(
+    split: Split,
+    *,
+    timestamps: NDArray[np.number] | None = None,  # (total,)
+    offsets: Ints | None = None,  # (U + 1,)
+    cut: float | None = None,
+) -> None:
+    """Raise if training reaches a target of its user or the cut, or validation is not before test.
+
+    Args:
+        split: of `U` users.
+        timestamps: (total,) of all interactions, users end to end; with `offsets` and `cut`, for a split in time.
+        offsets: (U + 1,) where each user starts.
+        cut: no training interaction is at or after this point.
 
     Raises:
         ValueError: naming the first user.
     """
-    after = np.zeros(len(split.train_lengths), dtype=bool)
+    leaks = np.zeros(len(split.train_lengths), dtype=bool)
     for targets in (split.validation_positions, split.test_positions):
-        after |= (targets >= 0) & (targets < split.train_lengths)
+        leaks |= (targets >= 0) & (targets < split.train_lengths)
     both = (split.validation_positions >= 0) & (split.test_positions >= 0)
-    after |= both & (split.validation_positions >= split.test_positions)
-    if after.any():
-        raise ValueError(f"user {int(np.flatnonzero(after)[0])}: a target lies in what was seen before it")
+    leaks |= both & (split.validation_positions >= split.test_positions)
+    if leaks.any():
+        raise ValueError(f"user {int(np.flatnonzero(leaks)[0])}: a target lies in what was seen before it")
+    if timestamps is not None and offsets is not None and cut is not None:
+        position = np.arange(len(timestamps)) - np.repeat(offsets[:-1], np.diff(offsets))
+        trained = position < np.repeat(split.train_lengths, np.diff(offsets))
+        late = np.flatnonzero(trained & (timestamps >= cut))
+        if len(late):
+            user = int(np.searchsorted(offsets, late[0], side="right")) - 1
+            raise ValueError(f"user {user}: a training interaction is at or after {cut}")

@@ -33,16 +33,17 @@ def run_all(run: Run) -> tuple[dict[str, Any], Path]:
     Returns:
         The content of metrics.json, and the path of the report.
     """
-    simulate_marketplace(run)
-    prepare(run)
-    tokenize(run)
-    fit_sft(run)
-    fit_ranker(run)
-    train(run)
-    arms = [arm.name for arm in run.config.train.arms]
-    evaluate(run, arms)
-    metrics = collect(run, arms)
-    return metrics, write_report(run.directory)
+    with run.locked():
+        simulate_marketplace(run)
+        prepare(run)
+        tokenize(run)
+        fit_sft(run)
+        fit_ranker(run)
+        train(run)
+        arms = [arm.name for arm in run.config.train.arms]
+        evaluate(run, arms)
+        metrics = collect(run, arms)
+        return metrics, write_report(run.directory)
 
 
 def train(run: Run) -> None:

@@ -1,4 +1,4 @@
-"""The last stages: evaluate every checkpoint on validation and test, and write what any metric can be recomputed from."""
+"""The last stages: evaluate every checkpoint on validation and test, and write what every metric can be made from."""
 
 from __future__ import annotations
 

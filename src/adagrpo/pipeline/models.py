@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from adagrpo import metrics
 from adagrpo.config import FitConfig
@@ -100,7 +101,7 @@ class Workbench:
             seed=self.config.seed,
         ).to(self.device)
         if weights is not None:
-            load_weights(weights, policy)
+            _load(weights, policy)
         return policy
 
     def ranker(self, weights: Path | None = None) -> SequentialRanker:
@@ -117,7 +118,7 @@ class Workbench:
             seed=self.config.seed,
         ).to(self.device)
         if weights is not None:
-            load_weights(weights, ranker)
+            _load(weights, ranker)
         return ranker
 
     def validator(self, policy: Any, fit: FitConfig, reward: Reward | None = None) -> Callable[[], dict[str, float]]:
@@ -139,3 +140,10 @@ class Workbench:
             return summarise(predictions, cases, tail=self.tail)
 
         return validate
+
+
+def _load(weights: Path, model: nn.Module) -> None:
+    try:
+        load_weights(weights, model)
+    except RuntimeError as error:  # names or shapes that the configuration does not give
+        raise UserError(f"{weights}: made with other data or model settings; carry out the stages again") from error

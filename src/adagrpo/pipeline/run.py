@@ -8,11 +8,14 @@ work folder holds, if that was begun under the same fingerprint.
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -60,19 +63,63 @@ class Run:
         if directory.exists() and not directory.is_dir():
             raise UserError(f"{directory}: is a file; --out takes a folder")
         directory.mkdir(parents=True, exist_ok=True)
+        self._locked = False
         if config.threads is not None:
             torch.set_num_threads(config.threads)
 
     @classmethod
     def open(cls, directory: Path, overrides: Callable[[Path], Config], console: Console | None = None) -> Run:
-        """Open an existing run; `overrides` reads the configuration from a recipe file, as `load_config` does."""
+        """Open an existing run; `overrides` reads the configuration from a recipe file, as `load_config` does.
+
+        What the overrides change is written to run.yaml, so that the stages after this one go by it too.
+
+        Raises:
+            UserError: there is no run, or its run.yaml is damaged.
+        """
         path = directory / "run.yaml"
         if not path.is_file():
             raise UserError(f"{directory}: not a run (no run.yaml); make one with `adagrpo run` or `adagrpo prepare`")
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+            before, data, hashes = content["config"], Path(content["data_directory"]), dict(content["data"])
+        except (yaml.YAMLError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: damaged; carry out `adagrpo run` or `adagrpo prepare` again") from error
         recipe = directory / ".work" / "recipe.yaml"
-        write_file(recipe, yaml.safe_dump(content["config"], sort_keys=False))
-        return cls(directory, overrides(recipe), Path(content["data_directory"]), console)
+        write_file(recipe, yaml.safe_dump(before, sort_keys=False))
+        run = cls(directory, overrides(recipe), data, console)
+        if dump_config(run.config) != before:
+            with run.locked():
+                run.write_description(hashes)
+        return run
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes out of the run directory while the block lasts; blocks of the same run may nest.
+
+        The operating system drops the lock of a process that ends in whatever way, so a stale one cannot be met.
+
+        Raises:
+            UserError: another process is at work here; its id is named.
+        """
+        if self._locked:
+            yield
+            return
+        with self.path(".lock").open("a+", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                file.seek(0)
+                holder = file.read().strip() or "of unknown id"
+                raise UserError(f"{self.directory}: process {holder} is at work here; wait until it ends") from error
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n")
+            file.flush()
+            self._locked = True
+            try:
+                _cut_half_line(self.path("events.jsonl"))
+                yield
+            finally:
+                self._locked = False
 
     @property
     def config_hash(self) -> str:
@@ -105,7 +152,7 @@ class Run:
         Args:
             name: the stage's folder below the run directory, `/`-separated.
             config: JSON-able, what the stage reads of the configuration.
-            inputs: files that it reads; those of another stage are trusted to that stage's manifest.
+            inputs: files that it reads; those of another stage must be as that stage left them.
             build: writes the stage's files into the folder it is given, which may hold an interrupted attempt.
             quiet: do not tell the console, for stages of a moment.
 
@@ -115,32 +162,46 @@ class Run:
         Raises:
             UserError: an input is missing, or the stage's files were changed after they were made.
         """
-        target = self.path(name)
-        sources = {self._label(path): self.hash_input(path) for path in inputs}
-        fingerprint = hash_json({"stage": name, "config": config, "inputs": sources})
-        done = manifest(target)
-        if done is not None and done["fingerprint"] == fingerprint:
-            verify(target)
-            self._event(name, "skip", 0.0, quiet)
+        with self.locked():
+            target = self.path(name)
+            sources = {self._label(path): self.hash_input(path) for path in inputs}
+            fingerprint = hash_json({"stage": name, "config": config, "inputs": sources})
+            done = manifest(target)
+            if done is not None and done["fingerprint"] == fingerprint:
+                verify(target)
+                self._event(name, "skip", 0.0, quiet)
+                return target
+            self._event(name, "start", 0.0, quiet)
+            started = time.monotonic()
+            self._make(name, fingerprint, build)
+            self._event(name, "end", time.monotonic() - started, quiet)
             return target
+
+    def _make(self, name: str, fingerprint: str, build: Callable[[Path], None]) -> None:
+        """Build a stage in its work folder, from where an interrupted attempt stopped, and put it in place."""
         work = self.path(".work", name.replace("/", "."))
         marker = work.with_name(work.name + ".fingerprint")
-        if work.exists() and not (marker.is_file() and marker.read_text(encoding="utf-8") == fingerprint):
-            shutil.rmtree(work)
+        if not (marker.is_file() and marker.read_text(encoding="utf-8") == fingerprint):
+            marker.unlink(missing_ok=True)  # first, so that a half removed folder is never taken for an attempt
+            if work.exists():
+                shutil.rmtree(work)
         work.mkdir(parents=True, exist_ok=True)
         write_file(marker, fingerprint)
-        self._event(name, "start", 0.0, quiet)
-        started = time.monotonic()
-        build(work)
-        shutil.rmtree(work / "checkpoints", ignore_errors=True)
-        seal(work, kind=name, fingerprint=fingerprint)
-        publish(work, target)
+        if manifest(work) is None:
+            build(work)
+            shutil.rmtree(work / "checkpoints", ignore_errors=True)
+            seal(work, kind=name, fingerprint=fingerprint)
+        else:  # the attempt ended between sealing and publishing
+            verify(work)
+        publish(work, self.path(name))
         marker.unlink()
-        self._event(name, "end", time.monotonic() - started, quiet)
-        return target
 
     def hash_input(self, path: Path) -> str:
-        """The sha256 of a file, read from the manifest where the file belongs to a finished stage."""
+        """The sha256 of a file.
+
+        Raises:
+            UserError: no such file, or it belongs to a finished stage and was changed after that.
+        """
         if not path.is_file():
             if path.is_relative_to(self.directory):
                 stage = path.relative_to(self.directory).parts[0]
@@ -151,7 +212,10 @@ class Run:
                 break
             content = manifest(folder)
             if content is not None:
-                return str(content["files"][path.relative_to(folder).as_posix()]["sha256"])
+                entry = content["files"].get(path.relative_to(folder).as_posix())
+                if entry is None or hash_file(path) != entry["sha256"]:
+                    raise UserError(f"{path}: changed after it was made; delete {folder} to have it made again")
+                return str(entry["sha256"])
         return hash_file(path)
 
     def _label(self, path: Path) -> str:
@@ -172,3 +236,12 @@ class Run:
             file.write(json.dumps(row) + "\n")
         if not quiet:
             self.console.stage(stage, event, seconds)
+
+
+def _cut_half_line(path: Path) -> None:
+    """Drop the end of a log that a crash left without its line break."""
+    if path.is_file():
+        content = path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            os.truncate(path, whole)

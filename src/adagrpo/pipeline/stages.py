@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from adagrpo.config import ArmConfig, FitConfig
+from adagrpo.config import ArmConfig, FitConfig, ItemTable
 from adagrpo.data import splits
-from adagrpo.data.interactions import ColumnMapping, Dataset, build_dataset, read_items, read_logs
+from adagrpo.data.dataset import Dataset, build_dataset
+from adagrpo.data.interactions import ColumnMapping, read_items, read_logs
 from adagrpo.data.marketplace import Marketplace, simulate, write_simulation
 from adagrpo.data.prepared import load_impressions, load_item_ids, load_items, write_prepared
 from adagrpo.errors import UserError
@@ -36,6 +37,7 @@ from adagrpo.types import Ragged
 
 __all__ = ["fit_arm", "fit_ranker", "fit_sft", "prepare", "simulate_marketplace", "tokenize"]
 
+MARKETPLACE_ITEMS = ItemTable(path="items.parquet", text=("title",), attributes=("attributes",))
 MARKETPLACE_COLUMNS = ColumnMapping(timestamp="timestamp", clicked="clicked", slot="slot", propensity="propensity")
 
 
@@ -52,15 +54,14 @@ def simulate_marketplace(run: Run) -> None:
 def prepare(run: Run) -> None:
     """Logs to interactions: filter, number users and items, split."""
     options = run.config.data
+    described, root = options.items, run.data
+    columns = ColumnMapping(**options.columns.model_dump())
+    logs = [root / path for path in options.logs]
     if options.marketplace is not None:
-        root, columns = run.path("simulate"), MARKETPLACE_COLUMNS
-        logs, items, names = [root / "logs.parquet"], root / "items.parquet", None
-    else:
-        columns = ColumnMapping(**options.columns.model_dump())
-        logs = [run.data / path for path in options.logs]
-        items = run.data / options.items.path if options.items else None
-        named = options.items.attribute_names if options.items else None
-        names = run.data / named if named else None
+        described, root, columns = MARKETPLACE_ITEMS, run.path("simulate"), MARKETPLACE_COLUMNS
+        logs = [root / "logs.parquet"]
+    items = root / described.path if described else None
+    names = root / described.attribute_names if described and described.attribute_names else None
 
     def build(work: Path) -> None:
         read = read_logs(
@@ -71,16 +72,12 @@ def prepare(run: Run) -> None:
             max_bad_rows=options.max_bad_rows,
         )
         table = None
-        if options.marketplace is not None:
-            table = read_items(
-                logs[0].with_name("items.parquet"), text_columns=("title",), attribute_columns=("attributes",)
-            )
-        elif options.items is not None and items is not None:
+        if described is not None and items is not None:
             table = read_items(
                 items,
-                id_column=options.items.id_column,
-                text_columns=options.items.text,
-                attribute_columns=options.items.attributes,
+                id_column=described.id_column,
+                text_columns=described.text,
+                attribute_columns=described.attributes,
                 attribute_names=names,
             )
         dataset = build_dataset(
@@ -147,8 +144,8 @@ def _item_vectors(run: Run, items: pl.DataFrame, training: Ragged) -> np.ndarray
         "text": lambda: text_vectors(items["text"].to_list(), width=options.width),
         "cooccurrence": lambda: cooccurrence_vectors(training, len(items), window=options.window, width=options.width),
     }
-    parts = {name: makers[name]() for name in options.vectors}
-    return mix(parts, dict(options.vectors), seed=run.config.seed)
+    weights: dict[str, float] = dict(options.vectors.items())
+    return mix({name: makers[name]() for name in weights}, weights, seed=run.config.seed)
 
 
 def fit_sft(run: Run) -> None:
@@ -215,6 +212,8 @@ def fit_arm(run: Run, arm: ArmConfig) -> None:
     bench, settings, objective = Workbench(run), run.config.train.fit, run.config.objective
     start, reward = run.path("sft", "best"), run.path("ranker", "best")
     inputs = [*bench.training_files, *bench.catalog_files, start / "model.safetensors"]
+    for path in [*inputs, reward / "model.safetensors"]:
+        run.hash_input(path)  # nll reports rewards too, but is not trained again when the ranker changes
     if arm.objective != "nll":
         inputs.append(reward / "model.safetensors")
 

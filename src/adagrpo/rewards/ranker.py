@@ -4,7 +4,7 @@
 
 `h` is a causal transformer over item embeddings (SASRec, Kang and McAuley 2018). It is trained in one of three ways:
 on impressions with clicks, by binary cross-entropy of `score + s_slot` (the slot term soaks up position bias and is
-left out when scoring); on logged next items by cross-entropy over the whole catalogue, which is what makes SASRec a strong
+left out when scoring); on logged next items by cross-entropy over the whole catalogue, which makes SASRec a strong
 baseline (Klenitskiy and Vasilev 2023); or by cross-entropy over the target and uniformly sampled negatives.
 """
 
@@ -59,8 +59,9 @@ class SequentialRanker(nn.Module):
     def candidate_scores(self, states: Tensor, items: Tensor) -> Tensor:
         """(B, D) states and (B, N) items to (B, N) float32 scores; `-1` is scored as item 0 and must not be read."""
         items = items.clamp(min=0)
-        products = torch.bmm(self.items(items), states.unsqueeze(-1).to(self.items.weight.dtype))
-        return products.squeeze(-1).float() + self.bias(items).squeeze(-1)
+        products = torch.bmm(self.items(items), states.unsqueeze(-1).to(self.items.weight.dtype)).squeeze(-1)
+        scores: Tensor = products.float() + self.bias(items).squeeze(-1)
+        return scores
 
     def catalogue_scores(self, states: Tensor) -> Tensor:
         """(N, D) states to (N, V) float32 scores of every item."""

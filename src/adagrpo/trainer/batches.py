@@ -54,8 +54,8 @@ class BatchSchedule:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimiser steps that an epoch takes; a last partial step is carried over into the next epoch's count."""
-        return max(1, len(self._order(0)) // self.accumulation)
+        """Optimiser steps that an epoch takes; the last one may have fewer micro-batches than the others."""
+        return -(-len(self._order(0)) // self.accumulation)
 
     def batches(self, step: int) -> list[TrainingBatch]:
         """The micro-batches of an optimiser step, counted from 0."""

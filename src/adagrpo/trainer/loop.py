@@ -168,7 +168,7 @@ class _Loop:
         norms: dict[str, list[Tensor]] | None = {} if every and step % every == 0 else None
         self.optimizer.zero_grad()
         for index, micro in enumerate(micros):
-            torch.manual_seed(step_key(self.seed, step, index))
+            torch.manual_seed(step_key(self.seed, step, 2 * index))  # odd keys are left to the task's own draws
             with self.accelerator.autocast():
                 terms, logged = self.task.loss(micro)
             if norms is not None:

@@ -57,7 +57,7 @@ class RankerFit:
         steps: int,
         validate: Callable[[], dict[str, float]],
         impressions: Impressions | None = None,
-        negatives: int = 512,
+        negatives: int = 0,
     ) -> None:
         if (loss == "impressions") != (impressions is not None):
             raise ValueError("impressions go with the loss of that name, and only with it")
@@ -71,18 +71,35 @@ class RankerFit:
         return [(batch.to(device), len(batches)) for batch in batches], {}
 
     def loss(self, micro: tuple[TrainingBatch, int]) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """The one term `loss`, a mean over the samples of the micro-batch."""
+        """The term `loss`, a mean over the samples of the micro-batch; `sampled` beside it for impressions."""
         batch, parts = micro
         self.ranker.train()
         if self.kind == "cross_entropy":
             values = self.ranker.next_item_loss(batch.histories, batch.rows, batch.positions, batch.targets)
         elif self.kind == "sampled":
-            size = self.ranker.items.num_embeddings
-            negatives = torch.randint(size, (self.negatives,), device=batch.targets.device)
+            negatives = self._negatives(batch.targets.device)
             values = self.ranker.sampled_loss(batch.histories, batch.rows, batch.positions, batch.targets, negatives)
         else:
-            values = self.ranker.impression_loss(batch.histories, *self._shown(batch))
-        return {"loss": values.sum() / max(1, len(values)) / parts}, {}
+            return self._impression_terms(batch, parts), {}
+        return {"loss": values.mean() / parts}, {}
+
+    def _impression_terms(self, batch: TrainingBatch, parts: int) -> dict[str, Tensor]:
+        """Clicks among what was shown and, with negatives, each clicked item among items drawn at random.
+
+        The second term makes the ranker usable on any item, and biases it: what was never shown counts as unwanted.
+        """
+        rows, positions, items, slots, clicked = self._shown(batch)
+        values = self.ranker.impression_loss(batch.histories, rows, positions, items, slots, clicked)
+        terms = {"loss": values.sum() / max(1, len(values)) / parts}
+        if self.negatives and bool(clicked.any()):
+            chosen = (rows[clicked], positions[clicked], items[clicked])
+            terms["sampled"] = (
+                self.ranker.sampled_loss(batch.histories, *chosen, self._negatives(items.device)).mean() / parts
+            )
+        return terms
+
+    def _negatives(self, device: torch.device) -> Tensor:
+        return torch.randint(self.ranker.items.num_embeddings, (self.negatives,), device=device)
 
     def _shown(self, batch: TrainingBatch) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Row, position, item, slot and click of every impression that falls into the batch's histories."""
@@ -94,7 +111,7 @@ class RankerFit:
         index = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts) + np.repeat(starts, counts)
         lengths = self.schedule.training.lengths[batch.users]
         cut = np.maximum(lengths - (self.schedule.max_history + 1), 0)  # items that padding dropped from the front
-        positions = shown.history_lengths[index] - 1 - cut[rows]
+        positions = shown.history_lengths[index] - 1
         kept = (positions >= 0) & (positions < (lengths - 1 - cut)[rows])
         rows, positions, index = rows[kept], positions[kept], index[kept]
         columns = (rows, positions, shown.items[index], shown.slots[index], shown.clicked[index])

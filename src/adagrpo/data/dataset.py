@@ -1,0 +1,175 @@
+"""Logs to numbered users and items, each user's interactions in order, and what was shown to whom after how many.
+
+Users and items are numbered by the rank of their id in sorted order: the number of an item says nothing about when it
+first appeared or how popular it is. The k-core keeps the users and items with at least so many interactions, again and
+again until nothing changes (Seidman, Network structure and minimum degree, 1983), so it does not depend on the order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from adagrpo.data.columns import (
+    ATTRIBUTES,
+    CLICKED,
+    HISTORY_LENGTH,
+    HISTORY_UNTIL,
+    ITEM,
+    ITEM_ID,
+    POSITION,
+    PROPENSITY,
+    RATING,
+    SLOT,
+    TEXT,
+    TIMESTAMP,
+    USER,
+    USER_ID,
+)
+from adagrpo.data.interactions import Logs
+from adagrpo.errors import UserError
+
+__all__ = ["Dataset", "build_dataset"]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Numbered users and items, and each user's interactions from the oldest to the newest.
+
+    An impression's `history_length` counts its user's interactions before it, `history_until` those before or at the
+    same time: it is known to precede interaction number `n` only if `history_until <= n`.
+    """
+
+    users: pl.DataFrame  # user Int32, user_id
+    items: pl.DataFrame  # item Int32, item_id, text, attributes (list of strings)
+    interactions: pl.DataFrame  # user Int32, item Int32, position Int32 [, timestamp, rating], by user and position
+    impressions: pl.DataFrame | None  # user, item, history_length, history_until, clicked [, slot, propensity]
+    rejects: pl.DataFrame  # as in `Logs`
+    summary: dict[str, int]  # counts of rows
+
+
+def build_dataset(
+    logs: Logs,
+    items: pl.DataFrame | None = None,
+    *,
+    min_user_interactions: int = 1,
+    min_item_interactions: int = 1,
+    keep_unseen_items: bool = False,
+) -> Dataset:
+    """Take the k-core of the interactions, number users and items, and put each user's interactions in order.
+
+    Interactions at the same time keep the order of the file; repeats of an item are kept.
+
+    Args:
+        logs: of `read_logs`.
+        items: of `read_items`; items without a row there have no text and no attributes.
+        min_user_interactions: users with fewer are dropped, with their interactions.
+        min_item_interactions: items with fewer are dropped, with their interactions.
+        keep_unseen_items: keep the items of the table that no interaction is left of, too.
+
+    Raises:
+        UserError: fewer than two users or items are left.
+    """
+    item_ids, described = _align(logs.interactions[ITEM_ID], items)
+    kept = _k_core(logs.interactions.with_columns(item_ids), min_user_interactions, min_item_interactions)
+    user_ids, catalogue = kept[USER_ID].unique().sort(), kept[ITEM_ID].unique()
+    if len(user_ids) < 2 or len(catalogue) < 2:
+        limits = f"min_user_interactions {min_user_interactions}, min_item_interactions {min_item_interactions}"
+        found = f"{len(user_ids)} users and {len(catalogue)} items are left ({limits})"
+        raise UserError(f"data: {found}; two of each are needed")
+    if keep_unseen_items:
+        catalogue = pl.concat([catalogue, described[ITEM_ID]]).unique()
+    catalogue = catalogue.sort()
+    numbered = _number(kept, user_ids, catalogue).sort(USER, logs.time_key, maintain_order=True)
+    lengths = np.bincount(numbered[USER].to_numpy())
+    starts = np.cumsum(lengths) - lengths
+    position = pl.Series(POSITION, np.arange(len(numbered)) - np.repeat(starts, lengths), dtype=pl.Int32)
+    optional = [name for name in (TIMESTAMP, RATING) if name in numbered.columns]
+    summary = {
+        "rows_read": logs.rows_read,
+        "rows_rejected": len(logs.rejects),
+        "rows_filtered": logs.rows_filtered,
+        "interactions_dropped": len(logs.interactions) - len(kept),
+    }
+    impressions = None
+    if logs.impressions is not None:
+        shown = logs.impressions.with_columns(pl.col(ITEM_ID).cast(item_ids.dtype))
+        known = _number(shown, user_ids, catalogue).drop_nulls([USER, ITEM])
+        summary["impressions_dropped"] = len(shown) - len(known)
+        impressions = _with_history(known, numbered, starts, logs.time_key)
+    return Dataset(
+        pl.DataFrame({USER_ID: user_ids}).select(_index(USER, len(user_ids)), USER_ID),
+        pl.DataFrame({ITEM_ID: catalogue})
+        .join(described, on=ITEM_ID, how="left", maintain_order="left")
+        .select(_index(ITEM, len(catalogue)), ITEM_ID, pl.col(TEXT).fill_null(""), pl.col(ATTRIBUTES).fill_null([])),
+        numbered.with_columns(position).select(USER, ITEM, POSITION, *optional),
+        impressions,
+        logs.rejects,
+        summary,
+    )
+
+
+def _align(ids: pl.Series, items: pl.DataFrame | None) -> tuple[pl.Series, pl.DataFrame]:
+    """Item ids of the logs and the item table, of one type."""
+    if items is None:
+        items = pl.DataFrame(schema={ITEM_ID: ids.dtype, TEXT: pl.String, ATTRIBUTES: pl.List(pl.String)})
+    if items[ITEM_ID].dtype == ids.dtype:
+        return ids, items
+    return ids.cast(pl.String), items.with_columns(pl.col(ITEM_ID).cast(pl.String))
+
+
+def _k_core(table: pl.DataFrame, min_user: int, min_item: int) -> pl.DataFrame:
+    users, items = (_codes(table[name], table[name].unique()).to_numpy() for name in (USER_ID, ITEM_ID))
+    rows = np.arange(len(table))
+    while True:
+        enough = (np.bincount(users)[users] >= min_user) & (np.bincount(items)[items] >= min_item)
+        if enough.all():
+            return table if len(rows) == len(table) else table[rows]
+        rows, users, items = rows[enough], users[enough], items[enough]
+
+
+def _codes(ids: pl.Series, known: pl.Series) -> pl.Series:
+    """Row of each id in `known`, null where it is not."""
+    lookup = pl.DataFrame({"id": known}).with_columns(_index("code", len(known)))
+    return pl.DataFrame({"id": ids}).join(lookup, on="id", how="left", maintain_order="left")["code"]
+
+
+def _index(name: str, length: int) -> pl.Expr:
+    return pl.int_range(length, dtype=pl.Int32).alias(name)
+
+
+def _number(table: pl.DataFrame, users: pl.Series, items: pl.Series) -> pl.DataFrame:
+    codes = (_codes(table[USER_ID], users).alias(USER), _codes(table[ITEM_ID], items).alias(ITEM))
+    return table.with_columns(codes).drop(USER_ID, ITEM_ID)
+
+
+def _with_history(
+    shown: pl.DataFrame,
+    chosen: pl.DataFrame,
+    starts: NDArray[np.int64],  # (U,) the first row of each user in `chosen`
+    time: str,
+) -> pl.DataFrame:
+    """Impressions by user and time, with the user's interactions that precede each one.
+
+    Both are put in one order; then a count at the start of a run of equal times is what came strictly before it, and a
+    count at its end includes what came with it.
+    """
+    both = pl.concat([chosen.select(USER, time), shown.select(USER, time)], how="vertical_relaxed")
+    order = both.with_row_index("row").sort(USER, time, maintain_order=True)
+    rows = order["row"].to_numpy()
+    counts = np.concatenate([[0], np.cumsum(rows < len(chosen))])
+    changes = (order[USER].diff() != 0) | (order[time].diff() != 0)
+    first = np.flatnonzero(changes.fill_null(True).to_numpy())
+    last = np.append(first[1:], len(rows))
+    run = np.repeat(np.arange(len(first)), last - first)
+    is_shown = rows >= len(chosen)
+    before_user = starts[order[USER].to_numpy()[is_shown]]
+    table = shown[rows[is_shown] - len(chosen)].with_columns(
+        pl.Series(HISTORY_LENGTH, counts[first][run][is_shown] - before_user, dtype=pl.Int32),
+        pl.Series(HISTORY_UNTIL, counts[last][run][is_shown] - before_user, dtype=pl.Int32),
+    )
+    optional = [name for name in (SLOT, PROPENSITY) if name in shown.columns]
+    return table.select(USER, ITEM, HISTORY_LENGTH, HISTORY_UNTIL, CLICKED, *optional)

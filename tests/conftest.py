@@ -1,0 +1,129 @@
+"""A tiny world that the tests of the pipeline and of the command line share: a CSV log, a recipe, one finished run."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from adagrpo.config import Config
+from adagrpo.pipeline import Console, Run, run_all
+
+USERS, ITEMS = 60, 30
+RECIPE = {
+    "name": "tiny",
+    "threads": 1,
+    "max_history": 6,
+    "data": {"logs": ["log.csv"]},
+    "tokenizer": {"levels": 2, "codes": 8, "width": 8},
+    "policy": {"width": 16, "layers": 1, "heads": 2, "decoder_hidden": 16, "dropout": 0.1},
+    "sft": {"epochs": 2, "batch_size": 16, "learning_rate": 0.02, "validations": 2, "checkpoint_seconds": 0},
+    "ranker": {
+        "width": 16,
+        "layers": 1,
+        "fit": {"epochs": 2, "batch_size": 16, "learning_rate": 0.02, "validations": 1},
+    },
+    "objective": {"num_generations": 4, "q_min": 0.3},
+    "train": {
+        "arms": [{"objective": "nll"}, {"objective": "adagrpo"}],
+        "fit": {"epochs": 1, "batch_size": 16, "learning_rate": 0.005, "validations": 2, "checkpoint_seconds": 0},
+    },
+    "evaluation": {"beam_width": 10, "batch_size": 32},
+}
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(base)
+    for key, value in changes.items():
+        result[key] = _merged(result[key], value) if isinstance(value, Mapping) and key in result else value
+    return result
+
+
+@dataclass(frozen=True)
+class World:
+    """Sequences of item ids by user id, the oldest first, and the recipe."""
+
+    sequences: dict[str, list[int]]
+
+    def changed(self, user: str, position: int, item: int) -> World:
+        """The same world with one interaction on another item."""
+        sequence = list(self.sequences[user])
+        sequence[position] = item
+        return replace(self, sequences={**self.sequences, user: sequence})
+
+    def write(self, folder: Path, header: tuple[str, str, str] = ("user_id", "item_id", "timestamp")) -> Path:
+        """Write `log.csv` into a folder, its rows in no order but each user's times ascending."""
+        rows = [
+            (user, item, 1000 + 10 * place)
+            for user, sequence in self.sequences.items()
+            for place, item in enumerate(sequence)
+        ]
+        order = np.random.default_rng(1).permutation(len(rows))
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "log.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([header, *(rows[index] for index in order)])
+        return folder / "log.csv"
+
+    def recipe(self, **changes: Any) -> dict[str, Any]:
+        """The recipe as a mapping, with sections changed key by key."""
+        return _merged(RECIPE, changes)
+
+    def run(self, directory: Path, folder: Path, /, console: Console | None = None, **changes: Any) -> Run:
+        """A run of the recipe on the log in `folder`."""
+        return Run(directory, Config.model_validate(self.recipe(**changes)), folder, console)
+
+
+@pytest.fixture(scope="session")
+def world() -> World:
+    """60 users who mostly walk along a ring of 30 items, and two with too few interactions to be evaluated."""
+    generator = np.random.default_rng(0)
+    sequences: dict[str, list[int]] = {}
+    for user in range(USERS):
+        start, length = int(generator.integers(ITEMS)), 6 + int(generator.integers(4))
+        steps = np.where(generator.random(length) < 0.2, generator.integers(0, ITEMS, length), 1)
+        sequences[f"u{user:02d}"] = [10 * int(item) + 3 for item in (start + steps.cumsum()) % ITEMS]
+    sequences |= {"short-1": [3, 13], "short-2": [23, 33]}
+    assert {item for sequence in sequences.values() for item in sequence[:-2]} == {10 * i + 3 for i in range(ITEMS)}
+    return World(sequences)
+
+
+@pytest.fixture(scope="session")
+def data(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the world's log and recipe."""
+    folder = tmp_path_factory.mktemp("data")
+    world.write(folder)
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(world.recipe()), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished(world: World, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of one finished run; to be read only, see `copied`."""
+    directory = tmp_path_factory.mktemp("finished") / "run"
+    run_all(world.run(directory, data))
+    return directory
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run that a test may change."""
+    return Path(shutil.copytree(finished, tmp_path / "copied"))
+
+
+@pytest.fixture(scope="session")
+def contents() -> Callable[[Path], dict[str, bytes]]:
+    """Everything that equal runs have in common: all files of the stages, and metrics.json."""
+
+    def read(directory: Path) -> dict[str, bytes]:
+        stages = ("prepare", "tokenize", "sft", "ranker", "train", "evaluate")
+        files = [directory / "metrics.json"] + [p for s in stages for p in (directory / s).rglob("*") if p.is_file()]
+        return {path.relative_to(directory).as_posix(): path.read_bytes() for path in sorted(files)}
+
+    return read

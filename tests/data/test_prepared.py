@@ -1,0 +1,216 @@
+"""The prepared files: what is written comes back, and a held-out target is in one file alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from adagrpo.data import (
+    ColumnMapping,
+    Dataset,
+    Logs,
+    Split,
+    build_dataset,
+    leave_one_out,
+    load_cases,
+    load_impressions,
+    load_item_ids,
+    load_items,
+    load_training,
+    load_user_ids,
+    read_logs,
+    temporal,
+    write_prepared,
+)
+
+REJECTS = pl.DataFrame({"file": ["a.csv"], "row": [3], "reason": ["item_id is empty"]})
+
+
+def make_dataset(
+    sequences: list[list[str]], impressions: pl.DataFrame | None = None, times: list[list[int]] | None = None
+) -> Dataset:
+    rows = [
+        (f"u{user}", item, times[user][n] if times else n)
+        for user, items in enumerate(sequences)
+        for n, item in enumerate(items)
+    ]
+    table = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
+    return build_dataset(Logs(table, impressions, REJECTS, len(rows) + 1, 0))
+
+
+def offsets_of(dataset: Dataset) -> np.ndarray:
+    lengths = np.bincount(dataset.interactions["user"].to_numpy(), minlength=len(dataset.users))
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+SEQUENCES = [["a", "b", "c", "d", "e"], ["b", "a"], ["e", "d", "a", "b"], ["c", "a", "b"]]  # items are 0 .. 4
+
+
+def prepare(directory: Path, sequences: list[list[str]], impressions: pl.DataFrame | None = None) -> Path:
+    dataset = make_dataset(sequences, impressions)
+    write_prepared(dataset, leave_one_out(np.diff(offsets_of(dataset))), directory)
+    return directory
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    directory = prepare(tmp_path / "run", SEQUENCES)
+    training = load_training(directory)
+    assert [training.row(row).tolist() for row in range(4)] == [[0, 1, 2], [1, 0], [4, 3], [2]]
+    assert training.values.dtype == np.int32 and training.offsets.dtype == np.int64
+    validation, test = load_cases(directory, "validation"), load_cases(directory, "test")
+    assert validation.users.tolist() == test.users.tolist() == [0, 2, 3]
+    assert validation.targets.tolist() == [3, 0, 0] and test.targets.tolist() == [4, 1, 1]
+    assert [validation.histories.row(row).tolist() for row in range(3)] == [[0, 1, 2], [4, 3], [2]]
+    assert [test.histories.row(row).tolist() for row in range(3)] == [[0, 1, 2, 3], [4, 3, 0], [2, 0]]
+    assert load_item_ids(directory).to_list() == ["a", "b", "c", "d", "e"]
+    assert load_user_ids(directory).to_list() == ["u0", "u1", "u2", "u3"]
+    assert load_items(directory).columns == ["item", "item_id", "text", "attributes"]
+    assert load_impressions(directory) is None
+    assert pl.read_parquet(directory / "rejects.parquet").equals(REJECTS)
+    summary = json.loads((directory / "summary.json").read_text())
+    assert summary["users"] == 4 and summary["items"] == 5 and summary["rows_rejected"] == 1
+    assert summary["training_interactions"] == 8 and summary["validation_cases"] == summary["test_cases"] == 3
+    assert pl.read_parquet(directory / "test.parquet").rows() == [(0, 4, 4), (2, 1, 3), (3, 1, 2)]
+
+
+def test_histories_can_be_cut(tmp_path: Path) -> None:
+    directory = prepare(tmp_path, SEQUENCES)
+    cases = load_cases(directory, "test", history=2)
+    assert [cases.histories.row(row).tolist() for row in range(3)] == [[2, 3], [3, 0], [2, 0]]
+    with pytest.raises(ValueError, match="history"):
+        load_cases(directory, "test", history=0)
+    with pytest.raises(ValueError, match="split"):
+        load_cases(directory, "train")
+
+
+def test_temporal_round_trip_against_a_loop(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    times = [np.sort(rng.integers(0, 30, size=rng.integers(1, 9))).tolist() for _ in range(60)]
+    sequences = [[f"i{rng.integers(20):02d}" for _ in row] for row in times]
+    dataset = make_dataset(sequences, times=times)
+    split = temporal(
+        dataset.interactions["timestamp"].to_numpy(), offsets_of(dataset), validation_from=12, test_from=21
+    )
+    write_prepared(dataset, split, tmp_path)
+    ids, users = load_item_ids(tmp_path).to_list(), load_user_ids(tmp_path).to_list()
+    training = load_training(tmp_path)
+    for row, user in enumerate(users):
+        u = int(user[1:])
+        seen = [item for item, time in zip(sequences[u], times[u], strict=True) if time < 12]
+        assert [ids[item] for item in training.row(row)] == seen
+    for name, start, end in (("validation", 12, 21), ("test", 21, 99)):
+        cases, expected = load_cases(tmp_path, name), {}
+        for user in users:
+            u = int(user[1:])
+            first = next((n for n, time in enumerate(times[u]) if start <= time < end), 0)
+            if first:
+                expected[user] = (sequences[u][:first], sequences[u][first])
+        found = {
+            users[cases.users[n]]: ([ids[item] for item in cases.histories.row(n)], ids[cases.targets[n]])
+            for n in range(len(cases))
+        }
+        assert found == expected and len(found) > 10
+
+
+def impressions_of(sequences: list[list[str]]) -> pl.DataFrame:
+    """At every interaction, what was chosen and one item that was not."""
+    rows = [
+        (f"u{user}", item, n, chosen)
+        for user, items in enumerate(sequences)
+        for n, real in enumerate(items)
+        for item, chosen in ((real, True), ("b", False))
+    ]
+    return pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp", "clicked"], orient="row")
+
+
+@pytest.mark.parametrize(("position", "only"), [(4, "test.parquet"), (3, "validation.parquet")])
+def test_a_changed_target_changes_one_file_alone(tmp_path: Path, position: int, only: str) -> None:
+    changed = [list(items) for items in SEQUENCES]
+    changed[0][position] = "a"
+    # The items a to e all occur elsewhere too, so that the catalogue stays what it was.
+    one = contents(prepare(tmp_path / "one", SEQUENCES, impressions_of(SEQUENCES)))
+    other = contents(prepare(tmp_path / "other", changed, impressions_of(changed)))
+    assert one.keys() == other.keys() and "impressions.parquet" in one
+    assert [name for name in sorted(one) if one[name] != other[name]] == [only]
+
+
+@pytest.mark.parametrize(("place", "only"), [(4, ["test.parquet"]), (2, ["validation.parquet"]), (5, [])])
+def test_a_changed_target_of_a_split_in_time(tmp_path: Path, place: int, only: list[str]) -> None:
+    times = [[0, 1, 10, 11, 20, 21], [0, 1, 12, 13, 22, 23], [0, 1, 2, 3, 4, 5]]
+    sequences = [list("abcdea"), list("bcdeab"), list("abcdea")]
+
+    def prepare_in_time(name: str) -> dict[str, bytes]:
+        shown = impressions_of(sequences).with_columns(pl.Series("timestamp", np.repeat(np.concatenate(times), 2)))
+        dataset = make_dataset(sequences, shown, times)
+        timestamps = dataset.interactions["timestamp"].to_numpy()
+        split = temporal(timestamps, offsets_of(dataset), validation_from=10, test_from=20)
+        write_prepared(dataset, split, tmp_path / name)
+        return contents(tmp_path / name)
+
+    one = prepare_in_time("one")
+    sequences[0][place] = "b"
+    other = prepare_in_time("other")
+    assert one.keys() == other.keys() and "impressions.parquet" in one
+    assert [name for name in sorted(one) if one[name] != other[name]] == only
+
+
+def test_equal_input_gives_equal_bytes(tmp_path: Path) -> None:
+    assert contents(prepare(tmp_path / "a", SEQUENCES)) == contents(prepare(tmp_path / "b", SEQUENCES))
+
+
+def test_equal_logs_give_equal_bytes(tmp_path: Path) -> None:
+    # enough rows that hash tables and threads would show
+    rng = np.random.default_rng(0)
+    names = {"user_id": ("u", 3000), "item_id": ("i", 900)}
+    ids = {name: [f"{letter}{n}" for n in rng.integers(count, size=40_000)] for name, (letter, count) in names.items()}
+    table = pl.DataFrame(ids | {"timestamp": rng.integers(50, size=40_000), "clicked": rng.integers(2, size=40_000)})
+    table.write_csv(tmp_path / "log.csv")
+    written = []
+    for name in ("a", "b"):
+        logs = read_logs([tmp_path / "log.csv"], ColumnMapping(clicked="clicked"))
+        dataset = build_dataset(logs, min_user_interactions=5, min_item_interactions=5)
+        write_prepared(dataset, leave_one_out(np.diff(offsets_of(dataset))), tmp_path / name)
+        written.append(contents(tmp_path / name))
+    assert written[0] == written[1] and len(written[0]) == 8
+
+
+def test_impressions_end_with_training(tmp_path: Path) -> None:
+    directory = prepare(tmp_path, SEQUENCES, impressions_of(SEQUENCES))
+    table = load_impressions(directory)
+    assert table is not None
+    assert table.columns == ["user", "item", "history_length", "clicked"]
+    chosen = table.filter("clicked").rows()
+    training = load_training(directory)
+    assert [row[:3] for row in chosen] == [
+        (user, int(item), n) for user in range(4) for n, item in enumerate(training.row(user))
+    ]
+    assert len(table) == 2 * len(chosen)
+
+
+def test_impressions_at_the_time_of_a_target_are_held_out(tmp_path: Path) -> None:
+    times = [[0, 1, 1, 2], [0, 1, 2, 2], [0, 0, 1, 2]]
+    sequences = [["a", "b", "c", "d"]] * 3
+    rows = [(f"u{u}", item, time, True) for u in range(3) for item, time in zip(sequences[u], times[u], strict=True)]
+    shown = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp", "clicked"], orient="row")
+    dataset = make_dataset(sequences, shown, times)
+    write_prepared(dataset, leave_one_out(np.full(3, 4)), tmp_path)
+    table = load_impressions(tmp_path)
+    assert table is not None
+    # Training is a, b. User 0 chose c, the validation target, at the same time as b: neither is certain to precede it.
+    assert table.select("user", "item").rows() == [(0, 0), (1, 0), (1, 1), (2, 0), (2, 1)]
+
+
+def test_a_leaking_split_is_refused(tmp_path: Path) -> None:
+    dataset = make_dataset(SEQUENCES)
+    lengths = np.diff(offsets_of(dataset))
+    with pytest.raises(ValueError, match="user 0"):
+        write_prepared(dataset, Split(lengths, lengths - 1, np.full(4, -1)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,262 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from adagrpo.artifacts import verify
+from adagrpo.config import Config, load_config
+from adagrpo.errors import UserError
+from adagrpo.pipeline import Run, run_all
+from adagrpo.pipeline import run as module
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return open_run(tmp_path / "run", tmp_path)
+
+
+def open_run(directory: Path, data: Path) -> Run:
+    return Run(directory, Config.model_validate({"data": {"logs": ["log.csv"]}}), data)
+
+
+def writer(text: str) -> Callable[[Path], None]:
+    def build(work: Path) -> None:
+        (work / "out.txt").write_text(text, encoding="utf-8")
+
+    return build
+
+
+def refuse(work: Path) -> None:
+    raise AssertionError("built again")
+
+
+def events(run: Run) -> list[tuple[str, str]]:
+    rows = [json.loads(line) for line in run.path("events.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert all(set(row) == {"time", "stage", "event", "seconds"} for row in rows)
+    return [(row["stage"], row["event"]) for row in rows]
+
+
+def make(run: Run, text: str, *, config: Any = 0, inputs: tuple[Path, ...] = ()) -> str:
+    run.stage("a/b", config=config, inputs=inputs, build=writer(text))
+    return run.path("a", "b", "out.txt").read_text(encoding="utf-8")
+
+
+def test_a_stage_is_made_once_for_one_configuration_and_input(run: Run) -> None:
+    given = run.data / "given.txt"
+    given.write_text("1", encoding="utf-8")
+    assert make(run, "first", inputs=(given,)) == "first"
+    run.stage("a/b", config=0, inputs=[given], build=refuse)
+    assert make(run, "other config", config=1, inputs=(given,)) == "other config"
+    given.write_text("2", encoding="utf-8")
+    assert make(run, "other input", config=1, inputs=(given,)) == "other input"
+    assert [event for _, event in events(run)] == ["start", "end", "skip", "start", "end", "start", "end"]
+    assert list(run.path(".work").iterdir()) == []
+
+
+def test_a_fingerprint_does_not_depend_on_where_the_run_is(tmp_path: Path) -> None:
+    fingerprints = set()
+    for place in ("here", "there/below"):
+        folder = tmp_path / place
+        folder.mkdir(parents=True)
+        (folder / "given.txt").write_text("1", encoding="utf-8")
+        run = open_run(folder / "run", folder)
+        make(run, "x", inputs=(folder / "given.txt",))
+        fingerprints.add(json.loads(run.path("a", "b", "manifest.json").read_text(encoding="utf-8"))["fingerprint"])
+    assert len(fingerprints) == 1
+
+
+def test_an_interrupted_stage_goes_on_from_its_work_folder(run: Run) -> None:
+    def stops(work: Path) -> None:
+        (work / "checkpoints").mkdir()
+        (work / "half.txt").write_text("half", encoding="utf-8")
+        raise KeyboardInterrupt
+
+    def continues(work: Path) -> None:
+        assert (work / "half.txt").read_text(encoding="utf-8") == "half"
+        writer("whole")(work)
+
+    with pytest.raises(KeyboardInterrupt):
+        run.stage("a", config=0, inputs=[], build=stops)
+    assert not run.path("a").exists()
+    run.stage("a", config=0, inputs=[], build=continues)
+    assert sorted(verify(run.path("a"))) == ["half.txt", "out.txt"]  # and no checkpoints
+    assert events(run) == [("a", "start"), ("a", "start"), ("a", "end")]
+
+
+def test_a_work_folder_of_another_configuration_is_thrown_away(run: Run) -> None:
+    def stops(work: Path) -> None:
+        (work / "half.txt").write_text("half", encoding="utf-8")
+        raise KeyboardInterrupt
+
+    for config in (0, 1):
+        with pytest.raises(KeyboardInterrupt):
+            run.stage("a", config=config, inputs=[], build=stops)
+    run.stage("a", config=2, inputs=[], build=writer("whole"))
+    assert sorted(verify(run.path("a"))) == ["out.txt"]
+
+
+def test_a_crash_while_a_work_folder_is_removed_leaves_nothing_to_continue(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stops(work: Path) -> None:
+        (work / "half.txt").write_text("half", encoding="utf-8")
+        raise KeyboardInterrupt
+
+    def crash(path: Path, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run.stage("a", config=0, inputs=[], build=stops)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module.shutil, "rmtree", crash)
+        run.stage("a", config=1, inputs=[], build=writer("1"))
+    run.stage("a", config=0, inputs=[], build=writer("0"))
+    assert sorted(verify(run.path("a"))) == ["out.txt"]
+
+
+@pytest.mark.parametrize("moment", ["before publishing", "between the two renames", "after publishing"])
+def test_an_interrupted_publish_loses_no_work(run: Run, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
+    real = module.publish
+
+    def crash(directory: Path, target: Path) -> None:
+        if moment == "between the two renames":
+            target.rename(target.with_name(f".{target.name}.old"))
+        if moment == "after publishing":
+            real(directory, target)
+        raise KeyboardInterrupt
+
+    run.stage("a", config=0, inputs=[], build=writer("old"))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, "publish", crash)
+        run.stage("a", config=1, inputs=[], build=writer("new"))
+    run.stage("a", config=1, inputs=[], build=refuse)
+    assert run.path("a", "out.txt").read_text(encoding="utf-8") == "new"
+    verify(run.path("a"))
+    assert not run.path(".a.old").exists() and not run.path(".work", "a").exists()
+
+
+def test_a_damaged_work_folder_is_not_published(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(directory: Path, target: Path) -> None:
+        (directory / "out.txt").write_text("damaged", encoding="utf-8")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, "publish", crash)
+        run.stage("a", config=0, inputs=[], build=writer("x"))
+    with pytest.raises(UserError, match=r"out\.txt: content differs"):
+        run.stage("a", config=0, inputs=[], build=refuse)
+
+
+def test_a_changed_file_of_a_stage_is_refused_by_name(run: Run) -> None:
+    make(run, "x")
+    changed = run.path("a", "b", "out.txt")
+    changed.write_text("y", encoding="utf-8")
+    with pytest.raises(UserError, match=r"a/b/out\.txt: "):
+        make(run, "x")
+    with pytest.raises(UserError, match=r"a/b/out\.txt: changed .*delete .*a/b to have it made again"):
+        run.stage("c", config=0, inputs=[changed], build=refuse)
+    stranger = run.path("a", "b", "stranger.txt")
+    stranger.write_text("", encoding="utf-8")
+    with pytest.raises(UserError, match=r"stranger\.txt"):
+        run.hash_input(stranger)
+
+
+def test_missing_inputs_say_what_to_do(run: Run) -> None:
+    with pytest.raises(UserError, match=r"codes\.parquet: missing; run `adagrpo tokenize --run .*` first"):
+        run.hash_input(run.path("tokenize", "codes.parquet"))
+    with pytest.raises(UserError, match=r"log\.csv: no such file; check the recipe and --data"):
+        run.hash_input(run.data / "log.csv")
+
+
+def test_a_run_directory_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(UserError, match="is a file"):
+        open_run(tmp_path / "file", tmp_path)
+
+
+@pytest.mark.parametrize("content", ["[", "a: 1", "config: {}\ndata: {}\ndata_directory: [1]", ""])
+def test_a_damaged_description_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "run.yaml").write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=r"run\.yaml: damaged"):
+        Run.open(tmp_path, load_config)
+
+
+def test_overrides_of_an_opened_run_are_kept(run: Run) -> None:
+    run.write_description({"log.csv": "0" * 64})
+    before = run.path("run.yaml").read_bytes()
+    assert Run.open(run.directory, load_config).config == run.config
+    assert run.path("run.yaml").read_bytes() == before
+    Run.open(run.directory, lambda path: load_config(path, ["seed=7"]))
+    content = yaml.safe_load(run.path("run.yaml").read_text(encoding="utf-8"))
+    assert content["config"]["seed"] == 7 and content["data"] == {"log.csv": "0" * 64}
+    assert content["config_hash"] == Run.open(run.directory, load_config).config_hash != run.config_hash
+
+
+def test_half_a_line_of_a_crash_is_cut_from_the_events(run: Run) -> None:
+    make(run, "x")
+    with run.path("events.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"time": "20')
+    make(run, "x")
+    assert [event for _, event in events(run)] == ["start", "end", "skip"]
+    run.path("events.jsonl").write_text('{"ti', encoding="utf-8")
+    make(run, "x")
+    assert [event for _, event in events(run)] == ["skip"]
+
+
+def test_locks_nest_and_are_given_back(run: Run) -> None:
+    with run.locked(), run.locked():
+        make(run, "x")
+        with pytest.raises(UserError, match=f"process {os.getpid()} is at work here"):
+            make(open_run(run.directory, run.data), "x")
+    make(open_run(run.directory, run.data), "x")
+    with pytest.raises(ZeroDivisionError), run.locked():
+        raise ZeroDivisionError
+    make(open_run(run.directory, run.data), "x")
+
+
+def test_another_process_is_refused_and_a_dead_one_is_not(run: Run) -> None:
+    hold = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); f.write('4711\\n'); f.flush()"
+    script = f"{hold}; print('held', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", script, str(run.path(".lock"))]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match="process 4711 is at work here"):
+            make(run, "x")
+        assert not run.path("events.jsonl").exists() and not run.path("a").exists()
+        holder.kill()
+    assert run.path(".lock").read_text(encoding="utf-8") == "4711\n"
+    make(run, "x")
+    assert run.path(".lock").read_text(encoding="utf-8") == f"{os.getpid()}\n"
+
+
+def test_a_killed_process_is_continued_to_the_same_bytes(
+    finished: Path, data: Path, tmp_path: Path, contents: Callable[[Path], dict[str, bytes]], world: Any
+) -> None:
+    """A real process, stopped in the middle of sft or soon after, refused a second one beside it, then killed."""
+    program = "import sys; from adagrpo.cli import main; sys.argv[0] = 'adagrpo'; main()"
+    directory = tmp_path / "run"
+    arguments = ["run", str(data / "recipe.yaml"), "--data", str(data), "--out", str(directory), "--quiet"]
+    with subprocess.Popen([sys.executable, "-c", program, *arguments]) as process:
+        try:
+            deadline = time.monotonic() + 60
+            while not (list(directory.glob(".work/sft/checkpoints/0*")) or (directory / "sft").exists()):
+                assert process.poll() is None and time.monotonic() < deadline
+                time.sleep(0.001)
+            process.send_signal(signal.SIGSTOP)
+            run = world.run(directory, data)
+            with pytest.raises(UserError, match=f"process {process.pid} is at work here"):
+                run_all(run)
+        finally:
+            process.kill()
+    run_all(world.run(directory, data))
+    assert contents(directory) == contents(finished)

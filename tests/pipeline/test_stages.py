@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import yaml
+
+from adagrpo.errors import UserError
+from adagrpo.pipeline import Run, collect, evaluate, fit_arm, fit_sft, run_all, tokenize
+
+Contents = Callable[[Path], dict[str, bytes]]
+
+
+class Killed(Exception):
+    """Stands for whatever ends a process."""
+
+
+class Killer:
+    """A console that ends the run when a label has gone some steps."""
+
+    def __init__(self, label: str, step: int) -> None:
+        self.label, self.step = label, step
+
+    def stage(self, name: str, event: str, seconds: float) -> None:
+        pass
+
+    def progress(self, label: str, done: int, total: int, values: Mapping[str, float]) -> None:
+        if (label, done) == (self.label, self.step):
+            assert done < total
+            raise Killed
+
+
+def events(directory: Path) -> list[tuple[str, str]]:
+    rows = (json.loads(line) for line in (directory / "events.jsonl").read_text(encoding="utf-8").splitlines())
+    return [(row["stage"], row["event"]) for row in rows]
+
+
+def made(directory: Path) -> set[str]:
+    return {stage for stage, event in events(directory) if event == "end"}
+
+
+STAGES = ["prepare", "tokenize", "sft", "ranker", "train/nll", "train/adagrpo", "evaluate/sft"] + [
+    f"evaluate/{arm}/{kind}" for arm in ("nll", "adagrpo") for kind in ("best", "final")
+]
+
+
+def test_every_stage_is_made_once_in_order(finished: Path) -> None:
+    assert events(finished) == [(stage, event) for stage in STAGES for event in ("start", "end")]
+    assert (finished / "report.html").is_file() and not list((finished / ".work").iterdir())
+    described = yaml.safe_load((finished / "run.yaml").read_text(encoding="utf-8"))
+    assert set(described) == {"config", "config_hash", "data_directory", "data", "threads", "versions"}
+    metrics = json.loads((finished / "metrics.json").read_text(encoding="utf-8"))
+    assert described["config_hash"] == metrics["config_hash"] and list(described["data"]) == ["log.csv"]
+
+
+def test_a_second_run_skips_everything(copied: Path, data: Path, world: Any, contents: Contents) -> None:
+    before = contents(copied)
+    (copied / "events.jsonl").unlink()
+    run_all(world.run(copied, data))
+    assert events(copied) == [(stage, "skip") for stage in STAGES]
+    assert contents(copied) == before
+
+
+def test_training_settings_concern_training_alone(copied: Path, data: Path, world: Any, contents: Contents) -> None:
+    before = contents(copied)
+    (copied / "events.jsonl").unlink()
+    run_all(world.run(copied, data, train={"fit": {"learning_rate": 0.004}}))
+    assert made(copied) <= set(STAGES[4:]) and made(copied) >= {"train/nll", "train/adagrpo", "evaluate/adagrpo/final"}
+    after = contents(copied)
+    upstream = [name for name in before if name.split("/")[0] in ("prepare", "tokenize", "sft", "ranker")]
+    assert all(after[name] == before[name] for name in upstream) and "sft/final/model.safetensors" in upstream
+    assert after["train/adagrpo/final/model.safetensors"] != before["train/adagrpo/final/model.safetensors"]
+
+
+def test_the_objective_does_not_concern_nll(copied: Path, data: Path, world: Any) -> None:
+    (copied / "events.jsonl").unlink()
+    run_all(world.run(copied, data, objective={"lambda": 0.5}))
+    assert "train/adagrpo" in made(copied)
+    assert made(copied) <= {"train/adagrpo", "evaluate/adagrpo/best", "evaluate/adagrpo/final"}
+
+
+def test_how_often_a_fit_is_saved_concerns_nothing(copied: Path, data: Path, world: Any) -> None:
+    (copied / "events.jsonl").unlink()
+    run_all(world.run(copied, data, sft={"checkpoint_seconds": 60}, train={"fit": {"checkpoint_seconds": 60}}))
+    assert made(copied) == set()
+
+
+def test_runs_in_different_places_are_equal(finished: Path, world: Any, tmp_path: Path, contents: Contents) -> None:
+    """Killed twice on the way, in sft and in post-training, and continued by the same command."""
+    world.write(tmp_path / "elsewhere" / "data")
+    arguments = (tmp_path / "run", tmp_path / "elsewhere" / "data")
+    for label, step in (("sft", 3), ("adagrpo", 2)):
+        with pytest.raises(Killed):
+            run_all(world.run(*arguments, console=Killer(label, step)))
+        assert not (tmp_path / "run" / "metrics.json").exists()
+    run_all(world.run(*arguments))
+    assert contents(tmp_path / "run") == contents(finished)
+    started = [stage for stage, event in events(tmp_path / "run") if event == "start"]
+    assert started.count("sft") == started.count("train/adagrpo") == 2 and started.count("ranker") == 1
+
+
+def test_a_kill_before_any_checkpoint_starts_the_fit_over(
+    copied: Path, data: Path, world: Any, contents: Contents
+) -> None:
+    before = contents(copied)
+    rarely = {"sft": {"checkpoint_seconds": 1000}}
+    for name in ("manifest.json", "steps.jsonl"):
+        (copied / "sft" / name).unlink()
+    with pytest.raises(Killed):
+        fit_sft(world.run(copied, data, console=Killer("sft", 2), **rarely))
+    fit_sft(world.run(copied, data, **rarely))
+    assert contents(copied) == before
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["prepare/train.parquet", "tokenize/codes.parquet", "sft/best/model.safetensors", "evaluate/sft/free.parquet"],
+)
+def test_a_changed_byte_is_refused_by_name(copied: Path, data: Path, world: Any, name: str) -> None:
+    content = bytearray((copied / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (copied / name).write_bytes(content)
+    with pytest.raises(UserError, match=name.replace(".", r"\.")):
+        run_all(world.run(copied, data))
+
+
+def test_a_changed_input_is_refused_by_a_single_stage(copied: Path, data: Path, world: Any) -> None:
+    content = bytearray((copied / "tokenize" / "codes.json").read_bytes())
+    content[-3] ^= 1
+    (copied / "tokenize" / "codes.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"tokenize/codes\.json: changed"):
+        fit_sft(world.run(copied, data))
+
+
+def test_every_arm_needs_the_ranker(copied: Path, data: Path, world: Any) -> None:
+    (copied / "ranker").rename(copied / "gone")
+    run: Run = world.run(copied, data)
+    for arm in run.config.train.arms:
+        with pytest.raises(UserError, match=r"ranker/best/model\.safetensors: missing; run `adagrpo ranker"):
+            fit_arm(run, arm)
+
+
+def test_weights_of_another_model_are_refused(copied: Path, data: Path, world: Any) -> None:
+    run: Run = world.run(copied, data, policy={"width": 32})
+    with pytest.raises(UserError, match=r"sft/best: made with other data or model settings"):
+        fit_arm(run, run.config.train.arms[0])
+
+
+def test_impressions_need_a_clicked_column(copied: Path, data: Path, world: Any) -> None:
+    with pytest.raises(UserError, match=r"ranker\.loss: impressions needs a clicked column"):
+        run_all(world.run(copied, data, ranker={"loss": "impressions"}))
+
+
+def test_a_log_without_test_cases_is_refused(world: Any, tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("user_id,item_id,timestamp\na,1,1\na,2,2\nb,2,1\nb,1,2\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"no validation case; users need three interactions"):
+        run_all(world.run(tmp_path / "run", tmp_path))
+
+
+def test_a_temporal_split(world: Any, tmp_path: Path, data: Path) -> None:
+    split = {"split": {"kind": "temporal", "validation_from": 1050, "test_from": 1060}}
+    run: Run = world.run(tmp_path / "run", data, data=split, train={"arms": [{"objective": "nll"}]})
+    content, _ = run_all(run)
+    longest = sum(len(sequence) > 6 for sequence in world.sequences.values())
+    assert content["dataset"]["test_cases"] == longest and content["dataset"]["validation_cases"] == 60
+    assert pl.read_parquet(run.path("prepare", "train.parquet"))["position"].max() == 4
+
+
+def test_published_ids_are_taken_over(world: Any, tmp_path: Path, data: Path, copied: Path) -> None:
+    codes = [[index // 6, index % 6] for index in range(30)]
+    table = pl.DataFrame({"item_id": [10 * index + 3 for index in range(30)], "sid": codes}).reverse()
+    table.write_parquet(data / "ids.parquet")
+    run: Run = world.run(copied, data, tokenizer={"published": {"path": "ids.parquet", "column": "sid"}})
+    tokenize(run)
+    assert pl.read_parquet(run.path("tokenize", "codes.parquet"))["codes"].to_list() == codes
+
+
+def test_a_marketplace_is_simulated_and_its_truth_is_read_by_evaluation_alone(world: Any, tmp_path: Path) -> None:
+    run = world.run(
+        tmp_path / "run",
+        tmp_path,
+        data={"logs": [], "marketplace": {"users": 80, "items": 100}},
+        train={"arms": [{"objective": "adagrpo"}]},
+    )
+    content, _ = run_all(run)
+    assert content["ranker"]["loss"] == "impressions"
+    assert content["stages"]["sft"]["test"]["true_utility@10"] >= 0
+    assert "true_utility@10" not in content["stages"]["sft"]["validation"]
+    run.path("simulate", "truth").rename(tmp_path / "truth")
+    run.path("events.jsonl").unlink()
+    fit_arm(run, run.config.train.arms[0])
+    assert events(run.directory) == [("train/adagrpo", "skip")]
+    (tmp_path / "truth").rename(run.path("simulate", "truth"))
+    evaluate(run, ["adagrpo"])
+    assert collect(run, ["adagrpo"]) == content

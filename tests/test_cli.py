@@ -1,0 +1,339 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+
+from adagrpo import cli, console
+
+VERBS = ["demo", "run", "prepare", "simulate", "tokenize", "sft", "ranker", "train", "evaluate", "report", "doctor"]
+PROGRAM = "import sys; from adagrpo.cli import main; sys.argv[0] = 'adagrpo'; main()"
+
+
+class Answer(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Answer]
+
+
+@pytest.fixture
+def adagrpo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run the command line in this process."""
+    monkeypatch.delenv("ADAGRPO_TRACEBACK", raising=False)
+
+    def run(*arguments: str | Path) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["adagrpo", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return Answer(int(stop.value.code or 0), *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, world: Any) -> Callable[..., Path]:
+    """Write a recipe whose sections are changed key by key."""
+
+    def write(**changes: Any) -> Path:
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump(world.recipe(**changes)), encoding="utf-8")
+        return path
+
+    return write
+
+
+def refused(answer: Answer, *texts: str) -> None:
+    """Exit 2, nothing on stdout, one line on stderr that holds the texts, no traceback."""
+    assert answer.status == 2, answer
+    assert answer.out == "" and answer.err.startswith("adagrpo: ")
+    assert answer.err.count("\n") == 1 and answer.err.endswith("\n")
+    assert "Traceback" not in answer.err and "Error:" not in answer.err
+    for text in texts:
+        assert text in answer.err
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself_and_has_the_common_options(adagrpo: Command, verb: str) -> None:
+    answer = adagrpo(verb, "--help")
+    assert answer.status == 0 and answer.err == ""
+    assert all(option in answer.out for option in ("Usage:", "--seed", "--json", "--quiet"))
+
+
+def test_help_lists_every_verb(adagrpo: Command) -> None:
+    answer = adagrpo("--help")
+    assert answer.status == 0 and all(f"  {verb}" in answer.out for verb in VERBS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ([], "Missing command"),
+        (["tain"], "No such command 'tain'"),
+        (["run"], "Missing argument"),
+        (["run", "x.yaml"], "Missing option '--out'"),
+        (["doctor", "--jsn"], "No such option"),
+        (["simulate", "--out", "x", "--users", "many"], "--users"),
+        (["demo", "--seed", "-1"], "seed"),
+        (["tokenize", "--run", "nowhere"], "nowhere: not a run (no run.yaml)"),
+        (["report", "--run", "nowhere"], "nowhere: not a run (no run.yaml)"),
+    ],
+)
+def test_usage_errors(
+    adagrpo: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: Any, text: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused(adagrpo(*arguments), text)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_recipe_or_data_folder(adagrpo: Command, tmp_path: Path, recipe: Any) -> None:
+    out = tmp_path / "out"
+    refused(adagrpo("run", tmp_path / "no.yaml", "--out", out), "no.yaml: no such recipe")
+    refused(adagrpo("run", recipe(), "--out", out, "--data", tmp_path / "no"), "no: no such folder (--data)")
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "texts"),
+    [
+        ("objective.lamda=1", ["objective.lamda", "did you mean 'lambda'?"]),
+        ("objective=1", ["objective"]),
+        ("objective.lambda", ["write key=value"]),
+        ("objective.lambda=[", ["is not YAML"]),
+        ("seed.x=1", ["seed"]),
+        ("sft.epochs=none", ["sft.epochs", "'none'"]),
+        ("evaluation.beam_width=5", ["evaluation.beam_width", "10"]),
+    ],
+)
+def test_bad_settings(adagrpo: Command, tmp_path: Path, recipe: Any, setting: str, texts: list[str]) -> None:
+    refused(adagrpo("run", recipe(), "--out", tmp_path / "out", "--set", setting), *texts)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_key_of_a_recipe(adagrpo: Command, tmp_path: Path, recipe: Any) -> None:
+    path = recipe(sft={"epoch": 3})
+    refused(adagrpo("run", path, "--out", tmp_path / "out"), "recipe.yaml", "sft.epoch", "did you mean 'epochs'?")
+
+
+HEADER = "user_id,item_id,timestamp\n"
+
+
+@pytest.mark.parametrize(
+    ("log", "texts"),
+    [
+        (None, ["log.csv: no such file"]),
+        ("", ["log.csv", "empty"]),
+        (HEADER, ["log.csv", "no rows"]),
+        ("user_id,itm_id,timestamp\na,1,1\n", ["log.csv", "'item_id'", "did you mean 'itm_id'?"]),
+        (HEADER + "a,1,1\na,2,2\na,3,3\n", ["1 users", "two of each are needed"]),
+        (HEADER + "a,1,1\nb,1,2\nc,1,3\n", ["1 items", "two of each are needed"]),
+        (HEADER + "a,1,1\na,2,soon\nb,1,1\n", ["log.csv", "row 1", "'soon'"]),
+    ],
+    ids=["missing", "empty", "header only", "unknown column", "one user", "one item", "bad row"],
+)
+def test_logs_that_cannot_be_used(
+    adagrpo: Command, tmp_path: Path, recipe: Any, log: str | None, texts: list[str]
+) -> None:
+    if log is not None:
+        (tmp_path / "log.csv").write_text(log, encoding="utf-8")
+    refused(adagrpo("run", recipe(), "--data", tmp_path, "--out", tmp_path / "a"), *texts)
+    refused(adagrpo("prepare", tmp_path / "log.csv", "--out", tmp_path / "b"), *texts)
+
+
+def test_a_duplicate_item_row(adagrpo: Command, tmp_path: Path, recipe: Any, world: Any) -> None:
+    world.write(tmp_path)
+    (tmp_path / "items.csv").write_text("item_id,title\n3,x\n13,y\n3,z\n", encoding="utf-8")
+    path = recipe(data={"items": {"path": "items.csv", "text": ["title"]}})
+    refused(adagrpo("run", path, "--data", tmp_path, "--out", tmp_path / "out"), "items.csv, rows 0 and 2", "'3'")
+
+
+@pytest.mark.parametrize("verb", ["prepare", "run", "simulate"])
+def test_an_out_that_is_a_file(adagrpo: Command, tmp_path: Path, recipe: Any, data: Path, verb: str) -> None:
+    (tmp_path / "out").write_text("", encoding="utf-8")
+    given = {"prepare": [data / "log.csv"], "run": [recipe(), "--data", data], "simulate": []}[verb]
+    refused(adagrpo(verb, *given, "--out", tmp_path / "out"), "out: is a file; --out takes a folder")
+
+
+def test_a_stage_before_its_inputs(adagrpo: Command, tmp_path: Path, data: Path) -> None:
+    out = tmp_path / "run"
+    assert adagrpo("prepare", data / "log.csv", "--out", out).status == 0
+    for verb, first in {"sft": "tokenize", "train": "tokenize", "evaluate": "sft"}.items():
+        refused(adagrpo(verb, "--run", out), f"missing; run `adagrpo {first} --run")
+    refused(adagrpo("report", "--run", out), "metrics.json: not there", "evaluate")
+    assert adagrpo("tokenize", "--run", out, "--set", "tokenizer.codes=8", "--quiet").err == ""
+    refused(adagrpo("train", "--run", out), "sft/best/model.safetensors: missing; run `adagrpo sft")
+
+
+def test_whatever_else_goes_wrong_is_one_line_and_status_1(
+    adagrpo: Command, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path) -> None:
+        raise RuntimeError("two\nlines")
+
+    monkeypatch.setattr(cli.pipeline, "write_report", fail)
+    answer = adagrpo("report", "--run", copied)
+    assert answer.status == 1 and answer.err.startswith("adagrpo: RuntimeError: two lines (ADAGRPO_TRACEBACK=1")
+    monkeypatch.setenv("ADAGRPO_TRACEBACK", "1")
+    monkeypatch.setattr(sys, "argv", ["adagrpo", "report", "--run", str(copied)])
+    with pytest.raises(RuntimeError, match="two"):
+        cli.main()
+
+
+def test_an_interrupt_says_how_to_go_on(adagrpo: Command, copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.pipeline, "write_report", interrupt)
+    answer = adagrpo("report", "--run", copied)
+    assert answer.status == 130 and answer.err.strip() == "adagrpo: interrupted; the same command continues"
+
+
+def test_a_recipe_is_carried_out(adagrpo: Command, tmp_path: Path, data: Path, finished: Path) -> None:
+    arguments = ["run", data / "recipe.yaml", "--data", data, "--out", tmp_path / "run"]
+    answer = adagrpo(*arguments)
+    assert answer.status == 0
+    assert "adagrpo" in answer.out and f"report: {tmp_path / 'run' / 'report.html'}" in answer.out
+    assert "train/adagrpo: done in" in answer.err
+    assert (tmp_path / "run" / "metrics.json").read_bytes() == (finished / "metrics.json").read_bytes()
+    again = adagrpo(*arguments, "--json")
+    assert again.status == 0 and again.err.count("unchanged, skipped") == again.err.count("\n") == 11
+    content = json.loads(again.out)
+    assert again.out.count("\n") == 1 and content.pop("report") == str(tmp_path / "run" / "report.html")
+    assert content == json.loads((finished / "metrics.json").read_text(encoding="utf-8"))
+    assert adagrpo(*arguments, "--quiet").err == ""
+
+
+def test_dry_run_prints_and_does_nothing(adagrpo: Command, tmp_path: Path, recipe: Any, world: Any) -> None:
+    path, before = recipe(), set(tmp_path.iterdir())
+    arguments = [
+        "run",
+        path,
+        "--out",
+        tmp_path / "out",
+        "--data",
+        tmp_path,
+        "--dry-run",
+        "--set",
+        "objective.lambda=0.5",
+    ]
+    answer = adagrpo(*arguments)
+    assert answer.status == 0 and answer.err == ""
+    content = yaml.safe_load(answer.out)
+    assert content["objective"]["lambda"] == 0.5 and content["sft"]["epochs"] == world.recipe()["sft"]["epochs"]
+    assert json.loads(adagrpo(*arguments, "--json").out) == content
+    assert adagrpo(*arguments, "--seed", 5).out != answer.out
+    assert set(tmp_path.iterdir()) == before | {path}
+
+
+def test_one_verb_after_the_other(adagrpo: Command, tmp_path: Path, world: Any, finished: Path) -> None:
+    """On a log with columns of other names; the settings given on the way are kept, and the result is that of `run`."""
+    world.write(tmp_path, header=("Wer", "was genau", "t"))
+    out = tmp_path / "tiny"
+    columns = [f"data.columns.{name}" for name in ("user=Wer", "item=was genau", "timestamp=t")]
+    settings = [part for column in columns for part in ("--set", column)]
+    prepared = adagrpo("prepare", tmp_path / "log.csv", "--out", out, *settings, "--set", "threads=1", "--json")
+    assert prepared.status == 0 and prepared.out.count("\n") == 1
+    assert json.loads(prepared.out)["users"] == 62 and json.loads(prepared.out)["items"] == 30
+    recipe, given = world.recipe(), {}
+    for verb, sections in {
+        "tokenize": ["tokenizer", "max_history"],
+        "sft": ["policy", "sft", "evaluation"],
+        "ranker": ["ranker"],
+        "train": ["objective", "train"],
+    }.items():
+        given[verb] = [part for key in sections for part in ("--set", f"{key}={json.dumps(recipe[key])}")]
+        answer = adagrpo(verb, "--run", out, *given[verb], "--json", "--quiet")
+        assert answer.status == 0 and answer.err == "", answer
+        assert json.loads(answer.out) == {"stage": verb, "folder": str(out / verb)}
+    evaluated = adagrpo("evaluate", "--run", out, "--json")
+    content = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    assert json.loads(evaluated.out) == content
+    told = adagrpo("report", "--run", out)
+    assert told.status == 0 and told.out == f"report: {out / 'report.html'}\n" and (out / "report.html").is_file()
+    expected = json.loads((finished / "metrics.json").read_text(encoding="utf-8"))
+    assert {name: content[name] for name in expected if name != "config_hash"} == {
+        name: expected[name] for name in expected if name != "config_hash"
+    }
+    repeated = adagrpo("sft", "--run", out)
+    assert repeated.err == "sft: unchanged, skipped\n"
+
+
+def test_a_simulated_marketplace_can_be_run_on(adagrpo: Command, tmp_path: Path, recipe: Any) -> None:
+    world = tmp_path / "world"
+    answer = adagrpo("simulate", "--out", world, "--users", 80, "--items", 100, "--seed", 1, "--json", "--quiet")
+    assert answer.status == 0 and answer.err == "" and json.loads(answer.out)["interactions"] > 0
+    assert (world / "logs.parquet").is_file() and (world / "items.parquet").is_file()
+    path = recipe(
+        data={
+            "logs": ["logs.parquet"],
+            "columns": {"timestamp": "timestamp", "clicked": "clicked", "slot": "slot", "propensity": "propensity"},
+            "items": {"path": "items.parquet", "text": ["title"], "attributes": ["attributes"]},
+        },
+        tokenizer={"vectors": {"attributes": 1.0, "text": 0.5, "cooccurrence": 1.0}},
+        train={"arms": [{"objective": "adagrpo"}]},
+    )
+    done = adagrpo("run", path, "--data", world, "--out", tmp_path / "run", "--json", "--quiet")
+    assert done.status == 0 and done.err == ""
+    assert json.loads(done.out)["ranker"]["loss"] == "impressions"
+
+
+def test_seed_changes_the_run(adagrpo: Command, tmp_path: Path, data: Path, finished: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    answer = adagrpo("tokenize", "--run", tmp_path / "run", "--seed", 1)
+    assert answer.err.startswith("tokenize: done in")
+
+
+def test_doctor(adagrpo: Command) -> None:
+    found = json.loads(adagrpo("doctor", "--json").out)
+    assert {"adagrpo", "python", "torch", "polars", "threads", "processors", "device", "mixed_precision"} <= set(found)
+    assert "torch: " in adagrpo("doctor").out
+
+
+def test_a_real_process(tmp_path: Path, data: Path) -> None:
+    """Warnings of libraries would only be seen here."""
+    with (data / "log.csv").open(encoding="utf-8") as file:
+        users = len({row["user_id"] for row in csv.DictReader(file)})
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONWARNINGS"}
+    command = [sys.executable, "-c", PROGRAM, "run", str(data / "recipe.yaml"), "--data", str(data)]
+    command += ["--out", str(tmp_path / "run"), "--json", "--quiet"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0 and done.stderr == ""
+    assert json.loads(done.stdout)["dataset"]["users"] == users
+
+
+def test_plain_lines_where_stderr_is_no_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter([100.0, 110.0, 120.0])
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
+    shown = console.StderrConsole()
+    shown.stage("sft", "start", 0.0)
+    for done in (10, 20, 30):
+        shown.progress("sft", done, 130, {"nll": 1.25, "other": 3.0})
+    shown.stage("sft", "end", 12.34)
+    out, err = capsys.readouterr()
+    assert out == "" and err == "sft: 30/130, 1.0/s, 100 s left nll 1.25\nsft: done in 12.3 s\n"
+
+
+def test_a_bar_on_a_terminal_is_taken_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    shown = console.StderrConsole()
+    shown.progress("sft", 1, 10, {})
+    shown.progress("sft", 2, 10, {"nll": 1.0})
+    bar = shown.bar
+    assert bar is not None and not bar.finished and bar.tasks[0].completed == 2 and bar.live.is_started
+    shown.close()
+    assert shown.bar is None and not bar.live.is_started

@@ -1,0 +1,205 @@
+"""Configuration: YAML in and out, unknown keys and wrong values named in one line, `--set`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from adagrpo.config import Config, dump_config, load_config
+from adagrpo.errors import UserError
+
+MINIMAL = {"data": {"logs": ["logs.csv"]}}
+
+
+@pytest.fixture
+def recipe(tmp_path: Path):
+    """Write a recipe and return its path."""
+
+    def write(content: object) -> Path:
+        path = tmp_path / "recipe.yaml"
+        path.write_text(content if isinstance(content, str) else yaml.safe_dump(content), encoding="utf-8")
+        return path
+
+    return write
+
+
+def refused(path: Path, *overrides: str) -> str:
+    with pytest.raises(UserError) as error:
+        load_config(path, overrides)
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+finite = st.floats(min_value=1e-12, max_value=1e6)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    seed=st.integers(0, 2**31 - 1),
+    rate=finite,
+    weight=finite,
+    gates=st.lists(st.sampled_from(["all", "none", "random", "shuffled", "inverted", None]), unique=True, max_size=4),
+    keep=st.none() | st.lists(st.text(max_size=5), max_size=3),
+    marketplace=st.booleans(),
+)
+def test_a_configuration_survives_yaml(seed, rate, weight, gates, keep, marketplace):
+    source = {"marketplace": {"users": 10, "noise": rate}} if marketplace else {"logs": ["a.csv", "b.csv"]}
+    arms = [{"objective": "adagrpo", "gate": gate, "lambda": weight} for gate in gates]
+    config = Config.model_validate(
+        {
+            "seed": seed,
+            "data": {**source, "keep_events": keep},
+            "objective": {"lambda": weight, "beta": rate},
+            "train": {"arms": [*arms, {"objective": "nll"}], "fit": {"learning_rate": rate}},
+            "tokenizer": {"vectors": {"text": rate, "cooccurrence": weight}},
+        }
+    )
+    text = yaml.safe_dump(dump_config(config), allow_unicode=True)
+    again = Config.model_validate(yaml.safe_load(text))
+    assert again == config
+    assert again.objective.lambda_ == weight and again.train.fit.learning_rate == rate
+
+
+def test_the_defaults_survive_a_file(recipe):
+    config = load_config(recipe(MINIMAL))
+    assert load_config(recipe(dump_config(config))) == config
+    assert "lambda" in dump_config(config)["objective"]
+
+
+def test_the_configuration_is_frozen(recipe):
+    with pytest.raises(ValidationError):
+        load_config(recipe(MINIMAL)).seed = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("override", "found", "hint"),
+    [
+        ("sede=1", "'sede'", "'seed'"),
+        ("objective.num_generation=4", "'objective.num_generation'", "'num_generations'"),
+        ("objective.lamda=4", "'objective.lamda'", "'lambda'"),
+        ("train.fit.learning_rat=4", "'train.fit.learning_rat'", "'learning_rate'"),
+        ("data.columns.users=u", "'data.columns.users'", "'user'"),
+        ("data.split.test_form=4", "'data.split.test_form'", "'test_from'"),
+        ("data.items={path: p, textt: [a]}", "'data.items.textt'", "'text'"),
+        ("ranker.fit.epoch=4", "'ranker.fit.epoch'", "'epochs'"),
+        ("tokenizer.published={path: p, colum: c}", "'tokenizer.published.colum'", "'column'"),
+        ("train.arms=[{objective: nll}, {objective: grpo, lamda: 2}]", "'train.arms.1.lamda'", "'lambda'"),
+        ("train.arms=[{objectiv: nll}]", "'train.arms.0.objectiv'", "'objective'"),
+    ],
+)
+def test_an_unknown_key_is_named_with_the_nearest_one(recipe, override, found, hint):
+    path = recipe(MINIMAL)
+    message = refused(path, override)
+    assert message.startswith(f"{path}: unknown key {found}; did you mean {hint}?")
+
+
+def test_an_unknown_key_of_the_marketplace_is_named(recipe):
+    message = refused(recipe({"data": {"marketplace": {"user": 5}}}))
+    assert "unknown key 'data.marketplace.user'; did you mean 'users'?" in message
+
+
+def test_a_misspelt_required_section_is_named(recipe):
+    assert "unknown key 'dta'; did you mean 'data'?" in refused(recipe({"dta": {"logs": ["a"]}}))
+
+
+def test_an_unknown_key_without_a_near_one_lists_the_valid_keys(recipe):
+    message = refused(recipe(MINIMAL), "evaluation.zzz=1")
+    assert "unknown key 'evaluation.zzz'; valid keys here: beam_width, batch_size, mask_history" in message
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("seed=-1", ["seed", "greater than or equal to 0", "-1"]),
+        ("seed=2147483648", ["seed", "less than 2147483648"]),
+        ("objective.tau=.nan", ["objective.tau", "nan"]),
+        ("objective.q_min=1.5", ["objective.q_min", "1.5"]),
+        ("objective.lambda=-1", ["objective.lambda", "-1"]),
+        ("objective.beta=.inf", ["objective.beta", "finite"]),
+        ("objective.num_generations=1", ["objective.num_generations", "2"]),
+        ("objective.rollout=gumbell", ["objective.rollout", "'sample'", "gumbell"]),
+        ("objective.difficulty=hard", ["objective.difficulty", "'rollout_miss'", "hard"]),
+        ("train.fit.epochs=0", ["train.fit.epochs", "greater than 0"]),
+        ("train.fit.batch_size=two", ["train.fit.batch_size", "integer", "two"]),
+        ("policy.dropout=1", ["policy.dropout", "less than 1"]),
+        ("tokenizer.vectors={pixels: 1}", ["tokenizer.vectors.pixels", "'attributes'"]),
+        ("evaluation.beam_width=5", ["evaluation.beam_width", "10"]),
+        ("objective=3", ["objective", "3"]),
+        ("train.arms=[{objective: nll, gate: all}]", ["train.arms.0", "'nll' takes no gate"]),
+        ("train.arms=[{objective: mixture, gate: random}]", ["train.arms.0", "'mixture' takes no gate"]),
+        ("train.arms=[{objective: nll}, {objective: nll}]", ["train", "two arms have the same name", "nll, nll"]),
+        ("train.arms=[{objective: adagrpo}, {objective: adagrpo, gate: adagrpo}]", ["same name"]),
+        ("train.arms=[{gate: all}]", ["train.arms.0.objective", "required"]),
+        ("data.marketplace={users: 5}", ["data", "either logs or marketplace"]),
+        ("data.logs=[]", ["data", "either logs or marketplace"]),
+        ("data.split.kind=temporal", ["data.split", "validation_from and test_from"]),
+    ],
+)
+def test_a_wrong_value_is_one_line_with_its_key(recipe, override, parts):
+    path = recipe(MINIMAL)
+    message = refused(path, override)
+    assert message.startswith(f"{path}: {parts[0]}") or parts[0] in message
+    for part in parts:
+        assert part in message
+
+
+def test_set_reaches_nested_keys_and_makes_missing_sections(recipe):
+    config = load_config(
+        recipe(MINIMAL | {"train": {"fit": {"epochs": 3}}}),
+        [
+            "objective.lambda=0.5",
+            "objective.constrained=true",
+            "train.fit.learning_rate=1e-3",  # YAML 1.1 reads this as text
+            "data.columns.timestamp=when",
+            "data.keep_events=[buy, view]",
+            "threads=null",
+            "objective.lambda=0.25",
+            "name=a=b",
+        ],
+    )
+    assert config.objective.lambda_ == 0.25 and config.objective.constrained
+    assert config.train.fit.learning_rate == 1e-3 and config.train.fit.epochs == 3
+    assert config.data.columns.timestamp == "when" and config.data.keep_events == ("buy", "view")
+    assert config.name == "a=b" and config.data.logs == ("logs.csv",)
+
+
+@pytest.mark.parametrize("override", ["objective.lambda", "=3", "objective..tau=1", ".tau=1", "objective.=1"])
+def test_a_malformed_override_is_refused(recipe, override):
+    assert refused(recipe(MINIMAL), override).startswith(f"--set {override}: write key=value")
+
+
+def test_an_override_through_a_value_or_of_bad_yaml_is_refused(recipe):
+    assert "'seed' is not a section" in refused(recipe(MINIMAL | {"seed": 1}), "seed.x=1")
+    assert "'arms' is not a section" in refused(recipe(MINIMAL | {"train": {"arms": []}}), "train.arms.0=1")
+    assert "is not YAML" in refused(recipe(MINIMAL), "name=[a")
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [("a: [", "not a YAML file"), ("- a\n", "this is list"), ("", "this is NoneType"), ("3", "this is int")],
+)
+def test_a_file_that_is_no_recipe_is_refused(recipe, text, part):
+    path = recipe(text)
+    message = refused(path)
+    assert str(path) in message and part in message
+
+
+def test_a_missing_or_binary_file_is_refused(tmp_path):
+    assert "no such recipe" in refused(tmp_path / "absent.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    assert "not a YAML file" in refused(tmp_path / "binary.yaml")
+    assert "not a YAML file" in refused(tmp_path)
+
+
+def test_names_of_arms(recipe):
+    arms = (
+        "[{objective: nll}, {objective: adagrpo}, {objective: adagrpo, gate: random}, {objective: mixture, lambda: 2}]"
+    )
+    config = load_config(recipe(MINIMAL), [f"train.arms={arms}"])
+    assert [arm.name for arm in config.train.arms] == ["nll", "adagrpo", "adagrpo-random", "mixture-lambda2"]

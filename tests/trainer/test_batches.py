@@ -1,0 +1,107 @@
+"""Batches: every position once an epoch, the order a function of the seed and the step."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adagrpo.errors import UserError
+from adagrpo.trainer.batches import BatchSchedule, keyed_generator, step_key, truncate
+from adagrpo.types import Histories
+
+
+def samples(batch) -> list[tuple[int, tuple[int, ...], int]]:
+    """(user, items seen, target) of every sample."""
+    found = []
+    for row, position, target in zip(
+        batch.rows.tolist(), batch.positions.tolist(), batch.targets.tolist(), strict=True
+    ):
+        found.append((int(batch.users[row]), tuple(batch.histories.items[row, : position + 1].tolist()), target))
+    return found
+
+
+@pytest.mark.parametrize(("batch_size", "accumulation"), [(8, 1), (4, 2), (5, 3), (2, 4), (100, 1), (100, 3)])
+def test_an_epoch_holds_every_position_once_with_the_next_item_as_target(world, batch_size, accumulation):
+    expected = []
+    for user, row in enumerate(world.rows):
+        kept = row[-6:]  # max_history 5 and the last target
+        expected += [(user, tuple(kept[:t]), kept[t]) for t in range(1, len(kept))]
+    schedule = world.schedule(batch_size, accumulation)
+    for epoch in range(3):
+        found = []
+        for offset in range(schedule.steps_per_epoch):
+            batches = schedule.batches(epoch * schedule.steps_per_epoch + offset)
+            assert 1 <= len(batches) <= accumulation
+            assert all(len(batch.users) <= batch_size for batch in batches)
+            found += [sample for batch in batches for sample in samples(batch)]
+        assert Counter(found) == Counter(expected)
+
+
+def test_lengths_and_padding(world):
+    for batch in world.schedule().batches(0):
+        items, lengths = batch.histories
+        assert items.shape[1] == int(lengths.max()) <= 5
+        assert lengths.tolist() == [min(len(world.rows[user]) - 1, 5) for user in batch.users]
+        assert not items[torch.arange(items.shape[1]) >= lengths.unsqueeze(1)].any()
+        assert torch.equal(batch.rows, torch.arange(len(lengths)).repeat_interleave(lengths))
+
+
+def test_the_order_is_a_function_of_seed_and_step(world):
+    def users(schedule: BatchSchedule, step: int) -> list[list[int]]:
+        return [batch.users.tolist() for batch in schedule.batches(step)]
+
+    first, second = world.schedule(8, 2), world.schedule(8, 2)
+    forward = [users(first, step) for step in range(8)]
+    assert [users(second, step) for step in reversed(range(8))] == forward[::-1]
+    other = BatchSchedule(world.training, 5, 8, 2, seed=6)
+    assert [users(other, step) for step in range(8)] != forward
+    per_epoch = first.steps_per_epoch
+    assert forward[:per_epoch] != forward[per_epoch : 2 * per_epoch]
+
+
+def test_a_schedule_without_any_pair_is_refused(world):
+    with pytest.raises(UserError, match="no user has two training interactions"):
+        world.schedule(training=world.ragged([[1], [2]]))
+
+
+@settings(max_examples=30, deadline=None)
+@given(data=st.data(), rows=st.integers(1, 5))
+def test_truncate_is_the_loop(data, rows):
+    lengths = torch.tensor(data.draw(st.lists(st.integers(1, 6), min_size=rows, max_size=rows)))
+    items = torch.randint(1, 50, (rows, 6)).masked_fill(torch.arange(6) >= lengths.unsqueeze(1), 0)
+    count = data.draw(st.integers(1, 8))
+    chosen = torch.tensor(data.draw(st.lists(st.integers(0, rows - 1), min_size=count, max_size=count)))
+    positions = torch.tensor([data.draw(st.integers(0, int(lengths[row]) - 1)) for row in chosen])
+    result = truncate(Histories(items, lengths), chosen, positions)
+    assert result.lengths.tolist() == [position + 1 for position in positions.tolist()]
+    assert result.items.shape == (count, int(positions.max()) + 1)
+    for n in range(count):
+        wanted = items[chosen[n], : positions[n] + 1].tolist()
+        assert result.items[n].tolist() == wanted + [0] * (result.items.shape[1] - len(wanted))
+
+
+def test_truncate_of_nothing():
+    empty = torch.empty(0, dtype=torch.int64)
+    result = truncate(Histories(torch.ones(2, 3, dtype=torch.int64), torch.tensor([3, 3])), empty, empty)
+    assert result.items.shape == (0, 1) and result.lengths.shape == (0,)
+
+
+def test_keys_are_distinct_and_reproducible():
+    keys = {step_key(seed, step, part) for seed in range(3) for step in range(20) for part in range(1, 6)}
+    assert len(keys) == 3 * 20 * 5 and all(0 <= key < 2**63 for key in keys)
+    assert torch.equal(
+        torch.rand(4, generator=keyed_generator(1, 2, 3)), torch.rand(4, generator=keyed_generator(1, 2, 3))
+    )
+    streams = np.stack([torch.rand(2000, generator=keyed_generator(0, step)).numpy() for step in range(4)])
+    assert np.abs(np.corrcoef(streams) - np.eye(4)).max() < 0.1
+
+
+def test_to_a_device_keeps_everything(world):
+    batch = world.schedule().batches(0)[0]
+    moved = batch.to(torch.device("cpu"))
+    assert moved.users is batch.users and samples(moved) == samples(batch)

@@ -1,0 +1,409 @@
+"""The loop: resume to the same bits, best checkpoint, skipped steps, accumulation, schedules, gradient norms."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from adagrpo.errors import UserError
+from adagrpo.trainer import Diverged, fit
+from adagrpo.trainer.batches import step_key
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+class Script:
+    """A task on `nn.Linear(3, 1)` whose losses are scripted: `factor(step)` times the mean output."""
+
+    monitor = "ndcg@10"
+    term_norms_every = 0
+    stride = 1
+
+    def __init__(self, model: nn.Module, steps: int, factor: Callable[[int], float] = lambda step: 1.0) -> None:
+        self.model, self.steps, self.factor = model, steps, factor
+        self.metrics: Callable[[int], float] = lambda call: float(call)
+        self.calls = 0
+        self.modes: list[bool] = []
+
+    def begin(self, step: int) -> tuple[Sequence[float], dict[str, float]]:
+        self.modes.append(self.model.training)
+        return [self.factor(step)], {"drawn": float(step)}
+
+    def loss(self, micro: float) -> tuple[dict[str, Tensor], dict[str, float]]:
+        self.model.train()
+        return {"one": self.model(torch.tensor([1.0, 2.0, -1.0])).sum() * micro}, {"seen": 1.0}
+
+    def validate(self) -> dict[str, float]:
+        self.modes.append(self.model.training)
+        self.calls += 1
+        return {"ndcg@10": self.metrics(self.calls - 1)}
+
+    def state(self) -> dict[str, float]:
+        return {"calls": float(self.calls)}
+
+    def load_state(self, state: Mapping[str, float]) -> None:
+        self.calls = int(state["calls"])
+
+
+def linear() -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(3, 1)
+
+
+# ---------------------------------------------------------------- resume
+
+
+def task_of(world: Any, kind: str, batch_size: int, accumulation: int) -> tuple[Any, Any]:
+    policy = world.policy(dropout=0.2)
+    schedule = world.schedule(batch_size, accumulation)
+    if kind == "supervised":
+        return policy, world.supervised(policy, schedule)
+    options = {"num_iterations": 2, "steps": 4} if kind == "two iterations" else {}
+    task = world.post_training(
+        policy, schedule, beta=0.1, inject_target=True, reward_floor=0.5, term_norms_every=3, **options
+    )
+    return policy, task
+
+
+def interrupt(stop_at: Any, task: tuple[Any, Any], settings: Any, work: Path) -> None:
+    """Run a fit until its report callback raises."""
+    stop, report = stop_at
+    with pytest.raises(stop):
+        fit(*task, settings, work, seed=3, report=report)
+
+
+@pytest.mark.parametrize(
+    ("kind", "batch_size", "accumulation"),
+    [("supervised", 8, 1), ("supervised", 4, 2), ("post", 8, 1), ("post", 4, 2), ("two iterations", 8, 1)],
+)
+def test_an_interrupted_fit_ends_at_the_same_bits(world, tmp_path, stop_at, same_fit, kind, batch_size, accumulation):
+    # an epoch has 4 steps (25 users), so 3 and 6 lie in the middle of one, 4 at its end
+    policy, task = task_of(world, kind, batch_size, accumulation)
+    whole, settings = tmp_path / "whole", world.settings()
+    expected = fit(policy, task, settings, whole, seed=3)
+    for interruption in (3, 4, 6):
+        work = tmp_path / str(interruption)
+        policy, task = task_of(world, kind, batch_size, accumulation)
+        stop, report = stop_at(interruption)
+        with pytest.raises(stop):
+            fit(policy, task, world.settings(checkpoint_seconds=0), work, seed=3, report=report)
+        assert not (work / "final").exists()
+        torch.manual_seed(99)  # a new process starts anywhere
+        policy, task = task_of(world, kind, batch_size, accumulation)
+        seen: list[int] = []
+        result = fit(policy, task, settings, work, seed=3, report=lambda step, *_, seen=seen: seen.append(step))
+        stride = 2 if kind == "two iterations" else 1
+        assert seen[0] == interruption // stride * stride + 1, "it began anew instead of resuming"
+        assert result == expected
+        same_fit(whole, work)
+
+
+def test_a_fit_can_be_interrupted_after_every_step(world, tmp_path, stop_at, same_fit):
+    fit(*task_of(world, "post", 4, 2), world.settings(), tmp_path / "whole", seed=3)
+    for step in range(1, 8):
+        stop, report = stop_at(step)
+        with pytest.raises(stop):
+            fit(
+                *task_of(world, "post", 4, 2),
+                world.settings(checkpoint_seconds=0),
+                tmp_path / "cut",
+                seed=3,
+                report=report,
+            )
+    fit(*task_of(world, "post", 4, 2), world.settings(), tmp_path / "cut", seed=3)
+    same_fit(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_bfloat16_resumes_to_the_same_bits_too(world, tmp_path, stop_at, same_fit, monkeypatch):
+    monkeypatch.setattr("adagrpo.trainer.loop.autocast_dtype", lambda device: torch.bfloat16)
+    fit(*task_of(world, "post", 8, 1), world.settings(), tmp_path / "whole", seed=3)
+    interrupt(stop_at(3), task_of(world, "post", 8, 1), world.settings(checkpoint_seconds=0), tmp_path / "cut")
+    fit(*task_of(world, "post", 8, 1), world.settings(), tmp_path / "cut", seed=3)
+    same_fit(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_rows_after_the_checkpoint_and_half_a_row_are_dropped(world, tmp_path, stop_at, same_fit):
+    fit(*task_of(world, "supervised", 8, 1), world.settings(), tmp_path / "whole", seed=3)
+    interrupt(stop_at(3), task_of(world, "supervised", 8, 1), world.settings(checkpoint_seconds=0), tmp_path / "cut")
+    for name in ("steps.jsonl", "validation.jsonl"):
+        with (tmp_path / "cut" / name).open("a") as file:
+            file.write('{"step": 4, "nll": 1.0}\n{"step": 5, "nl')
+    fit(*task_of(world, "supervised", 8, 1), world.settings(), tmp_path / "cut", seed=3)
+    same_fit(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_an_interruption_before_the_first_checkpoint_starts_anew(world, tmp_path, stop_at, same_fit):
+    fit(*task_of(world, "supervised", 8, 1), world.settings(), tmp_path / "whole", seed=3)
+    stop, report = stop_at(3)
+    with pytest.raises(stop):
+        fit(*task_of(world, "supervised", 8, 1), world.settings(), tmp_path / "cut", seed=3, report=report)
+    assert not (tmp_path / "cut" / "checkpoints").exists()
+    fit(*task_of(world, "supervised", 8, 1), world.settings(), tmp_path / "cut", seed=3)
+    same_fit(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_damaged_newest_checkpoint_is_refused_by_name(world, tmp_path, stop_at):
+    interrupt(stop_at(3), task_of(world, "supervised", 8, 1), world.settings(checkpoint_seconds=0), tmp_path)
+    path = tmp_path / "checkpoints" / "000000003" / "optimizer.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"000000003/optimizer\.safetensors: content differs"):
+        fit(*task_of(world, "supervised", 8, 1), world.settings(), tmp_path, seed=3)
+
+
+def test_another_seed_ends_elsewhere(world, tmp_path, read_fit):
+    for seed in (3, 4):
+        fit(*task_of(world, "supervised", 8, 1), world.settings(), tmp_path / str(seed), seed=seed)
+    assert read_fit(tmp_path / "3")["logs"] != read_fit(tmp_path / "4")["logs"]
+
+
+# ---------------------------------------------------------------- validation and the best checkpoint
+
+
+@pytest.mark.parametrize(
+    ("metric", "best"),
+    [(lambda call: -call, 0), (lambda call: call, 9), (lambda call: min(call, 2), 4), (lambda call: 0.5, 0)],
+)
+def test_the_best_checkpoint_may_be_step_0(world, tmp_path, metric, best):
+    model = linear()
+    task = Script(model, 9)
+    task.metrics = metric
+    weights: list[Tensor] = [model.weight.detach().clone()]
+    result = fit(
+        model,
+        task,
+        world.settings(validations=4),
+        tmp_path,
+        seed=0,
+        report=lambda *_: weights.append(model.weight.detach().clone()),
+    )
+    assert [row["step"] for row in result.validation] == [0, 2, 4, 6, 8, 9]
+    assert result.best_step == best and result.steps == 9
+    assert torch.equal(load_file(tmp_path / "best" / "model.safetensors")["weight"], weights[best])
+    assert torch.equal(load_file(tmp_path / "final" / "model.safetensors")["weight"], weights[9])
+    assert json.loads((tmp_path / "best" / "checkpoint.json").read_text()) == {"step": best}
+    assert result.validation == rows(tmp_path / "validation.jsonl")
+
+
+def test_without_validations_the_start_and_the_end_are_compared(world, tmp_path):
+    model = linear()
+    result = fit(model, Script(model, 5), world.settings(validations=0), tmp_path, seed=0)
+    assert [row["step"] for row in result.validation] == [0, 5]
+
+
+def test_drawing_and_validating_happen_in_evaluation_mode(world, tmp_path):
+    task = Script(model := linear(), 3)
+    fit(model.train(), task, world.settings(), tmp_path, seed=0)
+    assert len(task.modes) == 3 + 4 and not any(task.modes)
+
+
+def test_validating_more_often_does_not_change_the_training(world, tmp_path):
+    for validations in (1, 7):
+        settings = world.settings(validations=validations)
+        fit(*task_of(world, "post", 8, 1), settings, tmp_path / str(validations), seed=3)
+    one, seven = ((tmp_path / name / "steps.jsonl").read_text() for name in "17")
+    assert one == seven
+    one, seven = (load_file(tmp_path / name / "final" / "model.safetensors") for name in "17")
+    assert all(torch.equal(tensor, seven[name]) for name, tensor in one.items())
+
+
+# ---------------------------------------------------------------- steps that are not finite
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_step_that_is_not_finite_touches_nothing(world, tmp_path, bad):
+    snapshots: list[dict[str, Tensor]] = []
+
+    def report(step: int, *_: object) -> None:
+        folder = tmp_path / "checkpoints" / f"{step:09d}"
+        snapshots.append(
+            load_file(folder / "model.safetensors")
+            | {f"moments.{name}": tensor for name, tensor in load_file(folder / "optimizer.safetensors").items()}
+        )
+
+    model = linear()
+    task = Script(model, 6, lambda step: bad if step in (2, 3, 5) else 1.0)
+    fit(model, task, world.settings(checkpoint_seconds=0), tmp_path, seed=0, report=report)
+
+    def same(one: int, other: int) -> bool:
+        assert snapshots[one].keys() == snapshots[other].keys() and len(snapshots[one]) == 2 + 2 * 3
+        return all(torch.equal(tensor, snapshots[other][name]) for name, tensor in snapshots[one].items())
+
+    assert [same(step, step + 1) for step in range(5)] == [False, True, True, False, True]
+    logged = rows(tmp_path / "steps.jsonl")
+    assert [row["step"] for row in logged] == [1, 2, 3, 4, 5, 6]
+    assert [row.get("skipped") for row in logged] == [None, None, 1.0, 1.0, None, 1.0]
+    assert all("one" not in row and "grad_norm" not in row for row in logged if "skipped" in row)
+    progress = json.loads((tmp_path / "checkpoints" / "000000006" / "progress.json").read_text())
+    assert progress["skipped"] == 3 and progress["skipped_in_a_row"] == 1
+
+
+def test_a_finite_loss_with_an_infinite_gradient_is_skipped(world, tmp_path):
+    model = linear()
+    with torch.no_grad():
+        model.weight.zero_(), model.bias.zero_()
+    before = model.weight.detach().clone()
+
+    class Root(Script):
+        def loss(self, micro: float) -> tuple[dict[str, Tensor], dict[str, float]]:
+            return {"one": self.model(torch.tensor([1.0, 2.0, -1.0])).abs().sqrt().sum()}, {}
+
+    fit(model, Root(model, 2), world.settings(), tmp_path, seed=0)
+    assert torch.equal(model.weight, before)
+    assert [row["skipped"] for row in rows(tmp_path / "steps.jsonl")] == [1.0, 1.0]
+
+
+def test_three_in_a_row_diverge(world, tmp_path):
+    model = linear()
+    task = Script(model, 20, lambda step: math.nan if step in (1, 2, 4, 5, 6) else 1.0)
+    with pytest.raises(Diverged, match=r"one, grad_norm not finite in 3 steps in a row, up to step 6 \(seed 7\)"):
+        fit(model, task, world.settings(), tmp_path, seed=7)
+    assert bool(model.weight.isfinite().all())
+
+
+def test_the_count_in_a_row_survives_an_interruption(world, tmp_path, stop_at):
+    def make() -> tuple[nn.Module, Script]:
+        return (model := linear()), Script(model, 20, lambda step: math.nan if step >= 2 else 1.0)
+
+    stop, report = stop_at(4)
+    with pytest.raises(stop):
+        fit(*make(), world.settings(checkpoint_seconds=0), tmp_path, seed=0, report=report)
+    with pytest.raises(Diverged, match="up to step 4"):
+        fit(*make(), world.settings(), tmp_path, seed=0)
+
+
+# ---------------------------------------------------------------- the step itself
+
+
+def test_learning_rate_rises_and_falls_by_hand(world, tmp_path):
+    model = linear()
+    fit(model, Script(model, 10), world.settings(learning_rate=0.4, warmup=0.2), tmp_path, seed=0)
+    rates = [row["learning_rate"] / 0.4 for row in rows(tmp_path / "steps.jsonl")]
+    expected = [0.5, 1.0] + [0.1 + 0.45 * (1 + math.cos(math.pi * step / 8)) for step in range(8)]
+    assert rates == pytest.approx(expected, rel=1e-12)
+
+
+def test_one_step_is_adamw_on_the_clipped_gradient_by_hand(world, tmp_path):
+    model = linear()
+    weight, bias = model.weight.detach().clone()[0], float(model.bias.detach())
+    settings = world.settings(learning_rate=0.01, warmup=0.0, weight_decay=0.5, max_grad_norm=0.1)
+    values = []
+    fit(model, Script(model, 1), settings, tmp_path, seed=0, report=lambda *args: values.append(args[2]))
+    # the gradient is (1, 2, -1 | 1) of norm sqrt(7); Adam's first step has size lr whatever the gradient's length
+    assert values[0]["grad_norm"] == pytest.approx(7**0.5, rel=1e-6)
+    expected = weight * (1 - 0.01 * 0.5) - 0.01 * torch.tensor([1.0, 1.0, -1.0])
+    torch.testing.assert_close(model.weight.detach()[0], expected, rtol=1e-5, atol=1e-6)
+    assert float(model.bias.detach()) == pytest.approx(bias - 0.01, rel=1e-5), "biases are not decayed"
+    moments = torch.tensor([1.0, 2.0, -1.0]) * 0.1 / 7**0.5
+    fit(
+        model := linear(),
+        Script(model, 1),
+        settings.model_copy(update={"checkpoint_seconds": 0.0}),
+        tmp_path / "b",
+        seed=0,
+    )
+    saved = load_file(tmp_path / "b" / "checkpoints" / "000000001" / "optimizer.safetensors")
+    torch.testing.assert_close(saved["0.exp_avg"][0], 0.1 * moments, rtol=1e-5, atol=0)
+    torch.testing.assert_close(saved["0.exp_avg_sq"][0], 0.02 * moments.square(), rtol=1e-5, atol=0)
+
+
+def test_terms_and_logged_numbers_add_up_over_micro_batches(world, tmp_path):
+    class Parts(Script):
+        def begin(self, step: int) -> tuple[Sequence[float], dict[str, float]]:
+            return [1.0, 2.0, 4.0], {"drawn": 5.0}
+
+    model = linear()
+    value = model(torch.tensor([1.0, 2.0, -1.0])).item()
+    fit(model, Parts(model, 1), world.settings(), tmp_path, seed=0)
+    row = rows(tmp_path / "steps.jsonl")[0]
+    assert row["one"] == pytest.approx(7 * value, rel=1e-5)
+    assert row["seen"] == 3.0 and row["drawn"] == 5.0
+    assert row["grad_norm"] == pytest.approx(7 * 7**0.5, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["supervised", "post"])
+def test_one_batch_of_8_is_four_of_2(world, tmp_path, kind):
+    found = []
+    for size in (8, 2):
+        policy, schedule = world.policy(), world.split(world.schedule(8), size)
+        make = world.supervised if kind == "supervised" else world.post_training
+        options = {} if kind == "supervised" else {"beta": 0.1, "term_norms_every": 1, "reward_floor": 0.0}
+        fit(policy, make(policy, schedule, steps=4, **options), world.settings(), tmp_path / str(size), seed=3)
+        found.append((policy, rows(tmp_path / str(size) / "steps.jsonl")))
+    (one, one_rows), (four, four_rows) = found
+    for first, second in zip(one_rows, four_rows, strict=True):
+        assert first.keys() == second.keys()
+        for name, value in first.items():
+            assert value == pytest.approx(second[name], rel=1e-4, abs=1e-6), name
+    for name, tensor in one.state_dict().items():
+        other = four.state_dict()[name]
+        if name.endswith("query_key_value.bias"):  # the keys' part has gradient 0 up to rounding, which Adam blows up
+            tensor, other = tensor.view(3, -1)[[0, 2]], other.view(3, -1)[[0, 2]]
+        torch.testing.assert_close(tensor, other, rtol=1e-5, atol=1e-5, msg=name)
+    if kind == "post":
+        assert any(row["admission"] > 0 for row in one_rows)
+
+
+def test_logged_gradient_norms_are_those_of_each_term(world, tmp_path):
+    policy = world.policy(dropout=0.2)
+    task = world.post_training(policy, world.schedule(4, 2), term_norms_every=2, steps=3)
+    fit(policy, task, world.settings(), tmp_path, seed=3)
+    logged = rows(tmp_path / "steps.jsonl")
+    assert [sum(name.startswith("grad_norm_") for name in row) for row in logged] == [2, 0, 2]
+
+    policy = world.policy(dropout=0.2).eval()
+    task = world.post_training(policy, world.schedule(4, 2))
+    sums: dict[str, list[Tensor]] = {}
+    for index, micro in enumerate(task.begin(0)[0]):
+        torch.manual_seed(step_key(3, 0, 2 * index))
+        for name, term in task.loss(micro)[0].items():
+            gradients = torch.autograd.grad(term, list(policy.parameters()), allow_unused=True, materialize_grads=True)
+            before = sums.get(name, [torch.zeros(())] * len(gradients))
+            sums[name] = [one + other for one, other in zip(before, gradients, strict=True)]
+    assert set(sums) == {"nll", "grpo"}
+    for name, gradients in sums.items():
+        norm = torch.cat([gradient.flatten() for gradient in gradients]).norm()
+        assert logged[0][f"grad_norm_{name}"] == pytest.approx(float(norm), rel=1e-5)
+    both = torch.cat([(a + b).flatten() for a, b in zip(sums["nll"], sums["grpo"], strict=True)]).norm()
+    assert logged[0]["grad_norm"] == pytest.approx(float(both), rel=1e-5)
+
+
+def test_measuring_gradient_norms_does_not_change_the_training(world, tmp_path):
+    for every in (0, 1):
+        policy = world.policy(dropout=0.2)
+        task = world.post_training(policy, term_norms_every=every)
+        fit(policy, task, world.settings(), tmp_path / str(every), seed=3)
+    without, measured = (load_file(tmp_path / name / "final" / "model.safetensors") for name in "01")
+    assert all(torch.equal(tensor, measured[name]) for name, tensor in without.items())
+
+
+def test_micro_batches_have_unrelated_randomness_and_leave_the_odd_keys_to_the_task(world, tmp_path):
+    drawn: list[float] = []
+
+    class Drawing(Script):
+        def begin(self, step: int) -> tuple[Sequence[float], dict[str, float]]:
+            return [1.0, 1.0], {}
+
+        def loss(self, micro: float) -> tuple[dict[str, Tensor], dict[str, float]]:
+            drawn.append(float(torch.rand(())))
+            return super().loss(micro)
+
+    model = linear()
+    fit(model, Drawing(model, 3), world.settings(), tmp_path, seed=3)
+    expected = []
+    for step in range(3):
+        for index in range(2):
+            torch.manual_seed(step_key(3, step, 2 * index))
+            expected.append(float(torch.rand(())))
+    assert drawn == expected and len(set(drawn)) == 6

@@ -1,0 +1,323 @@
+"""The groups of post-training: what is drawn, judged and gated, and the mistakes that peers have made there."""
+
+from __future__ import annotations
+
+import copy
+import json
+import statistics
+from collections import defaultdict
+
+import pytest
+import torch
+
+from adagrpo.decoding import beam_search, score_sequences
+from adagrpo.rewards import read_rewards
+
+GATES = ["adagrpo", "all", "none", "difficulty", "discriminability", "random", "shuffled", "inverted"]
+
+
+# ---------------------------------------------------------------- the gate
+
+
+def test_the_gate_is_the_slow_twin(world, spy):
+    task = world.post_training(world.policy(), tau=0.7, q_min=0.6, negatives=3)
+    seen = set()
+    for step in range(6):
+        judged, _, _ = world.draw(task, step)
+        negatives = spy["in_batch_negatives"][-1][2].tolist()
+        targets = spy["rollout_miss"][-1][0][1].tolist()
+        for b, target in enumerate(targets):
+            reward = world.reward.table[world.history_of(judged, b)[-1]].tolist()
+            items = judged.rollouts.items[b].tolist()
+            distinct = {item for item in items if item >= 0}
+            others = (distinct | {item for item in negatives[b] if item >= 0}) - {target}
+            points = sum((reward[target] > reward[n]) + 0.5 * (reward[target] == reward[n]) for n in others)
+            values = [reward[item] for item in distinct]
+            if len(distinct) < 2 or max(values) - min(values) <= 1e-3 * task.spread:
+                expected = "degenerate"
+            elif 1 - items.count(target) / len(items) < 0.7:
+                expected = "easy"
+            else:
+                expected = "admitted" if others and points / len(others) >= 0.6 else "undiscriminated"
+            assert [name for name, field in judged.decision._asdict().items() if field[b]] == [expected]
+            assert target not in negatives[b] and not set(negatives[b]) & set(world.history_of(judged, b))
+            seen.add(expected)
+    assert {"admitted", "easy", "undiscriminated"} <= seen
+
+
+@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("floor", [1e-3, 1.5])
+def test_every_sample_has_one_fate(world, gate, floor):
+    task = world.post_training(world.policy(), gate=gate, reward_floor=floor)
+    for step in range(4):
+        judged, (micro, *_), values = world.draw(task, step)
+        shares = [value for name, value in values.items() if name == "admission" or name.startswith("rejected_")]
+        assert len(shares) == 5 and sum(shares) == pytest.approx(1.0)
+        assert torch.stack([*judged.decision]).sum(0).eq(1).all()
+        assert values["admission"] == len(micro.admitted) / len(judged.decision.admitted)
+        if gate == "none":
+            assert values["admission"] == 0
+
+
+def test_the_random_gate_admits_as_many_as_its_shadow(world):
+    shadow = world.post_training(world.policy())
+    tasks = {gate: world.post_training(world.policy(), gate=gate) for gate in ("random", "inverted")}
+    moved = 0
+    for step in range(6):
+        truth, _, _ = world.draw(shadow, step)
+        found = {gate: world.draw(task, step)[0] for gate, task in tasks.items()}
+        for judged in found.values():
+            assert torch.equal(judged.rollouts.codes, truth.rollouts.codes)
+            assert torch.equal(judged.advantages, truth.advantages)
+            assert not (judged.decision.admitted & truth.decision.degenerate).any()
+        assert found["random"].decision.admitted.sum() == truth.decision.admitted.sum()
+        moved += int((found["random"].decision.admitted != truth.decision.admitted).sum())
+        left = ~truth.decision.admitted & ~truth.decision.degenerate
+        assert not (found["inverted"].decision.admitted & ~left).any()
+        assert found["inverted"].decision.admitted.sum() == min(truth.decision.admitted.sum(), left.sum())
+    assert moved > 0
+
+
+def test_the_shuffled_gate_is_judged_and_taught_by_shuffled_rewards(world, spy):
+    fake, true = world.post_training(world.policy(), gate="shuffled"), world.post_training(world.policy())
+    differ = 0
+    for step in range(4):
+        judged, _, values = world.draw(fake, step)
+        (candidates, scores, _), _, moved = spy["shuffled"][-1]
+        real = candidates.items >= 0
+        for row in range(len(scores)):  # the same numbers, for other items
+            assert sorted(moved[row][real[row]].tolist()) == sorted(scores[row][real[row]].tolist())
+        rewards = read_rewards(candidates, moved).rollouts
+        for b in range(len(rewards)):
+            group = [None if bad else float(r) for r, bad in zip(rewards[b], rewards[b].isnan(), strict=True)]
+            torch.testing.assert_close(
+                judged.advantages[b], torch.tensor(world.slow_advantages(group, 1.0)), rtol=1e-4, atol=1e-5
+            )
+        assert values["admission"] == values["shuffled_admission"]
+        truth, _, others = world.draw(true, step)
+        assert others["shuffled_admission"] == values["shuffled_admission"]
+        assert others["reward"] == pytest.approx(values["reward"])  # what is logged is the true reward
+        assert torch.equal(truth.rollouts.codes, judged.rollouts.codes)
+        differ += int((truth.decision.admitted != judged.decision.admitted).sum())
+    assert differ > 0
+
+
+@pytest.mark.parametrize("difficulty", ["rollout_miss", "target_rank", "target_nll", "entropy"])
+@torch.no_grad()
+def test_each_difficulty_is_the_slow_twin(world, spy, difficulty):
+    targets = torch.cat([batch.targets for batch in world.schedule().batches(0)])
+    task = world.post_training(world.policy(), difficulty=difficulty, temperature=1.3, rl_positions="all")
+    judged, _, _ = world.draw(task)
+    found = spy["adagrpo_gate"][-1][0][0]
+    for b, target in enumerate(targets.tolist()):
+        history, items = world.history_of(judged, b), judged.rollouts.items[b].tolist()
+        target_scores = [float(s) for s in world.walk(task.policy, history, world.catalog.codes[target].tolist(), 1.3)]
+        scores = [
+            [float(s) for s in world.walk(task.policy, history, c, 1.3)] for c in judged.rollouts.codes[b].tolist()
+        ]
+        others = {item: sum(s) for item, s in zip(items, scores, strict=True) if item not in (-1, target)}
+        expected = {
+            "rollout_miss": 1 - items.count(target) / len(items),
+            "target_rank": sum(s > sum(target_scores) for s in others.values()) / max(1, len(others)),
+            "target_nll": -statistics.fmean(target_scores),
+            "entropy": -statistics.fmean(statistics.fmean(s) for s in scores),
+        }[difficulty]
+        assert float(found[b]) == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+def test_the_spread_of_rewards_runs(world, spy):
+    task = world.post_training(world.policy())
+    expected = 0.0
+    for step in range(3):
+        judged, _, _ = world.draw(task, step)
+        last = [world.history_of(judged, b)[-1] for b in range(len(judged.advantages))]
+        pairs = [(last[b], item) for b, row in enumerate(judged.rollouts.items.tolist()) for item in row if item >= 0]
+        now = statistics.stdev(float(world.reward.table[pair]) for pair in pairs)
+        expected = now if step == 0 else 0.9 * expected + 0.1 * now
+        assert task.spread == pytest.approx(expected, rel=1e-5)
+        assert float(spy["degenerate_groups"][-1][1]["spread"]) == pytest.approx(expected, rel=1e-5)
+    other = world.post_training(world.policy())
+    other.load_state(json.loads(json.dumps(task.state())))
+    assert other.spread == task.spread
+    for nothing in (torch.empty(0), torch.tensor([3.0])):
+        assert float(other._update_spread(nothing)) == pytest.approx(task.spread) and other.spread == task.spread
+
+
+def test_an_injected_target_is_in_every_group_and_not_in_its_difficulty(world, spy):
+    task = world.post_training(world.policy(), inject_target=True, rl_positions="last")
+    plain = world.post_training(world.policy(), rl_positions="last")
+    for step in range(3):
+        free, _, _ = world.draw(plain, step)
+        judged, _, values = world.draw(task, step)
+        (drawn, targets, *_), _, _ = spy["inject_target"][-1]
+        assert torch.equal(drawn.codes, free.rollouts.codes)  # the draws are those of the run without it
+        found = (judged.rollouts.items == targets.unsqueeze(1)).any(1)
+        assert found.all() and values["contains_target"] == 1.0
+        was_there = (drawn.items == targets.unsqueeze(1)).any(1)
+        assert not was_there.all()
+        misses = [1 - row.count(target) / 6 for row, target in zip(drawn.items.tolist(), targets.tolist(), strict=True)]
+        assert spy["adagrpo_gate"][-1][0][0].tolist() == pytest.approx(misses)
+        for b in (~was_there).nonzero().squeeze(1).tolist():
+            codes = world.catalog.codes[targets[b]].tolist()
+            assert judged.rollouts.codes[b, -1].tolist() == codes
+            scores = torch.stack(world.walk(task.policy, world.history_of(judged, b), codes, 1.0)).detach()
+            torch.testing.assert_close(judged.rollouts.log_probs[b, -1], scores, rtol=1e-5, atol=1e-6)
+            assert torch.equal(judged.rollouts.codes[b, :-1], drawn.codes[b, :-1])
+
+
+# ---------------------------------------------------------------- rollouts
+
+
+def test_an_invalid_rollout_gets_the_penalty_and_is_never_scored(world):
+    task = world.post_training(world.policy(), invalid_penalty=2.5, rl_positions="all")
+    judged, _, values = world.draw(task)
+    invalid = ~judged.rollouts.valid
+    catalogue = world.catalog.codes.tolist()
+    assert invalid.flatten().tolist() == [c not in catalogue for c in judged.rollouts.codes.flatten(0, 1).tolist()]
+    assert 0 < invalid.float().mean() < 1 and values["invalid_share"] == pytest.approx(float(invalid.float().mean()))
+    assert (judged.advantages[invalid] == -2.5).all()
+    (asked,) = task.reward.asked  # one call for the whole step
+    for b, row in enumerate(asked.tolist()):
+        items = [item for item in row if item >= 0]
+        assert len(items) == len(set(items)) and set(judged.rollouts.items[b][~invalid[b]].tolist()) <= set(items)
+    assert values["scored_pairs"] == int((asked >= 0).sum())
+    for b in range(len(judged.advantages)):
+        last, items = world.history_of(judged, b)[-1], judged.rollouts.items[b].tolist()
+        rewards = [None if item < 0 else float(world.reward.table[last, item]) for item in items]
+        wanted = torch.tensor(world.slow_advantages(rewards, 2.5))
+        torch.testing.assert_close(judged.advantages[b], wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 1.5])
+def test_constrained_rollouts_are_items_and_scored_as_they_were_drawn(world, temperature):
+    policy = world.policy()
+    task = world.post_training(policy, constrained=True, temperature=temperature, gate="all", num_iterations=2)
+    judged, (micro,), values = world.draw(task)
+    assert judged.rollouts.valid.all() and values["invalid_share"] == 0.0
+    expected = score_sequences(
+        policy, policy.encode(judged.histories), judged.rollouts.codes, temperature=temperature, trie=world.catalog.trie
+    )
+    torch.testing.assert_close(judged.rollouts.log_probs, expected.detach(), rtol=1e-5, atol=1e-6)
+    # at the sampling policy every ratio is 1, so the term is minus the mean advantage of the admitted groups
+    admitted = judged.decision.admitted
+    term = task.loss(micro)[0]["grpo"].detach()
+    torch.testing.assert_close(term, -judged.advantages[admitted].mean(1).sum() / 8, rtol=1e-4, atol=1e-5)
+
+
+def test_beam_groups_are_the_policys_own_best(world):
+    policy = world.policy()
+    task = world.post_training(policy, rollout="beam", gate="all", temperature=1.5)
+    judged, (micro,), _ = world.draw(task)
+    codes = judged.rollouts.codes
+    assert all(len(set(map(tuple, group))) == 6 for group in codes.tolist())
+    scores = policy.score(policy.encode(judged.histories), codes).detach()
+    torch.testing.assert_close(judged.rollouts.log_probs, scores, rtol=1e-5, atol=1e-6)
+    assert (scores.sum(-1).diff(dim=1) <= 1e-6).all()
+    assert torch.isfinite(task.loss(micro)[0]["grpo"])
+
+
+@pytest.mark.parametrize("constrained", [True, False])
+def test_evaluation_between_steps_does_not_change_rollouts(world, constrained):
+    quiet = world.post_training(world.policy(), constrained=constrained)
+    watched = world.post_training(world.policy(), constrained=constrained)
+    for step in range(3):
+        expected, _, _ = world.draw(quiet, step)
+        found, _, _ = world.draw(watched, step)
+        assert torch.equal(found.rollouts.codes, expected.rollouts.codes)
+        context = watched.policy.encode(found.histories)
+        for trie in (world.catalog.trie, None):
+            beam_search(watched.policy, context, 10, trie=trie)
+        watched.validate()
+        torch.rand(step + 1)  # nor does anybody else who draws from the global generator
+        if constrained:
+            assert found.rollouts.valid.all()
+
+
+def test_rollouts_are_a_function_of_seed_and_step(world):
+    task = world.post_training(world.policy())
+    later = [world.draw(task, step)[0].rollouts.codes for step in (2, 1, 0)]
+    other = world.post_training(world.policy())
+    earlier = [world.draw(other, step)[0].rollouts.codes for step in (0, 1, 2)]
+    assert all(torch.equal(one, two) for one, two in zip(earlier, later[::-1], strict=True))
+    assert not torch.equal(earlier[0], world.draw(other, 4)[0].rollouts.codes)
+
+
+def test_only_the_nll_pass_uses_dropout(world):
+    policy = world.policy(dropout=0.5).train()
+    task = world.post_training(policy, gate="all")
+    passes: list[bool] = []
+    policy.encoder.register_forward_hook(lambda module, *_: passes.append(module.training))
+    judged, (micro,), _ = world.draw(task)
+    assert passes == [False]
+    first, second = (task.loss(micro)[0] for _ in range(2))
+    assert passes == [False, True, False, True, False]
+    assert not torch.equal(first["nll"], second["nll"]) and torch.equal(first["grpo"], second["grpo"])
+    scores = policy.eval().score(policy.encode(judged.histories), judged.rollouts.codes).detach()
+    torch.testing.assert_close(judged.rollouts.log_probs, scores, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("swap", [False, True])
+def test_equal_histories_with_different_targets_are_judged_by_their_own(world, spy, swap):
+    good, bad = (4, 3) if swap else (3, 4)
+    table = (torch.arange(24.0) / 100).repeat(24, 1)
+    table[2, good], table[2, bad] = 100.0, -100.0
+    reward = copy.copy(world.reward)
+    reward.table = table
+    training = world.ragged([[1, 2, 3], [1, 2, 4], [1, 2, 3], [1, 2, 4]])
+    task = world.post_training(
+        world.policy(),
+        world.schedule(training=training),
+        reward=reward,
+        rl_positions="last",
+        tau=0.0,
+        q_min=0.95,
+        reward_floor=0.0,
+    )
+    judged, _, values = world.draw(task)
+    targets = spy["rollout_miss"][-1][0][1]
+    assert sorted(targets.tolist()) == [3, 3, 4, 4]
+    assert judged.decision.admitted.tolist() == (targets == good).tolist()
+    assert judged.decision.undiscriminated.tolist() == (targets == bad).tolist()
+    assert values["admission"] == 0.5
+
+
+# ---------------------------------------------------------------- which samples
+
+
+@pytest.mark.parametrize("rl_positions", ["all", "last", "random"])
+def test_rl_positions_choose_what_they_say(world, spy, rl_positions):
+    task = world.post_training(world.policy(), world.schedule(4, 2), rl_positions=rl_positions)
+    cuts = defaultdict(set)
+    for step in range(12):
+        judged, micros, _ = world.draw(task, step)
+        targets = spy["rollout_miss"][-1][0][1].tolist()
+        found = [(tuple(world.history_of(judged, b)), target) for b, target in enumerate(targets)]
+        possible = []
+        for micro in micros:
+            for user in micro.batch.users.tolist():
+                kept = world.rows[user][-6:]
+                possible.append((user, [(tuple(kept[:t]), kept[t]) for t in range(1, len(kept))]))
+        if rl_positions == "all":
+            assert found == [sample for _, samples in possible for sample in samples]
+            continue
+        assert len(found) == len(possible)
+        for sample, (user, samples) in zip(found, possible, strict=True):
+            assert sample in (samples if rl_positions == "random" else samples[-1:])
+            if len(samples) > 2:
+                cuts[user].add(len(sample[0]))
+    if rl_positions == "random":  # three epochs, five positions: most users are cut at more than one place
+        assert sum(len(lengths) > 1 for lengths in cuts.values()) > len(cuts) / 2
+        assert {1, 5} <= set.union(*cuts.values())
+
+
+def test_every_group_is_scored_with_its_own_history(world):
+    task = world.post_training(world.policy(), world.schedule(4, 2), rl_positions="all")
+    judged, _, _ = world.draw(task)
+    assert not judged.histories.items[
+        torch.arange(judged.histories.items.shape[1]) >= judged.histories.lengths.unsqueeze(1)
+    ].any()
+    for b in range(0, len(judged.advantages), 3):
+        scores = torch.stack(
+            world.walk(task.policy, world.history_of(judged, b), judged.rollouts.codes[b, 0].tolist(), 1.0)
+        )
+        torch.testing.assert_close(judged.rollouts.log_probs[b, 0], scores.detach(), rtol=1e-5, atol=1e-6)

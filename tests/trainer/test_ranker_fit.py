@@ -1,0 +1,196 @@
+"""Fitting the ranker: impressions find their history position, losses are those of the ranker, learning at all."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from adagrpo.rewards.ranker import SequentialRanker
+from adagrpo.trainer import RankerFit, fit
+from adagrpo.trainer.ranker import Impressions
+from adagrpo.types import Histories
+
+
+def make_ranker(dropout: float = 0.0) -> SequentialRanker:
+    return SequentialRanker(24, width=8, layers=1, heads=2, max_history=5, dropout=dropout, slots=4)
+
+
+def make_table(world, count: int = 400, slots: bool = True) -> pl.DataFrame:
+    draw = np.random.default_rng(1)
+    users = draw.integers(0, 30, count)
+    columns = {
+        "user": users.astype(np.int32),
+        # from no history at all to beyond the end of the user's training sequence
+        "history_length": np.array([draw.integers(0, len(world.rows[user]) + 3) for user in users], np.int32),
+        "item": draw.integers(0, 24, count).astype(np.int32),
+        "clicked": draw.random(count) < 0.3,
+    }
+    table = pl.DataFrame(columns)
+    return table.with_columns(slot=pl.Series(draw.integers(0, 4, count).astype(np.int32))) if slots else table
+
+
+def make_task(
+    world, kind: str, *, schedule=None, table: pl.DataFrame | None = None, steps: int = 4, negatives: int = 6
+):
+    ranker = make_ranker()
+    shown = None if kind != "impressions" else Impressions.from_table(make_table(world) if table is None else table, 30)
+    validate = lambda: {"ndcg@10": float(ranker.items.weight.sum())}  # noqa: E731
+    return RankerFit(
+        ranker,
+        schedule or world.schedule(),
+        loss=kind,
+        steps=steps,
+        validate=validate,
+        impressions=shown,
+        negatives=negatives,
+    )
+
+
+@pytest.mark.parametrize("slots", [True, False])
+def test_impressions_find_their_row_and_position(world, slots):
+    """Against a loop over the table; histories longer than `max_history` lose items at the front."""
+    table = make_table(world, slots=slots)
+    task = make_task(world, "impressions", table=table)
+    long = 0
+    for step in range(task.schedule.steps_per_epoch):
+        batch = task.schedule.batches(step)[0]
+        expected = []
+        for row, user in enumerate(batch.users.tolist()):
+            sequence = world.rows[user]
+            kept = sequence[-6:]
+            for shown in table.filter(pl.col("user") == user).sort("history_length", maintain_order=True).to_dicts():
+                seen = shown["history_length"]
+                # the state must have seen the last of the first `seen` items, and be one that the batch holds
+                position = seen - 1 - (len(sequence) - len(kept))
+                if seen >= 1 and 0 <= position < len(kept) - 1:
+                    assert kept[position] == sequence[seen - 1]
+                    long += len(kept) < len(sequence)
+                    expected.append((row, position, shown["item"], shown.get("slot", 0), shown["clicked"]))
+        found = list(zip(*(column.tolist() for column in task._shown(batch)), strict=True))
+        assert found == expected
+        if not found:
+            continue
+        rows, positions, *_ = task._shown(batch)
+        assert bool((positions < batch.histories.lengths[rows]).all())
+    assert long > 20
+
+
+def test_impressions_are_sorted_by_user_and_need_a_history():
+    table = pl.DataFrame(
+        {
+            "user": [2, 0, 2, 0, 2],
+            "history_length": [3, 1, 1, 0, 3],
+            "item": [7, 5, 6, 9, 8],
+            "slot": [None, 1, 2, 0, 3],
+            "clicked": [True, False, True, True, False],
+        }
+    )
+    shown = Impressions.from_table(table, 4)
+    assert shown.offsets.tolist() == [0, 1, 1, 4, 4]
+    assert shown.history_lengths.tolist() == [1, 1, 3, 3]
+    assert shown.items.tolist() == [5, 6, 7, 8]
+    assert shown.slots.tolist() == [1, 2, 0, 3]
+    assert shown.clicked.tolist() == [False, True, True, False]
+
+
+def test_a_batch_without_impressions_has_loss_0(world):
+    task = make_task(world, "impressions", table=make_table(world).filter(pl.col("user") == 99))
+    terms, _ = task.loss(task.begin(0)[0][0])
+    terms["loss"].backward()
+    assert float(terms["loss"].detach()) == 0.0
+    assert not any(bool(p.grad.any()) for p in task.ranker.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("kind", ["cross_entropy", "sampled", "impressions"])
+def test_the_loss_is_the_mean_of_the_rankers(world, kind, accumulation):
+    task = make_task(world, kind, schedule=world.schedule(8, accumulation))
+    micros, _ = task.begin(0)
+    assert len(micros) == accumulation
+    for micro in micros:
+        batch, parts = micro
+        torch.manual_seed(0)
+        term = task.loss(micro)[0]["loss"]
+        torch.manual_seed(0)
+        where = (batch.histories, batch.rows, batch.positions, batch.targets)
+        if kind == "cross_entropy":
+            values = task.ranker.next_item_loss(*where)
+        elif kind == "sampled":
+            values = task.ranker.sampled_loss(*where, torch.randint(24, (6,)))
+        else:
+            values = task.ranker.impression_loss(batch.histories, *task._shown(batch))
+        assert parts == accumulation
+        torch.testing.assert_close(term, values.mean() / accumulation, rtol=1e-5, atol=0)
+
+
+def test_sampled_negatives_are_keyed_by_the_step(world, tmp_path, same_fit):
+    for name in "ab":
+        torch.manual_seed(ord(name))
+        task = make_task(world, "sampled")
+        fit(task.ranker, task, world.settings(), tmp_path / name, seed=2)
+    same_fit(tmp_path / "a", tmp_path / "b")
+
+
+def test_impressions_go_with_their_loss_only(world):
+    shown = Impressions.from_table(make_table(world), 30)
+    arguments = {"steps": 1, "validate": dict}
+    with pytest.raises(ValueError, match="impressions go with"):
+        RankerFit(make_ranker(), world.schedule(), loss="cross_entropy", impressions=shown, **arguments)
+    with pytest.raises(ValueError, match="impressions go with"):
+        RankerFit(make_ranker(), world.schedule(), loss="impressions", **arguments)
+
+
+@pytest.mark.parametrize("kind", ["cross_entropy", "sampled"])
+def test_a_fit_learns_a_cycle(world, tmp_path, kind):
+    cycle = world.ragged([[(start + t) % 24 for t in range(6)] for start in range(24)])
+    task = make_task(world, kind, schedule=world.schedule(24, training=cycle), steps=150, negatives=16)
+    fit(task.ranker, task, world.settings(learning_rate=0.03, validations=0), tmp_path, seed=0)
+    items = torch.arange(24)
+    histories = Histories(items.unsqueeze(1), torch.ones(24, dtype=torch.int64))
+    scores = task.ranker.score(histories, items.expand(24, 24))
+    assert torch.equal(scores.argmax(1), (items + 1) % 24)
+
+
+def test_a_fit_learns_clicks_and_leaves_position_bias_to_the_slot(world, tmp_path):
+    """Items are equally good, but slot 0 is clicked always and slot 1 never: the items must not take the blame."""
+    draw = np.random.default_rng(0)
+    users = draw.integers(0, 30, 600)
+    slot = draw.integers(0, 2, 600)
+    table = pl.DataFrame(
+        {
+            "user": users,
+            "history_length": np.ones(600, np.int64),
+            "item": users % 24,
+            "slot": slot,
+            "clicked": slot == 0,
+        }
+    )
+    task = make_task(world, "impressions", table=table, steps=60, negatives=0)
+    fit(task.ranker, task, world.settings(learning_rate=0.05, validations=0), tmp_path, seed=0)
+    bias = task.ranker.slot_bias.weight.detach().squeeze(-1)
+    assert bias[0] - bias[1] > 1.5
+    histories = Histories(torch.arange(24).unsqueeze(1), torch.ones(24, dtype=torch.int64))
+    scores = task.ranker.score(histories, torch.arange(24).expand(24, 24))
+    assert scores.std() < 0.25 * (bias[0] - bias[1])
+
+
+def test_impressions_with_negatives_add_the_sampled_loss_of_the_clicked(world):
+    task = make_task(world, "impressions", negatives=6)
+    task.ranker.eval()  # `loss` turns dropout on again; its rate is 0 here
+    batch = task.schedule.batches(0)[0]
+    torch.manual_seed(5)
+    terms, _ = task.loss((batch, 2))
+    rows, positions, items, _, clicked = task._shown(batch)
+    assert 0 < clicked.sum() < len(clicked)
+    torch.manual_seed(5)
+    drawn = torch.randint(24, (6,))
+    each = [
+        task.ranker.sampled_loss(batch.histories, rows[i : i + 1], positions[i : i + 1], items[i : i + 1], drawn)
+        for i in clicked.nonzero().squeeze(1).tolist()
+    ]
+    torch.testing.assert_close(terms["sampled"], torch.cat(each).mean() / 2, rtol=1e-5, atol=1e-7)
+    without, _ = make_task(world, "impressions", negatives=0).loss((batch, 2))
+    assert set(without) == {"loss"}
+    torch.testing.assert_close(terms["loss"], without["loss"])
