@@ -111,7 +111,7 @@ class RankerFit:
         index = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts) + np.repeat(starts, counts)
         lengths = self.schedule.training.lengths[batch.users]
         cut = np.maximum(lengths - (self.schedule.max_history + 1), 0)  # items that padding dropped from the front
-        positions = shown.history_lengths[index] - 1
+        positions = shown.history_lengths[index] - 1 - cut[rows]
         kept = (positions >= 0) & (positions < (lengths - 1 - cut)[rows])
         rows, positions, index = rows[kept], positions[kept], index[kept]
         columns = (rows, positions, shown.items[index], shown.slots[index], shown.clicked[index])
