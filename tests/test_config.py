@@ -60,7 +60,7 @@ def test_a_configuration_survives_yaml(seed, rate, weight, gates, keep, marketpl
             "tokenizer": {"vectors": {"text": rate, "cooccurrence": weight}},
         }
     )
-    text = yaml.safe_dump(dump_config(config), allow_unicode=True)
+    text = yaml.safe_dump(dump_config(config))  # as run.yaml is written: YAML 1.1 eats some bare characters
     again = Config.model_validate(yaml.safe_load(text))
     assert again == config
     assert again.objective.lambda_ == weight and again.train.fit.learning_rate == rate
@@ -203,3 +203,10 @@ def test_names_of_arms(recipe):
     )
     config = load_config(recipe(MINIMAL), [f"train.arms={arms}"])
     assert [arm.name for arm in config.train.arms] == ["nll", "adagrpo", "adagrpo-random", "mixture-lambda2"]
+
+
+def test_a_sampled_loss_without_negatives_is_refused(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("data: {logs: [a.csv]}\nranker: {loss: sampled, negatives: 0}\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"ranker: loss 'sampled' needs negatives of at least 1$"):
+        load_config(recipe)

@@ -164,6 +164,12 @@ class RankerConfig(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
     fit: FitConfig = FitConfig(epochs=30, validations=5)
 
+    @model_validator(mode="after")
+    def _something_to_compare_with(self) -> Self:
+        if self.loss == "sampled" and self.negatives == 0:
+            raise ValueError("loss 'sampled' needs negatives of at least 1")
+        return self
+
 
 class ObjectiveConfig(Section):
     """NLL + (lambda / B_rl) Σ gate · GRPO; see `adagrpo.trainer.post_training` for what each option does."""

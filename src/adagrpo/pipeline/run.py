@@ -142,7 +142,7 @@ class Run:
             "versions": {"adagrpo": __version__, "python": platform.python_version()}
             | {name: version(name) for name in packages},
         }
-        write_file(self.path("run.yaml"), yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+        write_file(self.path("run.yaml"), yaml.safe_dump(content, sort_keys=False))
 
     def stage(
         self, name: str, *, config: Any, inputs: Sequence[Path], build: Callable[[Path], None], quiet: bool = False
