@@ -28,7 +28,7 @@ from adagrpo.data.marketplace import Marketplace, simulate, write_simulation
 from adagrpo.errors import UserError
 from adagrpo.layers import autocast_dtype
 from adagrpo.pipeline import Run, Silent
-from adagrpo.report import results_table, to_text
+from adagrpo.report import results_table, to_text, write_figures
 
 __all__ = ["main"]
 
@@ -161,12 +161,19 @@ _stage_command("evaluate", _evaluate, "Evaluate sft and every trained arm on val
 
 
 @app.command()
-def report(run: RunDirectory, seed: Seed = None, as_json: Json = False, quiet: Quiet = False) -> None:
+def report(
+    run: RunDirectory,
+    figures: Annotated[Path | None, typer.Option(help="Also write the charts as SVG files into this folder.")] = None,
+    seed: Seed = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
     """Write report.html from what the run has measured so far."""
     opened = _open(run, [], seed, quiet)
     with _session(opened):
         page = pipeline.write_report(opened.directory)
-    _print({"report": str(page)}, as_json)
+        written = [] if figures is None else write_figures(opened.directory, figures)
+    _print({"report": str(page)} | ({"figures": len(written)} if written else {}), as_json)
 
 
 @app.command()

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from adagrpo.errors import UserError
-from adagrpo.report import build_report, write_report
+from adagrpo.report import build_report, write_figures, write_report
 
 HOSTILE = "<script>alert('x')<"  # no slash, so that it can be the name of a folder
 
@@ -192,3 +192,13 @@ def test_no_metrics(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"metrics\.json: not there"):
         write_report(tmp_path / "absent")
     assert not (tmp_path / "absent").exists()
+
+
+def test_figures_stand_alone(whole: Path, tmp_path: Path) -> None:
+    written = write_figures(whole, tmp_path / "figures")
+    assert {path.name for path in written} >= {"curves-1.svg", "admission-1.svg", "frontier-1.svg"}
+    page = build_report(whole)
+    for path in written:
+        text = path.read_text(encoding="utf-8")
+        assert ElementTree.fromstring(text).tag == "{http://www.w3.org/2000/svg}svg"
+        assert text.strip() in page

@@ -1,7 +1,7 @@
 """The report of a run: one offline HTML page, and its tables as Markdown or plain text."""
 
 from adagrpo.report.charts import Point, Series, line_chart, scatter_chart, stacked_area_chart
-from adagrpo.report.page import build_report, write_report
+from adagrpo.report.page import build_report, write_figures, write_report
 from adagrpo.report.tables import Table, results_table, to_markdown, to_text
 from adagrpo.report.verdict import arm_sentences, summary_sentences
 
@@ -18,5 +18,6 @@ __all__ = [
     "summary_sentences",
     "to_markdown",
     "to_text",
+    "write_figures",
     "write_report",
 ]

@@ -33,7 +33,7 @@ from adagrpo.report.tables import (
 )
 from adagrpo.report.verdict import arm_sentences, rerank_rows, summary_sentences
 
-__all__ = ["build_report", "write_report"]
+__all__ = ["build_report", "write_figures", "write_report"]
 
 BREADTH = ("hr@1", "hr@5", "hr@50", "ndcg@5", "coverage@10", "tail_share@10", "invalid_samples")
 RANKING = ("hr@1", "hr@5", "hr@10", "hr@50", "ndcg@5", "ndcg@10")
@@ -61,6 +61,25 @@ def write_report(run_directory: Path) -> Path:
     return path
 
 
+def write_figures(run_directory: Path, directory: Path) -> list[Path]:
+    """Write the charts of a run's report as SVG files of their own, for documents.
+
+    Returns:
+        Their paths: `<what it shows>-<number>.svg`.
+
+    Raises:
+        UserError: as `build_report`.
+    """
+    drawn = _figures(run_directory, _metrics(run_directory))
+    written = []
+    for name, found in drawn.items():
+        figures = found if isinstance(found, list) else [found] if found is not None else []
+        for number, figure in enumerate(figures, start=1):
+            written.append(directory / f"{name}-{number}.svg")
+            write_file(written[-1], figure.svg + "\n")
+    return written
+
+
 def build_report(run_directory: Path) -> str:
     """The page of a run.
 
@@ -73,10 +92,7 @@ def build_report(run_directory: Path) -> str:
     Raises:
         UserError: `metrics.json` is not there, or a file is there but cannot be read.
     """
-    path = run_directory / "metrics.json"
-    if not path.is_file():
-        raise UserError(f"{path}: not there; the report is made from it, evaluate the run first")
-    metrics = _load(path)
+    metrics = _metrics(run_directory)
     run = _load(run_directory / "run.yaml") if (run_directory / "run.yaml").is_file() else {}
     return _template().render(
         name=metrics.get("name") or run_directory.resolve().name,
@@ -96,6 +112,13 @@ def build_report(run_directory: Path) -> str:
         data_files=_dump(run.get("data")),
         config=_dump(run.get("config")),
     )
+
+
+def _metrics(run_directory: Path) -> Mapping[str, Any]:
+    path = run_directory / "metrics.json"
+    if not path.is_file():
+        raise UserError(f"{path}: not there; the report is made from it, evaluate the run first")
+    return _load(path)
 
 
 def _keep(sentence: str) -> str:
