@@ -321,3 +321,21 @@ def test_every_group_is_scored_with_its_own_history(world):
             world.walk(task.policy, world.history_of(judged, b), judged.rollouts.codes[b, 0].tolist(), 1.0)
         )
         torch.testing.assert_close(judged.rollouts.log_probs[b, 0], scores.detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_history_is_encoded_once_for_all_its_rollouts(world, monkeypatch):
+    """Peers encode the prompt again for each of the G completions, for the policy and for its reference."""
+    task = world.post_training(world.policy(), num_generations=6, beta=0.1)
+    encoded = []
+    for policy in (task.policy, task.starting_policy):
+        original = policy.encode
+
+        def counted(histories, *arguments, original=original):
+            encoded.append(len(histories.lengths))
+            return original(histories, *arguments)
+
+        monkeypatch.setattr(policy, "encode", counted)
+    judged, _, _ = world.draw(task, 0)
+    samples = judged.rollouts.items.shape[0]
+    assert judged.rollouts.items.shape[1] == 6
+    assert encoded == [samples, samples]  # once by the policy, once by the reference

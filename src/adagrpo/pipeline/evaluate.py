@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -152,7 +153,7 @@ def _write_results(run: Run, content: dict[str, Any]) -> None:
         "config_hash": run.config_hash,
         "data_hash": data_hash,
         "commit": _commit(),
-        "command": " ".join(["adagrpo", *sys.argv[1:]]),
+        "command": shlex.join(["adagrpo", *sys.argv[1:]]),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     seconds = _seconds(run.path("events.jsonl"))
