@@ -211,6 +211,11 @@ class ArmConfig(Section):
         return self
 
     @property
+    def admits(self) -> Gate | None:
+        """The gate: `grpo` and `mixture` admit every sample, `nll` has no reward to admit."""
+        return self.gate or {"adagrpo": "adagrpo", "nll": None}.get(self.objective, "all")
+
+    @property
     def name(self) -> str:
         """The arm's name in folders and in metrics.json: the objective, or `adagrpo-<gate>`, and its own lambda."""
         gate = "" if self.gate in (None, "adagrpo") else f"-{self.gate}"

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from adagrpo.artifacts import hash_json, write_file
+from adagrpo.artifacts import write_file
 from adagrpo.data.columns import ITEM_ID, USER_ID
 from adagrpo.data.marketplace import Truth
 from adagrpo.data.prepared import load_item_ids, load_user_ids
-from adagrpo.evaluation import Predictions, predict, rerank, summarise
+from adagrpo.evaluation import Predictions, rerank, summarise
 from adagrpo.pipeline.models import Workbench
 from adagrpo.pipeline.run import Run
 from adagrpo.types import Cases
@@ -65,17 +65,7 @@ def evaluate_checkpoint(run: Run, name: str, weights: Path, known: dict[str, Pat
         values: dict[str, Any] = {}
         for split in ("validation", "test"):
             cases = bench.cases(split)
-            predictions = predict(
-                policy,
-                bench.catalog,
-                cases,
-                width=options.beam_width,
-                batch_size=options.batch_size,
-                max_history=run.config.max_history,
-                reward=ranker,
-                mask_history=options.mask_history,
-                report=_report(run, f"{name} {split}"),
-            )
+            predictions = bench.predict(policy, cases, ranker, _report(run, f"{name} {split}"))
             # what is true of a user is known at their last purchase only, so true utility is a test metric
             values[split] = summarise(predictions, cases, tail=bench.tail, utility=utility if split == "test" else None)
             values[f"rerank_{split}"] = rerank(predictions, cases)
@@ -117,7 +107,7 @@ def collect(run: Run, arms: list[str]) -> dict[str, Any]:
         arm = next(arm for arm in run.config.train.arms if arm.name == name)
         entry: dict[str, Any] = {
             "objective": arm.objective,
-            "gate": arm.gate or {"adagrpo": "adagrpo", "nll": None}.get(arm.objective, "all"),
+            "gate": arm.admits,
             "lambda": _lambda(run, arm.objective, arm.lambda_),
             "admission": _admission(run.path("train", name, "steps.jsonl")),
         }
@@ -145,13 +135,12 @@ def collect(run: Run, arms: list[str]) -> dict[str, Any]:
 def _write_results(run: Run, content: dict[str, Any]) -> None:
     """One row a checkpoint and split in results.jsonl, the form in which measured runs are kept."""
     rows = []
-    data_hash = hash_json(run.hash_input(run.path("prepare", "train.parquet")))
     common = {
         "dataset": run.config.name,
         "seed": run.config.seed,
         "recipe": run.config.name,
         "config_hash": run.config_hash,
-        "data_hash": data_hash,
+        "data_hash": run.hash_input(run.path("prepare", "train.parquet")),
         "commit": _commit(),
         "command": shlex.join(["adagrpo", *sys.argv[1:]]),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),

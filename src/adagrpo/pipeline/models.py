@@ -16,7 +16,7 @@ from adagrpo import metrics
 from adagrpo.config import FitConfig
 from adagrpo.data.prepared import load_cases, load_impressions, load_items, load_training
 from adagrpo.errors import UserError
-from adagrpo.evaluation import predict, sample_cases, summarise
+from adagrpo.evaluation import Predictions, predict, sample_cases, summarise
 from adagrpo.pipeline.run import Run
 from adagrpo.policies import CompactPolicy
 from adagrpo.rewards.base import Reward
@@ -124,22 +124,28 @@ class Workbench:
     def validator(self, policy: Any, fit: FitConfig, reward: Reward | None = None) -> Callable[[], dict[str, float]]:
         """Validation while training, on a fixed sample of users."""
         cases = sample_cases(self.cases("validation"), fit.validation_users, self.config.seed)
+        return lambda: summarise(self.predict(policy, cases, reward), cases, tail=self.tail)
+
+    def predict(
+        self,
+        policy: Any,
+        cases: Cases,
+        reward: Reward | None,
+        report: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Predictions:
+        """Beam search as the configuration's evaluation section says."""
         options = self.config.evaluation
-
-        def validate() -> dict[str, float]:
-            predictions = predict(
-                policy,
-                self.catalog,
-                cases,
-                width=options.beam_width,
-                batch_size=options.batch_size,
-                max_history=self.config.max_history,
-                reward=reward,
-                mask_history=options.mask_history,
-            )
-            return summarise(predictions, cases, tail=self.tail)
-
-        return validate
+        return predict(
+            policy,
+            self.catalog,
+            cases,
+            width=options.beam_width,
+            batch_size=options.batch_size,
+            max_history=self.config.max_history,
+            reward=reward,
+            mask_history=options.mask_history,
+            report=report,
+        )
 
 
 def _load(weights: Path, model: nn.Module) -> None:

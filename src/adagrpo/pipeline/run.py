@@ -144,9 +144,7 @@ class Run:
         }
         write_file(self.path("run.yaml"), yaml.safe_dump(content, sort_keys=False))
 
-    def stage(
-        self, name: str, *, config: Any, inputs: Sequence[Path], build: Callable[[Path], None], quiet: bool = False
-    ) -> Path:
+    def stage(self, name: str, *, config: Any, inputs: Sequence[Path], build: Callable[[Path], None]) -> Path:
         """Make a stage unless it is there already.
 
         Args:
@@ -154,7 +152,6 @@ class Run:
             config: JSON-able, what the stage reads of the configuration.
             inputs: files that it reads; those of another stage must be as that stage left them.
             build: writes the stage's files into the folder it is given, which may hold an interrupted attempt.
-            quiet: do not tell the console, for stages of a moment.
 
         Returns:
             The finished folder.
@@ -169,12 +166,12 @@ class Run:
             done = manifest(target)
             if done is not None and done["fingerprint"] == fingerprint:
                 verify(target)
-                self._event(name, "skip", 0.0, quiet)
+                self._event(name, "skip", 0.0)
                 return target
-            self._event(name, "start", 0.0, quiet)
+            self._event(name, "start", 0.0)
             started = time.monotonic()
             self._make(name, fingerprint, build)
-            self._event(name, "end", time.monotonic() - started, quiet)
+            self._event(name, "end", time.monotonic() - started)
             return target
 
     def _make(self, name: str, fingerprint: str, build: Callable[[Path], None]) -> None:
@@ -225,7 +222,7 @@ class Run:
                 return path.relative_to(root).as_posix()
         return path.name
 
-    def _event(self, stage: str, event: str, seconds: float, quiet: bool) -> None:
+    def _event(self, stage: str, event: str, seconds: float) -> None:
         row = {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "stage": stage,
@@ -234,8 +231,7 @@ class Run:
         }
         with self.path("events.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-        if not quiet:
-            self.console.stage(stage, event, seconds)
+        self.console.stage(stage, event, seconds)
 
 
 def _cut_half_line(path: Path) -> None:

@@ -247,9 +247,9 @@ def fit_arm(run: Run, arm: ArmConfig) -> None:
 
 
 def _arm(arm: ArmConfig, default_lambda: float) -> Arm:
-    """What an objective's name means: `grpo` and `mixture` admit every sample, `grpo` has no NLL."""
-    gate = arm.gate or ("adagrpo" if arm.objective == "adagrpo" else "all")
-    return Arm(arm.objective != "grpo", default_lambda if arm.lambda_ is None else arm.lambda_, gate)
+    """What an objective's name means: `grpo` has no NLL, `nll` is no arm with a reward."""
+    assert arm.admits is not None, "an arm without a reward is fitted by Supervised"
+    return Arm(arm.objective != "grpo", default_lambda if arm.lambda_ is None else arm.lambda_, arm.admits)
 
 
 def _policy_config(run: Run) -> list[object]:
