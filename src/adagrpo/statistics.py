@@ -1,0 +1,132 @@
+"""Intervals and tests for differences between policies, over users and over seeds.
+
+    bootstrap   mean of N values resampled with replacement; the interval is that of the percentiles     (Efron 1979)
+    paired      the same on the differences a_u - b_u of the same users
+    seeds       mean ± t_{n-1, 1-α/2} s / √n over the n seeds of a run
+    Holm        p_(i) ≤ α / (m - i + 1), step down; adjusted p-values are running maxima of (m - i + 1) p_(i)   (1979)
+
+Everything is a function of its arguments: the bootstrap draws from a generator seeded by the caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+__all__ = ["Interval", "bootstrap_mean", "holm", "paired_difference", "seed_interval"]
+
+# resamples are drawn in blocks of about this many values
+_BLOCK = 2**24
+
+
+class Interval(NamedTuple):
+    """An estimate, its confidence interval, and the two-sided p-value of its being zero."""
+
+    mean: float
+    low: float
+    high: float
+    p_value: float
+
+    @property
+    def excludes_zero(self) -> bool:
+        """The interval lies on one side of zero."""
+        return self.low > 0 or self.high < 0
+
+
+def bootstrap_mean(
+    values: NDArray[np.floating],  # (N,)
+    *,
+    resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Percentile bootstrap of a mean.
+
+    Args:
+        values: (N,) one number a user, N at least 1.
+        resamples: bootstrap samples; the p-value is not below `2 / (resamples + 1)`.
+        level: of the interval, in (0, 1).
+        seed: of the resampling; equal seeds resample equal users, so intervals of arms can be compared.
+
+    Returns:
+        Mean, interval, and the p-value `2 min(P*(mean ≤ 0), P*(mean ≥ 0))` with the observed sample counted in.
+
+    Raises:
+        ValueError: no values, one that is not finite, or `level` out of range.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 1 or len(values) == 0 or not np.isfinite(values).all():
+        raise ValueError(f"values has shape {values.shape}: expected (N,) finite numbers, N at least 1")
+    if not 0 < level < 1:
+        raise ValueError(f"level {level}: expected a number between 0 and 1")
+    generator = np.random.default_rng(seed)
+    means = np.empty(resamples)
+    block = max(1, _BLOCK // len(values))
+    for first in range(0, resamples, block):
+        rows = generator.integers(0, len(values), (min(block, resamples - first), len(values)))
+        means[first : first + len(rows)] = values[rows].mean(axis=1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    below, above = (means <= 0).sum(), (means >= 0).sum()
+    p_value = min(1.0, 2 * (1 + min(below, above)) / (resamples + 1))
+    return Interval(float(values.mean()), float(low), float(high), float(p_value))
+
+
+def paired_difference(
+    arm: NDArray[np.floating],  # (N,)
+    baseline: NDArray[np.floating],  # (N,)
+    *,
+    resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Bootstrap of `mean(arm - baseline)` over the same N users, in the same order.
+
+    Raises:
+        ValueError: the two are not as long as each other; else as `bootstrap_mean`.
+    """
+    if np.shape(arm) != np.shape(baseline):
+        raise ValueError(f"arm has shape {np.shape(arm)}, baseline {np.shape(baseline)}: expected the same users")
+    difference = np.asarray(arm, dtype=np.float64) - np.asarray(baseline, dtype=np.float64)
+    return bootstrap_mean(difference, resamples=resamples, level=level, seed=seed)
+
+
+def seed_interval(values: Sequence[float], *, level: float = 0.95) -> Interval:
+    """t-interval over seeds; with one seed there is none: its ends and its p-value are NaN.
+
+    Raises:
+        ValueError: no values.
+    """
+    numbers = np.asarray(values, dtype=np.float64)
+    if len(numbers) == 0:
+        raise ValueError("values is empty: expected one number a seed")
+    mean = float(numbers.mean())
+    if len(numbers) == 1:
+        return Interval(mean, float("nan"), float("nan"), float("nan"))
+    error = float(numbers.std(ddof=1)) / np.sqrt(len(numbers))
+    half = float(stats.t.ppf((1 + level) / 2, len(numbers) - 1)) * error
+    p_value = 2 * float(stats.t.sf(abs(mean) / error, len(numbers) - 1)) if error > 0 else float(mean == 0)
+    return Interval(mean, mean - half, mean + half, p_value)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values of a family of m tests, in the order given; reject where they are at most α.
+
+    Raises:
+        ValueError: a p-value is not in [0, 1].
+
+    Example:
+        >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
+        [0.03, 0.06, 0.06]
+    """
+    values = np.asarray(p_values, dtype=np.float64)
+    if not ((values >= 0) & (values <= 1)).all():
+        raise ValueError(f"p_values {list(p_values)}: expected numbers from 0 to 1")
+    order = np.argsort(values, kind="stable")
+    scaled = values[order] * (len(values) - np.arange(len(values)))
+    adjusted = np.empty_like(values)
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(scaled))
+    return [float(p) for p in adjusted]
