@@ -136,7 +136,11 @@ class PolicyConfig(Section):
 
 
 class FitConfig(Section):
-    """How a model is fitted: AdamW, linear warm-up, then a cosine to a tenth of the peak."""
+    """How a model is fitted: AdamW, linear warm-up, then a cosine to a tenth of the peak.
+
+    `average` is the decay of an exponential moving average of the weights, which is then what is validated and kept; 0
+    keeps the weights themselves.
+    """
 
     epochs: PositiveFloat = 1.0
     batch_size: Positive = 256
@@ -145,6 +149,7 @@ class FitConfig(Section):
     warmup: Share = 0.02
     weight_decay: NonNegativeFloat = 0.01
     max_grad_norm: PositiveFloat = 1.0
+    average: Annotated[float, Field(ge=0, lt=1)] = 0.0
     validations: Annotated[int, Field(ge=0)] = 10
     validation_users: Positive = 2000
     checkpoint_seconds: NonNegativeFloat = 60.0

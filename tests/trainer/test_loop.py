@@ -218,6 +218,56 @@ def test_validating_more_often_does_not_change_the_training(world, tmp_path):
     assert all(torch.equal(tensor, seven[name]) for name, tensor in one.items())
 
 
+# ---------------------------------------------------------------- averaged weights
+
+
+def test_the_average_is_what_is_validated_and_kept_by_hand(world, tmp_path):
+    model = linear()
+    raw, average, validated = [model.weight.detach().clone()], model.weight.detach().clone(), []
+
+    class Watched(Script):
+        def validate(self) -> dict[str, float]:
+            validated.append(self.model.weight.detach().clone())
+            return super().validate()
+
+    def report(step: int, *_: object) -> None:
+        raw.append(model.weight.detach().clone())
+
+    task = Watched(model, 12, lambda step: math.nan if step == 5 else 1.0)
+    fit(model, task, world.settings(average=0.6, validations=12), tmp_path, seed=0, report=report)
+    expected = [average]
+    for step in range(12):
+        decay = min(0.6, (1 + step) / (10 + step))
+        # a skipped step (5) moves neither the weights nor their average
+        average = average if step == 5 else decay * average + (1 - decay) * raw[step + 1]
+        expected.append(average)
+    assert not torch.equal(raw[12], raw[11]), "training goes on from the raw weights"
+    for found, by_hand in zip(validated, expected, strict=True):
+        torch.testing.assert_close(found, by_hand, rtol=1e-6, atol=1e-7)
+    final = load_file(tmp_path / "final" / "model.safetensors")["weight"]
+    assert torch.equal(final, validated[-1]) and torch.equal(model.weight, final)
+    assert torch.equal(load_file(tmp_path / "best" / "model.safetensors")["weight"], validated[-1])
+
+
+def test_averaging_does_not_change_the_training(world, tmp_path):
+    for average in (0.0, 0.9):
+        settings = world.settings(average=average, validations=3)
+        fit(*task_of(world, "post", 8, 1), settings, tmp_path / str(average), seed=3)
+    without, averaged = ((tmp_path / name / "steps.jsonl").read_text() for name in ("0.0", "0.9"))
+    assert without == averaged
+
+
+def test_an_interrupted_fit_with_an_average_ends_at_the_same_bits(world, tmp_path, stop_at, same_fit):
+    settings = world.settings(average=0.7)
+    fit(*task_of(world, "supervised", 4, 2), settings, tmp_path / "whole", seed=3)
+    for interruption in (1, 3, 6):
+        work = tmp_path / str(interruption)
+        often = world.settings(average=0.7, checkpoint_seconds=0)
+        interrupt(stop_at(interruption), task_of(world, "supervised", 4, 2), often, work)
+        fit(*task_of(world, "supervised", 4, 2), settings, work, seed=3)
+        same_fit(tmp_path / "whole", work)
+
+
 # ---------------------------------------------------------------- steps that are not finite
 
 

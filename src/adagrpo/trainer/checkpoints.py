@@ -1,4 +1,4 @@
-"""Checkpoints of an unfinished fit: model, optimiser and best weights so far, one sealed folder a checkpoint.
+"""Checkpoints of an unfinished fit: model, optimiser, averaged and best weights, one sealed folder a checkpoint.
 
 The best weights travel inside the checkpoint, so that a kill between two writes cannot leave a best model that belongs
 to another history of the run.
@@ -34,6 +34,7 @@ class Progress:
     best_value: float | None = None
     task: dict[str, float] = field(default_factory=dict)
     best_weights: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    average: dict[str, Tensor] = field(default_factory=dict, repr=False)  # of the parameters; empty without averaging
 
     def offer(self, value: float, model: nn.Module) -> None:
         """Keep a copy of the weights if the validation metric is the highest so far; the earlier one wins a tie."""
@@ -63,6 +64,7 @@ def save(work: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progres
     temporary.mkdir(parents=True)
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, temporary / WEIGHTS)
     save_file(progress.best_weights, temporary / "best.safetensors")
+    save_file(progress.average, temporary / "average.safetensors")
     moments = {
         f"{index}.{name}": value
         for index, entry in optimizer.state_dict()["state"].items()
@@ -70,7 +72,7 @@ def save(work: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progres
     }
     save_file(moments, temporary / "optimizer.safetensors")
     state = asdict(progress)
-    del state["best_weights"]
+    del state["best_weights"], state["average"]
     (temporary / "progress.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
     seal(temporary, kind="checkpoint", fingerprint="")
     publish(temporary, target)
@@ -94,4 +96,5 @@ def restore(work: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> P
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     progress = Progress(**json.loads((whole / "progress.json").read_text(encoding="utf-8")))
     progress.best_weights = load_file(whole / "best.safetensors")
+    progress.average = load_file(whole / "average.safetensors")
     return progress

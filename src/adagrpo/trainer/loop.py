@@ -4,6 +4,9 @@ What a step does is the task's business; the loop owns the optimiser (AdamW, lin
 choice of the best checkpoint, and the files. A loss comes as named terms whose sum is minimised, so that the gradient
 norm of each can be measured. Every random number is keyed by (seed, step, micro-batch): a checkpoint needs no
 generator state.
+
+With `average` > 0, what is validated and kept is an exponential moving average of the weights (Polyak & Juditsky 1992),
+whose decay grows from 0.1 to `average` as min(average, (1 + t) / (10 + t)); training itself goes on from the raw ones.
 """
 
 from __future__ import annotations
@@ -137,6 +140,8 @@ class _Loop:
         self.optimizer = self.accelerator.prepare_optimizer(optimizer)
         self.parameters = [*decayed, *others]
         self.progress = Progress()
+        if settings.average:
+            self.progress.average = {name: p.detach().clone() for name, p in model.named_parameters()}
         self.saved_at = time.monotonic()
         every = max(1, task.steps // settings.validations) if settings.validations else task.steps
         self.validate_at = {*range(every, task.steps + 1, every), task.steps}
@@ -189,6 +194,7 @@ class _Loop:
         """Step the optimiser unless a number is not finite, log, validate and save."""
         if all(math.isfinite(values[name]) for name in values):
             self.optimizer.step()
+            self._fold_into_average()
             self.progress.skipped_in_a_row = 0
         else:
             self.progress.skipped += 1
@@ -208,12 +214,27 @@ class _Loop:
         if due and self.progress.step % self.task.stride == 0:
             self._save()
 
+    def _fold_into_average(self) -> None:
+        if self.progress.average:
+            decay = min(self.settings.average, (1 + self.progress.step) / (10 + self.progress.step))
+            with torch.no_grad():
+                for name, parameter in self.model.named_parameters():
+                    self.progress.average[name].lerp_(parameter, 1 - decay)
+
+    def _swap_average(self) -> None:
+        """Exchange the model's weights and their average; a second call puts them back."""
+        for name, parameter in self.model.named_parameters():
+            if name in self.progress.average:
+                parameter.data, self.progress.average[name] = self.progress.average[name], parameter.data
+
     def _validate(self) -> None:
         self.model.eval()
+        self._swap_average()
         with torch.no_grad(), self.accelerator.autocast():
             metrics = self.task.validate()
         _append(self.work / "validation.jsonl", {"step": self.progress.step, **metrics})
         self.progress.offer(metrics[self.task.monitor], self.model)
+        self._swap_average()
 
     def _save(self) -> None:
         self.progress.task = self.task.state()
@@ -222,6 +243,7 @@ class _Loop:
 
     def finish(self) -> FitResult:
         """Write the best and the final weights."""
+        self._swap_average()
         save_weights(self.work / "best", self.progress.best_weights, self.progress.best_step)
         save_weights(self.work / "final", self.model.state_dict(), self.progress.step)
         rows = (self.work / "validation.jsonl").read_text(encoding="utf-8").splitlines()
