@@ -148,6 +148,22 @@ def test_mask_history_removes_exactly_the_seen_history() -> None:
         assert masked.items[row].tolist() == [item for item, _ in kept] + [-1] * (20 - len(kept))
         np.testing.assert_allclose(masked.scores[row, : len(kept)], [score for _, score in kept], rtol=1e-5)
         assert np.all(np.isneginf(masked.scores[row, len(kept) :]))
+    assert plain.unmasked is None and np.array_equal(masked.unmasked, plain.items)
+    tail = np.zeros(20, dtype=bool)
+    both, without = summarise(masked, cases, tail=tail), summarise(plain, cases, tail=tail)
+    assert both["hr@10_unmasked"] == without["hr@10"] and both["ndcg@10_unmasked"] == without["ndcg@10"]
+    assert "hr@10_unmasked" not in without
+
+
+def test_the_ranker_can_be_masked_too() -> None:
+    ranker, cases = make_ranker(80), make_cases(80, count=30)
+    values = rank_by_ranker(ranker, cases, batch_size=7, max_history=MAX_HISTORY, mask_history=True)
+    hits = []
+    for row in range(len(cases)):
+        scores = ranker.score(seen_history(cases, row), torch.arange(80)[None])[0].numpy()
+        scores[cases.histories.row(row)[-MAX_HISTORY:]] = -np.inf
+        hits.append(cases.targets[row] in np.argsort(-scores)[:10] and np.isfinite(scores[cases.targets[row]]))
+    assert values["hr@10"] == pytest.approx(np.mean(hits), rel=1e-12)
 
 
 def test_a_beam_wider_than_the_catalogue_is_filled_up() -> None:

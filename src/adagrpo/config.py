@@ -126,13 +126,18 @@ class TokenizerConfig(Section):
 
 
 class PolicyConfig(Section):
-    """The compact policy."""
+    """The policy: `compact` writes codes, `hybrid` pools that with an item-level head; see `adagrpo.policies`."""
 
+    kind: Literal["compact", "hybrid"] = "compact"
     width: Positive = 160
     layers: Positive = 2
     heads: Positive = 4
     decoder_hidden: Positive = 320
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    item_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    item_weight: Share = 0.5
+    item_loss_weight: NonNegativeFloat = 0.25
+    item_negatives: Annotated[int, Field(ge=0)] = 2048
 
 
 class FitConfig(Section):

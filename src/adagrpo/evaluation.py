@@ -26,7 +26,7 @@ from adagrpo.rollouts import draw_rollouts
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.types import Cases, Histories
 
-__all__ = ["Predictions", "predict", "rank_by_ranker", "rerank", "sample_cases", "summarise"]
+__all__ = ["Predictions", "predict", "rank_by_ranker", "rerank", "retrieval", "sample_cases", "summarise"]
 
 CUTOFFS = (1, 5, 10, 50)
 SAMPLED_CASES, SAMPLES = 1000, 16  # how many cases and samples a case the invalid share of plain samples is read from
@@ -43,6 +43,7 @@ class Predictions(NamedTuple):
     free_codes: NDArray[np.int64]  # (N, W, L) free beam, best first
     free_valid: NDArray[np.bool_]  # (N, W) True where they name an item
     invalid_samples: float  # share of plain samples that name no item
+    unmasked: NDArray[np.int64] | None = None  # (N, W) what `items` would be with the history in it; None if it is
 
 
 def sample_cases(cases: Cases, count: int, seed: int) -> Cases:
@@ -90,6 +91,7 @@ def predict(
     free_codes = np.full((count, width, levels), -1, dtype=np.int64)
     free_valid = np.zeros((count, width), dtype=np.bool_)
     sampled, uniforms = _sample_plan(count, levels)
+    unmasked = np.full((count, width), -1, dtype=np.int64) if mask_history else None
     invalid = done = 0
     for rows, histories in _batches(cases, batch_size, max_history, catalog.codes.device):
         with _autocast(policy):
@@ -97,8 +99,10 @@ def predict(
             # as wide in every batch, so that a case's list does not depend on how long the others' histories are
             beams = beam_search(policy, context, width + (max_history if mask_history else 0), trie=catalog.trie)
             free = beam_search(policy, context, width)
-        found = catalog.lookup(beams.codes)
-        found, score = _without(found, beams.scores, histories, width) if mask_history else (found, beams.scores)
+        found, score = catalog.lookup(beams.codes), beams.scores
+        if unmasked is not None:
+            unmasked[rows] = found[:, :width].cpu().numpy()
+            found, score = _without(found, score, histories, width)
         items[rows], scores[rows] = found.cpu().numpy(), score.cpu().numpy()
         free_codes[rows] = free.codes.cpu().numpy()
         free_valid[rows] = (catalog.lookup(free.codes) >= 0).cpu().numpy()
@@ -115,7 +119,8 @@ def predict(
         done += len(rows)
         report(done, count)
     share = invalid / max(1, len(uniforms) * SAMPLES)
-    return Predictions(items, scores, rewards if reward is not None else None, free_codes, free_valid, share)
+    scored = rewards if reward is not None else None
+    return Predictions(items, scores, scored, free_codes, free_valid, share, unmasked)
 
 
 def summarise(
@@ -131,9 +136,13 @@ def summarise(
 
     Returns:
         HR and NDCG at the cut-offs that the beam reaches, hallucination@10, coverage@10, tail_share@10, the invalid
-        share of plain samples, and, where known, mean_reward@10 and true_utility@10. Rates are fractions.
+        share of plain samples, and, where known, mean_reward@10 and true_utility@10. Where the history was masked, also
+        what HR@10 and NDCG@10 are without masking. Rates are fractions.
     """
-    values = _retrieval(predictions.items, cases)
+    values = retrieval(predictions.items, cases)
+    if predictions.unmasked is not None:
+        whole = retrieval(predictions.unmasked, cases)
+        values |= {f"{name}_unmasked": whole[name] for name in ("hr@10", "ndcg@10")}
     values["hallucination@10"] = float(metrics.hallucination(predictions.free_valid, 10).mean())
     values["invalid_samples"] = predictions.invalid_samples
     values["coverage@10"] = metrics.coverage(predictions.items, 10, len(tail))
@@ -157,24 +166,31 @@ def rerank(predictions: Predictions, cases: Cases) -> dict[str, dict[str, float]
     rewards = np.where(unusable, -np.inf, predictions.rewards)
     orders = {"reward": rewards, "sum": np.where(unusable, -np.inf, predictions.scores + rewards)}
     return {
-        name: _retrieval(np.take_along_axis(predictions.items, np.argsort(-keys, axis=1, kind="stable"), 1), cases)
+        name: retrieval(np.take_along_axis(predictions.items, np.argsort(-keys, axis=1, kind="stable"), 1), cases)
         for name, keys in orders.items()
     }
 
 
 @torch.no_grad()
 def rank_by_ranker(
-    ranker: SequentialRanker, cases: Cases, *, batch_size: int, max_history: int, width: int = 50
+    ranker: SequentialRanker,
+    cases: Cases,
+    *,
+    batch_size: int,
+    max_history: int,
+    width: int = 50,
+    mask_history: bool = False,
 ) -> dict[str, float]:
     """The ranker's own retrieval over the full catalogue: how good is the reward model?"""
     ranker.eval()
-    found = min(width, ranker.items.num_embeddings)
+    wide = min(width + (max_history if mask_history else 0), ranker.items.num_embeddings)
     items = np.full((len(cases), width), -1, dtype=np.int64)
     for rows, histories in _batches(cases, batch_size, max_history, ranker.items.weight.device):
         with _autocast(ranker):
-            scores = ranker.catalogue_scores(ranker.last_states(histories))
-        items[rows, :found] = scores.topk(found).indices.cpu().numpy()
-    return _retrieval(items, cases)
+            best = ranker.catalogue_scores(ranker.last_states(histories)).topk(wide)
+        found = _without(best.indices, best.values, histories, width)[0] if mask_history else best.indices
+        items[rows, : found.shape[1]] = found.cpu().numpy()
+    return retrieval(items, cases)
 
 
 def _sample_plan(count: int, levels: int) -> tuple[NDArray[np.int64], Tensor]:
@@ -188,7 +204,8 @@ def _sample_plan(count: int, levels: int) -> tuple[NDArray[np.int64], Tensor]:
     return places, torch.rand(size, SAMPLES, levels, generator=torch.Generator().manual_seed(0))
 
 
-def _retrieval(items: NDArray[np.int64], cases: Cases) -> dict[str, float]:
+def retrieval(items: NDArray[np.int64], cases: Cases) -> dict[str, float]:
+    """HR and NDCG of ranked lists (N, W) of items, -1 for none, at the cut-offs that they reach."""
     ranks = metrics.target_rank_in(items, cases.targets.astype(np.int64))
     cutoffs = [k for k in CUTOFFS if k <= items.shape[1]]
     values = {f"hr@{k}": float(metrics.hit_rate(ranks, k).mean()) for k in cutoffs}

@@ -44,8 +44,11 @@ def test_a_test_item_reaches_test_parquet_and_evaluation_alone(
     assert not [name for name in changed if name.endswith(("predictions.parquet", "free.parquet"))]
     old, new = json.loads(before["metrics.json"]), json.loads(after["metrics.json"])
     assert old["stages"]["sft"]["validation"] == new["stages"]["sft"]["validation"]
-    assert {name: old[name] for name in old if name not in ("stages", "ranker")} == {
-        name: new[name] for name in new if name not in ("stages", "ranker")
+    for name, splits in old["baselines"].items():
+        assert splits["validation"] == new["baselines"][name]["validation"]
+    evaluated = ("stages", "ranker", "baselines")
+    assert {name: old[name] for name in old if name not in evaluated} == {
+        name: new[name] for name in new if name not in evaluated
     }
 
 

@@ -43,9 +43,16 @@ def made(directory: Path) -> set[str]:
     return {stage for stage, event in events(directory) if event == "end"}
 
 
-STAGES = ["prepare", "tokenize", "sft", "ranker", "train/nll", "train/adagrpo", "evaluate/sft"] + [
-    f"evaluate/{arm}/{kind}" for arm in ("nll", "adagrpo") for kind in ("best", "final")
-]
+STAGES = [
+    "prepare",
+    "tokenize",
+    "sft",
+    "ranker",
+    "train/nll",
+    "train/adagrpo",
+    "evaluate/sft",
+    "evaluate/baselines",
+] + [f"evaluate/{arm}/{kind}" for arm in ("nll", "adagrpo") for kind in ("best", "final")]
 
 
 def test_every_stage_is_made_once_in_order(finished: Path) -> None:

@@ -49,7 +49,7 @@ def test_the_loss_uses_dropout(world):
 
 def test_the_term_is_divided_by_the_count_of_the_whole_step(world):
     policy, batch = world.policy(), world.schedule().batches(0)[0]
-    one, ten = (nll_term(policy, world.catalog.codes, batch, total) for total in (1, 10))
+    one, ten = (nll_term(policy, batch, total) for total in (1, 10))
     torch.testing.assert_close(one, 10 * ten)
 
 

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from adagrpo import baselines
 from adagrpo.artifacts import write_file
 from adagrpo.data.columns import ITEM_ID, USER_ID
 from adagrpo.data.marketplace import Truth
 from adagrpo.data.prepared import load_item_ids, load_user_ids
-from adagrpo.evaluation import Predictions, rerank, summarise
+from adagrpo.evaluation import Predictions, rank_by_ranker, rerank, retrieval, summarise
 from adagrpo.pipeline.models import Workbench
 from adagrpo.pipeline.run import Run
 from adagrpo.types import Cases
@@ -29,15 +30,38 @@ __all__ = ["collect", "evaluate", "evaluate_checkpoint"]
 
 
 def evaluate(run: Run, arms: list[str]) -> None:
-    """Evaluate the sft policy, and the best and final checkpoint of every arm.
+    """Evaluate the sft policy, the baselines, and the best and final checkpoint of every arm.
 
     Checkpoints with equal weights (an arm whose best step is 0 is the sft policy) are computed once.
     """
     known: dict[str, Path] = {}
     evaluate_checkpoint(run, "evaluate/sft", run.path("sft", "best"), known)
+    evaluate_baselines(run)
     for arm in arms:
         for kind in ("best", "final"):
             evaluate_checkpoint(run, f"evaluate/{arm}/{kind}", run.path("train", arm, kind), known)
+
+
+def evaluate_baselines(run: Run) -> None:
+    """Popularity, item-kNN and the ranker's own retrieval, on the same cases and with the same masking."""
+    bench, options = Workbench(run), run.config.evaluation
+    model = run.path("ranker", "best", "model.safetensors")
+    mask = options.mask_history
+
+    def build(work: Path) -> None:
+        ranker = bench.ranker(model.parent)
+        values: dict[str, dict[str, Any]] = {"popularity": {}, "item_knn": {}, "ranker": {}}
+        for split in ("validation", "test"):
+            cases = bench.cases(split)
+            for name, rank in (("popularity", baselines.popularity), ("item_knn", baselines.item_knn)):
+                values[name][split] = retrieval(rank(bench.training, bench.num_items, cases, mask_history=mask), cases)
+            values["ranker"][split] = rank_by_ranker(
+                ranker, cases, batch_size=options.batch_size, max_history=run.config.max_history, mask_history=mask
+            )
+        write_file(work / "metrics.json", json.dumps(values, indent=1) + "\n")
+
+    inputs = [*bench.training_files, bench.prepared / "test.parquet", model]
+    run.stage("evaluate/baselines", config=[mask, run.config.max_history], inputs=inputs, build=build)
 
 
 def evaluate_checkpoint(run: Run, name: str, weights: Path, known: dict[str, Path]) -> None:
@@ -125,6 +149,7 @@ def collect(run: Run, arms: list[str]) -> dict[str, Any]:
         "dataset": summary,
         "catalog": _read(run.path("tokenize", "audit.json")),
         "ranker": ranker,
+        "baselines": _read(run.path("evaluate", "baselines", "metrics.json")),
         "stages": stages,
     }
     write_file(run.path("metrics.json"), json.dumps(content, indent=1) + "\n")

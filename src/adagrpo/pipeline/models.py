@@ -18,7 +18,7 @@ from adagrpo.data.prepared import load_cases, load_impressions, load_items, load
 from adagrpo.errors import UserError
 from adagrpo.evaluation import Predictions, predict, sample_cases, summarise
 from adagrpo.pipeline.run import Run
-from adagrpo.policies import CompactPolicy
+from adagrpo.policies import CompactPolicy, HybridPolicy
 from adagrpo.rewards.base import Reward
 from adagrpo.rewards.ranker import SequentialRanker
 from adagrpo.semantic_ids import Catalog
@@ -86,10 +86,10 @@ class Workbench:
         """The order of training batches."""
         return BatchSchedule(self.training, self.config.max_history, fit.batch_size, fit.accumulation, self.config.seed)
 
-    def policy(self, weights: Path | None = None) -> CompactPolicy:
+    def policy(self, weights: Path | None = None) -> CompactPolicy | HybridPolicy:
         """A new policy, or one loaded from a checkpoint folder."""
         options = self.config.policy
-        policy = CompactPolicy(
+        compact = CompactPolicy(
             self.catalog.codes,
             self.catalog.level_sizes,
             width=options.width,
@@ -99,7 +99,19 @@ class Workbench:
             max_history=self.config.max_history,
             dropout=options.dropout,
             seed=self.config.seed,
-        ).to(self.device)
+        )
+        policy: CompactPolicy | HybridPolicy = compact
+        if options.kind == "hybrid":
+            policy = HybridPolicy(
+                compact,
+                self.catalog.trie,
+                item_dropout=options.item_dropout,
+                item_weight=options.item_weight,
+                loss_weight=options.item_loss_weight,
+                negatives=options.item_negatives,
+                seed=self.config.seed,
+            )
+        policy = policy.to(self.device)
         if weights is not None:
             _load(weights, policy)
         return policy

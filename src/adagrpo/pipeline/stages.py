@@ -20,6 +20,7 @@ from adagrpo.errors import UserError
 from adagrpo.evaluation import rank_by_ranker, sample_cases
 from adagrpo.pipeline.models import Workbench
 from adagrpo.pipeline.run import Run
+from adagrpo.rewards.ranker import SequentialRanker
 from adagrpo.semantic_ids import (
     Catalog,
     attribute_vectors,
@@ -33,7 +34,7 @@ from adagrpo.semantic_ids import (
 )
 from adagrpo.trainer import Arm, PostTraining, RankerFit, Supervised, fit
 from adagrpo.trainer.ranker import Impressions
-from adagrpo.types import Ragged
+from adagrpo.types import Cases, Ragged
 
 __all__ = ["fit_arm", "fit_ranker", "fit_sft", "prepare", "simulate_marketplace", "tokenize"]
 
@@ -188,22 +189,33 @@ def fit_ranker(run: Run) -> None:
         everyone = bench.cases("validation")
         cases = sample_cases(everyone, settings.validation_users, run.config.seed)
         table = load_impressions(bench.prepared) if kind == "impressions" else None
-        sizes = {"batch_size": run.config.evaluation.batch_size, "max_history": run.config.max_history}
+        evaluation = run.config.evaluation
+
+        def retrieve(ranker: SequentialRanker, cases: Cases) -> dict[str, float]:
+            return rank_by_ranker(
+                ranker,
+                cases,
+                batch_size=evaluation.batch_size,
+                max_history=run.config.max_history,
+                mask_history=evaluation.mask_history,
+            )
+
         task = RankerFit(
             ranker,
             schedule,
             loss=kind,
             steps=max(1, round(settings.epochs * schedule.steps_per_epoch)),
-            validate=lambda: rank_by_ranker(ranker, cases, **sizes),
+            validate=lambda: retrieve(ranker, cases),
             impressions=None if table is None else Impressions.from_table(table, len(bench.training)),
             negatives=options.negatives,
         )
         result = fit(ranker, task, settings, work, seed=run.config.seed, report=_report(run, "ranker"))
         best = bench.ranker(work / "best")
-        summary = {"loss": kind, "best_step": result.best_step, "validation": rank_by_ranker(best, everyone, **sizes)}
+        summary = {"loss": kind, "best_step": result.best_step, "validation": retrieve(best, everyone)}
         (work / "metrics.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
 
     config = [options.model_dump(mode="json"), kind, run.config.seed, run.config.max_history]
+    config.append(run.config.evaluation.mask_history)
     run.stage("ranker", config=config, inputs=inputs, build=build)
 
 

@@ -2,5 +2,6 @@
 
 from adagrpo.policies.base import DecoderState, Policy
 from adagrpo.policies.compact import CompactPolicy
+from adagrpo.policies.hybrid import HybridPolicy
 
-__all__ = ["CompactPolicy", "DecoderState", "Policy"]
+__all__ = ["CompactPolicy", "DecoderState", "HybridPolicy", "Policy"]

@@ -48,6 +48,10 @@ class Policy(Protocol[ContextT, StateT]):
         """
         ...
 
+    def supervised_loss(self, context: ContextT, targets: Tensor) -> Tensor:
+        """(N,) differentiable loss of the logged items `targets` (N,) int64 of `N` samples: the NLL, in nats a code."""
+        ...
+
     def score(self, context: ContextT, codes: Tensor, *, temperature: float = 1.0) -> Tensor:
         """Free (unconstrained) log-probabilities of given codes.
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from adagrpo.layers import CausalEncoder, Dropout, FeedForward, initialise
+from adagrpo.objective import nll
 from adagrpo.types import Histories
 
 __all__ = ["CompactContext", "CompactPolicy", "CompactState"]
@@ -49,6 +50,7 @@ class CompactPolicy(nn.Module):
     """See the module's text; implements `adagrpo.policies.base.Policy`."""
 
     item_codes: Tensor
+    code_rows: Tensor
 
     def __init__(
         self,
@@ -69,7 +71,8 @@ class CompactPolicy(nn.Module):
         self._level_sizes = tuple(level_sizes)
         self.max_history = max_history
         offsets = torch.tensor([0, *level_sizes[:-1]]).cumsum(0)
-        self.register_buffer("item_codes", item_codes + offsets, persistent=False)  # rows of the one code table
+        self.register_buffer("item_codes", item_codes, persistent=False)
+        self.register_buffer("code_rows", item_codes + offsets, persistent=False)  # rows of the one code table
         self.codes = nn.Embedding(sum(level_sizes), width)
         self.encoder = CausalEncoder(width=width, layers=layers, heads=heads, max_length=max_history, dropout=dropout)
         self.enter = nn.ModuleList(nn.Embedding(size, width) for size in level_sizes[:-1])
@@ -88,14 +91,27 @@ class CompactPolicy(nn.Module):
         self, histories: Histories, rows: Tensor | None = None, positions: Tensor | None = None
     ) -> CompactContext:
         """Encode histories into samples, see `Policy.encode`. Histories longer than `max_history` are refused."""
+        return self.encode_vectors(self.code_vectors(histories.items), histories.lengths, rows, positions)
+
+    def code_vectors(self, items: Tensor) -> Tensor:
+        """(...) int64 items to (..., D), the sum of each item's code embeddings."""
         # embedding_bag sums the L code vectors of an item without writing them out
-        bags = self.item_codes[histories.items.reshape(-1)]
-        items = nn.functional.embedding_bag(bags, self.codes.weight, mode="sum").view(*histories.items.shape, -1)
-        states = self.encoder(items)
+        bags = self.code_rows[items.reshape(-1)]
+        return nn.functional.embedding_bag(bags, self.codes.weight, mode="sum").view(*items.shape, -1)
+
+    def encode_vectors(
+        self, vectors: Tensor, lengths: Tensor, rows: Tensor | None, positions: Tensor | None
+    ) -> CompactContext:
+        """`encode` from the (B, T, D) vectors of the items of histories of the given (B,) lengths."""
+        states = self.encoder(vectors)
         if rows is None or positions is None:
-            rows = torch.arange(len(histories.lengths), device=states.device)
-            positions = histories.lengths - 1
+            rows = torch.arange(len(lengths), device=states.device)
+            positions = lengths - 1
         return CompactContext(self.dropout(states[rows, positions]))
+
+    def supervised_loss(self, context: CompactContext, targets: Tensor) -> Tensor:
+        """(N,) NLL of the logged items `targets` (N,), nats a code."""
+        return nll(self.score(context, self.item_codes[targets].unsqueeze(1)).squeeze(1))
 
     def start(self, context: CompactContext) -> CompactState:
         """(B, 1) lanes."""

@@ -182,7 +182,7 @@ def _breadth(metrics: Mapping[str, Any]) -> tuple[Split, Table] | None:
 
 
 def _ranker(metrics: Mapping[str, Any]) -> Table | None:
-    """The ranker's own retrieval and the re-ranked beam beside the starting policy, on validation."""
+    """The ranker's own retrieval, the re-ranked beam and the baselines beside the starting policy."""
     ranker = metrics.get("ranker")
     if not isinstance(ranker, Mapping):
         return None
@@ -193,6 +193,9 @@ def _ranker(metrics: Mapping[str, Any]) -> Table | None:
     ]
     rows += [("ranker alone, full catalogue", ranker.get("validation") or {})]
     rows += [(f"sft beam re-ranked: {name}", values) for name, values in rerank_rows(metrics)]
+    for name, splits in (metrics.get("baselines") or {}).items():
+        shown = SPLITS if name != "ranker" else SPLITS[:1]  # its validation is above
+        rows += [(f"{name.replace('_', '-')} ({split})", splits.get(split) or {}) for split in shown]
     rows = [(name, values) for name, values in rows if values]
     columns = [name for name in RANKING if any(values.get(name) is not None for _, values in rows)]
     values = [[row.get(name) for name in columns] for _, row in rows]

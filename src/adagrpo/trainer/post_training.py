@@ -148,7 +148,7 @@ class PostTraining:
         logged: dict[str, float] = {}
         if self.arm.anchored:
             self.policy.train()
-            terms["nll"] = nll_term(self.policy, self.catalog.codes, micro.batch, micro.total)
+            terms["nll"] = nll_term(self.policy, micro.batch, micro.total)
         if len(micro.admitted):
             self.policy.eval()
             terms["grpo"], logged["clip_fraction"] = self._grpo(micro)

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from adagrpo.objective import nll
 from adagrpo.policies.base import Policy
 from adagrpo.trainer.batches import BatchSchedule, TrainingBatch
 
@@ -21,18 +20,16 @@ class SupervisedMicro(NamedTuple):
     total: int
 
 
-def nll_term(policy: Policy[Any, Any], codes: Tensor, batch: TrainingBatch, total: int) -> Tensor:
+def nll_term(policy: Policy[Any, Any], batch: TrainingBatch, total: int) -> Tensor:
     """The micro-batch's part of the mean NLL over all positions of the step, nats a code.
 
     Args:
         policy: in training mode, so that dropout is on.
-        codes: (V, L) int64 codes of the catalogue.
         batch: `N` samples.
         total: positions in the whole step.
     """
     context = policy.encode(batch.histories, batch.rows, batch.positions)
-    log_probs = policy.score(context, codes[batch.targets].unsqueeze(1)).squeeze(1)
-    return nll(log_probs).sum() / total
+    return policy.supervised_loss(context, batch.targets).sum() / total
 
 
 class Supervised:
@@ -66,7 +63,7 @@ class Supervised:
     def loss(self, micro: SupervisedMicro) -> tuple[dict[str, Tensor], dict[str, float]]:
         """The one term `nll`."""
         self.policy.train()
-        return {"nll": nll_term(self.policy, self.codes, micro.batch, micro.total)}, {}
+        return {"nll": nll_term(self.policy, micro.batch, micro.total)}, {}
 
     def state(self) -> dict[str, float]:
         """Nothing."""

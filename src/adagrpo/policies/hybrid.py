@@ -1,0 +1,211 @@
+"""The hybrid policy: a Semantic-ID decoder and an item-level head over one encoder, pooled into one distribution.
+
+The decoder of the compact policy writes codes, `p(c_l | x, c_<l)`. The head is that of a sequential recommender: a
+softmax over all items, whose mass falls on the tree of the catalogue's codes,
+
+    q(i | x) = softmax_i(g(h) · e_i + b_i),  e_i = item_i + Σ_l E_l[c_l(i)]     q(c_l | x, c_<l) = m(c_<l c_l) / m(c_<l)
+
+with `m(prefix)` the probability of all items below a prefix. Code by code the two are pooled geometrically:
+
+    log π(c_l | x, c_<l) = (1 - w) log p(c_l | ..) + w log((1 - η) q(c_l | ..) + η / K_l) + const
+
+The decoder generalises over items that share a prefix, the head remembers the single item and tells apart what shares
+its prefix; an item enters the encoder both as its codes and as itself, the latter with dropout so that the codes are
+used too. Everything else (sampling, scoring, beam search, GRPO) sees one policy over codes. η leaves codes that name
+no item a chance, so that hallucination stays visible; where a prefix has left the catalogue, only the decoder speaks.
+
+Source: LIGER (Yang et al. 2024) joins generative and dense retrieval, ranking the beam by the dense score; the pool of
+experts is Hinton's product (2002) with weights that sum to one. Where we depart: the dense scores take part in the
+search itself, so no second ranking stage is needed and the result is a proper distribution.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from adagrpo.layers import initialise
+from adagrpo.policies.compact import CompactContext, CompactPolicy, CompactState
+from adagrpo.semantic_ids.trie import Trie
+from adagrpo.types import Histories
+
+__all__ = ["HybridContext", "HybridPolicy", "HybridState"]
+
+_TINY = 1e-30
+
+
+@dataclass(frozen=True)
+class HybridContext:
+    """Encoded samples, and what the item head says about them."""
+
+    compact: CompactContext  # N samples
+    masses: tuple[Tensor, ...] | None  # see `HybridPolicy._masses`; None until decoding needs them
+
+    def __len__(self) -> int:
+        return len(self.compact)
+
+    def __getitem__(self, rows: Tensor | slice) -> HybridContext:
+        masses = None if self.masses is None else tuple(mass[rows] for mass in self.masses)
+        return HybridContext(self.compact[rows], masses)
+
+
+@dataclass(frozen=True)
+class HybridState:
+    """Decoder state: that of the compact policy, and each lane's node in the tree."""
+
+    compact: CompactState
+    nodes: Tensor  # (B, W) int64, -1 where the prefix is in no item's codes
+    masses: tuple[Tensor, ...]
+
+    @property
+    def level(self) -> int:
+        """How many codes have been written."""
+        return self.compact.level
+
+
+class HybridPolicy(nn.Module):
+    """See the module's text; implements `adagrpo.policies.base.Policy`. Lives on the device of the trie."""
+
+    leaf_items: Tensor
+    parents: list[Tensor]
+
+    def __init__(
+        self,
+        compact: CompactPolicy,
+        trie: Trie,
+        *,
+        item_dropout: float = 0.5,
+        item_weight: float = 0.5,
+        smoothing: float = 0.01,
+        loss_weight: float = 0.25,
+        negatives: int = 2048,
+        seed: int = 0,
+    ) -> None:
+        """Join a head to a compact policy.
+
+        Args:
+            compact: encoder and decoder.
+            trie: of the same catalogue.
+            item_dropout: share of the items of a history that enter as their codes alone while training.
+            item_weight: `w`, the share of the item head in the pool, in [0, 1].
+            smoothing: `η`.
+            loss_weight: of the head's cross-entropy beside the NLL of the decoder.
+            negatives: uniformly sampled for that cross-entropy, shared by a batch; 0 takes the whole catalogue.
+            seed: of the initial weights.
+        """
+        super().__init__()
+        width, count = compact.codes.embedding_dim, len(compact.item_codes)
+        self.item_dropout, self.item_weight, self.smoothing = item_dropout, item_weight, smoothing
+        self.loss_weight, self.negatives = loss_weight, negatives
+        self.trie = trie
+        self.items = nn.Embedding(count, width)
+        self.bias = nn.Embedding(count, 1)
+        self.norm = nn.LayerNorm(width)
+        self.project = nn.Linear(width, width)
+        initialise(self, std=0.02, generator=torch.Generator().manual_seed(seed + 1))
+        nn.init.zeros_(self.bias.weight)
+        with torch.no_grad():  # near the identity: state and item vectors start in the same space
+            self.project.weight += torch.eye(width)
+        self.compact = compact
+        self.parents = _parents(trie)
+
+    @property
+    def level_sizes(self) -> tuple[int, ...]:
+        """`(K_1 .. K_L)`."""
+        return self.compact.level_sizes
+
+    def encode(
+        self, histories: Histories, rows: Tensor | None = None, positions: Tensor | None = None
+    ) -> HybridContext:
+        """Encode histories into samples, see `Policy.encode`; the head waits until decoding asks for it."""
+        vectors = self.items(histories.items)
+        if self.training and self.item_dropout > 0:
+            kept = torch.rand(histories.items.shape, device=vectors.device) >= self.item_dropout
+            vectors = vectors * kept.unsqueeze(-1)
+        vectors = vectors + self.compact.code_vectors(histories.items)
+        return HybridContext(self.compact.encode_vectors(vectors, histories.lengths, rows, positions), None)
+
+    def item_states(self, context: HybridContext) -> Tensor:
+        """(N, D) queries of the item head, `g(h)`."""
+        output: Tensor = self.project(self.norm(context.compact.states))
+        return output
+
+    def item_logits(self, context: HybridContext, items: Tensor) -> Tensor:
+        """(N, I) float32 logits of `items` (I,)."""
+        vectors = self.items(items) + self.compact.code_vectors(items)
+        return functional.linear(self.item_states(context), vectors, self.bias(items).squeeze(-1)).float()
+
+    def supervised_loss(self, context: HybridContext, targets: Tensor) -> Tensor:
+        """(N,) loss of the logged items `targets` (N,): each expert learns by itself, the pool adds nothing to learn.
+
+        The decoder's NLL in nats a code, plus `loss_weight` times the head's cross-entropy.
+        """
+        decoder = self.compact.supervised_loss(context.compact, targets)
+        if self.negatives == 0:
+            every = torch.arange(self.items.num_embeddings, device=targets.device)
+            head = functional.cross_entropy(self.item_logits(context, every), targets, reduction="none")
+        else:
+            drawn = torch.randint(self.items.num_embeddings, (self.negatives,), device=targets.device)
+            vectors = self.items(targets) + self.compact.code_vectors(targets)
+            positive = (self.item_states(context) * vectors).sum(-1, keepdim=True) + self.bias(targets)
+            negative = self.item_logits(context, drawn).masked_fill(drawn == targets.unsqueeze(-1), -torch.inf)
+            head = -torch.cat([positive.float(), negative], dim=-1).log_softmax(-1)[:, 0]
+        return decoder + self.loss_weight * head
+
+    def start(self, context: HybridContext) -> HybridState:
+        """(B, 1) lanes."""
+        masses = self._masses(context) if context.masses is None else context.masses
+        nodes = torch.zeros(len(context), 1, dtype=torch.int64, device=context.compact.states.device)
+        return HybridState(self.compact.start(context.compact), nodes, masses)
+
+    def logits(self, state: HybridState) -> Tensor:
+        """(B, W, K_l) float32 log-probabilities of the pool, up to a constant a lane."""
+        decoder = self.compact.logits(state.compact).log_softmax(-1)
+        size = decoder.shape[-1]
+        codes = torch.arange(size, device=decoder.device)
+        children = self.trie.child(state.level, state.nodes.unsqueeze(-1), codes)  # (B, W, K)
+        mass = state.masses[state.level]
+        found = mass.gather(1, children.masked_fill(children < 0, mass.shape[1] - 1).flatten(1)).view_as(decoder)
+        share = found / found.sum(-1, keepdim=True).clamp(min=_TINY)
+        head = ((1 - self.smoothing) * share + self.smoothing / size).log()
+        known = (state.nodes >= 0).unsqueeze(-1)
+        return torch.where(known, (1 - self.item_weight) * decoder + self.item_weight * head, decoder)
+
+    def advance(self, state: HybridState, parents: Tensor, codes: Tensor) -> HybridState:
+        """Append codes (B, W') to lanes `parents` (B, W')."""
+        nodes = self.trie.child(state.level, state.nodes.gather(1, parents), codes)
+        return HybridState(self.compact.advance(state.compact, parents, codes), nodes, state.masses)
+
+    def score(self, context: HybridContext, codes: Tensor, *, temperature: float = 1.0) -> Tensor:
+        """(B, G, L) log-probabilities of given codes under the free softmax of each level."""
+        lanes = torch.arange(codes.shape[1], device=codes.device).expand(codes.shape[:2])
+        state, scores = self.start(context), []
+        for level in range(codes.shape[2]):
+            log_probs = (self.logits(state) / temperature).log_softmax(-1).expand(-1, codes.shape[1], -1)
+            scores.append(log_probs.gather(-1, codes[..., level : level + 1]))
+            state = self.advance(state, torch.zeros_like(lanes) if level == 0 else lanes, codes[..., level])
+        return torch.cat(scores, dim=-1)
+
+    def _masses(self, context: HybridContext) -> tuple[Tensor, ...]:
+        """L of (N, n_l + 1): probability of the items below each node of levels 1 .. L, and a last column of zero."""
+        mass = self.item_logits(context, self.trie.items).softmax(-1)  # leaves are in the order of their codes
+        levels = [mass]
+        for parents in self.parents:
+            summed = mass.new_zeros(len(mass), int(parents[-1]) + 1 if len(parents) else 0)
+            mass = summed.index_add(1, parents, mass)
+            levels.append(mass)
+        return tuple(functional.pad(level, (0, 1)) for level in reversed(levels))
+
+
+def _parents(trie: Trie) -> list[Tensor]:
+    """For levels L .. 2: the node of the level above that each node hangs from, (n_l,) int64, ascending."""
+    found = []
+    for level in range(trie.num_levels - 1, 0, -1):
+        above = torch.arange(trie.node_counts[level], device=trie.items.device)
+        codes = torch.arange(trie.level_sizes[level], device=trie.items.device)
+        children = trie.child(level, above.unsqueeze(-1), codes)
+        found.append((children >= 0).nonzero()[:, 0])
+    return found

@@ -1,0 +1,173 @@
+"""The hybrid policy: the pool of decoder and item head against a walk over the catalogue, item by item."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch.nn import functional
+
+from adagrpo.decoding import beam_search, sample
+from adagrpo.policies import CompactPolicy, HybridPolicy
+from adagrpo.semantic_ids.trie import Trie
+from adagrpo.types import Histories
+
+SIZES = (3, 2, 4)
+SPACE = torch.tensor(list(itertools.product(*map(range, SIZES))))  # all 24 sequences
+ITEM_CODES = SPACE[torch.randperm(24, generator=torch.Generator().manual_seed(0))[:10]]
+ITEMS = torch.arange(10)
+HISTORIES = Histories(torch.tensor([[1, 5, 9, 2], [7, 3, 0, 0], [4, 0, 0, 0]]), torch.tensor([4, 2, 1]))
+TARGETS = torch.tensor([3, 0, 8])
+
+
+def make_policy(**options: float) -> HybridPolicy:
+    compact = CompactPolicy(ITEM_CODES, SIZES, width=8, layers=1, heads=2, decoder_hidden=12, max_history=4, dropout=0)
+    policy = HybridPolicy(compact, Trie.build(ITEM_CODES, SIZES), **options)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():  # far from the initial weights, where everything is about equally likely
+        for parameter in policy.parameters():
+            parameter.add_(0.4 * torch.randn(parameter.shape, generator=generator))
+    return policy.eval()
+
+
+def space(codes: torch.Tensor) -> torch.Tensor:
+    return codes.unsqueeze(0).expand(3, -1, -1)
+
+
+@torch.no_grad()
+def test_the_head_alone_is_a_softmax_over_items():
+    policy = make_policy(item_weight=1.0, smoothing=0.0)
+    context = policy.encode(HISTORIES)
+    expected = policy.item_logits(context, ITEMS).log_softmax(-1)
+    torch.testing.assert_close(policy.score(context, space(ITEM_CODES)).sum(-1), expected, rtol=1e-5, atol=1e-5)
+    # nothing is left for sequences that name no item
+    total = policy.score(context, space(SPACE)).sum(-1).exp().sum(-1)
+    torch.testing.assert_close(total, torch.ones(3), rtol=1e-5, atol=0)
+
+
+@torch.no_grad()
+def test_without_the_head_it_is_the_decoder():
+    policy = make_policy(item_weight=0.0)
+    context = policy.encode(HISTORIES)
+    expected = policy.compact.score(context.compact, space(SPACE))
+    torch.testing.assert_close(policy.score(context, space(SPACE)), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@torch.no_grad()
+def test_the_pool_by_hand(temperature):
+    policy = make_policy(item_weight=0.3, smoothing=0.05)
+    context = policy.encode(HISTORIES)
+    scores = policy.score(context, space(SPACE), temperature=temperature)
+    items = policy.item_logits(context, ITEMS).softmax(-1).tolist()
+    for b, s in itertools.product(range(3), range(24)):
+        prefix: tuple[int, ...] = ()
+        state = policy.compact.start(context.compact)
+        for level, code in enumerate(SPACE[s].tolist()):
+            decoder = policy.compact.logits(state)[b, 0].log_softmax(-1).tolist()
+            below = [
+                sum(p for p, row in zip(items[b], ITEM_CODES.tolist(), strict=True) if row[: level + 1] == [*prefix, k])
+                for k in range(SIZES[level])
+            ]
+            pooled = decoder
+            if sum(below) > 0:
+                head = [math.log(0.95 * mass / sum(below) + 0.05 / SIZES[level]) for mass in below]
+                pooled = [0.7 * p + 0.3 * q for p, q in zip(decoder, head, strict=True)]
+            logits = torch.tensor(pooled, dtype=torch.float64) / temperature
+            expected = float(logits[code] - logits.logsumexp(0))
+            assert float(scores[b, s, level]) == pytest.approx(expected, rel=1e-4, abs=1e-5)
+            state = policy.compact.advance(state, torch.zeros(3, 1).long(), torch.full((3, 1), code))
+            prefix = (*prefix, code)
+
+
+@torch.no_grad()
+def test_probabilities_of_all_sequences_sum_to_one():
+    policy = make_policy()
+    total = policy.score(policy.encode(HISTORIES), space(SPACE)).sum(-1).exp().sum(-1)
+    torch.testing.assert_close(total, torch.ones(3), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("constrained", [False, True])
+@torch.no_grad()
+def test_beam_search_finds_what_scoring_everything_finds(constrained):
+    policy = make_policy()
+    context = policy.encode(HISTORIES)
+    codes = ITEM_CODES if constrained else SPACE
+    beams = beam_search(policy, context, 24, trie=policy.trie if constrained else None)
+    totals, order = policy.score(context, space(codes)).sum(-1).sort(descending=True)
+    count = len(codes)
+    torch.testing.assert_close(beams.scores[:, :count], totals, rtol=1e-5, atol=1e-5)
+    assert torch.equal(beams.codes[:, :count], codes[order])
+
+
+@torch.no_grad()
+def test_sampling_and_scoring_agree():
+    policy = make_policy()
+    context = policy.encode(HISTORIES)
+    drawn = sample(policy, context, torch.rand(3, 40, 3, generator=torch.Generator().manual_seed(0)))
+    torch.testing.assert_close(policy.score(context, drawn.codes), drawn.log_probs, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_context_can_be_cut_before_and_after_the_head_has_spoken():
+    policy = make_policy()
+    context = policy.encode(HISTORIES)
+    whole = policy.score(context, space(SPACE))
+    spoken = policy.start(context)
+    assert spoken.level == 0 and len(context) == 3
+    rows = torch.tensor([2, 0])
+    torch.testing.assert_close(policy.score(context[rows], space(SPACE)[:2]), whole[rows], rtol=1e-5, atol=1e-6)
+
+
+def test_each_expert_learns_by_itself():
+    policy = make_policy(negatives=0, loss_weight=0.25)
+    context = policy.encode(HISTORIES)
+    decoder = -policy.compact.score(context.compact, ITEM_CODES[TARGETS].unsqueeze(1)).mean((1, 2))
+    head = functional.cross_entropy(policy.item_logits(context, ITEMS), TARGETS, reduction="none")
+    torch.testing.assert_close(policy.supervised_loss(context, TARGETS), decoder + 0.25 * head, rtol=1e-5, atol=1e-6)
+
+
+@torch.no_grad()
+def test_sampled_negatives_leave_out_the_target_and_count_it_once():
+    policy = make_policy(negatives=500, loss_weight=2.0)
+    context = policy.encode(HISTORIES)
+    torch.manual_seed(3)
+    found = policy.supervised_loss(context, TARGETS)
+    torch.manual_seed(3)
+    drawn = torch.randint(10, (500,)).tolist()
+    logits = policy.item_logits(context, ITEMS)
+    decoder = policy.compact.supervised_loss(context.compact, TARGETS)
+    for b, target in enumerate(TARGETS.tolist()):
+        others = torch.stack([logits[b, item] for item in drawn if item != target])
+        expected = torch.cat([logits[b, target].unsqueeze(0), others]).logsumexp(0) - logits[b, target]
+        assert float(found[b]) == pytest.approx(float(decoder[b] + 2.0 * expected), rel=1e-5)
+
+
+def test_item_dropout_leaves_the_codes_and_only_while_training():
+    policy = make_policy(item_dropout=0.999999)
+    policy.train()
+    codes_alone = policy.compact.encode(HISTORIES).states
+    torch.testing.assert_close(policy.encode(HISTORIES).compact.states, codes_alone)
+    policy.eval()
+    vectors = policy.items(HISTORIES.items) + policy.compact.code_vectors(HISTORIES.items)
+    expected = policy.compact.encode_vectors(vectors, HISTORIES.lengths, None, None).states
+    torch.testing.assert_close(policy.encode(HISTORIES).compact.states, expected)
+    assert not torch.allclose(expected, codes_alone)
+
+
+def test_the_gradient_of_a_rollout_reaches_both_experts():
+    policy = make_policy()
+    policy.score(policy.encode(HISTORIES), space(ITEM_CODES[:2])).sum().backward()
+    for name in ("items.weight", "bias.weight", "project.weight", "compact.codes.weight", "compact.heads.0.weight"):
+        gradient = policy.get_parameter(name).grad
+        assert gradient is not None and bool(gradient.isfinite().all()) and float(gradient.abs().sum()) > 0, name
+
+
+def test_initial_weights_are_a_function_of_the_seed():
+    weights = []
+    for seed in (0, 0, 1):
+        compact = CompactPolicy(ITEM_CODES, SIZES, width=8, layers=1, heads=2, decoder_hidden=12, max_history=4)
+        weights.append(HybridPolicy(compact, Trie.build(ITEM_CODES, SIZES), seed=seed).items.weight)
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
