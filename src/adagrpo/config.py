@@ -85,6 +85,12 @@ class MarketplaceConfig(Section):
     cold_share: Share | None = None
 
 
+class TieConfig(Section):
+    """Put tied interactions into random order: those of equal timestamps, or ascending runs of an item column."""
+
+    sorted_by: str | None = None
+
+
 class DataConfig(Section):
     """Where the logs come from and how they are cut. Relative paths are below `--data`."""
 
@@ -98,11 +104,14 @@ class DataConfig(Section):
     min_item_interactions: Positive = 1
     max_bad_rows: Annotated[int, Field(ge=0)] = 0
     split: SplitConfig = SplitConfig()
+    shuffle_ties: TieConfig | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if bool(self.logs) == (self.marketplace is not None):
             raise ValueError("give either logs or marketplace")
+        if self.shuffle_ties and self.shuffle_ties.sorted_by and self.items is None:
+            raise ValueError("shuffle_ties.sorted_by is a column of the item table; give items")
         return self
 
 

@@ -12,10 +12,12 @@ import polars as pl
 
 from adagrpo.config import ArmConfig, FitConfig, ItemTable
 from adagrpo.data import splits
+from adagrpo.data.columns import ITEM_ID
 from adagrpo.data.dataset import Dataset, build_dataset
 from adagrpo.data.interactions import ColumnMapping, read_items, read_logs
 from adagrpo.data.marketplace import Marketplace, simulate, write_simulation
 from adagrpo.data.prepared import load_impressions, load_item_ids, load_items, write_prepared
+from adagrpo.data.ties import shuffle_ties
 from adagrpo.errors import UserError
 from adagrpo.evaluation import rank_by_ranker, sample_cases
 from adagrpo.pipeline.models import Workbench
@@ -87,10 +89,14 @@ def prepare(run: Run) -> None:
             min_user_interactions=options.min_user_interactions,
             min_item_interactions=options.min_item_interactions,
         )
+        if options.shuffle_ties is not None:
+            column = options.shuffle_ties.sorted_by
+            name = described.id_column if described else ITEM_ID
+            dataset = shuffle_ties(dataset, seed=run.config.seed, table=items, id_column=name, column=column)
         write_prepared(dataset, _split(run, dataset), work)
 
     inputs = [*logs, *(path for path in (items, names) if path is not None)]
-    config = options.model_dump(mode="json")
+    config = [options.model_dump(mode="json"), run.config.seed if options.shuffle_ties else None]
     run.stage("prepare", config=config, inputs=inputs, build=build)
     run.write_description({path.name: run.hash_input(path) for path in inputs})
 
