@@ -28,7 +28,8 @@ from adagrpo.data.marketplace import Marketplace, simulate, write_simulation
 from adagrpo.errors import UserError
 from adagrpo.layers import autocast_dtype
 from adagrpo.pipeline import Run, Silent
-from adagrpo.report import results_table, to_text, write_figures
+from adagrpo.pipeline.compare import Comparison
+from adagrpo.report import comparison_table, results_table, to_text, write_figures
 
 __all__ = ["main"]
 
@@ -161,6 +162,50 @@ _stage_command("evaluate", _evaluate, "Evaluate sft and every trained arm on val
 
 
 @app.command()
+def compare(
+    recipe: Annotated[Path, typer.Argument(help="A recipe, see recipes/.")],
+    out: Out,
+    objectives: Annotated[
+        str | None, typer.Option(help="Arms by name: nll,mixture,adagrpo-random,rerank; the recipe's if not given.")
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="Seeds: 0,1,2; the recipe's if not given.")] = None,
+    data: Annotated[Path, typer.Option(help="The folder that the recipe's relative paths are in.")] = Path(),
+    settings: Set = [],  # noqa: B006
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and print what would be done, do nothing.")] = False,
+    seed: Seed = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Arms x seeds of one recipe, and whether any is better than the baseline; continues an interrupted comparison."""
+    if not data.is_dir():
+        raise UserError(f"{data}: no such folder (--data)")
+    console = _console(quiet)
+    comparison = Comparison(
+        out,
+        load_config(recipe, _overrides(settings, seed)),
+        data,
+        objectives=None if objectives is None else [name.strip() for name in objectives.split(",")],
+        seeds=None if seeds is None else [_seed(text) for text in seeds.split(",")],
+        console=console,
+    )
+    if dry_run:
+        content = comparison.describe()
+        typer.echo(json.dumps(content) if as_json else yaml.safe_dump(content, sort_keys=False).rstrip())
+        return
+    try:
+        content = comparison.carry_out()
+    finally:
+        if isinstance(console, StderrConsole):
+            console.close()
+    page = str(out / "comparison.html")
+    if as_json:
+        typer.echo(json.dumps(content | {"page": page}))
+        return
+    typer.echo(to_text(comparison_table(content)))
+    typer.echo("\n" + "\n".join(content["finding"]) + f"\n\npage: {page}")
+
+
+@app.command()
 def report(
     run: RunDirectory,
     figures: Annotated[Path | None, typer.Option(help="Also write the charts as SVG files into this folder.")] = None,
@@ -226,6 +271,12 @@ def _folder(out: Path) -> Path:
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file; --out takes a folder")
     return out
+
+
+def _seed(text: str) -> int:
+    if not text.strip().isdecimal() or int(text) >= 2**31:
+        raise UserError(f"--seeds: '{text.strip()}' is no seed; write whole numbers from 0 on, for example 0,1,2")
+    return int(text)
 
 
 def _overrides(settings: list[str], seed: int | None) -> list[str]:
