@@ -21,9 +21,13 @@ def measured(
     hits: np.ndarray, *, deep: np.ndarray | None = None, invalid: float = 0.1, ids: list[Any] | None = None
 ) -> Measured:
     """A checkpoint with these hits at ten."""
-    deep = np.maximum(hits, 0.5 < np.arange(len(hits)) % 2) if deep is None else deep
+    deep = np.maximum(hits, np.arange(len(hits)) % 2 > 0.5) if deep is None else deep
     users = pl.DataFrame({"user_id": list(range(len(hits))) if ids is None else ids})
-    columns = {"hr@10": hits.astype(float), "hr@50": deep.astype(float), "hallucination@10": np.full(len(hits), invalid)}
+    columns = {
+        "hr@10": hits.astype(float),
+        "hr@50": deep.astype(float),
+        "hallucination@10": np.full(len(hits), invalid),
+    }
     users = users.with_columns(pl.Series(name, values) for name, values in columns.items())
     means = {name: float(values.mean()) for name, values in columns.items()} | {"coverage@10": 0.5}
     return Measured(users, means, means)
