@@ -329,6 +329,30 @@ def test_compare_refuses_in_one_line(
     assert not (tmp_path / "out").exists()
 
 
+def test_several_recipes_are_compared_below_their_names(
+    adagrpo: Command, tmp_path: Path, world: Any, data: Path
+) -> None:
+    for name in ("one", "two"):
+        content = world.recipe(name=name, compare={"margins": {}})
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    command = [
+        "compare",
+        tmp_path / "one.yaml",
+        tmp_path / "two.yaml",
+        "--out",
+        tmp_path / "out",
+        "--dry-run",
+        "--json",
+    ]
+    answer = adagrpo(*command, "--data", data, "--seeds", "0,1")
+    assert [(plan["config"]["name"], plan["seeds"]) for plan in json.loads(answer.out)] == [
+        ("one", [0, 1]),
+        ("two", [0, 1]),
+    ]
+    refused(adagrpo(*command, *["--data", data] * 3), "--data: 3 folders for 2 recipes")
+    refused(adagrpo(*command, "--set", "name=three"), "name: 'three' cannot name a folder of its own")
+
+
 def test_seed_changes_the_run(adagrpo: Command, tmp_path: Path, data: Path, finished: Path) -> None:
     shutil.copytree(finished, tmp_path / "run")
     answer = adagrpo("tokenize", "--run", tmp_path / "run", "--seed", 1)

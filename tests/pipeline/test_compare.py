@@ -159,15 +159,18 @@ def test_a_plan_is_not_changed_after_its_runs(world: Any, data: Path, tmp_path: 
     first = comparison(world, data, tmp_path)
     (tmp_path / "plan.json").write_text(first.plan.model_dump_json(), encoding="utf-8")
     assert first.plan.family == ("adagrpo", "mixture-matched", "rerank")
-    with pytest.raises(UserError, match=r"plan\.json: fixed with compare\.margins .*take another --out"):
+    with pytest.raises(UserError, match=r"plan\.json: fixed with compare\.margins .* take another --out"):
         comparison(world, data, tmp_path, plan=PLAN | {"margins": {"hallucination@10": 0.5}})
     with pytest.raises(UserError, match=r"fixed with compare\.baseline nll, asked for sft"):
-        comparison(world, data, tmp_path, plan=PLAN | {"baseline": "sft", "family": list(first.plan.family)})
+        comparison(world, data, tmp_path, plan=PLAN | {"baseline": "sft"})
     # an arm more, and a seed more, are looked at; the family stays that of the first start
     later = comparison(world, data, tmp_path, objectives=[*ARMS, "grpo"], seeds=[0, 1, 2])
     assert later.plan == first.plan
     with pytest.raises(UserError, match=r"compare.family: 'rerank' is not among the arms"):
         comparison(world, data, tmp_path, objectives=ARMS[:3])
+    (tmp_path / "plan.json").write_text("{", encoding="utf-8")
+    with pytest.raises(UserError, match=r"plan\.json: damaged"):
+        comparison(world, data, tmp_path)
 
 
 def test_the_recipes_own_arms_and_seed(world: Any, data: Path, tmp_path: Path) -> None:

@@ -87,11 +87,17 @@ class Comparison:
         known = [START, *self.arms]
         if options.baseline not in known:
             raise UserError(f"compare.baseline: '{options.baseline}' is not among the arms {', '.join(known)}")
+        before = _read_plan(self.directory / "plan.json")
         family = options.family
-        path = self.directory / "plan.json"
-        before = None if not path.is_file() else CompareConfig.model_validate_json(path.read_text(encoding="utf-8"))
         if family is None:
             family = before.family if before else tuple(arm for arm in self.arms if arm != options.baseline)
+        plan = options.model_copy(update={"family": family})
+        if before is not None and before != plan:
+            field = next(name for name in type(plan).model_fields if getattr(before, name) != getattr(plan, name))
+            raise UserError(
+                f"{self.directory / 'plan.json'}: fixed with compare.{field} {getattr(before, field)}, asked for"
+                f" {getattr(plan, field)}; a plan is not changed after its runs, take another --out"
+            )
         for name in family or ():
             if name not in known or name == options.baseline:
                 raise UserError(f"compare.family: '{name}' is not among the arms {', '.join(known)} less the baseline")
@@ -99,16 +105,14 @@ class Comparison:
         if widest > self.config.evaluation.beam_width:
             raise UserError(
                 f"compare: a metric at {widest} needs evaluation.beam_width of at least {widest},"
-                f" found {self.config.evaluation.beam_width}; set it, or compare.margins"
-            )
-        plan = options.model_copy(update={"family": family})
-        if before is not None and before != plan:
-            field = next(name for name in type(plan).model_fields if getattr(before, name) != getattr(plan, name))
-            raise UserError(
-                f"{path}: fixed with compare.{field} {getattr(before, field)}, asked for {getattr(plan, field)};"
-                " take another --out, a plan is not changed after its runs"
+                f" found {self.config.evaluation.beam_width}; set it, or compare.metric and compare.margins"
             )
         return plan
+
+    @property
+    def page(self) -> Path:
+        """Where the page is."""
+        return self.directory / "comparison.html"
 
     def describe(self) -> dict[str, Any]:
         """What would be done, as JSON-able values."""
@@ -140,7 +144,7 @@ class Comparison:
         content["finding"] = finding(content)
         write_file(self.directory / "results.jsonl", "".join(_results(run, names, self.arms) for run, names in runs))
         write_file(self.directory / "comparison.md", comparison_markdown(content))
-        write_file(self.directory / "comparison.html", comparison_page(content))
+        write_file(self.page, comparison_page(content))
         write_file(self.directory / "comparison.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
         return content
 
@@ -175,6 +179,16 @@ class _Prefixed:
 
     def progress(self, label: str, done: int, total: int, values: Mapping[str, float]) -> None:
         self.console.progress(f"{self.prefix}/{label}", done, total, values)
+
+
+def _read_plan(path: Path) -> CompareConfig | None:
+    """The plan of an earlier start, if there was one."""
+    if not path.is_file():
+        return None
+    try:
+        return CompareConfig.model_validate_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: damaged; take another --out, or delete it if no result was looked at") from error
 
 
 def _check_list(option: str, values: Sequence[object]) -> None:
