@@ -335,20 +335,11 @@ def test_several_recipes_are_compared_below_their_names(
     for name in ("one", "two"):
         content = world.recipe(name=name, compare={"margins": {}})
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
-    command = [
-        "compare",
-        tmp_path / "one.yaml",
-        tmp_path / "two.yaml",
-        "--out",
-        tmp_path / "out",
-        "--dry-run",
-        "--json",
-    ]
+    recipes = [tmp_path / "one.yaml", tmp_path / "two.yaml"]
+    command = ["compare", *recipes, "--out", tmp_path / "out", "--dry-run", "--json"]
     answer = adagrpo(*command, "--data", data, "--seeds", "0,1")
-    assert [(plan["config"]["name"], plan["seeds"]) for plan in json.loads(answer.out)] == [
-        ("one", [0, 1]),
-        ("two", [0, 1]),
-    ]
+    plans = [(plan["config"]["name"], plan["seeds"]) for plan in json.loads(answer.out)]
+    assert plans == [("one", [0, 1]), ("two", [0, 1])]
     refused(adagrpo(*command, *["--data", data] * 3), "--data: 3 folders for 2 recipes")
     refused(adagrpo(*command, "--set", "name=three"), "name: 'three' cannot name a folder of its own")
 

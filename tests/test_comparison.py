@@ -120,7 +120,7 @@ def test_seeds_that_disagree_stop_a_claim_that_the_users_would_make() -> None:
     }
     row = rows_of(tests, 3)["arm", "best"]
     assert row["p_holm"] < 0.01 and row["against"]["hr@10"]["seeds"][0] < 0
-    assert row["verdict"] == "no difference shown"
+    assert row["verdict"] == "not settled over seeds"
 
 
 def test_a_gain_beyond_a_margin_says_so() -> None:

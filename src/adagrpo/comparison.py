@@ -34,7 +34,15 @@ __all__ = ["LOWER_IS_BETTER", "Measured", "Verdict", "compare", "per_user"]
 CUTOFFS = (1, 5, 10, 50)
 LOWER_IS_BETTER = frozenset({"hallucination@10"})
 
-Verdict = Literal["better", "better, margin not kept", "worse", "no difference shown", "baseline", "outside the family"]
+Verdict = Literal[
+    "better",
+    "better, margin not kept",
+    "worse",
+    "not settled over seeds",
+    "no difference shown",
+    "baseline",
+    "outside the family",
+]
 Point = tuple[str, str]  # arm and checkpoint
 
 
@@ -165,9 +173,11 @@ def _verdict(row: Mapping[str, Any], options: CompareConfig) -> Verdict:
     if row["p_holm"] is None:
         return "outside the family"
     found = row["against"][options.metric]
-    low, high = found["seeds"] or found["users"]
-    if row["p_holm"] > 1 - options.level or low <= 0 <= high:
+    if row["p_holm"] > 1 - options.level:
         return "no difference shown"
+    low, high = found["seeds"] or found["users"]
+    if low <= 0 <= high:
+        return "not settled over seeds"
     if (found["difference"] < 0) != (options.metric in LOWER_IS_BETTER):
         return "worse"
     return "better" if all(margin["kept"] for margin in row["margins"].values()) else "better, margin not kept"

@@ -38,16 +38,22 @@ def content(seeds: int = 2, **arms: list[Measured]) -> dict[str, Any]:
 
 def test_nothing_gained_is_the_first_thing_said() -> None:
     said = finding(content(adagrpo=[measured(50), measured(51)], grpo=[measured(20)] * 2))
-    assert said[0] == "No arm is better than nll on HR@10 with the margins kept, over 2 seeds and 2 tests."
+    assert said[0] == "No arm is better than nll on HR@10 (2 seeds, 2 tests)."
     assert said[1].startswith("Worse than nll: grpo (best: −15.00 points, users −")
-    assert said[2] == "No difference shown at one checkpoint or at both, which is not the same as none: adagrpo."
+    assert said[2] == "No difference shown, which is not to say that there is none: adagrpo (best)."
+
+
+def test_users_without_the_seeds_settle_nothing() -> None:
+    said = finding(content(grpo=[measured(100), measured(52)]))
+    assert said[0].startswith("No arm is better")
+    assert said[1].startswith("Different over users, but not settled by so few seeds: grpo (best: +13.00 points")
 
 
 def test_a_gain_is_said_with_its_intervals() -> None:
     said = finding(content(adagrpo=[measured(80)] * 2))
     assert re.match(
-        r"Better than nll on HR@10 over 2 seeds and 1 test: adagrpo \(best: \+15\.00 points, users \+1\d\.\d\d …"
-        r" \+\d\d\.\d\d, seeds \+15\.00 … \+15\.00, p 0\.004\)\.$",
+        r"Better than nll on HR@10 \(2 seeds, 1 test\), within the margins: adagrpo \(best: \+15\.00 points,"
+        r" users \+1\d\.\d\d … \+\d\d\.\d\d, seeds \+15\.00 … \+15\.00, p 0\.004\)\.$",
         said[0],
     )
 
@@ -73,7 +79,7 @@ def test_validation_chooses_and_test_reports() -> None:
 
 def test_one_seed_is_called_one_seed() -> None:
     said = finding(content(1, adagrpo=[measured(80)]))
-    assert said[0].startswith("Better than nll on HR@10 over 1 seed and 1 test") and "seeds –" in said[0]
+    assert said[0].startswith("Better than nll on HR@10 (1 seed, 1 test)") and "seeds –" in said[0]
     assert said[-1].startswith("All of this is one seed")
     assert not any("one seed" in sentence for sentence in finding(content(2, adagrpo=[measured(80)] * 2)))
 

@@ -40,26 +40,21 @@ def finding(content: Mapping[str, Any]) -> list[str]:
     """
     plan, rows = content["plan"], [row for row in content["rows"] if row["p_holm"] is not None]
     metric, label, seeds = plan["metric"], metric_label(plan["metric"]), content["seeds"]
-    sentences = []
-    better = [row for row in rows if row["verdict"] == "better"]
-    priced = [row for row in rows if row["verdict"] == "better, margin not kept"]
-    worse = [row for row in rows if row["verdict"] == "worse"]
-    under = f"over {_count(len(seeds), 'seed')} and {_count(len(rows), 'test')}"
-    if better:
-        sentences.append(f"Better than {plan['baseline']} on {label} {under}: {_named(better, metric)}.")
-    else:
-        rest = f"better than {plan['baseline']} on {label} with the margins kept, {under}."
-        sentences.append(f"No arm is {rest}")
-    for row in priced:
+    found = {name: [row for row in rows if row["verdict"] == name] for name in {row["verdict"] for row in rows}}
+    under = f"{plan['baseline']} on {label} ({_count(len(seeds), 'seed')}, {_count(len(rows), 'test')})"
+    sentences = [f"No arm is better than {under}."]
+    if "better" in found:
+        sentences = [f"Better than {under}, within the margins: {_named(found['better'], metric)}."]
+    for row in found.get("better, margin not kept", []):
         broken = [metric_label(name) for name, margin in row["margins"].items() if not margin["kept"]]
         sentences.append(f"{_named([row], metric)} gains, but not within the margin on {' and '.join(broken)}.")
-    if worse:
-        sentences.append(f"Worse than {plan['baseline']}: {_named(worse, metric)}.")
-    open_arms = list(dict.fromkeys(row["arm"] for row in rows if row["verdict"] == "no difference shown"))
-    if open_arms:
-        sentences.append(
-            f"No difference shown at one checkpoint or at both, which is not the same as none: {', '.join(open_arms)}."
-        )
+    if "worse" in found:
+        sentences.append(f"Worse than {plan['baseline']}: {_named(found['worse'], metric)}.")
+    if unsettled := found.get("not settled over seeds"):
+        sentences.append(f"Different over users, but not settled by so few seeds: {_named(unsettled, metric)}.")
+    if unknown := found.get("no difference shown"):
+        names = ", ".join(f"{row['arm']} ({row['checkpoint']})" for row in unknown)
+        sentences.append(f"No difference shown, which is not to say that there is none: {names}.")
     sentences += [*_controls(content["rows"], metric), *_chosen(content["rows"], metric)]
     if len(seeds) == 1:
         sentences.append("All of this is one seed: the intervals say nothing about another run of the training.")
@@ -123,7 +118,8 @@ def _margins(content: Mapping[str, Any]) -> Table:
     names = list(content["plan"]["margins"])
     header = ["arm", "checkpoint"]
     for name in names:
-        header += [f"{metric_label(name)} vs {content['plan']['baseline']}", "over users", "margin", "kept"]
+        size = _size(name, content["plan"]["margins"][name])
+        header += [f"{metric_label(name)} vs {content['plan']['baseline']}", "over users", f"within {size}"]
     rows = []
     for row in content["rows"]:
         if row["margins"]:
@@ -131,9 +127,9 @@ def _margins(content: Mapping[str, Any]) -> Table:
             for name in names:
                 margin, against = row["margins"][name], row["against"][name]
                 cells += [_signed(name, against["difference"]), _range(name, against["users"])]
-                cells += [_size(name, margin["margin"]), "yes" if margin["kept"] else "not shown"]
+                cells += ["yes" if margin["kept"] else "not shown"]
             rows.append(tuple(cells))
-    right: list[Alignment] = ["right"] * (4 * len(names))
+    right: list[Alignment] = ["right"] * (3 * len(names))
     return Table(tuple(header), tuple(rows), ("left", "left", *right))
 
 
@@ -242,7 +238,7 @@ def _signed(metric: str, value: float) -> str:
 
 def _size(metric: str, value: float) -> str:
     """A margin without a sign."""
-    return f"{100 * value:g} points" if _is_rate(metric) else f"{value:g}"
+    return _count(f"{100 * value:g}", "point") if _is_rate(metric) else f"{value:g}"
 
 
 def _range(metric: str, ends: Sequence[float] | None) -> str:
@@ -262,5 +258,5 @@ def _each(values: Sequence[float | None]) -> str:
     return ", ".join(dict.fromkeys(MISSING if value is None else format_number(value) for value in values))
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
+def _count(number: int | str, noun: str) -> str:
+    return f"{number} {noun}" + ("" if str(number) == "1" else "s")
