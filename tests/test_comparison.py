@@ -155,6 +155,16 @@ def test_lower_is_better_turns_the_verdict() -> None:
     assert rows["cleaner", "best"]["verdict"] == "better" and rows["dirtier", "best"]["verdict"] == "worse"
 
 
+def test_seeds_that_repeat_each_other_make_the_users_interval_no_narrower() -> None:
+    hits = baseline_hits(0)
+
+    def users(seeds: int) -> list[float]:
+        tests = {("nll", "best"): [measured(hits)] * seeds, ("arm", "best"): [measured(gained(hits, 1, 30))] * seeds}
+        return list(rows_of(tests, seeds)["arm", "best"]["against"]["hr@10"]["users"])
+
+    assert users(3) == pytest.approx(users(1), rel=1e-12)
+
+
 def test_users_of_several_seeds_are_one_unit_and_worlds_may_differ() -> None:
     """By a slow twin: each user's weighted sum over the seeds in which they occur."""
     arm = [measured(np.array([1, 0, 1]), ids=["a", "b", "c"]), measured(np.array([1, 1]), ids=["b", "d"])]

@@ -102,7 +102,6 @@ def compare(
     short = [point for point, entries in measured.items() if len(entries) != len(seeds)]
     if short:
         raise ValueError(f"{short[0]}: {len(measured[short[0]])} entries, expected one for each of seeds {list(seeds)}")
-    family = [arm for arm, _ in measured if _in_family(arm, options)]
     rows = []
     for (arm, checkpoint), entries in measured.items():
         reference = measured.get((options.baseline, checkpoint)) or measured[options.baseline, "best"]
@@ -113,7 +112,7 @@ def compare(
         row |= {"test": {n: _over_seeds([e.test[n] for e in entries], options.level) for n in entries[0].test}}
         row |= {"validation": {n: float(np.mean([e.validation[n] for e in entries])) for n in entries[0].validation}}
         rows.append(row | {"against": against, "margins": margins})
-    tested = [row for row in rows if row["arm"] in family]
+    tested = [row for row in rows if _in_family(row["arm"], options)]
     for row, p in zip(tested, holm([row["against"][options.metric]["p"] for row in tested]), strict=True):
         row["p_holm"] = p
     for row in rows:
