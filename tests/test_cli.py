@@ -90,6 +90,8 @@ def test_help_lists_every_verb(adagrpo: Command) -> None:
         (["demo", "--seed", "-1"], "seed"),
         (["tokenize", "--run", "nowhere"], "nowhere: not a run (no run.yaml)"),
         (["report", "--run", "nowhere"], "nowhere: not a run (no run.yaml)"),
+        (["report"], "give either --run DIR or --results FILE"),
+        (["report", "--results", "nowhere"], "nowhere: no such file (--results)"),
     ],
 )
 def test_usage_errors(

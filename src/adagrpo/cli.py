@@ -29,7 +29,7 @@ from adagrpo.errors import UserError
 from adagrpo.layers import autocast_dtype
 from adagrpo.pipeline import Run, Silent
 from adagrpo.pipeline.compare import Comparison
-from adagrpo.report import comparison_table, results_table, to_text, write_figures
+from adagrpo.report import comparison_table, results_file_table, results_table, to_markdown, to_text, write_figures
 
 __all__ = ["main"]
 
@@ -213,13 +213,23 @@ def compare(
 
 @app.command()
 def report(
-    run: RunDirectory,
+    run: Annotated[Path | None, typer.Option("--run", help="The run directory.")] = None,
+    results: Annotated[
+        Path | None, typer.Option(help="Instead of a run: print the Markdown table of this results.jsonl.")
+    ] = None,
     figures: Annotated[Path | None, typer.Option(help="Also write the charts as SVG files into this folder.")] = None,
     seed: Seed = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write report.html from what the run has measured so far."""
+    """Write report.html from what the run has measured so far, or print the table of a results file."""
+    if (run is None) == (results is None):
+        raise UserError("report: give either --run DIR or --results FILE")
+    if results is not None:
+        markdown = to_markdown(results_file_table(results))
+        typer.echo(json.dumps({"markdown": markdown}) if as_json else markdown)
+        return
+    assert run is not None
     opened = _open(run, [], seed, quiet)
     with _session(opened):
         page = pipeline.write_report(opened.directory)

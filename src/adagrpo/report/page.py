@@ -33,7 +33,7 @@ from adagrpo.report.tables import (
 )
 from adagrpo.report.verdict import arm_sentences, rerank_rows, summary_sentences
 
-__all__ = ["build_report", "keep_together", "template", "write_figures", "write_report"]
+__all__ = ["build_report", "keep_together", "read_rows", "template", "write_figures", "write_report"]
 
 BREADTH = ("hr@1", "hr@5", "hr@50", "ndcg@5", "coverage@10", "tail_share@10", "invalid_samples")
 RANKING = ("hr@1", "hr@5", "hr@10", "hr@50", "ndcg@5", "ndcg@10")
@@ -106,7 +106,7 @@ def build_report(run_directory: Path) -> str:
         catalog=_facts(metrics.get("catalog")),
         levels=_levels(metrics.get("catalog")),
         ranker=_ranker(metrics),
-        stages=_stages(_rows(run_directory / "events.jsonl")),
+        stages=_stages(read_rows(run_directory / "events.jsonl")),
         versions=_facts(run.get("versions")),
         threads=run.get("threads"),
         data_files=_dump(run.get("data")),
@@ -160,7 +160,13 @@ def _logs(run_directory: Path, metrics: Mapping[str, Any]) -> list[Log]:
     arms = list(dict.fromkeys([START, *(point.arm for point in points), *folders]))
     folders[START] = run_directory / "sft"
     return [
-        Log(arm, style, _rows(folders[arm] / "steps.jsonl"), _rows(folders[arm] / "validation.jsonl"), best.get(arm))
+        Log(
+            arm,
+            style,
+            read_rows(folders[arm] / "steps.jsonl"),
+            read_rows(folders[arm] / "validation.jsonl"),
+            best.get(arm),
+        )
         for style, arm in enumerate(arms)
         if arm in folders
     ]
@@ -270,7 +276,7 @@ def _load(path: Path) -> Mapping[str, Any]:
     return content
 
 
-def _rows(path: Path) -> list[Mapping[str, Any]]:
+def read_rows(path: Path) -> list[Mapping[str, Any]]:
     """The rows of a JSON-lines file, none if it is absent; a last line that a crash cut short is dropped."""
     if not path.is_file():
         return []
