@@ -15,7 +15,8 @@ import yaml
 
 from adagrpo import cli, console
 
-VERBS = ["demo", "run", "prepare", "simulate", "tokenize", "sft", "ranker", "train", "evaluate", "report", "doctor"]
+VERBS = ["demo", "run", "prepare", "simulate", "tokenize", "sft", "ranker", "train", "evaluate", "compare", "report"]
+VERBS += ["doctor"]
 PROGRAM = "import sys; from adagrpo.cli import main; sys.argv[0] = 'adagrpo'; main()"
 
 
@@ -89,6 +90,8 @@ def test_help_lists_every_verb(adagrpo: Command) -> None:
         (["demo", "--seed", "-1"], "seed"),
         (["tokenize", "--run", "nowhere"], "nowhere: not a run (no run.yaml)"),
         (["report", "--run", "nowhere"], "nowhere: not a run (no run.yaml)"),
+        (["report"], "give either --run DIR or --results FILE"),
+        (["report", "--results", "nowhere"], "nowhere: no such file (--results)"),
     ],
 )
 def test_usage_errors(
@@ -288,6 +291,59 @@ def test_a_simulated_marketplace_can_be_run_on(adagrpo: Command, tmp_path: Path,
     done = adagrpo("run", path, "--data", world, "--out", tmp_path / "run", "--json", "--quiet")
     assert done.status == 0 and done.err == ""
     assert json.loads(done.out)["ranker"]["loss"] == "impressions"
+
+
+@pytest.mark.slow
+def test_compare_writes_a_page_and_says_what_it_found(
+    adagrpo: Command, tmp_path: Path, data: Path, recipe: Any
+) -> None:
+    out = tmp_path / "out"
+    path = recipe(compare={"margins": {}, "resamples": 200})
+    command = ["compare", path, "--data", data, "--out", out, "--objectives", "nll, rerank", "--seeds", "3"]
+    planned = adagrpo(*command, "--dry-run", "--json")
+    assert planned.status == 0 and not out.exists()
+    assert json.loads(planned.out)["plan"]["family"] == ["rerank"] and json.loads(planned.out)["seeds"] == [3]
+    told = adagrpo(*command)
+    assert told.status == 0 and "seed-3/train/nll: done in" in told.err
+    assert told.out.startswith("arm ") and told.out.endswith(f"\npage: {out / 'comparison.html'}\n")
+    assert "All of this is one seed" in told.out
+    again = adagrpo(*command, "--json", "--quiet")
+    assert again.err == "" and again.out.count("\n") == 1
+    content = json.loads((out / "comparison.json").read_text(encoding="utf-8"))
+    assert json.loads(again.out) == content | {"page": str(out / "comparison.html")}
+    assert adagrpo("report", "--run", out / "seed-3", "--quiet").status == 0
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "text"),
+    [
+        ("--seeds", "0,x", "--seeds: 'x' is no seed"),
+        ("--seeds", "", "--seeds: '' is no seed"),
+        ("--objectives", "nll,adagrpo-randm", "did you mean 'adagrpo-random'?"),
+        ("--objectives", "nll,rerank,rerank", "--objectives: rerank is there twice"),
+        ("--data", "nowhere", "nowhere: no such folder (--data)"),
+    ],
+)
+def test_compare_refuses_in_one_line(
+    adagrpo: Command, tmp_path: Path, recipe: Any, option: str, value: str, text: str
+) -> None:
+    refused(adagrpo("compare", recipe(), "--out", tmp_path / "out", option, value), text)
+    assert not (tmp_path / "out").exists()
+
+
+def test_several_recipes_are_compared_below_their_names(
+    adagrpo: Command, tmp_path: Path, world: Any, data: Path
+) -> None:
+    for name in ("one", "two"):
+        content = world.recipe(name=name, compare={"margins": {}})
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    recipes = [tmp_path / "one.yaml", tmp_path / "two.yaml"]
+    command = ["compare", *recipes, "--out", tmp_path / "out", "--dry-run", "--json"]
+    answer = adagrpo(*command, "--data", data, "--seeds", "0,1")
+    plans = [(plan["config"]["name"], plan["seeds"]) for plan in json.loads(answer.out)]
+    assert plans == [("one", [0, 1]), ("two", [0, 1])]
+    refused(adagrpo(*command, *["--data", data] * 3), "--data: 3 folders for 2 recipes")
+    refused(adagrpo(*command, "--set", "name=three"), "name: 'three' cannot name a folder of its own")
 
 
 def test_seed_changes_the_run(adagrpo: Command, tmp_path: Path, data: Path, finished: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from adagrpo.config import Config, dump_config, load_config
+from adagrpo.config import ArmConfig, Config, dump_config, load_config
 from adagrpo.errors import UserError
 
 MINIMAL = {"data": {"logs": ["logs.csv"]}}
@@ -210,3 +210,36 @@ def test_a_sampled_loss_without_negatives_is_refused(tmp_path):
     recipe.write_text("data: {logs: [a.csv]}\nranker: {loss: sampled, negatives: 0}\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"ranker: loss 'sampled' needs negatives of at least 1$"):
         load_config(recipe)
+
+
+@given(
+    kind=st.sampled_from([("nll", None), ("grpo", None), ("mixture", None), ("adagrpo", None)])
+    | st.sampled_from(["all", "none", "difficulty", "random", "shuffled"]).map(lambda gate: ("adagrpo", gate)),
+    weight=st.none() | finite,
+)
+def test_an_arms_name_leads_back_to_the_arm(kind, weight):
+    objective, gate = kind
+    weight = None if objective == "nll" else weight
+    arm = ArmConfig.model_validate({"objective": objective, "gate": gate, "lambda": weight})
+    again = ArmConfig.parse(arm.name)
+    assert (again.objective, again.gate, again.name) == (objective, gate, arm.name)
+    assert again.lambda_ == (None if weight is None else float(f"{weight:g}"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("adagrpo-randm", "objective 'adagrpo-randm': there is none of that name; did you mean 'adagrpo-random'?"),
+        ("", "known: nll, grpo, mixture, adagrpo, adagrpo-all"),
+        ("grpo-random", "objective 'grpo' takes no gate; only 'adagrpo' does"),
+        ("nll-lambda2", "objective 'nll' takes no lambda"),
+        ("mixture-lambdax", "lambda: Input should be a valid number"),
+        ("mixture-lambda-1", "lambda: Input should be greater than or equal to 0 (found '-1')"),
+        ("mixture-lambdainf", "lambda: Input should be a finite number"),
+        ("ADAGRPO\nnll", "there is none of that name"),
+    ],
+)
+def test_a_name_that_no_arm_has(name, text):
+    with pytest.raises(UserError) as error:
+        ArmConfig.parse(name)
+    assert text in str(error.value)

@@ -28,7 +28,8 @@ from adagrpo.data.marketplace import Marketplace, simulate, write_simulation
 from adagrpo.errors import UserError
 from adagrpo.layers import autocast_dtype
 from adagrpo.pipeline import Run, Silent
-from adagrpo.report import results_table, to_text, write_figures
+from adagrpo.pipeline.compare import Comparison
+from adagrpo.report import comparison_table, results_file_table, results_table, to_markdown, to_text, write_figures
 
 __all__ = ["main"]
 
@@ -161,14 +162,74 @@ _stage_command("evaluate", _evaluate, "Evaluate sft and every trained arm on val
 
 
 @app.command()
+def compare(
+    recipes: Annotated[list[Path], typer.Argument(metavar="RECIPE...", help="Recipes, each on data of its own.")],
+    out: Out,
+    objectives: Annotated[
+        str | None, typer.Option(help="Arms by name: nll,mixture,adagrpo-random,rerank; the recipe's if not given.")
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="Seeds: 0,1,2; the recipe's if not given.")] = None,
+    data: Annotated[
+        list[Path],
+        typer.Option(help="The folder of the recipes' relative paths: one for all, or one each."),
+    ] = [Path()],  # noqa: B006
+    settings: Set = [],  # noqa: B006
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and print what would be done, do nothing.")] = False,
+    seed: Seed = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Arms x seeds of a recipe, and whether any is better than the baseline; continues an interrupted comparison."""
+    configs = [load_config(recipe, _overrides(settings, seed)) for recipe in recipes]
+    console = _console(quiet)
+    comparisons = [
+        Comparison(
+            folder,
+            config,
+            root,
+            objectives=None if objectives is None else [name.strip() for name in objectives.split(",")],
+            seeds=None if seeds is None else [_seed(text) for text in seeds.split(",")],
+            console=console,
+        )
+        for folder, config, root in zip(_folders(out, configs), configs, _roots(data, len(configs)), strict=True)
+    ]
+    if dry_run:
+        plans: Any = [comparison.describe() for comparison in comparisons]
+        plans = plans if len(plans) > 1 else plans[0]
+        typer.echo(json.dumps(plans) if as_json else yaml.safe_dump(plans, sort_keys=False).rstrip())
+        return
+    try:
+        found = [comparison.carry_out() | {"page": str(comparison.page)} for comparison in comparisons]
+    finally:
+        if isinstance(console, StderrConsole):
+            console.close()
+    if as_json:
+        typer.echo(json.dumps(found[0] if len(found) == 1 else {"comparisons": found}))
+        return
+    for content in found:
+        typer.echo(to_text(comparison_table(content)))
+        typer.echo("\n" + "\n".join(content["finding"]) + f"\n\npage: {content['page']}")
+
+
+@app.command()
 def report(
-    run: RunDirectory,
+    run: Annotated[Path | None, typer.Option("--run", help="The run directory.")] = None,
+    results: Annotated[
+        Path | None, typer.Option(help="Instead of a run: print the Markdown table of this results.jsonl.")
+    ] = None,
     figures: Annotated[Path | None, typer.Option(help="Also write the charts as SVG files into this folder.")] = None,
     seed: Seed = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write report.html from what the run has measured so far."""
+    """Write report.html from what the run has measured so far, or print the table of a results file."""
+    if (run is None) == (results is None):
+        raise UserError("report: give either --run DIR or --results FILE")
+    if results is not None:
+        markdown = to_markdown(results_file_table(results))
+        typer.echo(json.dumps({"markdown": markdown}) if as_json else markdown)
+        return
+    assert run is not None
     opened = _open(run, [], seed, quiet)
     with _session(opened):
         page = pipeline.write_report(opened.directory)
@@ -226,6 +287,32 @@ def _folder(out: Path) -> Path:
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file; --out takes a folder")
     return out
+
+
+def _folders(out: Path, configs: list[Config]) -> list[Path]:
+    """Where each recipe's comparison goes: the folder itself, or for several one below it by name."""
+    if len(configs) == 1:
+        return [out]
+    names = [config.name for config in configs]
+    for name in names:
+        if names.count(name) > 1 or Path(name).name != name:
+            raise UserError(f"name: '{name}' cannot name a folder of its own below {out}; names must differ")
+    return [out / name for name in names]
+
+
+def _roots(data: list[Path], count: int) -> list[Path]:
+    for folder in data:
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder (--data)")
+    if len(data) not in (1, count):
+        raise UserError(f"--data: {len(data)} folders for {count} recipes; give one for all, or one each")
+    return data * count if len(data) == 1 else data
+
+
+def _seed(text: str) -> int:
+    if not text.strip().isdecimal() or int(text) >= 2**31:
+        raise UserError(f"--seeds: '{text.strip()}' is no seed; write whole numbers from 0 on, for example 0,1,2")
+    return int(text)
 
 
 def _overrides(settings: list[str], seed: int | None) -> list[str]:

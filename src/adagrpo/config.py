@@ -7,16 +7,17 @@ by the stage of the same name, and a change in one section makes only the stages
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from adagrpo.errors import UserError
 
-__all__ = ["Config", "dump_config", "load_config"]
+__all__ = ["ArmConfig", "CompareConfig", "Config", "dump_config", "load_config"]
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -24,6 +25,7 @@ PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 Gate = Literal["adagrpo", "all", "none", "difficulty", "discriminability", "random", "shuffled", "inverted"]
+UserMetric = Literal["hr@1", "hr@5", "hr@10", "hr@50", "ndcg@10", "hallucination@10"]
 
 
 class Section(BaseModel):
@@ -227,6 +229,8 @@ class ArmConfig(Section):
     def _only_adagrpo_has_a_gate(self) -> Self:
         if self.gate is not None and self.objective != "adagrpo":
             raise ValueError(f"objective '{self.objective}' takes no gate; only 'adagrpo' does")
+        if self.lambda_ is not None and self.objective == "nll":
+            raise ValueError("objective 'nll' takes no lambda: it has no reward to weigh")
         return self
 
     @property
@@ -239,6 +243,34 @@ class ArmConfig(Section):
         """The arm's name in folders and in metrics.json: the objective, or `adagrpo-<gate>`, and its own lambda."""
         gate = "" if self.gate in (None, "adagrpo") else f"-{self.gate}"
         return f"{self.objective}{gate}" + ("" if self.lambda_ is None else f"-lambda{self.lambda_:g}")
+
+    @classmethod
+    def parse(cls, name: str) -> Self:
+        """The arm that has a name; the other way round from `name`.
+
+        Raises:
+            UserError: no arm is called that; the nearest name is said.
+
+        Example:
+            >>> arm = ArmConfig.parse("adagrpo-random-lambda5")
+            >>> arm.objective, arm.gate, arm.lambda_, arm.name
+            ('adagrpo', 'random', 5.0, 'adagrpo-random-lambda5')
+        """
+        objectives = get_args(cls.model_fields["objective"].annotation)
+        gates = get_args(Gate)
+        pattern = f"({'|'.join(objectives)})(?:-({'|'.join(gates)}))?(?:-lambda(.+))?"
+        found = re.fullmatch(pattern, name)
+        if found is None:
+            names = [*objectives, *(f"adagrpo-{gate}" for gate in gates if gate != "adagrpo")]
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(names)}; -lambda<number> may follow"
+            raise UserError(f"objective '{name}': there is none of that name; {hint}")
+        objective, gate, weight = found.groups()
+        given = {"objective": objective, "gate": gate, "lambda": weight}
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            raise UserError(f"objective '{name}': {_explain(error).removeprefix(': ')}") from error
 
 
 class TrainConfig(Section):
@@ -268,6 +300,21 @@ class EvaluationConfig(Section):
     mask_history: bool = False
 
 
+class CompareConfig(Section):
+    """What a comparison is to decide, fixed before its runs: see `adagrpo.comparison`.
+
+    `family` holds the arms that claims are made about (null: every arm but sft and the baseline); `margins` say how
+    much worse than the baseline an arm may be on other metrics, in the metric's own units.
+    """
+
+    baseline: str = "nll"
+    family: tuple[str, ...] | None = None
+    metric: UserMetric = "hr@10"
+    level: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    margins: dict[UserMetric, PositiveFloat] = {"hr@50": 0.01, "hallucination@10": 0.005}
+    resamples: Annotated[int, Field(ge=200)] = 2000
+
+
 class Config(Section):
     """A whole run."""
 
@@ -283,6 +330,7 @@ class Config(Section):
     objective: ObjectiveConfig = ObjectiveConfig()
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    compare: CompareConfig = CompareConfig()
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:

@@ -26,7 +26,17 @@ from adagrpo.rollouts import draw_rollouts
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.types import Cases, Histories
 
-__all__ = ["Predictions", "predict", "rank_by_ranker", "rerank", "retrieval", "sample_cases", "summarise"]
+__all__ = [
+    "Predictions",
+    "Utility",
+    "predict",
+    "rank_by_ranker",
+    "reordered",
+    "rerank",
+    "retrieval",
+    "sample_cases",
+    "summarise",
+]
 
 CUTOFFS = (1, 5, 10, 50)
 SAMPLED_CASES, SAMPLES = 1000, 16  # how many cases and samples a case the invalid share of plain samples is read from
@@ -161,14 +171,24 @@ def rerank(predictions: Predictions, cases: Cases) -> dict[str, dict[str, float]
 
     This is the baseline that training must justify itself against, since it needs no training.
     """
+    by_reward = predictions._replace(scores=np.zeros_like(predictions.scores))
+    orders = {"reward": reordered(by_reward, 1.0), "sum": reordered(predictions, 1.0)}
+    return {name: retrieval(order.items, cases) for name, order in orders.items()}
+
+
+def reordered(predictions: Predictions, weight: float) -> Predictions:
+    """The constrained beam in the order of `log-probability + weight · reward`, which becomes the score.
+
+    Equal scores keep the policy's order; places without an item stay last. The free beam is as it was, and the list
+    without masking, which the reward has not judged, is dropped.
+    """
     assert predictions.rewards is not None, "predict with a reward"
-    unusable = predictions.items < 0
-    rewards = np.where(unusable, -np.inf, predictions.rewards)
-    orders = {"reward": rewards, "sum": np.where(unusable, -np.inf, predictions.scores + rewards)}
-    return {
-        name: retrieval(np.take_along_axis(predictions.items, np.argsort(-keys, axis=1, kind="stable"), 1), cases)
-        for name, keys in orders.items()
-    }
+    scores = np.where(predictions.items < 0, -np.inf, predictions.scores + weight * predictions.rewards)
+    order = np.argsort(-scores, axis=1, kind="stable")
+    items, scores, rewards = (
+        np.take_along_axis(values, order, 1) for values in (predictions.items, scores, predictions.rewards)
+    )
+    return predictions._replace(items=items, scores=scores.astype(np.float32), rewards=rewards, unmasked=None)
 
 
 @torch.no_grad()

@@ -21,12 +21,20 @@ from adagrpo.artifacts import write_file
 from adagrpo.data.columns import ITEM_ID, USER_ID
 from adagrpo.data.marketplace import Truth
 from adagrpo.data.prepared import load_item_ids, load_user_ids
-from adagrpo.evaluation import Predictions, rank_by_ranker, rerank, retrieval, summarise
+from adagrpo.evaluation import Predictions, Utility, rank_by_ranker, rerank, retrieval, summarise
 from adagrpo.pipeline.models import Workbench
 from adagrpo.pipeline.run import Run
 from adagrpo.types import Cases
 
-__all__ = ["collect", "evaluate", "evaluate_checkpoint"]
+__all__ = [
+    "collect",
+    "evaluate",
+    "evaluate_checkpoint",
+    "progress",
+    "true_utility",
+    "truth_files",
+    "write_predictions",
+]
 
 
 def evaluate(run: Run, arms: list[str]) -> None:
@@ -70,7 +78,6 @@ def evaluate_checkpoint(run: Run, name: str, weights: Path, known: dict[str, Pat
     model, reward = weights / "model.safetensors", run.path("ranker", "best")
     inputs = [*bench.training_files, bench.prepared / "test.parquet", *bench.catalog_files, model]
     inputs.append(reward / "model.safetensors")
-    truth_files = sorted(run.path("simulate", "truth").glob("*")) if run.config.data.marketplace else []
     identity = run.hash_input(model)
 
     def build(work: Path) -> None:
@@ -80,28 +87,37 @@ def evaluate_checkpoint(run: Run, name: str, weights: Path, known: dict[str, Pat
                     shutil.copyfile(path, work / path.name)
             return
         policy, ranker = bench.policy(weights), bench.ranker(reward)
-        utility = None
-        if truth_files:
-            truth = Truth.load(truth_files[0].parent)
-            utility = truth.aligned(
-                load_user_ids(bench.prepared).to_list(), load_item_ids(bench.prepared).to_list()
-            ).utility
+        utility = true_utility(run)
         values: dict[str, Any] = {}
         for split in ("validation", "test"):
             cases = bench.cases(split)
-            predictions = bench.predict(policy, cases, ranker, _report(run, f"{name} {split}"))
+            predictions = bench.predict(policy, cases, ranker, progress(run, f"{name} {split}"))
             # what is true of a user is known at their last purchase only, so true utility is a test metric
             values[split] = summarise(predictions, cases, tail=bench.tail, utility=utility if split == "test" else None)
             values[f"rerank_{split}"] = rerank(predictions, cases)
-        _write_predictions(bench, cases, predictions, work)
+        write_predictions(bench, cases, predictions, work)
         write_file(work / "metrics.json", json.dumps(values, indent=1) + "\n")
 
     config = [options.model_dump(mode="json"), run.config.policy.model_dump(mode="json"), run.config.max_history]
-    folder = run.stage(name, config=config, inputs=[*inputs, *truth_files], build=build)
+    folder = run.stage(name, config=config, inputs=[*inputs, *truth_files(run)], build=build)
     known[identity] = folder
 
 
-def _write_predictions(bench: Workbench, cases: Cases, predictions: Predictions, work: Path) -> None:
+def truth_files(run: Run) -> list[Path]:
+    """What is known of the simulated world; nothing where the data are real."""
+    return sorted(run.path("simulate", "truth").glob("*")) if run.config.data.marketplace else []
+
+
+def true_utility(run: Run) -> Utility | None:
+    """True utility by user and item of the prepared data, where the world is simulated."""
+    files = truth_files(run)
+    if not files:
+        return None
+    users, items = load_user_ids(run.path("prepare")), load_item_ids(run.path("prepare"))
+    return Truth.load(files[0].parent).aligned(users.to_list(), items.to_list()).utility
+
+
+def write_predictions(bench: Workbench, cases: Cases, predictions: Predictions, work: Path) -> None:
     """The test lists in the ids of the logs: `predictions.parquet` (constrained) and `free.parquet`."""
     users = load_user_ids(bench.prepared).gather(cases.users)
     item_ids = load_item_ids(bench.prepared)
@@ -216,7 +232,8 @@ def _read(path: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
-def _report(run: Run, label: str) -> Callable[[int, int], None]:
+def progress(run: Run, label: str) -> Callable[[int, int], None]:
+    """Show the progress of a beam search on the run's console."""
     started = time.monotonic()
     return lambda done, total: run.console.progress(
         label, done, total, {"cases/s": done / max(1e-9, time.monotonic() - started)}

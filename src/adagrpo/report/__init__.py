@@ -1,7 +1,9 @@
 """The report of a run: one offline HTML page, and its tables as Markdown or plain text."""
 
 from adagrpo.report.charts import Point, Series, line_chart, scatter_chart, stacked_area_chart
+from adagrpo.report.comparison import comparison_markdown, comparison_page, comparison_table, finding
 from adagrpo.report.page import build_report, write_figures, write_report
+from adagrpo.report.results import results_file_table
 from adagrpo.report.tables import Table, results_table, to_markdown, to_text
 from adagrpo.report.verdict import arm_sentences, summary_sentences
 
@@ -11,7 +13,12 @@ __all__ = [
     "Table",
     "arm_sentences",
     "build_report",
+    "comparison_markdown",
+    "comparison_page",
+    "comparison_table",
+    "finding",
     "line_chart",
+    "results_file_table",
     "results_table",
     "scatter_chart",
     "stacked_area_chart",

@@ -33,7 +33,7 @@ from adagrpo.report.tables import (
 )
 from adagrpo.report.verdict import arm_sentences, rerank_rows, summary_sentences
 
-__all__ = ["build_report", "write_figures", "write_report"]
+__all__ = ["build_report", "keep_together", "read_rows", "template", "write_figures", "write_report"]
 
 BREADTH = ("hr@1", "hr@5", "hr@50", "ndcg@5", "coverage@10", "tail_share@10", "invalid_samples")
 RANKING = ("hr@1", "hr@5", "hr@10", "hr@50", "ndcg@5", "ndcg@10")
@@ -94,11 +94,11 @@ def build_report(run_directory: Path) -> str:
     """
     metrics = _metrics(run_directory)
     run = _load(run_directory / "run.yaml") if (run_directory / "run.yaml").is_file() else {}
-    return _template().render(
+    return template("page.html.j2").render(
         name=metrics.get("name") or run_directory.resolve().name,
         config_hash=metrics.get("config_hash"),
-        summary=[_keep(sentence) for sentence in summary_sentences(metrics)],
-        arms=[(arm, _keep(sentence)) for arm, sentence in arm_sentences(metrics)],
+        summary=[keep_together(sentence) for sentence in summary_sentences(metrics)],
+        arms=[(arm, keep_together(sentence)) for arm, sentence in arm_sentences(metrics)],
         results=[(split, _results(metrics, split)) for split in SPLITS],
         breadth=_breadth(metrics),
         **_figures(run_directory, metrics),
@@ -106,7 +106,7 @@ def build_report(run_directory: Path) -> str:
         catalog=_facts(metrics.get("catalog")),
         levels=_levels(metrics.get("catalog")),
         ranker=_ranker(metrics),
-        stages=_stages(_rows(run_directory / "events.jsonl")),
+        stages=_stages(read_rows(run_directory / "events.jsonl")),
         versions=_facts(run.get("versions")),
         threads=run.get("threads"),
         data_files=_dump(run.get("data")),
@@ -121,12 +121,13 @@ def _metrics(run_directory: Path) -> Mapping[str, Any]:
     return _load(path)
 
 
-def _keep(sentence: str) -> str:
+def keep_together(sentence: str) -> str:
     """No line break between a number and its per cent sign."""
     return sentence.replace(" %", "\N{NO-BREAK SPACE}%")
 
 
-def _template() -> Template:
+def template(name: str) -> Template:
+    """A page's template; text that is filled in is escaped, and what is missing is an error."""
     environment = Environment(
         loader=PackageLoader("adagrpo.report", "."),
         autoescape=True,
@@ -134,7 +135,7 @@ def _template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("page.html.j2")
+    return environment.get_template(name)
 
 
 def _figures(run_directory: Path, metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -159,7 +160,13 @@ def _logs(run_directory: Path, metrics: Mapping[str, Any]) -> list[Log]:
     arms = list(dict.fromkeys([START, *(point.arm for point in points), *folders]))
     folders[START] = run_directory / "sft"
     return [
-        Log(arm, style, _rows(folders[arm] / "steps.jsonl"), _rows(folders[arm] / "validation.jsonl"), best.get(arm))
+        Log(
+            arm,
+            style,
+            read_rows(folders[arm] / "steps.jsonl"),
+            read_rows(folders[arm] / "validation.jsonl"),
+            best.get(arm),
+        )
         for style, arm in enumerate(arms)
         if arm in folders
     ]
@@ -272,7 +279,7 @@ def _load(path: Path) -> Mapping[str, Any]:
     return content
 
 
-def _rows(path: Path) -> list[Mapping[str, Any]]:
+def read_rows(path: Path) -> list[Mapping[str, Any]]:
     """The rows of a JSON-lines file, none if it is absent; a last line that a crash cut short is dropped."""
     if not path.is_file():
         return []

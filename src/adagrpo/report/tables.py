@@ -18,6 +18,7 @@ from adagrpo.errors import UserError
 
 __all__ = [
     "MISSING",
+    "RATES",
     "START",
     "Alignment",
     "Checkpoint",

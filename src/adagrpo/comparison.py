@@ -1,0 +1,192 @@
+r"""Says whether an arm is better than a baseline: user by user, over seeds, and over a family of arms fixed beforehand.
+
+For arm `a`, seed `s` of `S` and user `u` of the `n_s` test cases of that seed, with a metric `m` of each user's list,
+
+    d_su = m(a, s, u) - m(baseline, s, u)                     at the same kind of checkpoint: best, or final
+    D_s  = (1/n_s) Σ_u d_su,   D = (1/S) Σ_s D_s
+    users     bootstrap over the U users of  e_u = (U/S) Σ_s d_su / n_s,  whose mean is D
+    seeds     D ± t_{S-1} s(D_1 .. D_S) / √S
+    family    Holm over the users' p-values of all family arms and checkpoints, on one metric
+
+Sources: Efron 1979, Holm 1979, see `adagrpo.statistics`. We depart from tests that take each (seed, user) for a draw of
+its own: a user meets every seed with the same history and target, so users are resampled with all their seeds. And a
+claim needs both: the users' adjusted p-value, and an interval over the seeds that excludes zero; the first says that
+other users would agree, the second that another run of the training would.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from adagrpo.config import CompareConfig
+from adagrpo.data.columns import ITEM_ID, USER_ID
+from adagrpo.metrics import hit_rate, ndcg
+from adagrpo.statistics import Interval, bootstrap_mean, holm, seed_interval
+
+__all__ = ["LOWER_IS_BETTER", "Measured", "Verdict", "compare", "per_user"]
+
+CUTOFFS = (1, 5, 10, 50)
+LOWER_IS_BETTER = frozenset({"hallucination@10"})
+
+Verdict = Literal[
+    "better",
+    "better, margin not kept",
+    "worse",
+    "not settled over seeds",
+    "no difference shown",
+    "baseline",
+    "outside the family",
+]
+Point = tuple[str, str]  # arm and checkpoint
+
+
+class Measured(NamedTuple):
+    """What one checkpoint of one arm did under one seed."""
+
+    users: pl.DataFrame  # user_id in ascending order, one column a metric; see `per_user`
+    test: Mapping[str, float]  # means over the test cases, coverage and the like among them
+    validation: Mapping[str, float]
+
+
+def per_user(lists: pl.DataFrame, free: pl.DataFrame, targets: pl.DataFrame) -> pl.DataFrame:
+    """The metrics of each user's lists.
+
+    Args:
+        lists: user_id, rank from 1, item_id of the constrained beam.
+        free: user_id, rank from 1, valid of the free beam, of one width for all users.
+        targets: user_id, item_id: one logged item a user.
+
+    Returns:
+        user_id in ascending order, HR@1, 5, 10 and (with beams of 50) 50, NDCG@10, hallucination@10.
+
+    Example:
+        >>> lists = pl.DataFrame({"user_id": [7, 7], "rank": [1, 2], "item_id": [3, 4]})
+        >>> free = pl.DataFrame({"user_id": [7] * 10, "rank": range(1, 11), "valid": [True] * 9 + [False]})
+        >>> per_user(lists, free, pl.DataFrame({"user_id": [7], "item_id": [4]})).row(0, named=True)
+        {'user_id': 7, 'hr@1': 0.0, 'hr@5': 1.0, 'hr@10': 1.0, 'ndcg@10': 0.6309297535714575, 'hallucination@10': 0.1}
+    """
+    found = targets.join(lists, on=[USER_ID, ITEM_ID], how="left").sort(USER_ID)
+    ranks = found["rank"].fill_null(0).to_numpy().astype(np.int64)
+    width = int(free["rank"].max())  # type: ignore[arg-type]
+    columns = {f"hr@{k}": hit_rate(ranks, k) for k in CUTOFFS if k <= width} | {"ndcg@10": ndcg(ranks, 10)}
+    head = free.filter(pl.col("rank") <= 10).group_by(USER_ID).agg((~pl.col("valid")).sum().alias("invalid"))
+    invalid = found.select(USER_ID).join(head, on=USER_ID, how="left", maintain_order="left")["invalid"]
+    columns["hallucination@10"] = invalid.to_numpy() / 10
+    return found.select(USER_ID).with_columns(pl.Series(name, values) for name, values in columns.items())
+
+
+def compare(
+    measured: Mapping[Point, Sequence[Measured]], seeds: Sequence[int], options: CompareConfig
+) -> list[dict[str, Any]]:
+    """Every arm and checkpoint against the baseline's checkpoint of the same kind (its only one, if it has one).
+
+    Args:
+        measured: by arm and checkpoint, one entry a seed, in the order of `seeds`.
+        seeds: `S` of them.
+        options: baseline, family, metric, level, margins.
+
+    Returns:
+        One JSON-able row for each arm and checkpoint, in the order given: `arm`, `checkpoint`, `verdict`, `p_holm`,
+        `test` (mean, interval over seeds, and the value of each seed), `validation` (means), `against` (differences
+        from the baseline with both intervals) and `margins`. What is unknown is None.
+
+    Raises:
+        ValueError: an entry lacks a seed, or the users of two arms are not the same under a seed.
+    """
+    short = [point for point, entries in measured.items() if len(entries) != len(seeds)]
+    if short:
+        raise ValueError(f"{short[0]}: {len(measured[short[0]])} entries, expected one for each of seeds {list(seeds)}")
+    rows = []
+    for (arm, checkpoint), entries in measured.items():
+        reference = measured.get((options.baseline, checkpoint)) or measured[options.baseline, "best"]
+        names = [name for name in entries[0].users.columns if name != USER_ID]
+        against = {} if arm == options.baseline else {n: _against(entries, reference, n, options) for n in names}
+        margins = {n: _margin(against[n], n, m) for n, m in options.margins.items() if against}
+        row: dict[str, Any] = {"arm": arm, "checkpoint": checkpoint, "verdict": "", "p_holm": None}
+        row |= {"test": {n: _over_seeds([e.test[n] for e in entries], options.level) for n in entries[0].test}}
+        row |= {"validation": {n: float(np.mean([e.validation[n] for e in entries])) for n in entries[0].validation}}
+        rows.append(row | {"against": against, "margins": margins})
+    tested = [row for row in rows if _in_family(row["arm"], options)]
+    for row, p in zip(tested, holm([row["against"][options.metric]["p"] for row in tested]), strict=True):
+        row["p_holm"] = p
+    for row in rows:
+        row["verdict"] = _verdict(row, options)
+    return rows
+
+
+def _in_family(arm: str, options: CompareConfig) -> bool:
+    return arm not in ("sft", options.baseline) if options.family is None else arm in options.family
+
+
+def _against(
+    arm: Sequence[Measured], baseline: Sequence[Measured], metric: str, options: CompareConfig
+) -> dict[str, Any]:
+    """The difference from the baseline, with its interval over users and that over seeds."""
+    values, by_seed = _differences(arm, baseline, metric)
+    users = bootstrap_mean(values, resamples=options.resamples, level=options.level)
+    seeds = seed_interval(by_seed, level=options.level)
+    base = float(np.mean([entry.users[metric].mean() for entry in baseline]))
+    return {
+        "difference": users.mean,
+        "relative": users.mean / base if base else None,
+        "users": [users.low, users.high],
+        "p": users.p_value,
+        "seeds": _ends(seeds),
+        "by_seed": by_seed,
+    }
+
+
+def _differences(
+    arm: Sequence[Measured], baseline: Sequence[Measured], metric: str
+) -> tuple[NDArray[np.float64], list[float]]:
+    """(U,) one number a user, whose mean is the mean over the seeds; and the mean difference of each seed."""
+    users, weighted, by_seed = [], [], []
+    for ours, theirs in zip(arm, baseline, strict=True):
+        if not ours.users[USER_ID].equals(theirs.users[USER_ID]):
+            raise ValueError("the arm and the baseline were not measured on the same users")
+        difference = ours.users[metric].to_numpy() - theirs.users[metric].to_numpy()
+        by_seed.append(float(difference.mean()))
+        users.append(ours.users[USER_ID])
+        weighted.append(difference / (len(arm) * len(difference)))
+    places = pl.concat(users).rank("dense").to_numpy().astype(np.int64) - 1
+    sums = np.bincount(places, weights=np.concatenate(weighted))
+    return np.asarray(sums * len(sums), dtype=np.float64), by_seed
+
+
+def _margin(against: Mapping[str, Any], metric: str, margin: float) -> dict[str, Any]:
+    """How much worse than the baseline the users' interval allows the arm to be, and whether that is within bounds."""
+    low, high = against["users"]
+    worst = high if metric in LOWER_IS_BETTER else -low
+    return {"margin": margin, "worst": worst, "kept": worst <= margin}
+
+
+def _verdict(row: Mapping[str, Any], options: CompareConfig) -> Verdict:
+    if row["arm"] == options.baseline:
+        return "baseline"
+    if row["p_holm"] is None:
+        return "outside the family"
+    found = row["against"][options.metric]
+    if row["p_holm"] > 1 - options.level:
+        return "no difference shown"
+    low, high = found["seeds"] or found["users"]
+    if low <= 0 <= high:
+        return "not settled over seeds"
+    if (found["difference"] < 0) != (options.metric in LOWER_IS_BETTER):
+        return "worse"
+    return "better" if all(margin["kept"] for margin in row["margins"].values()) else "better, margin not kept"
+
+
+def _over_seeds(values: Sequence[float], level: float) -> dict[str, Any]:
+    interval = seed_interval(values, level=level)
+    return {"mean": interval.mean, "interval": _ends(interval), "by_seed": list(values)}
+
+
+def _ends(interval: Interval) -> list[float] | None:
+    """Both ends; None for a single seed, which has no interval."""
+    return None if math.isnan(interval.low) else [interval.low, interval.high]

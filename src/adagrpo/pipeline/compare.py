@@ -1,0 +1,277 @@
+"""Carries out a comparison: one run directory a seed, whose arms share Semantic IDs, sft policy and ranker.
+
+    DIR/plan.json         baseline, family, metric, margins: written before the first run, and held to
+    DIR/seed-<n>/         an ordinary run
+    DIR/comparison.json   the statistics (no times, no paths); comparison.md, comparison.html; results.jsonl
+
+Two arms are no objective of their own. `rerank` trains nothing: the sft policy's beam in the order of log-probability
++ w · reward, with the w of the highest NDCG@10 on validation. `mixture-matched` is the fixed mixture with lambda
+= a · lambda, a being the mean admission of the same seed's `adagrpo` arm: the same reward pressure in expectation,
+spread evenly instead of by the gate.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from adagrpo.artifacts import hash_json, write_file
+from adagrpo.comparison import Measured, compare, per_user
+from adagrpo.config import ArmConfig, CompareConfig, Config, dump_config
+from adagrpo.data.columns import ITEM_ID, USER_ID
+from adagrpo.data.prepared import load_cases, load_item_ids, load_user_ids
+from adagrpo.errors import UserError
+from adagrpo.evaluation import reordered, summarise
+from adagrpo.pipeline import run_all
+from adagrpo.pipeline.evaluate import progress, true_utility, truth_files, write_predictions
+from adagrpo.pipeline.models import Workbench
+from adagrpo.pipeline.run import Console, Run, Silent
+from adagrpo.report import comparison_markdown, comparison_page, finding
+
+__all__ = ["Comparison"]
+
+START, RERANK, MATCHED = "sft", "rerank", "mixture-matched"
+NAMED_HERE = (RERANK, MATCHED)
+RERANK_WEIGHTS = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+
+
+class Comparison:
+    """Arms and seeds of one recipe in one folder."""
+
+    def __init__(
+        self,
+        directory: Path,
+        config: Config,
+        data: Path,
+        *,
+        objectives: Sequence[str] | None = None,
+        seeds: Sequence[int] | None = None,
+        console: Console | None = None,
+    ) -> None:
+        """Check what is asked for; nothing is written yet.
+
+        Args:
+            directory: of the comparison.
+            config: of all runs, less seed and arms.
+            data: the folder that the recipe's relative paths are in.
+            objectives: names of arms; None takes the recipe's.
+            seeds: None takes the recipe's.
+            console: where progress is shown.
+
+        Raises:
+            UserError: an arm or seed that is unknown or there twice, or a plan that these arms cannot answer.
+        """
+        if directory.exists() and not directory.is_dir():
+            raise UserError(f"{directory}: is a file; --out takes a folder")
+        self.directory, self.data, self.console = directory, data, console or Silent()
+        self.seeds = list(seeds) if seeds is not None else [config.seed]
+        trained = list(config.train.arms)
+        if objectives is not None:
+            trained = [ArmConfig.parse(name) for name in objectives if name not in NAMED_HERE]
+        # an arm's own name, by which its folder is called: `mixture-lambda5` also where lambda was written 5.0
+        names = iter(arm.name for arm in trained)
+        self.arms = [*names] if objectives is None else [n if n in NAMED_HERE else next(names) for n in objectives]
+        _check_list("--seeds", self.seeds)
+        _check_list("--objectives", self.arms)
+        if MATCHED in self.arms and "adagrpo" not in self.arms:
+            raise UserError(f"--objectives: {MATCHED} takes its lambda from the admission of adagrpo; add adagrpo")
+        self.config = _with_arms(config, trained)
+        self.plan = self._plan(config.compare)
+
+    def _plan(self, options: CompareConfig) -> CompareConfig:
+        """The comparison that is fixed: this one, or that of an earlier start in the same folder."""
+        known = [START, *self.arms]
+        if options.baseline not in known:
+            raise UserError(f"compare.baseline: '{options.baseline}' is not among the arms {', '.join(known)}")
+        before = _read_plan(self.directory / "plan.json")
+        family = options.family
+        if family is None:
+            family = before.family if before else tuple(arm for arm in self.arms if arm != options.baseline)
+        plan = options.model_copy(update={"family": family})
+        if before is not None and before != plan:
+            field = next(name for name in type(plan).model_fields if getattr(before, name) != getattr(plan, name))
+            raise UserError(
+                f"{self.directory / 'plan.json'}: fixed with compare.{field} {getattr(before, field)}, asked for"
+                f" {getattr(plan, field)}; a plan is not changed after its runs, take another --out"
+            )
+        for name in family or ():
+            if name not in known or name == options.baseline:
+                raise UserError(f"compare.family: '{name}' is not among the arms {', '.join(known)} less the baseline")
+        widest = max(int(name.partition("@")[2]) for name in (options.metric, *options.margins))
+        if widest > self.config.evaluation.beam_width:
+            raise UserError(
+                f"compare: a metric at {widest} needs evaluation.beam_width of at least {widest},"
+                f" found {self.config.evaluation.beam_width}; set it, or compare.metric and compare.margins"
+            )
+        return plan
+
+    @property
+    def page(self) -> Path:
+        """Where the page is."""
+        return self.directory / "comparison.html"
+
+    def describe(self) -> dict[str, Any]:
+        """What would be done, as JSON-able values."""
+        plan = self.plan.model_dump(mode="json")
+        return {"arms": self.arms, "seeds": self.seeds, "plan": plan, "config": dump_config(self.config)}
+
+    def carry_out(self) -> dict[str, Any]:
+        """Make or continue the runs, and write the comparison.
+
+        Returns:
+            The content of comparison.json.
+        """
+        write_file(self.directory / "plan.json", self.plan.model_dump_json(indent=1) + "\n")
+        runs = [self._carry_out_seed(seed) for seed in self.seeds]
+        measured: dict[tuple[str, str], list[Measured]] = {}
+        for run, names in runs:
+            for arm in (START, *self.arms):
+                for checkpoint in ("best",) if arm in (START, RERANK) else ("best", "final"):
+                    measured.setdefault((arm, checkpoint), []).append(_measured(run, names.get(arm, arm), checkpoint))
+        content = {
+            "name": self.config.name,
+            "config_hash": hash_json(dump_config(self.config)),
+            "seeds": self.seeds,
+            "users": len(pl.concat([entry.users[USER_ID] for entry in measured[START, "best"]]).unique()),
+            "plan": self.plan.model_dump(mode="json"),
+            "arms": {arm: _facts([(run, names.get(arm, arm)) for run, names in runs]) for arm in self.arms},
+            "rows": compare(measured, self.seeds, self.plan),
+        }
+        content["finding"] = finding(content)
+        write_file(self.directory / "results.jsonl", "".join(_results(run, names, self.arms) for run, names in runs))
+        write_file(self.directory / "comparison.md", comparison_markdown(content))
+        write_file(self.page, comparison_page(content))
+        write_file(self.directory / "comparison.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
+        return content
+
+    def _carry_out_seed(self, seed: int) -> tuple[Run, dict[str, str]]:
+        """One seed's run, and the folder names of arms that are called otherwise there."""
+        directory = self.directory / f"seed-{seed}"
+        console = _Prefixed(self.console, directory.name)
+        config = self.config.model_copy(update={"seed": seed})
+        run = Run(directory, config, self.data, console)
+        names: dict[str, str] = {}
+        with run.locked():
+            metrics, _ = run_all(run)
+            if MATCHED in self.arms:
+                matched = _matched(config, metrics["stages"]["adagrpo"]["admission"])
+                names[MATCHED] = matched.name
+                # the same directory with one arm more: what is finished is skipped
+                run.config = _with_arms(config, [*config.train.arms, matched])
+                run_all(run)
+            if RERANK in self.arms:
+                _rerank(run)
+        return run, names
+
+
+class _Prefixed:
+    """Progress with the seed before the name of the stage."""
+
+    def __init__(self, console: Console, prefix: str) -> None:
+        self.console, self.prefix = console, prefix
+
+    def stage(self, name: str, event: str, seconds: float) -> None:
+        self.console.stage(f"{self.prefix}/{name}", event, seconds)
+
+    def progress(self, label: str, done: int, total: int, values: Mapping[str, float]) -> None:
+        self.console.progress(f"{self.prefix}/{label}", done, total, values)
+
+
+def _read_plan(path: Path) -> CompareConfig | None:
+    """The plan of an earlier start, if there was one."""
+    if not path.is_file():
+        return None
+    try:
+        return CompareConfig.model_validate_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: damaged; take another --out, or delete it if no result was looked at") from error
+
+
+def _check_list(option: str, values: Sequence[object]) -> None:
+    twice = [value for place, value in enumerate(values) if value in values[:place]]
+    if twice or not values:
+        raise UserError(f"{option}: {f'{twice[0]} is there twice' if twice else 'empty; name at least one'}")
+
+
+def _with_arms(config: Config, arms: Sequence[ArmConfig]) -> Config:
+    return config.model_copy(update={"train": config.train.model_copy(update={"arms": tuple(arms)})})
+
+
+def _matched(config: Config, admission: float) -> ArmConfig:
+    """The mixture under the pressure that the gate let through; four digits, so that its name says all of lambda."""
+    return ArmConfig.model_validate({"objective": "mixture", "lambda": f"{admission * config.objective.lambda_:.4g}"})
+
+
+def _rerank(run: Run) -> None:
+    """Evaluate the sft policy's beam re-ordered at serving time, with the weight that validation chooses."""
+    bench = Workbench(run)
+    weights, reward = run.path("sft", "best"), run.path("ranker", "best")
+    inputs = [*bench.training_files, bench.prepared / "test.parquet", *bench.catalog_files]
+    inputs += [weights / "model.safetensors", reward / "model.safetensors", *truth_files(run)]
+
+    def build(work: Path) -> None:
+        policy, ranker = bench.policy(weights), bench.ranker(reward)
+        cases, beams = {}, {}
+        for split in ("validation", "test"):
+            cases[split] = bench.cases(split)
+            beams[split] = bench.predict(policy, cases[split], ranker, progress(run, f"evaluate/{RERANK} {split}"))
+        tried = {}
+        for weight in RERANK_WEIGHTS:
+            tried[weight] = summarise(reordered(beams["validation"], weight), cases["validation"], tail=bench.tail)
+        chosen = max(tried, key=lambda weight: tried[weight]["ndcg@10"])
+        lists = reordered(beams["test"], chosen)
+        values: dict[str, Any] = {
+            "weight": chosen,
+            "tried": {str(weight): found["ndcg@10"] for weight, found in tried.items()},
+            "validation": tried[chosen],
+            "test": summarise(lists, cases["test"], tail=bench.tail, utility=true_utility(run)),
+        }
+        write_predictions(bench, cases["test"], lists, work)
+        write_file(work / "metrics.json", json.dumps(values, indent=1) + "\n")
+
+    options = [run.config.evaluation.model_dump(mode="json"), run.config.policy.model_dump(mode="json")]
+    config = [*options, run.config.max_history, RERANK_WEIGHTS]
+    run.stage(f"evaluate/{RERANK}", config=config, inputs=inputs, build=build)
+
+
+def _folder(run: Run, name: str, checkpoint: str) -> Path:
+    """Where an arm's checkpoint was evaluated."""
+    return run.path("evaluate", name) if name in (START, RERANK) else run.path("evaluate", name, checkpoint)
+
+
+def _measured(run: Run, name: str, checkpoint: str) -> Measured:
+    folder, prepared = _folder(run, name, checkpoint), run.path("prepare")
+    cases = load_cases(prepared, "test")
+    targets = pl.DataFrame([load_user_ids(prepared).gather(cases.users), load_item_ids(prepared).gather(cases.targets)])
+    lists = pl.read_parquet(folder / "predictions.parquet", columns=[USER_ID, "rank", ITEM_ID])
+    free = pl.read_parquet(folder / "free.parquet", columns=[USER_ID, "rank", "valid"])
+    values = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    return Measured(per_user(lists, free, targets), values["test"], values["validation"])
+
+
+def _facts(runs: Sequence[tuple[Run, str]]) -> dict[str, list[float | None]]:
+    """Lambda, admission and re-ranking weight of an arm under each seed."""
+    facts: dict[str, list[float | None]] = {"lambda": [], "admission": [], "weight": []}
+    for run, name in runs:
+        path = _folder(run, RERANK, "best") / "metrics.json" if name == RERANK else run.path("metrics.json")
+        values = json.loads(path.read_text(encoding="utf-8"))
+        values = values if name == RERANK else values["stages"][name]
+        for fact, listed in facts.items():
+            listed.append(values.get(fact))
+    return facts
+
+
+def _results(run: Run, names: Mapping[str, str], arms: Sequence[str]) -> str:
+    """The rows of a seed's results.jsonl under the names of this comparison, and those of re-ranking."""
+    called = {name: arm for arm, name in names.items()}
+    rows = [json.loads(line) for line in run.path("results.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = [row | {"arm": called.get(row["arm"], row["arm"])} for row in rows]
+    if RERANK in arms:
+        values = json.loads((_folder(run, RERANK, "best") / "metrics.json").read_text(encoding="utf-8"))
+        given = {"objective": RERANK, "arm": RERANK, "seconds": None, "weight": values["weight"]}
+        lines += [row | given | {"metrics": values[row["split"]]} for row in rows if row["arm"] == START]
+    return "".join(json.dumps(line) + "\n" for line in lines)

@@ -1,0 +1,262 @@
+"""The page of a comparison: what came out in plain words, every number behind it, and the family that was fixed before.
+
+It reads the content of `comparison.json` alone; rates are fractions there and per cent here, and their differences are
+percentage points. We depart from tables of winners: an arm that lost, and a control that was not beaten, are named in
+the same manner as a gain, and where nothing was shown the first sentence says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from adagrpo.report.figures import Figure, frontier_figure
+from adagrpo.report.page import keep_together, template
+from adagrpo.report.tables import (
+    MISSING,
+    RATES,
+    START,
+    Alignment,
+    Table,
+    format_metric,
+    format_number,
+    metric_label,
+    metric_table,
+    to_markdown,
+)
+
+__all__ = ["comparison_markdown", "comparison_page", "comparison_table", "finding"]
+
+CONTROLS = ("random", "shuffled", "inverted", "none")
+BREADTH = ["hr@1", "hr@5", "hr@50", "ndcg@10", "hallucination@10", "coverage@10", "tail_share@10", "mean_reward@10"]
+BREADTH += ["true_utility@10"]
+
+
+def finding(content: Mapping[str, Any]) -> list[str]:
+    """What came out, in a few sentences.
+
+    Args:
+        content: of `comparison.json`.
+    """
+    plan, rows = content["plan"], [row for row in content["rows"] if row["p_holm"] is not None]
+    metric, label, seeds = plan["metric"], metric_label(plan["metric"]), content["seeds"]
+    found = {name: [row for row in rows if row["verdict"] == name] for name in {row["verdict"] for row in rows}}
+    under = f"{plan['baseline']} on {label} ({_count(len(seeds), 'seed')}, {_count(len(rows), 'test')})"
+    sentences = [f"No arm is better than {under}."]
+    if "better" in found:
+        sentences = [f"Better than {under}, within the margins: {_named(found['better'], metric)}."]
+    for row in found.get("better, margin not kept", []):
+        broken = [metric_label(name) for name, margin in row["margins"].items() if not margin["kept"]]
+        sentences.append(f"{_named([row], metric)} gains, but not within the margin on {' and '.join(broken)}.")
+    if "worse" in found:
+        sentences.append(f"Worse than {plan['baseline']}: {_named(found['worse'], metric)}.")
+    if unsettled := found.get("not settled over seeds"):
+        sentences.append(f"Different over users, but not settled by so few seeds: {_named(unsettled, metric)}.")
+    if unknown := found.get("no difference shown"):
+        names = ", ".join(f"{row['arm']} ({row['checkpoint']})" for row in unknown)
+        sentences.append(f"No difference shown, which is not to say that there is none: {names}.")
+    sentences += [*_controls(content["rows"], metric), *_chosen(content["rows"], metric)]
+    if len(seeds) == 1:
+        sentences.append("All of this is one seed: the intervals say nothing about another run of the training.")
+    return sentences
+
+
+def comparison_table(content: Mapping[str, Any]) -> Table:
+    """One row an arm and checkpoint: the metric with its interval over seeds, and the difference from the baseline."""
+    plan = content["plan"]
+    metric, per_cent = plan["metric"], f"{100 * plan['level']:g} %"
+    unit = " (points)" if _is_rate(metric) else ""
+    header = ["arm", "checkpoint", metric_label(metric), "± seeds", f"vs {plan['baseline']}{unit}"]
+    header += [f"{per_cent} over users", f"{per_cent} over seeds", "p, Holm", "verdict"]
+    rows = []
+    for row in content["rows"]:
+        test, against = row["test"][metric], row["against"].get(metric)
+        cells = [row["arm"], row["checkpoint"], format_metric(metric, test["mean"]), _half(metric, test)]
+        if against is None:
+            cells += [MISSING] * 3
+        else:
+            cells += [_signed(metric, against["difference"]), _range(metric, against["users"])]
+            cells += [_range(metric, against["seeds"])]
+        rows.append((*cells, MISSING if row["p_holm"] is None else _p(row["p_holm"]), row["verdict"]))
+    right: list[Alignment] = ["right"] * 6
+    return Table(tuple(header), tuple(rows), ("left", "left", *right, "left"))
+
+
+def comparison_markdown(content: Mapping[str, Any]) -> str:
+    """The finding and the tables as Markdown."""
+    parts = [f"# {content['name']}", " ".join(content["finding"])]
+    parts += [f"## {title}\n\n{to_markdown(table)}" for title, table in _tables(content)]
+    return "\n\n".join([*parts, _family(content)]) + "\n"
+
+
+def comparison_page(content: Mapping[str, Any]) -> str:
+    """The comparison as one HTML page that works offline."""
+    return template("comparison.html.j2").render(
+        name=content["name"],
+        config_hash=content["config_hash"],
+        finding=[keep_together(sentence) for sentence in content["finding"]],
+        tables=_tables(content),
+        frontier=_frontier(content),
+        family=keep_together(_family(content)),
+        seeds=len(content["seeds"]),
+    )
+
+
+def _tables(content: Mapping[str, Any]) -> list[tuple[str, Table]]:
+    named = [
+        ("Against the baseline", comparison_table(content)),
+        ("Margins", _margins(content)),
+        ("Head, tail and breadth (means over seeds)", _breadth(content)),
+        (f"Difference in {metric_label(content['plan']['metric'])} by seed", _by_seed(content)),
+        ("What each arm was", _arms(content)),
+    ]
+    return [(title, table) for title, table in named if table.rows]
+
+
+def _margins(content: Mapping[str, Any]) -> Table:
+    """How much worse each arm may be at the far end of its interval over users."""
+    names = list(content["plan"]["margins"])
+    header = ["arm", "checkpoint"]
+    for name in names:
+        size = _size(name, content["plan"]["margins"][name])
+        header += [f"{metric_label(name)} vs {content['plan']['baseline']}", "over users", f"within {size}"]
+    rows = []
+    for row in content["rows"]:
+        if row["margins"]:
+            cells = [row["arm"], row["checkpoint"]]
+            for name in names:
+                margin, against = row["margins"][name], row["against"][name]
+                cells += [_signed(name, against["difference"]), _range(name, against["users"])]
+                cells += ["yes" if margin["kept"] else "not shown"]
+            rows.append(tuple(cells))
+    right: list[Alignment] = ["right"] * (3 * len(names))
+    return Table(tuple(header), tuple(rows), ("left", "left", *right))
+
+
+def _breadth(content: Mapping[str, Any]) -> Table:
+    columns = [name for name in BREADTH if any(name in row["test"] for row in content["rows"])]
+    rows = content["rows"]
+    values = [[row["test"][name]["mean"] if name in row["test"] else None for name in columns] for row in rows]
+    return metric_table(("arm", "checkpoint"), [(row["arm"], row["checkpoint"]) for row in rows], values, columns)
+
+
+def _by_seed(content: Mapping[str, Any]) -> Table:
+    """Every single difference, so that a reader sees what the means are made of."""
+    metric = content["plan"]["metric"]
+    rows = tuple(
+        (row["arm"], row["checkpoint"], *(_signed(metric, value) for value in row["against"][metric]["by_seed"]))
+        for row in content["rows"]
+        if row["against"]
+    )
+    header = ("arm", "checkpoint", *(f"seed {seed}" for seed in content["seeds"]))
+    right: list[Alignment] = ["right"] * len(content["seeds"])
+    return Table(header, rows, ("left", "left", *right))
+
+
+def _arms(content: Mapping[str, Any]) -> Table:
+    """Lambda, admission and the weight of re-ranking, a number a seed where they differ."""
+    rows = []
+    for arm, facts in content["arms"].items():
+        admission = [format_metric("admission", value) for value in facts["admission"]]
+        rows.append((arm, _each(facts["lambda"]), ", ".join(dict.fromkeys(admission)), _each(facts["weight"])))
+    return Table(("arm", "lambda", "admission", "re-ranking weight"), tuple(rows), ("left", "right", "right", "right"))
+
+
+def _frontier(content: Mapping[str, Any]) -> Figure | None:
+    """HR@10 against hallucination of every arm, means over the seeds."""
+    stages: dict[str, dict[str, Any]] = {}
+    for row in content["rows"]:
+        test = {"test": {name: value["mean"] for name, value in row["test"].items()}}
+        stages.setdefault(row["arm"], {}).update(test if row["arm"] == START else {row["checkpoint"]: test})
+    return frontier_figure({"stages": stages})
+
+
+def _family(content: Mapping[str, Any]) -> str:
+    """What was fixed before the runs, in a sentence."""
+    plan = content["plan"]
+    margins = [f"{metric_label(name)} worse by at most {_size(name, size)}" for name, size in plan["margins"].items()]
+    return (
+        f"Fixed before the runs: the arms {', '.join(plan['family'])} are each held against {plan['baseline']} on"
+        f" {metric_label(plan['metric'])} over {content['users']:,} users, best checkpoint against best and final"
+        f" against final, at {100 * plan['level']:g} % with Holm's correction; margins: {', '.join(margins) or 'none'}."
+    )
+
+
+def _controls(rows: Sequence[Mapping[str, Any]], metric: str) -> list[str]:
+    """Which controls the gate does not exceed, by the means alone."""
+    gate = next((row for row in rows if (row["arm"], row["checkpoint"]) == ("adagrpo", "best")), None)
+    if gate is None:
+        return []
+    names = {f"adagrpo-{name}" for name in CONTROLS} | {"mixture-matched"}
+    controls = [row for row in rows if row["arm"] in names and row["checkpoint"] == "best"]
+    ahead = [row for row in controls if row["test"][metric]["mean"] >= gate["test"][metric]["mean"]]
+    if not ahead:
+        return []
+    texts = ", ".join(f"{row['arm']} ({_text(row, metric)})" for row in ahead)
+    gate_text = _text(gate, metric)
+    return [f"By the means of the best checkpoints the gate ({gate_text}) is not above these controls: {texts}."]
+
+
+def _chosen(rows: Sequence[Mapping[str, Any]], metric: str) -> list[str]:
+    """The arm that one would take without having seen the test cases."""
+    picked = max((row for row in rows if row["checkpoint"] == "best"), key=lambda row: row["validation"][metric])
+    return [
+        f"Validation would choose {picked['arm']} ({format_metric(metric, picked['validation'][metric])} there);"
+        f" on test it has {_text(picked, metric)}."
+    ]
+
+
+def _named(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
+    """Arms with their differences and the intervals over users."""
+    texts = []
+    for row in rows:
+        found = row["against"][metric]
+        unit = " points" if _is_rate(metric) else ""
+        texts.append(
+            f"{row['arm']} ({row['checkpoint']}: {_signed(metric, found['difference'])}{unit},"
+            f" users {_range(metric, found['users'])}, seeds {_range(metric, found['seeds'])}, p {_p(row['p_holm'])})"
+        )
+    return "; ".join(texts)
+
+
+def _text(row: Mapping[str, Any], metric: str) -> str:
+    return format_metric(metric, row["test"][metric]["mean"])
+
+
+def _is_rate(metric: str) -> bool:
+    return metric.partition("@")[0] in RATES
+
+
+def _scaled(metric: str, value: float) -> str:
+    return f"{100 * value:+.2f}" if _is_rate(metric) else f"{value:+.4f}"
+
+
+def _signed(metric: str, value: float) -> str:
+    text = _scaled(metric, value)
+    return text.replace("-", "\N{MINUS SIGN}") if float(text) else text.lstrip("+-")
+
+
+def _size(metric: str, value: float) -> str:
+    """A margin without a sign."""
+    return _count(f"{100 * value:g}", "point") if _is_rate(metric) else f"{value:g}"
+
+
+def _range(metric: str, ends: Sequence[float] | None) -> str:
+    return MISSING if ends is None else f"{_signed(metric, ends[0])} … {_signed(metric, ends[1])}"
+
+
+def _half(metric: str, value: Mapping[str, Any]) -> str:
+    """Half the interval over seeds."""
+    return MISSING if value["interval"] is None else _scaled(metric, value["interval"][1] - value["mean"]).lstrip("+")
+
+
+def _p(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def _each(values: Sequence[float | None]) -> str:
+    return ", ".join(dict.fromkeys(MISSING if value is None else format_number(value) for value in values))
+
+
+def _count(number: int | str, noun: str) -> str:
+    return f"{number} {noun}" + ("" if str(number) == "1" else "s")

@@ -1,0 +1,179 @@
+"""A small comparison from end to end, its continuation after a kill, and what is refused before anything is written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from adagrpo.config import Config
+from adagrpo.errors import UserError
+from adagrpo.pipeline.compare import Comparison
+
+ARMS = ["nll", "adagrpo", "mixture-matched", "rerank"]
+PLAN = {"margins": {"hallucination@10": 0.05}, "resamples": 200}
+WRITTEN = ("comparison.json", "comparison.md", "comparison.html", "plan.json")
+
+
+class Events:
+    """Notes what happens to each stage, and stops the program at one."""
+
+    def __init__(self, stop_at: str | None = None) -> None:
+        self.stop_at, self.seen = stop_at, list[tuple[str, str]]()
+
+    def stage(self, name: str, event: str, seconds: float) -> None:
+        self.seen.append((name, event))
+        if name == self.stop_at:
+            raise KeyboardInterrupt
+
+    def progress(self, label: str, done: int, total: int, values: Mapping[str, float]) -> None: ...
+
+
+def comparison(world: Any, data: Path, out: Path, *, console: Any = None, plan: Any = PLAN, **asked: Any) -> Comparison:
+    config = Config.model_validate(world.recipe(compare=plan))
+    return Comparison(out, config, data, **({"objectives": ARMS, "seeds": [0, 1]} | asked), console=console)
+
+
+@pytest.fixture(scope="module")
+def compared(world: Any, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("compared") / "out"
+    comparison(world, data, out).carry_out()
+    return out
+
+
+@pytest.fixture(scope="module")
+def content(compared: Path) -> dict[str, Any]:
+    return dict(json.loads((compared / "comparison.json").read_text(encoding="utf-8")))
+
+
+def read(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+@pytest.mark.slow
+def test_every_number_is_that_of_the_runs(compared: Path, content: dict[str, Any]) -> None:
+    points = [(row["arm"], row["checkpoint"]) for row in content["rows"]]
+    trained = [(arm, kind) for arm in ARMS[:3] for kind in ("best", "final")]
+    assert points == [("sft", "best"), *trained, ("rerank", "best")]
+    for row in content["rows"]:
+        arm, kind = row["arm"], row["checkpoint"]
+        for place, seed in enumerate(content["seeds"]):
+            run = compared / f"seed-{seed}"
+            if arm == "mixture-matched":
+                arm = next(name for name in read(run / "metrics.json")["stages"] if name.startswith("mixture-"))
+            folder = run / "evaluate" / arm if arm in ("sft", "rerank") else run / "evaluate" / arm / kind
+            expected = read(folder / "metrics.json")["test"]
+            base = read(run / "evaluate" / "nll" / kind / "metrics.json")["test"]
+            assert {name: value["by_seed"][place] for name, value in row["test"].items()} == expected
+            # from the lists of each user on one side, from the means that evaluation wrote on the other
+            for name, against in row["against"].items():
+                assert against["by_seed"][place] == pytest.approx(expected[name] - base[name], abs=1e-9)
+            arm = row["arm"]
+    assert content["users"] == read(compared / "seed-0" / "metrics.json")["dataset"]["test_cases"]
+    assert content["plan"]["family"] == ["adagrpo", "mixture-matched", "rerank"]
+
+
+@pytest.mark.slow
+def test_the_matched_mixture_presses_as_hard_as_the_gate_lets_through(compared: Path, content: dict[str, Any]) -> None:
+    facts = content["arms"]
+    expected = [float(f"{admission:.4g}") for admission in facts["adagrpo"]["admission"]]  # lambda is 1
+    assert facts["mixture-matched"]["lambda"] == expected and all(0 < value < 1 for value in expected)
+    assert facts["mixture-matched"]["admission"] != facts["adagrpo"]["admission"]
+    for seed, value in enumerate(expected):
+        assert (compared / f"seed-{seed}" / "train" / f"mixture-lambda{value:g}" / "best").is_dir()
+
+
+@pytest.mark.slow
+def test_reranking_reorders_the_starting_policys_beam_by_validation_alone(compared: Path) -> None:
+    for seed in (0, 1):
+        folder, start = (compared / f"seed-{seed}" / "evaluate" / name for name in ("rerank", "sft"))
+        values, before = read(folder / "metrics.json"), read(start / "metrics.json")
+        assert values["tried"][str(values["weight"])] == max(values["tried"].values())
+        assert values["tried"]["0.0"] == before["validation"]["ndcg@10"]
+        assert values["tried"]["1.0"] == before["rerank_validation"]["sum"]["ndcg@10"]
+        assert values["test"]["hallucination@10"] == before["test"]["hallucination@10"]
+        lists, beam = (pl.read_parquet(path / "predictions.parquet") for path in (folder, start))
+        both = [table.select("user_id", "item_id").sort("user_id", "item_id") for table in (lists, beam)]
+        assert both[0].equals(both[1])
+        assert all(lists.group_by("user_id").agg((pl.col("score").diff().drop_nulls() <= 0).all())["score"])
+
+
+@pytest.mark.slow
+def test_results_are_rows_of_every_seed_arm_checkpoint_and_split(compared: Path, content: dict[str, Any]) -> None:
+    rows = [json.loads(line) for line in (compared / "results.jsonl").read_text(encoding="utf-8").splitlines()]
+    found = {(row["seed"], row["arm"], row["checkpoint"], row["split"]): row for row in rows}
+    points = [(row["arm"], row["checkpoint"]) for row in content["rows"]]
+    assert set(found) == {(s, *point, split) for s in (0, 1) for point in points for split in ("validation", "test")}
+    assert len(rows) == len(found)
+    rerank = next(row for row in content["rows"] if row["arm"] == "rerank")
+    assert found[1, "rerank", "best", "test"]["metrics"]["hr@10"] == rerank["test"]["hr@10"]["by_seed"][1]
+    promised = {"dataset", "objective", "gate", "metrics", "admission", "recipe", "config_hash", "data_hash", "commit"}
+    assert all(promised <= set(row) for row in rows)
+
+
+@pytest.mark.slow
+def test_a_killed_comparison_continues_to_the_same_bytes(
+    world: Any, data: Path, compared: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "elsewhere" / "out"
+    with pytest.raises(KeyboardInterrupt):
+        comparison(world, data, out, console=Events("seed-1/ranker")).carry_out()
+    assert not (out / "comparison.json").exists()
+    events = Events()
+    comparison(world, data, out, console=events).carry_out()
+    assert {event for name, event in events.seen if name.startswith("seed-0/")} == {"skip"}
+    assert ("seed-1/sft", "skip") in events.seen and ("seed-1/ranker", "end") in events.seen
+    for name in WRITTEN:
+        assert (out / name).read_bytes() == (compared / name).read_bytes(), name
+    assert str(tmp_path) not in (out / "comparison.json").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("asked", "text"),
+    [
+        ({"objectives": ["nll", "nll"]}, "--objectives: nll is there twice"),
+        ({"objectives": ["nll", "mixture-lambda5", "mixture-lambda5.0"]}, "mixture-lambda5 is there twice"),
+        ({"objectives": []}, "--objectives: empty"),
+        ({"seeds": [1, 1]}, "--seeds: 1 is there twice"),
+        ({"objectives": ["nll", "adagrpo-randm"]}, "did you mean 'adagrpo-random'"),
+        ({"objectives": ["nll", "mixture-matched"]}, "add adagrpo"),
+        ({"objectives": ["adagrpo"]}, "compare.baseline: 'nll' is not among the arms sft, adagrpo"),
+        ({"plan": PLAN | {"family": ["grpo"]}}, "compare.family: 'grpo' is not among the arms"),
+        ({"plan": PLAN | {"family": ["nll"]}}, "compare.family: 'nll'"),
+        ({"plan": {"metric": "hr@50"}}, "needs evaluation.beam_width of at least 50, found 10"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_before_anything_is_written(
+    world: Any, data: Path, tmp_path: Path, asked: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(UserError, match=text) as caught:
+        comparison(world, data, tmp_path / "out", **asked)
+    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+
+
+def test_a_plan_is_not_changed_after_its_runs(world: Any, data: Path, tmp_path: Path) -> None:
+    first = comparison(world, data, tmp_path)
+    (tmp_path / "plan.json").write_text(first.plan.model_dump_json(), encoding="utf-8")
+    assert first.plan.family == ("adagrpo", "mixture-matched", "rerank")
+    with pytest.raises(UserError, match=r"plan\.json: fixed with compare\.margins .* take another --out"):
+        comparison(world, data, tmp_path, plan=PLAN | {"margins": {"hallucination@10": 0.5}})
+    with pytest.raises(UserError, match=r"fixed with compare\.baseline nll, asked for sft"):
+        comparison(world, data, tmp_path, plan=PLAN | {"baseline": "sft"})
+    # an arm more, and a seed more, are looked at; the family stays that of the first start
+    later = comparison(world, data, tmp_path, objectives=[*ARMS, "grpo"], seeds=[0, 1, 2])
+    assert later.plan == first.plan
+    with pytest.raises(UserError, match=r"compare.family: 'rerank' is not among the arms"):
+        comparison(world, data, tmp_path, objectives=ARMS[:3])
+    (tmp_path / "plan.json").write_text("{", encoding="utf-8")
+    with pytest.raises(UserError, match=r"plan\.json: damaged"):
+        comparison(world, data, tmp_path)
+
+
+def test_the_recipes_own_arms_and_seed(world: Any, data: Path, tmp_path: Path) -> None:
+    found = comparison(world, data, tmp_path / "out", objectives=None, seeds=None).describe()
+    assert (found["arms"], found["seeds"]) == (["nll", "adagrpo"], [0])
+    assert found["plan"]["family"] == ["adagrpo"] and not (tmp_path / "out").exists()

@@ -1,0 +1,109 @@
+"""What the page of a comparison says, from results that were planted."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from adagrpo.comparison import Measured, compare
+from adagrpo.config import CompareConfig
+from adagrpo.report import comparison_markdown, comparison_page, comparison_table, finding
+
+HOSTILE = "<script>alert('x')</script>"
+
+
+def measured(hits: int, *, validation: float = 0.3, invalid: float = 0.0) -> Measured:
+    """The first `hits` of 200 users are hits."""
+    found = (np.arange(200) < hits).astype(float)
+    users = pl.DataFrame({"user_id": range(200), "hr@10": found, "hallucination@10": np.full(200, invalid)})
+    means = {"hr@10": hits / 200, "hallucination@10": invalid, "coverage@10": 0.5}
+    return Measured(users, means, means | {"hr@10": validation})
+
+
+def content(seeds: int = 2, **arms: list[Measured]) -> dict[str, Any]:
+    options = CompareConfig(margins={"hallucination@10": 0.01}, resamples=500)
+    tests = {("sft", "best"): [measured(50)] * seeds, ("nll", "best"): [measured(50)] * seeds}
+    tests |= {(name.replace("_", "-"), "best"): entries for name, entries in arms.items()}
+    names = [name for name, _ in tests if name != "sft"]
+    facts = {"lambda": [1.0] * seeds, "admission": [0.1] * seeds, "weight": [None] * seeds}
+    plan = options.model_dump(mode="json") | {"family": names[1:]}
+    found = {"name": "tiny", "config_hash": "abc", "seeds": list(range(seeds)), "users": 200, "plan": plan}
+    found |= {"arms": dict.fromkeys(names, facts), "rows": compare(tests, range(seeds), options)}
+    return found | {"finding": finding(found)}
+
+
+def test_nothing_gained_is_the_first_thing_said() -> None:
+    said = finding(content(adagrpo=[measured(50), measured(51)], grpo=[measured(20)] * 2))
+    assert said[0] == "No arm is better than nll on HR@10 (2 seeds, 2 tests)."
+    assert said[1].startswith("Worse than nll: grpo (best: −15.00 points, users −")
+    assert said[2] == "No difference shown, which is not to say that there is none: adagrpo (best)."
+
+
+def test_users_without_the_seeds_settle_nothing() -> None:
+    said = finding(content(grpo=[measured(100), measured(52)]))
+    assert said[0].startswith("No arm is better")
+    assert said[1].startswith("Different over users, but not settled by so few seeds: grpo (best: +13.00 points")
+
+
+def test_a_gain_is_said_with_its_intervals() -> None:
+    said = finding(content(adagrpo=[measured(80)] * 2))
+    assert re.match(
+        r"Better than nll on HR@10 \(2 seeds, 1 test\), within the margins: adagrpo \(best: \+15\.00 points,"
+        r" users \+1\d\.\d\d … \+\d\d\.\d\d, seeds \+15\.00 … \+15\.00, p 0\.004\)\.$",
+        said[0],
+    )
+
+
+def test_a_gain_at_a_price_is_not_called_better() -> None:
+    said = finding(content(grpo=[measured(80, invalid=0.2)] * 2))
+    assert said[0].startswith("No arm is better than nll")
+    assert said[1].startswith("grpo (best: +15.00 points") and said[1].endswith("the margin on hallucination@10.")
+
+
+def test_a_control_that_is_not_beaten_is_named() -> None:
+    arms = {"adagrpo": [measured(60)] * 2, "adagrpo_random": [measured(61)] * 2, "mixture_matched": [measured(59)] * 2}
+    expected = "the gate (30.00 %) is not above these controls: adagrpo-random (30.50 %)."
+    assert any(sentence.endswith(expected) for sentence in finding(content(**arms)))
+    arms["adagrpo_random"] = [measured(59)] * 2
+    assert not any("controls" in sentence for sentence in finding(content(**arms)))
+
+
+def test_validation_chooses_and_test_reports() -> None:
+    said = finding(content(adagrpo=[measured(40, validation=0.4)] * 2, grpo=[measured(60)] * 2))
+    assert "Validation would choose adagrpo (40.00 % there); on test it has 20.00 %." in said
+
+
+def test_one_seed_is_called_one_seed() -> None:
+    said = finding(content(1, adagrpo=[measured(80)]))
+    assert said[0].startswith("Better than nll on HR@10 (1 seed, 1 test)") and "seeds –" in said[0]
+    assert said[-1].startswith("All of this is one seed")
+    assert not any("one seed" in sentence for sentence in finding(content(2, adagrpo=[measured(80)] * 2)))
+
+
+def test_the_table_by_hand() -> None:
+    table = comparison_table(content(adagrpo=[measured(50), measured(54)]))
+    row = dict(zip(table.header, table.rows[-1], strict=True))
+    # two seeds: half the interval is 12.706 times the standard error, 1 point
+    assert (row["arm"], row["HR@10"], row["± seeds"]) == ("adagrpo", "26.00 %", "12.71")
+    assert (row["vs nll (points)"], row["95 % over seeds"]) == ("+1.00", "−11.71 … +13.71")
+    assert table.rows[1][4:8] == ("–", "–", "–", "–") and table.rows[1][-1] == "baseline"
+
+
+def test_the_page_is_offline_escaped_and_repeatable() -> None:
+    found = content(adagrpo=[measured(80)] * 2) | {"name": HOSTILE}
+    page = comparison_page(found)
+    assert page == comparison_page(found)
+    assert "<script" not in page and "alert" in page
+    links = re.findall(r"""(?:src|href)=|url\(|https?://[^"' ]+""", page)
+    assert set(links) == {"http://www.w3.org/2000/svg"}
+    assert "Retrieval against validity" in page and "Fixed before the runs: the arms adagrpo" in page
+
+
+@pytest.mark.parametrize("heading", ["Against the baseline", "Margins", "Difference in HR@10 by seed"])
+def test_the_markdown_holds_every_table(heading: str) -> None:
+    text = comparison_markdown(content(adagrpo=[measured(80)] * 2))
+    assert f"## {heading}\n\n| arm |" in text and text.startswith("# tiny\n\nBetter than nll")
