@@ -1,6 +1,7 @@
 """The report of a run: one offline HTML page, and its tables as Markdown or plain text."""
 
 from adagrpo.report.charts import Point, Series, line_chart, scatter_chart, stacked_area_chart
+from adagrpo.report.diagnosis import diagnosis_tables, write_diagnosis
 from adagrpo.report.page import build_report, write_figures, write_report
 from adagrpo.report.tables import Table, results_table, to_markdown, to_text
 from adagrpo.report.verdict import arm_sentences, summary_sentences
@@ -11,6 +12,7 @@ __all__ = [
     "Table",
     "arm_sentences",
     "build_report",
+    "diagnosis_tables",
     "line_chart",
     "results_table",
     "scatter_chart",
@@ -18,6 +20,7 @@ __all__ = [
     "summary_sentences",
     "to_markdown",
     "to_text",
+    "write_diagnosis",
     "write_figures",
     "write_report",
 ]

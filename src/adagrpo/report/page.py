@@ -33,7 +33,7 @@ from adagrpo.report.tables import (
 )
 from adagrpo.report.verdict import arm_sentences, rerank_rows, summary_sentences
 
-__all__ = ["build_report", "write_figures", "write_report"]
+__all__ = ["build_report", "page_template", "write_figures", "write_report"]
 
 BREADTH = ("hr@1", "hr@5", "hr@50", "ndcg@5", "coverage@10", "tail_share@10", "invalid_samples")
 RANKING = ("hr@1", "hr@5", "hr@10", "hr@50", "ndcg@5", "ndcg@10")
@@ -94,7 +94,7 @@ def build_report(run_directory: Path) -> str:
     """
     metrics = _metrics(run_directory)
     run = _load(run_directory / "run.yaml") if (run_directory / "run.yaml").is_file() else {}
-    return _template().render(
+    return page_template("page.html.j2").render(
         name=metrics.get("name") or run_directory.resolve().name,
         config_hash=metrics.get("config_hash"),
         summary=[_keep(sentence) for sentence in summary_sentences(metrics)],
@@ -126,7 +126,8 @@ def _keep(sentence: str) -> str:
     return sentence.replace(" %", "\N{NO-BREAK SPACE}%")
 
 
-def _template() -> Template:
+def page_template(name: str) -> Template:
+    """A page's template; an undefined name in it is an error."""
     environment = Environment(
         loader=PackageLoader("adagrpo.report", "."),
         autoescape=True,
@@ -134,7 +135,7 @@ def _template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("page.html.j2")
+    return environment.get_template(name)
 
 
 def _figures(run_directory: Path, metrics: Mapping[str, Any]) -> dict[str, Any]:
