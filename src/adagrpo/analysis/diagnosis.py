@@ -69,13 +69,16 @@ class Evidence:
     utility: Utility | None = None  # where the world is simulated
 
 
-def diagnose(evidence: Evidence, objective: ObjectiveConfig, *, seed: int) -> dict[str, Any]:
+def diagnose(
+    evidence: Evidence, objective: ObjectiveConfig, *, seed: int, resamples: int = RESAMPLES
+) -> dict[str, Any]:
     """Judge a reward.
 
     Args:
         evidence: lists and groups of the cases.
         objective: the gate's configuration.
         seed: of the halves, the bootstrap and the controls.
+        resamples: of the bootstrap; with fewer than about 1,200 no cell could pass its share of the level.
 
     Returns:
         JSON-able: `verdict`, `settings`, the tables, and what the gate does. Rates are fractions, log-probabilities
@@ -85,9 +88,10 @@ def diagnose(evidence: Evidence, objective: ObjectiveConfig, *, seed: int) -> di
     ranks, mix = _ranks(lists, seed)
     orders = {name: gains(found) for name, found in ranks.items()}
     in_beam = ranks["policy"] > 0
-    options = {"resamples": RESAMPLES, "seed": seed}
-    cells, tests = serving_tests(lists, evidence.history_lengths, orders, **options)
-    grid, thresholds = _grid(evidence, objective, seed)
+    options = {"resamples": resamples, "seed": seed}
+    difference = orders["mix"]["ndcg@10"] - orders["policy"]["ndcg@10"]
+    cells, tests = serving_tests(lists, evidence.history_lengths, difference, **options)
+    grid, thresholds = _grid(evidence, objective, **options)
     verdict = decide(tests, thresholds, (objective.tau, objective.q_min), level=LEVEL)
     nll = np.asarray(target_nll(evidence.sampled.target_log_probs).numpy(), dtype=np.float64)
     difficulty = thirds("NLL of the target", nll)
@@ -99,7 +103,7 @@ def diagnose(evidence: Evidence, objective: ObjectiveConfig, *, seed: int) -> di
             "cases": len(nll),
             "beam_width": lists.items.shape[1],
             "level": LEVEL,
-            "resamples": RESAMPLES,
+            "resamples": resamples,
             "mix_weights": list(mix.weights),
             "reward_scale": mix.scale,
             "tau": objective.tau,
@@ -116,7 +120,7 @@ def diagnose(evidence: Evidence, objective: ObjectiveConfig, *, seed: int) -> di
         ),
         "difficulty": measure(difficulty, with_chance, in_beam, **options),
         "circular": circular_table(lists, _target_rewards(evidence), [everyone, *difficulty], seed),
-        "gate": _gate(evidence, objective, seed),
+        "gate": _gate(evidence, objective, **options),
         "grid": grid,
     }
     for row, p in zip(result["serving"], verdict.cell_p[1:], strict=True):
@@ -138,20 +142,26 @@ def diagnose(evidence: Evidence, objective: ObjectiveConfig, *, seed: int) -> di
 def serving_tests(
     lists: Lists,
     history_lengths: Ints,  # (N,)
-    orders: dict[str, dict[str, Floats]],
+    difference: Floats,  # (N,)
     *,
     resamples: int,
     seed: int,
 ) -> tuple[list[Cell], list[CellTest]]:
     """The family that says whether the ranker adds to the policy: all cases, and cells known at serving time.
 
+    Args:
+        lists: `N` lists.
+        history_lengths: (N,)
+        difference: (N,) NDCG@10 of the mix less that of the policy.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+
     Returns:
-        The cells, all cases first, and for each NDCG@10 of the mix less that of the policy.
+        The cells, all cases first, and the test of each.
     """
     cells = [Cell(ALL_CASES, np.ones(len(lists.targets), dtype=np.bool_))]
     for name, values in serving_quantities(lists, history_lengths).items():
         cells += thirds(name, values)
-    difference = orders["mix"]["ndcg@10"] - orders["policy"]["ndcg@10"]
     return cells, [
         CellTest(cell.name, bounded_interval(difference[cell.rows], resamples=resamples, seed=seed)) for cell in cells
     ]
@@ -186,7 +196,7 @@ def _crossed(first: list[Cell], second: list[Cell]) -> list[Cell]:
     return [cell for cell in crossed if cell.rows.any()]
 
 
-def _gate(evidence: Evidence, objective: ObjectiveConfig, seed: int) -> dict[str, Any]:
+def _gate(evidence: Evidence, objective: ObjectiveConfig, *, resamples: int, seed: int) -> dict[str, Any]:
     """Sampled and beam groups at the configured thresholds, and how far they agree."""
     found: dict[str, Any] = {}
     admitted: dict[str, NDArray[np.bool_]] = {}
@@ -195,7 +205,7 @@ def _gate(evidence: Evidence, objective: ObjectiveConfig, seed: int) -> dict[str
         decision = true.decide(tau=objective.tau, q_min=objective.q_min)
         mask = admitted[name] = decision.admitted.numpy()
         by_chance = fake.decide(tau=objective.tau, q_min=objective.q_min).admitted.numpy()
-        excess = bounded_interval(mask.astype(np.float64) - by_chance, resamples=RESAMPLES, seed=seed)
+        excess = bounded_interval(mask.astype(np.float64) - by_chance, resamples=resamples, seed=seed)
         contains = (groups.items == groups.targets.unsqueeze(1)).any(1).numpy()
         found[name] = {
             "admission": float(mask.mean()),
@@ -222,7 +232,7 @@ def _gate(evidence: Evidence, objective: ObjectiveConfig, seed: int) -> dict[str
 
 
 def _grid(
-    evidence: Evidence, objective: ObjectiveConfig, seed: int
+    evidence: Evidence, objective: ObjectiveConfig, *, resamples: int, seed: int
 ) -> tuple[list[dict[str, Any]], list[ThresholdTest]]:
     """The gate over a grid of thresholds, on sampled groups."""
     groups = evidence.sampled
@@ -231,7 +241,7 @@ def _grid(
     truth = _accuracies(evidence)
 
     def interval(values: Floats) -> Interval:
-        return bounded_interval(values, resamples=RESAMPLES, seed=seed)
+        return bounded_interval(values, resamples=resamples, seed=seed)
 
     rows, tests = [], []
     for tau in _taus(true, objective):
