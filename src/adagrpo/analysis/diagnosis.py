@@ -94,7 +94,7 @@ def diagnose(
     grid, thresholds = _grid(evidence, objective, **options)
     verdict = decide(tests, thresholds, (objective.tau, objective.q_min), level=LEVEL)
     nll = np.asarray(target_nll(evidence.sampled.target_log_probs).numpy(), dtype=np.float64)
-    difficulty = thirds("NLL of the target", nll)
+    difficulty = thirds("target NLL", nll)
     with_chance = orders | {"shuffled ranker": _chance(lists, seed)}
     everyone = Cell(ALL_CASES, np.ones(len(nll), dtype=np.bool_))
     result: dict[str, Any] = {

@@ -91,7 +91,7 @@ def _serving(rows: Sequence[Row], all_p: float) -> Table:
         )
         for row in rows
     ]
-    return _table((*header, "mix less policy (95 %)", "adjusted p"), lines)
+    return _table((*header, "mix less policy", "adjusted p"), lines)
 
 
 def _cells(heading: str, rows: Sequence[Row]) -> Table:
@@ -105,14 +105,14 @@ def _cells(heading: str, rows: Sequence[Row]) -> Table:
         )
         for row in rows
     ]
-    return _table((*header, "ranker less policy, points (95 %)", "mix less policy, points (95 %)"), lines)
+    return _table((*header, "ranker less policy, points", "mix less policy, points"), lines)
 
 
 def _circular(rows: Sequence[Row]) -> Table:
     names = ("ranker", "shuffled", "random")
     header: tuple[str, ...] = ("difficulty", "discriminability")
     for name in names:
-        header += (f"{name}: number", "HR@10 policy", f"HR@10 {name}")
+        header += (f"{name}: number", "policy", name)
     lines = []
     for row in rows:
         cells = [row["difficulty"], row["discriminability"]]
@@ -128,7 +128,7 @@ def _gate(gate: Row) -> Table:
     lines.insert(
         2,
         (
-            "admitted beyond that, points (95 %)",
+            "admitted beyond that, points",
             *(_interval(gate[kind]["excess"], 2, 100) for kind in ("sample", "beam")),
         ),
     )
@@ -139,9 +139,9 @@ def _gate(gate: Row) -> Table:
 
 def _grid(rows: Sequence[Row], p_values: Sequence[float]) -> Table:
     truth = any("accuracy" in row for row in rows)
-    header: tuple[str, ...] = ("tau", "q_min", "admitted", "share", "shuffled", "beyond it, points (95 %)")
-    header += ("pull beyond the policy, % of codes (95 %)", "whole pull")
-    header += ("pairs right, ranker", "pairs right, policy") if truth else ()
+    header: tuple[str, ...] = ("tau", "q_min", "admitted", "share", "shuffled", "beyond it, points")
+    header += ("pull beyond the policy, %", "whole pull, %")
+    header += ("pairs: ranker", "pairs: policy") if truth else ()
     lines = []
     for row, p in zip(rows, p_values, strict=True):
         line = [f"{row['tau']:.4g}", f"{row['q_min']:g}", f"{row['admitted']:,}"]
@@ -159,7 +159,7 @@ def _counted(row: Row) -> tuple[str, str, str]:
 
 def _interval(interval: Row, digits: int, factor: float = 1) -> str:
     mean, low, high = (factor * interval[name] for name in ("mean", "low", "high"))
-    return f"{mean:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
+    return f"{mean:+.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
 def _rate(value: float | None) -> str:
