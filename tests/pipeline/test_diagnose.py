@@ -94,6 +94,7 @@ def test_the_page_is_whole_offline_and_escapes_names(done: Done, tmp_path: Path)
     assert not re.search(r"https?://|src=|@import|<link", page)
 
 
+@pytest.mark.slow
 def test_a_marketplace_is_held_against_its_truth(world: Any, tmp_path: Path) -> None:
     """Its logs have impressions and a known utility, so exposure and accuracy are measured."""
     run = world.run(
