@@ -8,7 +8,7 @@ verdict    `use`, `rerank_only`, `do_not_use`                                   
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ from adagrpo.analysis.orders import (
 )
 from adagrpo.analysis.strata import (
     Cell,
+    Gains,
     bounded_interval,
     circular_table,
     discriminability_cells,
@@ -87,54 +88,21 @@ def diagnose(
     lists = evidence.lists
     ranks, mix = _ranks(lists, seed)
     orders = {name: gains(found) for name, found in ranks.items()}
-    in_beam = ranks["policy"] > 0
     options = {"resamples": resamples, "seed": seed}
     difference = orders["mix"]["ndcg@10"] - orders["policy"]["ndcg@10"]
     cells, tests = serving_tests(lists, evidence.history_lengths, difference, **options)
     grid, thresholds = _grid(evidence, objective, **options)
     verdict = decide(tests, thresholds, (objective.tau, objective.q_min), level=LEVEL)
-    nll = np.asarray(target_nll(evidence.sampled.target_log_probs).numpy(), dtype=np.float64)
-    difficulty = thirds("target NLL", nll)
-    with_chance = orders | {"shuffled ranker": _chance(lists, seed)}
-    everyone = Cell(ALL_CASES, np.ones(len(nll), dtype=np.bool_))
+    serving = measure(cells[1:], orders, ranks["policy"] > 0, **options)
     result: dict[str, Any] = {
         "verdict": _as_json(verdict),
-        "settings": {
-            "cases": len(nll),
-            "beam_width": lists.items.shape[1],
-            "level": LEVEL,
-            "resamples": resamples,
-            "mix_weights": list(mix.weights),
-            "reward_scale": mix.scale,
-            "tau": objective.tau,
-            "q_min": objective.q_min,
-            "difficulty": objective.difficulty,
-            "num_generations": objective.num_generations,
-            "negatives": objective.negatives,
-        },
+        "settings": _settings(lists, objective, mix, resamples),
         "orders": {name: _retrieval(found, lists.items.shape[1]) for name, found in ranks.items()},
-        "all": measure([everyone], with_chance, in_beam, **options)[0],
-        "serving": measure(cells[1:], orders, in_beam, **options),
-        "popularity": measure(
-            popularity_cells(lists.targets, evidence.training_counts), with_chance, in_beam, **options
-        ),
-        "difficulty": measure(difficulty, with_chance, in_beam, **options),
-        "circular": circular_table(lists, _target_rewards(evidence), [everyone, *difficulty], seed),
+        "serving": [row | {"adjusted_p": p} for row, p in zip(serving, verdict.cell_p[1:], strict=True)],
+        **_strata(evidence, orders | {"shuffled ranker": _chance(lists, seed)}, ranks["policy"] > 0, **options),
         "gate": _gate(evidence, objective, **options),
         "grid": grid,
     }
-    for row, p in zip(result["serving"], verdict.cell_p[1:], strict=True):
-        row["adjusted_p"] = p
-    if evidence.exposures is not None:
-        shown = thirds("times shown", evidence.exposures[lists.targets].astype(np.float64), digits=0)
-        result["exposure"] = measure(shown, with_chance, in_beam, **options)
-    if evidence.second_q is not None:
-        result["second_ranker"] = measure(
-            _crossed([everyone, *difficulty], discriminability_cells(evidence.second_q)),
-            with_chance,
-            in_beam,
-            **options,
-        )
     result["verdict"]["sentences"] = sentences(result)
     return result
 
@@ -187,8 +155,45 @@ def _retrieval(ranks: Ints, width: int) -> dict[str, float]:
     return values | {f"ndcg@{k}": float(metrics.ndcg(ranks, k).mean()) for k in cutoffs if k > 1}
 
 
-def _target_rewards(evidence: Evidence) -> Floats:
-    return np.asarray(evidence.sampled.rewards.target.double().numpy(), dtype=np.float64)
+def _settings(lists: Lists, objective: ObjectiveConfig, mix: Mix, resamples: int) -> dict[str, Any]:
+    return {
+        "cases": len(lists.targets),
+        "beam_width": lists.items.shape[1],
+        "level": LEVEL,
+        "resamples": resamples,
+        "mix_weights": list(mix.weights),
+        "reward_scale": mix.scale,
+        **objective.model_dump(include={"tau", "q_min", "difficulty", "num_generations", "negatives"}),
+    }
+
+
+def _strata(
+    evidence: Evidence,
+    orders: Mapping[str, Gains],
+    in_beam: NDArray[np.bool_],  # (N,)
+    *,
+    resamples: int,
+    seed: int,
+) -> dict[str, Any]:
+    """The tables of all cases and of the cells that read the logged item; none of them enters the verdict."""
+    lists = evidence.lists
+    nll = target_nll(evidence.sampled.target_log_probs).double().numpy()
+    everyone, difficulty = [Cell(ALL_CASES, np.ones(len(nll), dtype=np.bool_))], thirds("target NLL", nll)
+    tables = {
+        "all": everyone,
+        "popularity": popularity_cells(lists.targets, evidence.training_counts),
+        "difficulty": difficulty,
+    }
+    if evidence.exposures is not None:
+        tables["exposure"] = thirds("times shown", evidence.exposures[lists.targets].astype(np.float64), digits=0)
+    if evidence.second_q is not None:
+        tables["second_ranker"] = _crossed([*everyone, *difficulty], discriminability_cells(evidence.second_q))
+    measured: dict[str, Any] = {
+        name: measure(cells, orders, in_beam, resamples=resamples, seed=seed) for name, cells in tables.items()
+    }
+    own = evidence.sampled.rewards.target.double().numpy()
+    circular = circular_table(lists, own, [*everyone, *difficulty], seed)
+    return measured | {"all": measured["all"][0], "circular": circular}
 
 
 def _crossed(first: list[Cell], second: list[Cell]) -> list[Cell]:
