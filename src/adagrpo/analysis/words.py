@@ -20,7 +20,7 @@ def sentences(result: Mapping[str, Any]) -> list[str]:
         "rerank_only": "Re-rank with this ranker at serving time; there is no ground to train on it.",
         "do_not_use": "Do not use this ranker here: nothing shows that it knows what the policy does not.",
     }[verdict["decision"]]
-    return [opening.format(**verdict), _adds(result), _where(verdict), *_thresholds(result), _gate(result["gate"])]
+    return [opening.format(**verdict), _adds(result), _where(result), *_thresholds(result), _gate(result["gate"])]
 
 
 def _adds(result: Mapping[str, Any]) -> str:
@@ -34,10 +34,13 @@ def _adds(result: Mapping[str, Any]) -> str:
     )
 
 
-def _where(verdict: Mapping[str, Any]) -> str:
-    if not verdict["where"]:
+def _where(result: Mapping[str, Any]) -> str:
+    where, cells = result["verdict"]["where"], len(result["serving"])
+    if not where:
         return "In no group of cases that can be told apart when serving is the gain established."
-    return f"The gain is established in: {'; '.join(verdict['where'])}."
+    if where[0] == result["all"]["cell"]:
+        return f"The gain is established over all cases, and in {len(where) - 1} of {cells} cells known when serving."
+    return f"The gain is established in: {'; '.join(where)}."
 
 
 def _thresholds(result: Mapping[str, Any]) -> list[str]:
