@@ -15,8 +15,8 @@ import yaml
 
 from adagrpo import cli, console
 
-VERBS = ["demo", "run", "prepare", "simulate", "tokenize", "sft", "ranker", "train", "evaluate", "compare", "report"]
-VERBS += ["doctor"]
+VERBS = ["demo", "run", "prepare", "simulate", "tokenize", "sft", "ranker", "train", "evaluate", "diagnose"]
+VERBS += ["compare", "report", "doctor"]
 PROGRAM = "import sys; from adagrpo.cli import main; sys.argv[0] = 'adagrpo'; main()"
 
 
@@ -272,6 +272,15 @@ def test_one_verb_after_the_other(adagrpo: Command, tmp_path: Path, world: Any, 
     }
     repeated = adagrpo("sft", "--run", out)
     assert repeated.err == "sft: unchanged, skipped\n"
+
+
+def test_a_reward_is_diagnosed(adagrpo: Command, copied: Path) -> None:
+    answer = adagrpo("diagnose", "--run", copied, "--quiet")
+    assert answer.status == 0 and answer.err == ""
+    content = json.loads(adagrpo("diagnose", "--run", copied, "--quiet", "--json").out)
+    assert f"verdict: {content['verdict']['decision']}\n{content['verdict']['sentences'][0]}" in answer.out
+    assert answer.out.endswith(f"page: {copied / 'diagnose.html'}\n") and (copied / "diagnose.html").is_file()
+    refused(adagrpo("diagnose", "--run", copied, "--second-ranker", copied), "holds no model.safetensors")
 
 
 def test_a_simulated_marketplace_can_be_run_on(adagrpo: Command, tmp_path: Path, recipe: Any) -> None:

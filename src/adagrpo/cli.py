@@ -29,7 +29,15 @@ from adagrpo.errors import UserError
 from adagrpo.layers import autocast_dtype
 from adagrpo.pipeline import Run, Silent
 from adagrpo.pipeline.compare import Comparison
-from adagrpo.report import comparison_table, results_file_table, results_table, to_markdown, to_text, write_figures
+from adagrpo.report import (
+    comparison_table,
+    diagnosis_tables,
+    results_file_table,
+    results_table,
+    to_markdown,
+    to_text,
+    write_figures,
+)
 
 __all__ = ["main"]
 
@@ -159,6 +167,30 @@ _stage_command("sft", pipeline.fit_sft, "Train the starting policy.")
 _stage_command("ranker", pipeline.fit_ranker, "Train the reward model.")
 _stage_command("train", pipeline.train, "Post-train every arm of the recipe.")
 _stage_command("evaluate", _evaluate, "Evaluate sft and every trained arm on validation and test.")
+
+
+@app.command()
+def diagnose(
+    run: RunDirectory,
+    second_ranker: Annotated[
+        Path | None, typer.Option(help="Checkpoint folder of another ranker, to form strata for the run's own.")
+    ] = None,
+    settings: Set = [],  # noqa: B006
+    seed: Seed = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Should this reward be used here? On validation cases, before any post-training; writes diagnose.html."""
+    opened = _open(run, settings, seed, quiet)
+    with _session(opened):
+        result = pipeline.diagnose_reward(opened, second_ranker)
+    if as_json:
+        typer.echo(json.dumps(result))
+        return
+    tables = diagnosis_tables(result)
+    typer.echo("\n\n".join(to_text(tables[name]) for name in ("orders", "serving", "gate", "grid")))
+    typer.echo(f"\nverdict: {result['verdict']['decision']}\n" + "\n".join(result["verdict"]["sentences"]))
+    typer.echo(f"\npage: {opened.path('diagnose.html')}")
 
 
 @app.command()

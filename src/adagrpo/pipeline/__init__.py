@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from adagrpo.pipeline.diagnose import diagnose_reward
 from adagrpo.pipeline.evaluate import collect, evaluate
 from adagrpo.pipeline.run import Console, Run, Silent
 from adagrpo.pipeline.stages import fit_arm, fit_ranker, fit_sft, prepare, simulate_marketplace, tokenize
@@ -13,6 +14,7 @@ __all__ = [
     "Run",
     "Silent",
     "collect",
+    "diagnose_reward",
     "evaluate",
     "finished_arms",
     "fit_arm",

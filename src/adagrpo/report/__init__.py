@@ -2,6 +2,7 @@
 
 from adagrpo.report.charts import Point, Series, line_chart, scatter_chart, stacked_area_chart
 from adagrpo.report.comparison import comparison_markdown, comparison_page, comparison_table, finding
+from adagrpo.report.diagnosis import diagnosis_tables, write_diagnosis
 from adagrpo.report.page import build_report, write_figures, write_report
 from adagrpo.report.results import results_file_table
 from adagrpo.report.tables import Table, results_table, to_markdown, to_text
@@ -16,6 +17,7 @@ __all__ = [
     "comparison_markdown",
     "comparison_page",
     "comparison_table",
+    "diagnosis_tables",
     "finding",
     "line_chart",
     "results_file_table",
@@ -25,6 +27,7 @@ __all__ = [
     "summary_sentences",
     "to_markdown",
     "to_text",
+    "write_diagnosis",
     "write_figures",
     "write_report",
 ]

@@ -1,0 +1,162 @@
+r"""What the gate decides about groups, how far two ways to draw them agree, and whether the reward points right.
+
+    admission    share of the groups with d_b ≥ τ, q_b ≥ q_min, not degenerate; beside it that of shuffled rewards
+    kappa        (p_o - p_e) / (1 - p_e) of two sets of admissions                                     (Cohen 1960)
+    pull_b       mean over the distinct valid rollouts o ≠ y_b of e(o) · s(o) / σ_b,
+                 s the share of leading codes that o has in common with y_b, σ_b the deviation of the reward r,
+                 e what is left of r after the least-squares line on log π(o | x_b)
+    accuracy_b   share of the pairs of distinct valid rollouts ≠ y_b that a score orders as the true utility does
+
+`pull` says whether the reward moves probability toward the codes of the logged item, which is all that a group without
+this item can do for it, beyond what a reward that repeats the policy would do: sharpening the policy needs no ranker.
+It is 0 in expectation for a reward whose scores could be swapped among the rollouts, and it leaves the score of `y_b`
+out, so that the case's own `q_b` is not read twice. Among the *admitted* it would flatter a reward that is smooth over
+the codes and wrong, since neighbours of a highly scored item are scored highly: it is therefore read on all hard
+groups, whatever their `q_b`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from adagrpo.analysis.groups import Groups
+from adagrpo.config import ObjectiveConfig
+from adagrpo.objective import (
+    GateDecision,
+    adagrpo_gate,
+    degenerate_groups,
+    discriminability,
+    first_occurrence,
+    rollout_entropy,
+    rollout_miss,
+    target_nll,
+    target_rank,
+)
+
+__all__ = ["Judged", "cohens_kappa", "judge", "pairwise_accuracy", "pull"]
+
+
+class Judged(NamedTuple):
+    """What the gate reads of each group."""
+
+    difficulty: Tensor  # (N,)
+    q: Tensor  # (N,)
+    degenerate: Tensor  # (N,) bool
+
+    def decide(self, *, tau: float, q_min: float) -> GateDecision:
+        """The gate at given thresholds."""
+        return adagrpo_gate(self.difficulty, self.q, self.degenerate, tau=tau, q_min=q_min)
+
+
+def judge(groups: Groups, objective: ObjectiveConfig, *, shuffled: bool = False) -> Judged:
+    """Difficulty, discriminability and degeneracy of every group.
+
+    Args:
+        groups: `N` groups.
+        objective: which difficulty, and the floor below which a group counts as flat.
+        shuffled: read the shuffled rewards in place of the reward's own.
+    """
+    rewards = groups.shuffled if shuffled else groups.rewards
+    valid = rewards.rollouts[groups.items >= 0]
+    spread = valid.std() if len(valid) > 1 else torch.tensor(0.0)  # training keeps a running one
+    q = discriminability(
+        rewards.target, rewards.rollouts, groups.items, rewards.negatives, groups.negatives, groups.targets
+    ).q
+    degenerate = degenerate_groups(rewards.rollouts, groups.items, spread=spread, relative_floor=objective.reward_floor)
+    return Judged(_difficulty(groups, objective.difficulty), q, degenerate)
+
+
+def _difficulty(groups: Groups, kind: str) -> Tensor:  # (N,)
+    match kind:
+        case "rollout_miss":
+            return rollout_miss(groups.items, groups.targets)
+        case "target_rank":
+            own, target = groups.log_probs.sum(-1), groups.target_log_probs.sum(-1)
+            return target_rank(own, groups.items, target, groups.targets)
+        case "target_nll":
+            return target_nll(groups.target_log_probs)
+        case _:
+            return rollout_entropy(groups.log_probs)
+
+
+def cohens_kappa(
+    a: NDArray[np.bool_],  # (N,)
+    b: NDArray[np.bool_],  # (N,)
+) -> float | None:
+    """Agreement of two decisions beyond what their rates alone give; None where both always say the same.
+
+    Example:
+        >>> cohens_kappa(np.array([True, True, False, False]), np.array([True, False, False, False]))
+        0.5
+    """
+    expected = float(a.mean() * b.mean() + (1 - a.mean()) * (1 - b.mean()))
+    return None if expected == 1 else (float((a == b).mean()) - expected) / (1 - expected)
+
+
+def pull(groups: Groups, *, beyond_policy: bool = True) -> NDArray[np.float64]:
+    """Does the reward favour the rollouts whose leading codes are those of the logged item?
+
+    Args:
+        groups: `N` groups.
+        beyond_policy: take out what the policy's own score explains; False takes out the mean alone.
+
+    Returns:
+        (N,) see the module's text; in shares of codes for a reward one standard deviation higher. 0 where fewer than
+        two distinct valid rollouts other than the logged item exist (three beyond the policy), or they score alike.
+    """
+    others = _others(groups).numpy()
+    rewards = _centred(groups.rewards.rollouts.double().numpy(), others)
+    deviation = np.sqrt((rewards**2).sum(axis=1) / np.maximum(others.sum(axis=1), 1))
+    left = rewards
+    if beyond_policy:
+        own = _centred(groups.log_probs.double().sum(-1).numpy(), others)
+        size = (own**2).sum(axis=1)
+        slope = (own * rewards).sum(axis=1) / np.where(size > 0, size, 1.0)
+        left = rewards - slope[:, None] * own
+    total = (left * groups.shared.double().numpy()).sum(axis=1) / np.maximum(others.sum(axis=1), 1)
+    return np.asarray(np.where(deviation > 0, total / np.where(deviation > 0, deviation, 1.0), 0.0))
+
+
+def _centred(values: NDArray[np.float64], counted: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Less the mean of the counted places of each row; 0 elsewhere."""
+    kept = np.where(counted, values, 0.0)
+    return np.where(
+        counted, kept - kept.sum(axis=1, keepdims=True) / np.maximum(counted.sum(axis=1, keepdims=True), 1), 0.0
+    )
+
+
+def _others(groups: Groups) -> Tensor:  # (N, G) bool
+    """The distinct valid rollouts other than the logged item."""
+    return first_occurrence(groups.items) & (groups.items != groups.targets.unsqueeze(1))
+
+
+def pairwise_accuracy(
+    groups: Groups,
+    scores: Tensor,  # (N, G)
+    utility: NDArray[np.float64],  # (N, G)
+) -> NDArray[np.float64]:
+    """Does a score order the rollouts as the true utility does?
+
+    Args:
+        groups: `N` groups.
+        scores: (N, G) not read where a rollout names no item.
+        utility: (N, G) true utility of the rollouts' items, likewise.
+
+    Returns:
+        (N,) share of the pairs with different utility that the score orders right, ties of the score one half; NaN
+        where there is no such pair. The logged item is left out.
+    """
+    others = _others(groups).numpy()
+    values = scores.double().numpy()
+    right, pairs = np.zeros(len(values)), np.zeros(len(values))
+    for first in range(values.shape[1]):  # a loop over the group keeps the memory at (N, G)
+        counted = others[:, first : first + 1] & others & (utility[:, first : first + 1] > utility)
+        step = np.where(counted, values[:, first : first + 1] - values, 0.0)
+        right += ((np.sign(step) + 1) / 2 * counted).sum(axis=1)
+        pairs += counted.sum(axis=1)
+    return np.where(pairs > 0, right / np.maximum(pairs, 1), np.nan)

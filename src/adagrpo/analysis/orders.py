@@ -1,0 +1,192 @@
+r"""Orders one beam in several ways: by the policy, by the ranker, by both, and by rankers that know nothing.
+
+    policy    log π(o | x)
+    ranker    RM(x, o)
+    mix       log π(o | x) + w RM(x, o) / σ        σ² = mean over cases of the variance of RM within a list
+
+`w` is chosen from `WEIGHTS` by NDCG@10 on one half of the users and applied to the other half, and the reverse, so that
+no case is judged with a weight that it helped to choose; 0 is a candidate. Re-ranked beams are Tables 1 to 3 of AdaGRPO
+(Xu et al. 2026, arXiv 2606.08480). We depart by adding the mix, which is what a team would serve, and two controls: a
+shuffled ranker (the scores of each list permuted, so that its values stay and their items are forgotten) and a random
+one (independent normal scores).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from adagrpo import metrics
+
+__all__ = [
+    "WEIGHTS",
+    "Lists",
+    "Mix",
+    "cross_fitted_mix",
+    "mixed_keys",
+    "permuted",
+    "reward_scale",
+    "serving_quantities",
+    "target_ranks",
+]
+
+WEIGHTS = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0)
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+class Lists(NamedTuple):
+    """A beam for each of `N` cases, with what policy and ranker say of its items."""
+
+    items: Ints  # (N, W) best first by the policy, -1 where a place holds no item
+    log_probs: Floats  # (N, W) nats; not read where there is no item
+    rewards: Floats  # (N, W); not read where there is no item
+    targets: Ints  # (N,) logged items
+
+    @property
+    def usable(self) -> NDArray[np.bool_]:  # (N, W)
+        """True where a place holds an item."""
+        return self.items >= 0
+
+
+class Mix(NamedTuple):
+    """The cross-fitted mix."""
+
+    keys: Floats  # (N, W) what the mix sorts by
+    weights: tuple[float, float]  # of the first and of the second half; each was chosen on the other
+    scale: float  # σ
+
+
+def target_ranks(
+    lists: Lists,
+    keys: Floats,  # (N, W)
+) -> Ints:
+    """The rank of the logged item when each list is sorted by `keys`, the largest first.
+
+    Args:
+        lists: `N` lists.
+        keys: (N, W) what to sort by; ties keep the policy's order. Places without an item come last.
+
+    Returns:
+        (N,) from 1; 0 where the list does not hold the logged item.
+
+    Example:
+        >>> lists = Lists(np.array([[7, 4, -1]]), np.zeros((1, 3)), np.zeros((1, 3)), np.array([4]))
+        >>> target_ranks(lists, np.array([[1.0, 2.0, 9.0]]))
+        array([1])
+    """
+    order = np.argsort(-np.where(lists.usable, keys, -np.inf), axis=1, kind="stable")
+    return metrics.target_rank_in(np.take_along_axis(lists.items, order, axis=1), lists.targets)
+
+
+def reward_scale(lists: Lists) -> float:
+    """σ: the root of the mean variance of the rewards within a list; 1 where the ranker is flat in every list."""
+    kept = np.where(lists.usable, lists.rewards, np.nan)
+    kept = kept[lists.usable.any(axis=1)]
+    if not len(kept):
+        return 1.0
+    scale = float(np.sqrt(np.nanvar(kept, axis=1).mean()))
+    return scale if scale > 0 else 1.0
+
+
+def mixed_keys(
+    lists: Lists,
+    weight: float | Floats,  # () or (N, 1)
+    scale: float,
+) -> Floats:
+    """(N, W): `log π + weight · RM / scale`."""
+    rewards = np.where(lists.usable, lists.rewards, 0.0)
+    return np.where(lists.usable, lists.log_probs, -np.inf) + weight * rewards / scale
+
+
+def cross_fitted_mix(
+    lists: Lists,
+    half: NDArray[np.bool_],  # (N,)
+) -> Mix:
+    """Choose the weight of each half by the mean NDCG@10 of the other one; the smallest of equally good weights wins.
+
+    Args:
+        lists: `N` lists.
+        half: (N,) False for the cases of the first half, True for those of the second.
+
+    Raises:
+        ValueError: `half` is not a mask of the cases.
+    """
+    if half.shape != lists.targets.shape or half.dtype != np.bool_:
+        raise ValueError(f"half is {half.dtype} {half.shape}, expected bool {lists.targets.shape}")
+    scale = reward_scale(lists)
+    gains = np.stack([metrics.ndcg(target_ranks(lists, mixed_keys(lists, w, scale)), 10) for w in WEIGHTS])
+    chosen = [WEIGHTS[int(gains[:, part].sum(axis=1).argmax())] for part in (half, ~half)]
+    weights = np.where(half, chosen[1], chosen[0])
+    return Mix(mixed_keys(lists, weights[:, None], scale), (chosen[0], chosen[1]), scale)
+
+
+def permuted(
+    values: Floats,  # (N, C)
+    real: NDArray[np.bool_],  # (N, C)
+    generator: np.random.Generator,
+) -> Floats:
+    """Permute the values of each row among its real places; the others are left as they are.
+
+    Example:
+        >>> row, real = np.array([[1.0, 2.0, 3.0]]), np.array([[True, True, False]])
+        >>> sorted(permuted(row, real, np.random.default_rng(0))[0, :2])
+        [np.float64(1.0), np.float64(2.0)]
+    """
+    draws = np.where(real, generator.random(values.shape), np.inf)
+    # the real places in their own order, and in a random one
+    places, source = np.argsort(~real, axis=1, kind="stable"), np.argsort(draws, axis=1, kind="stable")
+    result = np.empty_like(values)
+    np.put_along_axis(result, places, np.take_along_axis(values, source, axis=1), axis=1)
+    return result
+
+
+def serving_quantities(
+    lists: Lists,
+    history_lengths: Ints,  # (N,)
+) -> dict[str, Floats]:
+    """What is known of a case when it is served: nothing here reads the logged item.
+
+    Returns:
+        By name, (N,) each: the entropy of the policy over the beam (nats), the spread of the rewards over the beam
+        (standard deviation), the rank correlation of both scores over it, the policy's rank of the item that the
+        ranker likes best, and the length of the history. NaN where a list has too few items.
+    """
+    usable, count = lists.usable, lists.usable.sum(axis=1)
+    log_probs = np.where(usable, lists.log_probs, -np.inf)
+    largest = np.where(count > 0, log_probs.max(axis=1), 0.0)
+    shares = np.exp(log_probs - largest[:, None])
+    shares /= np.maximum(shares.sum(axis=1, keepdims=True), 1e-300)
+    entropy = -(shares * np.log(np.where(shares > 0, shares, 1.0))).sum(axis=1)
+    rewards = np.where(usable, lists.rewards, 0.0)
+    mean = rewards.sum(axis=1) / np.maximum(count, 1)
+    spread = np.sqrt((np.where(usable, rewards - mean[:, None], 0.0) ** 2).sum(axis=1) / np.maximum(count, 1))
+    favourite = np.where(usable, rewards, -np.inf).argmax(axis=1)
+    own = np.take_along_axis(log_probs, favourite[:, None], axis=1)
+    unknown = np.where(count > 1, 0.0, np.nan)  # NaN where there is no order to speak of
+    return {
+        "policy entropy": entropy + unknown,
+        "reward spread": spread + unknown,
+        "agreement of policy and ranker": _rank_correlation(log_probs, rewards, usable),
+        "policy's rank of the ranker's first": (log_probs > own).sum(axis=1) + 1.0 + unknown,
+        "history length": history_lengths.astype(np.float64),
+    }
+
+
+def _rank_correlation(a: Floats, b: Floats, usable: NDArray[np.bool_]) -> Floats:
+    """(N,) Spearman's correlation over the usable places; NaN where one side is constant."""
+
+    def centred(values: Floats) -> Floats:
+        # the unusable places share the lowest ranks, which shifts the others alike and is centred away
+        ranks = stats.rankdata(np.where(usable, values, -np.inf), axis=1)
+        mean = np.where(usable, ranks, 0.0).sum(axis=1) / np.maximum(usable.sum(axis=1), 1)
+        return np.where(usable, ranks - mean[:, None], 0.0)
+
+    x, y = centred(a), centred(b)
+    size = np.sqrt((x**2).sum(axis=1) * (y**2).sum(axis=1))
+    flat = size <= 0
+    return np.where(flat, np.nan, (x * y).sum(axis=1) / np.where(flat, 1.0, size))

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+import pytest
+
+from adagrpo.data.marketplace import Truth
+from adagrpo.data.prepared import load_item_ids, load_user_ids
+from adagrpo.errors import UserError
+from adagrpo.pipeline import diagnose_reward, fit_ranker, fit_sft, prepare, simulate_marketplace, tokenize
+from adagrpo.pipeline.diagnose import gather_evidence
+from adagrpo.pipeline.models import Workbench
+from adagrpo.report import diagnosis_tables, write_diagnosis
+
+
+class Done(NamedTuple):
+    directory: Path
+    result: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def done(finished: Path, data: Path, world: Any, tmp_path_factory: pytest.TempPathFactory) -> Done:
+    """A diagnosed copy of the finished run, to be read only; the second ranker is the first one's last checkpoint."""
+    directory = Path(shutil.copytree(finished, tmp_path_factory.mktemp("diagnosed") / "run"))
+    return Done(directory, diagnose_reward(world.run(directory, data), directory / "ranker/final"))
+
+
+def test_the_result_is_kept_and_the_stage_is_skipped_when_nothing_changed(done: Done, data: Path, world: Any) -> None:
+    path = done.directory / "diagnose/diagnose.json"
+    assert json.loads(path.read_text(encoding="utf-8")) == done.result
+    before = path.stat().st_mtime_ns
+    assert diagnose_reward(world.run(done.directory, data), done.directory / "ranker/final") == done.result
+    assert path.stat().st_mtime_ns == before
+
+
+def test_policy_order_is_what_evaluation_reports_on_validation(done: Done) -> None:
+    metrics = json.loads((done.directory / "metrics.json").read_text(encoding="utf-8"))
+    reported = metrics["stages"]["sft"]["validation"]
+    for name, value in done.result["orders"]["policy"].items():
+        assert value == pytest.approx(reported[name], rel=1e-12)
+    again = metrics["ranker"]["rerank"]["validation"]["reward"]
+    assert done.result["orders"]["ranker"] == pytest.approx(
+        {name: again[name] for name in done.result["orders"]["ranker"]}
+    )
+
+
+def test_the_popularity_cells_hold_every_case_once(done: Done) -> None:
+    cases = len(pl.read_parquet(done.directory / "prepare/validation.parquet").filter("target"))
+    assert done.result["settings"]["cases"] == cases == sum(row["cases"] for row in done.result["popularity"])
+    assert cases == sum(row["cases"] for row in done.result["second_ranker"] if row["cell"].startswith("all cases"))
+
+
+def test_test_targets_are_not_read(done: Done, finished: Path, data: Path, world: Any, tmp_path: Path) -> None:
+    directory = Path(shutil.copytree(finished, tmp_path / "run"))
+    (directory / "prepare/test.parquet").unlink()
+    result = diagnose_reward(world.run(directory, data))
+    assert result == {name: value for name, value in done.result.items() if name != "second_ranker"}
+
+
+def test_a_second_ranker_that_is_none_is_named(done: Done, data: Path, world: Any, tmp_path: Path) -> None:
+    run = world.run(done.directory, data)
+    with pytest.raises(UserError, match=r"holds no model\.safetensors; --second-ranker takes a checkpoint folder"):
+        diagnose_reward(run, tmp_path)
+    with pytest.raises(UserError, match="sft/best: made with other data or model settings"):
+        diagnose_reward(run, done.directory / "sft/best")
+
+
+def test_tables_print_the_result(done: Done) -> None:
+    result, tables = done.result, diagnosis_tables(done.result)
+    assert "exposure" not in tables and "second_ranker" in tables
+    for table in tables.values():
+        assert all(len(row) == len(table.header) == len(table.alignment) for row in table.rows)
+    first, grid = tables["serving"].rows[0], tables["grid"].rows[0]
+    assert first[:2] == ("all cases", str(result["settings"]["cases"]))
+    assert first[3] == f"{result['orders']['policy']['ndcg@10']:.4f}"
+    assert first[-1] == f"{result['verdict']['all_cases_adjusted_p']:.3f}"
+    assert grid[2] == str(result["grid"][0]["admitted"]) and len(tables["grid"].rows) == len(result["grid"])
+    gate = {row[0]: row[1:] for row in tables["gate"].rows}
+    assert gate["admitted"] == tuple(f"{100 * result['gate'][kind]['admission']:.1f} %" for kind in ("sample", "beam"))
+
+
+def test_the_page_is_whole_offline_and_escapes_names(done: Done, tmp_path: Path) -> None:
+    page = (done.directory / "diagnose.html").read_text(encoding="utf-8")
+    assert page.count("<table>") == page.count("</table>") == len(diagnosis_tables(done.result))
+    assert done.result["verdict"]["decision"].replace("_", " ") in page
+    hostile = write_diagnosis(tmp_path, done.result, "<script>x</script>").read_text(encoding="utf-8")
+    assert "<script" not in hostile and "&lt;script&gt;x" in hostile
+    assert not re.search(r"https?://|src=|@import|<link", page)
+
+
+@pytest.mark.slow
+def test_a_marketplace_is_held_against_its_truth(world: Any, tmp_path: Path) -> None:
+    """Its logs have impressions and a known utility, so exposure and accuracy are measured."""
+    run = world.run(
+        tmp_path / "run",
+        tmp_path,
+        data={"logs": [], "marketplace": {"users": 80, "items": 100}},
+        tokenizer={"vectors": {"cooccurrence": 1.0}},
+    )
+    for stage in (simulate_marketplace, prepare, tokenize, fit_sft, fit_ranker):
+        stage(run)
+    result = diagnose_reward(run)
+    assert sum(row["cases"] for row in result["exposure"]) == result["settings"]["cases"]
+    assert all(set(row["accuracy"]) == {"ranker", "policy"} for row in result["grid"])
+    assert "pairs: ranker" in diagnosis_tables(result)["grid"].header
+    bench, truth = Workbench(run), Truth.load(run.path("simulate/truth"))
+    policy, ranker = bench.policy(run.path("sft/best")), bench.ranker(run.path("ranker/best"))
+    cases = bench.cases("validation")
+    utility = gather_evidence(bench, policy, ranker, cases, truth=truth).utility
+    assert utility is not None
+    items = np.arange(3 * len(cases)).reshape(-1, 3) % bench.num_items
+    users, names = load_user_ids(bench.prepared), load_item_ids(bench.prepared)
+    for case, row in enumerate(utility(items)):  # by the ids of the logs, as the simulation has them
+        user = truth.user_ids.index(users[int(cases.users[case])])
+        own = [truth.item_ids.index(names[int(item)]) for item in items[case]]
+        assert row.tolist() == truth.utility(np.array([user]), np.array([own]))[0].tolist()
