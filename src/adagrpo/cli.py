@@ -159,6 +159,7 @@ def _stage_command(name: str, work: Callable[[Run], object], text: str) -> None:
 def _evaluate(run: Run) -> dict[str, Any]:
     arms = pipeline.finished_arms(run)
     pipeline.evaluate(run, arms)
+    pipeline.report_ranker(run)
     return pipeline.collect(run, arms)
 
 

@@ -24,7 +24,7 @@ Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
-Gate = Literal["adagrpo", "all", "none", "difficulty", "discriminability", "random", "shuffled", "inverted"]
+Gate = Literal["adagrpo", "all", "none", "difficulty", "discriminability", "random", "shuffled", "inverted", "oracle"]
 UserMetric = Literal["hr@1", "hr@5", "hr@10", "hr@50", "ndcg@10", "hallucination@10"]
 
 
@@ -175,6 +175,7 @@ class RankerConfig(Section):
     """The sequential ranker; `loss: auto` takes impressions where there are some, else cross_entropy.
 
     `negatives` are uniformly sampled, for `sampled`, and for `impressions` beside what was shown (0: shown items only).
+    With `folds` above 1, post-training judges a sample by a ranker that never saw its user; 0 and 1 are off.
     """
 
     loss: Literal["auto", "impressions", "cross_entropy", "sampled"] = "auto"
@@ -183,6 +184,7 @@ class RankerConfig(Section):
     layers: Positive = 2
     heads: Positive = 2
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    folds: Annotated[int, Field(ge=0, le=100)] = 0
     fit: FitConfig = FitConfig(epochs=30, validations=5)
 
     @model_validator(mode="after")
@@ -193,7 +195,10 @@ class RankerConfig(Section):
 
 
 class ObjectiveConfig(Section):
-    """NLL + (lambda / B_rl) Σ gate · GRPO; see `adagrpo.trainer.post_training` for what each option does."""
+    """NLL + (lambda / B_rl) Σ gate · GRPO; see `adagrpo.trainer.post_training` for what each option does.
+
+    `oracle_agreement` is for the gate `oracle`: the least share of a group's pairs that the reward must order rightly.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, serialize_by_alias=True)
 
@@ -215,6 +220,7 @@ class ObjectiveConfig(Section):
     invalid_penalty: NonNegativeFloat = 1.0
     scale_rewards: bool = True
     reward_floor: NonNegativeFloat = 1e-3
+    oracle_agreement: Share = 0.75
 
 
 class ArmConfig(Section):
@@ -274,7 +280,11 @@ class ArmConfig(Section):
 
 
 class TrainConfig(Section):
-    """Post-training: every arm starts from the sft policy and sees the same batches."""
+    """Post-training: every arm starts from the sft policy and sees the same batches.
+
+    `rl_split` is the share of training positions that sft takes no NLL at, the RL term being taken at these alone; with
+    `rl_split_nll` they are NLL positions in post-training, in every arm.
+    """
 
     arms: tuple[ArmConfig, ...] = (
         ArmConfig(objective="nll"),
@@ -283,6 +293,8 @@ class TrainConfig(Section):
     )
     fit: FitConfig = FitConfig(epochs=2, learning_rate=2e-4, validations=8)
     gradient_norms_every: Positive = 20
+    rl_split: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    rl_split_nll: bool = True
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:

@@ -35,6 +35,7 @@ __all__ = [
     "rerank",
     "retrieval",
     "sample_cases",
+    "select_cases",
     "summarise",
 ]
 
@@ -60,7 +61,14 @@ def sample_cases(cases: Cases, count: int, seed: int) -> Cases:
     """A fixed random sample of cases, in their own order; all of them if there are no more than `count`."""
     if count >= len(cases):
         return cases
-    rows = np.sort(np.random.default_rng(seed).choice(len(cases), count, replace=False))
+    return select_cases(cases, np.sort(np.random.default_rng(seed).choice(len(cases), count, replace=False)))
+
+
+def select_cases(
+    cases: Cases,
+    rows: NDArray[np.int64],  # (K,)
+) -> Cases:
+    """The cases in some rows, in the order of the rows; at least one."""
     lengths = cases.histories.lengths[rows]
     values = np.concatenate([cases.histories.row(row) for row in rows])
     histories = type(cases.histories)(values, np.concatenate([[0], lengths.cumsum()]).astype(np.int64))

@@ -54,6 +54,7 @@ class Histories(NamedTuple):
 
     items: Tensor  # (B, T) int64; padding holds 0 and is never read, see `lengths`
     lengths: Tensor  # (B,) int64, at least 1
+    users: Tensor | None = None  # (B,) int64, whose histories they are, where a reward may want to know
 
 
 class Rollouts(NamedTuple):

@@ -339,3 +339,49 @@ def test_one_user_and_one_visit() -> None:
 def test_parameters_out_of_range_are_named(field: str, value: float) -> None:
     with pytest.raises(UserError, match=f"marketplace.{field}: "):
         Marketplace(**{field: value})
+
+
+def test_the_utility_before_a_purchase_by_hand() -> None:
+    # a bought y, then x, with tastes (1, 0) and (0, 3); b bought z with (2, 2)
+    known = replace(
+        truth(),
+        purchases=np.array([0 * 3 + 1, 0 * 3 + 0, 1 * 3 + 2]),
+        tastes=np.array([[1, 0], [0, 3], [2, 2]], dtype=np.float32),
+    )
+    everything = np.array([[0, 1, 2]] * 3)
+
+    def chance(logit: float) -> float:
+        return float(1 / (1 + np.exp(-logit)))
+
+    values = known.utility_before(np.array([0, 0, 1]), np.array([1, 0, 2]), everything)
+    wanted = [
+        [chance(1), chance(-1), chance(2)],  # before y nothing is owned
+        [chance(0), 0, chance(4)],  # before x, y is
+        [chance(2), chance(1), chance(5)],
+    ]
+    np.testing.assert_allclose(values, wanted, rtol=1e-6)
+    with pytest.raises(UserError, match="no purchase of 'x' by 'b'"):
+        known.utility_before(np.array([1]), np.array([0]), everything[:1])
+    moved = known.aligned(["b", "a"], ["z", "x"])  # without y: a is left with the purchase of x
+    np.testing.assert_allclose(
+        moved.utility_before(np.array([1, 0]), np.array([1, 0]), np.array([[0, 1], [0, 1]])),
+        [[chance(4), chance(0)], [chance(5), chance(2)]],
+        rtol=1e-6,
+    )
+
+
+def test_the_last_purchase_is_the_moment_of_the_utility(small: Simulation) -> None:
+    last = purchases(small).group_by("user_id", maintain_order=True).last()
+    users, items = index(last["user_id"]), index(last["item_id"])
+    everything = np.tile(np.arange(SMALL.items), (len(users), 1))
+    before = small.truth.utility_before(users, items, everything)
+    np.testing.assert_allclose(before, small.truth.utility(users, everything), rtol=1e-5)
+    assert len(small.truth.purchases) == len(purchases(small))
+
+
+def test_every_purchase_was_wanted_at_its_moment_more_than_at_the_end(small: Simulation) -> None:
+    log = purchases(small)
+    users, items = index(log["user_id"]), index(log["item_id"])[:, None]
+    then = small.truth.utility_before(users, items[:, 0], items)[:, 0]
+    unowned = replace(small.truth, owned=np.empty(0, np.int64))
+    assert then.mean() > 1.2 * unowned.utility(users, items)[:, 0].mean()

@@ -9,6 +9,7 @@ from torch import Tensor
 from adagrpo.objective.diagnostics import (
     discriminability,
     first_occurrence,
+    pairwise_agreement,
     rollout_entropy,
     rollout_miss,
     target_nll,
@@ -205,3 +206,38 @@ def test_wrong_arguments_are_named() -> None:
         target_nll(torch.zeros(2))
     with pytest.raises(ValueError, match=r"^items: "):
         first_occurrence(torch.zeros(2).long())
+
+
+# ---------------------------------------------------------------- agreement with a truth
+
+
+@torch.no_grad()
+def test_pairwise_agreement_is_the_loop() -> None:
+    generator = torch.Generator().manual_seed(4)
+    items = torch.randint(-1, 6, (80, 7), generator=generator)
+    table = torch.randint(0, 4, (2, 80, 6), generator=generator).float()  # ties on both sides
+    rewards, utilities = (values.gather(1, items.clamp(min=0)) for values in table)
+    rewards, utilities = rewards.masked_fill(items < 0, torch.nan), utilities.masked_fill(items < 0, torch.nan)
+    found = pairwise_agreement(rewards, utilities, items)
+    for b in range(80):
+        distinct = sorted({item for item in items[b].tolist() if item >= 0})
+        points = pairs = 0.0
+        for one in distinct:
+            for other in distinct:
+                if table[1, b, one] > table[1, b, other]:
+                    pairs += 1
+                    right, wrong = table[0, b, one], table[0, b, other]
+                    points += 1.0 if right > wrong else 0.5 if right == wrong else 0.0
+        assert int(found.pairs[b]) == pairs
+        assert float(found.share[b]) == pytest.approx(points / pairs if pairs else 0.0)
+    assert (found.pairs == 0).any() and (found.pairs > 3).any()
+
+
+def test_agreement_at_the_edges() -> None:
+    items = torch.tensor([[1, 1, 1], [-1, -1, -1], [1, 2, 3], [1, 2, 3], [1, 2, 3]])
+    utilities = torch.tensor([[0.5] * 3, [0.5] * 3, [0.5] * 3, [0.1, 0.2, 0.3], [0.1, 0.2, 0.3]])
+    rewards = torch.tensor([[1.0] * 3, [torch.nan] * 3, [1.0, 2.0, 3.0], [3.0, 2.0, 1.0], [1.0] * 3])
+    found = pairwise_agreement(rewards, utilities, items)
+    assert found.pairs.tolist() == [0, 0, 0, 3, 3] and found.share.tolist() == [0, 0, 0, 0, 0.5]
+    with pytest.raises(ValueError, match="utilities"):
+        pairwise_agreement(rewards, utilities[:2], items)

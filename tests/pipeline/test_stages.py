@@ -53,6 +53,7 @@ STAGES = [
     "evaluate/sft",
     "evaluate/baselines",
 ] + [f"evaluate/{arm}/{kind}" for arm in ("nll", "adagrpo") for kind in ("best", "final")]
+STAGES.append("ranker/report")
 
 
 def test_every_stage_is_made_once_in_order(finished: Path) -> None:

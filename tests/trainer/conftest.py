@@ -136,6 +136,7 @@ class World:
         steps: int = 7,
         term_norms_every: int = 0,
         reward: Any = None,
+        true_utility: Any = None,
         **objective: Any,
     ) -> PostTraining:
         defaults = {"num_generations": 6, "negatives": 3, "q_min": 0.5, "tau": 0.5}
@@ -149,6 +150,7 @@ class World:
             steps=steps,
             validate=self.validator(policy),
             term_norms_every=term_norms_every,
+            true_utility=true_utility,
         )
 
     @staticmethod

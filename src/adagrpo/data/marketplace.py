@@ -170,6 +170,7 @@ class _Users(NamedTuple):
     last: Floats  # (U, D) whole taste at the last purchase
     owned: Ints  # (U, longest) purchases in their order, -1 from there on
     bought: Ints  # (U,) how many
+    moments: list[tuple[Ints, Floats]]  # of each step: who bought, and their whole taste before it
     visits: Ints  # (U,)
 
 
@@ -271,6 +272,7 @@ def _make_users(world: Marketplace, catalogue: _Catalogue, rng: np.random.Genera
         last=taste.copy(),
         owned=np.full((world.users, world.longest), -1, dtype=np.int64),
         bought=np.zeros(world.users, dtype=np.int64),
+        moments=[],
         visits=np.clip(visits, 1, world.longest),
     )
 
@@ -306,6 +308,7 @@ def _visit(
     current = buys | (users.bought[rows] == 0)  # before the first purchase, every visit counts as the last
     users.last[rows[current]] = taste[current]
     users.owned[buyers, users.bought[buyers]] = basket
+    users.moments.append((buyers, taste[buys]))
     users.bought[buyers] += 1
     users.pull[buyers] = _unit(MEMORY * users.pull[buyers] + catalogue.pull[basket])
     return {
@@ -418,6 +421,8 @@ def _truth(world: Marketplace, catalogue: _Catalogue, users: _Users) -> Truth:
     scale = 1 / max(world.noise, 1e-3)
     before_last = np.arange(world.longest) < users.bought[:, None] - 1
     row, column = np.nonzero(before_last)
+    owner, place = np.nonzero(users.owned >= 0)  # by user and time, as the moments are once sorted by user
+    buyers, tastes = (np.concatenate(parts) for parts in zip(*users.moments, strict=True))
     return Truth(
         user_ids=tuple(_ids("u", world.users)),
         item_ids=tuple(_ids("i", world.items)),
@@ -425,6 +430,8 @@ def _truth(world: Marketplace, catalogue: _Catalogue, users: _Users) -> Truth:
         items=catalogue.vectors.astype(np.float32),
         bias=(scale * catalogue.bias).astype(np.float32),
         owned=np.sort(row * world.items + users.owned[row, column]),
+        purchases=owner * world.items + users.owned[owner, place],
+        tastes=(scale * world.sharpness * tastes[np.argsort(buyers, kind="stable")]).astype(np.float32),
     )
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from adagrpo.types import Histories, Ragged
 
-__all__ = ["length_bucketed_batches", "pad"]
+__all__ = ["emptied", "length_bucketed_batches", "pad"]
 
 
 def pad(ragged: Ragged, rows: NDArray[np.integer], max_length: int) -> Histories:
@@ -40,6 +40,20 @@ def pad(ragged: Ragged, rows: NDArray[np.integer], max_length: int) -> Histories
     real = columns < lengths[:, None]
     items = np.where(real, ragged.values[np.where(real, source, 0)], 0).astype(np.int64)
     return Histories(torch.from_numpy(items), torch.from_numpy(lengths.astype(np.int64)))
+
+
+def emptied(
+    ragged: Ragged,
+    rows: NDArray[np.bool_],  # (N,)
+) -> Ragged:
+    """The same `N` rows, of which those that are True hold nothing any more.
+
+    >>> emptied(Ragged(np.array([5, 6, 7, 8], np.int32), np.array([0, 3, 4])), np.array([True, False])).offsets
+    array([0, 0, 1])
+    """
+    kept = ~np.repeat(rows, ragged.lengths)
+    lengths = np.where(rows, 0, ragged.lengths)
+    return Ragged(ragged.values[kept], np.concatenate([[0], lengths.cumsum()]).astype(np.int64))
 
 
 def length_bucketed_batches(

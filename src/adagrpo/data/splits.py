@@ -2,6 +2,10 @@
 
 Test is never read by a model: `train_lengths` cuts what is trained on, and the positions name the two targets. The
 history of a target is all that the user did before it.
+
+Within training there are two more cuts: users into folds, for cross-fitting, and a share of each user's positions that
+is kept apart for reinforcement. Both are hashes of (seed, user) and (seed, user, position) alone, so that no other
+user's data, and no order of reading, can move a user or a position from one side to the other.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Split", "check_leakage", "leave_one_out", "temporal"]
+__all__ = ["Split", "check_leakage", "keyed_uniforms", "leave_one_out", "temporal", "user_folds"]
 
 Ints = NDArray[np.int64]
 
@@ -81,6 +85,41 @@ def temporal(
     validation = np.where((until_test > train) & (train > 0), train, -1)
     test = np.where((lengths > until_test) & (until_test > 0), until_test, -1)
     return Split(train, validation, test)
+
+
+def keyed_uniforms(seed: int, *keys: Ints) -> NDArray[np.float64]:
+    """Numbers in [0, 1) that are a function of the seed and of their own keys: SplitMix64 (Steele et al. 2014).
+
+    Args:
+        seed: at least 0; unrelated numbers for another seed.
+        keys: (N,) each, at least 0, such as user and position; their order matters.
+
+    Returns:
+        (N,) float64.
+
+    >>> numbers = keyed_uniforms(0, np.array([3, 4]), np.array([1, 1]))
+    >>> bool(numbers[1] == keyed_uniforms(0, np.array([4]), np.array([1]))[0])
+    True
+    """
+    state = np.full(keys[0].shape, seed, dtype=np.uint64)
+    with np.errstate(over="ignore"):  # arithmetic modulo 2 ** 64 is what is meant
+        for key in [np.zeros_like(keys[0]), *keys]:
+            state = (state ^ key.astype(np.uint64)) + np.uint64(0x9E3779B97F4A7C15)
+            state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            state = state ^ (state >> np.uint64(31))
+    return np.asarray((state >> np.uint64(11)) * 2.0**-53)
+
+
+def user_folds(users: int, folds: int, seed: int) -> Ints:  # (U,)
+    """The fold of each user, in `0 .. folds - 1`: a function of (seed, user).
+
+    Raises:
+        ValueError: `folds` is below 1.
+    """
+    if folds < 1:
+        raise ValueError(f"folds must be at least 1, got {folds}")
+    return (keyed_uniforms(seed, np.arange(users)) * folds).astype(np.int64)
 
 
 def check_leakage(

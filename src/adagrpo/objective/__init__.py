@@ -2,9 +2,11 @@
 
 from adagrpo.objective.advantages import degenerate_groups, group_advantages
 from adagrpo.objective.diagnostics import (
+    Agreement,
     Discriminability,
     discriminability,
     first_occurrence,
+    pairwise_agreement,
     rollout_entropy,
     rollout_miss,
     target_nll,
@@ -18,6 +20,7 @@ from adagrpo.objective.gate import (
     discriminability_gate,
     inverted_gate,
     none_gate,
+    oracle_gate,
     random_gate,
 )
 from adagrpo.objective.losses import (
@@ -32,6 +35,7 @@ from adagrpo.objective.losses import (
 )
 
 __all__ = [
+    "Agreement",
     "Discriminability",
     "GateDecision",
     "Surrogate",
@@ -51,6 +55,8 @@ __all__ = [
     "masked_mean",
     "nll",
     "none_gate",
+    "oracle_gate",
+    "pairwise_agreement",
     "random_gate",
     "rollout_entropy",
     "rollout_miss",

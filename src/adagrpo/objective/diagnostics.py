@@ -7,10 +7,12 @@ For sample `b` with history `x_b`, logged item `y_b` and rollouts `o_bg`,
     target_nll   = -(1/L) Σ_l log π(c_l(y_b) | x_b, c_<l(y_b))
     entropy      = -(1/(G L)) Σ_g Σ_l log π(o_bgl | x_b, o_bg,<l)
     q_b          = share of the distinct negatives n with RM(x_b, y_b) > RM(x_b, n), ties count one half
+    agreement_b  = share of the pairs of distinct rollouts that the reward orders as their true utility does, likewise
 
 with the negatives `n` in {valid rollouts other than y_b} and {in-batch items other than y_b}. Source: AdaGRPO (Xu et
 al. 2026, arXiv 2606.08480), restated. We depart by counting every item once, however often it was sampled, so that a
 peaked policy does not fill `q` with copies of a single comparison, and by reporting `q` of the two sources apart.
+`agreement` needs a truth, which only a simulation has: it judges the gate, and no policy but the oracle's learns by it.
 """
 
 from __future__ import annotations
@@ -23,9 +25,11 @@ from torch import Tensor
 from adagrpo.objective.advantages import check_shapes
 
 __all__ = [
+    "Agreement",
     "Discriminability",
     "discriminability",
     "first_occurrence",
+    "pairwise_agreement",
     "rollout_entropy",
     "rollout_miss",
     "target_nll",
@@ -242,6 +246,45 @@ def discriminability(
         q_batch=score(first_occurrence(items[:, group:]), points[:, group:]),
         negatives=union.sum(dim=1),
     )
+
+
+class Agreement(NamedTuple):
+    """How well the reward orders the rollouts of each group, by a known truth."""
+
+    share: Tensor  # (B,) float, 0 where there is no pair
+    pairs: Tensor  # (B,) int64, distinct items of different utility; 0 says that `share` means nothing
+
+
+def pairwise_agreement(
+    rewards: Tensor,  # (B, G)
+    utilities: Tensor,  # (B, G)
+    items: Tensor,  # (B, G)
+) -> Agreement:
+    """Share of the pairs of distinct valid rollouts that the reward orders as the utility does; a tie counts one half.
+
+    Pairs of equal utility have no right order and are not counted.
+
+    Args:
+        rewards: (B, G) rewards, never read where the item is -1, may be NaN there.
+        utilities: (B, G) true utilities of the same items, likewise.
+        items: (B, G) int64, -1 where the rollout names no item.
+
+    Raises:
+        ValueError: if a shape does not fit.
+
+    Example:
+        >>> items = torch.tensor([[4, 4, 7, 9]])
+        >>> pairwise_agreement(torch.tensor([[1.0, 1.0, 2.0, 2.0]]), torch.tensor([[0.1, 0.1, 0.5, 0.3]]), items)
+        Agreement(share=tensor([0.8333]), pairs=tensor([3]))
+    """
+    check_shapes(rewards=(rewards, "BG"), utilities=(utilities, "BG"), items=(items, "BG"))
+    distinct = first_occurrence(items)
+    better = utilities.unsqueeze(2) > utilities.unsqueeze(1)  # (B, G, G)
+    counted = better & distinct.unsqueeze(2) & distinct.unsqueeze(1)
+    one, other = rewards.unsqueeze(2), rewards.unsqueeze(1)
+    points = 2 * (one > other).to(torch.int64) + (one == other)  # in halves, as in `discriminability`
+    pairs = counted.sum(dim=(1, 2))
+    return Agreement(_share(points.masked_fill(~counted, 0).sum(dim=(1, 2)), 2 * pairs, rewards.dtype), pairs)
 
 
 def _share(

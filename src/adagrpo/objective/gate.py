@@ -4,7 +4,8 @@ r"""Decides, sample by sample, whether the reward may move the policy, and names
 
 Source: AdaGRPO (Xu et al. 2026, arXiv 2606.08480), which writes ρ for `q_min`. We depart by counting rejections by
 cause, each sample under one cause only, and by adding the controls that the gate must beat: either test alone, all,
-none, a random choice of as many samples, and a choice among the samples that the gate rejects.
+none, a random choice of as many samples, a choice among the samples that the gate rejects and, where the truth is
+known, the choice of the samples on which the reward is right.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ __all__ = [
     "discriminability_gate",
     "inverted_gate",
     "none_gate",
+    "oracle_gate",
     "random_gate",
 ]
 
@@ -32,7 +34,7 @@ class GateDecision(NamedTuple):
     """What became of each sample: every sample is True in exactly one field.
 
     The first cause that holds is the one that counts, in the order degenerate, easy, undiscriminated. `closed` is for
-    samples that no diagnostic rejects: the control itself (none, random, inverted) leaves them out.
+    samples that no diagnostic rejects: the control itself (none, random, inverted, oracle) leaves them out.
     """
 
     admitted: Tensor  # (B,) bool
@@ -242,6 +244,34 @@ def inverted_gate(
     """
     _check_control(shadow, degenerate, uniforms)
     return _control(_draw(~degenerate & ~shadow.admitted, shadow.admitted.sum(), uniforms), degenerate)
+
+
+def oracle_gate(
+    agreement: Tensor,  # (B,)
+    degenerate: Tensor,  # (B,)
+    *,
+    minimum: float,
+) -> GateDecision:
+    """Admit the groups whose rollouts the reward orders as the true utility does: the best that any gate could do.
+
+    Args:
+        agreement: (B,) share of the pairs in the right order, see `adagrpo.objective.pairwise_agreement`.
+        degenerate: (B,) bool, True where the group's rewards give no order.
+        minimum: least agreement admitted.
+
+    Returns:
+        The decision; what is neither admitted nor degenerate is `closed`.
+
+    Raises:
+        ValueError: if a shape does not fit or `degenerate` is not bool.
+
+    Example:
+        >>> oracle_gate(torch.tensor([0.9, 0.5]), torch.tensor([False, False]), minimum=0.7).admitted
+        tensor([ True, False])
+    """
+    check_shapes(agreement=(agreement, "B"), degenerate=(degenerate, "B"))
+    check_masks(degenerate=degenerate)
+    return _control(~degenerate & (agreement >= minimum), degenerate)
 
 
 def _decide(

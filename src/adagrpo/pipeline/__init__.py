@@ -5,6 +5,7 @@ from typing import Any
 
 from adagrpo.pipeline.diagnose import diagnose_reward
 from adagrpo.pipeline.evaluate import collect, evaluate
+from adagrpo.pipeline.ranker_report import report_ranker
 from adagrpo.pipeline.run import Console, Run, Silent
 from adagrpo.pipeline.stages import fit_arm, fit_ranker, fit_sft, prepare, simulate_marketplace, tokenize
 from adagrpo.report import write_report
@@ -21,6 +22,7 @@ __all__ = [
     "fit_ranker",
     "fit_sft",
     "prepare",
+    "report_ranker",
     "run_all",
     "simulate_marketplace",
     "tokenize",
@@ -44,6 +46,7 @@ def run_all(run: Run) -> tuple[dict[str, Any], Path]:
         train(run)
         arms = [arm.name for arm in run.config.train.arms]
         evaluate(run, arms)
+        report_ranker(run)
         metrics = collect(run, arms)
         return metrics, write_report(run.directory)
 

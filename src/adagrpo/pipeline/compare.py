@@ -27,7 +27,7 @@ from adagrpo.data.prepared import load_cases, load_item_ids, load_user_ids
 from adagrpo.errors import UserError
 from adagrpo.evaluation import reordered, summarise
 from adagrpo.pipeline import run_all
-from adagrpo.pipeline.evaluate import progress, true_utility, truth_files, write_predictions
+from adagrpo.pipeline.evaluate import progress, write_predictions
 from adagrpo.pipeline.models import Workbench
 from adagrpo.pipeline.run import Console, Run, Silent
 from adagrpo.report import comparison_markdown, comparison_page, finding
@@ -211,7 +211,7 @@ def _rerank(run: Run) -> None:
     bench = Workbench(run)
     weights, reward = run.path("sft", "best"), run.path("ranker", "best")
     inputs = [*bench.training_files, bench.prepared / "test.parquet", *bench.catalog_files]
-    inputs += [weights / "model.safetensors", reward / "model.safetensors", *truth_files(run)]
+    inputs += [weights / "model.safetensors", reward / "model.safetensors", *bench.truth_files]
 
     def build(work: Path) -> None:
         policy, ranker = bench.policy(weights), bench.ranker(reward)
@@ -224,11 +224,12 @@ def _rerank(run: Run) -> None:
             tried[weight] = summarise(reordered(beams["validation"], weight), cases["validation"], tail=bench.tail)
         chosen = max(tried, key=lambda weight: tried[weight]["ndcg@10"])
         lists = reordered(beams["test"], chosen)
+        utility = bench.truth().utility if bench.truth_files else None
         values: dict[str, Any] = {
             "weight": chosen,
             "tried": {str(weight): found["ndcg@10"] for weight, found in tried.items()},
             "validation": tried[chosen],
-            "test": summarise(lists, cases["test"], tail=bench.tail, utility=true_utility(run)),
+            "test": summarise(lists, cases["test"], tail=bench.tail, utility=utility),
         }
         write_predictions(bench, cases["test"], lists, work)
         write_file(work / "metrics.json", json.dumps(values, indent=1) + "\n")

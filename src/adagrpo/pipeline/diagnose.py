@@ -22,7 +22,7 @@ from adagrpo.analysis.strata import beam_discriminability
 from adagrpo.artifacts import write_file
 from adagrpo.data.columns import ITEM
 from adagrpo.data.marketplace import Truth
-from adagrpo.data.prepared import load_impressions, load_item_ids, load_user_ids
+from adagrpo.data.prepared import load_impressions
 from adagrpo.data.sequences import pad
 from adagrpo.errors import UserError
 from adagrpo.pipeline.models import Workbench
@@ -58,7 +58,6 @@ def diagnose_reward(run: Run, second_ranker: Path | None = None) -> dict[str, An
             raise UserError(f"{second_ranker}: holds no model.safetensors; --second-ranker takes a checkpoint folder")
         inputs.append(second_ranker / "model.safetensors")
     shown = bench.prepared / "impressions.parquet"
-    truth_files = sorted(run.path("simulate", "truth").glob("*")) if run.config.data.marketplace else []
     config = run.config
     settings = [config.evaluation, config.objective, config.policy, config.ranker]
 
@@ -69,7 +68,7 @@ def diagnose_reward(run: Run, second_ranker: Path | None = None) -> dict[str, An
             bench.ranker(ranker),
             bench.cases("validation"),
             second=None if second_ranker is None else bench.ranker(second_ranker),
-            truth=Truth.load(truth_files[0].parent) if truth_files else None,
+            truth=bench.truth() if bench.truth_files else None,
         )
         result = diagnose(evidence, config.objective, seed=config.seed)
         write_file(work / "diagnose.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
@@ -77,7 +76,7 @@ def diagnose_reward(run: Run, second_ranker: Path | None = None) -> dict[str, An
     folder = run.stage(
         "diagnose",
         config=[*(part.model_dump(mode="json", by_alias=True) for part in settings), config.seed, config.max_history],
-        inputs=[*inputs, *([shown] if shown.is_file() else []), *truth_files],
+        inputs=[*inputs, *([shown] if shown.is_file() else []), *bench.truth_files],
         build=build,
     )
     result: dict[str, Any] = json.loads((folder / "diagnose.json").read_text(encoding="utf-8"))
@@ -127,7 +126,7 @@ def gather_evidence(
         beam=groups("beam"),
         exposures=None if table is None else np.bincount(table[ITEM].to_numpy(), minlength=bench.num_items),
         second_q=None if second is None else _second_q(bench, second, cases, lists),
-        utility=None if truth is None else _utility(bench, truth, cases),
+        utility=None if truth is None else _utility(truth, cases),
     )
 
 
@@ -144,9 +143,9 @@ def _second_q(bench: Workbench, second: Reward, cases: Cases, lists: Lists) -> N
     return beam_discriminability(lists, found[:, :-1], found[:, -1])
 
 
-def _utility(bench: Workbench, truth: Truth, cases: Cases) -> Utility:
-    known = truth.aligned(load_user_ids(bench.prepared).to_list(), load_item_ids(bench.prepared).to_list())
-    return lambda items: known.utility(cases.users.astype(np.int64), np.maximum(items, 0))
+def _utility(truth: Truth, cases: Cases) -> Utility:
+    users, targets = cases.users.astype(np.int64), cases.targets.astype(np.int64)
+    return lambda items: truth.utility_before(users, targets, np.maximum(items, 0))
 
 
 def _report(run: Run, label: str) -> Callable[[int, int], None]:

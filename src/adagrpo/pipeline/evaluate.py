@@ -19,22 +19,13 @@ import polars as pl
 from adagrpo import baselines
 from adagrpo.artifacts import write_file
 from adagrpo.data.columns import ITEM_ID, USER_ID
-from adagrpo.data.marketplace import Truth
 from adagrpo.data.prepared import load_item_ids, load_user_ids
-from adagrpo.evaluation import Predictions, Utility, rank_by_ranker, rerank, retrieval, summarise
+from adagrpo.evaluation import Predictions, rank_by_ranker, rerank, retrieval, summarise
 from adagrpo.pipeline.models import Workbench
 from adagrpo.pipeline.run import Run
 from adagrpo.types import Cases
 
-__all__ = [
-    "collect",
-    "evaluate",
-    "evaluate_checkpoint",
-    "progress",
-    "true_utility",
-    "truth_files",
-    "write_predictions",
-]
+__all__ = ["collect", "evaluate", "evaluate_checkpoint", "progress", "write_predictions"]
 
 
 def evaluate(run: Run, arms: list[str]) -> None:
@@ -87,7 +78,7 @@ def evaluate_checkpoint(run: Run, name: str, weights: Path, known: dict[str, Pat
                     shutil.copyfile(path, work / path.name)
             return
         policy, ranker = bench.policy(weights), bench.ranker(reward)
-        utility = true_utility(run)
+        utility = bench.truth().utility if bench.truth_files else None
         values: dict[str, Any] = {}
         for split in ("validation", "test"):
             cases = bench.cases(split)
@@ -99,22 +90,8 @@ def evaluate_checkpoint(run: Run, name: str, weights: Path, known: dict[str, Pat
         write_file(work / "metrics.json", json.dumps(values, indent=1) + "\n")
 
     config = [options.model_dump(mode="json"), run.config.policy.model_dump(mode="json"), run.config.max_history]
-    folder = run.stage(name, config=config, inputs=[*inputs, *truth_files(run)], build=build)
+    folder = run.stage(name, config=config, inputs=[*inputs, *bench.truth_files], build=build)
     known[identity] = folder
-
-
-def truth_files(run: Run) -> list[Path]:
-    """What is known of the simulated world; nothing where the data are real."""
-    return sorted(run.path("simulate", "truth").glob("*")) if run.config.data.marketplace else []
-
-
-def true_utility(run: Run) -> Utility | None:
-    """True utility by user and item of the prepared data, where the world is simulated."""
-    files = truth_files(run)
-    if not files:
-        return None
-    users, items = load_user_ids(run.path("prepare")), load_item_ids(run.path("prepare"))
-    return Truth.load(files[0].parent).aligned(users.to_list(), items.to_list()).utility
 
 
 def write_predictions(bench: Workbench, cases: Cases, predictions: Predictions, work: Path) -> None:

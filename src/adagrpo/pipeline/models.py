@@ -14,16 +14,27 @@ from torch import nn
 
 from adagrpo import metrics
 from adagrpo.config import FitConfig
-from adagrpo.data.prepared import load_cases, load_impressions, load_items, load_training
+from adagrpo.data.prepared import (
+    load_cases,
+    load_impressions,
+    load_item_ids,
+    load_items,
+    load_training,
+    load_user_ids,
+)
+from adagrpo.data.splits import user_folds
+from adagrpo.data.truth import Truth
 from adagrpo.errors import UserError
 from adagrpo.evaluation import Predictions, predict, sample_cases, summarise
 from adagrpo.pipeline.run import Run
 from adagrpo.policies import CompactPolicy, HybridPolicy
 from adagrpo.rewards.base import Reward
+from adagrpo.rewards.cross_fitted import CrossFitted
 from adagrpo.rewards.ranker import SequentialRanker
 from adagrpo.semantic_ids import Catalog
 from adagrpo.trainer import BatchSchedule
 from adagrpo.trainer.checkpoints import load_weights
+from adagrpo.trainer.post_training import TrueUtility
 from adagrpo.types import Cases, Ragged
 
 __all__ = ["Workbench"]
@@ -81,6 +92,50 @@ class Workbench:
         if len(cases) == 0:
             raise UserError(f"{self.prepared / f'{split}.parquet'}: no {split} case; users need three interactions")
         return cases
+
+    @property
+    def fold_names(self) -> list[str]:
+        """The stages of the rankers for cross-fitting; none where it is off."""
+        folds = self.config.ranker.folds
+        return [f"ranker/fold-{fold}" for fold in range(folds if folds > 1 else 0)]
+
+    @cached_property
+    def fold_of_user(self) -> NDArray[np.int64]:
+        """(U,) the fold of each user."""
+        return user_folds(len(self.training), len(self.fold_names), self.config.seed)
+
+    @property
+    def reward_files(self) -> list[Path]:
+        """The weights that `reward` is made of."""
+        names = self.fold_names or ["ranker"]
+        return [self.run.path(name, "best", "model.safetensors") for name in names]
+
+    def reward(self) -> Reward:
+        """What post-training is judged by: the ranker, or each user's fold of it."""
+        rankers = [self.ranker(path.parent) for path in self.reward_files]
+        return CrossFitted(rankers, self.fold_of_user) if self.fold_names else rankers[0]
+
+    @property
+    def truth_files(self) -> list[Path]:
+        """The truth of a simulated marketplace; none where the logs are real."""
+        return sorted(self.run.path("simulate", "truth").glob("*")) if self.config.data.marketplace else []
+
+    def truth(self) -> Truth:
+        """The truth, in the rows of the prepared users and items. For evaluation and the oracle gate alone."""
+        if self.config.data.marketplace is None:
+            raise UserError("train.arms: the gate 'oracle' needs a truth, which only a simulated marketplace has")
+        truth = Truth.load(self.run.path("simulate", "truth"))
+        return truth.aligned(load_user_ids(self.prepared).to_list(), load_item_ids(self.prepared).to_list())
+
+    def true_utility(self) -> TrueUtility:
+        """The utility just before each logged item was chosen."""
+        truth = self.truth()
+
+        def utility(users: torch.Tensor, targets: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+            rows, bought, found = (part.cpu().numpy() for part in (users, targets, items.clamp(min=0)))
+            return torch.from_numpy(truth.utility_before(rows, bought, found)).float().to(items.device)
+
+        return utility
 
     def schedule(self, fit: FitConfig) -> BatchSchedule:
         """The order of training batches."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +17,10 @@ from adagrpo.data.dataset import Dataset, build_dataset
 from adagrpo.data.interactions import ColumnMapping, read_items, read_logs
 from adagrpo.data.marketplace import Marketplace, simulate, write_simulation
 from adagrpo.data.prepared import load_impressions, load_item_ids, load_items, write_prepared
+from adagrpo.data.sequences import emptied
 from adagrpo.data.ties import shuffle_ties
 from adagrpo.errors import UserError
-from adagrpo.evaluation import rank_by_ranker, sample_cases
+from adagrpo.evaluation import rank_by_ranker, sample_cases, select_cases
 from adagrpo.pipeline.models import Workbench
 from adagrpo.pipeline.run import Run
 from adagrpo.rewards.ranker import SequentialRanker
@@ -161,7 +162,7 @@ def fit_sft(run: Run) -> None:
 
     def build(work: Path) -> None:
         policy = bench.policy()
-        schedule = bench.schedule(settings)
+        schedule = replace(bench.schedule(settings), rl_split=run.config.train.rl_split)
         task = Supervised(
             policy,
             bench.catalog.codes,
@@ -172,11 +173,20 @@ def fit_sft(run: Run) -> None:
         fit(policy, task, settings, work, seed=run.config.seed, report=_report(run, "sft"))
 
     config = [_fit_config(settings), *_policy_config(run)]
+    if run.config.train.rl_split:
+        config += [{"rl_split": run.config.train.rl_split}]
     run.stage("sft", config=config, inputs=bench.training_files + bench.catalog_files, build=build)
 
 
 def fit_ranker(run: Run) -> None:
-    """The reward model."""
+    """The reward model: of all users and, for cross-fitting, one a fold that is fitted on the users of the others."""
+    _fit_ranker(run, "ranker", None)
+    for fold, name in enumerate(Workbench(run).fold_names):
+        _fit_ranker(run, name, fold)
+
+
+def _fit_ranker(run: Run, name: str, fold: int | None) -> None:
+    """Fit and select a ranker without the users of a fold: not one of their interactions is read for either."""
     bench, options = Workbench(run), run.config.ranker
     settings = options.fit
     inputs = list(bench.training_files)
@@ -191,9 +201,13 @@ def fit_ranker(run: Run) -> None:
 
     def build(work: Path) -> None:
         ranker = bench.ranker()
-        schedule = bench.schedule(settings)
+        left_out = np.zeros(len(bench.training), dtype=np.bool_) if fold is None else bench.fold_of_user == fold
+        schedule = replace(bench.schedule(settings), training=emptied(bench.training, left_out))
         everyone = bench.cases("validation")
-        cases = sample_cases(everyone, settings.validation_users, run.config.seed)
+        seen, unseen = (np.flatnonzero(left_out[everyone.users] == out) for out in (False, True))
+        if not len(seen):
+            raise UserError(f"ranker.folds: without fold {fold} no validation case is left; take fewer folds")
+        cases = sample_cases(select_cases(everyone, seen), settings.validation_users, run.config.seed)
         table = load_impressions(bench.prepared) if kind == "impressions" else None
         evaluation = run.config.evaluation
 
@@ -215,29 +229,40 @@ def fit_ranker(run: Run) -> None:
             impressions=None if table is None else Impressions.from_table(table, len(bench.training)),
             negatives=options.negatives,
         )
-        result = fit(ranker, task, settings, work, seed=run.config.seed, report=_report(run, "ranker"))
+        result = fit(ranker, task, settings, work, seed=run.config.seed, report=_report(run, name))
         best = bench.ranker(work / "best")
-        summary = {"loss": kind, "best_step": result.best_step, "validation": retrieve(best, everyone)}
+        summary: dict[str, object] = {"loss": kind, "best_step": result.best_step}
+        for label, rows in (("validation", seen), ("left_out", unseen)):
+            if len(rows):
+                summary[label] = retrieve(best, select_cases(everyone, rows))
         (work / "metrics.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
 
-    config = [options.model_dump(mode="json"), kind, run.config.seed, run.config.max_history]
+    config = [options.model_dump(mode="json", exclude={"folds"}), kind, run.config.seed, run.config.max_history]
     config.append(run.config.evaluation.mask_history)
-    run.stage("ranker", config=config, inputs=inputs, build=build)
+    if fold is not None:
+        config += [{"fold": fold, "folds": options.folds}]
+    run.stage(name, config=config, inputs=inputs, build=build)
 
 
 def fit_arm(run: Run, arm: ArmConfig) -> None:
     """Post-train one arm from the best sft checkpoint."""
-    bench, settings, objective = Workbench(run), run.config.train.fit, run.config.objective
-    start, reward = run.path("sft", "best"), run.path("ranker", "best")
+    bench, options, objective = Workbench(run), run.config.train, run.config.objective
+    settings = options.fit
+    start, whole = run.path("sft", "best"), run.path("ranker", "best")
     inputs = [*bench.training_files, *bench.catalog_files, start / "model.safetensors"]
-    for path in [*inputs, reward / "model.safetensors"]:
+    for path in [*inputs, whole / "model.safetensors"]:
         run.hash_input(path)  # nll reports rewards too, but is not trained again when the ranker changes
     if arm.objective != "nll":
-        inputs.append(reward / "model.safetensors")
+        # the log of validation while training holds rewards by the ranker of all users
+        inputs += dict.fromkeys([whole / "model.safetensors", *bench.reward_files])
+    if arm.gate == "oracle":
+        bench.truth()  # or say at once that there is none
+        inputs += bench.truth_files
 
     def build(work: Path) -> None:
-        policy, schedule = bench.policy(start), bench.schedule(settings)
-        ranker = bench.ranker(reward)
+        policy = bench.policy(start)
+        schedule = replace(bench.schedule(settings), rl_split=options.rl_split, rl_split_nll=options.rl_split_nll)
+        ranker = bench.ranker(whole)
         steps = max(1, round(settings.epochs * schedule.steps_per_epoch))
         validate = bench.validator(policy, settings, ranker)
         task: Supervised | PostTraining
@@ -248,19 +273,27 @@ def fit_arm(run: Run, arm: ArmConfig) -> None:
             task = PostTraining(
                 policy,
                 bench.catalog,
-                ranker,
+                bench.reward(),
                 schedule,
                 objective,
                 _arm(arm, objective.lambda_),
                 steps=steps,
                 validate=validate,
-                term_norms_every=run.config.train.gradient_norms_every,
+                term_norms_every=options.gradient_norms_every,
+                true_utility=bench.true_utility() if arm.gate == "oracle" else None,
             )
         fit(policy, task, settings, work, seed=run.config.seed, report=_report(run, arm.name))
 
     config = [_fit_config(settings), *_policy_config(run), arm.model_dump(mode="json", by_alias=True)]
+    if options.rl_split:
+        config += [{"rl_split": options.rl_split, "nll": options.rl_split_nll}]
     if arm.objective != "nll":
-        config += [objective.model_dump(mode="json", by_alias=True), run.config.train.gradient_norms_every]
+        config += [objective.model_dump(mode="json", by_alias=True, exclude={"oracle_agreement"})]
+        config += [options.gradient_norms_every]
+        if arm.gate == "oracle":
+            config += [{"oracle_agreement": objective.oracle_agreement}]
+        if bench.fold_names:
+            config += [{"folds": len(bench.fold_names)}]
     run.stage(f"train/{arm.name}", config=config, inputs=inputs, build=build)
 
 

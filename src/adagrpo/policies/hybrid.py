@@ -69,9 +69,6 @@ class HybridState:
 class HybridPolicy(nn.Module):
     """See the module's text; implements `adagrpo.policies.base.Policy`. Lives on the device of the trie."""
 
-    leaf_items: Tensor
-    parents: list[Tensor]
-
     def __init__(
         self,
         compact: CompactPolicy,
@@ -111,6 +108,7 @@ class HybridPolicy(nn.Module):
             self.project.weight += torch.eye(width)
         self.compact = compact
         self.parents = _parents(trie)
+        self.branches = [_children(trie, level) for level in range(trie.num_levels)]
 
     @property
     def level_sizes(self) -> tuple[int, ...]:
@@ -163,16 +161,17 @@ class HybridPolicy(nn.Module):
 
     def logits(self, state: HybridState) -> Tensor:
         """(B, W, K_l) float32 log-probabilities of the pool, up to a constant a lane."""
-        decoder = self.compact.logits(state.compact).log_softmax(-1)
-        size = decoder.shape[-1]
-        codes = torch.arange(size, device=decoder.device)
-        children = self.trie.child(state.level, state.nodes.unsqueeze(-1), codes)  # (B, W, K)
+        decoder = self.compact.logits(state.compact)
+        codes, nodes = (table[state.nodes.clamp(min=0)] for table in self.branches[state.level])  # (B, W, C) each
         mass = state.masses[state.level]
-        found = mass.gather(1, children.masked_fill(children < 0, mass.shape[1] - 1).flatten(1)).view_as(decoder)
+        found = mass.gather(1, nodes.flatten(1)).view(nodes.shape)
         share = found / found.sum(-1, keepdim=True).clamp(min=_TINY)
-        head = ((1 - self.smoothing) * share + self.smoothing / size).log()
+        floor = self.smoothing / decoder.shape[-1]
+        # what the head adds above a code of no item, whose share is the floor; padding has no mass and adds nothing
+        head = self.item_weight * (((1 - self.smoothing) * share + floor) / max(floor, _TINY)).clamp(min=_TINY).log()
         known = (state.nodes >= 0).unsqueeze(-1)
-        return torch.where(known, (1 - self.item_weight) * decoder + self.item_weight * head, decoder)
+        pooled = torch.where(known, 1 - self.item_weight, 1.0) * decoder
+        return pooled.scatter_add(-1, codes, torch.where(known & (found > 0), head, 0.0))
 
     def advance(self, state: HybridState, parents: Tensor, codes: Tensor) -> HybridState:
         """Append codes (B, W') to lanes `parents` (B, W')."""
@@ -209,3 +208,20 @@ def _parents(trie: Trie) -> list[Tensor]:
         children = trie.child(level, above.unsqueeze(-1), codes)
         found.append((children >= 0).nonzero()[:, 0])
     return found
+
+
+def _children(trie: Trie, level: int) -> tuple[Tensor, Tensor]:
+    """The codes that continue each node of a level, and the nodes they lead to, (n_l, C) int64 each.
+
+    `C` is the largest number of children; the rows of others are filled up with code 0 and a node after the last one.
+    """
+    above = torch.arange(trie.node_counts[level], device=trie.items.device)
+    every = torch.arange(trie.level_sizes[level], device=trie.items.device)
+    found = (trie.child(level, above.unsqueeze(-1), every) >= 0).nonzero()  # by node, then by code
+    counts = torch.bincount(found[:, 0], minlength=len(above))
+    place = torch.arange(len(found), device=found.device) - (counts.cumsum(0) - counts)[found[:, 0]]
+    codes = found.new_zeros(len(above), int(counts.max()))
+    nodes = torch.full_like(codes, len(found))
+    codes[found[:, 0], place] = found[:, 1]
+    nodes[found[:, 0], place] = torch.arange(len(found), device=found.device)  # children are numbered in this order
+    return codes, nodes

@@ -20,6 +20,7 @@ from adagrpo.artifacts import write_file
 from adagrpo.errors import UserError
 from adagrpo.report import figures
 from adagrpo.report.figures import Log
+from adagrpo.report.ranker import calibration_text, gate_table, strata_table
 from adagrpo.report.tables import (
     MISSING,
     START,
@@ -106,6 +107,7 @@ def build_report(run_directory: Path) -> str:
         catalog=_facts(metrics.get("catalog")),
         levels=_levels(metrics.get("catalog")),
         ranker=_ranker(metrics),
+        quality=_quality(run_directory / "ranker" / "report" / "report.json"),
         stages=_stages(read_rows(run_directory / "events.jsonl")),
         versions=_facts(run.get("versions")),
         threads=run.get("threads"),
@@ -207,6 +209,17 @@ def _ranker(metrics: Mapping[str, Any]) -> Table | None:
     columns = [name for name in RANKING if any(values.get(name) is not None for _, values in rows)]
     values = [[row.get(name) for name in columns] for _, row in rows]
     return metric_table(("ranking",), [(name,) for name, _ in rows], values, columns) if columns else None
+
+
+def _quality(path: Path) -> dict[str, Any] | None:
+    """The tables of the ranker's report, or None where it was not made."""
+    if not path.is_file():
+        return None
+    report = _load(path)
+    try:
+        return {"strata": strata_table(report), "gate": gate_table(report), "calibration": calibration_text(report)}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: damaged ({type(error).__name__}: {error}); delete its folder") from error
 
 
 def _levels(catalog: Any) -> Table | None:

@@ -1,6 +1,7 @@
 """Rewards: what one is, and how a group's rewards are asked for and read."""
 
 from adagrpo.rewards.base import Reward
+from adagrpo.rewards.cross_fitted import CrossFitted
 from adagrpo.rewards.scoring import (
     BadReward,
     Candidates,
@@ -16,6 +17,7 @@ from adagrpo.rewards.scoring import (
 __all__ = [
     "BadReward",
     "Candidates",
+    "CrossFitted",
     "GroupRewards",
     "Reward",
     "candidate_scores",

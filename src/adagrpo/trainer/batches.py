@@ -2,6 +2,10 @@
 
 A history of n items holds n - 1 samples: items `0 .. t` are seen, item `t + 1` is the target. Nothing about the order
 is stored in a checkpoint, since it can be computed from the step.
+
+An RL split keeps a share of the samples apart, each a function of (seed, user, place of its target in the user's
+sequence): NLL is taken at the others, the RL term at these. An item that is kept apart as a target is still part of the
+histories of later samples.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adagrpo.data.sequences import length_bucketed_batches, pad
+from adagrpo.data.splits import keyed_uniforms
 from adagrpo.errors import UserError
 from adagrpo.types import Histories, Ragged
 
@@ -30,23 +35,31 @@ class TrainingBatch(NamedTuple):
     rows: Tensor  # (N,) int64
     positions: Tensor  # (N,) int64: the sample sees items 0 .. position of its row
     targets: Tensor  # (N,) int64
+    nll: Tensor  # (N,) bool, True where NLL is taken
+    rl: Tensor  # (N,) bool, True where the RL term may be taken
 
     def to(self, device: torch.device) -> TrainingBatch:
         """The same batch on a device."""
-        histories = Histories(self.histories.items.to(device), self.histories.lengths.to(device))
-        samples = (part.to(device) for part in (self.rows, self.positions, self.targets))
+        items, lengths, users = self.histories
+        histories = Histories(items.to(device), lengths.to(device), None if users is None else users.to(device))
+        samples = (part.to(device) for part in (self.rows, self.positions, self.targets, self.nll, self.rl))
         return TrainingBatch(self.users, histories, *samples)
 
 
 @dataclass(frozen=True, eq=False)  # one schedule is one key of the cache below
 class BatchSchedule:
-    """Which histories make up each optimiser step, `accumulation` micro-batches of `batch_size` histories each."""
+    """Which histories make up each optimiser step, `accumulation` micro-batches of `batch_size` histories each.
+
+    Without an `rl_split` every sample is for both NLL and RL; with `rl_split_nll` NLL is taken at all of them anyway.
+    """
 
     training: Ragged
     max_history: int
     batch_size: int
     accumulation: int
     seed: int
+    rl_split: float = 0.0
+    rl_split_nll: bool = False
 
     def __post_init__(self) -> None:
         if not bool((self.training.lengths >= 2).any()):
@@ -71,8 +84,16 @@ class BatchSchedule:
         lengths = padded.lengths - 1
         real = torch.arange(padded.items.shape[1] - 1) < lengths.unsqueeze(1)  # (B, T)
         sample_rows, positions = real.nonzero(as_tuple=True)
-        histories = Histories(padded.items[:, :-1].contiguous(), lengths)
-        return TrainingBatch(rows, histories, sample_rows, positions, padded.items[:, 1:][real])
+        histories = Histories(padded.items[:, :-1].contiguous(), lengths, torch.from_numpy(rows))
+        targets = padded.items[:, 1:][real]
+        everything = torch.ones_like(targets, dtype=torch.bool)
+        if self.rl_split == 0:
+            return TrainingBatch(rows, histories, sample_rows, positions, targets, everything, everything)
+        cut = self.training.lengths[rows] - padded.lengths.numpy()  # items that padding dropped from the front
+        places = cut[sample_rows] + positions.numpy() + 1  # of the targets in their users' sequences
+        apart = torch.from_numpy(keyed_uniforms(self.seed, rows[sample_rows], places) < self.rl_split)
+        nll = everything if self.rl_split_nll else ~apart
+        return TrainingBatch(rows, histories, sample_rows, positions, targets, nll, apart)
 
 
 @lru_cache(maxsize=4)
@@ -87,7 +108,8 @@ def truncate(histories: Histories, rows: Tensor, positions: Tensor) -> Histories
     length = int(positions.max()) + 1 if len(positions) else 1
     items = histories.items[rows, :length]
     beyond = torch.arange(length, device=items.device) > positions.unsqueeze(1)
-    return Histories(items.masked_fill(beyond, 0), positions + 1)
+    users = None if histories.users is None else histories.users[rows]
+    return Histories(items.masked_fill(beyond, 0), positions + 1, users)
 
 
 def step_key(seed: int, *parts: int) -> int:

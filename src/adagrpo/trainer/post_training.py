@@ -39,6 +39,8 @@ from adagrpo.objective import (
     inverted_gate,
     kl_k3,
     none_gate,
+    oracle_gate,
+    pairwise_agreement,
     random_gate,
     rollout_entropy,
     rollout_miss,
@@ -60,7 +62,10 @@ from adagrpo.trainer.batches import BatchSchedule, TrainingBatch, keyed_generato
 from adagrpo.trainer.supervised import nll_term
 from adagrpo.types import Histories, Rollouts
 
-__all__ = ["Arm", "PostTraining"]
+__all__ = ["Arm", "PostTraining", "TrueUtility"]
+
+# (B,) users, (B,) logged items and (B, N) items to the (B, N) utility of those just before the logged item was chosen
+TrueUtility = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,8 @@ class Judged(NamedTuple):
     """The groups of an optimiser step after the gate."""
 
     histories: Histories  # (B, T)
+    targets: Tensor  # (B,)
+    rewards: Tensor  # (B, G) as the gate and the advantages read them, NaN where invalid
     rollouts: Rollouts  # (B, G, L)
     advantages: Tensor  # (B, G)
     decision: GateDecision
@@ -87,7 +94,7 @@ class Micro(NamedTuple):
 
     batch: TrainingBatch
     total: int
-    judged: Judged
+    judged: Judged | None  # None in a step without RL samples, which an RL split can give
     admitted: Tensor  # (A,) int64 rows of `judged`
 
 
@@ -108,13 +115,17 @@ class PostTraining:
         steps: int,
         validate: Callable[[], dict[str, float]],
         term_norms_every: int = 0,
+        true_utility: TrueUtility | None = None,
     ) -> None:
+        if (arm.gate == "oracle") != (true_utility is not None):
+            raise ValueError("the oracle gate needs the true utility, and nothing else may have it")
         self.policy: Any = policy
         self.starting_policy: Any = copy.deepcopy(policy).eval().requires_grad_(False)
         self.catalog, self.reward, self.schedule, self.objective, self.arm = catalog, reward, schedule, objective, arm
         self.stride = objective.num_iterations
         self.steps = steps * self.stride
         self.validate = validate
+        self.true_utility = true_utility
         self.term_norms_every = term_norms_every
         self.spread = 0.0  # running standard deviation of the rewards of valid rollouts, 0 before the first step
         self._micros: list[Micro] = []
@@ -129,11 +140,15 @@ class PostTraining:
         generator = keyed_generator(self.schedule.seed, draw, 1)
         samples = [self._samples(batch, generator) for batch in batches]
         counts = [len(targets) for _, targets in samples]
+        total = max(1, sum(int(batch.nll.sum()) for batch in batches))
+        if not any(counts):
+            nothing = torch.empty(0, dtype=torch.int64, device=device)
+            self._micros = [Micro(batch, total, None, nothing) for batch in batches]
+            return self._micros, {}
         histories = _stack([histories for histories, _ in samples])
         measure = bool(self.term_norms_every) and step % self.term_norms_every == 0
         with torch.no_grad():
             judged, values = self._judge(histories, torch.cat([t for _, t in samples]), generator, measure)
-        total = sum(len(batch.targets) for batch in batches)
         first = 0
         self._micros = []
         for batch, count in zip(batches, counts, strict=True):
@@ -165,18 +180,19 @@ class PostTraining:
         self.spread = state["spread"]
 
     def _samples(self, batch: TrainingBatch, generator: torch.Generator) -> tuple[Histories, Tensor]:
-        """The RL samples of a micro-batch: one position a history at random, the last, or all."""
-        if self.objective.rl_positions == "all":
-            return truncate(batch.histories, batch.rows, batch.positions), batch.targets
-        lengths = batch.histories.lengths
-        if self.objective.rl_positions == "last":
-            chosen = lengths - 1
-        else:
-            uniforms = torch.rand(len(lengths), generator=generator, dtype=torch.float64).to(lengths.device)
-            chosen = (uniforms * lengths).long()
-        rows = torch.arange(len(lengths), device=lengths.device)
-        first = torch.searchsorted(batch.rows, rows)  # samples are listed row by row
-        return truncate(batch.histories, rows, chosen), batch.targets[first + chosen]
+        """The RL samples of a micro-batch: of those a history has, one at random, the last, or all."""
+        samples = batch.rl.nonzero().squeeze(1)
+        if self.objective.rl_positions != "all":
+            histories = len(batch.histories.lengths)
+            counts = torch.bincount(batch.rows[samples], minlength=histories)
+            if self.objective.rl_positions == "last":
+                chosen = counts - 1
+            else:
+                uniforms = torch.rand(histories, generator=generator, dtype=torch.float64).to(counts.device)
+                chosen = (uniforms * counts).long()
+            first = counts.cumsum(0) - counts  # samples are listed row by row
+            samples = samples[(first + chosen)[counts > 0]]
+        return truncate(batch.histories, batch.rows[samples], batch.positions[samples]), batch.targets[samples]
 
     def _judge(
         self, histories: Histories, targets: Tensor, generator: torch.Generator, measure: bool
@@ -202,9 +218,12 @@ class PostTraining:
         of_true = self._decide("adagrpo", true, rollouts, negatives, targets, difficulty, spread, generator)
         of_fake = self._decide("adagrpo", fake, rollouts, negatives, targets, difficulty, spread, generator)
         rewards = fake if self.arm.gate == "shuffled" else true
-        decision = {"adagrpo": of_true, "shuffled": of_fake}.get(self.arm.gate) or self._decide(
-            self.arm.gate, rewards, rollouts, negatives, targets, difficulty, spread, generator
-        )
+        if self.true_utility is not None:
+            decision = self._oracle(self.true_utility, histories, targets, rollouts, true, of_true.degenerate)
+        else:
+            decision = {"adagrpo": of_true, "shuffled": of_fake}.get(self.arm.gate) or self._decide(
+                self.arm.gate, rewards, rollouts, negatives, targets, difficulty, spread, generator
+            )
         reference = None
         if measure or options.beta > 0:
             reference = self._score(self.starting_policy, self.starting_policy.encode(histories), rollouts.codes)
@@ -214,7 +233,7 @@ class PostTraining:
             invalid_penalty=options.invalid_penalty,
             scale_rewards=options.scale_rewards,
         )
-        judged = Judged(histories, rollouts, advantages, decision, reference)
+        judged = Judged(histories, targets, rewards.rollouts, rollouts, advantages, decision, reference)
         values = _summary(judged, drawn, true, targets)
         values["shuffled_admission"] = float(of_fake.admitted.float().mean())
         return judged, values
@@ -279,6 +298,20 @@ class PostTraining:
             case _:
                 return admitted
 
+    def _oracle(
+        self,
+        true_utility: TrueUtility,
+        histories: Histories,
+        targets: Tensor,  # (B,)
+        rollouts: Rollouts,
+        rewards: GroupRewards,
+        degenerate: Tensor,  # (B,)
+    ) -> GateDecision:
+        assert histories.users is not None, "batches say whose histories they hold"
+        utilities = true_utility(histories.users, targets, rollouts.items)
+        agreement = pairwise_agreement(rewards.rollouts, utilities, rollouts.items)
+        return oracle_gate(agreement.share, degenerate, minimum=self.objective.oracle_agreement)
+
     def _update_spread(self, rewards: Tensor) -> Tensor:
         """Fold the rewards of a step's valid rollouts into the running spread; fewer than two change nothing."""
         if len(rewards) > 1:
@@ -289,6 +322,7 @@ class PostTraining:
     def _grpo(self, micro: Micro) -> tuple[Tensor, float]:
         """`(λ / B_rl) Σ GRPO_b` over the admitted groups of a micro-batch, and their part of the clip fraction."""
         judged, rows, options = micro.judged, micro.admitted, self.objective
+        assert judged is not None, "nothing is admitted in a step without RL samples"
         histories = Histories(judged.histories.items[rows], judged.histories.lengths[rows])
         log_probs = self._score(self.policy, self.policy.encode(histories), judged.rollouts.codes[rows])
         old = log_probs.detach() if self.stride == 1 else judged.rollouts.log_probs[rows]
@@ -308,7 +342,8 @@ def _stack(parts: Sequence[Histories]) -> Histories:
     """Histories of several micro-batches in one, padded to the longest."""
     length = max(part.items.shape[1] for part in parts)
     items = [torch.nn.functional.pad(part.items, (0, length - part.items.shape[1])) for part in parts]
-    return Histories(torch.cat(items), torch.cat([part.lengths for part in parts]))
+    users = [part.users for part in parts if part.users is not None]
+    return Histories(torch.cat(items), torch.cat([part.lengths for part in parts]), torch.cat(users) if users else None)
 
 
 def _summary(judged: Judged, drawn: Rollouts, rewards: GroupRewards, targets: Tensor) -> dict[str, float]:

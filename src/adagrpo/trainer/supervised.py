@@ -1,4 +1,4 @@
-"""NLL on every position of every history: sft, and continued NLL as the control of post-training."""
+"""NLL on the NLL positions of every history: sft, and continued NLL as the control of post-training."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def nll_term(policy: Policy[Any, Any], batch: TrainingBatch, total: int) -> Tens
 
     Args:
         policy: in training mode, so that dropout is on.
-        batch: `N` samples.
-        total: positions in the whole step.
+        batch: `N` samples, of which those with `nll` count.
+        total: NLL positions in the whole step.
     """
-    context = policy.encode(batch.histories, batch.rows, batch.positions)
-    return policy.supervised_loss(context, batch.targets).sum() / total
+    context = policy.encode(batch.histories, batch.rows[batch.nll], batch.positions[batch.nll])
+    return policy.supervised_loss(context, batch.targets[batch.nll]).sum() / total
 
 
 class Supervised:
@@ -57,7 +57,7 @@ class Supervised:
     def begin(self, step: int) -> tuple[Sequence[SupervisedMicro], dict[str, float]]:
         """Micro-batches of a step."""
         batches = [batch.to(self.codes.device) for batch in self.schedule.batches(step)]
-        total = sum(len(batch.targets) for batch in batches)
+        total = max(1, sum(int(batch.nll.sum()) for batch in batches))
         return [SupervisedMicro(batch, total) for batch in batches], {}
 
     def loss(self, micro: SupervisedMicro) -> tuple[dict[str, Tensor], dict[str, float]]:

@@ -1,0 +1,223 @@
+"""The ranker's report: what it is worth as a reward, by stratum, and which groups of rollouts the gate lets it judge.
+
+Quality is measured on validation cases with the ranker of all users, by the formulas of `adagrpo.reward_quality`. The
+gate is measured with the starting policy on one epoch of the training samples that post-training would draw, once with
+the ranker of all users and once, where it is on, cross-fitted: the same rollouts, other rewards. Where the truth is
+known, this is where it is read: the correlation of scores and utilities before each user's last purchase, and the share
+of the pairs of rollouts that the reward orders rightly, among the groups admitted and among those rejected.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from adagrpo.artifacts import write_file
+from adagrpo.data.prepared import load_impressions
+from adagrpo.data.sequences import pad
+from adagrpo.evaluation import sample_cases
+from adagrpo.objective import pairwise_agreement, target_nll
+from adagrpo.pipeline.models import Workbench
+from adagrpo.pipeline.run import Run
+from adagrpo.reward_quality import (
+    CaseQuality,
+    band,
+    band_names,
+    calibration_bins,
+    case_quality,
+    expected_calibration_error,
+    interval,
+    popularity_bands,
+    rank_correlation,
+)
+from adagrpo.rewards.base import Reward
+from adagrpo.rewards.ranker import SequentialRanker
+from adagrpo.trainer import Arm, PostTraining
+from adagrpo.types import Cases, Histories
+
+__all__ = ["report_ranker"]
+
+EXPOSURES, ACTIVITIES = (1, 10, 100, 1000), (5, 10, 20)
+THIRDS = ("easiest third", "middle third", "hardest third")
+ORDER = dict.fromkeys(["all", "head", "middle", "tail", *THIRDS, *band_names(EXPOSURES), *band_names(ACTIVITIES)])
+TRUTH_USERS = 2000  # a fixed sample: each costs a ranking of the whole catalogue by the truth
+NOT_A_PROBABILITY = {
+    "sampled": "its softmax was fitted against sampled items, so it is not a probability over the catalogue",
+    "impressions": "it was fitted to clicks on what was shown, so a softmax over the catalogue is not a probability",
+}
+Strata = dict[str, NDArray[np.str_]]
+
+
+def report_ranker(run: Run) -> Path:
+    """Make the stage `ranker/report`, which holds `report.json`."""
+    bench = Workbench(run)
+    start, whole = run.path("sft", "best"), run.path("ranker", "best")
+    weights = [path / "model.safetensors" for path in (start, whole)]
+    inputs = [*bench.training_files, *bench.catalog_files, *dict.fromkeys([*weights, *bench.reward_files])]
+    inputs += [path for path in [bench.prepared / "impressions.parquet"] if path.is_file()]
+    if bench.truth_files:
+        inputs += [*bench.truth_files, bench.prepared / "test.parquet"]
+
+    def build(work: Path) -> None:
+        summary = json.loads(run.path("ranker", "metrics.json").read_text(encoding="utf-8"))
+        content = _quality(bench, bench.ranker(whole).eval(), bench.policy(start).eval(), summary["loss"])
+        rewards: dict[str, Reward] = {"all users": bench.ranker(whole)}
+        if bench.fold_names:
+            rewards["cross-fitted"] = bench.reward()
+        content["gate"] = {name: _gate(bench, reward) for name, reward in rewards.items()}
+        write_file(work / "report.json", json.dumps(content, indent=1) + "\n")
+
+    config, batches = run.config, run.config.train.fit
+    read = [
+        config.objective.model_dump(mode="json", exclude={"lambda_", "oracle_agreement"}),
+        config.policy.model_dump(mode="json"),
+        [batches.batch_size, batches.accumulation, config.train.rl_split, config.ranker.folds],
+        [config.seed, config.max_history],
+    ]
+    return run.stage("ranker/report", config=read, inputs=inputs, build=build)
+
+
+@torch.no_grad()
+def _quality(bench: Workbench, ranker: SequentialRanker, policy: Any, loss: str) -> dict[str, Any]:
+    """Every stratum's AUC, NDCG, calibration and, where there is a truth, correlation with it."""
+    cases = bench.cases("validation")
+    parts: list[CaseQuality] = []
+    nll = np.empty(len(cases))
+    for rows, histories in _batches(bench, cases):
+        targets = cases.targets[rows].astype(np.int64)
+        scores = ranker.catalogue_scores(ranker.last_states(histories)).cpu().numpy()
+        parts.append(case_quality(scores, targets))
+        codes = bench.catalog.codes[torch.from_numpy(targets).to(bench.device)]
+        nll[rows] = target_nll(policy.score(policy.encode(histories), codes.unsqueeze(1)).squeeze(1)).cpu().numpy()
+    quality = CaseQuality(*(np.concatenate(fields) for fields in zip(*parts, strict=True)))
+    of_item, of_case = _item_strata(bench), _case_strata(cases, nll)
+    truth = _truth(bench, ranker, cases, of_item, of_case) if bench.truth_files else {}
+    strata = {"all": np.full(len(cases), "all")} | {by: names[cases.targets] for by, names in of_item.items()} | of_case
+    table = []
+    for by, names in strata.items():
+        for name in _ordered(names):
+            kept = names == name
+            row: dict[str, Any] = {"by": by, "stratum": name, "cases": int(kept.sum())}
+            row |= {"auc": interval(quality.auc[kept], cases.users[kept])}
+            row |= {"ndcg@10": interval(quality.ndcg[kept], cases.users[kept])}
+            if loss not in NOT_A_PROBABILITY:
+                row |= {"ece": expected_calibration_error(quality.confidence[kept], quality.hit[kept])}
+            if truth:
+                row |= {"true_correlation": truth[by, name]}
+            table.append(row)
+    content: dict[str, Any] = {"split": "validation", "loss": loss, "strata": table}
+    if loss in NOT_A_PROBABILITY:
+        return content | {"calibration": NOT_A_PROBABILITY[loss]}
+    return content | {"calibration": calibration_bins(quality.confidence, quality.hit)}
+
+
+def _item_strata(bench: Workbench) -> Strata:
+    """(V,) names for each way to divide the items."""
+    strata = {"item popularity": popularity_bands(np.bincount(bench.training.values, minlength=bench.num_items))}
+    shown = load_impressions(bench.prepared)
+    if shown is not None:
+        strata["item exposure"] = band(np.bincount(shown["item"].to_numpy(), minlength=bench.num_items), EXPOSURES)
+    return strata
+
+
+def _case_strata(cases: Cases, nll: NDArray[np.float64]) -> Strata:
+    """(N,) names for each way to divide the cases; difficulty is the policy's NLL of the logged item, in thirds."""
+    thirds = np.searchsorted(np.quantile(nll, [1 / 3, 2 / 3]), nll, side="right")
+    return {"history length": band(cases.histories.lengths, ACTIVITIES), "policy difficulty": np.array(THIRDS)[thirds]}
+
+
+def _truth(
+    bench: Workbench, ranker: SequentialRanker, cases: Cases, of_item: Strata, of_case: Strata
+) -> dict[tuple[str, str], Any]:
+    """The correlation of scores with the utilities before each user's last purchase, whose target is not read.
+
+    For strata of items it is taken over the items of the stratum; for strata of cases, over all items, for the users of
+    those cases.
+    """
+    truth, last = bench.truth(), sample_cases(bench.cases("test"), TRUTH_USERS, bench.config.seed)
+    everything = np.arange(bench.num_items)
+    found: dict[tuple[str, str], NDArray[np.float64]] = {}
+    groups = {(by, name): names == name for by, names in of_item.items() for name in _ordered(names)}
+    for rows, histories in _batches(bench, last):
+        scores = ranker.catalogue_scores(ranker.last_states(histories)).cpu().numpy()
+        users = last.users[rows].astype(np.int64)
+        utilities = truth.utility(users, np.broadcast_to(everything, (len(rows), len(everything))))
+        for key, kept in {("all", "all"): everything >= 0, **groups}.items():
+            values = found.setdefault(key, np.full(len(last), np.nan))
+            values[rows] = rank_correlation(scores[:, kept], utilities[:, kept])
+    result = {key: interval(values, last.users) for key, values in found.items()}
+    for by, names in of_case.items():
+        of_user = dict(zip(cases.users.tolist(), names.tolist(), strict=True))
+        there = np.array([of_user.get(user, "") for user in last.users.tolist()])
+        for name in _ordered(names):
+            result[by, name] = interval(found["all", "all"][there == name], last.users[there == name])
+    return result
+
+
+@torch.no_grad()
+def _gate(bench: Workbench, reward: Reward) -> dict[str, Any]:
+    """Admission by the starting policy over one epoch, and the reward's accuracy inside each fate of a group."""
+    options = bench.config.train
+    schedule = replace(bench.schedule(options.fit), rl_split=options.rl_split)
+    steps = schedule.steps_per_epoch
+    policy = bench.policy(bench.run.path("sft", "best")).eval()
+    task = PostTraining(
+        policy,
+        bench.catalog,
+        reward,
+        schedule,
+        bench.config.objective.model_copy(update={"num_iterations": 1}),
+        Arm(anchored=True, lambda_=1.0, gate="adagrpo"),
+        steps=steps,
+        validate=dict,
+    )
+    utility = bench.true_utility() if bench.truth_files else None
+    fates: dict[str, list[NDArray[np.bool_]]] = {}
+    users, shares, shuffled = [], [], []
+    for step in range(steps):
+        micros, values = task.begin(step)
+        judged = micros[0].judged
+        if judged is None:
+            continue
+        owners = judged.histories.users
+        assert owners is not None, "batches say whose histories they hold"
+        users.append(owners.cpu().numpy())
+        shuffled.append(values["shuffled_admission"] * len(owners))
+        for name, fate in judged.decision._asdict().items():
+            fates.setdefault(name, []).append(fate.cpu().numpy())
+        if utility is not None:
+            items = judged.rollouts.items
+            found = pairwise_agreement(judged.rewards, utility(owners, judged.targets, items), items)
+            shares.append(found.share.double().masked_fill(found.pairs == 0, torch.nan).cpu().numpy())
+    owner = np.concatenate(users)
+    of_fate = {name: np.concatenate(parts) for name, parts in fates.items()}
+    content: dict[str, Any] = {"samples": len(owner)}
+    content |= {name: float(fate.mean()) for name, fate in of_fate.items() if name != "closed"}
+    content |= {"admitted_if_shuffled": float(sum(shuffled) / len(owner))}
+    if utility is not None:
+        share = np.concatenate(shares)
+        groups = {"all": np.ones(len(owner), dtype=np.bool_), **of_fate, "rejected": ~of_fate["admitted"]}
+        accuracy = {name: interval(share[kept], owner[kept]) for name, kept in groups.items()}
+        content["pairwise_accuracy"] = {name: value for name, value in accuracy.items() if value is not None}
+    return content
+
+
+def _batches(bench: Workbench, cases: Cases) -> Iterator[tuple[NDArray[np.int64], Histories]]:
+    size = bench.config.evaluation.batch_size
+    for first in range(0, len(cases), size):
+        rows = np.arange(first, min(first + size, len(cases)))
+        histories = pad(cases.histories, rows, bench.config.max_history)
+        yield rows, Histories(histories.items.to(bench.device), histories.lengths.to(bench.device))
+
+
+def _ordered(names: NDArray[np.str_]) -> list[str]:
+    """The names that occur, in the order that a reader expects."""
+    occurring = set(names.tolist())
+    return [name for name in ORDER if name in occurring]

@@ -1,0 +1,73 @@
+"""Tables of the ranker's report: its quality by stratum, and which groups of rollouts the gate lets it judge.
+
+Both are read from `ranker/report/report.json`. An interval is printed as its mean and its two ends; none of them says
+anything about other seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from adagrpo.report.tables import MISSING, Alignment, Table
+
+__all__ = ["calibration_text", "gate_table", "strata_table"]
+
+FATES = {"admitted": "admitted", "rejected": "rejected", "easy": "– easy", "undiscriminated": "– undiscriminated"}
+
+
+def strata_table(report: Mapping[str, Any]) -> Table:
+    """One row a stratum; columns that no row has are left out."""
+    columns = {"auc": "AUC", "ndcg@10": "NDCG@10", "true_correlation": "correlation with true utility"}
+    shown = [key for key in columns if any(row.get(key) for row in report["strata"])]
+    calibrated = any("ece" in row for row in report["strata"])
+    header = ("by", "stratum", "cases", *(columns[key] for key in shown), *(["ECE"] if calibrated else []))
+    rows = [
+        (
+            row["by"],
+            row["stratum"],
+            f"{row['cases']:,}",
+            *(_interval(row.get(key), "{:.3f}") for key in shown),
+            *([f"{row['ece']:.3f}"] if calibrated else []),
+        )
+        for row in report["strata"]
+    ]
+    return Table(header, tuple(rows), _alignment(len(header)))
+
+
+def gate_table(report: Mapping[str, Any]) -> Table:
+    """One row a reward and fate: its share of the groups and, where the truth is known, the reward's accuracy in it."""
+    known = any("pairwise_accuracy" in gate for gate in report["gate"].values())
+    header = ("reward", "groups", "share", *(["pairs of rollouts in the right order"] if known else []))
+    rows = []
+    for name, gate in report["gate"].items():
+        shares = gate | {"rejected": 1 - gate["admitted"]}
+        for fate, label in FATES.items():
+            accuracy = gate.get("pairwise_accuracy", {}).get(fate)
+            rows.append(
+                (name, label, f"{100 * shares[fate]:.1f} %", *([_interval(accuracy, "{:.1%}")] if known else []))
+            )
+        rows.append((name, "admitted if shuffled", f"{100 * gate['admitted_if_shuffled']:.1f} %", *([MISSING] * known)))
+    return Table(header, tuple(rows), _alignment(len(header)))
+
+
+def calibration_text(report: Mapping[str, Any]) -> str:
+    """What the ranker's probabilities are worth, or why it has none."""
+    found = report["calibration"]
+    if isinstance(found, str):
+        return f"No calibration error: {found}."
+    bins = (f"{row['confidence']:.2f} against {row['hit_rate']:.2f} ({row['cases']:,} cases)" for row in found)
+    return f"Mean confidence in the item ranked first against the rate at which it is right, by bin: {'; '.join(bins)}."
+
+
+def _interval(value: Mapping[str, float] | None, form: str) -> str:
+    if value is None:
+        return MISSING
+    mean, low, high = (form.format(value[key]).replace("%", " %") for key in ("mean", "low", "high"))
+    return f"{mean} ({low} to {high})"
+
+
+def _alignment(columns: int) -> tuple[Alignment, ...]:
+    """Two columns of names, then numbers."""
+    numbers: list[Alignment] = ["right"] * (columns - 2)
+    return ("left", "left", *numbers)
