@@ -112,11 +112,13 @@ def test_a_marketplace_is_held_against_its_truth(world: Any, tmp_path: Path) -> 
     bench, truth = Workbench(run), Truth.load(run.path("simulate/truth"))
     policy, ranker = bench.policy(run.path("sft/best")), bench.ranker(run.path("ranker/best"))
     cases = bench.cases("validation")
-    utility = gather_evidence(bench, policy, ranker, cases, truth=truth).utility
+    utility = gather_evidence(bench, policy, ranker, cases, truth=bench.truth()).utility
     assert utility is not None
     items = np.arange(3 * len(cases)).reshape(-1, 3) % bench.num_items
     users, names = load_user_ids(bench.prepared), load_item_ids(bench.prepared)
     for case, row in enumerate(utility(items)):  # by the ids of the logs, as the simulation has them
         user = truth.user_ids.index(users[int(cases.users[case])])
         own = [truth.item_ids.index(names[int(item)]) for item in items[case]]
-        assert row.tolist() == truth.utility(np.array([user]), np.array([own]))[0].tolist()
+        bought = truth.item_ids.index(names[int(cases.targets[case])])
+        before = truth.utility_before(np.array([user]), np.array([bought]), np.array([own]))
+        assert row.tolist() == before[0].tolist()

@@ -1,7 +1,7 @@
 """The stage `diagnose`: should this reward be used here? Validation cases alone, and the sft policy as it is.
 
 Test targets are not read. Validation targets were not fitted on, but the checkpoints of policy and ranker were chosen
-on them, which flatters both alike. The truth of a simulated marketplace is that of the user one purchase later.
+on them, which flatters both alike. The truth of a simulated marketplace is that of the moment before the purchase.
 """
 
 from __future__ import annotations
