@@ -147,7 +147,7 @@ class PolicyConfig(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
     item_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
     item_weight: Share = 0.5
-    item_loss_weight: NonNegativeFloat = 0.25
+    item_loss_weight: NonNegativeFloat = 1.0
     item_negatives: Annotated[int, Field(ge=0)] = 2048
 
 

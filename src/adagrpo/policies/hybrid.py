@@ -77,7 +77,7 @@ class HybridPolicy(nn.Module):
         item_dropout: float = 0.5,
         item_weight: float = 0.5,
         smoothing: float = 0.01,
-        loss_weight: float = 0.25,
+        loss_weight: float = 1.0,
         negatives: int = 2048,
         seed: int = 0,
     ) -> None:

@@ -1,0 +1,1 @@
+"""Measurements: what a setting is worth, what a step costs. Each writes rows to `results/` and prints a table."""
