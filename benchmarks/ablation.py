@@ -134,8 +134,9 @@ def table(results: list[dict[str, Any]]) -> Table:
             cells.append("reference" if result is results[0] else text)
         seconds = result["sft_seconds"]
         rows.append((result["variant"], *cells, "–" if seconds is None else f"{seconds:.0f}"))
-    alignment: tuple[Alignment, ...] = ("left", *("right" for _ in header[1:]))
-    return Table(header, tuple(rows), alignment)
+    right: Alignment = "right"
+    alignment: list[Alignment] = ["left", *[right] * (len(header) - 1)]
+    return Table(header, tuple(rows), tuple(alignment))
 
 
 def _seconds(events: Path) -> float | None:
