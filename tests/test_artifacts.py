@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from adagrpo import artifacts
-from adagrpo.artifacts import hash_file, hash_json, manifest, publish, seal, verify, write_file
+from adagrpo.artifacts import (
+    hash_file,
+    hash_json,
+    make_folder,
+    manifest,
+    mend,
+    naming,
+    publish,
+    seal,
+    verify,
+    write_file,
+)
 from adagrpo.errors import UserError
 
 
@@ -24,8 +37,17 @@ def sealed(tmp_path: Path) -> Path:
 
 
 def edit_manifest(folder: Path, **changes: object) -> None:
-    content = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps(content | changes))
+    """Change a manifest as somebody would who knows its hash."""
+    content = json.loads((folder / "manifest.json").read_text()) | changes
+    content["sha256"] = hash_json({name: value for name, value in content.items() if name != "sha256"})
+    (folder / "manifest.json").write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+
+
+def newer(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "c.txt").write_text("new")
+    seal(folder, kind="test", fingerprint="2")
+    return folder
 
 
 def one_line(error: pytest.ExceptionInfo[UserError]) -> str:
@@ -35,7 +57,7 @@ def one_line(error: pytest.ExceptionInfo[UserError]) -> str:
 
 def test_a_sealed_folder_lists_sizes_and_hashes(sealed):
     content = manifest(sealed)
-    assert content["kind"] == "test" and content["fingerprint"] == "f00d" and content["schema_version"] == 1
+    assert content["kind"] == "test" and content["fingerprint"] == "f00d" and content["schema_version"] == 2
     assert content["files"] == {
         "a.txt": {"size": 5, "sha256": hashlib.sha256(b"alpha").hexdigest()},
         "inner/b.bin": {"size": 100, "sha256": hashlib.sha256(bytes(range(100))).hexdigest()},
@@ -79,10 +101,37 @@ def test_an_entry_that_leaves_the_folder_is_refused(sealed, name):
 
 
 def test_another_schema_version_is_refused(sealed):
-    edit_manifest(sealed, schema_version=2)
-    with pytest.raises(UserError) as error:
-        verify(sealed)
-    assert "schema version 2" in one_line(error) and "reads version 1" in str(error.value)
+    for version in (3, 0, "2", None):
+        edit_manifest(sealed, schema_version=version)
+        with pytest.raises(UserError) as error:
+            verify(sealed)
+        assert f"{sealed / 'manifest.json'}: schema version {version}, this program reads" in one_line(error)
+        assert "versions 1 and 2" in str(error.value)
+
+
+def test_a_manifest_of_version_1_is_read(sealed):
+    content = json.loads((sealed / "manifest.json").read_text())
+    old = {name: value for name, value in content.items() if name != "sha256"} | {"schema_version": 1}
+    (sealed / "manifest.json").write_text(json.dumps(old, indent=1, sort_keys=True) + "\n")
+    assert verify(sealed) == {name: entry["sha256"] for name, entry in content["files"].items()}
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "a.txt", "inner/b.bin"])
+def test_a_flipped_bit_or_a_truncation_anywhere_is_refused_by_name(sealed, name):
+    path = sealed / name
+    whole = path.read_bytes()
+    damaged = [whole[:length] for length in {*range(0, len(whole), 7), len(whole) - 1}]
+    for bit in range(0, 8 * len(whole), 19 if len(whole) > 200 else 1):
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        damaged.append(bytes(flipped))
+    for content in damaged:
+        path.write_bytes(content)
+        with pytest.raises(UserError) as error:
+            verify(sealed)
+        assert str(path) in one_line(error)
+    path.write_bytes(whole)
+    verify(sealed)
 
 
 @pytest.mark.parametrize(
@@ -127,33 +176,101 @@ def test_publish_replaces_what_was_there(sealed, tmp_path):
     assert [path.name for path in target.parent.iterdir()] == ["place"]
 
 
-@pytest.mark.parametrize("renames_before_the_crash", [0, 1])
-def test_a_crash_while_publishing_never_leaves_a_part(sealed, tmp_path, monkeypatch, renames_before_the_crash):
+class Crash(BaseException):
+    pass
+
+
+def crash_after(monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
+    """Let so many moves of `publish` happen, and crash before the next."""
+    rename, exchange, left = Path.rename, artifacts._exchange, [calls]
+
+    def counted(move):
+        def wrapper(*paths: Path) -> object:
+            if left[0] == 0:
+                raise Crash
+            left[0] -= 1
+            return move(*paths)
+
+        return wrapper
+
+    monkeypatch.setattr(Path, "rename", counted(rename))
+    monkeypatch.setattr(artifacts, "_exchange", counted(exchange))
+    monkeypatch.setattr(artifacts.shutil, "rmtree", lambda path, **_: None)  # nor is anything removed any more
+
+
+@pytest.mark.parametrize("moves", [0, 1])
+def test_a_crash_while_publishing_leaves_the_old_or_the_new(sealed, tmp_path, monkeypatch, moves):
     target = tmp_path / "place"
     publish(sealed, target)
-    before = verify(target)
-    newer = tmp_path / "newer"
-    newer.mkdir()
-    (newer / "c.txt").write_text("new")
-    seal(newer, kind="test", fingerprint="2")
-    rename, done = Path.rename, []
-
-    def crash(self: Path, to: Path) -> Path:
-        if len(done) == renames_before_the_crash:
-            raise KeyboardInterrupt
-        done.append(to)
-        return rename(self, to)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", crash)
-        with pytest.raises(KeyboardInterrupt):
-            publish(newer, target)
-    if renames_before_the_crash == 0:
-        assert verify(target) == before
-    else:  # between the two renames there is none, which a reader sees as "not made yet"
-        assert manifest(target) is None
-    publish(newer, target)
-    assert set(verify(target)) == {"c.txt"}
+        crash_after(patch, moves)
+        try:
+            publish(newer(tmp_path / "newer"), target)
+        except Crash:
+            assert moves == 0
+    assert set(verify(target)) == ({"a.txt", "inner/b.bin"} if moves == 0 else {"c.txt"})
+
+
+@pytest.mark.parametrize("moves", [0, 1, 2])
+def test_without_an_exchange_the_old_folder_is_put_back(sealed, tmp_path, monkeypatch, moves):
+    monkeypatch.setattr(artifacts, "_exchange", lambda one, other: False)
+    target = tmp_path / "place"
+    publish(sealed, target)
+    with monkeypatch.context() as patch:
+        crash_after(patch, moves + 1)  # the exchange that cannot be done counts as one
+        try:
+            publish(newer(tmp_path / "newer"), target)
+        except Crash:
+            assert moves < 2
+    mend(tmp_path)
+    assert set(verify(target)) == ({"a.txt", "inner/b.bin"} if moves < 2 else {"c.txt"})
+    assert not (tmp_path / ".place.old").exists()
+
+
+def test_a_reader_always_finds_a_whole_folder(sealed, tmp_path):
+    """While a place is replaced again and again, whoever looks there finds one of the two, whole."""
+    target, stop, seen = tmp_path / "place", threading.Event(), set()
+    publish(sealed, target)
+
+    def read() -> None:
+        while not stop.is_set():
+            seen.add(json.loads((target / "manifest.json").read_text())["fingerprint"])
+
+    with ThreadPoolExecutor(1) as pool:
+        reader = pool.submit(read)
+        for turn in range(50):
+            folder = tmp_path / f"turn-{turn}"
+            folder.mkdir()
+            seal(folder, kind="test", fingerprint=str(turn % 2))
+            publish(folder, target)
+        stop.set()
+        reader.result()
+    assert seen >= {"0", "1"}
+
+
+def test_mending_removes_half_written_files_and_nothing_else(tmp_path):
+    for name in (
+        ".a.json.12.tmp",
+        "b/.c.json.345.tmp",
+        "b/.kept.tmp",
+        "b/kept.12.tmp",
+        "other/.lock",
+        "other/.x.1.tmp",
+    ):
+        write_file(tmp_path / name, "x")
+    for name in ("there", ".there.old", ".gone.old"):
+        make_folder(tmp_path / name)
+    mend(tmp_path)
+    found = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert found == {"b/.kept.tmp", "b/kept.12.tmp", "other/.lock", "other/.x.1.tmp"}
+    assert {path.name for path in tmp_path.iterdir()} == {"b", "other", "gone", "there"}
+
+
+def test_an_error_without_a_file_names_the_one_being_written(tmp_path):
+    with pytest.raises(OSError, match=r"No space left on device: '.*out\.bin'"), naming(tmp_path / "out.bin"):
+        raise OSError(28, "No space left on device")
+    with pytest.raises(FileNotFoundError, match="absent"), naming(tmp_path / "out.bin"):
+        (tmp_path / "absent").read_bytes()
 
 
 def test_a_crash_while_sealing_leaves_no_manifest(sealed, monkeypatch):

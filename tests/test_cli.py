@@ -402,3 +402,9 @@ def test_a_bar_on_a_terminal_is_taken_down(monkeypatch: pytest.MonkeyPatch) -> N
     assert bar is not None and not bar.finished and bar.tasks[0].completed == 2 and bar.live.is_started
     shown.close()
     assert shown.bar is None and not bar.live.is_started
+
+
+def test_a_report_of_a_damaged_run_is_refused(adagrpo: Command, copied: Path) -> None:
+    path = copied / "train" / "nll" / "steps.jsonl"
+    path.write_bytes(path.read_bytes()[:-1])
+    refused(adagrpo("report", "--run", copied), f"{path}: content differs from the manifest")

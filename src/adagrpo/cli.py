@@ -265,6 +265,7 @@ def report(
     assert run is not None
     opened = _open(run, [], seed, quiet)
     with _session(opened):
+        opened.verify()
         page = pipeline.write_report(opened.directory)
         written = [] if figures is None else write_figures(opened.directory, figures)
     _print({"report": str(page)} | ({"figures": len(written)} if written else {}), as_json)

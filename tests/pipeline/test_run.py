@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -143,6 +144,42 @@ def test_an_interrupted_publish_loses_no_work(run: Run, monkeypatch: pytest.Monk
     assert run.path("a", "out.txt").read_text(encoding="utf-8") == "new"
     verify(run.path("a"))
     assert not run.path(".a.old").exists() and not run.path(".work", "a").exists()
+
+
+def test_a_crash_after_publishing_leaves_nothing_behind(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the marker of the attempt nor what was there before, which must not come back under its old name."""
+    real = module.publish
+
+    def crash(directory: Path, target: Path) -> None:
+        kept = directory.with_name("kept")
+        target.rename(kept)
+        real(directory, target)
+        kept.rename(directory)  # as after an exchange, before the old folder is removed
+        raise KeyboardInterrupt
+
+    run.stage("a", config=0, inputs=[], build=writer("old"))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, "publish", crash)
+        run.stage("a", config=1, inputs=[], build=writer("new"))
+    assert run.path(".work", "a", "out.txt").read_text(encoding="utf-8") == "old"
+    again = shutil.copytree(run.directory, run.directory.with_name("again"))
+    run.stage("a", config=1, inputs=[], build=refuse)
+    assert list(run.path(".work").iterdir()) == []
+    shutil.rmtree(again / "a")
+    other = open_run(again, run.data)
+    other.stage("a", config=1, inputs=[], build=writer("new"))
+    assert other.path("a", "out.txt").read_text(encoding="utf-8") == "new"
+
+
+def test_half_written_files_of_a_killed_process_do_not_get_into_a_stage(run: Run) -> None:
+    def stops(work: Path) -> None:
+        (work / ".metrics.json.4711.tmp").write_text("half", encoding="utf-8")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run.stage("a", config=0, inputs=[], build=stops)
+    run.stage("a", config=0, inputs=[], build=writer("whole"))
+    assert sorted(verify(run.path("a"))) == ["out.txt"]
 
 
 def test_a_damaged_work_folder_is_not_published(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

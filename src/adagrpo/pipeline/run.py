@@ -25,7 +25,20 @@ import torch
 import yaml
 
 from adagrpo import __version__
-from adagrpo.artifacts import hash_file, hash_json, manifest, publish, seal, verify, write_file
+from adagrpo.artifacts import (
+    LOCK,
+    MANIFEST,
+    hash_file,
+    hash_json,
+    make_folder,
+    manifest,
+    mend,
+    naming,
+    publish,
+    seal,
+    verify,
+    write_file,
+)
 from adagrpo.config import Config, dump_config
 from adagrpo.errors import UserError
 
@@ -104,7 +117,7 @@ class Run:
         if self._locked:
             yield
             return
-        with self.path(".lock").open("a+", encoding="utf-8") as file:
+        with self.path(LOCK).open("a+", encoding="utf-8") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -116,6 +129,7 @@ class Run:
             file.flush()
             self._locked = True
             try:
+                mend(self.directory)
                 _cut_half_line(self.path("events.jsonl"))
                 yield
             finally:
@@ -166,6 +180,7 @@ class Run:
             done = manifest(target)
             if done is not None and done["fingerprint"] == fingerprint:
                 verify(target)
+                self._forget_attempt(name)
                 self._event(name, "skip", 0.0)
                 return target
             self._event(name, "start", 0.0)
@@ -176,22 +191,46 @@ class Run:
 
     def _make(self, name: str, fingerprint: str, build: Callable[[Path], None]) -> None:
         """Build a stage in its work folder, from where an interrupted attempt stopped, and put it in place."""
-        work = self.path(".work", name.replace("/", "."))
-        marker = work.with_name(work.name + ".fingerprint")
+        work, marker = self._attempt(name)
         if not (marker.is_file() and marker.read_text(encoding="utf-8") == fingerprint):
-            marker.unlink(missing_ok=True)  # first, so that a half removed folder is never taken for an attempt
-            if work.exists():
-                shutil.rmtree(work)
-        work.mkdir(parents=True, exist_ok=True)
+            self._forget_attempt(name)
+        make_folder(work)
         write_file(marker, fingerprint)
-        if manifest(work) is None:
-            build(work)
+        sealed = manifest(work)
+        if sealed is not None and sealed["fingerprint"] != fingerprint:  # what was published before, taken out
+            shutil.rmtree(work)
+            work.mkdir()
+            sealed = None
+        if sealed is None:
+            with naming(work):
+                build(work)
             shutil.rmtree(work / "checkpoints", ignore_errors=True)
             seal(work, kind=name, fingerprint=fingerprint)
         else:  # the attempt ended between sealing and publishing
             verify(work)
         publish(work, self.path(name))
         marker.unlink()
+
+    def _attempt(self, name: str) -> tuple[Path, Path]:
+        """The work folder of a stage, and the file that says for which fingerprint it was begun."""
+        work = self.path(".work", name.replace("/", "."))
+        return work, work.with_name(work.name + ".fingerprint")
+
+    def _forget_attempt(self, name: str) -> None:
+        work, marker = self._attempt(name)
+        marker.unlink(missing_ok=True)  # first, so that a half removed folder is never taken for an attempt
+        if work.exists():
+            shutil.rmtree(work)
+
+    def verify(self) -> None:
+        """Check every file of every finished stage.
+
+        Raises:
+            UserError: a file is missing or was changed after it was made; it is named.
+        """
+        for path in sorted(self.directory.rglob(MANIFEST)):
+            if self.path(".work") not in path.parents:
+                verify(path.parent)
 
     def hash_input(self, path: Path) -> str:
         """The sha256 of a file.
