@@ -213,7 +213,9 @@ def test_a_sampled_loss_without_negatives_is_refused(tmp_path):
 
 
 @given(
-    kind=st.sampled_from([("nll", None), ("grpo", None), ("mixture", None), ("adagrpo", None)])
+    kind=st.sampled_from(
+        [("nll", None), ("grpo", None), ("mixture", None), ("adagrpo", None), ("distill", None), ("distill", "adagrpo")]
+    )
     | st.sampled_from(["all", "none", "difficulty", "random", "shuffled"]).map(lambda gate: ("adagrpo", gate)),
     weight=st.none() | finite,
 )
@@ -230,8 +232,8 @@ def test_an_arms_name_leads_back_to_the_arm(kind, weight):
     ("name", "text"),
     [
         ("adagrpo-randm", "objective 'adagrpo-randm': there is none of that name; did you mean 'adagrpo-random'?"),
-        ("", "known: nll, grpo, mixture, adagrpo, adagrpo-all"),
-        ("grpo-random", "objective 'grpo' takes no gate; only 'adagrpo' does"),
+        ("", "known: nll, grpo, mixture, adagrpo, distill, best_of_n, adagrpo-all"),
+        ("grpo-random", "objective 'grpo' takes no gate; adagrpo, distill and best_of_n do"),
         ("nll-lambda2", "objective 'nll' takes no lambda"),
         ("mixture-lambdax", "lambda: Input should be a valid number"),
         ("mixture-lambda-1", "lambda: Input should be greater than or equal to 0 (found '-1')"),

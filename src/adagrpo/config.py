@@ -198,6 +198,7 @@ class ObjectiveConfig(Section):
     """NLL + (lambda / B_rl) Σ gate · GRPO; see `adagrpo.trainer.post_training` for what each option does.
 
     `oracle_agreement` is for the gate `oracle`: the least share of a group's pairs that the reward must order rightly.
+    `distill_weight` is for `distill`: the weight of the reward beside the starting policy's log-probability.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, serialize_by_alias=True)
@@ -221,33 +222,39 @@ class ObjectiveConfig(Section):
     scale_rewards: bool = True
     reward_floor: NonNegativeFloat = 1e-3
     oracle_agreement: Share = 0.75
+    distill_weight: NonNegativeFloat = 1.0
 
 
 class ArmConfig(Section):
     """One way to post-train from the same starting policy."""
 
-    objective: Literal["nll", "grpo", "mixture", "adagrpo"]
+    objective: Literal["nll", "grpo", "mixture", "adagrpo", "distill", "best_of_n"]
     gate: Gate | None = None
     lambda_: NonNegativeFloat | None = Field(None, alias="lambda")
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, serialize_by_alias=True)
 
     @model_validator(mode="after")
-    def _only_adagrpo_has_a_gate(self) -> Self:
-        if self.gate is not None and self.objective != "adagrpo":
-            raise ValueError(f"objective '{self.objective}' takes no gate; only 'adagrpo' does")
+    def _what_it_takes(self) -> Self:
+        if self.gate is not None and self.objective in ("nll", "grpo", "mixture"):
+            raise ValueError(f"objective '{self.objective}' takes no gate; adagrpo, distill and best_of_n do")
         if self.lambda_ is not None and self.objective == "nll":
             raise ValueError("objective 'nll' takes no lambda: it has no reward to weigh")
         return self
 
     @property
+    def own_gate(self) -> Gate | None:
+        """The gate where none is named: all samples, but for `adagrpo`; `nll` has no reward to admit."""
+        return {"adagrpo": "adagrpo", "nll": None}.get(self.objective, "all")
+
+    @property
     def admits(self) -> Gate | None:
-        """The gate: `grpo` and `mixture` admit every sample, `nll` has no reward to admit."""
-        return self.gate or {"adagrpo": "adagrpo", "nll": None}.get(self.objective, "all")
+        """The gate."""
+        return self.gate or self.own_gate
 
     @property
     def name(self) -> str:
-        """The arm's name in folders and in metrics.json: the objective, or `adagrpo-<gate>`, and its own lambda."""
-        gate = "" if self.gate in (None, "adagrpo") else f"-{self.gate}"
+        """The arm's name in folders and in metrics.json: `<objective>[-<gate>][-lambda<number>]`, where its own."""
+        gate = "" if self.admits == self.own_gate else f"-{self.gate}"
         return f"{self.objective}{gate}" + ("" if self.lambda_ is None else f"-lambda{self.lambda_:g}")
 
     @classmethod

@@ -87,6 +87,43 @@ def test_the_term_is_the_slow_twin(world, options):
     assert_close(gradients(policy, terms["grpo"]), gradients(policy, expected))
 
 
+@pytest.mark.parametrize("weight", [0.0, 2.0])
+def test_distillation_teaches_the_order_of_the_re_ranked_group(world, weight):
+    policy = world.policy()
+    task = world.post_training(policy, gate="difficulty", tau=0.8, term="distill", lambda_=2.5, distill_weight=weight)
+    before = [{} for _ in range(8)]  # of each distinct item: the starting policy's log-probability
+    judged, (micro,), _ = world.draw(task)
+    perturb(policy)
+    terms, _ = task.loss(micro)
+    expected = torch.zeros(())
+    for b in judged.decision.admitted.nonzero().squeeze(1).tolist():
+        history, q, p = world.history_of(judged, b), [], []
+        for g, item in enumerate(judged.rollouts.items[b].tolist()):
+            if item >= 0 and item not in before[b]:
+                codes = judged.rollouts.codes[b, g].tolist()
+                before[b][item] = sum(world.walk(task.starting_policy, history, codes, 1.0)).detach()
+                q.append(before[b][item] + weight * judged.rewards[b, g])
+                p.append(sum(world.walk(policy, history, codes, 1.0)))
+        teacher, student = torch.stack(q).log_softmax(0), torch.stack(p).log_softmax(0)
+        expected = expected + 2.5 * (teacher.exp() * (teacher - student)).sum() / 8
+    torch.testing.assert_close(terms["distill"], expected, rtol=1e-4, atol=1e-6)
+    assert_close(gradients(policy, terms["distill"]), gradients(policy, expected))
+
+
+def test_best_of_n_is_nll_on_the_best_rollout(world):
+    policy = world.policy()
+    task = world.post_training(policy, gate="all", term="best_of_n")
+    judged, (micro,), _ = world.draw(task)
+    terms, _ = task.loss(micro)
+    expected = torch.zeros(())
+    for b in judged.decision.admitted.nonzero().squeeze(1).tolist():
+        best = max(range(6), key=lambda g: (bool(judged.rollouts.valid[b, g]), float(judged.rewards[b, g]), -g))
+        walked = world.walk(policy, world.history_of(judged, b), judged.rollouts.codes[b, best].tolist(), 1.0)
+        expected = expected - sum(walked) / len(walked) / 8
+    torch.testing.assert_close(terms["best_of_n"], expected, rtol=1e-4, atol=1e-6)
+    assert set(terms) == {"nll", "best_of_n"}
+
+
 def test_beta_pulls_towards_the_starting_policy(world):
     policy = world.policy()
     pulled = world.post_training(policy, gate="all", beta=2.0)

@@ -33,6 +33,7 @@ from adagrpo.objective.losses import (
     nll,
     zero_rejected,
 )
+from adagrpo.objective.teacher import best_of_n_loss, listwise_distillation
 
 __all__ = [
     "Agreement",
@@ -41,6 +42,7 @@ __all__ = [
     "Surrogate",
     "adagrpo_gate",
     "all_gate",
+    "best_of_n_loss",
     "clipped_surrogate",
     "degenerate_groups",
     "difficulty_gate",
@@ -52,6 +54,7 @@ __all__ = [
     "group_loss",
     "inverted_gate",
     "kl_k3",
+    "listwise_distillation",
     "masked_mean",
     "nll",
     "none_gate",

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -288,10 +289,12 @@ def fit_arm(run: Run, arm: ArmConfig) -> None:
     if options.rl_split:
         config += [{"rl_split": options.rl_split, "nll": options.rl_split_nll}]
     if arm.objective != "nll":
-        config += [objective.model_dump(mode="json", by_alias=True, exclude={"oracle_agreement"})]
+        config += [objective.model_dump(mode="json", by_alias=True, exclude={"oracle_agreement", "distill_weight"})]
         config += [options.gradient_norms_every]
         if arm.gate == "oracle":
             config += [{"oracle_agreement": objective.oracle_agreement}]
+        if arm.objective == "distill":
+            config += [{"distill_weight": objective.distill_weight}]
         if bench.fold_names:
             config += [{"folds": len(bench.fold_names)}]
     run.stage(f"train/{arm.name}", config=config, inputs=inputs, build=build)
@@ -300,7 +303,10 @@ def fit_arm(run: Run, arm: ArmConfig) -> None:
 def _arm(arm: ArmConfig, default_lambda: float) -> Arm:
     """What an objective's name means: `grpo` has no NLL, `nll` is no arm with a reward."""
     assert arm.admits is not None, "an arm without a reward is fitted by Supervised"
-    return Arm(arm.objective != "grpo", default_lambda if arm.lambda_ is None else arm.lambda_, arm.admits)
+    term: Literal["grpo", "distill", "best_of_n"] = "grpo"
+    if arm.objective in ("distill", "best_of_n"):
+        term = arm.objective
+    return Arm(arm.objective != "grpo", default_lambda if arm.lambda_ is None else arm.lambda_, arm.admits, term)
 
 
 def _policy_config(run: Run) -> list[object]:

@@ -2,6 +2,7 @@
 
     loss = NLL + (λ / B_rl) Σ_b gate_b · GRPO_b
 
+or, in the place of GRPO, one of the losses of `adagrpo.objective.teacher`, on the same groups and behind the same gate.
 AdaGRPO (Xu et al. 2026, arXiv 2606.08480); the formulas are in `adagrpo.objective`. Once an optimiser step, and for all
 its micro-batches together, groups are drawn, judged and gated without gradients (`_judge`); then each micro-batch
 gets its NLL, in a pass of its own with dropout, and the surrogate of its admitted groups only, from a context
@@ -17,7 +18,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,7 @@ from adagrpo.objective import (
     GateDecision,
     adagrpo_gate,
     all_gate,
+    best_of_n_loss,
     clipped_surrogate,
     degenerate_groups,
     difficulty_gate,
@@ -38,6 +40,7 @@ from adagrpo.objective import (
     group_loss,
     inverted_gate,
     kl_k3,
+    listwise_distillation,
     none_gate,
     oracle_gate,
     pairwise_agreement,
@@ -70,11 +73,12 @@ TrueUtility = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to post-train: with or without the NLL anchor, how much GRPO, and which samples get it."""
+    """One way to post-train: with or without the NLL anchor, which reward term, how much, and which samples get it."""
 
     anchored: bool
     lambda_: float
     gate: Gate
+    term: Literal["grpo", "distill", "best_of_n"] = "grpo"
 
 
 class Judged(NamedTuple):
@@ -158,7 +162,7 @@ class PostTraining:
         return self._micros, values
 
     def loss(self, micro: Micro) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """Terms `nll` and, where a group was admitted, `grpo`; logs the clip fraction of the admitted codes."""
+        """Terms `nll` and, where a group was admitted, the reward term; of GRPO it logs the clip fraction."""
         terms: dict[str, Tensor] = {}
         logged: dict[str, float] = {}
         if self.arm.anchored:
@@ -166,9 +170,9 @@ class PostTraining:
             terms["nll"] = nll_term(self.policy, micro.batch, micro.total)
         if len(micro.admitted):
             self.policy.eval()
-            terms["grpo"], logged["clip_fraction"] = self._grpo(micro)
-        if not terms:  # GRPO alone, with nothing admitted: a step that moves nothing
-            terms["grpo"] = sum(p.sum() for p in self.policy.parameters()) * 0.0
+            terms[self.arm.term], logged = self._reward_term(micro)
+        if not terms:  # a reward term alone, with nothing admitted: a step that moves nothing
+            terms[self.arm.term] = sum(p.sum() for p in self.policy.parameters()) * 0.0
         return terms, logged
 
     def state(self) -> dict[str, float]:
@@ -225,7 +229,7 @@ class PostTraining:
                 self.arm.gate, rewards, rollouts, negatives, targets, difficulty, spread, generator
             )
         reference = None
-        if measure or options.beta > 0:
+        if measure or options.beta > 0 or self.arm.term == "distill":
             reference = self._score(self.starting_policy, self.starting_policy.encode(histories), rollouts.codes)
         advantages = group_advantages(
             rewards.rollouts,
@@ -319,12 +323,29 @@ class PostTraining:
             self.spread = now if self.spread == 0.0 else 0.9 * self.spread + 0.1 * now
         return torch.tensor(self.spread, device=rewards.device)
 
-    def _grpo(self, micro: Micro) -> tuple[Tensor, float]:
-        """`(λ / B_rl) Σ GRPO_b` over the admitted groups of a micro-batch, and their part of the clip fraction."""
-        judged, rows, options = micro.judged, micro.admitted, self.objective
+    def _reward_term(self, micro: Micro) -> tuple[Tensor, dict[str, float]]:
+        """`(λ / B_rl) Σ loss_b` over the admitted groups of a micro-batch, and what to log beside it."""
+        judged, rows = micro.judged, micro.admitted
         assert judged is not None, "nothing is admitted in a step without RL samples"
         histories = Histories(judged.histories.items[rows], judged.histories.lengths[rows])
         log_probs = self._score(self.policy, self.policy.encode(histories), judged.rollouts.codes[rows])
+        logged: dict[str, float] = {}
+        match self.arm.term:
+            case "grpo":
+                losses, clipped = self._grpo(log_probs, judged, rows)
+                logged["clip_fraction"] = clipped * len(rows) / int(judged.decision.admitted.sum())
+            case "distill":
+                assert judged.reference is not None, "drawn with the starting policy's log-probabilities"
+                teacher = judged.reference[rows].sum(-1) + self.objective.distill_weight * judged.rewards[rows]
+                losses = listwise_distillation(log_probs, teacher, judged.rollouts.items[rows])
+            case "best_of_n":
+                losses = best_of_n_loss(log_probs, judged.rewards[rows], judged.rollouts.valid[rows])
+        admitted = judged.decision.admitted
+        return self.arm.lambda_ * gated_sum(losses, admitted[rows], total=len(admitted)), logged
+
+    def _grpo(self, log_probs: Tensor, judged: Judged, rows: Tensor) -> tuple[Tensor, float]:
+        """(A,) GRPO loss of each admitted group, and the share of their codes that the clip has cut."""
+        options = self.objective
         old = log_probs.detach() if self.stride == 1 else judged.rollouts.log_probs[rows]
         surrogate = clipped_surrogate(
             log_probs, old, judged.advantages[rows], epsilon=options.epsilon, epsilon_high=options.epsilon_high
@@ -332,10 +353,7 @@ class PostTraining:
         losses = surrogate.loss
         if options.beta > 0 and judged.reference is not None:
             losses = losses + options.beta * kl_k3(log_probs, judged.reference[rows])
-        admitted = judged.decision.admitted
-        term = gated_sum(group_loss(losses), admitted[rows], total=len(admitted))
-        clipped = surrogate.clipped.float().mean() * len(rows) / admitted.sum()
-        return self.arm.lambda_ * term, float(clipped)
+        return group_loss(losses), float(surrogate.clipped.float().mean())
 
 
 def _stack(parts: Sequence[Histories]) -> Histories:
