@@ -11,7 +11,7 @@ import torch
 
 from adagrpo.errors import UserError
 from adagrpo.semantic_ids.catalog import Catalog, audit, import_semantic_ids
-from adagrpo.semantic_ids.quantization import resolve_collisions
+from adagrpo.semantic_ids.collisions import resolve_collisions
 
 torch.set_num_threads(2)
 
@@ -141,10 +141,10 @@ def test_import_names_what_is_wrong(
 def test_audit_by_hand() -> None:
     before = np.array([[0, 1], [0, 1], [0, 1], [1, 0], [1, 1], [1, 1]])
     catalog = Catalog.from_codes(resolve_collisions(before), (4, 2, 3))
-    report = audit(before, catalog)
+    report = audit(before, catalog, reconstruction_error=0.25)
     json.dumps(report, allow_nan=False)
     assert (report["items"], report["levels"], report["distinct_sequences"]) == (6, 3, 3)
-    assert report["largest_collision"] == 3
+    assert (report["largest_collision"], report["reconstruction_error"]) == (3, 0.25)
     assert report["collision_rate"] == pytest.approx(5 / 6, rel=1e-12)
     assert report["density"] == pytest.approx(0.25, rel=1e-12)
     assert report["log10_density"] == pytest.approx(math.log10(0.25), rel=1e-12)

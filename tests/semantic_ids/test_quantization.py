@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from collections import Counter
-
 import numpy as np
 import pytest
 import torch
@@ -9,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from adagrpo.semantic_ids.quantization import _lloyd, residual_kmeans, resolve_collisions
+from adagrpo.semantic_ids.quantization import Quantization, _lloyd, level_means, reconstruction_error, residual_kmeans
 
 torch.set_num_threads(2)
 
@@ -114,26 +112,79 @@ def test_ties_and_duplicates_never_break_it(vectors: np.ndarray, codes: int) -> 
         (np.ones((2, 2), dtype=np.float32), {"levels": 0}),
         (np.ones((2, 2), dtype=np.float32), {"codes": 0}),
         (np.ones((2, 2), dtype=np.float32), {"iterations": -1}),
+        (np.ones((2, 2), dtype=np.float32), {"cluster_bound": 0.9}),
+        (np.ones((2, 2), dtype=np.float32), {"cluster_bound": np.inf}),
     ],
 )
-def test_bad_arguments(vectors: np.ndarray, options: dict[str, int]) -> None:
+def test_bad_arguments(vectors: np.ndarray, options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="expected"):
         residual_kmeans(vectors, **{"levels": 1, "codes": 2, "seed": 0, **options})
 
 
-@settings(max_examples=60, deadline=None)
-@given(codes=hnp.arrays(np.int64, st.tuples(st.integers(0, 60), st.integers(1, 3)), elements=st.integers(0, 3)))
-def test_resolve_collisions_equals_counting_in_a_loop(codes: np.ndarray) -> None:
-    seen: Counter[tuple[int, ...]] = Counter()
-    expected = []
-    for row in map(tuple, codes.tolist()):
-        expected.append([*row, seen[row]])
-        seen[row] += 1
-    resolved = resolve_collisions(codes)
-    assert resolved.shape == (len(codes), codes.shape[1] + 1) and resolved.dtype == np.int64
-    assert resolved.tolist() == expected
+@pytest.mark.parametrize("bound", [1.0, 1.1, 2.0])
+def test_balanced_clusters_keep_their_bound(bound: float) -> None:
+    rng = np.random.default_rng(4)
+    vectors = np.concatenate([rng.normal(size=(150, 4)) * 0.1, rng.normal(size=(50, 4)) * 5]).astype(np.float32)
+    plain = residual_kmeans(vectors, levels=2, codes=10, seed=0)
+    balanced, again = (residual_kmeans(vectors, levels=2, codes=10, seed=0, cluster_bound=bound) for _ in range(2))
+    most = round(bound * 20)
+    assert max(np.bincount(plain.codes[:, 0])) > most
+    assert all(np.bincount(column).max() <= most for column in balanced.codes.T)
+    np.testing.assert_array_equal(balanced.codes, again.codes)
 
 
-def test_resolve_collisions_needs_a_matrix() -> None:
+def test_a_bound_that_nothing_reaches_changes_nothing() -> None:
+    vectors = np.random.default_rng(5).normal(size=(80, 3)).astype(np.float32)
+    plain = residual_kmeans(vectors, levels=2, codes=8, seed=2)
+    balanced = residual_kmeans(vectors, levels=2, codes=8, seed=2, cluster_bound=8)
+    np.testing.assert_array_equal(balanced.codes, plain.codes)
+
+
+def test_a_bound_of_one_spreads_equal_vectors_over_the_codes_there_are() -> None:
+    vectors = np.array([[0], [0], [0], [9]], dtype=np.float32)
+    result = residual_kmeans(vectors, levels=1, codes=4, seed=0, cluster_bound=1)
+    assert result.level_sizes == (2,) and np.bincount(result.codes[:, 0]).tolist() == [2, 2]
+
+
+def test_residuals_and_points() -> None:
+    vectors = np.random.default_rng(6).normal(size=(30, 3)).astype(np.float32)
+    result = residual_kmeans(vectors, levels=2, codes=4, seed=0)
+    np.testing.assert_array_equal(result.residual(0), vectors)
+    np.testing.assert_array_equal(result.residual(1), vectors - result.codebooks[0][result.codes[:, 0]])
+    np.testing.assert_allclose(result.residual(2), vectors - result.reconstruct(), rtol=1e-5, atol=1e-6)
+
+
+def test_level_means_by_hand() -> None:
+    codes = np.array([[0, 1], [0, 3], [2, 1]])
+    vectors = np.array([[1.0], [3.0], [8.0]], dtype=np.float32)
+    found = level_means(codes, vectors)
+    # level 1: means 2 and 8, and 4 for the code that nothing has; left over -1, 1, 0
+    np.testing.assert_allclose(found.codebooks[0][:, 0], [2, 4, 8], rtol=1e-6)
+    np.testing.assert_allclose(found.codebooks[1][:, 0], [0, -0.5, 0, 1], rtol=1e-6, atol=1e-7)
+    np.testing.assert_array_equal(found.codes, codes)
     with pytest.raises(ValueError, match="expected"):
-        resolve_collisions(np.arange(3))
+        level_means(codes, vectors[:2])
+
+
+def test_level_means_find_the_codebooks_of_converged_kmeans() -> None:
+    vectors = np.random.default_rng(7).normal(size=(60, 3)).astype(np.float32)
+    made = residual_kmeans(vectors, levels=2, codes=5, seed=0, iterations=100)
+    for found, expected in zip(level_means(made.codes, vectors).codebooks, made.codebooks, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_reconstruction_error_is_a_share_of_the_variance() -> None:
+    vectors = np.array([[0.0, 1.0], [2.0, 1.0]], dtype=np.float32)
+    assert reconstruction_error(vectors, vectors) == 0
+    assert reconstruction_error(vectors, np.array([[1, 1], [1, 1]], dtype=np.float32)) == pytest.approx(1, rel=1e-6)
+    assert reconstruction_error(vectors, vectors + np.float32(0.5)) == pytest.approx(4 * 0.25 / 2, rel=1e-6)
+    assert reconstruction_error(vectors[:1], vectors[:1] + 1) == 0
+    with pytest.raises(ValueError, match="expected the same"):
+        reconstruction_error(vectors, vectors[:1])
+
+
+def test_what_was_encoded_is_decoded() -> None:
+    codebook = np.array([[1.0], [2.0]], dtype=np.float32)
+    points = np.array([[1.0], [2.0]], dtype=np.float32)
+    quantization = Quantization(np.array([[1], [0]]), (codebook,), points, lambda found: found * 10)
+    assert quantization.reconstruct().tolist() == [[20.0], [10.0]]

@@ -7,7 +7,8 @@ from adagrpo.pipeline.diagnose import diagnose_reward
 from adagrpo.pipeline.evaluate import collect, evaluate
 from adagrpo.pipeline.ranker_report import report_ranker
 from adagrpo.pipeline.run import Console, Run, Silent
-from adagrpo.pipeline.stages import fit_arm, fit_ranker, fit_sft, prepare, simulate_marketplace, tokenize
+from adagrpo.pipeline.stages import fit_arm, fit_ranker, fit_sft, prepare, simulate_marketplace
+from adagrpo.pipeline.tokenizer import tokenize
 from adagrpo.report import write_report
 
 __all__ = [

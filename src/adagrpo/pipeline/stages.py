@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import polars as pl
 
 from adagrpo.config import ArmConfig, FitConfig, ItemTable
 from adagrpo.data import splits
@@ -17,7 +16,7 @@ from adagrpo.data.columns import ITEM_ID
 from adagrpo.data.dataset import Dataset, build_dataset
 from adagrpo.data.interactions import ColumnMapping, read_items, read_logs
 from adagrpo.data.marketplace import Marketplace, simulate, write_simulation
-from adagrpo.data.prepared import load_impressions, load_item_ids, load_items, write_prepared
+from adagrpo.data.prepared import load_impressions, write_prepared
 from adagrpo.data.sequences import emptied
 from adagrpo.data.ties import shuffle_ties
 from adagrpo.errors import UserError
@@ -25,22 +24,11 @@ from adagrpo.evaluation import rank_by_ranker, sample_cases, select_cases
 from adagrpo.pipeline.models import Workbench
 from adagrpo.pipeline.run import Run
 from adagrpo.rewards.ranker import SequentialRanker
-from adagrpo.semantic_ids import (
-    Catalog,
-    attribute_vectors,
-    audit,
-    cooccurrence_vectors,
-    import_semantic_ids,
-    mix,
-    residual_kmeans,
-    resolve_collisions,
-    text_vectors,
-)
 from adagrpo.trainer import Arm, PostTraining, RankerFit, Supervised, fit
 from adagrpo.trainer.ranker import Impressions
-from adagrpo.types import Cases, Ragged
+from adagrpo.types import Cases
 
-__all__ = ["fit_arm", "fit_ranker", "fit_sft", "prepare", "simulate_marketplace", "tokenize"]
+__all__ = ["fit_arm", "fit_ranker", "fit_sft", "prepare", "simulate_marketplace"]
 
 MARKETPLACE_ITEMS = ItemTable(path="items.parquet", text=("title",), attributes=("attributes",))
 MARKETPLACE_COLUMNS = ColumnMapping(timestamp="timestamp", clicked="clicked", slot="slot", propensity="propensity")
@@ -119,42 +107,6 @@ def _split(run: Run, dataset: Dataset) -> splits.Split:
         validation_from=options.validation_from,
         test_from=options.test_from,
     )
-
-
-def tokenize(run: Run) -> None:
-    """Items to Semantic IDs."""
-    bench, options = Workbench(run), run.config.tokenizer
-    published = run.data / options.published.path if options.published else None
-    inputs = bench.training_files[:2] + ([published] if published else [])
-
-    def build(work: Path) -> None:
-        if options.published is not None and published is not None:
-            codes = import_semantic_ids(
-                published,
-                load_item_ids(bench.prepared),
-                column=options.published.column,
-                id_column=options.published.id_column,
-            )
-        else:
-            vectors = _item_vectors(run, load_items(bench.prepared), bench.training)
-            codes = residual_kmeans(vectors, levels=options.levels, codes=options.codes, seed=run.config.seed).codes
-        unique = len(np.unique(codes, axis=0)) == len(codes)
-        catalog = Catalog.from_codes(codes if unique else resolve_collisions(codes))
-        catalog.write(work / "codes.parquet")
-        (work / "audit.json").write_text(json.dumps(audit(codes, catalog), indent=1) + "\n", encoding="utf-8")
-
-    run.stage("tokenize", config=[options.model_dump(mode="json"), run.config.seed], inputs=inputs, build=build)
-
-
-def _item_vectors(run: Run, items: pl.DataFrame, training: Ragged) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
-    options = run.config.tokenizer
-    makers: dict[str, Callable[[], np.ndarray[tuple[int, int], np.dtype[np.float32]]]] = {
-        "attributes": lambda: attribute_vectors(items["attributes"].to_list(), width=options.width),
-        "text": lambda: text_vectors(items["text"].to_list(), width=options.width),
-        "cooccurrence": lambda: cooccurrence_vectors(training, len(items), window=options.window, width=options.width),
-    }
-    weights: dict[str, float] = dict(options.vectors.items())
-    return mix({name: makers[name]() for name in weights}, weights, seed=run.config.seed)
 
 
 def fit_sft(run: Run) -> None:

@@ -1,8 +1,11 @@
 """Semantic IDs: item vectors, their residual quantisation, the catalogue of codes and its prefix tree."""
 
 from adagrpo.semantic_ids.catalog import Catalog, audit, import_semantic_ids
+from adagrpo.semantic_ids.collisions import move_to_free_codes, resolve_collisions
 from adagrpo.semantic_ids.embeddings import attribute_vectors, cooccurrence_vectors, mix, text_vectors
-from adagrpo.semantic_ids.quantization import Quantization, residual_kmeans, resolve_collisions
+from adagrpo.semantic_ids.language import language_vectors, packaged_model
+from adagrpo.semantic_ids.quantization import Quantization, level_means, reconstruction_error, residual_kmeans
+from adagrpo.semantic_ids.rq_vae import rq_vae
 from adagrpo.semantic_ids.trie import Trie
 
 __all__ = [
@@ -13,8 +16,14 @@ __all__ = [
     "audit",
     "cooccurrence_vectors",
     "import_semantic_ids",
+    "language_vectors",
+    "level_means",
     "mix",
+    "move_to_free_codes",
+    "packaged_model",
+    "reconstruction_error",
     "residual_kmeans",
     "resolve_collisions",
+    "rq_vae",
     "text_vectors",
 ]

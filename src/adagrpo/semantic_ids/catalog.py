@@ -1,8 +1,8 @@
 """The catalogue: which codes name which item, how it is stored, and how good its codes are.
 
 An item is a row of an integer matrix, `codes[item] = (c_1 .. c_L)`, and no two rows are equal, so that a full code
-sequence names one item or none. Two items that share their codes are an error here; `resolve_collisions` in
-`adagrpo.semantic_ids.quantization` mends them beforehand, and `audit` says how much it had to mend. The published habit
+sequence names one item or none. Two items that share their codes are an error here;
+`adagrpo.semantic_ids.collisions` mends them beforehand, and `audit` says how much it had to mend. The published habit
 of counting every item with the right codes as a hit is what this rules out.
 
 The quality of a level is the entropy of its codes, `H_l = -Σ_k p_k log p_k` in nats, and its share of `log K_l`.
@@ -137,7 +137,7 @@ def import_semantic_ids(
 ) -> NDArray[np.int64]:
     """Codes that someone else published, in the order of our catalogue.
 
-    The codes are returned as they are, collisions included; give them to `resolve_collisions` next.
+    The codes are returned as they are, collisions included; see `adagrpo.semantic_ids.collisions` for those.
 
     Args:
         path: Parquet with one row per item and a list column of integer codes.
@@ -170,19 +170,23 @@ def import_semantic_ids(
 
 
 def audit(
-    codes_before: Tensor | NDArray[np.integer[Any]],  # (V, L') codes before the level that resolves collisions
+    codes_before: Tensor | NDArray[np.integer[Any]],  # (V, L') codes before collisions were resolved
     catalog: Catalog,
+    *,
+    reconstruction_error: float | None = None,
 ) -> dict[str, Any]:
     """How well the codes spread the items.
 
     Args:
-        codes_before: (V, L') integers, before the extra level; the catalogue's own codes if there is none.
+        codes_before: (V, L') integers, before collisions were resolved; the catalogue's own codes if there were none.
         catalog: the finished catalogue.
+        reconstruction_error: of the vectors behind `codes_before`, which is passed on; None where there are none.
 
     Returns:
         JSON-able: `items`, `levels`, `distinct_sequences` and `largest_collision` (items that share one sequence, 1 if
-        none do) and `collision_rate` (share of items that share theirs) of `codes_before`; `density` = V / Π K_l and
-        `log10_density` of the catalogue (None without items); and `per_level`, a list over the catalogue's levels:
+        none do), `collision_rate` (share of items that share theirs) and `reconstruction_error` of `codes_before`;
+        `density` = V / Π K_l and `log10_density` of the catalogue (None without items); and `per_level`, a list over
+        the catalogue's levels:
         `size` K_l, `codes_used`, `entropy` in nats, `entropy_share` of log K_l (None where K_l is 1),
         `largest_cluster` (most items on one code) and `prefixes` (distinct prefixes up to this level).
 
@@ -201,6 +205,7 @@ def audit(
         "distinct_sequences": len(shared),
         "largest_collision": int(shared.max()) if items else 0,
         "collision_rate": int(shared[shared > 1].sum()) / items if items else 0.0,
+        "reconstruction_error": reconstruction_error,
         "density": items / math.prod(catalog.level_sizes),
         "log10_density": log10_density,
         "per_level": [_audit_level(catalog, level) for level in range(catalog.num_levels)],

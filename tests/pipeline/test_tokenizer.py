@@ -1,0 +1,123 @@
+"""The tokenizers behind their settings, on a run that was prepared; the language model is a tiny one made here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from adagrpo.errors import UserError
+from adagrpo.pipeline import Run, prepare, tokenize
+
+IDS = [10 * index + 3 for index in range(30)]
+
+
+def codes_of(run: Run) -> np.ndarray:
+    return np.array(pl.read_parquet(run.path("tokenize", "codes.parquet"))["codes"].to_list())
+
+
+def audit_of(run: Run) -> dict[str, Any]:
+    return dict(json.loads(run.path("tokenize", "audit.json").read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("quantizer", ["kmeans", "balanced_kmeans", "rq_vae"])
+def test_every_quantizer_and_either_way_with_collisions(copied: Path, data: Path, world: Any, quantizer: str) -> None:
+    options = {"quantizer": quantizer, "codes": 8, "rq_vae": {"epochs": 4, "hidden": 8, "width": 4}}
+    seen = {}
+    for collisions in ("level", "nearest"):
+        run: Run = world.run(copied, data, tokenizer={**options, "collisions": collisions})
+        tokenize(run)
+        seen[collisions], report = codes_of(run), audit_of(run)
+        assert len(np.unique(seen[collisions], axis=0)) == 30
+        assert report["collision_rate"] > 0 and 0 <= report["reconstruction_error"]
+        assert quantizer == "rq_vae" or report["reconstruction_error"] < 1  # four epochs are no fit
+        if quantizer == "balanced_kmeans":
+            assert report["per_level"][0]["largest_cluster"] <= 5  # ceil(1.1 * 30 / 8)
+    assert seen["level"].shape == (30, 3) and seen["nearest"].shape == (30, 2)
+    np.testing.assert_array_equal(seen["level"][:, 0], seen["nearest"][:, 0])
+    moved = seen["level"][:, 1] != seen["nearest"][:, 1]
+    assert moved.any() and not moved[seen["level"][:, 2] == 0].all()
+
+
+def test_the_quantizers_differ(copied: Path, data: Path, world: Any) -> None:
+    found = set()
+    for quantizer in ("kmeans", "balanced_kmeans", "rq_vae"):
+        run: Run = world.run(copied, data, tokenizer={"quantizer": quantizer, "cluster_bound": 1, "codes": 4})
+        tokenize(run)
+        found.add(codes_of(run)[:, :2].tobytes())
+    assert len(found) == 3
+
+
+@pytest.mark.parametrize("collisions", ["level", "nearest"])
+def test_published_ids_that_collide(world: Any, copied: Path, data: Path, tmp_path: Path, collisions: str) -> None:
+    codes = [[index // 10, index % 5] for index in range(29)] + [[2, 29]]
+    pl.DataFrame({"item_id": IDS, "sid": codes}).write_parquet(data / "collide.parquet")
+    published = {"path": "collide.parquet", "column": "sid"}
+    run: Run = world.run(copied, data, tokenizer={"published": published, "collisions": collisions})
+    tokenize(run)
+    found, report = codes_of(run), audit_of(run)
+    assert len(np.unique(found, axis=0)) == 30 and found[:, 0].tolist() == [row[0] for row in codes]
+    assert report["collision_rate"] == pytest.approx(28 / 30) and report["reconstruction_error"] is None
+    kept = (found[:, :2] == np.array(codes)).all(axis=1)
+    assert kept.all() if collisions == "level" else kept.sum() == 16  # one item of each of the 16 sequences
+    assert found.shape[1] == (3 if collisions == "level" else 2)
+
+
+def test_too_many_items_for_the_free_codes(world: Any, copied: Path, data: Path) -> None:
+    run: Run = world.run(copied, data, tokenizer={"levels": 1, "codes": 8, "collisions": "nearest"})
+    with pytest.raises(UserError, match=r"tokenizer\.collisions: 30 items share their first 0 codes and level 1 has 8"):
+        tokenize(run)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A language model of ten words with random vectors."""
+    library = pytest.importorskip("sentence_transformers")
+    modules = pytest.importorskip("sentence_transformers.sentence_transformer.modules")
+    tokenizers = pytest.importorskip("tokenizers")
+    words = {f"w{index}": index for index in range(10)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w0"))
+    weights = np.random.default_rng(0).normal(size=(10, 4)).astype(np.float32)
+    folder = tmp_path_factory.mktemp("model")
+    embedding = modules.StaticEmbedding(tokenizer, embedding_weights=weights)
+    library.SentenceTransformer(modules=[embedding], device="cpu").save(str(folder))
+    return folder
+
+
+@pytest.mark.slow
+def test_a_language_model_is_asked_once(world: Any, tmp_path: Path, model: Path) -> None:
+    folder = tmp_path / "data"
+    world.write(folder)
+    pl.DataFrame({"item_id": IDS, "title": [f"w{index % 10}" for index in range(30)]}).write_parquet(
+        folder / "items.parquet"
+    )
+
+    def run(**changes: Any) -> list[tuple[str, str]]:
+        made: Run = world.run(
+            tmp_path / "run",
+            folder,
+            data={"items": {"path": "items.parquet", "text": ["title"]}},
+            tokenizer={"vectors": {"language_model": 1.0}, "language_model": str(model), "levels": 1, "codes": 16}
+            | changes,
+        )
+        made.path("events.jsonl").unlink(missing_ok=True)
+        prepare(made)
+        tokenize(made)
+        events = map(json.loads, made.path("events.jsonl").read_text(encoding="utf-8").splitlines())
+        return [(event["stage"], event["event"]) for event in events if event["event"] != "start"][1:]
+
+    assert run() == [("encode", "end"), ("tokenize", "end")]
+    codes = np.array(pl.read_parquet(tmp_path / "run" / "tokenize" / "codes.parquet")["codes"].to_list())[:, 0]
+    assert len(set(codes)) == 10 and (codes.reshape(3, 10) == codes[:10]).all()  # equal titles, equal codes
+    assert run() == [("encode", "skip"), ("tokenize", "skip")]
+    assert run(quantizer="balanced_kmeans") == [("encode", "skip"), ("tokenize", "end")]
+    assert run(vectors={"cooccurrence": 1.0}) == [("tokenize", "end")]
+    config = model / "config_sentence_transformers.json"
+    config.write_text(config.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    assert run() == [("encode", "end"), ("tokenize", "end")]
+    with pytest.raises(UserError, match=r"tokenizer\.language_model: .*nowhere is no sentence-transformers model"):
+        run(language_model="nowhere")

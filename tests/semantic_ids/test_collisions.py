@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from adagrpo.errors import UserError
+from adagrpo.semantic_ids.collisions import move_to_free_codes, resolve_collisions
+from adagrpo.semantic_ids.quantization import Quantization
+
+
+@settings(max_examples=60, deadline=None)
+@given(codes=hnp.arrays(np.int64, st.tuples(st.integers(0, 60), st.integers(1, 3)), elements=st.integers(0, 3)))
+def test_resolve_collisions_equals_counting_in_a_loop(codes: np.ndarray) -> None:
+    seen: Counter[tuple[int, ...]] = Counter()
+    expected = []
+    for row in map(tuple, codes.tolist()):
+        expected.append([*row, seen[row]])
+        seen[row] += 1
+    resolved = resolve_collisions(codes)
+    assert resolved.shape == (len(codes), codes.shape[1] + 1) and resolved.dtype == np.int64
+    assert resolved.tolist() == expected
+
+
+def test_resolve_collisions_needs_a_matrix() -> None:
+    with pytest.raises(ValueError, match="expected"):
+        resolve_collisions(np.arange(3))
+
+
+def moved_twin(codes: list[tuple[int, ...]], left: list[float], book: list[float]) -> list[tuple[int, ...]]:
+    """Prefix by prefix: the nearest item of a sequence stays, then the closest pair of mover and free code, and on."""
+    result = list(codes)
+    for prefix in {row[:-1] for row in codes}:
+        members = [item for item, row in enumerate(codes) if row[:-1] == prefix]
+        stay = {}
+        for item in members:
+            gap = ((left[item] - book[codes[item][-1]]) ** 2, item)
+            stay[codes[item][-1]] = min(stay.get(codes[item][-1], gap), gap)
+        free = set(range(len(book))) - set(stay)
+        moving = set(members) - {item for _, item in stay.values()}
+        while moving:
+            _, item, code = min(((left[item] - book[code]) ** 2, item, code) for item in moving for code in free)
+            result[item] = (*prefix, code)
+            moving.remove(item)
+            free.remove(code)
+    return result
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    prefixes=st.lists(st.integers(0, 2), min_size=1, max_size=6),
+    seed=st.integers(0, 1000),
+    whole=st.booleans(),
+)
+def test_moving_equals_the_loop(prefixes: list[int], seed: int, whole: bool) -> None:
+    rng = np.random.default_rng(seed)
+    draw = (lambda size: rng.integers(0, 4, size).astype(float)) if whole else rng.normal  # whole: ties
+    left, book = draw(size=len(prefixes)), draw(size=6)
+    codes = np.column_stack([prefixes, rng.integers(0, 2, size=len(prefixes))])
+    first = np.arange(3, dtype=np.float32)[:, None] * 64
+    points = first[codes[:, 0]] + left[:, None].astype(np.float32)
+    quantization = Quantization(codes, (first, book[:, None].astype(np.float32)), points)
+    exact = (
+        quantization.residual(1)[:, 0].astype(float).tolist(),
+        quantization.codebooks[1][:, 0].astype(float).tolist(),
+    )
+    found = move_to_free_codes(quantization)
+    assert list(map(tuple, found.tolist())) == moved_twin(list(map(tuple, codes.tolist())), *exact)
+    assert len(np.unique(found, axis=0)) == len(found)
+
+
+def test_one_level_moves_too_and_the_codes_given_stay_as_they_are() -> None:
+    book = np.array([[0.0], [1.0], [5.0]], dtype=np.float32)
+    codes = np.array([[0], [0], [2]])
+    quantization = Quantization(codes, (book,), np.array([[0.1], [0.4], [4.0]], dtype=np.float32))
+    assert move_to_free_codes(quantization).tolist() == [[0], [1], [2]]
+    assert codes.tolist() == [[0], [0], [2]]
+
+
+def test_a_prefix_with_more_items_than_codes_is_refused() -> None:
+    book = np.zeros((2, 1), dtype=np.float32)
+    quantization = Quantization(np.zeros((3, 2), dtype=np.int64), (book, book), np.zeros((3, 1), dtype=np.float32))
+    with pytest.raises(UserError, match="3 items share their first 1 codes and level 2 has 2; take more codes"):
+        move_to_free_codes(quantization)
