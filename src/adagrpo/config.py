@@ -160,10 +160,42 @@ class TokenizerConfig(Section):
     published: PublishedIds | None = None
 
 
-class PolicyConfig(Section):
-    """The policy: `compact` writes codes, `hybrid` pools that with an item-level head; see `adagrpo.policies`."""
+class LanguageModelConfig(Section):
+    """A Hugging Face causal LM: from a configuration, with random weights, or from a local folder below `--data`.
 
-    kind: Literal["compact", "hybrid"] = "compact"
+    `config` holds `model_type` (qwen3, llama, gpt2, ..) and keys of that type. Embeddings and head always train; the
+    body does unless `frozen_body`, or `lora_rank` above 0, which trains adapters in its place (extra `peft`). `dtype`
+    is that of what does not train. `preamble` is text before every history, where the folder has a tokenizer.
+    """
+
+    config: dict[str, Any] | None = None
+    checkpoint: str | None = None
+    preamble: str | None = None
+    frozen_body: bool = False
+    lora_rank: Annotated[int, Field(ge=0)] = 0
+    lora_alpha: Positive = 16
+    gradient_checkpointing: bool = False
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.config is None) == (self.checkpoint is None):
+            raise ValueError("give either config or checkpoint")
+        if self.preamble is not None and self.checkpoint is None:
+            raise ValueError("a preamble needs the tokenizer of a checkpoint")
+        if self.dtype == "bfloat16" and not (self.frozen_body or self.lora_rank):
+            raise ValueError("dtype bfloat16 is for weights that do not train: set frozen_body or lora_rank")
+        return self
+
+
+class PolicyConfig(Section):
+    """The policy: `compact` writes codes, `hybrid` pools that with an item-level head, `causal_lm` is a language model.
+
+    Of the other keys `causal_lm` reads `dropout` alone; see `adagrpo.policies`.
+    """
+
+    kind: Literal["compact", "hybrid", "causal_lm"] = "compact"
+    lm: LanguageModelConfig | None = None
     width: Positive = 160
     layers: Positive = 2
     heads: Positive = 4
@@ -173,6 +205,16 @@ class PolicyConfig(Section):
     item_weight: Share = 0.5
     item_loss_weight: NonNegativeFloat = 1.0
     item_negatives: Annotated[int, Field(ge=0)] = 2048
+
+    @model_validator(mode="after")
+    def _model_of_its_kind(self) -> Self:
+        if (self.kind == "causal_lm") != (self.lm is not None):
+            raise ValueError("kind 'causal_lm' needs lm, and no other kind takes it")
+        return self
+
+    def model_settings(self) -> dict[str, Any]:
+        """The settings as JSON, for the fingerprint of what is made with them; without `lm` where there is none."""
+        return self.model_dump(mode="json", exclude=None if self.lm else {"lm"})
 
 
 class FitConfig(Section):

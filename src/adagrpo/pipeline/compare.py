@@ -234,7 +234,7 @@ def _rerank(run: Run) -> None:
         write_predictions(bench, cases["test"], lists, work)
         write_file(work / "metrics.json", json.dumps(values, indent=1) + "\n")
 
-    options = [run.config.evaluation.model_dump(mode="json"), run.config.policy.model_dump(mode="json")]
+    options = [run.config.evaluation.model_dump(mode="json"), run.config.policy.model_settings()]
     config = [*options, run.config.max_history, RERANK_WEIGHTS]
     run.stage(f"evaluate/{RERANK}", config=config, inputs=inputs, build=build)
 

@@ -89,7 +89,7 @@ def evaluate_checkpoint(run: Run, name: str, weights: Path, known: dict[str, Pat
         write_predictions(bench, cases, predictions, work)
         write_file(work / "metrics.json", json.dumps(values, indent=1) + "\n")
 
-    config = [options.model_dump(mode="json"), run.config.policy.model_dump(mode="json"), run.config.max_history]
+    config = [options.model_dump(mode="json"), run.config.policy.model_settings(), run.config.max_history]
     folder = run.stage(name, config=config, inputs=[*inputs, *bench.truth_files], build=build)
     known[identity] = folder
 

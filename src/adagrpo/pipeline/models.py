@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -36,6 +36,9 @@ from adagrpo.trainer import BatchSchedule
 from adagrpo.trainer.checkpoints import load_weights
 from adagrpo.trainer.post_training import TrueUtility
 from adagrpo.types import Cases, Ragged
+
+if TYPE_CHECKING:  # it needs transformers, which only a run with such a policy needs
+    from adagrpo.policies.causal_lm import CausalLMPolicy
 
 __all__ = ["Workbench"]
 
@@ -70,8 +73,11 @@ class Workbench:
 
     @cached_property
     def catalog(self) -> Catalog:
-        """Item to codes and back."""
-        return Catalog.read(self.run.path("tokenize", "codes.parquet")).to(self.device)
+        """Item to codes and back, in the sizes of the policy: a language model can leave the codes of a level."""
+        catalog = Catalog.read(self.run.path("tokenize", "codes.parquet"))
+        if self.config.policy.kind == "causal_lm":
+            catalog = catalog.with_outside()
+        return catalog.to(self.device)
 
     @cached_property
     def tail(self) -> NDArray[np.bool_]:
@@ -141,8 +147,64 @@ class Workbench:
         """The order of training batches."""
         return BatchSchedule(self.training, self.config.max_history, fit.batch_size, fit.accumulation, self.config.seed)
 
-    def policy(self, weights: Path | None = None) -> CompactPolicy | HybridPolicy:
+    def policy(self, weights: Path | None = None) -> CompactPolicy | HybridPolicy | CausalLMPolicy:
         """A new policy, or one loaded from a checkpoint folder."""
+        policy: CompactPolicy | HybridPolicy | CausalLMPolicy
+        if self.config.policy.kind == "causal_lm":
+            policy = self._language_model(trained=weights is not None)
+        else:
+            policy = self._small_policy()
+        policy = policy.to(self.device)
+        if weights is not None:
+            _load(weights, policy)
+        return policy
+
+    @property
+    def language_model_files(self) -> list[Path]:
+        """What a policy from a local folder is made of."""
+        options = self.config.policy.lm
+        if options is None or options.checkpoint is None:
+            return []
+        folder = self.run.data / options.checkpoint
+        files = sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")])
+        if not files:
+            raise UserError(f"{folder}: no Hugging Face folder; policy.lm.checkpoint is a local one below --data")
+        return files
+
+    def _language_model(self, *, trained: bool) -> CausalLMPolicy:
+        """A causal LM; with `trained` the weights are to be loaded, so none are read from the folder it came from."""
+        from adagrpo.policies import language_model
+        from adagrpo.policies.causal_lm import CausalLMPolicy
+
+        options, seed = self.config.policy.lm, self.config.seed
+        assert options is not None  # the configuration checks it
+        sizes = tuple(size - 1 for size in self.catalog.level_sizes)
+        preamble: tuple[int, ...] = ()
+        if options.checkpoint is not None:
+            folder = self.run.data / options.checkpoint
+            model, vocabulary = language_model.from_folder(folder, sizes, seed=seed, weights=not trained)
+            if options.preamble is not None:
+                preamble = language_model.preamble_tokens(folder, options.preamble)
+        else:
+            model, vocabulary = language_model.from_configuration(options.config or {}, sizes, seed=seed)
+        language_model.adapt(
+            model,
+            frozen_body=options.frozen_body,
+            lora_rank=options.lora_rank,
+            lora_alpha=options.lora_alpha,
+            bfloat16=options.dtype == "bfloat16",
+        )
+        return CausalLMPolicy(
+            model,
+            vocabulary,
+            self.catalog.codes.cpu(),
+            max_history=self.config.max_history,
+            preamble=preamble,
+            dropout=self.config.policy.dropout,
+            gradient_checkpointing=options.gradient_checkpointing,
+        )
+
+    def _small_policy(self) -> CompactPolicy | HybridPolicy:
         options = self.config.policy
         compact = CompactPolicy(
             self.catalog.codes,
@@ -155,21 +217,17 @@ class Workbench:
             dropout=options.dropout,
             seed=self.config.seed,
         )
-        policy: CompactPolicy | HybridPolicy = compact
-        if options.kind == "hybrid":
-            policy = HybridPolicy(
-                compact,
-                self.catalog.trie,
-                item_dropout=options.item_dropout,
-                item_weight=options.item_weight,
-                loss_weight=options.item_loss_weight,
-                negatives=options.item_negatives,
-                seed=self.config.seed,
-            )
-        policy = policy.to(self.device)
-        if weights is not None:
-            _load(weights, policy)
-        return policy
+        if options.kind == "compact":
+            return compact
+        return HybridPolicy(
+            compact,
+            self.catalog.trie,
+            item_dropout=options.item_dropout,
+            item_weight=options.item_weight,
+            loss_weight=options.item_loss_weight,
+            negatives=options.item_negatives,
+            seed=self.config.seed,
+        )
 
     def ranker(self, weights: Path | None = None) -> SequentialRanker:
         """A new ranker, or one loaded from a checkpoint folder."""

@@ -77,7 +77,7 @@ def report_ranker(run: Run) -> Path:
     config, batches = run.config, run.config.train.fit
     read = [
         config.objective.model_dump(mode="json", exclude={"lambda_", "oracle_agreement"}),
-        config.policy.model_dump(mode="json"),
+        config.policy.model_settings(),
         [batches.batch_size, batches.accumulation, config.train.rl_split, config.ranker.folds],
         [config.seed, config.max_history],
     ]

@@ -128,7 +128,8 @@ def fit_sft(run: Run) -> None:
     config = [_fit_config(settings), *_policy_config(run)]
     if run.config.train.rl_split:
         config += [{"rl_split": run.config.train.rl_split}]
-    run.stage("sft", config=config, inputs=bench.training_files + bench.catalog_files, build=build)
+    inputs = [*bench.training_files, *bench.catalog_files, *bench.language_model_files]
+    run.stage("sft", config=config, inputs=inputs, build=build)
 
 
 def fit_ranker(run: Run) -> None:
@@ -264,7 +265,7 @@ def _arm(arm: ArmConfig, default_lambda: float) -> Arm:
 def _policy_config(run: Run) -> list[object]:
     config = run.config
     return [
-        config.policy.model_dump(mode="json"),
+        config.policy.model_settings(),
         config.evaluation.model_dump(mode="json"),
         config.seed,
         config.max_history,

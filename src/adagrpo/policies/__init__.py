@@ -1,4 +1,7 @@
-"""Policies over Semantic IDs."""
+"""Policies over Semantic IDs.
+
+`adagrpo.policies.causal_lm` is imported where it is used: it needs the extra `hf`.
+"""
 
 from adagrpo.policies.base import DecoderState, Policy
 from adagrpo.policies.compact import CompactPolicy

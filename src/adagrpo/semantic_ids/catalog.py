@@ -100,6 +100,17 @@ class Catalog:
         """The same catalogue with its tensors on `device`."""
         return Catalog(self.codes.to(device), self.level_sizes, self.trie.to(device))
 
+    def with_outside(self) -> Catalog:
+        """The same items with one more code at the end of each level, which no item has.
+
+        A policy that can leave the codes of a level writes that code for whatever it wrote there.
+
+        Example:
+            >>> Catalog.from_codes(torch.tensor([[0, 1], [2, 0]])).with_outside().level_sizes
+            (4, 3)
+        """
+        return Catalog.from_codes(self.codes, [size + 1 for size in self.level_sizes])
+
     def write(self, path: Path) -> None:
         """Write `path` as Parquet (item int32, codes list<int32>), and `level_sizes` beside it as `.json`."""
         codes = pl.Series("codes", self.codes.cpu().numpy().astype(np.int32)).cast(pl.List(pl.Int32))

@@ -43,10 +43,15 @@ class Progress:
             self.best_weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
-def save_weights(directory: Path, weights: Mapping[str, Tensor], step: int) -> None:
-    """Write a finished model's weights and the step they come from."""
+def save_weights(
+    directory: Path, weights: Mapping[str, Tensor], step: int, files: Mapping[str, str] | None = None
+) -> None:
+    """Write a finished model's weights, the step they come from, and text files that the model wants beside them."""
     directory.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, directory / WEIGHTS)
+    tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
+    save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
+    for name, content in (files or {}).items():
+        (directory / name).write_text(content, encoding="utf-8")
     (directory / "checkpoint.json").write_text(json.dumps({"step": step}) + "\n", encoding="utf-8")
 
 

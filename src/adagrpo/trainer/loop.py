@@ -132,8 +132,9 @@ class _Loop:
         self.accelerator = Accelerator(
             cpu=device.type == "cpu", mixed_precision="bf16" if autocast_dtype(device) is torch.bfloat16 else "no"
         )
-        decayed = [p for p in model.parameters() if p.ndim > 1]
-        others = [p for p in model.parameters() if p.ndim <= 1]
+        trained = [p for p in model.parameters() if p.requires_grad]
+        decayed = [p for p in trained if p.ndim > 1]
+        others = [p for p in trained if p.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98), fused=True)
         self.model: nn.Module = model
@@ -141,7 +142,9 @@ class _Loop:
         self.parameters = [*decayed, *others]
         self.progress = Progress()
         if settings.average:
-            self.progress.average = {name: p.detach().clone() for name, p in model.named_parameters()}
+            self.progress.average = {
+                name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad
+            }
         self.saved_at = time.monotonic()
         every = max(1, task.steps // settings.validations) if settings.validations else task.steps
         self.validate_at = {*range(every, task.steps + 1, every), task.steps}
@@ -219,7 +222,8 @@ class _Loop:
             decay = min(self.settings.average, (1 + self.progress.step) / (10 + self.progress.step))
             with torch.no_grad():
                 for name, parameter in self.model.named_parameters():
-                    self.progress.average[name].lerp_(parameter, 1 - decay)
+                    if name in self.progress.average:
+                        self.progress.average[name].lerp_(parameter, 1 - decay)
 
     def _swap_average(self) -> None:
         """Exchange the model's weights and their average; a second call puts them back."""
@@ -244,8 +248,9 @@ class _Loop:
     def finish(self) -> FitResult:
         """Write the best and the final weights."""
         self._swap_average()
-        save_weights(self.work / "best", self.progress.best_weights, self.progress.best_step)
-        save_weights(self.work / "final", self.model.state_dict(), self.progress.step)
+        files = getattr(self.model, "checkpoint_files", {})
+        save_weights(self.work / "best", self.progress.best_weights, self.progress.best_step, files)
+        save_weights(self.work / "final", self.model.state_dict(), self.progress.step, files)
         rows = (self.work / "validation.jsonl").read_text(encoding="utf-8").splitlines()
         return FitResult(self.progress.best_step, self.progress.step, [json.loads(row) for row in rows])
 

@@ -1,0 +1,395 @@
+"""Any Hugging Face causal LM as the policy: histories are prompts of code tokens, and all else shares their one copy.
+
+    prompt(x) = preamble, c_1 .. c_L of the first item, c_1 .. c_L of the second, ..        target: c_1 .. c_L
+
+    π(c | x, c_<l) = softmax over the **whole** vocabulary, read at the K_l tokens of the level;
+    code K_l ("outside") is all the other tokens together: what is written there names no item
+
+So a policy for a catalogue of sizes K_l has `level_sizes` K_l + 1 (`Catalog.with_outside`), NLL is the usual language
+modelling loss, and beam search ranks as `generate` of `transformers` does with a prefix function.
+
+Nothing that shares a prompt reads it twice. NLL at all positions is one causal pass, because the target at a position
+is the next item of the prompt. Scoring packs the G completions behind the prompt, each at the positions that follow
+it, under a mask that lets a completion see the prompt and itself; decoding keeps the prompt's keys and values once a
+sample and those of the codes written so far once a lane. A lane never has a copy of the prompt's.
+
+    mask(q, k) = k in the prompt, or k in the completion of q and not after q
+
+Where we depart: TRL and most open recommenders give each of the G completions a prompt of its own (see
+`adagrpo.policies.language_model` for the models and their tokens).
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
+
+from adagrpo.errors import UserError
+from adagrpo.layers import Dropout
+from adagrpo.objective import nll
+from adagrpo.policies.language_model import (
+    VOCABULARY_FILE,
+    Vocabulary,
+    check_room,
+    enable_checkpointing,
+    tied_names,
+)
+from adagrpo.policies.shared_prefix import KeysValues, PrefixLayer, block_mask, checkpointing, of_lanes
+from adagrpo.types import Histories
+
+__all__ = ["CausalContext", "CausalLMPolicy", "CausalState"]
+
+
+@dataclass(frozen=True)
+class _Read:
+    """Prompts after a pass through the body."""
+
+    hidden: Tensor  # (B, S, D)
+    cache: KeysValues  # (B, heads, S, D / heads)
+
+
+@dataclass(eq=False)
+class _Prompts:
+    """`B` prompts, padded on the right; `read` is there once something needed it."""
+
+    tokens: Tensor  # (B, S) int64
+    differentiable: bool  # whether gradients were wanted when the histories were encoded
+    read: _Read | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class CausalContext:
+    """`N` samples: the first `ends` tokens of the prompts `rows`."""
+
+    prompts: _Prompts
+    rows: Tensor  # (N,) int64
+    ends: Tensor  # (N,) int64
+    whole: bool  # the samples are the prompts, in their order
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, rows: Tensor | slice) -> CausalContext:
+        return CausalContext(self.prompts, self.rows[rows], self.ends[rows], False)
+
+    def of_rows(self, values: Tensor) -> Tensor:
+        """(B, ...) of the prompts to (N, ...) of the samples; not a copy where the samples are the prompts."""
+        return values if self.whole else values[self.rows]
+
+
+@dataclass(frozen=True)
+class CausalState:
+    """Decoder state: one copy of a sample's prompt, and what each lane wrote behind it."""
+
+    hidden: Tensor  # (B, W, D), the state that the next code is read from
+    level: int
+    prompt: KeysValues  # (B, heads, S, D / heads)
+    ends: Tensor  # (B,) int64: tokens of the prompt
+    written: KeysValues  # (B, heads, level * W, D / heads), level by level; () while there is nothing
+
+
+class CausalLMPolicy(nn.Module):
+    """See the module's text; implements `adagrpo.policies.base.Policy`."""
+
+    tokens_of_codes: Tensor
+    item_codes: Tensor
+    item_tokens: Tensor
+    code_offsets: Tensor
+    preamble: Tensor
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        vocabulary: Vocabulary,
+        item_codes: Tensor,  # (V, L) int64
+        *,
+        max_history: int = 20,
+        preamble: tuple[int, ...] = (),
+        dropout: float = 0.0,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        """Make a policy of a model that has tokens for the codes.
+
+        Args:
+            model: see `adagrpo.policies.language_model`.
+            vocabulary: where the codes are among its tokens.
+            item_codes: of the catalogue.
+            max_history: most items of a history.
+            preamble: tokens before every history.
+            dropout: on the embeddings that enter the body and on the states that leave it, while training; what the
+                model's own configuration says about dropout inside the body holds too.
+            gradient_checkpointing: keep the inputs of the layers alone, and compute the rest again for the gradient.
+
+        Raises:
+            UserError: the model's attention, positions or logits are such that its completions cannot be packed, or
+                checkpointing meets dropout inside the body, which would not be drawn the same way twice.
+        """
+        super().__init__()
+        if item_codes.ndim != 2 or item_codes.shape[1] != len(vocabulary.code_sizes):
+            raise ValueError(f"item_codes must be (V, {len(vocabulary.code_sizes)}), got {tuple(item_codes.shape)}")
+        self.lm = model
+        self.vocabulary = vocabulary
+        self.max_history = max_history
+        self.dropout = Dropout(dropout)
+        levels = len(vocabulary.code_sizes)
+        blocks = [
+            [*range(start, start + size), vocabulary.outside_token]
+            for start, size in zip(vocabulary.starts, vocabulary.code_sizes, strict=True)
+        ]
+        offsets = torch.tensor([0, *map(len, blocks[:-1])]).cumsum(0)
+        self.register_buffer("code_offsets", offsets, persistent=False)
+        self.register_buffer(
+            "tokens_of_codes", torch.tensor([token for block in blocks for token in block]), persistent=False
+        )
+        self.register_buffer("item_codes", item_codes, persistent=False)
+        self.register_buffer("item_tokens", self._tokens(item_codes), persistent=False)
+        self.register_buffer("preamble", torch.tensor(preamble, dtype=torch.int64), persistent=False)
+        self._dtype = torch.bfloat16 if any(p.dtype == torch.bfloat16 for p in model.parameters()) else torch.float32
+        self._layers = int(model.config.get_text_config().num_hidden_layers)
+        check_room(model, len(preamble) + (max_history + 1) * levels - 1)
+        self._checkpointed = gradient_checkpointing
+        if gradient_checkpointing:
+            enable_checkpointing(model)
+        self.register_state_dict_post_hook(_to_model_names)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_from_model_names)  # type: ignore[no-untyped-call]
+        self._check_packing()
+
+    @property
+    def level_sizes(self) -> tuple[int, ...]:
+        """`(K_1 + 1 .. K_L + 1)`: the last code of each level is every token that is no code of the level."""
+        return tuple(size + 1 for size in self.vocabulary.code_sizes)
+
+    @property
+    def checkpoint_files(self) -> dict[str, str]:
+        """What makes a folder of weights one that `transformers` opens, and we again: name to content."""
+        return {"config.json": self.lm.config.to_json_string(), VOCABULARY_FILE: self.vocabulary.dump()}
+
+    def encode(
+        self, histories: Histories, rows: Tensor | None = None, positions: Tensor | None = None
+    ) -> CausalContext:
+        """Lay out histories as prompts, see `Policy.encode`; they are read when something needs them, once."""
+        items, lengths = histories.items, histories.lengths
+        if items.shape[1] > self.max_history:
+            raise ValueError(f"histories have {items.shape[1]} positions, the policy takes {self.max_history}")
+        whole = rows is None or positions is None
+        if rows is None or positions is None:
+            rows, positions = torch.arange(len(lengths), device=items.device), lengths - 1
+        before = self.preamble.expand(len(items), -1)
+        tokens = torch.cat([before, self.item_tokens[items].flatten(1)], dim=1)
+        ends = len(self.preamble) + (positions + 1) * self.item_codes.shape[1]
+        return CausalContext(_Prompts(tokens, torch.is_grad_enabled()), rows, ends, whole)
+
+    def supervised_loss(self, context: CausalContext, targets: Tensor) -> Tensor:
+        """(N,) NLL of the logged items `targets` (N,), nats a code."""
+        codes = self.item_codes[targets]
+        hidden = self._teacher_forced(context, self.item_tokens[targets])
+        if hidden is None:
+            return nll(self.score(context, codes.unsqueeze(1)).squeeze(1))
+        return nll(self._log_probs(hidden[:, :1], hidden[:, None, 1:], codes.unsqueeze(1), 1.0).squeeze(1))
+
+    def score(self, context: CausalContext, codes: Tensor, *, temperature: float = 1.0) -> Tensor:
+        """(B, G, L) log-probabilities of given codes, the prompt read once for all of a sample's G."""
+        samples, group, levels = codes.shape
+        lanes = torch.arange(group, device=codes.device).repeat_interleave(levels - 1)  # (Q,)
+        steps = torch.arange(levels - 1, device=codes.device).repeat(group)  # (Q,)
+        tokens = self._tokens(codes)[..., :-1].flatten(1)  # (B, Q)
+        positions = context.ends.unsqueeze(1) + steps
+        own = (lanes.unsqueeze(1) == lanes) & (steps.unsqueeze(1) >= steps)  # (Q, Q)
+        prompts, last = context.prompts, (context.ends - 1).unsqueeze(1)
+        seen = torch.arange(prompts.tokens.shape[1], device=codes.device) <= last  # (B, S)
+        if prompts.read is None and prompts.differentiable and torch.is_grad_enabled():
+            before, after = self._packed(context.of_rows(prompts.tokens), tokens, positions, seen, own)
+            start = before.gather(1, last.unsqueeze(-1).expand(-1, -1, before.shape[-1]))
+        else:
+            read = self._read(prompts)
+            start = read.hidden[context.rows, context.ends - 1].unsqueeze(1)
+            after = start[:, :0]  # one level: nothing is read behind the prompt
+            if levels > 1:
+                cache = [[(context.of_rows(k), context.of_rows(v))] for k, v in read.cache]
+                after, _ = self._body(tokens, positions, block_mask(seen, own), cache)
+        return self._log_probs(start, after.view(samples, group, levels - 1, start.shape[-1]), codes, temperature)
+
+    def start(self, context: CausalContext) -> CausalState:
+        """(B, 1) lanes."""
+        read = self._read(context.prompts)
+        cache = tuple((context.of_rows(keys), context.of_rows(values)) for keys, values in read.cache)
+        hidden = read.hidden[context.rows, context.ends - 1]
+        return CausalState(hidden.unsqueeze(1), 0, cache, context.ends, ())
+
+    def logits(self, state: CausalState) -> Tensor:
+        """(B, W, K_l + 1) float32."""
+        return self._level_logits(state.hidden, state.level)
+
+    def advance(self, state: CausalState, parents: Tensor, codes: Tensor) -> CausalState:
+        """Append codes (B, W') to lanes `parents` (B, W')."""
+        level = state.level + 1
+        if level == len(self.vocabulary.code_sizes):  # complete: nothing will be read from these lanes
+            return CausalState(state.hidden[:, :0], level, state.prompt, state.ends, ())
+        width = codes.shape[1]
+        written: KeysValues = tuple(
+            (of_lanes(keys, parents, state.level), of_lanes(values, parents, state.level))
+            for keys, values in state.written
+        )
+        tokens = self.tokens_of_codes[codes + self.code_offsets[state.level]]
+        positions = (state.ends + state.level).unsqueeze(1).expand(-1, width)
+        columns = torch.arange(state.prompt[0][0].shape[2], device=codes.device)
+        seen = columns < state.ends.unsqueeze(1)  # (B, S)
+        own = torch.eye(width, dtype=torch.bool, device=codes.device).repeat(1, level)  # (W', level * W')
+        parts = [[prompt, *written[layer : layer + 1]] for layer, prompt in enumerate(state.prompt)]
+        hidden, new = self._body(tokens, positions, block_mask(seen, own), parts)
+        if written:
+            new = tuple(
+                (torch.cat([k, k_new], 2), torch.cat([v, v_new], 2))
+                for (k, v), (k_new, v_new) in zip(written, new, strict=True)
+            )
+        return CausalState(hidden, level, state.prompt, state.ends, new)
+
+    def _tokens(self, codes: Tensor) -> Tensor:
+        """(..., L) int64 codes to (..., L) tokens."""
+        return self.tokens_of_codes[codes + self.code_offsets]
+
+    def _body(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None,
+        mask: Tensor | None,
+        parts: list[list[tuple[Tensor, Tensor]]] | None,
+    ) -> tuple[Tensor, KeysValues]:
+        """States of tokens (B, Q) at positions (B, Q), in causal order where there is no mask, and the keys and values.
+
+        `parts` are what comes before the tokens, layer by layer; None: nothing does, and no keys and values are kept.
+        """
+        vectors = self.lm.get_input_embeddings()(tokens)
+        vectors = self.dropout(vectors).to(self._dtype)
+        layers = None if parts is None else [PrefixLayer(part) for part in parts]
+        with checkpointing(self.lm, layers is None) if self._checkpointed else nullcontext():
+            output = self.lm.base_model(
+                inputs_embeds=vectors,
+                attention_mask=mask,
+                position_ids=positions,
+                cache=None if layers is None else Cache(layers=[*layers]),
+                use_cache=layers is not None,
+            )
+        hidden: Tensor = self.dropout(output.last_hidden_state)
+        new = tuple(layer.new for layer in layers or [] if layer.new is not None)
+        return hidden, new
+
+    def _read(self, prompts: _Prompts) -> _Read:
+        """The prompts after one pass, kept for whoever asks next."""
+        if prompts.read is not None:
+            return prompts.read
+        with torch.set_grad_enabled(prompts.differentiable):
+            hidden, cache = self._body(prompts.tokens, None, None, [[] for _ in range(self._layers)])
+        prompts.read = _Read(hidden, cache)
+        return prompts.read
+
+    def _packed(
+        self, prompt: Tensor, tokens: Tensor, positions: Tensor, seen: Tensor, own: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """States of prompts (B, S) and of the completions (B, Q) behind them, from one pass."""
+        length = prompt.shape[1]
+        places = torch.arange(length, device=prompt.device)
+        causal = (places.unsqueeze(1) >= places).expand(len(prompt), -1, -1)  # (B, S, S)
+        upper = functional.pad(causal, (0, tokens.shape[1]))
+        mask = torch.cat([upper.unsqueeze(1), block_mask(seen, own)], dim=2)
+        positions = torch.cat([places.expand(len(prompt), -1), positions], dim=1)
+        hidden, _ = self._body(torch.cat([prompt, tokens], dim=1), positions, mask, None)
+        return hidden[:, :length], hidden[:, length:]
+
+    def _teacher_forced(self, context: CausalContext, targets: Tensor) -> Tensor | None:
+        """(N, L, D) states that the codes of targets (N, L) are read from, where these are what comes next in prompts.
+
+        Targets after the last item of a history are written behind it. None where a target is another item, or where
+        the prompts have been read already.
+        """
+        prompts, levels = context.prompts, targets.shape[1]
+        if prompts.read is not None or not (prompts.differentiable and torch.is_grad_enabled()):
+            return None
+        tokens = functional.pad(prompts.tokens, (0, levels))
+        columns = context.ends.unsqueeze(1) + torch.arange(levels, device=targets.device)  # (N, L)
+        rows = context.rows.unsqueeze(1)
+        furthest = context.ends.new_zeros(len(tokens)).scatter_reduce(0, context.rows, context.ends, "amax")
+        last = context.ends == furthest[context.rows]
+        tokens[rows.expand_as(columns)[last], columns[last]] = targets[last]
+        if not torch.equal(tokens[rows, columns], targets):
+            return None
+        hidden, _ = self._body(tokens[:, :-1], None, None, None)
+        return hidden[rows, columns - 1]
+
+    def _level_logits(self, hidden: Tensor, level: int) -> Tensor:
+        """(..., D) states to (..., K_l + 1) float32 logits."""
+        head: Any = self.lm.get_output_embeddings()
+        logits: Tensor = head(hidden.to(head.weight.dtype)).float()
+        first = self.vocabulary.starts[level]
+        past = first + self.vocabulary.code_sizes[level]
+        outside = torch.cat([logits[..., :first], logits[..., past:]], dim=-1).logsumexp(-1, keepdim=True)
+        return torch.cat([logits[..., first:past], outside], dim=-1)
+
+    def _log_probs(self, start: Tensor, after: Tensor, codes: Tensor, temperature: float) -> Tensor:
+        """(B, G, L) log-probabilities of codes, from states (B, 1, D) for the first and (B, G, L - 1, D) for others."""
+        scores = []
+        for level in range(codes.shape[2]):
+            hidden = start if level == 0 else after[:, :, level - 1]
+            log_probs = (self._level_logits(hidden, level) / temperature).log_softmax(-1)
+            scores.append(log_probs.expand(-1, codes.shape[1], -1).gather(-1, codes[..., level : level + 1]))
+        return torch.cat(scores, dim=-1)
+
+    def _check_packing(self) -> None:
+        """Refuse a model whose log-probabilities, read our way, are not what it gives for a plain sequence."""
+        items = torch.arange(3) % len(self.item_codes)
+        codes = self.item_codes[items[1:]].unsqueeze(0)  # (1, 2, L)
+        histories = Histories(items[:2].unsqueeze(0), torch.tensor([2]))
+        mode = self.training
+        self.eval()
+        try:
+            with torch.enable_grad():
+                packed = self.score(self.encode(histories), codes).detach()
+            with torch.no_grad():
+                cached = self.score(self.encode(histories), codes)
+            exact = self._dtype == torch.float32  # otherwise embeddings, body and head are of different types
+            with torch.no_grad(), nullcontext() if exact else torch.autocast(codes.device.type, self._dtype):
+                plain = torch.stack([self._plain(histories, row) for row in codes[0]]).unsqueeze(0)
+        except (TypeError, ValueError, AttributeError, KeyError, IndexError, RuntimeError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UserError(f"policy.lm: {self.lm.config.model_type} cannot be a policy ({reason})") from error
+        finally:
+            self.train(mode)
+        if not max(float((way - plain).abs().max()) for way in (packed, cached)) < (1e-3 if exact else 0.2):
+            raise UserError(
+                f"policy.lm: {self.lm.config.model_type} cannot be a policy: with completions packed behind one prompt "
+                "it gives other probabilities than for plain sequences"
+            )
+
+    def _plain(self, histories: Histories, codes: Tensor) -> Tensor:
+        """(L,) log-probabilities of the codes (L,) of one item, by the model's own forward pass."""
+        prompt = self.encode(histories).prompts.tokens
+        tokens = self._tokens(codes)
+        logits: Tensor = self.lm(input_ids=torch.cat([prompt, tokens.unsqueeze(0)], dim=1)).logits[0].float()
+        log_probs = logits.log_softmax(-1)[-len(tokens) - 1 : -1]
+        return log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+
+
+def _to_model_names(module: CausalLMPolicy, state: dict[str, Tensor], prefix: str, metadata: Any) -> None:
+    """Weights under the names that `transformers` gives them, tied ones once."""
+    tied = tied_names(module.lm)
+    inner = f"{prefix}lm."
+    for name in [name for name in state if name.startswith(inner)]:
+        tensor = state.pop(name)
+        if name.removeprefix(inner) not in tied:
+            state[prefix + name.removeprefix(inner)] = tensor
+
+
+def _from_model_names(module: CausalLMPolicy, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+    """The other way round."""
+    for name in [name for name in state if name.startswith(prefix)]:
+        state[f"{prefix}lm.{name.removeprefix(prefix)}"] = state.pop(name)
+    for name, source in tied_names(module.lm).items():
+        if f"{prefix}lm.{source}" in state:
+            state[f"{prefix}lm.{name}"] = state[f"{prefix}lm.{source}"]

@@ -1,0 +1,281 @@
+"""Causal language models of Hugging Face `transformers`, made ready to write Semantic IDs.
+
+A model comes from a configuration (random weights, a vocabulary of codes alone) or from a local folder (safetensors
+only, no code from the folder is ever run). Codes become tokens behind the ones it has, one block a level:
+
+    token(l, c) = first_token + K_1 + .. + K_(l-1) + c
+
+`VOCABULARY_FILE` says so beside the weights, so that a folder of ours that comes back keeps its tokens. The body may be
+frozen, or moved by LoRA alone (Hu et al. 2021, `peft`); then embeddings and head train, and only they are float32 if
+the body is to be bfloat16.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adagrpo.errors import UserError
+
+try:
+    from safetensors import SafetensorError
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+    from transformers.modeling_layers import GradientCheckpointingLayer
+except ImportError as error:
+    raise UserError("policy.kind: 'causal_lm' needs transformers; pip install 'adagrpo[hf]'") from error
+
+__all__ = [
+    "VOCABULARY_FILE",
+    "Vocabulary",
+    "adapt",
+    "check_room",
+    "enable_checkpointing",
+    "from_configuration",
+    "from_folder",
+    "preamble_tokens",
+    "tied_names",
+]
+
+VOCABULARY_FILE = "semantic_ids.json"
+PAD, END = 0, 1  # the tokens beside the codes in a vocabulary of codes alone
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Where the codes of `L` levels are among the tokens of a model."""
+
+    first_token: int  # of the first code of the first level
+    code_sizes: tuple[int, ...]  # (K_1 .. K_L)
+    outside_token: int  # what stands for all tokens that are no code of the level
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """The token of code 0 of each level."""
+        return tuple(self.first_token + sum(self.code_sizes[:level]) for level in range(len(self.code_sizes)))
+
+    @property
+    def end(self) -> int:
+        """One past the last code."""
+        return self.first_token + sum(self.code_sizes)
+
+    def dump(self) -> str:
+        """As JSON."""
+        content = {
+            "first_token": self.first_token,
+            "level_sizes": list(self.code_sizes),
+            "outside_token": self.outside_token,
+        }
+        return json.dumps(content) + "\n"
+
+    @classmethod
+    def read(cls, path: Path) -> Vocabulary:
+        """What `dump` gave.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            sizes = tuple(int(size) for size in content["level_sizes"])
+            return cls(int(content["first_token"]), sizes, int(content["outside_token"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: damaged; export the folder again") from error
+
+
+def from_configuration(
+    options: dict[str, Any], code_sizes: tuple[int, ...], *, seed: int
+) -> tuple[PreTrainedModel, Vocabulary]:
+    """A model with random weights, whose vocabulary is padding, end, and the codes.
+
+    Args:
+        options: `model_type` and any keys of that type's configuration but those of the vocabulary.
+        code_sizes: `(K_1 .. K_L)`.
+        seed: of the weights.
+
+    Raises:
+        UserError: an unknown model type or key, or a configuration that makes no model.
+    """
+    vocabulary = Vocabulary(END + 1, code_sizes, PAD)
+    given = dict(options)
+    kind = given.pop("model_type", None)
+    decided = {"vocab_size": vocabulary.end, "pad_token_id": PAD, "eos_token_id": END, "bos_token_id": None}
+    for key in decided.keys() & given.keys():
+        raise UserError(f"policy.lm.config.{key}: the catalogue decides it; leave it out")
+    try:
+        known = AutoConfig.for_model(str(kind))
+        for key in given.keys() - known.to_dict().keys() - known.attribute_map.keys():
+            raise UserError(f"policy.lm.config.{key}: {kind} has no such key")
+        config = AutoConfig.for_model(str(kind), **given, **decided)
+        return _random(config, seed), vocabulary
+    except (ValueError, TypeError, AttributeError, ZeroDivisionError, RuntimeError) as error:
+        raise UserError(f"policy.lm.config: no causal LM can be made of it ({_first_line(error)})") from error
+
+
+def from_folder(
+    folder: Path, code_sizes: tuple[int, ...], *, seed: int, weights: bool
+) -> tuple[PreTrainedModel, Vocabulary]:
+    """A model from a local folder, with tokens for the codes.
+
+    Args:
+        folder: `config.json`, `model.safetensors` (or shards), and a tokenizer if there is one.
+        code_sizes: `(K_1 .. K_L)`.
+        seed: of the new tokens' embeddings, which are drawn with the mean and spread of those that are there.
+        weights: False makes the same model with random weights, for weights that are loaded afterwards.
+
+    Raises:
+        UserError: no such folder, it holds no causal LM in safetensors, or it has codes of another catalogue.
+    """
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: no config.json; policy.lm.checkpoint is a local Hugging Face folder")
+    try:
+        model: PreTrainedModel
+        if weights:
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, attn_implementation="sdpa", dtype=torch.float32
+            )
+        else:
+            model = _random(AutoConfig.from_pretrained(folder, local_files_only=True), seed)
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{folder}: no causal LM in safetensors ({_first_line(error)})") from error
+    known = folder / VOCABULARY_FILE
+    if known.is_file():
+        vocabulary = Vocabulary.read(known)
+        if vocabulary.code_sizes != code_sizes:
+            raise UserError(f"{known}: made for codes of sizes {vocabulary.code_sizes}, the catalogue has {code_sizes}")
+        return model, vocabulary
+    first = _embeddings(model).shape[0]
+    end = getattr(model.config, "eos_token_id", None)
+    end = end[0] if isinstance(end, list) else end
+    vocabulary = Vocabulary(first, code_sizes, end if isinstance(end, int) and 0 <= end < first else 0)
+    _add_tokens(model, vocabulary, seed)
+    return model, vocabulary
+
+
+def adapt(model: PreTrainedModel, *, frozen_body: bool, lora_rank: int, lora_alpha: int, bfloat16: bool) -> None:
+    """Say what of a model trains: everything, or embeddings and head alone, or these and LoRA.
+
+    Args:
+        model: changed in place.
+        frozen_body: keep everything but embeddings and head.
+        lora_rank: above 0, adapters of this rank on every linear layer of the body, which is kept otherwise.
+        lora_alpha: scale of the adapters, over the rank.
+        bfloat16: keep what does not train in bfloat16.
+
+    Raises:
+        UserError: LoRA is asked for and `peft` is not there.
+    """
+    if not (frozen_body or lora_rank):
+        return
+    trained = [model.get_input_embeddings(), model.get_output_embeddings()]
+    model.requires_grad_(False)
+    if bfloat16:
+        _cast(model, torch.bfloat16)
+    for module in trained:
+        _cast(module, torch.float32)
+        module.requires_grad_(True)
+    if lora_rank:
+        if importlib.util.find_spec("peft") is None:
+            raise UserError("policy.lm.lora_rank: LoRA needs peft; pip install 'adagrpo[peft]'")
+        from peft import LoraConfig, inject_adapter_in_model
+
+        options = LoraConfig(r=lora_rank, lora_alpha=lora_alpha, lora_dropout=0.0, target_modules="all-linear")
+        inject_adapter_in_model(options, model)
+        for module in trained:  # injecting froze them
+            module.requires_grad_(True)
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.data = parameter.data.float()
+
+
+def preamble_tokens(folder: Path, text: str) -> tuple[int, ...]:
+    """Tokens of a text that comes before every history.
+
+    Raises:
+        UserError: the folder has no tokenizer.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{folder}: no tokenizer here, so policy.lm.preamble cannot be read") from error
+    return tuple(int(token) for token in tokenizer(text)["input_ids"])
+
+
+def tied_names(model: PreTrainedModel) -> dict[str, str]:
+    """Names of parameters that are others too and need not be stored, each with the name of the other."""
+    if not getattr(model.config, "tie_word_embeddings", False):
+        return {}
+    return dict(model._tied_weights_keys or {})
+
+
+def enable_checkpointing(model: PreTrainedModel) -> None:
+    """Let the layers of a model compute again for the gradient what is between their inputs and outputs.
+
+    Raises:
+        UserError: no layer can, or there is dropout inside the body, which would not be drawn the same way twice.
+    """
+    key, kind = "policy.lm.gradient_checkpointing", model.config.model_type
+    if not any(isinstance(module, GradientCheckpointingLayer) for module in model.modules()):
+        raise UserError(f"{key}: {kind} has no layers that support it")
+    for name, module in model.base_model.named_modules():
+        rates = [rate for field, rate in vars(module).items() if "drop" in field and isinstance(rate, float)]
+        if max([*rates, module.p if isinstance(module, nn.Dropout) else 0.0]) > 0:
+            raise UserError(
+                f"{key}: not with dropout inside the body, here {name}; set it to 0 (policy.dropout may stay)"
+            )
+    model.activation_checkpointing_enable({"use_reentrant": False})
+
+
+def check_room(model: PreTrainedModel, longest: int) -> None:
+    """Raise UserError where a prompt with an item behind it, `longest` tokens, is more than the model sees at once."""
+    config = model.config
+    room = getattr(config, "max_position_embeddings", None) or longest
+    if "sliding_attention" in (getattr(config, "layer_types", None) or []):
+        room = min(room, getattr(config, "sliding_window", None) or longest)
+    if room < longest:
+        raise UserError(
+            f"policy.lm: the model sees {room} tokens at once, a prompt and an item can take {longest}; "
+            "lower max_history, or give the configuration more positions"
+        )
+
+
+def _random(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config, attn_implementation="sdpa", dtype=torch.float32
+        )
+    return model
+
+
+def _cast(module: nn.Module, dtype: torch.dtype) -> None:
+    module.to(dtype)
+
+
+def _embeddings(model: PreTrainedModel) -> Tensor:
+    module = model.get_input_embeddings()
+    assert isinstance(module, nn.Embedding)
+    return module.weight
+
+
+@torch.no_grad()
+def _add_tokens(model: PreTrainedModel, vocabulary: Vocabulary, seed: int) -> None:
+    model.resize_token_embeddings(vocabulary.end, mean_resizing=False)
+    generator = torch.Generator().manual_seed(seed)
+    parts: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
+    for module in {id(part.weight): part for part in parts}.values():  # tied ones once
+        weight = module.weight
+        old, new = weight[: vocabulary.first_token], weight[vocabulary.first_token :]
+        new.copy_(old.mean(0) + old.std(0) * torch.randn(new.shape, generator=generator))
+        if getattr(module, "bias", None) is not None:
+            module.bias[vocabulary.first_token :] = 0
+    model.tie_weights()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
