@@ -1,0 +1,144 @@
+"""The policies that train on a processor: share of the matrix rate, cost of the gated step, full evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from adagrpo.config import FitConfig, load_config
+from adagrpo.evaluation import predict
+from adagrpo.layers import autocast_dtype
+from adagrpo.pipeline import Run, fit_sft, prepare, tokenize
+from adagrpo.pipeline.models import Workbench
+from adagrpo.trainer import Arm, PostTraining, Supervised, Task
+from benchmarks.rows import Row, median_spread, timed, timed_in_turn
+
+__all__ = ["adagrpo_vs_nll_step", "evaluate_beauty", "nll_bf16_share"]
+
+RECIPE = Path(__file__).parent.parent / "recipes" / "amazon-beauty.yaml"
+STEPS = 8  # optimiser steps that one timing covers
+
+
+def workbench(data: Path, work: Path, kind: str) -> Workbench:
+    """Amazon Beauty prepared and tokenized, with an sft policy of two epochs."""
+    settings = [f"policy.kind={kind}", "sft.epochs=2", "sft.validations=0", "sft.average=0"]
+    run = Run(work / f"beauty-{kind}", load_config(RECIPE, settings), data / "amazon-beauty")
+    for stage in (prepare, tokenize, fit_sft):
+        stage(run)
+    return Workbench(run)
+
+
+def matrix_rate(dtype: torch.dtype, size: int = 2048) -> float:
+    """FLOP/s of a square matrix product."""
+    left, right = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+    seconds, _ = median_spread(timed(lambda: left @ right, repeats=15, warmup=5))
+    return 2 * size**3 / seconds
+
+
+def stepper(bench: Workbench, task: Task[Any]) -> tuple[list[float], Callable[[], None]]:
+    """A function that takes the next `STEPS` optimiser steps as the training loop does, and the admissions it saw."""
+    policy: nn.Module = task.policy  # type: ignore[attr-defined]
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-4, fused=True)
+    place, admissions = [0], list[float]()
+
+    def steps() -> None:
+        for _ in range(STEPS):
+            policy.eval()
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast_dtype(bench.device) is not None):
+                micros, values = task.begin(place[0])
+                optimizer.zero_grad()
+                terms = [term for micro in micros for term in task.loss(micro)[0].values()]
+            torch.autograd.backward(torch.stack(terms).sum())
+            torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+            optimizer.step()
+            place[0] += 1
+            if "admission" in values:
+                admissions.append(values["admission"])
+
+    return admissions, steps
+
+
+def nll_bf16_share(data: Path, work: Path) -> list[Row]:
+    """Model FLOP/s of NLL training over the measured rate of a large bf16 product."""
+    bench = workbench(data, work, "compact")
+    schedule = bench.schedule(FitConfig())
+    policy = bench.policy(bench.run.path("sft", "best"))
+    task = Supervised(policy, bench.catalog.codes, schedule, steps=10**6, validate=dict)
+    _, steps = stepper(bench, task)
+    with FlopCounterMode(display=False) as counter:
+        steps()
+    flops = counter.get_total_flops()
+    seconds = timed(steps, repeats=7)
+    dtype = autocast_dtype(bench.device) or torch.float32
+    rate = matrix_rate(dtype)
+    shares = [flops / second / rate for second in seconds]
+    value, spread = median_spread(shares)
+    detail = {
+        "gflops_a_step": flops / STEPS / 1e9,
+        "matrix_gflops": rate / 1e9,
+        "dtype": str(dtype),
+        "steps_a_second": STEPS / median_spread(seconds)[0],
+        "epoch_s": schedule.steps_per_epoch * median_spread(seconds)[0] / STEPS,
+    }
+    against = f"{dtype} product of 2048 x 2048"
+    return [Row("nll_bf16_share", value, "share", spread, ">= 0.45", value >= 0.45, against, detail)]
+
+
+def adagrpo_vs_nll_step(data: Path, work: Path) -> list[Row]:
+    """An AdaGRPO step (G 16, about one sample in eight admitted) over an NLL step of the same policy and batches."""
+    rows = []
+    for kind in ("compact", "hybrid"):
+        bench = workbench(data, work, kind)
+        schedule, weights = bench.schedule(FitConfig()), bench.run.path("sft", "best")
+        options = bench.config.objective.model_copy(update={"num_generations": 16, "tau": 0.5})
+        reward = bench.ranker()
+
+        def task(q_min: float) -> PostTraining:
+            chosen = options.model_copy(update={"q_min": q_min})  # noqa: B023
+            arm = Arm(anchored=True, lambda_=1.0, gate="adagrpo")
+            policy = bench.policy(weights)  # noqa: B023
+            return PostTraining(policy, bench.catalog, reward, schedule, chosen, arm, steps=10**6, validate=dict)  # noqa: B023
+
+        admissions = {}
+        for q_min in (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0):  # the ranker is untrained: only the count matters here
+            with torch.no_grad():
+                admissions[q_min] = task(q_min).begin(0)[1]["admission"]
+        q_min = min(admissions, key=lambda q: abs(admissions[q] - 0.12))
+        supervised = Supervised(bench.policy(weights), bench.catalog.codes, schedule, steps=10**6, validate=dict)
+        _, nll = stepper(bench, supervised)
+        admitted, gated = stepper(bench, task(q_min))
+        seconds = timed_in_turn([nll, gated], repeats=7)
+        value, spread = median_spread([b / a for a, b in zip(*seconds, strict=True)])
+        detail = {
+            "admission": sum(admitted) / len(admitted),
+            "nll_step_ms": 1000 * median_spread(seconds[0])[0] / STEPS,
+            "adagrpo_step_ms": 1000 * median_spread(seconds[1])[0] / STEPS,
+        }
+        name = "adagrpo_vs_nll_step" if kind == "compact" else f"adagrpo_vs_nll_step_{kind}"
+        rows.append(
+            Row(name, value, "ratio", spread, "<= 2.5", value <= 2.5, "NLL step, same policy and batch", detail)
+        )
+    return rows
+
+
+def evaluate_beauty(data: Path, work: Path) -> list[Row]:
+    """All validation cases of Beauty, constrained and free beams of 50, without masking and without a reward."""
+    rows = []
+    for kind in ("compact", "hybrid"):
+        bench = workbench(data, work, kind)
+        policy, cases = bench.policy(bench.run.path("sft", "best")), bench.cases("validation")
+        seconds = timed(
+            lambda: predict(policy, bench.catalog, cases, width=50, batch_size=256, max_history=20),  # noqa: B023
+            repeats=3,
+            warmup=0,
+        )
+        value, spread = median_spread(seconds)
+        name = "evaluate_beauty_s" if kind == "compact" else f"evaluate_beauty_{kind}_s"
+        detail = {"users": len(cases), "beam": 50}
+        rows.append(Row(name, value, "s", spread, "<= 20", value <= 20, "wall clock", detail))
+    return rows
