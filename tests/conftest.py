@@ -1,11 +1,14 @@
-"""A tiny world that the tests of the pipeline and of the command line share: a CSV log, a recipe, one finished run."""
+"""What tests share: a tiny world (a CSV log, a recipe, one finished run), and a real HTTP server for rewards."""
 
 from __future__ import annotations
 
 import csv
+import json
 import shutil
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -132,3 +135,70 @@ def contents() -> Callable[[Path], dict[str, bytes]]:
         return {path.relative_to(directory).as_posix(): path.read_bytes() for path in sorted(files)}
 
     return read
+
+
+# ---------------------------------------------------------------- an endpoint
+
+Behaviour = Callable[["Service", BaseHTTPRequestHandler, dict[str, Any]], None]
+
+
+class Service:
+    """Answers with `ord` of the candidate plus the length of the history, unless `behaviour` says otherwise."""
+
+    def __init__(self) -> None:
+        self.behaviour: Behaviour = Service.well
+        self.requests: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        self.at_once = self.most_at_once = 0
+        self.lock = threading.Lock()
+        service = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with service.lock:
+                    service.requests.append(body)
+                    service.headers.append(dict(self.headers))
+                    service.at_once += 1
+                    service.most_at_once = max(service.most_at_once, service.at_once)
+                try:
+                    service.behaviour(service, self, body)
+                except (BrokenPipeError, ConnectionResetError):
+                    pass  # the client did not wait
+                finally:
+                    with service.lock:
+                        service.at_once -= 1
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/score"
+
+    @staticmethod
+    def scores(body: dict[str, Any]) -> list[list[float]]:
+        rows = zip(body["histories"], body["candidates"], strict=True)
+        return [[len(history) + sum(map(ord, str(item))) for item in row] for history, row in rows]
+
+    @staticmethod
+    def reply(handler: BaseHTTPRequestHandler, content: bytes, status: int = 200, **headers: str) -> None:
+        handler.send_response(status)
+        for name, value in headers.items():
+            handler.send_header(name, value)
+        handler.send_header("Content-Length", str(len(content)))
+        handler.end_headers()
+        handler.wfile.write(content)
+
+    def well(self, handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
+        self.reply(handler, json.dumps({"scores": self.scores(body)}).encode())
+
+
+@pytest.fixture
+def service() -> Iterator[Service]:
+    service = Service()
+    thread = threading.Thread(target=service.server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    yield service
+    service.server.shutdown()
+    service.server.server_close()
+    thread.join()

@@ -25,7 +25,7 @@ from adagrpo.artifacts import write_file
 from adagrpo.config import Config, dump_config, load_config
 from adagrpo.console import StderrConsole
 from adagrpo.data.marketplace import Marketplace, simulate, write_simulation
-from adagrpo.errors import UserError
+from adagrpo.errors import ServiceError, UserError
 from adagrpo.layers import autocast_dtype
 from adagrpo.pipeline import Run, Silent
 from adagrpo.pipeline.compare import Comparison
@@ -97,7 +97,7 @@ def run_recipe(
         content = dump_config(config)
         typer.echo(json.dumps(content) if as_json else yaml.safe_dump(content, sort_keys=False).rstrip())
         return
-    _carry_out(Run(out, config, data, _console(quiet)), as_json)
+    _carry_out(Run(out, config, data, _console(quiet), recipe.parent), as_json)
 
 
 @app.command()
@@ -223,8 +223,11 @@ def compare(
             objectives=None if objectives is None else [name.strip() for name in objectives.split(",")],
             seeds=None if seeds is None else [_seed(text) for text in seeds.split(",")],
             console=console,
+            code=recipe.parent,
         )
-        for folder, config, root in zip(_folders(out, configs), configs, _roots(data, len(configs)), strict=True)
+        for recipe, folder, config, root in zip(
+            recipes, _folders(out, configs), configs, _roots(data, len(configs)), strict=True
+        )
     ]
     if dry_run:
         plans: Any = [comparison.describe() for comparison in comparisons]
@@ -371,6 +374,8 @@ def main() -> None:
         status = app(standalone_mode=False)
     except UserError as error:
         sys.exit(_fail(str(error), 2))
+    except ServiceError as error:
+        sys.exit(_fail(str(error), 1))
     except UsageError as error:
         message = str(error.format_message()).rstrip(".")  # type: ignore[attr-defined]
         sys.exit(_fail(f"{message}; see `adagrpo --help`", 2))

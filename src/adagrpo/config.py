@@ -10,12 +10,14 @@ import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from types import UnionType
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from adagrpo.errors import UserError
+from adagrpo.reward_options import RewardOptions, SequentialOptions
 
 __all__ = ["ArmConfig", "CompareConfig", "Config", "dump_config", "load_config"]
 
@@ -412,10 +414,19 @@ class Config(Section):
     policy: PolicyConfig = PolicyConfig()
     sft: FitConfig = FitConfig(epochs=60)
     ranker: RankerConfig = RankerConfig()
+    reward: RewardOptions = SequentialOptions()
     objective: ObjectiveConfig = ObjectiveConfig()
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     compare: CompareConfig = CompareConfig()
+
+    @model_validator(mode="after")
+    def _folds_are_of_the_ranker(self) -> Self:
+        if self.ranker.folds > 1 and self.reward != SequentialOptions():
+            raise ValueError(
+                "ranker.folds cross-fits the run's own sequential ranker alone; set it to 0 or drop reward"
+            )
+        return self
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -467,26 +478,44 @@ def _explain(error: ValidationError) -> str:
     problems = error.errors()
     # a misspelt key comes first: where it was a required one, its absence is a consequence
     first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
-    path = ".".join(str(part) for part in first["loc"])
+    path, _ = _follow(first["loc"])
     if first["type"] == "extra_forbidden":
-        names = _valid_names(first["loc"][:-1])
+        section = _follow(first["loc"][:-1])[1]
+        names = [field.alias or name for name, field in section.model_fields.items()]
         near = difflib.get_close_matches(str(first["loc"][-1]), names, n=1)
         hint = f"; did you mean '{near[0]}'?" if near else f"; valid keys here: {', '.join(names)}"
         return f"unknown key '{path}'{hint}"
-    message = first["msg"].removeprefix("Value error, ")
+    message = first["msg"].removeprefix("Value error, ").replace(" using _kind()", " as kind")
     return f"{path}: {message}" + (
         f" (found {first['input']!r})" if first["type"] not in ("missing", "value_error") else ""
     )
 
 
-def _valid_names(path: tuple[int | str, ...]) -> list[str]:
-    """The keys that the section at a path takes."""
+def _follow(location: tuple[int | str, ...]) -> tuple[str, Any]:
+    """The path of a location as it is written in a recipe, and the section there.
+
+    Pydantic names the kind of a reward in the location, as if it were a key; it is none.
+    """
+    written: list[str] = []
     section: Any = Config
-    for part in path:
-        if isinstance(part, int):
-            section = next(argument for argument in section.__args__ if argument is not Ellipsis)
+    for part in location:
+        if isinstance(section, list):
+            section = next(kind for kind in section if kind.model_fields["kind"].default == part)
             continue
-        annotation = section.model_fields[part].annotation
-        options = [option for option in getattr(annotation, "__args__", ()) if option is not type(None)]
-        section = options[0] if type(None) in getattr(annotation, "__args__", ()) else annotation
-    return [field.alias or name for name, field in section.model_fields.items()]
+        written.append(str(part))
+        if isinstance(part, int):
+            section = _plain(get_args(section)[0])
+        else:
+            known = getattr(section, "model_fields", {}).get(part)
+            section = None if known is None else _plain(known.annotation)
+    return ".".join(written), section
+
+
+def _plain(annotation: Any) -> Any:
+    """A type without its metadata and without None; of several kinds of a section, the list of them."""
+    while get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    if get_origin(annotation) not in (Union, UnionType):
+        return annotation
+    options = [_plain(option) for option in get_args(annotation) if option is not type(None)]
+    return options[0] if len(options) == 1 else options

@@ -61,7 +61,7 @@ def test_post_training_is_judged_by_the_users_fold(folded: Any) -> None:
     bench = Workbench(folded)
     batch = bench.schedule(folded.config.train.fit).batches(0)[0]
     items = torch.arange(10).repeat(len(batch.users), 1)
-    found = bench.reward().score(batch.histories, items)
+    found = bench.judge().score(batch.histories, items)
     rankers = [bench.ranker(folded.path("ranker", f"fold-{fold}", "best")) for fold in range(2)]
     whole = bench.ranker(folded.path("ranker", "best")).score(batch.histories, items)
     assert set(bench.fold_of_user[batch.users]) == {0, 1}

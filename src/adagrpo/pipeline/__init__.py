@@ -5,7 +5,9 @@ from typing import Any
 
 from adagrpo.pipeline.diagnose import diagnose_reward
 from adagrpo.pipeline.evaluate import collect, evaluate
+from adagrpo.pipeline.models import Workbench
 from adagrpo.pipeline.ranker_report import report_ranker
+from adagrpo.pipeline.rewards import check_reward
 from adagrpo.pipeline.run import Console, Run, Silent
 from adagrpo.pipeline.stages import fit_arm, fit_ranker, fit_sft, prepare, simulate_marketplace
 from adagrpo.pipeline.tokenizer import tokenize
@@ -54,6 +56,7 @@ def run_all(run: Run) -> tuple[dict[str, Any], Path]:
 
 def train(run: Run) -> None:
     """Post-train every arm of the configuration."""
+    check_reward(Workbench(run))
     for arm in run.config.train.arms:
         fit_arm(run, arm)
 

@@ -51,6 +51,7 @@ class Comparison:
         objectives: Sequence[str] | None = None,
         seeds: Sequence[int] | None = None,
         console: Console | None = None,
+        code: Path | None = None,
     ) -> None:
         """Check what is asked for; nothing is written yet.
 
@@ -61,13 +62,14 @@ class Comparison:
             objectives: names of arms; None takes the recipe's.
             seeds: None takes the recipe's.
             console: where progress is shown.
+            code: the folder in which the recipe's modules are looked for; None is the working directory.
 
         Raises:
             UserError: an arm or seed that is unknown or there twice, or a plan that these arms cannot answer.
         """
         if directory.exists() and not directory.is_dir():
             raise UserError(f"{directory}: is a file; --out takes a folder")
-        self.directory, self.data, self.console = directory, data, console or Silent()
+        self.directory, self.data, self.console, self.code = directory, data, console or Silent(), code
         self.seeds = list(seeds) if seeds is not None else [config.seed]
         trained = list(config.train.arms)
         if objectives is not None:
@@ -153,7 +155,7 @@ class Comparison:
         directory = self.directory / f"seed-{seed}"
         console = _Prefixed(self.console, directory.name)
         config = self.config.model_copy(update={"seed": seed})
-        run = Run(directory, config, self.data, console)
+        run = Run(directory, config, self.data, console, self.code)
         names: dict[str, str] = {}
         with run.locked():
             metrics, _ = run_all(run)
@@ -209,16 +211,16 @@ def _matched(config: Config, admission: float) -> ArmConfig:
 def _rerank(run: Run) -> None:
     """Evaluate the sft policy's beam re-ordered at serving time, with the weight that validation chooses."""
     bench = Workbench(run)
-    weights, reward = run.path("sft", "best"), run.path("ranker", "best")
+    weights = run.path("sft", "best")
     inputs = [*bench.training_files, bench.prepared / "test.parquet", *bench.catalog_files]
-    inputs += [weights / "model.safetensors", reward / "model.safetensors", *bench.truth_files]
+    inputs += [weights / "model.safetensors", *bench.reward_files, *bench.truth_files]
 
     def build(work: Path) -> None:
-        policy, ranker = bench.policy(weights), bench.ranker(reward)
+        policy, reward = bench.policy(weights), bench.reward()
         cases, beams = {}, {}
         for split in ("validation", "test"):
             cases[split] = bench.cases(split)
-            beams[split] = bench.predict(policy, cases[split], ranker, progress(run, f"evaluate/{RERANK} {split}"))
+            beams[split] = bench.predict(policy, cases[split], reward, progress(run, f"evaluate/{RERANK} {split}"))
         tried = {}
         for weight in RERANK_WEIGHTS:
             tried[weight] = summarise(reordered(beams["validation"], weight), cases["validation"], tail=bench.tail)
@@ -235,7 +237,7 @@ def _rerank(run: Run) -> None:
         write_file(work / "metrics.json", json.dumps(values, indent=1) + "\n")
 
     options = [run.config.evaluation.model_dump(mode="json"), run.config.policy.model_settings()]
-    config = [*options, run.config.max_history, RERANK_WEIGHTS]
+    config = [*options, run.config.max_history, RERANK_WEIGHTS, *bench.reward_config]
     run.stage(f"evaluate/{RERANK}", config=config, inputs=inputs, build=build)
 
 

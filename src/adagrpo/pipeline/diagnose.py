@@ -26,6 +26,7 @@ from adagrpo.data.prepared import load_impressions
 from adagrpo.data.sequences import pad
 from adagrpo.errors import UserError
 from adagrpo.pipeline.models import Workbench
+from adagrpo.pipeline.rewards import check_reward
 from adagrpo.pipeline.run import Run
 from adagrpo.policies import Policy
 from adagrpo.report import write_diagnosis
@@ -36,7 +37,7 @@ __all__ = ["diagnose_reward", "gather_evidence"]
 
 
 def diagnose_reward(run: Run, second_ranker: Path | None = None) -> dict[str, Any]:
-    """Diagnose the ranker of a run, and write the page.
+    """Diagnose the reward of a run, and write the page.
 
     Args:
         run: with the stages prepare, tokenize, sft and ranker.
@@ -50,9 +51,10 @@ def diagnose_reward(run: Run, second_ranker: Path | None = None) -> dict[str, An
         UserError: a stage is missing, or the second ranker does not fit.
     """
     bench = Workbench(run)
-    policy, ranker = run.path("sft", "best"), run.path("ranker", "best")
+    policy = run.path("sft", "best")
     inputs = [*bench.training_files, *bench.catalog_files]
-    inputs += [policy / "model.safetensors", ranker / "model.safetensors"]
+    inputs += dict.fromkeys([policy / "model.safetensors", *bench.reward_files])
+    check_reward(bench)
     if second_ranker is not None:
         if not (second_ranker / "model.safetensors").is_file():
             raise UserError(f"{second_ranker}: holds no model.safetensors; --second-ranker takes a checkpoint folder")
@@ -65,7 +67,7 @@ def diagnose_reward(run: Run, second_ranker: Path | None = None) -> dict[str, An
         evidence = gather_evidence(
             bench,
             bench.policy(policy),
-            bench.ranker(ranker),
+            bench.reward(),
             bench.cases("validation"),
             second=None if second_ranker is None else bench.ranker(second_ranker),
             truth=bench.truth() if bench.truth_files else None,
@@ -75,7 +77,12 @@ def diagnose_reward(run: Run, second_ranker: Path | None = None) -> dict[str, An
 
     folder = run.stage(
         "diagnose",
-        config=[*(part.model_dump(mode="json", by_alias=True) for part in settings), config.seed, config.max_history],
+        config=[
+            *(part.model_dump(mode="json", by_alias=True) for part in settings),
+            config.seed,
+            config.max_history,
+            *bench.reward_config,
+        ],
         inputs=[*inputs, *([shown] if shown.is_file() else []), *bench.truth_files],
         build=build,
     )
@@ -87,22 +94,22 @@ def diagnose_reward(run: Run, second_ranker: Path | None = None) -> dict[str, An
 def gather_evidence(
     bench: Workbench,
     policy: Policy[Any, Any],
-    ranker: Reward,
+    reward: Reward,
     cases: Cases,
     *,
     second: Reward | None = None,
     truth: Truth | None = None,
 ) -> Evidence:
-    """Beams and groups of the cases, scored by the ranker."""
+    """Beams and groups of the cases, scored by the reward."""
     config = bench.config
-    predictions = bench.predict(policy, cases, ranker, _report(bench.run, "diagnose beam"))
+    predictions = bench.predict(policy, cases, reward, _report(bench.run, "diagnose beam"))
     assert predictions.rewards is not None, "predicted with a reward"
 
     def groups(kind: str) -> Groups:
         return draw_groups(
             policy,
             bench.catalog,
-            ranker,
+            reward,
             cases,
             config.objective.model_copy(update={"rollout": kind}),
             batch_size=config.evaluation.batch_size,

@@ -22,6 +22,7 @@ from adagrpo.data.columns import ITEM_ID, USER_ID
 from adagrpo.data.prepared import load_item_ids, load_user_ids
 from adagrpo.evaluation import Predictions, rank_by_ranker, rerank, retrieval, summarise
 from adagrpo.pipeline.models import Workbench
+from adagrpo.pipeline.rewards import check_reward, describe_reward
 from adagrpo.pipeline.run import Run
 from adagrpo.types import Cases
 
@@ -33,6 +34,7 @@ def evaluate(run: Run, arms: list[str]) -> None:
 
     Checkpoints with equal weights (an arm whose best step is 0 is the sft policy) are computed once.
     """
+    check_reward(Workbench(run))
     known: dict[str, Path] = {}
     evaluate_checkpoint(run, "evaluate/sft", run.path("sft", "best"), known)
     evaluate_baselines(run)
@@ -66,9 +68,9 @@ def evaluate_baselines(run: Run) -> None:
 def evaluate_checkpoint(run: Run, name: str, weights: Path, known: dict[str, Path]) -> None:
     """Evaluate one checkpoint; `known` maps hashes of weights to folders where they have been evaluated already."""
     bench, options = Workbench(run), run.config.evaluation
-    model, reward = weights / "model.safetensors", run.path("ranker", "best")
+    model = weights / "model.safetensors"
     inputs = [*bench.training_files, bench.prepared / "test.parquet", *bench.catalog_files, model]
-    inputs.append(reward / "model.safetensors")
+    inputs += bench.reward_files
     identity = run.hash_input(model)
 
     def build(work: Path) -> None:
@@ -77,12 +79,12 @@ def evaluate_checkpoint(run: Run, name: str, weights: Path, known: dict[str, Pat
                 if path.name != "manifest.json":
                     shutil.copyfile(path, work / path.name)
             return
-        policy, ranker = bench.policy(weights), bench.ranker(reward)
+        policy, reward = bench.policy(weights), bench.reward()
         utility = bench.truth().utility if bench.truth_files else None
         values: dict[str, Any] = {}
         for split in ("validation", "test"):
             cases = bench.cases(split)
-            predictions = bench.predict(policy, cases, ranker, progress(run, f"{name} {split}"))
+            predictions = bench.predict(policy, cases, reward, progress(run, f"{name} {split}"))
             # what is true of a user is known at their last purchase only, so true utility is a test metric
             values[split] = summarise(predictions, cases, tail=bench.tail, utility=utility if split == "test" else None)
             values[f"rerank_{split}"] = rerank(predictions, cases)
@@ -90,6 +92,7 @@ def evaluate_checkpoint(run: Run, name: str, weights: Path, known: dict[str, Pat
         write_file(work / "metrics.json", json.dumps(values, indent=1) + "\n")
 
     config = [options.model_dump(mode="json"), run.config.policy.model_settings(), run.config.max_history]
+    config += bench.reward_config
     folder = run.stage(name, config=config, inputs=[*inputs, *bench.truth_files], build=build)
     known[identity] = folder
 
@@ -142,6 +145,7 @@ def collect(run: Run, arms: list[str]) -> dict[str, Any]:
         "dataset": summary,
         "catalog": _read(run.path("tokenize", "audit.json")),
         "ranker": ranker,
+        "reward": describe_reward(Workbench(run)),
         "baselines": _read(run.path("evaluate", "baselines", "metrics.json")),
         "stages": stages,
     }

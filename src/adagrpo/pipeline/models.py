@@ -26,8 +26,10 @@ from adagrpo.data.splits import user_folds
 from adagrpo.data.truth import Truth
 from adagrpo.errors import UserError
 from adagrpo.evaluation import Predictions, predict, sample_cases, summarise
+from adagrpo.pipeline.rewards import build_reward, reward_inputs
 from adagrpo.pipeline.run import Run
 from adagrpo.policies import CompactPolicy, HybridPolicy
+from adagrpo.reward_options import SequentialOptions
 from adagrpo.rewards.base import Reward
 from adagrpo.rewards.cross_fitted import CrossFitted
 from adagrpo.rewards.ranker import SequentialRanker
@@ -112,14 +114,30 @@ class Workbench:
 
     @property
     def reward_files(self) -> list[Path]:
-        """The weights that `reward` is made of."""
-        names = self.fold_names or ["ranker"]
-        return [self.run.path(name, "best", "model.safetensors") for name in names]
+        """The files that decide `reward`."""
+        return reward_inputs(self, self.config.reward)
+
+    @property
+    def reward_config(self) -> list[object]:
+        """What a stage that reads the reward adds to its configuration; nothing for the ranker of the run itself."""
+        options = self.config.reward
+        return [] if options == SequentialOptions() else [{"reward": options.identity()}]
 
     def reward(self) -> Reward:
-        """What post-training is judged by: the ranker, or each user's fold of it."""
-        rankers = [self.ranker(path.parent) for path in self.reward_files]
-        return CrossFitted(rankers, self.fold_of_user) if self.fold_names else rankers[0]
+        """The reward of the configuration; a ranker that was fitted on all users."""
+        return build_reward(self, self.config.reward)
+
+    @property
+    def judge_files(self) -> list[Path]:
+        """The files that decide `judge`."""
+        folds = [self.run.path(name, "best", "model.safetensors") for name in self.fold_names]
+        return folds or self.reward_files
+
+    def judge(self) -> Reward:
+        """What post-training is judged by: the reward or, cross-fitted, each user's fold of the ranker."""
+        if not self.fold_names:
+            return self.reward()
+        return CrossFitted([self.ranker(path.parent) for path in self.judge_files], self.fold_of_user)
 
     @property
     def truth_files(self) -> list[Path]:

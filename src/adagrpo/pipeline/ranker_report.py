@@ -1,10 +1,12 @@
-"""The ranker's report: what it is worth as a reward, by stratum, and which groups of rollouts the gate lets it judge.
+"""The reward's report: what it is worth, by stratum, and which groups of rollouts the gate lets it judge.
 
 Quality is measured on validation cases with the ranker of all users, by the formulas of `adagrpo.reward_quality`. The
 gate is measured with the starting policy on one epoch of the training samples that post-training would draw, once with
 the ranker of all users and once, where it is on, cross-fitted: the same rollouts, other rewards. Where the truth is
 known, this is where it is read: the correlation of scores and utilities before each user's last purchase, and the share
 of the pairs of rollouts that the reward orders rightly, among the groups admitted and among those rejected.
+
+A reward other than the sequential ranker scores one pair at a time, so the catalogue is ranked for fewer cases then.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from adagrpo.evaluation import sample_cases
 from adagrpo.objective import pairwise_agreement, target_nll
 from adagrpo.pipeline.models import Workbench
 from adagrpo.pipeline.run import Run
+from adagrpo.reward_options import SequentialOptions
 from adagrpo.reward_quality import (
     CaseQuality,
     band,
@@ -48,57 +51,87 @@ EXPOSURES, ACTIVITIES = (1, 10, 100, 1000), (5, 10, 20)
 THIRDS = ("easiest third", "middle third", "hardest third")
 ORDER = dict.fromkeys(["all", "head", "middle", "tail", *THIRDS, *band_names(EXPOSURES), *band_names(ACTIVITIES)])
 TRUTH_USERS = 2000  # a fixed sample: each costs a ranking of the whole catalogue by the truth
+PAIRS, PAIRS_AT_ONCE = 2_000_000, 200_000  # that a reward without catalogue scores is asked for in all, and at a time
 NOT_A_PROBABILITY = {
     "sampled": "its softmax was fitted against sampled items, so it is not a probability over the catalogue",
     "impressions": "it was fitted to clicks on what was shown, so a softmax over the catalogue is not a probability",
 }
+NOT_KNOWN_AS_ONE = "its scores are not known to be the logits of a probability over the catalogue"
 Strata = dict[str, NDArray[np.str_]]
 
 
 def report_ranker(run: Run) -> Path:
     """Make the stage `ranker/report`, which holds `report.json`."""
     bench = Workbench(run)
-    start, whole = run.path("sft", "best"), run.path("ranker", "best")
-    weights = [path / "model.safetensors" for path in (start, whole)]
-    inputs = [*bench.training_files, *bench.catalog_files, *dict.fromkeys([*weights, *bench.reward_files])]
+    start = run.path("sft", "best")
+    read = [start / "model.safetensors", *bench.reward_files, *bench.judge_files]
+    inputs = [*bench.training_files, *bench.catalog_files, *dict.fromkeys(read)]
     inputs += [path for path in [bench.prepared / "impressions.parquet"] if path.is_file()]
     if bench.truth_files:
         inputs += [*bench.truth_files, bench.prepared / "test.parquet"]
 
     def build(work: Path) -> None:
-        summary = json.loads(run.path("ranker", "metrics.json").read_text(encoding="utf-8"))
-        content = _quality(bench, bench.ranker(whole).eval(), bench.policy(start).eval(), summary["loss"])
-        rewards: dict[str, Reward] = {"all users": bench.ranker(whole)}
+        content = _quality(bench, bench.reward(), bench.policy(start).eval(), _loss(bench))
+        rewards: dict[str, Reward] = {"all users": bench.reward()}
         if bench.fold_names:
-            rewards["cross-fitted"] = bench.reward()
+            rewards["cross-fitted"] = bench.judge()
         content["gate"] = {name: _gate(bench, reward) for name, reward in rewards.items()}
         write_file(work / "report.json", json.dumps(content, indent=1) + "\n")
 
     config, batches = run.config, run.config.train.fit
-    read = [
+    settings = [
         config.objective.model_dump(mode="json", exclude={"lambda_", "oracle_agreement"}),
         config.policy.model_settings(),
         [batches.batch_size, batches.accumulation, config.train.rl_split, config.ranker.folds],
         [config.seed, config.max_history],
+        *bench.reward_config,
     ]
-    return run.stage("ranker/report", config=read, inputs=inputs, build=build)
+    return run.stage("ranker/report", config=settings, inputs=inputs, build=build)
+
+
+def _loss(bench: Workbench) -> str:
+    """What the reward was fitted to; the kind of a reward that the run has not fitted."""
+    options = bench.config.reward
+    if options != SequentialOptions():
+        return options.kind
+    return str(json.loads(bench.run.path("ranker", "metrics.json").read_text(encoding="utf-8"))["loss"])
+
+
+def _catalogue_scores(bench: Workbench, reward: Reward, histories: Histories) -> NDArray[np.float32]:
+    """(B, V) scores of every item."""
+    if isinstance(reward, SequentialRanker):
+        reward.eval()
+        scores: NDArray[np.float32] = reward.catalogue_scores(reward.last_states(histories)).cpu().numpy()
+        return scores
+    everything = torch.arange(bench.num_items, device=bench.device)
+    parts, at_once = [], max(1, PAIRS_AT_ONCE // bench.num_items)
+    for first in range(0, len(histories.lengths), at_once):
+        part = Histories(histories.items[first : first + at_once], histories.lengths[first : first + at_once])
+        parts.append(reward.score(part, everything.expand(len(part.lengths), -1)).float().cpu().numpy())
+    return np.concatenate(parts)
+
+
+def _affordable(bench: Workbench, reward: Reward, cases: Cases) -> Cases:
+    """As many of the cases as the reward can rank the catalogue for."""
+    if isinstance(reward, SequentialRanker):
+        return cases
+    return sample_cases(cases, max(1, PAIRS // bench.num_items), bench.config.seed)
 
 
 @torch.no_grad()
-def _quality(bench: Workbench, ranker: SequentialRanker, policy: Any, loss: str) -> dict[str, Any]:
+def _quality(bench: Workbench, reward: Reward, policy: Any, loss: str) -> dict[str, Any]:
     """Every stratum's AUC, NDCG, calibration and, where there is a truth, correlation with it."""
-    cases = bench.cases("validation")
+    cases = _affordable(bench, reward, bench.cases("validation"))
     parts: list[CaseQuality] = []
     nll = np.empty(len(cases))
     for rows, histories in _batches(bench, cases):
         targets = cases.targets[rows].astype(np.int64)
-        scores = ranker.catalogue_scores(ranker.last_states(histories)).cpu().numpy()
-        parts.append(case_quality(scores, targets))
+        parts.append(case_quality(_catalogue_scores(bench, reward, histories), targets))
         codes = bench.catalog.codes[torch.from_numpy(targets).to(bench.device)]
         nll[rows] = target_nll(policy.score(policy.encode(histories), codes.unsqueeze(1)).squeeze(1)).cpu().numpy()
     quality = CaseQuality(*(np.concatenate(fields) for fields in zip(*parts, strict=True)))
     of_item, of_case = _item_strata(bench), _case_strata(cases, nll)
-    truth = _truth(bench, ranker, cases, of_item, of_case) if bench.truth_files else {}
+    truth = _truth(bench, reward, cases, of_item, of_case) if bench.truth_files else {}
     strata = {"all": np.full(len(cases), "all")} | {by: names[cases.targets] for by, names in of_item.items()} | of_case
     table = []
     for by, names in strata.items():
@@ -107,14 +140,14 @@ def _quality(bench: Workbench, ranker: SequentialRanker, policy: Any, loss: str)
             row: dict[str, Any] = {"by": by, "stratum": name, "cases": int(kept.sum())}
             row |= {"auc": interval(quality.auc[kept], cases.users[kept])}
             row |= {"ndcg@10": interval(quality.ndcg[kept], cases.users[kept])}
-            if loss not in NOT_A_PROBABILITY:
+            if loss == "cross_entropy":
                 row |= {"ece": expected_calibration_error(quality.confidence[kept], quality.hit[kept])}
             if truth:
                 row |= {"true_correlation": truth[by, name]}
             table.append(row)
     content: dict[str, Any] = {"split": "validation", "loss": loss, "strata": table}
-    if loss in NOT_A_PROBABILITY:
-        return content | {"calibration": NOT_A_PROBABILITY[loss]}
+    if loss != "cross_entropy":
+        return content | {"calibration": NOT_A_PROBABILITY.get(loss, NOT_KNOWN_AS_ONE)}
     return content | {"calibration": calibration_bins(quality.confidence, quality.hit)}
 
 
@@ -134,7 +167,7 @@ def _case_strata(cases: Cases, nll: NDArray[np.float64]) -> Strata:
 
 
 def _truth(
-    bench: Workbench, ranker: SequentialRanker, cases: Cases, of_item: Strata, of_case: Strata
+    bench: Workbench, reward: Reward, cases: Cases, of_item: Strata, of_case: Strata
 ) -> dict[tuple[str, str], Any]:
     """The correlation of scores with the utilities before each user's last purchase, whose target is not read.
 
@@ -142,11 +175,12 @@ def _truth(
     those cases.
     """
     truth, last = bench.truth(), sample_cases(bench.cases("test"), TRUTH_USERS, bench.config.seed)
+    last = _affordable(bench, reward, last)
     everything = np.arange(bench.num_items)
     found: dict[tuple[str, str], NDArray[np.float64]] = {}
     groups = {(by, name): names == name for by, names in of_item.items() for name in _ordered(names)}
     for rows, histories in _batches(bench, last):
-        scores = ranker.catalogue_scores(ranker.last_states(histories)).cpu().numpy()
+        scores = _catalogue_scores(bench, reward, histories)
         users = last.users[rows].astype(np.int64)
         utilities = truth.utility(users, np.broadcast_to(everything, (len(rows), len(everything))))
         for key, kept in {("all", "all"): everything >= 0, **groups}.items():

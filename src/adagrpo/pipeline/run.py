@@ -41,6 +41,7 @@ from adagrpo.artifacts import (
 )
 from adagrpo.config import Config, dump_config
 from adagrpo.errors import UserError
+from adagrpo.reward_options import RewardOptions
 
 __all__ = ["Console", "Run", "Silent"]
 
@@ -70,8 +71,20 @@ class Silent:
 class Run:
     """One run directory."""
 
-    def __init__(self, directory: Path, config: Config, data: Path, console: Console | None = None) -> None:
+    def __init__(
+        self, directory: Path, config: Config, data: Path, console: Console | None = None, code: Path | None = None
+    ) -> None:
+        """Open or make a run directory.
+
+        Args:
+            directory: of the run.
+            config: resolved.
+            data: the folder that the recipe's relative paths are in.
+            console: where progress is shown.
+            code: the folder in which the modules of a recipe are looked for; None is the working directory.
+        """
         self.directory, self.config, self.data = directory, config, data
+        self.code = (code or Path()).resolve()
         self.console: Console = console or Silent()
         if directory.exists() and not directory.is_dir():
             raise UserError(f"{directory}: is a file; --out takes a folder")
@@ -95,11 +108,12 @@ class Run:
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
             before, data, hashes = content["config"], Path(content["data_directory"]), dict(content["data"])
+            code = Path(content["code_directory"]) if "code_directory" in content else None
         except (yaml.YAMLError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}: damaged; carry out `adagrpo run` or `adagrpo prepare` again") from error
         recipe = directory / ".work" / "recipe.yaml"
         write_file(recipe, yaml.safe_dump(before, sort_keys=False))
-        run = cls(directory, overrides(recipe), data, console)
+        run = cls(directory, overrides(recipe), data, console, code)
         if dump_config(run.config) != before:
             with run.locked():
                 run.write_description(hashes)
@@ -156,7 +170,17 @@ class Run:
             "versions": {"adagrpo": __version__, "python": platform.python_version()}
             | {name: version(name) for name in packages},
         }
+        if _runs_code(self.config.reward):
+            content["code_directory"] = str(self.code)
         write_file(self.path("run.yaml"), yaml.safe_dump(content, sort_keys=False))
+
+    def record(self, key: str, value: Any) -> None:
+        """Add to run.yaml what is known only later."""
+        with self.locked():
+            path = self.path("run.yaml")
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+            if content.get(key) != value:
+                write_file(path, yaml.safe_dump(content | {key: value}, sort_keys=False))
 
     def stage(self, name: str, *, config: Any, inputs: Sequence[Path], build: Callable[[Path], None]) -> Path:
         """Make a stage unless it is there already.
@@ -175,7 +199,7 @@ class Run:
         """
         with self.locked():
             target = self.path(name)
-            sources = {self._label(path): self.hash_input(path) for path in inputs}
+            sources = {self.label(path): self.hash_input(path) for path in inputs}
             fingerprint = hash_json({"stage": name, "config": config, "inputs": sources})
             done = manifest(target)
             if done is not None and done["fingerprint"] == fingerprint:
@@ -254,7 +278,7 @@ class Run:
                 return str(entry["sha256"])
         return hash_file(path)
 
-    def _label(self, path: Path) -> str:
+    def label(self, path: Path) -> str:
         """A name for an input that does not depend on where the run or the data lie."""
         for root in (self.directory, self.data):
             if path.is_relative_to(root):
@@ -271,6 +295,10 @@ class Run:
         with self.path("events.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         self.console.stage(stage, event, seconds)
+
+
+def _runs_code(options: RewardOptions) -> bool:
+    return options.kind == "callable" or any(map(_runs_code, options.parts))
 
 
 def _cut_half_line(path: Path) -> None:

@@ -202,13 +202,13 @@ def fit_arm(run: Run, arm: ArmConfig) -> None:
     """Post-train one arm from the best sft checkpoint."""
     bench, options, objective = Workbench(run), run.config.train, run.config.objective
     settings = options.fit
-    start, whole = run.path("sft", "best"), run.path("ranker", "best")
+    start = run.path("sft", "best")
     inputs = [*bench.training_files, *bench.catalog_files, start / "model.safetensors"]
-    for path in [*inputs, whole / "model.safetensors"]:
+    for path in [*inputs, *bench.reward_files]:
         run.hash_input(path)  # nll reports rewards too, but is not trained again when the ranker changes
     if arm.objective != "nll":
         # the log of validation while training holds rewards by the ranker of all users
-        inputs += dict.fromkeys([whole / "model.safetensors", *bench.reward_files])
+        inputs += dict.fromkeys([*bench.reward_files, *bench.judge_files])
     if arm.gate == "oracle":
         bench.truth()  # or say at once that there is none
         inputs += bench.truth_files
@@ -216,9 +216,8 @@ def fit_arm(run: Run, arm: ArmConfig) -> None:
     def build(work: Path) -> None:
         policy = bench.policy(start)
         schedule = replace(bench.schedule(settings), rl_split=options.rl_split, rl_split_nll=options.rl_split_nll)
-        ranker = bench.ranker(whole)
         steps = max(1, round(settings.epochs * schedule.steps_per_epoch))
-        validate = bench.validator(policy, settings, ranker)
+        validate = bench.validator(policy, settings, bench.reward())
         task: Supervised | PostTraining
         if arm.objective == "nll":
             steps *= objective.num_iterations  # the same budget as the arms that use each batch that often
@@ -227,7 +226,7 @@ def fit_arm(run: Run, arm: ArmConfig) -> None:
             task = PostTraining(
                 policy,
                 bench.catalog,
-                bench.reward(),
+                bench.judge(),
                 schedule,
                 objective,
                 _arm(arm, objective.lambda_),
@@ -250,6 +249,7 @@ def fit_arm(run: Run, arm: ArmConfig) -> None:
             config += [{"distill_weight": objective.distill_weight}]
         if bench.fold_names:
             config += [{"folds": len(bench.fold_names)}]
+        config += bench.reward_config
     run.stage(f"train/{arm.name}", config=config, inputs=inputs, build=build)
 
 

@@ -1,7 +1,11 @@
-"""Rewards: what one is, and how a group's rewards are asked for and read."""
+"""Rewards: what one is, the user's own and those made of others, and how a group's rewards are asked for and read."""
 
 from adagrpo.rewards.base import Reward
+from adagrpo.rewards.callable import CallableReward, find_module, load_function
 from adagrpo.rewards.cross_fitted import CrossFitted
+from adagrpo.rewards.ensemble import MeanReward, WeightedReward
+from adagrpo.rewards.external import ItemId
+from adagrpo.rewards.http import HttpReward
 from adagrpo.rewards.scoring import (
     BadReward,
     Candidates,
@@ -16,13 +20,20 @@ from adagrpo.rewards.scoring import (
 
 __all__ = [
     "BadReward",
+    "CallableReward",
     "Candidates",
     "CrossFitted",
     "GroupRewards",
+    "HttpReward",
+    "ItemId",
+    "MeanReward",
     "Reward",
+    "WeightedReward",
     "candidate_scores",
     "distinct_candidates",
+    "find_module",
     "in_batch_negatives",
+    "load_function",
     "read_rewards",
     "score_groups",
     "shuffled",

@@ -24,6 +24,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from adagrpo.config import FitConfig
+from adagrpo.errors import ServiceError, UserError
 from adagrpo.layers import autocast_dtype
 from adagrpo.trainer.batches import step_key
 from adagrpo.trainer.checkpoints import Progress, restore, save, save_weights
@@ -118,7 +119,11 @@ def fit(
     loop = _Loop(model, task, settings, work, seed)
     loop.resume()
     while loop.progress.step < task.steps:
-        values = loop.step()
+        try:
+            values = loop.step()
+        except (ServiceError, UserError):  # a reward that failed: what was trained before it is kept
+            loop.keep()
+            raise
         report(loop.progress.step, task.steps, values)
     return loop.finish()
 
@@ -158,6 +163,8 @@ class _Loop:
             self.task.load_state(found.task)
             for name in ("steps.jsonl", "validation.jsonl"):
                 _cut(self.work / name, found.step)
+            if found.step in self.validate_at and _last_step(self.work / "validation.jsonl") != found.step:
+                self._validate()  # it failed when it was due
             return
         for name in ("steps.jsonl", "validation.jsonl"):
             (self.work / name).write_text("", encoding="utf-8")
@@ -234,11 +241,18 @@ class _Loop:
     def _validate(self) -> None:
         self.model.eval()
         self._swap_average()
-        with torch.no_grad(), self.accelerator.autocast():
-            metrics = self.task.validate()
-        _append(self.work / "validation.jsonl", {"step": self.progress.step, **metrics})
-        self.progress.offer(metrics[self.task.monitor], self.model)
-        self._swap_average()
+        try:
+            with torch.no_grad(), self.accelerator.autocast():
+                metrics = self.task.validate()
+            _append(self.work / "validation.jsonl", {"step": self.progress.step, **metrics})
+            self.progress.offer(metrics[self.task.monitor], self.model)
+        finally:
+            self._swap_average()
+
+    def keep(self) -> None:
+        """Save the state between two steps, if a fit can continue from there and there is anything to keep."""
+        if self.progress.step and self.progress.step % self.task.stride == 0:
+            self._save()
 
     def _save(self) -> None:
         self.progress.task = self.task.state()
@@ -278,6 +292,11 @@ def _accumulate_gradients(
 def _append(path: Path, row: dict[str, Any]) -> None:
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
+
+
+def _last_step(path: Path) -> int | None:
+    rows = path.read_text(encoding="utf-8").splitlines()
+    return int(json.loads(rows[-1])["step"]) if rows else None
 
 
 def _cut(path: Path, step: int) -> None:

@@ -1,0 +1,146 @@
+"""The reward that a configuration names: the files that decide it, the reward itself, and a first look at it.
+
+The look is the stage `reward`: it asks about a few validation cases before anything is trained, so that a reward that
+fails, is not finite or says the same of every item is refused at once. `reward.json` keeps the spread of its scores and
+of its members', the standard deviation within a case: what to divide by to bring members on one scale.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from adagrpo.artifacts import write_file
+from adagrpo.data.prepared import load_item_ids
+from adagrpo.data.sequences import pad
+from adagrpo.errors import ServiceError, UserError
+from adagrpo.evaluation import sample_cases
+from adagrpo.reward_options import (
+    CallableOptions,
+    HttpOptions,
+    MeanOptions,
+    RewardOptions,
+    SequentialOptions,
+)
+from adagrpo.rewards import (
+    CallableReward,
+    HttpReward,
+    MeanReward,
+    Reward,
+    WeightedReward,
+    candidate_scores,
+    distinct_candidates,
+    find_module,
+    load_function,
+)
+from adagrpo.types import Cases, Histories
+
+if TYPE_CHECKING:
+    from adagrpo.pipeline.models import Workbench
+
+__all__ = ["build_reward", "check_reward", "describe_reward", "reward_inputs"]
+
+LOOK_CASES, LOOK_ITEMS = 64, 50
+
+
+def reward_inputs(bench: Workbench, options: RewardOptions) -> list[Path]:
+    """The files that decide a reward, each once."""
+    run, found = bench.run, []
+    match options:
+        case SequentialOptions():
+            folder = run.path("ranker", "best") if options.checkpoint is None else run.data / options.checkpoint
+            found = [folder / "model.safetensors"]
+        case CallableOptions():
+            found = [find_module(options.function, run.code), *(run.data / name for name in options.files)]
+        case HttpOptions():
+            pass
+        case _:
+            found = [path for part in options.parts for path in reward_inputs(bench, part)]
+    return list(dict.fromkeys(found))
+
+
+def build_reward(bench: Workbench, options: RewardOptions) -> Reward:
+    """Make a reward ready to score."""
+    match options:
+        case SequentialOptions():
+            return bench.ranker(reward_inputs(bench, options)[0].parent)
+        case CallableOptions():
+            ids = load_item_ids(bench.prepared).to_list()
+            return CallableReward(options.function, load_function(options.function, bench.run.code), ids)
+        case HttpOptions():
+            given = options.model_dump(exclude={"kind", "version"})
+            return HttpReward(**given, ids=load_item_ids(bench.prepared).to_list())
+        case MeanOptions():
+            return MeanReward([build_reward(bench, part) for part in options.parts])
+        case _:
+            return WeightedReward([build_reward(bench, part) for part in options.parts], options.weights)
+
+
+def check_reward(bench: Workbench) -> None:
+    """Look at the reward before it is used, and note in run.yaml what it is.
+
+    Raises:
+        UserError: it says the same of every item, or is otherwise wrong in a way that the user can mend.
+        ServiceError: an endpoint failed, or what it answers is wrong.
+    """
+    run, options = bench.run, bench.config.reward
+    run.record("reward", describe_reward(bench))
+    if options == SequentialOptions():
+        return  # fitted and validated by the run itself
+
+    def build(work: Path) -> None:
+        cases = sample_cases(bench.cases("validation"), LOOK_CASES, run.config.seed)
+        reward = build_reward(bench, options)
+        content: dict[str, Any] = {"cases": len(cases), "spread": _spread(bench, cases, reward, options)}
+        if isinstance(reward, MeanReward | WeightedReward):
+            parts = zip(reward.members, options.parts, strict=True)
+            content["members"] = [_spread(bench, cases, member, part) for member, part in parts]
+        write_file(work / "reward.json", json.dumps(content, indent=1) + "\n")
+
+    config = [options.identity(), run.config.seed, run.config.max_history]
+    run.stage("reward", config=config, inputs=[*bench.training_files, *reward_inputs(bench, options)], build=build)
+
+
+def _spread(bench: Workbench, cases: Cases, reward: Reward, options: RewardOptions) -> float:
+    """The root of the mean variance of the scores within a case, over the logged item and items drawn at random."""
+    draw = np.random.default_rng(bench.config.seed)
+    found = pad(cases.histories, np.arange(len(cases)), bench.config.max_history)
+    histories = Histories(found.items.to(bench.device), found.lengths.to(bench.device))
+    drawn = torch.from_numpy(draw.integers(0, bench.num_items, (len(cases), LOOK_ITEMS - 1))).to(bench.device)
+    targets = torch.from_numpy(cases.targets.astype(np.int64)).to(bench.device)
+    candidates = distinct_candidates(targets, drawn, drawn[:, :0])
+    scores = candidate_scores(reward, histories, candidates).double().cpu().numpy()
+    if not _differ(scores):
+        words = f"reward {_name(options)}: gives every item of a case the same score; there is nothing to learn from it"
+        raise ServiceError(words) if _asks_a_service(options) else UserError(words)
+    return float(np.sqrt(np.nanvar(scores, axis=1).mean()))
+
+
+def _differ(scores: NDArray[np.float64]) -> bool:
+    return bool((np.nanmax(scores, axis=1) > np.nanmin(scores, axis=1)).any())
+
+
+def describe_reward(bench: Workbench) -> dict[str, Any]:
+    """What the reward is, JSON-able: its options and the sha256 of each file that decides it."""
+    options, run = bench.config.reward, bench.run
+    files = {run.label(path): run.hash_input(path) for path in reward_inputs(bench, options)}
+    return {**options.identity(), "files": files}
+
+
+def _name(options: RewardOptions) -> str:
+    match options:
+        case CallableOptions():
+            return options.function
+        case HttpOptions():
+            return options.url
+        case _:
+            return options.kind
+
+
+def _asks_a_service(options: RewardOptions) -> bool:
+    return isinstance(options, HttpOptions) or any(map(_asks_a_service, options.parts))

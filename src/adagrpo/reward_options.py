@@ -1,0 +1,152 @@
+"""The section `reward` of a configuration: one model a kind, told apart by `kind`; see `docs/rewards.md`.
+
+Paths are below `--data`; modules are looked for in the recipe's folder, then among what is installed.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+
+__all__ = [
+    "CallableOptions",
+    "HttpOptions",
+    "MeanOptions",
+    "RewardOptions",
+    "SequentialOptions",
+    "WeightedOptions",
+]
+
+PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class _Options(BaseModel):
+    """A kind of reward: immutable, and strict about its keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @property
+    def parts(self) -> tuple[RewardOptions, ...]:
+        """The rewards that this one is made of."""
+        return ()
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the scores, JSON-able: not how patiently they are asked for."""
+        return self.model_dump(mode="json")
+
+
+class SequentialOptions(_Options):
+    """The sequential ranker: of the stage `ranker`, or a checkpoint folder of another run on the same data."""
+
+    kind: Literal["sequential"] = "sequential"
+    checkpoint: str | None = None
+
+
+class CallableOptions(_Options):
+    """A Python function `module:function`, see `adagrpo.rewards.callable`; `files` are pinned with its module."""
+
+    kind: Literal["callable"] = "callable"
+    function: str
+    files: tuple[str, ...] = ()
+
+    @field_validator("function")
+    @classmethod
+    def _named(cls, value: str) -> str:
+        if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", value):
+            raise ValueError(f"'{value}' is not of the form module:function")
+        return value
+
+
+class HttpOptions(_Options):
+    """A batched endpoint, see `adagrpo.rewards.http`.
+
+    `version` names what answers there, since it cannot be hashed: change it when the model behind it changes.
+    `token_env` names the environment variable of a bearer token, which is written nowhere.
+    """
+
+    kind: Literal["http"] = "http"
+    url: str
+    version: str = ""
+    batch_size: PositiveInt = 64
+    concurrency: Annotated[int, Field(ge=1, le=64)] = 4
+    timeout_seconds: PositiveFloat = 10.0
+    retries: Annotated[int, Field(ge=0, le=20)] = 4
+    backoff_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.5
+    token_env: str | None = None
+
+    @field_validator("url")
+    @classmethod
+    def _plain_http(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"'{value}' is not of the form http://host/path or https://host/path")
+        if parts.username is not None:
+            raise ValueError("holds a user name or password, which would be written to run.yaml; use token_env")
+        _ = parts.port  # a ValueError of its own where it is no number
+        return value
+
+    def identity(self) -> dict[str, Any]:
+        """Where it is and which version answers."""
+        return self.model_dump(mode="json", include={"kind", "url", "version"})
+
+
+class MeanOptions(_Options):
+    """The mean of rewards that are on one scale; their standard deviation is its uncertainty."""
+
+    kind: Literal["mean"] = "mean"
+    members: Annotated[tuple[RewardOptions, ...], Field(min_length=2)]
+
+    @property
+    def parts(self) -> tuple[RewardOptions, ...]:
+        """The members."""
+        return self.members
+
+    def identity(self) -> dict[str, Any]:
+        """The identities of the members."""
+        return {"kind": self.kind, "members": [member.identity() for member in self.members]}
+
+
+class WeightedOptions(_Options):
+    """A sum of rewards, each times its weight; weights may be negative."""
+
+    kind: Literal["weighted"] = "weighted"
+    members: Annotated[tuple[RewardOptions, ...], Field(min_length=1)]
+    weights: tuple[Annotated[float, Field(allow_inf_nan=False)], ...]
+
+    @model_validator(mode="after")
+    def _one_weight_each(self) -> Self:
+        if len(self.weights) != len(self.members):
+            raise ValueError(f"{len(self.weights)} weights for {len(self.members)} members; give one each")
+        return self
+
+    @property
+    def parts(self) -> tuple[RewardOptions, ...]:
+        """The members."""
+        return self.members
+
+    def identity(self) -> dict[str, Any]:
+        """The identities of the members, and the weights."""
+        members = [member.identity() for member in self.members]
+        return {"kind": self.kind, "members": members, "weights": list(self.weights)}
+
+
+def _kind(value: Any) -> Any:
+    """The kind of a mapping or model, `sequential` if it is not said."""
+    return value.get("kind", "sequential") if isinstance(value, dict) else getattr(value, "kind", None)
+
+
+RewardOptions = Annotated[
+    Annotated[SequentialOptions, Tag("sequential")]
+    | Annotated[CallableOptions, Tag("callable")]
+    | Annotated[HttpOptions, Tag("http")]
+    | Annotated[MeanOptions, Tag("mean")]
+    | Annotated[WeightedOptions, Tag("weighted")],
+    Discriminator(_kind),
+]
+
+MeanOptions.model_rebuild()
+WeightedOptions.model_rebuild()

@@ -1,0 +1,113 @@
+"""A Python function of the user's as a reward.
+
+    scores = function(histories, candidates)
+
+Both arguments are lists of lists of item ids as they are in the input data; the answer holds, for each history, one
+number for each of its candidates. What the function raises, and an answer that is not whole, is the user's to mend.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from adagrpo.errors import ServiceError, UserError
+from adagrpo.rewards.external import BadAnswer, ItemId, ask, check_answer, place_answer
+from adagrpo.types import Histories
+
+__all__ = ["CallableReward", "ScoreFunction", "find_module", "load_function"]
+
+ScoreFunction = Callable[[list[list[ItemId]], list[list[ItemId]]], Any]
+
+
+class CallableReward:
+    """Implements `adagrpo.rewards.base.Reward`."""
+
+    def __init__(self, name: str, function: ScoreFunction, ids: Sequence[ItemId]) -> None:
+        """Wrap a function.
+
+        Args:
+            name: what it is called in messages.
+            function: see the module's text.
+            ids: (V,) id of each item.
+        """
+        self.name, self.function, self.ids = name, function, ids
+
+    def score(self, histories: Histories, items: Tensor) -> Tensor:
+        """Score (B, N) items for `B` histories, see `Reward.score`.
+
+        Raises:
+            UserError: the function raised, or its answer is not whole.
+        """
+        question = ask(histories, items, self.ids)
+        if not question.candidates:
+            return place_answer([], items)
+        try:
+            answer = self.function(question.histories, question.candidates)
+            rows = check_answer(answer, question.candidates)
+        except BadAnswer as error:
+            raise UserError(f"reward {self.name}: {error}") from error
+        except (UserError, ServiceError):
+            raise
+        except Exception as error:
+            said = " ".join(str(error).split())
+            raise UserError(f"reward {self.name}: raised {type(error).__name__}: {said}") from error
+        return place_answer(rows, items)
+
+
+def find_module(function: str, folder: Path) -> Path:
+    """The file of the module that a `module:function` names, without running it if it lies in the folder.
+
+    Args:
+        function: `module:function`.
+        folder: where modules are looked for first.
+
+    Raises:
+        UserError: there is no such module, or it has no file.
+    """
+    module = function.partition(":")[0]
+    place = folder.joinpath(*module.split("."))
+    for path in (place.with_suffix(".py"), place / "__init__.py"):
+        if path.is_file():
+            return path
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+        raise UserError(f"reward.function: no module '{module}', neither in {folder} nor installed")
+    return Path(spec.origin)
+
+
+def load_function(function: str, folder: Path) -> ScoreFunction:
+    """Import what a `module:function` names; this runs the module.
+
+    Args:
+        function: `module:function`.
+        folder: where modules are looked for first.
+
+    Raises:
+        UserError: the module cannot be imported, is another of the same name, or has no such function.
+    """
+    name, _, attribute = function.partition(":")
+    path = find_module(function, folder)
+    if str(folder) not in sys.path:  # for good: the module may import its neighbours later
+        sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    try:
+        module = importlib.import_module(name)
+    except Exception as error:
+        raise UserError(f"reward.function: importing {path} raised {type(error).__name__}: {error}") from error
+    found = Path(str(getattr(module, "__file__", None)))
+    if found.resolve() != path.resolve():
+        raise UserError(f"reward.function: another module '{name}' is loaded, {found}; give {path} another name")
+    value = getattr(module, attribute, None)
+    if not callable(value):
+        raise UserError(f"reward.function: {path} has no function '{attribute}'")
+    return value  # type: ignore[no-any-return]

@@ -1,0 +1,104 @@
+"""What every reward from outside shares: questions in the ids of the input data, and answers that are checked.
+
+A question is a list of histories, the oldest item first, and for each the list of its candidates. An answer holds one
+row a history and in it one number a candidate. It is checked as a whole before any of it is used: a missing, extra,
+non-numeric or non-finite score is named by its place, and never filled in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from adagrpo.types import Histories
+
+__all__ = ["BadAnswer", "ItemId", "Question", "ask", "check_answer", "place_answer"]
+
+ItemId = int | str
+LARGEST = float(np.finfo(np.float32).max)
+
+
+class BadAnswer(ValueError):
+    """An answer of the wrong length, or with something that is not a finite number."""
+
+
+class Question(NamedTuple):
+    """What is asked, row by row; rows without any candidate are left out."""
+
+    histories: list[list[ItemId]]
+    candidates: list[list[ItemId]]
+
+
+def ask(histories: Histories, items: Tensor, ids: Sequence[ItemId]) -> Question:
+    """Put a question into the ids of the input data.
+
+    Args:
+        histories: `B` histories, as much of them as the policy sees.
+        items: (B, N) int64 items, -1 where there is nothing to score.
+        ids: (V,) id of each item.
+
+    Example:
+        >>> histories = Histories(torch.tensor([[2, 0], [1, 0]]), torch.tensor([1, 1]))
+        >>> ask(histories, torch.tensor([[0, -1], [-1, -1]]), ["a", "b", "c"])
+        Question(histories=[['c']], candidates=[['a']])
+    """
+    seen = zip(histories.items.tolist(), histories.lengths.tolist(), items.tolist(), strict=True)
+    rows = [(row[:length], [item for item in wanted if item >= 0]) for row, length, wanted in seen]
+    asked = [(history, wanted) for history, wanted in rows if wanted]
+    return Question(
+        [[ids[item] for item in history] for history, _ in asked],
+        [[ids[item] for item in wanted] for _, wanted in asked],
+    )
+
+
+def check_answer(answer: Any, candidates: Sequence[Sequence[ItemId]]) -> list[NDArray[np.float32]]:
+    """The scores of each row, if the answer is whole.
+
+    Args:
+        answer: what came back: a sequence of sequences of numbers, such as lists or an array.
+        candidates: what was asked for.
+
+    Raises:
+        BadAnswer: naming the first place that is wrong.
+
+    Example:
+        >>> check_answer([[1, 2.5]], [["a", "b"]])
+        [array([1. , 2.5], dtype=float32)]
+    """
+    if not hasattr(answer, "__len__") or isinstance(answer, str | bytes | dict):
+        raise BadAnswer(f"answered {_short(answer)}; expected a list of scores for each history")
+    if len(answer) != len(candidates):
+        raise BadAnswer(f"answered {len(answer)} rows for {len(candidates)} histories")
+    return [_row(row, wanted, place) for place, (row, wanted) in enumerate(zip(answer, candidates, strict=True))]
+
+
+def _row(row: Any, wanted: Sequence[ItemId], place: int) -> NDArray[np.float32]:
+    if not hasattr(row, "__len__") or isinstance(row, str | bytes | dict):
+        raise BadAnswer(f"answered {_short(row)} for history {place}; expected a list of {len(wanted)} scores")
+    if len(row) != len(wanted):
+        raise BadAnswer(f"answered {len(row)} scores for the {len(wanted)} candidates of history {place}")
+    values = row.tolist() if hasattr(row, "tolist") else row
+    for item, value in zip(wanted, values, strict=True):
+        if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+            raise BadAnswer(f"answered {_short(value)} for item {item!r} of history {place}; expected a number")
+        if not -LARGEST <= value <= LARGEST:  # NaN is not below anything either
+            raise BadAnswer(f"answered {_short(value)} for item {item!r} of history {place}; scores must be finite")
+    return np.array([float(value) for value in values], np.float32)
+
+
+def _short(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def place_answer(rows: Sequence[NDArray[np.float32]], items: Tensor) -> Tensor:
+    """(B, N) float32 scores from the rows of an answer to `ask`; NaN where there was nothing to score."""
+    scores = torch.full(items.shape, torch.nan)
+    if rows:
+        scores[(items >= 0).cpu()] = torch.from_numpy(np.concatenate(rows))
+    return scores.to(items.device)

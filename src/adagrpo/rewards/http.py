@@ -1,0 +1,166 @@
+"""A batched HTTP endpoint as a reward.
+
+    POST url   {"histories": [["a", "b"], ["c"]], "candidates": [["d", "e"], ["f"]]}
+    200        {"scores": [[0.3, 0.1], [2.5]]}
+
+Ids are those of the input data, numbers or strings; histories are oldest first. A request that met a connection error,
+a time-out or one of the statuses 408, 429 and 5xx is sent again after a pause that doubles each time. Any other status,
+and an answer that is not whole, ends the scoring at once. Redirects are not followed, and proxies are not used, so
+nothing is sent anywhere but to the address that was given.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from adagrpo.errors import ServiceError, UserError
+from adagrpo.rewards.external import BadAnswer, ItemId, Question, ask, check_answer, place_answer
+from adagrpo.types import Histories
+
+__all__ = ["HttpReward"]
+
+AGAIN = {408, 429}  # beside all from 500 on
+LONGEST_PAUSE = 30.0  # seconds
+PIECE = 2**16  # bytes read between two looks at the clock
+
+
+class _TryAgain(Exception):
+    """A failure that may pass."""
+
+
+class HttpReward:
+    """Implements `adagrpo.rewards.base.Reward`."""
+
+    def __init__(
+        self,
+        url: str,
+        ids: Sequence[ItemId],
+        *,
+        batch_size: int = 64,
+        concurrency: int = 4,
+        timeout_seconds: float = 10.0,
+        retries: int = 4,
+        backoff_seconds: float = 0.5,
+        token_env: str | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """Describe an endpoint; nothing is sent yet.
+
+        Args:
+            url: `http` or `https`.
+            ids: (V,) id of each item.
+            batch_size: histories a request.
+            concurrency: requests at a time.
+            timeout_seconds: for a whole request, from the connection to the last byte of the answer.
+            retries: how often a request is sent again.
+            backoff_seconds: the first pause; each is twice the one before, 30 seconds at most.
+            token_env: environment variable that holds a bearer token.
+            sleep: called with seconds to wait.
+
+        Raises:
+            UserError: the variable is not set.
+        """
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"url must be http:// or https://, got {url}")
+        self.name = f"{parts.scheme}://{parts.netloc}{parts.path}"
+        self._secure, self._host, self._port = parts.scheme == "https", parts.hostname, parts.port
+        self._target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        self._headers = {"Content-Type": "application/json", "Accept": "application/json", "Connection": "close"}
+        if token_env is not None:
+            token = os.environ.get(token_env)
+            if not token:
+                raise UserError(f"reward.token_env: the environment variable {token_env} is not set")
+            self._headers["Authorization"] = f"Bearer {token}"
+        self.ids, self.batch_size, self.concurrency = ids, batch_size, concurrency
+        self.timeout, self.retries, self.backoff, self.sleep = timeout_seconds, retries, backoff_seconds, sleep
+
+    def score(self, histories: Histories, items: Tensor) -> Tensor:
+        """Score (B, N) items for `B` histories, see `Reward.score`.
+
+        Raises:
+            ServiceError: the endpoint failed for good, or its answer is not whole.
+        """
+        whole = ask(histories, items, self.ids)
+        size = self.batch_size
+        starts = range(0, len(whole.candidates), size)
+        batches = [Question(whole.histories[at : at + size], whole.candidates[at : at + size]) for at in starts]
+        pool = ThreadPoolExecutor(self.concurrency)
+        try:
+            answers = [rows for part in pool.map(self._batch, batches) for rows in part]
+        finally:
+            pool.shutdown(cancel_futures=True)  # after a failure what has not been sent is not sent any more
+        return place_answer(answers, items)
+
+    def _batch(self, question: Question) -> list[NDArray[np.float32]]:
+        """Ask until there is an answer, the failure is final, or the retries are used up."""
+        body = json.dumps(question._asdict()).encode()
+        room = 2**16 + 64 * sum(map(len, question.candidates))  # bytes: far more than any number needs
+        for attempt in range(self.retries + 1):
+            if attempt:
+                self.sleep(min(self.backoff * 2 ** (attempt - 1), LONGEST_PAUSE))
+            try:
+                return self._read(self._send(body, room), question)
+            except _TryAgain as error:
+                problem = str(error)
+        raise self._failed(f"{problem}, in {self.retries + 1} attempts")
+
+    def _send(self, body: bytes, room: int) -> bytes:
+        """One request, and the bytes of its answer."""
+        deadline = time.monotonic() + self.timeout
+        kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
+        connection = kind(self._host, self._port, timeout=self.timeout)
+        try:
+            connection.request("POST", self._target, body, self._headers)
+            response = connection.getresponse()
+            if response.status in AGAIN or response.status >= 500:
+                raise _TryAgain(f"answered status {response.status}")
+            if response.status != 200:
+                moved = "; redirects are not followed" if 300 <= response.status < 400 else ""
+                raise self._failed(f"answered status {response.status}{moved}")
+            pieces: list[bytes] = []
+            while piece := response.read1(PIECE):
+                pieces.append(piece)
+                room -= len(piece)
+                if room < 0:
+                    raise self._failed("answered far more than the scores it was asked for")
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise TimeoutError
+                if connection.sock is not None:
+                    connection.sock.settimeout(left)
+            if response.length:  # closed before all of the announced length had come
+                raise http.client.IncompleteRead(b"", response.length)
+            return b"".join(pieces)
+        except TimeoutError as error:
+            raise _TryAgain(f"gave no answer in {self.timeout:g} seconds") from error
+        except (OSError, http.client.HTTPException) as error:
+            raise _TryAgain(f"could not be asked ({type(error).__name__}: {error})") from error
+        finally:
+            connection.close()
+
+    def _read(self, content: bytes, question: Question) -> list[NDArray[np.float32]]:
+        try:
+            answer: Any = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise self._failed(f"answered what is not JSON ({error})") from error
+        if not isinstance(answer, dict) or "scores" not in answer:
+            raise self._failed('answered no object with "scores"')
+        try:
+            return check_answer(answer["scores"], question.candidates)
+        except BadAnswer as error:
+            raise self._failed(str(error)) from error
+
+    def _failed(self, problem: str) -> ServiceError:
+        return ServiceError(f"reward {self.name}: {problem}; mend it, and the same command continues")

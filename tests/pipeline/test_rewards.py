@@ -1,0 +1,308 @@
+"""Rewards of one's own through the stages: what is pinned, what is refused, and what survives a reward that fails."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from adagrpo import cli
+from adagrpo.config import load_config
+from adagrpo.errors import ServiceError, UserError
+from adagrpo.pipeline import Run, diagnose_reward, evaluate, run_all, train
+from adagrpo.pipeline.compare import Comparison
+from adagrpo.pipeline.models import Workbench
+from adagrpo.types import Histories
+
+# items are 3, 13, .. 293 on a ring; what comes soon after the last one is good
+RING = """
+def ahead(histories, candidates):
+    rows = zip(histories, candidates, strict=True)
+    return [[-float((item - history[-1]) % 300) / 100 for item in row] for history, row in rows]
+
+
+def flat(histories, candidates):
+    return [[7.0] * len(row) for row in candidates]
+
+
+def dies(histories, candidates):
+    raise RuntimeError("no model\\nhere")
+"""
+FAST: dict[str, Any] = {"train": {"arms": [{"objective": "nll"}, {"objective": "adagrpo"}]}}
+
+
+def module(folder: Path, name: str, content: str = RING) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.py"
+    path.write_text(content, encoding="utf-8")
+    return path
+
+
+def made(run: Run) -> list[str]:
+    rows = (json.loads(line) for line in run.path("events.jsonl").read_text(encoding="utf-8").splitlines())
+    return [row["stage"] for row in rows if row["event"] == "end"]
+
+
+def again(run: Run, directory: Path, world: Any, data: Path, **changes: Any) -> Run:
+    """The same run with changed settings, and nothing in its log."""
+    run.path("events.jsonl").unlink(missing_ok=True)
+    found: Run = world.run(directory, data, **changes)
+    found.code = run.code
+    return found
+
+
+def test_a_callable_is_the_reward_of_every_stage(copied: Path, world: Any, data: Path, tmp_path: Path) -> None:
+    path = module(tmp_path / "code", "ring_a")
+    run: Run = world.run(copied, data, reward={"kind": "callable", "function": "ring_a:ahead"})
+    run.code = tmp_path / "code"
+    run.path("events.jsonl").unlink()
+    metrics, _ = run_all(run)
+    # nothing below the reward is made again, and continued NLL has none
+    assert made(run)[0] == "reward" and not {"sft", "ranker", "train/nll"} & set(made(run))
+    assert {"train/adagrpo", "evaluate/sft", "ranker/report"} < set(made(run))
+    described = yaml.safe_load(run.path("run.yaml").read_text(encoding="utf-8"))
+    assert described["code_directory"] == str(tmp_path / "code")
+    assert metrics["reward"] == described["reward"]
+    assert metrics["reward"]["kind"] == "callable" and list(metrics["reward"]["files"]) == ["ring_a.py"]
+    report = json.loads(run.path("ranker/report/report.json").read_text(encoding="utf-8"))
+    assert report["loss"] == "callable" and report["strata"][0]["auc"]["mean"] > 0.7  # users walk along the ring
+    result = diagnose_reward(run)
+    assert result["orders"]["ranker"] == pytest.approx(
+        {name: metrics["ranker"]["rerank"]["validation"]["reward"][name] for name in result["orders"]["ranker"]}
+    )
+    # opened again, it finds the module where it was; another content of the module is another reward
+    opened = Run.open(copied, load_config)
+    assert opened.code == tmp_path / "code"
+    opened.path("events.jsonl").unlink()
+    train(opened)
+    assert made(opened) == []
+    path.write_text(RING + "\n# changed\n", encoding="utf-8")
+    train(opened)
+    assert made(opened) == ["reward", "train/adagrpo"]
+
+
+def test_the_reward_that_judges_is_the_one_of_the_configuration(copied: Path, world: Any, data: Path) -> None:
+    checkpoint = str(copied / "ranker/final")
+    members = [{"kind": "sequential"}, {"kind": "sequential", "checkpoint": checkpoint}]
+    options = {"kind": "weighted", "weights": [2.0, -1.0], "members": members}
+    bench = Workbench(world.run(copied, data, reward=options))
+    histories, items = Histories(torch.tensor([[1, 2]]), torch.tensor([2])), torch.arange(30).unsqueeze(0)
+    best, final = (bench.ranker(copied / "ranker" / kind).score(histories, items) for kind in ("best", "final"))
+    for reward in (bench.reward(), bench.judge()):
+        torch.testing.assert_close(reward.score(histories, items), 2 * best - final)
+    assert [path.parent.name for path in bench.judge_files] == ["best", "final"]
+    mean = Workbench(world.run(copied, data, reward={"kind": "mean", "members": members})).reward()
+    torch.testing.assert_close(mean.score(histories, items), (best + final) / 2)
+
+
+def test_the_look_keeps_the_spread_of_every_member(copied: Path, world: Any, data: Path, tmp_path: Path) -> None:
+    module(tmp_path, "ring_b")
+    member = {"kind": "callable", "function": "ring_b:ahead"}
+    options = {"kind": "weighted", "weights": [10.0, 0.0], "members": [member, {"kind": "sequential"}]}
+    run: Run = world.run(copied, data, reward=options)
+    run.code = tmp_path
+    train(run)
+    look = json.loads(run.path("reward/reward.json").read_text(encoding="utf-8"))
+    assert look["cases"] == 60 and len(look["members"]) == 2
+    assert look["spread"] == pytest.approx(10 * look["members"][0], rel=1e-5) and look["spread"] > 1
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("ring_c1:flat", "reward ring_c1:flat: gives every item of a case the same score"),
+        ("ring_c2:dies", "reward ring_c2:dies: raised RuntimeError: no model here"),
+        ("ring_c3:missing", "ring_c3.py has no function 'missing'"),
+        ("nowhere:f", "reward.function: no module 'nowhere'"),
+    ],
+)
+def test_a_useless_reward_is_refused_before_anything_is_trained(
+    copied: Path, world: Any, data: Path, tmp_path: Path, function: str, message: str
+) -> None:
+    module(tmp_path, function.partition(":")[0].replace("nowhere", "ring_c4"))
+    run: Run = world.run(copied, data, reward={"kind": "callable", "function": function})
+    run.code = tmp_path
+    before = run.path("train/adagrpo/manifest.json").read_bytes()
+    with pytest.raises(UserError) as caught:
+        train(run)
+    assert message in str(caught.value)
+    assert run.path("train/adagrpo/manifest.json").read_bytes() == before
+
+
+COUNTED = """
+from pathlib import Path
+LEFT = Path(__file__).with_name("left.txt")
+
+
+def ahead(histories, candidates):
+    left = int(LEFT.read_text())
+    if left == 0:
+        raise RuntimeError("gone")
+    LEFT.write_text(str(left - 1))
+    rows = zip(histories, candidates, strict=True)
+    return [[-float((item - history[-1]) % 300) / 100 for item in row] for history, row in rows]
+"""
+
+
+@pytest.mark.parametrize("calls", [4, 5, 6])
+def test_what_was_trained_before_a_failure_is_kept(
+    copied: Path, world: Any, data: Path, tmp_path: Path, calls: int
+) -> None:
+    """Calls fall on the look, on validation (two batches of cases each) and on groups: 5 and 6 end in a validation; steps are never done twice."""
+    module(tmp_path, f"counted_{calls}", COUNTED)
+    settings: dict[str, Any] = {
+        "reward": {"kind": "callable", "function": f"counted_{calls}:ahead"},
+        "train": {
+            "arms": [{"objective": "adagrpo"}],
+            "fit": {"average": 0.9, "checkpoint_seconds": 1e9, "batch_size": 16, "validations": 2, "epochs": 1},
+        },
+    }
+
+    def carry_out(left: int) -> None:
+        (tmp_path / "left.txt").write_text(str(left), encoding="utf-8")
+        train(run)
+
+    class Steps:
+        def stage(self, name: str, event: str, seconds: float) -> None:
+            pass
+
+        def progress(self, label: str, done: int, total: int, values: Any) -> None:
+            if label == "adagrpo":
+                steps.append(done)
+
+    steps: list[int] = []
+    run: Run = world.run(copied, data, console=Steps(), **settings)
+    run.code = tmp_path
+    carry_out(1000)
+    whole = {name: run.path("train/adagrpo", name).read_bytes() for name in ("steps.jsonl", "validation.jsonl")}
+    whole["weights"] = run.path("train/adagrpo/final/model.safetensors").read_bytes()
+    run.path("train/adagrpo").rename(tmp_path / "whole")
+    run.path("reward").rename(tmp_path / "look")
+    expected, steps[:] = list(steps), []
+    with pytest.raises(UserError, match="gone"):
+        carry_out(calls)
+    done = len(steps)
+    carry_out(1000)
+    found = {name: run.path("train/adagrpo", name).read_bytes() for name in ("steps.jsonl", "validation.jsonl")}
+    found["weights"] = run.path("train/adagrpo/final/model.safetensors").read_bytes()
+    assert found == whole
+    # a step whose validation failed was done and kept, and has not been reported a second time
+    assert set(expected) - set(steps) <= {done + 1} and len(steps) == len(set(steps))
+
+
+# ---------------------------------------------------------------- an endpoint, and the command line
+
+
+def ring(service: Any, handler: Any, body: Any) -> None:
+    rows = zip(body["histories"], body["candidates"], strict=True)
+    scores = [[-((item - history[-1]) % 300) / 100 for item in row] for history, row in rows]
+    service.reply(handler, json.dumps({"scores": scores}).encode())
+
+
+def failing(how: str, after: int) -> Callable[..., None]:
+    """Well for some requests, then one failure after another."""
+
+    def behave(service: Any, handler: Any, body: Any) -> None:
+        if len(service.requests) <= after:
+            ring(service, handler, body)
+        elif how == "slow":
+            time.sleep(0.3)
+            ring(service, handler, body)
+        elif how == "500":
+            service.reply(handler, b"broken", 500)
+        elif how == "short":
+            service.reply(handler, b'{"scores": [[1.0]]}')
+        else:
+            service.reply(
+                handler, json.dumps({"scores": [[float("nan")] * len(c) for c in body["candidates"]]}).encode()
+            )
+
+    return behave
+
+
+SAID = {
+    "slow": "gave no answer in 0.1 seconds, in 2 attempts",
+    "500": "answered status 500, in 2 attempts",
+    "short": "answered 1 rows for",
+    "nan": "answered nan for item",
+}
+
+
+def test_an_endpoint_fails_in_every_way_and_the_same_command_continues(
+    copied: Path, service: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def adagrpo(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["adagrpo", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return int(stop.value.code or 0), capsys.readouterr().err
+
+    options = f"{{kind: http, url: '{service.url}', retries: 1, backoff_seconds: 0, timeout_seconds: 0.1}}"
+    command = ["train", "--run", str(copied), "--quiet", "--set", f"reward={options}"]
+    command += ["--set", "train.arms=[{objective: adagrpo}]"]
+    weights = copied / "train/adagrpo/final/model.safetensors"
+    before = weights.read_bytes()
+    service.behaviour = ring
+    assert adagrpo(*command)[0] == 0
+    whole, asked = weights.read_bytes(), len(service.requests)
+    assert whole != before
+    for folder in ("reward", "train/adagrpo"):
+        (copied / folder).rename(copied / folder.replace("/", "-"))
+    furthest = 0
+    for (how, said), after in zip(SAID.items(), (4, 1, 1, 0), strict=True):  # 4: the look, validation, a group
+        service.requests.clear()
+        service.behaviour = failing(how, after)
+        status, err = adagrpo(*command)
+        assert status == 1 and err.count("\n") == 1 and said in err, err
+        assert err.startswith(f"adagrpo: reward {service.url}: ") and "the same command continues" in err
+        steps = (copied / ".work/train.adagrpo/steps.jsonl").read_text(encoding="utf-8").count("\n")
+        assert steps >= furthest  # nothing lost
+        furthest = steps
+    assert furthest == 2
+    service.requests.clear()
+    service.behaviour = ring
+    assert adagrpo(*command)[0] == 0
+    assert weights.read_bytes() == whole and len(service.requests) < asked
+
+
+def test_an_endpoint_that_says_the_same_of_all_is_a_service_that_fails(
+    copied: Path, world: Any, data: Path, service: Any
+) -> None:
+    def flat(service: Any, handler: Any, body: Any) -> None:
+        service.reply(handler, json.dumps({"scores": [[1] * len(row) for row in body["candidates"]]}).encode())
+
+    service.behaviour = flat
+    options = {"kind": "mean", "members": [{"kind": "http", "url": service.url}] * 2}
+    with pytest.raises(ServiceError, match="reward mean: gives every item of a case the same score"):
+        train(world.run(copied, data, reward=options))
+
+
+def test_evaluation_alone_looks_at_the_reward_too(copied: Path, world: Any, data: Path, tmp_path: Path) -> None:
+    module(tmp_path, "ring_d")
+    run: Run = world.run(copied, data, reward={"kind": "callable", "function": "ring_d:flat"})
+    run.code = tmp_path
+    with pytest.raises(UserError, match="same score"):
+        evaluate(run, [])
+
+
+def test_a_comparison_finds_the_recipes_module(world: Any, data: Path, tmp_path: Path) -> None:
+    module(tmp_path / "code", "ring_e")
+    recipe = tmp_path / "recipe.yaml"
+    reward = {"kind": "callable", "function": "ring_e:ahead"}
+    arms = {"arms": [{"objective": "nll"}]}
+    compare = {"metric": "hr@10", "margins": {"hallucination@10": 0.01}, "resamples": 200}
+    recipe.write_text(yaml.safe_dump(world.recipe(reward=reward, train=arms, compare=compare)), encoding="utf-8")
+    config = load_config(recipe)
+    comparison = Comparison(tmp_path / "out", config, data, objectives=["nll", "rerank"], code=tmp_path / "code")
+    content = comparison.carry_out()
+    assert {row["arm"] for row in content["rows"]} >= {"nll", "rerank"}
+    described = yaml.safe_load((tmp_path / "out/seed-0/run.yaml").read_text(encoding="utf-8"))
+    assert list(described["reward"]["files"]) == ["ring_e.py"]

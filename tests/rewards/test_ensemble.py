@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from adagrpo.rewards.ensemble import MeanReward, WeightedReward
+from adagrpo.types import Histories
+
+HISTORIES = Histories(torch.tensor([[0], [1]]), torch.tensor([1, 1]))
+ITEMS = torch.tensor([[0, 1, 2], [2, -1, 0]])
+
+
+class Fixed:
+    def __init__(self, scores: list[list[float]]) -> None:
+        self.scores = torch.tensor(scores)
+
+    def score(self, histories: Histories, items: Tensor) -> Tensor:
+        return self.scores
+
+
+MEMBERS = [
+    Fixed([[1.0, 2.0, 6.0], [0.5, torch.nan, -1.0]]),
+    Fixed([[3.0, 2.0, 0.0], [1.5, torch.nan, 5.0]]),
+    Fixed([[2.0, 2.0, 0.0], [4.0, torch.nan, 2.0]]),
+]
+
+
+def test_a_mean_and_its_spread_are_those_of_a_loop() -> None:
+    reward = MeanReward(MEMBERS)
+    found, spread = reward.score(HISTORIES, ITEMS), reward.spread(HISTORIES, ITEMS)
+    assert found.dtype == spread.dtype == torch.float32
+    for row, place in (ITEMS >= 0).nonzero().tolist():
+        values = [float(member.scores[row, place]) for member in MEMBERS]
+        assert float(found[row, place]) == pytest.approx(sum(values) / 3)
+        assert float(spread[row, place]) == pytest.approx(np.sqrt(sum((v - sum(values) / 3) ** 2 for v in values) / 3))
+    assert float(spread[0, 1]) == 0.0  # where all agree
+    assert found[1, 1].isnan() and spread[1, 1].isnan()
+
+
+def test_a_weighted_sum() -> None:
+    found = WeightedReward(MEMBERS, [2.0, -1.0, 0.5]).score(HISTORIES, ITEMS)
+    torch.testing.assert_close(found[0], torch.tensor([0.0, 3.0, 12.0]))
+    assert float(found[1, 0]) == 1.5 and float(found[1, 2]) == -6.0
+
+
+def test_wrong_numbers_of_members() -> None:
+    with pytest.raises(ValueError, match="at least one member"):
+        MeanReward([])
+    with pytest.raises(ValueError, match="2 weights for 3 members"):
+        WeightedReward(MEMBERS, [1.0, 2.0])

@@ -1,0 +1,131 @@
+"""Questions in the ids of the data and answers that are checked, and the callable that is asked so."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from adagrpo.errors import UserError
+from adagrpo.rewards.callable import CallableReward, find_module, load_function
+from adagrpo.rewards.external import BadAnswer, ask, check_answer, place_answer
+from adagrpo.types import Histories
+
+IDS = ["a", "b", "c", "d"]
+HISTORIES = Histories(torch.tensor([[0, 1], [2, 0], [3, 3]]), torch.tensor([2, 1, 2]))
+ITEMS = torch.tensor([[2, -1, 3], [-1, -1, -1], [0, 1, 2]])
+
+
+def test_a_question_has_the_ids_and_only_what_is_real() -> None:
+    question = ask(HISTORIES, ITEMS, IDS)
+    assert question.histories == [["a", "b"], ["d", "d"]]
+    assert question.candidates == [["c", "d"], ["a", "b", "c"]]
+
+
+def test_an_answer_goes_to_the_places_that_were_asked_for() -> None:
+    scores = place_answer(check_answer([[1, 2.5], [3, 4, 5]], ask(HISTORIES, ITEMS, IDS).candidates), ITEMS)
+    nan = torch.nan
+    expected = torch.tensor([[1, nan, 2.5], [nan, nan, nan], [3, 4, 5]])
+    torch.testing.assert_close(scores, expected, equal_nan=True, rtol=0, atol=0)
+    assert scores.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        np.array([[1.0, 2.0]]),
+        np.array([[1, 2]]),
+        torch.tensor([[1.0, 2.0]]),
+        [np.array([1.0, 2.0], np.float32)],
+        ((np.float64(1), 2),),
+    ],
+)
+def test_lists_arrays_and_tensors_will_do(answer: Any) -> None:
+    assert [row.tolist() for row in check_answer(answer, [["a", "b"]])] == [[1.0, 2.0]]
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (None, "answered None; expected a list of scores for each history"),
+        ({"a": [1, 2]}, "expected a list of scores for each history"),
+        ([], "answered 0 rows for 1 histories"),
+        ([[1, 2], [1, 2]], "answered 2 rows for 1 histories"),
+        ([[1]], "answered 1 scores for the 2 candidates of history 0"),
+        ([[1, 2, 3]], "answered 3 scores for the 2 candidates of history 0"),
+        ([5], "answered 5 for history 0; expected a list of 2 scores"),
+        (["12"], "answered '12' for history 0"),
+        ([[1, "2"]], "answered '2' for item 'b' of history 0; expected a number"),
+        ([[1, None]], "answered None for item 'b' of history 0; expected a number"),
+        ([[True, 1]], "answered True for item 'a' of history 0; expected a number"),
+        ([[1, float("nan")]], "answered nan for item 'b' of history 0; scores must be finite"),
+        ([[-float("inf"), 1]], "answered -inf for item 'a' of history 0"),
+        ([[1e39, 1]], r"answered 1e\+39 for item 'a' of history 0"),  # no float32
+        ([[10**400, 1]], "for item 'a' of history 0; scores must be finite"),
+        (np.array([[1, np.nan]]), "answered nan for item 'b' of history 0"),
+    ],
+)
+def test_what_is_no_answer(answer: Any, message: str) -> None:
+    with pytest.raises(BadAnswer, match=message):
+        check_answer(answer, [["a", "b"]])
+
+
+def test_a_callable_is_asked_once_for_all_and_not_at_all_for_nothing() -> None:
+    asked: list[Any] = []
+
+    def function(histories: Any, candidates: Any) -> Any:
+        asked.append((histories, candidates))
+        return [[len(history) + ord(item) for item in row] for history, row in zip(histories, candidates, strict=True)]
+
+    reward = CallableReward("m:f", function, IDS)
+    scores = reward.score(HISTORIES, ITEMS)
+    assert scores[2].tolist() == [2 + ord("a"), 2 + ord("b"), 2 + ord("c")] and len(asked) == 1
+    assert reward.score(HISTORIES, torch.full((3, 2), -1)).isnan().all() and len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda h, c: [[1] * len(row) for row in c][:-1], r"^reward m:f: answered 1 rows for 2 histories$"),
+        (lambda h, c: {}[3], r"^reward m:f: raised KeyError: 3$"),
+    ],
+)
+def test_a_callable_that_fails_is_the_users_to_mend(function: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        CallableReward("m:f", function, IDS).score(HISTORIES, ITEMS)
+
+
+def test_a_module_is_found_in_the_folder_and_among_what_is_installed(tmp_path: Path) -> None:
+    (tmp_path / "own_scores_a.py").write_text("def f(h, c):\n    return 1\n", encoding="utf-8")
+    (tmp_path / "own_package_a").mkdir()
+    (tmp_path / "own_package_a" / "__init__.py").write_text("def f(h, c):\n    return 2\n", encoding="utf-8")
+    (tmp_path / "own_package_a" / "inner.py").write_text("from . import f\n", encoding="utf-8")
+    assert find_module("own_scores_a:f", tmp_path) == tmp_path / "own_scores_a.py"
+    assert [load_function(f"{name}:f", tmp_path)([], []) for name in ("own_scores_a", "own_package_a.inner")] == [1, 2]
+    assert find_module("adagrpo.errors:UserError", tmp_path).name == "errors.py"
+    assert load_function("adagrpo.errors:UserError", tmp_path) is UserError
+
+
+def test_finding_a_module_does_not_run_it(tmp_path: Path) -> None:
+    (tmp_path / "own_scores_b.py").write_text("raise SystemExit\n", encoding="utf-8")
+    assert find_module("own_scores_b:f", tmp_path).is_file() and "own_scores_b" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("own_scores_c", None, "no module 'own_scores_c', neither in .* nor installed"),
+        ("own_scores_d", "1 +", "importing .*own_scores_d.py raised SyntaxError"),
+        ("own_scores_e", "f = 3", "own_scores_e.py has no function 'f'"),
+        ("json", "def f(h, c): ...", "another module 'json' is loaded"),
+    ],
+)
+def test_a_function_that_cannot_be_had(tmp_path: Path, name: str, content: str | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / f"{name}.py").write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        load_function(f"{name}:f", tmp_path)

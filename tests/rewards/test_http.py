@@ -1,0 +1,182 @@
+"""The HTTP reward against a real server that is slow, fails, and answers wrongly."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from adagrpo.errors import ServiceError, UserError
+from adagrpo.rewards.http import HttpReward
+from adagrpo.types import Histories
+
+IDS = ["a", "b", "c", "d"]
+HISTORIES = Histories(torch.tensor([[0, 1], [2, 0], [3, 3]]), torch.tensor([2, 1, 2]))
+ITEMS = torch.tensor([[2, -1, 3], [-1, -1, -1], [0, 1, 2]])
+RIGHT = [[2 + ord("c"), 2 + ord("d")], [2 + ord(item) for item in "abc"]]
+
+
+def reward(url: str, **options: Any) -> HttpReward:
+    return HttpReward(url, IDS, **({"backoff_seconds": 0.001, "timeout_seconds": 5.0} | options))
+
+
+def scores(found: torch.Tensor) -> list[list[float]]:
+    return [[value for value in row if value == value] for row in found.tolist() if any(v == v for v in row)]
+
+
+def answer(value: Any, status: int = 200) -> Callable[..., None]:
+    content = value if isinstance(value, bytes) else json.dumps(value).encode()
+    return lambda service, handler, body: service.reply(handler, content, status)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 64])
+def test_batches_come_back_in_their_order(service: Any, batch_size: int) -> None:
+    found = reward(service.url, batch_size=batch_size).score(HISTORIES, ITEMS)
+    assert scores(found) == RIGHT and found.isnan().sum() == 4
+    assert sorted(len(body["histories"]) for body in service.requests) == ([2] if batch_size > 1 else [1, 1])
+    whole = {(tuple(h), tuple(c)) for body in service.requests for h, c in zip(*body.values(), strict=True)}
+    assert whole == {(("a", "b"), ("c", "d")), (("d", "d"), ("a", "b", "c"))}
+
+
+def test_no_more_requests_at_once_than_allowed(service: Any) -> None:
+    def slow(service: Any, handler: Any, body: Any) -> None:
+        time.sleep(0.03)
+        service.well(handler, body)
+
+    service.behaviour = slow
+    many = Histories(torch.arange(4).repeat(3).unsqueeze(1), torch.ones(12, dtype=torch.int64))
+    reward(service.url, batch_size=1, concurrency=3).score(many, torch.zeros(12, 1, dtype=torch.int64))
+    assert len(service.requests) == 12 and service.most_at_once == 3
+
+
+def test_nothing_is_asked_where_there_is_nothing_to_score(service: Any) -> None:
+    assert reward(service.url).score(HISTORIES, torch.full((3, 2), -1)).isnan().all()
+    assert not service.requests
+
+
+@pytest.mark.parametrize("status", [500, 503, 429, 408])
+def test_a_status_that_may_pass_is_tried_again_after_growing_pauses(service: Any, status: int) -> None:
+    pauses: list[float] = []
+
+    def recovers(service: Any, handler: Any, body: Any) -> None:
+        if len(service.requests) <= 3:
+            service.reply(handler, b"busy", status)
+        else:
+            service.well(handler, body)
+
+    service.behaviour = recovers
+    found = reward(service.url, retries=3, backoff_seconds=0.5, sleep=pauses.append).score(HISTORIES, ITEMS)
+    assert scores(found) == RIGHT and pauses == [0.5, 1.0, 2.0]
+
+
+def test_a_time_out_is_tried_again_and_then_said(service: Any) -> None:
+    def slow(service: Any, handler: Any, body: Any) -> None:
+        time.sleep(0.3)
+        service.well(handler, body)
+
+    service.behaviour = slow
+    with pytest.raises(ServiceError, match=r"gave no answer in 0.05 seconds, in 2 attempts; mend it, and the same"):
+        reward(service.url, timeout_seconds=0.05, retries=1).score(HISTORIES, ITEMS)
+    assert len(service.requests) == 2
+
+
+def test_an_answer_that_drips_is_a_time_out(service: Any) -> None:
+    """Each byte comes within the time-out, the whole answer does not."""
+
+    def drips(service: Any, handler: Any, body: Any) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        for _ in range(100):
+            handler.wfile.write(b" ")
+            handler.wfile.flush()
+            time.sleep(0.02)
+
+    service.behaviour = drips
+    started = time.monotonic()
+    with pytest.raises(ServiceError, match=r"gave no answer in 0\.1 seconds, in 1 attempts"):
+        reward(service.url, timeout_seconds=0.1, retries=0).score(HISTORIES, ITEMS)
+    assert time.monotonic() - started < 1.0
+
+
+def test_a_connection_that_breaks_off_is_tried_again(service: Any) -> None:
+    def breaks_off(service: Any, handler: Any, body: Any) -> None:
+        if len(service.requests) == 1:
+            handler.send_response(200)
+            handler.send_header("Content-Length", "1000")
+            handler.end_headers()
+            handler.wfile.write(b'{"scores": [[1')
+        else:
+            service.well(handler, body)
+
+    service.behaviour = breaks_off
+    assert scores(reward(service.url).score(HISTORIES, ITEMS)) == RIGHT
+
+
+def test_a_server_that_is_not_there_is_named() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/score"
+    with pytest.raises(ServiceError, match=rf"reward {url}: could not be asked \(Connection.*, in 3 attempts"):
+        reward(url, retries=2).score(HISTORIES, ITEMS)
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "message"),
+    [
+        (answer({"scores": [[1, 2]]}), "answered 1 rows for 2 histories"),
+        (answer({"scores": [[1, 2], [3, 4]]}), "answered 2 scores for the 3 candidates of history 1"),
+        (answer(b'{"scores": [[1, 2], [3, NaN, 5]]}'), "answered nan for item 'b' of history 1; scores must be finite"),
+        (answer(b'{"scores": [[1, 2], [3, 1e999, 5]]}'), "answered inf for item 'b' of history 1"),
+        (answer({"scores": [[1, 2], [3, "4", 5]]}), "answered '4' for item 'b' of history 1; expected a number"),
+        (answer({"scores": {"0": [1]}}), "expected a list of scores for each history"),
+        (answer([[1, 2], [3, 4, 5]]), 'answered no object with "scores"'),
+        (answer(b"<html>"), "answered what is not JSON"),
+        (answer(b"\xff\xfe{"), "answered what is not JSON"),
+        (answer(b"[" * 10_000), "answered what is not JSON"),
+        (answer(b'{"scores": "' + b"x" * 10**6 + b'"}'), "answered far more than the scores it was asked for"),
+        (answer({}, 404), "answered status 404;"),
+        (answer({}, 422), "answered status 422;"),
+    ],
+)
+def test_a_wrong_answer_ends_it_at_once(service: Any, behaviour: Any, message: str) -> None:
+    service.behaviour = behaviour
+    with pytest.raises(ServiceError, match=message) as caught:
+        reward(service.url).score(HISTORIES, ITEMS)
+    assert len(service.requests) == 1 and "\n" not in str(caught.value)
+    assert str(caught.value).startswith(f"reward {service.url}: ")
+
+
+def test_a_redirect_is_not_followed(service: Any) -> None:
+    def elsewhere(service: Any, handler: Any, body: Any) -> None:
+        service.reply(handler, b"", 307, Location="file:///etc/passwd")
+
+    service.behaviour = elsewhere
+    with pytest.raises(ServiceError, match="answered status 307; redirects are not followed"):
+        reward(service.url).score(HISTORIES, ITEMS)
+    assert len(service.requests) == 1
+
+
+def test_a_failure_stops_what_was_not_sent_yet(service: Any) -> None:
+    service.behaviour = answer({}, 404)
+    many = Histories(torch.zeros(50, 1, dtype=torch.int64), torch.ones(50, dtype=torch.int64))
+    with pytest.raises(ServiceError):
+        reward(service.url, batch_size=1, concurrency=2).score(many, torch.zeros(50, 1, dtype=torch.int64))
+    assert len(service.requests) < 25
+
+
+def test_a_token_comes_from_the_environment(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"reward\.token_env: the environment variable NO_TOKEN is not set"):
+        reward(service.url, token_env="NO_TOKEN")
+    monkeypatch.setenv("A_TOKEN", "abc")
+    reward(service.url, token_env="A_TOKEN").score(HISTORIES, ITEMS)
+    assert service.headers[0]["Authorization"] == "Bearer abc"
+
+
+def test_another_scheme_is_refused() -> None:
+    with pytest.raises(ValueError, match="url must be http:// or https://"):
+        reward("ftp://127.0.0.1/score")
