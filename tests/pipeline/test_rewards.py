@@ -155,7 +155,7 @@ def ahead(histories, candidates):
 def test_what_was_trained_before_a_failure_is_kept(
     copied: Path, world: Any, data: Path, tmp_path: Path, calls: int
 ) -> None:
-    """Calls fall on the look, on validation (two batches of cases each) and on groups: 5 and 6 end in a validation; steps are never done twice."""
+    """Calls: one for the look, two a validation, one a step; with 5 and 6 a validation fails. No step is done twice."""
     module(tmp_path, f"counted_{calls}", COUNTED)
     settings: dict[str, Any] = {
         "reward": {"kind": "callable", "function": f"counted_{calls}:ahead"},
