@@ -89,6 +89,8 @@ def check_reward(bench: Workbench) -> None:
         ServiceError: an endpoint failed, or what it answers is wrong.
     """
     run, options = bench.run, bench.config.reward
+    for path in [*bench.training_files, *bench.catalog_files, run.path("sft", "best", "model.safetensors")]:
+        run.hash_input(path)  # of the stages that are missing, the first is named
     run.record("reward", describe_reward(bench))
     if options == SequentialOptions():
         return  # fitted and validated by the run itself
