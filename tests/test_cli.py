@@ -173,8 +173,8 @@ def test_an_out_that_is_a_file(adagrpo: Command, tmp_path: Path, recipe: Any, da
 def test_a_stage_before_its_inputs(adagrpo: Command, tmp_path: Path, data: Path) -> None:
     out = tmp_path / "run"
     assert adagrpo("prepare", data / "log.csv", "--out", out).status == 0
-    for verb, first in {"sft": "tokenize", "train": "tokenize", "evaluate": "sft"}.items():
-        refused(adagrpo(verb, "--run", out), f"missing; run `adagrpo {first} --run")
+    for verb in ("sft", "train", "evaluate"):
+        refused(adagrpo(verb, "--run", out), "missing; run `adagrpo tokenize --run")
     refused(adagrpo("report", "--run", out), "metrics.json: not there", "evaluate")
     assert adagrpo("tokenize", "--run", out, "--set", "tokenizer.codes=8", "--quiet").err == ""
     refused(adagrpo("train", "--run", out), "sft/best/model.safetensors: missing; run `adagrpo sft")
