@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import sparse
 
+from adagrpo.data.pairs import common_users
 from adagrpo.types import Cases, Ragged
 
 __all__ = ["item_knn", "popularity"]
@@ -74,12 +75,7 @@ def item_knn(
 
 def _similarity(training: Ragged, num_items: int, neighbours: int) -> sparse.csr_array:
     """(V, V) cosine of the sets of users, without the diagonal, the nearest of each row."""
-    users = np.repeat(np.arange(len(training)), training.lengths)
-    bought = sparse.coo_array(
-        (np.ones(len(users), np.float32), (users, training.values)), shape=(len(training), num_items)
-    ).tocsr()
-    bought.data[:] = 1.0  # repeats were summed
-    together = (bought.T @ bought).tocsr()
+    together = common_users(training, num_items)
     norms = np.sqrt(together.diagonal())
     together.setdiag(0)
     together.eliminate_zeros()

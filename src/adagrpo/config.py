@@ -239,6 +239,17 @@ class FitConfig(Section):
     checkpoint_seconds: NonNegativeFloat = 60.0
 
 
+class LambdaRankConfig(Section):
+    """LightGBM LambdaRank, fitted where the reward asks for it: `positions` targets a user, `negatives` draws each."""
+
+    positions: Positive = 3
+    negatives: Positive = 30
+    trees: Positive = 300
+    leaves: Annotated[int, Field(ge=2)] = 31
+    learning_rate: PositiveFloat = 0.1
+    minimum_leaf: Positive = 100
+
+
 class RankerConfig(Section):
     """The sequential ranker; `loss: auto` takes impressions where there are some, else cross_entropy.
 
@@ -254,6 +265,7 @@ class RankerConfig(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
     folds: Annotated[int, Field(ge=0, le=100)] = 0
     fit: FitConfig = FitConfig(epochs=30, validations=5)
+    lambdarank: LambdaRankConfig = LambdaRankConfig()
 
     @model_validator(mode="after")
     def _something_to_compare_with(self) -> Self:

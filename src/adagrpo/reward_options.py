@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_val
 __all__ = [
     "CallableOptions",
     "HttpOptions",
+    "LambdaRankOptions",
+    "LightGBMOptions",
     "MeanOptions",
     "RewardOptions",
     "SequentialOptions",
@@ -94,6 +96,19 @@ class HttpOptions(_Options):
         return self.model_dump(mode="json", include={"kind", "url", "version"})
 
 
+class LightGBMOptions(_Options):
+    """A LightGBM model in text format over the features of `adagrpo.rewards.features`."""
+
+    kind: Literal["lightgbm"] = "lightgbm"
+    model: str
+
+
+class LambdaRankOptions(_Options):
+    """The second family of rankers, which the stage `ranker` fits; see `adagrpo.trainer.lambdarank`."""
+
+    kind: Literal["lambdarank"] = "lambdarank"
+
+
 class MeanOptions(_Options):
     """The mean of rewards that are on one scale; their standard deviation is its uncertainty."""
 
@@ -143,6 +158,8 @@ RewardOptions = Annotated[
     Annotated[SequentialOptions, Tag("sequential")]
     | Annotated[CallableOptions, Tag("callable")]
     | Annotated[HttpOptions, Tag("http")]
+    | Annotated[LightGBMOptions, Tag("lightgbm")]
+    | Annotated[LambdaRankOptions, Tag("lambdarank")]
     | Annotated[MeanOptions, Tag("mean")]
     | Annotated[WeightedOptions, Tag("weighted")],
     Discriminator(_kind),

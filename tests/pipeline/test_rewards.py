@@ -16,8 +16,9 @@ import yaml
 from adagrpo import cli
 from adagrpo.config import load_config
 from adagrpo.errors import ServiceError, UserError
-from adagrpo.pipeline import Run, diagnose_reward, evaluate, run_all, train
+from adagrpo.pipeline import Run, diagnose_reward, evaluate, prepare, run_all, simulate_marketplace, train
 from adagrpo.pipeline.compare import Comparison
+from adagrpo.pipeline.lambdarank import fit_second_ranker
 from adagrpo.pipeline.models import Workbench
 from adagrpo.types import Histories
 
@@ -306,3 +307,49 @@ def test_a_comparison_finds_the_recipes_module(world: Any, data: Path, tmp_path:
     assert {row["arm"] for row in content["rows"]} >= {"nll", "rerank"}
     described = yaml.safe_load((tmp_path / "out/seed-0/run.yaml").read_text(encoding="utf-8"))
     assert list(described["reward"]["files"]) == ["ring_e.py"]
+
+
+# ---------------------------------------------------------------- trees
+
+
+def test_the_second_family_is_fitted_where_it_is_asked_for(copied: Path, world: Any, data: Path) -> None:
+    pytest.importorskip("lightgbm")
+    small = {"lambdarank": {"trees": 5, "leaves": 4, "minimum_leaf": 2, "negatives": 9}}
+    options: dict[str, Any] = {"kind": "mean", "members": [{"kind": "lambdarank"}, {"kind": "sequential"}]}
+    run: Run = world.run(copied, data, reward=options, ranker=small)
+    run.path("events.jsonl").unlink()
+    with pytest.raises(UserError, match=r"ranker/lambdarank/model\.txt: missing; run `adagrpo ranker --run"):
+        train(run)
+    metrics, _ = run_all(run)
+    assert {"ranker/lambdarank", "reward", "train/adagrpo"} < set(made(run)) and "ranker" not in made(run)
+    summary = json.loads(run.path("ranker/lambdarank/metrics.json").read_text(encoding="utf-8"))
+    assert summary["groups"] == "logged" and 1 <= summary["trees"] <= 5 and 0 < summary["ndcg@10_among_sampled"] <= 1
+    pinned = set(metrics["reward"]["files"])
+    assert {"ranker/lambdarank/model.txt", "ranker/best/model.safetensors", "prepare/train.parquet"} <= pinned
+    run = again(run, copied, world, data, reward=options, ranker=small)
+    run_all(run)
+    assert made(run) == []
+    # the same model file as a reward of the user's own
+    own = {"kind": "lightgbm", "model": str(run.path("ranker/lambdarank/model.txt"))}
+    bench, found = Workbench(run), Workbench(again(run, copied, world, data, reward=own))
+    batch = bench.schedule(run.config.train.fit).batches(0)[0]
+    items = torch.arange(30).repeat(len(batch.users), 1)
+    one, other = (reward.score(batch.histories, items) for reward in (bench.reward(), found.reward()))
+    sequential = bench.ranker(copied / "ranker/best").score(batch.histories, items)
+    torch.testing.assert_close(2 * one - sequential, other, rtol=1e-4, atol=1e-4)
+
+
+def test_the_second_family_learns_from_impressions(world: Any, tmp_path: Path) -> None:
+    pytest.importorskip("lightgbm")
+    run: Run = world.run(
+        tmp_path / "run",
+        tmp_path,
+        data={"logs": [], "marketplace": {"users": 80, "items": 100}},
+        reward={"kind": "lambdarank"},
+        ranker={"lambdarank": {"trees": 5, "minimum_leaf": 5}},
+    )
+    for stage in (simulate_marketplace, prepare):
+        stage(run)
+    fit_second_ranker(run)
+    summary = json.loads(run.path("ranker/lambdarank/metrics.json").read_text(encoding="utf-8"))
+    assert summary["groups"] == "impressions" and summary["rows"] > 3 * summary["group_count"] > 0

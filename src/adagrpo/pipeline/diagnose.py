@@ -61,7 +61,9 @@ def diagnose_reward(run: Run, second_ranker: Path | None = None) -> dict[str, An
         inputs.append(second_ranker / "model.safetensors")
     shown = bench.prepared / "impressions.parquet"
     config = run.config
-    settings = [config.evaluation, config.objective, config.policy, config.ranker]
+    read = (config.evaluation, config.objective, config.policy)
+    settings = [part.model_dump(mode="json", by_alias=True) for part in read]
+    settings.append(config.ranker.model_dump(mode="json", exclude={"lambdarank"}))
 
     def build(work: Path) -> None:
         evidence = gather_evidence(
@@ -78,7 +80,7 @@ def diagnose_reward(run: Run, second_ranker: Path | None = None) -> dict[str, An
     folder = run.stage(
         "diagnose",
         config=[
-            *(part.model_dump(mode="json", by_alias=True) for part in settings),
+            *settings,
             config.seed,
             config.max_history,
             *bench.reward_config,

@@ -32,6 +32,7 @@ from adagrpo.policies import CompactPolicy, HybridPolicy
 from adagrpo.reward_options import SequentialOptions
 from adagrpo.rewards.base import Reward
 from adagrpo.rewards.cross_fitted import CrossFitted
+from adagrpo.rewards.features import Features
 from adagrpo.rewards.ranker import SequentialRanker
 from adagrpo.semantic_ids import Catalog
 from adagrpo.trainer import BatchSchedule
@@ -111,6 +112,12 @@ class Workbench:
     def fold_of_user(self) -> NDArray[np.int64]:
         """(U,) the fold of each user."""
         return user_folds(len(self.training), len(self.fold_names), self.config.seed)
+
+    @cached_property
+    def features(self) -> Features:
+        """The engineered features of rewards of trees, counted in training."""
+        items = load_items(self.prepared)
+        return Features(self.training, items["attributes"].to_list(), items["text"].to_list())
 
     @property
     def reward_files(self) -> list[Path]:

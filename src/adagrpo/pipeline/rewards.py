@@ -23,11 +23,14 @@ from adagrpo.evaluation import sample_cases
 from adagrpo.reward_options import (
     CallableOptions,
     HttpOptions,
+    LambdaRankOptions,
+    LightGBMOptions,
     MeanOptions,
     RewardOptions,
     SequentialOptions,
 )
 from adagrpo.rewards import (
+    BoostedReward,
     CallableReward,
     HttpReward,
     MeanReward,
@@ -37,6 +40,7 @@ from adagrpo.rewards import (
     distinct_candidates,
     find_module,
     load_function,
+    load_model,
 )
 from adagrpo.types import Cases, Histories
 
@@ -59,9 +63,17 @@ def reward_inputs(bench: Workbench, options: RewardOptions) -> list[Path]:
             found = [find_module(options.function, run.code), *(run.data / name for name in options.files)]
         case HttpOptions():
             pass
+        case LightGBMOptions() | LambdaRankOptions():
+            found = [_model_file(bench, options), *bench.training_files[:2]]  # the features count in these
         case _:
             found = [path for part in options.parts for path in reward_inputs(bench, part)]
     return list(dict.fromkeys(found))
+
+
+def _model_file(bench: Workbench, options: LightGBMOptions | LambdaRankOptions) -> Path:
+    if isinstance(options, LightGBMOptions):
+        return bench.run.data / options.model
+    return bench.run.path("ranker", "lambdarank", "model.txt")
 
 
 def build_reward(bench: Workbench, options: RewardOptions) -> Reward:
@@ -75,6 +87,8 @@ def build_reward(bench: Workbench, options: RewardOptions) -> Reward:
         case HttpOptions():
             given = options.model_dump(exclude={"kind", "version"})
             return HttpReward(**given, ids=load_item_ids(bench.prepared).to_list())
+        case LightGBMOptions() | LambdaRankOptions():
+            return BoostedReward(load_model(_model_file(bench, options)), bench.features)
         case MeanOptions():
             return MeanReward([build_reward(bench, part) for part in options.parts])
         case _:

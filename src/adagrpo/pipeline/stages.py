@@ -21,6 +21,7 @@ from adagrpo.data.sequences import emptied
 from adagrpo.data.ties import shuffle_ties
 from adagrpo.errors import UserError
 from adagrpo.evaluation import rank_by_ranker, sample_cases, select_cases
+from adagrpo.pipeline.lambdarank import fit_second_ranker
 from adagrpo.pipeline.models import Workbench
 from adagrpo.pipeline.run import Run
 from adagrpo.rewards.ranker import SequentialRanker
@@ -137,6 +138,7 @@ def fit_ranker(run: Run) -> None:
     _fit_ranker(run, "ranker", None)
     for fold, name in enumerate(Workbench(run).fold_names):
         _fit_ranker(run, name, fold)
+    fit_second_ranker(run)
 
 
 def _fit_ranker(run: Run, name: str, fold: int | None) -> None:
@@ -191,7 +193,12 @@ def _fit_ranker(run: Run, name: str, fold: int | None) -> None:
                 summary[label] = retrieve(best, select_cases(everyone, rows))
         (work / "metrics.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
 
-    config = [options.model_dump(mode="json", exclude={"folds"}), kind, run.config.seed, run.config.max_history]
+    config = [
+        options.model_dump(mode="json", exclude={"folds", "lambdarank"}),
+        kind,
+        run.config.seed,
+        run.config.max_history,
+    ]
     config.append(run.config.evaluation.mask_history)
     if fold is not None:
         config += [{"fold": fold, "folds": options.folds}]

@@ -1,6 +1,7 @@
 """Rewards: what one is, the user's own and those made of others, and how a group's rewards are asked for and read."""
 
 from adagrpo.rewards.base import Reward
+from adagrpo.rewards.boosted import BoostedReward, load_model
 from adagrpo.rewards.callable import CallableReward, find_module, load_function
 from adagrpo.rewards.cross_fitted import CrossFitted
 from adagrpo.rewards.ensemble import MeanReward, WeightedReward
@@ -20,6 +21,7 @@ from adagrpo.rewards.scoring import (
 
 __all__ = [
     "BadReward",
+    "BoostedReward",
     "CallableReward",
     "Candidates",
     "CrossFitted",
@@ -34,6 +36,7 @@ __all__ = [
     "find_module",
     "in_batch_negatives",
     "load_function",
+    "load_model",
     "read_rewards",
     "score_groups",
     "shuffled",

@@ -1,0 +1,77 @@
+"""The stage `ranker/lambdarank`: the second family of rankers, where the reward of the configuration asks for it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from adagrpo.artifacts import write_file
+from adagrpo.data.prepared import load_impressions
+from adagrpo.errors import UserError
+from adagrpo.evaluation import sample_cases
+from adagrpo.pipeline.models import Workbench
+from adagrpo.pipeline.run import Run
+from adagrpo.reward_options import RewardOptions
+from adagrpo.rewards.boosted import require_lightgbm
+from adagrpo.rewards.features import FEATURES
+from adagrpo.trainer.lambdarank import NegativeSampler, case_groups, fit_lambdarank, logged_groups, shown_groups
+from adagrpo.trainer.ranker import Impressions
+
+__all__ = ["fit_second_ranker"]
+
+
+def fit_second_ranker(run: Run) -> None:
+    """Fit LambdaRank if the reward, or one that it is made of, is of that kind; on impressions where there are some.
+
+    Raises:
+        UserError: LightGBM is not installed, or there is nothing to learn from.
+    """
+    if not _asked_for(run.config.reward):
+        return
+    require_lightgbm("reward.kind: lambdarank")
+    bench, options = Workbench(run), run.config.ranker.lambdarank
+    shown = bench.prepared / "impressions.parquet"
+    inputs = [*bench.training_files, *([shown] if shown.is_file() else [])]
+    reach = run.config.max_history
+
+    def build(work: Path) -> None:
+        sampler = NegativeSampler(bench.training, bench.num_items, run.config.seed)
+        table = load_impressions(bench.prepared)
+        if table is None:
+            given = {"positions": options.positions, "negatives": options.negatives}
+            groups = logged_groups(sampler, **given, max_history=reach)
+        else:
+            impressions = Impressions.from_table(table, len(bench.training))
+            groups = shown_groups(sampler, impressions, negatives=options.negatives, max_history=reach)
+        cases = sample_cases(bench.cases("validation"), run.config.ranker.fit.validation_users, run.config.seed)
+        held_out = case_groups(sampler, cases, negatives=options.negatives, max_history=reach)
+        if not len(groups.items) or not len(held_out.items):
+            raise UserError("reward.kind: lambdarank finds no moment with one item chosen and another not")
+        found = fit_lambdarank(
+            bench.features,
+            groups,
+            held_out,
+            **options.model_dump(exclude={"positions", "negatives"}),
+            seed=run.config.seed,
+            threads=torch.get_num_threads(),
+        )
+        found.model.save_model(work / "model.txt")
+        gains = dict(zip(FEATURES, found.model.feature_importance("gain").tolist(), strict=True))
+        summary = {
+            "groups": "impressions" if table is not None else "logged",
+            "group_count": found.groups,
+            "rows": found.rows,
+            "trees": found.trees,
+            "ndcg@10_among_sampled": found.ndcg,
+            "gain": dict(sorted(gains.items(), key=lambda entry: -entry[1])),
+        }
+        write_file(work / "metrics.json", json.dumps(summary, indent=1) + "\n")
+
+    config = [options.model_dump(mode="json"), run.config.ranker.fit.validation_users, run.config.seed, reach]
+    run.stage("ranker/lambdarank", config=config, inputs=inputs, build=build)
+
+
+def _asked_for(options: RewardOptions) -> bool:
+    return options.kind == "lambdarank" or any(map(_asked_for, options.parts))

@@ -1,0 +1,85 @@
+"""A LightGBM model over the engineered features of `adagrpo.rewards.features` as a reward.
+
+A model is read from LightGBM's own text format and never unpickled. Its feature names choose the columns, so a model
+may use some of the features, in any order. The score is the raw one, a sum over trees: only its order has a meaning
+for a ranking model.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adagrpo.errors import UserError
+from adagrpo.rewards.features import FEATURES, Features
+from adagrpo.types import Histories
+
+if TYPE_CHECKING:
+    from lightgbm import Booster
+
+__all__ = ["BoostedReward", "load_model", "require_lightgbm"]
+
+
+class BoostedReward:
+    """Implements `adagrpo.rewards.base.Reward`."""
+
+    def __init__(self, model: Booster, features: Features) -> None:
+        """Take a model whose feature names are among `FEATURES`, see `load_model`."""
+        self.model, self.features = model, features
+        self.columns = [FEATURES.index(name) for name in model.feature_name()]
+
+    def score(self, histories: Histories, items: Tensor) -> Tensor:
+        """Score (B, N) items for `B` histories, see `Reward.score`; a history's user is left out of all counts."""
+        users = None if histories.users is None else histories.users.cpu().numpy()
+        padded, lengths, wanted = (part.cpu().numpy() for part in (histories.items, histories.lengths, items))
+        if not wanted.size:
+            return torch.zeros(items.shape, device=items.device)
+        table = self.features.table(padded, lengths, wanted, users)[:, :, self.columns]
+        threads = torch.get_num_threads()
+        scores = self.model.predict(table.reshape(-1, table.shape[2]), raw_score=True, num_threads=threads)
+        return torch.from_numpy(np.asarray(scores, np.float32).reshape(wanted.shape)).to(items.device)
+
+
+def require_lightgbm(key: str) -> None:
+    """Say which extra to install where LightGBM is missing.
+
+    Raises:
+        UserError: naming the extra and the key that needs it.
+    """
+    try:
+        import lightgbm  # noqa: F401
+    except (ImportError, OSError) as error:  # OSError: without its OpenMP library
+        raise UserError(f"{key}: needs LightGBM ({error}); pip install 'adagrpo[lightgbm]'") from error
+
+
+def load_model(path: Path) -> Booster:
+    """Read a model in LightGBM's text format.
+
+    Raises:
+        UserError: it is none, has several outputs, or uses a feature that there is none of.
+    """
+    require_lightgbm("reward")
+    from lightgbm import Booster
+    from lightgbm.basic import LightGBMError
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a LightGBM model in text format") from error
+    # its parser trusts the file: one that is cut short could end the process
+    if not text.startswith("tree\n") or "\nend of trees\n" not in text:
+        raise UserError(f"{path}: not a whole LightGBM model in text format (Booster.save_model)")
+    try:
+        model = Booster(model_str=text)
+    except LightGBMError as error:
+        raise UserError(f"{path}: LightGBM cannot read it ({error})") from error
+    if model.num_model_per_iteration() != 1:
+        raise UserError(f"{path}: has {model.num_model_per_iteration()} outputs; a reward has one")
+    unknown = [name for name in model.feature_name() if name not in FEATURES]
+    if unknown:
+        raise UserError(f"{path}: uses the feature '{unknown[0]}'; there are {', '.join(FEATURES)}")
+    return model

@@ -1,0 +1,202 @@
+"""Engineered features of a history and a candidate, for models of trees: what a team has before it has embeddings.
+
+    x_1 .. x_T   the history, oldest first, as much of it as the policy sees;  w_t = γ^(T - t),  γ = 0.7
+    s(j, i)      = c(j, i) / √(n_i n_j),  c(j, i) users with both items, n_i users with item i       (item-kNN's cosine)
+    J(j, i)      = |A_i ∩ A_j| / |A_i ∪ A_j|,  A_i the attributes of item i
+    e_i          the text vector of item i, of length one, or zero
+
+    name                 value
+    history_length       T
+    history_popularity   mean of log(1 + n) over the history
+    popularity           log(1 + n_i)
+    popularity_gap       popularity - history_popularity
+    age                  mean number of interactions that followed i's in its users' sequences: low is recent
+    repeats              how often the history holds i
+    knn_last             s(x_T, i)
+    knn_history          Σ_t w_t s(x_t, i)
+    knn_best             max_t s(x_t, i)
+    next_last            times that i followed x_T directly / (1 + times that anything did)
+    attributes_last      J(x_T, i)
+    attributes_history   Σ_t w_t J(x_t, i) / Σ_t w_t
+    text_last            e_xT · e_i
+    text_history         Σ_t w_t e_xt · e_i / Σ_t w_t
+
+Counts are of training interactions, and never of those of the user in question: the user's own training sequence, or
+where it is not said whose the history is the history itself, is taken out of n_i, c(j, i), age and next_last. Without
+that a logged item would be known by the very interaction that is to be predicted. n_j of the history's items is not
+changed: every user whose history holds them has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from adagrpo.data.pairs import PairCounts, common_users, successions
+from adagrpo.data.sequences import pad
+from adagrpo.semantic_ids.embeddings import text_vectors
+from adagrpo.types import Ragged
+
+__all__ = ["FEATURES", "Features"]
+
+FEATURES = (
+    "history_length",
+    "history_popularity",
+    "popularity",
+    "popularity_gap",
+    "age",
+    "repeats",
+    "knn_last",
+    "knn_history",
+    "knn_best",
+    "next_last",
+    "attributes_last",
+    "attributes_history",
+    "text_last",
+    "text_history",
+)
+DECAY = 0.7
+TEXT_WIDTH = 64
+_BLOCK = 2**21  # numbers at a time in what is done for every candidate and history item
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
+
+class Features:
+    """The statistics that the features are read from."""
+
+    def __init__(self, training: Ragged, attributes: Sequence[Sequence[str]], texts: Sequence[str]) -> None:
+        """Count.
+
+        Args:
+            training: item sequences of the training split only, one row a user.
+            attributes: V lists of attribute strings, empty where there are none.
+            texts: V texts, empty where there are none.
+        """
+        items = len(attributes)
+        self.training = training
+        together, followed = common_users(training, items), successions(training, items)
+        self.users = together.diagonal().astype(np.float32)  # (V,) n_i
+        self.followed = np.asarray(followed.sum(axis=1), np.float32)  # (V,)
+        self.together, self.next = PairCounts.of(together), PairCounts.of(followed)
+        self.occurrences = np.bincount(training.values, minlength=items).astype(np.float32)  # (V,)
+        later = np.repeat(training.offsets[1:], training.lengths) - 1 - np.arange(len(training.values))
+        self.later = np.bincount(training.values, later, minlength=items).astype(np.float32)  # (V,) Σ over occurrences
+        self.attributes, self.attribute_counts = _indicators(attributes)
+        self.texts = text_vectors(texts, width=TEXT_WIDTH) if any(texts) else None
+
+    def table(
+        self,
+        histories: Ints,  # (B, T)
+        lengths: Ints,  # (B,)
+        items: Ints,  # (B, N)
+        users: Ints | None = None,  # (B,)
+    ) -> Floats:  # (B, N, F)
+        """The features of every candidate, in the order of `FEATURES`.
+
+        Args:
+            histories: (B, T) items, padded on the right.
+            lengths: (B,) at least 1.
+            items: (B, N); what stands at -1 is unspecified.
+            users: (B,) rows of the training sequences, whose histories they are; None where that is not known.
+        """
+        own_width = int(self.training.lengths[users].max(initial=0)) if users is not None else histories.shape[1]
+        per_row = items.shape[1] * max(histories.shape[1], own_width, 1)
+        found = np.empty((*items.shape, len(FEATURES)), np.float32)
+        for first in range(0, len(items), step := max(1, _BLOCK // max(1, per_row))):
+            rows = slice(first, first + step)
+            width = max(1, int(lengths[rows].max()))
+            own = self._own(histories[rows, :width], lengths[rows], None if users is None else users[rows])
+            found[rows] = self._block(histories[rows, :width], lengths[rows], items[rows].clip(min=0), *own)
+        return found
+
+    def _own(self, histories: Ints, lengths: Ints, users: Ints | None) -> tuple[Ints, Ints]:
+        """(B, S) what is to be taken out of the counts, padded with -1, and its (B,) lengths."""
+        if users is not None:
+            lengths = self.training.lengths[users]
+            there = np.flatnonzero(lengths > 0)
+            histories = np.zeros((len(users), int(lengths.max(initial=0))), np.int64)
+            if len(there):
+                histories[there] = pad(self.training, users[there], histories.shape[1]).items.numpy()
+        return np.where(np.arange(histories.shape[1]) < lengths[:, None], histories, -1), lengths
+
+    def _block(self, histories: Ints, lengths: Ints, items: Ints, own: Ints, own_lengths: Ints) -> Floats:
+        size, width = histories.shape
+        place = np.arange(width)
+        real = place < lengths[:, None]  # (B, T)
+        weights = np.where(real, DECAY ** np.maximum(lengths[:, None] - 1 - place, 0), 0.0).astype(np.float32)
+        total = weights.sum(1)[:, None]  # (B, 1)
+        last = histories[np.arange(size), lengths - 1][:, None]  # (B, 1)
+        mine = own[:, None, :] == items[:, :, None]  # (B, N, S)
+        has = mine.any(2).astype(np.float32)  # (B, N) the user is one of the item's users
+        known = self.users[items] - has
+        popular = np.where(real, np.log1p(self.users[histories]), 0.0).sum(1)[:, None] / lengths[:, None]
+        age = (mine * (own_lengths[:, None] - 1 - np.arange(own.shape[1]))[:, None, :]).sum(2)
+        occurrences = self.occurrences[items] - mine.sum(2)
+        near = self._cosine(histories, items, known, has) * real[:, None, :]  # (B, N, T)
+        alike = self._overlap(histories, items, real)  # (B, N, T)
+        ends = np.broadcast_to((lengths - 1)[:, None, None], (*items.shape, 1))
+        columns = (
+            np.broadcast_to(lengths[:, None], items.shape),
+            np.broadcast_to(popular, items.shape),
+            np.log1p(known),
+            np.log1p(known) - popular,
+            (self.later[items] - age) / np.maximum(occurrences, 1.0),
+            ((histories[:, None, :] == items[:, :, None]) & real[:, None, :]).sum(2),
+            np.take_along_axis(near, ends, 2)[:, :, 0],
+            (near * weights[:, None, :]).sum(2),
+            near.max(2),
+            self._next(last, items, own),
+            np.take_along_axis(alike, ends, 2)[:, :, 0],
+            (alike * weights[:, None, :]).sum(2) / total,
+            *self._text(histories, last, items, weights / total),
+        )
+        return np.stack([np.asarray(column, np.float32) for column in columns], axis=2)
+
+    def _cosine(self, histories: Ints, items: Ints, known: Floats, has: Floats) -> Floats:
+        """(B, N, T) `s` without the user's part."""
+        both = self.together.at(histories[:, None, :], items[:, :, None]) - has[:, :, None]
+        norms = np.sqrt(np.maximum(known[:, :, None] * self.users[histories][:, None, :], 1.0))
+        return np.asarray(np.maximum(both, 0.0) / norms, np.float32)
+
+    def _next(self, last: Ints, items: Ints, own: Ints) -> Floats:
+        """(B, N) how often the item followed the last one, as a share, without the user's part."""
+        before = own[:, None, :-1] == last[:, :, None]  # (B, 1, S - 1)
+        mine = (before & (own[:, None, 1:] == items[:, :, None])).sum(2)
+        any_of_mine = (before & (own[:, None, 1:] >= 0)).sum(2)
+        return np.asarray((self.next.at(last, items) - mine) / (1.0 + self.followed[last] - any_of_mine), np.float32)
+
+    def _overlap(self, histories: Ints, items: Ints, real: NDArray[np.bool_]) -> Floats:
+        """(B, N, T) `J`, 0 where neither has an attribute."""
+        found = np.zeros((*items.shape, histories.shape[1]), np.float32)
+        if self.attributes.nnz:
+            row, candidate, place = np.nonzero(np.broadcast_to(real[:, None, :], found.shape))
+            one, other = histories[row, place], items[row, candidate]
+            shared = np.asarray(self.attributes[one].multiply(self.attributes[other]).sum(axis=1), np.float32)
+            either = self.attribute_counts[one] + self.attribute_counts[other] - shared
+            found[row, candidate, place] = shared / np.maximum(either, 1.0)
+        return found
+
+    def _text(self, histories: Ints, last: Ints, items: Ints, weights: Floats) -> tuple[Floats, Floats]:
+        """(B, N) each: the texts' similarity to the last item, and to the history."""
+        if self.texts is None:
+            nothing = np.zeros(items.shape, np.float32)
+            return nothing, nothing
+        vectors = self.texts[items]  # (B, N, W)
+        taste = np.einsum("bt,btw->bw", weights, self.texts[histories])
+        return np.einsum("bnw,bw->bn", vectors, self.texts[last[:, 0]]), np.einsum("bnw,bw->bn", vectors, taste)
+
+
+def _indicators(attributes: Sequence[Sequence[str]]) -> tuple[sparse.csr_array, Floats]:
+    """(V, A) which item has which attribute, and (V,) how many each has."""
+    sets = [sorted(set(names)) for names in attributes]
+    columns = {name: place for place, name in enumerate(sorted({name for names in sets for name in names}))}
+    counts = np.array([len(names) for names in sets], np.int64)
+    indices = np.array([columns[name] for names in sets for name in names], np.int64)
+    offsets = np.concatenate([[0], counts.cumsum()])
+    entries = (np.ones(len(indices), np.float32), indices, offsets)
+    return sparse.csr_array(entries, shape=(len(sets), max(1, len(columns)))), counts.astype(np.float32)

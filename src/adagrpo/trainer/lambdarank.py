@@ -1,0 +1,274 @@
+"""LightGBM LambdaRank on engineered features: a second family of rankers, unlike the sequential one in all it sees.
+
+A group is a moment of a user with candidates, labelled 1 where chosen: a logged next item among sampled ones, or what
+was shown with its clicks, beside sampled ones. A third of the samples each is drawn uniformly, by popularity, and from
+the neighbours of an item of the history: against uniform ones alone popularity would be nearly all there is to learn.
+Items that the user has are never drawn. Source of the objective: Burges, *From RankNet to LambdaRank to LambdaMART*,
+2010. Features leave the group's user out of every count, see `adagrpo.rewards.features`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adagrpo.data.pairs import common_users
+from adagrpo.data.sequences import pad
+from adagrpo.rewards.boosted import require_lightgbm
+from adagrpo.rewards.features import FEATURES, Features
+from adagrpo.trainer.ranker import Impressions
+from adagrpo.types import Cases, Ragged
+
+if TYPE_CHECKING:
+    from lightgbm import Booster, Dataset
+
+__all__ = [
+    "Fitted",
+    "NegativeSampler",
+    "RankingGroups",
+    "case_groups",
+    "fit_lambdarank",
+    "logged_groups",
+    "shown_groups",
+]
+
+Ints = NDArray[np.int64]
+GROUPS_AT_ONCE = 20_000
+
+
+class RankingGroups(NamedTuple):
+    """`Q` moments with up to `N` candidates each."""
+
+    histories: Ints  # (Q, T) padded on the right with 0
+    lengths: Ints  # (Q,)
+    users: Ints  # (Q,)
+    items: Ints  # (Q, N), -1 where there is none
+    chosen: NDArray[np.bool_]  # (Q, N)
+
+    def rows(self, kept: slice | NDArray[np.bool_]) -> RankingGroups:
+        """Some of the groups."""
+        rows = (self.histories[kept], self.lengths[kept], self.users[kept])
+        return RankingGroups(*rows, self.items[kept], self.chosen[kept])
+
+
+class NegativeSampler:
+    """Draws items that a user does not have: uniformly, by popularity, and near the history."""
+
+    def __init__(self, training: Ragged, num_items: int, seed: int) -> None:
+        self.training, self.num_items = training, num_items
+        self.generator = np.random.default_rng([seed, 1])
+        self.near = common_users(training, num_items)
+        owners = np.repeat(np.arange(len(training), dtype=np.int64), training.lengths)
+        self.has = np.unique(owners * num_items + training.values)  # ascending keys of (user, item)
+
+    def draw(
+        self,
+        users: Ints,  # (Q,)
+        histories: Ints,  # (Q, T)
+        lengths: Ints,  # (Q,)
+        avoid: Ints,  # (Q, K)
+        count: int,
+    ) -> Ints:
+        """(Q, count) items, -1 where a draw met an item that the user has or that is to be avoided, or no neighbour."""
+        shape = (len(users), count)
+        by_popularity = self.training.values[self.generator.integers(0, max(1, len(self.training.values)), shape)]
+        anchor = (self.generator.random(shape) * lengths[:, None]).astype(np.int64)
+        anchors = np.take_along_axis(histories, anchor, 1)
+        starts, degrees = self.near.indptr[anchors], np.diff(self.near.indptr)[anchors]
+        place = (self.generator.random(shape) * degrees).astype(np.int64)
+        neighbours = self.near.indices[np.minimum(starts + place, max(0, len(self.near.indices) - 1))]
+        kind = np.arange(count) % 3
+        found = np.where(kind == 0, self.generator.integers(0, self.num_items, shape), by_popularity)
+        found = np.where(kind == 2, np.where(degrees > 0, neighbours, -1), found).astype(np.int64)
+        keys = users[:, None] * self.num_items + found
+        owned = self.has[np.searchsorted(self.has, keys).clip(max=max(0, len(self.has) - 1))] == keys
+        # a group holds an item once: a chosen one would otherwise stand against itself
+        ordered = np.sort(found, axis=1)
+        order = np.argsort(found, axis=1, kind="stable")
+        again = np.zeros(shape, dtype=np.bool_)
+        np.put_along_axis(again, order, np.pad(ordered[:, 1:] == ordered[:, :-1], ((0, 0), (1, 0))), 1)
+        met = (found[:, :, None] == avoid[:, None, :]).any(2)
+        return np.where(owned | met | again, -1, found)
+
+
+def logged_groups(sampler: NegativeSampler, *, positions: int, negatives: int, max_history: int) -> RankingGroups:
+    """Each user's last training interactions as targets, among sampled items.
+
+    Args:
+        sampler: of the training sequences.
+        positions: targets a user, the last ones that have a history.
+        negatives: draws a target.
+        max_history: items of a history that are seen, the last ones.
+    """
+    training = sampler.training
+    counts = np.clip(training.lengths - 1, 0, positions)
+    users = np.repeat(np.arange(len(training)), counts)
+    back = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)  # 0 is the last interaction
+    ends = training.offsets[users + 1] - 1 - back
+    histories, lengths = _histories(training, users, ends, max_history)
+    targets = training.values[ends].astype(np.int64)[:, None]
+    drawn = sampler.draw(users, histories, lengths, targets, negatives)
+    return _grouped(sampler, histories, lengths, users, targets, np.ones_like(targets, dtype=np.bool_), drawn)
+
+
+def shown_groups(
+    sampler: NegativeSampler, shown: Impressions, *, negatives: int, max_history: int, most_shown: int = 50
+) -> RankingGroups:
+    """What was shown to a user between two interactions, if some of it was clicked, and sampled items.
+
+    Args:
+        sampler: of the training sequences.
+        shown: impressions, sorted by user and history length.
+        negatives: draws a group.
+        max_history: items of a history that are seen, the last ones.
+        most_shown: of a longer list the first ones are taken.
+    """
+    training = sampler.training
+    users = np.repeat(np.arange(len(shown.offsets) - 1), np.diff(shown.offsets))
+    starts = np.flatnonzero(
+        np.diff(users, prepend=-1).astype(bool) | np.diff(shown.history_lengths, prepend=-1).astype(bool)
+    )
+    group = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(users))))
+    place = np.arange(len(users)) - starts[group] if len(starts) else np.empty(0, np.int64)
+    kept = place < most_shown
+    items = np.full((len(starts), most_shown), -1, np.int64)
+    chosen = np.zeros(items.shape, dtype=np.bool_)
+    items[group[kept], place[kept]] = shown.items[kept]
+    chosen[group[kept], place[kept]] = shown.clicked[kept]
+    owner, seen = users[starts], shown.history_lengths[starts]
+    good = chosen.any(1) & (seen <= training.lengths[owner])
+    owner, seen, items, chosen = owner[good], seen[good], items[good], chosen[good]
+    histories, lengths = _histories(training, owner, training.offsets[owner] + seen, max_history)
+    drawn = sampler.draw(owner, histories, lengths, items, negatives)
+    return _grouped(sampler, histories, lengths, owner, items, chosen, drawn)
+
+
+def case_groups(sampler: NegativeSampler, cases: Cases, *, negatives: int, max_history: int) -> RankingGroups:
+    """Evaluation cases with sampled items, to choose the number of trees by; no measure of retrieval."""
+    padded = pad(cases.histories, np.arange(len(cases)), max_history)
+    histories, lengths = padded.items.numpy(), padded.lengths.numpy()
+    users, targets = cases.users.astype(np.int64), cases.targets.astype(np.int64)[:, None]
+    drawn = sampler.draw(users, histories, lengths, targets, negatives)
+    return _grouped(sampler, histories, lengths, users, targets, np.ones_like(targets, dtype=np.bool_), drawn)
+
+
+def _histories(training: Ragged, users: Ints, ends: Ints, max_history: int) -> tuple[Ints, Ints]:
+    """(Q, T) what the users had before some places in the training values, padded on the right, and (Q,) lengths."""
+    lengths = np.minimum(ends - training.offsets[users], max_history)
+    columns = np.arange(int(lengths.max(initial=1)))
+    real = columns < lengths[:, None]
+    source = np.where(real, (ends - lengths)[:, None] + columns, 0)
+    return np.where(real, training.values[source], 0).astype(np.int64), lengths
+
+
+def _grouped(
+    sampler: NegativeSampler,
+    histories: Ints,
+    lengths: Ints,
+    users: Ints,
+    items: Ints,
+    chosen: NDArray[np.bool_],
+    drawn: Ints,
+) -> RankingGroups:
+    """Given and drawn candidates in random order; groups in which nothing stands against the chosen are left out.
+
+    The order matters where a model gives equal scores: LightGBM's NDCG leaves those as they stand.
+    """
+    items = np.concatenate([items, drawn], axis=1)
+    chosen = np.pad(chosen, ((0, 0), (0, drawn.shape[1])))
+    order = sampler.generator.random(items.shape).argsort(1)
+    items, chosen = np.take_along_axis(items, order, 1), np.take_along_axis(chosen, order, 1)
+    against = np.asarray(((items >= 0) & ~chosen).any(1))
+    return RankingGroups(histories, lengths, users, items, chosen).rows(against)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A fitted model and how it went."""
+
+    model: Booster
+    trees: int
+    ndcg: float  # at 10, among the sampled items of the validation groups
+    rows: int
+    groups: int
+
+
+def fit_lambdarank(
+    features: Features,
+    groups: RankingGroups,
+    validation: RankingGroups,
+    *,
+    trees: int,
+    leaves: int,
+    learning_rate: float,
+    minimum_leaf: int,
+    seed: int,
+    threads: int,
+) -> Fitted:
+    """Fit, and keep as many trees as are best on the validation groups. Equal arguments give an equal model.
+
+    Args:
+        features: of the training data.
+        groups: at least one.
+        validation: at least one.
+        trees: at most; fewer if 50 in a row bring nothing.
+        leaves: a tree.
+        learning_rate: of a tree.
+        minimum_leaf: rows in a leaf.
+        seed: of LightGBM's draws.
+        threads: processors.
+    """
+    require_lightgbm("reward")
+    import lightgbm
+
+    parameters = {
+        "objective": "lambdarank",
+        "metric": "ndcg",
+        "eval_at": [10],
+        "label_gain": [0, 1],
+        "lambdarank_truncation_level": 20,
+        "num_leaves": leaves,
+        "learning_rate": learning_rate,
+        "min_data_in_leaf": minimum_leaf,
+        "seed": seed,
+        "deterministic": True,
+        "force_row_wise": True,
+        "num_threads": threads,
+        "max_bin": 63,
+        "verbosity": -1,
+    }
+    train = _dataset(features, groups, parameters)
+    held_out = _dataset(features, validation, parameters, train)
+    model = lightgbm.train(
+        parameters,
+        train,
+        num_boost_round=trees,
+        valid_sets=[held_out],
+        valid_names=["validation"],
+        callbacks=[lightgbm.early_stopping(50, verbose=False)],
+    )
+    ndcg = float(model.best_score["validation"]["ndcg@10"])
+    return Fitted(model, model.best_iteration, ndcg, int((groups.items >= 0).sum()), len(groups.items))
+
+
+def _dataset(
+    features: Features, groups: RankingGroups, parameters: dict[str, object], reference: Dataset | None = None
+) -> Dataset:
+    import lightgbm
+
+    tables = []
+    for first in range(0, len(groups.items), GROUPS_AT_ONCE):
+        part = groups.rows(slice(first, first + GROUPS_AT_ONCE))
+        tables.append(features.table(part.histories, part.lengths, part.items, part.users)[part.items >= 0])
+    real = groups.items >= 0
+    return lightgbm.Dataset(
+        np.concatenate(tables),
+        label=groups.chosen[real].astype(np.float32),
+        group=real.sum(1),
+        feature_name=list(FEATURES),
+        params=parameters,
+        reference=reference,
+    )
