@@ -362,6 +362,12 @@ class BrokenTrie:
     def child(self, level: int, nodes: Tensor, codes: Tensor) -> Tensor:
         return codes
 
+    def children(self, level: int, nodes: Tensor) -> tuple[Tensor, Tensor]:
+        every = (
+            torch.arange(SIZES[level]).expand(*nodes.shape, -1) if level == 0 else nodes.new_full((*nodes.shape, 1), -1)
+        )
+        return every, every
+
 
 def test_a_prefix_without_continuation_is_a_dead_end():
     policy = TablePolicy.random(SIZES)

@@ -209,17 +209,20 @@ def beam_search(
     nodes = torch.zeros(logits.shape[:2], dtype=torch.int64, device=logits.device)  # (B, W)
     written = torch.empty(*logits.shape[:2], 0, dtype=torch.int64, device=logits.device)  # (B, W, level)
     for level in range(levels):
-        log_probs = logits.float().log_softmax(-1)
-        if trie is not None:
-            allowed = trie.allowed(level, nodes)
-            if not bool((allowed.any(-1) | (scores == -torch.inf)).all()):
+        if trie is None:
+            log_probs = logits.float().log_softmax(-1)
+            scores, parents, codes = _best_continuations(log_probs, scores, width)
+        else:  # only the children are looked at, most of the codes of a level name none
+            children, below = trie.children(level, nodes)  # (B, W, C) each, -1 where there is none
+            if not bool(((children >= 0).any(-1) | (scores == -torch.inf)).all()):
                 raise DeadEnd(f"the trie allows no code at level {level + 1} after a prefix that it allowed before")
-            log_probs = log_probs.masked_fill_(~allowed, -torch.inf)
-        scores, parents, codes = _best_continuations(log_probs, scores, width)
+            log_probs = _log_probs_of(logits.float(), children)
+            scores, parents, places = _best_continuations(log_probs, scores, width)
+            flat = parents * children.shape[-1] + places
+            codes, nodes = children.flatten(1).gather(1, flat), below.flatten(1).gather(1, flat)
+            codes = codes.clamp(min=0)  # -1 only in dead lanes
         written = torch.cat([_take(written, parents), codes.unsqueeze(-1)], dim=-1)
         if level + 1 < levels:
-            if trie is not None:
-                nodes = trie.child(level, nodes.gather(1, parents), codes)  # -1 only in dead lanes
             state = policy.advance(state, parents, codes)
             logits = policy.logits(state)
     written = written.masked_fill((scores == -torch.inf).unsqueeze(-1), -1)
@@ -228,6 +231,15 @@ def beam_search(
         torch.nn.functional.pad(written, (0, 0, 0, missing), value=-1),
         torch.nn.functional.pad(scores, (0, missing), value=-torch.inf),
     )
+
+
+def _log_probs_of(
+    logits: Tensor,  # (B, W, K)
+    codes: Tensor,  # (B, W, C)
+) -> Tensor:  # (B, W, C)
+    """Log-probabilities of some codes under the softmax over all, -inf where a place holds no code."""
+    found = logits.gather(-1, codes.clamp(min=0)) - logits.logsumexp(-1, keepdim=True)
+    return found.masked_fill_(codes < 0, -torch.inf)
 
 
 def _best_continuations(

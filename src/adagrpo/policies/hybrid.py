@@ -108,7 +108,6 @@ class HybridPolicy(nn.Module):
             self.project.weight += torch.eye(width)
         self.compact = compact
         self.parents = _parents(trie)
-        self.branches = [_children(trie, level) for level in range(trie.num_levels)]
 
     @property
     def level_sizes(self) -> tuple[int, ...]:
@@ -162,16 +161,16 @@ class HybridPolicy(nn.Module):
     def logits(self, state: HybridState) -> Tensor:
         """(B, W, K_l) float32 log-probabilities of the pool, up to a constant a lane."""
         decoder = self.compact.logits(state.compact)
-        codes, nodes = (table[state.nodes.clamp(min=0)] for table in self.branches[state.level])  # (B, W, C) each
+        codes, nodes = self.trie.children(state.level, state.nodes)  # (B, W, C) each
         mass = state.masses[state.level]
-        found = mass.gather(1, nodes.flatten(1)).view(nodes.shape)
+        found = mass.gather(1, nodes.flatten(1).clamp(min=0)).view(nodes.shape).masked_fill(nodes < 0, 0.0)
         share = found / found.sum(-1, keepdim=True).clamp(min=_TINY)
         floor = self.smoothing / decoder.shape[-1]
         # what the head adds above a code of no item, whose share is the floor; padding has no mass and adds nothing
         head = self.item_weight * (((1 - self.smoothing) * share + floor) / max(floor, _TINY)).clamp(min=_TINY).log()
         known = (state.nodes >= 0).unsqueeze(-1)
         pooled = torch.where(known, 1 - self.item_weight, 1.0) * decoder
-        return pooled.scatter_add(-1, codes, torch.where(known & (found > 0), head, 0.0))
+        return pooled.scatter_add(-1, codes.clamp(min=0), torch.where(known & (found > 0), head, 0.0))
 
     def advance(self, state: HybridState, parents: Tensor, codes: Tensor) -> HybridState:
         """Append codes (B, W') to lanes `parents` (B, W')."""
@@ -189,39 +188,17 @@ class HybridPolicy(nn.Module):
         return torch.cat(scores, dim=-1)
 
     def _masses(self, context: HybridContext) -> tuple[Tensor, ...]:
-        """L of (N, n_l + 1): probability of the items below each node of levels 1 .. L, and a last column of zero."""
+        """L of (N, n_l): probability of the items below each node of levels 1 .. L."""
         mass = self.item_logits(context, self.trie.items).softmax(-1)  # leaves are in the order of their codes
         levels = [mass]
         for parents in self.parents:
             summed = mass.new_zeros(len(mass), int(parents[-1]) + 1 if len(parents) else 0)
             mass = summed.index_add(1, parents, mass)
             levels.append(mass)
-        return tuple(functional.pad(level, (0, 1)) for level in reversed(levels))
+        return tuple(reversed(levels))
 
 
 def _parents(trie: Trie) -> list[Tensor]:
     """For levels L .. 2: the node of the level above that each node hangs from, (n_l,) int64, ascending."""
-    found = []
-    for level in range(trie.num_levels - 1, 0, -1):
-        above = torch.arange(trie.node_counts[level], device=trie.items.device)
-        codes = torch.arange(trie.level_sizes[level], device=trie.items.device)
-        children = trie.child(level, above.unsqueeze(-1), codes)
-        found.append((children >= 0).nonzero()[:, 0])
-    return found
-
-
-def _children(trie: Trie, level: int) -> tuple[Tensor, Tensor]:
-    """The codes that continue each node of a level, and the nodes they lead to, (n_l, C) int64 each.
-
-    `C` is the largest number of children; the rows of others are filled up with code 0 and a node after the last one.
-    """
-    above = torch.arange(trie.node_counts[level], device=trie.items.device)
-    every = torch.arange(trie.level_sizes[level], device=trie.items.device)
-    found = (trie.child(level, above.unsqueeze(-1), every) >= 0).nonzero()  # by node, then by code
-    counts = torch.bincount(found[:, 0], minlength=len(above))
-    place = torch.arange(len(found), device=found.device) - (counts.cumsum(0) - counts)[found[:, 0]]
-    codes = found.new_zeros(len(above), int(counts.max()))
-    nodes = torch.full_like(codes, len(found))
-    codes[found[:, 0], place] = found[:, 1]
-    nodes[found[:, 0], place] = torch.arange(len(found), device=found.device)  # children are numbered in this order
-    return codes, nodes
+    counts = (trie.first[level].diff() for level in range(trie.num_levels - 1, 0, -1))
+    return [torch.repeat_interleave(count) for count in counts]

@@ -6,7 +6,8 @@ The tree is a few flat tensors, one table per level, so that a query is one gath
 
 Nodes of level `l` are the distinct prefixes of length `l`, numbered in lexicographic order; level 0 is the root, 0.
 A level is stored dense, as an (n_l, K_l) table, while that fits `dense_limit` entries, and otherwise as sorted keys
-`n * K_l + k`. The child of a key is its rank, because children are numbered in the same order as keys.
+`n * K_l + k`. The child of a key is its rank, because children are numbered in the same order as keys. For the same
+reason the children of a node follow each other, so that a search can look at those alone (`children`).
 
 Departure from the usual prefix dictionaries of generative retrieval: an unknown prefix is node -1, from which nothing
 is allowed. It is never left unconstrained.
@@ -32,6 +33,9 @@ class Trie:
         tables: per level, either the (n_l, K_l) int32 dense child table (one row of -1 if there are no nodes), or the
             (n_{l+1},) int64 sorted keys `node * K_l + code`.
         items: (n_L,) int64, the item of each leaf.
+        first: per level, (max(n_l, 1) + 1,) int64, the first child of each node, and the number of nodes below.
+        codes: per level, (n_{l+1},) int64, the last code of each child.
+        fanout: per level, the largest number of children of a node.
 
     Example:
         >>> trie = Trie.build(torch.tensor([[0, 1], [2, 0], [0, 0]]), (3, 2))
@@ -47,6 +51,9 @@ class Trie:
     node_counts: tuple[int, ...]
     tables: tuple[Tensor, ...]
     items: Tensor  # (n_L,) int64
+    first: tuple[Tensor, ...]
+    codes: tuple[Tensor, ...]
+    fanout: tuple[int, ...]
 
     @classmethod
     def build(
@@ -76,15 +83,19 @@ class Trie:
         if bool(((codes < 0) | (codes >= sizes)).any()):
             raise ValueError(f"codes holds a code outside 0 .. K_l - 1 for level_sizes {level_sizes}")
         nodes = torch.zeros(len(codes), dtype=torch.int64, device=codes.device)
-        counts, tables = [1], list[Tensor]()
+        counts, tables, first, last = [1], list[Tensor](), list[Tensor](), list[Tensor]()
         for level, size in enumerate(level_sizes):
             # `unique` sorts, so the rank of a key continues the lexicographic order of the prefixes.
             keys, nodes = torch.unique(nodes * size + codes[:, level], return_inverse=True)
             tables.append(_dense(keys, counts[-1], size) if counts[-1] * size <= dense_limit else keys)
+            first.append(torch.searchsorted(keys, size * torch.arange(max(1, counts[-1]) + 1, device=keys.device)))
+            last.append(keys % size)
             counts.append(len(keys))
         if counts[-1] != len(codes):
             raise ValueError(f"codes has {len(codes)} rows of which {counts[-1]} are distinct: rows must be distinct")
-        return cls(tuple(level_sizes), tuple(counts), tuple(tables), torch.argsort(nodes))
+        fanout = tuple(int(place.diff().max()) for place in first)
+        items = torch.argsort(nodes)
+        return cls(tuple(level_sizes), tuple(counts), tuple(tables), items, tuple(first), tuple(last), fanout)
 
     @property
     def num_levels(self) -> int:
@@ -98,6 +109,9 @@ class Trie:
             self.node_counts,
             tuple(table.to(device) for table in self.tables),
             self.items.to(device),
+            tuple(place.to(device) for place in self.first),
+            tuple(code.to(device) for code in self.codes),
+            self.fanout,
         )
 
     def allowed(
@@ -148,6 +162,28 @@ class Trie:
         wanted = torch.where(known, nodes * size + codes, -1).contiguous()
         rank = torch.searchsorted(table, wanted).clamp(max=len(table) - 1)
         return torch.where(table[rank] == wanted, rank, -1)
+
+    def children(
+        self,
+        level: int,
+        nodes: Tensor,  # (...) int64
+    ) -> tuple[Tensor, Tensor]:
+        """What may follow, by code ascending: the sparse form of `allowed` and `child`.
+
+        Args:
+            level: length of the prefixes, `0 .. L - 1`.
+            nodes: (...) int64 nodes of that level; -1 is an unknown prefix.
+
+        Returns:
+            (..., C) int64 codes and (..., C) int64 nodes of level `level + 1`, `C` the level's fan-out; both are -1 in
+            the places that a node with fewer children leaves over, and everywhere at node -1.
+        """
+        begin = self.first[level][nodes.clamp(min=0)]
+        count = torch.where(nodes >= 0, self.first[level][nodes.clamp(min=0) + 1] - begin, 0)
+        place = torch.arange(self.fanout[level], device=nodes.device)
+        inside = place < count.unsqueeze(-1)
+        found = torch.where(inside, begin.unsqueeze(-1) + place, 0)
+        return self.codes[level][found].masked_fill(~inside, -1), found.masked_fill(~inside, -1)
 
     def leaf_items(
         self,
