@@ -127,6 +127,7 @@ def test_import_takes_arrays_and_another_id_column(tmp_path: Path) -> None:
         (["a", "b", "c"], [[], [], []], "rqvae", r"item 'a' has \[\]; expected some integers"),
         (["a", "b", "c", "b"], [[1], [2], [3], [4]], "rqvae", "item 'b' has more than one row"),
         (["a", "b", "c"], [[1], [2], [3]], "item_id", "holds String; expected lists of integers"),
+        (["a", "b", "c"], [[1, 2], [3, -1], [5, 6]], "rqvae", r"item 'b' has \[3, -1\]; codes start at 0"),
     ],
 )
 def test_import_names_what_is_wrong(

@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from adagrpo.errors import UserError
+from adagrpo.semantic_ids.catalog import import_semantic_ids
 from adagrpo.semantic_ids.collisions import move_to_free_codes, resolve_collisions
-from adagrpo.semantic_ids.quantization import Quantization
+from adagrpo.semantic_ids.quantization import Quantization, level_means
 
 
 @settings(max_examples=60, deadline=None)
@@ -86,3 +89,32 @@ def test_a_prefix_with_more_items_than_codes_is_refused() -> None:
     quantization = Quantization(np.zeros((3, 2), dtype=np.int64), (book, book), np.zeros((3, 1), dtype=np.float32))
     with pytest.raises(UserError, match="3 items share their first 1 codes and level 2 has 2; take more codes"):
         move_to_free_codes(quantization)
+
+
+BEAUTY = Path(__file__).parents[3] / "shared" / "data" / "amazon-beauty" / "semantic_ids.parquet"
+
+
+@pytest.mark.shared_data
+@pytest.mark.skipif(not BEAUTY.is_file(), reason="the research data are not here")
+@pytest.mark.parametrize(
+    ("column", "distinct"),
+    [
+        ("letter_official", 12088),
+        ("rqvae_native", 11499),
+        ("rkmeans_native", 10527),
+        ("letter_native", 12015),
+        ("rqvae_zcr", 12101),
+        ("rkmeans_zcr", 12101),
+        ("mql4grec", 12101),
+    ],
+)
+def test_published_codes_of_beauty_either_way(column: str, distinct: int) -> None:
+    """The counts are those that the data's own description gives."""
+    ids = pl.Series(np.random.default_rng(0).permutation(12101).astype(str))
+    codes = import_semantic_ids(BEAUTY, ids, column=column)
+    assert codes.shape == (12101, 4) and len(np.unique(codes, axis=0)) == distinct
+    vectors = np.random.default_rng(1).normal(size=(12101, 4)).astype(np.float32)
+    for found in (resolve_collisions(codes), move_to_free_codes(level_means(codes, vectors))):
+        assert len(np.unique(found, axis=0)) == 12101
+        assert (found[:, :3] == codes[:, :3]).all()
+        assert (found[:, :4] != codes).any(axis=1).sum() in (0, 12101 - distinct)

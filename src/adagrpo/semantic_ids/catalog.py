@@ -160,7 +160,8 @@ def import_semantic_ids(
         (V, L) int64; `(0, 0)` for an empty catalogue.
 
     Raises:
-        UserError: a column is missing, an item has no row or two, or its codes are not a list of L integers.
+        UserError: a column is missing, an item has no row or two, or its codes are not a list of L integers of at
+            least 0.
     """
     frame = _read_parquet(path, [id_column, column])
     published = frame.select(
@@ -177,7 +178,14 @@ def import_semantic_ids(
             f"every item of the catalogue needs one (column {id_column!r})"
         )
     joined = wanted.join(published, on="id", how="left", maintain_order="left")
-    return _code_matrix(joined["sid"], joined["id"], f"{path}: column {column!r}")
+    codes = _code_matrix(joined["sid"], joined["id"], f"{path}: column {column!r}")
+    below = np.flatnonzero((codes < 0).any(axis=1))
+    if len(below):
+        row = int(below[0])
+        raise UserError(
+            f"{path}: column {column!r}: item {joined['id'][row]!r} has {codes[row].tolist()}; codes start at 0"
+        )
+    return codes
 
 
 def audit(

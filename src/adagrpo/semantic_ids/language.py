@@ -83,12 +83,18 @@ def _check(model: Path) -> None:
 def _load(model: Path, device: str) -> Any:
     """The model, or UserError with the first line of what is wrong with it."""
     library = _import("sentence_transformers")
+    logging = _import("transformers.utils.logging")
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # stderr belongs to the command line
     try:
         return library.SentenceTransformer(
             str(model), device=device, local_files_only=True, model_kwargs={"use_safetensors": True}
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise UserError(f"{_SETTING}: {model}: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _import(name: str) -> Any:
