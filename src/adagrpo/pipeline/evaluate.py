@@ -178,6 +178,12 @@ def _write_results(run: Run, content: dict[str, Any]) -> None:
                 row |= {"admission": entry.get("admission")}
                 row |= {"seconds": seconds.get("sft" if name == "sft" else f"train/{name}")}
                 rows.append(json.dumps(common | row))
+    for name, splits in content["baselines"].items():
+        for split, metrics in splits.items():
+            row = {"objective": name, "gate": None, "arm": name, "lambda": None, "checkpoint": "best", "split": split}
+            rows.append(
+                json.dumps(common | row | {"metrics": metrics, "step": None, "admission": None, "seconds": None})
+            )
     write_file(run.path("results.jsonl"), "\n".join(rows) + "\n")
 
 

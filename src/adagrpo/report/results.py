@@ -19,7 +19,7 @@ from adagrpo.statistics import seed_interval
 
 __all__ = ["results_file_table"]
 
-COLUMNS = ("hr@10", "ndcg@10", "hr@50", "hallucination@10", "true_utility@10")
+COLUMNS = ("hr@10", "ndcg@10", "hr@10_unmasked", "ndcg@10_unmasked", "hr@50", "hallucination@10", "true_utility@10")
 
 
 def results_file_table(path: Path, split: Split = "test") -> Table:

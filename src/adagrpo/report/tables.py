@@ -216,11 +216,11 @@ def metric_label(name: str) -> str:
     """How a metric is called in print.
 
     Example:
-        >>> metric_label("hr@10"), metric_label("true_utility@10")
-        ('HR@10', 'true utility@10')
+        >>> metric_label("hr@10"), metric_label("ndcg@10_unmasked"), metric_label("true_utility@10")
+        ('HR@10', 'NDCG@10 unmasked', 'true utility@10')
     """
     base, at, cut = name.partition("@")
-    return (base.upper() if base in ("hr", "ndcg") else base.replace("_", " ")) + at + cut
+    return (base.upper() if base in ("hr", "ndcg") else base.replace("_", " ")) + at + cut.replace("_", " ")
 
 
 def format_metric(name: str, value: float | None) -> str:
