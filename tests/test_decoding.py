@@ -12,7 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from adagrpo.decoding import Beams, DeadEnd, Samples, _best_continuations, beam_search, sample, score_sequences
+from adagrpo.decoding import (
+    Beams,
+    DeadEnd,
+    Samples,
+    _best_continuations,
+    beam_search,
+    sample,
+    score_sequences,
+)
 from adagrpo.semantic_ids.trie import Trie
 
 SIZES = (4, 3, 5)
@@ -207,6 +215,21 @@ def test_best_continuations_are_those_of_a_full_sort(lanes, size, width, levels,
     kept = min(width, lanes * size)
     assert torch.equal(best, values[:, :kept])
     assert torch.equal(parents * size + codes, index[:, :kept])
+
+
+@pytest.mark.parametrize("size", [37, 257])  # primes above a span: filled up with codes that cannot be
+@pytest.mark.parametrize("width", [3, 50, 200])
+def test_a_prime_number_of_codes_is_searched_the_same(size, width):
+    generator = torch.Generator().manual_seed(size)
+    log_probs = torch.randint(-40, 1, (2, 3, size), generator=generator) / 16
+    scores = torch.tensor([[0.0, -0.5, -torch.inf], [-0.25, -0.25, -torch.inf]])
+    best, parents, codes = _best_continuations(log_probs, scores, width)
+    flat = (log_probs + scores.unsqueeze(-1)).flatten(1)
+    values, index = flat.sort(dim=1, descending=True, stable=True)
+    kept, real = min(width, 3 * size), values[:, : min(width, 3 * size)] > -torch.inf
+    assert torch.equal(best, values[:, :kept])
+    assert torch.equal((parents * size + codes)[real], index[:, :kept][real])
+    assert int(codes.max()) < size
 
 
 # ---------------------------------------------------------------- sampling

@@ -1,5 +1,6 @@
 """Writing Semantic IDs with a policy: ancestral sampling and beam search, free or held to a catalogue by a trie.
 
+    gumbel top k     k distinct sequences, the highest of  Σ_l log π(c_l | x, c_<l) + Gumbel noise
     sample           c_l = min {k : F_l(k) > u_l},   F_l the cumulative distribution of softmax(z_l / temperature)
     score sequences  log π(c_l | x, c_<l) of given codes, under the distribution that `sample` draws from
     beam search      the W highest of  Σ_l log π(c_l | x, c_<l)  that a width of W keeps in sight
@@ -18,6 +19,7 @@ Many open implementations let a row run on unconstrained when its prefix is not 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -26,13 +28,23 @@ from torch import Tensor
 from adagrpo.policies.base import DecoderState, Policy
 from adagrpo.semantic_ids.trie import Trie
 
-__all__ = ["Beams", "DeadEnd", "Samples", "beam_search", "sample", "score_sequences"]
+__all__ = [
+    "Beams",
+    "DeadEnd",
+    "DistinctSamples",
+    "Samples",
+    "beam_search",
+    "gumbel_top_k",
+    "sample",
+    "score_sequences",
+]
 
 ContextT = TypeVar("ContextT")
 StateT = TypeVar("StateT", bound=DecoderState)
 
 # Continuations are searched in spans of at most this many codes, see `_best_continuations`.
 _SPAN = 32
+_SHORTEST_SPAN = 8  # a level whose size has no divisor from here to there is filled up
 
 
 class DeadEnd(RuntimeError):
@@ -51,6 +63,14 @@ class Beams(NamedTuple):
 
     codes: Tensor  # (B, W, L) int64, -1 in lanes that found no sequence
     scores: Tensor  # (B, W) float32, sum of the policy's log-probabilities, -inf in lanes that found no sequence
+
+
+class DistinctSamples(NamedTuple):
+    """`G` different Semantic IDs for each of `B` samples, drawn without replacement."""
+
+    codes: Tensor  # (B, G, L) int64, in the order of drawing; -1 in lanes that found no sequence
+    log_probs: Tensor  # (B, G, L) float32, of the distribution that was drawn from; -inf in those lanes
+    inclusion: Tensor  # (B, G) float32, probability of being drawn given the threshold; 0 in those lanes
 
 
 # no_grad and not inference_mode: the log-probabilities enter a loss later, which inference tensors may not
@@ -242,6 +262,103 @@ def _log_probs_of(
     return found.masked_fill_(codes < 0, -torch.inf)
 
 
+@torch.no_grad()
+def gumbel_top_k(
+    policy: Policy[ContextT, StateT],
+    context: ContextT,
+    group: int,
+    generator: torch.Generator,
+    *,
+    temperature: float = 1.0,
+    trie: Trie | None = None,
+) -> DistinctSamples:
+    """Draw `G` different Semantic IDs a sample: as if one after the other, each from what is left, in proportion.
+
+    A sequence's log-probability plus Gumbel noise orders all sequences; the highest are such a draw. Noise is drawn
+    from the root down: that of a prefix's children is drawn given that the highest of them has the prefix's own. The
+    highest but `G`, the threshold κ, gives inclusion = 1 - exp(-exp(log π - κ)), and
+
+        Σ_g f(o_g) π(o_g) / inclusion(o_g)      estimates  E f(o), o ~ π,   without bias
+
+    Stochastic beam search: Kool, van Hoof & Welling 2019. Where we depart: the noise of the root is drawn too, which
+    the estimate needs.
+
+    Args:
+        policy: the policy to draw from.
+        context: `B` encoded samples.
+        group: `G`.
+        generator: of the noise; what is drawn depends on how a batch was split.
+        temperature: divides the logits, above 0.
+        trie: where given, only its sequences are drawn, from the distribution that `sample` draws from.
+
+    Raises:
+        ValueError: `group` is below 1, `temperature` is not positive, or the trie's levels are not the policy's.
+        DeadEnd: a lane has no code to draw.
+    """
+    levels = _check(policy, trie, temperature)
+    if group < 1:
+        raise ValueError(f"group must be at least 1, got {group}")
+    state = policy.start(context)
+    logits = policy.logits(state)  # (B, 1, K)
+    device = logits.device
+    noisy = _gumbel((len(logits), 1), generator, device)  # (B, W): log-probability and noise of what is written
+    written = torch.empty(len(logits), 1, 0, dtype=torch.int64, device=device)
+    log_probs = torch.empty(len(logits), 1, 0, device=device)  # (B, W, level)
+    nodes = torch.zeros(len(logits), 1, dtype=torch.int64, device=device)
+    for level in range(levels):
+        scaled = logits.float() / temperature
+        if trie is not None:
+            dead = (noisy == -torch.inf).unsqueeze(-1)  # such a lane may write anything
+            scaled = scaled.masked_fill(~(trie.allowed(level, nodes) | dead), -torch.inf)
+        if not bool((scaled.amax(-1) > -torch.inf).all()):
+            raise DeadEnd(f"a lane has no code to draw at level {level + 1}: none is allowed, or its logits are NaN")
+        step = scaled.log_softmax(-1)  # (B, W, K)
+        totals = log_probs.sum(-1, keepdim=True) + step
+        children = _given_maximum(totals + _gumbel(totals.shape, generator, device), noisy)
+        flat = _top(children.flatten(1), min(group + 1, children[0].numel()))  # (B, W'): one more, for the threshold
+        parents, codes = flat // step.shape[-1], flat % step.shape[-1]
+        noisy = children.flatten(1).gather(1, flat)
+        chosen = step.flatten(1).gather(1, flat).masked_fill(noisy == -torch.inf, -torch.inf)
+        written = torch.cat([_take(written, parents), codes.unsqueeze(-1)], dim=-1)
+        log_probs = torch.cat([_take(log_probs, parents), chosen.unsqueeze(-1)], dim=-1)
+        if level + 1 < levels:
+            if trie is not None:
+                nodes = trie.child(level, nodes.gather(1, parents), codes)
+            state = policy.advance(state, parents, codes)
+            logits = policy.logits(state)
+    missing = group + 1 - noisy.shape[1]
+    threshold = noisy[:, group:] if missing == 0 else torch.full_like(noisy[:, :1], -torch.inf)  # (B, 1)
+    inclusion = -torch.expm1(-torch.exp(log_probs.sum(-1) - threshold)).nan_to_num(0.0)  # -inf less -inf: nothing
+    empty = noisy == -torch.inf
+    written = written.masked_fill(empty.unsqueeze(-1), -1)
+    log_probs = log_probs.masked_fill(empty.unsqueeze(-1), -torch.inf)
+    fill = max(0, missing - 1)
+    return DistinctSamples(
+        torch.nn.functional.pad(written[:, :group], (0, 0, 0, fill), value=-1),
+        torch.nn.functional.pad(log_probs[:, :group], (0, 0, 0, fill), value=-torch.inf),
+        torch.nn.functional.pad(inclusion.masked_fill(empty, 0.0)[:, :group], (0, fill)),
+    )
+
+
+def _gumbel(shape: Sequence[int], generator: torch.Generator, device: torch.device) -> Tensor:
+    """Standard Gumbel noise."""
+    uniforms = torch.rand(shape, generator=generator, device=generator.device).to(device)
+    tiny = torch.finfo(uniforms.dtype).tiny
+    return -(-uniforms.clamp(min=tiny).log()).clamp(min=tiny).log()
+
+
+def _given_maximum(
+    values: Tensor,  # (B, W, K), log-probability and noise, -inf where nothing can be
+    maximum: Tensor,  # (B, W)
+) -> Tensor:  # (B, W, K)
+    """The values had the highest of each lane been `maximum`: -log(exp(-maximum) - exp(-highest) + exp(-value))."""
+    highest = values.amax(-1, keepdim=True)
+    difference = maximum.unsqueeze(-1) - values + torch.log1p(-torch.exp(values - highest))  # -inf at the highest
+    shifted = maximum.unsqueeze(-1) - difference.clamp(min=0) - torch.log1p(torch.exp(-difference.abs()))
+    possible = (values > -torch.inf) & (maximum > -torch.inf).unsqueeze(-1)
+    return torch.where(possible, shifted, -torch.inf)
+
+
 def _best_continuations(
     log_probs: Tensor,  # (B, W, K)
     scores: Tensor,  # (B, W)
@@ -256,6 +373,10 @@ def _best_continuations(
     """
     samples, lanes, size = log_probs.shape
     span = max(d for d in range(1, min(size, _SPAN) + 1) if size % d == 0)
+    if span < _SHORTEST_SPAN and size > _SPAN:  # say a prime: filled up with codes that cannot be
+        filled = torch.nn.functional.pad(log_probs, (0, -size % _SPAN), value=-torch.inf)
+        best, parents, codes = _best_continuations(filled, scores, min(width, lanes * size))
+        return best, parents, codes.clamp(max=size - 1)
     grouped = log_probs.reshape(samples, lanes, size // span, span)
     maxima = (grouped.amax(-1) + scores.unsqueeze(-1)).flatten(1)  # (B, spans)
     if bool(maxima.isnan().any()):
