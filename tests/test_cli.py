@@ -16,7 +16,7 @@ import yaml
 from adagrpo import cli, console
 
 VERBS = ["demo", "run", "prepare", "simulate", "tokenize", "sft", "ranker", "train", "evaluate", "diagnose"]
-VERBS += ["compare", "report", "doctor"]
+VERBS += ["compare", "report", "export", "doctor"]
 PROGRAM = "import sys; from adagrpo.cli import main; sys.argv[0] = 'adagrpo'; main()"
 
 
@@ -281,6 +281,13 @@ def test_a_reward_is_diagnosed(adagrpo: Command, copied: Path) -> None:
     assert f"verdict: {content['verdict']['decision']}\n{content['verdict']['sentences'][0]}" in answer.out
     assert answer.out.endswith(f"page: {copied / 'diagnose.html'}\n") and (copied / "diagnose.html").is_file()
     refused(adagrpo("diagnose", "--run", copied, "--second-ranker", copied), "holds no model.safetensors")
+
+
+def test_a_policy_that_transformers_cannot_open_is_not_exported(
+    adagrpo: Command, finished: Path, tmp_path: Path
+) -> None:
+    answer = adagrpo("export", "--run", finished, "--to", tmp_path / "out", "--arm", "nll", "--checkpoint", "final")
+    refused(answer, "the policy is 'compact', which no other program opens", "train/nll/final/model.safetensors")
 
 
 def test_a_simulated_marketplace_can_be_run_on(adagrpo: Command, tmp_path: Path, recipe: Any) -> None:

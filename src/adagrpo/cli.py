@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import typer
@@ -272,6 +272,22 @@ def report(
         page = pipeline.write_report(opened.directory)
         written = [] if figures is None else write_figures(opened.directory, figures)
     _print({"report": str(page)} | ({"figures": len(written)} if written else {}), as_json)
+
+
+@app.command()
+def export(
+    run: RunDirectory,
+    to: Annotated[Path, typer.Option("--to", help="A new folder.")],
+    arm: Annotated[str | None, typer.Option(help="sft or a trained arm; the last one trained if not given.")] = None,
+    checkpoint: Annotated[Literal["best", "final"], typer.Option(help="Which checkpoint of it.")] = "best",
+    seed: Seed = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a language-model policy as a Hugging Face folder, with catalogue and prefix function for `generate`."""
+    opened = _open(run, [], seed, quiet)
+    with _session(opened):
+        _print(pipeline.export(opened, to, arm, checkpoint), as_json)
 
 
 @app.command()

@@ -5,6 +5,7 @@ from typing import Any
 
 from adagrpo.pipeline.diagnose import diagnose_reward
 from adagrpo.pipeline.evaluate import collect, evaluate
+from adagrpo.pipeline.export import export
 from adagrpo.pipeline.models import Workbench
 from adagrpo.pipeline.ranker_report import report_ranker
 from adagrpo.pipeline.rewards import check_reward
@@ -20,6 +21,7 @@ __all__ = [
     "collect",
     "diagnose_reward",
     "evaluate",
+    "export",
     "finished_arms",
     "fit_arm",
     "fit_ranker",

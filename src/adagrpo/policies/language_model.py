@@ -12,6 +12,8 @@ the body is to be bfloat16.
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import importlib.util
 import json
 from dataclasses import dataclass
@@ -35,9 +37,11 @@ __all__ = [
     "Vocabulary",
     "adapt",
     "check_room",
+    "copy_tokenizer",
     "enable_checkpointing",
     "from_configuration",
     "from_folder",
+    "merged",
     "preamble_tokens",
     "tied_names",
 ]
@@ -211,6 +215,24 @@ def tied_names(model: PreTrainedModel) -> dict[str, str]:
     if not getattr(model.config, "tie_word_embeddings", False):
         return {}
     return dict(model._tied_weights_keys or {})
+
+
+def merged(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy of a model in float32 with its adapters, if it has any, added to the weights that they adapt."""
+    plain = copy.deepcopy(model)
+    for name, module in list(plain.named_modules()):
+        if hasattr(module, "get_base_layer"):
+            module.merge()
+            plain.set_submodule(name, module.get_base_layer())
+    _cast(plain, torch.float32)
+    plain.config.dtype = torch.float32
+    return plain.requires_grad_(True)
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Save the tokenizer of a folder into another, where there is one."""
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        AutoTokenizer.from_pretrained(source, local_files_only=True).save_pretrained(target)
 
 
 def enable_checkpointing(model: PreTrainedModel) -> None:

@@ -1,0 +1,130 @@
+"""Export: a policy as a folder that other stacks open, with the catalogue and a prefix function that stands alone.
+
+config.json, model.safetensors, generation_config.json     what `AutoModelForCausalLM.from_pretrained` reads
+semantic_ids.json, catalog.json                            where codes are among the tokens; items and their codes
+semantic_ids.py                                            `adagrpo.policies.prefix_function`, as it is
+README.md, and the tokenizer of the model it came from, if there was one
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Literal
+
+from adagrpo import __version__
+from adagrpo.data.prepared import load_item_ids
+from adagrpo.errors import UserError
+from adagrpo.pipeline.models import Workbench
+from adagrpo.pipeline.run import Run
+from adagrpo.policies import prefix_function
+
+__all__ = ["export"]
+
+
+def export(
+    run: Run, to: Path, arm: str | None = None, checkpoint: Literal["best", "final"] = "best"
+) -> dict[str, object]:
+    """Write a checkpoint of a run as a Hugging Face folder; adapters are merged, weights are float32.
+
+    Args:
+        run: its policy is a causal language model.
+        to: a new folder, or an empty one.
+        arm: a trained arm, or `sft`; None: the last arm of the recipe that is trained, or `sft`.
+        checkpoint: of that arm.
+
+    Returns:
+        What was exported: folder, arm, checkpoint, step, items.
+
+    Raises:
+        UserError: no such arm or checkpoint, the folder is in use, or the policy is none that `transformers` opens.
+    """
+    trained = [name.name for name in run.config.train.arms if run.path("train", name.name, "manifest.json").is_file()]
+    arm = arm or [*["sft"], *trained][-1]
+    if arm != "sft" and arm not in trained:
+        raise UserError(f"--arm {arm}: not trained in {run.directory}; there is {', '.join(['sft', *trained])}")
+    weights = run.path("sft", checkpoint) if arm == "sft" else run.path("train", arm, checkpoint)
+    run.hash_input(weights / "model.safetensors")  # or say that it is missing, or not what it was
+    kind = run.config.policy.kind
+    if kind != "causal_lm":
+        raise UserError(
+            f"export: the policy is '{kind}', which no other program opens; its weights are "
+            f"{weights / 'model.safetensors'}"
+        )
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise UserError(f"{to}: is not empty; --to takes a new folder")
+    work = to.with_name(f".{to.name}.{os.getpid()}.tmp")
+    try:
+        work.mkdir(parents=True)
+        _write(run, weights, work)
+        if to.exists():
+            to.rmdir()
+        work.rename(to)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    step = json.loads((weights / "checkpoint.json").read_text(encoding="utf-8"))["step"]
+    items = Workbench(run).num_items
+    return {"folder": str(to), "arm": arm, "checkpoint": checkpoint, "step": step, "items": items}
+
+
+def _write(run: Run, weights: Path, folder: Path) -> None:
+    from transformers import GenerationConfig
+
+    from adagrpo.policies.causal_lm import CausalLMPolicy
+    from adagrpo.policies.language_model import VOCABULARY_FILE, copy_tokenizer, merged
+
+    bench, options = Workbench(run), run.config.policy.lm
+    policy = bench.policy(weights)
+    assert isinstance(policy, CausalLMPolicy) and options is not None
+    levels = bench.catalog.num_levels
+    model = merged(policy.lm)
+    model.generation_config = GenerationConfig(
+        do_sample=False,
+        num_beams=run.config.evaluation.beam_width,
+        num_return_sequences=10,
+        max_new_tokens=levels,
+        length_penalty=0.0,
+        pad_token_id=policy.vocabulary.outside_token,
+        eos_token_id=policy.vocabulary.outside_token,
+    )
+    model.save_pretrained(folder)
+    (folder / VOCABULARY_FILE).write_text(policy.vocabulary.dump(), encoding="utf-8")
+    catalog = {
+        "item_ids": load_item_ids(bench.prepared).to_list(),
+        "codes": bench.catalog.codes.tolist(),
+        "preamble": policy.preamble.tolist(),
+        "max_history": run.config.max_history,
+    }
+    (folder / "catalog.json").write_text(json.dumps(catalog) + "\n", encoding="utf-8")
+    shutil.copyfile(Path(prefix_function.__file__), folder / "semantic_ids.py")
+    if options.checkpoint is not None:
+        copy_tokenizer(run.data / options.checkpoint, folder)
+    (folder / "README.md").write_text(_card(run, weights, levels), encoding="utf-8")
+
+
+def _card(run: Run, weights: Path, levels: int) -> str:
+    """What the folder is, how it is used, and how it was made."""
+    masked = (
+        "\nIts evaluation left the items of the history out of the lists; `generate` does not."
+        if (run.config.evaluation.mask_history)
+        else ""
+    )
+    return f"""# {run.config.name}: {weights.relative_to(run.directory).as_posix()}
+
+A generative recommender: it writes the next item of a history as {levels} Semantic-ID tokens.
+Made by adagrpo {__version__}, seed {run.config.seed}, configuration {run.config_hash[:16]}.{masked}
+
+```python
+import sys; sys.path.insert(0, FOLDER)
+import torch
+from semantic_ids import SemanticIds
+from transformers import AutoModelForCausalLM
+
+ids, model = SemanticIds(FOLDER), AutoModelForCausalLM.from_pretrained(FOLDER)
+prompt = ids.prompt(HISTORY)  # item ids, oldest first
+output = model.generate(torch.tensor([prompt]), prefix_allowed_tokens_fn=ids.prefix_function(len(prompt)))
+print([ids.item(tokens) for tokens in output[:, len(prompt):].tolist()])
+```
+"""

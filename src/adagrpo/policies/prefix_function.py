@@ -1,0 +1,73 @@
+"""Stand-alone: what an exported folder needs beside `transformers` to recommend items. Standard library alone.
+
+`adagrpo export` copies this file into the folder as `semantic_ids.py`, next to the catalogue that it reads:
+
+    ids = SemanticIds(folder)
+    prompt = ids.prompt(["item-7", "item-3"])            # a history, oldest item first
+    output = model.generate(
+        torch.tensor([prompt]), num_beams=50, num_return_sequences=10, max_new_tokens=ids.levels, do_sample=False,
+        prefix_allowed_tokens_fn=ids.prefix_function(len(prompt)),
+    )
+    items = [ids.item(sequence) for sequence in output[:, len(prompt):].tolist()]
+
+Without the prefix function the model may write codes that name no item. Histories of several lengths in one batch are
+padded on the left, with an attention mask; `prefix_function` then takes the padded length.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+__all__ = ["SemanticIds"]
+
+
+class SemanticIds:
+    """The catalogue of an exported folder: items to tokens and back, and which tokens may follow."""
+
+    def __init__(self, folder: str | Path) -> None:
+        """Read `semantic_ids.json` and `catalog.json` of a folder."""
+        tokens = json.loads((Path(folder) / "semantic_ids.json").read_text(encoding="utf-8"))
+        catalog = json.loads((Path(folder) / "catalog.json").read_text(encoding="utf-8"))
+        sizes: list[int] = tokens["level_sizes"]
+        starts = [tokens["first_token"] + sum(sizes[:level]) for level in range(len(sizes))]
+        self.levels = len(sizes)
+        self.end_token: int = tokens["outside_token"]
+        self.preamble: list[int] = catalog["preamble"]
+        self.max_history: int = catalog["max_history"]
+        self.tokens_of: dict[Any, tuple[int, ...]] = {
+            item: tuple(start + code for start, code in zip(starts, codes, strict=True))
+            for item, codes in zip(catalog["item_ids"], catalog["codes"], strict=True)
+        }
+        self.item_of = {sequence: item for item, sequence in self.tokens_of.items()}
+        following: dict[tuple[int, ...], set[int]] = {}
+        for sequence in self.item_of:
+            for level, token in enumerate(sequence):
+                following.setdefault(sequence[:level], set()).add(token)
+        self.following = {prefix: sorted(found) for prefix, found in following.items()}
+
+    def prompt(self, items: Sequence[Any]) -> list[int]:
+        """Tokens of a history, oldest item first; of a long one the last items, as in training.
+
+        Raises:
+            KeyError: an item is not in the catalogue.
+        """
+        return [*self.preamble, *(token for item in items[-self.max_history :] for token in self.tokens_of[item])]
+
+    def prefix_function(self, prompt_length: int) -> Callable[[int, Any], list[int]]:
+        """For `generate(prefix_allowed_tokens_fn=...)`: the tokens that may follow, after which comes the end.
+
+        Nothing may follow what is no prefix of an item; `generate` refuses that.
+        """
+
+        def allowed(batch: int, sequence: Any) -> list[int]:
+            written = tuple(int(token) for token in sequence[prompt_length:])
+            return [self.end_token] if len(written) >= self.levels else self.following.get(written, [])
+
+        return allowed
+
+    def item(self, tokens: Iterable[int]) -> Any:
+        """The item that the tokens after a prompt name, None where they name none."""
+        return self.item_of.get(tuple(int(token) for token in tokens)[: self.levels])

@@ -1,0 +1,142 @@
+"""An exported folder, opened by `transformers` and by nothing of ours, recommends what we recommend."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from adagrpo.config import load_config
+from adagrpo.data.prepared import load_item_ids
+from adagrpo.data.sequences import pad
+from adagrpo.decoding import beam_search
+from adagrpo.errors import UserError
+from adagrpo.pipeline import Run, fit_arm, fit_ranker, fit_sft, prepare, tokenize
+from adagrpo.pipeline.export import export
+from adagrpo.pipeline.models import Workbench
+
+LM = {
+    "config": {
+        "model_type": "llama",
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "tie_word_embeddings": False,
+    }
+}
+
+
+def trained(world: Any, directory: Path, data: Path, **lm: Any) -> Run:
+    run = world.run(
+        directory,
+        data,
+        policy={"kind": "causal_lm", "lm": LM | lm, "dropout": 0.0},
+        train={"arms": [{"objective": "adagrpo"}]},
+        objective={"tau": 0.0, "q_min": 0.0, "constrained": True},
+    )
+    for stage in (prepare, tokenize, fit_sft):
+        stage(run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def run(world: Any, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = trained(world, tmp_path_factory.mktemp("export") / "run", data)
+    fit_ranker(run)
+    fit_arm(run, run.config.train.arms[0])
+    return run
+
+
+def opened(folder: Path) -> ModuleType:
+    """The prefix function as it lies in the folder."""
+    spec = importlib.util.spec_from_file_location("exported_ids", folder / "semantic_ids.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@torch.no_grad()
+def assert_same_top_ten(run: Run, weights: Path, folder: Path) -> None:
+    bench = Workbench(run)
+    policy = bench.policy(weights).eval()
+    cases = bench.cases("test")
+    rows = np.arange(0, len(cases), 4)
+    histories = pad(cases.histories, rows, run.config.max_history)
+    beams = beam_search(policy, policy.encode(histories), 10, trie=bench.catalog.trie)
+    names = load_item_ids(bench.prepared)
+    expected = [[names[item] for item in row] for row in bench.catalog.lookup(beams.codes).tolist()]
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    ids = opened(folder).SemanticIds(folder)
+    prompts = [ids.prompt([names[int(item)] for item in cases.histories.row(row)]) for row in rows]
+    longest = max(map(len, prompts))
+    padded = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
+    real = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    output = model.generate(padded, attention_mask=real, prefix_allowed_tokens_fn=ids.prefix_function(longest))
+    found = [ids.item(tokens) for tokens in output[:, longest:].tolist()]
+    assert [found[first : first + 10] for first in range(0, len(found), 10)] == expected
+
+
+def test_generate_gives_our_top_ten(run: Run, tmp_path: Path):
+    found = export(run, tmp_path / "out", "adagrpo", "final")
+    assert found == {"folder": str(tmp_path / "out"), "arm": "adagrpo", "checkpoint": "final", "step": 4, "items": 30}
+    assert_same_top_ten(run, run.path("train", "adagrpo", "final"), tmp_path / "out")
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"config.json", "model.safetensors", "semantic_ids.json", "catalog.json", "semantic_ids.py"} <= files
+    assert not [name for name in files if name.endswith((".bin", ".pt", ".pkl"))]
+    assert str(run.directory) not in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_adapters_are_merged(run: Run, world: Any, data: Path, tmp_path: Path):
+    export(run, tmp_path / "base", "sft")
+    second = trained(world, tmp_path / "second", data, config=None, checkpoint=str(tmp_path / "base"), lora_rank=2)
+    export(second, tmp_path / "out")
+    assert_same_top_ten(second, second.path("sft", "best"), tmp_path / "out")
+    names = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert names["model_type"] == "llama"
+    _, report = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+
+
+def test_the_prefix_function_needs_nothing_but_python(run: Run, tmp_path: Path):
+    export(run, tmp_path / "out")
+    code = (
+        "import sys; sys.path.insert(0, '.')\n"
+        "from semantic_ids import SemanticIds\n"
+        "ids = SemanticIds('.')\n"
+        "prompt = ids.prompt([3, 13, 23])\n"
+        "allowed = ids.prefix_function(len(prompt))\n"
+        "for item, tokens in ids.tokens_of.items():\n"
+        "    for level in range(ids.levels):\n"
+        "        assert tokens[level] in allowed(0, prompt + list(tokens[:level]))\n"
+        "    assert allowed(0, prompt + list(tokens)) == [ids.end_token]\n"
+        "    assert ids.item(tokens) == item\n"
+        "assert allowed(0, prompt + [-1]) == [] and ids.item([-1, -1]) is None\n"
+        "assert ids.prompt([3] * 50) == ids.prompt([3] * 6)\n"
+        "assert not {name.split('.')[0] for name in sys.modules} & {'torch', 'numpy', 'adagrpo'}\n"
+    )
+    subprocess.run([sys.executable, "-I", "-c", code], check=True, cwd=tmp_path / "out", timeout=60)
+
+
+def test_what_cannot_be_exported_is_said(run: Run, finished: Path, tmp_path: Path):
+    with pytest.raises(UserError, match=r"--arm mixture: not trained in .*; there is sft, adagrpo"):
+        export(run, tmp_path / "out", "mixture")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    with pytest.raises(UserError, match="full: is not empty"):
+        export(run, tmp_path / "full")
+    small = Run.open(finished, load_config)
+    with pytest.raises(UserError, match=r"the policy is 'compact', which no other program opens"):
+        export(small, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
