@@ -283,10 +283,8 @@ def test_a_reward_is_diagnosed(adagrpo: Command, copied: Path) -> None:
     refused(adagrpo("diagnose", "--run", copied, "--second-ranker", copied), "holds no model.safetensors")
 
 
-def test_a_policy_that_transformers_cannot_open_is_not_exported(
-    adagrpo: Command, finished: Path, tmp_path: Path
-) -> None:
-    answer = adagrpo("export", "--run", finished, "--to", tmp_path / "out", "--arm", "nll", "--checkpoint", "final")
+def test_a_policy_that_transformers_cannot_open_is_not_exported(adagrpo: Command, copied: Path, tmp_path: Path) -> None:
+    answer = adagrpo("export", "--run", copied, "--to", tmp_path / "out", "--arm", "nll", "--checkpoint", "final")
     refused(answer, "the policy is 'compact', which no other program opens", "train/nll/final/model.safetensors")
 
 

@@ -129,14 +129,14 @@ def test_the_prefix_function_needs_nothing_but_python(run: Run, tmp_path: Path):
     subprocess.run([sys.executable, "-I", "-c", code], check=True, cwd=tmp_path / "out", timeout=60)
 
 
-def test_what_cannot_be_exported_is_said(run: Run, finished: Path, tmp_path: Path):
+def test_what_cannot_be_exported_is_said(run: Run, copied: Path, tmp_path: Path):
     with pytest.raises(UserError, match=r"--arm mixture: not trained in .*; there is sft, adagrpo"):
         export(run, tmp_path / "out", "mixture")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     with pytest.raises(UserError, match="full: is not empty"):
         export(run, tmp_path / "full")
-    small = Run.open(finished, load_config)
+    small = Run.open(copied, load_config)
     with pytest.raises(UserError, match=r"the policy is 'compact', which no other program opens"):
         export(small, tmp_path / "out")
     assert not (tmp_path / "out").exists()
