@@ -1,0 +1,188 @@
+"""AdaGRPO for those who train with TRL: `GRPOTrainer` with the NLL anchor and the gate.
+
+    loss = NLL(target) + (λ / B_rl) Σ_b gate_b · GRPO_b
+
+TRL draws the completions and keeps its own loop, logging and generation back ends; this class replaces its advantages
+by those of `adagrpo.objective`, 0 where the gate does not admit, and adds the NLL of each prompt's target, once a
+prompt. The reward functions also score the target and `M` targets of other prompts, from which the gate reads whether
+the reward can tell the logged item. Prompts are copied for every completion, as TRL does it: for speed use
+`adagrpo.policies.causal_lm`.
+
+Where TRL's `loss_type: grpo` departs from ours: it takes the mean over a completion's own tokens, so that a completion
+that ends early weighs as much as a whole one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adagrpo.errors import UserError
+from adagrpo.objective import (
+    adagrpo_gate,
+    degenerate_groups,
+    discriminability,
+    group_advantages,
+    rollout_miss,
+)
+from adagrpo.rewards import in_batch_negatives
+from adagrpo.types import Histories
+
+try:
+    from trl import GRPOTrainer
+except ImportError as error:
+    raise UserError("adagrpo.integrations.trl needs TRL; pip install 'adagrpo[trl]'") from error
+
+__all__ = ["AdaGRPOTrainer"]
+
+
+class AdaGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
+    """See the module's text. The data set has a text column `target` beside `prompt`: how the logged item is written.
+
+    Example:
+        A trainer is made as TRL's is::
+
+            trainer = AdaGRPOTrainer(
+                model, reward, GRPOConfig(loss_type="grpo", num_generations=16, max_completion_length=4, ...), data,
+                item_of=lambda ids: item_of_tokens.get(tuple(ids), -1), tau=0.5, q_min=0.95,
+            )
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        item_of: Callable[[list[int]], int],
+        tau: float = 0.5,
+        q_min: float = 0.95,
+        negatives: int = 5,
+        lambda_: float = 1.0,
+        invalid_penalty: float = 1.0,
+        reward_floor: float = 1e-3,
+        **kwargs: Any,
+    ) -> None:
+        """Make a trainer.
+
+        Args:
+            args: of `GRPOTrainer`.
+            item_of: the number of the item that the tokens of a completion name, -1 where they name none. What it says
+                to be none is invalid, whatever the reward functions say.
+            tau: least difficulty (share of completions that miss the target).
+            q_min: least share of negatives that the reward puts below the target.
+            negatives: `M`, targets of other prompts that are scored beside the completions.
+            lambda_: weight of the gated term.
+            invalid_penalty: advantage of an invalid completion is its negative.
+            reward_floor: a group's rewards must differ by more than this share of the running spread.
+            kwargs: of `GRPOTrainer`.
+
+        Raises:
+            UserError: `loss_type` is not `grpo`, or there are several processes.
+        """
+        super().__init__(*args, **kwargs)
+        if self.loss_type != "grpo":
+            raise UserError(
+                f"loss_type: '{self.loss_type}' weighs samples by their admission; AdaGRPOTrainer takes 'grpo'"
+            )
+        if self.accelerator.num_processes > 1:
+            raise UserError("AdaGRPOTrainer runs in one process: targets of other processes are not seen as negatives")
+        self.item_of, self.tau, self.q_min, self.num_negatives = item_of, tau, q_min, negatives
+        self.lambda_, self.invalid_penalty, self.reward_floor = lambda_, invalid_penalty, reward_floor
+        self.spread = 0.0
+        self._rewards = torch.empty(0)
+
+    def _calculate_rewards(
+        self,
+        inputs: list[dict[str, Any]],
+        prompts: list[Any],
+        completions: list[Any],
+        completion_ids_list: list[list[int]],
+    ) -> Tensor:
+        """TRL's, kept for the gate."""
+        found: Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        weights = self.reward_weights.to(found.device)
+        self._rewards = torch.where(found.isnan().all(1), torch.nan, (found * weights).nansum(1))
+        return found
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """TRL's, with our advantages, and the targets for the anchor."""
+        output: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        group = self.num_generations if self.model.training else self.num_generations_eval
+        rewards = self._rewards.view(-1, group)  # (B, G)
+        device = rewards.device
+        if not all(isinstance(row.get("target"), str) for row in inputs):
+            raise UserError("the data set has no text column 'target': what the logged item of a prompt is written as")
+        texts = [row["target"] for row in inputs]
+        ids = [list(map(int, row)) for row in self.processing_class(text=texts, add_special_tokens=False)["input_ids"]]
+        lengths = output["completion_mask"].sum(1).tolist()
+        written = [row[:length] for row, length in zip(output["completion_ids"].tolist(), lengths, strict=True)]
+        items = torch.tensor([self.item_of(row) for row in written], device=device).view(-1, group)
+        targets = torch.tensor([self.item_of(row) for row in ids[::group]], device=device)
+        valid = (items >= 0) & ~rewards.isnan()
+        rewards = rewards.masked_fill(~valid, torch.nan)
+        admitted = self._admit(inputs[::group], ids[::group], targets, rewards, items.masked_fill(~valid, -1))
+        advantages = group_advantages(rewards, valid, invalid_penalty=self.invalid_penalty)
+        output["advantages"] = (self.lambda_ * advantages * admitted.unsqueeze(1)).flatten()
+        longest = max(map(len, ids))
+        output["target_ids"] = torch.tensor([row + [0] * (longest - len(row)) for row in ids], device=device)
+        output["target_mask"] = torch.tensor(
+            [[1] * len(row) + [0] * (longest - len(row)) for row in ids], device=device
+        )
+        output["anchor"] = torch.arange(len(ids), device=device) % group == 0
+        mode = "train" if self.model.training else "eval"
+        self._metrics[mode]["admission"].append(float(admitted.float().mean()))
+        self._metrics[mode]["invalid_share"].append(float((~valid).float().mean()))
+        return output
+
+    def _admit(
+        self, rows: list[dict[str, Any]], ids: list[list[int]], targets: Tensor, rewards: Tensor, items: Tensor
+    ) -> Tensor:  # (B,) bool
+        """The gate's decision, by the rewards of targets (B,) and of completions (B, G), and of other targets."""
+        count = len(rows)
+        itself = Histories(targets.unsqueeze(1), torch.ones_like(targets))
+        negatives = in_batch_negatives(
+            targets, itself, torch.rand(count, count, device=targets.device), min(self.num_negatives, count)
+        )
+        place = {int(item): index for index, item in enumerate(targets.tolist())}
+        asked = [(row, row) for row in range(count)]
+        asked += [(row, place[item]) for row, found in enumerate(negatives.tolist()) for item in found if item >= 0]
+        chosen = [rows[row] for row, _ in asked]
+        kept = self._rewards
+        self._calculate_rewards(
+            chosen,
+            [row["prompt"] for row in chosen],
+            [rows[of]["target"] for _, of in asked],
+            [ids[of] for _, of in asked],
+        )
+        scored, self._rewards = self._rewards, kept
+        others = torch.full(negatives.shape, torch.nan, device=rewards.device)
+        others[negatives >= 0] = scored[count:]
+        q = discriminability(scored[:count], rewards, items, others, negatives, targets).q
+        real = rewards[~rewards.isnan()]
+        if len(real) > 1:
+            now = float(real.std())
+            self.spread = now if self.spread == 0.0 else 0.9 * self.spread + 0.1 * now
+        spread = torch.tensor(self.spread, device=rewards.device)
+        degenerate = degenerate_groups(rewards, items, spread=spread, relative_floor=self.reward_floor)
+        return adagrpo_gate(rollout_miss(items, targets), q, degenerate, tau=self.tau, q_min=self.q_min).admitted
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        """TRL's, plus the mean NLL of the prompts' targets, nats a token."""
+        loss: Tensor = super()._compute_loss(model, inputs)
+        rows = inputs["anchor"]
+        mode = "train" if self.model.training else "eval"
+        group = self.num_generations if self.model.training else self.num_generations_eval
+        if not bool(rows.any()):
+            return loss
+        ids, mask = inputs["target_ids"][rows], inputs["target_mask"][rows]
+        tokens = torch.cat([inputs["prompt_ids"][rows], ids], dim=1)
+        attention = torch.cat([inputs["prompt_mask"][rows], mask], dim=1)
+        logits = model(input_ids=tokens, attention_mask=attention).logits[:, -ids.shape[1] - 1 : -1].float()
+        log_probs = logits.log_softmax(-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+        nll = -(log_probs * mask).sum(1) / mask.sum(1)  # (prompts,)
+        anchor = nll.sum() * group / len(rows)  # each prompt stands in `group` rows
+        self._metrics[mode]["nll"].append(float(nll.detach().mean()))
+        steps = self.current_gradient_accumulation_steps if mode == "train" else 1
+        total: Tensor = loss + anchor / steps
+        return total
