@@ -16,10 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from adagrpo.report.tables import Table, format_number, to_text
-from benchmarks import compact, whole
+from benchmarks import causal_lm, compact, whole
 from benchmarks.rows import Row
 
 BENCHMARKS: dict[str, tuple[Callable[[Path, Path], list[Row]], str | None]] = {
+    "beam50_vs_generate": (causal_lm.beam50_vs_generate, None),
+    "rl_step_vs_trl": (causal_lm.rl_step_vs_trl, None),
     "nll_bf16_share": (compact.nll_bf16_share, "amazon-beauty"),
     "adagrpo_vs_nll_step": (compact.adagrpo_vs_nll_step, "amazon-beauty"),
     "evaluate_beauty_s": (compact.evaluate_beauty, "amazon-beauty"),
