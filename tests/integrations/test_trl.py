@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState
 from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
-from trl import GRPOConfig
 
 from adagrpo.errors import UserError
-from adagrpo.integrations.trl import AdaGRPOTrainer
 from adagrpo.objective import clipped_surrogate, gated_sum, group_advantages, group_loss, nll
 from adagrpo.policies.language_model import from_configuration
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -23,7 +24,20 @@ PROMPTS = ["t2 t5 t8", "t3 t5 t9 t4 t7 t10", "t4 t6 t8", "t2 t7 t9 t3 t6 t10"]
 TARGETS = ["t3 t6 t9", "t4 t5 t8", "t2 t6 t10", "t4 t7 t10"]
 GROUP, LAMBDA, PENALTY, Q_MIN = 4, 0.7, 0.4, 0.9
 
-pytestmark = pytest.mark.slow  # importing trl takes seconds
+pytestmark = pytest.mark.slow  # importing trl takes seconds, so it is imported where it is used
+
+
+@pytest.fixture(autouse=True)
+def forgotten() -> Iterator[None]:
+    """A trainer of `transformers` leaves settings of accelerate behind, in the process and in its environment."""
+    environment = dict(os.environ)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    os.environ.clear()
+    os.environ.update(environment)
 
 
 def ids_of(text: str) -> list[int]:
@@ -43,21 +57,28 @@ def reward(prompts: list[str], completion_ids: list[list[int]], **kwargs: Any) -
     return [value(prompt, ids) for prompt, ids in zip(prompts, completion_ids, strict=True)]
 
 
-class Watched(AdaGRPOTrainer):
-    """Keeps what was drawn, and every micro-batch's loss and gradient."""
+def watched(kind: type[Any]) -> type[Any]:
+    """A trainer that keeps what was drawn, and every micro-batch's loss and gradient."""
 
-    def _generate_and_score_completions(self, inputs: Any) -> Any:
-        self.drawn = super()._generate_and_score_completions(inputs)
-        return {name: value.clone() for name, value in self.drawn.items()}
+    class Watched(kind):
+        def _generate_and_score_completions(self, inputs: Any) -> Any:
+            self.drawn = super()._generate_and_score_completions(inputs)
+            return {name: value.clone() for name, value in self.drawn.items()}
 
-    def _compute_loss(self, model: Any, inputs: Any) -> Any:
-        loss = super()._compute_loss(model, inputs)
-        gradients = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
-        self.__dict__.setdefault("parts", []).append((loss.detach(), gradients))
-        return loss
+        def _compute_loss(self, model: Any, inputs: Any) -> Any:
+            loss = super()._compute_loss(model, inputs)
+            gradients = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
+            self.__dict__.setdefault("parts", []).append((loss.detach(), gradients))
+            return loss
+
+    return Watched
 
 
-def trainer(tmp_path: Any, kind: type[AdaGRPOTrainer] = Watched, **changes: Any) -> AdaGRPOTrainer:
+def trainer(tmp_path: Any, **changes: Any) -> Any:
+    from trl import GRPOConfig
+
+    from adagrpo.integrations.trl import AdaGRPOTrainer
+
     options = {
         "model_type": "qwen3",
         "hidden_size": 16,
@@ -103,7 +124,7 @@ def trainer(tmp_path: Any, kind: type[AdaGRPOTrainer] = Watched, **changes: Any)
         | changes
     )
     rows = [{"prompt": p, "target": t} for p, t in zip(PROMPTS, TARGETS, strict=True)]
-    return kind(
+    return watched(AdaGRPOTrainer)(
         model,
         reward,
         settings,
@@ -125,9 +146,9 @@ def log_probs_of(model: Any, prompt: list[int], completion: list[int]) -> torch.
 
 
 def test_loss_and_gradient_are_our_objective_on_the_same_rollouts(tmp_path):
-    watched = trainer(tmp_path)
-    watched.train()
-    model, drawn = watched.model, watched.drawn
+    taken = trainer(tmp_path)
+    taken.train()
+    model, drawn = taken.model, taken.drawn
     prompts = [row[mask.bool()].tolist() for row, mask in zip(drawn["prompt_ids"], drawn["prompt_mask"], strict=True)]
     texts = [PROMPTS[[ids_of(text) for text in PROMPTS].index(prompt)] for prompt in prompts[::GROUP]]
     targets = [ids_of(TARGETS[PROMPTS.index(text)]) for text in texts]
@@ -166,20 +187,20 @@ def test_loss_and_gradient_are_our_objective_on_the_same_rollouts(tmp_path):
     parameters = list(model.parameters())
     gradients = torch.autograd.grad(expected, parameters)
 
-    assert len(watched.parts) == 2
-    torch.testing.assert_close(sum(loss for loss, _ in watched.parts), expected.detach(), rtol=1e-5, atol=1e-5)
+    assert len(taken.parts) == 2
+    torch.testing.assert_close(sum(loss for loss, _ in taken.parts), expected.detach(), rtol=1e-5, atol=1e-5)
     for index, gradient in enumerate(gradients):
-        found = sum(part[index] for _, part in watched.parts)
+        found = sum(part[index] for _, part in taken.parts)
         torch.testing.assert_close(found, gradient, rtol=1e-5, atol=1e-5)
-    logged = watched.state.log_history[0]
+    logged = taken.state.log_history[0]
     assert logged["admission"] == pytest.approx(sum(admitted) / 4)
-    assert logged["nll"] == pytest.approx(float(anchor.mean()), rel=1e-4)
+    assert logged["nll"] == pytest.approx(anchor.mean().item(), rel=1e-4)
 
 
 def test_what_does_not_fit_is_refused(tmp_path):
     with pytest.raises(UserError, match="loss_type: 'dapo'"):
-        trainer(tmp_path, AdaGRPOTrainer, loss_type="dapo")
-    nameless = trainer(tmp_path, AdaGRPOTrainer)
+        trainer(tmp_path, loss_type="dapo")
+    nameless = trainer(tmp_path)
     nameless.train_dataset = nameless.train_dataset.remove_columns("target")
     with pytest.raises(UserError, match="no text column 'target'"):
         nameless.train()
