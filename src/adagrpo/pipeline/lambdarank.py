@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 
 from adagrpo.artifacts import write_file
+from adagrpo.config.reward import RewardOptions
 from adagrpo.data.prepared import load_impressions
 from adagrpo.errors import UserError
 from adagrpo.evaluation import sample_cases
 from adagrpo.pipeline.models import Workbench
 from adagrpo.pipeline.run import Run
-from adagrpo.reward_options import RewardOptions
 from adagrpo.rewards.boosted import require_lightgbm
 from adagrpo.rewards.features import FEATURES
 from adagrpo.trainer.lambdarank import NegativeSampler, case_groups, fit_lambdarank, logged_groups, shown_groups

@@ -14,6 +14,7 @@ from torch import nn
 
 from adagrpo import metrics
 from adagrpo.config import FitConfig
+from adagrpo.config.reward import SequentialOptions
 from adagrpo.data.prepared import (
     load_cases,
     load_impressions,
@@ -29,7 +30,6 @@ from adagrpo.evaluation import Predictions, predict, sample_cases, summarise
 from adagrpo.pipeline.rewards import build_reward, reward_inputs
 from adagrpo.pipeline.run import Run
 from adagrpo.policies import CompactPolicy, HybridPolicy
-from adagrpo.reward_options import SequentialOptions
 from adagrpo.rewards.base import Reward
 from adagrpo.rewards.cross_fitted import CrossFitted
 from adagrpo.rewards.features import Features

@@ -22,13 +22,13 @@ import torch
 from numpy.typing import NDArray
 
 from adagrpo.artifacts import write_file
+from adagrpo.config.reward import SequentialOptions
 from adagrpo.data.prepared import load_impressions
 from adagrpo.data.sequences import pad
 from adagrpo.evaluation import sample_cases
 from adagrpo.objective import pairwise_agreement, target_nll
 from adagrpo.pipeline.models import Workbench
 from adagrpo.pipeline.run import Run
-from adagrpo.reward_options import SequentialOptions
 from adagrpo.reward_quality import (
     CaseQuality,
     band,

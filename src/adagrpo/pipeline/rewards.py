@@ -16,11 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from adagrpo.artifacts import write_file
-from adagrpo.data.prepared import load_item_ids
-from adagrpo.data.sequences import pad
-from adagrpo.errors import ServiceError, UserError
-from adagrpo.evaluation import sample_cases
-from adagrpo.reward_options import (
+from adagrpo.config.reward import (
     CallableOptions,
     HttpOptions,
     LambdaRankOptions,
@@ -29,6 +25,10 @@ from adagrpo.reward_options import (
     RewardOptions,
     SequentialOptions,
 )
+from adagrpo.data.prepared import load_item_ids
+from adagrpo.data.sequences import pad
+from adagrpo.errors import ServiceError, UserError
+from adagrpo.evaluation import sample_cases
 from adagrpo.rewards import (
     BoostedReward,
     CallableReward,

@@ -40,8 +40,8 @@ from adagrpo.artifacts import (
     write_file,
 )
 from adagrpo.config import Config, dump_config
+from adagrpo.config.reward import RewardOptions
 from adagrpo.errors import UserError
-from adagrpo.reward_options import RewardOptions
 
 __all__ = ["Console", "Run", "Silent"]
 

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from adagrpo.config import Config, dump_config, load_config
+from adagrpo.config.reward import SequentialOptions
 from adagrpo.errors import UserError
-from adagrpo.reward_options import SequentialOptions
 
 HTTP = {"kind": "http", "url": "http://127.0.0.1:1/score"}
 

@@ -9,7 +9,9 @@ import re
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+
+from adagrpo.config.values import Positive, PositiveFloat, Section
 
 __all__ = [
     "CallableOptions",
@@ -22,14 +24,9 @@ __all__ = [
     "WeightedOptions",
 ]
 
-PositiveInt = Annotated[int, Field(ge=1)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
-
-class _Options(BaseModel):
-    """A kind of reward: immutable, and strict about its keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class _Options(Section):
+    """A kind of reward."""
 
     @property
     def parts(self) -> tuple[RewardOptions, ...]:
@@ -73,7 +70,7 @@ class HttpOptions(_Options):
     kind: Literal["http"] = "http"
     url: str
     version: str = ""
-    batch_size: PositiveInt = 64
+    batch_size: Positive = 64
     concurrency: Annotated[int, Field(ge=1, le=64)] = 4
     timeout_seconds: PositiveFloat = 10.0
     retries: Annotated[int, Field(ge=0, le=20)] = 4

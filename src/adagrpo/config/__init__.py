@@ -1,0 +1,18 @@
+"""The configuration of a run, one module a section; `recipe` has the whole."""
+
+from adagrpo.config.data import ItemTable
+from adagrpo.config.models import FitConfig
+from adagrpo.config.recipe import Config, dump_config, load_config
+from adagrpo.config.training import ArmConfig, CompareConfig, Gate, ObjectiveConfig
+
+__all__ = [
+    "ArmConfig",
+    "CompareConfig",
+    "Config",
+    "FitConfig",
+    "Gate",
+    "ItemTable",
+    "ObjectiveConfig",
+    "dump_config",
+    "load_config",
+]

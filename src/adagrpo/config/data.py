@@ -1,0 +1,94 @@
+"""The section `data`: where the logs come from, what their columns are called, how they are cut."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from adagrpo.config.values import NonNegativeFloat, Positive, PositiveFloat, Section, Share
+
+__all__ = ["Columns", "DataConfig", "ItemTable", "MarketplaceConfig", "SplitConfig", "TieConfig"]
+
+
+class Columns(Section):
+    """What the columns of the logs are called; null where the logs have no such column."""
+
+    user: str = "user_id"
+    item: str = "item_id"
+    timestamp: str | None = None
+    order: str | None = None
+    event: str | None = None
+    rating: str | None = None
+    clicked: str | None = None
+    slot: str | None = None
+    propensity: str | None = None
+
+
+class ItemTable(Section):
+    """The item table: text columns are joined, attribute columns may be lists or scalars."""
+
+    path: str
+    id_column: str = "item_id"
+    text: tuple[str, ...] = ()
+    attributes: tuple[str, ...] = ()
+    attribute_names: str | None = None
+
+
+class SplitConfig(Section):
+    """Leave-one-out (last item test, second last validation), or two points in time."""
+
+    kind: Literal["leave_one_out", "temporal"] = "leave_one_out"
+    validation_from: int | None = None
+    test_from: int | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.kind == "temporal" and (self.validation_from is None or self.test_from is None):
+            raise ValueError("a temporal split needs validation_from and test_from, in the unit of the timestamps")
+        return self
+
+
+class MarketplaceConfig(Section):
+    """The simulated marketplace, see `adagrpo.data.marketplace.Marketplace`; null takes that class's default."""
+
+    users: Positive | None = None
+    items: Positive | None = None
+    steps: PositiveFloat | None = None
+    exposure_bias: NonNegativeFloat | None = None
+    position_bias: NonNegativeFloat | None = None
+    targeting: NonNegativeFloat | None = None
+    targeting_error: NonNegativeFloat | None = None
+    noise: NonNegativeFloat | None = None
+    drift: NonNegativeFloat | None = None
+    cold_share: Share | None = None
+
+
+class TieConfig(Section):
+    """Put tied interactions into random order: those of equal timestamps, or ascending runs of an item column."""
+
+    sorted_by: str | None = None
+
+
+class DataConfig(Section):
+    """Where the logs come from and how they are cut. Relative paths are below `--data`."""
+
+    logs: tuple[str, ...] = ()
+    marketplace: MarketplaceConfig | None = None
+    columns: Columns = Columns()
+    items: ItemTable | None = None
+    keep_events: tuple[str, ...] | None = None
+    min_rating: float | None = None
+    min_user_interactions: Positive = 1
+    min_item_interactions: Positive = 1
+    max_bad_rows: Annotated[int, Field(ge=0)] = 0
+    split: SplitConfig = SplitConfig()
+    shuffle_ties: TieConfig | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if bool(self.logs) == (self.marketplace is not None):
+            raise ValueError("give either logs or marketplace")
+        if self.shuffle_ties and self.shuffle_ties.sorted_by and self.items is None:
+            raise ValueError("shuffle_ties.sorted_by is a column of the item table; give items")
+        return self

@@ -1,0 +1,123 @@
+"""The sections `policy`, `sft` and `ranker`: the models, and how they are fitted."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from adagrpo.config.values import NonNegativeFloat, Positive, PositiveFloat, Section, Share
+
+__all__ = ["FitConfig", "LambdaRankConfig", "LanguageModelConfig", "PolicyConfig", "RankerConfig"]
+
+
+class LanguageModelConfig(Section):
+    """A Hugging Face causal LM: from a configuration, with random weights, or from a local folder below `--data`.
+
+    `config` holds `model_type` (qwen3, llama, gpt2, ..) and keys of that type. Embeddings and head always train; the
+    body does unless `frozen_body`, or `lora_rank` above 0, which trains adapters in its place (extra `peft`). `dtype`
+    is that of what does not train. `preamble` is text before every history, where the folder has a tokenizer.
+    """
+
+    config: dict[str, Any] | None = None
+    checkpoint: str | None = None
+    preamble: str | None = None
+    frozen_body: bool = False
+    lora_rank: Annotated[int, Field(ge=0)] = 0
+    lora_alpha: Positive = 16
+    gradient_checkpointing: bool = False
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.config is None) == (self.checkpoint is None):
+            raise ValueError("give either config or checkpoint")
+        if self.preamble is not None and self.checkpoint is None:
+            raise ValueError("a preamble needs the tokenizer of a checkpoint")
+        if self.dtype == "bfloat16" and not (self.frozen_body or self.lora_rank):
+            raise ValueError("dtype bfloat16 is for weights that do not train: set frozen_body or lora_rank")
+        return self
+
+
+class PolicyConfig(Section):
+    """The policy: `compact` writes codes, `hybrid` pools that with an item-level head, `causal_lm` is a language model.
+
+    Of the other keys `causal_lm` reads `dropout` alone; see `adagrpo.policies`.
+    """
+
+    kind: Literal["compact", "hybrid", "causal_lm"] = "compact"
+    lm: LanguageModelConfig | None = None
+    width: Positive = 160
+    layers: Positive = 2
+    heads: Positive = 4
+    decoder_hidden: Positive = 320
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    item_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    item_weight: Share = 0.5
+    item_loss_weight: NonNegativeFloat = 1.0
+    item_negatives: Annotated[int, Field(ge=0)] = 2048
+
+    @model_validator(mode="after")
+    def _model_of_its_kind(self) -> Self:
+        if (self.kind == "causal_lm") != (self.lm is not None):
+            raise ValueError("kind 'causal_lm' needs lm, and no other kind takes it")
+        return self
+
+    def model_settings(self) -> dict[str, Any]:
+        """The settings as JSON, for the fingerprint of what is made with them; without `lm` where there is none."""
+        return self.model_dump(mode="json", exclude=None if self.lm else {"lm"})
+
+
+class FitConfig(Section):
+    """How a model is fitted: AdamW, linear warm-up, then a cosine to a tenth of the peak.
+
+    `average` is the decay of an exponential moving average of the weights, which is then what is validated and kept; 0
+    keeps the weights themselves.
+    """
+
+    epochs: PositiveFloat = 1.0
+    batch_size: Positive = 256
+    accumulation: Positive = 1
+    learning_rate: PositiveFloat = 1e-3
+    warmup: Share = 0.02
+    weight_decay: NonNegativeFloat = 0.01
+    max_grad_norm: PositiveFloat = 1.0
+    average: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    validations: Annotated[int, Field(ge=0)] = 10
+    validation_users: Positive = 2000
+    checkpoint_seconds: NonNegativeFloat = 60.0
+
+
+class LambdaRankConfig(Section):
+    """LightGBM LambdaRank, fitted where the reward asks for it: `positions` targets a user, `negatives` draws each."""
+
+    positions: Positive = 3
+    negatives: Positive = 30
+    trees: Positive = 300
+    leaves: Annotated[int, Field(ge=2)] = 31
+    learning_rate: PositiveFloat = 0.1
+    minimum_leaf: Positive = 100
+
+
+class RankerConfig(Section):
+    """The sequential ranker; `loss: auto` takes impressions where there are some, else cross_entropy.
+
+    `negatives` are uniformly sampled, for `sampled`, and for `impressions` beside what was shown (0: shown items only).
+    With `folds` above 1, post-training judges a sample by a ranker that never saw its user; 0 and 1 are off.
+    """
+
+    loss: Literal["auto", "impressions", "cross_entropy", "sampled"] = "auto"
+    negatives: Annotated[int, Field(ge=0)] = 256
+    width: Positive = 128
+    layers: Positive = 2
+    heads: Positive = 2
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    folds: Annotated[int, Field(ge=0, le=100)] = 0
+    fit: FitConfig = FitConfig(epochs=30, validations=5)
+    lambdarank: LambdaRankConfig = LambdaRankConfig()
+
+    @model_validator(mode="after")
+    def _something_to_compare_with(self) -> Self:
+        if self.loss == "sampled" and self.negatives == 0:
+            raise ValueError("loss 'sampled' needs negatives of at least 1")
+        return self

@@ -1,0 +1,59 @@
+"""What is wrong with a configuration, in one line."""
+
+from __future__ import annotations
+
+import difflib
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+__all__ = ["explain"]
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """One problem of a validation of a model in one line, with the path of the key and the nearest valid name."""
+    problems = error.errors()
+    # a misspelt key comes first: where it was a required one, its absence is a consequence
+    first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
+    path, _ = _follow(model, first["loc"])
+    if first["type"] == "extra_forbidden":
+        section = _follow(model, first["loc"][:-1])[1]
+        names = [field.alias or name for name, field in section.model_fields.items()]
+        near = difflib.get_close_matches(str(first["loc"][-1]), names, n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else f"; valid keys here: {', '.join(names)}"
+        return f"unknown key '{path}'{hint}"
+    message = first["msg"].removeprefix("Value error, ").replace(" using _kind()", " as kind")
+    return f"{path}: {message}" + (
+        f" (found {first['input']!r})" if first["type"] not in ("missing", "value_error") else ""
+    )
+
+
+def _follow(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[str, Any]:
+    """The path of a location as it is written in a recipe, and the section there.
+
+    Pydantic names the kind of a reward in the location, as if it were a key; it is none.
+    """
+    written: list[str] = []
+    section: Any = model
+    for part in location:
+        if isinstance(section, list):
+            section = next(kind for kind in section if kind.model_fields["kind"].default == part)
+            continue
+        written.append(str(part))
+        if isinstance(part, int):
+            section = _plain(get_args(section)[0])
+        else:
+            known = getattr(section, "model_fields", {}).get(part)
+            section = None if known is None else _plain(known.annotation)
+    return ".".join(written), section
+
+
+def _plain(annotation: Any) -> Any:
+    """A type without its metadata and without None; of several kinds of a section, the list of them."""
+    while get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    if get_origin(annotation) not in (Union, UnionType):
+        return annotation
+    options = [_plain(option) for option in get_args(annotation) if option is not type(None)]
+    return options[0] if len(options) == 1 else options

@@ -1,0 +1,96 @@
+"""A whole recipe: frozen sections that refuse unknown keys, YAML in and out, `--set a.b=c`.
+
+Names are those of the field (`num_generations`, `beta`, `epsilon`, `epsilon_high`, `num_iterations`); a section is read
+by the stage of the same name, and a change in one section makes only the stages that read it run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from adagrpo.config.data import DataConfig
+from adagrpo.config.models import FitConfig, PolicyConfig, RankerConfig
+from adagrpo.config.problems import explain
+from adagrpo.config.reward import RewardOptions, SequentialOptions
+from adagrpo.config.tokenizer import TokenizerConfig
+from adagrpo.config.training import CompareConfig, EvaluationConfig, ObjectiveConfig, TrainConfig
+from adagrpo.config.values import Positive, Section
+from adagrpo.errors import UserError
+
+__all__ = ["Config", "dump_config", "load_config"]
+
+
+class Config(Section):
+    """A whole run."""
+
+    name: str = "run"
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    max_history: Annotated[int, Field(ge=2)] = 20
+    threads: Positive | None = None
+    data: DataConfig
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    policy: PolicyConfig = PolicyConfig()
+    sft: FitConfig = FitConfig(epochs=60)
+    ranker: RankerConfig = RankerConfig()
+    reward: RewardOptions = SequentialOptions()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    train: TrainConfig = TrainConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    compare: CompareConfig = CompareConfig()
+
+    @model_validator(mode="after")
+    def _folds_are_of_the_ranker(self) -> Self:
+        if self.ranker.folds > 1 and self.reward != SequentialOptions():
+            raise ValueError(
+                "ranker.folds cross-fits the run's own sequential ranker alone; set it to 0 or drop reward"
+            )
+        return self
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a recipe and apply `a.b=c` overrides, whose right-hand side is YAML.
+
+    Raises:
+        UserError: no such file, not YAML, an unknown key (with the nearest valid one) or a value out of range.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such recipe") from error
+    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise UserError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: a recipe is a mapping of sections, this is {type(content).__name__}")
+    for override in overrides:
+        _apply(content, override)
+    try:
+        return Config.model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"{path}: {explain(error, Config)}") from error
+
+
+def dump_config(config: Config) -> dict[str, Any]:
+    """The configuration as JSON-able values; `Config.model_validate` reads them back."""
+    return config.model_dump(mode="json", by_alias=True)
+
+
+def _apply(content: dict[str, Any], override: str) -> None:
+    """Set one dotted key, for example `objective.lambda=0.5`."""
+    dotted, equals, text = override.partition("=")
+    keys = dotted.split(".")
+    if not equals or not all(keys):
+        raise UserError(f"--set {override}: write key=value, for example objective.lambda=0.5")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {override}: '{text}' is not YAML") from error
+    for key in keys[:-1]:
+        content = content.setdefault(key, {})
+        if not isinstance(content, dict):
+            raise UserError(f"--set {override}: '{key}' is not a section")
+    content[keys[-1]] = value

@@ -1,0 +1,54 @@
+"""The section `tokenizer`: item vectors, their quantiser, and what becomes of collisions."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from adagrpo.config.values import NonNegativeFloat, Positive, PositiveFloat, Section
+
+__all__ = ["PublishedIds", "RqVaeConfig", "TokenizerConfig"]
+
+
+class PublishedIds(Section):
+    """Semantic IDs made elsewhere: a Parquet file with one list of codes an item."""
+
+    path: str
+    column: str
+    id_column: str = "item_id"
+
+
+class RqVaeConfig(Section):
+    """The RQ-VAE of `tokenizer.quantizer: rq_vae`; see `adagrpo.semantic_ids.rq_vae`."""
+
+    epochs: Positive = 100
+    batch_size: Positive = 256
+    learning_rate: PositiveFloat = 3e-3
+    hidden: Positive = 256
+    width: Positive = 64
+    commitment: NonNegativeFloat = 0.25
+
+
+class TokenizerConfig(Section):
+    """Item vectors and their residual quantisation; see `docs/tokenizers.md` for what each choice is worth.
+
+    `vectors` weighs the kinds of item vectors; `language_model` is the folder of the sentence-transformers model of the
+    vectors of that name (null: the one that the extra `text` brings). `cluster_bound` is for `balanced_kmeans`: no code
+    of a level has more than that multiple of V / K items. Items on the same codes are told apart by one more `level`,
+    or each goes to the `nearest` free code of its last level.
+    """
+
+    vectors: dict[Literal["attributes", "text", "cooccurrence", "language_model"], PositiveFloat] = Field(
+        {"cooccurrence": 1.0}
+    )
+    language_model: str | None = None
+    width: Positive = 128
+    window: Positive = 3
+    quantizer: Literal["kmeans", "balanced_kmeans", "rq_vae"] = "kmeans"
+    levels: Positive = 3
+    codes: Annotated[int, Field(ge=2)] = 256
+    cluster_bound: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.1
+    rq_vae: RqVaeConfig = RqVaeConfig()
+    collisions: Literal["level", "nearest"] = "level"
+    published: PublishedIds | None = None

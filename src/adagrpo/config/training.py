@@ -1,0 +1,159 @@
+"""The sections `objective`, `train`, `evaluation` and `compare`: post-training, its arms, and what judges them."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import Annotated, Literal, Self, get_args
+
+from pydantic import ConfigDict, Field, ValidationError, model_validator
+
+from adagrpo.config.models import FitConfig
+from adagrpo.config.problems import explain
+from adagrpo.config.values import NonNegativeFloat, Positive, PositiveFloat, Section, Share
+from adagrpo.errors import UserError
+
+__all__ = ["ArmConfig", "CompareConfig", "EvaluationConfig", "Gate", "ObjectiveConfig", "TrainConfig"]
+
+Gate = Literal["adagrpo", "all", "none", "difficulty", "discriminability", "random", "shuffled", "inverted", "oracle"]
+UserMetric = Literal["hr@1", "hr@5", "hr@10", "hr@50", "ndcg@10", "hallucination@10"]
+
+
+class ObjectiveConfig(Section):
+    """NLL + (lambda / B_rl) Σ gate · GRPO; see `adagrpo.trainer.post_training` for what each option does.
+
+    `oracle_agreement` is for the gate `oracle`: the least share of a group's pairs that the reward must order rightly.
+    `distill_weight` is for `distill`: the weight of the reward beside the starting policy's log-probability.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, serialize_by_alias=True)
+
+    lambda_: NonNegativeFloat = Field(1.0, alias="lambda")
+    num_generations: Annotated[int, Field(ge=2)] = 16
+    negatives: Annotated[int, Field(ge=0)] = 5
+    temperature: PositiveFloat = 1.0
+    epsilon: PositiveFloat = 0.2
+    epsilon_high: PositiveFloat = 0.2
+    beta: NonNegativeFloat = 0.0
+    num_iterations: Positive = 1
+    rollout: Literal["sample", "beam"] = "sample"
+    constrained: bool = False
+    inject_target: bool = False
+    rl_positions: Literal["random", "last", "all"] = "random"
+    difficulty: Literal["rollout_miss", "target_rank", "target_nll", "entropy"] = "rollout_miss"
+    tau: NonNegativeFloat = 0.5
+    q_min: Share = 0.95
+    invalid_penalty: NonNegativeFloat = 1.0
+    scale_rewards: bool = True
+    reward_floor: NonNegativeFloat = 1e-3
+    oracle_agreement: Share = 0.75
+    distill_weight: NonNegativeFloat = 1.0
+
+
+class ArmConfig(Section):
+    """One way to post-train from the same starting policy."""
+
+    objective: Literal["nll", "grpo", "mixture", "adagrpo", "distill", "best_of_n"]
+    gate: Gate | None = None
+    lambda_: NonNegativeFloat | None = Field(None, alias="lambda")
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, serialize_by_alias=True)
+
+    @model_validator(mode="after")
+    def _what_it_takes(self) -> Self:
+        if self.gate is not None and self.objective in ("nll", "grpo", "mixture"):
+            raise ValueError(f"objective '{self.objective}' takes no gate; adagrpo, distill and best_of_n do")
+        if self.lambda_ is not None and self.objective == "nll":
+            raise ValueError("objective 'nll' takes no lambda: it has no reward to weigh")
+        return self
+
+    @property
+    def own_gate(self) -> Gate | None:
+        """The gate where none is named: all samples, but for `adagrpo`; `nll` has no reward to admit."""
+        return {"adagrpo": "adagrpo", "nll": None}.get(self.objective, "all")
+
+    @property
+    def admits(self) -> Gate | None:
+        """The gate."""
+        return self.gate or self.own_gate
+
+    @property
+    def name(self) -> str:
+        """The arm's name in folders and in metrics.json: `<objective>[-<gate>][-lambda<number>]`, where its own."""
+        gate = "" if self.admits == self.own_gate else f"-{self.gate}"
+        return f"{self.objective}{gate}" + ("" if self.lambda_ is None else f"-lambda{self.lambda_:g}")
+
+    @classmethod
+    def parse(cls, name: str) -> Self:
+        """The arm that has a name; the other way round from `name`.
+
+        Raises:
+            UserError: no arm is called that; the nearest name is said.
+
+        Example:
+            >>> arm = ArmConfig.parse("adagrpo-random-lambda5")
+            >>> arm.objective, arm.gate, arm.lambda_, arm.name
+            ('adagrpo', 'random', 5.0, 'adagrpo-random-lambda5')
+        """
+        objectives = get_args(cls.model_fields["objective"].annotation)
+        gates = get_args(Gate)
+        pattern = f"({'|'.join(objectives)})(?:-({'|'.join(gates)}))?(?:-lambda(.+))?"
+        found = re.fullmatch(pattern, name)
+        if found is None:
+            names = [*objectives, *(f"adagrpo-{gate}" for gate in gates if gate != "adagrpo")]
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(names)}; -lambda<number> may follow"
+            raise UserError(f"objective '{name}': there is none of that name; {hint}")
+        objective, gate, weight = found.groups()
+        given = {"objective": objective, "gate": gate, "lambda": weight}
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            raise UserError(f"objective '{name}': {explain(error, cls).removeprefix(': ')}") from error
+
+
+class TrainConfig(Section):
+    """Post-training: every arm starts from the sft policy and sees the same batches.
+
+    `rl_split` is the share of training positions that sft takes no NLL at, the RL term being taken at these alone; with
+    `rl_split_nll` they are NLL positions in post-training, in every arm.
+    """
+
+    arms: tuple[ArmConfig, ...] = (
+        ArmConfig(objective="nll"),
+        ArmConfig(objective="mixture"),
+        ArmConfig(objective="adagrpo"),
+    )
+    fit: FitConfig = FitConfig(epochs=2, learning_rate=2e-4, validations=8)
+    gradient_norms_every: Positive = 20
+    rl_split: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    rl_split_nll: bool = True
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        names = [arm.name for arm in self.arms]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two arms have the same name: {', '.join(names)}")
+        return self
+
+
+class EvaluationConfig(Section):
+    """Full-catalogue evaluation by beam search."""
+
+    beam_width: Annotated[int, Field(ge=10)] = 50
+    batch_size: Positive = 256
+    mask_history: bool = False
+
+
+class CompareConfig(Section):
+    """What a comparison is to decide, fixed before its runs: see `adagrpo.comparison`.
+
+    `family` holds the arms that claims are made about (null: every arm but sft and the baseline); `margins` say how
+    much worse than the baseline an arm may be on other metrics, in the metric's own units.
+    """
+
+    baseline: str = "nll"
+    family: tuple[str, ...] | None = None
+    metric: UserMetric = "hr@10"
+    level: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    margins: dict[UserMetric, PositiveFloat] = Field({"hr@50": 0.01, "hallucination@10": 0.005})
+    resamples: Annotated[int, Field(ge=200)] = 2000
