@@ -21,6 +21,7 @@ from adagrpo.decoding import (
     sample,
     score_sequences,
 )
+from adagrpo.errors import NotFinite
 from adagrpo.semantic_ids.trie import Trie
 
 SIZES = (4, 3, 5)
@@ -407,12 +408,13 @@ def test_a_policy_that_rules_out_all_that_is_allowed_is_a_dead_end():
         sample(policy, torch.tensor([0]), torch.rand(1, 2, 1), trie=Trie.build(torch.tensor([[1]]), (3,)))
 
 
-def test_nan_logits_are_refused():
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_logits_that_are_not_finite_are_refused(bad):
     policy = TablePolicy.random((3,), rows=1)
-    policy.tables[0][0, 0, 1] = torch.nan
-    with pytest.raises(DeadEnd, match="NaN"):
+    policy.tables[0][0, 0, 1] = bad
+    with pytest.raises(NotFinite, match="NaN"):
         sample(policy, torch.tensor([0]), torch.rand(1, 2, 1))
-    with pytest.raises(FloatingPointError, match="NaN"):
+    with pytest.raises(NotFinite, match="NaN"):
         beam_search(policy, torch.tensor([0]), 2)
 
 

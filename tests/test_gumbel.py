@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from adagrpo.decoding import DeadEnd, gumbel_top_k
+from adagrpo.decoding import gumbel_top_k
+from adagrpo.errors import NotFinite
 from adagrpo.semantic_ids.trie import Trie
 
 
@@ -133,5 +134,5 @@ def test_what_cannot_be_drawn_is_said():
         gumbel_top_k(Table(), 2, 1, generator, temperature=0.0)
     policy = Table()
     policy.first[0] = torch.nan
-    with pytest.raises(DeadEnd, match="level 1"):
+    with pytest.raises(NotFinite, match="level 1"):
         gumbel_top_k(policy, 2, 1, generator)

@@ -25,6 +25,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from adagrpo.errors import NotFinite
 from adagrpo.policies.base import DecoderState, Policy
 from adagrpo.semantic_ids.trie import Trie
 
@@ -100,6 +101,7 @@ def sample(
         ValueError: `uniforms` has another shape or leaves [0, 1), `temperature` is not positive, or the trie's levels
             are not the policy's.
         DeadEnd: a lane has no code to draw.
+        NotFinite: the policy's logits hold NaN, or +inf.
     """
     levels = _check(policy, trie, temperature)
     if uniforms.ndim != 3 or uniforms.shape[2] != levels:
@@ -117,8 +119,7 @@ def sample(
             raise ValueError(f"uniforms has {uniforms.shape[0]} samples, the context has {logits.shape[0]}")
         if trie is not None:
             logits = logits.masked_fill(~trie.allowed(level, nodes), -torch.inf)
-        if not bool((logits.amax(-1) > -torch.inf).all()):
-            raise DeadEnd(f"a lane has no code to draw at level {level + 1}: none is allowed, or its logits are NaN")
+        _check_lanes(logits, level)
         level_log_probs = logits.log_softmax(-1)
         codes[..., level] = _invert(level_log_probs.exp(), uniforms[..., level])
         drawn = codes[..., level : level + 1]
@@ -218,7 +219,7 @@ def beam_search(
     Raises:
         ValueError: `width` is below 1, or the trie's levels are not the policy's.
         DeadEnd: the trie allows no continuation of one of its own prefixes.
-        FloatingPointError: the policy's logits hold NaN.
+        NotFinite: the policy's logits hold NaN, or +inf.
     """
     levels = _check(policy, trie)
     if width < 1:
@@ -294,6 +295,7 @@ def gumbel_top_k(
     Raises:
         ValueError: `group` is below 1, `temperature` is not positive, or the trie's levels are not the policy's.
         DeadEnd: a lane has no code to draw.
+        NotFinite: the policy's logits hold NaN, or +inf.
     """
     levels = _check(policy, trie, temperature)
     if group < 1:
@@ -310,8 +312,7 @@ def gumbel_top_k(
         if trie is not None:
             dead = (noisy == -torch.inf).unsqueeze(-1)  # such a lane may write anything
             scaled = scaled.masked_fill(~(trie.allowed(level, nodes) | dead), -torch.inf)
-        if not bool((scaled.amax(-1) > -torch.inf).all()):
-            raise DeadEnd(f"a lane has no code to draw at level {level + 1}: none is allowed, or its logits are NaN")
+        _check_lanes(scaled, level)
         step = scaled.log_softmax(-1)  # (B, W, K)
         totals = log_probs.sum(-1, keepdim=True) + step
         children = _given_maximum(totals + _gumbel(totals.shape, generator, device), noisy)
@@ -338,6 +339,19 @@ def gumbel_top_k(
         torch.nn.functional.pad(log_probs[:, :group], (0, 0, 0, fill), value=-torch.inf),
         torch.nn.functional.pad(inclusion.masked_fill(empty, 0.0)[:, :group], (0, fill)),
     )
+
+
+def _check_lanes(
+    logits: Tensor,  # (B, W, K), -inf where a code is not allowed
+    level: int,
+) -> None:
+    """Every lane must have a code to draw, and a softmax to draw it from."""
+    highest = logits.amax(-1)
+    if bool(highest.isfinite().all()):
+        return
+    if bool((highest.isnan() | (highest == torch.inf)).any()):
+        raise NotFinite("logits", f"the policy's logits hold NaN or +inf at level {level + 1}")
+    raise DeadEnd(f"a lane has no code to draw at level {level + 1}: none is allowed")
 
 
 def _gumbel(shape: Sequence[int], generator: torch.Generator, device: torch.device) -> Tensor:
@@ -380,7 +394,7 @@ def _best_continuations(
     grouped = log_probs.reshape(samples, lanes, size // span, span)
     maxima = (grouped.amax(-1) + scores.unsqueeze(-1)).flatten(1)  # (B, spans)
     if bool(maxima.isnan().any()):
-        raise FloatingPointError("the policy's logits hold NaN")
+        raise NotFinite("logits", "the policy's logits hold NaN or +inf")
     # in ascending order, so that a candidate's place says who comes first among equals
     spans = _top(maxima, min(width, maxima.shape[1])).sort(-1).values  # (B, S)
     lane_of_span = spans // (size // span)

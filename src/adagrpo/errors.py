@@ -1,6 +1,6 @@
-"""Errors that end a command with one line: the user's to mend, or those of a service that it depends on."""
+"""Errors that end a command with one line, the user's to mend or those of a service; numbers that are not finite."""
 
-__all__ = ["ServiceError", "UserError"]
+__all__ = ["NotFinite", "ServiceError", "UserError"]
 
 
 class UserError(Exception):
@@ -15,3 +15,14 @@ class ServiceError(Exception):
 
     The message is one line that names it and says what it did. What was finished is kept; the same command continues.
     """
+
+
+class NotFinite(FloatingPointError):
+    """NaN or infinity where a number is needed. Training counts it by `what` and skips the step.
+
+    `what` is one word, such as `reward` or `logits`; the message is one line that says whose it was.
+    """
+
+    def __init__(self, what: str, message: str) -> None:
+        super().__init__(message)
+        self.what = what

@@ -22,6 +22,7 @@ from adagrpo.decoding import beam_search
 from adagrpo.layers import autocast_dtype
 from adagrpo.rewards.base import Reward
 from adagrpo.rewards.ranker import SequentialRanker
+from adagrpo.rewards.scoring import ask_reward
 from adagrpo.rollouts import draw_rollouts
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.types import Cases, Histories
@@ -125,8 +126,7 @@ def predict(
         free_codes[rows] = free.codes.cpu().numpy()
         free_valid[rows] = (catalog.lookup(free.codes) >= 0).cpu().numpy()
         if reward is not None:
-            values = reward.score(histories, found).float().masked_fill(found < 0, torch.nan)
-            rewards[rows] = values.cpu().numpy()
+            rewards[rows] = ask_reward(reward, histories, found).cpu().numpy()
         chosen = torch.from_numpy(sampled[rows])
         if bool((chosen >= 0).any()):
             device = catalog.codes.device

@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from adagrpo.errors import NotFinite
+from adagrpo.rewards.ensemble import MeanReward, WeightedReward
 from adagrpo.rewards.scoring import (
     BadReward,
     Candidates,
@@ -180,9 +182,22 @@ CANDIDATES = distinct_candidates(torch.tensor([4, 8]), torch.tensor([[5], [-1]])
 
 def test_scores_of_real_items_must_be_finite():
     scores = torch.tensor([[1.0, torch.nan, torch.inf], [2.0, 0.0, 0.0]])
-    with pytest.raises(BadReward, match="for 2 of 4 items"):
+    with pytest.raises(NotFinite, match="the reward FixedReward gave NaN or infinity for 2 of 4 items") as caught:
         candidate_scores(FixedReward(scores), HISTORIES, CANDIDATES)
-    assert issubclass(BadReward, ValueError)
+    assert caught.value.what == "reward"
+
+
+@pytest.mark.parametrize(("bad", "named"), [((1,), "second"), ((0, 1), "first and second"), ((), "MeanReward")])
+def test_the_members_that_are_not_finite_are_named(bad, named):
+    scores = torch.tensor([[1.0, 2.0, 3.0], [2.0, 0.0, 0.0]])
+    members = [FixedReward(scores.clone() * 1e38), FixedReward(scores.clone())]
+    for place, name in enumerate(("first", "second")):
+        members[place].name = name
+        if place in bad:
+            members[place].scores[0, 0] = torch.nan
+    ensemble = MeanReward(members) if bad else WeightedReward(members, [10.0, 1.0])  # 1e39 is beyond float32
+    with pytest.raises(NotFinite, match=f"the reward {named if bad else 'WeightedReward'} gave"):
+        candidate_scores(ensemble, HISTORIES, CANDIDATES)
 
 
 def test_the_score_at_padding_is_not_read():

@@ -35,6 +35,9 @@ class Script:
         self.calls = 0
         self.modes: list[bool] = []
 
+    def users(self, step: int) -> Sequence[int]:
+        return [10 + step]
+
     def begin(self, step: int) -> tuple[Sequence[float], dict[str, float]]:
         self.modes.append(self.model.training)
         return [self.factor(step)], {"drawn": float(step)}
@@ -295,6 +298,7 @@ def test_a_step_that_is_not_finite_touches_nothing(world, tmp_path, bad):
     assert [row["step"] for row in logged] == [1, 2, 3, 4, 5, 6]
     assert [row.get("skipped") for row in logged] == [None, None, 1.0, 1.0, None, 1.0]
     assert all("one" not in row and "grad_norm" not in row for row in logged if "skipped" in row)
+    assert all(row["not_finite_one"] == row["not_finite_grad_norm"] == 1.0 for row in logged if "skipped" in row)
     progress = json.loads((tmp_path / "checkpoints" / "000000006" / "progress.json").read_text())
     assert progress["skipped"] == 3 and progress["skipped_in_a_row"] == 1
 
@@ -317,7 +321,8 @@ def test_a_finite_loss_with_an_infinite_gradient_is_skipped(world, tmp_path):
 def test_three_in_a_row_diverge(world, tmp_path):
     model = linear()
     task = Script(model, 20, lambda step: math.nan if step in (1, 2, 4, 5, 6) else 1.0)
-    with pytest.raises(Diverged, match=r"one, grad_norm not finite in 3 steps in a row, up to step 6 \(seed 7\)"):
+    message = r"3 batches in a row are not finite, up to step 7 \(seed 7; 1 users: 16\): one, grad_norm\. Nothing"
+    with pytest.raises(Diverged, match=message):
         fit(model, task, world.settings(), tmp_path, seed=7)
     assert bool(model.weight.isfinite().all())
 
@@ -329,7 +334,7 @@ def test_the_count_in_a_row_survives_an_interruption(world, tmp_path, stop_at):
     stop, report = stop_at(4)
     with pytest.raises(stop):
         fit(*make(), world.settings(checkpoint_seconds=0), tmp_path, seed=0, report=report)
-    with pytest.raises(Diverged, match="up to step 4"):
+    with pytest.raises(Diverged, match="up to step 5"):
         fit(*make(), world.settings(), tmp_path, seed=0)
 
 

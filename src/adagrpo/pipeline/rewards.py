@@ -27,7 +27,7 @@ from adagrpo.config.reward import (
 )
 from adagrpo.data.prepared import load_item_ids
 from adagrpo.data.sequences import pad
-from adagrpo.errors import ServiceError, UserError
+from adagrpo.errors import NotFinite, ServiceError, UserError
 from adagrpo.evaluation import sample_cases
 from adagrpo.rewards import (
     BoostedReward,
@@ -99,18 +99,19 @@ def check_reward(bench: Workbench) -> None:
     """Look at the reward before it is used, and note in run.yaml what it is.
 
     Raises:
-        UserError: it says the same of every item, or is otherwise wrong in a way that the user can mend.
+        UserError: it says the same of every item, is not finite, or is otherwise wrong in a way that the user can mend.
         ServiceError: an endpoint failed, or what it answers is wrong.
     """
     run, options = bench.run, bench.config.reward
     for path in [*bench.training_files, *bench.catalog_files, run.path("sft", "best", "model.safetensors")]:
         run.hash_input(path)  # of the stages that are missing, the first is named
     run.record("reward", describe_reward(bench))
-    if options == SequentialOptions():
-        return  # fitted and validated by the run itself
+    cases = sample_cases(bench.cases("validation"), LOOK_CASES, run.config.seed)
+    if options == SequentialOptions():  # fitted and validated by the run itself: nothing is kept of the look
+        _spread(bench, cases, bench.judge(), options)
+        return
 
     def build(work: Path) -> None:
-        cases = sample_cases(bench.cases("validation"), LOOK_CASES, run.config.seed)
         reward = build_reward(bench, options)
         content: dict[str, Any] = {"cases": len(cases), "spread": _spread(bench, cases, reward, options)}
         if isinstance(reward, MeanReward | WeightedReward):
@@ -126,11 +127,15 @@ def _spread(bench: Workbench, cases: Cases, reward: Reward, options: RewardOptio
     """The root of the mean variance of the scores within a case, over the logged item and items drawn at random."""
     draw = np.random.default_rng(bench.config.seed)
     found = pad(cases.histories, np.arange(len(cases)), bench.config.max_history)
-    histories = Histories(found.items.to(bench.device), found.lengths.to(bench.device))
+    users = torch.from_numpy(cases.users.astype(np.int64))
+    histories = Histories(*(part.to(bench.device) for part in (found.items, found.lengths, users)))
     drawn = torch.from_numpy(draw.integers(0, bench.num_items, (len(cases), LOOK_ITEMS - 1))).to(bench.device)
     targets = torch.from_numpy(cases.targets.astype(np.int64)).to(bench.device)
     candidates = distinct_candidates(targets, drawn, drawn[:, :0])
-    scores = candidate_scores(reward, histories, candidates).double().cpu().numpy()
+    try:
+        scores = candidate_scores(reward, histories, candidates).double().cpu().numpy()
+    except NotFinite as error:
+        raise UserError(f"reward {_name(options)}: {error}") from error
     if not _differ(scores):
         words = f"reward {_name(options)}: gives every item of a case the same score; there is nothing to learn from it"
         raise ServiceError(words) if _asks_a_service(options) else UserError(words)

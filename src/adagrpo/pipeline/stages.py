@@ -6,17 +6,19 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from torch import nn
 
+from adagrpo.artifacts import write_file
 from adagrpo.config import ArmConfig, FitConfig, ItemTable
 from adagrpo.data import splits
 from adagrpo.data.columns import ITEM_ID
 from adagrpo.data.dataset import Dataset, build_dataset
 from adagrpo.data.interactions import ColumnMapping, read_items, read_logs
 from adagrpo.data.marketplace import Marketplace, simulate, write_simulation
-from adagrpo.data.prepared import load_impressions, write_prepared
+from adagrpo.data.prepared import load_impressions, load_user_ids, write_prepared
 from adagrpo.data.sequences import emptied
 from adagrpo.data.ties import shuffle_ties
 from adagrpo.errors import UserError
@@ -25,7 +27,7 @@ from adagrpo.pipeline.lambdarank import fit_second_ranker
 from adagrpo.pipeline.models import Workbench
 from adagrpo.pipeline.run import Run
 from adagrpo.rewards.ranker import SequentialRanker
-from adagrpo.trainer import Arm, PostTraining, RankerFit, Supervised, fit
+from adagrpo.trainer import Arm, Diverged, FitResult, PostTraining, RankerFit, Supervised, Task, fit
 from adagrpo.trainer.ranker import Impressions
 from adagrpo.types import Cases
 
@@ -124,7 +126,7 @@ def fit_sft(run: Run) -> None:
             steps=max(1, round(settings.epochs * schedule.steps_per_epoch)),
             validate=bench.validator(policy, settings),
         )
-        fit(policy, task, settings, work, seed=run.config.seed, report=_report(run, "sft"))
+        _fit(bench, "sft", policy, task, settings, work)
 
     config = [_fit_config(settings), *_policy_config(run)]
     if run.config.train.rl_split:
@@ -185,7 +187,7 @@ def _fit_ranker(run: Run, name: str, fold: int | None) -> None:
             impressions=None if table is None else Impressions.from_table(table, len(bench.training)),
             negatives=options.negatives,
         )
-        result = fit(ranker, task, settings, work, seed=run.config.seed, report=_report(run, name))
+        result = _fit(bench, name, ranker, task, settings, work)
         best = bench.ranker(work / "best")
         summary: dict[str, object] = {"loss": kind, "best_step": result.best_step}
         for label, rows in (("validation", seen), ("left_out", unseen)):
@@ -242,7 +244,7 @@ def fit_arm(run: Run, arm: ArmConfig) -> None:
                 term_norms_every=options.gradient_norms_every,
                 true_utility=bench.true_utility() if arm.gate == "oracle" else None,
             )
-        fit(policy, task, settings, work, seed=run.config.seed, report=_report(run, arm.name))
+        _fit(bench, f"train/{arm.name}", policy, task, settings, work)
 
     config = [_fit_config(settings), *_policy_config(run), arm.model_dump(mode="json", by_alias=True)]
     if options.rl_split:
@@ -282,6 +284,26 @@ def _policy_config(run: Run) -> list[object]:
 def _fit_config(settings: FitConfig) -> dict[str, object]:
     """What of a fit's settings decides its result: not how often it is saved."""
     return settings.model_dump(mode="json", exclude={"checkpoint_seconds"})
+
+
+def _fit(bench: Workbench, stage: str, model: nn.Module, task: Task[Any], settings: FitConfig, work: Path) -> FitResult:
+    """Fit a model; where it ends in numbers that are not finite, `diverged.json` says what to look at.
+
+    Raises:
+        Diverged: with the ids of the users whose histories made up the last step.
+    """
+    run = bench.run
+    found = run.path("diverged.json")
+    found.unlink(missing_ok=True)
+    try:
+        return fit(model, task, settings, work, seed=run.config.seed, report=_report(run, stage.removeprefix("train/")))
+    except Diverged as error:
+        ids = load_user_ids(bench.prepared)[error.users].to_list()
+        content = {"stage": stage, "not_finite": error.what, "step": error.step, "seed": error.seed, "users": ids}
+        write_file(found, json.dumps(content, indent=1) + "\n")
+        raise Diverged(
+            f"{error.what} ({found} has all users; the same command repeats the step)", error.step, error.seed, ids
+        ) from error
 
 
 def _report(run: Run, label: str) -> Callable[[int, int, Mapping[str, float]], None]:

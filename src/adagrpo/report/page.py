@@ -20,6 +20,7 @@ from adagrpo.artifacts import write_file
 from adagrpo.errors import UserError
 from adagrpo.report import figures
 from adagrpo.report.figures import Log
+from adagrpo.report.numbers import numbers_table
 from adagrpo.report.ranker import calibration_text, gate_table, strata_table
 from adagrpo.report.tables import (
     MISSING,
@@ -103,6 +104,7 @@ def build_report(run_directory: Path) -> str:
         results=[(split, _results(metrics, split)) for split in SPLITS],
         breadth=_breadth(metrics),
         **_figures(run_directory, metrics),
+        numbers=numbers_table(_logs(run_directory, metrics)),
         dataset=_facts(metrics.get("dataset")),
         catalog=_facts(metrics.get("catalog")),
         levels=_levels(metrics.get("catalog")),

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from adagrpo.errors import NotFinite
 from adagrpo.rewards.base import Reward
 from adagrpo.types import Histories
 
@@ -25,7 +26,9 @@ __all__ = [
     "BadReward",
     "Candidates",
     "GroupRewards",
+    "ask_reward",
     "candidate_scores",
+    "constant_share",
     "distinct_candidates",
     "in_batch_negatives",
     "read_rewards",
@@ -35,7 +38,7 @@ __all__ = [
 
 
 class BadReward(ValueError):
-    """A reward returned the wrong shape, or NaN or infinity for a real item."""
+    """A reward returned the wrong shape."""
 
 
 class Candidates(NamedTuple):
@@ -146,29 +149,77 @@ def distinct_candidates(
 
 
 @torch.no_grad()
-def candidate_scores(reward: Reward, histories: Histories, candidates: Candidates) -> Tensor:  # (B, N)
-    """Ask the reward once for all candidates, and check the answer.
+def ask_reward(
+    reward: Reward,
+    histories: Histories,
+    items: Tensor,  # (B, N)
+) -> Tensor:  # (B, N)
+    """Ask the reward once for all items, and check the answer.
 
     Args:
         reward: the reward model.
         histories: `B` histories.
-        candidates: what to score.
+        items: (B, N) int64, -1 where there is nothing to score.
 
     Returns:
-        (B, N) float32, NaN at padding.
+        (B, N) float32, NaN at -1.
 
     Raises:
-        BadReward: the shape is not (B, N), or the score of a real item is NaN or infinite.
+        BadReward: the shape is not (B, N).
+        NotFinite: the score of a real item is NaN or infinite; the reward, or the members of it that did so, are named.
     """
-    scores = reward.score(histories, candidates.items)
-    if scores.shape != candidates.items.shape:
-        raise BadReward(f"the reward must return {tuple(candidates.items.shape)} scores, got {tuple(scores.shape)}")
-    real = candidates.items >= 0
+    scores = reward.score(histories, items)
+    if scores.shape != items.shape:
+        raise BadReward(f"the reward must return {tuple(items.shape)} scores, got {tuple(scores.shape)}")
+    real = items >= 0
     scores = scores.float().masked_fill(~real, torch.nan)
     bad = int((real & ~scores.isfinite()).sum())
     if bad:
-        raise BadReward(f"the reward gave NaN or infinity for {bad} of {int(real.sum())} items; scores must be finite")
+        named = " and ".join(_culprits(reward, histories, items))
+        of = f"{bad} of {int(real.sum())} items"
+        raise NotFinite("reward", f"the reward {named} gave NaN or infinity for {of}; scores must be finite")
     return scores
+
+
+def candidate_scores(reward: Reward, histories: Histories, candidates: Candidates) -> Tensor:  # (B, N)
+    """The scores of all candidates, NaN at padding.
+
+    Raises:
+        BadReward, NotFinite: see `ask_reward`.
+    """
+    return ask_reward(reward, histories, candidates.items)
+
+
+def _culprits(reward: Reward, histories: Histories, items: Tensor) -> list[str]:
+    """Names of the members whose own scores are not finite; of the reward itself where it has none, or none of them."""
+    found = [
+        name
+        for member in getattr(reward, "members", ())
+        if not bool((member.score(histories, items).isfinite() | (items < 0)).all())
+        for name in _culprits(member, histories, items)
+    ]
+    return found or [str(getattr(reward, "name", type(reward).__name__))]
+
+
+def constant_share(candidates: Candidates, scores: Tensor) -> float:
+    """The share of rows, among those with two or more candidates, whose candidates all have the same score.
+
+    Args:
+        candidates: what was scored.
+        scores: (B, N) from `candidate_scores`.
+
+    Returns:
+        0 to 1; 0 where no row has two candidates.
+
+    >>> candidates = distinct_candidates(torch.tensor([7, 7]), torch.tensor([[9], [9]]), torch.tensor([[-1], [-1]]))
+    >>> constant_share(candidates, torch.tensor([[1.0, 1.0], [1.0, 2.0]]))
+    0.5
+    """
+    _check_scores(candidates, scores)
+    real = candidates.items >= 0
+    several = real.sum(1) > 1
+    same = scores.masked_fill(~real, -torch.inf).amax(1) == scores.masked_fill(~real, torch.inf).amin(1)
+    return int((same & several).sum()) / max(1, int(several.sum()))
 
 
 def read_rewards(
@@ -201,7 +252,7 @@ def score_groups(reward: Reward, histories: Histories, candidates: Candidates) -
     """Score each distinct (history, item) once and read every group's rewards.
 
     Raises:
-        BadReward: see `candidate_scores`.
+        BadReward, NotFinite: see `ask_reward`.
     """
     return read_rewards(candidates, candidate_scores(reward, histories, candidates))
 

@@ -7,6 +7,7 @@ to another history of the run.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -37,8 +38,11 @@ class Progress:
     average: dict[str, Tensor] = field(default_factory=dict, repr=False)  # of the parameters; empty without averaging
 
     def offer(self, value: float, model: nn.Module) -> None:
-        """Keep a copy of the weights if the validation metric is the highest so far; the earlier one wins a tie."""
-        if self.best_value is None or value > self.best_value:
+        """Keep a copy of the weights if the validation metric is the highest so far; the earlier one wins a tie.
+
+        A metric that is NaN is below every other.
+        """
+        if self.best_value is None or math.isnan(self.best_value) or value > self.best_value:
             self.best_value, self.best_step = value, self.step
             self.best_weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 

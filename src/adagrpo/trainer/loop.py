@@ -5,6 +5,9 @@ choice of the best checkpoint, and the files. A loss comes as named terms whose 
 norm of each can be measured. Every random number is keyed by (seed, step, micro-batch): a checkpoint needs no
 generator state.
 
+A step with a number that is not finite, in a loss, its gradient, the logits or the reward, is counted and skipped:
+nothing of it reaches weights, optimiser, average or the task's running numbers. Three batches in a row end the fit.
+
 With `average` > 0, what is validated and kept is an exponential moving average of the weights (Polyak & Juditsky 1992),
 whose decay grows from 0.1 to `average` as min(average, (1 + t) / (10 + t)); training itself goes on from the raw ones.
 """
@@ -14,82 +17,22 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from adagrpo.config import FitConfig
-from adagrpo.errors import ServiceError, UserError
+from adagrpo.errors import NotFinite, ServiceError, UserError
 from adagrpo.layers import autocast_dtype
 from adagrpo.trainer.batches import step_key
 from adagrpo.trainer.checkpoints import Progress, restore, save, save_weights
+from adagrpo.trainer.task import LIMIT, Diverged, FitResult, Report, Task
 
-__all__ = ["Diverged", "FitResult", "Report", "Task", "fit"]
-
-MicroT = TypeVar("MicroT")
-Report = Callable[[int, int, Mapping[str, float]], None]
-
-
-class Diverged(RuntimeError):
-    """Three optimiser steps in a row had a loss or gradient that was not finite."""
-
-
-class Task(Protocol[MicroT]):
-    """What is fitted."""
-
-    @property
-    def steps(self) -> int:
-        """Optimiser steps in all."""
-        ...
-
-    @property
-    def monitor(self) -> str:
-        """The validation metric, higher is better, that chooses the best checkpoint."""
-        ...
-
-    @property
-    def term_norms_every(self) -> int:
-        """How often to measure each loss term's gradient norm, in steps; 0 is never."""
-        ...
-
-    @property
-    def stride(self) -> int:
-        """Checkpoints are taken at multiples of this many steps, where the task holds nothing from earlier steps."""
-        ...
-
-    def begin(self, step: int) -> tuple[Sequence[MicroT], dict[str, float]]:
-        """The micro-batches of a step, and what is to be logged about it. Draws rollouts, without gradients."""
-        ...
-
-    def loss(self, micro: MicroT) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """Scalar loss terms of a micro-batch and numbers to log, both divided by the counts of the whole step."""
-        ...
-
-    def validate(self) -> dict[str, float]:
-        """Metrics on validation data."""
-        ...
-
-    def state(self) -> dict[str, float]:
-        """Running numbers that a resumed run needs."""
-        ...
-
-    def load_state(self, state: Mapping[str, float]) -> None:
-        """Take back what `state` gave."""
-        ...
-
-
-@dataclass
-class FitResult:
-    """How a fit went."""
-
-    best_step: int
-    steps: int
-    validation: list[dict[str, float]] = field(default_factory=list)
+__all__ = ["fit"]
 
 
 def fit(
@@ -114,14 +57,16 @@ def fit(
         report: called after every step with (step, steps, logged values), for progress bars.
 
     Raises:
-        Diverged: the loss or its gradient was not finite three steps in a row; the batch is named.
+        Diverged: three batches in a row had numbers that were not finite; the last is named. The state before it is
+            saved where it can be, so that the same call repeats it at once.
+        NotFinite: in a validation.
     """
     loop = _Loop(model, task, settings, work, seed)
     loop.resume()
     while loop.progress.step < task.steps:
         try:
             values = loop.step()
-        except (ServiceError, UserError):  # a reward that failed: what was trained before it is kept
+        except (ServiceError, UserError, NotFinite, Diverged):  # what was trained before it is kept
             loop.keep()
             raise
         report(loop.progress.step, task.steps, values)
@@ -176,6 +121,26 @@ class _Loop:
         rate = self.settings.learning_rate * _schedule(step, self.task.steps, self.settings.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        before = self.task.state()
+        try:
+            values = self._gradients(step) | {"learning_rate": rate}
+        except NotFinite as error:
+            values, bad, said = {"learning_rate": rate}, [error.what], str(error)
+        else:
+            bad = [name for name, value in values.items() if not math.isfinite(value)]
+            said = ", ".join(bad)
+        if bad:
+            self.task.load_state(before)
+            values = self._skip(values, bad, said)
+        else:
+            self.optimizer.step()
+            self._fold_into_average()
+            self.progress.skipped_in_a_row = 0
+        self._close_step(values)
+        return values
+
+    def _gradients(self, step: int) -> dict[str, float]:
+        """Leave the clipped gradient of a step in the parameters; returns what to log."""
         self.model.eval()
         with self.accelerator.autocast():
             micros, values = self.task.begin(step)
@@ -194,28 +159,23 @@ class _Loop:
             for name, value in logged.items():
                 values[name] = values.get(name, 0.0) + value
         norm = float(self.accelerator.clip_grad_norm_(self.parameters, self.settings.max_grad_norm))
-        values |= {"grad_norm": norm, "learning_rate": rate}
+        values["grad_norm"] = norm
         for name, gradients in (norms or {}).items():
             values[f"grad_norm_{name}"] = float(torch.nn.utils.get_total_norm(gradients))
-        self._update(values)
         return values
 
-    def _update(self, values: dict[str, float]) -> None:
-        """Step the optimiser unless a number is not finite, log, validate and save."""
-        if all(math.isfinite(values[name]) for name in values):
-            self.optimizer.step()
-            self._fold_into_average()
-            self.progress.skipped_in_a_row = 0
-        else:
-            self.progress.skipped += 1
-            self.progress.skipped_in_a_row += 1
-            bad = [name for name in values if not math.isfinite(values[name])]
-            if self.progress.skipped_in_a_row == 3:
-                raise Diverged(
-                    f"{', '.join(bad)} not finite in 3 steps in a row, up to step {self.progress.step}"
-                    f" (seed {self.seed}); nothing of them was applied. Lower the learning rate or check the reward"
-                )
-            values = {name: value for name, value in values.items() if name not in bad} | {"skipped": 1.0}
+    def _skip(self, values: dict[str, float], bad: Sequence[str], said: str) -> dict[str, float]:
+        """Count a step that is not applied, and what of it was not finite; returns what to log."""
+        step = self.progress.step
+        if self.progress.skipped_in_a_row + 1 >= LIMIT * self.task.stride:
+            raise Diverged(said, step + 1, self.seed, self.task.users(step))
+        self.progress.skipped += 1
+        self.progress.skipped_in_a_row += 1
+        finite = {name: value for name, value in values.items() if name not in bad}
+        return finite | {"skipped": 1.0} | {f"not_finite_{name}": 1.0 for name in bad}
+
+    def _close_step(self, values: dict[str, float]) -> None:
+        """Log, validate and save."""
         self.progress.step += 1
         _append(self.work / "steps.jsonl", {"step": self.progress.step, **values})
         if self.progress.step in self.validate_at:

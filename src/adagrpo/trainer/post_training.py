@@ -16,6 +16,7 @@ rounding between sampling and scoring is never mistaken for a policy change.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -54,6 +55,7 @@ from adagrpo.rewards import (
     GroupRewards,
     Reward,
     candidate_scores,
+    constant_share,
     distinct_candidates,
     in_batch_negatives,
     read_rewards,
@@ -62,6 +64,7 @@ from adagrpo.rewards import (
 from adagrpo.rollouts import beam_rollouts, draw_rollouts, inject_target
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.trainer.batches import BatchSchedule, TrainingBatch, keyed_generator, truncate
+from adagrpo.trainer.groups import Judged, stack, summary
 from adagrpo.trainer.supervised import nll_term
 from adagrpo.types import Histories, Rollouts
 
@@ -79,18 +82,6 @@ class Arm:
     lambda_: float
     gate: Gate
     term: Literal["grpo", "distill", "best_of_n"] = "grpo"
-
-
-class Judged(NamedTuple):
-    """The groups of an optimiser step after the gate."""
-
-    histories: Histories  # (B, T)
-    targets: Tensor  # (B,)
-    rewards: Tensor  # (B, G) as the gate and the advantages read them, NaN where invalid
-    rollouts: Rollouts  # (B, G, L)
-    advantages: Tensor  # (B, G)
-    decision: GateDecision
-    reference: Tensor | None  # (B, G, L) log-probabilities under the starting policy, where they are needed
 
 
 class Micro(NamedTuple):
@@ -134,11 +125,16 @@ class PostTraining:
         self.spread = 0.0  # running standard deviation of the rewards of valid rollouts, 0 before the first step
         self._micros: list[Micro] = []
 
+    def users(self, step: int) -> list[int]:
+        """Rows of the users of a step."""
+        return [int(user) for batch in self.schedule.batches(step // self.stride) for user in batch.users]
+
     def begin(self, step: int) -> tuple[Sequence[Micro], dict[str, float]]:
         """Draw and judge the groups of a step; with `num_iterations` above 1 they serve that many steps."""
         draw, iteration = divmod(step, self.stride)
-        if iteration > 0:
+        if iteration > 0 and self._micros:
             return self._micros, {}
+        self._micros = []  # if what follows fails, none are left of an earlier draw
         device = self.catalog.codes.device
         batches = [batch.to(device) for batch in self.schedule.batches(draw)]
         generator = keyed_generator(self.schedule.seed, draw, 1)
@@ -149,7 +145,7 @@ class PostTraining:
             nothing = torch.empty(0, dtype=torch.int64, device=device)
             self._micros = [Micro(batch, total, None, nothing) for batch in batches]
             return self._micros, {}
-        histories = _stack([histories for histories, _ in samples])
+        histories = stack([histories for histories, _ in samples])
         measure = bool(self.term_norms_every) and step % self.term_norms_every == 0
         with torch.no_grad():
             judged, values = self._judge(histories, torch.cat([t for _, t in samples]), generator, measure)
@@ -238,7 +234,8 @@ class PostTraining:
             scale_rewards=options.scale_rewards,
         )
         judged = Judged(histories, targets, rewards.rollouts, rollouts, advantages, decision, reference)
-        values = _summary(judged, drawn, true, targets)
+        values = summary(judged, drawn, true, targets)
+        values["constant_rewards"] = constant_share(candidates, scores)
         values["shuffled_admission"] = float(of_fake.admitted.float().mean())
         return judged, values
 
@@ -320,6 +317,8 @@ class PostTraining:
         """Fold the rewards of a step's valid rollouts into the running spread; fewer than two change nothing."""
         if len(rewards) > 1:
             now = float(rewards.std())
+            if not math.isfinite(now):  # the square of what float32 can hold may be beyond it
+                now = float(rewards.double().std())
             self.spread = now if self.spread == 0.0 else 0.9 * self.spread + 0.1 * now
         return torch.tensor(self.spread, device=rewards.device)
 
@@ -354,35 +353,3 @@ class PostTraining:
         if options.beta > 0 and judged.reference is not None:
             losses = losses + options.beta * kl_k3(log_probs, judged.reference[rows])
         return group_loss(losses), float(surrogate.clipped.float().mean())
-
-
-def _stack(parts: Sequence[Histories]) -> Histories:
-    """Histories of several micro-batches in one, padded to the longest."""
-    length = max(part.items.shape[1] for part in parts)
-    items = [torch.nn.functional.pad(part.items, (0, length - part.items.shape[1])) for part in parts]
-    users = [part.users for part in parts if part.users is not None]
-    return Histories(torch.cat(items), torch.cat([part.lengths for part in parts]), torch.cat(users) if users else None)
-
-
-def _summary(judged: Judged, drawn: Rollouts, rewards: GroupRewards, targets: Tensor) -> dict[str, float]:
-    """What a step logs about its groups; a mean over nothing is left out."""
-    decision, valid = judged.decision, drawn.valid
-    contains = (judged.rollouts.items == targets.unsqueeze(1)).any(1)
-    values = {
-        "invalid_share": float((~valid).float().mean()),
-        "entropy": float(rollout_entropy(drawn.log_probs).mean()),
-        "admission": float(decision.admitted.float().mean()),
-        "rejected_easy": float(decision.easy.float().mean()),
-        "rejected_undiscriminated": float(decision.undiscriminated.float().mean()),
-        "rejected_degenerate": float(decision.degenerate.float().mean()),
-        "rejected_closed": float(decision.closed.float().mean()),
-        "contains_target": float(contains.float().mean()),
-        "scored_pairs": float(rewards.scored),
-    }
-    if bool(judged.rollouts.valid.any()):
-        values["reward"] = float(rewards.rollouts[judged.rollouts.valid].mean())
-    if bool(decision.admitted.any()):
-        values["admitted_contains_target"] = float(contains[decision.admitted].float().mean())
-    if judged.reference is not None:
-        values["kl"] = float(kl_k3(judged.rollouts.log_probs, judged.reference).mean())
-    return values

@@ -64,6 +64,10 @@ class RankerFit:
         self.ranker, self.schedule, self.kind, self.steps, self.validate = ranker, schedule, loss, steps, validate
         self.impressions, self.negatives = impressions, negatives
 
+    def users(self, step: int) -> list[int]:
+        """Rows of the users of a step."""
+        return [int(user) for batch in self.schedule.batches(step) for user in batch.users]
+
     def begin(self, step: int) -> tuple[Sequence[tuple[TrainingBatch, int]], dict[str, float]]:
         """Micro-batches, each with the number of micro-batches of the step."""
         batches = self.schedule.batches(step)

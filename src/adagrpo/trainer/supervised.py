@@ -54,6 +54,10 @@ class Supervised:
         self.steps = steps
         self.validate = validate
 
+    def users(self, step: int) -> list[int]:
+        """Rows of the users of a step."""
+        return [int(user) for batch in self.schedule.batches(step) for user in batch.users]
+
     def begin(self, step: int) -> tuple[Sequence[SupervisedMicro], dict[str, float]]:
         """Micro-batches of a step."""
         batches = [batch.to(self.codes.device) for batch in self.schedule.batches(step)]

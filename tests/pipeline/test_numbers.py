@@ -1,0 +1,91 @@
+"""A run whose own ranker goes wrong: named before training, and with the ids of the batch while training."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from adagrpo.errors import UserError
+from adagrpo.pipeline import Run, train, write_report
+from adagrpo.rewards.ranker import SequentialRanker
+from adagrpo.trainer import Diverged
+
+
+def spoil(monkeypatch: Any, change: Callable[[Tensor], Tensor], after: int = 0) -> None:
+    """Change what rankers answer, but for the first calls."""
+    score, calls = SequentialRanker.score, [0]
+
+    def spoiled(self: SequentialRanker, *arguments: Any) -> Tensor:
+        calls[0] += 1
+        values = score(self, *arguments)
+        return change(values) if calls[0] > after else values
+
+    monkeypatch.setattr(SequentialRanker, "score", spoiled)
+
+
+def nan(values: Tensor) -> Tensor:
+    return values * torch.nan
+
+
+@pytest.mark.parametrize("folds", [0, 2])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (torch.zeros_like, "reward sequential: gives every item of a case the same score"),
+        (nan, "reward sequential: the reward .* gave NaN or infinity"),
+    ],
+)
+def test_a_ranker_that_says_nothing_is_named_before_training(
+    copied: Path, world: Any, data: Path, monkeypatch: Any, change: Any, message: str, folds: int
+) -> None:
+    run: Run = world.run(copied, data, ranker={"folds": folds})
+    if folds:
+        for fold in range(folds):
+            shutil.copytree(copied / "ranker" / "best", copied / "ranker" / f"fold-{fold}" / "best")
+    spoil(monkeypatch, change)
+    with pytest.raises(UserError, match=message):
+        train(run)
+
+
+def test_a_fit_that_ends_says_whose_batch_it_was(copied: Path, world: Any, data: Path, monkeypatch: Any) -> None:
+    """Calls: one for the look, one or two for the first validation, then one a step."""
+    changes: dict[str, Any] = {"train": {"arms": [{"objective": "adagrpo"}], "fit": {"validations": 0, "epochs": 2}}}
+    run: Run = world.run(copied, data, **changes)
+    shutil.rmtree(run.path("train/adagrpo"))
+    with monkeypatch.context() as patch:
+        spoil(patch, nan, after=5)
+        with pytest.raises(Diverged, match="SequentialRanker gave NaN") as caught:
+            train(run)
+    found = json.loads(run.path("diverged.json").read_text(encoding="utf-8"))
+    assert found["stage"] == "train/adagrpo" and found["users"] == caught.value.users
+    assert 2 <= len(found["users"]) <= 16 and all(user.startswith(("u", "short")) for user in found["users"])
+    assert f"{run.path('diverged.json')} has all users" in str(caught.value)
+    assert f"up to step {found['step']}" in str(caught.value) and "\n" not in str(caught.value)
+
+    seen: list[int] = []
+
+    class Steps:
+        def stage(self, name: str, event: str, seconds: float) -> None:
+            pass
+
+        def progress(self, label: str, done: int, total: int, values: Any) -> None:
+            seen.append(done)
+
+    train(world.run(copied, data, console=Steps(), **changes))
+    assert seen[0] == found["step"] and not run.path("diverged.json").exists()
+    rows = [json.loads(line) for line in run.path("train/adagrpo/steps.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "skipped" in row] == [found["step"] - 2, found["step"] - 1]
+
+    page = write_report(run.directory).read_text(encoding="utf-8")
+    assert "Numbers that were not finite" in page and "reward: 2" in page
+
+
+def test_a_run_without_such_steps_says_nothing_of_them(copied: Path) -> None:
+    assert "Numbers that were not finite" not in write_report(copied).read_text(encoding="utf-8")
