@@ -57,6 +57,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
 Set = Annotated[list[str], typer.Option("--set", help="Change a key of the recipe: objective.lambda=0.5")]
 RunDirectory = Annotated[Path, typer.Option("--run", help="The run directory.")]
+MaxBadRows = Annotated[
+    int | None, typer.Option(min=0, help="How many rows of the logs may be bad; the recipe's, or 0, if not given.")
+]
 Out = Annotated[Path, typer.Option("--out", help="Where to write.")]
 
 
@@ -85,12 +88,13 @@ def run_recipe(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check the recipe, print it resolved, do nothing.")
     ] = False,
+    max_bad_rows: MaxBadRows = None,
     seed: Seed = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Carry out a recipe; the same command continues an interrupted run."""
-    config = load_config(recipe, _overrides(settings, seed))
+    config = load_config(recipe, _overrides(settings, seed, max_bad_rows))
     if not data.is_dir():
         raise UserError(f"{data}: no such folder (--data)")
     if dry_run:
@@ -105,6 +109,7 @@ def prepare(
     logs: Annotated[list[Path], typer.Argument(help="Log files of the same columns.")],
     out: Out,
     settings: Set = [],  # noqa: B006
+    max_bad_rows: MaxBadRows = None,
     seed: Seed = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -113,7 +118,7 @@ def prepare(
     start = _folder(out) / ".work" / "recipe.yaml"
     content = {"name": out.name, "data": {"logs": [str(path.resolve()) for path in logs]}}
     write_file(start, yaml.safe_dump(content))
-    run = Run(out, load_config(start, _overrides(settings, seed)), Path(), _console(quiet))
+    run = Run(out, load_config(start, _overrides(settings, seed, max_bad_rows)), Path(), _console(quiet))
     with _session(run):
         pipeline.prepare(run)
     _print(json.loads(run.path("prepare", "summary.json").read_text(encoding="utf-8")), as_json)
@@ -368,8 +373,9 @@ def _seed(text: str) -> int:
     return int(text)
 
 
-def _overrides(settings: list[str], seed: int | None) -> list[str]:
-    return [*settings, *([] if seed is None else [f"seed={seed}"])]
+def _overrides(settings: list[str], seed: int | None, max_bad_rows: int | None = None) -> list[str]:
+    options = {"seed": seed, "data.max_bad_rows": max_bad_rows}
+    return [*settings, *(f"{key}={value}" for key, value in options.items() if value is not None)]
 
 
 def _console(quiet: bool) -> StderrConsole | Silent:

@@ -1,6 +1,6 @@
 """The configuration of a run, one module a section; `recipe` has the whole."""
 
-from adagrpo.config.data import ItemTable
+from adagrpo.config.data import ItemTable, RefuseConfig
 from adagrpo.config.models import FitConfig
 from adagrpo.config.recipe import Config, dump_config, load_config
 from adagrpo.config.training import ArmConfig, CompareConfig, Gate, ObjectiveConfig
@@ -13,6 +13,7 @@ __all__ = [
     "Gate",
     "ItemTable",
     "ObjectiveConfig",
+    "RefuseConfig",
     "dump_config",
     "load_config",
 ]

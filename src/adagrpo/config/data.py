@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from adagrpo.config.values import NonNegativeFloat, Positive, PositiveFloat, Section, Share
 
-__all__ = ["Columns", "DataConfig", "ItemTable", "MarketplaceConfig", "SplitConfig", "TieConfig"]
+__all__ = ["Columns", "DataConfig", "ItemTable", "MarketplaceConfig", "RefuseConfig", "SplitConfig", "TieConfig"]
 
 
 class Columns(Section):
@@ -70,6 +70,18 @@ class TieConfig(Section):
     sorted_by: str | None = None
 
 
+class RefuseConfig(Section):
+    """Rows of the logs that are bad though each of their values can be read; they count as bad rows.
+
+    `unknown_items`: the item table lacks the item; `after`: later than this timestamp, in the unit of the logs;
+    `repeats`: all that is read of the row is as in an earlier one.
+    """
+
+    unknown_items: bool = False
+    after: NonNegativeFloat | None = None
+    repeats: bool = False
+
+
 class DataConfig(Section):
     """Where the logs come from and how they are cut. Relative paths are below `--data`."""
 
@@ -82,6 +94,7 @@ class DataConfig(Section):
     min_user_interactions: Positive = 1
     min_item_interactions: Positive = 1
     max_bad_rows: Annotated[int, Field(ge=0)] = 0
+    refuse: RefuseConfig = RefuseConfig()
     split: SplitConfig = SplitConfig()
     shuffle_ties: TieConfig | None = None
 
@@ -91,4 +104,6 @@ class DataConfig(Section):
             raise ValueError("give either logs or marketplace")
         if self.shuffle_ties and self.shuffle_ties.sorted_by and self.items is None:
             raise ValueError("shuffle_ties.sorted_by is a column of the item table; give items")
+        if self.refuse.unknown_items and self.items is None and self.marketplace is None:
+            raise ValueError("refuse.unknown_items looks into the item table; give items")
         return self

@@ -1,7 +1,8 @@
 """Data: logs to numbered interactions, splits that do not leak, the prepared files of a run, padded batches."""
 
 from adagrpo.data.dataset import Dataset, build_dataset
-from adagrpo.data.interactions import ColumnMapping, Logs, read_items, read_logs
+from adagrpo.data.interactions import ColumnMapping, Logs, Refusals, read_logs
+from adagrpo.data.items import read_items
 from adagrpo.data.prepared import (
     load_cases,
     load_impressions,
@@ -18,6 +19,7 @@ __all__ = [
     "ColumnMapping",
     "Dataset",
     "Logs",
+    "Refusals",
     "Split",
     "build_dataset",
     "check_leakage",

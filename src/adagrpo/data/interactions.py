@@ -14,11 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import polars as pl
 
 from adagrpo.data.columns import (
-    ATTRIBUTES,
     CLICKED,
     EVENT,
     ITEM_ID,
@@ -26,17 +24,28 @@ from adagrpo.data.columns import (
     PROPENSITY,
     RATING,
     SLOT,
-    TEXT,
     TIMESTAMP,
     USER_ID,
 )
-from adagrpo.data.files import columns_of, kind_of, one_line, read_table, read_text
+from adagrpo.data.files import columns_of, one_line
+from adagrpo.data.pieces import Piece, read_pieces
+from adagrpo.data.values import (
+    LAST_TIME,
+    LONGEST_ID,
+    blank_to_null,
+    booleans,
+    identifiers,
+    integers_if_all,
+    numbers,
+    slots,
+)
 from adagrpo.errors import UserError
 
-__all__ = ["ColumnMapping", "Logs", "read_items", "read_logs"]
+__all__ = ["ColumnMapping", "Logs", "Refusals", "read_logs"]
 
-BOOLEANS = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
 SHOWN = 40  # characters of a bad value that a reason repeats
+AN_ID = f"an id of up to {LONGEST_ID} characters"
+FILE, ROW, REASON = "file", "row", "reason"
 
 
 @dataclass(frozen=True)
@@ -75,6 +84,15 @@ class Logs:
         return TIMESTAMP if TIMESTAMP in self.interactions.columns else POSITION
 
 
+@dataclass(frozen=True)
+class Refusals:
+    """Rows that are bad though each of their values can be read; by default none."""
+
+    items: pl.Series | None = None  # ids; rows of other items are bad
+    after: float | None = None  # rows of a later timestamp are bad, in the unit of the log
+    repeats: bool = False  # rows whose fields are all those of an earlier one are bad
+
+
 class _Field(NamedTuple):
     source: str  # the column's name in the file
     required: bool
@@ -89,8 +107,9 @@ def read_logs(
     keep_events: Sequence[str] | None = None,
     min_rating: float | None = None,
     max_bad_rows: int = 0,
+    refuse: Refusals | None = None,
 ) -> Logs:
-    """Read interaction or impression logs.
+    """Read interaction or impression logs, piece by piece: what is held in memory is what is kept, and one piece.
 
     Ids are 64-bit integers where all of them are, written plainly (`007` is text), and strings otherwise. Dates of a
     Parquet file become seconds since 1970.
@@ -101,6 +120,7 @@ def read_logs(
         keep_events: only rows of these events; needs `columns.event`.
         min_rating: only interactions rated at least so; needs `columns.rating`.
         max_bad_rows: how many rows may be rejected, over all files.
+        refuse: which rows are bad though each of their values can be read.
 
     Raises:
         UserError: a file or column is missing, there is nothing to read, or too many rows are bad.
@@ -112,23 +132,21 @@ def read_logs(
     if min_rating is not None and columns.rating is None:
         raise UserError("data.min_rating: needs data.columns.rating, the column that holds the rating")
     fields = _fields(_choose_time(columns, Path(paths[0])))
-    parts = [_read_log(Path(path), fields) for path in paths]
-    rejects = pl.concat([bad for _, bad in parts])
-    table = _stack([good for good, _ in parts])
+    if refuse is not None and refuse.after is not None and TIMESTAMP not in fields:
+        raise UserError("data.refuse.after: needs data.columns.timestamp, the column that holds the time")
+    found = _Reading(fields, refuse or Refusals(), max_bad_rows)
+    for path in map(Path, paths):
+        found.read(path)
+    table, rejects = found.finish()
     rows_read = len(table) + len(rejects)
     if rows_read == 0:
         raise UserError(f"{paths[0]}: no rows; a log has at least one interaction")
-    if len(rejects) > max_bad_rows:
-        file, row, reason = rejects.row(0)
-        raise UserError(
-            f"{file}, row {row}: {reason} (the first of {len(rejects)} bad rows; data.max_bad_rows is {max_bad_rows})"
-        )
     kept = _filter(table, keep_events, min_rating)
     chosen = kept.filter(pl.col(CLICKED).fill_null(True)) if columns.clicked else kept
     filtered = len(table) - len(kept)
     if len(chosen) == 0:
-        found = f"{len(rejects)} rejected, {filtered} filtered by event or rating, {len(kept)} shown but not chosen"
-        raise UserError(f"{paths[0]}: no interaction among {rows_read} rows: {found}")
+        said = f"{len(rejects)} rejected, {filtered} filtered by event or rating, {len(kept)} shown but not chosen"
+        raise UserError(f"{paths[0]}: no interaction among {rows_read} rows: {said}")
     keys = [USER_ID, ITEM_ID, TIMESTAMP if TIMESTAMP in fields else POSITION]
     shown = [name for name in (CLICKED, SLOT, PROPENSITY) if name in fields]
     impressions = kept.filter(pl.col(CLICKED).is_not_null()).select(*keys, *shown) if columns.clicked else None
@@ -136,66 +154,29 @@ def read_logs(
     return Logs(interactions, impressions, rejects, rows_read, filtered)
 
 
-def read_items(
-    path: Path,
-    *,
-    id_column: str = ITEM_ID,
-    text_columns: Sequence[str] = (),
-    attribute_columns: Sequence[str] = (),
-    attribute_names: Path | None = None,
-) -> pl.DataFrame:
-    """Read an item table.
-
-    Args:
-        path: .csv, .csv.gz, .parquet, .jsonl or .ndjson file.
-        id_column: holds the ids that the logs use.
-        text_columns: joined by a space.
-        attribute_columns: lists, or scalars, which become `column=value`.
-        attribute_names: Parquet file (attribute_id, name) that decodes lists of integers; `attribute:<id>` without.
-
-    Returns:
-        item_id, text (String), attributes (List of String).
-
-    Raises:
-        UserError: a file or column is missing, or an item has no id or two rows.
-    """
-    path = Path(path)
-    table = read_table(path, [id_column, *text_columns, *attribute_columns])
-    if len(table) == 0:
-        raise UserError(f"{path}: no rows; an item table has at least one item")
-    ids = _item_ids(path, table[id_column])
-    texts = [_as_text(name, table[name].dtype) for name in text_columns]
-    decode = _attribute_names(Path(attribute_names) if attribute_names else None)
-    lists = [_as_attributes(name, table[name].dtype, decode).fill_null([]) for name in attribute_columns]
-    empty = pl.lit([], dtype=pl.List(pl.String))
-    return table.select(
-        pl.lit(ids).alias(ITEM_ID),
-        (pl.concat_str(texts, separator=" ", ignore_nulls=True) if texts else pl.lit("")).alias(TEXT),
-        (pl.concat_list(lists) if lists else empty).alias(ATTRIBUTES),
-    )
-
-
 def _fields(columns: ColumnMapping) -> dict[str, _Field]:
     """Canonical name to how a column is read. `columns` has a timestamp or an order."""
     fields = {
-        USER_ID: _Field(columns.user, True, "an id", _identifiers),
-        ITEM_ID: _Field(columns.item, True, "an id", _identifiers),
+        USER_ID: _Field(columns.user, True, AN_ID, identifiers),
+        ITEM_ID: _Field(columns.item, True, AN_ID, identifiers),
     }
     if columns.timestamp is not None:
-        fields[TIMESTAMP] = _Field(columns.timestamp, True, "a number >= 0", lambda values: _numbers(values, 0.0))
+        fields[TIMESTAMP] = _Field(
+            columns.timestamp, True, "a number >= 0", lambda values: numbers(values, 0.0, LAST_TIME)
+        )
     elif columns.order is not None:
-        fields[POSITION] = _Field(columns.order, True, "a number", _numbers)
+        fields[POSITION] = _Field(columns.order, True, "a number", numbers)
     if columns.event is not None:
         fields[EVENT] = _Field(columns.event, False, "text", lambda values: values.cast(pl.String))
     if columns.rating is not None:
-        fields[RATING] = _Field(columns.rating, False, "a number", lambda values: _numbers(values).cast(pl.Float64))
+        fields[RATING] = _Field(columns.rating, False, "a number", lambda values: numbers(values).cast(pl.Float64))
     if columns.clicked is not None:
-        fields[CLICKED] = _Field(columns.clicked, False, "1, 0, true, false or nothing", _booleans)
+        fields[CLICKED] = _Field(columns.clicked, False, "1, 0, true, false or nothing", booleans)
         if columns.slot is not None:
-            fields[SLOT] = _Field(columns.slot, False, "a whole number >= 0", _slots)
+            fields[SLOT] = _Field(columns.slot, False, "a whole number >= 0", slots)
         if columns.propensity is not None:
             fields[PROPENSITY] = _Field(
-                columns.propensity, False, "a probability", lambda values: _numbers(values, 0.0, 1.0).cast(pl.Float64)
+                columns.propensity, False, "a probability", lambda values: numbers(values, 0.0, 1.0).cast(pl.Float64)
             )
     return fields
 
@@ -216,39 +197,122 @@ def _choose_time(columns: ColumnMapping, path: Path) -> ColumnMapping:
     )
 
 
-def _read_log(path: Path, fields: dict[str, _Field]) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """The good rows of one file, parsed, and the rejects."""
-    table, problem = read_text(path, list(dict.fromkeys(field.source for field in fields.values())))
-    for field in fields.values():
-        dtype = table[field.source].dtype
-        if dtype.is_nested() or dtype in (pl.Binary, pl.Object):
-            raise UserError(f"{path}: column '{field.source}' is of type {dtype}, expected {field.expected}")
-    raw = pl.DataFrame({name: _blank_to_null(table[field.source]) for name, field in fields.items()})
-    parsed = pl.DataFrame({name: field.parse(raw[name]) for name, field in fields.items()})
-    bad = pl.DataFrame(
-        {
-            name: parsed[name].is_null() if field.required else parsed[name].is_null() & raw[name].is_not_null()
-            for name, field in fields.items()
-        }
-    )
-    rejected = bad.select(pl.any_horizontal(pl.all())).to_series()
-    if problem is not None:
-        rejected = rejected | problem.is_not_null()
-    rows = rejected.arg_true()
-    reasons = _reasons(raw[rows], bad[rows], fields, None if problem is None else problem[rows])
-    rejects = pl.DataFrame({"row": rows.cast(pl.Int64), "reason": reasons})
-    return parsed.filter(~rejected), rejects.select(pl.lit(str(path)).alias("file"), "row", "reason")
+class _Reading:
+    """What has been read of the files so far. Of more bad rows than may be, the first alone is kept."""
+
+    def __init__(self, fields: dict[str, _Field], refuse: Refusals, max_bad_rows: int) -> None:
+        self.fields, self.refuse, self.max_bad_rows = fields, refuse, max_bad_rows
+        self.paths: list[Path] = []
+        self.good: list[pl.DataFrame] = []  # the fields, and with `refuse.repeats` FILE and ROW
+        self.bad: list[pl.DataFrame] = []  # FILE, ROW, REASON
+        self.count = 0  # of bad rows
+
+    def read(self, path: Path) -> None:
+        """Read a file."""
+        self.paths.append(path)
+        sources = list(dict.fromkeys(field.source for field in self.fields.values()))
+        ids = list(dict.fromkeys(self.fields[name].source for name in (USER_ID, ITEM_ID)))
+        for piece in read_pieces(path, sources, ids):
+            self._take(path, piece)
+
+    def _take(self, path: Path, piece: Piece) -> None:
+        fields = self.fields
+        for field in fields.values():
+            dtype = piece.table[field.source].dtype
+            if dtype.is_nested() or dtype in (pl.Binary, pl.Object):
+                raise UserError(f"{path}: column '{field.source}' is of type {dtype}, expected {field.expected}")
+        raw = pl.DataFrame({name: blank_to_null(piece.table[field.source]) for name, field in fields.items()})
+        parsed = pl.DataFrame({name: field.parse(raw[name]) for name, field in fields.items()})
+        bad = pl.DataFrame(
+            {
+                name: parsed[name].is_null() if field.required else parsed[name].is_null() & raw[name].is_not_null()
+                for name, field in fields.items()
+            }
+        )
+        rejected = bad.select(pl.any_horizontal(pl.all())).to_series()
+        if piece.problem is not None:
+            rejected = rejected | piece.problem.is_not_null()
+        refused = self._refused(parsed)
+        rejected = rejected | refused.is_not_null()
+        rows = rejected.arg_true()
+        if len(rows):
+            problem = None if piece.problem is None else piece.problem[rows]
+            reasons = _reasons(raw[rows], bad[rows], fields, problem, refused[rows])
+            self._reject(pl.DataFrame({ROW: rows.cast(pl.Int64) + piece.first, REASON: reasons}))
+        if self.count > self.max_bad_rows:
+            self.good = []
+            return
+        kept = parsed.with_columns(integers_if_all(parsed[USER_ID]), integers_if_all(parsed[ITEM_ID]))
+        if self.refuse.repeats:
+            kept = kept.with_row_index(ROW, piece.first).cast({ROW: pl.Int64}).with_columns(self._file())
+        self.good.append(kept.filter(~rejected))
+
+    def _file(self) -> pl.Expr:
+        return pl.lit(len(self.paths) - 1, dtype=pl.Int32).alias(FILE)
+
+    def _reject(self, rows: pl.DataFrame) -> None:
+        self.count += len(rows)
+        if self.count <= self.max_bad_rows or not self.bad:
+            kept = rows if self.count <= self.max_bad_rows else rows[:1]
+            self.bad.append(kept.select(self._file(), ROW, REASON))
+
+    def _refused(self, parsed: pl.DataFrame) -> pl.Series:
+        """Why a row is refused that can be read; null where it is not."""
+        reason = pl.lit(None, pl.String)
+        if self.refuse.items is not None:
+            item = pl.col(ITEM_ID).cast(pl.String)
+            said = pl.format(
+                "{} is '{}', which the item table lacks", pl.lit(self.fields[ITEM_ID].source), _shown(item)
+            )
+            reason = pl.when(~item.is_in(self.refuse.items.implode())).then(said).otherwise(reason)
+        if self.refuse.after is not None:
+            time = pl.col(TIMESTAMP)
+            source = self.fields[TIMESTAMP].source
+            said = pl.format("{} is {}, after {}", pl.lit(source), time, pl.lit(f"{self.refuse.after}"))
+            reason = pl.when(time > self.refuse.after).then(said).otherwise(reason)
+        return parsed.with_columns(reason.alias(REASON))[REASON]
+
+    def finish(self) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """All good rows, and the rejects (file, row, reason), in the order of the files.
+
+        Raises:
+            UserError: there are too many rejects.
+        """
+        table = _stack(self.good) if self.good else pl.DataFrame()
+        if self.refuse.repeats and self.good:
+            names = list(self.fields)
+            first = table.select(pl.struct(names).is_first_distinct()).to_series()
+            repeats = table.filter(~first).select(FILE, ROW, pl.lit("repeats an earlier row").alias(REASON))
+            self.count += len(repeats)
+            self.bad.append(repeats)
+            table = table.filter(first).select(names)
+        empty = pl.DataFrame(schema={FILE: pl.Int32, ROW: pl.Int64, REASON: pl.String})
+        found = pl.concat([empty, *self.bad]).sort(FILE, ROW, maintain_order=True)
+        names_of_files = pl.Series([str(path) for path in self.paths], dtype=pl.String)
+        rejects = found.with_columns(pl.lit(names_of_files).gather(pl.col(FILE)).alias(FILE))
+        if self.count > self.max_bad_rows:
+            file, row, reason = rejects.row(0)
+            more = f"the first of {self.count} bad rows; data.max_bad_rows is {self.max_bad_rows}"
+            raise UserError(f"{file}, row {row}: {reason} ({more})")
+        return table, rejects
 
 
-def _reasons(raw: pl.DataFrame, bad: pl.DataFrame, fields: dict[str, _Field], problem: pl.Series | None) -> pl.Series:
+def _reasons(
+    raw: pl.DataFrame, bad: pl.DataFrame, fields: dict[str, _Field], problem: pl.Series | None, refused: pl.Series
+) -> pl.Series:
     """One line for each bad row, about the first thing that is wrong with it."""
     reasons = [] if problem is None else [pl.lit(problem)]
     for name, field in fields.items():
-        found = pl.lit(raw[name].cast(pl.String).str.slice(0, SHOWN).str.replace_all(r"\s", " "))
+        found = _shown(pl.lit(raw[name].cast(pl.String)))
         what = pl.concat_str(pl.lit(f"{field.source} is '"), found, pl.lit(f"', expected {field.expected}"))
         empty = pl.lit(f"{field.source} is empty, expected {field.expected}")
         reasons.append(pl.when(pl.lit(bad[name])).then(pl.coalesce(what, empty)))
-    return pl.select(pl.coalesce(reasons)).to_series()
+    return pl.select(pl.coalesce([*reasons, pl.lit(refused)])).to_series()
+
+
+def _shown(text: pl.Expr) -> pl.Expr:
+    """A value as a message of one line repeats it."""
+    return text.str.slice(0, SHOWN).str.replace_all(r"[\s\x00-\x1f\x7f]", " ")
 
 
 def _filter(table: pl.DataFrame, keep_events: Sequence[str] | None, min_rating: float | None) -> pl.DataFrame:
@@ -266,106 +330,4 @@ def _stack(tables: list[pl.DataFrame]) -> pl.DataFrame:
         if len({table[name].dtype for table in tables}) > 1:
             tables = [table.with_columns(pl.col(name).cast(pl.String)) for table in tables]
     stacked = pl.concat(tables, how="vertical_relaxed")
-    return stacked.with_columns(_integers_if_all(stacked[USER_ID]), _integers_if_all(stacked[ITEM_ID]))
-
-
-def _blank_to_null(values: pl.Series) -> pl.Series:
-    if values.dtype in (pl.Categorical, pl.Enum):
-        values = values.cast(pl.String)
-    if values.dtype == pl.String:
-        return _where(values.str.strip_chars() != "", values)
-    return values.fill_nan(None) if values.dtype.is_float() else values
-
-
-def _where(keep: pl.Series, values: pl.Series) -> pl.Series:
-    """Null where `keep` is not true."""
-    return pl.select(pl.when(pl.lit(keep)).then(pl.lit(values)).alias(values.name)).to_series()
-
-
-def _identifiers(values: pl.Series) -> pl.Series:
-    """Int64, or String for what is text; ids whose bytes were not UTF-8 could not be told apart and are null."""
-    if values.dtype == pl.String:
-        return _where(~values.str.contains("\ufffd", literal=True), values)
-    if values.dtype == pl.UInt64:
-        return _integers_if_all(values.cast(pl.String))
-    if values.dtype.is_float():
-        values = _where((values == values.floor()) & (values.abs() < 2.0**53), values)
-    if values.dtype.is_numeric():
-        return values.cast(pl.Int64, strict=False)
-    return pl.Series(values.name, [None] * len(values), dtype=pl.String)
-
-
-def _integers_if_all(ids: pl.Series) -> pl.Series:
-    """Strings to integers where nothing is lost."""
-    if ids.dtype != pl.String:
-        return ids
-    integers = ids.cast(pl.Int64, strict=False)
-    return integers if integers.cast(pl.String).eq_missing(ids).all() else ids
-
-
-def _numbers(values: pl.Series, low: float = -np.inf, high: float = np.inf) -> pl.Series:
-    """Int64 where all usable values are integers (a timestamp in nanoseconds needs all its digits), else Float64."""
-    if values.dtype in (pl.Date, pl.Datetime):
-        values = values.cast(pl.Datetime("us")).dt.epoch("us")
-        values = values // 1_000_000 if (values % 1_000_000 == 0).all() else values / 1_000_000
-    if values.dtype == pl.String:
-        values = values.str.strip_chars()
-    real = values.cast(pl.Float64, strict=False)
-    usable = (real.is_finite() & (real >= low) & (real <= high)).fill_null(False)
-    if values.dtype == pl.String or values.dtype.is_integer():
-        whole = values.cast(pl.Int64, strict=False)
-        if (whole.is_not_null() | ~usable).all():
-            return _where(usable, whole)
-    return _where(usable, real)
-
-
-def _slots(values: pl.Series) -> pl.Series:
-    slots = _numbers(values, 0.0, 2.0**31 - 1)
-    return _where(slots == slots.floor(), slots).cast(pl.Int32)
-
-
-def _booleans(values: pl.Series) -> pl.Series:
-    text = values.cast(pl.String).str.strip_chars().str.to_lowercase()
-    return text.replace_strict(BOOLEANS, default=None, return_dtype=pl.Boolean)
-
-
-def _item_ids(path: Path, column: pl.Series) -> pl.Series:
-    ids = _identifiers(_blank_to_null(column))
-    if ids.null_count():
-        row = ids.is_null().arg_max()
-        raise UserError(f"{path}, row {row}: {column.name} is empty or not an id; every item needs one")
-    ids = _integers_if_all(ids)
-    if ids.n_unique() < len(ids):
-        second = int(np.argmin(ids.is_first_distinct().to_numpy()))
-        first = int(np.argmax((ids == ids[second]).to_numpy()))
-        name = one_line(str(ids[first]))
-        raise UserError(f"{path}, rows {first} and {second}: both are item '{name}'; an item has one row")
-    return ids
-
-
-def _as_text(name: str, dtype: pl.DataType) -> pl.Expr:
-    column = pl.col(name).cast(pl.List(pl.String)).list.join(" ") if dtype == pl.List else pl.col(name).cast(pl.String)
-    return pl.when(column.str.strip_chars() != "").then(column)
-
-
-def _as_attributes(name: str, dtype: pl.DataType, decode: pl.Expr) -> pl.Expr:
-    if not isinstance(dtype, pl.List):
-        text = _as_text(name, dtype)
-        return pl.when(text.is_not_null()).then(pl.concat_list(pl.concat_str(pl.lit(f"{name}="), text)))
-    values = pl.col(name).list.drop_nulls()
-    if dtype.inner.is_integer():
-        return values.list.eval(decode)
-    return values.cast(pl.List(pl.String))
-
-
-def _attribute_names(path: Path | None) -> pl.Expr:
-    """The name of an element, an attribute's number."""
-    unnamed = pl.concat_str(pl.lit("attribute:"), pl.element())
-    if path is None:
-        return unnamed
-    if kind_of(path) != "Parquet":
-        raise UserError(f"{path}: attribute names are a Parquet file with the columns attribute_id and name")
-    table = read_table(path, ["attribute_id", "name"])
-    table = table.drop_nulls().filter(pl.col("name").str.strip_chars() != "").unique("attribute_id", keep="first")
-    named = pl.element().replace_strict(table["attribute_id"], table["name"], default=None, return_dtype=pl.String)
-    return pl.coalesce(named, unnamed)
+    return stacked.with_columns(integers_if_all(stacked[USER_ID]), integers_if_all(stacked[ITEM_ID]))

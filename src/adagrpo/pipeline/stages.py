@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import polars as pl
 from torch import nn
 
 from adagrpo.artifacts import write_file
-from adagrpo.config import ArmConfig, FitConfig, ItemTable
+from adagrpo.config import ArmConfig, FitConfig, ItemTable, RefuseConfig
 from adagrpo.data import splits
 from adagrpo.data.columns import ITEM_ID
 from adagrpo.data.dataset import Dataset, build_dataset
-from adagrpo.data.interactions import ColumnMapping, read_items, read_logs
+from adagrpo.data.interactions import ColumnMapping, Refusals, read_logs
+from adagrpo.data.items import read_items
 from adagrpo.data.marketplace import Marketplace, simulate, write_simulation
 from adagrpo.data.prepared import load_impressions, load_user_ids, write_prepared
 from adagrpo.data.sequences import emptied
@@ -60,13 +62,6 @@ def prepare(run: Run) -> None:
     names = root / described.attribute_names if described and described.attribute_names else None
 
     def build(work: Path) -> None:
-        read = read_logs(
-            logs,
-            columns,
-            keep_events=options.keep_events,
-            min_rating=options.min_rating,
-            max_bad_rows=options.max_bad_rows,
-        )
         table = None
         if described is not None and items is not None:
             table = read_items(
@@ -76,6 +71,19 @@ def prepare(run: Run) -> None:
                 attribute_columns=described.attributes,
                 attribute_names=names,
             )
+        refuse = Refusals(
+            table[ITEM_ID].cast(pl.String) if options.refuse.unknown_items and table is not None else None,
+            options.refuse.after,
+            options.refuse.repeats,
+        )
+        read = read_logs(
+            logs,
+            columns,
+            keep_events=options.keep_events,
+            min_rating=options.min_rating,
+            max_bad_rows=options.max_bad_rows,
+            refuse=refuse,
+        )
         dataset = build_dataset(
             read,
             table,
@@ -89,7 +97,8 @@ def prepare(run: Run) -> None:
         write_prepared(dataset, _split(run, dataset), work)
 
     inputs = [*logs, *(path for path in (items, names) if path is not None)]
-    config = [options.model_dump(mode="json"), run.config.seed if options.shuffle_ties else None]
+    without = {"refuse"} if options.refuse == RefuseConfig() else set()
+    config = [options.model_dump(mode="json", exclude=without), run.config.seed if options.shuffle_ties else None]
     run.stage("prepare", config=config, inputs=inputs, build=build)
     run.write_description({path.name: run.hash_input(path) for path in inputs})
 
@@ -298,7 +307,8 @@ def _fit(bench: Workbench, stage: str, model: nn.Module, task: Task[Any], settin
     try:
         return fit(model, task, settings, work, seed=run.config.seed, report=_report(run, stage.removeprefix("train/")))
     except Diverged as error:
-        ids = load_user_ids(bench.prepared)[error.users].to_list()
+        known = load_user_ids(bench.prepared)
+        ids = [known[int(row)] for row in error.users]
         content = {"stage": stage, "not_finite": error.what, "step": error.step, "seed": error.seed, "users": ids}
         write_file(found, json.dumps(content, indent=1) + "\n")
         raise Diverged(

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from adagrpo.errors import UserError
+from adagrpo.model_folders import refuse_code
 
 try:
     from safetensors import SafetensorError
@@ -133,10 +134,12 @@ def from_folder(
         weights: False makes the same model with random weights, for weights that are loaded afterwards.
 
     Raises:
-        UserError: no such folder, it holds no causal LM in safetensors, or it has codes of another catalogue.
+        UserError: no such folder, it holds no causal LM in safetensors or brings code, or it has codes of another
+            catalogue.
     """
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: no config.json; policy.lm.checkpoint is a local Hugging Face folder")
+    refuse_code(folder, "policy.lm.checkpoint")
     try:
         model: PreTrainedModel
         if weights:
@@ -201,8 +204,9 @@ def preamble_tokens(folder: Path, text: str) -> tuple[int, ...]:
     """Tokens of a text that comes before every history.
 
     Raises:
-        UserError: the folder has no tokenizer.
+        UserError: the folder has no tokenizer, or brings code.
     """
+    refuse_code(folder, "policy.lm.checkpoint")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -230,7 +234,8 @@ def merged(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """Save the tokenizer of a folder into another, where there is one."""
+    """Save the tokenizer of a folder into another, where there is one and no code beside it."""
+    refuse_code(source, "policy.lm.checkpoint")
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         AutoTokenizer.from_pretrained(source, local_files_only=True).save_pretrained(target)
 

@@ -20,10 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adagrpo.errors import UserError
+from adagrpo.model_folders import refuse_code
 
 __all__ = ["language_vectors", "packaged_model"]
 
-_PICKLED = {".bin", ".ckpt", ".pkl", ".pickle", ".pt", ".pth"}
 _SETTING = "tokenizer.language_model"
 
 
@@ -75,9 +75,7 @@ def _check(model: Path) -> None:
     """Raise UserError unless a folder looks like a model that can be read without running anything."""
     if not (model / "modules.json").is_file():
         raise UserError(f"{_SETTING}: {model} is no sentence-transformers model (a folder with modules.json)")
-    for path in sorted(model.rglob("*")):
-        if path.suffix in _PICKLED and not (path.parent / "model.safetensors").is_file():
-            raise UserError(f"{_SETTING}: {path} would have to be unpickled; save the model as safetensors")
+    refuse_code(model, _SETTING)
 
 
 def _load(model: Path, device: str) -> Any:

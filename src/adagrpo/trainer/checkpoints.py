@@ -14,10 +14,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from adagrpo.artifacts import manifest, publish, seal, verify
+from adagrpo.errors import UserError
 
 __all__ = ["Progress", "load_weights", "restore", "save", "save_weights"]
 
@@ -53,16 +55,25 @@ def save_weights(
     """Write a finished model's weights, the step they come from, and text files that the model wants beside them."""
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
-    save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
+    _write(tensors, directory / WEIGHTS, metadata={"format": "pt"})
     for name, content in (files or {}).items():
         (directory / name).write_text(content, encoding="utf-8")
     (directory / "checkpoint.json").write_text(json.dumps({"step": step}) + "\n", encoding="utf-8")
 
 
 def load_weights(directory: Path, model: nn.Module) -> int:
-    """Load what `save_weights` wrote into a model; returns the step."""
-    model.load_state_dict(load_file(directory / WEIGHTS))
-    return int(json.loads((directory / "checkpoint.json").read_text(encoding="utf-8"))["step"])
+    """Load what `save_weights` wrote into a model; returns the step.
+
+    Raises:
+        UserError: a file is missing or damaged; it is named.
+        RuntimeError: the weights are of another model.
+    """
+    model.load_state_dict(_read(directory / WEIGHTS))
+    path = directory / "checkpoint.json"
+    try:
+        return int(json.loads(path.read_text(encoding="utf-8"))["step"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: damaged or missing; make the checkpoint again") from error
 
 
 def save(work: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
@@ -71,15 +82,15 @@ def save(work: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progres
     temporary = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, temporary / WEIGHTS)
-    save_file(progress.best_weights, temporary / "best.safetensors")
-    save_file(progress.average, temporary / "average.safetensors")
+    _write({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, temporary / WEIGHTS)
+    _write(progress.best_weights, temporary / "best.safetensors")
+    _write(progress.average, temporary / "average.safetensors")
     moments = {
         f"{index}.{name}": value
         for index, entry in optimizer.state_dict()["state"].items()
         for name, value in entry.items()
     }
-    save_file(moments, temporary / "optimizer.safetensors")
+    _write(moments, temporary / "optimizer.safetensors")
     state = asdict(progress)
     del state["best_weights"], state["average"]
     (temporary / "progress.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
@@ -97,13 +108,27 @@ def restore(work: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> P
     if whole is None:
         return None
     verify(whole)
-    model.load_state_dict(load_file(whole / WEIGHTS))
+    model.load_state_dict(_read(whole / WEIGHTS))
     state: dict[int, dict[str, Tensor]] = {}
-    for key, value in load_file(whole / "optimizer.safetensors").items():
+    for key, value in _read(whole / "optimizer.safetensors").items():
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     progress = Progress(**json.loads((whole / "progress.json").read_text(encoding="utf-8")))
-    progress.best_weights = load_file(whole / "best.safetensors")
-    progress.average = load_file(whole / "average.safetensors")
+    progress.best_weights = _read(whole / "best.safetensors")
+    progress.average = _read(whole / "average.safetensors")
     return progress
+
+
+def _write(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    try:
+        save_file(dict(tensors), path, metadata=metadata)
+    except SafetensorError as error:  # a full disk is told in these words, and without a name
+        raise OSError(f"{path}: {error}") from error
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: no safetensors file that can be read ({error}); make it again") from error

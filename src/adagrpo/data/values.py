@@ -1,0 +1,89 @@
+"""The values of a log: columns as text, or as a file types them, to ids, numbers and booleans; null where unusable.
+
+Nothing is repaired. An id that was cut, padded or decoded wrongly cannot be told from another one, so it is refused.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+
+__all__ = [
+    "LAST_TIME",
+    "LONGEST_ID",
+    "blank_to_null",
+    "booleans",
+    "identifiers",
+    "integers_if_all",
+    "numbers",
+    "slots",
+    "where",
+]
+
+BOOLEANS = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
+LONGEST_ID = 1000  # characters; a longer one is what an unclosed quote or a wrong delimiter has swallowed
+LAST_TIME = 9_223_372_036_854_774_784.0  # the largest double that fits into 64 bits
+
+
+def blank_to_null(values: pl.Series) -> pl.Series:
+    """Text of blanks alone, and NaN, to null."""
+    if values.dtype in (pl.Categorical, pl.Enum):
+        values = values.cast(pl.String)
+    if values.dtype == pl.String:
+        return where(values.str.strip_chars() != "", values)
+    return values.fill_nan(None) if values.dtype.is_float() else values
+
+
+def where(keep: pl.Series, values: pl.Series) -> pl.Series:
+    """Null where `keep` is not true."""
+    return pl.select(pl.when(pl.lit(keep)).then(pl.lit(values)).alias(values.name)).to_series()
+
+
+def identifiers(values: pl.Series) -> pl.Series:
+    """Int64, or String for what is text; null where bytes were not UTF-8, hold a NUL, or are too many for an id."""
+    if values.dtype == pl.String:
+        damaged = values.str.contains("[\ufffd\\x00]") | (values.str.len_chars() > LONGEST_ID)
+        return where(~damaged, values)
+    if values.dtype == pl.UInt64:
+        return integers_if_all(values.cast(pl.String))
+    if values.dtype.is_float():
+        values = where((values == values.floor()) & (values.abs() < 2.0**53), values)
+    if values.dtype.is_numeric():
+        return values.cast(pl.Int64, strict=False)
+    return pl.Series(values.name, [None] * len(values), dtype=pl.String)
+
+
+def integers_if_all(ids: pl.Series) -> pl.Series:
+    """Strings to integers where nothing is lost."""
+    if ids.dtype != pl.String:
+        return ids
+    integers = ids.cast(pl.Int64, strict=False)
+    return integers if integers.cast(pl.String).eq_missing(ids).all() else ids
+
+
+def numbers(values: pl.Series, low: float = -np.inf, high: float = np.inf) -> pl.Series:
+    """Int64 where all usable values are integers (a timestamp in nanoseconds needs all its digits), else Float64."""
+    if values.dtype in (pl.Date, pl.Datetime):
+        values = values.cast(pl.Datetime("us")).dt.epoch("us")
+        values = values // 1_000_000 if (values % 1_000_000 == 0).all() else values / 1_000_000
+    if values.dtype == pl.String:
+        values = values.str.strip_chars()
+    real = values.cast(pl.Float64, strict=False)
+    usable = (real.is_finite() & (real >= low) & (real <= high)).fill_null(False)
+    if values.dtype == pl.String or values.dtype.is_integer():
+        whole = values.cast(pl.Int64, strict=False)
+        if (whole.is_not_null() | ~usable).all():
+            return where(usable, whole)
+    return where(usable, real)
+
+
+def slots(values: pl.Series) -> pl.Series:
+    """Places in a slate, whole and from 0 on."""
+    slots = numbers(values, 0.0, 2.0**31 - 1)
+    return where(slots == slots.floor(), slots).cast(pl.Int32)
+
+
+def booleans(values: pl.Series) -> pl.Series:
+    """1, 0, true and false, in any case."""
+    text = values.cast(pl.String).str.strip_chars().str.to_lowercase()
+    return text.replace_strict(BOOLEANS, default=None, return_dtype=pl.Boolean)
