@@ -16,13 +16,15 @@ from adagrpo.decoding import (
     Beams,
     DeadEnd,
     Samples,
-    _best_continuations,
     beam_search,
+    beam_search_both,
     sample,
     score_sequences,
 )
+from adagrpo.decoding.beams import _best_continuations
+from adagrpo.decoding.lanes import top, top_of_many
 from adagrpo.errors import NotFinite
-from adagrpo.semantic_ids.trie import Trie
+from adagrpo.semantic_ids.trie import Branches, Trie
 
 SIZES = (4, 3, 5)
 
@@ -210,12 +212,31 @@ def test_best_continuations_are_those_of_a_full_sort(lanes, size, width, levels,
     scores = torch.randint(-levels, 1, (3, lanes), generator=generator) / 16
     log_probs = log_probs.masked_fill(torch.rand(3, lanes, size, generator=generator) < 0.2, -torch.inf)
     scores = scores.masked_fill(torch.rand(3, lanes, generator=generator) < 0.2, -torch.inf)
-    best, parents, codes = _best_continuations(log_probs, scores, width)
     flat = (log_probs + scores.unsqueeze(-1)).flatten(1)
     values, index = flat.sort(dim=1, descending=True, stable=True)
     kept = min(width, lanes * size)
-    assert torch.equal(best, values[:, :kept])
-    assert torch.equal(parents * size + codes, index[:, :kept])
+    # the same lanes, also where they stand elsewhere, in another order, among others
+    order = torch.stack([torch.randperm(lanes + 2, generator=generator)[:lanes] for _ in range(3)])
+    elsewhere = torch.zeros(3, lanes + 2, size)
+    elsewhere[torch.arange(3).unsqueeze(1), order] = log_probs
+    for found in (
+        _best_continuations(log_probs, scores, width),
+        _best_continuations(elsewhere, scores, width, order),
+    ):
+        assert torch.equal(found.scores, values[:, :kept])
+        assert torch.equal(found.parents * size + found.codes, index[:, :kept])
+
+
+@pytest.mark.parametrize("numbers", [8, 96, 400])
+@pytest.mark.parametrize("count", [1, 3, 8])
+def test_the_highest_of_many_are_those_of_a_stable_sort(numbers, count):
+    generator = torch.Generator().manual_seed(numbers)
+    values = torch.randint(-6, 1, (5, numbers), generator=generator) / 4  # most are equal to others
+    values = values.masked_fill(torch.rand(5, numbers, generator=generator) < 0.3, -torch.inf)
+    values[0] = -torch.inf
+    expected = values.sort(dim=1, descending=True, stable=True).indices[:, :count]
+    assert torch.equal(top(values, count), expected)
+    assert torch.equal(top_of_many(values, count), expected)
 
 
 @pytest.mark.parametrize("size", [37, 257])  # primes above a span: filled up with codes that cannot be
@@ -231,6 +252,51 @@ def test_a_prime_number_of_codes_is_searched_the_same(size, width):
     assert torch.equal(best, values[:, :kept])
     assert torch.equal((parents * size + codes)[real], index[:, :kept][real])
     assert int(codes.max()) < size
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 6), min_size=1, max_size=4).map(tuple),
+    share=st.floats(0.0, 1.0),
+    width=st.integers(1, 9),
+    held_width=st.integers(1, 12),
+    ties=st.booleans(),
+    seed=st.integers(0, 10_000),
+)
+def test_both_searches_at_once_find_what_each_finds(sizes, share, width, held_width, ties, seed):
+    policy = TablePolicy.random(sizes, seed=seed)
+    if ties:
+        policy.tables = [table.round() for table in policy.tables]
+    trie = Trie.build(catalogue(sizes, max(1, round(share * math.prod(sizes))), seed), sizes)
+    context = torch.tensor([2, 0, 1])
+    held, free = beam_search_both(policy, context, width, trie=trie, held_width=held_width)
+    for found, expected in (
+        (held, beam_search(policy, context, held_width, trie=trie)),
+        (free, beam_search(policy, context, width)),
+    ):
+        assert torch.equal(found.codes, expected.codes)
+        assert torch.equal(found.scores, expected.scores)
+
+
+def test_both_searches_meet_each_prefix_once():
+    sizes = (6, 5, 4)
+    policy, trie = TablePolicy.random(sizes), Trie.build(catalogue(sizes, 100, seed=1), sizes)
+    beam_search_both(policy, torch.arange(3), 5, trie=trie, held_width=8)
+    lanes = [shape[1] for shape in policy.shapes]
+    assert lanes[:2] == [1, 6]  # all six first codes, which both searches look at
+    assert 8 <= lanes[2] < 13  # and not 8 + 5
+
+
+def test_a_free_lane_that_the_held_search_has_dropped_goes_on():
+    # the held search keeps 01 and 10, of probability .30 and .25; the free one also 02 (.28), which no item has
+    first = torch.tensor([[[0.65, 0.35]]]).log()
+    second = torch.tensor([[[0.1, 0.47, 0.43], [0.72, 0.14, 0.14]]]).log()
+    policy = TablePolicy([first, second, torch.full((1, 6, 2), 0.5).log()])
+    trie = Trie.build(torch.tensor([[0, 1, 0], [1, 0, 1]]), (2, 3, 2))
+    held, free = beam_search_both(policy, torch.tensor([0]), 3, trie=trie)
+    assert held.codes[0].tolist() == [[0, 1, 0], [1, 0, 1], [-1, -1, -1]]
+    assert free.codes[0].tolist() == [[0, 1, 0], [0, 1, 1], [0, 2, 0]]
+    assert policy.shapes[-1] == (1, 3, 2)
 
 
 # ---------------------------------------------------------------- sampling
@@ -386,11 +452,10 @@ class BrokenTrie:
     def child(self, level: int, nodes: Tensor, codes: Tensor) -> Tensor:
         return codes
 
-    def children(self, level: int, nodes: Tensor) -> tuple[Tensor, Tensor]:
-        every = (
-            torch.arange(SIZES[level]).expand(*nodes.shape, -1) if level == 0 else nodes.new_full((*nodes.shape, 1), -1)
-        )
-        return every, every
+    def branches(self, level: int, nodes: Tensor) -> Branches:
+        counts = torch.full((nodes.numel(),), SIZES[level] if level == 0 else 0)
+        codes = torch.arange(SIZES[level]).repeat(nodes.numel() if level == 0 else 0)
+        return Branches(counts, torch.repeat_interleave(counts), codes, codes)
 
 
 def test_a_prefix_without_continuation_is_a_dead_end():
@@ -399,6 +464,8 @@ def test_a_prefix_without_continuation_is_a_dead_end():
         sample(policy, torch.arange(3), torch.rand(3, 2, 3), trie=BrokenTrie())
     with pytest.raises(DeadEnd, match="level 2"):
         beam_search(policy, torch.arange(3), 2, trie=BrokenTrie())
+    with pytest.raises(DeadEnd, match="level 2"):
+        beam_search_both(policy, torch.arange(3), 2, trie=BrokenTrie())
 
 
 def test_a_policy_that_rules_out_all_that_is_allowed_is_a_dead_end():
@@ -416,6 +483,8 @@ def test_logits_that_are_not_finite_are_refused(bad):
         sample(policy, torch.tensor([0]), torch.rand(1, 2, 1))
     with pytest.raises(NotFinite, match="NaN"):
         beam_search(policy, torch.tensor([0]), 2)
+    with pytest.raises(NotFinite, match="NaN"):
+        beam_search(policy, torch.tensor([0]), 2, trie=Trie.build(torch.tensor([[1], [2]]), (3,)))
 
 
 @pytest.mark.parametrize(
@@ -439,6 +508,8 @@ def test_beam_search_says_what_is_wrong():
     policy = TablePolicy.random(SIZES)
     with pytest.raises(ValueError, match="width must be at least 1, got 0"):
         beam_search(policy, torch.arange(3), 0)
+    with pytest.raises(ValueError, match="held_width must be at least 1, got 0"):
+        beam_search_both(policy, torch.arange(3), 2, trie=Trie.build(torch.tensor([[1, 1, 1]]), SIZES), held_width=0)
     with pytest.raises(ValueError, match="the trie has levels"):
         beam_search(policy, torch.arange(3), 2, trie=Trie.build(torch.tensor([[1, 1]]), (2, 2)))
 

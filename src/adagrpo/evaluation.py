@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from adagrpo import metrics
 from adagrpo.data.sequences import pad
-from adagrpo.decoding import beam_search
+from adagrpo.decoding import beam_search_both
 from adagrpo.layers import autocast_dtype
 from adagrpo.rewards.base import Reward
 from adagrpo.rewards.ranker import SequentialRanker
@@ -102,7 +102,9 @@ def predict(
         mask_history: leave items of the (seen) history out of the constrained list.
         report: called with (cases done, cases in all).
     """
-    policy.eval()
+    policy = policy.eval().frozen()
+    # as wide in every batch, so that a case's list does not depend on how long the others' histories are
+    held_width = width + (max_history if mask_history else 0)
     count, levels = len(cases), catalog.codes.shape[1]
     items = np.full((count, width), -1, dtype=np.int64)
     scores = np.full((count, width), -np.inf, dtype=np.float32)
@@ -115,9 +117,7 @@ def predict(
     for rows, histories in _batches(cases, batch_size, max_history, catalog.codes.device):
         with _autocast(policy):
             context = policy.encode(histories)
-            # as wide in every batch, so that a case's list does not depend on how long the others' histories are
-            beams = beam_search(policy, context, width + (max_history if mask_history else 0), trie=catalog.trie)
-            free = beam_search(policy, context, width)
+            beams, free = beam_search_both(policy, context, width, trie=catalog.trie, held_width=held_width)
         found, score = catalog.lookup(beams.codes), beams.scores
         if unmasked is not None:
             unmasked[rows] = found[:, :width].cpu().numpy()

@@ -121,6 +121,33 @@ def test_a_context_can_be_cut_before_and_after_the_head_has_spoken():
     torch.testing.assert_close(policy.score(context[rows], space(SPACE)[:2]), whole[rows], rtol=1e-5, atol=1e-6)
 
 
+@torch.no_grad()
+def test_a_frozen_policy_says_the_same():
+    policy = make_policy()
+    frozen = policy.frozen()
+    expected = policy.score(policy.encode(HISTORIES), space(SPACE))
+    assert torch.equal(frozen.score(frozen.encode(HISTORIES), space(SPACE)), expected)
+    policy.items.weight.add_(1.0)  # that is what frozen means: only a new copy sees it
+    assert not torch.equal(policy.score(policy.encode(HISTORIES), space(SPACE)), expected)
+
+
+def test_the_head_speaks_once_a_context_without_gradients_and_again_with_them(monkeypatch):
+    policy = make_policy()
+    calls = []
+    monkeypatch.setattr(
+        policy, "item_states", lambda context: calls.append(1) or HybridPolicy.item_states(policy, context)
+    )
+    context = policy.encode(HISTORIES)
+    for _ in range(2):
+        beam_search(policy, context, 5, trie=policy.trie)
+    sample(policy, context, torch.rand(3, 4, 3))
+    with torch.no_grad():
+        policy.score(context, space(SPACE))
+    assert len(calls) == 1
+    policy.score(context, space(ITEM_CODES[:2])).sum().backward()  # what was kept has no gradient
+    assert len(calls) == 2 and bool(policy.project.weight.grad.any())
+
+
 def test_each_expert_learns_by_itself():
     policy = make_policy(negatives=0, loss_weight=0.25)
     context = policy.encode(HISTORIES)

@@ -59,9 +59,11 @@ def test_every_query_equals_the_dictionary_twin(
         assert trie.child(level, column, row).tolist() == expected
         assert trie.child(level, column.expand(-1, len(tried)), row.expand(len(nodes), -1)).tolist() == expected
         following = [[(code, child) for code, child in zip(tried, row, strict=True) if child >= 0] for row in expected]
-        assert trie.fanout[level] == max(map(len, following))
-        for found, pairs in zip(torch.stack(trie.children(level, torch.tensor(nodes)), -1), following, strict=True):
-            assert found.tolist() == [*map(list, pairs), *[[-1, -1]] * (trie.fanout[level] - len(pairs))]
+        branches = trie.branches(level, torch.tensor(nodes))
+        assert branches.counts.tolist() == list(map(len, following))
+        assert torch.stack(branches[1:], -1).tolist() == [
+            [place, code, child] for place, pairs in enumerate(following) for code, child in pairs
+        ]
         assert trie.allowed(level, torch.tensor(nodes)).tolist() == [
             [child >= 0 for child in children[2:-2]] for children in expected
         ]

@@ -7,7 +7,7 @@ A context holds one *sample* (a history cut after some position) per row. Decodi
 
 from __future__ import annotations
 
-from typing import Protocol, TypeVar
+from typing import Protocol, Self, TypeVar
 
 from torch import Tensor
 
@@ -45,6 +45,13 @@ class Policy(Protocol[ContextT, StateT]):
             histories: `B` histories.
             rows: (N,) int64, the history each sample comes from; with `positions` None: one sample per history.
             positions: (N,) int64, the sample sees items `0 .. position` of its row.
+        """
+        ...
+
+    def frozen(self) -> Self:
+        """The same policy for reading many batches: what depends on the weights alone may be computed beforehand.
+
+        It must not be used once the weights have changed.
         """
         ...
 

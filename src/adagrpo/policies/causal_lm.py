@@ -186,6 +186,10 @@ class CausalLMPolicy(nn.Module):
         ends = len(self.preamble) + (positions + 1) * self.item_codes.shape[1]
         return CausalContext(_Prompts(tokens, torch.is_grad_enabled()), rows, ends, whole)
 
+    def frozen(self) -> CausalLMPolicy:
+        """The policy itself: nothing is worth computing beforehand."""
+        return self
+
     def supervised_loss(self, context: CausalContext, targets: Tensor) -> Tensor:
         """(N,) NLL of the logged items `targets` (N,), nats a code."""
         codes = self.item_codes[targets]

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from adagrpo.layers import CausalEncoder, Dropout, FeedForward, initialise
+from adagrpo.layers import CausalEncoder, Dropout, FeedForward, initialise, take
 from adagrpo.objective import nll
 from adagrpo.types import Histories
 
@@ -109,6 +109,10 @@ class CompactPolicy(nn.Module):
             positions = lengths - 1
         return CompactContext(self.dropout(states[rows, positions]))
 
+    def frozen(self) -> CompactPolicy:
+        """The policy itself: nothing is worth computing beforehand."""
+        return self
+
     def supervised_loss(self, context: CompactContext, targets: Tensor) -> Tensor:
         """(N,) NLL of the logged items `targets` (N,), nats a code."""
         return nll(self.score(context, self.item_codes[targets].unsqueeze(1)).squeeze(1))
@@ -126,20 +130,22 @@ class CompactPolicy(nn.Module):
         """Append codes (B, W') to lanes `parents` (B, W')."""
         if state.level + 1 == len(self._level_sizes):  # complete: nothing will be read from these lanes
             return CompactState(state.hidden[:, :0], state.level + 1)
-        if state.hidden.shape[1] == 1:
-            hidden = state.hidden  # the single start lane is every lane's parent: broadcast it
-        else:
-            hidden = state.hidden.gather(1, parents.unsqueeze(-1).expand(-1, -1, state.hidden.shape[-1]))
-        update = hidden + self.enter[state.level](codes)
-        return CompactState(update + self.feed_forward[state.level](update), state.level + 1)
+        # the single start lane is every lane's parent: broadcast it
+        hidden = state.hidden if state.hidden.shape[1] == 1 else take(state.hidden, parents)
+        return self._append(hidden, state.level, codes)
+
+    def _append(self, hidden: Tensor, level: int, codes: Tensor) -> CompactState:
+        """The state after codes (B, W) of a level, from the hidden vectors (B, 1 or W, D) of the same lanes."""
+        update = hidden + self.enter[level](codes)
+        return CompactState(update + self.feed_forward[level](update), level + 1)
 
     def score(self, context: CompactContext, codes: Tensor, *, temperature: float = 1.0) -> Tensor:
         """(B, G, L) log-probabilities of given codes under the free softmax of each level."""
-        lanes = torch.arange(codes.shape[1], device=codes.device).expand(codes.shape[:2])
         state = self.start(context)
         scores = []
         for level in range(codes.shape[2]):
             log_probs = (self.logits(state) / temperature).log_softmax(-1).expand(-1, codes.shape[1], -1)
             scores.append(log_probs.gather(-1, codes[..., level : level + 1]))
-            state = self.advance(state, lanes, codes[..., level])
+            if level + 1 < codes.shape[2]:
+                state = self._append(state.hidden, level, codes[..., level])
         return torch.cat(scores, dim=-1)

@@ -21,6 +21,7 @@ search itself, so no second ranking stage is needed and the result is a proper d
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -37,18 +38,18 @@ __all__ = ["HybridContext", "HybridPolicy", "HybridState"]
 _TINY = 1e-30
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class HybridContext:
     """Encoded samples, and what the item head says about them."""
 
     compact: CompactContext  # N samples
-    masses: tuple[Tensor, ...] | None  # see `HybridPolicy._masses`; None until decoding needs them
+    masses: tuple[Tensor, ...] | None = None  # see `HybridPolicy._masses`; there once decoding without gradients began
 
     def __len__(self) -> int:
         return len(self.compact)
 
     def __getitem__(self, rows: Tensor | slice) -> HybridContext:
-        masses = None if self.masses is None else tuple(mass[rows] for mass in self.masses)
+        masses = None if self.masses is None else tuple(mass[:, rows] for mass in self.masses)
         return HybridContext(self.compact[rows], masses)
 
 
@@ -107,7 +108,7 @@ class HybridPolicy(nn.Module):
         with torch.no_grad():  # near the identity: state and item vectors start in the same space
             self.project.weight += torch.eye(width)
         self.compact = compact
-        self.parents = _parents(trie)
+        self._vectors: Tensor | None = None  # of the items by leaf, where the policy is frozen
 
     @property
     def level_sizes(self) -> tuple[int, ...]:
@@ -123,7 +124,14 @@ class HybridPolicy(nn.Module):
             kept = torch.rand(histories.items.shape, device=vectors.device) >= self.item_dropout
             vectors = vectors * kept.unsqueeze(-1)
         vectors = vectors + self.compact.code_vectors(histories.items)
-        return HybridContext(self.compact.encode_vectors(vectors, histories.lengths, rows, positions), None)
+        return HybridContext(self.compact.encode_vectors(vectors, histories.lengths, rows, positions))
+
+    def frozen(self) -> HybridPolicy:
+        """See `Policy.frozen`: the vectors of all items are computed once."""
+        copied = copy.copy(self)
+        with torch.no_grad():
+            copied._vectors = self._item_vectors(self.trie.items)
+        return copied
 
     def item_states(self, context: HybridContext) -> Tensor:
         """(N, D) queries of the item head, `g(h)`."""
@@ -132,7 +140,7 @@ class HybridPolicy(nn.Module):
 
     def item_logits(self, context: HybridContext, items: Tensor) -> Tensor:
         """(N, I) float32 logits of `items` (I,)."""
-        vectors = self.items(items) + self.compact.code_vectors(items)
+        vectors = self._item_vectors(items)
         return functional.linear(self.item_states(context), vectors, self.bias(items).squeeze(-1)).float()
 
     def supervised_loss(self, context: HybridContext, targets: Tensor) -> Tensor:
@@ -154,23 +162,32 @@ class HybridPolicy(nn.Module):
 
     def start(self, context: HybridContext) -> HybridState:
         """(B, 1) lanes."""
-        masses = self._masses(context) if context.masses is None else context.masses
+        masses = None if torch.is_grad_enabled() else context.masses
+        if masses is None:
+            masses = self._masses(context)
+            if not torch.is_grad_enabled():
+                context.masses = masses
         nodes = torch.zeros(len(context), 1, dtype=torch.int64, device=context.compact.states.device)
         return HybridState(self.compact.start(context.compact), nodes, masses)
 
     def logits(self, state: HybridState) -> Tensor:
         """(B, W, K_l) float32 log-probabilities of the pool, up to a constant a lane."""
         decoder = self.compact.logits(state.compact)
-        codes, nodes = self.trie.children(state.level, state.nodes)  # (B, W, C) each
-        mass = state.masses[state.level]
-        found = mass.gather(1, nodes.flatten(1).clamp(min=0)).view(nodes.shape).masked_fill(nodes < 0, 0.0)
-        share = found / found.sum(-1, keepdim=True).clamp(min=_TINY)
-        floor = self.smoothing / decoder.shape[-1]
-        # what the head adds above a code of no item, whose share is the floor; padding has no mass and adds nothing
+        (samples, lanes), size = state.nodes.shape, decoder.shape[-1]
+        above, below = state.masses[state.level : state.level + 2]  # (n_l, B) and (n_{l+1}, B)
+        branches = self.trie.branches(state.level, state.nodes)
+        rows = torch.arange(samples, device=decoder.device).repeat_interleave(lanes)  # (B * W,)
+        total = above.flatten().index_select(0, state.nodes.flatten().clamp(min=0) * samples + rows)
+        places = branches.nodes * samples + rows.index_select(0, branches.parents)
+        found = below.flatten().index_select(0, places)  # (T,)
+        share = found / total.clamp(min=_TINY).index_select(0, branches.parents)
+        floor = self.smoothing / size
+        # what the head adds above a code of no item, whose share is the floor
         head = self.item_weight * (((1 - self.smoothing) * share + floor) / max(floor, _TINY)).clamp(min=_TINY).log()
         known = (state.nodes >= 0).unsqueeze(-1)
-        pooled = torch.where(known, 1 - self.item_weight, 1.0) * decoder
-        return pooled.scatter_add(-1, codes.clamp(min=0), torch.where(known & (found > 0), head, 0.0))
+        pooled = decoder * torch.where(known, 1 - self.item_weight, 1.0)
+        pooled.view(-1).index_add_(0, branches.parents * size + branches.codes, torch.where(found > 0, head, 0.0))
+        return pooled
 
     def advance(self, state: HybridState, parents: Tensor, codes: Tensor) -> HybridState:
         """Append codes (B, W') to lanes `parents` (B, W')."""
@@ -187,18 +204,19 @@ class HybridPolicy(nn.Module):
             state = self.advance(state, torch.zeros_like(lanes) if level == 0 else lanes, codes[..., level])
         return torch.cat(scores, dim=-1)
 
+    def _item_vectors(self, items: Tensor) -> Tensor:
+        """(..., D) `e_i`."""
+        vectors: Tensor = self.items(items) + self.compact.code_vectors(items)
+        return vectors
+
     def _masses(self, context: HybridContext) -> tuple[Tensor, ...]:
-        """L of (N, n_l): probability of the items below each node of levels 1 .. L."""
-        mass = self.item_logits(context, self.trie.items).softmax(-1)  # leaves are in the order of their codes
-        levels = [mass]
-        for parents in self.parents:
-            summed = mass.new_zeros(len(mass), int(parents[-1]) + 1 if len(parents) else 0)
-            mass = summed.index_add(1, parents, mass)
-            levels.append(mass)
+        """L + 1 of (n_l, N): probability of the items below each node of levels 0 .. L."""
+        leaves = self.trie.items  # in the order of their codes
+        vectors = self._item_vectors(leaves) if self._vectors is None else self._vectors
+        logits = functional.linear(vectors, self.item_states(context)).float() + self.bias(leaves)
+        levels = [logits.softmax(0)]
+        for first in reversed(self.trie.first):
+            # the children of a node follow each other
+            children = torch.arange(len(levels[-1]), device=leaves.device)
+            levels.append(functional.embedding_bag(children, levels[-1], first[:-1], mode="sum"))
         return tuple(reversed(levels))
-
-
-def _parents(trie: Trie) -> list[Tensor]:
-    """For levels L .. 2: the node of the level above that each node hangs from, (n_l,) int64, ascending."""
-    counts = (trie.first[level].diff() for level in range(trie.num_levels - 1, 0, -1))
-    return [torch.repeat_interleave(count) for count in counts]

@@ -1,0 +1,282 @@
+"""Beam search: the most probable sequences, free, held to a catalogue, or both at once.
+
+    beam search      the W highest of  Σ_l log π(c_l | x, c_<l)  that a width of W keeps in sight
+
+A search that is held to the catalogue looks at the children of its prefixes alone, but ranks them by the policy's own
+free probability, as Hugging Face's `generate` does with a prefix function.
+
+A free and a held search of one context write mostly the same prefixes. `beam_search_both` therefore lets them share
+lanes: those of the held search, and behind them what the free one alone has. Each prefix meets the policy once, and
+each search finds what it would have found by itself.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from adagrpo.decoding.lanes import PART, DeadEnd, check, top, top_of_many
+from adagrpo.errors import NotFinite
+from adagrpo.layers import take
+from adagrpo.policies.base import DecoderState, Policy
+from adagrpo.semantic_ids.trie import Trie
+
+__all__ = ["Beams", "beam_search", "beam_search_both"]
+
+ContextT = TypeVar("ContextT")
+StateT = TypeVar("StateT", bound=DecoderState)
+
+# Continuations are searched in spans of at most this many codes, see `_best_continuations`.
+_SPAN = 32
+_SHORTEST_SPAN = 8  # a level whose size has no divisor from here to there is filled up
+
+
+class Beams(NamedTuple):
+    """The `W` best Semantic IDs that beam search found for each of `B` samples, best first."""
+
+    codes: Tensor  # (B, W, L) int64, -1 in lanes that found no sequence
+    scores: Tensor  # (B, W) float32, sum of the policy's log-probabilities, -inf in lanes that found no sequence
+
+
+class _Step(NamedTuple):
+    """The lanes of a search after one more code."""
+
+    scores: Tensor  # (B, W) float32, best first
+    parents: Tensor  # (B, W) int64, the lane that each continues
+    codes: Tensor  # (B, W) int64
+
+
+@torch.no_grad()
+def beam_search(
+    policy: Policy[ContextT, StateT],
+    context: ContextT,
+    width: int,
+    *,
+    trie: Trie | None = None,
+) -> Beams:
+    """Find the `W` most probable Semantic IDs of each sample, as far as a beam of `W` lanes sees them.
+
+    The search is exact where `W` is at least the number of prefixes at every level but the last. Equal scores are
+    ordered by the rank of the parent lane, then by the lower code, on every device.
+
+    Args:
+        policy: the policy to search.
+        context: `B` encoded samples.
+        width: `W`, lanes kept at each level and sequences returned.
+        trie: where given, only sequences of the trie are found. They are ranked by the policy's own free probability,
+            not by one renormalised over what the trie allows.
+
+    Returns:
+        Beams, best first. Where fewer than `W` sequences of positive probability exist, the lanes left over hold codes
+        -1 and score -inf.
+
+    Raises:
+        ValueError: `width` is below 1, or the trie's levels are not the policy's.
+        DeadEnd: the trie allows no continuation of one of its own prefixes.
+        NotFinite: the policy's logits hold NaN, or +inf.
+    """
+    levels = check(policy, trie)
+    _check_width("width", width)
+    state = policy.start(context)
+    logits = policy.logits(state)  # (B, 1, K)
+    scores, nodes, written = _root(logits)
+    for level in range(levels):
+        log_probs = logits.float().log_softmax(-1)
+        if trie is None:
+            step = _best_continuations(log_probs, scores, width)
+        else:
+            step, nodes = _best_children(trie, level, nodes, log_probs, scores, width)
+        scores, written = step.scores, _write(written, step)
+        if level + 1 < levels:
+            state = policy.advance(state, step.parents, step.codes)
+            logits = policy.logits(state)
+    return _beams(written, scores, width)
+
+
+@torch.no_grad()
+def beam_search_both(
+    policy: Policy[ContextT, StateT],
+    context: ContextT,
+    width: int,
+    *,
+    trie: Trie,
+    held_width: int | None = None,
+) -> tuple[Beams, Beams]:
+    """What `beam_search` finds with the trie and without it, at little more than the price of one of them.
+
+    Args:
+        policy: the policy to search.
+        context: `B` encoded samples.
+        width: `W` of the free search.
+        trie: what the other search is held to.
+        held_width: `W` of that one; None is the same.
+
+    Returns:
+        The beams that are held to the trie, and the free ones.
+
+    Raises:
+        ValueError, DeadEnd, NotFinite: as `beam_search` does.
+    """
+    levels = check(policy, trie)
+    _check_width("width", width)
+    held_width = width if held_width is None else held_width
+    _check_width("held_width", held_width)
+    state = policy.start(context)
+    logits = policy.logits(state)
+    held_scores, nodes, held_written = _root(logits)  # nodes (B, J) of all lanes; the first ones are the held search's
+    free_scores, lanes, free_written = _root(logits)  # lanes (B, W): where the free search's are among all
+    for level in range(levels):
+        log_probs = logits.float().log_softmax(-1)  # (B, J, K)
+        of_held = nodes[:, : held_scores.shape[1]]
+        held, held_nodes = _best_children(trie, level, of_held, log_probs, held_scores, held_width)
+        free = _best_continuations(log_probs, free_scores, width, lanes)
+        held_scores, held_written = held.scores, _write(held_written, held)
+        free_scores, free_written = free.scores, _write(free_written, free)
+        if level + 1 < levels:
+            origins = lanes.gather(1, free.parents)
+            free_nodes = trie.child(level, nodes.gather(1, origins), free.codes)
+            shared = _shared(held, held_nodes, free._replace(parents=origins), free_nodes)
+            lanes, nodes = shared.lanes, shared.nodes
+            state = policy.advance(state, shared.parents, shared.codes)
+            logits = policy.logits(state)
+    return _beams(held_written, held_scores, held_width), _beams(free_written, free_scores, width)
+
+
+class _Shared(NamedTuple):
+    """Lanes that serve two searches: those of the held one, then what the free one alone has."""
+
+    lanes: Tensor  # (B, W) int64, where each lane of the free search is among the J
+    parents: Tensor  # (B, J) int64
+    codes: Tensor  # (B, J) int64
+    nodes: Tensor  # (B, J) int64, -1 for a prefix that no item has
+
+
+def _shared(held: _Step, held_nodes: Tensor, free: _Step, free_nodes: Tensor) -> _Shared:
+    """Lay out the lanes of both searches; `parents` of both are places among the lanes before."""
+    samples, count = held_nodes.shape
+    ordered, order = held_nodes.sort(dim=1)
+    place = torch.searchsorted(ordered, free_nodes).clamp(max=count - 1)
+    found = (ordered.gather(1, place) == free_nodes) & (free_nodes >= 0)
+    dead = free.scores == -torch.inf  # nothing will come of it in whatever lane
+    place = order.gather(1, place).masked_fill(~found, 0)
+    alone = ~(found | dead)
+    number = alone.cumsum(1) - 1
+    extra = int(number.max()) + 1
+    lanes = torch.where(alone, count + number, place)
+    target = torch.where(alone, lanes, count + extra)  # what has a lane already goes to one more, which is dropped
+
+    def joined(first: Tensor, second: Tensor, filling: int) -> Tensor:
+        behind = first.new_full((samples, extra + 1), filling)
+        return torch.cat([first, behind], dim=1).scatter_(1, target, second)[:, :-1]
+
+    return _Shared(
+        lanes,
+        joined(held.parents, free.parents, 0),
+        joined(held.codes, free.codes, 0),
+        joined(held_nodes, free_nodes, -1),
+    )
+
+
+def _root(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores (B, 1), nodes (B, 1) and codes (B, 1, 0) of one lane a sample in which nothing is written."""
+    shape, device = logits.shape[:2], logits.device
+    nodes = torch.zeros(shape, dtype=torch.int64, device=device)
+    return torch.zeros(shape, device=device), nodes, nodes.unsqueeze(-1)[..., :0]
+
+
+def _write(written: Tensor, step: _Step) -> Tensor:
+    """(B, W, level) and one more code to (B, W', level + 1)."""
+    return torch.cat([take(written, step.parents), step.codes.unsqueeze(-1)], dim=-1)
+
+
+def _beams(written: Tensor, scores: Tensor, width: int) -> Beams:
+    """Mark the lanes that found nothing, and fill up where fewer sequences exist than lanes were asked for."""
+    written = written.masked_fill((scores == -torch.inf).unsqueeze(-1), -1)
+    missing = width - scores.shape[1]
+    return Beams(
+        torch.nn.functional.pad(written, (0, 0, 0, missing), value=-1),
+        torch.nn.functional.pad(scores, (0, missing), value=-torch.inf),
+    )
+
+
+def _best_children(
+    trie: Trie,
+    level: int,
+    nodes: Tensor,  # (B, W)
+    log_probs: Tensor,  # (B, J, K), J >= W; of the first W lanes
+    scores: Tensor,  # (B, W)
+    width: int,
+) -> tuple[_Step, Tensor]:  # and the node of each lane (B, W')
+    """The best continuations of all lanes that the trie knows, best first; most of the codes of a level are none."""
+    (samples, lanes), (_, stride, size) = nodes.shape, log_probs.shape
+    branches = trie.branches(level, nodes)
+    counts = branches.counts.view(samples, lanes)
+    if not bool(((counts > 0) | (scores == -torch.inf)).all()):
+        raise DeadEnd(f"the trie allows no code at level {level + 1} after a prefix that it allowed before")
+    of_sample = counts.sum(1)  # (B,)
+    first = of_sample.cumsum(0) - of_sample
+    rows = torch.repeat_interleave(of_sample)  # (T,)
+    flat = (branches.parents + rows * (stride - lanes)) * size + branches.codes
+    # index_select: on a CPU indexing by a tensor takes three times as long
+    totals = scores.flatten().index_select(0, branches.parents) + log_probs.flatten().index_select(0, flat)
+    if bool(totals.isnan().any()):
+        raise NotFinite("logits", "the policy's logits hold NaN or +inf")
+    most = int(of_sample.max())
+    room = -(-most // PART) * PART
+    padded = totals.new_full((samples, room), -torch.inf)
+    before = torch.arange(samples, device=rows.device) * room - first
+    places = torch.arange(len(totals), device=rows.device) + before.index_select(0, rows)
+    padded.view(-1).scatter_(0, places, totals)
+    best = top_of_many(padded, min(width, most))  # (B, W')
+    real = best < of_sample.unsqueeze(1)
+    chosen = (best + first.unsqueeze(1)).masked_fill(~real, 0)
+    step = _Step(
+        padded.gather(1, best),
+        (branches.parents[chosen] % lanes).masked_fill(~real, 0),
+        branches.codes[chosen].masked_fill(~real, 0),
+    )
+    return step, branches.nodes[chosen].masked_fill(~real, -1)
+
+
+def _best_continuations(
+    log_probs: Tensor,  # (B, J, K)
+    scores: Tensor,  # (B, W)
+    width: int,
+    lanes: Tensor | None = None,  # (B, W) which of the J each is; None: they are the J
+) -> _Step:  # parents count the W
+    """The `W' = min(width, W * K)` best continuations of all lanes, best first.
+
+    The codes of a lane are cut into spans. The best `W'` continuations lie in the `W'` spans with the highest maxima
+    (any other span has `W'` continuations ahead of it), so only those are sorted, and the W * K totals are never
+    written out. On a CPU that settles equals at the price of one `torch.topk` over the totals, which does not; settling
+    them over all totals takes five times as long, and a top-k in each lane first takes four.
+    """
+    samples, count, size = log_probs.shape
+    span = max(d for d in range(1, min(size, _SPAN) + 1) if size % d == 0)
+    if span < _SHORTEST_SPAN and size > _SPAN:  # say a prime: filled up with codes that cannot be
+        filled = torch.nn.functional.pad(log_probs, (0, -size % _SPAN), value=-torch.inf)
+        step = _best_continuations(filled, scores, min(width, scores.shape[1] * size), lanes)
+        return step._replace(codes=step.codes.clamp(max=size - 1))
+    parts = size // span  # spans of a lane
+    grouped = log_probs.reshape(samples, count * parts, span)
+    maxima = grouped.amax(-1).view(samples, count, parts)
+    if lanes is not None:
+        maxima = take(maxima, lanes)
+    maxima = (maxima + scores.unsqueeze(-1)).flatten(1)  # (B, W * parts)
+    if bool(maxima.isnan().any()):
+        raise NotFinite("logits", "the policy's logits hold NaN or +inf")
+    # in ascending order, so that a candidate's place says who comes first among equals
+    spans = top(maxima, min(width, maxima.shape[1])).sort(-1).values  # (B, S)
+    parents = spans // parts
+    places = spans if lanes is None else lanes.gather(1, parents) * parts + spans % parts
+    totals = (take(grouped, places) + scores.gather(1, parents).unsqueeze(-1)).flatten(1)
+    best = top(totals, min(width, totals.shape[1]))  # (B, W')
+    flat = spans.gather(1, best // span) * span + best % span  # index among the W * K continuations
+    return _Step(totals.gather(1, best), flat // size, flat % size)
+
+
+def _check_width(name: str, width: int) -> None:
+    if width < 1:
+        raise ValueError(f"{name} must be at least 1, got {width}")
