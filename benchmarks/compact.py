@@ -40,7 +40,7 @@ def matrix_rate(dtype: torch.dtype, size: int = 2048) -> float:
     return 2 * size**3 / seconds
 
 
-def stepper(bench: Workbench, task: Task[Any]) -> tuple[list[float], Callable[[], None]]:
+def stepper(device: torch.device, task: Task[Any]) -> tuple[list[float], Callable[[], None]]:
     """A function that takes the next `STEPS` optimiser steps as the training loop does, and the admissions it saw."""
     policy: nn.Module = task.policy  # type: ignore[attr-defined]
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-4, fused=True)
@@ -49,7 +49,7 @@ def stepper(bench: Workbench, task: Task[Any]) -> tuple[list[float], Callable[[]
     def steps() -> None:
         for _ in range(STEPS):
             policy.eval()
-            with torch.autocast("cpu", torch.bfloat16, enabled=autocast_dtype(bench.device) is not None):
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast_dtype(device) is not None):
                 micros, values = task.begin(place[0])
                 optimizer.zero_grad()
                 terms = [term for micro in micros for term in task.loss(micro)[0].values()]
@@ -69,7 +69,7 @@ def nll_bf16_share(data: Path, work: Path) -> list[Row]:
     schedule = bench.schedule(FitConfig())
     policy = bench.policy(bench.run.path("sft", "best"))
     task = Supervised(policy, bench.catalog.codes, schedule, steps=10**6, validate=dict)
-    _, steps = stepper(bench, task)
+    _, steps = stepper(bench.device, task)
     with FlopCounterMode(display=False) as counter:
         steps()
     flops = counter.get_total_flops()
@@ -110,8 +110,8 @@ def adagrpo_vs_nll_step(data: Path, work: Path) -> list[Row]:
                 admissions[q_min] = task(q_min).begin(0)[1]["admission"]
         q_min = min(admissions, key=lambda q: abs(admissions[q] - 0.12))
         supervised = Supervised(bench.policy(weights), bench.catalog.codes, schedule, steps=10**6, validate=dict)
-        _, nll = stepper(bench, supervised)
-        admitted, gated = stepper(bench, task(q_min))
+        _, nll = stepper(bench.device, supervised)
+        admitted, gated = stepper(bench.device, task(q_min))
         seconds = timed_in_turn([nll, gated], repeats=7)
         value, spread = median_spread([b / a for a, b in zip(*seconds, strict=True)])
         detail = {

@@ -27,7 +27,7 @@ class Row:
     unit: str
     spread: tuple[float, float]
     target: str
-    met: bool
+    met: bool | None  # None: the row has no target
     against: str
     detail: dict[str, Any] = field(default_factory=dict)
 

@@ -8,10 +8,28 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+
+from adagrpo.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from benchmarks import ablation
+from benchmarks import ablation, memory, page
 from benchmarks.rows import Row, median_spread, timed_in_turn
+
+TARGETS = (
+    "rl_step_vs_trl_all",
+    "rl_step_vs_trl_eighth",
+    "beam50_vs_generate",
+    "adagrpo_vs_nll_step",
+    "nll_bf16_share",
+    "evaluate_beauty_s",
+    "beauty_end_to_end_min",
+    "serve_p50_ms",
+    "serve_rps_32",
+    "prepare_20m_s",
+    "prepare_20m_rss_gb",
+    "memory_g64_over_g8",
+)
 
 
 def test_timings_are_taken_in_turn_and_warm_up_is_left_out() -> None:
@@ -35,3 +53,45 @@ def test_what_a_variant_is_worth_is_paired_by_user() -> None:
     gained = 1 + 1 / np.log2(11) - 1 / np.log2(3)
     assert found["masked"]["ndcg@10"]["mean"] == pytest.approx(gained / 4)
     assert found["unmasked"]["hr@10"]["mean"] == 0.0
+
+
+ROWS = [
+    Row("serve_p50_ms", 8.0, "ms", (7.0, 9.5), "<= 10", True, "one request", {"beam": 50, "share": 0.25}).as_json(),
+    Row("evaluate_beauty_s", 21.0, "s", (21.0, 21.0), "<= 20", False, "wall clock").as_json(),
+    Row("scale_beam_10", 0.5, "s", (0.4, 0.6), "", None, "256 histories").as_json(),
+]
+
+
+def test_the_page_holds_what_the_rows_say_and_nothing_else_changes() -> None:
+    text = page.with_measured(f"before\n{page.BEGIN}\nold\n{page.END}\nafter\n", ROWS)
+    assert text.startswith(f"before\n{page.BEGIN}\n") and text.endswith(f"{page.END}\nafter\n") and "old" not in text
+    lines = text.splitlines()
+    assert "| evaluate\\_beauty\\_s | 21.00 s | one run | \\<= 20 | no | wall clock |" in lines
+    assert "| serve\\_p50\\_ms | 8.000 ms | 7.000 – 9.500 | \\<= 10 | yes | one request |" in lines
+    assert "- `serve_p50_ms`: beam 50, share 0.2500" in lines
+    assert "| beam\\_10 | 0.5000 s | 0.4000 – 0.6000 | 256 histories |" in lines
+    assert page.with_measured(text, ROWS) == text
+
+
+def test_a_page_without_markers_is_refused() -> None:
+    with pytest.raises(UserError, match="the page has no"):
+        page.with_measured(f"{page.END} {page.BEGIN}", ROWS)
+    with pytest.raises(UserError, match="no row"):
+        page.with_measured(f"{page.BEGIN}{page.END}", [])
+
+
+def test_the_page_of_the_project_explains_every_row() -> None:
+    text = page.PAGE.read_text(encoding="utf-8")
+    assert page.BEGIN in text and page.END in text
+    for name in TARGETS:
+        assert f"`{name}`" in text, name
+
+
+def test_peak_memory_is_the_most_that_is_held_at_a_time() -> None:
+    def work() -> None:
+        for _ in range(3):
+            torch.empty(250_000).zero_()  # a megabyte, freed before the next
+        kept = [torch.empty(250_000) for _ in range(2)]
+        assert len(kept) == 2
+
+    assert 2e6 <= memory.peak_bytes(work) < 2.2e6

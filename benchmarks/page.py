@@ -1,0 +1,100 @@
+"""Write the measured rows into docs/performance.md.
+
+    python -m benchmarks.page results/benchmarks.json
+
+Replaces what stands between the markers `<!-- measured -->` and `<!-- /measured -->`. Nothing in the page is a figure
+that no row holds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from adagrpo.errors import UserError
+from adagrpo.report.tables import Table, format_number, to_markdown
+
+__all__ = ["main", "measured", "with_measured"]
+
+PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
+BEGIN, END = "<!-- measured -->", "<!-- /measured -->"
+SCALE = "scale_"  # rows that show how a cost grows have no target
+
+
+def measured(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown: the rows with a target, then those that show how a cost grows, then what they were measured on."""
+    targets = [row for row in rows if not row["name"].startswith(SCALE)]
+    scale = [row for row in rows if row["name"].startswith(SCALE)]
+    parts = []
+    if targets:
+        cells = [
+            (row["name"], _value(row), _spread(row), row["target"], "yes" if row["met"] else "no", row["against"])
+            for row in sorted(targets, key=lambda row: row["name"])
+        ]
+        header = ("row", "measured", "least – most", "target", "met", "against")
+        parts.append(to_markdown(Table(header, tuple(cells), ("left", "right", "right", "right", "left", "left"))))
+        parts += [line for row in sorted(targets, key=lambda row: row["name"]) if (line := _details(row))]
+    if scale:
+        cells_of_scale = [(row["name"].removeprefix(SCALE), _value(row), _spread(row), row["against"]) for row in scale]
+        header_of_scale = ("what grows", "measured", "least – most", "work")
+        table = Table(header_of_scale, tuple(cells_of_scale), ("left", "right", "right", "left"))
+        parts.append(to_markdown(table))
+    parts.append("Measured on: " + "; ".join(_machines(rows)) + ".")
+    return "\n\n".join(parts)
+
+
+def with_measured(page: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """The page with the rows between its markers.
+
+    Raises:
+        UserError: a marker is missing, or there is no row.
+    """
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise UserError(f"the page has no {BEGIN} with {END} behind it, between which the rows belong")
+    if not rows:
+        raise UserError("no row was measured; run python -m benchmarks first")
+    return f"{before}{BEGIN}\n\n{measured(rows)}\n\n{END}{after}"
+
+
+def main() -> None:
+    """Rewrite the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", type=Path)
+    parser.add_argument("--page", type=Path, default=PAGE)
+    options = parser.parse_args()
+    rows = json.loads(options.rows.read_text(encoding="utf-8"))
+    page = options.page.read_text(encoding="utf-8")
+    options.page.write_text(with_measured(page, rows), encoding="utf-8")
+
+
+def _value(row: Mapping[str, Any]) -> str:
+    return f"{format_number(row['value'])} {row['unit']}"
+
+
+def _spread(row: Mapping[str, Any]) -> str:
+    least, most = row["spread"]
+    return "one run" if least == most else f"{format_number(least)} – {format_number(most)}"
+
+
+def _details(row: Mapping[str, Any]) -> str:
+    """What was measured beside the figure, on one line."""
+    numbers = {
+        name: format_number(value) if isinstance(value, float) else str(value) for name, value in row["detail"].items()
+    }
+    told = ", ".join(f"{name.replace('_', ' ')} {number}" for name, number in numbers.items())
+    return f"- `{row['name']}`: {told}" if told else ""
+
+
+def _machines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Each machine, thread count, version and commit once, with how many rows it gave."""
+    found: dict[str, int] = {}
+    for row in rows:
+        threads = f"{row['threads']} thread{'s' if row['threads'] != 1 else ''}"
+        told = f"{row['machine']}, {threads}, torch {row['versions']['torch']}, commit {row['commit']}"
+        found[told] = found.get(told, 0) + 1
+    return [f"{told} ({count} row{'s' if count != 1 else ''})" for told, count in found.items()]
