@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from adagrpo.layers import CausalEncoder, Dropout, FeedForward, initialise
+from adagrpo.layers import CausalEncoder, Dropout, FeedForward, _attend, initialise
 
 
 def encoder(dropout: float = 0.0) -> CausalEncoder:
@@ -132,3 +132,18 @@ def test_initialise_is_a_function_of_its_generator_and_std():
     assert abs(float(first.enter.weight.detach().std()) - 0.02) < 0.001
     assert not first.enter.bias.any() and not first.leave.bias.any()
     assert torch.equal(first.norm.weight, torch.ones(64))
+
+
+@pytest.mark.parametrize("length", [1, 5, 64, 65])  # plain products up to 64 positions, the fused kernel past that
+def test_attention_is_causal_attention_with_its_gradient(length):
+    generator = torch.Generator().manual_seed(0)
+    parts = [torch.randn(2, 3, length, 4, generator=generator).requires_grad_() for _ in range(3)]
+    weights = torch.randn(2, 3, length, 4, generator=generator)
+    found = _attend(*parts)
+    later = torch.ones(length, length, dtype=torch.bool).triu(1)
+    scores = (parts[0] @ parts[1].mT / 2).masked_fill(later, -torch.inf)
+    expected = scores.softmax(-1) @ parts[2]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    gradients = (torch.autograd.grad((output * weights).sum(), parts) for output in (found, expected))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)

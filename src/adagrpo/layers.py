@@ -14,6 +14,8 @@ from torch.nn import functional
 
 __all__ = ["CausalEncoder", "Dropout", "FeedForward", "autocast_dtype", "initialise", "take"]
 
+_SHORT = 64  # positions
+
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """The dtype for mixed precision on a device, or None where it would be emulated and slower than float32."""
@@ -59,6 +61,21 @@ class FeedForward(nn.Module):
         return output
 
 
+def _attend(
+    query: Tensor,  # (B, heads, T, D / heads)
+    key: Tensor,
+    value: Tensor,
+) -> Tensor:  # (B, heads, T, D / heads)
+    """Causal attention. On a CPU short histories are better off with two plain products than with the fused kernel."""
+    length = query.shape[2]
+    if query.device.type != "cpu" or length > _SHORT:
+        return functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+    later = torch.full((length, length), -torch.inf).triu(1)
+    attended: Tensor = (scores + later).softmax(-1, dtype=torch.float32).to(value.dtype) @ value
+    return attended
+
+
 class _Block(nn.Module):
     """Causal self-attention, then feed-forward, each with its residual."""
 
@@ -75,7 +92,7 @@ class _Block(nn.Module):
         batch, length, width = inputs.shape
         packed = self.query_key_value(self.norm(inputs)).view(batch, length, 3, self.heads, width // self.heads)
         query, key, value = packed.permute(2, 0, 3, 1, 4)  # each (B, heads, T, D / heads)
-        attended = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        attended = _attend(query, key, value)
         inputs = inputs + self.dropout(self.leave(attended.transpose(1, 2).reshape(batch, length, width)))
         output: Tensor = inputs + self.feed_forward(inputs)
         return output

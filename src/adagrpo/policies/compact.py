@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from adagrpo.layers import CausalEncoder, Dropout, FeedForward, initialise, take
-from adagrpo.objective import nll
 from adagrpo.types import Histories
 
 __all__ = ["CompactContext", "CompactPolicy", "CompactState"]
@@ -115,7 +114,14 @@ class CompactPolicy(nn.Module):
 
     def supervised_loss(self, context: CompactContext, targets: Tensor) -> Tensor:
         """(N,) NLL of the logged items `targets` (N,), nats a code."""
-        return nll(self.score(context, self.item_codes[targets].unsqueeze(1)).squeeze(1))
+        codes = self.item_codes[targets]
+        state, losses = self.start(context), []
+        for level in range(codes.shape[1]):
+            logits = self.logits(state).squeeze(1)
+            losses.append(nn.functional.cross_entropy(logits, codes[:, level], reduction="none"))
+            if level + 1 < codes.shape[1]:
+                state = self._append(state.hidden, level, codes[:, level : level + 1])
+        return torch.stack(losses, dim=1).mean(1)
 
     def start(self, context: CompactContext) -> CompactState:
         """(B, 1) lanes."""
@@ -144,7 +150,8 @@ class CompactPolicy(nn.Module):
         state = self.start(context)
         scores = []
         for level in range(codes.shape[2]):
-            log_probs = (self.logits(state) / temperature).log_softmax(-1).expand(-1, codes.shape[1], -1)
+            logits = self.logits(state) if temperature == 1.0 else self.logits(state) / temperature
+            log_probs = logits.log_softmax(-1).expand(-1, codes.shape[1], -1)
             scores.append(log_probs.gather(-1, codes[..., level : level + 1]))
             if level + 1 < codes.shape[2]:
                 state = self._append(state.hidden, level, codes[..., level])

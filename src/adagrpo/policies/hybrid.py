@@ -30,6 +30,7 @@ from torch.nn import functional
 
 from adagrpo.layers import initialise
 from adagrpo.policies.compact import CompactContext, CompactPolicy, CompactState
+from adagrpo.sampled_softmax import sampled_softmax_loss
 from adagrpo.semantic_ids.trie import Trie
 from adagrpo.types import Histories
 
@@ -154,10 +155,10 @@ class HybridPolicy(nn.Module):
             head = functional.cross_entropy(self.item_logits(context, every), targets, reduction="none")
         else:
             drawn = torch.randint(self.items.num_embeddings, (self.negatives,), device=targets.device)
-            vectors = self.items(targets) + self.compact.code_vectors(targets)
-            positive = (self.item_states(context) * vectors).sum(-1, keepdim=True) + self.bias(targets)
-            negative = self.item_logits(context, drawn).masked_fill(drawn == targets.unsqueeze(-1), -torch.inf)
-            head = -torch.cat([positive.float(), negative], dim=-1).log_softmax(-1)[:, 0]
+            states = self.item_states(context)
+            positive = (states * self._item_vectors(targets)).sum(-1) + self.bias(targets).squeeze(-1)
+            vectors, bias = self._item_vectors(drawn), self.bias(drawn).squeeze(-1)
+            head = sampled_softmax_loss(states, positive, vectors, bias, targets, drawn)
         return decoder + self.loss_weight * head
 
     def start(self, context: HybridContext) -> HybridState:

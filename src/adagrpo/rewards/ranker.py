@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from adagrpo.layers import CausalEncoder, Dropout, initialise
+from adagrpo.sampled_softmax import sampled_softmax_loss
 from adagrpo.types import Histories
 
 __all__ = ["SequentialRanker"]
@@ -87,10 +88,9 @@ class SequentialRanker(nn.Module):
     ) -> Tensor:
         """(N,) cross-entropy of the target among itself and the shared `negatives` (S,); accidental hits are masked."""
         states = self.dropout(self.states(histories)[rows, positions])
-        positive = (states * self.items(targets)).sum(-1, keepdim=True) + self.bias(targets)
-        negative = functional.linear(states, self.items(negatives), self.bias(negatives).squeeze(-1))
-        negative = negative.float().masked_fill(negatives == targets.unsqueeze(-1), -torch.inf)
-        return -torch.cat([positive.float(), negative], dim=-1).log_softmax(-1)[:, 0]
+        positive = (states * self.items(targets)).sum(-1) + self.bias(targets).squeeze(-1)
+        vectors, bias = self.items(negatives), self.bias(negatives).squeeze(-1)
+        return sampled_softmax_loss(states, positive, vectors, bias, targets, negatives)
 
     def impression_loss(
         self, histories: Histories, rows: Tensor, positions: Tensor, items: Tensor, slots: Tensor, clicked: Tensor

@@ -1,0 +1,99 @@
+"""Cross-entropy of a target among itself and sampled negatives that a batch shares.
+
+    loss_n = log(exp(s_n) + Σ_m exp(z_nm)) - s_n,    z_nm = h_n · v_m + b_m,    without the m that are the target of n
+
+With p_nm the softmax of the negatives alone and σ_n their share of the whole mass, the gradient is -σ_n for s_n and
+σ_n p_nm for z_nm. So p is all that is kept, in the type of the logits, and σ moves to the small factors of the two
+matrix products of the backward pass: no other pass over (N, M) numbers is needed, where autograd would make a dozen.
+
+Sampled softmax without a correction for the frequency of the samples, which are uniform (Klenitskiy and Vasilev 2023).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+__all__ = ["sampled_softmax_loss"]
+
+_ROWS = 128  # rows of logits that are made float32 at a time: a megabyte with 2,048 negatives
+
+
+def sampled_softmax_loss(
+    states: Tensor,  # (N, D)
+    positive: Tensor,  # (N,)
+    vectors: Tensor,  # (M, D)
+    bias: Tensor,  # (M,)
+    targets: Tensor,  # (N,)
+    negatives: Tensor,  # (M,)
+) -> Tensor:  # (N,)
+    """Cross-entropy of each target's logit among itself and the negatives'; accidental hits do not count.
+
+    Args:
+        states: (N, D) `h`.
+        positive: (N,) logits of the targets, `s`.
+        vectors: (M, D) `v`, of the negatives.
+        bias: (M,) `b`, of the negatives.
+        targets: (N,) int64 items.
+        negatives: (M,) int64 items; one that was drawn twice counts twice.
+
+    Returns:
+        (N,) float32 nats, 0 where every negative is the target.
+
+    Example:
+        >>> one = torch.ones(1, 1)
+        >>> negatives = torch.tensor([3, 4, 5])
+        >>> sampled_softmax_loss(one, one[0], one.expand(3, 1), torch.zeros(3), torch.tensor([4]), negatives).exp()
+        tensor([3.])
+    """
+    rows, columns = _hits(targets, negatives)
+    others: Tensor = _LogSumExp.apply(states, vectors, bias, rows, columns)  # type: ignore[no-untyped-call]
+    return functional.softplus(others - positive.float())
+
+
+class _LogSumExp(torch.autograd.Function):
+    """(N,) log Σ_m exp(z_nm), without some (n, m)."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, vectors: Tensor, bias: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        device = states.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
+        states, vectors = states.to(dtype), vectors.to(dtype)
+        logits = functional.linear(states, vectors, bias.to(dtype))
+        logits[rows, columns] = -torch.inf
+        totals = torch.empty(len(states), dtype=torch.promote_types(dtype, torch.float32), device=states.device)
+        for part, total in zip(torch.split(logits, _ROWS), torch.split(totals, _ROWS), strict=True):
+            exact = part.to(totals.dtype)
+            highest = exact.amax(-1)
+            shares = exact.softmax(-1)
+            nothing = highest == -torch.inf
+            if bool(nothing.any()):
+                shares = shares.masked_fill(nothing.unsqueeze(-1), 0.0)
+            total.copy_(torch.where(nothing, -torch.inf, highest - shares.amax(-1).log()))
+            part.copy_(shares)
+        ctx.save_for_backward(states, vectors, logits)
+        return totals
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        states, vectors, shares = ctx.saved_tensors
+        weights = gradient.unsqueeze(-1)  # (N, 1)
+        of_states = (shares @ vectors).to(gradient.dtype) * weights
+        # the bias is the weight of one more component, which is 1 in every state
+        weighted = torch.cat([states * weights, weights], dim=1).to(shares.dtype)
+        of_others = (shares.T @ weighted).to(gradient.dtype)  # (M, D + 1)
+        return of_states, of_others[:, :-1], of_others[:, -1], None, None
+
+
+def _hits(targets: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
+    """All (n, m) for which negative m is target n."""
+    ordered, order = negatives.sort()
+    first = torch.searchsorted(ordered, targets)
+    counts = torch.searchsorted(ordered, targets, right=True) - first
+    rows = torch.repeat_interleave(counts)
+    before = counts.cumsum(0) - counts
+    places = torch.arange(len(rows), device=targets.device) - before[rows] + first[rows]
+    return rows, order[places]
