@@ -85,6 +85,7 @@ def test_what_was_shown_is_grouped_by_moment() -> None:
         np.array([2, 10, 11, 12, 13, 14, 6, 15, 16]),
         np.zeros(9, np.int64),
         np.array([True, False, False, False, False, False, True, False, False]),
+        np.ones(9, np.float32),
     )
     groups = shown_groups(NegativeSampler(ragged(sequences), ITEMS, 0), shown, negatives=3, max_history=5)
     assert len(groups.items) == 2  # without a click there is nothing to rank

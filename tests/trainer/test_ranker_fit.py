@@ -67,7 +67,7 @@ def test_impressions_find_their_row_and_position(world, slots):
                 if seen >= 1 and 0 <= position < len(kept) - 1:
                     assert kept[position] == sequence[seen - 1]
                     long += len(kept) < len(sequence)
-                    expected.append((row, position, shown["item"], shown.get("slot", 0), shown["clicked"]))
+                    expected.append((row, position, shown["item"], shown.get("slot", 0), shown["clicked"], 1.0))
         found = list(zip(*(column.tolist() for column in task._shown(batch)), strict=True))
         assert found == expected
         if not found:
@@ -120,9 +120,57 @@ def test_the_loss_is_the_mean_of_the_rankers(world, kind, accumulation):
         elif kind == "sampled":
             values = task.ranker.sampled_loss(*where, torch.randint(24, (6,)))
         else:
-            values = task.ranker.impression_loss(batch.histories, *task._shown(batch))
+            values = task.ranker.impression_loss(batch.histories, *task._shown(batch)[:5])
         assert parts == accumulation
         torch.testing.assert_close(term, values.mean() / accumulation, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("self_normalised", [False, True])
+def test_weighted_impressions_count_as_often_as_their_weights_say(world, self_normalised):
+    """Against a loop: weight 1 / max(propensity, floor), over the number of impressions or the sum of the weights."""
+    drawn = np.random.default_rng(3).random(len(make_table(world)))
+    table = make_table(world).with_columns(propensity=pl.Series(drawn))
+    task = make_task(world, "impressions", table=table, negatives=0)
+    task.impressions = Impressions.from_table(table, 30, propensity_floor=0.2)
+    task.self_normalised = self_normalised
+    batch, parts = task.begin(0)[0][0]
+    torch.manual_seed(0)
+    term = float(task.loss((batch, parts))[0]["loss"].detach())
+    *where, weights = task._shown(batch)
+    torch.manual_seed(0)
+    losses = task.ranker.impression_loss(batch.histories, *where).tolist()
+    rows, _, items, slots, _ = (column.tolist() for column in where)
+    expected, total = 0.0, 0.0
+    for place, loss in enumerate(losses):
+        user = int(batch.users[rows[place]])
+        alike = table.filter(
+            (pl.col("user") == user) & (pl.col("item") == items[place]) & (pl.col("slot") == slots[place])
+        )
+        known = [1 / max(value, 0.2) for value in alike["propensity"].to_list()]
+        weight = float(weights[place])
+        assert any(abs(weight - value) < 1e-5 for value in known)
+        expected, total = expected + weight * loss, total + weight
+    assert term == pytest.approx(expected / (total if self_normalised else len(losses)), rel=1e-5)
+    assert total > 1.5 * len(losses)
+
+
+def test_weighting_by_propensity_removes_the_bias_of_exposure():
+    """A world of two items, one shown nine times as often: the weighted mean of clicks is that of uniform exposure."""
+    draw = np.random.default_rng(0)
+    shown = draw.random(40000) < 0.9  # item 0, else item 1
+    rates = np.where(shown, 0.1, 0.6)
+    table = pl.DataFrame(
+        {
+            "user": np.zeros(40000, np.int32),
+            "history_length": np.ones(40000, np.int32),
+            "item": np.where(shown, 0, 1).astype(np.int32),
+            "clicked": draw.random(40000) < rates,
+            "propensity": np.where(shown, 0.9, 0.1),
+        }
+    )
+    plain, weighted = Impressions.from_table(table, 1), Impressions.from_table(table, 1, propensity_floor=0.01)
+    assert np.average(plain.clicked, weights=plain.weights) == pytest.approx(0.15, abs=0.01)
+    assert np.average(weighted.clicked, weights=weighted.weights) == pytest.approx(0.35, abs=0.015)
 
 
 def test_sampled_negatives_are_keyed_by_the_step(world, tmp_path, same_fit):
@@ -182,7 +230,7 @@ def test_impressions_with_negatives_add_the_sampled_loss_of_the_clicked(world):
     batch = task.schedule.batches(0)[0]
     torch.manual_seed(5)
     terms, _ = task.loss((batch, 2))
-    rows, positions, items, _, clicked = task._shown(batch)
+    rows, positions, items, _, clicked, _ = task._shown(batch)
     assert 0 < clicked.sum() < len(clicked)
     torch.manual_seed(5)
     drawn = torch.randint(24, (6,))

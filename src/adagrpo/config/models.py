@@ -103,11 +103,15 @@ class RankerConfig(Section):
     """The sequential ranker; `loss: auto` takes impressions where there are some, else cross_entropy.
 
     `negatives` are uniformly sampled, for `sampled`, and for `impressions` beside what was shown (0: shown items only).
-    With `folds` above 1, post-training judges a sample by a ranker that never saw its user; 0 and 1 are off.
+    `propensity` weighs an impression by 1 / max(its logged propensity, `propensity_floor`): `ips` over the number of
+    impressions of a batch, `snips` over the sum of their weights. With `folds` above 1, post-training judges a sample
+    by a ranker that never saw its user; 0 and 1 are off.
     """
 
     loss: Literal["auto", "impressions", "cross_entropy", "sampled"] = "auto"
     negatives: Annotated[int, Field(ge=0)] = 256
+    propensity: Literal["ignore", "ips", "snips"] = "ignore"
+    propensity_floor: Annotated[float, Field(gt=0, le=1)] = 0.01
     width: Positive = 128
     layers: Positive = 2
     heads: Positive = 2

@@ -15,7 +15,7 @@ from torch import nn
 from adagrpo.artifacts import write_file
 from adagrpo.config import ArmConfig, FitConfig, ItemTable, RefuseConfig
 from adagrpo.data import splits
-from adagrpo.data.columns import ITEM_ID
+from adagrpo.data.columns import ITEM_ID, PROPENSITY
 from adagrpo.data.dataset import Dataset, build_dataset
 from adagrpo.data.interactions import ColumnMapping, Refusals, read_logs
 from adagrpo.data.items import read_items
@@ -165,6 +165,8 @@ def _fit_ranker(run: Run, name: str, fold: int | None) -> None:
         kind = "impressions" if shown.is_file() else "cross_entropy"
     if kind == "impressions" and not shown.is_file():
         raise UserError("ranker.loss: impressions needs a clicked column in the logs (data.columns.clicked)")
+    if options.propensity != "ignore" and kind != "impressions":
+        raise UserError(f"ranker.propensity: {options.propensity} weighs impressions, and the loss is '{kind}'")
 
     def build(work: Path) -> None:
         ranker = bench.ranker()
@@ -175,7 +177,7 @@ def _fit_ranker(run: Run, name: str, fold: int | None) -> None:
         if not len(seen):
             raise UserError(f"ranker.folds: without fold {fold} no validation case is left; take fewer folds")
         cases = sample_cases(select_cases(everyone, seen), settings.validation_users, run.config.seed)
-        table = load_impressions(bench.prepared) if kind == "impressions" else None
+        impressions = _impressions(bench, kind)
         evaluation = run.config.evaluation
 
         def retrieve(ranker: SequentialRanker, cases: Cases) -> dict[str, float]:
@@ -193,7 +195,8 @@ def _fit_ranker(run: Run, name: str, fold: int | None) -> None:
             loss=kind,
             steps=max(1, round(settings.epochs * schedule.steps_per_epoch)),
             validate=lambda: retrieve(ranker, cases),
-            impressions=None if table is None else Impressions.from_table(table, len(bench.training)),
+            impressions=impressions,
+            self_normalised=options.propensity == "snips",
             negatives=options.negatives,
         )
         result = _fit(bench, name, ranker, task, settings, work)
@@ -204,8 +207,11 @@ def _fit_ranker(run: Run, name: str, fold: int | None) -> None:
                 summary[label] = retrieve(best, select_cases(everyone, rows))
         (work / "metrics.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
 
+    without = {"folds", "lambdarank"} | (
+        {"propensity", "propensity_floor"} if options.propensity == "ignore" else set()
+    )
     config = [
-        options.model_dump(mode="json", exclude={"folds", "lambdarank"}),
+        options.model_dump(mode="json", exclude=without),
         kind,
         run.config.seed,
         run.config.max_history,
@@ -214,6 +220,22 @@ def _fit_ranker(run: Run, name: str, fold: int | None) -> None:
     if fold is not None:
         config += [{"fold": fold, "folds": options.folds}]
     run.stage(name, config=config, inputs=inputs, build=build)
+
+
+def _impressions(bench: Workbench, loss: str) -> Impressions | None:
+    """What the ranker is fitted on, weighted as the recipe says; None where that is logged next items."""
+    table = load_impressions(bench.prepared) if loss == "impressions" else None
+    if table is None:
+        return None
+    options = bench.config.ranker
+    if options.propensity == "ignore":
+        return Impressions.from_table(table, len(bench.training))
+    if PROPENSITY not in table.columns:
+        raise UserError(f"ranker.propensity: {options.propensity} needs data.columns.propensity in the logs")
+    missing = int((table[PROPENSITY].is_null() | (table[PROPENSITY] <= 0)).sum())
+    if missing:
+        raise UserError(f"ranker.propensity: {missing:,} impressions have no propensity above 0")
+    return Impressions.from_table(table, len(bench.training), options.propensity_floor)
 
 
 def fit_arm(run: Run, arm: ArmConfig) -> None:

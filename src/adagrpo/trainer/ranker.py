@@ -1,4 +1,14 @@
-"""Fitting the sequential ranker: on impressions with clicks, or on logged next items."""
+"""Fitting the sequential ranker: on impressions with clicks, or on logged next items.
+
+What was shown is no random sample of what there is. Where the platform logged the probability `p` of showing an item,
+an impression may weigh 1 / max(p, floor), so that the mean loss over impressions estimates that over all items:
+
+    ips    (1 / n) Σ w l         unbiased down to the floor, and as noisy as the weights
+    snips  Σ w l / Σ w           bounded weights that sum to one; a bias that falls with the batch
+
+Source: Schnabel et al., Recommendations as Treatments, 2016; Swaminathan & Joachims, The Self-Normalized Estimator for
+Counterfactual Learning, 2015. Where we depart: the sums are over the impressions of a micro-batch.
+"""
 
 from __future__ import annotations
 
@@ -25,19 +35,30 @@ class Impressions(NamedTuple):
     items: NDArray[np.int64]  # (total,)
     slots: NDArray[np.int64]  # (total,)
     clicked: NDArray[np.bool_]  # (total,)
+    weights: NDArray[np.float32]  # (total,) 1 / propensity, or 1
 
     @classmethod
-    def from_table(cls, table: pl.DataFrame, num_users: int) -> Impressions:
-        """Impressions without any history are left out: there is no state to judge them from."""
+    def from_table(cls, table: pl.DataFrame, num_users: int, propensity_floor: float | None = None) -> Impressions:
+        """Impressions without any history are left out: there is no state to judge them from.
+
+        Args:
+            table: see `adagrpo.data.prepared.load_impressions`.
+            num_users: `U`.
+            propensity_floor: where given, weights are 1 / max(propensity, floor), and the table has propensities.
+        """
         table = table.filter(pl.col("history_length") > 0).sort("user", "history_length", maintain_order=True)
         counts = np.bincount(table["user"].to_numpy(), minlength=num_users)
         slots = table["slot"].fill_null(0).to_numpy() if "slot" in table.columns else np.zeros(len(table))
+        weights = np.ones(len(table), dtype=np.float32)
+        if propensity_floor is not None:
+            weights = (1 / table["propensity"].to_numpy().clip(propensity_floor)).astype(np.float32)
         return cls(
             np.concatenate([[0], counts.cumsum()]).astype(np.int64),
             table["history_length"].to_numpy().astype(np.int64),
             table["item"].to_numpy().astype(np.int64),
             slots.astype(np.int64),
             table["clicked"].to_numpy().astype(np.bool_),
+            weights,
         )
 
 
@@ -57,12 +78,13 @@ class RankerFit:
         steps: int,
         validate: Callable[[], dict[str, float]],
         impressions: Impressions | None = None,
+        self_normalised: bool = False,
         negatives: int = 0,
     ) -> None:
         if (loss == "impressions") != (impressions is not None):
             raise ValueError("impressions go with the loss of that name, and only with it")
         self.ranker, self.schedule, self.kind, self.steps, self.validate = ranker, schedule, loss, steps, validate
-        self.impressions, self.negatives = impressions, negatives
+        self.impressions, self.self_normalised, self.negatives = impressions, self_normalised, negatives
 
     def users(self, step: int) -> list[int]:
         """Rows of the users of a step."""
@@ -92,9 +114,10 @@ class RankerFit:
 
         The second term makes the ranker usable on any item, and biases it: what was never shown counts as unwanted.
         """
-        rows, positions, items, slots, clicked = self._shown(batch)
+        rows, positions, items, slots, clicked, weights = self._shown(batch)
         values = self.ranker.impression_loss(batch.histories, rows, positions, items, slots, clicked)
-        terms = {"loss": values.sum() / max(1, len(values)) / parts}
+        total = weights.sum().clamp(min=1.0) if self.self_normalised else max(1, len(values))  # weights are 1 or more
+        terms = {"loss": (weights * values).sum() / total / parts}
         if self.negatives and bool(clicked.any()):
             chosen = (rows[clicked], positions[clicked], items[clicked])
             terms["sampled"] = (
@@ -105,8 +128,8 @@ class RankerFit:
     def _negatives(self, device: torch.device) -> Tensor:
         return torch.randint(self.ranker.items.num_embeddings, (self.negatives,), device=device)
 
-    def _shown(self, batch: TrainingBatch) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Row, position, item, slot and click of every impression that falls into the batch's histories."""
+    def _shown(self, batch: TrainingBatch) -> tuple[Tensor, ...]:
+        """Row, position, item, slot, click and weight of every impression that falls into the batch's histories."""
         shown = self.impressions
         assert shown is not None
         starts, ends = shown.offsets[batch.users], shown.offsets[batch.users + 1]
@@ -118,9 +141,8 @@ class RankerFit:
         positions = shown.history_lengths[index] - 1 - cut[rows]
         kept = (positions >= 0) & (positions < (lengths - 1 - cut)[rows])
         rows, positions, index = rows[kept], positions[kept], index[kept]
-        columns = (rows, positions, shown.items[index], shown.slots[index], shown.clicked[index])
-        row, position, item, slot, clicked = (torch.from_numpy(column).to(batch.targets.device) for column in columns)
-        return row, position, item, slot, clicked
+        columns = (rows, positions, *(field[index] for field in shown[2:]))  # items, slots, clicked, weights
+        return tuple(torch.from_numpy(column).to(batch.targets.device) for column in columns)
 
     def state(self) -> dict[str, float]:
         """Nothing."""
