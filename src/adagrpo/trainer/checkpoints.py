@@ -6,6 +6,7 @@ to another history of the run.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import shutil
@@ -124,7 +125,7 @@ def _write(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] |
     try:
         save_file(dict(tensors), path, metadata=metadata)
     except SafetensorError as error:  # a full disk is told in these words, and without a name
-        raise OSError(f"{path}: {error}") from error
+        raise OSError(errno.EIO, str(error), str(path)) from error
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -1,0 +1,51 @@
+"""Measure what docs/reliability.md promises, and write the figures into it.
+
+    python -m benchmarks.reliability [--only NAME ...] [--results FILE] [--page FILE]
+
+Figures of checks that were not asked for are kept. A check that does not hold is written too, and the status is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.reliability import damage, findings, kills, lists, logs, suites
+from benchmarks.reliability.findings import Finding
+
+CHECKS: dict[str, Callable[[Path], Finding]] = {
+    "kills": kills.kills,
+    "disk": kills.disk,
+    "resume": kills.resume,
+    "numbers": suites.numbers,
+    "rows": logs.bad_rows,
+    "security": suites.security,
+    "damage": damage.damage,
+    "lists": lists.lists,
+}
+ROOT = Path(__file__).parent.parent.parent
+
+
+def main() -> int:
+    """Carry out the checks that were asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", choices=sorted(CHECKS), default=list(CHECKS))
+    parser.add_argument("--results", type=Path, default=ROOT / "results" / "reliability.json")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "reliability.md")
+    options = parser.parse_args()
+    whole = True
+    for name in options.only:
+        with tempfile.TemporaryDirectory() as work:
+            found = CHECKS[name](Path(work))
+        print(f"{name}: {found.figure} ({'holds' if found.passes else 'DOES NOT HOLD'})", file=sys.stderr)
+        findings.record(options.results, name, found)
+        whole = whole and found.passes
+    findings.table(options.results, options.page)
+    return 0 if whole else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

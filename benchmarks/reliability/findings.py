@@ -1,0 +1,70 @@
+"""What a check has found, and the table of docs/reliability.md that is made of it."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from adagrpo.artifacts import write_file
+
+__all__ = ["ROWS", "Finding", "record", "table"]
+
+BEGIN, END = "<!-- figures: written by python -m benchmarks.reliability -->", "<!-- end of figures -->"
+
+# what is promised, by the number of its row
+ROWS = {
+    1: "kill -9 at random points of a run, some inside a save; the same command again",
+    2: "the disk is full during a save",
+    3: "resumption in the middle of an epoch and of an accumulation window",
+    4: "accumulation 1 x 8 against 8 x 1; one process against two",
+    5: "NaN or infinity in rewards, logits and gradients",
+    6: "bad rows of twelve kinds and more among 100,000, in CSV, JSONL and Parquet",
+    7: "malicious files, YAML tags, names and model folders",
+    8: "truncated or bit-flipped artifacts",
+    9: "lists that are generated; brute force on small catalogues",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A figure for a row."""
+
+    row: int
+    figure: str  # what was found, with its numbers
+    passes: bool
+
+
+def record(path: Path, name: str, found: Finding) -> None:
+    """Put a finding into a JSON file, in the place of an earlier one of the same check."""
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"]
+    commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    content[name] = asdict(found) | {
+        "command": f"python -m benchmarks.reliability --only {name}",
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": commit or None,
+        "machine": f"{platform.machine()}, torch {version('torch')}, python {platform.python_version()}",
+    }
+    write_file(path, json.dumps(dict(sorted(content.items())), indent=1) + "\n")
+
+
+def table(results: Path, page: Path) -> None:
+    """Write the figures of a JSON file into a page, between its two marks; a row without a figure says so."""
+    content = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
+    lines = ["| # | what happens | found | holds | command | date |", "|---|---|---|---|---|---|"]
+    for row, title in ROWS.items():
+        found = [entry for entry in content.values() if entry["row"] == row]
+        if not found:
+            lines.append(f"| {row} | {title} | not measured yet | – | – | – |")
+        for entry in found:
+            holds = "yes" if entry["passes"] else "**no**"
+            lines.append(f"| {row} | {title} | {entry['figure']} | {holds} | `{entry['command']}` | {entry['date']} |")
+    text = page.read_text(encoding="utf-8")
+    head, rest = text.split(BEGIN)
+    write_file(page, f"{head}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{rest.split(END)[1]}")

@@ -1,0 +1,117 @@
+"""Short versions of what docs/reliability.md measures: kills, a full disk, damage, lists; and the page itself."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from benchmarks.reliability import findings
+from benchmarks.reliability.damage import damage_files
+from benchmarks.reliability.findings import ROWS, Finding
+from benchmarks.reliability.lists import check_lists
+from benchmarks.reliability.logs import FORMATS, check_log
+from benchmarks.reliability.processes import FULL, Server, server
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with server(tmp_path_factory.mktemp("server")) as found:
+        yield found
+
+
+def names(run: Path) -> set[str]:
+    return {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
+
+
+@pytest.mark.slow  # each is a run that is killed and one that ends
+@pytest.mark.parametrize(("moment", "count"), [("write", 3), ("published", 2), ("micro", 6), ("stage", 4)])
+def test_a_killed_run_ends_as_if_it_had_not_been(
+    processes: Server,
+    finished: Path,
+    data: Path,
+    tmp_path: Path,
+    contents: Callable[[Path], dict[str, bytes]],
+    moment: str,
+    count: int,
+) -> None:
+    command = ["run", str(data / "recipe.yaml"), "--data", str(data), "--out", str(tmp_path / "run"), "--quiet"]
+    assert processes.run(command, moment, count)[0] == -signal.SIGKILL
+    assert not (tmp_path / "run" / "metrics.json").exists()
+    status, said = processes.run(command)
+    assert status == 0, said
+    assert contents(tmp_path / "run") == contents(finished)
+    assert names(tmp_path / "run") == names(finished) | {".lock"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [7])  # the third of the four files of the second checkpoint
+def test_a_full_disk_leaves_the_checkpoint_before_and_names_the_file(
+    processes: Server,
+    finished: Path,
+    data: Path,
+    tmp_path: Path,
+    contents: Callable[[Path], dict[str, bytes]],
+    count: int,
+) -> None:
+    run = tmp_path / "run"
+    command = ["run", str(data / "recipe.yaml"), "--data", str(data), "--out", str(run), "--quiet"]
+    status, said = processes.run(command, FULL, count)
+    assert status == 1 and str(run / ".work" / "sft" / "checkpoints") in said and "File too large" in said
+    assert len([*run.glob(".work/sft/checkpoints/[0-9]*/manifest.json")]) == (count > 4)
+    assert processes.run(command)[0] == 0
+    assert contents(run) == contents(finished)
+
+
+def test_damage_is_refused_by_name(copied: Path) -> None:
+    refused, files = damage_files(copied, 150)
+    assert refused == 150 and files > 30
+
+
+@pytest.mark.parametrize(("sizes", "seed"), [((6, 5), 0), ((5, 3, 4, 3), 1), ((2,) * 9, 2)])
+def test_lists_are_valid_and_where_they_can_be_exact(sizes: tuple[int, ...], seed: int) -> None:
+    made, valid, compared, exact, dead = check_lists(sizes, seed, 40)
+    assert made == valid == compared == exact == 40 and dead == 1
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_logs_with_bad_rows(tmp_path: Path, suffix: str) -> None:
+    assert check_log(tmp_path / f"log.{suffix}", 3000, 200, seed=5)
+
+
+# ---------------------------------------------------------------- the page
+
+
+def test_figures_are_written_between_the_marks_and_missing_ones_are_said(tmp_path: Path) -> None:
+    results, page = tmp_path / "results.json", tmp_path / "page.md"
+    page.write_text(f"before\n{findings.BEGIN}\nstale\n{findings.END}\nafter\n")
+    findings.record(results, "damage", Finding(8, "2 of 2", True))
+    findings.record(results, "damage", Finding(8, "1 of 2", False))
+    findings.table(results, page)
+    text = page.read_text()
+    assert text.startswith("before\n") and text.endswith("\nafter\n") and "stale" not in text and "2 of 2" not in text
+    assert (
+        "| 8 | truncated or bit-flipped artifacts | 1 of 2 | **no** | `python -m benchmarks.reliability --only damage`"
+        in text
+    )
+    assert text.count("not measured yet") == len(ROWS) - 1
+    findings.table(results, page)
+    assert page.read_text() == text
+
+
+def test_the_page_in_docs_is_what_the_figures_give(tmp_path: Path) -> None:
+    page = tmp_path / "reliability.md"
+    page.write_bytes((ROOT / "docs" / "reliability.md").read_bytes())
+    findings.table(ROOT / "results" / "reliability.json", page)
+    assert page.read_bytes() == (ROOT / "docs" / "reliability.md").read_bytes()
+    for entry in json.loads((ROOT / "results" / "reliability.json").read_text()).values():
+        figure: dict[str, Any] = entry
+        assert figure["passes"] and figure["command"] in page.read_text()
