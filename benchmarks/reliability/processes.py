@@ -20,7 +20,7 @@ from typing import Any
 
 from safetensors.torch import save
 
-__all__ = ["FULL", "MOMENTS", "Server", "server"]
+__all__ = ["FULL", "MOMENTS", "SAVES", "Server", "server"]
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -35,6 +35,7 @@ MOMENTS = {
     "weights": "half of the best or final weights is written",
     "stage": "a stage is sealed, but not in its place",
 }
+SAVES = ("write", "seal", "publish", "published", "weights", "stage")  # those inside a save
 FULL = "full"  # not a death: from there on no file may grow beyond a thousand bytes, as on a disk that is full
 
 
