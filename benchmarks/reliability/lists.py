@@ -10,6 +10,7 @@ import torch
 from adagrpo.decoding import DeadEnd, beam_search
 from adagrpo.policies.compact import CompactPolicy
 from adagrpo.semantic_ids.catalog import Catalog
+from adagrpo.semantic_ids.trie import Branches
 from adagrpo.types import Histories
 from benchmarks.reliability.findings import Finding
 
@@ -75,9 +76,9 @@ def _dead_end(policy: CompactPolicy, context: object, catalog: Catalog) -> bool:
     class Broken:
         level_sizes = catalog.level_sizes
 
-        def children(self, level: int, nodes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            nothing = torch.full((*nodes.shape, 1), -1)
-            return nothing, nothing
+        def branches(self, level: int, nodes: torch.Tensor) -> Branches:
+            nothing = torch.empty(0, dtype=torch.int64)
+            return Branches(torch.zeros(nodes.numel(), dtype=torch.int64), nothing, nothing, nothing)
 
     try:
         beam_search(policy, context, 10, trie=Broken())  # type: ignore[arg-type,type-var]
