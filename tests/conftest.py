@@ -7,6 +7,7 @@ import json
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -149,7 +150,6 @@ class Service:
         self.behaviour: Behaviour = Service.well
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
-        self.at_once = self.most_at_once = 0
         self.lock = threading.Lock()
         service = self
 
@@ -159,15 +159,8 @@ class Service:
                 with service.lock:
                     service.requests.append(body)
                     service.headers.append(dict(self.headers))
-                    service.at_once += 1
-                    service.most_at_once = max(service.most_at_once, service.at_once)
-                try:
+                with suppress(BrokenPipeError, ConnectionResetError):  # the client did not wait
                     service.behaviour(service, self, body)
-                except (BrokenPipeError, ConnectionResetError):
-                    pass  # the client did not wait
-                finally:
-                    with service.lock:
-                        service.at_once -= 1
 
             def log_message(self, format: str, *args: Any) -> None:
                 pass
