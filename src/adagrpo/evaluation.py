@@ -247,8 +247,7 @@ def _without(
     width: int,
 ) -> tuple[Tensor, Tensor]:  # (B, W) each
     """Move the items of the history behind the others, in order, and cut to the width."""
-    real = torch.arange(histories.items.shape[1], device=items.device) < histories.lengths.unsqueeze(1)
-    seen = ((items.unsqueeze(2) == histories.items.unsqueeze(1)) & real.unsqueeze(1)).any(2)
+    seen = histories.holds(items)
     order = seen.to(torch.uint8).argsort(dim=1, stable=True)[:, :width]
     dropped = seen.gather(1, order)
     return items.gather(1, order).masked_fill(dropped, -1), scores.gather(1, order).masked_fill(dropped, -torch.inf)

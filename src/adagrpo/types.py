@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -55,6 +56,11 @@ class Histories(NamedTuple):
     items: Tensor  # (B, T) int64; padding holds 0 and is never read, see `lengths`
     lengths: Tensor  # (B,) int64, at least 1
     users: Tensor | None = None  # (B,) int64, whose histories they are, where a reward may want to know
+
+    def holds(self, items: Tensor) -> Tensor:
+        """(B, N) bool, True where an item of `items` (B, N) is in the history of its row; -1 never is."""
+        real = torch.arange(self.items.shape[1], device=items.device) < self.lengths.unsqueeze(1)
+        return ((items.unsqueeze(2) == self.items.unsqueeze(1)) & real.unsqueeze(1)).any(2)
 
 
 class Rollouts(NamedTuple):

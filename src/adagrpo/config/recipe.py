@@ -25,6 +25,9 @@ from adagrpo.errors import UserError
 __all__ = ["Config", "dump_config", "load_config"]
 
 
+_END = "rl_positions: end has none"
+
+
 class Config(Section):
     """A whole run."""
 
@@ -49,6 +52,18 @@ class Config(Section):
             raise ValueError(
                 "ranker.folds cross-fits the run's own sequential ranker alone; set it to 0 or drop reward"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _ends_have_no_logged_item(self) -> Self:
+        for arm in self.train.arms:
+            seen = arm.seen_by(self.objective)
+            if arm.objective == "nll" or seen.rl_positions != "end":
+                continue
+            if arm.admits not in ("all", "none"):
+                raise ValueError(f"train.arms: '{arm.name}': the gate '{arm.admits}' reads logged items; {_END}")
+            if seen.inject_target:
+                raise ValueError(f"train.arms: '{arm.name}': inject_target reads logged items; {_END}")
         return self
 
 

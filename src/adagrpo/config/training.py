@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 import re
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError, field_serializer, model_validator
 
 from adagrpo.config.models import FitConfig
 from adagrpo.config.problems import explain
@@ -16,12 +16,20 @@ from adagrpo.errors import UserError
 __all__ = ["ArmConfig", "CompareConfig", "EvaluationConfig", "Gate", "ObjectiveConfig", "TrainConfig"]
 
 Gate = Literal["adagrpo", "all", "none", "difficulty", "discriminability", "random", "shuffled", "inverted", "oracle"]
+Objective = Literal["nll", "grpo", "mixture", "adagrpo", "distill", "best_of_n"]
 UserMetric = Literal["hr@1", "hr@5", "hr@10", "hr@50", "ndcg@10", "hallucination@10"]
+
+OBJECTIVES, GATES = get_args(Objective), get_args(Gate)
+OWN_NAME = r"[A-Za-z][A-Za-z0-9._-]*"
+TAKEN = ("sft", "rerank", "mixture-matched", "baselines")  # stages and arms that are no objective
+_ARM = re.compile(f"({'|'.join(OBJECTIVES)})(?:-({'|'.join(GATES)}))?(?:-lambda(.+))?")
 
 
 class ObjectiveConfig(Section):
     """NLL + (lambda / B_rl) Σ gate · GRPO; see `adagrpo.trainer.post_training` for what each option does.
 
+    `rl_positions: end` draws groups after each whole training history, which no logged item follows; with
+    `exclude_history` a rollout that names an item of the history is invalid.
     `oracle_agreement` is for the gate `oracle`: the least share of a group's pairs that the reward must order rightly.
     `distill_weight` is for `distill`: the weight of the reward beside the starting policy's log-probability.
     """
@@ -38,8 +46,9 @@ class ObjectiveConfig(Section):
     num_iterations: Positive = 1
     rollout: Literal["sample", "beam"] = "sample"
     constrained: bool = False
+    exclude_history: bool = False
     inject_target: bool = False
-    rl_positions: Literal["random", "last", "all"] = "random"
+    rl_positions: Literal["random", "last", "all", "end"] = "random"
     difficulty: Literal["rollout_miss", "target_rank", "target_nll", "entropy"] = "rollout_miss"
     tau: NonNegativeFloat = 0.5
     q_min: Share = 0.95
@@ -51,12 +60,22 @@ class ObjectiveConfig(Section):
 
 
 class ArmConfig(Section):
-    """One way to post-train from the same starting policy."""
+    """One way to post-train from the same starting policy.
 
-    objective: Literal["nll", "grpo", "mixture", "adagrpo", "distill", "best_of_n"]
+    `options` are keys of the section `objective` that this arm sees otherwise than the others; such an arm has a `name`
+    of its own: `{objective: adagrpo, name: tau-0.8, options: {tau: 0.8}}`.
+    """
+
+    objective: Objective
     gate: Gate | None = None
     lambda_: NonNegativeFloat | None = Field(None, alias="lambda")
+    own_name: str | None = Field(None, alias="name")
+    options: ObjectiveConfig = ObjectiveConfig()
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, serialize_by_alias=True)
+
+    @field_serializer("options")
+    def _only_what_is_set(self, options: ObjectiveConfig) -> dict[str, Any]:
+        return options.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
     @model_validator(mode="after")
     def _what_it_takes(self) -> Self:
@@ -64,7 +83,20 @@ class ArmConfig(Section):
             raise ValueError(f"objective '{self.objective}' takes no gate; adagrpo, distill and best_of_n do")
         if self.lambda_ is not None and self.objective == "nll":
             raise ValueError("objective 'nll' takes no lambda: it has no reward to weigh")
+        if "lambda_" in self.options.model_fields_set:
+            raise ValueError("options takes no lambda; an arm has a lambda of its own")
+        if self.options.model_fields_set and self.own_name is None:
+            raise ValueError("an arm with options needs a name")
+        if self.own_name is not None and not re.fullmatch(OWN_NAME, self.own_name):
+            raise ValueError(f"name '{self.own_name}': letters, digits, '.', '_' and '-', the first a letter")
+        if self.own_name in TAKEN or (self.own_name is not None and _ARM.fullmatch(self.own_name)):
+            raise ValueError(f"name '{self.own_name}' means something already; take another")
         return self
+
+    def seen_by(self, common: ObjectiveConfig) -> ObjectiveConfig:
+        """The section `objective` as this arm sees it."""
+        own = {key: getattr(self.options, key) for key in self.options.model_fields_set}
+        return ObjectiveConfig.model_validate(common.model_dump(by_alias=False) | own)
 
     @property
     def own_gate(self) -> Gate | None:
@@ -78,7 +110,9 @@ class ArmConfig(Section):
 
     @property
     def name(self) -> str:
-        """The arm's name in folders and in metrics.json: `<objective>[-<gate>][-lambda<number>]`, where its own."""
+        """In folders and in metrics.json: its own name, or `<objective>[-<gate>][-lambda<number>]`."""
+        if self.own_name is not None:
+            return self.own_name
         gate = "" if self.admits == self.own_gate else f"-{self.gate}"
         return f"{self.objective}{gate}" + ("" if self.lambda_ is None else f"-lambda{self.lambda_:g}")
 
@@ -94,12 +128,9 @@ class ArmConfig(Section):
             >>> arm.objective, arm.gate, arm.lambda_, arm.name
             ('adagrpo', 'random', 5.0, 'adagrpo-random-lambda5')
         """
-        objectives = get_args(cls.model_fields["objective"].annotation)
-        gates = get_args(Gate)
-        pattern = f"({'|'.join(objectives)})(?:-({'|'.join(gates)}))?(?:-lambda(.+))?"
-        found = re.fullmatch(pattern, name)
+        found = _ARM.fullmatch(name)
         if found is None:
-            names = [*objectives, *(f"adagrpo-{gate}" for gate in gates if gate != "adagrpo")]
+            names = [*OBJECTIVES, *(f"adagrpo-{gate}" for gate in GATES if gate != "adagrpo")]
             near = difflib.get_close_matches(name, names, n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(names)}; -lambda<number> may follow"
             raise UserError(f"objective '{name}': there is none of that name; {hint}")

@@ -73,7 +73,8 @@ class Comparison:
         self.seeds = list(seeds) if seeds is not None else [config.seed]
         trained = list(config.train.arms)
         if objectives is not None:
-            trained = [ArmConfig.parse(name) for name in objectives if name not in NAMED_HERE]
+            own = {arm.own_name: arm for arm in config.train.arms}
+            trained = [own.get(name) or ArmConfig.parse(name) for name in objectives if name not in NAMED_HERE]
         # an arm's own name, by which its folder is called: `mixture-lambda5` also where lambda was written 5.0
         names = iter(arm.name for arm in trained)
         self.arms = [*names] if objectives is None else [n if n in NAMED_HERE else next(names) for n in objectives]

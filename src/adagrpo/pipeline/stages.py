@@ -240,7 +240,7 @@ def _impressions(bench: Workbench, loss: str) -> Impressions | None:
 
 def fit_arm(run: Run, arm: ArmConfig) -> None:
     """Post-train one arm from the best sft checkpoint."""
-    bench, options, objective = Workbench(run), run.config.train, run.config.objective
+    bench, options, objective = Workbench(run), run.config.train, arm.seen_by(run.config.objective)
     settings = options.fit
     start = run.path("sft", "best")
     inputs = [*bench.training_files, *bench.catalog_files, start / "model.safetensors"]
@@ -277,11 +277,14 @@ def fit_arm(run: Run, arm: ArmConfig) -> None:
             )
         _fit(bench, f"train/{arm.name}", policy, task, settings, work)
 
-    config = [_fit_config(settings), *_policy_config(run), arm.model_dump(mode="json", by_alias=True)]
+    described = arm.model_dump(mode="json", by_alias=True, exclude={"own_name", "options"})
+    config = [_fit_config(settings), *_policy_config(run), described]
     if options.rl_split:
         config += [{"rl_split": options.rl_split, "nll": options.rl_split_nll}]
     if arm.objective != "nll":
-        config += [objective.model_dump(mode="json", by_alias=True, exclude={"oracle_agreement", "distill_weight"})]
+        # what decides nothing here is left out: a new option does not train anew what was trained without it
+        without = {"oracle_agreement", "distill_weight"} | (set() if objective.exclude_history else {"exclude_history"})
+        config += [objective.model_dump(mode="json", by_alias=True, exclude=without)]
         config += [options.gradient_norms_every]
         if arm.gate == "oracle":
             config += [{"oracle_agreement": objective.oracle_agreement}]

@@ -19,7 +19,7 @@ class Judged(NamedTuple):
     """The groups of an optimiser step after the gate."""
 
     histories: Histories  # (B, T)
-    targets: Tensor  # (B,)
+    targets: Tensor  # (B,) -1 at the end of a history, which no logged item follows
     rewards: Tensor  # (B, G) as the gate and the advantages read them, NaN where invalid
     rollouts: Rollouts  # (B, G, L)
     advantages: Tensor  # (B, G)
@@ -35,10 +35,9 @@ def stack(parts: Sequence[Histories]) -> Histories:
     return Histories(torch.cat(items), torch.cat([part.lengths for part in parts]), torch.cat(users) if users else None)
 
 
-def summary(judged: Judged, drawn: Rollouts, rewards: GroupRewards, targets: Tensor) -> dict[str, float]:
+def summary(judged: Judged, drawn: Rollouts, rewards: GroupRewards) -> dict[str, float]:
     """What a step logs about its groups; a mean over nothing is left out."""
     decision, valid = judged.decision, drawn.valid
-    contains = (judged.rollouts.items == targets.unsqueeze(1)).any(1)
     values = {
         "invalid_share": float((~valid).float().mean()),
         "entropy": float(rollout_entropy(drawn.log_probs).mean()),
@@ -47,12 +46,15 @@ def summary(judged: Judged, drawn: Rollouts, rewards: GroupRewards, targets: Ten
         "rejected_undiscriminated": float(decision.undiscriminated.float().mean()),
         "rejected_degenerate": float(decision.degenerate.float().mean()),
         "rejected_closed": float(decision.closed.float().mean()),
-        "contains_target": float(contains.float().mean()),
         "scored_pairs": float(rewards.scored),
     }
     if bool(judged.rollouts.valid.any()):
         values["reward"] = float(rewards.rollouts[judged.rollouts.valid].mean())
-    if bool(decision.admitted.any()):
+    known = judged.targets >= 0
+    contains = (judged.rollouts.items == judged.targets.unsqueeze(1)).any(1)
+    if bool(known.all()):
+        values["contains_target"] = float(contains.float().mean())
+    if bool(known.all()) and bool(decision.admitted.any()):
         values["admitted_contains_target"] = float(contains[decision.admitted].float().mean())
     if judged.reference is not None:
         values["kl"] = float(kl_k3(judged.rollouts.log_probs, judged.reference).mean())

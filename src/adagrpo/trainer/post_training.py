@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from adagrpo.config import Gate, ObjectiveConfig
+from adagrpo.data.sequences import pad
 from adagrpo.decoding import score_sequences
 from adagrpo.objective import (
     GateDecision,
@@ -180,7 +181,17 @@ class PostTraining:
         self.spread = state["spread"]
 
     def _samples(self, batch: TrainingBatch, generator: torch.Generator) -> tuple[Histories, Tensor]:
-        """The RL samples of a micro-batch: of those a history has, one at random, the last, or all."""
+        """The RL samples of a micro-batch: of those a history has, one at random, the last, or all; or its end.
+
+        Returns:
+            (N,) histories and (N,) targets, which are -1 at the ends: no training interaction follows there.
+        """
+        if self.objective.rl_positions == "end":
+            ends = pad(self.schedule.training, batch.users, self.schedule.max_history)
+            device = batch.targets.device
+            users = torch.from_numpy(batch.users).to(device)
+            whole = Histories(ends.items.to(device), ends.lengths.to(device), users)
+            return whole, torch.full_like(whole.lengths, -1)
         samples = batch.rl.nonzero().squeeze(1)
         if self.objective.rl_positions != "all":
             histories = len(batch.histories.lengths)
@@ -204,9 +215,12 @@ class PostTraining:
             return torch.rand(shape, generator=generator).to(device)
 
         context = self.policy.encode(histories)
+        if options.rl_positions == "end":
+            drawn = self._rollouts(histories, context, uniforms)
+            return self._judge_ends(histories, targets, drawn, measure)
         codes = self.catalog.codes[targets]
         target_log_probs = self._score(self.policy, context, codes.unsqueeze(1)).squeeze(1)  # (B, L)
-        drawn = self._rollouts(context, uniforms(len(targets), options.num_generations, codes.shape[1]))
+        drawn = self._rollouts(histories, context, uniforms)
         difficulty = self._difficulty(drawn, targets, target_log_probs)
         rollouts = inject_target(drawn, targets, codes, target_log_probs) if options.inject_target else drawn
         negatives = in_batch_negatives(targets, histories, uniforms(len(targets), len(targets)), options.negatives)
@@ -224,28 +238,61 @@ class PostTraining:
             decision = {"adagrpo": of_true, "shuffled": of_fake}.get(self.arm.gate) or self._decide(
                 self.arm.gate, rewards, rollouts, negatives, targets, difficulty, spread, generator
             )
-        reference = None
-        if measure or options.beta > 0 or self.arm.term == "distill":
-            reference = self._score(self.starting_policy, self.starting_policy.encode(histories), rollouts.codes)
-        advantages = group_advantages(
-            rewards.rollouts,
-            rollouts.valid,
-            invalid_penalty=options.invalid_penalty,
-            scale_rewards=options.scale_rewards,
-        )
-        judged = Judged(histories, targets, rewards.rollouts, rollouts, advantages, decision, reference)
-        values = summary(judged, drawn, true, targets)
+        judged = self._judged(histories, targets, rewards.rollouts, rollouts, decision, measure)
+        values = summary(judged, drawn, true)
         values["constant_rewards"] = constant_share(candidates, scores)
         values["shuffled_admission"] = float(of_fake.admitted.float().mean())
         return judged, values
 
-    def _rollouts(self, context: Any, uniforms: Tensor) -> Rollouts:
-        options, trie = self.objective, self.catalog.trie
-        if options.rollout == "beam":
-            return beam_rollouts(self.policy, context, trie, options.num_generations, constrained=options.constrained)
-        return draw_rollouts(
-            self.policy, context, trie, uniforms, temperature=options.temperature, constrained=options.constrained
+    def _judge_ends(
+        self, histories: Histories, targets: Tensor, rollouts: Rollouts, measure: bool
+    ) -> tuple[Judged, dict[str, float]]:
+        """Score groups at the ends of histories; without a logged item there is no difficulty or discriminability."""
+        nothing = targets.new_empty(len(targets), 0)
+        candidates = distinct_candidates(targets, rollouts.items, nothing)
+        scores = candidate_scores(self.reward, histories, candidates)
+        rewards = read_rewards(candidates, scores)
+        degenerate = degenerate_groups(
+            rewards.rollouts,
+            rollouts.items,
+            spread=self._update_spread(rewards.rollouts[rollouts.valid]),
+            relative_floor=self.objective.reward_floor,
         )
+        decision = none_gate(degenerate) if self.arm.gate == "none" else all_gate(degenerate)
+        judged = self._judged(histories, targets, rewards.rollouts, rollouts, decision, measure)
+        return judged, summary(judged, rollouts, rewards) | {"constant_rewards": constant_share(candidates, scores)}
+
+    def _judged(
+        self,
+        histories: Histories,
+        targets: Tensor,  # (B,)
+        rewards: Tensor,  # (B, G)
+        rollouts: Rollouts,
+        decision: GateDecision,
+        measure: bool,
+    ) -> Judged:
+        """Put together what the reward term reads."""
+        options, reference = self.objective, None
+        if measure or options.beta > 0 or self.arm.term == "distill":
+            reference = self._score(self.starting_policy, self.starting_policy.encode(histories), rollouts.codes)
+        advantages = group_advantages(
+            rewards, rollouts.valid, invalid_penalty=options.invalid_penalty, scale_rewards=options.scale_rewards
+        )
+        return Judged(histories, targets, rewards, rollouts, advantages, decision, reference)
+
+    def _rollouts(self, histories: Histories, context: Any, uniforms: Callable[..., Tensor]) -> Rollouts:
+        options, trie = self.objective, self.catalog.trie
+        count = options.num_generations
+        if options.rollout == "beam":
+            drawn = beam_rollouts(self.policy, context, trie, count, constrained=options.constrained)
+        else:
+            chance = uniforms(len(histories.lengths), count, self.catalog.num_levels)
+            drawn = draw_rollouts(
+                self.policy, context, trie, chance, temperature=options.temperature, constrained=options.constrained
+            )
+        if options.exclude_history:
+            drawn = drawn._replace(items=drawn.items.masked_fill(histories.holds(drawn.items), -1))
+        return drawn
 
     def _score(self, policy: Any, context: Any, codes: Tensor) -> Tensor:
         """(B, G, L) log-probabilities under the distribution that the rollouts are drawn from."""
