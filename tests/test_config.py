@@ -205,6 +205,40 @@ def test_names_of_arms(recipe):
     assert [arm.name for arm in config.train.arms] == ["nll", "adagrpo", "adagrpo-random", "mixture-lambda2"]
 
 
+def test_an_arm_with_options_of_its_own(recipe):
+    arms = "[{objective: distill, name: taught, lambda: 2, options: {rollout: beam, num_generations: 32}}]"
+    config = load_config(recipe(MINIMAL), [f"train.arms={arms}", "objective.tau=0.7", "objective.num_generations=4"])
+    arm = config.train.arms[0]
+    assert (arm.name, arm.lambda_) == ("taught", 2.0)
+    seen = arm.seen_by(config.objective)
+    assert seen == config.objective.model_copy(update={"rollout": "beam", "num_generations": 32})
+    assert seen.tau == 0.7 and config.objective.rollout == "sample"
+    written = dump_config(config)
+    assert written["train"]["arms"][0]["options"] == {"rollout": "beam", "num_generations": 32}
+    assert Config.model_validate(written).train.arms[0].seen_by(config.objective) == seen
+
+
+@pytest.mark.parametrize(
+    ("arm", "text"),
+    [
+        ("{objective: adagrpo, options: {tau: 1}}", "an arm with options needs a name"),
+        ("{objective: adagrpo, name: a, options: {tua: 1}}", "'train.arms.0.options.tua'; did you mean 'tau'?"),
+        ("{objective: adagrpo, name: a, options: {tau: -1}}", "train.arms.0.options.tau: Input should be greater"),
+        ("{objective: adagrpo, name: a, options: {lambda: 1}}", "an arm has a lambda of its own"),
+        ("{objective: adagrpo, name: ../a}", "name '../a': letters, digits"),
+        ("{objective: adagrpo, name: sft}", "name 'sft' means something already"),
+        ("{objective: adagrpo, name: mixture-lambda2}", "name 'mixture-lambda2' means something already"),
+        ("{objective: adagrpo, name: a, options: {rl_positions: end}}", "the gate 'adagrpo' reads logged items"),
+        (
+            "{objective: mixture, name: a, options: {rl_positions: end, inject_target: true}}",
+            "inject_target reads logged items; rl_positions: end has none",
+        ),
+    ],
+)
+def test_arms_that_mean_nothing_are_refused(recipe, arm, text):
+    assert text in refused(recipe(MINIMAL), f"train.arms=[{arm}]")
+
+
 def test_a_sampled_loss_without_negatives_is_refused(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("data: {logs: [a.csv]}\nranker: {loss: sampled, negatives: 0}\n", encoding="utf-8")

@@ -310,6 +310,51 @@ def test_rl_positions_choose_what_they_say(world, spy, rl_positions):
         assert {1, 5} <= set.union(*cuts.values())
 
 
+@pytest.mark.parametrize("term", ["grpo", "distill", "best_of_n"])
+def test_at_the_ends_the_whole_history_is_seen_and_no_logged_item(world, spy, term):
+    task = world.post_training(world.policy(), world.schedule(4, 2), gate="all", term=term, rl_positions="end")
+    judged, micros, values = world.draw(task)
+    users = [user for micro in micros for user in micro.batch.users.tolist()]
+    assert [world.history_of(judged, b) for b in range(len(users))] == [world.rows[user][-5:] for user in users]
+    assert judged.histories.users.tolist() == users
+    assert judged.targets.eq(-1).all() and not spy["adagrpo_gate"] and not spy["rollout_miss"]
+    assert "contains_target" not in values and "shuffled_admission" not in values
+    asked = task.reward.asked[-1]
+    for b in range(len(users)):
+        row = world.reward.table[world.history_of(judged, b)[-1]]
+        items = judged.rollouts.items[b]
+        assert set(asked[b].tolist()) - {-1} == set(items.tolist()) - {-1}  # the rollouts and nothing else
+        torch.testing.assert_close(judged.rewards[b][items >= 0], row[items[items >= 0]], rtol=0, atol=0)
+    terms, _ = task.loss(micros[0])
+    assert float(terms[term].detach()) != 0.0 and terms[term].requires_grad
+
+
+def test_a_degenerate_group_at_an_end_is_not_admitted(world):
+    flat = type(world.reward)(torch.zeros_like(world.reward.table))
+    task = world.post_training(world.policy(), gate="all", rl_positions="end", reward=flat)
+    judged, _, values = world.draw(task)
+    assert judged.decision.degenerate.all() and values["admission"] == 0
+    closed = world.post_training(world.policy(), gate="none", rl_positions="end")
+    assert world.draw(closed)[2]["rejected_closed"] == 1
+
+
+@pytest.mark.parametrize("rl_positions", ["last", "end"])
+@pytest.mark.parametrize("rollout", ["sample", "beam"])
+def test_a_rollout_of_the_history_can_count_as_invalid(world, rl_positions, rollout):
+    options = {"gate": "all", "rl_positions": rl_positions, "rollout": rollout, "num_generations": 12}
+    plain, _, _ = world.draw(world.post_training(world.policy(), **options))
+    judged, _, values = world.draw(world.post_training(world.policy(), exclude_history=True, **options))
+    assert torch.equal(plain.rollouts.codes, judged.rollouts.codes)
+    dropped = 0
+    for b in range(len(judged.targets)):
+        history = world.history_of(judged, b)
+        for before, after in zip(plain.rollouts.items[b].tolist(), judged.rollouts.items[b].tolist(), strict=True):
+            assert after == (-1 if before in history else before)
+            dropped += before in history
+    assert dropped > 0
+    assert values["invalid_share"] == pytest.approx(float((judged.rollouts.items < 0).float().mean()))
+
+
 def test_every_group_is_scored_with_its_own_history(world):
     task = world.post_training(world.policy(), world.schedule(4, 2), rl_positions="all")
     judged, _, _ = world.draw(task)

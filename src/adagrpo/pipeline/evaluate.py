@@ -131,6 +131,8 @@ def collect(run: Run, arms: list[str]) -> dict[str, Any]:
             "lambda": _lambda(run, arm.objective, arm.lambda_),
             "admission": _admission(run.path("train", name, "steps.jsonl")),
         }
+        if arm.options.model_fields_set:
+            entry["options"] = arm.model_dump(mode="json")["options"]
         for kind in ("best", "final"):
             results = _read(run.path("evaluate", name, kind, "metrics.json"))
             step = _read(run.path("train", name, kind, "checkpoint.json"))["step"]
