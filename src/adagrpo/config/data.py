@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from adagrpo.config.values import NonNegativeFloat, Positive, PositiveFloat, Section, Share
+from adagrpo.config.values import Finite, NonNegativeFloat, Positive, PositiveFloat, Section, Share
 
 __all__ = ["Columns", "DataConfig", "ItemTable", "MarketplaceConfig", "RefuseConfig", "SplitConfig", "TieConfig"]
 
@@ -90,7 +90,7 @@ class DataConfig(Section):
     columns: Columns = Columns()
     items: ItemTable | None = None
     keep_events: tuple[str, ...] | None = None
-    min_rating: float | None = None
+    min_rating: Finite | None = None
     min_user_interactions: Positive = 1
     min_item_interactions: Positive = 1
     max_bad_rows: Annotated[int, Field(ge=0)] = 0

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from adagrpo.config.values import Positive, PositiveFloat, Section
+from adagrpo.config.values import Finite, Positive, PositiveFloat, Section
 
 __all__ = [
     "CallableOptions",
@@ -127,7 +127,7 @@ class WeightedOptions(_Options):
 
     kind: Literal["weighted"] = "weighted"
     members: Annotated[tuple[RewardOptions, ...], Field(min_length=1)]
-    weights: tuple[Annotated[float, Field(allow_inf_nan=False)], ...]
+    weights: tuple[Finite, ...]
 
     @model_validator(mode="after")
     def _one_weight_each(self) -> Self:
