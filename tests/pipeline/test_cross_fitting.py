@@ -201,6 +201,15 @@ def test_the_report_of_a_marketplace_knows_the_truth(market: Any) -> None:
     assert both == pytest.approx(accuracy["all"]["mean"])
 
 
+def test_arms_at_the_ends_of_histories_have_a_report_too(market: Any) -> None:
+    market.config = market.config.model_copy(
+        update={"objective": market.config.objective.model_copy(update={"rl_positions": "end"})}
+    )
+    report_ranker(market)
+    report = json.loads(market.path("ranker", "report", "report.json").read_text(encoding="utf-8"))
+    assert report["gate"]["all users"]["gates"]["all"]["admitted"] > 0
+
+
 def test_an_oracle_needs_a_simulated_world(folded: Any, world: Any, data: Path) -> None:
     run = world.run(folded.directory, data, train={"arms": [{"objective": "adagrpo", "gate": "oracle"}]})
     with pytest.raises(UserError, match="only a simulated marketplace"):

@@ -22,11 +22,12 @@ import torch
 from numpy.typing import NDArray
 
 from adagrpo.artifacts import write_file
+from adagrpo.config import Gate
 from adagrpo.config.reward import SequentialOptions
 from adagrpo.data.prepared import load_impressions
 from adagrpo.data.sequences import pad
 from adagrpo.evaluation import sample_cases
-from adagrpo.objective import pairwise_agreement, target_nll
+from adagrpo.objective import GateDecision, oracle_gate, pairwise_agreement, target_nll
 from adagrpo.pipeline.models import Workbench
 from adagrpo.pipeline.run import Run
 from adagrpo.reward_quality import (
@@ -43,11 +44,15 @@ from adagrpo.reward_quality import (
 from adagrpo.rewards.base import Reward
 from adagrpo.rewards.ranker import SequentialRanker
 from adagrpo.trainer import Arm, PostTraining
+from adagrpo.trainer.batches import keyed_generator
+from adagrpo.trainer.gating import decide
+from adagrpo.trainer.groups import Judged
 from adagrpo.types import Cases, Histories
 
 __all__ = ["report_ranker"]
 
 EXPOSURES, ACTIVITIES = (1, 10, 100, 1000), (5, 10, 20)
+GATES: tuple[Gate, ...] = ("all", "adagrpo", "difficulty", "discriminability", "random", "shuffled", "inverted")
 THIRDS = ("easiest third", "middle third", "hardest third")
 ORDER = dict.fromkeys(["all", "head", "middle", "tail", *THIRDS, *band_names(EXPOSURES), *band_names(ACTIVITIES)])
 TRUTH_USERS = 2000  # a fixed sample: each costs a ranking of the whole catalogue by the truth
@@ -78,9 +83,9 @@ def report_ranker(run: Run) -> Path:
         content["gate"] = {name: _gate(bench, reward) for name, reward in rewards.items()}
         write_file(work / "report.json", json.dumps(content, indent=1) + "\n")
 
-    config, batches = run.config, run.config.train.fit
+    config, batches, truth = run.config, run.config.train.fit, bool(bench.truth_files)
     settings = [
-        config.objective.model_dump(mode="json", exclude={"lambda_", "oracle_agreement"}),
+        config.objective.model_dump(mode="json", exclude={"lambda_"} | (set() if truth else {"oracle_agreement"})),
         config.policy.model_settings(),
         [batches.batch_size, batches.accumulation, config.train.rl_split, config.ranker.folds],
         [config.seed, config.max_history],
@@ -202,18 +207,22 @@ def _gate(bench: Workbench, reward: Reward) -> dict[str, Any]:
     schedule = replace(bench.schedule(options.fit), rl_split=options.rl_split)
     steps = schedule.steps_per_epoch
     policy = bench.policy(bench.run.path("sft", "best")).eval()
+    objective = bench.config.objective.model_copy(update={"num_iterations": 1})
+    if objective.rl_positions == "end":  # no gate has anything to read there
+        objective = objective.model_copy(update={"rl_positions": "random"})
     task = PostTraining(
         policy,
         bench.catalog,
         reward,
         schedule,
-        bench.config.objective.model_copy(update={"num_iterations": 1}),
+        objective,
         Arm(anchored=True, lambda_=1.0, gate="adagrpo"),
         steps=steps,
         validate=dict,
     )
     utility = bench.true_utility() if bench.truth_files else None
     fates: dict[str, list[NDArray[np.bool_]]] = {}
+    chosen: dict[str, list[NDArray[np.bool_]]] = {}
     users, shares, shuffled = [], [], []
     for step in range(steps):
         micros, values = task.begin(step)
@@ -230,6 +239,8 @@ def _gate(bench: Workbench, reward: Reward) -> dict[str, Any]:
             items = judged.rollouts.items
             found = pairwise_agreement(judged.rewards, utility(owners, judged.targets, items), items)
             shares.append(found.share.double().masked_fill(found.pairs == 0, torch.nan).cpu().numpy())
+            for gate, decision in _every_gate(bench, judged, found.share, step).items():
+                chosen.setdefault(gate, []).append(decision.admitted.cpu().numpy())
     owner = np.concatenate(users)
     of_fate = {name: np.concatenate(parts) for name, parts in fates.items()}
     content: dict[str, Any] = {"samples": len(owner)}
@@ -237,10 +248,32 @@ def _gate(bench: Workbench, reward: Reward) -> dict[str, Any]:
     content |= {"admitted_if_shuffled": float(sum(shuffled) / len(owner))}
     if utility is not None:
         share = np.concatenate(shares)
-        groups = {"all": np.ones(len(owner), dtype=np.bool_), **of_fate, "rejected": ~of_fate["admitted"]}
-        accuracy = {name: interval(share[kept], owner[kept]) for name, kept in groups.items()}
-        content["pairwise_accuracy"] = {name: value for name, value in accuracy.items() if value is not None}
+
+        def accuracy(groups: dict[str, NDArray[np.bool_]]) -> dict[str, Any]:
+            within = {name: interval(share[kept], owner[kept]) for name, kept in groups.items()}
+            return {name: value for name, value in within.items() if value is not None}
+
+        everything = np.ones(len(owner), dtype=np.bool_)
+        groups = {"all": everything, **of_fate, "rejected": ~of_fate["admitted"]}
+        content["pairwise_accuracy"] = accuracy(groups)
+        content["gates"] = {
+            gate: {"admitted": float(kept.mean()), "pairwise_accuracy": accuracy({"admitted": kept, "rejected": ~kept})}
+            for gate, kept in ((gate, np.concatenate(parts)) for gate, parts in chosen.items())
+        }
     return content
+
+
+def _every_gate(bench: Workbench, judged: Judged, agreement: torch.Tensor, step: int) -> dict[str, GateDecision]:
+    """What every gate makes of the same groups; `shuffled` is decided by permuted rewards and judged by the true ones.
+
+    The draws of `random` and `inverted` are those of no training.
+    """
+    options, own, permuted = bench.config.objective, judged.evidence, judged.shuffled_evidence
+    assert own is not None and permuted is not None, "these groups have a logged item"
+    uniforms = torch.rand(len(agreement), generator=keyed_generator(bench.config.seed, step, 2)).to(agreement.device)
+    decisions = {gate: decide(gate, permuted if gate == "shuffled" else own, options, uniforms) for gate in GATES}
+    oracle = oracle_gate(agreement, own.degenerate, minimum=options.oracle_agreement)
+    return decisions | {"oracle": oracle}
 
 
 def _batches(bench: Workbench, cases: Cases) -> Iterator[tuple[NDArray[np.int64], Histories]]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from adagrpo.objective import GateDecision, kl_k3, rollout_entropy
 from adagrpo.rewards import GroupRewards
+from adagrpo.trainer.gating import Evidence
 from adagrpo.types import Histories, Rollouts
 
 __all__ = ["Judged", "stack", "summary"]
@@ -25,6 +26,8 @@ class Judged(NamedTuple):
     advantages: Tensor  # (B, G)
     decision: GateDecision
     reference: Tensor | None  # (B, G, L) log-probabilities under the starting policy, where they are needed
+    evidence: Evidence | None = None  # by the reward as it is, whatever the gate; None at the ends of histories
+    shuffled_evidence: Evidence | None = None  # by the same scores, permuted within each group
 
 
 def stack(parts: Sequence[Histories]) -> Histories:

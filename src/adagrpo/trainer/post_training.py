@@ -29,31 +29,24 @@ from adagrpo.data.sequences import pad
 from adagrpo.decoding import score_sequences
 from adagrpo.objective import (
     GateDecision,
-    adagrpo_gate,
     all_gate,
     best_of_n_loss,
     clipped_surrogate,
     degenerate_groups,
-    difficulty_gate,
-    discriminability,
-    discriminability_gate,
     gated_sum,
     group_advantages,
     group_loss,
-    inverted_gate,
     kl_k3,
     listwise_distillation,
     none_gate,
     oracle_gate,
     pairwise_agreement,
-    random_gate,
     rollout_entropy,
     rollout_miss,
     target_nll,
     target_rank,
 )
 from adagrpo.rewards import (
-    GroupRewards,
     Reward,
     candidate_scores,
     constant_share,
@@ -65,6 +58,7 @@ from adagrpo.rewards import (
 from adagrpo.rollouts import beam_rollouts, draw_rollouts, inject_target
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.trainer.batches import BatchSchedule, TrainingBatch, keyed_generator, truncate
+from adagrpo.trainer.gating import decide, gather_evidence
 from adagrpo.trainer.groups import Judged, stack, summary
 from adagrpo.trainer.supervised import nll_term
 from adagrpo.types import Histories, Rollouts
@@ -229,19 +223,27 @@ class PostTraining:
         true = read_rewards(candidates, scores)
         fake = read_rewards(candidates, shuffled(candidates, scores, uniforms(*scores.shape)))
         spread = self._update_spread(true.rollouts[rollouts.valid])
-        of_true = self._decide("adagrpo", true, rollouts, negatives, targets, difficulty, spread, generator)
-        of_fake = self._decide("adagrpo", fake, rollouts, negatives, targets, difficulty, spread, generator)
+        of_true, of_fake = (
+            gather_evidence(given, rollouts, negatives, targets, difficulty, spread=spread, floor=options.reward_floor)
+            for given in (true, fake)
+        )
+        shadow = decide("adagrpo", of_fake, options)
         rewards = fake if self.arm.gate == "shuffled" else true
         if self.true_utility is not None:
-            decision = self._oracle(self.true_utility, histories, targets, rollouts, true, of_true.degenerate)
+            assert histories.users is not None, "batches say whose histories they hold"
+            utilities = self.true_utility(histories.users, targets, rollouts.items)
+            agreement = pairwise_agreement(true.rollouts, utilities, rollouts.items).share
+            decision = oracle_gate(agreement, of_true.degenerate, minimum=options.oracle_agreement)
+        elif self.arm.gate == "shuffled":
+            decision = shadow
         else:
-            decision = {"adagrpo": of_true, "shuffled": of_fake}.get(self.arm.gate) or self._decide(
-                self.arm.gate, rewards, rollouts, negatives, targets, difficulty, spread, generator
-            )
+            drawn_at_random = uniforms(len(targets)) if self.arm.gate in ("random", "inverted") else None
+            decision = decide(self.arm.gate, of_true, options, drawn_at_random)
         judged = self._judged(histories, targets, rewards.rollouts, rollouts, decision, measure)
+        judged = judged._replace(evidence=of_true, shuffled_evidence=of_fake)
         values = summary(judged, drawn, true)
         values["constant_rewards"] = constant_share(candidates, scores)
-        values["shuffled_admission"] = float(of_fake.admitted.float().mean())
+        values["shuffled_admission"] = float(shadow.admitted.float().mean())
         return judged, values
 
     def _judge_ends(
@@ -312,53 +314,6 @@ class PostTraining:
                 return target_nll(target_log_probs)
             case "entropy":
                 return rollout_entropy(rollouts.log_probs)
-
-    def _decide(
-        self,
-        gate: Gate,
-        rewards: GroupRewards,
-        rollouts: Rollouts,
-        negatives: Tensor,  # (B, M)
-        targets: Tensor,  # (B,)
-        difficulty: Tensor,  # (B,)
-        spread: Tensor,  # ()
-        generator: torch.Generator,
-    ) -> GateDecision:
-        options = self.objective
-        q = discriminability(rewards.target, rewards.rollouts, rollouts.items, rewards.negatives, negatives, targets).q
-        degenerate = degenerate_groups(
-            rewards.rollouts, rollouts.items, spread=spread, relative_floor=options.reward_floor
-        )
-        admitted = adagrpo_gate(difficulty, q, degenerate, tau=options.tau, q_min=options.q_min)
-        match gate:
-            case "all":
-                return all_gate(degenerate)
-            case "none":
-                return none_gate(degenerate)
-            case "difficulty":
-                return difficulty_gate(difficulty, degenerate, tau=options.tau)
-            case "discriminability":
-                return discriminability_gate(q, degenerate, q_min=options.q_min)
-            case "random" | "inverted":
-                uniforms = torch.rand(len(targets), generator=generator).to(targets.device)
-                control = random_gate if gate == "random" else inverted_gate
-                return control(admitted, degenerate, uniforms)
-            case _:
-                return admitted
-
-    def _oracle(
-        self,
-        true_utility: TrueUtility,
-        histories: Histories,
-        targets: Tensor,  # (B,)
-        rollouts: Rollouts,
-        rewards: GroupRewards,
-        degenerate: Tensor,  # (B,)
-    ) -> GateDecision:
-        assert histories.users is not None, "batches say whose histories they hold"
-        utilities = true_utility(histories.users, targets, rollouts.items)
-        agreement = pairwise_agreement(rewards.rollouts, utilities, rollouts.items)
-        return oracle_gate(agreement.share, degenerate, minimum=self.objective.oracle_agreement)
 
     def _update_spread(self, rewards: Tensor) -> Tensor:
         """Fold the rewards of a step's valid rollouts into the running spread; fewer than two change nothing."""
