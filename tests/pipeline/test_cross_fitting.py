@@ -199,6 +199,18 @@ def test_the_report_of_a_marketplace_knows_the_truth(market: Any) -> None:
     assert counted["admitted"] + counted["rejected"] == counted["all"] and 0 < share < 1
     both = sum(accuracy[name]["mean"] * counted[name] for name in ("admitted", "rejected")) / counted["all"]
     assert both == pytest.approx(accuracy["all"]["mean"])
+    gates = report["gate"]["all users"]["gates"]
+    assert set(gates) == {
+        *("all", "adagrpo", "difficulty", "discriminability", "random", "shuffled", "inverted", "oracle")
+    }
+    assert gates["adagrpo"]["admitted"] == share
+    for fate in ("admitted", "rejected"):
+        assert gates["adagrpo"]["pairwise_accuracy"][fate] == accuracy[fate]
+    right = gates["oracle"]["pairwise_accuracy"]
+    assert right["admitted"]["mean"] >= 0.75 > right["rejected"]["mean"]  # by its definition, ties of reward aside
+    assert gates["shuffled"]["admitted"] == pytest.approx(report["gate"]["all users"]["admitted_if_shuffled"])
+    assert gates["random"]["admitted"] == share  # as many as the gate, in every step
+    assert gates["all"]["admitted"] == pytest.approx(1 - report["gate"]["all users"]["degenerate"])
 
 
 def test_arms_at_the_ends_of_histories_have_a_report_too(market: Any) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from adagrpo.errors import UserError
 from adagrpo.report import build_report
-from adagrpo.report.ranker import calibration_text, gate_table, strata_table
+from adagrpo.report.ranker import calibration_text, every_gate_table, gate_table, strata_table
 
 
 def interval(mean: float) -> dict[str, float]:
@@ -60,6 +60,19 @@ def test_gate(report: dict[str, Any]) -> None:
     table = gate_table(report)
     assert table.header[3] == "pairs of rollouts in the right order" and len(table.rows) == 10
     assert [row[3] for row in table.rows] == ["–"] * 5 + ["70.0 % (69.0 % to 72.0 %)"] + ["–"] * 4
+
+
+def test_every_gate(report: dict[str, Any]) -> None:
+    assert every_gate_table(report) is None
+    report["gate"]["all users"]["gates"] = {
+        "all": {"admitted": 1.0, "pairwise_accuracy": {"admitted": interval(0.6)}},
+        "oracle": {"admitted": 0.125, "pairwise_accuracy": {"admitted": interval(0.9), "rejected": interval(0.5)}},
+    }
+    table = every_gate_table(report)
+    assert table is not None and table.rows == (
+        ("all users", "all", "100.0 %", "60.0 % (59.0 % to 62.0 %)", "–"),
+        ("all users", "oracle", "12.5 %", "90.0 % (89.0 % to 92.0 %)", "50.0 % (49.0 % to 52.0 %)"),
+    )
 
 
 def test_calibration(report: dict[str, Any]) -> None:

@@ -271,7 +271,9 @@ def _every_gate(bench: Workbench, judged: Judged, agreement: torch.Tensor, step:
     options, own, permuted = bench.config.objective, judged.evidence, judged.shuffled_evidence
     assert own is not None and permuted is not None, "these groups have a logged item"
     uniforms = torch.rand(len(agreement), generator=keyed_generator(bench.config.seed, step, 2)).to(agreement.device)
-    decisions = {gate: decide(gate, permuted if gate == "shuffled" else own, options, uniforms) for gate in GATES}
+    decisions: dict[str, GateDecision] = {
+        gate: decide(gate, permuted if gate == "shuffled" else own, options, uniforms) for gate in GATES
+    }
     oracle = oracle_gate(agreement, own.degenerate, minimum=options.oracle_agreement)
     return decisions | {"oracle": oracle}
 

@@ -21,7 +21,7 @@ from adagrpo.errors import UserError
 from adagrpo.report import figures
 from adagrpo.report.figures import Log
 from adagrpo.report.numbers import numbers_table
-from adagrpo.report.ranker import calibration_text, gate_table, strata_table
+from adagrpo.report.ranker import calibration_text, every_gate_table, gate_table, strata_table
 from adagrpo.report.tables import (
     MISSING,
     START,
@@ -219,7 +219,12 @@ def _quality(path: Path) -> dict[str, Any] | None:
         return None
     report = _load(path)
     try:
-        return {"strata": strata_table(report), "gate": gate_table(report), "calibration": calibration_text(report)}
+        return {
+            "strata": strata_table(report),
+            "gate": gate_table(report),
+            "gates": every_gate_table(report),
+            "calibration": calibration_text(report),
+        }
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: damaged ({type(error).__name__}: {error}); delete its folder") from error
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from adagrpo.report.tables import MISSING, Alignment, Table
 
-__all__ = ["calibration_text", "gate_table", "strata_table"]
+__all__ = ["calibration_text", "every_gate_table", "gate_table", "strata_table"]
 
 FATES = {"admitted": "admitted", "rejected": "rejected", "easy": "– easy", "undiscriminated": "– undiscriminated"}
 
@@ -49,6 +49,24 @@ def gate_table(report: Mapping[str, Any]) -> Table:
             )
         rows.append((name, "admitted if shuffled", f"{100 * gate['admitted_if_shuffled']:.1f} %", *([MISSING] * known)))
     return Table(header, tuple(rows), _alignment(len(header)))
+
+
+def every_gate_table(report: Mapping[str, Any]) -> Table | None:
+    """One row a reward and gate: what it admits, and the reward's accuracy there and in the rest; None without a truth.
+
+    >>> every_gate_table({"gate": {"all users": {"admitted": 0.1}}}) is None
+    True
+    """
+    header = ("reward", "gate", "admitted", "right order, admitted", "right order, rejected")
+    rows = [
+        (
+            *(name, gate, f"{100 * found['admitted']:.1f} %"),
+            *(_interval(found["pairwise_accuracy"].get(fate), "{:.1%}") for fate in ("admitted", "rejected")),
+        )
+        for name, entry in report["gate"].items()
+        for gate, found in entry.get("gates", {}).items()
+    ]
+    return Table(header, tuple(rows), _alignment(len(header))) if rows else None
 
 
 def calibration_text(report: Mapping[str, Any]) -> str:

@@ -1,0 +1,38 @@
+"""Every gate from the same evidence: each by the rule that its name says."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from adagrpo.config import ObjectiveConfig
+from adagrpo.trainer.gating import Evidence, decide
+
+HARD = torch.tensor([0.9, 0.9, 0.1, 0.1, 0.9])
+KNOWN = torch.tensor([1.0, 0.2, 1.0, 0.2, 1.0])
+FLAT = torch.tensor([False, False, False, False, True])
+EVIDENCE = Evidence(HARD, KNOWN, FLAT)
+DRAWS = torch.tensor([0.9, 0.1, 0.8, 0.7, 0.0])
+ADMITTED = {
+    "adagrpo": [0],
+    "shuffled": [0],  # by the evidence that it is given
+    "all": [0, 1, 2, 3],
+    "none": [],
+    "difficulty": [0, 1],
+    "discriminability": [0, 2],
+    "random": [1],  # one, as the gate; the least draw among the groups with an order
+    "inverted": [1],
+}
+
+
+@pytest.mark.parametrize("gate", list(ADMITTED))
+def test_a_gate_admits_by_its_rule(gate):
+    decision = decide(gate, EVIDENCE, ObjectiveConfig(tau=0.5, q_min=0.95), DRAWS)
+    assert decision.admitted.nonzero().squeeze(1).tolist() == ADMITTED[gate]
+    assert torch.equal(torch.stack(decision).sum(0), torch.ones(5, dtype=torch.int64))  # one fate a group
+
+
+@pytest.mark.parametrize("gate", ["random", "inverted", "oracle"])
+def test_what_evidence_does_not_decide_is_refused(gate):
+    with pytest.raises(ValueError, match=f"gate '{gate}' is not decided by evidence"):
+        decide(gate, EVIDENCE, ObjectiveConfig())
