@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from adagrpo.config import ArmConfig, Config, dump_config, load_config
+from adagrpo.config.reward import SequentialOptions
 from adagrpo.errors import UserError
 
 MINIMAL = {"data": {"logs": ["logs.csv"]}}
@@ -174,6 +175,13 @@ def test_names_of_arms(recipe):
     )
     config = load_config(recipe(MINIMAL), [f"train.arms={arms}"])
     assert [arm.name for arm in config.train.arms] == ["nll", "adagrpo", "adagrpo-random", "mixture-lambda2"]
+
+
+def test_another_kind_of_reward_takes_no_keys_of_the_one_before(recipe):
+    written = MINIMAL | {"reward": {"kind": "sequential", "checkpoint": None}}  # as run.yaml has it
+    assert load_config(recipe(written), ["reward.kind=lambdarank"]).reward.kind == "lambdarank"
+    kept = load_config(recipe(written), ["reward.checkpoint=a", "reward.kind=sequential"]).reward
+    assert isinstance(kept, SequentialOptions) and kept.checkpoint == "a"
 
 
 def test_an_arm_with_options_of_its_own(recipe):

@@ -108,4 +108,6 @@ def _apply(content: dict[str, Any], override: str) -> None:
         content = content.setdefault(key, {})
         if not isinstance(content, dict):
             raise UserError(f"--set {override}: '{key}' is not a section")
+    if keys[0] == "reward" and keys[-1] == "kind" and content.get("kind") != value:
+        content.clear()  # the keys of one kind of reward mean nothing to another
     content[keys[-1]] = value
