@@ -10,55 +10,76 @@ import torch
 from adagrpo.objective import best_of_n_loss, listwise_distillation
 
 
-def group(*, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Log-probabilities (6, 5, 3), teacher (6, 5), items (6, 5) with repeats and invalid rollouts."""
+def group(*, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Log-probabilities (6, 5, 3), teacher (6, 5), items (6, 5) and codes (6, 5, 3), with repeats and invalid rollouts.
+
+    Of six sequences the last two name no item; one is the fifth group's only one.
+    """
     generator = torch.Generator().manual_seed(seed)
-    items = torch.randint(-1, 4, (6, 5), generator=generator)
-    items[4] = -1
-    items[5] = 2
-    log_probs = -torch.rand(4, 3, generator=generator, dtype=torch.float64)[items.clamp(min=0)]  # of the item alone
-    teacher = torch.randn(4, generator=generator, dtype=torch.float64)[items.clamp(min=0)]
-    return log_probs, teacher.masked_fill(items < 0, torch.nan), items
+    rollouts = torch.randint(0, 6, (6, 5), generator=generator)
+    rollouts[4] = 5
+    rollouts[5] = 2
+    items = rollouts.masked_fill(rollouts >= 4, -1)
+    space = torch.randperm(27, generator=generator)[:6]
+    codes = torch.stack([space // 9, space // 3 % 3, space % 3], dim=1)[rollouts]
+    log_probs = -torch.rand(6, 3, generator=generator, dtype=torch.float64)[rollouts]  # of the sequence alone
+    teacher = torch.randn(6, generator=generator, dtype=torch.float64)[rollouts]
+    return {
+        "log_probs": log_probs,
+        "teacher": teacher.masked_fill(items < 0, torch.nan),
+        "items": items,
+        "codes": codes,
+    }
 
 
-def test_distillation_equals_the_loop_over_distinct_items() -> None:
-    log_probs, teacher, items = group()
-    found = listwise_distillation(log_probs, teacher, items)
-    for b in range(len(items)):
-        first = {int(item): g for g, item in reversed(list(enumerate(items[b]))) if item >= 0}
-        q = {item: math.exp(float(teacher[b, g])) for item, g in first.items()}
-        p = {item: math.exp(float(log_probs[b, g].sum())) for item, g in first.items()}
-        kl = sum(
-            q[i] / sum(q.values()) * math.log(q[i] / sum(q.values()) / (p[i] / sum(p.values()))) for i in sorted(first)
-        )
-        assert float(found[b]) == pytest.approx(kl, abs=1e-12)
-    assert found[4] == 0 and found[5] == 0  # no item, and one item five times
+def sides(given: dict[str, torch.Tensor], b: int) -> tuple[dict[int, float], dict[int, float]]:
+    """Of one group: `p` by the place of each distinct rollout, and `q` by that of each distinct item."""
+    codes = given["codes"][b].tolist()
+    places = [g for g in range(len(codes)) if codes[g] not in codes[:g]]
+    p = {g: math.exp(float(given["log_probs"][b, g].detach().sum())) for g in places}
+    q = {g: math.exp(float(given["teacher"][b, g].detach())) for g in places if given["items"][b, g] >= 0}
+    return {g: v / sum(p.values()) for g, v in p.items()}, {g: v / sum(q.values()) for g, v in q.items()}
+
+
+def test_distillation_equals_the_loop_over_distinct_rollouts() -> None:
+    given = group()
+    found = listwise_distillation(**given)
+    mixed = 0
+    for b in range(6):
+        p, q = sides(given, b)
+        assert float(found[b]) == pytest.approx(sum(q[g] * math.log(q[g] / p[g]) for g in q), abs=1e-12)
+        mixed += 0 < len(q) < len(p)
+    assert mixed >= 2 and found[4] == 0 and found[5] == 0  # no item, and one item five times
 
 
 def test_a_policy_that_is_its_teacher_has_nothing_to_learn() -> None:
-    log_probs, _, items = group(seed=1)
-    log_probs.requires_grad_()
-    loss = listwise_distillation(log_probs, log_probs.detach().sum(-1) + 7.0, items)
-    torch.testing.assert_close(loss, torch.zeros_like(loss), atol=1e-12, rtol=0)
-    (gradient,) = torch.autograd.grad(loss.sum(), log_probs)
-    torch.testing.assert_close(gradient, torch.zeros_like(gradient), atol=1e-12, rtol=0)
+    given = group(seed=1)
+    valid = given["items"] >= 0
+    for b in range(6):  # the valid part of each group alone
+        if not valid[b].any():
+            continue
+        kept = {name: value[b : b + 1, valid[b]] for name, value in given.items()}
+        log_probs = kept["log_probs"].requires_grad_()
+        loss = listwise_distillation(log_probs, log_probs.detach().sum(-1) + 7.0, kept["items"], kept["codes"])
+        torch.testing.assert_close(loss, torch.zeros_like(loss), atol=1e-12, rtol=0)
+        (gradient,) = torch.autograd.grad(loss.sum(), log_probs)
+        torch.testing.assert_close(gradient, torch.zeros_like(gradient), atol=1e-12, rtol=0)
 
 
-def test_distillation_has_the_gradient_p_minus_q_and_none_elsewhere() -> None:
-    log_probs, teacher, items = group(seed=2)
-    teacher = teacher.requires_grad_()
-    log_probs = log_probs.requires_grad_()
-    gradient, none = torch.autograd.grad(
-        listwise_distillation(log_probs, teacher, items).sum(), (log_probs, teacher), allow_unused=True
-    )
+def test_distillation_has_the_gradient_p_minus_q_also_where_a_rollout_is_invalid() -> None:
+    given = group(seed=2)
+    log_probs, teacher = given["log_probs"].requires_grad_(), given["teacher"].requires_grad_()
+    gradient, none = torch.autograd.grad(listwise_distillation(**given).sum(), (log_probs, teacher), allow_unused=True)
     assert none is None and torch.isfinite(gradient).all()
-    for b in range(len(items)):
-        first = sorted({int(item): g for g, item in reversed(list(enumerate(items[b]))) if item >= 0}.values())
-        wanted = torch.zeros(items.shape[1], dtype=torch.float64)
-        if first:
-            p, q = log_probs[b, first].sum(-1).softmax(0), teacher[b, first].softmax(0)
-            wanted[first] = (p - q).detach()
+    pushed_down = 0
+    for b in range(6):
+        p, q = sides(given, b)
+        wanted = torch.zeros(5, dtype=torch.float64)
+        for g in p if q else ():
+            wanted[g] = p[g] - q.get(g, 0.0)
+            pushed_down += g not in q
         torch.testing.assert_close(gradient[b], wanted.unsqueeze(1).expand(-1, 3), rtol=1e-9, atol=1e-12)
+    assert pushed_down >= 2
 
 
 def test_best_of_n_is_the_nll_of_the_best_valid_rollout() -> None:
@@ -71,10 +92,8 @@ def test_best_of_n_is_the_nll_of_the_best_valid_rollout() -> None:
     assert gradient[:, :, 0].tolist() == [[0, 0, -0.5], [-0.5, 0, 0], [0, -0.5, 0], [0, 0, 0]]
 
 
-@pytest.mark.parametrize("name", ["teacher", "items"])
+@pytest.mark.parametrize("name", ["teacher", "items", "codes"])
 def test_a_wrong_shape_is_named(name: str) -> None:
-    log_probs, teacher, items = group()
-    given = {"teacher": teacher, "items": items}
-    given[name] = given[name][:, :-1]
+    given = group()
     with pytest.raises(ValueError, match=name):
-        listwise_distillation(log_probs, **given)
+        listwise_distillation(**given | {name: given[name][:, :-1]})

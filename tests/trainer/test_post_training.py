@@ -91,19 +91,20 @@ def test_the_term_is_the_slow_twin(world, options):
 def test_distillation_teaches_the_order_of_the_re_ranked_group(world, weight):
     policy = world.policy()
     task = world.post_training(policy, gate="difficulty", tau=0.8, term="distill", lambda_=2.5, distill_weight=weight)
-    before = [{} for _ in range(8)]  # of each distinct item: the starting policy's log-probability
     judged, (micro,), _ = world.draw(task)
     perturb(policy)
     terms, _ = task.loss(micro)
     expected = torch.zeros(())
     for b in judged.decision.admitted.nonzero().squeeze(1).tolist():
-        history, q, p = world.history_of(judged, b), [], []
+        history, q, p, seen = world.history_of(judged, b), [], [], []
         for g, item in enumerate(judged.rollouts.items[b].tolist()):
-            if item >= 0 and item not in before[b]:
-                codes = judged.rollouts.codes[b, g].tolist()
-                before[b][item] = sum(world.walk(task.starting_policy, history, codes, 1.0)).detach()
-                q.append(before[b][item] + weight * judged.rewards[b, g])
-                p.append(sum(world.walk(policy, history, codes, 1.0)))
+            codes = judged.rollouts.codes[b, g].tolist()
+            if codes in seen:
+                continue
+            seen.append(codes)
+            p.append(sum(world.walk(policy, history, codes, 1.0)))
+            before = sum(world.walk(task.starting_policy, history, codes, 1.0)).detach()
+            q.append(before + weight * judged.rewards[b, g] if item >= 0 else torch.tensor(-1e9))
         teacher, student = torch.stack(q).log_softmax(0), torch.stack(p).log_softmax(0)
         expected = expected + 2.5 * (teacher.exp() * (teacher - student)).sum() / 8
     torch.testing.assert_close(terms["distill"], expected, rtol=1e-4, atol=1e-6)

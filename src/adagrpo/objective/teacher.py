@@ -1,12 +1,13 @@
 r"""What a team would try before GRPO: the reward as a teacher. Losses of whole groups, elementwise over samples.
 
-    distill    KL(q ‖ p) over the distinct valid rollouts of a group,   q = softmax(log π_0(o) + w r(o)),
-               p = softmax(log π(o)), log π(o) = Σ_l log π(c_l | x, c_<l)
+    distill    KL(q ‖ p) over the distinct rollouts of a group,   log π(o) = Σ_l log π(c_l | x, c_<l),
+               p = softmax(log π(o)), q = softmax(log π_0(o) + w r(o)) over those that are valid, 0 for the others
     best_of_n  -(1/L) Σ_l log π(c_l(o*) | x, c_<l(o*)),   o* = the valid rollout of the highest reward
 
 `q` is the distribution that re-ranking at serving time would use, so distillation teaches the policy to be its own
-re-ranker. Sources: listwise distillation in the manner of ListNet (Cao et al. 2007) and Hinton et al. (2015); best of n
-as rejection sampling fine-tuning (RAFT, Dong et al. 2023, arXiv 2304.06767).
+re-ranker; re-ranking serves nothing that is no item, so what the policy writes beside the catalogue loses its mass.
+Sources: listwise distillation in the manner of ListNet (Cao et al. 2007) and Hinton et al. (2015); best of n as
+rejection sampling fine-tuning (RAFT, Dong et al. 2023, arXiv 2304.06767).
 """
 
 from __future__ import annotations
@@ -24,33 +25,37 @@ def listwise_distillation(
     log_probs: Tensor,  # (B, G, L)
     teacher: Tensor,  # (B, G)
     items: Tensor,  # (B, G)
+    codes: Tensor,  # (B, G, L)
 ) -> Tensor:
-    """`KL(q ‖ p)` over the distinct items of each group.
+    """`KL(q ‖ p)` over the distinct rollouts of each group.
 
     Args:
         log_probs: (B, G, L) log-probability of each code under the policy that is trained.
         teacher: (B, G) logits of `q`, finite where the rollout is valid; a constant, no gradient.
-        items: (B, G) int64 item of each rollout, -1 where it names none.
+        items: (B, G) int64 item of each rollout, -1 where it is invalid.
+        codes: (B, G, L) int64, the rollouts; equal ones count once.
 
     Returns:
-        (B,) nats; 0, with gradient 0, for a group with fewer than two distinct items.
+        (B,) nats; 0, with gradient 0, for a group without a valid rollout or with fewer than two distinct ones.
 
     Raises:
         ValueError: if a shape does not fit.
 
     Example:
-        >>> log_probs = torch.tensor([[[0.2], [0.2], [0.9]]]).log()  # p is even, one rollout is invalid
-        >>> listwise_distillation(log_probs, torch.tensor([[3.0, 1.0, torch.nan]]).log(), torch.tensor([[4, 7, -1]]))
-        tensor([0.1308])
+        >>> log_probs = torch.tensor([[[0.2], [0.2], [0.1]]]).log()  # the third is invalid
+        >>> teacher = torch.tensor([[3.0, 1.0, torch.nan]]).log()
+        >>> listwise_distillation(log_probs, teacher, torch.tensor([[4, 7, -1]]), torch.tensor([[[0], [1], [2]]]))
+        tensor([0.3540])
     """
-    check_shapes(log_probs=(log_probs, "BGL"), teacher=(teacher, "BG"), items=(items, "BG"))
-    kept = first_occurrence(items)
-    student = log_probs.sum(-1).masked_fill(~kept, -torch.inf)
-    target = teacher.detach().masked_fill(~kept, -torch.inf)
-    empty = ~kept.any(1, keepdim=True)
-    student, target = student.masked_fill(empty, 0.0).log_softmax(1), target.masked_fill(empty, 0.0).log_softmax(1)
-    difference = (target.masked_fill(~kept, 0.0) - student.masked_fill(~kept, 0.0)) * target.exp()
-    return difference.masked_fill(~kept, 0.0).sum(1)
+    check_shapes(log_probs=(log_probs, "BGL"), teacher=(teacher, "BG"), items=(items, "BG"), codes=(codes, "BGL"))
+    same = (codes.unsqueeze(1) == codes.unsqueeze(2)).all(-1)  # (B, G, G)
+    counted = ~same.tril(-1).any(2)  # (B, G): the first of equal rollouts
+    taught = counted & first_occurrence(items)
+    student = log_probs.sum(-1).masked_fill(~counted, -torch.inf).log_softmax(1)
+    nothing = ~taught.any(1, keepdim=True)
+    target = teacher.detach().masked_fill(~taught, -torch.inf).masked_fill(nothing, 0.0).log_softmax(1)
+    difference = (target.masked_fill(~taught, 0.0) - student.masked_fill(~taught, 0.0)) * target.exp()
+    return difference.masked_fill(~taught, 0.0).sum(1)
 
 
 def best_of_n_loss(

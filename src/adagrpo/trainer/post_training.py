@@ -338,7 +338,8 @@ class PostTraining:
             case "distill":
                 assert judged.reference is not None, "drawn with the starting policy's log-probabilities"
                 teacher = judged.reference[rows].sum(-1) + self.objective.distill_weight * judged.rewards[rows]
-                losses = listwise_distillation(log_probs, teacher, judged.rollouts.items[rows])
+                group = judged.rollouts
+                losses = listwise_distillation(log_probs, teacher, group.items[rows], group.codes[rows])
             case "best_of_n":
                 losses = best_of_n_loss(log_probs, judged.rewards[rows], judged.rollouts.valid[rows])
         admitted = judged.decision.admitted
