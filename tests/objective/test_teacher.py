@@ -13,7 +13,7 @@ from adagrpo.objective import best_of_n_loss, listwise_distillation
 def group(*, seed: int = 0) -> dict[str, torch.Tensor]:
     """Log-probabilities (6, 5, 3), teacher (6, 5), items (6, 5) and codes (6, 5, 3), with repeats and invalid rollouts.
 
-    Of six sequences the last two name no item; one is the fifth group's only one.
+    Of six sequences the last two name no item, of which the one is ignored and the other the fifth group's only one.
     """
     generator = torch.Generator().manual_seed(seed)
     rollouts = torch.randint(0, 6, (6, 5), generator=generator)
@@ -29,13 +29,14 @@ def group(*, seed: int = 0) -> dict[str, torch.Tensor]:
         "teacher": teacher.masked_fill(items < 0, torch.nan),
         "items": items,
         "codes": codes,
+        "ignored": rollouts == 4,
     }
 
 
 def sides(given: dict[str, torch.Tensor], b: int) -> tuple[dict[int, float], dict[int, float]]:
     """Of one group: `p` by the place of each distinct rollout, and `q` by that of each distinct item."""
     codes = given["codes"][b].tolist()
-    places = [g for g in range(len(codes)) if codes[g] not in codes[:g]]
+    places = [g for g in range(len(codes)) if codes[g] not in codes[:g] and not given["ignored"][b, g]]
     p = {g: math.exp(float(given["log_probs"][b, g].detach().sum())) for g in places}
     q = {g: math.exp(float(given["teacher"][b, g].detach())) for g in places if given["items"][b, g] >= 0}
     return {g: v / sum(p.values()) for g, v in p.items()}, {g: v / sum(q.values()) for g, v in q.items()}
@@ -44,12 +45,13 @@ def sides(given: dict[str, torch.Tensor], b: int) -> tuple[dict[int, float], dic
 def test_distillation_equals_the_loop_over_distinct_rollouts() -> None:
     given = group()
     found = listwise_distillation(**given)
-    mixed = 0
+    mixed = ignored = 0
     for b in range(6):
         p, q = sides(given, b)
         assert float(found[b]) == pytest.approx(sum(q[g] * math.log(q[g] / p[g]) for g in q), abs=1e-12)
         mixed += 0 < len(q) < len(p)
-    assert mixed >= 2 and found[4] == 0 and found[5] == 0  # no item, and one item five times
+        ignored += bool(given["ignored"][b].any()) and len(q) > 0
+    assert mixed >= 2 and ignored >= 2 and found[4] == 0 and found[5] == 0  # no item, and one item five times
 
 
 def test_a_policy_that_is_its_teacher_has_nothing_to_learn() -> None:
@@ -60,7 +62,9 @@ def test_a_policy_that_is_its_teacher_has_nothing_to_learn() -> None:
             continue
         kept = {name: value[b : b + 1, valid[b]] for name, value in given.items()}
         log_probs = kept["log_probs"].requires_grad_()
-        loss = listwise_distillation(log_probs, log_probs.detach().sum(-1) + 7.0, kept["items"], kept["codes"])
+        loss = listwise_distillation(
+            log_probs, log_probs.detach().sum(-1) + 7.0, kept["items"], kept["codes"], kept["ignored"]
+        )
         torch.testing.assert_close(loss, torch.zeros_like(loss), atol=1e-12, rtol=0)
         (gradient,) = torch.autograd.grad(loss.sum(), log_probs)
         torch.testing.assert_close(gradient, torch.zeros_like(gradient), atol=1e-12, rtol=0)
@@ -92,7 +96,7 @@ def test_best_of_n_is_the_nll_of_the_best_valid_rollout() -> None:
     assert gradient[:, :, 0].tolist() == [[0, 0, -0.5], [-0.5, 0, 0], [0, -0.5, 0], [0, 0, 0]]
 
 
-@pytest.mark.parametrize("name", ["teacher", "items", "codes"])
+@pytest.mark.parametrize("name", ["teacher", "items", "codes", "ignored"])
 def test_a_wrong_shape_is_named(name: str) -> None:
     given = group()
     with pytest.raises(ValueError, match=name):

@@ -87,10 +87,11 @@ def test_the_term_is_the_slow_twin(world, options):
     assert_close(gradients(policy, terms["grpo"]), gradients(policy, expected))
 
 
-@pytest.mark.parametrize("weight", [0.0, 2.0])
-def test_distillation_teaches_the_order_of_the_re_ranked_group(world, weight):
+@pytest.mark.parametrize(("weight", "exclude"), [(0.0, False), (2.0, False), (2.0, True)])
+def test_distillation_teaches_the_order_of_the_re_ranked_group(world, weight, exclude):
     policy = world.policy()
-    task = world.post_training(policy, gate="difficulty", tau=0.8, term="distill", lambda_=2.5, distill_weight=weight)
+    options = {"tau": 0.8, "distill_weight": weight, "exclude_history": exclude}
+    task = world.post_training(policy, gate="difficulty", term="distill", lambda_=2.5, **options)
     judged, (micro,), _ = world.draw(task)
     perturb(policy)
     terms, _ = task.loss(micro)
@@ -99,7 +100,8 @@ def test_distillation_teaches_the_order_of_the_re_ranked_group(world, weight):
         history, q, p, seen = world.history_of(judged, b), [], [], []
         for g, item in enumerate(judged.rollouts.items[b].tolist()):
             codes = judged.rollouts.codes[b, g].tolist()
-            if codes in seen:
+            repeats = codes in task.catalog.codes[history].tolist()
+            if codes in seen or (exclude and repeats):  # what repeats the history is on neither side
                 continue
             seen.append(codes)
             p.append(sum(world.walk(policy, history, codes, 1.0)))

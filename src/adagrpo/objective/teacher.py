@@ -26,6 +26,7 @@ def listwise_distillation(
     teacher: Tensor,  # (B, G)
     items: Tensor,  # (B, G)
     codes: Tensor,  # (B, G, L)
+    ignored: Tensor,  # (B, G)
 ) -> Tensor:
     """`KL(q ‖ p)` over the distinct rollouts of each group.
 
@@ -34,25 +35,29 @@ def listwise_distillation(
         teacher: (B, G) logits of `q`, finite where the rollout is valid; a constant, no gradient.
         items: (B, G) int64 item of each rollout, -1 where it is invalid.
         codes: (B, G, L) int64, the rollouts; equal ones count once.
+        ignored: (B, G) bool, invalid rollouts that are left out of `p` too, whose probability is no mistake.
 
     Returns:
         (B,) nats; 0, with gradient 0, for a group without a valid rollout or with fewer than two distinct ones.
 
     Raises:
-        ValueError: if a shape does not fit.
+        ValueError: if a shape does not fit or `ignored` is not bool.
 
     Example:
         >>> log_probs = torch.tensor([[[0.2], [0.2], [0.1]]]).log()  # the third is invalid
         >>> teacher = torch.tensor([[3.0, 1.0, torch.nan]]).log()
-        >>> listwise_distillation(log_probs, teacher, torch.tensor([[4, 7, -1]]), torch.tensor([[[0], [1], [2]]]))
+        >>> items, codes = torch.tensor([[4, 7, -1]]), torch.tensor([[[0], [1], [2]]])
+        >>> listwise_distillation(log_probs, teacher, items, codes, torch.tensor([[False, False, False]]))
         tensor([0.3540])
     """
     check_shapes(log_probs=(log_probs, "BGL"), teacher=(teacher, "BG"), items=(items, "BG"), codes=(codes, "BGL"))
+    check_shapes(items=(items, "BG"), ignored=(ignored, "BG"))
+    check_masks(ignored=ignored)
     same = (codes.unsqueeze(1) == codes.unsqueeze(2)).all(-1)  # (B, G, G)
-    counted = ~same.tril(-1).any(2)  # (B, G): the first of equal rollouts
+    counted = ~same.tril(-1).any(2) & ~(ignored & (items < 0))  # (B, G): the first of equal rollouts
     taught = counted & first_occurrence(items)
-    student = log_probs.sum(-1).masked_fill(~counted, -torch.inf).log_softmax(1)
     nothing = ~taught.any(1, keepdim=True)
+    student = log_probs.sum(-1).masked_fill(~counted, -torch.inf).masked_fill(nothing, 0.0).log_softmax(1)
     target = teacher.detach().masked_fill(~taught, -torch.inf).masked_fill(nothing, 0.0).log_softmax(1)
     difference = (target.masked_fill(~taught, 0.0) - student.masked_fill(~taught, 0.0)) * target.exp()
     return difference.masked_fill(~taught, 0.0).sum(1)

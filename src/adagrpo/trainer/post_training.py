@@ -338,8 +338,9 @@ class PostTraining:
             case "distill":
                 assert judged.reference is not None, "drawn with the starting policy's log-probabilities"
                 teacher = judged.reference[rows].sum(-1) + self.objective.distill_weight * judged.rewards[rows]
-                group = judged.rollouts
-                losses = listwise_distillation(log_probs, teacher, group.items[rows], group.codes[rows])
+                items, codes = judged.rollouts.items[rows], judged.rollouts.codes[rows]
+                real = self.catalog.trie.lookup(codes) >= 0  # what is real and yet no item here was left out on purpose
+                losses = listwise_distillation(log_probs, teacher, items, codes, real & (items < 0))
             case "best_of_n":
                 losses = best_of_n_loss(log_probs, judged.rewards[rows], judged.rollouts.valid[rows])
         admitted = judged.decision.admitted
