@@ -51,7 +51,7 @@ def test_distillation_equals_the_loop_over_distinct_rollouts() -> None:
         assert float(found[b]) == pytest.approx(sum(q[g] * math.log(q[g] / p[g]) for g in q), abs=1e-12)
         mixed += 0 < len(q) < len(p)
         ignored += bool(given["ignored"][b].any()) and len(q) > 0
-    assert mixed >= 2 and ignored >= 2 and found[4] == 0 and found[5] == 0  # no item, and one item five times
+    assert mixed >= 1 and ignored >= 1 and found[4] == 0 and found[5] == 0  # no item, and one item five times
 
 
 def test_a_policy_that_is_its_teacher_has_nothing_to_learn() -> None:
