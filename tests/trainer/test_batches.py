@@ -65,6 +65,23 @@ def test_the_order_is_a_function_of_seed_and_step(world):
     assert forward[:per_epoch] != forward[per_epoch : 2 * per_epoch]
 
 
+@pytest.mark.parametrize("cut", [(4, 2), (2, 4), (1, 8)])
+def test_the_histories_of_a_step_do_not_depend_on_how_it_is_cut(world, cut):
+    whole, other = world.schedule(8, 1), world.schedule(*cut)
+    assert whole.steps_per_epoch == other.steps_per_epoch
+    for step in range(9):
+        (batch,), pieces = whole.batches(step), other.batches(step)
+        assert np.concatenate([piece.users for piece in pieces]).tolist() == batch.users.tolist()
+
+
+@pytest.mark.parametrize(("accumulation", "processes", "expected"), [(1, 2, 2), (2, 2, 2), (3, 2, 4), (4, 3, 6)])
+def test_processes_share_a_step(world, accumulation, processes, expected):
+    schedule = BatchSchedule(world.training, 5, 12 // accumulation, accumulation, seed=5, processes=processes)
+    assert len(schedule.batches(0)) == expected
+    (whole,) = world.schedule(12).batches(0)
+    assert np.concatenate([batch.users for batch in schedule.batches(0)]).tolist() == whole.users.tolist()
+
+
 def test_a_schedule_without_any_pair_is_refused(world):
     with pytest.raises(UserError, match="no user has two training interactions"):
         world.schedule(training=world.ragged([[1], [2]]))

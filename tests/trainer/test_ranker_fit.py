@@ -9,6 +9,7 @@ import torch
 
 from adagrpo.rewards.ranker import SequentialRanker
 from adagrpo.trainer import RankerFit, fit
+from adagrpo.trainer.batches import step_key
 from adagrpo.trainer.ranker import Impressions
 from adagrpo.types import Histories
 
@@ -103,26 +104,31 @@ def test_a_batch_without_impressions_has_loss_0(world):
     assert not any(bool(p.grad.any()) for p in task.ranker.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("accumulation", [1, 2, 3])
 @pytest.mark.parametrize("kind", ["cross_entropy", "sampled", "impressions"])
-def test_the_loss_is_the_mean_of_the_rankers(world, kind, accumulation):
-    task = make_task(world, kind, schedule=world.schedule(8, accumulation))
-    micros, _ = task.begin(0)
+def test_the_micro_batches_losses_add_up_to_the_mean_over_the_step(world, kind, accumulation):
+    """However the step is cut: of its samples, or of its impressions, each against the same negatives."""
+    task = make_task(world, kind, schedule=world.schedule(9, accumulation))
+    micros, _ = task.begin(1)
     assert len(micros) == accumulation
-    for micro in micros:
-        batch, parts = micro
-        torch.manual_seed(0)
-        term = task.loss(micro)[0]["loss"]
-        torch.manual_seed(0)
+    drawn = torch.randint(24, (6,), generator=torch.Generator().manual_seed(step_key(5, 1, 0)))
+    torch.manual_seed(step_key(5, 1, 0))
+    terms = [task.loss(micro)[0] for micro in micros]
+    values, sampled = [], []
+    for batch, shown in ((micro.batch, micro.shown) for micro in micros):
         where = (batch.histories, batch.rows, batch.positions, batch.targets)
         if kind == "cross_entropy":
-            values = task.ranker.next_item_loss(*where)
+            values.append(task.ranker.next_item_loss(*where))
         elif kind == "sampled":
-            values = task.ranker.sampled_loss(*where, torch.randint(24, (6,)))
+            values.append(task.ranker.sampled_loss(*where, drawn))
         else:
-            values = task.ranker.impression_loss(batch.histories, *task._shown(batch)[:5])
-        assert parts == accumulation
-        torch.testing.assert_close(term, values.mean() / accumulation, rtol=1e-5, atol=0)
+            values.append(task.ranker.impression_loss(batch.histories, *shown[:5]))
+            clicked = [column[shown.clicked] for column in shown[:3]]
+            sampled.append(task.ranker.sampled_loss(batch.histories, *clicked, drawn))
+    torch.testing.assert_close(sum(term["loss"] for term in terms), torch.cat(values).mean(), rtol=1e-5, atol=0)
+    if kind == "impressions":
+        found = sum(term["sampled"] for term in terms if "sampled" in term)
+        torch.testing.assert_close(found, torch.cat(sampled).mean(), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("self_normalised", [False, True])
@@ -133,9 +139,10 @@ def test_weighted_impressions_count_as_often_as_their_weights_say(world, self_no
     task = make_task(world, "impressions", table=table, negatives=0)
     task.impressions = Impressions.from_table(table, 30, propensity_floor=0.2)
     task.self_normalised = self_normalised
-    batch, parts = task.begin(0)[0][0]
+    micro = task.begin(0)[0][0]
+    batch = micro.batch
     torch.manual_seed(0)
-    term = float(task.loss((batch, parts))[0]["loss"].detach())
+    term = float(task.loss(micro)[0]["loss"].detach())
     *where, weights = task._shown(batch)
     torch.manual_seed(0)
     losses = task.ranker.impression_loss(batch.histories, *where).tolist()
@@ -224,21 +231,30 @@ def test_a_fit_learns_clicks_and_leaves_position_bias_to_the_slot(world, tmp_pat
     assert scores.std() < 0.25 * (bias[0] - bias[1])
 
 
-def test_impressions_with_negatives_add_the_sampled_loss_of_the_clicked(world):
+@pytest.mark.parametrize("self_normalised", [False, True])
+@pytest.mark.parametrize("kind", ["cross_entropy", "sampled", "impressions"])
+def test_how_a_step_is_cut_does_not_change_the_fit(world, tmp_path, kind, self_normalised):
+    """1 x 12 histories, 3 x 4 and 12 x 1: the same weights after 8 steps.
+
+    The bias of the keys is left out: no output depends on it, and Adam makes steps of the rounding of its gradient.
+    """
+    found = []
+    for accumulation in (1, 3, 12):
+        task = make_task(world, kind, schedule=world.schedule(12 // accumulation, accumulation), steps=8)
+        task.self_normalised = self_normalised and kind == "impressions"
+        fit(task.ranker, task, world.settings(learning_rate=1e-3), tmp_path / str(accumulation), seed=5)
+        weights = task.ranker.state_dict()
+        found.append({name: part for name, part in weights.items() if not name.endswith("query_key_value.bias")})
+    for other in found[1:]:
+        assert all(float((tensor - other[name]).abs().max()) < 1e-6 for name, tensor in found[0].items())
+
+
+def test_impressions_without_negatives_are_judged_among_themselves(world):
     task = make_task(world, "impressions", negatives=6)
-    task.ranker.eval()  # `loss` turns dropout on again; its rate is 0 here
-    batch = task.schedule.batches(0)[0]
-    torch.manual_seed(5)
-    terms, _ = task.loss((batch, 2))
-    rows, positions, items, _, clicked, _ = task._shown(batch)
-    assert 0 < clicked.sum() < len(clicked)
-    torch.manual_seed(5)
-    drawn = torch.randint(24, (6,))
-    each = [
-        task.ranker.sampled_loss(batch.histories, rows[i : i + 1], positions[i : i + 1], items[i : i + 1], drawn)
-        for i in clicked.nonzero().squeeze(1).tolist()
-    ]
-    torch.testing.assert_close(terms["sampled"], torch.cat(each).mean() / 2, rtol=1e-5, atol=1e-7)
-    without, _ = make_task(world, "impressions", negatives=0).loss((batch, 2))
-    assert set(without) == {"loss"}
+    micro = task.begin(0)[0][0]
+    assert 0 < micro.clicks < len(micro.shown.clicked)
+    terms, _ = task.loss(micro)
+    other = make_task(world, "impressions", negatives=0)
+    without, _ = other.loss(other.begin(0)[0][0])
+    assert set(terms) == {"loss", "sampled"} and set(without) == {"loss"}
     torch.testing.assert_close(terms["loss"], without["loss"])

@@ -50,6 +50,8 @@ class TrainingBatch(NamedTuple):
 class BatchSchedule:
     """Which histories make up each optimiser step, `accumulation` micro-batches of `batch_size` histories each.
 
+    The histories of a step depend on the product of the two numbers, so that how a step is cut does not change them.
+    `processes` share a step, which is cut into a multiple of their number, more finely than said if need be.
     Without an `rl_split` every sample is for both NLL and RL; with `rl_split_nll` NLL is taken at all of them anyway.
     """
 
@@ -60,6 +62,7 @@ class BatchSchedule:
     seed: int
     rl_split: float = 0.0
     rl_split_nll: bool = False
+    processes: int = 1
 
     def __post_init__(self) -> None:
         if not bool((self.training.lengths >= 2).any()):
@@ -67,14 +70,14 @@ class BatchSchedule:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimiser steps that an epoch takes; the last one may have fewer micro-batches than the others."""
-        return -(-len(self._order(0)) // self.accumulation)
+        """Optimiser steps that an epoch takes."""
+        return len(self._order(0))
 
     def batches(self, step: int) -> list[TrainingBatch]:
-        """The micro-batches of an optimiser step, counted from 0."""
+        """The micro-batches of an optimiser step, counted from 0; a step of few histories may have fewer of them."""
         epoch, offset = divmod(step, self.steps_per_epoch)
-        order = self._order(epoch)
-        return [self._batch(rows) for rows in order[offset * self.accumulation : (offset + 1) * self.accumulation]]
+        pieces = -(-self.accumulation // self.processes) * self.processes
+        return [self._batch(rows) for rows in np.array_split(self._order(epoch)[offset], pieces) if len(rows)]
 
     def _order(self, epoch: int) -> list[NDArray[np.int64]]:
         return _cached_order(self, epoch)
@@ -99,7 +102,10 @@ class BatchSchedule:
 @lru_cache(maxsize=4)
 def _cached_order(schedule: BatchSchedule, epoch: int) -> list[NDArray[np.int64]]:
     return length_bucketed_batches(
-        schedule.training.lengths, batch_size=schedule.batch_size, seed=schedule.seed, epoch=epoch
+        schedule.training.lengths,
+        batch_size=schedule.batch_size * schedule.accumulation,
+        seed=schedule.seed,
+        epoch=epoch,
     )
 
 

@@ -7,7 +7,10 @@ an impression may weigh 1 / max(p, floor), so that the mean loss over impression
     snips  Σ w l / Σ w           bounded weights that sum to one; a bias that falls with the batch
 
 Source: Schnabel et al., Recommendations as Treatments, 2016; Swaminathan & Joachims, The Self-Normalized Estimator for
-Counterfactual Learning, 2015. Where we depart: the sums are over the impressions of a micro-batch.
+Counterfactual Learning, 2015. Where we depart: the sums are over the impressions of an optimiser step.
+
+How a step is cut into micro-batches changes neither: losses are summed and divided by the counts of the whole step, and
+its micro-batches share the items that are drawn as negatives.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adagrpo.rewards.ranker import SequentialRanker
-from adagrpo.trainer.batches import BatchSchedule, TrainingBatch
+from adagrpo.trainer.batches import BatchSchedule, TrainingBatch, keyed_generator
 
 __all__ = ["Impressions", "RankerFit"]
 
@@ -62,6 +65,27 @@ class Impressions(NamedTuple):
         )
 
 
+class Shown(NamedTuple):
+    """The `N` impressions of a micro-batch."""
+
+    rows: Tensor  # (N,) int64 of the batch's histories
+    positions: Tensor  # (N,) int64
+    items: Tensor  # (N,) int64
+    slots: Tensor  # (N,) int64
+    clicked: Tensor  # (N,) bool
+    weights: Tensor  # (N,) float32
+
+
+class RankerMicro(NamedTuple):
+    """A micro-batch, and what is common to all those of its optimiser step."""
+
+    batch: TrainingBatch
+    shown: Shown | None  # for impressions
+    total: float  # samples of the step, or the sum of their weights; at least 1
+    clicks: int  # of the step
+    negatives: Tensor | None  # (S,) int64 items; None where the step is this micro-batch alone
+
+
 class RankerFit:
     """A `Task`: see `SequentialRanker` for the three losses."""
 
@@ -90,46 +114,66 @@ class RankerFit:
         """Rows of the users of a step."""
         return [int(user) for batch in self.schedule.batches(step) for user in batch.users]
 
-    def begin(self, step: int) -> tuple[Sequence[tuple[TrainingBatch, int]], dict[str, float]]:
-        """Micro-batches, each with the number of micro-batches of the step."""
-        batches = self.schedule.batches(step)
+    def begin(self, step: int) -> tuple[Sequence[RankerMicro], dict[str, float]]:
+        """Micro-batches of a step, what was shown in them, and the items drawn for all of them."""
         device = self.ranker.items.weight.device
-        return [(batch.to(device), len(batches)) for batch in batches], {}
-
-    def loss(self, micro: tuple[TrainingBatch, int]) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """The term `loss`, a mean over the samples of the micro-batch; `sampled` beside it for impressions."""
-        batch, parts = micro
-        self.ranker.train()
-        if self.kind == "cross_entropy":
-            values = self.ranker.next_item_loss(batch.histories, batch.rows, batch.positions, batch.targets)
-        elif self.kind == "sampled":
-            negatives = self._negatives(batch.targets.device)
-            values = self.ranker.sampled_loss(batch.histories, batch.rows, batch.positions, batch.targets, negatives)
+        batches = [batch.to(device) for batch in self.schedule.batches(step)]
+        shown = [self._shown(batch) if self.impressions is not None else None for batch in batches]
+        if self.self_normalised:
+            total = float(sum(part.weights.sum() for part in shown if part is not None))  # weights are 1 or more
         else:
-            return self._impression_terms(batch, parts), {}
-        return {"loss": values.mean() / parts}, {}
+            total = sum(
+                len(batch.targets if part is None else part.items) for batch, part in zip(batches, shown, strict=True)
+            )
+        clicks = sum(int(part.clicked.sum()) for part in shown if part is not None)
+        negatives = None
+        if self.negatives and len(batches) > 1:
+            # a step that is whole draws them in `loss`, from the stream of this key: without dropout the same items
+            generator = keyed_generator(self.schedule.seed, step, 0)
+            negatives = torch.randint(self.ranker.items.num_embeddings, (self.negatives,), generator=generator).to(
+                device
+            )
+        return [
+            RankerMicro(batch, part, max(1.0, total), clicks, negatives)
+            for batch, part in zip(batches, shown, strict=True)
+        ], {}
 
-    def _impression_terms(self, batch: TrainingBatch, parts: int) -> dict[str, Tensor]:
+    def loss(self, micro: RankerMicro) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """The term `loss`, the micro-batch's part of the mean over the step; `sampled` beside it for impressions."""
+        batch = micro.batch
+        self.ranker.train()
+        if micro.shown is not None:
+            return self._impression_terms(micro, micro.shown), {}
+        where = (batch.histories, batch.rows, batch.positions, batch.targets)
+        if self.kind == "cross_entropy":
+            values = self.ranker.next_item_loss(*where)
+        else:
+            values = self.ranker.sampled_loss(*where, self._negatives(micro))
+        return {"loss": values.sum() / micro.total}, {}
+
+    def _impression_terms(self, micro: RankerMicro, shown: Shown) -> dict[str, Tensor]:
         """Clicks among what was shown and, with negatives, each clicked item among items drawn at random.
 
         The second term makes the ranker usable on any item, and biases it: what was never shown counts as unwanted.
         """
-        rows, positions, items, slots, clicked, weights = self._shown(batch)
-        values = self.ranker.impression_loss(batch.histories, rows, positions, items, slots, clicked)
-        total = weights.sum().clamp(min=1.0) if self.self_normalised else max(1, len(values))  # weights are 1 or more
-        terms = {"loss": (weights * values).sum() / total / parts}
+        rows, positions, items, slots, clicked, weights = shown
+        histories = micro.batch.histories
+        values = self.ranker.impression_loss(histories, rows, positions, items, slots, clicked)
+        terms = {"loss": (weights * values).sum() / micro.total}
         if self.negatives and bool(clicked.any()):
             chosen = (rows[clicked], positions[clicked], items[clicked])
-            terms["sampled"] = (
-                self.ranker.sampled_loss(batch.histories, *chosen, self._negatives(items.device)).mean() / parts
-            )
+            losses = self.ranker.sampled_loss(histories, *chosen, self._negatives(micro))
+            terms["sampled"] = losses.sum() / micro.clicks
         return terms
 
-    def _negatives(self, device: torch.device) -> Tensor:
-        return torch.randint(self.ranker.items.num_embeddings, (self.negatives,), device=device)
+    def _negatives(self, micro: RankerMicro) -> Tensor:
+        if micro.negatives is not None:
+            return micro.negatives
+        items = self.ranker.items
+        return torch.randint(items.num_embeddings, (self.negatives,), device=items.weight.device)
 
-    def _shown(self, batch: TrainingBatch) -> tuple[Tensor, ...]:
-        """Row, position, item, slot, click and weight of every impression that falls into the batch's histories."""
+    def _shown(self, batch: TrainingBatch) -> Shown:
+        """Every impression that falls into the batch's histories."""
         shown = self.impressions
         assert shown is not None
         starts, ends = shown.offsets[batch.users], shown.offsets[batch.users + 1]
@@ -142,7 +186,7 @@ class RankerFit:
         kept = (positions >= 0) & (positions < (lengths - 1 - cut)[rows])
         rows, positions, index = rows[kept], positions[kept], index[kept]
         columns = (rows, positions, *(field[index] for field in shown[2:]))  # items, slots, clicked, weights
-        return tuple(torch.from_numpy(column).to(batch.targets.device) for column in columns)
+        return Shown(*(torch.from_numpy(column).to(batch.targets.device) for column in columns))
 
     def state(self) -> dict[str, float]:
         """Nothing."""
