@@ -32,6 +32,7 @@ from adagrpo.pipeline.compare import Comparison
 from adagrpo.report import (
     comparison_table,
     diagnosis_tables,
+    exposure_table,
     results_file_table,
     results_table,
     to_markdown,
@@ -156,6 +157,9 @@ def _stage_command(name: str, work: Callable[[Run], object], text: str) -> None:
         opened = _open(run, settings, seed, quiet)
         with _session(opened):
             result = work(opened)
+        if isinstance(result, dict) and "exposures" in result:
+            _print_metrics(result, as_json)
+            return
         _print(result if isinstance(result, dict) else {"stage": name, "folder": str(opened.path(name))}, as_json)
 
     app.command(name=name, help=text)(command)
@@ -168,9 +172,17 @@ def _evaluate(run: Run) -> dict[str, Any]:
     return pipeline.collect(run, arms)
 
 
+def _ranker(run: Run) -> dict[str, Any] | None:
+    if not run.config.without_order:
+        pipeline.fit_ranker(run)
+        return None
+    metrics, page = pipeline.fit_and_report(run)
+    return metrics | {"report": str(page)}
+
+
 _stage_command("tokenize", pipeline.tokenize, "Make Semantic IDs of the items of a run.")
 _stage_command("sft", pipeline.fit_sft, "Train the starting policy.")
-_stage_command("ranker", pipeline.fit_ranker, "Train the reward model.")
+_stage_command("ranker", _ranker, "Train the reward model; of impressions without order, its report too.")
 _stage_command("train", pipeline.train, "Post-train every arm of the recipe.")
 _stage_command("evaluate", _evaluate, "Evaluate sft and every trained arm on validation and test.")
 
@@ -314,11 +326,16 @@ def doctor(seed: Seed = None, as_json: Json = False, quiet: Quiet = False) -> No
 def _carry_out(run: Run, as_json: bool) -> None:
     with _session(run):
         metrics, page = pipeline.run_all(run)
+    _print_metrics(metrics | {"report": str(page)}, as_json)
+
+
+def _print_metrics(metrics: dict[str, Any], as_json: bool) -> None:
+    """The main table of metrics.json, and where the page is."""
     if as_json:
-        typer.echo(json.dumps(metrics | {"report": str(page)}))
+        typer.echo(json.dumps(metrics))
         return
-    typer.echo(to_text(results_table(metrics)))
-    typer.echo(f"\nreport: {page}")
+    typer.echo(to_text(exposure_table(metrics["exposures"]) if "exposures" in metrics else results_table(metrics)))
+    typer.echo(f"\nreport: {metrics['report']}")
 
 
 def _open(directory: Path, settings: list[str], seed: int | None, quiet: bool) -> Run:

@@ -33,6 +33,7 @@ __all__ = [
     "interval",
     "popularity_bands",
     "rank_correlation",
+    "shown_quality",
 ]
 
 Floats = NDArray[np.float64]
@@ -75,6 +76,49 @@ def case_quality(
         confidence=1 / shifted.sum(1),
         hit=scores.argmax(1) == targets,
     )
+
+
+class ShownQuality(NamedTuple):
+    """What a ranker's scores say about `N` impressions, each among those of the same user."""
+
+    auc: Floats  # (N,) of a clicked one: the share of the user's others, not clicked, that it is put above; else NaN
+    ndcg: Floats  # (N,) of the user's whole list, at a user's first impression; else NaN
+
+
+def shown_quality(
+    scores: NDArray[np.floating[Any]],  # (N,)
+    clicked: NDArray[np.bool_],  # (N,)
+    users: NDArray[np.integer[Any]],  # (N,)
+    *,
+    k: int = 10,
+) -> ShownQuality:
+    """Rank what was shown to each user; users to whom nothing, or everything, was to their liking say nothing.
+
+    Args:
+        scores: (N,) of the impressions.
+        clicked: (N,) whether they were chosen.
+        users: (N,) to whom they were shown, ascending.
+        k: depth of the NDCG, Σ_clicked 1[r <= k] / log2(1 + r) over its best value; level scores share their ranks'
+            mean gain.
+
+    Example:
+        >>> found = shown_quality(np.array([3.0, 1.0, 2.0]), np.array([False, False, True]), np.zeros(3, np.int64))
+        >>> found.auc, found.ndcg.round(3)  # above one of two; second
+        (array([nan, nan, 0.5]), array([0.631,   nan,   nan]))
+    """
+    auc, ndcg = np.full(len(scores), np.nan), np.full(len(scores), np.nan)
+    starts = np.flatnonzero(np.diff(users, prepend=users[:1] - 1))
+    for first, last in pairwise([*starts.tolist(), len(scores)]):
+        own, chosen = scores[first:last], clicked[first:last]
+        wanted, others = own[chosen], own[~chosen]
+        if not len(wanted) or not len(others):
+            continue
+        auc[first:last][chosen] = ((wanted[:, None] > others) + 0.5 * (wanted[:, None] == others)).mean(1)
+        gains = metrics.ndcg(np.arange(1, len(own) + 1), k)
+        _, group, sizes = np.unique(-own, return_inverse=True, return_counts=True)
+        shared = np.add.reduceat(gains, np.cumsum(sizes) - sizes) / sizes  # level scores stand in any order
+        ndcg[first] = shared[group][chosen].sum() / gains[: len(wanted)].sum()
+    return ShownQuality(auc, ndcg)
 
 
 def calibration_bins(confidence: Floats, hit: NDArray[np.bool_], *, bins: int = 10) -> list[dict[str, float]]:

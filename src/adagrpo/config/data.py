@@ -8,7 +8,16 @@ from pydantic import Field, model_validator
 
 from adagrpo.config.values import Finite, NonNegativeFloat, Positive, PositiveFloat, Section, Share
 
-__all__ = ["Columns", "DataConfig", "ItemTable", "MarketplaceConfig", "RefuseConfig", "SplitConfig", "TieConfig"]
+__all__ = [
+    "Columns",
+    "DataConfig",
+    "ItemTable",
+    "MarketplaceConfig",
+    "RandomExposureConfig",
+    "RefuseConfig",
+    "SplitConfig",
+    "TieConfig",
+]
 
 
 class Columns(Section):
@@ -36,11 +45,16 @@ class ItemTable(Section):
 
 
 class SplitConfig(Section):
-    """Leave-one-out (last item test, second last validation), or two points in time."""
+    """Leave-one-out (last item test, second last validation), two points in time, or impressions without any order.
 
-    kind: Literal["leave_one_out", "temporal"] = "leave_one_out"
+    `impressions` is for logs that do not say in which order things happened: histories are sets, there is a ranker and
+    its report, and no policy. The share `held_out` of the impressions is for validation, and as much for the report.
+    """
+
+    kind: Literal["leave_one_out", "temporal", "impressions"] = "leave_one_out"
     validation_from: int | None = None
     test_from: int | None = None
+    held_out: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -82,8 +96,20 @@ class RefuseConfig(Section):
     repeats: bool = False
 
 
+class RandomExposureConfig(Section):
+    """Logs of what was shown at random, for the ranker's report alone; keys as in `data`."""
+
+    logs: Annotated[tuple[str, ...], Field(min_length=1)]
+    columns: Columns = Columns()
+    keep_events: tuple[str, ...] | None = None
+    click_rating: Finite | None = None
+
+
 class DataConfig(Section):
-    """Where the logs come from and how they are cut. Relative paths are below `--data`."""
+    """Where the logs come from and how they are cut. Relative paths are below `--data`.
+
+    With `click_rating` every row is an impression, clicked if it is rated at least so.
+    """
 
     logs: tuple[str, ...] = ()
     marketplace: MarketplaceConfig | None = None
@@ -91,6 +117,8 @@ class DataConfig(Section):
     items: ItemTable | None = None
     keep_events: tuple[str, ...] | None = None
     min_rating: Finite | None = None
+    click_rating: Finite | None = None
+    random: RandomExposureConfig | None = None
     min_user_interactions: Positive = 1
     min_item_interactions: Positive = 1
     max_bad_rows: Annotated[int, Field(ge=0)] = 0
@@ -106,4 +134,12 @@ class DataConfig(Section):
             raise ValueError("shuffle_ties.sorted_by is a column of the item table; give items")
         if self.refuse.unknown_items and self.items is None and self.marketplace is None:
             raise ValueError("refuse.unknown_items looks into the item table; give items")
+        if self.split.kind == "impressions" and self.marketplace is not None:
+            raise ValueError("split.kind impressions is for logs without order; a marketplace has one")
+        if self.split.kind == "impressions" and (
+            self.shuffle_ties or max(self.min_user_interactions, self.min_item_interactions) > 1
+        ):
+            raise ValueError("split.kind impressions takes neither shuffle_ties nor minimum interactions")
+        if self.random is not None and self.split.kind != "impressions":
+            raise ValueError("random is held against impressions without order; set split.kind to impressions")
         return self

@@ -52,6 +52,8 @@ class Config(Section):
             raise ValueError(
                 "ranker.folds cross-fits the run's own sequential ranker alone; set it to 0 or drop reward"
             )
+        if self.ranker.folds > 1 and self.without_order:
+            raise ValueError("ranker.folds is for post-training; impressions without order have none, set it to 0")
         return self
 
     @model_validator(mode="after")
@@ -65,6 +67,11 @@ class Config(Section):
             if seen.inject_target:
                 raise ValueError(f"train.arms: '{arm.name}': inject_target reads logged items; {_END}")
         return self
+
+    @property
+    def without_order(self) -> bool:
+        """The logs are impressions in no order: there is a ranker and its report, and no policy."""
+        return self.data.split.kind == "impressions"
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:

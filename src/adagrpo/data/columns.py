@@ -4,6 +4,7 @@ __all__ = [
     "ATTRIBUTES",
     "CLICKED",
     "EVENT",
+    "EXPOSURE",
     "HISTORY_LENGTH",
     "HISTORY_UNTIL",
     "ITEM",
@@ -29,6 +30,7 @@ RATING = "rating"
 CLICKED = "clicked"  # a shown item was chosen
 SLOT = "slot"  # place in the slate, 0 is the top
 PROPENSITY = "propensity"  # probability that the item was shown
+EXPOSURE = "exposure"  # how a held-out impression came about: validation and biased (the platform's), or random
 HISTORY_LENGTH = "history_length"  # interactions of the user before an impression
 HISTORY_UNTIL = "history_until"  # the same, with those at the time of the impression
 TEXT = "text"

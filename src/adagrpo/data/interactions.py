@@ -54,7 +54,8 @@ class ColumnMapping:
 
     Without `timestamp` and `order`, a column called `timestamp`, or else `position`, orders the interactions.
     `clicked` marks a log of impressions, one row for each item that was shown: 1 means shown and chosen, so also an
-    interaction; 0 only shown; empty an interaction that has no logged impression.
+    interaction; 0 only shown; empty an interaction that has no logged impression. Ratings may stand for it, see
+    `read_logs`.
     """
 
     user: str = USER_ID
@@ -70,7 +71,7 @@ class ColumnMapping:
 
 @dataclass(frozen=True)
 class Logs:
-    """What was read, in the order of the files. The time key is `timestamp` or `position`."""
+    """What was read, in the order of the files. The time key is `timestamp` or `position`; without order, none."""
 
     interactions: pl.DataFrame  # user_id, item_id, time key [, rating]
     impressions: pl.DataFrame | None  # user_id, item_id, time key, clicked [, slot, propensity]
@@ -106,6 +107,8 @@ def read_logs(
     *,
     keep_events: Sequence[str] | None = None,
     min_rating: float | None = None,
+    click_rating: float | None = None,
+    ordered: bool = True,
     max_bad_rows: int = 0,
     refuse: Refusals | None = None,
 ) -> Logs:
@@ -119,6 +122,8 @@ def read_logs(
         columns: their names.
         keep_events: only rows of these events; needs `columns.event`.
         min_rating: only interactions rated at least so; needs `columns.rating`.
+        click_rating: a row is an impression, clicked if it is rated at least so; needs `columns.rating`.
+        ordered: False where nothing says in which order a user's rows came; they are then kept as they stand.
         max_bad_rows: how many rows may be rejected, over all files.
         refuse: which rows are bad though each of their values can be read.
 
@@ -131,7 +136,11 @@ def read_logs(
         raise UserError("data.keep_events: needs data.columns.event, the column that holds the event")
     if min_rating is not None and columns.rating is None:
         raise UserError("data.min_rating: needs data.columns.rating, the column that holds the rating")
-    fields = _fields(_choose_time(columns, Path(paths[0])))
+    if click_rating is not None and (columns.rating is None or columns.clicked is not None):
+        raise UserError(
+            "data.click_rating: makes clicks of data.columns.rating; give that, and no data.columns.clicked"
+        )
+    fields = _fields(_choose_time(columns, Path(paths[0])) if ordered else columns, click_rating is not None)
     if refuse is not None and refuse.after is not None and TIMESTAMP not in fields:
         raise UserError("data.refuse.after: needs data.columns.timestamp, the column that holds the time")
     found = _Reading(fields, refuse or Refusals(), max_bad_rows)
@@ -141,21 +150,24 @@ def read_logs(
     rows_read = len(table) + len(rejects)
     if rows_read == 0:
         raise UserError(f"{paths[0]}: no rows; a log has at least one interaction")
+    if click_rating is not None:
+        table = table.with_columns((pl.col(RATING) >= click_rating).alias(CLICKED))
     kept = _filter(table, keep_events, min_rating)
-    chosen = kept.filter(pl.col(CLICKED).fill_null(True)) if columns.clicked else kept
+    impressions_known = CLICKED in table.columns
+    chosen = kept.filter(pl.col(CLICKED).fill_null(True)) if impressions_known else kept
     filtered = len(table) - len(kept)
     if len(chosen) == 0:
         said = f"{len(rejects)} rejected, {filtered} filtered by event or rating, {len(kept)} shown but not chosen"
         raise UserError(f"{paths[0]}: no interaction among {rows_read} rows: {said}")
-    keys = [USER_ID, ITEM_ID, TIMESTAMP if TIMESTAMP in fields else POSITION]
-    shown = [name for name in (CLICKED, SLOT, PROPENSITY) if name in fields]
-    impressions = kept.filter(pl.col(CLICKED).is_not_null()).select(*keys, *shown) if columns.clicked else None
+    keys = [USER_ID, ITEM_ID, *(name for name in (TIMESTAMP, POSITION) if name in fields)]
+    shown = [name for name in (CLICKED, SLOT, PROPENSITY) if name in table.columns]
+    impressions = kept.filter(pl.col(CLICKED).is_not_null()).select(*keys, *shown) if impressions_known else None
     interactions = chosen.select(*keys, *([RATING] if columns.rating else []))
     return Logs(interactions, impressions, rejects, rows_read, filtered)
 
 
-def _fields(columns: ColumnMapping) -> dict[str, _Field]:
-    """Canonical name to how a column is read. `columns` has a timestamp or an order."""
+def _fields(columns: ColumnMapping, rated: bool) -> dict[str, _Field]:
+    """Canonical name to how a column is read; with `rated`, ratings say what was clicked."""
     fields = {
         USER_ID: _Field(columns.user, True, AN_ID, identifiers),
         ITEM_ID: _Field(columns.item, True, AN_ID, identifiers),
@@ -172,6 +184,7 @@ def _fields(columns: ColumnMapping) -> dict[str, _Field]:
         fields[RATING] = _Field(columns.rating, False, "a number", lambda values: numbers(values).cast(pl.Float64))
     if columns.clicked is not None:
         fields[CLICKED] = _Field(columns.clicked, False, "1, 0, true, false or nothing", booleans)
+    if columns.clicked is not None or rated:
         if columns.slot is not None:
             fields[SLOT] = _Field(columns.slot, False, "a whole number >= 0", slots)
         if columns.propensity is not None:

@@ -6,11 +6,14 @@ from typing import Any
 from adagrpo.pipeline.diagnose import diagnose_reward
 from adagrpo.pipeline.evaluate import collect, evaluate
 from adagrpo.pipeline.export import export
+from adagrpo.pipeline.exposures import collect_exposures, report_exposures
+from adagrpo.pipeline.fitting import needs_order
 from adagrpo.pipeline.models import Workbench
+from adagrpo.pipeline.ranker import fit_ranker
 from adagrpo.pipeline.ranker_report import report_ranker
 from adagrpo.pipeline.rewards import check_reward
 from adagrpo.pipeline.run import Console, Run, Silent
-from adagrpo.pipeline.stages import fit_arm, fit_ranker, fit_sft, prepare, simulate_marketplace
+from adagrpo.pipeline.stages import fit_arm, fit_sft, prepare, simulate_marketplace
 from adagrpo.pipeline.tokenizer import tokenize
 from adagrpo.report import write_report
 
@@ -23,6 +26,7 @@ __all__ = [
     "evaluate",
     "export",
     "finished_arms",
+    "fit_and_report",
     "fit_arm",
     "fit_ranker",
     "fit_sft",
@@ -45,6 +49,8 @@ def run_all(run: Run) -> tuple[dict[str, Any], Path]:
     with run.locked():
         simulate_marketplace(run)
         prepare(run)
+        if run.config.without_order:
+            return fit_and_report(run)
         tokenize(run)
         fit_sft(run)
         fit_ranker(run)
@@ -56,8 +62,16 @@ def run_all(run: Run) -> tuple[dict[str, Any], Path]:
         return metrics, write_report(run.directory)
 
 
+def fit_and_report(run: Run) -> tuple[dict[str, Any], Path]:
+    """All there is to do with impressions without order: the ranker, its report, metrics.json and the page."""
+    fit_ranker(run)
+    report_exposures(run)
+    return collect_exposures(run), write_report(run.directory)
+
+
 def train(run: Run) -> None:
     """Post-train every arm of the configuration."""
+    needs_order(run)
     check_reward(Workbench(run))
     for arm in run.config.train.arms:
         fit_arm(run, arm)

@@ -12,11 +12,19 @@ from adagrpo.config.reward import RewardOptions
 from adagrpo.data.prepared import load_impressions
 from adagrpo.errors import UserError
 from adagrpo.evaluation import sample_cases
+from adagrpo.pipeline.exposures import exposed
 from adagrpo.pipeline.models import Workbench
 from adagrpo.pipeline.run import Run
 from adagrpo.rewards.boosted import require_lightgbm
 from adagrpo.rewards.features import FEATURES
-from adagrpo.trainer.lambdarank import NegativeSampler, case_groups, fit_lambdarank, logged_groups, shown_groups
+from adagrpo.trainer.lambdarank import (
+    NegativeSampler,
+    case_groups,
+    exposed_groups,
+    fit_lambdarank,
+    logged_groups,
+    shown_groups,
+)
 from adagrpo.trainer.ranker import Impressions
 
 __all__ = ["fit_second_ranker"]
@@ -34,6 +42,8 @@ def fit_second_ranker(run: Run) -> None:
     bench, options = Workbench(run), run.config.ranker.lambdarank
     shown = bench.prepared / "impressions.parquet"
     inputs = [*bench.training_files, *([shown] if shown.is_file() else [])]
+    if run.config.without_order:
+        inputs.append(bench.prepared / "held_out.parquet")
     reach = run.config.max_history
 
     def build(work: Path) -> None:
@@ -45,11 +55,15 @@ def fit_second_ranker(run: Run) -> None:
         else:
             impressions = Impressions.from_table(table, len(bench.training))
             groups = shown_groups(sampler, impressions, negatives=options.negatives, max_history=reach)
-        cases = sample_cases(bench.cases("validation"), run.config.ranker.fit.validation_users, run.config.seed)
-        held_out = case_groups(sampler, cases, negatives=options.negatives, max_history=reach)
+        if run.config.without_order:
+            found = exposed(bench, "validation")
+            held_out = exposed_groups(sampler, *found, max_history=reach)
+        else:
+            cases = sample_cases(bench.cases("validation"), run.config.ranker.fit.validation_users, run.config.seed)
+            held_out = case_groups(sampler, cases, negatives=options.negatives, max_history=reach)
         if not len(groups.items) or not len(held_out.items):
             raise UserError("reward.kind: lambdarank finds no moment with one item chosen and another not")
-        found = fit_lambdarank(
+        fitted = fit_lambdarank(
             bench.features,
             groups,
             held_out,
@@ -57,14 +71,14 @@ def fit_second_ranker(run: Run) -> None:
             seed=run.config.seed,
             threads=torch.get_num_threads(),
         )
-        found.model.save_model(work / "model.txt")
-        gains = dict(zip(FEATURES, found.model.feature_importance("gain").tolist(), strict=True))
+        fitted.model.save_model(work / "model.txt")
+        gains = dict(zip(FEATURES, fitted.model.feature_importance("gain").tolist(), strict=True))
         summary = {
             "groups": "impressions" if table is not None else "logged",
-            "group_count": found.groups,
-            "rows": found.rows,
-            "trees": found.trees,
-            "ndcg@10_among_sampled": found.ndcg,
+            "group_count": fitted.groups,
+            "rows": fitted.rows,
+            "trees": fitted.trees,
+            "ndcg@10_among_sampled": fitted.ndcg,
             "gain": dict(sorted(gains.items(), key=lambda entry: -entry[1])),
         }
         write_file(work / "metrics.json", json.dumps(summary, indent=1) + "\n")

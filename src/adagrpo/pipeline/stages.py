@@ -2,38 +2,30 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import polars as pl
-from torch import nn
 
-from adagrpo.artifacts import write_file
-from adagrpo.config import ArmConfig, FitConfig, ItemTable, RefuseConfig
+from adagrpo.config import ArmConfig, ItemTable, RefuseConfig
 from adagrpo.data import splits
-from adagrpo.data.columns import ITEM_ID, PROPENSITY
+from adagrpo.data.columns import ITEM_ID
 from adagrpo.data.dataset import Dataset, build_dataset
-from adagrpo.data.interactions import ColumnMapping, Refusals, read_logs
+from adagrpo.data.exposures import write_exposures
+from adagrpo.data.interactions import ColumnMapping, Logs, Refusals, read_logs
 from adagrpo.data.items import read_items
 from adagrpo.data.marketplace import Marketplace, simulate, write_simulation
-from adagrpo.data.prepared import load_impressions, load_user_ids, write_prepared
-from adagrpo.data.sequences import emptied
+from adagrpo.data.prepared import write_prepared
 from adagrpo.data.ties import shuffle_ties
 from adagrpo.errors import UserError
-from adagrpo.evaluation import rank_by_ranker, sample_cases, select_cases
-from adagrpo.pipeline.lambdarank import fit_second_ranker
+from adagrpo.pipeline.fitting import fit_config, fit_model, needs_order
 from adagrpo.pipeline.models import Workbench
 from adagrpo.pipeline.run import Run
-from adagrpo.rewards.ranker import SequentialRanker
-from adagrpo.trainer import Arm, Diverged, FitResult, PostTraining, RankerFit, Supervised, Task, fit
-from adagrpo.trainer.ranker import Impressions
-from adagrpo.types import Cases
+from adagrpo.trainer import Arm, PostTraining, Supervised
 
-__all__ = ["fit_arm", "fit_ranker", "fit_sft", "prepare", "simulate_marketplace"]
+__all__ = ["fit_arm", "fit_sft", "prepare", "simulate_marketplace"]
 
 MARKETPLACE_ITEMS = ItemTable(path="items.parquet", text=("title",), attributes=("attributes",))
 MARKETPLACE_COLUMNS = ColumnMapping(timestamp="timestamp", clicked="clicked", slot="slot", propensity="propensity")
@@ -55,6 +47,7 @@ def prepare(run: Run) -> None:
     described, root = options.items, run.data
     columns = ColumnMapping(**options.columns.model_dump())
     logs = [root / path for path in options.logs]
+    random = [run.data / path for path in options.random.logs] if options.random else []
     if options.marketplace is not None:
         described, root, columns = MARKETPLACE_ITEMS, run.path("simulate"), MARKETPLACE_COLUMNS
         logs = [root / "logs.parquet"]
@@ -81,9 +74,16 @@ def prepare(run: Run) -> None:
             columns,
             keep_events=options.keep_events,
             min_rating=options.min_rating,
+            click_rating=options.click_rating,
+            ordered=not run.config.without_order,
             max_bad_rows=options.max_bad_rows,
             refuse=refuse,
         )
+        if run.config.without_order:
+            at_random = _random_logs(run, random, refuse)
+            share, seed = options.split.held_out, run.config.seed
+            write_exposures(read, at_random, table, work, held_out=share, seed=seed)
+            return
         dataset = build_dataset(
             read,
             table,
@@ -96,11 +96,32 @@ def prepare(run: Run) -> None:
             dataset = shuffle_ties(dataset, seed=run.config.seed, table=items, id_column=name, column=column)
         write_prepared(dataset, _split(run, dataset), work)
 
-    inputs = [*logs, *(path for path in (items, names) if path is not None)]
-    without = {"refuse"} if options.refuse == RefuseConfig() else set()
-    config = [options.model_dump(mode="json", exclude=without), run.config.seed if options.shuffle_ties else None]
+    inputs = list(dict.fromkeys([*logs, *random, *(path for path in (items, names) if path is not None)]))
+    content = options.model_dump(mode="json")
+    for key, default in (("refuse", RefuseConfig().model_dump(mode="json")), ("click_rating", None), ("random", None)):
+        if content[key] == default:
+            del content[key]
+    if not run.config.without_order:
+        del content["split"]["held_out"]
+    config = [content, run.config.seed if options.shuffle_ties or run.config.without_order else None]
     run.stage("prepare", config=config, inputs=inputs, build=build)
     run.write_description({path.name: run.hash_input(path) for path in inputs})
+
+
+def _random_logs(run: Run, paths: list[Path], refuse: Refusals) -> Logs | None:
+    """What was shown at random, if the recipe names such logs."""
+    options = run.config.data.random
+    if options is None:
+        return None
+    return read_logs(
+        paths,
+        ColumnMapping(**options.columns.model_dump()),
+        keep_events=options.keep_events,
+        click_rating=options.click_rating,
+        ordered=False,
+        max_bad_rows=run.config.data.max_bad_rows,
+        refuse=refuse,
+    )
 
 
 def _split(run: Run, dataset: Dataset) -> splits.Split:
@@ -123,6 +144,7 @@ def _split(run: Run, dataset: Dataset) -> splits.Split:
 
 def fit_sft(run: Run) -> None:
     """The starting policy: NLL from scratch."""
+    needs_order(run)
     bench, settings = Workbench(run), run.config.sft
 
     def build(work: Path) -> None:
@@ -135,111 +157,18 @@ def fit_sft(run: Run) -> None:
             steps=max(1, round(settings.epochs * schedule.steps_per_epoch)),
             validate=bench.validator(policy, settings),
         )
-        _fit(bench, "sft", policy, task, settings, work)
+        fit_model(bench, "sft", policy, task, settings, work)
 
-    config = [_fit_config(settings), *_policy_config(run)]
+    config = [fit_config(settings), *_policy_config(run)]
     if run.config.train.rl_split:
         config += [{"rl_split": run.config.train.rl_split}]
     inputs = [*bench.training_files, *bench.catalog_files, *bench.language_model_files]
     run.stage("sft", config=config, inputs=inputs, build=build)
 
 
-def fit_ranker(run: Run) -> None:
-    """The reward model: of all users and, for cross-fitting, one a fold that is fitted on the users of the others."""
-    _fit_ranker(run, "ranker", None)
-    for fold, name in enumerate(Workbench(run).fold_names):
-        _fit_ranker(run, name, fold)
-    fit_second_ranker(run)
-
-
-def _fit_ranker(run: Run, name: str, fold: int | None) -> None:
-    """Fit and select a ranker without the users of a fold: not one of their interactions is read for either."""
-    bench, options = Workbench(run), run.config.ranker
-    settings = options.fit
-    inputs = list(bench.training_files)
-    shown = bench.prepared / "impressions.parquet"
-    if shown.is_file():
-        inputs.append(shown)
-    kind = options.loss
-    if kind == "auto":
-        kind = "impressions" if shown.is_file() else "cross_entropy"
-    if kind == "impressions" and not shown.is_file():
-        raise UserError("ranker.loss: impressions needs a clicked column in the logs (data.columns.clicked)")
-    if options.propensity != "ignore" and kind != "impressions":
-        raise UserError(f"ranker.propensity: {options.propensity} weighs impressions, and the loss is '{kind}'")
-
-    def build(work: Path) -> None:
-        ranker = bench.ranker()
-        left_out = np.zeros(len(bench.training), dtype=np.bool_) if fold is None else bench.fold_of_user == fold
-        schedule = replace(bench.schedule(settings), training=emptied(bench.training, left_out))
-        everyone = bench.cases("validation")
-        seen, unseen = (np.flatnonzero(left_out[everyone.users] == out) for out in (False, True))
-        if not len(seen):
-            raise UserError(f"ranker.folds: without fold {fold} no validation case is left; take fewer folds")
-        cases = sample_cases(select_cases(everyone, seen), settings.validation_users, run.config.seed)
-        impressions = _impressions(bench, kind)
-        evaluation = run.config.evaluation
-
-        def retrieve(ranker: SequentialRanker, cases: Cases) -> dict[str, float]:
-            return rank_by_ranker(
-                ranker,
-                cases,
-                batch_size=evaluation.batch_size,
-                max_history=run.config.max_history,
-                mask_history=evaluation.mask_history,
-            )
-
-        task = RankerFit(
-            ranker,
-            schedule,
-            loss=kind,
-            steps=max(1, round(settings.epochs * schedule.steps_per_epoch)),
-            validate=lambda: retrieve(ranker, cases),
-            impressions=impressions,
-            self_normalised=options.propensity == "snips",
-            negatives=options.negatives,
-        )
-        result = _fit(bench, name, ranker, task, settings, work)
-        best = bench.ranker(work / "best")
-        summary: dict[str, object] = {"loss": kind, "best_step": result.best_step}
-        for label, rows in (("validation", seen), ("left_out", unseen)):
-            if len(rows):
-                summary[label] = retrieve(best, select_cases(everyone, rows))
-        (work / "metrics.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-
-    without = {"folds", "lambdarank"} | (
-        {"propensity", "propensity_floor"} if options.propensity == "ignore" else set()
-    )
-    config = [
-        options.model_dump(mode="json", exclude=without),
-        kind,
-        run.config.seed,
-        run.config.max_history,
-    ]
-    config.append(run.config.evaluation.mask_history)
-    if fold is not None:
-        config += [{"fold": fold, "folds": options.folds}]
-    run.stage(name, config=config, inputs=inputs, build=build)
-
-
-def _impressions(bench: Workbench, loss: str) -> Impressions | None:
-    """What the ranker is fitted on, weighted as the recipe says; None where that is logged next items."""
-    table = load_impressions(bench.prepared) if loss == "impressions" else None
-    if table is None:
-        return None
-    options = bench.config.ranker
-    if options.propensity == "ignore":
-        return Impressions.from_table(table, len(bench.training))
-    if PROPENSITY not in table.columns:
-        raise UserError(f"ranker.propensity: {options.propensity} needs data.columns.propensity in the logs")
-    missing = int((table[PROPENSITY].is_null() | (table[PROPENSITY] <= 0)).sum())
-    if missing:
-        raise UserError(f"ranker.propensity: {missing:,} impressions have no propensity above 0")
-    return Impressions.from_table(table, len(bench.training), options.propensity_floor)
-
-
 def fit_arm(run: Run, arm: ArmConfig) -> None:
     """Post-train one arm from the best sft checkpoint."""
+    needs_order(run)
     bench, options, objective = Workbench(run), run.config.train, arm.seen_by(run.config.objective)
     settings = options.fit
     start = run.path("sft", "best")
@@ -275,10 +204,10 @@ def fit_arm(run: Run, arm: ArmConfig) -> None:
                 term_norms_every=options.gradient_norms_every,
                 true_utility=bench.true_utility() if arm.gate == "oracle" else None,
             )
-        _fit(bench, f"train/{arm.name}", policy, task, settings, work)
+        fit_model(bench, f"train/{arm.name}", policy, task, settings, work)
 
     described = arm.model_dump(mode="json", by_alias=True, exclude={"own_name", "options"})
-    config = [_fit_config(settings), *_policy_config(run), described]
+    config = [fit_config(settings), *_policy_config(run), described]
     if options.rl_split:
         config += [{"rl_split": options.rl_split, "nll": options.rl_split_nll}]
     if arm.objective != "nll":
@@ -313,33 +242,3 @@ def _policy_config(run: Run) -> list[object]:
         config.seed,
         config.max_history,
     ]
-
-
-def _fit_config(settings: FitConfig) -> dict[str, object]:
-    """What of a fit's settings decides its result: not how often it is saved."""
-    return settings.model_dump(mode="json", exclude={"checkpoint_seconds"})
-
-
-def _fit(bench: Workbench, stage: str, model: nn.Module, task: Task[Any], settings: FitConfig, work: Path) -> FitResult:
-    """Fit a model; where it ends in numbers that are not finite, `diverged.json` says what to look at.
-
-    Raises:
-        Diverged: with the ids of the users whose histories made up the last step.
-    """
-    run = bench.run
-    found = run.path("diverged.json")
-    found.unlink(missing_ok=True)
-    try:
-        return fit(model, task, settings, work, seed=run.config.seed, report=_report(run, stage.removeprefix("train/")))
-    except Diverged as error:
-        known = load_user_ids(bench.prepared)
-        ids = [known[int(row)] for row in error.users]
-        content = {"stage": stage, "not_finite": error.what, "step": error.step, "seed": error.seed, "users": ids}
-        write_file(found, json.dumps(content, indent=1) + "\n")
-        raise Diverged(
-            f"{error.what} ({found} has all users; the same command repeats the step)", error.step, error.seed, ids
-        ) from error
-
-
-def _report(run: Run, label: str) -> Callable[[int, int, Mapping[str, float]], None]:
-    return lambda step, steps, values: run.console.progress(label, step, steps, values)

@@ -4,6 +4,7 @@ from adagrpo.report.charts import Point, Series, line_chart, scatter_chart, stac
 from adagrpo.report.comparison import comparison_markdown, comparison_page, comparison_table, finding
 from adagrpo.report.diagnosis import diagnosis_tables, write_diagnosis
 from adagrpo.report.page import build_report, write_figures, write_report
+from adagrpo.report.ranker import exposure_table
 from adagrpo.report.results import results_file_table
 from adagrpo.report.tables import Table, results_table, to_markdown, to_text
 from adagrpo.report.verdict import arm_sentences, summary_sentences
@@ -18,6 +19,7 @@ __all__ = [
     "comparison_page",
     "comparison_table",
     "diagnosis_tables",
+    "exposure_table",
     "finding",
     "line_chart",
     "results_file_table",

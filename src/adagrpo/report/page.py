@@ -21,7 +21,13 @@ from adagrpo.errors import UserError
 from adagrpo.report import figures
 from adagrpo.report.figures import Log
 from adagrpo.report.numbers import numbers_table
-from adagrpo.report.ranker import calibration_text, every_gate_table, gate_table, strata_table
+from adagrpo.report.ranker import (
+    calibration_text,
+    every_gate_table,
+    exposure_table,
+    gate_table,
+    strata_table,
+)
 from adagrpo.report.tables import (
     MISSING,
     START,
@@ -109,6 +115,7 @@ def build_report(run_directory: Path) -> str:
         catalog=_facts(metrics.get("catalog")),
         levels=_levels(metrics.get("catalog")),
         ranker=_ranker(metrics),
+        exposures=exposure_table(metrics["exposures"]) if "exposures" in metrics else None,
         quality=_quality(run_directory / "ranker" / "report" / "report.json"),
         stages=_stages(read_rows(run_directory / "events.jsonl")),
         versions=_facts(run.get("versions")),

@@ -11,7 +11,7 @@ from typing import Any
 
 from adagrpo.report.tables import MISSING, Alignment, Table
 
-__all__ = ["calibration_text", "every_gate_table", "gate_table", "strata_table"]
+__all__ = ["calibration_text", "every_gate_table", "exposure_table", "gate_table", "strata_table"]
 
 FATES = {"admitted": "admitted", "rejected": "rejected", "easy": "– easy", "undiscriminated": "– undiscriminated"}
 
@@ -67,6 +67,27 @@ def every_gate_table(report: Mapping[str, Any]) -> Table | None:
         for gate, found in entry.get("gates", {}).items()
     ]
     return Table(header, tuple(rows), _alignment(len(header))) if rows else None
+
+
+def exposure_table(report: Mapping[str, Any]) -> Table:
+    """One row an exposure and stratum of the report on impressions without order."""
+    calibrated = any("ece" in row for entry in report["exposures"] for row in entry["strata"])
+    names = ("exposure", "stratum", "impressions", "clicked", "AUC", "NDCG@10")
+    rows = [
+        (
+            *(entry["exposure"], _stratum(row), f"{row['impressions']:,}", f"{100 * row['click_rate']:.1f} %"),
+            *(_interval(row.get(key), "{:.3f}") for key in ("auc", "ndcg@10")),
+            *([f"{row['ece']:.3f}"] if calibrated else []),
+        )
+        for entry in report["exposures"]
+        for row in entry["strata"]
+    ]
+    header = (*names, *(["ECE"] if calibrated else []))
+    return Table(header, tuple(rows), _alignment(len(header)))
+
+
+def _stratum(row: Mapping[str, Any]) -> str:
+    return str(row["stratum"]) if row["by"] == "all" else f"{row['by']}: {row['stratum']}"
 
 
 def calibration_text(report: Mapping[str, Any]) -> str:

@@ -30,6 +30,7 @@ __all__ = [
     "NegativeSampler",
     "RankingGroups",
     "case_groups",
+    "exposed_groups",
     "fit_lambdarank",
     "logged_groups",
     "shown_groups",
@@ -153,6 +154,26 @@ def case_groups(sampler: NegativeSampler, cases: Cases, *, negatives: int, max_h
     users, targets = cases.users.astype(np.int64), cases.targets.astype(np.int64)[:, None]
     drawn = sampler.draw(users, histories, lengths, targets, negatives)
     return _grouped(sampler, histories, lengths, users, targets, np.ones_like(targets, dtype=np.bool_), drawn)
+
+
+def exposed_groups(
+    sampler: NegativeSampler,
+    users: Ints,  # (N,) ascending
+    items: Ints,  # (N,)
+    clicked: NDArray[np.bool_],  # (N,)
+    *,
+    max_history: int,
+) -> RankingGroups:
+    """What was shown to each user, held out of training, behind all that the user has in training."""
+    owners, row, counts = np.unique(users, return_inverse=True, return_counts=True)
+    place = np.arange(len(users)) - (np.cumsum(counts) - counts)[row]
+    table = np.full((len(owners), int(counts.max(initial=1))), -1, np.int64)
+    chosen = np.zeros(table.shape, dtype=np.bool_)
+    table[row, place], chosen[row, place] = items, clicked
+    some = chosen.any(1)
+    owners, table, chosen = owners[some], table[some], chosen[some]
+    histories, lengths = _histories(sampler.training, owners, sampler.training.offsets[owners + 1], max_history)
+    return _grouped(sampler, histories, lengths, owners, table, chosen, table[:, :0])
 
 
 def _histories(training: Ragged, users: Ints, ends: Ints, max_history: int) -> tuple[Ints, Ints]:

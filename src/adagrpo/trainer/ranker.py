@@ -89,7 +89,6 @@ class RankerMicro(NamedTuple):
 class RankerFit:
     """A `Task`: see `SequentialRanker` for the three losses."""
 
-    monitor = "ndcg@10"
     term_norms_every = 0
     stride = 1
 
@@ -104,11 +103,13 @@ class RankerFit:
         impressions: Impressions | None = None,
         self_normalised: bool = False,
         negatives: int = 0,
+        monitor: str = "ndcg@10",
     ) -> None:
         if (loss == "impressions") != (impressions is not None):
             raise ValueError("impressions go with the loss of that name, and only with it")
         self.ranker, self.schedule, self.kind, self.steps, self.validate = ranker, schedule, loss, steps, validate
         self.impressions, self.self_normalised, self.negatives = impressions, self_normalised, negatives
+        self.monitor = monitor
 
     def users(self, step: int) -> list[int]:
         """Rows of the users of a step."""

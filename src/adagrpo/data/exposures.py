@@ -1,0 +1,169 @@
+"""Impressions that no order is known of: a ranker is fitted and examined on them, and a history is a set.
+
+A user's clicks in training are put into random order, once. A click at place `p` is judged from the `p` clicks before
+it, and what was shown and not clicked from a number of them drawn from 0 .. n - 1, with `n` the user's clicks: so
+neither the length of a history nor its items say whether an impression was clicked, and leaving out those without any
+history (as fitting does) keeps each user's click rate. Held-out impressions are judged from all of the user's clicks
+in training.
+
+    train.parquet          the clicks of training, in that order
+    impressions.parquet    what was shown, clicked or not
+    held_out.parquet       user, item, clicked, exposure: `validation` and `biased` as the platform shows, or `random`
+
+A user meets an item once: of repeats the clicked one is kept, else the first, and what is shown at random is left out
+where training holds the pair.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from adagrpo.data.columns import (
+    ATTRIBUTES,
+    CLICKED,
+    EXPOSURE,
+    HISTORY_LENGTH,
+    ITEM,
+    ITEM_ID,
+    POSITION,
+    PROPENSITY,
+    SLOT,
+    TEXT,
+    USER,
+    USER_ID,
+)
+from adagrpo.data.interactions import Logs
+from adagrpo.errors import UserError
+
+__all__ = ["load_held_out", "write_exposures"]
+
+PAIR = [USER_ID, ITEM_ID]
+
+
+def write_exposures(
+    biased: Logs, random: Logs | None, items: pl.DataFrame | None, directory: Path, *, held_out: float, seed: int
+) -> None:
+    """Write impressions without order, cut at random. The same input gives the same bytes.
+
+    Args:
+        biased: what the platform showed, of `read_logs`.
+        random: what was shown at random.
+        items: of `read_items`; items without a row there have no text and no attributes.
+        directory: made if it is not there.
+        held_out: the share of the impressions for validation, and again as much for the report.
+        seed: of the cut and of the order of clicks.
+
+    Raises:
+        UserError: the logs hold no impressions, or fewer than two users have a click to learn from.
+    """
+    tables = [logs.impressions for logs in (biased, random) if logs is not None]
+    if any(table is None for table in tables):
+        raise UserError("data.split.kind: impressions needs data.columns.clicked or data.click_rating")
+    parts = [_once(table) for table in tables if table is not None]
+    every = pl.concat([part.select(pl.col(PAIR).cast(pl.String)) for part in parts])
+    found = [part.with_columns(pl.col(PAIR).cast(pl.String)) for part in parts]
+    draw = np.random.default_rng([seed, 2])
+    chance = pl.Series(draw.random(len(found[0])))
+    cut = found[0].with_columns(
+        pl.when(chance < held_out)
+        .then(pl.lit("validation"))
+        .when(chance < 2 * held_out)
+        .then(pl.lit("biased"))
+        .alias(EXPOSURE)
+    )
+    training = cut.filter(pl.col(EXPOSURE).is_null()).drop(EXPOSURE)
+    learners = training.filter(pl.col(CLICKED))[USER_ID].unique().sort()
+    if len(learners) < 2:
+        raise UserError(f"data: {len(learners)} users have a click to learn from; two are needed")
+    users = pl.DataFrame({USER_ID: learners}).select(_index(USER, len(learners)), USER_ID)
+    catalogue = every[ITEM_ID].unique().sort()
+    known = pl.DataFrame({ITEM_ID: catalogue}).select(_index(ITEM, len(catalogue)), ITEM_ID)
+    held = [cut.filter(pl.col(EXPOSURE).is_not_null()).select(*PAIR, CLICKED, EXPOSURE)]
+    dropped = 0
+    if random is not None:
+        unseen = found[1].join(training, on=PAIR, how="anti", maintain_order="left")
+        dropped = len(found[1]) - len(unseen)
+        held.append(unseen.select(*PAIR, CLICKED, pl.lit("random").alias(EXPOSURE)))
+    examined = _numbered(pl.concat(held), users, known)
+    shown, clicks = _with_random_order(_numbered(training, users, known), len(users), draw)
+
+    directory.mkdir(parents=True, exist_ok=True)
+    users.write_parquet(directory / "users.parquet")
+    _described(known, items).write_parquet(directory / "items.parquet")
+    clicks.write_parquet(directory / "train.parquet")
+    nothing = clicks.clear()
+    nothing.with_columns(pl.lit(False).alias("target")).write_parquet(directory / "validation.parquet")
+    nothing.write_parquet(directory / "test.parquet")
+    shown.write_parquet(directory / "impressions.parquet")
+    examined.write_parquet(directory / "held_out.parquet")
+    rejects = pl.concat([logs.rejects for logs in (biased, random) if logs is not None])
+    rejects.write_parquet(directory / "rejects.parquet")
+    logs = [logs for logs in (biased, random) if logs is not None]
+    summary = {
+        "rows_read": sum(entry.rows_read for entry in logs),
+        "rows_rejected": len(rejects),
+        "rows_filtered": sum(entry.rows_filtered for entry in logs),
+        "repeats_dropped": sum(len(t) for t in tables if t is not None) - sum(map(len, parts)),
+        "pairs_of_training_dropped": dropped,
+        "users": len(users),
+        "items": len(known),
+        "impressions": len(shown),
+        "training_interactions": len(clicks),
+        "without_history_dropped": sum(map(len, held)) - len(examined),
+        **{
+            f"{name}_impressions": int((examined[EXPOSURE] == name).sum())
+            for name in ("validation", "biased", "random")
+        },
+    }
+    (directory / "summary.json").write_text(json.dumps(summary, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def load_held_out(directory: Path) -> pl.DataFrame:
+    """Held-out impressions of users with a history: user, item, clicked, exposure; sorted by exposure and user."""
+    table = pl.read_parquet(directory / "held_out.parquet").cast({CLICKED: pl.Boolean})
+    return table.sort(EXPOSURE, USER, maintain_order=True)
+
+
+def _once(table: pl.DataFrame) -> pl.DataFrame:
+    """Each pair of user and item once, in the order of the log."""
+    ranked = table.with_row_index("row").with_columns(pl.col(CLICKED).cast(pl.Boolean))
+    first = ranked.sort(CLICKED, "row", descending=[True, False]).unique(PAIR, keep="first", maintain_order=True)
+    return first.sort("row").drop("row")
+
+
+def _numbered(table: pl.DataFrame, users: pl.DataFrame, items: pl.DataFrame) -> pl.DataFrame:
+    """With the rows of users and items in place of their ids; users who are not known are left out."""
+    found = table.join(users, on=USER_ID, how="inner", maintain_order="left")
+    return found.join(items, on=ITEM_ID, how="inner", maintain_order="left").drop(PAIR)
+
+
+def _with_random_order(
+    shown: pl.DataFrame, num_users: int, draw: np.random.Generator
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Impressions with a history length, and the clicks in the order that it counts in; see the module's text."""
+    shown = shown[draw.permutation(len(shown))].sort(USER, maintain_order=True)
+    user, clicked = shown[USER].to_numpy(), shown[CLICKED].to_numpy()
+    counts = np.bincount(user[clicked], minlength=num_users)
+    before = np.cumsum(clicked) - clicked - (np.cumsum(counts) - counts)[user]
+    drawn = (draw.random(len(shown)) * counts[user]).astype(np.int64)
+    lengths = pl.Series(HISTORY_LENGTH, np.where(clicked, before, drawn), dtype=pl.Int32)
+    table = shown.with_columns(lengths).sort(USER, HISTORY_LENGTH, maintain_order=True)
+    optional = [name for name in (SLOT, PROPENSITY) if name in shown.columns]
+    clicks = table.filter(pl.col(CLICKED)).select(USER, ITEM, pl.col(HISTORY_LENGTH).alias(POSITION))
+    return table.select(USER, ITEM, HISTORY_LENGTH, pl.col(CLICKED).cast(pl.Int8), *optional), clicks
+
+
+def _described(known: pl.DataFrame, items: pl.DataFrame | None) -> pl.DataFrame:
+    if items is None:
+        items = pl.DataFrame(schema={ITEM_ID: pl.String, TEXT: pl.String, ATTRIBUTES: pl.List(pl.String)})
+    described = items.with_columns(pl.col(ITEM_ID).cast(pl.String))
+    table = known.join(described, on=ITEM_ID, how="left", maintain_order="left")
+    return table.select(ITEM, ITEM_ID, pl.col(TEXT).fill_null(""), pl.col(ATTRIBUTES).fill_null([]))
+
+
+def _index(name: str, length: int) -> pl.Expr:
+    return pl.int_range(length, dtype=pl.Int32).alias(name)
