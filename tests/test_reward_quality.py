@@ -16,6 +16,7 @@ from adagrpo.reward_quality import (
     interval,
     popularity_bands,
     rank_correlation,
+    shown_quality,
 )
 
 
@@ -82,3 +83,17 @@ def test_an_interval_is_over_users_and_leaves_out_what_is_not_known() -> None:
     many = interval(np.random.default_rng(0).normal(size=4000), np.arange(4000) // 2)
     assert many is not None  # 2,000 users of two values each: standard error 1 / sqrt(4000)
     assert many["high"] - many["low"] == pytest.approx(2 * 1.96 / math.sqrt(4000), rel=0.15)
+
+
+def test_what_was_shown_is_ranked_user_by_user() -> None:
+    scores = np.array([2.0, 2.0, 1.0, 5.0, 4.0, 7.0, 8.0])
+    clicked = np.array([True, False, False, False, True, True, True])
+    users = np.array([0, 0, 0, 3, 3, 8, 8])
+    found = shown_quality(scores, clicked, users)
+    nothing = np.nan  # the third user left nothing that the clicked ones could stand above
+    np.testing.assert_allclose(found.auc, [0.75, nothing, nothing, nothing, 0.0, nothing, nothing])
+    second = 1 / np.log2(3)
+    first = (1 + second) / 2  # level with another
+    np.testing.assert_allclose(found.ndcg, [first, nothing, nothing, second, nothing, nothing, nothing])
+    cut = shown_quality(scores, clicked, users, k=1)
+    np.testing.assert_allclose(cut.ndcg[[0, 3]], [0.5, 0.0])

@@ -39,9 +39,10 @@ from adagrpo.data.columns import (
 from adagrpo.data.interactions import Logs
 from adagrpo.errors import UserError
 
-__all__ = ["load_held_out", "write_exposures"]
+__all__ = ["KINDS", "load_held_out", "write_exposures"]
 
 PAIR = [USER_ID, ITEM_ID]
+KINDS = ("biased", "random")  # of held-out impressions that a ranker is examined on
 
 
 def write_exposures(

@@ -137,9 +137,7 @@ def read_logs(
     if min_rating is not None and columns.rating is None:
         raise UserError("data.min_rating: needs data.columns.rating, the column that holds the rating")
     if click_rating is not None and (columns.rating is None or columns.clicked is not None):
-        raise UserError(
-            "data.click_rating: makes clicks of data.columns.rating; give that, and no data.columns.clicked"
-        )
+        raise UserError("data.click_rating: needs data.columns.rating, and takes the place of data.columns.clicked")
     fields = _fields(_choose_time(columns, Path(paths[0])) if ordered else columns, click_rating is not None)
     if refuse is not None and refuse.after is not None and TIMESTAMP not in fields:
         raise UserError("data.refuse.after: needs data.columns.timestamp, the column that holds the time")

@@ -20,7 +20,7 @@ from scipy.special import expit
 from adagrpo.artifacts import write_file
 from adagrpo.config.reward import SequentialOptions
 from adagrpo.data.columns import CLICKED, EXPOSURE, ITEM, USER
-from adagrpo.data.exposures import load_held_out
+from adagrpo.data.exposures import KINDS, load_held_out
 from adagrpo.data.prepared import load_impressions
 from adagrpo.data.sequences import pad
 from adagrpo.errors import UserError
@@ -92,7 +92,7 @@ def report_exposures(run: Run) -> dict[str, Any]:
 
     def build(work: Path) -> None:
         reward = bench.reward()
-        kinds = [kind for kind in ("biased", "random") if kind in set(load_held_out(bench.prepared)[EXPOSURE])]
+        kinds = [kind for kind in KINDS if kind in set(load_held_out(bench.prepared)[EXPOSURE])]
         content = {"loss": _fitted_to(bench), "exposures": [_report(bench, reward, kind) for kind in kinds]}
         write_file(work / "report.json", json.dumps(content, indent=1) + "\n")
 
