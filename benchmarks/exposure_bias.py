@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from adagrpo.artifacts import write_file
 from adagrpo.config import load_config
 from adagrpo.console import StderrConsole
 from adagrpo.pipeline import (
@@ -63,15 +64,12 @@ def main() -> None:
 
 def carry_out(out: Path, results: Path, biases: Sequence[float], seeds: Sequence[int], settings: Sequence[str]) -> None:
     """Append a row for each bias and seed that has none; seeds go round first, so that early rows span all biases."""
-    results.parent.mkdir(parents=True, exist_ok=True)
     for seed in seeds:
         for bias in biases:
             done = {(row["exposure_bias"], row["seed"]) for row in read_rows(results)}
             if (bias, seed) in done:
                 continue
-            row = measure(out / f"bias-{bias:g}-seed-{seed}", bias, seed, settings)
-            with results.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+            add_row(results, measure(out / f"bias-{bias:g}-seed-{seed}", bias, seed, settings))
 
 
 def read_rows(results: Path) -> list[dict[str, Any]]:
@@ -80,6 +78,12 @@ def read_rows(results: Path) -> list[dict[str, Any]]:
         return []
     lines = results.read_text(encoding="utf-8").splitlines(keepends=True)
     return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def add_row(results: Path, row: dict[str, Any]) -> None:
+    """The whole rows and one more, in one exchange: nothing is added to a line that was cut off."""
+    lines = [json.dumps(known) + "\n" for known in (*read_rows(results), row)]
+    write_file(results, "".join(lines))
 
 
 def measure(directory: Path, bias: float, seed: int, settings: Sequence[str]) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.resources
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ from adagrpo.pipeline.models import Workbench
 from adagrpo.report.tables import Table, to_markdown
 from adagrpo.reward_quality import popularity_bands, rank_correlation
 from adagrpo.statistics import seed_interval
-from benchmarks.exposure_bias import SETTINGS, read_rows
+from benchmarks.exposure_bias import SETTINGS, add_row, read_rows
 from benchmarks.rows import machine
 
 WEIGHTINGS = ("ignore", "ips", "snips")
@@ -49,7 +48,6 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("results/propensity.jsonl"))
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     options = parser.parse_args()
-    options.results.parent.mkdir(parents=True, exist_ok=True)
     folders = with_propensities(options.data, options.out)
     worlds = [*folders, *(f"marketplace {bias:g}" for bias in BIASES)]
     for seed in options.seeds:
@@ -61,8 +59,7 @@ def main() -> None:
                 found = measure(options.out, world, seed, weighting, folders)
                 row = {"world": world, "seed": seed, "propensity": weighting, "metrics": found}
                 row |= {"commit": machine()["commit"], "threads": os.environ.get("OMP_NUM_THREADS")}
-                with options.results.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(row | {"command": "python -m benchmarks.propensity"}) + "\n")
+                add_row(options.results, row | {"command": "python -m benchmarks.propensity"})
     print(to_markdown(table(read_rows(options.results))))
 
 
