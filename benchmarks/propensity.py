@@ -36,7 +36,7 @@ from benchmarks.exposure_bias import SETTINGS, add_row, read_rows
 from benchmarks.rows import machine
 
 WEIGHTINGS = ("ignore", "ips", "snips")
-BIASES = (0.5, 1.5)
+WORLDS = ("coat", "slate-sim", "marketplace 0.5", "marketplace 1.5")
 RECIPES = Path(__file__).parent.parent / "recipes"
 
 
@@ -47,11 +47,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/propensity"))
     parser.add_argument("--results", type=Path, default=Path("results/propensity.jsonl"))
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--worlds", nargs="*", default=list(WORLDS), choices=WORLDS)
     options = parser.parse_args()
     folders = with_propensities(options.data, options.out)
-    worlds = [*folders, *(f"marketplace {bias:g}" for bias in BIASES)]
     for seed in options.seeds:
-        for world in worlds:
+        for world in options.worlds:
             for weighting in WEIGHTINGS:
                 done = {(row["world"], row["seed"], row["propensity"]) for row in read_rows(options.results)}
                 if (world, seed, weighting) in done:

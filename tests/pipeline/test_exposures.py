@@ -124,7 +124,7 @@ def test_its_parts_are_skipped_when_nothing_has_changed(finished: Any) -> None:
 
 def test_lambdarank_has_a_report_and_no_calibration(finished: Any, capsys: Any, monkeypatch: Any) -> None:
     pytest.importorskip("lightgbm")
-    settings = ("reward={kind: lambdarank}", "ranker.lambdarank.minimum_leaf=5", "ranker.lambdarank.trees=20")
+    settings = ("reward={kind: lambdarank}", "ranker.lambdarank={minimum_leaf: 5, trees: 20, negatives: 0}")
     words = [word for setting in settings for word in ("--set", setting)]
     status, out, err = answer(capsys, monkeypatch, "ranker", "--run", finished.directory, *words, "--json", "--quiet")
     assert status == 0, err

@@ -113,6 +113,12 @@ def test_without_users_the_history_is_taken_out() -> None:
             assert dict(zip(FEATURES, found[place, item].tolist(), strict=True)) == pytest.approx(expected, abs=1e-5)
 
 
+def test_a_history_may_hold_what_training_never_counted() -> None:
+    features = Features(ragged([[0, 1], [1, 2]]), [[], [], [], []], ["", "", "", ""])
+    table = features.table(np.array([[1, 3]]), np.array([2]), np.array([[3, 0]]))
+    assert np.isfinite(table).all() and table[0, 0, FEATURES.index("popularity")] == 0.0
+
+
 def test_a_users_own_interactions_do_not_move_what_is_said_of_their_target() -> None:
     """The features of a user's target are the same when the target was another: only other users speak."""
     rows, attributes, texts = world()

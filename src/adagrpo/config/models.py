@@ -89,10 +89,13 @@ class FitConfig(Section):
 
 
 class LambdaRankConfig(Section):
-    """LightGBM LambdaRank, fitted where the reward asks for it: `positions` targets a user, `negatives` draws each."""
+    """LightGBM LambdaRank, fitted where the reward asks for it: `positions` targets a user, `negatives` draws each.
+
+    With `negatives` of 0 it learns to order what was shown, which only impressions have.
+    """
 
     positions: Positive = 3
-    negatives: Positive = 30
+    negatives: Annotated[int, Field(ge=0)] = 30
     trees: Positive = 300
     leaves: Annotated[int, Field(ge=2)] = 31
     learning_rate: PositiveFloat = 0.1

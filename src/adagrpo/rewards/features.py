@@ -133,7 +133,8 @@ class Features:
         last = histories[np.arange(size), lengths - 1][:, None]  # (B, 1)
         mine = own[:, None, :] == items[:, :, None]  # (B, N, S)
         has = mine.any(2).astype(np.float32)  # (B, N) the user is one of the item's users
-        known = self.users[items] - has
+        # where the user is not known, a history may hold what training never counted
+        known = np.maximum(self.users[items] - has, 0.0)
         popular = np.where(real, np.log1p(self.users[histories]), 0.0).sum(1)[:, None] / lengths[:, None]
         age = (mine * (own_lengths[:, None] - 1 - np.arange(own.shape[1]))[:, None, :]).sum(2)
         occurrences = self.occurrences[items] - mine.sum(2)
