@@ -17,7 +17,7 @@ from benchmarks.reliability.damage import damage_files
 from benchmarks.reliability.findings import ROWS, Finding
 from benchmarks.reliability.lists import check_lists
 from benchmarks.reliability.logs import FORMATS, check_log
-from benchmarks.reliability.processes import FULL, Server, server
+from benchmarks.reliability.processes import FULL, Server, run_together, server
 
 ROOT = Path(__file__).parent.parent
 
@@ -69,6 +69,37 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_names_the_file(
     assert len([*run.glob(".work/sft/checkpoints/[0-9]*/manifest.json")]) == (count > 4)
     assert processes.run(command)[0] == 0
     assert contents(run) == contents(finished)
+
+
+@pytest.fixture(scope="module")
+def follower(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with server(tmp_path_factory.mktemp("follower")) as found:
+        yield found
+
+
+@pytest.mark.slow  # a run by one process, and one by two that is killed and carried on
+def test_two_processes_end_with_the_bits_of_one_also_after_a_kill(
+    processes: Server, follower: Server, data: Path, tmp_path: Path, contents: Callable[[Path], dict[str, bytes]]
+) -> None:
+    """Of two micro-batches each takes one, and a sum of two numbers is the same either way round."""
+    halves = [
+        f"--set={fit}.{key}" for fit in ("sft", "ranker.fit", "train.fit") for key in ("batch_size=8", "accumulation=2")
+    ]
+
+    def command(run: str) -> list[str]:
+        out = str(tmp_path / run)
+        return ["run", str(data / "recipe.yaml"), "--data", str(data), "--out", out, "--quiet", *halves]
+
+    assert processes.run(command("one"))[0] == 0
+    killed = run_together([processes, follower], command("two"), "published", 8)
+    assert killed[0][0] == -signal.SIGKILL
+    status, said = zip(*run_together([processes, follower], command("two")), strict=True)
+    assert status == (0, 0), said
+    assert said[1] == "", "the first process speaks for both"
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+    assert names(tmp_path / "two") == names(tmp_path / "one")
+    status, said = zip(*run_together([processes, follower], ["evaluate", "--run", str(tmp_path / "two")]), strict=True)
+    assert status == (2, 2) and "evaluate: is for one process" in said[0]
 
 
 def test_damage_is_refused_by_name(copied: Path) -> None:

@@ -13,13 +13,14 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.reliability import damage, findings, kills, lists, logs, suites
+from benchmarks.reliability import damage, findings, invariance, kills, lists, logs, suites
 from benchmarks.reliability.findings import Finding
 
 CHECKS: dict[str, Callable[[Path], Finding]] = {
     "kills": kills.kills,
     "disk": kills.disk,
     "resume": kills.resume,
+    "invariance": invariance.invariance,
     "numbers": suites.numbers,
     "rows": logs.bad_rows,
     "security": suites.security,

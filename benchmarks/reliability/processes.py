@@ -11,16 +11,17 @@ import json
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save
 
-__all__ = ["FULL", "MOMENTS", "SAVES", "Server", "server"]
+__all__ = ["FULL", "MOMENTS", "SAVES", "Server", "run_together", "server"]
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -45,9 +46,16 @@ class Server:
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
 
-    def start(self, arguments: Sequence[str], moment: str | None = None, count: int = 1) -> int:
+    def start(
+        self,
+        arguments: Sequence[str],
+        moment: str | None = None,
+        count: int = 1,
+        environment: Mapping[str, str] | None = None,
+    ) -> int:
         """Begin a run of `adagrpo ARGUMENTS`; returns its process id."""
-        self._send({"arguments": [*arguments], "moment": moment, "count": count})
+        told = {"arguments": [*arguments], "moment": moment, "count": count, "environment": dict(environment or {})}
+        self._send(told)
         return int(self._answer()["pid"])
 
     def wait(self) -> tuple[int, str]:
@@ -72,6 +80,31 @@ class Server:
             raise RuntimeError("the server of processes has ended")
         answer: dict[str, Any] = json.loads(line)
         return answer
+
+
+def run_together(
+    servers: Sequence[Server], arguments: Sequence[str], moment: str | None = None, count: int = 1
+) -> list[tuple[int, str]]:
+    """Carry out a command in as many processes as there are servers; a moment is for the first one.
+
+    The others of one that dies are killed, as a launcher does it.
+
+    Returns:
+        Exit status and last line of each.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    ids = []
+    for rank, process in enumerate(servers):
+        environment = place | {"WORLD_SIZE": str(len(servers)), "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        ids.append(process.start(arguments, moment if rank == 0 else None, count, environment))
+    first = servers[0].wait()
+    if first[0] != 0:
+        for other in ids[1:]:
+            with suppress(ProcessLookupError):
+                os.kill(other, signal.SIGKILL)
+    return [first, *(process.wait() for process in servers[1:])]
 
 
 @contextmanager
@@ -167,6 +200,7 @@ def _serve(work: Path) -> None:
                 os.dup2(file.fileno(), 1)
                 os.dup2(file.fileno(), 2)
             sys.argv = ["adagrpo", *message["arguments"]]
+            os.environ |= message["environment"]
             if message["moment"] is not None:
                 _arm(message["moment"], message["count"])
             try:

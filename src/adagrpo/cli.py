@@ -1,5 +1,8 @@
 """The command line: one verb a stage. Nothing here but arguments, printing and exit codes.
 
+`accelerate launch --num_processes 2 -m adagrpo ...` carries out the verbs of `TOGETHER` in several processes, of which
+the first one speaks for all.
+
 Exit 0: done. 2: bad input or usage, one line on stderr. 130: interrupted. 1: anything else.
 """
 
@@ -39,11 +42,13 @@ from adagrpo.report import (
     to_text,
     write_figures,
 )
+from adagrpo.trainer.processes import processes
 
 __all__ = ["main"]
 
 # typer raises click's usage errors, of the package of that name or of its own copy, depending on its version
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+TOGETHER = ("demo", "run", "sft", "ranker", "train")  # they fit models
 INTERRUPTED = 130  # as shells say it; some versions of typer return it, others raise Abort
 
 app = typer.Typer(
@@ -62,6 +67,18 @@ MaxBadRows = Annotated[
     int | None, typer.Option(min=0, help="How many rows of the logs may be bad; the recipe's, or 0, if not given.")
 ]
 Out = Annotated[Path, typer.Option("--out", help="Where to write.")]
+
+
+@app.callback()
+def _begin(context: typer.Context) -> None:
+    """Post-train generative recommenders with rewards that cannot be trusted everywhere."""
+    verb = context.invoked_subcommand
+    if not processes().leads:
+        silence = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 (until the process ends)
+        sys.stdout = silence
+        sys.stderr = sys.stderr if os.environ.get("ADAGRPO_TRACEBACK") else silence
+    if processes().count > 1 and verb not in TOGETHER:
+        raise UserError(f"{verb}: is for one process; those that several can share are {', '.join(TOGETHER)}")
 
 
 @app.command()
@@ -157,6 +174,7 @@ def _stage_command(name: str, work: Callable[[Run], object], text: str) -> None:
         opened = _open(run, settings, seed, quiet)
         with _session(opened):
             result = work(opened)
+        opened.processes.part()
         if isinstance(result, dict) and "exposures" in result:
             _print_metrics(result, as_json)
             return
@@ -326,7 +344,9 @@ def doctor(seed: Seed = None, as_json: Json = False, quiet: Quiet = False) -> No
 def _carry_out(run: Run, as_json: bool) -> None:
     with _session(run):
         metrics, page = pipeline.run_all(run)
-    _print_metrics(metrics | {"report": str(page)}, as_json)
+    run.processes.part()
+    if run.processes.leads:
+        _print_metrics(metrics | {"report": str(page)}, as_json)
 
 
 def _print_metrics(metrics: dict[str, Any], as_json: bool) -> None:

@@ -44,7 +44,8 @@ def run_all(run: Run) -> tuple[dict[str, Any], Path]:
     """Every stage of a run.
 
     Returns:
-        The content of metrics.json, and the path of the report.
+        The content of metrics.json, and the path of the report. In a process that does not lead, which has no part in
+        what follows training, nothing yet and the path.
     """
     with run.locked():
         simulate_marketplace(run)
@@ -55,6 +56,9 @@ def run_all(run: Run) -> tuple[dict[str, Any], Path]:
         fit_sft(run)
         fit_ranker(run)
         train(run)
+        run.go_on_alone()
+        if not run.processes.leads:
+            return {}, run.path("report.html")
         arms = [arm.name for arm in run.config.train.arms]
         evaluate(run, arms)
         report_ranker(run)
@@ -65,6 +69,9 @@ def run_all(run: Run) -> tuple[dict[str, Any], Path]:
 def fit_and_report(run: Run) -> tuple[dict[str, Any], Path]:
     """All there is to do with impressions without order: the ranker, its report, metrics.json and the page."""
     fit_ranker(run)
+    run.go_on_alone()
+    if not run.processes.leads:
+        return {}, run.path("report.html")
     report_exposures(run)
     return collect_exposures(run), write_report(run.directory)
 

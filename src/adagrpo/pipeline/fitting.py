@@ -48,10 +48,13 @@ def fit_model(
     """
     run = bench.run
     found = run.path("diverged.json")
-    found.unlink(missing_ok=True)
+    if run.processes.leads:
+        found.unlink(missing_ok=True)
     try:
         return fit(model, task, settings, work, seed=run.config.seed, report=_report(run, stage.removeprefix("train/")))
     except Diverged as error:
+        if not run.processes.leads:
+            raise
         known = load_user_ids(bench.prepared)
         ids = [known[int(row)] for row in error.users]
         content = {"stage": stage, "not_finite": error.what, "step": error.step, "seed": error.seed, "users": ids}

@@ -38,6 +38,7 @@ from adagrpo.semantic_ids import Catalog
 from adagrpo.trainer import BatchSchedule
 from adagrpo.trainer.checkpoints import load_weights
 from adagrpo.trainer.post_training import TrueUtility
+from adagrpo.trainer.processes import SharedReward, processes
 from adagrpo.types import Cases, Ragged
 
 if TYPE_CHECKING:  # it needs transformers, which only a run with such a policy needs
@@ -142,9 +143,13 @@ class Workbench:
 
     def judge(self) -> Reward:
         """What post-training is judged by: the reward or, cross-fitted, each user's fold of the ranker."""
-        if not self.fold_names:
-            return self.reward()
-        return CrossFitted([self.ranker(path.parent) for path in self.judge_files], self.fold_of_user)
+        reward: Reward
+        if self.fold_names:
+            reward = CrossFitted([self.ranker(path.parent) for path in self.judge_files], self.fold_of_user)
+        else:
+            reward = self.reward()
+        several = self.run.followed and self.run.processes.count > 1
+        return SharedReward(reward, self.run.processes) if several else reward
 
     @property
     def truth_files(self) -> list[Path]:
@@ -170,7 +175,14 @@ class Workbench:
 
     def schedule(self, fit: FitConfig) -> BatchSchedule:
         """The order of training batches."""
-        return BatchSchedule(self.training, self.config.max_history, fit.batch_size, fit.accumulation, self.config.seed)
+        return BatchSchedule(
+            self.training,
+            self.config.max_history,
+            fit.batch_size,
+            fit.accumulation,
+            self.config.seed,
+            processes=processes().count,
+        )
 
     def policy(self, weights: Path | None = None) -> CompactPolicy | HybridPolicy | CausalLMPolicy:
         """A new policy, or one loaded from a checkpoint folder."""

@@ -73,6 +73,8 @@ def _fit_ranker(run: Run, name: str, fold: int | None) -> None:
             monitor="auc" if without_order else "ndcg@10",
         )
         result = fit_model(bench, name, ranker, task, settings, work)
+        if not run.processes.leads:
+            return
         summary: dict[str, object] = {"loss": kind, "best_step": result.best_step}
         summary |= examine(bench.ranker(work / "best"))
         (work / "metrics.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
@@ -89,7 +91,7 @@ def _fit_ranker(run: Run, name: str, fold: int | None) -> None:
     config.append(run.config.evaluation.batch_size if without_order else run.config.evaluation.mask_history)
     if fold is not None:
         config += [{"fold": fold, "folds": options.folds}]
-    run.stage(name, config=config, inputs=inputs, build=build)
+    run.stage(name, config=config, inputs=inputs, build=build, together=True)
 
 
 def _retrieval(

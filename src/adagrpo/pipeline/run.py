@@ -4,6 +4,9 @@ A stage is a folder. It is made in `.work/<stage>` and renamed into place when w
 stage's name is finished. Its manifest carries a fingerprint: the hash of the configuration that the stage reads and of
 the files it reads. A stage whose fingerprint is unchanged is skipped; one that was interrupted goes on from what its
 work folder holds, if that was begun under the same fingerprint.
+
+Where several processes were launched, the first one alone holds the lock and writes; the others take part in the stages
+that fit a model and wait for the end of every other one, see `Run.stage`.
 """
 
 from __future__ import annotations
@@ -42,8 +45,12 @@ from adagrpo.artifacts import (
 from adagrpo.config import Config, dump_config
 from adagrpo.config.reward import RewardOptions
 from adagrpo.errors import UserError
+from adagrpo.trainer.processes import processes
 
 __all__ = ["Console", "Run", "Silent"]
+
+
+BUILD, DONE = "build", "done"  # what the first process tells those that follow it through a stage
 
 
 class Console(Protocol):
@@ -90,6 +97,9 @@ class Run:
             raise UserError(f"{directory}: is a file; --out takes a folder")
         directory.mkdir(parents=True, exist_ok=True)
         self._locked = False
+        self.processes, self.followed = processes(), True
+        if not self.processes.leads:
+            self.console = Silent()
         if config.threads is not None:
             torch.set_num_threads(config.threads)
 
@@ -112,7 +122,9 @@ class Run:
         except (yaml.YAMLError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}: damaged; carry out `adagrpo run` or `adagrpo prepare` again") from error
         recipe = directory / ".work" / "recipe.yaml"
-        write_file(recipe, yaml.safe_dump(before, sort_keys=False))
+        if processes().leads:
+            write_file(recipe, yaml.safe_dump(before, sort_keys=False))
+        processes().tell("written")
         run = cls(directory, overrides(recipe), data, console, code)
         if dump_config(run.config) != before:
             with run.locked():
@@ -128,7 +140,7 @@ class Run:
         Raises:
             UserError: another process is at work here; its id is named.
         """
-        if self._locked:
+        if self._locked or not self.processes.leads:
             yield
             return
         with self.path(LOCK).open("a+", encoding="utf-8") as file:
@@ -160,6 +172,8 @@ class Run:
 
     def write_description(self, data_files: Mapping[str, str]) -> None:
         """Write run.yaml: the resolved configuration, versions, hashes of the data, threads."""
+        if not self.processes.leads:
+            return
         packages = ("torch", "numpy", "accelerate", "polars", "scipy", "safetensors")
         content = {
             "config": dump_config(self.config),
@@ -176,13 +190,23 @@ class Run:
 
     def record(self, key: str, value: Any) -> None:
         """Add to run.yaml what is known only later."""
+        if not self.processes.leads:
+            return
         with self.locked():
             path = self.path("run.yaml")
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
             if content.get(key) != value:
                 write_file(path, yaml.safe_dump(content | {key: value}, sort_keys=False))
 
-    def stage(self, name: str, *, config: Any, inputs: Sequence[Path], build: Callable[[Path], None]) -> Path:
+    def stage(
+        self,
+        name: str,
+        *,
+        config: Any,
+        inputs: Sequence[Path],
+        build: Callable[[Path], None],
+        together: bool = False,
+    ) -> Path:
         """Make a stage unless it is there already.
 
         Args:
@@ -190,6 +214,7 @@ class Run:
             config: JSON-able, what the stage reads of the configuration.
             inputs: files that it reads; those of another stage must be as that stage left them.
             build: writes the stage's files into the folder it is given, which may hold an interrupted attempt.
+            together: `build` fits a model and is for all processes; those that do not lead write nothing in it.
 
         Returns:
             The finished folder.
@@ -197,6 +222,10 @@ class Run:
         Raises:
             UserError: an input is missing, or the stage's files were changed after they were made.
         """
+        if not self.processes.leads:
+            while self.processes.tell() == BUILD:
+                build(self._attempt(name)[0])
+            return self.path(name)
         with self.locked():
             target = self.path(name)
             sources = {self.label(path): self.hash_input(path) for path in inputs}
@@ -206,14 +235,20 @@ class Run:
                 verify(target)
                 self._forget_attempt(name)
                 self._event(name, "skip", 0.0)
-                return target
-            self._event(name, "start", 0.0)
-            started = time.monotonic()
-            self._make(name, fingerprint, build)
-            self._event(name, "end", time.monotonic() - started)
+            else:
+                self._event(name, "start", 0.0)
+                started = time.monotonic()
+                self._make(name, fingerprint, build, together)
+                self._event(name, "end", time.monotonic() - started)
+            if self.followed:
+                self.processes.tell(DONE)
             return target
 
-    def _make(self, name: str, fingerprint: str, build: Callable[[Path], None]) -> None:
+    def go_on_alone(self) -> None:
+        """From here on the first process works without the others, which wait until it is done."""
+        self.followed = False
+
+    def _make(self, name: str, fingerprint: str, build: Callable[[Path], None], together: bool) -> None:
         """Build a stage in its work folder, from where an interrupted attempt stopped, and put it in place."""
         work, marker = self._attempt(name)
         if not (marker.is_file() and marker.read_text(encoding="utf-8") == fingerprint):
@@ -226,6 +261,8 @@ class Run:
             work.mkdir()
             sealed = None
         if sealed is None:
+            if together:
+                self.processes.tell(BUILD)
             with naming(work):
                 build(work)
             shutil.rmtree(work / "checkpoints", ignore_errors=True)

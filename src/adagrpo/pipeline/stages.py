@@ -163,7 +163,7 @@ def fit_sft(run: Run) -> None:
     if run.config.train.rl_split:
         config += [{"rl_split": run.config.train.rl_split}]
     inputs = [*bench.training_files, *bench.catalog_files, *bench.language_model_files]
-    run.stage("sft", config=config, inputs=inputs, build=build)
+    run.stage("sft", config=config, inputs=inputs, build=build, together=True)
 
 
 def fit_arm(run: Run, arm: ArmConfig) -> None:
@@ -222,7 +222,7 @@ def fit_arm(run: Run, arm: ArmConfig) -> None:
         if bench.fold_names:
             config += [{"folds": len(bench.fold_names)}]
         config += bench.reward_config
-    run.stage(f"train/{arm.name}", config=config, inputs=inputs, build=build)
+    run.stage(f"train/{arm.name}", config=config, inputs=inputs, build=build, together=True)
 
 
 def _arm(arm: ArmConfig, default_lambda: float) -> Arm:

@@ -8,6 +8,9 @@ generator state.
 A step with a number that is not finite, in a loss, its gradient, the logits or the reward, is counted and skipped:
 nothing of it reaches weights, optimiser, average or the task's running numbers. Three batches in a row end the fit.
 
+Several processes may fit a model together, see `adagrpo.trainer.processes`: each runs this loop on its share of the
+micro-batches; the first one alone validates and writes.
+
 With `average` > 0, what is validated and kept is an exponential moving average of the weights (Polyak & Juditsky 1992),
 whose decay grows from 0.1 to `average` as min(average, (1 + t) / (10 + t)); training itself goes on from the raw ones.
 """
@@ -30,6 +33,7 @@ from adagrpo.errors import NotFinite, ServiceError, UserError
 from adagrpo.layers import autocast_dtype
 from adagrpo.trainer.batches import step_key
 from adagrpo.trainer.checkpoints import Progress, restore, save, save_weights
+from adagrpo.trainer.processes import processes
 from adagrpo.trainer.task import LIMIT, Diverged, FitResult, Report, Task
 
 __all__ = ["fit"]
@@ -78,6 +82,7 @@ class _Loop:
 
     def __init__(self, model: nn.Module, task: Task[Any], settings: FitConfig, work: Path, seed: int) -> None:
         self.task, self.settings, self.work, self.seed = task, settings, work, seed
+        self.processes = processes()
         device = next(model.parameters()).device
         self.accelerator = Accelerator(
             cpu=device.type == "cpu", mixed_precision="bf16" if autocast_dtype(device) is torch.bfloat16 else "no"
@@ -106,14 +111,17 @@ class _Loop:
         if found is not None:
             self.progress = found
             self.task.load_state(found.task)
-            for name in ("steps.jsonl", "validation.jsonl"):
-                _cut(self.work / name, found.step)
-            if found.step in self.validate_at and _last_step(self.work / "validation.jsonl") != found.step:
-                self._validate()  # it failed when it was due
+        self.processes.tell("read")  # before the first process writes another
+        if not self.processes.leads:
             return
         for name in ("steps.jsonl", "validation.jsonl"):
-            (self.work / name).write_text("", encoding="utf-8")
-        self._validate()
+            if found is None:
+                (self.work / name).write_text("", encoding="utf-8")
+            else:
+                _cut(self.work / name, found.step)
+        due = found is not None and found.step in self.validate_at
+        if found is None or (due and _last_step(self.work / "validation.jsonl") != found.step):
+            self._validate()  # of step 0, or one that failed when it was due
 
     def step(self) -> dict[str, float]:
         """One optimiser step."""
@@ -147,22 +155,57 @@ class _Loop:
         every = self.task.term_norms_every
         norms: dict[str, list[Tensor]] | None = {} if every and step % every == 0 else None
         self.optimizer.zero_grad()
-        for index, micro in enumerate(micros):
-            torch.manual_seed(step_key(self.seed, step, 2 * index))  # odd keys are left to the task's own draws
-            with self.accelerator.autocast():
-                terms, logged = self.task.loss(micro)
-            if norms is not None:
-                _accumulate_gradients(terms, self.parameters, norms)
-            self.accelerator.backward(torch.stack([*terms.values()]).sum())
-            for name, term in terms.items():
-                values[name] = values.get(name, 0.0) + float(term.detach())
-            for name, value in logged.items():
-                values[name] = values.get(name, 0.0) + value
+        own: dict[str, float] = {}
+        problem: list[str] | None = None
+        try:
+            for index, micro in self.processes.share(micros):
+                self._backward(step, index, micro, own, norms)
+        except NotFinite as error:
+            problem = [error.what, str(error)]
+        values |= self._sum(own, problem)
+        self.processes.sum_gradients_(self.parameters)
         norm = float(self.accelerator.clip_grad_norm_(self.parameters, self.settings.max_grad_norm))
         values["grad_norm"] = norm
-        for name, gradients in (norms or {}).items():
+        for name, gradients in ({} if norms is None else self._sum_norms(norms)).items():
             values[f"grad_norm_{name}"] = float(torch.nn.utils.get_total_norm(gradients))
         return values
+
+    def _backward(
+        self, step: int, index: int, micro: Any, values: dict[str, float], norms: dict[str, list[Tensor]] | None
+    ) -> None:
+        """Add a micro-batch's gradient to those before it, and what it logs to `values`."""
+        torch.manual_seed(step_key(self.seed, step, 2 * index))  # odd keys are left to the task's own draws
+        with self.accelerator.autocast():
+            terms, logged = self.task.loss(micro)
+        if norms is not None:
+            _accumulate_gradients(terms, self.parameters, norms)
+        self.accelerator.backward(torch.stack([*terms.values()]).sum())
+        for name, value in [*((name, float(term.detach())) for name, term in terms.items()), *logged.items()]:
+            values[name] = values.get(name, 0.0) + value
+
+    def _sum(self, own: dict[str, float], problem: list[str] | None) -> dict[str, float]:
+        """What the micro-batches of all processes log together.
+
+        Raises:
+            NotFinite: in one of them; all processes raise it.
+        """
+        told = self.processes.gather([own, problem])
+        for _, found in told:
+            if found is not None:
+                raise NotFinite(*found)
+        values: dict[str, float] = {}
+        for logged, _ in told:
+            for name, value in logged.items():
+                values[name] = values.get(name, 0.0) + value
+        return values
+
+    def _sum_norms(self, norms: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:
+        """Each term's own gradient, over all processes; a process may lack a term."""
+        names = dict.fromkeys(name for told in self.processes.gather([*norms]) for name in told)
+        for name in names:
+            norms.setdefault(name, [torch.zeros_like(p) for p in self.parameters])
+            self.processes.sum_(norms[name])
+        return {name: norms[name] for name in names}
 
     def _skip(self, values: dict[str, float], bad: Sequence[str], said: str) -> dict[str, float]:
         """Count a step that is not applied, and what of it was not finite; returns what to log."""
@@ -175,8 +218,10 @@ class _Loop:
         return finite | {"skipped": 1.0} | {f"not_finite_{name}": 1.0 for name in bad}
 
     def _close_step(self, values: dict[str, float]) -> None:
-        """Log, validate and save."""
+        """Log, validate and save, which one process does for all."""
         self.progress.step += 1
+        if not self.processes.leads:
+            return
         _append(self.work / "steps.jsonl", {"step": self.progress.step, **values})
         if self.progress.step in self.validate_at:
             self._validate()
@@ -211,7 +256,7 @@ class _Loop:
 
     def keep(self) -> None:
         """Save the state between two steps, if a fit can continue from there and there is anything to keep."""
-        if self.progress.step and self.progress.step % self.task.stride == 0:
+        if self.processes.leads and self.progress.step and self.progress.step % self.task.stride == 0:
             self._save()
 
     def _save(self) -> None:
@@ -222,11 +267,13 @@ class _Loop:
     def finish(self) -> FitResult:
         """Write the best and the final weights."""
         self._swap_average()
-        files = getattr(self.model, "checkpoint_files", {})
-        save_weights(self.work / "best", self.progress.best_weights, self.progress.best_step, files)
-        save_weights(self.work / "final", self.model.state_dict(), self.progress.step, files)
-        rows = (self.work / "validation.jsonl").read_text(encoding="utf-8").splitlines()
-        return FitResult(self.progress.best_step, self.progress.step, [json.loads(row) for row in rows])
+        if self.processes.leads:
+            files = getattr(self.model, "checkpoint_files", {})
+            save_weights(self.work / "best", self.progress.best_weights, self.progress.best_step, files)
+            save_weights(self.work / "final", self.model.state_dict(), self.progress.step, files)
+        rows = (self.work / "validation.jsonl").read_text(encoding="utf-8").splitlines() if self.processes.leads else []
+        best, rows = self.processes.gather([self.progress.best_step, rows])[0]
+        return FitResult(best, self.progress.step, [json.loads(row) for row in rows])
 
 
 def _schedule(step: int, steps: int, warmup: float) -> float:

@@ -1,0 +1,120 @@
+"""Row 4: sft, ranker and post-training of a small world, however a step of 8 histories is cut and by however many.
+
+A fit is a process of its own, `python -m benchmarks.reliability.invariance FOLDER BATCH_SIZE ACCUMULATION STEPS`, or
+two that were launched together; it leaves the weights of each model in the folder. Float32, without dropout, whose
+masks are those of a micro-batch.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from adagrpo.config import FitConfig, ObjectiveConfig
+from adagrpo.policies.compact import CompactPolicy
+from adagrpo.rewards.ranker import SequentialRanker
+from adagrpo.semantic_ids.catalog import Catalog
+from adagrpo.trainer import Arm, BatchSchedule, PostTraining, RankerFit, Supervised, fit, loop
+from adagrpo.trainer.processes import SharedReward, processes
+from adagrpo.types import Ragged
+from benchmarks.reliability.findings import Finding
+
+__all__ = ["MODELS", "deviations", "invariance"]
+
+ROOT = Path(__file__).parent.parent.parent
+MODELS = ("sft", "ranker", "train")
+SIZES, ITEMS, USERS, HISTORY, SEED = (4, 4, 3), 40, 120, 6, 3
+CUTS = {"1 x 8 histories": (8, 1, 1), "8 x 1": (1, 8, 1), "two processes": (8, 1, 2)}
+
+
+def invariance(work: Path, steps: int = 50) -> Finding:
+    """The largest difference between weights, over the ways to cut a step."""
+    found = deviations(work, steps)
+    figure = ", ".join(f"{name} {value:.1e}" for name, value in found.items())
+    return Finding(
+        4,
+        f"largest difference of a weight after {steps} steps between 1 x 8, 8 x 1 and two processes (gloo): {figure}",
+        max(found.values()) < 1e-6,
+    )
+
+
+def deviations(work: Path, steps: int) -> dict[str, float]:
+    """The largest difference of a weight from 1 x 8, by model.
+
+    The bias of attention's keys is left out: nothing depends on it, and Adam makes steps of its gradient's rounding.
+    """
+    for name, (batch_size, accumulation, count) in CUTS.items():
+        _launch([str(work / name), str(batch_size), str(accumulation), str(steps)], count)
+    largest = dict.fromkeys(MODELS, 0.0)
+    first, *others = (work / name for name in CUTS)
+    for model in MODELS:
+        expected = load_file(first / f"{model}.safetensors")
+        for other in others:
+            for name, tensor in load_file(other / f"{model}.safetensors").items():
+                difference = (tensor - expected[name]).abs()
+                if name.endswith("query_key_value.bias"):
+                    difference = difference.view(3, -1)[[0, 2]]
+                largest[model] = max(largest[model], float(difference.max()))
+    return largest
+
+
+def _launch(arguments: list[str], count: int) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(count)}
+    common = (
+        os.environ | place | {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]), "OMP_NUM_THREADS": "1"}
+    )
+    command = [sys.executable, "-m", "benchmarks.reliability.invariance", *arguments]
+    started = [
+        subprocess.Popen(command, env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(count)
+    ]
+    statuses = [process.wait() for process in started]
+    if any(statuses):
+        raise RuntimeError(f"{' '.join(command)} failed")
+
+
+def _fit_all(work: Path, batch_size: int, accumulation: int, steps: int) -> None:
+    """Fit a policy and a ranker, and post-train the policy by the ranker; every gate decision is `all`."""
+    loop.autocast_dtype = lambda device: None  # float32
+    draw = np.random.default_rng(0)
+    lengths = draw.integers(2, 12, USERS)
+    items = draw.integers(0, ITEMS, lengths.sum()).astype(np.int32)
+    training = Ragged(items, np.concatenate([[0], lengths.cumsum()]).astype(np.int64))
+    together = processes()
+    schedule = BatchSchedule(training, HISTORY, batch_size, accumulation, SEED, processes=together.count)
+    space = torch.cartesian_prod(*map(torch.arange, SIZES))
+    generator = torch.Generator().manual_seed(0)
+    catalog = Catalog.from_codes(space[torch.randperm(len(space), generator=generator)[:ITEMS]], SIZES)
+    policy = CompactPolicy(
+        catalog.codes, SIZES, width=16, layers=1, heads=2, decoder_hidden=16, max_history=HISTORY, dropout=0.0
+    )
+    ranker = SequentialRanker(ITEMS, width=16, layers=1, heads=2, max_history=HISTORY, dropout=0.0)
+    settings = FitConfig(learning_rate=1e-3, validations=0)
+
+    def fitted(name: str, model: nn.Module, task: Supervised | RankerFit | PostTraining) -> None:
+        fit(model, task, settings, work / name, seed=SEED)
+        if together.leads:
+            save_file(model.state_dict(), work / f"{name}.safetensors")
+
+    common = {"steps": steps, "validate": lambda: {"ndcg@10": 0.0}}
+    fitted("sft", policy, Supervised(policy, catalog.codes, schedule, **common))
+    fitted("ranker", ranker, RankerFit(ranker, schedule, loss="sampled", negatives=20, **common))
+    objective = ObjectiveConfig(num_generations=6, inject_target=True)
+    arm = Arm(anchored=True, lambda_=1.0, gate="all")
+    reward = SharedReward(ranker.eval(), together)
+    fitted("train", policy, PostTraining(policy, catalog, reward, schedule, objective, arm, **common))
+
+
+if __name__ == "__main__":
+    folder, *numbers = sys.argv[1:]
+    _fit_all(Path(folder), *map(int, numbers))
+    processes().part()
