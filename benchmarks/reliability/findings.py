@@ -28,6 +28,7 @@ ROWS = {
     7: "malicious files, YAML tags, names and model folders",
     8: "truncated or bit-flipped artifacts",
     9: "lists that are generated; brute force on small catalogues",
+    0: "killed runs carried on, turn after turn, in one process",  # the soak, a script of its own
 }
 
 
@@ -40,13 +41,13 @@ class Finding:
     passes: bool
 
 
-def record(path: Path, name: str, found: Finding) -> None:
+def record(path: Path, name: str, found: Finding, carried_out: str | None = None) -> None:
     """Put a finding into a JSON file, in the place of an earlier one of the same check."""
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"]
     commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     content[name] = asdict(found) | {
-        "command": f"python -m benchmarks.reliability --only {name}",
+        "command": carried_out or f"python -m benchmarks.reliability --only {name}",
         "date": datetime.now(UTC).date().isoformat(),
         "commit": commit or None,
         "machine": f"{platform.machine()}, torch {version('torch')}, python {platform.python_version()}",
@@ -61,10 +62,12 @@ def table(results: Path, page: Path) -> None:
     for row, title in ROWS.items():
         found = [entry for entry in content.values() if entry["row"] == row]
         if not found:
-            lines.append(f"| {row} | {title} | not measured yet | – | – | – |")
+            lines.append(f"| {row or 'soak'} | {title} | not measured yet | – | – | – |")
         for entry in found:
             holds = "yes" if entry["passes"] else "**no**"
-            lines.append(f"| {row} | {title} | {entry['figure']} | {holds} | `{entry['command']}` | {entry['date']} |")
+            lines.append(
+                f"| {row or 'soak'} | {title} | {entry['figure']} | {holds} | `{entry['command']}` | {entry['date']} |"
+            )
     text = page.read_text(encoding="utf-8")
     head, rest = text.split(BEGIN)
     write_file(page, f"{head}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{rest.split(END)[1]}")
