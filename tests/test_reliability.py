@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from benchmarks.reliability.findings import ROWS, Finding
 from benchmarks.reliability.lists import check_lists
 from benchmarks.reliability.logs import FORMATS, check_log
 from benchmarks.reliability.processes import FULL, Server, run_together, server
+from benchmarks.reliability.soak import environment, judge, leftovers
 
 ROOT = Path(__file__).parent.parent
 
@@ -146,3 +149,35 @@ def test_the_page_in_docs_is_what_the_figures_give(tmp_path: Path) -> None:
     for entry in json.loads((ROOT / "results" / "reliability.json").read_text()).values():
         figure: dict[str, Any] = entry
         assert figure["passes"] and figure["command"] in page.read_text()
+
+
+def test_a_soak_counts_what_runs_leave_and_not_the_folder_that_torch_makes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._inductor.runtime.cache_dir_utils import cache_dir  # takes seconds to import
+
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)  # torch sets it where it has been asked before
+    for name, value in environment(tmp_path).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    (tmp_path / "server").mkdir()
+    cache_dir()
+    assert leftovers(tmp_path) == set()
+    file, name = tempfile.mkstemp()
+    os.close(file)
+    (tmp_path / "run").mkdir()  # a run that was not taken away
+    assert leftovers(tmp_path) == {f"temporary/{Path(name).name}", "run"}
+
+
+def test_a_soak_is_judged_from_its_second_turn() -> None:
+    assert judge([500, 800, 810, 815], 4, 4, set(), 4.0).passes  # +1.9 %, and +63 % from the first
+    for memory, killed, equal, left in (
+        ([500, 800, 810, 817], 4, 4, set()),  # +2.1 %
+        ([500, 800, 810, 815], 4, 3, set()),
+        ([500, 800, 810, 815], 0, 4, set()),
+        ([500, 800, 810, 815], 4, 4, {"temporary/rest"}),
+    ):
+        found = judge(memory, killed, equal, left, 4.0)
+        assert not found.passes
+    assert "memory +1.9% from the second turn to the last (0 MiB), +63.0% from the first" in found.figure
+    assert "1 files left behind (temporary/rest)" in found.figure

@@ -4,8 +4,12 @@
 
 Each turn: a process of its own begins the small demo and is killed; this process carries it on to its end (sft,
 ranker, post-training, evaluation). Every turn must end with the same weights, metrics.json and file names, leave no
-file anywhere else, and this process must not grow: its memory after the second turn, when everything is loaded, and
-after the last are compared.
+file anywhere else, and this process must not grow: its memory after the last turn is at most 2 % above that after the
+second. The first turn imports what is only imported where it is needed, and the allocator keeps room for the largest
+tensors, so that growth from the first turn is stated, but not judged.
+
+Importing torch makes an empty folder for its compiler among the temporary files. It belongs to torch, and is sent
+where it is not counted (`environment`).
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +34,7 @@ from benchmarks.reliability.findings import Finding
 from benchmarks.reliability.kills import SETTINGS, demo, result
 from benchmarks.reliability.processes import server
 
-__all__ = ["soak"]
+__all__ = ["environment", "judge", "leftovers", "soak"]
 
 ROOT = Path(__file__).parent.parent.parent
 RECIPE = ROOT / "src" / "adagrpo" / "recipes" / "demo-small.yaml"
@@ -40,10 +45,11 @@ def soak(work: Path, minutes: float, seed: int = 0, **settings: str) -> Finding:
     """Carry on killed runs until the time is over; at least three turns."""
     draw = np.random.default_rng(seed)
     config = load_config(RECIPE, [f"{key}={value}" for key, value in (SETTINGS | settings).items()])
-    place = work / "temporary"  # of whatever this process and its children may leave
-    place.mkdir(parents=True)
-    tempfile.tempdir = os.environ["TMPDIR"] = str(place)
-    started, memory, killed, equal, left = time.monotonic(), [], 0, 0, 0
+    work.mkdir(parents=True, exist_ok=True)
+    os.environ |= environment(work)
+    tempfile.tempdir = os.environ["TMPDIR"]
+    started, memory, killed, equal = time.monotonic(), [], 0, 0
+    left: set[str] = set()
     expected = None
     with server(work / "server") as processes:
         while len(memory) < 3 or time.monotonic() - started < 60 * minutes:
@@ -58,17 +64,38 @@ def soak(work: Path, minutes: float, seed: int = 0, **settings: str) -> Finding:
             expected = expected or found
             equal += found == expected
             shutil.rmtree(run)
-            left += sum(1 for _ in place.rglob("*")) + len({*work.iterdir()} - {place, work / "server"})
+            left |= leftovers(work)
             gc.collect()
             memory.append(resident())
             print(f"turn {len(memory)}: {memory[-1] / 2**20:.1f} MiB, {killed} killed, {equal} equal", file=sys.stderr)
-    growth = memory[-1] / memory[1] - 1
-    minutes = (time.monotonic() - started) / 60
+    return judge(memory, killed, equal, left, (time.monotonic() - started) / 60)
+
+
+def environment(work: Path) -> dict[str, str]:
+    """Variables that send all temporary files into one folder of `work`, and torch's cache into another."""
+    temporary, cache = work / "temporary", work / "torch"
+    for folder in (temporary, cache):
+        folder.mkdir(exist_ok=True)
+    return {"TMPDIR": str(temporary), "TORCHINDUCTOR_CACHE_DIR": str(cache)}
+
+
+def leftovers(work: Path) -> set[str]:
+    """Files and folders that the runs have left, relative to `work`; the soak's own do not count."""
+    own = {work / "temporary", work / "torch", work / "server"}
+    found = {*(work / "temporary").rglob("*")} | ({*work.iterdir()} - own)
+    return {path.relative_to(work).as_posix() for path in found}
+
+
+def judge(memory: Sequence[int], killed: int, equal: int, left: set[str], minutes: float) -> Finding:
+    """What came of it; `memory` in bytes after each turn, at least two."""
+    from_first, from_second = (memory[-1] / base - 1 for base in memory[:2])
+    named = f" ({', '.join(sorted(left)[:3])})" if left else ""
     figure = (
-        f"{len(memory)} turns in {minutes:.0f} minutes, {killed} of them killed: {equal} equal, {left} files left "
-        f"behind, memory {growth:+.1%} from the second turn to the last ({memory[-1] / 2**20:.0f} MiB)"
+        f"{len(memory)} turns in {minutes:.0f} minutes, {killed} of them killed: {equal} equal, {len(left)} files left "
+        f"behind{named}; memory {from_second:+.1%} from the second turn to the last ({memory[-1] / 2**20:.0f} MiB), "
+        f"{from_first:+.1%} from the first"
     )
-    return Finding(0, figure, equal == len(memory) and left == 0 and killed > 0 and growth <= 0.02)
+    return Finding(0, figure, equal == len(memory) and not left and killed > 0 and from_second <= 0.02)
 
 
 def resident() -> int:
