@@ -61,19 +61,21 @@ def main() -> None:
     if options.published:
         variants += published(options.data, options.published)
     wanted = {variants[0][0], *(options.only or [name for name, _ in variants])}
+    rows: Rows = []  # of these settings: the file may hold rows of others
     for seed in options.seeds:
         for name, settings in variants:
             if name not in wanted:
                 continue
             config = load_config(options.recipe, [*settings, f"seed={seed}", *policy_settings(options.epochs)])
             run = Run(options.out, config, options.data, StderrConsole())
-            if find(read(options.results), config.name, name, seed, run.config_hash) is None:
+            row = find(read(options.results), config.name, name, seed, run.config_hash)
+            if row is None:
                 row = measure(run, name, seed, options.epochs > 0)
                 row |= {"set": settings, "epochs": options.epochs, "command": command(options)}
                 with options.results.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
+            rows.append(row)
     names = [name for name, _ in variants if name in wanted]
-    rows = [row for row in read(options.results) if row["dataset"] == config.name and row["tokenizer"] in names]
     print(to_markdown(audit_table(rows, names)))
     if options.epochs > 0:
         print("\n" + to_markdown(policy_table(options.out, rows, names)))

@@ -25,9 +25,6 @@ from adagrpo.errors import UserError
 __all__ = ["Config", "dump_config", "load_config"]
 
 
-_END = "rl_positions: end has none"
-
-
 class Config(Section):
     """A whole run."""
 
@@ -62,10 +59,10 @@ class Config(Section):
             seen = arm.seen_by(self.objective)
             if arm.objective == "nll" or seen.rl_positions != "end":
                 continue
-            if arm.admits not in ("all", "none"):
-                raise ValueError(f"train.arms: '{arm.name}': the gate '{arm.admits}' reads logged items; {_END}")
-            if seen.inject_target:
-                raise ValueError(f"train.arms: '{arm.name}': inject_target reads logged items; {_END}")
+            reads = [] if arm.admits in ("all", "none") else [f"the gate '{arm.admits}'"]
+            reads += ["inject_target"] if seen.inject_target else []
+            if reads:
+                raise ValueError(f"train.arms: '{arm.name}': {reads[0]} reads logged items; rl_positions: end has none")
         return self
 
     @property

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from adagrpo.objective.advantages import check_masks, check_shapes
-from adagrpo.objective.diagnostics import first_occurrence
 
 __all__ = ["best_of_n_loss", "listwise_distillation"]
 
@@ -35,7 +34,7 @@ def listwise_distillation(
         teacher: (B, G) logits of `q`, finite where the rollout is valid; a constant, no gradient.
         items: (B, G) int64 item of each rollout, -1 where it is invalid.
         codes: (B, G, L) int64, the rollouts; equal ones count once.
-        ignored: (B, G) bool, invalid rollouts that are left out of `p` too, whose probability is no mistake.
+        ignored: (B, G) bool, rollouts that are left out of `p` and `q`: their probability is no mistake.
 
     Returns:
         (B,) nats; 0, with gradient 0, for a group without a valid rollout or with fewer than two distinct ones.
@@ -54,8 +53,8 @@ def listwise_distillation(
     check_shapes(items=(items, "BG"), ignored=(ignored, "BG"))
     check_masks(ignored=ignored)
     same = (codes.unsqueeze(1) == codes.unsqueeze(2)).all(-1)  # (B, G, G)
-    counted = ~same.tril(-1).any(2) & ~(ignored & (items < 0))  # (B, G): the first of equal rollouts
-    taught = counted & first_occurrence(items)
+    counted = ~same.tril(-1).any(2) & ~ignored  # (B, G): the first of equal rollouts
+    taught = counted & (items >= 0)
     nothing = ~taught.any(1, keepdim=True)
     student = log_probs.sum(-1).masked_fill(~counted, -torch.inf).masked_fill(nothing, 0.0).log_softmax(1)
     target = teacher.detach().masked_fill(~taught, -torch.inf).masked_fill(nothing, 0.0).log_softmax(1)
