@@ -276,6 +276,11 @@ def test_both_searches_at_once_find_what_each_finds(sizes, share, width, held_wi
     ):
         assert torch.equal(found.codes, expected.codes)
         assert torch.equal(found.scores, expected.scores)
+        assert torch.equal(found.log_probs, expected.log_probs)
+        real = found.codes[..., 0] >= 0
+        scored = score_sequences(policy, context, found.codes.clamp(min=0))
+        torch.testing.assert_close(found.log_probs[real], scored[real], rtol=1e-6, atol=1e-6)
+        assert (found.log_probs[~real] == -torch.inf).all()
 
 
 def test_both_searches_meet_each_prefix_once():

@@ -78,16 +78,20 @@ def beam_rollouts(
 
     Returns:
         Rollouts, best first. `log_probs` are the policy's free ones at temperature 1, by which the beam was ranked,
-        constrained or not. Where fewer than `G` sequences exist the lanes left over have item -1; their codes are all
-        0, so that they can be scored, and mean nothing.
+        constrained or not; the search knew them, so nothing is scored again. Where fewer than `G` sequences exist the
+        lanes left over have item -1; their codes are all 0, so that they can be scored, and mean nothing.
 
     Raises:
         ValueError: `group_size` is below 1, or the trie's levels are not the policy's.
     """
     beams = beam_search(policy, context, group_size, trie=trie if constrained else None)
     codes = beams.codes.clamp(min=0)
-    items = trie.lookup(codes).masked_fill(beams.scores == -torch.inf, -1)
-    return Rollouts(codes, items, policy.score(context, codes))
+    left_over = beams.scores == -torch.inf
+    items = trie.lookup(codes).masked_fill(left_over, -1)
+    log_probs = beams.log_probs
+    if bool(left_over.any()):
+        log_probs = torch.where(left_over.unsqueeze(-1), policy.score(context, codes), log_probs)
+    return Rollouts(codes, items, log_probs)
 
 
 def inject_target(

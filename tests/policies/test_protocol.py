@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adagrpo.decoding import beam_search, sample
+from adagrpo.decoding import beam_search, beam_search_both, sample, score_sequences
 from adagrpo.policies import CompactPolicy, HybridPolicy
 from adagrpo.policies.causal_lm import CausalLMPolicy
 from adagrpo.policies.language_model import from_configuration
@@ -217,6 +217,17 @@ def test_beam_search_finds_what_scoring_everything_finds(policy):
     totals, order = policy.score(context, codes.expand(3, -1, 3)).sum(-1).sort(descending=True)
     torch.testing.assert_close(beams.scores, totals, rtol=1e-5, atol=1e-5)
     assert torch.equal(beams.codes[:, :10], codes[order][:, :10])
+
+
+@pytest.mark.parametrize("constrained", [False, True])
+@torch.no_grad()
+def test_a_beam_knows_what_score_says(policy, constrained):
+    context, trie = policy.encode(HISTORIES), Catalog.from_codes(CODES, policy.level_sizes).trie
+    beams = beam_search(policy, context, 8, trie=trie if constrained else None)
+    scores = score_sequences(policy, context, beams.codes)
+    torch.testing.assert_close(beams.log_probs, scores, rtol=1e-6, atol=1e-6)
+    both = beam_search_both(policy, context, 8, trie=trie)[0 if constrained else 1]
+    torch.testing.assert_close(both.log_probs, scores, rtol=1e-6, atol=1e-6)
 
 
 @torch.no_grad()

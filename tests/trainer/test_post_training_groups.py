@@ -216,6 +216,28 @@ def test_beam_groups_are_the_policys_own_best(world):
     assert torch.isfinite(task.loss(micro)[0]["grpo"])
 
 
+@pytest.mark.parametrize("rollout", ["sample", "beam"])
+@pytest.mark.parametrize(
+    ("options", "scored"),
+    [
+        ({}, 0),
+        ({"difficulty": "entropy"}, 0),
+        ({"difficulty": "target_nll"}, 1),
+        ({"difficulty": "target_rank", "inject_target": True}, 1),
+        ({"rl_positions": "end"}, 0),
+    ],
+)
+def test_targets_are_scored_once_and_only_where_something_asks(world, rollout, options, scored, monkeypatch):
+    policy = world.policy()
+    task = world.post_training(policy, rollout=rollout, gate="all", **options)
+    calls, score = [], policy.score
+    monkeypatch.setattr(policy, "score", lambda *args, **given: calls.append(args) or score(*args, **given))
+    _, (micro,), _ = world.draw(task)
+    assert [args[1].shape for args in calls] == [(8, 1, 3)] * scored
+    task.loss(micro)
+    assert len(calls) == scored + 1  # with gradients
+
+
 @pytest.mark.parametrize("constrained", [True, False])
 def test_evaluation_between_steps_does_not_change_rollouts(world, constrained):
     quiet = world.post_training(world.policy(), constrained=constrained)

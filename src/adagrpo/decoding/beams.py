@@ -38,6 +38,14 @@ class Beams(NamedTuple):
 
     codes: Tensor  # (B, W, L) int64, -1 in lanes that found no sequence
     scores: Tensor  # (B, W) float32, sum of the policy's log-probabilities, -inf in lanes that found no sequence
+    log_probs: Tensor  # (B, W, L) float32, the policy's log-probability of each code, -inf where scores are
+
+
+class _Written(NamedTuple):
+    """What the lanes of a search have written."""
+
+    codes: Tensor  # (B, W, level) int64
+    log_probs: Tensor  # (B, W, level) float32
 
 
 class _Step(NamedTuple):
@@ -88,7 +96,7 @@ def beam_search(
             step = _best_continuations(log_probs, scores, width)
         else:
             step, nodes = _best_children(trie, level, nodes, log_probs, scores, width)
-        scores, written = step.scores, _write(written, step)
+        scores, written = step.scores, _write(written, step, log_probs, step.parents)
         if level + 1 < levels:
             state = policy.advance(state, step.parents, step.codes)
             logits = policy.logits(state)
@@ -132,10 +140,10 @@ def beam_search_both(
         of_held = nodes[:, : held_scores.shape[1]]
         held, held_nodes = _best_children(trie, level, of_held, log_probs, held_scores, held_width)
         free = _best_continuations(log_probs, free_scores, width, lanes)
-        held_scores, held_written = held.scores, _write(held_written, held)
-        free_scores, free_written = free.scores, _write(free_written, free)
+        origins = lanes.gather(1, free.parents)
+        held_scores, held_written = held.scores, _write(held_written, held, log_probs, held.parents)
+        free_scores, free_written = free.scores, _write(free_written, free, log_probs, origins)
         if level + 1 < levels:
-            origins = lanes.gather(1, free.parents)
             free_nodes = trie.child(level, nodes.gather(1, origins), free.codes)
             shared = _shared(held, held_nodes, free._replace(parents=origins), free_nodes)
             lanes, nodes = shared.lanes, shared.nodes
@@ -179,25 +187,37 @@ def _shared(held: _Step, held_nodes: Tensor, free: _Step, free_nodes: Tensor) ->
     )
 
 
-def _root(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores (B, 1), nodes (B, 1) and codes (B, 1, 0) of one lane a sample in which nothing is written."""
+def _root(logits: Tensor) -> tuple[Tensor, Tensor, _Written]:
+    """Scores (B, 1) and nodes (B, 1) of one lane a sample in which nothing is written, and that nothing."""
     shape, device = logits.shape[:2], logits.device
     nodes = torch.zeros(shape, dtype=torch.int64, device=device)
-    return torch.zeros(shape, device=device), nodes, nodes.unsqueeze(-1)[..., :0]
+    scores = torch.zeros(shape, device=device)
+    return scores, nodes, _Written(nodes.unsqueeze(-1)[..., :0], scores.unsqueeze(-1)[..., :0])
 
 
-def _write(written: Tensor, step: _Step) -> Tensor:
-    """(B, W, level) and one more code to (B, W', level + 1)."""
-    return torch.cat([take(written, step.parents), step.codes.unsqueeze(-1)], dim=-1)
+def _write(
+    written: _Written,  # (B, W, level)
+    step: _Step,  # (B, W')
+    log_probs: Tensor,  # (B, J, K) of the codes that may follow
+    origins: Tensor,  # (B, W') which of the J each lane of the step continues
+) -> _Written:  # (B, W', level + 1)
+    """One more code."""
+    new = log_probs.flatten(1).gather(1, origins * log_probs.shape[2] + step.codes)
+    return _Written(
+        torch.cat([take(written.codes, step.parents), step.codes.unsqueeze(-1)], dim=-1),
+        torch.cat([take(written.log_probs, step.parents), new.unsqueeze(-1)], dim=-1),
+    )
 
 
-def _beams(written: Tensor, scores: Tensor, width: int) -> Beams:
+def _beams(written: _Written, scores: Tensor, width: int) -> Beams:
     """Mark the lanes that found nothing, and fill up where fewer sequences exist than lanes were asked for."""
-    written = written.masked_fill((scores == -torch.inf).unsqueeze(-1), -1)
+    nothing = (scores == -torch.inf).unsqueeze(-1)
     missing = width - scores.shape[1]
+    pad = torch.nn.functional.pad
     return Beams(
-        torch.nn.functional.pad(written, (0, 0, 0, missing), value=-1),
-        torch.nn.functional.pad(scores, (0, missing), value=-torch.inf),
+        pad(written.codes.masked_fill(nothing, -1), (0, 0, 0, missing), value=-1),
+        pad(scores, (0, missing), value=-torch.inf),
+        pad(written.log_probs.masked_fill(nothing, -torch.inf), (0, 0, 0, missing), value=-torch.inf),
     )
 
 

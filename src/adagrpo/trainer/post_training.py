@@ -16,6 +16,7 @@ rounding between sampling and scoring is never mistaken for a policy change.
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -213,10 +214,14 @@ class PostTraining:
             drawn = self._rollouts(histories, context, uniforms)
             return self._judge_ends(histories, targets, drawn, measure)
         codes = self.catalog.codes[targets]
-        target_log_probs = self._score(self.policy, context, codes.unsqueeze(1)).squeeze(1)  # (B, L)
+
+        @functools.cache
+        def of_targets() -> Tensor:  # (B, L), scored where something asks
+            return self._score(self.policy, context, codes.unsqueeze(1)).squeeze(1)
+
         drawn = self._rollouts(histories, context, uniforms)
-        difficulty = self._difficulty(drawn, targets, target_log_probs)
-        rollouts = inject_target(drawn, targets, codes, target_log_probs) if options.inject_target else drawn
+        difficulty = self._difficulty(drawn, targets, of_targets)
+        rollouts = inject_target(drawn, targets, codes, of_targets()) if options.inject_target else drawn
         negatives = in_batch_negatives(targets, histories, uniforms(len(targets), len(targets)), options.negatives)
         candidates = distinct_candidates(targets, rollouts.items, negatives)
         scores = candidate_scores(self.reward, histories, candidates)
@@ -304,14 +309,14 @@ class PostTraining:
         trie = self.catalog.trie if options.constrained else None
         return score_sequences(policy, context, codes, temperature=options.temperature, trie=trie)
 
-    def _difficulty(self, rollouts: Rollouts, targets: Tensor, target_log_probs: Tensor) -> Tensor:  # (B,)
+    def _difficulty(self, rollouts: Rollouts, targets: Tensor, of_targets: Callable[[], Tensor]) -> Tensor:  # (B,)
         match self.objective.difficulty:
             case "rollout_miss":
                 return rollout_miss(rollouts.items, targets)
             case "target_rank":
-                return target_rank(rollouts.log_probs.sum(-1), rollouts.items, target_log_probs.sum(-1), targets)
+                return target_rank(rollouts.log_probs.sum(-1), rollouts.items, of_targets().sum(-1), targets)
             case "target_nll":
-                return target_nll(target_log_probs)
+                return target_nll(of_targets())
             case "entropy":
                 return rollout_entropy(rollouts.log_probs)
 
