@@ -28,8 +28,8 @@ from adagrpo.console import StderrConsole
 from adagrpo.evaluation import retrieval
 from adagrpo.pipeline import Run, fit_sft, prepare, tokenize
 from adagrpo.pipeline.models import Workbench
-from adagrpo.report.tables import Alignment, Table, to_markdown
-from adagrpo.statistics import Interval, paired_difference
+from adagrpo.report import ablation_table, to_markdown
+from adagrpo.statistics import paired_difference
 
 
 class Variant(NamedTuple):
@@ -62,7 +62,7 @@ def main() -> None:
             row |= {"worth": worth(reference, ranks)}
             results.append(row)
             options.results.write_text("".join(json.dumps(result) + "\n" for result in results), encoding="utf-8")
-    print(to_markdown(table(results)))
+    print(to_markdown(ablation_table(results)))
 
 
 def measure(
@@ -119,24 +119,6 @@ def worth(reference: dict[str, NDArray[np.int64]], ranks: dict[str, NDArray[np.i
             difference = paired_difference(metric(ranks[kind], 10), metric(reference[kind], 10))
             found.setdefault(kind, {})[name] = difference._asdict()
     return found
-
-
-def table(results: list[dict[str, Any]]) -> Table:
-    """One row a variant: masked and unmasked values, and the masked difference from the reference."""
-    header = ("variant", "HR@10", "NDCG@10", "HR@10 unmasked", "NDCG@10 unmasked", "Δ HR@10", "Δ NDCG@10", "sft, s")
-    rows = []
-    for result in results:
-        values = result["metrics"]
-        cells = [f"{values[kind][name]:.4f}" for kind in ("masked", "unmasked") for name in ("hr@10", "ndcg@10")]
-        for name in ("hr@10", "ndcg@10"):
-            change = Interval(**result["worth"]["masked"][name])
-            text = f"{change.mean:+.4f} ({change.low:+.4f} to {change.high:+.4f})"
-            cells.append("reference" if result is results[0] else text)
-        seconds = result["sft_seconds"]
-        rows.append((result["variant"], *cells, "–" if seconds is None else f"{seconds:.0f}"))
-    right: Alignment = "right"
-    alignment: list[Alignment] = ["left", *[right] * (len(header) - 1)]
-    return Table(header, tuple(rows), tuple(alignment))
 
 
 def _seconds(events: Path) -> float | None:

@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from adagrpo.artifacts import write_file
 from adagrpo.config import load_config
 from adagrpo.console import StderrConsole
 from adagrpo.pipeline import (
@@ -34,7 +33,8 @@ from adagrpo.pipeline import (
     tokenize,
     train,
 )
-from benchmarks.rows import machine
+from adagrpo.report.page import read_rows
+from benchmarks.rows import add_row, machine
 
 BIASES = (0.0, 0.5, 1.0, 1.5)
 SETTINGS = (
@@ -70,20 +70,6 @@ def carry_out(out: Path, results: Path, biases: Sequence[float], seeds: Sequence
             if (bias, seed) in done:
                 continue
             add_row(results, measure(out / f"bias-{bias:g}-seed-{seed}", bias, seed, settings))
-
-
-def read_rows(results: Path) -> list[dict[str, Any]]:
-    """The rows so far; a line that was cut off is none."""
-    if not results.is_file():
-        return []
-    lines = results.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
-
-
-def add_row(results: Path, row: dict[str, Any]) -> None:
-    """The whole rows and one more, in one exchange: nothing is added to a line that was cut off."""
-    lines = [json.dumps(known) + "\n" for known in (*read_rows(results), row)]
-    write_file(results, "".join(lines))
 
 
 def measure(directory: Path, bias: float, seed: int, settings: Sequence[str]) -> dict[str, Any]:

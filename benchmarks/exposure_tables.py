@@ -9,22 +9,22 @@ of arms from continued NLL and of admitted from rejected groups, are taken withi
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from adagrpo.artifacts import write_file
 from adagrpo.report.charts import Series, line_chart
+from adagrpo.report.page import read_rows
 from adagrpo.report.tables import Alignment, Table, to_markdown
 from adagrpo.statistics import seed_interval
-from benchmarks.exposure_bias import read_rows
 
 BANDS = ("all", "head", "middle", "tail")
 BASE = "nll"
 REWARDS = ("all users", "cross-fitted")
 CONTROLS = ("adagrpo", "discriminability", "random", "shuffled", "inverted", "oracle")
 FEWEST = 20  # groups of a fate; of fewer nothing is said
-Row = dict[str, Any]
+Row = Mapping[str, Any]
 Figure = Callable[[Row], float | None]
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import importlib.resources
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,12 @@ from adagrpo.data.sequences import pad
 from adagrpo.pipeline import Run, fit_ranker, prepare, simulate_marketplace
 from adagrpo.pipeline.exposures import examined, exposed
 from adagrpo.pipeline.models import Workbench
+from adagrpo.report.page import read_rows
 from adagrpo.report.tables import Table, to_markdown
 from adagrpo.reward_quality import popularity_bands, rank_correlation
 from adagrpo.statistics import seed_interval
-from benchmarks.exposure_bias import SETTINGS, add_row, read_rows
-from benchmarks.rows import machine
+from benchmarks.exposure_bias import SETTINGS
+from benchmarks.rows import add_row, machine
 
 WEIGHTINGS = ("ignore", "ips", "snips")
 WORLDS = ("coat", "slate-sim", "marketplace 0.5", "marketplace 1.5")
@@ -116,7 +118,7 @@ def correlations(bench: Workbench) -> dict[str, float]:
     }
 
 
-def table(rows: list[dict[str, Any]]) -> Table:
+def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """One row a world and figure: `ignore`, and what the weightings change, with 95 % t-intervals over seeds."""
     cells = []
     for world in dict.fromkeys(row["world"] for row in rows):

@@ -21,6 +21,7 @@ import json
 import shlex
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,13 @@ from adagrpo.console import StderrConsole
 from adagrpo.evaluation import summarise
 from adagrpo.pipeline import Run, fit_sft, prepare, tokenize
 from adagrpo.pipeline.models import Workbench
+from adagrpo.report.page import read_rows
 from adagrpo.report.tables import MISSING, Alignment, Table, to_markdown
 from adagrpo.statistics import Interval, paired_difference
+from benchmarks.rows import add_row
 
 VARIANTS = Path(__file__).with_name("tokenizers.yaml")
-Rows = list[dict[str, Any]]
+Rows = list[Mapping[str, Any]]
 
 
 def main() -> None:
@@ -68,12 +71,11 @@ def main() -> None:
                 continue
             config = load_config(options.recipe, [*settings, f"seed={seed}", *policy_settings(options.epochs)])
             run = Run(options.out, config, options.data, StderrConsole())
-            row = find(read(options.results), config.name, name, seed, run.config_hash)
+            row: Mapping[str, Any] | None = find(read_rows(options.results), config.name, name, seed, run.config_hash)
             if row is None:
-                row = measure(run, name, seed, options.epochs > 0)
-                row |= {"set": settings, "epochs": options.epochs, "command": command(options)}
-                with options.results.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(row) + "\n")
+                facts = {"set": settings, "epochs": options.epochs, "command": command(options)}
+                row = measure(run, name, seed, options.epochs > 0) | facts
+                add_row(options.results, row)
             rows.append(row)
     names = [name for name, _ in variants if name in wanted]
     print(to_markdown(audit_table(rows, names)))
@@ -142,14 +144,7 @@ def ranks_file(out: Path, name: str, seed: int) -> Path:
     return out / "ranks" / f"{name.replace(' ', '-')}-{seed}.parquet"
 
 
-def read(results: Path) -> Rows:
-    """The rows there are."""
-    if not results.is_file():
-        return []
-    return [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
-
-
-def find(rows: Rows, dataset: str, name: str, seed: int, config_hash: str) -> dict[str, Any] | None:
+def find(rows: Rows, dataset: str, name: str, seed: int, config_hash: str) -> Mapping[str, Any] | None:
     """The row of a tokenizer that was measured with these settings."""
     wanted = (dataset, name, seed, config_hash)
     keys = ("dataset", "tokenizer", "seed", "config_hash")

@@ -11,6 +11,8 @@ import numpy as np
 import polars as pl
 import pytest
 
+from adagrpo.report.page import read_rows
+
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks import exposure_bias, exposure_tables, propensity
 
@@ -58,7 +60,7 @@ def test_what_has_a_row_is_not_run_again(tmp_path: Path, monkeypatch: pytest.Mon
         *((0.0, 0, "bias-0-seed-0"), (1.5, 0, "bias-1.5-seed-0")),
         *((0.0, 1, "bias-0-seed-1"), (1.5, 1, "bias-1.5-seed-1")),
     ]
-    assert [(r["exposure_bias"], r["seed"]) for r in exposure_bias.read_rows(results)] == [
+    assert [(r["exposure_bias"], r["seed"]) for r in read_rows(results)] == [
         (0, 0),
         (1.5, 0),
         (0, 1),

@@ -38,6 +38,7 @@ from adagrpo.report import (
     exposure_table,
     results_file_table,
     results_table,
+    tables_into,
     to_markdown,
     to_text,
     write_figures,
@@ -288,14 +289,27 @@ def report(
     results: Annotated[
         Path | None, typer.Option(help="Instead of a run: print the Markdown table of this results.jsonl.")
     ] = None,
+    into: Annotated[
+        list[Path] | None,
+        typer.Option(help="With --results FOLDER: write the tables between markers of these pages or folders."),
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="With --into: write nothing, end with 2 if out of date.")
+    ] = False,
     figures: Annotated[Path | None, typer.Option(help="Also write the charts as SVG files into this folder.")] = None,
     seed: Seed = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write report.html from what the run has measured so far, or print the table of a results file."""
+    """Write report.html from what the run has measured so far, or tables of result files."""
     if (run is None) == (results is None):
         raise UserError("report: give either --run DIR or --results FILE")
+    if (into and results is None) or (check and not into):
+        raise UserError("report: --into goes with --results FOLDER, and --check with --into")
+    if into and results is not None:
+        changed = [str(page) for page in tables_into(results, into, check=check)]
+        _print({"written": changed if as_json else ", ".join(changed) or "nothing, all up to date"}, as_json)
+        return
     if results is not None:
         markdown = to_markdown(results_file_table(results))
         typer.echo(json.dumps({"markdown": markdown}) if as_json else markdown)

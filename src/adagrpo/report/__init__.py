@@ -1,11 +1,12 @@
 """The report of a run: one offline HTML page, and its tables as Markdown or plain text."""
 
 from adagrpo.report.charts import Point, Series, line_chart, scatter_chart, stacked_area_chart
-from adagrpo.report.comparison import comparison_markdown, comparison_page, comparison_table, finding
+from adagrpo.report.comparison import comparison_markdown, comparison_page, comparison_table, finding, summary_table
 from adagrpo.report.diagnosis import diagnosis_tables, write_diagnosis
+from adagrpo.report.documents import tables_into, with_tables
 from adagrpo.report.page import build_report, write_figures, write_report
 from adagrpo.report.ranker import exposure_table
-from adagrpo.report.results import results_file_table
+from adagrpo.report.results import ablation_table, arms_table, results_file_table, starting_table
 from adagrpo.report.tables import Table, results_table, to_markdown, to_text
 from adagrpo.report.verdict import arm_sentences, summary_sentences
 
@@ -13,7 +14,9 @@ __all__ = [
     "Point",
     "Series",
     "Table",
+    "ablation_table",
     "arm_sentences",
+    "arms_table",
     "build_report",
     "comparison_markdown",
     "comparison_page",
@@ -26,9 +29,13 @@ __all__ = [
     "results_table",
     "scatter_chart",
     "stacked_area_chart",
+    "starting_table",
     "summary_sentences",
+    "summary_table",
+    "tables_into",
     "to_markdown",
     "to_text",
+    "with_tables",
     "write_diagnosis",
     "write_figures",
     "write_report",

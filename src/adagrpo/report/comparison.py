@@ -25,11 +25,12 @@ from adagrpo.report.tables import (
     to_markdown,
 )
 
-__all__ = ["comparison_markdown", "comparison_page", "comparison_table", "finding"]
+__all__ = ["comparison_markdown", "comparison_page", "comparison_table", "finding", "summary_table"]
 
 CONTROLS = ("random", "shuffled", "inverted", "none")
 BREADTH = ["hr@1", "hr@5", "hr@50", "ndcg@10", "hallucination@10", "coverage@10", "tail_share@10", "mean_reward@10"]
 BREADTH += ["true_utility@10"]
+SHORT = ("ndcg@10", "hr@50", "hallucination@10", "coverage@10")
 
 
 def finding(content: Mapping[str, Any]) -> list[str]:
@@ -80,6 +81,39 @@ def comparison_table(content: Mapping[str, Any]) -> Table:
         rows.append((*cells, MISSING if row["p_holm"] is None else _p(row["p_holm"]), row["verdict"]))
     right: list[Alignment] = ["right"] * 6
     return Table(tuple(header), tuple(rows), ("left", "left", *right, "left"))
+
+
+def summary_table(content: Mapping[str, Any], short: bool = False) -> Table:
+    """One row an arm and checkpoint for documents: the metric, its difference from the baseline, the tail and breadth.
+
+    Args:
+        content: of `comparison.json`.
+        short: without the intervals over seeds, the share of tail items and the verdict.
+    """
+    plan, rows = content["plan"], content["rows"]
+    metric = plan["metric"]
+    wanted = SHORT if short else (*SHORT, "tail_share@10")
+    columns = [name for name in wanted if name != metric and any(name in row["test"] for row in rows)]
+    over = f"{100 * plan['level']:g} % over users" if short else "users; seeds"
+    unit = ", points" if _is_rate(metric) else ""
+    single = {arm for arm in (row["arm"] for row in rows) if sum(row["arm"] == arm for row in rows) == 1}
+    cells = []
+    for row in rows:
+        found, test = row["against"].get(metric), row["test"]
+        line = [row["arm"], MISSING if row["arm"] in single else row["checkpoint"], _text(row, metric)]
+        if found is None:
+            line.append(MISSING)
+        else:
+            ends = [found["users"]] if short else [found["users"], found["seeds"]]
+            line.append(f"{_signed(metric, found['difference'])} ({'; '.join(_range(metric, e) for e in ends)})")
+        line += [format_metric(name, test[name]["mean"]) if name in test else MISSING for name in columns]
+        cells.append((*line, *([] if short else [row["verdict"]])))
+    header = ["arm", "checkpoint", metric_label(metric), f"against {plan['baseline']}{unit} ({over})"]
+    header += [*map(metric_label, columns), *([] if short else ["verdict"])]
+    right: list[Alignment] = ["right"] * (2 + len(columns))
+    left: list[Alignment] = [] if short else ["left"]
+    better = frozenset((i, len(header) - 1) for i, line in enumerate(cells) if line[-1] == "better")
+    return Table(tuple(header), tuple(cells), ("left", "left", *right, *left), better)
 
 
 def comparison_markdown(content: Mapping[str, Any]) -> str:
