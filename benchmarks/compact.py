@@ -18,7 +18,7 @@ from adagrpo.pipeline.models import Workbench
 from adagrpo.trainer import Arm, PostTraining, Supervised, Task
 from benchmarks.rows import Row, median_spread, timed, timed_in_turn
 
-__all__ = ["adagrpo_vs_nll_step", "evaluate_beauty", "nll_bf16_share"]
+__all__ = ["adagrpo_vs_nll_step", "evaluate_beauty", "nll_bf16_share", "q_min_that_admits", "stepper", "workbench"]
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "amazon-beauty.yaml"
 STEPS = 8  # optimiser steps that one timing covers
@@ -63,6 +63,15 @@ def stepper(device: torch.device, task: Task[Any]) -> tuple[list[float], Callabl
     return admissions, steps
 
 
+def q_min_that_admits(share: float, build: Callable[[float], PostTraining]) -> float:
+    """The `q_min` whose first step admits nearest to a share: of an untrained ranker only the count matters."""
+    admissions = {}
+    for q_min in (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0):
+        with torch.no_grad():
+            admissions[q_min] = build(q_min).begin(0)[1]["admission"]
+    return min(admissions, key=lambda q_min: abs(admissions[q_min] - share))
+
+
 def nll_bf16_share(data: Path, work: Path) -> list[Row]:
     """Model FLOP/s of NLL training over the measured rate of a large bf16 product."""
     bench = workbench(data, work, "compact")
@@ -104,11 +113,7 @@ def adagrpo_vs_nll_step(data: Path, work: Path) -> list[Row]:
             policy = bench.policy(weights)  # noqa: B023
             return PostTraining(policy, bench.catalog, reward, schedule, chosen, arm, steps=10**6, validate=dict)  # noqa: B023
 
-        admissions = {}
-        for q_min in (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0):  # the ranker is untrained: only the count matters here
-            with torch.no_grad():
-                admissions[q_min] = task(q_min).begin(0)[1]["admission"]
-        q_min = min(admissions, key=lambda q: abs(admissions[q] - 0.12))
+        q_min = q_min_that_admits(0.12, task)
         supervised = Supervised(bench.policy(weights), bench.catalog.codes, schedule, steps=10**6, validate=dict)
         _, nll = stepper(bench.device, supervised)
         admitted, gated = stepper(bench.device, task(q_min))

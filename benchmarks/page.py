@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from adagrpo.errors import UserError
-from adagrpo.report.tables import Table, format_number, to_markdown
+from adagrpo.report.tables import MISSING, Table, format_number, to_markdown
 
 __all__ = ["main", "measured", "with_measured"]
 
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 BEGIN, END = "<!-- measured -->", "<!-- /measured -->"
+MET = {True: "yes", False: "no", None: MISSING}
 SCALE = "scale_"  # rows that show how a cost grows have no target
 
 
@@ -31,7 +32,7 @@ def measured(rows: Sequence[Mapping[str, Any]]) -> str:
     parts = []
     if targets:
         cells = [
-            (row["name"], _value(row), _spread(row), row["target"], "yes" if row["met"] else "no", row["against"])
+            (row["name"], _value(row), _spread(row), row["target"], MET[row["met"]], row["against"])
             for row in sorted(targets, key=lambda row: row["name"])
         ]
         header = ("row", "measured", "least – most", "target", "met", "against")

@@ -23,6 +23,7 @@ TARGETS = (
     "adagrpo_vs_nll_step",
     "nll_bf16_share",
     "evaluate_beauty_s",
+    "diagnostics_share",
     "beauty_end_to_end_min",
     "serve_p50_ms",
     "serve_rps_32",
@@ -58,6 +59,7 @@ def test_what_a_variant_is_worth_is_paired_by_user() -> None:
 ROWS = [
     Row("serve_p50_ms", 8.0, "ms", (7.0, 9.5), "<= 10", True, "one request", {"beam": 50, "share": 0.25}).as_json(),
     Row("evaluate_beauty_s", 21.0, "s", (21.0, 21.0), "<= 20", False, "wall clock").as_json(),
+    Row("shares", 0.02, "share", (0.01, 0.03), "", None, "no target").as_json(),
     Row("scale_beam_10", 0.5, "s", (0.4, 0.6), "", None, "256 histories").as_json(),
 ]
 
@@ -68,6 +70,7 @@ def test_the_page_holds_what_the_rows_say_and_nothing_else_changes() -> None:
     lines = text.splitlines()
     assert "| evaluate\\_beauty\\_s | 21.00 s | one run | \\<= 20 | no | wall clock |" in lines
     assert "| serve\\_p50\\_ms | 8.000 ms | 7.000 – 9.500 | \\<= 10 | yes | one request |" in lines
+    assert "| shares | 0.02000 share | 0.01000 – 0.03000 |  | – | no target |" in lines
     assert "- `serve_p50_ms`: beam 50, share 0.2500" in lines
     assert "| beam\\_10 | 0.5000 s | 0.4000 – 0.6000 | 256 histories |" in lines
     assert page.with_measured(text, ROWS) == text

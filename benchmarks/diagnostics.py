@@ -1,0 +1,155 @@
+"""What difficulty and discriminability cost within a step, beyond what GRPO needs anyway.
+
+Three tasks take turns on the same policy, batches and groups:
+
+    plain      NLL + λ · GRPO on every group with an order; the reward is asked of the rollouts alone
+    diagnosed  the same loss, to the bit, and both diagnostics: the reward is asked of the logged item and of in-batch
+               negatives too, and evidence is gathered twice, of the rewards and of shuffled ones
+    gated      AdaGRPO: the same diagnostics, and the backward pass of the admitted groups alone
+
+The share is 1 - plain / diagnosed, of the step as a whole. The parts are then timed by themselves, on one step's
+groups: a difference of whole steps is a small difference of large numbers, and the parts say where it comes from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from adagrpo.config import FitConfig, Gate
+from adagrpo.layers import autocast_dtype
+from adagrpo.objective import rollout_miss
+from adagrpo.rewards import (
+    Candidates,
+    candidate_scores,
+    distinct_candidates,
+    in_batch_negatives,
+    read_rewards,
+    shuffled,
+)
+from adagrpo.trainer import Arm, PostTraining
+from adagrpo.trainer.gating import decide, gather_evidence
+from adagrpo.trainer.groups import Judged
+from adagrpo.types import Histories
+from benchmarks.compact import STEPS, q_min_that_admits, stepper, workbench
+from benchmarks.rows import Row, median_spread, timed_in_turn
+
+__all__ = ["Plain", "diagnostics_share", "measure", "parts"]
+
+ADMISSION = 0.12  # of the gated step: about what a gate admits that chance alone does not explain
+Build = Callable[[type[PostTraining], Gate], PostTraining]
+
+
+class Plain(PostTraining):
+    """Draws the same groups and knows no logged item: no negatives, no difficulty, no discriminability, no shadow."""
+
+    def _judge(
+        self, histories: Histories, targets: Tensor, generator: torch.Generator, measure: bool
+    ) -> tuple[Judged, dict[str, float]]:
+        def uniforms(*shape: int) -> Tensor:
+            return torch.rand(shape, generator=generator).to(targets.device)
+
+        drawn = self._rollouts(histories, self.policy.encode(histories), uniforms)
+        return self._judge_ends(histories, torch.full_like(targets, -1), drawn, measure)
+
+
+class Share(NamedTuple):
+    """Of each repetition: what the diagnostics cost, as a share of the step that has them. And the facts beside it."""
+
+    values: list[float]
+    detail: dict[str, float]
+
+
+def measure(build: Build, device: torch.device, *, repeats: int = 7) -> Share:
+    """Time the three tasks in turn, then the parts.
+
+    Args:
+        build: a new task of a class and gate, on a policy of its own; always the same weights and batches.
+        device: of the tasks.
+        repeats: timings of each, of `STEPS` optimiser steps.
+    """
+    tasks = {"plain": build(Plain, "all"), "diagnosed": build(PostTraining, "all")}
+    tasks["gated"] = build(PostTraining, "adagrpo")
+    pairs = {name: stepper(device, task) for name, task in tasks.items()}
+    seconds = dict(zip(tasks, timed_in_turn([steps for _, steps in pairs.values()], repeats=repeats), strict=True))
+    admission = {name: sum(admitted) / len(admitted) for name, (admitted, _) in pairs.items()}
+    detail = {f"{name}_step_ms": 1000 * median_spread(found)[0] / STEPS for name, found in seconds.items()}
+    detail |= {"admission_all": admission["diagnosed"], "admission_gated": admission["gated"]}
+    ratios = [gated / plain for plain, gated in zip(seconds["plain"], seconds["gated"], strict=True)]
+    detail["gated_over_plain"] = median_spread(ratios)[0]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast_dtype(device) is not None):
+        works = parts(build(PostTraining, "adagrpo"))
+        found = timed_in_turn(list(works.values()), repeats=3 * repeats, warmup=3)
+    detail |= {f"{name}_ms": 1000 * median_spread(values)[0] for name, values in zip(works, found, strict=True)}
+    shares = [1 - plain / full for plain, full in zip(seconds["plain"], seconds["diagnosed"], strict=True)]
+    return Share(shares, detail)
+
+
+def parts(task: PostTraining) -> dict[str, Callable[[], Any]]:
+    """The work of one step's diagnostics, and of the reward with and without them, on the groups of step 0.
+
+    `target_log_probs` is asked for by the difficulties `target_rank` and `target_nll` and by an injected target only;
+    the default, `rollout_miss`, reads the rollouts that are there.
+    """
+    task.policy.eval()
+    judged = task.begin(0)[0][0].judged
+    assert judged is not None, "the first step holds RL samples"
+    histories, targets, rollouts, options = judged.histories, judged.targets, judged.rollouts, task.objective
+    context, codes = task.policy.encode(histories), task.catalog.codes[targets].unsqueeze(1)
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.rand(len(targets), len(targets), generator=generator).to(targets.device)
+    spread = torch.tensor(task.spread, device=targets.device)
+
+    def negatives() -> Tensor:
+        return in_batch_negatives(targets, histories, draws, options.negatives)
+
+    drawn = negatives()
+    every = distinct_candidates(targets, rollouts.items, drawn)
+    nothing = torch.full_like(targets, -1)
+    alone = distinct_candidates(nothing, rollouts.items, drawn.new_empty(len(drawn), 0))
+    scores = candidate_scores(task.reward, histories, every)
+    permutation = torch.rand(scores.shape, generator=generator).to(scores.device)
+
+    def ask(candidates: Candidates) -> Callable[[], Tensor]:
+        return lambda: candidate_scores(task.reward, histories, candidates)
+
+    def gate(given: Tensor) -> object:
+        rewards, difficulty = read_rewards(every, given), rollout_miss(rollouts.items, targets)
+        floor = options.reward_floor
+        evidence = gather_evidence(rewards, rollouts, drawn, targets, difficulty, spread=spread, floor=floor)
+        return decide("adagrpo", evidence, options)
+
+    return {
+        "reward_of_rollouts": ask(alone),
+        "reward_of_all": ask(every),
+        "negatives": negatives,
+        "target_log_probs": lambda: task._score(task.policy, context, codes),
+        "gate": lambda: gate(scores),
+        "shuffled_gate": lambda: gate(shuffled(every, scores, permutation)),
+    }
+
+
+def diagnostics_share(data: Path, work: Path) -> list[Row]:
+    """The cost of both diagnostics as a share of the step, for the compact and for the hybrid policy on Beauty."""
+    rows = []
+    for kind in ("compact", "hybrid"):
+        bench = workbench(data, work, kind)
+        schedule, weights, reward = bench.schedule(FitConfig()), bench.run.path("sft", "best"), bench.ranker()
+
+        def build(task: type[PostTraining], gate: Gate, q_min: float = 0.95) -> PostTraining:
+            options = bench.config.objective.model_copy(update={"q_min": q_min})  # noqa: B023
+            arm = Arm(anchored=True, lambda_=1.0, gate=gate)
+            policy = bench.policy(weights)  # noqa: B023
+            return task(policy, bench.catalog, reward, schedule, options, arm, steps=10**6, validate=dict)  # noqa: B023
+
+        q_min = q_min_that_admits(ADMISSION, lambda q: build(PostTraining, "adagrpo", q))
+        found = measure(lambda task, gate: build(task, gate, q_min), bench.device)  # noqa: B023
+        value, spread = median_spread(found.values)
+        name = "diagnostics_share" if kind == "compact" else f"diagnostics_share_{kind}"
+        against = "the same step without them, every group admitted"
+        rows.append(Row(name, value, "share", spread, "", None, against, found.detail))
+    return rows
