@@ -67,6 +67,8 @@ RunDirectory = Annotated[Path, typer.Option("--run", help="The run directory.")]
 MaxBadRows = Annotated[
     int | None, typer.Option(min=0, help="How many rows of the logs may be bad; the recipe's, or 0, if not given.")
 ]
+ARM = "sft or a trained arm; the last one trained if not given."
+Checkpoint = Annotated[Literal["best", "final"], typer.Option(help="Which checkpoint of it.")]
 Out = Annotated[Path, typer.Option("--out", help="Where to write.")]
 
 
@@ -327,8 +329,8 @@ def report(
 def export(
     run: RunDirectory,
     to: Annotated[Path, typer.Option("--to", help="A new folder.")],
-    arm: Annotated[str | None, typer.Option(help="sft or a trained arm; the last one trained if not given.")] = None,
-    checkpoint: Annotated[Literal["best", "final"], typer.Option(help="Which checkpoint of it.")] = "best",
+    arm: Annotated[str | None, typer.Option(help=ARM)] = None,
+    checkpoint: Checkpoint = "best",
     seed: Seed = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -337,6 +339,33 @@ def export(
     opened = _open(run, [], seed, quiet)
     with _session(opened):
         _print(pipeline.export(opened, to, arm, checkpoint), as_json)
+
+
+@app.command()
+def serve(
+    run: RunDirectory,
+    host: Annotated[str, typer.Option(help="The address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    arm: Annotated[str | None, typer.Option(help=ARM)] = None,
+    checkpoint: Checkpoint = "best",
+    reward_weight: Annotated[
+        float, typer.Option(min=0.0, help="Re-rank the beam by log-probability + this weight x reward.")
+    ] = 0.0,
+    seed: Seed = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Answer requests over HTTP with a trained policy until interrupted: POST /recommend, GET /health."""
+
+    def ready(about: dict[str, Any]) -> None:
+        if as_json:
+            typer.echo(json.dumps(about))
+        elif not quiet:
+            typer.echo(f"{about['name']}, {about['arm']} {about['checkpoint']}: {about['url']}", err=True)
+        sys.stdout.flush()
+
+    opened = _open(run, [], seed, quiet=True)
+    pipeline.serve(opened, arm, checkpoint, host=host, port=port, reward_weight=reward_weight, ready=ready)
 
 
 @app.command()

@@ -8,18 +8,17 @@ one target a user, so recall@K and HR@K are the same.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from adagrpo import metrics
 from adagrpo.data.sequences import pad
 from adagrpo.decoding import beam_search_both
-from adagrpo.layers import autocast_dtype
+from adagrpo.layers import mixed_precision
 from adagrpo.rewards.base import Reward
 from adagrpo.rewards.ranker import SequentialRanker
 from adagrpo.rewards.scoring import ask_reward
@@ -38,6 +37,7 @@ __all__ = [
     "sample_cases",
     "select_cases",
     "summarise",
+    "without_history",
 ]
 
 CUTOFFS = (1, 5, 10, 50)
@@ -115,13 +115,13 @@ def predict(
     unmasked = np.full((count, width), -1, dtype=np.int64) if mask_history else None
     invalid = done = 0
     for rows, histories in _batches(cases, batch_size, max_history, catalog.codes.device):
-        with _autocast(policy):
+        with mixed_precision(policy):
             context = policy.encode(histories)
             beams, free = beam_search_both(policy, context, width, trie=catalog.trie, held_width=held_width)
         found, score = catalog.lookup(beams.codes), beams.scores
         if unmasked is not None:
             unmasked[rows] = found[:, :width].cpu().numpy()
-            found, score = _without(found, score, histories, width)
+            found, score = without_history(found, score, histories, width)
         items[rows], scores[rows] = found.cpu().numpy(), score.cpu().numpy()
         free_codes[rows] = free.codes.cpu().numpy()
         free_valid[rows] = (catalog.lookup(free.codes) >= 0).cpu().numpy()
@@ -130,7 +130,7 @@ def predict(
         chosen = torch.from_numpy(sampled[rows])
         if bool((chosen >= 0).any()):
             device = catalog.codes.device
-            with _autocast(policy):
+            with mixed_precision(policy):
                 part = context[(chosen >= 0).nonzero().squeeze(1).to(device)]
                 drawn = draw_rollouts(policy, part, catalog.trie, uniforms[chosen[chosen >= 0]].to(device))
             invalid += int((~drawn.valid).sum())
@@ -214,9 +214,9 @@ def rank_by_ranker(
     wide = min(width + (max_history if mask_history else 0), ranker.items.num_embeddings)
     items = np.full((len(cases), width), -1, dtype=np.int64)
     for rows, histories in _batches(cases, batch_size, max_history, ranker.items.weight.device):
-        with _autocast(ranker):
+        with mixed_precision(ranker):
             best = ranker.catalogue_scores(ranker.last_states(histories)).topk(wide)
-        found = _without(best.indices, best.values, histories, width)[0] if mask_history else best.indices
+        found = without_history(best.indices, best.values, histories, width)[0] if mask_history else best.indices
         items[rows, : found.shape[1]] = found.cpu().numpy()
     return retrieval(items, cases)
 
@@ -240,7 +240,7 @@ def retrieval(items: NDArray[np.int64], cases: Cases) -> dict[str, float]:
     return values | {f"ndcg@{k}": float(metrics.ndcg(ranks, k).mean()) for k in cutoffs if k > 1}
 
 
-def _without(
+def without_history(
     items: Tensor,  # (B, W + T)
     scores: Tensor,  # (B, W + T)
     histories: Histories,
@@ -262,9 +262,3 @@ def _batches(
         rows = order[first : first + batch_size]
         histories = pad(cases.histories, rows, max_history)
         yield rows, Histories(histories.items.to(device), histories.lengths.to(device))
-
-
-def _autocast(model: nn.Module) -> AbstractContextManager[Any]:
-    device = next(model.parameters()).device
-    dtype = autocast_dtype(device)
-    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)

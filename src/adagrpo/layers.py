@@ -8,11 +8,14 @@ instead of drawing a Bernoulli variable an element (the rate is therefore a mult
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["CausalEncoder", "Dropout", "FeedForward", "autocast_dtype", "initialise", "take"]
+__all__ = ["CausalEncoder", "Dropout", "FeedForward", "autocast_dtype", "initialise", "mixed_precision", "take"]
 
 _SHORT = 64  # positions
 
@@ -23,6 +26,13 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
     native = bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
     return torch.bfloat16 if native else None
+
+
+def mixed_precision(model: nn.Module) -> AbstractContextManager[Any]:
+    """Autocast as it pays on the device of a model; nothing where it does not."""
+    device = next(model.parameters()).device
+    dtype = autocast_dtype(device)
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
 class Dropout(nn.Module):

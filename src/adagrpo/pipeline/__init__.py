@@ -13,6 +13,7 @@ from adagrpo.pipeline.ranker import fit_ranker
 from adagrpo.pipeline.ranker_report import report_ranker
 from adagrpo.pipeline.rewards import check_reward
 from adagrpo.pipeline.run import Console, Run, Silent
+from adagrpo.pipeline.serve import serve
 from adagrpo.pipeline.stages import fit_arm, fit_sft, prepare, simulate_marketplace
 from adagrpo.pipeline.tokenizer import tokenize
 from adagrpo.report import write_report
@@ -33,6 +34,7 @@ __all__ = [
     "prepare",
     "report_ranker",
     "run_all",
+    "serve",
     "simulate_marketplace",
     "tokenize",
     "train",

@@ -17,6 +17,7 @@ from typing import Literal
 from adagrpo import __version__
 from adagrpo.data.prepared import load_item_ids
 from adagrpo.errors import UserError
+from adagrpo.pipeline.checkpoint import choose_checkpoint
 from adagrpo.pipeline.models import Workbench
 from adagrpo.pipeline.run import Run
 from adagrpo.policies import prefix_function
@@ -32,7 +33,7 @@ def export(
     Args:
         run: its policy is a causal language model.
         to: a new folder, or an empty one.
-        arm: a trained arm, or `sft`; None: the last arm of the recipe that is trained, or `sft`.
+        arm: see `adagrpo.pipeline.checkpoint.choose_checkpoint`.
         checkpoint: of that arm.
 
     Returns:
@@ -41,12 +42,8 @@ def export(
     Raises:
         UserError: no such arm or checkpoint, the folder is in use, or the policy is none that `transformers` opens.
     """
-    trained = [name.name for name in run.config.train.arms if run.path("train", name.name, "manifest.json").is_file()]
-    arm = arm or [*["sft"], *trained][-1]
-    if arm != "sft" and arm not in trained:
-        raise UserError(f"--arm {arm}: not trained in {run.directory}; there is {', '.join(['sft', *trained])}")
-    weights = run.path("sft", checkpoint) if arm == "sft" else run.path("train", arm, checkpoint)
-    run.hash_input(weights / "model.safetensors")  # or say that it is missing, or not what it was
+    chosen = choose_checkpoint(run, arm, checkpoint)
+    weights = chosen.weights
     kind = run.config.policy.kind
     if kind != "causal_lm":
         raise UserError(
@@ -64,9 +61,8 @@ def export(
         work.rename(to)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    step = json.loads((weights / "checkpoint.json").read_text(encoding="utf-8"))["step"]
     items = Workbench(run).num_items
-    return {"folder": str(to), "arm": arm, "checkpoint": checkpoint, "step": step, "items": items}
+    return {"folder": str(to), "arm": chosen.arm, "checkpoint": checkpoint, "step": chosen.step, "items": items}
 
 
 def _write(run: Run, weights: Path, folder: Path) -> None:

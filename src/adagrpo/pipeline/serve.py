@@ -1,0 +1,84 @@
+"""Serving: a checkpoint of a run behind HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+from adagrpo.data.prepared import load_item_ids
+from adagrpo.errors import UserError
+from adagrpo.pipeline.checkpoint import choose_checkpoint
+from adagrpo.pipeline.models import Workbench
+from adagrpo.pipeline.rewards import check_reward
+from adagrpo.pipeline.run import Run
+from adagrpo.serving import Recommender
+
+__all__ = ["recommender", "serve"]
+
+
+def recommender(
+    run: Run, arm: str | None, checkpoint: Literal["best", "final"], reward_weight: float = 0.0
+) -> tuple[Recommender, dict[str, Any]]:
+    """What answers for a checkpoint, and what it says of itself.
+
+    Args:
+        run: with a trained policy.
+        arm: see `adagrpo.pipeline.checkpoint.choose_checkpoint`.
+        checkpoint: of that arm.
+        reward_weight: above 0, the run's reward re-ranks the beam: `log-probability + weight · reward`.
+
+    Raises:
+        UserError: no such arm or checkpoint, or the reward cannot be had.
+    """
+    chosen = choose_checkpoint(run, arm, checkpoint)
+    bench = Workbench(run)
+    if reward_weight > 0:
+        check_reward(bench)
+    served = Recommender(
+        bench.policy(chosen.weights),
+        bench.catalog,
+        load_item_ids(bench.prepared).to_list(),
+        width=run.config.evaluation.beam_width,
+        max_history=run.config.max_history,
+        mask_history=run.config.evaluation.mask_history,
+        reward=bench.reward() if reward_weight > 0 else None,
+        reward_weight=reward_weight,
+    )
+    about = {"name": run.config.name, "arm": chosen.arm, "checkpoint": checkpoint, "step": chosen.step}
+    return served, about | {"items": bench.num_items, "reward_weight": reward_weight}
+
+
+def serve(
+    run: Run,
+    arm: str | None,
+    checkpoint: Literal["best", "final"],
+    *,
+    host: str,
+    port: int,
+    reward_weight: float = 0.0,
+    ready: Callable[[dict[str, Any]], None],
+) -> None:
+    """Serve until the process is told to end.
+
+    Args:
+        run: with a trained policy.
+        arm: to serve.
+        checkpoint: of that arm.
+        host: to listen at.
+        port: 0 takes a free one.
+        reward_weight: see `recommender`.
+        ready: called once requests are taken, with the address and what `/health` says.
+
+    Raises:
+        UserError: the extra is missing, nothing to serve, or the address cannot be had.
+    """
+    try:
+        from adagrpo.serving import app
+    except ImportError as error:
+        raise UserError("serve: needs fastapi and uvicorn; pip install 'adagrpo[serve]'") from error
+    listener = app.listen(host, port)
+    with listener:
+        served, about = recommender(run, arm, checkpoint, reward_weight)
+        served.recommend([[0]])  # what is made on first use is made before the first request
+        ready({"url": f"http://{host}:{listener.getsockname()[1]}", **about})
+        app.serve(app.create_app(served, about), listener)

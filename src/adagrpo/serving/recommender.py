@@ -1,0 +1,106 @@
+"""What a served policy answers: beam search held to the catalogue, in the ids of the logs.
+
+The list of a history is the one that evaluation measures: the same beam width, masking and precision, and where a
+reward is given the order of `log-probability + w · reward` that `rerank` stands for in a comparison.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from adagrpo.decoding import beam_search
+from adagrpo.evaluation import without_history
+from adagrpo.layers import mixed_precision
+from adagrpo.rewards.base import Reward
+from adagrpo.rewards.scoring import ask_reward
+from adagrpo.semantic_ids.catalog import Catalog
+from adagrpo.types import Histories
+
+__all__ = ["ItemId", "Recommendations", "Recommender"]
+
+ItemId = int | str
+
+
+class Recommendations(NamedTuple):
+    """The list of one history, best first."""
+
+    items: list[ItemId]
+    scores: list[float]  # log-probability, nats; with a reward, plus weight times reward
+
+
+class Recommender:
+    """A policy that no longer trains, its catalogue, and the ids that the logs have for the items."""
+
+    def __init__(
+        self,
+        policy: Any,
+        catalog: Catalog,
+        item_ids: Sequence[ItemId],  # V of them
+        *,
+        width: int,
+        max_history: int,
+        mask_history: bool,
+        reward: Reward | None = None,
+        reward_weight: float = 0.0,
+    ) -> None:
+        """Freeze the policy.
+
+        Args:
+            policy: a `Policy` that is also an `nn.Module`.
+            catalog: of the policy.
+            item_ids: ids of the logs, in the order of items.
+            width: lanes of the beam; no list is longer.
+            max_history: items of a history that the policy sees, the last ones.
+            mask_history: leave these items out of the list.
+            reward: re-ranks the beam.
+            reward_weight: `w`.
+        """
+        self.policy = policy.eval().frozen()
+        self.catalog, self.item_ids = catalog, list(item_ids)
+        self.width, self.max_history, self.mask_history = width, max_history, mask_history
+        self.reward, self.reward_weight = reward, reward_weight
+        self._items = {str(name): item for item, name in enumerate(self.item_ids)}
+
+    def known(self, history: Sequence[ItemId]) -> tuple[list[int], list[ItemId]]:
+        """The items that ids name, and the ids that name none; `7` and `"7"` are the same id."""
+        found = [(name, self._items.get(str(name), -1)) for name in history]
+        return [item for _, item in found if item >= 0], [name for name, item in found if item < 0]
+
+    @torch.no_grad()
+    def recommend(self, histories: Sequence[Sequence[int]]) -> list[Recommendations]:
+        """The lists of `B` histories.
+
+        Args:
+            histories: items, oldest first, each with one at least.
+
+        Returns:
+            `B` lists of at most `width`; shorter where the catalogue or the search holds no more.
+        """
+        batch = self._pad(histories)
+        held = self.width + (self.max_history if self.mask_history else 0)
+        with mixed_precision(self.policy):
+            beams = beam_search(self.policy, self.policy.encode(batch), held, trie=self.catalog.trie)
+        items, scores = self.catalog.lookup(beams.codes), beams.scores
+        if self.mask_history:
+            items, scores = without_history(items, scores, batch, self.width)
+        if self.reward is not None:
+            rewards = ask_reward(self.reward, batch, items).nan_to_num(0.0)
+            scores, order = (scores + self.reward_weight * rewards).sort(dim=1, descending=True, stable=True)
+            items = items.gather(1, order)
+        return [self._named(*row) for row in zip(items.tolist(), scores.tolist(), strict=True)]
+
+    def _pad(self, histories: Sequence[Sequence[int]]) -> Histories:
+        seen = [list(history[-self.max_history :]) for history in histories]
+        longest = max(map(len, seen))
+        rows = torch.tensor([history + [0] * (longest - len(history)) for history in seen])
+        device: torch.device = self.catalog.codes.device
+        lengths: Tensor = torch.tensor([len(history) for history in seen])
+        return Histories(rows.to(device), lengths.to(device))
+
+    def _named(self, items: list[int], scores: list[float]) -> Recommendations:
+        count = sum(item >= 0 for item in items)  # places without an item are last
+        return Recommendations([self.item_ids[item] for item in items[:count]], scores[:count])

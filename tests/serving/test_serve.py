@@ -1,0 +1,146 @@
+"""A finished run behind HTTP answers with the lists that evaluation measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+
+from adagrpo.config import load_config
+from adagrpo.data.prepared import load_item_ids
+from adagrpo.errors import UserError
+from adagrpo.evaluation import reordered
+from adagrpo.pipeline import Run
+from adagrpo.pipeline.models import Workbench
+from adagrpo.pipeline.serve import recommender
+from adagrpo.serving.app import create_app, listen
+
+
+def opened(folder: Path, *settings: str) -> Run:
+    return Run.open(folder, lambda recipe: load_config(recipe, list(settings)))
+
+
+def questions(run: Run) -> list[list[Any]]:
+    """The histories of the test cases, in the ids of the log."""
+    bench = Workbench(run)
+    names, cases = load_item_ids(bench.prepared).to_list(), bench.cases("test")
+    return [[names[item] for item in cases.histories.row(row)] for row in range(len(cases))]
+
+
+@pytest.mark.parametrize(("mask", "weight"), [(False, 0.0), (True, 0.0), (True, 2.0)])
+def test_the_lists_are_those_of_evaluation(copied: Path, mask: bool, weight: float) -> None:
+    run = opened(copied, f"evaluation.mask_history={str(mask).lower()}")
+    bench = Workbench(run)
+    served, about = recommender(run, "adagrpo", "final", weight)
+    assert (about["arm"], about["checkpoint"], about["items"]) == ("adagrpo", "final", bench.num_items)
+    cases = bench.cases("test")
+    expected = bench.predict(bench.policy(copied / "train/adagrpo/final"), cases, bench.reward())
+    if weight:
+        expected = reordered(expected, weight)
+    names = load_item_ids(bench.prepared).to_list()
+    found = served.recommend([served.known(history)[0] for history in questions(run)])
+    for answer, items, scores in zip(found, expected.items, expected.scores, strict=True):
+        assert answer.items == [names[item] for item in items if item >= 0]
+        assert answer.scores == pytest.approx(scores[items >= 0].tolist(), abs=1e-2)  # bf16 where it is native
+
+
+class Service:
+    """The application at a port of its own."""
+
+    def __init__(self, run: Run) -> None:
+        listener = listen("127.0.0.1", 0)
+        self.port = listener.getsockname()[1]
+        served, about = recommender(run, None, "best")
+        self.width = served.width
+        self.server = uvicorn.Server(uvicorn.Config(create_app(served, about), log_level="warning"))
+        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listener]}, daemon=True)
+        self.thread.start()
+
+    def ask(self, body: Any, path: str = "/recommend") -> tuple[int, Any]:
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=30)
+        text = body if isinstance(body, str) else json.dumps(body)
+        connection.request("POST" if body is not None else "GET", path, text, {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        return response.status, json.loads(response.read())
+
+
+@pytest.fixture(scope="module")
+def service(finished: Path) -> Iterator[Service]:
+    found = Service(opened(finished))
+    yield found
+    found.server.should_exit = True
+    found.thread.join(10)
+
+
+def test_many_at_once_get_what_one_alone_gets(service: Service, finished: Path) -> None:
+    histories = questions(opened(finished))
+    alone = [service.ask({"history": history}) for history in histories]
+    assert all(status == 200 and len(answer["items"]) == 10 for status, answer in alone)
+    with ThreadPoolExecutor(16) as pool:
+        together = list(pool.map(lambda history: service.ask({"history": history}), histories))
+    assert [answer["items"] for _, answer in together] == [answer["items"] for _, answer in alone]
+
+
+def test_ids_that_are_not_in_the_catalogue_are_named_and_left_out(service: Service) -> None:
+    status, answer = service.ask({"history": [3, 13, "99999", 23], "k": 3})
+    assert status == 200 and answer["unknown"] == ["99999"] and len(answer["items"]) == 3
+    assert service.ask({"history": ["3", 13, 23], "k": 3})[1]["items"] == answer["items"]
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"history": [99999]}, "none of its ids"),
+        ({"history": []}, "history"),
+        ({"history": [3], "k": 11}, "k: 11"),
+        ({"history": [3], "k": 0}, "k"),
+        ({"history": [3], "top": 5}, "top"),
+        ({"history": [[3]]}, "history"),
+        ({"history": [3] * 10_001}, "history"),
+        ("{", "JSON"),
+    ],
+)
+def test_a_bad_request_is_answered_with_what_is_wrong(service: Service, body: Any, said: str) -> None:
+    status, answer = service.ask(body)
+    assert status == 422 and said in json.dumps(answer)
+
+
+def test_health_says_what_is_served(service: Service) -> None:
+    status, answer = service.ask(None, "/health")
+    assert status == 200 and answer["status"] == "ok"
+    assert (answer["name"], answer["arm"], answer["checkpoint"]) == ("tiny", "adagrpo", "best")
+
+
+def test_an_address_in_use_and_an_arm_that_is_not_there_are_refused(finished: Path) -> None:
+    with listen("127.0.0.1", 0) as taken, pytest.raises(UserError, match=r"--port .*choose another"):
+        listen("127.0.0.1", taken.getsockname()[1])
+    with pytest.raises(UserError, match=r"--arm grpo: not trained .* sft, nll, adagrpo"):
+        recommender(opened(finished), "grpo", "best")
+
+
+def test_the_command_serves_until_it_is_told_to_end(finished: Path) -> None:
+    command = [sys.executable, "-m", "adagrpo", "serve", "--run", str(finished), "--port", "0", "--json"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    try:
+        assert process.stdout is not None
+        about = json.loads(process.stdout.readline())
+        connection = HTTPConnection("127.0.0.1", int(about["url"].rsplit(":", 1)[1]), timeout=30)
+        connection.request("POST", "/recommend", '{"history": [3, 13], "k": 2}', {"Content-Type": "application/json"})
+        assert len(json.loads(connection.getresponse().read())["items"]) == 2
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert (process.returncode, err) == (0, "")
