@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -76,15 +77,20 @@ class Service:
 
 
 @pytest.fixture(scope="module")
-def service(finished: Path) -> Iterator[Service]:
-    found = Service(opened(finished))
+def folder(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(shutil.copytree(finished, tmp_path_factory.mktemp("served") / "run"))
+
+
+@pytest.fixture(scope="module")
+def service(folder: Path) -> Iterator[Service]:
+    found = Service(opened(folder))
     yield found
     found.server.should_exit = True
     found.thread.join(10)
 
 
-def test_many_at_once_get_what_one_alone_gets(service: Service, finished: Path) -> None:
-    histories = questions(opened(finished))
+def test_many_at_once_get_what_one_alone_gets(service: Service, folder: Path) -> None:
+    histories = questions(opened(folder))
     alone = [service.ask({"history": history}) for history in histories]
     assert all(status == 200 and len(answer["items"]) == 10 for status, answer in alone)
     with ThreadPoolExecutor(16) as pool:
@@ -122,15 +128,15 @@ def test_health_says_what_is_served(service: Service) -> None:
     assert (answer["name"], answer["arm"], answer["checkpoint"]) == ("tiny", "adagrpo", "best")
 
 
-def test_an_address_in_use_and_an_arm_that_is_not_there_are_refused(finished: Path) -> None:
+def test_an_address_in_use_and_an_arm_that_is_not_there_are_refused(folder: Path) -> None:
     with listen("127.0.0.1", 0) as taken, pytest.raises(UserError, match=r"--port .*choose another"):
         listen("127.0.0.1", taken.getsockname()[1])
     with pytest.raises(UserError, match=r"--arm grpo: not trained .* sft, nll, adagrpo"):
-        recommender(opened(finished), "grpo", "best")
+        recommender(opened(folder), "grpo", "best")
 
 
-def test_the_command_serves_until_it_is_told_to_end(finished: Path) -> None:
-    command = [sys.executable, "-m", "adagrpo", "serve", "--run", str(finished), "--port", "0", "--json"]
+def test_the_command_serves_until_it_is_told_to_end(folder: Path) -> None:
+    command = [sys.executable, "-m", "adagrpo", "serve", "--run", str(folder), "--port", "0", "--json"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     try:
