@@ -228,7 +228,7 @@ def test_an_unknown_key_anywhere_is_refused_with_its_path_and_the_nearest_name(l
 
 # what is put into a valid configuration, at which path, and what is said of it
 Contradiction = tuple[type[BaseModel], str, Content, str]
-LM = {"checkpoint": "folder", "config": None, "preamble": None, "frozen_body": False, "lora_rank": 0}
+LM = {"checkpoint": "folder", "config": None, "preamble": None, "suffix": None, "frozen_body": False, "lora_rank": 0}
 CONTRADICTIONS: list[Contradiction] = [
     (Config, "", {"ranker": {"folds": 2}, "reward": {"kind": "lambdarank"}}, "ranker.folds cross-fits"),
     (DataConfig, "data", {"logs": ["a"], "marketplace": {}}, "either logs or marketplace"),
@@ -247,7 +247,7 @@ CONTRADICTIONS: list[Contradiction] = [
         LanguageModelConfig,
         "policy.lm",
         LM | {"checkpoint": None, "config": {"model_type": "gpt2"}, "preamble": "a"},
-        "a preamble needs",
+        "a preamble or suffix needs",
     ),
     (LanguageModelConfig, "policy.lm", LM | {"dtype": "bfloat16"}, "set frozen_body or lora_rank"),
     (PolicyConfig, "policy", {"kind": "causal_lm", "lm": None}, "needs lm"),

@@ -268,7 +268,7 @@ def test_a_causal_model_that_brings_code_is_refused_before_it_is_read(tmp_path: 
     (tmp_path / "evil.py").write_text("raise SystemExit('ran')")
     for read in (
         lambda: language_model.from_folder(tmp_path, (4, 4), seed=0, weights=True),
-        lambda: language_model.preamble_tokens(tmp_path, "text"),
+        lambda: language_model.template_tokens(tmp_path, "suffix", "text"),
         lambda: language_model.copy_tokenizer(tmp_path, tmp_path / "other"),
     ):
         with pytest.raises(UserError, match="names code of its own"):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from adagrpo.config import load_config
 from adagrpo.data.prepared import load_item_ids
@@ -23,6 +23,8 @@ from adagrpo.errors import UserError
 from adagrpo.pipeline import Run, fit_arm, fit_ranker, fit_sft, prepare, tokenize
 from adagrpo.pipeline.export import export
 from adagrpo.pipeline.models import Workbench
+from adagrpo.policies.language_model import template_tokens
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 LM = {
     "config": {
@@ -107,6 +109,37 @@ def test_adapters_are_merged(run: Run, world: Any, data: Path, tmp_path: Path):
     assert names["model_type"] == "llama"
     _, report = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
+
+
+def write_tokenizer(folder: Path) -> None:
+    """Two words and a token that opens a sequence."""
+    words = Tokenizer(models.WordLevel({"<open>": 0, "viewed": 1, "next": 2}, unk_token="<open>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(single="<open> $A", special_tokens=[("<open>", 0)])
+    PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<open>").save_pretrained(folder)
+
+
+def test_texts_around_the_history_are_exported(run: Run, world: Any, data: Path, tmp_path: Path):
+    export(run, tmp_path / "base", "sft")
+    write_tokenizer(tmp_path / "base")
+    texts = {"preamble": "viewed viewed", "suffix": "next viewed"}
+    second = trained(world, tmp_path / "second", data, config=None, checkpoint=str(tmp_path / "base"), **texts)
+    weights = second.path("sft", "best")
+    policy = Workbench(second).policy(weights)
+    assert policy.preamble.tolist() == [0, 1, 1] and policy.suffix.tolist() == [2, 1]
+    export(second, tmp_path / "out")
+    ids = opened(tmp_path / "out").SemanticIds(tmp_path / "out")
+    assert ids.prompt([3, 13]) == [0, 1, 1, *ids.tokens_of[3], *ids.tokens_of[13], 2, 1]
+    assert_same_top_ten(second, weights, tmp_path / "out")
+    # where there is none the fingerprint is that of a time when there was no such key
+    assert "suffix" in second.config.policy.model_settings()["lm"]
+    assert "suffix" not in run.config.policy.model_settings()["lm"]
+
+
+def test_a_text_needs_a_tokenizer(run: Run, tmp_path: Path):
+    export(run, tmp_path / "base", "sft")
+    with pytest.raises(UserError, match=r"base: no tokenizer here, so policy\.lm\.suffix cannot be read"):
+        template_tokens(tmp_path / "base", "suffix", "next")
 
 
 def test_the_prefix_function_needs_nothing_but_python(run: Run, tmp_path: Path):

@@ -60,11 +60,12 @@ def tokens(vocabulary: Vocabulary, codes: list[int]) -> list[int]:
     return found
 
 
-def plain(policy: CausalLMPolicy, row: int, codes: list[int], preamble: tuple[int, ...] = ()) -> Tensor:
+def plain(policy: CausalLMPolicy, row: int, codes: list[int]) -> Tensor:
     """(L,) log-probabilities of codes behind a whole history, from one plain sequence and the whole vocabulary."""
     vocabulary = policy.vocabulary
+    preamble, suffix = policy.preamble.tolist(), policy.suffix.tolist()
     items = HISTORIES.items[row, : HISTORIES.lengths[row]].tolist()
-    prompt = [*preamble, *(token for item in items for token in tokens(vocabulary, CODES[item].tolist()))]
+    prompt = [*preamble, *(token for item in items for token in tokens(vocabulary, CODES[item].tolist())), *suffix]
     sequence = torch.tensor([prompt + tokens(vocabulary, codes)])
     probabilities = policy.lm(input_ids=sequence).logits[0, len(prompt) - 1 : -1].float().softmax(-1)
     scores = []
@@ -111,19 +112,21 @@ def test_gradients_are_those_of_plain_sequences(name):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5 * scale)
 
 
-@pytest.mark.parametrize("constrained", [False, True])
-def test_the_loss_at_all_positions_is_one_pass_over_the_history(constrained):
-    policy = make()
+@pytest.mark.parametrize(("suffix", "elsewhere"), [((), False), ((), True), ((0, 1, 0), False)])
+def test_the_loss_at_all_positions_is_one_pass_over_the_history(suffix, elsewhere):
+    policy = make(suffix=suffix)
     shapes = []
     policy.lm.base_model.register_forward_hook(
         lambda module, args, kwargs, output: shapes.append(tuple(kwargs["inputs_embeds"].shape)), with_kwargs=True
     )
     rows, positions = torch.tensor([0, 0, 0, 0, 1, 1, 2]), torch.tensor([0, 1, 2, 3, 0, 1, 0])
     targets = torch.tensor([5, 9, 2, 6, 3, 1, 8])
-    if constrained:  # a target that is not what comes next: its codes are packed behind a prompt of their own
+    if elsewhere:  # a target that is not what comes next
         targets[1] = 7
     policy.supervised_loss(policy.encode(HISTORIES, rows, positions), targets)
-    assert shapes == ([(7, 12 + 2, 16)] if constrained else [(3, 12 + 3 - 1, 16)])
+    # targets that are no part of the prompts, or stand behind a suffix, are packed behind them: at most 4 of a history
+    packed = elsewhere or suffix
+    assert shapes == ([(3, 12 + 4 * (len(suffix) + 2), 16)] if packed else [(3, 12 + 3 - 1, 16)])
 
 
 def test_a_state_that_needs_gradients_has_them_after_sampling():
@@ -235,12 +238,10 @@ def test_codes_are_added_behind_the_tokens_of_a_folder(name, tmp_path):
         assert torch.equal(weight[:31], old) and len(weight) == 31 + 9
         assert 0.3 < weight[31:].std().item() / old.std().item() < 3
         assert torch.equal(weight, getattr(again, part)().weight)
-    policy = CausalLMPolicy(grown, vocabulary, CODES, max_history=4, preamble=(5, 2)).eval()
+    policy = CausalLMPolicy(grown, vocabulary, CODES, max_history=4, preamble=(5, 2), suffix=(30, 3, 3)).eval()
     codes = codes_of(policy, 3)
-    expected = torch.stack(
-        [torch.stack([plain(policy, b, row, preamble=(5, 2)) for row in codes[b].tolist()]) for b in range(3)]
-    )
-    torch.testing.assert_close(policy.score(policy.encode(HISTORIES), codes), expected, rtol=1e-5, atol=1e-5)
+    scores = policy.score(policy.encode(HISTORIES), codes)
+    torch.testing.assert_close(scores, all_plain(policy, codes), rtol=1e-5, atol=1e-5)
 
 
 def test_a_checkpoint_is_a_folder_that_transformers_opens_and_we_again(tmp_path: Path):
@@ -295,7 +296,7 @@ def test_a_folder_of_no_use_is_refused(tmp_path: Path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (GPT | {"n_positions": 13}, "sees 13 tokens at once, a prompt and an item can take 14"),
+        (GPT | {"n_positions": 15}, "sees 15 tokens at once, a prompt and an item can take 16"),
         (QWEN | {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 0}, "sees 6 tokens at once"),
         (
             {key: value for key, value in QWEN.items() if key != "head_dim"}
@@ -306,7 +307,7 @@ def test_a_folder_of_no_use_is_refused(tmp_path: Path):
 )
 def test_a_model_that_cannot_share_a_prompt_is_refused(options, message):
     with pytest.raises(UserError, match=message):
-        make(options)
+        make(options, preamble=(0,), suffix=(1,))
 
 
 def test_weights_are_a_function_of_the_seed():

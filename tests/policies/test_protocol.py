@@ -31,15 +31,19 @@ LM = {
     "llama": {"tie_word_embeddings": False},
     "gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
 }
+TEMPLATES = {"qwen3-template": ((1, 0), (0, 1, 1)), "gpt2-template": ((1,), (0,))}  # a text before and after a history
 
 
 def make(kind: str, *, seed: int = 0, spread: float = 0.3) -> Any:
     """A policy far from its initial weights, where all codes are about equally likely."""
-    if kind in LM:
+    model_type = kind.removesuffix("-template")
+    if model_type in LM:
+        preamble, suffix = TEMPLATES.get(kind, ((), ()))
         shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-        inner = {} if kind == "gpt2" else {"intermediate_size": 24}
-        model, vocabulary = from_configuration({"model_type": kind, **shape, **inner, **LM[kind]}, SIZES, seed=seed)
-        policy: nn.Module = CausalLMPolicy(model, vocabulary, CODES, max_history=4)
+        inner = {} if model_type == "gpt2" else {"intermediate_size": 24}
+        options = {"model_type": model_type, **shape, **inner, **LM[model_type]}
+        model, vocabulary = from_configuration(options, SIZES, seed=seed)
+        policy: nn.Module = CausalLMPolicy(model, vocabulary, CODES, max_history=4, preamble=preamble, suffix=suffix)
     else:
         policy = CompactPolicy(
             CODES, SIZES, width=8, layers=2, heads=2, decoder_hidden=12, max_history=4, dropout=0.0, seed=seed
@@ -55,7 +59,7 @@ def make(kind: str, *, seed: int = 0, spread: float = 0.3) -> Any:
     return policy.eval()
 
 
-@pytest.fixture(scope="module", params=["compact", "hybrid", *LM])
+@pytest.fixture(scope="module", params=["compact", "hybrid", *LM, *TEMPLATES])
 def frozen(request: pytest.FixtureRequest) -> Any:
     return make(request.param)
 
@@ -203,11 +207,14 @@ def test_a_history_is_read_once_for_everything(policy):
     policy.score(context, some_codes(policy, 3, 1))
     sample(policy, context, torch.rand(3, 6, 3))
     beam_search(policy, context, 5)
-    prompt = 4 * 3 if isinstance(policy, CausalLMPolicy) else 4
-    assert widths[0] == prompt
-    # what a language model reads after that are the lanes' own codes: 1 x 2, then 6 and 6, then 4 or 5 and 5
-    expected = [2, 6, 6, 4, 5] if isinstance(policy, CausalLMPolicy) else []
-    assert widths[1:] == expected
+    if not isinstance(policy, CausalLMPolicy):
+        assert widths == [4]
+        return
+    # what a language model reads after its prompt are the lanes' own codes: 1 x 2, then 6 and 6, then 4 or 5 and 5;
+    # and each time what comes between the history and them
+    before, after = len(policy.preamble), len(policy.suffix)
+    between = [after] if after else []
+    assert widths == [before + 4 * 3, after + 2, *between, 6, 6, *between, 4, 5]
 
 
 @torch.no_grad()

@@ -16,12 +16,14 @@ class LanguageModelConfig(Section):
 
     `config` holds `model_type` (qwen3, llama, gpt2, ..) and keys of that type. Embeddings and head always train; the
     body does unless `frozen_body`, or `lora_rank` above 0, which trains adapters in its place (extra `peft`). `dtype`
-    is that of what does not train. `preamble` is text before every history, where the folder has a tokenizer.
+    is that of what does not train. `preamble` is text before every history and `suffix` text after it, which what is
+    written stands behind; both need a folder with a tokenizer.
     """
 
     config: dict[str, Any] | None = None
     checkpoint: str | None = None
     preamble: str | None = None
+    suffix: str | None = None
     frozen_body: bool = False
     lora_rank: Annotated[int, Field(ge=0)] = 0
     lora_alpha: Positive = 16
@@ -32,8 +34,8 @@ class LanguageModelConfig(Section):
     def _one_source(self) -> Self:
         if (self.config is None) == (self.checkpoint is None):
             raise ValueError("give either config or checkpoint")
-        if self.preamble is not None and self.checkpoint is None:
-            raise ValueError("a preamble needs the tokenizer of a checkpoint")
+        if self.checkpoint is None and (self.preamble is not None or self.suffix is not None):
+            raise ValueError("a preamble or suffix needs the tokenizer of a checkpoint")
         if self.dtype == "bfloat16" and not (self.frozen_body or self.lora_rank):
             raise ValueError("dtype bfloat16 is for weights that do not train: set frozen_body or lora_rank")
         return self
@@ -64,8 +66,11 @@ class PolicyConfig(Section):
         return self
 
     def model_settings(self) -> dict[str, Any]:
-        """The settings as JSON, for the fingerprint of what is made with them; without `lm` where there is none."""
-        return self.model_dump(mode="json", exclude=None if self.lm else {"lm"})
+        """The settings as JSON, for the fingerprint of what is made with them; without later keys that are unused."""
+        found = self.model_dump(mode="json", exclude=None if self.lm else {"lm"})
+        if self.lm and self.lm.suffix is None:
+            del found["lm"]["suffix"]
+        return found
 
 
 class FitConfig(Section):

@@ -91,6 +91,7 @@ def _write(run: Run, weights: Path, folder: Path) -> None:
         "item_ids": load_item_ids(bench.prepared).to_list(),
         "codes": bench.catalog.codes.tolist(),
         "preamble": policy.preamble.tolist(),
+        "suffix": policy.suffix.tolist(),
         "max_history": run.config.max_history,
     }
     (folder / "catalog.json").write_text(json.dumps(catalog) + "\n", encoding="utf-8")

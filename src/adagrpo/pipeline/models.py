@@ -216,12 +216,13 @@ class Workbench:
         options, seed = self.config.policy.lm, self.config.seed
         assert options is not None  # the configuration checks it
         sizes = tuple(size - 1 for size in self.catalog.level_sizes)
-        preamble: tuple[int, ...] = ()
+        template: dict[str, tuple[int, ...]] = {}
         if options.checkpoint is not None:
             folder = self.run.data / options.checkpoint
             model, vocabulary = language_model.from_folder(folder, sizes, seed=seed, weights=not trained)
-            if options.preamble is not None:
-                preamble = language_model.preamble_tokens(folder, options.preamble)
+            for key, text in (("preamble", options.preamble), ("suffix", options.suffix)):
+                if text is not None:
+                    template[key] = language_model.template_tokens(folder, key, text)
         else:
             model, vocabulary = language_model.from_configuration(options.config or {}, sizes, seed=seed)
         language_model.adapt(
@@ -236,7 +237,7 @@ class Workbench:
             vocabulary,
             self.catalog.codes.cpu(),
             max_history=self.config.max_history,
-            preamble=preamble,
+            **template,
             dropout=self.config.policy.dropout,
             gradient_checkpointing=options.gradient_checkpointing,
         )

@@ -1,6 +1,6 @@
 """Any Hugging Face causal LM as the policy: histories are prompts of code tokens, and all else shares their one copy.
 
-    prompt(x) = preamble, c_1 .. c_L of the first item, c_1 .. c_L of the second, ..        target: c_1 .. c_L
+    prompt(x) = preamble, c_1 .. c_L of the first item, c_1 .. c_L of the second, .., suffix        target: c_1 .. c_L
 
     π(c | x, c_<l) = softmax over the **whole** vocabulary, read at the K_l tokens of the level;
     code K_l ("outside") is all the other tokens together: what is written there names no item
@@ -9,11 +9,13 @@ So a policy for a catalogue of sizes K_l has `level_sizes` K_l + 1 (`Catalog.wit
 modelling loss, and beam search ranks as `generate` of `transformers` does with a prefix function.
 
 Nothing that shares a prompt reads it twice. NLL at all positions is one causal pass, because the target at a position
-is the next item of the prompt. Scoring packs the G completions behind the prompt, each at the positions that follow
-it, under a mask that lets a completion see the prompt and itself; decoding keeps the prompt's keys and values once a
-sample and those of the codes written so far once a lane. A lane never has a copy of the prompt's.
+is the next item of the prompt; where there is a suffix, which a target stands behind and the next item does not, each
+position's suffix and target are packed behind the prompt. Scoring packs the suffix and the G completions behind it,
+each at the positions that follow, under a mask that lets a completion see the prompt, the suffix and itself; decoding
+keeps the prompt's keys and values once a sample and those of the codes written so far once a lane. A lane never has a
+copy of the prompt's.
 
-    mask(q, k) = k in the prompt, or k in the completion of q and not after q
+    mask(q, k) = k in the prompt or the suffix, or k in the completion of q and not after q
 
 Where we depart: TRL and most open recommenders give each of the G completions a prompt of its own (see
 `adagrpo.policies.language_model` for the models and their tokens).
@@ -22,7 +24,6 @@ Where we depart: TRL and most open recommenders give each of the G completions a
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -34,65 +35,27 @@ from transformers.cache_utils import Cache
 from adagrpo.errors import UserError
 from adagrpo.layers import Dropout
 from adagrpo.objective import nll
+from adagrpo.policies.causal_context import CausalContext, CausalState, Prompts, Read, states_at
 from adagrpo.policies.language_model import (
     VOCABULARY_FILE,
     Vocabulary,
     check_room,
     enable_checkpointing,
-    tied_names,
+    under_model_names,
 )
-from adagrpo.policies.shared_prefix import KeysValues, PrefixLayer, block_mask, checkpointing, of_lanes
+from adagrpo.policies.shared_prefix import (
+    Block,
+    KeysValues,
+    PrefixLayer,
+    block,
+    block_mask,
+    checkpointing,
+    of_lanes,
+    pack,
+)
 from adagrpo.types import Histories
 
-__all__ = ["CausalContext", "CausalLMPolicy", "CausalState"]
-
-
-@dataclass(frozen=True)
-class _Read:
-    """Prompts after a pass through the body."""
-
-    hidden: Tensor  # (B, S, D)
-    cache: KeysValues  # (B, heads, S, D / heads)
-
-
-@dataclass(eq=False)
-class _Prompts:
-    """`B` prompts, padded on the right; `read` is there once something needed it."""
-
-    tokens: Tensor  # (B, S) int64
-    differentiable: bool  # whether gradients were wanted when the histories were encoded
-    read: _Read | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class CausalContext:
-    """`N` samples: the first `ends` tokens of the prompts `rows`."""
-
-    prompts: _Prompts
-    rows: Tensor  # (N,) int64
-    ends: Tensor  # (N,) int64
-    whole: bool  # the samples are the prompts, in their order
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, rows: Tensor | slice) -> CausalContext:
-        return CausalContext(self.prompts, self.rows[rows], self.ends[rows], False)
-
-    def of_rows(self, values: Tensor) -> Tensor:
-        """(B, ...) of the prompts to (N, ...) of the samples; not a copy where the samples are the prompts."""
-        return values if self.whole else values[self.rows]
-
-
-@dataclass(frozen=True)
-class CausalState:
-    """Decoder state: one copy of a sample's prompt, and what each lane wrote behind it."""
-
-    hidden: Tensor  # (B, W, D), the state that the next code is read from
-    level: int
-    prompt: KeysValues  # (B, heads, S, D / heads)
-    ends: Tensor  # (B,) int64: tokens of the prompt
-    written: KeysValues  # (B, heads, level * W, D / heads), level by level; () while there is nothing
+__all__ = ["CausalLMPolicy"]
 
 
 class CausalLMPolicy(nn.Module):
@@ -103,6 +66,7 @@ class CausalLMPolicy(nn.Module):
     item_tokens: Tensor
     code_offsets: Tensor
     preamble: Tensor
+    suffix: Tensor
 
     def __init__(
         self,
@@ -112,6 +76,7 @@ class CausalLMPolicy(nn.Module):
         *,
         max_history: int = 20,
         preamble: tuple[int, ...] = (),
+        suffix: tuple[int, ...] = (),
         dropout: float = 0.0,
         gradient_checkpointing: bool = False,
     ) -> None:
@@ -123,6 +88,7 @@ class CausalLMPolicy(nn.Module):
             item_codes: of the catalogue.
             max_history: most items of a history.
             preamble: tokens before every history.
+            suffix: tokens between every history and what is written behind it.
             dropout: on the embeddings that enter the body and on the states that leave it, while training; what the
                 model's own configuration says about dropout inside the body holds too.
             gradient_checkpointing: keep the inputs of the layers alone, and compute the rest again for the gradient.
@@ -151,14 +117,14 @@ class CausalLMPolicy(nn.Module):
         self.register_buffer("item_codes", item_codes, persistent=False)
         self.register_buffer("item_tokens", self._tokens(item_codes), persistent=False)
         self.register_buffer("preamble", torch.tensor(preamble, dtype=torch.int64), persistent=False)
+        self.register_buffer("suffix", torch.tensor(suffix, dtype=torch.int64), persistent=False)
         self._dtype = torch.bfloat16 if any(p.dtype == torch.bfloat16 for p in model.parameters()) else torch.float32
         self._layers = int(model.config.get_text_config().num_hidden_layers)
-        check_room(model, len(preamble) + (max_history + 1) * levels - 1)
+        check_room(model, len(preamble) + len(suffix) + (max_history + 1) * levels - 1)
         self._checkpointed = gradient_checkpointing
         if gradient_checkpointing:
             enable_checkpointing(model)
-        self.register_state_dict_post_hook(_to_model_names)  # type: ignore[no-untyped-call]
-        self.register_load_state_dict_pre_hook(_from_model_names)  # type: ignore[no-untyped-call]
+        under_model_names(self)
         self._check_packing()
 
     @property
@@ -184,7 +150,7 @@ class CausalLMPolicy(nn.Module):
         before = self.preamble.expand(len(items), -1)
         tokens = torch.cat([before, self.item_tokens[items].flatten(1)], dim=1)
         ends = len(self.preamble) + (positions + 1) * self.item_codes.shape[1]
-        return CausalContext(_Prompts(tokens, torch.is_grad_enabled()), rows, ends, whole)
+        return CausalContext(Prompts(tokens, torch.is_grad_enabled()), rows, ends, whole)
 
     def frozen(self) -> CausalLMPolicy:
         """The policy itself: nothing is worth computing beforehand."""
@@ -201,31 +167,34 @@ class CausalLMPolicy(nn.Module):
     def score(self, context: CausalContext, codes: Tensor, *, temperature: float = 1.0) -> Tensor:
         """(B, G, L) log-probabilities of given codes, the prompt read once for all of a sample's G."""
         samples, group, levels = codes.shape
-        lanes = torch.arange(group, device=codes.device).repeat_interleave(levels - 1)  # (Q,)
-        steps = torch.arange(levels - 1, device=codes.device).repeat(group)  # (Q,)
-        tokens = self._tokens(codes)[..., :-1].flatten(1)  # (B, Q)
-        positions = context.ends.unsqueeze(1) + steps
-        own = (lanes.unsqueeze(1) == lanes) & (steps.unsqueeze(1) >= steps)  # (Q, Q)
-        prompts, last = context.prompts, (context.ends - 1).unsqueeze(1)
-        seen = torch.arange(prompts.tokens.shape[1], device=codes.device) <= last  # (B, S)
+        shared = len(self.suffix)
+        layout = block(shared, group, levels - 1, codes.device)
+        written = self._tokens(codes)[..., :-1].flatten(1)
+        tokens = torch.cat([self.suffix.expand(samples, -1), written], dim=1)  # (B, P)
+        prompts = context.prompts
         if prompts.read is None and prompts.differentiable and torch.is_grad_enabled():
-            before, after = self._packed(context.of_rows(prompts.tokens), tokens, positions, seen, own)
-            start = before.gather(1, last.unsqueeze(-1).expand(-1, -1, before.shape[-1]))
+            packed = pack(prompts.tokens, tokens, layout, context.rows, context.ends)
+            before, _ = self._body(packed.tokens, packed.positions, packed.mask, None)
+            after = states_at(before, context.rows, packed.places)
         else:
-            read = self._read(prompts)
-            start = read.hidden[context.rows, context.ends - 1].unsqueeze(1)
-            after = start[:, :0]  # one level: nothing is read behind the prompt
-            if levels > 1:
-                cache = [[(context.of_rows(k), context.of_rows(v))] for k, v in read.cache]
-                after, _ = self._body(tokens, positions, block_mask(seen, own), cache)
-        return self._log_probs(start, after.view(samples, group, levels - 1, start.shape[-1]), codes, temperature)
+            before = self._read(prompts).hidden
+            after = before[context.rows, :0]
+            if tokens.shape[1]:
+                after, _ = self._behind(context, self._cache(context), tokens, layout)
+        start = after[:, shared - 1 : shared] if shared else states_at(before, context.rows, context.last)
+        after = after[:, shared:].reshape(samples, group, levels - 1, start.shape[-1])
+        return self._log_probs(start, after, codes, temperature)
 
     def start(self, context: CausalContext) -> CausalState:
         """(B, 1) lanes."""
-        read = self._read(context.prompts)
-        cache = tuple((context.of_rows(keys), context.of_rows(values)) for keys, values in read.cache)
-        hidden = read.hidden[context.rows, context.ends - 1]
-        return CausalState(hidden.unsqueeze(1), 0, cache, context.ends, ())
+        cache, shared = self._cache(context), len(self.suffix)
+        if not shared:
+            hidden = states_at(self._read(context.prompts).hidden, context.rows, context.last)
+            return CausalState(hidden, 0, cache, context.seen, context.ends, ())
+        layout = block(shared, 0, 0, context.ends.device)
+        hidden, new = self._behind(context, cache, self.suffix.expand(len(context), -1), layout)
+        seen = functional.pad(context.seen, (0, shared), value=True)
+        return CausalState(hidden[:, -1:], 0, _joined(cache, new), seen, context.ends + shared, ())
 
     def logits(self, state: CausalState) -> Tensor:
         """(B, W, K_l + 1) float32."""
@@ -235,7 +204,7 @@ class CausalLMPolicy(nn.Module):
         """Append codes (B, W') to lanes `parents` (B, W')."""
         level = state.level + 1
         if level == len(self.vocabulary.code_sizes):  # complete: nothing will be read from these lanes
-            return CausalState(state.hidden[:, :0], level, state.prompt, state.ends, ())
+            return CausalState(state.hidden[:, :0], level, state.prompt, state.seen, state.ends, ())
         width = codes.shape[1]
         written: KeysValues = tuple(
             (of_lanes(keys, parents, state.level), of_lanes(values, parents, state.level))
@@ -243,17 +212,11 @@ class CausalLMPolicy(nn.Module):
         )
         tokens = self.tokens_of_codes[codes + self.code_offsets[state.level]]
         positions = (state.ends + state.level).unsqueeze(1).expand(-1, width)
-        columns = torch.arange(state.prompt[0][0].shape[2], device=codes.device)
-        seen = columns < state.ends.unsqueeze(1)  # (B, S)
         own = torch.eye(width, dtype=torch.bool, device=codes.device).repeat(1, level)  # (W', level * W')
         parts = [[prompt, *written[layer : layer + 1]] for layer, prompt in enumerate(state.prompt)]
-        hidden, new = self._body(tokens, positions, block_mask(seen, own), parts)
-        if written:
-            new = tuple(
-                (torch.cat([k, k_new], 2), torch.cat([v, v_new], 2))
-                for (k, v), (k_new, v_new) in zip(written, new, strict=True)
-            )
-        return CausalState(hidden, level, state.prompt, state.ends, new)
+        hidden, new = self._body(tokens, positions, block_mask(state.seen, own), parts)
+        new = _joined(written, new) if written else new
+        return CausalState(hidden, level, state.prompt, state.seen, state.ends, new)
 
     def _tokens(self, codes: Tensor) -> Tensor:
         """(..., L) int64 codes to (..., L) tokens."""
@@ -285,36 +248,35 @@ class CausalLMPolicy(nn.Module):
         new = tuple(layer.new for layer in layers or [] if layer.new is not None)
         return hidden, new
 
-    def _read(self, prompts: _Prompts) -> _Read:
+    def _read(self, prompts: Prompts) -> Read:
         """The prompts after one pass, kept for whoever asks next."""
         if prompts.read is not None:
             return prompts.read
         with torch.set_grad_enabled(prompts.differentiable):
             hidden, cache = self._body(prompts.tokens, None, None, [[] for _ in range(self._layers)])
-        prompts.read = _Read(hidden, cache)
+        prompts.read = Read(hidden, cache)
         return prompts.read
 
-    def _packed(
-        self, prompt: Tensor, tokens: Tensor, positions: Tensor, seen: Tensor, own: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """States of prompts (B, S) and of the completions (B, Q) behind them, from one pass."""
-        length = prompt.shape[1]
-        places = torch.arange(length, device=prompt.device)
-        causal = (places.unsqueeze(1) >= places).expand(len(prompt), -1, -1)  # (B, S, S)
-        upper = functional.pad(causal, (0, tokens.shape[1]))
-        mask = torch.cat([upper.unsqueeze(1), block_mask(seen, own)], dim=2)
-        positions = torch.cat([places.expand(len(prompt), -1), positions], dim=1)
-        hidden, _ = self._body(torch.cat([prompt, tokens], dim=1), positions, mask, None)
-        return hidden[:, :length], hidden[:, length:]
+    def _cache(self, context: CausalContext) -> KeysValues:
+        """(N, ..) keys and values of the prompt of each sample, which has been read, or is now."""
+        cache = self._read(context.prompts).cache
+        return tuple((context.of_rows(keys), context.of_rows(values)) for keys, values in cache)
+
+    def _behind(
+        self, context: CausalContext, cache: KeysValues, tokens: Tensor, layout: Block
+    ) -> tuple[Tensor, KeysValues]:
+        """States of tokens (N, P) behind the prompts of `cache`, and their keys and values."""
+        mask = block_mask(context.seen, layout.sees)
+        return self._body(tokens, context.ends.unsqueeze(1) + layout.steps, mask, [[part] for part in cache])
 
     def _teacher_forced(self, context: CausalContext, targets: Tensor) -> Tensor | None:
         """(N, L, D) states that the codes of targets (N, L) are read from, where these are what comes next in prompts.
 
-        Targets after the last item of a history are written behind it. None where a target is another item, or where
-        the prompts have been read already.
+        Targets after the last item of a history are written behind it. None where a target is another item, where a
+        suffix comes before it, or where the prompts have been read already.
         """
         prompts, levels = context.prompts, targets.shape[1]
-        if prompts.read is not None or not (prompts.differentiable and torch.is_grad_enabled()):
+        if len(self.suffix) or prompts.read is not None or not (prompts.differentiable and torch.is_grad_enabled()):
             return None
         tokens = functional.pad(prompts.tokens, (0, levels))
         columns = context.ends.unsqueeze(1) + torch.arange(levels, device=targets.device)  # (N, L)
@@ -325,7 +287,7 @@ class CausalLMPolicy(nn.Module):
         if not torch.equal(tokens[rows, columns], targets):
             return None
         hidden, _ = self._body(tokens[:, :-1], None, None, None)
-        return hidden[rows, columns - 1]
+        return states_at(hidden, context.rows, columns - 1)
 
     def _level_logits(self, hidden: Tensor, level: int) -> Tensor:
         """(..., D) states to (..., K_l + 1) float32 logits."""
@@ -375,25 +337,15 @@ class CausalLMPolicy(nn.Module):
         """(L,) log-probabilities of the codes (L,) of one item, by the model's own forward pass."""
         prompt = self.encode(histories).prompts.tokens
         tokens = self._tokens(codes)
-        logits: Tensor = self.lm(input_ids=torch.cat([prompt, tokens.unsqueeze(0)], dim=1)).logits[0].float()
+        written = torch.cat([self.suffix, tokens]).unsqueeze(0)
+        logits: Tensor = self.lm(input_ids=torch.cat([prompt, written], dim=1)).logits[0].float()
         log_probs = logits.log_softmax(-1)[-len(tokens) - 1 : -1]
         return log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
 
 
-def _to_model_names(module: CausalLMPolicy, state: dict[str, Tensor], prefix: str, metadata: Any) -> None:
-    """Weights under the names that `transformers` gives them, tied ones once."""
-    tied = tied_names(module.lm)
-    inner = f"{prefix}lm."
-    for name in [name for name in state if name.startswith(inner)]:
-        tensor = state.pop(name)
-        if name.removeprefix(inner) not in tied:
-            state[prefix + name.removeprefix(inner)] = tensor
-
-
-def _from_model_names(module: CausalLMPolicy, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-    """The other way round."""
-    for name in [name for name in state if name.startswith(prefix)]:
-        state[f"{prefix}lm.{name.removeprefix(prefix)}"] = state.pop(name)
-    for name, source in tied_names(module.lm).items():
-        if f"{prefix}lm.{source}" in state:
-            state[f"{prefix}lm.{name}"] = state[f"{prefix}lm.{source}"]
+def _joined(first: KeysValues, second: KeysValues) -> KeysValues:
+    """Keys and values of every layer, the second behind the first."""
+    return tuple(
+        (torch.cat([keys, more_keys], dim=2), torch.cat([values, more_values], dim=2))
+        for (keys, values), (more_keys, more_values) in zip(first, second, strict=True)
+    )

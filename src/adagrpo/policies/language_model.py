@@ -43,8 +43,8 @@ __all__ = [
     "from_configuration",
     "from_folder",
     "merged",
-    "preamble_tokens",
-    "tied_names",
+    "template_tokens",
+    "under_model_names",
 ]
 
 VOCABULARY_FILE = "semantic_ids.json"
@@ -200,8 +200,8 @@ def adapt(model: PreTrainedModel, *, frozen_body: bool, lora_rank: int, lora_alp
                 parameter.data = parameter.data.float()
 
 
-def preamble_tokens(folder: Path, text: str) -> tuple[int, ...]:
-    """Tokens of a text that comes before every history.
+def template_tokens(folder: Path, key: str, text: str) -> tuple[int, ...]:
+    """Tokens of a text before every history (`preamble`) or after it (`suffix`); what opens a sequence comes before.
 
     Raises:
         UserError: the folder has no tokenizer, or brings code.
@@ -210,15 +210,15 @@ def preamble_tokens(folder: Path, text: str) -> tuple[int, ...]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{folder}: no tokenizer here, so policy.lm.preamble cannot be read") from error
-    return tuple(int(token) for token in tokenizer(text)["input_ids"])
+        raise UserError(f"{folder}: no tokenizer here, so policy.lm.{key} cannot be read") from error
+    tokens = tokenizer(text, add_special_tokens=key == "preamble")["input_ids"]
+    return tuple(int(token) for token in tokens)
 
 
-def tied_names(model: PreTrainedModel) -> dict[str, str]:
-    """Names of parameters that are others too and need not be stored, each with the name of the other."""
-    if not getattr(model.config, "tie_word_embeddings", False):
-        return {}
-    return dict(model._tied_weights_keys or {})
+def under_model_names(module: nn.Module) -> None:
+    """Let a module save and load the weights of its model `lm` under the names of `transformers`, tied ones once."""
+    module.register_state_dict_post_hook(_to_model_names)
+    module.register_load_state_dict_pre_hook(_from_model_names)
 
 
 def merged(model: PreTrainedModel) -> PreTrainedModel:
@@ -302,6 +302,30 @@ def _add_tokens(model: PreTrainedModel, vocabulary: Vocabulary, seed: int) -> No
         if getattr(module, "bias", None) is not None:
             module.bias[vocabulary.first_token :] = 0
     model.tie_weights()
+
+
+def _tied_names(model: Any) -> dict[str, str]:
+    """Names of parameters that are others too and need not be stored, each with the name of the other."""
+    if not getattr(model.config, "tie_word_embeddings", False):
+        return {}
+    return dict(model._tied_weights_keys or {})
+
+
+def _to_model_names(module: Any, state: dict[str, Tensor], prefix: str, metadata: Any) -> None:
+    tied = _tied_names(module.lm)
+    inner = f"{prefix}lm."
+    for name in [name for name in state if name.startswith(inner)]:
+        tensor = state.pop(name)
+        if name.removeprefix(inner) not in tied:
+            state[prefix + name.removeprefix(inner)] = tensor
+
+
+def _from_model_names(module: Any, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+    for name in [name for name in state if name.startswith(prefix)]:
+        state[f"{prefix}lm.{name.removeprefix(prefix)}"] = state.pop(name)
+    for name, source in _tied_names(module.lm).items():
+        if f"{prefix}lm.{source}" in state:
+            state[f"{prefix}lm.{name}"] = state[f"{prefix}lm.{source}"]
 
 
 def _first_line(error: Exception) -> str:

@@ -36,6 +36,7 @@ class SemanticIds:
         self.levels = len(sizes)
         self.end_token: int = tokens["outside_token"]
         self.preamble: list[int] = catalog["preamble"]
+        self.suffix: list[int] = catalog["suffix"]
         self.max_history: int = catalog["max_history"]
         self.tokens_of: dict[Any, tuple[int, ...]] = {
             item: tuple(start + code for start, code in zip(starts, codes, strict=True))
@@ -54,7 +55,8 @@ class SemanticIds:
         Raises:
             KeyError: an item is not in the catalogue.
         """
-        return [*self.preamble, *(token for item in items[-self.max_history :] for token in self.tokens_of[item])]
+        history = [token for item in items[-self.max_history :] for token in self.tokens_of[item]]
+        return [*self.preamble, *history, *self.suffix]
 
     def prefix_function(self, prompt_length: int) -> Callable[[int, Any], list[int]]:
         """For `generate(prefix_allowed_tokens_fn=...)`: the tokens that may follow, after which comes the end.

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers.cache_utils import DynamicLayer
 
-__all__ = ["KeysValues", "PrefixLayer", "block_mask", "checkpointing", "of_lanes"]
+__all__ = ["Block", "KeysValues", "Packed", "PrefixLayer", "block", "block_mask", "checkpointing", "of_lanes", "pack"]
 
 KeysValues = tuple[tuple[Tensor, Tensor], ...]  # of every layer, (N, heads, tokens, D / heads) each
 
@@ -42,6 +43,42 @@ class PrefixLayer(DynamicLayer):
         return sum(keys.shape[2] for keys, _ in self.parts)
 
 
+class Block(NamedTuple):
+    """What `P` tokens behind a prompt are to one another."""
+
+    steps: Tensor  # (P,) int64, how far behind the prompt's last token each stands, from 0
+    sees: Tensor  # (P, P) bool, True where a token sees another
+
+
+class Packed(NamedTuple):
+    """Prompts and the blocks behind them, laid out for one pass: `B` rows of `S + Q` tokens."""
+
+    tokens: Tensor  # (B, S + Q) int64
+    positions: Tensor  # (B, S + Q) int64
+    mask: Tensor  # (B, 1, S + Q, S + Q) bool, True where attention is paid
+    places: Tensor  # (N, P) int64, where in their rows the tokens of each block are
+
+
+def block(
+    shared: int,
+    lanes: int,
+    length: int,
+    device: torch.device,
+) -> Block:
+    """`shared` tokens, and behind them, side by side, `lanes` times `length` tokens that see these and their own lane.
+
+    Example:
+        >>> steps, sees = block(1, 2, 1, torch.device("cpu"))
+        >>> steps.tolist(), sees.int().tolist()
+        ([0, 1, 1], [[1, 0, 0], [1, 1, 0], [1, 0, 1]])
+    """
+    lane = functional.pad(torch.arange(lanes, device=device).repeat_interleave(length), (shared, 0), value=-1)
+    behind = torch.arange(length, device=device).repeat(lanes) + shared
+    steps = torch.cat([torch.arange(shared, device=device), behind])
+    related = (lane.unsqueeze(1) == lane) | (lane == -1)
+    return Block(steps, related & (steps.unsqueeze(1) >= steps))
+
+
 def block_mask(
     seen: Tensor,  # (B, S) bool, True at the tokens of a prompt
     own: Tensor,  # (Q, Q') bool, True where a token sees what is behind the prompt
@@ -54,6 +91,41 @@ def block_mask(
     """
     before = seen.unsqueeze(1).expand(-1, len(own), -1)
     return torch.cat([before, own.expand(len(seen), -1, -1)], dim=-1).unsqueeze(1)
+
+
+def pack(
+    prompts: Tensor,  # (B, S) int64 tokens
+    tokens: Tensor,  # (N, P) int64
+    layout: Block,
+    rows: Tensor,  # (N,) int64, the prompt that each block is behind
+    ends: Tensor,  # (N,) int64, at least 1: how much of it the block sees
+) -> Packed:
+    """Lay out blocks behind the prompts that they share; a block sees `ends` tokens of its prompt, and itself.
+
+    Q is P times the most blocks of a prompt. What is empty sees a token and itself, and is of no use.
+    """
+    (count, length), (blocks, width) = prompts.shape, tokens.shape
+    counts = torch.bincount(rows, minlength=count)
+    most = int(counts.max())
+    order = rows.argsort(stable=True)
+    slot = torch.empty_like(rows)
+    slot[order] = torch.arange(blocks, device=rows.device) - (counts.cumsum(0) - counts)[rows[order]]
+    behind = tokens.new_zeros(count, most, width)
+    behind[rows, slot] = tokens
+    ends_of = ends.new_ones(count, most)
+    ends_of[rows, slot] = ends
+    places = torch.arange(length, device=rows.device)
+    upper = functional.pad((places.unsqueeze(1) >= places).expand(count, -1, -1), (0, most * width))
+    seen = (places < ends_of.unsqueeze(-1)).repeat_interleave(width, dim=1)  # (B, Q, S)
+    apart = torch.eye(most, dtype=torch.bool, device=rows.device)
+    own = (apart[:, None, :, None] & layout.sees[None, :, None, :]).view(most * width, most * width)
+    lower = torch.cat([seen, own.expand(count, -1, -1)], dim=2)
+    return Packed(
+        torch.cat([prompts, behind.flatten(1)], dim=1),
+        torch.cat([places.expand(count, -1), (ends_of.unsqueeze(-1) + layout.steps).flatten(1)], dim=1),
+        torch.cat([upper, lower], dim=1).unsqueeze(1),
+        length + slot.unsqueeze(1) * width + torch.arange(width, device=rows.device),
+    )
 
 
 def of_lanes(

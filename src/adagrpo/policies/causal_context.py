@@ -1,0 +1,87 @@
+"""What a causal language model has read: prompts, the samples that share them, and the lanes of decoding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from adagrpo.policies.shared_prefix import KeysValues
+
+__all__ = ["CausalContext", "CausalState", "Prompts", "Read", "states_at"]
+
+
+@dataclass(frozen=True)
+class Read:
+    """Prompts after a pass through the body."""
+
+    hidden: Tensor  # (B, S, D)
+    cache: KeysValues  # (B, heads, S, D / heads)
+
+
+@dataclass(eq=False)
+class Prompts:
+    """`B` prompts but for the suffix, padded on the right; `read` is there once something needed it."""
+
+    tokens: Tensor  # (B, S) int64
+    differentiable: bool  # whether gradients were wanted when the histories were encoded
+    read: Read | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class CausalContext:
+    """`N` samples: the first `ends` tokens of the prompts `rows`."""
+
+    prompts: Prompts
+    rows: Tensor  # (N,) int64
+    ends: Tensor  # (N,) int64
+    whole: bool  # the samples are the prompts, in their order
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, rows: Tensor | slice) -> CausalContext:
+        return CausalContext(self.prompts, self.rows[rows], self.ends[rows], False)
+
+    def of_rows(self, values: Tensor) -> Tensor:
+        """(B, ...) of the prompts to (N, ...) of the samples; not a copy where the samples are the prompts."""
+        return values if self.whole else values[self.rows]
+
+    @property
+    def last(self) -> Tensor:
+        """(N, 1) the place of the last token that each sample sees."""
+        return (self.ends - 1).unsqueeze(1)
+
+    @property
+    def seen(self) -> Tensor:
+        """(N, S) bool, True at the tokens that each sample sees."""
+        return torch.arange(self.prompts.tokens.shape[1], device=self.ends.device) < self.ends.unsqueeze(1)
+
+
+@dataclass(frozen=True)
+class CausalState:
+    """Decoder state: one copy of a sample's prompt, and what each lane wrote behind it."""
+
+    hidden: Tensor  # (B, W, D), the state that the next code is read from
+    level: int
+    prompt: KeysValues  # (B, heads, S, D / heads), the suffix included
+    seen: Tensor  # (B, S) bool, True at the tokens of the prompt
+    ends: Tensor  # (B,) int64: tokens of the prompt
+    written: KeysValues  # (B, heads, level * W, D / heads), level by level; () while there is nothing
+
+
+def states_at(
+    hidden: Tensor,  # (B, T, D)
+    rows: Tensor,  # (N,) int64
+    places: Tensor,  # (N, P) int64
+) -> Tensor:  # (N, P, D)
+    """States at places of rows; the gradient of `index_select` is faster on a CPU than that of an index.
+
+    Example:
+        >>> hidden = torch.tensor([[[0.0], [1.0]], [[2.0], [3.0]]])
+        >>> states_at(hidden, torch.tensor([1, 0]), torch.tensor([[1], [0]])).flatten().tolist()
+        [3.0, 0.0]
+    """
+    flat = (rows.unsqueeze(1) * hidden.shape[1] + places).flatten()
+    return hidden.flatten(0, 1).index_select(0, flat).view(*places.shape, hidden.shape[-1])
