@@ -54,7 +54,7 @@ class Plain(PostTraining):
             return torch.rand(shape, generator=generator).to(targets.device)
 
         drawn = self._rollouts(histories, self.policy.encode(histories), uniforms)
-        return self._judge_ends(histories, torch.full_like(targets, -1), drawn, measure)
+        return self._judge_ends(histories, torch.full_like(targets, -1), drawn, uniforms, measure)
 
 
 class Share(NamedTuple):

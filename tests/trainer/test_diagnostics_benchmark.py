@@ -50,7 +50,7 @@ def test_the_rows_of_both_policies_come_out(world, monkeypatch):
         schedule=lambda _: world.schedule(),
     )
     monkeypatch.setattr(diagnostics, "workbench", lambda data, work, kind: bench)
-    monkeypatch.setattr(diagnostics, "measure", functools.partial(diagnostics.measure, repeats=2))
+    monkeypatch.setattr(diagnostics, "measure", functools.partial(diagnostics.measure, repeats=1))
     monkeypatch.setattr(diagnostics, "STEPS", 1)
     monkeypatch.setattr("benchmarks.compact.STEPS", 1)
     rows = diagnostics.diagnostics_share(Path(), Path())

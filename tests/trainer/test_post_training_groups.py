@@ -351,6 +351,30 @@ def test_at_the_ends_the_whole_history_is_seen_and_no_logged_item(world, spy, te
     assert float(terms[term].detach()) != 0.0 and terms[term].requires_grad
 
 
+@pytest.mark.parametrize("rollout", ["sample", "beam"])
+@pytest.mark.parametrize("term", ["grpo", "distill"])
+def test_at_the_ends_shuffled_permutes_the_rewards_of_each_group_and_admits_it(world, rollout, term):
+    options = {"rl_positions": "end", "rollout": rollout, "term": term, "beta": 0.1}
+    tasks = [world.post_training(world.policy(), gate=gate, **options) for gate in ("all", "shuffled")]
+    (true, (micro, *_), told), (fake, (micro_fake, *_), told_fake) = (world.draw(task) for task in tasks)
+    for task, given in zip(tasks, (micro, micro_fake), strict=True):
+        task.loss(given)[0][term].backward()
+    slopes = [torch.cat([p.grad.flatten() for p in task.policy.parameters() if p.grad is not None]) for task in tasks]
+    assert not torch.allclose(*slopes)  # the loss reads what was permuted
+    assert torch.equal(true.rollouts.codes, fake.rollouts.codes) and torch.equal(true.reference, fake.reference)
+    assert torch.equal(true.decision.admitted, fake.decision.admitted) and true.decision.admitted.any()
+    assert told["reward"] == told_fake["reward"]  # what is logged is what the reward said
+    moved = 0
+    for items, right, wrong in zip(true.rollouts.items, true.rewards, fake.rewards, strict=True):
+        pairs = [dict(zip(items.tolist(), rewards.tolist(), strict=True)) for rewards in (right, wrong)]
+        for found in pairs:
+            found.pop(-1, None)
+        assert sorted(pairs[0].values()) == sorted(pairs[1].values())  # an item has one reward, wherever it is drawn
+        assert all(pairs[1][i] == r for i, r in zip(items.tolist(), wrong.tolist(), strict=True) if i >= 0)
+        moved += pairs[0] != pairs[1]
+    assert moved > len(true.rewards) / 2
+
+
 def test_a_degenerate_group_at_an_end_is_not_admitted(world):
     flat = type(world.reward)(torch.zeros_like(world.reward.table))
     task = world.post_training(world.policy(), gate="all", rl_positions="end", reward=flat)

@@ -59,7 +59,7 @@ class Config(Section):
             seen = arm.seen_by(self.objective)
             if arm.objective == "nll" or seen.rl_positions != "end":
                 continue
-            reads = [] if arm.admits in ("all", "none") else [f"the gate '{arm.admits}'"]
+            reads = [] if arm.admits in ("all", "none", "shuffled") else [f"the gate '{arm.admits}'"]
             reads += ["inject_target"] if seen.inject_target else []
             if reads:
                 raise ValueError(f"train.arms: '{arm.name}': {reads[0]} reads logged items; rl_positions: end has none")

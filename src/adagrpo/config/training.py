@@ -29,7 +29,8 @@ class ObjectiveConfig(Section):
     """NLL + (lambda / B_rl) Σ gate · GRPO; see `adagrpo.trainer.post_training` for what each option does.
 
     `rl_positions: end` draws groups after each whole training history, which no logged item follows; with
-    `exclude_history` a rollout that names an item of the history is invalid.
+    `exclude_history` a rollout that names an item of the history is invalid. The gate `shuffled` permutes the rewards
+    of each group there and admits them all, since what it would decide by reads logged items.
     `oracle_agreement` is for the gate `oracle`: the least share of a group's pairs that the reward must order rightly.
     `distill_weight` is for `distill`: the weight of the reward beside the starting policy's log-probability.
     """

@@ -212,7 +212,7 @@ class PostTraining:
         context = self.policy.encode(histories)
         if options.rl_positions == "end":
             drawn = self._rollouts(histories, context, uniforms)
-            return self._judge_ends(histories, targets, drawn, measure)
+            return self._judge_ends(histories, targets, drawn, uniforms, measure)
         codes = self.catalog.codes[targets]
 
         @functools.cache
@@ -252,9 +252,12 @@ class PostTraining:
         return judged, values
 
     def _judge_ends(
-        self, histories: Histories, targets: Tensor, rollouts: Rollouts, measure: bool
+        self, histories: Histories, targets: Tensor, rollouts: Rollouts, uniforms: Callable[..., Tensor], measure: bool
     ) -> tuple[Judged, dict[str, float]]:
-        """Score groups at the ends of histories; without a logged item there is no difficulty or discriminability."""
+        """Score groups at the ends of histories; without a logged item there is no difficulty or discriminability.
+
+        `shuffled` admits there what `all` does, and permutes the rewards of each group among its distinct items.
+        """
         nothing = targets.new_empty(len(targets), 0)
         candidates = distinct_candidates(targets, rollouts.items, nothing)
         scores = candidate_scores(self.reward, histories, candidates)
@@ -266,7 +269,10 @@ class PostTraining:
             relative_floor=self.objective.reward_floor,
         )
         decision = none_gate(degenerate) if self.arm.gate == "none" else all_gate(degenerate)
-        judged = self._judged(histories, targets, rewards.rollouts, rollouts, decision, measure)
+        read = rewards
+        if self.arm.gate == "shuffled":
+            read = read_rewards(candidates, shuffled(candidates, scores, uniforms(*scores.shape)))
+        judged = self._judged(histories, targets, read.rollouts, rollouts, decision, measure)
         return judged, summary(judged, rollouts, rewards) | {"constant_rewards": constant_share(candidates, scores)}
 
     def _judged(

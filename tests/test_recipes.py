@@ -1,0 +1,74 @@
+"""Recipes of the project: all load, and those that vary another vary what they say and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adagrpo.config import ArmConfig, Config, dump_config, load_config
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+
+
+def load(name: str) -> Config:
+    return load_config(RECIPES / f"{name}.yaml")
+
+
+def seen(arm: ArmConfig, config: Config) -> dict[str, Any]:
+    """All that an arm is, less its name."""
+    own = {"objective": arm.objective, "gate": arm.admits, "weight": arm.lambda_}
+    return own | arm.seen_by(config.objective).model_dump(exclude={"lambda_"})
+
+
+def changed(arm: ArmConfig, reference: ArmConfig, config: Config) -> set[str]:
+    """In what an arm differs from another."""
+    mine, theirs = seen(arm, config), seen(reference, config)
+    return {key for key in mine if mine[key] != theirs[key]}
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_recipe_loads_and_says_how_to_run_it(path: Path) -> None:
+    load_config(path)
+    assert f"recipes/{path.name}" in path.read_text(encoding="utf-8").splitlines()[0]
+
+
+@pytest.mark.parametrize("name", ["amazon-beauty-sensitivity", "amazon-beauty-controls"])
+def test_a_variation_of_beauty_changes_arms_reward_and_comparison_alone(name: str) -> None:
+    ours, plain = dump_config(load(name)), dump_config(load("amazon-beauty"))
+    assert ours["reward"]["kind"] == "lambdarank"
+    for content in (ours, plain):
+        del content["reward"], content["compare"], content["train"]["arms"]
+    assert ours == plain
+
+
+def test_the_sensitivity_changes_one_option_of_adagrpo_at_a_time() -> None:
+    config = load("amazon-beauty-sensitivity")
+    reference, nll, mixture, *arms = config.train.arms
+    assert reference.name == config.compare.baseline == "adagrpo" and (nll.name, mixture.name) == ("nll", "mixture")
+    assert not reference.options.model_fields_set
+    found = [changed(arm, reference, config) for arm in arms]
+    assert all(len(keys) == 1 for keys in found)
+    factors = {"tau", "q_min", "weight", "negatives", "num_generations", "temperature", "beta"}
+    assert set.union(*found) == factors | {"constrained", "inject_target"}
+    for arm, (key,) in zip(arms, found, strict=True):
+        value = seen(arm, config)[key]
+        assert arm.name.endswith(f"{value:g}") or value is True  # the name says the value
+
+
+def test_each_control_of_distill_ends_differs_in_what_its_name_says() -> None:
+    config = load("amazon-beauty-controls")
+    reference, nll, *arms = config.train.arms
+    assert reference.name == config.compare.baseline == "distill-ends" and nll.name == "nll"
+    beauty = load("amazon-beauty")
+    original = next(arm for arm in beauty.train.arms if arm.name == "distill-ends")
+    assert seen(reference, config) == seen(original, beauty)
+    assert {arm.name: changed(arm, reference, config) for arm in arms} == {
+        "ends-logged": {"rl_positions"},
+        "ends-sampled": {"rollout"},
+        "ends-weight-0": {"distill_weight"},
+        "ends-shuffled": {"gate"},
+        "ends-mixture": {"objective"},
+        "ends-mixture-shuffled": {"objective", "gate"},
+    }
