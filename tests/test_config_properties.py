@@ -228,7 +228,8 @@ def test_an_unknown_key_anywhere_is_refused_with_its_path_and_the_nearest_name(l
 
 # what is put into a valid configuration, at which path, and what is said of it
 Contradiction = tuple[type[BaseModel], str, Content, str]
-LM = {"checkpoint": "folder", "config": None, "preamble": None, "suffix": None, "frozen_body": False, "lora_rank": 0}
+LM = {"checkpoint": "folder", "config": None, "preamble": None, "suffix": None, "lora_rank": 0}
+LM |= {"frozen_body": False, "frozen_epochs": 0.0}
 CONTRADICTIONS: list[Contradiction] = [
     (Config, "", {"ranker": {"folds": 2}, "reward": {"kind": "lambdarank"}}, "ranker.folds cross-fits"),
     (DataConfig, "data", {"logs": ["a"], "marketplace": {}}, "either logs or marketplace"),
@@ -250,6 +251,13 @@ CONTRADICTIONS: list[Contradiction] = [
         "a preamble or suffix needs",
     ),
     (LanguageModelConfig, "policy.lm", LM | {"dtype": "bfloat16"}, "set frozen_body or lora_rank"),
+    (LanguageModelConfig, "policy.lm", LM | {"frozen_body": True, "frozen_epochs": 0.5}, "keeps it for good"),
+    (
+        Config,
+        "",
+        {"sft": {"epochs": 2}, "policy": {"kind": "causal_lm", "lm": {"checkpoint": "folder", "frozen_epochs": 2}}},
+        "policy.lm.frozen_epochs: 2 of the 2 epochs of sft",
+    ),
     (PolicyConfig, "policy", {"kind": "causal_lm", "lm": None}, "needs lm"),
     (PolicyConfig, "policy", {"kind": "hybrid", "lm": {"checkpoint": "folder"}}, "no other kind takes it"),
     (RankerConfig, "ranker", {"loss": "sampled", "negatives": 0}, "needs negatives of at least 1"),

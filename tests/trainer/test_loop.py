@@ -69,8 +69,8 @@ def linear() -> nn.Linear:
 def task_of(world: Any, kind: str, batch_size: int, accumulation: int) -> tuple[Any, Any]:
     policy = world.policy(dropout=0.2)
     schedule = world.schedule(batch_size, accumulation)
-    if kind == "supervised":
-        return policy, world.supervised(policy, schedule)
+    if kind in ("supervised", "waiting"):
+        return policy, world.supervised(policy, schedule, waiting=4 if kind == "waiting" else 0)
     options = {"num_iterations": 2, "steps": 4} if kind == "two iterations" else {}
     task = world.post_training(
         policy, schedule, beta=0.1, inject_target=True, reward_floor=0.5, term_norms_every=3, **options
@@ -87,10 +87,17 @@ def interrupt(stop_at: Any, task: tuple[Any, Any], settings: Any, work: Path) ->
 
 @pytest.mark.parametrize(
     ("kind", "batch_size", "accumulation"),
-    [("supervised", 8, 1), ("supervised", 4, 2), ("post", 8, 1), ("post", 4, 2), ("two iterations", 8, 1)],
+    [
+        ("supervised", 8, 1),
+        ("supervised", 4, 2),
+        ("waiting", 8, 1),
+        ("post", 8, 1),
+        ("post", 4, 2),
+        ("two iterations", 8, 1),
+    ],
 )
 def test_an_interrupted_fit_ends_at_the_same_bits(world, tmp_path, stop_at, same_fit, kind, batch_size, accumulation):
-    # an epoch has 4 steps (25 users), so 3 and 6 lie in the middle of one, 4 at its end
+    # an epoch has 4 steps (25 users), so 3 and 6 lie in the middle of one, 4 at its end; what waits does so until then
     policy, task = task_of(world, kind, batch_size, accumulation)
     whole, settings = tmp_path / "whole", world.settings()
     expected = fit(policy, task, settings, whole, seed=3)

@@ -15,7 +15,8 @@ class LanguageModelConfig(Section):
     """A Hugging Face causal LM: from a configuration, with random weights, or from a local folder below `--data`.
 
     `config` holds `model_type` (qwen3, llama, gpt2, ..) and keys of that type. Embeddings and head always train; the
-    body does unless `frozen_body`, or `lora_rank` above 0, which trains adapters in its place (extra `peft`). `dtype`
+    body does unless `frozen_body`, or `lora_rank` above 0, which trains adapters in its place (extra `peft`). For the
+    first `frozen_epochs` of sft embeddings and head train alone, so that new tokens find their place first. `dtype`
     is that of what does not train. `preamble` is text before every history and `suffix` text after it, which what is
     written stands behind; both need a folder with a tokenizer.
     """
@@ -25,6 +26,7 @@ class LanguageModelConfig(Section):
     preamble: str | None = None
     suffix: str | None = None
     frozen_body: bool = False
+    frozen_epochs: NonNegativeFloat = 0.0
     lora_rank: Annotated[int, Field(ge=0)] = 0
     lora_alpha: Positive = 16
     gradient_checkpointing: bool = False
@@ -38,6 +40,8 @@ class LanguageModelConfig(Section):
             raise ValueError("a preamble or suffix needs the tokenizer of a checkpoint")
         if self.dtype == "bfloat16" and not (self.frozen_body or self.lora_rank):
             raise ValueError("dtype bfloat16 is for weights that do not train: set frozen_body or lora_rank")
+        if self.frozen_epochs and self.frozen_body and not self.lora_rank:
+            raise ValueError("frozen_epochs is for a body that trains later; frozen_body keeps it for good")
         return self
 
 
@@ -68,8 +72,9 @@ class PolicyConfig(Section):
     def model_settings(self) -> dict[str, Any]:
         """The settings as JSON, for the fingerprint of what is made with them; without later keys that are unused."""
         found = self.model_dump(mode="json", exclude=None if self.lm else {"lm"})
-        if self.lm and self.lm.suffix is None:
-            del found["lm"]["suffix"]
+        for key, unused in (("suffix", None), ("frozen_epochs", 0)):
+            if self.lm and getattr(self.lm, key) == unused:
+                del found["lm"][key]
         return found
 
 

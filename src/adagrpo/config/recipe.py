@@ -65,6 +65,16 @@ class Config(Section):
                 raise ValueError(f"train.arms: '{arm.name}': {reads[0]} reads logged items; rl_positions: end has none")
         return self
 
+    @model_validator(mode="after")
+    def _the_body_trains_after_all(self) -> Self:
+        lm = self.policy.lm
+        if lm is not None and lm.frozen_epochs and lm.frozen_epochs >= self.sft.epochs:
+            raise ValueError(
+                f"policy.lm.frozen_epochs: {lm.frozen_epochs:g} of the {self.sft.epochs:g} epochs of sft would leave "
+                "none for the body; give fewer, or frozen_body"
+            )
+        return self
+
     @property
     def without_order(self) -> bool:
         """The logs are impressions in no order: there is a ranker and its report, and no policy."""

@@ -150,12 +150,15 @@ def fit_sft(run: Run) -> None:
     def build(work: Path) -> None:
         policy = bench.policy()
         schedule = replace(bench.schedule(settings), rl_split=run.config.train.rl_split)
+        frozen_epochs = run.config.policy.lm.frozen_epochs if run.config.policy.lm else 0.0
         task = Supervised(
             policy,
             bench.catalog.codes,
             schedule,
             steps=max(1, round(settings.epochs * schedule.steps_per_epoch)),
             validate=bench.validator(policy, settings),
+            waiting=getattr(policy, "body_parameters", ()),
+            waiting_steps=round(frozen_epochs * schedule.steps_per_epoch),
         )
         fit_model(bench, "sft", policy, task, settings, work)
 

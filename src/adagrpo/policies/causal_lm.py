@@ -133,6 +133,15 @@ class CausalLMPolicy(nn.Module):
         return tuple(size + 1 for size in self.vocabulary.code_sizes)
 
     @property
+    def body_parameters(self) -> list[nn.Parameter]:
+        """What trains beside embeddings and head: the body, or its adapters."""
+        ends = [self.lm.get_input_embeddings(), self.lm.get_output_embeddings()]
+        outer = {id(parameter) for module in ends for parameter in module.parameters()}
+        return [
+            parameter for parameter in self.lm.parameters() if parameter.requires_grad and id(parameter) not in outer
+        ]
+
+    @property
     def checkpoint_files(self) -> dict[str, str]:
         """What makes a folder of weights one that `transformers` opens, and we again: name to content."""
         return {"config.json": self.lm.config.to_json_string(), VOCABULARY_FILE: self.vocabulary.dump()}
