@@ -5,8 +5,9 @@
 Each turn: a process of its own begins the small demo and is killed; this process carries it on to its end (sft,
 ranker, post-training, evaluation). Every turn must end with the same weights, metrics.json and file names, leave no
 file anywhere else, and this process must not grow: its memory after the last turn is at most 2 % above that after the
-second. The first turn imports what is only imported where it is needed, and the allocator keeps room for the largest
-tensors, so that growth from the first turn is stated, but not judged.
+second one in which it carried a killed run on. Before that it has not yet done all there is to do: modules are imported
+where they are first needed, and the allocator keeps room for the largest tensors. A turn whose run ended before the
+kill leaves this process nothing to do.
 
 Importing torch makes an empty folder for its compiler among the temporary files. It belongs to torch, and is sent
 where it is not counted (`environment`).
@@ -42,23 +43,24 @@ LONGEST = 20.0  # seconds before a kill
 
 
 def soak(work: Path, minutes: float, seed: int = 0, **settings: str) -> Finding:
-    """Carry on killed runs until the time is over; at least three turns."""
+    """Carry on killed runs until the time is over; at least three of them."""
     draw = np.random.default_rng(seed)
     config = load_config(RECIPE, [f"{key}={value}" for key, value in (SETTINGS | settings).items()])
     work.mkdir(parents=True, exist_ok=True)
     os.environ |= environment(work)
     tempfile.tempdir = os.environ["TMPDIR"]
-    started, memory, killed, equal = time.monotonic(), [], 0, 0
+    started, equal = time.monotonic(), 0
+    memory, killed = list[int](), list[bool]()
     left: set[str] = set()
     expected = None
     with server(work / "server") as processes:
-        while len(memory) < 3 or time.monotonic() - started < 60 * minutes:
+        while sum(killed) < 3 or time.monotonic() - started < 60 * minutes:
             run = work / "run"
             pid = processes.start(demo(run, **settings))
             time.sleep(float(draw.uniform(0.5, LONGEST)))
             if not (run / "metrics.json").exists():
                 os.kill(pid, signal.SIGKILL)
-            killed += processes.wait()[0] == -signal.SIGKILL
+            killed.append(processes.wait()[0] == -signal.SIGKILL)
             run_all(Run(run, config, Path()))
             found = result(run)
             expected = expected or found
@@ -67,7 +69,10 @@ def soak(work: Path, minutes: float, seed: int = 0, **settings: str) -> Finding:
             left |= leftovers(work)
             gc.collect()
             memory.append(resident())
-            print(f"turn {len(memory)}: {memory[-1] / 2**20:.1f} MiB, {killed} killed, {equal} equal", file=sys.stderr)
+            print(
+                f"turn {len(memory)}: {memory[-1] / 2**20:.1f} MiB, {sum(killed)} killed, {equal} equal",
+                file=sys.stderr,
+            )
     return judge(memory, killed, equal, left, (time.monotonic() - started) / 60)
 
 
@@ -86,16 +91,17 @@ def leftovers(work: Path) -> set[str]:
     return {path.relative_to(work).as_posix() for path in found}
 
 
-def judge(memory: Sequence[int], killed: int, equal: int, left: set[str], minutes: float) -> Finding:
-    """What came of it; `memory` in bytes after each turn, at least two."""
-    from_first, from_second = (memory[-1] / base - 1 for base in memory[:2])
+def judge(memory: Sequence[int], killed: Sequence[bool], equal: int, left: set[str], minutes: float) -> Finding:
+    """What came of it; `memory` in bytes after each turn, in at least two of which a killed run was carried on."""
+    warm = [turn for turn, was_killed in enumerate(killed) if was_killed][1]
+    growth = memory[-1] / memory[warm] - 1
     named = f" ({', '.join(sorted(left)[:3])})" if left else ""
     figure = (
-        f"{len(memory)} turns in {minutes:.0f} minutes, {killed} of them killed: {equal} equal, {len(left)} files left "
-        f"behind{named}; memory {from_second:+.1%} from the second turn to the last ({memory[-1] / 2**20:.0f} MiB), "
-        f"{from_first:+.1%} from the first"
+        f"{len(memory)} turns in {minutes:.0f} minutes, {sum(killed)} of them killed: {equal} equal, {len(left)} files "
+        f"left behind{named}; memory {growth:+.1%} from turn {warm + 1}, the second with a killed run to carry on, to "
+        f"the last ({memory[-1] / 2**20:.0f} MiB)"
     )
-    return Finding(0, figure, equal == len(memory) and not left and killed > 0 and from_second <= 0.02)
+    return Finding(0, figure, equal == len(memory) and not left and growth <= 0.02)
 
 
 def resident() -> int:
