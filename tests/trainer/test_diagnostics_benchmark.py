@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 import torch
 
 from adagrpo.trainer import PostTraining
@@ -56,10 +57,27 @@ def test_the_rows_of_both_policies_come_out(world, monkeypatch):
     rows = diagnostics.diagnostics_share(Path(), Path())
     assert [row.name for row in rows] == ["diagnostics_share", "diagnostics_share_hybrid"]
     steps = {f"{name}_step_ms" for name in ("plain", "diagnosed", "gated")}
-    whole = {"admission_all", "admission_gated", "gated_over_plain"}
+    whole = {"admission_all", "admission_gated", "gated_over_plain", "whole_step_difference"}
     names = ("reward_of_rollouts", "reward_of_all", "negatives", "target_log_probs", "gate", "shuffled_gate")
     for row in rows:
         assert set(row.detail) == steps | whole | {f"{name}_ms" for name in names}
         assert row.met is None and row.spread[0] <= row.value <= row.spread[1] < 1
         assert all(value > 0 for name, value in row.detail.items() if name.endswith("_ms"))
         assert 0 < row.detail["admission_gated"] < row.detail["admission_all"] <= 1
+
+
+def test_the_share_is_what_was_added_over_the_step_that_has_it(world, monkeypatch):
+    milliseconds = {3: [100, 200, 150], 6: [4, 5, 1, 3, 2, 1]}  # of the steps, and of the parts in their order
+
+    def timed(works, **_):
+        for work in works:
+            work()
+        unit = 1e-3 * (diagnostics.STEPS if len(works) == 3 else 1)
+        return [[value * unit] for value in milliseconds[len(works)]]
+
+    monkeypatch.setattr(diagnostics, "timed_in_turn", timed)
+    monkeypatch.setattr("benchmarks.compact.STEPS", 1)
+    found = diagnostics.measure(functools.partial(build, world), torch.device("cpu"))
+    assert found.values == [pytest.approx((5 - 4 + 1 + 2 + 1) / 200)]
+    assert found.detail["whole_step_difference"] == pytest.approx(0.5)
+    assert found.detail["gated_over_plain"] == pytest.approx(1.5)

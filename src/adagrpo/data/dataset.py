@@ -86,7 +86,8 @@ def build_dataset(
     numbered = _number(kept, user_ids, catalogue).sort(USER, logs.time_key, maintain_order=True)
     lengths = np.bincount(numbered[USER].to_numpy())
     starts = np.cumsum(lengths) - lengths
-    position = pl.Series(POSITION, np.arange(len(numbered)) - np.repeat(starts, lengths), dtype=pl.Int32)
+    rows = np.arange(len(numbered), dtype=np.int32)
+    position = pl.Series(POSITION, rows - np.repeat(starts.astype(np.int32), lengths))
     optional = [name for name in (TIMESTAMP, RATING) if name in numbered.columns]
     summary = {
         "rows_read": logs.rows_read,

@@ -53,16 +53,21 @@ def write_prepared(dataset: Dataset, split: Split, directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     table = dataset.interactions.select(USER, ITEM, POSITION)
     users, positions = table[USER].to_numpy(), table[POSITION].to_numpy()
-    trained = split.train_lengths[users]
-    validation, test = split.validation_positions[users], split.test_positions[users]
-    ends = np.where(test >= 0, test, np.where(validation >= 0, validation + 1, trained))
-    later = (positions >= trained) & (positions < ends)
+    validation, test = split.validation_positions, split.test_positions
+    ends = np.where(test >= 0, test, np.where(validation >= 0, validation + 1, split.train_lengths))  # (U,)
+
+    def of_rows(values: NDArray[np.int64]) -> NDArray[np.int32]:
+        """(U,) to the rows of the table, whose number decides how much memory this takes."""
+        return values.astype(np.int32)[users]
+
+    trained = positions < of_rows(split.train_lengths)
+    later = ~trained & (positions < of_rows(ends))
     dataset.users.write_parquet(directory / "users.parquet")
     dataset.items.write_parquet(directory / "items.parquet")
-    table.filter(positions < trained).write_parquet(directory / "train.parquet")
-    marked = table.with_columns(pl.Series(TARGET, positions == validation))
+    table.filter(trained).write_parquet(directory / "train.parquet")
+    marked = table.with_columns(pl.Series(TARGET, positions == of_rows(validation)))
     marked.filter(later).write_parquet(directory / "validation.parquet")
-    table.filter((positions == test) & (test >= 0)).write_parquet(directory / "test.parquet")
+    table.filter(positions == of_rows(test)).write_parquet(directory / "test.parquet")  # -1 is no position
     summary = dict(dataset.summary)
     if dataset.impressions is not None:
         shown = dataset.impressions
@@ -76,7 +81,7 @@ def write_prepared(dataset: Dataset, split: Split, directory: Path) -> None:
         "users": len(dataset.users),
         "items": len(dataset.items),
         "interactions": len(table),
-        "training_interactions": int((positions < trained).sum()),
+        "training_interactions": int(trained.sum()),
         "validation_cases": int((split.validation_positions >= 0).sum()),
         "test_cases": int((split.test_positions >= 0).sum()),
     }

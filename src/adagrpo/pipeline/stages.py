@@ -90,6 +90,7 @@ def prepare(run: Run) -> None:
             min_user_interactions=options.min_user_interactions,
             min_item_interactions=options.min_item_interactions,
         )
+        del read  # as large as what was made of it
         if options.shuffle_ties is not None:
             column = options.shuffle_ties.sorted_by
             name = described.id_column if described else ITEM_ID
