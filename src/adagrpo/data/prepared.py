@@ -58,7 +58,7 @@ def write_prepared(dataset: Dataset, split: Split, directory: Path) -> None:
 
     def of_rows(values: NDArray[np.int64]) -> NDArray[np.int32]:
         """(U,) to the rows of the table, whose number decides how much memory this takes."""
-        return values.astype(np.int32)[users]
+        return np.asarray(values.astype(np.int32)[users])
 
     trained = positions < of_rows(split.train_lengths)
     later = ~trained & (positions < of_rows(ends))
