@@ -84,9 +84,10 @@ def _spread(row: Mapping[str, Any]) -> str:
 
 def _details(row: Mapping[str, Any]) -> str:
     """What was measured beside the figure, on one line."""
-    numbers = {
-        name: format_number(value) if isinstance(value, float) else str(value) for name, value in row["detail"].items()
-    }
+    flat: dict[str, Any] = {}
+    for name, value in row["detail"].items():
+        flat |= {f"{name} {key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
+    numbers = {name: format_number(value) if isinstance(value, float) else str(value) for name, value in flat.items()}
     told = ", ".join(f"{name.replace('_', ' ')} {number}" for name, number in numbers.items())
     return f"- `{row['name']}`: {told}" if told else ""
 
@@ -99,3 +100,7 @@ def _machines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         told = f"{row['machine']}, {threads}, torch {row['versions']['torch']}, commit {row['commit']}"
         found[told] = found.get(told, 0) + 1
     return [f"{told} ({count} row{'s' if count != 1 else ''})" for told, count in found.items()]
+
+
+if __name__ == "__main__":
+    main()

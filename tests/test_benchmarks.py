@@ -56,8 +56,9 @@ def test_what_a_variant_is_worth_is_paired_by_user() -> None:
     assert found["unmasked"]["hr@10"]["mean"] == 0.0
 
 
+DETAIL = {"beam": 50, "share": 0.25, "test": {"hr@10": 0.5}}
 ROWS = [
-    Row("serve_p50_ms", 8.0, "ms", (7.0, 9.5), "<= 10", True, "one request", {"beam": 50, "share": 0.25}).as_json(),
+    Row("serve_p50_ms", 8.0, "ms", (7.0, 9.5), "<= 10", True, "one request", DETAIL).as_json(),
     Row("evaluate_beauty_s", 21.0, "s", (21.0, 21.0), "<= 20", False, "wall clock").as_json(),
     Row("shares", 0.02, "share", (0.01, 0.03), "", None, "no target").as_json(),
     Row("scale_beam_10", 0.5, "s", (0.4, 0.6), "", None, "256 histories").as_json(),
@@ -71,9 +72,16 @@ def test_the_page_holds_what_the_rows_say_and_nothing_else_changes() -> None:
     assert "| evaluate\\_beauty\\_s | 21.00 s | one run | \\<= 20 | no | wall clock |" in lines
     assert "| serve\\_p50\\_ms | 8.000 ms | 7.000 – 9.500 | \\<= 10 | yes | one request |" in lines
     assert "| shares | 0.02000 share | 0.01000 – 0.03000 |  | – | no target |" in lines
-    assert "- `serve_p50_ms`: beam 50, share 0.2500" in lines
+    assert "- `serve_p50_ms`: beam 50, share 0.2500, test hr@10 0.5000" in lines
     assert "| beam\\_10 | 0.5000 s | 0.4000 – 0.6000 | 256 histories |" in lines
     assert page.with_measured(text, ROWS) == text
+
+
+def test_the_page_of_the_project_is_what_its_rows_give() -> None:
+    text = page.PAGE.read_text(encoding="utf-8")
+    rows = json.loads((page.PAGE.parent.parent / "results" / "benchmarks.json").read_text(encoding="utf-8"))
+    assert page.with_measured(text, rows) == text
+    assert {row["name"] for row in rows} >= set(TARGETS)
 
 
 def test_a_page_without_markers_is_refused() -> None:
