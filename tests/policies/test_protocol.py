@@ -293,6 +293,24 @@ def test_gradients_are_those_of_each_sequence_alone(policy, term):
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5 * scale, msg=name)
 
 
+def test_one_context_for_the_loss_and_the_scores_has_the_gradients_of_two(policy):
+    """A target in the middle of a history may be another item than the one that follows there."""
+    assert policy.same_in_training
+    chosen, codes = torch.tensor([1, 4, 6]), some_codes(policy, 3, 5)
+    for rows in (torch.arange(7), torch.tensor([0, 1, 2, 4, 6])):
+        for targets in (TARGETS, TARGETS.roll(1)):
+            found = []
+            for shared in (True, False):
+                lone = copy.deepcopy(policy).train()
+                context = lone.encode(HISTORIES, ROWS, POSITIONS)
+                loss = lone.supervised_loss(context[rows], targets[rows]).sum()
+                second = context if shared else lone.encode(HISTORIES, ROWS, POSITIONS)
+                (loss + lone.score(second[chosen], codes).square().mean()).backward()
+                found.append([parameter.grad for parameter in lone.parameters()])
+            for one, other in zip(*found, strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
 def test_gradients_reach_every_parameter(policy):
     context = policy.encode(HISTORIES, ROWS, POSITIONS)
     (policy.score(context, some_codes(policy, 7, 5)).sum() + policy.supervised_loss(context, TARGETS).sum()).backward()

@@ -113,6 +113,32 @@ def test_distillation_teaches_the_order_of_the_re_ranked_group(world, weight, ex
     assert_close(gradients(policy, terms["distill"]), gradients(policy, expected))
 
 
+@pytest.mark.parametrize("positions", ["random", "last", "all", "end"])
+@pytest.mark.parametrize("term", ["grpo", "distill"])
+def test_without_dropout_one_context_serves_both_terms_with_the_same_gradients(world, monkeypatch, positions, term):
+    """At the ends of histories the groups belong to no sample of the batch, so each term has a context of its own."""
+    found, encoded = [], []
+    for same in (True, False):
+        policy = world.policy()
+        assert policy.same_in_training
+        task = world.post_training(policy, gate="all", term=term, rl_positions=positions)
+        micros = task.begin(0)[0]
+        with monkeypatch.context() as patch:
+            patch.setattr(type(policy), "same_in_training", same)
+            calls, encode = [], type(policy).encode
+            patch.setattr(
+                type(policy), "encode", lambda *given, calls=calls, encode=encode: calls.append(1) or encode(*given)
+            )
+            terms = [term for micro in micros for term in task.loss(micro)[0].values()]
+        torch.stack(terms).sum().backward()
+        found.append([parameter.grad for parameter in policy.parameters()])
+        encoded.append(len(calls))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    assert encoded == ([2, 2] if positions == "end" else [1, 2])
+    assert not world.policy(dropout=0.5).same_in_training
+
+
 def test_best_of_n_is_nll_on_the_best_rollout(world):
     policy = world.policy()
     task = world.post_training(policy, gate="all", term="best_of_n")

@@ -38,6 +38,11 @@ class Policy(Protocol[ContextT, StateT]):
         """`(K_1 .. K_L)`: how many codes each level has."""
         ...
 
+    @property
+    def same_in_training(self) -> bool:
+        """True where nothing is drawn in training mode, so that one context may serve both the NLL and `score`."""
+        ...
+
     def encode(self, histories: Histories, rows: Tensor | None = None, positions: Tensor | None = None) -> ContextT:
         """Encode histories into `N` samples.
 

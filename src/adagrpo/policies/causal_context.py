@@ -25,6 +25,7 @@ class Prompts:
     """`B` prompts but for the suffix, padded on the right; `read` is there once something needed it."""
 
     tokens: Tensor  # (B, S) int64
+    lengths: Tensor  # (B,) int64, tokens before the padding
     differentiable: bool  # whether gradients were wanted when the histories were encoded
     read: Read | None = None
 

@@ -41,6 +41,7 @@ from adagrpo.policies.language_model import (
     Vocabulary,
     check_room,
     enable_checkpointing,
+    inner_dropout,
     under_model_names,
 )
 from adagrpo.policies.shared_prefix import (
@@ -122,6 +123,7 @@ class CausalLMPolicy(nn.Module):
         self._layers = int(model.config.get_text_config().num_hidden_layers)
         check_room(model, len(preamble) + len(suffix) + (max_history + 1) * levels - 1)
         self._checkpointed = gradient_checkpointing
+        self._steady = dropout == 0 and not gradient_checkpointing and inner_dropout(model) is None
         if gradient_checkpointing:
             enable_checkpointing(model)
         under_model_names(self)
@@ -142,6 +144,11 @@ class CausalLMPolicy(nn.Module):
         ]
 
     @property
+    def same_in_training(self) -> bool:
+        """See `Policy.same_in_training`; what is checkpointed keeps nothing that a second pass could use."""
+        return self._steady
+
+    @property
     def checkpoint_files(self) -> dict[str, str]:
         """What makes a folder of weights one that `transformers` opens, and we again: name to content."""
         return {"config.json": self.lm.config.to_json_string(), VOCABULARY_FILE: self.vocabulary.dump()}
@@ -158,8 +165,9 @@ class CausalLMPolicy(nn.Module):
             rows, positions = torch.arange(len(lengths), device=items.device), lengths - 1
         before = self.preamble.expand(len(items), -1)
         tokens = torch.cat([before, self.item_tokens[items].flatten(1)], dim=1)
-        ends = len(self.preamble) + (positions + 1) * self.item_codes.shape[1]
-        return CausalContext(Prompts(tokens, torch.is_grad_enabled()), rows, ends, whole)
+        levels = self.item_codes.shape[1]
+        ends, read = (len(self.preamble) + count * levels for count in (positions + 1, lengths))
+        return CausalContext(Prompts(tokens, read, torch.is_grad_enabled()), rows, ends, whole)
 
     def frozen(self) -> CausalLMPolicy:
         """The policy itself: nothing is worth computing beforehand."""
@@ -295,7 +303,12 @@ class CausalLMPolicy(nn.Module):
         tokens[rows.expand_as(columns)[last], columns[last]] = targets[last]
         if not torch.equal(tokens[rows, columns], targets):
             return None
-        hidden, _ = self._body(tokens[:, :-1], None, None, None)
+        length = prompts.tokens.shape[1]
+        real = torch.arange(length, device=targets.device) < prompts.lengths.unsqueeze(1)
+        kept = self._steady and torch.equal(tokens[:, :length][real], prompts.tokens[real])
+        hidden, cache = self._body(tokens[:, :-1], None, None, [[] for _ in range(self._layers)] if kept else None)
+        if kept:  # what is scored behind these prompts next need not read them again
+            prompts.read = Read(hidden[:, :length], tuple((k[:, :, :length], v[:, :, :length]) for k, v in cache))
         return states_at(hidden, context.rows, columns - 1)
 
     def _level_logits(self, hidden: Tensor, level: int) -> Tensor:

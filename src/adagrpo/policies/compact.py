@@ -86,6 +86,11 @@ class CompactPolicy(nn.Module):
         """`(K_1 .. K_L)`."""
         return self._level_sizes
 
+    @property
+    def same_in_training(self) -> bool:
+        """See `Policy.same_in_training`."""
+        return self.dropout.threshold == 0
+
     def encode(
         self, histories: Histories, rows: Tensor | None = None, positions: Tensor | None = None
     ) -> CompactContext:

@@ -116,6 +116,11 @@ class HybridPolicy(nn.Module):
         """`(K_1 .. K_L)`."""
         return self.compact.level_sizes
 
+    @property
+    def same_in_training(self) -> bool:
+        """See `Policy.same_in_training`; what is drawn for the head's loss does not touch the context."""
+        return self.item_dropout == 0 and self.compact.same_in_training
+
     def encode(
         self, histories: Histories, rows: Tensor | None = None, positions: Tensor | None = None
     ) -> HybridContext:

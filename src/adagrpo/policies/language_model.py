@@ -249,13 +249,19 @@ def enable_checkpointing(model: PreTrainedModel) -> None:
     key, kind = "policy.lm.gradient_checkpointing", model.config.model_type
     if not any(isinstance(module, GradientCheckpointingLayer) for module in model.modules()):
         raise UserError(f"{key}: {kind} has no layers that support it")
+    name = inner_dropout(model)
+    if name is not None:
+        raise UserError(f"{key}: not with dropout inside the body, here {name}; set it to 0 (policy.dropout may stay)")
+    model.activation_checkpointing_enable({"use_reentrant": False})
+
+
+def inner_dropout(model: PreTrainedModel) -> str | None:
+    """The first module of the body that drops something while it trains; None if there is none."""
     for name, module in model.base_model.named_modules():
         rates = [rate for field, rate in vars(module).items() if "drop" in field and isinstance(rate, float)]
         if max([*rates, module.p if isinstance(module, nn.Dropout) else 0.0]) > 0:
-            raise UserError(
-                f"{key}: not with dropout inside the body, here {name}; set it to 0 (policy.dropout may stay)"
-            )
-    model.activation_checkpointing_enable({"use_reentrant": False})
+            return str(name)
+    return None
 
 
 def check_room(model: PreTrainedModel, longest: int) -> None:

@@ -35,6 +35,8 @@ class PrefixLayer(DynamicLayer):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """What attention reads."""
         self.new = (key_states, value_states)
+        if not self.parts:
+            return self.new
         keys, values = zip(*self.parts, self.new, strict=True)
         return torch.cat(keys, dim=2), torch.cat(values, dim=2)
 

@@ -6,7 +6,7 @@ or, in the place of GRPO, one of the losses of `adagrpo.objective.teacher`, on t
 AdaGRPO (Xu et al. 2026, arXiv 2606.08480); the formulas are in `adagrpo.objective`. Once an optimiser step, and for all
 its micro-batches together, groups are drawn, judged and gated without gradients (`_judge`); then each micro-batch
 gets its NLL, in a pass of its own with dropout, and the surrogate of its admitted groups only, from a context
-without dropout, which is the one that the rollouts were drawn from.
+without dropout, which is the one that the rollouts were drawn from. Where there is no dropout, one pass serves both.
 
 Where we depart: the rollouts of a step are a function of (weights, seed, step), not of how the step is cut into
 micro-batches; and with one iteration over a group the ratio π/π_old is taken against the detached scores, so that
@@ -87,6 +87,7 @@ class Micro(NamedTuple):
     total: int
     judged: Judged | None  # None in a step without RL samples, which an RL split can give
     admitted: Tensor  # (A,) int64 rows of `judged`
+    places: Tensor | None  # (A,) int64, their samples in the batch; None at the ends of histories, which are none
 
 
 class PostTraining:
@@ -135,34 +136,38 @@ class PostTraining:
         batches = [batch.to(device) for batch in self.schedule.batches(draw)]
         generator = keyed_generator(self.schedule.seed, draw, 1)
         samples = [self._samples(batch, generator) for batch in batches]
-        counts = [len(targets) for _, targets in samples]
+        counts = [len(targets) for _, targets, _ in samples]
         total = max(1, sum(int(batch.nll.sum()) for batch in batches))
         if not any(counts):
             nothing = torch.empty(0, dtype=torch.int64, device=device)
-            self._micros = [Micro(batch, total, None, nothing) for batch in batches]
+            self._micros = [Micro(batch, total, None, nothing, None) for batch in batches]
             return self._micros, {}
-        histories = stack([histories for histories, _ in samples])
+        histories = stack([histories for histories, _, _ in samples])
         measure = bool(self.term_norms_every) and step % self.term_norms_every == 0
         with torch.no_grad():
-            judged, values = self._judge(histories, torch.cat([t for _, t in samples]), generator, measure)
+            judged, values = self._judge(histories, torch.cat([t for _, t, _ in samples]), generator, measure)
         first = 0
         self._micros = []
-        for batch, count in zip(batches, counts, strict=True):
-            admitted = judged.decision.admitted[first : first + count].nonzero().squeeze(1) + first
-            self._micros.append(Micro(batch, total, judged, admitted))
-            first += count
+        for batch, (_, targets, chosen) in zip(batches, samples, strict=True):
+            admitted = judged.decision.admitted[first : first + len(targets)].nonzero().squeeze(1)
+            places = None if chosen is None else chosen[admitted]
+            self._micros.append(Micro(batch, total, judged, admitted + first, places))
+            first += len(targets)
         return self._micros, values
 
     def loss(self, micro: Micro) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Terms `nll` and, where a group was admitted, the reward term; of GRPO it logs the clip fraction."""
         terms: dict[str, Tensor] = {}
         logged: dict[str, float] = {}
+        batch, context = micro.batch, None
         if self.arm.anchored:
             self.policy.train()
-            terms["nll"] = nll_term(self.policy, micro.batch, micro.total)
+            if len(micro.admitted) and micro.places is not None and self.policy.same_in_training:
+                context = self.policy.encode(batch.histories, batch.rows, batch.positions)
+            terms["nll"] = nll_term(self.policy, batch, micro.total, context)
         if len(micro.admitted):
             self.policy.eval()
-            terms[self.arm.term], logged = self._reward_term(micro)
+            terms[self.arm.term], logged = self._reward_term(micro, None if context is None else context[micro.places])
         if not terms:  # a reward term alone, with nothing admitted: a step that moves nothing
             terms[self.arm.term] = sum(p.sum() for p in self.policy.parameters()) * 0.0
         return terms, logged
@@ -175,18 +180,19 @@ class PostTraining:
         """Take back `state`."""
         self.spread = state["spread"]
 
-    def _samples(self, batch: TrainingBatch, generator: torch.Generator) -> tuple[Histories, Tensor]:
+    def _samples(self, batch: TrainingBatch, generator: torch.Generator) -> tuple[Histories, Tensor, Tensor | None]:
         """The RL samples of a micro-batch: of those a history has, one at random, the last, or all; or its end.
 
         Returns:
-            (N,) histories and (N,) targets, which are -1 at the ends: no training interaction follows there.
+            (N,) histories; (N,) targets, which are -1 at the ends, where no training interaction follows; and (N,)
+            which samples of the batch they are, None at the ends.
         """
         if self.objective.rl_positions == "end":
             ends = pad(self.schedule.training, batch.users, self.schedule.max_history)
             device = batch.targets.device
             users = torch.from_numpy(batch.users).to(device)
             whole = Histories(ends.items.to(device), ends.lengths.to(device), users)
-            return whole, torch.full_like(whole.lengths, -1)
+            return whole, torch.full_like(whole.lengths, -1), None
         samples = batch.rl.nonzero().squeeze(1)
         if self.objective.rl_positions != "all":
             histories = len(batch.histories.lengths)
@@ -198,7 +204,8 @@ class PostTraining:
                 chosen = (uniforms * counts).long()
             first = counts.cumsum(0) - counts  # samples are listed row by row
             samples = samples[(first + chosen)[counts > 0]]
-        return truncate(batch.histories, batch.rows[samples], batch.positions[samples]), batch.targets[samples]
+        found = truncate(batch.histories, batch.rows[samples], batch.positions[samples])
+        return found, batch.targets[samples], samples
 
     def _judge(
         self, histories: Histories, targets: Tensor, generator: torch.Generator, measure: bool
@@ -335,12 +342,16 @@ class PostTraining:
             self.spread = now if self.spread == 0.0 else 0.9 * self.spread + 0.1 * now
         return torch.tensor(self.spread, device=rewards.device)
 
-    def _reward_term(self, micro: Micro) -> tuple[Tensor, dict[str, float]]:
-        """`(λ / B_rl) Σ loss_b` over the admitted groups of a micro-batch, and what to log beside it."""
+    def _reward_term(self, micro: Micro, context: Any) -> tuple[Tensor, dict[str, float]]:
+        """`(λ / B_rl) Σ loss_b` over the admitted groups of a micro-batch, and what to log beside it.
+
+        `context` is theirs, if NLL has encoded them already.
+        """
         judged, rows = micro.judged, micro.admitted
         assert judged is not None, "nothing is admitted in a step without RL samples"
-        histories = Histories(judged.histories.items[rows], judged.histories.lengths[rows])
-        log_probs = self._score(self.policy, self.policy.encode(histories), judged.rollouts.codes[rows])
+        if context is None:
+            context = self.policy.encode(Histories(judged.histories.items[rows], judged.histories.lengths[rows]))
+        log_probs = self._score(self.policy, context, judged.rollouts.codes[rows])
         logged: dict[str, float] = {}
         match self.arm.term:
             case "grpo":

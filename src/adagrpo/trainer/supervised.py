@@ -20,15 +20,19 @@ class SupervisedMicro(NamedTuple):
     total: int
 
 
-def nll_term(policy: Policy[Any, Any], batch: TrainingBatch, total: int) -> Tensor:
+def nll_term(policy: Policy[Any, Any], batch: TrainingBatch, total: int, context: Any = None) -> Tensor:
     """The micro-batch's part of the mean NLL over all positions of the step, nats a code.
 
     Args:
         policy: in training mode, so that dropout is on.
         batch: `N` samples, of which those with `nll` count.
         total: NLL positions in the whole step.
+        context: of all `N` samples, where they have been encoded already.
     """
-    context = policy.encode(batch.histories, batch.rows[batch.nll], batch.positions[batch.nll])
+    if context is None:
+        context = policy.encode(batch.histories, batch.rows[batch.nll], batch.positions[batch.nll])
+    else:
+        context = context[batch.nll]
     return policy.supervised_loss(context, batch.targets[batch.nll]).sum() / total
 
 
