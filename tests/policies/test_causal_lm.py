@@ -209,8 +209,9 @@ def test_lora_starts_as_the_model_and_moves_its_adapters():
 
 
 @pytest.mark.parametrize("rank", [0, 2])
-def test_what_does_not_train_may_be_bfloat16(rank):
-    model, vocabulary = from_configuration(QWEN, SIZES, seed=0)
+@pytest.mark.parametrize("name", MODELS)
+def test_what_does_not_train_may_be_bfloat16(name, rank):
+    model, vocabulary = from_configuration(MODELS[name], SIZES, seed=0)
     exact = CausalLMPolicy(copy.deepcopy(model), vocabulary, CODES, max_history=4).eval()
     adapt(model, frozen_body=True, lora_rank=rank, lora_alpha=4, bfloat16=True)
     policy = CausalLMPolicy(model, vocabulary, CODES, max_history=4).eval()

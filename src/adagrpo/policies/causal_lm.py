@@ -360,7 +360,11 @@ class CausalLMPolicy(nn.Module):
         prompt = self.encode(histories).prompts.tokens
         tokens = self._tokens(codes)
         written = torch.cat([self.suffix, tokens]).unsqueeze(0)
-        logits: Tensor = self.lm(input_ids=torch.cat([prompt, written], dim=1)).logits[0].float()
+        sequence: dict[str, Tensor] = {"input_ids": torch.cat([prompt, written], dim=1)}
+        if self._dtype != torch.float32:  # embeddings are, and layers that normalise may not take what is not theirs
+            vectors = self.lm.get_input_embeddings()(sequence.pop("input_ids"))
+            sequence = {"inputs_embeds": vectors.to(self._dtype)}
+        logits: Tensor = self.lm(**sequence).logits[0].float()
         log_probs = logits.log_softmax(-1)[-len(tokens) - 1 : -1]
         return log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
 
