@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from adagrpo.config import FitConfig, load_config
 from adagrpo.evaluation import predict
-from adagrpo.layers import autocast_dtype
+from adagrpo.layers import autocast_dtype, mixed_precision
 from adagrpo.pipeline import Run, fit_sft, prepare, tokenize
 from adagrpo.pipeline.models import Workbench
 from adagrpo.trainer import Arm, PostTraining, Supervised, Task
@@ -49,7 +49,7 @@ def stepper(device: torch.device, task: Task[Any]) -> tuple[list[float], Callabl
     def steps() -> None:
         for _ in range(STEPS):
             policy.eval()
-            with torch.autocast("cpu", torch.bfloat16, enabled=autocast_dtype(device) is not None):
+            with mixed_precision(policy):
                 micros, values = task.begin(place[0])
                 optimizer.zero_grad()
                 terms = [term for micro in micros for term in task.loss(micro)[0].values()]

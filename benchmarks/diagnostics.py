@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from adagrpo.config import FitConfig, Gate
-from adagrpo.layers import autocast_dtype
+from adagrpo.layers import mixed_precision
 from adagrpo.objective import rollout_miss
 from adagrpo.rewards import (
     Candidates,
@@ -90,8 +90,9 @@ def measure(build: Build, device: torch.device, *, repeats: int = 7) -> Share:
     detail["gated_over_plain"] = median_spread(ratios)[0]
     differences = [1 - plain / full for plain, full in zip(seconds["plain"], seconds["diagnosed"], strict=True)]
     detail["whole_step_difference"] = median_spread(differences)[0]
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast_dtype(device) is not None):
-        works = parts(build(PostTraining, "adagrpo"))
+    task = build(PostTraining, "adagrpo")
+    with torch.no_grad(), mixed_precision(task.policy):
+        works = parts(task)
         found = dict(zip(works, timed_in_turn(list(works.values()), repeats=3 * repeats, warmup=3), strict=True))
     detail |= {f"{name}_ms": 1000 * median_spread(values)[0] for name, values in found.items()}
     step = median_spread(seconds["diagnosed"])[0] / STEPS

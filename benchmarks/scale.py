@@ -15,7 +15,7 @@ import torch
 from adagrpo.config import ObjectiveConfig
 from adagrpo.decoding import beam_search_both
 from adagrpo.evaluation import predict
-from adagrpo.layers import autocast_dtype
+from adagrpo.layers import mixed_precision
 from adagrpo.policies import CompactPolicy, HybridPolicy
 from adagrpo.rewards.ranker import SequentialRanker
 from adagrpo.semantic_ids import Catalog
@@ -106,7 +106,7 @@ def searching(policy: CompactPolicy | HybridPolicy, catalog: Catalog, count: int
 
     @torch.no_grad()
     def search() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast_dtype(items.device) is not None):
+        with mixed_precision(policy):
             beam_search_both(frozen, frozen.encode(histories), width, trie=catalog.trie)
 
     return search

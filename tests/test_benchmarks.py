@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import runpy
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +84,17 @@ def test_the_page_of_the_project_is_what_its_rows_give() -> None:
     rows = json.loads((page.PAGE.parent.parent / "results" / "benchmarks.json").read_text(encoding="utf-8"))
     assert page.with_measured(text, rows) == text
     assert {row["name"] for row in rows} >= set(TARGETS)
+
+
+def test_the_command_writes_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, text = tmp_path / "rows.json", tmp_path / "page.md"
+    rows.write_text(json.dumps(ROWS), encoding="utf-8")
+    text.write_text(f"{page.BEGIN}{page.END}", encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["page", str(rows), "--page", str(text)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # the module has been imported already
+        runpy.run_module("benchmarks.page", run_name="__main__")
+    assert text.read_text(encoding="utf-8") == page.with_measured(f"{page.BEGIN}{page.END}", ROWS)
 
 
 def test_a_page_without_markers_is_refused() -> None:

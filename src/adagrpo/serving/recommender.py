@@ -9,16 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from torch import Tensor
 
+from adagrpo.data.sequences import pad
 from adagrpo.decoding import beam_search
 from adagrpo.evaluation import without_history
 from adagrpo.layers import mixed_precision
 from adagrpo.rewards.base import Reward
 from adagrpo.rewards.scoring import ask_reward
 from adagrpo.semantic_ids.catalog import Catalog
-from adagrpo.types import Histories
+from adagrpo.types import Histories, Ragged
 
 __all__ = ["ItemId", "Recommendations", "Recommender"]
 
@@ -80,7 +81,7 @@ class Recommender:
         Returns:
             `B` lists of at most `width`; shorter where the catalogue or the search holds no more.
         """
-        batch = self._pad(histories)
+        batch = self._batch(histories)
         held = self.width + (self.max_history if self.mask_history else 0)
         with mixed_precision(self.policy):
             beams = beam_search(self.policy, self.policy.encode(batch), held, trie=self.catalog.trie)
@@ -93,13 +94,12 @@ class Recommender:
             items = items.gather(1, order)
         return [self._named(*row) for row in zip(items.tolist(), scores.tolist(), strict=True)]
 
-    def _pad(self, histories: Sequence[Sequence[int]]) -> Histories:
-        seen = [list(history[-self.max_history :]) for history in histories]
-        longest = max(map(len, seen))
-        rows = torch.tensor([history + [0] * (longest - len(history)) for history in seen])
+    def _batch(self, histories: Sequence[Sequence[int]]) -> Histories:
+        offsets = np.cumsum([0, *map(len, histories)])
+        ragged = Ragged(np.concatenate([np.asarray(history, np.int32) for history in histories]), offsets)
+        padded = pad(ragged, np.arange(len(histories)), self.max_history)
         device: torch.device = self.catalog.codes.device
-        lengths: Tensor = torch.tensor([len(history) for history in seen])
-        return Histories(rows.to(device), lengths.to(device))
+        return Histories(padded.items.to(device), padded.lengths.to(device))
 
     def _named(self, items: list[int], scores: list[float]) -> Recommendations:
         count = sum(item >= 0 for item in items)  # places without an item are last

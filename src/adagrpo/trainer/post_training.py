@@ -80,6 +80,14 @@ class Arm:
     term: Literal["grpo", "distill", "best_of_n"] = "grpo"
 
 
+class Samples(NamedTuple):
+    """The RL samples of a micro-batch."""
+
+    histories: Histories  # (N, T)
+    targets: Tensor  # (N,) -1 at the ends of histories, where no training interaction follows
+    places: Tensor | None  # (N,) int64, which samples of the batch they are; None at the ends, which are none
+
+
 class Micro(NamedTuple):
     """A micro-batch, its admitted groups, and the counts of its optimiser step."""
 
@@ -136,23 +144,22 @@ class PostTraining:
         batches = [batch.to(device) for batch in self.schedule.batches(draw)]
         generator = keyed_generator(self.schedule.seed, draw, 1)
         samples = [self._samples(batch, generator) for batch in batches]
-        counts = [len(targets) for _, targets, _ in samples]
         total = max(1, sum(int(batch.nll.sum()) for batch in batches))
-        if not any(counts):
+        if not any(len(part.targets) for part in samples):
             nothing = torch.empty(0, dtype=torch.int64, device=device)
             self._micros = [Micro(batch, total, None, nothing, None) for batch in batches]
             return self._micros, {}
-        histories = stack([histories for histories, _, _ in samples])
+        histories, targets = stack([part.histories for part in samples]), torch.cat([part.targets for part in samples])
         measure = bool(self.term_norms_every) and step % self.term_norms_every == 0
         with torch.no_grad():
-            judged, values = self._judge(histories, torch.cat([t for _, t, _ in samples]), generator, measure)
+            judged, values = self._judge(histories, targets, generator, measure)
         first = 0
         self._micros = []
-        for batch, (_, targets, chosen) in zip(batches, samples, strict=True):
-            admitted = judged.decision.admitted[first : first + len(targets)].nonzero().squeeze(1)
-            places = None if chosen is None else chosen[admitted]
+        for batch, part in zip(batches, samples, strict=True):
+            admitted = judged.decision.admitted[first : first + len(part.targets)].nonzero().squeeze(1)
+            places = None if part.places is None else part.places[admitted]
             self._micros.append(Micro(batch, total, judged, admitted + first, places))
-            first += len(targets)
+            first += len(part.targets)
         return self._micros, values
 
     def loss(self, micro: Micro) -> tuple[dict[str, Tensor], dict[str, float]]:
@@ -180,19 +187,14 @@ class PostTraining:
         """Take back `state`."""
         self.spread = state["spread"]
 
-    def _samples(self, batch: TrainingBatch, generator: torch.Generator) -> tuple[Histories, Tensor, Tensor | None]:
-        """The RL samples of a micro-batch: of those a history has, one at random, the last, or all; or its end.
-
-        Returns:
-            (N,) histories; (N,) targets, which are -1 at the ends, where no training interaction follows; and (N,)
-            which samples of the batch they are, None at the ends.
-        """
+    def _samples(self, batch: TrainingBatch, generator: torch.Generator) -> Samples:
+        """Of the RL samples that a history has, one at random, the last, or all; or its end."""
         if self.objective.rl_positions == "end":
             ends = pad(self.schedule.training, batch.users, self.schedule.max_history)
             device = batch.targets.device
             users = torch.from_numpy(batch.users).to(device)
             whole = Histories(ends.items.to(device), ends.lengths.to(device), users)
-            return whole, torch.full_like(whole.lengths, -1), None
+            return Samples(whole, torch.full_like(whole.lengths, -1), None)
         samples = batch.rl.nonzero().squeeze(1)
         if self.objective.rl_positions != "all":
             histories = len(batch.histories.lengths)
@@ -205,7 +207,7 @@ class PostTraining:
             first = counts.cumsum(0) - counts  # samples are listed row by row
             samples = samples[(first + chosen)[counts > 0]]
         found = truncate(batch.histories, batch.rows[samples], batch.positions[samples])
-        return found, batch.targets[samples], samples
+        return Samples(found, batch.targets[samples], samples)
 
     def _judge(
         self, histories: Histories, targets: Tensor, generator: torch.Generator, measure: bool
