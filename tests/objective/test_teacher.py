@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from adagrpo.objective import best_of_n_loss, listwise_distillation
+from adagrpo.objective import best_of_n_loss, listwise_distillation, validity_margin
 
 
 def group(*, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -101,3 +101,16 @@ def test_a_wrong_shape_is_named(name: str) -> None:
     given = group()
     with pytest.raises(ValueError, match=name):
         listwise_distillation(**given | {name: given[name][:, :-1]})
+
+
+def test_the_validity_margin_pushes_only_what_is_no_item_and_too_high() -> None:
+    whole = torch.tensor([[-1.0, -3.0, -3.5, -9.0], [-1.0, -2.0, -1.5, -3.5], [-1.0, -2.0, -3.0, -4.0]])
+    real = torch.tensor([[True, True, False, False], [True, True, False, False], [False, False, False, False]])
+    log_probs = torch.stack([0.25 * whole, 0.75 * whole], 2).requires_grad_()
+    found = validity_margin(log_probs, real)
+    assert found.tolist() == [0.125, 0.375, 0.0]  # (1 - 3.5 + 3) / 4; (1 - 1.5 + 2) / 4 and 1 below, which is enough
+    (gradient,) = torch.autograd.grad(found.sum(), log_probs)
+    assert gradient[:, :, 1].tolist() == [[0, 0, 0.25, 0], [0, 0, 0.25, 0], [0, 0, 0, 0]]
+    assert validity_margin(log_probs, torch.ones_like(real)).tolist() == [0.0] * 3
+    with pytest.raises(ValueError, match="real"):
+        validity_margin(log_probs, real[:, :-1])

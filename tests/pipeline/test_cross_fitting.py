@@ -134,7 +134,7 @@ def test_too_many_folds_for_the_users_are_refused(world: Any, tmp_path: Path) ->
     )
     run = world.run(tmp_path / "run", tmp_path, ranker={"folds": 2})
     prepare(run)
-    with pytest.raises(UserError, match=r"ranker\.folds: without fold . no validation case is left"):
+    with pytest.raises(UserError, match="no user of a validation case is among those it is fitted on; take fewer folds"):
         fit_ranker(run)
 
 
@@ -226,3 +226,26 @@ def test_an_oracle_needs_a_simulated_world(folded: Any, world: Any, data: Path) 
     run = world.run(folded.directory, data, train={"arms": [{"objective": "adagrpo", "gate": "oracle"}]})
     with pytest.raises(UserError, match="only a simulated marketplace"):
         fit_arm(run, run.config.train.arms[0])
+
+
+def test_a_share_of_the_users_is_all_that_the_rankers_see(folded: Any, world: Any, tmp_path: Path) -> None:
+    """One training item of a user is exchanged for another: who is withheld changes no byte of either ranker."""
+    pytest.importorskip("lightgbm")
+    half: dict[str, Any] = {"ranker": {"user_share": 0.5}, "reward": {"kind": "lambdarank"}}
+    found = {}
+    for name, changes in (("plain", ()), ("withheld", (0,)), ("seen", (1,))):
+        moved = world
+        if changes:
+            withheld = Workbench(world.run(folded.directory, folded.data, **half)).withheld
+            assert 0.2 < withheld.mean() < 0.8
+            user = sorted(world.sequences)[int(np.flatnonzero(withheld != bool(changes[0]))[3])]
+            unseen = next(item for item in range(3, 300, 10) if item not in world.sequences[user])
+            moved = world.changed(user, 1, unseen)
+        moved.write(tmp_path / name / "data")
+        run = world.run(tmp_path / name / "run", tmp_path / name / "data", **half)
+        for stage in (prepare, fit_ranker):
+            stage(run)
+        files = ("ranker/best/model.safetensors", "ranker/lambdarank/model.txt")
+        found[name] = [run.path(file).read_bytes() for file in files]
+    assert found["plain"] == found["withheld"]
+    assert found["plain"][0] != found["seen"][0] and found["plain"][1] != found["seen"][1]

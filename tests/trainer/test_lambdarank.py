@@ -77,6 +77,15 @@ def test_a_third_of_the_draws_each_is_uniform_popular_and_near() -> None:
     assert (nowhere[:, 2] == -1).all()  # item 9 is near nothing
 
 
+def test_the_sources_that_are_named_take_turns() -> None:
+    sampler = NegativeSampler(ragged([[0, 1], [0, 1], [0, 1], [2, 3]]), 10, 0, ("popularity", "uniform"))
+    users, history = np.full(2000, 3), np.full((2000, 1), 9)  # item 9 is near nothing
+    avoid = np.full((2000, 1), 9)
+    popular, uniform, again, _ = sampler.draw(users, history, np.ones(2000, np.int64), avoid, 4).T
+    assert set(popular.tolist()) == set(again.tolist()) == {-1, 0, 1}
+    assert set(uniform.tolist()) == {-1, 0, 1, 4, 5, 6, 7, 8}
+
+
 def test_what_was_shown_is_grouped_by_moment() -> None:
     sequences = [[1, 2, 3, 4], [5, 6, 7]]
     shown = Impressions(

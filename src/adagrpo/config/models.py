@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
 from adagrpo.config.values import NonNegativeFloat, Positive, PositiveFloat, Section, Share
 
-__all__ = ["FitConfig", "LambdaRankConfig", "LanguageModelConfig", "PolicyConfig", "RankerConfig"]
+__all__ = [
+    "NEGATIVE_SOURCES",
+    "FitConfig",
+    "LambdaRankConfig",
+    "LanguageModelConfig",
+    "NegativeSource",
+    "PolicyConfig",
+    "RankerConfig",
+]
+
+
+NegativeSource = Literal["uniform", "popularity", "neighbours"]
+NEGATIVE_SOURCES: tuple[NegativeSource, ...] = get_args(NegativeSource)
 
 
 class LanguageModelConfig(Section):
@@ -101,11 +113,13 @@ class FitConfig(Section):
 class LambdaRankConfig(Section):
     """LightGBM LambdaRank, fitted where the reward asks for it: `positions` targets a user, `negatives` draws each.
 
-    With `negatives` of 0 it learns to order what was shown, which only impressions have.
+    `sources` take turns in the draws: the catalogue, training interactions, neighbours of the history. With `negatives`
+    of 0 it learns to order what was shown, which only impressions have.
     """
 
     positions: Positive = 3
     negatives: Annotated[int, Field(ge=0)] = 30
+    sources: Annotated[tuple[NegativeSource, ...], Field(min_length=1)] = NEGATIVE_SOURCES
     trees: Positive = 300
     leaves: Annotated[int, Field(ge=2)] = 31
     learning_rate: PositiveFloat = 0.1
@@ -118,7 +132,8 @@ class RankerConfig(Section):
     `negatives` are uniformly sampled, for `sampled`, and for `impressions` beside what was shown (0: shown items only).
     `propensity` weighs an impression by 1 / max(its logged propensity, `propensity_floor`): `ips` over the number of
     impressions of a batch, `snips` over the sum of their weights. With `folds` above 1, post-training judges a sample
-    by a ranker that never saw its user; 0 and 1 are off.
+    by a ranker that never saw its user; 0 and 1 are off. With `user_share` below 1 both families of rankers see that
+    share of the users alone, drawn by the seed: what would a ranker of fewer logs be worth?
     """
 
     loss: Literal["auto", "impressions", "cross_entropy", "sampled"] = "auto"
@@ -130,6 +145,7 @@ class RankerConfig(Section):
     heads: Positive = 2
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
     folds: Annotated[int, Field(ge=0, le=100)] = 0
+    user_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     fit: FitConfig = FitConfig(epochs=30, validations=5)
     lambdarank: LambdaRankConfig = LambdaRankConfig()
 

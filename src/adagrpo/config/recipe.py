@@ -51,6 +51,8 @@ class Config(Section):
             )
         if self.ranker.folds > 1 and self.without_order:
             raise ValueError("ranker.folds is for post-training; impressions without order have none, set it to 0")
+        if self.ranker.user_share < 1 and self.without_order:
+            raise ValueError("ranker.user_share is for logs with an order; set it to 1")
         return self
 
     @model_validator(mode="after")

@@ -19,6 +19,7 @@ __all__ = [
     "LambdaRankOptions",
     "LightGBMOptions",
     "MeanOptions",
+    "NoiseOptions",
     "RewardOptions",
     "SequentialOptions",
     "WeightedOptions",
@@ -106,6 +107,13 @@ class LambdaRankOptions(_Options):
     kind: Literal["lambdarank"] = "lambdarank"
 
 
+class NoiseOptions(_Options):
+    """A reward that knows nothing, see `adagrpo.rewards.noise`: alone a control, in a weighted sum what degrades."""
+
+    kind: Literal["noise"] = "noise"
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+
 class MeanOptions(_Options):
     """The mean of rewards that are on one scale; their standard deviation is its uncertainty."""
 
@@ -157,6 +165,7 @@ RewardOptions = Annotated[
     | Annotated[HttpOptions, Tag("http")]
     | Annotated[LightGBMOptions, Tag("lightgbm")]
     | Annotated[LambdaRankOptions, Tag("lambdarank")]
+    | Annotated[NoiseOptions, Tag("noise")]
     | Annotated[MeanOptions, Tag("mean")]
     | Annotated[WeightedOptions, Tag("weighted")],
     Discriminator(_kind),

@@ -33,6 +33,7 @@ class ObjectiveConfig(Section):
     of each group there and admits them all, since what it would decide by reads logged items.
     `oracle_agreement` is for the gate `oracle`: the least share of a group's pairs that the reward must order rightly.
     `distill_weight` is for `distill`: the weight of the reward beside the starting policy's log-probability.
+    `validity_weight` is for any reward term: the weight beside it of `adagrpo.objective.validity_margin`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, serialize_by_alias=True)
@@ -58,6 +59,7 @@ class ObjectiveConfig(Section):
     reward_floor: NonNegativeFloat = 1e-3
     oracle_agreement: Share = 0.75
     distill_weight: NonNegativeFloat = 1.0
+    validity_weight: NonNegativeFloat = 0.0
 
 
 class ArmConfig(Section):

@@ -33,7 +33,7 @@ from adagrpo.objective.losses import (
     nll,
     zero_rejected,
 )
-from adagrpo.objective.teacher import best_of_n_loss, listwise_distillation
+from adagrpo.objective.teacher import best_of_n_loss, listwise_distillation, validity_margin
 
 __all__ = [
     "Agreement",
@@ -65,5 +65,6 @@ __all__ = [
     "rollout_miss",
     "target_nll",
     "target_rank",
+    "validity_margin",
     "zero_rejected",
 ]

@@ -3,9 +3,13 @@ r"""What a team would try before GRPO: the reward as a teacher. Losses of whole 
     distill    KL(q ‖ p) over the distinct rollouts of a group,   log π(o) = Σ_l log π(c_l | x, c_<l),
                p = softmax(log π(o)), q = softmax(log π_0(o) + w r(o)) over those that are valid, 0 for the others
     best_of_n  -(1/L) Σ_l log π(c_l(o*) | x, c_<l(o*)),   o* = the valid rollout of the highest reward
+    margin     (1/G) Σ_{o no item} max(0, 1 + log π(o) - min_{o' an item} log π(o'))
 
 `q` is the distribution that re-ranking at serving time would use, so distillation teaches the policy to be its own
 re-ranker; re-ranking serves nothing that is no item, so what the policy writes beside the catalogue loses its mass.
+That mass is small where the policy is sure, and so is what `distill` does about it; yet lists are made of orders, and
+beside a few likely items some invalid codes stand higher than the tenth. `margin` acts on the order itself and needs
+no reward: whatever names no item is to lie a nat below all items of its group.
 Sources: listwise distillation in the manner of ListNet (Cao et al. 2007) and Hinton et al. (2015); best of n as
 rejection sampling fine-tuning (RAFT, Dong et al. 2023, arXiv 2304.06767).
 """
@@ -17,7 +21,7 @@ from torch import Tensor
 
 from adagrpo.objective.advantages import check_masks, check_shapes
 
-__all__ = ["best_of_n_loss", "listwise_distillation"]
+__all__ = ["best_of_n_loss", "listwise_distillation", "validity_margin"]
 
 
 def listwise_distillation(
@@ -91,3 +95,31 @@ def best_of_n_loss(
     chosen = ((rewards == best) & valid).to(torch.uint8).argmax(1)
     losses = -log_probs.mean(-1).gather(1, chosen.unsqueeze(1)).squeeze(1)
     return losses.masked_fill(~valid.any(1), 0.0)
+
+
+def validity_margin(
+    log_probs: Tensor,  # (B, G, L)
+    real: Tensor,  # (B, G)
+) -> Tensor:
+    """How far rollouts that name no item rise above a nat below the least probable one that does.
+
+    Args:
+        log_probs: (B, G, L) log-probability of each code under the policy that is trained.
+        real: (B, G) bool, whether the rollout names an item, whatever it is worth.
+
+    Returns:
+        (B,) nats a rollout, with a gradient on those that name no item alone; 0 for a group without an item.
+
+    Raises:
+        ValueError: if a shape does not fit or `real` is not bool.
+
+    Example:
+        >>> log_probs = torch.tensor([[[-1.0], [-3.0], [-3.5], [-9.0]]])
+        >>> validity_margin(log_probs, torch.tensor([[True, True, False, False]]))
+        tensor([0.1250])
+    """
+    check_shapes(log_probs=(log_probs, "BGL"), real=(real, "BG"))
+    check_masks(real=real)
+    whole = log_probs.sum(-1)
+    least = whole.detach().masked_fill(~real, torch.inf).amin(1, keepdim=True)
+    return (1 + whole - least).clamp(min=0).masked_fill(real, 0.0).mean(1)

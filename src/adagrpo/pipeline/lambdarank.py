@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from adagrpo.artifacts import write_file
+from adagrpo.config.models import NEGATIVE_SOURCES
 from adagrpo.config.reward import RewardOptions
 from adagrpo.data.prepared import load_impressions
+from adagrpo.data.sequences import emptied
 from adagrpo.errors import UserError
-from adagrpo.evaluation import sample_cases
+from adagrpo.evaluation import sample_cases, select_cases
 from adagrpo.pipeline.exposures import exposed
 from adagrpo.pipeline.models import Workbench
 from adagrpo.pipeline.run import Run
@@ -47,27 +50,30 @@ def fit_second_ranker(run: Run) -> None:
     reach = run.config.max_history
 
     def build(work: Path) -> None:
-        sampler = NegativeSampler(bench.training, bench.num_items, run.config.seed)
+        training = emptied(bench.training, bench.withheld)
+        sampler = NegativeSampler(training, bench.num_items, run.config.seed, options.sources)
         table = load_impressions(bench.prepared)
         if table is None:
             given = {"positions": options.positions, "negatives": options.negatives}
             groups = logged_groups(sampler, **given, max_history=reach)
         else:
-            impressions = Impressions.from_table(table, len(bench.training))
+            impressions = Impressions.from_table(table, len(training))
             groups = shown_groups(sampler, impressions, negatives=options.negatives, max_history=reach)
         if run.config.without_order:
             found = exposed(bench, "validation")
             held_out = exposed_groups(sampler, *found, max_history=reach)
         else:
-            cases = sample_cases(bench.cases("validation"), run.config.ranker.fit.validation_users, run.config.seed)
+            everyone = bench.cases("validation")
+            seen = select_cases(everyone, np.flatnonzero(~bench.withheld[everyone.users]))
+            cases = sample_cases(seen, run.config.ranker.fit.validation_users, run.config.seed)
             held_out = case_groups(sampler, cases, negatives=options.negatives, max_history=reach)
         if not len(groups.items) or not len(held_out.items):
             raise UserError("reward.kind: lambdarank finds no moment with one item chosen and another not")
         fitted = fit_lambdarank(
-            bench.features,
+            bench.ranker_features,
             groups,
             held_out,
-            **options.model_dump(exclude={"positions", "negatives"}),
+            **options.model_dump(exclude={"positions", "negatives", "sources"}),
             seed=run.config.seed,
             threads=torch.get_num_threads(),
         )
@@ -83,7 +89,10 @@ def fit_second_ranker(run: Run) -> None:
         }
         write_file(work / "metrics.json", json.dumps(summary, indent=1) + "\n")
 
-    config = [options.model_dump(mode="json"), run.config.ranker.fit.validation_users, run.config.seed, reach]
+    settings = options.model_dump(mode="json", exclude={"sources"} if options.sources == NEGATIVE_SOURCES else None)
+    config: list[object] = [settings, run.config.ranker.fit.validation_users, run.config.seed, reach]
+    if run.config.ranker.user_share < 1:
+        config.append({"user_share": run.config.ranker.user_share})
     run.stage("ranker/lambdarank", config=config, inputs=inputs, build=build)
 
 

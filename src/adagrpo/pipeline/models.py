@@ -23,7 +23,8 @@ from adagrpo.data.prepared import (
     load_training,
     load_user_ids,
 )
-from adagrpo.data.splits import user_folds
+from adagrpo.data.sequences import emptied
+from adagrpo.data.splits import keyed_uniforms, user_folds
 from adagrpo.data.truth import Truth
 from adagrpo.errors import UserError
 from adagrpo.evaluation import Predictions, predict, sample_cases, summarise
@@ -115,10 +116,24 @@ class Workbench:
         return user_folds(len(self.training), len(self.fold_names), self.config.seed)
 
     @cached_property
+    def withheld(self) -> NDArray[np.bool_]:
+        """(U,) the users that no ranker of the run is to see, see `ranker.user_share`."""
+        users = np.arange(len(self.training))
+        return keyed_uniforms(self.config.seed, users, np.zeros_like(users)) >= self.config.ranker.user_share
+
+    @cached_property
     def features(self) -> Features:
         """The engineered features of rewards of trees, counted in training."""
+        return self._features(self.training)
+
+    @cached_property
+    def ranker_features(self) -> Features:
+        """The same, counted among the users that the rankers of the run see."""
+        return self._features(emptied(self.training, self.withheld)) if self.withheld.any() else self.features
+
+    def _features(self, training: Ragged) -> Features:
         items = load_items(self.prepared)
-        return Features(self.training, items["attributes"].to_list(), items["text"].to_list())
+        return Features(training, items["attributes"].to_list(), items["text"].to_list())
 
     @property
     def reward_files(self) -> list[Path]:

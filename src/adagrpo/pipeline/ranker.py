@@ -57,7 +57,7 @@ def _fit_ranker(run: Run, name: str, fold: int | None) -> None:
 
     def build(work: Path) -> None:
         ranker = bench.ranker()
-        left_out = np.zeros(len(bench.training), dtype=np.bool_) if fold is None else bench.fold_of_user == fold
+        left_out = bench.withheld if fold is None else bench.withheld | (bench.fold_of_user == fold)
         schedule = replace(bench.schedule(settings), training=emptied(bench.training, left_out))
         impressions = _impressions(bench, kind)
         validate, examine = _examination(bench, ranker) if without_order else _retrieval(bench, ranker, left_out, fold)
@@ -79,9 +79,8 @@ def _fit_ranker(run: Run, name: str, fold: int | None) -> None:
         summary |= examine(bench.ranker(work / "best"))
         (work / "metrics.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
 
-    without = {"folds", "lambdarank"} | (
-        {"propensity", "propensity_floor"} if options.propensity == "ignore" else set()
-    )
+    without = {"folds", "lambdarank"} | ({"user_share"} if options.user_share == 1 else set())
+    without |= {"propensity", "propensity_floor"} if options.propensity == "ignore" else set()
     config = [
         options.model_dump(mode="json", exclude=without),
         kind,
@@ -102,7 +101,8 @@ def _retrieval(
     everyone = bench.cases("validation")
     seen, unseen = (np.flatnonzero(left_out[everyone.users] == out) for out in (False, True))
     if not len(seen):
-        raise UserError(f"ranker.folds: without fold {fold} no validation case is left; take fewer folds")
+        change = "raise ranker.user_share" if fold is None else "take fewer folds"
+        raise UserError(f"ranker: no user of a validation case is among those it is fitted on; {change}")
     cases = sample_cases(select_cases(everyone, seen), config.ranker.fit.validation_users, config.seed)
 
     def retrieve(ranker: SequentialRanker, cases: Cases) -> dict[str, float]:

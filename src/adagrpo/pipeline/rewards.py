@@ -22,6 +22,7 @@ from adagrpo.config.reward import (
     LambdaRankOptions,
     LightGBMOptions,
     MeanOptions,
+    NoiseOptions,
     RewardOptions,
     SequentialOptions,
 )
@@ -34,6 +35,7 @@ from adagrpo.rewards import (
     CallableReward,
     HttpReward,
     MeanReward,
+    NoiseReward,
     Reward,
     WeightedReward,
     candidate_scores,
@@ -61,7 +63,7 @@ def reward_inputs(bench: Workbench, options: RewardOptions) -> list[Path]:
             found = [folder / "model.safetensors"]
         case CallableOptions():
             found = [find_module(options.function, run.code), *(run.data / name for name in options.files)]
-        case HttpOptions():
+        case HttpOptions() | NoiseOptions():
             pass
         case LightGBMOptions() | LambdaRankOptions():
             found = [_model_file(bench, options), *bench.training_files[:2]]  # the features count in these
@@ -87,8 +89,12 @@ def build_reward(bench: Workbench, options: RewardOptions) -> Reward:
         case HttpOptions():
             given = options.model_dump(exclude={"kind", "version"})
             return HttpReward(**given, ids=load_item_ids(bench.prepared).to_list())
-        case LightGBMOptions() | LambdaRankOptions():
+        case LightGBMOptions():
             return BoostedReward(load_model(_model_file(bench, options)), bench.features)
+        case LambdaRankOptions():
+            return BoostedReward(load_model(_model_file(bench, options)), bench.ranker_features)
+        case NoiseOptions():
+            return NoiseReward(options.seed)
         case MeanOptions():
             return MeanReward([build_reward(bench, part) for part in options.parts])
         case _:

@@ -6,7 +6,7 @@ from adagrpo.report.diagnosis import diagnosis_tables, write_diagnosis
 from adagrpo.report.documents import tables_into, with_tables
 from adagrpo.report.page import build_report, write_figures, write_report
 from adagrpo.report.ranker import exposure_table
-from adagrpo.report.results import ablation_table, arms_table, results_file_table, starting_table
+from adagrpo.report.results import ablation_table, arms_table, quality_table, results_file_table, starting_table
 from adagrpo.report.tables import Table, results_table, to_markdown, to_text
 from adagrpo.report.verdict import arm_sentences, summary_sentences
 
@@ -25,6 +25,7 @@ __all__ = [
     "exposure_table",
     "finding",
     "line_chart",
+    "quality_table",
     "results_file_table",
     "results_table",
     "scatter_chart",

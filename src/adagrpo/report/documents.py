@@ -10,6 +10,7 @@
 | `comparison` | one `NAME.comparison.json` | `form=short`: intervals over users alone |
 | `starting` | several `NAME.jsonl`, a sign such as † after the name | |
 | `ablation` | one `NAME.jsonl` of `benchmarks.ablation` | |
+| `quality` | one `NAME.jsonl` of `benchmarks.reward_quality` | `metric` |
 
 Prose stays with those who write it. A marker in a code block is an example and is left alone.
 """
@@ -17,7 +18,7 @@ Prose stays with those who write it. A marker in a code block is an example and 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ from adagrpo.artifacts import write_file
 from adagrpo.errors import UserError
 from adagrpo.report.comparison import summary_table
 from adagrpo.report.page import read_rows
-from adagrpo.report.results import ablation_table, arms_table, starting_table
+from adagrpo.report.results import ablation_table, arms_table, quality_table, starting_table
 from adagrpo.report.tables import Table, to_markdown, to_text
 
 __all__ = ["BEGIN", "END", "tables_into", "with_tables"]
@@ -37,6 +38,7 @@ KEYS = {
     "comparison": ("form",),
     "starting": (),
     "ablation": (),
+    "quality": ("metric",),
 }
 FORMS = {"arms": "text", "comparison": "short"}
 
@@ -148,9 +150,16 @@ def _made(marker: Marker, results: Path) -> Table:
         columns = options["columns"].split(",") if "columns" in options else None
         return arms_table(path, seed, columns, options.get("checkpoint"))
     rows = read_rows(path)
-    if not rows or any({"variant", "metrics", "worth"} - row.keys() for row in rows):
-        raise UserError(f"{path}: expected rows of benchmarks.ablation, with variant, metrics and worth")
+    if marker.kind == "quality":
+        _expect(path, rows, "benchmarks.reward_quality", ("variant", "diagnosis", "arms"))
+        return quality_table(rows, options.get("metric", "hr@10"))
+    _expect(path, rows, "benchmarks.ablation", ("variant", "metrics", "worth"))
     return ablation_table(rows)
+
+
+def _expect(path: Path, rows: Sequence[Mapping[str, Any]], source: str, keys: Sequence[str]) -> None:
+    if not rows or any(set(keys) - row.keys() for row in rows):
+        raise UserError(f"{path}: expected rows of {source}, with {', '.join(keys[:-1])} and {keys[-1]}")
 
 
 def _content(path: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from adagrpo.rewards.cross_fitted import CrossFitted
 from adagrpo.rewards.ensemble import MeanReward, WeightedReward
 from adagrpo.rewards.external import ItemId
 from adagrpo.rewards.http import HttpReward
+from adagrpo.rewards.noise import NoiseReward
 from adagrpo.rewards.scoring import (
     BadReward,
     Candidates,
@@ -31,6 +32,7 @@ __all__ = [
     "HttpReward",
     "ItemId",
     "MeanReward",
+    "NoiseReward",
     "Reward",
     "WeightedReward",
     "ask_reward",

@@ -1,20 +1,22 @@
 """LightGBM LambdaRank on engineered features: a second family of rankers, unlike the sequential one in all it sees.
 
 A group is a moment of a user with candidates, labelled 1 where chosen: a logged next item among sampled ones, or what
-was shown with its clicks, beside sampled ones. A third of the samples each is drawn uniformly, by popularity, and from
-the neighbours of an item of the history: against uniform ones alone popularity would be nearly all there is to learn.
+was shown with its clicks, beside sampled ones. Those are drawn uniformly, by popularity, and from the neighbours of an
+item of the history in turn: against uniform ones alone popularity would be nearly all there is to learn.
 Items that the user has are never drawn. Source of the objective: Burges, *From RankNet to LambdaRank to LambdaMART*,
 2010. Features leave the group's user out of every count, see `adagrpo.rewards.features`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from adagrpo.config.models import NEGATIVE_SOURCES, NegativeSource
 from adagrpo.data.pairs import common_users
 from adagrpo.data.sequences import pad
 from adagrpo.rewards.boosted import require_lightgbm
@@ -58,8 +60,11 @@ class RankingGroups(NamedTuple):
 class NegativeSampler:
     """Draws items that a user does not have: uniformly, by popularity, and near the history."""
 
-    def __init__(self, training: Ragged, num_items: int, seed: int) -> None:
+    def __init__(
+        self, training: Ragged, num_items: int, seed: int, sources: Sequence[NegativeSource] = NEGATIVE_SOURCES
+    ) -> None:
         self.training, self.num_items = training, num_items
+        self.sources = tuple(NEGATIVE_SOURCES.index(source) for source in sources)
         self.generator = np.random.default_rng([seed, 1])
         self.near = common_users(training, num_items)
         owners = np.repeat(np.arange(len(training), dtype=np.int64), training.lengths)
@@ -81,7 +86,7 @@ class NegativeSampler:
         starts, degrees = self.near.indptr[anchors], np.diff(self.near.indptr)[anchors]
         place = (self.generator.random(shape) * degrees).astype(np.int64)
         neighbours = self.near.indices[np.minimum(starts + place, max(0, len(self.near.indices) - 1))]
-        kind = np.arange(count) % 3
+        kind = np.resize(self.sources, count)
         found = np.where(kind == 0, self.generator.integers(0, self.num_items, shape), by_popularity)
         found = np.where(kind == 2, np.where(degrees > 0, neighbours, -1), found).astype(np.int64)
         keys = users[:, None] * self.num_items + found

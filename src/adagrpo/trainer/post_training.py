@@ -2,7 +2,8 @@
 
     loss = NLL + (λ / B_rl) Σ_b gate_b · GRPO_b
 
-or, in the place of GRPO, one of the losses of `adagrpo.objective.teacher`, on the same groups and behind the same gate.
+or, in the place of GRPO, one of the losses of `adagrpo.objective.teacher`, on the same groups and behind the same gate;
+beside either, with `validity_weight`, a margin that keeps what is no item below what is one.
 AdaGRPO (Xu et al. 2026, arXiv 2606.08480); the formulas are in `adagrpo.objective`. Once an optimiser step, and for all
 its micro-batches together, groups are drawn, judged and gated without gradients (`_judge`); then each micro-batch
 gets its NLL, in a pass of its own with dropout, and the surrogate of its admitted groups only, from a context
@@ -46,6 +47,7 @@ from adagrpo.objective import (
     rollout_miss,
     target_nll,
     target_rank,
+    validity_margin,
 )
 from adagrpo.rewards import (
     Reward,
@@ -367,6 +369,9 @@ class PostTraining:
                 losses = listwise_distillation(log_probs, teacher, items, codes, real & (items < 0))
             case "best_of_n":
                 losses = best_of_n_loss(log_probs, judged.rewards[rows], judged.rollouts.valid[rows])
+        if self.objective.validity_weight:
+            real = self.catalog.trie.lookup(judged.rollouts.codes[rows]) >= 0
+            losses = losses + self.objective.validity_weight * validity_margin(log_probs, real)
         admitted = judged.decision.admitted
         return self.arm.lambda_ * gated_sum(losses, admitted[rows], total=len(admitted)), logged
 

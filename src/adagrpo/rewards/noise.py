@@ -1,0 +1,40 @@
+"""A reward that knows nothing: the control of every claim about a reward and, in a weighted sum, what degrades one.
+
+Scores are standard normal: numbers that are a function of seed, history and item, see `keyed_uniforms`, through the
+quantiles of the normal distribution. They are new for each history and item, and the same whenever they are asked for.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy.special import ndtri
+from torch import Tensor
+
+from adagrpo.data.splits import keyed_uniforms
+from adagrpo.types import Histories
+
+__all__ = ["NoiseReward"]
+
+
+class NoiseReward:
+    """Implements `adagrpo.rewards.base.Reward`."""
+
+    def __init__(self, seed: int = 0) -> None:
+        """Say which noise.
+
+        Args:
+            seed: another one is other noise.
+        """
+        self.seed = seed
+
+    def score(self, histories: Histories, items: Tensor) -> Tensor:
+        """Score (B, N) items for `B` histories, see `Reward.score`."""
+        seen, lengths = histories.items.cpu().numpy(), histories.lengths.cpu().numpy()
+        state = np.zeros(len(lengths), np.int64)
+        for place in range(seen.shape[1]):
+            further = (keyed_uniforms(self.seed, state, seen[:, place]) * 2.0**53).astype(np.int64)
+            state = np.where(place < lengths, further, state)
+        wanted = items.clamp(min=0).cpu().numpy()
+        shares = keyed_uniforms(self.seed, np.repeat(state, wanted.shape[1]), wanted.ravel()) + 2.0**-54  # never 0
+        return torch.from_numpy(ndtri(shares).reshape(wanted.shape)).to(items.device, torch.float32)
