@@ -188,3 +188,22 @@ def test_an_arm_of_the_recipes_own_is_asked_for_by_its_name(world: Any, data: Pa
     found = Comparison(out, config, data, objectives=["hard-only", "nll", "mixture"], seeds=[0]).describe()
     assert found["arms"] == ["hard-only", "nll", "mixture"]
     assert found["config"]["train"]["arms"][0]["options"] == {"tau": 0.9}
+
+
+@pytest.mark.slow
+def test_in_a_simulated_marketplace_true_utility_is_compared_user_by_user(world: Any, tmp_path: Path) -> None:
+    recipe = world.recipe(compare=PLAN)
+    recipe["data"] = {"marketplace": {"users": 60, "items": 60, "steps": 12}}
+    options = {"objectives": ["nll", "adagrpo"], "seeds": [0]}
+    comparing = Comparison(tmp_path / "out", Config.model_validate(recipe), tmp_path, **options)  # type: ignore[arg-type]
+    content = comparing.carry_out()
+    means = {(row["arm"], row["checkpoint"]): row["test"]["true_utility@10"]["mean"] for row in content["rows"]}
+    for row in content["rows"]:
+        if row["arm"] == "adagrpo":
+            found = row["against"]["true_utility@10"]
+            expected = means["adagrpo", row["checkpoint"]] - means["nll", row["checkpoint"]]
+            assert found["difference"] == pytest.approx(expected, abs=1e-9)  # all lists are of ten items
+            assert found["users"][0] <= found["difference"] <= found["users"][1]
+    assert means["adagrpo", "final"] != means["nll", "final"]
+    page = (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8")
+    assert "## Against the baseline in true utility@10" in page

@@ -134,7 +134,9 @@ def test_too_many_folds_for_the_users_are_refused(world: Any, tmp_path: Path) ->
     )
     run = world.run(tmp_path / "run", tmp_path, ranker={"folds": 2})
     prepare(run)
-    with pytest.raises(UserError, match="no user of a validation case is among those it is fitted on; take fewer folds"):
+    with pytest.raises(
+        UserError, match="no user of a validation case is among those it is fitted on; take fewer folds"
+    ):
         fit_ranker(run)
 
 

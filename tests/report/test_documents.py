@@ -138,7 +138,7 @@ def test_an_ablation_beside_its_reference(results: Path) -> None:
         ("starting tiny seed=0", "has no seed=; it has none"),
         ("comparison absent", "absent.comparison.json: no such file"),
         ("ablation tiny", "expected rows of benchmarks.ablation"),
-        ("means tiny", "KIND one of arms, comparison, starting, ablation"),
+        ("means tiny", "KIND one of arms, comparison, starting, ablation, quality"),
         ("", "KIND one of"),
     ],
 )

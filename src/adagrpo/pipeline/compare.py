@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from adagrpo.artifacts import hash_json, write_file
@@ -254,7 +255,23 @@ def _measured(run: Run, name: str, checkpoint: str) -> Measured:
     lists = pl.read_parquet(folder / "predictions.parquet", columns=[USER_ID, "rank", ITEM_ID])
     free = pl.read_parquet(folder / "free.parquet", columns=[USER_ID, "rank", "valid"])
     values = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    return Measured(per_user(lists, free, targets), values["test"], values["validation"])
+    users = per_user(lists, free, targets)
+    if Workbench(run).truth_files:
+        users = users.join(_utility(run, lists), on=USER_ID, how="left")
+    return Measured(users, values["test"], values["validation"])
+
+
+def _utility(run: Run, lists: pl.DataFrame) -> pl.DataFrame:
+    """user_id and the mean true utility of the first ten items of the list."""
+    prepared = run.path("prepare")
+    rows = lists.filter(pl.col("rank") <= 10)
+    for name, ids in ((USER_ID, load_user_ids(prepared)), (ITEM_ID, load_item_ids(prepared))):
+        numbered = pl.DataFrame([ids.alias(name)]).with_row_index(f"{name}_row")
+        rows = rows.join(numbered, on=name, how="left", maintain_order="left")
+    users, items = (rows[f"{name}_row"].to_numpy().astype(np.int64) for name in (USER_ID, ITEM_ID))
+    found = Workbench(run).truth().utility(users, items[:, None])[:, 0]
+    utility = rows.select(USER_ID).with_columns(pl.Series("true_utility@10", found))
+    return utility.group_by(USER_ID).agg(pl.col("true_utility@10").mean())
 
 
 def _facts(runs: Sequence[tuple[Run, str]]) -> dict[str, list[float | None]]:

@@ -97,20 +97,26 @@ def summary_table(content: Mapping[str, Any], short: bool = False) -> Table:
     over = f"{100 * plan['level']:g} % over users" if short else "users; seeds"
     unit = ", points" if _is_rate(metric) else ""
     single = {arm for arm in (row["arm"] for row in rows) if sum(row["arm"] == arm for row in rows) == 1}
+    # what is true of a list is known of simulated users alone
+    judged = [metric, *(["true_utility@10"] if any("true_utility@10" in row["against"] for row in rows) else [])]
     cells = []
     for row in rows:
-        found, test = row["against"].get(metric), row["test"]
-        line = [row["arm"], MISSING if row["arm"] in single else row["checkpoint"], _text(row, metric)]
-        if found is None:
-            line.append(MISSING)
-        else:
-            ends = [found["users"]] if short else [found["users"], found["seeds"]]
-            line.append(f"{_signed(metric, found['difference'])} ({'; '.join(_range(metric, e) for e in ends)})")
+        test = row["test"]
+        line = [row["arm"], MISSING if row["arm"] in single else row["checkpoint"]]
+        for name in judged:
+            found = row["against"].get(name)
+            line.append(_text(row, name))
+            if found is None:
+                line.append(MISSING)
+            else:
+                ends = [found["users"]] if short else [found["users"], found["seeds"]]
+                line.append(f"{_signed(name, found['difference'])} ({'; '.join(_range(name, e) for e in ends)})")
         line += [format_metric(name, test[name]["mean"]) if name in test else MISSING for name in columns]
         cells.append((*line, *([] if short else [row["verdict"]])))
     header = ["arm", "checkpoint", metric_label(metric), f"against {plan['baseline']}{unit} ({over})"]
+    header += [metric_label("true_utility@10"), f"against {plan['baseline']}"] if len(judged) > 1 else []
     header += [*map(metric_label, columns), *([] if short else ["verdict"])]
-    right: list[Alignment] = ["right"] * (2 + len(columns))
+    right: list[Alignment] = ["right"] * (2 * len(judged) + len(columns))
     left: list[Alignment] = [] if short else ["left"]
     better = frozenset((i, len(header) - 1) for i, line in enumerate(cells) if line[-1] == "better")
     return Table(tuple(header), tuple(cells), ("left", "left", *right, *left), better)
@@ -139,12 +145,29 @@ def comparison_page(content: Mapping[str, Any]) -> str:
 def _tables(content: Mapping[str, Any]) -> list[tuple[str, Table]]:
     named = [
         ("Against the baseline", comparison_table(content)),
+        ("Against the baseline in true utility@10", _true_utility(content)),
         ("Margins", _margins(content)),
         ("Head, tail and breadth (means over seeds)", _breadth(content)),
         (f"Difference in {metric_label(content['plan']['metric'])} by seed", _by_seed(content)),
         ("What each arm was", _arms(content)),
     ]
     return [(title, table) for title, table in named if table.rows]
+
+
+def _true_utility(content: Mapping[str, Any]) -> Table:
+    """What the users would have made of the lists, where the world is simulated: what no log can say."""
+    name = "true_utility@10"
+    rows = []
+    for row in content["rows"]:
+        if name in row["against"]:
+            against = row["against"][name]
+            ends = (_range(name, against["users"]), _range(name, against["seeds"]))
+            cells = (format_metric(name, row["test"][name]["mean"]), _signed(name, against["difference"]), *ends)
+            rows.append((row["arm"], row["checkpoint"], *cells))
+    per_cent = f"{100 * content['plan']['level']:g} %"
+    header = ["arm", "checkpoint", metric_label(name), f"vs {content['plan']['baseline']}"]
+    header += [f"{per_cent} over users", f"{per_cent} over seeds"]
+    return Table(tuple(header), tuple(rows), ("left", "left", "right", "right", "right", "right"))
 
 
 def _margins(content: Mapping[str, Any]) -> Table:
