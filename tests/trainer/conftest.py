@@ -18,7 +18,7 @@ from torch import Tensor
 from adagrpo.config import FitConfig, ObjectiveConfig
 from adagrpo.policies.compact import CompactPolicy
 from adagrpo.semantic_ids.catalog import Catalog
-from adagrpo.trainer import Arm, BatchSchedule, PostTraining, Supervised, TrainingBatch, gating, post_training
+from adagrpo.trainer import Arm, BatchSchedule, PostTraining, Supervised, TrainingBatch, gating, judging
 from adagrpo.types import Histories, Ragged
 
 SIZES = (4, 3, 3)
@@ -252,7 +252,7 @@ def spy(monkeypatch) -> dict[str, list[tuple[tuple[Any, ...], dict[str, Any], An
     calls: dict[str, list[Any]] = defaultdict(list)
 
     def watch(name: str) -> None:
-        home = gating if hasattr(gating, name) else post_training
+        home = gating if hasattr(gating, name) else judging
         original = getattr(home, name)
 
         def wrapper(*args: Any, **kwargs: Any) -> Any:

@@ -38,7 +38,7 @@ from adagrpo.rewards.ranker import SequentialRanker
 from adagrpo.semantic_ids import Catalog
 from adagrpo.trainer import BatchSchedule
 from adagrpo.trainer.checkpoints import load_weights
-from adagrpo.trainer.post_training import TrueUtility
+from adagrpo.trainer.judging import TrueUtility
 from adagrpo.trainer.processes import SharedReward, processes
 from adagrpo.types import Cases, Ragged
 

@@ -5,81 +5,42 @@
 or, in the place of GRPO, one of the losses of `adagrpo.objective.teacher`, on the same groups and behind the same gate;
 beside either, with `validity_weight`, a margin that keeps what is no item below what is one.
 AdaGRPO (Xu et al. 2026, arXiv 2606.08480); the formulas are in `adagrpo.objective`. Once an optimiser step, and for all
-its micro-batches together, groups are drawn, judged and gated without gradients (`_judge`); then each micro-batch
+its micro-batches together, groups are drawn, judged and gated (`adagrpo.trainer.judging`); then each micro-batch
 gets its NLL, in a pass of its own with dropout, and the surrogate of its admitted groups only, from a context
 without dropout, which is the one that the rollouts were drawn from. Where there is no dropout, one pass serves both.
 
-Where we depart: the rollouts of a step are a function of (weights, seed, step), not of how the step is cut into
-micro-batches; and with one iteration over a group the ratio π/π_old is taken against the detached scores, so that
+Where we depart: with one iteration over a group the ratio π/π_old is taken against the detached scores, so that
 rounding between sampling and scoring is never mistaken for a policy change.
 """
 
 from __future__ import annotations
 
-import copy
-import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from adagrpo.config import Gate, ObjectiveConfig
+from adagrpo.config import ObjectiveConfig
 from adagrpo.data.sequences import pad
-from adagrpo.decoding import score_sequences
 from adagrpo.objective import (
-    GateDecision,
-    all_gate,
     best_of_n_loss,
     clipped_surrogate,
-    degenerate_groups,
     gated_sum,
-    group_advantages,
     group_loss,
     kl_k3,
     listwise_distillation,
-    none_gate,
-    oracle_gate,
-    pairwise_agreement,
-    rollout_entropy,
-    rollout_miss,
-    target_nll,
-    target_rank,
     validity_margin,
 )
-from adagrpo.rewards import (
-    Reward,
-    candidate_scores,
-    constant_share,
-    distinct_candidates,
-    in_batch_negatives,
-    read_rewards,
-    shuffled,
-)
-from adagrpo.rollouts import beam_rollouts, draw_rollouts, inject_target
+from adagrpo.rewards import Reward
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.trainer.batches import BatchSchedule, TrainingBatch, keyed_generator, truncate
-from adagrpo.trainer.gating import decide, gather_evidence
-from adagrpo.trainer.groups import Judged, stack, summary
+from adagrpo.trainer.groups import Judged, stack
+from adagrpo.trainer.judging import Arm, GroupJudge, TrueUtility
 from adagrpo.trainer.supervised import nll_term
-from adagrpo.types import Histories, Rollouts
+from adagrpo.types import Histories
 
-__all__ = ["Arm", "PostTraining", "TrueUtility"]
-
-# (B,) users, (B,) logged items and (B, N) items to the (B, N) utility of those just before the logged item was chosen
-TrueUtility = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One way to post-train: with or without the NLL anchor, which reward term, how much, and which samples get it."""
-
-    anchored: bool
-    lambda_: float
-    gate: Gate
-    term: Literal["grpo", "distill", "best_of_n"] = "grpo"
+__all__ = ["PostTraining"]
 
 
 class Samples(NamedTuple):
@@ -100,7 +61,7 @@ class Micro(NamedTuple):
     places: Tensor | None  # (A,) int64, their samples in the batch; None at the ends of histories, which are none
 
 
-class PostTraining:
+class PostTraining(GroupJudge):
     """A `Task` for one arm. `adagrpo.trainer.Supervised` is the arm without any reward."""
 
     monitor = "ndcg@10"
@@ -119,17 +80,12 @@ class PostTraining:
         term_norms_every: int = 0,
         true_utility: TrueUtility | None = None,
     ) -> None:
-        if (arm.gate == "oracle") != (true_utility is not None):
-            raise ValueError("the oracle gate needs the true utility, and nothing else may have it")
-        self.policy: Any = policy
-        self.starting_policy: Any = copy.deepcopy(policy).eval().requires_grad_(False)
-        self.catalog, self.reward, self.schedule, self.objective, self.arm = catalog, reward, schedule, objective, arm
+        super().__init__(policy, catalog, reward, objective, arm, true_utility)
+        self.schedule = schedule
         self.stride = objective.num_iterations
         self.steps = steps * self.stride
         self.validate = validate
-        self.true_utility = true_utility
         self.term_norms_every = term_norms_every
-        self.spread = 0.0  # running standard deviation of the rewards of valid rollouts, 0 before the first step
         self._micros: list[Micro] = []
 
     def users(self, step: int) -> list[int]:
@@ -210,141 +166,6 @@ class PostTraining:
             samples = samples[(first + chosen)[counts > 0]]
         found = truncate(batch.histories, batch.rows[samples], batch.positions[samples])
         return Samples(found, batch.targets[samples], samples)
-
-    def _judge(
-        self, histories: Histories, targets: Tensor, generator: torch.Generator, measure: bool
-    ) -> tuple[Judged, dict[str, float]]:
-        """Draw a group a sample, score it, and let the gate decide. Returns what to log beside it."""
-        options, device = self.objective, targets.device
-
-        def uniforms(*shape: int) -> Tensor:
-            return torch.rand(shape, generator=generator).to(device)
-
-        context = self.policy.encode(histories)
-        if options.rl_positions == "end":
-            drawn = self._rollouts(histories, context, uniforms)
-            return self._judge_ends(histories, targets, drawn, uniforms, measure)
-        codes = self.catalog.codes[targets]
-
-        @functools.cache
-        def of_targets() -> Tensor:  # (B, L), scored where something asks
-            return self._score(self.policy, context, codes.unsqueeze(1)).squeeze(1)
-
-        drawn = self._rollouts(histories, context, uniforms)
-        difficulty = self._difficulty(drawn, targets, of_targets)
-        rollouts = inject_target(drawn, targets, codes, of_targets()) if options.inject_target else drawn
-        negatives = in_batch_negatives(targets, histories, uniforms(len(targets), len(targets)), options.negatives)
-        candidates = distinct_candidates(targets, rollouts.items, negatives)
-        scores = candidate_scores(self.reward, histories, candidates)
-        true = read_rewards(candidates, scores)
-        fake = read_rewards(candidates, shuffled(candidates, scores, uniforms(*scores.shape)))
-        spread = self._update_spread(true.rollouts[rollouts.valid])
-        of_true, of_fake = (
-            gather_evidence(given, rollouts, negatives, targets, difficulty, spread=spread, floor=options.reward_floor)
-            for given in (true, fake)
-        )
-        shadow = decide("adagrpo", of_fake, options)
-        rewards = fake if self.arm.gate == "shuffled" else true
-        if self.true_utility is not None:
-            assert histories.users is not None, "batches say whose histories they hold"
-            utilities = self.true_utility(histories.users, targets, rollouts.items)
-            agreement = pairwise_agreement(true.rollouts, utilities, rollouts.items).share
-            decision = oracle_gate(agreement, of_true.degenerate, minimum=options.oracle_agreement)
-        elif self.arm.gate == "shuffled":
-            decision = shadow
-        else:
-            drawn_at_random = uniforms(len(targets)) if self.arm.gate in ("random", "inverted") else None
-            decision = decide(self.arm.gate, of_true, options, drawn_at_random)
-        judged = self._judged(histories, targets, rewards.rollouts, rollouts, decision, measure)
-        judged = judged._replace(evidence=of_true, shuffled_evidence=of_fake)
-        values = summary(judged, drawn, true)
-        values["constant_rewards"] = constant_share(candidates, scores)
-        values["shuffled_admission"] = float(shadow.admitted.float().mean())
-        return judged, values
-
-    def _judge_ends(
-        self, histories: Histories, targets: Tensor, rollouts: Rollouts, uniforms: Callable[..., Tensor], measure: bool
-    ) -> tuple[Judged, dict[str, float]]:
-        """Score groups at the ends of histories; without a logged item there is no difficulty or discriminability.
-
-        `shuffled` admits there what `all` does, and permutes the rewards of each group among its distinct items.
-        """
-        nothing = targets.new_empty(len(targets), 0)
-        candidates = distinct_candidates(targets, rollouts.items, nothing)
-        scores = candidate_scores(self.reward, histories, candidates)
-        rewards = read_rewards(candidates, scores)
-        degenerate = degenerate_groups(
-            rewards.rollouts,
-            rollouts.items,
-            spread=self._update_spread(rewards.rollouts[rollouts.valid]),
-            relative_floor=self.objective.reward_floor,
-        )
-        decision = none_gate(degenerate) if self.arm.gate == "none" else all_gate(degenerate)
-        read = rewards
-        if self.arm.gate == "shuffled":
-            read = read_rewards(candidates, shuffled(candidates, scores, uniforms(*scores.shape)))
-        judged = self._judged(histories, targets, read.rollouts, rollouts, decision, measure)
-        return judged, summary(judged, rollouts, rewards) | {"constant_rewards": constant_share(candidates, scores)}
-
-    def _judged(
-        self,
-        histories: Histories,
-        targets: Tensor,  # (B,)
-        rewards: Tensor,  # (B, G)
-        rollouts: Rollouts,
-        decision: GateDecision,
-        measure: bool,
-    ) -> Judged:
-        """Put together what the reward term reads."""
-        options, reference = self.objective, None
-        if measure or options.beta > 0 or self.arm.term == "distill":
-            reference = self._score(self.starting_policy, self.starting_policy.encode(histories), rollouts.codes)
-        advantages = group_advantages(
-            rewards, rollouts.valid, invalid_penalty=options.invalid_penalty, scale_rewards=options.scale_rewards
-        )
-        return Judged(histories, targets, rewards, rollouts, advantages, decision, reference)
-
-    def _rollouts(self, histories: Histories, context: Any, uniforms: Callable[..., Tensor]) -> Rollouts:
-        options, trie = self.objective, self.catalog.trie
-        count = options.num_generations
-        if options.rollout == "beam":
-            drawn = beam_rollouts(self.policy, context, trie, count, constrained=options.constrained)
-        else:
-            chance = uniforms(len(histories.lengths), count, self.catalog.num_levels)
-            drawn = draw_rollouts(
-                self.policy, context, trie, chance, temperature=options.temperature, constrained=options.constrained
-            )
-        if options.exclude_history:
-            drawn = drawn._replace(items=drawn.items.masked_fill(histories.holds(drawn.items), -1))
-        return drawn
-
-    def _score(self, policy: Any, context: Any, codes: Tensor) -> Tensor:
-        """(B, G, L) log-probabilities under the distribution that the rollouts are drawn from."""
-        options = self.objective
-        if options.rollout == "beam":
-            return score_sequences(policy, context, codes)
-        trie = self.catalog.trie if options.constrained else None
-        return score_sequences(policy, context, codes, temperature=options.temperature, trie=trie)
-
-    def _difficulty(self, rollouts: Rollouts, targets: Tensor, of_targets: Callable[[], Tensor]) -> Tensor:  # (B,)
-        match self.objective.difficulty:
-            case "rollout_miss":
-                return rollout_miss(rollouts.items, targets)
-            case "target_rank":
-                return target_rank(rollouts.log_probs.sum(-1), rollouts.items, of_targets().sum(-1), targets)
-            case "target_nll":
-                return target_nll(of_targets())
-            case "entropy":
-                return rollout_entropy(rollouts.log_probs)
-
-    def _update_spread(self, rewards: Tensor) -> Tensor:
-        """Fold the rewards of a step's valid rollouts into the running spread; fewer than two change nothing."""
-        if len(rewards) > 1:
-            now = float(rewards.std())
-            if not math.isfinite(now):  # the square of what float32 can hold may be beyond it
-                now = float(rewards.double().std())
-            self.spread = now if self.spread == 0.0 else 0.9 * self.spread + 0.1 * now
-        return torch.tensor(self.spread, device=rewards.device)
 
     def _reward_term(self, micro: Micro, context: Any) -> tuple[Tensor, dict[str, float]]:
         """`(λ / B_rl) Σ loss_b` over the admitted groups of a micro-batch, and what to log beside it.
