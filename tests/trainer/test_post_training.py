@@ -113,6 +113,31 @@ def test_distillation_teaches_the_order_of_the_re_ranked_group(world, weight, ex
     assert_close(gradients(policy, terms["distill"]), gradients(policy, expected))
 
 
+@pytest.mark.parametrize(("term", "exclude"), [("grpo", False), ("distill", True)])
+def test_the_validity_margin_stands_beside_any_reward_term(world, term, exclude):
+    """Whatever names an item is real, also what repeats the history and is left out as a rollout."""
+    policy = world.policy()
+    options = {"exclude_history": exclude, "rollout": "beam", "num_generations": 12, "tau": 0.8}
+    given = {"gate": "difficulty", "term": term, "lambda_": 2.5, **options}
+    task = world.post_training(policy, validity_weight=3.0, **given)
+    plain = world.post_training(policy, **given)
+    judged, (micro,), _ = world.draw(task)
+    _, (same,), _ = world.draw(plain)
+    perturb(policy)
+    catalogue, expected, pushed = task.catalog.codes.tolist(), torch.zeros(()), 0
+    for b in judged.decision.admitted.nonzero().squeeze(1).tolist():
+        group = judged.rollouts.codes[b].tolist()
+        scores = [sum(world.walk(policy, world.history_of(judged, b), codes, 1.0)) for codes in group]
+        least = min(float(score.detach()) for score, codes in zip(scores, group, strict=True) if codes in catalogue)
+        high = [s for s, codes in zip(scores, group, strict=True) if codes not in catalogue and float(s.detach()) > least - 1]
+        expected = expected + 2.5 * 3.0 * sum(score - least + 1 for score in high) / 12 / 8
+        pushed += len(high)
+    assert pushed > 5
+    found = task.loss(micro)[0][term] - plain.loss(same)[0][term]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert_close(gradients(policy, found), gradients(policy, expected))
+
+
 @pytest.mark.parametrize("positions", ["random", "last", "all", "end"])
 @pytest.mark.parametrize("term", ["grpo", "distill"])
 def test_without_dropout_one_context_serves_both_terms_with_the_same_gradients(world, monkeypatch, positions, term):
