@@ -14,7 +14,7 @@ from adagrpo.config import Config
 from adagrpo.errors import UserError
 from adagrpo.pipeline.compare import Comparison
 
-ARMS = ["nll", "adagrpo", "mixture-matched", "rerank"]
+ARMS = ["nll", "adagrpo", "mixture-matched", "rerank", "mixture-matched+rerank"]
 PLAN = {"margins": {"hallucination@10": 0.05}, "resamples": 200}
 WRITTEN = ("comparison.json", "comparison.md", "comparison.html", "plan.json")
 
@@ -58,13 +58,15 @@ def read(path: Path) -> dict[str, Any]:
 def test_every_number_is_that_of_the_runs(compared: Path, content: dict[str, Any]) -> None:
     points = [(row["arm"], row["checkpoint"]) for row in content["rows"]]
     trained = [(arm, kind) for arm in ARMS[:3] for kind in ("best", "final")]
-    assert points == [("sft", "best"), *trained, ("rerank", "best")]
+    re_ranked = [("rerank", "best"), ("mixture-matched+rerank", "best"), ("mixture-matched+rerank", "final")]
+    assert points == [("sft", "best"), *trained, *re_ranked]
     for row in content["rows"]:
         arm, kind = row["arm"], row["checkpoint"]
         for place, seed in enumerate(content["seeds"]):
             run = compared / f"seed-{seed}"
-            if arm == "mixture-matched":
-                arm = next(name for name in read(run / "metrics.json")["stages"] if name.startswith("mixture-"))
+            if arm.startswith("mixture-matched"):
+                matched = next(name for name in read(run / "metrics.json")["stages"] if name.startswith("mixture-"))
+                arm = arm.replace("mixture-matched", matched)
             folder = run / "evaluate" / arm if arm in ("sft", "rerank") else run / "evaluate" / arm / kind
             expected = read(folder / "metrics.json")["test"]
             base = read(run / "evaluate" / "nll" / kind / "metrics.json")["test"]
@@ -74,7 +76,7 @@ def test_every_number_is_that_of_the_runs(compared: Path, content: dict[str, Any
                 assert against["by_seed"][place] == pytest.approx(expected[name] - base[name], abs=1e-9)
             arm = row["arm"]
     assert content["users"] == read(compared / "seed-0" / "metrics.json")["dataset"]["test_cases"]
-    assert content["plan"]["family"] == ["adagrpo", "mixture-matched", "rerank"]
+    assert content["plan"]["family"] == ["adagrpo", "mixture-matched", "rerank", "mixture-matched+rerank"]
 
 
 @pytest.mark.slow
@@ -100,6 +102,14 @@ def test_reranking_reorders_the_starting_policys_beam_by_validation_alone(compar
         both = [table.select("user_id", "item_id").sort("user_id", "item_id") for table in (lists, beam)]
         assert both[0].equals(both[1])
         assert all(lists.group_by("user_id").agg((pl.col("score").diff().drop_nulls() <= 0).all())["score"])
+        # a trained arm's beam is re-ordered by a weight of its own
+        arm = next(path.name for path in (compared / f"seed-{seed}" / "train").iterdir() if "mixture-" in path.name)
+        for kind in ("best", "final"):
+            own = read(compared / f"seed-{seed}" / "evaluate" / f"{arm}+rerank" / kind / "metrics.json")
+            plain = read(compared / f"seed-{seed}" / "evaluate" / arm / kind / "metrics.json")
+            assert own["tried"]["0.0"] == plain["validation"]["ndcg@10"]
+            assert own["tried"]["1.0"] == plain["rerank_validation"]["sum"]["ndcg@10"]
+            assert own["validation"]["ndcg@10"] == max(own["tried"].values())
 
 
 @pytest.mark.slow
@@ -142,6 +152,8 @@ def test_a_killed_comparison_continues_to_the_same_bytes(
         ({"seeds": [1, 1]}, "--seeds: 1 is there twice"),
         ({"objectives": ["nll", "adagrpo-randm"]}, "did you mean 'adagrpo-random'"),
         ({"objectives": ["nll", "mixture-matched"]}, "add adagrpo"),
+        ({"objectives": ["nll", "grpo+rerank"]}, r"re-orders the beam of a trained arm, grpo, which is not here"),
+        ({"objectives": ["nll", "sft+rerank"]}, r"re-orders the beam of a trained arm, sft, which is not here"),
         ({"objectives": ["adagrpo"]}, "compare.baseline: 'nll' is not among the arms sft, adagrpo"),
         ({"plan": PLAN | {"family": ["grpo"]}}, "compare.family: 'grpo' is not among the arms"),
         ({"plan": PLAN | {"family": ["nll"]}}, "compare.family: 'nll'"),
@@ -159,7 +171,7 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_written(
 def test_a_plan_is_not_changed_after_its_runs(world: Any, data: Path, tmp_path: Path) -> None:
     first = comparison(world, data, tmp_path)
     (tmp_path / "plan.json").write_text(first.plan.model_dump_json(), encoding="utf-8")
-    assert first.plan.family == ("adagrpo", "mixture-matched", "rerank")
+    assert first.plan.family == ("adagrpo", "mixture-matched", "rerank", "mixture-matched+rerank")
     with pytest.raises(UserError, match=r"plan\.json: fixed with compare\.margins .* take another --out"):
         comparison(world, data, tmp_path, plan=PLAN | {"margins": {"hallucination@10": 0.5}})
     with pytest.raises(UserError, match=r"fixed with compare\.baseline nll, asked for sft"):

@@ -129,7 +129,11 @@ def test_the_validity_margin_stands_beside_any_reward_term(world, term, exclude)
         group = judged.rollouts.codes[b].tolist()
         scores = [sum(world.walk(policy, world.history_of(judged, b), codes, 1.0)) for codes in group]
         least = min(float(score.detach()) for score, codes in zip(scores, group, strict=True) if codes in catalogue)
-        high = [s for s, codes in zip(scores, group, strict=True) if codes not in catalogue and float(s.detach()) > least - 1]
+        high = [
+            s
+            for s, codes in zip(scores, group, strict=True)
+            if codes not in catalogue and float(s.detach()) > least - 1
+        ]
         expected = expected + 2.5 * 3.0 * sum(score - least + 1 for score in high) / 12 / 8
         pushed += len(high)
     assert pushed > 5

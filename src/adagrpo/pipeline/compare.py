@@ -4,10 +4,9 @@
     DIR/seed-<n>/         an ordinary run
     DIR/comparison.json   the statistics (no times, no paths); comparison.md, comparison.html; results.jsonl
 
-Two arms are no objective of their own. `rerank` trains nothing: the sft policy's beam in the order of log-probability
-+ w · reward, with the w of the highest NDCG@10 on validation. `mixture-matched` is the fixed mixture with lambda
-= a · lambda, a being the mean admission of the same seed's `adagrpo` arm: the same reward pressure in expectation,
-spread evenly instead of by the gate.
+Some arms are no objective of their own. `rerank` and `<arm>+rerank` re-order a beam at serving time, see
+`adagrpo.pipeline.reranking`. `mixture-matched` is the fixed mixture with lambda = a · lambda, a being the mean
+admission of the same seed's `adagrpo` arm: the same reward pressure in expectation, spread evenly, not by the gate.
 """
 
 from __future__ import annotations
@@ -26,18 +25,15 @@ from adagrpo.config import ArmConfig, CompareConfig, Config, dump_config
 from adagrpo.data.columns import ITEM_ID, USER_ID
 from adagrpo.data.prepared import load_cases, load_item_ids, load_user_ids
 from adagrpo.errors import UserError
-from adagrpo.evaluation import reordered, summarise
 from adagrpo.pipeline import run_all
-from adagrpo.pipeline.evaluate import progress, write_predictions
 from adagrpo.pipeline.models import Workbench
+from adagrpo.pipeline.reranking import RERANK, SUFFIX, re_ranked, rerank_arm, rerank_start
 from adagrpo.pipeline.run import Console, Run, Silent
 from adagrpo.report import comparison_markdown, comparison_page, finding
 
 __all__ = ["Comparison"]
 
-START, RERANK, MATCHED = "sft", "rerank", "mixture-matched"
-NAMED_HERE = (RERANK, MATCHED)
-RERANK_WEIGHTS = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+START, MATCHED = "sft", "mixture-matched"
 
 
 class Comparison:
@@ -75,14 +71,18 @@ class Comparison:
         trained = list(config.train.arms)
         if objectives is not None:
             own = {arm.own_name: arm for arm in config.train.arms}
-            trained = [own.get(name) or ArmConfig.parse(name) for name in objectives if name not in NAMED_HERE]
+            trained = [own.get(name) or ArmConfig.parse(name) for name in objectives if not _named_here(name)]
         # an arm's own name, by which its folder is called: `mixture-lambda5` also where lambda was written 5.0
         names = iter(arm.name for arm in trained)
-        self.arms = [*names] if objectives is None else [n if n in NAMED_HERE else next(names) for n in objectives]
+        self.arms = [*names] if objectives is None else [n if _named_here(n) else next(names) for n in objectives]
         _check_list("--seeds", self.seeds)
         _check_list("--objectives", self.arms)
         if MATCHED in self.arms and "adagrpo" not in self.arms:
             raise UserError(f"--objectives: {MATCHED} takes its lambda from the admission of adagrpo; add adagrpo")
+        for name in self.arms:
+            base = re_ranked(name)
+            if name != RERANK and base is not None and (base not in self.arms or re_ranked(base) is not None):
+                raise UserError(f"--objectives: {name} re-orders the beam of a trained arm, {base}, which is not here")
         self.config = _with_arms(config, trained)
         self.plan = self._plan(config.compare)
 
@@ -167,9 +167,17 @@ class Comparison:
                 # the same directory with one arm more: what is finished is skipped
                 run.config = _with_arms(config, [*config.train.arms, matched])
                 run_all(run)
-            if RERANK in self.arms:
-                _rerank(run)
+                names |= {f"{MATCHED}{SUFFIX}": f"{matched.name}{SUFFIX}"}
+            for arm in self.arms:
+                if arm == RERANK:
+                    rerank_start(run)
+                elif (base := re_ranked(arm)) is not None:
+                    rerank_arm(run, names.get(base, base))
         return run, names
+
+
+def _named_here(name: str) -> bool:
+    return name == MATCHED or re_ranked(name) is not None
 
 
 class _Prefixed:
@@ -210,39 +218,6 @@ def _matched(config: Config, admission: float) -> ArmConfig:
     return ArmConfig.model_validate({"objective": "mixture", "lambda": f"{admission * config.objective.lambda_:.4g}"})
 
 
-def _rerank(run: Run) -> None:
-    """Evaluate the sft policy's beam re-ordered at serving time, with the weight that validation chooses."""
-    bench = Workbench(run)
-    weights = run.path("sft", "best")
-    inputs = [*bench.training_files, bench.prepared / "test.parquet", *bench.catalog_files]
-    inputs += [weights / "model.safetensors", *bench.reward_files, *bench.truth_files]
-
-    def build(work: Path) -> None:
-        policy, reward = bench.policy(weights), bench.reward()
-        cases, beams = {}, {}
-        for split in ("validation", "test"):
-            cases[split] = bench.cases(split)
-            beams[split] = bench.predict(policy, cases[split], reward, progress(run, f"evaluate/{RERANK} {split}"))
-        tried = {}
-        for weight in RERANK_WEIGHTS:
-            tried[weight] = summarise(reordered(beams["validation"], weight), cases["validation"], tail=bench.tail)
-        chosen = max(tried, key=lambda weight: tried[weight]["ndcg@10"])
-        lists = reordered(beams["test"], chosen)
-        utility = bench.truth().utility if bench.truth_files else None
-        values: dict[str, Any] = {
-            "weight": chosen,
-            "tried": {str(weight): found["ndcg@10"] for weight, found in tried.items()},
-            "validation": tried[chosen],
-            "test": summarise(lists, cases["test"], tail=bench.tail, utility=utility),
-        }
-        write_predictions(bench, cases["test"], lists, work)
-        write_file(work / "metrics.json", json.dumps(values, indent=1) + "\n")
-
-    options = [run.config.evaluation.model_dump(mode="json"), run.config.policy.model_settings()]
-    config = [*options, run.config.max_history, RERANK_WEIGHTS, *bench.reward_config]
-    run.stage(f"evaluate/{RERANK}", config=config, inputs=inputs, build=build)
-
-
 def _folder(run: Run, name: str, checkpoint: str) -> Path:
     """Where an arm's checkpoint was evaluated."""
     return run.path("evaluate", name) if name in (START, RERANK) else run.path("evaluate", name, checkpoint)
@@ -278,9 +253,10 @@ def _facts(runs: Sequence[tuple[Run, str]]) -> dict[str, list[float | None]]:
     """Lambda, admission and re-ranking weight of an arm under each seed."""
     facts: dict[str, list[float | None]] = {"lambda": [], "admission": [], "weight": []}
     for run, name in runs:
-        path = _folder(run, RERANK, "best") / "metrics.json" if name == RERANK else run.path("metrics.json")
+        re_ordered = re_ranked(name) is not None
+        path = _folder(run, name, "best") / "metrics.json" if re_ordered else run.path("metrics.json")
         values = json.loads(path.read_text(encoding="utf-8"))
-        values = values if name == RERANK else values["stages"][name]
+        values = values if re_ordered else values["stages"][name]
         for fact, listed in facts.items():
             listed.append(values.get(fact))
     return facts
@@ -291,8 +267,12 @@ def _results(run: Run, names: Mapping[str, str], arms: Sequence[str]) -> str:
     called = {name: arm for arm, name in names.items()}
     rows = [json.loads(line) for line in run.path("results.jsonl").read_text(encoding="utf-8").splitlines()]
     lines = [row | {"arm": called.get(row["arm"], row["arm"])} for row in rows]
-    if RERANK in arms:
-        values = json.loads((_folder(run, RERANK, "best") / "metrics.json").read_text(encoding="utf-8"))
-        given = {"objective": RERANK, "arm": RERANK, "seconds": None, "weight": values["weight"]}
-        lines += [row | given | {"metrics": values[row["split"]]} for row in rows if row["arm"] == START]
+    for arm in arms:
+        if (base := re_ranked(arm)) is not None:
+            for row in lines[: len(rows)]:
+                if row["arm"] == base:
+                    path = _folder(run, names.get(arm, arm), row["checkpoint"]) / "metrics.json"
+                    values = json.loads(path.read_text(encoding="utf-8"))
+                    given = {"objective": RERANK, "arm": arm, "seconds": None, "weight": values["weight"]}
+                    lines.append(row | given | {"metrics": values[row["split"]]})
     return "".join(json.dumps(line) + "\n" for line in lines)
