@@ -12,7 +12,7 @@ import yaml
 from benchmarks import reward_quality
 
 from adagrpo.errors import UserError
-from adagrpo.report import quality_table, with_tables
+from adagrpo.report import figures_into, quality_table, with_tables
 
 
 def stages(run: Path) -> set[str]:
@@ -57,6 +57,11 @@ def test_rows_and_table(data: Path, tmp_path: Path, monkeypatch: Any, capsys: An
     last = quality_table(rows, "coverage@10").rows[0][-1]  # not known by user: the difference of the means
     coverage = [row["test"]["coverage@10"]["mean"] for row in rows[0]["arms"] if row["arm"] in ("nll", "rerank")]
     assert float(last) == pytest.approx(100 * (coverage[-1] - coverage[-2]), abs=0.005)
+    results.rename(tmp_path / "quality-x.jsonl")
+    (chart,) = figures_into(tmp_path, tmp_path / "charts")
+    assert chart == tmp_path / "charts" / "quality-x" / "hr.svg"
+    svg = chart.read_text(encoding="utf-8")
+    assert all(f"{arm}, {row['variant']}: " in svg for arm in ("adagrpo", "rerank") for row in rows)
     (tmp_path / "other.jsonl").write_text('{"variant": "x"}\n', encoding="utf-8")
     with pytest.raises(
         UserError, match=r"expected rows of benchmarks\.reward_quality, with variant, diagnosis and arms"

@@ -36,6 +36,7 @@ from adagrpo.report import (
     comparison_table,
     diagnosis_tables,
     exposure_table,
+    figures_into,
     results_file_table,
     results_table,
     tables_into,
@@ -298,7 +299,10 @@ def report(
     check: Annotated[
         bool, typer.Option("--check", help="With --into: write nothing, end with 2 if out of date.")
     ] = False,
-    figures: Annotated[Path | None, typer.Option(help="Also write the charts as SVG files into this folder.")] = None,
+    figures: Annotated[
+        Path | None,
+        typer.Option(help="Also write the charts as SVG files into this folder; with --results FOLDER too."),
+    ] = None,
     seed: Seed = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -306,10 +310,11 @@ def report(
     """Write report.html from what the run has measured so far, or tables of result files."""
     if (run is None) == (results is None):
         raise UserError("report: give either --run DIR or --results FILE")
-    if (into and results is None) or (check and not into):
-        raise UserError("report: --into goes with --results FOLDER, and --check with --into")
-    if into and results is not None:
-        changed = [str(page) for page in tables_into(results, into, check=check)]
+    if (into and results is None) or (check and not (into or (figures and results))):
+        raise UserError("report: --into goes with --results FOLDER, and --check with --into or --figures")
+    if (into or figures) and results is not None:
+        changed = [str(page) for page in tables_into(results, into, check=check)] if into else []
+        changed += [str(chart) for chart in figures_into(results, figures, check=check)] if figures else []
         _print({"written": changed if as_json else ", ".join(changed) or "nothing, all up to date"}, as_json)
         return
     if results is not None:

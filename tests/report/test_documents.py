@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from adagrpo.errors import UserError
-from adagrpo.report import tables_into, with_tables
+from adagrpo.report import figures_into, tables_into, with_tables
 
 END = "<!-- end of table -->"
 ROOT = Path(__file__).parents[2]
@@ -183,6 +183,23 @@ def test_pages_are_checked_or_written_all_or_none(results: Path, tmp_path: Path)
 
 def test_the_pages_of_the_project_say_what_its_results_say() -> None:
     assert tables_into(ROOT / "results", [ROOT / "README.md", ROOT / "docs"], check=True) == []
+    assert figures_into(ROOT / "results", ROOT / "docs" / "figures", check=True) == []
+
+
+def test_charts_are_drawn_where_there_is_something_to_draw(results: Path, tmp_path: Path) -> None:
+    content = json.loads((results / "tiny.comparison.json").read_text(encoding="utf-8"))
+    charts = tmp_path / "charts"
+    assert figures_into(results, charts) == []  # no hallucination was measured, and no world is simulated
+    for place, row in enumerate(content["rows"]):
+        row["test"] |= {name: {"mean": 0.1 * place} for name in ("hallucination@10", "mean_reward@10")}
+        row["test"]["true_utility@10"] = {"mean": 0.5}
+    (results / "tiny.comparison.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(UserError, match=r"frontier\.svg, .*utility\.svg: not what the results say"):
+        figures_into(results, charts, check=True)
+    assert figures_into(results, charts) == [charts / "tiny" / "frontier.svg", charts / "tiny" / "utility.svg"]
+    assert figures_into(results, charts) == [] == figures_into(results, charts, check=True)
+    with pytest.raises(UserError, match="no such folder"):
+        figures_into(tmp_path / "nowhere", charts)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "results").glob("*.comparison.json")), ids=lambda path: path.name)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from adagrpo.report.figures import Figure, frontier_figure
+from adagrpo.report.figures import Figure, frontier_figure, utility_figure
 from adagrpo.report.page import keep_together, template
 from adagrpo.report.tables import (
     MISSING,
@@ -25,7 +25,14 @@ from adagrpo.report.tables import (
     to_markdown,
 )
 
-__all__ = ["comparison_markdown", "comparison_page", "comparison_table", "finding", "summary_table"]
+__all__ = [
+    "comparison_figures",
+    "comparison_markdown",
+    "comparison_page",
+    "comparison_table",
+    "finding",
+    "summary_table",
+]
 
 CONTROLS = ("random", "shuffled", "inverted", "none")
 BREADTH = ["hr@1", "hr@5", "hr@50", "ndcg@10", "hallucination@10", "coverage@10", "tail_share@10", "mean_reward@10"]
@@ -136,7 +143,7 @@ def comparison_page(content: Mapping[str, Any]) -> str:
         config_hash=content["config_hash"],
         finding=[keep_together(sentence) for sentence in content["finding"]],
         tables=_tables(content),
-        frontier=_frontier(content),
+        figures=list(comparison_figures(content).values()),
         family=keep_together(_family(content)),
         seeds=len(content["seeds"]),
     )
@@ -219,13 +226,15 @@ def _arms(content: Mapping[str, Any]) -> Table:
     return Table(("arm", "lambda", "admission", "re-ranking weight"), tuple(rows), ("left", "right", "right", "right"))
 
 
-def _frontier(content: Mapping[str, Any]) -> Figure | None:
-    """HR@10 against hallucination of every arm, means over the seeds."""
+def comparison_figures(content: Mapping[str, Any]) -> dict[str, Figure]:
+    """Charts of all arms, means over the seeds: `frontier`, HR@10 against hallucination, and in a simulated marketplace
+    `utility`, true utility against the mean reward."""
     stages: dict[str, dict[str, Any]] = {}
     for row in content["rows"]:
         test = {"test": {name: value["mean"] for name, value in row["test"].items()}}
         stages.setdefault(row["arm"], {}).update(test if row["arm"] == START else {row["checkpoint"]: test})
-    return frontier_figure({"stages": stages})
+    drawn = {"frontier": frontier_figure({"stages": stages}), "utility": utility_figure({"stages": stages})}
+    return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
 def _family(content: Mapping[str, Any]) -> str:

@@ -24,12 +24,13 @@ from typing import Any, NamedTuple
 
 from adagrpo.artifacts import write_file
 from adagrpo.errors import UserError
-from adagrpo.report.comparison import summary_table
+from adagrpo.report.comparison import comparison_figures, summary_table
 from adagrpo.report.page import read_rows
-from adagrpo.report.results import ablation_table, arms_table, quality_table, starting_table
+from adagrpo.report.quality import quality_figure, quality_table
+from adagrpo.report.results import ablation_table, arms_table, starting_table
 from adagrpo.report.tables import Table, to_markdown, to_text
 
-__all__ = ["BEGIN", "END", "tables_into", "with_tables"]
+__all__ = ["BEGIN", "END", "figures_into", "tables_into", "with_tables"]
 
 BEGIN, CLOSE, END = "<!-- table:", "-->", "<!-- end of table -->"
 FENCE = "```"
@@ -40,6 +41,7 @@ KEYS = {
     "ablation": (),
     "quality": ("metric",),
 }
+QUALITY = ("benchmarks.reward_quality", ("variant", "diagnosis", "arms"))
 FORMS = {"arms": "text", "comparison": "short"}
 
 
@@ -77,6 +79,41 @@ def tables_into(results: Path, places: Sequence[Path], *, check: bool = False) -
         raise UserError(f"{', '.join(map(str, stale))}: not what the results say; without --check they are written")
     for page in stale:
         write_file(page, after[page])
+    return stale
+
+
+def figures_into(results: Path, folder: Path, *, check: bool = False) -> list[Path]:
+    """Write the charts of every comparison and quality map: `<folder>/<name>/<what it shows>.svg`.
+
+    Args:
+        results: the folder of result files.
+        folder: of the charts; what is there of other names is left alone.
+        check: only compare.
+
+    Returns:
+        The charts that were written.
+
+    Raises:
+        UserError: the folder of results is missing or a file is damaged or, under `check`, a chart is not what would be
+            written.
+    """
+    if not results.is_dir():
+        raise UserError(f"{results}: no such folder (--results; with --figures, the folder of the result files)")
+    drawn: dict[Path, str] = {}
+    for path in sorted(results.glob("*.comparison.json")):
+        for shown, figure in comparison_figures(_content(path)).items():
+            drawn[folder / path.name.removesuffix(".comparison.json") / f"{shown}.svg"] = figure.svg + "\n"
+    for path in sorted(results.glob("quality-*.jsonl")):
+        rows = read_rows(path)
+        _expect(path, rows, *QUALITY)
+        known = [name for name in ("hr@10", "true_utility@10") if name in rows[0]["arms"][0]["test"]]
+        for name in known:
+            drawn[folder / path.stem / f"{name.partition('@')[0]}.svg"] = quality_figure(rows, name).svg + "\n"
+    stale = [path for path, svg in drawn.items() if not path.is_file() or path.read_text(encoding="utf-8") != svg]
+    if check and stale:
+        raise UserError(f"{', '.join(map(str, stale))}: not what the results say; without --check they are written")
+    for path in stale:
+        write_file(path, drawn[path])
     return stale
 
 
@@ -151,7 +188,7 @@ def _made(marker: Marker, results: Path) -> Table:
         return arms_table(path, seed, columns, options.get("checkpoint"))
     rows = read_rows(path)
     if marker.kind == "quality":
-        _expect(path, rows, "benchmarks.reward_quality", ("variant", "diagnosis", "arms"))
+        _expect(path, rows, *QUALITY)
         return quality_table(rows, options.get("metric", "hr@10"))
     _expect(path, rows, "benchmarks.ablation", ("variant", "metrics", "worth"))
     return ablation_table(rows)

@@ -28,7 +28,7 @@ from adagrpo.report.tables import (
 )
 from adagrpo.statistics import Interval, seed_interval
 
-__all__ = ["ablation_table", "arms_table", "quality_table", "results_file_table", "starting_table"]
+__all__ = ["ablation_table", "arms_table", "results_file_table", "starting_table"]
 
 COLUMNS = ("hr@10", "ndcg@10", "hr@10_unmasked", "ndcg@10_unmasked", "hr@50", "hallucination@10", "true_utility@10")
 STARTING = (  # heading, arm, suffix of the metrics
@@ -143,49 +143,10 @@ def ablation_table(rows: Sequence[Row]) -> Table:
     cells = []
     for number, row in enumerate(rows):
         values, worth = row["metrics"]["masked"], row["worth"]["masked"]
-        changes = ["reference"] * 2 if number == 0 else [_change(worth[name]) for name in ("hr@10", "ndcg@10")]
+        changes = ["reference"] * 2 if number == 0 else [change(worth[name]) for name in ("hr@10", "ndcg@10")]
         cells.append((row["variant"], f"{values['hr@10']:.4f}", f"{values['ndcg@10']:.4f}", *changes))
     right: list[Alignment] = ["right"] * (len(header) - 1)
     return Table(header, tuple(cells), ("left", *right))
-
-
-def quality_table(rows: Sequence[Row], metric: str = "hr@10") -> Table:
-    """One row a reward: what re-ranking by it adds on validation, the diagnosis, and what each arm gained at its end.
-
-    Args:
-        rows: of `benchmarks.reward_quality`.
-        metric: of the arms, test cases; where its values by user are not known, the difference of the means.
-    """
-    if not rows:
-        return Table(("reward",), (), ("left",))
-    baseline = rows[0]["baseline"]
-    arms = [row for row in rows[0]["arms"] if row["arm"] not in (START, baseline)]
-    last = {row["arm"]: row["checkpoint"] for row in arms}  # `rerank` has no final checkpoint
-    rate = metric.partition("@")[0] in RATES
-    cells = []
-    for row in rows:
-        found, points = row["diagnosis"], {(arm["arm"], arm["checkpoint"]): arm for arm in row["arms"]}
-        line = [row["variant"], *(_change(found["minus_policy"][order]["ndcg@10"]) for order in ("ranker", "mix"))]
-        line.append(found["decision"])
-        for arm, checkpoint in last.items():
-            point, against = points[arm, checkpoint], points[arm, checkpoint]["against"].get(metric)
-            if against is not None:
-                line.append(_points(against["difference"], against["users"], rate))
-            else:
-                reference = points[baseline, "final"]["test"][metric]["mean"]
-                line.append(_points(point["test"][metric]["mean"] - reference, None, rate))
-        cells.append(tuple(line))
-    unit = ", points" if rate else ""
-    header: tuple[str, ...] = ("reward", "its order, Δ NDCG@10", "both, Δ NDCG@10", "diagnose")
-    header += tuple(f"{arm}, Δ {metric_label(metric)}{unit}" for arm in last)
-    right: list[Alignment] = ["right"] * len(last)
-    return Table(header, tuple(cells), ("left", "right", "right", "left", *right))
-
-
-def _points(difference: float, ends: Sequence[float] | None, rate: bool) -> str:
-    scale, form = (100, "+.2f") if rate else (1, "+.4f")
-    text = f"{scale * difference:{form}}"
-    return text if ends is None else f"{text} ({scale * ends[0]:{form}} to {scale * ends[1]:{form}})"
 
 
 def _published(results: Path) -> dict[str, dict[str, Mapping[str, float]]]:
@@ -234,6 +195,6 @@ def _pair(metrics: Sequence[Mapping[str, float] | None], suffix: str) -> str:
     return " / ".join(f"{mean:.4f}".lstrip("0") for mean in means)
 
 
-def _change(worth: Mapping[str, float]) -> str:
+def change(worth: Mapping[str, float]) -> str:
     found = Interval(**worth)
     return f"{found.mean:+.4f} ({found.low:+.4f} to {found.high:+.4f})"

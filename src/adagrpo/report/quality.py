@@ -1,0 +1,97 @@
+"""What each objective gains with rewards from good to none, of the rows of `benchmarks.reward_quality`.
+
+The quality of a reward is what re-ranking by it adds on validation cases, the sum of log-probability and reward against
+the policy's own order, in NDCG@10: what `adagrpo diagnose` reads before anything is trained. The gains are those of the
+arms' last checkpoints on test cases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from adagrpo.report.charts import Point, scatter_chart
+from adagrpo.report.figures import Figure
+from adagrpo.report.results import change
+from adagrpo.report.tables import RATES, START, Alignment, Table, metric_label
+
+__all__ = ["quality_figure", "quality_table"]
+
+Row = Mapping[str, Any]
+
+
+def quality_table(rows: Sequence[Row], metric: str = "hr@10") -> Table:
+    """One row a reward: what re-ranking by it adds on validation, the diagnosis, and what each arm gained at its end.
+
+    Args:
+        rows: of `benchmarks.reward_quality`.
+        metric: of the arms, test cases; where its values by user are not known, the difference of the means.
+    """
+    if not rows:
+        return Table(("reward",), (), ("left",))
+    rate = metric.partition("@")[0] in RATES
+    last = _last(rows[0])
+    cells = []
+    for row in rows:
+        found = row["diagnosis"]
+        line = [row["variant"], *(change(found["minus_policy"][order]["ndcg@10"]) for order in ("ranker", "mix"))]
+        line.append(found["decision"])
+        line += [_points(*_gain(row, arm, checkpoint, metric), rate) for arm, checkpoint in last.items()]
+        cells.append(tuple(line))
+    unit = ", points" if rate else ""
+    header: tuple[str, ...] = ("reward", "its order, Δ NDCG@10", "both, Δ NDCG@10", "diagnose")
+    header += tuple(f"{arm}, Δ {metric_label(metric)}{unit}" for arm in last)
+    right: list[Alignment] = ["right"] * len(last)
+    return Table(header, tuple(cells), ("left", "right", "right", "left", *right))
+
+
+def quality_figure(rows: Sequence[Row], metric: str = "hr@10") -> Figure:
+    """The gain of each arm against the quality of the reward; one joined line an arm.
+
+    Args:
+        rows: of `benchmarks.reward_quality`, at least one.
+        metric: of the arms, test cases.
+    """
+    rate = metric.partition("@")[0] in RATES
+    ordered = sorted(rows, key=_quality)
+    points = []
+    for style, (arm, checkpoint) in enumerate(_last(rows[0]).items()):
+        for place, row in enumerate(ordered):
+            difference, ends = _gain(row, arm, checkpoint, metric)
+            tip = f"{arm}, {row['variant']}: {_points(difference, ends, rate)}"
+            label = arm if place == len(ordered) - 1 else ""
+            points.append(Point(_quality(row), difference, label, style, False, arm, tip))
+    svg = scatter_chart(
+        points,
+        title=f"{metric_label(metric)} of each arm, less that of {rows[0]['baseline']}",
+        x_label="what re-ranking by the reward adds to NDCG@10, validation",
+        y_label=f"Δ {metric_label(metric)}",
+        y_percent=rate,
+    )
+    return Figure(svg, "One seed, test cases, last checkpoints; above 0 the arm is better than the baseline.")
+
+
+def _last(row: Row) -> dict[str, str]:
+    """The last checkpoint of each arm, in order; `rerank` has no final one."""
+    return {arm["arm"]: arm["checkpoint"] for arm in row["arms"] if arm["arm"] not in (START, row["baseline"])}
+
+
+def _quality(row: Row) -> float:
+    return float(row["diagnosis"]["minus_policy"]["mix"]["ndcg@10"]["mean"])
+
+
+def _gain(row: Row, arm: str, checkpoint: str, metric: str) -> tuple[float, Sequence[float] | None]:
+    """An arm less the baseline, with the interval over users where it is known."""
+    points = {(found["arm"], found["checkpoint"]): found for found in row["arms"]}
+    point = points[arm, checkpoint]
+    against = point["against"].get(metric)
+    if against is not None:
+        return against["difference"], against["users"]
+    reference = points[row["baseline"], "final"]["test"][metric]["mean"]
+    return point["test"][metric]["mean"] - reference, None
+
+
+def _points(difference: float, ends: Sequence[float] | None, rate: bool) -> str:
+    scale, form = (100, "+.2f") if rate else (1, "+.4f")
+    text = f"{scale * difference:{form}}"
+    return text if ends is None else f"{text} ({scale * ends[0]:{form}} to {scale * ends[1]:{form}})"
