@@ -34,9 +34,9 @@ def test_a_recipe_loads_and_says_how_to_run_it(path: Path) -> None:
     assert f"recipes/{path.name}" in path.read_text(encoding="utf-8").splitlines()[0]
 
 
-@pytest.mark.parametrize("name", ["amazon-beauty-sensitivity", "amazon-beauty-controls"])
-def test_a_variation_of_beauty_changes_arms_reward_and_comparison_alone(name: str) -> None:
-    ours, plain = dump_config(load(name)), dump_config(load("amazon-beauty"))
+@pytest.mark.parametrize("name", ["amazon-beauty-sensitivity", "amazon-beauty-controls", "amazon-toys-gates"])
+def test_a_variation_changes_arms_reward_and_comparison_alone(name: str) -> None:
+    ours, plain = dump_config(load(name)), dump_config(load(name.rpartition("-")[0]))
     assert ours["reward"]["kind"] == "lambdarank"
     for content in (ours, plain):
         del content["reward"], content["compare"], content["train"]["arms"]
@@ -72,3 +72,18 @@ def test_each_control_of_distill_ends_differs_in_what_its_name_says() -> None:
         "ends-mixture": {"objective"},
         "ends-mixture-shuffled": {"objective", "gate"},
     }
+
+
+def test_the_gates_differ_in_gate_and_weight_alone() -> None:
+    config = load("amazon-toys-gates")
+    nll, reference, *arms = config.train.arms
+    assert nll.name == config.compare.baseline == "nll" and reference.admits == "all"
+    assert {arm.name: (arm.admits, arm.lambda_) for arm in arms} == {
+        "all-tenth": ("all", 0.5),
+        "gate": ("adagrpo", 5),
+        "random": ("random", 5),
+        "gate-tenfold": ("adagrpo", 50),
+        "random-tenfold": ("random", 50),
+        "inverted-tenfold": ("inverted", 50),
+    }
+    assert all(changed(arm, reference, config) <= {"gate", "weight"} for arm in arms)
