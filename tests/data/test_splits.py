@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from adagrpo.data.splits import Split, check_leakage, leave_one_out, temporal
+from adagrpo.data.splits import Split, check_leakage, for_some_users, leave_one_out, temporal
 
 
 def test_leave_one_out() -> None:
@@ -69,3 +69,23 @@ def test_training_after_the_cut_is_found() -> None:
     check_leakage(split, timestamps=np.array([1, 9, 1, 4]), offsets=offsets, cut=5)
     with pytest.raises(ValueError, match="user 2: a training interaction is at or after 4"):
         check_leakage(split, timestamps=np.array([1, 9, 1, 4]), offsets=offsets, cut=4)
+
+
+def test_some_users_are_evaluated_and_the_others_trained_on_whole() -> None:
+    lengths = np.random.default_rng(0).integers(0, 9, 500)
+    whole = leave_one_out(lengths)
+    split = for_some_users(whole, 100, 3, lengths)
+    check_leakage(split)
+    chosen = split.test_positions >= 0
+    assert chosen.sum() == 100 and (whole.test_positions[chosen] >= 0).all()
+    for name in ("train_lengths", "validation_positions", "test_positions"):
+        assert np.array_equal(getattr(split, name)[chosen], getattr(whole, name)[chosen])
+    assert np.array_equal(split.train_lengths[~chosen], lengths[~chosen])
+    assert (split.validation_positions[~chosen] == -1).all()
+    other = for_some_users(whole, 100, 4, lengths)
+    assert 5 < ((other.test_positions >= 0) & chosen).sum() < 50
+    # a cut in time stays one: nobody is trained on beyond it
+    bounded = for_some_users(whole, 100, 3)
+    assert np.array_equal(bounded.train_lengths, whole.train_lengths)
+    everyone = for_some_users(whole, 10_000, 3, lengths)
+    assert np.array_equal(everyone.test_positions, whole.test_positions)

@@ -49,17 +49,21 @@ class SplitConfig(Section):
 
     `impressions` is for logs that do not say in which order things happened: histories are sets, there is a ranker and
     its report, and no policy. The share `held_out` of the impressions is for validation, and as much for the report.
+    `users` bounds how many users are evaluated, drawn by the seed; leave-one-out trains on the others whole.
     """
 
     kind: Literal["leave_one_out", "temporal", "impressions"] = "leave_one_out"
     validation_from: int | None = None
     test_from: int | None = None
     held_out: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
+    users: Positive | None = None
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
         if self.kind == "temporal" and (self.validation_from is None or self.test_from is None):
             raise ValueError("a temporal split needs validation_from and test_from, in the unit of the timestamps")
+        if self.kind == "impressions" and self.users is not None:
+            raise ValueError("users bounds the evaluated users of logs with an order; kind impressions has held_out")
         return self
 
 

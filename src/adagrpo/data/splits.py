@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Split", "check_leakage", "keyed_uniforms", "leave_one_out", "temporal", "user_folds"]
+__all__ = ["Split", "check_leakage", "for_some_users", "keyed_uniforms", "leave_one_out", "temporal", "user_folds"]
 
 Ints = NDArray[np.int64]
 
@@ -85,6 +85,27 @@ def temporal(
     validation = np.where((until_test > train) & (train > 0), train, -1)
     test = np.where((lengths > until_test) & (until_test > 0), until_test, -1)
     return Split(train, validation, test)
+
+
+def for_some_users(split: Split, count: int, seed: int, lengths: Ints | None = None) -> Split:
+    """The split with targets for some of the users alone, a function of (seed, user).
+
+    Args:
+        split: of `U` users.
+        count: how many of those with a target keep it; all, if there are no more.
+        seed: of the draw.
+        lengths: (U,) interactions of each user, where the others may then be trained on whole.
+
+    >>> split = for_some_users(leave_one_out(np.array([5, 4, 3])), 2, 0, np.array([5, 4, 3]))
+    >>> split.train_lengths, split.test_positions
+    (array([3, 2, 3]), array([ 4,  3, -1]))
+    """
+    users = np.flatnonzero((split.validation_positions >= 0) | (split.test_positions >= 0))
+    chosen = np.zeros(len(split.train_lengths), dtype=np.bool_)
+    chosen[users[keyed_uniforms(seed, users).argsort(kind="stable")[:count]]] = True
+    trained = split.train_lengths if lengths is None else np.where(chosen, split.train_lengths, lengths)
+    kept = (np.where(chosen, positions, -1) for positions in (split.validation_positions, split.test_positions))
+    return Split(trained, *kept)
 
 
 def keyed_uniforms(seed: int, *keys: Ints) -> NDArray[np.float64]:

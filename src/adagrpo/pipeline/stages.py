@@ -8,8 +8,10 @@ from typing import Literal
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from adagrpo.config import ArmConfig, ItemTable, RefuseConfig
+from adagrpo.config.data import SplitConfig
 from adagrpo.data import splits
 from adagrpo.data.columns import ITEM_ID
 from adagrpo.data.dataset import Dataset, build_dataset
@@ -104,7 +106,10 @@ def prepare(run: Run) -> None:
             del content[key]
     if not run.config.without_order:
         del content["split"]["held_out"]
-    config = [content, run.config.seed if options.shuffle_ties or run.config.without_order else None]
+    if options.split.users is None:
+        del content["split"]["users"]
+    seeded = options.shuffle_ties or options.split.users or run.config.without_order
+    config = [content, run.config.seed if seeded else None]
     run.stage("prepare", config=config, inputs=inputs, build=build)
     run.write_description({path.name: run.hash_input(path) for path in inputs})
 
@@ -126,11 +131,18 @@ def _random_logs(run: Run, paths: list[Path], refuse: Refusals) -> Logs | None:
 
 
 def _split(run: Run, dataset: Dataset) -> splits.Split:
+    """The cut of each user; targets for all users, or for as many as the configuration says."""
     options = run.config.data.split
+    lengths = np.bincount(dataset.interactions["user"].to_numpy(), minlength=len(dataset.users))
+    whole = options.kind == "leave_one_out"
+    found = splits.leave_one_out(lengths) if whole else _temporal(options, dataset, lengths)
+    if options.users is None:
+        return found
+    return splits.for_some_users(found, options.users, run.config.seed, lengths if whole else None)
+
+
+def _temporal(options: SplitConfig, dataset: Dataset, lengths: NDArray[np.int64]) -> splits.Split:
     interactions = dataset.interactions
-    lengths = np.bincount(interactions["user"].to_numpy(), minlength=len(dataset.users))
-    if options.kind == "leave_one_out":
-        return splits.leave_one_out(lengths)
     if "timestamp" not in interactions.columns:
         raise UserError("data.split.kind: temporal needs data.columns.timestamp")
     offsets = np.concatenate([[0], lengths.cumsum()]).astype(np.int64)
