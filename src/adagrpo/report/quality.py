@@ -46,7 +46,8 @@ def quality_table(rows: Sequence[Row], metric: str = "hr@10") -> Table:
 
 
 def quality_figure(rows: Sequence[Row], metric: str = "hr@10") -> Figure:
-    """The gain of each arm against the quality of the reward; one joined line an arm.
+    """The gain of each arm against the quality of the reward; one joined line an arm, less `grpo`, whose losses without
+    an anchor would leave the others no room.
 
     Args:
         rows: of `benchmarks.reward_quality`, at least one.
@@ -55,7 +56,8 @@ def quality_figure(rows: Sequence[Row], metric: str = "hr@10") -> Figure:
     rate = metric.partition("@")[0] in RATES
     ordered = sorted(rows, key=_quality)
     points = []
-    for style, (arm, checkpoint) in enumerate(_last(rows[0]).items()):
+    drawn = {arm: checkpoint for arm, checkpoint in _last(rows[0]).items() if arm != "grpo"}
+    for style, (arm, checkpoint) in enumerate(drawn.items()):
         for place, row in enumerate(ordered):
             difference, ends = _gain(row, arm, checkpoint, metric)
             tip = f"{arm}, {row['variant']}: {_points(difference, ends, rate)}"
