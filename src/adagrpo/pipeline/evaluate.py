@@ -77,9 +77,7 @@ def evaluate_checkpoint(run: Run, name: str, weights: Path, known: dict[str, Pat
 
     def build(work: Path) -> None:
         if identity in known:
-            for path in known[identity].iterdir():
-                if path.name != "manifest.json":
-                    shutil.copyfile(path, work / path.name)
+            copy_evaluation(known[identity], work)
             return
         policy, reward = bench.policy(weights), bench.reward()
         utility = bench.truth().utility if bench.truth_files else None
@@ -97,6 +95,13 @@ def evaluate_checkpoint(run: Run, name: str, weights: Path, known: dict[str, Pat
     config += bench.reward_config
     folder = run.stage(name, config=config, inputs=[*inputs, *bench.truth_files], build=build)
     known[identity] = folder
+
+
+def copy_evaluation(folder: Path, work: Path) -> None:
+    """Take over what was found for the same weights; the stage writes a manifest of its own."""
+    for path in folder.iterdir():
+        if path.name != "manifest.json":
+            shutil.copyfile(path, work / path.name)
 
 
 def write_predictions(bench: Workbench, cases: Cases, predictions: Predictions, work: Path) -> None:

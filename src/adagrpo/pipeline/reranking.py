@@ -7,13 +7,12 @@ arm, with the w of the highest NDCG@10 on validation. The weight is chosen for e
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 from adagrpo.artifacts import write_file
 from adagrpo.evaluation import reordered, summarise
-from adagrpo.pipeline.evaluate import progress, write_predictions
+from adagrpo.pipeline.evaluate import copy_evaluation, progress, write_predictions
 from adagrpo.pipeline.models import Workbench
 from adagrpo.pipeline.run import Run
 
@@ -54,9 +53,7 @@ def _rerank(run: Run, stage: str, weights: Path, known: dict[str, Path]) -> None
 
     def build(work: Path) -> None:
         if identity in known:
-            for path in known[identity].iterdir():
-                if path.name != "manifest.json":
-                    shutil.copyfile(path, work / path.name)
+            copy_evaluation(known[identity], work)
             return
         policy, reward = bench.policy(weights), bench.reward()
         cases, beams = {}, {}
