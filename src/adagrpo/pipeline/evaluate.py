@@ -27,7 +27,7 @@ from adagrpo.pipeline.rewards import check_reward, describe_reward
 from adagrpo.pipeline.run import Run
 from adagrpo.types import Cases
 
-__all__ = ["collect", "evaluate", "evaluate_checkpoint", "progress", "write_predictions"]
+__all__ = ["collect", "copy_evaluation", "evaluate", "evaluate_checkpoint", "progress", "write_predictions"]
 
 
 def evaluate(run: Run, arms: list[str]) -> None:
