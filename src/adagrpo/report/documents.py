@@ -86,7 +86,7 @@ def figures_into(results: Path, folder: Path, *, check: bool = False) -> list[Pa
     """Write the charts of every comparison and quality map: `<folder>/<name>/<what it shows>.svg`.
 
     Args:
-        results: the folder of result files.
+        results: the folder of result files; comparisons are `<name>.comparison.json`, maps `quality-<name>.jsonl`.
         folder: of the charts; what is there of other names is left alone.
         check: only compare.
 
