@@ -203,6 +203,8 @@ def test_an_arm_with_options_of_its_own(recipe):
         ("{objective: adagrpo, options: {tau: 1}}", "an arm with options needs a name"),
         ("{objective: adagrpo, name: a, options: {tua: 1}}", "'train.arms.0.options.tua'; did you mean 'tau'?"),
         ("{objective: adagrpo, name: a, options: {tau: -1}}", "train.arms.0.options.tau: Input should be greater"),
+        ("{objective: distill, name: a, options: {distill_weight: -1}}", "at least 0, or 'validation' (found -1)"),
+        ("{objective: distill, name: a, options: {distill_weight: test}}", "distill_weight: a number of at least 0"),
         ("{objective: adagrpo, name: a, options: {lambda: 1}}", "an arm has a lambda of its own"),
         ("{objective: adagrpo, name: ../a}", "name '../a': letters, digits"),
         ("{objective: adagrpo, name: sft}", "name 'sft' means something already"),

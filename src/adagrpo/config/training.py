@@ -6,7 +6,7 @@ import difflib
 import re
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import ConfigDict, Field, ValidationError, field_serializer, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, field_serializer, model_validator
 
 from adagrpo.config.models import FitConfig
 from adagrpo.config.problems import explain
@@ -25,6 +25,13 @@ TAKEN = ("sft", "rerank", "mixture-matched", "baselines")  # stages and arms tha
 _ARM = re.compile(f"({'|'.join(OBJECTIVES)})(?:-({'|'.join(GATES)}))?(?:-lambda(.+))?")
 
 
+def _weight(value: object) -> object:
+    number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
+    if not number and value != "validation":
+        raise ValueError(f"a number of at least 0, or 'validation' (found {value!r})")
+    return value
+
+
 class ObjectiveConfig(Section):
     """NLL + (lambda / B_rl) Σ gate · GRPO; see `adagrpo.trainer.post_training` for what each option does.
 
@@ -32,7 +39,8 @@ class ObjectiveConfig(Section):
     `exclude_history` a rollout that names an item of the history is invalid. The gate `shuffled` permutes the rewards
     of each group there and admits them all, since what it would decide by reads logged items.
     `oracle_agreement` is for the gate `oracle`: the least share of a group's pairs that the reward must order rightly.
-    `distill_weight` is for `distill`: the weight of the reward beside the starting policy's log-probability.
+    `distill_weight` is for `distill`: the weight of the reward beside the starting policy's log-probability, chosen by
+    the starting policy's beam on validation cases where it is `validation` (`adagrpo.pipeline.teacher`).
     `validity_weight` is for any reward term: the weight beside it of `adagrpo.objective.validity_margin`.
     """
 
@@ -58,7 +66,7 @@ class ObjectiveConfig(Section):
     scale_rewards: bool = True
     reward_floor: NonNegativeFloat = 1e-3
     oracle_agreement: Share = 0.75
-    distill_weight: NonNegativeFloat = 1.0
+    distill_weight: Annotated[float | Literal["validation"], BeforeValidator(_weight)] = 1.0
     validity_weight: NonNegativeFloat = 0.0
 
 

@@ -138,6 +138,8 @@ def collect(run: Run, arms: list[str]) -> dict[str, Any]:
             "lambda": _lambda(run, arm.objective, arm.lambda_),
             "admission": _admission(run.path("train", name, "steps.jsonl")),
         }
+        if arm.objective == "distill" and arm.seen_by(run.config.objective).distill_weight == "validation":
+            entry["weight"] = _read(run.path("teacher", "weight.json"))["weight"]
         if arm.options.model_fields_set:
             entry["options"] = arm.model_dump(mode="json")["options"]
         for kind in ("best", "final"):
@@ -185,6 +187,7 @@ def _write_results(run: Run, content: dict[str, Any]) -> None:
                 row |= {"lambda": entry.get("lambda"), "checkpoint": checkpoint, "split": split, "metrics": metrics}
                 row |= {"step": None if name == "sft" else entry[checkpoint]["step"]}
                 row |= {"admission": entry.get("admission")}
+                row |= {"weight": entry["weight"]} if "weight" in entry else {}
                 row |= {"seconds": seconds.get("sft" if name == "sft" else f"train/{name}")}
                 rows.append(json.dumps(common | row))
     for name, splits in content["baselines"].items():

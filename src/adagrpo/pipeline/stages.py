@@ -25,6 +25,7 @@ from adagrpo.errors import UserError
 from adagrpo.pipeline.fitting import fit_config, fit_model, needs_order
 from adagrpo.pipeline.models import Workbench
 from adagrpo.pipeline.run import Run
+from adagrpo.pipeline.teacher import chosen_weight, teacher_weight
 from adagrpo.trainer import Arm, PostTraining, Supervised
 
 __all__ = ["fit_arm", "fit_sft", "prepare", "simulate_marketplace"]
@@ -197,6 +198,12 @@ def fit_arm(run: Run, arm: ArmConfig) -> None:
     if arm.gate == "oracle":
         bench.truth()  # or say at once that there is none
         inputs += bench.truth_files
+    without_reward = arm.objective == "nll"
+    if arm.objective == "distill" and objective.distill_weight == "validation":
+        inputs.append(teacher_weight(run))
+        weight = chosen_weight(inputs[-1])
+        objective = objective.model_copy(update={"distill_weight": weight})
+        without_reward = weight == 0  # validation found nothing in the reward to teach
 
     def build(work: Path) -> None:
         policy = bench.policy(start)
@@ -204,7 +211,7 @@ def fit_arm(run: Run, arm: ArmConfig) -> None:
         steps = max(1, round(settings.epochs * schedule.steps_per_epoch))
         validate = bench.validator(policy, settings, bench.reward())
         task: Supervised | PostTraining
-        if arm.objective == "nll":
+        if without_reward:
             steps *= objective.num_iterations  # the same budget as the arms that use each batch that often
             task = Supervised(policy, bench.catalog.codes, schedule, steps=steps, validate=validate)
         else:

@@ -218,12 +218,12 @@ def _by_seed(content: Mapping[str, Any]) -> Table:
 
 
 def _arms(content: Mapping[str, Any]) -> Table:
-    """Lambda, admission and the weight of re-ranking, a number a seed where they differ."""
+    """Lambda, admission and the weight that validation chose, a number a seed where they differ."""
     rows = []
     for arm, facts in content["arms"].items():
         admission = [format_metric("admission", value) for value in facts["admission"]]
         rows.append((arm, _each(facts["lambda"]), ", ".join(dict.fromkeys(admission)), _each(facts["weight"])))
-    return Table(("arm", "lambda", "admission", "re-ranking weight"), tuple(rows), ("left", "right", "right", "right"))
+    return Table(("arm", "lambda", "admission", "reward's weight"), tuple(rows), ("left", "right", "right", "right"))
 
 
 def comparison_figures(content: Mapping[str, Any]) -> dict[str, Figure]:

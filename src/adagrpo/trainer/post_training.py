@@ -184,7 +184,9 @@ class PostTraining(GroupJudge):
                 logged["clip_fraction"] = clipped * len(rows) / int(judged.decision.admitted.sum())
             case "distill":
                 assert judged.reference is not None, "drawn with the starting policy's log-probabilities"
-                teacher = judged.reference[rows].sum(-1) + self.objective.distill_weight * judged.rewards[rows]
+                weight = self.objective.distill_weight
+                assert not isinstance(weight, str), "chosen before training"
+                teacher = judged.reference[rows].sum(-1) + weight * judged.rewards[rows]
                 items, codes = judged.rollouts.items[rows], judged.rollouts.codes[rows]
                 real = self.catalog.trie.lookup(codes) >= 0  # what is real and yet no item here was left out on purpose
                 losses = listwise_distillation(log_probs, teacher, items, codes, real & (items < 0))
