@@ -48,6 +48,9 @@ def test_the_sensitivity_changes_one_option_of_adagrpo_at_a_time() -> None:
     reference, nll, mixture, *arms = config.train.arms
     assert reference.name == config.compare.baseline == "adagrpo" and (nll.name, mixture.name) == ("nll", "mixture")
     assert not reference.options.model_fields_set
+    named = {arm.name: arm for arm in arms}
+    arms.remove(alone := named["target-only"])
+    assert changed(alone, named["inject-target"], config) == {"target_only"}
     found = [changed(arm, reference, config) for arm in arms]
     assert all(len(keys) == 1 for keys in found)
     factors = {"tau", "q_min", "weight", "negatives", "num_generations", "temperature", "beta"}

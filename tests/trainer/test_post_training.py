@@ -29,6 +29,8 @@ def slow_group(world, task, judged, b: int, old: Tensor | None) -> tuple[Tensor,
     rewards = [None if item is None else float(table[history[-1], item]) for item in items]
     loss, clipped = torch.zeros(()), 0
     for g, advantage in enumerate(world.slow_advantages(rewards, options.invalid_penalty)):
+        if options.target_only and items[g] != int(judged.targets[b]):
+            advantage = 0.0
         scores = world.walk(task.policy, history, group[g], options.temperature)
         reference = world.walk(task.starting_policy, history, group[g], options.temperature)
         for level, score in enumerate(scores):
@@ -70,7 +72,13 @@ def assert_close(found: list[Tensor], wanted: list[Tensor]) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"temperature": 1.4, "lambda_": 2.5, "invalid_penalty": 0.3}, {"beta": 0.5}, {"inject_target": True}],
+    [
+        {},
+        {"temperature": 1.4, "lambda_": 2.5, "invalid_penalty": 0.3},
+        {"beta": 0.5},
+        {"inject_target": True},
+        {"target_only": True},
+    ],
 )
 def test_the_term_is_the_slow_twin(world, options):
     policy = world.policy()

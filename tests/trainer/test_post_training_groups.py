@@ -165,6 +165,19 @@ def test_an_injected_target_is_in_every_group_and_not_in_its_difficulty(world, s
             assert torch.equal(judged.rollouts.codes[b, :-1], drawn.codes[b, :-1])
 
 
+@pytest.mark.parametrize("inject", [False, True])
+def test_with_target_only_the_logged_item_alone_has_an_advantage(world, inject):
+    plain = world.post_training(world.policy(), inject_target=inject, rl_positions="last")
+    task = world.post_training(world.policy(), inject_target=inject, rl_positions="last", target_only=True)
+    whole, _, _ = world.draw(plain)
+    judged, _, _ = world.draw(task)
+    assert torch.equal(judged.rollouts.codes, whole.rollouts.codes)
+    kept = judged.rollouts.items == judged.targets.unsqueeze(1)
+    assert kept.any() and not kept.all() and kept.any(1).all() == inject
+    assert torch.equal(judged.advantages[kept], whole.advantages[kept]) and whole.advantages[~kept].any()
+    assert not judged.advantages[~kept].any() and judged.advantages[kept].any()
+
+
 # ---------------------------------------------------------------- rollouts
 
 

@@ -62,7 +62,7 @@ class Config(Section):
             if arm.objective == "nll" or seen.rl_positions != "end":
                 continue
             reads = [] if arm.admits in ("all", "none", "shuffled") else [f"the gate '{arm.admits}'"]
-            reads += ["inject_target"] if seen.inject_target else []
+            reads += [name for name in ("inject_target", "target_only") if getattr(seen, name)]
             if reads:
                 raise ValueError(f"train.arms: '{arm.name}': {reads[0]} reads logged items; rl_positions: end has none")
         return self

@@ -38,6 +38,8 @@ class ObjectiveConfig(Section):
     `rl_positions: end` draws groups after each whole training history, which no logged item follows; with
     `exclude_history` a rollout that names an item of the history is invalid. The gate `shuffled` permutes the rewards
     of each group there and admits them all, since what it would decide by reads logged items.
+    With `target_only` GRPO has a gradient on the logged item alone, where a group holds it: NLL at the weight that its
+    advantage gives it, which with `inject_target` is what injection does by itself.
     `oracle_agreement` is for the gate `oracle`: the least share of a group's pairs that the reward must order rightly.
     `distill_weight` is for `distill`: the weight of the reward beside the starting policy's log-probability, chosen by
     the starting policy's beam on validation cases where it is `validation` (`adagrpo.pipeline.teacher`).
@@ -58,6 +60,7 @@ class ObjectiveConfig(Section):
     constrained: bool = False
     exclude_history: bool = False
     inject_target: bool = False
+    target_only: bool = False
     rl_positions: Literal["random", "last", "all", "end"] = "random"
     difficulty: Literal["rollout_miss", "target_rank", "target_nll", "entropy"] = "rollout_miss"
     tau: NonNegativeFloat = 0.5

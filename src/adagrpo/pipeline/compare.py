@@ -26,9 +26,11 @@ from adagrpo.data.columns import ITEM_ID, USER_ID
 from adagrpo.data.prepared import load_cases, load_item_ids, load_user_ids
 from adagrpo.errors import UserError
 from adagrpo.pipeline import run_all
+from adagrpo.pipeline.evaluate import read_lists
 from adagrpo.pipeline.models import Workbench
 from adagrpo.pipeline.reranking import RERANK, SUFFIX, re_ranked, rerank_arm, rerank_start
 from adagrpo.pipeline.run import Console, Run, Silent
+from adagrpo.pipeline.second_reward import SECOND, judge_lists, judged_lists
 from adagrpo.report import comparison_markdown, comparison_page, finding
 
 __all__ = ["Comparison"]
@@ -134,7 +136,7 @@ class Comparison:
         measured: dict[tuple[str, str], list[Measured]] = {}
         for run, names in runs:
             for arm in (START, *self.arms):
-                for checkpoint in ("best",) if arm in (START, RERANK) else ("best", "final"):
+                for checkpoint in _checkpoints(arm):
                     measured.setdefault((arm, checkpoint), []).append(_measured(run, names.get(arm, arm), checkpoint))
         content = {
             "name": self.config.name,
@@ -173,6 +175,9 @@ class Comparison:
                     rerank_start(run)
                 elif (base := re_ranked(arm)) is not None:
                     rerank_arm(run, names.get(base, base))
+            for arm in (START, *self.arms):
+                for checkpoint in _checkpoints(arm):
+                    judge_lists(run, _folder(run, names.get(arm, arm), checkpoint))
         return run, names
 
 
@@ -218,6 +223,10 @@ def _matched(config: Config, admission: float) -> ArmConfig:
     return ArmConfig.model_validate({"objective": "mixture", "lambda": f"{admission * config.objective.lambda_:.4g}"})
 
 
+def _checkpoints(arm: str) -> tuple[str, ...]:
+    return ("best",) if arm in (START, RERANK) else ("best", "final")
+
+
 def _folder(run: Run, name: str, checkpoint: str) -> Path:
     """Where an arm's checkpoint was evaluated."""
     return run.path("evaluate", name) if name in (START, RERANK) else run.path("evaluate", name, checkpoint)
@@ -232,21 +241,24 @@ def _measured(run: Run, name: str, checkpoint: str) -> Measured:
     values = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     users = per_user(lists, free, targets)
     if Workbench(run).truth_files:
-        users = users.join(_utility(run, lists), on=USER_ID, how="left")
-    return Measured(users, values["test"], values["validation"])
+        users = users.join(_utility(run, folder), on=USER_ID, how="left")
+    test = dict(values["test"])
+    second = judged_lists(run, folder)
+    if second is not None:
+        users = users.join(second, on=USER_ID, how="left")
+        test[SECOND] = float(users[SECOND].mean())  # type: ignore[arg-type]
+    return Measured(users, test, values["validation"])
 
 
-def _utility(run: Run, lists: pl.DataFrame) -> pl.DataFrame:
+def _utility(run: Run, folder: Path) -> pl.DataFrame:
     """user_id and the mean true utility of the first ten items of the list."""
-    prepared = run.path("prepare")
-    rows = lists.filter(pl.col("rank") <= 10)
-    for name, ids in ((USER_ID, load_user_ids(prepared)), (ITEM_ID, load_item_ids(prepared))):
-        numbered = pl.DataFrame([ids.alias(name)]).with_row_index(f"{name}_row")
-        rows = rows.join(numbered, on=name, how="left", maintain_order="left")
-    users, items = (rows[f"{name}_row"].to_numpy().astype(np.int64) for name in (USER_ID, ITEM_ID))
-    found = Workbench(run).truth().utility(users, items[:, None])[:, 0]
-    utility = rows.select(USER_ID).with_columns(pl.Series("true_utility@10", found))
-    return utility.group_by(USER_ID).agg(pl.col("true_utility@10").mean())
+    bench = Workbench(run)
+    cases = bench.cases("test")
+    items = read_lists(bench, cases, folder, 10)
+    found = bench.truth().utility(cases.users.astype(np.int64), np.maximum(items, 0))
+    means = np.nanmean(np.where(items < 0, np.nan, found), axis=1)
+    users = load_user_ids(bench.prepared).gather(cases.users)
+    return pl.DataFrame([users.alias(USER_ID), pl.Series("true_utility@10", means)])
 
 
 def _facts(runs: Sequence[tuple[Run, str]]) -> dict[str, list[float | None]]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from adagrpo import baselines
 from adagrpo.artifacts import write_file
@@ -27,7 +28,15 @@ from adagrpo.pipeline.rewards import check_reward, describe_reward
 from adagrpo.pipeline.run import Run
 from adagrpo.types import Cases
 
-__all__ = ["collect", "copy_evaluation", "evaluate", "evaluate_checkpoint", "progress", "write_predictions"]
+__all__ = [
+    "collect",
+    "copy_evaluation",
+    "evaluate",
+    "evaluate_checkpoint",
+    "progress",
+    "read_lists",
+    "write_predictions",
+]
 
 
 def evaluate(run: Run, arms: list[str]) -> None:
@@ -124,6 +133,18 @@ def write_predictions(bench: Workbench, cases: Cases, predictions: Predictions, 
     codes = pl.Series(predictions.free_codes.reshape(count * width, -1).astype(np.int32))
     free = pl.DataFrame({USER_ID: repeated, "rank": ranks, "codes": codes, "valid": predictions.free_valid.reshape(-1)})
     free.with_columns(pl.col("codes").cast(pl.List(pl.Int32))).write_parquet(work / "free.parquet")
+
+
+def read_lists(bench: Workbench, cases: Cases, folder: Path, length: int) -> NDArray[np.int64]:
+    """(N, length) rows of the first items of the lists that `write_predictions` wrote, -1 where a list is shorter."""
+    lists = pl.read_parquet(folder / "predictions.parquet", columns=[USER_ID, "rank", ITEM_ID])
+    lists = lists.filter(pl.col("rank") <= length)
+    users = load_user_ids(bench.prepared).gather(cases.users)
+    for name, ids in (("case", users.alias(USER_ID)), ("row", load_item_ids(bench.prepared).alias(ITEM_ID))):
+        lists = lists.join(pl.DataFrame([ids]).with_row_index(name), on=ids.name, how="inner")
+    items = np.full((len(cases), length), -1, dtype=np.int64)
+    items[lists["case"].to_numpy(), lists["rank"].to_numpy() - 1] = lists["row"].to_numpy()
+    return items
 
 
 def collect(run: Run, arms: list[str]) -> dict[str, Any]:

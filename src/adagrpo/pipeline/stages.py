@@ -236,7 +236,9 @@ def fit_arm(run: Run, arm: ArmConfig) -> None:
     if arm.objective != "nll":
         # what decides nothing here is left out: a new option does not train anew what was trained without it
         without = {"oracle_agreement", "distill_weight"}
-        without |= {name for name in ("exclude_history", "validity_weight") if not getattr(objective, name)}
+        without |= {
+            name for name in ("exclude_history", "validity_weight", "target_only") if not getattr(objective, name)
+        }
         config += [objective.model_dump(mode="json", by_alias=True, exclude=without)]
         config += [options.gradient_norms_every]
         if arm.gate == "oracle":

@@ -36,7 +36,7 @@ __all__ = [
 
 CONTROLS = ("random", "shuffled", "inverted", "none")
 BREADTH = ["hr@1", "hr@5", "hr@50", "ndcg@10", "hallucination@10", "coverage@10", "tail_share@10", "mean_reward@10"]
-BREADTH += ["true_utility@10"]
+BREADTH += ["second_reward@10", "true_utility@10"]
 SHORT = ("ndcg@10", "hr@50", "hallucination@10", "coverage@10")
 
 

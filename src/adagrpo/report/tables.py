@@ -41,7 +41,7 @@ START = "sft"
 DEFAULT_COLUMNS = ("hr@10", "ndcg@10", "hallucination@10", "mean_reward@10", "true_utility@10", "admission")
 RATES = frozenset({"hr", "hallucination", "coverage", "tail_share", "invalid_samples"})
 LOWER_IS_BETTER = frozenset({"hallucination", "invalid_samples"})
-HIGHER_IS_BETTER = frozenset({"hr", "ndcg", "coverage", "mean_reward", "true_utility"})
+HIGHER_IS_BETTER = frozenset({"hr", "ndcg", "coverage", "mean_reward", "second_reward", "true_utility"})
 
 Alignment = Literal["left", "right"]
 Split = Literal["test", "validation"]

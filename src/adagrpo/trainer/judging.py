@@ -174,6 +174,8 @@ class GroupJudge:
         advantages = group_advantages(
             rewards, rollouts.valid, invalid_penalty=options.invalid_penalty, scale_rewards=options.scale_rewards
         )
+        if options.target_only:
+            advantages = advantages.masked_fill(rollouts.items != targets.unsqueeze(1), 0.0)
         return Judged(histories, targets, rewards, rollouts, advantages, decision, reference)
 
     def _rollouts(self, histories: Histories, context: Any, uniforms: Callable[..., Tensor]) -> Rollouts:
