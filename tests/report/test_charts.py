@@ -137,6 +137,15 @@ def test_scatter_labels_keep_clear_of_each_other() -> None:
         assert all(abs(x - u) >= width - 0.1 or abs(y - v) >= 13.9 for u, v in boxes[:i])
 
 
+def test_scatter_labels_leave_the_ticks_free() -> None:
+    places = [(300.0 + 2 * i, 308.0 - i) for i in range(8)]  # crowded, just above the axis
+    parts = point_labels(
+        [(f"arm-{i}", i) for i in range(8)], places, make_axis([0, 1], 60, 600, percent=False, cover=True)
+    )
+    heights = [float(re.search(r' y="([\d.]+)"', part)[1]) for part in parts if part.startswith("<text")]  # type: ignore[index]
+    assert len(heights) == 8 and max(heights) <= 312
+
+
 def test_scatter_joins_a_group_and_hollows_the_final_point() -> None:
     points = [Point(0.1, 0.2, "a", 1, group="a"), Point(0.3, 0.1, "", 1, True, "a", "a, final")]
     root = parsed(scatter_chart(points, x_percent=True, **LABELS))

@@ -11,7 +11,7 @@ import pytest
 
 from adagrpo.comparison import Measured, compare
 from adagrpo.config import CompareConfig
-from adagrpo.report import comparison_markdown, comparison_page, comparison_table, finding
+from adagrpo.report import comparison_figures, comparison_markdown, comparison_page, comparison_table, finding
 
 HOSTILE = "<script>alert('x')</script>"
 
@@ -107,3 +107,13 @@ def test_the_page_is_offline_escaped_and_repeatable() -> None:
 def test_the_markdown_holds_every_table(heading: str) -> None:
     text = comparison_markdown(content(adagrpo=[measured(80)] * 2))
     assert f"## {heading}\n\n| arm |" in text and text.startswith("# tiny\n\nBetter than nll")
+
+
+def test_an_arm_that_would_leave_many_others_no_room_is_named_and_not_drawn() -> None:
+    near = {f"arm_{i}": [measured(50 + i, invalid=0.001 * i)] * 2 for i in range(5)}
+    figure = comparison_figures(content(**near, grpo=[measured(20, invalid=0.3)] * 2))["frontier"]
+    assert "test cases, without grpo<" in figure.svg and "Too far off to be drawn: grpo." in figure.caption
+    assert ">arm-4<" in figure.svg and ">grpo<" not in figure.svg
+    few = dict(list(near.items())[:3])
+    figure = comparison_figures(content(**few, grpo=[measured(20, invalid=0.3)] * 2))["frontier"]
+    assert ">grpo<" in figure.svg and "without" not in figure.svg

@@ -259,7 +259,7 @@ def point_labels(labels: Sequence[tuple[str, int]], places: Sequence[Place], x_a
     Args:
         labels: name and style of each point; an empty name is not written but its point is kept free.
         places: where the points are.
-        x_axis: bounds the labels on the left.
+        x_axis: bounds the labels on the left; below them its ticks stay free.
     """
     taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in places]
     parts = []
@@ -269,7 +269,8 @@ def point_labels(labels: Sequence[tuple[str, int]], places: Sequence[Place], x_a
         shown = _shorten(label, 240)
         width = text_width(shown)
         spots = [(x + dx - (width if dx < 0 else 0), y + dy - 8, dx, dy) for dx, dy in _SPOTS]
-        inside = [s for s in spots if s[0] >= x_axis.start and s[0] + width <= RIGHT_EDGE and s[1] >= TOP - 8]
+        inside = [s for s in spots if s[0] >= x_axis.start and s[0] + width <= RIGHT_EDGE]
+        inside = [s for s in inside if TOP - 8 <= s[1] <= BOTTOM - 14]
         free = [s for s in inside if not any(_cover((s[0], s[1], s[0] + width, s[1] + 14), box) for box in taken)]
         left, top, dx, dy = (free or inside or spots)[0]
         taken.append((left, top, left + width, top + 14))

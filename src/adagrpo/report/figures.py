@@ -34,6 +34,7 @@ CAUSES = (
     ("no order in the group", "rejected_degenerate"),
 )
 CLOSED = ("closed by the control", "rejected_closed")
+CROWD = 6  # so many arms are drawn as they are, whatever their distance
 VALIDATED = (("hr@10", True), ("ndcg@10", False), ("hallucination@10", True), ("mean_reward@10", False))
 SIGNALS = (
     ("reward", "Mean reward of the rollouts", "reward", False),
@@ -178,16 +179,36 @@ def _scatter(
             tip = f"{point.arm}, {point.kind}: {values}"
             drawn.append(Point(x, y, label, styles[point.arm], point.kind == "final", point.arm, tip))
         if drawn:
+            far = _far_off(drawn)
+            without = f", without {' and '.join(far)}" if far else ""
             svg = scatter_chart(
-                drawn,
-                title=f"{title}, {split} cases",
+                [point for point in drawn if point.group not in far],
+                title=f"{title}, {split} cases{without}",
                 x_label=metric_label(names[0]),
                 y_label=metric_label(names[1]),
                 x_percent=percent,
                 y_percent=percent,
             )
+            caption += f" Too far off to be drawn: {', '.join(far)}." if far else ""
             return Figure(svg, f"{caption} Filled: the best checkpoint, or sft; hollow: the final one of the same arm.")
     return None
+
+
+def _far_off(points: Sequence[Point]) -> list[str]:
+    """The arms that would leave many others no room: more than three of their spans beyond them on an axis."""
+    arms, far = list(dict.fromkeys(point.group for point in points)), []
+    if len(arms) <= CROWD:
+        return []
+    for arm in arms:
+        others = [point for point in points if point.group != arm]
+        for axis in ("x", "y"):
+            values = [getattr(point, axis) for point in others]
+            low, high = min(values), max(values)
+            own = [getattr(point, axis) for point in points if point.group == arm]
+            if max(max(own) - high, low - min(own)) > 3 * (high - low):
+                far.append(arm)
+                break
+    return far
 
 
 def _admission_caption(log: Log) -> str:
