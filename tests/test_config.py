@@ -210,6 +210,7 @@ def test_an_arm_with_options_of_its_own(recipe):
         ("{objective: adagrpo, name: sft}", "name 'sft' means something already"),
         ("{objective: adagrpo, name: mixture-lambda2}", "name 'mixture-lambda2' means something already"),
         ("{objective: adagrpo, name: a, options: {rl_positions: end}}", "the gate 'adagrpo' reads logged items"),
+        ("{objective: adagrpo, gate: agreement}", "compares the reward with another; set second_reward"),
         ("{objective: mixture, name: a, options: {rl_positions: end, target_only: true}}", "target_only reads logged"),
         ("{objective: distill, gate: random, name: a, options: {rl_positions: end}}", "'random' reads logged items"),
         (

@@ -13,6 +13,7 @@ import torch
 
 from adagrpo.config import Config
 from adagrpo.data.sequences import pad
+from adagrpo.pipeline import train
 from adagrpo.pipeline.compare import Comparison
 from adagrpo.pipeline.models import Workbench
 from adagrpo.pipeline.run import Run
@@ -64,3 +65,26 @@ def test_there_is_no_second_where_the_reward_is_of_the_same_family(world: Any, d
         content = json.loads((tmp_path / name / "comparison.json").read_text(encoding="utf-8"))
         assert all("second_reward@10" not in row["test"] for row in content["rows"])
         assert not (tmp_path / name / "seed-0" / "second_reward").exists()
+
+
+def test_the_gate_agreement_trains_by_a_second_reward(copied: Path, data: Path, world: Any) -> None:
+    """Noise agrees with the reward on half of the pairs, the reward with itself on all; each is another training."""
+    arms = [{"objective": "adagrpo", "gate": "agreement"}, {"objective": "adagrpo"}]
+
+    def admission(second: dict[str, Any], **objective: Any) -> float:
+        run = world.run(copied, data, train={"arms": arms}, second_reward=second, objective=objective)
+        (copied / "events.jsonl").unlink()
+        train(run)
+        rows = [json.loads(line) for line in (copied / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+        assert {row["stage"] for row in rows if row["event"] == "end"} == {"train/adagrpo-agreement"}
+        steps = run.path("train", "adagrpo-agreement", "steps.jsonl").read_text(encoding="utf-8").splitlines()
+        return float(np.mean([json.loads(line)["admission"] for line in steps]))
+
+    itself, half = admission({"kind": "sequential"}), admission({"kind": "noise"})
+    assert 0 < half < 0.7 * itself  # what is not admitted under itself has no two items to order
+    assert half < admission({"kind": "noise"}, agreement=0.0) == pytest.approx(1 - degenerate(copied))
+
+
+def degenerate(run: Path) -> float:
+    lines = (run / "train" / "adagrpo-agreement" / "steps.jsonl").read_text(encoding="utf-8").splitlines()
+    return float(np.mean([json.loads(line)["rejected_degenerate"] for line in lines]))

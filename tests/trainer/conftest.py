@@ -146,6 +146,7 @@ class World:
         term_norms_every: int = 0,
         reward: Any = None,
         true_utility: Any = None,
+        second: Any = None,
         **objective: Any,
     ) -> PostTraining:
         defaults = {"num_generations": 6, "negatives": 3, "q_min": 0.5, "tau": 0.5}
@@ -160,6 +161,7 @@ class World:
             validate=self.validator(policy),
             term_norms_every=term_norms_every,
             true_utility=true_utility,
+            second=second,
         )
 
     @staticmethod

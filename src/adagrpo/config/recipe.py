@@ -38,6 +38,7 @@ class Config(Section):
     sft: FitConfig = FitConfig(epochs=60)
     ranker: RankerConfig = RankerConfig()
     reward: RewardOptions = SequentialOptions()
+    second_reward: RewardOptions | None = None
     objective: ObjectiveConfig = ObjectiveConfig()
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -61,10 +62,16 @@ class Config(Section):
             seen = arm.seen_by(self.objective)
             if arm.objective == "nll" or seen.rl_positions != "end":
                 continue
-            reads = [] if arm.admits in ("all", "none", "shuffled") else [f"the gate '{arm.admits}'"]
+            reads = [] if arm.admits in ("all", "none", "shuffled", "agreement") else [f"the gate '{arm.admits}'"]
             reads += [name for name in ("inject_target", "target_only") if getattr(seen, name)]
             if reads:
                 raise ValueError(f"train.arms: '{arm.name}': {reads[0]} reads logged items; rl_positions: end has none")
+        return self
+
+    @model_validator(mode="after")
+    def _agreement_is_of_two(self) -> Self:
+        if self.second_reward is None and any(arm.gate == "agreement" for arm in self.train.arms):
+            raise ValueError("train.arms: the gate 'agreement' compares the reward with another; set second_reward")
         return self
 
     @model_validator(mode="after")

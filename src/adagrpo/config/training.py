@@ -15,7 +15,9 @@ from adagrpo.errors import UserError
 
 __all__ = ["ArmConfig", "CompareConfig", "EvaluationConfig", "Gate", "ObjectiveConfig", "TrainConfig"]
 
-Gate = Literal["adagrpo", "all", "none", "difficulty", "discriminability", "random", "shuffled", "inverted", "oracle"]
+Gate = Literal[
+    "adagrpo", "all", "none", "difficulty", "discriminability", "random", "shuffled", "inverted", "oracle", "agreement"
+]
 Objective = Literal["nll", "grpo", "mixture", "adagrpo", "distill", "best_of_n"]
 UserMetric = Literal["hr@1", "hr@5", "hr@10", "hr@50", "ndcg@10", "hallucination@10"]
 
@@ -40,7 +42,8 @@ class ObjectiveConfig(Section):
     of each group there and admits them all, since what it would decide by reads logged items.
     With `target_only` GRPO has a gradient on the logged item alone, where a group holds it: NLL at the weight that its
     advantage gives it, which with `inject_target` is what injection does by itself.
-    `oracle_agreement` is for the gate `oracle`: the least share of a group's pairs that the reward must order rightly.
+    `oracle_agreement` is for the gate `oracle`: the least share of a group's pairs that the reward must order rightly;
+    `agreement` for the gate of that name: the least share that it must order as `second_reward` does.
     `distill_weight` is for `distill`: the weight of the reward beside the starting policy's log-probability, chosen by
     the starting policy's beam on validation cases where it is `validation` (`adagrpo.pipeline.teacher`).
     `validity_weight` is for any reward term: the weight beside it of `adagrpo.objective.validity_margin`.
@@ -69,6 +72,7 @@ class ObjectiveConfig(Section):
     scale_rewards: bool = True
     reward_floor: NonNegativeFloat = 1e-3
     oracle_agreement: Share = 0.75
+    agreement: Share = 0.75
     distill_weight: Annotated[float | Literal["validation"], BeforeValidator(_weight)] = 1.0
     validity_weight: NonNegativeFloat = 0.0
 

@@ -15,12 +15,12 @@ from adagrpo.objective.diagnostics import (
 from adagrpo.objective.gate import (
     GateDecision,
     adagrpo_gate,
+    agreement_gate,
     all_gate,
     difficulty_gate,
     discriminability_gate,
     inverted_gate,
     none_gate,
-    oracle_gate,
     random_gate,
 )
 from adagrpo.objective.losses import (
@@ -41,6 +41,7 @@ __all__ = [
     "GateDecision",
     "Surrogate",
     "adagrpo_gate",
+    "agreement_gate",
     "all_gate",
     "best_of_n_loss",
     "clipped_surrogate",
@@ -58,7 +59,6 @@ __all__ = [
     "masked_mean",
     "nll",
     "none_gate",
-    "oracle_gate",
     "pairwise_agreement",
     "random_gate",
     "rollout_entropy",

@@ -20,12 +20,12 @@ from adagrpo.objective.advantages import check_masks, check_shapes
 __all__ = [
     "GateDecision",
     "adagrpo_gate",
+    "agreement_gate",
     "all_gate",
     "difficulty_gate",
     "discriminability_gate",
     "inverted_gate",
     "none_gate",
-    "oracle_gate",
     "random_gate",
 ]
 
@@ -246,13 +246,15 @@ def inverted_gate(
     return _control(_draw(~degenerate & ~shadow.admitted, shadow.admitted.sum(), uniforms), degenerate)
 
 
-def oracle_gate(
+def agreement_gate(
     agreement: Tensor,  # (B,)
     degenerate: Tensor,  # (B,)
     *,
     minimum: float,
 ) -> GateDecision:
-    """Admit the groups whose rollouts the reward orders as the true utility does: the best that any gate could do.
+    """Admit the groups whose rollouts the reward orders as something else does.
+
+    With the true utility it is the oracle, the best that any gate could do; with a second reward it needs no truth.
 
     Args:
         agreement: (B,) share of the pairs in the right order, see `adagrpo.objective.pairwise_agreement`.
@@ -266,7 +268,7 @@ def oracle_gate(
         ValueError: if a shape does not fit or `degenerate` is not bool.
 
     Example:
-        >>> oracle_gate(torch.tensor([0.9, 0.5]), torch.tensor([False, False]), minimum=0.7).admitted
+        >>> agreement_gate(torch.tensor([0.9, 0.5]), torch.tensor([False, False]), minimum=0.7).admitted
         tensor([ True, False])
     """
     check_shapes(agreement=(agreement, "B"), degenerate=(degenerate, "B"))

@@ -163,8 +163,21 @@ class Workbench:
             reward = CrossFitted([self.ranker(path.parent) for path in self.judge_files], self.fold_of_user)
         else:
             reward = self.reward()
+        return self._shared(reward)
+
+    def _shared(self, reward: Reward) -> Reward:
         several = self.run.followed and self.run.processes.count > 1
         return SharedReward(reward, self.run.processes) if several else reward
+
+    @property
+    def second_files(self) -> list[Path]:
+        """The files that decide `second`."""
+        return reward_inputs(self, self.config.second_reward) if self.config.second_reward else []
+
+    def second(self) -> Reward:
+        """The second reward of the configuration."""
+        assert self.config.second_reward is not None  # the configuration checks it
+        return self._shared(build_reward(self, self.config.second_reward))
 
     @property
     def truth_files(self) -> list[Path]:

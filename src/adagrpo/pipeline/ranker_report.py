@@ -27,7 +27,7 @@ from adagrpo.config.reward import SequentialOptions
 from adagrpo.data.prepared import load_impressions
 from adagrpo.data.sequences import pad
 from adagrpo.evaluation import sample_cases
-from adagrpo.objective import GateDecision, oracle_gate, pairwise_agreement, target_nll
+from adagrpo.objective import GateDecision, agreement_gate, pairwise_agreement, target_nll
 from adagrpo.pipeline.models import Workbench
 from adagrpo.pipeline.run import Run
 from adagrpo.reward_quality import (
@@ -85,7 +85,9 @@ def report_ranker(run: Run) -> Path:
 
     config, batches, truth = run.config, run.config.train.fit, bool(bench.truth_files)
     settings = [
-        config.objective.model_dump(mode="json", exclude={"lambda_"} | (set() if truth else {"oracle_agreement"})),
+        config.objective.model_dump(
+            mode="json", exclude={"lambda_", "agreement"} | (set() if truth else {"oracle_agreement"})
+        ),
         config.policy.model_settings(),
         [batches.batch_size, batches.accumulation, config.train.rl_split, config.ranker.folds],
         [config.seed, config.max_history],
@@ -274,7 +276,7 @@ def _every_gate(bench: Workbench, judged: Judged, agreement: torch.Tensor, step:
     decisions: dict[str, GateDecision] = {
         gate: decide(gate, permuted if gate == "shuffled" else own, options, uniforms) for gate in GATES
     }
-    oracle = oracle_gate(agreement, own.degenerate, minimum=options.oracle_agreement)
+    oracle = agreement_gate(agreement, own.degenerate, minimum=options.oracle_agreement)
     return decisions | {"oracle": oracle}
 
 

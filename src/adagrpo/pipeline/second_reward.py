@@ -1,7 +1,7 @@
 """What another family of rankers says of the lists: a gain in the trained reward alone may be that reward's own taste.
 
-The run's sequential ranker is fitted whatever the reward is. Where no part of the reward is a sequential ranker, it
-judges the first ten items of every list of a comparison (`second_reward@10`), as evaluation has written them.
+`second_reward` of the configuration judges the first ten items of every list of a comparison (`second_reward@10`). If
+there is none and no part of the reward is a sequential ranker, the run's own does, which is fitted whatever the reward.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from adagrpo.config import Config
 from adagrpo.config.reward import RewardOptions, SequentialOptions
 from adagrpo.data.columns import USER_ID
 from adagrpo.data.prepared import load_user_ids
 from adagrpo.evaluation import rewards_of
 from adagrpo.pipeline.evaluate import read_lists
 from adagrpo.pipeline.models import Workbench
+from adagrpo.pipeline.rewards import build_reward, reward_inputs
 from adagrpo.pipeline.run import Run
 
 __all__ = ["SECOND", "judge_lists", "judged_lists"]
@@ -28,16 +30,15 @@ LENGTH = 10
 
 def judge_lists(run: Run, evaluated: Path) -> None:
     """Judge the test lists in an evaluation's folder: a stage under `second_reward/`; none where there is no second."""
-    bench, lists = Workbench(run), evaluated / "predictions.parquet"
-    if not _has_second(run.config.reward):
+    bench, lists, second = Workbench(run), evaluated / "predictions.parquet", _second(run.config)
+    if second is None:
         return
-    model = run.path("ranker", "best", "model.safetensors")
 
     def build(work: Path) -> None:
         cases, users = bench.cases("test"), load_user_ids(bench.prepared)
         items = read_lists(bench, cases, evaluated, LENGTH)
         found = rewards_of(
-            bench.ranker(model.parent),
+            build_reward(bench, second),
             cases,
             items,
             batch_size=run.config.evaluation.batch_size,
@@ -48,17 +49,25 @@ def judge_lists(run: Run, evaluated: Path) -> None:
         table = pl.DataFrame([users.gather(cases.users).alias(USER_ID), pl.Series(SECOND, means)])
         table.write_parquet(work / FILE)
 
-    inputs = [bench.prepared / "test.parquet", bench.training_files[0], lists, model]
-    run.stage(_stage(run, evaluated), config=[LENGTH, run.config.max_history], inputs=inputs, build=build)
+    inputs = [bench.prepared / "test.parquet", bench.training_files[0], lists, *reward_inputs(bench, second)]
+    config = [LENGTH, run.config.max_history, second.identity()]
+    run.stage(_stage(run, evaluated), config=config, inputs=list(dict.fromkeys(inputs)), build=build)
 
 
 def judged_lists(run: Run, evaluated: Path) -> pl.DataFrame | None:
     """user_id and the mean second reward of the first ten items of the list, as `judge_lists` found; None without."""
-    return pl.read_parquet(run.path(_stage(run, evaluated), FILE)) if _has_second(run.config.reward) else None
+    return pl.read_parquet(run.path(_stage(run, evaluated), FILE)) if _second(run.config) else None
 
 
-def _has_second(reward: RewardOptions) -> bool:
-    return not isinstance(reward, SequentialOptions) and all(map(_has_second, reward.parts))
+def _second(config: Config) -> RewardOptions | None:
+    if config.second_reward is None and not _is_sequential(config.reward):
+        return SequentialOptions()
+    return config.second_reward
+
+
+def _is_sequential(reward: RewardOptions) -> bool:
+    """The reward, or one that it is made of, is a sequential ranker."""
+    return isinstance(reward, SequentialOptions) or any(map(_is_sequential, reward.parts))
 
 
 def _stage(run: Run, evaluated: Path) -> str:

@@ -198,6 +198,8 @@ def fit_arm(run: Run, arm: ArmConfig) -> None:
     if arm.gate == "oracle":
         bench.truth()  # or say at once that there is none
         inputs += bench.truth_files
+    if arm.gate == "agreement":
+        inputs += dict.fromkeys(bench.second_files)
     without_reward = arm.objective == "nll"
     if arm.objective == "distill" and objective.distill_weight == "validation":
         inputs.append(teacher_weight(run))
@@ -226,6 +228,7 @@ def fit_arm(run: Run, arm: ArmConfig) -> None:
                 validate=validate,
                 term_norms_every=options.gradient_norms_every,
                 true_utility=bench.true_utility() if arm.gate == "oracle" else None,
+                second=bench.second() if arm.gate == "agreement" else None,
             )
         fit_model(bench, f"train/{arm.name}", policy, task, settings, work)
 
@@ -235,7 +238,7 @@ def fit_arm(run: Run, arm: ArmConfig) -> None:
         config += [{"rl_split": options.rl_split, "nll": options.rl_split_nll}]
     if arm.objective != "nll":
         # what decides nothing here is left out: a new option does not train anew what was trained without it
-        without = {"oracle_agreement", "distill_weight"}
+        without = {"oracle_agreement", "agreement", "distill_weight"}
         without |= {
             name for name in ("exclude_history", "validity_weight", "target_only") if not getattr(objective, name)
         }
@@ -243,6 +246,8 @@ def fit_arm(run: Run, arm: ArmConfig) -> None:
         config += [options.gradient_norms_every]
         if arm.gate == "oracle":
             config += [{"oracle_agreement": objective.oracle_agreement}]
+        if arm.gate == "agreement" and run.config.second_reward is not None:
+            config += [{"agreement": objective.agreement, "second_reward": run.config.second_reward.identity()}]
         if arm.objective == "distill":
             config += [{"distill_weight": objective.distill_weight}]
         if bench.fold_names:

@@ -65,7 +65,7 @@ def decide(
     options: ObjectiveConfig,
     uniforms: Tensor | None = None,  # (B,)
 ) -> GateDecision:
-    """The decision of any gate but the oracle's, which reads what no reward says.
+    """The decision of any gate but `oracle` and `agreement`, which read what the reward does not say.
 
     Args:
         gate: `shuffled` is the gate `adagrpo` on the evidence of shuffled rewards.
@@ -74,7 +74,7 @@ def decide(
         uniforms: (B,) draws from [0, 1) for `random` and `inverted`.
 
     Raises:
-        ValueError: `random` or `inverted` without draws, or `oracle`.
+        ValueError: `random` or `inverted` without draws, `oracle` or `agreement`.
     """
     difficulty, q, degenerate = evidence
     match gate:
@@ -93,4 +93,5 @@ def decide(
             control = random_gate if gate == "random" else inverted_gate
             return control(shadow, degenerate, uniforms)
         case _:
-            raise ValueError(f"gate '{gate}' is not decided by evidence{' without draws' * (gate != 'oracle')}")
+            without = " without draws" * (gate in ("random", "inverted"))
+            raise ValueError(f"gate '{gate}' is not decided by evidence{without}")

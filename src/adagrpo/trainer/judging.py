@@ -21,11 +21,11 @@ from adagrpo.config import Gate, ObjectiveConfig
 from adagrpo.decoding import score_sequences
 from adagrpo.objective import (
     GateDecision,
+    agreement_gate,
     all_gate,
     degenerate_groups,
     group_advantages,
     none_gate,
-    oracle_gate,
     pairwise_agreement,
     rollout_entropy,
     rollout_miss,
@@ -41,6 +41,7 @@ from adagrpo.rewards import (
     read_rewards,
     shuffled,
 )
+from adagrpo.rewards.scoring import Candidates
 from adagrpo.rollouts import beam_rollouts, draw_rollouts, inject_target
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.trainer.gating import decide, gather_evidence
@@ -74,13 +75,16 @@ class GroupJudge:
         objective: ObjectiveConfig,
         arm: Arm,
         true_utility: TrueUtility | None,
+        second: Reward | None = None,
     ) -> None:
         if (arm.gate == "oracle") != (true_utility is not None):
             raise ValueError("the oracle gate needs the true utility, and nothing else may have it")
+        if (arm.gate == "agreement") != (second is not None):
+            raise ValueError("the gate 'agreement' needs a second reward, and nothing else asks one")
         self.policy: Any = policy
         self.starting_policy: Any = copy.deepcopy(policy).eval().requires_grad_(False)
         self.catalog, self.reward, self.objective, self.arm = catalog, reward, objective, arm
-        self.true_utility = true_utility
+        self.true_utility, self.second = true_utility, second
         self.spread = 0.0  # running standard deviation of the rewards of valid rollouts, 0 before the first step
 
     def _judge(
@@ -121,7 +125,9 @@ class GroupJudge:
             assert histories.users is not None, "batches say whose histories they hold"
             utilities = self.true_utility(histories.users, targets, rollouts.items)
             agreement = pairwise_agreement(true.rollouts, utilities, rollouts.items).share
-            decision = oracle_gate(agreement, of_true.degenerate, minimum=options.oracle_agreement)
+            decision = agreement_gate(agreement, of_true.degenerate, minimum=options.oracle_agreement)
+        elif self.second is not None:
+            decision = self._agreement(self.second, histories, candidates, true.rollouts, rollouts, of_true.degenerate)
         elif self.arm.gate == "shuffled":
             decision = shadow
         else:
@@ -152,11 +158,27 @@ class GroupJudge:
             relative_floor=self.objective.reward_floor,
         )
         decision = none_gate(degenerate) if self.arm.gate == "none" else all_gate(degenerate)
+        if self.second is not None:
+            decision = self._agreement(self.second, histories, candidates, rewards.rollouts, rollouts, degenerate)
         read = rewards
         if self.arm.gate == "shuffled":
             read = read_rewards(candidates, shuffled(candidates, scores, uniforms(*scores.shape)))
         judged = self._judged(histories, targets, read.rollouts, rollouts, decision, measure)
         return judged, summary(judged, rollouts, rewards) | {"constant_rewards": constant_share(candidates, scores)}
+
+    def _agreement(
+        self,
+        second: Reward,
+        histories: Histories,
+        candidates: Candidates,
+        rewards: Tensor,  # (B, G)
+        rollouts: Rollouts,
+        degenerate: Tensor,  # (B,)
+    ) -> GateDecision:
+        """Admit where both rewards order the rollouts alike."""
+        other = read_rewards(candidates, candidate_scores(second, histories, candidates)).rollouts
+        share = pairwise_agreement(rewards, other, rollouts.items).share
+        return agreement_gate(share, degenerate, minimum=self.objective.agreement)
 
     def _judged(
         self,

@@ -79,8 +79,9 @@ class PostTraining(GroupJudge):
         validate: Callable[[], dict[str, float]],
         term_norms_every: int = 0,
         true_utility: TrueUtility | None = None,
+        second: Reward | None = None,
     ) -> None:
-        super().__init__(policy, catalog, reward, objective, arm, true_utility)
+        super().__init__(policy, catalog, reward, objective, arm, true_utility, second)
         self.schedule = schedule
         self.stride = objective.num_iterations
         self.steps = steps * self.stride
