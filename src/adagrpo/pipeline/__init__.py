@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from adagrpo.pipeline.arms import fit_arm
 from adagrpo.pipeline.diagnose import diagnose_reward
 from adagrpo.pipeline.evaluate import collect, evaluate
 from adagrpo.pipeline.export import export
@@ -14,7 +15,7 @@ from adagrpo.pipeline.ranker_report import report_ranker
 from adagrpo.pipeline.rewards import check_reward
 from adagrpo.pipeline.run import Console, Run, Silent
 from adagrpo.pipeline.serve import serve
-from adagrpo.pipeline.stages import fit_arm, fit_sft, prepare, simulate_marketplace
+from adagrpo.pipeline.stages import fit_sft, prepare, simulate_marketplace
 from adagrpo.pipeline.tokenizer import tokenize
 from adagrpo.report import write_report
 

@@ -17,7 +17,7 @@ from adagrpo.pipeline.models import Workbench
 from adagrpo.pipeline.run import Run
 from adagrpo.trainer import Diverged, FitResult, Task, fit
 
-__all__ = ["fit_config", "fit_model", "needs_order"]
+__all__ = ["fit_config", "fit_model", "needs_order", "policy_config"]
 
 
 def needs_order(run: Run) -> None:
@@ -36,6 +36,17 @@ def needs_order(run: Run) -> None:
 def fit_config(settings: FitConfig) -> dict[str, object]:
     """What of a fit's settings decides its result: not how often it is saved."""
     return settings.model_dump(mode="json", exclude={"checkpoint_seconds"})
+
+
+def policy_config(run: Run) -> list[object]:
+    """What of the configuration decides a policy beside its fit."""
+    config = run.config
+    return [
+        config.policy.model_settings(),
+        config.evaluation.model_dump(mode="json"),
+        config.seed,
+        config.max_history,
+    ]
 
 
 def fit_model(

@@ -1,16 +1,15 @@
-"""The stages of a run, from logs to checkpoints. Each says what it reads; nothing before `evaluate` reads test data."""
+"""The first stages of a run, from logs to a starting policy. Each says what it reads; none reads test data."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from adagrpo.config import ArmConfig, ItemTable, RefuseConfig
+from adagrpo.config import ItemTable, RefuseConfig
 from adagrpo.config.data import SplitConfig
 from adagrpo.data import splits
 from adagrpo.data.columns import ITEM_ID
@@ -22,13 +21,12 @@ from adagrpo.data.marketplace import Marketplace, simulate, write_simulation
 from adagrpo.data.prepared import write_prepared
 from adagrpo.data.ties import shuffle_ties
 from adagrpo.errors import UserError
-from adagrpo.pipeline.fitting import fit_config, fit_model, needs_order
+from adagrpo.pipeline.fitting import fit_config, fit_model, needs_order, policy_config
 from adagrpo.pipeline.models import Workbench
 from adagrpo.pipeline.run import Run
-from adagrpo.pipeline.teacher import chosen_weight, teacher_weight
-from adagrpo.trainer import Arm, PostTraining, Supervised
+from adagrpo.trainer import Supervised
 
-__all__ = ["fit_arm", "fit_sft", "prepare", "simulate_marketplace"]
+__all__ = ["fit_sft", "prepare", "simulate_marketplace"]
 
 MARKETPLACE_ITEMS = ItemTable(path="items.parquet", text=("title",), attributes=("attributes",))
 MARKETPLACE_COLUMNS = ColumnMapping(timestamp="timestamp", clicked="clicked", slot="slot", propensity="propensity")
@@ -176,100 +174,8 @@ def fit_sft(run: Run) -> None:
         )
         fit_model(bench, "sft", policy, task, settings, work)
 
-    config = [fit_config(settings), *_policy_config(run)]
+    config = [fit_config(settings), *policy_config(run)]
     if run.config.train.rl_split:
         config += [{"rl_split": run.config.train.rl_split}]
     inputs = [*bench.training_files, *bench.catalog_files, *bench.language_model_files]
     run.stage("sft", config=config, inputs=inputs, build=build, together=True)
-
-
-def fit_arm(run: Run, arm: ArmConfig) -> None:
-    """Post-train one arm from the best sft checkpoint."""
-    needs_order(run)
-    bench, options, objective = Workbench(run), run.config.train, arm.seen_by(run.config.objective)
-    settings = options.fit
-    start = run.path("sft", "best")
-    inputs = [*bench.training_files, *bench.catalog_files, start / "model.safetensors"]
-    for path in [*inputs, *bench.reward_files]:
-        run.hash_input(path)  # nll reports rewards too, but is not trained again when the ranker changes
-    if arm.objective != "nll":
-        # the log of validation while training holds rewards by the ranker of all users
-        inputs += dict.fromkeys([*bench.reward_files, *bench.judge_files])
-    if arm.gate == "oracle":
-        bench.truth()  # or say at once that there is none
-        inputs += bench.truth_files
-    if arm.gate == "agreement":
-        inputs += dict.fromkeys(bench.second_files)
-    without_reward = arm.objective == "nll"
-    if arm.objective == "distill" and objective.distill_weight == "validation":
-        inputs.append(teacher_weight(run))
-        weight = chosen_weight(inputs[-1])
-        objective = objective.model_copy(update={"distill_weight": weight})
-        without_reward = weight == 0  # validation found nothing in the reward to teach
-
-    def build(work: Path) -> None:
-        policy = bench.policy(start)
-        schedule = replace(bench.schedule(settings), rl_split=options.rl_split, rl_split_nll=options.rl_split_nll)
-        steps = max(1, round(settings.epochs * schedule.steps_per_epoch))
-        validate = bench.validator(policy, settings, bench.reward())
-        task: Supervised | PostTraining
-        if without_reward:
-            steps *= objective.num_iterations  # the same budget as the arms that use each batch that often
-            task = Supervised(policy, bench.catalog.codes, schedule, steps=steps, validate=validate)
-        else:
-            task = PostTraining(
-                policy,
-                bench.catalog,
-                bench.judge(),
-                schedule,
-                objective,
-                _arm(arm, objective.lambda_),
-                steps=steps,
-                validate=validate,
-                term_norms_every=options.gradient_norms_every,
-                true_utility=bench.true_utility() if arm.gate == "oracle" else None,
-                second=bench.second() if arm.gate == "agreement" else None,
-            )
-        fit_model(bench, f"train/{arm.name}", policy, task, settings, work)
-
-    described = arm.model_dump(mode="json", by_alias=True, exclude={"own_name", "options"})
-    config = [fit_config(settings), *_policy_config(run), described]
-    if options.rl_split:
-        config += [{"rl_split": options.rl_split, "nll": options.rl_split_nll}]
-    if arm.objective != "nll":
-        # what decides nothing here is left out: a new option does not train anew what was trained without it
-        without = {"oracle_agreement", "agreement", "distill_weight"}
-        without |= {
-            name for name in ("exclude_history", "validity_weight", "target_only") if not getattr(objective, name)
-        }
-        config += [objective.model_dump(mode="json", by_alias=True, exclude=without)]
-        config += [options.gradient_norms_every]
-        if arm.gate == "oracle":
-            config += [{"oracle_agreement": objective.oracle_agreement}]
-        if arm.gate == "agreement" and run.config.second_reward is not None:
-            config += [{"agreement": objective.agreement, "second_reward": run.config.second_reward.identity()}]
-        if arm.objective == "distill":
-            config += [{"distill_weight": objective.distill_weight}]
-        if bench.fold_names:
-            config += [{"folds": len(bench.fold_names)}]
-        config += bench.reward_config
-    run.stage(f"train/{arm.name}", config=config, inputs=inputs, build=build, together=True)
-
-
-def _arm(arm: ArmConfig, default_lambda: float) -> Arm:
-    """What an objective's name means: `grpo` has no NLL, `nll` is no arm with a reward."""
-    assert arm.admits is not None, "an arm without a reward is fitted by Supervised"
-    term: Literal["grpo", "distill", "best_of_n"] = "grpo"
-    if arm.objective in ("distill", "best_of_n"):
-        term = arm.objective
-    return Arm(arm.objective != "grpo", default_lambda if arm.lambda_ is None else arm.lambda_, arm.admits, term)
-
-
-def _policy_config(run: Run) -> list[object]:
-    config = run.config
-    return [
-        config.policy.model_settings(),
-        config.evaluation.model_dump(mode="json"),
-        config.seed,
-        config.max_history,
-    ]
