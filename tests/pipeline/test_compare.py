@@ -153,6 +153,10 @@ def test_a_killed_comparison_continues_to_the_same_bytes(
         ({"objectives": ["nll", "adagrpo-randm"]}, "did you mean 'adagrpo-random'"),
         ({"objectives": ["nll", "mixture-matched"]}, "add adagrpo"),
         ({"objectives": ["nll", "grpo+rerank"]}, r"re-orders the beam of a trained arm, grpo, which is not here"),
+        (
+            {"objectives": ["nll", "adagrpo-agreement"]},
+            r"^--objectives: train.arms: the gate 'agreement' .* second_reward",
+        ),
         ({"objectives": ["nll", "sft+rerank"]}, r"re-orders the beam of a trained arm, sft, which is not here"),
         ({"objectives": ["adagrpo"]}, "compare.baseline: 'nll' is not among the arms sft, adagrpo"),
         ({"plan": PLAN | {"family": ["grpo"]}}, "compare.family: 'grpo' is not among the arms"),

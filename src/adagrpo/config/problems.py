@@ -24,8 +24,10 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
         hint = f"; did you mean '{near[0]}'?" if near else f"; valid keys here: {', '.join(names)}"
         return f"unknown key '{path}'{hint}"
     message = first["msg"].removeprefix("Value error, ").replace(" using _kind()", " as kind")
-    return f"{path}: {message}" + (
-        f" (found {first['input']!r})" if first["type"] not in ("missing", "value_error") else ""
+    return (
+        (f"{path}: " if path else "")
+        + message
+        + (f" (found {first['input']!r})" if first["type"] not in ("missing", "value_error") else "")
     )
 
 

@@ -116,6 +116,10 @@ class ArmConfig(Section):
         own = {key: getattr(self.options, key) for key in self.options.model_fields_set}
         return ObjectiveConfig.model_validate(common.model_dump(by_alias=False) | own)
 
+    def chooses_weight(self, common: ObjectiveConfig) -> bool:
+        """Validation says how much of the reward it teaches."""
+        return self.objective == "distill" and self.seen_by(common).distill_weight == "validation"
+
     @property
     def own_gate(self) -> Gate | None:
         """The gate where none is named: all samples, but for `adagrpo`; `nll` has no reward to admit."""
@@ -157,7 +161,7 @@ class ArmConfig(Section):
         try:
             return cls.model_validate(given)
         except ValidationError as error:
-            raise UserError(f"objective '{name}': {explain(error, cls).removeprefix(': ')}") from error
+            raise UserError(f"objective '{name}': {explain(error, cls)}") from error
 
 
 class TrainConfig(Section):

@@ -34,7 +34,7 @@ def fit_arm(run: Run, arm: ArmConfig) -> None:
     if arm.gate == "agreement":
         inputs += dict.fromkeys(bench.second_files)
     without_reward = arm.objective == "nll"
-    if arm.objective == "distill" and objective.distill_weight == "validation":
+    if arm.chooses_weight(run.config.objective):
         inputs.append(teacher_weight(run))
         weight = chosen_weight(inputs[-1])
         objective = objective.model_copy(update={"distill_weight": weight})

@@ -18,12 +18,15 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from pydantic import ValidationError
 
 from adagrpo.artifacts import hash_json, write_file
 from adagrpo.comparison import Measured, compare, per_user
 from adagrpo.config import ArmConfig, CompareConfig, Config, dump_config
+from adagrpo.config.problems import explain
 from adagrpo.data.columns import ITEM_ID, USER_ID
-from adagrpo.data.prepared import load_cases, load_item_ids, load_user_ids
+from adagrpo.data.prepared import load_item_ids, load_user_ids
+from adagrpo.data.truth import Truth
 from adagrpo.errors import UserError
 from adagrpo.pipeline import run_all
 from adagrpo.pipeline.evaluate import read_lists
@@ -135,9 +138,12 @@ class Comparison:
         runs = [self._carry_out_seed(seed) for seed in self.seeds]
         measured: dict[tuple[str, str], list[Measured]] = {}
         for run, names in runs:
+            bench = Workbench(run)
+            truth = bench.truth() if bench.truth_files else None
             for arm in (START, *self.arms):
                 for checkpoint in _checkpoints(arm):
-                    measured.setdefault((arm, checkpoint), []).append(_measured(run, names.get(arm, arm), checkpoint))
+                    found = _measured(bench, truth, _folder(run, names.get(arm, arm), checkpoint))
+                    measured.setdefault((arm, checkpoint), []).append(found)
         content = {
             "name": self.config.name,
             "config_hash": hash_json(dump_config(self.config)),
@@ -175,9 +181,10 @@ class Comparison:
                     rerank_start(run)
                 elif (base := re_ranked(arm)) is not None:
                     rerank_arm(run, names.get(base, base))
+            bench = Workbench(run)
             for arm in (START, *self.arms):
                 for checkpoint in _checkpoints(arm):
-                    judge_lists(run, _folder(run, names.get(arm, arm), checkpoint))
+                    judge_lists(bench, _folder(run, names.get(arm, arm), checkpoint))
         return run, names
 
 
@@ -215,7 +222,12 @@ def _check_list(option: str, values: Sequence[object]) -> None:
 
 
 def _with_arms(config: Config, arms: Sequence[ArmConfig]) -> Config:
-    return config.model_copy(update={"train": config.train.model_copy(update={"arms": tuple(arms)})})
+    """The configuration with these arms, checked as if the recipe had named them."""
+    named = config.model_copy(update={"train": config.train.model_copy(update={"arms": tuple(arms)})})
+    try:
+        return Config.model_validate(dump_config(named))
+    except ValidationError as error:
+        raise UserError(f"--objectives: {explain(error, Config)}") from error
 
 
 def _matched(config: Config, admission: float) -> ArmConfig:
@@ -232,37 +244,31 @@ def _folder(run: Run, name: str, checkpoint: str) -> Path:
     return run.path("evaluate", name) if name in (START, RERANK) else run.path("evaluate", name, checkpoint)
 
 
-def _measured(run: Run, name: str, checkpoint: str) -> Measured:
-    folder, prepared = _folder(run, name, checkpoint), run.path("prepare")
-    cases = load_cases(prepared, "test")
-    targets = pl.DataFrame([load_user_ids(prepared).gather(cases.users), load_item_ids(prepared).gather(cases.targets)])
+def _measured(bench: Workbench, truth: Truth | None, folder: Path) -> Measured:
+    """What an evaluation's folder holds, user by user."""
+    cases = bench.cases("test")
+    user_ids, item_ids = load_user_ids(bench.prepared).gather(cases.users), load_item_ids(bench.prepared)
+    targets = pl.DataFrame([user_ids, item_ids.gather(cases.targets)])
     lists = pl.read_parquet(folder / "predictions.parquet", columns=[USER_ID, "rank", ITEM_ID])
     free = pl.read_parquet(folder / "free.parquet", columns=[USER_ID, "rank", "valid"])
     values = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     users = per_user(lists, free, targets)
-    if Workbench(run).truth_files:
-        users = users.join(_utility(run, folder), on=USER_ID, how="left")
+    if truth is not None:
+        items = read_lists(bench, cases, folder, 10)
+        known = truth.utility(cases.users.astype(np.int64), np.maximum(items, 0))
+        means = np.nanmean(np.where(items < 0, np.nan, known), axis=1)
+        utility = pl.DataFrame([user_ids, pl.Series("true_utility@10", means)])
+        users = users.join(utility, on=USER_ID, how="left")
     test = dict(values["test"])
-    second = judged_lists(run, folder)
+    second = judged_lists(bench.run, folder)
     if second is not None:
         users = users.join(second, on=USER_ID, how="left")
         test[SECOND] = float(users[SECOND].mean())  # type: ignore[arg-type]
     return Measured(users, test, values["validation"])
 
 
-def _utility(run: Run, folder: Path) -> pl.DataFrame:
-    """user_id and the mean true utility of the first ten items of the list."""
-    bench = Workbench(run)
-    cases = bench.cases("test")
-    items = read_lists(bench, cases, folder, 10)
-    found = bench.truth().utility(cases.users.astype(np.int64), np.maximum(items, 0))
-    means = np.nanmean(np.where(items < 0, np.nan, found), axis=1)
-    users = load_user_ids(bench.prepared).gather(cases.users)
-    return pl.DataFrame([users.alias(USER_ID), pl.Series("true_utility@10", means)])
-
-
 def _facts(runs: Sequence[tuple[Run, str]]) -> dict[str, list[float | None]]:
-    """Lambda, admission and re-ranking weight of an arm under each seed."""
+    """Lambda, admission and the weight that validation chose, of an arm under each seed."""
     facts: dict[str, list[float | None]] = {"lambda": [], "admission": [], "weight": []}
     for run, name in runs:
         re_ordered = re_ranked(name) is not None

@@ -31,6 +31,7 @@ from adagrpo.types import Cases
 __all__ = [
     "collect",
     "copy_evaluation",
+    "decoding_config",
     "evaluate",
     "evaluate_checkpoint",
     "progress",
@@ -78,8 +79,7 @@ def evaluate_baselines(run: Run) -> None:
 
 def evaluate_checkpoint(run: Run, name: str, weights: Path, known: dict[str, Path]) -> None:
     """Evaluate one checkpoint; `known` maps hashes of weights to folders where they have been evaluated already."""
-    bench, options = Workbench(run), run.config.evaluation
-    model = weights / "model.safetensors"
+    bench, model = Workbench(run), weights / "model.safetensors"
     inputs = [*bench.training_files, bench.prepared / "test.parquet", *bench.catalog_files, model]
     inputs += bench.reward_files
     identity = run.hash_input(model)
@@ -100,10 +100,14 @@ def evaluate_checkpoint(run: Run, name: str, weights: Path, known: dict[str, Pat
         write_predictions(bench, cases, predictions, work)
         write_file(work / "metrics.json", json.dumps(values, indent=1) + "\n")
 
-    config = [options.model_dump(mode="json"), run.config.policy.model_settings(), run.config.max_history]
-    config += bench.reward_config
+    config = [*decoding_config(run), *bench.reward_config]
     folder = run.stage(name, config=config, inputs=[*inputs, *bench.truth_files], build=build)
     known[identity] = folder
+
+
+def decoding_config(run: Run) -> list[object]:
+    """What of the configuration decides the beams of a policy."""
+    return [run.config.evaluation.model_dump(mode="json"), run.config.policy.model_settings(), run.config.max_history]
 
 
 def copy_evaluation(folder: Path, work: Path) -> None:
@@ -159,7 +163,7 @@ def collect(run: Run, arms: list[str]) -> dict[str, Any]:
             "lambda": _lambda(run, arm.objective, arm.lambda_),
             "admission": _admission(run.path("train", name, "steps.jsonl")),
         }
-        if arm.objective == "distill" and arm.seen_by(run.config.objective).distill_weight == "validation":
+        if arm.chooses_weight(run.config.objective):
             entry["weight"] = _read(run.path("teacher", "weight.json"))["weight"]
         if arm.options.model_fields_set:
             entry["options"] = arm.model_dump(mode="json")["options"]

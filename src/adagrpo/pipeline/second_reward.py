@@ -28,9 +28,9 @@ FILE = "second_reward.parquet"
 LENGTH = 10
 
 
-def judge_lists(run: Run, evaluated: Path) -> None:
+def judge_lists(bench: Workbench, evaluated: Path) -> None:
     """Judge the test lists in an evaluation's folder: a stage under `second_reward/`; none where there is no second."""
-    bench, lists, second = Workbench(run), evaluated / "predictions.parquet", _second(run.config)
+    run, lists, second = bench.run, evaluated / "predictions.parquet", _second(bench.config)
     if second is None:
         return
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from adagrpo import metrics
 from adagrpo.artifacts import write_file
 from adagrpo.evaluation import reordered
-from adagrpo.pipeline.evaluate import progress
+from adagrpo.pipeline.evaluate import decoding_config, progress
 from adagrpo.pipeline.models import Workbench
 from adagrpo.pipeline.reranking import WEIGHTS
 from adagrpo.pipeline.run import Run
@@ -52,8 +52,7 @@ def teacher_weight(run: Run) -> Path:
         content = {"weight": least_of_the_best(found), "ndcg@10": tried, "cases": len(cases)}
         write_file(work / FILE, json.dumps(content, indent=1) + "\n")
 
-    options = [run.config.evaluation.model_dump(mode="json"), run.config.policy.model_settings()]
-    config = [*options, run.config.max_history, WEIGHTS, ERRORS, *bench.reward_config]
+    config = [*decoding_config(run), WEIGHTS, ERRORS, *bench.reward_config]
     return run.stage(STAGE, config=config, inputs=inputs, build=build) / FILE
 
 
@@ -74,8 +73,5 @@ def least_of_the_best(found: Mapping[float, NDArray[np.floating]]) -> float:
         0.5
     """
     best = max(found, key=lambda weight: (float(found[weight].mean()), -weight))
-    for weight in sorted(found):
-        difference = np.asarray(found[weight] - found[best], dtype=np.float64)
-        if difference.mean() >= -ERRORS * difference.std() / np.sqrt(len(difference)):
-            return weight
-    return best
+    less = {weight: np.asarray(values - found[best], dtype=np.float64) for weight, values in found.items()}
+    return min(weight for weight, d in less.items() if d.mean() >= -ERRORS * d.std() / np.sqrt(len(d)))

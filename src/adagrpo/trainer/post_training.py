@@ -15,6 +15,7 @@ rounding between sampling and scoring is never mistaken for a policy change.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -177,8 +178,14 @@ class PostTraining(GroupJudge):
         assert judged is not None, "nothing is admitted in a step without RL samples"
         if context is None:
             context = self.policy.encode(Histories(judged.histories.items[rows], judged.histories.lengths[rows]))
-        log_probs = self._score(self.policy, context, judged.rollouts.codes[rows])
+        codes = judged.rollouts.codes[rows]
+        log_probs = self._score(self.policy, context, codes)
         logged: dict[str, float] = {}
+
+        @functools.cache
+        def real() -> Tensor:  # (A, G) whether the codes name an item, whatever it is worth
+            return self.catalog.trie.lookup(codes) >= 0
+
         match self.arm.term:
             case "grpo":
                 losses, clipped = self._grpo(log_probs, judged, rows)
@@ -188,14 +195,13 @@ class PostTraining(GroupJudge):
                 weight = self.objective.distill_weight
                 assert not isinstance(weight, str), "chosen before training"
                 teacher = judged.reference[rows].sum(-1) + weight * judged.rewards[rows]
-                items, codes = judged.rollouts.items[rows], judged.rollouts.codes[rows]
-                real = self.catalog.trie.lookup(codes) >= 0  # what is real and yet no item here was left out on purpose
-                losses = listwise_distillation(log_probs, teacher, items, codes, real & (items < 0))
+                items = judged.rollouts.items[rows]
+                ignored = real() & (items < 0)  # what is real and yet no item here was left out on purpose
+                losses = listwise_distillation(log_probs, teacher, items, codes, ignored)
             case "best_of_n":
                 losses = best_of_n_loss(log_probs, judged.rewards[rows], judged.rollouts.valid[rows])
         if self.objective.validity_weight:
-            real = self.catalog.trie.lookup(judged.rollouts.codes[rows]) >= 0
-            losses = losses + self.objective.validity_weight * validity_margin(log_probs, real)
+            losses = losses + self.objective.validity_weight * validity_margin(log_probs, real())
         admitted = judged.decision.admitted
         return self.arm.lambda_ * gated_sum(losses, admitted[rows], total=len(admitted)), logged
 
