@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ import pytest
 
 from adagrpo.config import Config
 from adagrpo.errors import UserError
-from adagrpo.pipeline.compare import Comparison
+from adagrpo.pipeline.compare import Comparison, _called
 
 ARMS = ["nll", "adagrpo", "mixture-matched", "rerank", "mixture-matched+rerank"]
+NORM = "mixture-norm-matched"
 PLAN = {"margins": {"hallucination@10": 0.05}, "resamples": 200}
 WRITTEN = ("comparison.json", "comparison.md", "comparison.html", "plan.json")
 
@@ -152,6 +154,7 @@ def test_a_killed_comparison_continues_to_the_same_bytes(
         ({"seeds": [1, 1]}, "--seeds: 1 is there twice"),
         ({"objectives": ["nll", "adagrpo-randm"]}, "did you mean 'adagrpo-random'"),
         ({"objectives": ["nll", "mixture-matched"]}, "add adagrpo"),
+        ({"objectives": ["nll", "adagrpo", NORM]}, "takes its lambda from adagrpo and mixture; add mixture"),
         ({"objectives": ["nll", "grpo+rerank"]}, r"re-orders the beam of a trained arm, grpo, which is not here"),
         (
             {"objectives": ["nll", "adagrpo-agreement"]},
@@ -204,6 +207,38 @@ def test_an_arm_of_the_recipes_own_is_asked_for_by_its_name(world: Any, data: Pa
     found = Comparison(out, config, data, objectives=["hard-only", "nll", "mixture"], seeds=[0]).describe()
     assert found["arms"] == ["hard-only", "nll", "mixture"]
     assert found["config"]["train"]["arms"][0]["options"] == {"tau": 0.9}
+
+
+@pytest.mark.slow
+def test_a_mixture_matched_by_norm_presses_with_the_gradient_that_the_gate_leaves(
+    compared: Path, world: Any, data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(compared / "seed-0", out / "seed-0")  # what is trained there is skipped
+    asked = ["nll", "mixture", "adagrpo", "mixture-matched", NORM]
+    choosy = {"tau": 0.5, "q_min": 0.9}  # the world's own gate admits whatever has a gradient
+    recipe = world.recipe(compare=PLAN, train={"gradient_norms_every": 2}, objective=choosy)
+    config = Config.model_validate(recipe)
+    content = Comparison(out, config, data, objectives=asked, seeds=[0]).carry_out()
+    norms = {}
+    for arm in ("mixture", "adagrpo"):
+        lines = (out / "seed-0" / "train" / arm / "steps.jsonl").read_text(encoding="utf-8").splitlines()
+        measured = [row for row in map(json.loads, lines) if "grad_norm_nll" in row]
+        assert len(measured) > 1
+        norms[arm] = sum(row.get("grad_norm_grpo", 0.0) for row in measured) / len(measured)
+    (weight,) = content["arms"][NORM]["lambda"]
+    assert weight == float(f"{norms['adagrpo'] / norms['mixture']:.4g}") and 0 < weight < 1
+    assert weight != content["arms"]["mixture-matched"]["lambda"][0]
+    assert (out / "seed-0" / "train" / f"mixture-lambda{weight:g}" / "best").is_dir()
+    rows = [json.loads(line) for line in (out / "results.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert {row["arm"] for row in rows} >= {*asked}
+
+
+def test_arms_that_are_one_mixture_are_trained_once_and_reported_each() -> None:
+    names = {"mixture-matched": "mixture-lambda0.5", NORM: "mixture-lambda0.5"}
+    assert _called("mixture-lambda0.5", names, ["nll"]) == ["mixture-matched", NORM]
+    assert _called("mixture-lambda0.5", names, ["mixture-lambda0.5"]) == ["mixture-lambda0.5", *names]
+    assert _called("popularity", names, ["nll"]) == ["popularity"]
 
 
 @pytest.mark.slow

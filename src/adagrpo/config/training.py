@@ -23,7 +23,8 @@ UserMetric = Literal["hr@1", "hr@5", "hr@10", "hr@50", "ndcg@10", "hallucination
 
 OBJECTIVES, GATES = get_args(Objective), get_args(Gate)
 OWN_NAME = r"[A-Za-z][A-Za-z0-9._-]*"
-TAKEN = ("sft", "rerank", "mixture-matched", "baselines")  # stages and arms that are no objective
+# stages and arms that are no objective
+TAKEN = ("sft", "rerank", "mixture-matched", "mixture-norm-matched", "baselines")
 _ARM = re.compile(f"({'|'.join(OBJECTIVES)})(?:-({'|'.join(GATES)}))?(?:-lambda(.+))?")
 
 

@@ -5,8 +5,8 @@
     DIR/comparison.json   the statistics (no times, no paths); comparison.md, comparison.html; results.jsonl
 
 Some arms are no objective of their own. `rerank` and `<arm>+rerank` re-order a beam at serving time, see
-`adagrpo.pipeline.reranking`. `mixture-matched` is the fixed mixture with lambda = a · lambda, a being the mean
-admission of the same seed's `adagrpo` arm: the same reward pressure in expectation, spread evenly, not by the gate.
+`adagrpo.pipeline.reranking`. `mixture-matched` and `mixture-norm-matched` are fixed mixtures whose lambda is known when
+the gated arm of the same seed has been trained, see `adagrpo.pipeline.matching`.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from adagrpo.data.truth import Truth
 from adagrpo.errors import UserError
 from adagrpo.pipeline import run_all
 from adagrpo.pipeline.evaluate import read_lists
+from adagrpo.pipeline.matching import MATCHED, check_matched, matched_arm
 from adagrpo.pipeline.models import Workbench
 from adagrpo.pipeline.reranking import RERANK, SUFFIX, re_ranked, rerank_arm, rerank_start
 from adagrpo.pipeline.run import Console, Run, Silent
@@ -38,7 +39,7 @@ from adagrpo.report import comparison_markdown, comparison_page, finding
 
 __all__ = ["Comparison"]
 
-START, MATCHED = "sft", "mixture-matched"
+START = "sft"
 
 
 class Comparison:
@@ -82,8 +83,7 @@ class Comparison:
         self.arms = [*names] if objectives is None else [n if _named_here(n) else next(names) for n in objectives]
         _check_list("--seeds", self.seeds)
         _check_list("--objectives", self.arms)
-        if MATCHED in self.arms and "adagrpo" not in self.arms:
-            raise UserError(f"--objectives: {MATCHED} takes its lambda from the admission of adagrpo; add adagrpo")
+        check_matched(self.arms)
         for name in self.arms:
             base = re_ranked(name)
             if name != RERANK and base is not None and (base not in self.arms or re_ranked(base) is not None):
@@ -169,13 +169,14 @@ class Comparison:
         names: dict[str, str] = {}
         with run.locked():
             metrics, _ = run_all(run)
-            if MATCHED in self.arms:
-                matched = _matched(config, metrics["stages"]["adagrpo"]["admission"])
-                names[MATCHED] = matched.name
-                # the same directory with one arm more: what is finished is skipped
-                run.config = _with_arms(config, [*config.train.arms, matched])
+            matched = {name: matched_arm(name, run, metrics) for name in MATCHED if name in self.arms}
+            if matched:
+                # the same directory with some arms more: what is finished is skipped
+                arms = {arm.name: arm for arm in (*config.train.arms, *matched.values())}
+                run.config = _with_arms(config, [*arms.values()])
                 run_all(run)
-                names |= {f"{MATCHED}{SUFFIX}": f"{matched.name}{SUFFIX}"}
+                names = {name: arm.name for name, arm in matched.items()}
+                names |= {f"{name}{SUFFIX}": f"{arm}{SUFFIX}" for name, arm in names.items()}
             for arm in self.arms:
                 if arm == RERANK:
                     rerank_start(run)
@@ -189,7 +190,7 @@ class Comparison:
 
 
 def _named_here(name: str) -> bool:
-    return name == MATCHED or re_ranked(name) is not None
+    return name in MATCHED or re_ranked(name) is not None
 
 
 class _Prefixed:
@@ -228,11 +229,6 @@ def _with_arms(config: Config, arms: Sequence[ArmConfig]) -> Config:
         return Config.model_validate(dump_config(named))
     except ValidationError as error:
         raise UserError(f"--objectives: {explain(error, Config)}") from error
-
-
-def _matched(config: Config, admission: float) -> ArmConfig:
-    """The mixture under the pressure that the gate let through; four digits, so that its name says all of lambda."""
-    return ArmConfig.model_validate({"objective": "mixture", "lambda": f"{admission * config.objective.lambda_:.4g}"})
 
 
 def _checkpoints(arm: str) -> tuple[str, ...]:
@@ -282,15 +278,21 @@ def _facts(runs: Sequence[tuple[Run, str]]) -> dict[str, list[float | None]]:
 
 def _results(run: Run, names: Mapping[str, str], arms: Sequence[str]) -> str:
     """The rows of a seed's results.jsonl under the names of this comparison, and those of re-ranking."""
-    called = {name: arm for arm, name in names.items()}
     rows = [json.loads(line) for line in run.path("results.jsonl").read_text(encoding="utf-8").splitlines()]
-    lines = [row | {"arm": called.get(row["arm"], row["arm"])} for row in rows]
+    trained = [row | {"arm": arm} for row in rows for arm in _called(row["arm"], names, arms)]
+    lines = list(trained)
     for arm in arms:
         if (base := re_ranked(arm)) is not None:
-            for row in lines[: len(rows)]:
+            for row in trained:
                 if row["arm"] == base:
                     path = _folder(run, names.get(arm, arm), row["checkpoint"]) / "metrics.json"
                     values = json.loads(path.read_text(encoding="utf-8"))
                     given = {"objective": RERANK, "arm": arm, "seconds": None, "weight": values["weight"]}
                     lines.append(row | given | {"metrics": values[row["split"]]})
     return "".join(json.dumps(line) + "\n" for line in lines)
+
+
+def _called(folder: str, names: Mapping[str, str], arms: Sequence[str]) -> list[str]:
+    """The arms that a run's arm is here: two matched ones may be one mixture, or one that was asked for as well."""
+    found = [arm for arm, name in names.items() if name == folder]
+    return [folder, *found] if folder in arms or not found else found

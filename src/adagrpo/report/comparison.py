@@ -253,7 +253,7 @@ def _controls(rows: Sequence[Mapping[str, Any]], metric: str) -> list[str]:
     gate = next((row for row in rows if (row["arm"], row["checkpoint"]) == ("adagrpo", "best")), None)
     if gate is None:
         return []
-    names = {f"adagrpo-{name}" for name in CONTROLS} | {"mixture-matched"}
+    names = {f"adagrpo-{name}" for name in CONTROLS} | {"mixture-matched", "mixture-norm-matched"}
     controls = [row for row in rows if row["arm"] in names and row["checkpoint"] == "best"]
     ahead = [row for row in controls if row["test"][metric]["mean"] >= gate["test"][metric]["mean"]]
     if not ahead:

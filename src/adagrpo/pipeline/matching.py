@@ -1,0 +1,67 @@
+"""Arms whose lambda comes from the gated arm of the same seed: fixed mixtures, as strong as the gate lets through.
+
+    mixture-matched         a · λ, a being the mean admission of `adagrpo`: the same pressure in expectation
+    mixture-norm-matched    λ · |g_adagrpo| / |g_mixture|, mean gradient norms of the reward term, λ in both
+
+Admission and norm do not agree: the gradient of a step averages the samples of a batch, so that the noise of a tenth of
+them is more than a tenth of the noise of all. The norms are those of every `train.gradient_norms_every` steps; where
+nothing was admitted the norm is 0.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from adagrpo.config import ArmConfig
+from adagrpo.errors import UserError
+from adagrpo.pipeline.run import Run
+
+__all__ = ["MATCHED", "check_matched", "matched_arm"]
+
+PRESSURE, NORM = "mixture-matched", "mixture-norm-matched"
+MATCHED = {PRESSURE: ("adagrpo",), NORM: ("adagrpo", "mixture")}  # and the arms that each is made from
+MEASURED, REWARD = "grad_norm_nll", "grad_norm_grpo"
+
+
+def check_matched(arms: Sequence[str]) -> None:
+    """Refuse a matched arm without those that it is made from.
+
+    Raises:
+        UserError: naming what is to be added.
+    """
+    for name, sources in MATCHED.items():
+        missing = [source for source in sources if source not in arms]
+        if name in arms and missing:
+            raise UserError(
+                f"--objectives: {name} takes its lambda from {' and '.join(sources)}; add {' and '.join(missing)}"
+            )
+
+
+def matched_arm(name: str, run: Run, metrics: Mapping[str, Any]) -> ArmConfig:
+    """The mixture that an arm of this kind is under a seed; four digits, so that its name says all of lambda.
+
+    Args:
+        name: a key of `MATCHED`.
+        run: in which the arms that it is made from are trained.
+        metrics: of that run.
+
+    Raises:
+        UserError: no norm was measured, or the mixture's is 0.
+    """
+    if name == PRESSURE:
+        share = float(metrics["stages"]["adagrpo"]["admission"])
+    else:
+        gated, uniform = (_mean_norm(run, arm) for arm in MATCHED[NORM])
+        if not uniform:
+            raise UserError(f"{run.path('train', 'mixture', 'steps.jsonl')}: its reward term has no gradient to match")
+        share = gated / uniform
+    return ArmConfig.model_validate({"objective": "mixture", "lambda": f"{share * run.config.objective.lambda_:.4g}"})
+
+
+def _mean_norm(run: Run, arm: str) -> float:
+    """Of the reward term, over the steps at which norms were measured."""
+    lines = run.path("train", arm, "steps.jsonl").read_text(encoding="utf-8").splitlines()
+    norms = [row.get(REWARD, 0.0) for row in map(json.loads, lines) if MEASURED in row]
+    return sum(norms) / len(norms) if norms else 0.0
