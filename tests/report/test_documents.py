@@ -113,6 +113,27 @@ def test_a_comparison_with_its_intervals(results: Path) -> None:
     assert short[4] == "| x | best | 10.00 % | +2.00 (−1.00 … +5.00) | 0.1000 |"
 
 
+def test_comparisons_of_other_seeds_are_pooled_into_one_table(tmp_path: Path) -> None:
+    base = {"hr@10": [0.1, 0.1], "hr@50": [0.2, 0.2]}
+    for name, seeds, gains in (("one", [0, 1], [0.02, 0.03]), ("two", [2, 3], [0.03, 0.04])):
+        rows: list[dict[str, Any]] = []
+        for arm, gained in (("nll", [0.0, 0.0]), ("x", gains)):
+            test = {m: {"by_seed": [b + g for b, g in zip(v, gained, strict=True)]} for m, v in base.items()}
+            test = {m: v | {"mean": sum(v["by_seed"]) / 2} for m, v in test.items()}
+            found = {"users": [0.01, 0.05], "by_seed": gained}
+            rows.append({"arm": arm, "checkpoint": "best", "test": test, "validation": {"hr@10": 0.1}})
+            rows[-1] |= {"against": {} if arm == "nll" else {"hr@10": found, "hr@50": found}}
+        plan = {"baseline": "nll", "family": ["x"], "metric": "hr@10", "level": 0.95, "margins": {"hr@50": 0.01}}
+        content = {"name": "n", "seeds": seeds, "users": 9, "plan": plan, "rows": rows}
+        (tmp_path / f"{name}.comparison.json").write_text(json.dumps(content), encoding="utf-8")
+    assert made("comparison one two", tmp_path)[2:] == [
+        "| nll | – | 10.00 % | – | 20.00 % | baseline |",
+        "| x | – | 13.00 % | +3.00 (+1.00 … +5.00; +1.70 … +4.30) | 23.00 % | **better** |",
+    ]
+    with pytest.raises(UserError, match=r"line 2: one, one: cannot be pooled, the seeds \[0, 1, 0, 1\] are not all"):
+        made("comparison one one", tmp_path)
+
+
 def test_an_ablation_beside_its_reference(results: Path) -> None:
     changed = "-0.0100 (-0.0200 to +0.0000)"
     assert made("ablation parts", results) == [

@@ -7,7 +7,7 @@
 | kind | names | keys |
 |---|---|---|
 | `arms` | one `NAME.jsonl` | `seed`, `columns` (metrics), `checkpoint` (`best`, `final`), `form=text` |
-| `comparison` | one `NAME.comparison.json` | `form=short`: intervals over users alone |
+| `comparison` | one `NAME.comparison.json`; several, of other seeds, are pooled | `form=short`, users alone |
 | `starting` | several `NAME.jsonl`, a sign such as † after the name | |
 | `ablation` | one `NAME.jsonl` of `benchmarks.ablation` | |
 | `quality` | one `NAME.jsonl` of `benchmarks.reward_quality` | `metric` |
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from adagrpo.artifacts import write_file
+from adagrpo.comparison import pool
 from adagrpo.errors import UserError
 from adagrpo.report.comparison import comparison_figures, summary_table
 from adagrpo.report.page import read_rows
@@ -42,6 +43,7 @@ KEYS = {
     "quality": ("metric",),
 }
 QUALITY = ("benchmarks.reward_quality", ("variant", "diagnosis", "arms"))
+SEVERAL = ("starting", "comparison")  # kinds that take more than one file of results
 FORMS = {"arms": "text", "comparison": "short"}
 
 
@@ -170,7 +172,7 @@ def _marker(line: str, place: str) -> Marker:
         raise UserError(f"{place}: form={options['form']}; a table of {kind} has form={FORMS[kind]} or none")
     if options.get("checkpoint", "best") not in ("best", "final") or not options.get("seed", "0").isdecimal():
         raise UserError(f"{place}: seed is a number, checkpoint is best or final")
-    if not names or (len(names) > 1 and kind != "starting"):
+    if not names or (len(names) > 1 and kind not in SEVERAL):
         raise UserError(f"{place}: a table of {kind} is of one file of results, {len(names)} are named")
     return Marker(kind, names, options)
 
@@ -180,7 +182,8 @@ def _made(marker: Marker, results: Path) -> Table:
     if marker.kind == "starting":
         return starting_table(results, marker.names)
     if marker.kind == "comparison":
-        return summary_table(_content(results / f"{name}.comparison.json"), short="form" in options)
+        contents = [_content(results / f"{named}.comparison.json") for named in marker.names]
+        return summary_table(_pooled(contents, marker.names), short="form" in options)
     path = results / f"{name}.jsonl"
     if marker.kind == "arms":
         seed = int(options["seed"]) if "seed" in options else None
@@ -192,6 +195,15 @@ def _made(marker: Marker, results: Path) -> Table:
         return quality_table(rows, options.get("metric", "hr@10"))
     _expect(path, rows, "benchmarks.ablation", ("variant", "metrics", "worth"))
     return ablation_table(rows)
+
+
+def _pooled(contents: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
+    if len(contents) == 1:
+        return contents[0]
+    try:
+        return pool(contents)
+    except ValueError as error:
+        raise UserError(f"{', '.join(names)}: cannot be pooled, {error}") from error
 
 
 def _expect(path: Path, rows: Sequence[Mapping[str, Any]], source: str, keys: Sequence[str]) -> None:
