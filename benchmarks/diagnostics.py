@@ -57,7 +57,7 @@ class Plain(PostTraining):
         def uniforms(*shape: int) -> Tensor:
             return torch.rand(shape, generator=generator).to(targets.device)
 
-        drawn = self._rollouts(histories, self.policy.encode(histories), uniforms)
+        drawn = self._rollouts(histories, self.policy.encode(histories), generator)
         return self._judge_ends(histories, torch.full_like(targets, -1), drawn, uniforms, measure)
 
 

@@ -217,6 +217,10 @@ def test_an_arm_with_options_of_its_own(recipe):
             "{objective: mixture, name: a, options: {rl_positions: end, inject_target: true}}",
             "inject_target reads logged items; rl_positions: end has none",
         ),
+        (
+            "{objective: mixture, name: a, options: {rollout: gumbel, inject_target: true}}",
+            "a has rollout gumbel and inject_target",
+        ),
     ],
 )
 def test_arms_that_mean_nothing_are_refused(recipe, arm, text):

@@ -34,7 +34,10 @@ def test_a_recipe_loads_and_says_how_to_run_it(path: Path) -> None:
     assert f"recipes/{path.name}" in path.read_text(encoding="utf-8").splitlines()[0]
 
 
-@pytest.mark.parametrize("name", ["amazon-beauty-sensitivity", "amazon-beauty-controls", "amazon-toys-gates"])
+VARIATIONS = ["amazon-beauty-arms", "amazon-beauty-sensitivity", "amazon-beauty-controls", "amazon-toys-gates"]
+
+
+@pytest.mark.parametrize("name", VARIATIONS)
 def test_a_variation_changes_arms_reward_and_comparison_alone(name: str) -> None:
     ours, plain = dump_config(load(name)), dump_config(load(name.rpartition("-")[0]))
     assert ours["reward"]["kind"] == "lambdarank"

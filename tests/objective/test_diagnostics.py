@@ -241,3 +241,15 @@ def test_agreement_at_the_edges() -> None:
     assert found.pairs.tolist() == [0, 0, 0, 3, 3] and found.share.tolist() == [0, 0, 0, 0, 0.5]
     with pytest.raises(ValueError, match="utilities"):
         pairwise_agreement(rewards, utilities[:2], items)
+
+
+def test_weighted_miss_and_entropy_are_means_over_copies() -> None:
+    items, targets = torch.tensor([[3, -1, 8], [5, 6, 7]]), torch.tensor([3, 9])
+    log_probs = torch.arange(12.0).reshape(2, 3, 2)
+    weights = torch.tensor([[0.25, 0.5, 0.25], [0.5, 0.25, 0.25]])
+    assert rollout_miss(items, targets, weights).tolist() == [0.75, 1.0]
+    copies = [[0, 1, 1, 2], [0, 0, 1, 2]]
+    repeated = torch.stack([log_probs[b, rows] for b, rows in enumerate(copies)])
+    torch.testing.assert_close(rollout_entropy(log_probs, weights), rollout_entropy(repeated))
+    with pytest.raises(ValueError, match=r"^weights: shape \(2, 2\) does not fit"):
+        rollout_miss(items, targets, weights[:, :2])

@@ -156,3 +156,10 @@ def test_wrong_arguments_are_named() -> None:
         gated_sum(torch.zeros(2), torch.ones(2, dtype=torch.bool), total=0)
     with pytest.raises(ValueError, match=r"^values: "):
         zero_rejected(torch.zeros(3, 2), torch.ones(2, dtype=torch.bool))
+
+
+def test_a_weighted_group_is_one_of_copies() -> None:
+    loss = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    weights = torch.tensor([[0.25, 0.5, 0.25], [0.5, 0.5, 0.0]])
+    copies = torch.stack([loss[0, [0, 1, 1, 2]], loss[1, [0, 0, 1, 1]]])
+    torch.testing.assert_close(group_loss(loss, weights), group_loss(copies))

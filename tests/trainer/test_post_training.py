@@ -95,6 +95,50 @@ def test_the_term_is_the_slow_twin(world, options):
     assert_close(gradients(policy, terms["grpo"]), gradients(policy, expected))
 
 
+@pytest.mark.parametrize("beta", [0.0, 0.5])
+def test_rollouts_without_replacement_count_by_their_probability(world, beta):
+    policy = world.policy()
+    start = copy.deepcopy(policy)
+    task = world.post_training(policy, rollout="gumbel", gate="difficulty", tau=0.9, temperature=1.2, beta=beta)
+    task.starting_policy.load_state_dict(start.state_dict())
+    perturb(policy)
+    judged, (micro,), values = world.draw(task)
+    weights = judged.rollouts.weights
+    torch.testing.assert_close(weights.sum(1), torch.ones(8))
+    assert all(len({tuple(codes) for codes in group}) == 6 for group in judged.rollouts.codes.tolist())
+    assert 0 < len(micro.admitted) < 8, judged.evidence.difficulty
+    expected = torch.zeros(())
+    for b in range(8):
+        w, valid = weights[b].tolist(), judged.rollouts.valid[b].tolist()
+        rewards = judged.rewards[b].tolist()
+        kept = [(weight, r) for weight, r, ok in zip(w, rewards, valid, strict=True) if ok]
+        total = sum(weight for weight, _ in kept)
+        mean = sum(weight * r for weight, r in kept) / total
+        deviation = (sum(weight * (r - mean) ** 2 for weight, r in kept) / total) ** 0.5
+        found = sum(
+            weight
+            for weight, item in zip(w, judged.rollouts.items[b].tolist(), strict=True)
+            if item == int(judged.targets[b])
+        )
+        assert bool(judged.decision.admitted[b]) == (1 - found >= 0.9)
+        assert float(judged.evidence.difficulty[b]) == pytest.approx(1 - found, abs=1e-5)
+        if not judged.decision.admitted[b]:
+            continue
+        for g in range(6):
+            advantage = (rewards[g] - mean) / (deviation + 1e-4) if valid[g] else -1.0
+            assert float(judged.advantages[b, g]) == pytest.approx(advantage, rel=1e-3, abs=1e-4)
+            history, codes = world.history_of(judged, b), judged.rollouts.codes[b, g].tolist()
+            scores = world.walk(policy, history, codes, 1.2)
+            for score, before in zip(scores, world.walk(task.starting_policy, history, codes, 1.2), strict=True):
+                kl = (before - score).exp() - (before - score) - 1
+                expected = expected - w[g] * ((score - score.detach()).exp() * advantage - beta * kl) / 3 / 8
+    terms, _ = task.loss(micro)
+    torch.testing.assert_close(terms["grpo"], expected, rtol=1e-4, atol=1e-6)
+    assert_close(gradients(policy, terms["grpo"]), gradients(policy, expected))
+    invalid = (weights * (~judged.rollouts.valid)).sum(1).mean()
+    assert values["invalid_share"] == pytest.approx(float(invalid), rel=1e-5)
+
+
 @pytest.mark.parametrize(("weight", "exclude"), [(0.0, False), (2.0, False), (2.0, True)])
 def test_distillation_teaches_the_order_of_the_re_ranked_group(world, weight, exclude):
     policy = world.policy()

@@ -69,6 +69,17 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _what_is_injected_was_not_drawn(self) -> Self:
+        for arm in self.train.arms:
+            seen = arm.seen_by(self.objective)
+            if arm.objective != "nll" and seen.rollout == "gumbel" and seen.inject_target:
+                raise ValueError(
+                    f"train.arms: {arm.name} has rollout gumbel and inject_target; an injected item has no probability"
+                    " of having been drawn, by which such rollouts count"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _agreement_is_of_two(self) -> Self:
         if self.second_reward is None and any(arm.gate == "agreement" for arm in self.train.arms):
             raise ValueError("train.arms: the gate 'agreement' compares the reward with another; set second_reward")

@@ -75,12 +75,14 @@ def first_occurrence(
 def rollout_miss(
     items: Tensor,  # (B, G)
     targets: Tensor,  # (B,)
+    weights: Tensor | None = None,  # (B, G)
 ) -> Tensor:
     """Share of the rollouts that are not the logged item; an invalid rollout is a miss.
 
     Args:
         items: (B, G) int64, -1 where the rollout names no item.
         targets: (B,) int64 logged items.
+        weights: (B, G) what each rollout counts; a group's are to sum to 1. None: 1/G.
 
     Returns:
         (B,) float32 in [0, 1]: 0 when every rollout finds the target.
@@ -94,6 +96,10 @@ def rollout_miss(
     """
     check_shapes(items=(items, "BG"), targets=(targets, "B"))
     missed = (items != targets[:, None]) | (items < 0)
+    if weights is not None:
+        check_shapes(items=(items, "BG"), weights=(weights, "BG"))
+        # What is left of a sum that is 1 but for rounding, so that a group that never finds the target is 1 exactly.
+        return 1 - weights.masked_fill(missed, 0.0).sum(dim=1).clamp(max=1)
     # One division of whole numbers: rounded once, so that 9 misses of 10 equal a threshold of 0.9.
     return missed.sum(dim=1).to(torch.float32) / items.shape[1]
 
@@ -158,6 +164,7 @@ def target_nll(
 
 def rollout_entropy(
     log_probs: Tensor,  # (B, G, L)
+    weights: Tensor | None = None,  # (B, G)
 ) -> Tensor:
     """Monte-Carlo estimate of the entropy of the distribution that was sampled, mean over levels.
 
@@ -165,6 +172,7 @@ def rollout_entropy(
 
     Args:
         log_probs: (B, G, L) log-probability of each sampled code under the distribution it was drawn from.
+        weights: (B, G) what each rollout counts; a group's are to sum to 1. None: 1/G.
 
     Returns:
         (B,) nats a code.
@@ -177,7 +185,10 @@ def rollout_entropy(
         tensor([2.5000])
     """
     check_shapes(log_probs=(log_probs, "BGL"))
-    return -log_probs.mean(dim=(1, 2))
+    if weights is None:
+        return -log_probs.mean(dim=(1, 2))
+    check_shapes(log_probs=(log_probs, "BGL"), weights=(weights, "BG"))
+    return -(weights * log_probs.mean(dim=2)).sum(dim=1)
 
 
 def discriminability(

@@ -128,11 +128,13 @@ def kl_k3(
 
 def group_loss(
     loss: Tensor,  # (B, G, L)
+    weights: Tensor | None = None,  # (B, G)
 ) -> Tensor:
     """Mean over the codes of a rollout, then over the rollouts of a group.
 
     Args:
         loss: (B, G, L) loss of each code.
+        weights: (B, G) what each rollout counts; a group's are to sum to 1. None: 1/G.
 
     Returns:
         (B,) loss of each sample.
@@ -143,9 +145,15 @@ def group_loss(
     Example:
         >>> group_loss(torch.tensor([[[1.0, 2.0], [3.0, 6.0]]]))
         tensor([3.])
+        >>> group_loss(torch.tensor([[[1.0, 2.0], [3.0, 6.0]]]), torch.tensor([[0.0, 1.0]]))
+        tensor([4.5000])
     """
     check_shapes(loss=(loss, "BGL"))
-    return loss.mean(dim=2).mean(dim=1)
+    rollouts = loss.mean(dim=2)  # (B, G)
+    if weights is None:
+        return rollouts.mean(dim=1)
+    check_shapes(loss=(loss, "BGL"), weights=(weights, "BG"))
+    return (weights.detach() * rollouts).sum(dim=1)
 
 
 def masked_mean(

@@ -40,10 +40,10 @@ def stack(parts: Sequence[Histories]) -> Histories:
 
 def summary(judged: Judged, drawn: Rollouts, rewards: GroupRewards) -> dict[str, float]:
     """What a step logs about its groups; a mean over nothing is left out."""
-    decision, valid = judged.decision, drawn.valid
+    decision = judged.decision
     values = {
-        "invalid_share": float((~valid).float().mean()),
-        "entropy": float(rollout_entropy(drawn.log_probs).mean()),
+        "invalid_share": float(drawn.mean((~drawn.valid).float()).mean()),
+        "entropy": float(rollout_entropy(drawn.log_probs, drawn.weights).mean()),
         "admission": float(decision.admitted.float().mean()),
         "rejected_easy": float(decision.easy.float().mean()),
         "rejected_undiscriminated": float(decision.undiscriminated.float().mean()),
@@ -60,5 +60,7 @@ def summary(judged: Judged, drawn: Rollouts, rewards: GroupRewards) -> dict[str,
     if bool(known.all()) and bool(decision.admitted.any()):
         values["admitted_contains_target"] = float(contains[decision.admitted].float().mean())
     if judged.reference is not None:
-        values["kl"] = float(kl_k3(judged.rollouts.log_probs, judged.reference).mean())
+        values["kl"] = float(
+            judged.rollouts.mean(kl_k3(judged.rollouts.log_probs, judged.reference).mean(dim=2)).mean()
+        )
     return values

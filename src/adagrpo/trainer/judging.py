@@ -42,7 +42,7 @@ from adagrpo.rewards import (
     shuffled,
 )
 from adagrpo.rewards.scoring import Candidates
-from adagrpo.rollouts import beam_rollouts, draw_rollouts, inject_target
+from adagrpo.rollouts import beam_rollouts, draw_rollouts, gumbel_rollouts, inject_target
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.trainer.gating import decide, gather_evidence
 from adagrpo.trainer.groups import Judged, summary
@@ -98,7 +98,7 @@ class GroupJudge:
 
         context = self.policy.encode(histories)
         if options.rl_positions == "end":
-            drawn = self._rollouts(histories, context, uniforms)
+            drawn = self._rollouts(histories, context, generator)
             return self._judge_ends(histories, targets, drawn, uniforms, measure)
         codes = self.catalog.codes[targets]
 
@@ -106,7 +106,7 @@ class GroupJudge:
         def of_targets() -> Tensor:  # (B, L), scored where something asks
             return self._score(self.policy, context, codes.unsqueeze(1)).squeeze(1)
 
-        drawn = self._rollouts(histories, context, uniforms)
+        drawn = self._rollouts(histories, context, generator)
         difficulty = self._difficulty(drawn, targets, of_targets)
         rollouts = inject_target(drawn, targets, codes, of_targets()) if options.inject_target else drawn
         negatives = in_batch_negatives(targets, histories, uniforms(len(targets), len(targets)), options.negatives)
@@ -194,22 +194,32 @@ class GroupJudge:
         if measure or options.beta > 0 or self.arm.term == "distill":
             reference = self._score(self.starting_policy, self.starting_policy.encode(histories), rollouts.codes)
         advantages = group_advantages(
-            rewards, rollouts.valid, invalid_penalty=options.invalid_penalty, scale_rewards=options.scale_rewards
+            rewards,
+            rollouts.valid,
+            invalid_penalty=options.invalid_penalty,
+            scale_rewards=options.scale_rewards,
+            weights=rollouts.weights,
         )
         if options.target_only:
             advantages = advantages.masked_fill(rollouts.items != targets.unsqueeze(1), 0.0)
         return Judged(histories, targets, rewards, rollouts, advantages, decision, reference)
 
-    def _rollouts(self, histories: Histories, context: Any, uniforms: Callable[..., Tensor]) -> Rollouts:
+    def _rollouts(self, histories: Histories, context: Any, generator: torch.Generator) -> Rollouts:
         options, trie = self.objective, self.catalog.trie
-        count = options.num_generations
-        if options.rollout == "beam":
-            drawn = beam_rollouts(self.policy, context, trie, count, constrained=options.constrained)
-        else:
-            chance = uniforms(len(histories.lengths), count, self.catalog.num_levels)
-            drawn = draw_rollouts(
-                self.policy, context, trie, chance, temperature=options.temperature, constrained=options.constrained
-            )
+        count, temperature, constrained = options.num_generations, options.temperature, options.constrained
+        match options.rollout:
+            case "beam":
+                drawn = beam_rollouts(self.policy, context, trie, count, constrained=constrained)
+            case "gumbel":
+                drawn = gumbel_rollouts(
+                    self.policy, context, trie, count, generator, temperature=temperature, constrained=constrained
+                )
+            case "sample":
+                shape = (len(histories.lengths), count, self.catalog.num_levels)
+                chance = torch.rand(shape, generator=generator).to(histories.lengths.device)
+                drawn = draw_rollouts(
+                    self.policy, context, trie, chance, temperature=temperature, constrained=constrained
+                )
         if options.exclude_history:
             drawn = drawn._replace(items=drawn.items.masked_fill(histories.holds(drawn.items), -1))
         return drawn
@@ -225,13 +235,13 @@ class GroupJudge:
     def _difficulty(self, rollouts: Rollouts, targets: Tensor, of_targets: Callable[[], Tensor]) -> Tensor:  # (B,)
         match self.objective.difficulty:
             case "rollout_miss":
-                return rollout_miss(rollouts.items, targets)
+                return rollout_miss(rollouts.items, targets, rollouts.weights)
             case "target_rank":
                 return target_rank(rollouts.log_probs.sum(-1), rollouts.items, of_targets().sum(-1), targets)
             case "target_nll":
                 return target_nll(of_targets())
             case "entropy":
-                return rollout_entropy(rollouts.log_probs)
+                return rollout_entropy(rollouts.log_probs, rollouts.weights)
 
     def _update_spread(self, rewards: Tensor) -> Tensor:
         """Fold the rewards of a step's valid rollouts into the running spread; fewer than two change nothing."""

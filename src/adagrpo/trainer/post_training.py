@@ -215,4 +215,5 @@ class PostTraining(GroupJudge):
         losses = surrogate.loss
         if options.beta > 0 and judged.reference is not None:
             losses = losses + options.beta * kl_k3(log_probs, judged.reference[rows])
-        return group_loss(losses), float(surrogate.clipped.float().mean())
+        weights = judged.rollouts.weights
+        return group_loss(losses, None if weights is None else weights[rows]), float(surrogate.clipped.float().mean())
