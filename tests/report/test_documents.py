@@ -134,6 +134,27 @@ def test_comparisons_of_other_seeds_are_pooled_into_one_table(tmp_path: Path) ->
         made("comparison one one", tmp_path)
 
 
+def test_from_which_quality_of_the_reward_on_an_arm_gains(tmp_path: Path) -> None:
+    rows = []
+    gains = {-0.01: (-0.06, [-0.08, -0.04]), 0.0: (-0.02, [-0.04, 0.01]), 0.01: (0.02, [-0.01, 0.05])}
+    gains |= {0.02: (0.06, [0.03, 0.09])}
+    for quality, (gained, ends) in gains.items():
+        arms = [{"arm": "nll", "checkpoint": "final", "test": {"hr@10": {"mean": 0.1}}, "against": {}}]
+        for arm, difference, users in (("x", gained, ends), ("none", 0.0, [0.0, 0.0])):
+            against = {"hr@10": {"difference": difference, "users": users}}
+            arms.append({"arm": arm, "checkpoint": "final", "test": {"hr@10": {"mean": 0.1}}, "against": against})
+        diagnosis = {"minus_policy": {"mix": {"ndcg@10": {"mean": quality}}}}
+        rows.append({"variant": f"v{quality}", "baseline": "nll", "diagnosis": diagnosis, "arms": arms})
+    (tmp_path / "quality-x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    assert made("crossing quality-x", tmp_path) == [
+        "| arm | rank correlation with Δ HR@10 | crosses 0 at | loses up to | gains from |"
+        " rewards under which it loses | gains |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+        "| x | +1.00 | +0.0050 | -0.0100 | +0.0200 | 1 | 1 |",
+        "| none | – | – | – | – | 0 | 0 |",
+    ]
+
+
 def test_an_ablation_beside_its_reference(results: Path) -> None:
     changed = "-0.0100 (-0.0200 to +0.0000)"
     assert made("ablation parts", results) == [
@@ -159,7 +180,7 @@ def test_an_ablation_beside_its_reference(results: Path) -> None:
         ("starting tiny seed=0", "has no seed=; it has none"),
         ("comparison absent", "absent.comparison.json: no such file"),
         ("ablation tiny", "expected rows of benchmarks.ablation"),
-        ("means tiny", "KIND one of arms, comparison, starting, ablation, quality"),
+        ("means tiny", "KIND one of arms, comparison, starting, ablation, quality, crossing"),
         ("", "KIND one of"),
     ],
 )

@@ -11,6 +11,7 @@
 | `starting` | several `NAME.jsonl`, a sign such as † after the name | |
 | `ablation` | one `NAME.jsonl` of `benchmarks.ablation` | |
 | `quality` | one `NAME.jsonl` of `benchmarks.reward_quality` | `metric` |
+| `crossing` | the same: from which quality of the reward on each arm gains | `metric` |
 
 Prose stays with those who write it. A marker in a code block is an example and is left alone.
 """
@@ -27,7 +28,7 @@ from adagrpo.comparison import pool
 from adagrpo.errors import UserError
 from adagrpo.report.comparison import comparison_figures, summary_table
 from adagrpo.report.page import read_rows
-from adagrpo.report.quality import quality_figure, quality_table
+from adagrpo.report.quality import crossing_table, quality_figure, quality_table
 from adagrpo.report.results import ablation_table, arms_table, starting_table
 from adagrpo.report.tables import Table, to_markdown, to_text
 
@@ -41,6 +42,7 @@ KEYS = {
     "starting": (),
     "ablation": (),
     "quality": ("metric",),
+    "crossing": ("metric",),
 }
 QUALITY = ("benchmarks.reward_quality", ("variant", "diagnosis", "arms"))
 SEVERAL = ("starting", "comparison")  # kinds that take more than one file of results
@@ -190,9 +192,10 @@ def _made(marker: Marker, results: Path) -> Table:
         columns = options["columns"].split(",") if "columns" in options else None
         return arms_table(path, seed, columns, options.get("checkpoint"))
     rows = read_rows(path)
-    if marker.kind == "quality":
+    if marker.kind in ("quality", "crossing"):
         _expect(path, rows, *QUALITY)
-        return quality_table(rows, options.get("metric", "hr@10"))
+        table = quality_table if marker.kind == "quality" else crossing_table
+        return table(rows, options.get("metric", "hr@10"))
     _expect(path, rows, "benchmarks.ablation", ("variant", "metrics", "worth"))
     return ablation_table(rows)
 

@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from scipy import stats
+
 from adagrpo.report.charts import Point, scatter_chart
 from adagrpo.report.figures import Figure
 from adagrpo.report.results import change
-from adagrpo.report.tables import RATES, START, Alignment, Table, metric_label
+from adagrpo.report.tables import MISSING, RATES, START, Alignment, Table, metric_label
+from adagrpo.statistics import crossing
 
-__all__ = ["quality_figure", "quality_table"]
+__all__ = ["crossing_table", "quality_figure", "quality_table"]
 
 Row = Mapping[str, Any]
 
@@ -43,6 +46,30 @@ def quality_table(rows: Sequence[Row], metric: str = "hr@10") -> Table:
     header += tuple(f"{arm}, Δ {metric_label(metric)}{unit}" for arm in last)
     right: list[Alignment] = ["right"] * len(last)
     return Table(header, tuple(cells), ("left", "right", "right", "left", *right))
+
+
+def crossing_table(rows: Sequence[Row], metric: str = "hr@10") -> Table:
+    """One row an arm: how its gain goes with the quality of the reward, and from which quality on there is any.
+
+    Args:
+        rows: of `benchmarks.reward_quality`, at least one.
+        metric: of the arms, test cases. Losing and gaining are by the intervals over users.
+    """
+    cells = []
+    for arm, checkpoint in _last(rows[0]).items():
+        found = [(_quality(row), *_gain(row, arm, checkpoint, metric)) for row in rows]
+        quality, gains = [place for place, _, _ in found], [gain for _, gain, _ in found]
+        moved = len(set(gains)) > 1 and len(set(quality)) > 1
+        rank = f"{stats.spearmanr(quality, gains).statistic:+.2f}" if moved else MISSING
+        lost = [place for place, _, ends in found if ends is not None and ends[1] < 0]
+        gained = [place for place, _, ends in found if ends is not None and ends[0] > 0]
+        where = crossing(quality, gains)
+        places = (where, max(lost, default=None), min(gained, default=None))
+        texts = [MISSING if place is None else f"{place:+.4f}" for place in places]
+        cells.append((arm, rank, *texts, str(len(lost)), str(len(gained))))
+    header = ("arm", f"rank correlation with Δ {metric_label(metric)}", "crosses 0 at", "loses up to", "gains from")
+    right: list[Alignment] = ["right"] * 6
+    return Table((*header, "rewards under which it loses", "gains"), tuple(cells), ("left", *right))
 
 
 def quality_figure(rows: Sequence[Row], metric: str = "hr@10") -> Figure:
