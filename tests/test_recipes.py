@@ -56,7 +56,7 @@ def test_the_sensitivity_changes_one_option_of_adagrpo_at_a_time() -> None:
     assert changed(alone, named["inject-target"], config) == {"target_only"}
     found = [changed(arm, reference, config) for arm in arms]
     assert all(len(keys) == 1 for keys in found)
-    factors = {"tau", "q_min", "weight", "negatives", "num_generations", "temperature", "beta"}
+    factors = {"tau", "q_min", "target_admission", "weight", "negatives", "num_generations", "temperature", "beta"}
     assert set.union(*found) == factors | {"constrained", "inject_target"}
     for arm, (key,) in zip(arms, found, strict=True):
         value = seen(arm, config)[key]

@@ -143,6 +143,35 @@ def test_the_spread_of_rewards_runs(world, spy):
         assert float(other._update_spread(nothing)) == pytest.approx(task.spread) and other.spread == task.spread
 
 
+@pytest.mark.parametrize("gate", ["adagrpo", "discriminability", "random", "inverted", "shuffled"])
+@pytest.mark.parametrize("target", [0.15, 0.4])
+def test_a_quota_is_met_by_any_reward_and_says_so(world, gate, target):
+    """The rewards are noise: the threshold runs to where the share is, and shuffled rewards would have as much."""
+    task = world.post_training(world.policy(), gate=gate, tau=0.0, q_min=0.95, target_admission=target)
+    assert task.state() == {"spread": 0.0, "q_min": 0.95}
+    admitted, shadow, thresholds = [], [], []  # of the gate whose quota it is, which a control only counts
+    for step in range(150):
+        judged, _, values = world.draw(task, step)
+        before = thresholds[-1] if thresholds else 0.95
+        assert values["q_min"] == before
+        own = (judged.evidence.q >= before) & ~judged.evidence.degenerate
+        if gate in ("adagrpo", "discriminability"):  # the threshold that decided is the one that is logged
+            assert torch.equal(judged.decision.admitted, own)
+        admitted.append(float(own.float().mean()) if gate in ("random", "inverted") else values["admission"])
+        assert values["admission"] <= admitted[-1] + 1e-6
+        shadow.append(values["shuffled_admission"])
+        thresholds.append(task.q_min)
+        assert task.q_min == pytest.approx(min(max(before + 0.2 * (admitted[-1] - target), 0.0), 1.2))
+    assert statistics.fmean(admitted) == pytest.approx(target, abs=1.2 / 0.2 / 150)
+    assert statistics.fmean(shadow) == pytest.approx(target, abs=0.08)
+    other = world.post_training(world.policy(), gate=gate, target_admission=target)
+    other.load_state(json.loads(json.dumps(task.state())))
+    assert other.q_min == task.q_min
+    fixed = world.post_training(world.policy(), gate=gate)
+    _, _, values = world.draw(fixed)
+    assert "q_min" not in values and fixed.state().keys() == {"spread"} and fixed.q_min == 0.5
+
+
 def test_an_injected_target_is_in_every_group_and_not_in_its_difficulty(world, spy):
     task = world.post_training(world.policy(), inject_target=True, rl_positions="last")
     plain = world.post_training(world.policy(), rl_positions="last")

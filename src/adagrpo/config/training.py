@@ -44,6 +44,9 @@ class ObjectiveConfig(Section):
     of each group there and admits them all, since what it would decide by reads logged items.
     With `target_only` GRPO has a gradient on the logged item alone, where a group holds it: NLL at the weight that its
     advantage gives it, which with `inject_target` is what injection does by itself.
+    With `target_admission` q_min is only where the threshold starts: it runs so that the gate admits that share of the
+    samples in the long run, whatever the reward. A quota is then no evidence that the reward knows anything; what
+    shuffled rewards would have had admitted at the same threshold is logged beside it.
     `oracle_agreement` is for the gate `oracle`: the least share of a group's pairs that the reward must order rightly;
     `agreement` for the gate of that name: the least share that it must order as `second_reward` does.
     `distill_weight` is for `distill`: the weight of the reward beside the starting policy's log-probability, chosen by
@@ -70,6 +73,7 @@ class ObjectiveConfig(Section):
     difficulty: Literal["rollout_miss", "target_rank", "target_nll", "entropy"] = "rollout_miss"
     tau: NonNegativeFloat = 0.5
     q_min: Share = 0.95
+    target_admission: Annotated[float, Field(gt=0, lt=1)] | None = None
     invalid_penalty: NonNegativeFloat = 1.0
     scale_rewards: bool = True
     reward_floor: NonNegativeFloat = 1e-3

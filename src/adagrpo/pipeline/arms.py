@@ -79,9 +79,8 @@ def _fingerprint(bench: Workbench, arm: ArmConfig, objective: ObjectiveConfig) -
         config += [{"rl_split": options.rl_split, "nll": options.rl_split_nll}]
     if arm.objective != "nll":
         without = {"oracle_agreement", "agreement", "distill_weight"}
-        without |= {
-            name for name in ("exclude_history", "validity_weight", "target_only") if not getattr(objective, name)
-        }
+        off = ("exclude_history", "validity_weight", "target_only", "target_admission")
+        without |= {name for name in off if not getattr(objective, name)}
         config += [objective.model_dump(mode="json", by_alias=True, exclude=without)]
         config += [options.gradient_norms_every]
         if arm.gate == "oracle":

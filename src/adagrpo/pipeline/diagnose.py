@@ -64,7 +64,7 @@ def diagnose_reward(run: Run, second_ranker: Path | None = None) -> dict[str, An
     shown = bench.prepared / "impressions.parquet"
     config = run.config
     read = (config.evaluation, config.objective, config.policy)
-    settings = [part.model_dump(mode="json", by_alias=True) for part in read]
+    settings = [part.model_dump(mode="json", by_alias=True, exclude_none=True) for part in read]
     settings.append(config.ranker.model_dump(mode="json", exclude={"lambdarank"}))
 
     def build(work: Path) -> None:

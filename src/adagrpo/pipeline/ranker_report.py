@@ -86,7 +86,9 @@ def report_ranker(run: Run) -> Path:
     config, batches, truth = run.config, run.config.train.fit, bool(bench.truth_files)
     settings = [
         config.objective.model_dump(
-            mode="json", exclude={"lambda_", "agreement"} | (set() if truth else {"oracle_agreement"})
+            mode="json",
+            exclude={"lambda_", "agreement"} | (set() if truth else {"oracle_agreement"}),
+            exclude_none=True,
         ),
         config.policy.model_settings(),
         [batches.batch_size, batches.accumulation, config.train.rl_split, config.ranker.folds],

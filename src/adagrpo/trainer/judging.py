@@ -50,6 +50,9 @@ from adagrpo.types import Histories, Rollouts
 
 __all__ = ["Arm", "GroupJudge", "TrueUtility"]
 
+STEP = 0.2  # of the running threshold
+FOLLOWS = ("adagrpo", "discriminability", "random", "inverted", "shuffled")  # gates that admit by q or as many as that
+
 # (B,) users, (B,) logged items and (B, N) items to the (B, N) utility of those just before the logged item was chosen
 TrueUtility = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -65,7 +68,7 @@ class Arm:
 
 
 class GroupJudge:
-    """What post-training draws and judges its groups with; its state is the running spread of the rewards."""
+    """What post-training draws and judges its groups with; its state: the running spread of rewards, and threshold."""
 
     def __init__(
         self,
@@ -85,6 +88,7 @@ class GroupJudge:
         self.starting_policy: Any = copy.deepcopy(policy).eval().requires_grad_(False)
         self.catalog, self.reward, self.objective, self.arm = catalog, reward, objective, arm
         self.true_utility, self.second = true_utility, second
+        self.q_min = objective.q_min  # the threshold, which runs where `target_admission` is set
         self.spread = 0.0  # running standard deviation of the rewards of valid rollouts, 0 before the first step
 
     def _judge(
@@ -115,6 +119,7 @@ class GroupJudge:
         true = read_rewards(candidates, scores)
         fake = read_rewards(candidates, shuffled(candidates, scores, uniforms(*scores.shape)))
         spread = self._update_spread(true.rollouts[rollouts.valid])
+        options = options.model_copy(update={"q_min": self.q_min})
         of_true, of_fake = (
             gather_evidence(given, rollouts, negatives, targets, difficulty, spread=spread, floor=options.reward_floor)
             for given in (true, fake)
@@ -136,9 +141,23 @@ class GroupJudge:
         judged = self._judged(histories, targets, rewards.rollouts, rollouts, decision, measure)
         judged = judged._replace(evidence=of_true, shuffled_evidence=of_fake)
         values = summary(judged, drawn, true)
+        if options.target_admission is not None and self.arm.gate in FOLLOWS:
+            values["q_min"] = self.q_min
+            # a control has as many as the gate would admit, if there are as many left for it
+            control = self.arm.gate in ("random", "inverted")
+            self._follow(decide("adagrpo", of_true, options) if control else decision, options.target_admission)
         values["constant_rewards"] = constant_share(candidates, scores)
         values["shuffled_admission"] = float(shadow.admitted.float().mean())
         return judged, values
+
+    def _follow(self, decision: GateDecision, target: float) -> None:
+        """Raise the threshold by what was admitted beyond the quota, or lower it by what was lacking.
+
+        The mean admission of T steps is then within (1 + STEP) / (STEP · T) of the quota, if there are samples enough
+        that are hard and have an order (Gibbs & Candès 2021, adaptive conformal inference, has the same rule).
+        """
+        error = float(decision.admitted.float().mean()) - target
+        self.q_min = min(max(self.q_min + STEP * error, 0.0), 1.0 + STEP)
 
     def _judge_ends(
         self, histories: Histories, targets: Tensor, rollouts: Rollouts, uniforms: Callable[..., Tensor], measure: bool

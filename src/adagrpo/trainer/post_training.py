@@ -140,12 +140,14 @@ class PostTraining(GroupJudge):
         return terms, logged
 
     def state(self) -> dict[str, float]:
-        """The running spread of rewards."""
-        return {"spread": self.spread}
+        """The running spread of rewards, and the threshold where it runs."""
+        running = {} if self.objective.target_admission is None else {"q_min": self.q_min}
+        return {"spread": self.spread} | running
 
     def load_state(self, state: Mapping[str, float]) -> None:
         """Take back `state`."""
         self.spread = state["spread"]
+        self.q_min = state.get("q_min", self.q_min)
 
     def _samples(self, batch: TrainingBatch, generator: torch.Generator) -> Samples:
         """Of the RL samples that a history has, one at random, the last, or all; or its end."""
