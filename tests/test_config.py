@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from adagrpo.config import ArmConfig, Config, dump_config, load_config
+from adagrpo.config import ArmConfig, Config, ObjectiveConfig, dump_config, load_config
 from adagrpo.config.reward import SequentialOptions
 from adagrpo.errors import UserError
 
@@ -174,7 +174,29 @@ def test_names_of_arms(recipe):
         "[{objective: nll}, {objective: adagrpo}, {objective: adagrpo, gate: random}, {objective: mixture, lambda: 2}]"
     )
     config = load_config(recipe(MINIMAL), [f"train.arms={arms}"])
-    assert [arm.name for arm in config.train.arms] == ["nll", "adagrpo", "adagrpo-random", "mixture-lambda2"]
+    names = ["nll", "adagrpo", "adagrpo-random", "mixture-lambda2"]
+    assert [arm.name for arm in config.train.arms] == names
+    assert load_config(recipe(MINIMAL), [f"train.arms=[{', '.join(names)}]"]).train.arms == config.train.arms
+
+
+def test_what_is_known_by_name_alone(recipe):
+    ends, valid, chosen = load_config(
+        recipe(MINIMAL), ["train.arms=[distill-ends, distill-valid, distill-chosen]"]
+    ).train.arms
+    assert {arm.objective for arm in (ends, valid, chosen)} == {"distill"} and chosen.name == "distill-chosen"
+    assert ArmConfig.parse("distill-chosen") == chosen and chosen.chooses_weight(ObjectiveConfig())
+    seen = [arm.seen_by(ObjectiveConfig()) for arm in (ends, valid, chosen)]
+    assert [one.validity_weight for one in seen] == [0, 5, 5] and [one.rl_positions for one in seen] == ["end"] * 3
+    assert dump_config(load_config(recipe(MINIMAL), ["train.arms=[distill-ends]"]))["train"]["arms"][0]["options"] == {
+        "rl_positions": "end",
+        "rollout": "beam",
+        "num_generations": 32,
+        "exclude_history": True,
+        "distill_weight": 2.0,
+    }
+    assert "train.arms.0: objective 'distil-ends': there is none of that name; did you mean 'distill-ends'?" in refused(
+        recipe(MINIMAL), "train.arms=[distil-ends]"
+    )
 
 
 def test_another_kind_of_reward_takes_no_keys_of_the_one_before(recipe):
@@ -257,7 +279,10 @@ def test_an_arms_name_leads_back_to_the_arm(kind, weight):
     ("name", "text"),
     [
         ("adagrpo-randm", "objective 'adagrpo-randm': there is none of that name; did you mean 'adagrpo-random'?"),
-        ("", "known: nll, grpo, mixture, adagrpo, distill, best_of_n, adagrpo-all"),
+        (
+            "",
+            "known: nll, grpo, mixture, adagrpo, distill, best_of_n, distill-ends, distill-valid, distill-chosen",
+        ),
         ("grpo-random", "objective 'grpo' takes no gate; adagrpo, distill and best_of_n do"),
         ("nll-lambda2", "objective 'nll' takes no lambda"),
         ("mixture-lambdax", "lambda: Input should be a valid number"),

@@ -83,9 +83,22 @@ class ObjectiveConfig(Section):
     validity_weight: NonNegativeFloat = 0.0
 
 
+# after each whole training history: the policy's own beam, in the order of log-probability + weight · reward
+_ENDS = {"rl_positions": "end", "rollout": "beam", "num_generations": 32, "exclude_history": True}
+PRESETS: dict[str, dict[str, Any]] = {
+    "distill-ends": _ENDS | {"distill_weight": 2.0},
+    # and what names no item is kept below what does
+    "distill-valid": _ENDS | {"distill_weight": 2.0, "validity_weight": 5.0},
+    # and validation says how much of the reward goes in; nothing: continued NLL
+    "distill-chosen": _ENDS | {"distill_weight": "validation", "validity_weight": 5.0},
+}
+
+
 class ArmConfig(Section):
     """One way to post-train from the same starting policy.
 
+    A name alone stands for the arm that has it: `arms: [nll, adagrpo-random-lambda5, distill-chosen]`; the last is of
+    `PRESETS`, whose settings were chosen on 5,000 validation users of Amazon Beauty and, the margin, of Scientific.
     `options` are keys of the section `objective` that this arm sees otherwise than the others; such an arm has a `name`
     of its own: `{objective: adagrpo, name: tau-0.8, options: {tau: 0.8}}`.
     """
@@ -100,6 +113,11 @@ class ArmConfig(Section):
     @field_serializer("options")
     def _only_what_is_set(self, options: ObjectiveConfig) -> dict[str, Any]:
         return options.model_dump(mode="json", by_alias=True, exclude_unset=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, given: Any) -> Any:
+        return _arm_of(given) if isinstance(given, str) else given
 
     @model_validator(mode="after")
     def _what_it_takes(self) -> Self:
@@ -156,18 +174,30 @@ class ArmConfig(Section):
             >>> arm.objective, arm.gate, arm.lambda_, arm.name
             ('adagrpo', 'random', 5.0, 'adagrpo-random-lambda5')
         """
-        found = _ARM.fullmatch(name)
-        if found is None:
-            names = [*OBJECTIVES, *(f"adagrpo-{gate}" for gate in GATES if gate != "adagrpo")]
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(names)}; -lambda<number> may follow"
-            raise UserError(f"objective '{name}': there is none of that name; {hint}")
-        objective, gate, weight = found.groups()
-        given = {"objective": objective, "gate": gate, "lambda": weight}
         try:
-            return cls.model_validate(given)
+            return cls.model_validate(_arm_of(name))
         except ValidationError as error:
             raise UserError(f"objective '{name}': {explain(error, cls)}") from error
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+
+def _arm_of(name: str) -> dict[str, Any]:
+    """The fields of the arm that has a name.
+
+    Raises:
+        ValueError: there is none; the nearest name is said.
+    """
+    if name in PRESETS:
+        return {"objective": "distill", "name": name, "lambda": 5, "options": PRESETS[name]}
+    found = _ARM.fullmatch(name)
+    if found is None:
+        names = [*OBJECTIVES, *PRESETS, *(f"adagrpo-{gate}" for gate in GATES if gate != "adagrpo")]
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(names)}; -lambda<number> may follow"
+        raise ValueError(f"objective '{name}': there is none of that name; {hint}")
+    objective, gate, weight = found.groups()
+    return {"objective": objective, "gate": gate, "lambda": weight}
 
 
 class TrainConfig(Section):
