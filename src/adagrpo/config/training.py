@@ -51,7 +51,8 @@ class ObjectiveConfig(Section):
     `agreement` for the gate of that name: the least share that it must order as `second_reward` does.
     `distill_weight` is for `distill`: the weight of the reward beside the starting policy's log-probability, chosen by
     the starting policy's beam on validation cases where it is `validation` (`adagrpo.pipeline.teacher`).
-    `validity_weight` is for any reward term: the weight beside it of `adagrpo.objective.validity_margin`.
+    `validity_weight` is for any reward term: the weight beside it of `adagrpo.objective.validity_margin`, which keeps
+    what names no item below all items of a group or, with `validity_depth`, below the so many most probable ones.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, serialize_by_alias=True)
@@ -81,6 +82,7 @@ class ObjectiveConfig(Section):
     agreement: Share = 0.75
     distill_weight: Annotated[float | Literal["validation"], BeforeValidator(_weight)] = 1.0
     validity_weight: NonNegativeFloat = 0.0
+    validity_depth: Positive | None = None
 
 
 # after each whole training history: the policy's own beam, in the order of log-probability + weight · reward
@@ -91,6 +93,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "distill-valid": _ENDS | {"distill_weight": 2.0, "validity_weight": 5.0},
     # and validation says how much of the reward goes in; nothing: continued NLL
     "distill-chosen": _ENDS | {"distill_weight": "validation", "validity_weight": 5.0},
+    # and the margin is below the first ten items of a group alone
+    "distill-top10": _ENDS | {"distill_weight": "validation", "validity_weight": 5.0, "validity_depth": 10},
 }
 
 
@@ -98,7 +102,7 @@ class ArmConfig(Section):
     """One way to post-train from the same starting policy.
 
     A name alone stands for the arm that has it: `arms: [nll, adagrpo-random-lambda5, distill-chosen]`; the last is of
-    `PRESETS`, whose settings were chosen on 5,000 validation users of Amazon Beauty and, the margin, of Scientific.
+    `PRESETS`, with settings chosen on validation users of Beauty and, the margin, of Scientific and a marketplace.
     `options` are keys of the section `objective` that this arm sees otherwise than the others; such an arm has a `name`
     of its own: `{objective: adagrpo, name: tau-0.8, options: {tau: 0.8}}`.
     """

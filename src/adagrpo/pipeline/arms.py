@@ -79,7 +79,7 @@ def _fingerprint(bench: Workbench, arm: ArmConfig, objective: ObjectiveConfig) -
         config += [{"rl_split": options.rl_split, "nll": options.rl_split_nll}]
     if arm.objective != "nll":
         without = {"oracle_agreement", "agreement", "distill_weight"}
-        off = ("exclude_history", "validity_weight", "target_only", "target_admission")
+        off = ("exclude_history", "validity_weight", "target_only", "target_admission", "validity_depth")
         without |= {name for name in off if not getattr(objective, name)}
         config += [objective.model_dump(mode="json", by_alias=True, exclude=without)]
         config += [options.gradient_norms_every]

@@ -203,7 +203,9 @@ class PostTraining(GroupJudge):
             case "best_of_n":
                 losses = best_of_n_loss(log_probs, judged.rewards[rows], judged.rollouts.valid[rows])
         if self.objective.validity_weight:
-            losses = losses + self.objective.validity_weight * validity_margin(log_probs, real())
+            losses = losses + self.objective.validity_weight * validity_margin(
+                log_probs, real(), self.objective.validity_depth
+            )
         admitted = judged.decision.admitted
         return self.arm.lambda_ * gated_sum(losses, admitted[rows], total=len(admitted)), logged
 
