@@ -108,6 +108,8 @@ def test_a_comparison_with_its_intervals(results: Path) -> None:
         "| x | final | 10.00 % | 0.00 (−1.00 … +5.00; –) | 0.1000 | 10.00 % | worse |",
         "| rerank | – | 10.00 % | −0.20 (−1.00 … +5.00; –) | 0.1000 | 10.00 % | **better** |",
     ]
+    last = made("comparison tiny checkpoint=final", results)
+    assert [line.split(" | ")[:2] for line in last[2:]] == [["| nll", "final"], ["| x", "final"], ["| rerank", "–"]]
     short = made("comparison tiny form=short", results)
     assert short[0] == "| arm | checkpoint | HR@10 | against nll, points (95 % over users) | NDCG@10 |"
     assert short[4] == "| x | best | 10.00 % | +2.00 (−1.00 … +5.00) | 0.1000 |"

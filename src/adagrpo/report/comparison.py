@@ -90,12 +90,13 @@ def comparison_table(content: Mapping[str, Any]) -> Table:
     return Table(tuple(header), tuple(rows), ("left", "left", *right, "left"))
 
 
-def summary_table(content: Mapping[str, Any], short: bool = False) -> Table:
+def summary_table(content: Mapping[str, Any], short: bool = False, checkpoint: str | None = None) -> Table:
     """One row an arm and checkpoint for documents: the metric, its difference from the baseline, the tail and breadth.
 
     Args:
         content: of `comparison.json`.
         short: without the intervals over seeds, the share of tail items and the verdict.
+        checkpoint: `best` or `final`: that one of each arm that has both.
     """
     plan, rows = content["plan"], content["rows"]
     metric = plan["metric"]
@@ -108,6 +109,8 @@ def summary_table(content: Mapping[str, Any], short: bool = False) -> Table:
     judged = [metric, *(["true_utility@10"] if any("true_utility@10" in row["against"] for row in rows) else [])]
     cells = []
     for row in rows:
+        if checkpoint is not None and row["arm"] not in single and row["checkpoint"] != checkpoint:
+            continue
         test = row["test"]
         line = [row["arm"], MISSING if row["arm"] in single else row["checkpoint"]]
         for name in judged:

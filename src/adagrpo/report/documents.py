@@ -7,7 +7,7 @@
 | kind | names | keys |
 |---|---|---|
 | `arms` | one `NAME.jsonl` | `seed`, `columns` (metrics), `checkpoint` (`best`, `final`), `form=text` |
-| `comparison` | one `NAME.comparison.json`; several, of other seeds, are pooled | `form=short`, users alone |
+| `comparison` | one `NAME.comparison.json`; several, of other seeds, are pooled | `form=short`, `checkpoint` |
 | `starting` | several `NAME.jsonl`, a sign such as † after the name | |
 | `ablation` | one `NAME.jsonl` of `benchmarks.ablation` | |
 | `quality` | one `NAME.jsonl` of `benchmarks.reward_quality` | `metric` |
@@ -38,7 +38,7 @@ BEGIN, CLOSE, END = "<!-- table:", "-->", "<!-- end of table -->"
 FENCE = "```"
 KEYS = {
     "arms": ("seed", "columns", "checkpoint", "form"),
-    "comparison": ("form",),
+    "comparison": ("form", "checkpoint"),
     "starting": (),
     "ablation": (),
     "quality": ("metric",),
@@ -185,7 +185,7 @@ def _made(marker: Marker, results: Path) -> Table:
         return starting_table(results, marker.names)
     if marker.kind == "comparison":
         contents = [_content(results / f"{named}.comparison.json") for named in marker.names]
-        return summary_table(_pooled(contents, marker.names), short="form" in options)
+        return summary_table(_pooled(contents, marker.names), "form" in options, options.get("checkpoint"))
     path = results / f"{name}.jsonl"
     if marker.kind == "arms":
         seed = int(options["seed"]) if "seed" in options else None
