@@ -1,0 +1,75 @@
+"""docs/recipe.md has every key of a recipe, and no other, with its default."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from adagrpo.config import ArmConfig, Config, ObjectiveConfig
+from adagrpo.config.models import FitConfig
+
+PAGE = Path(__file__).parents[1] / "docs" / "recipe.md"
+# as a mapping of their own on the page; `random` repeats keys of `data`, rewards have another page
+ELSEWHERE = {"data.random.columns", "data.random.keep_events", "data.random.click_rating", "reward", "second_reward"}
+
+
+def sections(annotation: Any) -> list[type[BaseModel]]:
+    found = [annotation, *get_args(annotation)]
+    return [one for one in found if isinstance(one, type) and issubclass(one, BaseModel)]
+
+
+def keys(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key that is no section, and its default as YAML has it."""
+    for name, field in model.model_fields.items():
+        key = path + (field.alias or name)
+        inner = sections(field.annotation)
+        if key in ELSEWHERE or inner == [FitConfig]:
+            continue
+        if inner and model is not ArmConfig:
+            yield from keys(inner[0], f"{key}.")
+        else:
+            default = field.get_default(call_default_factory=True)
+            if isinstance(default, ObjectiveConfig):
+                default = {}
+            yield key, list(default) if isinstance(default, tuple) else default
+
+
+def documented() -> dict[str, str]:
+    rows = re.findall(r"^\| `([a-z_.]+)` \| (.*?) \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len({key for key, _ in rows}) == len(rows)
+    return dict(rows)
+
+
+def value(cell: str) -> Any:
+    return PydanticUndefined if cell == "*required*" else yaml.safe_load(cell.strip("`"))
+
+
+def test_every_key_is_there_with_its_default() -> None:
+    found = documented()
+    fit = {name: field.get_default() for name, field in FitConfig.model_fields.items()}
+    arms = [("train.arms", ["nll", "mixture", "adagrpo"])]
+    arms += [(f"train.arms.{key}", default) for key, default in keys(ArmConfig)]
+    expected = dict(keys(Config)) | fit | dict(arms)
+    expected = {key: default for key, default in expected.items() if not key.startswith("train.arms.options.")}
+    assert found.keys() == expected.keys()
+    assert {key: value(cell) for key, cell in found.items()} == expected
+
+
+def test_what_is_said_of_the_three_fits_is_so() -> None:
+    config = Config.model_validate({"data": {"logs": ["a.csv"]}})
+    changed = [
+        {key: getattr(fit, key) for key, field in FitConfig.model_fields.items() if getattr(fit, key) != field.default}
+        for fit in (config.sft, config.ranker.fit, config.train.fit)
+    ]
+    assert changed == [
+        {"epochs": 60},
+        {"epochs": 30, "validations": 5},
+        {"epochs": 2, "learning_rate": 0.0002, "validations": 8},
+    ]
+    assert [arm.name for arm in config.train.arms] == ["nll", "mixture", "adagrpo"]
