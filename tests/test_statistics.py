@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from adagrpo.statistics import bootstrap_mean, crossing, holm, paired_difference, seed_interval
+from adagrpo.statistics import bootstrap_mean, bootstrap_means, crossing, holm, paired_difference, seed_interval
 
 
 def test_bootstrap_agrees_with_the_normal_interval_of_many_users() -> None:
@@ -122,3 +122,25 @@ def test_a_crossing_is_where_the_rising_fit_is_zero() -> None:
     for x, y in (([1.0], [1.0, 2.0]), ([], []), ([np.nan], [1.0])):
         with pytest.raises(ValueError, match=r"expected \(N,\)|finite"):
             crossing(x, y)
+
+
+def test_several_bootstraps_at_once_are_those_of_each_alone() -> None:
+    """Against the plain loop that gathers the values of each resample, to the last bit where values are whole."""
+    generator = np.random.default_rng(5)
+    values = (generator.random((4, 300)) < 0.2).astype(float) - (generator.random((4, 300)) < 0.15)
+    values[2] = 0.0
+    values[3] = generator.standard_normal(300)
+    found = bootstrap_means(values, resamples=400, level=0.9, seed=3)
+    for row, interval in zip(values, found, strict=True):
+        assert bootstrap_mean(row, resamples=400, level=0.9, seed=3) == pytest.approx(interval, rel=1e-12, abs=1e-15)
+        draws = np.random.default_rng(3).integers(0, 300, (400, 300))
+        means = np.array([row[rows].mean() for rows in draws])
+        low, high = np.quantile(means, [0.05, 0.95])
+        p = min(1.0, 2 * (1 + min((means <= 0).sum(), (means >= 0).sum())) / 401)
+        assert interval == pytest.approx((row.mean(), low, high, p), rel=1e-12, abs=1e-15)
+    assert found[2] == (0.0, 0.0, 0.0, 1.0)
+    thirds = np.array([[1 / 3, -1 / 3, 0.1, -0.1] * 20])  # sums that cancel but for rounding count on both sides
+    p = bootstrap_means(thirds, resamples=2000)[0].p_value
+    assert p > 0.9
+    with pytest.raises(ValueError, match=r"expected \(A, N\)"):
+        bootstrap_means(values[0])

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from adagrpo.config import CompareConfig
 from adagrpo.data.columns import ITEM_ID, USER_ID
 from adagrpo.metrics import hit_rate, ndcg
-from adagrpo.statistics import Interval, bootstrap_mean, holm, seed_interval
+from adagrpo.statistics import Interval, bootstrap_means, holm, seed_interval
 
 __all__ = ["LOWER_IS_BETTER", "Measured", "Verdict", "compare", "per_user", "pool"]
 
@@ -107,7 +107,7 @@ def compare(
     for (arm, checkpoint), entries in measured.items():
         reference = measured.get((options.baseline, checkpoint)) or measured[options.baseline, "best"]
         names = [name for name in entries[0].users.columns if name != USER_ID]
-        against = {} if arm == options.baseline else {n: _against(entries, reference, n, options) for n in names}
+        against = {} if arm == options.baseline else _against(entries, reference, names, options)
         margins = {n: _margin(against[n], n, m) for n, m in options.margins.items() if against}
         row: dict[str, Any] = {"arm": arm, "checkpoint": checkpoint, "verdict": "", "p_holm": None}
         row |= {"test": {n: _over_seeds([e.test[n] for e in entries], options.level) for n in entries[0].test}}
@@ -217,21 +217,24 @@ def _in_family(arm: str, options: CompareConfig) -> bool:
 
 
 def _against(
-    arm: Sequence[Measured], baseline: Sequence[Measured], metric: str, options: CompareConfig
-) -> dict[str, Any]:
-    """The difference from the baseline, with its interval over users and that over seeds."""
-    values, by_seed = _differences(arm, baseline, metric)
-    users = bootstrap_mean(values, resamples=options.resamples, level=options.level)
-    seeds = seed_interval(by_seed, level=options.level)
-    base = float(np.mean([entry.users[metric].mean() for entry in baseline]))
-    return {
-        "difference": users.mean,
-        "relative": users.mean / base if base else None,
-        "users": [users.low, users.high],
-        "p": users.p_value,
-        "seeds": _ends(seeds),
-        "by_seed": by_seed,
-    }
+    arm: Sequence[Measured], baseline: Sequence[Measured], metrics: Sequence[str], options: CompareConfig
+) -> dict[str, dict[str, Any]]:
+    """By metric, the difference from the baseline, with its interval over users and that over seeds."""
+    differences = [_differences(arm, baseline, metric) for metric in metrics]
+    values = np.stack([values for values, _ in differences])
+    intervals = bootstrap_means(values, resamples=options.resamples, level=options.level)
+    found = {}
+    for metric, users, (_, by_seed) in zip(metrics, intervals, differences, strict=True):
+        base = float(np.mean([entry.users[metric].mean() for entry in baseline]))
+        found[metric] = {
+            "difference": users.mean,
+            "relative": users.mean / base if base else None,
+            "users": [users.low, users.high],
+            "p": users.p_value,
+            "seeds": _ends(seed_interval(by_seed, level=options.level)),
+            "by_seed": by_seed,
+        }
+    return found
 
 
 def _differences(

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, stats
 
-__all__ = ["Interval", "bootstrap_mean", "crossing", "holm", "paired_difference", "seed_interval"]
+__all__ = ["Interval", "bootstrap_mean", "bootstrap_means", "crossing", "holm", "paired_difference", "seed_interval"]
 
 # resamples are drawn in blocks of about this many values
 _BLOCK = 2**24
@@ -62,18 +62,55 @@ def bootstrap_mean(
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1 or len(values) == 0 or not np.isfinite(values).all():
         raise ValueError(f"values has shape {values.shape}: expected (N,) finite numbers, N at least 1")
+    return bootstrap_means(values[None], resamples=resamples, level=level, seed=seed)[0]
+
+
+def bootstrap_means(
+    values: NDArray[np.floating],  # (A, N)
+    *,
+    resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> list[Interval]:
+    """`bootstrap_mean` of several numbers a user at once: all meet the same resamples, which are drawn once.
+
+    Args:
+        values: (A, N) `A` numbers a user.
+        resamples: as there.
+        level: as there.
+        seed: as there.
+
+    Returns:
+        `A` intervals, those of `bootstrap_mean` on each row.
+
+    Raises:
+        ValueError: no values, one that is not finite, or `level` out of range.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 2 or values.shape[1] == 0 or not np.isfinite(values).all():
+        raise ValueError(f"values has shape {values.shape}: expected (A, N) finite numbers, N at least 1")
     if not 0 < level < 1:
         raise ValueError(f"level {level}: expected a number between 0 and 1")
-    generator = np.random.default_rng(seed)
-    means = np.empty(resamples)
-    block = max(1, _BLOCK // len(values))
-    for first in range(0, resamples, block):
-        rows = generator.integers(0, len(values), (min(block, resamples - first), len(values)))
-        means[first : first + len(rows)] = values[rows].mean(axis=1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    below, above = (means <= 0).sum(), (means >= 0).sum()
-    p_value = min(1.0, 2 * (1 + min(below, above)) / (resamples + 1))
-    return Interval(float(values.mean()), float(low), float(high), float(p_value))
+    means = np.zeros((len(values), resamples))
+    moving = values.any(axis=1)  # what is 0 for all users has the mean 0 in every resample
+    if moving.any():
+        count = values.shape[1]
+        generator = np.random.default_rng(seed)
+        block = max(1, _BLOCK // count)
+        kept = np.ascontiguousarray(values[moving].T)  # (N, A')
+        found = np.empty((resamples, kept.shape[1]))
+        for first in range(0, resamples, block):
+            drawn = generator.integers(0, count, (min(block, resamples - first), count))
+            for row, users in enumerate(drawn):
+                found[first + row] = np.bincount(users, minlength=count) @ kept / count
+        # a sum whose parts cancel is 0 but for rounding
+        found[np.abs(found) < 1e-14 * np.abs(kept).max(axis=0)] = 0.0
+        means[moving] = found.T
+    lows, highs = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=1)
+    fewer = np.minimum((means <= 0).sum(axis=1), (means >= 0).sum(axis=1))
+    p_values = np.minimum(1.0, 2 * (1 + fewer) / (resamples + 1))
+    ends = zip(values.mean(axis=1), lows, highs, p_values, strict=True)
+    return [Interval(*map(float, interval)) for interval in ends]
 
 
 def paired_difference(
