@@ -1,12 +1,14 @@
 import itertools
 import math
 import re
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
 from adagrpo.report.charts import Point, Series, line_chart, scatter_chart, stacked_area_chart
 from adagrpo.report.drawing import bin_means, make_axis, nice_ticks, point_labels
+from adagrpo.report.figures import frontier_figure
 
 SVG = "{http://www.w3.org/2000/svg}"
 LABELS = {"title": "A title", "x_label": "step", "y_label": "HR@10"}
@@ -192,3 +194,30 @@ def test_an_overlay_without_values_is_not_in_the_legend() -> None:
     shown = texts(parsed(stacked_area_chart([0, 1], [("a", [1.0, 1.0])], overlay=("line", [None, None]), **LABELS)))
     assert "a" in shown
     assert "line" not in shown
+
+
+def test_arms_whose_best_checkpoints_are_one_are_named_at_their_last() -> None:
+    """Where validation picks step 0 for every arm, their names would lie on one point."""
+
+    def point(hallucination: float, hits: float) -> dict[str, Any]:
+        return {"test": {"hallucination@10": hallucination, "hr@10": hits}}
+
+    start = point(0.01, 0.1)
+    stages = {"sft": start}
+    for place in range(8):
+        stages[f"arm-{place}"] = {"best": start, "final": point(0.01 + 0.001 * place, 0.12 + 0.003 * place)}
+    stages["other"] = {"best": point(0.012, 0.11), "final": point(0.013, 0.11)}
+    figure = frontier_figure({"stages": stages})
+    assert figure is not None
+    texts = re.findall(r'<text x="([\d.]+)" y="([\d.]+)"[^>]*>(sft|other|arm-\d)</text>', figure.svg)
+    assert sorted(name for _, _, name in texts) == ["arm-0", *(f"arm-{i}" for i in range(1, 8)), "other", "sft"]
+    boxes = [(float(x), float(y), float(x) + 7 * len(name), float(y) + 12) for x, y, name in texts]
+    for one, other in itertools.combinations(boxes, 2):
+        assert one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1] or other[3] <= one[1]
+
+
+def test_a_name_without_a_free_spot_is_left_out() -> None:
+    points = [Point(0.0, 0.0, f"a rather long name {i}") for i in range(60)] + [Point(1.0, 1.0, "far")]
+    svg = scatter_chart(points, title="t", x_label="x", y_label="y")
+    written = [i for i in range(60) if f">a rather long name {i}</text>" in svg]
+    assert 0 < len(written) < 60 and ">far</text>" in svg

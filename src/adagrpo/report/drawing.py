@@ -256,6 +256,8 @@ def end_labels(ends: Sequence[tuple[str, int, Place]], x: float) -> list[str]:
 def point_labels(labels: Sequence[tuple[str, int]], places: Sequence[Place], x_axis: Axis) -> list[str]:
     """Names beside points, each at the first free spot near its point, with a leader where that is not close.
 
+    A name that would cover another, because there is no free spot, is left out.
+
     Args:
         labels: name and style of each point; an empty name is not written but its point is kept free.
         places: where the points are.
@@ -272,7 +274,9 @@ def point_labels(labels: Sequence[tuple[str, int]], places: Sequence[Place], x_a
         inside = [s for s in spots if s[0] >= x_axis.start and s[0] + width <= RIGHT_EDGE]
         inside = [s for s in inside if TOP - 8 <= s[1] <= BOTTOM - 14]
         free = [s for s in inside if not any(_cover((s[0], s[1], s[0] + width, s[1] + 14), box) for box in taken)]
-        left, top, dx, dy = (free or inside or spots)[0]
+        if inside and not free:
+            continue
+        left, top, dx, dy = (free or spots)[0]
         taken.append((left, top, left + width, top + 14))
         if math.hypot(dx, dy) > 16:
             leader = f"M{x:.1f} {y:.1f}L{x + dx:.1f} {y + dy:.1f}"

@@ -9,7 +9,7 @@ its final one, which shows what training on would have cost.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from adagrpo.report.charts import Point, Series, line_chart, scatter_chart, stacked_area_chart
@@ -179,6 +179,7 @@ def _scatter(
             tip = f"{point.arm}, {point.kind}: {values}"
             drawn.append(Point(x, y, label, styles[point.arm], point.kind == "final", point.arm, tip))
         if drawn:
+            drawn = _labelled_apart(drawn)
             far = _far_off(drawn)
             without = f", without {' and '.join(far)}" if far else ""
             svg = scatter_chart(
@@ -192,6 +193,19 @@ def _scatter(
             caption += f" Too far off to be drawn: {', '.join(far)}." if far else ""
             return Figure(svg, f"{caption} Filled: the best checkpoint, or sft; hollow: the final one of the same arm.")
     return None
+
+
+def _labelled_apart(points: Sequence[Point]) -> list[Point]:
+    """Arms whose best checkpoints are one, as where validation picks step 0 for all, have their names at the final."""
+    at: dict[tuple[float, float], set[str]] = {}
+    for point in points:
+        if not point.hollow:
+            at.setdefault((point.x, point.y), set()).add(point.group)
+    crowded = {arm for arms in at.values() if len(arms) > 1 for arm in arms}
+    moved = crowded & {point.group for point in points if point.hollow}
+    return [
+        replace(point, label=point.group if point.hollow else "") if point.group in moved else point for point in points
+    ]
 
 
 def _far_off(points: Sequence[Point]) -> list[str]:
