@@ -50,7 +50,8 @@ def sampled_softmax_loss(
         tensor([3.])
     """
     rows, columns = _hits(targets, negatives)
-    others: Tensor = _LogSumExp.apply(states, vectors, bias, rows, columns)  # type: ignore[no-untyped-call]
+    log_sum_exp: Any = _LogSumExp.apply  # typed in some versions of torch and not in others
+    others: Tensor = log_sum_exp(states, vectors, bias, rows, columns)
     return functional.softplus(others - positive.float())
 
 
