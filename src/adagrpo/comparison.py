@@ -153,7 +153,8 @@ def pool(contents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         parts = [table[arm, checkpoint] for table in tables]
         bases = [table.get((options.baseline, checkpoint), table[options.baseline, "best"]) for table in tables]
         test = {
-            name: _pooled_test([part["test"][name] for part in parts], options.level) for name in _common(parts, "test")
+            name: _over_seeds([value for part in parts for value in part["test"][name]["by_seed"]], options.level)
+            for name in _common(parts, "test")
         }
         validation = {
             name: sum(w * part["validation"][name] for w, part in zip(shares, parts, strict=True))
@@ -178,10 +179,6 @@ def pool(contents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _common(parts: Sequence[Mapping[str, Any]], key: str) -> list[str]:
     return [name for name in parts[0][key] if all(name in part[key] for part in parts)]
-
-
-def _pooled_test(parts: Sequence[Mapping[str, Any]], level: float) -> dict[str, Any]:
-    return _over_seeds([value for part in parts for value in part["by_seed"]], level)
 
 
 def _pooled_difference(

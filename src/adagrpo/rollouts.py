@@ -111,9 +111,9 @@ def gumbel_rollouts(
 
         w_g = (π_g / q_g) / Σ_h (π_h / q_h)        Σ_g w_g f(o_g)  estimates  E f(o), o ~ π
 
-    the normalised estimate of Kool, van Hoof & Welling 2019 ("Stochastic Beams and Where to Find Them"): its bias
-    vanishes as `G` grows and its variance is that of the one without, or less. Equal weights would count the tail as
-    much as the head.
+    the normalised estimate of Kool, van Hoof & Welling 2019 ("Stochastic Beams and Where to Find Them"). It is biased,
+    less so as `G` grows, and exact where the group holds all there is. Equal weights would count the tail as much as
+    the head.
 
     Args:
         policy: the policy to draw from.

@@ -23,8 +23,8 @@ UserMetric = Literal["hr@1", "hr@5", "hr@10", "hr@50", "ndcg@10", "hallucination
 
 OBJECTIVES, GATES = get_args(Objective), get_args(Gate)
 OWN_NAME = r"[A-Za-z][A-Za-z0-9._-]*"
-# stages and arms that are no objective
-TAKEN = ("sft", "rerank", "mixture-matched", "mixture-norm-matched", "baselines")
+MATCHED = ("mixture-matched", "mixture-norm-matched")  # to the gate: see `adagrpo.pipeline.matching`
+TAKEN = ("sft", "rerank", *MATCHED, "baselines")  # stages and arms that are no objective
 _ARM = re.compile(f"({'|'.join(OBJECTIVES)})(?:-({'|'.join(GATES)}))?(?:-lambda(.+))?")
 
 

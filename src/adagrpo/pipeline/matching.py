@@ -15,12 +15,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from adagrpo.config import ArmConfig
+from adagrpo.config.training import MATCHED as NAMES
 from adagrpo.errors import UserError
 from adagrpo.pipeline.run import Run
 
 __all__ = ["MATCHED", "check_matched", "matched_arm"]
 
-PRESSURE, NORM = "mixture-matched", "mixture-norm-matched"
+PRESSURE, NORM = NAMES
 MATCHED = {PRESSURE: ("adagrpo",), NORM: ("adagrpo", "mixture")}  # and the arms that each is made from
 MEASURED, REWARD = "grad_norm_nll", "grad_norm_grpo"
 

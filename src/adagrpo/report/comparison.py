@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from adagrpo.config.training import MATCHED
 from adagrpo.report.figures import Figure, frontier_figure, utility_figure
 from adagrpo.report.page import keep_together, template
 from adagrpo.report.tables import (
@@ -256,7 +257,7 @@ def _controls(rows: Sequence[Mapping[str, Any]], metric: str) -> list[str]:
     gate = next((row for row in rows if (row["arm"], row["checkpoint"]) == ("adagrpo", "best")), None)
     if gate is None:
         return []
-    names = {f"adagrpo-{name}" for name in CONTROLS} | {"mixture-matched", "mixture-norm-matched"}
+    names = {f"adagrpo-{name}" for name in CONTROLS} | {*MATCHED}
     controls = [row for row in rows if row["arm"] in names and row["checkpoint"] == "best"]
     ahead = [row for row in controls if row["test"][metric]["mean"] >= gate["test"][metric]["mean"]]
     if not ahead:
