@@ -1,0 +1,128 @@
+"""Did a change of the code change a number? Short runs of each policy kind, and a hash of all that they measure.
+
+    python -m benchmarks.reference --out reference.json            before the change
+    python -m benchmarks.reference --against reference.json        after it: names what differs, ends with 1
+
+A recipe may be written otherwise after the change, so the hashes leave out what names it (`config_hash`). They hold on
+one machine, with one thread; they are therefore never committed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import io
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from adagrpo.artifacts import hash_file, hash_json
+from adagrpo.cli import main as adagrpo
+
+COMMON: dict[str, Any] = {
+    "threads": 1,
+    "max_history": 60,
+    "data": {"marketplace": {"users": 400, "items": 400}},
+    "tokenizer": {"vectors": {"attributes": 1.0, "cooccurrence": 1.0}, "levels": 3, "codes": 32},
+    "sft": {"epochs": 6, "batch_size": 128, "learning_rate": 2.0e-3, "validations": 4, "validation_users": 300},
+    "ranker": {
+        "width": 32,
+        "negatives": 64,
+        "dropout": 0.2,
+        "folds": 2,
+        "fit": {"epochs": 2, "batch_size": 128, "learning_rate": 3.0e-3, "validations": 2, "validation_users": 300},
+    },
+    "train": {
+        "arms": [
+            *("nll", "grpo", "mixture", "adagrpo", "adagrpo-random", "adagrpo-shuffled", "adagrpo-inverted"),
+            *("adagrpo-difficulty", "adagrpo-discriminability", "adagrpo-oracle", "best_of_n", "distill"),
+            *("distill-valid", "distill-chosen"),
+        ],
+        "fit": {"epochs": 1, "batch_size": 128, "learning_rate": 5.0e-4, "validations": 2, "validation_users": 300},
+        "gradient_norms_every": 2,
+    },
+    "evaluation": {"mask_history": True},
+}
+POLICIES: dict[str, dict[str, Any]] = {
+    "compact": {"width": 48, "heads": 4, "decoder_hidden": 96, "dropout": 0.2},
+    "hybrid": {"kind": "hybrid", "width": 48, "heads": 4, "decoder_hidden": 96, "dropout": 0.0},
+    "causal_lm": {
+        "kind": "causal_lm",
+        "lm": {
+            "config": {
+                "model_type": "gpt2",
+                "n_embd": 32,
+                "n_layer": 2,
+                "n_head": 2,
+                "n_positions": 256,
+            }
+        },
+    },
+}
+FEWER = ["nll", "adagrpo", "distill-valid"]  # of a language model, whose step takes longer
+
+
+def measure(folder: Path) -> dict[str, str]:
+    """Run every policy kind below a folder; the hash of each thing measured, by its name."""
+    found: dict[str, str] = {}
+    for kind, policy in POLICIES.items():
+        recipe = COMMON | {"name": kind, "policy": policy}
+        if kind == "causal_lm":
+            recipe |= {"train": COMMON["train"] | {"arms": FEWER}, "objective": {"constrained": True}}
+        path, run = folder / f"{kind}.yaml", folder / kind
+        path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+        _carry_out("run", str(path), "--out", str(run), "--quiet")
+        _carry_out("diagnose", "--run", str(run), "--quiet")
+        found |= {f"{kind}/{name}": digest for name, digest in _hashes(run).items()}
+    return found
+
+
+def _hashes(run: Path) -> dict[str, str]:
+    metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    found = {f"metrics/{arm}": hash_json(values) for arm, values in metrics.pop("stages").items()}
+    del metrics["config_hash"]
+    found["metrics"] = hash_json(metrics)
+    for path in sorted(run.rglob("*.json")):
+        if path.name in ("diagnose.json", "report.json", "weight.json"):
+            found[path.stem] = hash_json(json.loads(path.read_text(encoding="utf-8")))
+    for path in sorted([*run.rglob("model.safetensors"), *run.rglob("predictions.parquet"), *run.rglob("codes.*")]):
+        found[path.relative_to(run).as_posix()] = hash_file(path)
+    for path in sorted(run.glob("train/*/steps.jsonl")):
+        found[path.relative_to(run).as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+def _carry_out(*arguments: str) -> None:
+    sys.argv = ["adagrpo", *arguments]
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            adagrpo()
+    except SystemExit as end:
+        if end.code:
+            raise
+
+
+def main() -> None:
+    """Write the hashes, or hold them against those of another time."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--against", type=Path)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(Path(folder))
+    if options.out:
+        options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    if options.against:
+        before = json.loads(options.against.read_text(encoding="utf-8"))
+        differ = [name for name in sorted(before.keys() | found.keys()) if before.get(name) != found.get(name)]
+        print("\n".join(differ) if differ else f"equal: {len(found)} things measured")
+        sys.exit(1 if differ else 0)
+
+
+if __name__ == "__main__":
+    main()
