@@ -56,7 +56,7 @@ def judge_lists(bench: Workbench, evaluated: Path) -> None:
 
 def judged_lists(run: Run, evaluated: Path) -> pl.DataFrame | None:
     """user_id and the mean second reward of the first ten items of the list, as `judge_lists` found; None without."""
-    return pl.read_parquet(run.path(_stage(run, evaluated), FILE)) if _second(run.config) else None
+    return pl.read_parquet(run.checked(*_stage(run, evaluated).split("/"), FILE)) if _second(run.config) else None
 
 
 def _second(config: Config) -> RewardOptions | None:
