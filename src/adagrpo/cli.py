@@ -31,6 +31,7 @@ from adagrpo.console import StderrConsole
 from adagrpo.data.marketplace import Marketplace, simulate, write_simulation
 from adagrpo.errors import ServiceError, UserError
 from adagrpo.layers import autocast_dtype
+from adagrpo.marks import is_marked
 from adagrpo.pipeline import Run, Silent
 from adagrpo.pipeline.compare import Comparison
 from adagrpo.report import (
@@ -162,8 +163,8 @@ def simulate_logs(
 ) -> None:
     """Write the logs, item table and truth of a simulated marketplace."""
     world = Marketplace(users=users, items=items, exposure_bias=exposure_bias, seed=seed or 0)
-    if out.is_file():
-        raise UserError(f"{out}: is a file; --out takes a folder")
+    if out.is_file() or is_marked(out):
+        raise UserError(f"{out}: is a {'file' if out.is_file() else 'run'}; --out takes a folder of its own")
     check_replaceable(out)
     simulation = simulate(world)
     work = temporary(out)

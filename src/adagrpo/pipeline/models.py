@@ -322,8 +322,8 @@ class Workbench:
         return ranker
 
     def _load(self, weights: Path, model: nn.Module) -> None:
-        for path in sorted(weights.glob("*")):
-            self.run.hash_input(path)
+        for name in ("model.safetensors", "checkpoint.json"):
+            self.run.hash_input(weights / name)
         try:
             load_weights(weights, model)
         except RuntimeError as error:  # names or shapes that the configuration does not give
