@@ -359,6 +359,14 @@ def test_an_error_without_a_file_names_the_one_being_written(tmp_path):
         (tmp_path / "absent").read_bytes()
 
 
+def test_an_error_of_the_system_that_a_library_tells_by_its_words_names_the_file(tmp_path):
+    said = "parquet: File out of specification: underlying IO error: No space left on device (os error 28)"
+    with pytest.raises(OSError, match=r"No space left on device: '.*out\.parquet'"), naming(tmp_path / "out.parquet"):
+        raise RuntimeError(said)
+    with pytest.raises(RuntimeError, match="else"), naming(tmp_path / "out.parquet"):
+        raise RuntimeError("something else")
+
+
 def test_a_crash_while_sealing_leaves_no_manifest(sealed, monkeypatch):
     (sealed / "manifest.json").unlink()
     monkeypatch.setattr(artifacts, "hash_file", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))

@@ -88,6 +88,7 @@ def test_help_lists_every_verb(adagrpo: Command) -> None:
         (["doctor", "--jsn"], "No such option"),
         (["simulate", "--out", "x", "--users", "many"], "--users"),
         (["demo", "--seed", "-1"], "seed"),
+        (["serve", "--run", "nowhere", "--reward-weight", "inf"], "--reward-weight: inf is no weight"),
         (["tokenize", "--run", "nowhere"], "nowhere: not a run (it has no file .adagrpo)"),
         (["report", "--run", "nowhere"], "nowhere: not a run (it has no file .adagrpo)"),
         (["report"], "give either --run DIR or --results FILE"),

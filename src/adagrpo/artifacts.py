@@ -59,6 +59,7 @@ MANIFEST = "manifest.json"
 CHECK_DIGITS = 8
 TOKEN = secrets.token_hex(8)  # of this process; in the names of its temporary files, so that they are known as its own
 TEMPORARY = re.compile(r"\..+\.([0-9a-f]{16})\.tmp")
+OS_ERROR = re.compile(r"\(os error (\d+)\)")
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 HASHES: dict[tuple[str, int, int, int], str] = {}  # of files that have been hashed, by path, inode, size and time
 
@@ -148,13 +149,21 @@ def written_beside(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Have an `OSError` that names no file, as that of a full disk does, name the one that was being written."""
+    """Have an error of the system that names no file, as that of a full disk does, name the one that was being written.
+
+    Libraries in Rust tell such an error by its words alone: `... (os error 28)`.
+    """
     try:
         yield
     except OSError as error:
         if error.filename is None:
             error.filename = str(path)
         raise
+    except Exception as error:
+        found = OS_ERROR.search(str(error))
+        if found is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
 
 
 def make_folder(path: Path) -> None:

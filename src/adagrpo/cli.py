@@ -3,13 +3,14 @@
 `accelerate launch --num_processes 2 -m adagrpo ...` carries out the verbs of `TOGETHER` in several processes, of which
 the first one speaks for all.
 
-Exit 0: done. 2: bad input or usage, one line on stderr. 130: interrupted. 1: anything else.
+Exit 0: done. 2: bad input or usage, one line on stderr. 130: interrupted. 143: terminated. 1: anything else.
 """
 
 from __future__ import annotations
 
 import importlib.resources
 import json
+import math
 import os
 import platform
 import sys
@@ -46,6 +47,7 @@ from adagrpo.report import (
     to_text,
     write_figures,
 )
+from adagrpo.stopping import Terminated, terminable
 from adagrpo.trainer.processes import processes
 
 __all__ = ["main"]
@@ -53,7 +55,7 @@ __all__ = ["main"]
 # typer raises click's usage errors, of the package of that name or of its own copy, depending on its version
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 TOGETHER = ("demo", "run", "sft", "ranker", "train")  # they fit models
-INTERRUPTED = 130  # as shells say it; some versions of typer return it, others raise Abort
+INTERRUPTED, TERMINATED = 130, 143  # as shells say it; some versions of typer return it, others raise Abort
 
 app = typer.Typer(
     help="Post-train generative recommenders with rewards that cannot be trusted everywhere.",
@@ -390,6 +392,8 @@ def serve(
             typer.echo(f"{about['name']}, {about['arm']} {about['checkpoint']}: {about['url']}", err=True)
         sys.stdout.flush()
 
+    if not math.isfinite(reward_weight):
+        raise UserError(f"--reward-weight: {reward_weight} is no weight; give a finite number of at least 0")
     opened = _open(run, [], seed, quiet=True)
     pipeline.serve(opened, arm, checkpoint, host=host, port=port, reward_weight=reward_weight, ready=ready)
 
@@ -435,7 +439,7 @@ def _open(directory: Path, settings: list[str], seed: int | None, quiet: bool, o
 def _session(run: Run) -> Iterator[None]:
     """Work in a run directory: alone, and with the terminal as it was when it ends, in whatever way."""
     try:
-        with run.locked():
+        with terminable(), run.locked():
             yield
     finally:
         if isinstance(run.console, StderrConsole):
@@ -498,6 +502,8 @@ def main() -> None:
         sys.exit(_fail(f"{message}; see `adagrpo --help`", 2))
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
+    except Terminated:
+        sys.exit(_fail("terminated; the same command continues", TERMINATED))
     except Exception as error:
         if os.environ.get("ADAGRPO_TRACEBACK"):
             raise

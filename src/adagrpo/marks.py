@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from adagrpo.artifacts import make_folder
+from adagrpo.artifacts import make_folder, naming
 from adagrpo.errors import UserError
 
 __all__ = ["MARK", "Kind", "check", "claim", "is_marked", "read_mark"]
@@ -79,7 +79,8 @@ def claim(directory: Path, kind: Kind, **facts: str) -> None:
         return
     make_folder(directory)
     content = json.dumps({"kind": kind, "schema_version": SCHEMA_VERSION, **facts}) + "\n"
-    with (directory / MARK).open("w", encoding="utf-8") as file:  # new, or left empty by a crash
+    mark = directory / MARK
+    with naming(mark), mark.open("w", encoding="utf-8") as file:  # new, or left empty by a crash
         file.write(content)
         file.flush()
         os.fsync(file.fileno())

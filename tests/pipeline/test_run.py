@@ -404,3 +404,45 @@ def test_a_killed_process_is_continued_to_the_same_bytes(
             process.kill()
     run_all(world.run(directory, data))
     assert contents(directory) == contents(finished)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_fit_that_is_told_to_end_saves_its_step_and_is_continued_to_the_same_bytes(
+    finished: Path,
+    data: Path,
+    tmp_path: Path,
+    contents: Callable[[Path], dict[str, bytes]],
+    world: Any,
+    number: signal.Signals,
+    status: int,
+) -> None:
+    directory = tmp_path / "run"
+    recipe = tmp_path / "recipe.yaml"
+    content = yaml.safe_load((data / "recipe.yaml").read_text(encoding="utf-8"))
+    content["sft"]["checkpoint_seconds"] = 3600  # nothing is saved but for the signal
+    recipe.write_text(yaml.safe_dump(content), encoding="utf-8")
+    command = ["run", str(recipe), "--data", str(data), "--out", str(directory), "--quiet"]
+    with subprocess.Popen([sys.executable, "-m", "adagrpo", *command], stderr=subprocess.PIPE, text=True) as process:
+        steps = directory / ".work" / "sft" / "steps.jsonl"
+        deadline = time.monotonic() + 60
+        while not (steps.is_file() and steps.stat().st_size):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.001)
+        process.send_signal(number)
+        said = process.communicate()[1]
+    assert process.returncode == status
+    word = "terminated" if number == signal.SIGTERM else "interrupted"
+    assert said == f"adagrpo: {word}; the same command continues\n"
+    (saved,) = directory.glob(".work/sft/checkpoints/0*")
+    assert int(saved.name) == len(steps.read_text(encoding="utf-8").splitlines())
+    run_all(world.run(directory, data))
+    assert contents(directory) == contents(finished)
+
+
+def test_an_interruption_while_modules_are_imported_is_one_line() -> None:
+    program = "import signal, sys, adagrpo.__main__ as m; sys.meta_path.insert(0, type('F', (), {'find_spec': "
+    program += (
+        "staticmethod(lambda name, *_: signal.raise_signal(signal.SIGINT) if name == 'adagrpo.cli' else None)}));"
+    )
+    told = subprocess.run([sys.executable, "-c", program + "m.main()"], capture_output=True, text=True, check=False)
+    assert (told.returncode, told.stderr) == (130, "adagrpo: interrupted; the same command continues\n")

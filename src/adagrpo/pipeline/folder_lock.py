@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from adagrpo.artifacts import TOKEN, manifest, remove_artifact, remove_temporary
+from adagrpo.artifacts import TOKEN, manifest, naming, remove_artifact, remove_temporary
 from adagrpo.errors import UserError
 from adagrpo.marks import Kind, claim, is_marked
 
@@ -50,9 +50,10 @@ def lock_folder(directory: Path, kind: Kind, **facts: str) -> Iterator[None]:
             holder = (file.readline().strip()) or "of unknown id"
             raise UserError(f"{directory}: process {holder} is at work here; wait until it ends") from error
         earlier = [line.strip() for line in file.readlines()[1:]]
-        _rewrite(file.fileno(), [*earlier, TOKEN])
-        _mend(directory, earlier)
-        _rewrite(file.fileno(), [TOKEN])
+        with naming(directory / LOCK):
+            _rewrite(file.fileno(), [*earlier, TOKEN])
+            _mend(directory, earlier)
+            _rewrite(file.fileno(), [TOKEN])
         yield
 
 

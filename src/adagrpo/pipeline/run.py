@@ -450,7 +450,7 @@ class Run:
             "seconds": round(seconds, 3),
         }
         descriptor = os.open(self.directory / EVENTS, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-        with os.fdopen(descriptor, "a", encoding="utf-8") as file:
+        with naming(self.directory / EVENTS), os.fdopen(descriptor, "a", encoding="utf-8") as file:
             file.write(checked_line(row))
         self.console.stage(stage, event, seconds)
 

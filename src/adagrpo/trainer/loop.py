@@ -21,6 +21,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from torch import Tensor, nn
 from adagrpo.config import FitConfig
 from adagrpo.errors import NotFinite, ServiceError, UserError
 from adagrpo.layers import autocast_dtype
+from adagrpo.stopping import Terminated, held_back
 from adagrpo.trainer.batches import step_key
 from adagrpo.trainer.checkpoints import Progress, restore, save, save_weights
 from adagrpo.trainer.processes import processes
@@ -61,19 +63,24 @@ def fit(
         report: called after every step with (step, steps, logged values), for progress bars.
 
     Raises:
+        KeyboardInterrupt, Terminated: a signal came; the step in hand is finished, and the state after it saved.
         Diverged: three batches in a row had numbers that were not finite; the last is named. The state before it is
             saved where it can be, so that the same call repeats it at once.
         NotFinite: in a validation.
     """
     loop = _Loop(model, task, settings, work, seed)
     loop.resume()
-    while loop.progress.step < task.steps:
-        try:
-            values = loop.step()
-        except (ServiceError, UserError, NotFinite, Diverged):  # what was trained before it is kept
-            loop.keep()
-            raise
-        report(loop.progress.step, task.steps, values)
+    # several processes would not stop at the same step; the launcher's signal ends them as they are
+    with held_back() if loop.processes.count == 1 else nullcontext(lambda: None) as end_if_asked:
+        while loop.progress.step < task.steps:
+            try:
+                values = loop.step()
+                if loop.progress.step % task.stride == 0:
+                    end_if_asked()
+            except (ServiceError, UserError, NotFinite, Diverged, KeyboardInterrupt, Terminated):
+                loop.keep()  # what was trained before it
+                raise
+            report(loop.progress.step, task.steps, values)
     return loop.finish()
 
 
