@@ -35,7 +35,7 @@ from adagrpo.pipeline.models import Workbench
 from adagrpo.pipeline.reranking import RERANK, SUFFIX, re_ranked, rerank_arm, rerank_start
 from adagrpo.pipeline.run import Console, Run, Silent
 from adagrpo.pipeline.second_reward import SECOND, judge_lists, judged_lists
-from adagrpo.report import comparison_markdown, comparison_page, finding
+from adagrpo.report import finding, write_comparison
 
 __all__ = ["Comparison"]
 
@@ -155,8 +155,7 @@ class Comparison:
         }
         content["finding"] = finding(content)
         write_file(self.directory / "results.jsonl", "".join(_results(run, names, self.arms) for run, names in runs))
-        write_file(self.directory / "comparison.md", comparison_markdown(content))
-        write_file(self.page, comparison_page(content))
+        write_comparison(self.directory, content)
         write_file(self.directory / "comparison.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
         return content
 
