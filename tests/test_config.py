@@ -97,7 +97,7 @@ def test_a_reward_of_another_kind_leaves_the_keys_of_its_bases_behind(tmp_path: 
         ({"own": {"base": ["no.yaml"]}}, "own.yaml: base is the path of one recipe, relative to this file"),
         (
             {"own": {"base": "other.yaml"}, "other": "[1]"},
-            "other.yaml: a recipe is a mapping of sections, this is list",
+            "other.yaml: a recipe is a mapping of sections",
         ),
         ({"own": {"base": "other.yaml"}, "other": "a: [1"}, "other.yaml: not a YAML file"),
         ({"own": {"base": "."}}, "not a YAML file"),

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from adagrpo.report import read_rows
+from adagrpo.report import read_rows, to_markdown
 from research.exposure_bias import measure as exposure_bias
 from research.exposure_bias import tables as exposure_tables
 from research.random_exposure import propensity
@@ -93,9 +93,12 @@ def test_every_curve_is_drawn() -> None:
     assert "mixture" in drawn["utility-gain"] and "oracle" not in drawn["gates-all-users"]
 
 
-def test_the_curves_of_the_project_are_those_of_its_rows() -> None:
+def test_the_curves_and_tables_of_the_project_are_those_of_its_rows() -> None:
     study = Path(exposure_tables.__file__).parent
-    drawn = exposure_tables.charts(read_rows(study / "exposure-bias.jsonl"))
+    rows = read_rows(study / "exposure-bias.jsonl")
+    page = (study / "README.md").read_text(encoding="utf-8")
+    assert all(to_markdown(table) in page for table in exposure_tables.tables(rows).values())
+    drawn = exposure_tables.charts(rows)
     files = {path.stem: path.read_text(encoding="utf-8") for path in (study / "figures" / "exposure-bias").iterdir()}
     assert files == {name: svg + "\n" for name, svg in drawn.items()}
 
@@ -111,6 +114,13 @@ def test_weightings_are_compared_seed_by_seed() -> None:
     assert propensity.table(rows).rows == (
         ("coat", "random", "2", "0.6000", "+0.1000 (+0.1000 to +0.1000)", "+0.0000 (+0.0000 to +0.0000)"),
     )
+
+
+def test_the_weightings_of_the_project_are_those_of_its_rows() -> None:
+    study = Path(propensity.__file__).parent
+    page = (study / "README.md").read_text(encoding="utf-8")
+    measured = propensity.table(read_rows(study / "propensity.jsonl")).rows
+    assert len(measured) == 12 and all(f"| {' | '.join(cells[3:])} |\n" in page for cells in measured)
 
 
 def test_propensities_are_joined_to_what_they_are_of(tmp_path: Path) -> None:
