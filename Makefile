@@ -22,8 +22,8 @@ test-fast: $(SETUP)
 	$(BIN)/python -m pytest -m "not slow"
 
 lint: $(SETUP)
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks research
+	$(BIN)/ruff format --check src tests benchmarks research
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 

@@ -1,1 +1,1 @@
-"""Measurements: what a setting is worth, what a step costs. Each writes rows to `results/` and prints a table."""
+"""Measurements of speed, memory and reliability. Each writes rows to a file of results and prints a table."""

@@ -1,6 +1,6 @@
 """Measure what the targets in docs/performance.md speak of, side by side on the same inputs.
 
-    python -m benchmarks --data DIR --out results/benchmarks.json [--only NAME ...] [--kind qwen3-0.6b]
+    python -m benchmarks --data DIR [--out benchmarks/results.json] [--only NAME ...] [--kind qwen3-0.6b]
 
 DIR holds the public data sets (`amazon-beauty` and others); a benchmark whose data is not there is left out, and said
 so. Rows already in the file are replaced by name and the others kept. Nothing else should run on the machine.
@@ -44,7 +44,7 @@ def main() -> None:
     """Run the benchmarks that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks.json"))
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results.json"))
     parser.add_argument("--only", nargs="*", choices=NAMES)
     parser.add_argument("--kind", choices=sorted(causal_lm.KINDS), default="qwen3-tiny")
     options = parser.parse_args()

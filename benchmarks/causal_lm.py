@@ -143,10 +143,9 @@ def reward_of(codes: Tensor) -> Tensor:
 def trl_seconds(policy: CausalLMPolicy, batch: Histories, steps: int) -> list[float]:
     """Seconds of each step of TRL's trainer on the same prompts, the first one left out."""
     from datasets import Dataset
+    from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
-
-    from tokenizers import Tokenizer, models, pre_tokenizers
 
     names = ["[pad]", "[end]", *(f"t{token}" for token in range(2, policy.vocabulary.end))]
     words = Tokenizer(models.WordLevel({name: token for token, name in enumerate(names)}, unk_token="[pad]"))

@@ -1,6 +1,6 @@
 """Write the measured rows into docs/performance.md.
 
-    python -m benchmarks.page results/benchmarks.json
+    python -m benchmarks.page benchmarks/results.json
 
 Replaces what stands between the markers `<!-- measured -->` and `<!-- /measured -->`. Nothing in the page is a figure
 that no row holds.

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -16,10 +15,7 @@ from typing import Any
 
 import torch
 
-from adagrpo.artifacts import write_file
-from adagrpo.report.page import read_rows
-
-__all__ = ["Row", "add_row", "machine", "median_spread", "timed", "timed_in_turn"]
+__all__ = ["Row", "machine", "median_spread", "timed", "timed_in_turn"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +32,7 @@ class Row:
     detail: dict[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """The row as it stands in results/benchmarks.json."""
+        """The row as it stands in benchmarks/results.json."""
         return asdict(self) | machine()
 
 
@@ -50,12 +46,6 @@ def machine() -> dict[str, Any]:
         "versions": {"python": platform.python_version(), "torch": version("torch"), "adagrpo": version("adagrpo")},
         "commit": commit,
     }
-
-
-def add_row(results: Path, row: Mapping[str, Any]) -> None:
-    """The whole rows and one more, in one exchange: nothing is added to a line that was cut off."""
-    lines = [json.dumps(known) + "\n" for known in (*read_rows(results), row)]
-    write_file(results, "".join(lines))
 
 
 def timed(work: Callable[[], object], *, repeats: int = 5, warmup: int = 1) -> list[float]:

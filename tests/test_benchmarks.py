@@ -8,14 +8,13 @@ import sys
 import warnings
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from adagrpo.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from benchmarks import ablation, memory, page
+from benchmarks import memory, page
 from benchmarks.rows import Row, median_spread, timed_in_turn
 
 TARGETS = (
@@ -48,16 +47,6 @@ def test_a_row_says_what_it_was_measured_on() -> None:
     assert json.loads(json.dumps(row))["value"] == 1.0
 
 
-def test_what_a_variant_is_worth_is_paired_by_user() -> None:
-    reference = {"masked": np.array([1, 0, 11, 2]), "unmasked": np.array([0, 0, 0, 1])}
-    variant = {"masked": np.array([1, 1, 10, 0]), "unmasked": np.array([0, 0, 0, 1])}
-    found = ablation.worth(reference, variant)
-    assert found["masked"]["hr@10"]["mean"] == pytest.approx(1 / 4)
-    gained = 1 + 1 / np.log2(11) - 1 / np.log2(3)
-    assert found["masked"]["ndcg@10"]["mean"] == pytest.approx(gained / 4)
-    assert found["unmasked"]["hr@10"]["mean"] == 0.0
-
-
 DETAIL = {"beam": 50, "share": 0.25, "test": {"hr@10": 0.5}}
 ROWS = [
     Row("serve_p50_ms", 8.0, "ms", (7.0, 9.5), "<= 10", True, "one request", DETAIL).as_json(),
@@ -81,7 +70,7 @@ def test_the_page_holds_what_the_rows_say_and_nothing_else_changes() -> None:
 
 def test_the_page_of_the_project_is_what_its_rows_give() -> None:
     text = page.PAGE.read_text(encoding="utf-8")
-    rows = json.loads((page.PAGE.parent.parent / "results" / "benchmarks.json").read_text(encoding="utf-8"))
+    rows = json.loads((page.PAGE.parent.parent / "benchmarks" / "results.json").read_text(encoding="utf-8"))
     assert page.with_measured(text, rows) == text
     assert {row["name"] for row in rows} >= set(TARGETS)
 

@@ -91,11 +91,7 @@ def test_help_lists_every_verb(adagrpo: Command) -> None:
         (["serve", "--run", "nowhere", "--reward-weight", "inf"], "--reward-weight: inf is no weight"),
         (["tokenize", "--run", "nowhere"], "nowhere: not a run (it has no file .adagrpo)"),
         (["report", "--run", "nowhere"], "nowhere: not a run (it has no file .adagrpo)"),
-        (["report"], "give either --run DIR or --results FILE"),
-        (["report", "--results", "nowhere"], "nowhere: no such file (--results)"),
-        (["report", "--results", "nowhere", "--into", "x.md"], "nowhere: no such folder (--results"),
-        (["report", "--run", "nowhere", "--into", "x.md"], "--into goes with --results FOLDER"),
-        (["report", "--results", "nowhere", "--check"], "--check with --into"),
+        (["report"], "Missing option '--run'"),
     ],
 )
 def test_usage_errors(
@@ -104,18 +100,6 @@ def test_usage_errors(
     monkeypatch.chdir(tmp_path)
     refused(adagrpo(*arguments), text)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_tables_are_written_into_pages_or_checked(adagrpo: Command, tmp_path: Path) -> None:
-    row = {"dataset": "tiny", "arm": "sft", "seed": 0, "checkpoint": "best", "split": "test", "metrics": {"hr@10": 0.5}}
-    (tmp_path / "tiny.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
-    page = tmp_path / "page.md"
-    page.write_text("<!-- table: arms tiny -->\n<!-- end of table -->\n", encoding="utf-8")
-    arguments = ["report", "--results", tmp_path, "--into", page]
-    refused(adagrpo(*arguments, "--check"), f"{page}: not what the results say")
-    assert adagrpo(*arguments).out == f"written: {page}\n" and "| sft | start | 50.00 % |" in page.read_text()
-    assert adagrpo(*arguments, "--check").out == "written: nothing, all up to date\n"
-    assert json.loads(adagrpo(*arguments, "--json").out) == {"written": []}
 
 
 def test_a_missing_recipe_or_data_folder(adagrpo: Command, tmp_path: Path, recipe: Any) -> None:
@@ -342,6 +326,16 @@ def test_compare_writes_a_page_and_says_what_it_found(
     content = json.loads((out / "comparison.json").read_text(encoding="utf-8"))
     assert json.loads(again.out) == content | {"page": str(out / "comparison.html")}
     assert adagrpo("report", "--run", out / "seed-3", "--quiet").status == 0
+    pages = {path: path.read_bytes() for path in (out / "comparison.html", out / "comparison.md")}
+    for path in pages:
+        path.unlink()
+    told = adagrpo("report", "--run", out, "--figures", tmp_path / "charts", "--json")
+    charts = [path.name for path in (tmp_path / "charts").iterdir()]
+    assert charts == ["frontier.svg"]
+    assert json.loads(told.out) == {"report": str(out / "comparison.html"), "figures": 1}
+    assert {path: path.read_bytes() for path in pages} == pages
+    (out / "comparison.json").write_text("[]", encoding="utf-8")
+    refused(adagrpo("report", "--run", out), "comparison.json: not the comparison.json of a comparison")
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,82 @@ def test_the_defaults_survive_a_file(recipe):
     assert "lambda" in dump_config(config)["objective"]
 
 
+def written(folder: Path, **recipes: object) -> Path:
+    """Recipes by name; returns the path of the first one."""
+    for name, content in recipes.items():
+        path = folder / f"{name.replace('__', '/')}.yaml"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content if isinstance(content, str) else yaml.safe_dump(content), encoding="utf-8")
+    return folder / f"{next(iter(recipes)).replace('__', '/')}.yaml"
+
+
+def test_a_recipe_says_only_what_differs_from_its_base(tmp_path: Path) -> None:
+    path = written(
+        tmp_path,
+        study__own={"base": "../mine.yaml", "seed": 7, "train": {"arms": ["nll"]}, "data": {"logs": ["b.csv"]}},
+        mine={"base": "plain.yaml", "sft": {"epochs": 3}, "data": {"columns": {"user": "u"}}, "second_reward": None},
+        plain={
+            "name": "plain",
+            "seed": 1,
+            "data": {"logs": ["a.csv", "c.csv"], "columns": {"user": "x", "item": "i"}},
+            "sft": {"epochs": 9, "batch_size": 8},
+            "train": {"arms": ["nll", "mixture"], "fit": {"epochs": 2}},
+            "second_reward": {"kind": "noise"},
+        },
+    )
+    whole = {
+        "name": "plain",
+        "seed": 7,  # the file's own
+        "data": {"logs": ["b.csv"], "columns": {"user": "u", "item": "i"}},  # a list replaces, mappings merge
+        "sft": {"epochs": 3, "batch_size": 8},
+        "train": {"arms": ["nll"], "fit": {"epochs": 2}},
+        "second_reward": None,  # a single value replaces a mapping
+    }
+    config = load_config(path)
+    assert config == Config.model_validate(whole) and "base" not in dump_config(config)
+    assert load_config(path, ["sft.epochs=5"]).sft.epochs == 5  # --set comes last
+    assert "unknown key 'base'" in refused(path, "base=plain.yaml")
+
+
+def test_a_reward_of_another_kind_leaves_the_keys_of_its_bases_behind(tmp_path: Path) -> None:
+    noise = {"kind": "weighted", "weights": [1.0, 2.0], "members": [{"kind": "lambdarank"}, {"kind": "noise"}]}
+    path = written(tmp_path, own={"base": "mine.yaml", "reward": {"kind": "noise"}}, mine=MINIMAL | {"reward": noise})
+    assert dump_config(load_config(path))["reward"]["kind"] == "noise"
+    path = written(
+        tmp_path, own={"base": "mine.yaml", "reward": {"weights": [1.0, 3.0]}}, mine=MINIMAL | {"reward": noise}
+    )
+    assert dump_config(load_config(path))["reward"]["weights"] == [1.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("recipes", "said"),
+    [
+        ({"own": {"base": "no.yaml"}}, "no.yaml: no such recipe (base of"),
+        ({"own": {"base": ["no.yaml"]}}, "own.yaml: base is the path of one recipe, relative to this file"),
+        (
+            {"own": {"base": "other.yaml"}, "other": "[1]"},
+            "other.yaml: a recipe is a mapping of sections",
+        ),
+        ({"own": {"base": "other.yaml"}, "other": "a: [1"}, "other.yaml: not a YAML file"),
+        ({"own": {"base": "."}}, "not a YAML file"),
+        ({"own": {"base": "own.yaml"}}, "own.yaml: base comes back to itself: "),
+        ({"own": {"base": "b.yaml"}, "b": {"base": "../{}/own.yaml"}}, "b.yaml: base comes back to itself: "),
+        ({"own": {"base": "other.yaml"}, "other": {"sede": 1}}, "own.yaml: unknown key 'sede'; did you mean 'seed'?"),
+    ],
+)
+def test_a_base_that_is_none_is_refused_in_one_line(tmp_path: Path, recipes: dict[str, object], said: str) -> None:
+    if isinstance(content := recipes.get("b"), dict):
+        recipes = recipes | {"b": {"base": content["base"].format(tmp_path.name)}}
+    assert said in refused(written(tmp_path, **recipes))
+
+
+def test_bases_are_not_stacked_without_end(tmp_path: Path) -> None:
+    recipes: dict[str, object] = {f"r{number}": {"base": f"r{number + 1}.yaml"} for number in range(8)}
+    assert load_config(written(tmp_path, **recipes, r8=MINIMAL)).data.logs == ("logs.csv",)
+    path = written(tmp_path, **recipes, r8={"base": "r9.yaml"}, r9=MINIMAL)
+    assert "r0.yaml: more than 8 recipes, each the base of another" in refused(path)
+
+
 def test_the_configuration_is_frozen(recipe):
     with pytest.raises(ValidationError):
         load_config(recipe(MINIMAL)).seed = 1  # type: ignore[misc]

@@ -9,11 +9,11 @@ import pytest
 
 from adagrpo.config import ArmConfig, Config, dump_config, load_config
 
-RECIPES = Path(__file__).parents[1] / "recipes"
+ROOT = Path(__file__).parents[1]
 
 
 def load(name: str) -> Config:
-    return load_config(RECIPES / f"{name}.yaml")
+    return load_config(ROOT / f"{name}.yaml")
 
 
 def seen(arm: ArmConfig, config: Config) -> dict[str, Any]:
@@ -28,18 +28,19 @@ def changed(arm: ArmConfig, reference: ArmConfig, config: Config) -> set[str]:
     return {key for key in mine if mine[key] != theirs[key]}
 
 
-@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted([*ROOT.glob("recipes/*.yaml"), *ROOT.glob("research/*/recipe.yaml")]), ids=str)
 def test_a_recipe_loads_and_says_how_to_run_it(path: Path) -> None:
     load_config(path)
-    assert f"recipes/{path.name}" in path.read_text(encoding="utf-8").splitlines()[0]
+    assert path.relative_to(ROOT).as_posix() in path.read_text(encoding="utf-8").splitlines()[0]
 
 
-VARIATIONS = ["amazon-beauty-arms", "amazon-beauty-sensitivity", "amazon-beauty-controls", "amazon-toys-gates"]
+VARIATIONS = {"arms_beauty": "amazon-beauty", "sensitivity": "amazon-beauty", "controls_beauty": "amazon-beauty"}
+VARIATIONS |= {"which_samples": "amazon-toys"}
 
 
-@pytest.mark.parametrize("name", VARIATIONS)
-def test_a_variation_changes_arms_reward_and_comparison_alone(name: str) -> None:
-    ours, plain = dump_config(load(name)), dump_config(load(name.rpartition("-")[0]))
+@pytest.mark.parametrize("study", VARIATIONS)
+def test_a_variation_changes_arms_reward_and_comparison_alone(study: str) -> None:
+    ours, plain = (dump_config(load(name)) for name in (f"research/{study}/recipe", f"recipes/{VARIATIONS[study]}"))
     assert ours["reward"]["kind"] == "lambdarank"
     for content in (ours, plain):
         del content["reward"], content["compare"], content["train"]["arms"]
@@ -47,7 +48,7 @@ def test_a_variation_changes_arms_reward_and_comparison_alone(name: str) -> None
 
 
 def test_the_sensitivity_changes_one_option_of_adagrpo_at_a_time() -> None:
-    config = load("amazon-beauty-sensitivity")
+    config = load("research/sensitivity/recipe")
     reference, nll, mixture, *arms = config.train.arms
     assert reference.name == config.compare.baseline == "adagrpo" and (nll.name, mixture.name) == ("nll", "mixture")
     assert not reference.options.model_fields_set
@@ -64,10 +65,10 @@ def test_the_sensitivity_changes_one_option_of_adagrpo_at_a_time() -> None:
 
 
 def test_each_control_of_distill_ends_differs_in_what_its_name_says() -> None:
-    config = load("amazon-beauty-controls")
+    config = load("research/controls_beauty/recipe")
     reference, nll, *arms = config.train.arms
     assert reference.name == config.compare.baseline == "distill-ends" and nll.name == "nll"
-    beauty = load("amazon-beauty")
+    beauty = load("recipes/amazon-beauty")
     original = next(arm for arm in beauty.train.arms if arm.name == "distill-ends")
     assert seen(reference, config) == seen(original, beauty)
     assert {arm.name: changed(arm, reference, config) for arm in arms} == {
@@ -81,7 +82,7 @@ def test_each_control_of_distill_ends_differs_in_what_its_name_says() -> None:
 
 
 def test_the_gates_differ_in_gate_and_weight_alone() -> None:
-    config = load("amazon-toys-gates")
+    config = load("research/which_samples/recipe")
     nll, reference, *arms = config.train.arms
     assert nll.name == config.compare.baseline == "nll" and reference.admits == "all"
     assert {arm.name: (arm.admits, arm.lambda_) for arm in arms} == {

@@ -169,9 +169,9 @@ def test_figures_are_written_between_the_marks_and_missing_ones_are_said(tmp_pat
 def test_the_page_in_docs_is_what_the_figures_give(tmp_path: Path) -> None:
     page = tmp_path / "reliability.md"
     page.write_bytes((ROOT / "docs" / "reliability.md").read_bytes())
-    findings.table(ROOT / "results" / "reliability.json", page)
+    findings.table(ROOT / "benchmarks" / "reliability" / "results.json", page)
     assert page.read_bytes() == (ROOT / "docs" / "reliability.md").read_bytes()
-    for entry in json.loads((ROOT / "results" / "reliability.json").read_text()).values():
+    for entry in json.loads((ROOT / "benchmarks" / "reliability" / "results.json").read_text()).values():
         figure: dict[str, Any] = entry
         assert figure["passes"] and figure["command"] in page.read_text()
 

@@ -36,7 +36,7 @@ def main() -> int:
     """Carry out the checks that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", choices=sorted(CHECKS), default=list(CHECKS))
-    parser.add_argument("--results", type=Path, default=ROOT / "results" / "reliability.json")
+    parser.add_argument("--results", type=Path, default=Path(__file__).with_name("results.json"))
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "reliability.md")
     options = parser.parse_args()
     whole = True

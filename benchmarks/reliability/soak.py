@@ -113,7 +113,7 @@ def main() -> int:
     """Soak, and write what was found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=60)
-    parser.add_argument("--results", type=Path, default=ROOT / "results" / "reliability.json")
+    parser.add_argument("--results", type=Path, default=Path(__file__).with_name("results.json"))
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "reliability.md")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:

@@ -49,6 +49,8 @@ __all__ = [
     "temporary",
     "verify",
     "verify_file",
+    "with_hash",
+    "without_hash",
     "write_file",
     "written_beside",
 ]
@@ -99,6 +101,23 @@ def read_checked_lines(path: Path) -> list[dict[str, Any]]:
             ) from error
         rows.append(row)
     return rows
+
+
+def with_hash(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a JSON file, with a hash of the rest as its last key, `sha256`."""
+    return {**content, "sha256": hash_json(dict(content))}
+
+
+def without_hash(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What `with_hash` was given.
+
+    Raises:
+        ValueError: the content is not as it was written, or has no hash.
+    """
+    rest = {name: value for name, value in content.items() if name != "sha256"}
+    if content.get("sha256") != hash_json(rest):
+        raise ValueError("not as it was written")
+    return rest
 
 
 def temporary(path: Path) -> Path:

@@ -32,19 +32,18 @@ from adagrpo.console import StderrConsole
 from adagrpo.data.marketplace import Marketplace, simulate, write_simulation
 from adagrpo.errors import ServiceError, UserError
 from adagrpo.layers import autocast_dtype
-from adagrpo.marks import is_marked
+from adagrpo.marks import check, claim, is_marked
 from adagrpo.pipeline import Run, Silent
 from adagrpo.pipeline.compare import Comparison
 from adagrpo.report import (
     comparison_table,
     diagnosis_tables,
     exposure_table,
-    figures_into,
-    results_file_table,
+    read_comparison,
     results_table,
-    tables_into,
-    to_markdown,
     to_text,
+    write_comparison,
+    write_comparison_figures,
     write_figures,
 )
 from adagrpo.stopping import Terminated, terminable
@@ -312,45 +311,26 @@ def compare(
 
 @app.command()
 def report(
-    run: Annotated[Path | None, typer.Option("--run", help="The run directory.")] = None,
-    results: Annotated[
-        Path | None, typer.Option(help="Instead of a run: print the Markdown table of this results.jsonl.")
-    ] = None,
-    into: Annotated[
-        list[Path] | None,
-        typer.Option(help="With --results FOLDER: write the tables between markers of these pages or folders."),
-    ] = None,
-    check: Annotated[
-        bool, typer.Option("--check", help="With --into: write nothing, end with 2 if out of date.")
-    ] = False,
-    figures: Annotated[
-        Path | None,
-        typer.Option(help="Also write the charts as SVG files into this folder; with --results FOLDER too."),
-    ] = None,
+    run: Annotated[Path, typer.Option("--run", help="The run directory, or the folder of a comparison.")],
+    figures: Annotated[Path | None, typer.Option(help="Also write the charts as SVG files into this folder.")] = None,
     out: Elsewhere = None,
     seed: Seed = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write report.html from what the run has measured so far, or tables of result files."""
-    if (run is None) == (results is None):
-        raise UserError("report: give either --run DIR or --results FILE")
-    if (into and results is None) or (check and not (into or (figures and results))):
-        raise UserError("report: --into goes with --results FOLDER, and --check with --into or --figures")
-    if (into or figures) and results is not None:
-        changed = [str(page) for page in tables_into(results, into, check=check)] if into else []
-        changed += [str(chart) for chart in figures_into(results, figures, check=check)] if figures else []
-        _print({"written": changed if as_json else ", ".join(changed) or "nothing, all up to date"}, as_json)
-        return
-    if results is not None:
-        markdown = to_markdown(results_file_table(results))
-        typer.echo(json.dumps({"markdown": markdown}) if as_json else markdown)
-        return
-    assert run is not None
-    opened = _open(run, [], seed, quiet, out)
-    with _session(opened):
-        page = pipeline.write_report(opened)
-        written = [] if figures is None else write_figures(opened, figures)
+    """Write report.html from what the run has measured so far; of a comparison, its page from comparison.json."""
+    if (run / "comparison.json").is_file():
+        content = read_comparison(run / "comparison.json")
+        check(run, "comparison", "--run")
+        if out is not None:
+            claim(out, "comparison")
+        page = write_comparison(out or run, content)
+        written = [] if figures is None else write_comparison_figures(content, figures)
+    else:
+        opened = _open(run, [], seed, quiet, out)
+        with _session(opened):
+            page = pipeline.write_report(opened)
+            written = [] if figures is None else write_figures(opened, figures)
     _print({"report": str(page)} | ({"figures": len(written)} if written else {}), as_json)
 
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from datasets import Dataset
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from adagrpo.errors import UserError
 from adagrpo.objective import clipped_surrogate, gated_sum, group_advantages, group_loss, nll
 from adagrpo.policies.language_model import from_configuration
-from tokenizers import Tokenizer, models, pre_tokenizers
 
 SIZES = (3, 3, 3)
 TOKENS = 11  # padding, end, nine codes

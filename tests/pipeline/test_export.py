@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from adagrpo.data.prepared import load_item_ids
@@ -23,7 +24,6 @@ from adagrpo.pipeline import Run, fit_arm, fit_ranker, fit_sft, prepare, tokeniz
 from adagrpo.pipeline.export import export
 from adagrpo.pipeline.models import Workbench
 from adagrpo.policies.language_model import template_tokens
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 LM = {
     "config": {

@@ -1,4 +1,4 @@
-"""A whole recipe: frozen sections that refuse unknown keys, YAML in and out, `--set a.b=c`.
+"""A whole recipe: frozen sections that refuse unknown keys, YAML in and out, `base:`, `--set a.b=c`.
 
 Names are those of the field (`num_generations`, `beta`, `epsilon`, `epsilon_high`, `num_iterations`); a section is read
 by the stage of the same name, and a change in one section makes only the stages that read it run again.
@@ -23,6 +23,8 @@ from adagrpo.config.values import Positive, Section
 from adagrpo.errors import UserError
 
 __all__ = ["Config", "dump_config", "load_config", "resolve_config"]
+
+MOST_BASES = 8  # of a recipe, its base, the base of that and so on
 
 
 class Config(Section):
@@ -102,20 +104,18 @@ class Config(Section):
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a recipe and apply `a.b=c` overrides, whose right-hand side is YAML.
+    """Read a recipe over its `base`, and apply `a.b=c` overrides, whose right-hand side is YAML.
+
+    Args:
+        path: a YAML file. Its key `base` is the path of another recipe, relative to this file, whose keys hold where
+            this one has none: mappings merge, lists and scalars replace. `base` is no part of the configuration.
+        overrides: as `--set` has them; they are applied last.
 
     Raises:
-        UserError: no such file, not YAML, an unknown key (with the nearest valid one) or a value out of range.
+        UserError: no such file, not YAML, bases that come back to themselves or are too many, an unknown key (with the
+            nearest valid one) or a value out of range.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such recipe") from error
-    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
-        raise UserError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: a recipe is a mapping of sections, this is {type(content).__name__}")
-    return resolve_config(content, overrides, str(path))
+    return resolve_config(_with_base(path, ()), overrides, str(path))
 
 
 def resolve_config(content: dict[str, Any], overrides: Sequence[str], source: str) -> Config:
@@ -140,6 +140,60 @@ def resolve_config(content: dict[str, Any], overrides: Sequence[str], source: st
 def dump_config(config: Config) -> dict[str, Any]:
     """The configuration as JSON-able values; `Config.model_validate` reads them back."""
     return config.model_dump(mode="json", by_alias=True)
+
+
+def _with_base(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    """The content of a recipe over that of its base.
+
+    Args:
+        path: of the recipe.
+        above: the recipes that led here, the first one being what was asked for.
+    """
+    chain = (*above, path)
+    if path.resolve() in [recipe.resolve() for recipe in above]:
+        raise UserError(f"{above[-1]}: base comes back to itself: {' -> '.join(map(str, chain))}")
+    if len(above) > MOST_BASES:
+        raise UserError(f"{above[0]}: more than {MOST_BASES} recipes, each the base of another; let one inherit less")
+    content = _mapping(path, f" (base of {above[-1]})" if above else "")
+    base = content.pop("base", None)
+    if base is None:
+        return content
+    if not isinstance(base, str):
+        raise UserError(f"{path}: base is the path of one recipe, relative to this file (found {base!r})")
+    inherited = _with_base(path.parent / base, chain)
+    for name in ("reward", "second_reward"):
+        if _is_another_kind(inherited.get(name), content.get(name)):
+            del inherited[name]
+    return _merged(inherited, content)
+
+
+def _mapping(path: Path, place: str) -> dict[str, Any]:
+    """The content of one file; `place` is put behind what is wrong with it."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such recipe{place}") from error
+    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise UserError(f"{path}: not a YAML file ({' '.join(str(error).split())}){place}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: a recipe is a mapping of sections, this is {type(content).__name__}{place}")
+    return content
+
+
+def _merged(inherited: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """`own` over `inherited`: mappings merge key by key, anything else replaces what was there."""
+    merged = dict(inherited)
+    for key, value in own.items():
+        known = merged.get(key)
+        merged[key] = _merged(known, value) if isinstance(known, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _is_another_kind(inherited: object, own: object) -> bool:
+    """Whether a reward is of another kind than the inherited one, to whose keys it then gives no meaning."""
+    if not isinstance(inherited, dict) or not isinstance(own, dict) or "kind" not in own:
+        return False
+    return bool(inherited.get("kind") != own["kind"])
 
 
 def _apply(content: dict[str, Any], override: str) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 import polars as pl
 from pydantic import ValidationError
 
-from adagrpo.artifacts import hash_json, write_file
+from adagrpo.artifacts import hash_json, with_hash, without_hash, write_file
 from adagrpo.comparison import Measured, compare, per_user
 from adagrpo.config import ArmConfig, CompareConfig, Config, dump_config
 from adagrpo.config.problems import explain
@@ -37,7 +37,7 @@ from adagrpo.pipeline.models import Workbench
 from adagrpo.pipeline.reranking import RERANK, SUFFIX, re_ranked, rerank_arm, rerank_start
 from adagrpo.pipeline.run import Console, Run, Silent
 from adagrpo.pipeline.second_reward import SECOND, judge_lists, judged_lists
-from adagrpo.report import comparison_markdown, comparison_page, finding
+from adagrpo.report import finding, write_comparison
 
 __all__ = ["Comparison"]
 
@@ -162,9 +162,9 @@ class Comparison:
         }
         content["finding"] = finding(content)
         write_file(self.directory / "results.jsonl", "".join(_results(run, names, self.arms) for run, names in runs))
-        write_file(self.directory / "comparison.md", comparison_markdown(content))
-        write_file(self.page, comparison_page(content))
-        write_file(self.directory / "comparison.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
+        write_comparison(self.directory, content)
+        text = json.dumps(with_hash(content), indent=1, allow_nan=False)
+        write_file(self.directory / "comparison.json", text + "\n")
         return content
 
     def _carry_out_seed(self, seed: int) -> tuple[Run, dict[str, str]]:
@@ -214,8 +214,7 @@ class _Prefixed:
 
 
 def _write_plan(path: Path, plan: CompareConfig) -> None:
-    content = plan.model_dump(mode="json")
-    write_file(path, json.dumps(content | {"sha256": hash_json(content)}, indent=1) + "\n")
+    write_file(path, json.dumps(with_hash(plan.model_dump(mode="json")), indent=1) + "\n")
 
 
 def _read_plan(path: Path) -> CompareConfig | None:
@@ -223,11 +222,8 @@ def _read_plan(path: Path) -> CompareConfig | None:
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content.pop("sha256") != hash_json(content):
-            raise ValueError("not as it was written")
-        return CompareConfig.model_validate(content)
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        return CompareConfig.model_validate(without_hash(json.loads(path.read_text(encoding="utf-8"))))
+    except (ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: damaged; take another --out, or delete it if no result was looked at") from error
 
 

@@ -7,10 +7,14 @@ the same manner as a gain, and where nothing was shown the first sentence says s
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from adagrpo.artifacts import without_hash, write_file
 from adagrpo.config.training import MATCHED
+from adagrpo.errors import UserError
 from adagrpo.report.figures import Figure, frontier_figure, utility_figure
 from adagrpo.report.page import keep_together, template
 from adagrpo.report.tables import (
@@ -32,13 +36,57 @@ __all__ = [
     "comparison_page",
     "comparison_table",
     "finding",
+    "read_comparison",
     "summary_table",
+    "write_comparison",
+    "write_comparison_figures",
 ]
 
 CONTROLS = ("random", "shuffled", "inverted", "none")
 BREADTH = ["hr@1", "hr@5", "hr@50", "ndcg@10", "hallucination@10", "coverage@10", "tail_share@10", "mean_reward@10"]
 BREADTH += ["second_reward@10", "true_utility@10"]
 SHORT = ("ndcg@10", "hr@50", "hallucination@10", "coverage@10")
+
+
+def read_comparison(path: Path) -> dict[str, Any]:
+    """The content of a `comparison.json`.
+
+    Raises:
+        UserError: no such file, it is not one, or it is not as it was written. Files of a time when they had no hash of
+            themselves are read as they are.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict) and "sha256" in content:
+            content = without_hash(content)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON that this program wrote ({error})") from error
+    if not isinstance(content, dict) or {"plan", "rows"} - content.keys():
+        raise UserError(f"{path}: not the comparison.json of a comparison")
+    return content
+
+
+def write_comparison(directory: Path, content: Mapping[str, Any]) -> Path:
+    """Write `comparison.md` and `comparison.html`; returns the page."""
+    page = directory / "comparison.html"
+    write_file(directory / "comparison.md", comparison_markdown(content))
+    write_file(page, comparison_page(content))
+    return page
+
+
+def write_comparison_figures(content: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Write the charts of a comparison as SVG files of their own, for documents.
+
+    Args:
+        content: of `comparison.json`.
+        folder: of the charts; what is there of other names is left alone.
+    """
+    charts = {folder / f"{name}.svg": figure.svg for name, figure in comparison_figures(content).items()}
+    for path, svg in charts.items():
+        write_file(path, svg + "\n")
+    return list(charts)
 
 
 def finding(content: Mapping[str, Any]) -> list[str]:

@@ -1,0 +1,1 @@
+"""Pages of the studies: tables and charts made of their rows, `python -m research.pages`."""

@@ -1,0 +1,231 @@
+"""Tables of Markdown pages, written between markers from the rows of the studies, and nothing else of the page.
+
+    <!-- table: KIND NAME... KEY=VALUE... -->
+    whatever stands here is replaced
+    <!-- end of table -->
+
+| kind | names | keys |
+|---|---|---|
+| `arms` | one `NAME.jsonl` | `seed`, `columns` (metrics), `checkpoint` (`best`, `final`), `form=text` |
+| `comparison` | one `NAME.comparison.json`; several, of other seeds, are pooled | `form=short`, `checkpoint` |
+| `starting` | several `NAME.jsonl`, a sign such as † after the name | |
+| `ablation` | one `NAME.jsonl` of `research.starting_policies.ablation` | |
+| `quality` | one `NAME.jsonl` of `research.reward_quality.measure` | `metric` |
+| `crossing` | the same: from which quality of the reward on each arm gains | `metric` |
+
+A file is found by its name alone, in whichever study it lies, so that two studies cannot have files of the same name.
+Prose stays with those who write it. A marker in a code block is an example and is left alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from adagrpo.artifacts import write_file
+from adagrpo.comparison import pool
+from adagrpo.errors import UserError
+from adagrpo.report import Table, comparison_figures, read_comparison, read_rows, summary_table, to_markdown, to_text
+from research.pages.quality import crossing_table, quality_figure, quality_table
+from research.pages.results import ablation_table, arms_table, find, starting_table
+
+__all__ = ["BEGIN", "END", "figures_into", "tables_into", "with_tables"]
+
+BEGIN, CLOSE, END = "<!-- table:", "-->", "<!-- end of table -->"
+FENCE = "```"
+KEYS = {
+    "arms": ("seed", "columns", "checkpoint", "form"),
+    "comparison": ("form", "checkpoint"),
+    "starting": (),
+    "ablation": (),
+    "quality": ("metric",),
+    "crossing": ("metric",),
+}
+QUALITY = ("research.reward_quality.measure", ("variant", "diagnosis", "arms"))
+SEVERAL = ("starting", "comparison")  # kinds that take more than one file of results
+FORMS = {"arms": "text", "comparison": "short"}
+
+
+class Marker(NamedTuple):
+    """What a marker asks for."""
+
+    kind: str
+    names: tuple[str, ...]
+    options: dict[str, str]
+
+
+def tables_into(results: Path, places: Sequence[Path], *, check: bool = False) -> list[Path]:
+    """Write the tables of the pages; none is written if one of them cannot be made.
+
+    Args:
+        results: the folder whose files of rows are read, those of its subfolders too.
+        places: Markdown files, or folders of them.
+        check: only compare.
+
+    Returns:
+        The pages that were written.
+
+    Raises:
+        UserError: a place, a result or an end of a table is missing, a marker asks for what there is not, no page has
+            a marker, or, under `check`, a page is not what would be written.
+    """
+    if not results.is_dir():
+        raise UserError(f"{results}: no such folder of results")
+    before = {page: _read(page) for place in places for page in _pages(place)}
+    after = {page: with_tables(text, results, str(page)) for page, text in before.items()}
+    if not any(line.startswith(BEGIN) for text in before.values() for line in text.split("\n")):
+        raise UserError(f"{', '.join(map(str, places))}: no page has a line {BEGIN} ... {CLOSE}")
+    stale = [page for page in before if before[page] != after[page]]
+    if check and stale:
+        raise UserError(f"{', '.join(map(str, stale))}: not what the results say; without --check they are written")
+    for page in stale:
+        write_file(page, after[page])
+    return stale
+
+
+def figures_into(results: Path, *, check: bool = False) -> list[Path]:
+    """Write the charts of every comparison and quality map: `figures/<name>/<what it shows>.svg` beside its file.
+
+    Args:
+        results: as in `tables_into`; comparisons are `<name>.comparison.json`, maps `quality-<name>.jsonl`. What is
+            there of other names is left alone.
+        check: only compare.
+
+    Returns:
+        The charts that were written.
+
+    Raises:
+        UserError: the folder of results is missing or a file is damaged or, under `check`, a chart is not what would be
+            written.
+    """
+    if not results.is_dir():
+        raise UserError(f"{results}: no such folder of results")
+    drawn: dict[Path, str] = {}
+    for path in sorted(results.rglob("*.comparison.json")):
+        folder = path.parent / "figures" / path.name.removesuffix(".comparison.json")
+        for shown, figure in comparison_figures(read_comparison(path)).items():
+            drawn[folder / f"{shown}.svg"] = figure.svg + "\n"
+    for path in sorted(results.rglob("quality-*.jsonl")):
+        rows = read_rows(path)
+        _expect(path, rows, *QUALITY)
+        known = [name for name in ("hr@10", "true_utility@10") if name in rows[0]["arms"][0]["test"]]
+        for name in known:
+            chart = path.parent / "figures" / path.stem / f"{name.partition('@')[0]}.svg"
+            drawn[chart] = quality_figure(rows, name).svg + "\n"
+    stale = [path for path, svg in drawn.items() if not path.is_file() or path.read_text(encoding="utf-8") != svg]
+    if check and stale:
+        raise UserError(f"{', '.join(map(str, stale))}: not what the results say; without --check they are written")
+    for path in stale:
+        write_file(path, drawn[path])
+    return stale
+
+
+def with_tables(page: str, results: Path, name: str = "page") -> str:
+    """The page with every marked table made anew.
+
+    Args:
+        page: Markdown.
+        results: as in `tables_into`.
+        name: what the page is called in errors.
+
+    Raises:
+        UserError: see `tables_into`.
+    """
+    lines: list[str] = []
+    opened, fenced = 0, False
+    for number, line in enumerate(page.split("\n"), start=1):
+        if opened and line.startswith(BEGIN):
+            raise UserError(f"{name}: line {number} begins a table before the one of line {opened} has its {END}")
+        if not opened:
+            lines.append(line)
+            fenced ^= line.startswith(FENCE)
+            if line.startswith(BEGIN) and not fenced:
+                lines += ["", *_table(line, results, f"{name}: line {number}").split("\n"), ""]
+                opened = number
+        elif line.strip() == END:
+            lines.append(line)
+            opened = 0
+    if opened:
+        raise UserError(f"{name}: the table of line {opened} has no {END} behind it")
+    return "\n".join(lines)
+
+
+def _table(line: str, results: Path, place: str) -> str:
+    """The Markdown that belongs behind a marker."""
+    marker = _marker(line, place)
+    try:
+        table = _made(marker, results)
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from error
+    return f"{FENCE}\n{to_text(table)}\n{FENCE}" if marker.options.get("form") == "text" else to_markdown(table)
+
+
+def _marker(line: str, place: str) -> Marker:
+    kind, *words = line.removeprefix(BEGIN).strip().removesuffix(CLOSE).split() or [""]
+    if not line.rstrip().endswith(CLOSE) or kind not in KEYS:
+        raise UserError(f"{place}: expected {BEGIN} KIND NAME {CLOSE} on one line, KIND one of {', '.join(KEYS)}")
+    names = tuple(word for word in words if "=" not in word)
+    options = dict(word.split("=", 1) for word in words if "=" in word)
+    if unknown := [key for key in options if key not in KEYS[kind]]:
+        known = f"it has {', '.join(KEYS[kind])}" if KEYS[kind] else "it has none"
+        raise UserError(f"{place}: a table of {kind} has no {unknown[0]}=; {known}")
+    if options.get("form", FORMS.get(kind)) != FORMS.get(kind):
+        raise UserError(f"{place}: form={options['form']}; a table of {kind} has form={FORMS[kind]} or none")
+    if options.get("checkpoint", "best") not in ("best", "final") or not options.get("seed", "0").isdecimal():
+        raise UserError(f"{place}: seed is a number, checkpoint is best or final")
+    if not names or (len(names) > 1 and kind not in SEVERAL):
+        raise UserError(f"{place}: a table of {kind} is of one file of results, {len(names)} are named")
+    return Marker(kind, names, options)
+
+
+def _made(marker: Marker, results: Path) -> Table:
+    name, options = marker.names[0], marker.options
+    if marker.kind == "starting":
+        return starting_table(results, marker.names)
+    if marker.kind == "comparison":
+        contents = [read_comparison(find(results, f"{named}.comparison.json")) for named in marker.names]
+        return summary_table(_pooled(contents, marker.names), "form" in options, options.get("checkpoint"))
+    path = find(results, f"{name}.jsonl")
+    if marker.kind == "arms":
+        seed = int(options["seed"]) if "seed" in options else None
+        columns = options["columns"].split(",") if "columns" in options else None
+        return arms_table(path, seed, columns, options.get("checkpoint"))
+    rows = read_rows(path)
+    if marker.kind in ("quality", "crossing"):
+        _expect(path, rows, *QUALITY)
+        table = quality_table if marker.kind == "quality" else crossing_table
+        return table(rows, options.get("metric", "hr@10"))
+    _expect(path, rows, "research.starting_policies.ablation", ("variant", "metrics", "worth"))
+    return ablation_table(rows)
+
+
+def _pooled(contents: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
+    if len(contents) == 1:
+        return contents[0]
+    try:
+        return pool(contents)
+    except ValueError as error:
+        raise UserError(f"{', '.join(names)}: cannot be pooled, {error}") from error
+
+
+def _expect(path: Path, rows: Sequence[Mapping[str, Any]], source: str, keys: Sequence[str]) -> None:
+    if not rows or any(set(keys) - row.keys() for row in rows):
+        raise UserError(f"{path}: expected rows of {source}, with {', '.join(keys[:-1])} and {keys[-1]}")
+
+
+def _pages(place: Path) -> list[Path]:
+    if place.is_dir():
+        return sorted(place.rglob("*.md"))
+    if not place.is_file():
+        raise UserError(f"{place}: no such file or folder")
+    return [place]
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8")
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error})") from error
