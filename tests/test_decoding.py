@@ -166,6 +166,31 @@ def test_a_narrow_beam_follows_the_loop(width, constrained):
         assert [tuple(lane) for lane in beams.codes[row].tolist()] == lanes
 
 
+@pytest.mark.parametrize("width", [1, 2, 5, 40])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 1.0])
+def test_excluded_items_cost_no_lane(width, share):
+    sizes = (6, 4, 7)
+    policy = TablePolicy.random(sizes, seed=3)
+    codes = catalogue(sizes, 40, seed=4)
+    trie = Trie.build(codes, sizes)
+    drawn = torch.rand(3, 40, generator=torch.Generator().manual_seed(5)) < torch.tensor([[share], [share], [0.0]])
+    excluded = trie.excluding(torch.arange(40).expand(3, -1).masked_fill(~drawn, -1))
+    beams = beam_search(policy, torch.arange(3), width, trie=trie, excluded=excluded)
+    for row in range(3):
+        left = [tuple(item) for item, out in zip(codes.tolist(), drawn[row].tolist(), strict=True) if not out]
+        lanes: list[tuple[int, ...]] = [()]
+        for level in range(3):  # a search in the catalogue of the others
+            grown = {(*lane, code) for lane in lanes for code in range(sizes[level])}
+            grown &= {item[: level + 1] for item in left}
+            lanes = [lane for _, lane in ranked(policy, row, sorted(grown))[:width]]
+        assert len(lanes) == min(width, len(left))
+        expected = [list(lane) for lane in lanes] + [[-1] * 3] * (width - len(lanes))
+        assert beams.codes[row].tolist() == expected
+        assert beams.scores[row].isfinite().tolist() == [True] * len(lanes) + [False] * (width - len(lanes))
+    with pytest.raises(ValueError, match="of a trie"):
+        beam_search(policy, torch.arange(3), width, excluded=excluded)
+
+
 def test_constrained_scores_are_the_free_probabilities():
     # one level, three codes of probability 1/2, 1/4, 1/4; only the last two are items
     policy = TablePolicy([torch.tensor([[[0.5, 0.25, 0.25]]]).log()])

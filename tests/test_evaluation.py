@@ -136,14 +136,14 @@ def test_plain_samples_come_from_cases_of_every_length(monkeypatch: pytest.Monke
     assert len(evaluation._sample_plan(5, 3)[1]) == 5 and len(evaluation._sample_plan(0, 3)[1]) == 0
 
 
-def test_mask_history_removes_exactly_the_seen_history() -> None:
+def test_mask_history_removes_exactly_the_history() -> None:
     catalog = make_catalog(20, 4)
     policy, cases = make_policy(catalog), make_cases(20)
     options = {"batch_size": 3, "max_history": MAX_HISTORY}
     plain = predict(policy, catalog, cases, width=20, **options)
     masked = predict(policy, catalog, cases, width=20, mask_history=True, **options)
     for row in range(len(cases)):
-        seen = set(cases.histories.row(row)[-MAX_HISTORY:].tolist())
+        seen = set(cases.histories.row(row).tolist())  # also what the policy does not see
         kept = [(i, s) for i, s in zip(plain.items[row].tolist(), plain.scores[row], strict=True) if i not in seen]
         assert masked.items[row].tolist() == [item for item, _ in kept] + [-1] * (20 - len(kept))
         np.testing.assert_allclose(masked.scores[row, : len(kept)], [score for _, score in kept], rtol=1e-5)
@@ -155,13 +155,90 @@ def test_mask_history_removes_exactly_the_seen_history() -> None:
     assert "hr@10_unmasked" not in without
 
 
+def long_cases(policy: CompactPolicy, catalog: Catalog, popular: int, count: int = 12) -> Cases:
+    """60 items each, of which the policy sees 6; as many of the others as said are what it would recommend."""
+    draw = np.random.default_rng(1)
+    rows = []
+    for _ in range(count):
+        seen = draw.integers(0, catalog.num_items, MAX_HISTORY)
+        history = Histories(torch.from_numpy(seen)[None], torch.tensor([MAX_HISTORY]))
+        best = np.argsort(-log_probability(policy, history, catalog.codes))[:popular]
+        rest = draw.integers(0, catalog.num_items, 60 - MAX_HISTORY - popular)
+        rows.append(np.concatenate([draw.permutation(np.concatenate([best, rest])), seen]))
+    histories = Ragged(np.concatenate(rows).astype(np.int32), 60 * np.arange(count + 1))
+    targets = draw.integers(0, catalog.num_items, count).astype(np.int32)
+    return Cases(np.arange(count, dtype=np.int32), histories, targets)
+
+
+@pytest.mark.parametrize("popular", [0, 20, 54])
+def test_no_item_of_a_long_history_is_in_a_masked_list(popular: int) -> None:
+    catalog = make_catalog(200, 8)
+    policy = make_policy(catalog)
+    cases = long_cases(policy, catalog, popular)
+    options = {"batch_size": 5, "max_history": MAX_HISTORY}
+    # a beam as wide as the catalogue is exact
+    every = predict(policy, catalog, cases, width=200, **options)
+    exact = predict(policy, catalog, cases, width=200, mask_history=True, **options)
+    masked = predict(policy, catalog, cases, width=10, mask_history=True, **options)
+    held = predict(policy, catalog, cases, width=10 + MAX_HISTORY, **options)
+    again = 0
+    for row in range(len(cases)):
+        history = set(cases.histories.row(row).tolist())
+        left = [item for item in every.items[row].tolist() if item not in history]
+        assert exact.items[row].tolist() == left + [-1] * (200 - len(left))
+        found = masked.items[row].tolist()
+        assert len(set(found)) == 10 and not set(found) & history and -1 not in found
+        np.testing.assert_allclose(
+            masked.scores[row], every.scores[row][[every.items[row].tolist().index(item) for item in found]], rtol=1e-5
+        )
+        unseen = [item for item in held.items[row].tolist() if item not in history]
+        if len(unseen) >= 10:  # what a beam finds whose spare lanes are enough is what it is without another search
+            assert found == unseen[:10]
+        again += len(unseen) < 10
+    assert again == len(cases) or popular == 0
+    # what is measured without masking is what the same beam finds, whatever the history
+    assert masked.unmasked is not None and np.array_equal(masked.unmasked, held.items[:, :10])
+    narrow = predict(policy, catalog, cases, width=10, **options)
+    assert np.array_equal(masked.free_codes, narrow.free_codes)
+
+
+def test_a_masked_list_is_short_where_nothing_else_is_left() -> None:
+    catalog = make_catalog(20, 4)
+    policy = make_policy(catalog)
+    kept = np.array([3, 8])
+    rest = np.setdiff1d(np.arange(20), kept).astype(np.int32)
+    histories = Ragged(np.concatenate([rest, np.arange(20, dtype=np.int32)]), np.array([0, 18, 38]))
+    cases = Cases(np.arange(2, dtype=np.int32), histories, np.array([3, 8], np.int32))
+    found = predict(policy, catalog, cases, width=5, batch_size=2, max_history=MAX_HISTORY, mask_history=True)
+    assert sorted(found.items[0, :2].tolist()) == [3, 8]
+    assert (found.items[0, 2:] == -1).all() and (found.items[1] == -1).all() and np.isneginf(found.scores[1]).all()
+
+
+def test_the_ranker_leaves_out_a_long_history(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranker, catalog = make_ranker(200), make_catalog(200, 8)
+    cases = long_cases(make_policy(catalog), catalog, 0)
+    lists: list[np.ndarray] = []
+    monkeypatch.setattr(evaluation, "retrieval", lambda items, cases: lists.append(items) or {})
+    rows = []
+    for row in range(len(cases)):  # all but six are what the ranker would recommend
+        scores = ranker.score(seen_history(cases, row), torch.arange(200)[None])[0].numpy()
+        rows.append(np.concatenate([np.argsort(-scores)[:54], cases.histories.row(row)[-MAX_HISTORY:]]))
+    long = Cases(cases.users, Ragged(np.concatenate(rows).astype(np.int32), cases.histories.offsets), cases.targets)
+    for given in (cases, long):
+        rank_by_ranker(ranker, given, batch_size=5, max_history=MAX_HISTORY, width=10, mask_history=True)
+        for row, found in enumerate(lists.pop()):
+            scores = ranker.score(seen_history(given, row), torch.arange(200)[None])[0].numpy()
+            scores[given.histories.row(row)] = -np.inf
+            assert found.tolist() == np.argsort(-scores)[:10].tolist()
+
+
 def test_the_ranker_can_be_masked_too() -> None:
     ranker, cases = make_ranker(80), make_cases(80, count=30)
     values = rank_by_ranker(ranker, cases, batch_size=7, max_history=MAX_HISTORY, mask_history=True)
     hits = []
     for row in range(len(cases)):
         scores = ranker.score(seen_history(cases, row), torch.arange(80)[None])[0].numpy()
-        scores[cases.histories.row(row)[-MAX_HISTORY:]] = -np.inf
+        scores[cases.histories.row(row)] = -np.inf
         hits.append(cases.targets[row] in np.argsort(-scores)[:10] and np.isfinite(scores[cases.targets[row]]))
     assert values["hr@10"] == pytest.approx(np.mean(hits), rel=1e-12)
 

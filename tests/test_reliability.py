@@ -22,6 +22,7 @@ from benchmarks.reliability.flips import READERS, flip_bits
 from benchmarks.reliability.foreign import foreign_tree, prepare_trees
 from benchmarks.reliability.lists import check_lists
 from benchmarks.reliability.logs import FORMATS, check_log
+from benchmarks.reliability.masking import check_masking
 from benchmarks.reliability.processes import FULL, Server, run_together, server
 from benchmarks.reliability.soak import environment, judge, leftovers
 
@@ -164,6 +165,13 @@ def test_figures_are_written_between_the_marks_and_missing_ones_are_said(tmp_pat
     assert text.count("not measured yet") == len(ROWS) - 1
     findings.table(results, page)
     assert page.read_text() == text
+
+
+def test_no_list_holds_an_item_of_a_history_that_is_longer_than_what_the_policy_sees(tmp_path: Path) -> None:
+    found = check_masking(tmp_path, evaluated=100, generated=10)
+    assert found.pop("the last 6 items alone").holding > 50
+    assert [counts.lists for counts in found.values()] == [100, 100, 10]
+    assert all(counts.holding == 0 and counts.short == 0 for counts in found.values())
 
 
 def test_the_page_in_docs_is_what_the_figures_give(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.reliability import damage, findings, flips, foreign, invariance, kills, lists, logs, suites
+from benchmarks.reliability import damage, findings, flips, foreign, invariance, kills, lists, logs, masking, suites
 from benchmarks.reliability.findings import Finding
 
 CHECKS: dict[str, Callable[[Path], Finding]] = {
@@ -28,6 +28,7 @@ CHECKS: dict[str, Callable[[Path], Finding]] = {
     "lists": lists.lists,
     "foreign": foreign.foreign,
     "flips": flips.flips,
+    "masking": masking.masking,
 }
 ROOT = Path(__file__).parent.parent.parent
 

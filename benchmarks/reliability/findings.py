@@ -39,7 +39,7 @@ ROWS = {
     18: "inputs that explode",
     19: "stages that are out of date, in every order",
     20: "the verdict of diagnose over seeds, worlds and rewards",
-    21: "a history longer than the policy sees, masked",
+    21: "a history longer than what the policy sees, masked in evaluation, serving and an exported folder",
     0: "killed runs carried on, turn after turn, in one process",  # the soak, a script of its own
 }
 

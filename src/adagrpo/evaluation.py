@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adagrpo import metrics
-from adagrpo.data.sequences import pad
-from adagrpo.decoding import beam_search_both
+from adagrpo.data.sequences import older_items, pad
+from adagrpo.decoding import Beams, beam_search, beam_search_both
 from adagrpo.layers import mixed_precision
 from adagrpo.rewards.base import Reward
 from adagrpo.rewards.ranker import SequentialRanker
@@ -100,11 +100,12 @@ def predict(
         batch_size: cases at a time.
         max_history: items of a history that the policy sees, the last ones.
         reward: scores the constrained beam.
-        mask_history: leave items of the (seen) history out of the constrained list.
+        mask_history: leave items of the history out of the constrained list, also of what the policy does not see.
         report: called with (cases done, cases in all).
     """
     policy = policy.eval().frozen()
-    # as wide in every batch, so that a case's list does not depend on how long the others' histories are
+    # as wide in every batch, so that a case's list does not depend on how long the others' histories are, and no wider
+    # for a long history: whoever needs more is searched again, see `without_history`
     held_width = width + (max_history if mask_history else 0)
     count, levels = len(cases), catalog.codes.shape[1]
     items = np.full((count, width), -1, dtype=np.int64)
@@ -115,14 +116,14 @@ def predict(
     sampled, uniforms = _sample_plan(count, levels)
     unmasked = np.full((count, width), -1, dtype=np.int64) if mask_history else None
     invalid = done = 0
-    for rows, histories in _batches(cases, batch_size, max_history, catalog.codes.device):
+    for rows, histories in _batches(cases, batch_size, max_history, catalog.codes.device, whole=mask_history):
         with mixed_precision(policy):
             context = policy.encode(histories)
             beams, free = beam_search_both(policy, context, width, trie=catalog.trie, held_width=held_width)
         found, score = catalog.lookup(beams.codes), beams.scores
         if unmasked is not None:
             unmasked[rows] = found[:, :width].cpu().numpy()
-            found, score = without_history(found, score, histories, width)
+            found, score = without_history(policy, context, catalog, beams, histories, width)
         items[rows], scores[rows] = found.cpu().numpy(), score.cpu().numpy()
         free_codes[rows] = free.codes.cpu().numpy()
         free_valid[rows] = (catalog.lookup(free.codes) >= 0).cpu().numpy()
@@ -231,10 +232,17 @@ def rank_by_ranker(
     ranker.eval()
     wide = min(width + (max_history if mask_history else 0), ranker.items.num_embeddings)
     items = np.full((len(cases), width), -1, dtype=np.int64)
-    for rows, histories in _batches(cases, batch_size, max_history, ranker.items.weight.device):
+    for rows, histories in _batches(cases, batch_size, max_history, ranker.items.weight.device, whole=mask_history):
         with mixed_precision(ranker):
-            best = ranker.catalogue_scores(ranker.last_states(histories)).topk(wide)
-        found = without_history(best.indices, best.values, histories, width)[0] if mask_history else best.indices
+            scores = ranker.catalogue_scores(ranker.last_states(histories))
+        best = scores.topk(wide)
+        found = best.indices
+        if mask_history:
+            found = _unseen(best.indices, best.values, histories, width)[0]
+            short = (found[:, -1] < 0).nonzero().squeeze(1)  # those who have more than `max_history` of the best items
+            if len(short) and wide < scores.shape[1]:
+                every = scores[short].sort(dim=1, descending=True, stable=True)
+                found[short] = _unseen(every.indices, every.values, histories.rows(short), width)[0]
         items[rows, : found.shape[1]] = found.cpu().numpy()
     return retrieval(items, cases)
 
@@ -258,9 +266,43 @@ def retrieval(items: NDArray[np.int64], cases: Cases) -> dict[str, float]:
     return values | {f"ndcg@{k}": float(metrics.ndcg(ranks, k).mean()) for k in cutoffs if k > 1}
 
 
+@torch.no_grad()
 def without_history(
-    items: Tensor,  # (B, W + T)
-    scores: Tensor,  # (B, W + T)
+    policy: Any,
+    context: Any,
+    catalog: Catalog,
+    beams: Beams,  # (B, W + T)
+    histories: Histories,
+    width: int,
+) -> tuple[Tensor, Tensor]:  # (B, W) each
+    """The items of a search that are not in the whole histories, and their scores; -1 and -inf behind the last one.
+
+    A beam that has `T` lanes to spare gives full lists as long as it holds no more than `T` items of the history. The
+    samples whose list comes out short are searched again, as wide, with those items ruled out within the search.
+
+    Args:
+        policy: that was searched.
+        context: `B` encoded samples.
+        catalog: what the search was held to.
+        beams: what it found.
+        histories: of the samples, with what is `older`.
+        width: `W`.
+    """
+    items, scores = _unseen(catalog.lookup(beams.codes), beams.scores, histories, width)
+    # a search that has lanes left over has found all that there is
+    short = ((items[:, -1] < 0) & (beams.scores[:, -1] > -torch.inf)).nonzero().squeeze(1)
+    if len(short):
+        excluded = catalog.trie.excluding(histories.whole[short])
+        lanes = beams.scores.shape[1]
+        with mixed_precision(policy):
+            again = beam_search(policy, context[short], lanes, trie=catalog.trie, excluded=excluded)
+        items[short], scores[short] = catalog.lookup(again.codes)[:, :width], again.scores[:, :width]
+    return items, scores
+
+
+def _unseen(
+    items: Tensor,  # (B, N)
+    scores: Tensor,  # (B, N)
     histories: Histories,
     width: int,
 ) -> tuple[Tensor, Tensor]:  # (B, W) each
@@ -272,11 +314,12 @@ def without_history(
 
 
 def _batches(
-    cases: Cases, batch_size: int, max_history: int, device: torch.device
+    cases: Cases, batch_size: int, max_history: int, device: torch.device, *, whole: bool = False
 ) -> Iterator[tuple[NDArray[np.int64], Histories]]:
-    """Cases of similar length together, so that little is padded."""
+    """Cases of similar length together, so that little is padded; with `whole` also what the policy does not see."""
     order = np.argsort(-np.minimum(cases.histories.lengths, max_history), kind="stable")
     for first in range(0, len(order), batch_size):
         rows = order[first : first + batch_size]
         histories = pad(cases.histories, rows, max_history)
-        yield rows, Histories(histories.items.to(device), histories.lengths.to(device))
+        older = older_items(cases.histories, rows, max_history).to(device) if whole else None
+        yield rows, Histories(histories.items.to(device), histories.lengths.to(device), older=older)

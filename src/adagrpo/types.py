@@ -56,11 +56,25 @@ class Histories(NamedTuple):
     items: Tensor  # (B, T) int64; padding holds 0 and is never read, see `lengths`
     lengths: Tensor  # (B,) int64, at least 1
     users: Tensor | None = None  # (B,) int64, whose histories they are, where a reward may want to know
+    older: Tensor | None = None  # (B, O) int64, what came before `items`, -1 where nothing; for masking alone
+
+    @property
+    def whole(self) -> Tensor:  # (B, T + O) int64
+        """All items of the histories, the older ones too, in no order; -1 where there is none."""
+        real = torch.arange(self.items.shape[1], device=self.items.device) < self.lengths.unsqueeze(1)
+        seen = self.items.masked_fill(~real, -1)
+        return seen if self.older is None else torch.cat([seen, self.older], dim=1)
+
+    def rows(self, kept: Tensor) -> Histories:
+        """Some of the histories."""
+        users = None if self.users is None else self.users[kept]
+        return Histories(self.items[kept], self.lengths[kept], users, None if self.older is None else self.older[kept])
 
     def holds(self, items: Tensor) -> Tensor:
-        """(B, N) bool, True where an item of `items` (B, N) is in the history of its row; -1 never is."""
-        real = torch.arange(self.items.shape[1], device=items.device) < self.lengths.unsqueeze(1)
-        return ((items.unsqueeze(2) == self.items.unsqueeze(1)) & real.unsqueeze(1)).any(2)
+        """(B, N) bool, True where an item of `items` (B, N) is in the whole history of its row; -1 never is."""
+        ordered = self.whole.sort(dim=1).values
+        place = torch.searchsorted(ordered, items.contiguous()).clamp(max=ordered.shape[1] - 1)
+        return (ordered.gather(1, place) == items) & (items >= 0)
 
 
 class Rollouts(NamedTuple):

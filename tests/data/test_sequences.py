@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from adagrpo.data.sequences import length_bucketed_batches, pad
+from adagrpo.data.sequences import length_bucketed_batches, older_items, pad
 from adagrpo.types import Ragged
 
 
@@ -35,6 +35,26 @@ def test_pad_edges() -> None:
     with pytest.raises(ValueError, match="max_length"):
         pad(ragged, np.array([0]), 0)
     assert pad(ragged, np.array([], dtype=np.int64), 3).items.shape[0] == 0
+
+
+@pytest.mark.parametrize("max_length", [1, 3, 50])
+def test_what_padding_leaves_out_is_still_known(max_length: int) -> None:
+    generator = np.random.default_rng(max_length)
+    lengths = generator.integers(1, 12, 30)
+    values = generator.integers(0, 25, lengths.sum()).astype(np.int32)
+    ragged = Ragged(values, np.concatenate([[0], lengths.cumsum()]).astype(np.int64))
+    rows = generator.permutation(30)[:9]
+    older = older_items(ragged, rows, max_length)
+    assert older.dtype == torch.int64 and older.shape == (9, max(0, lengths[rows].max() - max_length))
+    for row, items in zip(rows, older.tolist(), strict=True):
+        expected = ragged.row(row)[:-max_length].tolist()
+        assert items == expected + [-1] * (len(items) - len(expected))
+    histories = pad(ragged, rows, max_length)._replace(older=older)
+    asked = torch.arange(-1, 25).expand(9, -1)
+    for row, found in zip(rows, histories.holds(asked).tolist(), strict=True):
+        assert found == [item in ragged.row(row) for item in range(-1, 25)]
+    some = histories.rows(torch.tensor([4, 0]))
+    assert torch.equal(some.holds(asked[:2]), histories.holds(asked)[[4, 0]])
 
 
 def test_batches_hold_every_row_once() -> None:

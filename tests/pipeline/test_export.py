@@ -24,6 +24,7 @@ from adagrpo.pipeline import Run, fit_arm, fit_ranker, fit_sft, prepare, tokeniz
 from adagrpo.pipeline.export import export
 from adagrpo.pipeline.models import Workbench
 from adagrpo.policies.language_model import template_tokens
+from adagrpo.types import Ragged
 
 LM = {
     "config": {
@@ -97,6 +98,56 @@ def test_generate_gives_our_top_ten(run: Run, tmp_path: Path):
     assert {"config.json", "model.safetensors", "semantic_ids.json", "catalog.json", "semantic_ids.py"} <= files
     assert not [name for name in files if name.endswith((".bin", ".pt", ".pkl"))]
     assert str(run.directory) not in (tmp_path / "out" / "README.md").read_text()
+
+
+@torch.no_grad()
+def test_generate_leaves_out_a_whole_history(run: Run, tmp_path: Path):
+    export(run, tmp_path / "out", "adagrpo", "final")
+    bench = Workbench(run)
+    policy, catalog = bench.policy(run.path("train", "adagrpo", "final")).eval(), bench.catalog
+    items = np.stack([np.random.default_rng(row).permutation(30)[:18] for row in range(12)])
+    seen = items[:, -run.config.max_history :]
+    histories = pad(Ragged(seen.reshape(-1).astype(np.int32), seen.shape[1] * np.arange(13)), np.arange(12), 50)
+    excluded = catalog.trie.excluding(torch.from_numpy(items))
+    beams = beam_search(policy, policy.encode(histories), 10, trie=catalog.trie, excluded=excluded)
+    names = load_item_ids(bench.prepared)
+    expected = [[names[item] for item in row] for row in catalog.lookup(beams.codes).tolist()]
+
+    ids = opened(tmp_path / "out").SemanticIds(tmp_path / "out")
+    named = [[names[int(item)] for item in row] for row in items]
+    prompts = torch.tensor([ids.prompt(history) for history in named])
+    length = prompts.shape[1]
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    output = model.generate(
+        prompts,
+        attention_mask=torch.ones_like(prompts),
+        prefix_allowed_tokens_fn=ids.prefix_function(length, exclude=named),
+    )
+    found = [ids.item(tokens) for tokens in output[:, length:].tolist()]
+    found = [found[first : first + 10] for first in range(0, len(found), 10)]
+    assert found == expected
+    assert not any(set(row) & set(history) for row, history in zip(found, named, strict=True))
+
+
+def test_a_prefix_of_excluded_items_alone_is_not_entered(run: Run, tmp_path: Path):
+    export(run, tmp_path / "out")
+    ids = opened(tmp_path / "out").SemanticIds(tmp_path / "out")
+    first = next(iter(ids.item_of))[0]
+    below = [item for item, tokens in ids.tokens_of.items() if tokens[0] == first]
+    other = next(item for item, tokens in ids.tokens_of.items() if tokens[0] != first)
+    for exclude in ([], [other], below, below[1:], [other, *below, other], list(ids.tokens_of)):
+        allowed = ids.prefix_function(2, exclude=[[], exclude])
+        kept = [tokens for item, tokens in ids.tokens_of.items() if item not in exclude]
+        for prefix, following in ids.following.items():
+            level = len(prefix)
+            expected = sorted({tokens[level] for tokens in kept if tokens[:level] == prefix})
+            assert allowed(1, [7, 7, *prefix]) == expected
+            assert allowed(0, [7, 7, *prefix]) == following
+    with pytest.raises(KeyError):
+        ids.prefix_function(2, exclude=[["nowhere"]])
+    for one in ([3, 13], ["3", "13"]):
+        with pytest.raises(TypeError, match=r"exclude=\[history\]"):
+            ids.prefix_function(2, exclude=one)
 
 
 def test_adapters_are_merged(run: Run, world: Any, data: Path, tmp_path: Path):

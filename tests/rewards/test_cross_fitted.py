@@ -39,7 +39,7 @@ def test_each_row_is_judged_by_its_users_fold() -> None:
             wanted = 100 * folds[users[row]] + int(last) + item / 10
             assert scores[row, place].isnan() if item < 0 else float(scores[row, place]) == pytest.approx(wanted)
     assert [sorted(ranker.seen) for ranker in rankers] == [[1, 1, 3], [0, 4], [2]]
-    alone = [CrossFitted(rankers, folds).score(Histories(*(p[[r]] for p in histories)), items[[r]]) for r in range(6)]
+    alone = [CrossFitted(rankers, folds).score(histories.rows(torch.tensor([r])), items[[r]]) for r in range(6)]
     torch.testing.assert_close(torch.cat(alone), scores, rtol=0, atol=0, equal_nan=True)
 
 

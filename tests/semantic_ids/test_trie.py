@@ -42,6 +42,28 @@ class Twin:
         return self.nodes[level + 1].get((*self.prefixes[level][node], code), -1)
 
 
+@settings(max_examples=60, deadline=None)
+@given(catalogue=catalogues(), share=st.floats(0.0, 1.0), seed=st.integers(0, 10_000))
+def test_a_node_is_closed_where_all_below_it_is_excluded(
+    catalogue: tuple[torch.Tensor, tuple[int, ...]], share: float, seed: int
+) -> None:
+    codes, sizes = catalogue
+    trie, twin = Trie.build(codes, sizes), Twin(codes)
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.rand(3, len(codes), generator=generator) < share * torch.tensor([[1.0], [0.5], [0.0]])
+    items = torch.arange(len(codes)).expand(3, -1).masked_fill(~drawn, -1)
+    items = torch.cat([items, items[:, :5]], dim=1)[:, torch.randperm(len(codes) + len(items[0, :5]))]  # some twice
+    excluded = trie.excluding(items)
+    for level, prefixes in enumerate(twin.prefixes):
+        expected = [
+            [all(bool(drawn[b, i]) for row, i in twin.items.items() if row[:level] == prefix) for prefix in prefixes]
+            for b in range(3)
+        ]
+        nodes = torch.arange(-1, len(prefixes))
+        found = trie.closed(level, nodes, torch.arange(3).unsqueeze(1), excluded)
+        assert found.tolist() == [[True, *row] for row in expected]
+
+
 @pytest.mark.parametrize("dense_limit", [DENSE, SPARSE])
 @settings(max_examples=40, deadline=None)
 @given(catalogue=catalogues())

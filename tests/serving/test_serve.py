@@ -15,6 +15,7 @@ from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import uvicorn
 
@@ -25,6 +26,7 @@ from adagrpo.pipeline import Run
 from adagrpo.pipeline.models import Workbench
 from adagrpo.pipeline.serve import recommender
 from adagrpo.serving.app import create_app, listen
+from adagrpo.types import Cases, Ragged
 
 
 def opened(folder: Path, *settings: str) -> Run:
@@ -53,6 +55,26 @@ def test_the_lists_are_those_of_evaluation(copied: Path, mask: bool, weight: flo
     for answer, items, scores in zip(found, expected.items, expected.scores, strict=True):
         assert answer.items == [names[item] for item in items if item >= 0]
         assert answer.scores == pytest.approx(scores[items >= 0].tolist(), abs=1e-2)  # bf16 where it is native
+
+
+@pytest.mark.parametrize("weight", [0.0, 2.0])
+def test_no_item_of_a_long_history_is_served(copied: Path, weight: float) -> None:
+    run = opened(copied, "evaluation.mask_history=true")
+    bench = Workbench(run)
+    served, _ = recommender(run, "adagrpo", "final", weight)
+    draw = np.random.default_rng(0)
+    length = bench.num_items - 12
+    assert length > 2 * run.config.max_history and served.width <= 12
+    histories = np.stack([draw.permutation(bench.num_items)[:length] for _ in range(20)])
+    rows = Ragged(histories.reshape(-1).astype(np.int32), length * np.arange(21))
+    cases = Cases(np.zeros(20, np.int32), rows, np.zeros(20, np.int32))
+    expected = bench.predict(bench.policy(copied / "train/adagrpo/final"), cases, bench.reward())
+    if weight:
+        expected = reordered(expected, weight)
+    names = load_item_ids(bench.prepared).to_list()
+    for history, answer, items in zip(histories, served.recommend(histories.tolist()), expected.items, strict=True):
+        assert answer.items == [names[item] for item in items]
+        assert len(set(answer.items)) == served.width and not set(answer.items) & {names[item] for item in history}
 
 
 class Service:

@@ -152,7 +152,8 @@ def test_distillation_teaches_the_order_of_the_re_ranked_group(world, weight, ex
         history, q, p, seen = world.history_of(judged, b), [], [], []
         for g, item in enumerate(judged.rollouts.items[b].tolist()):
             codes = judged.rollouts.codes[b, g].tolist()
-            repeats = codes in task.catalog.codes[history].tolist()
+            whole = [item for item in judged.histories.whole[b].tolist() if item >= 0]
+            repeats = codes in task.catalog.codes[whole].tolist()
             if codes in seen or (exclude and repeats):  # what repeats the history is on neither side
                 continue
             seen.append(codes)

@@ -426,20 +426,26 @@ def test_a_degenerate_group_at_an_end_is_not_admitted(world):
     assert world.draw(closed)[2]["rejected_closed"] == 1
 
 
-@pytest.mark.parametrize("rl_positions", ["last", "end"])
+@pytest.mark.parametrize("rl_positions", ["random", "last", "all", "end"])
 @pytest.mark.parametrize("rollout", ["sample", "beam", "gumbel"])
 def test_a_rollout_of_the_history_can_count_as_invalid(world, rl_positions, rollout):
     options = {"gate": "all", "rl_positions": rl_positions, "rollout": rollout, "num_generations": 12}
     plain, _, _ = world.draw(world.post_training(world.policy(), **options))
     judged, _, values = world.draw(world.post_training(world.policy(), exclude_history=True, **options))
     assert torch.equal(plain.rollouts.codes, judged.rollouts.codes)
-    dropped = 0
+    dropped = older = 0
     for b in range(len(judged.targets)):
-        history = world.history_of(judged, b)
+        row, seen = world.rows[int(judged.histories.users[b])], world.history_of(judged, b)
+        cut = max(0, len(row) - (5 if rl_positions == "end" else 6))  # what the policy does not see of it
+        end = cut + len(seen)
+        following = [] if rl_positions == "end" else [int(judged.targets[b])]
+        assert row[cut:end] == seen and row[end : end + 1] == following
+        history = row[:end]
         for before, after in zip(plain.rollouts.items[b].tolist(), judged.rollouts.items[b].tolist(), strict=True):
             assert after == (-1 if before in history else before)
             dropped += before in history
-    assert dropped > 0
+            older += before in history and before not in seen
+    assert dropped > older > 0
     invalid = judged.rollouts.mean((judged.rollouts.items < 0).float())
     assert values["invalid_share"] == pytest.approx(float(invalid.mean()))
 

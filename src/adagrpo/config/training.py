@@ -40,8 +40,9 @@ class ObjectiveConfig(Section):
 
     `rollout: gumbel` draws different rollouts, which count by their probability; `adagrpo.rollouts` has all three.
     `rl_positions: end` draws groups after each whole training history, which no logged item follows; with
-    `exclude_history` a rollout that names an item of the history is invalid. The gate `shuffled` permutes the rewards
-    of each group there and admits them all, since what it would decide by reads logged items.
+    `exclude_history` a rollout that names an item of the history, also of what `max_history` leaves out, is invalid.
+    The gate `shuffled` permutes the rewards of each group there and admits them all, since what it would decide by
+    reads logged items.
     With `target_only` GRPO has a gradient on the logged item alone, where a group holds it: NLL at the weight that its
     advantage gives it, which with `inject_target` is what injection does by itself.
     With `target_admission` q_min is only where the threshold starts: it runs so that the gate admits that share of the

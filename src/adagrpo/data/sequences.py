@@ -9,10 +9,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from adagrpo.types import Histories, Ragged
 
-__all__ = ["emptied", "length_bucketed_batches", "pad"]
+__all__ = ["emptied", "length_bucketed_batches", "older_items", "pad"]
 
 
 def pad(ragged: Ragged, rows: NDArray[np.integer], max_length: int) -> Histories:
@@ -40,6 +41,28 @@ def pad(ragged: Ragged, rows: NDArray[np.integer], max_length: int) -> Histories
     real = columns < lengths[:, None]
     items = np.where(real, ragged.values[np.where(real, source, 0)], 0).astype(np.int64)
     return Histories(torch.from_numpy(items), torch.from_numpy(lengths.astype(np.int64)))
+
+
+def older_items(ragged: Ragged, rows: NDArray[np.integer], max_length: int) -> Tensor:
+    """What `pad` leaves out of some rows: the items before the last `max_length`, oldest first, padded with -1.
+
+    Args:
+        ragged: sequences.
+        rows: (B,) which of them.
+        max_length: of `pad`.
+
+    Returns:
+        (B, O) int64; O is 0 where no row is longer than `max_length`.
+
+    >>> older_items(Ragged(np.array([5, 6, 7, 8], np.int32), np.array([0, 3, 4])), np.array([1, 0]), 2)
+    tensor([[-1],
+            [ 5]])
+    """
+    lengths = np.maximum(ragged.lengths[rows] - max_length, 0)
+    columns = np.arange(lengths.max(initial=0))
+    real = columns < lengths[:, None]
+    source = ragged.offsets[np.asarray(rows)][:, None] + columns
+    return torch.from_numpy(np.where(real, ragged.values[np.where(real, source, 0)], -1).astype(np.int64))
 
 
 def emptied(

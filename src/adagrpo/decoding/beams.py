@@ -8,6 +8,9 @@ free probability, as Hugging Face's `generate` does with a prefix function.
 A free and a held search of one context write mostly the same prefixes. `beam_search_both` therefore lets them share
 lanes: those of the held search, and behind them what the free one alone has. Each prefix meets the policy once, and
 each search finds what it would have found by itself.
+
+Items can be ruled out for each sample. They are never written, and neither is a prefix that only they complete, so that
+no lane is lost to them: a search of `W` lanes finds `W` items wherever the trie holds as many others.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from adagrpo.decoding.lanes import PART, DeadEnd, check, top, top_of_many
 from adagrpo.errors import NotFinite
 from adagrpo.layers import take
 from adagrpo.policies.base import DecoderState, Policy
-from adagrpo.semantic_ids.trie import Trie
+from adagrpo.semantic_ids.trie import Excluded, Trie
 
 __all__ = ["Beams", "beam_search", "beam_search_both"]
 
@@ -63,6 +66,7 @@ def beam_search(
     width: int,
     *,
     trie: Trie | None = None,
+    excluded: Excluded | None = None,
 ) -> Beams:
     """Find the `W` most probable Semantic IDs of each sample, as far as a beam of `W` lanes sees them.
 
@@ -75,18 +79,21 @@ def beam_search(
         width: `W`, lanes kept at each level and sequences returned.
         trie: where given, only sequences of the trie are found. They are ranked by the policy's own free probability,
             not by one renormalised over what the trie allows.
+        excluded: of the trie's `excluding`: items that each sample's search leaves out.
 
     Returns:
         Beams, best first. Where fewer than `W` sequences of positive probability exist, the lanes left over hold codes
         -1 and score -inf.
 
     Raises:
-        ValueError: `width` is below 1, or the trie's levels are not the policy's.
+        ValueError: `width` is below 1, the trie's levels are not the policy's, or items are excluded without a trie.
         DeadEnd: the trie allows no continuation of one of its own prefixes.
         NotFinite: the policy's logits hold NaN, or +inf.
     """
     levels = check(policy, trie)
     _check_width("width", width)
+    if excluded is not None and trie is None:
+        raise ValueError("excluded is of a trie, which the search must be given too")
     state = policy.start(context)
     logits = policy.logits(state)  # (B, 1, K)
     scores, nodes, written = _root(logits)
@@ -95,7 +102,7 @@ def beam_search(
         if trie is None:
             step = _best_continuations(log_probs, scores, width)
         else:
-            step, nodes = _best_children(trie, level, nodes, log_probs, scores, width)
+            step, nodes = _best_children(trie, level, nodes, log_probs, scores, width, excluded)
         scores, written = step.scores, _write(written, step, log_probs, step.parents)
         if level + 1 < levels:
             state = policy.advance(state, step.parents, step.codes)
@@ -228,6 +235,7 @@ def _best_children(
     log_probs: Tensor,  # (B, J, K), J >= W; of the first W lanes
     scores: Tensor,  # (B, W)
     width: int,
+    excluded: Excluded | None = None,
 ) -> tuple[_Step, Tensor]:  # and the node of each lane (B, W')
     """The best continuations of all lanes that the trie knows, best first; most of the codes of a level are none."""
     (samples, lanes), (_, stride, size) = nodes.shape, log_probs.shape
@@ -243,6 +251,8 @@ def _best_children(
     totals = scores.flatten().index_select(0, branches.parents) + log_probs.flatten().index_select(0, flat)
     if bool(totals.isnan().any()):
         raise NotFinite("logits", "the policy's logits hold NaN or +inf")
+    if excluded is not None:
+        totals = totals.masked_fill(trie.closed(level + 1, branches.nodes, rows, excluded), -torch.inf)
     most = int(of_sample.max())
     room = -(-most // PART) * PART
     padded = totals.new_full((samples, room), -torch.inf)

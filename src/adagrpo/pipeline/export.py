@@ -105,11 +105,14 @@ def _write(run: Run, weights: Path, folder: Path) -> None:
 
 def _card(run: Run, weights: Path, levels: int) -> str:
     """What the folder is, how it is used, and how it was made."""
+    mask = run.config.evaluation.mask_history
     masked = (
-        "\nIts evaluation left the items of the history out of the lists; `generate` does not."
-        if (run.config.evaluation.mask_history)
+        "\nIts evaluation left the items of the history out of the lists, and so does `exclude`: the whole history, of "
+        "which the prompt holds the last items alone."
+        if mask
         else ""
     )
+    allowed = f"ids.prefix_function(len(prompt){', exclude=[HISTORY]' if mask else ''})"
     return f"""# {run.config.name}: {run.label(weights)}
 
 A generative recommender: it writes the next item of a history as {levels} Semantic-ID tokens.
@@ -123,7 +126,7 @@ from transformers import AutoModelForCausalLM
 
 ids, model = SemanticIds(FOLDER), AutoModelForCausalLM.from_pretrained(FOLDER)
 prompt = ids.prompt(HISTORY)  # item ids, oldest first
-output = model.generate(torch.tensor([prompt]), prefix_allowed_tokens_fn=ids.prefix_function(len(prompt)))
+output = model.generate(torch.tensor([prompt]), prefix_allowed_tokens_fn={allowed})
 print([ids.item(tokens) for tokens in output[:, len(prompt):].tolist()])
 ```
 """

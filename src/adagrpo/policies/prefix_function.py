@@ -6,12 +6,13 @@
     prompt = ids.prompt(["item-7", "item-3"])            # a history, oldest item first
     output = model.generate(
         torch.tensor([prompt]), num_beams=50, num_return_sequences=10, max_new_tokens=ids.levels, do_sample=False,
-        prefix_allowed_tokens_fn=ids.prefix_function(len(prompt)),
+        prefix_allowed_tokens_fn=ids.prefix_function(len(prompt), exclude=[["item-7", "item-3"]]),
     )
     items = [ids.item(sequence) for sequence in output[:, len(prompt):].tolist()]
 
-Without the prefix function the model may write codes that name no item. Histories of several lengths in one batch are
-padded on the left, with an attention mask; `prefix_function` then takes the padded length.
+Without the prefix function the model may write codes that name no item, and without `exclude` items of the history.
+Histories of several lengths in one batch are padded on the left, with an attention mask; `prefix_function` then takes
+the padded length.
 """
 
 from __future__ import annotations
@@ -58,17 +59,45 @@ class SemanticIds:
         history = [token for item in items[-self.max_history :] for token in self.tokens_of[item]]
         return [*self.preamble, *history, *self.suffix]
 
-    def prefix_function(self, prompt_length: int) -> Callable[[int, Any], list[int]]:
+    def prefix_function(
+        self, prompt_length: int, exclude: Sequence[Sequence[Any]] | None = None
+    ) -> Callable[[int, Any], list[int]]:
         """For `generate(prefix_allowed_tokens_fn=...)`: the tokens that may follow, after which comes the end.
 
-        Nothing may follow what is no prefix of an item; `generate` refuses that.
+        Nothing may follow what is no prefix of an item, or all if every item is excluded; `generate` refuses that.
+
+        Args:
+            prompt_length: tokens of the prompt, padding included.
+            exclude: for each prompt of the batch the items that are never written, say its whole history, however much
+                of it the prompt holds. A prefix that only such items complete is not entered.
+
+        Raises:
+            KeyError: an excluded item is not in the catalogue.
+            TypeError: `exclude` is one list of items instead of one for each prompt.
         """
+        if any(isinstance(items, str) or not isinstance(items, Sequence) for items in exclude or ()):
+            raise TypeError("exclude holds a list of items for each prompt: exclude=[history]")
+        closed = [self._closed(items) for items in exclude or ()]
 
         def allowed(batch: int, sequence: Any) -> list[int]:
             written = tuple(int(token) for token in sequence[prompt_length:])
-            return [self.end_token] if len(written) >= self.levels else self.following.get(written, [])
+            if len(written) >= self.levels:
+                return [self.end_token]
+            following = self.following.get(written, [])
+            if exclude is None:
+                return following
+            return [token for token in following if (*written, token) not in closed[batch]]
 
         return allowed
+
+    def _closed(self, items: Iterable[Any]) -> set[tuple[int, ...]]:
+        """The token sequences of some items, and every prefix that only they complete."""
+        last = {self.tokens_of[item] for item in items}
+        closed = set(last)
+        while last := {sequence[:-1] for sequence in last if sequence}:
+            last = {prefix for prefix in last if all((*prefix, token) in closed for token in self.following[prefix])}
+            closed |= last
+        return closed
 
     def item(self, tokens: Iterable[int]) -> Any:
         """The item that the tokens after a prompt name, None where they name none."""

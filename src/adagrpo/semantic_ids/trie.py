@@ -7,7 +7,8 @@ The tree is a few flat tensors, one table per level, so that a query is one gath
 Nodes of level `l` are the distinct prefixes of length `l`, numbered in lexicographic order; level 0 is the root, 0.
 A level is stored dense, as an (n_l, K_l) table, while that fits `dense_limit` entries, and otherwise as sorted keys
 `n * K_l + k`. The child of a key is its rank, because children are numbered in the same order as keys. For the same
-reason the children of a node follow each other, so that a search can look at those alone (`branches`).
+reason the children of a node follow each other, so that a search can look at those alone (`branches`), and so do the
+leaves below a node, so that two binary searches say how many of them are in a set of items (`excluding`, `closed`).
 
 Departure from the usual prefix dictionaries of generative retrieval: an unknown prefix is node -1, from which nothing
 is allowed. It is never left unconstrained.
@@ -16,12 +17,13 @@ is allowed. It is never left unconstrained.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Branches", "Trie"]
+__all__ = ["Branches", "Excluded", "Trie"]
 
 
 class Branches(NamedTuple):
@@ -31,6 +33,12 @@ class Branches(NamedTuple):
     parents: Tensor  # (T,) int64, the parent's place among the N
     codes: Tensor  # (T,) int64, the code that leads there
     nodes: Tensor  # (T,) int64, the node of the level below
+
+
+class Excluded(NamedTuple):
+    """Leaves that each of `B` samples may not reach; made by `Trie.excluding`."""
+
+    keys: Tensor  # (X,) int64, sorted and distinct: sample * n_L + leaf
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,6 +196,58 @@ class Trie:
         before = counts.cumsum(0) - counts
         found = torch.arange(len(parents), device=nodes.device) + (begin - before).index_select(0, parents)
         return Branches(counts, parents, self.codes[level].index_select(0, found), found)
+
+    @cached_property
+    def leaf_ranges(self) -> tuple[Tensor, ...]:
+        """Per level `0 .. L`, (max(n_l, 1) + 1,) int64: the first leaf below each node, and the number of leaves."""
+        leaves = self.node_counts[-1]
+        ranges = [torch.arange(max(1, leaves) + 1, device=self.items.device).clamp(max=leaves)]
+        for first in reversed(self.first):
+            ranges.append(ranges[-1].index_select(0, first))
+        return tuple(reversed(ranges))
+
+    @cached_property
+    def leaf_of(self) -> Tensor:
+        """(V,) int64, the leaf of each item."""
+        return self.items.argsort()
+
+    def excluding(
+        self,
+        items: Tensor,  # (B, X) int64
+    ) -> Excluded:
+        """The items that each of `B` samples may not reach, for `closed`; -1 is none, an item may occur twice.
+
+        >>> trie = Trie.build(torch.tensor([[0, 1], [2, 0], [0, 0]]), (3, 2))
+        >>> excluded = trie.excluding(torch.tensor([[0, -1], [0, 2]]))
+        >>> [trie.closed(1, torch.tensor([0, 1]), torch.tensor([sample]), excluded).tolist() for sample in (0, 1)]
+        [[False, False], [True, False]]
+        """
+        samples = torch.arange(len(items), device=items.device).unsqueeze(1) * self.node_counts[-1]
+        real = items >= 0
+        return Excluded(torch.unique((samples + self.leaf_of[items.masked_fill(~real, 0)])[real]))
+
+    def closed(
+        self,
+        level: int,
+        nodes: Tensor,  # (...) int64
+        samples: Tensor,  # (...) int64
+        excluded: Excluded,
+    ) -> Tensor:
+        """Whether every item below a node is one that its sample may not reach.
+
+        Args:
+            level: of the nodes, `0 .. L`.
+            nodes: (...) int64; -1 is an unknown prefix, below which there is no item.
+            samples: (...) int64, broadcast against `nodes`: whose node it is, a row of what `excluding` was given.
+            excluded: of `excluding`.
+
+        Returns:
+            (...) bool.
+        """
+        known, before = nodes.clamp(min=0), samples * self.node_counts[-1]
+        begin, end = self.leaf_ranges[level][known], self.leaf_ranges[level][known + 1]
+        found = [torch.searchsorted(excluded.keys, (before + place).contiguous()) for place in (begin, end)]
+        return (found[1] - found[0] == end - begin) | (nodes < 0)
 
     def leaf_items(
         self,

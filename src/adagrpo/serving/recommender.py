@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from adagrpo.data.sequences import pad
+from adagrpo.data.sequences import older_items, pad
 from adagrpo.decoding import beam_search
 from adagrpo.evaluation import without_history
 from adagrpo.layers import mixed_precision
@@ -56,7 +56,7 @@ class Recommender:
             item_ids: ids of the logs, in the order of items.
             width: lanes of the beam; no list is longer.
             max_history: items of a history that the policy sees, the last ones.
-            mask_history: leave these items out of the list.
+            mask_history: leave the items of the whole history out of the list.
             reward: re-ranks the beam.
             reward_weight: `w`.
         """
@@ -84,10 +84,12 @@ class Recommender:
         batch = self._batch(histories)
         held = self.width + (self.max_history if self.mask_history else 0)
         with mixed_precision(self.policy):
-            beams = beam_search(self.policy, self.policy.encode(batch), held, trie=self.catalog.trie)
-        items, scores = self.catalog.lookup(beams.codes), beams.scores
+            context = self.policy.encode(batch)
+            beams = beam_search(self.policy, context, held, trie=self.catalog.trie)
         if self.mask_history:
-            items, scores = without_history(items, scores, batch, self.width)
+            items, scores = without_history(self.policy, context, self.catalog, beams, batch, self.width)
+        else:
+            items, scores = self.catalog.lookup(beams.codes), beams.scores
         if self.reward is not None:
             rewards = ask_reward(self.reward, batch, items).nan_to_num(0.0)
             scores, order = (scores + self.reward_weight * rewards).sort(dim=1, descending=True, stable=True)
@@ -97,9 +99,11 @@ class Recommender:
     def _batch(self, histories: Sequence[Sequence[int]]) -> Histories:
         offsets = np.cumsum([0, *map(len, histories)])
         ragged = Ragged(np.concatenate([np.asarray(history, np.int32) for history in histories]), offsets)
-        padded = pad(ragged, np.arange(len(histories)), self.max_history)
+        rows = np.arange(len(histories))
+        padded = pad(ragged, rows, self.max_history)
         device: torch.device = self.catalog.codes.device
-        return Histories(padded.items.to(device), padded.lengths.to(device))
+        older = older_items(ragged, rows, self.max_history).to(device) if self.mask_history else None
+        return Histories(padded.items.to(device), padded.lengths.to(device), older=older)
 
     def _named(self, items: list[int], scores: list[float]) -> Recommendations:
         count = sum(item >= 0 for item in items)  # places without an item are last

@@ -40,7 +40,7 @@ class TrainingBatch(NamedTuple):
 
     def to(self, device: torch.device) -> TrainingBatch:
         """The same batch on a device."""
-        items, lengths, users = self.histories
+        items, lengths, users, _ = self.histories
         histories = Histories(items.to(device), lengths.to(device), None if users is None else users.to(device))
         samples = (part.to(device) for part in (self.rows, self.positions, self.targets, self.nll, self.rl))
         return TrainingBatch(self.users, histories, *samples)

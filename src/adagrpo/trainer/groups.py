@@ -35,7 +35,15 @@ def stack(parts: Sequence[Histories]) -> Histories:
     length = max(part.items.shape[1] for part in parts)
     items = [torch.nn.functional.pad(part.items, (0, length - part.items.shape[1])) for part in parts]
     users = [part.users for part in parts if part.users is not None]
-    return Histories(torch.cat(items), torch.cat([part.lengths for part in parts]), torch.cat(users) if users else None)
+    older = [part.older for part in parts if part.older is not None]
+    before = max((part.shape[1] for part in older), default=0)
+    older = [torch.nn.functional.pad(part, (0, before - part.shape[1]), value=-1) for part in older]
+    return Histories(
+        torch.cat(items),
+        torch.cat([part.lengths for part in parts]),
+        torch.cat(users) if users else None,
+        torch.cat(older) if older else None,
+    )
 
 
 def summary(judged: Judged, drawn: Rollouts, rewards: GroupRewards) -> dict[str, float]:

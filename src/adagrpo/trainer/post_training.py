@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from adagrpo.config import ObjectiveConfig
-from adagrpo.data.sequences import pad
+from adagrpo.data.sequences import older_items, pad
 from adagrpo.objective import (
     best_of_n_loss,
     clipped_surrogate,
@@ -155,21 +155,31 @@ class PostTraining(GroupJudge):
             ends = pad(self.schedule.training, batch.users, self.schedule.max_history)
             device = batch.targets.device
             users = torch.from_numpy(batch.users).to(device)
-            whole = Histories(ends.items.to(device), ends.lengths.to(device), users)
-            return Samples(whole, torch.full_like(whole.lengths, -1), None)
+            histories = Histories(ends.items.to(device), ends.lengths.to(device), users)
+            histories = histories._replace(older=self._older(batch, self.schedule.max_history))
+            return Samples(histories, torch.full_like(ends.lengths, -1, device=device), None)
         samples = batch.rl.nonzero().squeeze(1)
         if self.objective.rl_positions != "all":
-            histories = len(batch.histories.lengths)
-            counts = torch.bincount(batch.rows[samples], minlength=histories)
+            count = len(batch.histories.lengths)
+            counts = torch.bincount(batch.rows[samples], minlength=count)
             if self.objective.rl_positions == "last":
                 chosen = counts - 1
             else:
-                uniforms = torch.rand(histories, generator=generator, dtype=torch.float64).to(counts.device)
+                uniforms = torch.rand(count, generator=generator, dtype=torch.float64).to(counts.device)
                 chosen = (uniforms * counts).long()
             first = counts.cumsum(0) - counts  # samples are listed row by row
             samples = samples[(first + chosen)[counts > 0]]
         found = truncate(batch.histories, batch.rows[samples], batch.positions[samples])
+        older = self._older(batch, self.schedule.max_history + 1)  # of a batch's rows the last item is a target alone
+        if older is not None:
+            found = found._replace(older=older[batch.rows[samples]])
         return Samples(found, batch.targets[samples], samples)
+
+    def _older(self, batch: TrainingBatch, seen: int) -> Tensor | None:
+        """(B, O) what the users had before their last `seen` items, where rollouts of the history are invalid."""
+        if not self.objective.exclude_history:
+            return None
+        return older_items(self.schedule.training, batch.users, seen).to(batch.targets.device)
 
     def _reward_term(self, micro: Micro, context: Any) -> tuple[Tensor, dict[str, float]]:
         """`(λ / B_rl) Σ loss_b` over the admitted groups of a micro-batch, and what to log beside it.
