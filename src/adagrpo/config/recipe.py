@@ -20,6 +20,7 @@ from adagrpo.config.reward import RewardOptions, SequentialOptions
 from adagrpo.config.tokenizer import TokenizerConfig
 from adagrpo.config.training import CompareConfig, EvaluationConfig, ObjectiveConfig, TrainConfig
 from adagrpo.config.values import Positive, Section
+from adagrpo.config.yaml_text import parse_yaml, read_yaml
 from adagrpo.errors import UserError
 
 __all__ = ["Config", "dump_config", "load_config"]
@@ -108,7 +109,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         UserError: no such file, not YAML, an unknown key (with the nearest valid one) or a value out of range.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml(path)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such recipe") from error
     except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
@@ -135,7 +136,7 @@ def _apply(content: dict[str, Any], override: str) -> None:
     if not equals or not all(keys):
         raise UserError(f"--set {override}: write key=value, for example objective.lambda=0.5")
     try:
-        value = yaml.safe_load(text)
+        value = parse_yaml(text)
     except yaml.YAMLError as error:
         raise UserError(f"--set {override}: '{text}' is not YAML") from error
     for key in keys[:-1]:

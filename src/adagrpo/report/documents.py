@@ -219,7 +219,7 @@ def _content(path: Path) -> dict[str, Any]:
     text = _read(path)
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error})") from error
     if not isinstance(content, dict) or {"plan", "rows"} - content.keys():
         raise UserError(f"{path}: not the comparison.json of a comparison")
