@@ -28,6 +28,7 @@ ROWS = {
     7: "malicious files, YAML tags, names and model folders",
     8: "truncated or bit-flipped artifacts",
     9: "lists that are generated; brute force on small catalogues",
+    18: "inputs that explode: compressed files, long lines, deep nesting, malformed model texts",
     0: "killed runs carried on, turn after turn, in one process",  # the soak, a script of its own
 }
 

@@ -113,7 +113,7 @@ class DataConfig(Section):
     """Where the logs come from and how they are cut. Relative paths are below `--data`.
 
     With `click_rating` every row is an impression, clicked if it is rated at least so. `max_expansion` bounds to how
-    many times its size a compressed file of logs or items may unpack, beyond 64 MB, see `adagrpo.data.unpacking`.
+    many times its size a compressed file of logs or items may unpack, beyond 32 MB, see `adagrpo.data.unpacking`.
     """
 
     logs: tuple[str, ...] = ()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import polars as pl
 
-from adagrpo.data.unpacking import ALWAYS, MAX_EXPANSION, check_parquet, explodes, read_blocks, text_bytes
+from adagrpo.data.unpacking import MAX_EXPANSION, check_parquet, explodes, read_blocks, room, text_bytes
 from adagrpo.errors import UserError
 
 __all__ = ["columns_of", "header_of", "kind_of", "listed", "one_line", "read_table", "reading", "require"]
@@ -48,7 +49,7 @@ def columns_of(path: Path) -> list[str]:
             return pl.scan_parquet(path, glob=False).collect_schema().names()
         if kind == "CSV":
             return header_of(path)
-        block, _ = next(read_blocks(path, SCHEMA_BYTES))
+        block, _ = next(read_blocks(path, SCHEMA_BYTES, math.inf))
     if not block:
         raise UserError(f"{path}: the file is empty")
     text = block.decode("utf-8", errors="replace").removesuffix("\n")
@@ -88,7 +89,7 @@ def read_table(path: Path, columns: Sequence[str], max_expansion: float = MAX_EX
     require(path, columns, available)
     with reading(path, kind):
         found = table.select(list(dict.fromkeys(columns))).collect()
-    if kind == "Parquet" and text_bytes(found) > max(ALWAYS, max_expansion * path.stat().st_size):
+    if kind == "Parquet" and text_bytes(found) > room(path, max_expansion):
         raise explodes(path, max_expansion)
     return found
 
@@ -151,6 +152,6 @@ def require(path: Path, wanted: Sequence[str], available: Sequence[str]) -> None
 
 def header_of(path: Path) -> list[str]:
     """Names of the columns of a CSV file."""
-    block, _ = next(read_blocks(path, SCHEMA_BYTES))
+    block, _ = next(read_blocks(path, SCHEMA_BYTES, math.inf))
     table = pl.scan_csv(block, infer_schema=False, encoding="utf8-lossy", truncate_ragged_lines=True)
     return table.collect_schema().names()

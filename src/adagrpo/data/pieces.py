@@ -17,7 +17,7 @@ from typing import NamedTuple
 import polars as pl
 
 from adagrpo.data.files import columns_of, header_of, kind_of, reading, require
-from adagrpo.data.unpacking import ALWAYS, MAX_EXPANSION, check_parquet, explodes, read_blocks, text_bytes
+from adagrpo.data.unpacking import MAX_EXPANSION, check_parquet, explodes, read_blocks, room, text_bytes
 
 __all__ = ["Piece", "read_pieces"]
 
@@ -72,7 +72,7 @@ _Found = tuple[pl.DataFrame, pl.Series | None]
 
 def _parquet(path: Path, columns: Sequence[str], ids: Sequence[str], max_expansion: float) -> Iterator[_Found]:
     check_parquet(path, columns, max_expansion)
-    most = max(ALWAYS, max_expansion * path.stat().st_size)
+    most = room(path, max_expansion)
     table = pl.scan_parquet(path, glob=False).select(columns)
     rows = int(table.select(pl.len()).collect().item())
     text = 0

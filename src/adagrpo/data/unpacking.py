@@ -17,10 +17,10 @@ import polars as pl
 
 from adagrpo.errors import UserError
 
-__all__ = ["ALWAYS", "LONGEST_LINE", "MAX_EXPANSION", "check_parquet", "explodes", "read_blocks", "text_bytes"]
+__all__ = ["LONGEST_LINE", "MAX_EXPANSION", "check_parquet", "explodes", "read_blocks", "room", "text_bytes"]
 
 MAX_EXPANSION = 100  # `data.max_expansion` if not given
-ALWAYS = 2**26  # bytes that may come out of any file
+ALWAYS = 2**25  # bytes that may come out of any file
 LONGEST_LINE = 2**21  # bytes
 LARGEST_FOOTER = 2**23  # bytes of Parquet metadata
 BOM = b"\xef\xbb\xbf"
@@ -88,19 +88,16 @@ def check_parquet(path: Path, columns: Sequence[str], max_expansion: float = MAX
     A value counts as eight bytes, or as what the file says its pages unpack to if that is more.
 
     Raises:
-        UserError: too much would come out, or the file's metadata is none.
+        UserError: too much would come out, or the file's metadata is damaged or too large.
     """
-    size = path.stat().st_size
-    most = max(ALWAYS, max_expansion * size)
-    came = 0
-    for group in _row_groups(path, size):
-        for chunk in group.get(1) or ():
-            found = chunk.get(3) or {}
-            name = (found.get(3) or [b""])[0]
-            if name.decode("utf-8", errors="replace") in columns:
-                came += max(8 * max(found.get(5, 0), group.get(3, 0)), found.get(6, 0))
-    if came > most:
+    came = sum(max(8 * values, content) for name, values, content in _chunks(path) if name in columns)
+    if came > room(path, max_expansion):
         raise explodes(path, max_expansion)
+
+
+def room(path: Path, max_expansion: float) -> float:
+    """How many bytes may come out of a file."""
+    return max(ALWAYS, max_expansion * path.stat().st_size)
 
 
 def text_bytes(table: pl.DataFrame) -> int:
@@ -114,11 +111,12 @@ def text_bytes(table: pl.DataFrame) -> int:
     return found
 
 
-def _row_groups(path: Path, size: int) -> list[dict[int, Any]]:
-    """The row groups in the metadata at the end of a Parquet file, by the numbers of their fields.
+def _chunks(path: Path) -> list[tuple[str, int, int]]:
+    """Column, number of values and bytes of content of each part of a Parquet file, by the metadata at its end.
 
     https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift
     """
+    size = path.stat().st_size
     with path.open("rb") as file:
         file.seek(max(0, size - 8))
         end = file.read(8)
@@ -133,8 +131,12 @@ def _row_groups(path: Path, size: int) -> list[dict[int, Any]]:
         # FileMetaData: 4 row_groups; RowGroup: 1 columns, 3 num_rows; ColumnChunk: 3 meta_data;
         # ColumnMetaData: 3 path_in_schema, 5 num_values, 6 total_uncompressed_size
         found = footer.struct({4: {1: {3: {3: {}, 5: {}, 6: {}}}, 3: {}}})
-        return list(found.get(4) or ())
-    except (IndexError, ValueError, AttributeError) as error:
+        return [
+            (chunk[3][3][0].decode("utf-8"), max(0, chunk[3][5], group[3]), max(0, chunk[3][6]))
+            for group in found[4]
+            for chunk in group[1]
+        ]
+    except (IndexError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: cannot be read as Parquet: its metadata is damaged") from error
 
 
