@@ -18,7 +18,7 @@ from adagrpo.config.problems import SHOWN
 from adagrpo.config.recipe import load_config
 from adagrpo.config.yaml_text import parse_yaml
 from adagrpo.data import ColumnMapping, read_items, read_logs, unpacking
-from adagrpo.data.unpacking import LONGEST_LINE, check_parquet, read_blocks
+from adagrpo.data.unpacking import LONGEST_LINE, check_parquet, read_blocks, text_bytes
 from adagrpo.errors import UserError
 from adagrpo.semantic_ids import import_semantic_ids
 
@@ -114,6 +114,15 @@ def test_parquet_is_judged_by_the_columns_that_are_read(tmp_path: Path, monkeypa
     check_parquet(path, ["other"], 1.1)
     with pytest.raises(UserError, match="unpacks to more than 1 times"):
         import_semantic_ids(path, pl.Series([1]), column="one", id_column="other", max_expansion=1)
+
+
+def test_text_counts_as_often_as_it_is_there() -> None:
+    table = pl.DataFrame({"a": ["xyz", None, "é"], "b": [["x", "yy"], [], ["zzz"]], "c": [1, 2, 3]})
+    table = table.with_columns(
+        pl.col("a").cast(pl.Categorical).alias("d"), pl.col("a").cast(pl.Enum(["xyz", "é"])).alias("e")
+    )
+    assert text_bytes(table.select("a")) == text_bytes(table.select("d")) == text_bytes(table.select("e")) == 5
+    assert text_bytes(table.select("b", "c")) == 6
 
 
 def test_metadata_that_is_damaged_or_too_large_is_one_line(tmp_path: Path) -> None:
