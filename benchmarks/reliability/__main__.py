@@ -13,7 +13,19 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.reliability import damage, findings, flips, foreign, invariance, kills, lists, logs, masking, suites
+from benchmarks.reliability import (
+    damage,
+    explode,
+    findings,
+    flips,
+    foreign,
+    invariance,
+    kills,
+    lists,
+    logs,
+    masking,
+    suites,
+)
 from benchmarks.reliability.findings import Finding
 
 CHECKS: dict[str, Callable[[Path], Finding]] = {
@@ -29,6 +41,7 @@ CHECKS: dict[str, Callable[[Path], Finding]] = {
     "foreign": foreign.foreign,
     "flips": flips.flips,
     "masking": masking.masking,
+    "explode": explode.explode,
 }
 ROOT = Path(__file__).parent.parent.parent
 

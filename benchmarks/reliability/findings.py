@@ -36,7 +36,7 @@ ROWS = {
     15: "A/A experiments that are looked at while they run",
     16: "folders that hold somebody else's files, given to every verb, also killed half-way",
     17: "one bit of any file of a run is flipped, before every verb that reads it",
-    18: "inputs that explode",
+    18: "inputs that explode: compressed files, long lines, deep nesting, malformed model texts",
     19: "stages that are out of date, in every order",
     20: "the verdict of diagnose over seeds, worlds and rewards",
     21: "a history longer than what the policy sees, masked in evaluation, serving and an exported folder",

@@ -54,6 +54,7 @@ __all__ = ["main"]
 # typer raises click's usage errors, of the package of that name or of its own copy, depending on its version
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 TOGETHER = ("demo", "run", "sft", "ranker", "train")  # they fit models
+LONGEST_MESSAGE = 2000  # characters
 INTERRUPTED, TERMINATED = 130, 143  # as shells say it; some versions of typer return it, others raise Abort
 
 app = typer.Typer(
@@ -495,5 +496,6 @@ def main() -> None:
 
 
 def _fail(message: str, status: int) -> int:
-    typer.echo(f"adagrpo: {' '.join(message.split())}", err=True)
+    line = " ".join(message[:LONGEST_MESSAGE].split()) + ("..." if len(message) > LONGEST_MESSAGE else "")
+    typer.echo(f"adagrpo: {line}", err=True)
     return status

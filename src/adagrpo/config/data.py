@@ -112,7 +112,8 @@ class RandomExposureConfig(Section):
 class DataConfig(Section):
     """Where the logs come from and how they are cut. Relative paths are below `--data`.
 
-    With `click_rating` every row is an impression, clicked if it is rated at least so.
+    With `click_rating` every row is an impression, clicked if it is rated at least so. `max_expansion` bounds to how
+    many times its size a compressed file of logs or items may unpack, beyond 32 MB, see `adagrpo.data.unpacking`.
     """
 
     logs: tuple[str, ...] = ()
@@ -126,6 +127,7 @@ class DataConfig(Section):
     min_user_interactions: Positive = 1
     min_item_interactions: Positive = 1
     max_bad_rows: Annotated[int, Field(ge=0)] = 0
+    max_expansion: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 100
     refuse: RefuseConfig = RefuseConfig()
     split: SplitConfig = SplitConfig()
     shuffle_ties: TieConfig | None = None

@@ -10,6 +10,8 @@ from pydantic import BaseModel, ValidationError
 
 __all__ = ["explain"]
 
+SHOWN = 200  # characters of a key or value in a message
+
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
     """One problem of a validation of a model in one line, with the path of the key and the nearest valid name."""
@@ -20,15 +22,19 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     if first["type"] == "extra_forbidden":
         section = _follow(model, first["loc"][:-1])[1]
         names = [field.alias or name for name, field in section.model_fields.items()]
-        near = difflib.get_close_matches(str(first["loc"][-1]), names, n=1)
+        near = difflib.get_close_matches(str(first["loc"][-1])[:SHOWN], names, n=1)
         hint = f"; did you mean '{near[0]}'?" if near else f"; valid keys here: {', '.join(names)}"
-        return f"unknown key '{path}'{hint}"
+        return f"unknown key '{_short(path)}'{hint}"
     message = first["msg"].removeprefix("Value error, ").replace(" using _kind()", " as kind")
     return (
-        (f"{path}: " if path else "")
+        (f"{_short(path)}: " if path else "")
         + message
-        + (f" (found {first['input']!r})" if first["type"] not in ("missing", "value_error") else "")
+        + (f" (found {_short(repr(first['input']))})" if first["type"] not in ("missing", "value_error") else "")
     )
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def _follow(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[str, Any]:

@@ -20,6 +20,7 @@ from adagrpo.config.reward import RewardOptions, SequentialOptions
 from adagrpo.config.tokenizer import TokenizerConfig
 from adagrpo.config.training import CompareConfig, EvaluationConfig, ObjectiveConfig, TrainConfig
 from adagrpo.config.values import Positive, Section
+from adagrpo.config.yaml_text import parse_yaml, read_yaml
 from adagrpo.errors import UserError
 
 __all__ = ["Config", "dump_config", "load_config", "resolve_config"]
@@ -170,7 +171,7 @@ def _with_base(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
 def _mapping(path: Path, place: str) -> dict[str, Any]:
     """The content of one file; `place` is put behind what is wrong with it."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml(path)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such recipe{place}") from error
     except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
@@ -203,7 +204,7 @@ def _apply(content: dict[str, Any], override: str) -> None:
     if not equals or not all(keys):
         raise UserError(f"--set {override}: write key=value, for example objective.lambda=0.5")
     try:
-        value = yaml.safe_load(text)
+        value = parse_yaml(text)
     except yaml.YAMLError as error:
         raise UserError(f"--set {override}: '{text}' is not YAML") from error
     for key in keys[:-1]:

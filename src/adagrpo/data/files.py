@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,12 +16,14 @@ from pathlib import Path
 
 import polars as pl
 
+from adagrpo.data.unpacking import MAX_EXPANSION, check_parquet, explodes, read_blocks, room, text_bytes
 from adagrpo.errors import UserError
 
-__all__ = ["columns_of", "header_of", "kind_of", "one_line", "read_table", "reading", "require"]
+__all__ = ["columns_of", "header_of", "kind_of", "listed", "one_line", "read_table", "reading", "require"]
 
 SUFFIXES = {".csv": "CSV", ".csv.gz": "CSV", ".parquet": "Parquet", ".jsonl": "JSONL", ".ndjson": "JSONL"}
-SCHEMA_LINES = 1000  # of a JSONL file, to say which fields it has
+SCHEMA_LINES, SCHEMA_BYTES = 1000, 2**22  # of a JSONL or CSV file, to say which fields it has
+SHOWN_NAMES, SHOWN = 20, 80  # names in a message, characters of each
 
 
 def kind_of(path: Path) -> str:
@@ -46,7 +49,11 @@ def columns_of(path: Path) -> list[str]:
             return pl.scan_parquet(path, glob=False).collect_schema().names()
         if kind == "CSV":
             return header_of(path)
-        lines = _lines(path, SCHEMA_LINES)
+        block, _ = next(read_blocks(path, SCHEMA_BYTES, math.inf))
+    if not block:
+        raise UserError(f"{path}: the file is empty")
+    text = block.decode("utf-8", errors="replace").removesuffix("\n")
+    lines = text.split("\n", SCHEMA_LINES)[:SCHEMA_LINES]
     fields: dict[str, None] = {}
     for line in lines:
         try:
@@ -59,25 +66,42 @@ def columns_of(path: Path) -> list[str]:
     return list(fields)
 
 
-def read_table(path: Path, columns: Sequence[str]) -> pl.DataFrame:
+def read_table(path: Path, columns: Sequence[str], max_expansion: float = MAX_EXPANSION) -> pl.DataFrame:
     """Some columns of a table, typed as in the file; those of a CSV file are text.
 
     Raises:
-        UserError: the file or a column is missing, or the file or one of its records is malformed.
+        UserError: the file or a column is missing, the file or one of its records is malformed, a line is too long, or
+            more than `max_expansion` times the file would unpack.
     """
     kind = kind_of(path)
     with reading(path, kind):
         if kind == "Parquet":
+            check_parquet(path, columns, max_expansion)
             table = pl.scan_parquet(path, glob=False)
         elif kind == "CSV":
             # All of it: a reader that skips columns does not see that a record has too many.
-            table = pl.read_csv(path, infer_schema=False, encoding="utf8-lossy", glob=False).lazy()
+            table = pl.read_csv(
+                _checked(path, max_expansion), infer_schema=False, encoding="utf8-lossy", glob=False
+            ).lazy()
         else:
-            table = pl.scan_ndjson(path, infer_schema_length=None)
+            table = pl.scan_ndjson(_checked(path, max_expansion), infer_schema_length=None)
         available = table.collect_schema().names()
     require(path, columns, available)
     with reading(path, kind):
-        return table.select(list(dict.fromkeys(columns))).collect()
+        found = table.select(list(dict.fromkeys(columns))).collect()
+    if kind == "Parquet" and text_bytes(found) > room(path, max_expansion):
+        raise explodes(path, max_expansion)
+    return found
+
+
+def _checked(path: Path, max_expansion: float) -> Path | bytes:
+    """A text file whose lines are not too long; its text where it is compressed."""
+    blocks = read_blocks(path, SCHEMA_BYTES, max_expansion)
+    if path.name.lower().endswith(".gz"):
+        return b"".join(block for block, _ in blocks)
+    for _ in blocks:
+        pass
+    return path
 
 
 def one_line(text: str) -> str:
@@ -86,7 +110,19 @@ def one_line(text: str) -> str:
     >>> one_line("two" + chr(10) + "lines")
     'two lines'
     """
-    return " ".join(text.split())
+    return " ".join(text[:SHOWN].split()) + ("..." if len(text) > SHOWN else "")
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names of the user's in a message of one line, the first of many.
+
+    >>> listed(["a", "b"])
+    'a, b'
+    >>> listed([str(n) for n in range(10_000)])[-20:]
+    '18, 19 and 9980 more'
+    """
+    more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
+    return ", ".join(map(one_line, names[:SHOWN_NAMES])) + more
 
 
 @contextmanager
@@ -94,7 +130,7 @@ def reading(path: Path, kind: str) -> Iterator[None]:
     """Turn what a reader finds wrong with a whole file into one line."""
     try:
         yield
-    except (pl.exceptions.PolarsError, OSError, EOFError, zlib.error) as error:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, EOFError, zlib.error) as error:
         if path.stat().st_size == 0 or isinstance(error, pl.exceptions.NoDataError):
             raise UserError(f"{path}: the file is empty") from error
         first = str(error).strip().partition("\n")[0]
@@ -109,28 +145,13 @@ def require(path: Path, wanted: Sequence[str], available: Sequence[str]) -> None
     """
     for name in wanted:
         if name not in available:
-            near = difflib.get_close_matches(name, available, n=1)
+            near = difflib.get_close_matches(name, [other for other in available if len(other) <= SHOWN], n=1)
             hint = f"did you mean '{one_line(near[0])}'? " if near else ""
-            raise UserError(f"{path}: no column '{name}'; {hint}the columns are {', '.join(map(one_line, available))}")
+            raise UserError(f"{path}: no column '{one_line(name)}'; {hint}the columns are {listed(available)}")
 
 
 def header_of(path: Path) -> list[str]:
     """Names of the columns of a CSV file."""
-    table = pl.scan_csv(path, infer_schema=False, encoding="utf8-lossy", truncate_ragged_lines=True, glob=False)
+    block, _ = next(read_blocks(path, SCHEMA_BYTES, math.inf))
+    table = pl.scan_csv(block, infer_schema=False, encoding="utf8-lossy", truncate_ragged_lines=True)
     return table.collect_schema().names()
-
-
-def _lines(path: Path, limit: int) -> pl.Series:
-    """The first lines of a file, without their ends; nothing is a separator or a quote."""
-    table = pl.scan_csv(
-        path,
-        has_header=False,
-        separator="\x01",
-        quote_char=None,
-        infer_schema=False,
-        encoding="utf8-lossy",
-        truncate_ragged_lines=True,
-        glob=False,
-        n_rows=limit,
-    )
-    return table.select(pl.first().fill_null("")).collect().to_series()

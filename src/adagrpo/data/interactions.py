@@ -27,8 +27,9 @@ from adagrpo.data.columns import (
     TIMESTAMP,
     USER_ID,
 )
-from adagrpo.data.files import columns_of, one_line
+from adagrpo.data.files import columns_of, listed
 from adagrpo.data.pieces import Piece, read_pieces
+from adagrpo.data.unpacking import MAX_EXPANSION
 from adagrpo.data.values import (
     LAST_TIME,
     LONGEST_ID,
@@ -111,6 +112,7 @@ def read_logs(
     ordered: bool = True,
     max_bad_rows: int = 0,
     refuse: Refusals | None = None,
+    max_expansion: float = MAX_EXPANSION,
 ) -> Logs:
     """Read interaction or impression logs, piece by piece: what is held in memory is what is kept, and one piece.
 
@@ -126,9 +128,10 @@ def read_logs(
         ordered: False where nothing says in which order a user's rows came; they are then kept as they stand.
         max_bad_rows: how many rows may be rejected, over all files.
         refuse: which rows are bad though each of their values can be read.
+        max_expansion: to how many times its size a compressed file may unpack, see `adagrpo.data.unpacking`.
 
     Raises:
-        UserError: a file or column is missing, there is nothing to read, or too many rows are bad.
+        UserError: a file or column is missing, there is nothing to read, too many rows are bad, or too much unpacks.
     """
     if not paths:
         raise UserError("data.logs: no file given; name at least one CSV, Parquet or JSONL file")
@@ -143,7 +146,7 @@ def read_logs(
         raise UserError("data.refuse.after: needs data.columns.timestamp, the column that holds the time")
     found = _Reading(fields, refuse or Refusals(), max_bad_rows)
     for path in map(Path, paths):
-        found.read(path)
+        found.read(path, max_expansion)
     table, rejects = found.finish()
     rows_read = len(table) + len(rejects)
     if rows_read == 0:
@@ -204,7 +207,7 @@ def _choose_time(columns: ColumnMapping, path: Path) -> ColumnMapping:
         return replace(columns, order=POSITION)
     raise UserError(
         f"{path}: which column orders the interactions? set data.columns.timestamp or data.columns.order to one of "
-        f"{', '.join(map(one_line, available))}"
+        f"{listed(available)}"
     )
 
 
@@ -218,12 +221,12 @@ class _Reading:
         self.bad: list[pl.DataFrame] = []  # FILE, ROW, REASON
         self.count = 0  # of bad rows
 
-    def read(self, path: Path) -> None:
+    def read(self, path: Path, max_expansion: float) -> None:
         """Read a file."""
         self.paths.append(path)
         sources = list(dict.fromkeys(field.source for field in self.fields.values()))
         ids = list(dict.fromkeys(self.fields[name].source for name in (USER_ID, ITEM_ID)))
-        for piece in read_pieces(path, sources, ids):
+        for piece in read_pieces(path, sources, ids, max_expansion):
             self._take(path, piece)
 
     def _take(self, path: Path, piece: Piece) -> None:

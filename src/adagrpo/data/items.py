@@ -10,6 +10,7 @@ import polars as pl
 
 from adagrpo.data.columns import ATTRIBUTES, ITEM_ID, TEXT
 from adagrpo.data.files import kind_of, one_line, read_table
+from adagrpo.data.unpacking import MAX_EXPANSION
 from adagrpo.data.values import blank_to_null, identifiers, integers_if_all
 from adagrpo.errors import UserError
 
@@ -23,6 +24,7 @@ def read_items(
     text_columns: Sequence[str] = (),
     attribute_columns: Sequence[str] = (),
     attribute_names: Path | None = None,
+    max_expansion: float = MAX_EXPANSION,
 ) -> pl.DataFrame:
     """Read an item table.
 
@@ -32,20 +34,21 @@ def read_items(
         text_columns: joined by a space.
         attribute_columns: lists, or scalars, which become `column=value`.
         attribute_names: Parquet file (attribute_id, name) that decodes lists of integers; `attribute:<id>` without.
+        max_expansion: to how many times its size a compressed file may unpack, see `adagrpo.data.unpacking`.
 
     Returns:
         item_id, text (String), attributes (List of String).
 
     Raises:
-        UserError: a file or column is missing, or an item has no id or two rows.
+        UserError: a file or column is missing, an item has no id or two rows, or a file unpacks to too much.
     """
     path = Path(path)
-    table = read_table(path, [id_column, *text_columns, *attribute_columns])
+    table = read_table(path, [id_column, *text_columns, *attribute_columns], max_expansion)
     if len(table) == 0:
         raise UserError(f"{path}: no rows; an item table has at least one item")
     ids = _item_ids(path, table[id_column])
     texts = [_as_text(name, table[name].dtype) for name in text_columns]
-    decode = _attribute_names(Path(attribute_names) if attribute_names else None)
+    decode = _attribute_names(Path(attribute_names) if attribute_names else None, max_expansion)
     lists = [_as_attributes(name, table[name].dtype, decode).fill_null([]) for name in attribute_columns]
     empty = pl.lit([], dtype=pl.List(pl.String))
     return table.select(
@@ -84,14 +87,14 @@ def _as_attributes(name: str, dtype: pl.DataType, decode: pl.Expr) -> pl.Expr:
     return values.cast(pl.List(pl.String))
 
 
-def _attribute_names(path: Path | None) -> pl.Expr:
+def _attribute_names(path: Path | None, max_expansion: float) -> pl.Expr:
     """The name of an element, an attribute's number."""
     unnamed = pl.concat_str(pl.lit("attribute:"), pl.element())
     if path is None:
         return unnamed
     if kind_of(path) != "Parquet":
         raise UserError(f"{path}: attribute names are a Parquet file with the columns attribute_id and name")
-    table = read_table(path, ["attribute_id", "name"])
+    table = read_table(path, ["attribute_id", "name"], max_expansion)
     table = table.drop_nulls().filter(pl.col("name").str.strip_chars() != "").unique("attribute_id", keep="first")
     named = pl.element().replace_strict(table["attribute_id"], table["name"], default=None, return_dtype=pl.String)
     return pl.coalesce(named, unnamed)

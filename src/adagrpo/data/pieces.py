@@ -7,7 +7,6 @@ piece ends at the end of a record, and what a record is does not depend on where
 from __future__ import annotations
 
 import csv
-import gzip
 import json
 import re
 import sys
@@ -18,6 +17,7 @@ from typing import NamedTuple
 import polars as pl
 
 from adagrpo.data.files import columns_of, header_of, kind_of, reading, require
+from adagrpo.data.unpacking import MAX_EXPANSION, check_parquet, explodes, read_blocks, room, text_bytes
 
 __all__ = ["Piece", "read_pieces"]
 
@@ -25,7 +25,6 @@ PIECE_BYTES = 2**24  # of CSV and JSONL
 PIECE_ROWS = 2**20  # of Parquet
 RECORD_LINES = 100  # a quoted field that goes on for longer is taken for an unclosed quote
 INNER = re.compile(rb'[^,\r\n"]"[^,\r\n"]')  # a quote in the middle of a field
-BOM = b"\xef\xbb\xbf"
 NESTED = r"^\s*[\[{]"
 BOOLEAN = r"^(true|false)$"
 
@@ -40,26 +39,29 @@ class Piece(NamedTuple):
     problem: pl.Series | None  # what is wrong with a row as a whole, null where nothing is
 
 
-def read_pieces(path: Path, columns: Sequence[str], ids: Sequence[str] = ()) -> Iterator[Piece]:
+def read_pieces(
+    path: Path, columns: Sequence[str], ids: Sequence[str] = (), max_expansion: float = MAX_EXPANSION
+) -> Iterator[Piece]:
     """Some columns of a log: of a Parquet file as they are, of others as text.
 
     Args:
         path: see `adagrpo.data.files.kind_of`.
         columns: their names, each once.
         ids: those that hold ids; a JSON `true` is none.
+        max_expansion: to how many times its size a compressed file may unpack, see `adagrpo.data.unpacking`.
 
     Yields:
         Every row of the file once; at least one piece.
 
     Raises:
-        UserError: the file or a column is missing, or it cannot be read.
+        UserError: the file or a column is missing, it cannot be read, a line is too long, or too much unpacks.
     """
     kind = kind_of(path)
     require(path, columns, columns_of(path))
     read = {"Parquet": _parquet, "CSV": _csv, "JSONL": _jsonl}[kind]
     first = 0
     with reading(path, kind):
-        for table, problem in read(path, columns, ids):
+        for table, problem in read(path, columns, ids, max_expansion):
             if len(table) or not first:
                 yield Piece(first, table, problem)
             first += len(table)
@@ -68,24 +70,22 @@ def read_pieces(path: Path, columns: Sequence[str], ids: Sequence[str] = ()) -> 
 _Found = tuple[pl.DataFrame, pl.Series | None]
 
 
-def _parquet(path: Path, columns: Sequence[str], ids: Sequence[str]) -> Iterator[_Found]:
+def _parquet(path: Path, columns: Sequence[str], ids: Sequence[str], max_expansion: float) -> Iterator[_Found]:
+    check_parquet(path, columns, max_expansion)
+    most = room(path, max_expansion)
     table = pl.scan_parquet(path, glob=False).select(columns)
     rows = int(table.select(pl.len()).collect().item())
+    text = 0
     for start in range(0, max(1, rows), PIECE_ROWS):
-        yield table.slice(start, PIECE_ROWS).collect(), None
-
-
-def _blocks(path: Path) -> Iterator[tuple[bytes, bool]]:
-    """The bytes of a file, cut after line ends, and whether they are the last."""
-    with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
-        block = file.read(PIECE_BYTES).removeprefix(BOM)
-        while True:
-            block += file.readline()
-            following = file.read(PIECE_BYTES)
-            yield block, not following
-            if not following:
-                return
-            block = following
+        piece = table.slice(start, PIECE_ROWS).collect()
+        came = text_bytes(piece)
+        text += came
+        if text > most:
+            raise explodes(path, max_expansion)
+        # equal texts share their bytes until something is done with them
+        count = max(1, len(piece) * PIECE_BYTES // max(came, PIECE_BYTES))
+        for first in range(0, max(1, len(piece)), count):
+            yield piece.slice(first, count), None
 
 
 def _lines(block: bytes) -> list[str]:
@@ -96,12 +96,12 @@ def _lines(block: bytes) -> list[str]:
     return [line.removesuffix("\r") for line in lines]
 
 
-def _jsonl(path: Path, columns: Sequence[str], ids: Sequence[str]) -> Iterator[_Found]:
+def _jsonl(path: Path, columns: Sequence[str], ids: Sequence[str], max_expansion: float) -> Iterator[_Found]:
     """Fields of the top level as text, null in a line that is not JSON."""
     line = pl.col("line")
     fields = [line.str.json_path_match(f"$[{json.dumps(name, ensure_ascii=False)}]").alias(name) for name in columns]
     nothing = pl.lit(f"not a JSON object with any of the fields {', '.join(columns)}")
-    for block, _ in _blocks(path):
+    for block, _ in read_blocks(path, PIECE_BYTES, max_expansion):
         lines = pl.DataFrame({"line": pl.Series(_lines(block), dtype=pl.String)})
         table = lines.select(fields)
         problem = table.select(pl.when(pl.all_horizontal(pl.all().is_null())).then(nothing)).to_series()
@@ -125,7 +125,7 @@ def _wrong_types(lines: pl.Series, table: pl.DataFrame, problem: pl.Series, ids:
     return pl.Series(problems, dtype=pl.String)
 
 
-def _csv(path: Path, columns: Sequence[str], ids: Sequence[str]) -> Iterator[_Found]:
+def _csv(path: Path, columns: Sequence[str], ids: Sequence[str], max_expansion: float) -> Iterator[_Found]:
     """Columns as text, and what is wrong with a record as a whole.
 
     The fast reader swallows, without a word, all that lies between two unclosed quotes. So lines and quotes are counted
@@ -133,7 +133,7 @@ def _csv(path: Path, columns: Sequence[str], ids: Sequence[str]) -> Iterator[_Fo
     """
     names = header_of(path)
     header = carried = b""
-    for block, last in _blocks(path):
+    for block, last in read_blocks(path, PIECE_BYTES, max_expansion):
         whole = carried + block
         if not header:
             _, spanned = _record(_lines(whole), 0, len(names))

@@ -19,13 +19,20 @@ from numpy.typing import NDArray
 from adagrpo.data.columns import ITEM_ID, POSITION, TIMESTAMP, USER
 from adagrpo.data.dataset import Dataset
 from adagrpo.data.files import read_table
+from adagrpo.data.unpacking import MAX_EXPANSION
 from adagrpo.errors import UserError
 
 __all__ = ["ascending_runs", "shuffle_ties"]
 
 
 def shuffle_ties(
-    dataset: Dataset, *, seed: int, table: Path | None = None, id_column: str = ITEM_ID, column: str | None = None
+    dataset: Dataset,
+    *,
+    seed: int,
+    table: Path | None = None,
+    id_column: str = ITEM_ID,
+    column: str | None = None,
+    max_expansion: float = MAX_EXPANSION,
 ) -> Dataset:
     """The data set with tied interactions in random order.
 
@@ -35,6 +42,7 @@ def shuffle_ties(
         table: item table that holds `column`.
         id_column: of that table.
         column: in whose ascending order ties were written; None: equal timestamps are ties.
+        max_expansion: to how many times its size a compressed table may unpack, see `adagrpo.data.unpacking`.
 
     Raises:
         UserError: there are no timestamps and no column, impressions are there (their place among ties is unknown), or
@@ -51,7 +59,8 @@ def shuffle_ties(
         groups = np.concatenate([[0], np.cumsum(changes | (np.diff(users) != 0))])
     else:
         assert table is not None
-        groups = ascending_runs(users, _ranks(dataset, table, id_column, column)[interactions["item"].to_numpy()])
+        ranks = _ranks(dataset, table, id_column, column, max_expansion)
+        groups = ascending_runs(users, ranks[interactions["item"].to_numpy()])
     order = np.lexsort((np.random.default_rng(seed).random(len(groups)), groups))
     shuffled = interactions.drop(USER, POSITION)[order]
     table_again = interactions.select(USER, POSITION).hstack(shuffled).select(interactions.columns)
@@ -72,9 +81,9 @@ def ascending_runs(
     return np.concatenate([[0], np.cumsum(breaks)]).astype(np.int64)[: len(users)]
 
 
-def _ranks(dataset: Dataset, table: Path, id_column: str, column: str) -> NDArray[np.int64]:
+def _ranks(dataset: Dataset, table: Path, id_column: str, column: str, max_expansion: float) -> NDArray[np.int64]:
     """(V,) rank of each item's value in the column."""
-    rows = read_table(table, [id_column, column])
+    rows = read_table(table, [id_column, column], max_expansion)
     ids = dataset.items.select(pl.col(ITEM_ID).cast(pl.String))
     found = ids.join(
         rows.select(pl.col(id_column).cast(pl.String).alias(ITEM_ID), pl.col(column).alias("key")),

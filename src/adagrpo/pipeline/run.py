@@ -53,6 +53,7 @@ from adagrpo.artifacts import (
 )
 from adagrpo.config import Config, dump_config, resolve_config
 from adagrpo.config.reward import RewardOptions
+from adagrpo.config.yaml_text import read_yaml
 from adagrpo.errors import UserError
 from adagrpo.marks import MARK, check, is_marked, read_mark
 from adagrpo.pipeline.folder_lock import WORK, lock_folder
@@ -474,7 +475,7 @@ def _read_description(directory: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: missing; {again}")
     try:
-        content = dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+        content = dict(read_yaml(path))
         told = content.pop("sha256")
     except (yaml.YAMLError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: damaged; {again}") from error

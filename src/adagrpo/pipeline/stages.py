@@ -64,6 +64,7 @@ def prepare(run: Run) -> None:
                 text_columns=described.text,
                 attribute_columns=described.attributes,
                 attribute_names=names,
+                max_expansion=options.max_expansion,
             )
         refuse = Refusals(
             table[ITEM_ID].cast(pl.String) if options.refuse.unknown_items and table is not None else None,
@@ -79,6 +80,7 @@ def prepare(run: Run) -> None:
             ordered=not run.config.without_order,
             max_bad_rows=options.max_bad_rows,
             refuse=refuse,
+            max_expansion=options.max_expansion,
         )
         if run.config.without_order:
             at_random = _random_logs(run, random, refuse)
@@ -95,11 +97,19 @@ def prepare(run: Run) -> None:
         if options.shuffle_ties is not None:
             column = options.shuffle_ties.sorted_by
             name = described.id_column if described else ITEM_ID
-            dataset = shuffle_ties(dataset, seed=run.config.seed, table=items, id_column=name, column=column)
+            dataset = shuffle_ties(
+                dataset,
+                seed=run.config.seed,
+                table=items,
+                id_column=name,
+                column=column,
+                max_expansion=options.max_expansion,
+            )
         write_prepared(dataset, _split(run, dataset), work)
 
     inputs = list(dict.fromkeys([*logs, *random, *(path for path in (items, names) if path is not None)]))
     content = options.model_dump(mode="json")
+    del content["max_expansion"]  # whether a file is read, not what is read of it
     for key, default in (("refuse", RefuseConfig().model_dump(mode="json")), ("click_rating", None), ("random", None)):
         if content[key] == default:
             del content[key]
@@ -126,6 +136,7 @@ def _random_logs(run: Run, paths: list[Path], refuse: Refusals) -> Logs | None:
         ordered=False,
         max_bad_rows=run.config.data.max_bad_rows,
         refuse=refuse,
+        max_expansion=run.config.data.max_expansion,
     )
 
 

@@ -70,6 +70,7 @@ def _quantize(run: Run) -> tuple[NDArray[np.int64], float | None, Callable[[], Q
             load_item_ids(run.checked_stage("prepare")),
             column=options.published.column,
             id_column=options.published.id_column,
+            max_expansion=run.config.data.max_expansion,
         )
         return codes, None, lambda: level_means(codes, _item_vectors(run))
     vectors = _item_vectors(run)

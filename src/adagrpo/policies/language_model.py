@@ -89,7 +89,7 @@ class Vocabulary:
             content = json.loads(path.read_text(encoding="utf-8"))
             sizes = tuple(int(size) for size in content["level_sizes"])
             return cls(int(content["first_token"]), sizes, int(content["outside_token"]))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"{path}: damaged; export the folder again") from error
 
 

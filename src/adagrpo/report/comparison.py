@@ -61,7 +61,7 @@ def read_comparison(path: Path) -> dict[str, Any]:
             content = without_hash(content)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON that this program wrote ({error})") from error
     if not isinstance(content, dict) or {"plan", "rows"} - content.keys():
         raise UserError(f"{path}: not the comparison.json of a comparison")

@@ -17,6 +17,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from adagrpo.artifacts import write_file
+from adagrpo.config.yaml_text import read_yaml
 from adagrpo.errors import UserError
 from adagrpo.report import figures
 from adagrpo.report.figures import Log
@@ -348,9 +349,8 @@ def _dump(value: Any) -> str:
 def _load(path: Path) -> Mapping[str, Any]:
     """A mapping from a JSON or YAML file."""
     try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError) as error:
+        content = json.loads(path.read_text(encoding="utf-8")) if path.suffix == ".json" else read_yaml(path)
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
     if not isinstance(content, Mapping):
         raise UserError(f"{path}: is {type(content).__name__}, a mapping would be right")
@@ -369,7 +369,7 @@ def read_rows(path: Path) -> list[Mapping[str, Any]]:
     for number, line in enumerate(lines[:-1], start=1):
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path}: line {number} is not JSON ({error})") from error
         if not isinstance(row, Mapping):
             raise UserError(f"{path}: line {number} is {type(row).__name__}, an object would be right")

@@ -1,8 +1,8 @@
 """A LightGBM model over the engineered features of `adagrpo.rewards.features` as a reward.
 
-A model is read from LightGBM's own text format and never unpickled. Its feature names choose the columns, so a model
-may use some of the features, in any order. The score is the raw one, a sum over trees: only its order has a meaning
-for a ranking model.
+A model is read from LightGBM's own text format, checked by `adagrpo.rewards.trees` and never unpickled. Its feature
+names choose the columns, so a model may use some of the features, in any order. The score is the raw one, a sum over
+trees: only its order has a meaning for a ranking model.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ from torch import Tensor
 
 from adagrpo.errors import UserError
 from adagrpo.rewards.features import FEATURES, Features
+from adagrpo.rewards.trees import MalformedTrees, checked_model
 from adagrpo.types import Histories
 
 if TYPE_CHECKING:
     from lightgbm import Booster
 
 __all__ = ["BoostedReward", "load_model", "require_lightgbm"]
+
+LARGEST_MODEL = 2**28  # bytes; a thousand trees of a thousand leaves have a third of it
 
 
 class BoostedReward:
@@ -57,29 +60,31 @@ def require_lightgbm(key: str) -> None:
 
 
 def load_model(path: Path) -> Booster:
-    """Read a model in LightGBM's text format.
+    """Read a model in LightGBM's text format, of which LightGBM itself sees what `checked_model` has written anew.
 
     Raises:
-        UserError: it is none, has several outputs, or uses a feature that there is none of.
+        UserError: it is none, is malformed, has several outputs, or uses a feature that there is none of.
     """
     require_lightgbm("reward")
     from lightgbm import Booster
     from lightgbm.basic import LightGBMError
 
     try:
+        if path.stat().st_size > LARGEST_MODEL:
+            raise UserError(f"{path}: a model file has at most {LARGEST_MODEL // 2**20} MB; fit fewer trees or leaves")
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a LightGBM model in text format") from error
-    # its parser trusts the file: one that is cut short could end the process
     if not text.startswith("tree\n") or "\nend of trees\n" not in text:
         raise UserError(f"{path}: not a whole LightGBM model in text format (Booster.save_model)")
     try:
-        model = Booster(model_str=text)
+        checked, names = checked_model(text)
+    except MalformedTrees as error:
+        raise UserError(f"{path}: not as LightGBM writes a model: {error}") from error
+    unknown = [name for name in names if name not in FEATURES]
+    if unknown:
+        raise UserError(f"{path}: uses the feature '{unknown[0][:100]}'; there are {', '.join(FEATURES)}")
+    try:
+        return Booster(model_str=checked)
     except LightGBMError as error:
         raise UserError(f"{path}: LightGBM cannot read it ({error})") from error
-    if model.num_model_per_iteration() != 1:
-        raise UserError(f"{path}: has {model.num_model_per_iteration()} outputs; a reward has one")
-    unknown = [name for name in model.feature_name() if name not in FEATURES]
-    if unknown:
-        raise UserError(f"{path}: uses the feature '{unknown[0]}'; there are {', '.join(FEATURES)}")
-    return model

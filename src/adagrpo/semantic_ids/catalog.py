@@ -23,6 +23,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from adagrpo.data.files import listed
+from adagrpo.data.unpacking import MAX_EXPANSION, check_parquet
 from adagrpo.errors import UserError
 from adagrpo.semantic_ids.trie import Trie
 
@@ -145,6 +147,7 @@ def import_semantic_ids(
     *,
     column: str,
     id_column: str = "item_id",
+    max_expansion: float = MAX_EXPANSION,
 ) -> NDArray[np.int64]:
     """Codes that someone else published, in the order of our catalogue.
 
@@ -155,6 +158,7 @@ def import_semantic_ids(
         item_ids: (V,) the catalogue's original item ids, in item order. The file's ids are cast to their type.
         column: name of the list column.
         id_column: name of the file's id column.
+        max_expansion: to how many times its size the file may unpack, see `adagrpo.data.unpacking`.
 
     Returns:
         (V, L) int64; `(0, 0)` for an empty catalogue.
@@ -163,7 +167,7 @@ def import_semantic_ids(
         UserError: a column is missing, an item has no row or two, or its codes are not a list of L integers of at
             least 0.
     """
-    frame = _read_parquet(path, [id_column, column])
+    frame = _read_parquet(path, [id_column, column], max_expansion)
     published = frame.select(
         pl.col(id_column).cast(item_ids.dtype, strict=False).alias("id"), pl.col(column).alias("sid")
     )
@@ -275,13 +279,14 @@ def _check_distinct(
         )
 
 
-def _read_parquet(path: Path, columns: list[str]) -> pl.DataFrame:
+def _read_parquet(path: Path, columns: list[str], max_expansion: float = MAX_EXPANSION) -> pl.DataFrame:
     """Columns of a Parquet file; UserError where it or one of them is missing."""
     try:
         schema = pl.read_parquet_schema(path)
         unknown = [column for column in columns if column not in schema]
         if unknown:
-            raise UserError(f"{path}: no column {unknown[0]!r}; it has {', '.join(schema)}")
+            raise UserError(f"{path}: no column {unknown[0]!r}; it has {listed(list(schema))}")
+        check_parquet(path, columns, max_expansion)
         return pl.read_parquet(path, columns=list(dict.fromkeys(columns)))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; expected Parquet with columns {', '.join(columns)}") from None
@@ -298,7 +303,7 @@ def _read_level_sizes(path: Path) -> tuple[int, ...]:
             raise ValueError
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; it belongs beside the Parquet of the codes") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f'{path}: expected {{"level_sizes": [K_1, .., K_L]}} with positive integers') from None
     return tuple(sizes)
 

@@ -1,0 +1,78 @@
+"""YAML that a user gives: a recipe or a run.yaml, of bounded size, depth and expansion.
+
+PyYAML walks nested values by recursion, and an alias may stand for a whole subtree any number of times: a file of a
+kilobyte can stand for billions of values. So a file's events, which need neither, are counted before anything is built.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+__all__ = ["parse_yaml", "read_yaml"]
+
+LARGEST = 2**20  # bytes; the longest recipe has some thousands
+DEEPEST = 50
+A_VALUE = 20  # bytes that a value counts as beside its text, so that a file has at most 52,000
+
+
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML file.
+
+    Raises:
+        yaml.YAMLError: it is not YAML, or larger, deeper or of more values than any recipe.
+        OSError: it cannot be read.
+        UnicodeDecodeError: it is not UTF-8 text.
+    """
+    with path.open("rb") as file:
+        content = file.read(LARGEST + 1)
+    if len(content) > LARGEST:
+        raise yaml.YAMLError(f"larger than {LARGEST // 2**20} MB")
+    return parse_yaml(content.decode("utf-8"))
+
+
+def parse_yaml(text: str) -> Any:
+    """The content of a YAML text.
+
+    Raises:
+        yaml.YAMLError: see `read_yaml`.
+
+    Example:
+        >>> parse_yaml("a: [1, 2.5, null]")
+        {'a': [1, 2.5, None]}
+    """
+    _bound(text)
+    try:
+        return yaml.safe_load(text)
+    except ValueError as error:  # a date that is none, a number of thousands of digits
+        raise yaml.YAMLError(str(error)) from error
+
+
+def _bound(text: str) -> None:
+    """Check depth and size of a text, aliases counted as what they stand for."""
+    sizes: dict[str, int] = {}  # of each anchor, with all below it
+    open_: list[tuple[str | None, int]] = []  # anchor of each collection that is not closed, and the size before it
+    size = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            open_.append((event.anchor, size))
+            size += A_VALUE
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = open_.pop()
+            if anchor is not None:
+                sizes[anchor] = size - before
+        elif isinstance(event, yaml.AliasEvent):
+            name = str(event.anchor)
+            if name not in sizes:
+                raise yaml.YAMLError(f"the alias *{name[:40]} stands for what it is a part of, or for nothing")
+            size += sizes[name]
+        elif isinstance(event, yaml.ScalarEvent):
+            size += A_VALUE + len(event.value)
+            if event.anchor is not None:
+                sizes[event.anchor] = A_VALUE + len(event.value)
+        if len(open_) > DEEPEST:
+            raise yaml.YAMLError(f"more than {DEEPEST} levels deep")
+        if size > LARGEST:
+            raise yaml.YAMLError(f"stands for more than {LARGEST // 2**20} MB")

@@ -1,0 +1,213 @@
+"""How much may come out of a file that a user gives, so that a small file cannot fill the memory.
+
+A plain text file takes memory in proportion to its size, which its owner sees. A compressed one does not: gzip packs
+up to 1,032 equal bytes into one, and Parquet packs any number of equal values into a few bytes. Logs compress 3 to 40
+times. So what comes out is bounded by a multiple of what goes in, beyond an amount that is harmless whatever it was
+made from; and a line is bounded by itself, as its reader needs it whole.
+"""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from adagrpo.errors import UserError
+
+__all__ = ["LONGEST_LINE", "MAX_EXPANSION", "check_parquet", "explodes", "read_blocks", "room", "text_bytes"]
+
+MAX_EXPANSION = 100  # `data.max_expansion` if not given
+ALWAYS = 2**25  # bytes that may come out of any file
+LONGEST_LINE = 2**21  # bytes
+LARGEST_FOOTER = 2**23  # bytes of Parquet metadata
+BOM = b"\xef\xbb\xbf"
+
+
+def read_blocks(path: Path, size: int, max_expansion: float = MAX_EXPANSION) -> Iterator[tuple[bytes, bool]]:
+    """The bytes of a text file, unpacked if it ends in `.gz`, cut after line ends.
+
+    Args:
+        path: of the file.
+        size: bytes of a block, up to its last line.
+        max_expansion: no stretch of `ALWAYS` bytes of text may come from less than its part of so many.
+
+    Yields:
+        A block, and whether it is the last; at least one.
+
+    Raises:
+        UserError: a line is longer than `LONGEST_LINE`, or too much comes out.
+    """
+    with path.open("rb") as raw:
+        file = gzip.GzipFile(fileobj=raw) if path.name.lower().endswith(".gz") else raw
+        lines = taken = came = 0
+        block = file.read(size).removeprefix(BOM)
+        while True:
+            block += file.readline(LONGEST_LINE + 1)
+            start = _too_long(block)
+            if start is not None:
+                number = lines + block.count(b"\n", 0, start) + 1
+                raise UserError(f"{path}, line {number}: is longer than {_mb(LONGEST_LINE)}; a row of data is one line")
+            lines += block.count(b"\n")
+            came += len(block)
+            if came >= ALWAYS and file is not raw:
+                if came > max_expansion * (raw.tell() - taken):
+                    raise explodes(path, max_expansion)
+                taken, came = raw.tell(), 0
+            following = file.read(size)
+            yield block, not following
+            if not following:
+                return
+            block = following
+
+
+def _too_long(block: bytes) -> int | None:
+    """Where a line begins that is longer than may be, if there is one."""
+    start = 0
+    while len(block) - start > LONGEST_LINE:
+        end = block.rfind(b"\n", start, start + LONGEST_LINE + 1)
+        if end < 0:
+            return start
+        start = end + 1
+    return None
+
+
+def explodes(path: Path, max_expansion: float) -> UserError:
+    """That more comes out of a file than may."""
+    return UserError(
+        f"{path}: unpacks to more than {max_expansion:g} times its size and more than {_mb(ALWAYS)}; if it is to be "
+        "read all the same, raise data.max_expansion"
+    )
+
+
+def check_parquet(path: Path, columns: Sequence[str], max_expansion: float = MAX_EXPANSION) -> None:
+    """Check, before anything is read, how much would come out of some columns of a Parquet file.
+
+    A value counts as eight bytes, or as what the file says its pages unpack to if that is more.
+
+    Raises:
+        UserError: too much would come out, or the file's metadata is damaged or too large.
+    """
+    came = sum(max(8 * values, content) for name, values, content in _chunks(path) if name in columns)
+    if came > room(path, max_expansion):
+        raise explodes(path, max_expansion)
+
+
+def room(path: Path, max_expansion: float) -> float:
+    """How many bytes may come out of a file."""
+    return max(ALWAYS, max_expansion * path.stat().st_size)
+
+
+def text_bytes(table: pl.DataFrame) -> int:
+    """Bytes of all text of a table; equal texts of a Parquet file share theirs until something is done with them."""
+    found = 0
+    for column in table:
+        while isinstance(column.dtype, pl.List | pl.Array):
+            column = column.explode()
+        if column.dtype == pl.String:
+            found += int(column.str.len_bytes().cast(pl.Int64).sum())
+        elif column.dtype in (pl.Categorical, pl.Enum):
+            found += int(column.cat.len_bytes().cast(pl.Int64).sum())
+    return found
+
+
+def _chunks(path: Path) -> list[tuple[str, int, int]]:
+    """Column, number of values and bytes of content of each part of a Parquet file, by the metadata at its end.
+
+    https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(max(0, size - 8))
+        end = file.read(8)
+        length = int.from_bytes(end[:4], "little")
+        if len(end) < 8 or end[4:] != b"PAR1" or length > size - 8:
+            return []  # not Parquet, which its reader says better
+        if length > LARGEST_FOOTER:
+            raise UserError(f"{path}: has {_mb(length)} of metadata; write it anew with larger row groups")
+        file.seek(size - 8 - length)
+        footer = _Footer(file.read(length))
+    try:
+        # FileMetaData: 4 row_groups; RowGroup: 1 columns, 3 num_rows; ColumnChunk: 3 meta_data;
+        # ColumnMetaData: 3 path_in_schema, 5 num_values, 6 total_uncompressed_size
+        found = footer.struct({4: {1: {3: {3: {}, 5: {}, 6: {}}}, 3: {}}})
+        return [
+            (chunk[3][3][0].decode("utf-8"), max(0, chunk[3][5], group[3]), max(0, chunk[3][6]))
+            for group in found[4]
+            for chunk in group[1]
+        ]
+    except (IndexError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: cannot be read as Parquet: its metadata is damaged") from error
+
+
+_Wanted = Mapping[int, Any]  # number of a field to those wanted of the structures in it
+
+
+class _Footer:
+    """What is wanted of Thrift's compact protocol.
+
+    https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md
+    """
+
+    def __init__(self, content: bytes) -> None:
+        self.content, self.at = content, 0
+
+    def struct(self, wanted: _Wanted, depth: int = 0) -> dict[int, Any]:
+        """The wanted fields of a structure, by number; the others are passed over."""
+        if depth > 16:
+            raise ValueError("too deep")
+        found: dict[int, Any] = {}
+        field = 0
+        while head := self._byte():
+            step, kind = head >> 4, head & 15
+            field = field + step if step else self._integer()
+            value = bool(kind == 1) if kind in (1, 2) else self._value(kind, wanted.get(field, {}), depth)
+            if field in wanted:
+                found[field] = value
+        return found
+
+    def _value(self, kind: int, wanted: _Wanted, depth: int) -> Any:
+        if kind in (1, 2, 3):  # of a list: a byte each
+            return self._byte()
+        if kind in (4, 5, 6):
+            return self._integer()
+        if kind in (7, 8):
+            return self._bytes(8 if kind == 7 else self._size())
+        if kind in (9, 10):
+            head = self._byte()
+            count = head >> 4 if head >> 4 < 15 else self._size()
+            return [self._value(head & 15, wanted, depth) for _ in range(count)]
+        if kind == 12:
+            return self.struct(wanted, depth + 1)
+        raise ValueError(f"kind {kind} of field")
+
+    def _byte(self) -> int:
+        self.at += 1
+        return self.content[self.at - 1]
+
+    def _size(self) -> int:
+        value = shift = 0
+        while True:
+            byte = self._byte()
+            value |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return value
+            if shift > 63:
+                raise ValueError("too long a number")
+
+    def _integer(self) -> int:
+        value = self._size()
+        return value >> 1 ^ -(value & 1)
+
+    def _bytes(self, count: int) -> bytes:
+        start, self.at = self.at, self.at + count
+        if self.at > len(self.content):
+            raise IndexError
+        return self.content[start : self.at]
+
+
+def _mb(count: int) -> str:
+    return f"{count / 2**20:.0f} MB"

@@ -1,0 +1,211 @@
+"""LightGBM's text format, checked before LightGBM sees it.
+
+LightGBM trusts the text of a model: an index out of range is read out of bounds, a tree whose nodes form a loop is
+walked for ever. So nothing of a file is handed on. What a prediction needs is parsed and checked here, written down
+anew, and LightGBM reads that; the scores are the same, bit for bit. Format: LightGBM 4.x, `Tree::ToString` and
+`GBDT::SaveModelToString` (https://github.com/microsoft/LightGBM/tree/v4.6.0/src).
+
+What holds for a tree of `N` leaves and `N - 1` nodes, node 0 the root: children are nodes `> own number` or leaves
+`~leaf`, and each other node and each leaf is the child of exactly one node. Then every walk ends in a leaf. LightGBM
+numbers nodes in the order in which it makes them, so its own trees hold to it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["MalformedTrees", "checked_model"]
+
+VERSIONS = ("v2", "v3", "v4")
+MOST_LEAVES = 131_072  # LightGBM's own limit
+MOST_TREES, MOST_FEATURES, MOST_FIELDS, MOST_WORDS = 100_000, 10_000, 100, 2**21  # far more than any model has
+INTEGERS = re.compile(r"-?[0-9]{1,10}(?: -?[0-9]{1,10})*")
+NUMBER = r"-?[0-9]{1,40}(?:\.[0-9]{1,40})?(?:[eE][-+]?[0-9]{1,3})?"
+NUMBERS = re.compile(rf"{NUMBER}(?: {NUMBER})*")
+LIMIT = rf"(?:{NUMBER}|-?inf)"  # a split of what is missing from all the rest has an infinite threshold
+LIMITS = re.compile(rf"{LIMIT}(?: {LIMIT})*")
+LARGEST = float(np.finfo(np.float32).max)
+CATEGORICAL, MISSING_TYPES = 1, (0, 1, 2)  # decision_type: bit 0; bits 2 and 3
+
+
+class MalformedTrees(ValueError):
+    """What is wrong with a model, in words that name its place."""
+
+
+def checked_model(text: str) -> tuple[str, list[str]]:
+    """Check a model and write it down anew, with what a raw score needs and nothing else.
+
+    Args:
+        text: of `Booster.save_model`.
+
+    Returns:
+        The text to read in its place, and its feature names.
+
+    Raises:
+        MalformedTrees: it has another structure than LightGBM writes, several outputs, or leaves that are linear or not
+            finite.
+    """
+    sections = _sections(text)
+    header = next(sections, {})
+    names = _header(header)
+    trees, largest = [], 0.0
+    for number, fields in enumerate(sections):
+        if number == MOST_TREES:
+            raise MalformedTrees(f"has more than {MOST_TREES} trees")
+        if fields.get("Tree") != str(number):
+            raise MalformedTrees(f"tree {number} is called '{_short(fields.get('Tree', ''))}'")
+        try:
+            tree, leaf = _tree(fields, len(names))
+        except MalformedTrees as error:
+            raise MalformedTrees(f"tree {number}: {error}") from None
+        trees.append(f"Tree={number}\n{tree}\n\n")
+        largest += leaf
+    if not trees:
+        raise MalformedTrees("has no tree")
+    if largest > LARGEST:
+        raise MalformedTrees("its leaves add up to more than a score can hold")
+    average = ["average_output"] if "average_output" in header else []
+    lines = [
+        "tree",
+        f"version={header['version']}",
+        "num_class=1",
+        "num_tree_per_iteration=1",
+        "label_index=0",
+        f"max_feature_idx={len(names) - 1}",
+        *average,
+        f"feature_names={' '.join(names)}",
+        f"feature_infos={' '.join(['none'] * len(names))}",
+        f"tree_sizes={' '.join(str(len(tree)) for tree in trees)}",
+    ]
+    return "\n".join(lines) + "\n\n" + "".join(trees) + "end of trees\n", names
+
+
+def _sections(text: str) -> Iterator[dict[str, str]]:
+    """The header and each tree as key to value; what stands after the trees says nothing of the scores."""
+    fields: dict[str, str] = {}
+    for line in _lines(text):
+        if line == "end of trees":
+            yield fields
+            return
+        key, _, value = line.partition("=")
+        if key == "Tree":
+            yield fields
+            fields = {}
+        if key in fields or len(fields) > MOST_FIELDS:
+            raise MalformedTrees(f"has '{_short(key)}' twice, or more than {MOST_FIELDS} lines of one part")
+        if key:
+            fields[key] = value
+    raise MalformedTrees("ends before 'end of trees'")
+
+
+def _lines(text: str) -> Iterator[str]:
+    start = 0
+    while start < len(text):
+        end = text.find("\n", start)
+        end = len(text) if end < 0 else end
+        yield text[start:end].removesuffix("\r")
+        start = end + 1
+
+
+def _header(fields: dict[str, str]) -> list[str]:
+    """The names of the features."""
+    if fields.get("version") not in VERSIONS:
+        raise MalformedTrees(f"version '{_short(fields.get('version', ''))}'; {', '.join(VERSIONS)} are read")
+    for key in ("num_class", "num_tree_per_iteration"):
+        count = _one(fields, key)
+        if count != 1:
+            raise MalformedTrees(f"has {count} outputs; a reward has one")
+    names = fields.get("feature_names", "").split(" ", MOST_FEATURES)
+    if not all(names) or len(set(names)) < len(names):
+        raise MalformedTrees("feature_names are not distinct names")
+    if _one(fields, "max_feature_idx") != len(names) - 1:
+        raise MalformedTrees(f"max_feature_idx is {fields['max_feature_idx']} for {len(names)} feature_names")
+    return names
+
+
+def _tree(fields: dict[str, str], features: int) -> tuple[str, float]:
+    """A tree written down anew, and the largest value of its leaves, without sign."""
+    leaves, categories = _one(fields, "num_leaves"), _one(fields, "num_cat")
+    if not 1 <= leaves <= MOST_LEAVES:
+        raise MalformedTrees(f"num_leaves is {leaves}, expected 1 to {MOST_LEAVES}")
+    if fields.get("is_linear", "0") != "0":
+        raise MalformedTrees("has linear leaves, which are not read; fit it without linear_tree")
+    nodes = leaves - 1
+    values = np.array(_words(fields, "leaf_value", leaves, NUMBERS), np.float64)
+    if not np.isfinite(values).all():
+        raise MalformedTrees("leaf_value has a number that is not finite")
+    keys = ["num_leaves", "num_cat", "leaf_value"]
+    if nodes:
+        split = _integers(fields, "split_feature", nodes)
+        _within("split_feature", split, 0, features)
+        thresholds = np.array(_words(fields, "threshold", nodes, LIMITS), np.float64)
+        kinds = _integers(fields, "decision_type", nodes)
+        _within("decision_type", kinds, 0, 4 * len(MISSING_TYPES))
+        _acyclic(_integers(fields, "left_child", nodes), _integers(fields, "right_child", nodes))
+        _categories(fields, categories, thresholds[(kinds & CATEGORICAL) == 1])
+        keys += ["split_feature", "threshold", "decision_type", "left_child", "right_child"]
+        keys += ["cat_boundaries", "cat_threshold"] if categories else []
+    elif categories:
+        raise MalformedTrees("has categories and no split")
+    written = [f"{key}={fields[key]}" for key in keys]
+    return "\n".join([*written, "is_linear=0", "shrinkage=1"]), float(np.abs(values).max())
+
+
+def _acyclic(left: NDArray[np.int64], right: NDArray[np.int64]) -> None:
+    """Check that the children make one tree, see the top of the module."""
+    nodes = len(left)
+    children = np.concatenate([left, right])
+    parents = np.tile(np.arange(nodes), 2)
+    inner = children >= 0
+    if (children[inner] <= parents[inner]).any() or (children >= nodes).any():
+        raise MalformedTrees("a child is no later node of the tree")
+    if not np.array_equal(np.sort(children), np.concatenate([np.arange(-nodes - 1, 0), np.arange(1, nodes)])):
+        raise MalformedTrees("a node or leaf is not the child of exactly one node")
+
+
+def _categories(fields: dict[str, str], count: int, used: NDArray[np.float64]) -> None:
+    """Check the sets of categories: set `n` is the words `boundaries[n]` to `boundaries[n + 1]` of bits."""
+    if not 0 <= count <= MOST_LEAVES:
+        raise MalformedTrees(f"num_cat is {count}")
+    if ((used < 0) | (used >= count) | (used != np.floor(used))).any():
+        raise MalformedTrees(f"the threshold of a categorical split is none of {count} sets of categories")
+    if not count:
+        return
+    ends = _integers(fields, "cat_boundaries", count + 1)
+    if ends[0] != 0 or (np.diff(ends) < 1).any():
+        raise MalformedTrees("cat_boundaries do not rise from 0")
+    _within("cat_threshold", _integers(fields, "cat_threshold", int(ends[-1])), 0, 2**32)
+
+
+def _one(fields: dict[str, str], key: str) -> int:
+    return int(_integers(fields, key, 1)[0])
+
+
+def _integers(fields: dict[str, str], key: str, count: int) -> NDArray[np.int64]:
+    return np.array(_words(fields, key, count, INTEGERS), np.int64)
+
+
+def _words(fields: dict[str, str], key: str, count: int, form: re.Pattern[str]) -> list[str]:
+    """The words of a value, if they are `count` numbers of a form; their text is what is handed on."""
+    if key not in fields:
+        raise MalformedTrees(f"has no {key}")
+    found = fields[key].count(" ") + 1  # counted before anything is made of them
+    if found != count or found > MOST_WORDS:
+        raise MalformedTrees(f"{key} has {found} numbers, expected {count}")
+    if not form.fullmatch(fields[key]):
+        raise MalformedTrees(f"{key} is not a list of numbers ('{_short(fields[key])}')")
+    return fields[key].split(" ")
+
+
+def _within(key: str, values: NDArray[np.int64], least: int, end: int) -> None:
+    outside = values[(values < least) | (values >= end)]
+    if len(outside):
+        raise MalformedTrees(f"{key} is {outside[0]}, expected {least} to {end - 1}")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 40 else f"{text[:37]}..."
