@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from adagrpo.metrics import Shown, is_rate, shown
 from adagrpo.report.charts import Point, Series, line_chart, scatter_chart, stacked_area_chart
 from adagrpo.report.drawing import is_finite
 from adagrpo.report.tables import START, checkpoints, format_metric, metric_label
@@ -35,7 +36,6 @@ CAUSES = (
 )
 CLOSED = ("closed by the control", "rejected_closed")
 CROWD = 6  # so many arms are drawn as they are, whatever their distance
-VALIDATED = (("hr@10", True), ("ndcg@10", False), ("hallucination@10", True), ("mean_reward@10", False))
 SIGNALS = (
     ("reward", "Mean reward of the rollouts", "reward", False),
     ("invalid_share", "Rollouts that name no item", "share of rollouts", True),
@@ -147,9 +147,9 @@ def _validation_plots(logs: Sequence[Log], prefix: str) -> list[_Plot]:
             f"{prefix} {metric_label(name)}",
             metric_label(name),
             [_series(log, log.validation, name) for log in logs],
-            rate,
+            is_rate(name),
         )
-        for name, rate in VALIDATED
+        for name in shown(Shown.CURVES)
     ]
 
 

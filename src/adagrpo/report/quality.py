@@ -12,10 +12,11 @@ from typing import Any
 
 from scipy import stats
 
+from adagrpo.metrics import is_rate
 from adagrpo.report.charts import Point, scatter_chart
 from adagrpo.report.figures import Figure
 from adagrpo.report.results import change
-from adagrpo.report.tables import MISSING, RATES, START, Alignment, Table, metric_label
+from adagrpo.report.tables import MISSING, START, Alignment, Table, metric_label
 from adagrpo.statistics import crossing
 
 __all__ = ["crossing_table", "quality_figure", "quality_table"]
@@ -32,7 +33,7 @@ def quality_table(rows: Sequence[Row], metric: str = "hr@10") -> Table:
     """
     if not rows:
         return Table(("reward",), (), ("left",))
-    rate = metric.partition("@")[0] in RATES
+    rate = is_rate(metric)
     last = _last(rows[0])
     cells = []
     for row in rows:
@@ -80,7 +81,7 @@ def quality_figure(rows: Sequence[Row], metric: str = "hr@10") -> Figure:
         rows: of `benchmarks.reward_quality`, at least one.
         metric: of the arms, test cases.
     """
-    rate = metric.partition("@")[0] in RATES
+    rate = is_rate(metric)
     ordered = sorted(rows, key=_quality)
     points = []
     drawn = {arm: checkpoint for arm, checkpoint in _last(rows[0]).items() if arm != "grpo"}
