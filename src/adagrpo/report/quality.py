@@ -86,11 +86,10 @@ def quality_figure(rows: Sequence[Row], metric: str = "hr@10") -> Figure:
     points = []
     drawn = {arm: checkpoint for arm, checkpoint in _last(rows[0]).items() if arm != "grpo"}
     for style, (arm, checkpoint) in enumerate(drawn.items()):
-        for place, row in enumerate(ordered):
+        for row in ordered:
             difference, ends = _gain(row, arm, checkpoint, metric)
             tip = f"{arm}, {row['variant']}: {_points(difference, ends, rate)}"
-            label = arm if place == len(ordered) - 1 else ""
-            points.append(Point(_quality(row), difference, label, style, False, arm, tip))
+            points.append(Point(_quality(row), difference, arm, style, tip=tip))
     svg = scatter_chart(
         points,
         title=f"{metric_label(metric)} of each arm, less that of {rows[0]['baseline']}",
