@@ -12,6 +12,7 @@ from scipy import stats
 
 from adagrpo.comparison import Measured, compare, per_user, pool
 from adagrpo.config import CompareConfig
+from adagrpo.metrics import RankedLists
 
 OPTIONS = CompareConfig(margins={"hr@50": 0.05, "hallucination@10": 0.05}, resamples=500)
 USERS = 400
@@ -194,21 +195,9 @@ def test_what_does_not_fit_is_refused() -> None:
 
 
 def test_per_user_metrics_by_hand() -> None:
-    """Width 50; u1 finds its item at rank 3, u2 at 50, u3 not at all; an invalid place in u2's list is left out."""
-    lists = pl.DataFrame(
-        [("u1", 1, 5), ("u1", 2, 6), ("u1", 3, 7), ("u2", 50, 9), ("u2", 1, 7), ("u3", 1, 7)],
-        schema=["user_id", "rank", "item_id"],
-        orient="row",
-    )
-    free = pl.DataFrame(
-        {
-            "user_id": ["u3"] * 50 + ["u1"] * 50 + ["u2"] * 50,
-            "rank": [*range(1, 51)] * 3,
-            "valid": [False] * 50 + [True] * 50 + [False] * 4 + [True] * 6 + [False] * 40,
-        }
-    )
-    targets = pl.DataFrame({"user_id": ["u2", "u3", "u1"], "item_id": [9, 8, 7]})
-    found = per_user(lists, free, targets)
+    """Width 50; u1 finds its item at rank 3, u2 at 50, u3 not at all."""
+    valid = np.array([[False] * 4 + [True] * 6 + [False] * 40, [False] * 50, [True] * 50])
+    found = per_user(pl.Series(["u2", "u3", "u1"]), RankedLists(np.array([50, 0, 3]), 50, valid=valid))
     assert found["user_id"].to_list() == ["u1", "u2", "u3"]
     assert found["hr@1"].to_list() == [0, 0, 0]
     assert found["hr@5"].to_list() == found["hr@10"].to_list() == [1, 0, 0]

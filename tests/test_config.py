@@ -178,6 +178,8 @@ def test_an_unknown_key_without_a_near_one_lists_the_valid_keys(recipe):
         ("policy.dropout=1", ["policy.dropout", "less than 1"]),
         ("tokenizer.vectors={pixels: 1}", ["tokenizer.vectors.pixels", "'attributes'"]),
         ("evaluation.beam_width=5", ["evaluation.beam_width", "10"]),
+        ("compare.metric=ndgc@10", ["compare.metric", "no metric 'ndgc@10'", "did you mean 'ndcg@10'?"]),
+        ("compare.margins={hr@500: 0.1}", ["compare.margins", "no metric 'hr@500'", "did you mean 'hr@50'?"]),
         ("objective=3", ["objective", "3"]),
         ("train.arms=[{objective: nll, gate: all}]", ["train.arms.0", "'nll' takes no gate"]),
         ("train.arms=[{objective: mixture, gate: random}]", ["train.arms.0", "'mixture' takes no gate"]),

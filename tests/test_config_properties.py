@@ -24,7 +24,7 @@ from adagrpo.config import ArmConfig, Config, dump_config, load_config
 from adagrpo.config.data import DataConfig, MarketplaceConfig, SplitConfig
 from adagrpo.config.models import LanguageModelConfig, PolicyConfig, RankerConfig
 from adagrpo.config.reward import CallableOptions, HttpOptions, WeightedOptions
-from adagrpo.config.training import TrainConfig
+from adagrpo.config.training import CompareConfig, TrainConfig
 from adagrpo.errors import UserError
 
 Content = dict[str, Any]
@@ -131,6 +131,7 @@ starts: dict[type[BaseModel], Strategy] = {
     SplitConfig: st.sampled_from([{}, {"kind": "temporal", "validation_from": -5, "test_from": 10**12}]),
     PolicyConfig: st.just({}) | st.builds(dict, kind=st.just("causal_lm"), lm=sections(LanguageModelConfig)),
     LanguageModelConfig: st.sampled_from([{"checkpoint": "folder"}, {"config": {"model_type": "gpt2", "n_layer": 2}}]),
+    CompareConfig: st.sampled_from([{}, {"metric": "ndcg@10"}, {"margins": {"hr@5": 0.25, "ndcg@50": 1e-3}}]),
     CallableOptions: st.sampled_from([{"function": "module:score"}, {"function": "a.b_2:f"}]),
     HttpOptions: st.sampled_from([{"url": "http://host/score"}, {"url": "https://host:8080/"}]),
     WeightedOptions: st.sampled_from([{"members": [{}], "weights": [-2.5]}, {"members": [{}, {}], "weights": [1, 0]}]),

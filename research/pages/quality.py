@@ -12,9 +12,10 @@ from typing import Any
 
 from scipy import stats
 
+from adagrpo.metrics import is_rate
 from adagrpo.report.charts import Point, scatter_chart
 from adagrpo.report.figures import Figure
-from adagrpo.report.tables import MISSING, RATES, START, Alignment, Table, metric_label
+from adagrpo.report.tables import MISSING, START, Alignment, Table, metric_label
 from adagrpo.statistics import crossing
 from research.pages.results import change
 
@@ -32,7 +33,7 @@ def quality_table(rows: Sequence[Row], metric: str = "hr@10") -> Table:
     """
     if not rows:
         return Table(("reward",), (), ("left",))
-    rate = metric.partition("@")[0] in RATES
+    rate = is_rate(metric)
     last = _last(rows[0])
     cells = []
     for row in rows:
@@ -80,16 +81,15 @@ def quality_figure(rows: Sequence[Row], metric: str = "hr@10") -> Figure:
         rows: of `research.reward_quality.measure`, at least one.
         metric: of the arms, test cases.
     """
-    rate = metric.partition("@")[0] in RATES
+    rate = is_rate(metric)
     ordered = sorted(rows, key=_quality)
     points = []
     drawn = {arm: checkpoint for arm, checkpoint in _last(rows[0]).items() if arm != "grpo"}
     for style, (arm, checkpoint) in enumerate(drawn.items()):
-        for place, row in enumerate(ordered):
+        for row in ordered:
             difference, ends = _gain(row, arm, checkpoint, metric)
             tip = f"{arm}, {row['variant']}: {_points(difference, ends, rate)}"
-            label = arm if place == len(ordered) - 1 else ""
-            points.append(Point(_quality(row), difference, label, style, False, arm, tip))
+            points.append(Point(_quality(row), difference, arm, style, tip=tip))
     svg = scatter_chart(
         points,
         title=f"{metric_label(metric)} of each arm, less that of {rows[0]['baseline']}",

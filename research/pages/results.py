@@ -14,10 +14,10 @@ from statistics import fmean
 from typing import Any
 
 from adagrpo.errors import UserError
+from adagrpo.metrics import is_rate
 from adagrpo.report import read_rows
 from adagrpo.report.tables import (
     MISSING,
-    RATES,
     START,
     Alignment,
     Split,
@@ -196,7 +196,7 @@ def _cell(name: str, values: Sequence[Any]) -> str:
     if len(values) == 1:
         return text
     half = interval.high - interval.mean
-    return f"{text} ± " + (f"{100 * half:.2f}" if name.partition("@")[0] in RATES else f"{half:.4f}")
+    return f"{text} ± " + (f"{100 * half:.2f}" if is_rate(name) else f"{half:.4f}")
 
 
 def _pair(metrics: Sequence[Mapping[str, float] | None], suffix: str) -> str:

@@ -26,14 +26,11 @@ import polars as pl
 from numpy.typing import NDArray
 
 from adagrpo.config import CompareConfig
-from adagrpo.data.columns import ITEM_ID, USER_ID
-from adagrpo.metrics import hit_rate, ndcg
+from adagrpo.data.columns import USER_ID
+from adagrpo.metrics import RankedLists, lookup, measure_users
 from adagrpo.statistics import Interval, bootstrap_means, holm, seed_interval
 
-__all__ = ["LOWER_IS_BETTER", "Measured", "Verdict", "compare", "per_user", "pool"]
-
-CUTOFFS = (1, 5, 10, 50)
-LOWER_IS_BETTER = frozenset({"hallucination@10"})
+__all__ = ["Measured", "Verdict", "compare", "per_user", "pool"]
 
 Verdict = Literal[
     "better",
@@ -55,31 +52,23 @@ class Measured(NamedTuple):
     validation: Mapping[str, float]
 
 
-def per_user(lists: pl.DataFrame, free: pl.DataFrame, targets: pl.DataFrame) -> pl.DataFrame:
+def per_user(users: pl.Series, lists: RankedLists) -> pl.DataFrame:
     """The metrics of each user's lists.
 
     Args:
-        lists: user_id, rank from 1, item_id of the constrained beam.
-        free: user_id, rank from 1, valid of the free beam, of one width for all users.
-        targets: user_id, item_id: one logged item a user.
+        users: (N,) ids.
+        lists: of these users, one each.
 
     Returns:
-        user_id in ascending order, HR@1, 5, 10 and (with beams of 50) 50, NDCG@10, hallucination@10.
+        user_id in ascending order, and every metric of the table that is one of each user.
 
     Example:
-        >>> lists = pl.DataFrame({"user_id": [7, 7], "rank": [1, 2], "item_id": [3, 4]})
-        >>> free = pl.DataFrame({"user_id": [7] * 10, "rank": range(1, 11), "valid": [True] * 9 + [False]})
-        >>> per_user(lists, free, pl.DataFrame({"user_id": [7], "item_id": [4]})).row(0, named=True)
-        {'user_id': 7, 'hr@1': 0.0, 'hr@5': 1.0, 'hr@10': 1.0, 'ndcg@10': 0.6309297535714575, 'hallucination@10': 0.1}
+        >>> lists = RankedLists(np.array([4, 2]), width=5)
+        >>> per_user(pl.Series([8, 7]), lists).row(0, named=True)
+        {'user_id': 7, 'hr@1': 0.0, 'hr@5': 1.0, 'ndcg@5': 0.6309297535714575}
     """
-    found = targets.join(lists, on=[USER_ID, ITEM_ID], how="left").sort(USER_ID)
-    ranks = found["rank"].fill_null(0).to_numpy().astype(np.int64)
-    width = int(free["rank"].max())  # type: ignore[arg-type]
-    columns = {f"hr@{k}": hit_rate(ranks, k) for k in CUTOFFS if k <= width} | {"ndcg@10": ndcg(ranks, 10)}
-    head = free.filter(pl.col("rank") <= 10).group_by(USER_ID).agg((~pl.col("valid")).sum().alias("invalid"))
-    invalid = found.select(USER_ID).join(head, on=USER_ID, how="left", maintain_order="left")["invalid"]
-    columns["hallucination@10"] = invalid.to_numpy() / 10
-    return found.select(USER_ID).with_columns(pl.Series(name, values) for name, values in columns.items())
+    columns = [pl.Series(name, values) for name, values in measure_users(lists).items()]
+    return pl.DataFrame([users.alias(USER_ID), *columns]).sort(USER_ID)
 
 
 def compare(
@@ -254,7 +243,7 @@ def _differences(
 def _margin(against: Mapping[str, Any], metric: str, margin: float) -> dict[str, Any]:
     """How much worse than the baseline the users' interval allows the arm to be, and whether that is within bounds."""
     low, high = against["users"]
-    worst = high if metric in LOWER_IS_BETTER else -low
+    worst = high if lookup(metric).better == "lower" else -low
     return {"margin": margin, "worst": worst, "kept": worst <= margin}
 
 
@@ -269,7 +258,7 @@ def _verdict(row: Mapping[str, Any], options: CompareConfig) -> Verdict:
     low, high = found["seeds"] or found["users"]
     if low <= 0 <= high:
         return "not settled over seeds"
-    if (found["difference"] < 0) != (options.metric in LOWER_IS_BETTER):
+    if (found["difference"] < 0) != (lookup(options.metric).better == "lower"):
         return "worse"
     return "better" if all(margin["kept"] for margin in row["margins"].values()) else "better, margin not kept"
 

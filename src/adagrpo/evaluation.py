@@ -8,6 +8,7 @@ one target a user, so recall@K and HR@K are the same.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,7 +42,6 @@ __all__ = [
     "without_history",
 ]
 
-CUTOFFS = (1, 5, 10, 50)
 SAMPLED_CASES, SAMPLES = 1000, 16  # how many cases and samples a case the invalid share of plain samples is read from
 
 Utility = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float64]]
@@ -155,24 +155,24 @@ def summarise(
         utility: true utility of (N,) users and (N, K) items, where the world is simulated.
 
     Returns:
-        HR and NDCG at the cut-offs that the beam reaches, hallucination@10, coverage@10, tail_share@10, the invalid
-        share of plain samples, and, where known, mean_reward@10 and true_utility@10. Where the history was masked, also
-        what HR@10 and NDCG@10 are without masking. Rates are fractions.
+        The metrics of the table (`adagrpo.metrics.METRICS`) whose cut-off the beam reaches, those of rewards and of
+        true utility where these are known. Where the history was masked, also what the accuracy in a run's main table
+        is without masking. Rates are fractions.
     """
-    values = retrieval(predictions.items, cases)
+    lists = metrics.RankedLists(
+        *_ranked(predictions.items, cases),
+        items=predictions.items,
+        valid=predictions.free_valid,
+        tail=tail,
+        rewards=predictions.rewards,
+        utility=None if utility is None else partial(utility, cases.users.astype(np.int64)),
+        invalid_samples=predictions.invalid_samples,
+    )
+    values = metrics.measure(lists)
     if predictions.unmasked is not None:
         whole = retrieval(predictions.unmasked, cases)
-        values |= {f"{name}_unmasked": whole[name] for name in ("hr@10", "ndcg@10")}
-    values["hallucination@10"] = float(metrics.hallucination(predictions.free_valid, 10).mean())
-    values["invalid_samples"] = predictions.invalid_samples
-    values["coverage@10"] = metrics.coverage(predictions.items, 10, len(tail))
-    values["tail_share@10"] = float(metrics.tail_share(predictions.items, 10, tail).mean())
-    top = predictions.items[:, :10]
-    if predictions.rewards is not None:
-        values["mean_reward@10"] = float(np.nanmean(predictions.rewards[:, :10].astype(np.float64)))
-    if utility is not None:
-        known = utility(cases.users.astype(np.int64), np.maximum(top, 0))
-        values["true_utility@10"] = float(known[top >= 0].mean())
+        main = [name for name in metrics.shown(metrics.Shown.RESULTS) if name in whole]
+        values |= {f"{name}_unmasked": whole[name] for name in main}
     return values
 
 
@@ -259,11 +259,13 @@ def _sample_plan(count: int, levels: int) -> tuple[NDArray[np.int64], Tensor]:
 
 
 def retrieval(items: NDArray[np.int64], cases: Cases) -> dict[str, float]:
-    """HR and NDCG of ranked lists (N, W) of items, -1 for none, at the cut-offs that they reach."""
-    ranks = metrics.target_rank_in(items, cases.targets.astype(np.int64))
-    cutoffs = [k for k in CUTOFFS if k <= items.shape[1]]
-    values = {f"hr@{k}": float(metrics.hit_rate(ranks, k).mean()) for k in cutoffs}
-    return values | {f"ndcg@{k}": float(metrics.ndcg(ranks, k).mean()) for k in cutoffs if k > 1}
+    """HR, NDCG and what else needs no more than ranked lists (N, W) of items, -1 for none."""
+    return metrics.measure(metrics.RankedLists(*_ranked(items, cases), items=items))
+
+
+def _ranked(items: NDArray[np.int64], cases: Cases) -> tuple[NDArray[np.int64], int]:
+    """(N,) the ranks of the logged items in lists (N, W), and W."""
+    return metrics.target_rank_in(items, cases.targets.astype(np.int64)), items.shape[1]
 
 
 @torch.no_grad()

@@ -1,14 +1,12 @@
 import itertools
 import math
 import re
-from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
 from adagrpo.report.charts import Point, Series, line_chart, scatter_chart, stacked_area_chart
-from adagrpo.report.drawing import bin_means, make_axis, nice_ticks, point_labels
-from adagrpo.report.figures import frontier_figure
+from adagrpo.report.drawing import bin_means, nice_ticks
 
 SVG = "{http://www.w3.org/2000/svg}"
 LABELS = {"title": "A title", "x_label": "step", "y_label": "HR@10"}
@@ -111,7 +109,7 @@ def test_labels_are_escaped(name: str) -> None:
     labels = {"title": name, "x_label": name, "y_label": name}
     svgs = [
         line_chart([Series(name, [0, 1], [0.1, 0.2])], **labels),
-        scatter_chart([Point(0.1, 0.2, name, tip=name, group=name)], **labels),
+        scatter_chart([Point(0.1, 0.2, name, tip=name)], **labels),
         stacked_area_chart([0, 1], [(name, [0.1, 0.2])], overlay=(name, [0.1, 0.1]), **labels),
         line_chart([], **labels),
     ]
@@ -125,36 +123,37 @@ def test_output_is_deterministic() -> None:
     assert scatter_chart(points, **LABELS) == scatter_chart(points, **LABELS)
 
 
-def test_scatter_labels_keep_clear_of_each_other() -> None:
-    axis = make_axis([0.0, 1.0], 60, 600, percent=False, cover=True)
-    places = [(100.0 + i, 200.0) for i in range(6)]
-    boxes = []
-    for part in point_labels([(f"arm-{i}", i) for i in range(6)], places, axis):
-        found = re.match(r'<text x="([\d.]+)" y="([\d.]+)"', part)
-        if found:
-            boxes.append((float(found[1]), float(found[2])))
-    assert len(boxes) == 6
-    width = 0.56 * 13 * 5
-    for i, (x, y) in enumerate(boxes):
-        assert all(abs(x - u) >= width - 0.1 or abs(y - v) >= 13.9 for u, v in boxes[:i])
-
-
-def test_scatter_labels_leave_the_ticks_free() -> None:
-    places = [(300.0 + 2 * i, 308.0 - i) for i in range(8)]  # crowded, just above the axis
-    parts = point_labels(
-        [(f"arm-{i}", i) for i in range(8)], places, make_axis([0, 1], 60, 600, percent=False, cover=True)
-    )
-    heights = [float(re.search(r' y="([\d.]+)"', part)[1]) for part in parts if part.startswith("<text")]  # type: ignore[index]
-    assert len(heights) == 8 and max(heights) <= 312
-
-
-def test_scatter_joins_a_group_and_hollows_the_final_point() -> None:
-    points = [Point(0.1, 0.2, "a", 1, group="a"), Point(0.3, 0.1, "", 1, True, "a", "a, final")]
+def test_scatter_joins_a_name_and_hollows_the_final_point() -> None:
+    points = [Point(0.1, 0.2, "a", 1), Point(0.3, 0.1, "a", 1, True, "a, final")]
     root = parsed(scatter_chart(points, x_percent=True, **LABELS))
-    circles = root.findall(f"{SVG}circle")
-    assert [circle.get("fill") for circle in circles] == ["#0072B2", "#ffffff"]
-    assert circles[1].findtext(f"{SVG}title") == "a, final"
+    best, final, key = (path for path in root.findall(f"{SVG}path") if path.get("transform"))
+    assert [mark.get("fill") for mark in (best, final, key)] == ["#0072B2", "#ffffff", "#0072B2"]
+    assert len({mark.get("d") for mark in (best, final, key)}) == 1
+    assert final.findtext(f"{SVG}title") == "a, final"
     assert texts(root).count("a") == 1
+
+
+def test_a_legend_below_the_plot_tells_many_names_apart_without_colour() -> None:
+    names = [f"an arm of number {i}" for i in range(12)]
+    root = parsed(scatter_chart([Point(0.1 * i, 0.2, name, i) for i, name in enumerate(names)], **LABELS))
+    marks = [path for path in root.findall(f"{SVG}path") if path.get("transform")]
+    assert len(marks) == 24 and [mark.get("d") for mark in marks[:12]] == [mark.get("d") for mark in marks[12:]]
+    assert len({mark.get("d") for mark in marks[:12]}) == 12
+    written = [element for element in root.iter(f"{SVG}text") if element.text in names]
+    assert [element.text for element in written] == names
+    boxes = [(float(element.get("x", "nan")), float(element.get("y", "nan"))) for element in written]
+    width = 0.56 * 13 * max(map(len, names))
+    height = float(root.get("viewBox", "").split()[3])
+    for i, (x, y) in enumerate(boxes):
+        assert 351 + 13 <= y <= height and x + width <= 640  # below the title of the axis
+        assert all(abs(x - u) >= width + 12 or abs(y - v) >= 14 for u, v in boxes[:i])
+
+
+def test_long_names_are_cut_to_two_columns() -> None:
+    names = [letter * 60 for letter in "abc"]
+    root = parsed(scatter_chart([Point(0.1, 0.2, name, i) for i, name in enumerate(names)], **LABELS))
+    written = [element for element in root.iter(f"{SVG}text") if (element.text or "").endswith("…")]
+    assert len(written) == 3 and len({element.get("y") for element in written}) == 2
 
 
 def test_stack_reaches_the_sum_of_its_layers() -> None:
@@ -194,30 +193,3 @@ def test_an_overlay_without_values_is_not_in_the_legend() -> None:
     shown = texts(parsed(stacked_area_chart([0, 1], [("a", [1.0, 1.0])], overlay=("line", [None, None]), **LABELS)))
     assert "a" in shown
     assert "line" not in shown
-
-
-def test_arms_whose_best_checkpoints_are_one_are_named_at_their_last() -> None:
-    """Where validation picks step 0 for every arm, their names would lie on one point."""
-
-    def point(hallucination: float, hits: float) -> dict[str, Any]:
-        return {"test": {"hallucination@10": hallucination, "hr@10": hits}}
-
-    start = point(0.01, 0.1)
-    stages = {"sft": start}
-    for place in range(8):
-        stages[f"arm-{place}"] = {"best": start, "final": point(0.01 + 0.001 * place, 0.12 + 0.003 * place)}
-    stages["other"] = {"best": point(0.012, 0.11), "final": point(0.013, 0.11)}
-    figure = frontier_figure({"stages": stages})
-    assert figure is not None
-    texts = re.findall(r'<text x="([\d.]+)" y="([\d.]+)"[^>]*>(sft|other|arm-\d)</text>', figure.svg)
-    assert sorted(name for _, _, name in texts) == ["arm-0", *(f"arm-{i}" for i in range(1, 8)), "other", "sft"]
-    boxes = [(float(x), float(y), float(x) + 7 * len(name), float(y) + 12) for x, y, name in texts]
-    for one, other in itertools.combinations(boxes, 2):
-        assert one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1] or other[3] <= one[1]
-
-
-def test_a_name_without_a_free_spot_is_left_out() -> None:
-    points = [Point(0.0, 0.0, f"a rather long name {i}") for i in range(60)] + [Point(1.0, 1.0, "far")]
-    svg = scatter_chart(points, title="t", x_label="x", y_label="y")
-    written = [i for i in range(60) if f">a rather long name {i}</text>" in svg]
-    assert 0 < len(written) < 60 and ">far</text>" in svg

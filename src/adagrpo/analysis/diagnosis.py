@@ -47,7 +47,6 @@ from adagrpo.statistics import Interval
 
 __all__ = ["Evidence", "diagnose", "serving_tests"]
 
-CUTOFFS = (1, 5, 10, 50)
 RESAMPLES = 2000
 LEVEL = 0.05
 SHARES, Q_MINS = (0.0, 0.5, 0.75, 1.0), (0.8, 0.9, 0.95, 1.0)
@@ -87,6 +86,7 @@ def diagnose(
     """
     lists = evidence.lists
     ranks, mix = _ranks(lists, seed)
+    width = lists.items.shape[1]
     orders = {name: gains(found) for name, found in ranks.items()}
     options = {"resamples": resamples, "seed": seed}
     difference = orders["mix"]["ndcg@10"] - orders["policy"]["ndcg@10"]
@@ -97,7 +97,7 @@ def diagnose(
     result: dict[str, Any] = {
         "verdict": _as_json(verdict),
         "settings": _settings(lists, objective, mix, resamples),
-        "orders": {name: _retrieval(found, lists.items.shape[1]) for name, found in ranks.items()},
+        "orders": {name: metrics.measure(metrics.RankedLists(found, width)) for name, found in ranks.items()},
         "serving": [row | {"adjusted_p": p} for row, p in zip(serving, verdict.cell_p[1:], strict=True)],
         **_strata(evidence, orders | {"shuffled ranker": _chance(lists, seed)}, ranks["policy"] > 0, **options),
         "gate": _gate(evidence, objective, **options),
@@ -147,12 +147,6 @@ def _chance(lists: Lists, seed: int, draws: int = 5) -> dict[str, Floats]:
     generator = np.random.default_rng(seed)
     drawn = [gains(target_ranks(lists, permuted(lists.rewards, lists.usable, generator))) for _ in range(draws)]
     return {metric: np.mean([values[metric] for values in drawn], axis=0) for metric in drawn[0]}
-
-
-def _retrieval(ranks: Ints, width: int) -> dict[str, float]:
-    cutoffs = [k for k in CUTOFFS if k <= width]
-    values = {f"hr@{k}": float(metrics.hit_rate(ranks, k).mean()) for k in cutoffs}
-    return values | {f"ndcg@{k}": float(metrics.ndcg(ranks, k).mean()) for k in cutoffs if k > 1}
 
 
 def _settings(lists: Lists, objective: ObjectiveConfig, mix: Mix, resamples: int) -> dict[str, Any]:

@@ -6,12 +6,21 @@ import difflib
 import re
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, field_serializer, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_serializer,
+    model_validator,
+)
 
 from adagrpo.config.models import FitConfig
 from adagrpo.config.problems import explain
 from adagrpo.config.values import NonNegativeFloat, Positive, PositiveFloat, Section, Share
 from adagrpo.errors import UserError
+from adagrpo.metrics import comparable
 
 __all__ = ["ArmConfig", "CompareConfig", "EvaluationConfig", "Gate", "ObjectiveConfig", "TrainConfig"]
 
@@ -19,7 +28,6 @@ Gate = Literal[
     "adagrpo", "all", "none", "difficulty", "discriminability", "random", "shuffled", "inverted", "oracle", "agreement"
 ]
 Objective = Literal["nll", "grpo", "mixture", "adagrpo", "distill", "best_of_n"]
-UserMetric = Literal["hr@1", "hr@5", "hr@10", "hr@50", "ndcg@10", "hallucination@10"]
 
 OBJECTIVES, GATES = get_args(Objective), get_args(Gate)
 OWN_NAME = r"[A-Za-z][A-Za-z0-9._-]*"
@@ -238,6 +246,22 @@ class EvaluationConfig(Section):
     mask_history: bool = False
 
 
+def _comparable(name: str) -> str:
+    """A metric that a comparison can be planned on."""
+    names = comparable()
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(names)}"
+        raise ValueError(f"no metric '{name}' of each user; {hint}")
+    return name
+
+
+def _all_comparable(margins: dict[str, float]) -> dict[str, float]:
+    for name in margins:
+        _comparable(name)
+    return margins
+
+
 class CompareConfig(Section):
     """What a comparison is to decide, fixed before its runs: see `adagrpo.comparison`.
 
@@ -247,7 +271,9 @@ class CompareConfig(Section):
 
     baseline: str = "nll"
     family: tuple[str, ...] | None = None
-    metric: UserMetric = "hr@10"
+    metric: Annotated[str, AfterValidator(_comparable)] = "hr@10"
     level: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
-    margins: dict[UserMetric, PositiveFloat] = Field({"hr@50": 0.01, "hallucination@10": 0.005})
+    margins: Annotated[dict[str, PositiveFloat], AfterValidator(_all_comparable)] = Field(
+        {"hr@50": 0.01, "hallucination@10": 0.005}
+    )
     resamples: Annotated[int, Field(ge=200)] = 2000

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,14 @@ from adagrpo.artifacts import hash_json, with_hash, without_hash, write_file
 from adagrpo.comparison import Measured, compare, per_user
 from adagrpo.config import ArmConfig, CompareConfig, Config, dump_config
 from adagrpo.config.problems import explain
-from adagrpo.data.columns import ITEM_ID, USER_ID
-from adagrpo.data.prepared import load_item_ids, load_user_ids
+from adagrpo.data.columns import USER_ID
+from adagrpo.data.prepared import load_user_ids
 from adagrpo.data.truth import Truth
 from adagrpo.errors import UserError
 from adagrpo.marks import check
+from adagrpo.metrics import RankedLists, cutoff, target_rank_in
 from adagrpo.pipeline import run_all
-from adagrpo.pipeline.evaluate import read_lists
+from adagrpo.pipeline.evaluate import read_lists, read_valid
 from adagrpo.pipeline.folder_lock import lock_folder
 from adagrpo.pipeline.matching import MATCHED, check_matched, matched_arm
 from adagrpo.pipeline.models import Workbench
@@ -112,7 +114,7 @@ class Comparison:
         for name in family or ():
             if name not in known or name == options.baseline:
                 raise UserError(f"compare.family: '{name}' is not among the arms {', '.join(known)} less the baseline")
-        widest = max(int(name.partition("@")[2]) for name in (options.metric, *options.margins))
+        widest = max(cutoff(name) or 1 for name in (options.metric, *options.margins))
         if widest > self.config.evaluation.beam_width:
             raise UserError(
                 f"compare: a metric at {widest} needs evaluation.beam_width of at least {widest},"
@@ -254,20 +256,20 @@ def _folder(run: Run, name: str, checkpoint: str) -> Path:
 def _measured(bench: Workbench, truth: Truth | None, folder: Path) -> Measured:
     """What an evaluation's folder holds, user by user."""
     cases = bench.cases("test")
-    user_ids, item_ids = load_user_ids(bench.prepared).gather(cases.users), load_item_ids(bench.prepared)
-    targets = pl.DataFrame([user_ids, item_ids.gather(cases.targets)])
     for name in ("predictions.parquet", "free.parquet", "metrics.json"):
         bench.run.hash_input(folder / name)
-    lists = pl.read_parquet(folder / "predictions.parquet", columns=[USER_ID, "rank", ITEM_ID])
-    free = pl.read_parquet(folder / "free.parquet", columns=[USER_ID, "rank", "valid"])
+    width = bench.config.evaluation.beam_width
+    items = read_lists(bench, cases, folder, width)
+    lists = RankedLists(
+        target_rank_in(items, cases.targets.astype(np.int64)),
+        width,
+        items=items,
+        valid=read_valid(bench, cases, folder, width),
+        tail=bench.tail,
+        utility=None if truth is None else partial(truth.utility, cases.users.astype(np.int64)),
+    )
+    users = per_user(load_user_ids(bench.prepared).gather(cases.users), lists)
     values = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    users = per_user(lists, free, targets)
-    if truth is not None:
-        items = read_lists(bench, cases, folder, 10)
-        known = truth.utility(cases.users.astype(np.int64), np.maximum(items, 0))
-        means = np.nanmean(np.where(items < 0, np.nan, known), axis=1)
-        utility = pl.DataFrame([user_ids, pl.Series("true_utility@10", means)])
-        users = users.join(utility, on=USER_ID, how="left")
     test = dict(values["test"])
     second = judged_lists(bench.run, folder)
     if second is not None:

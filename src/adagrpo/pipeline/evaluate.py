@@ -22,6 +22,7 @@ from adagrpo.artifacts import write_file
 from adagrpo.data.columns import ITEM_ID, USER_ID
 from adagrpo.data.prepared import load_item_ids, load_user_ids
 from adagrpo.evaluation import Predictions, rank_by_ranker, rerank, retrieval, summarise
+from adagrpo.metrics import measured
 from adagrpo.pipeline.fitting import needs_order
 from adagrpo.pipeline.models import Workbench
 from adagrpo.pipeline.rewards import check_reward, describe_reward
@@ -36,6 +37,7 @@ __all__ = [
     "evaluate_checkpoint",
     "progress",
     "read_lists",
+    "read_valid",
     "write_predictions",
 ]
 
@@ -74,7 +76,8 @@ def evaluate_baselines(run: Run) -> None:
         write_file(work / "metrics.json", json.dumps(values, indent=1) + "\n")
 
     inputs = [*bench.training_files, bench.prepared / "test.parquet", model]
-    run.stage("evaluate/baselines", config=[mask, run.config.max_history], inputs=inputs, build=build)
+    config = [mask, run.config.max_history, measured()]
+    run.stage("evaluate/baselines", config=config, inputs=inputs, build=build)
 
 
 def evaluate_checkpoint(run: Run, name: str, weights: Path, known: dict[str, Path]) -> None:
@@ -100,7 +103,7 @@ def evaluate_checkpoint(run: Run, name: str, weights: Path, known: dict[str, Pat
         write_predictions(bench, cases, predictions, work)
         write_file(work / "metrics.json", json.dumps(values, indent=1) + "\n")
 
-    config = [*decoding_config(run), *bench.reward_config]
+    config = [*decoding_config(run), *bench.reward_config, measured()]
     folder = run.stage(name, config=config, inputs=[*inputs, *bench.truth_files], build=build)
     known[identity] = folder
 
@@ -149,6 +152,18 @@ def read_lists(bench: Workbench, cases: Cases, folder: Path, length: int) -> NDA
     items = np.full((len(cases), length), -1, dtype=np.int64)
     items[lists["case"].to_numpy(), lists["rank"].to_numpy() - 1] = lists["row"].to_numpy()
     return items
+
+
+def read_valid(bench: Workbench, cases: Cases, folder: Path, length: int) -> NDArray[np.bool_]:
+    """(N, length) of the free lists that `write_predictions` wrote: True where a sequence names an item."""
+    free = pl.read_parquet(folder / "free.parquet", columns=[USER_ID, "rank", "valid"])
+    users = load_user_ids(bench.prepared).gather(cases.users).alias(USER_ID)
+    free = free.filter(pl.col("rank") <= length).join(
+        pl.DataFrame([users]).with_row_index("case"), on=USER_ID, how="inner"
+    )
+    valid = np.zeros((len(cases), length), dtype=np.bool_)
+    valid[free["case"].to_numpy(), free["rank"].to_numpy() - 1] = free["valid"].to_numpy()
+    return valid
 
 
 def collect(run: Run, arms: list[str]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from adagrpo.artifacts import write_file
 from adagrpo.evaluation import reordered, summarise
+from adagrpo.metrics import measured
 from adagrpo.pipeline.evaluate import copy_evaluation, decoding_config, progress, write_predictions
 from adagrpo.pipeline.models import Workbench
 from adagrpo.pipeline.run import Run
@@ -75,5 +76,5 @@ def _rerank(run: Run, stage: str, weights: Path, known: dict[str, Path]) -> None
         write_predictions(bench, cases["test"], lists, work)
         write_file(work / "metrics.json", json.dumps(values, indent=1) + "\n")
 
-    config = [*decoding_config(run), WEIGHTS, *bench.reward_config]
+    config = [*decoding_config(run), WEIGHTS, *bench.reward_config, measured()]
     known[identity] = run.stage(stage, config=config, inputs=inputs, build=build)

@@ -1,4 +1,4 @@
-"""Charts of a run as self-contained SVG text: lines, labelled points, stacked areas.
+"""Charts of a run as self-contained SVG text: lines, points, stacked areas.
 
 Dense step curves are drawn as bin means, `y_j = mean of the values whose x falls in the j-th of 80 equal bins`, and the
 chart says so. Colours are those of Okabe & Ito 2008, distinguishable with any common colour blindness. We depart from
@@ -30,14 +30,13 @@ class Series:
 
 @dataclass(frozen=True)
 class Point:
-    """A labelled point; points of one group are joined in the order given."""
+    """A point; those of one name are joined in the order given, and are one entry of the legend."""
 
     x: float
     y: float
-    label: str = ""
+    name: str = ""
     style: int = 0
     hollow: bool = False
-    group: str = ""
     tip: str = ""  # shown on hovering
 
 
@@ -95,10 +94,10 @@ def scatter_chart(
     x_percent: bool = False,
     y_percent: bool = False,
 ) -> str:
-    """Points with labels beside them, moved apart where they would cover each other.
+    """Points, each name in a shape and colour of its own; the legend is below.
 
     Args:
-        points: what to draw; a point that is not finite is left out, an empty label writes nothing.
+        points: what to draw; a point that is not finite is left out, one without a name is not in the legend.
         title: what the chart shows.
         x_label: the quantity across.
         y_label: the quantity upward.
@@ -120,18 +119,15 @@ def scatter_chart(
     x_axis = draw.make_axis([point.x for point in drawn], _left(y_axis), right, percent=x_percent, cover=True)
     places = [(x_axis.at(point.x), y_axis.at(point.y)) for point in drawn]
     parts = draw.axes(x_axis, y_axis, x_label, y_label, draw.TOP)
-    for name in dict.fromkeys(point.group for point in drawn if point.group):
-        chain = [(point, place) for point, place in zip(drawn, places, strict=True) if point.group == name]
-        stroke = f'stroke="{draw.color(chain[0][0].style)}" stroke-opacity="0.45"'
-        parts.append(f'<path d="{draw.path([place for _, place in chain])}" fill="none" {stroke}/>')
-    for point, (x, y) in zip(drawn, places, strict=True):
-        ink = draw.color(point.style)
-        tip = f"<title>{draw.clean(point.tip)}</title>" if point.tip else ""
-        fill = f'fill="{"#ffffff" if point.hollow else ink}" stroke="{ink}" stroke-width="1.8"'
-        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" {fill}>{tip}</circle>')
-    labels = [point.label for point in drawn]
-    parts += draw.point_labels([(point.label, point.style) for point in drawn], places, x_axis)
-    return draw.svg(title, f"{y_label} against {x_label}: {', '.join(filter(None, labels))}", "", parts)
+    styles = {point.name: point.style for point in drawn if point.name}
+    for name, style in styles.items():
+        chain = [place for point, place in zip(drawn, places, strict=True) if point.name == name]
+        stroke = f'stroke="{draw.color(style)}" stroke-opacity="0.45"'
+        parts.append(f'<path d="{draw.path(chain)}" fill="none" {stroke}/>')
+    for point, place in zip(drawn, places, strict=True):
+        parts.append(draw.marker(point.style, place, hollow=point.hollow, tip=point.tip))
+    legend, height = draw.marker_legend([*styles.items()])
+    return draw.svg(title, f"{y_label} against {x_label}: {', '.join(styles)}", "", [*parts, *legend], height)
 
 
 def stacked_area_chart(

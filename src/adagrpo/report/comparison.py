@@ -15,11 +15,11 @@ from typing import Any
 from adagrpo.artifacts import without_hash, write_file
 from adagrpo.config.training import MATCHED
 from adagrpo.errors import UserError
+from adagrpo.metrics import Shown, cutoff, is_rate, lookup, shown
 from adagrpo.report.figures import Figure, frontier_figure, utility_figure
 from adagrpo.report.page import keep_together, template
 from adagrpo.report.tables import (
     MISSING,
-    RATES,
     START,
     Alignment,
     Table,
@@ -43,9 +43,6 @@ __all__ = [
 ]
 
 CONTROLS = ("random", "shuffled", "inverted", "none")
-BREADTH = ["hr@1", "hr@5", "hr@50", "ndcg@10", "hallucination@10", "coverage@10", "tail_share@10", "mean_reward@10"]
-BREADTH += ["second_reward@10", "true_utility@10"]
-SHORT = ("ndcg@10", "hr@50", "hallucination@10", "coverage@10")
 
 
 def read_comparison(path: Path) -> dict[str, Any]:
@@ -122,7 +119,7 @@ def comparison_table(content: Mapping[str, Any]) -> Table:
     """One row an arm and checkpoint: the metric with its interval over seeds, and the difference from the baseline."""
     plan = content["plan"]
     metric, per_cent = plan["metric"], f"{100 * plan['level']:g} %"
-    unit = " (points)" if _is_rate(metric) else ""
+    unit = " (points)" if is_rate(metric) else ""
     header = ["arm", "checkpoint", metric_label(metric), "± seeds", f"vs {plan['baseline']}{unit}"]
     header += [f"{per_cent} over users", f"{per_cent} over seeds", "p, Holm", "verdict"]
     rows = []
@@ -149,10 +146,9 @@ def summary_table(content: Mapping[str, Any], short: bool = False, checkpoint: s
     """
     plan, rows = content["plan"], content["rows"]
     metric = plan["metric"]
-    wanted = SHORT if short else (*SHORT, "tail_share@10")
-    columns = [name for name in wanted if name != metric and any(name in row["test"] for row in rows)]
+    columns = _beside(metric, Shown.SHORT if short else Shown.SUMMARY, rows)
     over = f"{100 * plan['level']:g} % over users" if short else "users; seeds"
-    unit = ", points" if _is_rate(metric) else ""
+    unit = ", points" if is_rate(metric) else ""
     single = {arm for arm in (row["arm"] for row in rows) if sum(row["arm"] == arm for row in rows) == 1}
     # what is true of a list is known of simulated users alone
     judged = [metric, *(["true_utility@10"] if any("true_utility@10" in row["against"] for row in rows) else [])]
@@ -250,10 +246,17 @@ def _margins(content: Mapping[str, Any]) -> Table:
 
 
 def _breadth(content: Mapping[str, Any]) -> Table:
-    columns = [name for name in BREADTH if any(name in row["test"] for row in content["rows"])]
+    columns = [name for name in shown(Shown.COMPARISON) if any(name in row["test"] for row in content["rows"])]
     rows = content["rows"]
     values = [[row["test"][name]["mean"] if name in row["test"] else None for name in columns] for row in rows]
     return metric_table(("arm", "checkpoint"), [(row["arm"], row["checkpoint"]) for row in rows], values, columns)
+
+
+def _beside(metric: str, where: Shown, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The metrics beside the compared one: accuracy at its depth, accuracy at others, then what the lists hold."""
+    known = [name for name in shown(where) if name != metric and any(name in row["test"] for row in rows)]
+    accuracy = shown(Shown.RANKING)
+    return sorted(known, key=lambda name: (name not in accuracy, cutoff(name) != cutoff(metric)))
 
 
 def _by_seed(content: Mapping[str, Any]) -> Table:
@@ -301,23 +304,25 @@ def _family(content: Mapping[str, Any]) -> str:
 
 
 def _controls(rows: Sequence[Mapping[str, Any]], metric: str) -> list[str]:
-    """Which controls the gate does not exceed, by the means alone."""
+    """Which controls the gate does not beat, by the means alone."""
     gate = next((row for row in rows if (row["arm"], row["checkpoint"]) == ("adagrpo", "best")), None)
     if gate is None:
         return []
     names = {f"adagrpo-{name}" for name in CONTROLS} | {*MATCHED}
     controls = [row for row in rows if row["arm"] in names and row["checkpoint"] == "best"]
-    ahead = [row for row in controls if row["test"][metric]["mean"] >= gate["test"][metric]["mean"]]
+    sign, side = (-1, "below") if lookup(metric).better == "lower" else (1, "above")
+    ahead = [row for row in controls if sign * (row["test"][metric]["mean"] - gate["test"][metric]["mean"]) >= 0]
     if not ahead:
         return []
     texts = ", ".join(f"{row['arm']} ({_text(row, metric)})" for row in ahead)
     gate_text = _text(gate, metric)
-    return [f"By the means of the best checkpoints the gate ({gate_text}) is not above these controls: {texts}."]
+    return [f"By the means of the best checkpoints the gate ({gate_text}) is not {side} these controls: {texts}."]
 
 
 def _chosen(rows: Sequence[Mapping[str, Any]], metric: str) -> list[str]:
     """The arm that one would take without having seen the test cases."""
-    picked = max((row for row in rows if row["checkpoint"] == "best"), key=lambda row: row["validation"][metric])
+    choose = min if lookup(metric).better == "lower" else max
+    picked = choose((row for row in rows if row["checkpoint"] == "best"), key=lambda row: row["validation"][metric])
     return [
         f"Validation would choose {picked['arm']} ({format_metric(metric, picked['validation'][metric])} there);"
         f" on test it has {_text(picked, metric)}."
@@ -329,7 +334,7 @@ def _named(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
     texts = []
     for row in rows:
         found = row["against"][metric]
-        unit = " points" if _is_rate(metric) else ""
+        unit = " points" if is_rate(metric) else ""
         texts.append(
             f"{row['arm']} ({row['checkpoint']}: {_signed(metric, found['difference'])}{unit},"
             f" users {_range(metric, found['users'])}, seeds {_range(metric, found['seeds'])}, p {_p(row['p_holm'])})"
@@ -341,12 +346,8 @@ def _text(row: Mapping[str, Any], metric: str) -> str:
     return format_metric(metric, row["test"][metric]["mean"])
 
 
-def _is_rate(metric: str) -> bool:
-    return metric.partition("@")[0] in RATES
-
-
 def _scaled(metric: str, value: float) -> str:
-    return f"{100 * value:+.2f}" if _is_rate(metric) else f"{value:+.4f}"
+    return f"{100 * value:+.2f}" if is_rate(metric) else f"{value:+.4f}"
 
 
 def _signed(metric: str, value: float) -> str:
@@ -356,7 +357,7 @@ def _signed(metric: str, value: float) -> str:
 
 def _size(metric: str, value: float) -> str:
     """A margin without a sign."""
-    return _count(f"{100 * value:g}", "point") if _is_rate(metric) else f"{value:g}"
+    return _count(f"{100 * value:g}", "point") if is_rate(metric) else f"{value:g}"
 
 
 def _range(metric: str, ends: Sequence[float] | None) -> str:

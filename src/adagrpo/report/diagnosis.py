@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from adagrpo.artifacts import write_file
+from adagrpo.metrics import Shown, shown
 from adagrpo.report.page import template
 from adagrpo.report.tables import MISSING, Alignment, Table, format_metric, metric_table
 
 __all__ = ["diagnosis_tables", "write_diagnosis"]
 
 ORDERS = ("policy", "ranker", "mix")
-RETRIEVAL = ("hr@1", "hr@5", "hr@10", "hr@50", "ndcg@5", "ndcg@10")
 GATE_ROWS = {
     "admission": "admitted",
     "shuffled_admission": "admitted with shuffled rewards",
@@ -75,7 +75,7 @@ def diagnosis_tables(result: Row) -> dict[str, Table]:
 
 
 def _orders(orders: Row) -> Table:
-    columns = [name for name in RETRIEVAL if name in orders["policy"]]
+    columns = [name for name in shown(Shown.RANKING) if name in orders["policy"]]
     values = [[orders[name][column] for column in columns] for name in ORDERS]
     return metric_table(("beam ordered by",), [(name,) for name in ORDERS], values, columns)
 

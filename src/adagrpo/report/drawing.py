@@ -1,4 +1,4 @@
-"""Pieces of SVG that the charts are put together from: ticks, axes, lines, labels that do not cover each other.
+"""Pieces of SVG that the charts are put together from: ticks, axes, lines, markers, legends.
 
 Ticks are multiples of 1, 2 or 5 times a power of ten. Text widths are estimates, since no font is at hand: 0.56 of the
 font size a character, somewhat more than the average of common sans-serif fonts, so that what is taken to fit does fit.
@@ -30,9 +30,10 @@ __all__ = [
     "legend",
     "line_parts",
     "make_axis",
+    "marker",
+    "marker_legend",
     "nice_ticks",
     "path",
-    "point_labels",
     "runs",
     "svg",
     "text_width",
@@ -47,6 +48,22 @@ INK, QUIET, GRID = "#1a1a1a", "#595959", "#e3e3e3"
 COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe & Ito, less the yellow
 DASHES = ("", "7 3", "2 3")
 OVERLAY_DASH = "6 4"
+# what tells points apart without their colour: outlines around (0, 0)
+MARKERS = (
+    "M-4.5 0a4.5 4.5 0 1 0 9 0a4.5 4.5 0 1 0 -9 0z",
+    "M-4 -4h8v8h-8z",
+    "M0 -5.2L5 3.8H-5z",
+    "M0 -5.8L5.2 0L0 5.8L-5.2 0z",
+    "M0 5.2L5 -3.8H-5z",
+    "M-1.7 -5h3.4v3.3h3.3v3.4h-3.3v3.3h-3.4v-3.3h-3.3v-3.4h3.3z",
+    "M0 -6L1.5 -2L5.7 -1.9L2.4 .8L3.5 4.9L0 2.5L-3.5 4.9L-2.4 .8L-5.7 -1.9L-1.5 -2z",
+    "M-5.2 0L3.8 -5V5z",
+    "M-4.7 -2.4L-2.4 -4.7L0 -2.3L2.4 -4.7L4.7 -2.4L2.3 0L4.7 2.4L2.4 4.7L0 2.3L-2.4 4.7L-4.7 2.4L-2.3 0z",
+    "M5.2 0L-3.8 -5V5z",
+    "M-6 -2.2h12v4.4h-12z",
+    "M-2.2 -6h4.4v12h-4.4z",
+)
+LEGEND_ROW = 18
 LINE_GAP = 15  # between labels below each other
 LEADER = 26  # from the end of a line to its label
 LONGEST_LABEL = 170
@@ -253,43 +270,36 @@ def end_labels(ends: Sequence[tuple[str, int, Place]], x: float) -> list[str]:
     return parts
 
 
-def point_labels(labels: Sequence[tuple[str, int]], places: Sequence[Place], x_axis: Axis) -> list[str]:
-    """Names beside points, each at the first free spot near its point, with a leader where that is not close.
+def marker(style: int, place: Place, *, hollow: bool = False, tip: str = "") -> str:
+    """A point in the shape and colour of a style; `tip` is shown on hovering."""
+    shape, ink = MARKERS[style % len(MARKERS)], color(style)
+    fill = f'fill="{"#ffffff" if hollow else ink}" stroke="{ink}" stroke-width="1.5" stroke-linejoin="round"'
+    shown = f"<title>{clean(tip)}</title>" if tip else ""
+    return f'<path transform="translate({place[0]:.1f} {place[1]:.1f})" d="{shape}" {fill}>{shown}</path>'
 
-    A name that would cover another, because there is no free spot, is left out.
 
-    Args:
-        labels: name and style of each point; an empty name is not written but its point is kept free.
-        places: where the points are.
-        x_axis: bounds the labels on the left; below them its ticks stay free.
+def marker_legend(items: Sequence[tuple[str, int]]) -> tuple[list[str], int]:
+    """Names behind their markers, in columns below the plot.
+
+    Returns:
+        The parts and the height in pixels that they take.
     """
-    taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in places]
+    names = [_shorten(name, 280) for name, _ in items]
+    columns = max(1, int((WIDTH - 8) / (max(map(text_width, names), default=0.0) + 34)))
+    rows = -(-len(names) // columns)
     parts = []
-    for (label, style), (x, y) in zip(labels, places, strict=True):
-        if not label:
-            continue
-        shown = _shorten(label, 240)
-        width = text_width(shown)
-        spots = [(x + dx - (width if dx < 0 else 0), y + dy - 8, dx, dy) for dx, dy in _SPOTS]
-        inside = [s for s in spots if s[0] >= x_axis.start and s[0] + width <= RIGHT_EDGE]
-        inside = [s for s in inside if TOP - 8 <= s[1] <= BOTTOM - 14]
-        free = [s for s in inside if not any(_cover((s[0], s[1], s[0] + width, s[1] + 14), box) for box in taken)]
-        if inside and not free:
-            continue
-        left, top, dx, dy = (free or spots)[0]
-        taken.append((left, top, left + width, top + 14))
-        if math.hypot(dx, dy) > 16:
-            leader = f"M{x:.1f} {y:.1f}L{x + dx:.1f} {y + dy:.1f}"
-            parts.append(f'<path d="{leader}" stroke="{color(style)}" stroke-width="0.8"/>')
-        parts.append(_text(left, top + 12, shown, "start", INK))
-    return parts
+    for place, (name, (_, style)) in enumerate(zip(names, items, strict=True)):
+        x, y = 16 + place // rows * (WIDTH - 8) / columns, HEIGHT + 10 + LEGEND_ROW * (place % rows)
+        parts += [marker(style, (x, y)), _text(x + 12, y + 4.5, name, "start", INK)]
+    return parts, LEGEND_ROW * rows + 4
 
 
-def svg(title: str, description: str, note: str, parts: Sequence[str]) -> str:
-    """The whole chart around its parts."""
+def svg(title: str, description: str, note: str, parts: Sequence[str], below: int = 0) -> str:
+    """The whole chart around its parts; a legend below the plot takes `below` pixels, and the note's place."""
     heading = [_text(8, 20, _shorten(title, WIDTH - 20), "start", INK, bold=True)]
     footer = [_text(RIGHT_EDGE, HEIGHT + 8, note, "end", QUIET)] if note else []
-    return _wrap(title, f"{description}. {note}".strip(), HEIGHT + (16 if note else 0), [*heading, *parts, *footer])
+    height = HEIGHT + (16 if note else below)
+    return _wrap(title, f"{description}. {note}".strip(), height, [*heading, *parts, *footer])
 
 
 def empty(title: str) -> str:
@@ -316,15 +326,6 @@ def clean(text: str) -> str:
 def is_finite(value: Any) -> TypeGuard[float]:
     """False for what is no number, NaN, infinities, and numbers too large to be subtracted from each other."""
     return isinstance(value, int | float) and abs(value) < 1e100
-
-
-_DIRECTIONS = ((9, 0), (-9, 0), (6, -13), (6, 13), (-6, -13), (-6, 13), (12, -6), (12, 6))
-_REACHES = (1.0, 1.6, 2.4, 3.4, 4.6, 6.0, 8.0, 10.0)
-_SPOTS = tuple((dx * reach, dy * reach) for reach in _REACHES for dx, dy in _DIRECTIONS)
-
-
-def _cover(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def _spread(heights: Sequence[float]) -> list[float]:

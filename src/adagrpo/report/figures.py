@@ -9,9 +9,10 @@ its final one, which shows what training on would have cost.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
+from adagrpo.metrics import Shown, is_rate, shown
 from adagrpo.report.charts import Point, Series, line_chart, scatter_chart, stacked_area_chart
 from adagrpo.report.drawing import is_finite
 from adagrpo.report.tables import START, checkpoints, format_metric, metric_label
@@ -35,7 +36,6 @@ CAUSES = (
 )
 CLOSED = ("closed by the control", "rejected_closed")
 CROWD = 6  # so many arms are drawn as they are, whatever their distance
-VALIDATED = (("hr@10", True), ("ndcg@10", False), ("hallucination@10", True), ("mean_reward@10", False))
 SIGNALS = (
     ("reward", "Mean reward of the rollouts", "reward", False),
     ("invalid_share", "Rollouts that name no item", "share of rollouts", True),
@@ -147,9 +147,9 @@ def _validation_plots(logs: Sequence[Log], prefix: str) -> list[_Plot]:
             f"{prefix} {metric_label(name)}",
             metric_label(name),
             [_series(log, log.validation, name) for log in logs],
-            rate,
+            is_rate(name),
         )
-        for name, rate in VALIDATED
+        for name in shown(Shown.CURVES)
     ]
 
 
@@ -174,16 +174,14 @@ def _scatter(
             x, y = (point.value(split, name) for name in names)
             if x is None or y is None:
                 continue
-            label = "" if point.kind == "final" else point.arm
             values = ", ".join(f"{metric_label(n)} {format_metric(n, v)}" for n, v in zip(names, (x, y), strict=True))
             tip = f"{point.arm}, {point.kind}: {values}"
-            drawn.append(Point(x, y, label, styles[point.arm], point.kind == "final", point.arm, tip))
+            drawn.append(Point(x, y, point.arm, styles[point.arm], point.kind == "final", tip))
         if drawn:
-            drawn = _labelled_apart(drawn)
             far = _far_off(drawn)
             without = f", without {' and '.join(far)}" if far else ""
             svg = scatter_chart(
-                [point for point in drawn if point.group not in far],
+                [point for point in drawn if point.name not in far],
                 title=f"{title}, {split} cases{without}",
                 x_label=metric_label(names[0]),
                 y_label=metric_label(names[1]),
@@ -195,30 +193,17 @@ def _scatter(
     return None
 
 
-def _labelled_apart(points: Sequence[Point]) -> list[Point]:
-    """Arms whose best checkpoints are one, as where validation picks step 0 for all, have their names at the final."""
-    at: dict[tuple[float, float], set[str]] = {}
-    for point in points:
-        if not point.hollow:
-            at.setdefault((point.x, point.y), set()).add(point.group)
-    crowded = {arm for arms in at.values() if len(arms) > 1 for arm in arms}
-    moved = crowded & {point.group for point in points if point.hollow}
-    return [
-        replace(point, label=point.group if point.hollow else "") if point.group in moved else point for point in points
-    ]
-
-
 def _far_off(points: Sequence[Point]) -> list[str]:
     """The arms that would leave many others no room: more than three of their spans beyond them on an axis."""
-    arms, far = list(dict.fromkeys(point.group for point in points)), []
+    arms, far = list(dict.fromkeys(point.name for point in points)), []
     if len(arms) <= CROWD:
         return []
     for arm in arms:
-        others = [point for point in points if point.group != arm]
+        others = [point for point in points if point.name != arm]
         for axis in ("x", "y"):
             values = [getattr(point, axis) for point in others]
             low, high = min(values), max(values)
-            own = [getattr(point, axis) for point in points if point.group == arm]
+            own = [getattr(point, axis) for point in points if point.name == arm]
             if max(max(own) - high, low - min(own)) > 3 * (high - low):
                 far.append(arm)
                 break

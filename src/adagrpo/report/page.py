@@ -19,6 +19,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from adagrpo.artifacts import write_file
 from adagrpo.config.yaml_text import read_yaml
 from adagrpo.errors import UserError
+from adagrpo.metrics import Shown, shown
 from adagrpo.report import figures
 from adagrpo.report.figures import Log
 from adagrpo.report.numbers import numbers_table
@@ -39,13 +40,12 @@ from adagrpo.report.tables import (
     format_number,
     metric_table,
     results_table,
+    shown_columns,
 )
 from adagrpo.report.verdict import arm_sentences, rerank_rows, summary_sentences
 
 __all__ = ["build_report", "keep_together", "read_rows", "template", "write_figures", "write_report"]
 
-BREADTH = ("hr@1", "hr@5", "hr@50", "ndcg@5", "coverage@10", "tail_share@10", "invalid_samples")
-RANKING = ("hr@1", "hr@5", "hr@10", "hr@50", "ndcg@5", "ndcg@10")
 LEVEL_COLUMNS = {
     "size": "codes",
     "codes_used": "used",
@@ -245,7 +245,7 @@ def _breadth(metrics: Mapping[str, Any]) -> tuple[Split, Table] | None:
     """What stands behind HR@10: a gain at the head can be a loss in the tail."""
     points = checkpoints(metrics)
     for split in SPLITS:
-        columns = [name for name in BREADTH if any(point.value(split, name) is not None for point in points)]
+        columns = shown_columns(points, split, Shown.BREADTH)
         if columns:
             return split, results_table(metrics, split, columns)
     return None
@@ -264,10 +264,10 @@ def _ranker(metrics: Mapping[str, Any]) -> Table | None:
     rows += [("ranker alone, full catalogue", ranker.get("validation") or {})]
     rows += [(f"sft beam re-ranked: {name}", values) for name, values in rerank_rows(metrics)]
     for name, splits in (metrics.get("baselines") or {}).items():
-        shown = SPLITS if name != "ranker" else SPLITS[:1]  # its validation is above
-        rows += [(f"{name.replace('_', '-')} ({split})", splits.get(split) or {}) for split in shown]
+        wanted = SPLITS if name != "ranker" else SPLITS[:1]  # its validation is above
+        rows += [(f"{name.replace('_', '-')} ({split})", splits.get(split) or {}) for split in wanted]
     rows = [(name, values) for name, values in rows if values]
-    columns = [name for name in RANKING if any(values.get(name) is not None for _, values in rows)]
+    columns = [name for name in shown(Shown.RANKING) if any(values.get(name) is not None for _, values in rows)]
     values = [[row.get(name) for name in columns] for _, row in rows]
     return metric_table(("ranking",), [(name,) for name, _ in rows], values, columns) if columns else None
 
@@ -293,10 +293,10 @@ def _levels(catalog: Any) -> Table | None:
     levels = (catalog.get("per_level") or catalog.get("level")) if isinstance(catalog, Mapping) else None
     if not levels:
         return None
-    shown = [key for key in LEVEL_COLUMNS if any(level.get(key) is not None for level in levels)]
-    rows = tuple((str(i + 1), *(_fact(key, level.get(key)) for key in shown)) for i, level in enumerate(levels))
-    alignment: list[Alignment] = ["right"] * (1 + len(shown))
-    return Table(("level", *(LEVEL_COLUMNS[key] for key in shown)), rows, tuple(alignment))
+    known = [key for key in LEVEL_COLUMNS if any(level.get(key) is not None for level in levels)]
+    rows = tuple((str(i + 1), *(_fact(key, level.get(key)) for key in known)) for i, level in enumerate(levels))
+    alignment: list[Alignment] = ["right"] * (1 + len(known))
+    return Table(("level", *(LEVEL_COLUMNS[key] for key in known)), rows, tuple(alignment))
 
 
 def _facts(values: Any) -> list[tuple[str, str]]:

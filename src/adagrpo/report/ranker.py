@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from adagrpo.report.tables import MISSING, Alignment, Table
+from adagrpo.report.tables import MISSING, Alignment, Table, metric_label
 
 __all__ = ["calibration_text", "every_gate_table", "exposure_table", "gate_table", "strata_table"]
 
@@ -18,7 +18,7 @@ FATES = {"admitted": "admitted", "rejected": "rejected", "easy": "– easy", "un
 
 def strata_table(report: Mapping[str, Any]) -> Table:
     """One row a stratum; columns that no row has are left out."""
-    columns = {"auc": "AUC", "ndcg@10": "NDCG@10", "true_correlation": "correlation with true utility"}
+    columns = {"auc": "AUC", "ndcg@10": metric_label("ndcg@10"), "true_correlation": "correlation with true utility"}
     shown = [key for key in columns if any(row.get(key) for row in report["strata"])]
     calibrated = any("ece" in row for row in report["strata"])
     header = ("by", "stratum", "cases", *(columns[key] for key in shown), *(["ECE"] if calibrated else []))

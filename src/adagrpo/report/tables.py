@@ -12,13 +12,13 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, assert_never
 
 from adagrpo.errors import UserError
+from adagrpo.metrics import Shown, lookup, shown
 
 __all__ = [
     "MISSING",
-    "RATES",
     "START",
     "Alignment",
     "Checkpoint",
@@ -31,17 +31,13 @@ __all__ = [
     "metric_label",
     "metric_table",
     "results_table",
+    "shown_columns",
     "to_markdown",
     "to_text",
 ]
 
 MISSING = "–"
 START = "sft"
-
-DEFAULT_COLUMNS = ("hr@10", "ndcg@10", "hallucination@10", "mean_reward@10", "true_utility@10", "admission")
-RATES = frozenset({"hr", "hallucination", "coverage", "tail_share", "invalid_samples"})
-LOWER_IS_BETTER = frozenset({"hallucination", "invalid_samples"})
-HIGHER_IS_BETTER = frozenset({"hr", "ndcg", "coverage", "mean_reward", "second_reward", "true_utility"})
 
 Alignment = Literal["left", "right"]
 Split = Literal["test", "validation"]
@@ -111,8 +107,8 @@ def results_table(
     Args:
         metrics: content of `metrics.json`; rates are fractions.
         split: which cases, "test" or "validation".
-        columns: names of metrics, or "admission". Left out: HR@10, NDCG@10, hallucination@10, mean reward, true
-            utility and admission, less those that no row has.
+        columns: names of metrics, or "admission". Left out: those that the table of metrics shows here
+            (`adagrpo.metrics.Shown.RESULTS`), less those that no row has.
 
     Returns:
         The table; after `hr@10` comes the relative change against sft.
@@ -132,7 +128,7 @@ def results_table(
     """
     points = checkpoints(metrics)
     if columns is None:
-        columns = [name for name in DEFAULT_COLUMNS if any(point.value(split, name) is not None for point in points)]
+        columns = shown_columns(points, split, Shown.RESULTS)
     start = next((point.value(split, "hr@10") for point in points if point.arm == START), None)
     names = [(point.arm, _checkpoint_name(point)) for point in points]
     table = metric_table(
@@ -144,6 +140,11 @@ def results_table(
         MISSING if point.arm == START else format_relative(point.value(split, "hr@10"), start) for point in points
     ]
     return _insert(table, 3 + list(columns).index("hr@10"), "vs sft", changes)
+
+
+def shown_columns(points: Sequence[Checkpoint], split: Split, where: Shown) -> list[str]:
+    """The metrics that a table shows, less those that no checkpoint has."""
+    return [name for name in shown(where) if any(point.value(split, name) is not None for point in points)]
 
 
 def metric_table(
@@ -219,25 +220,30 @@ def metric_label(name: str) -> str:
         >>> metric_label("hr@10"), metric_label("ndcg@10_unmasked"), metric_label("true_utility@10")
         ('HR@10', 'NDCG@10 unmasked', 'true utility@10')
     """
-    base, at, cut = name.partition("@")
-    return (base.upper() if base in ("hr", "ndcg") else base.replace("_", " ")) + at + cut.replace("_", " ")
+    _, at, cut = name.partition("@")
+    return lookup(name).label + at + cut.replace("_", " ")
 
 
 def format_metric(name: str, value: float | None) -> str:
-    """Rates in per cent, NDCG with four decimals, reward and utility with four significant figures.
+    """A value as the table of metrics says: rates in per cent, NDCG with four decimals, reward with four figures.
 
     Example:
         >>> format_metric("hr@10", 0.1218), format_metric("ndcg@10", 0.05), format_metric("mean_reward@10", 1.5)
         ('12.18 %', '0.0500', '1.500')
     """
-    base = name.partition("@")[0]
     if _finite(value) is None or value is None:
         return MISSING
-    if base == "admission":
-        return f"{100 * value:.1f} %"
-    if base in RATES:
-        return f"{100 * value:.2f} %"
-    return f"{value:.4f}" if base == "ndcg" else format_number(value)
+    match lookup(name).form:
+        case "rate":
+            return f"{100 * value:.2f} %"
+        case "share":
+            return f"{100 * value:.1f} %"
+        case "decimals":
+            return f"{value:.4f}"
+        case "number":
+            return format_number(value)
+        case form:
+            assert_never(form)
 
 
 def format_number(value: float) -> str:
@@ -266,11 +272,11 @@ def format_relative(value: float | None, reference: float | None) -> str:
 
 def _best_rows(name: str, values: Sequence[float | None], printed: Sequence[str]) -> list[int]:
     """The rows that print the best value of a column; none where the column has no direction or no difference."""
-    base = name.partition("@")[0]
+    better = lookup(name).better
     known = [value for value in values if value is not None]
-    if base not in LOWER_IS_BETTER | HIGHER_IS_BETTER or not known or len({*printed} - {MISSING}) < 2:
+    if better is None or not known or len({*printed} - {MISSING}) < 2:
         return []
-    best = format_metric(name, min(known) if base in LOWER_IS_BETTER else max(known))
+    best = format_metric(name, min(known) if better == "lower" else max(known))
     return [row for row, text in enumerate(printed) if text == best]
 
 

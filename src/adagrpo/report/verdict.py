@@ -12,7 +12,8 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from adagrpo.report.tables import START, Checkpoint, checkpoints, format_metric, format_relative
+from adagrpo.metrics import lookup
+from adagrpo.report.tables import START, Checkpoint, checkpoints, format_metric, format_relative, metric_label
 
 __all__ = ["arm_sentences", "rerank_rows", "summary_sentences"]
 
@@ -74,10 +75,8 @@ def rerank_rows(metrics: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]
 
 
 _QUANTITIES = (
-    (HR, "HR@10"),
-    ("hallucination@10", "hallucination"),
-    ("mean_reward@10", "mean reward"),
-    ("true_utility@10", "true utility"),
+    (HR, metric_label(HR)),
+    *((name, lookup(name).label) for name in ("hallucination@10", "mean_reward@10", "true_utility@10")),
 )
 
 

@@ -1,0 +1,47 @@
+"""What is measured of ranked lists: the formulas, and one table that says everything else about each metric."""
+
+from adagrpo.metrics.formulas import (
+    coverage,
+    hallucination,
+    hit_rate,
+    ndcg,
+    tail_items,
+    tail_share,
+    target_rank_in,
+)
+from adagrpo.metrics.table import (
+    METRICS,
+    Metric,
+    RankedLists,
+    Shown,
+    comparable,
+    cutoff,
+    is_rate,
+    lookup,
+    measure,
+    measure_users,
+    measured,
+    shown,
+)
+
+__all__ = [
+    "METRICS",
+    "Metric",
+    "RankedLists",
+    "Shown",
+    "comparable",
+    "coverage",
+    "cutoff",
+    "hallucination",
+    "hit_rate",
+    "is_rate",
+    "lookup",
+    "measure",
+    "measure_users",
+    "measured",
+    "ndcg",
+    "shown",
+    "tail_items",
+    "tail_share",
+    "target_rank_in",
+]

@@ -1,0 +1,309 @@
+"""The table of metrics: what each is called, how it is computed and printed, which way is better, where it is shown.
+
+A value is called `name@k`, or `name` where the metric has no cut-off; what follows an underscore behind the cut-off, as
+in `hr@10_unmasked`, says of which lists it is. Evaluation, comparisons and reports read `METRICS`; a metric more is one
+entry there. Entries stand in the order in which tables print them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import Flag, auto
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adagrpo.metrics.formulas import coverage, hallucination, hit_rate, ndcg, tail_share
+
+__all__ = [
+    "METRICS",
+    "Metric",
+    "RankedLists",
+    "Shown",
+    "comparable",
+    "cutoff",
+    "is_rate",
+    "lookup",
+    "measure",
+    "measure_users",
+    "measured",
+    "shown",
+]
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.integer[Any]]
+
+
+@dataclass(frozen=True)
+class RankedLists:
+    """What metrics are computed from: the lists of `N` users, `W` places each. What is unknown is None."""
+
+    ranks: NDArray[np.int64]  # (N,) rank of the logged item from 1, 0 where absent
+    width: int  # W
+    items: Ints | None = None  # (N, W) best first, -1 where a place holds no item
+    valid: NDArray[np.bool_] | None = None  # (N, W) of the free beam: True where the sequence names an item
+    tail: NDArray[np.bool_] | None = None  # (V,) True for the items of the tail
+    rewards: NDArray[np.floating[Any]] | None = None  # (N, W) of `items`, NaN at -1
+    utility: Callable[[Ints], Floats] | None = None  # (N, K) items, one row a user, to their true utility
+    invalid_samples: float | None = None  # share of plain samples that name no item
+
+
+class Shown(Flag):
+    """The tables and charts of the reports that pick metrics."""
+
+    NOWHERE = 0
+    RESULTS = auto()  # a run's main table: each arm and checkpoint
+    BREADTH = auto()  # the table of a run behind it
+    RANKING = auto()  # accuracy of policy, ranker and baselines beside each other, and of a diagnosis
+    CURVES = auto()  # validation over the steps
+    COMPARISON = auto()  # the table of a comparison behind its metric
+    SUMMARY = auto()  # the table of a comparison in documents
+    SHORT = auto()  # the same in its short form
+
+
+Form = Literal["rate", "share", "decimals", "number"]  # 12.18 %, 12.2 %, 0.1218, four significant figures
+Better = Literal["higher", "lower"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """An entry of the table; one without a formula is measured elsewhere, and printed by what is said here.
+
+    Attributes:
+        name: what stands before the `@`.
+        label: the same in print.
+        at: the cut-offs at which it is measured, each with where it is shown; None is no cut-off.
+        form: how values are printed.
+        better: which way; None where neither is.
+        per_user: lists and cut-off (`W` without one) to (N,) values; None where what it reads is unknown.
+        of_all: one value of all lists, where that is not the mean over users; None as there.
+        everywhere: what it reads is known of any lists, so that a comparison may be planned on it.
+    """
+
+    name: str
+    label: str
+    at: Mapping[int | None, Shown]
+    form: Form = "number"
+    better: Better | None = None
+    per_user: Callable[[RankedLists, int], Floats | None] | None = None
+    of_all: Callable[[RankedLists, int], float | None] | None = None
+    everywhere: bool = True
+
+
+def shown(where: Shown) -> list[str]:
+    """The names that a table or chart shows, in order.
+
+    Example:
+        >>> shown(Shown.RANKING)
+        ['hr@1', 'hr@5', 'hr@10', 'hr@50', 'ndcg@5', 'ndcg@10']
+    """
+    return [_called(entry, k) for entry in METRICS.values() for k, places in entry.at.items() if where in places]
+
+
+def measured() -> list[str]:
+    """The names of all that evaluation measures, where what it reads is known and the lists are long enough."""
+    return [_called(entry, k) for entry in METRICS.values() if entry.per_user or entry.of_all for k in entry.at]
+
+
+def comparable() -> list[str]:
+    """The names that a comparison may be planned on: of each user, with a better direction, known of any lists.
+
+    Example:
+        >>> comparable()
+        ['hr@1', 'hr@5', 'hr@10', 'hr@50', 'ndcg@5', 'ndcg@10', 'ndcg@50', 'hallucination@10']
+    """
+    found = [entry for entry in METRICS.values() if entry.per_user and entry.better and entry.everywhere]
+    return [_called(entry, k) for entry in found for k in entry.at]
+
+
+def lookup(name: str) -> Metric:
+    """The entry that a name belongs to; of a name that the table does not have, one that says nothing.
+
+    Example:
+        >>> lookup("hallucination@10").better, lookup("ndcg@10_unmasked").label, lookup("dwell_time").label
+        ('lower', 'NDCG', 'dwell time')
+    """
+    base = name.partition("@")[0]
+    return METRICS.get(base) or Metric(base, base.replace("_", " "), {})
+
+
+def cutoff(name: str) -> int | None:
+    """The cut-off in a name; None where it has none.
+
+    Example:
+        >>> cutoff("hr@50"), cutoff("ndcg@10_unmasked"), cutoff("invalid_samples")
+        (50, 10, None)
+    """
+    digits = name.partition("@")[2].partition("_")[0]
+    return int(digits) if digits else None
+
+
+def is_rate(name: str) -> bool:
+    """It is printed in per cent, and its differences in points."""
+    return lookup(name).form == "rate"
+
+
+def measure(lists: RankedLists) -> dict[str, float]:
+    """Every metric of all lists, by name: those whose cut-off the lists reach and of which what they read is known.
+
+    Example:
+        >>> measure(RankedLists(np.array([1, 3, 0, 0]), width=5))
+        {'hr@1': 0.25, 'hr@5': 0.5, 'ndcg@5': 0.375}
+    """
+    found = {}
+    for entry, k in _within(lists.width):
+        if entry.of_all is not None:
+            value = entry.of_all(lists, k or lists.width)
+        else:
+            values = entry.per_user(lists, k or lists.width) if entry.per_user else None
+            value = None if values is None else float(values.mean())
+        if value is not None:
+            found[_called(entry, k)] = value
+    return found
+
+
+def measure_users(lists: RankedLists) -> dict[str, Floats]:
+    """Every metric that is one of each user, (N,) by name; as `measure`.
+
+    Example:
+        >>> measure_users(RankedLists(np.array([1, 3]), width=5))
+        {'hr@1': array([1., 0.]), 'hr@5': array([1., 1.]), 'ndcg@5': array([1. , 0.5])}
+    """
+    found = {}
+    for entry, k in _within(lists.width):
+        values = entry.per_user(lists, k or lists.width) if entry.per_user else None
+        if values is not None:
+            found[_called(entry, k)] = values
+    return found
+
+
+def _within(width: int) -> Iterator[tuple[Metric, int | None]]:
+    """The entries with their cut-offs, up to a width."""
+    for entry in METRICS.values():
+        yield from ((entry, k) for k in entry.at if k is None or k <= width)
+
+
+def _called(entry: Metric, k: int | None) -> str:
+    return entry.name if k is None else f"{entry.name}@{k}"
+
+
+def _hallucination(lists: RankedLists, k: int) -> Floats | None:
+    return None if lists.valid is None else hallucination(lists.valid, k)
+
+
+def _coverage(lists: RankedLists, k: int) -> float | None:
+    return None if lists.items is None or lists.tail is None else coverage(lists.items, k, len(lists.tail))
+
+
+def _tail_share(lists: RankedLists, k: int) -> Floats | None:
+    return None if lists.items is None or lists.tail is None else tail_share(lists.items, k, lists.tail)
+
+
+def _mean_reward(lists: RankedLists, k: int) -> float | None:
+    """Over all items of the lists, whatever the user."""
+    return None if lists.rewards is None else float(np.nanmean(lists.rewards[:, :k].astype(np.float64)))
+
+
+def _true_utility(lists: RankedLists, k: int) -> Floats | None:
+    """The mean over the items of each list."""
+    values = _utilities(lists, k)
+    return None if values is None else np.asarray(np.nanmean(values, axis=1))
+
+
+def _mean_true_utility(lists: RankedLists, k: int) -> float | None:
+    """Over all items of the lists, whatever the user."""
+    values = _utilities(lists, k)
+    return None if values is None else float(values[~np.isnan(values)].mean())
+
+
+def _utilities(lists: RankedLists, k: int) -> Floats | None:
+    """(N, k) true utility of the items of each list, NaN where it holds none."""
+    if lists.items is None or lists.utility is None:
+        return None
+    top = lists.items[:, :k]
+    return np.where(top < 0, np.nan, lists.utility(np.maximum(top, 0)))
+
+
+_DEPTHS = Shown.BREADTH | Shown.RANKING | Shown.COMPARISON
+_TABLE = (
+    Metric(
+        "hr",
+        "HR",
+        {
+            1: _DEPTHS,
+            5: _DEPTHS,
+            10: Shown.RESULTS | Shown.RANKING | Shown.CURVES,
+            50: _DEPTHS | Shown.SUMMARY | Shown.SHORT,
+        },
+        form="rate",
+        better="higher",
+        per_user=lambda lists, k: hit_rate(lists.ranks, k),
+    ),
+    Metric(
+        "ndcg",
+        "NDCG",
+        {
+            5: Shown.BREADTH | Shown.RANKING,
+            10: Shown.RESULTS | Shown.RANKING | Shown.CURVES | Shown.COMPARISON | Shown.SUMMARY | Shown.SHORT,
+            50: Shown.NOWHERE,
+        },
+        form="decimals",
+        better="higher",
+        per_user=lambda lists, k: ndcg(lists.ranks, k),
+    ),
+    Metric(
+        "hallucination",
+        "hallucination",
+        {10: Shown.RESULTS | Shown.CURVES | Shown.COMPARISON | Shown.SUMMARY | Shown.SHORT},
+        form="rate",
+        better="lower",
+        per_user=_hallucination,
+    ),
+    Metric(
+        "coverage",
+        "coverage",
+        {10: Shown.BREADTH | Shown.COMPARISON | Shown.SUMMARY | Shown.SHORT},
+        form="rate",
+        better="higher",
+        of_all=_coverage,
+    ),
+    Metric(
+        "tail_share",
+        "tail share",
+        {10: Shown.BREADTH | Shown.COMPARISON | Shown.SUMMARY},
+        form="rate",
+        per_user=_tail_share,
+    ),
+    Metric(
+        "invalid_samples",
+        "invalid samples",
+        {None: Shown.BREADTH},
+        form="rate",
+        better="lower",
+        of_all=lambda lists, _: lists.invalid_samples,
+    ),
+    Metric(
+        "mean_reward",
+        "mean reward",
+        {10: Shown.RESULTS | Shown.CURVES | Shown.COMPARISON},
+        better="higher",
+        of_all=_mean_reward,
+        everywhere=False,
+    ),
+    # of the lists of a comparison, by another ranker: `adagrpo.pipeline.second_reward`
+    Metric("second_reward", "second reward", {10: Shown.COMPARISON}, better="higher"),
+    Metric(
+        "true_utility",
+        "true utility",
+        {10: Shown.RESULTS | Shown.COMPARISON},
+        better="higher",
+        per_user=_true_utility,
+        of_all=_mean_true_utility,
+        everywhere=False,
+    ),
+    # of the groups of a training, not of lists
+    Metric("admission", "admission", {None: Shown.RESULTS}, form="share"),
+)
+METRICS: dict[str, Metric] = {entry.name: entry for entry in _TABLE}
