@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from adagrpo import cli
+from adagrpo.artifacts import seal
 from adagrpo.config import load_config
 from adagrpo.errors import UserError
 from adagrpo.pipeline import Run, fit_sft, prepare, run_all
@@ -174,6 +175,7 @@ def test_nothing_to_examine_is_said(finished: Any, tmp_path: Path) -> None:
     prepare(run)
     path = run.path("prepare", "held_out.parquet")
     pl.read_parquet(path).with_columns(pl.lit(True).alias("clicked")).write_parquet(path)
+    seal(path.parent, kind="prepare", fingerprint="")
     with pytest.raises(UserError, match=r"120 clicks in 120 validation|clicks in \d+ validation impressions"):
         exposed(Workbench(run), "validation")
 

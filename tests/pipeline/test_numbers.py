@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from adagrpo.artifacts import seal
 from adagrpo.errors import UserError
 from adagrpo.pipeline import Run, train, write_report
 from adagrpo.rewards.ranker import SequentialRanker
@@ -48,7 +49,9 @@ def test_a_ranker_that_says_nothing_is_named_before_training(
     run: Run = world.run(copied, data, ranker={"folds": folds})
     if folds:
         for fold in range(folds):
-            shutil.copytree(copied / "ranker" / "best", copied / "ranker" / f"fold-{fold}" / "best")
+            folder = copied / "ranker" / f"fold-{fold}"
+            shutil.copytree(copied / "ranker" / "best", folder / "best")
+            seal(folder, kind=f"ranker/fold-{fold}", fingerprint="")
     spoil(monkeypatch, change)
     with pytest.raises(UserError, match=message):
         train(run)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,17 @@ def test_every_stage_is_made_once_in_order(finished: Path) -> None:
     assert events(finished) == [(stage, event) for stage in STAGES for event in ("start", "end")]
     assert (finished / "report.html").is_file() and not list((finished / ".work").iterdir())
     described = yaml.safe_load((finished / "run.yaml").read_text(encoding="utf-8"))
-    assert set(described) == {"config", "config_hash", "data_directory", "data", "threads", "versions", "reward"}
+    assert set(described) == {
+        "config",
+        "config_hash",
+        "data_directory",
+        "data",
+        "threads",
+        "versions",
+        "reward",
+        "outputs",
+        "sha256",
+    }
     metrics = json.loads((finished / "metrics.json").read_text(encoding="utf-8"))
     assert described["config_hash"] == metrics["config_hash"] and list(described["data"]) == ["log.csv"]
 
@@ -116,8 +127,7 @@ def test_a_kill_before_any_checkpoint_starts_the_fit_over(
 ) -> None:
     before = contents(copied)
     rarely = {"sft": {"checkpoint_seconds": 1000}}
-    for name in ("manifest.json", "steps.jsonl"):
-        (copied / "sft" / name).unlink()
+    shutil.rmtree(copied / "sft")
     with pytest.raises(Killed):
         fit_sft(world.run(copied, data, console=Killer("sft", 2), **rarely))
     fit_sft(world.run(copied, data, **rarely))
@@ -140,7 +150,7 @@ def test_a_changed_input_is_refused_by_a_single_stage(copied: Path, data: Path, 
     content = bytearray((copied / "tokenize" / "codes.json").read_bytes())
     content[-3] ^= 1
     (copied / "tokenize" / "codes.json").write_bytes(content)
-    with pytest.raises(UserError, match=r"tokenize/codes\.json: changed"):
+    with pytest.raises(UserError, match=r"tokenize/codes\.json: content differs"):
         fit_sft(world.run(copied, data))
 
 

@@ -59,8 +59,8 @@ class Workbench:
 
     @cached_property
     def prepared(self) -> Path:
-        """The prepared data, as they were written."""
-        return self.run.checked_stage("prepare")
+        """The prepared data, as they were written; test cases are looked at where they are read, in `cases`."""
+        return self.run.checked_stage("prepare", but=["test.parquet"])
 
     @property
     def training_files(self) -> list[Path]:
@@ -106,6 +106,8 @@ class Workbench:
 
     def cases(self, split: str) -> Cases:
         """Evaluation cases of `validation` or `test`."""
+        if split == "test":
+            self.run.checked("prepare", "test.parquet")
         cases = load_cases(self.prepared, split)
         if len(cases) == 0:
             raise UserError(f"{self.prepared / f'{split}.parquet'}: no {split} case; users need three interactions")

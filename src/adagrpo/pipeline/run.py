@@ -21,7 +21,7 @@ import copy
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -234,16 +234,18 @@ class Run:
             _read_description(path.parent)
         return self.checked(*parts) if path.is_file() else None
 
-    def checked_stage(self, name: str) -> Path:
-        """The folder of a finished stage whose files are all as they were written.
+    def checked_stage(self, name: str, *, but: Collection[str] = ()) -> Path:
+        """The folder of a finished stage whose files, but for some, are all as they were written.
 
         Raises:
             UserError: the stage is missing, or a file of it was changed after it was made; it is named.
         """
         folder = self.path(*name.split("/"))
-        if manifest(folder) is None:
+        content = manifest(folder)
+        if content is None:
             raise UserError(f"{folder}: missing; {self._how_to_make(folder)}")
-        verify(folder)
+        for file in content["files"].keys() - set(but):
+            verify_file(folder, file, content)
         return folder
 
     def write_description(self, data_files: Mapping[str, str]) -> None:

@@ -67,7 +67,7 @@ def _quantize(run: Run) -> tuple[NDArray[np.int64], float | None, Callable[[], Q
     if options.published is not None:
         codes = import_semantic_ids(
             run.data / options.published.path,
-            load_item_ids(run.checked_stage("prepare")),
+            load_item_ids(Workbench(run).prepared),
             column=options.published.column,
             id_column=options.published.id_column,
             max_expansion=run.config.data.max_expansion,
