@@ -7,6 +7,7 @@ Items are integers `0 .. V-1` (their row in the catalogue); `-1` stands for "no 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -61,6 +62,15 @@ class Histories(NamedTuple):
         """(B, N) bool, True where an item of `items` (B, N) is in the history of its row; -1 never is."""
         real = torch.arange(self.items.shape[1], device=items.device) < self.lengths.unsqueeze(1)
         return ((items.unsqueeze(2) == self.items.unsqueeze(1)) & real.unsqueeze(1)).any(2)
+
+    @staticmethod
+    def stack(parts: Sequence[Histories]) -> Histories:
+        """Several batches in one, padded to the longest."""
+        length = max(part.items.shape[1] for part in parts)
+        items = [torch.nn.functional.pad(part.items, (0, length - part.items.shape[1])) for part in parts]
+        users = [part.users for part in parts if part.users is not None]
+        lengths = torch.cat([part.lengths for part in parts])
+        return Histories(torch.cat(items), lengths, torch.cat(users) if users else None)
 
 
 class Rollouts(NamedTuple):

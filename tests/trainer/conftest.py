@@ -16,9 +16,10 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from adagrpo.config import FitConfig, ObjectiveConfig
+from adagrpo.groups import decide, draw, evidence, score
 from adagrpo.policies.compact import CompactPolicy
 from adagrpo.semantic_ids.catalog import Catalog
-from adagrpo.trainer import Arm, BatchSchedule, PostTraining, Supervised, TrainingBatch, gating, judging
+from adagrpo.trainer import Arm, BatchSchedule, PostTraining, Supervised, TrainingBatch
 from adagrpo.types import Histories, Ragged
 
 SIZES = (4, 3, 3)
@@ -169,7 +170,7 @@ class World:
         """The groups of a step, all its micro-batches, and what it logs."""
         task.policy.eval()
         micros, values = task.begin(step)
-        return micros[0].judged, micros, values
+        return micros[0].groups, micros, values
 
     @staticmethod
     def history_of(judged, b: int) -> list[int]:
@@ -245,16 +246,23 @@ def same_fit(read_fit: Callable[[Path], dict[str, Any]]) -> Callable[[Path, Path
     return check
 
 
-SPIED = ["in_batch_negatives", "shuffled", "adagrpo_gate", "inject_target", "rollout_miss", "degenerate_groups"]
+SPIED = {
+    "inject_target": draw,
+    "in_batch_negatives": score,
+    "shuffled": score,
+    "rollout_miss": evidence,
+    "degenerate_groups": evidence,
+    "adagrpo_gate": decide,
+}
 
 
 @pytest.fixture
 def spy(monkeypatch) -> dict[str, list[tuple[tuple[Any, ...], dict[str, Any], Any]]]:
-    """Arguments and results of the pure functions that judging calls."""
+    """Arguments and results of the pure functions that the four steps of a group call."""
     calls: dict[str, list[Any]] = defaultdict(list)
 
     def watch(name: str) -> None:
-        home = gating if hasattr(gating, name) else judging
+        home = SPIED[name]
         original = getattr(home, name)
 
         def wrapper(*args: Any, **kwargs: Any) -> Any:

@@ -269,12 +269,14 @@ def test_a_rejected_sample_cannot_move_the_gradient(world):
     expected = gradients(policy, task.loss(micro)[0]["grpo"])
     garbage = judged._replace(
         advantages=judged.advantages.masked_fill(rejected.unsqueeze(1), torch.nan),
-        rollouts=judged.rollouts._replace(
-            codes=judged.rollouts.codes.masked_fill(rejected.view(-1, 1, 1), 2),
-            log_probs=judged.rollouts.log_probs.masked_fill(rejected.view(-1, 1, 1), torch.inf),
+        scored=judged.scored._replace(
+            rollouts=judged.rollouts._replace(
+                codes=judged.rollouts.codes.masked_fill(rejected.view(-1, 1, 1), 2),
+                log_probs=judged.rollouts.log_probs.masked_fill(rejected.view(-1, 1, 1), torch.inf),
+            )
         ),
     )
-    found = gradients(policy, task.loss(micro._replace(judged=garbage))[0]["grpo"])
+    found = gradients(policy, task.loss(micro._replace(groups=garbage))[0]["grpo"])
     assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
 
 
@@ -296,7 +298,7 @@ def test_the_rewards_of_rejected_samples_change_nothing_end_to_end(world, monkey
         policy = world.policy()
         task = world.post_training(policy, reward=Twisted(copy.copy(world.reward), rows), q_min=0.0, reward_floor=0.0)
         easy = torch.tensor([0.0] * 3 + [1.0] * 5)
-        monkeypatch.setattr(task, "_difficulty", lambda *_, easy=easy: easy)
+        monkeypatch.setattr("adagrpo.groups.evidence.rollout_miss", lambda *_, easy=easy: easy)
         judged, (micro,), _ = world.draw(task)
         assert not judged.decision.admitted[:3].any() and judged.decision.admitted[3:].any()
         found.append((judged.advantages[:3], gradients(policy, task.loss(micro)[0]["grpo"])))
@@ -310,7 +312,7 @@ def test_rejected_samples_count_in_the_divisor(world):
     judged, (micro,), _ = world.draw(task)
     lone = judged.decision.admitted.nonzero().squeeze(1)[:1]
     only = judged._replace(decision=judged.decision._replace(admitted=torch.arange(8) == lone))
-    term = task.loss(micro._replace(judged=only, admitted=lone))[0]["grpo"]
+    term = task.loss(micro._replace(groups=only, admitted=lone))[0]["grpo"]
     assert term.item() == pytest.approx(
         slow_group(world, task, judged, int(lone), None)[0].item() / 8, rel=1e-4, abs=1e-6
     )
@@ -321,7 +323,7 @@ def test_the_groups_do_not_depend_on_how_a_step_is_cut(world):
     cut = world.post_training(world.policy(), world.split(world.schedule(8), 2))
     one, (micro,), values = world.draw(whole)
     four, micros, others = world.draw(cut)
-    assert len(micros) == 4 and all(part.judged is four for part in micros)
+    assert len(micros) == 4 and all(part.groups is four for part in micros)
     assert torch.equal(torch.cat([part.admitted for part in micros]), micro.admitted)
     assert [part.admitted.tolist() for part in micros] == [
         [b for b in micro.admitted.tolist() if b // 2 == index] for index in range(4)

@@ -38,7 +38,7 @@ def _weight(value: object) -> object:
 class ObjectiveConfig(Section):
     """NLL + (lambda / B_rl) Σ gate · GRPO; see `adagrpo.trainer.post_training` for what each option does.
 
-    `rollout: gumbel` draws different rollouts, which count by their probability; `adagrpo.rollouts` has all three.
+    `rollout: gumbel` draws different rollouts, which count by their probability; `adagrpo.groups.draw` has all three.
     `rl_positions: end` draws groups after each whole training history, which no logged item follows; with
     `exclude_history` a rollout that names an item of the history is invalid. The gate `shuffled` permutes the rewards
     of each group there and admits them all, since what it would decide by reads logged items.

@@ -28,6 +28,7 @@ from adagrpo.data.splits import keyed_uniforms, user_folds
 from adagrpo.data.truth import Truth
 from adagrpo.errors import UserError
 from adagrpo.evaluation import Predictions, predict, sample_cases, summarise
+from adagrpo.groups import TrueUtility
 from adagrpo.pipeline.rewards import build_reward, reward_inputs
 from adagrpo.pipeline.run import Run
 from adagrpo.policies import CompactPolicy, HybridPolicy
@@ -38,7 +39,6 @@ from adagrpo.rewards.ranker import SequentialRanker
 from adagrpo.semantic_ids import Catalog
 from adagrpo.trainer import BatchSchedule
 from adagrpo.trainer.checkpoints import load_weights
-from adagrpo.trainer.judging import TrueUtility
 from adagrpo.trainer.processes import SharedReward, processes
 from adagrpo.types import Cases, Ragged
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +24,19 @@ from adagrpo.data.splits import keyed_uniforms
 from adagrpo.errors import UserError
 from adagrpo.types import Histories, Ragged
 
-__all__ = ["BatchSchedule", "TrainingBatch", "keyed_generator", "step_key", "truncate"]
+__all__ = [
+    "BatchSchedule",
+    "GroupSamples",
+    "GroupStep",
+    "TrainingBatch",
+    "group_step",
+    "keyed_generator",
+    "step_key",
+    "truncate",
+]
+
+
+Positions = Literal["random", "last", "all", "end"]
 
 
 class TrainingBatch(NamedTuple):
@@ -107,6 +119,65 @@ def _cached_order(schedule: BatchSchedule, epoch: int) -> list[NDArray[np.int64]
         seed=schedule.seed,
         epoch=epoch,
     )
+
+
+class GroupSamples(NamedTuple):
+    """The samples of a micro-batch at which groups are drawn."""
+
+    histories: Histories  # (N, T)
+    targets: Tensor  # (N,) -1 at the ends of histories, where no training interaction follows
+    places: Tensor | None  # (N,) int64, which samples of the batch they are; None at the ends, which are none
+
+
+class GroupStep(NamedTuple):
+    """An optimiser step with groups: its micro-batches, their samples, and what everything else is drawn from."""
+
+    batches: list[TrainingBatch]
+    samples: list[GroupSamples]  # one a micro-batch
+    generator: torch.Generator  # keyed by (seed, step), once the samples are chosen
+
+    def joined(self) -> tuple[Histories, Tensor] | None:
+        """Histories and targets of all micro-batches together; None where an RL split leaves a step without any."""
+        targets = torch.cat([part.targets for part in self.samples])
+        return (Histories.stack([part.histories for part in self.samples]), targets) if len(targets) else None
+
+
+def group_step(schedule: BatchSchedule, step: int, positions: Positions, device: torch.device) -> GroupStep:
+    """The samples at which groups are drawn in an optimiser step.
+
+    Args:
+        schedule: the order of training batches.
+        step: counted from 0.
+        positions: `random`, one of the RL samples of each history; `last`; `all`; or `end`, after the whole history.
+        device: of the result.
+    """
+    batches = [batch.to(device) for batch in schedule.batches(step)]
+    generator = keyed_generator(schedule.seed, step, 1)
+    return GroupStep(batches, [_samples(schedule, batch, positions, generator) for batch in batches], generator)
+
+
+def _samples(
+    schedule: BatchSchedule, batch: TrainingBatch, positions: Positions, generator: torch.Generator
+) -> GroupSamples:
+    device = batch.targets.device
+    if positions == "end":
+        ends = pad(schedule.training, batch.users, schedule.max_history)
+        users = torch.from_numpy(batch.users).to(device)
+        whole = Histories(ends.items.to(device), ends.lengths.to(device), users)
+        return GroupSamples(whole, torch.full_like(whole.lengths, -1), None)
+    places = batch.rl.nonzero().squeeze(1)
+    if positions != "all":
+        histories = len(batch.histories.lengths)
+        counts = torch.bincount(batch.rows[places], minlength=histories)
+        if positions == "last":
+            chosen = counts - 1
+        else:
+            uniforms = torch.rand(histories, generator=generator, dtype=torch.float64).to(device)
+            chosen = (uniforms * counts).long()
+        first = counts.cumsum(0) - counts  # samples are listed row by row
+        places = places[(first + chosen)[counts > 0]]
+    seen = truncate(batch.histories, batch.rows[places], batch.positions[places])
+    return GroupSamples(seen, batch.targets[places], places)
 
 
 def truncate(histories: Histories, rows: Tensor, positions: Tensor) -> Histories:

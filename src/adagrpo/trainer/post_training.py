@@ -15,15 +15,17 @@ rounding between sampling and scoring is never mistaken for a policy change.
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from adagrpo.config import ObjectiveConfig
-from adagrpo.data.sequences import pad
+from adagrpo.config import Gate, ObjectiveConfig
+from adagrpo.groups import GatedGroups, TrueUtility, gated_groups, running_threshold, score_codes, summary
 from adagrpo.objective import (
     best_of_n_loss,
     clipped_surrogate,
@@ -35,21 +37,21 @@ from adagrpo.objective import (
 )
 from adagrpo.rewards import Reward
 from adagrpo.semantic_ids.catalog import Catalog
-from adagrpo.trainer.batches import BatchSchedule, TrainingBatch, keyed_generator, truncate
-from adagrpo.trainer.groups import Judged, stack
-from adagrpo.trainer.judging import Arm, GroupJudge, TrueUtility
+from adagrpo.trainer.batches import BatchSchedule, TrainingBatch, group_step
 from adagrpo.trainer.supervised import nll_term
 from adagrpo.types import Histories
 
-__all__ = ["PostTraining"]
+__all__ = ["Arm", "PostTraining"]
 
 
-class Samples(NamedTuple):
-    """The RL samples of a micro-batch."""
+@dataclass(frozen=True)
+class Arm:
+    """One way to post-train: with or without the NLL anchor, which reward term, how much, and which samples get it."""
 
-    histories: Histories  # (N, T)
-    targets: Tensor  # (N,) -1 at the ends of histories, where no training interaction follows
-    places: Tensor | None  # (N,) int64, which samples of the batch they are; None at the ends, which are none
+    anchored: bool
+    lambda_: float
+    gate: Gate
+    term: Literal["grpo", "distill", "best_of_n"] = "grpo"
 
 
 class Micro(NamedTuple):
@@ -57,13 +59,16 @@ class Micro(NamedTuple):
 
     batch: TrainingBatch
     total: int
-    judged: Judged | None  # None in a step without RL samples, which an RL split can give
-    admitted: Tensor  # (A,) int64 rows of `judged`
+    groups: GatedGroups | None  # of the whole step; None without RL samples, which an RL split can give
+    admitted: Tensor  # (A,) int64 rows of `groups`
     places: Tensor | None  # (A,) int64, their samples in the batch; None at the ends of histories, which are none
 
 
-class PostTraining(GroupJudge):
-    """A `Task` for one arm. `adagrpo.trainer.Supervised` is the arm without any reward."""
+class PostTraining:
+    """A `Task` for one arm. `adagrpo.trainer.Supervised` is the arm without any reward.
+
+    Its state: the weights, the running spread of rewards, and the threshold where it runs.
+    """
 
     monitor = "ndcg@10"
 
@@ -82,7 +87,16 @@ class PostTraining(GroupJudge):
         true_utility: TrueUtility | None = None,
         second: Reward | None = None,
     ) -> None:
-        super().__init__(policy, catalog, reward, objective, arm, true_utility, second)
+        if (arm.gate == "oracle") != (true_utility is not None):
+            raise ValueError("the oracle gate needs the true utility, and nothing else may have it")
+        if (arm.gate == "agreement") != (second is not None):
+            raise ValueError("the gate 'agreement' needs a second reward, and nothing else asks one")
+        self.policy: Any = policy
+        self.starting_policy: Any = copy.deepcopy(policy).eval().requires_grad_(False)
+        self.catalog, self.reward, self.objective, self.arm = catalog, reward, objective, arm
+        self.true_utility, self.second = true_utility, second
+        self.spread = 0.0  # running standard deviation of the rewards of valid rollouts, 0 before the first step
+        self.q_min = objective.q_min  # the threshold, which runs where `target_admission` is set
         self.schedule = schedule
         self.stride = objective.num_iterations
         self.steps = steps * self.stride
@@ -95,31 +109,29 @@ class PostTraining(GroupJudge):
         return [int(user) for batch in self.schedule.batches(step // self.stride) for user in batch.users]
 
     def begin(self, step: int) -> tuple[Sequence[Micro], dict[str, float]]:
-        """Draw and judge the groups of a step; with `num_iterations` above 1 they serve that many steps."""
+        """Draw and gate the groups of a step; with `num_iterations` above 1 they serve that many steps."""
         draw, iteration = divmod(step, self.stride)
         if iteration > 0 and self._micros:
             return self._micros, {}
         self._micros = []  # if what follows fails, none are left of an earlier draw
         device = self.catalog.codes.device
-        batches = [batch.to(device) for batch in self.schedule.batches(draw)]
-        generator = keyed_generator(self.schedule.seed, draw, 1)
-        samples = [self._samples(batch, generator) for batch in batches]
-        total = max(1, sum(int(batch.nll.sum()) for batch in batches))
-        if not any(len(part.targets) for part in samples):
+        drawn_at = group_step(self.schedule, draw, self.objective.rl_positions, device)
+        total = max(1, sum(int(batch.nll.sum()) for batch in drawn_at.batches))
+        joined = drawn_at.joined()
+        if joined is None:
             nothing = torch.empty(0, dtype=torch.int64, device=device)
-            self._micros = [Micro(batch, total, None, nothing, None) for batch in batches]
+            self._micros = [Micro(batch, total, None, nothing, None) for batch in drawn_at.batches]
             return self._micros, {}
-        histories, targets = stack([part.histories for part in samples]), torch.cat([part.targets for part in samples])
         measure = bool(self.term_norms_every) and step % self.term_norms_every == 0
-        with torch.no_grad():
-            judged, values = self._judge(histories, targets, generator, measure)
-        first = 0
-        self._micros = []
-        for batch, part in zip(batches, samples, strict=True):
-            admitted = judged.decision.admitted[first : first + len(part.targets)].nonzero().squeeze(1)
+        groups = self._groups(*joined, drawn_at.generator, measure)
+        values = summary(groups) | self._advance(groups)
+        first, micros = 0, []
+        for batch, part in zip(drawn_at.batches, drawn_at.samples, strict=True):
+            admitted = groups.decision.admitted[first : first + len(part.targets)].nonzero().squeeze(1)
             places = None if part.places is None else part.places[admitted]
-            self._micros.append(Micro(batch, total, judged, admitted + first, places))
+            micros.append(Micro(batch, total, groups, admitted + first, places))
             first += len(part.targets)
+        self._micros = micros
         return self._micros, values
 
     def loss(self, micro: Micro) -> tuple[dict[str, Tensor], dict[str, float]]:
@@ -149,34 +161,46 @@ class PostTraining(GroupJudge):
         self.spread = state["spread"]
         self.q_min = state.get("q_min", self.q_min)
 
-    def _samples(self, batch: TrainingBatch, generator: torch.Generator) -> Samples:
-        """Of the RL samples that a history has, one at random, the last, or all; or its end."""
-        if self.objective.rl_positions == "end":
-            ends = pad(self.schedule.training, batch.users, self.schedule.max_history)
-            device = batch.targets.device
-            users = torch.from_numpy(batch.users).to(device)
-            whole = Histories(ends.items.to(device), ends.lengths.to(device), users)
-            return Samples(whole, torch.full_like(whole.lengths, -1), None)
-        samples = batch.rl.nonzero().squeeze(1)
-        if self.objective.rl_positions != "all":
-            histories = len(batch.histories.lengths)
-            counts = torch.bincount(batch.rows[samples], minlength=histories)
-            if self.objective.rl_positions == "last":
-                chosen = counts - 1
-            else:
-                uniforms = torch.rand(histories, generator=generator, dtype=torch.float64).to(counts.device)
-                chosen = (uniforms * counts).long()
-            first = counts.cumsum(0) - counts  # samples are listed row by row
-            samples = samples[(first + chosen)[counts > 0]]
-        found = truncate(batch.histories, batch.rows[samples], batch.positions[samples])
-        return Samples(found, batch.targets[samples], samples)
+    def _groups(self, histories: Histories, targets: Tensor, generator: torch.Generator, measure: bool) -> GatedGroups:
+        """The groups of a step; the starting policy scores them where a term or a measurement asks for it."""
+        asked = measure or self.objective.beta > 0 or self.arm.term == "distill"
+        return gated_groups(
+            self.policy,
+            self.catalog,
+            self.reward,
+            histories,
+            targets,
+            self.objective.model_copy(update={"q_min": self.q_min}),
+            generator,
+            gate=self.arm.gate,
+            spread=self.spread,
+            reference=self.starting_policy if asked else None,
+            true_utility=self.true_utility,
+            second=self.second,
+        )
+
+    def _advance(self, groups: GatedGroups) -> dict[str, float]:
+        """Carry on what runs from step to step; what to log of it."""
+        self.spread = groups.spread
+        if groups.scored.target_codes is None:
+            return {}
+        options = self.objective.model_copy(update={"q_min": self.q_min})
+        following = running_threshold(self.arm.gate, groups.evidence, groups.decision, options)
+        if following is None:
+            return {}
+        logged, self.q_min = {"q_min": self.q_min}, following
+        return logged
+
+    def _score(self, policy: Any, context: Any, codes: Tensor) -> Tensor:
+        """(B, G, L) log-probabilities under the distribution that the rollouts are drawn from."""
+        return score_codes(policy, context, codes, self.catalog, self.objective)
 
     def _reward_term(self, micro: Micro, context: Any) -> tuple[Tensor, dict[str, float]]:
         """`(λ / B_rl) Σ loss_b` over the admitted groups of a micro-batch, and what to log beside it.
 
         `context` is theirs, if NLL has encoded them already.
         """
-        judged, rows = micro.judged, micro.admitted
+        judged, rows = micro.groups, micro.admitted
         assert judged is not None, "nothing is admitted in a step without RL samples"
         if context is None:
             context = self.policy.encode(Histories(judged.histories.items[rows], judged.histories.lengths[rows]))
@@ -209,7 +233,7 @@ class PostTraining(GroupJudge):
         admitted = judged.decision.admitted
         return self.arm.lambda_ * gated_sum(losses, admitted[rows], total=len(admitted)), logged
 
-    def _grpo(self, log_probs: Tensor, judged: Judged, rows: Tensor) -> tuple[Tensor, float]:
+    def _grpo(self, log_probs: Tensor, judged: GatedGroups, rows: Tensor) -> tuple[Tensor, float]:
         """(A,) GRPO loss of each admitted group, and the share of their codes that the clip has cut."""
         options = self.objective
         old = log_probs.detach() if self.stride == 1 else judged.rollouts.log_probs[rows]

@@ -1,4 +1,4 @@
-"""Groups of rollouts: what GRPO compares with one another, one group of `G` Semantic IDs a sample.
+"""First step of a group: its rollouts, `G` Semantic IDs a sample, which GRPO compares with one another.
 
     drawn       o_bg ~ π(· | x_b), g = 1..G              unbiased: what the policy-gradient identity is about
     gumbel      G different ones, without replacement     with weights, see `gumbel_rollouts`
@@ -12,20 +12,115 @@ item -1; they are never replaced by something plausible.
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from adagrpo.decoding import beam_search, gumbel_top_k, sample
+from adagrpo.config import ObjectiveConfig
+from adagrpo.decoding import beam_search, gumbel_top_k, sample, score_sequences
 from adagrpo.policies.base import DecoderState, Policy
+from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.semantic_ids.trie import Trie
-from adagrpo.types import Rollouts
+from adagrpo.types import Histories, Rollouts
 
-__all__ = ["beam_rollouts", "draw_rollouts", "gumbel_rollouts", "inject_target"]
+__all__ = [
+    "DrawnGroups",
+    "beam_rollouts",
+    "draw_groups",
+    "draw_rollouts",
+    "gumbel_rollouts",
+    "inject_target",
+    "score_codes",
+]
 
 ContextT = TypeVar("ContextT")
 StateT = TypeVar("StateT", bound=DecoderState)
+
+
+class DrawnGroups(NamedTuple):
+    """Groups as they were drawn, before any reward."""
+
+    histories: Histories  # (B, T)
+    targets: Tensor  # (B,) int64 logged items; all -1 at the ends of histories, which none follows
+    sampled: Rollouts  # (B, G, L) as they were drawn
+    rollouts: Rollouts  # (B, G, L) the same, or with the logged item in every group
+    target_codes: Tensor | None  # (B, L) int64; None at the ends of histories
+    target_log_probs: Tensor | None  # (B, L) of the distribution drawn from, where something asks for them
+
+
+def draw_groups(
+    policy: Policy[Any, Any],
+    catalog: Catalog,
+    histories: Histories,  # (B, T)
+    targets: Tensor,  # (B,)
+    options: ObjectiveConfig,
+    generator: torch.Generator,
+    *,
+    score_targets: bool = False,
+) -> DrawnGroups:
+    """Draw a group a sample as the options say; each history is encoded once.
+
+    Args:
+        policy: the policy to draw from.
+        catalog: says which item a rollout names.
+        histories: `B` histories.
+        targets: (B,) int64 logged items, or -1 everywhere.
+        options: which rollouts, how many, and whether the logged item is injected.
+        generator: of the rollouts.
+        score_targets: score the logged items under the policy, whether or not an option asks for it.
+    """
+    context = policy.encode(histories)
+    sampled = _draw(policy, context, catalog, histories, options, generator)
+    if not bool((targets >= 0).all()):
+        return DrawnGroups(histories, targets, sampled, sampled, None, None)
+    codes, rollouts, log_probs = catalog.codes[targets], sampled, None
+    if score_targets or options.inject_target or options.difficulty in ("target_rank", "target_nll"):
+        log_probs = score_codes(policy, context, codes.unsqueeze(1), catalog, options).squeeze(1)
+    if options.inject_target and log_probs is not None:
+        rollouts = inject_target(sampled, targets, codes, log_probs)
+    return DrawnGroups(histories, targets, sampled, rollouts, codes, log_probs)
+
+
+def _draw(
+    policy: Policy[Any, Any],
+    context: Any,
+    catalog: Catalog,
+    histories: Histories,
+    options: ObjectiveConfig,
+    generator: torch.Generator,
+) -> Rollouts:
+    count, temperature, constrained = options.num_generations, options.temperature, options.constrained
+    match options.rollout:
+        case "beam":
+            drawn = beam_rollouts(policy, context, catalog.trie, count, constrained=constrained)
+        case "gumbel":
+            drawn = gumbel_rollouts(
+                policy, context, catalog.trie, count, generator, temperature=temperature, constrained=constrained
+            )
+        case "sample":
+            uniforms = torch.rand((len(histories.lengths), count, catalog.num_levels), generator=generator)
+            uniforms = uniforms.to(histories.lengths.device)
+            drawn = draw_rollouts(
+                policy, context, catalog.trie, uniforms, temperature=temperature, constrained=constrained
+            )
+    if options.exclude_history:
+        drawn = drawn._replace(items=drawn.items.masked_fill(histories.holds(drawn.items), -1))
+    return drawn
+
+
+def score_codes(
+    policy: Policy[Any, Any],
+    context: Any,
+    codes: Tensor,  # (B, G, L)
+    catalog: Catalog,
+    options: ObjectiveConfig,
+) -> Tensor:  # (B, G, L)
+    """Log-probabilities of codes under the distribution that the options draw rollouts from."""
+    if options.rollout == "beam":
+        return score_sequences(policy, context, codes)
+    trie = catalog.trie if options.constrained else None
+    return score_sequences(policy, context, codes, temperature=options.temperature, trie=trie)
 
 
 def draw_rollouts(
