@@ -25,17 +25,11 @@ import torch
 from torch import Tensor
 
 from adagrpo.config import FitConfig, Gate
-from adagrpo.groups import (
-    Candidates,
-    GatedGroups,
-    distinct_candidates,
-    gate_by_evidence,
-    gather_evidence,
-    in_batch_negatives,
-    read_rewards,
-    score_codes,
-    shuffled,
-)
+from adagrpo.groups.decide import gate_by_evidence
+from adagrpo.groups.draw import score_codes
+from adagrpo.groups.evidence import gather_evidence
+from adagrpo.groups.gated import GatedGroups
+from adagrpo.groups.score import Candidates, distinct_candidates, in_batch_negatives, read_rewards, shuffled
 from adagrpo.layers import mixed_precision
 from adagrpo.rewards import ask_reward
 from adagrpo.trainer import Arm, PostTraining

@@ -18,7 +18,7 @@ from torch import Tensor
 from adagrpo import metrics
 from adagrpo.data.sequences import pad
 from adagrpo.decoding import beam_search_both
-from adagrpo.groups import draw_rollouts
+from adagrpo.groups.draw import draw_rollouts
 from adagrpo.layers import mixed_precision
 from adagrpo.rewards.base import Reward
 from adagrpo.rewards.ranker import SequentialRanker

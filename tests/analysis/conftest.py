@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from adagrpo.analysis import Lists, Observations
-from adagrpo.groups import ScoredGroups, constant_share, distinct_candidates, read_rewards, shuffled
+from adagrpo.groups.score import ScoredGroups, constant_share, distinct_candidates, read_rewards, shuffled
 from adagrpo.rewards import ask_reward
 from adagrpo.types import Histories, Rollouts
 

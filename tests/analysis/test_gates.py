@@ -10,7 +10,7 @@ import torch
 from adagrpo.analysis import evidence_of
 from adagrpo.analysis.gates import cohens_kappa, pairwise_accuracy, pull
 from adagrpo.config import ObjectiveConfig
-from adagrpo.groups import GroupRewards, ScoredGroups
+from adagrpo.groups.score import GroupRewards, ScoredGroups
 from adagrpo.objective import adagrpo_gate
 from adagrpo.types import Histories, Rollouts
 

@@ -8,7 +8,7 @@ import torch
 
 from adagrpo.analysis import case_groups
 from adagrpo.config import ObjectiveConfig
-from adagrpo.groups import ScoredGroups
+from adagrpo.groups.score import ScoredGroups
 from adagrpo.policies import CompactPolicy
 from adagrpo.semantic_ids import Catalog
 from adagrpo.types import Cases, Histories, Ragged

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from adagrpo.config import ObjectiveConfig
-from adagrpo.groups import Evidence, gate_by_evidence
+from adagrpo.groups.decide import gate_by_evidence
+from adagrpo.groups.evidence import Evidence
 
 HARD = torch.tensor([0.9, 0.9, 0.1, 0.1, 0.9])
 KNOWN = torch.tensor([1.0, 0.2, 1.0, 0.2, 1.0])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from adagrpo.decoding import gumbel_top_k
-from adagrpo.groups import beam_rollouts, draw_rollouts, gumbel_rollouts, inject_target
+from adagrpo.groups.draw import beam_rollouts, draw_rollouts, gumbel_rollouts, inject_target
 from adagrpo.semantic_ids.trie import Trie
 from adagrpo.types import Rollouts
 

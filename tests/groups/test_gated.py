@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 
 from adagrpo.config import ObjectiveConfig
-from adagrpo.groups import GatedGroups, draw_groups, gated_groups, gather_evidence, score_groups, summary
+from adagrpo.groups.draw import draw_groups
+from adagrpo.groups.evidence import gather_evidence
+from adagrpo.groups.gated import GatedGroups, gated_groups, summary
+from adagrpo.groups.score import score_groups
 from adagrpo.objective import adagrpo_gate
 from adagrpo.policies import CompactPolicy
 from adagrpo.semantic_ids import Catalog

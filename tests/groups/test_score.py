@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from adagrpo.errors import NotFinite
-from adagrpo.groups import (
+from adagrpo.groups.score import (
     Candidates,
     GroupRewards,
     distinct_candidates,

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from adagrpo.decoding import beam_search, score_sequences
-from adagrpo.groups import read_rewards, running_spread
+from adagrpo.groups.evidence import running_spread
+from adagrpo.groups.score import read_rewards
 
 GATES = ["adagrpo", "all", "none", "difficulty", "discriminability", "random", "shuffled", "inverted"]
 

@@ -41,7 +41,8 @@ from adagrpo.analysis.strata import (
 from adagrpo.analysis.verdict import CellTest, ThresholdTest, Verdict, decide
 from adagrpo.analysis.words import sentences
 from adagrpo.config import ObjectiveConfig
-from adagrpo.groups import Evidence, ScoredGroups
+from adagrpo.groups.evidence import Evidence
+from adagrpo.groups.score import ScoredGroups
 from adagrpo.objective import adagrpo_gate, target_nll
 from adagrpo.statistics import Interval
 

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adagrpo.config import ObjectiveConfig
-from adagrpo.groups import Evidence, ScoredGroups, gather_evidence
+from adagrpo.groups.evidence import Evidence, gather_evidence
+from adagrpo.groups.score import ScoredGroups
 from adagrpo.objective import first_occurrence
 
 __all__ = ["cohens_kappa", "evidence_of", "pairwise_accuracy", "pull"]

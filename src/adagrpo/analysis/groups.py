@@ -15,7 +15,8 @@ from torch import Tensor
 
 from adagrpo.config import ObjectiveConfig
 from adagrpo.data.sequences import pad
-from adagrpo.groups import GroupRewards, ScoredGroups, draw_groups, score_groups
+from adagrpo.groups.draw import draw_groups
+from adagrpo.groups.score import GroupRewards, ScoredGroups, score_groups
 from adagrpo.rewards import Reward
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.types import Cases, Histories, Rollouts

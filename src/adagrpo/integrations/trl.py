@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from adagrpo.errors import UserError
-from adagrpo.groups import in_batch_negatives
+from adagrpo.groups.score import in_batch_negatives
 from adagrpo.objective import (
     adagrpo_gate,
     degenerate_groups,

@@ -25,7 +25,7 @@ from adagrpo.data.marketplace import Truth
 from adagrpo.data.prepared import load_impressions
 from adagrpo.data.sequences import pad
 from adagrpo.errors import UserError
-from adagrpo.groups import ScoredGroups
+from adagrpo.groups.score import ScoredGroups
 from adagrpo.pipeline.fitting import needs_order
 from adagrpo.pipeline.models import Workbench
 from adagrpo.pipeline.rewards import check_reward

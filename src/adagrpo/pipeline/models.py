@@ -28,7 +28,7 @@ from adagrpo.data.splits import keyed_uniforms, user_folds
 from adagrpo.data.truth import Truth
 from adagrpo.errors import UserError
 from adagrpo.evaluation import Predictions, predict, sample_cases, summarise
-from adagrpo.groups import TrueUtility
+from adagrpo.groups.decide import TrueUtility
 from adagrpo.pipeline.rewards import build_reward, reward_inputs
 from adagrpo.pipeline.run import Run
 from adagrpo.policies import CompactPolicy, HybridPolicy

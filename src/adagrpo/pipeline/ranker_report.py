@@ -27,7 +27,8 @@ from adagrpo.config.reward import SequentialOptions
 from adagrpo.data.prepared import load_impressions
 from adagrpo.data.sequences import pad
 from adagrpo.evaluation import sample_cases
-from adagrpo.groups import GatedGroups, gate_by_evidence, gated_groups, running_threshold
+from adagrpo.groups.decide import gate_by_evidence, running_threshold
+from adagrpo.groups.gated import GatedGroups, gated_groups
 from adagrpo.objective import GateDecision, agreement_gate, pairwise_agreement, target_nll
 from adagrpo.pipeline.models import Workbench
 from adagrpo.pipeline.run import Run

@@ -30,7 +30,7 @@ from adagrpo.data.prepared import load_item_ids
 from adagrpo.data.sequences import pad
 from adagrpo.errors import NotFinite, ServiceError, UserError
 from adagrpo.evaluation import sample_cases
-from adagrpo.groups import distinct_candidates
+from adagrpo.groups.score import distinct_candidates
 from adagrpo.rewards import (
     BoostedReward,
     CallableReward,

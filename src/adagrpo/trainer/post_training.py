@@ -5,9 +5,10 @@
 or, in the place of GRPO, one of the losses of `adagrpo.objective.teacher`, on the same groups and behind the same gate;
 beside either, with `validity_weight`, a margin that keeps what is no item below what is one.
 AdaGRPO (Xu et al. 2026, arXiv 2606.08480); the formulas are in `adagrpo.objective`. Once an optimiser step, and for all
-its micro-batches together, groups are drawn, judged and gated (`adagrpo.trainer.judging`); then each micro-batch
-gets its NLL, in a pass of its own with dropout, and the surrogate of its admitted groups only, from a context
-without dropout, which is the one that the rollouts were drawn from. Where there is no dropout, one pass serves both.
+its micro-batches together, groups are drawn, scored and gated (`adagrpo.groups`), so that they are a function of
+(weights, seed, step) and not of how the step is cut. Then each micro-batch gets its NLL, in a pass of its own with
+dropout, and the surrogate of its admitted groups only, from a context without dropout, which is the one that the
+rollouts were drawn from. Where there is no dropout, one pass serves both.
 
 Where we depart: with one iteration over a group the ratio π/π_old is taken against the detached scores, so that
 rounding between sampling and scoring is never mistaken for a policy change.
@@ -25,7 +26,9 @@ import torch
 from torch import Tensor, nn
 
 from adagrpo.config import Gate, ObjectiveConfig
-from adagrpo.groups import GatedGroups, TrueUtility, gated_groups, running_threshold, score_codes, summary
+from adagrpo.groups.decide import TrueUtility, running_threshold
+from adagrpo.groups.draw import score_codes
+from adagrpo.groups.gated import GatedGroups, gated_groups, summary
 from adagrpo.objective import (
     best_of_n_loss,
     clipped_surrogate,
