@@ -12,7 +12,9 @@ import torch
 
 from adagrpo.decoding import beam_search, score_sequences
 from adagrpo.groups.evidence import running_spread
+from adagrpo.groups.gated import gated_groups
 from adagrpo.groups.score import read_rewards
+from adagrpo.trainer.batches import group_step
 
 GATES = ["adagrpo", "all", "none", "difficulty", "discriminability", "random", "shuffled", "inverted"]
 
@@ -305,6 +307,31 @@ def test_rollouts_are_a_function_of_seed_and_step(world):
     earlier = [world.draw(other, step)[0].rollouts.codes for step in (0, 1, 2)]
     assert all(torch.equal(one, two) for one, two in zip(earlier, later[::-1], strict=True))
     assert not torch.equal(earlier[0], world.draw(other, 4)[0].rollouts.codes)
+
+
+@pytest.mark.parametrize("positions", ["random", "last", "all", "end"])
+def test_whoever_draws_a_step_without_a_task_has_its_groups(world, positions):
+    """As the ranker's report does: the samples of the step, the four steps, and the spread handed on."""
+    task = world.post_training(world.policy(), world.schedule(4, 2), gate="all", rl_positions=positions)
+    spread = 0.0
+    for step in range(3):
+        trained, micros, _ = world.draw(task, step)
+        part = group_step(task.schedule, step, positions, torch.device("cpu"))
+        assert len(part.samples) == len(micros)
+        assert torch.cat([samples.targets for samples in part.samples]).tolist() == trained.targets.tolist()
+        given = (task.policy, world.catalog, world.reward, *part.joined(), task.objective, part.generator)
+        found = gated_groups(*given, gate="all", spread=spread)
+        spread = found.spread
+        assert spread == task.spread
+        for one, other in (
+            (found.histories, trained.histories),
+            (found.rollouts[:3], trained.rollouts[:3]),
+            (found.scored.rewards, trained.scored.rewards),
+            (found.scored.shuffled_rewards, trained.scored.shuffled_rewards),
+            (found.evidence, trained.evidence),
+            (found.decision, trained.decision),
+        ):
+            torch.testing.assert_close(tuple(one), tuple(other), rtol=0, atol=0, equal_nan=True)
 
 
 def test_only_the_nll_pass_uses_dropout(world):
