@@ -1,8 +1,8 @@
 """Should this reward be used here? A stratified analysis of a fixed policy and a ranker on validation cases."""
 
+from adagrpo.analysis.cases import case_groups
 from adagrpo.analysis.diagnosis import Observations, diagnose
 from adagrpo.analysis.gates import evidence_of
-from adagrpo.analysis.groups import case_groups
 from adagrpo.analysis.orders import Lists, cross_fitted_mix
 from adagrpo.analysis.verdict import CellTest, ThresholdTest, Verdict, decide
 
