@@ -47,15 +47,6 @@ def test_judging_by_hand() -> None:
     assert judged.decide(tau=0.8, q_min=0.75).easy.tolist() == [True, False]
 
 
-@pytest.mark.parametrize(
-    ("kind", "expected"), [("rollout_miss", 0.75), ("target_rank", 0.5), ("target_nll", 1.5), ("entropy", 1.75)]
-)
-def test_every_difficulty(kind: Any, expected: float) -> None:
-    groups = groups_of([[4, 4, 5, 9]], [[1.0, 1.0, 2.0, 0.0]], [9], log_probs=[[-1.0, -1.0, -3.0, -2.0]])
-    judged = judge(groups, ObjectiveConfig(difficulty=kind))
-    assert judged.difficulty.tolist() == [expected]
-
-
 def test_shuffled_rewards_are_read_in_their_place() -> None:
     groups = groups_of([[4, 5]], [[1.0, 3.0]], [9])
     fake = groups.rewards._replace(target=torch.tensor([5.0]))

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adagrpo import metrics
-from adagrpo.analysis.gates import Judged, cohens_kappa, judge, pairwise_accuracy, pull
+from adagrpo.analysis.gates import cohens_kappa, judge, pairwise_accuracy, pull
 from adagrpo.analysis.groups import Groups
 from adagrpo.analysis.orders import (
     Floats,
@@ -163,7 +163,8 @@ def _settings(lists: Lists, objective: ObjectiveConfig, mix: Mix, resamples: int
         "resamples": resamples,
         "mix_weights": list(mix.weights),
         "reward_scale": mix.scale,
-        **objective.model_dump(include={"tau", "q_min", "difficulty", "num_generations", "negatives"}),
+        "difficulty": "rollout_miss",
+        **objective.model_dump(include={"tau", "q_min", "num_generations", "negatives"}),
     }
 
 
@@ -249,7 +250,7 @@ def _grid(
         return bounded_interval(values, resamples=resamples, seed=seed)
 
     rows, tests = [], []
-    for tau in _taus(true, objective):
+    for tau in sorted({*SHARES, objective.tau}):
         hard = ((true.difficulty >= tau) & ~true.degenerate).numpy()
         pulls = interval(beyond[hard])
         for q_min in sorted({*Q_MINS, objective.q_min}):
@@ -274,14 +275,6 @@ def _grid(
             rows.append(row)
             tests.append(ThresholdTest(tau, q_min, int(mask.sum()), tuple(needed)))
     return rows, tests
-
-
-def _taus(judged: Judged, objective: ObjectiveConfig) -> list[float]:
-    """Thresholds of difficulty: shares where it is one, else its quartiles; the configured one among them."""
-    if objective.difficulty in ("rollout_miss", "target_rank"):
-        return sorted({*SHARES, objective.tau})
-    quartiles = np.quantile(judged.difficulty.double().numpy(), [0.0, 0.25, 0.5, 0.75])
-    return sorted({*(float(value) for value in quartiles), objective.tau})
 
 
 def _accuracies(evidence: Evidence) -> dict[str, Floats] | None:

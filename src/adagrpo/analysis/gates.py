@@ -32,10 +32,7 @@ from adagrpo.objective import (
     degenerate_groups,
     discriminability,
     first_occurrence,
-    rollout_entropy,
     rollout_miss,
-    target_nll,
-    target_rank,
 )
 
 __all__ = ["Judged", "cohens_kappa", "judge", "pairwise_accuracy", "pull"]
@@ -58,7 +55,7 @@ def judge(groups: Groups, objective: ObjectiveConfig, *, shuffled: bool = False)
 
     Args:
         groups: `N` groups.
-        objective: which difficulty, and the floor below which a group counts as flat.
+        objective: the floor below which a group counts as flat.
         shuffled: read the shuffled rewards in place of the reward's own.
     """
     rewards = groups.shuffled if shuffled else groups.rewards
@@ -68,20 +65,7 @@ def judge(groups: Groups, objective: ObjectiveConfig, *, shuffled: bool = False)
         rewards.target, rewards.rollouts, groups.items, rewards.negatives, groups.negatives, groups.targets
     ).q
     degenerate = degenerate_groups(rewards.rollouts, groups.items, spread=spread, relative_floor=objective.reward_floor)
-    return Judged(_difficulty(groups, objective.difficulty), q, degenerate)
-
-
-def _difficulty(groups: Groups, kind: str) -> Tensor:  # (N,)
-    match kind:
-        case "rollout_miss":
-            return rollout_miss(groups.items, groups.targets)
-        case "target_rank":
-            own, target = groups.log_probs.sum(-1), groups.target_log_probs.sum(-1)
-            return target_rank(own, groups.items, target, groups.targets)
-        case "target_nll":
-            return target_nll(groups.target_log_probs)
-        case _:
-            return rollout_entropy(groups.log_probs)
+    return Judged(rollout_miss(groups.items, groups.targets), q, degenerate)
 
 
 def cohens_kappa(

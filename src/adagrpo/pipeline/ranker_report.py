@@ -28,6 +28,7 @@ from adagrpo.data.prepared import load_impressions
 from adagrpo.data.sequences import pad
 from adagrpo.evaluation import sample_cases
 from adagrpo.objective import GateDecision, agreement_gate, pairwise_agreement, target_nll
+from adagrpo.objective.terms import TERMS
 from adagrpo.pipeline.models import Workbench
 from adagrpo.pipeline.run import Run
 from adagrpo.reward_quality import (
@@ -87,7 +88,7 @@ def report_ranker(run: Run) -> Path:
     settings = [
         config.objective.model_dump(
             mode="json",
-            exclude={"lambda_", "agreement"} | (set() if truth else {"oracle_agreement"}),
+            exclude={"lambda_", *TERMS} | (set() if truth else {"oracle_agreement"}),
             exclude_none=True,
         ),
         config.policy.model_settings(),

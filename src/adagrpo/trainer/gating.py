@@ -65,7 +65,7 @@ def decide(
     options: ObjectiveConfig,
     uniforms: Tensor | None = None,  # (B,)
 ) -> GateDecision:
-    """The decision of any gate but `oracle` and `agreement`, which read what the reward does not say.
+    """The decision of any gate but `oracle`, which reads what the reward does not say.
 
     Args:
         gate: `shuffled` is the gate `adagrpo` on the evidence of shuffled rewards.
@@ -74,7 +74,7 @@ def decide(
         uniforms: (B,) draws from [0, 1) for `random` and `inverted`.
 
     Raises:
-        ValueError: `random` or `inverted` without draws, `oracle` or `agreement`.
+        ValueError: `random` or `inverted` without draws, or `oracle`.
     """
     difficulty, q, degenerate = evidence
     match gate:

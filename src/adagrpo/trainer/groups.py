@@ -21,9 +21,8 @@ class Judged(NamedTuple):
 
     histories: Histories  # (B, T)
     targets: Tensor  # (B,) -1 at the end of a history, which no logged item follows
-    rewards: Tensor  # (B, G) as the gate and the advantages read them, NaN where invalid
+    rewards: Tensor  # (B, G) as the reward term reads them, NaN where invalid
     rollouts: Rollouts  # (B, G, L)
-    advantages: Tensor  # (B, G)
     decision: GateDecision
     reference: Tensor | None  # (B, G, L) log-probabilities under the starting policy, where they are needed
     evidence: Evidence | None = None  # by the reward as it is, whatever the gate; None at the ends of histories
@@ -42,8 +41,8 @@ def summary(judged: Judged, drawn: Rollouts, rewards: GroupRewards) -> dict[str,
     """What a step logs about its groups; a mean over nothing is left out."""
     decision = judged.decision
     values = {
-        "invalid_share": float(drawn.mean((~drawn.valid).float()).mean()),
-        "entropy": float(rollout_entropy(drawn.log_probs, drawn.weights).mean()),
+        "invalid_share": float((~drawn.valid).float().mean(dim=1).mean()),
+        "entropy": float(rollout_entropy(drawn.log_probs).mean()),
         "admission": float(decision.admitted.float().mean()),
         "rejected_easy": float(decision.easy.float().mean()),
         "rejected_undiscriminated": float(decision.undiscriminated.float().mean()),
@@ -60,7 +59,5 @@ def summary(judged: Judged, drawn: Rollouts, rewards: GroupRewards) -> dict[str,
     if bool(known.all()) and bool(decision.admitted.any()):
         values["admitted_contains_target"] = float(contains[decision.admitted].float().mean())
     if judged.reference is not None:
-        values["kl"] = float(
-            judged.rollouts.mean(kl_k3(judged.rollouts.log_probs, judged.reference).mean(dim=2)).mean()
-        )
+        values["kl"] = float(kl_k3(judged.rollouts.log_probs, judged.reference).mean(dim=2).mean(dim=1).mean())
     return values

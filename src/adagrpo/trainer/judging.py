@@ -8,11 +8,10 @@ the same scores, permuted within each group, say what a reward that knows nothin
 from __future__ import annotations
 
 import copy
-import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,14 +23,11 @@ from adagrpo.objective import (
     agreement_gate,
     all_gate,
     degenerate_groups,
-    group_advantages,
     none_gate,
     pairwise_agreement,
-    rollout_entropy,
     rollout_miss,
-    target_nll,
-    target_rank,
 )
+from adagrpo.objective.terms import TERMS
 from adagrpo.rewards import (
     Reward,
     candidate_scores,
@@ -41,17 +37,13 @@ from adagrpo.rewards import (
     read_rewards,
     shuffled,
 )
-from adagrpo.rewards.scoring import Candidates
-from adagrpo.rollouts import beam_rollouts, draw_rollouts, gumbel_rollouts, inject_target
+from adagrpo.rollouts import beam_rollouts, draw_rollouts, inject_target
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.trainer.gating import decide, gather_evidence
 from adagrpo.trainer.groups import Judged, summary
 from adagrpo.types import Histories, Rollouts
 
 __all__ = ["Arm", "GroupJudge", "TrueUtility"]
-
-STEP = 0.2  # of the running threshold
-FOLLOWS = ("adagrpo", "discriminability", "random", "inverted", "shuffled")  # gates that admit by q or as many as that
 
 # (B,) users, (B,) logged items and (B, N) items to the (B, N) utility of those just before the logged item was chosen
 TrueUtility = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -64,11 +56,11 @@ class Arm:
     anchored: bool
     lambda_: float
     gate: Gate
-    term: Literal["grpo", "distill", "best_of_n"] = "grpo"
+    term: str = "grpo"  # of `adagrpo.objective.terms`
 
 
 class GroupJudge:
-    """What post-training draws and judges its groups with; its state: the running spread of rewards, and threshold."""
+    """What post-training draws and judges its groups with; its state: the running spread of rewards."""
 
     def __init__(
         self,
@@ -78,17 +70,13 @@ class GroupJudge:
         objective: ObjectiveConfig,
         arm: Arm,
         true_utility: TrueUtility | None,
-        second: Reward | None = None,
     ) -> None:
         if (arm.gate == "oracle") != (true_utility is not None):
             raise ValueError("the oracle gate needs the true utility, and nothing else may have it")
-        if (arm.gate == "agreement") != (second is not None):
-            raise ValueError("the gate 'agreement' needs a second reward, and nothing else asks one")
         self.policy: Any = policy
         self.starting_policy: Any = copy.deepcopy(policy).eval().requires_grad_(False)
         self.catalog, self.reward, self.objective, self.arm = catalog, reward, objective, arm
-        self.true_utility, self.second = true_utility, second
-        self.q_min = objective.q_min  # the threshold, which runs where `target_admission` is set
+        self.true_utility = true_utility
         self.spread = 0.0  # running standard deviation of the rewards of valid rollouts, 0 before the first step
 
     def _judge(
@@ -106,20 +94,17 @@ class GroupJudge:
             return self._judge_ends(histories, targets, drawn, uniforms, measure)
         codes = self.catalog.codes[targets]
 
-        @functools.cache
-        def of_targets() -> Tensor:  # (B, L), scored where something asks
-            return self._score(self.policy, context, codes.unsqueeze(1)).squeeze(1)
-
-        drawn = self._rollouts(histories, context, generator)
-        difficulty = self._difficulty(drawn, targets, of_targets)
-        rollouts = inject_target(drawn, targets, codes, of_targets()) if options.inject_target else drawn
+        rollouts = drawn = self._rollouts(histories, context, generator)
+        difficulty = rollout_miss(drawn.items, targets)
+        if options.inject_target:
+            of_targets = self._score(self.policy, context, codes.unsqueeze(1)).squeeze(1)
+            rollouts = inject_target(drawn, targets, codes, of_targets)
         negatives = in_batch_negatives(targets, histories, uniforms(len(targets), len(targets)), options.negatives)
         candidates = distinct_candidates(targets, rollouts.items, negatives)
         scores = candidate_scores(self.reward, histories, candidates)
         true = read_rewards(candidates, scores)
         fake = read_rewards(candidates, shuffled(candidates, scores, uniforms(*scores.shape)))
         spread = self._update_spread(true.rollouts[rollouts.valid])
-        options = options.model_copy(update={"q_min": self.q_min})
         of_true, of_fake = (
             gather_evidence(given, rollouts, negatives, targets, difficulty, spread=spread, floor=options.reward_floor)
             for given in (true, fake)
@@ -131,8 +116,6 @@ class GroupJudge:
             utilities = self.true_utility(histories.users, targets, rollouts.items)
             agreement = pairwise_agreement(true.rollouts, utilities, rollouts.items).share
             decision = agreement_gate(agreement, of_true.degenerate, minimum=options.oracle_agreement)
-        elif self.second is not None:
-            decision = self._agreement(self.second, histories, candidates, true.rollouts, rollouts, of_true.degenerate)
         elif self.arm.gate == "shuffled":
             decision = shadow
         else:
@@ -141,23 +124,9 @@ class GroupJudge:
         judged = self._judged(histories, targets, rewards.rollouts, rollouts, decision, measure)
         judged = judged._replace(evidence=of_true, shuffled_evidence=of_fake)
         values = summary(judged, drawn, true)
-        if options.target_admission is not None and self.arm.gate in FOLLOWS:
-            values["q_min"] = self.q_min
-            # a control has as many as the gate would admit, if there are as many left for it
-            control = self.arm.gate in ("random", "inverted")
-            self._follow(decide("adagrpo", of_true, options) if control else decision, options.target_admission)
         values["constant_rewards"] = constant_share(candidates, scores)
         values["shuffled_admission"] = float(shadow.admitted.float().mean())
         return judged, values
-
-    def _follow(self, decision: GateDecision, target: float) -> None:
-        """Raise the threshold by what was admitted beyond the quota, or lower it by what was lacking.
-
-        The mean admission of T steps is then within (1 + STEP) / (STEP · T) of the quota, if there are samples enough
-        that are hard and have an order (Gibbs & Candès 2021, adaptive conformal inference, has the same rule).
-        """
-        error = float(decision.admitted.float().mean()) - target
-        self.q_min = min(max(self.q_min + STEP * error, 0.0), 1.0 + STEP)
 
     def _judge_ends(
         self, histories: Histories, targets: Tensor, rollouts: Rollouts, uniforms: Callable[..., Tensor], measure: bool
@@ -177,27 +146,11 @@ class GroupJudge:
             relative_floor=self.objective.reward_floor,
         )
         decision = none_gate(degenerate) if self.arm.gate == "none" else all_gate(degenerate)
-        if self.second is not None:
-            decision = self._agreement(self.second, histories, candidates, rewards.rollouts, rollouts, degenerate)
         read = rewards
         if self.arm.gate == "shuffled":
             read = read_rewards(candidates, shuffled(candidates, scores, uniforms(*scores.shape)))
         judged = self._judged(histories, targets, read.rollouts, rollouts, decision, measure)
         return judged, summary(judged, rollouts, rewards) | {"constant_rewards": constant_share(candidates, scores)}
-
-    def _agreement(
-        self,
-        second: Reward,
-        histories: Histories,
-        candidates: Candidates,
-        rewards: Tensor,  # (B, G)
-        rollouts: Rollouts,
-        degenerate: Tensor,  # (B,)
-    ) -> GateDecision:
-        """Admit where both rewards order the rollouts alike."""
-        other = read_rewards(candidates, candidate_scores(second, histories, candidates)).rollouts
-        share = pairwise_agreement(rewards, other, rollouts.items).share
-        return agreement_gate(share, degenerate, minimum=self.objective.agreement)
 
     def _judged(
         self,
@@ -209,19 +162,10 @@ class GroupJudge:
         measure: bool,
     ) -> Judged:
         """Put together what the reward term reads."""
-        options, reference = self.objective, None
-        if measure or options.beta > 0 or self.arm.term == "distill":
+        term, reference = self.arm.term, None
+        if measure or TERMS[term].needs_reference(self.objective.of_term(term)):
             reference = self._score(self.starting_policy, self.starting_policy.encode(histories), rollouts.codes)
-        advantages = group_advantages(
-            rewards,
-            rollouts.valid,
-            invalid_penalty=options.invalid_penalty,
-            scale_rewards=options.scale_rewards,
-            weights=rollouts.weights,
-        )
-        if options.target_only:
-            advantages = advantages.masked_fill(rollouts.items != targets.unsqueeze(1), 0.0)
-        return Judged(histories, targets, rewards, rollouts, advantages, decision, reference)
+        return Judged(histories, targets, rewards, rollouts, decision, reference)
 
     def _rollouts(self, histories: Histories, context: Any, generator: torch.Generator) -> Rollouts:
         options, trie = self.objective, self.catalog.trie
@@ -229,10 +173,6 @@ class GroupJudge:
         match options.rollout:
             case "beam":
                 drawn = beam_rollouts(self.policy, context, trie, count, constrained=constrained)
-            case "gumbel":
-                drawn = gumbel_rollouts(
-                    self.policy, context, trie, count, generator, temperature=temperature, constrained=constrained
-                )
             case "sample":
                 shape = (len(histories.lengths), count, self.catalog.num_levels)
                 chance = torch.rand(shape, generator=generator).to(histories.lengths.device)
@@ -250,17 +190,6 @@ class GroupJudge:
             return score_sequences(policy, context, codes)
         trie = self.catalog.trie if options.constrained else None
         return score_sequences(policy, context, codes, temperature=options.temperature, trie=trie)
-
-    def _difficulty(self, rollouts: Rollouts, targets: Tensor, of_targets: Callable[[], Tensor]) -> Tensor:  # (B,)
-        match self.objective.difficulty:
-            case "rollout_miss":
-                return rollout_miss(rollouts.items, targets, rollouts.weights)
-            case "target_rank":
-                return target_rank(rollouts.log_probs.sum(-1), rollouts.items, of_targets().sum(-1), targets)
-            case "target_nll":
-                return target_nll(of_targets())
-            case "entropy":
-                return rollout_entropy(rollouts.log_probs, rollouts.weights)
 
     def _update_spread(self, rewards: Tensor) -> Tensor:
         """Fold the rewards of a step's valid rollouts into the running spread; fewer than two change nothing."""

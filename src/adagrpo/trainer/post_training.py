@@ -2,8 +2,7 @@
 
     loss = NLL + (λ / B_rl) Σ_b gate_b · GRPO_b
 
-or, in the place of GRPO, one of the losses of `adagrpo.objective.teacher`, on the same groups and behind the same gate;
-beside either, with `validity_weight`, a margin that keeps what is no item below what is one.
+or, in the place of GRPO, another reward term of `adagrpo.objective.terms`, on the same groups and behind the same gate.
 AdaGRPO (Xu et al. 2026, arXiv 2606.08480); the formulas are in `adagrpo.objective`. Once an optimiser step, and for all
 its micro-batches together, groups are drawn, judged and gated (`adagrpo.trainer.judging`); then each micro-batch
 gets its NLL, in a pass of its own with dropout, and the surrogate of its admitted groups only, from a context
@@ -15,7 +14,6 @@ rounding between sampling and scoring is never mistaken for a policy change.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -24,15 +22,8 @@ from torch import Tensor, nn
 
 from adagrpo.config import ObjectiveConfig
 from adagrpo.data.sequences import pad
-from adagrpo.objective import (
-    best_of_n_loss,
-    clipped_surrogate,
-    gated_sum,
-    group_loss,
-    kl_k3,
-    listwise_distillation,
-    validity_margin,
-)
+from adagrpo.objective import gated_sum
+from adagrpo.objective.terms import TERMS, TermInputs
 from adagrpo.rewards import Reward
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.trainer.batches import BatchSchedule, TrainingBatch, keyed_generator, truncate
@@ -80,9 +71,8 @@ class PostTraining(GroupJudge):
         validate: Callable[[], dict[str, float]],
         term_norms_every: int = 0,
         true_utility: TrueUtility | None = None,
-        second: Reward | None = None,
     ) -> None:
-        super().__init__(policy, catalog, reward, objective, arm, true_utility, second)
+        super().__init__(policy, catalog, reward, objective, arm, true_utility)
         self.schedule = schedule
         self.stride = objective.num_iterations
         self.steps = steps * self.stride
@@ -123,7 +113,7 @@ class PostTraining(GroupJudge):
         return self._micros, values
 
     def loss(self, micro: Micro) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """Terms `nll` and, where a group was admitted, the reward term; of GRPO it logs the clip fraction."""
+        """Terms `nll` and, where a group was admitted, the reward term by its name, with what that logs."""
         terms: dict[str, Tensor] = {}
         logged: dict[str, float] = {}
         batch, context = micro.batch, None
@@ -140,14 +130,12 @@ class PostTraining(GroupJudge):
         return terms, logged
 
     def state(self) -> dict[str, float]:
-        """The running spread of rewards, and the threshold where it runs."""
-        running = {} if self.objective.target_admission is None else {"q_min": self.q_min}
-        return {"spread": self.spread} | running
+        """The running spread of rewards."""
+        return {"spread": self.spread}
 
     def load_state(self, state: Mapping[str, float]) -> None:
         """Take back `state`."""
         self.spread = state["spread"]
-        self.q_min = state.get("q_min", self.q_min)
 
     def _samples(self, batch: TrainingBatch, generator: torch.Generator) -> Samples:
         """Of the RL samples that a history has, one at random, the last, or all; or its end."""
@@ -182,42 +170,20 @@ class PostTraining(GroupJudge):
             context = self.policy.encode(Histories(judged.histories.items[rows], judged.histories.lengths[rows]))
         codes = judged.rollouts.codes[rows]
         log_probs = self._score(self.policy, context, codes)
-        logged: dict[str, float] = {}
-
-        @functools.cache
-        def real() -> Tensor:  # (A, G) whether the codes name an item, whatever it is worth
-            return self.catalog.trie.lookup(codes) >= 0
-
-        match self.arm.term:
-            case "grpo":
-                losses, clipped = self._grpo(log_probs, judged, rows)
-                logged["clip_fraction"] = clipped * len(rows) / int(judged.decision.admitted.sum())
-            case "distill":
-                assert judged.reference is not None, "drawn with the starting policy's log-probabilities"
-                weight = self.objective.distill_weight
-                assert not isinstance(weight, str), "chosen before training"
-                teacher = judged.reference[rows].sum(-1) + weight * judged.rewards[rows]
-                items = judged.rollouts.items[rows]
-                ignored = real() & (items < 0)  # what is real and yet no item here was left out on purpose
-                losses = listwise_distillation(log_probs, teacher, items, codes, ignored)
-            case "best_of_n":
-                losses = best_of_n_loss(log_probs, judged.rewards[rows], judged.rollouts.valid[rows])
-        if self.objective.validity_weight:
-            losses = losses + self.objective.validity_weight * validity_margin(
-                log_probs, real(), self.objective.validity_depth
-            )
-        admitted = judged.decision.admitted
-        return self.arm.lambda_ * gated_sum(losses, admitted[rows], total=len(admitted)), logged
-
-    def _grpo(self, log_probs: Tensor, judged: Judged, rows: Tensor) -> tuple[Tensor, float]:
-        """(A,) GRPO loss of each admitted group, and the share of their codes that the clip has cut."""
-        options = self.objective
-        old = log_probs.detach() if self.stride == 1 else judged.rollouts.log_probs[rows]
-        surrogate = clipped_surrogate(
-            log_probs, old, judged.advantages[rows], epsilon=options.epsilon, epsilon_high=options.epsilon_high
+        groups = TermInputs(
+            log_probs,
+            # with one iteration a group is scored by the policy that it was drawn from
+            log_probs.detach() if self.stride == 1 else judged.rollouts.log_probs[rows],
+            judged.rewards[rows],
+            judged.rollouts.items[rows],
+            codes,
+            self.catalog.trie.lookup(codes) >= 0,
+            None if judged.reference is None else judged.reference[rows],
         )
-        losses = surrogate.loss
-        if options.beta > 0 and judged.reference is not None:
-            losses = losses + options.beta * kl_k3(log_probs, judged.reference[rows])
-        weights = judged.rollouts.weights
-        return group_loss(losses, None if weights is None else weights[rows]), float(surrogate.clipped.float().mean())
+        losses, logged = TERMS[self.arm.term].loss(groups, **self.objective.of_term(self.arm.term))
+        admitted = judged.decision.admitted
+        share = len(rows), int(admitted.sum())  # of this micro-batch in what the step logs
+        return (
+            self.arm.lambda_ * gated_sum(losses, admitted[rows], total=len(admitted)),
+            {name: float(value) * share[0] / share[1] for name, value in logged.items()},
+        )
