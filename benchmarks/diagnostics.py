@@ -93,8 +93,7 @@ def measure(build: Build, device: torch.device, *, repeats: int = 7) -> Share:
 def parts(task: PostTraining) -> dict[str, Callable[[], Any]]:
     """The work of one step's diagnostics, and of the reward with and without them, on the groups of step 0.
 
-    `target_log_probs` is asked for by the difficulties `target_rank` and `target_nll` and by an injected target only;
-    the default, `rollout_miss`, reads the rollouts that are there.
+    `target_log_probs` is asked for by an injected target only; the difficulty reads the rollouts that are there.
     """
     task.policy.eval()
     groups = task.begin(0)[0][0].groups

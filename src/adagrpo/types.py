@@ -79,13 +79,8 @@ class Rollouts(NamedTuple):
     codes: Tensor  # (B, G, L) int64
     items: Tensor  # (B, G) int64, -1 where the codes name no item
     log_probs: Tensor  # (B, G, L) float32, of the distribution that was really sampled
-    weights: Tensor | None = None  # (B, G) float32, each group's sum is 1: what a rollout counts in a mean; None: 1/G
 
     @property
     def valid(self) -> Tensor:  # (B, G) bool
         """True where the codes name an item."""
         return self.items >= 0
-
-    def mean(self, values: Tensor) -> Tensor:  # (B, G) -> (B,)
-        """Of a number a rollout, over each group: an estimate of its expectation under the policy."""
-        return values.mean(dim=1) if self.weights is None else (self.weights * values).sum(dim=1)

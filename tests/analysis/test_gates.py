@@ -69,15 +69,6 @@ def test_a_group_is_flat_by_the_spread_of_all_rewards() -> None:
         assert evidence.degenerate.tolist() == [flat, False]
 
 
-@pytest.mark.parametrize(
-    ("kind", "expected"), [("rollout_miss", 0.75), ("target_rank", 0.5), ("target_nll", 0.375), ("entropy", 0.4375)]
-)
-def test_every_difficulty(kind: Any, expected: float) -> None:
-    """Four codes: -1.5 / 4 a code of the logged item, and -(1 + 1 + 3 + 2) / 16 of the rollouts."""
-    groups = groups_of([[4, 4, 5, 9]], [[1.0, 1.0, 2.0, 0.0]], [9], log_probs=[[-1.0, -1.0, -3.0, -2.0]])
-    assert evidence_of(groups, ObjectiveConfig(difficulty=kind)).difficulty.tolist() == [expected]
-
-
 def test_shuffled_rewards_are_read_in_their_place() -> None:
     groups = groups_of([[4, 5]], [[1.0, 3.0]], [9])
     fake = groups.rewards._replace(target=torch.tensor([5.0]))

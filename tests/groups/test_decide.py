@@ -33,7 +33,7 @@ def test_a_gate_admits_by_its_rule(gate):
     assert torch.equal(torch.stack(decision).sum(0), torch.ones(5, dtype=torch.int64))  # one fate a group
 
 
-@pytest.mark.parametrize("gate", ["random", "inverted", "oracle", "agreement"])
+@pytest.mark.parametrize("gate", ["random", "inverted", "oracle"])
 def test_what_evidence_does_not_decide_is_refused(gate):
     with pytest.raises(ValueError, match=f"gate '{gate}' is not decided by evidence"):
         gate_by_evidence(gate, EVIDENCE, ObjectiveConfig())

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from adagrpo.config import FitConfig, ObjectiveConfig
 from adagrpo.groups import decide, draw, evidence, score
+from adagrpo.objective import group_advantages
 from adagrpo.policies.compact import CompactPolicy
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.trainer import Arm, BatchSchedule, PostTraining, Supervised, TrainingBatch
@@ -147,7 +148,6 @@ class World:
         term_norms_every: int = 0,
         reward: Any = None,
         true_utility: Any = None,
-        second: Any = None,
         **objective: Any,
     ) -> PostTraining:
         defaults = {"num_generations": 6, "negatives": 3, "q_min": 0.5, "tau": 0.5}
@@ -162,7 +162,6 @@ class World:
             validate=self.validator(policy),
             term_norms_every=term_norms_every,
             true_utility=true_utility,
-            second=second,
         )
 
     @staticmethod
@@ -171,6 +170,13 @@ class World:
         task.policy.eval()
         micros, values = task.begin(step)
         return micros[0].groups, micros, values
+
+    @staticmethod
+    def advantages(task, judged) -> Tensor:  # (B, G)
+        """What GRPO makes of the groups' rewards."""
+        options = task.objective.of_term("grpo")
+        given = {name: options[name] for name in ("invalid_penalty", "scale_rewards")}
+        return group_advantages(judged.rewards, judged.rollouts.valid, **given)
 
     @staticmethod
     def history_of(judged, b: int) -> list[int]:

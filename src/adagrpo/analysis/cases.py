@@ -75,10 +75,8 @@ def _joined(parts: Sequence[ScoredGroups], order: Tensor) -> ScoredGroups:
         return torch.cat([tensor.cpu() for tensor in tensors if tensor is not None])[order]
 
     def join_rollouts(found: Sequence[Rollouts]) -> Rollouts:
-        weights = [part.weights for part in found if part.weights is not None]
         codes, items = join([part.codes for part in found]), join([part.items for part in found])
-        log_probs = join([part.log_probs for part in found]).float()
-        return Rollouts(codes, items, log_probs, join(weights) if weights else None)
+        return Rollouts(codes, items, join([part.log_probs for part in found]).float())
 
     def join_rewards(found: Sequence[GroupRewards]) -> GroupRewards:
         return GroupRewards(

@@ -41,7 +41,6 @@ from adagrpo.analysis.strata import (
 from adagrpo.analysis.verdict import CellTest, ThresholdTest, Verdict, decide
 from adagrpo.analysis.words import sentences
 from adagrpo.config import ObjectiveConfig
-from adagrpo.groups.evidence import Evidence
 from adagrpo.groups.score import ScoredGroups
 from adagrpo.objective import adagrpo_gate, target_nll
 from adagrpo.statistics import Interval
@@ -164,7 +163,8 @@ def _settings(lists: Lists, objective: ObjectiveConfig, mix: Mix, resamples: int
         "resamples": resamples,
         "mix_weights": list(mix.weights),
         "reward_scale": mix.scale,
-        **objective.model_dump(include={"tau", "q_min", "difficulty", "num_generations", "negatives"}),
+        "difficulty": "rollout_miss",
+        **objective.model_dump(include={"tau", "q_min", "num_generations", "negatives"}),
     }
 
 
@@ -252,7 +252,7 @@ def _grid(
         return bounded_interval(values, resamples=resamples, seed=seed)
 
     rows, tests = [], []
-    for tau in _taus(true, objective):
+    for tau in sorted({*SHARES, objective.tau}):
         hard = ((true.difficulty >= tau) & ~true.degenerate).numpy()
         pulls = interval(beyond[hard])
         for q_min in sorted({*Q_MINS, objective.q_min}):
@@ -277,14 +277,6 @@ def _grid(
             rows.append(row)
             tests.append(ThresholdTest(tau, q_min, int(mask.sum()), tuple(needed)))
     return rows, tests
-
-
-def _taus(evidence: Evidence, objective: ObjectiveConfig) -> list[float]:
-    """Thresholds of difficulty: shares where it is one, else its quartiles; the configured one among them."""
-    if objective.difficulty in ("rollout_miss", "target_rank"):
-        return sorted({*SHARES, objective.tau})
-    quartiles = np.quantile(evidence.difficulty.double().numpy(), [0.0, 0.25, 0.5, 0.75])
-    return sorted({*(float(value) for value in quartiles), objective.tau})
 
 
 def _accuracies(observed: Observations) -> dict[str, Floats] | None:

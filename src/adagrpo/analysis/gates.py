@@ -35,7 +35,7 @@ def evidence_of(groups: ScoredGroups, options: ObjectiveConfig, *, shuffled: boo
 
     Args:
         groups: `N` groups.
-        options: which difficulty, and the floor below which a group counts as flat.
+        options: the floor below which a group counts as flat.
         shuffled: read the shuffled rewards in place of the reward's own.
     """
     rewards = groups.shuffled_rewards if shuffled else groups.rewards

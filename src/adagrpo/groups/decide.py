@@ -1,8 +1,8 @@
 """Last step of a group: which samples the reward may move, by each gate.
 
-Most gates read the evidence alone (`gate_by_evidence`). `oracle` and `agreement` ask whether something else, the truth
-or a second reward, orders a group's rollouts as the reward does. At the ends of histories no logged item follows, so a
-gate admits there all groups whose rewards give an order, or none.
+Most gates read the evidence alone (`gate_by_evidence`). `oracle` asks whether the truth orders a group's rollouts as
+the reward does. At the ends of histories no logged item follows, so a gate admits there all groups whose rewards give
+an order, or none.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from adagrpo.config import Gate, ObjectiveConfig
 from adagrpo.groups.evidence import Evidence
-from adagrpo.groups.score import ScoredGroups, distinct_candidates, read_rewards
+from adagrpo.groups.score import ScoredGroups
 from adagrpo.objective import (
     GateDecision,
     adagrpo_gate,
@@ -27,15 +27,11 @@ from adagrpo.objective import (
     pairwise_agreement,
     random_gate,
 )
-from adagrpo.rewards import Reward, ask_reward
 
-__all__ = ["TrueUtility", "apply_gate", "gate_by_evidence", "running_threshold"]
+__all__ = ["TrueUtility", "apply_gate", "gate_by_evidence"]
 
 # (B,) users, (B,) logged items and (B, N) items to the (B, N) utility of those just before the logged item was chosen
 TrueUtility = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-STEP = 0.2  # of the running threshold
-FOLLOWS = ("adagrpo", "discriminability", "random", "inverted", "shuffled")  # gates that admit by q or as many as that
 
 
 def apply_gate(
@@ -47,7 +43,6 @@ def apply_gate(
     generator: torch.Generator,
     *,
     true_utility: TrueUtility | None = None,
-    second: Reward | None = None,
 ) -> GateDecision:
     """The decision of any gate.
 
@@ -59,10 +54,7 @@ def apply_gate(
         options: thresholds.
         generator: of the draws of `random` and `inverted`.
         true_utility: what `oracle` compares the reward with.
-        second: what `agreement` compares it with.
     """
-    if second is not None:
-        return _agreement(second, groups, own, options)
     if groups.target_codes is None:
         return none_gate(own.degenerate) if gate == "none" else all_gate(own.degenerate)
     if true_utility is not None:
@@ -83,7 +75,7 @@ def gate_by_evidence(
     options: ObjectiveConfig,
     uniforms: Tensor | None = None,  # (B,)
 ) -> GateDecision:
-    """The decision of any gate but `oracle` and `agreement`, which read what the reward does not say.
+    """The decision of any gate but `oracle`, which reads what the reward does not say.
 
     Args:
         gate: `shuffled` is the gate `adagrpo` on the evidence of shuffled rewards.
@@ -92,7 +84,7 @@ def gate_by_evidence(
         uniforms: (B,) draws from [0, 1) for `random` and `inverted`.
 
     Raises:
-        ValueError: `random` or `inverted` without draws, `oracle` or `agreement`.
+        ValueError: `random` or `inverted` without draws, or `oracle`.
     """
     difficulty, q, degenerate = evidence
     match gate:
@@ -113,34 +105,3 @@ def gate_by_evidence(
         case _:
             without = " without draws" * (gate in ("random", "inverted"))
             raise ValueError(f"gate '{gate}' is not decided by evidence{without}")
-
-
-def _agreement(second: Reward, groups: ScoredGroups, own: Evidence, options: ObjectiveConfig) -> GateDecision:
-    """Admit where both rewards order the rollouts alike."""
-    items = groups.rollouts.items
-    candidates = distinct_candidates(groups.targets, items, groups.negatives)
-    other = read_rewards(candidates, ask_reward(second, groups.histories, candidates.items)).rollouts
-    share = pairwise_agreement(groups.rewards.rollouts, other, items).share
-    return agreement_gate(share, own.degenerate, minimum=options.agreement)
-
-
-def running_threshold(gate: Gate, evidence: Evidence, decision: GateDecision, options: ObjectiveConfig) -> float | None:
-    """q_min of the next step: raised by what was admitted beyond `target_admission`, or lowered by what was lacking.
-
-    The mean admission of T steps is then within (1 + STEP) / (STEP · T) of the quota, if there are samples enough
-    that are hard and have an order (Gibbs & Candès 2021, adaptive conformal inference, has the same rule).
-
-    Args:
-        gate: of the arm.
-        evidence: of the groups, by the rewards as they are.
-        decision: of the gate; a control counts what the gate `adagrpo` would admit in its place.
-        options: with the threshold of this step as `q_min`.
-
-    Returns:
-        None where no quota is set, or the gate does not read q.
-    """
-    if options.target_admission is None or gate not in FOLLOWS:
-        return None
-    counted = gate_by_evidence("adagrpo", evidence, options) if gate in ("random", "inverted") else decision
-    error = float(counted.admitted.float().mean()) - options.target_admission
-    return min(max(options.q_min + STEP * error, 0.0), 1.0 + STEP)

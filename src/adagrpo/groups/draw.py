@@ -1,7 +1,6 @@
 """First step of a group: its rollouts, `G` Semantic IDs a sample, which GRPO compares with one another.
 
     drawn       o_bg ~ π(· | x_b), g = 1..G              unbiased: what the policy-gradient identity is about
-    gumbel      G different ones, without replacement     with weights, see `gumbel_rollouts`
     beam        the policy's own top G                    deterministic and biased, see `beam_rollouts`
     injected    the last rollout becomes the logged item  where the group does not hold it already
 
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from adagrpo.config import ObjectiveConfig
-from adagrpo.decoding import beam_search, gumbel_top_k, sample, score_sequences
+from adagrpo.decoding import beam_search, sample, score_sequences
 from adagrpo.policies.base import DecoderState, Policy
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.semantic_ids.trie import Trie
@@ -29,7 +28,6 @@ __all__ = [
     "beam_rollouts",
     "draw_groups",
     "draw_rollouts",
-    "gumbel_rollouts",
     "inject_target",
     "score_codes",
 ]
@@ -75,7 +73,7 @@ def draw_groups(
     if not bool((targets >= 0).all()):
         return DrawnGroups(histories, targets, sampled, sampled, None, None)
     codes, rollouts, log_probs = catalog.codes[targets], sampled, None
-    if score_targets or options.inject_target or options.difficulty in ("target_rank", "target_nll"):
+    if score_targets or options.inject_target:
         log_probs = score_codes(policy, context, codes.unsqueeze(1), catalog, options).squeeze(1)
     if options.inject_target and log_probs is not None:
         rollouts = inject_target(sampled, targets, codes, log_probs)
@@ -94,10 +92,6 @@ def _draw(
     match options.rollout:
         case "beam":
             drawn = beam_rollouts(policy, context, catalog.trie, count, constrained=constrained)
-        case "gumbel":
-            drawn = gumbel_rollouts(
-                policy, context, catalog.trie, count, generator, temperature=temperature, constrained=constrained
-            )
         case "sample":
             uniforms = torch.rand((len(histories.lengths), count, catalog.num_levels), generator=generator)
             uniforms = uniforms.to(histories.lengths.device)
@@ -190,55 +184,6 @@ def beam_rollouts(
     return Rollouts(codes, items, log_probs)
 
 
-def gumbel_rollouts(
-    policy: Policy[ContextT, StateT],
-    context: ContextT,
-    trie: Trie,
-    group_size: int,
-    generator: torch.Generator,
-    *,
-    temperature: float = 1.0,
-    constrained: bool = False,
-) -> Rollouts:
-    """Draw `G` different Semantic IDs a sample, without replacement, and say what each counts.
-
-    With `q` the probability that a sequence is among those drawn (`adagrpo.decoding.gumbel_top_k`),
-
-        w_g = (π_g / q_g) / Σ_h (π_h / q_h)        Σ_g w_g f(o_g)  estimates  E f(o), o ~ π
-
-    the normalised estimate of Kool, van Hoof & Welling 2019 ("Stochastic Beams and Where to Find Them"). It is biased,
-    less so as `G` grows, and exact where the group holds all there is. Equal weights would count the tail as much as
-    the head.
-
-    Args:
-        policy: the policy to draw from.
-        context: `B` encoded samples.
-        trie: the catalogue's codes; says which item a rollout names.
-        group_size: `G`.
-        generator: of the noise.
-        temperature: divides the logits.
-        constrained: draw only codes of the trie.
-
-    Returns:
-        Rollouts with `weights`. Where fewer than `G` sequences exist the lanes left over repeat the first one's codes,
-        with item -1 and weight 0.
-
-    Raises:
-        ValueError: `group_size` or `temperature` is out of range, or the trie's levels are not the policy's.
-        DeadEnd: a lane has no code to draw.
-    """
-    given = trie if constrained else None
-    drawn = gumbel_top_k(policy, context, group_size, generator, temperature=temperature, trie=given)
-    left_over = drawn.inclusion <= 0
-    repeated = left_over.unsqueeze(-1)
-    codes = torch.where(repeated, drawn.codes[:, :1], drawn.codes)
-    log_probs = torch.where(repeated, drawn.log_probs[:, :1], drawn.log_probs)
-    # π / q is 1 / q at the head and e^κ in the tail, where both may be less than a float32 can hold
-    ratio = (log_probs.double().sum(-1).exp() / drawn.inclusion.double()).masked_fill(left_over, 0.0)
-    weights = (ratio / ratio.sum(1, keepdim=True)).to(log_probs.dtype)
-    return Rollouts(codes, trie.lookup(codes).masked_fill(left_over, -1), log_probs, weights)
-
-
 def inject_target(
     rollouts: Rollouts,
     targets: Tensor,  # (B,)
@@ -259,10 +204,8 @@ def inject_target(
         New rollouts; the ones passed in are left as they are.
 
     Raises:
-        ValueError: a shape does not fit the rollouts, or they have weights, of which an injected item has none.
+        ValueError: a shape does not fit the rollouts.
     """
-    if rollouts.weights is not None:
-        raise ValueError("rollouts have weights; an injected item has no probability of having been drawn")
     samples, group, levels = rollouts.codes.shape
     if targets.shape != (samples,):
         raise ValueError(f"targets must be ({samples},), got {tuple(targets.shape)}")

@@ -13,14 +13,7 @@ from torch import Tensor
 
 from adagrpo.config import ObjectiveConfig
 from adagrpo.groups.score import GroupRewards, ScoredGroups
-from adagrpo.objective import (
-    degenerate_groups,
-    discriminability,
-    rollout_entropy,
-    rollout_miss,
-    target_nll,
-    target_rank,
-)
+from adagrpo.objective import degenerate_groups, discriminability, rollout_miss
 
 __all__ = ["Evidence", "gather_evidence", "running_spread"]
 
@@ -41,7 +34,7 @@ def gather_evidence(
     Args:
         groups: `B` groups.
         rewards: of the groups, as they are or shuffled.
-        options: which difficulty, and the share of `spread` below which a group's rewards count as equal.
+        options: the share of `spread` below which a group's rewards count as equal.
         spread: () standard deviation of the rewards.
     """
     items = groups.rollouts.items
@@ -50,19 +43,7 @@ def gather_evidence(
         nothing = torch.full(degenerate.shape, torch.nan, device=degenerate.device)
         return Evidence(nothing, nothing, degenerate)
     q = discriminability(rewards.target, rewards.rollouts, items, rewards.negatives, groups.negatives, groups.targets).q
-    return Evidence(_difficulty(groups, options), q, degenerate)
-
-
-def _difficulty(groups: ScoredGroups, options: ObjectiveConfig) -> Tensor:  # (B,)
-    sampled, targets = groups.sampled, groups.targets
-    if options.difficulty == "rollout_miss":
-        return rollout_miss(sampled.items, targets, sampled.weights)
-    if options.difficulty == "entropy":
-        return rollout_entropy(sampled.log_probs, sampled.weights)
-    assert groups.target_log_probs is not None, "scored for these difficulties"
-    if options.difficulty == "target_nll":
-        return target_nll(groups.target_log_probs)
-    return target_rank(sampled.log_probs.sum(-1), sampled.items, groups.target_log_probs.sum(-1), targets)
+    return Evidence(rollout_miss(groups.sampled.items, groups.targets), q, degenerate)
 
 
 def running_spread(before: float, rewards: Tensor) -> float:

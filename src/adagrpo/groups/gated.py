@@ -22,7 +22,7 @@ from adagrpo.groups.decide import TrueUtility, apply_gate, gate_by_evidence
 from adagrpo.groups.draw import draw_groups, score_codes
 from adagrpo.groups.evidence import Evidence, gather_evidence, running_spread
 from adagrpo.groups.score import ScoredGroups, score_groups
-from adagrpo.objective import GateDecision, group_advantages, kl_k3, rollout_entropy
+from adagrpo.objective import GateDecision, kl_k3, rollout_entropy
 from adagrpo.policies.base import Policy
 from adagrpo.rewards import Reward
 from adagrpo.semantic_ids.catalog import Catalog
@@ -39,8 +39,7 @@ class GatedGroups(NamedTuple):
     shuffled_evidence: Evidence  # by the same scores, permuted within each group
     decision: GateDecision
     shuffled_decision: GateDecision | None  # of the gate `adagrpo` on shuffled rewards; None at the ends of histories
-    rewards: Tensor  # (B, G) as the gate and the advantages read them, NaN where invalid
-    advantages: Tensor  # (B, G)
+    rewards: Tensor  # (B, G) as the reward term reads them, NaN where invalid
     reference: Tensor | None  # (B, G, L) log-probabilities under the reference policy, where one was given
     spread: float  # the running spread of rewards, these included
 
@@ -74,7 +73,6 @@ def gated_groups(
     spread: float,
     reference: Policy[Any, Any] | None = None,
     true_utility: TrueUtility | None = None,
-    second: Reward | None = None,
 ) -> GatedGroups:
     """Draw a group a sample, score it, and let the gate decide.
 
@@ -86,13 +84,12 @@ def gated_groups(
         reward: is asked once.
         histories: `B` histories.
         targets: (B,) int64 logged items, or -1 everywhere at the ends of histories.
-        options: which rollouts, negatives, difficulty and thresholds.
+        options: which rollouts, negatives and thresholds.
         generator: of everything that is drawn.
         gate: decides; `shuffled` reads and teaches by the shuffled rewards.
         spread: the running spread of rewards so far, 0 before the first step.
         reference: scores the rollouts as well, where given.
         true_utility: for the gate `oracle`.
-        second: the other reward of the gate `agreement`.
     """
     drawn = draw_groups(policy, catalog, histories, targets, options, generator)
     scored = score_groups(reward, drawn, options.negatives, generator)
@@ -102,17 +99,8 @@ def gated_groups(
         gather_evidence(scored, given, options, spread=torch.tensor(spread, device=targets.device))
         for given in (scored.rewards, scored.shuffled_rewards)
     )
-    decision = apply_gate(gate, scored, own, permuted, options, generator, true_utility=true_utility, second=second)
+    decision = apply_gate(gate, scored, own, permuted, options, generator, true_utility=true_utility)
     rewards = (scored.shuffled_rewards if gate == "shuffled" else scored.rewards).rollouts
-    advantages = group_advantages(
-        rewards,
-        rollouts.valid,
-        invalid_penalty=options.invalid_penalty,
-        scale_rewards=options.scale_rewards,
-        weights=rollouts.weights,
-    )
-    if options.target_only:
-        advantages = advantages.masked_fill(rollouts.items != targets.unsqueeze(1), 0.0)
     before = None
     if reference is not None:
         before = score_codes(reference, reference.encode(histories), rollouts.codes, catalog, options)
@@ -123,7 +111,6 @@ def gated_groups(
         decision,
         shuffled_decision=gate_by_evidence("adagrpo", permuted, options) if logged else None,
         rewards=rewards,
-        advantages=advantages,
         reference=before,
         spread=spread,
     )
@@ -134,8 +121,8 @@ def summary(groups: GatedGroups) -> dict[str, float]:
     scored, rollouts, decision = groups.scored, groups.rollouts, groups.decision
     sampled = scored.sampled
     values = {
-        "invalid_share": float(sampled.mean((~sampled.valid).float()).mean()),
-        "entropy": float(rollout_entropy(sampled.log_probs, sampled.weights).mean()),
+        "invalid_share": float((~sampled.valid).float().mean(dim=1).mean()),
+        "entropy": float(rollout_entropy(sampled.log_probs).mean()),
         "admission": float(decision.admitted.float().mean()),
         "rejected_easy": float(decision.easy.float().mean()),
         "rejected_undiscriminated": float(decision.undiscriminated.float().mean()),
@@ -151,7 +138,7 @@ def summary(groups: GatedGroups) -> dict[str, float]:
         if bool(decision.admitted.any()):
             values["admitted_contains_target"] = float(contains[decision.admitted].float().mean())
     if groups.reference is not None:
-        values["kl"] = float(rollouts.mean(kl_k3(rollouts.log_probs, groups.reference).mean(dim=2)).mean())
+        values["kl"] = float(kl_k3(rollouts.log_probs, groups.reference).mean(dim=2).mean(dim=1).mean())
     values["constant_rewards"] = scored.constant
     if groups.shuffled_decision is not None:
         values["shuffled_admission"] = float(groups.shuffled_decision.admitted.float().mean())

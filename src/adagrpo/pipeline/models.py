@@ -170,16 +170,6 @@ class Workbench:
         return SharedReward(reward, self.run.processes) if several else reward
 
     @property
-    def second_files(self) -> list[Path]:
-        """The files that decide `second`."""
-        return reward_inputs(self, self.config.second_reward) if self.config.second_reward else []
-
-    def second(self) -> Reward:
-        """The second reward of the configuration."""
-        assert self.config.second_reward is not None  # the configuration checks it
-        return self._shared(build_reward(self, self.config.second_reward))
-
-    @property
     def truth_files(self) -> list[Path]:
         """The truth of a simulated marketplace; none where the logs are real."""
         return sorted(self.run.path("simulate", "truth").glob("*")) if self.config.data.marketplace else []

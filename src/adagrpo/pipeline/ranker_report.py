@@ -27,9 +27,10 @@ from adagrpo.config.reward import SequentialOptions
 from adagrpo.data.prepared import load_impressions
 from adagrpo.data.sequences import pad
 from adagrpo.evaluation import sample_cases
-from adagrpo.groups.decide import gate_by_evidence, running_threshold
+from adagrpo.groups.decide import gate_by_evidence
 from adagrpo.groups.gated import GatedGroups, gated_groups
 from adagrpo.objective import GateDecision, agreement_gate, pairwise_agreement, target_nll
+from adagrpo.objective.terms import TERMS
 from adagrpo.pipeline.models import Workbench
 from adagrpo.pipeline.run import Run
 from adagrpo.reward_quality import (
@@ -86,7 +87,7 @@ def report_ranker(run: Run) -> Path:
     settings = [
         config.objective.model_dump(
             mode="json",
-            exclude={"lambda_", "agreement"} | (set() if truth else {"oracle_agreement"}),
+            exclude={"lambda_", *TERMS} | (set() if truth else {"oracle_agreement"}),
             exclude_none=True,
         ),
         config.policy.model_settings(),
@@ -225,9 +226,6 @@ def _gate(bench: Workbench, reward: Reward) -> dict[str, Any]:
             policy, bench.catalog, reward, *joined, objective, drawn_at.generator, gate="adagrpo", spread=spread
         )
         spread = groups.spread
-        following = running_threshold("adagrpo", groups.evidence, groups.decision, objective)
-        if following is not None:
-            objective = objective.model_copy(update={"q_min": following})
         owners = groups.histories.users
         assert owners is not None and groups.shuffled_decision is not None, "drawn at training positions"
         users.append(owners.cpu().numpy())

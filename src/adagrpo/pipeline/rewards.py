@@ -96,7 +96,7 @@ def build_reward(bench: Workbench, options: RewardOptions) -> Reward:
         case NoiseOptions():
             return NoiseReward(options.seed)
         case MeanOptions():
-            return MeanReward([build_reward(bench, part) for part in options.parts], options.pessimism)
+            return MeanReward([build_reward(bench, part) for part in options.parts])
         case _:
             return WeightedReward([build_reward(bench, part) for part in options.parts], options.weights)
 

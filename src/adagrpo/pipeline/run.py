@@ -171,12 +171,13 @@ class Run:
         return self.directory.joinpath(*parts)
 
     def write_description(self, data_files: Mapping[str, str]) -> None:
-        """Write run.yaml: the resolved configuration, versions, hashes of the data, threads."""
+        """Write run.yaml: the resolved configuration, what each arm is trained by, versions, data hashes, threads."""
         if not self.processes.leads:
             return
         packages = ("torch", "numpy", "accelerate", "polars", "scipy", "safetensors")
         content = {
             "config": dump_config(self.config),
+            "arms": self.config.settings_of_arms(),
             "config_hash": self.config_hash,
             "data_directory": str(self.data.resolve()),
             "data": dict(data_files),

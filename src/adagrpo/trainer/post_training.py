@@ -2,8 +2,7 @@
 
     loss = NLL + (λ / B_rl) Σ_b gate_b · GRPO_b
 
-or, in the place of GRPO, one of the losses of `adagrpo.objective.teacher`, on the same groups and behind the same gate;
-beside either, with `validity_weight`, a margin that keeps what is no item below what is one.
+or, in the place of GRPO, another reward term of `adagrpo.objective.terms`, on the same groups and behind the same gate.
 AdaGRPO (Xu et al. 2026, arXiv 2606.08480); the formulas are in `adagrpo.objective`. Once an optimiser step, and for all
 its micro-batches together, groups are drawn, scored and gated (`adagrpo.groups`), so that they are a function of
 (weights, seed, step) and not of how the step is cut. Then each micro-batch gets its NLL, in a pass of its own with
@@ -17,27 +16,19 @@ rounding between sampling and scoring is never mistaken for a policy change.
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from adagrpo.config import Gate, ObjectiveConfig
-from adagrpo.groups.decide import TrueUtility, running_threshold
+from adagrpo.groups.decide import TrueUtility
 from adagrpo.groups.draw import score_codes
 from adagrpo.groups.gated import GatedGroups, gated_groups, summary
-from adagrpo.objective import (
-    best_of_n_loss,
-    clipped_surrogate,
-    gated_sum,
-    group_loss,
-    kl_k3,
-    listwise_distillation,
-    validity_margin,
-)
+from adagrpo.objective import gated_sum
+from adagrpo.objective.terms import TERMS, TermInputs
 from adagrpo.rewards import Reward
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.trainer.batches import BatchSchedule, TrainingBatch, group_step
@@ -54,7 +45,7 @@ class Arm:
     anchored: bool
     lambda_: float
     gate: Gate
-    term: Literal["grpo", "distill", "best_of_n"] = "grpo"
+    term: str = "grpo"  # of `adagrpo.objective.terms`
 
 
 class Micro(NamedTuple):
@@ -70,7 +61,7 @@ class Micro(NamedTuple):
 class PostTraining:
     """A `Task` for one arm. `adagrpo.trainer.Supervised` is the arm without any reward.
 
-    Its state: the weights, the running spread of rewards, and the threshold where it runs.
+    Its state: the weights, and the running spread of rewards.
     """
 
     monitor = "ndcg@10"
@@ -88,18 +79,14 @@ class PostTraining:
         validate: Callable[[], dict[str, float]],
         term_norms_every: int = 0,
         true_utility: TrueUtility | None = None,
-        second: Reward | None = None,
     ) -> None:
         if (arm.gate == "oracle") != (true_utility is not None):
             raise ValueError("the oracle gate needs the true utility, and nothing else may have it")
-        if (arm.gate == "agreement") != (second is not None):
-            raise ValueError("the gate 'agreement' needs a second reward, and nothing else asks one")
         self.policy: Any = policy
         self.starting_policy: Any = copy.deepcopy(policy).eval().requires_grad_(False)
         self.catalog, self.reward, self.objective, self.arm = catalog, reward, objective, arm
-        self.true_utility, self.second = true_utility, second
+        self.true_utility = true_utility
         self.spread = 0.0  # running standard deviation of the rewards of valid rollouts, 0 before the first step
-        self.q_min = objective.q_min  # the threshold, which runs where `target_admission` is set
         self.schedule = schedule
         self.stride = objective.num_iterations
         self.steps = steps * self.stride
@@ -127,7 +114,7 @@ class PostTraining:
             return self._micros, {}
         measure = bool(self.term_norms_every) and step % self.term_norms_every == 0
         groups = self._groups(*joined, drawn_at.generator, measure)
-        values = summary(groups) | self._advance(groups)
+        self.spread = groups.spread
         first, micros = 0, []
         for batch, part in zip(drawn_at.batches, drawn_at.samples, strict=True):
             admitted = groups.decision.admitted[first : first + len(part.targets)].nonzero().squeeze(1)
@@ -135,10 +122,10 @@ class PostTraining:
             micros.append(Micro(batch, total, groups, admitted + first, places))
             first += len(part.targets)
         self._micros = micros
-        return self._micros, values
+        return self._micros, summary(groups)
 
     def loss(self, micro: Micro) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """Terms `nll` and, where a group was admitted, the reward term; of GRPO it logs the clip fraction."""
+        """Terms `nll` and, where a group was admitted, the reward term by its name, with what that logs."""
         terms: dict[str, Tensor] = {}
         logged: dict[str, float] = {}
         batch, context = micro.batch, None
@@ -155,44 +142,30 @@ class PostTraining:
         return terms, logged
 
     def state(self) -> dict[str, float]:
-        """The running spread of rewards, and the threshold where it runs."""
-        running = {} if self.objective.target_admission is None else {"q_min": self.q_min}
-        return {"spread": self.spread} | running
+        """The running spread of rewards."""
+        return {"spread": self.spread}
 
     def load_state(self, state: Mapping[str, float]) -> None:
         """Take back `state`."""
         self.spread = state["spread"]
-        self.q_min = state.get("q_min", self.q_min)
 
     def _groups(self, histories: Histories, targets: Tensor, generator: torch.Generator, measure: bool) -> GatedGroups:
         """The groups of a step; the starting policy scores them where a term or a measurement asks for it."""
-        asked = measure or self.objective.beta > 0 or self.arm.term == "distill"
+        term = self.arm.term
+        asked = measure or TERMS[term].needs_reference(self.objective.of_term(term))
         return gated_groups(
             self.policy,
             self.catalog,
             self.reward,
             histories,
             targets,
-            self.objective.model_copy(update={"q_min": self.q_min}),
+            self.objective,
             generator,
             gate=self.arm.gate,
             spread=self.spread,
             reference=self.starting_policy if asked else None,
             true_utility=self.true_utility,
-            second=self.second,
         )
-
-    def _advance(self, groups: GatedGroups) -> dict[str, float]:
-        """Carry on what runs from step to step; what to log of it."""
-        self.spread = groups.spread
-        if groups.scored.target_codes is None:
-            return {}
-        options = self.objective.model_copy(update={"q_min": self.q_min})
-        following = running_threshold(self.arm.gate, groups.evidence, groups.decision, options)
-        if following is None:
-            return {}
-        logged, self.q_min = {"q_min": self.q_min}, following
-        return logged
 
     def _score(self, policy: Any, context: Any, codes: Tensor) -> Tensor:
         """(B, G, L) log-probabilities under the distribution that the rollouts are drawn from."""
@@ -203,48 +176,26 @@ class PostTraining:
 
         `context` is theirs, if NLL has encoded them already.
         """
-        judged, rows = micro.groups, micro.admitted
-        assert judged is not None, "nothing is admitted in a step without RL samples"
+        groups, rows = micro.groups, micro.admitted
+        assert groups is not None, "nothing is admitted in a step without RL samples"
         if context is None:
-            context = self.policy.encode(Histories(judged.histories.items[rows], judged.histories.lengths[rows]))
-        codes = judged.rollouts.codes[rows]
+            context = self.policy.encode(Histories(groups.histories.items[rows], groups.histories.lengths[rows]))
+        codes = groups.rollouts.codes[rows]
         log_probs = self._score(self.policy, context, codes)
-        logged: dict[str, float] = {}
-
-        @functools.cache
-        def real() -> Tensor:  # (A, G) whether the codes name an item, whatever it is worth
-            return self.catalog.trie.lookup(codes) >= 0
-
-        match self.arm.term:
-            case "grpo":
-                losses, clipped = self._grpo(log_probs, judged, rows)
-                logged["clip_fraction"] = clipped * len(rows) / int(judged.decision.admitted.sum())
-            case "distill":
-                assert judged.reference is not None, "drawn with the starting policy's log-probabilities"
-                weight = self.objective.distill_weight
-                assert not isinstance(weight, str), "chosen before training"
-                teacher = judged.reference[rows].sum(-1) + weight * judged.rewards[rows]
-                items = judged.rollouts.items[rows]
-                ignored = real() & (items < 0)  # what is real and yet no item here was left out on purpose
-                losses = listwise_distillation(log_probs, teacher, items, codes, ignored)
-            case "best_of_n":
-                losses = best_of_n_loss(log_probs, judged.rewards[rows], judged.rollouts.valid[rows])
-        if self.objective.validity_weight:
-            losses = losses + self.objective.validity_weight * validity_margin(
-                log_probs, real(), self.objective.validity_depth
-            )
-        admitted = judged.decision.admitted
-        return self.arm.lambda_ * gated_sum(losses, admitted[rows], total=len(admitted)), logged
-
-    def _grpo(self, log_probs: Tensor, judged: GatedGroups, rows: Tensor) -> tuple[Tensor, float]:
-        """(A,) GRPO loss of each admitted group, and the share of their codes that the clip has cut."""
-        options = self.objective
-        old = log_probs.detach() if self.stride == 1 else judged.rollouts.log_probs[rows]
-        surrogate = clipped_surrogate(
-            log_probs, old, judged.advantages[rows], epsilon=options.epsilon, epsilon_high=options.epsilon_high
+        inputs = TermInputs(
+            log_probs,
+            # with one iteration a group is scored by the policy that it was drawn from
+            log_probs.detach() if self.stride == 1 else groups.rollouts.log_probs[rows],
+            groups.rewards[rows],
+            groups.rollouts.items[rows],
+            codes,
+            self.catalog.trie.lookup(codes) >= 0,
+            None if groups.reference is None else groups.reference[rows],
         )
-        losses = surrogate.loss
-        if options.beta > 0 and judged.reference is not None:
-            losses = losses + options.beta * kl_k3(log_probs, judged.reference[rows])
-        weights = judged.rollouts.weights
-        return group_loss(losses, None if weights is None else weights[rows]), float(surrogate.clipped.float().mean())
+        losses, logged = TERMS[self.arm.term].loss(inputs, **self.objective.of_term(self.arm.term))
+        admitted = groups.decision.admitted
+        share = len(rows), int(admitted.sum())  # of this micro-batch in what the step logs
+        return (
+            self.arm.lambda_ * gated_sum(losses, admitted[rows], total=len(admitted)),
+            {name: float(value) * share[0] / share[1] for name, value in logged.items()},
+        )
