@@ -215,7 +215,7 @@ def test_an_unknown_key_anywhere_is_refused_with_its_path_and_the_nearest_name(l
         return
     place: Any = content
     for part in path:
-        place = place[part]
+        place = place.setdefault(part, {}) if isinstance(place, dict) else place[part]
     there = right in place and right != "kind"  # an arm's options hold what was given, and no more
     place[wrong] = place.pop(right) if there and data.draw(st.booleans()) else 1
     message = refused(load, content)
