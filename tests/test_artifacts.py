@@ -14,14 +14,17 @@ from adagrpo import artifacts
 from adagrpo.artifacts import (
     hash_file,
     hash_json,
-    make_folder,
     manifest,
-    mend,
     naming,
     publish,
+    remove,
+    remove_temporary,
     seal,
+    strangers,
+    temporary,
     verify,
     write_file,
+    written_beside,
 )
 from adagrpo.errors import UserError
 
@@ -195,7 +198,7 @@ def crash_after(monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
 
     monkeypatch.setattr(Path, "rename", counted(rename))
     monkeypatch.setattr(artifacts, "_exchange", counted(exchange))
-    monkeypatch.setattr(artifacts.shutil, "rmtree", lambda path, **_: None)  # nor is anything removed any more
+    monkeypatch.setattr(artifacts, "remove", lambda path, known: None)  # nor is anything removed any more
 
 
 @pytest.mark.parametrize("moves", [0, 1])
@@ -211,20 +214,64 @@ def test_a_crash_while_publishing_leaves_the_old_or_the_new(sealed, tmp_path, mo
     assert set(verify(target)) == ({"a.txt", "inner/b.bin"} if moves == 0 else {"c.txt"})
 
 
-@pytest.mark.parametrize("moves", [0, 1, 2])
-def test_without_an_exchange_the_old_folder_is_put_back(sealed, tmp_path, monkeypatch, moves):
+def test_without_an_exchange_the_old_folder_stands_beside_the_new_one_until_it_is_removed(
+    sealed, tmp_path, monkeypatch
+):
     monkeypatch.setattr(artifacts, "_exchange", lambda one, other: False)
     target = tmp_path / "place"
     publish(sealed, target)
     with monkeypatch.context() as patch:
-        crash_after(patch, moves + 1)  # the exchange that cannot be done counts as one
-        try:
+        crash_after(patch, 2)  # the exchange that cannot be done counts as one
+        with pytest.raises(Crash):
             publish(newer(tmp_path / "newer"), target)
-        except Crash:
-            assert moves < 2
-    mend(tmp_path)
-    assert set(verify(target)) == ({"a.txt", "inner/b.bin"} if moves < 2 else {"c.txt"})
-    assert not (tmp_path / ".place.old").exists()
+    aside = tmp_path / f"newer.{artifacts.TOKEN}.old"
+    assert not target.exists() and set(verify(aside)) == {"a.txt", "inner/b.bin"}
+    aside.rename(target)
+    publish(tmp_path / "newer", target)
+    assert set(verify(target)) == {"c.txt"} and [path.name for path in tmp_path.iterdir()] == ["place"]
+
+
+@pytest.mark.parametrize("name", ["mine.txt", "inner/mine.txt", "deep/.hidden", "inner/link", ".a.txt.old/x"])
+def test_a_folder_that_holds_something_else_is_not_replaced(sealed, tmp_path, name):
+    target, outside = tmp_path / "place", tmp_path / "outside.txt"
+    publish(sealed, target)
+    outside.write_text("mine")
+    (target / name).parent.mkdir(exist_ok=True)
+    if name.endswith("link"):
+        (target / name).symlink_to(outside)
+    else:
+        (target / name).write_text("mine")
+    with pytest.raises(UserError) as error:
+        publish(newer(tmp_path / "newer"), target)
+    assert f"{target / name}: not made by this program; move it away" in one_line(error)
+    assert (target / name).read_text() == "mine" and set(verify(target)) == {"a.txt", "inner/b.bin"}
+
+
+def test_nothing_is_published_over_a_link_or_a_folder_of_somebody_else(sealed, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "mine.txt").write_text("mine")
+    (tmp_path / "link").symlink_to(elsewhere)
+    for target in (tmp_path / "link", elsewhere):
+        with pytest.raises(UserError, match="not made by this program"):
+            publish(sealed, target)
+    assert (elsewhere / "mine.txt").read_text() == "mine" and (tmp_path / "link").is_symlink()
+
+
+def test_an_artifact_inside_another_goes_with_it_only_if_that_is_its_place(sealed, tmp_path):
+    target = tmp_path / "place"
+    publish(sealed, target)
+    for name, kind in (("report", "test/report"), ("backup", "report")):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "c.txt").write_text(name)
+        seal(folder, kind=kind, fingerprint="1")
+        folder.rename(target / name)
+        if name == "report":
+            publish(newer(tmp_path / "newer"), target)
+            assert set(verify(target)) == {"c.txt"} and not (target / "report").exists()
+    with pytest.raises(UserError, match=r"backup/c\.txt: not made by this program"):
+        publish(newer(tmp_path / "newest"), target)
 
 
 def test_a_reader_always_finds_a_whole_folder(sealed, tmp_path):
@@ -248,22 +295,61 @@ def test_a_reader_always_finds_a_whole_folder(sealed, tmp_path):
     assert seen >= {"0", "1"}
 
 
-def test_mending_removes_half_written_files_and_nothing_else(tmp_path):
-    for name in (
-        ".a.json.12.tmp",
-        "b/.c.json.345.tmp",
-        "b/.kept.tmp",
-        "b/kept.12.tmp",
-        "other/.lock",
-        "other/.x.1.tmp",
-    ):
-        write_file(tmp_path / name, "x")
-    for name in ("there", ".there.old", ".gone.old"):
-        make_folder(tmp_path / name)
-    mend(tmp_path)
+def test_only_temporary_files_of_known_processes_are_removed(tmp_path):
+    known, other = "0123456789abcdef", "fedcba9876543210"
+    gone = [f".a.json.{known}.tmp", f"b/.c.json.{known}.tmp", f"b/.w.{known}.tmp/.tmpA1b2C3"]
+    kept = [f".a.json.{other}.tmp", ".a.json.12.tmp", f"b/a.json.{known}.tmp", f"other/.x.{known}.tmp", "b/.x.old/y"]
+    for name in [*gone, *kept]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    (tmp_path / f".link.{known}.tmp").symlink_to(tmp_path / "b")
+    remove_temporary(tmp_path, [known], lambda folder: folder.name == "other")
     found = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
-    assert found == {"b/.kept.tmp", "b/kept.12.tmp", "other/.lock", "other/.x.1.tmp"}
-    assert {path.name for path in tmp_path.iterdir()} == {"b", "other", "gone", "there"}
+    assert found == set(kept) and (tmp_path / f".link.{known}.tmp").is_symlink()
+
+
+def test_strangers_are_files_of_other_names_and_links(tmp_path):
+    folder, outside = tmp_path / "folder", tmp_path / "outside"
+    (folder / "inner").mkdir(parents=True)
+    outside.mkdir()
+    for path in (folder / "a", folder / "inner" / "b", folder / "inner" / ".hidden", outside / "c"):
+        path.write_text("x")
+    (folder / "linked").symlink_to(outside)
+    (folder / "inner" / "a").symlink_to(outside / "c")
+    known = {"a", "inner/a", "inner/b"}
+    found = [path.relative_to(folder).as_posix() for path in strangers(folder, known.__contains__)]
+    assert found == ["inner/.hidden", "inner/a", "linked"]
+    remove(folder, known.__contains__)
+    assert {path.name for path in folder.rglob("*")} == {"inner", ".hidden", "a", "linked"}
+    assert (outside / "c").read_text() == "x" and strangers(tmp_path / "absent", known.__contains__) == []
+    assert strangers(folder / "linked", known.__contains__) == [folder / "linked"]
+    remove(folder / "linked", lambda name: True)
+    assert (outside / "c").read_text() == "x"
+
+
+def test_what_a_library_writes_gets_the_mode_of_other_files_and_leaves_nothing(tmp_path):
+    plain, path = tmp_path / "plain", tmp_path / "out.bin"
+    plain.write_text("x")
+    with written_beside(path) as place:
+        place.write_text("new")
+        place.chmod(0o600)
+        (place.parent / ".tmpA1").write_text("half")
+        assert place.parent == temporary(path)
+    assert path.read_text() == "new" and path.stat().st_mode == plain.stat().st_mode
+    with pytest.raises(OSError, match=r"out\.bin"), written_beside(path) as place:
+        place.write_text("newer")
+        raise OSError(28, "No space left on device")
+    assert path.read_text() == "new" and {found.name for found in tmp_path.iterdir()} == {"plain", "out.bin"}
+
+
+def test_a_file_is_not_written_through_a_link_or_over_a_folder(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    (tmp_path / "report.html").symlink_to(tmp_path / "mine.txt")
+    (tmp_path / "run.yaml").mkdir()
+    for name, what in (("report.html", "link"), ("run.yaml", "folder")):
+        with pytest.raises(UserError, match=f"{name}: is a {what}, where a file is to be written"):
+            write_file(tmp_path / name, "new")
+    assert (tmp_path / "mine.txt").read_text() == "mine" and (tmp_path / "report.html").is_symlink()
 
 
 def test_an_error_without_a_file_names_the_one_being_written(tmp_path):

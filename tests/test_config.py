@@ -103,6 +103,7 @@ def test_an_unknown_key_without_a_near_one_lists_the_valid_keys(recipe):
         ),
         ("objective.distill_weight=2", ["an option of the reward term distill: write objective.distill.reward_weight"]),
         ("objective.distill.epsilon=0.1", ["objective.distill: 'epsilon'", "term grpo: write objective.grpo.epsilon"]),
+        ("objective.best_of_n.x=0.1", ["unknown key 'objective.best_of_n.x'; valid keys here: none"]),
         ("objective.best_of_n.beta=0.1", ["objective.best_of_n: 'beta'", "term grpo: write objective.grpo.beta"]),
         ("train.fit.epochs=0", ["train.fit.epochs", "greater than 0"]),
         ("train.fit.batch_size=two", ["train.fit.batch_size", "integer", "two"]),

@@ -11,12 +11,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.reliability import findings
 from benchmarks.reliability.damage import damage_files
 from benchmarks.reliability.findings import ROWS, Finding
+from benchmarks.reliability.flips import READERS, flip_bits
+from benchmarks.reliability.foreign import foreign_tree, prepare_trees
 from benchmarks.reliability.lists import check_lists
 from benchmarks.reliability.logs import FORMATS, check_log
 from benchmarks.reliability.processes import FULL, Server, run_together, server
@@ -72,6 +75,27 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_names_the_file(
     assert len([*run.glob(".work/sft/checkpoints/[0-9]*/manifest.json")]) == (count > 4)
     assert processes.run(command)[0] == 0
     assert contents(run) == contents(finished)
+
+
+@pytest.fixture(scope="module")
+def trees(processes: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    work = tmp_path_factory.mktemp("trees")
+    prepare_trees(processes, work)
+    return work
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(12))
+def test_what_somebody_else_has_put_into_a_folder_stays_there(processes: Server, trees: Path, seed: int) -> None:
+    kept, _, _ = foreign_tree(processes, trees, np.random.default_rng((1, seed)))
+    assert kept
+
+
+@pytest.mark.slow
+def test_a_flipped_bit_changes_no_answer(processes: Server, trees: Path) -> None:
+    told = flip_bits(trees / "finished", 12)
+    assert told["silent"] == told["unnamed"] == 0
+    assert told["refused"] > 0 and told["refused"] + told["equal"] == 12 * len(READERS)
 
 
 @pytest.fixture(scope="module")

@@ -139,7 +139,7 @@ def test_a_malicious_file_in_the_place_of_ours_runs_nothing(
                 bench = Workbench(run)
                 load_weights(places[target].parent, bench.policy())
             case "run.yaml":
-                Run.open(copied, load_config)
+                Run.open(copied)
             case "log.parquet":
                 from adagrpo.data import ColumnMapping, read_logs
 
@@ -149,7 +149,7 @@ def test_a_malicious_file_in_the_place_of_ours_runs_nothing(
 
                 load_model(places[target])
             case _:
-                run.verify()
+                run.checked_stage(places[target].relative_to(copied).parts[0])
     assert places[target].name in str(caught.value)
     assert not mark.exists() and not [*tmp_path.rglob("escaped.txt")]
     assert everything(data) == outside
@@ -179,7 +179,7 @@ def test_yaml_tags_are_refused(tmp_path: Path, tag: str, copied: Path) -> None:
         load_config(recipe, [f"name={value}"])
     (copied / "run.yaml").write_text(f"config: {value}\n")
     with pytest.raises(UserError, match=r"run\.yaml: damaged"):
-        Run.open(copied, load_config)
+        Run.open(copied)
     with pytest.raises(UserError, match=r"run\.yaml: cannot be read"):
         write_report(copied)
     assert not (tmp_path / "mark").exists()
@@ -234,7 +234,7 @@ def test_a_manifest_that_names_files_elsewhere_is_refused(copied: Path) -> None:
     content["sha256"] = hash_json({name: value for name, value in content.items() if name != "sha256"})
     path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
     with pytest.raises(UserError, match="leaves the folder"):
-        Run.open(copied, load_config).verify()
+        Run.open(copied).checked_stage("sft")
 
 
 # ---------------------------------------------------------------- folders of models

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.reliability import damage, findings, invariance, kills, lists, logs, suites
+from benchmarks.reliability import damage, findings, flips, foreign, invariance, kills, lists, logs, suites
 from benchmarks.reliability.findings import Finding
 
 CHECKS: dict[str, Callable[[Path], Finding]] = {
@@ -26,6 +26,8 @@ CHECKS: dict[str, Callable[[Path], Finding]] = {
     "security": suites.security,
     "damage": damage.damage,
     "lists": lists.lists,
+    "foreign": foreign.foreign,
+    "flips": flips.flips,
 }
 ROOT = Path(__file__).parent.parent.parent
 

@@ -28,6 +28,18 @@ ROWS = {
     7: "malicious files, YAML tags, names and model folders",
     8: "truncated or bit-flipped artifacts",
     9: "lists that are generated; brute force on small catalogues",
+    10: "malformed requests to the server",
+    11: "32 clients at 70 % of capacity; four times as many",
+    12: "SIGTERM under load, and kill -9",
+    13: "a model is swapped under load",
+    14: "a token is set",
+    15: "A/A experiments that are looked at while they run",
+    16: "folders that hold somebody else's files, given to every verb, also killed half-way",
+    17: "one bit of any file of a run is flipped, before every verb that reads it",
+    18: "inputs that explode",
+    19: "stages that are out of date, in every order",
+    20: "the verdict of diagnose over seeds, worlds and rewards",
+    21: "a history longer than the policy sees, masked",
     0: "killed runs carried on, turn after turn, in one process",  # the soak, a script of its own
 }
 
@@ -62,7 +74,7 @@ def table(results: Path, page: Path) -> None:
     for row, title in ROWS.items():
         found = [entry for entry in content.values() if entry["row"] == row]
         if not found:
-            lines.append(f"| {row or 'soak'} | {title} | not measured yet | – | – | – |")
+            lines.append(f"| {row or 'soak'} | {title} | open: not built or not measured yet | – | – | – |")
         for entry in found:
             holds = "yes" if entry["passes"] else "**no**"
             lines.append(

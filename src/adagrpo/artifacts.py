@@ -1,8 +1,12 @@
-"""Crash-safe folders: a reader sees a whole artifact or none.
+"""Crash-safe folders: a reader sees a whole artifact or none, and nothing of anybody else's is ever removed.
 
 A folder is written beside its place, its files are synced to disk, `manifest.json` lists them with size and sha256 and
 ends with a sha256 of itself, and one rename puts it in place. Readers verify. Weights are safetensors, everything else
 JSON, YAML, Parquet or JSON lines; nothing is ever unpickled.
+
+What is removed is known by name: the files that a manifest lists, those that a caller lists, and temporary files with
+the token of a process that is known to have written here. A file of another name is a stranger, and so is every link:
+both are left where they are, and a link is never followed.
 
 Versions of the manifest: 1 had no hash of itself and is still read; a newer or unknown one is refused by its number.
 """
@@ -15,9 +19,10 @@ import hashlib
 import json
 import os
 import re
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import secrets
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,25 +30,37 @@ from adagrpo.errors import UserError
 
 __all__ = [
     "SCHEMA_VERSION",
+    "TOKEN",
+    "check_replaceable",
+    "checked_line",
     "hash_file",
     "hash_json",
+    "hash_known",
     "make_folder",
     "manifest",
-    "mend",
     "naming",
     "publish",
+    "read_checked_lines",
+    "remove",
+    "remove_artifact",
+    "remove_temporary",
     "seal",
+    "strangers",
+    "temporary",
     "verify",
+    "verify_file",
     "write_file",
+    "written_beside",
 ]
 
 SCHEMA_VERSION = 2
 READABLE = (1, SCHEMA_VERSION)
 MANIFEST = "manifest.json"
-LOCK = ".lock"  # of a run directory
-TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
-REPLACED = re.compile(r"\.(.+)\.old")
+CHECK_DIGITS = 8
+TOKEN = secrets.token_hex(8)  # of this process; in the names of its temporary files, so that they are known as its own
+TEMPORARY = re.compile(r"\..+\.([0-9a-f]{16})\.tmp")
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
+HASHES: dict[tuple[str, int, int, int], str] = {}  # of files that have been hashed, by path, inode, size and time
 
 
 def hash_file(path: Path) -> str:
@@ -58,19 +75,75 @@ def hash_json(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def checked_line(row: Mapping[str, Any]) -> str:
+    """A line of a log, with a check of its content: the first digits of the sha256 of the rest."""
+    return json.dumps({**row, "check": hash_json(row)[:CHECK_DIGITS]}) + "\n"
+
+
+def read_checked_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a log that `checked_line` wrote.
+
+    Raises:
+        UserError: a line is not as it was written.
+    """
+    rows = []
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            if row.pop("check") != hash_json(row)[:CHECK_DIGITS]:
+                raise ValueError
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+            raise UserError(
+                f"{path}: line {number} is not as it was written; the file is a log, it may be deleted"
+            ) from error
+        rows.append(row)
+    return rows
+
+
+def temporary(path: Path) -> Path:
+    """Where this process writes what is to become `path`: beside it, under a name that no other process takes."""
+    return path.with_name(f".{path.name}.{TOKEN}.tmp")
+
+
 def write_file(path: Path, content: str) -> None:
-    """Write a text file so that a crash leaves the old content or the new, never a part."""
+    """Write a text file so that a crash leaves the old content or the new, never a part.
+
+    Raises:
+        UserError: a link or a folder has the name already.
+    """
+    if path.is_symlink() or path.is_dir():
+        what = "link" if path.is_symlink() else "folder"
+        raise UserError(f"{path}: is a {what}, where a file is to be written; move it away")
     make_folder(path.parent)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    work = temporary(path)
     try:
-        with naming(path), temporary.open("w", encoding="utf-8") as file:
+        with naming(path), work.open("x", encoding="utf-8") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        work.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        work.unlink(missing_ok=True)
     _sync_folder(path.parent)
+
+
+@contextmanager
+def written_beside(path: Path) -> Iterator[Path]:
+    """Where to write a file that is `path` when the block ends, with the mode that other new files have.
+
+    For libraries whose own temporary files have names that nothing tells from somebody else's: theirs are in a folder
+    that is known as this process's.
+    """
+    folder = temporary(path)
+    folder.mkdir()
+    place = folder / path.name
+    try:
+        with naming(path):
+            yield place
+        place.chmod(folder.stat().st_mode & 0o666)
+        place.replace(path)
+    finally:
+        remove(folder, lambda name: True)
 
 
 @contextmanager
@@ -113,40 +186,117 @@ def seal(directory: Path, *, kind: str, fingerprint: str) -> None:
 
 
 def publish(directory: Path, target: Path) -> None:
-    """Put a sealed folder into its place, replacing what is there.
+    """Put a sealed folder into its place, replacing the artifact that is there.
 
     Where the system can exchange two names, the place holds the old folder or the new one at every moment. Elsewhere
-    there is a moment between two renames at which it holds none; `mend` puts the old one back after a crash there.
+    there is a moment between two renames at which it holds none; the old one is then beside `directory`, under its name
+    and `.<token>.old`.
+
+    Raises:
+        UserError: what is there is no artifact, or holds files that are not of it; they are left alone.
     """
     make_folder(target.parent)
-    old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if not target.exists():
+    check_replaceable(target)
+    replaced = None
+    if not os.path.lexists(target):
         directory.rename(target)
-    elif not _exchange(directory, target):
-        target.rename(old)
+    elif _exchange(directory, target):
+        replaced = directory
+    else:
+        replaced = directory.with_name(f"{directory.name}.{TOKEN}.old")
+        target.rename(replaced)
         directory.rename(target)
     _sync_folder(target.parent)
     _sync_folder(directory.parent)
-    for replaced in (directory, old):
-        shutil.rmtree(replaced, ignore_errors=True)
+    if replaced is not None:
+        remove_artifact(replaced)
 
 
-def mend(directory: Path) -> None:
-    """Remove what a killed process left half written below a folder, and put back what it had taken from its place.
+def check_replaceable(target: Path) -> None:
+    """Refuse to replace what is not an artifact and nothing else.
 
-    Only the holder of the folder's lock may call this. Folders below that have a lock of their own are left alone.
+    Raises:
+        UserError: a link has the name, or the folder holds a file that is not of the artifact; it is named.
+    """
+    found = strangers(target, _listed(target).__contains__)
+    if found:
+        raise UserError(f"{found[0]}: not made by this program; move it away, so that {target} can be replaced")
+
+
+def remove_artifact(directory: Path) -> None:
+    """Remove the files that a manifest lists, and each folder that is then empty."""
+    remove(directory, _listed(directory).__contains__)
+
+
+def strangers(directory: Path, known: Callable[[str], bool]) -> list[Path]:
+    """What stands in a folder and is not known: files of other names, and all links, which are not followed.
+
+    Args:
+        directory: itself no link, or it is the stranger.
+        known: whether a file belongs here, by its path relative to the folder, `/`-separated.
+    """
+    if directory.is_symlink() or not directory.is_dir():
+        return [directory] if os.path.lexists(directory) else []
+    found = []
+    for folder, inner, files in os.walk(directory):
+        here = Path(folder)
+        found += [here / name for name in inner if (here / name).is_symlink()]
+        for path in (here / name for name in files):
+            if path.is_symlink() or not path.is_file() or not known(path.relative_to(directory).as_posix()):
+                found.append(path)
+    return sorted(found)
+
+
+def remove(directory: Path, known: Callable[[str], bool]) -> None:
+    """Remove the known files of a folder, and each folder that is then empty. See `strangers`."""
+    if directory.is_symlink() or not directory.is_dir():
+        return
+    for folder, _, files in os.walk(directory, topdown=False):
+        here = Path(folder)
+        for name in sorted(files, key=lambda name: name == MANIFEST):  # the manifest last: it says what there was
+            path = here / name
+            if not path.is_symlink() and known(path.relative_to(directory).as_posix()):
+                path.unlink()
+        with suppress(OSError):  # something stays in it
+            here.rmdir()
+
+
+def remove_temporary(directory: Path, tokens: Collection[str], stop: Callable[[Path], bool]) -> None:
+    """Remove the temporary files and folders below a folder that killed processes of these tokens left.
+
+    Args:
+        directory: where to look.
+        tokens: of processes that are known to have ended.
+        stop: whether a folder below is to be left alone, because it has an owner of its own.
     """
     for folder, inner, files in os.walk(directory):
         here = Path(folder)
-        for name in filter(TEMPORARY.fullmatch, files):
-            (here / name).unlink()
-        for name, found in [(name, REPLACED.fullmatch(name)) for name in inner]:
-            if found is not None and (here / found[1]).exists():
-                shutil.rmtree(here / name)
-            elif found is not None:
-                (here / name).rename(here / found[1])
-        inner[:] = [name for name in inner if not (here / name / LOCK).exists() and (here / name).exists()]
+        for name in files:
+            found = TEMPORARY.fullmatch(name)
+            if found is not None and found[1] in tokens and not (here / name).is_symlink():
+                (here / name).unlink()
+        for name in inner:
+            found = TEMPORARY.fullmatch(name)
+            if found is not None and found[1] in tokens:
+                remove(here / name, lambda name: True)
+        inner[:] = [name for name in inner if not stop(here / name)]
+
+
+def _listed(directory: Path) -> set[str]:
+    """The files that an artifact consists of, and those of the artifacts whose place is in it; none if there is none.
+
+    An artifact of the kind `ranker/report` has its place in one of the kind `ranker`, under the name `report`.
+    """
+    content = manifest(directory)
+    if content is None:
+        return set()
+    found = {MANIFEST, *content["files"]}
+    for path in directory.rglob(f"*/{MANIFEST}"):
+        inner = path.parent.relative_to(directory).as_posix()
+        nested = None if path.is_symlink() else manifest(path.parent)
+        if nested is not None and nested["kind"] == f"{content['kind']}/{inner}":
+            found |= {f"{inner}/{name}" for name in (MANIFEST, *nested["files"])}
+    return found
 
 
 def manifest(directory: Path) -> dict[str, Any] | None:
@@ -185,15 +335,46 @@ def verify(directory: Path) -> Mapping[str, str]:
     content = manifest(directory)
     if content is None:
         raise UserError(f"{directory}: no {MANIFEST} here; run the stage that makes it")
-    for name, entry in content["files"].items():
-        path = directory / name
-        if not path.resolve().is_relative_to(directory.resolve()):
-            raise UserError(f"{directory / MANIFEST}: '{name}' leaves the folder")
-        if not path.is_file():
-            raise UserError(f"{path}: missing; delete {directory} to have it made again")
-        if path.stat().st_size != entry["size"] or hash_file(path) != entry["sha256"]:
-            raise UserError(f"{path}: content differs from the manifest; delete {directory} to have it made again")
-    return {name: entry["sha256"] for name, entry in content["files"].items()}
+    return {name: verify_file(directory, name, content) for name in content["files"]}
+
+
+def verify_file(directory: Path, name: str, content: Mapping[str, Any]) -> str:
+    """Check one file of an artifact against the manifest that was read.
+
+    Returns:
+        Its sha256.
+
+    Raises:
+        UserError: it is not of the artifact, leaves it, is missing or differs; the file is named.
+    """
+    path, entry = directory / name, content["files"].get(name)
+    if not path.resolve().is_relative_to(directory.resolve()):
+        raise UserError(f"{directory / MANIFEST}: '{name}' leaves the folder")
+    if entry is None:
+        raise UserError(f"{path}: not of what was made here; delete {directory} to have it made again")
+    if not path.is_file():
+        raise UserError(f"{path}: missing; delete {directory} to have it made again")
+    if path.stat().st_size != entry["size"] or hash_known(path) != entry["sha256"]:
+        raise UserError(
+            f"{path}: content differs from the manifest, changed after it was made;"
+            f" delete {directory} to have it made again"
+        )
+    return str(entry["sha256"])
+
+
+def hash_known(path: Path) -> str:
+    """The sha256 of a file; one that has not changed since this process hashed it is not read again.
+
+    A file written within the last second is hashed each time: it may change again under the same time stamp.
+    """
+    found = path.stat()
+    key = (str(path), found.st_ino, found.st_size, found.st_mtime_ns)
+    if key in HASHES:
+        return HASHES[key]
+    digest = hash_file(path)
+    if found.st_mtime_ns < time.time_ns() - 1_000_000_000:
+        HASHES[key] = digest
+    return digest
 
 
 def _written(content: Mapping[str, Any]) -> str:

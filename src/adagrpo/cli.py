@@ -16,6 +16,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,12 +26,13 @@ import typer
 import yaml
 
 from adagrpo import __version__, pipeline
-from adagrpo.artifacts import write_file
-from adagrpo.config import Config, dump_config, load_config
+from adagrpo.artifacts import check_replaceable, hash_json, publish, seal, temporary
+from adagrpo.config import Config, dump_config, load_config, resolve_config
 from adagrpo.console import StderrConsole
 from adagrpo.data.marketplace import Marketplace, simulate, write_simulation
 from adagrpo.errors import ServiceError, UserError
 from adagrpo.layers import autocast_dtype
+from adagrpo.marks import is_marked
 from adagrpo.pipeline import Run, Silent
 from adagrpo.pipeline.compare import Comparison
 from adagrpo.report import (
@@ -72,6 +74,10 @@ MaxBadRows = Annotated[
 ARM = "sft or a trained arm; the last one trained if not given."
 Checkpoint = Annotated[Literal["best", "final"], typer.Option(help="Which checkpoint of it.")]
 Out = Annotated[Path, typer.Option("--out", help="Where to write.")]
+Elsewhere = Annotated[
+    Path | None,
+    typer.Option("--out", help="Another run directory, for all that is written; the run itself is only read."),
+]
 
 
 @app.callback()
@@ -141,13 +147,12 @@ def prepare(
     quiet: Quiet = False,
 ) -> None:
     """Read logs into a new run directory: filter, number, split. Columns: --set data.columns.user=uid."""
-    start = _folder(out) / ".work" / "recipe.yaml"
     content = {"name": out.name, "data": {"logs": [str(path.resolve()) for path in logs]}}
-    write_file(start, yaml.safe_dump(content))
-    run = Run(out, load_config(start, _overrides(settings, seed, max_bad_rows)), Path(), _console(quiet))
+    config = resolve_config(content, _overrides(settings, seed, max_bad_rows), "prepare")
+    run = Run(out, config, Path(), _console(quiet))
     with _session(run):
         pipeline.prepare(run)
-    _print(json.loads(run.path("prepare", "summary.json").read_text(encoding="utf-8")), as_json)
+    _print(json.loads(run.checked("prepare", "summary.json").read_text(encoding="utf-8")), as_json)
 
 
 @app.command(name="simulate")
@@ -162,9 +167,14 @@ def simulate_logs(
 ) -> None:
     """Write the logs, item table and truth of a simulated marketplace."""
     world = Marketplace(users=users, items=items, exposure_bias=exposure_bias, seed=seed or 0)
+    if out.is_file() or is_marked(out):
+        raise UserError(f"{out}: is a {'file' if out.is_file() else 'run'}; --out takes a folder of its own")
+    check_replaceable(out)
     simulation = simulate(world)
-    _folder(out).mkdir(parents=True, exist_ok=True)
-    write_simulation(simulation, out)
+    work = temporary(out)
+    write_simulation(simulation, work)
+    seal(work, kind="simulation", fingerprint=hash_json(asdict(world)))
+    publish(work, out)
     shown = simulation.impressions
     _print({"impressions": len(shown), "interactions": int(shown["clicked"].sum()), "folder": str(out)}, as_json)
 
@@ -191,13 +201,6 @@ def _stage_command(name: str, work: Callable[[Run], object], text: str) -> None:
     app.command(name=name, help=text)(command)
 
 
-def _evaluate(run: Run) -> dict[str, Any]:
-    arms = pipeline.finished_arms(run)
-    pipeline.evaluate(run, arms)
-    pipeline.report_ranker(run)
-    return pipeline.collect(run, arms)
-
-
 def _ranker(run: Run) -> dict[str, Any] | None:
     if not run.config.without_order:
         pipeline.fit_ranker(run)
@@ -210,7 +213,25 @@ _stage_command("tokenize", pipeline.tokenize, "Make Semantic IDs of the items of
 _stage_command("sft", pipeline.fit_sft, "Train the starting policy.")
 _stage_command("ranker", _ranker, "Train the reward model; of impressions without order, its report too.")
 _stage_command("train", pipeline.train, "Post-train every arm of the recipe.")
-_stage_command("evaluate", _evaluate, "Evaluate sft and every trained arm on validation and test.")
+
+
+@app.command()
+def evaluate(
+    run: RunDirectory,
+    settings: Set = [],  # noqa: B006
+    out: Elsewhere = None,
+    seed: Seed = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Evaluate sft and every trained arm on validation and test."""
+    opened = _open(run, settings, seed, quiet, out)
+    with _session(opened):
+        arms = pipeline.finished_arms(opened)
+        pipeline.evaluate(opened, arms)
+        pipeline.report_ranker(opened)
+        result = pipeline.collect(opened, arms)
+    _print(result, as_json)
 
 
 @app.command()
@@ -220,12 +241,13 @@ def diagnose(
         Path | None, typer.Option(help="Checkpoint folder of another ranker, to form strata for the run's own.")
     ] = None,
     settings: Set = [],  # noqa: B006
+    out: Elsewhere = None,
     seed: Seed = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Should this reward be used here? On validation cases, before any post-training; writes diagnose.html."""
-    opened = _open(run, settings, seed, quiet)
+    opened = _open(run, settings, seed, quiet, out)
     with _session(opened):
         result = pipeline.diagnose_reward(opened, second_ranker)
     if as_json:
@@ -234,7 +256,7 @@ def diagnose(
     tables = diagnosis_tables(result)
     typer.echo("\n\n".join(to_text(tables[name]) for name in ("orders", "serving", "gate", "grid")))
     typer.echo(f"\nverdict: {result['verdict']['decision']}\n" + "\n".join(result["verdict"]["sentences"]))
-    typer.echo(f"\npage: {opened.path('diagnose.html')}")
+    typer.echo(f"\npage: {opened.directory / 'diagnose.html'}")
 
 
 @app.command()
@@ -307,6 +329,7 @@ def report(
         Path | None,
         typer.Option(help="Also write the charts as SVG files into this folder; with --results FOLDER too."),
     ] = None,
+    out: Elsewhere = None,
     seed: Seed = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -326,11 +349,10 @@ def report(
         typer.echo(json.dumps({"markdown": markdown}) if as_json else markdown)
         return
     assert run is not None
-    opened = _open(run, [], seed, quiet)
+    opened = _open(run, [], seed, quiet, out)
     with _session(opened):
-        opened.verify()
-        page = pipeline.write_report(opened.directory)
-        written = [] if figures is None else write_figures(opened.directory, figures)
+        page = pipeline.write_report(opened)
+        written = [] if figures is None else write_figures(opened, figures)
     _print({"report": str(page)} | ({"figures": len(written)} if written else {}), as_json)
 
 
@@ -346,8 +368,7 @@ def export(
 ) -> None:
     """Write a language-model policy as a Hugging Face folder, with catalogue and prefix function for `generate`."""
     opened = _open(run, [], seed, quiet)
-    with _session(opened):
-        _print(pipeline.export(opened, to, arm, checkpoint), as_json)
+    _print(pipeline.export(opened, to, arm, checkpoint), as_json)
 
 
 @app.command()
@@ -410,13 +431,8 @@ def _print_metrics(metrics: dict[str, Any], as_json: bool) -> None:
     typer.echo(f"\nreport: {metrics['report']}")
 
 
-def _open(directory: Path, settings: list[str], seed: int | None, quiet: bool) -> Run:
-    overrides = _overrides(settings, seed)
-
-    def configure(recipe: Path) -> Config:
-        return load_config(recipe, overrides)
-
-    return Run.open(directory, configure, _console(quiet))
+def _open(directory: Path, settings: list[str], seed: int | None, quiet: bool, out: Path | None = None) -> Run:
+    return Run.open(directory, _overrides(settings, seed), _console(quiet), out)
 
 
 @contextmanager
@@ -428,12 +444,6 @@ def _session(run: Run) -> Iterator[None]:
     finally:
         if isinstance(run.console, StderrConsole):
             run.console.close()
-
-
-def _folder(out: Path) -> Path:
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out}: is a file; --out takes a folder")
-    return out
 
 
 def _folders(out: Path, configs: list[Config]) -> list[Path]:

@@ -13,7 +13,8 @@ import pytest
 
 from adagrpo.config import Config
 from adagrpo.errors import UserError
-from adagrpo.pipeline.compare import Comparison, _called
+from adagrpo.marks import claim
+from adagrpo.pipeline.compare import Comparison, _called, _write_plan
 
 ARMS = ["nll", "adagrpo", "mixture-matched", "rerank", "mixture-matched+rerank"]
 NORM = "mixture-norm-matched"
@@ -172,8 +173,9 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_written(
 
 
 def test_a_plan_is_not_changed_after_its_runs(world: Any, data: Path, tmp_path: Path) -> None:
+    claim(tmp_path, "comparison")
     first = comparison(world, data, tmp_path)
-    (tmp_path / "plan.json").write_text(first.plan.model_dump_json(), encoding="utf-8")
+    _write_plan(tmp_path / "plan.json", first.plan)
     assert first.plan.family == ("adagrpo", "mixture-matched", "rerank", "mixture-matched+rerank")
     with pytest.raises(UserError, match=r"plan\.json: fixed with compare\.margins .* take another --out"):
         comparison(world, data, tmp_path, plan=PLAN | {"margins": {"hallucination@10": 0.5}})
@@ -184,6 +186,10 @@ def test_a_plan_is_not_changed_after_its_runs(world: Any, data: Path, tmp_path: 
     assert later.plan == first.plan
     with pytest.raises(UserError, match=r"compare.family: 'rerank' is not among the arms"):
         comparison(world, data, tmp_path, objectives=ARMS[:3])
+    whole = (tmp_path / "plan.json").read_text(encoding="utf-8")
+    (tmp_path / "plan.json").write_text(whole.replace('"rerank"', '"reRank"'), encoding="utf-8")  # one flipped bit
+    with pytest.raises(UserError, match=r"plan\.json: damaged"):
+        comparison(world, data, tmp_path)
     (tmp_path / "plan.json").write_text("{", encoding="utf-8")
     with pytest.raises(UserError, match=r"plan\.json: damaged"):
         comparison(world, data, tmp_path)
@@ -210,6 +216,7 @@ def test_a_mixture_matched_by_norm_presses_with_the_gradient_that_the_gate_leave
     compared: Path, world: Any, data: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
+    claim(out, "comparison")
     shutil.copytree(compared / "seed-0", out / "seed-0")  # what is trained there is skipped
     asked = ["nll", "mixture", "adagrpo", "mixture-matched", NORM]
     choosy = {"tau": 0.5, "q_min": 0.9}  # the world's own gate admits whatever has a gradient

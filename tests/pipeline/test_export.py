@@ -15,7 +15,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from adagrpo.config import load_config
 from adagrpo.data.prepared import load_item_ids
 from adagrpo.data.sequences import pad
 from adagrpo.decoding import beam_search
@@ -169,7 +168,7 @@ def test_what_cannot_be_exported_is_said(run: Run, copied: Path, tmp_path: Path)
     (tmp_path / "full" / "file").touch()
     with pytest.raises(UserError, match="full: is not empty"):
         export(run, tmp_path / "full")
-    small = Run.open(copied, load_config)
+    small = Run.open(copied)
     with pytest.raises(UserError, match=r"the policy is 'compact', which no other program opens"):
         export(small, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -79,7 +79,7 @@ def test_a_callable_is_the_reward_of_every_stage(copied: Path, world: Any, data:
         {name: metrics["ranker"]["rerank"]["validation"]["reward"][name] for name in result["orders"]["ranker"]}
     )
     # opened again, it finds the module where it was; another content of the module is another reward
-    opened = Run.open(copied, load_config)
+    opened = Run.open(copied)
     assert opened.code == tmp_path / "code"
     opened.path("events.jsonl").unlink()
     train(opened)

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 import yaml
 
-from adagrpo.artifacts import verify
-from adagrpo.config import Config, load_config
+from adagrpo.artifacts import TOKEN, hash_json, verify
+from adagrpo.config import Config
 from adagrpo.errors import UserError
+from adagrpo.marks import claim
 from adagrpo.pipeline import Run, run_all
 from adagrpo.pipeline import run as module
 
@@ -32,7 +33,7 @@ def open_run(directory: Path, data: Path) -> Run:
 
 def writer(text: str) -> Callable[[Path], None]:
     def build(work: Path) -> None:
-        (work / "out.txt").write_text(text, encoding="utf-8")
+        (work / "report.json").write_text(text, encoding="utf-8")
 
     return build
 
@@ -43,13 +44,14 @@ def refuse(work: Path) -> None:
 
 def events(run: Run) -> list[tuple[str, str]]:
     rows = [json.loads(line) for line in run.path("events.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert all(set(row) == {"time", "stage", "event", "seconds"} for row in rows)
+    assert all(set(row) == {"time", "stage", "event", "seconds", "check"} for row in rows)
+    assert [row | {"check": None} for row in rows] == [row | {"check": None} for row in run.events()]
     return [(row["stage"], row["event"]) for row in rows]
 
 
 def make(run: Run, text: str, *, config: Any = 0, inputs: tuple[Path, ...] = ()) -> str:
     run.stage("a/b", config=config, inputs=inputs, build=writer(text))
-    return run.path("a", "b", "out.txt").read_text(encoding="utf-8")
+    return run.path("a", "b", "report.json").read_text(encoding="utf-8")
 
 
 def test_a_stage_is_made_once_for_one_configuration_and_input(run: Run) -> None:
@@ -79,50 +81,50 @@ def test_a_fingerprint_does_not_depend_on_where_the_run_is(tmp_path: Path) -> No
 def test_an_interrupted_stage_goes_on_from_its_work_folder(run: Run) -> None:
     def stops(work: Path) -> None:
         (work / "checkpoints").mkdir()
-        (work / "half.txt").write_text("half", encoding="utf-8")
+        (work / "metrics.json").write_text("half", encoding="utf-8")
         raise KeyboardInterrupt
 
     def continues(work: Path) -> None:
-        assert (work / "half.txt").read_text(encoding="utf-8") == "half"
+        assert (work / "metrics.json").read_text(encoding="utf-8") == "half"
         writer("whole")(work)
 
     with pytest.raises(KeyboardInterrupt):
         run.stage("a", config=0, inputs=[], build=stops)
     assert not run.path("a").exists()
     run.stage("a", config=0, inputs=[], build=continues)
-    assert sorted(verify(run.path("a"))) == ["half.txt", "out.txt"]  # and no checkpoints
+    assert sorted(verify(run.path("a"))) == ["metrics.json", "report.json"]  # and no checkpoints
     assert events(run) == [("a", "start"), ("a", "start"), ("a", "end")]
 
 
 def test_a_work_folder_of_another_configuration_is_thrown_away(run: Run) -> None:
     def stops(work: Path) -> None:
-        (work / "half.txt").write_text("half", encoding="utf-8")
+        (work / "metrics.json").write_text("half", encoding="utf-8")
         raise KeyboardInterrupt
 
     for config in (0, 1):
         with pytest.raises(KeyboardInterrupt):
             run.stage("a", config=config, inputs=[], build=stops)
     run.stage("a", config=2, inputs=[], build=writer("whole"))
-    assert sorted(verify(run.path("a"))) == ["out.txt"]
+    assert sorted(verify(run.path("a"))) == ["report.json"]
 
 
 def test_a_crash_while_a_work_folder_is_removed_leaves_nothing_to_continue(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stops(work: Path) -> None:
-        (work / "half.txt").write_text("half", encoding="utf-8")
+        (work / "metrics.json").write_text("half", encoding="utf-8")
         raise KeyboardInterrupt
 
-    def crash(path: Path, **options: Any) -> None:
+    def crash(path: Path, known: Any) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         run.stage("a", config=0, inputs=[], build=stops)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(module.shutil, "rmtree", crash)
+        patch.setattr(module, "remove", crash)
         run.stage("a", config=1, inputs=[], build=writer("1"))
     run.stage("a", config=0, inputs=[], build=writer("0"))
-    assert sorted(verify(run.path("a"))) == ["out.txt"]
+    assert sorted(verify(run.path("a"))) == ["report.json"]
 
 
 @pytest.mark.parametrize("moment", ["before publishing", "between the two renames", "after publishing"])
@@ -131,7 +133,7 @@ def test_an_interrupted_publish_loses_no_work(run: Run, monkeypatch: pytest.Monk
 
     def crash(directory: Path, target: Path) -> None:
         if moment == "between the two renames":
-            target.rename(target.with_name(f".{target.name}.old"))
+            target.rename(directory.with_name(f"{directory.name}.{TOKEN}.old"))
         if moment == "after publishing":
             real(directory, target)
         raise KeyboardInterrupt
@@ -141,9 +143,9 @@ def test_an_interrupted_publish_loses_no_work(run: Run, monkeypatch: pytest.Monk
         patch.setattr(module, "publish", crash)
         run.stage("a", config=1, inputs=[], build=writer("new"))
     run.stage("a", config=1, inputs=[], build=refuse)
-    assert run.path("a", "out.txt").read_text(encoding="utf-8") == "new"
+    assert run.path("a", "report.json").read_text(encoding="utf-8") == "new"
     verify(run.path("a"))
-    assert not run.path(".a.old").exists() and not run.path(".work", "a").exists()
+    assert list(run.path(".work").iterdir()) == []
 
 
 def test_a_crash_after_publishing_leaves_nothing_behind(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,46 +163,46 @@ def test_a_crash_after_publishing_leaves_nothing_behind(run: Run, monkeypatch: p
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(module, "publish", crash)
         run.stage("a", config=1, inputs=[], build=writer("new"))
-    assert run.path(".work", "a", "out.txt").read_text(encoding="utf-8") == "old"
+    assert run.path(".work", "a", "report.json").read_text(encoding="utf-8") == "old"
     again = shutil.copytree(run.directory, run.directory.with_name("again"))
     run.stage("a", config=1, inputs=[], build=refuse)
     assert list(run.path(".work").iterdir()) == []
     shutil.rmtree(again / "a")
     other = open_run(again, run.data)
     other.stage("a", config=1, inputs=[], build=writer("new"))
-    assert other.path("a", "out.txt").read_text(encoding="utf-8") == "new"
+    assert other.path("a", "report.json").read_text(encoding="utf-8") == "new"
 
 
 def test_half_written_files_of_a_killed_process_do_not_get_into_a_stage(run: Run) -> None:
     def stops(work: Path) -> None:
-        (work / ".metrics.json.4711.tmp").write_text("half", encoding="utf-8")
+        (work / f".metrics.json.{TOKEN}.tmp").write_text("half", encoding="utf-8")
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         run.stage("a", config=0, inputs=[], build=stops)
     run.stage("a", config=0, inputs=[], build=writer("whole"))
-    assert sorted(verify(run.path("a"))) == ["out.txt"]
+    assert sorted(verify(run.path("a"))) == ["report.json"]
 
 
 def test_a_damaged_work_folder_is_not_published(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def crash(directory: Path, target: Path) -> None:
-        (directory / "out.txt").write_text("damaged", encoding="utf-8")
+        (directory / "report.json").write_text("damaged", encoding="utf-8")
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(module, "publish", crash)
         run.stage("a", config=0, inputs=[], build=writer("x"))
-    with pytest.raises(UserError, match=r"out\.txt: content differs"):
+    with pytest.raises(UserError, match=r"report\.json: content differs"):
         run.stage("a", config=0, inputs=[], build=refuse)
 
 
 def test_a_changed_file_of_a_stage_is_refused_by_name(run: Run) -> None:
     make(run, "x")
-    changed = run.path("a", "b", "out.txt")
+    changed = run.path("a", "b", "report.json")
     changed.write_text("y", encoding="utf-8")
-    with pytest.raises(UserError, match=r"a/b/out\.txt: "):
+    with pytest.raises(UserError, match=r"a/b/report\.json: "):
         make(run, "x")
-    with pytest.raises(UserError, match=r"a/b/out\.txt: changed .*delete .*a/b to have it made again"):
+    with pytest.raises(UserError, match=r"a/b/report\.json: content differs .*delete .*a/b to have it made again"):
         run.stage("c", config=0, inputs=[changed], build=refuse)
     stranger = run.path("a", "b", "stranger.txt")
     stranger.write_text("", encoding="utf-8")
@@ -221,23 +223,126 @@ def test_a_run_directory_that_is_a_file_is_refused(tmp_path: Path) -> None:
         open_run(tmp_path / "file", tmp_path)
 
 
-@pytest.mark.parametrize("content", ["[", "a: 1", "config: {}\ndata: {}\ndata_directory: [1]", ""])
+@pytest.mark.parametrize(
+    "content", ["[", "a: 1", f"config: {{}}\ndata: {{}}\nsha256: {hash_json({'config': {}, 'data': {}})}", ""]
+)
 def test_a_damaged_description_is_refused(tmp_path: Path, content: str) -> None:
+    claim(tmp_path, "run")
     (tmp_path / "run.yaml").write_text(content, encoding="utf-8")
     with pytest.raises(UserError, match=r"run\.yaml: damaged"):
-        Run.open(tmp_path, load_config)
+        Run.open(tmp_path)
 
 
 def test_overrides_of_an_opened_run_are_kept(run: Run) -> None:
     run.write_description({"log.csv": "0" * 64})
     before = run.path("run.yaml").read_bytes()
-    assert Run.open(run.directory, load_config).config == run.config
+    assert Run.open(run.directory).config == run.config
     assert run.path("run.yaml").read_bytes() == before
-    Run.open(run.directory, lambda path: load_config(path, ["seed=7"]))
+    Run.open(run.directory, ["seed=7"])
     content = yaml.safe_load(run.path("run.yaml").read_text(encoding="utf-8"))
     assert content["config"]["seed"] == 7 and content["data"] == {"log.csv": "0" * 64}
     assert content["arms"] == run.config.settings_of_arms()
-    assert content["config_hash"] == Run.open(run.directory, load_config).config_hash != run.config_hash
+    assert content["config_hash"] == Run.open(run.directory).config_hash != run.config_hash
+
+
+def test_a_description_that_was_changed_by_hand_is_refused(run: Run) -> None:
+    run.write_description({"log.csv": "0" * 64})
+    path = run.path("run.yaml")
+    whole = path.read_text(encoding="utf-8")
+    path.write_text(whole.replace("seed: 0", "seed: 1"), encoding="utf-8")
+    with pytest.raises(UserError, match=r"run\.yaml: not as it was written; change keys by --set"):
+        Run.open(run.directory)
+    path.write_text(whole.replace("seed: 0", "seed:   0"), encoding="utf-8")  # the same content
+    assert Run.open(run.directory).config == run.config
+
+
+def test_what_belongs_to_no_stage_is_held_against_the_description(run: Run) -> None:
+    run.write_description({})
+    path = run.write_output("metrics.json", "{}\n")
+    assert run.checked("metrics.json") == path and run.find("results.jsonl") is None
+    run.record("reward", {"kind": "noise"})
+    run.write_description({})
+    path.write_text("[]\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"metrics\.json: changed after it was made; run `adagrpo evaluate"):
+        run.find("metrics.json")
+
+
+def test_a_row_of_the_events_that_was_changed_is_refused(run: Run) -> None:
+    make(run, "x")
+    path = run.path("events.jsonl")
+    path.write_text(path.read_text(encoding="utf-8").replace('"end"', '"and"'), encoding="utf-8")
+    with pytest.raises(UserError, match=r"events\.jsonl: line 2 is not as it was written"):
+        run.events()
+
+
+def test_a_run_goes_on_from_one_that_it_never_writes_to(run: Run, tmp_path: Path) -> None:
+    run.write_description({"log.csv": "0" * 64})
+    make(run, "first")
+    run.write_output("metrics.json", "{}\n")
+    before = {path: path.read_bytes() for path in run.directory.rglob("*") if path.is_file()}
+    out = tmp_path / "out"
+    for opened in (run.directory, out):  # the second time the mark of `out` says where it goes on from
+        other = Run.open(opened, ["seed=7"], out=out)
+        assert make(other, "unchanged") == "first" and other.path("a", "b") == run.directory.resolve() / "a" / "b"
+        assert other.find("metrics.json") is not None
+    assert make(other, "second", config=1) == "second" and other.path("a", "b") == out / "a" / "b"
+    other.write_output("metrics.json", "[]\n")
+    assert other.checked("metrics.json").read_text(encoding="utf-8") == "[]\n"
+    assert [row["event"] for row in other.events()] == ["start", "end", "skip", "skip", "start", "end"]
+    assert {path: path.read_bytes() for path in run.directory.rglob("*") if path.is_file()} == before
+    assert Run.open(out).config.seed == 7
+
+
+@pytest.mark.parametrize("name", ["mine.txt", ".hidden", ".a.old/x", "a/b/mine.txt"])
+def test_a_folder_of_somebody_else_is_refused_and_left_as_it_is(tmp_path: Path, name: str) -> None:
+    directory = tmp_path / "run"
+    (directory / name).parent.mkdir(parents=True)
+    (directory / name).write_text("mine", encoding="utf-8")
+    with pytest.raises(UserError, match=r"run: is not empty and no run of this program .*; --out takes a new folder"):
+        open_run(directory, tmp_path)
+    assert [path for path in directory.rglob("*") if path.is_file()] == [directory / name]
+
+
+@pytest.mark.parametrize("place", ["a/b/mine.txt", "a/b/c/mine.txt", ".work/a.b/mine.txt", "a/b/.report.json.12.tmp"])
+def test_a_stage_is_not_made_anew_where_something_else_stands(run: Run, place: str) -> None:
+    make(run, "first")
+    mine = run.path(*place.split("/"))
+    mine.parent.mkdir(parents=True, exist_ok=True)
+    mine.write_text("mine", encoding="utf-8")
+    with pytest.raises(UserError, match=rf"{mine.name}: not made by this program; move it away"):
+        run.stage("a/b", config=1, inputs=[], build=refuse)
+    assert mine.read_text(encoding="utf-8") == "mine"
+    assert run.path("a", "b", "report.json").read_text(encoding="utf-8") == "first"
+    mine.unlink()
+    assert make(run, "second", config=1) == "second"
+
+
+@pytest.mark.parametrize("name", ["a", "a/b", ".work", ".work/a.b", "events.jsonl", ".lock"])
+def test_nothing_is_written_or_removed_through_a_link(run: Run, tmp_path: Path, name: str) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "b").mkdir(parents=True)
+    for mine in ("report.json", "b/report.json"):
+        (elsewhere / mine).write_text("mine", encoding="utf-8")
+    run.write_description({})
+    link = run.path(*name.split("/"))
+    link.unlink(missing_ok=True)
+    if link.is_dir():
+        link.rmdir()
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(elsewhere / "report.json" if "." in link.name[1:] or name == ".lock" else elsewhere)
+    with pytest.raises((UserError, OSError), match=f"{link.name}|cannot be written"):
+        run.stage("a/b", config=0, inputs=[], build=writer("x"))
+    assert link.is_symlink()
+    for mine in ("report.json", "b/report.json"):
+        assert (elsewhere / mine).read_text(encoding="utf-8") == "mine"
+
+
+def test_a_stage_that_writes_a_file_of_no_known_name_is_not_taken_for_one(run: Run) -> None:
+    def build(work: Path) -> None:
+        (work / "unheard-of.bin").write_text("x", encoding="utf-8")
+
+    with pytest.raises(UserError, match=r"unheard-of\.bin: not made by this program"):
+        run.stage("a", config=0, inputs=[], build=build)
 
 
 def test_half_a_line_of_a_crash_is_cut_from_the_events(run: Run) -> None:
@@ -263,6 +368,8 @@ def test_locks_nest_and_are_given_back(run: Run) -> None:
 
 
 def test_another_process_is_refused_and_a_dead_one_is_not(run: Run) -> None:
+    run.directory.mkdir()
+    claim(run.directory, "run")
     hold = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); f.write('4711\\n'); f.flush()"
     script = f"{hold}; print('held', flush=True); sys.stdin.read()"
     command = [sys.executable, "-c", script, str(run.path(".lock"))]
@@ -274,7 +381,7 @@ def test_another_process_is_refused_and_a_dead_one_is_not(run: Run) -> None:
         holder.kill()
     assert run.path(".lock").read_text(encoding="utf-8") == "4711\n"
     make(run, "x")
-    assert run.path(".lock").read_text(encoding="utf-8") == f"{os.getpid()}\n"
+    assert run.path(".lock").read_text(encoding="utf-8") == f"{os.getpid()}\n{TOKEN}\n"
 
 
 def test_a_killed_process_is_continued_to_the_same_bytes(

@@ -18,7 +18,6 @@ from typing import Any
 import pytest
 import uvicorn
 
-from adagrpo.config import load_config
 from adagrpo.data.prepared import load_item_ids
 from adagrpo.errors import UserError
 from adagrpo.evaluation import reordered
@@ -29,7 +28,7 @@ from adagrpo.serving.app import create_app, listen
 
 
 def opened(folder: Path, *settings: str) -> Run:
-    return Run.open(folder, lambda recipe: load_config(recipe, list(settings)))
+    return Run.open(folder, settings)
 
 
 def questions(run: Run) -> list[list[Any]]:

@@ -2,7 +2,7 @@
 
 from adagrpo.config.data import ItemTable, RefuseConfig
 from adagrpo.config.models import FitConfig
-from adagrpo.config.recipe import Config, dump_config, load_config
+from adagrpo.config.recipe import Config, dump_config, load_config, resolve_config
 from adagrpo.config.training import ArmConfig, CompareConfig, Gate, ObjectiveConfig
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     "RefuseConfig",
     "dump_config",
     "load_config",
+    "resolve_config",
 ]

@@ -22,7 +22,7 @@ from adagrpo.config.training import CompareConfig, EvaluationConfig, ObjectiveCo
 from adagrpo.config.values import Positive, Section
 from adagrpo.errors import UserError
 
-__all__ = ["Config", "dump_config", "load_config"]
+__all__ = ["Config", "dump_config", "load_config", "resolve_config"]
 
 
 class Config(Section):
@@ -101,12 +101,26 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         raise UserError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: a recipe is a mapping of sections, this is {type(content).__name__}")
+    return resolve_config(content, overrides, str(path))
+
+
+def resolve_config(content: dict[str, Any], overrides: Sequence[str], source: str) -> Config:
+    """The configuration that the content of a recipe stands for, with `a.b=c` overrides.
+
+    Args:
+        content: of the recipe; the overrides are set in it.
+        overrides: see `load_config`.
+        source: what the recipe is called in errors.
+
+    Raises:
+        UserError: an unknown key (with the nearest valid one) or a value out of range.
+    """
     for override in overrides:
         _apply(content, override)
     try:
         return Config.model_validate(content)
     except ValidationError as error:
-        raise UserError(f"{path}: {explain(error, Config)}") from error
+        raise UserError(f"{source}: {explain(error, Config)}") from error
 
 
 def dump_config(config: Config) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from scipy.special import expit
 
+from adagrpo.artifacts import written_beside
 from adagrpo.errors import UserError
 
 __all__ = ["Truth"]
@@ -141,9 +142,8 @@ class Truth:
         directory.mkdir(parents=True, exist_ok=True)
         names = ("users", "items", "bias", "owned", "purchases", "tastes")
         arrays = {name: getattr(self, name) for name in names}
-        save_file(
-            {name: np.ascontiguousarray(array) for name, array in arrays.items()}, directory / "truth.safetensors"
-        )
+        with written_beside(directory / "truth.safetensors") as place:
+            save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, place)
         pl.DataFrame({"user_id": self.user_ids}).write_parquet(directory / "users.parquet")
         pl.DataFrame({"item_id": self.item_ids}).write_parquet(directory / "items.parquet")
 

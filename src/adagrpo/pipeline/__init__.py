@@ -66,7 +66,7 @@ def run_all(run: Run) -> tuple[dict[str, Any], Path]:
         evaluate(run, arms)
         report_ranker(run)
         metrics = collect(run, arms)
-        return metrics, write_report(run.directory)
+        return metrics, write_report(run)
 
 
 def fit_and_report(run: Run) -> tuple[dict[str, Any], Path]:
@@ -76,7 +76,7 @@ def fit_and_report(run: Run) -> tuple[dict[str, Any], Path]:
     if not run.processes.leads:
         return {}, run.path("report.html")
     report_exposures(run)
-    return collect_exposures(run), write_report(run.directory)
+    return collect_exposures(run), write_report(run)
 
 
 def train(run: Run) -> None:
@@ -89,4 +89,5 @@ def train(run: Run) -> None:
 
 def finished_arms(run: Run) -> list[str]:
     """The arms of the configuration that have been trained."""
-    return [arm.name for arm in run.config.train.arms if run.path("train", arm.name, "manifest.json").is_file()]
+    trained = set(run.trained())
+    return [arm.name for arm in run.config.train.arms if arm.name in trained]

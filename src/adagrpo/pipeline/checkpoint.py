@@ -31,10 +31,12 @@ def choose_checkpoint(run: Run, arm: str | None, checkpoint: Literal["best", "fi
     Raises:
         UserError: there is no such arm or checkpoint, or its weights are not what they were.
     """
-    trained = [name.name for name in run.config.train.arms if run.path("train", name.name, "manifest.json").is_file()]
+    finished = set(run.trained())
+    trained = [name.name for name in run.config.train.arms if name.name in finished]
     arm = arm or ["sft", *trained][-1]
     if arm != "sft" and arm not in trained:
         raise UserError(f"--arm {arm}: not trained in {run.directory}; there is {', '.join(['sft', *trained])}")
     weights = run.path("sft", checkpoint) if arm == "sft" else run.path("train", arm, checkpoint)
-    run.hash_input(weights / "model.safetensors")  # or say that it is missing, or not what it was
+    for name in ("model.safetensors", "checkpoint.json"):
+        run.hash_input(weights / name)  # or say that it is missing, or not what it was
     return Chosen(arm, weights, json.loads((weights / "checkpoint.json").read_text(encoding="utf-8"))["step"])

@@ -28,8 +28,10 @@ from adagrpo.data.columns import ITEM_ID, USER_ID
 from adagrpo.data.prepared import load_item_ids, load_user_ids
 from adagrpo.data.truth import Truth
 from adagrpo.errors import UserError
+from adagrpo.marks import check
 from adagrpo.pipeline import run_all
 from adagrpo.pipeline.evaluate import read_lists
+from adagrpo.pipeline.folder_lock import lock_folder
 from adagrpo.pipeline.matching import MATCHED, check_matched, matched_arm
 from adagrpo.pipeline.models import Workbench
 from adagrpo.pipeline.reranking import RERANK, SUFFIX, re_ranked, rerank_arm, rerank_start
@@ -39,6 +41,7 @@ from adagrpo.report import comparison_markdown, comparison_page, finding
 __all__ = ["Comparison"]
 
 START = "sft"
+PLAN = "plan.json"
 
 
 class Comparison:
@@ -69,8 +72,7 @@ class Comparison:
         Raises:
             UserError: an arm or seed that is unknown or there twice, or a plan that these arms cannot answer.
         """
-        if directory.exists() and not directory.is_dir():
-            raise UserError(f"{directory}: is a file; --out takes a folder")
+        check(directory, "comparison")
         self.directory, self.data, self.console, self.code = directory, data, console or Silent(), code
         self.seeds = list(seeds) if seeds is not None else [config.seed]
         trained = list(config.train.arms)
@@ -95,7 +97,7 @@ class Comparison:
         known = [START, *self.arms]
         if options.baseline not in known:
             raise UserError(f"compare.baseline: '{options.baseline}' is not among the arms {', '.join(known)}")
-        before = _read_plan(self.directory / "plan.json")
+        before = _read_plan(self.directory / PLAN)
         family = options.family
         if family is None:
             family = before.family if before else tuple(arm for arm in self.arms if arm != options.baseline)
@@ -103,7 +105,7 @@ class Comparison:
         if before is not None and before != plan:
             field = next(name for name in type(plan).model_fields if getattr(before, name) != getattr(plan, name))
             raise UserError(
-                f"{self.directory / 'plan.json'}: fixed with compare.{field} {getattr(before, field)}, asked for"
+                f"{self.directory / PLAN}: fixed with compare.{field} {getattr(before, field)}, asked for"
                 f" {getattr(plan, field)}; a plan is not changed after its runs, take another --out"
             )
         for name in family or ():
@@ -133,7 +135,12 @@ class Comparison:
         Returns:
             The content of comparison.json.
         """
-        write_file(self.directory / "plan.json", self.plan.model_dump_json(indent=1) + "\n")
+        with lock_folder(self.directory, "comparison"):
+            return self._carry_out()
+
+    def _carry_out(self) -> dict[str, Any]:
+        """In a folder that no other process works in."""
+        _write_plan(self.directory / PLAN, self.plan)
         runs = [self._carry_out_seed(seed) for seed in self.seeds]
         measured: dict[tuple[str, str], list[Measured]] = {}
         for run, names in runs:
@@ -201,13 +208,21 @@ class _Prefixed:
         self.console.progress(f"{self.prefix}/{label}", done, total, values)
 
 
+def _write_plan(path: Path, plan: CompareConfig) -> None:
+    content = plan.model_dump(mode="json")
+    write_file(path, json.dumps(content | {"sha256": hash_json(content)}, indent=1) + "\n")
+
+
 def _read_plan(path: Path) -> CompareConfig | None:
     """The plan of an earlier start, if there was one."""
     if not path.is_file():
         return None
     try:
-        return CompareConfig.model_validate_json(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content.pop("sha256") != hash_json(content):
+            raise ValueError("not as it was written")
+        return CompareConfig.model_validate(content)
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: damaged; take another --out, or delete it if no result was looked at") from error
 
 
@@ -240,6 +255,8 @@ def _measured(bench: Workbench, truth: Truth | None, folder: Path) -> Measured:
     cases = bench.cases("test")
     user_ids, item_ids = load_user_ids(bench.prepared).gather(cases.users), load_item_ids(bench.prepared)
     targets = pl.DataFrame([user_ids, item_ids.gather(cases.targets)])
+    for name in ("predictions.parquet", "free.parquet", "metrics.json"):
+        bench.run.hash_input(folder / name)
     lists = pl.read_parquet(folder / "predictions.parquet", columns=[USER_ID, "rank", ITEM_ID])
     free = pl.read_parquet(folder / "free.parquet", columns=[USER_ID, "rank", "valid"])
     values = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
@@ -259,6 +276,7 @@ def _facts(runs: Sequence[tuple[Run, str]]) -> dict[str, list[float | None]]:
     for run, name in runs:
         re_ordered = re_ranked(name) is not None
         path = _folder(run, name, "best") / "metrics.json" if re_ordered else run.path("metrics.json")
+        run.hash_input(path)
         values = json.loads(path.read_text(encoding="utf-8"))
         values = values if re_ordered else values["stages"][name]
         for fact, listed in facts.items():
@@ -268,7 +286,7 @@ def _facts(runs: Sequence[tuple[Run, str]]) -> dict[str, list[float | None]]:
 
 def _results(run: Run, names: Mapping[str, str], arms: Sequence[str]) -> str:
     """The rows of a seed's results.jsonl under the names of this comparison, and those of re-ranking."""
-    rows = [json.loads(line) for line in run.path("results.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in run.checked("results.jsonl").read_text(encoding="utf-8").splitlines()]
     trained = [row | {"arm": arm} for row in rows for arm in _called(row["arm"], names, arms)]
     lines = list(trained)
     for arm in arms:

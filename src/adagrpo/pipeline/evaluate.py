@@ -153,7 +153,7 @@ def read_lists(bench: Workbench, cases: Cases, folder: Path, length: int) -> NDA
 
 def collect(run: Run, arms: list[str]) -> dict[str, Any]:
     """Gather the results of a run into metrics.json, which holds no time and no path; equal runs give equal bytes."""
-    sft = _read(run.path("evaluate", "sft", "metrics.json"))
+    sft = _read(run.checked("evaluate", "sft", "metrics.json"))
     stages: dict[str, Any] = {"sft": {split: sft[split] for split in ("validation", "test")}}
     for name in arms:
         arm = next(arm for arm in run.config.train.arms if arm.name == name)
@@ -161,31 +161,31 @@ def collect(run: Run, arms: list[str]) -> dict[str, Any]:
             "objective": arm.objective,
             "gate": arm.admits,
             "lambda": None if arm.term is None else arm.weight_of(run.config.objective),
-            "admission": _admission(run.path("train", name, "steps.jsonl")),
+            "admission": _admission(run.checked("train", name, "steps.jsonl")),
         }
         if arm.left_to_validation(run.config.objective) is not None:
-            entry["weight"] = _read(run.path("teacher", "weight.json"))["weight"]
+            entry["weight"] = _read(run.checked("teacher", "weight.json"))["weight"]
         if arm.options.model_fields_set:
             entry["options"] = arm.model_dump(mode="json")["options"]
         for kind in ("best", "final"):
-            results = _read(run.path("evaluate", name, kind, "metrics.json"))
-            step = _read(run.path("train", name, kind, "checkpoint.json"))["step"]
+            results = _read(run.checked("evaluate", name, kind, "metrics.json"))
+            step = _read(run.checked("train", name, kind, "checkpoint.json"))["step"]
             entry[kind] = {"step": step} | {split: results[split] for split in ("validation", "test")}
         stages[name] = entry
-    summary = _read(run.path("prepare", "summary.json"))
-    ranker = _read(run.path("ranker", "metrics.json"))
+    summary = _read(run.checked("prepare", "summary.json"))
+    ranker = _read(run.checked("ranker", "metrics.json"))
     ranker["rerank"] = {split: sft[f"rerank_{split}"] for split in ("validation", "test")}
     content = {
         "name": run.config.name,
         "config_hash": run.config_hash,
         "dataset": summary,
-        "catalog": _read(run.path("tokenize", "audit.json")),
+        "catalog": _read(run.checked("tokenize", "audit.json")),
         "ranker": ranker,
         "reward": describe_reward(Workbench(run)),
-        "baselines": _read(run.path("evaluate", "baselines", "metrics.json")),
+        "baselines": _read(run.checked("evaluate", "baselines", "metrics.json")),
         "stages": stages,
     }
-    write_file(run.path("metrics.json"), json.dumps(content, indent=1) + "\n")
+    run.write_output("metrics.json", json.dumps(content, indent=1) + "\n")
     _write_results(run, content)
     return content
 
@@ -203,7 +203,7 @@ def _write_results(run: Run, content: dict[str, Any]) -> None:
         "command": shlex.join(["adagrpo", *sys.argv[1:]]),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    seconds = _seconds(run.path("events.jsonl"))
+    seconds = _seconds(run)
     for name, entry in content["stages"].items():
         for checkpoint in ("best", "final") if "final" in entry else ("best",):
             for split in ("validation", "test"):
@@ -221,7 +221,7 @@ def _write_results(run: Run, content: dict[str, Any]) -> None:
             rows.append(
                 json.dumps(common | row | {"metrics": metrics, "step": None, "admission": None, "seconds": None})
             )
-    write_file(run.path("results.jsonl"), "\n".join(rows) + "\n")
+    run.write_output("results.jsonl", "\n".join(rows) + "\n")
 
 
 def _admission(steps: Path) -> float | None:
@@ -231,10 +231,9 @@ def _admission(steps: Path) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-def _seconds(events: Path) -> dict[str, float]:
+def _seconds(run: Run) -> dict[str, float]:
     """Seconds that the latest making of each stage took."""
-    rows = (json.loads(line) for line in events.read_text(encoding="utf-8").splitlines())
-    return {row["stage"]: row["seconds"] for row in rows if row["event"] == "end"}
+    return {row["stage"]: row["seconds"] for row in run.events() if row["event"] == "end"}
 
 
 def _commit() -> str | None:

@@ -9,12 +9,12 @@ README.md, and the tokenizer of the model it came from, if there was one
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Literal
 
 from adagrpo import __version__
+from adagrpo.artifacts import make_folder, temporary
 from adagrpo.data.prepared import load_item_ids
 from adagrpo.errors import UserError
 from adagrpo.pipeline.checkpoint import choose_checkpoint
@@ -50,17 +50,19 @@ def export(
             f"export: the policy is '{kind}', which no other program opens; its weights are "
             f"{weights / 'model.safetensors'}"
         )
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+    if to.is_symlink() or (to.exists() and (not to.is_dir() or any(to.iterdir()))):
         raise UserError(f"{to}: is not empty; --to takes a new folder")
-    work = to.with_name(f".{to.name}.{os.getpid()}.tmp")
+    make_folder(to.parent)
+    work = temporary(to)
+    work.mkdir()
     try:
-        work.mkdir(parents=True)
         _write(run, weights, work)
-        if to.exists():
-            to.rmdir()
-        work.rename(to)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        for path in work.iterdir():  # some libraries write for the owner alone
+            path.chmod(work.stat().st_mode & 0o666)
+        work.rename(to)  # an empty folder is replaced
+    except BaseException:
+        shutil.rmtree(work)
+        raise
     items = Workbench(run).num_items
     return {"folder": str(to), "arm": chosen.arm, "checkpoint": checkpoint, "step": chosen.step, "items": items}
 
@@ -108,7 +110,7 @@ def _card(run: Run, weights: Path, levels: int) -> str:
         if (run.config.evaluation.mask_history)
         else ""
     )
-    return f"""# {run.config.name}: {weights.relative_to(run.directory).as_posix()}
+    return f"""# {run.config.name}: {run.label(weights)}
 
 A generative recommender: it writes the next item of a history as {levels} Semantic-ID tokens.
 Made by adagrpo {__version__}, seed {run.config.seed}, configuration {run.config_hash[:16]}.{masked}

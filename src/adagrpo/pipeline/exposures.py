@@ -106,7 +106,7 @@ def collect_exposures(run: Run) -> dict[str, Any]:
     """Write metrics.json: the data, the ranker and its report; equal runs give equal bytes."""
 
     def read(*parts: str) -> dict[str, Any]:
-        return dict(json.loads(run.path(*parts).read_text(encoding="utf-8")))
+        return dict(json.loads(run.checked(*parts).read_text(encoding="utf-8")))
 
     content = {
         "name": run.config.name,
@@ -116,14 +116,14 @@ def collect_exposures(run: Run) -> dict[str, Any]:
         "reward": describe_reward(Workbench(run)),
         "exposures": read("ranker", "exposures", "report.json"),
     }
-    write_file(run.path("metrics.json"), json.dumps(content, indent=1) + "\n")
+    run.write_output("metrics.json", json.dumps(content, indent=1) + "\n")
     return content
 
 
 def _fitted_to(bench: Workbench) -> str:
     if bench.config.reward != SequentialOptions():
         return bench.config.reward.kind
-    loss = json.loads(bench.run.path("ranker", "metrics.json").read_text(encoding="utf-8"))["loss"]
+    loss = json.loads(bench.run.checked("ranker", "metrics.json").read_text(encoding="utf-8"))["loss"]
     return "clicks" if loss == "impressions" and not bench.config.ranker.negatives else str(loss)
 
 

@@ -58,8 +58,8 @@ def fit_model(
         Diverged: with the ids of the users whose histories made up the last step.
     """
     run = bench.run
-    found = run.path("diverged.json")
-    if run.processes.leads:
+    found = run.directory / "diverged.json"
+    if run.processes.leads and not found.is_symlink():
         found.unlink(missing_ok=True)
     try:
         return fit(model, task, settings, work, seed=run.config.seed, report=_report(run, stage.removeprefix("train/")))

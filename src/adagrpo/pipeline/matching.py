@@ -63,6 +63,6 @@ def matched_arm(name: str, run: Run, metrics: Mapping[str, Any]) -> ArmConfig:
 
 def _mean_norm(run: Run, arm: str) -> float:
     """Of the reward term, over the steps at which norms were measured."""
-    lines = run.path("train", arm, "steps.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = run.checked("train", arm, "steps.jsonl").read_text(encoding="utf-8").splitlines()
     norms = [row.get(REWARD, 0.0) for row in map(json.loads, lines) if MEASURED in row]
     return sum(norms) / len(norms) if norms else 0.0

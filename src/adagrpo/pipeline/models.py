@@ -47,14 +47,20 @@ if TYPE_CHECKING:  # it needs transformers, which only a run with such a policy 
 
 __all__ = ["Workbench"]
 
+CATALOG_FILES = (("tokenize", "codes.parquet"), ("tokenize", "codes.json"))
+
 
 class Workbench:
     """Reads what earlier stages of a run have made. Nothing here reads test data but `cases("test")`."""
 
     def __init__(self, run: Run) -> None:
         self.run, self.config = run, run.config
-        self.prepared = run.path("prepare")
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    @cached_property
+    def prepared(self) -> Path:
+        """The prepared data, as they were written."""
+        return self.run.checked_stage("prepare")
 
     @property
     def training_files(self) -> list[Path]:
@@ -64,7 +70,7 @@ class Workbench:
     @property
     def catalog_files(self) -> list[Path]:
         """The Semantic IDs."""
-        return [self.run.path("tokenize", "codes.parquet"), self.run.path("tokenize", "codes.json")]
+        return [self.run.path(*path) for path in CATALOG_FILES]
 
     @cached_property
     def training(self) -> Ragged:
@@ -79,7 +85,8 @@ class Workbench:
     @cached_property
     def catalog(self) -> Catalog:
         """Item to codes and back, in the sizes of the policy: a language model can leave the codes of a level."""
-        catalog = Catalog.read(self.run.path("tokenize", "codes.parquet"))
+        codes, _ = (self.run.checked(*path) for path in CATALOG_FILES)
+        catalog = Catalog.read(codes)
         if self.config.policy.kind == "causal_lm":
             catalog = catalog.with_outside()
         return catalog.to(self.device)
@@ -178,6 +185,8 @@ class Workbench:
         """The truth, in the rows of the prepared users and items. For evaluation and the oracle gate alone."""
         if self.config.data.marketplace is None:
             raise UserError("train.arms: the gate 'oracle' needs a truth, which only a simulated marketplace has")
+        for path in self.truth_files:
+            self.run.hash_input(path)
         truth = Truth.load(self.run.path("simulate", "truth"))
         return truth.aligned(load_user_ids(self.prepared).to_list(), load_item_ids(self.prepared).to_list())
 
@@ -211,7 +220,7 @@ class Workbench:
             policy = self._small_policy()
         policy = policy.to(self.device)
         if weights is not None:
-            _load(weights, policy)
+            self._load(weights, policy)
         return policy
 
     @property
@@ -299,8 +308,16 @@ class Workbench:
             seed=self.config.seed,
         ).to(self.device)
         if weights is not None:
-            _load(weights, ranker)
+            self._load(weights, ranker)
         return ranker
+
+    def _load(self, weights: Path, model: nn.Module) -> None:
+        for name in ("model.safetensors", "checkpoint.json"):
+            self.run.hash_input(weights / name)
+        try:
+            load_weights(weights, model)
+        except RuntimeError as error:  # names or shapes that the configuration does not give
+            raise UserError(f"{weights}: made with other data or model settings; carry out the stages again") from error
 
     def validator(self, policy: Any, fit: FitConfig, reward: Reward | None = None) -> Callable[[], dict[str, float]]:
         """Validation while training, on a fixed sample of users."""
@@ -327,10 +344,3 @@ class Workbench:
             mask_history=options.mask_history,
             report=report,
         )
-
-
-def _load(weights: Path, model: nn.Module) -> None:
-    try:
-        load_weights(weights, model)
-    except RuntimeError as error:  # names or shapes that the configuration does not give
-        raise UserError(f"{weights}: made with other data or model settings; carry out the stages again") from error

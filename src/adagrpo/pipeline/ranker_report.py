@@ -103,7 +103,7 @@ def _loss(bench: Workbench) -> str:
     options = bench.config.reward
     if options != SequentialOptions():
         return options.kind
-    return str(json.loads(bench.run.path("ranker", "metrics.json").read_text(encoding="utf-8"))["loss"])
+    return str(json.loads(bench.run.checked("ranker", "metrics.json").read_text(encoding="utf-8"))["loss"])
 
 
 def _catalogue_scores(bench: Workbench, reward: Reward, histories: Histories) -> NDArray[np.float32]:

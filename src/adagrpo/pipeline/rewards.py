@@ -101,8 +101,12 @@ def build_reward(bench: Workbench, options: RewardOptions) -> Reward:
             return WeightedReward([build_reward(bench, part) for part in options.parts], options.weights)
 
 
-def check_reward(bench: Workbench) -> None:
+def check_reward(bench: Workbench, *, note: bool = True) -> None:
     """Look at the reward before it is used, and note in run.yaml what it is.
+
+    Args:
+        bench: of the run.
+        note: False writes nothing into the run.
 
     Raises:
         UserError: it says the same of every item, is not finite, or is otherwise wrong in a way that the user can mend.
@@ -111,10 +115,14 @@ def check_reward(bench: Workbench) -> None:
     run, options = bench.run, bench.config.reward
     for path in [*bench.training_files, *bench.catalog_files, run.path("sft", "best", "model.safetensors")]:
         run.hash_input(path)  # of the stages that are missing, the first is named
-    run.record("reward", describe_reward(bench))
+    if note:
+        run.record("reward", describe_reward(bench))
     cases = sample_cases(bench.cases("validation"), LOOK_CASES, run.config.seed)
     if options == SequentialOptions():  # fitted and validated by the run itself: nothing is kept of the look
         _spread(bench, cases, bench.judge(), options)
+        return
+    if not note:
+        _spread(bench, cases, bench.reward(), options)
         return
 
     def build(work: Path) -> None:

@@ -1,9 +1,15 @@
 """A run directory: which stages are done, from what they were made, and the log of events.
 
-A stage is a folder. It is made in `.work/<stage>` and renamed into place when whole, so what a reader finds under the
-stage's name is finished. Its manifest carries a fingerprint: the hash of the configuration that the stage reads and of
-the files it reads. A stage whose fingerprint is unchanged is skipped; one that was interrupted goes on from what its
-work folder holds, if that was begun under the same fingerprint.
+A run is marked as one (`adagrpo.marks`); a folder that holds anything else is refused, untouched. A stage is a folder.
+It is made in `.work/<stage>` and renamed into place when whole, so what a reader finds under the stage's name is
+finished. Its manifest carries a fingerprint: the hash of the configuration that the stage reads and of the files it
+reads. A stage whose fingerprint is unchanged is skipped; one that was interrupted goes on from what its work folder
+holds, if that was begun under the same fingerprint. Only files of names in `WRITTEN` or in a manifest are ever removed.
+
+Whoever reads a file of a run asks `Run.checked` for it, which holds it against its manifest or, for the files that
+belong to no stage, against the hash in run.yaml.
+
+A run may go on from another one that it never writes to: what it lacks is read there (`adagrpo evaluate --out`).
 
 Where several processes were launched, the first one alone holds the lock and writes; the others take part in the stages
 that fit a model and wait for the end of every other one, see `Run.stage`.
@@ -11,11 +17,9 @@ that fit a model and wait for the end of every other one, see `Run.stage`.
 
 from __future__ import annotations
 
-import fcntl
-import json
+import copy
 import os
 import platform
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,25 +33,49 @@ import yaml
 
 from adagrpo import __version__
 from adagrpo.artifacts import (
-    LOCK,
     MANIFEST,
-    hash_file,
+    check_replaceable,
+    checked_line,
     hash_json,
+    hash_known,
     make_folder,
     manifest,
-    mend,
     naming,
     publish,
+    read_checked_lines,
+    remove,
+    remove_artifact,
     seal,
+    strangers,
     verify,
+    verify_file,
     write_file,
 )
-from adagrpo.config import Config, dump_config
+from adagrpo.config import Config, dump_config, resolve_config
 from adagrpo.config.reward import RewardOptions
 from adagrpo.errors import UserError
+from adagrpo.marks import MARK, check, is_marked, read_mark
+from adagrpo.pipeline.folder_lock import WORK, lock_folder
 from adagrpo.trainer.processes import processes
 
-__all__ = ["Console", "Run", "Silent"]
+__all__ = ["EVENTS", "WRITTEN", "Console", "Run", "Silent"]
+
+DESCRIPTION, EVENTS = "run.yaml", "events.jsonl"
+
+# the files that stages write, in whatever folder below their own; an attempt that holds any other is not touched
+WRITTEN = frozenset(
+    {
+        *("logs.parquet", "truth.safetensors"),  # simulate
+        *("users.parquet", "items.parquet", "train.parquet", "validation.parquet", "test.parquet"),  # prepare
+        *("impressions.parquet", "held_out.parquet", "rejects.parquet", "summary.json"),
+        *("vectors.parquet", "codes.parquet", "codes.json", "audit.json"),  # encode, tokenize
+        *("steps.jsonl", "validation.jsonl", "model.safetensors", "checkpoint.json"),  # whatever fits a model
+        *("best.safetensors", "average.safetensors", "optimizer.safetensors", "progress.json"),
+        *("semantic_ids.json", "config.json", "metrics.json", "model.txt", "weight.json", "reward.json"),
+        *("predictions.parquet", "free.parquet"),  # evaluate
+        *("report.json", "diagnose.json", MANIFEST),
+    }
+)
 
 
 BUILD, DONE = "build", "done"  # what the first process tells those that follow it through a stage
@@ -79,9 +107,15 @@ class Run:
     """One run directory."""
 
     def __init__(
-        self, directory: Path, config: Config, data: Path, console: Console | None = None, code: Path | None = None
+        self,
+        directory: Path,
+        config: Config,
+        data: Path,
+        console: Console | None = None,
+        code: Path | None = None,
+        source: Path | None = None,
     ) -> None:
-        """Open or make a run directory.
+        """Look at a run directory; it is made, and marked as a run, when something is first written into it.
 
         Args:
             directory: of the run.
@@ -89,13 +123,15 @@ class Run:
             data: the folder that the recipe's relative paths are in.
             console: where progress is shown.
             code: the folder in which the modules of a recipe are looked for; None is the working directory.
+            source: another run, from which this one reads what it lacks; nothing is written there.
+
+        Raises:
+            UserError: the directory holds something else than a run.
         """
-        self.directory, self.config, self.data = directory, config, data
+        check(directory, "run")
+        self.directory, self.config, self.data, self.source = directory, config, data, source
         self.code = (code or Path()).resolve()
         self.console: Console = console or Silent()
-        if directory.exists() and not directory.is_dir():
-            raise UserError(f"{directory}: is a file; --out takes a folder")
-        directory.mkdir(parents=True, exist_ok=True)
         self._locked = False
         self.processes, self.followed = processes(), True
         if not self.processes.leads:
@@ -104,59 +140,66 @@ class Run:
             torch.set_num_threads(config.threads)
 
     @classmethod
-    def open(cls, directory: Path, overrides: Callable[[Path], Config], console: Console | None = None) -> Run:
-        """Open an existing run; `overrides` reads the configuration from a recipe file, as `load_config` does.
+    def open(
+        cls,
+        directory: Path,
+        overrides: Sequence[str] = (),
+        console: Console | None = None,
+        out: Path | None = None,
+    ) -> Run:
+        """Open an existing run; nothing is written, unless its configuration is changed.
 
-        What the overrides change is written to run.yaml, so that the stages after this one go by it too.
+        Args:
+            directory: of the run.
+            overrides: `a.b=c` changes of the configuration, see `adagrpo.config.load_config`; they are written to
+                run.yaml, so that the stages after this one go by them too.
+            console: where progress is shown.
+            out: another run directory, new or begun earlier in this way, for all that is written from here on.
 
         Raises:
             UserError: there is no run, or its run.yaml is damaged.
         """
-        path = directory / "run.yaml"
-        if not path.is_file():
-            raise UserError(f"{directory}: not a run (no run.yaml); make one with `adagrpo run` or `adagrpo prepare`")
+        if not is_marked(directory):
+            raise UserError(
+                f"{directory}: not a run (it has no file {MARK}); make one with `adagrpo run` or `adagrpo prepare`"
+            )
+        check(directory, "run", "--run")
+        given = read_mark(directory).get("source")
+        source = Path(given) if given is not None else None
+        if out is not None and out.resolve() != directory.resolve():
+            check(out, "run")
+            directory, source = out, directory.resolve()
+        described = next((root for root in (directory, source) if root and (root / DESCRIPTION).is_file()), directory)
+        content = _read_description(described)
         try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-            before, data, hashes = content["config"], Path(content["data_directory"]), dict(content["data"])
+            before, data = content["config"], Path(content["data_directory"])
             code = Path(content["code_directory"]) if "code_directory" in content else None
-        except (yaml.YAMLError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: damaged; carry out `adagrpo run` or `adagrpo prepare` again") from error
-        recipe = directory / ".work" / "recipe.yaml"
-        if processes().leads:
-            write_file(recipe, yaml.safe_dump(before, sort_keys=False))
-        processes().tell("written")
-        run = cls(directory, overrides(recipe), data, console, code)
-        if dump_config(run.config) != before:
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{described / DESCRIPTION}: damaged; carry out `adagrpo run` again") from error
+        config = resolve_config(copy.deepcopy(before), overrides, str(described / DESCRIPTION))
+        run = cls(directory, config, data, console, code, source)
+        if dump_config(config) != before:
             with run.locked():
-                run.write_description(hashes)
+                run.write_description(content["data"])
         return run
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other processes out of the run directory while the block lasts; blocks of the same run may nest.
 
-        The operating system drops the lock of a process that ends in whatever way, so a stale one cannot be met.
+        The directory is made and marked if need be.
 
         Raises:
-            UserError: another process is at work here; its id is named.
+            UserError: another process is at work here; its id is named. Or the directory cannot be written.
         """
         if self._locked or not self.processes.leads:
             yield
             return
-        with self.path(LOCK).open("a+", encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                file.seek(0)
-                holder = file.read().strip() or "of unknown id"
-                raise UserError(f"{self.directory}: process {holder} is at work here; wait until it ends") from error
-            file.truncate(0)
-            file.write(f"{os.getpid()}\n")
-            file.flush()
+        facts = {} if self.source is None else {"source": str(self.source)}
+        with lock_folder(self.directory, "run", **facts):
             self._locked = True
             try:
-                mend(self.directory)
-                _cut_half_line(self.path("events.jsonl"))
+                _cut_half_line(self.directory / EVENTS)
                 yield
             finally:
                 self._locked = False
@@ -167,8 +210,40 @@ class Run:
         return hash_json(dump_config(self.config))
 
     def path(self, *parts: str) -> Path:
-        """A path below the run directory."""
-        return self.directory.joinpath(*parts)
+        """Where something of the run lies or is to lie: in its own directory, or where it alone is, in its source."""
+        own = self.directory.joinpath(*parts)
+        if self.source is not None and not os.path.lexists(own) and self.source.joinpath(*parts).exists():
+            return self.source.joinpath(*parts)
+        return own
+
+    def checked(self, *parts: str) -> Path:
+        """A file of the run that is as it was written.
+
+        Raises:
+            UserError: it is missing or was changed after it was made; it is named.
+        """
+        path = self.path(*parts)
+        self.hash_input(path)
+        return path
+
+    def find(self, *parts: str) -> Path | None:
+        """`checked`, or None where there is no such file."""
+        path = self.path(*parts)
+        if path.name == DESCRIPTION and path.is_file():
+            _read_description(path.parent)
+        return self.checked(*parts) if path.is_file() else None
+
+    def checked_stage(self, name: str) -> Path:
+        """The folder of a finished stage whose files are all as they were written.
+
+        Raises:
+            UserError: the stage is missing, or a file of it was changed after it was made; it is named.
+        """
+        folder = self.path(*name.split("/"))
+        if manifest(folder) is None:
+            raise UserError(f"{folder}: missing; {self._how_to_make(folder)}")
+        verify(folder)
+        return folder
 
     def write_description(self, data_files: Mapping[str, str]) -> None:
         """Write run.yaml: the resolved configuration, what each arm is trained by, versions, data hashes, threads."""
@@ -187,17 +262,26 @@ class Run:
         }
         if _runs_code(self.config.reward):
             content["code_directory"] = str(self.code)
-        write_file(self.path("run.yaml"), yaml.safe_dump(content, sort_keys=False))
+        with self.locked():
+            content |= {"outputs": found} if (found := _outputs(self.directory)) else {}
+            _write_description(self.directory, content)
 
     def record(self, key: str, value: Any) -> None:
         """Add to run.yaml what is known only later."""
         if not self.processes.leads:
             return
         with self.locked():
-            path = self.path("run.yaml")
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+            content = _read_description(self.path(DESCRIPTION).parent)
             if content.get(key) != value:
-                write_file(path, yaml.safe_dump(content | {key: value}, sort_keys=False))
+                _write_description(self.directory, content | {key: value})
+
+    def write_output(self, name: str, text: str) -> Path:
+        """Write a file that belongs to no stage, such as metrics.json, and its hash into run.yaml."""
+        with self.locked():
+            path = self.directory / name
+            write_file(path, text)
+            self.record("outputs", _outputs(self.directory) | {name: hash_known(path)})
+        return path
 
     def stage(
         self,
@@ -228,26 +312,62 @@ class Run:
                 build(self._attempt(name)[0])
             return self.path(name)
         with self.locked():
-            target = self.path(name)
             sources = {self.label(path): self.hash_input(path) for path in inputs}
             fingerprint = hash_json({"stage": name, "config": config, "inputs": sources})
-            done = manifest(target)
+            there = self.path(name)
+            done = manifest(there)
             if done is not None and done["fingerprint"] == fingerprint:
-                verify(target)
+                verify(there)
                 self._forget_attempt(name)
                 self._event(name, "skip", 0.0)
             else:
+                self._check_place(name)
                 self._event(name, "start", 0.0)
                 started = time.monotonic()
                 self._make(name, fingerprint, build, together)
                 self._event(name, "end", time.monotonic() - started)
             if self.followed:
                 self.processes.tell(DONE)
-            return target
+            return self.path(name)
+
+    def trained(self) -> list[str]:
+        """The folders of finished arms, by name."""
+        roots = [root for root in (self.source, self.directory) if root is not None]
+        return sorted({path.parent.name for root in roots for path in root.glob(f"train/*/{MANIFEST}")})
+
+    def events(self) -> list[dict[str, Any]]:
+        """What happened to the stages: rows of time, stage, event and seconds, those of the source first.
+
+        Raises:
+            UserError: a row is not as it was written.
+        """
+        logs = [root / EVENTS for root in (self.source, self.directory) if root is not None]
+        return [row for log in logs if log.is_file() for row in read_checked_lines(log)]
 
     def go_on_alone(self) -> None:
         """From here on the first process works without the others, which wait until it is done."""
         self.followed = False
+
+    def _check_place(self, name: str) -> None:
+        """Refuse to make a stage where something of somebody else's stands in its place or on the way to it.
+
+        Raises:
+            UserError: a link, which is never followed to be written behind, or a file that this program did not make.
+        """
+        work, _ = self._attempt(name)
+        for place in (self.directory / name, work):
+            for folder in (place, *place.parents):
+                if folder == self.directory:
+                    break
+                if folder.is_symlink():
+                    raise UserError(f"{folder}: is a link; a run is written into folders of its own, move it away")
+        check_replaceable(self.directory / name)
+        self._check_attempt(work)
+
+    def _check_attempt(self, work: Path) -> None:
+        found = strangers(work, _is_written)
+        if found:
+            raise UserError(f"{found[0]}: not made by this program; move it away, and carry out the command again")
 
     def _make(self, name: str, fingerprint: str, build: Callable[[Path], None], together: bool) -> None:
         """Build a stage in its work folder, from where an interrupted attempt stopped, and put it in place."""
@@ -258,68 +378,68 @@ class Run:
         write_file(marker, fingerprint)
         sealed = manifest(work)
         if sealed is not None and sealed["fingerprint"] != fingerprint:  # what was published before, taken out
-            shutil.rmtree(work)
-            work.mkdir()
+            remove_artifact(work)
+            make_folder(work)
             sealed = None
         if sealed is None:
             if together:
                 self.processes.tell(BUILD)
             with naming(work):
                 build(work)
-            shutil.rmtree(work / "checkpoints", ignore_errors=True)
+            remove(work / "checkpoints", _is_written)
+            self._check_attempt(work)
             seal(work, kind=name, fingerprint=fingerprint)
         else:  # the attempt ended between sealing and publishing
             verify(work)
-        publish(work, self.path(name))
+        publish(work, self.directory / name)
         marker.unlink()
 
     def _attempt(self, name: str) -> tuple[Path, Path]:
         """The work folder of a stage, and the file that says for which fingerprint it was begun."""
-        work = self.path(".work", name.replace("/", "."))
+        work = self.directory / WORK / name.replace("/", ".")
         return work, work.with_name(work.name + ".fingerprint")
 
     def _forget_attempt(self, name: str) -> None:
         work, marker = self._attempt(name)
+        if not os.path.lexists(work) and not os.path.lexists(marker):
+            return
+        self._check_place(name)
         marker.unlink(missing_ok=True)  # first, so that a half removed folder is never taken for an attempt
-        if work.exists():
-            shutil.rmtree(work)
-
-    def verify(self) -> None:
-        """Check every file of every finished stage.
-
-        Raises:
-            UserError: a file is missing or was changed after it was made; it is named.
-        """
-        for path in sorted(self.directory.rglob(MANIFEST)):
-            if self.path(".work") not in path.parents:
-                verify(path.parent)
+        remove(work, _is_written)
 
     def hash_input(self, path: Path) -> str:
-        """The sha256 of a file.
+        """The sha256 of a file that something reads.
 
         Raises:
-            UserError: no such file, or it belongs to a finished stage and was changed after that.
+            UserError: no such file, or it is part of a run and was changed after it was made.
         """
+        root = next((root for root in (self.directory, self.source) if root and path.is_relative_to(root)), None)
         if not path.is_file():
-            if path.is_relative_to(self.directory):
-                stage = path.relative_to(self.directory).parts[0]
-                raise UserError(f"{path}: missing; run `adagrpo {stage} --run {self.directory}` first")
+            if root is not None:
+                raise UserError(f"{path}: missing; {self._how_to_make(path)}")
             raise UserError(f"{path}: no such file; check the recipe and --data")
+        root = root or next(filter(is_marked, path.parents), None)  # or a file of another run
+        if root is None:
+            return hash_known(path)
+        if path.parent == root:
+            return _hash_of_output(root, path.name)
         for folder in path.parents:
-            if folder == self.directory or not folder.is_relative_to(self.directory):
-                break
-            content = manifest(folder)
+            content = None if folder == root else manifest(folder)
             if content is not None:
-                entry = content["files"].get(path.relative_to(folder).as_posix())
-                if entry is None or hash_file(path) != entry["sha256"]:
-                    raise UserError(f"{path}: changed after it was made; delete {folder} to have it made again")
-                return str(entry["sha256"])
-        return hash_file(path)
+                return verify_file(folder, path.relative_to(folder).as_posix(), content)
+            if folder == root:
+                break
+        return hash_known(path)
+
+    def _how_to_make(self, path: Path) -> str:
+        root = self.source if self.source is not None and path.is_relative_to(self.source) else self.directory
+        verb = path.relative_to(root).parts[0]
+        return f"run `adagrpo {verb} --run {root}` first"
 
     def label(self, path: Path) -> str:
         """A name for an input that does not depend on where the run or the data lie."""
-        for root in (self.directory, self.data):
-            if path.is_relative_to(root):
+        for root in (self.directory, self.source, self.data):
+            if root is not None and path.is_relative_to(root):
                 return path.relative_to(root).as_posix()
         return path.name
 
@@ -330,8 +450,9 @@ class Run:
             "event": event,
             "seconds": round(seconds, 3),
         }
-        with self.path("events.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        descriptor = os.open(self.directory / EVENTS, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        with os.fdopen(descriptor, "a", encoding="utf-8") as file:
+            file.write(checked_line(row))
         self.console.stage(stage, event, seconds)
 
 
@@ -339,9 +460,62 @@ def _runs_code(options: RewardOptions) -> bool:
     return options.kind == "callable" or any(map(_runs_code, options.parts))
 
 
+def _is_written(name: str) -> bool:
+    return Path(name).name in WRITTEN
+
+
+def _read_description(directory: Path) -> dict[str, Any]:
+    """The content of run.yaml.
+
+    Raises:
+        UserError: it is missing, damaged, or not as it was written.
+    """
+    path = directory / DESCRIPTION
+    again = "carry out `adagrpo run` or `adagrpo prepare` again"
+    if not path.is_file():
+        raise UserError(f"{path}: missing; {again}")
+    try:
+        content = dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+        told = content.pop("sha256")
+    except (yaml.YAMLError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{path}: damaged; {again}") from error
+    try:
+        same = told == hash_json(content)
+    except (ValueError, TypeError):  # a value that was never written, such as a date
+        same = False
+    if not same:
+        raise UserError(f"{path}: not as it was written; change keys by --set, or {again}")
+    return content
+
+
+def _write_description(directory: Path, content: Mapping[str, Any]) -> None:
+    text = yaml.safe_dump(dict(content), sort_keys=False)
+    digest = hash_json(yaml.safe_load(text))
+    write_file(directory / DESCRIPTION, text + yaml.safe_dump({"sha256": digest}))
+
+
+def _hash_of_output(root: Path, name: str) -> str:
+    """The hash of a file that belongs to no stage, held against the one in run.yaml.
+
+    Raises:
+        UserError: it is not the one that was written.
+    """
+    found = hash_known(root / name)
+    if found != _outputs(root).get(name, found):
+        raise UserError(
+            f"{root / name}: changed after it was made; run `adagrpo evaluate --run {root}` to have it made again"
+        )
+    return found
+
+
+def _outputs(root: Path) -> dict[str, str]:
+    """The hashes of the files that belong to no stage, such as metrics.json, by name."""
+    return dict(_read_description(root).get("outputs", {})) if (root / DESCRIPTION).is_file() else {}
+
+
 def _cut_half_line(path: Path) -> None:
     """Drop the end of a log that a crash left without its line break."""
-    if path.is_file():
+    if path.is_file() and not path.is_symlink():
         content = path.read_bytes()
         whole = content.rfind(b"\n") + 1
         if whole < len(content):

@@ -33,7 +33,7 @@ def recommender(
     chosen = choose_checkpoint(run, arm, checkpoint)
     bench = Workbench(run)
     if reward_weight > 0:
-        check_reward(bench)
+        check_reward(bench, note=False)
     served = Recommender(
         bench.policy(chosen.weights),
         bench.catalog,

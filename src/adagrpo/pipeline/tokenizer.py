@@ -67,7 +67,7 @@ def _quantize(run: Run) -> tuple[NDArray[np.int64], float | None, Callable[[], Q
     if options.published is not None:
         codes = import_semantic_ids(
             run.data / options.published.path,
-            load_item_ids(run.path("prepare")),
+            load_item_ids(run.checked_stage("prepare")),
             column=options.published.column,
             id_column=options.published.id_column,
         )
@@ -105,7 +105,7 @@ def _item_vectors(run: Run) -> NDArray[np.float32]:
         "cooccurrence": lambda: cooccurrence_vectors(
             bench.training, len(items), window=options.window, width=options.width
         ),
-        "language_model": lambda: pl.read_parquet(run.path(*ENCODED))["vector"].to_numpy(),
+        "language_model": lambda: pl.read_parquet(run.checked(*ENCODED))["vector"].to_numpy(),
     }
     weights: dict[str, float] = dict(options.vectors.items())
     return mix({name: makers[name]() for name in weights}, weights, seed=run.config.seed)

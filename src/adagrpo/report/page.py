@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
@@ -54,8 +54,51 @@ LEVEL_COLUMNS = {
 SPLITS: tuple[Split, ...] = ("test", "validation")
 
 
-def write_report(run_directory: Path) -> Path:
+class RunFiles(Protocol):
+    """What a page reads of a run."""
+
+    directory: Path  # where the page goes
+
+    def find(self, *parts: str) -> Path | None:
+        """A file of the run; None where there is none."""
+        ...
+
+    def trained(self) -> list[str]:
+        """The folders of trained arms, by name."""
+        ...
+
+    def events(self) -> Sequence[Mapping[str, Any]]:
+        """Rows of stage, event and seconds."""
+        ...
+
+
+class LooseFiles:
+    """The files of a folder as they are, held against nothing."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def find(self, *parts: str) -> Path | None:
+        """See `RunFiles`."""
+        path = self.directory.joinpath(*parts)
+        return path if path.is_file() else None
+
+    def trained(self) -> list[str]:
+        """See `RunFiles`."""
+        train = self.directory / "train"
+        below = sorted(train.iterdir()) if train.is_dir() else []
+        return [folder.name for folder in below if folder.is_dir() and not folder.name.startswith(".")]
+
+    def events(self) -> Sequence[Mapping[str, Any]]:
+        """See `RunFiles`."""
+        return read_rows(self.directory / "events.jsonl")
+
+
+def write_report(run: RunFiles | Path) -> Path:
     """Write `report.html` into a run directory; a crash leaves the old page or the new one.
+
+    Args:
+        run: or a folder of the files of one.
 
     Returns:
         The path of the page.
@@ -63,14 +106,18 @@ def write_report(run_directory: Path) -> Path:
     Raises:
         UserError: as `build_report`.
     """
-    content = build_report(run_directory)
-    path = run_directory / "report.html"
-    write_file(path, content)
+    files = _files(run)
+    path = files.directory / "report.html"
+    write_file(path, build_report(files))
     return path
 
 
-def write_figures(run_directory: Path, directory: Path) -> list[Path]:
+def write_figures(run: RunFiles | Path, directory: Path) -> list[Path]:
     """Write the charts of a run's report as SVG files of their own, for documents.
+
+    Args:
+        run: or a folder of the files of one.
+        directory: of the charts.
 
     Returns:
         Their paths: `<what it shows>-<number>.svg`.
@@ -78,7 +125,8 @@ def write_figures(run_directory: Path, directory: Path) -> list[Path]:
     Raises:
         UserError: as `build_report`.
     """
-    drawn = _figures(run_directory, _metrics(run_directory))
+    files = _files(run)
+    drawn = _figures(files, _metrics(files))
     written = []
     for name, found in drawn.items():
         figures = found if isinstance(found, list) else [found] if found is not None else []
@@ -88,11 +136,11 @@ def write_figures(run_directory: Path, directory: Path) -> list[Path]:
     return written
 
 
-def build_report(run_directory: Path) -> str:
+def build_report(run: RunFiles | Path) -> str:
     """The page of a run.
 
     Args:
-        run_directory: holds `metrics.json` and, optionally, the other files.
+        run: or a folder that holds `metrics.json` and, optionally, the other files.
 
     Returns:
         HTML.
@@ -100,35 +148,42 @@ def build_report(run_directory: Path) -> str:
     Raises:
         UserError: `metrics.json` is not there, or a file is there but cannot be read.
     """
-    metrics = _metrics(run_directory)
-    run = _load(run_directory / "run.yaml") if (run_directory / "run.yaml").is_file() else {}
+    files = _files(run)
+    metrics = _metrics(files)
+    path = files.find("run.yaml")
+    described = _load(path) if path is not None else {}
     return template("page.html.j2").render(
-        name=metrics.get("name") or run_directory.resolve().name,
+        name=metrics.get("name") or files.directory.resolve().name,
         config_hash=metrics.get("config_hash"),
         summary=[keep_together(sentence) for sentence in summary_sentences(metrics)],
         arms=[(arm, keep_together(sentence)) for arm, sentence in arm_sentences(metrics)],
         results=[(split, _results(metrics, split)) for split in SPLITS],
         breadth=_breadth(metrics),
-        **_figures(run_directory, metrics),
-        numbers=numbers_table(_logs(run_directory, metrics)),
+        **_figures(files, metrics),
+        numbers=numbers_table(_logs(files, metrics)),
         dataset=_facts(metrics.get("dataset")),
         catalog=_facts(metrics.get("catalog")),
         levels=_levels(metrics.get("catalog")),
         ranker=_ranker(metrics),
         exposures=exposure_table(metrics["exposures"]) if "exposures" in metrics else None,
-        quality=_quality(run_directory / "ranker" / "report" / "report.json"),
-        stages=_stages(read_rows(run_directory / "events.jsonl")),
-        versions=_facts(run.get("versions")),
-        threads=run.get("threads"),
-        data_files=_dump(run.get("data")),
-        config=_dump(run.get("config")),
+        quality=_quality(files.find("ranker", "report", "report.json")),
+        stages=_stages(files.events()),
+        versions=_facts(described.get("versions")),
+        threads=described.get("threads"),
+        data_files=_dump(described.get("data")),
+        config=_dump(described.get("config")),
     )
 
 
-def _metrics(run_directory: Path) -> Mapping[str, Any]:
-    path = run_directory / "metrics.json"
-    if not path.is_file():
-        raise UserError(f"{path}: not there; the report is made from it, evaluate the run first")
+def _files(run: RunFiles | Path) -> RunFiles:
+    return LooseFiles(run) if isinstance(run, Path) else run
+
+
+def _metrics(files: RunFiles) -> Mapping[str, Any]:
+    path = files.find("metrics.json")
+    if path is None:
+        where = files.directory / "metrics.json"
+        raise UserError(f"{where}: not there; the report is made from it, evaluate the run first")
     return _load(path)
 
 
@@ -149,8 +204,8 @@ def template(name: str) -> Template:
     return environment.get_template(name)
 
 
-def _figures(run_directory: Path, metrics: Mapping[str, Any]) -> dict[str, Any]:
-    logs = _logs(run_directory, metrics)
+def _figures(files: RunFiles, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    logs = _logs(files, metrics)
     return {
         "curves": figures.learning_curves(logs),
         "supervised": figures.supervised_curves(logs),
@@ -161,23 +216,19 @@ def _figures(run_directory: Path, metrics: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _logs(run_directory: Path, metrics: Mapping[str, Any]) -> list[Log]:
+def _logs(files: RunFiles, metrics: Mapping[str, Any]) -> list[Log]:
     """The logs of sft and of each folder below `train/`, in the order of `metrics.json`, then by name."""
     points = checkpoints(metrics)
     best = {point.arm: point.step for point in points if point.kind == "best"}
-    train = run_directory / "train"
-    below = sorted(train.iterdir()) if train.is_dir() else []
-    folders = {folder.name: folder for folder in below if folder.is_dir() and not folder.name.startswith(".")}
+    folders = {START: ("sft",)} | {arm: ("train", arm) for arm in files.trained()}
     arms = list(dict.fromkeys([START, *(point.arm for point in points), *folders]))
-    folders[START] = run_directory / "sft"
+
+    def rows(arm: str, name: str) -> list[Mapping[str, Any]]:
+        path = files.find(*folders[arm], name)
+        return [] if path is None else read_rows(path)
+
     return [
-        Log(
-            arm,
-            style,
-            read_rows(folders[arm] / "steps.jsonl"),
-            read_rows(folders[arm] / "validation.jsonl"),
-            best.get(arm),
-        )
+        Log(arm, style, rows(arm, "steps.jsonl"), rows(arm, "validation.jsonl"), best.get(arm))
         for style, arm in enumerate(arms)
         if arm in folders
     ]
@@ -220,9 +271,9 @@ def _ranker(metrics: Mapping[str, Any]) -> Table | None:
     return metric_table(("ranking",), [(name,) for name, _ in rows], values, columns) if columns else None
 
 
-def _quality(path: Path) -> dict[str, Any] | None:
+def _quality(path: Path | None) -> dict[str, Any] | None:
     """The tables of the ranker's report, or None where it was not made."""
-    if not path.is_file():
+    if path is None:
         return None
     report = _load(path)
     try:

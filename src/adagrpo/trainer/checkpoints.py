@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import json
 import math
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,12 +18,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from adagrpo.artifacts import manifest, publish, seal, verify
+from adagrpo.artifacts import MANIFEST, manifest, publish, remove, seal, verify, written_beside
 from adagrpo.errors import UserError
 
 __all__ = ["Progress", "load_weights", "restore", "save", "save_weights"]
 
-WEIGHTS = "model.safetensors"
+WEIGHTS, BEST, AVERAGE = "model.safetensors", "best.safetensors", "average.safetensors"
+MOMENTS, PROGRESS = "optimizer.safetensors", "progress.json"
+FILES = frozenset({WEIGHTS, BEST, AVERAGE, MOMENTS, PROGRESS, MANIFEST})  # of a checkpoint
 
 
 @dataclass
@@ -81,25 +82,25 @@ def save(work: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progres
     """Write a checkpoint and remove the ones before it."""
     target = work / "checkpoints" / f"{progress.step:09d}"
     temporary = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    remove(temporary, FILES.__contains__)
+    temporary.mkdir(parents=True, exist_ok=True)
     _write({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, temporary / WEIGHTS)
-    _write(progress.best_weights, temporary / "best.safetensors")
-    _write(progress.average, temporary / "average.safetensors")
+    _write(progress.best_weights, temporary / BEST)
+    _write(progress.average, temporary / AVERAGE)
     moments = {
         f"{index}.{name}": value
         for index, entry in optimizer.state_dict()["state"].items()
         for name, value in entry.items()
     }
-    _write(moments, temporary / "optimizer.safetensors")
+    _write(moments, temporary / MOMENTS)
     state = asdict(progress)
     del state["best_weights"], state["average"]
-    (temporary / "progress.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
+    (temporary / PROGRESS).write_text(json.dumps(state) + "\n", encoding="utf-8")
     seal(temporary, kind="checkpoint", fingerprint="")
     publish(temporary, target)
     for other in target.parent.iterdir():
         if other != target:
-            shutil.rmtree(other)
+            remove(other, FILES.__contains__)
 
 
 def restore(work: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress | None:
@@ -111,19 +112,20 @@ def restore(work: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> P
     verify(whole)
     model.load_state_dict(_read(whole / WEIGHTS))
     state: dict[int, dict[str, Tensor]] = {}
-    for key, value in _read(whole / "optimizer.safetensors").items():
+    for key, value in _read(whole / MOMENTS).items():
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    progress = Progress(**json.loads((whole / "progress.json").read_text(encoding="utf-8")))
-    progress.best_weights = _read(whole / "best.safetensors")
-    progress.average = _read(whole / "average.safetensors")
+    progress = Progress(**json.loads((whole / PROGRESS).read_text(encoding="utf-8")))
+    progress.best_weights = _read(whole / BEST)
+    progress.average = _read(whole / AVERAGE)
     return progress
 
 
 def _write(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     try:
-        save_file(dict(tensors), path, metadata=metadata)
+        with written_beside(path) as place:
+            save_file(dict(tensors), place, metadata=metadata)
     except SafetensorError as error:  # a full disk is told in these words, and without a name
         raise OSError(errno.EIO, str(error), str(path)) from error
 
