@@ -25,19 +25,14 @@ import torch
 from torch import Tensor
 
 from adagrpo.config import FitConfig, Gate
+from adagrpo.groups.decide import gate_by_evidence
+from adagrpo.groups.draw import score_codes
+from adagrpo.groups.evidence import gather_evidence
+from adagrpo.groups.gated import GatedGroups
+from adagrpo.groups.score import Candidates, distinct_candidates, in_batch_negatives, read_rewards, shuffled
 from adagrpo.layers import mixed_precision
-from adagrpo.objective import rollout_miss
-from adagrpo.rewards import (
-    Candidates,
-    candidate_scores,
-    distinct_candidates,
-    in_batch_negatives,
-    read_rewards,
-    shuffled,
-)
+from adagrpo.rewards import ask_reward
 from adagrpo.trainer import Arm, PostTraining
-from adagrpo.trainer.gating import decide, gather_evidence
-from adagrpo.trainer.groups import Judged
 from adagrpo.types import Histories
 from benchmarks.compact import STEPS, q_min_that_admits, stepper, workbench
 from benchmarks.rows import Row, median_spread, timed_in_turn
@@ -51,14 +46,8 @@ Build = Callable[[type[PostTraining], Gate], PostTraining]
 class Plain(PostTraining):
     """Draws the same groups and knows no logged item: no negatives, no difficulty, no discriminability, no shadow."""
 
-    def _judge(
-        self, histories: Histories, targets: Tensor, generator: torch.Generator, measure: bool
-    ) -> tuple[Judged, dict[str, float]]:
-        def uniforms(*shape: int) -> Tensor:
-            return torch.rand(shape, generator=generator).to(targets.device)
-
-        drawn = self._rollouts(histories, self.policy.encode(histories), generator)
-        return self._judge_ends(histories, torch.full_like(targets, -1), drawn, uniforms, measure)
+    def _groups(self, histories: Histories, targets: Tensor, generator: torch.Generator, measure: bool) -> GatedGroups:
+        return super()._groups(histories, torch.full_like(targets, -1), generator, measure)
 
 
 ADDED = ("negatives", "gate", "shuffled_gate")  # parts that are there for the diagnostics alone
@@ -104,13 +93,12 @@ def measure(build: Build, device: torch.device, *, repeats: int = 7) -> Share:
 def parts(task: PostTraining) -> dict[str, Callable[[], Any]]:
     """The work of one step's diagnostics, and of the reward with and without them, on the groups of step 0.
 
-    `target_log_probs` is asked for by the difficulties `target_rank` and `target_nll` and by an injected target only;
-    the default, `rollout_miss`, reads the rollouts that are there.
+    `target_log_probs` is asked for by an injected target only; the difficulty reads the rollouts that are there.
     """
     task.policy.eval()
-    judged = task.begin(0)[0][0].judged
-    assert judged is not None, "the first step holds RL samples"
-    histories, targets, rollouts, options = judged.histories, judged.targets, judged.rollouts, task.objective
+    groups = task.begin(0)[0][0].groups
+    assert groups is not None, "the first step holds RL samples"
+    histories, targets, rollouts, options = groups.histories, groups.targets, groups.rollouts, task.objective
     context, codes = task.policy.encode(histories), task.catalog.codes[targets].unsqueeze(1)
     generator = torch.Generator().manual_seed(0)
     draws = torch.rand(len(targets), len(targets), generator=generator).to(targets.device)
@@ -120,26 +108,25 @@ def parts(task: PostTraining) -> dict[str, Callable[[], Any]]:
         return in_batch_negatives(targets, histories, draws, options.negatives)
 
     drawn = negatives()
+    scored = groups.scored._replace(negatives=drawn)
     every = distinct_candidates(targets, rollouts.items, drawn)
     nothing = torch.full_like(targets, -1)
     alone = distinct_candidates(nothing, rollouts.items, drawn.new_empty(len(drawn), 0))
-    scores = candidate_scores(task.reward, histories, every)
+    scores = ask_reward(task.reward, histories, every.items)
     permutation = torch.rand(scores.shape, generator=generator).to(scores.device)
 
     def ask(candidates: Candidates) -> Callable[[], Tensor]:
-        return lambda: candidate_scores(task.reward, histories, candidates)
+        return lambda: ask_reward(task.reward, histories, candidates.items)
 
     def gate(given: Tensor) -> object:
-        rewards, difficulty = read_rewards(every, given), rollout_miss(rollouts.items, targets)
-        floor = options.reward_floor
-        evidence = gather_evidence(rewards, rollouts, drawn, targets, difficulty, spread=spread, floor=floor)
-        return decide("adagrpo", evidence, options)
+        evidence = gather_evidence(scored, read_rewards(every, given), options, spread=spread)
+        return gate_by_evidence("adagrpo", evidence, options)
 
     return {
         "reward_of_rollouts": ask(alone),
         "reward_of_all": ask(every),
         "negatives": negatives,
-        "target_log_probs": lambda: task._score(task.policy, context, codes),
+        "target_log_probs": lambda: score_codes(task.policy, context, codes, task.catalog, options),
         "gate": lambda: gate(scores),
         "shuffled_gate": lambda: gate(shuffled(every, scores, permutation)),
     }

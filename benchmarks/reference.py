@@ -3,8 +3,8 @@
     python -m benchmarks.reference --out reference.json            before the change
     python -m benchmarks.reference --against reference.json        after it: names what differs, ends with 1
 
-A recipe may be written otherwise after the change, so the hashes leave out what names it (`config_hash`). They hold on
-one machine, with one thread; they are therefore never committed.
+A recipe may be written otherwise after the change, so the hashes leave out what names it (`config_hash`, the options of
+an arm). They hold on one machine, with one thread; they are therefore never committed.
 """
 
 from __future__ import annotations
@@ -24,6 +24,16 @@ import yaml
 from adagrpo.artifacts import hash_file, hash_json
 from adagrpo.cli import main as adagrpo
 
+ENDS = {"rl_positions": "end", "rollout": "beam", "num_generations": 32, "exclude_history": True}
+VALID, CHOSEN = (
+    {
+        "objective": "distill",
+        "name": name,
+        "lambda": 5,
+        "options": ENDS | {"distill": {"reward_weight": weight, "validity_weight": 5.0}},
+    }
+    for name, weight in (("distill-valid", 2.0), ("distill-chosen", "validation"))
+)
 COMMON: dict[str, Any] = {
     "threads": 1,
     "max_history": 60,
@@ -41,7 +51,7 @@ COMMON: dict[str, Any] = {
         "arms": [
             *("nll", "grpo", "mixture", "adagrpo", "adagrpo-random", "adagrpo-shuffled", "adagrpo-inverted"),
             *("adagrpo-difficulty", "adagrpo-discriminability", "adagrpo-oracle", "best_of_n", "distill"),
-            *("distill-valid", "distill-chosen"),
+            *(VALID, CHOSEN),
         ],
         "fit": {"epochs": 1, "batch_size": 128, "learning_rate": 5.0e-4, "validations": 2, "validation_users": 300},
         "gradient_norms_every": 2,
@@ -64,7 +74,7 @@ POLICIES: dict[str, dict[str, Any]] = {
         },
     },
 }
-FEWER = ["nll", "adagrpo", "distill-valid"]  # of a language model, whose step takes longer
+FEWER = ["nll", "adagrpo", VALID]  # of a language model, whose step takes longer
 
 
 def measure(folder: Path) -> dict[str, str]:
@@ -84,7 +94,10 @@ def measure(folder: Path) -> dict[str, str]:
 
 def _hashes(run: Path) -> dict[str, str]:
     metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
-    found = {f"metrics/{arm}": hash_json(values) for arm, values in metrics.pop("stages").items()}
+    stages = metrics.pop("stages")
+    for values in stages.values():
+        values.pop("options", None)
+    found = {f"metrics/{arm}": hash_json(values) for arm, values in stages.items()}
     del metrics["config_hash"]
     found["metrics"] = hash_json(metrics)
     for path in sorted(run.rglob("*.json")):

@@ -236,7 +236,11 @@ def test_dry_run_prints_and_does_nothing(adagrpo: Command, tmp_path: Path, recip
     assert answer.status == 0 and answer.err == ""
     content = yaml.safe_load(answer.out)
     assert content["objective"]["lambda"] == 0.5 and content["sft"]["epochs"] == world.recipe()["sft"]["epochs"]
-    assert json.loads(adagrpo(*arguments, "--json").out) == content
+    found = json.loads(adagrpo(*arguments, "--json").out)
+    arms = found.pop("arms")
+    assert found == content and arms["adagrpo"]["lambda"] == 0.5 and arms["adagrpo"]["grpo"]["epsilon"] == 0.2
+    comment = "\n".join(line[2:] for line in answer.out.splitlines() if line.startswith("# "))
+    assert yaml.safe_load(comment) == {"arms": arms}
     assert adagrpo(*arguments, "--seed", 5).out != answer.out
     assert set(tmp_path.iterdir()) == before | {path}
 

@@ -56,14 +56,14 @@ def test_a_recipe_says_only_what_differs_from_its_base(tmp_path: Path) -> None:
     path = written(
         tmp_path,
         study__own={"base": "../mine.yaml", "seed": 7, "train": {"arms": ["nll"]}, "data": {"logs": ["b.csv"]}},
-        mine={"base": "plain.yaml", "sft": {"epochs": 3}, "data": {"columns": {"user": "u"}}, "second_reward": None},
+        mine={"base": "plain.yaml", "sft": {"epochs": 3}, "data": {"columns": {"user": "u"}}, "threads": None},
         plain={
             "name": "plain",
             "seed": 1,
             "data": {"logs": ["a.csv", "c.csv"], "columns": {"user": "x", "item": "i"}},
             "sft": {"epochs": 9, "batch_size": 8},
             "train": {"arms": ["nll", "mixture"], "fit": {"epochs": 2}},
-            "second_reward": {"kind": "noise"},
+            "threads": 2,
         },
     )
     whole = {
@@ -72,7 +72,7 @@ def test_a_recipe_says_only_what_differs_from_its_base(tmp_path: Path) -> None:
         "data": {"logs": ["b.csv"], "columns": {"user": "u", "item": "i"}},  # a list replaces, mappings merge
         "sft": {"epochs": 3, "batch_size": 8},
         "train": {"arms": ["nll"], "fit": {"epochs": 2}},
-        "second_reward": None,  # a single value replaces a mapping
+        "threads": None,  # and so does nothing
     }
     config = load_config(path)
     assert config == Config.model_validate(whole) and "base" not in dump_config(config)
@@ -169,10 +169,18 @@ def test_an_unknown_key_without_a_near_one_lists_the_valid_keys(recipe):
         ("objective.q_min=1.5", ["objective.q_min", "1.5"]),
         ("objective.lambda=-1", ["objective.lambda", "-1"]),
         ("data.min_rating=.nan", ["data.min_rating", "finite"]),
-        ("objective.beta=.inf", ["objective.beta", "finite"]),
+        ("objective.grpo.beta=.inf", ["objective.grpo.beta", "finite"]),
         ("objective.num_generations=1", ["objective.num_generations", "2"]),
         ("objective.rollout=gumbell", ["objective.rollout", "'sample'", "gumbell"]),
-        ("objective.difficulty=hard", ["objective.difficulty", "'rollout_miss'", "hard"]),
+        ("objective.grpo.epsilonn=1", ["unknown key 'objective.grpo.epsilonn'; did you mean 'epsilon'?"]),
+        (
+            "objective.epsilon=0.1",
+            ["objective: 'epsilon' is an option of the reward", "objective.grpo.epsilon"],
+        ),
+        ("objective.distill_weight=2", ["an option of the reward term distill: write objective.distill.reward_weight"]),
+        ("objective.distill.epsilon=0.1", ["objective.distill: 'epsilon'", "term grpo: write objective.grpo.epsilon"]),
+        ("objective.best_of_n.x=0.1", ["unknown key 'objective.best_of_n.x'; valid keys here: none"]),
+        ("objective.best_of_n.beta=0.1", ["objective.best_of_n: 'beta'", "term grpo: write objective.grpo.beta"]),
         ("train.fit.epochs=0", ["train.fit.epochs", "greater than 0"]),
         ("train.fit.batch_size=two", ["train.fit.batch_size", "integer", "two"]),
         ("policy.dropout=1", ["policy.dropout", "less than 1"]),
@@ -257,24 +265,51 @@ def test_names_of_arms(recipe):
     assert load_config(recipe(MINIMAL), [f"train.arms=[{', '.join(names)}]"]).train.arms == config.train.arms
 
 
-def test_what_is_known_by_name_alone(recipe):
-    ends, valid, chosen = load_config(
-        recipe(MINIMAL), ["train.arms=[distill-ends, distill-valid, distill-chosen]"]
-    ).train.arms
-    assert {arm.objective for arm in (ends, valid, chosen)} == {"distill"} and chosen.name == "distill-chosen"
-    assert ArmConfig.parse("distill-chosen") == chosen and chosen.chooses_weight(ObjectiveConfig())
-    seen = [arm.seen_by(ObjectiveConfig()) for arm in (ends, valid, chosen)]
-    assert [one.validity_weight for one in seen] == [0, 5, 5] and [one.rl_positions for one in seen] == ["end"] * 3
-    assert dump_config(load_config(recipe(MINIMAL), ["train.arms=[distill-ends]"]))["train"]["arms"][0]["options"] == {
-        "rl_positions": "end",
-        "rollout": "beam",
-        "num_generations": 32,
-        "exclude_history": True,
-        "distill_weight": 2.0,
+def test_a_preset_says_what_it_is(recipe):
+    config = load_config(recipe(MINIMAL), ["train.arms=[distill-tuned]", "objective.tau=0.7"])
+    (arm,) = config.train.arms
+    assert arm == ArmConfig.parse("distill-tuned") and (arm.objective, arm.name) == ("distill", "distill-tuned")
+    assert arm.left_to_validation(ObjectiveConfig()) == "reward_weight"
+    assert dump_config(config)["train"]["arms"][0] == {
+        "objective": "distill",
+        "gate": None,
+        "lambda": 5.0,
+        "name": "distill-tuned",
+        "options": {
+            "num_generations": 32,
+            "rollout": "beam",
+            "exclude_history": True,
+            "rl_positions": "end",
+            "distill": {"reward_weight": "validation", "validity_weight": 0.0},
+        },
     }
-    assert "train.arms.0: objective 'distil-ends': there is none of that name; did you mean 'distill-ends'?" in refused(
-        recipe(MINIMAL), "train.arms=[distil-ends]"
-    )
+    (settings,) = config.settings_of_arms().values()
+    assert (settings["gate"], settings["lambda"], settings["tau"], settings["temperature"]) == ("all", 5.0, 0.7, 1.0)
+    assert settings["distill"] == {"reward_weight": "validation", "validity_weight": 0.0} and "grpo" not in settings
+    text = "train.arms.0: objective 'distil-tuned': there is none of that name; did you mean 'distill-tuned'?"
+    assert text in refused(recipe(MINIMAL), "train.arms=[distil-tuned]")
+
+
+def test_the_settings_of_an_arm_are_what_its_term_reads(recipe):
+    arms = "[nll, {objective: mixture, name: a, lambda: 2, options: {grpo: {epsilon: 0.1}}}, adagrpo-oracle]"
+    changes = ["objective.grpo.beta=0.5", "objective.distill.reward_weight=3", "objective.num_iterations=2"]
+    config = load_config(recipe(MINIMAL), [f"train.arms={arms}", *changes])
+    nll, mixture, oracle = (arm.settings(config.objective, defaults=False) for arm in config.train.arms)
+    assert nll == {"objective": "nll", "num_iterations": 2}
+    common = {"num_iterations": 2, "grpo": {"beta": 0.5}}
+    own = {"objective": "mixture", "gate": "all", "lambda": 2.0, "grpo": {"epsilon": 0.1, "beta": 0.5}}
+    assert mixture == common | own
+    assert oracle == common | {"objective": "adagrpo", "gate": "oracle", "lambda": 1.0}
+    full = config.settings_of_arms()
+    assert full["a"]["grpo"] == {
+        "epsilon": 0.1,
+        "epsilon_high": 0.2,
+        "beta": 0.5,
+        "invalid_penalty": 1.0,
+        "scale_rewards": True,
+    }
+    assert "oracle_agreement" in full["adagrpo-oracle"] and "oracle_agreement" not in full["a"]
+    assert not {"distill", "best_of_n"} & set(full["a"])
 
 
 def test_another_kind_of_reward_takes_no_keys_of_the_one_before(recipe):
@@ -303,23 +338,33 @@ def test_an_arm_with_options_of_its_own(recipe):
         ("{objective: adagrpo, options: {tau: 1}}", "an arm with options needs a name"),
         ("{objective: adagrpo, name: a, options: {tua: 1}}", "'train.arms.0.options.tua'; did you mean 'tau'?"),
         ("{objective: adagrpo, name: a, options: {tau: -1}}", "train.arms.0.options.tau: Input should be greater"),
-        ("{objective: distill, name: a, options: {distill_weight: -1}}", "at least 0, or 'validation' (found -1)"),
-        ("{objective: distill, name: a, options: {distill_weight: test}}", "distill_weight: a number of at least 0"),
+        ("{objective: distill, name: a, options: {distill: {reward_weight: -1}}}", "or 'validation' (found -1)"),
+        (
+            "{objective: distill, name: a, options: {distill: {reward_weight: test}}}",
+            "reward_weight: a number",
+        ),
         ("{objective: adagrpo, name: a, options: {lambda: 1}}", "an arm has a lambda of its own"),
         ("{objective: adagrpo, name: ../a}", "name '../a': letters, digits"),
         ("{objective: adagrpo, name: sft}", "name 'sft' means something already"),
         ("{objective: adagrpo, name: mixture-lambda2}", "name 'mixture-lambda2' means something already"),
         ("{objective: adagrpo, name: a, options: {rl_positions: end}}", "the gate 'adagrpo' reads logged items"),
-        ("{objective: adagrpo, gate: agreement}", "compares the reward with another; set second_reward"),
-        ("{objective: mixture, name: a, options: {rl_positions: end, target_only: true}}", "target_only reads logged"),
+        ("{objective: adagrp}", "objective: there is no objective 'adagrp'; did you mean 'adagrpo'?"),
+        (
+            "{objective: adagrpo, name: a, options: {epsilon: 1}}",
+            "write objective.grpo.epsilon, or options.grpo",
+        ),
+        (
+            "{objective: adagrpo, name: a, options: {distill: {reward_weight: 2}}}",
+            "options.distill: objective 'adagrpo' has the term grpo and would not read it",
+        ),
+        (
+            "{objective: nll, name: a, options: {grpo: {beta: 1}}}",
+            "options.grpo: objective 'nll' has no reward term and would not read it",
+        ),
         ("{objective: distill, gate: random, name: a, options: {rl_positions: end}}", "'random' reads logged items"),
         (
             "{objective: mixture, name: a, options: {rl_positions: end, inject_target: true}}",
             "inject_target reads logged items; rl_positions: end has none",
-        ),
-        (
-            "{objective: mixture, name: a, options: {rollout: gumbel, inject_target: true}}",
-            "a has rollout gumbel and inject_target",
         ),
     ],
 )
@@ -359,9 +404,9 @@ def test_an_arms_name_leads_back_to_the_arm(kind, weight):
         ("adagrpo-randm", "objective 'adagrpo-randm': there is none of that name; did you mean 'adagrpo-random'?"),
         (
             "",
-            "known: nll, grpo, mixture, adagrpo, distill, best_of_n, distill-ends, distill-valid, distill-chosen",
+            "known: nll, grpo, mixture, adagrpo, distill, best_of_n, distill-tuned, adagrpo-all",
         ),
-        ("grpo-random", "objective 'grpo' takes no gate; adagrpo, distill and best_of_n do"),
+        ("grpo-random", "objective 'grpo' takes no gate; these do: adagrpo, distill, best_of_n"),
         ("nll-lambda2", "objective 'nll' takes no lambda"),
         ("mixture-lambdax", "lambda: Input should be a valid number"),
         ("mixture-lambda-1", "lambda: Input should be greater than or equal to 0 (found '-1')"),

@@ -20,12 +20,13 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from adagrpo.config import ArmConfig, Config, dump_config, load_config
+from adagrpo.config import ArmConfig, Config, ObjectiveConfig, dump_config, load_config
 from adagrpo.config.data import DataConfig, MarketplaceConfig, SplitConfig
 from adagrpo.config.models import LanguageModelConfig, PolicyConfig, RankerConfig
 from adagrpo.config.reward import CallableOptions, HttpOptions, WeightedOptions
 from adagrpo.config.training import CompareConfig, TrainConfig
 from adagrpo.errors import UserError
+from adagrpo.objective.terms import OBJECTIVES, TERMS
 
 Content = dict[str, Any]
 Strategy = st.SearchStrategy[Any]
@@ -64,7 +65,7 @@ def sections(draw: st.DrawFn, model: type[BaseModel], rewards: int = 0) -> Conte
     content: Content = copy.deepcopy(draw(starts.get(model, st.just({}))))
     fields = fields_of(model)
     needed = {name for name, field in fields.items() if field.is_required() or tells_kinds_apart(field)}
-    chosen = draw(st.sets(st.sampled_from([*fields]), max_size=6))
+    chosen = draw(st.sets(st.sampled_from([*fields]), max_size=6)) if fields else set()
     for name in [name for name in fields if name in needed - content.keys()] + sorted(chosen - needed - content.keys()):
         field = fields[name]
         value = draw(values(field.annotation, tuple(field.metadata), rewards + (name == "members")))
@@ -127,6 +128,7 @@ def numbers(kind: type, constraints: tuple[Any, ...]) -> Strategy:
 
 # where a section begins whose defaults alone are not valid, whose keys come in pairs, or where a text has a form
 starts: dict[type[BaseModel], Strategy] = {
+    ArmConfig: st.builds(dict, objective=st.sampled_from([*OBJECTIVES])),
     DataConfig: st.just({"logs": ["a.csv"]}) | st.builds(dict, marketplace=sections(MarketplaceConfig)),
     SplitConfig: st.sampled_from([{}, {"kind": "temporal", "validation_from": -5, "test_from": 10**12}]),
     PolicyConfig: st.just({}) | st.builds(dict, kind=st.just("causal_lm"), lm=sections(LanguageModelConfig)),
@@ -205,7 +207,7 @@ def models() -> list[type[BaseModel]]:
 def test_an_unknown_key_anywhere_is_refused_with_its_path_and_the_nearest_name(load, data):
     config = Config.model_validate(data.draw(configurations))
     content = dump_config(config)
-    path, section = data.draw(st.sampled_from([*parts_of(config)]))
+    path, section = data.draw(st.sampled_from([part for part in parts_of(config) if fields_of(type(part[1]))]))
     valid = [*fields_of(type(section))]
     right = data.draw(st.sampled_from(valid))
     cut = data.draw(st.integers(0, len(right) - 1))
@@ -214,7 +216,7 @@ def test_an_unknown_key_anywhere_is_refused_with_its_path_and_the_nearest_name(l
         return
     place: Any = content
     for part in path:
-        place = place[part]
+        place = place.setdefault(part, {}) if isinstance(place, dict) else place[part]
     there = right in place and right != "kind"  # an arm's options hold what was given, and no more
     place[wrong] = place.pop(right) if there and data.draw(st.booleans()) else 1
     message = refused(load, content)
@@ -231,7 +233,12 @@ def test_an_unknown_key_anywhere_is_refused_with_its_path_and_the_nearest_name(l
 Contradiction = tuple[type[BaseModel], str, Content, str]
 LM = {"checkpoint": "folder", "config": None, "preamble": None, "suffix": None, "lora_rank": 0}
 LM |= {"frozen_body": False, "frozen_epochs": 0.0}
+TERM_SECTIONS: dict[str, Any] = {name: ObjectiveConfig.model_fields[name].annotation for name in TERMS}
 CONTRADICTIONS: list[Contradiction] = [
+    (ObjectiveConfig, "objective", {"epsilon": 0.1}, "'epsilon' is an option of the reward term grpo"),
+    (TERM_SECTIONS["grpo"], "objective.grpo", {"reward_weight": 1}, "of the reward term distill"),
+    (TERM_SECTIONS["distill"], "objective.distill", {"beta": 1}, "write objective.grpo.beta"),
+    (TERM_SECTIONS["best_of_n"], "objective.best_of_n", {"beta": 1}, "write objective.grpo.beta"),
     (Config, "", {"ranker": {"folds": 2}, "reward": {"kind": "lambdarank"}}, "ranker.folds cross-fits"),
     (DataConfig, "data", {"logs": ["a"], "marketplace": {}}, "either logs or marketplace"),
     (DataConfig, "data", {"logs": [], "marketplace": None}, "either logs or marketplace"),

@@ -16,7 +16,7 @@ from adagrpo.config.models import FitConfig
 
 PAGE = Path(__file__).parents[1] / "docs" / "recipe.md"
 # as a mapping of their own on the page; `random` repeats keys of `data`, rewards have another page
-ELSEWHERE = {"data.random.columns", "data.random.keep_events", "data.random.click_rating", "reward", "second_reward"}
+ELSEWHERE = {"data.random.columns", "data.random.keep_events", "data.random.click_rating", "reward"}
 
 
 def sections(annotation: Any) -> list[type[BaseModel]]:

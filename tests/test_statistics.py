@@ -39,7 +39,7 @@ def test_power_on_a_planted_effect() -> None:
     gained = np.maximum(baseline, (generator.random(5000) < 0.02).astype(float))
     found = paired_difference(gained, baseline)
     assert found.low > 0
-    assert found.excludes_zero
+    assert found.low > 0 or found.high < 0
     assert found.p_value < 0.01
     assert found.mean == pytest.approx(gained.mean() - baseline.mean(), rel=1e-12)
 
@@ -78,7 +78,6 @@ def test_one_seed_has_no_interval() -> None:
     found = seed_interval([0.5])
     assert found.mean == 0.5
     assert np.isnan([found.low, found.high, found.p_value]).all()
-    assert not found.excludes_zero
 
 
 def test_holm_by_hand() -> None:

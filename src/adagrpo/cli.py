@@ -14,6 +14,7 @@ import math
 import os
 import platform
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -128,8 +129,11 @@ def run_recipe(
     if not data.is_dir():
         raise UserError(f"{data}: no such folder (--data)")
     if dry_run:
-        content = dump_config(config)
-        typer.echo(json.dumps(content) if as_json else yaml.safe_dump(content, sort_keys=False).rstrip())
+        content, arms = dump_config(config), config.settings_of_arms()
+        # as a comment, so that what is printed is a recipe again
+        comment = textwrap.indent(yaml.safe_dump({"arms": arms}, sort_keys=False), "# ")
+        text = yaml.safe_dump(content, sort_keys=False) + comment
+        typer.echo(json.dumps(content | {"arms": arms}) if as_json else text.rstrip())
         return
     _carry_out(Run(out, config, data, _console(quiet), recipe.parent), as_json)
 

@@ -12,9 +12,11 @@ from collections.abc import Mapping
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from adagrpo.objective.terms import TERMS
+
 __all__ = ["StderrConsole"]
 
-SHOWN = ("nll", "grpo", "loss", "reward", "admission", "invalid_share")
+SHOWN = ("nll", *TERMS, "loss", "reward", "admission", "invalid_share")
 LINE_SECONDS = 15.0
 
 

@@ -19,11 +19,11 @@ from torch import Tensor
 from adagrpo import metrics
 from adagrpo.data.sequences import older_items, pad
 from adagrpo.decoding import Beams, beam_search, beam_search_both
+from adagrpo.groups.draw import draw_rollouts
 from adagrpo.layers import mixed_precision
 from adagrpo.rewards.base import Reward
 from adagrpo.rewards.ranker import SequentialRanker
 from adagrpo.rewards.scoring import ask_reward
-from adagrpo.rollouts import draw_rollouts
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.types import Cases, Histories
 

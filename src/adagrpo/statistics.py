@@ -32,11 +32,6 @@ class Interval(NamedTuple):
     high: float
     p_value: float
 
-    @property
-    def excludes_zero(self) -> bool:
-        """The interval lies on one side of zero."""
-        return self.low > 0 or self.high < 0
-
 
 def bootstrap_mean(
     values: NDArray[np.floating],  # (N,)

@@ -7,6 +7,7 @@ Items are integers `0 .. V-1` (their row in the catalogue); `-1` stands for "no 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -76,6 +77,19 @@ class Histories(NamedTuple):
         place = torch.searchsorted(ordered, items.contiguous()).clamp(max=ordered.shape[1] - 1)
         return (ordered.gather(1, place) == items) & (items >= 0)
 
+    @staticmethod
+    def stack(parts: Sequence[Histories]) -> Histories:
+        """Several batches in one, padded to the longest."""
+        length = max(part.items.shape[1] for part in parts)
+        items = [torch.nn.functional.pad(part.items, (0, length - part.items.shape[1])) for part in parts]
+        users = [part.users for part in parts if part.users is not None]
+        older = [part.older for part in parts if part.older is not None]
+        before = max((part.shape[1] for part in older), default=0)
+        older = [torch.nn.functional.pad(part, (0, before - part.shape[1]), value=-1) for part in older]
+        lengths = torch.cat([part.lengths for part in parts])
+        owners = torch.cat(users) if users else None
+        return Histories(torch.cat(items), lengths, owners, torch.cat(older) if older else None)
+
 
 class Rollouts(NamedTuple):
     """A group of `G` sampled Semantic IDs for each of `B` samples."""
@@ -83,13 +97,8 @@ class Rollouts(NamedTuple):
     codes: Tensor  # (B, G, L) int64
     items: Tensor  # (B, G) int64, -1 where the codes name no item
     log_probs: Tensor  # (B, G, L) float32, of the distribution that was really sampled
-    weights: Tensor | None = None  # (B, G) float32, each group's sum is 1: what a rollout counts in a mean; None: 1/G
 
     @property
     def valid(self) -> Tensor:  # (B, G) bool
         """True where the codes name an item."""
         return self.items >= 0
-
-    def mean(self, values: Tensor) -> Tensor:  # (B, G) -> (B,)
-        """Of a number a rollout, over each group: an estimate of its expectation under the policy."""
-        return values.mean(dim=1) if self.weights is None else (self.weights * values).sum(dim=1)

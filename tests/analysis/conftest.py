@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from adagrpo.analysis import Evidence, Groups, Lists
-from adagrpo.rewards import candidate_scores, distinct_candidates, read_rewards, shuffled
-from adagrpo.types import Histories
+from adagrpo.analysis import Lists, Observations
+from adagrpo.groups.score import ScoredGroups, constant_share, distinct_candidates, read_rewards, shuffled
+from adagrpo.rewards import ask_reward
+from adagrpo.types import Histories, Rollouts
 
 PREFIXES, PER_PREFIX, LEVELS, WIDTH, GROUP, NEGATIVES = 8, 8, 2, 30, 8, 4
 ITEMS = PREFIXES * PER_PREFIX
@@ -27,7 +28,7 @@ class Table:
         return self.scores[histories.items[:, :1], items.clamp(min=0)]
 
 
-def make_evidence(seed: int, cases: int, knowledge: float, *, permute_targets: bool = False) -> Evidence:
+def make_observations(seed: int, cases: int, knowledge: float, *, permute_targets: bool = False) -> Observations:
     """`cases` cases; the ranker's score is `knowledge` times the relevance, plus noise of its own.
 
     Relevance is a prefix's plus an item's own; targets are drawn from its softmax, so that a ranker without noise would
@@ -48,10 +49,10 @@ def make_evidence(seed: int, cases: int, knowledge: float, *, permute_targets: b
     drawn = (log_probs[:, None] + generator.gumbel(size=(cases, GROUP, ITEMS))).argmax(axis=2)
     drawn[generator.random(drawn.shape) < 0.1] = -1
 
-    def groups(found: np.ndarray[Any, Any]) -> Groups:
+    def groups(found: np.ndarray[Any, Any]) -> ScoredGroups:
         return make_groups(found, log_probs, scores, targets, seed)
 
-    return Evidence(
+    return Observations(
         lists=lists,
         history_lengths=generator.integers(1, 20, cases),
         training_counts=generator.integers(1, 100, ITEMS),
@@ -66,7 +67,7 @@ def make_groups(
     scores: np.ndarray[Any, Any],
     targets: np.ndarray[Any, Any],
     seed: int,
-) -> Groups:
+) -> ScoredGroups:
     """Groups of given (N, G) items; item `i` has the codes (i // 8, i % 8)."""
     generator = torch.Generator().manual_seed(seed)
     cases, group = items.shape
@@ -74,24 +75,28 @@ def make_groups(
     negatives = wanted[torch.randint(0, cases, (cases, NEGATIVES), generator=generator)]
     histories = Histories(torch.arange(cases).unsqueeze(1), torch.ones(cases, dtype=torch.int64))
     candidates = distinct_candidates(wanted, own, negatives)
-    values = candidate_scores(Table(scores), histories, candidates)
+    values = ask_reward(Table(scores), histories, candidates.items)
     fake = shuffled(candidates, values, torch.rand(values.shape, generator=generator))
-    same_prefix = own.div(PER_PREFIX, rounding_mode="floor") == wanted.unsqueeze(1) // PER_PREFIX
-    share = (same_prefix.float() + (own == wanted.unsqueeze(1)).float()) / LEVELS
+    codes, wanted_codes = (
+        torch.stack([part.div(PER_PREFIX, rounding_mode="floor"), part % PER_PREFIX], dim=-1) for part in (own, wanted)
+    )
     each = torch.from_numpy(np.take_along_axis(log_probs, np.maximum(items, 0), 1)).float()
     target = torch.from_numpy(np.take_along_axis(log_probs, targets[:, None], 1)).float()
-    return Groups(
+    rollouts = Rollouts(codes, own, (each / LEVELS).unsqueeze(2).expand(cases, group, LEVELS))
+    return ScoredGroups(
+        histories,
         wanted,
-        own,
-        share,
-        (each / LEVELS).unsqueeze(2).expand(cases, group, LEVELS),
+        rollouts,
+        rollouts,
+        wanted_codes,
         (target / LEVELS).expand(cases, LEVELS),
         negatives,
         read_rewards(candidates, values),
         read_rewards(candidates, fake),
+        constant_share(candidates, values),
     )
 
 
 @pytest.fixture(scope="session")
-def evidence_of() -> Callable[..., Evidence]:
-    return make_evidence
+def observed() -> Callable[..., Observations]:
+    return make_observations

@@ -7,24 +7,38 @@ import numpy as np
 import pytest
 import torch
 
-from adagrpo.analysis import Groups, judge
+from adagrpo.analysis import evidence_of
 from adagrpo.analysis.gates import cohens_kappa, pairwise_accuracy, pull
 from adagrpo.config import ObjectiveConfig
-from adagrpo.rewards import GroupRewards
+from adagrpo.groups.score import GroupRewards, ScoredGroups
+from adagrpo.objective import adagrpo_gate
+from adagrpo.types import Histories, Rollouts
 
 OBJECTIVE = ObjectiveConfig()
+LEVELS = 4
 
 
-def groups_of(items: Any, rewards: Any, targets: Any, *, log_probs: Any = None, shared: Any = None) -> Groups:
+def groups_of(items: Any, rewards: Any, targets: Any, *, log_probs: Any = None, shared: Any = None) -> ScoredGroups:
+    """Groups of given (N, G) items; `shared` is the share of four leading codes that are the logged item's, 0s."""
     own = torch.tensor(items)
     values = torch.tensor(rewards).float().masked_fill(own < 0, torch.nan)
     scores = torch.zeros(own.shape) if log_probs is None else torch.tensor(log_probs).float()
     common = torch.zeros(own.shape) if shared is None else torch.tensor(shared).float()
+    codes = (torch.arange(LEVELS) >= LEVELS * common.unsqueeze(2)).long()
     cases = len(own)
-    none = torch.empty((cases, 0))
-    read = GroupRewards(torch.full((cases,), 2.0), values, none, 0)
-    return Groups(
-        torch.tensor(targets), own, common, scores.unsqueeze(2), torch.full((cases, 1), -1.5), none.long(), read, read
+    read = GroupRewards(torch.full((cases,), 2.0), values, torch.empty((cases, 0)), 0)
+    rollouts = Rollouts(codes, own, (scores / LEVELS).unsqueeze(2).expand(-1, -1, LEVELS))
+    return ScoredGroups(
+        Histories(torch.zeros(cases, 1, dtype=torch.int64), torch.ones(cases, dtype=torch.int64)),
+        torch.tensor(targets),
+        rollouts,
+        rollouts,
+        torch.zeros(cases, LEVELS, dtype=torch.int64),
+        torch.full((cases, LEVELS), -1.5 / LEVELS),
+        torch.empty((cases, 0), dtype=torch.int64),
+        read,
+        read,
+        0.0,
     )
 
 
@@ -37,30 +51,29 @@ def test_kappa_by_hand() -> None:
     assert cohens_kappa(np.ones(3, dtype=bool), np.ones(3, dtype=bool)) is None
 
 
-def test_judging_by_hand() -> None:
+def test_evidence_by_hand() -> None:
     """The target (reward 2) beats 1 and ties with 2 of the two distinct others; the last group is flat."""
     groups = groups_of([[4, 4, 5, 9], [-1, 6, 6, 6]], [[1.0, 1.0, 2.0, 0.0], [0, 1, 1, 1]], [9, 9])
-    judged = judge(groups, OBJECTIVE)
-    assert judged.q.tolist() == [0.75, 1.0] and judged.difficulty.tolist() == [0.75, 1.0]
-    assert judged.degenerate.tolist() == [False, True]
-    assert judged.decide(tau=0.5, q_min=0.75).admitted.tolist() == [True, False]
-    assert judged.decide(tau=0.8, q_min=0.75).easy.tolist() == [True, False]
+    evidence = evidence_of(groups, OBJECTIVE)
+    assert evidence.q.tolist() == [0.75, 1.0] and evidence.difficulty.tolist() == [0.75, 1.0]
+    assert evidence.degenerate.tolist() == [False, True]
+    assert adagrpo_gate(*evidence, tau=0.5, q_min=0.75).admitted.tolist() == [True, False]
+    assert adagrpo_gate(*evidence, tau=0.8, q_min=0.75).easy.tolist() == [True, False]
 
 
-@pytest.mark.parametrize(
-    ("kind", "expected"), [("rollout_miss", 0.75), ("target_rank", 0.5), ("target_nll", 1.5), ("entropy", 1.75)]
-)
-def test_every_difficulty(kind: Any, expected: float) -> None:
-    groups = groups_of([[4, 4, 5, 9]], [[1.0, 1.0, 2.0, 0.0]], [9], log_probs=[[-1.0, -1.0, -3.0, -2.0]])
-    judged = judge(groups, ObjectiveConfig(difficulty=kind))
-    assert judged.difficulty.tolist() == [expected]
+def test_a_group_is_flat_by_the_spread_of_all_rewards() -> None:
+    """Rewards 0, 1 | 0, 10: their standard deviation is 4.86, so that a floor of .3 makes the first one flat."""
+    groups = groups_of([[4, 5], [4, 5]], [[0.0, 1.0], [0.0, 10.0]], [9, 9])
+    for floor, flat in ((0.2, False), (0.3, True)):
+        evidence = evidence_of(groups, ObjectiveConfig(reward_floor=floor))
+        assert evidence.degenerate.tolist() == [flat, False]
 
 
 def test_shuffled_rewards_are_read_in_their_place() -> None:
     groups = groups_of([[4, 5]], [[1.0, 3.0]], [9])
     fake = groups.rewards._replace(target=torch.tensor([5.0]))
-    assert judge(groups, OBJECTIVE).q.tolist() == [0.5]
-    assert judge(groups._replace(shuffled=fake), OBJECTIVE, shuffled=True).q.tolist() == [1.0]
+    assert evidence_of(groups, OBJECTIVE).q.tolist() == [0.5]
+    assert evidence_of(groups._replace(shuffled_rewards=fake), OBJECTIVE, shuffled=True).q.tolist() == [1.0]
 
 
 def slow_pull(items: list[int], rewards: list[float], shared: list[float], own: list[float], target: int) -> float:
@@ -109,6 +122,19 @@ def test_the_target_its_copies_and_what_names_no_item_do_not_pull() -> None:
     twice = groups_of([[1, 1, 1, 2, 3, 4]], [[5.0, 5, 5, 0, 2, 1]], [9], shared=[[1.0, 1, 1, 0, 0.5, 0]])
     once = groups_of([[1, 2, 3, 4]], [[5.0, 0, 2, 1]], [9], shared=[[1.0, 0, 0.5, 0]])
     assert pull(twice)[0] == pytest.approx(pull(once)[0], rel=1e-12)
+
+
+def test_codes_are_shared_from_the_first_on() -> None:
+    """0 0 1 0 beside 0 0 0 0 has two of four codes in common, 1 0 0 0 has none."""
+    shared = [[0.5, 0.0, 0.25]]
+    groups = groups_of([[1, 2, 3]], [[5.0, 0.0, 1.0]], [9], shared=shared)
+    again = groups.rollouts.codes.clone()
+    again[0, 0, 3], again[0, 1, 1:] = 0, 0
+    rollouts = groups.rollouts._replace(codes=again)
+    assert pull(groups)[0] != 0.0
+    for beyond in (True, False):
+        found = pull(groups._replace(rollouts=rollouts), beyond_policy=beyond)
+        assert found.tolist() == pull(groups, beyond_policy=beyond).tolist()
 
 
 def slow_accuracy(items: list[int], scores: list[float], utility: list[float], target: int) -> float:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adagrpo.analysis import Evidence, Lists
+from adagrpo.analysis import Lists, Observations
 from adagrpo.analysis.orders import target_ranks
 from adagrpo.analysis.strata import (
     MIN_MOVED,
@@ -89,12 +89,12 @@ def test_a_cell_is_measured_by_hand() -> None:
 
 
 @pytest.fixture(scope="module")
-def evidence(evidence_of: Callable[..., Evidence]) -> Evidence:
-    return evidence_of(0, 300, 0.0)  # a ranker that knows nothing
+def observations(observed: Callable[..., Observations]) -> Observations:
+    return observed(0, 300, 0.0)  # a ranker that knows nothing
 
 
-def test_the_circular_cells_are_those_of_plain_counting(evidence: Evidence) -> None:
-    lists, own = evidence.lists, evidence.sampled.rewards.target.double().numpy()
+def test_the_circular_cells_are_those_of_plain_counting(observations: Observations) -> None:
+    lists, own = observations.lists, observations.sampled.rewards.target.double().numpy()
     hard = np.arange(300) % 2 == 0
     table = circular_table(lists, own, [Cell("even", hard)], seed=0)
     q = np.array([slow_q(lists, lists.rewards, own, row) for row in range(300)])
@@ -109,11 +109,11 @@ def test_the_circular_cells_are_those_of_plain_counting(evidence: Evidence) -> N
         assert sum(row[name]["cases"] for row in table) == pytest.approx(150)
 
 
-def test_a_ranker_that_knows_nothing_looks_as_good_as_its_controls(evidence: Evidence) -> None:
+def test_a_ranker_that_knows_nothing_looks_as_good_as_its_controls(observations: Observations) -> None:
     """The pattern of the paper appears for all three: gains where q is high, losses where it is low."""
     everyone = Cell("all cases", np.ones(300, dtype=bool))
-    own = evidence.sampled.rewards.target.double().numpy()
-    high, middle, low = circular_table(evidence.lists, own, [everyone], seed=0)
+    own = observations.sampled.rewards.target.double().numpy()
+    high, middle, low = circular_table(observations.lists, own, [everyone], seed=0)
     for name in ("ranker", "shuffled", "random"):
         assert high[name]["own_order"]["hr@10"] > high[name]["policy"]["hr@10"] + 0.1
         assert low[name]["own_order"]["hr@10"] < low[name]["policy"]["hr@10"] - 0.1

@@ -75,24 +75,6 @@ def test_equals_the_loop(dtype: torch.dtype, scale: bool) -> None:
     torch.testing.assert_close(found, loop_advantages(rewards, valid, 0.7, 1e-3, scale), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("scale", [True, False])
-def test_whole_weights_are_so_many_copies(scale: bool) -> None:
-    generator = torch.Generator().manual_seed(2)
-    rewards = torch.randn(30, 5, generator=generator, dtype=torch.float64)
-    valid = torch.rand(30, 5, generator=generator) < 0.7
-    weights = torch.randint(0, 4, (30, 5), generator=generator).double()
-    found = group_advantages(rewards.masked_fill(~valid, NAN), valid, scale_rewards=scale, weights=weights / 7)
-    for b in range(30):
-        copies = [g for g in range(5) for _ in range(int(weights[b, g]))]
-        if any(valid[b, copies]):
-            alone = group_advantages(rewards[b : b + 1, copies], valid[b : b + 1, copies], scale_rewards=scale)
-            torch.testing.assert_close(found[b, copies], alone[0], rtol=1e-12, atol=1e-12)
-        else:
-            assert found[b].isfinite().all()
-    equal = group_advantages(rewards, valid, weights=torch.full_like(rewards, 0.2))
-    torch.testing.assert_close(equal, group_advantages(rewards, valid), rtol=1e-12, atol=1e-12)
-
-
 def test_inputs_are_left_alone() -> None:
     rewards, valid = torch.tensor([[1.0, NAN]]), torch.tensor([[True, False]])
     group_advantages(rewards, valid)

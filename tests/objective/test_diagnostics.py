@@ -13,7 +13,6 @@ from adagrpo.objective.diagnostics import (
     rollout_entropy,
     rollout_miss,
     target_nll,
-    target_rank,
 )
 
 NAN = float("nan")
@@ -61,31 +60,6 @@ def test_shares_equal_the_decimal_they_are_compared_with() -> None:
             assert (rollout_miss(items, torch.tensor([1])) >= threshold).item()
 
 
-def test_target_rank_by_hand() -> None:
-    log_probs = torch.tensor([[-1.0, -1.0, -2.0, -5.0, NAN], [-1.0, -1.0, -1.0, NAN, NAN]])
-    items = torch.tensor([[4, 4, 9, 6, -1], [9, 9, 9, -1, -1]])
-    # sample 0: of items 4 and 6 (9 is the target, 4 counts once) the policy prefers 4; sample 1 has no other item
-    found = target_rank(log_probs, items, torch.tensor([-2.0, -1.0]), torch.tensor([9, 9]))
-    assert found.tolist() == [0.5, 0.0]
-    tie = target_rank(torch.tensor([[-2.0]]), torch.tensor([[1]]), torch.tensor([-2.0]), torch.tensor([0]))
-    assert tie.tolist() == [0.0]
-
-
-def test_target_rank_equals_the_loop() -> None:
-    generator = torch.Generator().manual_seed(3)
-    table = torch.randn(60, 6, generator=generator, dtype=torch.float64)  # log-probability of each item
-    items = torch.randint(-1, 6, (60, 8), generator=generator)
-    targets = torch.randint(0, 6, (60,), generator=generator)
-    log_probs = table.gather(1, items.clamp(min=0)).masked_fill(items < 0, NAN)
-    own = table.gather(1, targets[:, None])[:, 0]
-    found = target_rank(log_probs, items, own, targets)
-    assert found.dtype == torch.float64
-    for b in range(60):
-        others = set(items[b].tolist()) - {-1, int(targets[b])}
-        preferred = sum(bool(table[b, i] > own[b]) for i in others)
-        assert float(found[b]) == pytest.approx(preferred / len(others) if others else 0.0, rel=1e-9)
-
-
 def test_nll_and_entropy() -> None:
     torch.testing.assert_close(target_nll(torch.tensor([[-1.0, -3.0], [0.0, -8.0]])), torch.tensor([2.0, 4.0]))
     log_probs = torch.tensor([[[-1.0, -3.0], [-2.0, -6.0]], [[0.0, 0.0], [0.0, 0.0]]])
@@ -110,8 +84,6 @@ def test_discriminability_by_hand() -> None:
         targets=torch.tensor([7]),
     )
     # rollouts 10 win, 11 tie, 12 loss; in batch 10 win, 13 win; union 10, 11, 12, 13
-    torch.testing.assert_close(found.q_rollout, torch.tensor([0.5]))
-    torch.testing.assert_close(found.q_batch, torch.tensor([1.0]))
     torch.testing.assert_close(found.q, torch.tensor([2.5 / 4]))
     assert found.negatives.tolist() == [4]
 
@@ -126,8 +98,6 @@ def test_discriminability_of_empty_sets() -> None:
         targets=torch.tensor([7, 7, 7]),
     )
     assert found.q.tolist() == [0.0, 1.0, 1.0]
-    assert found.q_rollout.tolist() == [0.0, 0.0, 1.0]
-    assert found.q_batch.tolist() == [0.0, 1.0, 0.0]
     assert found.negatives.tolist() == [0, 1, 1]
 
 
@@ -140,7 +110,7 @@ def test_discriminability_all_equal_and_without_in_batch_items() -> None:
         negative_items=torch.ones(1, 0, dtype=torch.int64),
         targets=torch.tensor([9]),
     )
-    assert (found.q.tolist(), found.q_batch.tolist(), found.negatives.tolist()) == ([0.5], [0.0], [3])
+    assert (found.q.tolist(), found.negatives.tolist()) == ([0.5], [3])
 
 
 def test_a_nan_reward_wins_nothing() -> None:
@@ -173,8 +143,6 @@ def test_discriminability_equals_the_loop(dtype: torch.dtype) -> None:
         q, count = loop_q(y, r, one + two)
         assert float(found.q[b]) == pytest.approx(q, rel=1e-6)
         assert int(found.negatives[b]) == count
-        assert float(found.q_rollout[b]) == pytest.approx(loop_q(y, r, one)[0], rel=1e-6)
-        assert float(found.q_batch[b]) == pytest.approx(loop_q(y, r, two)[0], rel=1e-6)
 
 
 def test_nineteen_of_twenty_reach_a_threshold_of_95_percent() -> None:
@@ -189,8 +157,6 @@ def test_nineteen_of_twenty_reach_a_threshold_of_95_percent() -> None:
 def test_wrong_arguments_are_named() -> None:
     with pytest.raises(ValueError, match=r"^targets: "):
         rollout_miss(torch.zeros(2, 3).long(), torch.zeros(3).long())
-    with pytest.raises(ValueError, match=r"^target_log_prob: "):
-        target_rank(torch.zeros(2, 3), torch.zeros(2, 3).long(), torch.zeros(2, 1), torch.zeros(2).long())
     with pytest.raises(ValueError, match=r"^negative_items: "):
         discriminability(
             torch.zeros(2),
@@ -241,15 +207,3 @@ def test_agreement_at_the_edges() -> None:
     assert found.pairs.tolist() == [0, 0, 0, 3, 3] and found.share.tolist() == [0, 0, 0, 0, 0.5]
     with pytest.raises(ValueError, match="utilities"):
         pairwise_agreement(rewards, utilities[:2], items)
-
-
-def test_weighted_miss_and_entropy_are_means_over_copies() -> None:
-    items, targets = torch.tensor([[3, -1, 8], [5, 6, 7]]), torch.tensor([3, 9])
-    log_probs = torch.arange(12.0).reshape(2, 3, 2)
-    weights = torch.tensor([[0.25, 0.5, 0.25], [0.5, 0.25, 0.25]])
-    assert rollout_miss(items, targets, weights).tolist() == [0.75, 1.0]
-    copies = [[0, 1, 1, 2], [0, 0, 1, 2]]
-    repeated = torch.stack([log_probs[b, rows] for b, rows in enumerate(copies)])
-    torch.testing.assert_close(rollout_entropy(log_probs, weights), rollout_entropy(repeated))
-    with pytest.raises(ValueError, match=r"^weights: shape \(2, 2\) does not fit"):
-        rollout_miss(items, targets, weights[:, :2])

@@ -10,7 +10,6 @@ from adagrpo.objective.losses import (
     gated_sum,
     group_loss,
     kl_k3,
-    masked_mean,
     nll,
     zero_rejected,
 )
@@ -101,13 +100,6 @@ def test_group_loss_by_hand() -> None:
     assert group_loss(torch.tensor([[[4.0]]])).tolist() == [4.0]
 
 
-def test_masked_mean() -> None:
-    values = torch.tensor([[1.0, NAN], [3.0, INF]])
-    assert masked_mean(values, torch.tensor([[True, False], [True, False]])).item() == 2.0
-    assert masked_mean(values, torch.zeros(2, 2, dtype=torch.bool)).item() == 0.0
-    assert masked_mean(torch.zeros(0), torch.zeros(0, dtype=torch.bool)).item() == 0.0
-
-
 def test_zero_rejected() -> None:
     values = torch.tensor([[[1.0, 2.0]], [[NAN, INF]]])
     assert zero_rejected(values, torch.tensor([True, False])).tolist() == [[[1.0, 2.0]], [[0.0, 0.0]]]
@@ -146,8 +138,6 @@ def test_wrong_arguments_are_named() -> None:
         kl_k3(torch.zeros(2, 3, 4), torch.zeros(2, 3))
     with pytest.raises(ValueError, match=r"^loss: "):
         group_loss(torch.zeros(2, 3))
-    with pytest.raises(ValueError, match=r"^mask: "):
-        masked_mean(torch.zeros(2), torch.ones(2, 1, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"^admitted: "):
         gated_sum(torch.zeros(2), torch.ones(3, dtype=torch.bool), total=2)
     with pytest.raises(ValueError, match=r"^admitted: a mask"):
@@ -156,10 +146,3 @@ def test_wrong_arguments_are_named() -> None:
         gated_sum(torch.zeros(2), torch.ones(2, dtype=torch.bool), total=0)
     with pytest.raises(ValueError, match=r"^values: "):
         zero_rejected(torch.zeros(3, 2), torch.ones(2, dtype=torch.bool))
-
-
-def test_a_weighted_group_is_one_of_copies() -> None:
-    loss = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
-    weights = torch.tensor([[0.25, 0.5, 0.25], [0.5, 0.5, 0.0]])
-    copies = torch.stack([loss[0, [0, 1, 1, 2]], loss[1, [0, 0, 1, 1]]])
-    torch.testing.assert_close(group_loss(loss, weights), group_loss(copies))

@@ -157,10 +157,6 @@ def test_a_killed_comparison_continues_to_the_same_bytes(
         ({"objectives": ["nll", "mixture-matched"]}, "add adagrpo"),
         ({"objectives": ["nll", "adagrpo", NORM]}, "takes its lambda from adagrpo and mixture; add mixture"),
         ({"objectives": ["nll", "grpo+rerank"]}, r"re-orders the beam of a trained arm, grpo, which is not here"),
-        (
-            {"objectives": ["nll", "adagrpo-agreement"]},
-            r"^--objectives: train.arms: the gate 'agreement' .* second_reward",
-        ),
         ({"objectives": ["nll", "sft+rerank"]}, r"re-orders the beam of a trained arm, sft, which is not here"),
         ({"objectives": ["adagrpo"]}, "compare.baseline: 'nll' is not among the arms sft, adagrpo"),
         ({"plan": PLAN | {"family": ["grpo"]}}, "compare.family: 'grpo' is not among the arms"),

@@ -14,7 +14,7 @@ from adagrpo.data.marketplace import Truth
 from adagrpo.data.prepared import load_item_ids, load_user_ids
 from adagrpo.errors import UserError
 from adagrpo.pipeline import diagnose_reward, fit_ranker, fit_sft, prepare, simulate_marketplace, tokenize
-from adagrpo.pipeline.diagnose import gather_evidence
+from adagrpo.pipeline.diagnose import observe
 from adagrpo.pipeline.models import Workbench
 from adagrpo.report import diagnosis_tables, write_diagnosis
 
@@ -112,7 +112,7 @@ def test_a_marketplace_is_held_against_its_truth(world: Any, tmp_path: Path) -> 
     bench, truth = Workbench(run), Truth.load(run.path("simulate/truth"))
     policy, ranker = bench.policy(run.path("sft/best")), bench.ranker(run.path("ranker/best"))
     cases = bench.cases("validation")
-    utility = gather_evidence(bench, policy, ranker, cases, truth=bench.truth()).utility
+    utility = observe(bench, policy, ranker, cases, truth=bench.truth()).utility
     assert utility is not None
     items = np.arange(3 * len(cases)).reshape(-1, 3) % bench.num_items
     users, names = load_user_ids(bench.prepared), load_item_ids(bench.prepared)

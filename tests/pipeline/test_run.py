@@ -241,6 +241,7 @@ def test_overrides_of_an_opened_run_are_kept(run: Run) -> None:
     Run.open(run.directory, ["seed=7"])
     content = yaml.safe_load(run.path("run.yaml").read_text(encoding="utf-8"))
     assert content["config"]["seed"] == 7 and content["data"] == {"log.csv": "0" * 64}
+    assert content["arms"] == run.config.settings_of_arms()
     assert content["config_hash"] == Run.open(run.directory).config_hash != run.config_hash
 
 

@@ -17,7 +17,7 @@ OPTIONS = {"rollout": "beam", "num_generations": 8}
 
 
 def arm(weight: float | str, name: str = "taught") -> dict[str, Any]:
-    return {"objective": "distill", "name": name, "options": OPTIONS | {"distill_weight": weight}}
+    return {"objective": "distill", "name": name, "options": OPTIONS | {"distill": {"reward_weight": weight}}}
 
 
 def trained(world: Any, run: Path, data: Path, arms: list[dict[str, Any]], reward: dict[str, Any]) -> Run:
@@ -55,7 +55,7 @@ def test_the_chosen_number_trains_as_if_it_had_been_given(copied: Path, data: Pa
     assert weights(run, "taught") == weights(run, "given") != weights(run, "other")
     evaluate(run, ["nll", "taught"])
     (entry,) = (entry for name, entry in collect(run, ["nll", "taught"])["stages"].items() if name == "taught")
-    assert entry["weight"] == chosen and entry["options"]["distill_weight"] == "validation"
+    assert entry["weight"] == chosen and entry["options"]["distill"]["reward_weight"] == "validation"
     rows = [json.loads(line) for line in run.path("results.jsonl").read_text(encoding="utf-8").splitlines()]
     assert {row.get("weight") for row in rows if row["arm"] == "taught"} == {chosen}
     assert not any("weight" in row for row in rows if row["arm"] == "nll")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from adagrpo.decoding import beam_search, gumbel_top_k, sample
+from adagrpo.decoding import beam_search, sample
 from adagrpo.policies.causal_lm import CausalLMPolicy
 from adagrpo.policies.language_model import from_configuration
 from adagrpo.semantic_ids.catalog import Catalog
@@ -101,15 +101,3 @@ def test_the_cache_of_a_prompt_is_held_once(policy, catalog):
     sample(policy, context, torch.rand(6, 30, 3))
     hook.remove()
     assert set(batches) == {6}
-
-
-@torch.no_grad()
-def test_draws_without_replacement_are_scored_as_they_were_drawn(policy, catalog):
-    context = policy.encode(histories(6))
-    for trie in (None, catalog.trie):
-        drawn = gumbel_top_k(policy, context, 12, torch.Generator().manual_seed(0), trie=trie)
-        assert all(len({tuple(codes) for codes in group.tolist()}) == 12 for group in drawn.codes)
-        if trie is None:
-            torch.testing.assert_close(policy.score(context, drawn.codes), drawn.log_probs, rtol=1e-5, atol=1e-5)
-        else:
-            assert (catalog.lookup(drawn.codes) >= 0).all()

@@ -16,9 +16,11 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from adagrpo.config import FitConfig, ObjectiveConfig
+from adagrpo.groups import decide, draw, evidence, score
+from adagrpo.objective import group_advantages
 from adagrpo.policies.compact import CompactPolicy
 from adagrpo.semantic_ids.catalog import Catalog
-from adagrpo.trainer import Arm, BatchSchedule, PostTraining, Supervised, TrainingBatch, gating, judging
+from adagrpo.trainer import Arm, BatchSchedule, PostTraining, Supervised, TrainingBatch
 from adagrpo.types import Histories, Ragged
 
 SIZES = (4, 3, 3)
@@ -146,7 +148,6 @@ class World:
         term_norms_every: int = 0,
         reward: Any = None,
         true_utility: Any = None,
-        second: Any = None,
         **objective: Any,
     ) -> PostTraining:
         defaults = {"num_generations": 6, "negatives": 3, "q_min": 0.5, "tau": 0.5}
@@ -161,7 +162,6 @@ class World:
             validate=self.validator(policy),
             term_norms_every=term_norms_every,
             true_utility=true_utility,
-            second=second,
         )
 
     @staticmethod
@@ -169,7 +169,14 @@ class World:
         """The groups of a step, all its micro-batches, and what it logs."""
         task.policy.eval()
         micros, values = task.begin(step)
-        return micros[0].judged, micros, values
+        return micros[0].groups, micros, values
+
+    @staticmethod
+    def advantages(task, judged) -> Tensor:  # (B, G)
+        """What GRPO makes of the groups' rewards."""
+        options = task.objective.of_term("grpo")
+        given = {name: options[name] for name in ("invalid_penalty", "scale_rewards")}
+        return group_advantages(judged.rewards, judged.rollouts.valid, **given)
 
     @staticmethod
     def history_of(judged, b: int) -> list[int]:
@@ -245,16 +252,23 @@ def same_fit(read_fit: Callable[[Path], dict[str, Any]]) -> Callable[[Path, Path
     return check
 
 
-SPIED = ["in_batch_negatives", "shuffled", "adagrpo_gate", "inject_target", "rollout_miss", "degenerate_groups"]
+SPIED = {
+    "inject_target": draw,
+    "in_batch_negatives": score,
+    "shuffled": score,
+    "rollout_miss": evidence,
+    "degenerate_groups": evidence,
+    "adagrpo_gate": decide,
+}
 
 
 @pytest.fixture
 def spy(monkeypatch) -> dict[str, list[tuple[tuple[Any, ...], dict[str, Any], Any]]]:
-    """Arguments and results of the pure functions that judging calls."""
+    """Arguments and results of the pure functions that the four steps of a group call."""
     calls: dict[str, list[Any]] = defaultdict(list)
 
     def watch(name: str) -> None:
-        home = gating if hasattr(gating, name) else judging
+        home = SPIED[name]
         original = getattr(home, name)
 
         def wrapper(*args: Any, **kwargs: Any) -> Any:

@@ -79,33 +79,6 @@ def test_the_oracle_admits_where_the_order_is_right(world):
     assert 0 < sum(fates) < len(fates)
 
 
-@pytest.mark.parametrize("positions", ["random", "end"])
-def test_agreement_admits_where_two_rewards_order_the_rollouts_alike(world, positions):
-    table = torch.rand(world.reward.table.shape, generator=torch.Generator().manual_seed(8))
-    second = type(world.reward)(table)
-    given = {"rl_positions": positions, "agreement": 0.6}
-    task = world.post_training(world.policy(), gate="agreement", second=second, **given)
-    fates = []
-    for step in range(4):
-        judged, _, values = world.draw(task, step)
-        for b in range(len(judged.decision.admitted)):
-            items = sorted({item for item in judged.rollouts.items[b].tolist() if item >= 0})
-            last = world.history_of(judged, b)[-1]
-            one, other = world.reward.table[last], second.table[last]
-            alike = [(one[i] > one[j]) == (other[i] > other[j]) for i, j in combinations(items, 2)]
-            fates.append(bool(not judged.decision.degenerate[b] and np.mean(alike) >= 0.6))
-            assert bool(judged.decision.admitted[b]) == fates[-1]
-        assert values["admission"] == pytest.approx(np.mean(fates[-len(judged.decision.admitted) :]))
-    assert 0 < sum(fates) < len(fates)
-
-
-def test_the_second_reward_is_for_agreement_alone(world):
-    with pytest.raises(ValueError, match="nothing else asks one"):
-        world.post_training(world.policy(), gate="adagrpo", second=world.reward)
-    with pytest.raises(ValueError, match="needs a second reward"):
-        world.post_training(world.policy(), gate="agreement")
-
-
 def test_nothing_but_the_oracle_may_have_the_truth(world):
     with pytest.raises(ValueError, match="nothing else may have it"):
         world.post_training(world.policy(), gate="adagrpo", true_utility=lambda users, targets, items: items.float())

@@ -73,7 +73,7 @@ def task_of(world: Any, kind: str, batch_size: int, accumulation: int) -> tuple[
         return policy, world.supervised(policy, schedule, waiting=4 if kind == "waiting" else 0)
     options = {"num_iterations": 2, "steps": 4} if kind == "two iterations" else {}
     task = world.post_training(
-        policy, schedule, beta=0.1, inject_target=True, reward_floor=0.5, term_norms_every=3, **options
+        policy, schedule, grpo={"beta": 0.1}, inject_target=True, reward_floor=0.5, term_norms_every=3, **options
     )
     return policy, task
 
@@ -400,7 +400,7 @@ def test_one_batch_of_8_is_four_of_2(world, tmp_path, kind):
     for size in (8, 2):
         policy, schedule = world.policy(), world.split(world.schedule(8), size)
         make = world.supervised if kind == "supervised" else world.post_training
-        options = {} if kind == "supervised" else {"beta": 0.1, "term_norms_every": 1, "reward_floor": 0.0}
+        options = {} if kind == "supervised" else {"grpo": {"beta": 0.1}, "term_norms_every": 1, "reward_floor": 0.0}
         fit(policy, make(policy, schedule, steps=4, **options), world.settings(), tmp_path / str(size), seed=3)
         found.append((policy, rows(tmp_path / str(size) / "steps.jsonl")))
     (one, one_rows), (four, four_rows) = found

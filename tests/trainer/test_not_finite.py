@@ -173,8 +173,7 @@ def test_a_constant_reward_is_counted_and_changes_nothing(world, tmp_path):
         ("logits", {"rollout": "beam"}, "logits"),
         ("logits", {"rollout": "beam", "constrained": False}, "logits"),
         ("score", {"constrained": False}, "grpo"),
-        ("score", {"constrained": False, "difficulty": "target_nll"}, "grpo"),
-        ("score", {"constrained": False, "inject_target": True, "beta": 0.1}, "grpo"),
+        ("score", {"constrained": False, "inject_target": True, "grpo": {"beta": 0.1}}, "grpo"),
         ("supervised_loss", {}, "nll"),
     ],
 )

@@ -22,24 +22,23 @@ def gradients(policy, terms: Tensor) -> list[Tensor]:
 def slow_group(world, task, judged, b: int, old: Tensor | None) -> tuple[Tensor, int]:
     """GRPO of one sample, and how many of its codes are clipped."""
     options, table = task.objective, task.reward.table
+    grpo = options.of_term("grpo")
     history = world.history_of(judged, b)
     group = judged.rollouts.codes[b].tolist()
     catalogue = task.catalog.codes.tolist()
     items = [catalogue.index(codes) if codes in catalogue else None for codes in group]
     rewards = [None if item is None else float(table[history[-1], item]) for item in items]
     loss, clipped = torch.zeros(()), 0
-    for g, advantage in enumerate(world.slow_advantages(rewards, options.invalid_penalty)):
-        if options.target_only and items[g] != int(judged.targets[b]):
-            advantage = 0.0
+    for g, advantage in enumerate(world.slow_advantages(rewards, grpo["invalid_penalty"])):
         scores = world.walk(task.policy, history, group[g], options.temperature)
         reference = world.walk(task.starting_policy, history, group[g], options.temperature)
         for level, score in enumerate(scores):
             before = score.detach() if old is None else old[b, g, level]
             w = (score - before).exp()
-            kept = w.clamp(1 - options.epsilon, 1 + options.epsilon_high)
+            kept = w.clamp(1 - grpo["epsilon"], 1 + grpo["epsilon_high"])
             clipped += bool((w != kept) and (w * advantage > kept * advantage))
             kl = (reference[level] - score).exp() - (reference[level] - score) - 1
-            loss = loss - (torch.minimum(w * advantage, kept * advantage) - options.beta * kl) / len(scores) / len(
+            loss = loss - (torch.minimum(w * advantage, kept * advantage) - grpo["beta"] * kl) / len(scores) / len(
                 group
             )
     return loss, clipped
@@ -74,10 +73,9 @@ def assert_close(found: list[Tensor], wanted: list[Tensor]) -> None:
     "options",
     [
         {},
-        {"temperature": 1.4, "lambda_": 2.5, "invalid_penalty": 0.3},
-        {"beta": 0.5},
+        {"temperature": 1.4, "lambda_": 2.5, "grpo": {"invalid_penalty": 0.3}},
+        {"grpo": {"beta": 0.5}},
         {"inject_target": True},
-        {"target_only": True},
     ],
 )
 def test_the_term_is_the_slow_twin(world, options):
@@ -95,54 +93,10 @@ def test_the_term_is_the_slow_twin(world, options):
     assert_close(gradients(policy, terms["grpo"]), gradients(policy, expected))
 
 
-@pytest.mark.parametrize("beta", [0.0, 0.5])
-def test_rollouts_without_replacement_count_by_their_probability(world, beta):
-    policy = world.policy()
-    start = copy.deepcopy(policy)
-    task = world.post_training(policy, rollout="gumbel", gate="difficulty", tau=0.9, temperature=1.2, beta=beta)
-    task.starting_policy.load_state_dict(start.state_dict())
-    perturb(policy)
-    judged, (micro,), values = world.draw(task)
-    weights = judged.rollouts.weights
-    torch.testing.assert_close(weights.sum(1), torch.ones(8))
-    assert all(len({tuple(codes) for codes in group}) == 6 for group in judged.rollouts.codes.tolist())
-    assert 0 < len(micro.admitted) < 8, judged.evidence.difficulty
-    expected = torch.zeros(())
-    for b in range(8):
-        w, valid = weights[b].tolist(), judged.rollouts.valid[b].tolist()
-        rewards = judged.rewards[b].tolist()
-        kept = [(weight, r) for weight, r, ok in zip(w, rewards, valid, strict=True) if ok]
-        total = sum(weight for weight, _ in kept)
-        mean = sum(weight * r for weight, r in kept) / total
-        deviation = (sum(weight * (r - mean) ** 2 for weight, r in kept) / total) ** 0.5
-        found = sum(
-            weight
-            for weight, item in zip(w, judged.rollouts.items[b].tolist(), strict=True)
-            if item == int(judged.targets[b])
-        )
-        assert bool(judged.decision.admitted[b]) == (1 - found >= 0.9)
-        assert float(judged.evidence.difficulty[b]) == pytest.approx(1 - found, abs=1e-5)
-        if not judged.decision.admitted[b]:
-            continue
-        for g in range(6):
-            advantage = (rewards[g] - mean) / (deviation + 1e-4) if valid[g] else -1.0
-            assert float(judged.advantages[b, g]) == pytest.approx(advantage, rel=1e-3, abs=1e-4)
-            history, codes = world.history_of(judged, b), judged.rollouts.codes[b, g].tolist()
-            scores = world.walk(policy, history, codes, 1.2)
-            for score, before in zip(scores, world.walk(task.starting_policy, history, codes, 1.2), strict=True):
-                kl = (before - score).exp() - (before - score) - 1
-                expected = expected - w[g] * ((score - score.detach()).exp() * advantage - beta * kl) / 3 / 8
-    terms, _ = task.loss(micro)
-    torch.testing.assert_close(terms["grpo"], expected, rtol=1e-4, atol=1e-6)
-    assert_close(gradients(policy, terms["grpo"]), gradients(policy, expected))
-    invalid = (weights * (~judged.rollouts.valid)).sum(1).mean()
-    assert values["invalid_share"] == pytest.approx(float(invalid), rel=1e-5)
-
-
 @pytest.mark.parametrize(("weight", "exclude"), [(0.0, False), (2.0, False), (2.0, True)])
 def test_distillation_teaches_the_order_of_the_re_ranked_group(world, weight, exclude):
     policy = world.policy()
-    options = {"tau": 0.8, "distill_weight": weight, "exclude_history": exclude}
+    options = {"tau": 0.8, "distill": {"reward_weight": weight}, "exclude_history": exclude}
     task = world.post_training(policy, gate="difficulty", term="distill", lambda_=2.5, **options)
     judged, (micro,), _ = world.draw(task)
     perturb(policy)
@@ -166,13 +120,13 @@ def test_distillation_teaches_the_order_of_the_re_ranked_group(world, weight, ex
     assert_close(gradients(policy, terms["distill"]), gradients(policy, expected))
 
 
-@pytest.mark.parametrize(("term", "exclude"), [("grpo", False), ("distill", True)])
-def test_the_validity_margin_stands_beside_any_reward_term(world, term, exclude):
+@pytest.mark.parametrize("exclude", [False, True])
+def test_the_validity_margin_stands_beside_distillation(world, exclude):
     """Whatever names an item is real, also what repeats the history and is left out as a rollout."""
     policy = world.policy()
     options = {"exclude_history": exclude, "rollout": "beam", "num_generations": 12, "tau": 0.8}
-    given = {"gate": "difficulty", "term": term, "lambda_": 2.5, **options}
-    task = world.post_training(policy, validity_weight=3.0, **given)
+    given = {"gate": "difficulty", "term": "distill", "lambda_": 2.5, **options}
+    task = world.post_training(policy, distill={"validity_weight": 3.0}, **given)
     plain = world.post_training(policy, **given)
     judged, (micro,), _ = world.draw(task)
     _, (same,), _ = world.draw(plain)
@@ -190,7 +144,7 @@ def test_the_validity_margin_stands_beside_any_reward_term(world, term, exclude)
         expected = expected + 2.5 * 3.0 * sum(score - least + 1 for score in high) / 12 / 8
         pushed += len(high)
     assert pushed > 5
-    found = task.loss(micro)[0][term] - plain.loss(same)[0][term]
+    found = task.loss(micro)[0]["distill"] - plain.loss(same)[0]["distill"]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert_close(gradients(policy, found), gradients(policy, expected))
 
@@ -237,8 +191,8 @@ def test_best_of_n_is_nll_on_the_best_rollout(world):
 
 def test_beta_pulls_towards_the_starting_policy(world):
     policy = world.policy()
-    pulled = world.post_training(policy, gate="all", beta=2.0)
-    free = world.post_training(policy, gate="all", beta=0.0)
+    pulled = world.post_training(policy, gate="all", grpo={"beta": 2.0})
+    free = world.post_training(policy, gate="all", grpo={"beta": 0.0})
     at_start = [task.loss(world.draw(task)[1][0])[0]["grpo"] for task in (pulled, free)]
     torch.testing.assert_close(*at_start)  # the KL is 0 there, and so is its gradient
     assert_close(*(gradients(policy, term) for term in at_start))
@@ -254,7 +208,7 @@ def test_beta_pulls_towards_the_starting_policy(world):
 
 def test_the_starting_policy_stays_where_it_was(world, tmp_path):
     policy, before = world.policy(), world.policy().state_dict()
-    task = world.post_training(policy, gate="all", beta=0.1, steps=2)
+    task = world.post_training(policy, gate="all", grpo={"beta": 0.1}, steps=2)
     fit(policy, task, world.settings(), tmp_path, seed=0)
     assert all(torch.equal(tensor, before[name]) for name, tensor in task.starting_policy.state_dict().items())
     assert not any(parameter.requires_grad for parameter in task.starting_policy.parameters())
@@ -269,13 +223,15 @@ def test_a_rejected_sample_cannot_move_the_gradient(world):
     assert rejected.any() and not rejected.all()
     expected = gradients(policy, task.loss(micro)[0]["grpo"])
     garbage = judged._replace(
-        advantages=judged.advantages.masked_fill(rejected.unsqueeze(1), torch.nan),
-        rollouts=judged.rollouts._replace(
-            codes=judged.rollouts.codes.masked_fill(rejected.view(-1, 1, 1), 2),
-            log_probs=judged.rollouts.log_probs.masked_fill(rejected.view(-1, 1, 1), torch.inf),
+        rewards=judged.rewards.masked_fill(rejected.unsqueeze(1), torch.nan),
+        scored=judged.scored._replace(
+            rollouts=judged.rollouts._replace(
+                codes=judged.rollouts.codes.masked_fill(rejected.view(-1, 1, 1), 2),
+                log_probs=judged.rollouts.log_probs.masked_fill(rejected.view(-1, 1, 1), torch.inf),
+            )
         ),
     )
-    found = gradients(policy, task.loss(micro._replace(judged=garbage))[0]["grpo"])
+    found = gradients(policy, task.loss(micro._replace(groups=garbage))[0]["grpo"])
     assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
 
 
@@ -297,10 +253,10 @@ def test_the_rewards_of_rejected_samples_change_nothing_end_to_end(world, monkey
         policy = world.policy()
         task = world.post_training(policy, reward=Twisted(copy.copy(world.reward), rows), q_min=0.0, reward_floor=0.0)
         easy = torch.tensor([0.0] * 3 + [1.0] * 5)
-        monkeypatch.setattr(task, "_difficulty", lambda *_, easy=easy: easy)
+        monkeypatch.setattr("adagrpo.groups.evidence.rollout_miss", lambda *_, easy=easy: easy)
         judged, (micro,), _ = world.draw(task)
         assert not judged.decision.admitted[:3].any() and judged.decision.admitted[3:].any()
-        found.append((judged.advantages[:3], gradients(policy, task.loss(micro)[0]["grpo"])))
+        found.append((judged.rewards[:3], gradients(policy, task.loss(micro)[0]["grpo"])))
     assert not torch.allclose(found[0][0], found[1][0])
     assert all(torch.equal(one, other) for one, other in zip(found[0][1], found[1][1], strict=True))
 
@@ -311,7 +267,7 @@ def test_rejected_samples_count_in_the_divisor(world):
     judged, (micro,), _ = world.draw(task)
     lone = judged.decision.admitted.nonzero().squeeze(1)[:1]
     only = judged._replace(decision=judged.decision._replace(admitted=torch.arange(8) == lone))
-    term = task.loss(micro._replace(judged=only, admitted=lone))[0]["grpo"]
+    term = task.loss(micro._replace(groups=only, admitted=lone))[0]["grpo"]
     assert term.item() == pytest.approx(
         slow_group(world, task, judged, int(lone), None)[0].item() / 8, rel=1e-4, abs=1e-6
     )
@@ -322,7 +278,7 @@ def test_the_groups_do_not_depend_on_how_a_step_is_cut(world):
     cut = world.post_training(world.policy(), world.split(world.schedule(8), 2))
     one, (micro,), values = world.draw(whole)
     four, micros, others = world.draw(cut)
-    assert len(micros) == 4 and all(part.judged is four for part in micros)
+    assert len(micros) == 4 and all(part.groups is four for part in micros)
     assert torch.equal(torch.cat([part.admitted for part in micros]), micro.admitted)
     assert [part.admitted.tolist() for part in micros] == [
         [b for b in micro.admitted.tolist() if b // 2 == index] for index in range(4)
@@ -331,7 +287,7 @@ def test_the_groups_do_not_depend_on_how_a_step_is_cut(world):
         assert torch.equal(getattr(one.rollouts, name), getattr(four.rollouts, name))
     assert torch.equal(one.histories.items, four.histories.items)
     assert all(torch.equal(a, b) for a, b in zip(one.decision, four.decision, strict=True))
-    torch.testing.assert_close(one.advantages, four.advantages, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(*(world.advantages(whole, found) for found in (one, four)), rtol=1e-5, atol=1e-6)
     assert values == pytest.approx(others, rel=1e-5)
     losses = [task.loss(part)[0] for task, parts in ((whole, [micro]), (cut, micros)) for part in parts]
     for name in ("nll", "grpo"):
@@ -344,7 +300,7 @@ def test_the_groups_do_not_depend_on_how_a_step_is_cut(world):
 
 def test_a_second_iteration_takes_the_ratio_to_what_was_sampled(world):
     policy = world.policy()
-    task = world.post_training(policy, gate="all", num_iterations=2, temperature=1.2, epsilon=0.1, steps=3)
+    task = world.post_training(policy, gate="all", num_iterations=2, temperature=1.2, grpo={"epsilon": 0.1}, steps=3)
     assert task.steps == 6 and task.stride == 2
     judged, micros, _ = world.draw(task)
     terms, logged = task.loss(micros[0])

@@ -11,7 +11,10 @@ import pytest
 import torch
 
 from adagrpo.decoding import beam_search, score_sequences
-from adagrpo.rewards import read_rewards
+from adagrpo.groups.evidence import running_spread
+from adagrpo.groups.gated import gated_groups
+from adagrpo.groups.score import read_rewards
+from adagrpo.trainer.batches import group_step
 
 GATES = ["adagrpo", "all", "none", "difficulty", "discriminability", "random", "shuffled", "inverted"]
 
@@ -68,7 +71,7 @@ def test_the_random_gate_admits_as_many_as_its_shadow(world):
         found = {gate: world.draw(task, step)[0] for gate, task in tasks.items()}
         for judged in found.values():
             assert torch.equal(judged.rollouts.codes, truth.rollouts.codes)
-            assert torch.equal(judged.advantages, truth.advantages)
+            assert torch.equal(judged.rewards.nan_to_num(), truth.rewards.nan_to_num())
             assert not (judged.decision.admitted & truth.decision.degenerate).any()
         assert found["random"].decision.admitted.sum() == truth.decision.admitted.sum()
         moved += int((found["random"].decision.admitted != truth.decision.admitted).sum())
@@ -91,7 +94,7 @@ def test_the_shuffled_gate_is_judged_and_taught_by_shuffled_rewards(world, spy):
         for b in range(len(rewards)):
             group = [None if bad else float(r) for r, bad in zip(rewards[b], rewards[b].isnan(), strict=True)]
             torch.testing.assert_close(
-                judged.advantages[b], torch.tensor(world.slow_advantages(group, 1.0)), rtol=1e-4, atol=1e-5
+                world.advantages(fake, judged)[b], torch.tensor(world.slow_advantages(group, 1.0)), rtol=1e-4, atol=1e-5
             )
         assert values["admission"] == values["shuffled_admission"]
         truth, _, others = world.draw(true, step)
@@ -102,27 +105,15 @@ def test_the_shuffled_gate_is_judged_and_taught_by_shuffled_rewards(world, spy):
     assert differ > 0
 
 
-@pytest.mark.parametrize("difficulty", ["rollout_miss", "target_rank", "target_nll", "entropy"])
 @torch.no_grad()
-def test_each_difficulty_is_the_slow_twin(world, spy, difficulty):
+def test_difficulty_is_the_slow_twin(world, spy):
     targets = torch.cat([batch.targets for batch in world.schedule().batches(0)])
-    task = world.post_training(world.policy(), difficulty=difficulty, temperature=1.3, rl_positions="all")
+    task = world.post_training(world.policy(), temperature=1.3, rl_positions="all")
     judged, _, _ = world.draw(task)
     found = spy["adagrpo_gate"][-1][0][0]
     for b, target in enumerate(targets.tolist()):
-        history, items = world.history_of(judged, b), judged.rollouts.items[b].tolist()
-        target_scores = [float(s) for s in world.walk(task.policy, history, world.catalog.codes[target].tolist(), 1.3)]
-        scores = [
-            [float(s) for s in world.walk(task.policy, history, c, 1.3)] for c in judged.rollouts.codes[b].tolist()
-        ]
-        others = {item: sum(s) for item, s in zip(items, scores, strict=True) if item not in (-1, target)}
-        expected = {
-            "rollout_miss": 1 - items.count(target) / len(items),
-            "target_rank": sum(s > sum(target_scores) for s in others.values()) / max(1, len(others)),
-            "target_nll": -statistics.fmean(target_scores),
-            "entropy": -statistics.fmean(statistics.fmean(s) for s in scores),
-        }[difficulty]
-        assert float(found[b]) == pytest.approx(expected, rel=1e-4, abs=1e-5)
+        items = judged.rollouts.items[b].tolist()
+        assert float(found[b]) == pytest.approx(1 - items.count(target) / len(items), rel=1e-4, abs=1e-5)
 
 
 def test_the_spread_of_rewards_runs(world, spy):
@@ -130,7 +121,7 @@ def test_the_spread_of_rewards_runs(world, spy):
     expected = 0.0
     for step in range(3):
         judged, _, _ = world.draw(task, step)
-        last = [world.history_of(judged, b)[-1] for b in range(len(judged.advantages))]
+        last = [world.history_of(judged, b)[-1] for b in range(len(judged.rewards))]
         pairs = [(last[b], item) for b, row in enumerate(judged.rollouts.items.tolist()) for item in row if item >= 0]
         now = statistics.stdev(float(world.reward.table[pair]) for pair in pairs)
         expected = now if step == 0 else 0.9 * expected + 0.1 * now
@@ -140,36 +131,7 @@ def test_the_spread_of_rewards_runs(world, spy):
     other.load_state(json.loads(json.dumps(task.state())))
     assert other.spread == task.spread
     for nothing in (torch.empty(0), torch.tensor([3.0])):
-        assert float(other._update_spread(nothing)) == pytest.approx(task.spread) and other.spread == task.spread
-
-
-@pytest.mark.parametrize("gate", ["adagrpo", "discriminability", "random", "inverted", "shuffled"])
-@pytest.mark.parametrize("target", [0.15, 0.4])
-def test_a_quota_is_met_by_any_reward_and_says_so(world, gate, target):
-    """The rewards are noise: the threshold runs to where the share is, and shuffled rewards would have as much."""
-    task = world.post_training(world.policy(), gate=gate, tau=0.0, q_min=0.95, target_admission=target)
-    assert task.state() == {"spread": 0.0, "q_min": 0.95}
-    admitted, shadow, thresholds = [], [], []  # of the gate whose quota it is, which a control only counts
-    for step in range(150):
-        judged, _, values = world.draw(task, step)
-        before = thresholds[-1] if thresholds else 0.95
-        assert values["q_min"] == before
-        own = (judged.evidence.q >= before) & ~judged.evidence.degenerate
-        if gate in ("adagrpo", "discriminability"):  # the threshold that decided is the one that is logged
-            assert torch.equal(judged.decision.admitted, own)
-        admitted.append(float(own.float().mean()) if gate in ("random", "inverted") else values["admission"])
-        assert values["admission"] <= admitted[-1] + 1e-6
-        shadow.append(values["shuffled_admission"])
-        thresholds.append(task.q_min)
-        assert task.q_min == pytest.approx(min(max(before + 0.2 * (admitted[-1] - target), 0.0), 1.2))
-    assert statistics.fmean(admitted) == pytest.approx(target, abs=1.2 / 0.2 / 150)
-    assert statistics.fmean(shadow) == pytest.approx(target, abs=0.08)
-    other = world.post_training(world.policy(), gate=gate, target_admission=target)
-    other.load_state(json.loads(json.dumps(task.state())))
-    assert other.q_min == task.q_min
-    fixed = world.post_training(world.policy(), gate=gate)
-    _, _, values = world.draw(fixed)
-    assert "q_min" not in values and fixed.state().keys() == {"spread"} and fixed.q_min == 0.5
+        assert running_spread(task.spread, nothing) == task.spread
 
 
 def test_an_injected_target_is_in_every_group_and_not_in_its_difficulty(world, spy):
@@ -194,40 +156,28 @@ def test_an_injected_target_is_in_every_group_and_not_in_its_difficulty(world, s
             assert torch.equal(judged.rollouts.codes[b, :-1], drawn.codes[b, :-1])
 
 
-@pytest.mark.parametrize("inject", [False, True])
-def test_with_target_only_the_logged_item_alone_has_an_advantage(world, inject):
-    plain = world.post_training(world.policy(), inject_target=inject, rl_positions="last")
-    task = world.post_training(world.policy(), inject_target=inject, rl_positions="last", target_only=True)
-    whole, _, _ = world.draw(plain)
-    judged, _, _ = world.draw(task)
-    assert torch.equal(judged.rollouts.codes, whole.rollouts.codes)
-    kept = judged.rollouts.items == judged.targets.unsqueeze(1)
-    assert kept.any() and not kept.all() and kept.any(1).all() == inject
-    assert torch.equal(judged.advantages[kept], whole.advantages[kept]) and whole.advantages[~kept].any()
-    assert not judged.advantages[~kept].any() and judged.advantages[kept].any()
-
-
 # ---------------------------------------------------------------- rollouts
 
 
 def test_an_invalid_rollout_gets_the_penalty_and_is_never_scored(world):
-    task = world.post_training(world.policy(), invalid_penalty=2.5, rl_positions="all")
+    task = world.post_training(world.policy(), grpo={"invalid_penalty": 2.5}, rl_positions="all")
     judged, _, values = world.draw(task)
     invalid = ~judged.rollouts.valid
     catalogue = world.catalog.codes.tolist()
     assert invalid.flatten().tolist() == [c not in catalogue for c in judged.rollouts.codes.flatten(0, 1).tolist()]
     assert 0 < invalid.float().mean() < 1 and values["invalid_share"] == pytest.approx(float(invalid.float().mean()))
-    assert (judged.advantages[invalid] == -2.5).all()
+    advantages = world.advantages(task, judged)
+    assert (advantages[invalid] == -2.5).all()
     (asked,) = task.reward.asked  # one call for the whole step
     for b, row in enumerate(asked.tolist()):
         items = [item for item in row if item >= 0]
         assert len(items) == len(set(items)) and set(judged.rollouts.items[b][~invalid[b]].tolist()) <= set(items)
     assert values["scored_pairs"] == int((asked >= 0).sum())
-    for b in range(len(judged.advantages)):
+    for b in range(len(advantages)):
         last, items = world.history_of(judged, b)[-1], judged.rollouts.items[b].tolist()
         rewards = [None if item < 0 else float(world.reward.table[last, item]) for item in items]
         wanted = torch.tensor(world.slow_advantages(rewards, 2.5))
-        torch.testing.assert_close(judged.advantages[b], wanted, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(advantages[b], wanted, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 1.5])
@@ -243,7 +193,8 @@ def test_constrained_rollouts_are_items_and_scored_as_they_were_drawn(world, tem
     # at the sampling policy every ratio is 1, so the term is minus the mean advantage of the admitted groups
     admitted = judged.decision.admitted
     term = task.loss(micro)[0]["grpo"].detach()
-    torch.testing.assert_close(term, -judged.advantages[admitted].mean(1).sum() / 8, rtol=1e-4, atol=1e-5)
+    expected = -world.advantages(task, judged)[admitted].mean(1).sum() / 8
+    torch.testing.assert_close(term, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_beam_groups_are_the_policys_own_best(world):
@@ -258,18 +209,12 @@ def test_beam_groups_are_the_policys_own_best(world):
     assert torch.isfinite(task.loss(micro)[0]["grpo"])
 
 
-@pytest.mark.parametrize("rollout", ["sample", "beam", "gumbel"])
+@pytest.mark.parametrize("rollout", ["sample", "beam"])
 @pytest.mark.parametrize(
     ("options", "scored"),
-    [
-        ({}, 0),
-        ({"difficulty": "entropy"}, 0),
-        ({"difficulty": "target_nll"}, 1),
-        ({"difficulty": "target_rank"}, 1),
-        ({"rl_positions": "end"}, 0),
-    ],
+    [({}, 0), ({"inject_target": True}, 1), ({"rl_positions": "end"}, 0)],
 )
-def test_targets_are_scored_once_and_only_where_something_asks(world, rollout, options, scored, monkeypatch):
+def test_targets_are_scored_once_and_only_where_they_are_injected(world, rollout, options, scored, monkeypatch):
     policy = world.policy()
     task = world.post_training(policy, rollout=rollout, gate="all", **options)
     calls, score = [], policy.score
@@ -304,6 +249,31 @@ def test_rollouts_are_a_function_of_seed_and_step(world):
     earlier = [world.draw(other, step)[0].rollouts.codes for step in (0, 1, 2)]
     assert all(torch.equal(one, two) for one, two in zip(earlier, later[::-1], strict=True))
     assert not torch.equal(earlier[0], world.draw(other, 4)[0].rollouts.codes)
+
+
+@pytest.mark.parametrize("positions", ["random", "last", "all", "end"])
+def test_whoever_draws_a_step_without_a_task_has_its_groups(world, positions):
+    """As the ranker's report does: the samples of the step, the four steps, and the spread handed on."""
+    task = world.post_training(world.policy(), world.schedule(4, 2), gate="all", rl_positions=positions)
+    spread = 0.0
+    for step in range(3):
+        trained, micros, _ = world.draw(task, step)
+        part = group_step(task.schedule, step, task.objective, torch.device("cpu"))
+        assert len(part.samples) == len(micros)
+        assert torch.cat([samples.targets for samples in part.samples]).tolist() == trained.targets.tolist()
+        given = (task.policy, world.catalog, world.reward, *part.joined(), task.objective, part.generator)
+        found = gated_groups(*given, gate="all", spread=spread)
+        spread = found.spread
+        assert spread == task.spread
+        for one, other in (
+            (found.histories, trained.histories),
+            (found.rollouts[:3], trained.rollouts[:3]),
+            (found.scored.rewards, trained.scored.rewards),
+            (found.scored.shuffled_rewards, trained.scored.shuffled_rewards),
+            (found.evidence, trained.evidence),
+            (found.decision, trained.decision),
+        ):
+            torch.testing.assert_close(tuple(one), tuple(other), rtol=0, atol=0, equal_nan=True)
 
 
 def test_only_the_nll_pass_uses_dropout(world):
@@ -393,10 +363,10 @@ def test_at_the_ends_the_whole_history_is_seen_and_no_logged_item(world, spy, te
     assert float(terms[term].detach()) != 0.0 and terms[term].requires_grad
 
 
-@pytest.mark.parametrize("rollout", ["sample", "beam", "gumbel"])
+@pytest.mark.parametrize("rollout", ["sample", "beam"])
 @pytest.mark.parametrize("term", ["grpo", "distill"])
 def test_at_the_ends_shuffled_permutes_the_rewards_of_each_group_and_admits_it(world, rollout, term):
-    options = {"rl_positions": "end", "rollout": rollout, "term": term, "beta": 0.1}
+    options = {"rl_positions": "end", "rollout": rollout, "term": term, "grpo": {"beta": 0.1}}
     tasks = [world.post_training(world.policy(), gate=gate, **options) for gate in ("all", "shuffled")]
     (true, (micro, *_), told), (fake, (micro_fake, *_), told_fake) = (world.draw(task) for task in tasks)
     for task, given in zip(tasks, (micro, micro_fake), strict=True):
@@ -427,7 +397,7 @@ def test_a_degenerate_group_at_an_end_is_not_admitted(world):
 
 
 @pytest.mark.parametrize("rl_positions", ["random", "last", "all", "end"])
-@pytest.mark.parametrize("rollout", ["sample", "beam", "gumbel"])
+@pytest.mark.parametrize("rollout", ["sample", "beam"])
 def test_a_rollout_of_the_history_can_count_as_invalid(world, rl_positions, rollout):
     options = {"gate": "all", "rl_positions": rl_positions, "rollout": rollout, "num_generations": 12}
     plain, _, _ = world.draw(world.post_training(world.policy(), **options))
@@ -446,8 +416,7 @@ def test_a_rollout_of_the_history_can_count_as_invalid(world, rl_positions, roll
             dropped += before in history
             older += before in history and before not in seen
     assert dropped > older > 0
-    invalid = judged.rollouts.mean((judged.rollouts.items < 0).float())
-    assert values["invalid_share"] == pytest.approx(float(invalid.mean()))
+    assert values["invalid_share"] == pytest.approx(float((judged.rollouts.items < 0).float().mean()))
 
 
 def test_every_group_is_scored_with_its_own_history(world):
@@ -456,7 +425,7 @@ def test_every_group_is_scored_with_its_own_history(world):
     assert not judged.histories.items[
         torch.arange(judged.histories.items.shape[1]) >= judged.histories.lengths.unsqueeze(1)
     ].any()
-    for b in range(0, len(judged.advantages), 3):
+    for b in range(0, len(judged.rewards), 3):
         scores = torch.stack(
             world.walk(task.policy, world.history_of(judged, b), judged.rollouts.codes[b, 0].tolist(), 1.0)
         )
@@ -465,7 +434,7 @@ def test_every_group_is_scored_with_its_own_history(world):
 
 def test_a_history_is_encoded_once_for_all_its_rollouts(world, monkeypatch):
     """Peers encode the prompt again for each of the G completions, for the policy and for its reference."""
-    task = world.post_training(world.policy(), num_generations=6, beta=0.1)
+    task = world.post_training(world.policy(), num_generations=6, grpo={"beta": 0.1})
     encoded = []
     for policy in (task.policy, task.starting_policy):
         original = policy.encode

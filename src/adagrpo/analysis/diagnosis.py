@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adagrpo import metrics
-from adagrpo.analysis.gates import Judged, cohens_kappa, judge, pairwise_accuracy, pull
-from adagrpo.analysis.groups import Groups
+from adagrpo.analysis.gates import cohens_kappa, evidence_of, pairwise_accuracy, pull
 from adagrpo.analysis.orders import (
     Floats,
     Ints,
@@ -42,10 +41,11 @@ from adagrpo.analysis.strata import (
 from adagrpo.analysis.verdict import CellTest, ThresholdTest, Verdict, decide
 from adagrpo.analysis.words import sentences
 from adagrpo.config import ObjectiveConfig
-from adagrpo.objective import target_nll
+from adagrpo.groups.score import ScoredGroups
+from adagrpo.objective import adagrpo_gate, target_nll
 from adagrpo.statistics import Interval
 
-__all__ = ["Evidence", "diagnose", "serving_tests"]
+__all__ = ["Observations", "diagnose", "serving_tests"]
 
 RESAMPLES = 2000
 LEVEL = 0.05
@@ -56,26 +56,26 @@ Utility = Callable[[Ints], Floats]  # (N, G) items, -1 where none, to (N, G) tru
 
 
 @dataclass(frozen=True)
-class Evidence:
+class Observations:
     """What the diagnosis is made from: `N` validation cases, in one order."""
 
     lists: Lists
     history_lengths: Ints  # (N,)
     training_counts: Ints  # (V,) training interactions of each item
-    sampled: Groups
-    beam: Groups
+    sampled: ScoredGroups
+    beam: ScoredGroups
     exposures: Ints | None = None  # (V,) how often each item was shown, where that is known
     second_q: Floats | None = None  # (N,) share of the beam that a second ranker puts below the logged item
     utility: Utility | None = None  # where the world is simulated
 
 
 def diagnose(
-    evidence: Evidence, objective: ObjectiveConfig, *, seed: int, resamples: int = RESAMPLES
+    observed: Observations, objective: ObjectiveConfig, *, seed: int, resamples: int = RESAMPLES
 ) -> dict[str, Any]:
-    """Judge a reward.
+    """Say whether a reward should be used.
 
     Args:
-        evidence: lists and groups of the cases.
+        observed: lists and groups of the cases.
         objective: the gate's configuration.
         seed: of the halves, the bootstrap and the controls.
         resamples: of the bootstrap; with fewer than about 1,200 no cell could pass its share of the level.
@@ -84,14 +84,14 @@ def diagnose(
         JSON-able: `verdict`, `settings`, the tables, and what the gate does. Rates are fractions, log-probabilities
         nats; an interval has `mean`, `low`, `high` (95 %) and `p_value`.
     """
-    lists = evidence.lists
+    lists = observed.lists
     ranks, mix = _ranks(lists, seed)
     width = lists.items.shape[1]
     orders = {name: gains(found) for name, found in ranks.items()}
     options = {"resamples": resamples, "seed": seed}
     difference = orders["mix"]["ndcg@10"] - orders["policy"]["ndcg@10"]
-    cells, tests = serving_tests(lists, evidence.history_lengths, difference, **options)
-    grid, thresholds = _grid(evidence, objective, **options)
+    cells, tests = serving_tests(lists, observed.history_lengths, difference, **options)
+    grid, thresholds = _grid(observed, objective, **options)
     verdict = decide(tests, thresholds, (objective.tau, objective.q_min), level=LEVEL)
     serving = measure(cells[1:], orders, ranks["policy"] > 0, **options)
     result: dict[str, Any] = {
@@ -99,8 +99,8 @@ def diagnose(
         "settings": _settings(lists, objective, mix, resamples),
         "orders": {name: metrics.measure(metrics.RankedLists(found, width)) for name, found in ranks.items()},
         "serving": [row | {"adjusted_p": p} for row, p in zip(serving, verdict.cell_p[1:], strict=True)],
-        **_strata(evidence, orders | {"shuffled ranker": _chance(lists, seed)}, ranks["policy"] > 0, **options),
-        "gate": _gate(evidence, objective, **options),
+        **_strata(observed, orders | {"shuffled ranker": _chance(lists, seed)}, ranks["policy"] > 0, **options),
+        "gate": _gate(observed, objective, **options),
         "grid": grid,
     }
     result["verdict"]["sentences"] = sentences(result)
@@ -157,12 +157,13 @@ def _settings(lists: Lists, objective: ObjectiveConfig, mix: Mix, resamples: int
         "resamples": resamples,
         "mix_weights": list(mix.weights),
         "reward_scale": mix.scale,
-        **objective.model_dump(include={"tau", "q_min", "difficulty", "num_generations", "negatives"}),
+        "difficulty": "rollout_miss",
+        **objective.model_dump(include={"tau", "q_min", "num_generations", "negatives"}),
     }
 
 
 def _strata(
-    evidence: Evidence,
+    observed: Observations,
     orders: Mapping[str, Gains],
     in_beam: NDArray[np.bool_],  # (N,)
     *,
@@ -170,22 +171,24 @@ def _strata(
     seed: int,
 ) -> dict[str, Any]:
     """The tables of all cases and of the cells that read the logged item; none of them enters the verdict."""
-    lists = evidence.lists
-    nll = target_nll(evidence.sampled.target_log_probs).double().numpy()
+    lists = observed.lists
+    log_probs = observed.sampled.target_log_probs
+    assert log_probs is not None, "cases are drawn with the scores of their logged items"
+    nll = target_nll(log_probs).double().numpy()
     everyone, difficulty = [Cell(ALL_CASES, np.ones(len(nll), dtype=np.bool_))], thirds("target NLL", nll)
     tables = {
         "all": everyone,
-        "popularity": popularity_cells(lists.targets, evidence.training_counts),
+        "popularity": popularity_cells(lists.targets, observed.training_counts),
         "difficulty": difficulty,
     }
-    if evidence.exposures is not None:
-        tables["exposure"] = thirds("times shown", evidence.exposures[lists.targets].astype(np.float64), digits=0)
-    if evidence.second_q is not None:
-        tables["second_ranker"] = _crossed([*everyone, *difficulty], discriminability_cells(evidence.second_q))
+    if observed.exposures is not None:
+        tables["exposure"] = thirds("times shown", observed.exposures[lists.targets].astype(np.float64), digits=0)
+    if observed.second_q is not None:
+        tables["second_ranker"] = _crossed([*everyone, *difficulty], discriminability_cells(observed.second_q))
     measured: dict[str, Any] = {
         name: measure(cells, orders, in_beam, resamples=resamples, seed=seed) for name, cells in tables.items()
     }
-    own = evidence.sampled.rewards.target.double().numpy()
+    own = observed.sampled.rewards.target.double().numpy()
     circular = circular_table(lists, own, [*everyone, *difficulty], seed)
     return measured | {"all": measured["all"][0], "circular": circular}
 
@@ -195,17 +198,17 @@ def _crossed(first: list[Cell], second: list[Cell]) -> list[Cell]:
     return [cell for cell in crossed if cell.rows.any()]
 
 
-def _gate(evidence: Evidence, objective: ObjectiveConfig, *, resamples: int, seed: int) -> dict[str, Any]:
+def _gate(observed: Observations, objective: ObjectiveConfig, *, resamples: int, seed: int) -> dict[str, Any]:
     """Sampled and beam groups at the configured thresholds, and how far they agree."""
     found: dict[str, Any] = {}
     admitted: dict[str, NDArray[np.bool_]] = {}
-    for name, groups in (("sample", evidence.sampled), ("beam", evidence.beam)):
-        true, fake = judge(groups, objective), judge(groups, objective, shuffled=True)
-        decision = true.decide(tau=objective.tau, q_min=objective.q_min)
+    for name, groups in (("sample", observed.sampled), ("beam", observed.beam)):
+        true, fake = evidence_of(groups, objective), evidence_of(groups, objective, shuffled=True)
+        decision = adagrpo_gate(*true, tau=objective.tau, q_min=objective.q_min)
         mask = admitted[name] = decision.admitted.numpy()
-        by_chance = fake.decide(tau=objective.tau, q_min=objective.q_min).admitted.numpy()
+        by_chance = adagrpo_gate(*fake, tau=objective.tau, q_min=objective.q_min).admitted.numpy()
         excess = bounded_interval(mask.astype(np.float64) - by_chance, resamples=resamples, seed=seed)
-        contains = (groups.items == groups.targets.unsqueeze(1)).any(1).numpy()
+        contains = (groups.rollouts.items == groups.targets.unsqueeze(1)).any(1).numpy()
         found[name] = {
             "admission": float(mask.mean()),
             "shuffled_admission": float(by_chance.mean()),
@@ -215,7 +218,7 @@ def _gate(evidence: Evidence, objective: ObjectiveConfig, *, resamples: int, see
             "rejected_degenerate": float(decision.degenerate.float().mean()),
             "mean_difficulty": float(true.difficulty.float().mean()),
             "mean_q": float(true.q.float().mean()),
-            "invalid_share": float((groups.items < 0).float().mean()),
+            "invalid_share": float((~groups.sampled.valid).float().mean()),
             "contains_target": float(contains.mean()),
             "admitted_contains_target": float(contains[mask].mean()) if mask.any() else None,
         }
@@ -231,23 +234,23 @@ def _gate(evidence: Evidence, objective: ObjectiveConfig, *, resamples: int, see
 
 
 def _grid(
-    evidence: Evidence, objective: ObjectiveConfig, *, resamples: int, seed: int
+    observed: Observations, objective: ObjectiveConfig, *, resamples: int, seed: int
 ) -> tuple[list[dict[str, Any]], list[ThresholdTest]]:
     """The gate over a grid of thresholds, on sampled groups."""
-    groups = evidence.sampled
-    true, fake = judge(groups, objective), judge(groups, objective, shuffled=True)
+    groups = observed.sampled
+    true, fake = evidence_of(groups, objective), evidence_of(groups, objective, shuffled=True)
     beyond, plain = pull(groups), pull(groups, beyond_policy=False)
-    truth = _accuracies(evidence)
+    truth = _accuracies(observed)
 
     def interval(values: Floats) -> Interval:
         return bounded_interval(values, resamples=resamples, seed=seed)
 
     rows, tests = [], []
-    for tau in _taus(true, objective):
+    for tau in sorted({*SHARES, objective.tau}):
         hard = ((true.difficulty >= tau) & ~true.degenerate).numpy()
         pulls = interval(beyond[hard])
         for q_min in sorted({*Q_MINS, objective.q_min}):
-            mask, chance = (judged.decide(tau=tau, q_min=q_min).admitted.numpy() for judged in (true, fake))
+            mask, chance = (adagrpo_gate(*one, tau=tau, q_min=q_min).admitted.numpy() for one in (true, fake))
             excess = interval(mask.astype(np.float64) - chance)
             row: dict[str, Any] = {
                 "tau": tau,
@@ -270,21 +273,13 @@ def _grid(
     return rows, tests
 
 
-def _taus(judged: Judged, objective: ObjectiveConfig) -> list[float]:
-    """Thresholds of difficulty: shares where it is one, else its quartiles; the configured one among them."""
-    if objective.difficulty in ("rollout_miss", "target_rank"):
-        return sorted({*SHARES, objective.tau})
-    quartiles = np.quantile(judged.difficulty.double().numpy(), [0.0, 0.25, 0.5, 0.75])
-    return sorted({*(float(value) for value in quartiles), objective.tau})
-
-
-def _accuracies(evidence: Evidence) -> dict[str, Floats] | None:
+def _accuracies(observed: Observations) -> dict[str, Floats] | None:
     """(N,) pairwise accuracy of the ranker and of the policy among sampled rollouts; None where no truth is known."""
-    if evidence.utility is None:
+    if observed.utility is None:
         return None
-    groups = evidence.sampled
-    utility = evidence.utility(groups.items.numpy())
-    scores = {"ranker": groups.rewards.rollouts, "policy": groups.log_probs.sum(-1)}
+    groups = observed.sampled
+    utility = observed.utility(groups.rollouts.items.numpy())
+    scores = {"ranker": groups.rewards.rollouts, "policy": groups.rollouts.log_probs.sum(-1)}
     return {name: pairwise_accuracy(groups, values, utility) for name, values in scores.items()}
 
 

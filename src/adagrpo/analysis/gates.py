@@ -17,71 +17,31 @@ groups, whatever their `q_b`.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adagrpo.analysis.groups import Groups
 from adagrpo.config import ObjectiveConfig
-from adagrpo.objective import (
-    GateDecision,
-    adagrpo_gate,
-    degenerate_groups,
-    discriminability,
-    first_occurrence,
-    rollout_entropy,
-    rollout_miss,
-    target_nll,
-    target_rank,
-)
+from adagrpo.groups.evidence import Evidence, gather_evidence
+from adagrpo.groups.score import ScoredGroups
+from adagrpo.objective import first_occurrence
 
-__all__ = ["Judged", "cohens_kappa", "judge", "pairwise_accuracy", "pull"]
+__all__ = ["cohens_kappa", "evidence_of", "pairwise_accuracy", "pull"]
 
 
-class Judged(NamedTuple):
-    """What the gate reads of each group."""
-
-    difficulty: Tensor  # (N,)
-    q: Tensor  # (N,)
-    degenerate: Tensor  # (N,) bool
-
-    def decide(self, *, tau: float, q_min: float) -> GateDecision:
-        """The gate at given thresholds."""
-        return adagrpo_gate(self.difficulty, self.q, self.degenerate, tau=tau, q_min=q_min)
-
-
-def judge(groups: Groups, objective: ObjectiveConfig, *, shuffled: bool = False) -> Judged:
-    """Difficulty, discriminability and degeneracy of every group.
+def evidence_of(groups: ScoredGroups, options: ObjectiveConfig, *, shuffled: bool = False) -> Evidence:
+    """Difficulty, discriminability and degeneracy of every group, by the spread of all rewards.
 
     Args:
         groups: `N` groups.
-        objective: which difficulty, and the floor below which a group counts as flat.
+        options: the floor below which a group counts as flat.
         shuffled: read the shuffled rewards in place of the reward's own.
     """
-    rewards = groups.shuffled if shuffled else groups.rewards
-    valid = rewards.rollouts[groups.items >= 0]
+    rewards = groups.shuffled_rewards if shuffled else groups.rewards
+    valid = rewards.rollouts[groups.rollouts.valid]
     spread = valid.std() if len(valid) > 1 else torch.tensor(0.0)  # training keeps a running one
-    q = discriminability(
-        rewards.target, rewards.rollouts, groups.items, rewards.negatives, groups.negatives, groups.targets
-    ).q
-    degenerate = degenerate_groups(rewards.rollouts, groups.items, spread=spread, relative_floor=objective.reward_floor)
-    return Judged(_difficulty(groups, objective.difficulty), q, degenerate)
-
-
-def _difficulty(groups: Groups, kind: str) -> Tensor:  # (N,)
-    match kind:
-        case "rollout_miss":
-            return rollout_miss(groups.items, groups.targets)
-        case "target_rank":
-            own, target = groups.log_probs.sum(-1), groups.target_log_probs.sum(-1)
-            return target_rank(own, groups.items, target, groups.targets)
-        case "target_nll":
-            return target_nll(groups.target_log_probs)
-        case _:
-            return rollout_entropy(groups.log_probs)
+    return gather_evidence(groups, rewards, options, spread=spread)
 
 
 def cohens_kappa(
@@ -98,7 +58,7 @@ def cohens_kappa(
     return None if expected == 1 else (float((a == b).mean()) - expected) / (1 - expected)
 
 
-def pull(groups: Groups, *, beyond_policy: bool = True) -> NDArray[np.float64]:
+def pull(groups: ScoredGroups, *, beyond_policy: bool = True) -> NDArray[np.float64]:
     """Does the reward favour the rollouts whose leading codes are those of the logged item?
 
     Args:
@@ -114,11 +74,11 @@ def pull(groups: Groups, *, beyond_policy: bool = True) -> NDArray[np.float64]:
     deviation = np.sqrt((rewards**2).sum(axis=1) / np.maximum(others.sum(axis=1), 1))
     left = rewards
     if beyond_policy:
-        own = _centred(groups.log_probs.double().sum(-1).numpy(), others)
+        own = _centred(groups.rollouts.log_probs.double().sum(-1).numpy(), others)
         size = (own**2).sum(axis=1)
         slope = (own * rewards).sum(axis=1) / np.where(size > 0, size, 1.0)
         left = rewards - slope[:, None] * own
-    total = (left * groups.shared.double().numpy()).sum(axis=1) / np.maximum(others.sum(axis=1), 1)
+    total = (left * _shared(groups).double().numpy()).sum(axis=1) / np.maximum(others.sum(axis=1), 1)
     return np.asarray(np.where(deviation > 0, total / np.where(deviation > 0, deviation, 1.0), 0.0))
 
 
@@ -130,13 +90,20 @@ def _centred(values: NDArray[np.float64], counted: NDArray[np.bool_]) -> NDArray
     )
 
 
-def _others(groups: Groups) -> Tensor:  # (N, G) bool
+def _others(groups: ScoredGroups) -> Tensor:  # (N, G) bool
     """The distinct valid rollouts other than the logged item."""
-    return first_occurrence(groups.items) & (groups.items != groups.targets.unsqueeze(1))
+    items = groups.rollouts.items
+    return first_occurrence(items) & (items != groups.targets.unsqueeze(1))
+
+
+def _shared(groups: ScoredGroups) -> Tensor:  # (N, G)
+    """Share of the leading codes that a rollout has in common with the logged item."""
+    assert groups.target_codes is not None, "every case has a logged item"
+    return (groups.rollouts.codes == groups.target_codes.unsqueeze(1)).cumprod(dim=2).float().mean(dim=2)
 
 
 def pairwise_accuracy(
-    groups: Groups,
+    groups: ScoredGroups,
     scores: Tensor,  # (N, G)
     utility: NDArray[np.float64],  # (N, G)
 ) -> NDArray[np.float64]:

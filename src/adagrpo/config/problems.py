@@ -23,7 +23,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
         section = _follow(model, first["loc"][:-1])[1]
         names = [field.alias or name for name, field in section.model_fields.items()]
         near = difflib.get_close_matches(str(first["loc"][-1])[:SHOWN], names, n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else f"; valid keys here: {', '.join(names)}"
+        hint = f"; did you mean '{near[0]}'?" if near else f"; valid keys here: {', '.join(names) or 'none'}"
         return f"unknown key '{_short(path)}'{hint}"
     message = first["msg"].removeprefix("Value error, ").replace(" using _kind()", " as kind")
     return (

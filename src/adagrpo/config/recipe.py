@@ -41,7 +41,6 @@ class Config(Section):
     sft: FitConfig = FitConfig(epochs=60)
     ranker: RankerConfig = RankerConfig()
     reward: RewardOptions = SequentialOptions()
-    second_reward: RewardOptions | None = None
     objective: ObjectiveConfig = ObjectiveConfig()
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -63,29 +62,12 @@ class Config(Section):
     def _ends_have_no_logged_item(self) -> Self:
         for arm in self.train.arms:
             seen = arm.seen_by(self.objective)
-            if arm.objective == "nll" or seen.rl_positions != "end":
+            if arm.term is None or seen.rl_positions != "end":
                 continue
-            reads = [] if arm.admits in ("all", "none", "shuffled", "agreement") else [f"the gate '{arm.admits}'"]
-            reads += [name for name in ("inject_target", "target_only") if getattr(seen, name)]
+            reads = [] if arm.admits in ("all", "none", "shuffled") else [f"the gate '{arm.admits}'"]
+            reads += ["inject_target"] if seen.inject_target else []
             if reads:
                 raise ValueError(f"train.arms: '{arm.name}': {reads[0]} reads logged items; rl_positions: end has none")
-        return self
-
-    @model_validator(mode="after")
-    def _what_is_injected_was_not_drawn(self) -> Self:
-        for arm in self.train.arms:
-            seen = arm.seen_by(self.objective)
-            if arm.objective != "nll" and seen.rollout == "gumbel" and seen.inject_target:
-                raise ValueError(
-                    f"train.arms: {arm.name} has rollout gumbel and inject_target; an injected item has no probability"
-                    " of having been drawn, by which such rollouts count"
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _agreement_is_of_two(self) -> Self:
-        if self.second_reward is None and any(arm.gate == "agreement" for arm in self.train.arms):
-            raise ValueError("train.arms: the gate 'agreement' compares the reward with another; set second_reward")
         return self
 
     @model_validator(mode="after")
@@ -97,6 +79,10 @@ class Config(Section):
                 "none for the body; give fewer, or frozen_body"
             )
         return self
+
+    def settings_of_arms(self) -> dict[str, dict[str, Any]]:
+        """What each arm is trained by, in full and by its name: of a preset, too, whose name alone is in the recipe."""
+        return {arm.name: arm.settings(self.objective) for arm in self.train.arms}
 
     @property
     def without_order(self) -> bool:
@@ -162,9 +148,8 @@ def _with_base(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     if not isinstance(base, str):
         raise UserError(f"{path}: base is the path of one recipe, relative to this file (found {base!r})")
     inherited = _with_base(path.parent / base, chain)
-    for name in ("reward", "second_reward"):
-        if _is_another_kind(inherited.get(name), content.get(name)):
-            del inherited[name]
+    if _is_another_kind(inherited.get("reward"), content.get("reward")):
+        del inherited["reward"]
     return _merged(inherited, content)
 
 

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from adagrpo.config.values import Finite, NonNegativeFloat, Positive, PositiveFloat, Section
+from adagrpo.config.values import Finite, Positive, PositiveFloat, Section
 
 __all__ = [
     "CallableOptions",
@@ -115,11 +115,10 @@ class NoiseOptions(_Options):
 
 
 class MeanOptions(_Options):
-    """The mean of rewards that are on one scale, less `pessimism` times their standard deviation, its uncertainty."""
+    """The mean of rewards that are on one scale."""
 
     kind: Literal["mean"] = "mean"
     members: Annotated[tuple[RewardOptions, ...], Field(min_length=2)]
-    pessimism: NonNegativeFloat = 0.0
 
     @property
     def parts(self) -> tuple[RewardOptions, ...]:
@@ -127,9 +126,8 @@ class MeanOptions(_Options):
         return self.members
 
     def identity(self) -> dict[str, Any]:
-        """The identities of the members, and the pessimism if there is any."""
-        found = {"kind": self.kind, "members": [member.identity() for member in self.members]}
-        return found | ({"pessimism": self.pessimism} if self.pessimism else {})
+        """The identities of the members."""
+        return {"kind": self.kind, "members": [member.identity() for member in self.members]}
 
 
 class WeightedOptions(_Options):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from typing import Annotated, Any, Literal, Self, get_args
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
@@ -12,6 +13,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    create_model,
     field_serializer,
     model_validator,
 )
@@ -21,47 +23,87 @@ from adagrpo.config.problems import explain
 from adagrpo.config.values import NonNegativeFloat, Positive, PositiveFloat, Section, Share
 from adagrpo.errors import UserError
 from adagrpo.metrics import comparable
+from adagrpo.objective.terms import OBJECTIVES, TERMS, RewardTerm
 
 __all__ = ["ArmConfig", "CompareConfig", "EvaluationConfig", "Gate", "ObjectiveConfig", "TrainConfig"]
 
-Gate = Literal[
-    "adagrpo", "all", "none", "difficulty", "discriminability", "random", "shuffled", "inverted", "oracle", "agreement"
-]
-Objective = Literal["nll", "grpo", "mixture", "adagrpo", "distill", "best_of_n"]
+Gate = Literal["adagrpo", "all", "none", "difficulty", "discriminability", "random", "shuffled", "inverted", "oracle"]
 
-OBJECTIVES, GATES = get_args(Objective), get_args(Gate)
+GATES: tuple[Gate, ...] = get_args(Gate)
+VALIDATION = "validation"  # in place of a number that validation cases are to choose
 OWN_NAME = r"[A-Za-z][A-Za-z0-9._-]*"
 MATCHED = ("mixture-matched", "mixture-norm-matched")  # to the gate: see `adagrpo.pipeline.matching`
 TAKEN = ("sft", "rerank", *MATCHED, "baselines")  # stages and arms that are no objective
 _ARM = re.compile(f"({'|'.join(OBJECTIVES)})(?:-({'|'.join(GATES)}))?(?:-lambda(.+))?")
+_RENAMED = {"distill_weight": "reward_weight"}  # options that had no section of their own, by their old names
+
+S = TypeVar("S", bound=Section)
 
 
-def _weight(value: object) -> object:
+def _number_or_validation(value: object) -> object:
     number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
-    if not number and value != "validation":
-        raise ValueError(f"a number of at least 0, or 'validation' (found {value!r})")
+    if not number and value != VALIDATION:
+        raise ValueError(f"a number of at least 0, or '{VALIDATION}' (found {value!r})")
     return value
 
 
-class ObjectiveConfig(Section):
-    """NLL + (lambda / B_rl) Σ gate · GRPO; see `adagrpo.trainer.post_training` for what each option does.
+class _TermSection(Section):
+    """The options of a reward term."""
 
-    `rollout: gumbel` draws different rollouts, which count by their probability; `adagrpo.rollouts` has all three.
+    @model_validator(mode="before")
+    @classmethod
+    def _are_its_own(cls, given: Any) -> Any:
+        _refuse_misplaced(given, cls.model_fields)
+        return given
+
+
+def _refuse_misplaced(given: Any, own: Mapping[str, Any]) -> None:
+    """Say where the option of a reward term is written, if it is written where nothing reads it.
+
+    Raises:
+        ValueError: naming the option, the term that reads it, and its place.
+    """
+    for key in given if isinstance(given, dict) else ():
+        option = _RENAMED.get(key, key)
+        readers = [term.name for term in TERMS.values() if option in term.options]
+        if key not in own and readers:
+            places = " or ".join(f"objective.{name}.{option}" for name in readers)
+            raise ValueError(
+                f"'{key}' is an option of the reward term {' or '.join(readers)}: write {places},"
+                f" or options.{readers[0]}.{option} of one arm"
+            )
+
+
+def _section(term: RewardTerm) -> type[_TermSection]:
+    """The section of a reward term: the keyword arguments of its loss."""
+    chosen = Annotated[float | Literal["validation"], BeforeValidator(_number_or_validation)]
+    fields: dict[str, Any] = {
+        name: (chosen if name in term.chosen_on_validation else kind, default)
+        for name, (kind, default) in term.options.items()
+    }
+    return create_model(f"{term.name}_options", __base__=_TermSection, **fields)
+
+
+def _with_section_per_term(model: type[S]) -> type[S]:
+    """A section with a section of its own for each reward term, by the term's name."""
+    sections = {name: _section(term) for name, term in TERMS.items()}
+    fields: dict[str, Any] = {name: (section, section()) for name, section in sections.items()}
+    return create_model(model.__name__, __base__=model, __module__=model.__module__, __doc__=model.__doc__, **fields)
+
+
+@_with_section_per_term
+class ObjectiveConfig(Section):
+    """NLL + (lambda / B_rl) Σ gate · term; see `adagrpo.trainer.post_training` for what each option does.
+
+    Each reward term has a section of its own beside these keys, `grpo`, `distill` and `best_of_n`: the keyword
+    arguments of its loss in `adagrpo.objective.terms`.
+    `distill.reward_weight` is chosen by the starting policy's beam on validation cases where it is `validation`
+    (`adagrpo.pipeline.teacher`).
     `rl_positions: end` draws groups after each whole training history, which no logged item follows; with
     `exclude_history` a rollout that names an item of the history, also of what `max_history` leaves out, is invalid.
     The gate `shuffled` permutes the rewards of each group there and admits them all, since what it would decide by
     reads logged items.
-    With `target_only` GRPO has a gradient on the logged item alone, where a group holds it: NLL at the weight that its
-    advantage gives it, which with `inject_target` is what injection does by itself.
-    With `target_admission` q_min is only where the threshold starts: it runs so that the gate admits that share of the
-    samples in the long run, whatever the reward. A quota is then no evidence that the reward knows anything; what
-    shuffled rewards would have had admitted at the same threshold is logged beside it.
-    `oracle_agreement` is for the gate `oracle`: the least share of a group's pairs that the reward must order rightly;
-    `agreement` for the gate of that name: the least share that it must order as `second_reward` does.
-    `distill_weight` is for `distill`: the weight of the reward beside the starting policy's log-probability, chosen by
-    the starting policy's beam on validation cases where it is `validation` (`adagrpo.pipeline.teacher`).
-    `validity_weight` is for any reward term: the weight beside it of `adagrpo.objective.validity_margin`, which keeps
-    what names no item below all items of a group or, with `validity_depth`, below the so many most probable ones.
+    `oracle_agreement` is for the gate `oracle`: the least share of a group's pairs that the reward must order rightly.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, serialize_by_alias=True)
@@ -70,53 +112,72 @@ class ObjectiveConfig(Section):
     num_generations: Annotated[int, Field(ge=2)] = 16
     negatives: Annotated[int, Field(ge=0)] = 5
     temperature: PositiveFloat = 1.0
-    epsilon: PositiveFloat = 0.2
-    epsilon_high: PositiveFloat = 0.2
-    beta: NonNegativeFloat = 0.0
     num_iterations: Positive = 1
-    rollout: Literal["sample", "beam", "gumbel"] = "sample"
+    rollout: Literal["sample", "beam"] = "sample"
     constrained: bool = False
     exclude_history: bool = False
     inject_target: bool = False
-    target_only: bool = False
     rl_positions: Literal["random", "last", "all", "end"] = "random"
-    difficulty: Literal["rollout_miss", "target_rank", "target_nll", "entropy"] = "rollout_miss"
     tau: NonNegativeFloat = 0.5
     q_min: Share = 0.95
-    target_admission: Annotated[float, Field(gt=0, lt=1)] | None = None
-    invalid_penalty: NonNegativeFloat = 1.0
-    scale_rewards: bool = True
-    reward_floor: NonNegativeFloat = 1e-3
     oracle_agreement: Share = 0.75
-    agreement: Share = 0.75
-    distill_weight: Annotated[float | Literal["validation"], BeforeValidator(_weight)] = 1.0
-    validity_weight: NonNegativeFloat = 0.0
-    validity_depth: Positive | None = None
+    reward_floor: NonNegativeFloat = 1e-3
+
+    @model_validator(mode="before")
+    @classmethod
+    def _terms_have_sections(cls, given: Any) -> Any:
+        _refuse_misplaced(given, cls.model_fields)
+        return given
+
+    def of_term(self, name: str) -> dict[str, Any]:
+        """The options of a reward term, which its loss takes as keyword arguments."""
+        section: _TermSection = getattr(self, name)
+        return section.model_dump()
+
+    def with_option(self, term: str, name: str, value: float) -> ObjectiveConfig:
+        """The same, but for one option of a reward term."""
+        section: _TermSection = getattr(self, term)
+        return self.model_copy(update={term: section.model_copy(update={name: value})})
 
 
-# after each whole training history: the policy's own beam, in the order of log-probability + weight · reward
-_ENDS = {"rl_positions": "end", "rollout": "beam", "num_generations": 32, "exclude_history": True}
+# After each whole training history, the policy's own beam takes the order of log-probability + weight · reward;
+# validation cases say how much of the reward goes in, and where that is nothing the arm is continued NLL.
 PRESETS: dict[str, dict[str, Any]] = {
-    "distill-ends": _ENDS | {"distill_weight": 2.0},
-    # and what names no item is kept below what does
-    "distill-valid": _ENDS | {"distill_weight": 2.0, "validity_weight": 5.0},
-    # and validation says how much of the reward goes in; nothing: continued NLL
-    "distill-chosen": _ENDS | {"distill_weight": "validation", "validity_weight": 5.0},
-    # and the margin is below the first ten items of a group alone
-    "distill-top10": _ENDS | {"distill_weight": "validation", "validity_weight": 5.0, "validity_depth": 10},
+    "distill-tuned": {
+        "objective": "distill",
+        "lambda": 5,
+        "options": {
+            "rl_positions": "end",
+            "rollout": "beam",
+            "num_generations": 32,
+            "exclude_history": True,
+            "distill": {"reward_weight": VALIDATION, "validity_weight": 0.0},
+        },
+    }
 }
+
+
+def _known(objective: str) -> str:
+    if objective not in OBJECTIVES:
+        near = difflib.get_close_matches(objective, OBJECTIVES, n=1)
+        raise ValueError(
+            f"there is no objective '{objective}'; "
+            + (f"did you mean '{near[0]}'?" if near else f"known: {', '.join(OBJECTIVES)}")
+        )
+    return objective
 
 
 class ArmConfig(Section):
     """One way to post-train from the same starting policy.
 
-    A name alone stands for the arm that has it: `arms: [nll, adagrpo-random-lambda5, distill-chosen]`; the last is of
-    `PRESETS`, with settings chosen on validation users of Beauty and, the margin, of Scientific and a marketplace.
-    `options` are keys of the section `objective` that this arm sees otherwise than the others; such an arm has a `name`
-    of its own: `{objective: adagrpo, name: tau-0.8, options: {tau: 0.8}}`.
+    A name alone stands for the arm that has it: `arms: [nll, adagrpo-random-lambda5, distill-tuned]`; the last is of
+    `PRESETS`, with settings chosen on validation users of Beauty.
+    `options` are keys of the section `objective` that this arm sees otherwise than the others, its own reward term's
+    among them; such an arm has a `name` of its own: `{objective: adagrpo, name: tau-0.8, options: {tau: 0.8}}`,
+    `{objective: mixture, name: clipped, options: {grpo: {epsilon: 0.1}}}`.
     """
 
-    objective: Objective
+    objective: Annotated[str, AfterValidator(_known)]
     gate: Gate | None = None
     lambda_: NonNegativeFloat | None = Field(None, alias="lambda")
     own_name: str | None = Field(None, alias="name")
@@ -134,12 +195,18 @@ class ArmConfig(Section):
 
     @model_validator(mode="after")
     def _what_it_takes(self) -> Self:
-        if self.gate is not None and self.objective in ("nll", "grpo", "mixture"):
-            raise ValueError(f"objective '{self.objective}' takes no gate; adagrpo, distill and best_of_n do")
-        if self.lambda_ is not None and self.objective == "nll":
-            raise ValueError("objective 'nll' takes no lambda: it has no reward to weigh")
+        entry = OBJECTIVES[self.objective]
+        if self.gate is not None and not entry.takes_gate:
+            takers = [name for name, other in OBJECTIVES.items() if other.takes_gate]
+            raise ValueError(f"objective '{self.objective}' takes no gate; these do: {', '.join(takers)}")
+        if self.lambda_ is not None and entry.term is None:
+            raise ValueError(f"objective '{self.objective}' takes no lambda: it has no reward to weigh")
         if "lambda_" in self.options.model_fields_set:
             raise ValueError("options takes no lambda; an arm has a lambda of its own")
+        for name in TERMS:
+            if name in self.options.model_fields_set and name != self.term:
+                reads = f"the term {self.term}" if self.term else "no reward term"
+                raise ValueError(f"options.{name}: objective '{self.objective}' has {reads} and would not read it")
         if self.options.model_fields_set and self.own_name is None:
             raise ValueError("an arm with options needs a name")
         if self.own_name is not None and not re.fullmatch(OWN_NAME, self.own_name):
@@ -148,19 +215,49 @@ class ArmConfig(Section):
             raise ValueError(f"name '{self.own_name}' means something already; take another")
         return self
 
+    @property
+    def term(self) -> str | None:
+        """The name of the reward term; None: NLL alone."""
+        term = OBJECTIVES[self.objective].term
+        return None if term is None else term.name
+
     def seen_by(self, common: ObjectiveConfig) -> ObjectiveConfig:
         """The section `objective` as this arm sees it."""
-        own = {key: getattr(self.options, key) for key in self.options.model_fields_set}
-        return ObjectiveConfig.model_validate(common.model_dump(by_alias=False) | own)
+        seen = common.model_dump(by_alias=False)
+        for key, value in self.options.model_dump(by_alias=False, exclude_unset=True).items():
+            seen[key] = seen[key] | value if key in TERMS else value
+        return ObjectiveConfig.model_validate(seen)
 
-    def chooses_weight(self, common: ObjectiveConfig) -> bool:
-        """Validation says how much of the reward it teaches."""
-        return self.objective == "distill" and self.seen_by(common).distill_weight == "validation"
+    def weight_of(self, common: ObjectiveConfig) -> float:
+        """λ, its own or the common one."""
+        return common.lambda_ if self.lambda_ is None else self.lambda_
+
+    def left_to_validation(self, common: ObjectiveConfig) -> str | None:
+        """The option of its term that validation is to choose."""
+        if self.term is None:
+            return None
+        options = self.seen_by(common).of_term(self.term)
+        return next((name for name in TERMS[self.term].chosen_on_validation if options[name] == VALIDATION), None)
+
+    def settings(self, common: ObjectiveConfig, *, defaults: bool = True) -> dict[str, Any]:
+        """All that the arm's training reads of the section `objective`, JSON-able.
+
+        Args:
+            common: the section as all arms see it.
+            defaults: False leaves out what is as it would be if nobody had said anything.
+        """
+        seen = self.seen_by(common)
+        found: dict[str, Any] = {"objective": self.objective}
+        if self.term is None:  # its budget is that of the arms that use each batch so often
+            return found | seen.model_dump(include={"num_iterations"}, exclude_defaults=not defaults)
+        others = set(TERMS) - {self.term} | {"lambda_"} | (set() if self.admits == "oracle" else {"oracle_agreement"})
+        found |= {"gate": self.admits, "lambda": self.weight_of(common)}
+        return found | seen.model_dump(mode="json", by_alias=True, exclude=others, exclude_defaults=not defaults)
 
     @property
     def own_gate(self) -> Gate | None:
-        """The gate where none is named: all samples, but for `adagrpo`; `nll` has no reward to admit."""
-        return {"adagrpo": "adagrpo", "nll": None}.get(self.objective, "all")
+        """The gate where none is named; None for an objective that has no reward to admit."""
+        return next((gate for gate in GATES if gate == OBJECTIVES[self.objective].gate), None)
 
     @property
     def admits(self) -> Gate | None:
@@ -202,7 +299,7 @@ def _arm_of(name: str) -> dict[str, Any]:
         ValueError: there is none; the nearest name is said.
     """
     if name in PRESETS:
-        return {"objective": "distill", "name": name, "lambda": 5, "options": PRESETS[name]}
+        return {"name": name} | PRESETS[name]
     found = _ARM.fullmatch(name)
     if found is None:
         names = [*OBJECTIVES, *PRESETS, *(f"adagrpo-{gate}" for gate in GATES if gate != "adagrpo")]

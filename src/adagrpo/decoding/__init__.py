@@ -2,7 +2,6 @@
 
     sample           draws with replacement           `adagrpo.decoding.sampling`
     score sequences  of given codes, with gradients   `adagrpo.decoding.sampling`
-    gumbel top k     draws without replacement        `adagrpo.decoding.gumbel`
     beam search      the most probable sequences      `adagrpo.decoding.beams`
 
 A trie narrows sampling and search in different ways, on purpose. `sample` and `score_sequences` mask the logits and
@@ -15,18 +14,15 @@ Many open implementations let a row run on unconstrained when its prefix is not 
 """
 
 from adagrpo.decoding.beams import Beams, beam_search, beam_search_both
-from adagrpo.decoding.gumbel import DistinctSamples, gumbel_top_k
 from adagrpo.decoding.lanes import DeadEnd
 from adagrpo.decoding.sampling import Samples, sample, score_sequences
 
 __all__ = [
     "Beams",
     "DeadEnd",
-    "DistinctSamples",
     "Samples",
     "beam_search",
     "beam_search_both",
-    "gumbel_top_k",
     "sample",
     "score_sequences",
 ]

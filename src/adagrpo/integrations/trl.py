@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from adagrpo.errors import UserError
+from adagrpo.groups.score import in_batch_negatives
 from adagrpo.objective import (
     adagrpo_gate,
     degenerate_groups,
@@ -28,7 +29,6 @@ from adagrpo.objective import (
     group_advantages,
     rollout_miss,
 )
-from adagrpo.rewards import in_batch_negatives
 from adagrpo.types import Histories
 
 try:

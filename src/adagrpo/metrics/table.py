@@ -292,7 +292,7 @@ _TABLE = (
         of_all=_mean_reward,
         everywhere=False,
     ),
-    # of the lists of a comparison, by another ranker: `adagrpo.pipeline.second_reward`
+    # of the lists of a comparison, by another ranker; measured by earlier versions, in tables of research/
     Metric("second_reward", "second reward", {10: Shown.COMPARISON}, better="higher"),
     Metric(
         "true_utility",

@@ -10,7 +10,6 @@ from adagrpo.objective.diagnostics import (
     rollout_entropy,
     rollout_miss,
     target_nll,
-    target_rank,
 )
 from adagrpo.objective.gate import (
     GateDecision,
@@ -29,7 +28,6 @@ from adagrpo.objective.losses import (
     gated_sum,
     group_loss,
     kl_k3,
-    masked_mean,
     nll,
     zero_rejected,
 )
@@ -56,7 +54,6 @@ __all__ = [
     "inverted_gate",
     "kl_k3",
     "listwise_distillation",
-    "masked_mean",
     "nll",
     "none_gate",
     "pairwise_agreement",
@@ -64,7 +61,6 @@ __all__ = [
     "rollout_entropy",
     "rollout_miss",
     "target_nll",
-    "target_rank",
     "validity_margin",
     "zero_rejected",
 ]

@@ -57,7 +57,6 @@ def group_advantages(
     invalid_penalty: float = 1.0,
     delta: float = 1e-4,
     scale_rewards: bool = True,
-    weights: Tensor | None = None,  # (B, G)
 ) -> Tensor:
     """Standardise the valid rollouts of each group among themselves; invalid ones get a fixed penalty.
 
@@ -70,8 +69,6 @@ def group_advantages(
         invalid_penalty: an invalid rollout has advantage `-invalid_penalty`, in deviations when `scale_rewards`.
         delta: added to the deviation, in reward units.
         scale_rewards: False only centres (Liu et al. 2025, Dr. GRPO, arXiv 2503.20783).
-        weights: (B, G) not negative, what each rollout counts in mean and deviation; None: all the same. A group whose
-            valid rollouts weigh nothing has mean and deviation 0.
 
     Returns:
         (B, G) advantages in the dtype of `rewards`.
@@ -86,13 +83,8 @@ def group_advantages(
     """
     check_shapes(rewards=(rewards, "BG"), valid=(valid, "BG"))
     check_masks(valid=valid)
-    if weights is None:
-        counted = valid.to(rewards.dtype)
-    else:
-        check_shapes(valid=(valid, "BG"), weights=(weights, "BG"))
-        counted = weights.to(rewards.dtype).masked_fill(~valid, 0.0)
-    total = counted.sum(dim=1, keepdim=True)
-    total = total.masked_fill(total <= 0, 1.0)
+    counted = valid.to(rewards.dtype)
+    total = counted.sum(dim=1, keepdim=True).clamp(min=1)
     # Masked before and after the subtraction: NaN must reach neither the value nor the gradient.
     kept = rewards.masked_fill(~valid, 0.0)
     mean = (counted * kept).sum(dim=1, keepdim=True) / total

@@ -3,7 +3,6 @@ r"""Measures, sample by sample, how unsure the policy is and how well the reward
 For sample `b` with history `x_b`, logged item `y_b` and rollouts `o_bg`,
 
     rollout_miss = 1 - (1/G) Σ_g 1[item(o_bg) = y_b]
-    target_rank  = share of the distinct valid rollouts other than y_b that the policy prefers to y_b
     target_nll   = -(1/L) Σ_l log π(c_l(y_b) | x_b, c_<l(y_b))
     entropy      = -(1/(G L)) Σ_g Σ_l log π(o_bgl | x_b, o_bg,<l)
     q_b          = share of the distinct negatives n with RM(x_b, y_b) > RM(x_b, n), ties count one half
@@ -11,7 +10,7 @@ For sample `b` with history `x_b`, logged item `y_b` and rollouts `o_bg`,
 
 with the negatives `n` in {valid rollouts other than y_b} and {in-batch items other than y_b}. Source: AdaGRPO (Xu et
 al. 2026, arXiv 2606.08480), restated. We depart by counting every item once, however often it was sampled, so that a
-peaked policy does not fill `q` with copies of a single comparison, and by reporting `q` of the two sources apart.
+peaked policy does not fill `q` with copies of a single comparison.
 `agreement` needs a truth, which only a simulation has: it judges the gate, and no policy but the oracle's learns by it.
 """
 
@@ -33,16 +32,13 @@ __all__ = [
     "rollout_entropy",
     "rollout_miss",
     "target_nll",
-    "target_rank",
 ]
 
 
 class Discriminability(NamedTuple):
     """How well the reward tells the logged item from negatives; 0 where there is no negative to compare with."""
 
-    q: Tensor  # (B,) float, over the union of both sources
-    q_rollout: Tensor  # (B,) float, over the distinct valid rollouts other than the target
-    q_batch: Tensor  # (B,) float, over the distinct in-batch items other than the target
+    q: Tensor  # (B,) float, over the union of rollouts and in-batch items
     negatives: Tensor  # (B,) int64, distinct negatives in the union; 0 says that `q` means nothing
 
 
@@ -75,14 +71,12 @@ def first_occurrence(
 def rollout_miss(
     items: Tensor,  # (B, G)
     targets: Tensor,  # (B,)
-    weights: Tensor | None = None,  # (B, G)
 ) -> Tensor:
     """Share of the rollouts that are not the logged item; an invalid rollout is a miss.
 
     Args:
         items: (B, G) int64, -1 where the rollout names no item.
         targets: (B,) int64 logged items.
-        weights: (B, G) what each rollout counts; a group's are to sum to 1. None: 1/G.
 
     Returns:
         (B,) float32 in [0, 1]: 0 when every rollout finds the target.
@@ -96,48 +90,8 @@ def rollout_miss(
     """
     check_shapes(items=(items, "BG"), targets=(targets, "B"))
     missed = (items != targets[:, None]) | (items < 0)
-    if weights is not None:
-        check_shapes(items=(items, "BG"), weights=(weights, "BG"))
-        # What is left of a sum that is 1 but for rounding, so that a group that never finds the target is 1 exactly.
-        return 1 - weights.masked_fill(missed, 0.0).sum(dim=1).clamp(max=1)
     # One division of whole numbers: rounded once, so that 9 misses of 10 equal a threshold of 0.9.
     return missed.sum(dim=1).to(torch.float32) / items.shape[1]
-
-
-def target_rank(
-    rollout_log_probs: Tensor,  # (B, G)
-    items: Tensor,  # (B, G)
-    target_log_prob: Tensor,  # (B,)
-    targets: Tensor,  # (B,)
-) -> Tensor:
-    """Share of the distinct valid rollouts other than the target that the policy prefers to it.
-
-    Args:
-        rollout_log_probs: (B, G) log-probability of each whole sequence, nats; may be NaN where `items` is -1.
-        items: (B, G) int64, -1 where the rollout names no item.
-        target_log_prob: (B,) log-probability of the target's whole sequence, nats, under the same distribution.
-        targets: (B,) int64 logged items.
-
-    Returns:
-        (B,) in the dtype of `rollout_log_probs`, in [0, 1]; 0 where there is no such rollout. Ties are not preferred.
-
-    Raises:
-        ValueError: if a shape does not fit.
-
-    Example:
-        >>> log_probs = torch.tensor([[-1.0, -1.0, -3.0]])
-        >>> target_rank(log_probs, torch.tensor([[4, 4, 6]]), torch.tensor([-2.0]), torch.tensor([9]))
-        tensor([0.5000])
-    """
-    check_shapes(
-        rollout_log_probs=(rollout_log_probs, "BG"),
-        items=(items, "BG"),
-        target_log_prob=(target_log_prob, "B"),
-        targets=(targets, "B"),
-    )
-    others = first_occurrence(items) & (items != targets[:, None])
-    preferred = others & (rollout_log_probs > target_log_prob[:, None])
-    return _share(preferred.sum(dim=1), others.sum(dim=1), rollout_log_probs.dtype)
 
 
 def target_nll(
@@ -164,7 +118,6 @@ def target_nll(
 
 def rollout_entropy(
     log_probs: Tensor,  # (B, G, L)
-    weights: Tensor | None = None,  # (B, G)
 ) -> Tensor:
     """Monte-Carlo estimate of the entropy of the distribution that was sampled, mean over levels.
 
@@ -172,7 +125,6 @@ def rollout_entropy(
 
     Args:
         log_probs: (B, G, L) log-probability of each sampled code under the distribution it was drawn from.
-        weights: (B, G) what each rollout counts; a group's are to sum to 1. None: 1/G.
 
     Returns:
         (B,) nats a code.
@@ -185,10 +137,7 @@ def rollout_entropy(
         tensor([2.5000])
     """
     check_shapes(log_probs=(log_probs, "BGL"))
-    if weights is None:
-        return -log_probs.mean(dim=(1, 2))
-    check_shapes(log_probs=(log_probs, "BGL"), weights=(weights, "BG"))
-    return -(weights * log_probs.mean(dim=2)).sum(dim=1)
+    return -log_probs.mean(dim=(1, 2))
 
 
 def discriminability(
@@ -213,7 +162,7 @@ def discriminability(
         targets: (B,) int64 logged items.
 
     Returns:
-        `q`, `q_rollout`, `q_batch` in the dtype of `target_reward`, and the count of distinct negatives.
+        `q` in the dtype of `target_reward`, and the count of distinct negatives.
 
     Raises:
         ValueError: if a shape does not fit.
@@ -227,8 +176,8 @@ def discriminability(
         ...     negative_items=torch.tensor([[5, 7]]),
         ...     targets=torch.tensor([9]),
         ... )
-        >>> found.q, found.q_rollout, found.negatives  # of 5, 6, 7: one win, one tie, one loss
-        (tensor([0.5000]), tensor([0.7500]), tensor([3]))
+        >>> found.q, found.negatives  # of 5, 6, 7: one win, one tie, one loss
+        (tensor([0.5000]), tensor([3]))
     """
     check_shapes(
         target_reward=(target_reward, "B"),
@@ -243,20 +192,9 @@ def discriminability(
     items = items.masked_fill(items == targets[:, None], -1)
     # Points are counted in halves, so that they stay whole numbers and `q` is rounded once.
     points = 2 * (target_reward[:, None] > rewards).to(torch.int64) + (target_reward[:, None] == rewards)
-
-    def score(counted: Tensor, points: Tensor) -> Tensor:  # both (B, N)
-        won = points.masked_fill(~counted, 0).sum(dim=1)
-        return _share(won, 2 * counted.sum(dim=1), target_reward.dtype)
-
-    group = rollout_items.shape[1]
     union = first_occurrence(items)
-    return Discriminability(
-        q=score(union, points),
-        # Rollouts come first in the union, so its first part already is their own distinct set.
-        q_rollout=score(union[:, :group], points[:, :group]),
-        q_batch=score(first_occurrence(items[:, group:]), points[:, group:]),
-        negatives=union.sum(dim=1),
-    )
+    won, compared = points.masked_fill(~union, 0).sum(dim=1), union.sum(dim=1)
+    return Discriminability(_share(won, 2 * compared, target_reward.dtype), compared)
 
 
 class Agreement(NamedTuple):

@@ -254,7 +254,7 @@ def agreement_gate(
 ) -> GateDecision:
     """Admit the groups whose rollouts the reward orders as something else does.
 
-    With the true utility it is the oracle, the best that any gate could do; with a second reward it needs no truth.
+    With the true utility it is the oracle, the best that any gate could do.
 
     Args:
         agreement: (B,) share of the pairs in the right order, see `adagrpo.objective.pairwise_agreement`.

@@ -25,7 +25,6 @@ __all__ = [
     "gated_sum",
     "group_loss",
     "kl_k3",
-    "masked_mean",
     "nll",
     "zero_rejected",
 ]
@@ -128,13 +127,11 @@ def kl_k3(
 
 def group_loss(
     loss: Tensor,  # (B, G, L)
-    weights: Tensor | None = None,  # (B, G)
 ) -> Tensor:
     """Mean over the codes of a rollout, then over the rollouts of a group.
 
     Args:
         loss: (B, G, L) loss of each code.
-        weights: (B, G) what each rollout counts; a group's are to sum to 1. None: 1/G.
 
     Returns:
         (B,) loss of each sample.
@@ -145,41 +142,9 @@ def group_loss(
     Example:
         >>> group_loss(torch.tensor([[[1.0, 2.0], [3.0, 6.0]]]))
         tensor([3.])
-        >>> group_loss(torch.tensor([[[1.0, 2.0], [3.0, 6.0]]]), torch.tensor([[0.0, 1.0]]))
-        tensor([4.5000])
     """
     check_shapes(loss=(loss, "BGL"))
-    rollouts = loss.mean(dim=2)  # (B, G)
-    if weights is None:
-        return rollouts.mean(dim=1)
-    check_shapes(loss=(loss, "BGL"), weights=(weights, "BG"))
-    return (weights.detach() * rollouts).sum(dim=1)
-
-
-def masked_mean(
-    values: Tensor,  # any shape
-    mask: Tensor,  # the same shape
-) -> Tensor:
-    """Mean of the values that the mask keeps; 0, with gradient 0, where it keeps none.
-
-    Args:
-        values: any shape; values that the mask drops may be NaN.
-        mask: bool of the same shape, True keeps.
-
-    Returns:
-        A scalar.
-
-    Raises:
-        ValueError: if the shapes differ or `mask` is not bool.
-
-    Example:
-        >>> masked_mean(torch.tensor([1.0, 5.0, float("nan")]), torch.tensor([True, True, False]))
-        tensor(3.)
-    """
-    if mask.shape != values.shape:
-        raise ValueError(f"mask: shape {tuple(mask.shape)} is not that of values, {tuple(values.shape)}")
-    check_masks(mask=mask)
-    return values.masked_fill(~mask, 0.0).sum() / mask.sum().clamp(min=1)
+    return loss.mean(dim=2).mean(dim=1)
 
 
 def zero_rejected(

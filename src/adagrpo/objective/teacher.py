@@ -100,14 +100,12 @@ def best_of_n_loss(
 def validity_margin(
     log_probs: Tensor,  # (B, G, L)
     real: Tensor,  # (B, G)
-    depth: int | None = None,
 ) -> Tensor:
     """How far rollouts that name no item rise above a nat below the least probable one that does.
 
     Args:
         log_probs: (B, G, L) log-probability of each code under the policy that is trained.
         real: (B, G) bool, whether the rollout names an item, whatever it is worth.
-        depth: only the so many most probable ones that name an item are to be kept free; None: all of the group.
 
     Returns:
         (B,) nats a rollout, with a gradient on those that name no item alone; 0 for a group without an item.
@@ -119,16 +117,9 @@ def validity_margin(
         >>> log_probs = torch.tensor([[[-1.0], [-3.0], [-3.5], [-9.0]]])
         >>> validity_margin(log_probs, torch.tensor([[True, True, False, False]]))
         tensor([0.1250])
-        >>> validity_margin(log_probs, torch.tensor([[True, True, False, False]]), depth=1)  # a nat below -1
-        tensor([0.])
     """
     check_shapes(log_probs=(log_probs, "BGL"), real=(real, "BG"))
     check_masks(real=real)
     whole = log_probs.sum(-1)
-    if depth is None:
-        least = whole.detach().masked_fill(~real, torch.inf).amin(1, keepdim=True)
-    else:
-        ordered = whole.detach().masked_fill(~real, -torch.inf).sort(1, descending=True).values
-        last = real.sum(1, keepdim=True).clamp(min=1, max=depth) - 1
-        least = ordered.gather(1, last).masked_fill(~real.any(1, keepdim=True), torch.inf)
+    least = whole.detach().masked_fill(~real, torch.inf).amin(1, keepdim=True)
     return (1 + whole - least).clamp(min=0).masked_fill(real, 0.0).mean(1)

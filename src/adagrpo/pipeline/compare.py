@@ -38,7 +38,6 @@ from adagrpo.pipeline.matching import MATCHED, check_matched, matched_arm
 from adagrpo.pipeline.models import Workbench
 from adagrpo.pipeline.reranking import RERANK, SUFFIX, re_ranked, rerank_arm, rerank_start
 from adagrpo.pipeline.run import Console, Run, Silent
-from adagrpo.pipeline.second_reward import SECOND, judge_lists, judged_lists
 from adagrpo.report import finding, write_comparison
 
 __all__ = ["Comparison"]
@@ -191,10 +190,6 @@ class Comparison:
                     rerank_start(run)
                 elif (base := re_ranked(arm)) is not None:
                     rerank_arm(run, names.get(base, base))
-            bench = Workbench(run)
-            for arm in (START, *self.arms):
-                for checkpoint in _checkpoints(arm):
-                    judge_lists(bench, _folder(run, names.get(arm, arm), checkpoint))
         return run, names
 
 
@@ -270,12 +265,7 @@ def _measured(bench: Workbench, truth: Truth | None, folder: Path) -> Measured:
     )
     users = per_user(load_user_ids(bench.prepared).gather(cases.users), lists)
     values = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    test = dict(values["test"])
-    second = judged_lists(bench.run, folder)
-    if second is not None:
-        users = users.join(second, on=USER_ID, how="left")
-        test[SECOND] = float(users[SECOND].mean())  # type: ignore[arg-type]
-    return Measured(users, test, values["validation"])
+    return Measured(users, values["test"], values["validation"])
 
 
 def _facts(runs: Sequence[tuple[Run, str]]) -> dict[str, list[float | None]]:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from adagrpo.analysis import Evidence, Groups, Lists, diagnose, draw_groups
+from adagrpo.analysis import Lists, Observations, case_groups, diagnose
 from adagrpo.analysis.diagnosis import Utility
 from adagrpo.analysis.strata import beam_discriminability
 from adagrpo.artifacts import write_file
@@ -25,6 +25,7 @@ from adagrpo.data.marketplace import Truth
 from adagrpo.data.prepared import load_impressions
 from adagrpo.data.sequences import pad
 from adagrpo.errors import UserError
+from adagrpo.groups.score import ScoredGroups
 from adagrpo.pipeline.fitting import needs_order
 from adagrpo.pipeline.models import Workbench
 from adagrpo.pipeline.rewards import check_reward
@@ -34,7 +35,7 @@ from adagrpo.report import write_diagnosis
 from adagrpo.rewards.base import Reward
 from adagrpo.types import Cases, Histories
 
-__all__ = ["diagnose_reward", "gather_evidence"]
+__all__ = ["diagnose_reward", "observe"]
 
 
 def diagnose_reward(run: Run, second_ranker: Path | None = None) -> dict[str, Any]:
@@ -43,7 +44,7 @@ def diagnose_reward(run: Run, second_ranker: Path | None = None) -> dict[str, An
     Args:
         run: with the stages prepare, tokenize, sft and ranker.
         second_ranker: a checkpoint folder of another ranker of the same data and size, whose scores form strata in
-            which the run's ranker is then judged.
+            which the run's ranker is then measured.
 
     Returns:
         The content of diagnose/diagnose.json.
@@ -68,7 +69,7 @@ def diagnose_reward(run: Run, second_ranker: Path | None = None) -> dict[str, An
     settings.append(config.ranker.model_dump(mode="json", exclude={"lambdarank"}))
 
     def build(work: Path) -> None:
-        evidence = gather_evidence(
+        observed = observe(
             bench,
             bench.policy(policy),
             bench.reward(),
@@ -76,7 +77,7 @@ def diagnose_reward(run: Run, second_ranker: Path | None = None) -> dict[str, An
             second=None if second_ranker is None else bench.ranker(second_ranker),
             truth=bench.truth() if bench.truth_files else None,
         )
-        result = diagnose(evidence, config.objective, seed=config.seed)
+        result = diagnose(observed, config.objective, seed=config.seed)
         write_file(work / "diagnose.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
 
     folder = run.stage(
@@ -95,7 +96,7 @@ def diagnose_reward(run: Run, second_ranker: Path | None = None) -> dict[str, An
     return result
 
 
-def gather_evidence(
+def observe(
     bench: Workbench,
     policy: Policy[Any, Any],
     reward: Reward,
@@ -103,14 +104,14 @@ def gather_evidence(
     *,
     second: Reward | None = None,
     truth: Truth | None = None,
-) -> Evidence:
+) -> Observations:
     """Beams and groups of the cases, scored by the reward."""
     config = bench.config
     predictions = bench.predict(policy, cases, reward, _report(bench.run, "diagnose beam"))
     assert predictions.rewards is not None, "predicted with a reward"
 
-    def groups(kind: str) -> Groups:
-        return draw_groups(
+    def groups(kind: str) -> ScoredGroups:
+        return case_groups(
             policy,
             bench.catalog,
             reward,
@@ -129,7 +130,7 @@ def gather_evidence(
         predictions.rewards.astype(np.float64),
         cases.targets.astype(np.int64),
     )
-    return Evidence(
+    return Observations(
         lists=lists,
         history_lengths=cases.histories.lengths,
         training_counts=np.bincount(bench.training.values, minlength=bench.num_items),

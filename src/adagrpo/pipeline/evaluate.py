@@ -175,10 +175,10 @@ def collect(run: Run, arms: list[str]) -> dict[str, Any]:
         entry: dict[str, Any] = {
             "objective": arm.objective,
             "gate": arm.admits,
-            "lambda": _lambda(run, arm.objective, arm.lambda_),
+            "lambda": None if arm.term is None else arm.weight_of(run.config.objective),
             "admission": _admission(run.checked("train", name, "steps.jsonl")),
         }
-        if arm.chooses_weight(run.config.objective):
+        if arm.left_to_validation(run.config.objective) is not None:
             entry["weight"] = _read(run.checked("teacher", "weight.json"))["weight"]
         if arm.options.model_fields_set:
             entry["options"] = arm.model_dump(mode="json")["options"]
@@ -237,12 +237,6 @@ def _write_results(run: Run, content: dict[str, Any]) -> None:
                 json.dumps(common | row | {"metrics": metrics, "step": None, "admission": None, "seconds": None})
             )
     run.write_output("results.jsonl", "\n".join(rows) + "\n")
-
-
-def _lambda(run: Run, objective: str, own: float | None) -> float | None:
-    if objective == "nll":
-        return None
-    return run.config.objective.lambda_ if own is None else own
 
 
 def _admission(steps: Path) -> float | None:

@@ -39,8 +39,7 @@ def fit_second_ranker(run: Run) -> None:
     Raises:
         UserError: LightGBM is not installed, or there is nothing to learn from.
     """
-    second = run.config.second_reward
-    if not _asked_for(run.config.reward) and (second is None or not _asked_for(second)):
+    if not _asked_for(run.config.reward):
         return
     require_lightgbm("reward.kind: lambdarank")
     bench, options = Workbench(run), run.config.ranker.lambdarank

@@ -28,6 +28,7 @@ from adagrpo.data.splits import keyed_uniforms, user_folds
 from adagrpo.data.truth import Truth
 from adagrpo.errors import UserError
 from adagrpo.evaluation import Predictions, predict, sample_cases, summarise
+from adagrpo.groups.decide import TrueUtility
 from adagrpo.pipeline.rewards import build_reward, reward_inputs
 from adagrpo.pipeline.run import Run
 from adagrpo.policies import CompactPolicy, HybridPolicy
@@ -38,7 +39,6 @@ from adagrpo.rewards.ranker import SequentialRanker
 from adagrpo.semantic_ids import Catalog
 from adagrpo.trainer import BatchSchedule
 from adagrpo.trainer.checkpoints import load_weights
-from adagrpo.trainer.judging import TrueUtility
 from adagrpo.trainer.processes import SharedReward, processes
 from adagrpo.types import Cases, Ragged
 
@@ -177,16 +177,6 @@ class Workbench:
     def _shared(self, reward: Reward) -> Reward:
         several = self.run.followed and self.run.processes.count > 1
         return SharedReward(reward, self.run.processes) if several else reward
-
-    @property
-    def second_files(self) -> list[Path]:
-        """The files that decide `second`."""
-        return reward_inputs(self, self.config.second_reward) if self.config.second_reward else []
-
-    def second(self) -> Reward:
-        """The second reward of the configuration."""
-        assert self.config.second_reward is not None  # the configuration checks it
-        return self._shared(build_reward(self, self.config.second_reward))
 
     @property
     def truth_files(self) -> list[Path]:

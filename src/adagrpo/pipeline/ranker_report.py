@@ -1,4 +1,4 @@
-"""The reward's report: what it is worth, by stratum, and which groups of rollouts the gate lets it judge.
+"""The reward's report: what it is worth, by stratum, and which groups of rollouts the gate admits.
 
 Quality is measured on validation cases with the ranker of all users, by the formulas of `adagrpo.reward_quality`. The
 gate is measured with the starting policy on one epoch of the training samples that post-training would draw, once with
@@ -27,7 +27,10 @@ from adagrpo.config.reward import SequentialOptions
 from adagrpo.data.prepared import load_impressions
 from adagrpo.data.sequences import pad
 from adagrpo.evaluation import sample_cases
+from adagrpo.groups.decide import gate_by_evidence
+from adagrpo.groups.gated import GatedGroups, gated_groups
 from adagrpo.objective import GateDecision, agreement_gate, pairwise_agreement, target_nll
+from adagrpo.objective.terms import TERMS
 from adagrpo.pipeline.models import Workbench
 from adagrpo.pipeline.run import Run
 from adagrpo.reward_quality import (
@@ -43,10 +46,7 @@ from adagrpo.reward_quality import (
 )
 from adagrpo.rewards.base import Reward
 from adagrpo.rewards.ranker import SequentialRanker
-from adagrpo.trainer import Arm, PostTraining
-from adagrpo.trainer.batches import keyed_generator
-from adagrpo.trainer.gating import decide
-from adagrpo.trainer.groups import Judged
+from adagrpo.trainer.batches import group_step, keyed_generator
 from adagrpo.types import Cases, Histories
 
 __all__ = ["report_ranker"]
@@ -87,7 +87,7 @@ def report_ranker(run: Run) -> Path:
     settings = [
         config.objective.model_dump(
             mode="json",
-            exclude={"lambda_", "agreement"} | (set() if truth else {"oracle_agreement"}),
+            exclude={"lambda_", *TERMS} | (set() if truth else {"oracle_agreement"}),
             exclude_none=True,
         ),
         config.policy.model_settings(),
@@ -209,41 +209,34 @@ def _gate(bench: Workbench, reward: Reward) -> dict[str, Any]:
     """Admission by the starting policy over one epoch, and the reward's accuracy inside each fate of a group."""
     options = bench.config.train
     schedule = replace(bench.schedule(options.fit), rl_split=options.rl_split)
-    steps = schedule.steps_per_epoch
     policy = bench.policy(bench.run.path("sft", "best")).eval()
-    objective = bench.config.objective.model_copy(update={"num_iterations": 1})
+    objective, spread = bench.config.objective, 0.0
     if objective.rl_positions == "end":  # no gate has anything to read there
         objective = objective.model_copy(update={"rl_positions": "random"})
-    task = PostTraining(
-        policy,
-        bench.catalog,
-        reward,
-        schedule,
-        objective,
-        Arm(anchored=True, lambda_=1.0, gate="adagrpo"),
-        steps=steps,
-        validate=dict,
-    )
     utility = bench.true_utility() if bench.truth_files else None
     fates: dict[str, list[NDArray[np.bool_]]] = {}
     chosen: dict[str, list[NDArray[np.bool_]]] = {}
     users, shares, shuffled = [], [], []
-    for step in range(steps):
-        micros, values = task.begin(step)
-        judged = micros[0].judged
-        if judged is None:
+    for step in range(schedule.steps_per_epoch):
+        drawn_at = group_step(schedule, step, objective, bench.device)
+        joined = drawn_at.joined()
+        if joined is None:
             continue
-        owners = judged.histories.users
-        assert owners is not None, "batches say whose histories they hold"
+        groups = gated_groups(
+            policy, bench.catalog, reward, *joined, objective, drawn_at.generator, gate="adagrpo", spread=spread
+        )
+        spread = groups.spread
+        owners = groups.histories.users
+        assert owners is not None and groups.shuffled_decision is not None, "drawn at training positions"
         users.append(owners.cpu().numpy())
-        shuffled.append(values["shuffled_admission"] * len(owners))
-        for name, fate in judged.decision._asdict().items():
+        shuffled.append(groups.shuffled_decision.admitted.float().mean().item() * len(owners))
+        for name, fate in groups.decision._asdict().items():
             fates.setdefault(name, []).append(fate.cpu().numpy())
         if utility is not None:
-            items = judged.rollouts.items
-            found = pairwise_agreement(judged.rewards, utility(owners, judged.targets, items), items)
+            items = groups.rollouts.items
+            found = pairwise_agreement(groups.rewards, utility(owners, groups.targets, items), items)
             shares.append(found.share.double().masked_fill(found.pairs == 0, torch.nan).cpu().numpy())
-            for gate, decision in _every_gate(bench, judged, found.share, step).items():
+            for gate, decision in _every_gate(bench, groups, found.share, step).items():
                 chosen.setdefault(gate, []).append(decision.admitted.cpu().numpy())
     owner = np.concatenate(users)
     of_fate = {name: np.concatenate(parts) for name, parts in fates.items()}
@@ -253,13 +246,13 @@ def _gate(bench: Workbench, reward: Reward) -> dict[str, Any]:
     if utility is not None:
         share = np.concatenate(shares)
 
-        def accuracy(groups: dict[str, NDArray[np.bool_]]) -> dict[str, Any]:
-            within = {name: interval(share[kept], owner[kept]) for name, kept in groups.items()}
-            return {name: value for name, value in within.items() if value is not None}
+        def accuracy(within: dict[str, NDArray[np.bool_]]) -> dict[str, Any]:
+            found = {name: interval(share[kept], owner[kept]) for name, kept in within.items()}
+            return {name: value for name, value in found.items() if value is not None}
 
         everything = np.ones(len(owner), dtype=np.bool_)
-        groups = {"all": everything, **of_fate, "rejected": ~of_fate["admitted"]}
-        content["pairwise_accuracy"] = accuracy(groups)
+        within = {"all": everything, **of_fate, "rejected": ~of_fate["admitted"]}
+        content["pairwise_accuracy"] = accuracy(within)
         content["gates"] = {
             gate: {"admitted": float(kept.mean()), "pairwise_accuracy": accuracy({"admitted": kept, "rejected": ~kept})}
             for gate, kept in ((gate, np.concatenate(parts)) for gate, parts in chosen.items())
@@ -267,16 +260,15 @@ def _gate(bench: Workbench, reward: Reward) -> dict[str, Any]:
     return content
 
 
-def _every_gate(bench: Workbench, judged: Judged, agreement: torch.Tensor, step: int) -> dict[str, GateDecision]:
-    """What every gate makes of the same groups; `shuffled` is decided by permuted rewards and judged by the true ones.
+def _every_gate(bench: Workbench, groups: GatedGroups, agreement: torch.Tensor, step: int) -> dict[str, GateDecision]:
+    """What every gate makes of the same groups; `shuffled` decides by permuted rewards, whatever the true ones say.
 
     The draws of `random` and `inverted` are those of no training.
     """
-    options, own, permuted = bench.config.objective, judged.evidence, judged.shuffled_evidence
-    assert own is not None and permuted is not None, "these groups have a logged item"
+    options, own, permuted = bench.config.objective, groups.evidence, groups.shuffled_evidence
     uniforms = torch.rand(len(agreement), generator=keyed_generator(bench.config.seed, step, 2)).to(agreement.device)
     decisions: dict[str, GateDecision] = {
-        gate: decide(gate, permuted if gate == "shuffled" else own, options, uniforms) for gate in GATES
+        gate: gate_by_evidence(gate, permuted if gate == "shuffled" else own, options, uniforms) for gate in GATES
     }
     oracle = agreement_gate(agreement, own.degenerate, minimum=options.oracle_agreement)
     return decisions | {"oracle": oracle}

@@ -30,6 +30,7 @@ from adagrpo.data.prepared import load_item_ids
 from adagrpo.data.sequences import pad
 from adagrpo.errors import NotFinite, ServiceError, UserError
 from adagrpo.evaluation import sample_cases
+from adagrpo.groups.score import distinct_candidates
 from adagrpo.rewards import (
     BoostedReward,
     CallableReward,
@@ -38,8 +39,7 @@ from adagrpo.rewards import (
     NoiseReward,
     Reward,
     WeightedReward,
-    candidate_scores,
-    distinct_candidates,
+    ask_reward,
     find_module,
     load_function,
     load_model,
@@ -96,7 +96,7 @@ def build_reward(bench: Workbench, options: RewardOptions) -> Reward:
         case NoiseOptions():
             return NoiseReward(options.seed)
         case MeanOptions():
-            return MeanReward([build_reward(bench, part) for part in options.parts], options.pessimism)
+            return MeanReward([build_reward(bench, part) for part in options.parts])
         case _:
             return WeightedReward([build_reward(bench, part) for part in options.parts], options.weights)
 
@@ -147,7 +147,7 @@ def _spread(bench: Workbench, cases: Cases, reward: Reward, options: RewardOptio
     targets = torch.from_numpy(cases.targets.astype(np.int64)).to(bench.device)
     candidates = distinct_candidates(targets, drawn, drawn[:, :0])
     try:
-        scores = candidate_scores(reward, histories, candidates).double().cpu().numpy()
+        scores = ask_reward(reward, histories, candidates.items).double().cpu().numpy()
     except NotFinite as error:
         raise UserError(f"reward {_name(options)}: {error}") from error
     if not _differ(scores):

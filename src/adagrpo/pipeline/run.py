@@ -73,7 +73,7 @@ WRITTEN = frozenset(
         *("steps.jsonl", "validation.jsonl", "model.safetensors", "checkpoint.json"),  # whatever fits a model
         *("best.safetensors", "average.safetensors", "optimizer.safetensors", "progress.json"),
         *("semantic_ids.json", "config.json", "metrics.json", "model.txt", "weight.json", "reward.json"),
-        *("predictions.parquet", "free.parquet", "second_reward.parquet"),  # evaluate
+        *("predictions.parquet", "free.parquet"),  # evaluate
         *("report.json", "diagnose.json", MANIFEST),
     }
 )
@@ -249,12 +249,13 @@ class Run:
         return folder
 
     def write_description(self, data_files: Mapping[str, str]) -> None:
-        """Write run.yaml: the resolved configuration, versions, hashes of the data, threads."""
+        """Write run.yaml: the resolved configuration, what each arm is trained by, versions, data hashes, threads."""
         if not self.processes.leads:
             return
         packages = ("torch", "numpy", "accelerate", "polars", "scipy", "safetensors")
         content = {
             "config": dump_config(self.config),
+            "arms": self.config.settings_of_arms(),
             "config_hash": self.config_hash,
             "data_directory": str(self.data.resolve()),
             "data": dict(data_files),

@@ -1,4 +1,4 @@
-"""How much of the reward goes into the teacher of `distill`, where `objective.distill_weight` is `validation`.
+"""How much of the reward goes into the teacher of `distill`, where `objective.distill.reward_weight` is `validation`.
 
 The teacher orders a beam as re-ranking does, by log-probability + w · reward, so what a weight is worth can be seen
 before anything is trained: on the validation cases, re-ordering the starting policy's beam. Taken is the least weight

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from adagrpo.metrics import Shown, is_rate, shown
+from adagrpo.objective.terms import TERMS
 from adagrpo.report.charts import Point, Series, line_chart, scatter_chart, stacked_area_chart
 from adagrpo.report.drawing import is_finite
 from adagrpo.report.tables import START, checkpoints, format_metric, metric_label
@@ -36,15 +37,15 @@ CAUSES = (
 )
 CLOSED = ("closed by the control", "rejected_closed")
 CROWD = 6  # so many arms are drawn as they are, whatever their distance
-SIGNALS = (
-    ("reward", "Mean reward of the rollouts", "reward", False),
-    ("invalid_share", "Rollouts that name no item", "share of rollouts", True),
-    ("nll", "NLL of the logged items", "nats a code", False),
-    ("kl", "KL from the starting policy", "nats", False),
-    ("entropy", "Entropy of the rollouts", "nats", False),
-    ("clip_fraction", "Clipped ratios", "share of ratios", True),
-    ("grad_norm_grpo", "Gradient norm of the reward term", "norm", False),
-    ("grad_norm_nll", "Gradient norm of the NLL term", "norm", False),
+SIGNALS = (  # the keys of steps.jsonl, of which an arm has one; title, unit, whether it is a rate
+    (("reward",), "Mean reward of the rollouts", "reward", False),
+    (("invalid_share",), "Rollouts that name no item", "share of rollouts", True),
+    (("nll",), "NLL of the logged items", "nats a code", False),
+    (("kl",), "KL from the starting policy", "nats", False),
+    (("entropy",), "Entropy of the rollouts", "nats", False),
+    (("clip_fraction",), "Clipped ratios", "share of ratios", True),
+    (tuple(f"grad_norm_{term}" for term in TERMS), "Gradient norm of the reward term", "norm", False),
+    (("grad_norm_nll",), "Gradient norm of the NLL term", "norm", False),
 )
 
 
@@ -87,7 +88,10 @@ def training_signals(logs: Sequence[Log]) -> list[Figure]:
     """What the arms logged at each step, one chart a quantity."""
     arms = [log for log in logs if log.arm != START]
     return _charts(
-        [(title, unit, [_series(log, log.steps, name) for log in arms], rate) for name, title, unit, rate in SIGNALS]
+        [
+            (title, unit, [_series(log, log.steps, _logged(log.steps, names)) for log in arms], rate)
+            for names, title, unit, rate in SIGNALS
+        ]
     )
 
 
@@ -220,6 +224,11 @@ def _admission_caption(log: Log) -> str:
     if holding is not None:
         sentences.append(f"The rollouts of {format_metric('admission', holding)} of the admitted held the logged item")
     return ". ".join(sentences) + "."
+
+
+def _logged(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
+    """Which of several quantities the rows have; the first if they have none."""
+    return next((name for name in names if any(name in row for row in rows)), names[0])
 
 
 def _series(log: Log, rows: Sequence[Mapping[str, Any]], name: str) -> Series:

@@ -1,12 +1,9 @@
 """Rewards made of rewards.
 
-    mean       r(x, i) = m(x, i) - κ u(x, i),   m = (1 / K) Σ_k r_k(x, i),   u = √((1 / K) Σ_k (r_k(x, i) - m(x, i))²)
+    mean       r(x, i) = (1 / K) Σ_k r_k(x, i)
     weighted   r(x, i) = Σ_k w_k r_k(x, i)
 
-`u` is the disagreement of an ensemble's members, the usual stand-in for its uncertainty (Lakshminarayanan et al. 2017);
-with κ above 0 an item is worth what its members agree on, which slows the exploitation of their errors (Coste et al.
-2023, arXiv 2310.02743). Members are taken as they are: a mean of rewards on different scales is the member of the
-largest one.
+Members are taken as they are: a mean of rewards on different scales is the member of the largest one.
 """
 
 from __future__ import annotations
@@ -23,25 +20,16 @@ __all__ = ["MeanReward", "WeightedReward"]
 
 
 class MeanReward:
-    """Implements `adagrpo.rewards.base.Reward`; `spread` is its uncertainty."""
+    """Implements `adagrpo.rewards.base.Reward`."""
 
-    def __init__(self, members: Sequence[Reward], pessimism: float = 0.0) -> None:
+    def __init__(self, members: Sequence[Reward]) -> None:
         if not members:
             raise ValueError("a mean needs at least one member")
-        self.members, self.pessimism = tuple(members), pessimism
+        self.members = tuple(members)
 
     def score(self, histories: Histories, items: Tensor) -> Tensor:
         """Score (B, N) items for `B` histories, see `Reward.score`."""
-        scores = self._scores(histories, items)
-        mean = scores.mean(0)
-        return (mean - self.pessimism * scores.std(0, correction=0) if self.pessimism else mean).float()
-
-    def spread(self, histories: Histories, items: Tensor) -> Tensor:
-        """(B, N) float32 standard deviation of the members' scores; unspecified at -1."""
-        return self._scores(histories, items).std(0, correction=0).float()
-
-    def _scores(self, histories: Histories, items: Tensor) -> Tensor:  # (K, B, N)
-        return torch.stack([member.score(histories, items).double() for member in self.members])
+        return torch.stack([member.score(histories, items).double() for member in self.members]).mean(0).float()
 
 
 class WeightedReward:

@@ -1,9 +1,8 @@
 """Training: one loop, and the three things it fits (sft, ranker, post-training)."""
 
 from adagrpo.trainer.batches import BatchSchedule, TrainingBatch
-from adagrpo.trainer.judging import Arm
 from adagrpo.trainer.loop import fit
-from adagrpo.trainer.post_training import PostTraining
+from adagrpo.trainer.post_training import Arm, PostTraining
 from adagrpo.trainer.ranker import RankerFit
 from adagrpo.trainer.supervised import Supervised
 from adagrpo.trainer.task import Diverged, FitResult, Task

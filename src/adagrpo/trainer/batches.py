@@ -19,12 +19,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adagrpo.data.sequences import length_bucketed_batches, pad
+from adagrpo.config import ObjectiveConfig
+from adagrpo.data.sequences import length_bucketed_batches, older_items, pad
 from adagrpo.data.splits import keyed_uniforms
 from adagrpo.errors import UserError
 from adagrpo.types import Histories, Ragged
 
-__all__ = ["BatchSchedule", "TrainingBatch", "keyed_generator", "step_key", "truncate"]
+__all__ = [
+    "BatchSchedule",
+    "GroupSamples",
+    "GroupStep",
+    "TrainingBatch",
+    "group_step",
+    "keyed_generator",
+    "step_key",
+    "truncate",
+]
 
 
 class TrainingBatch(NamedTuple):
@@ -107,6 +117,73 @@ def _cached_order(schedule: BatchSchedule, epoch: int) -> list[NDArray[np.int64]
         seed=schedule.seed,
         epoch=epoch,
     )
+
+
+class GroupSamples(NamedTuple):
+    """The samples of a micro-batch at which groups are drawn."""
+
+    histories: Histories  # (N, T)
+    targets: Tensor  # (N,) -1 at the ends of histories, where no training interaction follows
+    places: Tensor | None  # (N,) int64, which samples of the batch they are; None at the ends, which are none
+
+
+class GroupStep(NamedTuple):
+    """An optimiser step with groups: its micro-batches, their samples, and what everything else is drawn from."""
+
+    batches: list[TrainingBatch]
+    samples: list[GroupSamples]  # one a micro-batch
+    generator: torch.Generator  # keyed by (seed, step), once the samples are chosen
+
+    def joined(self) -> tuple[Histories, Tensor] | None:
+        """Histories and targets of all micro-batches together; None where an RL split leaves a step without any."""
+        targets = torch.cat([part.targets for part in self.samples])
+        return (Histories.stack([part.histories for part in self.samples]), targets) if len(targets) else None
+
+
+def group_step(schedule: BatchSchedule, step: int, objective: ObjectiveConfig, device: torch.device) -> GroupStep:
+    """The samples at which groups are drawn in an optimiser step.
+
+    Args:
+        schedule: the order of training batches.
+        step: counted from 0.
+        objective: its `rl_positions`: `random`, one of the RL samples of each history; `last`; `all`; or `end`, after
+            the whole history. With `exclude_history` the histories know their older items too.
+        device: of the result.
+    """
+    batches = [batch.to(device) for batch in schedule.batches(step)]
+    generator = keyed_generator(schedule.seed, step, 1)
+    return GroupStep(batches, [_samples(schedule, batch, objective, generator) for batch in batches], generator)
+
+
+def _samples(
+    schedule: BatchSchedule, batch: TrainingBatch, objective: ObjectiveConfig, generator: torch.Generator
+) -> GroupSamples:
+    device, positions = batch.targets.device, objective.rl_positions
+
+    def older(seen: int) -> Tensor | None:  # (B, O) what the users had before their last `seen` items
+        return older_items(schedule.training, batch.users, seen).to(device) if objective.exclude_history else None
+
+    if positions == "end":
+        ends = pad(schedule.training, batch.users, schedule.max_history)
+        users = torch.from_numpy(batch.users).to(device)
+        whole = Histories(ends.items.to(device), ends.lengths.to(device), users, older(schedule.max_history))
+        return GroupSamples(whole, torch.full_like(whole.lengths, -1), None)
+    places = batch.rl.nonzero().squeeze(1)
+    if positions != "all":
+        histories = len(batch.histories.lengths)
+        counts = torch.bincount(batch.rows[places], minlength=histories)
+        if positions == "last":
+            chosen = counts - 1
+        else:
+            uniforms = torch.rand(histories, generator=generator, dtype=torch.float64).to(device)
+            chosen = (uniforms * counts).long()
+        first = counts.cumsum(0) - counts  # samples are listed row by row
+        places = places[(first + chosen)[counts > 0]]
+    seen = truncate(batch.histories, batch.rows[places], batch.positions[places])
+    before = older(schedule.max_history + 1)  # of a batch's rows the last item is a target alone
+    if before is not None:
+        seen = seen._replace(older=before[batch.rows[places]])
+    return GroupSamples(seen, batch.targets[places], places)
 
 
 def truncate(histories: Histories, rows: Tensor, positions: Tensor) -> Histories:

@@ -2,12 +2,12 @@
 
     loss = NLL + (λ / B_rl) Σ_b gate_b · GRPO_b
 
-or, in the place of GRPO, one of the losses of `adagrpo.objective.teacher`, on the same groups and behind the same gate;
-beside either, with `validity_weight`, a margin that keeps what is no item below what is one.
+or, in the place of GRPO, another reward term of `adagrpo.objective.terms`, on the same groups and behind the same gate.
 AdaGRPO (Xu et al. 2026, arXiv 2606.08480); the formulas are in `adagrpo.objective`. Once an optimiser step, and for all
-its micro-batches together, groups are drawn, judged and gated (`adagrpo.trainer.judging`); then each micro-batch
-gets its NLL, in a pass of its own with dropout, and the surrogate of its admitted groups only, from a context
-without dropout, which is the one that the rollouts were drawn from. Where there is no dropout, one pass serves both.
+its micro-batches together, groups are drawn, scored and gated (`adagrpo.groups`), so that they are a function of
+(weights, seed, step) and not of how the step is cut. Then each micro-batch gets its NLL, in a pass of its own with
+dropout, and the surrogate of its admitted groups only, from a context without dropout, which is the one that the
+rollouts were drawn from. Where there is no dropout, one pass serves both.
 
 Where we depart: with one iteration over a group the ratio π/π_old is taken against the detached scores, so that
 rounding between sampling and scoring is never mistaken for a policy change.
@@ -15,41 +15,37 @@ rounding between sampling and scoring is never mistaken for a policy change.
 
 from __future__ import annotations
 
-import functools
+import copy
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from adagrpo.config import ObjectiveConfig
-from adagrpo.data.sequences import older_items, pad
-from adagrpo.objective import (
-    best_of_n_loss,
-    clipped_surrogate,
-    gated_sum,
-    group_loss,
-    kl_k3,
-    listwise_distillation,
-    validity_margin,
-)
+from adagrpo.config import Gate, ObjectiveConfig
+from adagrpo.groups.decide import TrueUtility
+from adagrpo.groups.draw import score_codes
+from adagrpo.groups.gated import GatedGroups, gated_groups, summary
+from adagrpo.objective import gated_sum
+from adagrpo.objective.terms import TERMS, TermInputs
 from adagrpo.rewards import Reward
 from adagrpo.semantic_ids.catalog import Catalog
-from adagrpo.trainer.batches import BatchSchedule, TrainingBatch, keyed_generator, truncate
-from adagrpo.trainer.groups import Judged, stack
-from adagrpo.trainer.judging import Arm, GroupJudge, TrueUtility
+from adagrpo.trainer.batches import BatchSchedule, TrainingBatch, group_step
 from adagrpo.trainer.supervised import nll_term
 from adagrpo.types import Histories
 
-__all__ = ["PostTraining"]
+__all__ = ["Arm", "PostTraining"]
 
 
-class Samples(NamedTuple):
-    """The RL samples of a micro-batch."""
+@dataclass(frozen=True)
+class Arm:
+    """One way to post-train: with or without the NLL anchor, which reward term, how much, and which samples get it."""
 
-    histories: Histories  # (N, T)
-    targets: Tensor  # (N,) -1 at the ends of histories, where no training interaction follows
-    places: Tensor | None  # (N,) int64, which samples of the batch they are; None at the ends, which are none
+    anchored: bool
+    lambda_: float
+    gate: Gate
+    term: str = "grpo"  # of `adagrpo.objective.terms`
 
 
 class Micro(NamedTuple):
@@ -57,13 +53,16 @@ class Micro(NamedTuple):
 
     batch: TrainingBatch
     total: int
-    judged: Judged | None  # None in a step without RL samples, which an RL split can give
-    admitted: Tensor  # (A,) int64 rows of `judged`
+    groups: GatedGroups | None  # of the whole step; None without RL samples, which an RL split can give
+    admitted: Tensor  # (A,) int64 rows of `groups`
     places: Tensor | None  # (A,) int64, their samples in the batch; None at the ends of histories, which are none
 
 
-class PostTraining(GroupJudge):
-    """A `Task` for one arm. `adagrpo.trainer.Supervised` is the arm without any reward."""
+class PostTraining:
+    """A `Task` for one arm. `adagrpo.trainer.Supervised` is the arm without any reward.
+
+    Its state: the weights, and the running spread of rewards.
+    """
 
     monitor = "ndcg@10"
 
@@ -80,9 +79,14 @@ class PostTraining(GroupJudge):
         validate: Callable[[], dict[str, float]],
         term_norms_every: int = 0,
         true_utility: TrueUtility | None = None,
-        second: Reward | None = None,
     ) -> None:
-        super().__init__(policy, catalog, reward, objective, arm, true_utility, second)
+        if (arm.gate == "oracle") != (true_utility is not None):
+            raise ValueError("the oracle gate needs the true utility, and nothing else may have it")
+        self.policy: Any = policy
+        self.starting_policy: Any = copy.deepcopy(policy).eval().requires_grad_(False)
+        self.catalog, self.reward, self.objective, self.arm = catalog, reward, objective, arm
+        self.true_utility = true_utility
+        self.spread = 0.0  # running standard deviation of the rewards of valid rollouts, 0 before the first step
         self.schedule = schedule
         self.stride = objective.num_iterations
         self.steps = steps * self.stride
@@ -95,35 +99,33 @@ class PostTraining(GroupJudge):
         return [int(user) for batch in self.schedule.batches(step // self.stride) for user in batch.users]
 
     def begin(self, step: int) -> tuple[Sequence[Micro], dict[str, float]]:
-        """Draw and judge the groups of a step; with `num_iterations` above 1 they serve that many steps."""
+        """Draw and gate the groups of a step; with `num_iterations` above 1 they serve that many steps."""
         draw, iteration = divmod(step, self.stride)
         if iteration > 0 and self._micros:
             return self._micros, {}
         self._micros = []  # if what follows fails, none are left of an earlier draw
         device = self.catalog.codes.device
-        batches = [batch.to(device) for batch in self.schedule.batches(draw)]
-        generator = keyed_generator(self.schedule.seed, draw, 1)
-        samples = [self._samples(batch, generator) for batch in batches]
-        total = max(1, sum(int(batch.nll.sum()) for batch in batches))
-        if not any(len(part.targets) for part in samples):
+        drawn_at = group_step(self.schedule, draw, self.objective, device)
+        total = max(1, sum(int(batch.nll.sum()) for batch in drawn_at.batches))
+        joined = drawn_at.joined()
+        if joined is None:
             nothing = torch.empty(0, dtype=torch.int64, device=device)
-            self._micros = [Micro(batch, total, None, nothing, None) for batch in batches]
+            self._micros = [Micro(batch, total, None, nothing, None) for batch in drawn_at.batches]
             return self._micros, {}
-        histories, targets = stack([part.histories for part in samples]), torch.cat([part.targets for part in samples])
         measure = bool(self.term_norms_every) and step % self.term_norms_every == 0
-        with torch.no_grad():
-            judged, values = self._judge(histories, targets, generator, measure)
-        first = 0
-        self._micros = []
-        for batch, part in zip(batches, samples, strict=True):
-            admitted = judged.decision.admitted[first : first + len(part.targets)].nonzero().squeeze(1)
+        groups = self._groups(*joined, drawn_at.generator, measure)
+        self.spread = groups.spread
+        first, micros = 0, []
+        for batch, part in zip(drawn_at.batches, drawn_at.samples, strict=True):
+            admitted = groups.decision.admitted[first : first + len(part.targets)].nonzero().squeeze(1)
             places = None if part.places is None else part.places[admitted]
-            self._micros.append(Micro(batch, total, judged, admitted + first, places))
+            micros.append(Micro(batch, total, groups, admitted + first, places))
             first += len(part.targets)
-        return self._micros, values
+        self._micros = micros
+        return self._micros, summary(groups)
 
     def loss(self, micro: Micro) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """Terms `nll` and, where a group was admitted, the reward term; of GRPO it logs the clip fraction."""
+        """Terms `nll` and, where a group was admitted, the reward term by its name, with what that logs."""
         terms: dict[str, Tensor] = {}
         logged: dict[str, float] = {}
         batch, context = micro.batch, None
@@ -140,94 +142,60 @@ class PostTraining(GroupJudge):
         return terms, logged
 
     def state(self) -> dict[str, float]:
-        """The running spread of rewards, and the threshold where it runs."""
-        running = {} if self.objective.target_admission is None else {"q_min": self.q_min}
-        return {"spread": self.spread} | running
+        """The running spread of rewards."""
+        return {"spread": self.spread}
 
     def load_state(self, state: Mapping[str, float]) -> None:
         """Take back `state`."""
         self.spread = state["spread"]
-        self.q_min = state.get("q_min", self.q_min)
 
-    def _samples(self, batch: TrainingBatch, generator: torch.Generator) -> Samples:
-        """Of the RL samples that a history has, one at random, the last, or all; or its end."""
-        if self.objective.rl_positions == "end":
-            ends = pad(self.schedule.training, batch.users, self.schedule.max_history)
-            device = batch.targets.device
-            users = torch.from_numpy(batch.users).to(device)
-            histories = Histories(ends.items.to(device), ends.lengths.to(device), users)
-            histories = histories._replace(older=self._older(batch, self.schedule.max_history))
-            return Samples(histories, torch.full_like(ends.lengths, -1, device=device), None)
-        samples = batch.rl.nonzero().squeeze(1)
-        if self.objective.rl_positions != "all":
-            count = len(batch.histories.lengths)
-            counts = torch.bincount(batch.rows[samples], minlength=count)
-            if self.objective.rl_positions == "last":
-                chosen = counts - 1
-            else:
-                uniforms = torch.rand(count, generator=generator, dtype=torch.float64).to(counts.device)
-                chosen = (uniforms * counts).long()
-            first = counts.cumsum(0) - counts  # samples are listed row by row
-            samples = samples[(first + chosen)[counts > 0]]
-        found = truncate(batch.histories, batch.rows[samples], batch.positions[samples])
-        older = self._older(batch, self.schedule.max_history + 1)  # of a batch's rows the last item is a target alone
-        if older is not None:
-            found = found._replace(older=older[batch.rows[samples]])
-        return Samples(found, batch.targets[samples], samples)
+    def _groups(self, histories: Histories, targets: Tensor, generator: torch.Generator, measure: bool) -> GatedGroups:
+        """The groups of a step; the starting policy scores them where a term or a measurement asks for it."""
+        term = self.arm.term
+        asked = measure or TERMS[term].needs_reference(self.objective.of_term(term))
+        return gated_groups(
+            self.policy,
+            self.catalog,
+            self.reward,
+            histories,
+            targets,
+            self.objective,
+            generator,
+            gate=self.arm.gate,
+            spread=self.spread,
+            reference=self.starting_policy if asked else None,
+            true_utility=self.true_utility,
+        )
 
-    def _older(self, batch: TrainingBatch, seen: int) -> Tensor | None:
-        """(B, O) what the users had before their last `seen` items, where rollouts of the history are invalid."""
-        if not self.objective.exclude_history:
-            return None
-        return older_items(self.schedule.training, batch.users, seen).to(batch.targets.device)
+    def _score(self, policy: Any, context: Any, codes: Tensor) -> Tensor:
+        """(B, G, L) log-probabilities under the distribution that the rollouts are drawn from."""
+        return score_codes(policy, context, codes, self.catalog, self.objective)
 
     def _reward_term(self, micro: Micro, context: Any) -> tuple[Tensor, dict[str, float]]:
         """`(λ / B_rl) Σ loss_b` over the admitted groups of a micro-batch, and what to log beside it.
 
         `context` is theirs, if NLL has encoded them already.
         """
-        judged, rows = micro.judged, micro.admitted
-        assert judged is not None, "nothing is admitted in a step without RL samples"
+        groups, rows = micro.groups, micro.admitted
+        assert groups is not None, "nothing is admitted in a step without RL samples"
         if context is None:
-            context = self.policy.encode(Histories(judged.histories.items[rows], judged.histories.lengths[rows]))
-        codes = judged.rollouts.codes[rows]
+            context = self.policy.encode(Histories(groups.histories.items[rows], groups.histories.lengths[rows]))
+        codes = groups.rollouts.codes[rows]
         log_probs = self._score(self.policy, context, codes)
-        logged: dict[str, float] = {}
-
-        @functools.cache
-        def real() -> Tensor:  # (A, G) whether the codes name an item, whatever it is worth
-            return self.catalog.trie.lookup(codes) >= 0
-
-        match self.arm.term:
-            case "grpo":
-                losses, clipped = self._grpo(log_probs, judged, rows)
-                logged["clip_fraction"] = clipped * len(rows) / int(judged.decision.admitted.sum())
-            case "distill":
-                assert judged.reference is not None, "drawn with the starting policy's log-probabilities"
-                weight = self.objective.distill_weight
-                assert not isinstance(weight, str), "chosen before training"
-                teacher = judged.reference[rows].sum(-1) + weight * judged.rewards[rows]
-                items = judged.rollouts.items[rows]
-                ignored = real() & (items < 0)  # what is real and yet no item here was left out on purpose
-                losses = listwise_distillation(log_probs, teacher, items, codes, ignored)
-            case "best_of_n":
-                losses = best_of_n_loss(log_probs, judged.rewards[rows], judged.rollouts.valid[rows])
-        if self.objective.validity_weight:
-            losses = losses + self.objective.validity_weight * validity_margin(
-                log_probs, real(), self.objective.validity_depth
-            )
-        admitted = judged.decision.admitted
-        return self.arm.lambda_ * gated_sum(losses, admitted[rows], total=len(admitted)), logged
-
-    def _grpo(self, log_probs: Tensor, judged: Judged, rows: Tensor) -> tuple[Tensor, float]:
-        """(A,) GRPO loss of each admitted group, and the share of their codes that the clip has cut."""
-        options = self.objective
-        old = log_probs.detach() if self.stride == 1 else judged.rollouts.log_probs[rows]
-        surrogate = clipped_surrogate(
-            log_probs, old, judged.advantages[rows], epsilon=options.epsilon, epsilon_high=options.epsilon_high
+        inputs = TermInputs(
+            log_probs,
+            # with one iteration a group is scored by the policy that it was drawn from
+            log_probs.detach() if self.stride == 1 else groups.rollouts.log_probs[rows],
+            groups.rewards[rows],
+            groups.rollouts.items[rows],
+            codes,
+            self.catalog.trie.lookup(codes) >= 0,
+            None if groups.reference is None else groups.reference[rows],
         )
-        losses = surrogate.loss
-        if options.beta > 0 and judged.reference is not None:
-            losses = losses + options.beta * kl_k3(log_probs, judged.reference[rows])
-        weights = judged.rollouts.weights
-        return group_loss(losses, None if weights is None else weights[rows]), float(surrogate.clipped.float().mean())
+        losses, logged = TERMS[self.arm.term].loss(inputs, **self.objective.of_term(self.arm.term))
+        admitted = groups.decision.admitted
+        share = len(rows), int(admitted.sum())  # of this micro-batch in what the step logs
+        return (
+            self.arm.lambda_ * gated_sum(losses, admitted[rows], total=len(admitted)),
+            {name: float(value) * share[0] / share[1] for name, value in logged.items()},
+        )

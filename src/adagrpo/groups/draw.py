@@ -1,7 +1,6 @@
-"""Groups of rollouts: what GRPO compares with one another, one group of `G` Semantic IDs a sample.
+"""First step of a group: its rollouts, `G` Semantic IDs a sample, which GRPO compares with one another.
 
     drawn       o_bg ~ π(· | x_b), g = 1..G              unbiased: what the policy-gradient identity is about
-    gumbel      G different ones, without replacement     with weights, see `gumbel_rollouts`
     beam        the policy's own top G                    deterministic and biased, see `beam_rollouts`
     injected    the last rollout becomes the logged item  where the group does not hold it already
 
@@ -12,20 +11,110 @@ item -1; they are never replaced by something plausible.
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from adagrpo.decoding import beam_search, gumbel_top_k, sample
+from adagrpo.config import ObjectiveConfig
+from adagrpo.decoding import beam_search, sample, score_sequences
 from adagrpo.policies.base import DecoderState, Policy
+from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.semantic_ids.trie import Trie
-from adagrpo.types import Rollouts
+from adagrpo.types import Histories, Rollouts
 
-__all__ = ["beam_rollouts", "draw_rollouts", "gumbel_rollouts", "inject_target"]
+__all__ = [
+    "DrawnGroups",
+    "beam_rollouts",
+    "draw_groups",
+    "draw_rollouts",
+    "inject_target",
+    "score_codes",
+]
 
 ContextT = TypeVar("ContextT")
 StateT = TypeVar("StateT", bound=DecoderState)
+
+
+class DrawnGroups(NamedTuple):
+    """Groups as they were drawn, before any reward."""
+
+    histories: Histories  # (B, T)
+    targets: Tensor  # (B,) int64 logged items; all -1 at the ends of histories, which none follows
+    sampled: Rollouts  # (B, G, L) as they were drawn
+    rollouts: Rollouts  # (B, G, L) the same, or with the logged item in every group
+    target_codes: Tensor | None  # (B, L) int64; None at the ends of histories
+    target_log_probs: Tensor | None  # (B, L) of the distribution drawn from, where something asks for them
+
+
+def draw_groups(
+    policy: Policy[Any, Any],
+    catalog: Catalog,
+    histories: Histories,  # (B, T)
+    targets: Tensor,  # (B,)
+    options: ObjectiveConfig,
+    generator: torch.Generator,
+    *,
+    score_targets: bool = False,
+) -> DrawnGroups:
+    """Draw a group a sample as the options say; each history is encoded once.
+
+    Args:
+        policy: the policy to draw from.
+        catalog: says which item a rollout names.
+        histories: `B` histories.
+        targets: (B,) int64 logged items, or -1 everywhere.
+        options: which rollouts, how many, and whether the logged item is injected.
+        generator: of the rollouts.
+        score_targets: score the logged items under the policy, whether or not an option asks for it.
+    """
+    context = policy.encode(histories)
+    sampled = _draw(policy, context, catalog, histories, options, generator)
+    if not bool((targets >= 0).all()):
+        return DrawnGroups(histories, targets, sampled, sampled, None, None)
+    codes, rollouts, log_probs = catalog.codes[targets], sampled, None
+    if score_targets or options.inject_target:
+        log_probs = score_codes(policy, context, codes.unsqueeze(1), catalog, options).squeeze(1)
+    if options.inject_target and log_probs is not None:
+        rollouts = inject_target(sampled, targets, codes, log_probs)
+    return DrawnGroups(histories, targets, sampled, rollouts, codes, log_probs)
+
+
+def _draw(
+    policy: Policy[Any, Any],
+    context: Any,
+    catalog: Catalog,
+    histories: Histories,
+    options: ObjectiveConfig,
+    generator: torch.Generator,
+) -> Rollouts:
+    count, temperature, constrained = options.num_generations, options.temperature, options.constrained
+    match options.rollout:
+        case "beam":
+            drawn = beam_rollouts(policy, context, catalog.trie, count, constrained=constrained)
+        case "sample":
+            uniforms = torch.rand((len(histories.lengths), count, catalog.num_levels), generator=generator)
+            uniforms = uniforms.to(histories.lengths.device)
+            drawn = draw_rollouts(
+                policy, context, catalog.trie, uniforms, temperature=temperature, constrained=constrained
+            )
+    if options.exclude_history:
+        drawn = drawn._replace(items=drawn.items.masked_fill(histories.holds(drawn.items), -1))
+    return drawn
+
+
+def score_codes(
+    policy: Policy[Any, Any],
+    context: Any,
+    codes: Tensor,  # (B, G, L)
+    catalog: Catalog,
+    options: ObjectiveConfig,
+) -> Tensor:  # (B, G, L)
+    """Log-probabilities of codes under the distribution that the options draw rollouts from."""
+    if options.rollout == "beam":
+        return score_sequences(policy, context, codes)
+    trie = catalog.trie if options.constrained else None
+    return score_sequences(policy, context, codes, temperature=options.temperature, trie=trie)
 
 
 def draw_rollouts(
@@ -95,55 +184,6 @@ def beam_rollouts(
     return Rollouts(codes, items, log_probs)
 
 
-def gumbel_rollouts(
-    policy: Policy[ContextT, StateT],
-    context: ContextT,
-    trie: Trie,
-    group_size: int,
-    generator: torch.Generator,
-    *,
-    temperature: float = 1.0,
-    constrained: bool = False,
-) -> Rollouts:
-    """Draw `G` different Semantic IDs a sample, without replacement, and say what each counts.
-
-    With `q` the probability that a sequence is among those drawn (`adagrpo.decoding.gumbel_top_k`),
-
-        w_g = (π_g / q_g) / Σ_h (π_h / q_h)        Σ_g w_g f(o_g)  estimates  E f(o), o ~ π
-
-    the normalised estimate of Kool, van Hoof & Welling 2019 ("Stochastic Beams and Where to Find Them"). It is biased,
-    less so as `G` grows, and exact where the group holds all there is. Equal weights would count the tail as much as
-    the head.
-
-    Args:
-        policy: the policy to draw from.
-        context: `B` encoded samples.
-        trie: the catalogue's codes; says which item a rollout names.
-        group_size: `G`.
-        generator: of the noise.
-        temperature: divides the logits.
-        constrained: draw only codes of the trie.
-
-    Returns:
-        Rollouts with `weights`. Where fewer than `G` sequences exist the lanes left over repeat the first one's codes,
-        with item -1 and weight 0.
-
-    Raises:
-        ValueError: `group_size` or `temperature` is out of range, or the trie's levels are not the policy's.
-        DeadEnd: a lane has no code to draw.
-    """
-    given = trie if constrained else None
-    drawn = gumbel_top_k(policy, context, group_size, generator, temperature=temperature, trie=given)
-    left_over = drawn.inclusion <= 0
-    repeated = left_over.unsqueeze(-1)
-    codes = torch.where(repeated, drawn.codes[:, :1], drawn.codes)
-    log_probs = torch.where(repeated, drawn.log_probs[:, :1], drawn.log_probs)
-    # π / q is 1 / q at the head and e^κ in the tail, where both may be less than a float32 can hold
-    ratio = (log_probs.double().sum(-1).exp() / drawn.inclusion.double()).masked_fill(left_over, 0.0)
-    weights = (ratio / ratio.sum(1, keepdim=True)).to(log_probs.dtype)
-    return Rollouts(codes, trie.lookup(codes).masked_fill(left_over, -1), log_probs, weights)
-
-
 def inject_target(
     rollouts: Rollouts,
     targets: Tensor,  # (B,)
@@ -164,10 +204,8 @@ def inject_target(
         New rollouts; the ones passed in are left as they are.
 
     Raises:
-        ValueError: a shape does not fit the rollouts, or they have weights, of which an injected item has none.
+        ValueError: a shape does not fit the rollouts.
     """
-    if rollouts.weights is not None:
-        raise ValueError("rollouts have weights; an injected item has no probability of having been drawn")
     samples, group, levels = rollouts.codes.shape
     if targets.shape != (samples,):
         raise ValueError(f"targets must be ({samples},), got {tuple(targets.shape)}")

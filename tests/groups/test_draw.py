@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adagrpo.decoding import gumbel_top_k
-from adagrpo.rollouts import beam_rollouts, draw_rollouts, gumbel_rollouts, inject_target
+from adagrpo.groups.draw import beam_rollouts, draw_rollouts, inject_target
 from adagrpo.semantic_ids.trie import Trie
 from adagrpo.types import Rollouts
 
@@ -119,50 +118,6 @@ def test_unused_lanes_of_a_constrained_beam_are_invalid(policy):
     assert (rollouts.items[:, 2:] == -1).all()
     assert (rollouts.codes >= 0).all()
     torch.testing.assert_close(rollouts.log_probs, policy.score(CONTEXT, rollouts.codes), rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("constrained", [False, True])
-def test_all_there_is_drawn_without_replacement_counts_by_its_probability(policy, trie, constrained):
-    """With every sequence in the group the weighted mean is the expectation itself."""
-    rollouts = gumbel_rollouts(policy, CONTEXT, trie, 14, torch.Generator().manual_seed(1), constrained=constrained)
-    there = 4 if constrained else 12
-    kept = rollouts.weights > 0
-    assert kept[:, :there].all() and not kept[:, there:].any()
-    assert all(len({tuple(codes) for codes in group[:there]}) == there for group in rollouts.codes.tolist())
-    torch.testing.assert_close(rollouts.weights, rollouts.log_probs.sum(-1).exp() * kept, rtol=1e-5, atol=1e-7)
-    assert rollouts.items[:, :there].tolist() == items_of(rollouts.codes[:, :there])
-    # what is left over repeats the first, names no item and counts nothing
-    assert (rollouts.items[:, there:] == -1).all() and rollouts.log_probs.isfinite().all()
-    assert torch.equal(rollouts.codes[:, there:], rollouts.codes[:, :1].expand(-1, 14 - there, -1))
-    values = torch.randn(2, 14, generator=torch.Generator().manual_seed(2))
-    torch.testing.assert_close(rollouts.mean(values), (rollouts.weights * values).sum(1))
-
-
-def test_a_weighted_group_estimates_what_independent_draws_estimate_and_is_surer(policy, trie):
-    """Of the probability of an item, by groups of eight: unbiased to within its error, with less variance."""
-    draws, item, p = 8000, 0, float(policy.score(CONTEXT[:1], CODES[:1].unsqueeze(0)).sum().exp())
-    context = CONTEXT[:1].expand(draws)
-    generator = torch.Generator().manual_seed(3)
-    rollouts = gumbel_rollouts(policy, context, trie, 8, generator)
-    found = rollouts.mean((rollouts.items == item).float())
-    equal = (rollouts.items == item).float().mean(1)
-    independent = draw_rollouts(policy, context, trie, torch.rand(draws, 8, 2, generator=generator))
-    plain = (independent.items == item).float().mean(1)
-    assert abs(float(plain.mean()) - p) < 5 * float(plain.std()) / draws**0.5
-    assert abs(float(found.mean()) - p) < 5 * float(found.std()) / draws**0.5 + 0.01 * p  # normalised: a small bias
-    assert found.std() < 0.5 * plain.std()
-    assert abs(float(equal.mean()) - p) > 0.2 * p  # as if all were as probable
-
-
-def test_weights_are_those_of_the_inclusion_probabilities(policy, trie):
-    drawn = gumbel_top_k(policy, CONTEXT, 5, torch.Generator().manual_seed(4), temperature=1.3)
-    given = torch.Generator().manual_seed(4)
-    rollouts = gumbel_rollouts(policy, CONTEXT, trie, 5, given, temperature=1.3)
-    for b in range(2):
-        ratios = [float(p.sum().exp() / q) for p, q in zip(drawn.log_probs[b], drawn.inclusion[b], strict=True)]
-        assert rollouts.weights[b].tolist() == pytest.approx([ratio / sum(ratios) for ratio in ratios], rel=1e-4)
-    with pytest.raises(ValueError, match="no probability of having been drawn"):
-        inject_target(rollouts, torch.zeros(2), torch.zeros(2, 2), torch.zeros(2, 2))
 
 
 def test_inject_replaces_the_last_rollout_only_where_the_target_is_missing():

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from adagrpo.analysis import Groups, draw_groups
+from adagrpo.analysis import case_groups
 from adagrpo.config import ObjectiveConfig
+from adagrpo.groups.score import ScoredGroups
 from adagrpo.policies import CompactPolicy
 from adagrpo.semantic_ids import Catalog
 from adagrpo.types import Cases, Histories, Ragged
@@ -37,34 +38,37 @@ def cases() -> Cases:
     return Cases(np.arange(CASES, dtype=np.int32), histories, generator.integers(0, ITEMS, CASES).astype(np.int32))
 
 
-def draw(catalog: Catalog, cases: Cases, seed: int = 0, **options: Any) -> Groups:
+def draw(catalog: Catalog, cases: Cases, seed: int = 0, **options: Any) -> ScoredGroups:
     sizes = {"width": 8, "layers": 1, "heads": 2, "decoder_hidden": 8, "max_history": 6, "dropout": 0.0, "seed": 1}
     policy = CompactPolicy(catalog.codes, catalog.level_sizes, **sizes)
     objective = ObjectiveConfig(num_generations=7, negatives=3, **options)
-    return draw_groups(policy, catalog, LastTimesItem(), cases, objective, batch_size=10, max_history=6, seed=seed)
+    return case_groups(policy, catalog, LastTimesItem(), cases, objective, batch_size=10, max_history=6, seed=seed)
 
 
 @pytest.mark.parametrize("options", [{}, {"constrained": True, "temperature": 2.0}, {"rollout": "beam"}])
 def test_every_group_belongs_to_its_case(catalog: Catalog, cases: Cases, options: dict[str, Any]) -> None:
     groups = draw(catalog, cases, **options)
     assert groups.targets.tolist() == cases.targets.tolist()
-    assert groups.items.shape == (CASES, 7) and groups.log_probs.shape == (CASES, 7, 2)
+    assert groups.rollouts.items.shape == (CASES, 7) and groups.rollouts.log_probs.shape == (CASES, 7, 2)
     if options.get("rollout") == "beam":
-        assert all(len(set(row)) == len(row) for row in ([i for i in r if i >= 0] for r in groups.items.tolist()))
+        assert all(
+            len(set(row)) == len(row) for row in ([i for i in r if i >= 0] for r in groups.rollouts.items.tolist())
+        )
     if options.get("constrained"):
-        assert bool((groups.items >= 0).all())
+        assert bool((groups.rollouts.items >= 0).all())
     for row in range(CASES):
         history, target = cases.histories.row(row), int(cases.targets[row])
         factor = int(history[-1]) + 1
+        assert groups.target_codes[row].tolist() == [target // 5, target % 5]
+        assert groups.histories.items[row, : groups.histories.lengths[row]].tolist() == history[-6:].tolist()
         assert groups.rewards.target[row] == factor * (target + 1)
-        for place, item in enumerate(groups.items[row].tolist()):
-            reward, shared = groups.rewards.rollouts[row, place], float(groups.shared[row, place])
+        for place, item in enumerate(groups.rollouts.items[row].tolist()):
+            reward = groups.rewards.rollouts[row, place]
             if item < 0:
                 assert bool(reward.isnan())
                 continue
             assert reward == factor * (item + 1)
-            prefix = item // 5 == target // 5
-            assert shared == pytest.approx((prefix + (item == target)) / 2)
+            assert groups.rollouts.codes[row, place].tolist() == [item // 5, item % 5]
         for place, item in enumerate(groups.negatives[row].tolist()):
             if item >= 0:
                 assert item != target and item not in history[-6:]
@@ -75,13 +79,13 @@ def test_shuffled_scores_are_the_rows_own_in_another_order(catalog: Catalog, cas
     groups = draw(catalog, cases)
 
     def by_item(rewards: Any, row: int) -> dict[int, float]:
-        items = [int(cases.targets[row]), *groups.items[row].tolist(), *groups.negatives[row].tolist()]
+        items = [int(cases.targets[row]), *groups.rollouts.items[row].tolist(), *groups.negatives[row].tolist()]
         parts = [rewards.target[row : row + 1], rewards.rollouts[row], rewards.negatives[row]]
         return {item: value for item, value in zip(items, torch.cat(parts).tolist(), strict=True) if item >= 0}
 
     moved = 0
     for row in range(CASES):
-        true, fake = by_item(groups.rewards, row), by_item(groups.shuffled, row)
+        true, fake = by_item(groups.rewards, row), by_item(groups.shuffled_rewards, row)
         assert sorted(true.values()) == sorted(fake.values())
         moved += true != fake
     assert moved > CASES / 2
@@ -91,13 +95,13 @@ def test_the_log_probabilities_are_those_of_what_was_drawn(catalog: Catalog, cas
     """A rollout that is the target has the target's, under constraint and temperature too."""
     for options in ({}, {"constrained": True, "temperature": 2.0}, {"rollout": "beam"}):
         groups = draw(catalog, cases, **options)
-        hits = (groups.items == groups.targets.unsqueeze(1)).nonzero()
+        hits = (groups.rollouts.items == groups.targets.unsqueeze(1)).nonzero()
         assert len(hits) > 0
         for row, place in hits.tolist():
-            torch.testing.assert_close(groups.log_probs[row, place], groups.target_log_probs[row])
+            torch.testing.assert_close(groups.rollouts.log_probs[row, place], groups.target_log_probs[row])
 
 
 def test_equal_seeds_draw_equal_groups(catalog: Catalog, cases: Cases) -> None:
     first, again, other = (draw(catalog, cases, seed=seed) for seed in (0, 0, 1))
-    assert torch.equal(first.items, again.items) and torch.equal(first.negatives, again.negatives)
-    assert not torch.equal(first.items, other.items)
+    assert torch.equal(first.rollouts.items, again.rollouts.items) and torch.equal(first.negatives, again.negatives)
+    assert not torch.equal(first.rollouts.items, other.rollouts.items)

@@ -11,17 +11,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from adagrpo.errors import NotFinite
-from adagrpo.rewards.ensemble import MeanReward, WeightedReward
-from adagrpo.rewards.scoring import (
-    BadReward,
+from adagrpo.groups.score import (
     Candidates,
-    candidate_scores,
+    GroupRewards,
     distinct_candidates,
     in_batch_negatives,
     read_rewards,
-    score_groups,
     shuffled,
 )
+from adagrpo.rewards import BadReward, MeanReward, Reward, WeightedReward, ask_reward
 from adagrpo.types import Histories
 
 
@@ -45,6 +43,10 @@ def random_batch(samples: int, seed: int, catalogue: int = 12) -> tuple[Tensor, 
     items = torch.randint(0, catalogue, (samples, 5), generator=generator)
     items = items.masked_fill(torch.arange(5) >= lengths.unsqueeze(1), 0)
     return targets, Histories(items, lengths), torch.randint(-1, catalogue, (samples, 6), generator=generator)
+
+
+def rewards_of(reward: Reward, histories: Histories, candidates: Candidates) -> GroupRewards:
+    return read_rewards(candidates, ask_reward(reward, histories, candidates.items))
 
 
 # ---------------------------------------------------------------- in-batch negatives
@@ -113,7 +115,7 @@ def candidates_of(samples: int, seed: int) -> tuple[Tensor, Histories, Tensor, T
 def test_candidates_and_rewards_follow_the_loop(samples, seed):
     targets, histories, rollouts, negatives, candidates = candidates_of(samples, seed)
     reward = PairReward()
-    rewards = score_groups(reward, histories, candidates)
+    rewards = rewards_of(reward, histories, candidates)
     rows = []
     for row in range(samples):
         mentioned = [int(targets[row]), *rollouts[row].tolist(), *negatives[row].tolist()]
@@ -143,7 +145,7 @@ def test_candidates_by_hand():
 def test_an_invalid_rollout_never_gets_the_score_of_an_item():
     histories = Histories(torch.tensor([[3]]), torch.tensor([1]))
     candidates = distinct_candidates(torch.tensor([4]), torch.full((1, 5), -1), torch.empty(1, 0, dtype=torch.int64))
-    rewards = score_groups(PairReward(), histories, candidates)
+    rewards = rewards_of(PairReward(), histories, candidates)
     assert rewards.rollouts.isnan().all()
     assert rewards.target.tolist() == [304.0]
     assert rewards.negatives.shape == (1, 0)
@@ -153,7 +155,7 @@ def test_an_invalid_rollout_never_gets_the_score_of_an_item():
 def test_equal_histories_with_different_targets_keep_their_own_scores():
     histories = Histories(torch.tensor([[3], [3]]), torch.tensor([1, 1]))
     candidates = distinct_candidates(torch.tensor([4, 8]), torch.tensor([[8], [4]]), torch.tensor([[-1], [-1]]))
-    rewards = score_groups(PairReward(), histories, candidates)
+    rewards = rewards_of(PairReward(), histories, candidates)
     assert rewards.target.tolist() == [304.0, 308.0]
     assert rewards.rollouts.tolist() == [[308.0], [304.0]]
 
@@ -183,7 +185,7 @@ CANDIDATES = distinct_candidates(torch.tensor([4, 8]), torch.tensor([[5], [-1]])
 def test_scores_of_real_items_must_be_finite():
     scores = torch.tensor([[1.0, torch.nan, torch.inf], [2.0, 0.0, 0.0]])
     with pytest.raises(NotFinite, match="the reward FixedReward gave NaN or infinity for 2 of 4 items") as caught:
-        candidate_scores(FixedReward(scores), HISTORIES, CANDIDATES)
+        ask_reward(FixedReward(scores), HISTORIES, CANDIDATES.items)
     assert caught.value.what == "reward"
 
 
@@ -197,12 +199,12 @@ def test_the_members_that_are_not_finite_are_named(bad, named):
             members[place].scores[0, 0] = torch.nan
     ensemble = MeanReward(members) if bad else WeightedReward(members, [10.0, 1.0])  # 1e39 is beyond float32
     with pytest.raises(NotFinite, match=f"the reward {named if bad else 'WeightedReward'} gave"):
-        candidate_scores(ensemble, HISTORIES, CANDIDATES)
+        ask_reward(ensemble, HISTORIES, CANDIDATES.items)
 
 
 def test_the_score_at_padding_is_not_read():
     scores = torch.tensor([[1.0, 2.0, 3.0], [4.0, torch.inf, torch.nan]], dtype=torch.float64)
-    read = candidate_scores(FixedReward(scores), HISTORIES, CANDIDATES)
+    read = ask_reward(FixedReward(scores), HISTORIES, CANDIDATES.items)
     assert read.dtype == torch.float32
     assert read[0].tolist() == [1, 2, 3] and float(read[1, 0]) == 4
     assert read[1, 1:].isnan().all()
@@ -211,7 +213,7 @@ def test_the_score_at_padding_is_not_read():
 
 def test_scores_must_have_the_shape_of_the_candidates():
     with pytest.raises(BadReward, match=r"must return \(2, 3\) scores, got \(2,\)"):
-        candidate_scores(FixedReward(torch.zeros(2)), HISTORIES, CANDIDATES)
+        ask_reward(FixedReward(torch.zeros(2)), HISTORIES, CANDIDATES.items)
     with pytest.raises(ValueError, match=r"scores must be \(2, 3\), got \(2, 2\)"):
         read_rewards(CANDIDATES, torch.zeros(2, 2))
 
@@ -236,7 +238,7 @@ def test_shuffling_permutes_each_row_and_leaves_padding(samples, seed):
 def test_shuffled_rewards_agree_wherever_an_item_is_mentioned():
     # the target and two rollouts are the same item: they read the same shuffled score
     candidates = distinct_candidates(torch.tensor([4]), torch.tensor([[4, 9, 4]]), torch.tensor([[9]]))
-    scores = candidate_scores(PairReward(), Histories(torch.tensor([[0]]), torch.tensor([1])), candidates)
+    scores = ask_reward(PairReward(), Histories(torch.tensor([[0]]), torch.tensor([1])), candidates.items)
     rewards = read_rewards(candidates, shuffled(candidates, scores, torch.tensor([[0.9, 0.1]])))
     assert rewards.target.tolist() == [9.0]
     assert rewards.rollouts.tolist() == [[9.0, 4.0, 9.0]]

@@ -1,0 +1,102 @@
+"""The groups that post-training would see, on validation cases, with a policy that stays as it is.
+
+They are drawn and scored by the first two steps of `adagrpo.groups`. Batches are random sets of cases, as in training,
+since they are where the negatives come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adagrpo.config import ObjectiveConfig
+from adagrpo.data.sequences import older_items, pad
+from adagrpo.groups.draw import draw_groups
+from adagrpo.groups.score import GroupRewards, ScoredGroups, score_groups
+from adagrpo.rewards import Reward
+from adagrpo.semantic_ids.catalog import Catalog
+from adagrpo.types import Cases, Histories, Rollouts
+
+__all__ = ["case_groups"]
+
+
+@torch.no_grad()
+def case_groups(
+    policy: Any,
+    catalog: Catalog,
+    reward: Reward,
+    cases: Cases,
+    objective: ObjectiveConfig,
+    *,
+    batch_size: int,
+    max_history: int,
+    seed: int,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> ScoredGroups:
+    """Draw and score a group a case.
+
+    Args:
+        policy: a `Policy` that is also an `nn.Module`; put into evaluation mode.
+        catalog: says which item a rollout names.
+        reward: scores target, rollouts and negatives.
+        cases: `N` cases.
+        objective: which rollouts, and how many negatives.
+        batch_size: cases at a time; negatives come from the same batch.
+        max_history: items of a history that the policy sees, the last ones.
+        seed: of the batches and of everything drawn.
+        report: called with (cases done, cases in all).
+
+    Returns:
+        One group a case, in the order of the cases, on the CPU; with the log-probabilities of the logged items.
+    """
+    policy.eval()
+    generator, device = torch.Generator().manual_seed(seed), catalog.codes.device
+    order = torch.randperm(len(cases), generator=generator).numpy()
+    parts = []
+    for first in range(0, len(order), batch_size):
+        rows = order[first : first + batch_size]
+        padded = pad(cases.histories, rows, max_history)
+        older = older_items(cases.histories, rows, max_history).to(device) if objective.exclude_history else None
+        histories = Histories(padded.items.to(device), padded.lengths.to(device), older=older)
+        targets = torch.from_numpy(cases.targets[rows].astype(np.int64)).to(device)
+        drawn = draw_groups(policy, catalog, histories, targets, objective, generator, score_targets=True)
+        parts.append(score_groups(reward, drawn, objective.negatives, generator))
+        report(first + len(rows), len(order))
+    return _joined(parts, torch.from_numpy(np.argsort(order)))
+
+
+def _joined(parts: Sequence[ScoredGroups], order: Tensor) -> ScoredGroups:
+    """The groups of all batches on the CPU, their rows taken in an order."""
+
+    def join(tensors: Sequence[Tensor | None]) -> Tensor:
+        return torch.cat([tensor.cpu() for tensor in tensors if tensor is not None])[order]
+
+    def join_rollouts(found: Sequence[Rollouts]) -> Rollouts:
+        codes, items = join([part.codes for part in found]), join([part.items for part in found])
+        return Rollouts(codes, items, join([part.log_probs for part in found]).float())
+
+    def join_rewards(found: Sequence[GroupRewards]) -> GroupRewards:
+        return GroupRewards(
+            join([part.target for part in found]),
+            join([part.rollouts for part in found]),
+            join([part.negatives for part in found]),
+            sum(part.scored for part in found),
+        )
+
+    whole = Histories.stack([part.histories for part in parts])
+    return ScoredGroups(
+        Histories(join([whole.items]), join([whole.lengths])),
+        join([part.targets for part in parts]),
+        join_rollouts([part.sampled for part in parts]),
+        join_rollouts([part.rollouts for part in parts]),
+        join([part.target_codes for part in parts]),
+        join([part.target_log_probs for part in parts]).float(),
+        join([part.negatives for part in parts]),
+        join_rewards([part.rewards for part in parts]),
+        join_rewards([part.shuffled_rewards for part in parts]),
+        sum(part.constant * len(part.targets) for part in parts) / len(order),
+    )

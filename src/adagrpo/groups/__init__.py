@@ -1,0 +1,25 @@
+"""Groups of rollouts: drawn, scored, examined and admitted by a gate, the same for training, diagnosis and reports."""
+
+from adagrpo.groups.decide import TrueUtility, apply_gate, gate_by_evidence
+from adagrpo.groups.draw import DrawnGroups, draw_groups, draw_rollouts
+from adagrpo.groups.evidence import Evidence, gather_evidence
+from adagrpo.groups.gated import GatedGroups, gated_groups, summary
+from adagrpo.groups.score import GroupRewards, ScoredGroups, in_batch_negatives, score_groups
+
+__all__ = [
+    "DrawnGroups",
+    "Evidence",
+    "GatedGroups",
+    "GroupRewards",
+    "ScoredGroups",
+    "TrueUtility",
+    "apply_gate",
+    "draw_groups",
+    "draw_rollouts",
+    "gate_by_evidence",
+    "gated_groups",
+    "gather_evidence",
+    "in_batch_negatives",
+    "score_groups",
+    "summary",
+]

@@ -1,0 +1,107 @@
+"""Last step of a group: which samples the reward may move, by each gate.
+
+Most gates read the evidence alone (`gate_by_evidence`). `oracle` asks whether the truth orders a group's rollouts as
+the reward does. At the ends of histories no logged item follows, so a gate admits there all groups whose rewards give
+an order, or none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from adagrpo.config import Gate, ObjectiveConfig
+from adagrpo.groups.evidence import Evidence
+from adagrpo.groups.score import ScoredGroups
+from adagrpo.objective import (
+    GateDecision,
+    adagrpo_gate,
+    agreement_gate,
+    all_gate,
+    difficulty_gate,
+    discriminability_gate,
+    inverted_gate,
+    none_gate,
+    pairwise_agreement,
+    random_gate,
+)
+
+__all__ = ["TrueUtility", "apply_gate", "gate_by_evidence"]
+
+# (B,) users, (B,) logged items and (B, N) items to the (B, N) utility of those just before the logged item was chosen
+TrueUtility = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def apply_gate(
+    gate: Gate,
+    groups: ScoredGroups,
+    own: Evidence,
+    permuted: Evidence,
+    options: ObjectiveConfig,
+    generator: torch.Generator,
+    *,
+    true_utility: TrueUtility | None = None,
+) -> GateDecision:
+    """The decision of any gate.
+
+    Args:
+        gate: `shuffled` is the gate `adagrpo` on the evidence of shuffled rewards.
+        groups: `B` groups.
+        own: their evidence by the rewards as they are.
+        permuted: the same by the shuffled rewards.
+        options: thresholds.
+        generator: of the draws of `random` and `inverted`.
+        true_utility: what `oracle` compares the reward with.
+    """
+    if groups.target_codes is None:
+        return none_gate(own.degenerate) if gate == "none" else all_gate(own.degenerate)
+    if true_utility is not None:
+        assert groups.histories.users is not None, "batches say whose histories they hold"
+        items = groups.rollouts.items
+        utilities = true_utility(groups.histories.users, groups.targets, items)
+        share = pairwise_agreement(groups.rewards.rollouts, utilities, items).share
+        return agreement_gate(share, own.degenerate, minimum=options.oracle_agreement)
+    uniforms = None
+    if gate in ("random", "inverted"):
+        uniforms = torch.rand(len(groups.targets), generator=generator).to(groups.targets.device)
+    return gate_by_evidence(gate, permuted if gate == "shuffled" else own, options, uniforms)
+
+
+def gate_by_evidence(
+    gate: Gate,
+    evidence: Evidence,
+    options: ObjectiveConfig,
+    uniforms: Tensor | None = None,  # (B,)
+) -> GateDecision:
+    """The decision of any gate but `oracle`, which reads what the reward does not say.
+
+    Args:
+        gate: `shuffled` is the gate `adagrpo` on the evidence of shuffled rewards.
+        evidence: of the groups.
+        options: thresholds.
+        uniforms: (B,) draws from [0, 1) for `random` and `inverted`.
+
+    Raises:
+        ValueError: `random` or `inverted` without draws, or `oracle`.
+    """
+    difficulty, q, degenerate = evidence
+    match gate:
+        case "adagrpo" | "shuffled":
+            return adagrpo_gate(difficulty, q, degenerate, tau=options.tau, q_min=options.q_min)
+        case "all":
+            return all_gate(degenerate)
+        case "none":
+            return none_gate(degenerate)
+        case "difficulty":
+            return difficulty_gate(difficulty, degenerate, tau=options.tau)
+        case "discriminability":
+            return discriminability_gate(q, degenerate, q_min=options.q_min)
+        case "random" | "inverted" if uniforms is not None:
+            shadow = adagrpo_gate(difficulty, q, degenerate, tau=options.tau, q_min=options.q_min)
+            control = random_gate if gate == "random" else inverted_gate
+            return control(shadow, degenerate, uniforms)
+        case _:
+            without = " without draws" * (gate in ("random", "inverted"))
+            raise ValueError(f"gate '{gate}' is not decided by evidence{without}")

@@ -1,0 +1,145 @@
+"""The four steps in order: groups of rollouts are drawn, scored by the reward, examined, and admitted by the gate.
+
+    draw      histories -> rollouts                          `adagrpo.groups.draw`
+    score     rollouts -> rewards, and the same shuffled     `adagrpo.groups.score`
+    evidence  rewards -> difficulty, q, degenerate           `adagrpo.groups.evidence`
+    decide    evidence -> which samples are admitted         `adagrpo.groups.decide`
+
+All without gradients, and without any state: what runs from step to step (the spread of rewards) is passed in and comes
+back. Post-training and the ranker's report take all four steps at once. A diagnosis takes the first two batch by batch
+and the others once for all its cases, since it knows the spread of all rewards and asks for many thresholds.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from adagrpo.config import Gate, ObjectiveConfig
+from adagrpo.groups.decide import TrueUtility, apply_gate, gate_by_evidence
+from adagrpo.groups.draw import draw_groups, score_codes
+from adagrpo.groups.evidence import Evidence, gather_evidence, running_spread
+from adagrpo.groups.score import ScoredGroups, score_groups
+from adagrpo.objective import GateDecision, kl_k3, rollout_entropy
+from adagrpo.policies.base import Policy
+from adagrpo.rewards import Reward
+from adagrpo.semantic_ids.catalog import Catalog
+from adagrpo.types import Histories, Rollouts
+
+__all__ = ["GatedGroups", "gated_groups", "summary"]
+
+
+class GatedGroups(NamedTuple):
+    """The groups of `B` samples after the gate."""
+
+    scored: ScoredGroups
+    evidence: Evidence  # by the rewards as they are, whatever the gate
+    shuffled_evidence: Evidence  # by the same scores, permuted within each group
+    decision: GateDecision
+    shuffled_decision: GateDecision | None  # of the gate `adagrpo` on shuffled rewards; None at the ends of histories
+    rewards: Tensor  # (B, G) as the reward term reads them, NaN where invalid
+    reference: Tensor | None  # (B, G, L) log-probabilities under the reference policy, where one was given
+    spread: float  # the running spread of rewards, these included
+
+    @property
+    def histories(self) -> Histories:  # (B, T)
+        """The histories that the groups follow."""
+        return self.scored.histories
+
+    @property
+    def targets(self) -> Tensor:  # (B,)
+        """Logged items; -1 at the end of a history, which none follows."""
+        return self.scored.targets
+
+    @property
+    def rollouts(self) -> Rollouts:  # (B, G, L)
+        """The rollouts, with the logged item among them where it is injected."""
+        return self.scored.rollouts
+
+
+@torch.no_grad()
+def gated_groups(
+    policy: Policy[Any, Any],
+    catalog: Catalog,
+    reward: Reward,
+    histories: Histories,  # (B, T)
+    targets: Tensor,  # (B,)
+    options: ObjectiveConfig,
+    generator: torch.Generator,
+    *,
+    gate: Gate,
+    spread: float,
+    reference: Policy[Any, Any] | None = None,
+    true_utility: TrueUtility | None = None,
+) -> GatedGroups:
+    """Draw a group a sample, score it, and let the gate decide.
+
+    The order of the draws is part of the result: rollouts, negatives, the permutation, those of a random control.
+
+    Args:
+        policy: draws the rollouts.
+        catalog: says which item a rollout names.
+        reward: is asked once.
+        histories: `B` histories.
+        targets: (B,) int64 logged items, or -1 everywhere at the ends of histories.
+        options: which rollouts, negatives and thresholds.
+        generator: of everything that is drawn.
+        gate: decides; `shuffled` reads and teaches by the shuffled rewards.
+        spread: the running spread of rewards so far, 0 before the first step.
+        reference: scores the rollouts as well, where given.
+        true_utility: for the gate `oracle`.
+    """
+    drawn = draw_groups(policy, catalog, histories, targets, options, generator)
+    scored = score_groups(reward, drawn, options.negatives, generator)
+    rollouts, logged = scored.rollouts, scored.target_codes is not None
+    spread = running_spread(spread, scored.rewards.rollouts[rollouts.valid])
+    own, permuted = (
+        gather_evidence(scored, given, options, spread=torch.tensor(spread, device=targets.device))
+        for given in (scored.rewards, scored.shuffled_rewards)
+    )
+    decision = apply_gate(gate, scored, own, permuted, options, generator, true_utility=true_utility)
+    rewards = (scored.shuffled_rewards if gate == "shuffled" else scored.rewards).rollouts
+    before = None
+    if reference is not None:
+        before = score_codes(reference, reference.encode(histories), rollouts.codes, catalog, options)
+    return GatedGroups(
+        scored,
+        own,
+        permuted,
+        decision,
+        shuffled_decision=gate_by_evidence("adagrpo", permuted, options) if logged else None,
+        rewards=rewards,
+        reference=before,
+        spread=spread,
+    )
+
+
+def summary(groups: GatedGroups) -> dict[str, float]:
+    """What a step logs about its groups; a mean over nothing is left out."""
+    scored, rollouts, decision = groups.scored, groups.rollouts, groups.decision
+    sampled = scored.sampled
+    values = {
+        "invalid_share": float((~sampled.valid).float().mean(dim=1).mean()),
+        "entropy": float(rollout_entropy(sampled.log_probs).mean()),
+        "admission": float(decision.admitted.float().mean()),
+        "rejected_easy": float(decision.easy.float().mean()),
+        "rejected_undiscriminated": float(decision.undiscriminated.float().mean()),
+        "rejected_degenerate": float(decision.degenerate.float().mean()),
+        "rejected_closed": float(decision.closed.float().mean()),
+        "scored_pairs": float(scored.rewards.scored),
+    }
+    if bool(rollouts.valid.any()):
+        values["reward"] = float(scored.rewards.rollouts[rollouts.valid].mean())
+    if scored.target_codes is not None:
+        contains = (rollouts.items == groups.targets.unsqueeze(1)).any(1)
+        values["contains_target"] = float(contains.float().mean())
+        if bool(decision.admitted.any()):
+            values["admitted_contains_target"] = float(contains[decision.admitted].float().mean())
+    if groups.reference is not None:
+        values["kl"] = float(kl_k3(rollouts.log_probs, groups.reference).mean(dim=2).mean(dim=1).mean())
+    values["constant_rewards"] = scored.constant
+    if groups.shuffled_decision is not None:
+        values["shuffled_admission"] = float(groups.shuffled_decision.admitted.float().mean())
+    return values

@@ -1,0 +1,265 @@
+"""Second step of a group: one call to the reward for its target, its rollouts and its in-batch negatives.
+
+    pairs(b) = {y_b} ∪ {item(o_bg) valid} ∪ {n_b1 .. n_bM}         each distinct (x_b, item) is scored once
+
+Candidates are integer items in the row of their own history; scores are read back by slot. Implementations that key
+rewards by the text of a history give equal histories with different targets the wrong label, and ones that fill in a
+score for a Semantic ID that names no item reward hallucination. Here an invalid rollout has no slot and reads NaN.
+
+The scores of one call are read twice (`read_rewards`): as they are, and `shuffled` among the candidates of each row. A
+shuffled reward keeps the row's values and forgets which item each belongs to: the control for every claim that the
+reward's content mattered.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from adagrpo.groups.draw import DrawnGroups
+from adagrpo.rewards import Reward, ask_reward
+from adagrpo.types import Histories, Rollouts
+
+__all__ = [
+    "Candidates",
+    "GroupRewards",
+    "ScoredGroups",
+    "constant_share",
+    "distinct_candidates",
+    "in_batch_negatives",
+    "read_rewards",
+    "score_groups",
+    "shuffled",
+]
+
+
+class Candidates(NamedTuple):
+    """The distinct items to score in each row, and where to find each one's score."""
+
+    items: Tensor  # (B, N) int64, distinct within a row and ascending, then -1 as padding
+    target: Tensor  # (B,) int64, slot of the target
+    rollouts: Tensor  # (B, G) int64, slot of each rollout's item, -1 where invalid
+    negatives: Tensor  # (B, M) int64, slot of each negative, -1 where absent
+
+
+class GroupRewards(NamedTuple):
+    """What the reward says about each group."""
+
+    target: Tensor  # (B,) float32
+    rollouts: Tensor  # (B, G) float32, NaN where invalid
+    negatives: Tensor  # (B, M) float32, NaN where absent
+    scored: int  # distinct (history, item) pairs that the reward was asked for
+
+
+class ScoredGroups(NamedTuple):
+    """Groups once their rewards are known: what was drawn, and what the reward says of it."""
+
+    histories: Histories  # (B, T)
+    targets: Tensor  # (B,) int64 logged items; all -1 at the ends of histories, which none follows
+    sampled: Rollouts  # (B, G, L) as they were drawn
+    rollouts: Rollouts  # (B, G, L) the same, or with the logged item in every group
+    target_codes: Tensor | None  # (B, L) int64; None at the ends of histories
+    target_log_probs: Tensor | None  # (B, L) of the distribution drawn from, where something asks for them
+    negatives: Tensor  # (B, M) int64, -1 where absent
+    rewards: GroupRewards
+    shuffled_rewards: GroupRewards  # the same scores, permuted among the distinct items of each group
+    constant: float  # share of the groups with several items whose items all have the same score
+
+
+def score_groups(reward: Reward, drawn: DrawnGroups, num_negatives: int, generator: torch.Generator) -> ScoredGroups:
+    """Ask the reward for all that the groups need, once. Draws the negatives, then the permutation.
+
+    At the ends of histories, where no logged item follows, the rollouts alone are scored, and nothing is a negative.
+
+    Args:
+        reward: scores target, rollouts and negatives.
+        drawn: `B` groups.
+        num_negatives: `M`, drawn from the logged items of the same set.
+        generator: of the negatives and the permutation.
+
+    Raises:
+        BadReward, NotFinite: see `adagrpo.rewards.ask_reward`.
+    """
+    targets, histories = drawn.targets, drawn.histories
+
+    def uniforms(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator).to(targets.device)
+
+    negatives = targets.new_empty(len(targets), 0)
+    if drawn.target_codes is not None:
+        negatives = in_batch_negatives(targets, histories, uniforms(len(targets), len(targets)), num_negatives)
+    candidates = distinct_candidates(targets, drawn.rollouts.items, negatives)
+    scores = ask_reward(reward, histories, candidates.items)
+    return ScoredGroups(
+        *drawn,
+        negatives=negatives,
+        rewards=read_rewards(candidates, scores),
+        shuffled_rewards=read_rewards(candidates, shuffled(candidates, scores, uniforms(*scores.shape))),
+        constant=constant_share(candidates, scores),
+    )
+
+
+def in_batch_negatives(
+    targets: Tensor,  # (B,)
+    histories: Histories,
+    uniforms: Tensor,  # (B, B)
+    count: int,
+) -> Tensor:  # (B, M) int64
+    """Draw `M` negatives a sample, without replacement, uniformly from the distinct targets of the same set.
+
+    A sample's own target and the items of its history are never drawn.
+
+    Args:
+        targets: (B,) int64 logged items.
+        histories: `B` histories.
+        uniforms: (B, B) numbers in [0, 1); column `j` belongs to the `j`-th distinct target in ascending order, and the
+            `M` lowest eligible ones of a row win.
+        count: `M`.
+
+    Returns:
+        (B, M) int64 items, -1 where the set holds too few.
+
+    Raises:
+        ValueError: a shape is wrong or `count` is negative.
+
+    >>> histories = Histories(torch.tensor([[3], [1], [3]]), torch.tensor([1, 1, 1]))
+    >>> in_batch_negatives(torch.tensor([1, 2, 2]), histories, torch.full((3, 3), 0.5), 2)
+    tensor([[ 2, -1],
+            [-1, -1],
+            [ 1, -1]])
+    """
+    samples = len(targets)
+    if uniforms.shape != (samples, samples):
+        raise ValueError(f"uniforms must be ({samples}, {samples}), got {tuple(uniforms.shape)}")
+    if histories.items.shape[0] != samples:
+        raise ValueError(f"histories must hold {samples} rows, got {histories.items.shape[0]}")
+    if count < 0:
+        raise ValueError(f"count must not be negative, got {count}")
+    distinct = torch.unique(targets)  # (D,) ascending
+    size = len(distinct)
+    # the column of each history item among the distinct targets; D where it is none of them, or padding
+    column = torch.searchsorted(distinct, histories.items)  # (B, T)
+    real = torch.arange(histories.items.shape[1], device=targets.device) < histories.lengths.unsqueeze(1)
+    hit = real & (distinct[column.clamp(max=size - 1)] == histories.items)
+    excluded = torch.zeros(samples, size + 1, dtype=torch.bool, device=targets.device)
+    excluded.scatter_(1, column.masked_fill(~hit, size), True)
+    excluded.scatter_(1, torch.searchsorted(distinct, targets).unsqueeze(1), True)
+    priority = uniforms[:, :size].masked_fill(excluded[:, :size], torch.inf)
+    drawn = priority.topk(min(count, size), largest=False)
+    items = distinct[drawn.indices].masked_fill(drawn.values.isinf(), -1)
+    return torch.nn.functional.pad(items, (0, count - items.shape[1]), value=-1)
+
+
+def distinct_candidates(
+    targets: Tensor,  # (B,)
+    rollout_items: Tensor,  # (B, G)
+    negatives: Tensor,  # (B, M)
+) -> Candidates:
+    """List each distinct item of a row once.
+
+    Args:
+        targets: (B,) int64 items.
+        rollout_items: (B, G) int64 items, -1 where invalid.
+        negatives: (B, M) int64 items, -1 where absent.
+
+    Returns:
+        Candidates, as wide as the row with the most distinct items.
+
+    Raises:
+        ValueError: the arguments disagree on `B`.
+
+    >>> distinct_candidates(torch.tensor([7]), torch.tensor([[9, -1, 7]]), torch.tensor([[4]])).items
+    tensor([[4, 7, 9]])
+    """
+    samples = len(targets)
+    for name, value in (("rollout_items", rollout_items), ("negatives", negatives)):
+        if value.ndim != 2 or value.shape[0] != samples:
+            raise ValueError(f"{name} must have {samples} rows and two dimensions, got {tuple(value.shape)}")
+    mentioned, order = torch.cat([targets.unsqueeze(1), rollout_items, negatives], dim=1).sort(dim=1)
+    fresh = mentioned >= 0  # (B, 1 + G + M): the first mention of an item
+    fresh[:, 1:] &= mentioned[:, 1:] != mentioned[:, :-1]
+    slot = fresh.cumsum(1) - 1  # -1 before the first item, which is where the -1 items are
+    width = int(fresh.sum(1).max()) if samples else 0
+    # repeated mentions and -1 go to one column more, which is dropped
+    items = torch.full((samples, width + 1), -1, dtype=mentioned.dtype, device=mentioned.device)
+    items = items.scatter(1, slot.masked_fill(~fresh, width), mentioned)[:, :width]
+    slots = torch.empty_like(order).scatter(1, order, slot)
+    group = rollout_items.shape[1]
+    return Candidates(items, slots[:, 0], slots[:, 1 : 1 + group], slots[:, 1 + group :])
+
+
+def constant_share(candidates: Candidates, scores: Tensor) -> float:
+    """The share of rows, among those with two or more candidates, whose candidates all have the same score.
+
+    Args:
+        candidates: what was scored.
+        scores: (B, N) from `ask_reward`.
+
+    Returns:
+        0 to 1; 0 where no row has two candidates.
+
+    >>> candidates = distinct_candidates(torch.tensor([7, 7]), torch.tensor([[9], [9]]), torch.tensor([[-1], [-1]]))
+    >>> constant_share(candidates, torch.tensor([[1.0, 1.0], [1.0, 2.0]]))
+    0.5
+    """
+    _check_scores(candidates, scores)
+    real = candidates.items >= 0
+    several = real.sum(1) > 1
+    same = scores.masked_fill(~real, -torch.inf).amax(1) == scores.masked_fill(~real, torch.inf).amin(1)
+    return int((same & several).sum()) / max(1, int(several.sum()))
+
+
+def read_rewards(
+    candidates: Candidates,
+    scores: Tensor,  # (B, N)
+) -> GroupRewards:
+    """Read each group's rewards from the scores of its candidates.
+
+    Args:
+        candidates: where each item's score is.
+        scores: (B, N) from `ask_reward`, as they are or `shuffled`.
+
+    Raises:
+        ValueError: `scores` does not have the shape of the candidates.
+    """
+    _check_scores(candidates, scores)
+
+    def read(slots: Tensor) -> Tensor:
+        return scores.gather(1, slots.clamp(min=0)).masked_fill(slots < 0, torch.nan)
+
+    return GroupRewards(
+        target=read(candidates.target.unsqueeze(1)).squeeze(1),
+        rollouts=read(candidates.rollouts),
+        negatives=read(candidates.negatives),
+        scored=int((candidates.items >= 0).sum()),
+    )
+
+
+def shuffled(
+    candidates: Candidates,
+    scores: Tensor,  # (B, N)
+    uniforms: Tensor,  # (B, N)
+) -> Tensor:  # (B, N)
+    """Permute the scores among the distinct candidates of each row; padding stays where it is.
+
+    Args:
+        candidates: what was scored.
+        scores: (B, N) from `ask_reward`.
+        uniforms: (B, N) numbers in [0, 1); their order is the permutation.
+
+    Raises:
+        ValueError: a shape is not that of the candidates.
+    """
+    _check_scores(candidates, scores)
+    if uniforms.shape != scores.shape:
+        raise ValueError(f"uniforms must be {tuple(scores.shape)}, got {tuple(uniforms.shape)}")
+    # padding is at the end of a row, and a stable sort leaves it there
+    order = uniforms.masked_fill(candidates.items < 0, torch.inf).argsort(dim=1, stable=True)
+    return scores.gather(1, order)
+
+
+def _check_scores(candidates: Candidates, scores: Tensor) -> None:
+    if scores.shape != candidates.items.shape:
+        raise ValueError(f"scores must be {tuple(candidates.items.shape)}, got {tuple(scores.shape)}")

@@ -1,0 +1,176 @@
+r"""The objectives and their reward terms: one table, which training, recipes and reports read.
+
+    loss = NLL + (λ / B_rl) Σ_b gate_b · term_b
+
+A reward term is a function of the tensors of `A` admitted groups; its keyword arguments are its options. They are the
+keys of the section `objective.<term>` of a recipe, with the ranges and defaults that stand here.
+A new objective is such a function, its entry in `OBJECTIVES`, and its test.
+
+    grpo       the clipped surrogate of standardised rewards, + β KL(π ‖ π_0)     `adagrpo.objective.losses`
+    distill    KL(q ‖ p), q = softmax(log π_0 + w r)                              `adagrpo.objective.teacher`
+    best_of_n  NLL of the rollout of the highest reward                           `adagrpo.objective.teacher`
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from adagrpo.objective.advantages import group_advantages
+from adagrpo.objective.losses import clipped_surrogate, group_loss, kl_k3
+from adagrpo.objective.teacher import best_of_n_loss, listwise_distillation, validity_margin
+from adagrpo.ranges import NonNegativeFloat, PositiveFloat
+
+__all__ = ["OBJECTIVES", "TERMS", "Objective", "RewardTerm", "TermInputs", "TermLoss"]
+
+
+class TermInputs(NamedTuple):
+    """What a reward term may read of `A` admitted groups; only `log_probs` has a gradient."""
+
+    log_probs: Tensor  # (A, G, L) under the policy that is trained
+    old_log_probs: Tensor  # (A, G, L) under the policy that the rollouts were drawn from
+    rewards: Tensor  # (A, G), NaN where the rollout is invalid
+    items: Tensor  # (A, G) int64, -1 where the rollout is invalid
+    codes: Tensor  # (A, G, L) int64
+    in_catalog: Tensor  # (A, G) bool, the codes name an item, be it one that was excluded as invalid
+    reference: Tensor | None = None  # (A, G, L) log-probabilities under the starting policy, where the term needs them
+
+
+class TermLoss(NamedTuple):
+    """The loss of each group, and means over the groups to log beside it."""
+
+    losses: Tensor  # (A,)
+    logged: Mapping[str, Tensor] = {}  # (), by name
+
+
+def grpo(
+    groups: TermInputs,
+    *,
+    epsilon: PositiveFloat = 0.2,
+    epsilon_high: PositiveFloat = 0.2,
+    beta: NonNegativeFloat = 0.0,
+    invalid_penalty: NonNegativeFloat = 1.0,
+    scale_rewards: bool = True,
+) -> TermLoss:
+    """GRPO of each group, with the share of codes that the clip has cut as `clip_fraction`.
+
+    Args:
+        groups: `reference` is read where `beta` is above 0.
+        epsilon: the clip, downwards.
+        epsilon_high: the clip, upwards.
+        beta: weight of the KL to the starting policy.
+        invalid_penalty: an invalid rollout has advantage minus this.
+        scale_rewards: divide advantages by the group's deviation.
+    """
+    advantages = group_advantages(
+        groups.rewards, groups.items >= 0, invalid_penalty=invalid_penalty, scale_rewards=scale_rewards
+    )
+    surrogate = clipped_surrogate(
+        groups.log_probs, groups.old_log_probs, advantages, epsilon=epsilon, epsilon_high=epsilon_high
+    )
+    losses = surrogate.loss
+    if beta > 0:
+        losses = losses + beta * kl_k3(groups.log_probs, _needed(groups.reference))
+    return TermLoss(group_loss(losses), {"clip_fraction": surrogate.clipped.float().mean()})
+
+
+def distill(
+    groups: TermInputs, *, reward_weight: NonNegativeFloat = 1.0, validity_weight: NonNegativeFloat = 0.0
+) -> TermLoss:
+    """Distillation of the starting policy's log-probability + `reward_weight` · reward.
+
+    Args:
+        groups: what names an item and is invalid all the same was left out on purpose, and is ignored.
+        reward_weight: weight of the reward beside the starting policy's log-probability.
+        validity_weight: weight of the margin that keeps what names no item below the items of a group.
+    """
+    teacher = _needed(groups.reference).sum(-1) + reward_weight * groups.rewards
+    excluded = groups.in_catalog & (groups.items < 0)
+    losses = listwise_distillation(groups.log_probs, teacher, groups.items, groups.codes, excluded)
+    if validity_weight:
+        losses = losses + validity_weight * validity_margin(groups.log_probs, groups.in_catalog)
+    return TermLoss(losses)
+
+
+def best_of_n(groups: TermInputs) -> TermLoss:
+    """NLL of the valid rollout of the highest reward."""
+    return TermLoss(best_of_n_loss(groups.log_probs, groups.rewards, groups.items >= 0))
+
+
+@dataclass(frozen=True)
+class RewardTerm:
+    """A reward term: its loss, and what it needs.
+
+    Attributes:
+        name: in logs, charts and recipes.
+        loss: takes `TermInputs` and options as keyword arguments.
+        needs_reference: whether, with these options, it reads the starting policy's log-probabilities.
+        chosen_on_validation: options that a recipe may leave to validation cases (`validation` in place of a number).
+    """
+
+    name: str
+    loss: Callable[..., TermLoss]
+    needs_reference: Callable[[Mapping[str, Any]], bool] = lambda options: False
+    chosen_on_validation: frozenset[str] = frozenset()
+
+    @property
+    def options(self) -> dict[str, tuple[Any, Any]]:
+        """Type and default of each option, by name: the keyword arguments of the loss.
+
+        Example:
+            >>> list(TERMS["grpo"].options), TERMS["grpo"].options["beta"][1]
+            (['epsilon', 'epsilon_high', 'beta', 'invalid_penalty', 'scale_rewards'], 0.0)
+        """
+        hints = typing.get_type_hints(self.loss, include_extras=True)
+        parameters = inspect.signature(self.loss).parameters.values()
+        return {one.name: (hints[one.name], one.default) for one in parameters if one.kind is one.KEYWORD_ONLY}
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What an arm is trained by.
+
+    Attributes:
+        name: in recipes, folders and results.
+        term: the reward term; None: NLL alone.
+        anchored: with NLL on the logged item beside the term.
+        gate: which samples get the term where an arm names no gate; None without a term.
+        takes_gate: an arm may name another.
+    """
+
+    name: str
+    term: RewardTerm | None = None
+    anchored: bool = True
+    gate: str | None = "all"
+    takes_gate: bool = False
+
+
+_GRPO = RewardTerm("grpo", grpo, lambda options: options["beta"] > 0)
+_DISTILL = RewardTerm("distill", distill, lambda options: True, frozenset({"reward_weight"}))
+_BEST_OF_N = RewardTerm("best_of_n", best_of_n)
+
+OBJECTIVES: Mapping[str, Objective] = {
+    objective.name: objective
+    for objective in (
+        Objective("nll", gate=None),
+        Objective("grpo", _GRPO, anchored=False),
+        Objective("mixture", _GRPO),
+        Objective("adagrpo", _GRPO, gate="adagrpo", takes_gate=True),
+        Objective("distill", _DISTILL, takes_gate=True),
+        Objective("best_of_n", _BEST_OF_N, takes_gate=True),
+    )
+}
+TERMS: Mapping[str, RewardTerm] = {
+    objective.term.name: objective.term for objective in OBJECTIVES.values() if objective.term is not None
+}
+
+
+def _needed(reference: Tensor | None) -> Tensor:
+    if reference is None:
+        raise ValueError("reference: the term needs the starting policy's log-probabilities, found None")
+    return reference

@@ -1,0 +1,130 @@
+"""The four steps in order: the same groups whoever asks, in a fixed order of draws, and no state but what is passed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from adagrpo.config import ObjectiveConfig
+from adagrpo.groups.draw import draw_groups
+from adagrpo.groups.evidence import gather_evidence
+from adagrpo.groups.gated import GatedGroups, gated_groups, summary
+from adagrpo.groups.score import score_groups
+from adagrpo.objective import adagrpo_gate
+from adagrpo.policies import CompactPolicy
+from adagrpo.semantic_ids import Catalog
+from adagrpo.types import Histories
+
+ITEMS, SAMPLES = 20, 12
+OPTIONS = {"num_generations": 6, "negatives": 3, "tau": 0.5, "q_min": 0.5}
+
+
+class LastTimesItem:
+    """Sine of (last item + 1) · (item + 1): tells apart every history and item, in no order of either."""
+
+    def score(self, histories: Histories, items: Tensor) -> Tensor:
+        last = histories.items.gather(1, histories.lengths.unsqueeze(1) - 1)
+        return ((last + 1) * (items + 1)).float().sin()
+
+
+@dataclass
+class World:
+    policy: CompactPolicy
+    catalog: Catalog
+    histories: Histories
+    targets: Tensor
+
+    def gated(self, *, gate: Any = "adagrpo", spread: float = 0.0, seed: int = 0, **options: Any) -> GatedGroups:
+        given = ObjectiveConfig(**OPTIONS | options)
+        targets = torch.full_like(self.targets, -1) if given.rl_positions == "end" else self.targets
+        generator = torch.Generator().manual_seed(seed)
+        return gated_groups(
+            self.policy,
+            self.catalog,
+            LastTimesItem(),
+            self.histories,
+            targets,
+            given,
+            generator,
+            gate=gate,
+            spread=spread,
+        )
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    catalog = Catalog.from_codes(torch.tensor([[i // 5, i % 5] for i in range(ITEMS)]), (4, 6))
+    sizes = {"width": 8, "layers": 1, "heads": 2, "decoder_hidden": 8, "max_history": 6, "dropout": 0.0, "seed": 1}
+    policy = CompactPolicy(catalog.codes, catalog.level_sizes, **sizes).eval()
+    generator = torch.Generator().manual_seed(3)
+    items = torch.randint(0, ITEMS, (SAMPLES, 4), generator=generator)
+    histories = Histories(items, torch.full((SAMPLES,), 4), torch.arange(SAMPLES))
+    return World(policy, catalog, histories, torch.randint(0, ITEMS, (SAMPLES,), generator=generator))
+
+
+@pytest.mark.parametrize("rollout", ["sample", "beam"])
+def test_a_diagnosis_and_training_see_the_same_groups(world: World, rollout: str) -> None:
+    """The first two steps by themselves, as a diagnosis takes them, from a generator in the same state."""
+    gated = world.gated(rollout=rollout, seed=4)
+    options, generator = ObjectiveConfig(**OPTIONS, rollout=rollout), torch.Generator().manual_seed(4)
+    given = (world.policy, world.catalog, world.histories, world.targets, options, generator)
+    scored = score_groups(LastTimesItem(), draw_groups(*given, score_targets=True), options.negatives, generator)
+    for name in ("items", "codes", "log_probs"):
+        assert torch.equal(getattr(scored.rollouts, name), getattr(gated.rollouts, name))
+    assert torch.equal(scored.negatives, gated.scored.negatives)
+    for one, other in (
+        (scored.rewards, gated.scored.rewards),
+        (scored.shuffled_rewards, gated.scored.shuffled_rewards),
+    ):
+        torch.testing.assert_close(tuple(one), tuple(other), rtol=0, atol=0, equal_nan=True)
+    assert scored.target_log_probs is not None and gated.scored.target_log_probs is None  # nothing asked for them
+    evidence = gather_evidence(scored, scored.rewards, options, spread=torch.tensor(gated.spread))
+    assert torch.equal(
+        adagrpo_gate(*evidence, tau=0.5, q_min=0.5).admitted,
+        gated.decision.admitted,
+    )
+
+
+@pytest.mark.parametrize("gate", ["all", "none", "difficulty", "discriminability", "random", "inverted", "shuffled"])
+def test_the_gate_changes_nothing_that_is_drawn_before_it(world: World, gate: str) -> None:
+    one, other = world.gated(), world.gated(gate=gate)
+    assert torch.equal(one.rollouts.codes, other.rollouts.codes)
+    assert torch.equal(one.scored.negatives, other.scored.negatives)
+    rewards = (one.scored.shuffled_rewards.rollouts, other.scored.shuffled_rewards.rollouts)
+    torch.testing.assert_close(*rewards, rtol=0, atol=0, equal_nan=True)
+    own = other.scored.shuffled_rewards if gate == "shuffled" else other.scored.rewards
+    torch.testing.assert_close(other.rewards, own.rollouts, rtol=0, atol=0, equal_nan=True)
+
+
+def test_the_spread_is_passed_in_and_comes_back(world: World) -> None:
+    fresh = world.gated()
+    rewards = fresh.scored.rewards.rollouts[fresh.rollouts.valid]
+    assert fresh.spread == pytest.approx(float(rewards.std()))
+    assert world.gated(spread=2.0).spread == pytest.approx(0.9 * 2.0 + 0.1 * float(rewards.std()))
+    assert world.gated().spread == fresh.spread  # nothing is remembered
+    wide = world.gated(spread=1e9)
+    assert wide.decision.degenerate.all() and not fresh.decision.degenerate.all()
+
+
+def test_without_a_reference_policy_nothing_is_scored_by_it(world: World) -> None:
+    gated = world.gated()
+    assert gated.reference is None and "kl" not in summary(gated)
+
+
+def test_at_the_ends_of_histories_there_is_no_evidence_of_logged_items(world: World) -> None:
+    gated = world.gated(gate="all", rl_positions="end")
+    assert gated.scored.negatives.shape == (SAMPLES, 0) and gated.shuffled_decision is None
+    assert gated.evidence.difficulty.isnan().all() and gated.evidence.q.isnan().all()
+    assert torch.equal(gated.decision.admitted, ~gated.evidence.degenerate)
+    assert "contains_target" not in summary(gated) and "shuffled_admission" not in summary(gated)
+    assert torch.equal(gated.rollouts.codes, world.gated().rollouts.codes)  # the rollouts are the same draws
+
+
+def test_one_fate_a_sample_is_logged(world: World) -> None:
+    values = summary(world.gated(gate="random"))
+    shares = [value for name, value in values.items() if name == "admission" or name.startswith("rejected_")]
+    assert len(shares) == 5 and sum(shares) == pytest.approx(1.0)
