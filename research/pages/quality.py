@@ -12,11 +12,11 @@ from typing import Any
 
 from scipy import stats
 
+from adagrpo.evaluation.statistics import crossing
 from adagrpo.metrics import is_rate
 from adagrpo.report.charts import Point, scatter_chart
 from adagrpo.report.figures import Figure
 from adagrpo.report.tables import MISSING, START, Alignment, Table, metric_label
-from adagrpo.statistics import crossing
 from research.pages.results import change
 
 __all__ = ["crossing_table", "quality_figure", "quality_table"]

@@ -3,20 +3,20 @@
 from pathlib import Path
 from typing import Any
 
-from adagrpo.pipeline.arms import fit_arm
-from adagrpo.pipeline.diagnose import diagnose_reward
-from adagrpo.pipeline.evaluate import collect, evaluate
 from adagrpo.pipeline.export import export
-from adagrpo.pipeline.exposures import collect_exposures, report_exposures
-from adagrpo.pipeline.fitting import needs_order
 from adagrpo.pipeline.models import Workbench
-from adagrpo.pipeline.ranker import fit_ranker
-from adagrpo.pipeline.ranker_report import report_ranker
 from adagrpo.pipeline.rewards import check_reward
 from adagrpo.pipeline.run import Console, Run, Silent
 from adagrpo.pipeline.serve import serve
-from adagrpo.pipeline.stages import fit_sft, prepare, simulate_marketplace
-from adagrpo.pipeline.tokenizer import tokenize
+from adagrpo.pipeline.stages.diagnose import diagnose_reward
+from adagrpo.pipeline.stages.evaluate import collect, evaluate
+from adagrpo.pipeline.stages.exposure_report import collect_exposures, report_exposures
+from adagrpo.pipeline.stages.fit_ranker import fit_ranker
+from adagrpo.pipeline.stages.fitting import needs_order
+from adagrpo.pipeline.stages.post_train import fit_arm
+from adagrpo.pipeline.stages.prepare import fit_sft, prepare, simulate_marketplace
+from adagrpo.pipeline.stages.ranker_report import report_ranker
+from adagrpo.pipeline.stages.tokenize import tokenize
 from adagrpo.report import write_report
 
 __all__ = [
