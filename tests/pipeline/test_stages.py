@@ -62,6 +62,7 @@ def test_every_stage_is_made_once_in_order(finished: Path) -> None:
     assert (finished / "report.html").is_file() and not list((finished / ".work").iterdir())
     described = yaml.safe_load((finished / "run.yaml").read_text(encoding="utf-8"))
     assert set(described) == {
+        "arms",
         "config",
         "config_hash",
         "data_directory",

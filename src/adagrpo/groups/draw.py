@@ -18,7 +18,7 @@ from torch import Tensor
 
 from adagrpo.config import ObjectiveConfig
 from adagrpo.decoding import beam_search, sample, score_sequences
-from adagrpo.policies.base import DecoderState, Policy
+from adagrpo.policies.base import Context, DecoderState, Policy
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.semantic_ids.trie import Trie
 from adagrpo.types import Histories, Rollouts
@@ -32,7 +32,7 @@ __all__ = [
     "score_codes",
 ]
 
-ContextT = TypeVar("ContextT")
+ContextT = TypeVar("ContextT", bound=Context)
 StateT = TypeVar("StateT", bound=DecoderState)
 
 
@@ -82,7 +82,7 @@ def draw_groups(
 
 def _draw(
     policy: Policy[Any, Any],
-    context: Any,
+    context: Context,
     catalog: Catalog,
     histories: Histories,
     options: ObjectiveConfig,
@@ -105,7 +105,7 @@ def _draw(
 
 def score_codes(
     policy: Policy[Any, Any],
-    context: Any,
+    context: Context,
     codes: Tensor,  # (B, G, L)
     catalog: Catalog,
     options: ObjectiveConfig,

@@ -8,8 +8,9 @@ from adagrpo.pipeline.diagnose import diagnose_reward
 from adagrpo.pipeline.evaluate import collect, evaluate
 from adagrpo.pipeline.export import export
 from adagrpo.pipeline.exposures import collect_exposures, report_exposures
+from adagrpo.pipeline.factories import Models
+from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.fitting import needs_order
-from adagrpo.pipeline.models import Workbench
 from adagrpo.pipeline.ranker import fit_ranker
 from adagrpo.pipeline.ranker_report import report_ranker
 from adagrpo.pipeline.rewards import check_reward
@@ -82,7 +83,7 @@ def fit_and_report(run: Run) -> tuple[dict[str, Any], Path]:
 def train(run: Run) -> None:
     """Post-train every arm of the configuration."""
     needs_order(run)
-    check_reward(Workbench(run))
+    check_reward(Models(RunData(run)))
     for arm in run.config.train.arms:
         fit_arm(run, arm)
 
