@@ -31,6 +31,7 @@ def read_settings(config: Section, reads: Collection[str], but: Collection[str] 
 
     Raises:
         KeyError: a key names nothing.
+        ValueError: a key is one that decides nothing.
 
     Example:
         >>> from adagrpo.config import Config
@@ -46,6 +47,8 @@ def read_settings(config: Section, reads: Collection[str], but: Collection[str] 
             section = getattr(section, part) if part in type(section).model_fields else _unknown(key)
         if name not in type(section).model_fields:
             _unknown(key)
+        if name in section.not_of_the_result:
+            raise ValueError(f"'{key}' decides no result, so no stage reads it")
         value, default = _of_field(section, name, key, but)
         if value != default:
             found[key] = value

@@ -11,7 +11,7 @@ item -1; they are never replaced by something plausible.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, assert_never
 
 import torch
 from torch import Tensor
@@ -98,6 +98,8 @@ def _draw(
             drawn = draw_rollouts(
                 policy, context, catalog.trie, uniforms, temperature=temperature, constrained=constrained
             )
+        case _:
+            assert_never(options.rollout)
     if options.exclude_history:
         drawn = drawn._replace(items=drawn.items.masked_fill(histories.holds(drawn.items), -1))
     return drawn

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import assert_never
 
 import numpy as np
 import polars as pl
@@ -136,11 +137,19 @@ def _split(run: Run, dataset: Dataset) -> splits.Split:
     """The cut of each user; targets for all users, or for as many as the configuration says."""
     options = run.config.data.split
     lengths = np.bincount(dataset.interactions["user"].to_numpy(), minlength=len(dataset.users))
-    whole = options.kind == "leave_one_out"
-    found = splits.leave_one_out(lengths) if whole else _temporal(options, dataset, lengths)
+    whole: NDArray[np.int64] | None = None
+    match options.kind:
+        case "leave_one_out":
+            found, whole = splits.leave_one_out(lengths), lengths
+        case "temporal":
+            found = _temporal(options, dataset, lengths)
+        case "impressions":
+            raise ValueError("impressions without order are not cut by time, see `write_exposures`")
+        case _:
+            assert_never(options.kind)
     if options.users is None:
         return found
-    return splits.for_some_users(found, options.users, run.config.seed, lengths if whole else None)
+    return splits.for_some_users(found, options.users, run.config.seed, whole)
 
 
 def _temporal(options: SplitConfig, dataset: Dataset, lengths: NDArray[np.int64]) -> splits.Split:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import assert_never
 
 import numpy as np
 import polars as pl
@@ -74,12 +75,16 @@ def _quantize(run: Run) -> tuple[NDArray[np.int64], float | None, Callable[[], Q
         )
         return codes, None, lambda: level_means(codes, _item_vectors(run))
     vectors = _item_vectors(run)
-    if options.quantizer == "rq_vae":
-        settings = options.rq_vae.model_dump()
-        made = rq_vae(vectors, levels=options.levels, codes=options.codes, seed=seed, **settings)
-    else:
-        bound = options.cluster_bound if options.quantizer == "balanced_kmeans" else None
-        made = residual_kmeans(vectors, levels=options.levels, codes=options.codes, seed=seed, cluster_bound=bound)
+    sizes = {"levels": options.levels, "codes": options.codes, "seed": seed}
+    match options.quantizer:
+        case "rq_vae":
+            made = rq_vae(vectors, **sizes, **options.rq_vae.model_dump())
+        case "balanced_kmeans":
+            made = residual_kmeans(vectors, **sizes, cluster_bound=options.cluster_bound)
+        case "kmeans":
+            made = residual_kmeans(vectors, **sizes)
+        case _:
+            assert_never(options.quantizer)
     return made.codes, reconstruction_error(vectors, made.reconstruct()), lambda: made
 
 
