@@ -14,23 +14,24 @@ from adagrpo.config import FitConfig, load_config
 from adagrpo.evaluation.predictions import predict
 from adagrpo.networks.layers import autocast_dtype, mixed_precision
 from adagrpo.pipeline import Run, fit_sft, prepare, tokenize
-from adagrpo.pipeline.models import Workbench
+from adagrpo.pipeline.factories import Models
+from adagrpo.pipeline.files import RunData
 from adagrpo.trainer import Arm, PostTraining, Supervised, Task
 from benchmarks.rows import Row, median_spread, timed, timed_in_turn
 
-__all__ = ["adagrpo_vs_nll_step", "evaluate_beauty", "nll_bf16_share", "q_min_that_admits", "stepper", "workbench"]
+__all__ = ["adagrpo_vs_nll_step", "evaluate_beauty", "models_of", "nll_bf16_share", "q_min_that_admits", "stepper"]
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "amazon-beauty.yaml"
 STEPS = 8  # optimiser steps that one timing covers
 
 
-def workbench(data: Path, work: Path, kind: str) -> Workbench:
+def models_of(data: Path, work: Path, kind: str) -> Models:
     """Amazon Beauty prepared and tokenized, with an sft policy of two epochs."""
     settings = [f"policy.kind={kind}", "sft.epochs=2", "sft.validations=0", "sft.average=0"]
     run = Run(work / f"beauty-{kind}", load_config(RECIPE, settings), data / "amazon-beauty")
     for stage in (prepare, tokenize, fit_sft):
         stage(run)
-    return Workbench(run)
+    return Models(RunData(run))
 
 
 def matrix_rate(dtype: torch.dtype, size: int = 2048) -> float:
@@ -74,16 +75,16 @@ def q_min_that_admits(share: float, build: Callable[[float], PostTraining]) -> f
 
 def nll_bf16_share(data: Path, work: Path) -> list[Row]:
     """Model FLOP/s of NLL training over the measured rate of a large bf16 product."""
-    bench = workbench(data, work, "compact")
-    schedule = bench.schedule(FitConfig())
-    policy = bench.policy(bench.run.path("sft", "best"))
-    task = Supervised(policy, bench.catalog.codes, schedule, steps=10**6, validate=dict)
-    _, steps = stepper(bench.device, task)
+    models = models_of(data, work, "compact")
+    schedule = models.schedule(FitConfig())
+    policy = models.policy(models.run.path("sft", "best"))
+    task = Supervised(policy, models.data.catalog.codes, schedule, steps=10**6, validate=dict)
+    _, steps = stepper(models.data.device, task)
     with FlopCounterMode(display=False) as counter:
         steps()
     flops = counter.get_total_flops()
     seconds = timed(steps, repeats=7)
-    dtype = autocast_dtype(bench.device) or torch.float32
+    dtype = autocast_dtype(models.data.device) or torch.float32
     rate = matrix_rate(dtype)
     shares = [flops / second / rate for second in seconds]
     value, spread = median_spread(shares)
@@ -102,21 +103,21 @@ def adagrpo_vs_nll_step(data: Path, work: Path) -> list[Row]:
     """An AdaGRPO step (G 16, about one sample in eight admitted) over an NLL step of the same policy and batches."""
     rows = []
     for kind in ("compact", "hybrid"):
-        bench = workbench(data, work, kind)
-        schedule, weights = bench.schedule(FitConfig()), bench.run.path("sft", "best")
-        options = bench.config.objective.model_copy(update={"num_generations": 16, "tau": 0.5})
-        reward = bench.ranker()
+        models = models_of(data, work, kind)
+        schedule, weights = models.schedule(FitConfig()), models.run.path("sft", "best")
+        options = models.config.objective.model_copy(update={"num_generations": 16, "tau": 0.5})
+        reward = models.ranker()
 
         def task(q_min: float) -> PostTraining:
             chosen = options.model_copy(update={"q_min": q_min})  # noqa: B023
             arm = Arm(anchored=True, lambda_=1.0, gate="adagrpo")
-            policy = bench.policy(weights)  # noqa: B023
-            return PostTraining(policy, bench.catalog, reward, schedule, chosen, arm, steps=10**6, validate=dict)  # noqa: B023
+            policy = models.policy(weights)  # noqa: B023
+            return PostTraining(policy, models.data.catalog, reward, schedule, chosen, arm, steps=10**6, validate=dict)  # noqa: B023
 
         q_min = q_min_that_admits(0.12, task)
-        supervised = Supervised(bench.policy(weights), bench.catalog.codes, schedule, steps=10**6, validate=dict)
-        _, nll = stepper(bench.device, supervised)
-        admitted, gated = stepper(bench.device, task(q_min))
+        supervised = Supervised(models.policy(weights), models.data.catalog.codes, schedule, steps=10**6, validate=dict)
+        _, nll = stepper(models.data.device, supervised)
+        admitted, gated = stepper(models.data.device, task(q_min))
         seconds = timed_in_turn([nll, gated], repeats=7)
         value, spread = median_spread([b / a for a, b in zip(*seconds, strict=True)])
         detail = {
@@ -135,10 +136,10 @@ def evaluate_beauty(data: Path, work: Path) -> list[Row]:
     """All validation cases of Beauty, constrained and free beams of 50, without masking and without a reward."""
     rows = []
     for kind in ("compact", "hybrid"):
-        bench = workbench(data, work, kind)
-        policy, cases = bench.policy(bench.run.path("sft", "best")), bench.cases("validation")
+        models = models_of(data, work, kind)
+        policy, cases = models.policy(models.run.path("sft", "best")), models.data.cases("validation")
         seconds = timed(
-            lambda: predict(policy, bench.catalog, cases, width=50, batch_size=256, max_history=20),  # noqa: B023
+            lambda: predict(policy, models.data.catalog, cases, width=50, batch_size=256, max_history=20),  # noqa: B023
             repeats=3,
             warmup=0,
         )

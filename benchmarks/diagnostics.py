@@ -34,7 +34,7 @@ from adagrpo.networks.layers import mixed_precision
 from adagrpo.rewards import ask_reward
 from adagrpo.trainer import Arm, PostTraining
 from adagrpo.types import Histories
-from benchmarks.compact import STEPS, q_min_that_admits, stepper, workbench
+from benchmarks.compact import STEPS, q_min_that_admits, stepper
 from benchmarks.rows import Row, median_spread, timed_in_turn
 
 __all__ = ["Plain", "diagnostics_share", "measure", "parts"]
@@ -136,17 +136,17 @@ def diagnostics_share(data: Path, work: Path) -> list[Row]:
     """The cost of both diagnostics as a share of the step, for the compact and for the hybrid policy on Beauty."""
     rows = []
     for kind in ("compact", "hybrid"):
-        bench = workbench(data, work, kind)
-        schedule, weights, reward = bench.schedule(FitConfig()), bench.run.path("sft", "best"), bench.ranker()
+        models = models_of(data, work, kind)
+        schedule, weights, reward = models.schedule(FitConfig()), models.run.path("sft", "best"), models.ranker()
 
         def build(task: type[PostTraining], gate: Gate, q_min: float = 0.95) -> PostTraining:
-            options = bench.config.objective.model_copy(update={"q_min": q_min})  # noqa: B023
+            options = models.config.objective.model_copy(update={"q_min": q_min})  # noqa: B023
             arm = Arm(anchored=True, lambda_=1.0, gate=gate)
-            policy = bench.policy(weights)  # noqa: B023
-            return task(policy, bench.catalog, reward, schedule, options, arm, steps=10**6, validate=dict)  # noqa: B023
+            policy = models.policy(weights)  # noqa: B023
+            return task(policy, models.data.catalog, reward, schedule, options, arm, steps=10**6, validate=dict)  # noqa: B023
 
         q_min = q_min_that_admits(ADMISSION, lambda q: build(PostTraining, "adagrpo", q))
-        found = measure(lambda task, gate: build(task, gate, q_min), bench.device)  # noqa: B023
+        found = measure(lambda task, gate: build(task, gate, q_min), models.data.device)  # noqa: B023
         value, spread = median_spread(found.values)
         name = "diagnostics_share" if kind == "compact" else f"diagnostics_share_{kind}"
         against = "the step that has them, every group admitted"

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 
 from adagrpo.data.prepared import load_item_ids
-from benchmarks.compact import workbench
 from benchmarks.rows import Row, median_spread
 
 __all__ = ["serving"]
@@ -28,11 +27,11 @@ def serving(data: Path, work: Path) -> list[Row]:
     """One request at a time, and 32 clients that each ask again when answered; test histories of Beauty, beam 50."""
     rows = []
     for kind in ("compact", "hybrid"):
-        bench = workbench(data, work, kind)
-        names, cases = load_item_ids(bench.prepared).to_list(), bench.cases("test")
+        models = models_of(data, work, kind)
+        names, cases = load_item_ids(models.data.prepared).to_list(), models.data.cases("test")
         chosen = np.random.default_rng(0).choice(len(cases), 2000, replace=False)
         bodies = [{"history": [names[item] for item in cases.histories.row(row)], "k": 10} for row in chosen]
-        with served(bench.run.directory) as port:
+        with served(models.run.directory) as port:
             requests = [as_request(body) for body in bodies]
             waits = asyncio.run(one_at_a_time(port, requests))
             rates = [asyncio.run(together(port, requests)) for _ in range(TURNS)]

@@ -21,7 +21,8 @@ from adagrpo import cli
 from adagrpo.config import load_config
 from adagrpo.errors import UserError
 from adagrpo.pipeline import Run, write_report
-from adagrpo.pipeline.models import Workbench
+from adagrpo.pipeline.factories import Models
+from adagrpo.pipeline.files import RunData
 from adagrpo.storage.artifacts import hash_json
 from adagrpo.storage.model_folders import refuse_code
 from adagrpo.trainer.checkpoints import load_weights
@@ -136,8 +137,8 @@ def test_a_malicious_file_in_the_place_of_ours_runs_nothing(
     with pytest.raises(UserError) as caught:
         match target:
             case "weights":
-                bench = Workbench(run)
-                load_weights(places[target].parent, bench.policy())
+                models = Models(RunData(run))
+                load_weights(places[target].parent, models.policy())
             case "run.yaml":
                 Run.open(copied)
             case "log.parquet":

@@ -31,7 +31,8 @@ from adagrpo.data.sequences import pad
 from adagrpo.evaluation.reward_quality import popularity_bands, rank_correlation
 from adagrpo.evaluation.statistics import seed_interval
 from adagrpo.pipeline import Run, fit_ranker, prepare, simulate_marketplace
-from adagrpo.pipeline.models import Workbench
+from adagrpo.pipeline.factories import Models
+from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stages.exposure_report import examined, exposed
 from adagrpo.report import Table, read_rows, to_markdown
 from research.exposure_bias.measure import SETTINGS
@@ -92,26 +93,33 @@ def measure(out: Path, world: str, seed: int, weighting: str, folders: dict[str,
         run = Run(directory, load_config(RECIPES / f"{world}.yaml", [*weighed, columns]), folders[world])
         prepare(run)
         fit_ranker(run)
-        bench = Workbench(run)
-        return {kind: examined(bench, bench.reward(), exposed(bench, kind))["auc"] for kind in ("random", "biased")}
+        models = Models(RunData(run))
+        return {
+            kind: examined(models.data, models.reward(), exposed(models.data, kind))["auc"]
+            for kind in ("random", "biased")
+        }
     with importlib.resources.as_file(importlib.resources.files("adagrpo") / "recipes" / "demo.yaml") as recipe:
         bias = f"data.marketplace.exposure_bias={world.split()[1]}"
         run = Run(directory, load_config(recipe, [*SETTINGS, bias, *weighed]), Path(), StderrConsole())
     for stage in (simulate_marketplace, prepare, fit_ranker):
         stage(run)
-    return correlations(Workbench(run))
+    return correlations(Models(RunData(run)))
 
 
 @torch.no_grad()
-def correlations(bench: Workbench) -> dict[str, float]:
+def correlations(models: Models) -> dict[str, float]:
     """Mean rank correlation of scores and true utilities before each user's last purchase, over all items and bands."""
-    cases, ranker, truth = bench.cases("test"), bench.ranker(bench.reward_files[0].parent).eval(), bench.truth()
-    histories = pad(cases.histories, np.arange(len(cases)), bench.config.max_history)
+    cases, ranker, truth = (
+        models.data.cases("test"),
+        models.ranker(models.reward_files[0].parent).eval(),
+        models.data.truth(),
+    )
+    histories = pad(cases.histories, np.arange(len(cases)), models.config.max_history)
     scores = ranker.catalogue_scores(ranker.last_states(histories)).numpy()
     users = cases.users.astype(np.int64)
-    utilities = truth.utility(users, np.broadcast_to(np.arange(bench.num_items), scores.shape))
-    bands = popularity_bands(np.bincount(bench.training.values, minlength=bench.num_items))
-    groups = {"all": np.ones(bench.num_items, dtype=np.bool_)}
+    utilities = truth.utility(users, np.broadcast_to(np.arange(models.data.num_items), scores.shape))
+    bands = popularity_bands(np.bincount(models.data.training.values, minlength=models.data.num_items))
+    groups = {"all": np.ones(models.data.num_items, dtype=np.bool_)}
     groups |= {name: bands == name for name in ("head", "middle", "tail")}
     return {
         name: float(np.nanmean(rank_correlation(scores[:, kept], utilities[:, kept]))) for name, kept in groups.items()

@@ -28,7 +28,8 @@ from adagrpo.console import StderrConsole
 from adagrpo.evaluation.predictions import retrieval
 from adagrpo.evaluation.statistics import paired_difference
 from adagrpo.pipeline import Run, fit_sft, prepare, tokenize
-from adagrpo.pipeline.models import Workbench
+from adagrpo.pipeline.factories import Models
+from adagrpo.pipeline.files import RunData
 from adagrpo.report import to_markdown
 from research.pages.results import ablation_table
 
@@ -80,12 +81,12 @@ def measure(
     trained = run if variant.weights is None else Run(out / variant.weights.replace(" ", "-"), run.config, data)
     if variant.weights is None:
         fit_sft(run)
-    bench = Workbench(run)
-    cases = bench.cases("validation")
+    models = Models(RunData(run))
+    cases = models.data.cases("validation")
     weights = trained.path("sft", "best")
 
     def build(work: Path) -> None:
-        found = bench.predict(bench.policy(weights), cases, None)
+        found = models.predict(models.policy(weights), cases, None)
         lists = {"masked": found.items, "unmasked": found.items if found.unmasked is None else found.unmasked}
         targets = cases.targets.astype(np.int64)
         ranks = {name: metrics.target_rank_in(items, targets) for name, items in lists.items()}
@@ -94,7 +95,7 @@ def measure(
         (work / "metrics.json").write_text(json.dumps(values), encoding="utf-8")
 
     settings = run.config.model_dump(mode="json", by_alias=True)
-    inputs = [*bench.training_files, *bench.catalog_files, weights / "model.safetensors"]
+    inputs = [*models.data.training_files, *models.data.catalog_files, weights / "model.safetensors"]
     folder = run.stage("validation", config=[settings["policy"], settings["evaluation"]], inputs=inputs, build=build)
     ranks = pl.read_parquet(folder / "ranks.parquet")
     row = {

@@ -36,7 +36,8 @@ from adagrpo.console import StderrConsole
 from adagrpo.evaluation.predictions import summarise
 from adagrpo.evaluation.statistics import Interval, paired_difference
 from adagrpo.pipeline import Run, fit_sft, prepare, tokenize
-from adagrpo.pipeline.models import Workbench
+from adagrpo.pipeline.factories import Models
+from adagrpo.pipeline.files import RunData
 from adagrpo.report import Table, read_rows, to_markdown
 from adagrpo.report.tables import MISSING, Alignment
 from research.rows import add_row
@@ -129,13 +130,13 @@ def measure(run: Run, name: str, seed: int, policy: bool) -> dict[str, Any]:
     }
     if policy:
         fit_sft(run)
-        bench = Workbench(run)
-        cases = bench.cases("validation")
-        found = bench.predict(bench.policy(run.path("sft", "final")), cases, None)
+        models = Models(RunData(run))
+        cases = models.data.cases("validation")
+        found = models.predict(models.policy(run.path("sft", "final")), cases, None)
         ranks = metrics.target_rank_in(found.items, cases.targets.astype(np.int64))
         ranks_file(run.directory, name, seed).parent.mkdir(exist_ok=True)
         pl.DataFrame({"user": cases.users, "rank": ranks}).write_parquet(ranks_file(run.directory, name, seed))
-        row |= {"split": "validation", "users": len(cases), "metrics": summarise(found, cases, tail=bench.tail)}
+        row |= {"split": "validation", "users": len(cases), "metrics": summarise(found, cases, tail=models.data.tail)}
     return row
 
 

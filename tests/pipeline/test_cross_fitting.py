@@ -12,7 +12,8 @@ import torch
 
 from adagrpo.errors import UserError
 from adagrpo.pipeline import fit_arm, fit_ranker, fit_sft, prepare, report_ranker, tokenize
-from adagrpo.pipeline.models import Workbench
+from adagrpo.pipeline.factories import Models
+from adagrpo.pipeline.files import RunData
 
 USER = "u17"
 OFF: dict[str, Any] = {"ranker": {"fit": {"checkpoint_seconds": 0}}}
@@ -43,9 +44,9 @@ def folded(world: Any, data: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 def test_a_folds_ranker_does_not_depend_on_its_users(folded: Any, world: Any, tmp_path: Path) -> None:
     """One training and one validation item of a user are exchanged for others: the user's fold keeps its bytes."""
-    bench = Workbench(folded)
+    models = Models(RunData(folded))
     ids = sorted(world.sequences)
-    own = int(bench.fold_of_user[ids.index(USER)])
+    own = int(models.data.fold_of_user[ids.index(USER)])
     unseen = [item for item in range(3, 300, 10) if item not in world.sequences[USER]]
     world.changed(USER, 1, unseen[0]).changed(USER, -2, unseen[1]).write(tmp_path / "data")
     run = world.run(tmp_path / "run", tmp_path / "data", **FOLDS)
@@ -58,16 +59,16 @@ def test_a_folds_ranker_does_not_depend_on_its_users(folded: Any, world: Any, tm
 
 
 def test_post_training_is_judged_by_the_users_fold(folded: Any) -> None:
-    bench = Workbench(folded)
-    batch = bench.schedule(folded.config.train.fit).batches(0)[0]
+    models = Models(RunData(folded))
+    batch = models.schedule(folded.config.train.fit).batches(0)[0]
     items = torch.arange(10).repeat(len(batch.users), 1)
-    found = bench.judge().score(batch.histories, items)
-    rankers = [bench.ranker(folded.path("ranker", f"fold-{fold}", "best")) for fold in range(2)]
-    whole = bench.ranker(folded.path("ranker", "best")).score(batch.histories, items)
-    assert set(bench.fold_of_user[batch.users]) == {0, 1}
+    found = models.group_reward().score(batch.histories, items)
+    rankers = [models.ranker(folded.path("ranker", f"fold-{fold}", "best")) for fold in range(2)]
+    whole = models.ranker(folded.path("ranker", "best")).score(batch.histories, items)
+    assert set(models.data.fold_of_user[batch.users]) == {0, 1}
     for row, user in enumerate(batch.users):
         scores = [ranker.score(batch.histories, items)[row] for ranker in rankers]
-        fold = bench.fold_of_user[user]
+        fold = models.data.fold_of_user[user]
         torch.testing.assert_close(found[row], scores[fold], rtol=1e-5, atol=1e-6)
         for other in (scores[1 - fold], whole[row]):
             assert not torch.allclose(found[row], other, rtol=1e-3)
@@ -238,7 +239,7 @@ def test_a_share_of_the_users_is_all_that_the_rankers_see(folded: Any, world: An
     for name, changes in (("plain", ()), ("withheld", (0,)), ("seen", (1,))):
         moved = world
         if changes:
-            withheld = Workbench(world.run(folded.directory, folded.data, **half)).withheld
+            withheld = RunData(world.run(folded.directory, folded.data, **half)).withheld
             assert 0.2 < withheld.mean() < 0.8
             user = sorted(world.sequences)[int(np.flatnonzero(withheld != bool(changes[0]))[3])]
             unseen = next(item for item in range(3, 300, 10) if item not in world.sequences[user])

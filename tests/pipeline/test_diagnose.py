@@ -14,7 +14,8 @@ from adagrpo.data.prepared import load_item_ids, load_user_ids
 from adagrpo.data.simulation.marketplace import Truth
 from adagrpo.errors import UserError
 from adagrpo.pipeline import diagnose_reward, fit_ranker, fit_sft, prepare, simulate_marketplace, tokenize
-from adagrpo.pipeline.models import Workbench
+from adagrpo.pipeline.factories import Models
+from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stages.diagnose import observe
 from adagrpo.report import diagnosis_tables, write_diagnosis
 
@@ -109,13 +110,13 @@ def test_a_marketplace_is_held_against_its_truth(world: Any, tmp_path: Path) -> 
     assert sum(row["cases"] for row in result["exposure"]) == result["settings"]["cases"]
     assert all(set(row["accuracy"]) == {"ranker", "policy"} for row in result["grid"])
     assert "pairs: ranker" in diagnosis_tables(result)["grid"].header
-    bench, truth = Workbench(run), Truth.load(run.path("simulate/truth"))
-    policy, ranker = bench.policy(run.path("sft/best")), bench.ranker(run.path("ranker/best"))
-    cases = bench.cases("validation")
-    utility = observe(bench, policy, ranker, cases, truth=bench.truth()).utility
+    models, truth = Models(RunData(run)), Truth.load(run.path("simulate/truth"))
+    policy, ranker = models.policy(run.path("sft/best")), models.ranker(run.path("ranker/best"))
+    cases = models.data.cases("validation")
+    utility = observe(models, policy, ranker, cases, truth=models.data.truth()).utility
     assert utility is not None
-    items = np.arange(3 * len(cases)).reshape(-1, 3) % bench.num_items
-    users, names = load_user_ids(bench.prepared), load_item_ids(bench.prepared)
+    items = np.arange(3 * len(cases)).reshape(-1, 3) % models.data.num_items
+    users, names = load_user_ids(models.data.prepared), load_item_ids(models.data.prepared)
     for case, row in enumerate(utility(items)):  # by the ids of the logs, as the simulation has them
         user = truth.user_ids.index(users[int(cases.users[case])])
         own = [truth.item_ids.index(names[int(item)]) for item in items[case]]

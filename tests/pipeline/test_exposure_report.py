@@ -17,7 +17,8 @@ from adagrpo import cli
 from adagrpo.config import load_config
 from adagrpo.errors import UserError
 from adagrpo.pipeline import Run, fit_sft, prepare, run_all
-from adagrpo.pipeline.models import Workbench
+from adagrpo.pipeline.factories import Models
+from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stages.exposure_report import examined, exposed
 from adagrpo.storage.artifacts import seal
 from adagrpo.types import Histories
@@ -97,20 +98,20 @@ def test_the_report_has_both_exposures(finished: Any) -> None:
 
 def test_scores_are_those_of_all_the_users_clicks(finished: Any) -> None:
     """The figures again, one impression at a time."""
-    bench = Workbench(finished)
-    ranker, found = bench.ranker(finished.path("ranker", "best")).eval(), exposed(bench, "biased")
+    data = RunData(finished)
+    ranker, found = Models(data).ranker(finished.path("ranker", "best")).eval(), exposed(data, "biased")
     aucs = []
     for user in np.unique(found.users):
         mine = found.users == user
-        state = ranker.last_states(_history(bench, user))
+        state = ranker.last_states(_history(data, user))
         score = ranker.catalogue_scores(state)[0].detach().numpy()[found.items[mine]]
         pairs = [(a > b) + (a == b) / 2 for a in score[found.clicked[mine]] for b in score[~found.clicked[mine]]]
         aucs += [np.mean(pairs)] if pairs else []
-    assert examined(bench, ranker, found)["auc"] == pytest.approx(np.mean(aucs), abs=1e-6)
+    assert examined(data, ranker, found)["auc"] == pytest.approx(np.mean(aucs), abs=1e-6)
 
 
-def _history(bench: Workbench, user: int) -> Histories:
-    items = torch.from_numpy(bench.training.row(user)[-bench.config.max_history :].astype(np.int64))[None]
+def _history(data: RunData, user: int) -> Histories:
+    items = torch.from_numpy(data.training.row(user)[-data.config.max_history :].astype(np.int64))[None]
     return Histories(items, torch.tensor([items.shape[1]]))
 
 
@@ -177,7 +178,7 @@ def test_nothing_to_examine_is_said(finished: Any, tmp_path: Path) -> None:
     pl.read_parquet(path).with_columns(pl.lit(True).alias("clicked")).write_parquet(path)
     seal(path.parent, kind="prepare", fingerprint="")
     with pytest.raises(UserError, match=r"120 clicks in 120 validation|clicks in \d+ validation impressions"):
-        exposed(Workbench(run), "validation")
+        exposed(RunData(run), "validation")
 
 
 def test_probabilities_are_those_of_clicks(finished: Any) -> None:

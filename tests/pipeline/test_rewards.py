@@ -18,7 +18,8 @@ from adagrpo.config import load_config
 from adagrpo.errors import ServiceError, UserError
 from adagrpo.pipeline import Run, diagnose_reward, evaluate, prepare, run_all, simulate_marketplace, train
 from adagrpo.pipeline.compare import Comparison
-from adagrpo.pipeline.models import Workbench
+from adagrpo.pipeline.factories import Models
+from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stages.fit_lambdarank import fit_second_ranker
 from adagrpo.types import Histories
 
@@ -93,13 +94,13 @@ def test_the_reward_that_judges_is_the_one_of_the_configuration(copied: Path, wo
     checkpoint = str(copied / "ranker/final")
     members = [{"kind": "sequential"}, {"kind": "sequential", "checkpoint": checkpoint}]
     options = {"kind": "weighted", "weights": [2.0, -1.0], "members": members}
-    bench = Workbench(world.run(copied, data, reward=options))
+    models = Models(RunData(world.run(copied, data, reward=options)))
     histories, items = Histories(torch.tensor([[1, 2]]), torch.tensor([2])), torch.arange(30).unsqueeze(0)
-    best, final = (bench.ranker(copied / "ranker" / kind).score(histories, items) for kind in ("best", "final"))
-    for reward in (bench.reward(), bench.judge()):
+    best, final = (models.ranker(copied / "ranker" / kind).score(histories, items) for kind in ("best", "final"))
+    for reward in (models.reward(), models.group_reward()):
         torch.testing.assert_close(reward.score(histories, items), 2 * best - final)
-    assert [path.parent.name for path in bench.judge_files] == ["best", "final"]
-    mean = Workbench(world.run(copied, data, reward={"kind": "mean", "members": members})).reward()
+    assert [path.parent.name for path in models.group_reward_files] == ["best", "final"]
+    mean = Models(RunData(world.run(copied, data, reward={"kind": "mean", "members": members}))).reward()
     torch.testing.assert_close(mean.score(histories, items), (best + final) / 2)
 
 
@@ -331,11 +332,11 @@ def test_the_second_family_is_fitted_where_it_is_asked_for(copied: Path, world: 
     assert made(run) == []
     # the same model file as a reward of the user's own
     own = {"kind": "lightgbm", "model": str(run.path("ranker/lambdarank/model.txt"))}
-    bench, found = Workbench(run), Workbench(again(run, copied, world, data, reward=own))
-    batch = bench.schedule(run.config.train.fit).batches(0)[0]
+    models, found = Models(RunData(run)), Models(RunData(again(run, copied, world, data, reward=own)))
+    batch = models.schedule(run.config.train.fit).batches(0)[0]
     items = torch.arange(30).repeat(len(batch.users), 1)
-    one, other = (reward.score(batch.histories, items) for reward in (bench.reward(), found.reward()))
-    sequential = bench.ranker(copied / "ranker/best").score(batch.histories, items)
+    one, other = (reward.score(batch.histories, items) for reward in (models.reward(), found.reward()))
+    sequential = models.ranker(copied / "ranker/best").score(batch.histories, items)
     torch.testing.assert_close(2 * one - sequential, other, rtol=1e-4, atol=1e-4)
 
 

@@ -50,7 +50,7 @@ def events(run: Run) -> list[tuple[str, str]]:
 
 
 def make(run: Run, text: str, *, config: Any = 0, inputs: tuple[Path, ...] = ()) -> str:
-    run.stage("a/b", config=config, inputs=inputs, build=writer(text))
+    run.stage("a/b", also=config, inputs=inputs, build=writer(text))
     return run.path("a", "b", "report.json").read_text(encoding="utf-8")
 
 
@@ -58,7 +58,7 @@ def test_a_stage_is_made_once_for_one_configuration_and_input(run: Run) -> None:
     given = run.data / "given.txt"
     given.write_text("1", encoding="utf-8")
     assert make(run, "first", inputs=(given,)) == "first"
-    run.stage("a/b", config=0, inputs=[given], build=refuse)
+    run.stage("a/b", also=0, inputs=[given], build=refuse)
     assert make(run, "other config", config=1, inputs=(given,)) == "other config"
     given.write_text("2", encoding="utf-8")
     assert make(run, "other input", config=1, inputs=(given,)) == "other input"
@@ -89,9 +89,9 @@ def test_an_interrupted_stage_goes_on_from_its_work_folder(run: Run) -> None:
         writer("whole")(work)
 
     with pytest.raises(KeyboardInterrupt):
-        run.stage("a", config=0, inputs=[], build=stops)
+        run.stage("a", also=0, inputs=[], build=stops)
     assert not run.path("a").exists()
-    run.stage("a", config=0, inputs=[], build=continues)
+    run.stage("a", also=0, inputs=[], build=continues)
     assert sorted(verify(run.path("a"))) == ["metrics.json", "report.json"]  # and no checkpoints
     assert events(run) == [("a", "start"), ("a", "start"), ("a", "end")]
 
@@ -103,8 +103,8 @@ def test_a_work_folder_of_another_configuration_is_thrown_away(run: Run) -> None
 
     for config in (0, 1):
         with pytest.raises(KeyboardInterrupt):
-            run.stage("a", config=config, inputs=[], build=stops)
-    run.stage("a", config=2, inputs=[], build=writer("whole"))
+            run.stage("a", also=config, inputs=[], build=stops)
+    run.stage("a", also=2, inputs=[], build=writer("whole"))
     assert sorted(verify(run.path("a"))) == ["report.json"]
 
 
@@ -119,11 +119,11 @@ def test_a_crash_while_a_work_folder_is_removed_leaves_nothing_to_continue(
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run.stage("a", config=0, inputs=[], build=stops)
+        run.stage("a", also=0, inputs=[], build=stops)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(module, "remove", crash)
-        run.stage("a", config=1, inputs=[], build=writer("1"))
-    run.stage("a", config=0, inputs=[], build=writer("0"))
+        run.stage("a", also=1, inputs=[], build=writer("1"))
+    run.stage("a", also=0, inputs=[], build=writer("0"))
     assert sorted(verify(run.path("a"))) == ["report.json"]
 
 
@@ -138,11 +138,11 @@ def test_an_interrupted_publish_loses_no_work(run: Run, monkeypatch: pytest.Monk
             real(directory, target)
         raise KeyboardInterrupt
 
-    run.stage("a", config=0, inputs=[], build=writer("old"))
+    run.stage("a", also=0, inputs=[], build=writer("old"))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(module, "publish", crash)
-        run.stage("a", config=1, inputs=[], build=writer("new"))
-    run.stage("a", config=1, inputs=[], build=refuse)
+        run.stage("a", also=1, inputs=[], build=writer("new"))
+    run.stage("a", also=1, inputs=[], build=refuse)
     assert run.path("a", "report.json").read_text(encoding="utf-8") == "new"
     verify(run.path("a"))
     assert list(run.path(".work").iterdir()) == []
@@ -159,17 +159,17 @@ def test_a_crash_after_publishing_leaves_nothing_behind(run: Run, monkeypatch: p
         kept.rename(directory)  # as after an exchange, before the old folder is removed
         raise KeyboardInterrupt
 
-    run.stage("a", config=0, inputs=[], build=writer("old"))
+    run.stage("a", also=0, inputs=[], build=writer("old"))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(module, "publish", crash)
-        run.stage("a", config=1, inputs=[], build=writer("new"))
+        run.stage("a", also=1, inputs=[], build=writer("new"))
     assert run.path(".work", "a", "report.json").read_text(encoding="utf-8") == "old"
     again = shutil.copytree(run.directory, run.directory.with_name("again"))
-    run.stage("a", config=1, inputs=[], build=refuse)
+    run.stage("a", also=1, inputs=[], build=refuse)
     assert list(run.path(".work").iterdir()) == []
     shutil.rmtree(again / "a")
     other = open_run(again, run.data)
-    other.stage("a", config=1, inputs=[], build=writer("new"))
+    other.stage("a", also=1, inputs=[], build=writer("new"))
     assert other.path("a", "report.json").read_text(encoding="utf-8") == "new"
 
 
@@ -179,8 +179,8 @@ def test_half_written_files_of_a_killed_process_do_not_get_into_a_stage(run: Run
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run.stage("a", config=0, inputs=[], build=stops)
-    run.stage("a", config=0, inputs=[], build=writer("whole"))
+        run.stage("a", also=0, inputs=[], build=stops)
+    run.stage("a", also=0, inputs=[], build=writer("whole"))
     assert sorted(verify(run.path("a"))) == ["report.json"]
 
 
@@ -191,9 +191,9 @@ def test_a_damaged_work_folder_is_not_published(run: Run, monkeypatch: pytest.Mo
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(module, "publish", crash)
-        run.stage("a", config=0, inputs=[], build=writer("x"))
+        run.stage("a", also=0, inputs=[], build=writer("x"))
     with pytest.raises(UserError, match=r"report\.json: content differs"):
-        run.stage("a", config=0, inputs=[], build=refuse)
+        run.stage("a", also=0, inputs=[], build=refuse)
 
 
 def test_a_changed_file_of_a_stage_is_refused_by_name(run: Run) -> None:
@@ -203,7 +203,7 @@ def test_a_changed_file_of_a_stage_is_refused_by_name(run: Run) -> None:
     with pytest.raises(UserError, match=r"a/b/report\.json: "):
         make(run, "x")
     with pytest.raises(UserError, match=r"a/b/report\.json: content differs .*delete .*a/b to have it made again"):
-        run.stage("c", config=0, inputs=[changed], build=refuse)
+        run.stage("c", also=0, inputs=[changed], build=refuse)
     stranger = run.path("a", "b", "stranger.txt")
     stranger.write_text("", encoding="utf-8")
     with pytest.raises(UserError, match=r"stranger\.txt"):
@@ -310,7 +310,7 @@ def test_a_stage_is_not_made_anew_where_something_else_stands(run: Run, place: s
     mine.parent.mkdir(parents=True, exist_ok=True)
     mine.write_text("mine", encoding="utf-8")
     with pytest.raises(UserError, match=rf"{mine.name}: not made by this program; move it away"):
-        run.stage("a/b", config=1, inputs=[], build=refuse)
+        run.stage("a/b", also=1, inputs=[], build=refuse)
     assert mine.read_text(encoding="utf-8") == "mine"
     assert run.path("a", "b", "report.json").read_text(encoding="utf-8") == "first"
     mine.unlink()
@@ -331,7 +331,7 @@ def test_nothing_is_written_or_removed_through_a_link(run: Run, tmp_path: Path, 
     link.parent.mkdir(parents=True, exist_ok=True)
     link.symlink_to(elsewhere / "report.json" if "." in link.name[1:] or name == ".lock" else elsewhere)
     with pytest.raises((UserError, OSError), match=f"{link.name}|cannot be written"):
-        run.stage("a/b", config=0, inputs=[], build=writer("x"))
+        run.stage("a/b", also=0, inputs=[], build=writer("x"))
     assert link.is_symlink()
     for mine in ("report.json", "b/report.json"):
         assert (elsewhere / mine).read_text(encoding="utf-8") == "mine"
@@ -342,7 +342,7 @@ def test_a_stage_that_writes_a_file_of_no_known_name_is_not_taken_for_one(run: R
         (work / "unheard-of.bin").write_text("x", encoding="utf-8")
 
     with pytest.raises(UserError, match=r"unheard-of\.bin: not made by this program"):
-        run.stage("a", config=0, inputs=[], build=build)
+        run.stage("a", also=0, inputs=[], build=build)
 
 
 def test_half_a_line_of_a_crash_is_cut_from_the_events(run: Run) -> None:

@@ -23,7 +23,8 @@ from adagrpo.data.prepared import load_item_ids
 from adagrpo.errors import UserError
 from adagrpo.evaluation.predictions import reordered
 from adagrpo.pipeline import Run
-from adagrpo.pipeline.models import Workbench
+from adagrpo.pipeline.factories import Models
+from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.serve import recommender
 from adagrpo.serving.app import create_app, listen
 from adagrpo.types import Cases, Ragged
@@ -35,22 +36,22 @@ def opened(folder: Path, *settings: str) -> Run:
 
 def questions(run: Run) -> list[list[Any]]:
     """The histories of the test cases, in the ids of the log."""
-    bench = Workbench(run)
-    names, cases = load_item_ids(bench.prepared).to_list(), bench.cases("test")
+    models = Models(RunData(run))
+    names, cases = load_item_ids(models.data.prepared).to_list(), models.data.cases("test")
     return [[names[item] for item in cases.histories.row(row)] for row in range(len(cases))]
 
 
 @pytest.mark.parametrize(("mask", "weight"), [(False, 0.0), (True, 0.0), (True, 2.0)])
 def test_the_lists_are_those_of_evaluation(copied: Path, mask: bool, weight: float) -> None:
     run = opened(copied, f"evaluation.mask_history={str(mask).lower()}")
-    bench = Workbench(run)
+    models = Models(RunData(run))
     served, about = recommender(run, "adagrpo", "final", weight)
-    assert (about["arm"], about["checkpoint"], about["items"]) == ("adagrpo", "final", bench.num_items)
-    cases = bench.cases("test")
-    expected = bench.predict(bench.policy(copied / "train/adagrpo/final"), cases, bench.reward())
+    assert (about["arm"], about["checkpoint"], about["items"]) == ("adagrpo", "final", models.data.num_items)
+    cases = models.data.cases("test")
+    expected = models.predict(models.policy(copied / "train/adagrpo/final"), cases, models.reward())
     if weight:
         expected = reordered(expected, weight)
-    names = load_item_ids(bench.prepared).to_list()
+    names = load_item_ids(models.data.prepared).to_list()
     found = served.recommend([served.known(history)[0] for history in questions(run)])
     for answer, items, scores in zip(found, expected.items, expected.scores, strict=True):
         assert answer.items == [names[item] for item in items if item >= 0]
@@ -60,18 +61,18 @@ def test_the_lists_are_those_of_evaluation(copied: Path, mask: bool, weight: flo
 @pytest.mark.parametrize("weight", [0.0, 2.0])
 def test_no_item_of_a_long_history_is_served(copied: Path, weight: float) -> None:
     run = opened(copied, "evaluation.mask_history=true")
-    bench = Workbench(run)
+    models = Models(RunData(run))
     served, _ = recommender(run, "adagrpo", "final", weight)
     draw = np.random.default_rng(0)
-    length = bench.num_items - 12
+    length = models.data.num_items - 12
     assert length > 2 * run.config.max_history and served.width <= 12
-    histories = np.stack([draw.permutation(bench.num_items)[:length] for _ in range(20)])
+    histories = np.stack([draw.permutation(models.data.num_items)[:length] for _ in range(20)])
     rows = Ragged(histories.reshape(-1).astype(np.int32), length * np.arange(21))
     cases = Cases(np.zeros(20, np.int32), rows, np.zeros(20, np.int32))
-    expected = bench.predict(bench.policy(copied / "train/adagrpo/final"), cases, bench.reward())
+    expected = models.predict(models.policy(copied / "train/adagrpo/final"), cases, models.reward())
     if weight:
         expected = reordered(expected, weight)
-    names = load_item_ids(bench.prepared).to_list()
+    names = load_item_ids(models.data.prepared).to_list()
     for history, answer, items in zip(histories, served.recommend(histories.tolist()), expected.items, strict=True):
         assert answer.items == [names[item] for item in items]
         assert len(set(answer.items)) == served.width and not set(answer.items) & {names[item] for item in history}

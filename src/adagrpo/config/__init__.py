@@ -3,6 +3,7 @@
 from adagrpo.config.data import ItemTable, RefuseConfig
 from adagrpo.config.models import FitConfig
 from adagrpo.config.recipe import Config, dump_config, load_config, resolve_config
+from adagrpo.config.settings import read_settings
 from adagrpo.config.training import ArmConfig, CompareConfig, Gate, ObjectiveConfig
 
 __all__ = [
@@ -16,5 +17,6 @@ __all__ = [
     "RefuseConfig",
     "dump_config",
     "load_config",
+    "read_settings",
     "resolve_config",
 ]

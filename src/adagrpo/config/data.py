@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -115,6 +115,8 @@ class DataConfig(Section):
     With `click_rating` every row is an impression, clicked if it is rated at least so. `max_expansion` bounds to how
     many times its size a compressed file of logs or items may unpack, beyond 32 MB, see `adagrpo.data.logs.unpacking`.
     """
+
+    not_of_the_result: ClassVar[frozenset[str]] = frozenset({"max_expansion"})  # whether a file is read, not what of it
 
     logs: tuple[str, ...] = ()
     marketplace: MarketplaceConfig | None = None

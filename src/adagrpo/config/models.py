@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -81,14 +81,6 @@ class PolicyConfig(Section):
             raise ValueError("kind 'causal_lm' needs lm, and no other kind takes it")
         return self
 
-    def model_settings(self) -> dict[str, Any]:
-        """The settings as JSON, for the fingerprint of what is made with them; without later keys that are unused."""
-        found = self.model_dump(mode="json", exclude=None if self.lm else {"lm"})
-        for key, unused in (("suffix", None), ("frozen_epochs", 0)):
-            if self.lm and getattr(self.lm, key) == unused:
-                del found["lm"][key]
-        return found
-
 
 class FitConfig(Section):
     """How a model is fitted: AdamW, linear warm-up, then a cosine to a tenth of the peak.
@@ -96,6 +88,8 @@ class FitConfig(Section):
     `average` is the decay of an exponential moving average of the weights, which is then what is validated and kept; 0
     keeps the weights themselves.
     """
+
+    not_of_the_result: ClassVar[frozenset[str]] = frozenset({"checkpoint_seconds"})
 
     epochs: PositiveFloat = 1.0
     batch_size: Positive = 256

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -30,6 +30,8 @@ MOST_BASES = 8  # of a recipe, its base, the base of that and so on
 
 class Config(Section):
     """A whole run."""
+
+    not_of_the_result: ClassVar[frozenset[str]] = frozenset({"name", "threads", "compare"})
 
     name: str = "run"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0

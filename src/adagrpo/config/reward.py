@@ -6,7 +6,7 @@ Paths are below `--data`; modules are looked for in the recipe's folder, then am
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
@@ -29,6 +29,8 @@ __all__ = [
 class _Options(Section):
     """A kind of reward."""
 
+    tags: ClassVar[frozenset[str]] = frozenset({"kind"})
+
     @property
     def parts(self) -> tuple[RewardOptions, ...]:
         """The rewards that this one is made of."""
@@ -36,7 +38,8 @@ class _Options(Section):
 
     def identity(self) -> dict[str, Any]:
         """What decides the scores, JSON-able: not how patiently they are asked for."""
-        return self.model_dump(mode="json")
+        content = self.model_dump(mode="json", exclude=set(self.not_of_the_result))
+        return content | ({"members": [part.identity() for part in self.parts]} if self.parts else {})
 
 
 class SequentialOptions(_Options):
@@ -68,6 +71,10 @@ class HttpOptions(_Options):
     `token_env` names the environment variable of a bearer token, which is written nowhere.
     """
 
+    not_of_the_result: ClassVar[frozenset[str]] = frozenset(
+        {"batch_size", "concurrency", "timeout_seconds", "retries", "backoff_seconds", "token_env"}
+    )
+
     kind: Literal["http"] = "http"
     url: str
     version: str = ""
@@ -88,10 +95,6 @@ class HttpOptions(_Options):
             raise ValueError("holds a user name or password, which would be written to run.yaml; use token_env")
         _ = parts.port  # a ValueError of its own where it is no number
         return value
-
-    def identity(self) -> dict[str, Any]:
-        """Where it is and which version answers."""
-        return self.model_dump(mode="json", include={"kind", "url", "version"})
 
 
 class LightGBMOptions(_Options):
@@ -125,10 +128,6 @@ class MeanOptions(_Options):
         """The members."""
         return self.members
 
-    def identity(self) -> dict[str, Any]:
-        """The identities of the members."""
-        return {"kind": self.kind, "members": [member.identity() for member in self.members]}
-
 
 class WeightedOptions(_Options):
     """A sum of rewards, each times its weight; weights may be negative."""
@@ -147,11 +146,6 @@ class WeightedOptions(_Options):
     def parts(self) -> tuple[RewardOptions, ...]:
         """The members."""
         return self.members
-
-    def identity(self) -> dict[str, Any]:
-        """The identities of the members, and the weights."""
-        members = [member.identity() for member in self.members]
-        return {"kind": self.kind, "members": members, "weights": list(self.weights)}
 
 
 def _kind(value: Any) -> Any:

@@ -23,12 +23,12 @@ from torch import Tensor
 from adagrpo.decoding.lanes import PART, DeadEnd, check, top, top_of_many
 from adagrpo.errors import NotFinite
 from adagrpo.networks.layers import take
-from adagrpo.policies.policy import DecoderState, Policy
+from adagrpo.policies.policy import Context, DecoderState, Policy
 from adagrpo.semantic_ids.trie import Excluded, Trie
 
 __all__ = ["Beams", "beam_search", "beam_search_both"]
 
-ContextT = TypeVar("ContextT")
+ContextT = TypeVar("ContextT", bound=Context)
 StateT = TypeVar("StateT", bound=DecoderState)
 
 # Continuations are searched in spans of at most this many codes, see `_best_continuations`.

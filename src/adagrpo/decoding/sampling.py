@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from adagrpo.decoding.lanes import DeadEnd, check, check_lanes
-from adagrpo.policies.policy import DecoderState, Policy
+from adagrpo.policies.policy import Context, DecoderState, Policy
 from adagrpo.semantic_ids.trie import Trie
 
 __all__ = ["Samples", "sample", "score_sequences"]
 
-ContextT = TypeVar("ContextT")
+ContextT = TypeVar("ContextT", bound=Context)
 StateT = TypeVar("StateT", bound=DecoderState)
 
 

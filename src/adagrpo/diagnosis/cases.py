@@ -17,6 +17,7 @@ from adagrpo.config import ObjectiveConfig
 from adagrpo.data.sequences import older_items, pad
 from adagrpo.groups.draw import draw_groups
 from adagrpo.groups.score import GroupRewards, ScoredGroups, score_groups
+from adagrpo.policies.policy import Policy
 from adagrpo.rewards import Reward
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.types import Cases, Histories, Rollouts
@@ -26,7 +27,7 @@ __all__ = ["case_groups"]
 
 @torch.no_grad()
 def case_groups(
-    policy: Any,
+    policy: Policy[Any, Any],
     catalog: Catalog,
     reward: Reward,
     cases: Cases,
@@ -40,7 +41,7 @@ def case_groups(
     """Draw and score a group a case.
 
     Args:
-        policy: a `Policy` that is also an `nn.Module`; put into evaluation mode.
+        policy: put into evaluation mode.
         catalog: says which item a rollout names.
         reward: scores target, rollouts and negatives.
         cases: `N` cases.

@@ -21,6 +21,7 @@ from adagrpo.data.sequences import older_items, pad
 from adagrpo.decoding import Beams, beam_search, beam_search_both
 from adagrpo.groups.draw import draw_rollouts
 from adagrpo.networks.layers import mixed_precision
+from adagrpo.policies.policy import Context, Policy
 from adagrpo.rewards.protocol import Reward
 from adagrpo.rewards.scoring import ask_reward
 from adagrpo.rewards.sequential import SequentialRanker
@@ -79,7 +80,7 @@ def select_cases(
 
 @torch.no_grad()
 def predict(
-    policy: Any,
+    policy: Policy[Any, Any],
     catalog: Catalog,
     cases: Cases,
     *,
@@ -93,7 +94,7 @@ def predict(
     """Beam search for every case, constrained and free.
 
     Args:
-        policy: a `Policy` that is also an `nn.Module`; put into evaluation mode.
+        policy: put into evaluation mode.
         catalog: what the constrained beam is held to.
         cases: `N` cases.
         width: `W`.
@@ -270,8 +271,8 @@ def _ranked(items: NDArray[np.int64], cases: Cases) -> tuple[NDArray[np.int64], 
 
 @torch.no_grad()
 def without_history(
-    policy: Any,
-    context: Any,
+    policy: Policy[Any, Any],
+    context: Context,
     catalog: Catalog,
     beams: Beams,  # (B, W + T)
     histories: Histories,

@@ -8,6 +8,7 @@ an order, or none.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import assert_never
 
 import torch
 from torch import Tensor
@@ -98,10 +99,13 @@ def gate_by_evidence(
             return difficulty_gate(difficulty, degenerate, tau=options.tau)
         case "discriminability":
             return discriminability_gate(q, degenerate, q_min=options.q_min)
-        case "random" | "inverted" if uniforms is not None:
+        case "random" | "inverted":
+            if uniforms is None:
+                raise ValueError(f"gate '{gate}' is not decided by evidence without draws")
             shadow = adagrpo_gate(difficulty, q, degenerate, tau=options.tau, q_min=options.q_min)
             control = random_gate if gate == "random" else inverted_gate
             return control(shadow, degenerate, uniforms)
+        case "oracle":
+            raise ValueError("gate 'oracle' is not decided by evidence")
         case _:
-            without = " without draws" * (gate in ("random", "inverted"))
-            raise ValueError(f"gate '{gate}' is not decided by evidence{without}")
+            assert_never(gate)

@@ -11,14 +11,14 @@ item -1; they are never replaced by something plausible.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, assert_never
 
 import torch
 from torch import Tensor
 
 from adagrpo.config import ObjectiveConfig
 from adagrpo.decoding import beam_search, sample, score_sequences
-from adagrpo.policies.policy import DecoderState, Policy
+from adagrpo.policies.policy import Context, DecoderState, Policy
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.semantic_ids.trie import Trie
 from adagrpo.types import Histories, Rollouts
@@ -32,7 +32,7 @@ __all__ = [
     "score_codes",
 ]
 
-ContextT = TypeVar("ContextT")
+ContextT = TypeVar("ContextT", bound=Context)
 StateT = TypeVar("StateT", bound=DecoderState)
 
 
@@ -82,7 +82,7 @@ def draw_groups(
 
 def _draw(
     policy: Policy[Any, Any],
-    context: Any,
+    context: Context,
     catalog: Catalog,
     histories: Histories,
     options: ObjectiveConfig,
@@ -98,6 +98,8 @@ def _draw(
             drawn = draw_rollouts(
                 policy, context, catalog.trie, uniforms, temperature=temperature, constrained=constrained
             )
+        case _:
+            assert_never(options.rollout)
     if options.exclude_history:
         drawn = drawn._replace(items=drawn.items.masked_fill(histories.holds(drawn.items), -1))
     return drawn
@@ -105,7 +107,7 @@ def _draw(
 
 def score_codes(
     policy: Policy[Any, Any],
-    context: Any,
+    context: Context,
     codes: Tensor,  # (B, G, L)
     catalog: Catalog,
     options: ObjectiveConfig,

@@ -8,8 +8,9 @@ instead of drawing a Bernoulli variable an element (the rate is therefore a mult
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,15 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
     return torch.bfloat16 if native else None
 
 
-def mixed_precision(model: nn.Module) -> AbstractContextManager[Any]:
+class HasParameters(Protocol):
+    """A module, or what is used like one."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """See `torch.nn.Module`."""
+        ...
+
+
+def mixed_precision(model: HasParameters) -> AbstractContextManager[Any]:
     """Autocast as it pays on the device of a model; nothing where it does not."""
     device = next(model.parameters()).device
     dtype = autocast_dtype(device)

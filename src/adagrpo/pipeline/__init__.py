@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from adagrpo.pipeline.export import export
-from adagrpo.pipeline.models import Workbench
+from adagrpo.pipeline.factories import Models
+from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.rewards import check_reward
 from adagrpo.pipeline.run import Console, Run, Silent
 from adagrpo.pipeline.serve import serve
@@ -82,7 +83,7 @@ def fit_and_report(run: Run) -> tuple[dict[str, Any], Path]:
 def train(run: Run) -> None:
     """Post-train every arm of the configuration."""
     needs_order(run)
-    check_reward(Workbench(run))
+    check_reward(Models(RunData(run)))
     for arm in run.config.train.arms:
         fit_arm(run, arm)
 

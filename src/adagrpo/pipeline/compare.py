@@ -30,8 +30,8 @@ from adagrpo.errors import UserError
 from adagrpo.evaluation.comparison import Measured, compare, per_user
 from adagrpo.metrics import RankedLists, cutoff, target_rank_in
 from adagrpo.pipeline import run_all
+from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.matching import MATCHED, check_matched, matched_arm
-from adagrpo.pipeline.models import Workbench
 from adagrpo.pipeline.run import Console, Run, Silent
 from adagrpo.pipeline.stages.evaluate import read_lists, read_valid
 from adagrpo.pipeline.stages.reranking import RERANK, SUFFIX, re_ranked, rerank_arm, rerank_start
@@ -146,11 +146,11 @@ class Comparison:
         runs = [self._carry_out_seed(seed) for seed in self.seeds]
         measured: dict[tuple[str, str], list[Measured]] = {}
         for run, names in runs:
-            bench = Workbench(run)
-            truth = bench.truth() if bench.truth_files else None
+            data = RunData(run)
+            truth = data.truth() if data.truth_files else None
             for arm in (START, *self.arms):
                 for checkpoint in _checkpoints(arm):
-                    found = _measured(bench, truth, _folder(run, names.get(arm, arm), checkpoint))
+                    found = _measured(data, truth, _folder(run, names.get(arm, arm), checkpoint))
                     measured.setdefault((arm, checkpoint), []).append(found)
         content = {
             "name": self.config.name,
@@ -248,22 +248,22 @@ def _folder(run: Run, name: str, checkpoint: str) -> Path:
     return run.path("evaluate", name) if name in (START, RERANK) else run.path("evaluate", name, checkpoint)
 
 
-def _measured(bench: Workbench, truth: Truth | None, folder: Path) -> Measured:
+def _measured(data: RunData, truth: Truth | None, folder: Path) -> Measured:
     """What an evaluation's folder holds, user by user."""
-    cases = bench.cases("test")
+    cases = data.cases("test")
     for name in ("predictions.parquet", "free.parquet", "metrics.json"):
-        bench.run.hash_input(folder / name)
-    width = bench.config.evaluation.beam_width
-    items = read_lists(bench, cases, folder, width)
+        data.run.hash_input(folder / name)
+    width = data.config.evaluation.beam_width
+    items = read_lists(data, cases, folder, width)
     lists = RankedLists(
         target_rank_in(items, cases.targets.astype(np.int64)),
         width,
         items=items,
-        valid=read_valid(bench, cases, folder, width),
-        tail=bench.tail,
+        valid=read_valid(data, cases, folder, width),
+        tail=data.tail,
         utility=None if truth is None else partial(truth.utility, cases.users.astype(np.int64)),
     )
-    users = per_user(load_user_ids(bench.prepared).gather(cases.users), lists)
+    users = per_user(load_user_ids(data.prepared).gather(cases.users), lists)
     values = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     return Measured(users, values["test"], values["validation"])
 

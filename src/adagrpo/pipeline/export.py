@@ -17,7 +17,8 @@ from adagrpo import __version__
 from adagrpo.data.prepared import load_item_ids
 from adagrpo.errors import UserError
 from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
-from adagrpo.pipeline.models import Workbench
+from adagrpo.pipeline.factories import Models
+from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
 from adagrpo.policies import prefix_function
 from adagrpo.storage.artifacts import make_folder, temporary
@@ -63,7 +64,7 @@ def export(
     except BaseException:
         shutil.rmtree(work)
         raise
-    items = Workbench(run).num_items
+    items = RunData(run).num_items
     return {"folder": str(to), "arm": chosen.arm, "checkpoint": checkpoint, "step": chosen.step, "items": items}
 
 
@@ -73,10 +74,10 @@ def _write(run: Run, weights: Path, folder: Path) -> None:
     from adagrpo.policies.causal_lm import CausalLMPolicy
     from adagrpo.policies.language_model import VOCABULARY_FILE, copy_tokenizer, merged
 
-    bench, options = Workbench(run), run.config.policy.lm
-    policy = bench.policy(weights)
+    data, options = RunData(run), run.config.policy.lm
+    policy = Models(data).policy(weights)
     assert isinstance(policy, CausalLMPolicy) and options is not None
-    levels = bench.catalog.num_levels
+    levels = data.catalog.num_levels
     model = merged(policy.lm)
     model.generation_config = GenerationConfig(
         do_sample=False,
@@ -90,8 +91,8 @@ def _write(run: Run, weights: Path, folder: Path) -> None:
     model.save_pretrained(folder)
     (folder / VOCABULARY_FILE).write_text(policy.vocabulary.dump(), encoding="utf-8")
     catalog = {
-        "item_ids": load_item_ids(bench.prepared).to_list(),
-        "codes": bench.catalog.codes.tolist(),
+        "item_ids": load_item_ids(data.prepared).to_list(),
+        "codes": data.catalog.codes.tolist(),
         "preamble": policy.preamble.tolist(),
         "suffix": policy.suffix.tolist(),
         "max_history": run.config.max_history,

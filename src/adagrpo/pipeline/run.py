@@ -2,9 +2,10 @@
 
 A run is marked as one (`adagrpo.storage.marks`); a folder that holds anything else is refused, untouched. A stage is a
 folder. It is made in `.work/<stage>` and renamed into place when whole, so what a reader finds under the stage's name
-is finished. Its manifest carries a fingerprint: the hash of the configuration that the stage reads and of the files it
-reads. A stage whose fingerprint is unchanged is skipped; one that was interrupted goes on from what its work folder
-holds, if that was begun under the same fingerprint. Only files of names in `WRITTEN` or in a manifest are ever removed.
+is finished. Its manifest carries a fingerprint: the hash of the settings that the stage declares to read, of the files
+it reads, and of the number of its schema. A stage whose fingerprint is unchanged is skipped; one that was interrupted
+goes on from what its work folder holds, if that was begun under the same fingerprint. Only files of names in `WRITTEN`
+or in a manifest are ever removed.
 
 Whoever reads a file of a run asks `Run.checked` for it, which holds it against its manifest or, for the files that
 belong to no stage, against the hash in run.yaml.
@@ -32,7 +33,7 @@ import torch
 import yaml
 
 from adagrpo import __version__
-from adagrpo.config import Config, dump_config, resolve_config
+from adagrpo.config import Config, dump_config, read_settings, resolve_config
 from adagrpo.config.reward import RewardOptions
 from adagrpo.config.yaml_text import read_yaml
 from adagrpo.errors import UserError
@@ -290,18 +291,24 @@ class Run:
         self,
         name: str,
         *,
-        config: Any,
         inputs: Sequence[Path],
         build: Callable[[Path], None],
+        reads: Sequence[str] = (),
+        but: Sequence[str] = (),
+        also: Any = None,
+        schema: int = 1,
         together: bool = False,
     ) -> Path:
         """Make a stage unless it is there already.
 
         Args:
             name: the stage's folder below the run directory, `/`-separated.
-            config: JSON-able, what the stage reads of the configuration.
             inputs: files that it reads; those of another stage must be as that stage left them.
             build: writes the stage's files into the folder it is given, which may hold an interrupted attempt.
+            reads: keys and sections of the configuration that decide the result, see `adagrpo.config.read_settings`.
+            but: keys below those that do not.
+            also: JSON-able, what else decides the result: a constant of the code, the fold, the arm.
+            schema: of what the stage computes; raised when the same inputs and settings come to give another result.
             together: `build` fits a model and is for all processes; those that do not lead write nothing in it.
 
         Returns:
@@ -316,7 +323,9 @@ class Run:
             return self.path(name)
         with self.locked():
             sources = {self.label(path): self.hash_input(path) for path in inputs}
-            fingerprint = hash_json({"stage": name, "config": config, "inputs": sources})
+            settings = read_settings(self.config, reads, but)
+            content = {"stage": name, "schema": schema, "settings": settings, "also": also, "inputs": sources}
+            fingerprint = hash_json(content)
             there = self.path(name)
             done = manifest(there)
             if done is not None and done["fingerprint"] == fingerprint:

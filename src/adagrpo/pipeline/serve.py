@@ -8,7 +8,8 @@ from typing import Any, Literal
 from adagrpo.data.prepared import load_item_ids
 from adagrpo.errors import UserError
 from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
-from adagrpo.pipeline.models import Workbench
+from adagrpo.pipeline.factories import Models
+from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.rewards import check_reward
 from adagrpo.pipeline.run import Run
 from adagrpo.serving import Recommender
@@ -31,21 +32,22 @@ def recommender(
         UserError: no such arm or checkpoint, or the reward cannot be had.
     """
     chosen = choose_checkpoint(run, arm, checkpoint)
-    bench = Workbench(run)
+    data = RunData(run)
+    models = Models(data)
     if reward_weight > 0:
-        check_reward(bench, note=False)
+        check_reward(models, note=False)
     served = Recommender(
-        bench.policy(chosen.weights),
-        bench.catalog,
-        load_item_ids(bench.prepared).to_list(),
+        models.policy(chosen.weights),
+        data.catalog,
+        load_item_ids(data.prepared).to_list(),
         width=run.config.evaluation.beam_width,
         max_history=run.config.max_history,
         mask_history=run.config.evaluation.mask_history,
-        reward=bench.reward() if reward_weight > 0 else None,
+        reward=models.reward() if reward_weight > 0 else None,
         reward_weight=reward_weight,
     )
     about = {"name": run.config.name, "arm": chosen.arm, "checkpoint": checkpoint, "step": chosen.step}
-    return served, about | {"items": bench.num_items, "reward_weight": reward_weight}
+    return served, about | {"items": data.num_items, "reward_weight": reward_weight}
 
 
 def serve(

@@ -13,6 +13,7 @@ recurrent state does the same work, and the cache of a beam is one vector: that 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -90,6 +91,16 @@ class CompactPolicy(nn.Module):
     def same_in_training(self) -> bool:
         """See `Policy.same_in_training`."""
         return self.dropout.threshold == 0
+
+    @property
+    def body_parameters(self) -> Sequence[nn.Parameter]:
+        """None: all train together."""
+        return ()
+
+    @property
+    def checkpoint_files(self) -> Mapping[str, str]:
+        """None: the run's configuration says what the weights are of."""
+        return {}
 
     def encode(
         self, histories: Histories, rows: Tensor | None = None, positions: Tensor | None = None

@@ -22,6 +22,7 @@ search itself, so no second ranking stage is needed and the result is a proper d
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -120,6 +121,16 @@ class HybridPolicy(nn.Module):
     def same_in_training(self) -> bool:
         """See `Policy.same_in_training`; what is drawn for the head's loss does not touch the context."""
         return self.item_dropout == 0 and self.compact.same_in_training
+
+    @property
+    def body_parameters(self) -> Sequence[nn.Parameter]:
+        """None: all train together."""
+        return ()
+
+    @property
+    def checkpoint_files(self) -> Mapping[str, str]:
+        """None: the run's configuration says what the weights are of."""
+        return {}
 
     def encode(
         self, histories: Histories, rows: Tensor | None = None, positions: Tensor | None = None

@@ -7,15 +7,29 @@ A context holds one *sample* (a history cut after some position) per row. Decodi
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol, Self, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from adagrpo.types import Histories
 
-__all__ = ["DecoderState", "Policy"]
+__all__ = ["Context", "DecoderState", "Policy"]
 
-ContextT = TypeVar("ContextT")
+
+class Context(Protocol):
+    """`N` encoded samples."""
+
+    def __len__(self) -> int:
+        """`N`."""
+        ...
+
+    def __getitem__(self, rows: Tensor | slice) -> Self:
+        """The samples of some rows: (K,) int64, or (N,) bool, True at those that are kept."""
+        ...
+
+
+ContextT = TypeVar("ContextT", bound=Context)
 
 
 class DecoderState(Protocol):
@@ -31,7 +45,11 @@ StateT = TypeVar("StateT", bound=DecoderState)
 
 
 class Policy(Protocol[ContextT, StateT]):
-    """`π(codes | history)` over Semantic IDs of `L` levels."""
+    """`π(codes | history)` over Semantic IDs of `L` levels.
+
+    Whoever trains, evaluates or serves a policy uses what is here and no more; the last four methods are those of every
+    `torch.nn.Module`.
+    """
 
     @property
     def level_sizes(self) -> tuple[int, ...]:
@@ -41,6 +59,16 @@ class Policy(Protocol[ContextT, StateT]):
     @property
     def same_in_training(self) -> bool:
         """True where nothing is drawn in training mode, so that one context may serve both the NLL and `score`."""
+        ...
+
+    @property
+    def body_parameters(self) -> Sequence[nn.Parameter]:
+        """Parameters that may begin to train later than the rest of the policy; none where all train together."""
+        ...
+
+    @property
+    def checkpoint_files(self) -> Mapping[str, str]:
+        """Text files that belong beside saved weights, name to content."""
         ...
 
     def encode(self, histories: Histories, rows: Tensor | None = None, positions: Tensor | None = None) -> ContextT:
@@ -93,4 +121,20 @@ class Policy(Protocol[ContextT, StateT]):
             parents: (B, W') int64, the lane of `state` that each new lane continues.
             codes: (B, W') int64, the code it appends.
         """
+        ...
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """See `torch.nn.Module`."""
+        ...
+
+    def train(self, mode: bool = True) -> Self:
+        """See `torch.nn.Module`."""
+        ...
+
+    def eval(self) -> Self:
+        """See `torch.nn.Module`."""
+        ...
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """See `torch.nn.Module`."""
         ...

@@ -16,6 +16,7 @@ from adagrpo.data.sequences import older_items, pad
 from adagrpo.decoding import beam_search
 from adagrpo.evaluation.predictions import without_history
 from adagrpo.networks.layers import mixed_precision
+from adagrpo.policies.policy import Policy
 from adagrpo.rewards.protocol import Reward
 from adagrpo.rewards.scoring import ask_reward
 from adagrpo.semantic_ids.catalog import Catalog
@@ -38,7 +39,7 @@ class Recommender:
 
     def __init__(
         self,
-        policy: Any,
+        policy: Policy[Any, Any],
         catalog: Catalog,
         item_ids: Sequence[ItemId],  # V of them
         *,
@@ -51,7 +52,7 @@ class Recommender:
         """Freeze the policy.
 
         Args:
-            policy: a `Policy` that is also an `nn.Module`.
+            policy: put into evaluation mode.
             catalog: of the policy.
             item_ids: ids of the logs, in the order of items.
             width: lanes of the beam; no list is longer.

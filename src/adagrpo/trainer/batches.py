@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, assert_never
 
 import numpy as np
 import torch
@@ -172,11 +172,14 @@ def _samples(
     if positions != "all":
         histories = len(batch.histories.lengths)
         counts = torch.bincount(batch.rows[places], minlength=histories)
-        if positions == "last":
-            chosen = counts - 1
-        else:
-            uniforms = torch.rand(histories, generator=generator, dtype=torch.float64).to(device)
-            chosen = (uniforms * counts).long()
+        match positions:
+            case "last":
+                chosen = counts - 1
+            case "random":
+                uniforms = torch.rand(histories, generator=generator, dtype=torch.float64).to(device)
+                chosen = (uniforms * counts).long()
+            case _:
+                assert_never(positions)
         first = counts.cumsum(0) - counts  # samples are listed row by row
         places = places[(first + chosen)[counts > 0]]
     seen = truncate(batch.histories, batch.rows[places], batch.positions[places])

@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ def fit(
     work: Path,
     *,
     seed: int,
+    files: Mapping[str, str] | None = None,
     report: Report = lambda step, steps, values: None,
 ) -> FitResult:
     """Fit a model, leaving `best/`, `final/`, `steps.jsonl` and `validation.jsonl` in `work`.
@@ -60,6 +61,7 @@ def fit(
         settings: epochs are the task's business and are not read here.
         work: folder for files, may hold those of an interrupted fit.
         seed: key of all random numbers.
+        files: text files that belong beside the weights, name to content.
         report: called after every step with (step, steps, logged values), for progress bars.
 
     Raises:
@@ -68,7 +70,7 @@ def fit(
             saved where it can be, so that the same call repeats it at once.
         NotFinite: in a validation.
     """
-    loop = _Loop(model, task, settings, work, seed)
+    loop = _Loop(model, task, settings, work, seed, files or {})
     loop.resume()
     # several processes would not stop at the same step; the launcher's signal ends them as they are
     with held_back() if loop.processes.count == 1 else nullcontext(lambda: None) as end_if_asked:
@@ -87,8 +89,16 @@ def fit(
 class _Loop:
     """The state of a fit."""
 
-    def __init__(self, model: nn.Module, task: Task[Any], settings: FitConfig, work: Path, seed: int) -> None:
-        self.task, self.settings, self.work, self.seed = task, settings, work, seed
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Task[Any],
+        settings: FitConfig,
+        work: Path,
+        seed: int,
+        files: Mapping[str, str],
+    ) -> None:
+        self.task, self.settings, self.work, self.seed, self.files = task, settings, work, seed, files
         self.processes = processes()
         device = next(model.parameters()).device
         self.accelerator = Accelerator(
@@ -275,9 +285,8 @@ class _Loop:
         """Write the best and the final weights."""
         self._swap_average()
         if self.processes.leads:
-            files = getattr(self.model, "checkpoint_files", {})
-            save_weights(self.work / "best", self.progress.best_weights, self.progress.best_step, files)
-            save_weights(self.work / "final", self.model.state_dict(), self.progress.step, files)
+            save_weights(self.work / "best", self.progress.best_weights, self.progress.best_step, self.files)
+            save_weights(self.work / "final", self.model.state_dict(), self.progress.step, self.files)
         rows = (self.work / "validation.jsonl").read_text(encoding="utf-8").splitlines() if self.processes.leads else []
         best, rows = self.processes.gather([self.progress.best_step, rows])[0]
         return FitResult(best, self.progress.step, [json.loads(row) for row in rows])

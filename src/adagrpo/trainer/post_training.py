@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from adagrpo.config import Gate, ObjectiveConfig
 from adagrpo.groups.decide import TrueUtility
@@ -29,6 +29,7 @@ from adagrpo.groups.draw import score_codes
 from adagrpo.groups.gated import GatedGroups, gated_groups, summary
 from adagrpo.objective import gated_sum
 from adagrpo.objective.terms import TERMS, TermInputs
+from adagrpo.policies.policy import Context, Policy
 from adagrpo.rewards import Reward
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.trainer.batches import BatchSchedule, TrainingBatch, group_step
@@ -68,7 +69,7 @@ class PostTraining:
 
     def __init__(
         self,
-        policy: nn.Module,
+        policy: Policy[Any, Any],
         catalog: Catalog,
         reward: Reward,
         schedule: BatchSchedule,
@@ -82,8 +83,8 @@ class PostTraining:
     ) -> None:
         if (arm.gate == "oracle") != (true_utility is not None):
             raise ValueError("the oracle gate needs the true utility, and nothing else may have it")
-        self.policy: Any = policy
-        self.starting_policy: Any = copy.deepcopy(policy).eval().requires_grad_(False)
+        self.policy = policy
+        self.starting_policy = copy.deepcopy(policy).eval().requires_grad_(False)
         self.catalog, self.reward, self.objective, self.arm = catalog, reward, objective, arm
         self.true_utility = true_utility
         self.spread = 0.0  # running standard deviation of the rewards of valid rollouts, 0 before the first step
@@ -138,7 +139,7 @@ class PostTraining:
             self.policy.eval()
             terms[self.arm.term], logged = self._reward_term(micro, None if context is None else context[micro.places])
         if not terms:  # a reward term alone, with nothing admitted: a step that moves nothing
-            terms[self.arm.term] = sum(p.sum() for p in self.policy.parameters()) * 0.0
+            terms[self.arm.term] = torch.stack([p.sum() for p in self.policy.parameters()]).sum() * 0.0
         return terms, logged
 
     def state(self) -> dict[str, float]:
@@ -167,11 +168,11 @@ class PostTraining:
             true_utility=self.true_utility,
         )
 
-    def _score(self, policy: Any, context: Any, codes: Tensor) -> Tensor:
+    def _score(self, policy: Policy[Any, Any], context: Context, codes: Tensor) -> Tensor:
         """(B, G, L) log-probabilities under the distribution that the rollouts are drawn from."""
         return score_codes(policy, context, codes, self.catalog, self.objective)
 
-    def _reward_term(self, micro: Micro, context: Any) -> tuple[Tensor, dict[str, float]]:
+    def _reward_term(self, micro: Micro, context: Context | None) -> tuple[Tensor, dict[str, float]]:
         """`(λ / B_rl) Σ loss_b` over the admitted groups of a micro-batch, and what to log beside it.
 
         `context` is theirs, if NLL has encoded them already.

@@ -16,7 +16,7 @@ its micro-batches share the items that are drawn as negatives.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, assert_never
 
 import numpy as np
 import polars as pl
@@ -107,7 +107,8 @@ class RankerFit:
     ) -> None:
         if (loss == "impressions") != (impressions is not None):
             raise ValueError("impressions go with the loss of that name, and only with it")
-        self.ranker, self.schedule, self.kind, self.steps, self.validate = ranker, schedule, loss, steps, validate
+        self.ranker, self.schedule, self.steps, self.validate = ranker, schedule, steps, validate
+        self.kind: Literal["impressions", "cross_entropy", "sampled"] = loss
         self.impressions, self.self_normalised, self.negatives = impressions, self_normalised, negatives
         self.monitor = monitor
 
@@ -146,10 +147,15 @@ class RankerFit:
         if micro.shown is not None:
             return self._impression_terms(micro, micro.shown), {}
         where = (batch.histories, batch.rows, batch.positions, batch.targets)
-        if self.kind == "cross_entropy":
-            values = self.ranker.next_item_loss(*where)
-        else:
-            values = self.ranker.sampled_loss(*where, self._negatives(micro))
+        match self.kind:
+            case "cross_entropy":
+                values = self.ranker.next_item_loss(*where)
+            case "sampled":
+                values = self.ranker.sampled_loss(*where, self._negatives(micro))
+            case "impressions":
+                raise ValueError("a micro-batch of impressions says what was shown")
+            case _:
+                assert_never(self.kind)
         return {"loss": values.sum() / micro.total}, {}
 
     def _impression_terms(self, micro: RankerMicro, shown: Shown) -> dict[str, Tensor]:

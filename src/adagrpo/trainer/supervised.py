@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from adagrpo.policies.policy import Policy
+from adagrpo.policies.policy import Context, Policy
 from adagrpo.trainer.batches import BatchSchedule, TrainingBatch
 
 __all__ = ["Supervised", "SupervisedMicro", "nll_term"]
@@ -20,7 +20,7 @@ class SupervisedMicro(NamedTuple):
     total: int
 
 
-def nll_term(policy: Policy[Any, Any], batch: TrainingBatch, total: int, context: Any = None) -> Tensor:
+def nll_term(policy: Policy[Any, Any], batch: TrainingBatch, total: int, context: Context | None = None) -> Tensor:
     """The micro-batch's part of the mean NLL over all positions of the step, nats a code.
 
     Args:
@@ -45,7 +45,7 @@ class Supervised:
 
     def __init__(
         self,
-        policy: nn.Module,
+        policy: Policy[Any, Any],
         codes: Tensor,
         schedule: BatchSchedule,
         *,
@@ -66,7 +66,7 @@ class Supervised:
                 moves them, and the optimiser knows nothing of them until then.
             waiting_steps: how long.
         """
-        self.policy: Any = policy
+        self.policy = policy
         self.codes = codes
         self.schedule = schedule
         self.steps = steps

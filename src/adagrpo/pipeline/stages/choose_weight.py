@@ -21,9 +21,11 @@ from numpy.typing import NDArray
 
 from adagrpo import metrics
 from adagrpo.evaluation.predictions import reordered
-from adagrpo.pipeline.models import Workbench
+from adagrpo.pipeline.factories import Models
+from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
-from adagrpo.pipeline.stages.evaluate import decoding_config, progress
+from adagrpo.pipeline.stages.evaluate import progress
+from adagrpo.pipeline.stages.fitting import DECODING
 from adagrpo.pipeline.stages.reranking import WEIGHTS
 from adagrpo.storage.artifacts import write_file
 
@@ -39,12 +41,13 @@ def teacher_weight(run: Run) -> Path:
     Returns:
         The file that holds it, for `chosen_weight`.
     """
-    bench, weights = Workbench(run), run.path("sft", "best")
-    inputs = [*bench.training_files, *bench.catalog_files, weights / "model.safetensors", *bench.reward_files]
+    data, weights = RunData(run), run.path("sft", "best")
+    models = Models(data)
+    inputs = [*data.training_files, *data.catalog_files, weights / "model.safetensors", *models.reward_files]
 
     def build(work: Path) -> None:
-        cases = bench.cases("validation")
-        beams = bench.predict(bench.policy(weights), cases, bench.reward(), progress(run, STAGE))
+        cases = data.cases("validation")
+        beams = models.predict(models.policy(weights), cases, models.reward(), progress(run, STAGE))
         targets = cases.targets.astype(np.int64)
         ranks = {weight: metrics.target_rank_in(reordered(beams, weight).items, targets) for weight in WEIGHTS}
         found = {weight: metrics.ndcg(rank, 10) for weight, rank in ranks.items()}
@@ -52,8 +55,9 @@ def teacher_weight(run: Run) -> Path:
         content = {"weight": least_of_the_best(found), "ndcg@10": tried, "cases": len(cases)}
         write_file(work / FILE, json.dumps(content, indent=1) + "\n")
 
-    config = [*decoding_config(run), WEIGHTS, ERRORS, *bench.reward_config]
-    return run.stage(STAGE, config=config, inputs=inputs, build=build) / FILE
+    also = {"weights": WEIGHTS, "errors": ERRORS}
+    folder = run.stage(STAGE, reads=(*DECODING, "reward"), also=also, schema=2, inputs=inputs, build=build)
+    return folder / FILE
 
 
 def chosen_weight(file: Path) -> float:

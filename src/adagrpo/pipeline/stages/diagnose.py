@@ -25,10 +25,11 @@ from adagrpo.diagnosis.assessment import Utility
 from adagrpo.diagnosis.strata import beam_discriminability
 from adagrpo.errors import UserError
 from adagrpo.groups.score import ScoredGroups
-from adagrpo.pipeline.models import Workbench
+from adagrpo.pipeline.factories import Models
+from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.rewards import check_reward
 from adagrpo.pipeline.run import Run
-from adagrpo.pipeline.stages.fitting import needs_order
+from adagrpo.pipeline.stages.fitting import DECODING, needs_order
 from adagrpo.policies import Policy
 from adagrpo.report import write_diagnosis
 from adagrpo.rewards.protocol import Reward
@@ -53,51 +54,45 @@ def diagnose_reward(run: Run, second_ranker: Path | None = None) -> dict[str, An
         UserError: a stage is missing, or the second ranker does not fit.
     """
     needs_order(run)
-    bench = Workbench(run)
+    data = RunData(run)
+    models = Models(data)
     policy = run.path("sft", "best")
-    inputs = [*bench.training_files, *bench.catalog_files]
-    inputs += dict.fromkeys([policy / "model.safetensors", *bench.reward_files])
-    check_reward(bench)
+    inputs = [*data.training_files, *data.catalog_files]
+    inputs += dict.fromkeys([policy / "model.safetensors", *models.reward_files])
+    check_reward(models)
     if second_ranker is not None:
         if not (second_ranker / "model.safetensors").is_file():
             raise UserError(f"{second_ranker}: holds no model.safetensors; --second-ranker takes a checkpoint folder")
         inputs.append(second_ranker / "model.safetensors")
-    shown = bench.prepared / "impressions.parquet"
-    config = run.config
-    read = (config.evaluation, config.objective, config.policy)
-    settings = [part.model_dump(mode="json", by_alias=True, exclude_none=True) for part in read]
-    settings.append(config.ranker.model_dump(mode="json", exclude={"lambdarank"}))
+    shown = data.prepared / "impressions.parquet"
 
     def build(work: Path) -> None:
         observed = observe(
-            bench,
-            bench.policy(policy),
-            bench.reward(),
-            bench.cases("validation"),
-            second=None if second_ranker is None else bench.ranker(second_ranker),
-            truth=bench.truth() if bench.truth_files else None,
+            models,
+            models.policy(policy),
+            models.reward(),
+            data.cases("validation"),
+            second=None if second_ranker is None else models.ranker(second_ranker),
+            truth=data.truth() if data.truth_files else None,
         )
-        result = diagnose(observed, config.objective, seed=config.seed)
+        result = diagnose(observed, run.config.objective, seed=run.config.seed)
         write_file(work / "diagnose.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
 
     folder = run.stage(
         "diagnose",
-        config=[
-            *settings,
-            config.seed,
-            config.max_history,
-            *bench.reward_config,
-        ],
-        inputs=[*inputs, *([shown] if shown.is_file() else []), *bench.truth_files],
+        reads=(*DECODING, "objective", "ranker", "reward", "seed"),
+        but=("ranker.lambdarank",),
+        schema=2,
+        inputs=[*inputs, *([shown] if shown.is_file() else []), *data.truth_files],
         build=build,
     )
     result: dict[str, Any] = json.loads((folder / "diagnose.json").read_text(encoding="utf-8"))
-    write_diagnosis(run.directory, result, config.name)
+    write_diagnosis(run.directory, result, run.config.name)
     return result
 
 
 def observe(
-    bench: Workbench,
+    models: Models,
     policy: Policy[Any, Any],
     reward: Reward,
     cases: Cases,
@@ -106,24 +101,24 @@ def observe(
     truth: Truth | None = None,
 ) -> Observations:
     """Beams and groups of the cases, scored by the reward."""
-    config = bench.config
-    predictions = bench.predict(policy, cases, reward, _report(bench.run, "diagnose beam"))
+    data, config = models.data, models.config
+    predictions = models.predict(policy, cases, reward, _report(data.run, "diagnose beam"))
     assert predictions.rewards is not None, "predicted with a reward"
 
     def groups(kind: str) -> ScoredGroups:
         return case_groups(
             policy,
-            bench.catalog,
+            data.catalog,
             reward,
             cases,
             config.objective.model_copy(update={"rollout": kind}),
             batch_size=config.evaluation.batch_size,
             max_history=config.max_history,
             seed=config.seed,
-            report=_report(bench.run, f"diagnose {kind} groups"),
+            report=_report(data.run, f"diagnose {kind} groups"),
         )
 
-    table = load_impressions(bench.prepared)
+    table = load_impressions(data.prepared)
     lists = Lists(
         predictions.items,
         predictions.scores.astype(np.float64),
@@ -133,24 +128,24 @@ def observe(
     return Observations(
         lists=lists,
         history_lengths=cases.histories.lengths,
-        training_counts=np.bincount(bench.training.values, minlength=bench.num_items),
+        training_counts=np.bincount(data.training.values, minlength=data.num_items),
         sampled=groups("sample"),
         beam=groups("beam"),
-        exposures=None if table is None else np.bincount(table[ITEM].to_numpy(), minlength=bench.num_items),
-        second_q=None if second is None else _second_q(bench, second, cases, lists),
+        exposures=None if table is None else np.bincount(table[ITEM].to_numpy(), minlength=data.num_items),
+        second_q=None if second is None else _second_q(data, second, cases, lists),
         utility=None if truth is None else _utility(truth, cases),
     )
 
 
-def _second_q(bench: Workbench, second: Reward, cases: Cases, lists: Lists) -> NDArray[np.float64]:
+def _second_q(data: RunData, second: Reward, cases: Cases, lists: Lists) -> NDArray[np.float64]:
     """(N,) share of the beam that a second ranker puts below the logged item."""
-    size, scores = bench.config.evaluation.batch_size, []
+    size, scores = data.config.evaluation.batch_size, []
     wanted = torch.from_numpy(np.column_stack([lists.items, lists.targets]))
     for first in range(0, len(cases), size):
         rows = np.arange(first, min(first + size, len(cases)))
-        padded = pad(cases.histories, rows, bench.config.max_history)
-        histories = Histories(padded.items.to(bench.device), padded.lengths.to(bench.device))
-        scores.append(second.score(histories, wanted[rows].to(bench.device)).double().cpu().numpy())
+        padded = pad(cases.histories, rows, data.config.max_history)
+        histories = Histories(padded.items.to(data.device), padded.lengths.to(data.device))
+        scores.append(second.score(histories, wanted[rows].to(data.device)).double().cpu().numpy())
     found = np.concatenate(scores)
     return beam_discriminability(lists, found[:, :-1], found[:, -1])
 

@@ -22,17 +22,17 @@ from adagrpo.data.prepared import load_item_ids, load_user_ids
 from adagrpo.evaluation import baselines
 from adagrpo.evaluation.predictions import Predictions, rank_by_ranker, rerank, retrieval, summarise
 from adagrpo.metrics import measured
-from adagrpo.pipeline.models import Workbench
+from adagrpo.pipeline.factories import Models
+from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.rewards import check_reward, describe_reward
 from adagrpo.pipeline.run import Run
-from adagrpo.pipeline.stages.fitting import needs_order
+from adagrpo.pipeline.stages.fitting import DECODING, needs_order
 from adagrpo.storage.artifacts import write_file
 from adagrpo.types import Cases
 
 __all__ = [
     "collect",
     "copy_evaluation",
-    "decoding_config",
     "evaluate",
     "evaluate_checkpoint",
     "progress",
@@ -48,7 +48,7 @@ def evaluate(run: Run, arms: list[str]) -> None:
     Checkpoints with equal weights (an arm whose best step is 0 is the sft policy) are computed once.
     """
     needs_order(run)
-    check_reward(Workbench(run))
+    check_reward(Models(RunData(run)))
     known: dict[str, Path] = {}
     evaluate_checkpoint(run, "evaluate/sft", run.path("sft", "best"), known)
     evaluate_baselines(run)
@@ -59,58 +59,55 @@ def evaluate(run: Run, arms: list[str]) -> None:
 
 def evaluate_baselines(run: Run) -> None:
     """Popularity, item-kNN and the ranker's own retrieval, on the same cases and with the same masking."""
-    bench, options = Workbench(run), run.config.evaluation
+    data, options = RunData(run), run.config.evaluation
+    models = Models(data)
     model = run.path("ranker", "best", "model.safetensors")
     mask = options.mask_history
 
     def build(work: Path) -> None:
-        ranker = bench.ranker(model.parent)
+        ranker = models.ranker(model.parent)
         values: dict[str, dict[str, Any]] = {"popularity": {}, "item_knn": {}, "ranker": {}}
         for split in ("validation", "test"):
-            cases = bench.cases(split)
+            cases = data.cases(split)
             for name, rank in (("popularity", baselines.popularity), ("item_knn", baselines.item_knn)):
-                values[name][split] = retrieval(rank(bench.training, bench.num_items, cases, mask_history=mask), cases)
+                values[name][split] = retrieval(rank(data.training, data.num_items, cases, mask_history=mask), cases)
             values["ranker"][split] = rank_by_ranker(
                 ranker, cases, batch_size=options.batch_size, max_history=run.config.max_history, mask_history=mask
             )
         write_file(work / "metrics.json", json.dumps(values, indent=1) + "\n")
 
-    inputs = [*bench.training_files, bench.prepared / "test.parquet", model]
-    config = [mask, run.config.max_history, measured()]
-    run.stage("evaluate/baselines", config=config, inputs=inputs, build=build)
+    inputs = [*data.training_files, data.prepared / "test.parquet", model]
+    reads, also = ("evaluation.mask_history", "max_history"), {"metrics": measured()}
+    run.stage("evaluate/baselines", reads=reads, also=also, schema=2, inputs=inputs, build=build)
 
 
 def evaluate_checkpoint(run: Run, name: str, weights: Path, known: dict[str, Path]) -> None:
     """Evaluate one checkpoint; `known` maps hashes of weights to folders where they have been evaluated already."""
-    bench, model = Workbench(run), weights / "model.safetensors"
-    inputs = [*bench.training_files, bench.prepared / "test.parquet", *bench.catalog_files, model]
-    inputs += bench.reward_files
+    data, model = RunData(run), weights / "model.safetensors"
+    models = Models(data)
+    inputs = [*data.training_files, data.prepared / "test.parquet", *data.catalog_files, model]
+    inputs += models.reward_files
     identity = run.hash_input(model)
 
     def build(work: Path) -> None:
         if identity in known:
             copy_evaluation(known[identity], work)
             return
-        policy, reward = bench.policy(weights), bench.reward()
-        utility = bench.truth().utility if bench.truth_files else None
+        policy, reward = models.policy(weights), models.reward()
+        utility = data.truth().utility if data.truth_files else None
         values: dict[str, Any] = {}
         for split in ("validation", "test"):
-            cases = bench.cases(split)
-            predictions = bench.predict(policy, cases, reward, progress(run, f"{name} {split}"))
+            cases = data.cases(split)
+            predictions = models.predict(policy, cases, reward, progress(run, f"{name} {split}"))
             # what is true of a user is known at their last purchase only, so true utility is a test metric
-            values[split] = summarise(predictions, cases, tail=bench.tail, utility=utility if split == "test" else None)
+            values[split] = summarise(predictions, cases, tail=data.tail, utility=utility if split == "test" else None)
             values[f"rerank_{split}"] = rerank(predictions, cases)
-        write_predictions(bench, cases, predictions, work)
+        write_predictions(data, cases, predictions, work)
         write_file(work / "metrics.json", json.dumps(values, indent=1) + "\n")
 
-    config = [*decoding_config(run), *bench.reward_config, measured()]
-    folder = run.stage(name, config=config, inputs=[*inputs, *bench.truth_files], build=build)
+    reads, also = (*DECODING, "reward"), {"metrics": measured()}
+    folder = run.stage(name, reads=reads, also=also, schema=2, inputs=[*inputs, *data.truth_files], build=build)
     known[identity] = folder
-
-
-def decoding_config(run: Run) -> list[object]:
-    """What of the configuration decides the beams of a policy."""
-    return [run.config.evaluation.model_dump(mode="json"), run.config.policy.model_settings(), run.config.max_history]
 
 
 def copy_evaluation(folder: Path, work: Path) -> None:
@@ -120,10 +117,10 @@ def copy_evaluation(folder: Path, work: Path) -> None:
             shutil.copyfile(path, work / path.name)
 
 
-def write_predictions(bench: Workbench, cases: Cases, predictions: Predictions, work: Path) -> None:
+def write_predictions(data: RunData, cases: Cases, predictions: Predictions, work: Path) -> None:
     """The test lists in the ids of the logs: `predictions.parquet` (constrained) and `free.parquet`."""
-    users = load_user_ids(bench.prepared).gather(cases.users)
-    item_ids = load_item_ids(bench.prepared)
+    users = load_user_ids(data.prepared).gather(cases.users)
+    item_ids = load_item_ids(data.prepared)
     count, width = predictions.items.shape
     ranks = np.tile(np.arange(1, width + 1, dtype=np.int32), count)
     repeated = users.gather(np.repeat(np.arange(count), width)).alias(USER_ID)
@@ -142,22 +139,22 @@ def write_predictions(bench: Workbench, cases: Cases, predictions: Predictions, 
     free.with_columns(pl.col("codes").cast(pl.List(pl.Int32))).write_parquet(work / "free.parquet")
 
 
-def read_lists(bench: Workbench, cases: Cases, folder: Path, length: int) -> NDArray[np.int64]:
+def read_lists(data: RunData, cases: Cases, folder: Path, length: int) -> NDArray[np.int64]:
     """(N, length) rows of the first items of the lists that `write_predictions` wrote, -1 where a list is shorter."""
     lists = pl.read_parquet(folder / "predictions.parquet", columns=[USER_ID, "rank", ITEM_ID])
     lists = lists.filter(pl.col("rank") <= length)
-    users = load_user_ids(bench.prepared).gather(cases.users)
-    for name, ids in (("case", users.alias(USER_ID)), ("row", load_item_ids(bench.prepared).alias(ITEM_ID))):
+    users = load_user_ids(data.prepared).gather(cases.users)
+    for name, ids in (("case", users.alias(USER_ID)), ("row", load_item_ids(data.prepared).alias(ITEM_ID))):
         lists = lists.join(pl.DataFrame([ids]).with_row_index(name), on=ids.name, how="inner")
     items = np.full((len(cases), length), -1, dtype=np.int64)
     items[lists["case"].to_numpy(), lists["rank"].to_numpy() - 1] = lists["row"].to_numpy()
     return items
 
 
-def read_valid(bench: Workbench, cases: Cases, folder: Path, length: int) -> NDArray[np.bool_]:
+def read_valid(data: RunData, cases: Cases, folder: Path, length: int) -> NDArray[np.bool_]:
     """(N, length) of the free lists that `write_predictions` wrote: True where a sequence names an item."""
     free = pl.read_parquet(folder / "free.parquet", columns=[USER_ID, "rank", "valid"])
-    users = load_user_ids(bench.prepared).gather(cases.users).alias(USER_ID)
+    users = load_user_ids(data.prepared).gather(cases.users).alias(USER_ID)
     free = free.filter(pl.col("rank") <= length).join(
         pl.DataFrame([users]).with_row_index("case"), on=USER_ID, how="inner"
     )
@@ -196,7 +193,7 @@ def collect(run: Run, arms: list[str]) -> dict[str, Any]:
         "dataset": summary,
         "catalog": _read(run.checked("tokenize", "audit.json")),
         "ranker": ranker,
-        "reward": describe_reward(Workbench(run)),
+        "reward": describe_reward(Models(RunData(run))),
         "baselines": _read(run.checked("evaluate", "baselines", "metrics.json")),
         "stages": stages,
     }

@@ -32,7 +32,8 @@ from adagrpo.evaluation.reward_quality import (
     popularity_bands,
     shown_quality,
 )
-from adagrpo.pipeline.models import Workbench
+from adagrpo.pipeline.factories import Models
+from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.rewards import describe_reward
 from adagrpo.pipeline.run import Run
 from adagrpo.rewards.protocol import Reward
@@ -53,7 +54,7 @@ class Exposed(NamedTuple):
     clicked: NDArray[np.bool_]  # (N,)
 
 
-def exposed(bench: Workbench, exposure: str) -> Exposed:
+def exposed(bench: RunData, exposure: str) -> Exposed:
     """The held-out impressions of one kind.
 
     Raises:
@@ -73,7 +74,7 @@ def exposed(bench: Workbench, exposure: str) -> Exposed:
     return found
 
 
-def examined(bench: Workbench, reward: Reward, found: Exposed) -> dict[str, float]:
+def examined(bench: RunData, reward: Reward, found: Exposed) -> dict[str, float]:
     """AUC and NDCG@10 of held-out impressions, means over the users who clicked some and left some."""
     quality = shown_quality(_scores(bench, reward, found), found.clicked, found.users)
     return {
@@ -87,18 +88,18 @@ def examined(bench: Workbench, reward: Reward, found: Exposed) -> dict[str, floa
 
 def report_exposures(run: Run) -> dict[str, Any]:
     """Make the stage `ranker/exposures` and return what its `report.json` holds."""
-    bench = Workbench(run)
+    bench = RunData(run)
+    models = Models(bench)
     inputs = [*bench.training_files, bench.prepared / "impressions.parquet", bench.prepared / "held_out.parquet"]
 
     def build(work: Path) -> None:
-        reward = bench.reward()
+        reward = models.reward()
         kinds = [kind for kind in KINDS if kind in set(load_held_out(bench.prepared)[EXPOSURE])]
         content = {"loss": _fitted_to(bench), "exposures": [_report(bench, reward, kind) for kind in kinds]}
         write_file(work / "report.json", json.dumps(content, indent=1) + "\n")
 
-    config = [run.config.seed, run.config.max_history, *bench.reward_config]
-    inputs += [path for path in bench.reward_files if path not in inputs]
-    folder = run.stage("ranker/exposures", config=config, inputs=inputs, build=build)
+    inputs += [path for path in models.reward_files if path not in inputs]
+    folder = run.stage("ranker/exposures", reads=("reward", "seed", "max_history"), inputs=inputs, build=build)
     return dict(json.loads((folder / "report.json").read_text(encoding="utf-8")))
 
 
@@ -113,21 +114,21 @@ def collect_exposures(run: Run) -> dict[str, Any]:
         "config_hash": run.config_hash,
         "dataset": read("prepare", "summary.json"),
         "ranker": read("ranker", "metrics.json"),
-        "reward": describe_reward(Workbench(run)),
+        "reward": describe_reward(Models(RunData(run))),
         "exposures": read("ranker", "exposures", "report.json"),
     }
     run.write_output("metrics.json", json.dumps(content, indent=1) + "\n")
     return content
 
 
-def _fitted_to(bench: Workbench) -> str:
+def _fitted_to(bench: RunData) -> str:
     if bench.config.reward != SequentialOptions():
         return bench.config.reward.kind
     loss = json.loads(bench.run.checked("ranker", "metrics.json").read_text(encoding="utf-8"))["loss"]
     return "clicks" if loss == "impressions" and not bench.config.ranker.negatives else str(loss)
 
 
-def _report(bench: Workbench, reward: Reward, exposure: str) -> dict[str, Any]:
+def _report(bench: RunData, reward: Reward, exposure: str) -> dict[str, Any]:
     found = exposed(bench, exposure)
     scores = _scores(bench, reward, found)
     quality = shown_quality(scores, found.clicked, found.users)
@@ -150,7 +151,7 @@ def _report(bench: Workbench, reward: Reward, exposure: str) -> dict[str, Any]:
     return content
 
 
-def _strata(bench: Workbench, found: Exposed) -> dict[str, NDArray[np.str_]]:
+def _strata(bench: RunData, found: Exposed) -> dict[str, NDArray[np.str_]]:
     """(N,) names for each way to divide the impressions; popularity and exposure are those of training."""
     shown = load_impressions(bench.prepared)
     assert shown is not None, "made by `prepare`"
@@ -165,7 +166,7 @@ def _strata(bench: Workbench, found: Exposed) -> dict[str, NDArray[np.str_]]:
 
 
 @torch.no_grad()
-def _scores(bench: Workbench, reward: Reward, found: Exposed) -> NDArray[np.float64]:
+def _scores(bench: RunData, reward: Reward, found: Exposed) -> NDArray[np.float64]:
     """(N,) the score of each impression from the user's clicks in training."""
     owners, row, counts = np.unique(found.users, return_inverse=True, return_counts=True)
     place = np.arange(len(found.users)) - (np.cumsum(counts) - counts)[row]

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from adagrpo.config.models import NEGATIVE_SOURCES
 from adagrpo.config.reward import RewardOptions
 from adagrpo.data.prepared import load_impressions
 from adagrpo.data.sequences import emptied
 from adagrpo.errors import UserError
 from adagrpo.evaluation.predictions import sample_cases, select_cases
-from adagrpo.pipeline.models import Workbench
+from adagrpo.pipeline.factories import Models
+from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stages.exposure_report import exposed
 from adagrpo.rewards.boosted import require_lightgbm
@@ -42,17 +42,17 @@ def fit_second_ranker(run: Run) -> None:
     if not _asked_for(run.config.reward):
         return
     require_lightgbm("reward.kind: lambdarank")
-    bench, options = Workbench(run), run.config.ranker.lambdarank
-    shown = bench.prepared / "impressions.parquet"
-    inputs = [*bench.training_files, *([shown] if shown.is_file() else [])]
+    data, options = RunData(run), run.config.ranker.lambdarank
+    shown = data.prepared / "impressions.parquet"
+    inputs = [*data.training_files, *([shown] if shown.is_file() else [])]
     if run.config.without_order:
-        inputs.append(bench.prepared / "held_out.parquet")
+        inputs.append(data.prepared / "held_out.parquet")
     reach = run.config.max_history
 
     def build(work: Path) -> None:
-        training = emptied(bench.training, bench.withheld)
-        sampler = NegativeSampler(training, bench.num_items, run.config.seed, options.sources)
-        table = load_impressions(bench.prepared)
+        training = emptied(data.training, data.withheld)
+        sampler = NegativeSampler(training, data.num_items, run.config.seed, options.sources)
+        table = load_impressions(data.prepared)
         if table is None:
             given = {"positions": options.positions, "negatives": options.negatives}
             groups = logged_groups(sampler, **given, max_history=reach)
@@ -60,17 +60,17 @@ def fit_second_ranker(run: Run) -> None:
             impressions = Impressions.from_table(table, len(training))
             groups = shown_groups(sampler, impressions, negatives=options.negatives, max_history=reach)
         if run.config.without_order:
-            found = exposed(bench, "validation")
+            found = exposed(data, "validation")
             held_out = exposed_groups(sampler, *found, max_history=reach)
         else:
-            everyone = bench.cases("validation")
-            seen = select_cases(everyone, np.flatnonzero(~bench.withheld[everyone.users]))
+            everyone = data.cases("validation")
+            seen = select_cases(everyone, np.flatnonzero(~data.withheld[everyone.users]))
             cases = sample_cases(seen, run.config.ranker.fit.validation_users, run.config.seed)
             held_out = case_groups(sampler, cases, negatives=options.negatives, max_history=reach)
         if not len(groups.items) or not len(held_out.items):
             raise UserError("reward.kind: lambdarank finds no moment with one item chosen and another not")
         fitted = fit_lambdarank(
-            bench.ranker_features,
+            Models(data).ranker_features,
             groups,
             held_out,
             **options.model_dump(exclude={"positions", "negatives", "sources"}),
@@ -89,11 +89,8 @@ def fit_second_ranker(run: Run) -> None:
         }
         write_file(work / "metrics.json", json.dumps(summary, indent=1) + "\n")
 
-    settings = options.model_dump(mode="json", exclude={"sources"} if options.sources == NEGATIVE_SOURCES else None)
-    config: list[object] = [settings, run.config.ranker.fit.validation_users, run.config.seed, reach]
-    if run.config.ranker.user_share < 1:
-        config.append({"user_share": run.config.ranker.user_share})
-    run.stage("ranker/lambdarank", config=config, inputs=inputs, build=build)
+    of_ranker = ("ranker.lambdarank", "ranker.user_share", "ranker.fit.validation_users")
+    run.stage("ranker/lambdarank", reads=(*of_ranker, "seed", "max_history"), inputs=inputs, build=build)
 
 
 def _asked_for(options: RewardOptions) -> bool:

@@ -15,7 +15,8 @@ from adagrpo.data.prepared import load_impressions
 from adagrpo.data.sequences import emptied
 from adagrpo.errors import UserError
 from adagrpo.evaluation.predictions import rank_by_ranker, sample_cases, select_cases
-from adagrpo.pipeline.models import Workbench
+from adagrpo.pipeline.factories import Models
+from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stages.exposure_report import examined, exposed
 from adagrpo.pipeline.stages.fit_lambdarank import fit_second_ranker
@@ -34,17 +35,18 @@ Examine = Callable[[SequentialRanker], dict[str, dict[str, float]]]
 def fit_ranker(run: Run) -> None:
     """The reward model: of all users and, for cross-fitting, one a fold that is fitted on the users of the others."""
     _fit_ranker(run, "ranker", None)
-    for fold, name in enumerate(Workbench(run).fold_names):
+    for fold, name in enumerate(RunData(run).fold_names):
         _fit_ranker(run, name, fold)
     fit_second_ranker(run)
 
 
 def _fit_ranker(run: Run, name: str, fold: int | None) -> None:
     """Fit and select a ranker without the users of a fold: not one of their interactions is read for either."""
-    bench, options = Workbench(run), run.config.ranker
+    data, options = RunData(run), run.config.ranker
+    models = Models(data)
     settings, without_order = options.fit, run.config.without_order
-    inputs = list(bench.training_files) + ([bench.prepared / "held_out.parquet"] if without_order else [])
-    shown = bench.prepared / "impressions.parquet"
+    inputs = list(data.training_files) + ([data.prepared / "held_out.parquet"] if without_order else [])
+    shown = data.prepared / "impressions.parquet"
     if shown.is_file():
         inputs.append(shown)
     kind = options.loss
@@ -56,11 +58,11 @@ def _fit_ranker(run: Run, name: str, fold: int | None) -> None:
         raise UserError(f"ranker.propensity: {options.propensity} weighs impressions, and the loss is '{kind}'")
 
     def build(work: Path) -> None:
-        ranker = bench.ranker()
-        left_out = bench.withheld if fold is None else bench.withheld | (bench.fold_of_user == fold)
-        schedule = replace(bench.schedule(settings), training=emptied(bench.training, left_out))
-        impressions = _impressions(bench, kind)
-        validate, examine = _examination(bench, ranker) if without_order else _retrieval(bench, ranker, left_out, fold)
+        ranker = models.ranker()
+        left_out = data.withheld if fold is None else data.withheld | (data.fold_of_user == fold)
+        schedule = replace(models.schedule(settings), training=emptied(data.training, left_out))
+        impressions = _impressions(data, kind)
+        validate, examine = _examination(data, ranker) if without_order else _retrieval(data, ranker, left_out, fold)
         task = RankerFit(
             ranker,
             schedule,
@@ -72,33 +74,32 @@ def _fit_ranker(run: Run, name: str, fold: int | None) -> None:
             negatives=options.negatives,
             monitor="auc" if without_order else "ndcg@10",
         )
-        result = fit_model(bench, name, ranker, task, settings, work)
+        result = fit_model(data, name, ranker, task, settings, work)
         if not run.processes.leads:
             return
         summary: dict[str, object] = {"loss": kind, "best_step": result.best_step}
-        summary |= examine(bench.ranker(work / "best"))
+        summary |= examine(models.ranker(work / "best"))
         (work / "metrics.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
 
-    without = {"folds", "lambdarank"} | ({"user_share"} if options.user_share == 1 else set())
-    without |= {"propensity", "propensity_floor"} if options.propensity == "ignore" else set()
-    config = [
-        options.model_dump(mode="json", exclude=without),
-        kind,
-        run.config.seed,
-        run.config.max_history,
-    ]
-    config.append(run.config.evaluation.batch_size if without_order else run.config.evaluation.mask_history)
-    if fold is not None:
-        config += [{"fold": fold, "folds": options.folds}]
-    run.stage(name, config=config, inputs=inputs, build=build, together=True)
+    examined_by = "evaluation.batch_size" if without_order else "evaluation.mask_history"
+    run.stage(
+        name,
+        reads=("ranker", "seed", "max_history", examined_by),
+        but=("ranker.lambdarank", *(("ranker.folds",) if fold is None else ())),
+        also=None if fold is None else {"fold": fold},
+        schema=2,
+        inputs=inputs,
+        build=build,
+        together=True,
+    )
 
 
 def _retrieval(
-    bench: Workbench, ranker: SequentialRanker, left_out: NDArray[np.bool_], fold: int | None
+    data: RunData, ranker: SequentialRanker, left_out: NDArray[np.bool_], fold: int | None
 ) -> tuple[Validate, Examine]:
     """How a ranker is validated while it is fitted, and what is said of the best one: its own retrieval."""
-    config = bench.config
-    everyone = bench.cases("validation")
+    config = data.config
+    everyone = data.cases("validation")
     seen, unseen = (np.flatnonzero(left_out[everyone.users] == out) for out in (False, True))
     if not len(seen):
         change = "raise ranker.user_share" if fold is None else "take fewer folds"
@@ -121,23 +122,23 @@ def _retrieval(
     return lambda: retrieve(ranker, cases), examine
 
 
-def _examination(bench: Workbench, ranker: SequentialRanker) -> tuple[Validate, Examine]:
+def _examination(data: RunData, ranker: SequentialRanker) -> tuple[Validate, Examine]:
     """The same for impressions without order: the order of what was shown to a user, held out for validation."""
-    held_out = exposed(bench, "validation")
-    return lambda: examined(bench, ranker, held_out), lambda best: {"validation": examined(bench, best, held_out)}
+    held_out = exposed(data, "validation")
+    return lambda: examined(data, ranker, held_out), lambda best: {"validation": examined(data, best, held_out)}
 
 
-def _impressions(bench: Workbench, loss: str) -> Impressions | None:
+def _impressions(data: RunData, loss: str) -> Impressions | None:
     """What the ranker is fitted on, weighted as the recipe says; None where that is logged next items."""
-    table = load_impressions(bench.prepared) if loss == "impressions" else None
+    table = load_impressions(data.prepared) if loss == "impressions" else None
     if table is None:
         return None
-    options = bench.config.ranker
+    options = data.config.ranker
     if options.propensity == "ignore":
-        return Impressions.from_table(table, len(bench.training))
+        return Impressions.from_table(table, len(data.training))
     if PROPENSITY not in table.columns:
         raise UserError(f"ranker.propensity: {options.propensity} needs data.columns.propensity in the logs")
     missing = int((table[PROPENSITY].is_null() | (table[PROPENSITY] <= 0)).sum())
     if missing:
         raise UserError(f"ranker.propensity: {missing:,} impressions have no propensity above 0")
-    return Impressions.from_table(table, len(bench.training), options.propensity_floor)
+    return Impressions.from_table(table, len(data.training), options.propensity_floor)

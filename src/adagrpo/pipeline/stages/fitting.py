@@ -12,12 +12,14 @@ from torch import nn
 from adagrpo.config import FitConfig
 from adagrpo.data.prepared import load_user_ids
 from adagrpo.errors import UserError
-from adagrpo.pipeline.models import Workbench
+from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
 from adagrpo.storage.artifacts import write_file
 from adagrpo.trainer import Diverged, FitResult, Task, fit
 
-__all__ = ["fit_config", "fit_model", "needs_order", "policy_config"]
+__all__ = ["DECODING", "fit_model", "needs_order"]
+
+DECODING = ("policy", "evaluation", "max_history")  # what decides the beams of given weights
 
 
 def needs_order(run: Run) -> None:
@@ -33,40 +35,41 @@ def needs_order(run: Run) -> None:
         )
 
 
-def fit_config(settings: FitConfig) -> dict[str, object]:
-    """What of a fit's settings decides its result: not how often it is saved."""
-    return settings.model_dump(mode="json", exclude={"checkpoint_seconds"})
-
-
-def policy_config(run: Run) -> list[object]:
-    """What of the configuration decides a policy beside its fit."""
-    config = run.config
-    return [
-        config.policy.model_settings(),
-        config.evaluation.model_dump(mode="json"),
-        config.seed,
-        config.max_history,
-    ]
-
-
 def fit_model(
-    bench: Workbench, stage: str, model: nn.Module, task: Task[Any], settings: FitConfig, work: Path
+    data: RunData,
+    stage: str,
+    model: nn.Module,
+    task: Task[Any],
+    settings: FitConfig,
+    work: Path,
+    *,
+    files: Mapping[str, str] | None = None,
 ) -> FitResult:
     """Fit a model; where it ends in numbers that are not finite, `diverged.json` says what to look at.
+
+    Args:
+        data: of the run.
+        stage: that it is fitted in.
+        model: changed in place.
+        task: what to minimise and how to validate.
+        settings: of the fit.
+        work: folder of the stage.
+        files: text files that belong beside the weights, name to content.
 
     Raises:
         Diverged: with the ids of the users whose histories made up the last step.
     """
-    run = bench.run
+    run = data.run
     found = run.directory / "diverged.json"
     if run.processes.leads and not found.is_symlink():
         found.unlink(missing_ok=True)
     try:
-        return fit(model, task, settings, work, seed=run.config.seed, report=_report(run, stage.removeprefix("train/")))
+        report = _report(run, stage.removeprefix("train/"))
+        return fit(model, task, settings, work, seed=run.config.seed, files=files, report=report)
     except Diverged as error:
         if not run.processes.leads:
             raise
-        known = load_user_ids(bench.prepared)
+        known = load_user_ids(data.prepared)
         ids = [known[int(row)] for row in error.users]
         content = {"stage": stage, "not_finite": error.what, "step": error.step, "seed": error.seed, "users": ids}
         write_file(found, json.dumps(content, indent=1) + "\n")

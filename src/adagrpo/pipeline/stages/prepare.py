@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import assert_never
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from adagrpo.config import ItemTable, RefuseConfig
+from adagrpo.config import ItemTable
 from adagrpo.config.data import SplitConfig
 from adagrpo.data import splits
 from adagrpo.data.columns import ITEM_ID
@@ -21,9 +22,10 @@ from adagrpo.data.prepared import write_prepared
 from adagrpo.data.simulation.marketplace import Marketplace, simulate, write_simulation
 from adagrpo.data.ties import shuffle_ties
 from adagrpo.errors import UserError
-from adagrpo.pipeline.models import Workbench
+from adagrpo.pipeline.factories import Models
+from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
-from adagrpo.pipeline.stages.fitting import fit_config, fit_model, needs_order, policy_config
+from adagrpo.pipeline.stages.fitting import DECODING, fit_model, needs_order
 from adagrpo.trainer import Supervised
 
 __all__ = ["fit_sft", "prepare", "simulate_marketplace"]
@@ -39,7 +41,8 @@ def simulate_marketplace(run: Run) -> None:
         return
     given = options.model_dump(exclude_none=True)
     world = Marketplace(**given, seed=run.config.seed)
-    run.stage("simulate", config=asdict(world), inputs=[], build=lambda work: write_simulation(simulate(world), work))
+    reads = ("data.marketplace", "seed")
+    run.stage("simulate", reads=reads, inputs=[], build=lambda work: write_simulation(simulate(world), work))
 
 
 def prepare(run: Run) -> None:
@@ -108,18 +111,8 @@ def prepare(run: Run) -> None:
         write_prepared(dataset, _split(run, dataset), work)
 
     inputs = list(dict.fromkeys([*logs, *random, *(path for path in (items, names) if path is not None)]))
-    content = options.model_dump(mode="json")
-    del content["max_expansion"]  # whether a file is read, not what is read of it
-    for key, default in (("refuse", RefuseConfig().model_dump(mode="json")), ("click_rating", None), ("random", None)):
-        if content[key] == default:
-            del content[key]
-    if not run.config.without_order:
-        del content["split"]["held_out"]
-    if options.split.users is None:
-        del content["split"]["users"]
-    seeded = options.shuffle_ties or options.split.users or run.config.without_order
-    config = [content, run.config.seed if seeded else None]
-    run.stage("prepare", config=config, inputs=inputs, build=build)
+    drawn = options.shuffle_ties or options.split.users or run.config.without_order
+    run.stage("prepare", reads=("data", "seed") if drawn else ("data",), inputs=inputs, build=build)
     run.write_description({path.name: run.hash_input(path) for path in inputs})
 
 
@@ -144,11 +137,19 @@ def _split(run: Run, dataset: Dataset) -> splits.Split:
     """The cut of each user; targets for all users, or for as many as the configuration says."""
     options = run.config.data.split
     lengths = np.bincount(dataset.interactions["user"].to_numpy(), minlength=len(dataset.users))
-    whole = options.kind == "leave_one_out"
-    found = splits.leave_one_out(lengths) if whole else _temporal(options, dataset, lengths)
+    whole: NDArray[np.int64] | None = None
+    match options.kind:
+        case "leave_one_out":
+            found, whole = splits.leave_one_out(lengths), lengths
+        case "temporal":
+            found = _temporal(options, dataset, lengths)
+        case "impressions":
+            raise ValueError("impressions without order are not cut by time, see `write_exposures`")
+        case _:
+            assert_never(options.kind)
     if options.users is None:
         return found
-    return splits.for_some_users(found, options.users, run.config.seed, lengths if whole else None)
+    return splits.for_some_users(found, options.users, run.config.seed, whole)
 
 
 def _temporal(options: SplitConfig, dataset: Dataset, lengths: NDArray[np.int64]) -> splits.Split:
@@ -168,25 +169,24 @@ def _temporal(options: SplitConfig, dataset: Dataset, lengths: NDArray[np.int64]
 def fit_sft(run: Run) -> None:
     """The starting policy: NLL from scratch."""
     needs_order(run)
-    bench, settings = Workbench(run), run.config.sft
+    data, settings = RunData(run), run.config.sft
+    models = Models(data)
 
     def build(work: Path) -> None:
-        policy = bench.policy()
-        schedule = replace(bench.schedule(settings), rl_split=run.config.train.rl_split)
+        policy = models.policy()
+        schedule = replace(models.schedule(settings), rl_split=run.config.train.rl_split)
         frozen_epochs = run.config.policy.lm.frozen_epochs if run.config.policy.lm else 0.0
         task = Supervised(
             policy,
-            bench.catalog.codes,
+            data.catalog.codes,
             schedule,
             steps=max(1, round(settings.epochs * schedule.steps_per_epoch)),
-            validate=bench.validator(policy, settings),
-            waiting=getattr(policy, "body_parameters", ()),
+            validate=models.validator(policy, settings),
+            waiting=policy.body_parameters,
             waiting_steps=round(frozen_epochs * schedule.steps_per_epoch),
         )
-        fit_model(bench, "sft", policy, task, settings, work)
+        fit_model(data, "sft", policy, task, settings, work, files=policy.checkpoint_files)
 
-    config = [fit_config(settings), *policy_config(run)]
-    if run.config.train.rl_split:
-        config += [{"rl_split": run.config.train.rl_split}]
-    inputs = [*bench.training_files, *bench.catalog_files, *bench.language_model_files]
-    run.stage("sft", config=config, inputs=inputs, build=build, together=True)
+    reads = ("sft", *DECODING, "seed", "train.rl_split")
+    inputs = [*data.training_files, *data.catalog_files, *data.language_model_files]
+    run.stage("sft", reads=reads, schema=2, inputs=inputs, build=build, together=True)

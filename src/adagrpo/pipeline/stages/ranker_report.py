@@ -42,8 +42,10 @@ from adagrpo.groups.decide import gate_by_evidence
 from adagrpo.groups.gated import GatedGroups, gated_groups
 from adagrpo.objective import GateDecision, agreement_gate, pairwise_agreement, target_nll
 from adagrpo.objective.terms import TERMS
-from adagrpo.pipeline.models import Workbench
+from adagrpo.pipeline.factories import Models
+from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
+from adagrpo.policies import Policy
 from adagrpo.rewards.protocol import Reward
 from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.storage.artifacts import write_file
@@ -68,80 +70,77 @@ Strata = dict[str, NDArray[np.str_]]
 
 def report_ranker(run: Run) -> Path:
     """Make the stage `ranker/report`, which holds `report.json`."""
-    bench = Workbench(run)
+    data = RunData(run)
+    models = Models(data)
     start = run.path("sft", "best")
-    read = [start / "model.safetensors", *bench.reward_files, *bench.judge_files]
-    inputs = [*bench.training_files, *bench.catalog_files, *dict.fromkeys(read)]
-    inputs += [path for path in [bench.prepared / "impressions.parquet"] if path.is_file()]
-    if bench.truth_files:
-        inputs += [*bench.truth_files, bench.prepared / "test.parquet"]
+    read = [start / "model.safetensors", *models.reward_files, *models.group_reward_files]
+    inputs = [*data.training_files, *data.catalog_files, *dict.fromkeys(read)]
+    inputs += [path for path in [data.prepared / "impressions.parquet"] if path.is_file()]
+    if data.truth_files:
+        inputs += [*data.truth_files, data.prepared / "test.parquet"]
 
     def build(work: Path) -> None:
-        content = _quality(bench, bench.reward(), bench.policy(start).eval(), _loss(bench))
-        rewards: dict[str, Reward] = {"all users": bench.reward()}
-        if bench.fold_names:
-            rewards["cross-fitted"] = bench.judge()
-        content["gate"] = {name: _gate(bench, reward) for name, reward in rewards.items()}
+        content = _quality(data, models.reward(), models.policy(start).eval(), _loss(data))
+        rewards: dict[str, Reward] = {"all users": models.reward()}
+        if data.fold_names:
+            rewards["cross-fitted"] = models.group_reward()
+        content["gate"] = {name: _gate(models, reward) for name, reward in rewards.items()}
         write_file(work / "report.json", json.dumps(content, indent=1) + "\n")
 
-    config, batches, truth = run.config, run.config.train.fit, bool(bench.truth_files)
-    settings = [
-        config.objective.model_dump(
-            mode="json",
-            exclude={"lambda_", *TERMS} | (set() if truth else {"oracle_agreement"}),
-            exclude_none=True,
-        ),
-        config.policy.model_settings(),
-        [batches.batch_size, batches.accumulation, config.train.rl_split, config.ranker.folds],
-        [config.seed, config.max_history],
-        *bench.reward_config,
-    ]
-    return run.stage("ranker/report", config=settings, inputs=inputs, build=build)
+    drawn_at = ("train.fit.batch_size", "train.fit.accumulation", "train.rl_split")
+    unread = ("lambda_", *TERMS, *(() if data.truth_files else ("oracle_agreement",)))
+    return run.stage(
+        "ranker/report",
+        reads=("objective", "policy", *drawn_at, "ranker.folds", "reward", "seed", "max_history"),
+        but=[f"objective.{key}" for key in unread],
+        inputs=inputs,
+        build=build,
+    )
 
 
-def _loss(bench: Workbench) -> str:
+def _loss(data: RunData) -> str:
     """What the reward was fitted to; the kind of a reward that the run has not fitted."""
-    options = bench.config.reward
+    options = data.config.reward
     if options != SequentialOptions():
         return options.kind
-    return str(json.loads(bench.run.checked("ranker", "metrics.json").read_text(encoding="utf-8"))["loss"])
+    return str(json.loads(data.run.checked("ranker", "metrics.json").read_text(encoding="utf-8"))["loss"])
 
 
-def _catalogue_scores(bench: Workbench, reward: Reward, histories: Histories) -> NDArray[np.float32]:
+def _catalogue_scores(data: RunData, reward: Reward, histories: Histories) -> NDArray[np.float32]:
     """(B, V) scores of every item."""
     if isinstance(reward, SequentialRanker):
         reward.eval()
         scores: NDArray[np.float32] = reward.catalogue_scores(reward.last_states(histories)).cpu().numpy()
         return scores
-    everything = torch.arange(bench.num_items, device=bench.device)
-    parts, at_once = [], max(1, PAIRS_AT_ONCE // bench.num_items)
+    everything = torch.arange(data.num_items, device=data.device)
+    parts, at_once = [], max(1, PAIRS_AT_ONCE // data.num_items)
     for first in range(0, len(histories.lengths), at_once):
         part = Histories(histories.items[first : first + at_once], histories.lengths[first : first + at_once])
         parts.append(reward.score(part, everything.expand(len(part.lengths), -1)).float().cpu().numpy())
     return np.concatenate(parts)
 
 
-def _affordable(bench: Workbench, reward: Reward, cases: Cases) -> Cases:
+def _affordable(data: RunData, reward: Reward, cases: Cases) -> Cases:
     """As many of the cases as the reward can rank the catalogue for."""
     if isinstance(reward, SequentialRanker):
         return cases
-    return sample_cases(cases, max(1, PAIRS // bench.num_items), bench.config.seed)
+    return sample_cases(cases, max(1, PAIRS // data.num_items), data.config.seed)
 
 
 @torch.no_grad()
-def _quality(bench: Workbench, reward: Reward, policy: Any, loss: str) -> dict[str, Any]:
+def _quality(data: RunData, reward: Reward, policy: Policy[Any, Any], loss: str) -> dict[str, Any]:
     """Every stratum's AUC, NDCG, calibration and, where there is a truth, correlation with it."""
-    cases = _affordable(bench, reward, bench.cases("validation"))
+    cases = _affordable(data, reward, data.cases("validation"))
     parts: list[CaseQuality] = []
     nll = np.empty(len(cases))
-    for rows, histories in _batches(bench, cases):
+    for rows, histories in _batches(data, cases):
         targets = cases.targets[rows].astype(np.int64)
-        parts.append(case_quality(_catalogue_scores(bench, reward, histories), targets))
-        codes = bench.catalog.codes[torch.from_numpy(targets).to(bench.device)]
+        parts.append(case_quality(_catalogue_scores(data, reward, histories), targets))
+        codes = data.catalog.codes[torch.from_numpy(targets).to(data.device)]
         nll[rows] = target_nll(policy.score(policy.encode(histories), codes.unsqueeze(1)).squeeze(1)).cpu().numpy()
     quality = CaseQuality(*(np.concatenate(fields) for fields in zip(*parts, strict=True)))
-    of_item, of_case = _item_strata(bench), _case_strata(cases, nll)
-    truth = _truth(bench, reward, cases, of_item, of_case) if bench.truth_files else {}
+    of_item, of_case = _item_strata(data), _case_strata(cases, nll)
+    truth = _truth(data, reward, cases, of_item, of_case) if data.truth_files else {}
     strata = {"all": np.full(len(cases), "all")} | {by: names[cases.targets] for by, names in of_item.items()} | of_case
     table = []
     for by, names in strata.items():
@@ -161,12 +160,12 @@ def _quality(bench: Workbench, reward: Reward, policy: Any, loss: str) -> dict[s
     return content | {"calibration": calibration_bins(quality.confidence, quality.hit)}
 
 
-def _item_strata(bench: Workbench) -> Strata:
+def _item_strata(data: RunData) -> Strata:
     """(V,) names for each way to divide the items."""
-    strata = {"item popularity": popularity_bands(np.bincount(bench.training.values, minlength=bench.num_items))}
-    shown = load_impressions(bench.prepared)
+    strata = {"item popularity": popularity_bands(np.bincount(data.training.values, minlength=data.num_items))}
+    shown = load_impressions(data.prepared)
     if shown is not None:
-        strata["item exposure"] = band(np.bincount(shown["item"].to_numpy(), minlength=bench.num_items), EXPOSURES)
+        strata["item exposure"] = band(np.bincount(shown["item"].to_numpy(), minlength=data.num_items), EXPOSURES)
     return strata
 
 
@@ -176,21 +175,19 @@ def _case_strata(cases: Cases, nll: NDArray[np.float64]) -> Strata:
     return {"history length": band(cases.histories.lengths, ACTIVITIES), "policy difficulty": np.array(THIRDS)[thirds]}
 
 
-def _truth(
-    bench: Workbench, reward: Reward, cases: Cases, of_item: Strata, of_case: Strata
-) -> dict[tuple[str, str], Any]:
+def _truth(data: RunData, reward: Reward, cases: Cases, of_item: Strata, of_case: Strata) -> dict[tuple[str, str], Any]:
     """The correlation of scores with the utilities before each user's last purchase, whose target is not read.
 
     For strata of items it is taken over the items of the stratum; for strata of cases, over all items, for the users of
     those cases.
     """
-    truth, last = bench.truth(), sample_cases(bench.cases("test"), TRUTH_USERS, bench.config.seed)
-    last = _affordable(bench, reward, last)
-    everything = np.arange(bench.num_items)
+    truth, last = data.truth(), sample_cases(data.cases("test"), TRUTH_USERS, data.config.seed)
+    last = _affordable(data, reward, last)
+    everything = np.arange(data.num_items)
     found: dict[tuple[str, str], NDArray[np.float64]] = {}
     groups = {(by, name): names == name for by, names in of_item.items() for name in _ordered(names)}
-    for rows, histories in _batches(bench, last):
-        scores = _catalogue_scores(bench, reward, histories)
+    for rows, histories in _batches(data, last):
+        scores = _catalogue_scores(data, reward, histories)
         users = last.users[rows].astype(np.int64)
         utilities = truth.utility(users, np.broadcast_to(everything, (len(rows), len(everything))))
         for key, kept in {("all", "all"): everything >= 0, **groups}.items():
@@ -206,25 +203,25 @@ def _truth(
 
 
 @torch.no_grad()
-def _gate(bench: Workbench, reward: Reward) -> dict[str, Any]:
+def _gate(models: Models, reward: Reward) -> dict[str, Any]:
     """Admission by the starting policy over one epoch, and the reward's accuracy inside each fate of a group."""
-    options = bench.config.train
-    schedule = replace(bench.schedule(options.fit), rl_split=options.rl_split)
-    policy = bench.policy(bench.run.path("sft", "best")).eval()
-    objective, spread = bench.config.objective, 0.0
+    data, options = models.data, models.config.train
+    schedule = replace(models.schedule(options.fit), rl_split=options.rl_split)
+    policy = models.policy(data.run.path("sft", "best")).eval()
+    objective, spread = data.config.objective, 0.0
     if objective.rl_positions == "end":  # no gate has anything to read there
         objective = objective.model_copy(update={"rl_positions": "random"})
-    utility = bench.true_utility() if bench.truth_files else None
+    utility = data.true_utility() if data.truth_files else None
     fates: dict[str, list[NDArray[np.bool_]]] = {}
     chosen: dict[str, list[NDArray[np.bool_]]] = {}
     users, shares, shuffled = [], [], []
     for step in range(schedule.steps_per_epoch):
-        drawn_at = group_step(schedule, step, objective, bench.device)
+        drawn_at = group_step(schedule, step, objective, data.device)
         joined = drawn_at.joined()
         if joined is None:
             continue
         groups = gated_groups(
-            policy, bench.catalog, reward, *joined, objective, drawn_at.generator, gate="adagrpo", spread=spread
+            policy, data.catalog, reward, *joined, objective, drawn_at.generator, gate="adagrpo", spread=spread
         )
         spread = groups.spread
         owners = groups.histories.users
@@ -237,7 +234,7 @@ def _gate(bench: Workbench, reward: Reward) -> dict[str, Any]:
             items = groups.rollouts.items
             found = pairwise_agreement(groups.rewards, utility(owners, groups.targets, items), items)
             shares.append(found.share.double().masked_fill(found.pairs == 0, torch.nan).cpu().numpy())
-            for gate, decision in _every_gate(bench, groups, found.share, step).items():
+            for gate, decision in _every_gate(data, groups, found.share, step).items():
                 chosen.setdefault(gate, []).append(decision.admitted.cpu().numpy())
     owner = np.concatenate(users)
     of_fate = {name: np.concatenate(parts) for name, parts in fates.items()}
@@ -261,13 +258,13 @@ def _gate(bench: Workbench, reward: Reward) -> dict[str, Any]:
     return content
 
 
-def _every_gate(bench: Workbench, groups: GatedGroups, agreement: torch.Tensor, step: int) -> dict[str, GateDecision]:
+def _every_gate(data: RunData, groups: GatedGroups, agreement: torch.Tensor, step: int) -> dict[str, GateDecision]:
     """What every gate makes of the same groups; `shuffled` decides by permuted rewards, whatever the true ones say.
 
     The draws of `random` and `inverted` are those of no training.
     """
-    options, own, permuted = bench.config.objective, groups.evidence, groups.shuffled_evidence
-    uniforms = torch.rand(len(agreement), generator=keyed_generator(bench.config.seed, step, 2)).to(agreement.device)
+    options, own, permuted = data.config.objective, groups.evidence, groups.shuffled_evidence
+    uniforms = torch.rand(len(agreement), generator=keyed_generator(data.config.seed, step, 2)).to(agreement.device)
     decisions: dict[str, GateDecision] = {
         gate: gate_by_evidence(gate, permuted if gate == "shuffled" else own, options, uniforms) for gate in GATES
     }
@@ -275,12 +272,12 @@ def _every_gate(bench: Workbench, groups: GatedGroups, agreement: torch.Tensor, 
     return decisions | {"oracle": oracle}
 
 
-def _batches(bench: Workbench, cases: Cases) -> Iterator[tuple[NDArray[np.int64], Histories]]:
-    size = bench.config.evaluation.batch_size
+def _batches(data: RunData, cases: Cases) -> Iterator[tuple[NDArray[np.int64], Histories]]:
+    size = data.config.evaluation.batch_size
     for first in range(0, len(cases), size):
         rows = np.arange(first, min(first + size, len(cases)))
-        histories = pad(cases.histories, rows, bench.config.max_history)
-        yield rows, Histories(histories.items.to(bench.device), histories.lengths.to(bench.device))
+        histories = pad(cases.histories, rows, data.config.max_history)
+        yield rows, Histories(histories.items.to(data.device), histories.lengths.to(data.device))
 
 
 def _ordered(names: NDArray[np.str_]) -> list[str]:

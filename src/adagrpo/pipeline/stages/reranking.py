@@ -12,9 +12,11 @@ from typing import Any
 
 from adagrpo.evaluation.predictions import reordered, summarise
 from adagrpo.metrics import measured
-from adagrpo.pipeline.models import Workbench
+from adagrpo.pipeline.factories import Models
+from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
-from adagrpo.pipeline.stages.evaluate import copy_evaluation, decoding_config, progress, write_predictions
+from adagrpo.pipeline.stages.evaluate import copy_evaluation, progress, write_predictions
+from adagrpo.pipeline.stages.fitting import DECODING
 from adagrpo.storage.artifacts import write_file
 
 __all__ = ["RERANK", "SUFFIX", "re_ranked", "rerank_arm", "rerank_start"]
@@ -47,34 +49,35 @@ def rerank_arm(run: Run, name: str) -> None:
 
 def _rerank(run: Run, stage: str, weights: Path, known: dict[str, Path]) -> None:
     """One policy; `known` maps hashes of weights to folders where they have been re-ranked already."""
-    bench, model = Workbench(run), weights / "model.safetensors"
-    inputs = [*bench.training_files, bench.prepared / "test.parquet", *bench.catalog_files]
-    inputs += [model, *bench.reward_files, *bench.truth_files]
+    data, model = RunData(run), weights / "model.safetensors"
+    models = Models(data)
+    inputs = [*data.training_files, data.prepared / "test.parquet", *data.catalog_files]
+    inputs += [model, *models.reward_files, *data.truth_files]
     identity = run.hash_input(model)
 
     def build(work: Path) -> None:
         if identity in known:
             copy_evaluation(known[identity], work)
             return
-        policy, reward = bench.policy(weights), bench.reward()
+        policy, reward = models.policy(weights), models.reward()
         cases, beams = {}, {}
         for split in ("validation", "test"):
-            cases[split] = bench.cases(split)
-            beams[split] = bench.predict(policy, cases[split], reward, progress(run, f"{stage} {split}"))
+            cases[split] = data.cases(split)
+            beams[split] = models.predict(policy, cases[split], reward, progress(run, f"{stage} {split}"))
         tried = {}
         for weight in WEIGHTS:
-            tried[weight] = summarise(reordered(beams["validation"], weight), cases["validation"], tail=bench.tail)
+            tried[weight] = summarise(reordered(beams["validation"], weight), cases["validation"], tail=data.tail)
         chosen = max(tried, key=lambda weight: tried[weight]["ndcg@10"])
         lists = reordered(beams["test"], chosen)
-        utility = bench.truth().utility if bench.truth_files else None
+        utility = data.truth().utility if data.truth_files else None
         values: dict[str, Any] = {
             "weight": chosen,
             "tried": {str(weight): found["ndcg@10"] for weight, found in tried.items()},
             "validation": tried[chosen],
-            "test": summarise(lists, cases["test"], tail=bench.tail, utility=utility),
+            "test": summarise(lists, cases["test"], tail=data.tail, utility=utility),
         }
-        write_predictions(bench, cases["test"], lists, work)
+        write_predictions(data, cases["test"], lists, work)
         write_file(work / "metrics.json", json.dumps(values, indent=1) + "\n")
 
-    config = [*decoding_config(run), WEIGHTS, *bench.reward_config, measured()]
-    known[identity] = run.stage(stage, config=config, inputs=inputs, build=build)
+    reads, also = (*DECODING, "reward"), {"weights": WEIGHTS, "metrics": measured()}
+    known[identity] = run.stage(stage, reads=reads, also=also, schema=2, inputs=inputs, build=build)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import assert_never
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from adagrpo.data.prepared import load_item_ids, load_items
-from adagrpo.pipeline.models import Workbench
+from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stages.fitting import needs_order
 from adagrpo.semantic_ids import (
@@ -42,8 +43,8 @@ ENCODED = ("encode", "vectors.parquet")
 def tokenize(run: Run) -> None:
     """Items to Semantic IDs."""
     needs_order(run)
-    bench, options = Workbench(run), run.config.tokenizer
-    inputs = bench.training_files[:2]
+    data, options = RunData(run), run.config.tokenizer
+    inputs = data.training_files[:2]
     if options.published is not None:
         inputs.append(run.data / options.published.path)
     # published codes need no vectors, unless those say which free code is near
@@ -58,7 +59,7 @@ def tokenize(run: Run) -> None:
         report = audit(codes, catalog, reconstruction_error=error)
         (work / "audit.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
-    run.stage("tokenize", config=[options.model_dump(mode="json"), run.config.seed], inputs=inputs, build=build)
+    run.stage("tokenize", reads=("tokenizer", "seed"), inputs=inputs, build=build)
 
 
 def _quantize(run: Run) -> tuple[NDArray[np.int64], float | None, Callable[[], Quantization]]:
@@ -67,19 +68,23 @@ def _quantize(run: Run) -> tuple[NDArray[np.int64], float | None, Callable[[], Q
     if options.published is not None:
         codes = import_semantic_ids(
             run.data / options.published.path,
-            load_item_ids(Workbench(run).prepared),
+            load_item_ids(RunData(run).prepared),
             column=options.published.column,
             id_column=options.published.id_column,
             max_expansion=run.config.data.max_expansion,
         )
         return codes, None, lambda: level_means(codes, _item_vectors(run))
     vectors = _item_vectors(run)
-    if options.quantizer == "rq_vae":
-        settings = options.rq_vae.model_dump()
-        made = rq_vae(vectors, levels=options.levels, codes=options.codes, seed=seed, **settings)
-    else:
-        bound = options.cluster_bound if options.quantizer == "balanced_kmeans" else None
-        made = residual_kmeans(vectors, levels=options.levels, codes=options.codes, seed=seed, cluster_bound=bound)
+    sizes = {"levels": options.levels, "codes": options.codes, "seed": seed}
+    match options.quantizer:
+        case "rq_vae":
+            made = rq_vae(vectors, **sizes, **options.rq_vae.model_dump())
+        case "balanced_kmeans":
+            made = residual_kmeans(vectors, **sizes, cluster_bound=options.cluster_bound)
+        case "kmeans":
+            made = residual_kmeans(vectors, **sizes)
+        case _:
+            assert_never(options.quantizer)
     return made.codes, reconstruction_error(vectors, made.reconstruct()), lambda: made
 
 
@@ -98,13 +103,13 @@ def _told_apart(
 
 def _item_vectors(run: Run) -> NDArray[np.float32]:
     """(V, W) vectors as the configuration weighs them."""
-    options, bench = run.config.tokenizer, Workbench(run)
-    items = load_items(bench.prepared)
+    options, data = run.config.tokenizer, RunData(run)
+    items = load_items(data.prepared)
     makers: dict[str, Callable[[], NDArray[np.float32]]] = {
         "attributes": lambda: attribute_vectors(items["attributes"].to_list(), width=options.width),
         "text": lambda: text_vectors(items["text"].to_list(), width=options.width),
         "cooccurrence": lambda: cooccurrence_vectors(
-            bench.training, len(items), window=options.window, width=options.width
+            data.training, len(items), window=options.window, width=options.width
         ),
         "language_model": lambda: pl.read_parquet(run.checked(*ENCODED))["vector"].to_numpy(),
     }
@@ -114,14 +119,14 @@ def _item_vectors(run: Run) -> NDArray[np.float32]:
 
 def _encode(run: Run) -> None:
     """The items' texts through the language model: a stage of its own, since it takes longer than all the rest."""
-    bench, given = Workbench(run), run.config.tokenizer.language_model
+    data, given = RunData(run), run.config.tokenizer.language_model
     model = packaged_model() if given is None else run.data / given
     files = {path.relative_to(model).as_posix(): hash_file(path) for path in model.rglob("*") if path.is_file()}
 
     def build(work: Path) -> None:
-        items = load_items(bench.prepared)
-        vectors = language_vectors(items["text"].to_list(), model, device=str(bench.device))
+        items = load_items(data.prepared)
+        vectors = language_vectors(items["text"].to_list(), model, device=str(data.device))
         columns = [pl.Series("item", np.arange(len(items), dtype=np.int32)), pl.Series("vector", vectors)]
         pl.DataFrame(columns).write_parquet(work / ENCODED[1])
 
-    run.stage(ENCODED[0], config=[files], inputs=[bench.prepared / "items.parquet"], build=build)
+    run.stage(ENCODED[0], also={"model": files}, inputs=[data.prepared / "items.parquet"], build=build)

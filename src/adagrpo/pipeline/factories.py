@@ -1,0 +1,293 @@
+"""What a configuration names, made ready to use: policies, rankers, rewards, batches, validation and beam search."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, assert_never
+
+from torch import nn
+
+from adagrpo.config import FitConfig
+from adagrpo.config.reward import (
+    CallableOptions,
+    HttpOptions,
+    LambdaRankOptions,
+    LightGBMOptions,
+    MeanOptions,
+    NoiseOptions,
+    RewardOptions,
+    SequentialOptions,
+    WeightedOptions,
+)
+from adagrpo.data.prepared import load_item_ids, load_items
+from adagrpo.data.sequences import emptied
+from adagrpo.errors import UserError
+from adagrpo.evaluation.predictions import Predictions, predict, sample_cases, summarise
+from adagrpo.pipeline.files import RunData
+from adagrpo.policies import CompactPolicy, HybridPolicy, Policy
+from adagrpo.rewards import (
+    BoostedReward,
+    CallableReward,
+    HttpReward,
+    MeanReward,
+    NoiseReward,
+    Reward,
+    WeightedReward,
+    find_module,
+    load_function,
+    load_model,
+)
+from adagrpo.rewards.cross_fitted import CrossFitted
+from adagrpo.rewards.features import Features
+from adagrpo.rewards.sequential import SequentialRanker
+from adagrpo.trainer import BatchSchedule
+from adagrpo.trainer.checkpoints import load_weights
+from adagrpo.trainer.processes import SharedReward, processes
+from adagrpo.types import Cases, Ragged
+
+if TYPE_CHECKING:  # it needs transformers, which only a run with such a policy needs
+    from adagrpo.policies.causal_lm import CausalLMPolicy
+
+__all__ = ["Models"]
+
+
+class Models:
+    """Makes the models of a run's configuration, over the data of that run."""
+
+    def __init__(self, data: RunData) -> None:
+        self.data, self.run, self.config = data, data.run, data.config
+
+    def policy(self, weights: Path | None = None) -> CompactPolicy | HybridPolicy | CausalLMPolicy:
+        """A new policy, or one loaded from a checkpoint folder."""
+        policy: CompactPolicy | HybridPolicy | CausalLMPolicy
+        match self.config.policy.kind:
+            case "compact":
+                policy = self._compact()
+            case "hybrid":
+                policy = self._hybrid()
+            case "causal_lm":
+                policy = self._causal_lm(trained=weights is not None)
+            case _:
+                assert_never(self.config.policy.kind)
+        policy = policy.to(self.data.device)
+        if weights is not None:
+            self._load(weights, policy)
+        return policy
+
+    def _compact(self) -> CompactPolicy:
+        options = self.config.policy
+        return CompactPolicy(
+            self.data.catalog.codes,
+            self.data.catalog.level_sizes,
+            width=options.width,
+            layers=options.layers,
+            heads=options.heads,
+            decoder_hidden=options.decoder_hidden,
+            max_history=self.config.max_history,
+            dropout=options.dropout,
+            seed=self.config.seed,
+        )
+
+    def _hybrid(self) -> HybridPolicy:
+        options = self.config.policy
+        return HybridPolicy(
+            self._compact(),
+            self.data.catalog.trie,
+            item_dropout=options.item_dropout,
+            item_weight=options.item_weight,
+            loss_weight=options.item_loss_weight,
+            negatives=options.item_negatives,
+            seed=self.config.seed,
+        )
+
+    def _causal_lm(self, *, trained: bool) -> CausalLMPolicy:
+        """A causal LM; with `trained` the weights are to be loaded, so none are read from the folder it came from."""
+        from adagrpo.policies import language_model
+        from adagrpo.policies.causal_lm import CausalLMPolicy
+
+        options, seed, catalog = self.config.policy.lm, self.config.seed, self.data.catalog
+        assert options is not None  # the configuration checks it
+        sizes = tuple(size - 1 for size in catalog.level_sizes)
+        template: dict[str, tuple[int, ...]] = {}
+        if options.checkpoint is not None:
+            folder = self.run.data / options.checkpoint
+            model, vocabulary = language_model.from_folder(folder, sizes, seed=seed, weights=not trained)
+            for key, text in (("preamble", options.preamble), ("suffix", options.suffix)):
+                if text is not None:
+                    template[key] = language_model.template_tokens(folder, key, text)
+        else:
+            model, vocabulary = language_model.from_configuration(options.config or {}, sizes, seed=seed)
+        language_model.adapt(
+            model,
+            frozen_body=options.frozen_body,
+            lora_rank=options.lora_rank,
+            lora_alpha=options.lora_alpha,
+            bfloat16=options.dtype == "bfloat16",
+        )
+        return CausalLMPolicy(
+            model,
+            vocabulary,
+            catalog.codes.cpu(),
+            max_history=self.config.max_history,
+            **template,
+            dropout=self.config.policy.dropout,
+            gradient_checkpointing=options.gradient_checkpointing,
+        )
+
+    def ranker(self, weights: Path | None = None) -> SequentialRanker:
+        """A new ranker, or one loaded from a checkpoint folder."""
+        options = self.config.ranker
+        ranker = SequentialRanker(
+            self.data.num_items,
+            width=options.width,
+            layers=options.layers,
+            heads=options.heads,
+            max_history=self.config.max_history,
+            dropout=options.dropout,
+            slots=self.data.slots,
+            seed=self.config.seed,
+        ).to(self.data.device)
+        if weights is not None:
+            self._load(weights, ranker)
+        return ranker
+
+    def _load(self, weights: Path, model: nn.Module) -> None:
+        for name in ("model.safetensors", "checkpoint.json"):
+            self.run.hash_input(weights / name)
+        try:
+            load_weights(weights, model)
+        except RuntimeError as error:  # names or shapes that the configuration does not give
+            raise UserError(f"{weights}: made with other data or model settings; carry out the stages again") from error
+
+    @property
+    def reward_files(self) -> list[Path]:
+        """The files that decide `reward`."""
+        return self.files_of(self.config.reward)
+
+    def reward(self) -> Reward:
+        """The reward of the configuration; a ranker that was fitted on all users."""
+        return self.reward_of(self.config.reward)
+
+    @property
+    def group_reward_files(self) -> list[Path]:
+        """The files that decide `group_reward`."""
+        folds = [self.run.path(name, "best", "model.safetensors") for name in self.data.fold_names]
+        return folds or self.reward_files
+
+    def group_reward(self) -> Reward:
+        """What scores groups in post-training: the reward or, cross-fitted, the ranker of each user's fold."""
+        reward: Reward
+        if self.data.fold_names:
+            rankers = [self.ranker(path.parent) for path in self.group_reward_files]
+            reward = CrossFitted(rankers, self.data.fold_of_user)
+        else:
+            reward = self.reward()
+        several = self.run.followed and self.run.processes.count > 1
+        return SharedReward(reward, self.run.processes) if several else reward
+
+    def files_of(self, options: RewardOptions) -> list[Path]:
+        """The files that decide a reward, each once."""
+        run, found = self.run, []
+        match options:
+            case SequentialOptions():
+                found = [self._checkpoint(options) / "model.safetensors"]
+            case CallableOptions():
+                found = [find_module(options.function, run.code), *(run.data / name for name in options.files)]
+            case HttpOptions() | NoiseOptions():
+                pass
+            case LightGBMOptions() | LambdaRankOptions():
+                found = [self._trees(options), *self.data.training_files[:2]]  # the features count in these
+            case MeanOptions() | WeightedOptions():
+                found = [path for part in options.parts for path in self.files_of(part)]
+            case _:
+                assert_never(options)
+        return list(dict.fromkeys(found))
+
+    def reward_of(self, options: RewardOptions) -> Reward:
+        """Make a reward ready to score."""
+        match options:
+            case SequentialOptions():
+                return self.ranker(self._checkpoint(options))
+            case CallableOptions():
+                ids = load_item_ids(self.data.prepared).to_list()
+                return CallableReward(options.function, load_function(options.function, self.run.code), ids)
+            case HttpOptions():
+                given = options.model_dump(exclude={"kind", "version"})
+                return HttpReward(**given, ids=load_item_ids(self.data.prepared).to_list())
+            case LightGBMOptions():
+                return BoostedReward(load_model(self._trees(options)), self.features)
+            case LambdaRankOptions():
+                return BoostedReward(load_model(self._trees(options)), self.ranker_features)
+            case NoiseOptions():
+                return NoiseReward(options.seed)
+            case MeanOptions():
+                return MeanReward([self.reward_of(part) for part in options.parts])
+            case WeightedOptions():
+                return WeightedReward([self.reward_of(part) for part in options.parts], options.weights)
+            case _:
+                assert_never(options)
+
+    def _checkpoint(self, options: SequentialOptions) -> Path:
+        own = options.checkpoint is None
+        return self.run.path("ranker", "best") if own else self.run.data / str(options.checkpoint)
+
+    def _trees(self, options: LightGBMOptions | LambdaRankOptions) -> Path:
+        if isinstance(options, LightGBMOptions):
+            return self.run.data / options.model
+        return self.run.path("ranker", "lambdarank", "model.txt")
+
+    @cached_property
+    def features(self) -> Features:
+        """The engineered features of rewards of trees, counted in training."""
+        return self._features(self.data.training)
+
+    @cached_property
+    def ranker_features(self) -> Features:
+        """The same, counted among the users that the rankers of the run see."""
+        withheld = self.data.withheld
+        return self._features(emptied(self.data.training, withheld)) if withheld.any() else self.features
+
+    def _features(self, training: Ragged) -> Features:
+        items = load_items(self.data.prepared)
+        return Features(training, items["attributes"].to_list(), items["text"].to_list())
+
+    def schedule(self, fit: FitConfig) -> BatchSchedule:
+        """The order of training batches."""
+        return BatchSchedule(
+            self.data.training,
+            self.config.max_history,
+            fit.batch_size,
+            fit.accumulation,
+            self.config.seed,
+            processes=processes().count,
+        )
+
+    def validator(
+        self, policy: Policy[Any, Any], fit: FitConfig, reward: Reward | None = None
+    ) -> Callable[[], dict[str, float]]:
+        """Validation while training, on a fixed sample of users."""
+        cases = sample_cases(self.data.cases("validation"), fit.validation_users, self.config.seed)
+        return lambda: summarise(self.predict(policy, cases, reward), cases, tail=self.data.tail)
+
+    def predict(
+        self,
+        policy: Policy[Any, Any],
+        cases: Cases,
+        reward: Reward | None,
+        report: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Predictions:
+        """Beam search as the configuration's evaluation section says."""
+        options = self.config.evaluation
+        return predict(
+            policy,
+            self.data.catalog,
+            cases,
+            width=options.beam_width,
+            batch_size=options.batch_size,
+            max_history=self.config.max_history,
+            reward=reward,
+            mask_history=options.mask_history,
+            report=report,
+        )

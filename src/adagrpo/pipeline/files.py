@@ -1,0 +1,152 @@
+"""What the files of a run hold: the prepared data, the catalogue, the truth, and the lists of files that stages read.
+
+Every read goes through `Run.checked`, `Run.checked_stage` or `Run.hash_input`, so that what was changed after it was
+made is never used. Nothing here reads test data but `cases("test")`.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from adagrpo import metrics
+from adagrpo.data.prepared import (
+    load_cases,
+    load_impressions,
+    load_item_ids,
+    load_items,
+    load_training,
+    load_user_ids,
+)
+from adagrpo.data.simulation.truth import Truth
+from adagrpo.data.splits import keyed_uniforms, user_folds
+from adagrpo.errors import UserError
+from adagrpo.groups.decide import TrueUtility
+from adagrpo.pipeline.run import Run
+from adagrpo.semantic_ids import Catalog
+from adagrpo.types import Cases, Ragged
+
+__all__ = ["RunData"]
+
+CATALOG_FILES = (("tokenize", "codes.parquet"), ("tokenize", "codes.json"))
+
+
+class RunData:
+    """Reads what earlier stages of a run have made."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.config = run, run.config
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    @cached_property
+    def prepared(self) -> Path:
+        """The prepared data, as they were written; test cases are looked at where they are read, in `cases`."""
+        return self.run.checked_stage("prepare", but=["test.parquet"])
+
+    @property
+    def training_files(self) -> list[Path]:
+        """What a model may be fitted on, and selected by: training and validation interactions."""
+        return [self.prepared / "items.parquet", self.prepared / "train.parquet", self.prepared / "validation.parquet"]
+
+    @property
+    def catalog_files(self) -> list[Path]:
+        """The Semantic IDs."""
+        return [self.run.path(*path) for path in CATALOG_FILES]
+
+    @property
+    def truth_files(self) -> list[Path]:
+        """The truth of a simulated marketplace; none where the logs are real."""
+        return sorted(self.run.path("simulate", "truth").glob("*")) if self.config.data.marketplace else []
+
+    @property
+    def language_model_files(self) -> list[Path]:
+        """What a policy from a local folder is made of."""
+        options = self.config.policy.lm
+        if options is None or options.checkpoint is None:
+            return []
+        folder = self.run.data / options.checkpoint
+        files = sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")])
+        if not files:
+            raise UserError(f"{folder}: no Hugging Face folder; policy.lm.checkpoint is a local one below --data")
+        return files
+
+    @cached_property
+    def training(self) -> Ragged:
+        """Training sequences, one row a user."""
+        return load_training(self.prepared)
+
+    @cached_property
+    def num_items(self) -> int:
+        """`V`."""
+        return len(load_items(self.prepared))
+
+    @cached_property
+    def catalog(self) -> Catalog:
+        """Item to codes and back, in the sizes of the policy: a language model can leave the codes of a level."""
+        codes, _ = (self.run.checked(*path) for path in CATALOG_FILES)
+        catalog = Catalog.read(codes)
+        if self.config.policy.kind == "causal_lm":
+            catalog = catalog.with_outside()
+        return catalog.to(self.device)
+
+    @cached_property
+    def tail(self) -> NDArray[np.bool_]:
+        """(V,) the items of the tail, by training interactions."""
+        return metrics.tail_items(np.bincount(self.training.values, minlength=self.num_items))
+
+    @cached_property
+    def slots(self) -> int:
+        """How many slots a slate has; 1 where the logs have none."""
+        table = load_impressions(self.prepared)
+        if table is None or "slot" not in table.columns or len(table) == 0:
+            return 1
+        return int(table["slot"].max()) + 1  # type: ignore[arg-type]
+
+    def cases(self, split: str) -> Cases:
+        """Evaluation cases of `validation` or `test`."""
+        if split == "test":
+            self.run.checked("prepare", "test.parquet")
+        cases = load_cases(self.prepared, split)
+        if len(cases) == 0:
+            raise UserError(f"{self.prepared / f'{split}.parquet'}: no {split} case; users need three interactions")
+        return cases
+
+    @property
+    def fold_names(self) -> list[str]:
+        """The stages of the rankers for cross-fitting; none where it is off."""
+        folds = self.config.ranker.folds
+        return [f"ranker/fold-{fold}" for fold in range(folds if folds > 1 else 0)]
+
+    @cached_property
+    def fold_of_user(self) -> NDArray[np.int64]:
+        """(U,) the fold of each user."""
+        return user_folds(len(self.training), len(self.fold_names), self.config.seed)
+
+    @cached_property
+    def withheld(self) -> NDArray[np.bool_]:
+        """(U,) the users that no ranker of the run is to see, see `ranker.user_share`."""
+        users = np.arange(len(self.training))
+        return keyed_uniforms(self.config.seed, users, np.zeros_like(users)) >= self.config.ranker.user_share
+
+    def truth(self) -> Truth:
+        """The truth, in the rows of the prepared users and items. For evaluation and the oracle gate alone."""
+        if self.config.data.marketplace is None:
+            raise UserError("train.arms: the gate 'oracle' needs a truth, which only a simulated marketplace has")
+        for path in self.truth_files:
+            self.run.hash_input(path)
+        truth = Truth.load(self.run.path("simulate", "truth"))
+        return truth.aligned(load_user_ids(self.prepared).to_list(), load_item_ids(self.prepared).to_list())
+
+    def true_utility(self) -> TrueUtility:
+        """The utility just before each logged item was chosen."""
+        truth = self.truth()
+
+        def utility(users: torch.Tensor, targets: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+            rows, bought, found = (part.cpu().numpy() for part in (users, targets, items.clamp(min=0)))
+            return torch.from_numpy(truth.utility_before(rows, bought, found)).float().to(items.device)
+
+        return utility

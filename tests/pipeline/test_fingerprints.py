@@ -1,0 +1,195 @@
+"""Which stages are made again when a key of the configuration changes: those that declare to read it, and no other."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from adagrpo.config import Config, read_settings
+from adagrpo.config.training import EvaluationConfig
+from adagrpo.pipeline import (
+    Run,
+    diagnose_reward,
+    evaluate,
+    fit_arm,
+    fit_ranker,
+    fit_sft,
+    prepare,
+    report_ranker,
+    tokenize,
+)
+from adagrpo.storage.artifacts import hash_json
+
+TRAINED = {"train/nll", "train/adagrpo"}
+EVALUATED = {"evaluate/sft"} | {f"evaluate/{arm}/{kind}" for arm in ("nll", "adagrpo") for kind in ("best", "final")}
+DECODED = {"sft", *TRAINED, *EVALUATED, "diagnose"}
+
+CHANGES: list[tuple[str, Any, set[str]]] = [
+    ("name", "other", set()),
+    ("compare.level", 0.9, set()),
+    ("data.max_expansion", 7, set()),
+    ("sft.checkpoint_seconds", 7, set()),
+    ("train.fit.checkpoint_seconds", 7, set()),
+    ("ranker.fit.checkpoint_seconds", 7, set()),
+    ("ranker.lambdarank.trees", 7, set()),
+    ("seed", 1, {"tokenize", "sft", "ranker", *TRAINED, "ranker/report", "diagnose"}),
+    ("max_history", 7, {*DECODED, "ranker", "evaluate/baselines", "ranker/report"}),
+    ("data.min_user_interactions", 2, {"prepare"}),
+    ("tokenizer.window", 7, {"tokenize"}),
+    ("policy.dropout", 0.3, {*DECODED, "ranker/report"}),
+    ("sft.learning_rate", 0.5, {"sft"}),
+    ("ranker.dropout", 0.5, {"ranker", "diagnose"}),
+    ("ranker.fit.learning_rate", 0.5, {"ranker", "diagnose"}),
+    ("objective.tau", 0.7, {"train/adagrpo", "ranker/report", "diagnose"}),
+    ("objective.lambda", 7, {"train/adagrpo", "diagnose"}),
+    ("objective.grpo.epsilon", 0.7, {"train/adagrpo", "diagnose"}),
+    ("objective.distill.reward_weight", 7, {"diagnose"}),
+    ("objective.oracle_agreement", 0.5, {"diagnose"}),
+    ("train.fit.learning_rate", 0.5, TRAINED),
+    ("train.fit.batch_size", 7, {*TRAINED, "ranker/report"}),
+    ("train.rl_split", 0.5, {"sft", *TRAINED, "ranker/report"}),
+    ("train.gradient_norms_every", 7, {"train/adagrpo"}),
+    ("evaluation.beam_width", 12, DECODED),
+    ("evaluation.mask_history", True, {*DECODED, "ranker", "evaluate/baselines"}),
+]
+
+
+@pytest.fixture(scope="module")
+def walk(finished: Path, data: Path, world: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What decides each stage of the tiny world beside its inputs, by its name; nothing is made."""
+    copy = Path(shutil.copytree(finished, tmp_path_factory.mktemp("walked") / "run"))
+    diagnose_reward(world.run(copy, data))
+
+    def stages(changes: Mapping[str, Any]) -> dict[str, str]:
+        run, found = world.run(copy, data, **changes), {}
+
+        def stage(name: str, **given: Any) -> Path:
+            settings = read_settings(run.config, given.get("reads", ()), given.get("but", ()))
+            found[name] = hash_json({"settings": settings, "also": given.get("also")})
+            return run.path(name)
+
+        run.stage = stage
+        with pytest.MonkeyPatch.context() as patch:  # weights of other sizes are not looked at
+            for module in ("evaluate", "diagnose"):
+                patch.setattr(import_module(f"adagrpo.pipeline.{module}"), "check_reward", lambda models: None)
+            for carry_out in (prepare, tokenize, fit_sft, fit_ranker, report_ranker, diagnose_reward):
+                carry_out(run)
+            for arm in run.config.train.arms:
+                fit_arm(run, arm)
+            evaluate(run, ["nll", "adagrpo"])
+        return found
+
+    return stages
+
+
+def nested(key: str, value: Any) -> dict[str, Any]:
+    *above, name = key.split(".")
+    content = {name: value}
+    for part in reversed(above):
+        content = {part: content}
+    return content
+
+
+@pytest.mark.parametrize(("key", "value", "again"), CHANGES, ids=[key for key, _, _ in CHANGES])
+def test_a_key_makes_the_stages_again_that_declare_it(walk: Any, key: str, value: Any, again: set[str]) -> None:
+    before, after = walk({}), walk(nested(key, value))
+    assert set(before) == {"prepare", "tokenize", "ranker", "evaluate/baselines", "ranker/report", *DECODED}
+    assert {name for name in before if before[name] != after[name]} == again
+
+
+def test_a_default_that_is_written_down_changes_nothing(walk: Any) -> None:
+    written = {
+        "data": {"split": {"kind": "leave_one_out"}, "min_rating": None},
+        "tokenizer": {"window": 3, "rq_vae": {"epochs": 100}},
+        "policy": {"kind": "compact", "lm": None},
+        "sft": {"warmup": 0.02},
+        "ranker": {"folds": 0, "propensity_floor": 0.01},
+        "reward": {"kind": "sequential"},
+        "objective": {"lambda": 1.0, "grpo": {"beta": 0.0}},
+        "train": {"rl_split": 0.0},
+        "evaluation": {"mask_history": False},
+    }
+    assert walk(written) == walk({})
+
+
+class Wider(EvaluationConfig):
+    """The section after an option more."""
+
+    added: Literal["no", "yes"] = "no"
+
+
+class Later(Config):
+    """A configuration that has it."""
+
+    evaluation: Wider = Wider()
+
+
+@pytest.mark.parametrize("given", [{}, {"mask_history": True}, {"beam_width": 50}])
+def test_a_new_option_with_a_default_changes_nothing(given: dict[str, Any]) -> None:
+    content = {"data": {"logs": ["log.csv"]}, "evaluation": given}
+    now, later = Config.model_validate(content), Later.model_validate(content)
+    for reads in (["evaluation"], ["evaluation.beam_width"]):
+        assert read_settings(now, reads) == read_settings(later, reads)
+    chosen = Later.model_validate(content | {"evaluation": {**given, "added": "yes"}})
+    assert read_settings(chosen, ["evaluation"]) == {
+        "evaluation": {**{key: value for key, value in given.items() if value != 50}, "added": "yes"}
+    }
+
+
+def config(**sections: Any) -> Config:
+    return Config.model_validate({"data": {"logs": ["log.csv"]}, **sections})
+
+
+def test_a_section_is_held_against_the_default_of_its_place() -> None:
+    """sft has 60 epochs where the recipe has no such section, and one epoch where it has one without that key."""
+    assert read_settings(config(), ["sft"]) == {}
+    assert read_settings(config(sft={}), ["sft"]) == {"sft": {}}
+    assert read_settings(config(sft={"epochs": 60}), ["sft", "seed"]) == {}
+    assert read_settings(config(sft={"epochs": 3, "checkpoint_seconds": 1}), ["sft"]) == {"sft": {"epochs": 3.0}}
+
+
+def test_rewards_are_told_apart_by_their_kind() -> None:
+    def read(reward: dict[str, Any]) -> dict[str, Any]:
+        return read_settings(config(reward=reward), ["reward"])
+
+    assert read({"kind": "sequential"}) == {}
+    assert read({"kind": "noise", "seed": 0}) == {"reward": {"kind": "noise"}}
+    members = [{"kind": "lambdarank"}, {"kind": "http", "url": "http://a/b", "retries": 9}]
+    assert read({"kind": "mean", "members": members}) == {
+        "reward": {"kind": "mean", "members": [{"kind": "lambdarank"}, {"kind": "http", "url": "http://a/b"}]}
+    }
+
+
+def test_what_is_not_read_below_a_section() -> None:
+    given = config(ranker={"folds": 3, "width": 8, "fit": {"epochs": 2}})
+    assert read_settings(given, ["ranker"], ["ranker.folds", "ranker.fit"]) == {"ranker": {"width": 8}}
+    assert read_settings(given, ["ranker.folds", "ranker.fit.epochs"]) == {"ranker.folds": 3, "ranker.fit.epochs": 2.0}
+
+
+@pytest.mark.parametrize("key", ["sftt", "sft.epoch", "sfft.epochs", "objective.lambda"])
+def test_a_key_that_names_nothing_is_an_error(key: str) -> None:
+    with pytest.raises(KeyError, match=f"no key '{key}'"):
+        read_settings(config(), [key])
+
+
+@pytest.mark.parametrize("key", ["threads", "name", "compare", "sft.checkpoint_seconds", "data.max_expansion"])
+def test_a_key_that_decides_no_result_is_read_by_no_stage(key: str) -> None:
+    with pytest.raises(ValueError, match=f"'{key}' decides no result"):
+        read_settings(config(), [key])
+
+
+def test_the_schema_makes_a_stage_again(tmp_path: Path) -> None:
+    run, made = Run(tmp_path / "run", config(), tmp_path), []
+
+    def build(work: Path) -> None:
+        made.append(work)
+        (work / "report.json").write_text("{}", encoding="utf-8")
+
+    for schema in (1, 1, 2):
+        run.stage("a", reads=("seed",), schema=schema, inputs=[], build=build)
+    assert len(made) == 2
