@@ -34,7 +34,7 @@ from adagrpo.networks.layers import mixed_precision
 from adagrpo.rewards import ask_reward
 from adagrpo.trainer import Arm, PostTraining
 from adagrpo.types import Histories
-from benchmarks.compact import STEPS, q_min_that_admits, stepper
+from benchmarks.compact import STEPS, models_of, q_min_that_admits, stepper
 from benchmarks.rows import Row, median_spread, timed_in_turn
 
 __all__ = ["Plain", "diagnostics_share", "measure", "parts"]

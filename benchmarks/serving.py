@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from adagrpo.data.prepared import load_item_ids
+from benchmarks.compact import models_of
 from benchmarks.rows import Row, median_spread
 
 __all__ = ["serving"]
