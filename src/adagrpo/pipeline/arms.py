@@ -7,7 +7,7 @@ from pathlib import Path
 
 from adagrpo.config import ArmConfig, ObjectiveConfig
 from adagrpo.objective.terms import OBJECTIVES
-from adagrpo.pipeline.fitting import fit_config, fit_model, needs_order, policy_config
+from adagrpo.pipeline.fitting import fit_config, fit_model, policy_config
 from adagrpo.pipeline.models import Workbench
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.teacher import chosen_weight, teacher_weight
@@ -18,7 +18,6 @@ __all__ = ["fit_arm"]
 
 def fit_arm(run: Run, arm: ArmConfig) -> None:
     """Post-train one arm from the best sft checkpoint."""
-    needs_order(run)
     bench, options, objective = Workbench(run), run.config.train, arm.seen_by(run.config.objective)
     settings = options.fit
     start = run.path("sft", "best")

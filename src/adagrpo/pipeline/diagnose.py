@@ -26,7 +26,6 @@ from adagrpo.data.prepared import load_impressions
 from adagrpo.data.sequences import pad
 from adagrpo.errors import UserError
 from adagrpo.groups.score import ScoredGroups
-from adagrpo.pipeline.fitting import needs_order
 from adagrpo.pipeline.models import Workbench
 from adagrpo.pipeline.rewards import check_reward
 from adagrpo.pipeline.run import Run
@@ -52,7 +51,6 @@ def diagnose_reward(run: Run, second_ranker: Path | None = None) -> dict[str, An
     Raises:
         UserError: a stage is missing, or the second ranker does not fit.
     """
-    needs_order(run)
     bench = Workbench(run)
     policy = run.path("sft", "best")
     inputs = [*bench.training_files, *bench.catalog_files]

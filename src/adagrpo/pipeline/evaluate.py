@@ -23,7 +23,6 @@ from adagrpo.data.columns import ITEM_ID, USER_ID
 from adagrpo.data.prepared import load_item_ids, load_user_ids
 from adagrpo.evaluation import Predictions, rank_by_ranker, rerank, retrieval, summarise
 from adagrpo.metrics import measured
-from adagrpo.pipeline.fitting import needs_order
 from adagrpo.pipeline.models import Workbench
 from adagrpo.pipeline.rewards import check_reward, describe_reward
 from adagrpo.pipeline.run import Run
@@ -47,7 +46,6 @@ def evaluate(run: Run, arms: list[str]) -> None:
 
     Checkpoints with equal weights (an arm whose best step is 0 is the sft policy) are computed once.
     """
-    needs_order(run)
     check_reward(Workbench(run))
     known: dict[str, Path] = {}
     evaluate_checkpoint(run, "evaluate/sft", run.path("sft", "best"), known)

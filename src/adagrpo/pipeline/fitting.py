@@ -12,25 +12,11 @@ from torch import nn
 from adagrpo.artifacts import write_file
 from adagrpo.config import FitConfig
 from adagrpo.data.prepared import load_user_ids
-from adagrpo.errors import UserError
 from adagrpo.pipeline.models import Workbench
 from adagrpo.pipeline.run import Run
 from adagrpo.trainer import Diverged, FitResult, Task, fit
 
-__all__ = ["fit_config", "fit_model", "needs_order", "policy_config"]
-
-
-def needs_order(run: Run) -> None:
-    """Refuse what predicts a next item where nothing says what came next.
-
-    Raises:
-        UserError: the logs of the run are impressions without order.
-    """
-    if run.config.without_order:
-        raise UserError(
-            "data.split.kind: impressions has no order, so no next item for a policy to learn;"
-            f" `adagrpo ranker --run {run.directory}` fits and examines the ranker"
-        )
+__all__ = ["fit_config", "fit_model", "policy_config"]
 
 
 def fit_config(settings: FitConfig) -> dict[str, object]:

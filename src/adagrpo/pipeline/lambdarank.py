@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +16,14 @@ from adagrpo.data.prepared import load_impressions
 from adagrpo.data.sequences import emptied
 from adagrpo.errors import UserError
 from adagrpo.evaluation import sample_cases, select_cases
-from adagrpo.pipeline.exposures import exposed
 from adagrpo.pipeline.models import Workbench
 from adagrpo.pipeline.run import Run
 from adagrpo.rewards.boosted import require_lightgbm
 from adagrpo.rewards.features import FEATURES
 from adagrpo.trainer.lambdarank import (
     NegativeSampler,
+    RankingGroups,
     case_groups,
-    exposed_groups,
     fit_lambdarank,
     logged_groups,
     shown_groups,
@@ -33,8 +33,26 @@ from adagrpo.trainer.ranker import Impressions
 __all__ = ["fit_second_ranker"]
 
 
-def fit_second_ranker(run: Run) -> None:
+def _logged_validation(bench: Workbench, sampler: NegativeSampler) -> RankingGroups:
+    """The validation cases of users whom the ranker sees, each logged item among negatives."""
+    config = bench.config
+    everyone = bench.cases("validation")
+    seen = select_cases(everyone, np.flatnonzero(~bench.withheld[everyone.users]))
+    cases = sample_cases(seen, config.ranker.fit.validation_users, config.seed)
+    return case_groups(sampler, cases, negatives=config.ranker.lambdarank.negatives, max_history=config.max_history)
+
+
+def fit_second_ranker(
+    run: Run,
+    validation: Callable[[Workbench, NegativeSampler], RankingGroups] = _logged_validation,
+    reads: Sequence[str] = (),
+) -> None:
     """Fit LambdaRank if the reward, or one that it is made of, is of that kind; on impressions where there are some.
+
+    Args:
+        run: with the stage prepare.
+        validation: makes the groups that select the number of trees.
+        reads: the prepared files that they are made of, beside those of training.
 
     Raises:
         UserError: LightGBM is not installed, or there is nothing to learn from.
@@ -45,8 +63,7 @@ def fit_second_ranker(run: Run) -> None:
     bench, options = Workbench(run), run.config.ranker.lambdarank
     shown = bench.prepared / "impressions.parquet"
     inputs = [*bench.training_files, *([shown] if shown.is_file() else [])]
-    if run.config.without_order:
-        inputs.append(bench.prepared / "held_out.parquet")
+    inputs += [bench.prepared / file for file in reads]
     reach = run.config.max_history
 
     def build(work: Path) -> None:
@@ -59,14 +76,7 @@ def fit_second_ranker(run: Run) -> None:
         else:
             impressions = Impressions.from_table(table, len(training))
             groups = shown_groups(sampler, impressions, negatives=options.negatives, max_history=reach)
-        if run.config.without_order:
-            found = exposed(bench, "validation")
-            held_out = exposed_groups(sampler, *found, max_history=reach)
-        else:
-            everyone = bench.cases("validation")
-            seen = select_cases(everyone, np.flatnonzero(~bench.withheld[everyone.users]))
-            cases = sample_cases(seen, run.config.ranker.fit.validation_users, run.config.seed)
-            held_out = case_groups(sampler, cases, negatives=options.negatives, max_history=reach)
+        held_out = validation(bench, sampler)
         if not len(groups.items) or not len(held_out.items):
             raise UserError("reward.kind: lambdarank finds no moment with one item chosen and another not")
         fitted = fit_lambdarank(

@@ -1,11 +1,17 @@
-"""The stage `ranker`: the reward model, of all users and of each fold."""
+"""The stage `ranker`: the reward model, of all users and of each fold.
+
+How a ranker is selected depends on the logs: by its retrieval of the next item here, by the order of what was shown in
+`adagrpo.pipeline.unordered`.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +21,6 @@ from adagrpo.data.prepared import load_impressions
 from adagrpo.data.sequences import emptied
 from adagrpo.errors import UserError
 from adagrpo.evaluation import rank_by_ranker, sample_cases, select_cases
-from adagrpo.pipeline.exposures import examined, exposed
 from adagrpo.pipeline.fitting import fit_model
 from adagrpo.pipeline.lambdarank import fit_second_ranker
 from adagrpo.pipeline.models import Workbench
@@ -25,25 +30,37 @@ from adagrpo.trainer import RankerFit
 from adagrpo.trainer.ranker import Impressions
 from adagrpo.types import Cases
 
-__all__ = ["fit_ranker"]
+__all__ = ["Examine", "Selection", "Validate", "fit_ranker", "fit_sequential_ranker"]
 
 Validate = Callable[[], dict[str, float]]
 Examine = Callable[[SequentialRanker], dict[str, dict[str, float]]]
 
 
+class Selection(NamedTuple):
+    """How the best step of a ranker is found, and what is said of it."""
+
+    monitor: str  # the metric, of those that `Validate` gives
+    setting: object  # what it reads of the configuration, JSON-able
+    # from the ranker to be fitted and (U,) the users that it must not see
+    begin: Callable[[Workbench, SequentialRanker, NDArray[np.bool_]], tuple[Validate, Examine]]
+    reads: Sequence[str] = ()  # prepared files beside those of training
+
+
 def fit_ranker(run: Run) -> None:
     """The reward model: of all users and, for cross-fitting, one a fold that is fitted on the users of the others."""
-    _fit_ranker(run, "ranker", None)
-    for fold, name in enumerate(Workbench(run).fold_names):
-        _fit_ranker(run, name, fold)
+    names: dict[str, int | None] = {"ranker": None}
+    names |= {name: fold for fold, name in enumerate(Workbench(run).fold_names)}
+    for name, fold in names.items():
+        by_retrieval = Selection("ndcg@10", run.config.evaluation.mask_history, partial(_retrieval, fold))
+        fit_sequential_ranker(run, by_retrieval, name, fold)
     fit_second_ranker(run)
 
 
-def _fit_ranker(run: Run, name: str, fold: int | None) -> None:
+def fit_sequential_ranker(run: Run, selection: Selection, name: str = "ranker", fold: int | None = None) -> None:
     """Fit and select a ranker without the users of a fold: not one of their interactions is read for either."""
     bench, options = Workbench(run), run.config.ranker
-    settings, without_order = options.fit, run.config.without_order
-    inputs = list(bench.training_files) + ([bench.prepared / "held_out.parquet"] if without_order else [])
+    settings = options.fit
+    inputs = [*bench.training_files, *(bench.prepared / file for file in selection.reads)]
     shown = bench.prepared / "impressions.parquet"
     if shown.is_file():
         inputs.append(shown)
@@ -60,7 +77,7 @@ def _fit_ranker(run: Run, name: str, fold: int | None) -> None:
         left_out = bench.withheld if fold is None else bench.withheld | (bench.fold_of_user == fold)
         schedule = replace(bench.schedule(settings), training=emptied(bench.training, left_out))
         impressions = _impressions(bench, kind)
-        validate, examine = _examination(bench, ranker) if without_order else _retrieval(bench, ranker, left_out, fold)
+        validate, examine = selection.begin(bench, ranker, left_out)
         task = RankerFit(
             ranker,
             schedule,
@@ -70,7 +87,7 @@ def _fit_ranker(run: Run, name: str, fold: int | None) -> None:
             impressions=impressions,
             self_normalised=options.propensity == "snips",
             negatives=options.negatives,
-            monitor="auc" if without_order else "ndcg@10",
+            monitor=selection.monitor,
         )
         result = fit_model(bench, name, ranker, task, settings, work)
         if not run.processes.leads:
@@ -81,20 +98,20 @@ def _fit_ranker(run: Run, name: str, fold: int | None) -> None:
 
     without = {"folds", "lambdarank"} | ({"user_share"} if options.user_share == 1 else set())
     without |= {"propensity", "propensity_floor"} if options.propensity == "ignore" else set()
-    config = [
+    config: list[object] = [
         options.model_dump(mode="json", exclude=without),
         kind,
         run.config.seed,
         run.config.max_history,
     ]
-    config.append(run.config.evaluation.batch_size if without_order else run.config.evaluation.mask_history)
+    config.append(selection.setting)
     if fold is not None:
         config += [{"fold": fold, "folds": options.folds}]
     run.stage(name, config=config, inputs=inputs, build=build, together=True)
 
 
 def _retrieval(
-    bench: Workbench, ranker: SequentialRanker, left_out: NDArray[np.bool_], fold: int | None
+    fold: int | None, bench: Workbench, ranker: SequentialRanker, left_out: NDArray[np.bool_]
 ) -> tuple[Validate, Examine]:
     """How a ranker is validated while it is fitted, and what is said of the best one: its own retrieval."""
     config = bench.config
@@ -119,12 +136,6 @@ def _retrieval(
         return {name: retrieve(best, select_cases(everyone, rows)) for name, rows in groups.items() if len(rows)}
 
     return lambda: retrieve(ranker, cases), examine
-
-
-def _examination(bench: Workbench, ranker: SequentialRanker) -> tuple[Validate, Examine]:
-    """The same for impressions without order: the order of what was shown to a user, held out for validation."""
-    held_out = exposed(bench, "validation")
-    return lambda: examined(bench, ranker, held_out), lambda best: {"validation": examined(bench, best, held_out)}
 
 
 def _impressions(bench: Workbench, loss: str) -> Impressions | None:

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from adagrpo.artifacts import hash_file
 from adagrpo.data.prepared import load_item_ids, load_items
-from adagrpo.pipeline.fitting import needs_order
 from adagrpo.pipeline.models import Workbench
 from adagrpo.pipeline.run import Run
 from adagrpo.semantic_ids import (
@@ -41,7 +40,6 @@ ENCODED = ("encode", "vectors.parquet")
 
 def tokenize(run: Run) -> None:
     """Items to Semantic IDs."""
-    needs_order(run)
     bench, options = Workbench(run), run.config.tokenizer
     inputs = bench.training_files[:2]
     if options.published is not None:
