@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from adagrpo.config import FitConfig, load_config
-from adagrpo.evaluation import predict
-from adagrpo.layers import autocast_dtype, mixed_precision
+from adagrpo.evaluation.predictions import predict
+from adagrpo.networks.layers import autocast_dtype, mixed_precision
 from adagrpo.pipeline import Run, fit_sft, prepare, tokenize
 from adagrpo.pipeline.models import Workbench
 from adagrpo.trainer import Arm, PostTraining, Supervised, Task

@@ -30,7 +30,7 @@ from adagrpo.groups.draw import score_codes
 from adagrpo.groups.evidence import gather_evidence
 from adagrpo.groups.gated import GatedGroups
 from adagrpo.groups.score import Candidates, distinct_candidates, in_batch_negatives, read_rewards, shuffled
-from adagrpo.layers import mixed_precision
+from adagrpo.networks.layers import mixed_precision
 from adagrpo.rewards import ask_reward
 from adagrpo.trainer import Arm, PostTraining
 from adagrpo.types import Histories

@@ -14,10 +14,10 @@ import torch
 
 from adagrpo.config import ObjectiveConfig
 from adagrpo.decoding import beam_search_both
-from adagrpo.evaluation import predict
-from adagrpo.layers import mixed_precision
+from adagrpo.evaluation.predictions import predict
+from adagrpo.networks.layers import mixed_precision
 from adagrpo.policies import CompactPolicy, HybridPolicy
-from adagrpo.rewards.ranker import SequentialRanker
+from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.semantic_ids import Catalog
 from adagrpo.trainer import Arm, BatchSchedule, PostTraining, Supervised
 from adagrpo.types import Cases, Histories, Ragged

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adagrpo.artifacts import write_file
 from adagrpo.report import read_rows
+from adagrpo.storage.artifacts import write_file
 
 __all__ = ["add_row"]
 

@@ -18,12 +18,12 @@ import torch
 import yaml
 
 from adagrpo import cli
-from adagrpo.artifacts import hash_json
 from adagrpo.config import load_config
 from adagrpo.errors import UserError
-from adagrpo.model_folders import refuse_code
 from adagrpo.pipeline import Run, write_report
 from adagrpo.pipeline.models import Workbench
+from adagrpo.storage.artifacts import hash_json
+from adagrpo.storage.model_folders import refuse_code
 from adagrpo.trainer.checkpoints import load_weights
 
 ROOT = Path(__file__).parent.parent

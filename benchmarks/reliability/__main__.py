@@ -24,6 +24,7 @@ from benchmarks.reliability import (
     lists,
     logs,
     masking,
+    read_only,
     suites,
 )
 from benchmarks.reliability.findings import Finding
@@ -40,6 +41,7 @@ CHECKS: dict[str, Callable[[Path], Finding]] = {
     "lists": lists.lists,
     "foreign": foreign.foreign,
     "flips": flips.flips,
+    "read_only": read_only.read_only,
     "masking": masking.masking,
     "explode": explode.explode,
 }

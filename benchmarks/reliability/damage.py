@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from adagrpo.artifacts import MANIFEST, verify
 from adagrpo.errors import UserError
+from adagrpo.storage.artifacts import MANIFEST, verify
 from benchmarks.reliability.findings import Finding
 from benchmarks.reliability.kills import demo, succeed
 from benchmarks.reliability.processes import server

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from adagrpo.artifacts import write_file
+from adagrpo.storage.artifacts import write_file
 
 __all__ = ["ROWS", "Finding", "record", "table"]
 
@@ -40,6 +40,7 @@ ROWS = {
     19: "stages that are out of date, in every order",
     20: "the verdict of diagnose over seeds, worlds and rewards",
     21: "a history longer than what the policy sees, masked in evaluation, serving and an exported folder",
+    22: "a run on a file system that cannot be written",
     0: "killed runs carried on, turn after turn, in one process",  # the soak, a script of its own
 }
 

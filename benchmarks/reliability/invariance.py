@@ -20,7 +20,7 @@ from torch import nn
 
 from adagrpo.config import FitConfig, ObjectiveConfig
 from adagrpo.policies.compact import CompactPolicy
-from adagrpo.rewards.ranker import SequentialRanker
+from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.trainer import Arm, BatchSchedule, PostTraining, RankerFit, Supervised, fit, loop
 from adagrpo.trainer.processes import SharedReward, processes

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from adagrpo.artifacts import verify
+from adagrpo.storage.artifacts import verify
 from benchmarks.reliability.findings import Finding
 from benchmarks.reliability.processes import FULL, SAVES, Server, server
 

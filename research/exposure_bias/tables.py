@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from adagrpo.artifacts import write_file
+from adagrpo.evaluation.statistics import seed_interval
 from adagrpo.report import Series, Table, line_chart, read_rows, to_markdown
 from adagrpo.report.tables import Alignment
-from adagrpo.statistics import seed_interval
+from adagrpo.storage.artifacts import write_file
 
 BANDS = ("all", "head", "middle", "tail")
 BASE = "nll"

@@ -23,9 +23,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from adagrpo.artifacts import write_file
 from adagrpo.errors import UserError
 from adagrpo.report import Table, comparison_figures, read_comparison, read_rows, to_markdown, to_text
+from adagrpo.storage.artifacts import write_file
 from research.pages.pooling import pool
 from research.pages.quality import crossing_table, quality_figure, quality_table
 from research.pages.results import ablation_table, arms_table, find, starting_table

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from adagrpo.comparison import give_verdicts, over_seeds, within_margin
 from adagrpo.config import CompareConfig
+from adagrpo.evaluation.comparison import give_verdicts, over_seeds, within_margin
 
 __all__ = ["pool"]
 

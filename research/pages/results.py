@@ -1,6 +1,8 @@
 """Tables of rows in `<name>.jsonl`, for documents.
 
-    mean ± t_{S-1} s / √S      over the S seeds of a row, see `adagrpo.statistics.seed_interval`; one seed has no ±
+    mean ± t_{S-1} s / √S      over the S seeds of a row, see `seed_interval` of `adagrpo.evaluation.statistics`
+
+One seed has no ±.
 
 They read the rows that a run or a comparison left in `results.jsonl`. A seed that is there twice counts once, by its
 last row, so that a file may be appended to.
@@ -14,6 +16,7 @@ from statistics import fmean
 from typing import Any
 
 from adagrpo.errors import UserError
+from adagrpo.evaluation.statistics import Interval, seed_interval
 from adagrpo.metrics import is_rate
 from adagrpo.report import read_rows
 from adagrpo.report.tables import (
@@ -26,7 +29,6 @@ from adagrpo.report.tables import (
     metric_label,
     results_table,
 )
-from adagrpo.statistics import Interval, seed_interval
 
 __all__ = ["ablation_table", "arms_table", "find", "results_file_table", "starting_table"]
 

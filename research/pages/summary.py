@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from adagrpo.metrics import Shown, cutoff, is_rate, shown
-from adagrpo.report.comparison import format_difference, format_ends
+from adagrpo.report.comparison_page import format_difference, format_ends
 from adagrpo.report.tables import MISSING, Alignment, Table, format_metric, metric_label
 
 __all__ = ["summary_table"]

@@ -28,12 +28,12 @@ from benchmarks.rows import machine
 from adagrpo.config import load_config
 from adagrpo.console import StderrConsole
 from adagrpo.data.sequences import pad
+from adagrpo.evaluation.reward_quality import popularity_bands, rank_correlation
+from adagrpo.evaluation.statistics import seed_interval
 from adagrpo.pipeline import Run, fit_ranker, prepare, simulate_marketplace
-from adagrpo.pipeline.exposures import examined, exposed
 from adagrpo.pipeline.models import Workbench
+from adagrpo.pipeline.stages.exposure_report import examined, exposed
 from adagrpo.report import Table, read_rows, to_markdown
-from adagrpo.reward_quality import popularity_bands, rank_correlation
-from adagrpo.statistics import seed_interval
 from research.exposure_bias.measure import SETTINGS
 from research.rows import add_row
 

@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 from adagrpo import metrics
 from adagrpo.config import load_config
 from adagrpo.console import StderrConsole
-from adagrpo.evaluation import retrieval
+from adagrpo.evaluation.predictions import retrieval
+from adagrpo.evaluation.statistics import paired_difference
 from adagrpo.pipeline import Run, fit_sft, prepare, tokenize
 from adagrpo.pipeline.models import Workbench
 from adagrpo.report import to_markdown
-from adagrpo.statistics import paired_difference
 from research.pages.results import ablation_table
 
 

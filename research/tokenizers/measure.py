@@ -33,12 +33,12 @@ from numpy.typing import NDArray
 from adagrpo import metrics
 from adagrpo.config import load_config
 from adagrpo.console import StderrConsole
-from adagrpo.evaluation import summarise
+from adagrpo.evaluation.predictions import summarise
+from adagrpo.evaluation.statistics import Interval, paired_difference
 from adagrpo.pipeline import Run, fit_sft, prepare, tokenize
 from adagrpo.pipeline.models import Workbench
 from adagrpo.report import Table, read_rows, to_markdown
 from adagrpo.report.tables import MISSING, Alignment
-from adagrpo.statistics import Interval, paired_difference
 from research.rows import add_row
 
 VARIANTS = Path(__file__).with_name("tokenizers.yaml")

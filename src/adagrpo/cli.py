@@ -27,13 +27,11 @@ import typer
 import yaml
 
 from adagrpo import __version__, pipeline
-from adagrpo.artifacts import check_replaceable, hash_json, publish, seal, temporary
 from adagrpo.config import Config, dump_config, load_config, resolve_config
 from adagrpo.console import StderrConsole
-from adagrpo.data.marketplace import Marketplace, simulate, write_simulation
+from adagrpo.data.simulation.marketplace import Marketplace, simulate, write_simulation
 from adagrpo.errors import ServiceError, UserError
-from adagrpo.layers import autocast_dtype
-from adagrpo.marks import check, claim, is_marked
+from adagrpo.networks.layers import autocast_dtype
 from adagrpo.pipeline import Run, Silent
 from adagrpo.pipeline.compare import Comparison
 from adagrpo.report import (
@@ -48,6 +46,8 @@ from adagrpo.report import (
     write_figures,
 )
 from adagrpo.stopping import Terminated, terminable
+from adagrpo.storage.artifacts import check_replaceable, hash_json, publish, seal, temporary
+from adagrpo.storage.marks import check, claim, is_marked
 from adagrpo.trainer.processes import processes
 
 __all__ = ["main"]

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adagrpo import cli
-from adagrpo.data import ColumnMapping, Refusals, pieces, read_logs
-from adagrpo.data.pieces import read_pieces
+from adagrpo.data import ColumnMapping, Refusals, read_logs
+from adagrpo.data.logs import pieces
+from adagrpo.data.logs.pieces import read_pieces
 from adagrpo.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from adagrpo.data.exposures import load_held_out, write_exposures
-from adagrpo.data.interactions import ColumnMapping, Logs, read_logs
+from adagrpo.data.logs.interactions import ColumnMapping, Logs, read_logs
 from adagrpo.data.prepared import load_training
 from adagrpo.errors import UserError
 

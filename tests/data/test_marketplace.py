@@ -9,8 +9,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from adagrpo.data import marketplace
-from adagrpo.data.marketplace import Marketplace, Simulation, Truth, simulate, write_simulation
+from adagrpo.data.simulation import marketplace
+from adagrpo.data.simulation.marketplace import Marketplace, Simulation, Truth, simulate, write_simulation
 from adagrpo.errors import UserError
 
 SMALL = Marketplace(users=300, items=400, seed=3)

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from adagrpo.data.dataset import Dataset, build_dataset
-from adagrpo.data.interactions import ColumnMapping, read_logs
+from adagrpo.data.logs.interactions import ColumnMapping, read_logs
 from adagrpo.data.ties import ascending_runs, shuffle_ties
 from adagrpo.errors import UserError
 

@@ -69,7 +69,9 @@ def test_embeddings_train_first(world, data: Path, tmp_path: Path, monkeypatch, 
     prepare(run)
     tokenize(run)
     tasks = []
-    monkeypatch.setattr("adagrpo.pipeline.stages.fit_model", lambda bench, name, policy, task, *_: tasks.append(task))
+    monkeypatch.setattr(
+        "adagrpo.pipeline.stages.prepare.fit_model", lambda bench, name, policy, task, *_: tasks.append(task)
+    )
     fit_sft(run)
     (task,) = tasks
     names = {id(p): name for name, p in task.policy.named_parameters()}

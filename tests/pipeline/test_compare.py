@@ -13,8 +13,8 @@ import pytest
 
 from adagrpo.config import Config
 from adagrpo.errors import UserError
-from adagrpo.marks import claim
 from adagrpo.pipeline.compare import Comparison, _called, _write_plan
+from adagrpo.storage.marks import claim
 
 ARMS = ["nll", "adagrpo", "mixture-matched", "rerank", "mixture-matched+rerank"]
 NORM = "mixture-norm-matched"

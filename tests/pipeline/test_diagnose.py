@@ -10,12 +10,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from adagrpo.data.marketplace import Truth
 from adagrpo.data.prepared import load_item_ids, load_user_ids
+from adagrpo.data.simulation.marketplace import Truth
 from adagrpo.errors import UserError
 from adagrpo.pipeline import diagnose_reward, fit_ranker, fit_sft, prepare, simulate_marketplace, tokenize
-from adagrpo.pipeline.diagnose import observe
 from adagrpo.pipeline.models import Workbench
+from adagrpo.pipeline.stages.diagnose import observe
 from adagrpo.report import diagnosis_tables, write_diagnosis
 
 

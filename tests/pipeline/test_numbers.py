@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from adagrpo.artifacts import seal
 from adagrpo.errors import UserError
 from adagrpo.pipeline import Run, train, write_report
-from adagrpo.rewards.ranker import SequentialRanker
+from adagrpo.rewards.sequential import SequentialRanker
+from adagrpo.storage.artifacts import seal
 from adagrpo.trainer import Diverged
 
 

@@ -18,8 +18,8 @@ from adagrpo.config import load_config
 from adagrpo.errors import ServiceError, UserError
 from adagrpo.pipeline import Run, diagnose_reward, evaluate, prepare, run_all, simulate_marketplace, train
 from adagrpo.pipeline.compare import Comparison
-from adagrpo.pipeline.lambdarank import fit_second_ranker
 from adagrpo.pipeline.models import Workbench
+from adagrpo.pipeline.stages.fit_lambdarank import fit_second_ranker
 from adagrpo.types import Histories
 
 # items are 3, 13, .. 293 on a ring; what comes soon after the last one is good

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 import yaml
 
-from adagrpo.artifacts import TOKEN, hash_json, verify
 from adagrpo.config import Config
 from adagrpo.errors import UserError
-from adagrpo.marks import claim
 from adagrpo.pipeline import Run, run_all
 from adagrpo.pipeline import run as module
+from adagrpo.storage.artifacts import TOKEN, hash_json, verify
+from adagrpo.storage.marks import claim
 
 
 @pytest.fixture

@@ -61,17 +61,8 @@ def test_every_stage_is_made_once_in_order(finished: Path) -> None:
     assert events(finished) == [(stage, event) for stage in STAGES for event in ("start", "end")]
     assert (finished / "report.html").is_file() and not list((finished / ".work").iterdir())
     described = yaml.safe_load((finished / "run.yaml").read_text(encoding="utf-8"))
-    assert set(described) == {
-        "config",
-        "config_hash",
-        "data_directory",
-        "data",
-        "threads",
-        "versions",
-        "reward",
-        "outputs",
-        "sha256",
-    }
+    keys = {"config", "arms", "config_hash", "data_directory", "data", "threads", "versions", "reward", "outputs"}
+    assert set(described) == keys | {"sha256"}
     metrics = json.loads((finished / "metrics.json").read_text(encoding="utf-8"))
     assert described["config_hash"] == metrics["config_hash"] and list(described["data"]) == ["log.csv"]
 

@@ -9,8 +9,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from adagrpo.comparison import Measured, compare
 from adagrpo.config import CompareConfig
+from adagrpo.evaluation.comparison import Measured, compare
 from adagrpo.report import comparison_figures, comparison_markdown, comparison_page, comparison_table, finding
 
 HOSTILE = "<script>alert('x')</script>"

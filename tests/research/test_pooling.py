@@ -9,8 +9,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from adagrpo.comparison import Measured, compare
 from adagrpo.config import CompareConfig
+from adagrpo.evaluation.comparison import Measured, compare
 from research.pages.pooling import pool
 
 OPTIONS = CompareConfig(margins={"hr@50": 0.05, "hallucination@10": 0.05}, resamples=500)

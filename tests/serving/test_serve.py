@@ -21,7 +21,7 @@ import uvicorn
 
 from adagrpo.data.prepared import load_item_ids
 from adagrpo.errors import UserError
-from adagrpo.evaluation import reordered
+from adagrpo.evaluation.predictions import reordered
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.models import Workbench
 from adagrpo.pipeline.serve import recommender

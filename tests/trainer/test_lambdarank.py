@@ -16,7 +16,7 @@ from adagrpo.trainer.lambdarank import (
     logged_groups,
     shown_groups,
 )
-from adagrpo.trainer.ranker import Impressions
+from adagrpo.trainer.ranker_fit import Impressions
 from adagrpo.types import Cases, Ragged
 
 ITEMS = 40

@@ -7,10 +7,10 @@ import polars as pl
 import pytest
 import torch
 
-from adagrpo.rewards.ranker import SequentialRanker
+from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.trainer import RankerFit, fit
 from adagrpo.trainer.batches import step_key
-from adagrpo.trainer.ranker import Impressions
+from adagrpo.trainer.ranker_fit import Impressions
 from adagrpo.types import Histories
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from adagrpo.config.values import Finite, NonNegativeFloat, Positive, PositiveFloat, Section, Share
+from adagrpo.config.section import Finite, NonNegativeFloat, Positive, PositiveFloat, Section, Share
 
 __all__ = [
     "Columns",
@@ -66,7 +66,7 @@ class SplitConfig(Section):
 
 
 class MarketplaceConfig(Section):
-    """The simulated marketplace, see `adagrpo.data.marketplace.Marketplace`; null takes that class's default."""
+    """The simulated marketplace, see `adagrpo.data.simulation.marketplace`; null is the default there."""
 
     users: Positive | None = None
     items: Positive | None = None
@@ -111,7 +111,7 @@ class DataConfig(Section):
     """Where the logs come from and how they are cut. Relative paths are below `--data`.
 
     With `click_rating` every row is an impression, clicked if it is rated at least so. `max_expansion` bounds to how
-    many times its size a compressed file of logs or items may unpack, beyond 32 MB, see `adagrpo.data.unpacking`.
+    many times its size a compressed file of logs or items may unpack, beyond 32 MB, see `adagrpo.data.logs.unpacking`.
     """
 
     logs: tuple[str, ...] = ()

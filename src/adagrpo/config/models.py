@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
-from adagrpo.config.values import NonNegativeFloat, Positive, PositiveFloat, Section, Share
+from adagrpo.config.section import NonNegativeFloat, Positive, PositiveFloat, Section, Share
 
 __all__ = [
     "NEGATIVE_SOURCES",

@@ -17,9 +17,9 @@ from adagrpo.config.data import DataConfig
 from adagrpo.config.models import FitConfig, PolicyConfig, RankerConfig
 from adagrpo.config.problems import explain
 from adagrpo.config.reward import RewardOptions, SequentialOptions
+from adagrpo.config.section import Positive, Section
 from adagrpo.config.tokenizer import TokenizerConfig
 from adagrpo.config.training import CompareConfig, EvaluationConfig, ObjectiveConfig, TrainConfig
-from adagrpo.config.values import Positive, Section
 from adagrpo.config.yaml_text import parse_yaml, read_yaml
 from adagrpo.errors import UserError
 

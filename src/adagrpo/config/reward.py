@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from adagrpo.config.values import Finite, Positive, PositiveFloat, Section
+from adagrpo.config.section import Finite, Positive, PositiveFloat, Section
 
 __all__ = [
     "CallableOptions",

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from adagrpo.config.values import NonNegativeFloat, Positive, PositiveFloat, Section
+from adagrpo.config.section import NonNegativeFloat, Positive, PositiveFloat, Section
 
 __all__ = ["PublishedIds", "RqVaeConfig", "TokenizerConfig"]
 

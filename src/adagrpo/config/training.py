@@ -20,7 +20,7 @@ from pydantic import (
 
 from adagrpo.config.models import FitConfig
 from adagrpo.config.problems import explain
-from adagrpo.config.values import NonNegativeFloat, Positive, PositiveFloat, Section, Share
+from adagrpo.config.section import NonNegativeFloat, Positive, PositiveFloat, Section, Share
 from adagrpo.errors import UserError
 from adagrpo.metrics import comparable
 from adagrpo.objective.terms import OBJECTIVES, TERMS, RewardTerm
@@ -98,7 +98,7 @@ class ObjectiveConfig(Section):
     Each reward term has a section of its own beside these keys, `grpo`, `distill` and `best_of_n`: the keyword
     arguments of its loss in `adagrpo.objective.terms`.
     `distill.reward_weight` is chosen by the starting policy's beam on validation cases where it is `validation`
-    (`adagrpo.pipeline.teacher`).
+    (`adagrpo.pipeline.stages.choose_weight`).
     `rl_positions: end` draws groups after each whole training history, which no logged item follows; with
     `exclude_history` a rollout that names an item of the history, also of what `max_history` leaves out, is invalid.
     The gate `shuffled` permutes the rewards of each group there and admits them all, since what it would decide by
@@ -360,7 +360,7 @@ def _all_comparable(margins: dict[str, float]) -> dict[str, float]:
 
 
 class CompareConfig(Section):
-    """What a comparison is to decide, fixed before its runs: see `adagrpo.comparison`.
+    """What a comparison is to decide, fixed before its runs: see `adagrpo.evaluation.comparison`.
 
     `family` holds the arms that claims are made about (null: every arm but sft and the baseline); `margins` say how
     much worse than the baseline an arm may be on other metrics, in the metric's own units.

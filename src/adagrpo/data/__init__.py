@@ -1,8 +1,8 @@
 """Data: logs to numbered interactions, splits that do not leak, the prepared files of a run, padded batches."""
 
 from adagrpo.data.dataset import Dataset, build_dataset
-from adagrpo.data.interactions import ColumnMapping, Logs, Refusals, read_logs
-from adagrpo.data.items import read_items
+from adagrpo.data.logs.interactions import ColumnMapping, Logs, Refusals, read_logs
+from adagrpo.data.logs.items import read_items
 from adagrpo.data.prepared import (
     load_cases,
     load_impressions,

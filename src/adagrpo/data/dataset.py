@@ -29,7 +29,7 @@ from adagrpo.data.columns import (
     USER,
     USER_ID,
 )
-from adagrpo.data.interactions import Logs
+from adagrpo.data.logs.interactions import Logs
 from adagrpo.errors import UserError
 
 __all__ = ["Dataset", "build_dataset"]

@@ -36,7 +36,7 @@ from adagrpo.data.columns import (
     USER,
     USER_ID,
 )
-from adagrpo.data.interactions import Logs
+from adagrpo.data.logs.interactions import Logs
 from adagrpo.errors import UserError
 
 __all__ = ["KINDS", "load_held_out", "write_exposures"]

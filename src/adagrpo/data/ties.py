@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from adagrpo.data.columns import ITEM_ID, POSITION, TIMESTAMP, USER
 from adagrpo.data.dataset import Dataset
-from adagrpo.data.files import read_table
-from adagrpo.data.unpacking import MAX_EXPANSION
+from adagrpo.data.logs.files import read_table
+from adagrpo.data.logs.unpacking import MAX_EXPANSION
 from adagrpo.errors import UserError
 
 __all__ = ["ascending_runs", "shuffle_ties"]
@@ -42,7 +42,7 @@ def shuffle_ties(
         table: item table that holds `column`.
         id_column: of that table.
         column: in whose ascending order ties were written; None: equal timestamps are ties.
-        max_expansion: to how many times its size a compressed table may unpack, see `adagrpo.data.unpacking`.
+        max_expansion: to how many times its size a compressed table may unpack, see `adagrpo.data.logs.unpacking`.
 
     Raises:
         UserError: there are no timestamps and no column, impressions are there (their place among ties is unknown), or

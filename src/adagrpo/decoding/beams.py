@@ -22,8 +22,8 @@ from torch import Tensor
 
 from adagrpo.decoding.lanes import PART, DeadEnd, check, top, top_of_many
 from adagrpo.errors import NotFinite
-from adagrpo.layers import take
-from adagrpo.policies.base import DecoderState, Policy
+from adagrpo.networks.layers import take
+from adagrpo.policies.policy import DecoderState, Policy
 from adagrpo.semantic_ids.trie import Excluded, Trie
 
 __all__ = ["Beams", "beam_search", "beam_search_both"]

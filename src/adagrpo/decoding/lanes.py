@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from adagrpo.errors import NotFinite
-from adagrpo.layers import take
-from adagrpo.policies.base import Policy
+from adagrpo.networks.layers import take
+from adagrpo.policies.policy import Policy
 from adagrpo.semantic_ids.trie import Trie
 
 __all__ = ["PART", "DeadEnd", "check", "check_lanes", "top", "top_of_many"]

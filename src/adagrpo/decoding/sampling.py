@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from adagrpo.decoding.lanes import DeadEnd, check, check_lanes
-from adagrpo.policies.base import DecoderState, Policy
+from adagrpo.policies.policy import DecoderState, Policy
 from adagrpo.semantic_ids.trie import Trie
 
 __all__ = ["Samples", "sample", "score_sequences"]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from adagrpo.config import ObjectiveConfig
 from adagrpo.decoding import beam_search, sample, score_sequences
-from adagrpo.policies.base import DecoderState, Policy
+from adagrpo.policies.policy import DecoderState, Policy
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.semantic_ids.trie import Trie
 from adagrpo.types import Histories, Rollouts

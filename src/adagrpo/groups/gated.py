@@ -23,7 +23,7 @@ from adagrpo.groups.draw import draw_groups, score_codes
 from adagrpo.groups.evidence import Evidence, gather_evidence, running_spread
 from adagrpo.groups.score import ScoredGroups, score_groups
 from adagrpo.objective import GateDecision, kl_k3, rollout_entropy
-from adagrpo.policies.base import Policy
+from adagrpo.policies.policy import Policy
 from adagrpo.rewards import Reward
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.types import Histories, Rollouts

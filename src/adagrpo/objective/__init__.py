@@ -11,6 +11,7 @@ from adagrpo.objective.diagnostics import (
     rollout_miss,
     target_nll,
 )
+from adagrpo.objective.distillation import best_of_n_loss, listwise_distillation, validity_margin
 from adagrpo.objective.gate import (
     GateDecision,
     adagrpo_gate,
@@ -31,7 +32,6 @@ from adagrpo.objective.losses import (
     nll,
     zero_rejected,
 )
-from adagrpo.objective.teacher import best_of_n_loss, listwise_distillation, validity_margin
 
 __all__ = [
     "Agreement",

@@ -7,8 +7,8 @@ keys of the section `objective.<term>` of a recipe, with the ranges and defaults
 A new objective is such a function, its entry in `OBJECTIVES`, and its test.
 
     grpo       the clipped surrogate of standardised rewards, + β KL(π ‖ π_0)     `adagrpo.objective.losses`
-    distill    KL(q ‖ p), q = softmax(log π_0 + w r)                              `adagrpo.objective.teacher`
-    best_of_n  NLL of the rollout of the highest reward                           `adagrpo.objective.teacher`
+    distill    KL(q ‖ p), q = softmax(log π_0 + w r)                              `adagrpo.objective.distillation`
+    best_of_n  NLL of the rollout of the highest reward                           `adagrpo.objective.distillation`
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from adagrpo.objective.advantages import group_advantages
+from adagrpo.objective.distillation import best_of_n_loss, listwise_distillation, validity_margin
 from adagrpo.objective.losses import clipped_surrogate, group_loss, kl_k3
-from adagrpo.objective.teacher import best_of_n_loss, listwise_distillation, validity_margin
 from adagrpo.ranges import NonNegativeFloat, PositiveFloat
 
 __all__ = ["OBJECTIVES", "TERMS", "Objective", "RewardTerm", "TermInputs", "TermLoss"]

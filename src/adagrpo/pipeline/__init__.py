@@ -1,9 +1,9 @@
 """A recipe, carried out: stages that are skipped when nothing they read has changed."""
 
-from adagrpo.pipeline.evaluate import collect
-from adagrpo.pipeline.ranker_report import report_ranker
 from adagrpo.pipeline.run import Console, Run, Silent
-from adagrpo.pipeline.stages import simulate_marketplace
+from adagrpo.pipeline.stages.evaluate import collect
+from adagrpo.pipeline.stages.prepare import simulate_marketplace
+from adagrpo.pipeline.stages.ranker_report import report_ranker
 from adagrpo.pipeline.verbs import (
     diagnose_reward,
     evaluate,

@@ -5,8 +5,8 @@
     DIR/comparison.json   the statistics (no times, no paths); comparison.md, comparison.html; results.jsonl
 
 Some arms are no objective of their own. `rerank` and `<arm>+rerank` re-order a beam at serving time, see
-`adagrpo.pipeline.reranking`. `mixture-matched` and `mixture-norm-matched` are fixed mixtures whose lambda is known when
-the gated arm of the same seed has been trained, see `adagrpo.pipeline.matching`.
+`adagrpo.pipeline.stages.reranking`. `mixture-matched` and `mixture-norm-matched` are fixed mixtures whose lambda is
+known when the gated arm of the same seed has been trained, see `adagrpo.pipeline.matching`.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ import numpy as np
 import polars as pl
 from pydantic import ValidationError
 
-from adagrpo.artifacts import hash_json, with_hash, without_hash, write_file
-from adagrpo.comparison import Measured, compare, per_user
 from adagrpo.config import ArmConfig, CompareConfig, Config, dump_config
 from adagrpo.config.problems import explain
 from adagrpo.data.columns import USER_ID
 from adagrpo.data.prepared import load_user_ids
-from adagrpo.data.truth import Truth
+from adagrpo.data.simulation.truth import Truth
 from adagrpo.errors import UserError
-from adagrpo.marks import check
+from adagrpo.evaluation.comparison import Measured, compare, per_user
 from adagrpo.metrics import RankedLists, cutoff, target_rank_in
 from adagrpo.pipeline import run_all
-from adagrpo.pipeline.evaluate import read_lists, read_valid
-from adagrpo.pipeline.folder_lock import lock_folder
 from adagrpo.pipeline.matching import MATCHED, check_matched, matched_arm
 from adagrpo.pipeline.models import Workbench
-from adagrpo.pipeline.reranking import RERANK, SUFFIX, re_ranked, rerank_arm, rerank_start
 from adagrpo.pipeline.run import Console, Run, Silent
+from adagrpo.pipeline.stages.evaluate import read_lists, read_valid
+from adagrpo.pipeline.stages.reranking import RERANK, SUFFIX, re_ranked, rerank_arm, rerank_start
 from adagrpo.pipeline.verbs import refuse_without_order
 from adagrpo.report import finding, write_comparison
+from adagrpo.storage.artifacts import hash_json, with_hash, without_hash, write_file
+from adagrpo.storage.locks import lock_folder
+from adagrpo.storage.marks import check
 
 __all__ = ["Comparison"]
 

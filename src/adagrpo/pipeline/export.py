@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Literal
 
 from adagrpo import __version__
-from adagrpo.artifacts import make_folder, temporary
 from adagrpo.data.prepared import load_item_ids
 from adagrpo.errors import UserError
-from adagrpo.pipeline.checkpoint import choose_checkpoint
+from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
 from adagrpo.pipeline.models import Workbench
 from adagrpo.pipeline.run import Run
 from adagrpo.policies import prefix_function
+from adagrpo.storage.artifacts import make_folder, temporary
 
 __all__ = ["export"]
 
@@ -33,7 +33,7 @@ def export(
     Args:
         run: its policy is a causal language model.
         to: a new folder, or an empty one.
-        arm: see `adagrpo.pipeline.checkpoint.choose_checkpoint`.
+        arm: see `adagrpo.pipeline.choose_checkpoint.choose_checkpoint`.
         checkpoint: of that arm.
 
     Returns:

@@ -24,18 +24,18 @@ from adagrpo.data.prepared import (
     load_user_ids,
 )
 from adagrpo.data.sequences import emptied
+from adagrpo.data.simulation.truth import Truth
 from adagrpo.data.splits import keyed_uniforms, user_folds
-from adagrpo.data.truth import Truth
 from adagrpo.errors import UserError
-from adagrpo.evaluation import Predictions, predict, sample_cases, summarise
+from adagrpo.evaluation.predictions import Predictions, predict, sample_cases, summarise
 from adagrpo.groups.decide import TrueUtility
 from adagrpo.pipeline.rewards import build_reward, reward_inputs
 from adagrpo.pipeline.run import Run
 from adagrpo.policies import CompactPolicy, HybridPolicy
-from adagrpo.rewards.base import Reward
 from adagrpo.rewards.cross_fitted import CrossFitted
 from adagrpo.rewards.features import Features
-from adagrpo.rewards.ranker import SequentialRanker
+from adagrpo.rewards.protocol import Reward
+from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.semantic_ids import Catalog
 from adagrpo.trainer import BatchSchedule
 from adagrpo.trainer.checkpoints import load_weights

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from adagrpo.artifacts import write_file
 from adagrpo.config.reward import (
     CallableOptions,
     HttpOptions,
@@ -29,7 +28,7 @@ from adagrpo.config.reward import (
 from adagrpo.data.prepared import load_item_ids
 from adagrpo.data.sequences import pad
 from adagrpo.errors import NotFinite, ServiceError, UserError
-from adagrpo.evaluation import sample_cases
+from adagrpo.evaluation.predictions import sample_cases
 from adagrpo.groups.score import distinct_candidates
 from adagrpo.rewards import (
     BoostedReward,
@@ -44,6 +43,7 @@ from adagrpo.rewards import (
     load_function,
     load_model,
 )
+from adagrpo.storage.artifacts import write_file
 from adagrpo.types import Cases, Histories
 
 if TYPE_CHECKING:

@@ -1,8 +1,8 @@
 """A run directory: which stages are done, from what they were made, and the log of events.
 
-A run is marked as one (`adagrpo.marks`); a folder that holds anything else is refused, untouched. A stage is a folder.
-It is made in `.work/<stage>` and renamed into place when whole, so what a reader finds under the stage's name is
-finished. Its manifest carries a fingerprint: the hash of the configuration that the stage reads and of the files it
+A run is marked as one (`adagrpo.storage.marks`); a folder that holds anything else is refused, untouched. A stage is a
+folder. It is made in `.work/<stage>` and renamed into place when whole, so what a reader finds under the stage's name
+is finished. Its manifest carries a fingerprint: the hash of the configuration that the stage reads and of the files it
 reads. A stage whose fingerprint is unchanged is skipped; one that was interrupted goes on from what its work folder
 holds, if that was begun under the same fingerprint. Only files of names in `WRITTEN` or in a manifest are ever removed.
 
@@ -32,7 +32,11 @@ import torch
 import yaml
 
 from adagrpo import __version__
-from adagrpo.artifacts import (
+from adagrpo.config import Config, dump_config, resolve_config
+from adagrpo.config.reward import RewardOptions
+from adagrpo.config.yaml_text import read_yaml
+from adagrpo.errors import UserError
+from adagrpo.storage.artifacts import (
     MANIFEST,
     check_replaceable,
     checked_line,
@@ -51,12 +55,8 @@ from adagrpo.artifacts import (
     verify_file,
     write_file,
 )
-from adagrpo.config import Config, dump_config, resolve_config
-from adagrpo.config.reward import RewardOptions
-from adagrpo.config.yaml_text import read_yaml
-from adagrpo.errors import UserError
-from adagrpo.marks import MARK, check, is_marked, read_mark
-from adagrpo.pipeline.folder_lock import WORK, lock_folder
+from adagrpo.storage.locks import WORK, lock_folder
+from adagrpo.storage.marks import MARK, check, is_marked, read_mark
 from adagrpo.trainer.processes import processes
 
 __all__ = ["EVENTS", "WRITTEN", "Console", "Run", "Silent"]

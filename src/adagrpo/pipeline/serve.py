@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from adagrpo.data.prepared import load_item_ids
 from adagrpo.errors import UserError
-from adagrpo.pipeline.checkpoint import choose_checkpoint
+from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
 from adagrpo.pipeline.models import Workbench
 from adagrpo.pipeline.rewards import check_reward
 from adagrpo.pipeline.run import Run
@@ -23,7 +23,7 @@ def recommender(
 
     Args:
         run: with a trained policy.
-        arm: see `adagrpo.pipeline.checkpoint.choose_checkpoint`.
+        arm: see `adagrpo.pipeline.choose_checkpoint.choose_checkpoint`.
         checkpoint: of that arm.
         reward_weight: above 0, the run's reward re-ranks the beam: `log-probability + weight · reward`.
 

@@ -2,7 +2,7 @@
 
 Nothing says what came after what, so there is no next item for a policy to learn and no Semantic IDs, policy or arm.
 A history is the set of a user's clicks, and a ranker is judged by the order of what was shown, held out at random
-(`adagrpo.pipeline.exposures`). Which verbs take this path is said in `adagrpo.pipeline.verbs`.
+(`adagrpo.pipeline.stages.exposure_report`). Which verbs take this path is said in `adagrpo.pipeline.verbs`.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adagrpo.data.exposures import write_exposures
-from adagrpo.data.interactions import ColumnMapping, Logs, Refusals, read_logs
-from adagrpo.pipeline.exposures import collect_exposures, examined, exposed, report_exposures
-from adagrpo.pipeline.lambdarank import fit_second_ranker
+from adagrpo.data.logs.interactions import ColumnMapping, Logs, Refusals, read_logs
 from adagrpo.pipeline.models import Workbench
-from adagrpo.pipeline.ranker import Examine, Selection, Validate, fit_sequential_ranker
 from adagrpo.pipeline.run import Run
-from adagrpo.pipeline.stages import log_source, prepare_stage
+from adagrpo.pipeline.stages.exposure_report import collect_exposures, examined, exposed, report_exposures
+from adagrpo.pipeline.stages.fit_lambdarank import fit_second_ranker
+from adagrpo.pipeline.stages.fit_ranker import Examine, Selection, Validate, fit_sequential_ranker
+from adagrpo.pipeline.stages.prepare import log_source, prepare_stage
 from adagrpo.report import write_report
-from adagrpo.rewards.ranker import SequentialRanker
+from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.trainer.lambdarank import NegativeSampler, RankingGroups, exposed_groups
 
 __all__ = ["fit_and_report", "fit_ranker", "prepare", "run_all"]

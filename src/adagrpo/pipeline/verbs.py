@@ -13,21 +13,21 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from adagrpo.config import Config
 from adagrpo.errors import UserError
 from adagrpo.pipeline import unordered
-from adagrpo.pipeline.arms import fit_arm as _fit_arm
-from adagrpo.pipeline.diagnose import diagnose_reward as _diagnose_reward
-from adagrpo.pipeline.evaluate import collect
-from adagrpo.pipeline.evaluate import evaluate as _evaluate
 from adagrpo.pipeline.export import export as _export
 from adagrpo.pipeline.models import Workbench
-from adagrpo.pipeline.ranker import fit_ranker as _fit_ranker
-from adagrpo.pipeline.ranker_report import report_ranker
 from adagrpo.pipeline.rewards import check_reward
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.serve import serve as _serve
-from adagrpo.pipeline.stages import fit_sft as _fit_sft
-from adagrpo.pipeline.stages import prepare as _prepare
-from adagrpo.pipeline.stages import simulate_marketplace
-from adagrpo.pipeline.tokenizer import tokenize as _tokenize
+from adagrpo.pipeline.stages.diagnose import diagnose_reward as _diagnose_reward
+from adagrpo.pipeline.stages.evaluate import collect
+from adagrpo.pipeline.stages.evaluate import evaluate as _evaluate
+from adagrpo.pipeline.stages.fit_ranker import fit_ranker as _fit_ranker
+from adagrpo.pipeline.stages.post_train import fit_arm as _fit_arm
+from adagrpo.pipeline.stages.prepare import fit_sft as _fit_sft
+from adagrpo.pipeline.stages.prepare import prepare as _prepare
+from adagrpo.pipeline.stages.prepare import simulate_marketplace
+from adagrpo.pipeline.stages.ranker_report import report_ranker
+from adagrpo.pipeline.stages.tokenize import tokenize as _tokenize
 from adagrpo.report import write_report
 
 __all__ = [

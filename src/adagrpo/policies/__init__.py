@@ -3,8 +3,8 @@
 `adagrpo.policies.causal_lm` is imported where it is used: it needs the extra `hf`.
 """
 
-from adagrpo.policies.base import DecoderState, Policy
 from adagrpo.policies.compact import CompactPolicy
 from adagrpo.policies.hybrid import HybridPolicy
+from adagrpo.policies.policy import DecoderState, Policy
 
 __all__ = ["CompactPolicy", "DecoderState", "HybridPolicy", "Policy"]

@@ -33,7 +33,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from adagrpo.errors import UserError
-from adagrpo.layers import Dropout
+from adagrpo.networks.layers import Dropout
 from adagrpo.objective import nll
 from adagrpo.policies.causal_context import CausalContext, CausalState, Prompts, Read, states_at
 from adagrpo.policies.language_model import (
@@ -60,7 +60,7 @@ __all__ = ["CausalLMPolicy"]
 
 
 class CausalLMPolicy(nn.Module):
-    """See the module's text; implements `adagrpo.policies.base.Policy`."""
+    """See the module's text; implements `adagrpo.policies.policy.Policy`."""
 
     tokens_of_codes: Tensor
     item_codes: Tensor

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from adagrpo.layers import CausalEncoder, Dropout, FeedForward, initialise, take
+from adagrpo.networks.layers import CausalEncoder, Dropout, FeedForward, initialise, take
 from adagrpo.types import Histories
 
 __all__ = ["CompactContext", "CompactPolicy", "CompactState"]
@@ -46,7 +46,7 @@ class CompactState:
 
 
 class CompactPolicy(nn.Module):
-    """See the module's text; implements `adagrpo.policies.base.Policy`."""
+    """See the module's text; implements `adagrpo.policies.policy.Policy`."""
 
     item_codes: Tensor
     code_rows: Tensor

@@ -28,9 +28,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from adagrpo.layers import initialise
+from adagrpo.networks.layers import initialise
+from adagrpo.networks.sampled_softmax import sampled_softmax_loss
 from adagrpo.policies.compact import CompactContext, CompactPolicy, CompactState
-from adagrpo.sampled_softmax import sampled_softmax_loss
 from adagrpo.semantic_ids.trie import Trie
 from adagrpo.types import Histories
 
@@ -69,7 +69,7 @@ class HybridState:
 
 
 class HybridPolicy(nn.Module):
-    """See the module's text; implements `adagrpo.policies.base.Policy`. Lives on the device of the trie."""
+    """See the module's text; implements `adagrpo.policies.policy.Policy`. Lives on the device of the trie."""
 
     def __init__(
         self,

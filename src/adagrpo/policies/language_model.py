@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from adagrpo.errors import UserError
-from adagrpo.model_folders import refuse_code
+from adagrpo.storage.model_folders import refuse_code
 
 try:
     from safetensors import SafetensorError

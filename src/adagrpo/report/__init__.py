@@ -1,7 +1,7 @@
 """The report of a run or a comparison: one offline HTML page, and its tables as Markdown or plain text."""
 
 from adagrpo.report.charts import Point, Series, line_chart, scatter_chart, stacked_area_chart
-from adagrpo.report.comparison import (
+from adagrpo.report.comparison_page import (
     comparison_figures,
     comparison_markdown,
     comparison_page,
@@ -11,11 +11,11 @@ from adagrpo.report.comparison import (
     write_comparison,
     write_comparison_figures,
 )
-from adagrpo.report.diagnosis import diagnosis_tables, write_diagnosis
+from adagrpo.report.diagnosis_page import diagnosis_tables, write_diagnosis
 from adagrpo.report.page import build_report, read_rows, write_figures, write_report
-from adagrpo.report.ranker import exposure_table
+from adagrpo.report.ranker_tables import exposure_table
+from adagrpo.report.summary import arm_sentences, summary_sentences
 from adagrpo.report.tables import Table, results_table, to_markdown, to_text
-from adagrpo.report.verdict import arm_sentences, summary_sentences
 
 __all__ = [
     "Point",

@@ -16,20 +16,20 @@ from typing import Any, Protocol
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-from adagrpo.artifacts import write_file
 from adagrpo.config.yaml_text import read_yaml
 from adagrpo.errors import UserError
 from adagrpo.metrics import Shown, shown
 from adagrpo.report import figures
 from adagrpo.report.figures import Log
 from adagrpo.report.numbers import numbers_table
-from adagrpo.report.ranker import (
+from adagrpo.report.ranker_tables import (
     calibration_text,
     every_gate_table,
     exposure_table,
     gate_table,
     strata_table,
 )
+from adagrpo.report.summary import arm_sentences, rerank_rows, summary_sentences
 from adagrpo.report.tables import (
     MISSING,
     START,
@@ -42,7 +42,7 @@ from adagrpo.report.tables import (
     results_table,
     shown_columns,
 )
-from adagrpo.report.verdict import arm_sentences, rerank_rows, summary_sentences
+from adagrpo.storage.artifacts import write_file
 
 __all__ = ["build_report", "keep_together", "read_rows", "template", "write_figures", "write_report"]
 

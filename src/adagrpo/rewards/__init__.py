@@ -1,6 +1,5 @@
 """Rewards: what one is, the user's own and those made of others, and how one is asked."""
 
-from adagrpo.rewards.base import Reward
 from adagrpo.rewards.boosted import BoostedReward, load_model
 from adagrpo.rewards.callable import CallableReward, find_module, load_function
 from adagrpo.rewards.cross_fitted import CrossFitted
@@ -8,6 +7,7 @@ from adagrpo.rewards.ensemble import MeanReward, WeightedReward
 from adagrpo.rewards.external import ItemId
 from adagrpo.rewards.http import HttpReward
 from adagrpo.rewards.noise import NoiseReward
+from adagrpo.rewards.protocol import Reward
 from adagrpo.rewards.scoring import BadReward, ask_reward
 
 __all__ = [

@@ -28,7 +28,7 @@ LARGEST_MODEL = 2**28  # bytes; a thousand trees of a thousand leaves have a thi
 
 
 class BoostedReward:
-    """Implements `adagrpo.rewards.base.Reward`."""
+    """Implements `adagrpo.rewards.protocol.Reward`."""
 
     def __init__(self, model: Booster, features: Features) -> None:
         """Take a model whose feature names are among `FEATURES`, see `load_model`."""

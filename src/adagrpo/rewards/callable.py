@@ -27,7 +27,7 @@ ScoreFunction = Callable[[list[list[ItemId]], list[list[ItemId]]], Any]
 
 
 class CallableReward:
-    """Implements `adagrpo.rewards.base.Reward`."""
+    """Implements `adagrpo.rewards.protocol.Reward`."""
 
     def __init__(self, name: str, function: ScoreFunction, ids: Sequence[ItemId]) -> None:
         """Wrap a function.

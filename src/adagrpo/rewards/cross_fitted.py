@@ -16,14 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adagrpo.rewards.base import Reward
+from adagrpo.rewards.protocol import Reward
 from adagrpo.types import Histories
 
 __all__ = ["CrossFitted"]
 
 
 class CrossFitted:
-    """Implements `adagrpo.rewards.base.Reward` for histories that say whose they are."""
+    """Implements `adagrpo.rewards.protocol.Reward` for histories that say whose they are."""
 
     def __init__(
         self,

@@ -13,14 +13,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from adagrpo.rewards.base import Reward
+from adagrpo.rewards.protocol import Reward
 from adagrpo.types import Histories
 
 __all__ = ["MeanReward", "WeightedReward"]
 
 
 class MeanReward:
-    """Implements `adagrpo.rewards.base.Reward`."""
+    """Implements `adagrpo.rewards.protocol.Reward`."""
 
     def __init__(self, members: Sequence[Reward]) -> None:
         if not members:
@@ -33,7 +33,7 @@ class MeanReward:
 
 
 class WeightedReward:
-    """Implements `adagrpo.rewards.base.Reward`."""
+    """Implements `adagrpo.rewards.protocol.Reward`."""
 
     def __init__(self, members: Sequence[Reward], weights: Sequence[float]) -> None:
         if not members or len(members) != len(weights):

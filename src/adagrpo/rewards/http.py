@@ -40,7 +40,7 @@ class _TryAgain(Exception):
 
 
 class HttpReward:
-    """Implements `adagrpo.rewards.base.Reward`."""
+    """Implements `adagrpo.rewards.protocol.Reward`."""
 
     def __init__(
         self,

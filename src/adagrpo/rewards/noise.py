@@ -18,7 +18,7 @@ __all__ = ["NoiseReward"]
 
 
 class NoiseReward:
-    """Implements `adagrpo.rewards.base.Reward`."""
+    """Implements `adagrpo.rewards.protocol.Reward`."""
 
     def __init__(self, seed: int = 0) -> None:
         """Say which noise.

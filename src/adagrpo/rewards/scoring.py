@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from adagrpo.errors import NotFinite
-from adagrpo.rewards.base import Reward
+from adagrpo.rewards.protocol import Reward
 from adagrpo.types import Histories
 
 __all__ = ["BadReward", "ask_reward"]

@@ -23,8 +23,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adagrpo.data.files import listed
-from adagrpo.data.unpacking import MAX_EXPANSION, check_parquet
+from adagrpo.data.logs.files import listed
+from adagrpo.data.logs.unpacking import MAX_EXPANSION, check_parquet
 from adagrpo.errors import UserError
 from adagrpo.semantic_ids.trie import Trie
 
@@ -158,7 +158,7 @@ def import_semantic_ids(
         item_ids: (V,) the catalogue's original item ids, in item order. The file's ids are cast to their type.
         column: name of the list column.
         id_column: name of the file's id column.
-        max_expansion: to how many times its size the file may unpack, see `adagrpo.data.unpacking`.
+        max_expansion: to how many times its size the file may unpack, see `adagrpo.data.logs.unpacking`.
 
     Returns:
         (V, L) int64; `(0, 0)` for an empty catalogue.

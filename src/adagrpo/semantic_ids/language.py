@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adagrpo.errors import UserError
-from adagrpo.model_folders import refuse_code
+from adagrpo.storage.model_folders import refuse_code
 
 __all__ = ["language_vectors", "packaged_model"]
 

@@ -14,9 +14,9 @@ import torch
 
 from adagrpo.data.sequences import older_items, pad
 from adagrpo.decoding import beam_search
-from adagrpo.evaluation import without_history
-from adagrpo.layers import mixed_precision
-from adagrpo.rewards.base import Reward
+from adagrpo.evaluation.predictions import without_history
+from adagrpo.networks.layers import mixed_precision
+from adagrpo.rewards.protocol import Reward
 from adagrpo.rewards.scoring import ask_reward
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.types import Histories, Ragged

@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from adagrpo.artifacts import MANIFEST, manifest, publish, remove, seal, verify, written_beside
 from adagrpo.errors import UserError
+from adagrpo.storage.artifacts import MANIFEST, manifest, publish, remove, seal, verify, written_beside
 
 __all__ = ["Progress", "load_weights", "restore", "save", "save_weights"]
 

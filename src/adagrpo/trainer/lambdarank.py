@@ -21,7 +21,7 @@ from adagrpo.data.pairs import common_users
 from adagrpo.data.sequences import pad
 from adagrpo.rewards.boosted import require_lightgbm
 from adagrpo.rewards.features import FEATURES, Features
-from adagrpo.trainer.ranker import Impressions
+from adagrpo.trainer.ranker_fit import Impressions
 from adagrpo.types import Cases, Ragged
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from adagrpo.config import FitConfig
 from adagrpo.errors import NotFinite, ServiceError, UserError
-from adagrpo.layers import autocast_dtype
+from adagrpo.networks.layers import autocast_dtype
 from adagrpo.stopping import Terminated, held_back
 from adagrpo.trainer.batches import step_key
 from adagrpo.trainer.checkpoints import Progress, restore, save, save_weights

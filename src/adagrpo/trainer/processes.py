@@ -20,7 +20,7 @@ import torch
 from accelerate import PartialState
 from torch import Tensor, distributed
 
-from adagrpo.rewards.base import Reward
+from adagrpo.rewards.protocol import Reward
 from adagrpo.rewards.scoring import BadReward
 from adagrpo.types import Histories
 
@@ -113,7 +113,7 @@ class SharedReward:
         self.members = tuple(SharedReward(member, shared_by) for member in getattr(reward, "members", ()))
 
     def score(self, histories: Histories, items: Tensor) -> Tensor:
-        """See `adagrpo.rewards.base.Reward`."""
+        """See `adagrpo.rewards.protocol.Reward`."""
         if self.processes.leads:
             scores = self.reward.score(histories, items).float().contiguous()
             if scores.shape != items.shape:

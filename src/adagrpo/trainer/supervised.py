@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from adagrpo.policies.base import Policy
+from adagrpo.policies.policy import Policy
 from adagrpo.trainer.batches import BatchSchedule, TrainingBatch
 
 __all__ = ["Supervised", "SupervisedMicro", "nll_term"]

@@ -1,0 +1,157 @@
+"""The files that a user gives: CSV, Parquet and JSONL, by suffix.
+
+`read_table` reads item tables, as the file types them; logs are read by `adagrpo.data.logs.pieces`. What is wrong with
+a whole file is a `UserError` of one line.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import polars as pl
+
+from adagrpo.data.logs.unpacking import MAX_EXPANSION, check_parquet, explodes, read_blocks, room, text_bytes
+from adagrpo.errors import UserError
+
+__all__ = ["columns_of", "header_of", "kind_of", "listed", "one_line", "read_table", "reading", "require"]
+
+SUFFIXES = {".csv": "CSV", ".csv.gz": "CSV", ".parquet": "Parquet", ".jsonl": "JSONL", ".ndjson": "JSONL"}
+SCHEMA_LINES, SCHEMA_BYTES = 1000, 2**22  # of a JSONL or CSV file, to say which fields it has
+SHOWN_NAMES, SHOWN = 20, 80  # names in a message, characters of each
+
+
+def kind_of(path: Path) -> str:
+    """`CSV`, `Parquet` or `JSONL`.
+
+    Raises:
+        UserError: there is no such file, or it is a folder or of another kind.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: no such file")
+    suffix = next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), None)
+    if path.is_dir() or suffix is None:
+        what = "a folder" if path.is_dir() else "not a file of a known kind"
+        raise UserError(f"{path}: {what}; give a file that ends in {', '.join(SUFFIXES)}")
+    return SUFFIXES[suffix]
+
+
+def columns_of(path: Path) -> list[str]:
+    """Names of the columns; of a JSONL file, the fields of its first lines."""
+    kind = kind_of(path)
+    with reading(path, kind):
+        if kind == "Parquet":
+            return pl.scan_parquet(path, glob=False).collect_schema().names()
+        if kind == "CSV":
+            return header_of(path)
+        block, _ = next(read_blocks(path, SCHEMA_BYTES, math.inf))
+    if not block:
+        raise UserError(f"{path}: the file is empty")
+    text = block.decode("utf-8", errors="replace").removesuffix("\n")
+    lines = text.split("\n", SCHEMA_LINES)[:SCHEMA_LINES]
+    fields: dict[str, None] = {}
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            continue  # one bad line; it becomes a reject
+        fields |= dict.fromkeys(record) if isinstance(record, dict) else {}
+    if not fields:
+        raise UserError(f"{path}: no JSON object among the first {len(lines)} lines; each line is one row of the log")
+    return list(fields)
+
+
+def read_table(path: Path, columns: Sequence[str], max_expansion: float = MAX_EXPANSION) -> pl.DataFrame:
+    """Some columns of a table, typed as in the file; those of a CSV file are text.
+
+    Raises:
+        UserError: the file or a column is missing, the file or one of its records is malformed, a line is too long, or
+            more than `max_expansion` times the file would unpack.
+    """
+    kind = kind_of(path)
+    with reading(path, kind):
+        if kind == "Parquet":
+            check_parquet(path, columns, max_expansion)
+            table = pl.scan_parquet(path, glob=False)
+        elif kind == "CSV":
+            # All of it: a reader that skips columns does not see that a record has too many.
+            table = pl.read_csv(
+                _checked(path, max_expansion), infer_schema=False, encoding="utf8-lossy", glob=False
+            ).lazy()
+        else:
+            table = pl.scan_ndjson(_checked(path, max_expansion), infer_schema_length=None)
+        available = table.collect_schema().names()
+    require(path, columns, available)
+    with reading(path, kind):
+        found = table.select(list(dict.fromkeys(columns))).collect()
+    if kind == "Parquet" and text_bytes(found) > room(path, max_expansion):
+        raise explodes(path, max_expansion)
+    return found
+
+
+def _checked(path: Path, max_expansion: float) -> Path | bytes:
+    """A text file whose lines are not too long; its text where it is compressed."""
+    blocks = read_blocks(path, SCHEMA_BYTES, max_expansion)
+    if path.name.lower().endswith(".gz"):
+        return b"".join(block for block, _ in blocks)
+    for _ in blocks:
+        pass
+    return path
+
+
+def one_line(text: str) -> str:
+    """A name or value of the user's, as a message of one line repeats it.
+
+    >>> one_line("two" + chr(10) + "lines")
+    'two lines'
+    """
+    return " ".join(text[:SHOWN].split()) + ("..." if len(text) > SHOWN else "")
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names of the user's in a message of one line, the first of many.
+
+    >>> listed(["a", "b"])
+    'a, b'
+    >>> listed([str(n) for n in range(10_000)])[-20:]
+    '18, 19 and 9980 more'
+    """
+    more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
+    return ", ".join(map(one_line, names[:SHOWN_NAMES])) + more
+
+
+@contextmanager
+def reading(path: Path, kind: str) -> Iterator[None]:
+    """Turn what a reader finds wrong with a whole file into one line."""
+    try:
+        yield
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, EOFError, zlib.error) as error:
+        if path.stat().st_size == 0 or isinstance(error, pl.exceptions.NoDataError):
+            raise UserError(f"{path}: the file is empty") from error
+        first = str(error).strip().partition("\n")[0]
+        raise UserError(f"{path}: cannot be read as {kind}: {first}") from error
+
+
+def require(path: Path, wanted: Sequence[str], available: Sequence[str]) -> None:
+    """Check that columns are there.
+
+    Raises:
+        UserError: one is not; the nearest name is said.
+    """
+    for name in wanted:
+        if name not in available:
+            near = difflib.get_close_matches(name, [other for other in available if len(other) <= SHOWN], n=1)
+            hint = f"did you mean '{one_line(near[0])}'? " if near else ""
+            raise UserError(f"{path}: no column '{one_line(name)}'; {hint}the columns are {listed(available)}")
+
+
+def header_of(path: Path) -> list[str]:
+    """Names of the columns of a CSV file."""
+    block, _ = next(read_blocks(path, SCHEMA_BYTES, math.inf))
+    table = pl.scan_csv(block, infer_schema=False, encoding="utf8-lossy", truncate_ragged_lines=True)
+    return table.collect_schema().names()

@@ -1,0 +1,347 @@
+"""Logs to the canonical table: who interacted with what in which order, and, where it is known, what was shown.
+
+Input is CSV, Parquet or JSONL. A row that cannot be read is set aside with its file, row and reason, so that
+
+    read = accepted + rejected + filtered
+
+and nothing is repaired or guessed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import polars as pl
+
+from adagrpo.data.columns import (
+    CLICKED,
+    EVENT,
+    ITEM_ID,
+    POSITION,
+    PROPENSITY,
+    RATING,
+    SLOT,
+    TIMESTAMP,
+    USER_ID,
+)
+from adagrpo.data.logs.cells import (
+    LAST_TIME,
+    LONGEST_ID,
+    blank_to_null,
+    booleans,
+    identifiers,
+    integers_if_all,
+    numbers,
+    slots,
+)
+from adagrpo.data.logs.files import columns_of, listed
+from adagrpo.data.logs.pieces import Piece, read_pieces
+from adagrpo.data.logs.unpacking import MAX_EXPANSION
+from adagrpo.errors import UserError
+
+__all__ = ["ColumnMapping", "Logs", "Refusals", "read_logs"]
+
+SHOWN = 40  # characters of a bad value that a reason repeats
+AN_ID = f"an id of up to {LONGEST_ID} characters"
+FILE, ROW, REASON = "file", "row", "reason"
+
+
+@dataclass(frozen=True)
+class ColumnMapping:
+    """What the columns are called in the user's files.
+
+    Without `timestamp` and `order`, a column called `timestamp`, or else `position`, orders the interactions.
+    `clicked` marks a log of impressions, one row for each item that was shown: 1 means shown and chosen, so also an
+    interaction; 0 only shown; empty an interaction that has no logged impression. Ratings may stand for it, see
+    `read_logs`.
+    """
+
+    user: str = USER_ID
+    item: str = ITEM_ID
+    timestamp: str | None = None
+    order: str | None = None
+    event: str | None = None
+    rating: str | None = None
+    clicked: str | None = None
+    slot: str | None = None
+    propensity: str | None = None
+
+
+@dataclass(frozen=True)
+class Logs:
+    """What was read, in the order of the files. The time key is `timestamp` or `position`; without order, none."""
+
+    interactions: pl.DataFrame  # user_id, item_id, time key [, rating]
+    impressions: pl.DataFrame | None  # user_id, item_id, time key, clicked [, slot, propensity]
+    rejects: pl.DataFrame  # file, row (0 is the first row of data), reason
+    rows_read: int
+    rows_filtered: int  # by event or rating
+
+    @property
+    def time_key(self) -> str:
+        """The column that orders a user's interactions."""
+        return TIMESTAMP if TIMESTAMP in self.interactions.columns else POSITION
+
+
+@dataclass(frozen=True)
+class Refusals:
+    """Rows that are bad though each of their values can be read; by default none."""
+
+    items: pl.Series | None = None  # ids; rows of other items are bad
+    after: float | None = None  # rows of a later timestamp are bad, in the unit of the log
+    repeats: bool = False  # rows whose fields are all those of an earlier one are bad
+
+
+class _Field(NamedTuple):
+    source: str  # the column's name in the file
+    required: bool
+    expected: str  # what would be right
+    parse: Callable[[pl.Series], pl.Series]  # null where a value cannot be used
+
+
+def read_logs(
+    paths: Sequence[Path],
+    columns: ColumnMapping,
+    *,
+    keep_events: Sequence[str] | None = None,
+    min_rating: float | None = None,
+    click_rating: float | None = None,
+    ordered: bool = True,
+    max_bad_rows: int = 0,
+    refuse: Refusals | None = None,
+    max_expansion: float = MAX_EXPANSION,
+) -> Logs:
+    """Read interaction or impression logs, piece by piece: what is held in memory is what is kept, and one piece.
+
+    Ids are 64-bit integers where all of them are, written plainly (`007` is text), and strings otherwise. Dates of a
+    Parquet file become seconds since 1970.
+
+    Args:
+        paths: .csv, .csv.gz, .parquet, .jsonl or .ndjson files with the same columns.
+        columns: their names.
+        keep_events: only rows of these events; needs `columns.event`.
+        min_rating: only interactions rated at least so; needs `columns.rating`.
+        click_rating: a row is an impression, clicked if it is rated at least so; needs `columns.rating`.
+        ordered: False where nothing says in which order a user's rows came; they are then kept as they stand.
+        max_bad_rows: how many rows may be rejected, over all files.
+        refuse: which rows are bad though each of their values can be read.
+        max_expansion: to how many times its size a compressed file may unpack, see `adagrpo.data.logs.unpacking`.
+
+    Raises:
+        UserError: a file or column is missing, there is nothing to read, too many rows are bad, or too much unpacks.
+    """
+    if not paths:
+        raise UserError("data.logs: no file given; name at least one CSV, Parquet or JSONL file")
+    if keep_events is not None and columns.event is None:
+        raise UserError("data.keep_events: needs data.columns.event, the column that holds the event")
+    if min_rating is not None and columns.rating is None:
+        raise UserError("data.min_rating: needs data.columns.rating, the column that holds the rating")
+    if click_rating is not None and (columns.rating is None or columns.clicked is not None):
+        raise UserError("data.click_rating: needs data.columns.rating, and takes the place of data.columns.clicked")
+    fields = _fields(_choose_time(columns, Path(paths[0])) if ordered else columns, click_rating is not None)
+    if refuse is not None and refuse.after is not None and TIMESTAMP not in fields:
+        raise UserError("data.refuse.after: needs data.columns.timestamp, the column that holds the time")
+    found = _Reading(fields, refuse or Refusals(), max_bad_rows)
+    for path in map(Path, paths):
+        found.read(path, max_expansion)
+    table, rejects = found.finish()
+    rows_read = len(table) + len(rejects)
+    if rows_read == 0:
+        raise UserError(f"{paths[0]}: no rows; a log has at least one interaction")
+    if click_rating is not None:
+        table = table.with_columns((pl.col(RATING) >= click_rating).alias(CLICKED))
+    kept = _filter(table, keep_events, min_rating)
+    impressions_known = CLICKED in table.columns
+    chosen = kept.filter(pl.col(CLICKED).fill_null(True)) if impressions_known else kept
+    filtered = len(table) - len(kept)
+    if len(chosen) == 0:
+        said = f"{len(rejects)} rejected, {filtered} filtered by event or rating, {len(kept)} shown but not chosen"
+        raise UserError(f"{paths[0]}: no interaction among {rows_read} rows: {said}")
+    keys = [USER_ID, ITEM_ID, *(name for name in (TIMESTAMP, POSITION) if name in fields)]
+    shown = [name for name in (CLICKED, SLOT, PROPENSITY) if name in table.columns]
+    impressions = kept.filter(pl.col(CLICKED).is_not_null()).select(*keys, *shown) if impressions_known else None
+    interactions = chosen.select(*keys, *([RATING] if columns.rating else []))
+    return Logs(interactions, impressions, rejects, rows_read, filtered)
+
+
+def _fields(columns: ColumnMapping, rated: bool) -> dict[str, _Field]:
+    """Canonical name to how a column is read; with `rated`, ratings say what was clicked."""
+    fields = {
+        USER_ID: _Field(columns.user, True, AN_ID, identifiers),
+        ITEM_ID: _Field(columns.item, True, AN_ID, identifiers),
+    }
+    if columns.timestamp is not None:
+        fields[TIMESTAMP] = _Field(
+            columns.timestamp, True, "a number >= 0", lambda values: numbers(values, 0.0, LAST_TIME)
+        )
+    elif columns.order is not None:
+        fields[POSITION] = _Field(columns.order, True, "a number", numbers)
+    if columns.event is not None:
+        fields[EVENT] = _Field(columns.event, False, "text", lambda values: values.cast(pl.String))
+    if columns.rating is not None:
+        fields[RATING] = _Field(columns.rating, False, "a number", lambda values: numbers(values).cast(pl.Float64))
+    if columns.clicked is not None:
+        fields[CLICKED] = _Field(columns.clicked, False, "1, 0, true, false or nothing", booleans)
+    if columns.clicked is not None or rated:
+        if columns.slot is not None:
+            fields[SLOT] = _Field(columns.slot, False, "a whole number >= 0", slots)
+        if columns.propensity is not None:
+            fields[PROPENSITY] = _Field(
+                columns.propensity, False, "a probability", lambda values: numbers(values, 0.0, 1.0).cast(pl.Float64)
+            )
+    return fields
+
+
+def _choose_time(columns: ColumnMapping, path: Path) -> ColumnMapping:
+    if columns.timestamp is not None and columns.order is not None:
+        raise UserError("data.columns: timestamp and order are both given; one of them orders the interactions")
+    if columns.timestamp is not None or columns.order is not None:
+        return columns
+    available = columns_of(path)
+    if TIMESTAMP in available:
+        return replace(columns, timestamp=TIMESTAMP)
+    if POSITION in available:
+        return replace(columns, order=POSITION)
+    raise UserError(
+        f"{path}: which column orders the interactions? set data.columns.timestamp or data.columns.order to one of "
+        f"{listed(available)}"
+    )
+
+
+class _Reading:
+    """What has been read of the files so far. Of more bad rows than may be, the first alone is kept."""
+
+    def __init__(self, fields: dict[str, _Field], refuse: Refusals, max_bad_rows: int) -> None:
+        self.fields, self.refuse, self.max_bad_rows = fields, refuse, max_bad_rows
+        self.paths: list[Path] = []
+        self.good: list[pl.DataFrame] = []  # the fields, and with `refuse.repeats` FILE and ROW
+        self.bad: list[pl.DataFrame] = []  # FILE, ROW, REASON
+        self.count = 0  # of bad rows
+
+    def read(self, path: Path, max_expansion: float) -> None:
+        """Read a file."""
+        self.paths.append(path)
+        sources = list(dict.fromkeys(field.source for field in self.fields.values()))
+        ids = list(dict.fromkeys(self.fields[name].source for name in (USER_ID, ITEM_ID)))
+        for piece in read_pieces(path, sources, ids, max_expansion):
+            self._take(path, piece)
+
+    def _take(self, path: Path, piece: Piece) -> None:
+        fields = self.fields
+        for field in fields.values():
+            dtype = piece.table[field.source].dtype
+            if dtype.is_nested() or dtype in (pl.Binary, pl.Object):
+                raise UserError(f"{path}: column '{field.source}' is of type {dtype}, expected {field.expected}")
+        raw = pl.DataFrame({name: blank_to_null(piece.table[field.source]) for name, field in fields.items()})
+        parsed = pl.DataFrame({name: field.parse(raw[name]) for name, field in fields.items()})
+        bad = pl.DataFrame(
+            {
+                name: parsed[name].is_null() if field.required else parsed[name].is_null() & raw[name].is_not_null()
+                for name, field in fields.items()
+            }
+        )
+        rejected = bad.select(pl.any_horizontal(pl.all())).to_series()
+        if piece.problem is not None:
+            rejected = rejected | piece.problem.is_not_null()
+        refused = self._refused(parsed)
+        rejected = rejected | refused.is_not_null()
+        rows = rejected.arg_true()
+        if len(rows):
+            problem = None if piece.problem is None else piece.problem[rows]
+            reasons = _reasons(raw[rows], bad[rows], fields, problem, refused[rows])
+            self._reject(pl.DataFrame({ROW: rows.cast(pl.Int64) + piece.first, REASON: reasons}))
+        if self.count > self.max_bad_rows:
+            self.good = []
+            return
+        kept = parsed.with_columns(integers_if_all(parsed[USER_ID]), integers_if_all(parsed[ITEM_ID]))
+        if self.refuse.repeats:
+            kept = kept.with_row_index(ROW, piece.first).cast({ROW: pl.Int64}).with_columns(self._file())
+        self.good.append(kept.filter(~rejected))
+
+    def _file(self) -> pl.Expr:
+        return pl.lit(len(self.paths) - 1, dtype=pl.Int32).alias(FILE)
+
+    def _reject(self, rows: pl.DataFrame) -> None:
+        self.count += len(rows)
+        if self.count <= self.max_bad_rows or not self.bad:
+            kept = rows if self.count <= self.max_bad_rows else rows[:1]
+            self.bad.append(kept.select(self._file(), ROW, REASON))
+
+    def _refused(self, parsed: pl.DataFrame) -> pl.Series:
+        """Why a row is refused that can be read; null where it is not."""
+        reason = pl.lit(None, pl.String)
+        if self.refuse.items is not None:
+            item = pl.col(ITEM_ID).cast(pl.String)
+            said = pl.format(
+                "{} is '{}', which the item table lacks", pl.lit(self.fields[ITEM_ID].source), _shown(item)
+            )
+            reason = pl.when(~item.is_in(self.refuse.items.implode())).then(said).otherwise(reason)
+        if self.refuse.after is not None:
+            time = pl.col(TIMESTAMP)
+            source = self.fields[TIMESTAMP].source
+            said = pl.format("{} is {}, after {}", pl.lit(source), time, pl.lit(f"{self.refuse.after}"))
+            reason = pl.when(time > self.refuse.after).then(said).otherwise(reason)
+        return parsed.with_columns(reason.alias(REASON))[REASON]
+
+    def finish(self) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """All good rows, and the rejects (file, row, reason), in the order of the files.
+
+        Raises:
+            UserError: there are too many rejects.
+        """
+        table = _stack(self.good) if self.good else pl.DataFrame()
+        if self.refuse.repeats and self.good:
+            names = list(self.fields)
+            first = table.select(pl.struct(names).is_first_distinct()).to_series()
+            repeats = table.filter(~first).select(FILE, ROW, pl.lit("repeats an earlier row").alias(REASON))
+            self.count += len(repeats)
+            self.bad.append(repeats)
+            table = table.filter(first).select(names)
+        empty = pl.DataFrame(schema={FILE: pl.Int32, ROW: pl.Int64, REASON: pl.String})
+        found = pl.concat([empty, *self.bad]).sort(FILE, ROW, maintain_order=True)
+        names_of_files = pl.Series([str(path) for path in self.paths], dtype=pl.String)
+        rejects = found.with_columns(pl.lit(names_of_files).gather(pl.col(FILE)).alias(FILE))
+        if self.count > self.max_bad_rows:
+            file, row, reason = rejects.row(0)
+            more = f"the first of {self.count} bad rows; data.max_bad_rows is {self.max_bad_rows}"
+            raise UserError(f"{file}, row {row}: {reason} ({more})")
+        return table, rejects
+
+
+def _reasons(
+    raw: pl.DataFrame, bad: pl.DataFrame, fields: dict[str, _Field], problem: pl.Series | None, refused: pl.Series
+) -> pl.Series:
+    """One line for each bad row, about the first thing that is wrong with it."""
+    reasons = [] if problem is None else [pl.lit(problem)]
+    for name, field in fields.items():
+        found = _shown(pl.lit(raw[name].cast(pl.String)))
+        what = pl.concat_str(pl.lit(f"{field.source} is '"), found, pl.lit(f"', expected {field.expected}"))
+        empty = pl.lit(f"{field.source} is empty, expected {field.expected}")
+        reasons.append(pl.when(pl.lit(bad[name])).then(pl.coalesce(what, empty)))
+    return pl.select(pl.coalesce([*reasons, pl.lit(refused)])).to_series()
+
+
+def _shown(text: pl.Expr) -> pl.Expr:
+    """A value as a message of one line repeats it."""
+    return text.str.slice(0, SHOWN).str.replace_all(r"[\s\x00-\x1f\x7f]", " ")
+
+
+def _filter(table: pl.DataFrame, keep_events: Sequence[str] | None, min_rating: float | None) -> pl.DataFrame:
+    if keep_events is not None:
+        table = table.filter(pl.col(EVENT).is_in(list(keep_events)))
+    if min_rating is None:
+        return table
+    rated = pl.col(RATING) >= min_rating
+    return table.filter(rated | ~pl.col(CLICKED) if CLICKED in table.columns else rated)  # only shown: has no rating
+
+
+def _stack(tables: list[pl.DataFrame]) -> pl.DataFrame:
+    """All files in one table; ids are integers only where they are in every file."""
+    for name in (USER_ID, ITEM_ID):
+        if len({table[name].dtype for table in tables}) > 1:
+            tables = [table.with_columns(pl.col(name).cast(pl.String)) for table in tables]
+    stacked = pl.concat(tables, how="vertical_relaxed")
+    return stacked.with_columns(integers_if_all(stacked[USER_ID]), integers_if_all(stacked[ITEM_ID]))

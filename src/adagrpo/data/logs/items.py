@@ -1,0 +1,100 @@
+"""The item table: what is said of each item beside the logs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from adagrpo.data.columns import ATTRIBUTES, ITEM_ID, TEXT
+from adagrpo.data.logs.cells import blank_to_null, identifiers, integers_if_all
+from adagrpo.data.logs.files import kind_of, one_line, read_table
+from adagrpo.data.logs.unpacking import MAX_EXPANSION
+from adagrpo.errors import UserError
+
+__all__ = ["read_items"]
+
+
+def read_items(
+    path: Path,
+    *,
+    id_column: str = ITEM_ID,
+    text_columns: Sequence[str] = (),
+    attribute_columns: Sequence[str] = (),
+    attribute_names: Path | None = None,
+    max_expansion: float = MAX_EXPANSION,
+) -> pl.DataFrame:
+    """Read an item table.
+
+    Args:
+        path: .csv, .csv.gz, .parquet, .jsonl or .ndjson file.
+        id_column: holds the ids that the logs use.
+        text_columns: joined by a space.
+        attribute_columns: lists, or scalars, which become `column=value`.
+        attribute_names: Parquet file (attribute_id, name) that decodes lists of integers; `attribute:<id>` without.
+        max_expansion: to how many times its size a compressed file may unpack, see `adagrpo.data.logs.unpacking`.
+
+    Returns:
+        item_id, text (String), attributes (List of String).
+
+    Raises:
+        UserError: a file or column is missing, an item has no id or two rows, or a file unpacks to too much.
+    """
+    path = Path(path)
+    table = read_table(path, [id_column, *text_columns, *attribute_columns], max_expansion)
+    if len(table) == 0:
+        raise UserError(f"{path}: no rows; an item table has at least one item")
+    ids = _item_ids(path, table[id_column])
+    texts = [_as_text(name, table[name].dtype) for name in text_columns]
+    decode = _attribute_names(Path(attribute_names) if attribute_names else None, max_expansion)
+    lists = [_as_attributes(name, table[name].dtype, decode).fill_null([]) for name in attribute_columns]
+    empty = pl.lit([], dtype=pl.List(pl.String))
+    return table.select(
+        pl.lit(ids).alias(ITEM_ID),
+        (pl.concat_str(texts, separator=" ", ignore_nulls=True) if texts else pl.lit("")).alias(TEXT),
+        (pl.concat_list(lists) if lists else empty).alias(ATTRIBUTES),
+    )
+
+
+def _item_ids(path: Path, column: pl.Series) -> pl.Series:
+    ids = identifiers(blank_to_null(column))
+    if ids.null_count():
+        row = ids.is_null().arg_max()
+        raise UserError(f"{path}, row {row}: {column.name} is empty or not an id; every item needs one")
+    ids = integers_if_all(ids)
+    if ids.n_unique() < len(ids):
+        second = int(np.argmin(ids.is_first_distinct().to_numpy()))
+        first = int(np.argmax((ids == ids[second]).to_numpy()))
+        name = one_line(str(ids[first]))
+        raise UserError(f"{path}, rows {first} and {second}: both are item '{name}'; an item has one row")
+    return ids
+
+
+def _as_text(name: str, dtype: pl.DataType) -> pl.Expr:
+    column = pl.col(name).cast(pl.List(pl.String)).list.join(" ") if dtype == pl.List else pl.col(name).cast(pl.String)
+    return pl.when(column.str.strip_chars() != "").then(column)
+
+
+def _as_attributes(name: str, dtype: pl.DataType, decode: pl.Expr) -> pl.Expr:
+    if not isinstance(dtype, pl.List):
+        text = _as_text(name, dtype)
+        return pl.when(text.is_not_null()).then(pl.concat_list(pl.concat_str(pl.lit(f"{name}="), text)))
+    values = pl.col(name).list.drop_nulls()
+    if dtype.inner.is_integer():
+        return values.list.eval(decode)
+    return values.cast(pl.List(pl.String))
+
+
+def _attribute_names(path: Path | None, max_expansion: float) -> pl.Expr:
+    """The name of an element, an attribute's number."""
+    unnamed = pl.concat_str(pl.lit("attribute:"), pl.element())
+    if path is None:
+        return unnamed
+    if kind_of(path) != "Parquet":
+        raise UserError(f"{path}: attribute names are a Parquet file with the columns attribute_id and name")
+    table = read_table(path, ["attribute_id", "name"], max_expansion)
+    table = table.drop_nulls().filter(pl.col("name").str.strip_chars() != "").unique("attribute_id", keep="first")
+    named = pl.element().replace_strict(table["attribute_id"], table["name"], default=None, return_dtype=pl.String)
+    return pl.coalesce(named, unnamed)

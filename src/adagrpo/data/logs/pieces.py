@@ -1,0 +1,201 @@
+"""Logs read piece by piece, so that memory does not grow with the text of a file.
+
+The values of CSV and JSONL come as text: a parser that infers types either stops at the first bad value or hides it. A
+piece ends at the end of a record, and what a record is does not depend on where pieces end.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import polars as pl
+
+from adagrpo.data.logs.files import columns_of, header_of, kind_of, reading, require
+from adagrpo.data.logs.unpacking import MAX_EXPANSION, check_parquet, explodes, read_blocks, room, text_bytes
+
+__all__ = ["Piece", "read_pieces"]
+
+PIECE_BYTES = 2**24  # of CSV and JSONL
+PIECE_ROWS = 2**20  # of Parquet
+RECORD_LINES = 100  # a quoted field that goes on for longer is taken for an unclosed quote
+INNER = re.compile(rb'[^,\r\n"]"[^,\r\n"]')  # a quote in the middle of a field
+NESTED = r"^\s*[\[{]"
+BOOLEAN = r"^(true|false)$"
+
+csv.field_size_limit(sys.maxsize)  # a long text that is not read is no reason to refuse a row
+
+
+class Piece(NamedTuple):
+    """Some rows of a log, in their order."""
+
+    first: int  # the row of the file that the piece begins with; 0 is the first row of data
+    table: pl.DataFrame  # the columns that were asked for
+    problem: pl.Series | None  # what is wrong with a row as a whole, null where nothing is
+
+
+def read_pieces(
+    path: Path, columns: Sequence[str], ids: Sequence[str] = (), max_expansion: float = MAX_EXPANSION
+) -> Iterator[Piece]:
+    """Some columns of a log: of a Parquet file as they are, of others as text.
+
+    Args:
+        path: see `adagrpo.data.logs.files.kind_of`.
+        columns: their names, each once.
+        ids: those that hold ids; a JSON `true` is none.
+        max_expansion: to how many times its size a compressed file may unpack, see `adagrpo.data.logs.unpacking`.
+
+    Yields:
+        Every row of the file once; at least one piece.
+
+    Raises:
+        UserError: the file or a column is missing, it cannot be read, a line is too long, or too much unpacks.
+    """
+    kind = kind_of(path)
+    require(path, columns, columns_of(path))
+    read = {"Parquet": _parquet, "CSV": _csv, "JSONL": _jsonl}[kind]
+    first = 0
+    with reading(path, kind):
+        for table, problem in read(path, columns, ids, max_expansion):
+            if len(table) or not first:
+                yield Piece(first, table, problem)
+            first += len(table)
+
+
+_Found = tuple[pl.DataFrame, pl.Series | None]
+
+
+def _parquet(path: Path, columns: Sequence[str], ids: Sequence[str], max_expansion: float) -> Iterator[_Found]:
+    check_parquet(path, columns, max_expansion)
+    most = room(path, max_expansion)
+    table = pl.scan_parquet(path, glob=False).select(columns)
+    rows = int(table.select(pl.len()).collect().item())
+    text = 0
+    for start in range(0, max(1, rows), PIECE_ROWS):
+        piece = table.slice(start, PIECE_ROWS).collect()
+        came = text_bytes(piece)
+        text += came
+        if text > most:
+            raise explodes(path, max_expansion)
+        # equal texts share their bytes until something is done with them
+        count = max(1, len(piece) * PIECE_BYTES // max(came, PIECE_BYTES))
+        for first in range(0, max(1, len(piece)), count):
+            yield piece.slice(first, count), None
+
+
+def _lines(block: bytes) -> list[str]:
+    """Lines without their ends."""
+    lines = block.decode("utf-8", errors="replace").split("\n")
+    if lines[-1] == "":
+        lines.pop()
+    return [line.removesuffix("\r") for line in lines]
+
+
+def _jsonl(path: Path, columns: Sequence[str], ids: Sequence[str], max_expansion: float) -> Iterator[_Found]:
+    """Fields of the top level as text, null in a line that is not JSON."""
+    line = pl.col("line")
+    fields = [line.str.json_path_match(f"$[{json.dumps(name, ensure_ascii=False)}]").alias(name) for name in columns]
+    nothing = pl.lit(f"not a JSON object with any of the fields {', '.join(columns)}")
+    for block, _ in read_blocks(path, PIECE_BYTES, max_expansion):
+        lines = pl.DataFrame({"line": pl.Series(_lines(block), dtype=pl.String)})
+        table = lines.select(fields)
+        problem = table.select(pl.when(pl.all_horizontal(pl.all().is_null())).then(nothing)).to_series()
+        yield table, _wrong_types(lines["line"], table, problem, ids)
+
+
+def _wrong_types(lines: pl.Series, table: pl.DataFrame, problem: pl.Series, ids: Sequence[str]) -> pl.Series:
+    """What is wrong with a line, with lists, objects and, among ids, booleans, whose text would pass for a value."""
+    suspect = [pl.col(name).str.contains(NESTED) for name in table.columns]
+    suspect += [pl.col(name).str.contains(BOOLEAN) for name in ids]
+    rows = table.select(pl.any_horizontal(suspect).fill_null(False)).to_series().arg_true().to_list()
+    if not rows:
+        return problem
+    problems = problem.to_list()
+    for row in rows:
+        record = json.loads(lines[row])
+        for name in table.columns:
+            value = record.get(name)
+            if isinstance(value, dict | list) or (isinstance(value, bool) and name in ids):
+                problems[row] = f"{name} is of type {type(value).__name__}"
+    return pl.Series(problems, dtype=pl.String)
+
+
+def _csv(path: Path, columns: Sequence[str], ids: Sequence[str], max_expansion: float) -> Iterator[_Found]:
+    """Columns as text, and what is wrong with a record as a whole.
+
+    The fast reader swallows, without a word, all that lies between two unclosed quotes. So lines and quotes are counted
+    beside it; where a record is not a line, records are read one by one.
+    """
+    names = header_of(path)
+    header = carried = b""
+    for block, last in read_blocks(path, PIECE_BYTES, max_expansion):
+        whole = carried + block
+        if not header:
+            _, spanned = _record(_lines(whole), 0, len(names))
+            lines = whole.split(b"\n", spanned)
+            header, whole = b"\n".join(lines[:spanned]).rstrip(b"\r") + b"\n", b"".join(lines[spanned:])
+        table, carried = _fast(header, whole, columns), b""
+        if table is not None:
+            yield table, None
+            continue
+        texts = _lines(whole)
+        stop = len(texts) if last else len(texts) - RECORD_LINES  # a record is judged by so many lines after it
+        table, problem, read = _one_by_one(texts, stop, names, columns)
+        carried = b"" if last else b"\n".join(whole.split(b"\n")[read:])
+        yield table, problem
+
+
+def _fast(header: bytes, block: bytes, columns: Sequence[str]) -> pl.DataFrame | None:
+    """The columns, if each line is one record of no more fields than the header; None where that is not sure."""
+    lines = block.count(b"\n") + (not block.endswith(b"\n") and bool(block))
+    if b'"' in block and (INNER.search(block) or any(line.count(b'"') % 2 for line in block.split(b"\n"))):
+        return None
+    try:
+        table = pl.read_csv(header + block, infer_schema=False, encoding="utf8-lossy")
+    except pl.exceptions.PolarsError:
+        return None
+    return table.select(columns) if len(table) == lines else None
+
+
+def _one_by_one(
+    lines: Sequence[str], stop: int, names: Sequence[str], columns: Sequence[str]
+) -> tuple[pl.DataFrame, pl.Series, int]:
+    """The records that begin before line `stop`, what is wrong with each, and how many lines they take."""
+    places = {name: names.index(name) for name in columns}
+    values: dict[str, list[str | None]] = {name: [] for name in columns}
+    problems: list[str | None] = []
+    start = 0
+    while start < stop:
+        record, spanned = _record(lines, start, len(names))
+        problem = None if record is not None else "has a quote that is not closed or not escaped"
+        if record is not None and any(record[len(names) :]):
+            problem = f"has {len(record)} fields, the header names {len(names)}"
+        problems.append(problem)
+        for name, place in places.items():
+            values[name].append(record[place] if record is not None and place < len(record) else None)
+        start += spanned
+    table = pl.DataFrame(values, schema=dict.fromkeys(columns, pl.String))
+    return table, pl.Series(problems, dtype=pl.String), start
+
+
+def _record(lines: Sequence[str], start: int, width: int) -> tuple[list[str] | None, int]:
+    """The fields of the record that begins in a line, None where it is malformed; and how many lines it takes.
+
+    A record of several lines with a wrong number of fields is taken for a quote that was not closed: its first line is
+    malformed, and reading goes on with the second.
+    """
+    if '"' not in lines[start]:
+        return lines[start].split(","), 1
+    reader = csv.reader((f"{line}\n" for line in lines[start : start + RECORD_LINES]), strict=True)
+    try:
+        record = next(reader)
+    except csv.Error:
+        return None, 1
+    if reader.line_num > 1 and len(record) != width:
+        return None, 1
+    return record, reader.line_num

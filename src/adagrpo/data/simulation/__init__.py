@@ -1,0 +1,1 @@
+"""A simulated marketplace, whose truth is known."""

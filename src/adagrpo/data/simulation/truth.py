@@ -1,0 +1,174 @@
+"""The truth of a simulated marketplace: what only evaluation may know, never a model.
+
+A user `u` would choose an item `i` that is examined with probability
+
+    utility(u, i) = sigmoid(users_u . items_i + bias_i)
+
+and 0 where `u` owns `i`. The arrays hold the world of `adagrpo.data.simulation.marketplace`, scaled so that these are
+its logits. Tastes move, so there is one utility for the moment before each purchase, and `Truth.utility` is that of the
+last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+from scipy.special import expit
+
+from adagrpo.errors import UserError
+from adagrpo.storage.artifacts import written_beside
+
+__all__ = ["Truth"]
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What only evaluation may know: every user at their last purchase, just before it was made.
+
+    The last interaction in the log is therefore a draw from this utility, as far as the platform showed the items.
+    Users without a purchase stand as they were at their last visit.
+    """
+
+    user_ids: tuple[str, ...]  # U
+    item_ids: tuple[str, ...]  # V
+    users: NDArray[np.float32]  # (U, D) taste, scaled so that `users @ items.T + bias` are logits
+    items: NDArray[np.float32]  # (V, D) unit vectors
+    bias: NDArray[np.float32]  # (V,)
+    owned: Ints  # (P,) ascending user * V + item of the purchases before the last one
+    purchases: Ints = field(default_factory=lambda: np.empty(0, np.int64))  # (Q,) user * V + item, by user and time
+    tastes: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))  # (Q, D) just before each
+
+    def utility(
+        self,
+        user_index: Ints,  # (N,)
+        item_index: Ints,  # (N, K)
+    ) -> Floats:  # (N, K)
+        """The probability that the user would choose the item if it was examined; 0 for what the user already owns.
+
+        Args:
+            user_index: rows of `user_ids`.
+            item_index: rows of `item_ids`, `K` for each user.
+        """
+        if user_index.ndim != 1 or item_index.ndim != 2 or len(user_index) != len(item_index):
+            raise ValueError(f"want users (N,) and items (N, K), got {user_index.shape} and {item_index.shape}")
+        keys = user_index.astype(np.int64)[:, None] * len(self.item_ids) + item_index
+        places = np.searchsorted(self.owned, keys)
+        has = places < len(self.owned)
+        has[has] = self.owned[places[has]] == keys[has]
+        return self._utility(self.users[user_index], item_index, has)
+
+    def utility_before(
+        self,
+        user_index: Ints,  # (N,)
+        bought: Ints,  # (N,)
+        item_index: Ints,  # (N, K)
+    ) -> Floats:  # (N, K)
+        """As `utility`, but just before the user bought an item; nothing is bought twice, so it names the moment.
+
+        Raises:
+            UserError: the truth knows of no such purchase.
+        """
+        items = len(self.item_ids)
+        known, order = self._by_key
+
+        def moments(keys: Ints) -> Ints:
+            """The row of each purchase, -1 where there was none."""
+            places = np.searchsorted(known, keys)
+            inside = places < len(known)
+            found = np.full(keys.shape, -1)
+            found[inside] = np.where(known[places[inside]] == keys[inside], order[places[inside]], -1)
+            return found
+
+        now = moments(user_index.astype(np.int64) * items + bought)
+        if len(now) and now.min() < 0:
+            user, item = int(user_index[now.argmin()]), int(bought[now.argmin()])
+            raise UserError(
+                f"truth: no purchase of '{self.item_ids[item]}' by '{self.user_ids[user]}'; run the simulation again"
+            )
+        then = moments(user_index.astype(np.int64)[:, None] * items + item_index)
+        return self._utility(self.tastes[now], item_index, (then >= 0) & (then < now[:, None]))
+
+    @cached_property
+    def _by_key(self) -> tuple[Ints, Ints]:  # (Q,) each
+        """The purchases in ascending order, and their rows."""
+        order = np.argsort(self.purchases, kind="stable")
+        return self.purchases[order], order
+
+    def _utility(self, tastes: NDArray[np.float32], item_index: Ints, owned: NDArray[np.bool_]) -> Floats:
+        logits = np.einsum("nd,nkd->nk", tastes, self.items[item_index]) + self.bias[item_index]
+        return np.asarray(np.where(owned, 0.0, expit(logits.astype(np.float64))))
+
+    def aligned(self, user_ids: Sequence[str], item_ids: Sequence[str]) -> Truth:
+        """The same truth for other rows, such as those of a prepared data set, which may be fewer.
+
+        Raises:
+            UserError: an id is unknown here; the first is named.
+        """
+        users, items = _rows(user_ids, self.user_ids, "user"), _rows(item_ids, self.item_ids, "item")
+        new_user, new_item = np.full(len(self.user_ids), -1), np.full(len(self.item_ids), -1)
+        new_user[users], new_item[items] = np.arange(len(users)), np.arange(len(items))
+
+        def renumbered(keys: Ints) -> tuple[Ints, NDArray[np.bool_]]:
+            owner, thing = new_user[keys // len(self.item_ids)], new_item[keys % len(self.item_ids)]
+            kept = (owner >= 0) & (thing >= 0)
+            return owner[kept] * len(items) + thing[kept], kept
+
+        owned, _ = renumbered(self.owned)
+        purchases, kept = renumbered(self.purchases)
+        return Truth(
+            tuple(user_ids),
+            tuple(item_ids),
+            self.users[users],
+            self.items[items],
+            self.bias[items],
+            np.sort(owned),
+            purchases,
+            self.tastes[kept],
+        )
+
+    def save(self, directory: Path) -> None:
+        """Write truth.safetensors, users.parquet and items.parquet into a folder, made if need be."""
+        directory.mkdir(parents=True, exist_ok=True)
+        names = ("users", "items", "bias", "owned", "purchases", "tastes")
+        arrays = {name: getattr(self, name) for name in names}
+        with written_beside(directory / "truth.safetensors") as place:
+            save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, place)
+        pl.DataFrame({"user_id": self.user_ids}).write_parquet(directory / "users.parquet")
+        pl.DataFrame({"item_id": self.item_ids}).write_parquet(directory / "items.parquet")
+
+    @classmethod
+    def load(cls, directory: Path) -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: a file is missing or damaged.
+        """
+        try:
+            users = pl.read_parquet(directory / "users.parquet")["user_id"].to_list()
+            items = pl.read_parquet(directory / "items.parquet")["item_id"].to_list()
+            arrays = load_file(directory / "truth.safetensors")
+            truth = cls(tuple(users), tuple(items), **arrays)
+        except (OSError, pl.exceptions.PolarsError, SafetensorError, TypeError) as error:
+            first = str(error).partition("\n")[0]
+            raise UserError(f"{directory}: not a truth folder ({first}); run the simulation again") from error
+        return truth
+
+
+def _rows(wanted: Sequence[str], known: Sequence[str], kind: str) -> Ints:
+    row = {name: index for index, name in enumerate(known)}
+    missing = [name for name in wanted if name not in row]
+    if missing:
+        raise UserError(f"truth: unknown {kind} '{missing[0]}'; use the truth of the simulation that made the logs")
+    return np.array([row[name] for name in wanted], dtype=np.int64)

@@ -1,0 +1,113 @@
+"""Baselines that need no training, in the same harness as the policies: popularity and item-kNN.
+
+    popularity   score(i) = n_i
+    item-kNN     score(x, i) = Σ_t γ^(T - t) s(x_t, i),   s(i, j) = |U_i ∩ U_j| / √(|U_i| |U_j|),  k nearest of each
+
+`U_i` are the users with item i in training, `x_1 .. x_T` the history. Source: Sarwar et al. (WWW 2001) for the cosine;
+the decay towards older items is that of session-based kNN (Ludewig & Jannach 2018). The sequential ranker, fitted by
+cross-entropy, is the third baseline of the tables: that is SASRec, see `adagrpo.rewards.sequential`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import sparse
+
+from adagrpo.data.pairs import common_users
+from adagrpo.types import Cases, Ragged
+
+__all__ = ["item_knn", "popularity"]
+
+# scores of a block of cases are dense: this many numbers at a time
+_BLOCK = 2**24
+
+
+def popularity(
+    training: Ragged, num_items: int, cases: Cases, *, width: int = 50, mask_history: bool = False
+) -> NDArray[np.int64]:
+    """(N, W) most popular items for each of `N` cases; -1 where there are none left.
+
+    Args:
+        training: item sequences of the training split only.
+        num_items: `V`.
+        cases: `N` cases.
+        width: `W`.
+        mask_history: leave out the items of a case's history.
+    """
+    counts = np.bincount(training.values, minlength=num_items).astype(np.float32)
+    return _rank(cases, num_items, width, mask_history, 1.0, lambda histories: np.tile(counts, (histories.shape[0], 1)))
+
+
+def item_knn(
+    training: Ragged,
+    num_items: int,
+    cases: Cases,
+    *,
+    width: int = 50,
+    mask_history: bool = False,
+    neighbours: int = 1000,
+    decay: float = 0.7,
+) -> NDArray[np.int64]:
+    """(N, W) items nearest to the history of each of `N` cases; -1 where no further item is near.
+
+    Args:
+        training: item sequences of the training split only.
+        num_items: `V`.
+        cases: `N` cases.
+        width: `W`.
+        mask_history: leave out the items of a case's history.
+        neighbours: `k` kept for each item, itself not counted.
+        decay: `γ`, in (0, 1].
+    """
+    near = _similarity(training, num_items, neighbours)
+
+    def scores(histories: sparse.csr_array) -> NDArray[np.float32]:
+        dense: NDArray[np.float32] = (histories @ near).toarray()
+        dense[dense == 0] = -np.inf
+        return dense
+
+    return _rank(cases, num_items, width, mask_history, decay, scores)
+
+
+def _similarity(training: Ragged, num_items: int, neighbours: int) -> sparse.csr_array:
+    """(V, V) cosine of the sets of users, without the diagonal, the nearest of each row."""
+    together = common_users(training, num_items)
+    norms = np.sqrt(together.diagonal())
+    together.setdiag(0)
+    together.eliminate_zeros()
+    rows = np.repeat(np.arange(num_items), np.diff(together.indptr))
+    together.data /= norms[rows] * norms[together.indices]
+    order = np.lexsort((together.indices, -together.data, rows))  # ties: the lower item first
+    rank = np.arange(len(rows)) - together.indptr[rows]
+    kept = order[rank < neighbours]
+    entries = (together.data[kept], (rows[kept], together.indices[kept]))
+    return sparse.coo_array(entries, shape=together.shape).tocsr()
+
+
+def _rank(
+    cases: Cases,
+    num_items: int,
+    width: int,
+    mask_history: bool,
+    decay: float,
+    scores: Callable[[sparse.csr_array], NDArray[np.float32]],
+) -> NDArray[np.int64]:  # (N, W)
+    """The best items of each case by the scores (N', V) of its weighted history (N', V); never one of score -inf."""
+    found = np.full((len(cases), width), -1, dtype=np.int64)
+    step, wide = max(1, _BLOCK // num_items), min(width, num_items)
+    for first in range(0, len(cases), step):
+        offsets = cases.histories.offsets[first : first + step + 1]
+        items, lengths = cases.histories.values[offsets[0] : offsets[-1]], np.diff(offsets)
+        age = np.repeat(offsets[1:], lengths) - 1 - np.arange(offsets[0], offsets[-1])
+        weights = (decay**age).astype(np.float32)
+        histories = sparse.csr_array((weights, items, offsets - offsets[0]), shape=(len(lengths), num_items))
+        values = scores(histories)
+        if mask_history:
+            values[np.repeat(np.arange(len(lengths)), lengths), items] = -np.inf
+        best = torch.from_numpy(values).topk(wide)
+        found[first : first + step, :wide] = best.indices.masked_fill(best.values == -torch.inf, -1).numpy()
+    return found

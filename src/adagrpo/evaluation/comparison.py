@@ -1,0 +1,190 @@
+r"""Says whether an arm is better than a baseline: user by user, over seeds, and over a family of arms fixed beforehand.
+
+For arm `a`, seed `s` of `S` and user `u` of the `n_s` test cases of that seed, with a metric `m` of each user's list,
+
+    d_su = m(a, s, u) - m(baseline, s, u)                     at the same kind of checkpoint: best, or final
+    D_s  = (1/n_s) Σ_u d_su,   D = (1/S) Σ_s D_s
+    users     bootstrap over the U users of  e_u = (U/S) Σ_s d_su / n_s,  whose mean is D
+    seeds     D ± t_{S-1} s(D_1 .. D_S) / √S
+    family    Holm over the users' p-values of all family arms and checkpoints, on one metric
+
+Sources: Efron 1979, Holm 1979, see `adagrpo.evaluation.statistics`. We depart from tests that take each (seed, user)
+for a draw of its own: a user meets every seed with the same history and target, so users are resampled with all their
+seeds. And a claim needs both: the users' adjusted p-value, and an interval over the seeds that excludes zero; the first
+says that other users would agree, the second that another run of the training would.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from adagrpo.config import CompareConfig
+from adagrpo.data.columns import USER_ID
+from adagrpo.evaluation.statistics import Interval, bootstrap_means, holm, seed_interval
+from adagrpo.metrics import RankedLists, lookup, measure_users
+
+__all__ = ["Measured", "Verdict", "compare", "give_verdicts", "over_seeds", "per_user", "within_margin"]
+
+Verdict = Literal[
+    "better",
+    "better, margin not kept",
+    "worse",
+    "not settled over seeds",
+    "no difference shown",
+    "baseline",
+    "outside the family",
+]
+Point = tuple[str, str]  # arm and checkpoint
+
+
+class Measured(NamedTuple):
+    """What one checkpoint of one arm did under one seed."""
+
+    users: pl.DataFrame  # user_id in ascending order, one column a metric; see `per_user`
+    test: Mapping[str, float]  # means over the test cases, coverage and the like among them
+    validation: Mapping[str, float]
+
+
+def per_user(users: pl.Series, lists: RankedLists) -> pl.DataFrame:
+    """The metrics of each user's lists.
+
+    Args:
+        users: (N,) ids.
+        lists: of these users, one each.
+
+    Returns:
+        user_id in ascending order, and every metric of the table that is one of each user.
+
+    Example:
+        >>> lists = RankedLists(np.array([4, 2]), width=5)
+        >>> per_user(pl.Series([8, 7]), lists).row(0, named=True)
+        {'user_id': 7, 'hr@1': 0.0, 'hr@5': 1.0, 'ndcg@5': 0.6309297535714575}
+    """
+    columns = [pl.Series(name, values) for name, values in measure_users(lists).items()]
+    return pl.DataFrame([users.alias(USER_ID), *columns]).sort(USER_ID)
+
+
+def compare(
+    measured: Mapping[Point, Sequence[Measured]], seeds: Sequence[int], options: CompareConfig
+) -> list[dict[str, Any]]:
+    """Every arm and checkpoint against the baseline's checkpoint of the same kind (its only one, if it has one).
+
+    Args:
+        measured: by arm and checkpoint, one entry a seed, in the order of `seeds`.
+        seeds: `S` of them.
+        options: baseline, family, metric, level, margins.
+
+    Returns:
+        One JSON-able row for each arm and checkpoint, in the order given: `arm`, `checkpoint`, `verdict`, `p_holm`,
+        `test` (mean, interval over seeds, and the value of each seed), `validation` (means), `against` (differences
+        from the baseline with both intervals) and `margins`. What is unknown is None.
+
+    Raises:
+        ValueError: an entry lacks a seed, or the users of two arms are not the same under a seed.
+    """
+    short = [point for point, entries in measured.items() if len(entries) != len(seeds)]
+    if short:
+        raise ValueError(f"{short[0]}: {len(measured[short[0]])} entries, expected one for each of seeds {list(seeds)}")
+    rows = []
+    for (arm, checkpoint), entries in measured.items():
+        reference = measured.get((options.baseline, checkpoint)) or measured[options.baseline, "best"]
+        names = [name for name in entries[0].users.columns if name != USER_ID]
+        against = {} if arm == options.baseline else _against(entries, reference, names, options)
+        margins = {n: within_margin(against[n], n, m) for n, m in options.margins.items() if against}
+        row: dict[str, Any] = {"arm": arm, "checkpoint": checkpoint, "verdict": "", "p_holm": None}
+        row |= {"test": {n: over_seeds([e.test[n] for e in entries], options.level) for n in entries[0].test}}
+        row |= {"validation": {n: float(np.mean([e.validation[n] for e in entries])) for n in entries[0].validation}}
+        rows.append(row | {"against": against, "margins": margins})
+    give_verdicts(rows, options)
+    return rows
+
+
+def give_verdicts(rows: Sequence[dict[str, Any]], options: CompareConfig) -> None:
+    """Write Holm's p-values into the rows of the family, and a verdict into each; see `compare` for the rows."""
+    tested = [row for row in rows if _in_family(row["arm"], options)]
+    for row, p in zip(tested, holm([row["against"][options.metric]["p"] for row in tested]), strict=True):
+        row["p_holm"] = p
+    for row in rows:
+        row["verdict"] = _verdict(row, options)
+
+
+def _in_family(arm: str, options: CompareConfig) -> bool:
+    return arm not in ("sft", options.baseline) if options.family is None else arm in options.family
+
+
+def _against(
+    arm: Sequence[Measured], baseline: Sequence[Measured], metrics: Sequence[str], options: CompareConfig
+) -> dict[str, dict[str, Any]]:
+    """By metric, the difference from the baseline, with its interval over users and that over seeds."""
+    differences = [_differences(arm, baseline, metric) for metric in metrics]
+    values = np.stack([values for values, _ in differences])
+    intervals = bootstrap_means(values, resamples=options.resamples, level=options.level)
+    found = {}
+    for metric, users, (_, by_seed) in zip(metrics, intervals, differences, strict=True):
+        base = float(np.mean([entry.users[metric].mean() for entry in baseline]))
+        found[metric] = {
+            "difference": users.mean,
+            "relative": users.mean / base if base else None,
+            "users": [users.low, users.high],
+            "p": users.p_value,
+            "seeds": _ends(seed_interval(by_seed, level=options.level)),
+            "by_seed": by_seed,
+        }
+    return found
+
+
+def _differences(
+    arm: Sequence[Measured], baseline: Sequence[Measured], metric: str
+) -> tuple[NDArray[np.float64], list[float]]:
+    """(U,) one number a user, whose mean is the mean over the seeds; and the mean difference of each seed."""
+    users, weighted, by_seed = [], [], []
+    for ours, theirs in zip(arm, baseline, strict=True):
+        if not ours.users[USER_ID].equals(theirs.users[USER_ID]):
+            raise ValueError("the arm and the baseline were not measured on the same users")
+        difference = ours.users[metric].to_numpy() - theirs.users[metric].to_numpy()
+        by_seed.append(float(difference.mean()))
+        users.append(ours.users[USER_ID])
+        weighted.append(difference / (len(arm) * len(difference)))
+    places = pl.concat(users).rank("dense").to_numpy().astype(np.int64) - 1
+    sums = np.bincount(places, weights=np.concatenate(weighted))
+    return np.asarray(sums * len(sums), dtype=np.float64), by_seed
+
+
+def within_margin(against: Mapping[str, Any], metric: str, margin: float) -> dict[str, Any]:
+    """How much worse than the baseline the users' interval allows the arm to be, and whether that is within bounds."""
+    low, high = against["users"]
+    worst = high if lookup(metric).better == "lower" else -low
+    return {"margin": margin, "worst": worst, "kept": worst <= margin}
+
+
+def _verdict(row: Mapping[str, Any], options: CompareConfig) -> Verdict:
+    if row["arm"] == options.baseline:
+        return "baseline"
+    if row["p_holm"] is None:
+        return "outside the family"
+    found = row["against"][options.metric]
+    if row["p_holm"] > 1 - options.level:
+        return "no difference shown"
+    low, high = found["seeds"] or found["users"]
+    if low <= 0 <= high:
+        return "not settled over seeds"
+    if (found["difference"] < 0) != (lookup(options.metric).better == "lower"):
+        return "worse"
+    return "better" if all(margin["kept"] for margin in row["margins"].values()) else "better, margin not kept"
+
+
+def over_seeds(values: Sequence[float], level: float) -> dict[str, Any]:
+    """The mean of one number a seed, with its interval, as a row of `compare` has it."""
+    interval = seed_interval(values, level=level)
+    return {"mean": interval.mean, "interval": _ends(interval), "by_seed": list(values)}
+
+
+def _ends(interval: Interval) -> list[float] | None:
+    """Both ends; None for a single seed, which has no interval."""
+    return None if math.isnan(interval.low) else [interval.low, interval.high]

@@ -1,0 +1,309 @@
+"""Full-catalogue evaluation of one policy, and of a ranker, on the same cases.
+
+Retrieval comes from beam search held to the catalogue; hallucination from free beam search of the same width, as the
+share of the first K sequences that name no item. Never sampled negatives (Krichene and Rendle 2020). Items are ranked
+one target a user, so recall@K and HR@K are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from adagrpo import metrics
+from adagrpo.data.sequences import older_items, pad
+from adagrpo.decoding import Beams, beam_search, beam_search_both
+from adagrpo.groups.draw import draw_rollouts
+from adagrpo.networks.layers import mixed_precision
+from adagrpo.rewards.protocol import Reward
+from adagrpo.rewards.scoring import ask_reward
+from adagrpo.rewards.sequential import SequentialRanker
+from adagrpo.semantic_ids.catalog import Catalog
+from adagrpo.types import Cases, Histories
+
+__all__ = [
+    "Predictions",
+    "Utility",
+    "predict",
+    "rank_by_ranker",
+    "reordered",
+    "rerank",
+    "retrieval",
+    "sample_cases",
+    "select_cases",
+    "summarise",
+    "without_history",
+]
+
+SAMPLED_CASES, SAMPLES = 1000, 16  # how many cases and samples a case the invalid share of plain samples is read from
+
+Utility = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float64]]
+
+
+class Predictions(NamedTuple):
+    """What a policy answers in every case, in the order of the cases."""
+
+    items: NDArray[np.int64]  # (N, W) constrained beam, best first, -1 where the catalogue is shorter than the beam
+    scores: NDArray[np.float32]  # (N, W) log-probability
+    rewards: NDArray[np.float32] | None  # (N, W) of those items, NaN at -1
+    free_codes: NDArray[np.int64]  # (N, W, L) free beam, best first
+    free_valid: NDArray[np.bool_]  # (N, W) True where they name an item
+    invalid_samples: float  # share of plain samples that name no item
+    unmasked: NDArray[np.int64] | None = None  # (N, W) what `items` would be with the history in it; None if it is
+
+
+def sample_cases(cases: Cases, count: int, seed: int) -> Cases:
+    """A fixed random sample of cases, in their own order; all of them if there are no more than `count`."""
+    if count >= len(cases):
+        return cases
+    return select_cases(cases, np.sort(np.random.default_rng(seed).choice(len(cases), count, replace=False)))
+
+
+def select_cases(
+    cases: Cases,
+    rows: NDArray[np.int64],  # (K,)
+) -> Cases:
+    """The cases in some rows, in the order of the rows; at least one."""
+    lengths = cases.histories.lengths[rows]
+    values = np.concatenate([cases.histories.row(row) for row in rows])
+    histories = type(cases.histories)(values, np.concatenate([[0], lengths.cumsum()]).astype(np.int64))
+    return Cases(cases.users[rows], histories, cases.targets[rows])
+
+
+@torch.no_grad()
+def predict(
+    policy: Any,
+    catalog: Catalog,
+    cases: Cases,
+    *,
+    width: int,
+    batch_size: int,
+    max_history: int,
+    reward: Reward | None = None,
+    mask_history: bool = False,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> Predictions:
+    """Beam search for every case, constrained and free.
+
+    Args:
+        policy: a `Policy` that is also an `nn.Module`; put into evaluation mode.
+        catalog: what the constrained beam is held to.
+        cases: `N` cases.
+        width: `W`.
+        batch_size: cases at a time.
+        max_history: items of a history that the policy sees, the last ones.
+        reward: scores the constrained beam.
+        mask_history: leave items of the history out of the constrained list, also of what the policy does not see.
+        report: called with (cases done, cases in all).
+    """
+    policy = policy.eval().frozen()
+    # as wide in every batch, so that a case's list does not depend on how long the others' histories are, and no wider
+    # for a long history: whoever needs more is searched again, see `without_history`
+    held_width = width + (max_history if mask_history else 0)
+    count, levels = len(cases), catalog.codes.shape[1]
+    items = np.full((count, width), -1, dtype=np.int64)
+    scores = np.full((count, width), -np.inf, dtype=np.float32)
+    rewards = np.full((count, width), np.nan, dtype=np.float32)
+    free_codes = np.full((count, width, levels), -1, dtype=np.int64)
+    free_valid = np.zeros((count, width), dtype=np.bool_)
+    sampled, uniforms = _sample_plan(count, levels)
+    unmasked = np.full((count, width), -1, dtype=np.int64) if mask_history else None
+    invalid = done = 0
+    for rows, histories in _batches(cases, batch_size, max_history, catalog.codes.device, whole=mask_history):
+        with mixed_precision(policy):
+            context = policy.encode(histories)
+            beams, free = beam_search_both(policy, context, width, trie=catalog.trie, held_width=held_width)
+        found, score = catalog.lookup(beams.codes), beams.scores
+        if unmasked is not None:
+            unmasked[rows] = found[:, :width].cpu().numpy()
+            found, score = without_history(policy, context, catalog, beams, histories, width)
+        items[rows], scores[rows] = found.cpu().numpy(), score.cpu().numpy()
+        free_codes[rows] = free.codes.cpu().numpy()
+        free_valid[rows] = (catalog.lookup(free.codes) >= 0).cpu().numpy()
+        if reward is not None:
+            rewards[rows] = ask_reward(reward, histories, found).cpu().numpy()
+        chosen = torch.from_numpy(sampled[rows])
+        if bool((chosen >= 0).any()):
+            device = catalog.codes.device
+            with mixed_precision(policy):
+                part = context[(chosen >= 0).nonzero().squeeze(1).to(device)]
+                drawn = draw_rollouts(policy, part, catalog.trie, uniforms[chosen[chosen >= 0]].to(device))
+            invalid += int((~drawn.valid).sum())
+        done += len(rows)
+        report(done, count)
+    share = invalid / max(1, len(uniforms) * SAMPLES)
+    scored = rewards if reward is not None else None
+    return Predictions(items, scores, scored, free_codes, free_valid, share, unmasked)
+
+
+def summarise(
+    predictions: Predictions, cases: Cases, *, tail: NDArray[np.bool_], utility: Utility | None = None
+) -> dict[str, float]:
+    """Mean metrics over all cases.
+
+    Args:
+        predictions: of these cases.
+        cases: `N` cases.
+        tail: (V,) True for the items of the tail, see `adagrpo.metrics.tail_items`.
+        utility: true utility of (N,) users and (N, K) items, where the world is simulated.
+
+    Returns:
+        The metrics of the table (`adagrpo.metrics.METRICS`) whose cut-off the beam reaches, those of rewards and of
+        true utility where these are known. Where the history was masked, also what the accuracy in a run's main table
+        is without masking. Rates are fractions.
+    """
+    lists = metrics.RankedLists(
+        *_ranked(predictions.items, cases),
+        items=predictions.items,
+        valid=predictions.free_valid,
+        tail=tail,
+        rewards=predictions.rewards,
+        utility=None if utility is None else partial(utility, cases.users.astype(np.int64)),
+        invalid_samples=predictions.invalid_samples,
+    )
+    values = metrics.measure(lists)
+    if predictions.unmasked is not None:
+        whole = retrieval(predictions.unmasked, cases)
+        main = [name for name in metrics.shown(metrics.Shown.RESULTS) if name in whole]
+        values |= {f"{name}_unmasked": whole[name] for name in main}
+    return values
+
+
+def rerank(predictions: Predictions, cases: Cases) -> dict[str, dict[str, float]]:
+    """The policy's beam re-ranked at serving time: by the reward, and by log-probability plus reward.
+
+    This is the baseline that training must justify itself against, since it needs no training.
+    """
+    by_reward = predictions._replace(scores=np.zeros_like(predictions.scores))
+    orders = {"reward": reordered(by_reward, 1.0), "sum": reordered(predictions, 1.0)}
+    return {name: retrieval(order.items, cases) for name, order in orders.items()}
+
+
+def reordered(predictions: Predictions, weight: float) -> Predictions:
+    """The constrained beam in the order of `log-probability + weight · reward`, which becomes the score.
+
+    Equal scores keep the policy's order; places without an item stay last. The free beam is as it was, and the list
+    without masking, which the reward has not judged, is dropped.
+    """
+    assert predictions.rewards is not None, "predict with a reward"
+    scores = np.where(predictions.items < 0, -np.inf, predictions.scores + weight * predictions.rewards)
+    order = np.argsort(-scores, axis=1, kind="stable")
+    items, scores, rewards = (
+        np.take_along_axis(values, order, 1) for values in (predictions.items, scores, predictions.rewards)
+    )
+    return predictions._replace(items=items, scores=scores.astype(np.float32), rewards=rewards, unmasked=None)
+
+
+@torch.no_grad()
+def rank_by_ranker(
+    ranker: SequentialRanker,
+    cases: Cases,
+    *,
+    batch_size: int,
+    max_history: int,
+    width: int = 50,
+    mask_history: bool = False,
+) -> dict[str, float]:
+    """The ranker's own retrieval over the full catalogue: how good is the reward model?"""
+    ranker.eval()
+    wide = min(width + (max_history if mask_history else 0), ranker.items.num_embeddings)
+    items = np.full((len(cases), width), -1, dtype=np.int64)
+    for rows, histories in _batches(cases, batch_size, max_history, ranker.items.weight.device, whole=mask_history):
+        with mixed_precision(ranker):
+            scores = ranker.catalogue_scores(ranker.last_states(histories))
+        best = scores.topk(wide)
+        found = best.indices
+        if mask_history:
+            found = _unseen(best.indices, best.values, histories, width)[0]
+            short = (found[:, -1] < 0).nonzero().squeeze(1)  # those who have more than `max_history` of the best items
+            if len(short) and wide < scores.shape[1]:
+                every = scores[short].sort(dim=1, descending=True, stable=True)
+                found[short] = _unseen(every.indices, every.values, histories.rows(short), width)[0]
+        items[rows, : found.shape[1]] = found.cpu().numpy()
+    return retrieval(items, cases)
+
+
+def _sample_plan(count: int, levels: int) -> tuple[NDArray[np.int64], Tensor]:
+    """Which cases are sampled from, and with what: (N,) row of each case in the uniforms or -1, and the uniforms.
+
+    Cases are batched by length, so the first ones would all have long histories.
+    """
+    size = min(count, SAMPLED_CASES)
+    places = np.full(count, -1, dtype=np.int64)
+    places[np.random.default_rng(0).choice(count, size, replace=False)] = np.arange(size)
+    return places, torch.rand(size, SAMPLES, levels, generator=torch.Generator().manual_seed(0))
+
+
+def retrieval(items: NDArray[np.int64], cases: Cases) -> dict[str, float]:
+    """HR, NDCG and what else needs no more than ranked lists (N, W) of items, -1 for none."""
+    return metrics.measure(metrics.RankedLists(*_ranked(items, cases), items=items))
+
+
+def _ranked(items: NDArray[np.int64], cases: Cases) -> tuple[NDArray[np.int64], int]:
+    """(N,) the ranks of the logged items in lists (N, W), and W."""
+    return metrics.target_rank_in(items, cases.targets.astype(np.int64)), items.shape[1]
+
+
+@torch.no_grad()
+def without_history(
+    policy: Any,
+    context: Any,
+    catalog: Catalog,
+    beams: Beams,  # (B, W + T)
+    histories: Histories,
+    width: int,
+) -> tuple[Tensor, Tensor]:  # (B, W) each
+    """The items of a search that are not in the whole histories, and their scores; -1 and -inf behind the last one.
+
+    A beam that has `T` lanes to spare gives full lists as long as it holds no more than `T` items of the history. The
+    samples whose list comes out short are searched again, as wide, with those items ruled out within the search.
+
+    Args:
+        policy: that was searched.
+        context: `B` encoded samples.
+        catalog: what the search was held to.
+        beams: what it found.
+        histories: of the samples, with what is `older`.
+        width: `W`.
+    """
+    items, scores = _unseen(catalog.lookup(beams.codes), beams.scores, histories, width)
+    # a search that has lanes left over has found all that there is
+    short = ((items[:, -1] < 0) & (beams.scores[:, -1] > -torch.inf)).nonzero().squeeze(1)
+    if len(short):
+        excluded = catalog.trie.excluding(histories.whole[short])
+        lanes = beams.scores.shape[1]
+        with mixed_precision(policy):
+            again = beam_search(policy, context[short], lanes, trie=catalog.trie, excluded=excluded)
+        items[short], scores[short] = catalog.lookup(again.codes)[:, :width], again.scores[:, :width]
+    return items, scores
+
+
+def _unseen(
+    items: Tensor,  # (B, N)
+    scores: Tensor,  # (B, N)
+    histories: Histories,
+    width: int,
+) -> tuple[Tensor, Tensor]:  # (B, W) each
+    """Move the items of the history behind the others, in order, and cut to the width."""
+    seen = histories.holds(items)
+    order = seen.to(torch.uint8).argsort(dim=1, stable=True)[:, :width]
+    dropped = seen.gather(1, order)
+    return items.gather(1, order).masked_fill(dropped, -1), scores.gather(1, order).masked_fill(dropped, -torch.inf)
+
+
+def _batches(
+    cases: Cases, batch_size: int, max_history: int, device: torch.device, *, whole: bool = False
+) -> Iterator[tuple[NDArray[np.int64], Histories]]:
+    """Cases of similar length together, so that little is padded; with `whole` also what the policy does not see."""
+    order = np.argsort(-np.minimum(cases.histories.lengths, max_history), kind="stable")
+    for first in range(0, len(order), batch_size):
+        rows = order[first : first + batch_size]
+        histories = pad(cases.histories, rows, max_history)
+        older = older_items(cases.histories, rows, max_history).to(device) if whole else None
+        yield rows, Histories(histories.items.to(device), histories.lengths.to(device), older=older)

@@ -1,0 +1,217 @@
+r"""Measures how good a ranker is as a reward, case by case, for the whole and for strata.
+
+    AUC         = share of the other items that the ranker puts below the logged one, ties count one half
+    NDCG@k      = 1[r <= k] / log2(1 + r)                   r: the logged item's rank in the whole catalogue, ties above
+    ECE         = Σ_bins (n_bin / N) |hit rate_bin - mean confidence_bin|        (Naeini et al. 2015)
+    correlation = Spearman's, of scores and true utilities over items, where a truth is known
+
+Confidence is the ranker's probability of the item that it ranks first. Strata are made from what the ranker did not
+score: exposure, popularity, activity, difficulty for the policy. We depart from reports of one number: a reward that is
+good on average can be worthless on the items that were never shown, and that is where a policy is pushed to go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from adagrpo import metrics
+from adagrpo.evaluation.statistics import bootstrap_mean
+
+__all__ = [
+    "CaseQuality",
+    "band",
+    "band_names",
+    "calibration_bins",
+    "case_quality",
+    "expected_calibration_error",
+    "interval",
+    "popularity_bands",
+    "rank_correlation",
+    "shown_quality",
+]
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+class CaseQuality(NamedTuple):
+    """What a ranker's scores say about each of `N` cases."""
+
+    auc: Floats  # (N,)
+    ndcg: Floats  # (N,)
+    confidence: Floats  # (N,) probability of the item ranked first
+    hit: NDArray[np.bool_]  # (N,) that item is the logged one
+
+
+def case_quality(
+    scores: NDArray[np.float32],  # (N, V)
+    targets: Ints,  # (N,)
+    *,
+    k: int = 10,
+) -> CaseQuality:
+    """Rank the whole catalogue in every case.
+
+    Args:
+        scores: (N, V) of every item, at least two.
+        targets: (N,) logged items.
+        k: depth of the NDCG.
+
+    Example:
+        >>> found = case_quality(np.array([[0.0, 2.0, 1.0, 1.0]], np.float32), np.array([2]))
+        >>> found.auc, found.ndcg  # above one, level with one, below one; third at worst
+        (array([0.5]), array([0.5]))
+    """
+    own = np.take_along_axis(scores, targets[:, None], 1)
+    above, level = (scores > own).sum(1), (scores == own).sum(1) - 1
+    shifted = np.exp(scores.astype(np.float64) - scores.max(1, keepdims=True))
+    return CaseQuality(
+        auc=1 - (above + level / 2) / (scores.shape[1] - 1),
+        ndcg=metrics.ndcg(1 + above + level, k),
+        confidence=1 / shifted.sum(1),
+        hit=scores.argmax(1) == targets,
+    )
+
+
+class ShownQuality(NamedTuple):
+    """What a ranker's scores say about `N` impressions, each among those of the same user."""
+
+    auc: Floats  # (N,) of a clicked one: the share of the user's others, not clicked, that it is put above; else NaN
+    ndcg: Floats  # (N,) of the user's whole list, at a user's first impression; else NaN
+
+
+def shown_quality(
+    scores: NDArray[np.floating[Any]],  # (N,)
+    clicked: NDArray[np.bool_],  # (N,)
+    users: NDArray[np.integer[Any]],  # (N,)
+    *,
+    k: int = 10,
+) -> ShownQuality:
+    """Rank what was shown to each user; users to whom nothing, or everything, was to their liking say nothing.
+
+    Args:
+        scores: (N,) of the impressions.
+        clicked: (N,) whether they were chosen.
+        users: (N,) to whom they were shown, ascending.
+        k: depth of the NDCG, Σ_clicked 1[r <= k] / log2(1 + r) over its best value; level scores share their ranks'
+            mean gain.
+
+    Example:
+        >>> found = shown_quality(np.array([3.0, 1.0, 2.0]), np.array([False, False, True]), np.zeros(3, np.int64))
+        >>> found.auc, found.ndcg.round(3)  # above one of two; second
+        (array([nan, nan, 0.5]), array([0.631,   nan,   nan]))
+    """
+    auc, ndcg = np.full(len(scores), np.nan), np.full(len(scores), np.nan)
+    starts = np.flatnonzero(np.diff(users, prepend=users[:1] - 1))
+    for first, last in pairwise([*starts.tolist(), len(scores)]):
+        own, chosen = scores[first:last], clicked[first:last]
+        wanted, others = own[chosen], own[~chosen]
+        if not len(wanted) or not len(others):
+            continue
+        auc[first:last][chosen] = ((wanted[:, None] > others) + 0.5 * (wanted[:, None] == others)).mean(1)
+        gains = metrics.ndcg(np.arange(1, len(own) + 1), k)
+        _, group, sizes = np.unique(-own, return_inverse=True, return_counts=True)
+        shared = np.add.reduceat(gains, np.cumsum(sizes) - sizes) / sizes  # level scores stand in any order
+        ndcg[first] = shared[group][chosen].sum() / gains[: len(wanted)].sum()
+    return ShownQuality(auc, ndcg)
+
+
+def calibration_bins(confidence: Floats, hit: NDArray[np.bool_], *, bins: int = 10) -> list[dict[str, float]]:
+    """Bins of equal width over [0, 1], those that hold a case: how many, their mean confidence and hit rate."""
+    place = np.minimum((confidence * bins).astype(np.int64), bins - 1)
+    return [
+        {
+            "cases": int((place == index).sum()),
+            "confidence": float(confidence[place == index].mean()),
+            "hit_rate": float(hit[place == index].mean()),
+        }
+        for index in np.unique(place)
+    ]
+
+
+def expected_calibration_error(confidence: Floats, hit: NDArray[np.bool_], *, bins: int = 10) -> float:
+    """The mean distance of hit rate and confidence over the cases' bins.
+
+    Args:
+        confidence: (N,) in [0, 1], N at least 1.
+        hit: (N,) whether what was claimed with that confidence is so.
+        bins: of equal width.
+
+    Example:
+        >>> confidence, hit = np.array([0.15, 0.15, 0.95, 0.95]), np.array([False, True, True, True])
+        >>> round(expected_calibration_error(confidence, hit), 3)  # half of |.5 - .15|, half of |1 - .95|
+        0.2
+    """
+    found = calibration_bins(confidence, hit, bins=bins)
+    return sum(row["cases"] * abs(row["hit_rate"] - row["confidence"]) for row in found) / len(confidence)
+
+
+def rank_correlation(
+    scores: NDArray[np.floating[Any]],  # (N, K)
+    utilities: NDArray[np.floating[Any]],  # (N, K)
+) -> Floats:  # (N,)
+    """Spearman's correlation of each row, NaN where either side is constant.
+
+    Example:
+        >>> rank_correlation(np.array([[1.0, 2.0, 3.0], [1.0, 1.0, 1.0]]), np.array([[0.0, 9.0, 8.0], [1.0, 2.0, 3.0]]))
+        array([0.5, nan])
+    """
+    one, other = (stats.rankdata(values, axis=1) for values in (scores, utilities))
+    one, other = (ranks - ranks.mean(1, keepdims=True) for ranks in (one, other))
+    norms = np.sqrt((one**2).sum(1) * (other**2).sum(1))
+    return np.where(norms > 0, (one * other).sum(1) / np.where(norms > 0, norms, 1), np.nan)
+
+
+def popularity_bands(popularity: Ints) -> NDArray[np.str_]:  # (V,)
+    """Tail and head: the least and the most popular items that hold about 20 % of the interactions; else middle.
+
+    Both ends are those of `adagrpo.metrics.tail_items`: the tail holds at most 20 %, tail and middle at most 80 %.
+
+    Example:
+        >>> popularity_bands(np.array([3, 1, 1, 3, 2])).tolist()
+        ['middle', 'tail', 'tail', 'head', 'middle']
+    """
+    below = metrics.tail_items(popularity, 0.8)
+    return np.where(metrics.tail_items(popularity, 0.2), "tail", np.where(below, "middle", "head"))
+
+
+def band_names(edges: tuple[int, ...]) -> list[str]:
+    """What the bands of counts are called that begin at 0 and at the edges.
+
+    Example:
+        >>> band_names((1, 10))
+        ['0', '1-9', '10+']
+    """
+    starts = (0, *edges)
+    return [str(a) if a == b - 1 else f"{a}-{b - 1}" for a, b in pairwise(starts)] + [f"{starts[-1]}+"]
+
+
+def band(values: Ints, edges: tuple[int, ...]) -> NDArray[np.str_]:
+    """The name of the band that each count is in.
+
+    Example:
+        >>> band(np.array([0, 1, 9, 10, 500]), (1, 10)).tolist()
+        ['0', '1-9', '1-9', '10+', '10+']
+    """
+    return np.array(band_names(edges))[np.searchsorted(edges, values, side="right")]
+
+
+def interval(values: Floats, users: NDArray[np.integer[Any]]) -> Mapping[str, float] | None:
+    """Mean over users of each user's mean, with a 95 % bootstrap interval over users; None of no values.
+
+    Args:
+        values: (N,), NaN where there is none.
+        users: (N,) whose values they are.
+    """
+    known = ~np.isnan(values)
+    if not known.any():
+        return None
+    _, rows = np.unique(users[known], return_inverse=True)
+    means = np.bincount(rows, values[known]) / np.bincount(rows)
+    found = bootstrap_mean(means, resamples=1000)
+    return {"mean": found.mean, "low": found.low, "high": found.high, "users": len(means)}

@@ -1,0 +1,165 @@
+"""The stage `diagnose`: should this reward be used here? Validation cases alone, and the sft policy as it is.
+
+Test targets are not read. Validation targets were not fitted on, but the checkpoints of policy and ranker were chosen
+on them, which flatters both alike. The truth of a simulated marketplace is that of the moment before the purchase.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from adagrpo.data.columns import ITEM
+from adagrpo.data.prepared import load_impressions
+from adagrpo.data.sequences import pad
+from adagrpo.data.simulation.marketplace import Truth
+from adagrpo.diagnosis import Lists, Observations, case_groups, diagnose
+from adagrpo.diagnosis.assessment import Utility
+from adagrpo.diagnosis.strata import beam_discriminability
+from adagrpo.errors import UserError
+from adagrpo.groups.score import ScoredGroups
+from adagrpo.pipeline.models import Workbench
+from adagrpo.pipeline.rewards import check_reward
+from adagrpo.pipeline.run import Run
+from adagrpo.policies import Policy
+from adagrpo.report import write_diagnosis
+from adagrpo.rewards.protocol import Reward
+from adagrpo.storage.artifacts import write_file
+from adagrpo.types import Cases, Histories
+
+__all__ = ["diagnose_reward", "observe"]
+
+
+def diagnose_reward(run: Run, second_ranker: Path | None = None) -> dict[str, Any]:
+    """Diagnose the reward of a run, and write the page.
+
+    Args:
+        run: with the stages prepare, tokenize, sft and ranker.
+        second_ranker: a checkpoint folder of another ranker of the same data and size, whose scores form strata in
+            which the run's ranker is then measured.
+
+    Returns:
+        The content of diagnose/diagnose.json.
+
+    Raises:
+        UserError: a stage is missing, or the second ranker does not fit.
+    """
+    bench = Workbench(run)
+    policy = run.path("sft", "best")
+    inputs = [*bench.training_files, *bench.catalog_files]
+    inputs += dict.fromkeys([policy / "model.safetensors", *bench.reward_files])
+    check_reward(bench)
+    if second_ranker is not None:
+        if not (second_ranker / "model.safetensors").is_file():
+            raise UserError(f"{second_ranker}: holds no model.safetensors; --second-ranker takes a checkpoint folder")
+        inputs.append(second_ranker / "model.safetensors")
+    shown = bench.prepared / "impressions.parquet"
+    config = run.config
+    read = (config.evaluation, config.objective, config.policy)
+    settings = [part.model_dump(mode="json", by_alias=True, exclude_none=True) for part in read]
+    settings.append(config.ranker.model_dump(mode="json", exclude={"lambdarank"}))
+
+    def build(work: Path) -> None:
+        observed = observe(
+            bench,
+            bench.policy(policy),
+            bench.reward(),
+            bench.cases("validation"),
+            second=None if second_ranker is None else bench.ranker(second_ranker),
+            truth=bench.truth() if bench.truth_files else None,
+        )
+        result = diagnose(observed, config.objective, seed=config.seed)
+        write_file(work / "diagnose.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
+
+    folder = run.stage(
+        "diagnose",
+        config=[
+            *settings,
+            config.seed,
+            config.max_history,
+            *bench.reward_config,
+        ],
+        inputs=[*inputs, *([shown] if shown.is_file() else []), *bench.truth_files],
+        build=build,
+    )
+    result: dict[str, Any] = json.loads((folder / "diagnose.json").read_text(encoding="utf-8"))
+    write_diagnosis(run.directory, result, config.name)
+    return result
+
+
+def observe(
+    bench: Workbench,
+    policy: Policy[Any, Any],
+    reward: Reward,
+    cases: Cases,
+    *,
+    second: Reward | None = None,
+    truth: Truth | None = None,
+) -> Observations:
+    """Beams and groups of the cases, scored by the reward."""
+    config = bench.config
+    predictions = bench.predict(policy, cases, reward, _report(bench.run, "diagnose beam"))
+    assert predictions.rewards is not None, "predicted with a reward"
+
+    def groups(kind: str) -> ScoredGroups:
+        return case_groups(
+            policy,
+            bench.catalog,
+            reward,
+            cases,
+            config.objective.model_copy(update={"rollout": kind}),
+            batch_size=config.evaluation.batch_size,
+            max_history=config.max_history,
+            seed=config.seed,
+            report=_report(bench.run, f"diagnose {kind} groups"),
+        )
+
+    table = load_impressions(bench.prepared)
+    lists = Lists(
+        predictions.items,
+        predictions.scores.astype(np.float64),
+        predictions.rewards.astype(np.float64),
+        cases.targets.astype(np.int64),
+    )
+    return Observations(
+        lists=lists,
+        history_lengths=cases.histories.lengths,
+        training_counts=np.bincount(bench.training.values, minlength=bench.num_items),
+        sampled=groups("sample"),
+        beam=groups("beam"),
+        exposures=None if table is None else np.bincount(table[ITEM].to_numpy(), minlength=bench.num_items),
+        second_q=None if second is None else _second_q(bench, second, cases, lists),
+        utility=None if truth is None else _utility(truth, cases),
+    )
+
+
+def _second_q(bench: Workbench, second: Reward, cases: Cases, lists: Lists) -> NDArray[np.float64]:
+    """(N,) share of the beam that a second ranker puts below the logged item."""
+    size, scores = bench.config.evaluation.batch_size, []
+    wanted = torch.from_numpy(np.column_stack([lists.items, lists.targets]))
+    for first in range(0, len(cases), size):
+        rows = np.arange(first, min(first + size, len(cases)))
+        padded = pad(cases.histories, rows, bench.config.max_history)
+        histories = Histories(padded.items.to(bench.device), padded.lengths.to(bench.device))
+        scores.append(second.score(histories, wanted[rows].to(bench.device)).double().cpu().numpy())
+    found = np.concatenate(scores)
+    return beam_discriminability(lists, found[:, :-1], found[:, -1])
+
+
+def _utility(truth: Truth, cases: Cases) -> Utility:
+    users, targets = cases.users.astype(np.int64), cases.targets.astype(np.int64)
+    return lambda items: truth.utility_before(users, targets, np.maximum(items, 0))
+
+
+def _report(run: Run, label: str) -> Callable[[int, int], None]:
+    started = time.monotonic()
+    return lambda done, total: run.console.progress(
+        label, done, total, {"cases/s": done / max(1e-9, time.monotonic() - started)}
+    )

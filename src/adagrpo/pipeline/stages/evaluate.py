@@ -1,0 +1,270 @@
+"""The last stages: evaluate every checkpoint on validation and test, and write what every metric can be made from."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from adagrpo.data.columns import ITEM_ID, USER_ID
+from adagrpo.data.prepared import load_item_ids, load_user_ids
+from adagrpo.evaluation import baselines
+from adagrpo.evaluation.predictions import Predictions, rank_by_ranker, rerank, retrieval, summarise
+from adagrpo.metrics import measured
+from adagrpo.pipeline.models import Workbench
+from adagrpo.pipeline.rewards import check_reward, describe_reward
+from adagrpo.pipeline.run import Run
+from adagrpo.storage.artifacts import write_file
+from adagrpo.types import Cases
+
+__all__ = [
+    "collect",
+    "copy_evaluation",
+    "decoding_config",
+    "evaluate",
+    "evaluate_checkpoint",
+    "progress",
+    "read_lists",
+    "read_valid",
+    "write_predictions",
+]
+
+
+def evaluate(run: Run, arms: list[str]) -> None:
+    """Evaluate the sft policy, the baselines, and the best and final checkpoint of every arm.
+
+    Checkpoints with equal weights (an arm whose best step is 0 is the sft policy) are computed once.
+    """
+    check_reward(Workbench(run))
+    known: dict[str, Path] = {}
+    evaluate_checkpoint(run, "evaluate/sft", run.path("sft", "best"), known)
+    evaluate_baselines(run)
+    for arm in arms:
+        for kind in ("best", "final"):
+            evaluate_checkpoint(run, f"evaluate/{arm}/{kind}", run.path("train", arm, kind), known)
+
+
+def evaluate_baselines(run: Run) -> None:
+    """Popularity, item-kNN and the ranker's own retrieval, on the same cases and with the same masking."""
+    bench, options = Workbench(run), run.config.evaluation
+    model = run.path("ranker", "best", "model.safetensors")
+    mask = options.mask_history
+
+    def build(work: Path) -> None:
+        ranker = bench.ranker(model.parent)
+        values: dict[str, dict[str, Any]] = {"popularity": {}, "item_knn": {}, "ranker": {}}
+        for split in ("validation", "test"):
+            cases = bench.cases(split)
+            for name, rank in (("popularity", baselines.popularity), ("item_knn", baselines.item_knn)):
+                values[name][split] = retrieval(rank(bench.training, bench.num_items, cases, mask_history=mask), cases)
+            values["ranker"][split] = rank_by_ranker(
+                ranker, cases, batch_size=options.batch_size, max_history=run.config.max_history, mask_history=mask
+            )
+        write_file(work / "metrics.json", json.dumps(values, indent=1) + "\n")
+
+    inputs = [*bench.training_files, bench.prepared / "test.parquet", model]
+    config = [mask, run.config.max_history, measured()]
+    run.stage("evaluate/baselines", config=config, inputs=inputs, build=build)
+
+
+def evaluate_checkpoint(run: Run, name: str, weights: Path, known: dict[str, Path]) -> None:
+    """Evaluate one checkpoint; `known` maps hashes of weights to folders where they have been evaluated already."""
+    bench, model = Workbench(run), weights / "model.safetensors"
+    inputs = [*bench.training_files, bench.prepared / "test.parquet", *bench.catalog_files, model]
+    inputs += bench.reward_files
+    identity = run.hash_input(model)
+
+    def build(work: Path) -> None:
+        if identity in known:
+            copy_evaluation(known[identity], work)
+            return
+        policy, reward = bench.policy(weights), bench.reward()
+        utility = bench.truth().utility if bench.truth_files else None
+        values: dict[str, Any] = {}
+        for split in ("validation", "test"):
+            cases = bench.cases(split)
+            predictions = bench.predict(policy, cases, reward, progress(run, f"{name} {split}"))
+            # what is true of a user is known at their last purchase only, so true utility is a test metric
+            values[split] = summarise(predictions, cases, tail=bench.tail, utility=utility if split == "test" else None)
+            values[f"rerank_{split}"] = rerank(predictions, cases)
+        write_predictions(bench, cases, predictions, work)
+        write_file(work / "metrics.json", json.dumps(values, indent=1) + "\n")
+
+    config = [*decoding_config(run), *bench.reward_config, measured()]
+    folder = run.stage(name, config=config, inputs=[*inputs, *bench.truth_files], build=build)
+    known[identity] = folder
+
+
+def decoding_config(run: Run) -> list[object]:
+    """What of the configuration decides the beams of a policy."""
+    return [run.config.evaluation.model_dump(mode="json"), run.config.policy.model_settings(), run.config.max_history]
+
+
+def copy_evaluation(folder: Path, work: Path) -> None:
+    """Take over what was found for the same weights; the stage writes a manifest of its own."""
+    for path in folder.iterdir():
+        if path.name != "manifest.json":
+            shutil.copyfile(path, work / path.name)
+
+
+def write_predictions(bench: Workbench, cases: Cases, predictions: Predictions, work: Path) -> None:
+    """The test lists in the ids of the logs: `predictions.parquet` (constrained) and `free.parquet`."""
+    users = load_user_ids(bench.prepared).gather(cases.users)
+    item_ids = load_item_ids(bench.prepared)
+    count, width = predictions.items.shape
+    ranks = np.tile(np.arange(1, width + 1, dtype=np.int32), count)
+    repeated = users.gather(np.repeat(np.arange(count), width)).alias(USER_ID)
+    found = predictions.items.reshape(-1)
+    table = pl.DataFrame(
+        {
+            USER_ID: repeated,
+            "rank": ranks,
+            ITEM_ID: item_ids.gather(np.maximum(found, 0)),
+            "score": predictions.scores.reshape(-1),
+        }
+    )
+    table.filter(found >= 0).write_parquet(work / "predictions.parquet")
+    codes = pl.Series(predictions.free_codes.reshape(count * width, -1).astype(np.int32))
+    free = pl.DataFrame({USER_ID: repeated, "rank": ranks, "codes": codes, "valid": predictions.free_valid.reshape(-1)})
+    free.with_columns(pl.col("codes").cast(pl.List(pl.Int32))).write_parquet(work / "free.parquet")
+
+
+def read_lists(bench: Workbench, cases: Cases, folder: Path, length: int) -> NDArray[np.int64]:
+    """(N, length) rows of the first items of the lists that `write_predictions` wrote, -1 where a list is shorter."""
+    lists = pl.read_parquet(folder / "predictions.parquet", columns=[USER_ID, "rank", ITEM_ID])
+    lists = lists.filter(pl.col("rank") <= length)
+    users = load_user_ids(bench.prepared).gather(cases.users)
+    for name, ids in (("case", users.alias(USER_ID)), ("row", load_item_ids(bench.prepared).alias(ITEM_ID))):
+        lists = lists.join(pl.DataFrame([ids]).with_row_index(name), on=ids.name, how="inner")
+    items = np.full((len(cases), length), -1, dtype=np.int64)
+    items[lists["case"].to_numpy(), lists["rank"].to_numpy() - 1] = lists["row"].to_numpy()
+    return items
+
+
+def read_valid(bench: Workbench, cases: Cases, folder: Path, length: int) -> NDArray[np.bool_]:
+    """(N, length) of the free lists that `write_predictions` wrote: True where a sequence names an item."""
+    free = pl.read_parquet(folder / "free.parquet", columns=[USER_ID, "rank", "valid"])
+    users = load_user_ids(bench.prepared).gather(cases.users).alias(USER_ID)
+    free = free.filter(pl.col("rank") <= length).join(
+        pl.DataFrame([users]).with_row_index("case"), on=USER_ID, how="inner"
+    )
+    valid = np.zeros((len(cases), length), dtype=np.bool_)
+    valid[free["case"].to_numpy(), free["rank"].to_numpy() - 1] = free["valid"].to_numpy()
+    return valid
+
+
+def collect(run: Run, arms: list[str]) -> dict[str, Any]:
+    """Gather the results of a run into metrics.json, which holds no time and no path; equal runs give equal bytes."""
+    sft = _read(run.checked("evaluate", "sft", "metrics.json"))
+    stages: dict[str, Any] = {"sft": {split: sft[split] for split in ("validation", "test")}}
+    for name in arms:
+        arm = next(arm for arm in run.config.train.arms if arm.name == name)
+        entry: dict[str, Any] = {
+            "objective": arm.objective,
+            "gate": arm.admits,
+            "lambda": None if arm.term is None else arm.weight_of(run.config.objective),
+            "admission": _admission(run.checked("train", name, "steps.jsonl")),
+        }
+        if arm.left_to_validation(run.config.objective) is not None:
+            entry["weight"] = _read(run.checked("teacher", "weight.json"))["weight"]
+        if arm.options.model_fields_set:
+            entry["options"] = arm.model_dump(mode="json")["options"]
+        for kind in ("best", "final"):
+            results = _read(run.checked("evaluate", name, kind, "metrics.json"))
+            step = _read(run.checked("train", name, kind, "checkpoint.json"))["step"]
+            entry[kind] = {"step": step} | {split: results[split] for split in ("validation", "test")}
+        stages[name] = entry
+    summary = _read(run.checked("prepare", "summary.json"))
+    ranker = _read(run.checked("ranker", "metrics.json"))
+    ranker["rerank"] = {split: sft[f"rerank_{split}"] for split in ("validation", "test")}
+    content = {
+        "name": run.config.name,
+        "config_hash": run.config_hash,
+        "dataset": summary,
+        "catalog": _read(run.checked("tokenize", "audit.json")),
+        "ranker": ranker,
+        "reward": describe_reward(Workbench(run)),
+        "baselines": _read(run.checked("evaluate", "baselines", "metrics.json")),
+        "stages": stages,
+    }
+    run.write_output("metrics.json", json.dumps(content, indent=1) + "\n")
+    _write_results(run, content)
+    return content
+
+
+def _write_results(run: Run, content: dict[str, Any]) -> None:
+    """One row a checkpoint and split in results.jsonl, the form in which measured runs are kept."""
+    rows = []
+    common = {
+        "dataset": run.config.name,
+        "seed": run.config.seed,
+        "recipe": run.config.name,
+        "config_hash": run.config_hash,
+        "data_hash": run.hash_input(run.path("prepare", "train.parquet")),
+        "commit": _commit(),
+        "command": shlex.join(["adagrpo", *sys.argv[1:]]),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    seconds = _seconds(run)
+    for name, entry in content["stages"].items():
+        for checkpoint in ("best", "final") if "final" in entry else ("best",):
+            for split in ("validation", "test"):
+                metrics = entry[split] if name == "sft" else entry[checkpoint][split]
+                row = {"objective": entry.get("objective", "sft"), "gate": entry.get("gate"), "arm": name}
+                row |= {"lambda": entry.get("lambda"), "checkpoint": checkpoint, "split": split, "metrics": metrics}
+                row |= {"step": None if name == "sft" else entry[checkpoint]["step"]}
+                row |= {"admission": entry.get("admission")}
+                row |= {"weight": entry["weight"]} if "weight" in entry else {}
+                row |= {"seconds": seconds.get("sft" if name == "sft" else f"train/{name}")}
+                rows.append(json.dumps(common | row))
+    for name, splits in content["baselines"].items():
+        for split, metrics in splits.items():
+            row = {"objective": name, "gate": None, "arm": name, "lambda": None, "checkpoint": "best", "split": split}
+            rows.append(
+                json.dumps(common | row | {"metrics": metrics, "step": None, "admission": None, "seconds": None})
+            )
+    run.write_output("results.jsonl", "\n".join(rows) + "\n")
+
+
+def _admission(steps: Path) -> float | None:
+    """The mean share of groups admitted over all steps; None where no group was drawn."""
+    rows = (json.loads(line) for line in steps.read_text(encoding="utf-8").splitlines())
+    values = [row["admission"] for row in rows if "admission" in row]
+    return float(np.mean(values)) if values else None
+
+
+def _seconds(run: Run) -> dict[str, float]:
+    """Seconds that the latest making of each stage took."""
+    return {row["stage"]: row["seconds"] for row in run.events() if row["event"] == "end"}
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that the program runs from, if it runs from one."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def progress(run: Run, label: str) -> Callable[[int, int], None]:
+    """Show the progress of a beam search on the run's console."""
+    started = time.monotonic()
+    return lambda done, total: run.console.progress(
+        label, done, total, {"cases/s": done / max(1e-9, time.monotonic() - started)}
+    )

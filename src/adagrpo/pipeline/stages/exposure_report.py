@@ -1,0 +1,183 @@
+"""What the reward is worth on held-out impressions, as the platform showed them and, where there is such, at random.
+
+The report where impressions have no order (stage `ranker/exposures`). A user's held-out items are ranked from all the
+clicks that the user has in training. AUC is that of a clicked item among what the same user was shown and did not
+click, so users who click more do not count as right order; its strata divide the clicked items. Calibration is of the
+click probability, without the term of the slot; a reward that was not fitted to clicks alone has none.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.special import expit
+
+from adagrpo.config.reward import SequentialOptions
+from adagrpo.data.columns import CLICKED, EXPOSURE, ITEM, USER
+from adagrpo.data.exposures import KINDS, load_held_out
+from adagrpo.data.prepared import load_impressions
+from adagrpo.data.sequences import pad
+from adagrpo.errors import UserError
+from adagrpo.evaluation.reward_quality import (
+    band,
+    band_names,
+    calibration_bins,
+    expected_calibration_error,
+    interval,
+    popularity_bands,
+    shown_quality,
+)
+from adagrpo.pipeline.models import Workbench
+from adagrpo.pipeline.rewards import describe_reward
+from adagrpo.pipeline.run import Run
+from adagrpo.rewards.protocol import Reward
+from adagrpo.storage.artifacts import write_file
+from adagrpo.types import Histories
+
+__all__ = ["Exposed", "collect_exposures", "examined", "exposed", "report_exposures"]
+
+EXPOSURES, ACTIVITIES = (1, 10, 100, 1000), (5, 10, 20)
+ORDER = ("all", "head", "middle", "tail", *band_names(EXPOSURES), *band_names(ACTIVITIES))
+
+
+class Exposed(NamedTuple):
+    """Held-out impressions of one kind, by user."""
+
+    users: NDArray[np.int64]  # (N,) ascending
+    items: NDArray[np.int64]  # (N,)
+    clicked: NDArray[np.bool_]  # (N,)
+
+
+def exposed(bench: Workbench, exposure: str) -> Exposed:
+    """The held-out impressions of one kind.
+
+    Raises:
+        UserError: there is none, or none of them, or all, were clicked.
+    """
+    table = load_held_out(bench.prepared)
+    rows = table.filter(table[EXPOSURE] == exposure)
+    found = Exposed(
+        rows[USER].to_numpy().astype(np.int64), rows[ITEM].to_numpy().astype(np.int64), rows[CLICKED].to_numpy()
+    )
+    if found.clicked.all() or not found.clicked.any():
+        clicks = int(found.clicked.sum())
+        raise UserError(
+            f"{bench.prepared / 'held_out.parquet'}: {clicks} clicks in {len(rows)} {exposure} impressions;"
+            " there is no order to examine (data.split.held_out says how many are held out)"
+        )
+    return found
+
+
+def examined(bench: Workbench, reward: Reward, found: Exposed) -> dict[str, float]:
+    """AUC and NDCG@10 of held-out impressions, means over the users who clicked some and left some."""
+    quality = shown_quality(_scores(bench, reward, found), found.clicked, found.users)
+    return {
+        name: 0.0 if value is None else value["mean"]
+        for name, value in (
+            ("auc", interval(quality.auc, found.users)),
+            ("ndcg@10", interval(quality.ndcg, found.users)),
+        )
+    }
+
+
+def report_exposures(run: Run) -> dict[str, Any]:
+    """Make the stage `ranker/exposures` and return what its `report.json` holds."""
+    bench = Workbench(run)
+    inputs = [*bench.training_files, bench.prepared / "impressions.parquet", bench.prepared / "held_out.parquet"]
+
+    def build(work: Path) -> None:
+        reward = bench.reward()
+        kinds = [kind for kind in KINDS if kind in set(load_held_out(bench.prepared)[EXPOSURE])]
+        content = {"loss": _fitted_to(bench), "exposures": [_report(bench, reward, kind) for kind in kinds]}
+        write_file(work / "report.json", json.dumps(content, indent=1) + "\n")
+
+    config = [run.config.seed, run.config.max_history, *bench.reward_config]
+    inputs += [path for path in bench.reward_files if path not in inputs]
+    folder = run.stage("ranker/exposures", config=config, inputs=inputs, build=build)
+    return dict(json.loads((folder / "report.json").read_text(encoding="utf-8")))
+
+
+def collect_exposures(run: Run) -> dict[str, Any]:
+    """Write metrics.json: the data, the ranker and its report; equal runs give equal bytes."""
+
+    def read(*parts: str) -> dict[str, Any]:
+        return dict(json.loads(run.checked(*parts).read_text(encoding="utf-8")))
+
+    content = {
+        "name": run.config.name,
+        "config_hash": run.config_hash,
+        "dataset": read("prepare", "summary.json"),
+        "ranker": read("ranker", "metrics.json"),
+        "reward": describe_reward(Workbench(run)),
+        "exposures": read("ranker", "exposures", "report.json"),
+    }
+    run.write_output("metrics.json", json.dumps(content, indent=1) + "\n")
+    return content
+
+
+def _fitted_to(bench: Workbench) -> str:
+    if bench.config.reward != SequentialOptions():
+        return bench.config.reward.kind
+    loss = json.loads(bench.run.checked("ranker", "metrics.json").read_text(encoding="utf-8"))["loss"]
+    return "clicks" if loss == "impressions" and not bench.config.ranker.negatives else str(loss)
+
+
+def _report(bench: Workbench, reward: Reward, exposure: str) -> dict[str, Any]:
+    found = exposed(bench, exposure)
+    scores = _scores(bench, reward, found)
+    quality = shown_quality(scores, found.clicked, found.users)
+    probability = expit(scores) if _fitted_to(bench) == "clicks" else None
+    table = []
+    for by, names in _strata(bench, found).items():
+        for name in (name for name in ORDER if name in set(names.tolist())):
+            kept = names == name
+            row: dict[str, Any] = {"by": by, "stratum": name, "impressions": int(kept.sum())}
+            row |= {"click_rate": float(found.clicked[kept].mean())}
+            row |= {"auc": interval(quality.auc[kept], found.users[kept])}
+            if not by.startswith("item"):
+                row |= {"ndcg@10": interval(quality.ndcg[kept], found.users[kept])}
+            if probability is not None:
+                row |= {"ece": expected_calibration_error(probability[kept], found.clicked[kept])}
+            table.append(row)
+    content: dict[str, Any] = {"exposure": exposure, "strata": table}
+    if probability is not None:
+        content |= {"calibration": calibration_bins(probability, found.clicked)}
+    return content
+
+
+def _strata(bench: Workbench, found: Exposed) -> dict[str, NDArray[np.str_]]:
+    """(N,) names for each way to divide the impressions; popularity and exposure are those of training."""
+    shown = load_impressions(bench.prepared)
+    assert shown is not None, "made by `prepare`"
+    clicks = np.bincount(bench.training.values, minlength=bench.num_items)
+    exposures = np.bincount(shown[ITEM].to_numpy(), minlength=bench.num_items)
+    return {
+        "all": np.full(len(found.items), "all"),
+        "item popularity": popularity_bands(clicks)[found.items],
+        "item exposure": band(exposures, EXPOSURES)[found.items],
+        "clicks of the user": band(bench.training.lengths, ACTIVITIES)[found.users],
+    }
+
+
+@torch.no_grad()
+def _scores(bench: Workbench, reward: Reward, found: Exposed) -> NDArray[np.float64]:
+    """(N,) the score of each impression from the user's clicks in training."""
+    owners, row, counts = np.unique(found.users, return_inverse=True, return_counts=True)
+    place = np.arange(len(found.users)) - (np.cumsum(counts) - counts)[row]
+    scores = np.empty(len(found.users))
+    size = bench.config.evaluation.batch_size
+    for first in range(0, len(owners), size):
+        mine = np.flatnonzero((row >= first) & (row < first + size))
+        users = owners[first : first + size]
+        items = np.full((len(users), int(counts[first : first + size].max())), -1, dtype=np.int64)
+        items[row[mine] - first, place[mine]] = found.items[mine]
+        seen = pad(bench.training, users, bench.config.max_history)
+        histories = Histories(*(part.to(bench.device) for part in (seen.items, seen.lengths, torch.from_numpy(users))))
+        given = reward.score(histories, torch.from_numpy(items).to(bench.device)).double().cpu().numpy()
+        scores[mine] = given[row[mine] - first, place[mine]]
+    return scores

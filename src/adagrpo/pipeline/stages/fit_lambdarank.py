@@ -1,0 +1,110 @@
+"""The stage `ranker/lambdarank`: the second family of rankers, where the reward of the configuration asks for it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from adagrpo.config.models import NEGATIVE_SOURCES
+from adagrpo.config.reward import RewardOptions
+from adagrpo.data.prepared import load_impressions
+from adagrpo.data.sequences import emptied
+from adagrpo.errors import UserError
+from adagrpo.evaluation.predictions import sample_cases, select_cases
+from adagrpo.pipeline.models import Workbench
+from adagrpo.pipeline.run import Run
+from adagrpo.rewards.boosted import require_lightgbm
+from adagrpo.rewards.features import FEATURES
+from adagrpo.storage.artifacts import write_file
+from adagrpo.trainer.lambdarank import (
+    NegativeSampler,
+    RankingGroups,
+    case_groups,
+    fit_lambdarank,
+    logged_groups,
+    shown_groups,
+)
+from adagrpo.trainer.ranker_fit import Impressions
+
+__all__ = ["fit_second_ranker"]
+
+
+def _logged_validation(bench: Workbench, sampler: NegativeSampler) -> RankingGroups:
+    """The validation cases of users whom the ranker sees, each logged item among negatives."""
+    config = bench.config
+    everyone = bench.cases("validation")
+    seen = select_cases(everyone, np.flatnonzero(~bench.withheld[everyone.users]))
+    cases = sample_cases(seen, config.ranker.fit.validation_users, config.seed)
+    return case_groups(sampler, cases, negatives=config.ranker.lambdarank.negatives, max_history=config.max_history)
+
+
+def fit_second_ranker(
+    run: Run,
+    validation: Callable[[Workbench, NegativeSampler], RankingGroups] = _logged_validation,
+    reads: Sequence[str] = (),
+) -> None:
+    """Fit LambdaRank if the reward, or one that it is made of, is of that kind; on impressions where there are some.
+
+    Args:
+        run: with the stage prepare.
+        validation: makes the groups that select the number of trees.
+        reads: the prepared files that they are made of, beside those of training.
+
+    Raises:
+        UserError: LightGBM is not installed, or there is nothing to learn from.
+    """
+    if not _asked_for(run.config.reward):
+        return
+    require_lightgbm("reward.kind: lambdarank")
+    bench, options = Workbench(run), run.config.ranker.lambdarank
+    shown = bench.prepared / "impressions.parquet"
+    inputs = [*bench.training_files, *([shown] if shown.is_file() else [])]
+    inputs += [bench.prepared / file for file in reads]
+    reach = run.config.max_history
+
+    def build(work: Path) -> None:
+        training = emptied(bench.training, bench.withheld)
+        sampler = NegativeSampler(training, bench.num_items, run.config.seed, options.sources)
+        table = load_impressions(bench.prepared)
+        if table is None:
+            given = {"positions": options.positions, "negatives": options.negatives}
+            groups = logged_groups(sampler, **given, max_history=reach)
+        else:
+            impressions = Impressions.from_table(table, len(training))
+            groups = shown_groups(sampler, impressions, negatives=options.negatives, max_history=reach)
+        held_out = validation(bench, sampler)
+        if not len(groups.items) or not len(held_out.items):
+            raise UserError("reward.kind: lambdarank finds no moment with one item chosen and another not")
+        fitted = fit_lambdarank(
+            bench.ranker_features,
+            groups,
+            held_out,
+            **options.model_dump(exclude={"positions", "negatives", "sources"}),
+            seed=run.config.seed,
+            threads=torch.get_num_threads(),
+        )
+        fitted.model.save_model(work / "model.txt")
+        gains = dict(zip(FEATURES, fitted.model.feature_importance("gain").tolist(), strict=True))
+        summary = {
+            "groups": "impressions" if table is not None else "logged",
+            "group_count": fitted.groups,
+            "rows": fitted.rows,
+            "trees": fitted.trees,
+            "ndcg@10_among_sampled": fitted.ndcg,
+            "gain": dict(sorted(gains.items(), key=lambda entry: -entry[1])),
+        }
+        write_file(work / "metrics.json", json.dumps(summary, indent=1) + "\n")
+
+    settings = options.model_dump(mode="json", exclude={"sources"} if options.sources == NEGATIVE_SOURCES else None)
+    config: list[object] = [settings, run.config.ranker.fit.validation_users, run.config.seed, reach]
+    if run.config.ranker.user_share < 1:
+        config.append({"user_share": run.config.ranker.user_share})
+    run.stage("ranker/lambdarank", config=config, inputs=inputs, build=build)
+
+
+def _asked_for(options: RewardOptions) -> bool:
+    return options.kind == "lambdarank" or any(map(_asked_for, options.parts))

@@ -1,0 +1,154 @@
+"""The stage `ranker`: the reward model, of all users and of each fold.
+
+How a ranker is selected depends on the logs: by its retrieval of the next item here, by the order of what was shown in
+`adagrpo.pipeline.unordered`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adagrpo.data.columns import PROPENSITY
+from adagrpo.data.prepared import load_impressions
+from adagrpo.data.sequences import emptied
+from adagrpo.errors import UserError
+from adagrpo.evaluation.predictions import rank_by_ranker, sample_cases, select_cases
+from adagrpo.pipeline.models import Workbench
+from adagrpo.pipeline.run import Run
+from adagrpo.pipeline.stages.fit_lambdarank import fit_second_ranker
+from adagrpo.pipeline.stages.fitting import fit_model
+from adagrpo.rewards.sequential import SequentialRanker
+from adagrpo.trainer import RankerFit
+from adagrpo.trainer.ranker_fit import Impressions
+from adagrpo.types import Cases
+
+__all__ = ["Examine", "Selection", "Validate", "fit_ranker", "fit_sequential_ranker"]
+
+Validate = Callable[[], dict[str, float]]
+Examine = Callable[[SequentialRanker], dict[str, dict[str, float]]]
+
+
+class Selection(NamedTuple):
+    """How the best step of a ranker is found, and what is said of it."""
+
+    monitor: str  # the metric, of those that `Validate` gives
+    setting: object  # what it reads of the configuration, JSON-able
+    # from the ranker to be fitted and (U,) the users that it must not see
+    begin: Callable[[Workbench, SequentialRanker, NDArray[np.bool_]], tuple[Validate, Examine]]
+    reads: Sequence[str] = ()  # prepared files beside those of training
+
+
+def fit_ranker(run: Run) -> None:
+    """The reward model: of all users and, for cross-fitting, one a fold that is fitted on the users of the others."""
+    names: dict[str, int | None] = {"ranker": None}
+    names |= {name: fold for fold, name in enumerate(Workbench(run).fold_names)}
+    for name, fold in names.items():
+        by_retrieval = Selection("ndcg@10", run.config.evaluation.mask_history, partial(_retrieval, fold))
+        fit_sequential_ranker(run, by_retrieval, name, fold)
+    fit_second_ranker(run)
+
+
+def fit_sequential_ranker(run: Run, selection: Selection, name: str = "ranker", fold: int | None = None) -> None:
+    """Fit and select a ranker without the users of a fold: not one of their interactions is read for either."""
+    bench, options = Workbench(run), run.config.ranker
+    settings = options.fit
+    inputs = [*bench.training_files, *(bench.prepared / file for file in selection.reads)]
+    shown = bench.prepared / "impressions.parquet"
+    if shown.is_file():
+        inputs.append(shown)
+    kind = options.loss
+    if kind == "auto":
+        kind = "impressions" if shown.is_file() else "cross_entropy"
+    if kind == "impressions" and not shown.is_file():
+        raise UserError("ranker.loss: impressions needs a clicked column in the logs (data.columns.clicked)")
+    if options.propensity != "ignore" and kind != "impressions":
+        raise UserError(f"ranker.propensity: {options.propensity} weighs impressions, and the loss is '{kind}'")
+
+    def build(work: Path) -> None:
+        ranker = bench.ranker()
+        left_out = bench.withheld if fold is None else bench.withheld | (bench.fold_of_user == fold)
+        schedule = replace(bench.schedule(settings), training=emptied(bench.training, left_out))
+        impressions = _impressions(bench, kind)
+        validate, examine = selection.begin(bench, ranker, left_out)
+        task = RankerFit(
+            ranker,
+            schedule,
+            loss=kind,
+            steps=max(1, round(settings.epochs * schedule.steps_per_epoch)),
+            validate=validate,
+            impressions=impressions,
+            self_normalised=options.propensity == "snips",
+            negatives=options.negatives,
+            monitor=selection.monitor,
+        )
+        result = fit_model(bench, name, ranker, task, settings, work)
+        if not run.processes.leads:
+            return
+        summary: dict[str, object] = {"loss": kind, "best_step": result.best_step}
+        summary |= examine(bench.ranker(work / "best"))
+        (work / "metrics.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+
+    without = {"folds", "lambdarank"} | ({"user_share"} if options.user_share == 1 else set())
+    without |= {"propensity", "propensity_floor"} if options.propensity == "ignore" else set()
+    config: list[object] = [
+        options.model_dump(mode="json", exclude=without),
+        kind,
+        run.config.seed,
+        run.config.max_history,
+    ]
+    config.append(selection.setting)
+    if fold is not None:
+        config += [{"fold": fold, "folds": options.folds}]
+    run.stage(name, config=config, inputs=inputs, build=build, together=True)
+
+
+def _retrieval(
+    fold: int | None, bench: Workbench, ranker: SequentialRanker, left_out: NDArray[np.bool_]
+) -> tuple[Validate, Examine]:
+    """How a ranker is validated while it is fitted, and what is said of the best one: its own retrieval."""
+    config = bench.config
+    everyone = bench.cases("validation")
+    seen, unseen = (np.flatnonzero(left_out[everyone.users] == out) for out in (False, True))
+    if not len(seen):
+        change = "raise ranker.user_share" if fold is None else "take fewer folds"
+        raise UserError(f"ranker: no user of a validation case is among those it is fitted on; {change}")
+    cases = sample_cases(select_cases(everyone, seen), config.ranker.fit.validation_users, config.seed)
+
+    def retrieve(ranker: SequentialRanker, cases: Cases) -> dict[str, float]:
+        return rank_by_ranker(
+            ranker,
+            cases,
+            batch_size=config.evaluation.batch_size,
+            max_history=config.max_history,
+            mask_history=config.evaluation.mask_history,
+        )
+
+    def examine(best: SequentialRanker) -> dict[str, dict[str, float]]:
+        groups = {"validation": seen, "left_out": unseen}
+        return {name: retrieve(best, select_cases(everyone, rows)) for name, rows in groups.items() if len(rows)}
+
+    return lambda: retrieve(ranker, cases), examine
+
+
+def _impressions(bench: Workbench, loss: str) -> Impressions | None:
+    """What the ranker is fitted on, weighted as the recipe says; None where that is logged next items."""
+    table = load_impressions(bench.prepared) if loss == "impressions" else None
+    if table is None:
+        return None
+    options = bench.config.ranker
+    if options.propensity == "ignore":
+        return Impressions.from_table(table, len(bench.training))
+    if PROPENSITY not in table.columns:
+        raise UserError(f"ranker.propensity: {options.propensity} needs data.columns.propensity in the logs")
+    missing = int((table[PROPENSITY].is_null() | (table[PROPENSITY] <= 0)).sum())
+    if missing:
+        raise UserError(f"ranker.propensity: {missing:,} impressions have no propensity above 0")
+    return Impressions.from_table(table, len(bench.training), options.propensity_floor)

@@ -1,0 +1,213 @@
+"""The first stages of a run, from logs to a starting policy. Each says what it reads; none reads test data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from adagrpo.config import ItemTable, RefuseConfig
+from adagrpo.config.data import DataConfig, SplitConfig
+from adagrpo.data import splits
+from adagrpo.data.columns import ITEM_ID
+from adagrpo.data.dataset import Dataset, build_dataset
+from adagrpo.data.logs.interactions import ColumnMapping, Logs, Refusals, read_logs
+from adagrpo.data.logs.items import read_items
+from adagrpo.data.prepared import write_prepared
+from adagrpo.data.simulation.marketplace import Marketplace, simulate, write_simulation
+from adagrpo.data.ties import shuffle_ties
+from adagrpo.errors import UserError
+from adagrpo.pipeline.models import Workbench
+from adagrpo.pipeline.run import Run
+from adagrpo.pipeline.stages.fitting import fit_config, fit_model, policy_config
+from adagrpo.trainer import Supervised
+
+__all__ = ["LogSource", "fit_sft", "log_source", "prepare", "prepare_stage", "simulate_marketplace"]
+
+MARKETPLACE_ITEMS = ItemTable(path="items.parquet", text=("title",), attributes=("attributes",))
+MARKETPLACE_COLUMNS = ColumnMapping(timestamp="timestamp", clicked="clicked", slot="slot", propensity="propensity")
+
+
+def simulate_marketplace(run: Run) -> None:
+    """Make the logs, where the recipe asks for a simulated marketplace."""
+    options = run.config.data.marketplace
+    if options is None:
+        return
+    given = options.model_dump(exclude_none=True)
+    world = Marketplace(**given, seed=run.config.seed)
+    run.stage("simulate", config=asdict(world), inputs=[], build=lambda work: write_simulation(simulate(world), work))
+
+
+class LogSource(NamedTuple):
+    """The log files and the item table of a run, and how they are read."""
+
+    options: DataConfig
+    logs: Sequence[Path]
+    columns: ColumnMapping
+    described: ItemTable | None
+    items: Path | None
+    attribute_names: Path | None
+
+    @property
+    def files(self) -> list[Path]:
+        """All that is read."""
+        return [*self.logs, *(path for path in (self.items, self.attribute_names) if path is not None)]
+
+    def read_items(self) -> pl.DataFrame | None:
+        """The item table, if the recipe names one."""
+        if self.described is None or self.items is None:
+            return None
+        return read_items(
+            self.items,
+            id_column=self.described.id_column,
+            text_columns=self.described.text,
+            attribute_columns=self.described.attributes,
+            attribute_names=self.attribute_names,
+            max_expansion=self.options.max_expansion,
+        )
+
+    def refusals(self, table: pl.DataFrame | None) -> Refusals:
+        """Which rows are bad though they can be read; `table` is that of `read_items`."""
+        refuse = self.options.refuse
+        known = table[ITEM_ID].cast(pl.String) if refuse.unknown_items and table is not None else None
+        return Refusals(known, refuse.after, refuse.repeats)
+
+    def read_logs(self, refuse: Refusals, *, ordered: bool = True) -> Logs:
+        """The logs; with `ordered` their columns say what came after what."""
+        return read_logs(
+            self.logs,
+            self.columns,
+            keep_events=self.options.keep_events,
+            min_rating=self.options.min_rating,
+            click_rating=self.options.click_rating,
+            ordered=ordered,
+            max_bad_rows=self.options.max_bad_rows,
+            refuse=refuse,
+            max_expansion=self.options.max_expansion,
+        )
+
+
+def log_source(run: Run) -> LogSource:
+    """Where the logs of a run are: below the data folder, or what `simulate_marketplace` made."""
+    options = run.config.data
+    described, root, logs = options.items, run.data, options.logs
+    columns = ColumnMapping(**options.columns.model_dump())
+    if options.marketplace is not None:
+        described, root, columns = MARKETPLACE_ITEMS, run.path("simulate"), MARKETPLACE_COLUMNS
+        logs = ("logs.parquet",)
+    items = root / described.path if described else None
+    names = root / described.attribute_names if described and described.attribute_names else None
+    return LogSource(options, [root / path for path in logs], columns, described, items, names)
+
+
+def prepare(run: Run) -> None:
+    """Logs to interactions: filter, number users and items, split."""
+    options, source = run.config.data, log_source(run)
+
+    def build(work: Path) -> None:
+        table = source.read_items()
+        read = source.read_logs(source.refusals(table))
+        dataset = build_dataset(
+            read,
+            table,
+            min_user_interactions=options.min_user_interactions,
+            min_item_interactions=options.min_item_interactions,
+        )
+        del read  # as large as what was made of it
+        if options.shuffle_ties is not None:
+            dataset = shuffle_ties(
+                dataset,
+                seed=run.config.seed,
+                table=source.items,
+                id_column=source.described.id_column if source.described else ITEM_ID,
+                column=options.shuffle_ties.sorted_by,
+                max_expansion=options.max_expansion,
+            )
+        write_prepared(dataset, _split(run, dataset), work)
+
+    seeded = bool(options.shuffle_ties or options.split.users)
+    prepare_stage(run, source.files, build, seeded=seeded, unread=["held_out"])
+
+
+def prepare_stage(
+    run: Run, files: Sequence[Path], build: Callable[[Path], None], *, seeded: bool, unread: Collection[str] = ()
+) -> None:
+    """Make the stage `prepare`, and say in run.yaml what it was made of.
+
+    Args:
+        run: of the stage.
+        files: that it reads.
+        build: as `Run.stage` has it.
+        seeded: something in it is drawn by chance.
+        unread: keys of `data.split` that it does not read.
+    """
+    options = run.config.data
+    inputs = list(dict.fromkeys(files))
+    content = options.model_dump(mode="json")
+    del content["max_expansion"]  # whether a file is read, not what is read of it
+    for key, default in (("refuse", RefuseConfig().model_dump(mode="json")), ("click_rating", None), ("random", None)):
+        if content[key] == default:
+            del content[key]
+    for key in unread:
+        del content["split"][key]
+    if options.split.users is None:
+        del content["split"]["users"]
+    config = [content, run.config.seed if seeded else None]
+    run.stage("prepare", config=config, inputs=inputs, build=build)
+    run.write_description({path.name: run.hash_input(path) for path in inputs})
+
+
+def _split(run: Run, dataset: Dataset) -> splits.Split:
+    """The cut of each user; targets for all users, or for as many as the configuration says."""
+    options = run.config.data.split
+    lengths = np.bincount(dataset.interactions["user"].to_numpy(), minlength=len(dataset.users))
+    whole = options.kind == "leave_one_out"
+    found = splits.leave_one_out(lengths) if whole else _temporal(options, dataset, lengths)
+    if options.users is None:
+        return found
+    return splits.for_some_users(found, options.users, run.config.seed, lengths if whole else None)
+
+
+def _temporal(options: SplitConfig, dataset: Dataset, lengths: NDArray[np.int64]) -> splits.Split:
+    interactions = dataset.interactions
+    if "timestamp" not in interactions.columns:
+        raise UserError("data.split.kind: temporal needs data.columns.timestamp")
+    offsets = np.concatenate([[0], lengths.cumsum()]).astype(np.int64)
+    assert options.validation_from is not None and options.test_from is not None  # the configuration checks it
+    return splits.temporal(
+        interactions["timestamp"].to_numpy(),
+        offsets,
+        validation_from=options.validation_from,
+        test_from=options.test_from,
+    )
+
+
+def fit_sft(run: Run) -> None:
+    """The starting policy: NLL from scratch."""
+    bench, settings = Workbench(run), run.config.sft
+
+    def build(work: Path) -> None:
+        policy = bench.policy()
+        schedule = replace(bench.schedule(settings), rl_split=run.config.train.rl_split)
+        frozen_epochs = run.config.policy.lm.frozen_epochs if run.config.policy.lm else 0.0
+        task = Supervised(
+            policy,
+            bench.catalog.codes,
+            schedule,
+            steps=max(1, round(settings.epochs * schedule.steps_per_epoch)),
+            validate=bench.validator(policy, settings),
+            waiting=getattr(policy, "body_parameters", ()),
+            waiting_steps=round(frozen_epochs * schedule.steps_per_epoch),
+        )
+        fit_model(bench, "sft", policy, task, settings, work)
+
+    config = [fit_config(settings), *policy_config(run)]
+    if run.config.train.rl_split:
+        config += [{"rl_split": run.config.train.rl_split}]
+    inputs = [*bench.training_files, *bench.catalog_files, *bench.language_model_files]
+    run.stage("sft", config=config, inputs=inputs, build=build, together=True)

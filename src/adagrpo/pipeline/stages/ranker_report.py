@@ -1,0 +1,289 @@
+"""The reward's report: what it is worth, by stratum, and which groups of rollouts the gate admits.
+
+Quality is measured on validation cases with the ranker of all users, by the formulas of
+`adagrpo.evaluation.reward_quality`. The gate is measured with the starting policy on one epoch of the training samples
+that post-training would draw, once with the ranker of all users and once, where it is on, cross-fitted: the same
+rollouts, other rewards. Where the truth is known, this is where it is read: the correlation of scores and utilities
+before each user's last purchase, and the share of the pairs of rollouts that the reward orders rightly, among the
+groups admitted and among those rejected.
+
+A reward other than the sequential ranker scores one pair at a time, so the catalogue is ranked for fewer cases then.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from adagrpo.config import Gate
+from adagrpo.config.reward import SequentialOptions
+from adagrpo.data.prepared import load_impressions
+from adagrpo.data.sequences import pad
+from adagrpo.evaluation.predictions import sample_cases
+from adagrpo.evaluation.reward_quality import (
+    CaseQuality,
+    band,
+    band_names,
+    calibration_bins,
+    case_quality,
+    expected_calibration_error,
+    interval,
+    popularity_bands,
+    rank_correlation,
+)
+from adagrpo.groups.decide import gate_by_evidence
+from adagrpo.groups.gated import GatedGroups, gated_groups
+from adagrpo.objective import GateDecision, agreement_gate, pairwise_agreement, target_nll
+from adagrpo.objective.terms import TERMS
+from adagrpo.pipeline.models import Workbench
+from adagrpo.pipeline.run import Run
+from adagrpo.rewards.protocol import Reward
+from adagrpo.rewards.sequential import SequentialRanker
+from adagrpo.storage.artifacts import write_file
+from adagrpo.trainer.batches import group_step, keyed_generator
+from adagrpo.types import Cases, Histories
+
+__all__ = ["report_ranker"]
+
+EXPOSURES, ACTIVITIES = (1, 10, 100, 1000), (5, 10, 20)
+GATES: tuple[Gate, ...] = ("all", "adagrpo", "difficulty", "discriminability", "random", "shuffled", "inverted")
+THIRDS = ("easiest third", "middle third", "hardest third")
+ORDER = dict.fromkeys(["all", "head", "middle", "tail", *THIRDS, *band_names(EXPOSURES), *band_names(ACTIVITIES)])
+TRUTH_USERS = 2000  # a fixed sample: each costs a ranking of the whole catalogue by the truth
+PAIRS, PAIRS_AT_ONCE = 2_000_000, 200_000  # that a reward without catalogue scores is asked for in all, and at a time
+NOT_A_PROBABILITY = {
+    "sampled": "its softmax was fitted against sampled items, so it is not a probability over the catalogue",
+    "impressions": "it was fitted to clicks on what was shown, so a softmax over the catalogue is not a probability",
+}
+NOT_KNOWN_AS_ONE = "its scores are not known to be the logits of a probability over the catalogue"
+Strata = dict[str, NDArray[np.str_]]
+
+
+def report_ranker(run: Run) -> Path:
+    """Make the stage `ranker/report`, which holds `report.json`."""
+    bench = Workbench(run)
+    start = run.path("sft", "best")
+    read = [start / "model.safetensors", *bench.reward_files, *bench.judge_files]
+    inputs = [*bench.training_files, *bench.catalog_files, *dict.fromkeys(read)]
+    inputs += [path for path in [bench.prepared / "impressions.parquet"] if path.is_file()]
+    if bench.truth_files:
+        inputs += [*bench.truth_files, bench.prepared / "test.parquet"]
+
+    def build(work: Path) -> None:
+        content = _quality(bench, bench.reward(), bench.policy(start).eval(), _loss(bench))
+        rewards: dict[str, Reward] = {"all users": bench.reward()}
+        if bench.fold_names:
+            rewards["cross-fitted"] = bench.judge()
+        content["gate"] = {name: _gate(bench, reward) for name, reward in rewards.items()}
+        write_file(work / "report.json", json.dumps(content, indent=1) + "\n")
+
+    config, batches, truth = run.config, run.config.train.fit, bool(bench.truth_files)
+    settings = [
+        config.objective.model_dump(
+            mode="json",
+            exclude={"lambda_", *TERMS} | (set() if truth else {"oracle_agreement"}),
+            exclude_none=True,
+        ),
+        config.policy.model_settings(),
+        [batches.batch_size, batches.accumulation, config.train.rl_split, config.ranker.folds],
+        [config.seed, config.max_history],
+        *bench.reward_config,
+    ]
+    return run.stage("ranker/report", config=settings, inputs=inputs, build=build)
+
+
+def _loss(bench: Workbench) -> str:
+    """What the reward was fitted to; the kind of a reward that the run has not fitted."""
+    options = bench.config.reward
+    if options != SequentialOptions():
+        return options.kind
+    return str(json.loads(bench.run.checked("ranker", "metrics.json").read_text(encoding="utf-8"))["loss"])
+
+
+def _catalogue_scores(bench: Workbench, reward: Reward, histories: Histories) -> NDArray[np.float32]:
+    """(B, V) scores of every item."""
+    if isinstance(reward, SequentialRanker):
+        reward.eval()
+        scores: NDArray[np.float32] = reward.catalogue_scores(reward.last_states(histories)).cpu().numpy()
+        return scores
+    everything = torch.arange(bench.num_items, device=bench.device)
+    parts, at_once = [], max(1, PAIRS_AT_ONCE // bench.num_items)
+    for first in range(0, len(histories.lengths), at_once):
+        part = Histories(histories.items[first : first + at_once], histories.lengths[first : first + at_once])
+        parts.append(reward.score(part, everything.expand(len(part.lengths), -1)).float().cpu().numpy())
+    return np.concatenate(parts)
+
+
+def _affordable(bench: Workbench, reward: Reward, cases: Cases) -> Cases:
+    """As many of the cases as the reward can rank the catalogue for."""
+    if isinstance(reward, SequentialRanker):
+        return cases
+    return sample_cases(cases, max(1, PAIRS // bench.num_items), bench.config.seed)
+
+
+@torch.no_grad()
+def _quality(bench: Workbench, reward: Reward, policy: Any, loss: str) -> dict[str, Any]:
+    """Every stratum's AUC, NDCG, calibration and, where there is a truth, correlation with it."""
+    cases = _affordable(bench, reward, bench.cases("validation"))
+    parts: list[CaseQuality] = []
+    nll = np.empty(len(cases))
+    for rows, histories in _batches(bench, cases):
+        targets = cases.targets[rows].astype(np.int64)
+        parts.append(case_quality(_catalogue_scores(bench, reward, histories), targets))
+        codes = bench.catalog.codes[torch.from_numpy(targets).to(bench.device)]
+        nll[rows] = target_nll(policy.score(policy.encode(histories), codes.unsqueeze(1)).squeeze(1)).cpu().numpy()
+    quality = CaseQuality(*(np.concatenate(fields) for fields in zip(*parts, strict=True)))
+    of_item, of_case = _item_strata(bench), _case_strata(cases, nll)
+    truth = _truth(bench, reward, cases, of_item, of_case) if bench.truth_files else {}
+    strata = {"all": np.full(len(cases), "all")} | {by: names[cases.targets] for by, names in of_item.items()} | of_case
+    table = []
+    for by, names in strata.items():
+        for name in _ordered(names):
+            kept = names == name
+            row: dict[str, Any] = {"by": by, "stratum": name, "cases": int(kept.sum())}
+            row |= {"auc": interval(quality.auc[kept], cases.users[kept])}
+            row |= {"ndcg@10": interval(quality.ndcg[kept], cases.users[kept])}
+            if loss == "cross_entropy":
+                row |= {"ece": expected_calibration_error(quality.confidence[kept], quality.hit[kept])}
+            if truth:
+                row |= {"true_correlation": truth[by, name]}
+            table.append(row)
+    content: dict[str, Any] = {"split": "validation", "loss": loss, "strata": table}
+    if loss != "cross_entropy":
+        return content | {"calibration": NOT_A_PROBABILITY.get(loss, NOT_KNOWN_AS_ONE)}
+    return content | {"calibration": calibration_bins(quality.confidence, quality.hit)}
+
+
+def _item_strata(bench: Workbench) -> Strata:
+    """(V,) names for each way to divide the items."""
+    strata = {"item popularity": popularity_bands(np.bincount(bench.training.values, minlength=bench.num_items))}
+    shown = load_impressions(bench.prepared)
+    if shown is not None:
+        strata["item exposure"] = band(np.bincount(shown["item"].to_numpy(), minlength=bench.num_items), EXPOSURES)
+    return strata
+
+
+def _case_strata(cases: Cases, nll: NDArray[np.float64]) -> Strata:
+    """(N,) names for each way to divide the cases; difficulty is the policy's NLL of the logged item, in thirds."""
+    thirds = np.searchsorted(np.quantile(nll, [1 / 3, 2 / 3]), nll, side="right")
+    return {"history length": band(cases.histories.lengths, ACTIVITIES), "policy difficulty": np.array(THIRDS)[thirds]}
+
+
+def _truth(
+    bench: Workbench, reward: Reward, cases: Cases, of_item: Strata, of_case: Strata
+) -> dict[tuple[str, str], Any]:
+    """The correlation of scores with the utilities before each user's last purchase, whose target is not read.
+
+    For strata of items it is taken over the items of the stratum; for strata of cases, over all items, for the users of
+    those cases.
+    """
+    truth, last = bench.truth(), sample_cases(bench.cases("test"), TRUTH_USERS, bench.config.seed)
+    last = _affordable(bench, reward, last)
+    everything = np.arange(bench.num_items)
+    found: dict[tuple[str, str], NDArray[np.float64]] = {}
+    groups = {(by, name): names == name for by, names in of_item.items() for name in _ordered(names)}
+    for rows, histories in _batches(bench, last):
+        scores = _catalogue_scores(bench, reward, histories)
+        users = last.users[rows].astype(np.int64)
+        utilities = truth.utility(users, np.broadcast_to(everything, (len(rows), len(everything))))
+        for key, kept in {("all", "all"): everything >= 0, **groups}.items():
+            values = found.setdefault(key, np.full(len(last), np.nan))
+            values[rows] = rank_correlation(scores[:, kept], utilities[:, kept])
+    result = {key: interval(values, last.users) for key, values in found.items()}
+    for by, names in of_case.items():
+        of_user = dict(zip(cases.users.tolist(), names.tolist(), strict=True))
+        there = np.array([of_user.get(user, "") for user in last.users.tolist()])
+        for name in _ordered(names):
+            result[by, name] = interval(found["all", "all"][there == name], last.users[there == name])
+    return result
+
+
+@torch.no_grad()
+def _gate(bench: Workbench, reward: Reward) -> dict[str, Any]:
+    """Admission by the starting policy over one epoch, and the reward's accuracy inside each fate of a group."""
+    options = bench.config.train
+    schedule = replace(bench.schedule(options.fit), rl_split=options.rl_split)
+    policy = bench.policy(bench.run.path("sft", "best")).eval()
+    objective, spread = bench.config.objective, 0.0
+    if objective.rl_positions == "end":  # no gate has anything to read there
+        objective = objective.model_copy(update={"rl_positions": "random"})
+    utility = bench.true_utility() if bench.truth_files else None
+    fates: dict[str, list[NDArray[np.bool_]]] = {}
+    chosen: dict[str, list[NDArray[np.bool_]]] = {}
+    users, shares, shuffled = [], [], []
+    for step in range(schedule.steps_per_epoch):
+        drawn_at = group_step(schedule, step, objective, bench.device)
+        joined = drawn_at.joined()
+        if joined is None:
+            continue
+        groups = gated_groups(
+            policy, bench.catalog, reward, *joined, objective, drawn_at.generator, gate="adagrpo", spread=spread
+        )
+        spread = groups.spread
+        owners = groups.histories.users
+        assert owners is not None and groups.shuffled_decision is not None, "drawn at training positions"
+        users.append(owners.cpu().numpy())
+        shuffled.append(groups.shuffled_decision.admitted.float().mean().item() * len(owners))
+        for name, fate in groups.decision._asdict().items():
+            fates.setdefault(name, []).append(fate.cpu().numpy())
+        if utility is not None:
+            items = groups.rollouts.items
+            found = pairwise_agreement(groups.rewards, utility(owners, groups.targets, items), items)
+            shares.append(found.share.double().masked_fill(found.pairs == 0, torch.nan).cpu().numpy())
+            for gate, decision in _every_gate(bench, groups, found.share, step).items():
+                chosen.setdefault(gate, []).append(decision.admitted.cpu().numpy())
+    owner = np.concatenate(users)
+    of_fate = {name: np.concatenate(parts) for name, parts in fates.items()}
+    content: dict[str, Any] = {"samples": len(owner)}
+    content |= {name: float(fate.mean()) for name, fate in of_fate.items() if name != "closed"}
+    content |= {"admitted_if_shuffled": float(sum(shuffled) / len(owner))}
+    if utility is not None:
+        share = np.concatenate(shares)
+
+        def accuracy(within: dict[str, NDArray[np.bool_]]) -> dict[str, Any]:
+            found = {name: interval(share[kept], owner[kept]) for name, kept in within.items()}
+            return {name: value for name, value in found.items() if value is not None}
+
+        everything = np.ones(len(owner), dtype=np.bool_)
+        within = {"all": everything, **of_fate, "rejected": ~of_fate["admitted"]}
+        content["pairwise_accuracy"] = accuracy(within)
+        content["gates"] = {
+            gate: {"admitted": float(kept.mean()), "pairwise_accuracy": accuracy({"admitted": kept, "rejected": ~kept})}
+            for gate, kept in ((gate, np.concatenate(parts)) for gate, parts in chosen.items())
+        }
+    return content
+
+
+def _every_gate(bench: Workbench, groups: GatedGroups, agreement: torch.Tensor, step: int) -> dict[str, GateDecision]:
+    """What every gate makes of the same groups; `shuffled` decides by permuted rewards, whatever the true ones say.
+
+    The draws of `random` and `inverted` are those of no training.
+    """
+    options, own, permuted = bench.config.objective, groups.evidence, groups.shuffled_evidence
+    uniforms = torch.rand(len(agreement), generator=keyed_generator(bench.config.seed, step, 2)).to(agreement.device)
+    decisions: dict[str, GateDecision] = {
+        gate: gate_by_evidence(gate, permuted if gate == "shuffled" else own, options, uniforms) for gate in GATES
+    }
+    oracle = agreement_gate(agreement, own.degenerate, minimum=options.oracle_agreement)
+    return decisions | {"oracle": oracle}
+
+
+def _batches(bench: Workbench, cases: Cases) -> Iterator[tuple[NDArray[np.int64], Histories]]:
+    size = bench.config.evaluation.batch_size
+    for first in range(0, len(cases), size):
+        rows = np.arange(first, min(first + size, len(cases)))
+        histories = pad(cases.histories, rows, bench.config.max_history)
+        yield rows, Histories(histories.items.to(bench.device), histories.lengths.to(bench.device))
+
+
+def _ordered(names: NDArray[np.str_]) -> list[str]:
+    """The names that occur, in the order that a reader expects."""
+    occurring = set(names.tolist())
+    return [name for name in ORDER if name in occurring]

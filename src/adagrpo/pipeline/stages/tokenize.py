@@ -1,0 +1,125 @@
+"""The stages from items to Semantic IDs: texts through a language model, vectors, quantisation, collisions, audit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from adagrpo.data.prepared import load_item_ids, load_items
+from adagrpo.pipeline.models import Workbench
+from adagrpo.pipeline.run import Run
+from adagrpo.semantic_ids import (
+    Catalog,
+    Quantization,
+    attribute_vectors,
+    audit,
+    cooccurrence_vectors,
+    import_semantic_ids,
+    language_vectors,
+    level_means,
+    mix,
+    move_to_free_codes,
+    packaged_model,
+    reconstruction_error,
+    residual_kmeans,
+    resolve_collisions,
+    rq_vae,
+    text_vectors,
+)
+from adagrpo.storage.artifacts import hash_file
+
+__all__ = ["tokenize"]
+
+ENCODED = ("encode", "vectors.parquet")
+
+
+def tokenize(run: Run) -> None:
+    """Items to Semantic IDs."""
+    bench, options = Workbench(run), run.config.tokenizer
+    inputs = bench.training_files[:2]
+    if options.published is not None:
+        inputs.append(run.data / options.published.path)
+    # published codes need no vectors, unless those say which free code is near
+    if "language_model" in options.vectors and (options.published is None or options.collisions == "nearest"):
+        _encode(run)
+        inputs.append(run.path(*ENCODED))
+
+    def build(work: Path) -> None:
+        codes, error, quantization = _quantize(run)
+        catalog = Catalog.from_codes(_told_apart(run, codes, quantization))
+        catalog.write(work / "codes.parquet")
+        report = audit(codes, catalog, reconstruction_error=error)
+        (work / "audit.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+    run.stage("tokenize", config=[options.model_dump(mode="json"), run.config.seed], inputs=inputs, build=build)
+
+
+def _quantize(run: Run) -> tuple[NDArray[np.int64], float | None, Callable[[], Quantization]]:
+    """(V, L) codes that may collide, the error of their reconstruction, and codebooks, made when asked for."""
+    options, seed = run.config.tokenizer, run.config.seed
+    if options.published is not None:
+        codes = import_semantic_ids(
+            run.data / options.published.path,
+            load_item_ids(Workbench(run).prepared),
+            column=options.published.column,
+            id_column=options.published.id_column,
+            max_expansion=run.config.data.max_expansion,
+        )
+        return codes, None, lambda: level_means(codes, _item_vectors(run))
+    vectors = _item_vectors(run)
+    if options.quantizer == "rq_vae":
+        settings = options.rq_vae.model_dump()
+        made = rq_vae(vectors, levels=options.levels, codes=options.codes, seed=seed, **settings)
+    else:
+        bound = options.cluster_bound if options.quantizer == "balanced_kmeans" else None
+        made = residual_kmeans(vectors, levels=options.levels, codes=options.codes, seed=seed, cluster_bound=bound)
+    return made.codes, reconstruction_error(vectors, made.reconstruct()), lambda: made
+
+
+def _told_apart(
+    run: Run,
+    codes: NDArray[np.int64],  # (V, L)
+    quantization: Callable[[], Quantization],
+) -> NDArray[np.int64]:
+    """Codes of which each names one item."""
+    if len(np.unique(codes, axis=0)) == len(codes):
+        return codes
+    if run.config.tokenizer.collisions == "nearest":
+        return move_to_free_codes(quantization())
+    return resolve_collisions(codes)
+
+
+def _item_vectors(run: Run) -> NDArray[np.float32]:
+    """(V, W) vectors as the configuration weighs them."""
+    options, bench = run.config.tokenizer, Workbench(run)
+    items = load_items(bench.prepared)
+    makers: dict[str, Callable[[], NDArray[np.float32]]] = {
+        "attributes": lambda: attribute_vectors(items["attributes"].to_list(), width=options.width),
+        "text": lambda: text_vectors(items["text"].to_list(), width=options.width),
+        "cooccurrence": lambda: cooccurrence_vectors(
+            bench.training, len(items), window=options.window, width=options.width
+        ),
+        "language_model": lambda: pl.read_parquet(run.checked(*ENCODED))["vector"].to_numpy(),
+    }
+    weights: dict[str, float] = dict(options.vectors.items())
+    return mix({name: makers[name]() for name in weights}, weights, seed=run.config.seed)
+
+
+def _encode(run: Run) -> None:
+    """The items' texts through the language model: a stage of its own, since it takes longer than all the rest."""
+    bench, given = Workbench(run), run.config.tokenizer.language_model
+    model = packaged_model() if given is None else run.data / given
+    files = {path.relative_to(model).as_posix(): hash_file(path) for path in model.rglob("*") if path.is_file()}
+
+    def build(work: Path) -> None:
+        items = load_items(bench.prepared)
+        vectors = language_vectors(items["text"].to_list(), model, device=str(bench.device))
+        columns = [pl.Series("item", np.arange(len(items), dtype=np.int32)), pl.Series("vector", vectors)]
+        pl.DataFrame(columns).write_parquet(work / ENCODED[1])
+
+    run.stage(ENCODED[0], config=[files], inputs=[bench.prepared / "items.parquet"], build=build)

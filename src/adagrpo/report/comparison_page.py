@@ -1,0 +1,345 @@
+"""The page of a comparison: what came out in plain words, every number behind it, and the family that was fixed before.
+
+It reads the content of `comparison.json` alone; rates are fractions there and per cent here, and their differences are
+percentage points. We depart from tables of winners: an arm that lost, and a control that was not beaten, are named in
+the same manner as a gain, and where nothing was shown the first sentence says so.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from adagrpo.config.training import MATCHED
+from adagrpo.errors import UserError
+from adagrpo.metrics import Shown, is_rate, lookup, shown
+from adagrpo.report.figures import Figure, frontier_figure, utility_figure
+from adagrpo.report.page import keep_together, template
+from adagrpo.report.tables import (
+    MISSING,
+    START,
+    Alignment,
+    Table,
+    format_metric,
+    format_number,
+    metric_label,
+    metric_table,
+    to_markdown,
+)
+from adagrpo.storage.artifacts import without_hash, write_file
+
+__all__ = [
+    "comparison_figures",
+    "comparison_markdown",
+    "comparison_page",
+    "comparison_table",
+    "finding",
+    "format_difference",
+    "format_ends",
+    "read_comparison",
+    "write_comparison",
+    "write_comparison_figures",
+]
+
+CONTROLS = ("random", "shuffled", "inverted", "none")
+
+
+def read_comparison(path: Path) -> dict[str, Any]:
+    """The content of a `comparison.json`.
+
+    Raises:
+        UserError: no such file, it is not one, or it is not as it was written. Files of a time when they had no hash of
+            themselves are read as they are.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict) and "sha256" in content:
+            content = without_hash(content)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON that this program wrote ({error})") from error
+    if not isinstance(content, dict) or {"plan", "rows"} - content.keys():
+        raise UserError(f"{path}: not the comparison.json of a comparison")
+    return content
+
+
+def write_comparison(directory: Path, content: Mapping[str, Any]) -> Path:
+    """Write `comparison.md` and `comparison.html`; returns the page."""
+    page = directory / "comparison.html"
+    write_file(directory / "comparison.md", comparison_markdown(content))
+    write_file(page, comparison_page(content))
+    return page
+
+
+def write_comparison_figures(content: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Write the charts of a comparison as SVG files of their own, for documents.
+
+    Args:
+        content: of `comparison.json`.
+        folder: of the charts; what is there of other names is left alone.
+    """
+    charts = {folder / f"{name}.svg": figure.svg for name, figure in comparison_figures(content).items()}
+    for path, svg in charts.items():
+        write_file(path, svg + "\n")
+    return list(charts)
+
+
+def finding(content: Mapping[str, Any]) -> list[str]:
+    """What came out, in a few sentences.
+
+    Args:
+        content: of `comparison.json`.
+    """
+    plan, rows = content["plan"], [row for row in content["rows"] if row["p_holm"] is not None]
+    metric, label, seeds = plan["metric"], metric_label(plan["metric"]), content["seeds"]
+    found = {name: [row for row in rows if row["verdict"] == name] for name in {row["verdict"] for row in rows}}
+    under = f"{plan['baseline']} on {label} ({_count(len(seeds), 'seed')}, {_count(len(rows), 'test')})"
+    sentences = [f"No arm is better than {under}."]
+    if "better" in found:
+        sentences = [f"Better than {under}, within the margins: {_named(found['better'], metric)}."]
+    for row in found.get("better, margin not kept", []):
+        broken = [metric_label(name) for name, margin in row["margins"].items() if not margin["kept"]]
+        sentences.append(f"{_named([row], metric)} gains, but not within the margin on {' and '.join(broken)}.")
+    if "worse" in found:
+        sentences.append(f"Worse than {plan['baseline']}: {_named(found['worse'], metric)}.")
+    if unsettled := found.get("not settled over seeds"):
+        sentences.append(f"Different over users, but not settled by so few seeds: {_named(unsettled, metric)}.")
+    if unknown := found.get("no difference shown"):
+        names = ", ".join(f"{row['arm']} ({row['checkpoint']})" for row in unknown)
+        sentences.append(f"No difference shown, which is not to say that there is none: {names}.")
+    sentences += [*_controls(content["rows"], metric), *_chosen(content["rows"], metric)]
+    if len(seeds) == 1:
+        sentences.append("All of this is one seed: the intervals say nothing about another run of the training.")
+    return sentences
+
+
+def comparison_table(content: Mapping[str, Any]) -> Table:
+    """One row an arm and checkpoint: the metric with its interval over seeds, and the difference from the baseline."""
+    plan = content["plan"]
+    metric, per_cent = plan["metric"], f"{100 * plan['level']:g} %"
+    unit = " (points)" if is_rate(metric) else ""
+    header = ["arm", "checkpoint", metric_label(metric), "± seeds", f"vs {plan['baseline']}{unit}"]
+    header += [f"{per_cent} over users", f"{per_cent} over seeds", "p, Holm", "verdict"]
+    rows = []
+    for row in content["rows"]:
+        test, against = row["test"][metric], row["against"].get(metric)
+        cells = [row["arm"], row["checkpoint"], format_metric(metric, test["mean"]), _half(metric, test)]
+        if against is None:
+            cells += [MISSING] * 3
+        else:
+            cells += [format_difference(metric, against["difference"]), format_ends(metric, against["users"])]
+            cells += [format_ends(metric, against["seeds"])]
+        rows.append((*cells, MISSING if row["p_holm"] is None else _p(row["p_holm"]), row["verdict"]))
+    right: list[Alignment] = ["right"] * 6
+    return Table(tuple(header), tuple(rows), ("left", "left", *right, "left"))
+
+
+def comparison_markdown(content: Mapping[str, Any]) -> str:
+    """The finding and the tables as Markdown."""
+    parts = [f"# {content['name']}", " ".join(content["finding"])]
+    parts += [f"## {title}\n\n{to_markdown(table)}" for title, table in _tables(content)]
+    return "\n\n".join([*parts, _family(content)]) + "\n"
+
+
+def comparison_page(content: Mapping[str, Any]) -> str:
+    """The comparison as one HTML page that works offline."""
+    return template("comparison.html.j2").render(
+        name=content["name"],
+        config_hash=content["config_hash"],
+        finding=[keep_together(sentence) for sentence in content["finding"]],
+        tables=_tables(content),
+        figures=list(comparison_figures(content).values()),
+        family=keep_together(_family(content)),
+        seeds=len(content["seeds"]),
+    )
+
+
+def _tables(content: Mapping[str, Any]) -> list[tuple[str, Table]]:
+    named = [
+        ("Against the baseline", comparison_table(content)),
+        ("Against the baseline in true utility@10", _true_utility(content)),
+        ("Margins", _margins(content)),
+        ("Head, tail and breadth (means over seeds)", _breadth(content)),
+        (f"Difference in {metric_label(content['plan']['metric'])} by seed", _by_seed(content)),
+        ("What each arm was", _arms(content)),
+    ]
+    return [(title, table) for title, table in named if table.rows]
+
+
+def _true_utility(content: Mapping[str, Any]) -> Table:
+    """What the users would have made of the lists, where the world is simulated: what no log can say."""
+    name = "true_utility@10"
+    rows = []
+    for row in content["rows"]:
+        if name in row["against"]:
+            against = row["against"][name]
+            ends = (format_ends(name, against["users"]), format_ends(name, against["seeds"]))
+            cells = (
+                format_metric(name, row["test"][name]["mean"]),
+                format_difference(name, against["difference"]),
+                *ends,
+            )
+            rows.append((row["arm"], row["checkpoint"], *cells))
+    per_cent = f"{100 * content['plan']['level']:g} %"
+    header = ["arm", "checkpoint", metric_label(name), f"vs {content['plan']['baseline']}"]
+    header += [f"{per_cent} over users", f"{per_cent} over seeds"]
+    return Table(tuple(header), tuple(rows), ("left", "left", "right", "right", "right", "right"))
+
+
+def _margins(content: Mapping[str, Any]) -> Table:
+    """How much worse each arm may be at the far end of its interval over users."""
+    names = list(content["plan"]["margins"])
+    header = ["arm", "checkpoint"]
+    for name in names:
+        size = _size(name, content["plan"]["margins"][name])
+        header += [f"{metric_label(name)} vs {content['plan']['baseline']}", "over users", f"within {size}"]
+    rows = []
+    for row in content["rows"]:
+        if row["margins"]:
+            cells = [row["arm"], row["checkpoint"]]
+            for name in names:
+                margin, against = row["margins"][name], row["against"][name]
+                cells += [format_difference(name, against["difference"]), format_ends(name, against["users"])]
+                cells += ["yes" if margin["kept"] else "not shown"]
+            rows.append(tuple(cells))
+    right: list[Alignment] = ["right"] * (3 * len(names))
+    return Table(tuple(header), tuple(rows), ("left", "left", *right))
+
+
+def _breadth(content: Mapping[str, Any]) -> Table:
+    columns = [name for name in shown(Shown.COMPARISON) if any(name in row["test"] for row in content["rows"])]
+    rows = content["rows"]
+    values = [[row["test"][name]["mean"] if name in row["test"] else None for name in columns] for row in rows]
+    return metric_table(("arm", "checkpoint"), [(row["arm"], row["checkpoint"]) for row in rows], values, columns)
+
+
+def _by_seed(content: Mapping[str, Any]) -> Table:
+    """Every single difference, so that a reader sees what the means are made of."""
+    metric = content["plan"]["metric"]
+    rows = tuple(
+        (
+            row["arm"],
+            row["checkpoint"],
+            *(format_difference(metric, value) for value in row["against"][metric]["by_seed"]),
+        )
+        for row in content["rows"]
+        if row["against"]
+    )
+    header = ("arm", "checkpoint", *(f"seed {seed}" for seed in content["seeds"]))
+    right: list[Alignment] = ["right"] * len(content["seeds"])
+    return Table(header, rows, ("left", "left", *right))
+
+
+def _arms(content: Mapping[str, Any]) -> Table:
+    """Lambda, admission and the weight that validation chose, a number a seed where they differ."""
+    rows = []
+    for arm, facts in content["arms"].items():
+        admission = [format_metric("admission", value) for value in facts["admission"]]
+        rows.append((arm, _each(facts["lambda"]), ", ".join(dict.fromkeys(admission)), _each(facts["weight"])))
+    return Table(("arm", "lambda", "admission", "reward's weight"), tuple(rows), ("left", "right", "right", "right"))
+
+
+def comparison_figures(content: Mapping[str, Any]) -> dict[str, Figure]:
+    """Charts of all arms, means over the seeds: `frontier`, HR@10 against hallucination, and in a simulated marketplace
+    `utility`, true utility against the mean reward."""
+    stages: dict[str, dict[str, Any]] = {}
+    for row in content["rows"]:
+        test = {"test": {name: value["mean"] for name, value in row["test"].items()}}
+        stages.setdefault(row["arm"], {}).update(test if row["arm"] == START else {row["checkpoint"]: test})
+    drawn = {"frontier": frontier_figure({"stages": stages}), "utility": utility_figure({"stages": stages})}
+    return {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+def _family(content: Mapping[str, Any]) -> str:
+    """What was fixed before the runs, in a sentence."""
+    plan = content["plan"]
+    margins = [f"{metric_label(name)} worse by at most {_size(name, size)}" for name, size in plan["margins"].items()]
+    return (
+        f"Fixed before the runs: the arms {', '.join(plan['family'])} are each held against {plan['baseline']} on"
+        f" {metric_label(plan['metric'])} over {content['users']:,} users, best checkpoint against best and final"
+        f" against final, at {100 * plan['level']:g} % with Holm's correction; margins: {', '.join(margins) or 'none'}."
+    )
+
+
+def _controls(rows: Sequence[Mapping[str, Any]], metric: str) -> list[str]:
+    """Which controls the gate does not beat, by the means alone."""
+    gate = next((row for row in rows if (row["arm"], row["checkpoint"]) == ("adagrpo", "best")), None)
+    if gate is None:
+        return []
+    names = {f"adagrpo-{name}" for name in CONTROLS} | {*MATCHED}
+    controls = [row for row in rows if row["arm"] in names and row["checkpoint"] == "best"]
+    sign, side = (-1, "below") if lookup(metric).better == "lower" else (1, "above")
+    ahead = [row for row in controls if sign * (row["test"][metric]["mean"] - gate["test"][metric]["mean"]) >= 0]
+    if not ahead:
+        return []
+    texts = ", ".join(f"{row['arm']} ({_text(row, metric)})" for row in ahead)
+    gate_text = _text(gate, metric)
+    return [f"By the means of the best checkpoints the gate ({gate_text}) is not {side} these controls: {texts}."]
+
+
+def _chosen(rows: Sequence[Mapping[str, Any]], metric: str) -> list[str]:
+    """The arm that one would take without having seen the test cases."""
+    choose = min if lookup(metric).better == "lower" else max
+    picked = choose((row for row in rows if row["checkpoint"] == "best"), key=lambda row: row["validation"][metric])
+    return [
+        f"Validation would choose {picked['arm']} ({format_metric(metric, picked['validation'][metric])} there);"
+        f" on test it has {_text(picked, metric)}."
+    ]
+
+
+def _named(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
+    """Arms with their differences and the intervals over users."""
+    texts = []
+    for row in rows:
+        found = row["against"][metric]
+        unit = " points" if is_rate(metric) else ""
+        texts.append(
+            f"{row['arm']} ({row['checkpoint']}: {format_difference(metric, found['difference'])}{unit},"
+            f" users {format_ends(metric, found['users'])}, seeds {format_ends(metric, found['seeds'])},"
+            f" p {_p(row['p_holm'])})"
+        )
+    return "; ".join(texts)
+
+
+def _text(row: Mapping[str, Any], metric: str) -> str:
+    return format_metric(metric, row["test"][metric]["mean"])
+
+
+def _scaled(metric: str, value: float) -> str:
+    return f"{100 * value:+.2f}" if is_rate(metric) else f"{value:+.4f}"
+
+
+def format_difference(metric: str, value: float) -> str:
+    """A difference with its sign, that of a rate in points."""
+    text = _scaled(metric, value)
+    return text.replace("-", "\N{MINUS SIGN}") if float(text) else text.lstrip("+-")
+
+
+def _size(metric: str, value: float) -> str:
+    """A margin without a sign."""
+    return _count(f"{100 * value:g}", "point") if is_rate(metric) else f"{value:g}"
+
+
+def format_ends(metric: str, ends: Sequence[float] | None) -> str:
+    """Both ends of the interval of a difference."""
+    return MISSING if ends is None else f"{format_difference(metric, ends[0])} … {format_difference(metric, ends[1])}"
+
+
+def _half(metric: str, value: Mapping[str, Any]) -> str:
+    """Half the interval over seeds."""
+    return MISSING if value["interval"] is None else _scaled(metric, value["interval"][1] - value["mean"]).lstrip("+")
+
+
+def _p(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def _each(values: Sequence[float | None]) -> str:
+    return ", ".join(dict.fromkeys(MISSING if value is None else format_number(value) for value in values))
+
+
+def _count(number: int | str, noun: str) -> str:
+    return f"{number} {noun}" + ("" if str(number) == "1" else "s")

@@ -1,0 +1,172 @@
+"""The page of a diagnosis: what the ranker knows, where, and what the gate would make of it; one offline HTML file.
+
+Made from the content of `diagnose/diagnose.json` alone. Gains that a case's own target selected stand in tables of
+their own, beside what a shuffled ranker gets in the same place, and never in the verdict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from adagrpo.metrics import Shown, shown
+from adagrpo.report.page import template
+from adagrpo.report.tables import MISSING, Alignment, Table, format_metric, metric_table
+from adagrpo.storage.artifacts import write_file
+
+__all__ = ["diagnosis_tables", "write_diagnosis"]
+
+ORDERS = ("policy", "ranker", "mix")
+GATE_ROWS = {
+    "admission": "admitted",
+    "shuffled_admission": "admitted with shuffled rewards",
+    "rejected_easy": "rejected: already easy",
+    "rejected_undiscriminated": "rejected: reward cannot tell",
+    "rejected_degenerate": "rejected: no order in the group",
+    "invalid_share": "rollouts that name no item",
+    "contains_target": "groups that hold the logged item",
+    "admitted_contains_target": "admitted groups that hold it",
+}
+
+Row = Mapping[str, Any]
+
+
+def write_diagnosis(run_directory: Path, result: Row, name: str) -> Path:
+    """Write `diagnose.html` into a run directory.
+
+    Args:
+        run_directory: where to.
+        result: content of `diagnose/diagnose.json`.
+        name: of the run.
+
+    Returns:
+        The path of the page.
+    """
+    path = run_directory / "diagnose.html"
+    page = template("diagnosis.html.j2").render(
+        name=name,
+        decision=result["verdict"]["decision"],
+        sentences=[sentence.replace(" %", "\N{NO-BREAK SPACE}%") for sentence in result["verdict"]["sentences"]],
+        settings=result["settings"],
+        tables=diagnosis_tables(result),
+        agreement=result["gate"]["agreement"],
+    )
+    write_file(path, page)
+    return path
+
+
+def diagnosis_tables(result: Row) -> dict[str, Table]:
+    """The tables of a diagnosis by name; `exposure` and `second_ranker` only where they were measured."""
+    found = {
+        "orders": _orders(result["orders"]),
+        "serving": _serving([result["all"], *result["serving"]], result["verdict"]["all_cases_adjusted_p"]),
+        "popularity": _cells("items by popularity", result["popularity"]),
+        "difficulty": _cells("difficulty for the policy", result["difficulty"]),
+        "circular": _circular(result["circular"]),
+        "gate": _gate(result["gate"]),
+        "grid": _grid(result["grid"], result["verdict"]["thresholds_adjusted_p"]),
+    }
+    if "exposure" in result:
+        found["exposure"] = _cells("items by exposure", result["exposure"])
+    if "second_ranker" in result:
+        found["second_ranker"] = _cells("difficulty, q of the second ranker", result["second_ranker"])
+    return found
+
+
+def _orders(orders: Row) -> Table:
+    columns = [name for name in shown(Shown.RANKING) if name in orders["policy"]]
+    values = [[orders[name][column] for column in columns] for name in ORDERS]
+    return metric_table(("beam ordered by",), [(name,) for name in ORDERS], values, columns)
+
+
+def _serving(rows: Sequence[Row], all_p: float) -> Table:
+    header = ("cases", "number", "target in beam", *(f"NDCG@10 {name}" for name in ORDERS))
+    lines = [
+        (
+            *_counted(row),
+            *(format_metric("ndcg@10", row["orders"][name]["ndcg@10"]) for name in ORDERS),
+            _interval(row["minus_policy"]["mix"]["ndcg@10"], 4),
+            f"{row.get('adjusted_p', all_p):.3f}",
+        )
+        for row in rows
+    ]
+    return _table((*header, "mix less policy", "adjusted p"), lines)
+
+
+def _cells(heading: str, rows: Sequence[Row]) -> Table:
+    """HR@10 in points, and NDCG@10 of the mix, beside what a shuffled ranker gets in the same cell."""
+    header = (heading, "number", "target in beam", *(f"HR@10 {name}" for name in ORDERS), "shuffled ranker")
+    lines = [
+        (
+            *_counted(row),
+            *(format_metric("hr@10", row["orders"][name]["hr@10"]) for name in (*ORDERS, "shuffled ranker")),
+            *(_interval(row["minus_policy"][name]["hr@10"], 2, 100) for name in ("ranker", "mix")),
+        )
+        for row in rows
+    ]
+    return _table((*header, "ranker less policy, points", "mix less policy, points"), lines)
+
+
+def _circular(rows: Sequence[Row]) -> Table:
+    names = ("ranker", "shuffled", "random")
+    header: tuple[str, ...] = ("difficulty", "discriminability")
+    for name in names:
+        header += (f"{name}: number", "policy", name)
+    lines = []
+    for row in rows:
+        cells = [row["difficulty"], row["discriminability"]]
+        for name in names:
+            cell = row[name]
+            cells += [f"{cell['cases']:,.0f}", *(_rate(cell[order]["hr@10"]) for order in ("policy", "own_order"))]
+        lines.append(tuple(cells))
+    return _table(header, lines, left=2)
+
+
+def _gate(gate: Row) -> Table:
+    lines = [(text, *(_rate(gate[kind][key]) for kind in ("sample", "beam"))) for key, text in GATE_ROWS.items()]
+    lines.insert(
+        2,
+        (
+            "admitted beyond that, points",
+            *(_interval(gate[kind]["excess"], 2, 100) for kind in ("sample", "beam")),
+        ),
+    )
+    for key, text in (("mean_difficulty", "mean difficulty d"), ("mean_q", "mean discriminability q")):
+        lines.append((text, *(f"{gate[kind][key]:.3f}" for kind in ("sample", "beam"))))
+    return _table(("", "sampled groups", "beam groups"), lines)
+
+
+def _grid(rows: Sequence[Row], p_values: Sequence[float]) -> Table:
+    truth = any("accuracy" in row for row in rows)
+    header: tuple[str, ...] = ("tau", "q_min", "admitted", "share", "shuffled", "beyond it, points")
+    header += ("pull beyond the policy, %", "whole pull, %")
+    header += ("pairs: ranker", "pairs: policy") if truth else ()
+    lines = []
+    for row, p in zip(rows, p_values, strict=True):
+        line = [f"{row['tau']:.4g}", f"{row['q_min']:g}", f"{row['admitted']:,}"]
+        line += [_rate(row["admission"]), _rate(row["shuffled_admission"]), _interval(row["excess"], 2, 100)]
+        own = row["whole_pull_on_hard"]
+        line += [_interval(row["pull_on_hard"], 2, 100), MISSING if own is None else f"{100 * own:+.2f}"]
+        line += [_rate(row["accuracy"][name]) for name in ("ranker", "policy")] if truth else []
+        lines.append((*line, f"{p:.3f}"))
+    return _table((*header, "adjusted p"), lines, left=0)
+
+
+def _counted(row: Row) -> tuple[str, str, str]:
+    return row["cell"], f"{row['cases']:,}", _rate(row["in_beam"])
+
+
+def _interval(interval: Row, digits: int, factor: float = 1) -> str:
+    mean, low, high = (factor * interval[name] for name in ("mean", "low", "high"))
+    return f"{mean:+.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def _rate(value: float | None) -> str:
+    return MISSING if value is None else f"{100 * value:.1f} %"
+
+
+def _table(header: tuple[str, ...], lines: Sequence[tuple[str, ...]], left: int = 1) -> Table:
+    sides: list[Alignment] = ["left"] * left
+    sides += ["right"] * (len(header) - left)
+    return Table(header, tuple(lines), tuple(sides))

@@ -1,0 +1,101 @@
+"""A sequential ranker: the stand-in for a production ranker, and the reward of GRPO.
+
+    score(x, i) = h(x) · e_i + b_i
+
+`h` is a causal transformer over item embeddings (SASRec, Kang and McAuley 2018). It is trained in one of three ways:
+on impressions with clicks, by binary cross-entropy of `score + s_slot` (the slot term soaks up position bias and is
+left out when scoring); on logged next items by cross-entropy over the whole catalogue, which makes SASRec a strong
+baseline (Klenitskiy and Vasilev 2023); or by cross-entropy over the target and uniformly sampled negatives.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from adagrpo.networks.layers import CausalEncoder, Dropout, initialise
+from adagrpo.networks.sampled_softmax import sampled_softmax_loss
+from adagrpo.types import Histories
+
+__all__ = ["SequentialRanker"]
+
+
+class SequentialRanker(nn.Module):
+    """See the module's text; implements `adagrpo.rewards.protocol.Reward`."""
+
+    def __init__(
+        self,
+        num_items: int,
+        *,
+        width: int = 128,
+        layers: int = 2,
+        heads: int = 2,
+        max_history: int = 20,
+        dropout: float = 0.3,
+        slots: int = 1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.max_history = max_history
+        self.items = nn.Embedding(num_items, width)
+        self.bias = nn.Embedding(num_items, 1)
+        self.slot_bias = nn.Embedding(slots, 1)
+        self.encoder = CausalEncoder(width=width, layers=layers, heads=heads, max_length=max_history, dropout=dropout)
+        self.dropout = Dropout(dropout)
+        initialise(self, std=0.02, generator=torch.Generator().manual_seed(seed))
+        nn.init.zeros_(self.bias.weight)
+        nn.init.zeros_(self.slot_bias.weight)
+
+    def states(self, histories: Histories) -> Tensor:
+        """(B, T, D) states; the one at `t` has seen items `0 .. t`."""
+        output: Tensor = self.encoder(self.items(histories.items))
+        return output
+
+    def last_states(self, histories: Histories) -> Tensor:
+        """(B, D) state of the whole history."""
+        rows = torch.arange(len(histories.lengths), device=histories.lengths.device)
+        return self.states(histories)[rows, histories.lengths - 1]
+
+    def candidate_scores(self, states: Tensor, items: Tensor) -> Tensor:
+        """(B, D) states and (B, N) items to (B, N) float32 scores; `-1` is scored as item 0 and must not be read."""
+        items = items.clamp(min=0)
+        products = torch.bmm(self.items(items), states.unsqueeze(-1).to(self.items.weight.dtype)).squeeze(-1)
+        scores: Tensor = products.float() + self.bias(items).squeeze(-1)
+        return scores
+
+    def catalogue_scores(self, states: Tensor) -> Tensor:
+        """(N, D) states to (N, V) float32 scores of every item."""
+        return functional.linear(states, self.items.weight, self.bias.weight.squeeze(-1)).float()
+
+    @torch.no_grad()
+    def score(self, histories: Histories, items: Tensor) -> Tensor:
+        """Score (B, N) items for `B` histories, see `Reward.score`. Deterministic: no dropout."""
+        was_training = self.training
+        self.eval()
+        scores = self.candidate_scores(self.last_states(histories), items)
+        self.train(was_training)
+        return scores
+
+    def next_item_loss(self, histories: Histories, rows: Tensor, positions: Tensor, targets: Tensor) -> Tensor:
+        """(N,) cross-entropy over the whole catalogue of `targets` (N,) after `positions` (N,) of `rows` (N,)."""
+        states = self.dropout(self.states(histories)[rows, positions])
+        logits = functional.linear(states, self.items.weight, self.bias.weight.squeeze(-1))
+        return functional.cross_entropy(logits.float(), targets, reduction="none")
+
+    def sampled_loss(
+        self, histories: Histories, rows: Tensor, positions: Tensor, targets: Tensor, negatives: Tensor
+    ) -> Tensor:
+        """(N,) cross-entropy of the target among itself and the shared `negatives` (S,); accidental hits are masked."""
+        states = self.dropout(self.states(histories)[rows, positions])
+        positive = (states * self.items(targets)).sum(-1) + self.bias(targets).squeeze(-1)
+        vectors, bias = self.items(negatives), self.bias(negatives).squeeze(-1)
+        return sampled_softmax_loss(states, positive, vectors, bias, targets, negatives)
+
+    def impression_loss(
+        self, histories: Histories, rows: Tensor, positions: Tensor, items: Tensor, slots: Tensor, clicked: Tensor
+    ) -> Tensor:
+        """(N,) binary cross-entropy of `clicked` (N,) for `items` (N,) shown in `slots` (N,) after `positions` (N,)."""
+        states = self.dropout(self.states(histories)[rows, positions])
+        logits = (states * self.items(items)).sum(-1) + (self.bias(items) + self.slot_bias(slots)).squeeze(-1)
+        return functional.binary_cross_entropy_with_logits(logits.float(), clicked.float(), reduction="none")

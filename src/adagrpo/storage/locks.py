@@ -1,0 +1,81 @@
+"""One process at a time in a folder of this program, which also clears what a killed one left there.
+
+The lock file holds the process id and, a line each, the tokens of the processes whose temporary files may be there: its
+own, and those of holders that ended before they could clear up. The operating system drops the lock of a process that
+ends in whatever way, so a stale one cannot be met.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from adagrpo.errors import UserError
+from adagrpo.storage.artifacts import TOKEN, manifest, naming, remove_artifact, remove_temporary
+from adagrpo.storage.marks import Kind, claim, is_marked
+
+__all__ = ["LOCK", "WORK", "lock_folder"]
+
+LOCK, WORK = ".lock", ".work"
+REPLACED = re.compile(r".+\.([0-9a-f]{16})\.old")
+
+
+@contextmanager
+def lock_folder(directory: Path, kind: Kind, **facts: str) -> Iterator[None]:
+    """Claim a folder and keep other processes out of it while the block lasts.
+
+    Args:
+        directory: to be claimed, see `adagrpo.storage.marks.claim`.
+        kind: of folder.
+        facts: for its mark.
+
+    Raises:
+        UserError: it is not this program's, cannot be written, or another process is at work here, whose id is named.
+    """
+    try:
+        claim(directory, kind, **facts)
+        descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        raise UserError(
+            f"{directory}: cannot be written ({error.strerror}); verbs that read a run take --out for what they write"
+        ) from error
+    with os.fdopen(descriptor, "r+", encoding="utf-8", errors="replace") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = (file.readline().strip()) or "of unknown id"
+            raise UserError(f"{directory}: process {holder} is at work here; wait until it ends") from error
+        earlier = [line.strip() for line in file.readlines()[1:]]
+        with naming(directory / LOCK):
+            _rewrite(file.fileno(), [*earlier, TOKEN])
+            _mend(directory, earlier)
+            _rewrite(file.fileno(), [TOKEN])
+        yield
+
+
+def _rewrite(descriptor: int, tokens: Collection[str]) -> None:
+    """Put this process and some tokens into the lock file; the longer content is written first, then cut."""
+    content = "".join(f"{line}\n" for line in (os.getpid(), *dict.fromkeys(tokens))).encode()
+    os.pwrite(descriptor, content, 0)
+    os.ftruncate(descriptor, len(content))
+    os.fsync(descriptor)
+
+
+def _mend(directory: Path, tokens: Collection[str]) -> None:
+    """Remove what ended processes left half written, and put back what one had taken from its place."""
+    remove_temporary(directory, tokens, is_marked)
+    work = directory / WORK
+    for path in sorted(work.glob("*.old")) if work.is_dir() and not work.is_symlink() else []:
+        found = REPLACED.fullmatch(path.name)
+        content = None if found is None or found[1] not in tokens or path.is_symlink() else manifest(path)
+        if content is None:
+            continue
+        target = directory / content["kind"]
+        if os.path.lexists(target):
+            remove_artifact(path)
+        else:
+            path.rename(target)

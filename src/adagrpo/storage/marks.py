@@ -1,0 +1,86 @@
+"""Folders that this program owns: marked as such by a file that is written first.
+
+    .adagrpo    {"kind": "run", "schema_version": 1}; a run that goes on from another one names it as `source`
+
+A folder is taken if it is new, empty, or has the mark of the same kind already; any other is refused, untouched.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from adagrpo.errors import UserError
+from adagrpo.storage.artifacts import make_folder, naming
+
+__all__ = ["MARK", "Kind", "check", "claim", "is_marked", "read_mark"]
+
+MARK = ".adagrpo"
+SCHEMA_VERSION = 1
+Kind = Literal["run", "comparison"]
+
+
+def is_marked(directory: Path) -> bool:
+    """Whether a folder has a mark, of whatever kind."""
+    mark = directory / MARK
+    return mark.is_file() and not mark.is_symlink()
+
+
+def read_mark(directory: Path) -> dict[str, Any]:
+    """What the mark of a folder says; nothing where a crash left it empty.
+
+    Raises:
+        UserError: it is damaged, or of a version that this program does not read.
+    """
+    path = directory / MARK
+    text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        content = json.loads(text) if text else {}
+        version = content.get("schema_version", SCHEMA_VERSION)
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path}: damaged; the folder is not known as one of this program any more") from error
+    if version != SCHEMA_VERSION:
+        raise UserError(f"{path}: schema version {version}, this program reads {SCHEMA_VERSION}; take another folder")
+    return dict(content)
+
+
+def check(directory: Path, kind: Kind, option: str = "--out") -> bool:
+    """Whether a folder is marked as one of a kind; False where it is free to be taken.
+
+    Raises:
+        UserError: a file has its name, it holds something of another kind, or files of somebody else.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"{directory}: is a file; {option} takes a folder")
+    if is_marked(directory):
+        found = read_mark(directory).get("kind", kind)
+        if found != kind:
+            raise UserError(f"{directory}: holds a {found}, not a {kind}; {option} takes a new folder")
+        return True
+    if directory.is_symlink() and not directory.exists():
+        raise UserError(f"{directory}: is a link to nothing; {option} takes a folder")
+    if directory.exists() and any(directory.iterdir()):
+        raise UserError(
+            f"{directory}: is not empty and no {kind} of this program (it has no file {MARK});"
+            f" {option} takes a new folder"
+        )
+    return False
+
+
+def claim(directory: Path, kind: Kind, **facts: str) -> None:
+    """Make a folder if need be, and mark it as one of a kind, unless it is marked already.
+
+    Raises:
+        UserError: see `check`.
+    """
+    if check(directory, kind) and read_mark(directory):
+        return
+    make_folder(directory)
+    content = json.dumps({"kind": kind, "schema_version": SCHEMA_VERSION, **facts}) + "\n"
+    mark = directory / MARK
+    with naming(mark), mark.open("w", encoding="utf-8") as file:  # new, or left empty by a crash
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from adagrpo.config import ObjectiveConfig
+from adagrpo.diagnosis import CellTest, Observations, cross_fitted_mix, decide, diagnose
+from adagrpo.diagnosis.assessment import serving_tests
+from adagrpo.diagnosis.orders import target_ranks
+from adagrpo.diagnosis.strata import gains
+
+OBJECTIVE = ObjectiveConfig(q_min=0.9)
+FEW = 700  # of 16 thresholds the least p-value, 2 / 701, can still pass
+ObservationsOf = Callable[..., Observations]
+
+
+@pytest.fixture(scope="module")
+def planted(observed: ObservationsOf) -> dict[str, Any]:
+    """A ranker that knows the relevance: its own noise is a third of what there is to know."""
+    return diagnose(observed(0, 400, 3.0), OBJECTIVE, seed=0, resamples=FEW)
+
+
+def test_a_planted_good_ranker_is_used(planted: dict[str, Any]) -> None:
+    verdict = planted["verdict"]
+    assert (verdict["decision"], verdict["tau"], verdict["q_min"]) == ("use", 0.5, 0.9)
+    assert verdict["where"][0] == "all cases" and verdict["sentences"][0].startswith("The reward may be trained on")
+
+
+@pytest.mark.parametrize(("knowledge", "permute"), [(0.0, False), (3.0, True)], ids=["random", "permuted targets"])
+def test_a_ranker_without_knowledge_is_not_used(observed: ObservationsOf, knowledge: float, permute: bool) -> None:
+    for seed in range(2):
+        result = diagnose(observed(seed, 300, knowledge, permute_targets=permute), OBJECTIVE, seed=seed, resamples=FEW)
+        assert result["verdict"]["decision"] == "do_not_use" and result["verdict"]["where"] == []
+        assert result["verdict"]["sentences"][0].startswith("Do not use")
+
+
+def test_a_good_ranker_whose_groups_are_shuffled_is_for_re_ranking_alone(observed: ObservationsOf) -> None:
+    observations = observed(0, 400, 3.0)
+    blind = observations.sampled._replace(rewards=observations.sampled.shuffled_rewards)
+    changed = replace(observations, sampled=blind)
+    verdict = diagnose(changed, OBJECTIVE, seed=0, resamples=FEW)["verdict"]
+    assert (verdict["decision"], verdict["tau"]) == ("rerank_only", None)
+    assert "the gate admits no more groups than it would with shuffled rewards" in " ".join(verdict["sentences"])
+
+
+def test_truth_can_veto(observed: ObservationsOf) -> None:
+    """The same good ranker, in a world whose true utility is the opposite of what it likes."""
+    observations = observed(0, 400, 3.0)
+    rewards = np.nan_to_num(observations.sampled.rewards.rollouts.double().numpy())
+    for sign, decision, right in ((1.0, "use", 1.0), (-1.0, "rerank_only", 0.0)):
+        told = replace(observations, utility=lambda items, sign=sign: sign * rewards)
+        result = diagnose(told, OBJECTIVE, seed=0, resamples=FEW)
+        assert result["verdict"]["decision"] == decision
+        assert all(row["accuracy"]["ranker"] in (right, None) for row in result["grid"])
+
+
+def decision(observations: Observations, seed: int) -> str:
+    """The verdict on an evidence without its groups, which can only turn `rerank_only` into `use`."""
+    lists = observations.lists
+    half = np.random.default_rng(seed).permutation(len(lists.targets)) % 2 == 0
+    mix = cross_fitted_mix(lists, half)
+    policy, mixed = (gains(target_ranks(lists, keys))["ndcg@10"] for keys in (lists.log_probs, mix.keys))
+    # 15 cells at half the level: the least p-value, 2 / 1501, must be able to pass
+    tests = serving_tests(lists, observations.history_lengths, mixed - policy, resamples=1500, seed=seed)[1]
+    assert len(tests) == 16 and isinstance(tests[0], CellTest)
+    return decide(tests, [], (0.5, 0.95)).decision
+
+
+@pytest.mark.parametrize("permute", [False, True], ids=["random", "permuted targets"])
+def test_false_positives_are_as_rare_as_the_level_says(observed: ObservationsOf, permute: bool) -> None:
+    knowledge, runs = (3.0 if permute else 0.0), 25
+    found = [decision(observed(1000 + s, 240, knowledge, permute_targets=permute), s) for s in range(runs)]
+    assert runs - found.count("do_not_use") <= stats.binom.ppf(0.99, runs, 0.05)
+
+
+@pytest.mark.slow
+def test_false_positives_over_many_seeds(observed: ObservationsOf) -> None:
+    found = [decision(observed(5000 + seed, 240, 0.0), seed) for seed in range(300)]
+    assert 300 - found.count("do_not_use") <= stats.binom.ppf(0.99, 300, 0.05)
+
+
+def test_the_whole_is_json_and_repeats(planted: dict[str, Any], observed: ObservationsOf) -> None:
+    text = json.dumps(planted, allow_nan=False)
+    assert json.dumps(diagnose(observed(0, 400, 3.0), OBJECTIVE, seed=0, resamples=FEW)) == text
+
+
+def test_the_orders_are_those_of_the_lists(planted: dict[str, Any], observed: ObservationsOf) -> None:
+    lists = observed(0, 400, 3.0).lists
+    for name, keys in (("policy", lists.log_probs), ("ranker", lists.rewards)):
+        ranks = target_ranks(lists, keys)
+        assert planted["orders"][name]["hr@10"] == pytest.approx(((ranks >= 1) & (ranks <= 10)).mean())
+        assert planted["all"]["orders"][name]["hr@10"] == planted["orders"][name]["hr@10"]
+    difference = planted["orders"]["mix"]["ndcg@10"] - planted["orders"]["policy"]["ndcg@10"]
+    assert planted["all"]["minus_policy"]["mix"]["ndcg@10"]["mean"] == pytest.approx(difference)
+
+
+def test_a_shuffled_ranker_hits_as_often_as_ten_of_thirty(planted: dict[str, Any]) -> None:
+    row = planted["all"]
+    expected = row["in_beam"] * 10 / 30
+    assert row["orders"]["shuffled ranker"]["hr@10"] == pytest.approx(expected, abs=0.03)  # 400 cases, 5 draws
+
+
+def test_the_gates_shares_add_up(planted: dict[str, Any]) -> None:
+    for kind in ("sample", "beam"):
+        gate = planted["gate"][kind]
+        causes = ("admission", "rejected_easy", "rejected_undiscriminated", "rejected_degenerate")
+        assert sum(gate[name] for name in causes) == pytest.approx(1.0, abs=1e-6)
+        assert gate["excess"]["mean"] == pytest.approx(gate["admission"] - gate["shuffled_admission"])
+    agreement = planted["gate"]["agreement"]
+    assert agreement["equal"] == pytest.approx(1 - agreement["sample_only"] - agreement["beam_only"])
+    assert agreement["both"] + agreement["sample_only"] == pytest.approx(planted["gate"]["sample"]["admission"])
+
+
+def test_the_grid_holds_the_configured_thresholds_and_narrows(planted: dict[str, Any]) -> None:
+    grid = {(row["tau"], row["q_min"]): row["admitted"] for row in planted["grid"]}
+    assert (OBJECTIVE.tau, OBJECTIVE.q_min) in grid and len(grid) == 16
+    assert planted["gate"]["sample"]["admission"] == pytest.approx(grid[OBJECTIVE.tau, OBJECTIVE.q_min] / 400)
+    for (tau, q_min), admitted in grid.items():
+        assert all(admitted >= more for (t, q), more in grid.items() if t >= tau and q >= q_min)
+
+
+def test_optional_strata_appear_where_they_were_measured(planted: dict[str, Any], observed: ObservationsOf) -> None:
+    assert "exposure" not in planted and "second_ranker" not in planted
+    observations = observed(0, 200, 3.0)
+    q = np.random.default_rng(0).random(200)
+    more = replace(observations, exposures=observations.training_counts * 10, second_q=q)
+    result = diagnose(more, OBJECTIVE, seed=0, resamples=FEW)
+    assert sum(row["cases"] for row in result["exposure"]) == 200
+    everyone = [row for row in result["second_ranker"] if row["cell"].startswith("all cases")]
+    assert [row["cases"] for row in everyone] == [(q >= 0.95).sum(), ((q >= 0.8) & (q < 0.95)).sum(), (q < 0.8).sum()]

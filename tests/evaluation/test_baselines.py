@@ -1,0 +1,71 @@
+"""Popularity and item-kNN against loops over users and pairs of items."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from adagrpo.evaluation import baselines
+from adagrpo.types import Cases, Ragged
+
+
+def ragged(rows: list[list[int]]) -> Ragged:
+    values = np.array([item for row in rows for item in row], dtype=np.int32)
+    return Ragged(values, np.cumsum([0, *map(len, rows)]).astype(np.int64))
+
+
+def make_cases(rows: list[list[int]]) -> Cases:
+    return Cases(np.arange(len(rows), dtype=np.int32), ragged(rows), np.zeros(len(rows), dtype=np.int32))
+
+
+TRAINING = [[0, 1, 2], [1, 2], [2, 3, 1], [4], [0, 4, 2, 2], []]
+CASES = [[0], [3, 1], [4, 2], [5], [1, 2, 0]]
+
+
+def slow_similarity(rows: list[list[int]], count: int) -> NDArray[np.float64]:
+    users = [{u for u, row in enumerate(rows) if item in row} for item in range(count)]
+    found = np.zeros((count, count))
+    for i in range(count):
+        for j in range(count):
+            if i != j and users[i] and users[j]:
+                found[i, j] = len(users[i] & users[j]) / np.sqrt(len(users[i]) * len(users[j]))
+    return found
+
+
+def test_popularity_by_hand() -> None:
+    # counts of items 0 .. 5: 2 3 5 1 2 0
+    found = baselines.popularity(ragged(TRAINING), 6, make_cases(CASES), width=2)
+    assert found.tolist() == [[2, 1]] * 5
+    masked = baselines.popularity(ragged(TRAINING), 6, make_cases(CASES), width=2, mask_history=True)
+    assert masked[1].tolist()[0] == 2 and masked[4].tolist()[0] == 4
+    assert masked.shape == (5, 2) and 2 not in masked[2]
+
+
+def test_a_list_longer_than_the_catalogue_ends_in_none() -> None:
+    found = baselines.popularity(ragged(TRAINING), 6, make_cases([[1, 2, 0]]), width=8, mask_history=True)
+    assert sorted(found[0].tolist()) == [-1, -1, -1, -1, -1, 3, 4, 5]
+
+
+@pytest.mark.parametrize("mask", [False, True])
+@pytest.mark.parametrize("block", [1, 12, 2**20])
+def test_item_knn_is_the_loop(mask: bool, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(baselines, "_BLOCK", block)
+    similarity = slow_similarity(TRAINING, 6)
+    found = baselines.item_knn(ragged(TRAINING), 6, make_cases(CASES), width=6, mask_history=mask, decay=0.5)
+    for row, history in enumerate(CASES):
+        scores = np.zeros(6)
+        for age, item in enumerate(reversed(history)):
+            scores += 0.5**age * similarity[item]
+        allowed = [i for i in range(6) if scores[i] > 0 and not (mask and i in history)]
+        listed = [i for i in found[row].tolist() if i >= 0]
+        assert sorted(listed) == allowed
+        assert found[row, len(listed) :].tolist() == [-1] * (6 - len(listed))
+        np.testing.assert_allclose(scores[listed], np.sort(scores[allowed])[::-1], rtol=1e-6)
+
+
+def test_only_the_nearest_neighbours_of_an_item_count() -> None:
+    # item 1 is near 2 (2 of 2 users) and 0 (1 of 2): with one neighbour only 2 is left
+    training = ragged([[1, 2], [1, 2, 0]])
+    assert baselines.item_knn(training, 3, make_cases([[1]]), width=3, neighbours=1).tolist() == [[2, -1, -1]]
+    assert baselines.item_knn(training, 3, make_cases([[1]]), width=3, neighbours=2).tolist() == [[2, 0, -1]]

@@ -1,0 +1,91 @@
+"""The teacher's weight: chosen on validation alone, the least that it cannot tell from the best, 0 for noise."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from adagrpo.pipeline import Run, collect, evaluate, train
+from adagrpo.pipeline.stages.choose_weight import least_of_the_best
+from adagrpo.pipeline.stages.reranking import rerank_start
+
+OPTIONS = {"rollout": "beam", "num_generations": 8}
+
+
+def arm(weight: float | str, name: str = "taught") -> dict[str, Any]:
+    return {"objective": "distill", "name": name, "options": OPTIONS | {"distill": {"reward_weight": weight}}}
+
+
+def trained(world: Any, run: Path, data: Path, arms: list[dict[str, Any]], reward: dict[str, Any]) -> Run:
+    made: Run = world.run(run, data, train={"arms": arms}, reward=reward)
+    train(made)
+    return made
+
+
+def weights(run: Run, name: str) -> bytes:
+    return run.path("train", name, "final", "model.safetensors").read_bytes()
+
+
+def choice(run: Run) -> dict[str, Any]:
+    return dict(json.loads(run.path("teacher", "weight.json").read_text(encoding="utf-8")))
+
+
+def test_the_stage_reads_no_test_case_and_tries_what_re_ranking_tries(copied: Path, data: Path, world: Any) -> None:
+    test = copied / "prepare" / "test.parquet"
+    held = test.read_bytes()
+    test.unlink()
+    run = trained(world, copied, data, [arm("validation")], {"kind": "sequential"})
+    found = choice(run)
+    test.write_bytes(held)
+    rerank_start(run)
+    tried = json.loads((copied / "evaluate" / "rerank" / "metrics.json").read_text(encoding="utf-8"))["tried"]
+    assert found["ndcg@10"] == pytest.approx(tried) and found["cases"] == 60
+    assert len(set(tried.values())) > 1
+
+
+def test_the_chosen_number_trains_as_if_it_had_been_given(copied: Path, data: Path, world: Any) -> None:
+    run = trained(world, copied, data, [{"objective": "nll"}, arm("validation")], {"kind": "sequential"})
+    chosen = choice(run)["weight"]
+    assert chosen > 0 and weights(run, "taught") != weights(run, "nll")
+    trained(world, copied, data, [arm(chosen, "given"), arm(chosen + 1, "other")], {"kind": "sequential"})
+    assert weights(run, "taught") == weights(run, "given") != weights(run, "other")
+    evaluate(run, ["nll", "taught"])
+    (entry,) = (entry for name, entry in collect(run, ["nll", "taught"])["stages"].items() if name == "taught")
+    assert entry["weight"] == chosen and entry["options"]["distill"]["reward_weight"] == "validation"
+    rows = [json.loads(line) for line in run.path("results.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert {row.get("weight") for row in rows if row["arm"] == "taught"} == {chosen}
+    assert not any("weight" in row for row in rows if row["arm"] == "nll")
+
+
+def test_a_reward_that_knows_nothing_leaves_continued_nll(copied: Path, data: Path, world: Any) -> None:
+    run = trained(world, copied, data, [{"objective": "nll"}, arm("validation"), arm(2.0, "blind")], {"kind": "noise"})
+    assert choice(run)["weight"] == 0
+    assert weights(run, "taught") == weights(run, "nll") != weights(run, "blind")
+
+
+def test_another_reward_is_chosen_for_anew(copied: Path, data: Path, world: Any) -> None:
+    run = trained(world, copied, data, [arm("validation")], {"kind": "noise"})
+    before = choice(run)
+    trained(world, copied, data, [arm("validation")], {"kind": "sequential"})
+    assert choice(run)["ndcg@10"] != before["ndcg@10"]
+
+
+def test_how_often_noise_is_taken_for_a_reward_and_a_good_one_for_noise() -> None:
+    """Under the null each weight's values differ from those of weight 0 by nothing but chance."""
+    generator, draws, taken, missed = np.random.default_rng(0), 2000, 0, 0
+    for _ in range(draws):
+        base, chance = generator.random(500), generator.normal(0.0, 0.2, (3, 500))
+        taken += least_of_the_best({0.0: base} | {w: base + chance[i] for i, w in enumerate((0.5, 1.0, 2.0))}) > 0
+        missed += least_of_the_best({0.0: base, 1.0: base + 0.05 + chance[0], 2.0: base + chance[1]}) == 0
+    assert taken / draws == pytest.approx(1 - 0.975**3, abs=0.02)  # any of three that are noise of their own
+    assert missed / draws < 0.01
+
+
+def test_the_least_of_equals() -> None:
+    values = np.random.default_rng(0).random(50)
+    assert least_of_the_best({5.0: values, 0.5: values, 1.0: values}) == 0.5
+    assert least_of_the_best({0.0: values, 1.0: values + 0.01}) == 1.0  # better for everyone, by however little

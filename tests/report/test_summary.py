@@ -1,0 +1,90 @@
+import math
+from typing import Any
+
+from adagrpo.report.summary import arm_sentences, rerank_rows, summary_sentences
+
+
+def stage(hr: float, reward: float = 1.0, *, validation: float | None = None, **more: Any) -> dict[str, Any]:
+    test = {"hr@10": hr, "hallucination@10": 0.001, "mean_reward@10": reward}
+    checkpoint = {"step": 7, "test": test, "validation": {"hr@10": hr if validation is None else validation}}
+    return {"best": checkpoint, "final": checkpoint | {"step": 9}, **more}
+
+
+def run_metrics(**arms: Any) -> dict[str, Any]:
+    start = stage(0.1)["best"]
+    names = {name.replace("_", "-"): arm for name, arm in arms.items()}
+    return {"dataset": {"test_cases": 10_000}, "stages": {"sft": start, **names}}
+
+
+def test_gain_is_given_against_sft_and_nll() -> None:
+    first, *_, last = summary_sentences(run_metrics(nll=stage(0.11), adagrpo=stage(0.121)))
+    assert first == (
+        "Validation picks adagrpo; its HR@10 on test is 12.10 %"
+        " (+21.0 % relative to sft, +10.0 % relative to NLL continued)."
+    )
+    error = 196 * math.sqrt(0.121 * 0.879 / 10_000)
+    assert f"±{error:.2f} points" in last
+    assert "one seed" in last
+
+
+def test_loss_is_said_as_plainly() -> None:
+    metrics = run_metrics(nll=stage(0.09), grpo=stage(0.05, reward=2.0))
+    assert "No arm beats the starting policy on test: post-training did not help here." in summary_sentences(metrics)
+    sentences = dict(arm_sentences(metrics))
+    assert sentences["grpo"] == (
+        "at the best checkpoint (step 7) HR@10 fell from 10.00 % to 5.00 %"
+        " (-50.0 % relative to sft, -44.4 % relative to NLL continued); hallucination stayed at 0.10 %;"
+        " mean reward rose from 1.000 to 2.000. At the last step (9) HR@10 is 5.00 % with hallucination 0.10 %."
+        " The reward rose while HR@10 fell."
+    )
+    assert "relative to NLL" not in sentences["nll"]
+
+
+def test_an_arm_that_equals_sft_neither_wins_nor_falls_below() -> None:
+    text = " ".join(summary_sentences(run_metrics(nll=stage(0.1), grpo=stage(0.09))))
+    assert "Below the starting policy on test: grpo." in text
+
+
+def test_the_pick_is_validations_and_the_higher_test_number_is_told() -> None:
+    metrics = run_metrics(nll=stage(0.13, validation=0.1), adagrpo=stage(0.12, validation=0.2))
+    text = " ".join(summary_sentences(metrics))
+    assert "Validation picks adagrpo" in text
+    assert "On test itself nll is higher, at 13.00 %." in text
+
+
+def test_a_control_ahead_of_the_gate_is_named() -> None:
+    metrics = run_metrics(adagrpo=stage(0.12, gate="adagrpo"), adagrpo_random=stage(0.125, gate="random"))
+    text = " ".join(summary_sentences(metrics))
+    assert "The gate (12.00 %) does not beat these controls: adagrpo-random (12.50 %)." in text
+    metrics["stages"]["adagrpo-random"]["best"]["test"]["hr@10"] = 0.11
+    assert "controls" not in " ".join(summary_sentences(metrics))
+
+
+def test_reranking_is_compared_with_the_best_arm_on_validation() -> None:
+    metrics = run_metrics(nll=stage(0.11))
+    metrics["ranker"] = {"rerank": {"reward": {"hr@10": 0.12}, "sum": {"hr@10": 0.15}}}
+    text = " ".join(summary_sentences(metrics))
+    assert (
+        "(sum), which needs no training, reaches HR@10 of 15.00 % on validation, more than the best arm's 11.00 %"
+        in text
+    )
+    metrics["ranker"]["rerank"]["sum"]["hr@10"] = 0.05
+    metrics["ranker"]["rerank"]["reward"]["hr@10"] = 0.05
+    assert "no more than the best arm's 11.00 %" in " ".join(summary_sentences(metrics))
+
+
+def test_rerank_rows_are_found_at_any_depth() -> None:
+    flat, nested = {"hr@10": 0.1}, {"validation": {"sum": {"hr@10": 0.2}}}
+    assert rerank_rows({"ranker": {"rerank": flat}}) == [("re-ranked", flat)]
+    assert rerank_rows({"ranker": {"rerank": nested}}) == [("validation / sum", {"hr@10": 0.2})]
+    assert rerank_rows({}) == []
+
+
+def test_nothing_evaluated_and_validation_alone() -> None:
+    nothing = ["No post-trained arm has been evaluated yet, so there is nothing to compare."]
+    assert summary_sentences({}) == nothing
+    assert summary_sentences({"stages": {"sft": {"test": {"hr@10": 0.1}}}}) == nothing
+    assert arm_sentences({}) == []
+    alone = {"stages": {"nll": {"best": {"step": 1, "validation": {"hr@10": 0.2}}}}}
+    assert summary_sentences(alone)[0] == "Validation picks nll; its HR@10 on validation is 20.00 %."
+    assert arm_sentences(alone) == [("nll", "at the best checkpoint (step 1) HR@10 is 20.00 %.")]
