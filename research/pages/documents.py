@@ -24,11 +24,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from adagrpo.errors import UserError
-from adagrpo.evaluation.comparison import pool
-from adagrpo.report import Table, comparison_figures, read_comparison, read_rows, summary_table, to_markdown, to_text
+from adagrpo.report import Table, comparison_figures, read_comparison, read_rows, to_markdown, to_text
 from adagrpo.storage.artifacts import write_file
+from research.pages.pooling import pool
 from research.pages.quality import crossing_table, quality_figure, quality_table
 from research.pages.results import ablation_table, arms_table, find, starting_table
+from research.pages.summary import summary_table
 
 __all__ = ["BEGIN", "END", "figures_into", "tables_into", "with_tables"]
 

@@ -2,7 +2,7 @@
 
 The quality of a reward is what re-ranking by it adds on validation cases, the sum of log-probability and reward against
 the policy's own order, in NDCG@10: what `adagrpo diagnose` reads before anything is trained. The gains are those of the
-arms' last checkpoints on test cases.
+arms' last checkpoints on test cases. Where a gain crosses zero is read off a rising fit (isotonic, least squares).
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from scipy import stats
+import numpy as np
+from scipy import optimize, stats
 
-from adagrpo.evaluation.statistics import crossing
 from adagrpo.metrics import is_rate
 from adagrpo.report.charts import Point, scatter_chart
 from adagrpo.report.figures import Figure
 from adagrpo.report.tables import MISSING, START, Alignment, Table, metric_label
 from research.pages.results import change
 
-__all__ = ["crossing_table", "quality_figure", "quality_table"]
+__all__ = ["crossing", "crossing_table", "quality_figure", "quality_table"]
 
 Row = Mapping[str, Any]
 
@@ -71,6 +71,42 @@ def crossing_table(rows: Sequence[Row], metric: str = "hr@10") -> Table:
     header = ("arm", f"rank correlation with Δ {metric_label(metric)}", "crosses 0 at", "loses up to", "gains from")
     right: list[Alignment] = ["right"] * 6
     return Table((*header, "rewards under which it loses", "gains"), tuple(cells), ("left", *right))
+
+
+def crossing(x: Sequence[float], y: Sequence[float]) -> float | None:
+    """The x at which y, as far as it rises with x, goes through 0.
+
+    The rising sequence nearest to `y` in least squares, interpolated linearly from the last point below 0 to the first
+    one that is not. Points of the same x are taken at their mean.
+
+    Args:
+        x: (N,) in any order.
+        y: (N,).
+
+    Returns:
+        None where the fit lies on one side of 0.
+
+    Raises:
+        ValueError: `x` and `y` are not as long as each other, empty, or not finite.
+
+    Example:
+        >>> crossing([0.0, 1.0, 2.0], [-3.0, -1.0, 1.0])
+        1.5
+    """
+    points = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    if points[0].shape != points[1].shape or points[0].ndim != 1 or not len(points[0]):
+        raise ValueError(f"x has shape {points[0].shape}, y {points[1].shape}: expected (N,) of both, N at least 1")
+    if not (np.isfinite(points[0]).all() and np.isfinite(points[1]).all()):
+        raise ValueError("x and y: expected finite numbers")
+    places, group = np.unique(points[0], return_inverse=True)
+    counts = np.bincount(group)
+    means = np.bincount(group, weights=points[1]) / counts
+    fitted = optimize.isotonic_regression(means, weights=counts).x
+    above = int(np.searchsorted(fitted, 0.0))  # the first that is not below 0
+    if above in (0, len(fitted)):
+        return None
+    low, high = fitted[above - 1], fitted[above]
+    return float(places[above - 1] - low * (places[above] - places[above - 1]) / (high - low))
 
 
 def quality_figure(rows: Sequence[Row], metric: str = "hr@10") -> Figure:

@@ -204,11 +204,8 @@ def _stage_command(name: str, work: Callable[[Run], object], text: str) -> None:
 
 
 def _ranker(run: Run) -> dict[str, Any] | None:
-    if not run.config.without_order:
-        pipeline.fit_ranker(run)
-        return None
-    metrics, page = pipeline.fit_and_report(run)
-    return metrics | {"report": str(page)}
+    reported = pipeline.fit_and_report(run)
+    return None if reported is None else reported[0] | {"report": str(reported[1])}
 
 
 _stage_command("tokenize", pipeline.tokenize, "Make Semantic IDs of the items of a run.")

@@ -9,7 +9,6 @@ from scipy import stats
 from adagrpo.evaluation.statistics import (
     bootstrap_mean,
     bootstrap_means,
-    crossing,
     holm,
     paired_difference,
     seed_interval,
@@ -109,25 +108,6 @@ def test_bad_arguments_are_refused() -> None:
         holm([1.5])
     with pytest.raises(ValueError, match="seed"):
         seed_interval([])
-
-
-def test_a_crossing_is_where_the_rising_fit_is_zero() -> None:
-    assert crossing([2, 0, 1], [1, -3, -1]) == pytest.approx(1.5)  # in any order
-    # .5 and -1.5 fall, so they are one step of -.5; from there to 1 it is a third of the way
-    assert crossing([0, 1, 2, 3], [-3, 0.5, -1.5, 1]) == pytest.approx(2 + 1 / 3)
-    assert crossing([0, 0, 1], [-4, 2, 1]) == pytest.approx(0.5)  # two at the same place are their mean, -1
-    assert crossing([0, 1, 2], [-1, 0, 1]) == 1.0
-    assert crossing([0, 1], [-2, -1]) is None and crossing([0, 1], [1, 2]) is None
-    assert crossing([0, 1, 2], [1, 0, -1]) is None  # falls: the fit is its mean, 0, everywhere
-    generator = np.random.default_rng(0)
-    found = []
-    for _ in range(200):
-        x = generator.random(20)
-        found.append(crossing(x, x - 0.4 + 0.2 * generator.standard_normal(20)))
-    assert np.mean([value for value in found if value is not None]) == pytest.approx(0.4, abs=0.03)
-    for x, y in (([1.0], [1.0, 2.0]), ([], []), ([np.nan], [1.0])):
-        with pytest.raises(ValueError, match=r"expected \(N,\)|finite"):
-            crossing(x, y)
 
 
 def test_several_bootstraps_at_once_are_those_of_each_alone() -> None:

@@ -17,6 +17,7 @@ from adagrpo import cli
 from adagrpo.config import load_config
 from adagrpo.errors import UserError
 from adagrpo.pipeline import Run, fit_sft, prepare, run_all
+from adagrpo.pipeline.compare import Comparison
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stages.exposure_report import examined, exposed
@@ -141,20 +142,25 @@ def test_lambdarank_has_a_report_and_no_calibration(finished: Any, capsys: Any, 
 
 
 def test_a_policy_is_refused_in_one_line(finished: Any, capsys: Any, monkeypatch: Any) -> None:
-    for verb in ("tokenize", "sft", "train", "evaluate", "diagnose"):
-        status, out, err = answer(capsys, monkeypatch, verb, "--run", finished.directory, "--quiet")
+    verbs = [[verb] for verb in ("tokenize", "sft", "train", "evaluate", "diagnose", "serve")]
+    for verb in [*verbs, ["export", "--to", finished.directory.parent / "exported"]]:
+        status, out, err = answer(capsys, monkeypatch, *verb, "--run", finished.directory, "--quiet")
         assert (status, out) == (2, "") and err.count("\n") == 1 and "impressions has no order" in err, (verb, err)
     with pytest.raises(UserError, match="no next item for a policy"):
         fit_sft(finished)
+    with pytest.raises(UserError, match=r"impressions has no order.*`adagrpo run` fits and examines the ranker"):
+        Comparison(finished.directory.parent / "comparison", finished.config, finished.data)
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"ranker": {"folds": 2}}, "impressions without order have none"),
+        ({"ranker": {"user_share": 0.5}}, "ranker.user_share is for logs with an order"),
+        ({"data": {"split": {"kind": "impressions", "users": 5}}}, "data.split.users bounds the evaluated users"),
         ({"data": {"shuffle_ties": {}}}, "takes neither shuffle_ties nor"),
         ({"data": {"min_user_interactions": 2}}, "takes neither shuffle_ties nor"),
-        ({"data": {"split": {"kind": "leave_one_out"}}}, "set split.kind to impressions"),
+        ({"data": {"split": {"kind": "leave_one_out"}}}, "set data.split.kind to impressions"),
         ({"data": {"click_rating": 9}}, "no interaction among 1200 rows"),
         ({"data": {"random": {"logs": ["gone.csv"]}}}, "gone.csv: no such file"),
         ({"ranker": {"propensity": "ips"}}, "needs data.columns.propensity"),

@@ -7,12 +7,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 from adagrpo.errors import UserError
 from research.pages.documents import figures_into, with_tables
-from research.pages.quality import quality_table
+from research.pages.quality import crossing, quality_table
 from research.reward_quality import measure
 
 
@@ -69,3 +70,22 @@ def test_rows_and_table(data: Path, tmp_path: Path, monkeypatch: Any, capsys: An
         UserError, match=r"expected rows of research\.reward_quality\.measure, with variant, diagnosis and arms"
     ):
         with_tables(page.replace("rows", "other"), tmp_path)
+
+
+def test_a_crossing_is_where_the_rising_fit_is_zero() -> None:
+    assert crossing([2, 0, 1], [1, -3, -1]) == pytest.approx(1.5)  # in any order
+    # .5 and -1.5 fall, so they are one step of -.5; from there to 1 it is a third of the way
+    assert crossing([0, 1, 2, 3], [-3, 0.5, -1.5, 1]) == pytest.approx(2 + 1 / 3)
+    assert crossing([0, 0, 1], [-4, 2, 1]) == pytest.approx(0.5)  # two at the same place are their mean, -1
+    assert crossing([0, 1, 2], [-1, 0, 1]) == 1.0
+    assert crossing([0, 1], [-2, -1]) is None and crossing([0, 1], [1, 2]) is None
+    assert crossing([0, 1, 2], [1, 0, -1]) is None  # falls: the fit is its mean, 0, everywhere
+    generator = np.random.default_rng(0)
+    found = []
+    for _ in range(200):
+        x = generator.random(20)
+        found.append(crossing(x, x - 0.4 + 0.2 * generator.standard_normal(20)))
+    assert np.mean([value for value in found if value is not None]) == pytest.approx(0.4, abs=0.03)
+    for x, y in (([1.0], [1.0, 2.0]), ([], []), ([np.nan], [1.0])):
+        with pytest.raises(ValueError, match=r"expected \(N,\)|finite"):
+            crossing(x, y)

@@ -62,8 +62,6 @@ class SplitConfig(Section):
     def _complete(self) -> Self:
         if self.kind == "temporal" and (self.validation_from is None or self.test_from is None):
             raise ValueError("a temporal split needs validation_from and test_from, in the unit of the timestamps")
-        if self.kind == "impressions" and self.users is not None:
-            raise ValueError("users bounds the evaluated users of logs with an order; kind impressions has held_out")
         return self
 
 
@@ -142,12 +140,4 @@ class DataConfig(Section):
             raise ValueError("shuffle_ties.sorted_by is a column of the item table; give items")
         if self.refuse.unknown_items and self.items is None and self.marketplace is None:
             raise ValueError("refuse.unknown_items looks into the item table; give items")
-        if self.split.kind == "impressions" and self.marketplace is not None:
-            raise ValueError("split.kind impressions is for logs without order; a marketplace has one")
-        if self.split.kind == "impressions" and (
-            self.shuffle_ties or max(self.min_user_interactions, self.min_item_interactions) > 1
-        ):
-            raise ValueError("split.kind impressions takes neither shuffle_ties nor minimum interactions")
-        if self.random is not None and self.split.kind != "impressions":
-            raise ValueError("random is held against impressions without order; set split.kind to impressions")
         return self

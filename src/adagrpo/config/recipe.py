@@ -54,10 +54,34 @@ class Config(Section):
             raise ValueError(
                 "ranker.folds cross-fits the run's own sequential ranker alone; set it to 0 or drop reward"
             )
-        if self.ranker.folds > 1 and self.without_order:
-            raise ValueError("ranker.folds is for post-training; impressions without order have none, set it to 0")
-        if self.ranker.user_share < 1 and self.without_order:
-            raise ValueError("ranker.user_share is for logs with an order; set it to 1")
+        return self
+
+    @model_validator(mode="after")
+    def _what_needs_an_order(self) -> Self:
+        data, ranker = self.data, self.ranker
+        if not self.without_order:
+            if data.random is not None:
+                raise ValueError(
+                    "data.random is held against impressions without order; set data.split.kind to impressions"
+                )
+            return self
+        least = max(data.min_user_interactions, data.min_item_interactions)
+        refused = {
+            "data.split.users bounds the evaluated users of logs with an order; kind impressions has held_out": (
+                data.split.users is not None
+            ),
+            "data.split.kind impressions is for logs without order; a marketplace has one": (
+                data.marketplace is not None
+            ),
+            "data.split.kind impressions takes neither shuffle_ties nor minimum interactions": (
+                data.shuffle_ties is not None or least > 1
+            ),
+            "ranker.folds is for post-training; impressions without order have none, set it to 0": ranker.folds > 1,
+            "ranker.user_share is for logs with an order; set it to 1": ranker.user_share < 1,
+        }
+        for message, applies in refused.items():
+            if applies:
+                raise ValueError(message)
         return self
 
     @model_validator(mode="after")

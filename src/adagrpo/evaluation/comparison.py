@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from statistics import NormalDist
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -30,7 +29,7 @@ from adagrpo.data.columns import USER_ID
 from adagrpo.evaluation.statistics import Interval, bootstrap_means, holm, seed_interval
 from adagrpo.metrics import RankedLists, lookup, measure_users
 
-__all__ = ["Measured", "Verdict", "compare", "per_user", "pool"]
+__all__ = ["Measured", "Verdict", "compare", "give_verdicts", "over_seeds", "per_user", "within_margin"]
 
 Verdict = Literal[
     "better",
@@ -97,100 +96,17 @@ def compare(
         reference = measured.get((options.baseline, checkpoint)) or measured[options.baseline, "best"]
         names = [name for name in entries[0].users.columns if name != USER_ID]
         against = {} if arm == options.baseline else _against(entries, reference, names, options)
-        margins = {n: _margin(against[n], n, m) for n, m in options.margins.items() if against}
+        margins = {n: within_margin(against[n], n, m) for n, m in options.margins.items() if against}
         row: dict[str, Any] = {"arm": arm, "checkpoint": checkpoint, "verdict": "", "p_holm": None}
-        row |= {"test": {n: _over_seeds([e.test[n] for e in entries], options.level) for n in entries[0].test}}
+        row |= {"test": {n: over_seeds([e.test[n] for e in entries], options.level) for n in entries[0].test}}
         row |= {"validation": {n: float(np.mean([e.validation[n] for e in entries])) for n in entries[0].validation}}
         rows.append(row | {"against": against, "margins": margins})
-    _judge(rows, options)
+    give_verdicts(rows, options)
     return rows
 
 
-def pool(contents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Several comparisons of the same arms under different seeds as one, from their files alone.
-
-    Means and intervals over seeds are those that one comparison of all seeds would have. Its interval over users is not
-    in the files, as nobody knows how a user's differences under one file's seeds go with those under another's. With
-    the share w_i of the seeds, and half-widths h_i,
-
-        sd(Σ w_i D_i) <= Σ w_i sd(D_i)     so     Σ w_i h_i is at least the half-width of the mean over all seeds
-
-    and each end is the mean of the ends: the interval is too wide, if anything. So is the p-value too large, which is
-    that of a normal variable with this half-width.
-
-    Args:
-        contents: of `comparison.json`, in the order of their seeds.
-
-    Returns:
-        Such a content, with `name`, `seeds`, `users` (the most of any), `plan` and `rows`, for the arms that all have.
-
-    Raises:
-        ValueError: two have a seed in common, or differ in plan or name.
-    """
-    first, seeds = contents[0], [seed for content in contents for seed in content["seeds"]]
-    if len(set(seeds)) < len(seeds):
-        raise ValueError(f"the seeds {seeds} are not all different")
-    for key in ("name", "plan"):
-        if any(content[key] != first[key] for content in contents):
-            raise ValueError(f"their {key}s differ")
-    options = CompareConfig.model_validate(first["plan"])
-    shares = [len(content["seeds"]) / len(seeds) for content in contents]
-    tables = [{(row["arm"], row["checkpoint"]): row for row in content["rows"]} for content in contents]
-    points = [point for point in tables[0] if all(point in table for table in tables)]
-    rows = []
-    for arm, checkpoint in points:
-        parts = [table[arm, checkpoint] for table in tables]
-        bases = [table.get((options.baseline, checkpoint), table[options.baseline, "best"]) for table in tables]
-        test = {
-            name: _over_seeds([value for part in parts for value in part["test"][name]["by_seed"]], options.level)
-            for name in _common(parts, "test")
-        }
-        validation = {
-            name: sum(w * part["validation"][name] for w, part in zip(shares, parts, strict=True))
-            for name in _common(parts, "validation")
-        }
-        against = {
-            name: _pooled_difference(
-                [part["against"][name] for part in parts],
-                [base["test"][name]["mean"] for base in bases],
-                shares,
-                options,
-            )
-            for name in _common(parts, "against")
-        }
-        margins = {n: _margin(against[n], n, m) for n, m in options.margins.items() if against}
-        row = {"arm": arm, "checkpoint": checkpoint, "verdict": "", "p_holm": None, "test": test}
-        rows.append(row | {"validation": validation, "against": against, "margins": margins})
-    _judge(rows, options)
-    users = max(content["users"] for content in contents)
-    return {"name": first["name"], "seeds": seeds, "users": users, "plan": first["plan"], "rows": rows}
-
-
-def _common(parts: Sequence[Mapping[str, Any]], key: str) -> list[str]:
-    return [name for name in parts[0][key] if all(name in part[key] for part in parts)]
-
-
-def _pooled_difference(
-    parts: Sequence[Mapping[str, Any]], bases: Sequence[float], shares: Sequence[float], options: CompareConfig
-) -> dict[str, Any]:
-    by_seed = [value for part in parts for value in part["by_seed"]]
-    interval = seed_interval(by_seed, level=options.level)
-    low, high = (float(np.dot(shares, [part["users"][end] for part in parts])) for end in (0, 1))
-    base = float(np.dot(shares, bases))
-    error = (high - low) / 2 / NormalDist().inv_cdf((1 + options.level) / 2)
-    p = 2 * NormalDist().cdf(-abs(interval.mean) / error) if error else float(interval.mean == 0)
-    return {
-        "difference": interval.mean,
-        "relative": interval.mean / base if base else None,
-        "users": [low, high],
-        "p": p,
-        "seeds": _ends(interval),
-        "by_seed": by_seed,
-    }
-
-
-def _judge(rows: Sequence[dict[str, Any]], options: CompareConfig) -> None:
-    """Write Holm's p-values into the rows of the family, and a verdict into each."""
+def give_verdicts(rows: Sequence[dict[str, Any]], options: CompareConfig) -> None:
+    """Write Holm's p-values into the rows of the family, and a verdict into each; see `compare` for the rows."""
     tested = [row for row in rows if _in_family(row["arm"], options)]
     for row, p in zip(tested, holm([row["against"][options.metric]["p"] for row in tested]), strict=True):
         row["p_holm"] = p
@@ -240,7 +156,7 @@ def _differences(
     return np.asarray(sums * len(sums), dtype=np.float64), by_seed
 
 
-def _margin(against: Mapping[str, Any], metric: str, margin: float) -> dict[str, Any]:
+def within_margin(against: Mapping[str, Any], metric: str, margin: float) -> dict[str, Any]:
     """How much worse than the baseline the users' interval allows the arm to be, and whether that is within bounds."""
     low, high = against["users"]
     worst = high if lookup(metric).better == "lower" else -low
@@ -263,7 +179,8 @@ def _verdict(row: Mapping[str, Any], options: CompareConfig) -> Verdict:
     return "better" if all(margin["kept"] for margin in row["margins"].values()) else "better, margin not kept"
 
 
-def _over_seeds(values: Sequence[float], level: float) -> dict[str, Any]:
+def over_seeds(values: Sequence[float], level: float) -> dict[str, Any]:
+    """The mean of one number a seed, with its interval, as a row of `compare` has it."""
     interval = seed_interval(values, level=level)
     return {"mean": interval.mean, "interval": _ends(interval), "by_seed": list(values)}
 

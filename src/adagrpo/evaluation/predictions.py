@@ -36,7 +36,6 @@ __all__ = [
     "reordered",
     "rerank",
     "retrieval",
-    "rewards_of",
     "sample_cases",
     "select_cases",
     "summarise",
@@ -200,23 +199,6 @@ def reordered(predictions: Predictions, weight: float) -> Predictions:
         np.take_along_axis(values, order, 1) for values in (predictions.items, scores, predictions.rewards)
     )
     return predictions._replace(items=items, scores=scores.astype(np.float32), rewards=rewards, unmasked=None)
-
-
-@torch.no_grad()
-def rewards_of(
-    reward: Reward,
-    cases: Cases,
-    items: NDArray[np.int64],  # (N, K)
-    *,
-    batch_size: int,
-    max_history: int,
-    device: torch.device,
-) -> NDArray[np.float32]:  # (N, K)
-    """What a reward says of lists that are there already; NaN where a list has no item (-1)."""
-    found = np.full(items.shape, np.nan, dtype=np.float32)
-    for rows, histories in _batches(cases, batch_size, max_history, device):
-        found[rows] = ask_reward(reward, histories, torch.from_numpy(items[rows]).to(device)).cpu().numpy()
-    return found
 
 
 @torch.no_grad()

@@ -3,7 +3,6 @@
     bootstrap   mean of N values resampled with replacement; the interval is that of the percentiles     (Efron 1979)
     paired      the same on the differences a_u - b_u of the same users
     seeds       mean ± t_{n-1, 1-α/2} s / √n over the n seeds of a run
-    crossing    where a rising fit (isotonic, least squares) of y over x goes through 0
     Holm        p_(i) ≤ α / (m - i + 1), step down; adjusted p-values are running maxima of (m - i + 1) p_(i)   (1979)
 
 Everything is a function of its arguments: the bootstrap draws from a generator seeded by the caller.
@@ -16,9 +15,9 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize, stats
+from scipy import stats
 
-__all__ = ["Interval", "bootstrap_mean", "bootstrap_means", "crossing", "holm", "paired_difference", "seed_interval"]
+__all__ = ["Interval", "bootstrap_mean", "bootstrap_means", "holm", "paired_difference", "seed_interval"]
 
 # resamples are drawn in blocks of about this many values
 _BLOCK = 2**24
@@ -163,39 +162,3 @@ def holm(p_values: Sequence[float]) -> list[float]:
     adjusted = np.empty_like(values)
     adjusted[order] = np.minimum(1, np.maximum.accumulate(scaled))
     return [float(p) for p in adjusted]
-
-
-def crossing(x: Sequence[float], y: Sequence[float]) -> float | None:
-    """The x at which y, as far as it rises with x, goes through 0.
-
-    The rising sequence nearest to `y` in least squares, interpolated linearly from the last point below 0 to the first
-    one that is not. Points of the same x are taken at their mean.
-
-    Args:
-        x: (N,) in any order.
-        y: (N,).
-
-    Returns:
-        None where the fit lies on one side of 0.
-
-    Raises:
-        ValueError: `x` and `y` are not as long as each other, empty, or not finite.
-
-    Example:
-        >>> crossing([0.0, 1.0, 2.0], [-3.0, -1.0, 1.0])
-        1.5
-    """
-    points = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
-    if points[0].shape != points[1].shape or points[0].ndim != 1 or not len(points[0]):
-        raise ValueError(f"x has shape {points[0].shape}, y {points[1].shape}: expected (N,) of both, N at least 1")
-    if not (np.isfinite(points[0]).all() and np.isfinite(points[1]).all()):
-        raise ValueError("x and y: expected finite numbers")
-    places, group = np.unique(points[0], return_inverse=True)
-    counts = np.bincount(group)
-    means = np.bincount(group, weights=points[1]) / counts
-    fitted = optimize.isotonic_regression(means, weights=counts).x
-    above = int(np.searchsorted(fitted, 0.0))  # the first that is not below 0
-    if above in (0, len(fitted)):
-        return None
-    low, high = fitted[above - 1], fitted[above]
-    return float(places[above - 1] - low * (places[above] - places[above - 1]) / (high - low))

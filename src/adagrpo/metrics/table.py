@@ -59,8 +59,6 @@ class Shown(Flag):
     RANKING = auto()  # accuracy of policy, ranker and baselines beside each other, and of a diagnosis
     CURVES = auto()  # validation over the steps
     COMPARISON = auto()  # the table of a comparison behind its metric
-    SUMMARY = auto()  # the table of a comparison in documents
-    SHORT = auto()  # the same in its short form
 
 
 Form = Literal["rate", "share", "decimals", "number"]  # 12.18 %, 12.2 %, 0.1218, four significant figures
@@ -235,7 +233,7 @@ _TABLE = (
             1: _DEPTHS,
             5: _DEPTHS,
             10: Shown.RESULTS | Shown.RANKING | Shown.CURVES,
-            50: _DEPTHS | Shown.SUMMARY | Shown.SHORT,
+            50: _DEPTHS,
         },
         form="rate",
         better="higher",
@@ -246,7 +244,7 @@ _TABLE = (
         "NDCG",
         {
             5: Shown.BREADTH | Shown.RANKING,
-            10: Shown.RESULTS | Shown.RANKING | Shown.CURVES | Shown.COMPARISON | Shown.SUMMARY | Shown.SHORT,
+            10: Shown.RESULTS | Shown.RANKING | Shown.CURVES | Shown.COMPARISON,
             50: Shown.NOWHERE,
         },
         form="decimals",
@@ -256,7 +254,7 @@ _TABLE = (
     Metric(
         "hallucination",
         "hallucination",
-        {10: Shown.RESULTS | Shown.CURVES | Shown.COMPARISON | Shown.SUMMARY | Shown.SHORT},
+        {10: Shown.RESULTS | Shown.CURVES | Shown.COMPARISON},
         form="rate",
         better="lower",
         per_user=_hallucination,
@@ -264,7 +262,7 @@ _TABLE = (
     Metric(
         "coverage",
         "coverage",
-        {10: Shown.BREADTH | Shown.COMPARISON | Shown.SUMMARY | Shown.SHORT},
+        {10: Shown.BREADTH | Shown.COMPARISON},
         form="rate",
         better="higher",
         of_all=_coverage,
@@ -272,7 +270,7 @@ _TABLE = (
     Metric(
         "tail_share",
         "tail share",
-        {10: Shown.BREADTH | Shown.COMPARISON | Shown.SUMMARY},
+        {10: Shown.BREADTH | Shown.COMPARISON},
         form="rate",
         per_user=_tail_share,
     ),

@@ -35,6 +35,7 @@ from adagrpo.pipeline.matching import MATCHED, check_matched, matched_arm
 from adagrpo.pipeline.run import Console, Run, Silent
 from adagrpo.pipeline.stages.evaluate import read_lists, read_valid
 from adagrpo.pipeline.stages.reranking import RERANK, SUFFIX, re_ranked, rerank_arm, rerank_start
+from adagrpo.pipeline.verbs import refuse_without_order
 from adagrpo.report import finding, write_comparison
 from adagrpo.storage.artifacts import hash_json, with_hash, without_hash, write_file
 from adagrpo.storage.locks import lock_folder
@@ -72,8 +73,10 @@ class Comparison:
             code: the folder in which the recipe's modules are looked for; None is the working directory.
 
         Raises:
-            UserError: an arm or seed that is unknown or there twice, or a plan that these arms cannot answer.
+            UserError: an arm or seed that is unknown or there twice, a plan that these arms cannot answer, or logs
+                without order, which have no arms.
         """
+        refuse_without_order(config, "adagrpo run")
         check(directory, "comparison")
         self.directory, self.data, self.console, self.code = directory, data, console or Silent(), code
         self.seeds = list(seeds) if seeds is not None else [config.seed]

@@ -8,7 +8,6 @@ from adagrpo.report.comparison_page import (
     comparison_table,
     finding,
     read_comparison,
-    summary_table,
     write_comparison,
     write_comparison_figures,
 )
@@ -38,7 +37,6 @@ __all__ = [
     "scatter_chart",
     "stacked_area_chart",
     "summary_sentences",
-    "summary_table",
     "to_markdown",
     "to_text",
     "write_comparison",

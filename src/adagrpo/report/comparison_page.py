@@ -14,7 +14,7 @@ from typing import Any
 
 from adagrpo.config.training import MATCHED
 from adagrpo.errors import UserError
-from adagrpo.metrics import Shown, cutoff, is_rate, lookup, shown
+from adagrpo.metrics import Shown, is_rate, lookup, shown
 from adagrpo.report.figures import Figure, frontier_figure, utility_figure
 from adagrpo.report.page import keep_together, template
 from adagrpo.report.tables import (
@@ -36,8 +36,9 @@ __all__ = [
     "comparison_page",
     "comparison_table",
     "finding",
+    "format_difference",
+    "format_ends",
     "read_comparison",
-    "summary_table",
     "write_comparison",
     "write_comparison_figures",
 ]
@@ -129,52 +130,11 @@ def comparison_table(content: Mapping[str, Any]) -> Table:
         if against is None:
             cells += [MISSING] * 3
         else:
-            cells += [_signed(metric, against["difference"]), _range(metric, against["users"])]
-            cells += [_range(metric, against["seeds"])]
+            cells += [format_difference(metric, against["difference"]), format_ends(metric, against["users"])]
+            cells += [format_ends(metric, against["seeds"])]
         rows.append((*cells, MISSING if row["p_holm"] is None else _p(row["p_holm"]), row["verdict"]))
     right: list[Alignment] = ["right"] * 6
     return Table(tuple(header), tuple(rows), ("left", "left", *right, "left"))
-
-
-def summary_table(content: Mapping[str, Any], short: bool = False, checkpoint: str | None = None) -> Table:
-    """One row an arm and checkpoint for documents: the metric, its difference from the baseline, the tail and breadth.
-
-    Args:
-        content: of `comparison.json`.
-        short: without the intervals over seeds, the share of tail items and the verdict.
-        checkpoint: `best` or `final`: that one of each arm that has both.
-    """
-    plan, rows = content["plan"], content["rows"]
-    metric = plan["metric"]
-    columns = _beside(metric, Shown.SHORT if short else Shown.SUMMARY, rows)
-    over = f"{100 * plan['level']:g} % over users" if short else "users; seeds"
-    unit = ", points" if is_rate(metric) else ""
-    single = {arm for arm in (row["arm"] for row in rows) if sum(row["arm"] == arm for row in rows) == 1}
-    # what is true of a list is known of simulated users alone
-    judged = [metric, *(["true_utility@10"] if any("true_utility@10" in row["against"] for row in rows) else [])]
-    cells = []
-    for row in rows:
-        if checkpoint is not None and row["arm"] not in single and row["checkpoint"] != checkpoint:
-            continue
-        test = row["test"]
-        line = [row["arm"], MISSING if row["arm"] in single else row["checkpoint"]]
-        for name in judged:
-            found = row["against"].get(name)
-            line.append(_text(row, name))
-            if found is None:
-                line.append(MISSING)
-            else:
-                ends = [found["users"]] if short else [found["users"], found["seeds"]]
-                line.append(f"{_signed(name, found['difference'])} ({'; '.join(_range(name, e) for e in ends)})")
-        line += [format_metric(name, test[name]["mean"]) if name in test else MISSING for name in columns]
-        cells.append((*line, *([] if short else [row["verdict"]])))
-    header = ["arm", "checkpoint", metric_label(metric), f"against {plan['baseline']}{unit} ({over})"]
-    header += [metric_label("true_utility@10"), f"against {plan['baseline']}"] if len(judged) > 1 else []
-    header += [*map(metric_label, columns), *([] if short else ["verdict"])]
-    right: list[Alignment] = ["right"] * (2 * len(judged) + len(columns))
-    left: list[Alignment] = [] if short else ["left"]
-    better = frozenset((i, len(header) - 1) for i, line in enumerate(cells) if line[-1] == "better")
-    return Table(tuple(header), tuple(cells), ("left", "left", *right, *left), better)
 
 
 def comparison_markdown(content: Mapping[str, Any]) -> str:
@@ -216,8 +176,12 @@ def _true_utility(content: Mapping[str, Any]) -> Table:
     for row in content["rows"]:
         if name in row["against"]:
             against = row["against"][name]
-            ends = (_range(name, against["users"]), _range(name, against["seeds"]))
-            cells = (format_metric(name, row["test"][name]["mean"]), _signed(name, against["difference"]), *ends)
+            ends = (format_ends(name, against["users"]), format_ends(name, against["seeds"]))
+            cells = (
+                format_metric(name, row["test"][name]["mean"]),
+                format_difference(name, against["difference"]),
+                *ends,
+            )
             rows.append((row["arm"], row["checkpoint"], *cells))
     per_cent = f"{100 * content['plan']['level']:g} %"
     header = ["arm", "checkpoint", metric_label(name), f"vs {content['plan']['baseline']}"]
@@ -238,7 +202,7 @@ def _margins(content: Mapping[str, Any]) -> Table:
             cells = [row["arm"], row["checkpoint"]]
             for name in names:
                 margin, against = row["margins"][name], row["against"][name]
-                cells += [_signed(name, against["difference"]), _range(name, against["users"])]
+                cells += [format_difference(name, against["difference"]), format_ends(name, against["users"])]
                 cells += ["yes" if margin["kept"] else "not shown"]
             rows.append(tuple(cells))
     right: list[Alignment] = ["right"] * (3 * len(names))
@@ -252,18 +216,15 @@ def _breadth(content: Mapping[str, Any]) -> Table:
     return metric_table(("arm", "checkpoint"), [(row["arm"], row["checkpoint"]) for row in rows], values, columns)
 
 
-def _beside(metric: str, where: Shown, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The metrics beside the compared one: accuracy at its depth, accuracy at others, then what the lists hold."""
-    known = [name for name in shown(where) if name != metric and any(name in row["test"] for row in rows)]
-    accuracy = shown(Shown.RANKING)
-    return sorted(known, key=lambda name: (name not in accuracy, cutoff(name) != cutoff(metric)))
-
-
 def _by_seed(content: Mapping[str, Any]) -> Table:
     """Every single difference, so that a reader sees what the means are made of."""
     metric = content["plan"]["metric"]
     rows = tuple(
-        (row["arm"], row["checkpoint"], *(_signed(metric, value) for value in row["against"][metric]["by_seed"]))
+        (
+            row["arm"],
+            row["checkpoint"],
+            *(format_difference(metric, value) for value in row["against"][metric]["by_seed"]),
+        )
         for row in content["rows"]
         if row["against"]
     )
@@ -336,8 +297,9 @@ def _named(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
         found = row["against"][metric]
         unit = " points" if is_rate(metric) else ""
         texts.append(
-            f"{row['arm']} ({row['checkpoint']}: {_signed(metric, found['difference'])}{unit},"
-            f" users {_range(metric, found['users'])}, seeds {_range(metric, found['seeds'])}, p {_p(row['p_holm'])})"
+            f"{row['arm']} ({row['checkpoint']}: {format_difference(metric, found['difference'])}{unit},"
+            f" users {format_ends(metric, found['users'])}, seeds {format_ends(metric, found['seeds'])},"
+            f" p {_p(row['p_holm'])})"
         )
     return "; ".join(texts)
 
@@ -350,7 +312,8 @@ def _scaled(metric: str, value: float) -> str:
     return f"{100 * value:+.2f}" if is_rate(metric) else f"{value:+.4f}"
 
 
-def _signed(metric: str, value: float) -> str:
+def format_difference(metric: str, value: float) -> str:
+    """A difference with its sign, that of a rate in points."""
     text = _scaled(metric, value)
     return text.replace("-", "\N{MINUS SIGN}") if float(text) else text.lstrip("+-")
 
@@ -360,8 +323,9 @@ def _size(metric: str, value: float) -> str:
     return _count(f"{100 * value:g}", "point") if is_rate(metric) else f"{value:g}"
 
 
-def _range(metric: str, ends: Sequence[float] | None) -> str:
-    return MISSING if ends is None else f"{_signed(metric, ends[0])} … {_signed(metric, ends[1])}"
+def format_ends(metric: str, ends: Sequence[float] | None) -> str:
+    """Both ends of the interval of a difference."""
+    return MISSING if ends is None else f"{format_difference(metric, ends[0])} … {format_difference(metric, ends[1])}"
 
 
 def _half(metric: str, value: Mapping[str, Any]) -> str:

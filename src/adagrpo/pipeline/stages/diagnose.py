@@ -29,7 +29,7 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.rewards import check_reward
 from adagrpo.pipeline.run import Run
-from adagrpo.pipeline.stages.fitting import DECODING, needs_order
+from adagrpo.pipeline.stages.fitting import DECODING
 from adagrpo.policies import Policy
 from adagrpo.report import write_diagnosis
 from adagrpo.rewards.protocol import Reward
@@ -53,7 +53,6 @@ def diagnose_reward(run: Run, second_ranker: Path | None = None) -> dict[str, An
     Raises:
         UserError: a stage is missing, or the second ranker does not fit.
     """
-    needs_order(run)
     data = RunData(run)
     models = Models(data)
     policy = run.path("sft", "best")

@@ -26,7 +26,7 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.rewards import check_reward, describe_reward
 from adagrpo.pipeline.run import Run
-from adagrpo.pipeline.stages.fitting import DECODING, needs_order
+from adagrpo.pipeline.stages.fitting import DECODING
 from adagrpo.storage.artifacts import write_file
 from adagrpo.types import Cases
 
@@ -47,7 +47,6 @@ def evaluate(run: Run, arms: list[str]) -> None:
 
     Checkpoints with equal weights (an arm whose best step is 0 is the sft policy) are computed once.
     """
-    needs_order(run)
     check_reward(Models(RunData(run)))
     known: dict[str, Path] = {}
     evaluate_checkpoint(run, "evaluate/sft", run.path("sft", "best"), known)

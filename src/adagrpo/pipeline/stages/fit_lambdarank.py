@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +17,13 @@ from adagrpo.evaluation.predictions import sample_cases, select_cases
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
-from adagrpo.pipeline.stages.exposure_report import exposed
 from adagrpo.rewards.boosted import require_lightgbm
 from adagrpo.rewards.features import FEATURES
 from adagrpo.storage.artifacts import write_file
 from adagrpo.trainer.lambdarank import (
     NegativeSampler,
+    RankingGroups,
     case_groups,
-    exposed_groups,
     fit_lambdarank,
     logged_groups,
     shown_groups,
@@ -33,8 +33,26 @@ from adagrpo.trainer.ranker_fit import Impressions
 __all__ = ["fit_second_ranker"]
 
 
-def fit_second_ranker(run: Run) -> None:
+def _logged_validation(data: RunData, sampler: NegativeSampler) -> RankingGroups:
+    """The validation cases of users whom the ranker sees, each logged item among negatives."""
+    config = data.config
+    everyone = data.cases("validation")
+    seen = select_cases(everyone, np.flatnonzero(~data.withheld[everyone.users]))
+    cases = sample_cases(seen, config.ranker.fit.validation_users, config.seed)
+    return case_groups(sampler, cases, negatives=config.ranker.lambdarank.negatives, max_history=config.max_history)
+
+
+def fit_second_ranker(
+    run: Run,
+    validation: Callable[[RunData, NegativeSampler], RankingGroups] = _logged_validation,
+    reads: Sequence[str] = (),
+) -> None:
     """Fit LambdaRank if the reward, or one that it is made of, is of that kind; on impressions where there are some.
+
+    Args:
+        run: with the stage prepare.
+        validation: makes the groups that select the number of trees.
+        reads: the prepared files that they are made of, beside those of training.
 
     Raises:
         UserError: LightGBM is not installed, or there is nothing to learn from.
@@ -45,8 +63,7 @@ def fit_second_ranker(run: Run) -> None:
     data, options = RunData(run), run.config.ranker.lambdarank
     shown = data.prepared / "impressions.parquet"
     inputs = [*data.training_files, *([shown] if shown.is_file() else [])]
-    if run.config.without_order:
-        inputs.append(data.prepared / "held_out.parquet")
+    inputs += [data.prepared / file for file in reads]
     reach = run.config.max_history
 
     def build(work: Path) -> None:
@@ -59,14 +76,7 @@ def fit_second_ranker(run: Run) -> None:
         else:
             impressions = Impressions.from_table(table, len(training))
             groups = shown_groups(sampler, impressions, negatives=options.negatives, max_history=reach)
-        if run.config.without_order:
-            found = exposed(data, "validation")
-            held_out = exposed_groups(sampler, *found, max_history=reach)
-        else:
-            everyone = data.cases("validation")
-            seen = select_cases(everyone, np.flatnonzero(~data.withheld[everyone.users]))
-            cases = sample_cases(seen, run.config.ranker.fit.validation_users, run.config.seed)
-            held_out = case_groups(sampler, cases, negatives=options.negatives, max_history=reach)
+        held_out = validation(data, sampler)
         if not len(groups.items) or not len(held_out.items):
             raise UserError("reward.kind: lambdarank finds no moment with one item chosen and another not")
         fitted = fit_lambdarank(

@@ -1,11 +1,17 @@
-"""The stage `ranker`: the reward model, of all users and of each fold."""
+"""The stage `ranker`: the reward model, of all users and of each fold.
+
+How a ranker is selected depends on the logs: by its retrieval of the next item here, by the order of what was shown in
+`adagrpo.pipeline.unordered`.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +24,6 @@ from adagrpo.evaluation.predictions import rank_by_ranker, sample_cases, select_
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
-from adagrpo.pipeline.stages.exposure_report import examined, exposed
 from adagrpo.pipeline.stages.fit_lambdarank import fit_second_ranker
 from adagrpo.pipeline.stages.fitting import fit_model
 from adagrpo.rewards.sequential import SequentialRanker
@@ -26,26 +31,37 @@ from adagrpo.trainer import RankerFit
 from adagrpo.trainer.ranker_fit import Impressions
 from adagrpo.types import Cases
 
-__all__ = ["fit_ranker"]
+__all__ = ["Examine", "Selection", "Validate", "fit_ranker", "fit_sequential_ranker"]
 
 Validate = Callable[[], dict[str, float]]
 Examine = Callable[[SequentialRanker], dict[str, dict[str, float]]]
 
 
+class Selection(NamedTuple):
+    """How the best step of a ranker is found, and what is said of it."""
+
+    monitor: str  # the metric, of those that `Validate` gives
+    reads: str  # the key of the configuration that it reads beside the ranker's own
+    # from the ranker to be fitted and (U,) the users that it must not see
+    begin: Callable[[RunData, SequentialRanker, NDArray[np.bool_]], tuple[Validate, Examine]]
+    files: Sequence[str] = ()  # prepared ones that it reads beside those of training
+
+
 def fit_ranker(run: Run) -> None:
     """The reward model: of all users and, for cross-fitting, one a fold that is fitted on the users of the others."""
-    _fit_ranker(run, "ranker", None)
-    for fold, name in enumerate(RunData(run).fold_names):
-        _fit_ranker(run, name, fold)
+    names: dict[str, int | None] = {"ranker": None}
+    names |= {name: fold for fold, name in enumerate(RunData(run).fold_names)}
+    for name, fold in names.items():
+        by_retrieval = Selection("ndcg@10", "evaluation.mask_history", partial(_retrieval, fold))
+        fit_sequential_ranker(run, by_retrieval, name, fold)
     fit_second_ranker(run)
 
 
-def _fit_ranker(run: Run, name: str, fold: int | None) -> None:
+def fit_sequential_ranker(run: Run, selection: Selection, name: str = "ranker", fold: int | None = None) -> None:
     """Fit and select a ranker without the users of a fold: not one of their interactions is read for either."""
     data, options = RunData(run), run.config.ranker
-    models = Models(data)
-    settings, without_order = options.fit, run.config.without_order
-    inputs = list(data.training_files) + ([data.prepared / "held_out.parquet"] if without_order else [])
+    models, settings = Models(data), options.fit
+    inputs = [*data.training_files, *(data.prepared / file for file in selection.files)]
     shown = data.prepared / "impressions.parquet"
     if shown.is_file():
         inputs.append(shown)
@@ -62,7 +78,7 @@ def _fit_ranker(run: Run, name: str, fold: int | None) -> None:
         left_out = data.withheld if fold is None else data.withheld | (data.fold_of_user == fold)
         schedule = replace(models.schedule(settings), training=emptied(data.training, left_out))
         impressions = _impressions(data, kind)
-        validate, examine = _examination(data, ranker) if without_order else _retrieval(data, ranker, left_out, fold)
+        validate, examine = selection.begin(data, ranker, left_out)
         task = RankerFit(
             ranker,
             schedule,
@@ -72,7 +88,7 @@ def _fit_ranker(run: Run, name: str, fold: int | None) -> None:
             impressions=impressions,
             self_normalised=options.propensity == "snips",
             negatives=options.negatives,
-            monitor="auc" if without_order else "ndcg@10",
+            monitor=selection.monitor,
         )
         result = fit_model(data, name, ranker, task, settings, work)
         if not run.processes.leads:
@@ -81,10 +97,9 @@ def _fit_ranker(run: Run, name: str, fold: int | None) -> None:
         summary |= examine(models.ranker(work / "best"))
         (work / "metrics.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
 
-    examined_by = "evaluation.batch_size" if without_order else "evaluation.mask_history"
     run.stage(
         name,
-        reads=("ranker", "seed", "max_history", examined_by),
+        reads=("ranker", "seed", "max_history", selection.reads),
         but=("ranker.lambdarank", *(("ranker.folds",) if fold is None else ())),
         also=None if fold is None else {"fold": fold},
         schema=2,
@@ -95,7 +110,7 @@ def _fit_ranker(run: Run, name: str, fold: int | None) -> None:
 
 
 def _retrieval(
-    data: RunData, ranker: SequentialRanker, left_out: NDArray[np.bool_], fold: int | None
+    fold: int | None, data: RunData, ranker: SequentialRanker, left_out: NDArray[np.bool_]
 ) -> tuple[Validate, Examine]:
     """How a ranker is validated while it is fitted, and what is said of the best one: its own retrieval."""
     config = data.config
@@ -120,12 +135,6 @@ def _retrieval(
         return {name: retrieve(best, select_cases(everyone, rows)) for name, rows in groups.items() if len(rows)}
 
     return lambda: retrieve(ranker, cases), examine
-
-
-def _examination(data: RunData, ranker: SequentialRanker) -> tuple[Validate, Examine]:
-    """The same for impressions without order: the order of what was shown to a user, held out for validation."""
-    held_out = exposed(data, "validation")
-    return lambda: examined(data, ranker, held_out), lambda best: {"validation": examined(data, best, held_out)}
 
 
 def _impressions(data: RunData, loss: str) -> Impressions | None:

@@ -11,28 +11,14 @@ from torch import nn
 
 from adagrpo.config import FitConfig
 from adagrpo.data.prepared import load_user_ids
-from adagrpo.errors import UserError
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
 from adagrpo.storage.artifacts import write_file
 from adagrpo.trainer import Diverged, FitResult, Task, fit
 
-__all__ = ["DECODING", "fit_model", "needs_order"]
+__all__ = ["DECODING", "fit_model"]
 
 DECODING = ("policy", "evaluation", "max_history")  # what decides the beams of given weights
-
-
-def needs_order(run: Run) -> None:
-    """Refuse what predicts a next item where nothing says what came next.
-
-    Raises:
-        UserError: the logs of the run are impressions without order.
-    """
-    if run.config.without_order:
-        raise UserError(
-            "data.split.kind: impressions has no order, so no next item for a policy to learn;"
-            f" `adagrpo ranker --run {run.directory}` fits and examines the ranker"
-        )
 
 
 def fit_model(

@@ -11,7 +11,7 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stages.choose_weight import chosen_weight, teacher_weight
-from adagrpo.pipeline.stages.fitting import DECODING, fit_model, needs_order
+from adagrpo.pipeline.stages.fitting import DECODING, fit_model
 from adagrpo.trainer import Arm, PostTraining, Supervised
 
 __all__ = ["fit_arm"]
@@ -19,7 +19,6 @@ __all__ = ["fit_arm"]
 
 def fit_arm(run: Run, arm: ArmConfig) -> None:
     """Post-train one arm from the best sft checkpoint."""
-    needs_order(run)
     options, objective = run.config.train, arm.seen_by(run.config.objective)
     data, settings = RunData(run), options.fit
     models = Models(data)
@@ -64,9 +63,7 @@ def fit_arm(run: Run, arm: ArmConfig) -> None:
             )
         fit_model(data, f"train/{arm.name}", policy, task, settings, work, files=policy.checkpoint_files)
 
-    reads = ["train.fit", "train.rl_split", *DECODING, "seed"]
-    if options.rl_split:
-        reads += ["train.rl_split_nll"]
+    reads = ["train.fit", "train.rl_split", "train.rl_split_nll", *DECODING, "seed"]
     if arm.term is not None:
         reads += ["train.gradient_norms_every", "ranker.folds", "reward"]
     run.stage(

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import assert_never
+from typing import NamedTuple, assert_never
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from adagrpo.config import ItemTable
-from adagrpo.config.data import SplitConfig
+from adagrpo.config.data import DataConfig, SplitConfig
 from adagrpo.data import splits
 from adagrpo.data.columns import ITEM_ID
 from adagrpo.data.dataset import Dataset, build_dataset
-from adagrpo.data.exposures import write_exposures
 from adagrpo.data.logs.interactions import ColumnMapping, Logs, Refusals, read_logs
 from adagrpo.data.logs.items import read_items
 from adagrpo.data.prepared import write_prepared
@@ -25,10 +25,10 @@ from adagrpo.errors import UserError
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
-from adagrpo.pipeline.stages.fitting import DECODING, fit_model, needs_order
+from adagrpo.pipeline.stages.fitting import DECODING, fit_model
 from adagrpo.trainer import Supervised
 
-__all__ = ["fit_sft", "prepare", "simulate_marketplace"]
+__all__ = ["LogSource", "fit_sft", "log_source", "prepare", "prepare_stage", "simulate_marketplace"]
 
 MARKETPLACE_ITEMS = ItemTable(path="items.parquet", text=("title",), attributes=("attributes",))
 MARKETPLACE_COLUMNS = ColumnMapping(timestamp="timestamp", clicked="clicked", slot="slot", propensity="propensity")
@@ -45,51 +45,76 @@ def simulate_marketplace(run: Run) -> None:
     run.stage("simulate", reads=reads, inputs=[], build=lambda work: write_simulation(simulate(world), work))
 
 
-def prepare(run: Run) -> None:
-    """Logs to interactions: filter, number users and items, split."""
+class LogSource(NamedTuple):
+    """The log files and the item table of a run, and how they are read."""
+
+    options: DataConfig
+    logs: Sequence[Path]
+    columns: ColumnMapping
+    described: ItemTable | None
+    items: Path | None
+    attribute_names: Path | None
+
+    @property
+    def files(self) -> list[Path]:
+        """All that is read."""
+        return [*self.logs, *(path for path in (self.items, self.attribute_names) if path is not None)]
+
+    def read_items(self) -> pl.DataFrame | None:
+        """The item table, if the recipe names one."""
+        if self.described is None or self.items is None:
+            return None
+        return read_items(
+            self.items,
+            id_column=self.described.id_column,
+            text_columns=self.described.text,
+            attribute_columns=self.described.attributes,
+            attribute_names=self.attribute_names,
+            max_expansion=self.options.max_expansion,
+        )
+
+    def refusals(self, table: pl.DataFrame | None) -> Refusals:
+        """Which rows are bad though they can be read; `table` is that of `read_items`."""
+        refuse = self.options.refuse
+        known = table[ITEM_ID].cast(pl.String) if refuse.unknown_items and table is not None else None
+        return Refusals(known, refuse.after, refuse.repeats)
+
+    def read_logs(self, refuse: Refusals, *, ordered: bool = True) -> Logs:
+        """The logs; with `ordered` their columns say what came after what."""
+        return read_logs(
+            self.logs,
+            self.columns,
+            keep_events=self.options.keep_events,
+            min_rating=self.options.min_rating,
+            click_rating=self.options.click_rating,
+            ordered=ordered,
+            max_bad_rows=self.options.max_bad_rows,
+            refuse=refuse,
+            max_expansion=self.options.max_expansion,
+            drop_duplicates=self.options.drop_duplicates,
+        )
+
+
+def log_source(run: Run) -> LogSource:
+    """Where the logs of a run are: below the data folder, or what `simulate_marketplace` made."""
     options = run.config.data
-    described, root = options.items, run.data
+    described, root, logs = options.items, run.data, options.logs
     columns = ColumnMapping(**options.columns.model_dump())
-    logs = [root / path for path in options.logs]
-    random = [run.data / path for path in options.random.logs] if options.random else []
     if options.marketplace is not None:
         described, root, columns = MARKETPLACE_ITEMS, run.path("simulate"), MARKETPLACE_COLUMNS
-        logs = [root / "logs.parquet"]
+        logs = ("logs.parquet",)
     items = root / described.path if described else None
     names = root / described.attribute_names if described and described.attribute_names else None
+    return LogSource(options, [root / path for path in logs], columns, described, items, names)
+
+
+def prepare(run: Run) -> None:
+    """Logs to interactions: filter, number users and items, split."""
+    options, source = run.config.data, log_source(run)
 
     def build(work: Path) -> None:
-        table = None
-        if described is not None and items is not None:
-            table = read_items(
-                items,
-                id_column=described.id_column,
-                text_columns=described.text,
-                attribute_columns=described.attributes,
-                attribute_names=names,
-                max_expansion=options.max_expansion,
-            )
-        refuse = Refusals(
-            table[ITEM_ID].cast(pl.String) if options.refuse.unknown_items and table is not None else None,
-            options.refuse.after,
-            options.refuse.repeats,
-        )
-        read = read_logs(
-            logs,
-            columns,
-            keep_events=options.keep_events,
-            min_rating=options.min_rating,
-            click_rating=options.click_rating,
-            ordered=not run.config.without_order,
-            max_bad_rows=options.max_bad_rows,
-            refuse=refuse,
-            max_expansion=options.max_expansion,
-        )
-        if run.config.without_order:
-            at_random = _random_logs(run, random, refuse)
-            share, seed = options.split.held_out, run.config.seed
-            write_exposures(read, at_random, table, work, held_out=share, seed=seed)
-            return
+        table = source.read_items()
+        read = source.read_logs(source.refusals(table))
         dataset = build_dataset(
             read,
             table,
@@ -98,39 +123,31 @@ def prepare(run: Run) -> None:
         )
         del read  # as large as what was made of it
         if options.shuffle_ties is not None:
-            column = options.shuffle_ties.sorted_by
-            name = described.id_column if described else ITEM_ID
             dataset = shuffle_ties(
                 dataset,
                 seed=run.config.seed,
-                table=items,
-                id_column=name,
-                column=column,
+                table=source.items,
+                id_column=source.described.id_column if source.described else ITEM_ID,
+                column=options.shuffle_ties.sorted_by,
                 max_expansion=options.max_expansion,
             )
         write_prepared(dataset, _split(run, dataset), work)
 
-    inputs = list(dict.fromkeys([*logs, *random, *(path for path in (items, names) if path is not None)]))
-    drawn = options.shuffle_ties or options.split.users or run.config.without_order
+    prepare_stage(run, source.files, build, drawn=bool(options.shuffle_ties or options.split.users))
+
+
+def prepare_stage(run: Run, files: Sequence[Path], build: Callable[[Path], None], *, drawn: bool) -> None:
+    """Make the stage `prepare`, and say in run.yaml what it was made of.
+
+    Args:
+        run: of the stage.
+        files: that it reads.
+        build: as `Run.stage` has it.
+        drawn: something in it is drawn by chance.
+    """
+    inputs = list(dict.fromkeys(files))
     run.stage("prepare", reads=("data", "seed") if drawn else ("data",), inputs=inputs, build=build)
     run.write_description({path.name: run.hash_input(path) for path in inputs})
-
-
-def _random_logs(run: Run, paths: list[Path], refuse: Refusals) -> Logs | None:
-    """What was shown at random, if the recipe names such logs."""
-    options = run.config.data.random
-    if options is None:
-        return None
-    return read_logs(
-        paths,
-        ColumnMapping(**options.columns.model_dump()),
-        keep_events=options.keep_events,
-        click_rating=options.click_rating,
-        ordered=False,
-        max_bad_rows=run.config.data.max_bad_rows,
-        refuse=refuse,
-        max_expansion=run.config.data.max_expansion,
-    )
 
 
 def _split(run: Run, dataset: Dataset) -> splits.Split:
@@ -168,7 +185,6 @@ def _temporal(options: SplitConfig, dataset: Dataset, lengths: NDArray[np.int64]
 
 def fit_sft(run: Run) -> None:
     """The starting policy: NLL from scratch."""
-    needs_order(run)
     data, settings = RunData(run), run.config.sft
     models = Models(data)
 

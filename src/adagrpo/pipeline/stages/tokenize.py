@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from adagrpo.data.prepared import load_item_ids, load_items
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
-from adagrpo.pipeline.stages.fitting import needs_order
 from adagrpo.semantic_ids import (
     Catalog,
     Quantization,
@@ -42,7 +41,6 @@ ENCODED = ("encode", "vectors.parquet")
 
 def tokenize(run: Run) -> None:
     """Items to Semantic IDs."""
-    needs_order(run)
     data, options = RunData(run), run.config.tokenizer
     inputs = data.training_files[:2]
     if options.published is not None:

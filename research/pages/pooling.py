@@ -1,0 +1,98 @@
+"""Several comparisons of the same arms under different seeds as one, from their files alone.
+
+Means and intervals over seeds are those that one comparison of all seeds would have. Its interval over users is not
+in the files, as nobody knows how a user's differences under one file's seeds go with those under another's. With
+the share w_i of the seeds, and half-widths h_i,
+
+    sd(Σ w_i D_i) <= Σ w_i sd(D_i)     so     Σ w_i h_i is at least the half-width of the mean over all seeds
+
+and each end is the mean of the ends: the interval is too wide, if anything. So is the p-value too large, which is
+that of a normal variable with this half-width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+
+from adagrpo.config import CompareConfig
+from adagrpo.evaluation.comparison import give_verdicts, over_seeds, within_margin
+
+__all__ = ["pool"]
+
+
+def pool(contents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Several comparisons of the same arms under different seeds as one, from their files alone.
+
+    Args:
+        contents: of `comparison.json`, in the order of their seeds.
+
+    Returns:
+        Such a content, with `name`, `seeds`, `users` (the most of any), `plan` and `rows`, for the arms that all have.
+
+    Raises:
+        ValueError: two have a seed in common, or differ in plan or name.
+    """
+    first, seeds = contents[0], [seed for content in contents for seed in content["seeds"]]
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"the seeds {seeds} are not all different")
+    for key in ("name", "plan"):
+        if any(content[key] != first[key] for content in contents):
+            raise ValueError(f"their {key}s differ")
+    options = CompareConfig.model_validate(first["plan"])
+    shares = [len(content["seeds"]) / len(seeds) for content in contents]
+    tables = [{(row["arm"], row["checkpoint"]): row for row in content["rows"]} for content in contents]
+    points = [point for point in tables[0] if all(point in table for table in tables)]
+    rows = []
+    for arm, checkpoint in points:
+        parts = [table[arm, checkpoint] for table in tables]
+        bases = [table.get((options.baseline, checkpoint), table[options.baseline, "best"]) for table in tables]
+        test = {
+            name: over_seeds([value for part in parts for value in part["test"][name]["by_seed"]], options.level)
+            for name in _common(parts, "test")
+        }
+        validation = {
+            name: sum(w * part["validation"][name] for w, part in zip(shares, parts, strict=True))
+            for name in _common(parts, "validation")
+        }
+        against = {
+            name: _pooled_difference(
+                [part["against"][name] for part in parts],
+                [base["test"][name]["mean"] for base in bases],
+                shares,
+                options,
+            )
+            for name in _common(parts, "against")
+        }
+        margins = {n: within_margin(against[n], n, m) for n, m in options.margins.items() if against}
+        row = {"arm": arm, "checkpoint": checkpoint, "verdict": "", "p_holm": None, "test": test}
+        rows.append(row | {"validation": validation, "against": against, "margins": margins})
+    give_verdicts(rows, options)
+    users = max(content["users"] for content in contents)
+    return {"name": first["name"], "seeds": seeds, "users": users, "plan": first["plan"], "rows": rows}
+
+
+def _common(parts: Sequence[Mapping[str, Any]], key: str) -> list[str]:
+    return [name for name in parts[0][key] if all(name in part[key] for part in parts)]
+
+
+def _pooled_difference(
+    parts: Sequence[Mapping[str, Any]], bases: Sequence[float], shares: Sequence[float], options: CompareConfig
+) -> dict[str, Any]:
+    by_seed = [value for part in parts for value in part["by_seed"]]
+    seeds = over_seeds(by_seed, options.level)
+    low, high = (float(np.dot(shares, [part["users"][end] for part in parts])) for end in (0, 1))
+    base = float(np.dot(shares, bases))
+    error = (high - low) / 2 / NormalDist().inv_cdf((1 + options.level) / 2)
+    p = 2 * NormalDist().cdf(-abs(seeds["mean"]) / error) if error else float(seeds["mean"] == 0)
+    return {
+        "difference": seeds["mean"],
+        "relative": seeds["mean"] / base if base else None,
+        "users": [low, high],
+        "p": p,
+        "seeds": seeds["interval"],
+        "by_seed": by_seed,
+    }

@@ -1,0 +1,65 @@
+"""The table of a comparison in the pages of a study."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from adagrpo.metrics import Shown, cutoff, is_rate, shown
+from adagrpo.report.comparison_page import format_difference, format_ends
+from adagrpo.report.tables import MISSING, Alignment, Table, format_metric, metric_label
+
+__all__ = ["summary_table"]
+
+SHORT = ("hr@50", "ndcg@10", "hallucination@10", "coverage@10")
+SUMMARY = (*SHORT, "tail_share@10")
+
+
+def summary_table(content: Mapping[str, Any], short: bool = False, checkpoint: str | None = None) -> Table:
+    """One row an arm and checkpoint for documents: the metric, its difference from the baseline, the tail and breadth.
+
+    Args:
+        content: of `comparison.json`.
+        short: without the intervals over seeds, the share of tail items and the verdict.
+        checkpoint: `best` or `final`: that one of each arm that has both.
+    """
+    plan, rows = content["plan"], content["rows"]
+    metric = plan["metric"]
+    columns = _beside(metric, SHORT if short else SUMMARY, rows)
+    over = f"{100 * plan['level']:g} % over users" if short else "users; seeds"
+    unit = ", points" if is_rate(metric) else ""
+    single = {arm for arm in (row["arm"] for row in rows) if sum(row["arm"] == arm for row in rows) == 1}
+    # what is true of a list is known of simulated users alone
+    judged = [metric, *(["true_utility@10"] if any("true_utility@10" in row["against"] for row in rows) else [])]
+    cells = []
+    for row in rows:
+        if checkpoint is not None and row["arm"] not in single and row["checkpoint"] != checkpoint:
+            continue
+        test = row["test"]
+        line = [row["arm"], MISSING if row["arm"] in single else row["checkpoint"]]
+        for name in judged:
+            found = row["against"].get(name)
+            line.append(format_metric(name, row["test"][name]["mean"]))
+            if found is None:
+                line.append(MISSING)
+            else:
+                ends = [found["users"]] if short else [found["users"], found["seeds"]]
+                line.append(
+                    f"{format_difference(name, found['difference'])} ({'; '.join(format_ends(name, e) for e in ends)})"
+                )
+        line += [format_metric(name, test[name]["mean"]) if name in test else MISSING for name in columns]
+        cells.append((*line, *([] if short else [row["verdict"]])))
+    header = ["arm", "checkpoint", metric_label(metric), f"against {plan['baseline']}{unit} ({over})"]
+    header += [metric_label("true_utility@10"), f"against {plan['baseline']}"] if len(judged) > 1 else []
+    header += [*map(metric_label, columns), *([] if short else ["verdict"])]
+    right: list[Alignment] = ["right"] * (2 * len(judged) + len(columns))
+    left: list[Alignment] = [] if short else ["left"]
+    better = frozenset((i, len(header) - 1) for i, line in enumerate(cells) if line[-1] == "better")
+    return Table(tuple(header), tuple(cells), ("left", "left", *right, *left), better)
+
+
+def _beside(metric: str, names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The metrics beside the compared one: accuracy at its depth, accuracy at others, then what the lists hold."""
+    known = [name for name in names if name != metric and any(name in row["test"] for row in rows)]
+    accuracy = shown(Shown.RANKING)
+    return sorted(known, key=lambda name: (name not in accuracy, cutoff(name) != cutoff(metric)))

@@ -1,0 +1,119 @@
+"""Comparisons under different seeds as one: what that of all seeds would have, and what no file says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from adagrpo.config import CompareConfig
+from adagrpo.evaluation.comparison import Measured, compare
+from research.pages.pooling import pool
+
+OPTIONS = CompareConfig(margins={"hr@50": 0.05, "hallucination@10": 0.05}, resamples=500)
+USERS = 400
+
+
+def measured(hits: np.ndarray) -> Measured:
+    """A checkpoint with these hits at ten, and the same at fifty."""
+    columns = {"hr@10": hits.astype(float), "hr@50": hits.astype(float), "hallucination@10": np.full(len(hits), 0.1)}
+    users = pl.DataFrame({"user_id": list(range(len(hits)))} | columns)
+    means = {name: float(values.mean()) for name, values in columns.items()} | {"coverage@10": 0.5}
+    return Measured(users, means, means)
+
+
+def gained(hits: np.ndarray, seed: int, count: int) -> np.ndarray:
+    """The same hits and `count` more, of users who had none."""
+    result = hits.copy()
+    result[np.random.default_rng(seed).choice(np.flatnonzero(~hits), count, replace=False)] = True
+    return result
+
+
+def planted(seeds: int = 3) -> dict[tuple[str, str], list[Measured]]:
+    """An arm that gains some users' hits, one that loses a third of the users', and one that changes nothing."""
+    base = [np.random.default_rng(seed).random(USERS) < 0.3 for seed in range(seeds)]
+    return {
+        ("sft", "best"): [measured(hits) for hits in base],
+        ("nll", "best"): [measured(hits) for hits in base],
+        ("nll", "final"): [measured(hits) for hits in base],
+        ("gain", "best"): [measured(gained(hits, seed, 30 + seed)) for seed, hits in enumerate(base)],
+        ("gain", "final"): [measured(hits) for hits in base],
+        ("loss", "best"): [measured(hits & (np.arange(USERS) % 3 > 0)) for hits in base],
+        ("equal", "best"): [measured(hits) for hits in base],
+    }
+
+
+def content_of(tests: Mapping[Any, Any], seeds: list[int], options: CompareConfig) -> dict[str, Any]:
+    rows = compare(tests, seeds, options)
+    return {"name": "x", "seeds": seeds, "users": USERS, "plan": options.model_dump(mode="json"), "rows": rows}
+
+
+def pooled_parts(
+    tests: Mapping[Any, Any], cut: int, options: CompareConfig
+) -> tuple[dict[Any, dict[str, Any]], dict[Any, dict[str, Any]]]:
+    """The rows of one comparison of all seeds, and those of two that are pooled."""
+    seeds = list(range(len(next(iter(tests.values())))))
+    parts = [
+        content_of({point: entries[part] for point, entries in tests.items()}, seeds[part], options)
+        for part in (slice(0, cut), slice(cut, None))
+    ]
+    whole = {(row["arm"], row["checkpoint"]): row for row in compare(tests, seeds, options)}
+    together = pool(parts)
+    assert (together["seeds"], together["users"], together["plan"]) == (seeds, USERS, parts[0]["plan"])
+    return whole, {(row["arm"], row["checkpoint"]): row for row in together["rows"]}
+
+
+def test_pooled_comparisons_are_one_of_all_seeds_but_for_users_intervals_that_are_no_narrower() -> None:
+    options = OPTIONS.model_copy(update={"family": ("gain", "loss", "equal"), "resamples": 2000})
+    whole, pooled = pooled_parts(planted(5), 3, options)
+    assert whole.keys() == pooled.keys()
+    for point, row in whole.items():
+        found = pooled[point]
+        assert found["verdict"] == row["verdict"], point
+        assert found["test"]["hr@10"]["by_seed"] == row["test"]["hr@10"]["by_seed"]
+        assert found["test"]["coverage@10"]["mean"] == pytest.approx(0.5)
+        assert found["validation"]["hr@10"] == pytest.approx(row["validation"]["hr@10"])
+        for metric, expected in row["against"].items():
+            difference = found["against"][metric]
+            for key in ("difference", "relative", "seeds", "by_seed"):
+                assert difference[key] == pytest.approx(expected[key], rel=1e-9, abs=1e-12), (point, metric, key)
+            width, least = np.diff(difference["users"])[0], np.diff(expected["users"])[0]
+            assert width >= 0.97 * least, (point, metric)  # the ends of a bootstrap are known to a few per cent
+        assert {name: margin["kept"] for name, margin in found["margins"].items()} == {
+            name: margin["kept"] for name, margin in row["margins"].items()
+        }
+    # gains of independent users under each seed: the bound is at its widest, 1 against 1 / sqrt 2 for halves
+    gain = pooled["gain", "best"]["against"]["hr@10"], whole["gain", "best"]["against"]["hr@10"]
+    assert 1.1 < np.diff(gain[0]["users"])[0] / np.diff(gain[1]["users"])[0] < 1.6
+
+
+def test_a_pooled_p_value_does_not_claim_more_than_one_of_all_seeds_would() -> None:
+    options = OPTIONS.model_copy(update={"resamples": 400})
+    generator = np.random.default_rng(3)
+    halves = [(slice(0, 2), [0, 1]), (slice(2, 4), [2, 3])]
+    claimed = 0
+    for _ in range(200):
+        base = generator.random(USERS) < 0.3
+        tests: dict[tuple[str, str], list[Measured]] = {("nll", "best"): [measured(base) for _ in range(4)]}
+        # no gain, and the same users win and lose under every seed, which is where the bound is not wide
+        changed = generator.random(USERS) < 0.15
+        arm = np.where(changed, generator.random(USERS) < 0.3, base)
+        tests["arm", "best"] = [measured(arm) for _ in range(4)]
+        parts = [content_of({p: e[cut] for p, e in tests.items()}, seeds, options) for cut, seeds in halves]
+        row = next(row for row in pool(parts)["rows"] if row["arm"] == "arm")
+        claimed += row["against"]["hr@10"]["p"] <= 0.05
+    assert 1 <= claimed <= 20  # 10 of 200 are expected
+
+
+def test_what_cannot_be_pooled_is_refused() -> None:
+    first = content_of(planted(), [0, 1, 2], OPTIONS)
+    with pytest.raises(ValueError, match=r"the seeds \[0, 1, 2, 0, 1, 2\] are not all different"):
+        pool([first, first])
+    other = first | {"seeds": [3, 4, 5]}
+    with pytest.raises(ValueError, match="their plans differ"):
+        pool([first, other | {"plan": first["plan"] | {"baseline": "sft"}}])
+    with pytest.raises(ValueError, match="their names differ"):
+        pool([first, other | {"name": "y"}])
