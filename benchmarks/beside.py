@@ -112,7 +112,7 @@ def busy(count: int) -> Iterator[None]:
 def measure(run: Path, variants: Mapping[str, Mapping[str, str]] = VARIANTS, *, turns: int = TURNS) -> Costs:
     """Costs of each variant, work and place, one a turn; with a second process, the mean of both.
 
-    `spinning` is measured beside others in the first turn alone: it takes up to thirty times as long.
+    `spinning` is measured beside others in the first turn alone: there it takes many times as long.
     """
     found: Costs = {}
     with ExitStack() as stack:
