@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from adagrpo.report.tables import Table, format_number, to_text
-from benchmarks import causal_lm, compact, diagnostics, memory, scale, serving, whole
+from benchmarks import beside, causal_lm, compact, diagnostics, memory, scale, serving, whole
 from benchmarks.rows import Row
 
 LANGUAGE_MODELS: dict[str, Callable[[Path, Path, causal_lm.Kind], list[Row]]] = {
@@ -32,6 +32,7 @@ BENCHMARKS: dict[str, tuple[Callable[[Path, Path], list[Row]], str | None]] = {
     "adagrpo_vs_nll_step": (compact.adagrpo_vs_nll_step, "amazon-beauty"),
     "diagnostics_share": (diagnostics.diagnostics_share, "amazon-beauty"),
     "evaluate_beauty_s": (compact.evaluate_beauty, "amazon-beauty"),
+    "beside": (beside.beside, "amazon-beauty"),
     "serving": (serving.serving, "amazon-beauty"),
     "beauty_end_to_end_min": (whole.beauty_end_to_end, "amazon-beauty"),
     "prepare_20m": (whole.prepare_20m, None),

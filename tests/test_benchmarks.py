@@ -14,7 +14,7 @@ import torch
 from adagrpo.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from benchmarks import memory, page
+from benchmarks import beside, memory, page
 from benchmarks.rows import Row, median_spread, timed_in_turn
 
 TARGETS = (
@@ -45,6 +45,23 @@ def test_a_row_says_what_it_was_measured_on() -> None:
     row = Row("name", 1.0, "s", (0.5, 2.0), "<= 2", True, "nothing").as_json()
     assert {"machine", "threads", "versions", "commit", "target", "met", "against", "spread"} <= set(row)
     assert json.loads(json.dumps(row))["value"] == 1.0
+
+
+def test_work_beside_another_job_is_held_against_the_same_turn_alone() -> None:
+    seconds = {"alone": [1.0, 2.0, 4.0], "busy": [2.0, 6.0, 8.0], "twin": [3.0, 6.0, 12.0]}
+    costs = {
+        (name, work, place): [beside.Cost(factor * value, 0.5) for value in values]
+        for name, factor in (("default", 1.0), ("spinning", 1.25))
+        for work in beside.WORKS
+        for place, values in seconds.items()
+    }
+    rows = {row.name: row for row in beside.rows_of(costs)}
+    assert len(rows) == 6
+    busy = rows["train_beside_ratio"]  # 2, 3 and 2 times the time alone
+    assert (busy.value, busy.spread, busy.target, busy.met) == (2.0, (2.0, 3.0), "<= 2.5", True)
+    assert busy.detail["default"]["busy_s"] == 6.0 and busy.detail["spinning"]["alone_s"] == 2.5
+    assert (rows["evaluate_beside_twin_ratio"].value, rows["evaluate_beside_twin_ratio"].met) == (3.0, False)
+    assert rows["train_sleeping_alone_ratio"].value == 0.8
 
 
 DETAIL = {"beam": 50, "share": 0.25, "test": {"hr@10": 0.5}}

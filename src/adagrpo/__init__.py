@@ -1,3 +1,11 @@
 """Post-training of generative recommenders with rewards that cannot be trusted everywhere."""
 
+import os
+
 __version__ = "0.1.0"
+
+# A thread that waits at the end of a parallel operation sleeps instead of looping. Beside another job on the same
+# cores the loop takes the time that the late thread needs. OpenMP reads this once, when torch is first imported:
+# that is after this package, unless the caller imported torch before.
+if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
