@@ -32,9 +32,10 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from adagrpo.config import FitConfig
-from adagrpo.evaluation import predict, sample_cases
+from adagrpo.evaluation.predictions import predict, sample_cases
 from adagrpo.pipeline import Run
-from adagrpo.pipeline.models import Workbench
+from adagrpo.pipeline.factories import Models
+from adagrpo.pipeline.files import RunData
 from adagrpo.trainer import Supervised
 from benchmarks.compact import stepper, workbench
 from benchmarks.rows import Row, median_spread
@@ -181,8 +182,7 @@ def main() -> None:
     """A worker: answers each line, the name of a work, with what it cost; the first answer says that it is ready."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
-    bench = Workbench(Run.open(parser.parse_args().run))
-    works = as_works(bench)
+    works = as_works(RunData(Run.open(parser.parse_args().run)))
     for work in works.values():
         work()
     _answer(Cost(0.0, 0.0), sys.stdout)
@@ -192,15 +192,16 @@ def main() -> None:
         _answer(Cost(time.perf_counter() - started, _processor() - used), sys.stdout)
 
 
-def as_works(bench: Workbench) -> dict[str, Callable[[], object]]:
+def as_works(data: RunData) -> dict[str, Callable[[], object]]:
     """Eight NLL steps, and the evaluation of a sample with constrained and free beams of 50."""
-    weights, schedule = bench.run.path("sft", "best"), bench.schedule(FitConfig())
-    task = Supervised(bench.policy(weights), bench.catalog.codes, schedule, steps=10**6, validate=dict)
-    _, steps = stepper(bench.device, task)
-    policy, cases = bench.policy(weights), sample_cases(bench.cases("validation"), SAMPLE, 0)
+    models, weights = Models(data), data.run.path("sft", "best")
+    schedule = models.schedule(FitConfig())
+    task = Supervised(models.policy(weights), data.catalog.codes, schedule, steps=10**6, validate=dict)
+    _, steps = stepper(data.device, task)
+    policy, cases = models.policy(weights), sample_cases(data.cases("validation"), SAMPLE, 0)
     return {
         "train": steps,
-        "evaluate": lambda: predict(policy, bench.catalog, cases, width=50, batch_size=256, max_history=20),
+        "evaluate": lambda: predict(policy, data.catalog, cases, width=50, batch_size=256, max_history=20),
     }
 
 
