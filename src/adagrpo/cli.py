@@ -31,6 +31,7 @@ from adagrpo.artifacts import check_replaceable, hash_json, publish, seal, tempo
 from adagrpo.config import Config, dump_config, load_config, resolve_config
 from adagrpo.console import StderrConsole
 from adagrpo.data.marketplace import Marketplace, simulate, write_simulation
+from adagrpo.data.understood import sentences
 from adagrpo.errors import ServiceError, UserError
 from adagrpo.layers import autocast_dtype
 from adagrpo.marks import check, claim, is_marked
@@ -154,7 +155,13 @@ def prepare(
     run = Run(out, config, Path(), _console(quiet))
     with _session(run):
         pipeline.prepare(run)
-    _print(json.loads(run.checked("prepare", "summary.json").read_text(encoding="utf-8")), as_json)
+    found = json.loads(run.checked("prepare", "summary.json").read_text(encoding="utf-8"))
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    understood = found.pop("understood")
+    typer.echo("\n".join(sentences(understood)))
+    _print(found, as_json)
 
 
 @app.command(name="simulate")

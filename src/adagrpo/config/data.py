@@ -114,6 +114,7 @@ class DataConfig(Section):
 
     With `click_rating` every row is an impression, clicked if it is rated at least so. `max_expansion` bounds to how
     many times its size a compressed file of logs or items may unpack, beyond 32 MB, see `adagrpo.data.unpacking`.
+    With `drop_duplicates` the first alone is kept of rows of the same user, item and time; they are no bad rows.
     """
 
     logs: tuple[str, ...] = ()
@@ -129,6 +130,7 @@ class DataConfig(Section):
     max_bad_rows: Annotated[int, Field(ge=0)] = 0
     max_expansion: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 100
     refuse: RefuseConfig = RefuseConfig()
+    drop_duplicates: bool = False
     split: SplitConfig = SplitConfig()
     shuffle_ties: TieConfig | None = None
 
@@ -146,6 +148,8 @@ class DataConfig(Section):
             self.shuffle_ties or max(self.min_user_interactions, self.min_item_interactions) > 1
         ):
             raise ValueError("split.kind impressions takes neither shuffle_ties nor minimum interactions")
+        if self.split.kind == "impressions" and self.drop_duplicates:
+            raise ValueError("split.kind impressions keeps each user and item once; drop_duplicates has nothing to drop")
         if self.random is not None and self.split.kind != "impressions":
             raise ValueError("random is held against impressions without order; set split.kind to impressions")
         return self

@@ -81,6 +81,7 @@ def prepare(run: Run) -> None:
             max_bad_rows=options.max_bad_rows,
             refuse=refuse,
             max_expansion=options.max_expansion,
+            drop_duplicates=options.drop_duplicates,
         )
         if run.config.without_order:
             at_random = _random_logs(run, random, refuse)
@@ -110,7 +111,7 @@ def prepare(run: Run) -> None:
     inputs = list(dict.fromkeys([*logs, *random, *(path for path in (items, names) if path is not None)]))
     content = options.model_dump(mode="json")
     del content["max_expansion"]  # whether a file is read, not what is read of it
-    for key, default in (("refuse", RefuseConfig().model_dump(mode="json")), ("click_rating", None), ("random", None)):
+    for key, default in (("refuse", RefuseConfig().model_dump(mode="json")), ("click_rating", None), ("random", None), ("drop_duplicates", False)):
         if content[key] == default:
             del content[key]
     if not run.config.without_order:
