@@ -149,7 +149,9 @@ class DataConfig(Section):
         ):
             raise ValueError("split.kind impressions takes neither shuffle_ties nor minimum interactions")
         if self.split.kind == "impressions" and self.drop_duplicates:
-            raise ValueError("split.kind impressions keeps each user and item once; drop_duplicates has nothing to drop")
+            raise ValueError(
+                "split.kind impressions keeps each user and item once; drop_duplicates has nothing to drop"
+            )
         if self.random is not None and self.split.kind != "impressions":
             raise ValueError("random is held against impressions without order; set split.kind to impressions")
         return self

@@ -9,8 +9,9 @@ and nothing is repaired. What was understood of the files is kept with what was 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,7 +82,7 @@ class Logs:
     rows_read: int
     rows_filtered: int  # by event or rating
     duplicates_dropped: int | None = None  # rows, where they were to be dropped
-    understood: dict[str, Any] = field(default_factory=dict)  # see `adagrpo.data.understood`
+    understood: dict[str, Any] = dataclasses.field(default_factory=dict)  # see `adagrpo.data.understood`
 
     @property
     def time_key(self) -> str:

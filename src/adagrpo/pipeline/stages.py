@@ -111,7 +111,12 @@ def prepare(run: Run) -> None:
     inputs = list(dict.fromkeys([*logs, *random, *(path for path in (items, names) if path is not None)]))
     content = options.model_dump(mode="json")
     del content["max_expansion"]  # whether a file is read, not what is read of it
-    for key, default in (("refuse", RefuseConfig().model_dump(mode="json")), ("click_rating", None), ("random", None), ("drop_duplicates", False)):
+    for key, default in (
+        ("refuse", RefuseConfig().model_dump(mode="json")),
+        ("click_rating", None),
+        ("random", None),
+        ("drop_duplicates", False),
+    ):
         if content[key] == default:
             del content[key]
     if not run.config.without_order:
