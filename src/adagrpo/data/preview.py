@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from adagrpo.data.columns import ITEM_ID, TIMESTAMP, USER_ID
@@ -84,7 +85,7 @@ def _type(values: pl.Series) -> str:
     """What most values of a sample are, in words."""
     if len(values) == 0:
         return "empty"
-    if values.dtype.is_nested() or not (values.dtype == pl.String or values.dtype.is_primitive_numeric()):
+    if values.dtype != pl.String and not values.dtype.is_numeric():
         return str(values.dtype)
     found = numbers(values)
     if _most(found):
@@ -147,7 +148,7 @@ def _counted(paths: Sequence[Path], roles: Mapping[str, Mapping[str, Any]], rows
     logs = read_logs(paths, mapping, ordered=ordered, max_bad_rows=ANY_NUMBER_OF_ROWS, first_rows=rows)
     table = logs.interactions
     keys = [name for name in (USER_ID, ITEM_ID, logs.time_key) if name in table.columns]
-    per_user = table.group_by(USER_ID).len()["len"]
+    per_user = table.group_by(USER_ID).len()["len"].to_numpy()
     pairs = table.select(USER_ID, ITEM_ID).n_unique()
     shown = logs.impressions
     counts = {
@@ -157,9 +158,9 @@ def _counted(paths: Sequence[Path], roles: Mapping[str, Mapping[str, Any]], rows
         "users": len(per_user),
         "items": table[ITEM_ID].n_unique(),
         "interactions_a_user": {
-            "median": int(per_user.quantile(0.5) or 0),
-            "95 % have at most": int(per_user.quantile(0.95, "higher") or 0),
-            "most": int(per_user.max() or 0),  # type: ignore[call-overload]
+            "median": int(np.median(per_user)),
+            "95 % have at most": int(np.quantile(per_user, 0.95, method="higher")),
+            "most": int(per_user.max()),
         },
         "repeats_of_user_and_item": len(table) - pairs,
         "exact_duplicates": len(table) - table.select(keys).n_unique() if ordered else None,

@@ -52,11 +52,14 @@ def sizes_for(*, users: int, items: int, longest: int, repeats: float) -> Sizes:
     (2, 32, 'balanced_kmeans', 'nearest')
     """
     codes = max(4, 2 ** math.ceil(math.log2(math.sqrt(DENSITY * items))))
-    tokenizer = (2, codes, "balanced_kmeans", "nearest") if codes <= MOST_CODES else (3, 256, "kmeans", "level")
+    few = codes <= MOST_CODES
+    levels, codes = (2, codes) if few else (3, 256)
+    quantizer, collisions = ("balanced_kmeans", "nearest") if few else ("kmeans", "level")
     batch = 256 if users >= MANY_USERS else 128
     epochs = min(MOST_EPOCHS, max(LEAST_EPOCHS, math.ceil(STEPS * batch / users)))
     beam = max(10, min(50, items))
-    return Sizes(*tokenizer, batch, epochs, beam, repeats < REPEATS, max(5, min(50, longest)))
+    history = max(5, min(50, longest))
+    return Sizes(levels, codes, quantizer, collisions, batch, epochs, beam, repeats < REPEATS, history)
 
 
 def recipe_text(found: Mapping[str, Any], name: str) -> str:
