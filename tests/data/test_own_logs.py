@@ -179,3 +179,12 @@ def test_a_look_reads_no_more_than_it_is_asked_to(tmp_path: Path, monkeypatch: p
     path = write(tmp_path / "a.csv", "user_id,item_id,timestamp\n" + rows)
     assert 500 <= look_at([path], 500)["counts"]["rows"] < 800
     assert look_at([path], None)["counts"]["rows"] == 10_000
+
+
+def test_a_position_is_an_order_or_beside_clicks_a_slot(tmp_path: Path) -> None:
+    rows = [(n % 3, n, n // 3, n % 2) for n in range(12)]
+    table = pl.DataFrame(rows, schema=["user_id", "item_id", "position", "clicked"], orient="row")
+    table.drop("clicked").write_csv(tmp_path / "a.csv")
+    table.with_columns(ts=pl.lit(5)).write_csv(tmp_path / "b.csv")
+    assert look_at([tmp_path / "a.csv"])["mapping"] == {"user": "user_id", "item": "item_id", "order": "position"}
+    assert look_at([tmp_path / "b.csv"])["mapping"]["slot"] == "position"

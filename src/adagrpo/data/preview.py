@@ -35,10 +35,10 @@ NAMES = {  # the best name of a role first
     "item": "item_id item iid itemid sku product_id product asin parent_asin movie_id movieid movie article_id article "
     "video_id video track_id track song_id business_id isbn poi_id content_id",
     "timestamp": "timestamp ts time event_time time_ms datetime date created_at unix_time unixreviewtime day",
-    "order": "order sequence seq step",
+    "clicked": "clicked click is_click was_clicked label",
+    "order": "order sequence seq step position",  # without clicks; beside them a position is a slot
     "event": "event event_type action behavior behaviour event_name type",
     "rating": "rating stars score overall",
-    "clicked": "clicked click is_click was_clicked label",
     "slot": "slot rank position",
     "propensity": "propensity propensity_score",
 }
@@ -129,6 +129,8 @@ def _roles(names: Sequence[str], sample: pl.DataFrame, given: dict[str, str]) ->
     for role, known in NAMES.items():
         if role in roles or (role == "order" and "timestamp" in roles):
             continue
+        if role == "order" and "clicked" in roles:
+            known = known.removesuffix(" position")
         if role in ("slot", "propensity") and "clicked" not in roles:
             continue
         order = {plain: place for place, plain in enumerate(dict.fromkeys(map(_plain, known.split())))}
