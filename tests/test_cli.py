@@ -15,7 +15,20 @@ import yaml
 
 from adagrpo import cli, console
 
-VERBS = ["demo", "run", "prepare", "simulate", "tokenize", "sft", "ranker", "train", "evaluate", "diagnose"]
+VERBS = [
+    "demo",
+    "run",
+    "inspect",
+    "init",
+    "prepare",
+    "simulate",
+    "tokenize",
+    "sft",
+    "ranker",
+    "train",
+    "evaluate",
+    "diagnose",
+]
 VERBS += ["compare", "report", "export", "doctor"]
 PROGRAM = "import sys; from adagrpo.cli import main; sys.argv[0] = 'adagrpo'; main()"
 

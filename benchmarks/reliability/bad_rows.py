@@ -35,7 +35,7 @@ KINDS: dict[str, tuple[Callable[[Record], Record], str]] = {
     "truncated": (lambda row: (row[0], None, None, None), ""),
     "wrong delimiter": (lambda row: (";".join(map(str, row)), None, None, None), ""),
     "huge field": (lambda row: ("x" * 100_000, *row[1:]), "user_id is 'xxxxxxxxxx"),
-    "NUL": (lambda row: (f"{row[0]}\x00", *row[1:]), "expected an id"),
+    "NUL": (lambda row: (f"{row[0]}\x00", *row[1:]), "holds a control character (U+0000)"),
 }
 
 

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
@@ -29,12 +30,17 @@ import yaml
 from adagrpo import __version__, pipeline
 from adagrpo.config import Config, dump_config, load_config, resolve_config
 from adagrpo.console import StderrConsole
+from adagrpo.data.logs.interactions import ColumnMapping
+from adagrpo.data.logs.preview import ROWS, look_at
+from adagrpo.data.logs.understood import sentences
 from adagrpo.data.simulation.marketplace import Marketplace, simulate, write_simulation
 from adagrpo.errors import ServiceError, UserError
 from adagrpo.networks.layers import autocast_dtype
 from adagrpo.pipeline import Run, Silent
 from adagrpo.pipeline.compare import Comparison
+from adagrpo.pipeline.suggest import recipe_text
 from adagrpo.report import (
+    Table,
     comparison_table,
     diagnosis_tables,
     exposure_table,
@@ -75,6 +81,8 @@ MaxBadRows = Annotated[
 ]
 ARM = "sft or a trained arm; the last one trained if not given."
 Checkpoint = Annotated[Literal["best", "final"], typer.Option(help="Which checkpoint of it.")]
+LogFiles = Annotated[list[Path], typer.Argument(help="Log files of the same columns.")]
+Roles = Annotated[list[str], typer.Option("--set", help="Say what a column is: data.columns.user=uid")]
 Out = Annotated[Path, typer.Option("--out", help="Where to write.")]
 Elsewhere = Annotated[
     Path | None,
@@ -139,8 +147,60 @@ def run_recipe(
 
 
 @app.command()
+def inspect(
+    logs: LogFiles,
+    settings: Roles = [],  # noqa: B006
+    all_rows: Annotated[bool, typer.Option("--all", help=f"Read all rows, not the first {ROWS:,}.")] = False,
+    seed: Seed = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Look at logs: columns, what they seem to be, what would be read and what would be lost. Writes nothing."""
+    found = look_at(logs, None if all_rows else ROWS, _roles(settings))
+    found["next"] = _next_commands(found)
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    roles = {entry["column"]: f"{role} ({entry['reason']})" for role, entry in found["roles"].items()}
+    rows = [
+        (one["name"], one["type"], ", ".join(one["examples"]), roles.get(one["name"], "")) for one in found["columns"]
+    ]
+    typer.echo(to_text(Table(("column", "values", "for example", "taken for"), tuple(rows), ("left",) * 4)))
+    if found["missing"]:
+        role = found["missing"][0]
+        typer.echo(f"\nno column looks like the {role}; say which it is: --set data.columns.{role}=NAME")
+        return
+    typer.echo("\n" + "\n".join(sentences(found["understood"])) + f"\nthese are {found['kind']}")
+    _print({name.replace("_", " "): value for name, value in found["counts"].items()}, as_json)
+    for entry in found["lost"]:
+        typer.echo(f"lost: {entry['rows']:,} rows, the first is row {entry['first_row']}: {entry['example']}")
+    typer.echo("\n" + "\n".join(found["next"]))
+
+
+@app.command()
+def init(
+    logs: LogFiles,
+    out: Annotated[Path, typer.Option("--out", help="The recipe, a new file.")] = Path("recipe.yaml"),
+    settings: Roles = [],  # noqa: B006
+    seed: Seed = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a commented recipe for logs, with columns filled in and sizes chosen from all their rows."""
+    if out.exists():
+        raise UserError(f"{out}: is there already; give another name with --out")
+    text = recipe_text(look_at(logs, None, _roles(settings)), out.stem)
+    if not out.parent.is_dir():
+        raise UserError(f"{out.parent}: no such folder (--out)")
+    with out.open("x", encoding="utf-8") as file:
+        file.write(text)
+    found = {"recipe": str(out), "next": f"adagrpo run {out} --out runs/{out.stem}"}
+    _print(found, as_json)
+
+
+@app.command()
 def prepare(
-    logs: Annotated[list[Path], typer.Argument(help="Log files of the same columns.")],
+    logs: LogFiles,
     out: Out,
     settings: Set = [],  # noqa: B006
     max_bad_rows: MaxBadRows = None,
@@ -154,7 +214,13 @@ def prepare(
     run = Run(out, config, Path(), _console(quiet))
     with _session(run):
         pipeline.prepare(run)
-    _print(json.loads(run.checked("prepare", "summary.json").read_text(encoding="utf-8")), as_json)
+    found = json.loads(run.checked("prepare", "summary.json").read_text(encoding="utf-8"))
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    understood = found.pop("understood")
+    typer.echo("\n".join(sentences(understood)))
+    _print(found, as_json)
 
 
 @app.command(name="simulate")
@@ -411,6 +477,34 @@ def _print_metrics(metrics: dict[str, Any], as_json: bool) -> None:
         return
     typer.echo(to_text(exposure_table(metrics["exposures"]) if "exposures" in metrics else results_table(metrics)))
     typer.echo(f"\nreport: {metrics['report']}")
+
+
+def _roles(settings: list[str]) -> dict[str, str]:
+    """Columns by role, as `--set data.columns.user=uid` gives them."""
+    found: dict[str, str] = {}
+    for setting in settings:
+        key, equals, column = setting.partition("=")
+        role = key.removeprefix("data.columns.")
+        if not equals or role == key or role not in ColumnMapping.__dataclass_fields__:
+            known = ", ".join(ColumnMapping.__dataclass_fields__)
+            raise UserError(f"--set {setting}: write data.columns.ROLE=NAME; the roles are {known}")
+        found[role] = column
+    return found
+
+
+def _next_commands(found: dict[str, Any]) -> list[str]:
+    """What to type after `inspect`; nothing where a role is missing."""
+    if found["missing"]:
+        return []
+    files = shlex.join(found["files"])
+    sets = [f"--set data.columns.{role}={shlex.quote(name)}" for role, name in found["mapping"].items()]
+    said = [f"--set data.columns.{r}={shlex.quote(e['column'])}" for r, e in found["roles"].items() if e["given"]]
+    lost = sum(entry["rows"] for entry in found["lost"])
+    bad = [f"--max-bad-rows {lost}"] if lost else []
+    return [
+        " ".join([f"adagrpo init {files} --out recipe.yaml", *said]),
+        " ".join([f"adagrpo prepare {files} --out runs/mine", *sets, *bad]),
+    ]
 
 
 def _open(directory: Path, settings: list[str], seed: int | None, quiet: bool, out: Path | None = None) -> Run:

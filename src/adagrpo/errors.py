@@ -3,11 +3,24 @@
 __all__ = ["NotFinite", "ServiceError", "UserError"]
 
 
+def _printable(message: str) -> str:
+    r"""A message with what a terminal would obey written out.
+
+    >>> print(_printable("a\x1b[2J b\x00"))
+    a\x1b[2J b\x00
+    """
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in message)
+
+
 class UserError(Exception):
     """Bad input or usage; the command line exits with status 2.
 
-    The message is one line that names the file, row or field, says what was found, and what would be right.
+    The message is one line that names the file, row or field, says what was found, and what would be right. Control
+    characters in it, which a user's file may hold, are written out.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(_printable(message))
 
 
 class ServiceError(Exception):
@@ -15,6 +28,9 @@ class ServiceError(Exception):
 
     The message is one line that names it and says what it did. What was finished is kept; the same command continues.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(_printable(message))
 
 
 class NotFinite(FloatingPointError):

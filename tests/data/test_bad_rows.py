@@ -97,7 +97,7 @@ def test_the_latest_time_needs_times(tmp_path: Path) -> None:
         ("user_id", "true", "user_id is of type bool"),
         ("timestamp", "[5]", "timestamp is of type list"),
         ("timestamp", "true", "timestamp is 'true', expected a number"),
-        ("user_id", r'"a\u0000"', "user_id is 'a ', expected an id"),
+        ("user_id", r'"a\u0000"', "user_id holds a control character (U+0000), expected an id"),
         ("item_id", "null", "item_id is empty"),
     ],
 )

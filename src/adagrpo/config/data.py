@@ -112,6 +112,7 @@ class DataConfig(Section):
 
     With `click_rating` every row is an impression, clicked if it is rated at least so. `max_expansion` bounds to how
     many times its size a compressed file of logs or items may unpack, beyond 32 MB, see `adagrpo.data.logs.unpacking`.
+    With `drop_duplicates` the first alone is kept of rows of the same user, item and time; they are no bad rows.
     """
 
     not_of_the_result: ClassVar[frozenset[str]] = frozenset({"max_expansion"})  # whether a file is read, not what of it
@@ -129,6 +130,7 @@ class DataConfig(Section):
     max_bad_rows: Annotated[int, Field(ge=0)] = 0
     max_expansion: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 100
     refuse: RefuseConfig = RefuseConfig()
+    drop_duplicates: bool = False
     split: SplitConfig = SplitConfig()
     shuffle_ties: TieConfig | None = None
 

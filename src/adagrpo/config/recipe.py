@@ -76,6 +76,9 @@ class Config(Section):
             "data.split.kind impressions takes neither shuffle_ties nor minimum interactions": (
                 data.shuffle_ties is not None or least > 1
             ),
+            "data.split.kind impressions keeps each user and item once; drop_duplicates has nothing to drop": (
+                data.drop_duplicates
+            ),
             "ranker.folds is for post-training; impressions without order have none, set it to 0": ranker.folds > 1,
             "ranker.user_share is for logs with an order; set it to 1": ranker.user_share < 1,
         }

@@ -7,7 +7,8 @@ again until nothing changes (Seidman, Network structure and minimum degree, 1983
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -49,6 +50,7 @@ class Dataset:
     impressions: pl.DataFrame | None  # user, item, history_length, history_until, clicked [, slot, propensity]
     rejects: pl.DataFrame  # as in `Logs`
     summary: dict[str, int]  # counts of rows
+    understood: dict[str, Any] = field(default_factory=dict)  # as in `Logs`
 
 
 def build_dataset(
@@ -94,7 +96,10 @@ def build_dataset(
         "rows_rejected": len(logs.rejects),
         "rows_filtered": logs.rows_filtered,
         "interactions_dropped": len(logs.interactions) - len(kept),
+        "exact_duplicates": _count_duplicates(numbered, logs.time_key),
     }
+    if logs.duplicates_dropped is not None:
+        summary["exact_duplicates_dropped"] = logs.duplicates_dropped
     impressions = None
     if logs.impressions is not None:
         shown = logs.impressions.with_columns(pl.col(ITEM_ID).cast(item_ids.dtype))
@@ -110,6 +115,7 @@ def build_dataset(
         impressions,
         logs.rejects,
         summary,
+        logs.understood,
     )
 
 
@@ -130,6 +136,18 @@ def _k_core(table: pl.DataFrame, min_user: int, min_item: int) -> pl.DataFrame:
         if enough.all():
             return table if len(rows) == len(table) else table[rows]
         rows, users, items = rows[enough], users[enough], items[enough]
+
+
+def _count_duplicates(
+    numbered: pl.DataFrame,  # user, item and the time, by user and time
+    time: str,
+) -> int:
+    """How many interactions repeat the user, item and time of another one."""
+    user, when = numbered[USER].to_numpy(), numbered[time].to_numpy()
+    tied = np.append((user[1:] == user[:-1]) & (when[1:] == when[:-1]), False)
+    tied[1:] |= tied[:-1].copy()  # the last of each run of equal times, too
+    found = numbered.select(USER, ITEM, time).filter(pl.Series(tied))
+    return len(found) - found.n_unique()
 
 
 def _codes(ids: pl.Series, known: pl.Series) -> pl.Series:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -104,7 +105,7 @@ def write_exposures(
     rejects = pl.concat([logs.rejects for logs in (biased, random) if logs is not None])
     rejects.write_parquet(directory / "rejects.parquet")
     logs = [logs for logs in (biased, random) if logs is not None]
-    summary = {
+    summary: dict[str, Any] = {
         "rows_read": sum(entry.rows_read for entry in logs),
         "rows_rejected": len(rejects),
         "rows_filtered": sum(entry.rows_filtered for entry in logs),
@@ -120,6 +121,7 @@ def write_exposures(
             for name in ("validation", "biased", "random")
         },
     }
+    summary["understood"] = {"files": [file for entry in logs for file in entry.understood.get("files", [])]}
     (directory / "summary.json").write_text(json.dumps(summary, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 

@@ -85,7 +85,8 @@ def write_prepared(dataset: Dataset, split: Split, directory: Path) -> None:
         "validation_cases": int((split.validation_positions >= 0).sum()),
         "test_cases": int((split.test_positions >= 0).sum()),
     }
-    (directory / "summary.json").write_text(json.dumps(summary, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    content = summary | ({"understood": dataset.understood} if dataset.understood else {})
+    (directory / "summary.json").write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def load_training(directory: Path) -> Ragged:

@@ -64,7 +64,8 @@ def shuffle_ties(
     order = np.lexsort((np.random.default_rng(seed).random(len(groups)), groups))
     shuffled = interactions.drop(USER, POSITION)[order]
     table_again = interactions.select(USER, POSITION).hstack(shuffled).select(interactions.columns)
-    return Dataset(dataset.users, dataset.items, table_again, None, dataset.rejects, dataset.summary)
+    known = (dataset.rejects, dataset.summary, dataset.understood)
+    return Dataset(dataset.users, dataset.items, table_again, None, *known)
 
 
 def ascending_runs(

@@ -17,10 +17,10 @@ from adagrpo.data.exposures import write_exposures
 from adagrpo.data.logs.interactions import ColumnMapping, Logs, Refusals, read_logs
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
-from adagrpo.pipeline.stages import log_source, prepare_stage
 from adagrpo.pipeline.stages.exposure_report import collect_exposures, examined, exposed, report_exposures
 from adagrpo.pipeline.stages.fit_lambdarank import fit_second_ranker
 from adagrpo.pipeline.stages.fit_ranker import Examine, Selection, Validate, fit_sequential_ranker
+from adagrpo.pipeline.stages.prepare import log_source, prepare_stage
 from adagrpo.report import write_report
 from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.trainer.lambdarank import NegativeSampler, RankingGroups, exposed_groups

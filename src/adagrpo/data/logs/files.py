@@ -1,4 +1,4 @@
-"""The files that a user gives: CSV, Parquet and JSONL, by suffix.
+"""The files that a user gives: CSV, Parquet and JSONL, by suffix; the separator of a CSV file, by its header.
 
 `read_table` reads item tables, as the file types them; logs are read by `adagrpo.data.logs.pieces`. What is wrong with
 a whole file is a `UserError` of one line.
@@ -9,19 +9,46 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
-from adagrpo.data.logs.unpacking import MAX_EXPANSION, check_parquet, explodes, read_blocks, room, text_bytes
+from adagrpo.data.logs.unpacking import (
+    MAX_EXPANSION,
+    UTF_16,
+    check_parquet,
+    encoding_of,
+    explodes,
+    read_blocks,
+    room,
+    text_bytes,
+)
 from adagrpo.errors import UserError
 
-__all__ = ["columns_of", "header_of", "kind_of", "listed", "one_line", "read_table", "reading", "require"]
+__all__ = [
+    "SEPARATORS",
+    "columns_of",
+    "header_of",
+    "kind_of",
+    "listed",
+    "one_line",
+    "path_of",
+    "read_table",
+    "reading",
+    "require",
+    "separator_of",
+]
 
-SUFFIXES = {".csv": "CSV", ".csv.gz": "CSV", ".parquet": "Parquet", ".jsonl": "JSONL", ".ndjson": "JSONL"}
+TEXTS = {".csv": "CSV", ".tsv": "CSV", ".jsonl": "JSONL", ".ndjson": "JSONL", ".json": "JSONL"}
+SUFFIXES = TEXTS | {f"{suffix}.gz": kind for suffix, kind in TEXTS.items()} | {".parquet": "Parquet"}
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+HEADER = 2**16  # characters of a header that say what separates its names
+DEEPEST = 5  # of fields within fields that are listed
 SCHEMA_LINES, SCHEMA_BYTES = 1000, 2**22  # of a JSONL or CSV file, to say which fields it has
 SHOWN_NAMES, SHOWN = 20, 80  # names in a message, characters of each
 
@@ -42,11 +69,14 @@ def kind_of(path: Path) -> str:
 
 
 def columns_of(path: Path) -> list[str]:
-    """Names of the columns; of a JSONL file, the fields of its first lines."""
+    """Names of the columns; of a JSONL file, the fields of its first lines.
+
+    A field within a field follows it, with a dot: `user`, `user.id`.
+    """
     kind = kind_of(path)
     with reading(path, kind):
         if kind == "Parquet":
-            return pl.scan_parquet(path, glob=False).collect_schema().names()
+            return _struct_names(dict(pl.scan_parquet(path, glob=False).collect_schema()))
         if kind == "CSV":
             return header_of(path)
         block, _ = next(read_blocks(path, SCHEMA_BYTES, math.inf))
@@ -60,10 +90,42 @@ def columns_of(path: Path) -> list[str]:
             record = json.loads(line)
         except (ValueError, RecursionError):
             continue  # one bad line; it becomes a reject
-        fields |= dict.fromkeys(record) if isinstance(record, dict) else {}
+        fields |= dict.fromkeys(_record_names(record)) if isinstance(record, dict) else {}
     if not fields:
         raise UserError(f"{path}: no JSON object among the first {len(lines)} lines; each line is one row of the log")
     return list(fields)
+
+
+def _record_names(record: dict[str, Any], above: str = "", depth: int = 1) -> Iterator[str]:
+    """The fields of a JSON object and those within them; a name with a dot is one of the top alone."""
+    for name, value in record.items():
+        if above and "." in name:
+            continue
+        yield above + name
+        if isinstance(value, dict) and depth < DEEPEST and "." not in name:
+            yield from _record_names(value, f"{above}{name}.", depth + 1)
+
+
+def _struct_names(fields: dict[str, Any], above: str = "") -> list[str]:
+    """The same of the columns of a Parquet file."""
+    names = []
+    for name, dtype in fields.items():
+        if above and "." in name:
+            continue
+        names.append(above + name)
+        if isinstance(dtype, pl.Struct) and "." not in name:
+            names += _struct_names({field.name: field.dtype for field in dtype.fields}, f"{above}{name}.")
+    return names
+
+
+def path_of(name: str) -> list[str]:
+    """Where a column is that is not at the top: the fields that lead to it; of one without a dot, itself.
+
+    >>> path_of("user.id"), path_of("user"), path_of("..")
+    (['user', 'id'], ['user'], ['..'])
+    """
+    parts = name.split(".")
+    return parts if all(parts) else [name]
 
 
 def read_table(path: Path, columns: Sequence[str], max_expansion: float = MAX_EXPANSION) -> pl.DataFrame:
@@ -81,7 +143,11 @@ def read_table(path: Path, columns: Sequence[str], max_expansion: float = MAX_EX
         elif kind == "CSV":
             # All of it: a reader that skips columns does not see that a record has too many.
             table = pl.read_csv(
-                _checked(path, max_expansion), infer_schema=False, encoding="utf8-lossy", glob=False
+                _checked(path, max_expansion),
+                separator=separator_of(path),
+                infer_schema=False,
+                encoding="utf8-lossy",
+                glob=False,
             ).lazy()
         else:
             table = pl.scan_ndjson(_checked(path, max_expansion), infer_schema_length=None)
@@ -95,9 +161,9 @@ def read_table(path: Path, columns: Sequence[str], max_expansion: float = MAX_EX
 
 
 def _checked(path: Path, max_expansion: float) -> Path | bytes:
-    """A text file whose lines are not too long; its text where it is compressed."""
+    """A text file whose lines are not too long; its text where it is compressed or UTF-16."""
     blocks = read_blocks(path, SCHEMA_BYTES, max_expansion)
-    if path.name.lower().endswith(".gz"):
+    if path.name.lower().endswith(".gz") or encoding_of(path) == UTF_16:
         return b"".join(block for block, _ in blocks)
     for _ in blocks:
         pass
@@ -153,5 +219,27 @@ def require(path: Path, wanted: Sequence[str], available: Sequence[str]) -> None
 def header_of(path: Path) -> list[str]:
     """Names of the columns of a CSV file."""
     block, _ = next(read_blocks(path, SCHEMA_BYTES, math.inf))
-    table = pl.scan_csv(block, infer_schema=False, encoding="utf8-lossy", truncate_ragged_lines=True)
+    table = pl.scan_csv(
+        block, separator=_separator(block), infer_schema=False, encoding="utf8-lossy", truncate_ragged_lines=True
+    )
     return table.collect_schema().names()
+
+
+def separator_of(path: Path) -> str:
+    """What separates the fields of a CSV file: of commas, semicolons, tabs and bars, what its header has most of.
+
+    Quoted names do not count. A header of one name is taken to be separated by commas.
+    """
+    block, _ = next(read_blocks(path, SCHEMA_BYTES, math.inf))
+    return _separator(block)
+
+
+def _separator(block: bytes) -> str:
+    r"""The separator of a text, by its first line.
+
+    >>> _separator(b'user;item;"at, roughly"\n1,2;3,4;5,6')
+    ';'
+    """
+    text = re.sub(r'"[^"]*"', "", block[:HEADER].decode("utf-8", errors="replace"))
+    header = text.lstrip("\r\n").partition("\n")[0]
+    return max(SEPARATORS, key=header.count)

@@ -2,17 +2,18 @@
 
 Input is CSV, Parquet or JSONL. A row that cannot be read is set aside with its file, row and reason, so that
 
-    read = accepted + rejected + filtered
+    read = accepted + rejected + filtered + duplicates that were dropped
 
-and nothing is repaired or guessed.
+and nothing is repaired. What was understood of the files is kept with what was read.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import polars as pl
 
@@ -28,7 +29,6 @@ from adagrpo.data.columns import (
     USER_ID,
 )
 from adagrpo.data.logs.cells import (
-    LAST_TIME,
     LONGEST_ID,
     blank_to_null,
     booleans,
@@ -39,7 +39,9 @@ from adagrpo.data.logs.cells import (
 )
 from adagrpo.data.logs.files import columns_of, listed
 from adagrpo.data.logs.pieces import Piece, read_pieces
+from adagrpo.data.logs.understood import file_format, time_format
 from adagrpo.data.logs.unpacking import MAX_EXPANSION
+from adagrpo.data.times import Times
 from adagrpo.errors import UserError
 
 __all__ = ["ColumnMapping", "Logs", "Refusals", "read_logs"]
@@ -79,6 +81,8 @@ class Logs:
     rejects: pl.DataFrame  # file, row (0 is the first row of data), reason
     rows_read: int
     rows_filtered: int  # by event or rating
+    duplicates_dropped: int | None = None  # rows, where they were to be dropped
+    understood: dict[str, Any] = dataclasses.field(default_factory=dict)  # see `adagrpo.data.logs.understood`
 
     @property
     def time_key(self) -> str:
@@ -100,6 +104,7 @@ class _Field(NamedTuple):
     required: bool
     expected: str  # what would be right
     parse: Callable[[pl.Series], pl.Series]  # null where a value cannot be used
+    times: Times | None = None  # of a field of times, how they are written
 
 
 def read_logs(
@@ -113,14 +118,16 @@ def read_logs(
     max_bad_rows: int = 0,
     refuse: Refusals | None = None,
     max_expansion: float = MAX_EXPANSION,
+    drop_duplicates: bool = False,
+    first_rows: int | None = None,
 ) -> Logs:
     """Read interaction or impression logs, piece by piece: what is held in memory is what is kept, and one piece.
 
-    Ids are 64-bit integers where all of them are, written plainly (`007` is text), and strings otherwise. Dates of a
-    Parquet file become seconds since 1970.
+    Ids are 64-bit integers where all of them are, written plainly (`007` is text), and strings otherwise. Dates, of
+    Parquet or written as ISO 8601, become seconds since 1970, see `adagrpo.data.times`.
 
     Args:
-        paths: .csv, .csv.gz, .parquet, .jsonl or .ndjson files with the same columns.
+        paths: CSV, JSONL or Parquet files with the same columns, see `adagrpo.data.logs.files.SUFFIXES`.
         columns: their names.
         keep_events: only rows of these events; needs `columns.event`.
         min_rating: only interactions rated at least so; needs `columns.rating`.
@@ -129,6 +136,9 @@ def read_logs(
         max_bad_rows: how many rows may be rejected, over all files.
         refuse: which rows are bad though each of their values can be read.
         max_expansion: to how many times its size a compressed file may unpack, see `adagrpo.data.logs.unpacking`.
+        drop_duplicates: of rows of the same user, item and time keep the first; of impressions, if they also agree in
+            click, slot and propensity.
+        first_rows: of each file read only so many, and those of the piece that the last of them is in.
 
     Raises:
         UserError: a file or column is missing, there is nothing to read, too many rows are bad, or too much unpacks.
@@ -146,7 +156,7 @@ def read_logs(
         raise UserError("data.refuse.after: needs data.columns.timestamp, the column that holds the time")
     found = _Reading(fields, refuse or Refusals(), max_bad_rows)
     for path in map(Path, paths):
-        found.read(path, max_expansion)
+        found.read(path, max_expansion, first_rows)
     table, rejects = found.finish()
     rows_read = len(table) + len(rejects)
     if rows_read == 0:
@@ -154,17 +164,21 @@ def read_logs(
     if click_rating is not None:
         table = table.with_columns((pl.col(RATING) >= click_rating).alias(CLICKED))
     kept = _filter(table, keep_events, min_rating)
-    impressions_known = CLICKED in table.columns
-    chosen = kept.filter(pl.col(CLICKED).fill_null(True)) if impressions_known else kept
     filtered = len(table) - len(kept)
+    impressions_known = CLICKED in table.columns
+    keys = [USER_ID, ITEM_ID, *(name for name in (TIMESTAMP, POSITION) if name in fields)]
+    shown = [name for name in (CLICKED, SLOT, PROPENSITY) if name in table.columns]
+    dropped = None
+    if drop_duplicates:
+        once = kept.unique([*keys, *shown], keep="first", maintain_order=True)
+        kept, dropped = once, len(kept) - len(once)
+    chosen = kept.filter(pl.col(CLICKED).fill_null(True)) if impressions_known else kept
     if len(chosen) == 0:
         said = f"{len(rejects)} rejected, {filtered} filtered by event or rating, {len(kept)} shown but not chosen"
         raise UserError(f"{paths[0]}: no interaction among {rows_read} rows: {said}")
-    keys = [USER_ID, ITEM_ID, *(name for name in (TIMESTAMP, POSITION) if name in fields)]
-    shown = [name for name in (CLICKED, SLOT, PROPENSITY) if name in table.columns]
     impressions = kept.filter(pl.col(CLICKED).is_not_null()).select(*keys, *shown) if impressions_known else None
     interactions = chosen.select(*keys, *([RATING] if columns.rating else []))
-    return Logs(interactions, impressions, rejects, rows_read, filtered)
+    return Logs(interactions, impressions, rejects, rows_read, filtered, dropped, found.understood(table))
 
 
 def _fields(columns: ColumnMapping, rated: bool) -> dict[str, _Field]:
@@ -174,9 +188,8 @@ def _fields(columns: ColumnMapping, rated: bool) -> dict[str, _Field]:
         ITEM_ID: _Field(columns.item, True, AN_ID, identifiers),
     }
     if columns.timestamp is not None:
-        fields[TIMESTAMP] = _Field(
-            columns.timestamp, True, "a number >= 0", lambda values: numbers(values, 0.0, LAST_TIME)
-        )
+        times = Times()
+        fields[TIMESTAMP] = _Field(columns.timestamp, True, times.expected, times.read, times)
     elif columns.order is not None:
         fields[POSITION] = _Field(columns.order, True, "a number", numbers)
     if columns.event is not None:
@@ -220,14 +233,27 @@ class _Reading:
         self.good: list[pl.DataFrame] = []  # the fields, and with `refuse.repeats` FILE and ROW
         self.bad: list[pl.DataFrame] = []  # FILE, ROW, REASON
         self.count = 0  # of bad rows
+        self.files: list[dict[str, Any]] = []
 
-    def read(self, path: Path, max_expansion: float) -> None:
-        """Read a file."""
+    def read(self, path: Path, max_expansion: float, first_rows: int | None = None) -> None:
+        """Read a file, or its first rows."""
         self.paths.append(path)
+        rows = 0
         sources = list(dict.fromkeys(field.source for field in self.fields.values()))
         ids = list(dict.fromkeys(self.fields[name].source for name in (USER_ID, ITEM_ID)))
         for piece in read_pieces(path, sources, ids, max_expansion):
             self._take(path, piece)
+            rows = piece.first + len(piece.table)
+            if first_rows is not None and rows >= first_rows:
+                break
+        self.files.append(file_format(path) | {"rows": rows})
+
+    def understood(self, table: pl.DataFrame) -> dict[str, Any]:
+        """What was understood of the files, and of the times of the rows that were read."""
+        found: dict[str, Any] = {"files": self.files}
+        field = self.fields.get(TIMESTAMP)
+        time = None if field is None or field.times is None else time_format(table, field.source, field.times)
+        return found | ({} if time is None else {"time": time})
 
     def _take(self, path: Path, piece: Piece) -> None:
         fields = self.fields
@@ -317,9 +343,13 @@ def _reasons(
     """One line for each bad row, about the first thing that is wrong with it."""
     reasons = [] if problem is None else [pl.lit(problem)]
     for name, field in fields.items():
-        found = _shown(pl.lit(raw[name].cast(pl.String)))
-        what = pl.concat_str(pl.lit(f"{field.source} is '"), found, pl.lit(f"', expected {field.expected}"))
-        empty = pl.lit(f"{field.source} is empty, expected {field.expected}")
+        expected = field.times.expected if field.times is not None else field.expected
+        value = pl.lit(raw[name].cast(pl.String))
+        what = pl.concat_str(pl.lit(f"{field.source} is '"), _shown(value), pl.lit(f"', expected {expected}"))
+        if field.parse is identifiers:
+            said = f"{field.source} holds a control character (U+0000), expected {expected} without one"
+            what = pl.when(value.str.contains("\x00", literal=True)).then(pl.lit(said)).otherwise(what)
+        empty = pl.lit(f"{field.source} is empty, expected {expected}")
         reasons.append(pl.when(pl.lit(bad[name])).then(pl.coalesce(what, empty)))
     return pl.select(pl.coalesce([*reasons, pl.lit(refused)])).to_series()
 

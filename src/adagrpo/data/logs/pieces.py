@@ -7,16 +7,17 @@ piece ends at the end of a record, and what a record is does not depend on where
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import polars as pl
 
-from adagrpo.data.logs.files import columns_of, header_of, kind_of, reading, require
+from adagrpo.data.logs.files import columns_of, header_of, kind_of, path_of, reading, require, separator_of
 from adagrpo.data.logs.unpacking import MAX_EXPANSION, check_parquet, explodes, read_blocks, room, text_bytes
 
 __all__ = ["Piece", "read_pieces"]
@@ -24,7 +25,6 @@ __all__ = ["Piece", "read_pieces"]
 PIECE_BYTES = 2**24  # of CSV and JSONL
 PIECE_ROWS = 2**20  # of Parquet
 RECORD_LINES = 100  # a quoted field that goes on for longer is taken for an unclosed quote
-INNER = re.compile(rb'[^,\r\n"]"[^,\r\n"]')  # a quote in the middle of a field
 NESTED = r"^\s*[\[{]"
 BOOLEAN = r"^(true|false)$"
 
@@ -46,7 +46,7 @@ def read_pieces(
 
     Args:
         path: see `adagrpo.data.logs.files.kind_of`.
-        columns: their names, each once.
+        columns: their names, each once; `user.id` is the field `id` of the field `user` where no column is called so.
         ids: those that hold ids; a JSON `true` is none.
         max_expansion: to how many times its size a compressed file may unpack, see `adagrpo.data.logs.unpacking`.
 
@@ -71,9 +71,12 @@ _Found = tuple[pl.DataFrame, pl.Series | None]
 
 
 def _parquet(path: Path, columns: Sequence[str], ids: Sequence[str], max_expansion: float) -> Iterator[_Found]:
-    check_parquet(path, columns, max_expansion)
+    table = pl.scan_parquet(path, glob=False)
+    known = table.collect_schema().names()
+    paths = {name: [name] if name in known else path_of(name) for name in columns}
+    check_parquet(path, [place[0] for place in paths.values()], max_expansion)
     most = room(path, max_expansion)
-    table = pl.scan_parquet(path, glob=False).select(columns)
+    table = table.select(_of_struct(place).alias(name) for name, place in paths.items())
     rows = int(table.select(pl.len()).collect().item())
     text = 0
     for start in range(0, max(1, rows), PIECE_ROWS):
@@ -88,6 +91,13 @@ def _parquet(path: Path, columns: Sequence[str], ids: Sequence[str], max_expansi
             yield piece.slice(first, count), None
 
 
+def _of_struct(path: Sequence[str]) -> pl.Expr:
+    found = pl.col(path[0])
+    for name in path[1:]:
+        found = found.struct.field(name)
+    return found
+
+
 def _lines(block: bytes) -> list[str]:
     """Lines without their ends."""
     lines = block.decode("utf-8", errors="replace").split("\n")
@@ -97,15 +107,28 @@ def _lines(block: bytes) -> list[str]:
 
 
 def _jsonl(path: Path, columns: Sequence[str], ids: Sequence[str], max_expansion: float) -> Iterator[_Found]:
-    """Fields of the top level as text, null in a line that is not JSON."""
-    line = pl.col("line")
-    fields = [line.str.json_path_match(f"$[{json.dumps(name, ensure_ascii=False)}]").alias(name) for name in columns]
+    """Fields as text, null in a line that is not JSON."""
+    fields = [pl.coalesce(_match([name]), _match(path_of(name))).alias(name) for name in columns]
     nothing = pl.lit(f"not a JSON object with any of the fields {', '.join(columns)}")
     for block, _ in read_blocks(path, PIECE_BYTES, max_expansion):
         lines = pl.DataFrame({"line": pl.Series(_lines(block), dtype=pl.String)})
         table = lines.select(fields)
         problem = table.select(pl.when(pl.all_horizontal(pl.all().is_null())).then(nothing)).to_series()
         yield table, _wrong_types(lines["line"], table, problem, ids)
+
+
+def _match(path: Sequence[str]) -> pl.Expr:
+    steps = "".join(f"[{json.dumps(name, ensure_ascii=False)}]" for name in path)
+    return pl.col("line").str.json_path_match(f"${steps}")
+
+
+def _value(record: Any, name: str) -> Any:
+    """The value of a field of a line, which may lie within another one."""
+    if record.get(name) is not None:
+        return record[name]
+    for part in path_of(name):
+        record = record.get(part) if isinstance(record, dict) else record
+    return record
 
 
 def _wrong_types(lines: pl.Series, table: pl.DataFrame, problem: pl.Series, ids: Sequence[str]) -> pl.Series:
@@ -119,7 +142,7 @@ def _wrong_types(lines: pl.Series, table: pl.DataFrame, problem: pl.Series, ids:
     for row in rows:
         record = json.loads(lines[row])
         for name in table.columns:
-            value = record.get(name)
+            value = _value(record, name)
             if isinstance(value, dict | list) or (isinstance(value, bool) and name in ids):
                 problems[row] = f"{name} is of type {type(value).__name__}"
     return pl.Series(problems, dtype=pl.String)
@@ -131,39 +154,46 @@ def _csv(path: Path, columns: Sequence[str], ids: Sequence[str], max_expansion: 
     The fast reader swallows, without a word, all that lies between two unclosed quotes. So lines and quotes are counted
     beside it; where a record is not a line, records are read one by one.
     """
-    names = header_of(path)
+    names, separator = header_of(path), separator_of(path)
     header = carried = b""
     for block, last in read_blocks(path, PIECE_BYTES, max_expansion):
         whole = carried + block
         if not header:
-            _, spanned = _record(_lines(whole), 0, len(names))
+            _, spanned = _record(_lines(whole), 0, len(names), separator)
             lines = whole.split(b"\n", spanned)
             header, whole = b"\n".join(lines[:spanned]).rstrip(b"\r") + b"\n", b"".join(lines[spanned:])
-        table, carried = _fast(header, whole, columns), b""
+        table, carried = _fast(header, whole, columns, separator), b""
         if table is not None:
             yield table, None
             continue
         texts = _lines(whole)
         stop = len(texts) if last else len(texts) - RECORD_LINES  # a record is judged by so many lines after it
-        table, problem, read = _one_by_one(texts, stop, names, columns)
+        table, problem, read = _one_by_one(texts, stop, names, columns, separator)
         carried = b"" if last else b"\n".join(whole.split(b"\n")[read:])
         yield table, problem
 
 
-def _fast(header: bytes, block: bytes, columns: Sequence[str]) -> pl.DataFrame | None:
+def _fast(header: bytes, block: bytes, columns: Sequence[str], separator: str = ",") -> pl.DataFrame | None:
     """The columns, if each line is one record of no more fields than the header; None where that is not sure."""
     lines = block.count(b"\n") + (not block.endswith(b"\n") and bool(block))
-    if b'"' in block and (INNER.search(block) or any(line.count(b'"') % 2 for line in block.split(b"\n"))):
+    if b'"' in block and (_inner(separator).search(block) or any(line.count(b'"') % 2 for line in block.split(b"\n"))):
         return None
     try:
-        table = pl.read_csv(header + block, infer_schema=False, encoding="utf8-lossy")
+        table = pl.read_csv(header + block, separator=separator, infer_schema=False, encoding="utf8-lossy")
     except pl.exceptions.PolarsError:
         return None
     return table.select(columns) if len(table) == lines else None
 
 
+@functools.cache
+def _inner(separator: str) -> re.Pattern[bytes]:
+    """A quote in the middle of a field."""
+    outside = b'[^%s\r\n"]' % re.escape(separator.encode())
+    return re.compile(outside + b'"' + outside)
+
+
 def _one_by_one(
-    lines: Sequence[str], stop: int, names: Sequence[str], columns: Sequence[str]
+    lines: Sequence[str], stop: int, names: Sequence[str], columns: Sequence[str], separator: str = ","
 ) -> tuple[pl.DataFrame, pl.Series, int]:
     """The records that begin before line `stop`, what is wrong with each, and how many lines they take."""
     places = {name: names.index(name) for name in columns}
@@ -171,7 +201,7 @@ def _one_by_one(
     problems: list[str | None] = []
     start = 0
     while start < stop:
-        record, spanned = _record(lines, start, len(names))
+        record, spanned = _record(lines, start, len(names), separator)
         problem = None if record is not None else "has a quote that is not closed or not escaped"
         if record is not None and any(record[len(names) :]):
             problem = f"has {len(record)} fields, the header names {len(names)}"
@@ -183,15 +213,16 @@ def _one_by_one(
     return table, pl.Series(problems, dtype=pl.String), start
 
 
-def _record(lines: Sequence[str], start: int, width: int) -> tuple[list[str] | None, int]:
+def _record(lines: Sequence[str], start: int, width: int, separator: str) -> tuple[list[str] | None, int]:
     """The fields of the record that begins in a line, None where it is malformed; and how many lines it takes.
 
     A record of several lines with a wrong number of fields is taken for a quote that was not closed: its first line is
     malformed, and reading goes on with the second.
     """
     if '"' not in lines[start]:
-        return lines[start].split(","), 1
-    reader = csv.reader((f"{line}\n" for line in lines[start : start + RECORD_LINES]), strict=True)
+        return lines[start].split(separator), 1
+    following = (f"{line}\n" for line in lines[start : start + RECORD_LINES])
+    reader = csv.reader(following, delimiter=separator, strict=True)
     try:
         record = next(reader)
     except csv.Error:

@@ -4,30 +4,91 @@ A plain text file takes memory in proportion to its size, which its owner sees. 
 up to 1,032 equal bytes into one, and Parquet packs any number of equal values into a few bytes. Logs compress 3 to 40
 times. So what comes out is bounded by a multiple of what goes in, beyond an amount that is harmless whatever it was
 made from; and a line is bounded by itself, as its reader needs it whole.
+
+Text is UTF-8, or UTF-16 where the file begins with the mark of it, which is then what its readers get as UTF-8.
 """
 
 from __future__ import annotations
 
+import codecs
 import gzip
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import polars as pl
 
 from adagrpo.errors import UserError
 
-__all__ = ["LONGEST_LINE", "MAX_EXPANSION", "check_parquet", "explodes", "read_blocks", "room", "text_bytes"]
+__all__ = [
+    "LONGEST_LINE",
+    "MAX_EXPANSION",
+    "check_parquet",
+    "encoding_of",
+    "explodes",
+    "read_blocks",
+    "room",
+    "text_bytes",
+]
 
 MAX_EXPANSION = 100  # `data.max_expansion` if not given
 ALWAYS = 2**25  # bytes that may come out of any file
 LONGEST_LINE = 2**21  # bytes
 LARGEST_FOOTER = 2**23  # bytes of Parquet metadata
-BOM = b"\xef\xbb\xbf"
+BOM = codecs.BOM_UTF8
+UTF_8, UTF_8_MARKED, UTF_16 = "UTF-8", "UTF-8 with a byte order mark", "UTF-16"
+DECODED = 2**20  # bytes of UTF-16 at a time
+
+
+def encoding_of(path: Path) -> str:
+    """How the text of a file is encoded, by its first bytes.
+
+    Raises:
+        UserError: it is UTF-32.
+    """
+    with path.open("rb") as raw:
+        return _encoding(path, _unpacked(path, raw))
+
+
+def _unpacked(path: Path, raw: io.BufferedReader) -> io.BufferedReader | gzip.GzipFile:
+    return gzip.GzipFile(fileobj=raw) if path.name.lower().endswith(".gz") else raw
+
+
+def _encoding(path: Path, file: io.BufferedReader | gzip.GzipFile) -> str:
+    """The encoding of a file at its start, of which nothing is taken."""
+    head = file.peek(4)[:4]
+    if head in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE):
+        raise UserError(f"{path}: is encoded in UTF-32; write it anew as UTF-8")
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return UTF_16
+    return UTF_8_MARKED if head.startswith(BOM) else UTF_8
+
+
+class _AsUtf8(io.RawIOBase):
+    """The text of a UTF-16 file as UTF-8; what is no character becomes U+FFFD, as in UTF-8."""
+
+    def __init__(self, file: IO[bytes] | gzip.GzipFile) -> None:
+        self.file, self.decoder = file, codecs.getincrementaldecoder("utf-16")("replace")
+        self.left, self.ended = memoryview(b""), False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self.left and not self.ended:
+            found = self.file.read(DECODED)
+            self.ended = not found
+            text = self.decoder.decode(found, final=self.ended)
+            self.left = memoryview(text.encode("utf-8", errors="replace"))
+        count = min(len(buffer), len(self.left))
+        buffer[:count] = self.left[:count]
+        self.left = self.left[count:]
+        return count
 
 
 def read_blocks(path: Path, size: int, max_expansion: float = MAX_EXPANSION) -> Iterator[tuple[bytes, bool]]:
-    """The bytes of a text file, unpacked if it ends in `.gz`, cut after line ends.
+    """The text of a file as UTF-8, unpacked if it ends in `.gz`, cut after line ends.
 
     Args:
         path: of the file.
@@ -41,7 +102,9 @@ def read_blocks(path: Path, size: int, max_expansion: float = MAX_EXPANSION) -> 
         UserError: a line is longer than `LONGEST_LINE`, or too much comes out.
     """
     with path.open("rb") as raw:
-        file = gzip.GzipFile(fileobj=raw) if path.name.lower().endswith(".gz") else raw
+        unpacked = _unpacked(path, raw)
+        wide = _encoding(path, unpacked) == UTF_16
+        file = io.BufferedReader(_AsUtf8(unpacked), DECODED) if wide else unpacked
         lines = taken = came = 0
         block = file.read(size).removeprefix(BOM)
         while True:
@@ -52,7 +115,7 @@ def read_blocks(path: Path, size: int, max_expansion: float = MAX_EXPANSION) -> 
                 raise UserError(f"{path}, line {number}: is longer than {_mb(LONGEST_LINE)}; a row of data is one line")
             lines += block.count(b"\n")
             came += len(block)
-            if came >= ALWAYS and file is not raw:
+            if came >= ALWAYS and unpacked is not raw:
                 if came > max_expansion * (raw.tell() - taken):
                     raise explodes(path, max_expansion)
                 taken, came = raw.tell(), 0

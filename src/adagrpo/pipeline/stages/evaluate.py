@@ -184,6 +184,7 @@ def collect(run: Run, arms: list[str]) -> dict[str, Any]:
             entry[kind] = {"step": step} | {split: results[split] for split in ("validation", "test")}
         stages[name] = entry
     summary = _read(run.checked("prepare", "summary.json"))
+    summary.pop("understood", None)  # of the files, of which a result does not depend
     ranker = _read(run.checked("ranker", "metrics.json"))
     ranker["rerank"] = {split: sft[f"rerank_{split}"] for split in ("validation", "test")}
     content = {

@@ -112,7 +112,7 @@ def collect_exposures(run: Run) -> dict[str, Any]:
     content = {
         "name": run.config.name,
         "config_hash": run.config_hash,
-        "dataset": read("prepare", "summary.json"),
+        "dataset": {key: value for key, value in read("prepare", "summary.json").items() if key != "understood"},
         "ranker": read("ranker", "metrics.json"),
         "reward": describe_reward(Models(RunData(run))),
         "exposures": read("ranker", "exposures", "report.json"),

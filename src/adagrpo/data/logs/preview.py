@@ -1,0 +1,187 @@
+"""A look at a log before anything is done with it: its columns, what they seem to be, and what would be read and lost.
+
+Roles are guessed by names, and a guess holds only if the values fit it; each comes with its reason. Nothing but this
+page and the recipe that `adagrpo init` writes follows from a guess.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from adagrpo.data.columns import ITEM_ID, TIMESTAMP, USER_ID
+from adagrpo.data.logs.cells import blank_to_null, booleans, numbers, slots
+from adagrpo.data.logs.files import columns_of, one_line
+from adagrpo.data.logs.interactions import ColumnMapping, read_logs
+from adagrpo.data.logs.pieces import read_pieces
+from adagrpo.data.times import Times, iso_seconds
+from adagrpo.errors import UserError
+
+__all__ = ["ROWS", "look_at"]
+
+ROWS = 200_000  # of each file, unless all are asked for
+SAMPLE = 10_000  # rows that types and roles are judged by
+FITS = 0.9  # share of the values that a role must fit
+ANY_NUMBER_OF_ROWS = 2**62
+NAMES = {  # the best name of a role first
+    "user": "user_id user uid userid customer_id customer visitor_id visitor member_id member account_id account "
+    "client_id reviewer_id reviewerid session_id session sessionid",
+    "item": "item_id item iid itemid sku product_id product asin parent_asin movie_id movieid movie article_id article "
+    "video_id video track_id track song_id business_id isbn poi_id content_id",
+    "timestamp": "timestamp ts time event_time time_ms datetime date created_at unix_time unixreviewtime day",
+    "clicked": "clicked click is_click was_clicked label",
+    "order": "order sequence seq step position",  # without clicks; beside them a position is a slot
+    "event": "event event_type action behavior behaviour event_name type",
+    "rating": "rating stars score overall",
+    "slot": "slot rank position",
+    "propensity": "propensity propensity_score",
+}
+
+
+def look_at(paths: Sequence[Path], rows: int | None = ROWS, given: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """What is in some log files.
+
+    Args:
+        paths: files of the same columns.
+        rows: how many of each to read, up to the end of a piece; None for all.
+        given: columns by role that are known, as in `ColumnMapping`.
+
+    Returns:
+        JSON-able: `columns` (name, type, empty, examples), `roles` (by role: column, reason), `understood`, and, where
+        the roles suffice to read the files, `counts`, `lost` and `kind`; `missing` says which role does not.
+
+    Raises:
+        UserError: a file cannot be read, or a column that is given is not there.
+    """
+    path = Path(paths[0])
+    names = columns_of(path)
+    sample = next(read_pieces(path, names)).table.head(SAMPLE)
+    nested = {name.rpartition(".")[0] for name in names if "." in name}
+    leaves = [name for name in names if name not in nested]
+    columns = [_column(name, sample[name]) for name in leaves]
+    roles = _roles(leaves, sample, dict(given or {}))
+    found: dict[str, Any] = {"files": [str(path) for path in paths], "columns": columns, "roles": roles}
+    missing = [role for role in ("user", "item") if role not in roles]
+    if not {"timestamp", "order", "clicked"} & roles.keys():
+        missing.append("timestamp")
+    found["missing"] = missing
+    return found if missing else found | _counted(paths, roles, rows)
+
+
+def _column(name: str, values: pl.Series) -> dict[str, Any]:
+    values = blank_to_null(values)
+    known = values.drop_nulls()
+    examples = [one_line(str(value)) for value in known.head(100).unique(maintain_order=True).head(3)]
+    return {"name": name, "type": _type(known), "empty": values.null_count(), "examples": examples}
+
+
+def _type(values: pl.Series) -> str:
+    """What most values of a sample are, in words."""
+    if len(values) == 0:
+        return "empty"
+    if values.dtype != pl.String and not values.dtype.is_numeric():
+        return str(values.dtype)
+    found = numbers(values)
+    if _most(found):
+        return "whole numbers" if found.dtype.is_integer() else "numbers"
+    if values.dtype == pl.String and _most(iso_seconds(values)):
+        return "dates and times"
+    return "true and false" if _most(booleans(values)) else "text"
+
+
+def _most(read: pl.Series) -> bool:
+    """Whether most values could be read."""
+    return len(read) - read.null_count() >= FITS * len(read)
+
+
+def _fits(role: str, values: pl.Series) -> bool:
+    """Whether most values are what a role needs."""
+    known = blank_to_null(values).drop_nulls()
+    if len(known) == 0 or known.dtype.is_nested():
+        return False
+    if role in ("user", "item", "event"):
+        return not known.dtype.is_temporal()
+    read = {"timestamp": Times().read, "clicked": booleans, "slot": slots}.get(role, numbers)
+    return _most(read(known))
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def _parts(name: str) -> tuple[str, str]:
+    """A name, and its last field: `event.product.sku` is an item by `sku`."""
+    return name, name.rpartition(".")[2]
+
+
+def _roles(names: Sequence[str], sample: pl.DataFrame, given: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """Column and reason of each role that was given, or that a column's name and values speak for."""
+    for name in given.values():
+        if name not in names:
+            raise UserError(f"no column '{one_line(name)}'; the columns are {', '.join(map(one_line, names))}")
+    roles = {role: {"column": name, "reason": "as you said", "given": True} for role, name in given.items()}
+    for role, known in NAMES.items():
+        if role in roles or (role == "order" and "timestamp" in roles):
+            continue
+        if role == "order" and "clicked" in roles:
+            known = known.removesuffix(" position")
+        if role in ("slot", "propensity") and "clicked" not in roles:
+            continue
+        order = {plain: place for place, plain in enumerate(dict.fromkeys(map(_plain, known.split())))}
+        free = [name for name in names if name not in {entry["column"] for entry in roles.values()}]
+        places = {name: min(order.get(_plain(part), len(order)) for part in _parts(name)) for name in free}
+        named = sorted((name for name in free if places[name] < len(order)), key=places.__getitem__)
+        column = next((name for name in named if _fits(role, sample[name])), None)
+        if column is not None:
+            roles[role] = {"column": column, "reason": "its name, and its values fit", "given": False}
+    return roles
+
+
+def _counted(paths: Sequence[Path], roles: Mapping[str, Mapping[str, Any]], rows: int | None) -> dict[str, Any]:
+    """What would be read of the files in these roles, and what would not."""
+    mapping = ColumnMapping(**{role: entry["column"] for role, entry in roles.items()})
+    ordered = mapping.timestamp is not None or mapping.order is not None
+    logs = read_logs(paths, mapping, ordered=ordered, max_bad_rows=ANY_NUMBER_OF_ROWS, first_rows=rows)
+    table = logs.interactions
+    keys = [name for name in (USER_ID, ITEM_ID, logs.time_key) if name in table.columns]
+    per_user = table.group_by(USER_ID).len()["len"].to_numpy()
+    pairs = table.select(USER_ID, ITEM_ID).n_unique()
+    shown = logs.impressions
+    counts = {
+        "rows": logs.rows_read,
+        "interactions": len(table),
+        "impressions": 0 if shown is None else len(shown),
+        "users": len(per_user),
+        "items": table[ITEM_ID].n_unique(),
+        "interactions_a_user": {
+            "median": int(np.median(per_user)),
+            "95 % have at most": int(np.quantile(per_user, 0.95, method="higher")),
+            "most": int(per_user.max()),
+        },
+        "repeats_of_user_and_item": len(table) - pairs,
+        "exact_duplicates": len(table) - table.select(keys).n_unique() if ordered else None,
+        "users_with_fewer_than_3": int((per_user < 3).sum()),
+    }
+    return {
+        "kind": "interactions" if shown is None else "impressions",
+        "mapping": {role: name for role, name in asdict(mapping).items() if name is not None},
+        "understood": logs.understood,
+        "counts": counts,
+        "lost": _lost(logs.rejects),
+        "has_time": TIMESTAMP in table.columns,
+    }
+
+
+def _lost(rejects: pl.DataFrame) -> list[dict[str, Any]]:
+    """Kinds of reasons for which rows are lost, each with its number of rows, and the first of them."""
+    kind = pl.col("reason").str.replace(r" is '(?s).*', expected", " is not as expected,").alias("kind")
+    table = rejects.group_by(kind, maintain_order=True).agg(
+        pl.len().alias("rows"), pl.col("row").first().alias("first_row"), pl.col("reason").first().alias("example")
+    )
+    return table.drop("kind").sort("rows", descending=True, maintain_order=True).to_dicts()

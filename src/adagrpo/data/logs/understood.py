@@ -1,0 +1,64 @@
+"""What was understood of the files of a log: kept in `summary.json`, and said, so that nothing is guessed silently."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from adagrpo.data.columns import TIMESTAMP
+from adagrpo.data.logs.files import SEPARATORS, kind_of, separator_of
+from adagrpo.data.logs.unpacking import encoding_of
+from adagrpo.data.times import Times, moment, unit_of
+
+__all__ = ["file_format", "sentences", "time_format"]
+
+
+def file_format(path: Path) -> dict[str, Any]:
+    """How a file is written: its kind; of text the encoding and whether it is packed; of CSV the separator."""
+    kind = kind_of(path)
+    found: dict[str, Any] = {"file": path.name, "format": kind}
+    if kind == "Parquet":
+        return found
+    if kind == "CSV":
+        found["separator"] = separator_of(path)
+    return found | {"encoding": encoding_of(path), "packed": path.name.lower().endswith(".gz")}
+
+
+def time_format(table: pl.DataFrame, source: str, times: Times) -> dict[str, Any] | None:
+    """How the times of some rows are written, and from when to when they are; None where no time was read."""
+    if TIMESTAMP not in table.columns or len(table) == 0 or times.kind is None:
+        return None
+    low, high = (float(value) for value in (table[TIMESTAMP].min(), table[TIMESTAMP].max()))  # type: ignore[arg-type]
+    found: dict[str, Any] = {"column": source, "written_as": times.kind}
+    unit = "seconds" if times.kind == "ISO 8601" else unit_of(low, high)
+    if times.kind == "ISO 8601":
+        found["without_offset"] = times.naive
+    found |= {"unit": unit, "first": table[TIMESTAMP].min(), "last": table[TIMESTAMP].max()}
+    return found | ({} if unit is None else {"from": moment(low, unit), "to": moment(high, unit)})
+
+
+def sentences(understood: dict[str, Any]) -> list[str]:
+    """What was understood, a line for each file and one for the times."""
+    lines = []
+    for file in understood["files"]:
+        line = f"{file['file']}: {file['format']}"
+        if "separator" in file:
+            line += f", separated by {SEPARATORS[file['separator']]}"
+        if "encoding" in file:
+            line += f", {file['encoding']}" + (", gzip" if file["packed"] else "")
+        lines.append(line + (f", {file['rows']:,} rows" if "rows" in file else ""))
+    time = understood.get("time")
+    if time is not None:
+        line = f"times ({time['column']}): "
+        if time["written_as"] == "ISO 8601":
+            line += "dates and times, read as seconds since 1970"
+        else:
+            looks = f"which look like {time['unit']} since 1970" if time["unit"] else "of a unit that is not known"
+            line += f"numbers, kept as they are, {looks}"
+        line += f"; from {time.get('from', time['first'])} to {time.get('to', time['last'])}"
+        if time.get("without_offset"):
+            line += f"; {time['without_offset']:,} have no offset and are read as UTC"
+        lines.append(line)
+    return lines

@@ -1,0 +1,138 @@
+"""A first recipe for a log: its columns, and sizes that follow from its users, items and lengths by written rules.
+
+Two levels of K balanced codes with K the least power of two for which K² >= 1.25 V, and items that collide moved to the
+nearest free code. Each first code then has at most 1.1 V / K <= K items, so there is room for all of them, and few code
+sequences name no item. docs/own-logs.md has what that is worth against three levels of 256 codes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from adagrpo.errors import UserError
+
+__all__ = ["Sizes", "recipe_text", "sizes_for"]
+
+DENSITY = 1.25  # code sequences for each item, at least; balanced codes need 1.1
+MOST_CODES = 512  # a level; more items than that has room for get three levels
+STEPS = 2000  # of sft, at least, where that takes no more than MOST_EPOCHS
+LEAST_EPOCHS, MOST_EPOCHS = 10, 60
+MANY_USERS, MANY_ITEMS = 20_000, 20_000
+REPEATS = 0.01  # share of interactions with an item that the user had before, from which on they are answers too
+
+
+class Sizes(NamedTuple):
+    """What a recipe takes from the counts of a log."""
+
+    levels: int
+    codes: int
+    quantizer: str
+    collisions: str
+    batch_size: int
+    epochs: int
+    beam_width: int
+    mask_history: bool
+    max_history: int
+
+
+def sizes_for(*, users: int, items: int, longest: int, repeats: float) -> Sizes:
+    """Sizes by the rules of this module.
+
+    Args:
+        users: in the log.
+        items: in the log.
+        longest: interactions that 95 % of the users have at most.
+        repeats: share of the interactions whose user had the item before.
+
+    >>> sizes_for(users=3000, items=800, longest=31, repeats=0.0)[:4]
+    (2, 32, 'balanced_kmeans', 'nearest')
+    """
+    codes = max(4, 2 ** math.ceil(math.log2(math.sqrt(DENSITY * items))))
+    few = codes <= MOST_CODES
+    levels, codes = (2, codes) if few else (3, 256)
+    quantizer, collisions = ("balanced_kmeans", "nearest") if few else ("kmeans", "level")
+    batch = 256 if users >= MANY_USERS else 128
+    epochs = min(MOST_EPOCHS, max(LEAST_EPOCHS, math.ceil(STEPS * batch / users)))
+    beam = max(10, min(50, items))
+    history = max(5, min(50, longest))
+    return Sizes(levels, codes, quantizer, collisions, batch, epochs, beam, repeats < REPEATS, history)
+
+
+def recipe_text(found: Mapping[str, Any], name: str) -> str:
+    """A commented recipe for what `adagrpo.data.logs.preview.look_at` found in all rows of a log.
+
+    Raises:
+        UserError: a role is missing without which there is nothing to train on.
+    """
+    if found["missing"]:
+        role = found["missing"][0]
+        listed = ", ".join(column["name"] for column in found["columns"])
+        raise UserError(
+            f"{found['files'][0]}: no column looks like the {role}; say which it is, "
+            f"--set data.columns.{role}=NAME, of {listed}"
+        )
+    counts, mapping = found["counts"], found["mapping"]
+    if not {"timestamp", "order"} & mapping.keys():
+        raise UserError(
+            f"{found['files'][0]}: no column says in which order things happened; say which does, "
+            "--set data.columns.timestamp=NAME"
+        )
+    repeats = counts["repeats_of_user_and_item"] / max(1, counts["interactions"])
+    longest = counts["interactions_a_user"]["95 % have at most"]
+    sizes = sizes_for(users=counts["users"], items=counts["items"], longest=longest, repeats=repeats)
+    lines = [
+        "# Written by `adagrpo init` from the data; change what you know better. docs/recipe.md has every key.",
+        f"name: {json.dumps(name)}",
+        f"max_history: {sizes.max_history}  # 95 % of the users have at most {longest} interactions",
+        *_data(found),
+        f"tokenizer:  # {counts['items']:,} items on {sizes.codes**sizes.levels:,} code sequences",
+        "  vectors: {cooccurrence: 1.0}  # with data.items also text and attributes",
+        f"  levels: {sizes.levels}",
+        f"  codes: {sizes.codes}",
+        f"  quantizer: {sizes.quantizer}",
+        f"  collisions: {sizes.collisions}",
+        *_models(sizes, counts),
+        "evaluation:",
+        f"  beam_width: {sizes.beam_width}",
+        f"  mask_history: {json.dumps(sizes.mask_history)}  # {100 * repeats:.1f} % of the interactions repeat an item",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _data(found: Mapping[str, Any]) -> list[str]:
+    counts, lost = found["counts"], sum(entry["rows"] for entry in found["lost"])
+    understood = found["understood"]
+    logs = [f"    - {json.dumps(str(Path(path).resolve()))}" for path in found["files"]]
+    columns = [
+        f"    {role}: {json.dumps(column)}  # {found['roles'][role]['reason']}"
+        for role, column in found["mapping"].items()
+    ]
+    lines = [f"data:  # {counts['rows']:,} rows, {counts['users']:,} users", "  logs:", *logs, "  columns:", *columns]
+    if "time" in understood and "from" in understood["time"]:
+        lines.append(f"  # times are from {understood['time']['from']} to {understood['time']['to']}")
+    if "event" in found["mapping"]:
+        lines.append("  # keep_events: [purchase]  # all kinds of events are kept as it is")
+    if "rating" in found["mapping"]:
+        lines.append("  # min_rating: 4  # all ratings count as interactions as it is")
+    if lost:
+        lines.append(f"  max_bad_rows: {lost}  # so many cannot be read; `adagrpo inspect` says why")
+    lines.append(f"  drop_duplicates: false  # {counts['exact_duplicates']:,} rows repeat user, item and time")
+    return lines
+
+
+def _models(sizes: Sizes, counts: Mapping[str, Any]) -> Sequence[str]:
+    width = 160 if counts["items"] >= MANY_ITEMS else 96
+    ranker = max(5, sizes.epochs // 2)
+    return [
+        f"policy: {{width: {width}, heads: 4, decoder_hidden: {2 * width}}}",
+        f"sft: {{epochs: {sizes.epochs}, batch_size: {sizes.batch_size}, learning_rate: 2.0e-3}}",
+        "ranker:",
+        f"  fit: {{epochs: {ranker}, batch_size: {sizes.batch_size}, learning_rate: 3.0e-3, validations: 5}}",
+        "train:",
+        "  arms: [nll, distill-tuned]  # docs/choosing.md; run `adagrpo diagnose` first",
+        f"  fit: {{epochs: 2, batch_size: {sizes.batch_size}, learning_rate: 2.0e-4}}",
+    ]

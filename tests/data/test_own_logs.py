@@ -1,0 +1,190 @@
+"""Logs as shops have them: separators, encodings, nested fields, times of ISO 8601, duplicates, and a look at them."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from adagrpo.data import ColumnMapping, build_dataset, read_items, read_logs
+from adagrpo.data.logs.preview import look_at
+from adagrpo.data.logs.understood import sentences
+from adagrpo.errors import UserError
+
+ROWS = [("ä;1", "x|1", 5), ("b", 'y\t"2"', 6), ("b,c", "😀", 7)]
+NESTED = ColumnMapping(user="user.id", item="e.item.sku")
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    data = content if isinstance(content, bytes) else content.encode()
+    path.write_bytes(gzip.compress(data) if path.name.endswith(".gz") else data)
+    return path
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("suffix", ["csv", "tsv.gz"])
+def test_separators_and_encodings(tmp_path: Path, suffix: str, separator: str, encoding: str) -> None:
+    text = pl.DataFrame(ROWS, schema=["user_id", "item_id", "timestamp"], orient="row").write_csv(separator=separator)
+    data = ("\ufeff" + text if encoding == "utf-16-be" else text).encode(encoding)
+    path = write(tmp_path / f"log.{suffix}", data)
+    logs = read_logs([path], ColumnMapping())
+    assert logs.interactions.rows() == ROWS and not len(logs.rejects)
+    file = logs.understood["files"][0]
+    assert file["separator"] == separator and file["rows"] == 3 and file["packed"] == suffix.endswith("gz")
+    assert file["encoding"] == {"utf-8": "UTF-8", "utf-8-sig": "UTF-8 with a byte order mark"}.get(encoding, "UTF-16")
+    assert read_items(path, text_columns=["user_id"])["text"].to_list() == ["ä;1", "b", "b,c"]
+
+
+def test_utf_16_that_is_cut_and_utf_32(tmp_path: Path) -> None:
+    text = "user_id,item_id,timestamp\na,x,1\nb,y,2\n"
+    cut = write(tmp_path / "cut.csv", text.encode("utf-16")[:-3])
+    logs = read_logs([cut], ColumnMapping(), max_bad_rows=1)
+    assert logs.interactions.rows() == [("a", "x", 1)] and "\ufffd" in logs.rejects["reason"][0]
+    with pytest.raises(UserError, match="is encoded in UTF-32; write it anew as UTF-8"):
+        read_logs([write(tmp_path / "wide.csv", text.encode("utf-32"))], ColumnMapping())
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "ndjson.gz", "json", "json.gz"])
+def test_nested_fields_of_json(tmp_path: Path, suffix: str) -> None:
+    lines = [
+        {"user": {"id": 1}, "e": {"item": {"sku": "k"}}, "timestamp": 3},
+        {"user.id": 2, "user": {"id": 9}, "e": {"item": {"sku": "l"}}, "timestamp": 4},  # the name itself comes first
+        {"user": {"id": [1]}, "e": {"item": {"sku": "k"}}, "timestamp": 5},
+        {"user": 7, "e": {"item": {"sku": "k"}}, "timestamp": 6},
+    ]
+    path = write(tmp_path / f"log.{suffix}", "\n".join(map(json.dumps, lines)))
+    logs = read_logs([path], NESTED, max_bad_rows=2)
+    assert logs.interactions.rows() == [(1, "k", 3), (2, "l", 4)]
+    assert [reason.partition(",")[0] for reason in logs.rejects["reason"]] == [
+        "user.id is of type list",
+        "user.id is empty",
+    ]
+
+
+def test_nested_fields_of_parquet(tmp_path: Path) -> None:
+    table = pl.DataFrame({"user": [{"id": 1}, None], "e": [{"item": {"sku": "k"}}] * 2, "timestamp": [3, 4]})
+    table.write_parquet(tmp_path / "log.parquet")
+    logs = read_logs([tmp_path / "log.parquet"], NESTED, max_bad_rows=1)
+    assert logs.interactions.rows() == [(1, "k", 3)] and logs.rejects["row"].to_list() == [1]
+    with pytest.raises(UserError, match=r"no column 'user.name'; did you mean 'user.id'\?"):
+        read_logs([tmp_path / "log.parquet"], ColumnMapping(user="user.name"))
+
+
+TIMES = {  # seconds since 1970, by hand
+    "1970-01-02": 86400,
+    "1970-01-02T00:01": 86460,
+    "1970-01-02 00:00:01": 86401,
+    "1970-01-02T00:00:01Z": 86401,
+    "1970-01-02T00:00:01.5z": 86401.5,
+    "1970-01-02 00:00:01,250000999": 86401.25,
+    "1970-01-02T02:00:00+02:00": 86400,
+    "1970-01-01T19:00:00-0500": 86400,
+    "1970-01-02 01:00+01": 86400,
+    "1970-01-02 00:00:00 UTC": 86400,
+}
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_times_of_iso_8601(tmp_path: Path, suffix: str) -> None:
+    bad = ["1970-02-30", "5", "1970-01-02T25:00", "1969-12-31", "1.2.1970", "1970-01-02T00:00:01+"]
+    table = pl.DataFrame({"timestamp": [*TIMES, *bad]}, strict=False)
+    table = table.with_row_index("user_id").with_columns(item_id=pl.lit("x"))
+    path = tmp_path / f"log.{suffix}"
+    (table.write_csv(path, separator=";") if suffix == "csv" else table.write_ndjson(path))
+    logs = read_logs([path], ColumnMapping(), max_bad_rows=len(bad))
+    assert logs.interactions["timestamp"].to_list() == list(TIMES.values())
+    assert logs.rejects["row"].to_list() == list(range(len(TIMES), len(table)))
+    assert "timestamp is '5', expected a time from 1970 on such as" in logs.rejects["reason"][1]
+    time = logs.understood["time"]
+    assert (time["written_as"], time["unit"], time["without_offset"]) == ("ISO 8601", "seconds", 4)
+    assert (time["from"], time["to"]) == ("1970-01-02T00:00:00Z", "1970-01-02T00:01:00Z")
+    assert "4 have no offset and are read as UTC" in sentences(logs.understood)[1]
+
+
+def test_numbers_stay_as_they_are_and_their_unit_is_said(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "user_id,item_id,timestamp\na,x,1700000000000\nb,y,2024-01-01\n")
+    logs = read_logs([path], ColumnMapping(), max_bad_rows=1)
+    assert logs.interactions["timestamp"].to_list() == [1_700_000_000_000]
+    assert logs.rejects["reason"][0] == "timestamp is '2024-01-01', expected a number >= 0"
+    assert sentences(logs.understood)[1] == (
+        "times (timestamp): numbers, kept as they are, which look like milliseconds since 1970; "
+        "from 2023-11-14T22:13:20Z to 2023-11-14T22:13:20Z"
+    )
+
+
+def test_exact_duplicates_are_counted_and_dropped_if_asked(tmp_path: Path) -> None:
+    text = "user_id,item_id,timestamp\na,x,1\na,y,1\na,x,1\na,x,2\nb,x,1\nb,x,1\nb,x,1\n"
+    path = write(tmp_path / "a.csv", text)
+    kept = build_dataset(read_logs([path], ColumnMapping()))
+    assert kept.summary["exact_duplicates"] == 3 and len(kept.interactions) == 7
+    logs = read_logs([path], ColumnMapping(), drop_duplicates=True)
+    assert logs.interactions.rows() == [("a", "x", 1), ("a", "y", 1), ("a", "x", 2), ("b", "x", 1)]
+    dropped = build_dataset(logs).summary
+    assert dropped["exact_duplicates"] == 0 and dropped["exact_duplicates_dropped"] == 3
+    assert logs.rows_read == len(logs.interactions) + 3
+
+
+def test_duplicates_of_impressions_agree_in_all_that_is_read(tmp_path: Path) -> None:
+    text = "user_id,item_id,timestamp,clicked\na,x,1,0\na,x,1,1\na,x,1,0\na,x,1,1\nb,y,1,1\n"
+    columns = ColumnMapping(clicked="clicked")
+    logs = read_logs([write(tmp_path / "a.csv", text)], columns, drop_duplicates=True)
+    assert logs.impressions is not None and logs.impressions["clicked"].to_list() == [False, True, True]
+    assert logs.interactions.rows() == [("a", "x", 1), ("b", "y", 1)] and logs.duplicates_dropped == 2
+
+
+def test_messages_never_hold_control_characters() -> None:
+    assert str(UserError("a\x1b[2J\x00\u202eb")) == r"a\x1b[2J\x00\u202eb"
+
+
+def test_a_look_at_a_log(tmp_path: Path) -> None:
+    lines = ["Customer ID;Product;created_at;price"]
+    lines += [f"c{n % 4};p{n % 5};2024-01-{1 + n // 4:02d};1,5" for n in range(40)]
+    lines += [lines[1], ";p1;2024-01-01;1", "c1;p1;never;1"]
+    found = look_at([write(tmp_path / "shop.csv", "\n".join(lines))])
+    assert found["mapping"] == {"user": "Customer ID", "item": "Product", "timestamp": "created_at"}
+    assert [column["type"] for column in found["columns"]] == ["text", "text", "dates and times", "text"]
+    assert found["kind"] == "interactions" and found["missing"] == []
+    counts = found["counts"]
+    assert (counts["rows"], counts["interactions"], counts["users"], counts["items"]) == (43, 41, 4, 5)
+    assert (counts["exact_duplicates"], counts["repeats_of_user_and_item"]) == (1, 21)
+    assert sorted((entry["rows"], entry["first_row"]) for entry in found["lost"]) == [(1, 41), (1, 42)]
+    json.dumps(found)
+
+
+def test_roles_need_names_and_values(tmp_path: Path) -> None:
+    text = "uid,thing,time,clicked,rank\n" + "".join(f"{n % 3},{n},soon,{n % 2},{n}\n" for n in range(12))
+    path = write(tmp_path / "a.csv", text)
+    found = look_at([path])
+    assert {role: entry["column"] for role, entry in found["roles"].items()} == {
+        "user": "uid",
+        "clicked": "clicked",
+        "slot": "rank",
+    }
+    assert found["missing"] == ["item"]
+    told = look_at([path], given={"item": "thing"})
+    assert told["kind"] == "impressions" and told["counts"]["impressions"] == 12
+    with pytest.raises(UserError, match="no column 'nothing'; the columns are uid"):
+        look_at([path], given={"item": "nothing"})
+
+
+def test_a_look_reads_no_more_than_it_is_asked_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adagrpo.data.logs.pieces.PIECE_BYTES", 1000)
+    draw = random.Random(0)
+    rows = "".join(f"{draw.randrange(9)},{draw.randrange(9)},{n}\n" for n in range(10_000))
+    path = write(tmp_path / "a.csv", "user_id,item_id,timestamp\n" + rows)
+    assert 500 <= look_at([path], 500)["counts"]["rows"] < 800
+    assert look_at([path], None)["counts"]["rows"] == 10_000
+
+
+def test_a_position_is_an_order_or_beside_clicks_a_slot(tmp_path: Path) -> None:
+    rows = [(n % 3, n, n // 3, n % 2) for n in range(12)]
+    table = pl.DataFrame(rows, schema=["user_id", "item_id", "position", "clicked"], orient="row")
+    table.drop("clicked").write_csv(tmp_path / "a.csv")
+    table.with_columns(ts=pl.lit(5)).write_csv(tmp_path / "b.csv")
+    assert look_at([tmp_path / "a.csv"])["mapping"] == {"user": "user_id", "item": "item_id", "order": "position"}
+    assert look_at([tmp_path / "b.csv"])["mapping"]["slot"] == "position"

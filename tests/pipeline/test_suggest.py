@@ -1,0 +1,104 @@
+"""Sizes of a first recipe by their rules, and that `inspect`, `init` and the recipe run on logs as shops have them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import yaml
+
+from adagrpo import pipeline
+from adagrpo.config import load_config
+from adagrpo.data.simulation.marketplace import Marketplace, simulate
+from adagrpo.pipeline import Run, Silent
+from adagrpo.pipeline.suggest import sizes_for
+
+
+@pytest.mark.parametrize(
+    ("items", "tokenizer"),
+    [  # K² >= 1.25 V
+        (2, (2, 4, "balanced_kmeans", "nearest")),
+        (204, (2, 16, "balanced_kmeans", "nearest")),
+        (205, (2, 32, "balanced_kmeans", "nearest")),
+        (800, (2, 32, "balanced_kmeans", "nearest")),
+        (5_000, (2, 128, "balanced_kmeans", "nearest")),
+        (50_000, (2, 256, "balanced_kmeans", "nearest")),
+        (1_000_000, (3, 256, "kmeans", "level")),
+    ],
+)
+def test_codes_follow_from_items(items: int, tokenizer: tuple[object, ...]) -> None:
+    assert sizes_for(users=3000, items=items, longest=20, repeats=0.0)[:4] == tokenizer
+
+
+def test_the_other_sizes_follow_from_users_lengths_and_repeats() -> None:
+    small = sizes_for(users=100, items=30, longest=3, repeats=0.2)
+    assert (small.batch_size, small.epochs, small.beam_width) == (128, 60, 30)
+    assert (small.mask_history, small.max_history) == (False, 5)
+    large = sizes_for(users=1_000_000, items=90_000, longest=400, repeats=0.001)
+    assert (large.batch_size, large.epochs, large.beam_width) == (256, 10, 50)
+    assert (large.mask_history, large.max_history) == (True, 50)
+    assert sizes_for(users=10_000, items=90, longest=9, repeats=0.0).epochs == 26  # 2000 steps of 128
+
+
+def shop(path: Path) -> Path:
+    """The clicks of a simulated shop as CSV with semicolons in UTF-16, or as nested JSON lines."""
+    world = simulate(Marketplace(users=80, items=100)).impressions
+    clicks = world.filter(pl.col("clicked").cast(pl.Boolean))
+    seconds = clicks["timestamp"].cast(pl.Int64) * 3600 + 1_700_000_000
+    times = pl.select(pl.from_epoch(seconds).dt.strftime("%Y-%m-%d %H:%M:%S")).to_series()
+    if path.suffix == ".csv":
+        table = pl.DataFrame({"Customer ID": clicks["user_id"], "sku": clicks["item_id"], "created_at": times})
+        path.write_text(table.write_csv(separator=";") + ";lost;never\n", encoding="utf-16")
+        return path
+    rows = zip(clicks["user_id"], clicks["item_id"], times, strict=True)
+    lines = [json.dumps({"user": {"id": user}, "product": {"sku": item}, "ts": time}) for user, item, time in rows]
+    path.write_text("\n".join(lines))
+    return path
+
+
+def command(*arguments: object) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "adagrpo", *map(str, arguments)]
+    return subprocess.run(line, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("name", ["shop.csv", "shop.jsonl"])
+def test_a_recipe_from_own_logs_runs(tmp_path: Path, name: str) -> None:
+    log, recipe = shop(tmp_path / name), tmp_path / "mine.yaml"
+    looked = command("inspect", log, "--json")
+    assert looked.returncode == 0, looked.stderr
+    found: dict[str, Any] = json.loads(looked.stdout)
+    assert found["missing"] == [] and found["next"][0] == f"adagrpo init {log} --out recipe.yaml"
+    made = command("init", log, "--out", recipe, "--json")
+    assert made.returncode == 0 and json.loads(made.stdout)["recipe"] == str(recipe)
+    content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    assert content["data"]["columns"] == found["mapping"]
+    assert content["data"].get("max_bad_rows", 0) == (name == "shop.csv")
+    again = command("init", log, "--out", recipe)
+    assert (
+        again.returncode == 2 and again.stderr == f"adagrpo: {recipe}: is there already; give another name with --out\n"
+    )
+    short = ["sft.epochs=1", "ranker.fit.epochs=1", "train.fit.epochs=1", "train.arms=[nll]", "threads=1"]
+    run = Run(tmp_path / "run", load_config(recipe, short), Path(), Silent())
+    with run.locked():
+        metrics, page = pipeline.run_all(run)
+    assert page.is_file() and metrics
+    sizes = json.loads(run.path("tokenize", "codes.json").read_text(encoding="utf-8"))["level_sizes"]
+    assert len(sizes) == 2 and max(sizes) <= content["tokenizer"]["codes"]
+
+
+def test_what_is_missing_is_asked_for_in_one_line(tmp_path: Path) -> None:
+    log = tmp_path / "a.csv"
+    log.write_text("uid,thing,when\na,x,1\nb,y,2\n")
+    refused = command("init", log, "--out", tmp_path / "r.yaml")
+    assert refused.returncode == 2 and "no column looks like the item; say which it is, --set" in refused.stderr
+    columns = ["--set", "data.columns.item=thing", "--set", "data.columns.timestamp=when"]
+    assert command("init", log, "--out", tmp_path / "r.yaml", *columns).returncode == 0
+    shown = command("inspect", log, *columns)
+    assert shown.returncode == 0 and "these are interactions" in shown.stdout
+    wrong = command("inspect", log, "--set", "data.columns.thing=item")
+    assert wrong.returncode == 2 and "the roles are user, item, timestamp" in wrong.stderr
