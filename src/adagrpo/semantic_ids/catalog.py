@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adagrpo.data.logs.files import listed
+from adagrpo.data.logs.formats import listed
 from adagrpo.data.logs.unpacking import MAX_EXPANSION, check_parquet
 from adagrpo.errors import UserError
 from adagrpo.semantic_ids.trie import Trie

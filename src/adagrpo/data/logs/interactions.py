@@ -37,11 +37,11 @@ from adagrpo.data.logs.cells import (
     numbers,
     slots,
 )
-from adagrpo.data.logs.files import columns_of, listed
+from adagrpo.data.logs.formats import columns_of, listed
 from adagrpo.data.logs.pieces import Piece, read_pieces
+from adagrpo.data.logs.times import Times
 from adagrpo.data.logs.understood import file_format, time_format
 from adagrpo.data.logs.unpacking import MAX_EXPANSION
-from adagrpo.data.times import Times
 from adagrpo.errors import UserError
 
 __all__ = ["ColumnMapping", "Logs", "Refusals", "read_logs"]
@@ -124,10 +124,10 @@ def read_logs(
     """Read interaction or impression logs, piece by piece: what is held in memory is what is kept, and one piece.
 
     Ids are 64-bit integers where all of them are, written plainly (`007` is text), and strings otherwise. Dates, of
-    Parquet or written as ISO 8601, become seconds since 1970, see `adagrpo.data.times`.
+    Parquet or written as ISO 8601, become seconds since 1970, see `adagrpo.data.logs.times`.
 
     Args:
-        paths: CSV, JSONL or Parquet files with the same columns, see `adagrpo.data.logs.files.SUFFIXES`.
+        paths: CSV, JSONL or Parquet files with the same columns, see `adagrpo.data.logs.formats.SUFFIXES`.
         columns: their names.
         keep_events: only rows of these events; needs `columns.event`.
         min_rating: only interactions rated at least so; needs `columns.rating`.

@@ -10,7 +10,7 @@ import polars as pl
 
 from adagrpo.data.columns import ATTRIBUTES, ITEM_ID, TEXT
 from adagrpo.data.logs.cells import blank_to_null, identifiers, integers_if_all
-from adagrpo.data.logs.files import kind_of, one_line, read_table
+from adagrpo.data.logs.formats import kind_of, one_line, read_table
 from adagrpo.data.logs.unpacking import MAX_EXPANSION
 from adagrpo.errors import UserError
 

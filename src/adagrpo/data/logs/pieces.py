@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from adagrpo.data.logs.files import columns_of, header_of, kind_of, path_of, reading, require, separator_of
+from adagrpo.data.logs.formats import columns_of, header_of, kind_of, path_of, reading, require, separator_of
 from adagrpo.data.logs.unpacking import MAX_EXPANSION, check_parquet, explodes, read_blocks, room, text_bytes
 
 __all__ = ["Piece", "read_pieces"]
@@ -45,7 +45,7 @@ def read_pieces(
     """Some columns of a log: of a Parquet file as they are, of others as text.
 
     Args:
-        path: see `adagrpo.data.logs.files.kind_of`.
+        path: see `adagrpo.data.logs.formats.kind_of`.
         columns: their names, each once; `user.id` is the field `id` of the field `user` where no column is called so.
         ids: those that hold ids; a JSON `true` is none.
         max_expansion: to how many times its size a compressed file may unpack, see `adagrpo.data.logs.unpacking`.

@@ -17,10 +17,10 @@ import polars as pl
 
 from adagrpo.data.columns import ITEM_ID, TIMESTAMP, USER_ID
 from adagrpo.data.logs.cells import blank_to_null, booleans, numbers, slots
-from adagrpo.data.logs.files import columns_of, one_line
+from adagrpo.data.logs.formats import columns_of, one_line
 from adagrpo.data.logs.interactions import ColumnMapping, read_logs
 from adagrpo.data.logs.pieces import read_pieces
-from adagrpo.data.times import Times, iso_seconds
+from adagrpo.data.logs.times import Times, iso_seconds
 from adagrpo.errors import UserError
 
 __all__ = ["ROWS", "look_at"]

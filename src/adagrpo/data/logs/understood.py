@@ -8,9 +8,9 @@ from typing import Any
 import polars as pl
 
 from adagrpo.data.columns import TIMESTAMP
-from adagrpo.data.logs.files import SEPARATORS, kind_of, separator_of
+from adagrpo.data.logs.formats import SEPARATORS, kind_of, separator_of
+from adagrpo.data.logs.times import Times, moment, unit_of
 from adagrpo.data.logs.unpacking import encoding_of
-from adagrpo.data.times import Times, moment, unit_of
 
 __all__ = ["file_format", "sentences", "time_format"]
 
