@@ -70,7 +70,7 @@ def test_embeddings_train_first(world, data: Path, tmp_path: Path, monkeypatch, 
     tokenize(run)
     tasks = []
     monkeypatch.setattr(
-        "adagrpo.pipeline.stages.prepare.fit_model", lambda data, name, policy, task, *_, files: tasks.append(task)
+        "adagrpo.pipeline.stages.sft.fit_model", lambda data, name, policy, task, *_, files: tasks.append(task)
     )
     fit_sft(run)
     (task,) = tasks

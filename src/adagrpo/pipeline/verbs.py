@@ -24,10 +24,10 @@ from adagrpo.pipeline.stages.evaluate import collect
 from adagrpo.pipeline.stages.evaluate import evaluate as _evaluate
 from adagrpo.pipeline.stages.fit_ranker import fit_ranker as _fit_ranker
 from adagrpo.pipeline.stages.post_train import fit_arm as _fit_arm
-from adagrpo.pipeline.stages.prepare import fit_sft as _fit_sft
 from adagrpo.pipeline.stages.prepare import prepare as _prepare
 from adagrpo.pipeline.stages.prepare import simulate_marketplace
 from adagrpo.pipeline.stages.ranker_report import report_ranker
+from adagrpo.pipeline.stages.sft import fit_sft as _fit_sft
 from adagrpo.pipeline.stages.tokenize import tokenize as _tokenize
 from adagrpo.report import write_report
 

@@ -63,7 +63,9 @@ def fit_arm(run: Run, arm: ArmConfig) -> None:
             )
         fit_model(data, f"train/{arm.name}", policy, task, settings, work, files=policy.checkpoint_files)
 
-    reads = ["train.fit", "train.rl_split", "train.rl_split_nll", *DECODING, "seed"]
+    reads = ["train.fit", "train.rl_split", *DECODING, "seed"]
+    if options.rl_split:
+        reads += ["train.rl_split_nll"]
     if arm.term is not None:
         reads += ["train.gradient_norms_every", "ranker.folds", "reward"]
     run.stage(

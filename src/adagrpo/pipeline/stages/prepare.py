@@ -1,9 +1,8 @@
-"""The first stages of a run, from logs to a starting policy. Each says what it reads; none reads test data."""
+"""The stages `simulate` and `prepare`: from logs, or a simulated marketplace, to interactions and their split."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, assert_never
 
@@ -22,13 +21,9 @@ from adagrpo.data.prepared import write_prepared
 from adagrpo.data.simulation.marketplace import Marketplace, simulate, write_simulation
 from adagrpo.data.ties import shuffle_ties
 from adagrpo.errors import UserError
-from adagrpo.pipeline.factories import Models
-from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
-from adagrpo.pipeline.stages.fitting import DECODING, fit_model
-from adagrpo.trainer import Supervised
 
-__all__ = ["LogSource", "fit_sft", "log_source", "prepare", "prepare_stage", "simulate_marketplace"]
+__all__ = ["LogSource", "log_source", "prepare", "prepare_stage", "simulate_marketplace"]
 
 MARKETPLACE_ITEMS = ItemTable(path="items.parquet", text=("title",), attributes=("attributes",))
 MARKETPLACE_COLUMNS = ColumnMapping(timestamp="timestamp", clicked="clicked", slot="slot", propensity="propensity")
@@ -181,28 +176,3 @@ def _temporal(options: SplitConfig, dataset: Dataset, lengths: NDArray[np.int64]
         validation_from=options.validation_from,
         test_from=options.test_from,
     )
-
-
-def fit_sft(run: Run) -> None:
-    """The starting policy: NLL from scratch."""
-    data, settings = RunData(run), run.config.sft
-    models = Models(data)
-
-    def build(work: Path) -> None:
-        policy = models.policy()
-        schedule = replace(models.schedule(settings), rl_split=run.config.train.rl_split)
-        frozen_epochs = run.config.policy.lm.frozen_epochs if run.config.policy.lm else 0.0
-        task = Supervised(
-            policy,
-            data.catalog.codes,
-            schedule,
-            steps=max(1, round(settings.epochs * schedule.steps_per_epoch)),
-            validate=models.validator(policy, settings),
-            waiting=policy.body_parameters,
-            waiting_steps=round(frozen_epochs * schedule.steps_per_epoch),
-        )
-        fit_model(data, "sft", policy, task, settings, work, files=policy.checkpoint_files)
-
-    reads = ("sft", *DECODING, "seed", "train.rl_split")
-    inputs = [*data.training_files, *data.catalog_files, *data.language_model_files]
-    run.stage("sft", reads=reads, schema=2, inputs=inputs, build=build, together=True)
