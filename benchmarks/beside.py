@@ -37,7 +37,7 @@ from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.trainer import Supervised
-from benchmarks.compact import stepper, workbench
+from benchmarks.compact import models_of, stepper
 from benchmarks.rows import Row, median_spread
 
 __all__ = ["Cost", "beside", "measure", "rows_of"]
@@ -169,7 +169,7 @@ def rows_of(costs: Costs) -> list[Row]:
 
 def beside(data: Path, work: Path) -> list[Row]:
     """Eight steps and an evaluation of the compact policy on Beauty."""
-    return rows_of(measure(workbench(data, work, "compact").run.directory))
+    return rows_of(measure(models_of(data, work, "compact").run.directory))
 
 
 def _ratio(name: str, costs: Sequence[Cost], over: Sequence[Cost], target: float, against: str) -> Row:

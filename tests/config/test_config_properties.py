@@ -128,6 +128,7 @@ def numbers(kind: type, constraints: tuple[Any, ...]) -> Strategy:
 
 # where a section begins whose defaults alone are not valid, whose keys come in pairs, or where a text has a form
 starts: dict[type[BaseModel], Strategy] = {
+    Config: sections(DataConfig).map(lambda data: {"data": data}).filter(lambda content: accepted(Config, content)),
     ArmConfig: st.builds(dict, objective=st.sampled_from([*OBJECTIVES])),
     DataConfig: st.just({"logs": ["a.csv"]}) | st.builds(dict, marketplace=sections(MarketplaceConfig)),
     SplitConfig: st.sampled_from([{}, {"kind": "temporal", "validation_from": -5, "test_from": 10**12}]),

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+import adagrpo.evaluation.predictions as evaluation
 from adagrpo.evaluation.predictions import Predictions, predict, rank_by_ranker, rerank, sample_cases, summarise
-from adagrpo.evaluation.predictions import predictions as evaluation
 from adagrpo.policies import CompactPolicy
 from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.semantic_ids import Catalog

@@ -41,16 +41,15 @@ def test_the_plain_step_has_the_loss_of_the_diagnosed_one_and_asks_of_the_rollou
 
 def test_the_rows_of_both_policies_come_out(world, monkeypatch):
     common = world.post_training(world.policy())
-    bench = SimpleNamespace(
+    models = SimpleNamespace(
         run=SimpleNamespace(path=lambda *_: None),
         config=SimpleNamespace(objective=common.objective),
-        device=torch.device("cpu"),
-        catalog=world.catalog,
+        data=SimpleNamespace(device=torch.device("cpu"), catalog=world.catalog),
         policy=lambda _: world.policy(),
         ranker=lambda: world.reward,
         schedule=lambda _: world.schedule(),
     )
-    monkeypatch.setattr(diagnostics, "workbench", lambda data, work, kind: bench)
+    monkeypatch.setattr(diagnostics, "models_of", lambda data, work, kind: models)
     monkeypatch.setattr(diagnostics, "measure", functools.partial(diagnostics.measure, repeats=1))
     monkeypatch.setattr(diagnostics, "STEPS", 1)
     monkeypatch.setattr("benchmarks.compact.STEPS", 1)
