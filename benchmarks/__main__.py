@@ -61,8 +61,8 @@ def main() -> None:
             continue
         with tempfile.TemporaryDirectory() as work:
             folders = (options.data, Path(work))
-            found = LANGUAGE_MODELS[name](*folders, kind) if measure is None else measure(*folders)
-        rows = [row.as_json() for row in found]
+            result = LANGUAGE_MODELS[name](*folders, kind) if measure is None else measure(*folders)
+        rows = [row.as_json() for row in result]
         for row in rows:
             kept = [other for other in kept if other["name"] != row["name"]] + [row]
             print(

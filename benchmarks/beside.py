@@ -56,7 +56,7 @@ BUSY = "import os\nparent = os.getppid()\nprint(flush=True)\nwhile os.getppid() 
 
 
 class Cost(NamedTuple):
-    """Of one piece of work: seconds of the clock, and of all the processor time that it took."""
+    """Of one chunk of work: seconds of the clock, and of all the processor time that it took."""
 
     seconds: float
     processor: float
@@ -66,7 +66,7 @@ Costs = dict[tuple[str, str, str], list[Cost]]  # by variant, work and place
 
 
 class Worker:
-    """A process that does a piece of work whenever it is told to."""
+    """A process that does a chunk of work whenever it is told to."""
 
     def __init__(self, run: Path, setting: Mapping[str, str]) -> None:
         environment = {name: value for name, value in os.environ.items() if name not in READ} | dict(setting)
@@ -77,7 +77,7 @@ class Worker:
         self.answer()
 
     def ask(self, work: str) -> None:
-        """Start a piece of work."""
+        """Start a chunk of work."""
         assert self.process.stdin is not None
         self.process.stdin.write(f"{work}\n")
         self.process.stdin.flush()
@@ -115,7 +115,7 @@ def measure(run: Path, variants: Mapping[str, Mapping[str, str]] = VARIANTS, *, 
 
     `spinning` is measured beside others in the first turn alone: there it takes many times as long.
     """
-    found: Costs = {}
+    result: Costs = {}
     with ExitStack() as stack:
         pairs = {
             name: [stack.enter_context(Worker(run, setting)) for _ in range(2)] for name, setting in variants.items()
@@ -130,8 +130,8 @@ def measure(run: Path, variants: Mapping[str, Mapping[str, str]] = VARIANTS, *, 
                         worker.ask(work)
                     costs = [worker.answer() for worker in workers]
                     cost = Cost(*(statistics.fmean(values) for values in zip(*costs, strict=True)))
-                    found.setdefault((name, work, place), []).append(cost)
-    return found
+                    result.setdefault((name, work, place), []).append(cost)
+    return result
 
 
 def rows_of(costs: Costs) -> list[Row]:
@@ -139,10 +139,10 @@ def rows_of(costs: Costs) -> list[Row]:
     rows = []
     for work in WORKS:
         detail: dict[str, dict[str, float]] = {}
-        for (name, _, place), found in ((key, found) for key, found in costs.items() if key[1] == work):
-            told = {f"{place}_s": statistics.median(cost.seconds for cost in found)}
-            told[f"{place}_processor_s"] = statistics.median(cost.processor for cost in found)
-            detail[name] = detail.get(name, {}) | told
+        for (name, _, place), result in ((key, result) for key, result in costs.items() if key[1] == work):
+            text = {f"{place}_s": statistics.median(cost.seconds for cost in result)}
+            text[f"{place}_processor_s"] = statistics.median(cost.processor for cost in result)
+            detail[name] = detail.get(name, {}) | text
         beside = "the same work alone, by the default"
         rows += [
             _ratio(

@@ -246,7 +246,7 @@ def rl_step_vs_trl(data: Path, work: Path, kind: Kind) -> list[Row]:
 
 
 def flop_share(flops: int, seconds: float, kind: Kind, bfloat16: bool) -> dict[str, float]:
-    """Model FLOPs of a piece of work, and its rate over that of a large matrix product."""
+    """Model FLOPs of a chunk of work, and its rate over that of a large matrix product."""
     size = 2048 if kind.device == "cpu" else 8192
     dtype = torch.bfloat16 if bfloat16 else torch.float32
     matrix = torch.randn(size, size, device=kind.device).to(dtype)
@@ -275,14 +275,14 @@ def beam50_vs_generate(data: Path, work: Path, kind: Kind) -> list[Row]:
         for level, token in enumerate(name):
             following.setdefault(name[:level], set()).add(token)
     lists = {prefix: sorted(tokens) for prefix, tokens in following.items()}
-    found: dict[str, list[list[int]]] = {}
+    result: dict[str, list[list[int]]] = {}
     item_of = {name: item for item, name in enumerate(names)}
 
     @torch.no_grad()
     def ours() -> None:
         beams = beam_search(policy, policy.encode(batch), 50, trie=catalog.trie)
         _wait(batch.items.device)
-        found["ours"] = catalog.lookup(beams.codes)[:, :10].tolist()
+        result["ours"] = catalog.lookup(beams.codes)[:, :10].tolist()
 
     @torch.no_grad()
     def theirs() -> None:
@@ -297,12 +297,12 @@ def beam50_vs_generate(data: Path, work: Path, kind: Kind) -> list[Row]:
             prefix_allowed_tokens_fn=lambda _, ids: lists[tuple(ids[prompts.shape[1] :].tolist())],
         )
         items = [item_of[tuple(row)] for row in output[:, prompts.shape[1] :].tolist()]
-        found["theirs"] = [items[first : first + 10] for first in range(0, len(items), 10)]
+        result["theirs"] = [items[first : first + 10] for first in range(0, len(items), 10)]
 
     seconds = timed_in_turn([ours, theirs], repeats=5)
     with FlopCounterMode(display=False) as counter:
         ours()
-    same = sum(a == b for a, b in zip(found["ours"], found["theirs"], strict=True))
+    same = sum(a == b for a, b in zip(result["ours"], result["theirs"], strict=True))
     value, spread = median_spread([b / a for a, b in zip(*seconds, strict=True)])
     detail = {
         "ours_ms": 1000 * median_spread(seconds[0])[0],

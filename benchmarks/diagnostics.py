@@ -73,7 +73,7 @@ def measure(build: Build, device: torch.device, *, repeats: int = 7) -> Share:
     pairs = {name: stepper(device, task) for name, task in tasks.items()}
     seconds = dict(zip(tasks, timed_in_turn([steps for _, steps in pairs.values()], repeats=repeats), strict=True))
     admission = {name: sum(admitted) / len(admitted) for name, (admitted, _) in pairs.items()}
-    detail = {f"{name}_step_ms": 1000 * median_spread(found)[0] / STEPS for name, found in seconds.items()}
+    detail = {f"{name}_step_ms": 1000 * median_spread(result)[0] / STEPS for name, result in seconds.items()}
     detail |= {"admission_all": admission["diagnosed"], "admission_gated": admission["gated"]}
     ratios = [gated / plain for plain, gated in zip(seconds["plain"], seconds["gated"], strict=True)]
     detail["gated_over_plain"] = median_spread(ratios)[0]
@@ -82,11 +82,11 @@ def measure(build: Build, device: torch.device, *, repeats: int = 7) -> Share:
     task = build(PostTraining, "adagrpo")
     with torch.no_grad(), mixed_precision(task.policy):
         works = parts(task)
-        found = dict(zip(works, timed_in_turn(list(works.values()), repeats=3 * repeats, warmup=3), strict=True))
-    detail |= {f"{name}_ms": 1000 * median_spread(values)[0] for name, values in found.items()}
+        result = dict(zip(works, timed_in_turn(list(works.values()), repeats=3 * repeats, warmup=3), strict=True))
+    detail |= {f"{name}_ms": 1000 * median_spread(values)[0] for name, values in result.items()}
     step = median_spread(seconds["diagnosed"])[0] / STEPS
-    asked_more = [a - b for a, b in zip(found["reward_of_all"], found["reward_of_rollouts"], strict=True)]
-    costs = zip(asked_more, *(found[name] for name in ADDED), strict=True)
+    asked_more = [a - b for a, b in zip(result["reward_of_all"], result["reward_of_rollouts"], strict=True)]
+    costs = zip(asked_more, *(result[name] for name in ADDED), strict=True)
     return Share([sum(cost) / step for cost in costs], detail)
 
 
@@ -146,9 +146,9 @@ def diagnostics_share(data: Path, work: Path) -> list[Row]:
             return task(policy, models.data.catalog, reward, schedule, options, arm, steps=10**6, validate=dict)  # noqa: B023
 
         q_min = q_min_that_admits(ADMISSION, lambda q: build(PostTraining, "adagrpo", q))
-        found = measure(lambda task, gate: build(task, gate, q_min), models.data.device)  # noqa: B023
-        value, spread = median_spread(found.values)
+        result = measure(lambda task, gate: build(task, gate, q_min), models.data.device)  # noqa: B023
+        value, spread = median_spread(result.values)
         name = "diagnostics_share" if kind == "compact" else f"diagnostics_share_{kind}"
         against = "the step that has them, every group admitted"
-        rows.append(Row(name, value, "share", spread, "", None, against, found.detail))
+        rows.append(Row(name, value, "share", spread, "", None, against, result.detail))
     return rows

@@ -88,18 +88,18 @@ def _details(row: Mapping[str, Any]) -> str:
     for name, value in row["detail"].items():
         flat |= {f"{name} {key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
     numbers = {name: format_number(value) if isinstance(value, float) else str(value) for name, value in flat.items()}
-    told = ", ".join(f"{name.replace('_', ' ')} {number}" for name, number in numbers.items())
-    return f"- `{row['name']}`: {told}" if told else ""
+    text = ", ".join(f"{name.replace('_', ' ')} {number}" for name, number in numbers.items())
+    return f"- `{row['name']}`: {text}" if text else ""
 
 
 def _machines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Each machine, thread count, version and commit once, with how many rows it gave."""
-    found: dict[str, int] = {}
+    result: dict[str, int] = {}
     for row in rows:
         threads = f"{row['threads']} thread{'s' if row['threads'] != 1 else ''}"
-        told = f"{row['machine']}, {threads}, torch {row['versions']['torch']}, commit {row['commit']}"
-        found[told] = found.get(told, 0) + 1
-    return [f"{told} ({count} row{'s' if count != 1 else ''})" for told, count in found.items()]
+        text = f"{row['machine']}, {threads}, torch {row['versions']['torch']}, commit {row['commit']}"
+        result[text] = result.get(text, 0) + 1
+    return [f"{text} ({count} row{'s' if count != 1 else ''})" for text, count in result.items()]
 
 
 if __name__ == "__main__":

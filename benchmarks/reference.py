@@ -79,7 +79,7 @@ FEWER = ["nll", "adagrpo", VALID]  # of a language model, whose step takes longe
 
 def measure(folder: Path) -> dict[str, str]:
     """Run every policy kind below a folder; the hash of each thing measured, by its name."""
-    found: dict[str, str] = {}
+    result: dict[str, str] = {}
     for kind, policy in POLICIES.items():
         recipe = COMMON | {"name": kind, "policy": policy}
         if kind == "causal_lm":
@@ -88,8 +88,8 @@ def measure(folder: Path) -> dict[str, str]:
         path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
         _carry_out("run", str(path), "--out", str(run), "--quiet")
         _carry_out("diagnose", "--run", str(run), "--quiet")
-        found |= {f"{kind}/{name}": digest for name, digest in _hashes(run).items()}
-    return found
+        result |= {f"{kind}/{name}": digest for name, digest in _hashes(run).items()}
+    return result
 
 
 def _hashes(run: Path) -> dict[str, str]:
@@ -97,18 +97,18 @@ def _hashes(run: Path) -> dict[str, str]:
     stages = metrics.pop("stages")
     for values in stages.values():
         values.pop("options", None)
-    found = {f"metrics/{arm}": hash_json(values) for arm, values in stages.items()}
+    result = {f"metrics/{arm}": hash_json(values) for arm, values in stages.items()}
     del metrics["config_hash"]
     metrics["dataset"].pop("exact_duplicates", None)  # a count that earlier versions did not make
-    found["metrics"] = hash_json(metrics)
+    result["metrics"] = hash_json(metrics)
     for path in sorted(run.rglob("*.json")):
         if path.name in ("diagnose.json", "report.json", "weight.json"):
-            found[path.stem] = hash_json(json.loads(path.read_text(encoding="utf-8")))
+            result[path.stem] = hash_json(json.loads(path.read_text(encoding="utf-8")))
     for path in sorted([*run.rglob("model.safetensors"), *run.rglob("predictions.parquet"), *run.rglob("codes.*")]):
-        found[path.relative_to(run).as_posix()] = hash_file(path)
+        result[path.relative_to(run).as_posix()] = hash_file(path)
     for path in sorted(run.glob("train/*/steps.jsonl")):
-        found[path.relative_to(run).as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
-    return found
+        result[path.relative_to(run).as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return result
 
 
 def _carry_out(*arguments: str) -> None:
@@ -128,13 +128,13 @@ def main() -> None:
     parser.add_argument("--against", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        found = measure(Path(folder))
+        result = measure(Path(folder))
     if options.out:
-        options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     if options.against:
         before = json.loads(options.against.read_text(encoding="utf-8"))
-        differ = [name for name in sorted(before.keys() | found.keys()) if before.get(name) != found.get(name)]
-        print("\n".join(differ) if differ else f"equal: {len(found)} things measured")
+        differ = [name for name in sorted(before.keys() | result.keys()) if before.get(name) != result.get(name)]
+        print("\n".join(differ) if differ else f"equal: {len(result)} things measured")
         sys.exit(1 if differ else 0)
 
 

@@ -54,15 +54,15 @@ def timed(work: Callable[[], object], *, repeats: int = 5, warmup: int = 1) -> l
 
 
 def timed_in_turn(works: list[Callable[[], object]], *, repeats: int = 5, warmup: int = 1) -> list[list[float]]:
-    """Seconds of several pieces of work taken in turn, so that what disturbs the machine disturbs all of them."""
-    found: list[list[float]] = [[] for _ in works]
+    """Seconds of several chunks of work taken in turn, so that what disturbs the machine disturbs all of them."""
+    result: list[list[float]] = [[] for _ in works]
     for turn in range(warmup + repeats):
-        for work, seconds in zip(works, found, strict=True):
+        for work, seconds in zip(works, result, strict=True):
             started = time.perf_counter()
             work()
             if turn >= warmup:
                 seconds.append(time.perf_counter() - started)
-    return found
+    return result
 
 
 def median_spread(values: list[float]) -> tuple[float, tuple[float, float]]:

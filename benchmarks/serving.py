@@ -74,10 +74,10 @@ async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, reques
     writer.write(request)
     head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
     length = int(head.split("content-length:")[1].split("\r\n")[0])
-    answer: dict[str, object] = json.loads(await reader.readexactly(length))
-    if " 200 " not in head.split("\r\n")[0] or len(answer["items"]) != 10:  # type: ignore[arg-type]
-        raise RuntimeError(f"the service answered {head.splitlines()[0]} {answer}")
-    return answer
+    reply: dict[str, object] = json.loads(await reader.readexactly(length))
+    if " 200 " not in head.split("\r\n")[0] or len(reply["items"]) != 10:  # type: ignore[arg-type]
+        raise RuntimeError(f"the service answered {head.splitlines()[0]} {reply}")
+    return reply
 
 
 async def one_at_a_time(port: int, requests: list[bytes]) -> list[float]:

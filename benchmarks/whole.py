@@ -23,23 +23,23 @@ def beauty_end_to_end(data: Path, work: Path) -> list[Row]:
     arms = "train.arms=[{objective: adagrpo}]"
     seconds, _ = command("run", str(RECIPE), "--data", str(data / "amazon-beauty"), "--out", str(out), "--set", arms)
     metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
-    found = metrics["stages"]["adagrpo"]["best"]["test"]
+    result = metrics["stages"]["adagrpo"]["best"]["test"]
     minutes = seconds / 60
-    detail = {"test": {name: found[name] for name in ("hr@10", "ndcg@10", "hallucination@10")}}
-    met = minutes <= 15 and found["hr@10"] > 0.0648
+    detail = {"test": {name: result[name] for name in ("hr@10", "ndcg@10", "hallucination@10")}}
+    met = minutes <= 15 and result["hr@10"] > 0.0648
     target = "<= 15, past TIGER's R@10 .0648"
     return [Row("beauty_end_to_end_min", minutes, "min", (minutes, minutes), target, met, "wall clock", detail)]
 
 
 def prepare_20m(data: Path, work: Path) -> list[Row]:
     """`adagrpo prepare` of a Parquet log of 20 million interactions, and of 5 million, for the slope."""
-    found = {}
+    result = {}
     for millions in (5, 20):
         log = work / f"log-{millions}m.parquet"
         write_log(log, millions * 1_000_000)
-        found[millions] = command("prepare", str(log), "--out", str(work / f"prepare-{millions}m"))
+        result[millions] = command("prepare", str(log), "--out", str(work / f"prepare-{millions}m"))
         log.unlink()
-    (small, _), (seconds, peak) = found[5], found[20]
+    (small, _), (seconds, peak) = result[5], result[20]
     detail = {"seconds_5m": small, "times_5m": seconds / small}
     return [
         Row("prepare_20m_s", seconds, "s", (seconds, seconds), "<= 60", seconds <= 60, "wall clock", detail),

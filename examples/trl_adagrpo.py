@@ -13,12 +13,12 @@ import tempfile
 from typing import Any
 
 from datasets import Dataset
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, TrainerCallback
 from trl import GRPOConfig
 
 from adagrpo.integrations.trl import AdaGRPOTrainer
 from adagrpo.policies.language_model import from_configuration
-from tokenizers import Tokenizer, models, pre_tokenizers
 
 SIZES = (3, 3, 3)
 SHAPE = {

@@ -81,14 +81,14 @@ def refused(answer: Answer, *texts: str) -> None:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_explains_itself_and_has_the_common_options(adagrpo: Command, verb: str) -> None:
-    answer = adagrpo(verb, "--help")
-    assert answer.status == 0 and answer.err == ""
-    assert all(option in answer.out for option in ("Usage:", "--seed", "--json", "--quiet"))
+    reply = adagrpo(verb, "--help")
+    assert reply.status == 0 and reply.err == ""
+    assert all(option in reply.out for option in ("Usage:", "--seed", "--json", "--quiet"))
 
 
 def test_help_lists_every_verb(adagrpo: Command) -> None:
-    answer = adagrpo("--help")
-    assert answer.status == 0 and all(f"  {verb}" in answer.out for verb in VERBS)
+    reply = adagrpo("--help")
+    assert reply.status == 0 and all(f"  {verb}" in reply.out for verb in VERBS)
 
 
 @pytest.mark.parametrize(
@@ -179,8 +179,8 @@ def test_a_duplicate_item_row(adagrpo: Command, tmp_path: Path, recipe: Any, wor
 @pytest.mark.parametrize("verb", ["prepare", "run", "simulate"])
 def test_an_out_that_is_a_file(adagrpo: Command, tmp_path: Path, recipe: Any, data: Path, verb: str) -> None:
     (tmp_path / "out").write_text("", encoding="utf-8")
-    given = {"prepare": [data / "log.csv"], "run": [recipe(), "--data", data], "simulate": []}[verb]
-    refused(adagrpo(verb, *given, "--out", tmp_path / "out"), "out: is a file; --out takes a folder")
+    arguments = {"prepare": [data / "log.csv"], "run": [recipe(), "--data", data], "simulate": []}[verb]
+    refused(adagrpo(verb, *arguments, "--out", tmp_path / "out"), "out: is a file; --out takes a folder")
 
 
 def test_a_stage_before_its_inputs(adagrpo: Command, tmp_path: Path, data: Path) -> None:
@@ -200,8 +200,8 @@ def test_whatever_else_goes_wrong_is_one_line_and_status_1(
         raise RuntimeError("two\nlines")
 
     monkeypatch.setattr(cli.pipeline, "write_report", fail)
-    answer = adagrpo("report", "--run", copied)
-    assert answer.status == 1 and answer.err.startswith("adagrpo: RuntimeError: two lines (ADAGRPO_TRACEBACK=1")
+    reply = adagrpo("report", "--run", copied)
+    assert reply.status == 1 and reply.err.startswith("adagrpo: RuntimeError: two lines (ADAGRPO_TRACEBACK=1")
     monkeypatch.setenv("ADAGRPO_TRACEBACK", "1")
     monkeypatch.setattr(sys, "argv", ["adagrpo", "report", "--run", str(copied)])
     with pytest.raises(RuntimeError, match="two"):
@@ -213,16 +213,16 @@ def test_an_interrupt_says_how_to_go_on(adagrpo: Command, copied: Path, monkeypa
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli.pipeline, "write_report", interrupt)
-    answer = adagrpo("report", "--run", copied)
-    assert answer.status == 130 and answer.err.strip() == "adagrpo: interrupted; the same command continues"
+    reply = adagrpo("report", "--run", copied)
+    assert reply.status == 130 and reply.err.strip() == "adagrpo: interrupted; the same command continues"
 
 
 def test_a_recipe_is_carried_out(adagrpo: Command, tmp_path: Path, data: Path, finished: Path) -> None:
     arguments = ["run", data / "recipe.yaml", "--data", data, "--out", tmp_path / "run"]
-    answer = adagrpo(*arguments)
-    assert answer.status == 0
-    assert "adagrpo" in answer.out and f"report: {tmp_path / 'run' / 'report.html'}" in answer.out
-    assert "train/adagrpo: done in" in answer.err
+    reply = adagrpo(*arguments)
+    assert reply.status == 0
+    assert "adagrpo" in reply.out and f"report: {tmp_path / 'run' / 'report.html'}" in reply.out
+    assert "train/adagrpo: done in" in reply.err
     assert (tmp_path / "run" / "metrics.json").read_bytes() == (finished / "metrics.json").read_bytes()
     again = adagrpo(*arguments, "--json")
     assert again.status == 0 and again.err.count("unchanged, skipped") == again.err.count("\n") == 13
@@ -245,16 +245,16 @@ def test_dry_run_prints_and_does_nothing(adagrpo: Command, tmp_path: Path, recip
         "--set",
         "objective.lambda=0.5",
     ]
-    answer = adagrpo(*arguments)
-    assert answer.status == 0 and answer.err == ""
-    content = yaml.safe_load(answer.out)
+    reply = adagrpo(*arguments)
+    assert reply.status == 0 and reply.err == ""
+    content = yaml.safe_load(reply.out)
     assert content["objective"]["lambda"] == 0.5 and content["sft"]["epochs"] == world.recipe()["sft"]["epochs"]
-    found = json.loads(adagrpo(*arguments, "--json").out)
-    arms = found.pop("arms")
-    assert found == content and arms["adagrpo"]["lambda"] == 0.5 and arms["adagrpo"]["grpo"]["epsilon"] == 0.2
-    comment = "\n".join(line[2:] for line in answer.out.splitlines() if line.startswith("# "))
+    actual = json.loads(adagrpo(*arguments, "--json").out)
+    arms = actual.pop("arms")
+    assert actual == content and arms["adagrpo"]["lambda"] == 0.5 and arms["adagrpo"]["grpo"]["epsilon"] == 0.2
+    comment = "\n".join(line[2:] for line in reply.out.splitlines() if line.startswith("# "))
     assert yaml.safe_load(comment) == {"arms": arms}
-    assert adagrpo(*arguments, "--seed", 5).out != answer.out
+    assert adagrpo(*arguments, "--seed", 5).out != reply.out
     assert set(tmp_path.iterdir()) == before | {path}
 
 
@@ -267,22 +267,22 @@ def test_one_verb_after_the_other(adagrpo: Command, tmp_path: Path, world: Any, 
     prepared = adagrpo("prepare", tmp_path / "log.csv", "--out", out, *settings, "--set", "threads=1", "--json")
     assert prepared.status == 0 and prepared.out.count("\n") == 1
     assert json.loads(prepared.out)["users"] == 62 and json.loads(prepared.out)["items"] == 30
-    recipe, given = world.recipe(), {}
+    recipe, arguments = world.recipe(), {}
     for verb, sections in {
         "tokenize": ["tokenizer", "max_history"],
         "sft": ["policy", "sft", "evaluation"],
         "ranker": ["ranker"],
         "train": ["objective", "train"],
     }.items():
-        given[verb] = [part for key in sections for part in ("--set", f"{key}={json.dumps(recipe[key])}")]
-        answer = adagrpo(verb, "--run", out, *given[verb], "--json", "--quiet")
-        assert answer.status == 0 and answer.err == "", answer
-        assert json.loads(answer.out) == {"stage": verb, "folder": str(out / verb)}
+        arguments[verb] = [part for key in sections for part in ("--set", f"{key}={json.dumps(recipe[key])}")]
+        reply = adagrpo(verb, "--run", out, *arguments[verb], "--json", "--quiet")
+        assert reply.status == 0 and reply.err == "", reply
+        assert json.loads(reply.out) == {"stage": verb, "folder": str(out / verb)}
     evaluated = adagrpo("evaluate", "--run", out, "--json")
     content = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     assert json.loads(evaluated.out) == content
-    told = adagrpo("report", "--run", out)
-    assert told.status == 0 and told.out == f"report: {out / 'report.html'}\n" and (out / "report.html").is_file()
+    output = adagrpo("report", "--run", out)
+    assert output.status == 0 and output.out == f"report: {out / 'report.html'}\n" and (out / "report.html").is_file()
     expected = json.loads((finished / "metrics.json").read_text(encoding="utf-8"))
     assert {name: content[name] for name in expected if name != "config_hash"} == {
         name: expected[name] for name in expected if name != "config_hash"
@@ -292,23 +292,23 @@ def test_one_verb_after_the_other(adagrpo: Command, tmp_path: Path, world: Any, 
 
 
 def test_a_reward_is_diagnosed(adagrpo: Command, copied: Path) -> None:
-    answer = adagrpo("diagnose", "--run", copied, "--quiet")
-    assert answer.status == 0 and answer.err == ""
+    reply = adagrpo("diagnose", "--run", copied, "--quiet")
+    assert reply.status == 0 and reply.err == ""
     content = json.loads(adagrpo("diagnose", "--run", copied, "--quiet", "--json").out)
-    assert f"verdict: {content['verdict']['decision']}\n{content['verdict']['sentences'][0]}" in answer.out
-    assert answer.out.endswith(f"page: {copied / 'diagnose.html'}\n") and (copied / "diagnose.html").is_file()
+    assert f"verdict: {content['verdict']['decision']}\n{content['verdict']['sentences'][0]}" in reply.out
+    assert reply.out.endswith(f"page: {copied / 'diagnose.html'}\n") and (copied / "diagnose.html").is_file()
     refused(adagrpo("diagnose", "--run", copied, "--second-ranker", copied), "holds no model.safetensors")
 
 
 def test_a_policy_that_transformers_cannot_open_is_not_exported(adagrpo: Command, copied: Path, tmp_path: Path) -> None:
-    answer = adagrpo("export", "--run", copied, "--to", tmp_path / "out", "--arm", "nll", "--checkpoint", "final")
-    refused(answer, "the policy is 'compact', which no other program opens", "train/nll/final/model.safetensors")
+    reply = adagrpo("export", "--run", copied, "--to", tmp_path / "out", "--arm", "nll", "--checkpoint", "final")
+    refused(reply, "the policy is 'compact', which no other program opens", "train/nll/final/model.safetensors")
 
 
 def test_a_simulated_marketplace_can_be_run_on(adagrpo: Command, tmp_path: Path, recipe: Any) -> None:
     world = tmp_path / "world"
-    answer = adagrpo("simulate", "--out", world, "--users", 80, "--items", 100, "--seed", 1, "--json", "--quiet")
-    assert answer.status == 0 and answer.err == "" and json.loads(answer.out)["interactions"] > 0
+    reply = adagrpo("simulate", "--out", world, "--users", 80, "--items", 100, "--seed", 1, "--json", "--quiet")
+    assert reply.status == 0 and reply.err == "" and json.loads(reply.out)["interactions"] > 0
     assert (world / "logs.parquet").is_file() and (world / "items.parquet").is_file()
     path = recipe(
         data={
@@ -334,10 +334,10 @@ def test_compare_writes_a_page_and_says_what_it_found(
     planned = adagrpo(*command, "--dry-run", "--json")
     assert planned.status == 0 and not out.exists()
     assert json.loads(planned.out)["plan"]["family"] == ["rerank"] and json.loads(planned.out)["seeds"] == [3]
-    told = adagrpo(*command)
-    assert told.status == 0 and "seed-3/train/nll: done in" in told.err
-    assert told.out.startswith("arm ") and told.out.endswith(f"\npage: {out / 'comparison.html'}\n")
-    assert "All of this is one seed" in told.out
+    output = adagrpo(*command)
+    assert output.status == 0 and "seed-3/train/nll: done in" in output.err
+    assert output.out.startswith("arm ") and output.out.endswith(f"\npage: {out / 'comparison.html'}\n")
+    assert "All of this is one seed" in output.out
     again = adagrpo(*command, "--json", "--quiet")
     assert again.err == "" and again.out.count("\n") == 1
     content = json.loads((out / "comparison.json").read_text(encoding="utf-8"))
@@ -346,10 +346,10 @@ def test_compare_writes_a_page_and_says_what_it_found(
     pages = {path: path.read_bytes() for path in (out / "comparison.html", out / "comparison.md")}
     for path in pages:
         path.unlink()
-    told = adagrpo("report", "--run", out, "--figures", tmp_path / "charts", "--json")
+    output = adagrpo("report", "--run", out, "--figures", tmp_path / "charts", "--json")
     charts = [path.name for path in (tmp_path / "charts").iterdir()]
     assert charts == ["frontier.svg"]
-    assert json.loads(told.out) == {"report": str(out / "comparison.html"), "figures": 1}
+    assert json.loads(output.out) == {"report": str(out / "comparison.html"), "figures": 1}
     assert {path: path.read_bytes() for path in pages} == pages
     (out / "comparison.json").write_text("[]", encoding="utf-8")
     refused(adagrpo("report", "--run", out), "comparison.json: not the comparison.json of a comparison")
@@ -380,8 +380,8 @@ def test_several_recipes_are_compared_below_their_names(
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     recipes = [tmp_path / "one.yaml", tmp_path / "two.yaml"]
     command = ["compare", *recipes, "--out", tmp_path / "out", "--dry-run", "--json"]
-    answer = adagrpo(*command, "--data", data, "--seeds", "0,1")
-    plans = [(plan["config"]["name"], plan["seeds"]) for plan in json.loads(answer.out)]
+    reply = adagrpo(*command, "--data", data, "--seeds", "0,1")
+    plans = [(plan["config"]["name"], plan["seeds"]) for plan in json.loads(reply.out)]
     assert plans == [("one", [0, 1]), ("two", [0, 1])]
     refused(adagrpo(*command, *["--data", data] * 3), "--data: 3 folders for 2 recipes")
     refused(adagrpo(*command, "--set", "name=three"), "name: 'three' cannot name a folder of its own")
@@ -389,13 +389,13 @@ def test_several_recipes_are_compared_below_their_names(
 
 def test_seed_changes_the_run(adagrpo: Command, tmp_path: Path, data: Path, finished: Path) -> None:
     shutil.copytree(finished, tmp_path / "run")
-    answer = adagrpo("tokenize", "--run", tmp_path / "run", "--seed", 1)
-    assert answer.err.startswith("tokenize: done in")
+    reply = adagrpo("tokenize", "--run", tmp_path / "run", "--seed", 1)
+    assert reply.err.startswith("tokenize: done in")
 
 
 def test_doctor(adagrpo: Command) -> None:
-    found = json.loads(adagrpo("doctor", "--json").out)
-    assert {"adagrpo", "python", "torch", "polars", "threads", "processors", "device", "mixed_precision"} <= set(found)
+    actual = json.loads(adagrpo("doctor", "--json").out)
+    assert {"adagrpo", "python", "torch", "polars", "threads", "processors", "device", "mixed_precision"} <= set(actual)
     assert "torch: " in adagrpo("doctor").out
 
 

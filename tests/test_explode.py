@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 import yaml
 
-from adagrpo.config.problems import SHOWN
+from adagrpo.config.messages import SHOWN
 from adagrpo.config.recipe import load_config
 from adagrpo.config.yaml_text import parse_yaml
 from adagrpo.data import ColumnMapping, read_items, read_logs
@@ -92,7 +92,7 @@ def test_a_bomb_behind_a_large_part_of_usual_rows_is_found(tmp_path: Path, monke
 
 
 @pytest.mark.parametrize("size", [1, 1000, 2**24])
-def test_whether_a_line_is_too_long_does_not_depend_on_the_pieces(tmp_path: Path, size: int) -> None:
+def test_whether_a_line_is_too_long_does_not_depend_on_the_chunks(tmp_path: Path, size: int) -> None:
     path = tmp_path / "log.csv"
     path.write_bytes(b"a\n" + b"x" * LONGEST_LINE + b"\nb")
     blocks = [*read_blocks(path, size)]
@@ -103,7 +103,7 @@ def test_whether_a_line_is_too_long_does_not_depend_on_the_pieces(tmp_path: Path
         [*read_blocks(path, size)]
 
 
-def test_parquet_is_judged_by_the_columns_that_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parquet_is_scored_by_the_columns_that_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unpacking, "ALWAYS", 2**12)
     path = tmp_path / "log.parquet"
     draw = np.random.default_rng(0).integers(0, 2**62, 10_000)

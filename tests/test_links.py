@@ -15,8 +15,8 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 def links(page: Path) -> list[str]:
     """The targets of a page's links and pictures, less those of the web."""
-    found = LINK.findall(FENCED.sub("", page.read_text(encoding="utf-8")))
-    return [target for target in found if not re.match(r"[a-z]+:", target)]
+    result = LINK.findall(FENCED.sub("", page.read_text(encoding="utf-8")))
+    return [target for target in result if not re.match(r"[a-z]+:", target)]
 
 
 def anchors(page: Path) -> set[str]:

@@ -20,8 +20,8 @@ ELSEWHERE = {"data.random.columns", "data.random.keep_events", "data.random.clic
 
 
 def sections(annotation: Any) -> list[type[BaseModel]]:
-    found = [annotation, *get_args(annotation)]
-    return [one for one in found if isinstance(one, type) and issubclass(one, BaseModel)]
+    result = [annotation, *get_args(annotation)]
+    return [one for one in result if isinstance(one, type) and issubclass(one, BaseModel)]
 
 
 def keys(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, Any]]:
@@ -51,14 +51,14 @@ def value(cell: str) -> Any:
 
 
 def test_every_key_is_there_with_its_default() -> None:
-    found = documented()
+    actual = documented()
     fit = {name: field.get_default() for name, field in FitConfig.model_fields.items()}
     arms = [("train.arms", ["nll", "mixture", "adagrpo"])]
     arms += [(f"train.arms.{key}", default) for key, default in keys(ArmConfig)]
     expected = dict(keys(Config)) | fit | dict(arms)
     expected = {key: default for key, default in expected.items() if not key.startswith("train.arms.options.")}
-    assert found.keys() == expected.keys()
-    assert {key: value(cell) for key, cell in found.items()} == expected
+    assert actual.keys() == expected.keys()
+    assert {key: value(cell) for key, cell in actual.items()} == expected
 
 
 def test_what_is_said_of_the_three_fits_is_so() -> None:

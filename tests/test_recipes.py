@@ -20,7 +20,7 @@ def load(name: str) -> Config:
 def seen(arm: ArmConfig, config: Config) -> dict[str, Any]:
     """All that an arm is, less its name."""
     own = {"objective": arm.objective, "gate": arm.admits, "weight": arm.lambda_}
-    options = arm.seen_by(config.objective).model_dump(exclude={"lambda_"})
+    options = arm.resolved_objective(config.objective).model_dump(exclude={"lambda_"})
     own |= {key: value for key, value in options.items() if key not in TERMS}
     return own | {f"{name}.{key}": value for name in TERMS for key, value in options[name].items()}
 
@@ -55,11 +55,11 @@ def test_the_sensitivity_changes_one_option_of_adagrpo_at_a_time() -> None:
     reference, nll, mixture, *arms = config.train.arms
     assert reference.name == config.compare.baseline == "adagrpo" and (nll.name, mixture.name) == ("nll", "mixture")
     assert not reference.options.model_fields_set
-    found = [changed(arm, reference, config) for arm in arms]
-    assert all(len(keys) == 1 for keys in found)
+    actual = [changed(arm, reference, config) for arm in arms]
+    assert all(len(keys) == 1 for keys in actual)
     factors = {"tau", "q_min", "weight", "negatives", "num_generations", "temperature", "grpo.beta"}
-    assert set.union(*found) == factors | {"constrained", "inject_target"}
-    for arm, (key,) in zip(arms, found, strict=True):
+    assert set.union(*actual) == factors | {"constrained", "inject_target"}
+    for arm, (key,) in zip(arms, actual, strict=True):
         value = seen(arm, config)[key]
         assert arm.name.endswith(f"{value:g}") or value is True  # the name says the value
 

@@ -24,15 +24,15 @@ from benchmarks.reliability.lists import check_lists
 from benchmarks.reliability.logs import FORMATS, check_log
 from benchmarks.reliability.masking import check_masking
 from benchmarks.reliability.processes import FULL, Server, run_together, server
-from benchmarks.reliability.soak import environment, judge, leftovers
+from benchmarks.reliability.soak import assess, environment, leftovers
 
 ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with server(tmp_path_factory.mktemp("server")) as found:
-        yield found
+    with server(tmp_path_factory.mktemp("server")) as result:
+        yield result
 
 
 def names(run: Path) -> set[str]:
@@ -53,8 +53,8 @@ def test_a_killed_run_ends_as_if_it_had_not_been(
     command = ["run", str(data / "recipe.yaml"), "--data", str(data), "--out", str(tmp_path / "run"), "--quiet"]
     assert processes.run(command, moment, count)[0] == -signal.SIGKILL
     assert not (tmp_path / "run" / "metrics.json").exists()
-    status, said = processes.run(command)
-    assert status == 0, said
+    status, message = processes.run(command)
+    assert status == 0, message
     assert contents(tmp_path / "run") == contents(finished)
     assert names(tmp_path / "run") == names(finished) | {".lock"}
 
@@ -71,8 +71,8 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_names_the_file(
 ) -> None:
     run = tmp_path / "run"
     command = ["run", str(data / "recipe.yaml"), "--data", str(data), "--out", str(run), "--quiet"]
-    status, said = processes.run(command, FULL, count)
-    assert status == 1 and str(run / ".work" / "sft" / "checkpoints") in said and "File too large" in said
+    status, message = processes.run(command, FULL, count)
+    assert status == 1 and str(run / ".work" / "sft" / "checkpoints") in message and "File too large" in message
     assert len([*run.glob(".work/sft/checkpoints/[0-9]*/manifest.json")]) == (count > 4)
     assert processes.run(command)[0] == 0
     assert contents(run) == contents(finished)
@@ -94,15 +94,15 @@ def test_what_somebody_else_has_put_into_a_folder_stays_there(processes: Server,
 
 @pytest.mark.slow
 def test_a_flipped_bit_changes_no_answer(processes: Server, trees: Path) -> None:
-    told = flip_bits(trees / "finished", 12)
-    assert told["silent"] == told["unnamed"] == 0
-    assert told["refused"] > 0 and told["refused"] + told["equal"] == 12 * len(READERS)
+    output = flip_bits(trees / "finished", 12)
+    assert output["silent"] == output["unnamed"] == 0
+    assert output["refused"] > 0 and output["refused"] + output["equal"] == 12 * len(READERS)
 
 
 @pytest.fixture(scope="module")
 def follower(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with server(tmp_path_factory.mktemp("follower")) as found:
-        yield found
+    with server(tmp_path_factory.mktemp("follower")) as result:
+        yield result
 
 
 @pytest.mark.slow  # a run by one process, and one by two that is killed and carried on
@@ -121,14 +121,16 @@ def test_two_processes_end_with_the_bits_of_one_also_after_a_kill(
     assert processes.run(command("one"))[0] == 0
     killed = run_together([processes, follower], command("two"), "published", 8)
     assert killed[0][0] == -signal.SIGKILL
-    status, said = zip(*run_together([processes, follower], command("two")), strict=True)
-    assert status == (0, 0), said
-    assert said[1] == "", "the first process speaks for both"
+    status, message = zip(*run_together([processes, follower], command("two")), strict=True)
+    assert status == (0, 0), message
+    assert message[1] == "", "the first process speaks for both"
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
     assert names(tmp_path / "two") == names(tmp_path / "one")
-    status, said = zip(*run_together([processes, follower], ["evaluate", "--run", str(tmp_path / "two")]), strict=True)
+    status, message = zip(
+        *run_together([processes, follower], ["evaluate", "--run", str(tmp_path / "two")]), strict=True
+    )
     # the second refuses too, unless it is killed before it comes to that: the first one has ended with an error
-    assert status[0] == 2 and status[1] in (2, -signal.SIGKILL) and "evaluate: is for one process" in said[0]
+    assert status[0] == 2 and status[1] in (2, -signal.SIGKILL) and "evaluate: is for one process" in message[0]
 
 
 def test_damage_is_refused_by_name(copied: Path) -> None:
@@ -168,10 +170,10 @@ def test_figures_are_written_between_the_marks_and_missing_ones_are_said(tmp_pat
 
 
 def test_no_list_holds_an_item_of_a_history_that_is_longer_than_what_the_policy_sees(tmp_path: Path) -> None:
-    found = check_masking(tmp_path, evaluated=100, generated=10)
-    assert found.pop("the last 6 items alone").holding > 50
-    assert [counts.lists for counts in found.values()] == [100, 100, 10]
-    assert all(counts.holding == 0 and counts.short == 0 for counts in found.values())
+    actual = check_masking(tmp_path, evaluated=100, generated=10)
+    assert actual.pop("the last 6 items alone").holding > 50
+    assert [counts.lists for counts in actual.values()] == [100, 100, 10]
+    assert all(counts.holding == 0 and counts.short == 0 for counts in actual.values())
 
 
 def test_the_page_in_docs_is_what_the_figures_give(tmp_path: Path) -> None:
@@ -202,15 +204,15 @@ def test_a_soak_counts_what_runs_leave_and_not_the_folder_that_torch_makes(
     assert leftovers(tmp_path) == {f"temporary/{Path(name).name}", "run"}
 
 
-def test_a_soak_is_judged_from_the_second_run_that_it_carried_on() -> None:
+def test_a_soak_is_scored_from_the_second_run_that_it_carried_on() -> None:
     killed = [False, True, True, False, True]
-    found = judge([300, 500, 800, 810, 815], killed, 5, set(), 4.0)  # +1.9 %
-    assert found.passes and "memory +1.9% from turn 3" in found.figure and "3 of them killed" in found.figure
+    actual = assess([300, 500, 800, 810, 815], killed, 5, set(), 4.0)  # +1.9 %
+    assert actual.passes and "memory +1.9% from turn 3" in actual.figure and "3 of them killed" in actual.figure
     for memory, equal, left in (
         ([300, 500, 800, 810, 817], 5, set()),  # +2.1 %
         ([300, 500, 800, 810, 815], 4, set()),
         ([300, 500, 800, 810, 815], 5, {"temporary/rest"}),
     ):
-        found = judge(memory, killed, equal, left, 4.0)
-        assert not found.passes
-    assert "1 files left behind (temporary/rest)" in found.figure
+        actual = assess(memory, killed, equal, left, 4.0)
+        assert not actual.passes
+    assert "1 files left behind (temporary/rest)" in actual.figure

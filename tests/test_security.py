@@ -46,9 +46,9 @@ def offences(tree: ast.AST) -> Iterator[str]:
             yield from (alias.name for alias in node.names if alias.name.partition(".")[0] in FORBIDDEN_MODULES)
         elif isinstance(node, ast.ImportFrom):
             module = node.module or ""
-            found = [module, *(f"{module}.{alias.name}" for alias in node.names)]
-            yield from (name for name in found if name.partition(".")[0] in FORBIDDEN_MODULES)
-            yield from (name for name in found if name in FORBIDDEN_CALLS)
+            result = [module, *(f"{module}.{alias.name}" for alias in node.names)]
+            yield from (name for name in result if name.partition(".")[0] in FORBIDDEN_MODULES)
+            yield from (name for name in result if name in FORBIDDEN_CALLS)
         elif isinstance(node, ast.Attribute | ast.Name):
             name = ast.unparse(node)
             if name in FORBIDDEN_CALLS:

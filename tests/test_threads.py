@@ -37,5 +37,5 @@ def test_threads_sleep_where_nothing_is_set(setting: dict[str, str], expected: l
 )
 def test_openmp_reads_it(setting: dict[str, str], rounds: int) -> None:
     """`OMP_DISPLAY_ENV` makes OpenMP print, when it is loaded, what it goes by."""
-    told = child("import adagrpo, torch", setting | {"OMP_DISPLAY_ENV": "VERBOSE"}).stderr
-    assert f"GOMP_SPINCOUNT = '{rounds}'" in told
+    output = child("import adagrpo, torch", setting | {"OMP_DISPLAY_ENV": "VERBOSE"}).stderr
+    assert f"GOMP_SPINCOUNT = '{rounds}'" in output

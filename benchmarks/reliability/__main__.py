@@ -58,10 +58,10 @@ def main() -> int:
     whole = True
     for name in options.only:
         with tempfile.TemporaryDirectory() as work:
-            found = CHECKS[name](Path(work))
-        print(f"{name}: {found.figure} ({'holds' if found.passes else 'DOES NOT HOLD'})", file=sys.stderr)
-        findings.record(options.results, name, found)
-        whole = whole and found.passes
+            result = CHECKS[name](Path(work))
+        print(f"{name}: {result.figure} ({'holds' if result.passes else 'DOES NOT HOLD'})", file=sys.stderr)
+        findings.record(options.results, name, result)
+        whole = whole and result.passes
     findings.table(options.results, options.page)
     return 0 if whole else 1
 

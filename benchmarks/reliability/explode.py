@@ -136,7 +136,7 @@ class Bomb(NamedTuple):
 
     write: Callable[[Path], None]
     file: str  # that the refusal must name; the logs or the item table of the recipe, or the recipe itself
-    words: str  # that it must have
+    message: str  # that it must have
 
 
 UNPACKS, LONG = "unpacks to more than 100 times its size", "is longer than 2 MB"
@@ -168,18 +168,18 @@ def explode(work: Path, mutants: int = 1000) -> Finding:
     folders = [work / str(place) for place in range(len(BOMBS))]
     for folder, name in zip(folders, BOMBS, strict=True):
         write_bomb(folder, name)
-    found = dict(zip(BOMBS, prepared(folders), strict=False))
-    whole = sum(refusal(name, one) for name, one in found.items())
-    largest = max((one["peak"] for one in found.values()), default=0) / 1e6
+    result = dict(zip(BOMBS, prepared(folders), strict=False))
+    whole = sum(refusal(name, one) for name, one in result.items())
+    largest = max((one["peak"] for one in result.values()), default=0) / 1e6
     path = work / "model.txt"
     path.write_text(fitted_text(), encoding="utf-8")
-    scored, said = mutated(path, mutants)
+    scored, message = mutated(path, mutants)
     figure = (
         f"{whole} of {len(BOMBS)} inputs refused with status 2 in one line that names file and reason, peak memory "
-        f"{largest:.0f} MB ({', '.join(BOMBS)}); {scored + said:,} of {mutants:,} mutants of a LightGBM text: "
-        f"{scored:,} load and score finite numbers, {said:,} are refused in one line, none ends the process or hangs"
+        f"{largest:.0f} MB ({', '.join(BOMBS)}); {scored + message:,} of {mutants:,} mutants of a LightGBM text: "
+        f"{scored:,} load and score finite numbers, {message:,} are refused in one line, none ends the process or hangs"
     )
-    return Finding(18, figure, whole == len(BOMBS) and scored + said == mutants)
+    return Finding(18, figure, whole == len(BOMBS) and scored + message == mutants)
 
 
 def write_bomb(folder: Path, name: str) -> None:
@@ -204,7 +204,7 @@ def refusal(name: str, found: Mapping[str, Any]) -> bool:
         found["status"] == 2
         and len(lines) == 1
         and bomb.file in lines[0]
-        and bomb.words in lines[0]
+        and bomb.message in lines[0]
         and len(lines[0]) < 2100
         and found["peak"] <= MOST
     )
@@ -217,8 +217,8 @@ def prepared(folders: Sequence[Path], timeout: float = 300) -> list[dict[str, An
 
 def mutated(path: Path, count: int, timeout: float = 600) -> tuple[int, int]:
     """How many mutants of a model a child scored, and how many it refused in one line; less in all where it ended."""
-    found = _child(["--models", str(path), str(count)], timeout)
-    return sum(one["finite"] for one in found), sum(one["refused"] for one in found)
+    result = _child(["--models", str(path), str(count)], timeout)
+    return sum(one["finite"] for one in result), sum(one["refused"] for one in result)
 
 
 def _child(arguments: Sequence[str], timeout: float) -> list[dict[str, Any]]:
@@ -247,10 +247,10 @@ def main() -> None:
 
     for folder in sys.argv[1:]:
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-        given = [f"{folder}/recipe.yaml", "--data", folder, "--out", f"{folder}/run", "--quiet"]
-        sys.argv = ["adagrpo", "run", *given]
+        arguments = [f"{folder}/recipe.yaml", "--data", folder, "--out", f"{folder}/run", "--quiet"]
+        sys.argv = ["adagrpo", "run", *arguments]
         status: Any = 0
-        with contextlib.redirect_stderr(io.StringIO()) as said:
+        with contextlib.redirect_stderr(io.StringIO()) as message:
             try:
                 cli.main()
             except SystemExit as error:
@@ -258,7 +258,7 @@ def main() -> None:
         lines = Path("/proc/self/status").read_text().splitlines()
         peak = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
         print(
-            json.dumps({"status": status, "said": said.getvalue(), "peak": peak}),
+            json.dumps({"status": status, "said": message.getvalue(), "peak": peak}),
             flush=True,
         )
 

@@ -73,10 +73,10 @@ def table(results: Path, page: Path) -> None:
     content = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
     lines = ["| # | what happens | found | holds | command | date |", "|---|---|---|---|---|---|"]
     for row, title in ROWS.items():
-        found = [entry for entry in content.values() if entry["row"] == row]
-        if not found:
+        result = [entry for entry in content.values() if entry["row"] == row]
+        if not result:
             lines.append(f"| {row or 'soak'} | {title} | open: not built or not measured yet | – | – | – |")
-        for entry in found:
+        for entry in result:
             holds = "yes" if entry["passes"] else "**no**"
             lines.append(
                 f"| {row or 'soak'} | {title} | {entry['figure']} | {holds} | `{entry['command']}` | {entry['date']} |"

@@ -30,7 +30,7 @@ __all__ = ["READERS", "flip_bits", "flips"]
 def _serve(run: Run) -> object:
     served, about = recommender(run, None, "best")
     histories = [[item, (7 * item + 3) % about["items"]] for item in range(0, about["items"], 3)]
-    return [list(found) for found in served.recommend(histories)], about
+    return [list(result) for result in served.recommend(histories)], about
 
 
 def _stages(run: Run) -> object:
@@ -67,12 +67,12 @@ def flips(work: Path, count: int = 2000) -> Finding:
     with server(work / "server") as processes:
         succeed(processes, ["run", str(recipe), "--out", str(work / "run"), "--quiet"])
         succeed(processes, ["diagnose", "--run", str(work / "run"), "--quiet"])
-    told = flip_bits(work / "run", count)
+    sums = flip_bits(work / "run", count)
     figure = (
-        f"{count:,} flipped bits in {told['files']} files, each before {len(READERS)} readers: {told['refused']:,}"
-        f" times refused with the file named, {told['equal']:,} times the same answer, {told['silent']} changed answers"
+        f"{count:,} flipped bits in {sums['files']} files, each before {len(READERS)} readers: {sums['refused']:,}"
+        f" times refused with the file named, {sums['equal']:,} times the same answer, {sums['silent']} changed answers"
     )
-    return Finding(17, figure, told["silent"] == 0 and told["unnamed"] == 0)
+    return Finding(17, figure, sums["silent"] == 0 and sums["unnamed"] == 0)
 
 
 def flip_bits(directory: Path, count: int, seed: int = 0) -> dict[str, int]:
@@ -85,7 +85,7 @@ def flip_bits(directory: Path, count: int, seed: int = 0) -> dict[str, int]:
     draw = np.random.default_rng(seed)
     files = sorted(path for path in directory.rglob("*") if path.is_file() and path.stat().st_size)
     whole = {name: _ask(directory, reader) for name, reader in READERS.items()}
-    told = {"files": len(files), "refused": 0, "unnamed": 0, "equal": 0, "silent": 0}
+    sums = {"files": len(files), "refused": 0, "unnamed": 0, "equal": 0, "silent": 0}
     for _ in range(count):
         path = files[int(draw.integers(len(files)))]
         content = path.read_bytes()
@@ -96,12 +96,12 @@ def flip_bits(directory: Path, count: int, seed: int = 0) -> dict[str, int]:
         for name, reader in READERS.items():
             try:
                 same = _ask(directory, reader) == whole[name]
-                told["equal" if same else "silent"] += 1
+                sums["equal" if same else "silent"] += 1
             except UserError as error:
                 named = path.name in str(error) or str(path.parent) in str(error)
-                told["refused" if named else "unnamed"] += 1
+                sums["refused" if named else "unnamed"] += 1
         path.write_bytes(content)
-    return told
+    return sums
 
 
 def _ask(directory: Path, reader: Callable[[Run], Any]) -> object:

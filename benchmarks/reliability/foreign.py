@@ -53,8 +53,8 @@ def foreign(work: Path, count: int = 500, seed: int = 0) -> Finding:
     with server(work / "server") as processes:
         prepare_trees(processes, work)
         for turn in range(count):
-            found = foreign_tree(processes, work, np.random.default_rng((seed, turn)))
-            kept, killed, refused = kept + found[0], killed + found[1], refused + found[2]
+            result = foreign_tree(processes, work, np.random.default_rng((seed, turn)))
+            kept, killed, refused = kept + result[0], killed + result[1], refused + result[2]
     figure = (
         f"in {kept:,} of {count:,} trees every file of somebody else is there, byte for byte; {refused:,} commands were"
         f" refused in one line, {killed:,} were killed and called again"
@@ -100,9 +100,9 @@ def foreign_tree(processes: Server, work: Path, draw: np.random.Generator) -> tu
         except ProcessLookupError:  # it had ended before
             killed = False
         processes.wait()
-    status, said = processes.run(command)
+    status, message = processes.run(command)
     kept = all(_content(path) == content for path, content in before.items())
-    one_line = status == 0 or (status in (1, 2) and said.startswith("adagrpo: "))
+    one_line = status == 0 or (status in (1, 2) and message.startswith("adagrpo: "))
     for folder in (tree, outside, work / "new"):
         shutil.rmtree(folder, ignore_errors=True)
     return kept and one_line, killed, status == 2
@@ -110,26 +110,26 @@ def foreign_tree(processes: Server, work: Path, draw: np.random.Generator) -> tu
 
 def _sprinkle(tree: Path, outside: Path, draw: np.random.Generator) -> list[Path]:
     """Put files and links of somebody else into a tree."""
-    found: list[Path] = []
+    result: list[Path] = []
     for number in range(int(draw.integers(1, 6))):
         path = tree / str(draw.choice(PLACES)) / str(draw.choice(NAMES))
         if path.exists() or any(part.is_symlink() or part.is_file() for part in path.parents):
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"mine {number}", encoding="utf-8")
-        found.append(path)
+        result.append(path)
     if draw.random() < 0.5:
         link = tree / str(draw.choice(LINKED))
         if not link.exists() and not any(part.is_file() for part in link.parents):
             link.parent.mkdir(parents=True, exist_ok=True)
             target = str(draw.choice(["file.txt", "folder", "nothing"]))
             link.symlink_to(outside / target)
-            found.append(link)
-        elif link.is_dir() and not any(path.is_relative_to(link) for path in found):  # moved elsewhere, and linked
+            result.append(link)
+        elif link.is_dir() and not any(path.is_relative_to(link) for path in result):  # moved elsewhere, and linked
             shutil.move(link, outside / "moved")
             link.symlink_to(outside / "moved")
-            found.append(link)
-    return found
+            result.append(link)
+    return result
 
 
 def _command(work: Path, tree: Path, kind: str, draw: np.random.Generator) -> list[str]:

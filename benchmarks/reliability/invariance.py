@@ -37,12 +37,12 @@ CUTS = {"1 x 8 histories": (8, 1, 1), "8 x 1": (1, 8, 1), "two processes": (8, 1
 
 def invariance(work: Path, steps: int = 50) -> Finding:
     """The largest difference between weights, over the ways to cut a step."""
-    found = deviations(work, steps)
-    figure = ", ".join(f"{name} {value:.1e}" for name, value in found.items())
+    result = deviations(work, steps)
+    figure = ", ".join(f"{name} {value:.1e}" for name, value in result.items())
     return Finding(
         4,
         f"largest difference of a weight after {steps} steps between 1 x 8, 8 x 1 and two processes (gloo): {figure}",
-        max(found.values()) < 1e-6,
+        max(result.values()) < 1e-6,
     )
 
 
@@ -102,7 +102,7 @@ def _fit_all(work: Path, batch_size: int, accumulation: int, steps: int) -> None
 
     def fitted(name: str, model: nn.Module, task: Supervised | RankerFit | PostTraining) -> None:
         fit(model, task, settings, work / name, seed=SEED)
-        if together.leads:
+        if together.is_main_process:
             save_file(model.state_dict(), work / f"{name}.safetensors")
 
     common = {"steps": steps, "validate": lambda: {"ndcg@10": 0.0}}

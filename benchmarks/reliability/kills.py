@@ -50,9 +50,9 @@ def result(run: Path) -> tuple[dict[str, str], bytes, list[str]]:
 def succeed(processes: Server, arguments: Sequence[str]) -> float:
     """Carry out a command that must end well; returns its seconds."""
     started = time.monotonic()
-    status, said = processes.run(arguments)
+    status, message = processes.run(arguments)
     if status != 0:
-        raise RuntimeError(f"adagrpo {' '.join(arguments)} ended with status {status}: {said}")
+        raise RuntimeError(f"adagrpo {' '.join(arguments)} ended with status {status}: {message}")
     return time.monotonic() - started
 
 
@@ -98,8 +98,8 @@ def disk(work: Path, counts: Sequence[int] = (1, 6, 11, 16)) -> Finding:
         expected = result(work / "whole")
         for count in counts:
             run = work / f"run-{count}"
-            status, said = processes.run(demo(run), FULL, count)
-            named = str(run) in said and "checkpoints" in said and "safetensors" in said
+            status, message = processes.run(demo(run), FULL, count)
+            named = str(run) in message and "checkpoints" in message and "safetensors" in message
             kept = [path.parent for path in run.glob(".work/*/checkpoints/[0-9]*/manifest.json")]
             for folder in kept:
                 verify(folder)

@@ -26,10 +26,10 @@ def lists(work: Path, count: int = 100_000) -> Finding:
     for turn in itertools.count():
         if made >= count:
             break
-        found = check_lists(SHAPES[turn % len(SHAPES)], seed=turn, contexts=500)
+        result = check_lists(SHAPES[turn % len(SHAPES)], seed=turn, contexts=500)
         catalogues += 1
-        made, valid, compared, exact = made + found[0], valid + found[1], compared + found[2], exact + found[3]
-        dead += found[4]
+        made, valid, compared, exact = made + result[0], valid + result[1], compared + result[2], exact + result[3]
+        dead += result[4]
     figure = (
         f"{valid:,} of {made:,} lists hold valid items, each once, in {catalogues} catalogues of up to 500 items; "
         f"{exact:,} of {compared:,} are those of brute force; {dead} of {catalogues} broken tries raise a dead end"
@@ -64,9 +64,9 @@ def check_lists(sizes: tuple[int, ...], seed: int, contexts: int) -> tuple[int, 
     of_items = every.gather(1, catalog.lookup(wide.codes).clamp(min=0))
     # equal up to rounding: two ways to add up the same log-probabilities
     same = ((wide.scores - best).abs() <= 1e-4 * (1 + best.abs())) & ((of_items - wide.scores).abs() <= 1e-4 * 20)
-    wanted = min(10, items)
-    once = torch.tensor([len(set(row[:wanted])) == wanted for row in narrow.tolist()])
-    valid = once & (narrow[:, :wanted] >= 0).all(1) & (narrow[:, wanted:] == -1).all(1)
+    expected = min(10, items)
+    once = torch.tensor([len(set(row[:expected])) == expected for row in narrow.tolist()])
+    valid = once & (narrow[:, :expected] >= 0).all(1) & (narrow[:, expected:] == -1).all(1)
     return contexts, int(valid.sum()), contexts, int(same.all(1).sum()), int(_dead_end(policy, context, catalog))
 
 

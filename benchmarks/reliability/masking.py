@@ -41,15 +41,15 @@ class Counts(NamedTuple):
 
 def masking(work: Path) -> Finding:
     """Lists of each path, and what masking the last items alone would have let through."""
-    found = check_masking(work, evaluated=2000, generated=100)
-    before = found.pop("the last 6 items alone")
-    parts = [f"{name} {counts.holding} of {counts.lists:,}" for name, counts in found.items()]
+    result = check_masking(work, evaluated=2000, generated=100)
+    before = result.pop("the last 6 items alone")
+    parts = [f"{name} {counts.holding} of {counts.lists:,}" for name, counts in result.items()]
     figure = (
         f"histories of {LENGTH} items, of which the policy sees {SEEN}: lists of ten with an item of it: "
-        f"{', '.join(parts)}; {sum(counts.short for counts in found.values())} lists are short; masking what the "
+        f"{', '.join(parts)}; {sum(counts.short for counts in result.values())} lists are short; masking what the "
         f"policy sees alone let one through in {before.holding:,} of {before.lists:,}"
     )
-    return Finding(21, figure, all(not counts.holding and not counts.short for counts in found.values()))
+    return Finding(21, figure, all(not counts.holding and not counts.short for counts in result.values()))
 
 
 def check_masking(work: Path, evaluated: int, generated: int, seed: int = 0) -> dict[str, Counts]:
@@ -71,18 +71,18 @@ def check_masking(work: Path, evaluated: int, generated: int, seed: int = 0) -> 
         for parameter in policy.parameters():
             parameter.add_(0.5 * torch.randn(parameter.shape, generator=generator))
     cases = _cases(policy.eval(), catalog, evaluated, np.random.default_rng(seed))
-    given = {"width": K, "batch_size": 256, "max_history": SEEN, "mask_history": True}
+    arguments = {"width": K, "batch_size": 256, "max_history": SEEN, "mask_history": True}
     histories = [cases.histories.row(row).tolist() for row in range(len(cases))]
-    lists = predict(policy, catalog, cases, **given).items
-    plain = predict(policy, catalog, cases, **given | {"width": K + SEEN, "mask_history": False}).items
+    lists = predict(policy, catalog, cases, **arguments).items
+    plain = predict(policy, catalog, cases, **arguments | {"width": K + SEEN, "mask_history": False}).items
     last = [
         [item for item in row if item not in history[-SEEN:]][:K] for row, history in zip(plain, histories, strict=True)
     ]
     recommender = Recommender(policy, catalog, list(range(ITEMS)), width=K, max_history=SEEN, mask_history=True)
     served = [
-        answer.items
+        reply.items
         for first in range(0, evaluated, 32)
-        for answer in recommender.recommend(histories[first : first + 32])
+        for reply in recommender.recommend(histories[first : first + 32])
     ]
     return {
         "evaluated": _count(lists.tolist(), histories),
@@ -96,8 +96,8 @@ def _cases(policy: CompactPolicy, catalog: Catalog, count: int, draw: np.random.
     seen = draw.integers(0, ITEMS, (count, SEEN))
     older = draw.integers(0, ITEMS, (count, LENGTH - SEEN))
     likely = slice(0, count, 2)
-    found = beam_search(policy, policy.encode(_padded(seen[likely])), LENGTH - SEEN, trie=catalog.trie)
-    older[likely] = catalog.lookup(found.codes).numpy()
+    result = beam_search(policy, policy.encode(_padded(seen[likely])), LENGTH - SEEN, trie=catalog.trie)
+    older[likely] = catalog.lookup(result.codes).numpy()
     items = np.concatenate([older, seen], axis=1).astype(np.int32)
     histories = Ragged(items.reshape(-1), LENGTH * np.arange(count + 1))
     return Cases(np.arange(count, dtype=np.int32), histories, draw.integers(0, ITEMS, count).astype(np.int32))
@@ -135,8 +135,8 @@ def _generated(work: Path, catalog: Catalog, histories: list[list[int]], seed: i
         eos_token_id=ids.end_token,
         prefix_allowed_tokens_fn=ids.prefix_function(len(prompts[0]), exclude=histories),
     )
-    found = [ids.item(tokens) for tokens in output[:, len(prompts[0]) :].tolist()]
-    return [found[first : first + K] for first in range(0, len(found), K)]
+    result = [ids.item(tokens) for tokens in output[:, len(prompts[0]) :].tolist()]
+    return [result[first : first + K] for first in range(0, len(result), K)]
 
 
 def _count(lists: list[list[int]], histories: list[list[int]]) -> Counts:

@@ -54,14 +54,14 @@ class Server:
         environment: Mapping[str, str] | None = None,
     ) -> int:
         """Begin a run of `adagrpo ARGUMENTS`; returns its process id."""
-        told = {"arguments": [*arguments], "moment": moment, "count": count, "environment": dict(environment or {})}
-        self._send(told)
+        text = {"arguments": [*arguments], "moment": moment, "count": count, "environment": dict(environment or {})}
+        self._send(text)
         return int(self._answer()["pid"])
 
     def wait(self) -> tuple[int, str]:
         """Exit status of the run, negative for the signal that ended it, and the last line it wrote to stderr."""
-        found = self._answer()
-        return int(found["status"]), str(found["said"])
+        result = self._answer()
+        return int(result["status"]), str(result["said"])
 
     def run(self, arguments: Sequence[str], moment: str | None = None, count: int = 1) -> tuple[int, str]:
         """Begin a run and wait for it."""
@@ -78,8 +78,8 @@ class Server:
         line = self._process.stdout.readline()
         if not line:
             raise RuntimeError("the server of processes has ended")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+        reply: dict[str, Any] = json.loads(line)
+        return reply
 
 
 def run_together(
@@ -191,12 +191,12 @@ def _serve(work: Path) -> None:
     from adagrpo import cli
 
     work.mkdir(parents=True, exist_ok=True)
-    said = work / "said.txt"
+    stderr = work / "said.txt"
     for line in sys.stdin:
         message = json.loads(line)
         pid = os.fork()
         if pid == 0:
-            with said.open("w") as file:
+            with stderr.open("w") as file:
                 os.dup2(file.fileno(), 1)
                 os.dup2(file.fileno(), 2)
             sys.argv = ["adagrpo", *message["arguments"]]
@@ -210,7 +210,7 @@ def _serve(work: Path) -> None:
                 os._exit(int(ended.code or 0))
         print(json.dumps({"pid": pid}), flush=True)
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        lines = said.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = stderr.read_text(encoding="utf-8", errors="replace").splitlines()
         print(json.dumps({"status": status, "said": lines[-1] if lines else ""}), flush=True)
 
 

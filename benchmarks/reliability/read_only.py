@@ -39,14 +39,14 @@ def read_only(work: Path) -> Finding:
         _carry_out([verb, "--run", str(small), "--out", str(work / f"of-{verb}")], sealed=small)
     _carry_out(["export", "--run", str(lm), "--to", str(work / "exported")], sealed=lm)
     served = _served(small)
-    said = _carry_out(["evaluate", "--run", str(small), "--seed", "3"], sealed=small, status=2)
+    message = _carry_out(["evaluate", "--run", str(small), "--seed", "3"], sealed=small, status=2)
     same = before == [snapshot(run) for run in runs]
     figure = (
         f"evaluate, diagnose and report to another --out, export and serve end well where the run cannot be written:"
         f" {len(VERBS) + 1 + served} of 5; every file and time stamp of the run as before: {'yes' if same else 'no'};"
-        f" without --out one line says what to do: {'yes' if '--out' in said else 'no'}"
+        f" without --out one line says what to do: {'yes' if '--out' in message else 'no'}"
     )
-    return Finding(22, figure, served and same and "--out" in said)
+    return Finding(22, figure, served and same and "--out" in message)
 
 
 def snapshot(directory: Path) -> dict[str, tuple[int, bytes]]:
@@ -67,10 +67,10 @@ def _command(arguments: Sequence[str], sealed: Path | None) -> list[str]:
 
 
 def _carry_out(arguments: Sequence[str], sealed: Path | None = None, status: int = 0) -> str:
-    told = subprocess.run(_command([*arguments, "--quiet"], sealed), capture_output=True, text=True, check=False)
-    if told.returncode != status:
-        raise RuntimeError(f"adagrpo {' '.join(arguments)} ended with status {told.returncode}: {told.stderr}")
-    return told.stderr
+    text = subprocess.run(_command([*arguments, "--quiet"], sealed), capture_output=True, text=True, check=False)
+    if text.returncode != status:
+        raise RuntimeError(f"adagrpo {' '.join(arguments)} ended with status {text.returncode}: {text.stderr}")
+    return text.stderr
 
 
 def _served(run: Path) -> bool:
@@ -83,7 +83,7 @@ def _served(run: Path) -> bool:
             address = json.loads(server.stdout.readline())["url"]
             body = json.dumps({"history": known[:3], "k": 3}).encode()
             request = urllib.request.Request(f"{address}/recommend", body, {"Content-Type": "application/json"})
-            with urllib.request.urlopen(request, timeout=30) as answer:
-                return len(json.loads(answer.read())["items"]) == 3
+            with urllib.request.urlopen(request, timeout=30) as reply:
+                return len(json.loads(reply.read())["items"]) == 3
         finally:
             server.terminate()

@@ -35,7 +35,7 @@ from benchmarks.reliability.findings import Finding
 from benchmarks.reliability.kills import SETTINGS, demo, result
 from benchmarks.reliability.processes import server
 
-__all__ = ["environment", "judge", "leftovers", "soak"]
+__all__ = ["assess", "environment", "leftovers", "soak"]
 
 ROOT = Path(__file__).parent.parent.parent
 RECIPE = ROOT / "src" / "adagrpo" / "recipes" / "demo-small.yaml"
@@ -62,9 +62,9 @@ def soak(work: Path, minutes: float, seed: int = 0, **settings: str) -> Finding:
                 os.kill(pid, signal.SIGKILL)
             killed.append(processes.wait()[0] == -signal.SIGKILL)
             run_all(Run(run, config, Path()))
-            found = result(run)
-            expected = expected or found
-            equal += found == expected
+            results = result(run)
+            expected = expected or results
+            equal += results == expected
             shutil.rmtree(run)
             left |= leftovers(work)
             gc.collect()
@@ -73,7 +73,7 @@ def soak(work: Path, minutes: float, seed: int = 0, **settings: str) -> Finding:
                 f"turn {len(memory)}: {memory[-1] / 2**20:.1f} MiB, {sum(killed)} killed, {equal} equal",
                 file=sys.stderr,
             )
-    return judge(memory, killed, equal, left, (time.monotonic() - started) / 60)
+    return assess(memory, killed, equal, left, (time.monotonic() - started) / 60)
 
 
 def environment(work: Path) -> dict[str, str]:
@@ -87,11 +87,11 @@ def environment(work: Path) -> dict[str, str]:
 def leftovers(work: Path) -> set[str]:
     """Files and folders that the runs have left, relative to `work`; the soak's own do not count."""
     own = {work / "temporary", work / "torch", work / "server"}
-    found = {*(work / "temporary").rglob("*")} | ({*work.iterdir()} - own)
-    return {path.relative_to(work).as_posix() for path in found}
+    results = {*(work / "temporary").rglob("*")} | ({*work.iterdir()} - own)
+    return {path.relative_to(work).as_posix() for path in results}
 
 
-def judge(memory: Sequence[int], killed: Sequence[bool], equal: int, left: set[str], minutes: float) -> Finding:
+def assess(memory: Sequence[int], killed: Sequence[bool], equal: int, left: set[str], minutes: float) -> Finding:
     """What came of it; `memory` in bytes after each turn, in at least two of which a killed run was carried on."""
     warm = [turn for turn, was_killed in enumerate(killed) if was_killed][1]
     growth = memory[-1] / memory[warm] - 1
@@ -117,13 +117,13 @@ def main() -> int:
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "reliability.md")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
-        found = soak(Path(work), options.minutes)
-    print(f"soak: {found.figure} ({'holds' if found.passes else 'DOES NOT HOLD'})", file=sys.stderr)
+        results = soak(Path(work), options.minutes)
+    print(f"soak: {results.figure} ({'holds' if results.passes else 'DOES NOT HOLD'})", file=sys.stderr)
     findings.record(
-        options.results, "soak", found, f"python -m benchmarks.reliability.soak --minutes {options.minutes:g}"
+        options.results, "soak", results, f"python -m benchmarks.reliability.soak --minutes {options.minutes:g}"
     )
     findings.table(options.results, options.page)
-    return 0 if found.passes else 1
+    return 0 if results.passes else 1
 
 
 if __name__ == "__main__":

@@ -37,5 +37,5 @@ def numbers(work: Path) -> Finding:
 
 def security(work: Path) -> Finding:
     """Traps, tags and names, one a test; and every source file."""
-    found, failed = passed("tests/test_security.py", "-o", "addopts=--import-mode=importlib")
-    return Finding(7, f"{found} tests: refused, nothing runs, nothing outside is touched", found > 0 and not failed)
+    result, failed = passed("tests/test_security.py", "-o", "addopts=--import-mode=importlib")
+    return Finding(7, f"{result} tests: refused, nothing runs, nothing outside is touched", result > 0 and not failed)

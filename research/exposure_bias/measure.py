@@ -3,7 +3,7 @@
     python -m research.exposure_bias.measure --out runs/exposure-bias
 
 The demo's recipe in a smaller world and with fewer steps (`SETTINGS`), for each exposure bias and seed. The arms are
-judged by the ranker of all users; the gates are also read with a cross-fitted one. A seed is another world, another
+scored by the ranker of all users; the gates are also read with a cross-fitted one. A seed is another world, another
 log and other weights. One row an exposure bias and seed is appended to the results once its run is whole, and a bias
 and seed that have a row are not run again: interrupted, the same command continues.
 """
@@ -110,8 +110,8 @@ def measure(directory: Path, bias: float, seed: int, settings: Sequence[str]) ->
 
 def _arm(entry: dict[str, Any]) -> dict[str, Any]:
     """Test metrics of the final checkpoint."""
-    found: dict[str, Any] = {name: entry["final"]["test"][name] for name in MEASURED}
-    return found | {"admission": entry.get("admission"), "step": entry["final"].get("step")}
+    result: dict[str, Any] = {name: entry["final"]["test"][name] for name in MEASURED}
+    return result | {"admission": entry.get("admission"), "step": entry["final"].get("step")}
 
 
 if __name__ == "__main__":

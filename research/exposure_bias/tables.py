@@ -22,7 +22,7 @@ BANDS = ("all", "head", "middle", "tail")
 BASE = "nll"
 REWARDS = ("all users", "cross-fitted")
 CONTROLS = ("adagrpo", "discriminability", "random", "shuffled", "inverted", "oracle")
-FEWEST = 20  # groups of a fate; of fewer nothing is said
+FEWEST = 20  # groups of an outcome; of fewer nothing is said
 Row = Mapping[str, Any]
 Figure = Callable[[Row], float | None]
 
@@ -45,8 +45,8 @@ def correlation(band: str) -> Figure:
     by = "all" if band == "all" else "item popularity"
 
     def read(row: Row) -> float | None:
-        found = [s for s in row["strata"] if (s["by"], s["stratum"]) == (by, band)]
-        return float(found[0]["true_correlation"]["mean"]) if found and found[0].get("true_correlation") else None
+        result = [s for s in row["strata"] if (s["by"], s["stratum"]) == (by, band)]
+        return float(result[0]["true_correlation"]["mean"]) if result and result[0].get("true_correlation") else None
 
     return read
 
@@ -66,12 +66,12 @@ def admitted(reward: str, gate: str) -> Figure:
     return lambda row: float(row["gate"][reward]["gates"][gate]["admitted"])
 
 
-def accuracy(reward: str, gate: str, fate: str) -> Figure:
+def accuracy(reward: str, gate: str, outcome: str) -> Figure:
     """The reward's pairwise accuracy in the groups that a gate admits or rejects."""
 
     def read(row: Row) -> float | None:
-        found = row["gate"][reward]["gates"][gate]["pairwise_accuracy"].get(fate)
-        return None if found is None or found["users"] < FEWEST else float(found["mean"])
+        result = row["gate"][reward]["gates"][gate]["pairwise_accuracy"].get(outcome)
+        return None if result is None or result["users"] < FEWEST else float(result["mean"])
 
     return read
 
@@ -80,7 +80,7 @@ def selected(reward: str, gate: str) -> Figure:
     """How much more accurate the reward is in admitted than in rejected groups."""
 
     def read(row: Row) -> float | None:
-        inside, outside = (accuracy(reward, gate, fate)(row) for fate in ("admitted", "rejected"))
+        inside, outside = (accuracy(reward, gate, outcome)(row) for outcome in ("admitted", "rejected"))
         return None if inside is None or outside is None else inside - outside
 
     return read
@@ -93,17 +93,17 @@ def biases(rows: Sequence[Row]) -> list[float]:
 
 def at(rows: Sequence[Row], bias: float, figure: Figure) -> list[float]:
     """The figure of each seed at a bias, where there is one."""
-    found = (figure(row) for row in sorted(rows, key=lambda row: row["seed"]) if row["exposure_bias"] == bias)
-    return [value for value in found if value is not None]
+    result = (figure(row) for row in sorted(rows, key=lambda row: row["seed"]) if row["exposure_bias"] == bias)
+    return [value for value in result if value is not None]
 
 
 def over_biases(rows: Sequence[Row], figure: Figure) -> list[float]:
     """Each seed's mean over the biases."""
     values: dict[int, list[float]] = {}
     for row in rows:
-        found = figure(row)
-        if found is not None:
-            values.setdefault(row["seed"], []).append(found)
+        result = figure(row)
+        if result is not None:
+            values.setdefault(row["seed"], []).append(result)
     return [sum(part) / len(part) for _, part in sorted(values.items())]
 
 
@@ -150,13 +150,13 @@ def tables(rows: Sequence[Row]) -> dict[str, Table]:
         cells = [(name, *(_interval(at(rows, bias, figure), form) for bias in dial)) for name, figure in lines]
         return _table(("", *(f"bias {bias:g}" for bias in dial)), cells)
 
-    found = {"Correlation with true utility": by_bias([(band, correlation(band)) for band in BANDS], "{:.3f}")}
+    result = {"Correlation with true utility": by_bias([(band, correlation(band)) for band in BANDS], "{:.3f}")}
     for metric in ("true_utility@10", "mean_reward@10", "hr@10", "hallucination@10"):
         lines = [(arm, measured(arm, metric)) for arm in ("sft", BASE)]
         lines += [(f"{arm} - {BASE}", gained(arm, metric)) for arm in arms if arm not in ("sft", BASE)]
-        found[metric] = by_bias(lines, "{:.4f}")
+        result[metric] = by_bias(lines, "{:.4f}")
     lines = [(f"{gate}, {reward}", selected(reward, gate)) for reward in REWARDS for gate in CONTROLS]
-    found["Accuracy in admitted less rejected groups"] = by_bias(lines, "{:+.3f}")
+    result["Accuracy in admitted less rejected groups"] = by_bias(lines, "{:+.3f}")
     cells = [
         (
             *(reward, gate, _interval(over_biases(rows, admitted(reward, gate)), "{:.1%}")),
@@ -167,8 +167,8 @@ def tables(rows: Sequence[Row]) -> dict[str, Table]:
         for gate in ("all", "difficulty", *CONTROLS)
     ]
     header = ("reward", "gate", "admitted", "right order, admitted", "right order, rejected", "difference")
-    found["Every gate, mean over the biases"] = _table(header, cells)
-    return found
+    result["Every gate, mean over the biases"] = _table(header, cells)
+    return result
 
 
 def _table(header: tuple[str, ...], cells: Sequence[tuple[str, ...]]) -> Table:
@@ -179,10 +179,10 @@ def _table(header: tuple[str, ...], cells: Sequence[tuple[str, ...]]) -> Table:
 def _interval(values: Sequence[float], form: str) -> str:
     if not values:
         return "–"
-    found = seed_interval(values)
+    result = seed_interval(values)
     if len(values) == 1:
-        return form.format(found.mean).replace("%", " %")
-    mean, low, high = (form.format(value).replace("%", " %") for value in (found.mean, found.low, found.high))
+        return form.format(result.mean).replace("%", " %")
+    mean, low, high = (form.format(value).replace("%", " %") for value in (result.mean, result.low, result.high))
     return f"{mean} ({low} to {high})"
 
 

@@ -163,11 +163,11 @@ def _table(line: str, results: Path, place: str) -> str:
 
 
 def _marker(line: str, place: str) -> Marker:
-    kind, *words = line.removeprefix(BEGIN).strip().removesuffix(CLOSE).split() or [""]
+    kind, *parts = line.removeprefix(BEGIN).strip().removesuffix(CLOSE).split() or [""]
     if not line.rstrip().endswith(CLOSE) or kind not in KEYS:
         raise UserError(f"{place}: expected {BEGIN} KIND NAME {CLOSE} on one line, KIND one of {', '.join(KEYS)}")
-    names = tuple(word for word in words if "=" not in word)
-    options = dict(word.split("=", 1) for word in words if "=" in word)
+    names = tuple(part for part in parts if "=" not in part)
+    options = dict(part.split("=", 1) for part in parts if "=" in part)
     if unknown := [key for key in options if key not in KEYS[kind]]:
         known = f"it has {', '.join(KEYS[kind])}" if KEYS[kind] else "it has none"
         raise UserError(f"{place}: a table of {kind} has no {unknown[0]}=; {known}")

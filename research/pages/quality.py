@@ -37,9 +37,9 @@ def quality_table(rows: Sequence[Row], metric: str = "hr@10") -> Table:
     last = _last(rows[0])
     cells = []
     for row in rows:
-        found = row["diagnosis"]
-        line = [row["variant"], *(change(found["minus_policy"][order]["ndcg@10"]) for order in ("ranker", "mix"))]
-        line.append(found["decision"])
+        result = row["diagnosis"]
+        line = [row["variant"], *(change(result["minus_policy"][order]["ndcg@10"]) for order in ("ranker", "mix"))]
+        line.append(result["decision"])
         line += [_points(*_gain(row, arm, checkpoint, metric), rate) for arm, checkpoint in last.items()]
         cells.append(tuple(line))
     unit = ", points" if rate else ""
@@ -58,12 +58,12 @@ def crossing_table(rows: Sequence[Row], metric: str = "hr@10") -> Table:
     """
     cells = []
     for arm, checkpoint in _last(rows[0]).items():
-        found = [(_quality(row), *_gain(row, arm, checkpoint, metric)) for row in rows]
-        quality, gains = [place for place, _, _ in found], [gain for _, gain, _ in found]
+        result = [(_quality(row), *_gain(row, arm, checkpoint, metric)) for row in rows]
+        quality, gains = [place for place, _, _ in result], [gain for _, gain, _ in result]
         moved = len(set(gains)) > 1 and len(set(quality)) > 1
         rank = f"{stats.spearmanr(quality, gains).statistic:+.2f}" if moved else MISSING
-        lost = [place for place, _, ends in found if ends is not None and ends[1] < 0]
-        gained = [place for place, _, ends in found if ends is not None and ends[0] > 0]
+        lost = [place for place, _, ends in result if ends is not None and ends[1] < 0]
+        gained = [place for place, _, ends in result if ends is not None and ends[0] > 0]
         where = crossing(quality, gains)
         places = (where, max(lost, default=None), min(gained, default=None))
         texts = [MISSING if place is None else f"{place:+.4f}" for place in places]
@@ -147,7 +147,7 @@ def _quality(row: Row) -> float:
 
 def _gain(row: Row, arm: str, checkpoint: str, metric: str) -> tuple[float, Sequence[float] | None]:
     """An arm less the baseline, with the interval over users where it is known."""
-    points = {(found["arm"], found["checkpoint"]): found for found in row["arms"]}
+    points = {(result["arm"], result["checkpoint"]): result for result in row["arms"]}
     point = points[arm, checkpoint]
     against = point["against"].get(metric)
     if against is not None:

@@ -50,10 +50,10 @@ def find(results: Path, name: str) -> Path:
     Raises:
         UserError: several files have the name.
     """
-    found = sorted(results.rglob(name))
-    if len(found) > 1:
-        raise UserError(f"{name}: there are several, {', '.join(map(str, found))}; results are told apart by name")
-    return found[0] if found else results / name
+    result = sorted(results.rglob(name))
+    if len(result) > 1:
+        raise UserError(f"{name}: there are several, {', '.join(map(str, result))}; results are told apart by name")
+    return result[0] if result else results / name
 
 
 def results_file_table(path: Path, split: Split = "test") -> Table:
@@ -92,13 +92,13 @@ def arms_table(
     Raises:
         UserError: the file is not of such rows, has no arm of that seed, or of several and none was named.
     """
-    found = _groups(path, "test")
-    seeds = sorted({number for (_, arm, _), rows in found.items() if arm == START for number in rows})
+    result = _groups(path, "test")
+    seeds = sorted({number for (_, arm, _), rows in result.items() if arm == START for number in rows})
     if seed is None and len(seeds) > 1:
         raise UserError(f"{path}: has seeds {', '.join(map(str, seeds))}; say which one, as in seed={seeds[0]}")
     seed = seeds[0] if seed is None and seeds else seed
     stages: dict[str, dict[str, Any]] = {}
-    for (_, arm, kind), rows in found.items():
+    for (_, arm, kind), rows in result.items():
         row = rows.get(seed) if seed is not None else None
         if row is None:
             continue
@@ -127,11 +127,11 @@ def starting_table(results: Path, names: Iterable[str]) -> Table:
         UserError: a file is missing or is not of such rows.
     """
     published = _published(results)
-    models = list(dict.fromkeys(model for found in published.values() for model in found))
+    models = list(dict.fromkeys(model for result in published.values() for model in result))
     cells = []
-    for given in names:
-        name = given.rstrip("†‡*")
-        path, mark = find(results, f"{name}.jsonl"), f" {given[len(name) :]}".rstrip()
+    for values in names:
+        name = values.rstrip("†‡*")
+        path, mark = find(results, f"{name}.jsonl"), f" {values[len(name) :]}".rstrip()
         by_arm = {arm: rows for (_, arm, kind), rows in _groups(path, "test").items() if kind == "best"}
         seeds = sorted(by_arm.get(START, {}))
         if not seeds:
@@ -166,10 +166,10 @@ def ablation_table(rows: Sequence[Row]) -> Table:
 
 def _published(results: Path) -> dict[str, dict[str, Mapping[str, float]]]:
     """Data set -> model -> metrics that its authors printed, of `published.jsonl`; nothing where there is no file."""
-    found: dict[str, dict[str, Mapping[str, float]]] = {}
+    result: dict[str, dict[str, Mapping[str, float]]] = {}
     for row in read_rows(find(results, "published.jsonl")):
-        found.setdefault(row["dataset"], {})[row["model"]] = row["metrics"]
-    return found
+        result.setdefault(row["dataset"], {})[row["model"]] = row["metrics"]
+    return result
 
 
 def _groups(path: Path, split: Split) -> dict[Key, dict[int, Row]]:
@@ -204,12 +204,12 @@ def _cell(name: str, values: Sequence[Any]) -> str:
 def _pair(metrics: Sequence[Mapping[str, float] | None], suffix: str) -> str:
     """`.0824 / .0466`: HR@10 / NDCG@10, means; of values that are not all there nothing is said."""
     names = [f"{name}@10{suffix}" for name in ("hr", "ndcg")]
-    if any(found is None or name not in found for found in metrics for name in names):
+    if any(result is None or name not in result for result in metrics for name in names):
         return MISSING
-    means = [fmean(found[name] for found in metrics if found is not None) for name in names]
+    means = [fmean(result[name] for result in metrics if result is not None) for name in names]
     return " / ".join(f"{mean:.4f}".lstrip("0") for mean in means)
 
 
 def change(worth: Mapping[str, float]) -> str:
-    found = Interval(**worth)
-    return f"{found.mean:+.4f} ({found.low:+.4f} to {found.high:+.4f})"
+    result = Interval(**worth)
+    return f"{result.mean:+.4f} ({result.low:+.4f} to {result.high:+.4f})"

@@ -38,14 +38,14 @@ def summary_table(content: Mapping[str, Any], short: bool = False, checkpoint: s
         test = row["test"]
         line = [row["arm"], MISSING if row["arm"] in single else row["checkpoint"]]
         for name in judged:
-            found = row["against"].get(name)
+            result = row["against"].get(name)
             line.append(format_metric(name, row["test"][name]["mean"]))
-            if found is None:
+            if result is None:
                 line.append(MISSING)
             else:
-                ends = [found["users"]] if short else [found["users"], found["seeds"]]
+                ends = [result["users"]] if short else [result["users"], result["seeds"]]
                 line.append(
-                    f"{format_difference(name, found['difference'])} ({'; '.join(format_ends(name, e) for e in ends)})"
+                    f"{format_difference(name, result['difference'])} ({'; '.join(format_ends(name, e) for e in ends)})"
                 )
         line += [format_metric(name, test[name]["mean"]) if name in test else MISSING for name in columns]
         cells.append((*line, *([] if short else [row["verdict"]])))

@@ -59,8 +59,8 @@ def main() -> None:
                 done = {(row["world"], row["seed"], row["propensity"]) for row in read_rows(options.results)}
                 if (world, seed, weighting) in done:
                     continue
-                found = measure(options.out, world, seed, weighting, folders)
-                row = {"world": world, "seed": seed, "propensity": weighting, "metrics": found}
+                result = measure(options.out, world, seed, weighting, folders)
+                row = {"world": world, "seed": seed, "propensity": weighting, "metrics": result}
                 row |= {"commit": machine()["commit"], "threads": os.environ.get("OMP_NUM_THREADS")}
                 add_row(options.results, row | {"command": "python -m research.random_exposure.propensity"})
     print(to_markdown(table(read_rows(options.results))))

@@ -46,7 +46,7 @@ def main() -> None:
     folders = [options.out / variant["name"].replace(" ", "-") for variant in variants]
     rows: list[dict[str, Any]] = []
     for variant, folder in zip(variants, folders, strict=True):
-        take_over(*(given / f"seed-{options.seed}" for given in (folders[0], folder)))
+        take_over(*(values / f"seed-{options.seed}" for values in (folders[0], folder)))
         rows.append(measure(options.recipe, options.data, folder, variant, options.objectives.split(","), options.seed))
         options.results.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     print(to_markdown(quality_table(rows)))

@@ -54,11 +54,11 @@ def main() -> None:
     options = parser.parse_args()
     rows = yaml.safe_load(options.variants.read_text(encoding="utf-8"))
     variants = [Variant(row["name"], tuple(row.get("set", ())), row.get("weights")) for row in rows]
-    wanted = {variants[0].name, *(options.only or [variant.name for variant in variants])}
+    chosen = {variants[0].name, *(options.only or [variant.name for variant in variants])}
     results: list[dict[str, Any]] = []
     reference: dict[str, NDArray[np.int64]] | None = None
     for variant in variants:
-        if variant.name in wanted:
+        if variant.name in chosen:
             row, ranks = measure(options.recipe, options.data, options.out, variant)
             reference = ranks if reference is None else reference
             row |= {"worth": worth(reference, ranks)}
@@ -86,8 +86,8 @@ def measure(
     weights = trained.path("sft", "best")
 
     def build(work: Path) -> None:
-        found = models.predict(models.policy(weights), cases, None)
-        lists = {"masked": found.items, "unmasked": found.items if found.unmasked is None else found.unmasked}
+        result = models.predict(models.policy(weights), cases, None)
+        lists = {"masked": result.items, "unmasked": result.items if result.unmasked is None else result.unmasked}
         targets = cases.targets.astype(np.int64)
         ranks = {name: metrics.target_rank_in(items, targets) for name, items in lists.items()}
         pl.DataFrame({"user": cases.users, **ranks}).write_parquet(work / "ranks.parquet")
@@ -115,19 +115,19 @@ def measure(
 
 def worth(reference: dict[str, NDArray[np.int64]], ranks: dict[str, NDArray[np.int64]]) -> dict[str, dict[str, Any]]:
     """Variant minus reference of HR@10 and NDCG@10, with paired 95 % intervals over users."""
-    found: dict[str, dict[str, Any]] = {}
+    result: dict[str, dict[str, Any]] = {}
     for kind in ("masked", "unmasked"):
         for name, metric in (("hr@10", metrics.hit_rate), ("ndcg@10", metrics.ndcg)):
             difference = paired_difference(metric(ranks[kind], 10), metric(reference[kind], 10))
-            found.setdefault(kind, {})[name] = difference._asdict()
-    return found
+            result.setdefault(kind, {})[name] = difference._asdict()
+    return result
 
 
 def _seconds(events: Path) -> float | None:
     """How long the latest making of the stage sft took."""
     rows = [json.loads(line) for line in events.read_text(encoding="utf-8").splitlines()]
-    found = [float(row["seconds"]) for row in rows if row["stage"] == "sft" and row["event"] == "end"]
-    return found[-1] if found else None
+    result = [float(row["seconds"]) for row in rows if row["stage"] == "sft" and row["event"] == "end"]
+    return result[-1] if result else None
 
 
 if __name__ == "__main__":

@@ -64,11 +64,11 @@ def main() -> None:
     ]
     if options.published:
         variants += published(options.data, options.published)
-    wanted = {variants[0][0], *(options.only or [name for name, _ in variants])}
+    chosen = {variants[0][0], *(options.only or [name for name, _ in variants])}
     rows: Rows = []  # of these settings: the file may hold rows of others
     for seed in options.seeds:
         for name, settings in variants:
-            if name not in wanted:
+            if name not in chosen:
                 continue
             config = load_config(options.recipe, [*settings, f"seed={seed}", *policy_settings(options.epochs)])
             run = Run(options.out, config, options.data, StderrConsole())
@@ -78,7 +78,7 @@ def main() -> None:
                 row = measure(run, name, seed, options.epochs > 0) | facts
                 add_row(options.results, row)
             rows.append(row)
-    names = [name for name, _ in variants if name in wanted]
+    names = [name for name, _ in variants if name in chosen]
     print(to_markdown(audit_table(rows, names)))
     if options.epochs > 0:
         print("\n" + to_markdown(policy_table(options.out, rows, names)))
@@ -94,14 +94,14 @@ def command(options: argparse.Namespace) -> str:
 
 def published(data: Path, file: str) -> list[tuple[str, list[str]]]:
     """The list columns of a file of published codes, twice where items collide."""
-    found = []
+    result = []
     table = pl.read_parquet(data / file)
     for column in (name for name, kind in table.schema.items() if isinstance(kind, pl.List)):
         setting = f"tokenizer.published={{path: {file}, column: {column}}}"
-        found.append((f"published {column}", [setting]))
+        result.append((f"published {column}", [setting]))
         if table[column].n_unique() < len(table):
-            found.append((f"published {column}, nearest", [setting, "tokenizer.collisions=nearest"]))
-    return found
+            result.append((f"published {column}, nearest", [setting, "tokenizer.collisions=nearest"]))
+    return result
 
 
 def policy_settings(epochs: float) -> list[str]:
@@ -132,11 +132,11 @@ def measure(run: Run, name: str, seed: int, policy: bool) -> dict[str, Any]:
         fit_sft(run)
         models = Models(RunData(run))
         cases = models.data.cases("validation")
-        found = models.predict(models.policy(run.path("sft", "final")), cases, None)
-        ranks = metrics.target_rank_in(found.items, cases.targets.astype(np.int64))
+        result = models.predict(models.policy(run.path("sft", "final")), cases, None)
+        ranks = metrics.target_rank_in(result.items, cases.targets.astype(np.int64))
         ranks_file(run.directory, name, seed).parent.mkdir(exist_ok=True)
         pl.DataFrame({"user": cases.users, "rank": ranks}).write_parquet(ranks_file(run.directory, name, seed))
-        row |= {"split": "validation", "users": len(cases), "metrics": summarise(found, cases, tail=models.data.tail)}
+        row |= {"split": "validation", "users": len(cases), "metrics": summarise(result, cases, tail=models.data.tail)}
     return row
 
 
@@ -147,9 +147,9 @@ def ranks_file(out: Path, name: str, seed: int) -> Path:
 
 def find(rows: Rows, dataset: str, name: str, seed: int, config_hash: str) -> Mapping[str, Any] | None:
     """The row of a tokenizer that was measured with these settings."""
-    wanted = (dataset, name, seed, config_hash)
+    chosen = (dataset, name, seed, config_hash)
     keys = ("dataset", "tokenizer", "seed", "config_hash")
-    return next((row for row in rows if tuple(row[key] for key in keys) == wanted), None)
+    return next((row for row in rows if tuple(row[key] for key in keys) == chosen), None)
 
 
 def audit_table(rows: Rows, names: list[str]) -> Table:
@@ -202,8 +202,8 @@ def change(out: Path, name: str, reference: str, seeds: list[int], metric: Any) 
     if not seeds:
         return MISSING
     values = [np.mean([metric(_ranks(out, who, seed), 10) for seed in seeds], axis=0) for who in (name, reference)]
-    found: Interval = paired_difference(values[0], values[1])
-    return f"{found.mean:+.4f} ({found.low:+.4f} to {found.high:+.4f})"
+    result: Interval = paired_difference(values[0], values[1])
+    return f"{result.mean:+.4f} ({result.low:+.4f} to {result.high:+.4f})"
 
 
 def alignment(header: tuple[str, ...]) -> tuple[Alignment, ...]:

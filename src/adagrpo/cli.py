@@ -94,7 +94,7 @@ Elsewhere = Annotated[
 def _begin(context: typer.Context) -> None:
     """Post-train generative recommenders with rewards that cannot be trusted everywhere."""
     verb = context.invoked_subcommand
-    if not processes().leads:
+    if not processes().is_main_process:
         silence = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 (until the process ends)
         sys.stdout = silence
         sys.stderr = sys.stderr if os.environ.get("ADAGRPO_TRACEBACK") else silence
@@ -365,14 +365,14 @@ def compare(
         typer.echo(json.dumps(plans) if as_json else yaml.safe_dump(plans, sort_keys=False).rstrip())
         return
     try:
-        found = [comparison.carry_out() | {"page": str(comparison.page)} for comparison in comparisons]
+        results = [comparison.carry_out() | {"page": str(comparison.page)} for comparison in comparisons]
     finally:
         if isinstance(console, StderrConsole):
             console.close()
     if as_json:
-        typer.echo(json.dumps(found[0] if len(found) == 1 else {"comparisons": found}))
+        typer.echo(json.dumps(results[0] if len(results) == 1 else {"comparisons": results}))
         return
-    for content in found:
+    for content in results:
         typer.echo(to_text(comparison_table(content)))
         typer.echo("\n" + "\n".join(content["finding"]) + f"\n\npage: {content['page']}")
 
@@ -451,22 +451,22 @@ def doctor(seed: Seed = None, as_json: Json = False, quiet: Quiet = False) -> No
     """Say what this machine offers: versions, threads, native bf16, GPU."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     packages = ("torch", "numpy", "accelerate", "safetensors", "polars", "pydantic", "scipy")
-    found: dict[str, Any] = {"adagrpo": __version__, "python": platform.python_version()}
+    facts: dict[str, Any] = {"adagrpo": __version__, "python": platform.python_version()}
     for package in packages:
         try:
-            found[package] = version(package)
+            facts[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "missing"
-    found |= {"threads": torch.get_num_threads(), "processors": os.cpu_count(), "device": str(device)}
-    found["mixed_precision"] = "bf16" if autocast_dtype(device) is not None else "no (bf16 would be emulated)"
-    _print(found, as_json)
+            facts[package] = "missing"
+    facts |= {"threads": torch.get_num_threads(), "processors": os.cpu_count(), "device": str(device)}
+    facts["mixed_precision"] = "bf16" if autocast_dtype(device) is not None else "no (bf16 would be emulated)"
+    _print(facts, as_json)
 
 
 def _carry_out(run: Run, as_json: bool) -> None:
     with _session(run):
         metrics, page = pipeline.run_all(run)
     run.processes.part()
-    if run.processes.leads:
+    if run.processes.is_main_process:
         _print_metrics(metrics | {"report": str(page)}, as_json)
 
 

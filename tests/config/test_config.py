@@ -324,12 +324,12 @@ def test_an_arm_with_options_of_its_own(recipe):
     config = load_config(recipe(MINIMAL), [f"train.arms={arms}", "objective.tau=0.7", "objective.num_generations=4"])
     arm = config.train.arms[0]
     assert (arm.name, arm.lambda_) == ("taught", 2.0)
-    seen = arm.seen_by(config.objective)
+    seen = arm.resolved_objective(config.objective)
     assert seen == config.objective.model_copy(update={"rollout": "beam", "num_generations": 32})
     assert seen.tau == 0.7 and config.objective.rollout == "sample"
     written = dump_config(config)
     assert written["train"]["arms"][0]["options"] == {"rollout": "beam", "num_generations": 32}
-    assert Config.model_validate(written).train.arms[0].seen_by(config.objective) == seen
+    assert Config.model_validate(written).train.arms[0].resolved_objective(config.objective) == seen
 
 
 @pytest.mark.parametrize(

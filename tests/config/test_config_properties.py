@@ -186,18 +186,18 @@ def parts_of(part: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tupl
 
 def models() -> list[type[BaseModel]]:
     """Every model that a configuration can hold."""
-    found: list[type[BaseModel]] = []
+    result: list[type[BaseModel]] = []
 
     def look(annotation: Any) -> None:
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel) and annotation not in found:
-            found.append(annotation)
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel) and annotation not in result:
+            result.append(annotation)
             for field in annotation.model_fields.values():
                 look(field.annotation)
         for part in get_args(annotation):
             look(part)
 
     look(Config)
-    return found
+    return result
 
 
 # ---------------------------------------------------------------- unknown keys

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from adagrpo import cli
 from adagrpo.data import ColumnMapping, Refusals, read_logs
-from adagrpo.data.logs import pieces
-from adagrpo.data.logs.pieces import read_pieces
+from adagrpo.data.logs import chunks
+from adagrpo.data.logs.chunks import read_chunks
 from adagrpo.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
@@ -122,8 +122,8 @@ def test_no_more_is_held_of_bad_rows_than_may_be(tmp_path: Path, suffix: str, mo
     path = tmp_path / f"log.{suffix}"
     table = pl.DataFrame({"user_id": ["u"] * 5000, "item_id": ["i"] * 5000, "timestamp": ["never"] * 5000})
     {"csv": table.write_csv, "jsonl": table.write_ndjson, "parquet": table.write_parquet}[suffix](path)
-    monkeypatch.setattr(pieces, "PIECE_BYTES", 2000)
-    monkeypatch.setattr(pieces, "PIECE_ROWS", 100)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 2000)
+    monkeypatch.setattr(chunks, "CHUNK_ROWS", 100)
     concat, most = pl.concat, [0]
 
     def watched(parts: Any, **options: Any) -> Any:
@@ -141,21 +141,21 @@ CELLS = st.sampled_from(["a", "b1", "", '"q"', '"x,y"', '"two\nlines"', '"un', '
 
 @settings(max_examples=150)
 @given(rows=st.lists(st.lists(CELLS, min_size=1, max_size=4), max_size=25), size=st.integers(1, 60), end=st.booleans())
-def test_where_pieces_end_does_not_change_what_is_read(tmp_path_factory: Any, rows: Any, size: int, end: bool) -> None:
+def test_where_chunks_end_does_not_change_what_is_read(tmp_path_factory: Any, rows: Any, size: int, end: bool) -> None:
     path = tmp_path_factory.mktemp("pieces") / "log.csv"
     path.write_text("x,y,z\n" + "\n".join(",".join(row) for row in rows) + ("\n" if end else ""), encoding="utf-8")
 
     def read(piece_bytes: int, record_lines: int) -> tuple[list[Any], list[Any]]:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(pieces, "PIECE_BYTES", piece_bytes)
-            patch.setattr(pieces, "RECORD_LINES", record_lines)
-            patch.setattr(pieces, "_fast", lambda *_: None)  # where it is sure, it reads what the slow one reads
-            found = [*read_pieces(path, ["x", "z"])]
+            patch.setattr(chunks, "CHUNK_BYTES", piece_bytes)
+            patch.setattr(chunks, "RECORD_LINES", record_lines)
+            patch.setattr(chunks, "_fast", lambda *_: None)  # where it is sure, it reads what the slow one reads
+            actual = [*read_chunks(path, ["x", "z"])]
         table, problems = [], []
-        for piece in found:
-            assert piece.first == len(table)
-            table += piece.table.rows()
-            problems += piece.problem.to_list() if piece.problem is not None else [None] * len(piece.table)
+        for chunk in actual:
+            assert chunk.first == len(table)
+            table += chunk.table.rows()
+            problems += chunk.problem.to_list() if chunk.problem is not None else [None] * len(chunk.table)
         return table, problems
 
     assert read(size, 5) == read(10**6, 5)
@@ -165,10 +165,10 @@ def test_where_pieces_end_does_not_change_what_is_read(tmp_path_factory: Any, ro
 @given(rows=st.lists(st.lists(CELLS, min_size=1, max_size=4), min_size=1, max_size=8))
 def test_where_the_fast_reader_is_sure_it_reads_what_the_slow_one_reads(rows: Any) -> None:
     block = "".join(",".join(row) + "\n" for row in rows).encode()
-    fast = pieces._fast(b"x,y,z\n", block, ["x", "z"])
+    fast = chunks._fast(b"x,y,z\n", block, ["x", "z"])
     if fast is not None:
-        lines = pieces._lines(block)
-        table, problem, read = pieces._one_by_one(lines, len(lines), ["x", "y", "z"], ["x", "z"])
+        lines = chunks._lines(block)
+        table, problem, read = chunks._one_by_one(lines, len(lines), ["x", "y", "z"], ["x", "z"])
         blank = [tuple(cell or None for cell in row) for row in fast.rows()]
         assert blank == [tuple(cell or None for cell in row) for row in table.rows()]
         assert problem.null_count() == len(rows) and read == len(lines)

@@ -159,7 +159,7 @@ def test_propensities_solve_their_equation() -> None:
     stock = marketplace._stock_shelves(world, catalogue, 2)
     log_mass, owned = rng.normal(size=(15, 12)), np.tile([[7, 31, -1]], (15, 1))
     log_mass[:] = log_mass[0]
-    found = marketplace._propensities(catalogue, stock, log_mass, owned, np.arange(90).reshape(15, 6)).ravel()
+    actual = marketplace._propensities(catalogue, stock, log_mass, owned, np.arange(90).reshape(15, 6)).ravel()
     available = ~np.isin(np.arange(90), [7, 31])
     weights = stock.weights * np.exp(log_mass[0, catalogue.shelf])
     low, high = 0.0, 1e9
@@ -167,7 +167,7 @@ def test_propensities_solve_their_equation() -> None:
         middle = (low + high) / 2
         low, high = (middle, high) if -np.expm1(-weights[available] * middle).sum() < 6 else (low, middle)
     # Ours reads the sum from a table with lines between its points, which costs about 1e-3.
-    np.testing.assert_allclose(found[available], -np.expm1(-weights[available] * low), rtol=2e-3)
+    np.testing.assert_allclose(actual[available], -np.expm1(-weights[available] * low), rtol=2e-3)
 
 
 def test_exposure_grows_more_concentrated_with_exposure_bias() -> None:
@@ -354,12 +354,12 @@ def test_the_utility_before_a_purchase_by_hand() -> None:
         return float(1 / (1 + np.exp(-logit)))
 
     values = known.utility_before(np.array([0, 0, 1]), np.array([1, 0, 2]), everything)
-    wanted = [
+    expected = [
         [chance(1), chance(-1), chance(2)],  # before y nothing is owned
         [chance(0), 0, chance(4)],  # before x, y is
         [chance(2), chance(1), chance(5)],
     ]
-    np.testing.assert_allclose(values, wanted, rtol=1e-6)
+    np.testing.assert_allclose(values, expected, rtol=1e-6)
     with pytest.raises(UserError, match="no purchase of 'x' by 'b'"):
         known.utility_before(np.array([1]), np.array([0]), everything[:1])
     moved = known.aligned(["b", "a"], ["z", "x"])  # without y: a is left with the purchase of x

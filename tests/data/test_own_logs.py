@@ -145,35 +145,35 @@ def test_a_look_at_a_log(tmp_path: Path) -> None:
     lines = ["Customer ID;Product;created_at;price"]
     lines += [f"c{n % 4};p{n % 5};2024-01-{1 + n // 4:02d};1,5" for n in range(40)]
     lines += [lines[1], ";p1;2024-01-01;1", "c1;p1;never;1"]
-    found = look_at([write(tmp_path / "shop.csv", "\n".join(lines))])
-    assert found["mapping"] == {"user": "Customer ID", "item": "Product", "timestamp": "created_at"}
-    assert [column["type"] for column in found["columns"]] == ["text", "text", "dates and times", "text"]
-    assert found["kind"] == "interactions" and found["missing"] == []
-    counts = found["counts"]
+    actual = look_at([write(tmp_path / "shop.csv", "\n".join(lines))])
+    assert actual["mapping"] == {"user": "Customer ID", "item": "Product", "timestamp": "created_at"}
+    assert [column["type"] for column in actual["columns"]] == ["text", "text", "dates and times", "text"]
+    assert actual["kind"] == "interactions" and actual["missing"] == []
+    counts = actual["counts"]
     assert (counts["rows"], counts["interactions"], counts["users"], counts["items"]) == (43, 41, 4, 5)
     assert (counts["exact_duplicates"], counts["repeats_of_user_and_item"]) == (1, 21)
-    assert sorted((entry["rows"], entry["first_row"]) for entry in found["lost"]) == [(1, 41), (1, 42)]
-    json.dumps(found)
+    assert sorted((entry["rows"], entry["first_row"]) for entry in actual["lost"]) == [(1, 41), (1, 42)]
+    json.dumps(actual)
 
 
 def test_roles_need_names_and_values(tmp_path: Path) -> None:
     text = "uid,thing,time,clicked,rank\n" + "".join(f"{n % 3},{n},soon,{n % 2},{n}\n" for n in range(12))
     path = write(tmp_path / "a.csv", text)
-    found = look_at([path])
-    assert {role: entry["column"] for role, entry in found["roles"].items()} == {
+    actual = look_at([path])
+    assert {role: entry["column"] for role, entry in actual["roles"].items()} == {
         "user": "uid",
         "clicked": "clicked",
         "slot": "rank",
     }
-    assert found["missing"] == ["item"]
-    told = look_at([path], given={"item": "thing"})
-    assert told["kind"] == "impressions" and told["counts"]["impressions"] == 12
+    assert actual["missing"] == ["item"]
+    output = look_at([path], given={"item": "thing"})
+    assert output["kind"] == "impressions" and output["counts"]["impressions"] == 12
     with pytest.raises(UserError, match="no column 'nothing'; the columns are uid"):
         look_at([path], given={"item": "nothing"})
 
 
 def test_a_look_reads_no_more_than_it_is_asked_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("adagrpo.data.logs.pieces.PIECE_BYTES", 1000)
+    monkeypatch.setattr("adagrpo.data.logs.chunks.CHUNK_BYTES", 1000)
     draw = random.Random(0)
     rows = "".join(f"{draw.randrange(9)},{draw.randrange(9)},{n}\n" for n in range(10_000))
     path = write(tmp_path / "a.csv", "user_id,item_id,timestamp\n" + rows)

@@ -113,11 +113,11 @@ def test_temporal_round_trip_against_a_loop(tmp_path: Path) -> None:
             first = next((n for n, time in enumerate(times[u]) if start <= time < end), 0)
             if first:
                 expected[user] = (sequences[u][:first], sequences[u][first])
-        found = {
+        actual = {
             users[cases.users[n]]: ([ids[item] for item in cases.histories.row(n)], ids[cases.targets[n]])
             for n in range(len(cases))
         }
-        assert found == expected and len(found) > 10
+        assert actual == expected and len(actual) > 10
 
 
 def impressions_of(sequences: list[list[str]]) -> pl.DataFrame:

@@ -51,8 +51,8 @@ def test_what_padding_leaves_out_is_still_known(max_length: int) -> None:
         assert items == expected + [-1] * (len(items) - len(expected))
     histories = pad(ragged, rows, max_length)._replace(older=older)
     asked = torch.arange(-1, 25).expand(9, -1)
-    for row, found in zip(rows, histories.holds(asked).tolist(), strict=True):
-        assert found == [item in ragged.row(row) for item in range(-1, 25)]
+    for row, actual in zip(rows, histories.holds(asked).tolist(), strict=True):
+        assert actual == [item in ragged.row(row) for item in range(-1, 25)]
     some = histories.rows(torch.tensor([4, 0]))
     assert torch.equal(some.holds(asked[:2]), histories.holds(asked)[[4, 0]])
 

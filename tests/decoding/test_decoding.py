@@ -22,7 +22,7 @@ from adagrpo.decoding import (
     score_sequences,
 )
 from adagrpo.decoding.beams import _best_continuations
-from adagrpo.decoding.lanes import top, top_of_many
+from adagrpo.decoding.hypotheses import top, top_of_many
 from adagrpo.errors import NotFinite
 from adagrpo.semantic_ids.trie import Branches, Trie
 
@@ -62,7 +62,7 @@ class TablePolicy:
         return logits
 
     def advance(self, state: TableState, parents: Tensor, codes: Tensor) -> TableState:
-        assert int(codes.min()) >= 0  # even lanes that are dead must hold a code the policy can read
+        assert int(codes.min()) >= 0  # even hypotheses that are dead must hold a code the policy can read
         prefixes = state.prefixes.gather(1, parents) * self.level_sizes[state.level] + codes
         return TableState(state.rows, prefixes, state.level + 1)
 
@@ -108,16 +108,16 @@ def catalogue(sizes: tuple[int, ...], count: int, seed: int) -> Tensor:
 
 
 def assert_beams(beams: Beams, policy: TablePolicy, rows: list[int], sequences: list[tuple[int, ...]], width: int):
-    """The beams are exactly the best of all sequences, and unused lanes are marked."""
+    """The beams are exactly the best of all sequences, and unused hypotheses are marked."""
     assert beams.codes.shape == (len(rows), width, len(policy.level_sizes))
     for index, row in enumerate(rows):
         best = ranked(policy, row, sequences)[:width]
-        found = len(best)
-        assert [tuple(codes) for codes in beams.codes[index, :found].tolist()] == [codes for _, codes in best]
+        result = len(best)
+        assert [tuple(codes) for codes in beams.codes[index, :result].tolist()] == [codes for _, codes in best]
         expected = torch.tensor([score for score, _ in best])
-        torch.testing.assert_close(beams.scores[index, :found], expected, rtol=1e-5, atol=1e-5)
-        assert (beams.codes[index, found:] == -1).all()
-        assert (beams.scores[index, found:] == -torch.inf).all()
+        torch.testing.assert_close(beams.scores[index, :result], expected, rtol=1e-5, atol=1e-5)
+        assert (beams.codes[index, result:] == -1).all()
+        assert (beams.scores[index, result:] == -torch.inf).all()
 
 
 # ---------------------------------------------------------------- beam search
@@ -157,18 +157,18 @@ def test_a_narrow_beam_follows_the_loop(width, constrained):
     trie = Trie.build(codes, sizes) if constrained else None
     beams = beam_search(policy, torch.tensor([0, 1]), width, trie=trie)
     for row in range(2):
-        lanes: list[tuple[int, ...]] = [()]
+        hypotheses: list[tuple[int, ...]] = [()]
         for level in range(3):
-            grown = [(*lane, code) for lane in lanes for code in range(sizes[level])]
+            grown = [(*hypothesis, code) for hypothesis in hypotheses for code in range(sizes[level])]
             if constrained:
-                grown = [lane for lane in grown if any(item[: level + 1] == lane for item in items)]
-            lanes = [lane for _, lane in ranked(policy, row, grown)[:width]]
-        assert [tuple(lane) for lane in beams.codes[row].tolist()] == lanes
+                grown = [hypothesis for hypothesis in grown if any(item[: level + 1] == hypothesis for item in items)]
+            hypotheses = [hypothesis for _, hypothesis in ranked(policy, row, grown)[:width]]
+        assert [tuple(hypothesis) for hypothesis in beams.codes[row].tolist()] == hypotheses
 
 
 @pytest.mark.parametrize("width", [1, 2, 5, 40])
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 1.0])
-def test_excluded_items_cost_no_lane(width, share):
+def test_excluded_items_cost_no_hypothesis(width, share):
     sizes = (6, 4, 7)
     policy = TablePolicy.random(sizes, seed=3)
     codes = catalogue(sizes, 40, seed=4)
@@ -178,15 +178,15 @@ def test_excluded_items_cost_no_lane(width, share):
     beams = beam_search(policy, torch.arange(3), width, trie=trie, excluded=excluded)
     for row in range(3):
         left = [tuple(item) for item, out in zip(codes.tolist(), drawn[row].tolist(), strict=True) if not out]
-        lanes: list[tuple[int, ...]] = [()]
+        hypotheses: list[tuple[int, ...]] = [()]
         for level in range(3):  # a search in the catalogue of the others
-            grown = {(*lane, code) for lane in lanes for code in range(sizes[level])}
+            grown = {(*hypothesis, code) for hypothesis in hypotheses for code in range(sizes[level])}
             grown &= {item[: level + 1] for item in left}
-            lanes = [lane for _, lane in ranked(policy, row, sorted(grown))[:width]]
-        assert len(lanes) == min(width, len(left))
-        expected = [list(lane) for lane in lanes] + [[-1] * 3] * (width - len(lanes))
+            hypotheses = [hypothesis for _, hypothesis in ranked(policy, row, sorted(grown))[:width]]
+        assert len(hypotheses) == min(width, len(left))
+        expected = [list(hypothesis) for hypothesis in hypotheses] + [[-1] * 3] * (width - len(hypotheses))
         assert beams.codes[row].tolist() == expected
-        assert beams.scores[row].isfinite().tolist() == [True] * len(lanes) + [False] * (width - len(lanes))
+        assert beams.scores[row].isfinite().tolist() == [True] * len(hypotheses) + [False] * (width - len(hypotheses))
     with pytest.raises(ValueError, match="of a trie"):
         beam_search(policy, torch.arange(3), width, excluded=excluded)
 
@@ -224,32 +224,32 @@ def test_beams_do_not_depend_on_the_batch_split():
 
 @settings(max_examples=40, deadline=None)
 @given(
-    lanes=st.integers(1, 9),
+    hypotheses=st.integers(1, 9),
     size=st.sampled_from([1, 7, 32, 33, 64, 96, 256]),
     width=st.integers(1, 12),
     levels=st.sampled_from([2, 5, 1000]),  # how many different values: few make many ties
     seed=st.integers(0, 10_000),
 )
-def test_best_continuations_are_those_of_a_full_sort(lanes, size, width, levels, seed):
+def test_best_continuations_are_those_of_a_full_sort(hypotheses, size, width, levels, seed):
     generator = torch.Generator().manual_seed(seed)
     # sixteenths, so that sums are exact and ties are real
-    log_probs = torch.randint(-levels, 1, (3, lanes, size), generator=generator) / 16
-    scores = torch.randint(-levels, 1, (3, lanes), generator=generator) / 16
-    log_probs = log_probs.masked_fill(torch.rand(3, lanes, size, generator=generator) < 0.2, -torch.inf)
-    scores = scores.masked_fill(torch.rand(3, lanes, generator=generator) < 0.2, -torch.inf)
+    log_probs = torch.randint(-levels, 1, (3, hypotheses, size), generator=generator) / 16
+    scores = torch.randint(-levels, 1, (3, hypotheses), generator=generator) / 16
+    log_probs = log_probs.masked_fill(torch.rand(3, hypotheses, size, generator=generator) < 0.2, -torch.inf)
+    scores = scores.masked_fill(torch.rand(3, hypotheses, generator=generator) < 0.2, -torch.inf)
     flat = (log_probs + scores.unsqueeze(-1)).flatten(1)
     values, index = flat.sort(dim=1, descending=True, stable=True)
-    kept = min(width, lanes * size)
-    # the same lanes, also where they stand elsewhere, in another order, among others
-    order = torch.stack([torch.randperm(lanes + 2, generator=generator)[:lanes] for _ in range(3)])
-    elsewhere = torch.zeros(3, lanes + 2, size)
+    kept = min(width, hypotheses * size)
+    # the same hypotheses, also where they stand elsewhere, in another order, among others
+    order = torch.stack([torch.randperm(hypotheses + 2, generator=generator)[:hypotheses] for _ in range(3)])
+    elsewhere = torch.zeros(3, hypotheses + 2, size)
     elsewhere[torch.arange(3).unsqueeze(1), order] = log_probs
-    for found in (
+    for actual in (
         _best_continuations(log_probs, scores, width),
         _best_continuations(elsewhere, scores, width, order),
     ):
-        assert torch.equal(found.scores, values[:, :kept])
-        assert torch.equal(found.parents * size + found.codes, index[:, :kept])
+        assert torch.equal(actual.scores, values[:, :kept])
+        assert torch.equal(actual.parents * size + actual.codes, index[:, :kept])
 
 
 @pytest.mark.parametrize("numbers", [8, 96, 400])
@@ -295,29 +295,29 @@ def test_both_searches_at_once_find_what_each_finds(sizes, share, width, held_wi
     trie = Trie.build(catalogue(sizes, max(1, round(share * math.prod(sizes))), seed), sizes)
     context = torch.tensor([2, 0, 1])
     held, free = beam_search_both(policy, context, width, trie=trie, held_width=held_width)
-    for found, expected in (
+    for actual, expected in (
         (held, beam_search(policy, context, held_width, trie=trie)),
         (free, beam_search(policy, context, width)),
     ):
-        assert torch.equal(found.codes, expected.codes)
-        assert torch.equal(found.scores, expected.scores)
-        assert torch.equal(found.log_probs, expected.log_probs)
-        real = found.codes[..., 0] >= 0
-        scored = score_sequences(policy, context, found.codes.clamp(min=0))
-        torch.testing.assert_close(found.log_probs[real], scored[real], rtol=1e-6, atol=1e-6)
-        assert (found.log_probs[~real] == -torch.inf).all()
+        assert torch.equal(actual.codes, expected.codes)
+        assert torch.equal(actual.scores, expected.scores)
+        assert torch.equal(actual.log_probs, expected.log_probs)
+        real = actual.codes[..., 0] >= 0
+        scored = score_sequences(policy, context, actual.codes.clamp(min=0))
+        torch.testing.assert_close(actual.log_probs[real], scored[real], rtol=1e-6, atol=1e-6)
+        assert (actual.log_probs[~real] == -torch.inf).all()
 
 
 def test_both_searches_meet_each_prefix_once():
     sizes = (6, 5, 4)
     policy, trie = TablePolicy.random(sizes), Trie.build(catalogue(sizes, 100, seed=1), sizes)
     beam_search_both(policy, torch.arange(3), 5, trie=trie, held_width=8)
-    lanes = [shape[1] for shape in policy.shapes]
-    assert lanes[:2] == [1, 6]  # all six first codes, which both searches look at
-    assert 8 <= lanes[2] < 13  # and not 8 + 5
+    hypotheses = [shape[1] for shape in policy.shapes]
+    assert hypotheses[:2] == [1, 6]  # all six first codes, which both searches look at
+    assert 8 <= hypotheses[2] < 13  # and not 8 + 5
 
 
-def test_a_free_lane_that_the_held_search_has_dropped_goes_on():
+def test_a_free_hypothesis_that_the_held_search_has_dropped_goes_on():
     # the held search keeps 01 and 10, of probability .30 and .25; the free one also 02 (.28), which no item has
     first = torch.tensor([[[0.65, 0.35]]]).log()
     second = torch.tensor([[[0.1, 0.47, 0.43], [0.72, 0.14, 0.14]]]).log()
@@ -342,7 +342,7 @@ def test_samples_follow_the_loop(temperature, constrained):
     trie = Trie.build(codes, SIZES) if constrained else None
     samples = sample(policy, torch.arange(3), uniforms, temperature=temperature, trie=trie)
     assert samples.log_probs.dtype == torch.float32
-    for row, lane in itertools.product(range(3), range(40)):
+    for row, hypothesis in itertools.product(range(3), range(40)):
         prefix: tuple[int, ...] = ()
         for level in range(3):
             logits = [z / temperature for z in policy.row_logits(row, prefix)]
@@ -350,12 +350,14 @@ def test_samples_follow_the_loop(temperature, constrained):
                 heads = {item[: level + 1] for item in items}
                 logits = [z if (*prefix, code) in heads else -math.inf for code, z in enumerate(logits)]
             log_probs = log_softmax(logits)
-            draw, cumulative, code = float(uniforms[row, lane, level]), 0.0, -1
+            draw, cumulative, code = float(uniforms[row, hypothesis, level]), 0.0, -1
             while cumulative <= draw:
                 code += 1
                 cumulative += math.exp(log_probs[code])
-            assert int(samples.codes[row, lane, level]) == code
-            assert float(samples.log_probs[row, lane, level]) == pytest.approx(log_probs[code], rel=1e-5, abs=1e-6)
+            assert int(samples.codes[row, hypothesis, level]) == code
+            assert float(samples.log_probs[row, hypothesis, level]) == pytest.approx(
+                log_probs[code], rel=1e-5, abs=1e-6
+            )
             prefix = (*prefix, code)
     if constrained:
         assert {tuple(drawn) for drawn in samples.codes.flatten(0, 1).tolist()} <= set(items)
@@ -416,7 +418,7 @@ def test_the_first_level_is_read_once_a_sample():
     assert policy.shapes == [(3, 1, 4), (3, 16, 3), (3, 16, 5), (3, 1, 4), (3, 4, 3), (3, 6, 5)]
 
 
-def test_one_sample_one_lane_one_level():
+def test_one_sample_one_hypothesis_one_level():
     policy = TablePolicy([torch.tensor([[[0.5, 0.5]]]).log()])
     samples = sample(policy, torch.tensor([0]), torch.tensor([[[0.5]]]))  # F_0 = 0.5 does not exceed 0.5
     assert samples.codes.tolist() == [[[1]]]

@@ -71,21 +71,21 @@ def make_groups(
     """Groups of given (N, G) items; item `i` has the codes (i // 8, i % 8)."""
     generator = torch.Generator().manual_seed(seed)
     cases, group = items.shape
-    own, wanted = torch.from_numpy(items), torch.from_numpy(targets)
-    negatives = wanted[torch.randint(0, cases, (cases, NEGATIVES), generator=generator)]
+    own, chosen = torch.from_numpy(items), torch.from_numpy(targets)
+    negatives = chosen[torch.randint(0, cases, (cases, NEGATIVES), generator=generator)]
     histories = Histories(torch.arange(cases).unsqueeze(1), torch.ones(cases, dtype=torch.int64))
-    candidates = distinct_candidates(wanted, own, negatives)
+    candidates = distinct_candidates(chosen, own, negatives)
     values = ask_reward(Table(scores), histories, candidates.items)
     fake = shuffled(candidates, values, torch.rand(values.shape, generator=generator))
     codes, wanted_codes = (
-        torch.stack([part.div(PER_PREFIX, rounding_mode="floor"), part % PER_PREFIX], dim=-1) for part in (own, wanted)
+        torch.stack([part.div(PER_PREFIX, rounding_mode="floor"), part % PER_PREFIX], dim=-1) for part in (own, chosen)
     )
     each = torch.from_numpy(np.take_along_axis(log_probs, np.maximum(items, 0), 1)).float()
     target = torch.from_numpy(np.take_along_axis(log_probs, targets[:, None], 1)).float()
     rollouts = Rollouts(codes, own, (each / LEVELS).unsqueeze(2).expand(cases, group, LEVELS))
     return ScoredGroups(
         histories,
-        wanted,
+        chosen,
         rollouts,
         rollouts,
         wanted_codes,

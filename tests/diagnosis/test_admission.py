@@ -133,8 +133,8 @@ def test_codes_are_shared_from_the_first_on() -> None:
     rollouts = groups.rollouts._replace(codes=again)
     assert pull(groups)[0] != 0.0
     for beyond in (True, False):
-        found = pull(groups._replace(rollouts=rollouts), beyond_policy=beyond)
-        assert found.tolist() == pull(groups, beyond_policy=beyond).tolist()
+        actual = pull(groups._replace(rollouts=rollouts), beyond_policy=beyond)
+        assert actual.tolist() == pull(groups, beyond_policy=beyond).tolist()
 
 
 def slow_accuracy(items: list[int], scores: list[float], utility: list[float], target: int) -> float:

@@ -54,8 +54,8 @@ def test_truth_can_veto(observed: ObservationsOf) -> None:
     observations = observed(0, 400, 3.0)
     rewards = np.nan_to_num(observations.sampled.rewards.rollouts.double().numpy())
     for sign, decision, right in ((1.0, "use", 1.0), (-1.0, "rerank_only", 0.0)):
-        told = replace(observations, utility=lambda items, sign=sign: sign * rewards)
-        result = diagnose(told, OBJECTIVE, seed=0, resamples=FEW)
+        output = replace(observations, utility=lambda items, sign=sign: sign * rewards)
+        result = diagnose(output, OBJECTIVE, seed=0, resamples=FEW)
         assert result["verdict"]["decision"] == decision
         assert all(row["accuracy"]["ranker"] in (right, None) for row in result["grid"])
 
@@ -75,14 +75,14 @@ def decision(observations: Observations, seed: int) -> str:
 @pytest.mark.parametrize("permute", [False, True], ids=["random", "permuted targets"])
 def test_false_positives_are_as_rare_as_the_level_says(observed: ObservationsOf, permute: bool) -> None:
     knowledge, runs = (3.0 if permute else 0.0), 25
-    found = [decision(observed(1000 + s, 240, knowledge, permute_targets=permute), s) for s in range(runs)]
-    assert runs - found.count("do_not_use") <= stats.binom.ppf(0.99, runs, 0.05)
+    actual = [decision(observed(1000 + s, 240, knowledge, permute_targets=permute), s) for s in range(runs)]
+    assert runs - actual.count("do_not_use") <= stats.binom.ppf(0.99, runs, 0.05)
 
 
 @pytest.mark.slow
 def test_false_positives_over_many_seeds(observed: ObservationsOf) -> None:
-    found = [decision(observed(5000 + seed, 240, 0.0), seed) for seed in range(300)]
-    assert 300 - found.count("do_not_use") <= stats.binom.ppf(0.99, 300, 0.05)
+    actual = [decision(observed(5000 + seed, 240, 0.0), seed) for seed in range(300)]
+    assert 300 - actual.count("do_not_use") <= stats.binom.ppf(0.99, 300, 0.05)
 
 
 def test_the_whole_is_json_and_repeats(planted: dict[str, Any], observed: ObservationsOf) -> None:

@@ -110,18 +110,18 @@ def test_permuting_keeps_each_rows_values_and_leaves_the_rest() -> None:
 def test_serving_quantities_by_hand() -> None:
     log_probs = np.log(np.array([[0.4, 0.2, 0.2, 0.1]]))
     lists = Lists(np.array([[9, 8, 7, -1]]), log_probs, np.array([[1.0, 4.0, 1.0, 99.0]]), np.array([8]))
-    found = {name: values[0] for name, values in serving_quantities(lists, np.array([5])).items()}
-    assert found["policy entropy"] == pytest.approx(-(0.5 * np.log(0.5) + 2 * 0.25 * np.log(0.25)))
-    assert found["reward spread"] == pytest.approx(np.sqrt(2.0))
-    assert found["agreement of policy and ranker"] == pytest.approx(stats.spearmanr([4, 2, 2], [1, 4, 1]).statistic)
-    assert found["policy's rank of the ranker's first"] == 2 and found["history length"] == 5
+    actual = {name: values[0] for name, values in serving_quantities(lists, np.array([5])).items()}
+    assert actual["policy entropy"] == pytest.approx(-(0.5 * np.log(0.5) + 2 * 0.25 * np.log(0.25)))
+    assert actual["reward spread"] == pytest.approx(np.sqrt(2.0))
+    assert actual["agreement of policy and ranker"] == pytest.approx(stats.spearmanr([4, 2, 2], [1, 4, 1]).statistic)
+    assert actual["policy's rank of the ranker's first"] == 2 and actual["history length"] == 5
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_agreement_is_spearmans(seed: int) -> None:
     lists = random_lists(seed)
-    found = serving_quantities(lists, np.ones(40, dtype=np.int64))["agreement of policy and ranker"]
-    for row, value in enumerate(found):
+    actual = serving_quantities(lists, np.ones(40, dtype=np.int64))["agreement of policy and ranker"]
+    for row, value in enumerate(actual):
         use = lists.usable[row]
         expected = stats.spearmanr(lists.log_probs[row, use], lists.rewards[row, use]).statistic
         assert value == pytest.approx(expected, abs=1e-12, nan_ok=True)

@@ -61,8 +61,8 @@ def test_discriminability_over_the_beam_is_plain_counting() -> None:
     rewards = generator.integers(0, 5, items.shape).astype(float)
     own = generator.integers(0, 5, 30).astype(float)
     lists = Lists(items, np.zeros(items.shape), rewards, generator.integers(0, 15, 30))
-    found = beam_discriminability(lists, rewards, own)
-    assert found == pytest.approx([slow_q(lists, rewards, own, row) for row in range(30)], rel=1e-12)
+    actual = beam_discriminability(lists, rewards, own)
+    assert actual == pytest.approx([slow_q(lists, rewards, own, row) for row in range(30)], rel=1e-12)
 
 
 def test_few_cases_that_move_are_no_evidence() -> None:
@@ -77,7 +77,7 @@ def test_few_cases_that_move_are_no_evidence() -> None:
 
 def test_a_cell_is_measured_by_hand() -> None:
     ranks = {"policy": np.array([1, 11, 0, 3]), "mix": np.array([3, 1, 0, 1])}
-    orders = {name: gains(found) for name, found in ranks.items()}
+    orders = {name: gains(actual) for name, actual in ranks.items()}
     rows = measure([Cell("c", np.array([True, True, True, False]))], orders, ranks["policy"] > 0, resamples=50, seed=0)
     (row,) = rows
     assert (row["cell"], row["cases"], row["in_beam"]) == ("c", 3, pytest.approx(2 / 3))

@@ -25,26 +25,26 @@ CASES = [[0], [3, 1], [4, 2], [5], [1, 2, 0]]
 
 def slow_similarity(rows: list[list[int]], count: int) -> NDArray[np.float64]:
     users = [{u for u, row in enumerate(rows) if item in row} for item in range(count)]
-    found = np.zeros((count, count))
+    result = np.zeros((count, count))
     for i in range(count):
         for j in range(count):
             if i != j and users[i] and users[j]:
-                found[i, j] = len(users[i] & users[j]) / np.sqrt(len(users[i]) * len(users[j]))
-    return found
+                result[i, j] = len(users[i] & users[j]) / np.sqrt(len(users[i]) * len(users[j]))
+    return result
 
 
 def test_popularity_by_hand() -> None:
     # counts of items 0 .. 5: 2 3 5 1 2 0
-    found = baselines.popularity(ragged(TRAINING), 6, make_cases(CASES), width=2)
-    assert found.tolist() == [[2, 1]] * 5
+    actual = baselines.popularity(ragged(TRAINING), 6, make_cases(CASES), width=2)
+    assert actual.tolist() == [[2, 1]] * 5
     masked = baselines.popularity(ragged(TRAINING), 6, make_cases(CASES), width=2, mask_history=True)
     assert masked[1].tolist()[0] == 2 and masked[4].tolist()[0] == 4
     assert masked.shape == (5, 2) and 2 not in masked[2]
 
 
 def test_a_list_longer_than_the_catalogue_ends_in_none() -> None:
-    found = baselines.popularity(ragged(TRAINING), 6, make_cases([[1, 2, 0]]), width=8, mask_history=True)
-    assert sorted(found[0].tolist()) == [-1, -1, -1, -1, -1, 3, 4, 5]
+    actual = baselines.popularity(ragged(TRAINING), 6, make_cases([[1, 2, 0]]), width=8, mask_history=True)
+    assert sorted(actual[0].tolist()) == [-1, -1, -1, -1, -1, 3, 4, 5]
 
 
 @pytest.mark.parametrize("mask", [False, True])
@@ -52,15 +52,15 @@ def test_a_list_longer_than_the_catalogue_ends_in_none() -> None:
 def test_item_knn_is_the_loop(mask: bool, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(baselines, "_BLOCK", block)
     similarity = slow_similarity(TRAINING, 6)
-    found = baselines.item_knn(ragged(TRAINING), 6, make_cases(CASES), width=6, mask_history=mask, decay=0.5)
+    actual = baselines.item_knn(ragged(TRAINING), 6, make_cases(CASES), width=6, mask_history=mask, decay=0.5)
     for row, history in enumerate(CASES):
         scores = np.zeros(6)
         for age, item in enumerate(reversed(history)):
             scores += 0.5**age * similarity[item]
         allowed = [i for i in range(6) if scores[i] > 0 and not (mask and i in history)]
-        listed = [i for i in found[row].tolist() if i >= 0]
+        listed = [i for i in actual[row].tolist() if i >= 0]
         assert sorted(listed) == allowed
-        assert found[row, len(listed) :].tolist() == [-1] * (6 - len(listed))
+        assert actual[row, len(listed) :].tolist() == [-1] * (6 - len(listed))
         np.testing.assert_allclose(scores[listed], np.sort(scores[allowed])[::-1], rtol=1e-6)
 
 

@@ -171,11 +171,11 @@ def test_users_of_several_seeds_are_one_unit_and_worlds_may_differ() -> None:
     arm = [measured(np.array([1, 0, 1]), ids=["a", "b", "c"]), measured(np.array([1, 1]), ids=["b", "d"])]
     base = [measured(np.array([0, 0, 1]), ids=["a", "b", "c"]), measured(np.array([0, 1]), ids=["b", "d"])]
     rows = rows_of({("nll", "best"): base, ("arm", "best"): arm}, 2)
-    found = rows["arm", "best"]["against"]["hr@10"]
-    assert found["by_seed"] == pytest.approx([1 / 3, 1 / 2])
-    assert found["difference"] == pytest.approx((1 / 3 + 1 / 2) / 2)
+    actual = rows["arm", "best"]["against"]["hr@10"]
+    assert actual["by_seed"] == pytest.approx([1 / 3, 1 / 2])
+    assert actual["difference"] == pytest.approx((1 / 3 + 1 / 2) / 2)
     # values 4 · (1/2) · d / n: a 2/3, b 1, c 0, d 0
-    assert found["users"][1] <= 1 and found["users"][0] >= 0
+    assert actual["users"][1] <= 1 and actual["users"][0] >= 0
 
 
 def test_one_seed_has_no_interval_over_seeds() -> None:
@@ -197,10 +197,10 @@ def test_what_does_not_fit_is_refused() -> None:
 def test_per_user_metrics_by_hand() -> None:
     """Width 50; u1 finds its item at rank 3, u2 at 50, u3 not at all."""
     valid = np.array([[False] * 4 + [True] * 6 + [False] * 40, [False] * 50, [True] * 50])
-    found = per_user(pl.Series(["u2", "u3", "u1"]), RankedLists(np.array([50, 0, 3]), 50, valid=valid))
-    assert found["user_id"].to_list() == ["u1", "u2", "u3"]
-    assert found["hr@1"].to_list() == [0, 0, 0]
-    assert found["hr@5"].to_list() == found["hr@10"].to_list() == [1, 0, 0]
-    assert found["hr@50"].to_list() == [1, 1, 0]
-    assert found["ndcg@10"].to_list() == [0.5, 0, 0]
-    assert found["hallucination@10"].to_list() == [0.0, 0.4, 1.0]
+    actual = per_user(pl.Series(["u2", "u3", "u1"]), RankedLists(np.array([50, 0, 3]), 50, valid=valid))
+    assert actual["user_id"].to_list() == ["u1", "u2", "u3"]
+    assert actual["hr@1"].to_list() == [0, 0, 0]
+    assert actual["hr@5"].to_list() == actual["hr@10"].to_list() == [1, 0, 0]
+    assert actual["hr@50"].to_list() == [1, 1, 0]
+    assert actual["ndcg@10"].to_list() == [0.5, 0, 0]
+    assert actual["hallucination@10"].to_list() == [0.0, 0.4, 1.0]

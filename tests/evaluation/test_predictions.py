@@ -74,33 +74,33 @@ def make_ranker(items: int) -> SequentialRanker:
 def test_predict_is_brute_force_where_the_beam_covers_the_codes() -> None:
     catalog = make_catalog(20, 4)
     policy, cases, ranker = make_policy(catalog), make_cases(20), make_ranker(20)
-    found = predict(policy, catalog, cases, width=20, batch_size=3, max_history=MAX_HISTORY, reward=ranker)
-    assert found.rewards is not None
+    actual = predict(policy, catalog, cases, width=20, batch_size=3, max_history=MAX_HISTORY, reward=ranker)
+    assert actual.rewards is not None
     every = torch.tensor(list(itertools.product(range(4), repeat=3)))
     names = {tuple(codes): item for item, codes in enumerate(catalog.codes.tolist())}
     for row in range(len(cases)):
         history = seen_history(cases, row)
         of_items = log_probability(policy, history, catalog.codes)
         order = np.argsort(-of_items, kind="stable")
-        assert found.items[row].tolist() == order.tolist()
-        np.testing.assert_allclose(found.scores[row], of_items[order], rtol=1e-5)
+        assert actual.items[row].tolist() == order.tolist()
+        np.testing.assert_allclose(actual.scores[row], of_items[order], rtol=1e-5)
         scored = ranker.score(history, torch.from_numpy(order)[None])[0].numpy()
-        np.testing.assert_allclose(found.rewards[row], scored, rtol=1e-4, atol=1e-5)  # sums of 8 products cancel
+        np.testing.assert_allclose(actual.rewards[row], scored, rtol=1e-4, atol=1e-5)  # sums of 8 products cancel
         best = np.argsort(-log_probability(policy, history, every), kind="stable")[:20]
-        assert found.free_codes[row].tolist() == every[best].tolist()
-        assert found.free_valid[row].tolist() == [tuple(codes) in names for codes in every[best].tolist()]
-    invalid = [row[:10].count(False) / 10 for row in found.free_valid.tolist()]
-    values = summarise(found, cases, tail=np.zeros(20, dtype=bool))
+        assert actual.free_codes[row].tolist() == every[best].tolist()
+        assert actual.free_valid[row].tolist() == [tuple(codes) in names for codes in every[best].tolist()]
+    invalid = [row[:10].count(False) / 10 for row in actual.free_valid.tolist()]
+    values = summarise(actual, cases, tail=np.zeros(20, dtype=bool))
     assert 0 < values["hallucination@10"] == pytest.approx(sum(invalid) / len(invalid), rel=1e-12)
 
 
 def test_invalid_samples_are_the_mass_outside_the_catalogue() -> None:
     catalog = make_catalog(20, 4)
     policy, cases = make_policy(catalog), make_cases(20, count=100)
-    found = predict(policy, catalog, cases, width=10, batch_size=64, max_history=MAX_HISTORY)
+    actual = predict(policy, catalog, cases, width=10, batch_size=64, max_history=MAX_HISTORY)
     mass = [np.exp(log_probability(policy, seen_history(cases, row), catalog.codes)).sum() for row in range(100)]
     # 1,600 draws: a standard deviation is at most 0.0125
-    assert found.invalid_samples == pytest.approx(1 - np.mean(mass), abs=0.05)
+    assert actual.invalid_samples == pytest.approx(1 - np.mean(mass), abs=0.05)
 
 
 @pytest.mark.parametrize("mask_history", [False, True])
@@ -188,14 +188,16 @@ def test_no_item_of_a_long_history_is_in_a_masked_list(popular: int) -> None:
         history = set(cases.histories.row(row).tolist())
         left = [item for item in every.items[row].tolist() if item not in history]
         assert exact.items[row].tolist() == left + [-1] * (200 - len(left))
-        found = masked.items[row].tolist()
-        assert len(set(found)) == 10 and not set(found) & history and -1 not in found
+        actual = masked.items[row].tolist()
+        assert len(set(actual)) == 10 and not set(actual) & history and -1 not in actual
         np.testing.assert_allclose(
-            masked.scores[row], every.scores[row][[every.items[row].tolist().index(item) for item in found]], rtol=1e-5
+            masked.scores[row], every.scores[row][[every.items[row].tolist().index(item) for item in actual]], rtol=1e-5
         )
         unseen = [item for item in held.items[row].tolist() if item not in history]
-        if len(unseen) >= 10:  # what a beam finds whose spare lanes are enough is what it is without another search
-            assert found == unseen[:10]
+        if (
+            len(unseen) >= 10
+        ):  # what a beam finds whose spare hypotheses are enough is what it is without another search
+            assert actual == unseen[:10]
         again += len(unseen) < 10
     assert again == len(cases) or popular == 0
     # what is measured without masking is what the same beam finds, whatever the history
@@ -211,9 +213,9 @@ def test_a_masked_list_is_short_where_nothing_else_is_left() -> None:
     rest = np.setdiff1d(np.arange(20), kept).astype(np.int32)
     histories = Ragged(np.concatenate([rest, np.arange(20, dtype=np.int32)]), np.array([0, 18, 38]))
     cases = Cases(np.arange(2, dtype=np.int32), histories, np.array([3, 8], np.int32))
-    found = predict(policy, catalog, cases, width=5, batch_size=2, max_history=MAX_HISTORY, mask_history=True)
-    assert sorted(found.items[0, :2].tolist()) == [3, 8]
-    assert (found.items[0, 2:] == -1).all() and (found.items[1] == -1).all() and np.isneginf(found.scores[1]).all()
+    actual = predict(policy, catalog, cases, width=5, batch_size=2, max_history=MAX_HISTORY, mask_history=True)
+    assert sorted(actual.items[0, :2].tolist()) == [3, 8]
+    assert (actual.items[0, 2:] == -1).all() and (actual.items[1] == -1).all() and np.isneginf(actual.scores[1]).all()
 
 
 def test_the_ranker_leaves_out_a_long_history(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,12 +228,12 @@ def test_the_ranker_leaves_out_a_long_history(monkeypatch: pytest.MonkeyPatch) -
         scores = ranker.score(seen_history(cases, row), torch.arange(200)[None])[0].numpy()
         rows.append(np.concatenate([np.argsort(-scores)[:54], cases.histories.row(row)[-MAX_HISTORY:]]))
     long = Cases(cases.users, Ragged(np.concatenate(rows).astype(np.int32), cases.histories.offsets), cases.targets)
-    for given in (cases, long):
-        rank_by_ranker(ranker, given, batch_size=5, max_history=MAX_HISTORY, width=10, mask_history=True)
-        for row, found in enumerate(lists.pop()):
-            scores = ranker.score(seen_history(given, row), torch.arange(200)[None])[0].numpy()
-            scores[given.histories.row(row)] = -np.inf
-            assert found.tolist() == np.argsort(-scores)[:10].tolist()
+    for arguments in (cases, long):
+        rank_by_ranker(ranker, arguments, batch_size=5, max_history=MAX_HISTORY, width=10, mask_history=True)
+        for row, actual in enumerate(lists.pop()):
+            scores = ranker.score(seen_history(arguments, row), torch.arange(200)[None])[0].numpy()
+            scores[arguments.histories.row(row)] = -np.inf
+            assert actual.tolist() == np.argsort(-scores)[:10].tolist()
 
 
 def test_the_ranker_can_be_masked_too() -> None:
@@ -248,13 +250,13 @@ def test_the_ranker_can_be_masked_too() -> None:
 def test_a_beam_wider_than_the_catalogue_is_filled_up() -> None:
     catalog = make_catalog(4, 2, levels=2)
     policy, cases = make_policy(catalog), make_cases(4)
-    found = predict(policy, catalog, cases, width=10, batch_size=2, max_history=MAX_HISTORY, reward=make_ranker(4))
-    assert found.rewards is not None
-    assert all(sorted(row) == [0, 1, 2, 3] for row in found.items[:, :4].tolist())
-    assert (found.items[:, 4:] == -1).all() and np.isneginf(found.scores[:, 4:]).all()
-    assert np.isnan(found.rewards[:, 4:]).all() and np.isfinite(found.rewards[:, :4]).all()
-    assert found.free_valid[:, :4].all() and not found.free_valid[:, 4:].any()
-    values = summarise(found, cases, tail=np.zeros(4, dtype=bool))
+    actual = predict(policy, catalog, cases, width=10, batch_size=2, max_history=MAX_HISTORY, reward=make_ranker(4))
+    assert actual.rewards is not None
+    assert all(sorted(row) == [0, 1, 2, 3] for row in actual.items[:, :4].tolist())
+    assert (actual.items[:, 4:] == -1).all() and np.isneginf(actual.scores[:, 4:]).all()
+    assert np.isnan(actual.rewards[:, 4:]).all() and np.isfinite(actual.rewards[:, :4]).all()
+    assert actual.free_valid[:, :4].all() and not actual.free_valid[:, 4:].any()
+    values = summarise(actual, cases, tail=np.zeros(4, dtype=bool))
     assert values["hr@10"] == 1.0 and values["coverage@10"] == 1.0 and math.isfinite(values["mean_reward@10"])
 
 
@@ -262,12 +264,12 @@ def test_summarise_by_hand() -> None:
     items = np.array([[5, 1, 2, 3, 4, 6, 7, 8, 9, 0], [0, 1, -1, -1, -1, -1, -1, -1, -1, -1]])
     valid = np.array([[True] * 9 + [False], [True, False] * 5])
     rewards = np.where(items >= 0, items.astype(np.float32), np.nan)
-    found = Predictions(items, -np.ones((2, 10), np.float32), rewards, np.zeros((2, 10, 1), np.int64), valid, 0.25)
+    actual = Predictions(items, -np.ones((2, 10), np.float32), rewards, np.zeros((2, 10, 1), np.int64), valid, 0.25)
     histories = Ragged(np.array([1, 2], np.int32), np.array([0, 1, 2]))
     cases = Cases(np.array([4, 6], np.int32), histories, np.array([2, 7], np.int32))
     tail = np.zeros(20, dtype=bool)
     tail[[0, 5]] = True
-    values = summarise(found, cases, tail=tail, utility=lambda users, shown: users[:, None] * 100.0 + shown)
+    values = summarise(actual, cases, tail=tail, utility=lambda users, shown: users[:, None] * 100.0 + shown)
     assert values == pytest.approx(
         {
             "hr@1": 0.0,
@@ -294,8 +296,8 @@ def test_rerank_equals_its_slow_twin() -> None:
     rewards = np.where(items >= 0, generator.normal(size=(50, 12)).round(1), np.nan).astype(np.float32)  # with ties
     targets = items[np.arange(50), generator.integers(0, 8, 50)].astype(np.int32)
     cases = Cases(np.arange(50, dtype=np.int32), Ragged(np.zeros(50, np.int32), np.arange(51)), targets)
-    found = Predictions(items, scores, rewards, items[..., None], items >= 0, 0.0)
-    for name, values in rerank(found, cases).items():
+    actual = Predictions(items, scores, rewards, items[..., None], items >= 0, 0.0)
+    for name, values in rerank(actual, cases).items():
         hits, gains = [], []
         for row in range(50):
             real = [w for w in range(12) if items[row, w] >= 0]

@@ -17,12 +17,12 @@ from adagrpo.evaluation.statistics import (
 
 def test_bootstrap_agrees_with_the_normal_interval_of_many_users() -> None:
     values = np.random.default_rng(0).normal(0.3, 1.0, 4000)
-    found = bootstrap_mean(values, resamples=4000)
+    actual = bootstrap_mean(values, resamples=4000)
     half = 1.96 * values.std(ddof=1) / np.sqrt(len(values))
-    assert found.mean == pytest.approx(values.mean(), rel=1e-12)
+    assert actual.mean == pytest.approx(values.mean(), rel=1e-12)
     # the percentiles of 4,000 resamples are uncertain by about 3 % of the half-width
-    assert found.low == pytest.approx(values.mean() - half, abs=0.1 * half)
-    assert found.high == pytest.approx(values.mean() + half, abs=0.1 * half)
+    assert actual.low == pytest.approx(values.mean() - half, abs=0.1 * half)
+    assert actual.high == pytest.approx(values.mean() + half, abs=0.1 * half)
 
 
 def test_coverage_and_size_under_the_null() -> None:
@@ -31,9 +31,9 @@ def test_coverage_and_size_under_the_null() -> None:
     trials = 400
     for trial in range(trials):
         hits = (generator.random(500) < 0.1).astype(float) - (generator.random(500) < 0.1)
-        found = bootstrap_mean(hits, resamples=400, seed=trial)
-        covered += found.low <= 0 <= found.high
-        rejected += found.p_value <= 0.05
+        actual = bootstrap_mean(hits, resamples=400, seed=trial)
+        covered += actual.low <= 0 <= actual.high
+        rejected += actual.p_value <= 0.05
     # three standard errors of a share of 0.95 in 400 trials are 0.033
     assert covered / trials == pytest.approx(0.95, abs=0.033)
     assert rejected / trials <= 0.05 + 0.033
@@ -43,17 +43,17 @@ def test_power_on_a_planted_effect() -> None:
     generator = np.random.default_rng(2)
     baseline = (generator.random(5000) < 0.10).astype(float)
     gained = np.maximum(baseline, (generator.random(5000) < 0.02).astype(float))
-    found = paired_difference(gained, baseline)
-    assert found.low > 0
-    assert found.low > 0 or found.high < 0
-    assert found.p_value < 0.01
-    assert found.mean == pytest.approx(gained.mean() - baseline.mean(), rel=1e-12)
+    actual = paired_difference(gained, baseline)
+    assert actual.low > 0
+    assert actual.low > 0 or actual.high < 0
+    assert actual.p_value < 0.01
+    assert actual.mean == pytest.approx(gained.mean() - baseline.mean(), rel=1e-12)
 
 
 def test_pairing_is_what_makes_a_small_difference_visible() -> None:
     baseline = np.random.default_rng(3).normal(0, 10, 1000)
-    found = paired_difference(baseline + 0.5, baseline)
-    assert (found.low, found.high) == (pytest.approx(0.5), pytest.approx(0.5))
+    actual = paired_difference(baseline + 0.5, baseline)
+    assert (actual.low, actual.high) == (pytest.approx(0.5), pytest.approx(0.5))
 
 
 def test_equal_arms_differ_by_nothing() -> None:
@@ -74,16 +74,16 @@ def test_blocks_do_not_change_what_is_drawn(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_seed_interval_is_student_t() -> None:
     values = [0.061, 0.064, 0.063]
-    found = seed_interval(values)
+    actual = seed_interval(values)
     low, high = stats.t.interval(0.95, 2, loc=np.mean(values), scale=stats.sem(values))
-    assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
-    assert found.p_value == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
+    assert (actual.low, actual.high) == (pytest.approx(low), pytest.approx(high))
+    assert actual.p_value == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
 
 
 def test_one_seed_has_no_interval() -> None:
-    found = seed_interval([0.5])
-    assert found.mean == 0.5
-    assert np.isnan([found.low, found.high, found.p_value]).all()
+    actual = seed_interval([0.5])
+    assert actual.mean == 0.5
+    assert np.isnan([actual.low, actual.high, actual.p_value]).all()
 
 
 def test_holm_by_hand() -> None:
@@ -116,15 +116,15 @@ def test_several_bootstraps_at_once_are_those_of_each_alone() -> None:
     values = (generator.random((4, 300)) < 0.2).astype(float) - (generator.random((4, 300)) < 0.15)
     values[2] = 0.0
     values[3] = generator.standard_normal(300)
-    found = bootstrap_means(values, resamples=400, level=0.9, seed=3)
-    for row, interval in zip(values, found, strict=True):
+    actual = bootstrap_means(values, resamples=400, level=0.9, seed=3)
+    for row, interval in zip(values, actual, strict=True):
         assert bootstrap_mean(row, resamples=400, level=0.9, seed=3) == pytest.approx(interval, rel=1e-12, abs=1e-15)
         draws = np.random.default_rng(3).integers(0, 300, (400, 300))
         means = np.array([row[rows].mean() for rows in draws])
         low, high = np.quantile(means, [0.05, 0.95])
         p = min(1.0, 2 * (1 + min((means <= 0).sum(), (means >= 0).sum())) / 401)
         assert interval == pytest.approx((row.mean(), low, high, p), rel=1e-12, abs=1e-15)
-    assert found[2] == (0.0, 0.0, 0.0, 1.0)
+    assert actual[2] == (0.0, 0.0, 0.0, 1.0)
     thirds = np.array([[1 / 3, -1 / 3, 0.1, -0.1] * 20])  # sums that cancel but for rounding count on both sides
     p = bootstrap_means(thirds, resamples=2000)[0].p_value
     assert p > 0.9

@@ -30,7 +30,7 @@ ADMITTED = {
 def test_a_gate_admits_by_its_rule(gate):
     decision = gate_by_evidence(gate, EVIDENCE, ObjectiveConfig(tau=0.5, q_min=0.95), DRAWS)
     assert decision.admitted.nonzero().squeeze(1).tolist() == ADMITTED[gate]
-    assert torch.equal(torch.stack(decision).sum(0), torch.ones(5, dtype=torch.int64))  # one fate a group
+    assert torch.equal(torch.stack(decision).sum(0), torch.ones(5, dtype=torch.int64))  # one outcome a group
 
 
 @pytest.mark.parametrize("gate", ["random", "inverted", "oracle"])

@@ -107,12 +107,12 @@ def test_beam_rollouts_are_the_most_probable_sequences(policy, trie):
 def test_a_beam_is_not_scored_once_more(policy, trie, constrained, monkeypatch):
     expected = beam_rollouts(policy, CONTEXT, trie, 4, constrained=constrained)
     monkeypatch.setattr(ChainPolicy, "score", None)
-    found = beam_rollouts(policy, CONTEXT, trie, 4, constrained=constrained)
-    assert torch.equal(found.log_probs, expected.log_probs)
+    actual = beam_rollouts(policy, CONTEXT, trie, 4, constrained=constrained)
+    assert torch.equal(actual.log_probs, expected.log_probs)
 
 
-def test_unused_lanes_of_a_constrained_beam_are_invalid(policy):
-    codes = torch.tensor([[0, 0], [2, 3]])  # item 0 has the very codes that unused lanes are filled with
+def test_unused_hypotheses_of_a_constrained_beam_are_invalid(policy):
+    codes = torch.tensor([[0, 0], [2, 3]])  # item 0 has the very codes that unused hypotheses are filled with
     rollouts = beam_rollouts(policy, CONTEXT, Trie.build(codes, SIZES), 4, constrained=True)
     assert rollouts.items[:, :2].sort(dim=1).values.tolist() == [[0, 1], [0, 1]]
     assert (rollouts.items[:, 2:] == -1).all()

@@ -39,8 +39,8 @@ class World:
     targets: Tensor
 
     def gated(self, *, gate: Any = "adagrpo", spread: float = 0.0, seed: int = 0, **options: Any) -> GatedGroups:
-        given = ObjectiveConfig(**OPTIONS | options)
-        targets = torch.full_like(self.targets, -1) if given.rl_positions == "end" else self.targets
+        settings = ObjectiveConfig(**OPTIONS | options)
+        targets = torch.full_like(self.targets, -1) if settings.rl_positions == "end" else self.targets
         generator = torch.Generator().manual_seed(seed)
         return gated_groups(
             self.policy,
@@ -48,7 +48,7 @@ class World:
             LastTimesItem(),
             self.histories,
             targets,
-            given,
+            settings,
             generator,
             gate=gate,
             spread=spread,
@@ -71,8 +71,8 @@ def test_a_diagnosis_and_training_see_the_same_groups(world: World, rollout: str
     """The first two steps by themselves, as a diagnosis takes them, from a generator in the same state."""
     gated = world.gated(rollout=rollout, seed=4)
     options, generator = ObjectiveConfig(**OPTIONS, rollout=rollout), torch.Generator().manual_seed(4)
-    given = (world.policy, world.catalog, world.histories, world.targets, options, generator)
-    scored = score_groups(LastTimesItem(), draw_groups(*given, score_targets=True), options.negatives, generator)
+    arguments = (world.policy, world.catalog, world.histories, world.targets, options, generator)
+    scored = score_groups(LastTimesItem(), draw_groups(*arguments, score_targets=True), options.negatives, generator)
     for name in ("items", "codes", "log_probs"):
         assert torch.equal(getattr(scored.rollouts, name), getattr(gated.rollouts, name))
     assert torch.equal(scored.negatives, gated.scored.negatives)
@@ -124,7 +124,7 @@ def test_at_the_ends_of_histories_there_is_no_evidence_of_logged_items(world: Wo
     assert torch.equal(gated.rollouts.codes, world.gated().rollouts.codes)  # the rollouts are the same draws
 
 
-def test_one_fate_a_sample_is_logged(world: World) -> None:
+def test_one_outcome_a_sample_is_logged(world: World) -> None:
     values = summary(world.gated(gate="random"))
     shares = [value for name, value in values.items() if name == "admission" or name.startswith("rejected_")]
     assert len(shares) == 5 and sum(shares) == pytest.approx(1.0)

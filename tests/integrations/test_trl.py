@@ -95,10 +95,10 @@ def trainer(tmp_path: Any, **changes: Any) -> Any:
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
     names = ["[pad]", "[end]", *(f"t{token}" for token in range(2, TOKENS))]
-    words = Tokenizer(models.WordLevel({name: token for token, name in enumerate(names)}, unk_token="[pad]"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokens = Tokenizer(models.WordLevel({name: token for token, name in enumerate(names)}, unk_token="[pad]"))
+    tokens.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="[pad]", eos_token="[end]", padding_side="left"
+        tokenizer_object=tokens, pad_token="[pad]", eos_token="[end]", padding_side="left"
     )
     settings = GRPOConfig(
         **{
@@ -190,8 +190,8 @@ def test_loss_and_gradient_are_our_objective_on_the_same_rollouts(tmp_path):
     assert len(taken.parts) == 2
     torch.testing.assert_close(sum(loss for loss, _ in taken.parts), expected.detach(), rtol=1e-5, atol=1e-5)
     for index, gradient in enumerate(gradients):
-        found = sum(part[index] for _, part in taken.parts)
-        torch.testing.assert_close(found, gradient, rtol=1e-5, atol=1e-5)
+        actual = sum(part[index] for _, part in taken.parts)
+        torch.testing.assert_close(actual, gradient, rtol=1e-5, atol=1e-5)
     logged = taken.state.log_history[0]
     assert logged["admission"] == pytest.approx(sum(admitted) / 4)
     assert logged["nll"] == pytest.approx(anchor.mean().item(), rel=1e-4)

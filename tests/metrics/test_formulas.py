@@ -10,9 +10,9 @@ from adagrpo.metrics import coverage, hallucination, hit_rate, ndcg, tail_items,
 
 def test_rank_by_hand() -> None:
     ranked = np.array([[5, 6, 7], [-1, 6, 5], [1, 2, 3], [-1, -1, -1], [4, 4, 4]])
-    found = target_rank_in(ranked, np.array([5, 5, 5, 5, 4]))
-    assert found.dtype == np.int64
-    assert found.tolist() == [1, 3, 0, 0, 1]
+    actual = target_rank_in(ranked, np.array([5, 5, 5, 5, 4]))
+    assert actual.dtype == np.int64
+    assert actual.tolist() == [1, 3, 0, 0, 1]
     assert target_rank_in(np.array([[-1]]), np.array([-1])).tolist() == [0]
     assert target_rank_in(np.zeros((0, 3), dtype=np.int64), np.zeros(0, dtype=np.int64)).shape == (0,)
 

@@ -41,7 +41,7 @@ def evaluated(ranks: list[int]) -> dict[str, float]:
     """What evaluation says of users whose logged item, 7, stands at these ranks of ten."""
     items = np.array([[7 if place == rank else 10 + place for place in range(1, 11)] for rank in ranks])
     count = len(ranks)
-    found = Predictions(
+    result = Predictions(
         items,
         -np.ones((count, 10), np.float32),
         None,
@@ -51,13 +51,13 @@ def evaluated(ranks: list[int]) -> dict[str, float]:
     )
     histories = Ragged(np.zeros(count, np.int32), np.arange(count + 1))
     cases = Cases(np.arange(count, dtype=np.int32), histories, np.full(count, 7, np.int32))
-    return summarise(found, cases, tail=np.zeros(30, dtype=np.bool_))
+    return summarise(result, cases, tail=np.zeros(30, dtype=np.bool_))
 
 
 def test_a_metric_more_is_one_entry(misses: Metric) -> None:
     """Evaluation measures it, a run's table and chart show it, a comparison planned on it says which is better."""
     ranks = {"nll": [1, 4, 5, 9], "adagrpo": [1, 2, 3, 9]}
-    values = {arm: evaluated(found) for arm, found in ranks.items()}
+    values = {arm: evaluated(actual) for arm, actual in ranks.items()}
     assert (values["nll"]["misses@3"], values["adagrpo"]["misses@3"]) == (0.75, 0.25)
 
     stages = {"sft": {"test": values["nll"]}, "adagrpo": {"final": {"step": 9, "test": values["adagrpo"]}}}
@@ -72,10 +72,10 @@ def test_a_metric_more_is_one_entry(misses: Metric) -> None:
     users = pl.Series(range(400))
     measured = {
         (arm, "best"): [
-            Measured(per_user(users, RankedLists(np.repeat(found, 100), 10)), values[arm], values[arm])
+            Measured(per_user(users, RankedLists(np.repeat(actual, 100), 10)), values[arm], values[arm])
             for _ in range(2)
         ]
-        for arm, found in ranks.items()
+        for arm, actual in ranks.items()
     }
     rows = compare(measured, [0, 1], options)
     assert rows[1]["verdict"] == "better" and rows[1]["against"]["misses@3"]["difference"] == -0.5
@@ -85,10 +85,10 @@ def test_a_metric_more_is_one_entry(misses: Metric) -> None:
     compared = comparison_table(content)
     assert compared.header[2] == "missed targets@3"
     assert compared.rows[1][2] == "25.00 %" and compared.rows[1][4] == "−50.00"
-    said = finding(content)
-    assert said[0].startswith("Better than nll on missed targets@3")
-    assert "Validation would choose adagrpo (25.00 % there); on test it has 25.00 %." in said
-    assert "| arm | checkpoint | missed targets@3 |" in comparison_markdown(content | {"finding": said})
+    message = finding(content)
+    assert message[0].startswith("Better than nll on missed targets@3")
+    assert "Validation would choose adagrpo (25.00 % there); on test it has 25.00 %." in message
+    assert "| arm | checkpoint | missed targets@3 |" in comparison_markdown(content | {"finding": message})
 
 
 def test_the_example_of_the_documents_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,11 +145,11 @@ def test_what_is_unknown_or_beyond_the_lists_is_not_measured() -> None:
     items = np.tile(items, 2)
     tail = np.arange(10) == 4
     lists = RankedLists(ranks, 10, items, tail=tail, utility=lambda shown: shown.astype(np.float64))
-    found, users = measure(lists), measure_users(lists)
-    assert found["coverage@10"] == pytest.approx(7 / 10) and "coverage@10" not in users
-    assert found["tail_share@10"] == pytest.approx((2 / 10 + 0) / 2)
+    actual, users = measure(lists), measure_users(lists)
+    assert actual["coverage@10"] == pytest.approx(7 / 10) and "coverage@10" not in users
+    assert actual["tail_share@10"] == pytest.approx((2 / 10 + 0) / 2)
     # over the 14 items of both lists: 2 · (4 + 5 + 6 + 7 + 8) + 2 · (1 + 2); and the mean of each list
-    assert found["true_utility@10"] == pytest.approx(66 / 14)
+    assert actual["true_utility@10"] == pytest.approx(66 / 14)
     assert users["true_utility@10"].tolist() == [6.0, 1.5]
     assert users["ndcg@10"].tolist() == pytest.approx([1 / math.log2(3), 0.0])
-    assert not {"hallucination@10", "mean_reward@10", "invalid_samples"} & found.keys()
+    assert not {"hallucination@10", "mean_reward@10", "invalid_samples"} & actual.keys()

@@ -139,11 +139,11 @@ def test_attention_is_causal_attention_with_its_gradient(length):
     generator = torch.Generator().manual_seed(0)
     parts = [torch.randn(2, 3, length, 4, generator=generator).requires_grad_() for _ in range(3)]
     weights = torch.randn(2, 3, length, 4, generator=generator)
-    found = _attend(*parts)
+    actual = _attend(*parts)
     later = torch.ones(length, length, dtype=torch.bool).triu(1)
     scores = (parts[0] @ parts[1].mT / 2).masked_fill(later, -torch.inf)
     expected = scores.softmax(-1) @ parts[2]
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
-    gradients = (torch.autograd.grad((output * weights).sum(), parts) for output in (found, expected))
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+    gradients = (torch.autograd.grad((output * weights).sum(), parts) for output in (actual, expected))
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)

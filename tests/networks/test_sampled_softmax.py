@@ -29,11 +29,11 @@ def test_losses_and_gradients_are_those_of_the_plain_softmax(monkeypatch: pytest
     monkeypatch.setattr(sampled_softmax, "_ROWS", rows)
     weights = torch.tensor([1.0, -2.0, 0.5, 3.0, 0.0])
     tensors = inputs(5, 6)
-    found = sampled_softmax_loss(*tensors, TARGETS, NEGATIVES)
+    actual = sampled_softmax_loss(*tensors, TARGETS, NEGATIVES)
     expected = slow(*tensors, TARGETS, NEGATIVES)
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7, check_dtype=False)  # positives become float32
-    gradients = torch.autograd.grad((found * weights).sum(), tensors, retain_graph=True)
-    again = torch.autograd.grad((found * weights).sum(), tensors)  # norms of loss terms go backward twice
+    torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-7, check_dtype=False)  # positives become float32
+    gradients = torch.autograd.grad((actual * weights).sum(), tensors, retain_graph=True)
+    again = torch.autograd.grad((actual * weights).sum(), tensors)  # norms of loss terms go backward twice
     for one, two, other in zip(gradients, again, torch.autograd.grad((expected * weights).sum(), tensors), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
         assert torch.equal(one, two)
@@ -51,12 +51,12 @@ def test_a_loss_is_0_without_gradient_where_every_negative_is_the_target() -> No
 def test_mixed_precision_stays_near_float32() -> None:
     tensors = inputs(5, 6, torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
-        found = sampled_softmax_loss(*tensors, TARGETS, NEGATIVES)
+        actual = sampled_softmax_loss(*tensors, TARGETS, NEGATIVES)
     expected = slow(*tensors, TARGETS, NEGATIVES)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02)  # logits have eight bits
+    assert actual.dtype == torch.float32
+    torch.testing.assert_close(actual, expected, rtol=0.02, atol=0.02)  # logits have eight bits
     for one, other in zip(
-        torch.autograd.grad(found.sum(), tensors), torch.autograd.grad(expected.sum(), tensors), strict=True
+        torch.autograd.grad(actual.sum(), tensors), torch.autograd.grad(expected.sum(), tensors), strict=True
     ):
         assert one.dtype == torch.float32
         torch.testing.assert_close(one, other, rtol=0.05, atol=0.05)

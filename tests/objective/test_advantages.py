@@ -28,34 +28,34 @@ def loop_advantages(rewards: Tensor, valid: Tensor, penalty: float, delta: float
 
 def test_hand_worked_group() -> None:
     # 1, 2, 3, 6: mean 3, population variance (4 + 1 + 0 + 9) / 4 = 3.5
-    found = group_advantages(torch.tensor([[1.0, 2.0, 3.0, 6.0]]), torch.ones(1, 4, dtype=torch.bool), delta=0.0)
+    actual = group_advantages(torch.tensor([[1.0, 2.0, 3.0, 6.0]]), torch.ones(1, 4, dtype=torch.bool), delta=0.0)
     expected = torch.tensor([[-2.0, -1.0, 0.0, 3.0]]) / math.sqrt(3.5)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_delta_is_added_to_the_deviation() -> None:
-    found = group_advantages(torch.tensor([[-1.0, 1.0]]), torch.ones(1, 2, dtype=torch.bool), delta=1.0)
-    torch.testing.assert_close(found, torch.tensor([[-0.5, 0.5]]))
+    actual = group_advantages(torch.tensor([[-1.0, 1.0]]), torch.ones(1, 2, dtype=torch.bool), delta=1.0)
+    torch.testing.assert_close(actual, torch.tensor([[-0.5, 0.5]]))
 
 
 def test_invalid_rollouts_stay_out_of_the_statistics() -> None:
     rewards = torch.tensor([[1.0, NAN, 3.0, INF]])
-    found = group_advantages(rewards, torch.tensor([[True, False, True, False]]), invalid_penalty=2.5, delta=0.0)
-    torch.testing.assert_close(found, torch.tensor([[-1.0, -2.5, 1.0, -2.5]]))
+    actual = group_advantages(rewards, torch.tensor([[True, False, True, False]]), invalid_penalty=2.5, delta=0.0)
+    torch.testing.assert_close(actual, torch.tensor([[-1.0, -2.5, 1.0, -2.5]]))
 
 
 def test_centred_only() -> None:
     rewards = torch.tensor([[1.0, 5.0, NAN]])
-    found = group_advantages(rewards, torch.tensor([[True, True, False]]), scale_rewards=False)
-    torch.testing.assert_close(found, torch.tensor([[-2.0, 2.0, -1.0]]))
+    actual = group_advantages(rewards, torch.tensor([[True, True, False]]), scale_rewards=False)
+    torch.testing.assert_close(actual, torch.tensor([[-2.0, 2.0, -1.0]]))
 
 
 @pytest.mark.parametrize("delta", [0.0, 1e-4])
 def test_edge_groups(delta: float) -> None:
     rewards = torch.tensor([[2.0, 2.0], [7.0, NAN], [NAN, NAN]])
     valid = torch.tensor([[True, True], [True, False], [False, False]])
-    found = group_advantages(rewards, valid, delta=delta)
-    assert found.tolist() == [[0.0, 0.0], [0.0, -1.0], [-1.0, -1.0]]
+    actual = group_advantages(rewards, valid, delta=delta)
+    assert actual.tolist() == [[0.0, 0.0], [0.0, -1.0], [-1.0, -1.0]]
 
 
 def test_group_of_one_and_no_sample() -> None:
@@ -70,9 +70,9 @@ def test_equals_the_loop(dtype: torch.dtype, scale: bool) -> None:
     rewards = torch.randn(40, 7, generator=generator, dtype=dtype) * 3 + 5
     valid = torch.rand(40, 7, generator=generator) < 0.6
     rewards = rewards.masked_fill(~valid, NAN)
-    found = group_advantages(rewards, valid, invalid_penalty=0.7, delta=1e-3, scale_rewards=scale)
-    assert found.dtype == dtype
-    torch.testing.assert_close(found, loop_advantages(rewards, valid, 0.7, 1e-3, scale), rtol=1e-5, atol=1e-5)
+    actual = group_advantages(rewards, valid, invalid_penalty=0.7, delta=1e-3, scale_rewards=scale)
+    assert actual.dtype == dtype
+    torch.testing.assert_close(actual, loop_advantages(rewards, valid, 0.7, 1e-3, scale), rtol=1e-5, atol=1e-5)
 
 
 def test_inputs_are_left_alone() -> None:
@@ -98,25 +98,25 @@ def test_inputs_are_left_alone() -> None:
     ],
 )
 def test_degenerate_groups(rewards: list[float], items: list[int], expected: bool) -> None:
-    found = degenerate_groups(
+    actual = degenerate_groups(
         torch.tensor([rewards], dtype=torch.float64),
         torch.tensor([items]),
         spread=torch.tensor(2.0, dtype=torch.float64),
         relative_floor=1e-3,
     )
-    assert found.tolist() == [expected]
+    assert actual.tolist() == [expected]
 
 
 def test_degenerate_equals_the_loop() -> None:
     generator = torch.Generator().manual_seed(1)
     rewards = torch.randint(0, 3, (200, 3), generator=generator).float()
     items = torch.randint(-1, 3, (200, 3), generator=generator)
-    found = degenerate_groups(rewards, items, spread=torch.tensor(1.0), relative_floor=1.0)
+    actual = degenerate_groups(rewards, items, spread=torch.tensor(1.0), relative_floor=1.0)
     for b in range(200):
         pairs = [(i, r) for i, r in zip(items[b].tolist(), rewards[b].tolist(), strict=True) if i >= 0]
         values = [r for _, r in pairs]
         bad = len({i for i, _ in pairs}) < 2 or max(values) - min(values) <= 1.0
-        assert bool(found[b]) is bad
+        assert bool(actual[b]) is bad
 
 
 def test_a_zero_spread_asks_only_for_some_difference() -> None:

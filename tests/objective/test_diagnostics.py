@@ -32,23 +32,23 @@ def pairs(items: Tensor, rewards: Tensor) -> list[tuple[int, float]]:
 
 
 def test_first_occurrence_by_hand() -> None:
-    found = first_occurrence(torch.tensor([[5, 2, 5, -1, 2, 0], [-1, -1, -1, -1, -1, -1], [3, 3, 3, 3, 3, 3]]))
-    assert found.long().tolist() == [[1, 1, 0, 0, 0, 1], [0] * 6, [1, 0, 0, 0, 0, 0]]
+    actual = first_occurrence(torch.tensor([[5, 2, 5, -1, 2, 0], [-1, -1, -1, -1, -1, -1], [3, 3, 3, 3, 3, 3]]))
+    assert actual.long().tolist() == [[1, 1, 0, 0, 0, 1], [0] * 6, [1, 0, 0, 0, 0, 0]]
 
 
 @pytest.mark.parametrize("width", [0, 1, 2, 9, 70])
 def test_first_occurrence_equals_the_loop(width: int) -> None:
     items = torch.randint(-2, 8, (50, width), generator=torch.Generator().manual_seed(width))
-    found = first_occurrence(items)
+    actual = first_occurrence(items)
     for b, row in enumerate(items.tolist()):
-        assert found[b].tolist() == [item >= 0 and item not in row[:n] for n, item in enumerate(row)]
+        assert actual[b].tolist() == [item >= 0 and item not in row[:n] for n, item in enumerate(row)]
 
 
 def test_rollout_miss() -> None:
     items = torch.tensor([[1, 2, -1, 1], [3, 3, 3, 3], [-1, -1, -1, -1], [0, 0, 1, 1]])
-    found = rollout_miss(items, torch.tensor([1, 3, 2, -1]))
-    assert found.dtype == torch.float32
-    assert found.tolist() == [0.5, 0.0, 1.0, 1.0]
+    actual = rollout_miss(items, torch.tensor([1, 3, 2, -1]))
+    assert actual.dtype == torch.float32
+    assert actual.tolist() == [0.5, 0.0, 1.0, 1.0]
     assert rollout_miss(torch.tensor([[6]]), torch.tensor([6])).tolist() == [0.0]
 
 
@@ -75,7 +75,7 @@ def test_entropy_estimates_the_entropy() -> None:
 
 
 def test_discriminability_by_hand() -> None:
-    found = discriminability(
+    actual = discriminability(
         target_reward=torch.tensor([2.0]),
         rollout_rewards=torch.tensor([[1.0, 1.0, 2.0, NAN, NAN, 3.0]]),
         rollout_items=torch.tensor([[10, 10, 11, -1, 7, 12]]),  # 7 is the target
@@ -84,12 +84,12 @@ def test_discriminability_by_hand() -> None:
         targets=torch.tensor([7]),
     )
     # rollouts 10 win, 11 tie, 12 loss; in batch 10 win, 13 win; union 10, 11, 12, 13
-    torch.testing.assert_close(found.q, torch.tensor([2.5 / 4]))
-    assert found.negatives.tolist() == [4]
+    torch.testing.assert_close(actual.q, torch.tensor([2.5 / 4]))
+    assert actual.negatives.tolist() == [4]
 
 
 def test_discriminability_of_empty_sets() -> None:
-    found = discriminability(
+    actual = discriminability(
         target_reward=torch.tensor([2.0, 2.0, 2.0]),
         rollout_rewards=torch.tensor([[1.0], [NAN], [1.0]]),
         rollout_items=torch.tensor([[7], [-1], [3]]),
@@ -97,12 +97,12 @@ def test_discriminability_of_empty_sets() -> None:
         negative_items=torch.tensor([[-1], [4], [-1]]),
         targets=torch.tensor([7, 7, 7]),
     )
-    assert found.q.tolist() == [0.0, 1.0, 1.0]
-    assert found.negatives.tolist() == [0, 1, 1]
+    assert actual.q.tolist() == [0.0, 1.0, 1.0]
+    assert actual.negatives.tolist() == [0, 1, 1]
 
 
 def test_discriminability_all_equal_and_without_in_batch_items() -> None:
-    found = discriminability(
+    actual = discriminability(
         target_reward=torch.ones(1),
         rollout_rewards=torch.ones(1, 3),
         rollout_items=torch.tensor([[1, 2, 3]]),
@@ -110,11 +110,11 @@ def test_discriminability_all_equal_and_without_in_batch_items() -> None:
         negative_items=torch.ones(1, 0, dtype=torch.int64),
         targets=torch.tensor([9]),
     )
-    assert (found.q.tolist(), found.negatives.tolist()) == ([0.5], [3])
+    assert (actual.q.tolist(), actual.negatives.tolist()) == ([0.5], [3])
 
 
 def test_a_nan_reward_wins_nothing() -> None:
-    found = discriminability(
+    actual = discriminability(
         target_reward=torch.tensor([NAN, 1.0]),
         rollout_rewards=torch.tensor([[0.0, 0.0], [0.0, NAN]]),
         rollout_items=torch.tensor([[1, 2], [1, 2]]),
@@ -122,7 +122,7 @@ def test_a_nan_reward_wins_nothing() -> None:
         negative_items=torch.zeros(2, 0, dtype=torch.int64),
         targets=torch.tensor([9, 9]),
     )
-    assert found.q.tolist() == [0.0, 0.5]
+    assert actual.q.tolist() == [0.0, 0.5]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -135,23 +135,23 @@ def test_discriminability_equals_the_loop(dtype: torch.dtype) -> None:
     reward = table.gather(1, targets[:, None])[:, 0]
     rollout_rewards = table.gather(1, rollouts.clamp(min=0)).masked_fill(rollouts < 0, NAN)
     batch_rewards = table.gather(1, batch.clamp(min=0)).masked_fill(batch < 0, NAN)
-    found = discriminability(reward, rollout_rewards, rollouts, batch_rewards, batch, targets)
-    assert found.q.dtype == dtype
+    actual = discriminability(reward, rollout_rewards, rollouts, batch_rewards, batch, targets)
+    assert actual.q.dtype == dtype
     for b in range(100):
         y, r = int(targets[b]), float(reward[b])
         one, two = pairs(rollouts[b], rollout_rewards[b]), pairs(batch[b], batch_rewards[b])
         q, count = loop_q(y, r, one + two)
-        assert float(found.q[b]) == pytest.approx(q, rel=1e-6)
-        assert int(found.negatives[b]) == count
+        assert float(actual.q[b]) == pytest.approx(q, rel=1e-6)
+        assert int(actual.negatives[b]) == count
 
 
 def test_nineteen_of_twenty_reach_a_threshold_of_95_percent() -> None:
     rewards = torch.zeros(1, 20)
     rewards[0, 3] = 5.0
-    found = discriminability(
+    actual = discriminability(
         torch.ones(1), rewards, torch.arange(20)[None], torch.zeros(1, 0), torch.zeros(1, 0).long(), torch.tensor([99])
     )
-    assert (found.q >= 0.95).tolist() == [True]
+    assert (actual.q >= 0.95).tolist() == [True]
 
 
 def test_wrong_arguments_are_named() -> None:
@@ -184,7 +184,7 @@ def test_pairwise_agreement_is_the_loop() -> None:
     table = torch.randint(0, 4, (2, 80, 6), generator=generator).float()  # ties on both sides
     rewards, utilities = (values.gather(1, items.clamp(min=0)) for values in table)
     rewards, utilities = rewards.masked_fill(items < 0, torch.nan), utilities.masked_fill(items < 0, torch.nan)
-    found = pairwise_agreement(rewards, utilities, items)
+    actual = pairwise_agreement(rewards, utilities, items)
     for b in range(80):
         distinct = sorted({item for item in items[b].tolist() if item >= 0})
         points = pairs = 0.0
@@ -194,16 +194,16 @@ def test_pairwise_agreement_is_the_loop() -> None:
                     pairs += 1
                     right, wrong = table[0, b, one], table[0, b, other]
                     points += 1.0 if right > wrong else 0.5 if right == wrong else 0.0
-        assert int(found.pairs[b]) == pairs
-        assert float(found.share[b]) == pytest.approx(points / pairs if pairs else 0.0)
-    assert (found.pairs == 0).any() and (found.pairs > 3).any()
+        assert int(actual.pairs[b]) == pairs
+        assert float(actual.share[b]) == pytest.approx(points / pairs if pairs else 0.0)
+    assert (actual.pairs == 0).any() and (actual.pairs > 3).any()
 
 
 def test_agreement_at_the_edges() -> None:
     items = torch.tensor([[1, 1, 1], [-1, -1, -1], [1, 2, 3], [1, 2, 3], [1, 2, 3]])
     utilities = torch.tensor([[0.5] * 3, [0.5] * 3, [0.5] * 3, [0.1, 0.2, 0.3], [0.1, 0.2, 0.3]])
     rewards = torch.tensor([[1.0] * 3, [torch.nan] * 3, [1.0, 2.0, 3.0], [3.0, 2.0, 1.0], [1.0] * 3])
-    found = pairwise_agreement(rewards, utilities, items)
-    assert found.pairs.tolist() == [0, 0, 0, 3, 3] and found.share.tolist() == [0, 0, 0, 0, 0.5]
+    actual = pairwise_agreement(rewards, utilities, items)
+    assert actual.pairs.tolist() == [0, 0, 0, 3, 3] and actual.share.tolist() == [0, 0, 0, 0, 0.5]
     with pytest.raises(ValueError, match="utilities"):
         pairwise_agreement(rewards, utilities[:2], items)

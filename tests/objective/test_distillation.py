@@ -23,10 +23,10 @@ def group(*, seed: int = 0) -> dict[str, torch.Tensor]:
     space = torch.randperm(27, generator=generator)[:6]
     codes = torch.stack([space // 9, space // 3 % 3, space % 3], dim=1)[rollouts]
     log_probs = -torch.rand(6, 3, generator=generator, dtype=torch.float64)[rollouts]  # of the sequence alone
-    teacher = torch.randn(6, generator=generator, dtype=torch.float64)[rollouts]
+    target_logits = torch.randn(6, generator=generator, dtype=torch.float64)[rollouts]
     return {
         "log_probs": log_probs,
-        "teacher": teacher.masked_fill(items < 0, torch.nan),
+        "target_logits": target_logits.masked_fill(items < 0, torch.nan),
         "items": items,
         "codes": codes,
         "ignored": rollouts == 4,
@@ -38,29 +38,29 @@ def sides(given: dict[str, torch.Tensor], b: int) -> tuple[dict[int, float], dic
     codes = given["codes"][b].tolist()
     places = [g for g in range(len(codes)) if codes[g] not in codes[:g] and not given["ignored"][b, g]]
     p = {g: math.exp(float(given["log_probs"][b, g].detach().sum())) for g in places}
-    q = {g: math.exp(float(given["teacher"][b, g].detach())) for g in places if given["items"][b, g] >= 0}
+    q = {g: math.exp(float(given["target_logits"][b, g].detach())) for g in places if given["items"][b, g] >= 0}
     return {g: v / sum(p.values()) for g, v in p.items()}, {g: v / sum(q.values()) for g, v in q.items()}
 
 
 def test_distillation_equals_the_loop_over_distinct_rollouts() -> None:
-    given = group()
-    found = listwise_distillation(**given)
+    arguments = group()
+    actual = listwise_distillation(**arguments)
     mixed = ignored = 0
     for b in range(6):
-        p, q = sides(given, b)
-        assert float(found[b]) == pytest.approx(sum(q[g] * math.log(q[g] / p[g]) for g in q), abs=1e-12)
+        p, q = sides(arguments, b)
+        assert float(actual[b]) == pytest.approx(sum(q[g] * math.log(q[g] / p[g]) for g in q), abs=1e-12)
         mixed += 0 < len(q) < len(p)
-        ignored += bool(given["ignored"][b].any()) and len(q) > 0
-    assert mixed >= 1 and ignored >= 1 and found[4] == 0 and found[5] == 0  # no item, and one item five times
+        ignored += bool(arguments["ignored"][b].any()) and len(q) > 0
+    assert mixed >= 1 and ignored >= 1 and actual[4] == 0 and actual[5] == 0  # no item, and one item five times
 
 
-def test_a_policy_that_is_its_teacher_has_nothing_to_learn() -> None:
-    given = group(seed=1)
-    valid = given["items"] >= 0
+def test_a_policy_that_is_its_distillation_target_has_nothing_to_learn() -> None:
+    arguments = group(seed=1)
+    valid = arguments["items"] >= 0
     for b in range(6):  # the valid part of each group alone
         if not valid[b].any():
             continue
-        kept = {name: value[b : b + 1, valid[b]] for name, value in given.items()}
+        kept = {name: value[b : b + 1, valid[b]] for name, value in arguments.items()}
         log_probs = kept["log_probs"].requires_grad_()
         loss = listwise_distillation(
             log_probs, log_probs.detach().sum(-1) + 7.0, kept["items"], kept["codes"], kept["ignored"]
@@ -71,18 +71,20 @@ def test_a_policy_that_is_its_teacher_has_nothing_to_learn() -> None:
 
 
 def test_distillation_has_the_gradient_p_minus_q_also_where_a_rollout_is_invalid() -> None:
-    given = group(seed=2)
-    log_probs, teacher = given["log_probs"].requires_grad_(), given["teacher"].requires_grad_()
-    gradient, none = torch.autograd.grad(listwise_distillation(**given).sum(), (log_probs, teacher), allow_unused=True)
+    arguments = group(seed=2)
+    log_probs, target_logits = arguments["log_probs"].requires_grad_(), arguments["target_logits"].requires_grad_()
+    gradient, none = torch.autograd.grad(
+        listwise_distillation(**arguments).sum(), (log_probs, target_logits), allow_unused=True
+    )
     assert none is None and torch.isfinite(gradient).all()
     pushed_down = 0
     for b in range(6):
-        p, q = sides(given, b)
-        wanted = torch.zeros(5, dtype=torch.float64)
+        p, q = sides(arguments, b)
+        expected = torch.zeros(5, dtype=torch.float64)
         for g in p if q else ():
-            wanted[g] = p[g] - q.get(g, 0.0)
+            expected[g] = p[g] - q.get(g, 0.0)
             pushed_down += g not in q
-        torch.testing.assert_close(gradient[b], wanted.unsqueeze(1).expand(-1, 3), rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(gradient[b], expected.unsqueeze(1).expand(-1, 3), rtol=1e-9, atol=1e-12)
     assert pushed_down >= 2
 
 
@@ -90,26 +92,26 @@ def test_best_of_n_is_the_nll_of_the_best_valid_rollout() -> None:
     log_probs = torch.tensor([[[-1.0, -2.0], [-3.0, -4.0], [-5.0, -6.0]]] * 4).requires_grad_()
     rewards = torch.tensor([[0.1, 0.2, 0.3], [0.5, 0.5, 0.1], [9.0, 0.1, math.nan], [1.0, 2.0, 3.0]])
     valid = torch.tensor([[True, True, True], [True, True, True], [False, True, False], [False, False, False]])
-    found = best_of_n_loss(log_probs, rewards, valid)
-    assert found.tolist() == [5.5, 1.5, 3.5, 0.0]
-    (gradient,) = torch.autograd.grad(found.sum(), log_probs)
+    actual = best_of_n_loss(log_probs, rewards, valid)
+    assert actual.tolist() == [5.5, 1.5, 3.5, 0.0]
+    (gradient,) = torch.autograd.grad(actual.sum(), log_probs)
     assert gradient[:, :, 0].tolist() == [[0, 0, -0.5], [-0.5, 0, 0], [0, -0.5, 0], [0, 0, 0]]
 
 
-@pytest.mark.parametrize("name", ["teacher", "items", "codes", "ignored"])
+@pytest.mark.parametrize("name", ["target_logits", "items", "codes", "ignored"])
 def test_a_wrong_shape_is_named(name: str) -> None:
-    given = group()
+    arguments = group()
     with pytest.raises(ValueError, match=name):
-        listwise_distillation(**given | {name: given[name][:, :-1]})
+        listwise_distillation(**arguments | {name: arguments[name][:, :-1]})
 
 
 def test_the_validity_margin_pushes_only_what_is_no_item_and_too_high() -> None:
     whole = torch.tensor([[-1.0, -3.0, -3.5, -9.0], [-1.0, -2.0, -1.5, -3.5], [-1.0, -2.0, -3.0, -4.0]])
     real = torch.tensor([[True, True, False, False], [True, True, False, False], [False, False, False, False]])
     log_probs = torch.stack([0.25 * whole, 0.75 * whole], 2).requires_grad_()
-    found = validity_margin(log_probs, real)
-    assert found.tolist() == [0.125, 0.375, 0.0]  # (1 - 3.5 + 3) / 4; (1 - 1.5 + 2) / 4 and 1 below, which is enough
-    (gradient,) = torch.autograd.grad(found.sum(), log_probs)
+    actual = validity_margin(log_probs, real)
+    assert actual.tolist() == [0.125, 0.375, 0.0]  # (1 - 3.5 + 3) / 4; (1 - 1.5 + 2) / 4 and 1 below, which is enough
+    (gradient,) = torch.autograd.grad(actual.sum(), log_probs)
     assert gradient[:, :, 1].tolist() == [[0, 0, 0.25, 0], [0, 0, 0.25, 0], [0, 0, 0, 0]]
     assert validity_margin(log_probs, torch.ones_like(real)).tolist() == [0.0] * 3
     with pytest.raises(ValueError, match="real"):
@@ -121,9 +123,9 @@ def test_the_margin_is_the_loop() -> None:
     log_probs = -4 * torch.rand(50, 12, 3, generator=generator)
     # from groups without an item to groups of nothing else
     real = torch.rand(50, 12, generator=generator) < torch.linspace(0, 1, 50).unsqueeze(1)
-    found = validity_margin(log_probs, real)
+    actual = validity_margin(log_probs, real)
     for b in range(50):
         whole = log_probs[b].sum(-1).tolist()
         floor = min((v for v, ok in zip(whole, real[b].tolist(), strict=True) if ok), default=float("inf"))
         above = [max(0.0, 1 + v - floor) for v, ok in zip(whole, real[b].tolist(), strict=True) if not ok]
-        assert float(found[b]) == pytest.approx(sum(above) / 12, rel=1e-4, abs=1e-5)
+        assert float(actual[b]) == pytest.approx(sum(above) / 12, rel=1e-4, abs=1e-5)

@@ -1,4 +1,4 @@
-"""Gates: every sample has exactly one fate, and the controls match the counts of what they control for."""
+"""Gates: every sample has exactly one outcome, and the controls match the counts of what they control for."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ from adagrpo.objective.gate import (
 NAN = float("nan")
 
 
-def fates(decision: GateDecision) -> list[str]:
+def outcomes(decision: GateDecision) -> list[str]:
     table = torch.stack(list(decision))  # (5, B)
     assert table.dtype == torch.bool
     assert (table.sum(dim=0) == 1).all()
@@ -34,7 +34,7 @@ def test_adagrpo_gate_by_hand() -> None:
     q = torch.tensor([0.95, 1.0, 0.9, 0.1, 1.0, 0.0, 1.0, NAN])
     degenerate = torch.tensor([False, False, False, False, True, True, False, False])
     decision = adagrpo_gate(difficulty, q, degenerate, tau=0.5, q_min=0.95)
-    assert fates(decision) == [
+    assert outcomes(decision) == [
         "admitted",
         "easy",
         "undiscriminated",
@@ -49,16 +49,16 @@ def test_adagrpo_gate_by_hand() -> None:
 def test_single_tests_and_constant_gates() -> None:
     difficulty, q = torch.tensor([0.9, 0.1, 0.9]), torch.tensor([0.1, 1.0, 1.0])
     degenerate = torch.tensor([False, False, True])
-    assert fates(difficulty_gate(difficulty, degenerate, tau=0.5)) == ["admitted", "easy", "degenerate"]
-    assert fates(discriminability_gate(q, degenerate, q_min=0.5)) == ["undiscriminated", "admitted", "degenerate"]
-    assert fates(all_gate(degenerate)) == ["admitted", "admitted", "degenerate"]
-    assert fates(none_gate(degenerate)) == ["closed", "closed", "degenerate"]
+    assert outcomes(difficulty_gate(difficulty, degenerate, tau=0.5)) == ["admitted", "easy", "degenerate"]
+    assert outcomes(discriminability_gate(q, degenerate, q_min=0.5)) == ["undiscriminated", "admitted", "degenerate"]
+    assert outcomes(all_gate(degenerate)) == ["admitted", "admitted", "degenerate"]
+    assert outcomes(none_gate(degenerate)) == ["closed", "closed", "degenerate"]
 
 
 def test_thresholds_may_be_tensors() -> None:
     difficulty, q, degenerate = torch.rand(5), torch.rand(5), torch.zeros(5, dtype=torch.bool)
-    given = adagrpo_gate(difficulty, q, degenerate, tau=torch.tensor(0.5), q_min=torch.tensor(0.25))
-    assert fates(given) == fates(adagrpo_gate(difficulty, q, degenerate, tau=0.5, q_min=0.25))
+    actual = adagrpo_gate(difficulty, q, degenerate, tau=torch.tensor(0.5), q_min=torch.tensor(0.25))
+    assert outcomes(actual) == outcomes(adagrpo_gate(difficulty, q, degenerate, tau=0.5, q_min=0.25))
     with pytest.raises(ValueError, match=r"^q_min: "):
         adagrpo_gate(difficulty, q, degenerate, tau=0.5, q_min=torch.tensor([0.2]))
 
@@ -67,7 +67,7 @@ def test_random_gate_by_hand() -> None:
     shadow = shadow_of(torch.tensor([True, True, False, False, False]))
     degenerate = torch.tensor([False, False, False, True, False])
     uniforms = torch.tensor([0.9, 0.3, 0.2, 0.0, 0.5])
-    assert fates(random_gate(shadow, degenerate, uniforms)) == [
+    assert outcomes(random_gate(shadow, degenerate, uniforms)) == [
         "closed",
         "admitted",
         "admitted",
@@ -80,8 +80,8 @@ def test_inverted_gate_by_hand() -> None:
     shadow = shadow_of(torch.tensor([True, True, False, False, False, False]))
     degenerate = torch.tensor([False, False, False, True, False, False])
     uniforms = torch.tensor([0.0, 0.0, 0.2, 0.0, 0.5, 0.1])
-    found = fates(inverted_gate(shadow, degenerate, uniforms))
-    assert found == ["closed", "closed", "admitted", "degenerate", "closed", "admitted"]
+    actual = outcomes(inverted_gate(shadow, degenerate, uniforms))
+    assert actual == ["closed", "closed", "admitted", "degenerate", "closed", "admitted"]
 
 
 def test_controls_match_the_count_of_the_shadow() -> None:
@@ -93,11 +93,11 @@ def test_controls_match_the_count_of_the_shadow() -> None:
             uniforms = torch.rand(batch, generator=generator)
             shadow = shadow_of(admitted)
             chosen = random_gate(shadow, degenerate, uniforms)
-            fates(chosen)
+            outcomes(chosen)
             assert chosen.admitted.sum() == min(int(admitted.sum()), int((~degenerate).sum()))
             left = ~degenerate & ~admitted
             inverted = inverted_gate(shadow, degenerate, uniforms)
-            fates(inverted)
+            outcomes(inverted)
             assert inverted.admitted.sum() == min(int(admitted.sum()), int(left.sum()))
             assert not (inverted.admitted & ~left).any()
 
@@ -119,10 +119,10 @@ def test_random_gate_is_blind_to_what_the_shadow_chose() -> None:
 def test_nothing_to_admit() -> None:
     nobody, everybody = torch.zeros(4, dtype=torch.bool), torch.ones(4, dtype=torch.bool)
     uniforms = torch.rand(4)
-    assert fates(random_gate(shadow_of(nobody), nobody, uniforms)) == ["closed"] * 4
-    assert fates(random_gate(shadow_of(everybody), everybody, uniforms)) == ["degenerate"] * 4
-    assert fates(inverted_gate(shadow_of(everybody), nobody, uniforms)) == ["closed"] * 4
-    assert fates(all_gate(everybody)) == ["degenerate"] * 4
+    assert outcomes(random_gate(shadow_of(nobody), nobody, uniforms)) == ["closed"] * 4
+    assert outcomes(random_gate(shadow_of(everybody), everybody, uniforms)) == ["degenerate"] * 4
+    assert outcomes(inverted_gate(shadow_of(everybody), nobody, uniforms)) == ["closed"] * 4
+    assert outcomes(all_gate(everybody)) == ["degenerate"] * 4
 
 
 def test_equal_uniforms_are_decided_by_place() -> None:

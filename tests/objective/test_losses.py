@@ -39,15 +39,15 @@ def test_nll_by_hand() -> None:
 )
 def test_clipped_surrogate_by_hand(ratio: float, advantage: float, loss: float, clipped: bool) -> None:
     old = torch.tensor([[[0.3]]], dtype=torch.float64).log()
-    found = clipped_surrogate(
+    actual = clipped_surrogate(
         old + math.log(ratio),
         old,
         torch.tensor([[advantage]], dtype=torch.float64),
         epsilon=0.2,
         epsilon_high=0.3,
     )
-    assert float(found.loss) == pytest.approx(loss, rel=1e-9)
-    assert found.clipped.tolist() == [[[clipped]]]
+    assert float(actual.loss) == pytest.approx(loss, rel=1e-9)
+    assert actual.clipped.tolist() == [[[clipped]]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -56,16 +56,16 @@ def test_clipped_surrogate_equals_the_loop(dtype: torch.dtype) -> None:
     new = -torch.rand(4, 5, 3, generator=generator, dtype=dtype)
     old = -torch.rand(4, 5, 3, generator=generator, dtype=dtype)
     advantages = torch.randn(4, 5, generator=generator, dtype=dtype)
-    found = clipped_surrogate(new, old, advantages, epsilon=0.1, epsilon_high=0.4)
-    assert found.loss.dtype == dtype
+    actual = clipped_surrogate(new, old, advantages, epsilon=0.1, epsilon_high=0.4)
+    assert actual.loss.dtype == dtype
     for b in range(4):
         for g in range(5):
             a = float(advantages[b, g])
             for level in range(3):
                 w = math.exp(float(new[b, g, level]) - float(old[b, g, level]))
                 cut = min(max(w, 0.9), 1.4)
-                assert float(found.loss[b, g, level]) == pytest.approx(-min(w * a, cut * a), rel=1e-5)
-                assert bool(found.clipped[b, g, level]) is (cut * a < w * a)
+                assert float(actual.loss[b, g, level]) == pytest.approx(-min(w * a, cut * a), rel=1e-5)
+                assert bool(actual.clipped[b, g, level]) is (cut * a < w * a)
 
 
 def test_kl_k3_by_hand() -> None:
@@ -79,8 +79,8 @@ def test_kl_k3_by_hand() -> None:
 def test_kl_k3_is_never_negative_and_precise_near_zero() -> None:
     differences = torch.logspace(-8, 0, 400).reshape(1, 400, 1)
     for sign in (-1.0, 1.0):
-        found = kl_k3(torch.zeros(1, 400, 1), sign * differences)
-        assert (found >= 0).all()
+        actual = kl_k3(torch.zeros(1, 400, 1), sign * differences)
+        assert (actual >= 0).all()
         # around 0 it is x²/2 + x³/6; a relative 1 % at x = 1e-4 is what float32 leaves of it
         x = sign * 1e-4
         assert float(kl_k3(torch.zeros(1, 1, 1), torch.full((1, 1, 1), x))) == pytest.approx(x * x / 2, rel=1e-2)

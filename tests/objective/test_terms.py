@@ -15,7 +15,7 @@ NAN = float("nan")
 def groups(**changes: torch.Tensor) -> TermInputs:
     """One group of two items, of rewards 1 and 3, and an invalid rollout; one code each."""
     log_probs = torch.tensor([[[0.5], [0.25], [0.125]]]).log()
-    given = TermInputs(
+    arguments = TermInputs(
         log_probs,
         old_log_probs=log_probs,
         rewards=torch.tensor([[1.0, 3.0, NAN]]),
@@ -24,19 +24,19 @@ def groups(**changes: torch.Tensor) -> TermInputs:
         in_catalog=torch.tensor([[True, True, False]]),
         reference=log_probs,
     )
-    return given._replace(**changes)
+    return arguments._replace(**changes)
 
 
 def test_grpo_by_hand() -> None:
     # advantages -1, 1 (less what delta takes) and -2 for the invalid one; every ratio is 1
-    found = TERMS["grpo"].loss(groups(), invalid_penalty=2.0)
-    torch.testing.assert_close(found.losses, torch.tensor([2.0 / 3]))
-    assert float(found.logged["clip_fraction"]) == 0.0
+    actual = TERMS["grpo"].loss(groups(), invalid_penalty=2.0)
+    torch.testing.assert_close(actual.losses, torch.tensor([2.0 / 3]))
+    assert float(actual.logged["clip_fraction"]) == 0.0
     # ratios 2, 1 and 1/2: the first falls by less than the clip asks, the third is cut where it would fall further
     old = torch.tensor([[[0.25], [0.25], [0.25]]]).log()
-    found = TERMS["grpo"].loss(groups(old_log_probs=old), epsilon=0.2, epsilon_high=0.3)
-    assert float(found.logged["clip_fraction"]) == pytest.approx(1 / 3)
-    torch.testing.assert_close(found.losses, torch.tensor([(2.0 - 1.0 + 0.8) / 3]), rtol=1e-3, atol=0)
+    actual = TERMS["grpo"].loss(groups(old_log_probs=old), epsilon=0.2, epsilon_high=0.3)
+    assert float(actual.logged["clip_fraction"]) == pytest.approx(1 / 3)
+    torch.testing.assert_close(actual.losses, torch.tensor([(2.0 - 1.0 + 0.8) / 3]), rtol=1e-3, atol=0)
 
 
 def test_beta_is_the_weight_of_the_kl_and_scale_rewards_divides() -> None:
@@ -53,16 +53,16 @@ def test_distill_by_hand() -> None:
     for weight in (0.0, 0.5):
         q = 4 * math.exp(weight) / (4 * math.exp(weight) + 2 * math.exp(3 * weight))
         expected = q * math.log(q * 7 / 4) + (1 - q) * math.log((1 - q) * 7 / 2)
-        found = TERMS["distill"].loss(groups(), reward_weight=weight)
-        torch.testing.assert_close(found.losses, torch.tensor([expected]))
-        assert not found.logged
+        actual = TERMS["distill"].loss(groups(), reward_weight=weight)
+        torch.testing.assert_close(actual.losses, torch.tensor([expected]))
+        assert not actual.logged
 
 
 def test_what_distill_excludes_on_purpose_is_on_neither_side() -> None:
     # the invalid rollout names an item that was excluded: p is (4, 2) / 6 = q, so nothing is left to teach
     named = torch.tensor([[True, True, True]])
-    found = TERMS["distill"].loss(groups(in_catalog=named), reward_weight=0.0)
-    torch.testing.assert_close(found.losses, torch.zeros(1))
+    actual = TERMS["distill"].loss(groups(in_catalog=named), reward_weight=0.0)
+    torch.testing.assert_close(actual.losses, torch.zeros(1))
 
 
 def test_the_margin_stands_beside_distillation_at_its_weight() -> None:

@@ -37,8 +37,8 @@ def changes(**lm: Any) -> dict[str, Any]:
 
 def test_a_run_from_logs_to_report(world, data: Path, tmp_path: Path):
     run_all(world.run(tmp_path / "run", data, **changes()))
-    found = json.loads((tmp_path / "run" / "metrics.json").read_text())["stages"]["adagrpo"]["final"]["test"]
-    assert found["hr@10"] > 0
+    actual = json.loads((tmp_path / "run" / "metrics.json").read_text())["stages"]["adagrpo"]["final"]["test"]
+    assert actual["hr@10"] > 0
     # codes outside the level are codes that name no item
     free = pl.read_parquet(tmp_path / "run" / "evaluate" / "sft" / "free.parquet")
     outside = pl.Series([any(c == k for c, k in zip(codes, (8, 8), strict=False)) for codes in free["codes"].to_list()])

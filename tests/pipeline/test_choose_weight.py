@@ -39,11 +39,11 @@ def test_the_stage_reads_no_test_case_and_tries_what_re_ranking_tries(copied: Pa
     held = test.read_bytes()
     test.unlink()
     run = trained(world, copied, data, [arm("validation")], {"kind": "sequential"})
-    found = choice(run)
+    actual = choice(run)
     test.write_bytes(held)
     rerank_start(run)
     tried = json.loads((copied / "evaluate" / "rerank" / "metrics.json").read_text(encoding="utf-8"))["tried"]
-    assert found["ndcg@10"] == pytest.approx(tried) and found["cases"] == 60
+    assert actual["ndcg@10"] == pytest.approx(tried) and actual["cases"] == 60
     assert len(set(tried.values())) > 1
 
 

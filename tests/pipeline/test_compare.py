@@ -118,13 +118,13 @@ def test_reranking_reorders_the_starting_policys_beam_by_validation_alone(compar
 @pytest.mark.slow
 def test_results_are_rows_of_every_seed_arm_checkpoint_and_split(compared: Path, content: dict[str, Any]) -> None:
     rows = [json.loads(line) for line in (compared / "results.jsonl").read_text(encoding="utf-8").splitlines()]
-    found = {(row["seed"], row["arm"], row["checkpoint"], row["split"]): row for row in rows}
+    actual = {(row["seed"], row["arm"], row["checkpoint"], row["split"]): row for row in rows}
     points = [(row["arm"], row["checkpoint"]) for row in content["rows"]]
     points += [(baseline, "best") for baseline in ("popularity", "item_knn", "ranker")]
-    assert set(found) == {(s, *point, split) for s in (0, 1) for point in points for split in ("validation", "test")}
-    assert len(rows) == len(found)
+    assert set(actual) == {(s, *point, split) for s in (0, 1) for point in points for split in ("validation", "test")}
+    assert len(rows) == len(actual)
     rerank = next(row for row in content["rows"] if row["arm"] == "rerank")
-    assert found[1, "rerank", "best", "test"]["metrics"]["hr@10"] == rerank["test"]["hr@10"]["by_seed"][1]
+    assert actual[1, "rerank", "best", "test"]["metrics"]["hr@10"] == rerank["test"]["hr@10"]["by_seed"][1]
     promised = {"dataset", "objective", "gate", "metrics", "admission", "recipe", "config_hash", "data_hash", "commit"}
     assert all(promised <= set(row) for row in rows)
 
@@ -196,9 +196,9 @@ def test_a_plan_is_not_changed_after_its_runs(world: Any, data: Path, tmp_path: 
 
 
 def test_the_recipes_own_arms_and_seed(world: Any, data: Path, tmp_path: Path) -> None:
-    found = comparison(world, data, tmp_path / "out", objectives=None, seeds=None).describe()
-    assert (found["arms"], found["seeds"]) == (["nll", "adagrpo"], [0])
-    assert found["plan"]["family"] == ["adagrpo"] and not (tmp_path / "out").exists()
+    actual = comparison(world, data, tmp_path / "out", objectives=None, seeds=None).describe()
+    assert (actual["arms"], actual["seeds"]) == (["nll", "adagrpo"], [0])
+    assert actual["plan"]["family"] == ["adagrpo"] and not (tmp_path / "out").exists()
 
 
 def test_an_arm_of_the_recipes_own_is_asked_for_by_its_name(world: Any, data: Path, tmp_path: Path) -> None:
@@ -206,9 +206,9 @@ def test_an_arm_of_the_recipes_own_is_asked_for_by_its_name(world: Any, data: Pa
     arms = [{"objective": "nll"}, {"objective": "adagrpo", "name": "hard-only", "options": {"tau": 0.9}}]
     config = Config.model_validate(config.model_dump(mode="json", by_alias=True) | {"train": {"arms": arms}})
     out = tmp_path / "out"
-    found = Comparison(out, config, data, objectives=["hard-only", "nll", "mixture"], seeds=[0]).describe()
-    assert found["arms"] == ["hard-only", "nll", "mixture"]
-    assert found["config"]["train"]["arms"][0]["options"] == {"tau": 0.9}
+    actual = Comparison(out, config, data, objectives=["hard-only", "nll", "mixture"], seeds=[0]).describe()
+    assert actual["arms"] == ["hard-only", "nll", "mixture"]
+    assert actual["config"]["train"]["arms"][0]["options"] == {"tau": 0.9}
 
 
 @pytest.mark.slow
@@ -254,10 +254,10 @@ def test_in_a_simulated_marketplace_true_utility_is_compared_user_by_user(world:
     means = {(row["arm"], row["checkpoint"]): row["test"]["true_utility@10"]["mean"] for row in content["rows"]}
     for row in content["rows"]:
         if row["arm"] == "adagrpo":
-            found = row["against"]["true_utility@10"]
+            actual = row["against"]["true_utility@10"]
             expected = means["adagrpo", row["checkpoint"]] - means["nll", row["checkpoint"]]
-            assert found["difference"] == pytest.approx(expected, abs=1e-9)  # all lists are of ten items
-            assert found["users"][0] <= found["difference"] <= found["users"][1]
+            assert actual["difference"] == pytest.approx(expected, abs=1e-9)  # all lists are of ten items
+            assert actual["users"][0] <= actual["difference"] <= actual["users"][1]
     assert means["adagrpo", "final"] != means["nll", "final"]
     page = (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8")
     assert "## Against the baseline in true utility@10" in page

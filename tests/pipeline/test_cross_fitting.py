@@ -58,20 +58,20 @@ def test_a_folds_ranker_does_not_depend_on_its_users(folded: Any, world: Any, tm
     assert weights(folded, 0) != weights(folded, 1)
 
 
-def test_post_training_is_judged_by_the_users_fold(folded: Any) -> None:
+def test_post_training_is_scored_by_the_users_fold(folded: Any) -> None:
     models = Models(RunData(folded))
     batch = models.schedule(folded.config.train.fit).batches(0)[0]
     items = torch.arange(10).repeat(len(batch.users), 1)
-    found = models.group_reward().score(batch.histories, items)
+    actual = models.group_reward().score(batch.histories, items)
     rankers = [models.ranker(folded.path("ranker", f"fold-{fold}", "best")) for fold in range(2)]
     whole = models.ranker(folded.path("ranker", "best")).score(batch.histories, items)
     assert set(models.data.fold_of_user[batch.users]) == {0, 1}
     for row, user in enumerate(batch.users):
         scores = [ranker.score(batch.histories, items)[row] for ranker in rankers]
         fold = models.data.fold_of_user[user]
-        torch.testing.assert_close(found[row], scores[fold], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(actual[row], scores[fold], rtol=1e-5, atol=1e-6)
         for other in (scores[1 - fold], whole[row]):
-            assert not torch.allclose(found[row], other, rtol=1e-3)
+            assert not torch.allclose(actual[row], other, rtol=1e-3)
 
 
 def test_a_fold_is_resumed_and_only_what_reads_it_is_made_again(folded: Any, world: Any, data: Path) -> None:
@@ -117,8 +117,8 @@ def test_the_report_holds_both_rewards_and_every_stratum(folded: Any) -> None:
     assert set(report["gate"]) == {"all users", "cross-fitted"}
     for gate in report["gate"].values():
         assert gate["samples"] == 62 and "pairwise_accuracy" not in gate  # every user once; no truth here
-        fates = [gate[name] for name in ("admitted", "easy", "undiscriminated", "degenerate")]
-        assert sum(fates) == pytest.approx(1) and 0 <= gate["admitted_if_shuffled"] <= 1
+        outcomes = [gate[name] for name in ("admitted", "easy", "undiscriminated", "degenerate")]
+        assert sum(outcomes) == pytest.approx(1) and 0 <= gate["admitted_if_shuffled"] <= 1
     cases = {}
     for row in report["strata"]:
         assert row["auc"]["low"] <= row["auc"]["mean"] <= row["auc"]["high"]
@@ -207,8 +207,8 @@ def test_the_report_of_a_marketplace_knows_the_truth(market: Any) -> None:
         *("all", "adagrpo", "difficulty", "discriminability", "random", "shuffled", "inverted", "oracle")
     }
     assert gates["adagrpo"]["admitted"] == share
-    for fate in ("admitted", "rejected"):
-        assert gates["adagrpo"]["pairwise_accuracy"][fate] == accuracy[fate]
+    for outcome in ("admitted", "rejected"):
+        assert gates["adagrpo"]["pairwise_accuracy"][outcome] == accuracy[outcome]
     right = gates["oracle"]["pairwise_accuracy"]
     assert right["admitted"]["mean"] >= 0.75 > right["rejected"]["mean"]  # by its definition, ties of reward aside
     assert gates["shuffled"]["admitted"] == pytest.approx(report["gate"]["all users"]["admitted_if_shuffled"])
@@ -235,7 +235,7 @@ def test_a_share_of_the_users_is_all_that_the_rankers_see(folded: Any, world: An
     """One training item of a user is exchanged for another: who is withheld changes no byte of either ranker."""
     pytest.importorskip("lightgbm")
     half: dict[str, Any] = {"ranker": {"user_share": 0.5}, "reward": {"kind": "lambdarank"}}
-    found = {}
+    actual = {}
     for name, changes in (("plain", ()), ("withheld", (0,)), ("seen", (1,))):
         moved = world
         if changes:
@@ -249,6 +249,6 @@ def test_a_share_of_the_users_is_all_that_the_rankers_see(folded: Any, world: An
         for stage in (prepare, fit_ranker):
             stage(run)
         files = ("ranker/best/model.safetensors", "ranker/lambdarank/model.txt")
-        found[name] = [run.path(file).read_bytes() for file in files]
-    assert found["plain"] == found["withheld"]
-    assert found["plain"][0] != found["seen"][0] and found["plain"][1] != found["seen"][1]
+        actual[name] = [run.path(file).read_bytes() for file in files]
+    assert actual["plain"] == actual["withheld"]
+    assert actual["plain"][0] != actual["seen"][0] and actual["plain"][1] != actual["seen"][1]

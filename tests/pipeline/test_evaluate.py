@@ -22,10 +22,10 @@ def metrics(finished: Path) -> dict[str, Any]:
 
 
 def entry(metrics: dict[str, Any], checkpoint: str) -> dict[str, Any]:
-    found = metrics["stages"]
+    result = metrics["stages"]
     for name in checkpoint.split("/"):
-        found = found[name]
-    return dict(found)
+        result = result[name]
+    return dict(result)
 
 
 def raw_targets(log: Path) -> dict[str, int]:

@@ -87,13 +87,13 @@ def assert_same_top_ten(run: Run, weights: Path, folder: Path) -> None:
     padded = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
     real = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     output = model.generate(padded, attention_mask=real, prefix_allowed_tokens_fn=ids.prefix_function(longest))
-    found = [ids.item(tokens) for tokens in output[:, longest:].tolist()]
-    assert [found[first : first + 10] for first in range(0, len(found), 10)] == expected
+    result = [ids.item(tokens) for tokens in output[:, longest:].tolist()]
+    assert [result[first : first + 10] for first in range(0, len(result), 10)] == expected
 
 
 def test_generate_gives_our_top_ten(run: Run, tmp_path: Path):
-    found = export(run, tmp_path / "out", "adagrpo", "final")
-    assert found == {"folder": str(tmp_path / "out"), "arm": "adagrpo", "checkpoint": "final", "step": 4, "items": 30}
+    actual = export(run, tmp_path / "out", "adagrpo", "final")
+    assert actual == {"folder": str(tmp_path / "out"), "arm": "adagrpo", "checkpoint": "final", "step": 4, "items": 30}
     assert_same_top_ten(run, run.path("train", "adagrpo", "final"), tmp_path / "out")
     files = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"config.json", "model.safetensors", "semantic_ids.json", "catalog.json", "semantic_ids.py"} <= files
@@ -124,10 +124,10 @@ def test_generate_leaves_out_a_whole_history(run: Run, tmp_path: Path):
         attention_mask=torch.ones_like(prompts),
         prefix_allowed_tokens_fn=ids.prefix_function(length, exclude=named),
     )
-    found = [ids.item(tokens) for tokens in output[:, length:].tolist()]
-    found = [found[first : first + 10] for first in range(0, len(found), 10)]
-    assert found == expected
-    assert not any(set(row) & set(history) for row, history in zip(found, named, strict=True))
+    actual = [ids.item(tokens) for tokens in output[:, length:].tolist()]
+    actual = [actual[first : first + 10] for first in range(0, len(actual), 10)]
+    assert actual == expected
+    assert not any(set(row) & set(history) for row, history in zip(actual, named, strict=True))
 
 
 def test_a_prefix_of_excluded_items_alone_is_not_entered(run: Run, tmp_path: Path):
@@ -164,10 +164,10 @@ def test_adapters_are_merged(run: Run, world: Any, data: Path, tmp_path: Path):
 
 def write_tokenizer(folder: Path) -> None:
     """Two words and a token that opens a sequence."""
-    words = Tokenizer(models.WordLevel({"<open>": 0, "viewed": 1, "next": 2}, unk_token="<open>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    words.post_processor = processors.TemplateProcessing(single="<open> $A", special_tokens=[("<open>", 0)])
-    PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<open>").save_pretrained(folder)
+    tokens = Tokenizer(models.WordLevel({"<open>": 0, "viewed": 1, "next": 2}, unk_token="<open>"))
+    tokens.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokens.post_processor = processors.TemplateProcessing(single="<open> $A", special_tokens=[("<open>", 0)])
+    PreTrainedTokenizerFast(tokenizer_object=tokens, bos_token="<open>").save_pretrained(folder)
 
 
 def test_texts_around_the_history_are_exported(run: Run, world: Any, data: Path, tmp_path: Path):

@@ -40,8 +40,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for user in range(USERS):
         for name, chance in (("biased.csv", weights / weights.sum()), ("random.csv", np.full(ITEMS, 1 / ITEMS))):
             for item in draw.choice(ITEMS, 20, replace=False, p=chance):
-                wanted = draw.random() < (0.85 if item % 2 == user % 2 else 0.15)
-                lines[name].append(f"u{user},{item},{5 if wanted else 2}")
+                chosen = draw.random() < (0.85 if item % 2 == user % 2 else 0.15)
+                lines[name].append(f"u{user},{item},{5 if chosen else 2}")
     for name, content in lines.items():
         (folder / name).write_text("\n".join(content) + "\n", encoding="utf-8")
     columns = {"user": "uid", "rating": "rating"}
@@ -92,7 +92,7 @@ def test_the_report_has_both_exposures(finished: Any) -> None:
             sum(row["impressions"] for key, row in rows.items() if key[0] == "item popularity")
             == rows["all", "all"]["impressions"]
         )
-        assert sum(found["cases"] for found in entry["calibration"]) == rows["all", "all"]["impressions"]
+        assert sum(actual["cases"] for actual in entry["calibration"]) == rows["all", "all"]["impressions"]
     page = finished.path("report.html").read_text(encoding="utf-8")
     assert "held-out impressions" in page and "Learning curves" not in page
 
@@ -100,15 +100,15 @@ def test_the_report_has_both_exposures(finished: Any) -> None:
 def test_scores_are_those_of_all_the_users_clicks(finished: Any) -> None:
     """The figures again, one impression at a time."""
     data = RunData(finished)
-    ranker, found = Models(data).ranker(finished.path("ranker", "best")).eval(), exposed(data, "biased")
+    ranker, actual = Models(data).ranker(finished.path("ranker", "best")).eval(), exposed(data, "biased")
     aucs = []
-    for user in np.unique(found.users):
-        mine = found.users == user
+    for user in np.unique(actual.users):
+        mine = actual.users == user
         state = ranker.last_states(_history(data, user))
-        score = ranker.catalogue_scores(state)[0].detach().numpy()[found.items[mine]]
-        pairs = [(a > b) + (a == b) / 2 for a in score[found.clicked[mine]] for b in score[~found.clicked[mine]]]
+        score = ranker.catalogue_scores(state)[0].detach().numpy()[actual.items[mine]]
+        pairs = [(a > b) + (a == b) / 2 for a in score[actual.clicked[mine]] for b in score[~actual.clicked[mine]]]
         aucs += [np.mean(pairs)] if pairs else []
-    assert examined(data, ranker, found)["auc"] == pytest.approx(np.mean(aucs), abs=1e-6)
+    assert examined(data, ranker, actual)["auc"] == pytest.approx(np.mean(aucs), abs=1e-6)
 
 
 def _history(data: RunData, user: int) -> Histories:
@@ -128,8 +128,8 @@ def test_its_parts_are_skipped_when_nothing_has_changed(finished: Any) -> None:
 def test_lambdarank_has_a_report_and_no_calibration(finished: Any, capsys: Any, monkeypatch: Any) -> None:
     pytest.importorskip("lightgbm")
     settings = ("reward={kind: lambdarank}", "ranker.lambdarank={minimum_leaf: 5, trees: 20, negatives: 0}")
-    words = [word for setting in settings for word in ("--set", setting)]
-    status, out, err = answer(capsys, monkeypatch, "ranker", "--run", finished.directory, *words, "--json", "--quiet")
+    tokens = [word for setting in settings for word in ("--set", setting)]
+    status, out, err = answer(capsys, monkeypatch, "ranker", "--run", finished.directory, *tokens, "--json", "--quiet")
     assert status == 0, err
     report = json.loads(out)["exposures"]
     assert report["loss"] == "lambdarank"

@@ -66,11 +66,11 @@ def walk(finished: Path, data: Path, world: Any, tmp_path_factory: pytest.TempPa
     diagnose_reward(world.run(copy, data))
 
     def stages(changes: Mapping[str, Any]) -> dict[str, str]:
-        run, found = world.run(copy, data, **changes), {}
+        run, result = world.run(copy, data, **changes), {}
 
         def stage(name: str, **given: Any) -> Path:
             settings = read_settings(run.config, given.get("reads", ()), given.get("but", ()))
-            found[name] = hash_json({"settings": settings, "also": given.get("also")})
+            result[name] = hash_json({"settings": settings, "also": given.get("also")})
             return run.path(name)
 
         run.stage = stage
@@ -82,7 +82,7 @@ def walk(finished: Path, data: Path, world: Any, tmp_path_factory: pytest.TempPa
             for arm in run.config.train.arms:
                 fit_arm(run, arm)
             evaluate(run, ["nll", "adagrpo"])
-        return found
+        return result
 
     return stages
 
@@ -166,9 +166,12 @@ def test_rewards_are_told_apart_by_their_kind() -> None:
 
 
 def test_what_is_not_read_below_a_section() -> None:
-    given = config(ranker={"folds": 3, "width": 8, "fit": {"epochs": 2}})
-    assert read_settings(given, ["ranker"], ["ranker.folds", "ranker.fit"]) == {"ranker": {"width": 8}}
-    assert read_settings(given, ["ranker.folds", "ranker.fit.epochs"]) == {"ranker.folds": 3, "ranker.fit.epochs": 2.0}
+    arguments = config(ranker={"folds": 3, "width": 8, "fit": {"epochs": 2}})
+    assert read_settings(arguments, ["ranker"], ["ranker.folds", "ranker.fit"]) == {"ranker": {"width": 8}}
+    assert read_settings(arguments, ["ranker.folds", "ranker.fit.epochs"]) == {
+        "ranker.folds": 3,
+        "ranker.fit.epochs": 2.0,
+    }
 
 
 @pytest.mark.parametrize("key", ["sftt", "sft.epoch", "sfft.epochs", "objective.lambda"])

@@ -66,11 +66,11 @@ def test_a_fit_that_ends_says_whose_batch_it_was(copied: Path, world: Any, data:
         spoil(patch, nan, after=5)
         with pytest.raises(Diverged, match="SequentialRanker gave NaN") as caught:
             train(run)
-    found = json.loads(run.path("diverged.json").read_text(encoding="utf-8"))
-    assert found["stage"] == "train/adagrpo" and found["users"] == caught.value.users
-    assert 2 <= len(found["users"]) <= 16 and all(user.startswith(("u", "short")) for user in found["users"])
+    actual = json.loads(run.path("diverged.json").read_text(encoding="utf-8"))
+    assert actual["stage"] == "train/adagrpo" and actual["users"] == caught.value.users
+    assert 2 <= len(actual["users"]) <= 16 and all(user.startswith(("u", "short")) for user in actual["users"])
     assert f"{run.path('diverged.json')} has all users" in str(caught.value)
-    assert f"up to step {found['step']}" in str(caught.value) and "\n" not in str(caught.value)
+    assert f"up to step {actual['step']}" in str(caught.value) and "\n" not in str(caught.value)
 
     seen: list[int] = []
 
@@ -82,9 +82,9 @@ def test_a_fit_that_ends_says_whose_batch_it_was(copied: Path, world: Any, data:
             seen.append(done)
 
     train(world.run(copied, data, console=Steps(), **changes))
-    assert seen[0] == found["step"] and not run.path("diverged.json").exists()
+    assert seen[0] == actual["step"] and not run.path("diverged.json").exists()
     rows = [json.loads(line) for line in run.path("train/adagrpo/steps.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows if "skipped" in row] == [found["step"] - 2, found["step"] - 1]
+    assert [row["step"] for row in rows if "skipped" in row] == [actual["step"] - 2, actual["step"] - 1]
 
     page = write_report(run.directory).read_text(encoding="utf-8")
     assert "Numbers that were not finite" in page and "reward: 2" in page

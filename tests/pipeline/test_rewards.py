@@ -55,9 +55,9 @@ def made(run: Run) -> list[str]:
 def again(run: Run, directory: Path, world: Any, data: Path, **changes: Any) -> Run:
     """The same run with changed settings, and nothing in its log."""
     run.path("events.jsonl").unlink(missing_ok=True)
-    found: Run = world.run(directory, data, **changes)
-    found.code = run.code
-    return found
+    result: Run = world.run(directory, data, **changes)
+    result.code = run.code
+    return result
 
 
 def test_a_callable_is_the_reward_of_every_stage(copied: Path, world: Any, data: Path, tmp_path: Path) -> None:
@@ -192,9 +192,9 @@ def test_what_was_trained_before_a_failure_is_kept(
         carry_out(calls)
     done = len(steps)
     carry_out(1000)
-    found = {name: run.path("train/adagrpo", name).read_bytes() for name in ("steps.jsonl", "validation.jsonl")}
-    found["weights"] = run.path("train/adagrpo/final/model.safetensors").read_bytes()
-    assert found == whole
+    actual = {name: run.path("train/adagrpo", name).read_bytes() for name in ("steps.jsonl", "validation.jsonl")}
+    actual["weights"] = run.path("train/adagrpo/final/model.safetensors").read_bytes()
+    assert actual == whole
     # a step whose validation failed was done and kept, and has not been reported a second time
     assert set(expected) - set(steps) <= {done + 1} and len(steps) == len(set(steps))
 
@@ -259,11 +259,11 @@ def test_an_endpoint_fails_in_every_way_and_the_same_command_continues(
     for folder in ("reward", "train/adagrpo"):
         (copied / folder).rename(copied / folder.replace("/", "-"))
     furthest = 0
-    for (how, said), after in zip(SAID.items(), (4, 1, 1, 0), strict=True):  # 4: the look, validation, a group
+    for (how, message), after in zip(SAID.items(), (4, 1, 1, 0), strict=True):  # 4: the look, validation, a group
         service.requests.clear()
         service.behaviour = failing(how, after)
         status, err = adagrpo(*command)
-        assert status == 1 and err.count("\n") == 1 and said in err, err
+        assert status == 1 and err.count("\n") == 1 and message in err, err
         assert err.startswith(f"adagrpo: reward {service.url}: ") and "the same command continues" in err
         steps = (copied / ".work/train.adagrpo/steps.jsonl").read_text(encoding="utf-8").count("\n")
         assert steps >= furthest  # nothing lost
@@ -332,10 +332,10 @@ def test_the_second_family_is_fitted_where_it_is_asked_for(copied: Path, world: 
     assert made(run) == []
     # the same model file as a reward of the user's own
     own = {"kind": "lightgbm", "model": str(run.path("ranker/lambdarank/model.txt"))}
-    models, found = Models(RunData(run)), Models(RunData(again(run, copied, world, data, reward=own)))
+    models, actual = Models(RunData(run)), Models(RunData(again(run, copied, world, data, reward=own)))
     batch = models.schedule(run.config.train.fit).batches(0)[0]
     items = torch.arange(30).repeat(len(batch.users), 1)
-    one, other = (reward.score(batch.histories, items) for reward in (models.reward(), found.reward()))
+    one, other = (reward.score(batch.histories, items) for reward in (models.reward(), actual.reward()))
     sequential = models.ranker(copied / "ranker/best").score(batch.histories, items)
     torch.testing.assert_close(2 * one - sequential, other, rtol=1e-4, atol=1e-4)
 

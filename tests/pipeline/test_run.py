@@ -55,13 +55,13 @@ def make(run: Run, text: str, *, config: Any = 0, inputs: tuple[Path, ...] = ())
 
 
 def test_a_stage_is_made_once_for_one_configuration_and_input(run: Run) -> None:
-    given = run.data / "given.txt"
-    given.write_text("1", encoding="utf-8")
-    assert make(run, "first", inputs=(given,)) == "first"
-    run.stage("a/b", also=0, inputs=[given], build=refuse)
-    assert make(run, "other config", config=1, inputs=(given,)) == "other config"
-    given.write_text("2", encoding="utf-8")
-    assert make(run, "other input", config=1, inputs=(given,)) == "other input"
+    source_file = run.data / "given.txt"
+    source_file.write_text("1", encoding="utf-8")
+    assert make(run, "first", inputs=(source_file,)) == "first"
+    run.stage("a/b", also=0, inputs=[source_file], build=refuse)
+    assert make(run, "other config", config=1, inputs=(source_file,)) == "other config"
+    source_file.write_text("2", encoding="utf-8")
+    assert make(run, "other input", config=1, inputs=(source_file,)) == "other input"
     assert [event for _, event in events(run)] == ["start", "end", "skip", "start", "end", "start", "end"]
     assert list(run.path(".work").iterdir()) == []
 
@@ -430,10 +430,10 @@ def test_a_fit_that_is_told_to_end_saves_its_step_and_is_continued_to_the_same_b
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.001)
         process.send_signal(number)
-        said = process.communicate()[1]
+        message = process.communicate()[1]
     assert process.returncode == status
     word = "terminated" if number == signal.SIGTERM else "interrupted"
-    assert said == f"adagrpo: {word}; the same command continues\n"
+    assert message == f"adagrpo: {word}; the same command continues\n"
     (saved,) = directory.glob(".work/sft/checkpoints/0*")
     assert int(saved.name) == len(steps.read_text(encoding="utf-8").splitlines())
     run_all(world.run(directory, data))
@@ -445,5 +445,5 @@ def test_an_interruption_while_modules_are_imported_is_one_line() -> None:
     program += (
         "staticmethod(lambda name, *_: signal.raise_signal(signal.SIGINT) if name == 'adagrpo.cli' else None)}));"
     )
-    told = subprocess.run([sys.executable, "-c", program + "m.main()"], capture_output=True, text=True, check=False)
-    assert (told.returncode, told.stderr) == (130, "adagrpo: interrupted; the same command continues\n")
+    output = subprocess.run([sys.executable, "-c", program + "m.main()"], capture_output=True, text=True, check=False)
+    assert (output.returncode, output.stderr) == (130, "adagrpo: interrupted; the same command continues\n")

@@ -71,12 +71,12 @@ def test_a_recipe_from_own_logs_runs(tmp_path: Path, name: str) -> None:
     log, recipe = shop(tmp_path / name), tmp_path / "mine.yaml"
     looked = command("inspect", log, "--json")
     assert looked.returncode == 0, looked.stderr
-    found: dict[str, Any] = json.loads(looked.stdout)
-    assert found["missing"] == [] and found["next"][0] == f"adagrpo init {log} --out recipe.yaml"
+    actual: dict[str, Any] = json.loads(looked.stdout)
+    assert actual["missing"] == [] and actual["next"][0] == f"adagrpo init {log} --out recipe.yaml"
     made = command("init", log, "--out", recipe, "--json")
     assert made.returncode == 0 and json.loads(made.stdout)["recipe"] == str(recipe)
     content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
-    assert content["data"]["columns"] == found["mapping"]
+    assert content["data"]["columns"] == actual["mapping"]
     assert content["data"].get("max_bad_rows", 0) == (name == "shop.csv")
     again = command("init", log, "--out", recipe)
     assert (

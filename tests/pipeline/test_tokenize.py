@@ -44,12 +44,12 @@ def test_every_quantizer_and_either_way_with_collisions(copied: Path, data: Path
 
 
 def test_the_quantizers_differ(copied: Path, data: Path, world: Any) -> None:
-    found = set()
+    actual = set()
     for quantizer in ("kmeans", "balanced_kmeans", "rq_vae"):
         run: Run = world.run(copied, data, tokenizer={"quantizer": quantizer, "cluster_bound": 1, "codes": 4})
         tokenize(run)
-        found.add(codes_of(run)[:, :2].tobytes())
-    assert len(found) == 3
+        actual.add(codes_of(run)[:, :2].tobytes())
+    assert len(actual) == 3
 
 
 @pytest.mark.parametrize("collisions", ["level", "nearest"])
@@ -59,12 +59,12 @@ def test_published_ids_that_collide(world: Any, copied: Path, data: Path, tmp_pa
     published = {"path": "collide.parquet", "column": "sid"}
     run: Run = world.run(copied, data, tokenizer={"published": published, "collisions": collisions})
     tokenize(run)
-    found, report = codes_of(run), audit_of(run)
-    assert len(np.unique(found, axis=0)) == 30 and found[:, 0].tolist() == [row[0] for row in codes]
+    actual, report = codes_of(run), audit_of(run)
+    assert len(np.unique(actual, axis=0)) == 30 and actual[:, 0].tolist() == [row[0] for row in codes]
     assert report["collision_rate"] == pytest.approx(28 / 30) and report["reconstruction_error"] is None
-    kept = (found[:, :2] == np.array(codes)).all(axis=1)
+    kept = (actual[:, :2] == np.array(codes)).all(axis=1)
     assert kept.all() if collisions == "level" else kept.sum() == 16  # one item of each of the 16 sequences
-    assert found.shape[1] == (3 if collisions == "level" else 2)
+    assert actual.shape[1] == (3 if collisions == "level" else 2)
 
 
 def test_too_many_items_for_the_free_codes(world: Any, copied: Path, data: Path) -> None:
@@ -79,8 +79,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     library = pytest.importorskip("sentence_transformers")
     modules = pytest.importorskip("sentence_transformers.sentence_transformer.modules")
     tokenizers = pytest.importorskip("tokenizers")
-    words = {f"w{index}": index for index in range(10)}
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w0"))
+    tokens = {f"w{index}": index for index in range(10)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(tokens, unk_token="w0"))
     weights = np.random.default_rng(0).normal(size=(10, 4)).astype(np.float32)
     folder = tmp_path_factory.mktemp("model")
     embedding = modules.StaticEmbedding(tokenizer, embedding_weights=weights)

@@ -53,11 +53,11 @@ def make(options: dict[str, Any] = QWEN, **settings: Any) -> CausalLMPolicy:
 
 def tokens(vocabulary: Vocabulary, codes: list[int]) -> list[int]:
     """The token of each code, by the formula of `language_model`; code K_l is the outside token."""
-    found = []
+    result = []
     for level, code in enumerate(codes):
         start = vocabulary.first_token + sum(vocabulary.code_sizes[:level])
-        found.append(vocabulary.outside_token if code == vocabulary.code_sizes[level] else start + code)
-    return found
+        result.append(vocabulary.outside_token if code == vocabulary.code_sizes[level] else start + code)
+    return result
 
 
 def plain(policy: CausalLMPolicy, row: int, codes: list[int]) -> Tensor:
@@ -105,10 +105,10 @@ def test_gradients_are_those_of_plain_sequences(name):
     codes = codes_of(policy, 6)
     weights = torch.randn(3, 6, 3, generator=torch.Generator().manual_seed(5))
     parameters = list(policy.parameters())
-    found = torch.autograd.grad((policy.score(policy.encode(HISTORIES), codes) * weights).sum(), parameters)
+    actual = torch.autograd.grad((policy.score(policy.encode(HISTORIES), codes) * weights).sum(), parameters)
     expected = torch.autograd.grad((all_plain(policy, codes) * weights).sum(), parameters)
     scale = max(float(gradient.abs().max()) for gradient in expected)
-    for one, other in zip(found, expected, strict=True):
+    for one, other in zip(actual, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5 * scale)
 
 

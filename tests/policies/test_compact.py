@@ -1,4 +1,4 @@
-"""The compact policy against a walk that writes one code of one lane at a time."""
+"""The compact policy against a walk that writes one code of one hypothesis at a time."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def policy() -> CompactPolicy:
 
 
 def walk(policy: CompactPolicy, history: list[int], codes: list[int], temperature: float) -> list[float]:
-    """Log-probability of each code: encode one truncated history, then one code of one lane at a time."""
+    """Log-probability of each code: encode one truncated history, then one code of one hypothesis at a time."""
     context = policy.encode(Histories(torch.tensor([history]), torch.tensor([len(history)])))
     state, scores = policy.start(context), []
     for code in codes:
@@ -110,17 +110,17 @@ def test_an_item_is_the_sum_of_its_code_vectors(policy):
 
 
 @torch.no_grad()
-def test_advance_follows_the_parent_lane(policy):
+def test_advance_follows_the_parent_hypothesis(policy):
     context = policy.encode(HISTORIES)
     first = policy.advance(policy.start(context), torch.zeros(3, 3, dtype=torch.int64), torch.arange(3).expand(3, 3))
     parents, codes = torch.tensor([[2, 0, 2, 1]]).expand(3, 4), torch.tensor([[0, 1, 1, 0]]).expand(3, 4)
     logits = policy.logits(policy.advance(first, parents, codes))
     assert logits.shape == (3, 4, 4)
-    for lane in range(4):
+    for hypothesis in range(4):
         lone = policy.start(context)
-        for code in (parents[0, lane], codes[0, lane]):
+        for code in (parents[0, hypothesis], codes[0, hypothesis]):
             lone = policy.advance(lone, torch.zeros(3, 1, dtype=torch.int64), code.expand(3, 1))
-        torch.testing.assert_close(logits[:, lane], policy.logits(lone)[:, 0], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(logits[:, hypothesis], policy.logits(lone)[:, 0], rtol=1e-5, atol=1e-6)
 
 
 @torch.no_grad()

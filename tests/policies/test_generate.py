@@ -69,24 +69,24 @@ def generated(model: PreTrainedModel, catalog: Catalog, items: list[int], beams:
         return_dict_in_generate=True,
         output_scores=True,
     )
-    found = [names.index(row[len(prompt) :].tolist()) for row in output.sequences]
-    return found, output.sequences_scores.tolist()
+    result = [names.index(row[len(prompt) :].tolist()) for row in output.sequences]
+    return result, output.sequences_scores.tolist()
 
 
 @torch.no_grad()
 def test_the_top_ten_are_those_of_generate(policy, catalog):
     batch = histories(6)
     beams = beam_search(policy, policy.encode(batch), 20, trie=catalog.trie)
-    found = catalog.lookup(beams.codes)
+    actual = catalog.lookup(beams.codes)
     for b in range(6):
         items, scores = generated(policy.lm, catalog, batch.items[b, : batch.lengths[b]].tolist(), 20)
-        assert found[b, :10].tolist() == items
+        assert actual[b, :10].tolist() == items
         torch.testing.assert_close(beams.scores[b, :10], torch.tensor(scores), rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()
 def test_the_cache_of_a_prompt_is_held_once(policy, catalog):
-    """However many lanes: what attention reads of the prompt has a batch of the samples, not of samples times lanes."""
+    """However many hypotheses: the prompt's keys have a batch of the samples, not of samples times hypotheses."""
     batches = []
     hook = policy.lm.base_model.register_forward_hook(
         lambda module, args, kwargs, output: batches.append(kwargs["inputs_embeds"].shape[0]), with_kwargs=True

@@ -115,8 +115,8 @@ def test_a_context_can_be_cut_before_and_after_the_head_has_spoken():
     policy = make_policy()
     context = policy.encode(HISTORIES)
     whole = policy.score(context, space(SPACE))
-    spoken = policy.start(context)
-    assert spoken.level == 0 and len(context) == 3
+    has_text = policy.start(context)
+    assert has_text.level == 0 and len(context) == 3
     rows = torch.tensor([2, 0])
     torch.testing.assert_close(policy.score(context[rows], space(SPACE)[:2]), whole[rows], rtol=1e-5, atol=1e-6)
 
@@ -161,7 +161,7 @@ def test_sampled_negatives_leave_out_the_target_and_count_it_once():
     policy = make_policy(negatives=500, loss_weight=2.0)
     context = policy.encode(HISTORIES)
     torch.manual_seed(3)
-    found = policy.supervised_loss(context, TARGETS)
+    actual = policy.supervised_loss(context, TARGETS)
     torch.manual_seed(3)
     drawn = torch.randint(10, (500,)).tolist()
     logits = policy.item_logits(context, ITEMS)
@@ -169,7 +169,7 @@ def test_sampled_negatives_leave_out_the_target_and_count_it_once():
     for b, target in enumerate(TARGETS.tolist()):
         others = torch.stack([logits[b, item] for item in drawn if item != target])
         expected = torch.cat([logits[b, target].unsqueeze(0), others]).logsumexp(0) - logits[b, target]
-        assert float(found[b]) == pytest.approx(float(decoder[b] + 2.0 * expected), rel=1e-5)
+        assert float(actual[b]) == pytest.approx(float(decoder[b] + 2.0 * expected), rel=1e-5)
 
 
 def test_item_dropout_leaves_the_codes_and_only_while_training():

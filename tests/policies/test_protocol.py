@@ -85,7 +85,7 @@ def alone(row: int, length: int) -> Histories:
 
 
 def walk(policy: Any, histories: Histories, codes: list[int], temperature: float) -> list[Tensor]:
-    """Log-probability of each code: one history, one lane, one code at a time."""
+    """Log-probability of each code: one history, one hypothesis, one code at a time."""
     state, scores = policy.start(policy.encode(histories)), []
     for code in codes:
         logits = policy.logits(state)[0, 0].double() / temperature
@@ -135,17 +135,17 @@ def test_probabilities_of_all_sequences_sum_to_one(policy, temperature):
 
 
 @torch.no_grad()
-def test_lanes_follow_their_parents(policy):
+def test_hypotheses_follow_their_parents(policy):
     context = policy.encode(HISTORIES)
     first = policy.advance(policy.start(context), torch.zeros(3, 3, dtype=torch.int64), torch.arange(3).expand(3, 3))
     parents, codes = torch.tensor([[2, 0, 2, 1]]).expand(3, 4), torch.tensor([[0, 1, 1, 0]]).expand(3, 4)
     logits = policy.logits(policy.advance(first, parents, codes)).log_softmax(-1)
-    for lane in range(4):
+    for hypothesis in range(4):
         lone = policy.start(context)
-        for code in (parents[0, lane], codes[0, lane]):
+        for code in (parents[0, hypothesis], codes[0, hypothesis]):
             lone = policy.advance(lone, torch.zeros(3, 1, dtype=torch.int64), code.expand(3, 1))
         expected = policy.logits(lone)[:, 0].log_softmax(-1)
-        torch.testing.assert_close(logits[:, lane], expected, rtol=1e-5, atol=5e-6)
+        torch.testing.assert_close(logits[:, hypothesis], expected, rtol=1e-5, atol=5e-6)
 
 
 @torch.no_grad()
@@ -210,7 +210,7 @@ def test_a_history_is_read_once_for_everything(policy):
     if not isinstance(policy, CausalLMPolicy):
         assert widths == [4]
         return
-    # what a language model reads after its prompt are the lanes' own codes: 1 x 2, then 6 and 6, then 4 or 5 and 5;
+    # what a language model reads after its prompt are the codes of each: 1 x 2, then 6 and 6, then 4 or 5 and 5;
     # and each time what comes between the history and them
     before, after = len(policy.preamble), len(policy.suffix)
     between = [after] if after else []
@@ -283,11 +283,11 @@ def test_gradients_are_those_of_each_sequence_alone(policy, term):
         return total
 
     parameters = dict(policy.named_parameters())
-    found, expected = (
+    actual, expected = (
         torch.autograd.grad(way(), list(parameters.values()), allow_unused=True) for way in (together, one_by_one)
     )
     scale = max(float(gradient.abs().max()) for gradient in expected if gradient is not None)
-    for name, one, other in zip(parameters, found, expected, strict=True):
+    for name, one, other in zip(parameters, actual, expected, strict=True):
         assert (one is None) == (other is None), name
         if one is not None:
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5 * scale, msg=name)
@@ -299,15 +299,15 @@ def test_one_context_for_the_loss_and_the_scores_has_the_gradients_of_two(policy
     chosen, codes = torch.tensor([1, 4, 6]), some_codes(policy, 3, 5)
     for rows in (torch.arange(7), torch.tensor([0, 1, 2, 4, 6])):
         for targets in (TARGETS, TARGETS.roll(1)):
-            found = []
+            actual = []
             for shared in (True, False):
                 lone = copy.deepcopy(policy).train()
                 context = lone.encode(HISTORIES, ROWS, POSITIONS)
                 loss = lone.supervised_loss(context[rows], targets[rows]).sum()
                 second = context if shared else lone.encode(HISTORIES, ROWS, POSITIONS)
                 (loss + lone.score(second[chosen], codes).square().mean()).backward()
-                found.append([parameter.grad for parameter in lone.parameters()])
-            for one, other in zip(*found, strict=True):
+                actual.append([parameter.grad for parameter in lone.parameters()])
+            for one, other in zip(*actual, strict=True):
                 torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 

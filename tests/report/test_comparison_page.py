@@ -18,8 +18,8 @@ HOSTILE = "<script>alert('x')</script>"
 
 def measured(hits: int, *, validation: float = 0.3, invalid: float = 0.0) -> Measured:
     """The first `hits` of 200 users are hits."""
-    found = (np.arange(200) < hits).astype(float)
-    users = pl.DataFrame({"user_id": range(200), "hr@10": found, "hallucination@10": np.full(200, invalid)})
+    result = (np.arange(200) < hits).astype(float)
+    users = pl.DataFrame({"user_id": range(200), "hr@10": result, "hallucination@10": np.full(200, invalid)})
     means = {"hr@10": hits / 200, "hallucination@10": invalid, "coverage@10": 0.5}
     return Measured(users, means, means | {"hr@10": validation})
 
@@ -31,37 +31,37 @@ def content(seeds: int = 2, **arms: list[Measured]) -> dict[str, Any]:
     names = [name for name, _ in tests if name != "sft"]
     facts = {"lambda": [1.0] * seeds, "admission": [0.1] * seeds, "weight": [None] * seeds}
     plan = options.model_dump(mode="json") | {"family": names[1:]}
-    found = {"name": "tiny", "config_hash": "abc", "seeds": list(range(seeds)), "users": 200, "plan": plan}
-    found |= {"arms": dict.fromkeys(names, facts), "rows": compare(tests, range(seeds), options)}
-    return found | {"finding": finding(found)}
+    result = {"name": "tiny", "config_hash": "abc", "seeds": list(range(seeds)), "users": 200, "plan": plan}
+    result |= {"arms": dict.fromkeys(names, facts), "rows": compare(tests, range(seeds), options)}
+    return result | {"finding": finding(result)}
 
 
 def test_nothing_gained_is_the_first_thing_said() -> None:
-    said = finding(content(adagrpo=[measured(50), measured(51)], grpo=[measured(20)] * 2))
-    assert said[0] == "No arm is better than nll on HR@10 (2 seeds, 2 tests)."
-    assert said[1].startswith("Worse than nll: grpo (best: −15.00 points, users −")
-    assert said[2] == "No difference shown, which is not to say that there is none: adagrpo (best)."
+    message = finding(content(adagrpo=[measured(50), measured(51)], grpo=[measured(20)] * 2))
+    assert message[0] == "No arm is better than nll on HR@10 (2 seeds, 2 tests)."
+    assert message[1].startswith("Worse than nll: grpo (best: −15.00 points, users −")
+    assert message[2] == "No difference shown, which is not to say that there is none: adagrpo (best)."
 
 
 def test_users_without_the_seeds_settle_nothing() -> None:
-    said = finding(content(grpo=[measured(100), measured(52)]))
-    assert said[0].startswith("No arm is better")
-    assert said[1].startswith("Different over users, but not settled by so few seeds: grpo (best: +13.00 points")
+    message = finding(content(grpo=[measured(100), measured(52)]))
+    assert message[0].startswith("No arm is better")
+    assert message[1].startswith("Different over users, but not settled by so few seeds: grpo (best: +13.00 points")
 
 
 def test_a_gain_is_said_with_its_intervals() -> None:
-    said = finding(content(adagrpo=[measured(80)] * 2))
+    message = finding(content(adagrpo=[measured(80)] * 2))
     assert re.match(
         r"Better than nll on HR@10 \(2 seeds, 1 test\), within the margins: adagrpo \(best: \+15\.00 points,"
         r" users \+1\d\.\d\d … \+\d\d\.\d\d, seeds \+15\.00 … \+15\.00, p 0\.004\)\.$",
-        said[0],
+        message[0],
     )
 
 
 def test_a_gain_at_a_price_is_not_called_better() -> None:
-    said = finding(content(grpo=[measured(80, invalid=0.2)] * 2))
-    assert said[0].startswith("No arm is better than nll")
-    assert said[1].startswith("grpo (best: +15.00 points") and said[1].endswith("the margin on hallucination@10.")
+    message = finding(content(grpo=[measured(80, invalid=0.2)] * 2))
+    assert message[0].startswith("No arm is better than nll")
+    assert message[1].startswith("grpo (best: +15.00 points") and message[1].endswith("the margin on hallucination@10.")
 
 
 def test_a_control_that_is_not_beaten_is_named() -> None:
@@ -73,14 +73,14 @@ def test_a_control_that_is_not_beaten_is_named() -> None:
 
 
 def test_validation_chooses_and_test_reports() -> None:
-    said = finding(content(adagrpo=[measured(40, validation=0.4)] * 2, grpo=[measured(60)] * 2))
-    assert "Validation would choose adagrpo (40.00 % there); on test it has 20.00 %." in said
+    message = finding(content(adagrpo=[measured(40, validation=0.4)] * 2, grpo=[measured(60)] * 2))
+    assert "Validation would choose adagrpo (40.00 % there); on test it has 20.00 %." in message
 
 
 def test_one_seed_is_called_one_seed() -> None:
-    said = finding(content(1, adagrpo=[measured(80)]))
-    assert said[0].startswith("Better than nll on HR@10 (1 seed, 1 test)") and "seeds –" in said[0]
-    assert said[-1].startswith("All of this is one seed")
+    message = finding(content(1, adagrpo=[measured(80)]))
+    assert message[0].startswith("Better than nll on HR@10 (1 seed, 1 test)") and "seeds –" in message[0]
+    assert message[-1].startswith("All of this is one seed")
     assert not any("one seed" in sentence for sentence in finding(content(2, adagrpo=[measured(80)] * 2)))
 
 
@@ -94,9 +94,9 @@ def test_the_table_by_hand() -> None:
 
 
 def test_the_page_is_offline_escaped_and_repeatable() -> None:
-    found = content(adagrpo=[measured(80)] * 2) | {"name": HOSTILE}
-    page = comparison_page(found)
-    assert page == comparison_page(found)
+    actual = content(adagrpo=[measured(80)] * 2) | {"name": HOSTILE}
+    page = comparison_page(actual)
+    assert page == comparison_page(actual)
     assert "<script" not in page and "alert" in page
     links = re.findall(r"""(?:src|href)=|url\(|https?://[^"' ]+""", page)
     assert set(links) == {"http://www.w3.org/2000/svg"}

@@ -23,11 +23,11 @@ def report() -> dict[str, Any]:
         {"by": "all", "stratum": "all", "cases": 1200, "auc": interval(0.9), "ndcg@10": interval(0.1)},
         {"by": "item exposure", "stratum": "0", "cases": 1, "auc": interval(0.5), "ndcg@10": None},
     ]
-    fates = {"samples": 100, "admitted": 0.25, "easy": 0.05, "undiscriminated": 0.7, "degenerate": 0.0}
+    outcomes = {"samples": 100, "admitted": 0.25, "easy": 0.05, "undiscriminated": 0.7, "degenerate": 0.0}
     return {
         "strata": strata,
         "calibration": "it is no probability",
-        "gate": {"all users": fates | {"admitted_if_shuffled": 0.07}},
+        "gate": {"all users": outcomes | {"admitted_if_shuffled": 0.07}},
     }
 
 

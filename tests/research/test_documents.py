@@ -124,9 +124,9 @@ def test_comparisons_of_other_seeds_are_pooled_into_one_table(tmp_path: Path) ->
         for arm, gained in (("nll", [0.0, 0.0]), ("x", gains)):
             test = {m: {"by_seed": [b + g for b, g in zip(v, gained, strict=True)]} for m, v in base.items()}
             test = {m: v | {"mean": sum(v["by_seed"]) / 2} for m, v in test.items()}
-            found = {"users": [0.01, 0.05], "by_seed": gained}
+            actual = {"users": [0.01, 0.05], "by_seed": gained}
             rows.append({"arm": arm, "checkpoint": "best", "test": test, "validation": {"hr@10": 0.1}})
-            rows[-1] |= {"against": {} if arm == "nll" else {"hr@10": found, "hr@50": found}}
+            rows[-1] |= {"against": {} if arm == "nll" else {"hr@10": actual, "hr@50": actual}}
         plan = {"baseline": "nll", "family": ["x"], "metric": "hr@10", "level": 0.95, "margins": {"hr@50": 0.01}}
         content = {"name": "n", "seeds": seeds, "users": 9, "plan": plan, "rows": rows}
         (tmp_path / f"{name}.comparison.json").write_text(json.dumps(content), encoding="utf-8")
@@ -220,8 +220,8 @@ def test_pages_are_checked_or_written_all_or_none(results: Path, tmp_path: Path)
     assert tables_into(results, [docs]) == [first] and first.read_bytes().endswith(b"\r\nprose, left as it is\r\n")
     assert tables_into(results, [docs]) == [] and tables_into(results, [docs], check=True) == []
     second.write_text("no table\n", encoding="utf-8")
-    for place, said in ((second, "no page has a line"), (tmp_path / "c.md", "no such file or folder")):
-        with pytest.raises(UserError, match=said):
+    for place, message in ((second, "no page has a line"), (tmp_path / "c.md", "no such file or folder")):
+        with pytest.raises(UserError, match=message):
             tables_into(results, [place])
     with pytest.raises(UserError, match="no such folder"):
         tables_into(tmp_path / "nowhere", [docs])
@@ -289,6 +289,6 @@ def test_a_comparison_of_the_project_is_that_of_its_rows(path: Path) -> None:
     }
     content = json.loads(path.read_text(encoding="utf-8"))
     assert content["rows"]
-    for found in content["rows"]:
-        each = [rows[found["arm"], found["checkpoint"], seed]["hr@10"] for seed in content["seeds"]]
-        assert found["test"]["hr@10"]["by_seed"] == each
+    for actual in content["rows"]:
+        each = [rows[actual["arm"], actual["checkpoint"], seed]["hr@10"] for seed in content["seeds"]]
+        assert actual["test"]["hr@10"]["by_seed"] == each

@@ -106,8 +106,8 @@ def test_the_curves_and_tables_of_the_project_are_those_of_its_rows() -> None:
 def test_weightings_are_compared_seed_by_seed() -> None:
     values = {"ignore": (0.5, 0.7), "ips": (0.6, 0.8), "snips": (0.5, 0.7)}
     rows = [
-        {"world": "coat", "seed": seed, "propensity": way, "metrics": {"random": found[seed]}}
-        for way, found in values.items()
+        {"world": "coat", "seed": seed, "propensity": way, "metrics": {"random": actual[seed]}}
+        for way, actual in values.items()
         for seed in (0, 1)
     ]
     rows.append({"world": "coat", "seed": 2, "propensity": "ignore", "metrics": {"random": 0.1}})  # not whole yet

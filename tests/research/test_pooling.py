@@ -71,18 +71,18 @@ def test_pooled_comparisons_are_one_of_all_seeds_but_for_users_intervals_that_ar
     whole, pooled = pooled_parts(planted(5), 3, options)
     assert whole.keys() == pooled.keys()
     for point, row in whole.items():
-        found = pooled[point]
-        assert found["verdict"] == row["verdict"], point
-        assert found["test"]["hr@10"]["by_seed"] == row["test"]["hr@10"]["by_seed"]
-        assert found["test"]["coverage@10"]["mean"] == pytest.approx(0.5)
-        assert found["validation"]["hr@10"] == pytest.approx(row["validation"]["hr@10"])
+        actual = pooled[point]
+        assert actual["verdict"] == row["verdict"], point
+        assert actual["test"]["hr@10"]["by_seed"] == row["test"]["hr@10"]["by_seed"]
+        assert actual["test"]["coverage@10"]["mean"] == pytest.approx(0.5)
+        assert actual["validation"]["hr@10"] == pytest.approx(row["validation"]["hr@10"])
         for metric, expected in row["against"].items():
-            difference = found["against"][metric]
+            difference = actual["against"][metric]
             for key in ("difference", "relative", "seeds", "by_seed"):
                 assert difference[key] == pytest.approx(expected[key], rel=1e-9, abs=1e-12), (point, metric, key)
             width, least = np.diff(difference["users"])[0], np.diff(expected["users"])[0]
             assert width >= 0.97 * least, (point, metric)  # the ends of a bootstrap are known to a few per cent
-        assert {name: margin["kept"] for name, margin in found["margins"].items()} == {
+        assert {name: margin["kept"] for name, margin in actual["margins"].items()} == {
             name: margin["kept"] for name, margin in row["margins"].items()
         }
     # gains of independent users under each seed: the bound is at its widest, 1 against 1 / sqrt 2 for halves

@@ -81,11 +81,11 @@ def test_a_crossing_is_where_the_rising_fit_is_zero() -> None:
     assert crossing([0, 1], [-2, -1]) is None and crossing([0, 1], [1, 2]) is None
     assert crossing([0, 1, 2], [1, 0, -1]) is None  # falls: the fit is its mean, 0, everywhere
     generator = np.random.default_rng(0)
-    found = []
+    actual = []
     for _ in range(200):
         x = generator.random(20)
-        found.append(crossing(x, x - 0.4 + 0.2 * generator.standard_normal(20)))
-    assert np.mean([value for value in found if value is not None]) == pytest.approx(0.4, abs=0.03)
+        actual.append(crossing(x, x - 0.4 + 0.2 * generator.standard_normal(20)))
+    assert np.mean([value for value in actual if value is not None]) == pytest.approx(0.4, abs=0.03)
     for x, y in (([1.0], [1.0, 2.0]), ([], []), ([np.nan], [1.0])):
         with pytest.raises(ValueError, match=r"expected \(N,\)|finite"):
             crossing(x, y)

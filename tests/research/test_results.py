@@ -20,8 +20,15 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 def row(seed: int, hr: float, **changes: Any) -> dict[str, Any]:
     metrics = {"hr@10": hr, "ndcg@10": hr / 2}
-    given = {"dataset": "beauty", "objective": "nll", "arm": "nll", "seed": seed, "checkpoint": "best", "split": "test"}
-    return given | {"metrics": metrics} | changes
+    arguments = {
+        "dataset": "beauty",
+        "objective": "nll",
+        "arm": "nll",
+        "seed": seed,
+        "checkpoint": "best",
+        "split": "test",
+    }
+    return arguments | {"metrics": metrics} | changes
 
 
 def test_means_and_intervals_over_seeds(tmp_path: Path) -> None:

@@ -29,9 +29,9 @@ def folder(data: Path, tmp_path: Path) -> Path:
 
 
 def test_published_columns_are_tried_both_ways_where_items_collide(folder: Path) -> None:
-    found = tokenizers.published(folder, "ids.parquet")
-    assert [name for name, _ in found] == ["published good", "published poor", "published poor, nearest"]
-    assert found[2][1] == ["tokenizer.published={path: ids.parquet, column: poor}", "tokenizer.collisions=nearest"]
+    actual = tokenizers.published(folder, "ids.parquet")
+    assert [name for name, _ in actual] == ["published good", "published poor", "published poor, nearest"]
+    assert actual[2][1] == ["tokenizer.published={path: ids.parquet, column: poor}", "tokenizer.collisions=nearest"]
 
 
 def test_rows_and_tables(folder: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:

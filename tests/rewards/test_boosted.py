@@ -46,16 +46,16 @@ def test_a_model_may_use_some_features_in_its_own_order(features: Features, tmp_
     reward = BoostedReward(load_model(tmp_path / "model.txt"), features)
     histories = Histories(torch.tensor([[0, 1], [3, 0]]), torch.tensor([2, 1]), torch.tensor([0, 1]))
     items = torch.tensor([[2, 4, -1], [0, 1, 2]])
-    found = reward.score(histories, items)
-    assert found.shape == (2, 3) and found.dtype == torch.float32
+    actual = reward.score(histories, items)
+    assert actual.shape == (2, 3) and actual.dtype == torch.float32
     table = features.table(*(part.numpy() for part in (histories.items, histories.lengths, items)), np.array([0, 1]))
     for row, place in (items >= 0).nonzero().tolist():
         columns = [table[row, place, FEATURES.index(name)] for name in names]
-        assert float(found[row, place]) == pytest.approx(reward.model.predict([columns], raw_score=True)[0], rel=1e-6)
+        assert float(actual[row, place]) == pytest.approx(reward.model.predict([columns], raw_score=True)[0], rel=1e-6)
     assert reward.score(histories, items[:, :0]).shape == (2, 0)
     # whose history it is matters: the counts are without that user
     others = reward.score(Histories(histories.items, histories.lengths), items)
-    assert not torch.equal(others[items >= 0], found[items >= 0])
+    assert not torch.equal(others[items >= 0], actual[items >= 0])
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ class Constant:
         return (100.0 * self.fold + last + items / 10).masked_fill(items < 0, torch.nan)
 
 
-def test_each_row_is_judged_by_its_users_fold() -> None:
+def test_each_row_is_scored_by_its_users_fold() -> None:
     folds = np.array([1, 0, 2, 0, 1])
     rankers = [Constant(fold) for fold in range(3)]
     users = torch.tensor([4, 1, 1, 2, 0, 3])
@@ -36,8 +36,8 @@ def test_each_row_is_judged_by_its_users_fold() -> None:
     for row in range(6):
         last = histories.items[row, histories.lengths[row] - 1]
         for place, item in enumerate(items[row].tolist()):
-            wanted = 100 * folds[users[row]] + int(last) + item / 10
-            assert scores[row, place].isnan() if item < 0 else float(scores[row, place]) == pytest.approx(wanted)
+            expected = 100 * folds[users[row]] + int(last) + item / 10
+            assert scores[row, place].isnan() if item < 0 else float(scores[row, place]) == pytest.approx(expected)
     assert [sorted(ranker.seen) for ranker in rankers] == [[1, 1, 3], [0, 4], [2]]
     alone = [CrossFitted(rankers, folds).score(histories.rows(torch.tensor([r])), items[[r]]) for r in range(6)]
     torch.testing.assert_close(torch.cat(alone), scores, rtol=0, atol=0, equal_nan=True)

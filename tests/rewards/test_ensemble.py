@@ -27,18 +27,18 @@ MEMBERS = [
 
 
 def test_a_mean_is_that_of_a_loop() -> None:
-    found = MeanReward(MEMBERS).score(HISTORIES, ITEMS)
-    assert found.dtype == torch.float32
+    actual = MeanReward(MEMBERS).score(HISTORIES, ITEMS)
+    assert actual.dtype == torch.float32
     for row, place in (ITEMS >= 0).nonzero().tolist():
         values = [float(member.scores[row, place]) for member in MEMBERS]
-        assert float(found[row, place]) == pytest.approx(sum(values) / 3)
-    assert found[1, 1].isnan()
+        assert float(actual[row, place]) == pytest.approx(sum(values) / 3)
+    assert actual[1, 1].isnan()
 
 
 def test_a_weighted_sum() -> None:
-    found = WeightedReward(MEMBERS, [2.0, -1.0, 0.5]).score(HISTORIES, ITEMS)
-    torch.testing.assert_close(found[0], torch.tensor([0.0, 3.0, 12.0]))
-    assert float(found[1, 0]) == 1.5 and float(found[1, 2]) == -6.0
+    actual = WeightedReward(MEMBERS, [2.0, -1.0, 0.5]).score(HISTORIES, ITEMS)
+    torch.testing.assert_close(actual[0], torch.tensor([0.0, 3.0, 12.0]))
+    assert float(actual[1, 0]) == 1.5 and float(actual[1, 2]) == -6.0
 
 
 def test_wrong_numbers_of_members() -> None:

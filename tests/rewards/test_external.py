@@ -12,7 +12,7 @@ import torch
 
 from adagrpo.errors import UserError
 from adagrpo.rewards.callable import CallableReward, find_module, load_function
-from adagrpo.rewards.external import BadAnswer, ask, check_answer, place_answer
+from adagrpo.rewards.external import InvalidResponse, check_response, scatter_scores, score_request
 from adagrpo.types import Histories
 
 IDS = ["a", "b", "c", "d"]
@@ -21,13 +21,15 @@ ITEMS = torch.tensor([[2, -1, 3], [-1, -1, -1], [0, 1, 2]])
 
 
 def test_a_question_has_the_ids_and_only_what_is_real() -> None:
-    question = ask(HISTORIES, ITEMS, IDS)
+    question = score_request(HISTORIES, ITEMS, IDS)
     assert question.histories == [["a", "b"], ["d", "d"]]
     assert question.candidates == [["c", "d"], ["a", "b", "c"]]
 
 
 def test_an_answer_goes_to_the_places_that_were_asked_for() -> None:
-    scores = place_answer(check_answer([[1, 2.5], [3, 4, 5]], ask(HISTORIES, ITEMS, IDS).candidates), ITEMS)
+    scores = scatter_scores(
+        check_response([[1, 2.5], [3, 4, 5]], score_request(HISTORIES, ITEMS, IDS).candidates), ITEMS
+    )
     nan = torch.nan
     expected = torch.tensor([[1, nan, 2.5], [nan, nan, nan], [3, 4, 5]])
     torch.testing.assert_close(scores, expected, equal_nan=True, rtol=0, atol=0)
@@ -45,7 +47,7 @@ def test_an_answer_goes_to_the_places_that_were_asked_for() -> None:
     ],
 )
 def test_lists_arrays_and_tensors_will_do(answer: Any) -> None:
-    assert [row.tolist() for row in check_answer(answer, [["a", "b"]])] == [[1.0, 2.0]]
+    assert [row.tolist() for row in check_response(answer, [["a", "b"]])] == [[1.0, 2.0]]
 
 
 @pytest.mark.parametrize(
@@ -70,8 +72,8 @@ def test_lists_arrays_and_tensors_will_do(answer: Any) -> None:
     ],
 )
 def test_what_is_no_answer(answer: Any, message: str) -> None:
-    with pytest.raises(BadAnswer, match=message):
-        check_answer(answer, [["a", "b"]])
+    with pytest.raises(InvalidResponse, match=message):
+        check_response(answer, [["a", "b"]])
 
 
 def test_a_callable_is_asked_once_for_all_and_not_at_all_for_nothing() -> None:

@@ -94,23 +94,23 @@ def test_every_feature_is_that_of_the_loop(monkeypatch: pytest.MonkeyPatch, bloc
     histories = np.array([history + [0] * (4 - len(history)) for history in cut])
     lengths = np.array([len(history) for history in cut])
     items = np.tile(np.arange(ITEMS), (len(users), 1))
-    found = features.table(histories, lengths, items, np.array(users))
-    assert found.shape == (len(users), ITEMS, len(FEATURES)) and found.dtype == np.float32
+    actual = features.table(histories, lengths, items, np.array(users))
+    assert actual.shape == (len(users), ITEMS, len(FEATURES)) and actual.dtype == np.float32
     for place, user in enumerate(users):
         for item in range(ITEMS):
             expected = twin(features, rows, attributes, cut[place], item, rows[user])
-            assert dict(zip(FEATURES, found[place, item].tolist(), strict=True)) == pytest.approx(expected, abs=1e-5)
+            assert dict(zip(FEATURES, actual[place, item].tolist(), strict=True)) == pytest.approx(expected, abs=1e-5)
 
 
 def test_without_users_the_history_is_taken_out() -> None:
     rows, attributes, texts = world()
     features = Features(ragged(rows), attributes, texts)
     seen = [row[:4] for row in rows if len(row) >= 4]
-    found = features.table(np.array(seen), np.full(len(seen), 4), np.tile(np.arange(ITEMS), (len(seen), 1)))
+    actual = features.table(np.array(seen), np.full(len(seen), 4), np.tile(np.arange(ITEMS), (len(seen), 1)))
     for place, history in enumerate(seen):
         for item in range(ITEMS):
             expected = twin(features, rows, attributes, history, item, history)
-            assert dict(zip(FEATURES, found[place, item].tolist(), strict=True)) == pytest.approx(expected, abs=1e-5)
+            assert dict(zip(FEATURES, actual[place, item].tolist(), strict=True)) == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_history_may_hold_what_training_never_counted() -> None:
@@ -138,14 +138,14 @@ def test_a_users_own_interactions_do_not_move_what_is_said_of_their_target() -> 
 
 def test_no_attributes_and_no_texts() -> None:
     features = Features(ragged([[0, 1], [1, 2]]), [[], [], []], ["", "", ""])
-    found = features.table(np.array([[1]]), np.array([1]), np.array([[0, -1, 2]]))
+    actual = features.table(np.array([[1]]), np.array([1]), np.array([[0, -1, 2]]))
     names = list(FEATURES)
     for name in ("attributes_last", "attributes_history", "text_last", "text_history"):
-        assert (found[..., names.index(name)] == 0).all()
-    assert np.isfinite(found).all()
+        assert (actual[..., names.index(name)] == 0).all()
+    assert np.isfinite(actual).all()
 
 
 def test_a_user_without_training() -> None:
     features = Features(ragged([[], [0, 1], [0, 1]]), [[], []], ["", ""])
-    found = features.table(np.array([[0]]), np.array([1]), np.array([[1]]), np.array([0]))
-    assert found[0, 0, list(FEATURES).index("next_last")] == pytest.approx(2 / 3)
+    actual = features.table(np.array([[0]]), np.array([1]), np.array([[1]]), np.array([0]))
+    assert actual[0, 0, list(FEATURES).index("next_last")] == pytest.approx(2 / 3)

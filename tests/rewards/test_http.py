@@ -36,8 +36,8 @@ def answer(value: Any, status: int = 200) -> Callable[..., None]:
 
 @pytest.mark.parametrize("batch_size", [1, 2, 64])
 def test_batches_come_back_in_their_order(service: Any, batch_size: int) -> None:
-    found = reward(service.url, batch_size=batch_size).score(HISTORIES, ITEMS)
-    assert scores(found) == RIGHT and found.isnan().sum() == 4
+    actual = reward(service.url, batch_size=batch_size).score(HISTORIES, ITEMS)
+    assert scores(actual) == RIGHT and actual.isnan().sum() == 4
     assert sorted(len(body["histories"]) for body in service.requests) == ([2] if batch_size > 1 else [1, 1])
     whole = {(tuple(h), tuple(c)) for body in service.requests for h, c in zip(*body.values(), strict=True)}
     assert whole == {(("a", "b"), ("c", "d")), (("d", "d"), ("a", "b", "c"))}
@@ -79,8 +79,8 @@ def test_a_status_that_may_pass_is_tried_again_after_growing_pauses(service: Any
             service.well(handler, body)
 
     service.behaviour = recovers
-    found = reward(service.url, retries=3, backoff_seconds=0.5, sleep=pauses.append).score(HISTORIES, ITEMS)
-    assert scores(found) == RIGHT and pauses == [0.5, 1.0, 2.0]
+    actual = reward(service.url, retries=3, backoff_seconds=0.5, sleep=pauses.append).score(HISTORIES, ITEMS)
+    assert scores(actual) == RIGHT and pauses == [0.5, 1.0, 2.0]
 
 
 def test_a_time_out_is_tried_again_and_then_said(service: Any) -> None:

@@ -57,8 +57,8 @@ def test_only_the_runs_own_ranker_is_cross_fitted(tmp_path: Path, reward: Any) -
 
 def test_the_default_is_the_sequential_ranker_and_kinds_can_be_nested(tmp_path: Path) -> None:
     assert loaded(tmp_path, {}).reward == SequentialOptions()
-    given = {"kind": "weighted", "weights": [1, -0.5], "members": [{"kind": "mean", "members": [{}, HTTP]}, HTTP]}
-    config = loaded(tmp_path, given)
+    arguments = {"kind": "weighted", "weights": [1, -0.5], "members": [{"kind": "mean", "members": [{}, HTTP]}, HTTP]}
+    config = loaded(tmp_path, arguments)
     assert Config.model_validate(dump_config(config)) == config
     assert [part.kind for part in config.reward.parts] == ["mean", "http"]
 

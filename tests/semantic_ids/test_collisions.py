@@ -71,9 +71,9 @@ def test_moving_equals_the_loop(prefixes: list[int], seed: int, whole: bool) -> 
         quantization.residual(1)[:, 0].astype(float).tolist(),
         quantization.codebooks[1][:, 0].astype(float).tolist(),
     )
-    found = move_to_free_codes(quantization)
-    assert list(map(tuple, found.tolist())) == moved_twin(list(map(tuple, codes.tolist())), *exact)
-    assert len(np.unique(found, axis=0)) == len(found)
+    actual = move_to_free_codes(quantization)
+    assert list(map(tuple, actual.tolist())) == moved_twin(list(map(tuple, codes.tolist())), *exact)
+    assert len(np.unique(actual, axis=0)) == len(actual)
 
 
 def test_one_level_moves_too_and_the_codes_given_stay_as_they_are() -> None:
@@ -114,7 +114,7 @@ def test_published_codes_of_beauty_either_way(column: str, distinct: int) -> Non
     codes = import_semantic_ids(BEAUTY, ids, column=column)
     assert codes.shape == (12101, 4) and len(np.unique(codes, axis=0)) == distinct
     vectors = np.random.default_rng(1).normal(size=(12101, 4)).astype(np.float32)
-    for found in (resolve_collisions(codes), move_to_free_codes(level_means(codes, vectors))):
-        assert len(np.unique(found, axis=0)) == 12101
-        assert (found[:, :3] == codes[:, :3]).all()
-        assert (found[:, :4] != codes).any(axis=1).sum() in (0, 12101 - distinct)
+    for actual in (resolve_collisions(codes), move_to_free_codes(level_means(codes, vectors))):
+        assert len(np.unique(actual, axis=0)) == 12101
+        assert (actual[:, :3] == codes[:, :3]).all()
+        assert (actual[:, :4] != codes).any(axis=1).sum() in (0, 12101 - distinct)

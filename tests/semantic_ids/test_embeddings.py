@@ -23,11 +23,11 @@ def unit(matrix: np.ndarray) -> np.ndarray:
 
 
 def tf_idf_twin(documents: list[list[str]], min_items: int) -> np.ndarray:
-    words = sorted({word for document in documents for word in document})
-    held = {word: sum(word in document for document in documents) for word in words}
-    table = np.zeros((len(documents), len(words)))
+    tokens = sorted({word for document in documents for word in document})
+    held = {word: sum(word in document for document in documents) for word in tokens}
+    table = np.zeros((len(documents), len(tokens)))
     for row, document in enumerate(documents):
-        for column, word in enumerate(words):
+        for column, word in enumerate(tokens):
             count = document.count(word)
             if count and held[word] >= min_items:
                 idf = math.log((1 + len(documents)) / (1 + held[word])) + 1
@@ -43,7 +43,7 @@ def ppmi_twin(rows: list[list[int]], num_items: int, window: int) -> np.ndarray:
                 if here != there and abs(here - there) <= window and item != other:
                     counts[item, other] += 1
     total = sum(counts.values())
-    own = [sum(count for (item, _), count in counts.items() if item == wanted) for wanted in range(num_items)]
+    own = [sum(count for (item, _), count in counts.items() if item == chosen) for chosen in range(num_items)]
     table = np.zeros((num_items, num_items))
     for (item, other), count in counts.items():
         table[item, other] = max(0.0, math.log(count * total / (own[item] * own[other])))

@@ -157,11 +157,11 @@ def test_residuals_and_points() -> None:
 def test_level_means_by_hand() -> None:
     codes = np.array([[0, 1], [0, 3], [2, 1]])
     vectors = np.array([[1.0], [3.0], [8.0]], dtype=np.float32)
-    found = level_means(codes, vectors)
+    actual = level_means(codes, vectors)
     # level 1: means 2 and 8, and 4 for the code that nothing has; left over -1, 1, 0
-    np.testing.assert_allclose(found.codebooks[0][:, 0], [2, 4, 8], rtol=1e-6)
-    np.testing.assert_allclose(found.codebooks[1][:, 0], [0, -0.5, 0, 1], rtol=1e-6, atol=1e-7)
-    np.testing.assert_array_equal(found.codes, codes)
+    np.testing.assert_allclose(actual.codebooks[0][:, 0], [2, 4, 8], rtol=1e-6)
+    np.testing.assert_allclose(actual.codebooks[1][:, 0], [0, -0.5, 0, 1], rtol=1e-6, atol=1e-7)
+    np.testing.assert_array_equal(actual.codes, codes)
     with pytest.raises(ValueError, match="expected"):
         level_means(codes, vectors[:2])
 
@@ -169,8 +169,8 @@ def test_level_means_by_hand() -> None:
 def test_level_means_find_the_codebooks_of_converged_kmeans() -> None:
     vectors = np.random.default_rng(7).normal(size=(60, 3)).astype(np.float32)
     made = residual_kmeans(vectors, levels=2, codes=5, seed=0, iterations=100)
-    for found, expected in zip(level_means(made.codes, vectors).codebooks, made.codebooks, strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    for actual, expected in zip(level_means(made.codes, vectors).codebooks, made.codebooks, strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_reconstruction_error_is_a_share_of_the_variance() -> None:

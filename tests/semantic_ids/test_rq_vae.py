@@ -45,7 +45,9 @@ def test_it_learns_and_repeats() -> None:
     np.testing.assert_array_equal(made.reconstruct(), again.reconstruct())
     assert not np.array_equal(made.codes, other.codes)
     assert made.points.shape == (240, 8) and made.reconstruct().shape == vectors.shape
-    error, unfitted = (reconstruction_error(vectors, found.reconstruct()) for found in (made, small(vectors, epochs=1)))
+    error, unfitted = (
+        reconstruction_error(vectors, actual.reconstruct()) for actual in (made, small(vectors, epochs=1))
+    )
     assert error < 0.15 < 0.5 < unfitted
 
 

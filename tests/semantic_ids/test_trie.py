@@ -20,8 +20,8 @@ def catalogues(draw: st.DrawFn) -> tuple[torch.Tensor, tuple[int, ...]]:
     sizes = tuple(draw(st.lists(st.integers(1, 7), min_size=1, max_size=4)))
     space = torch.cartesian_prod(*[torch.arange(size) for size in sizes]).reshape(-1, len(sizes))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    wanted = draw(st.integers(0, min(300, len(space))))
-    return space[torch.randperm(len(space), generator=generator)[:wanted]], sizes
+    chosen = draw(st.integers(0, min(300, len(space))))
+    return space[torch.randperm(len(space), generator=generator)[:chosen]], sizes
 
 
 class Twin:
@@ -60,8 +60,8 @@ def test_a_node_is_closed_where_all_below_it_is_excluded(
             for b in range(3)
         ]
         nodes = torch.arange(-1, len(prefixes))
-        found = trie.closed(level, nodes, torch.arange(3).unsqueeze(1), excluded)
-        assert found.tolist() == [[True, *row] for row in expected]
+        actual = trie.closed(level, nodes, torch.arange(3).unsqueeze(1), excluded)
+        assert actual.tolist() == [[True, *row] for row in expected]
 
 
 @pytest.mark.parametrize("dense_limit", [DENSE, SPARSE])

@@ -52,10 +52,10 @@ def test_the_lists_are_those_of_evaluation(copied: Path, mask: bool, weight: flo
     if weight:
         expected = reordered(expected, weight)
     names = load_item_ids(models.data.prepared).to_list()
-    found = served.recommend([served.known(history)[0] for history in questions(run)])
-    for answer, items, scores in zip(found, expected.items, expected.scores, strict=True):
-        assert answer.items == [names[item] for item in items if item >= 0]
-        assert answer.scores == pytest.approx(scores[items >= 0].tolist(), abs=1e-2)  # bf16 where it is native
+    actual = served.recommend([served.known(history)[0] for history in questions(run)])
+    for reply, items, scores in zip(actual, expected.items, expected.scores, strict=True):
+        assert reply.items == [names[item] for item in items if item >= 0]
+        assert reply.scores == pytest.approx(scores[items >= 0].tolist(), abs=1e-2)  # bf16 where it is native
 
 
 @pytest.mark.parametrize("weight", [0.0, 2.0])
@@ -73,9 +73,9 @@ def test_no_item_of_a_long_history_is_served(copied: Path, weight: float) -> Non
     if weight:
         expected = reordered(expected, weight)
     names = load_item_ids(models.data.prepared).to_list()
-    for history, answer, items in zip(histories, served.recommend(histories.tolist()), expected.items, strict=True):
-        assert answer.items == [names[item] for item in items]
-        assert len(set(answer.items)) == served.width and not set(answer.items) & {names[item] for item in history}
+    for history, reply, items in zip(histories, served.recommend(histories.tolist()), expected.items, strict=True):
+        assert reply.items == [names[item] for item in items]
+        assert len(set(reply.items)) == served.width and not set(reply.items) & {names[item] for item in history}
 
 
 class Service:
@@ -105,25 +105,25 @@ def folder(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def service(folder: Path) -> Iterator[Service]:
-    found = Service(opened(folder))
-    yield found
-    found.server.should_exit = True
-    found.thread.join(10)
+    result = Service(opened(folder))
+    yield result
+    result.server.should_exit = True
+    result.thread.join(10)
 
 
 def test_many_at_once_get_what_one_alone_gets(service: Service, folder: Path) -> None:
     histories = questions(opened(folder))
     alone = [service.ask({"history": history}) for history in histories]
-    assert all(status == 200 and len(answer["items"]) == 10 for status, answer in alone)
+    assert all(status == 200 and len(reply["items"]) == 10 for status, reply in alone)
     with ThreadPoolExecutor(16) as pool:
         together = list(pool.map(lambda history: service.ask({"history": history}), histories))
-    assert [answer["items"] for _, answer in together] == [answer["items"] for _, answer in alone]
+    assert [reply["items"] for _, reply in together] == [reply["items"] for _, reply in alone]
 
 
 def test_ids_that_are_not_in_the_catalogue_are_named_and_left_out(service: Service) -> None:
-    status, answer = service.ask({"history": [3, 13, "99999", 23], "k": 3})
-    assert status == 200 and answer["unknown"] == ["99999"] and len(answer["items"]) == 3
-    assert service.ask({"history": ["3", 13, 23], "k": 3})[1]["items"] == answer["items"]
+    status, reply = service.ask({"history": [3, 13, "99999", 23], "k": 3})
+    assert status == 200 and reply["unknown"] == ["99999"] and len(reply["items"]) == 3
+    assert service.ask({"history": ["3", 13, 23], "k": 3})[1]["items"] == reply["items"]
 
 
 @pytest.mark.parametrize(
@@ -140,14 +140,14 @@ def test_ids_that_are_not_in_the_catalogue_are_named_and_left_out(service: Servi
     ],
 )
 def test_a_bad_request_is_answered_with_what_is_wrong(service: Service, body: Any, said: str) -> None:
-    status, answer = service.ask(body)
-    assert status == 422 and said in json.dumps(answer)
+    status, reply = service.ask(body)
+    assert status == 422 and said in json.dumps(reply)
 
 
 def test_health_says_what_is_served(service: Service) -> None:
-    status, answer = service.ask(None, "/health")
-    assert status == 200 and answer["status"] == "ok"
-    assert (answer["name"], answer["arm"], answer["checkpoint"]) == ("tiny", "adagrpo", "best")
+    status, reply = service.ask(None, "/health")
+    assert status == 200 and reply["status"] == "ok"
+    assert (reply["name"], reply["arm"], reply["checkpoint"]) == ("tiny", "adagrpo", "best")
 
 
 def test_an_address_in_use_and_an_arm_that_is_not_there_are_refused(folder: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from adagrpo.errors import UserError
 from adagrpo.storage import artifacts
 from adagrpo.storage.artifacts import (
+    foreign_files,
     hash_file,
     hash_json,
     manifest,
@@ -21,7 +22,6 @@ from adagrpo.storage.artifacts import (
     remove,
     remove_temporary,
     seal,
-    strangers,
     temporary,
     verify,
     write_file,
@@ -304,11 +304,11 @@ def test_only_temporary_files_of_known_processes_are_removed(tmp_path):
         (tmp_path / name).write_text("x")
     (tmp_path / f".link.{known}.tmp").symlink_to(tmp_path / "b")
     remove_temporary(tmp_path, [known], lambda folder: folder.name == "other")
-    found = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
-    assert found == set(kept) and (tmp_path / f".link.{known}.tmp").is_symlink()
+    actual = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert actual == set(kept) and (tmp_path / f".link.{known}.tmp").is_symlink()
 
 
-def test_strangers_are_files_of_other_names_and_links(tmp_path):
+def test_foreign_files_are_files_of_other_names_and_links(tmp_path):
     folder, outside = tmp_path / "folder", tmp_path / "outside"
     (folder / "inner").mkdir(parents=True)
     outside.mkdir()
@@ -317,12 +317,12 @@ def test_strangers_are_files_of_other_names_and_links(tmp_path):
     (folder / "linked").symlink_to(outside)
     (folder / "inner" / "a").symlink_to(outside / "c")
     known = {"a", "inner/a", "inner/b"}
-    found = [path.relative_to(folder).as_posix() for path in strangers(folder, known.__contains__)]
-    assert found == ["inner/.hidden", "inner/a", "linked"]
+    actual = [path.relative_to(folder).as_posix() for path in foreign_files(folder, known.__contains__)]
+    assert actual == ["inner/.hidden", "inner/a", "linked"]
     remove(folder, known.__contains__)
     assert {path.name for path in folder.rglob("*")} == {"inner", ".hidden", "a", "linked"}
-    assert (outside / "c").read_text() == "x" and strangers(tmp_path / "absent", known.__contains__) == []
-    assert strangers(folder / "linked", known.__contains__) == [folder / "linked"]
+    assert (outside / "c").read_text() == "x" and foreign_files(tmp_path / "absent", known.__contains__) == []
+    assert foreign_files(folder / "linked", known.__contains__) == [folder / "linked"]
     remove(folder / "linked", lambda name: True)
     assert (outside / "c").read_text() == "x"
 
@@ -339,7 +339,7 @@ def test_what_a_library_writes_gets_the_mode_of_other_files_and_leaves_nothing(t
     with pytest.raises(OSError, match=r"out\.bin"), written_beside(path) as place:
         place.write_text("newer")
         raise OSError(28, "No space left on device")
-    assert path.read_text() == "new" and {found.name for found in tmp_path.iterdir()} == {"plain", "out.bin"}
+    assert path.read_text() == "new" and {actual.name for actual in tmp_path.iterdir()} == {"plain", "out.bin"}
 
 
 def test_a_file_is_not_written_through_a_link_or_over_a_folder(tmp_path):
@@ -360,9 +360,9 @@ def test_an_error_without_a_file_names_the_one_being_written(tmp_path):
 
 
 def test_an_error_of_the_system_that_a_library_tells_by_its_words_names_the_file(tmp_path):
-    said = "parquet: File out of specification: underlying IO error: No space left on device (os error 28)"
+    message = "parquet: File out of specification: underlying IO error: No space left on device (os error 28)"
     with pytest.raises(OSError, match=r"No space left on device: '.*out\.parquet'"), naming(tmp_path / "out.parquet"):
-        raise RuntimeError(said)
+        raise RuntimeError(message)
     with pytest.raises(RuntimeError, match="else"), naming(tmp_path / "out.parquet"):
         raise RuntimeError("something else")
 

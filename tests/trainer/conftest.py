@@ -175,8 +175,8 @@ class World:
     def advantages(task, judged) -> Tensor:  # (B, G)
         """What GRPO makes of the groups' rewards."""
         options = task.objective.of_term("grpo")
-        given = {name: options[name] for name in ("invalid_penalty", "scale_rewards")}
-        return group_advantages(judged.rewards, judged.rollouts.valid, **given)
+        arguments = {name: options[name] for name in ("invalid_penalty", "scale_rewards")}
+        return group_advantages(judged.rewards, judged.rollouts.valid, **arguments)
 
     @staticmethod
     def history_of(judged, b: int) -> list[int]:
@@ -184,7 +184,7 @@ class World:
 
     @staticmethod
     def walk(policy, history: list[int], codes: list[int], temperature: float) -> list[Tensor]:
-        """Log-probability of each code, one code of one lane at a time."""
+        """Log-probability of each code, one code of one hypothesis at a time."""
         state = policy.start(policy.encode(Histories(torch.tensor([history]), torch.tensor([len(history)]))))
         scores = []
         for code in codes:

@@ -18,12 +18,12 @@ from adagrpo.types import Histories
 
 def samples(batch) -> list[tuple[int, tuple[int, ...], int]]:
     """(user, items seen, target) of every sample."""
-    found = []
+    result = []
     for row, position, target in zip(
         batch.rows.tolist(), batch.positions.tolist(), batch.targets.tolist(), strict=True
     ):
-        found.append((int(batch.users[row]), tuple(batch.histories.items[row, : position + 1].tolist()), target))
-    return found
+        result.append((int(batch.users[row]), tuple(batch.histories.items[row, : position + 1].tolist()), target))
+    return result
 
 
 @pytest.mark.parametrize(("batch_size", "accumulation"), [(8, 1), (4, 2), (5, 3), (2, 4), (100, 1), (100, 3)])
@@ -34,13 +34,13 @@ def test_an_epoch_holds_every_position_once_with_the_next_item_as_target(world, 
         expected += [(user, tuple(kept[:t]), kept[t]) for t in range(1, len(kept))]
     schedule = world.schedule(batch_size, accumulation)
     for epoch in range(3):
-        found = []
+        actual = []
         for offset in range(schedule.steps_per_epoch):
             batches = schedule.batches(epoch * schedule.steps_per_epoch + offset)
             assert 1 <= len(batches) <= accumulation
             assert all(len(batch.users) <= batch_size for batch in batches)
-            found += [sample for batch in batches for sample in samples(batch)]
-        assert Counter(found) == Counter(expected)
+            actual += [sample for batch in batches for sample in samples(batch)]
+        assert Counter(actual) == Counter(expected)
 
 
 def test_lengths_and_padding(world):
@@ -71,8 +71,8 @@ def test_the_histories_of_a_step_do_not_depend_on_how_it_is_cut(world, cut):
     whole, other = world.schedule(8, 1), world.schedule(*cut)
     assert whole.steps_per_epoch == other.steps_per_epoch
     for step in range(9):
-        (batch,), pieces = whole.batches(step), other.batches(step)
-        assert np.concatenate([piece.users for piece in pieces]).tolist() == batch.users.tolist()
+        (batch,), parts = whole.batches(step), other.batches(step)
+        assert np.concatenate([chunk.users for chunk in parts]).tolist() == batch.users.tolist()
 
 
 @pytest.mark.parametrize(("accumulation", "processes", "expected"), [(1, 2, 2), (2, 2, 2), (3, 2, 4), (4, 3, 6)])
@@ -100,8 +100,8 @@ def test_truncate_is_the_loop(data, rows):
     assert result.lengths.tolist() == [position + 1 for position in positions.tolist()]
     assert result.items.shape == (count, int(positions.max()) + 1)
     for n in range(count):
-        wanted = items[chosen[n], : positions[n] + 1].tolist()
-        assert result.items[n].tolist() == wanted + [0] * (result.items.shape[1] - len(wanted))
+        expected = items[chosen[n], : positions[n] + 1].tolist()
+        assert result.items[n].tolist() == expected + [0] * (result.items.shape[1] - len(expected))
 
 
 def test_truncate_of_nothing():
@@ -132,7 +132,7 @@ def test_how_a_step_is_cut_does_not_change_the_fit(world, tmp_path, kind):
 
     The bias of the keys is left out: no output depends on it, and Adam makes steps of the rounding of its gradient.
     """
-    found = []
+    actual = []
     for batch_size, accumulation in ((8, 1), (1, 8)):
         policy = world.policy()
         schedule = world.schedule(batch_size, accumulation)
@@ -140,7 +140,7 @@ def test_how_a_step_is_cut_does_not_change_the_fit(world, tmp_path, kind):
         settings = world.settings(learning_rate=1e-3, validations=0)
         fit(policy, make(policy, schedule, steps=4), settings, tmp_path / str(accumulation), seed=5)
         weights = policy.state_dict()
-        found.append({name: part for name, part in weights.items() if not name.endswith("query_key_value.bias")})
+        actual.append({name: part for name, part in weights.items() if not name.endswith("query_key_value.bias")})
     begun = world.policy().state_dict()
-    assert any(float((tensor - begun[name]).abs().max()) > 1e-3 for name, tensor in found[0].items())
-    assert all(float((tensor - found[1][name]).abs().max()) < 1e-6 for name, tensor in found[0].items())
+    assert any(float((tensor - begun[name]).abs().max()) > 1e-3 for name, tensor in actual[0].items())
+    assert all(float((tensor - actual[1][name]).abs().max()) < 1e-6 for name, tensor in actual[0].items())

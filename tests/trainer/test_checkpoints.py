@@ -40,10 +40,10 @@ def saved(tmp_path):
 def test_a_checkpoint_brings_back_every_bit(saved):
     work, model, optimizer, progress = saved
     other, fresh = made(seed=1)
-    found = restore(work, other, fresh)
-    assert repr(found) == repr(progress) and found.task["spread"] == 0.1 + 0.2 and found.best_step == 1
+    actual = restore(work, other, fresh)
+    assert repr(actual) == repr(progress) and actual.task["spread"] == 0.1 + 0.2 and actual.best_step == 1
     for name, tensor in progress.best_weights.items():
-        assert torch.equal(found.best_weights[name], tensor)
+        assert torch.equal(actual.best_weights[name], tensor)
         assert not torch.equal(tensor, model.state_dict()[name])
     move(model, optimizer, 2)
     move(other, fresh, 2)

@@ -20,17 +20,17 @@ def cross_fitted(world) -> CrossFitted:
     return CrossFitted([first, second], user_folds(USERS, 2, seed=5))
 
 
-def test_a_sample_is_judged_by_the_fold_of_its_user(world):
+def test_a_sample_is_scored_by_the_fold_of_its_user(world):
     reward = cross_fitted(world)
     task = world.post_training(world.policy(), reward=reward, rl_positions="all")
     folds, seen = user_folds(USERS, 2, seed=5), set()
     for step in range(3):
-        judged, _, _ = world.draw(task, step)
-        for b, user in enumerate(judged.histories.users.tolist()):
-            table = reward.rewards[folds[user]].table[world.history_of(judged, b)[-1]]
-            assert world.history_of(judged, b)[-1] in world.rows[user]
-            for item, found in zip(judged.rollouts.items[b].tolist(), judged.rewards[b].tolist(), strict=True):
-                assert found == pytest.approx(float(table[item])) if item >= 0 else np.isnan(found)
+        gated, _, _ = world.draw(task, step)
+        for b, user in enumerate(gated.histories.users.tolist()):
+            table = reward.rewards[folds[user]].table[world.history_of(gated, b)[-1]]
+            assert world.history_of(gated, b)[-1] in world.rows[user]
+            for item, actual in zip(gated.rollouts.items[b].tolist(), gated.rewards[b].tolist(), strict=True):
+                assert actual == pytest.approx(float(table[item])) if item >= 0 else np.isnan(actual)
             seen.add(int(folds[user]))
     assert seen == {0, 1}
 
@@ -54,29 +54,29 @@ def test_the_fold_does_not_depend_on_how_a_step_is_cut(world, size):
 
 def test_the_oracle_admits_where_the_order_is_right(world):
     truth = torch.rand(USERS, 24, generator=torch.Generator().manual_seed(8))
-    asked = []
+    requests = []
 
     def utility(users, targets, items):
-        asked.append((users.tolist(), targets.tolist()))
+        requests.append((users.tolist(), targets.tolist()))
         return truth[users].gather(1, items.clamp(min=0))
 
     task = world.post_training(world.policy(), gate="oracle", true_utility=utility, oracle_agreement=0.6)
-    fates = []
+    outcomes = []
     for step in range(4):
-        judged, _, values = world.draw(task, step)
-        users, targets = asked[-1]
-        assert targets == judged.targets.tolist() and all(
+        gated, _, values = world.draw(task, step)
+        users, targets = requests[-1]
+        assert targets == gated.targets.tolist() and all(
             t in world.rows[u] for u, t in zip(users, targets, strict=True)
         )
         for b, user in enumerate(users):
-            items = sorted({item for item in judged.rollouts.items[b].tolist() if item >= 0})
-            reward = world.reward.table[world.history_of(judged, b)[-1]]
+            items = sorted({item for item in gated.rollouts.items[b].tolist() if item >= 0})
+            reward = world.reward.table[world.history_of(gated, b)[-1]]
             right = [(reward[i] > reward[j]) == (truth[user, i] > truth[user, j]) for i, j in combinations(items, 2)]
-            expected = not judged.decision.degenerate[b] and np.mean(right) >= 0.6
-            assert bool(judged.decision.admitted[b]) == expected
-            fates.append(expected)
+            expected = not gated.decision.degenerate[b] and np.mean(right) >= 0.6
+            assert bool(gated.decision.admitted[b]) == expected
+            outcomes.append(expected)
         assert values["rejected_closed"] == 1 - values["admission"] - values["rejected_degenerate"]
-    assert 0 < sum(fates) < len(fates)
+    assert 0 < sum(outcomes) < len(outcomes)
 
 
 def test_nothing_but_the_oracle_may_have_the_truth(world):

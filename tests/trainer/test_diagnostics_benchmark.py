@@ -19,8 +19,8 @@ from benchmarks import diagnostics
 def build(world, task, gate):
     """A task of a class, on a new policy."""
     common = world.post_training(world.policy(), gate=gate)
-    given = (common.policy, common.catalog, common.reward, common.schedule, common.objective, common.arm)
-    return task(*given, steps=common.steps, validate=common.validate)
+    arguments = (common.policy, common.catalog, common.reward, common.schedule, common.objective, common.arm)
+    return task(*arguments, steps=common.steps, validate=common.validate)
 
 
 def test_the_plain_step_has_the_loss_of_the_diagnosed_one_and_asks_of_the_rollouts_alone(world):
@@ -29,11 +29,11 @@ def test_the_plain_step_has_the_loss_of_the_diagnosed_one_and_asks_of_the_rollou
     for step in range(4):
         losses = []
         for task in (plain, full):
-            judged, micros, _ = world.draw(task, step)
+            gated, micros, _ = world.draw(task, step)
             losses.append([term for micro in micros for term in task.loss(micro)[0].values()])
         assert len(losses[0]) == 2 and all(torch.equal(*pair) for pair in zip(*losses, strict=True))
         assert plain.spread == full.spread
-        for row, rollouts in zip(plain.reward.asked[-1].tolist(), judged.rollouts.items.tolist(), strict=True):
+        for row, rollouts in zip(plain.reward.asked[-1].tolist(), gated.rollouts.items.tolist(), strict=True):
             assert {item for item in row if item >= 0} == {item for item in rollouts if item >= 0}
         asked = [int((task.reward.asked[-1] >= 0).sum()) for task in (plain, full)]
         assert asked[0] < asked[1]
@@ -76,7 +76,7 @@ def test_the_share_is_what_was_added_over_the_step_that_has_it(world, monkeypatc
 
     monkeypatch.setattr(diagnostics, "timed_in_turn", timed)
     monkeypatch.setattr("benchmarks.compact.STEPS", 1)
-    found = diagnostics.measure(functools.partial(build, world), torch.device("cpu"))
-    assert found.values == [pytest.approx((5 - 4 + 1 + 2 + 1) / 200)]
-    assert found.detail["whole_step_difference"] == pytest.approx(0.5)
-    assert found.detail["gated_over_plain"] == pytest.approx(1.5)
+    actual = diagnostics.measure(functools.partial(build, world), torch.device("cpu"))
+    assert actual.values == [pytest.approx((5 - 4 + 1 + 2 + 1) / 200)]
+    assert actual.detail["whole_step_difference"] == pytest.approx(0.5)
+    assert actual.detail["gated_over_plain"] == pytest.approx(1.5)

@@ -46,12 +46,12 @@ def test_the_last_positions_of_every_user_are_targets() -> None:
     for user, row in enumerate(sequences):
         for place in range(max(1, len(row) - 2), len(row)):
             expected.add((user, tuple(row[max(0, place - 3) : place]), row[place]))
-    found = set()
+    actual = set()
     for row in range(len(groups.items)):
         chosen = groups.items[row][groups.chosen[row]].tolist()
         assert len(chosen) == 1
-        found.add((int(groups.users[row]), tuple(seen(groups, row)), chosen[0]))
-    assert found == expected
+        actual.add((int(groups.users[row]), tuple(seen(groups, row)), chosen[0]))
+    assert actual == expected
 
 
 def test_nothing_is_drawn_that_the_user_has_or_twice() -> None:

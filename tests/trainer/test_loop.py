@@ -252,8 +252,8 @@ def test_the_average_is_what_is_validated_and_kept_by_hand(world, tmp_path):
         average = average if step == 5 else decay * average + (1 - decay) * raw[step + 1]
         expected.append(average)
     assert not torch.equal(raw[12], raw[11]), "training goes on from the raw weights"
-    for found, by_hand in zip(validated, expected, strict=True):
-        torch.testing.assert_close(found, by_hand, rtol=1e-6, atol=1e-7)
+    for actual, by_hand in zip(validated, expected, strict=True):
+        torch.testing.assert_close(actual, by_hand, rtol=1e-6, atol=1e-7)
     final = load_file(tmp_path / "final" / "model.safetensors")["weight"]
     assert torch.equal(final, validated[-1]) and torch.equal(model.weight, final)
     assert torch.equal(load_file(tmp_path / "best" / "model.safetensors")["weight"], validated[-1])
@@ -396,14 +396,14 @@ def test_terms_and_logged_numbers_add_up_over_micro_batches(world, tmp_path):
 
 @pytest.mark.parametrize("kind", ["supervised", "post"])
 def test_one_batch_of_8_is_four_of_2(world, tmp_path, kind):
-    found = []
+    actual = []
     for size in (8, 2):
         policy, schedule = world.policy(), world.split(world.schedule(8), size)
         make = world.supervised if kind == "supervised" else world.post_training
         options = {} if kind == "supervised" else {"grpo": {"beta": 0.1}, "term_norms_every": 1, "reward_floor": 0.0}
         fit(policy, make(policy, schedule, steps=4, **options), world.settings(), tmp_path / str(size), seed=3)
-        found.append((policy, rows(tmp_path / str(size) / "steps.jsonl")))
-    (one, one_rows), (four, four_rows) = found
+        actual.append((policy, rows(tmp_path / str(size) / "steps.jsonl")))
+    (one, one_rows), (four, four_rows) = actual
     for first, second in zip(one_rows, four_rows, strict=True):
         assert first.keys() == second.keys()
         for name, value in first.items():

@@ -268,7 +268,7 @@ def test_groups_of_an_earlier_batch_never_serve_a_batch_whose_own_could_not_be_d
 def test_a_validation_that_is_nan_never_stays_the_best(world, tmp_path):
     policy = world.policy()
     task = world.supervised(policy, steps=4)
-    found = iter([math.nan, math.nan, 0.2, 0.1, math.nan])
-    task.validate = lambda: {"ndcg@10": next(found)}
+    actual = iter([math.nan, math.nan, 0.2, 0.1, math.nan])
+    task.validate = lambda: {"ndcg@10": next(actual)}
     result = fit(policy, task, world.settings(validations=4), tmp_path, seed=3)
     assert result.best_step == 2

@@ -84,10 +84,10 @@ def test_the_term_is_the_slow_twin(world, options):
     task = world.post_training(policy, gate="difficulty", tau=0.8, **options)
     task.starting_policy.load_state_dict(start.state_dict())
     perturb(policy)  # so that the KL to the starting policy is not 0
-    judged, (micro,), _ = world.draw(task)
-    assert 0 < len(micro.admitted) < 8 == len(judged.decision.admitted)
+    gated, (micro,), _ = world.draw(task)
+    assert 0 < len(micro.admitted) < 8 == len(gated.decision.admitted)
     terms, logged = task.loss(micro)
-    expected, _ = slow_grpo(world, task, judged)
+    expected, _ = slow_grpo(world, task, gated)
     torch.testing.assert_close(terms["grpo"], expected, rtol=1e-4, atol=1e-6)
     assert logged["clip_fraction"] == 0.0
     assert_close(gradients(policy, terms["grpo"]), gradients(policy, expected))
@@ -98,22 +98,22 @@ def test_distillation_teaches_the_order_of_the_re_ranked_group(world, weight, ex
     policy = world.policy()
     options = {"tau": 0.8, "distill": {"reward_weight": weight}, "exclude_history": exclude}
     task = world.post_training(policy, gate="difficulty", term="distill", lambda_=2.5, **options)
-    judged, (micro,), _ = world.draw(task)
+    gated, (micro,), _ = world.draw(task)
     perturb(policy)
     terms, _ = task.loss(micro)
     expected = torch.zeros(())
-    for b in judged.decision.admitted.nonzero().squeeze(1).tolist():
-        history, q, p, seen = world.history_of(judged, b), [], [], []
-        for g, item in enumerate(judged.rollouts.items[b].tolist()):
-            codes = judged.rollouts.codes[b, g].tolist()
-            whole = [item for item in judged.histories.whole[b].tolist() if item >= 0]
+    for b in gated.decision.admitted.nonzero().squeeze(1).tolist():
+        history, q, p, seen = world.history_of(gated, b), [], [], []
+        for g, item in enumerate(gated.rollouts.items[b].tolist()):
+            codes = gated.rollouts.codes[b, g].tolist()
+            whole = [item for item in gated.histories.whole[b].tolist() if item >= 0]
             repeats = codes in task.catalog.codes[whole].tolist()
             if codes in seen or (exclude and repeats):  # what repeats the history is on neither side
                 continue
             seen.append(codes)
             p.append(sum(world.walk(policy, history, codes, 1.0)))
             before = sum(world.walk(task.starting_policy, history, codes, 1.0)).detach()
-            q.append(before + weight * judged.rewards[b, g] if item >= 0 else torch.tensor(-1e9))
+            q.append(before + weight * gated.rewards[b, g] if item >= 0 else torch.tensor(-1e9))
         teacher, student = torch.stack(q).log_softmax(0), torch.stack(p).log_softmax(0)
         expected = expected + 2.5 * (teacher.exp() * (teacher - student)).sum() / 8
     torch.testing.assert_close(terms["distill"], expected, rtol=1e-4, atol=1e-6)
@@ -125,16 +125,16 @@ def test_the_validity_margin_stands_beside_distillation(world, exclude):
     """Whatever names an item is real, also what repeats the history and is left out as a rollout."""
     policy = world.policy()
     options = {"exclude_history": exclude, "rollout": "beam", "num_generations": 12, "tau": 0.8}
-    given = {"gate": "difficulty", "term": "distill", "lambda_": 2.5, **options}
-    task = world.post_training(policy, distill={"validity_weight": 3.0}, **given)
-    plain = world.post_training(policy, **given)
-    judged, (micro,), _ = world.draw(task)
+    arguments = {"gate": "difficulty", "term": "distill", "lambda_": 2.5, **options}
+    task = world.post_training(policy, distill={"validity_weight": 3.0}, **arguments)
+    plain = world.post_training(policy, **arguments)
+    gated, (micro,), _ = world.draw(task)
     _, (same,), _ = world.draw(plain)
     perturb(policy)
     catalogue, expected, pushed = task.catalog.codes.tolist(), torch.zeros(()), 0
-    for b in judged.decision.admitted.nonzero().squeeze(1).tolist():
-        group = judged.rollouts.codes[b].tolist()
-        scores = [sum(world.walk(policy, world.history_of(judged, b), codes, 1.0)) for codes in group]
+    for b in gated.decision.admitted.nonzero().squeeze(1).tolist():
+        group = gated.rollouts.codes[b].tolist()
+        scores = [sum(world.walk(policy, world.history_of(gated, b), codes, 1.0)) for codes in group]
         least = min(float(score.detach()) for score, codes in zip(scores, group, strict=True) if codes in catalogue)
         high = [
             s
@@ -144,16 +144,16 @@ def test_the_validity_margin_stands_beside_distillation(world, exclude):
         expected = expected + 2.5 * 3.0 * sum(score - least + 1 for score in high) / 12 / 8
         pushed += len(high)
     assert pushed > 5
-    found = task.loss(micro)[0]["distill"] - plain.loss(same)[0]["distill"]
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    assert_close(gradients(policy, found), gradients(policy, expected))
+    actual = task.loss(micro)[0]["distill"] - plain.loss(same)[0]["distill"]
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+    assert_close(gradients(policy, actual), gradients(policy, expected))
 
 
 @pytest.mark.parametrize("positions", ["random", "last", "all", "end"])
 @pytest.mark.parametrize("term", ["grpo", "distill"])
 def test_without_dropout_one_context_serves_both_terms_with_the_same_gradients(world, monkeypatch, positions, term):
     """At the ends of histories the groups belong to no sample of the batch, so each term has a context of its own."""
-    found, encoded = [], []
+    actual, encoded = [], []
     for same in (True, False):
         policy = world.policy()
         assert policy.same_in_training
@@ -167,9 +167,9 @@ def test_without_dropout_one_context_serves_both_terms_with_the_same_gradients(w
             )
             terms = [term for micro in micros for term in task.loss(micro)[0].values()]
         torch.stack(terms).sum().backward()
-        found.append([parameter.grad for parameter in policy.parameters()])
+        actual.append([parameter.grad for parameter in policy.parameters()])
         encoded.append(len(calls))
-    for one, other in zip(*found, strict=True):
+    for one, other in zip(*actual, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
     assert encoded == ([2, 2] if positions == "end" else [1, 2])
     assert not world.policy(dropout=0.5).same_in_training
@@ -178,12 +178,12 @@ def test_without_dropout_one_context_serves_both_terms_with_the_same_gradients(w
 def test_best_of_n_is_nll_on_the_best_rollout(world):
     policy = world.policy()
     task = world.post_training(policy, gate="all", term="best_of_n")
-    judged, (micro,), _ = world.draw(task)
+    gated, (micro,), _ = world.draw(task)
     terms, _ = task.loss(micro)
     expected = torch.zeros(())
-    for b in judged.decision.admitted.nonzero().squeeze(1).tolist():
-        best = max(range(6), key=lambda g: (bool(judged.rollouts.valid[b, g]), float(judged.rewards[b, g]), -g))
-        walked = world.walk(policy, world.history_of(judged, b), judged.rollouts.codes[b, best].tolist(), 1.0)
+    for b in gated.decision.admitted.nonzero().squeeze(1).tolist():
+        best = max(range(6), key=lambda g: (bool(gated.rollouts.valid[b, g]), float(gated.rewards[b, g]), -g))
+        walked = world.walk(policy, world.history_of(gated, b), gated.rollouts.codes[b, best].tolist(), 1.0)
         expected = expected - sum(walked) / len(walked) / 8
     torch.testing.assert_close(terms["best_of_n"], expected, rtol=1e-4, atol=1e-6)
     assert set(terms) == {"nll", "best_of_n"}
@@ -197,11 +197,11 @@ def test_beta_pulls_towards_the_starting_policy(world):
     torch.testing.assert_close(*at_start)  # the KL is 0 there, and so is its gradient
     assert_close(*(gradients(policy, term) for term in at_start))
     perturb(policy)
-    judged, micros, values = world.draw(pulled)
+    gated, micros, values = world.draw(pulled)
     difference = pulled.loss(micros[0])[0]["grpo"] - free.loss(world.draw(free)[1][0])[0]["grpo"]
-    log_ratio = judged.reference - judged.rollouts.log_probs
+    log_ratio = gated.reference - gated.rollouts.log_probs
     kl = log_ratio.exp() - log_ratio - 1
-    admitted = judged.decision.admitted
+    admitted = gated.decision.admitted
     torch.testing.assert_close(difference, 2.0 * kl[admitted].mean((1, 2)).sum() / 8, rtol=1e-4, atol=1e-5)
     assert values["kl"] == pytest.approx(float(kl.mean()), rel=1e-4) and values["kl"] > 0.001
 
@@ -218,21 +218,21 @@ def test_the_starting_policy_stays_where_it_was(world, tmp_path):
 def test_a_rejected_sample_cannot_move_the_gradient(world):
     policy = world.policy()
     task = world.post_training(policy, gate="difficulty", tau=0.8)
-    judged, (micro,), _ = world.draw(task)
-    rejected = ~judged.decision.admitted
+    gated, (micro,), _ = world.draw(task)
+    rejected = ~gated.decision.admitted
     assert rejected.any() and not rejected.all()
     expected = gradients(policy, task.loss(micro)[0]["grpo"])
-    garbage = judged._replace(
-        rewards=judged.rewards.masked_fill(rejected.unsqueeze(1), torch.nan),
-        scored=judged.scored._replace(
-            rollouts=judged.rollouts._replace(
-                codes=judged.rollouts.codes.masked_fill(rejected.view(-1, 1, 1), 2),
-                log_probs=judged.rollouts.log_probs.masked_fill(rejected.view(-1, 1, 1), torch.inf),
+    garbage = gated._replace(
+        rewards=gated.rewards.masked_fill(rejected.unsqueeze(1), torch.nan),
+        scored=gated.scored._replace(
+            rollouts=gated.rollouts._replace(
+                codes=gated.rollouts.codes.masked_fill(rejected.view(-1, 1, 1), 2),
+                log_probs=gated.rollouts.log_probs.masked_fill(rejected.view(-1, 1, 1), torch.inf),
             )
         ),
     )
-    found = gradients(policy, task.loss(micro._replace(groups=garbage))[0]["grpo"])
-    assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
+    actual = gradients(policy, task.loss(micro._replace(groups=garbage))[0]["grpo"])
+    assert all(torch.equal(one, other) for one, other in zip(expected, actual, strict=True))
 
 
 class Twisted:
@@ -248,28 +248,28 @@ class Twisted:
 
 
 def test_the_rewards_of_rejected_samples_change_nothing_end_to_end(world, monkeypatch):
-    found = []
+    actual = []
     for rows in (0, 3):
         policy = world.policy()
         task = world.post_training(policy, reward=Twisted(copy.copy(world.reward), rows), q_min=0.0, reward_floor=0.0)
         easy = torch.tensor([0.0] * 3 + [1.0] * 5)
         monkeypatch.setattr("adagrpo.groups.evidence.rollout_miss", lambda *_, easy=easy: easy)
-        judged, (micro,), _ = world.draw(task)
-        assert not judged.decision.admitted[:3].any() and judged.decision.admitted[3:].any()
-        found.append((judged.rewards[:3], gradients(policy, task.loss(micro)[0]["grpo"])))
-    assert not torch.allclose(found[0][0], found[1][0])
-    assert all(torch.equal(one, other) for one, other in zip(found[0][1], found[1][1], strict=True))
+        gated, (micro,), _ = world.draw(task)
+        assert not gated.decision.admitted[:3].any() and gated.decision.admitted[3:].any()
+        actual.append((gated.rewards[:3], gradients(policy, task.loss(micro)[0]["grpo"])))
+    assert not torch.allclose(actual[0][0], actual[1][0])
+    assert all(torch.equal(one, other) for one, other in zip(actual[0][1], actual[1][1], strict=True))
 
 
 def test_rejected_samples_count_in_the_divisor(world):
     policy = world.policy()
     task = world.post_training(policy, gate="all", reward_floor=0.0)
-    judged, (micro,), _ = world.draw(task)
-    lone = judged.decision.admitted.nonzero().squeeze(1)[:1]
-    only = judged._replace(decision=judged.decision._replace(admitted=torch.arange(8) == lone))
+    gated, (micro,), _ = world.draw(task)
+    lone = gated.decision.admitted.nonzero().squeeze(1)[:1]
+    only = gated._replace(decision=gated.decision._replace(admitted=torch.arange(8) == lone))
     term = task.loss(micro._replace(groups=only, admitted=lone))[0]["grpo"]
     assert term.item() == pytest.approx(
-        slow_group(world, task, judged, int(lone), None)[0].item() / 8, rel=1e-4, abs=1e-6
+        slow_group(world, task, gated, int(lone), None)[0].item() / 8, rel=1e-4, abs=1e-6
     )
 
 
@@ -287,7 +287,7 @@ def test_the_groups_do_not_depend_on_how_a_step_is_cut(world):
         assert torch.equal(getattr(one.rollouts, name), getattr(four.rollouts, name))
     assert torch.equal(one.histories.items, four.histories.items)
     assert all(torch.equal(a, b) for a, b in zip(one.decision, four.decision, strict=True))
-    torch.testing.assert_close(*(world.advantages(whole, found) for found in (one, four)), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(*(world.advantages(whole, actual) for actual in (one, four)), rtol=1e-5, atol=1e-6)
     assert values == pytest.approx(others, rel=1e-5)
     losses = [task.loss(part)[0] for task, parts in ((whole, [micro]), (cut, micros)) for part in parts]
     for name in ("nll", "grpo"):
@@ -302,9 +302,9 @@ def test_a_second_iteration_takes_the_ratio_to_what_was_sampled(world):
     policy = world.policy()
     task = world.post_training(policy, gate="all", num_iterations=2, temperature=1.2, grpo={"epsilon": 0.1}, steps=3)
     assert task.steps == 6 and task.stride == 2
-    judged, micros, _ = world.draw(task)
+    gated, micros, _ = world.draw(task)
     terms, logged = task.loss(micros[0])
-    expected, _ = slow_grpo(world, task, judged, judged.rollouts.log_probs)
+    expected, _ = slow_grpo(world, task, gated, gated.rollouts.log_probs)
     torch.testing.assert_close(terms["grpo"], expected, rtol=1e-4, atol=1e-6)
     assert logged["clip_fraction"] == 0.0  # nothing has moved yet
     perturb(policy)
@@ -312,11 +312,11 @@ def test_a_second_iteration_takes_the_ratio_to_what_was_sampled(world):
     assert again is micros and values == {}
     policy.eval()
     terms, logged = task.loss(micros[0])
-    expected, clipped = slow_grpo(world, task, judged, judged.rollouts.log_probs)
+    expected, clipped = slow_grpo(world, task, gated, gated.rollouts.log_probs)
     torch.testing.assert_close(terms["grpo"], expected, rtol=1e-4, atol=1e-6)
     assert_close(gradients(policy, terms["grpo"]), gradients(policy, expected))
     assert logged["clip_fraction"] == pytest.approx(clipped) and clipped > 0
-    assert not torch.allclose(expected, slow_grpo(world, task, judged)[0])
+    assert not torch.allclose(expected, slow_grpo(world, task, gated)[0])
     assert world.draw(task, 2)[1][0].batch.users.tolist() == world.schedule().batches(1)[0].users.tolist()
 
 
@@ -350,7 +350,7 @@ def test_with_nothing_admitted_a_fit_is_continued_nll_bit_for_bit(world, tmp_pat
     assert one["logs"]["validation.jsonl"] == other["logs"]["validation.jsonl"] and one["steps"] == other["steps"]
     for name, weights in one["weights"].items():
         assert all(torch.equal(tensor, other["weights"][name][key]) for key, tensor in weights.items())
-    losses = [[json.loads(row)["nll"] for row in found["logs"]["steps.jsonl"].splitlines()] for found in (one, other)]
+    losses = [[json.loads(row)["nll"] for row in actual["logs"]["steps.jsonl"].splitlines()] for actual in (one, other)]
     assert losses[0] == losses[1]
 
 

@@ -26,12 +26,12 @@ def test_the_gate_is_the_slow_twin(world, spy):
     task = world.post_training(world.policy(), tau=0.7, q_min=0.6, negatives=3)
     seen = set()
     for step in range(6):
-        judged, _, _ = world.draw(task, step)
+        gated, _, _ = world.draw(task, step)
         negatives = spy["in_batch_negatives"][-1][2].tolist()
         targets = spy["rollout_miss"][-1][0][1].tolist()
         for b, target in enumerate(targets):
-            reward = world.reward.table[world.history_of(judged, b)[-1]].tolist()
-            items = judged.rollouts.items[b].tolist()
+            reward = world.reward.table[world.history_of(gated, b)[-1]].tolist()
+            items = gated.rollouts.items[b].tolist()
             distinct = {item for item in items if item >= 0}
             others = (distinct | {item for item in negatives[b] if item >= 0}) - {target}
             points = sum((reward[target] > reward[n]) + 0.5 * (reward[target] == reward[n]) for n in others)
@@ -42,22 +42,22 @@ def test_the_gate_is_the_slow_twin(world, spy):
                 expected = "easy"
             else:
                 expected = "admitted" if others and points / len(others) >= 0.6 else "undiscriminated"
-            assert [name for name, field in judged.decision._asdict().items() if field[b]] == [expected]
-            assert target not in negatives[b] and not set(negatives[b]) & set(world.history_of(judged, b))
+            assert [name for name, field in gated.decision._asdict().items() if field[b]] == [expected]
+            assert target not in negatives[b] and not set(negatives[b]) & set(world.history_of(gated, b))
             seen.add(expected)
     assert {"admitted", "easy", "undiscriminated"} <= seen
 
 
 @pytest.mark.parametrize("gate", GATES)
 @pytest.mark.parametrize("floor", [1e-3, 1.5])
-def test_every_sample_has_one_fate(world, gate, floor):
+def test_every_sample_has_one_outcome(world, gate, floor):
     task = world.post_training(world.policy(), gate=gate, reward_floor=floor)
     for step in range(4):
-        judged, (micro, *_), values = world.draw(task, step)
+        gated, (micro, *_), values = world.draw(task, step)
         shares = [value for name, value in values.items() if name == "admission" or name.startswith("rejected_")]
         assert len(shares) == 5 and sum(shares) == pytest.approx(1.0)
-        assert torch.stack([*judged.decision]).sum(0).eq(1).all()
-        assert values["admission"] == len(micro.admitted) / len(judged.decision.admitted)
+        assert torch.stack([*gated.decision]).sum(0).eq(1).all()
+        assert values["admission"] == len(micro.admitted) / len(gated.decision.admitted)
         if gate == "none":
             assert values["admission"] == 0
 
@@ -68,24 +68,24 @@ def test_the_random_gate_admits_as_many_as_its_shadow(world):
     moved = 0
     for step in range(6):
         truth, _, _ = world.draw(shadow, step)
-        found = {gate: world.draw(task, step)[0] for gate, task in tasks.items()}
-        for judged in found.values():
-            assert torch.equal(judged.rollouts.codes, truth.rollouts.codes)
-            assert torch.equal(judged.rewards.nan_to_num(), truth.rewards.nan_to_num())
-            assert not (judged.decision.admitted & truth.decision.degenerate).any()
-        assert found["random"].decision.admitted.sum() == truth.decision.admitted.sum()
-        moved += int((found["random"].decision.admitted != truth.decision.admitted).sum())
+        actual = {gate: world.draw(task, step)[0] for gate, task in tasks.items()}
+        for gated in actual.values():
+            assert torch.equal(gated.rollouts.codes, truth.rollouts.codes)
+            assert torch.equal(gated.rewards.nan_to_num(), truth.rewards.nan_to_num())
+            assert not (gated.decision.admitted & truth.decision.degenerate).any()
+        assert actual["random"].decision.admitted.sum() == truth.decision.admitted.sum()
+        moved += int((actual["random"].decision.admitted != truth.decision.admitted).sum())
         left = ~truth.decision.admitted & ~truth.decision.degenerate
-        assert not (found["inverted"].decision.admitted & ~left).any()
-        assert found["inverted"].decision.admitted.sum() == min(truth.decision.admitted.sum(), left.sum())
+        assert not (actual["inverted"].decision.admitted & ~left).any()
+        assert actual["inverted"].decision.admitted.sum() == min(truth.decision.admitted.sum(), left.sum())
     assert moved > 0
 
 
-def test_the_shuffled_gate_is_judged_and_taught_by_shuffled_rewards(world, spy):
+def test_the_shuffled_gate_is_scored_and_taught_by_shuffled_rewards(world, spy):
     fake, true = world.post_training(world.policy(), gate="shuffled"), world.post_training(world.policy())
     differ = 0
     for step in range(4):
-        judged, _, values = world.draw(fake, step)
+        gated, _, values = world.draw(fake, step)
         (candidates, scores, _), _, moved = spy["shuffled"][-1]
         real = candidates.items >= 0
         for row in range(len(scores)):  # the same numbers, for other items
@@ -94,14 +94,14 @@ def test_the_shuffled_gate_is_judged_and_taught_by_shuffled_rewards(world, spy):
         for b in range(len(rewards)):
             group = [None if bad else float(r) for r, bad in zip(rewards[b], rewards[b].isnan(), strict=True)]
             torch.testing.assert_close(
-                world.advantages(fake, judged)[b], torch.tensor(world.slow_advantages(group, 1.0)), rtol=1e-4, atol=1e-5
+                world.advantages(fake, gated)[b], torch.tensor(world.slow_advantages(group, 1.0)), rtol=1e-4, atol=1e-5
             )
         assert values["admission"] == values["shuffled_admission"]
         truth, _, others = world.draw(true, step)
         assert others["shuffled_admission"] == values["shuffled_admission"]
         assert others["reward"] == pytest.approx(values["reward"])  # what is logged is the true reward
-        assert torch.equal(truth.rollouts.codes, judged.rollouts.codes)
-        differ += int((truth.decision.admitted != judged.decision.admitted).sum())
+        assert torch.equal(truth.rollouts.codes, gated.rollouts.codes)
+        differ += int((truth.decision.admitted != gated.decision.admitted).sum())
     assert differ > 0
 
 
@@ -109,20 +109,20 @@ def test_the_shuffled_gate_is_judged_and_taught_by_shuffled_rewards(world, spy):
 def test_difficulty_is_the_slow_twin(world, spy):
     targets = torch.cat([batch.targets for batch in world.schedule().batches(0)])
     task = world.post_training(world.policy(), temperature=1.3, rl_positions="all")
-    judged, _, _ = world.draw(task)
-    found = spy["adagrpo_gate"][-1][0][0]
+    gated, _, _ = world.draw(task)
+    actual = spy["adagrpo_gate"][-1][0][0]
     for b, target in enumerate(targets.tolist()):
-        items = judged.rollouts.items[b].tolist()
-        assert float(found[b]) == pytest.approx(1 - items.count(target) / len(items), rel=1e-4, abs=1e-5)
+        items = gated.rollouts.items[b].tolist()
+        assert float(actual[b]) == pytest.approx(1 - items.count(target) / len(items), rel=1e-4, abs=1e-5)
 
 
 def test_the_spread_of_rewards_runs(world, spy):
     task = world.post_training(world.policy())
     expected = 0.0
     for step in range(3):
-        judged, _, _ = world.draw(task, step)
-        last = [world.history_of(judged, b)[-1] for b in range(len(judged.rewards))]
-        pairs = [(last[b], item) for b, row in enumerate(judged.rollouts.items.tolist()) for item in row if item >= 0]
+        gated, _, _ = world.draw(task, step)
+        last = [world.history_of(gated, b)[-1] for b in range(len(gated.rewards))]
+        pairs = [(last[b], item) for b, row in enumerate(gated.rollouts.items.tolist()) for item in row if item >= 0]
         now = statistics.stdev(float(world.reward.table[pair]) for pair in pairs)
         expected = now if step == 0 else 0.9 * expected + 0.1 * now
         assert task.spread == pytest.approx(expected, rel=1e-5)
@@ -139,21 +139,21 @@ def test_an_injected_target_is_in_every_group_and_not_in_its_difficulty(world, s
     plain = world.post_training(world.policy(), rl_positions="last")
     for step in range(3):
         free, _, _ = world.draw(plain, step)
-        judged, _, values = world.draw(task, step)
+        gated, _, values = world.draw(task, step)
         (drawn, targets, *_), _, _ = spy["inject_target"][-1]
         assert torch.equal(drawn.codes, free.rollouts.codes)  # the draws are those of the run without it
-        found = (judged.rollouts.items == targets.unsqueeze(1)).any(1)
-        assert found.all() and values["contains_target"] == 1.0
+        actual = (gated.rollouts.items == targets.unsqueeze(1)).any(1)
+        assert actual.all() and values["contains_target"] == 1.0
         was_there = (drawn.items == targets.unsqueeze(1)).any(1)
         assert not was_there.all()
         misses = [1 - row.count(target) / 6 for row, target in zip(drawn.items.tolist(), targets.tolist(), strict=True)]
         assert spy["adagrpo_gate"][-1][0][0].tolist() == pytest.approx(misses)
         for b in (~was_there).nonzero().squeeze(1).tolist():
             codes = world.catalog.codes[targets[b]].tolist()
-            assert judged.rollouts.codes[b, -1].tolist() == codes
-            scores = torch.stack(world.walk(task.policy, world.history_of(judged, b), codes, 1.0)).detach()
-            torch.testing.assert_close(judged.rollouts.log_probs[b, -1], scores, rtol=1e-5, atol=1e-6)
-            assert torch.equal(judged.rollouts.codes[b, :-1], drawn.codes[b, :-1])
+            assert gated.rollouts.codes[b, -1].tolist() == codes
+            scores = torch.stack(world.walk(task.policy, world.history_of(gated, b), codes, 1.0)).detach()
+            torch.testing.assert_close(gated.rollouts.log_probs[b, -1], scores, rtol=1e-5, atol=1e-6)
+            assert torch.equal(gated.rollouts.codes[b, :-1], drawn.codes[b, :-1])
 
 
 # ---------------------------------------------------------------- rollouts
@@ -161,50 +161,50 @@ def test_an_injected_target_is_in_every_group_and_not_in_its_difficulty(world, s
 
 def test_an_invalid_rollout_gets_the_penalty_and_is_never_scored(world):
     task = world.post_training(world.policy(), grpo={"invalid_penalty": 2.5}, rl_positions="all")
-    judged, _, values = world.draw(task)
-    invalid = ~judged.rollouts.valid
+    gated, _, values = world.draw(task)
+    invalid = ~gated.rollouts.valid
     catalogue = world.catalog.codes.tolist()
-    assert invalid.flatten().tolist() == [c not in catalogue for c in judged.rollouts.codes.flatten(0, 1).tolist()]
+    assert invalid.flatten().tolist() == [c not in catalogue for c in gated.rollouts.codes.flatten(0, 1).tolist()]
     assert 0 < invalid.float().mean() < 1 and values["invalid_share"] == pytest.approx(float(invalid.float().mean()))
-    advantages = world.advantages(task, judged)
+    advantages = world.advantages(task, gated)
     assert (advantages[invalid] == -2.5).all()
     (asked,) = task.reward.asked  # one call for the whole step
     for b, row in enumerate(asked.tolist()):
         items = [item for item in row if item >= 0]
-        assert len(items) == len(set(items)) and set(judged.rollouts.items[b][~invalid[b]].tolist()) <= set(items)
+        assert len(items) == len(set(items)) and set(gated.rollouts.items[b][~invalid[b]].tolist()) <= set(items)
     assert values["scored_pairs"] == int((asked >= 0).sum())
     for b in range(len(advantages)):
-        last, items = world.history_of(judged, b)[-1], judged.rollouts.items[b].tolist()
+        last, items = world.history_of(gated, b)[-1], gated.rollouts.items[b].tolist()
         rewards = [None if item < 0 else float(world.reward.table[last, item]) for item in items]
-        wanted = torch.tensor(world.slow_advantages(rewards, 2.5))
-        torch.testing.assert_close(advantages[b], wanted, rtol=1e-4, atol=1e-5)
+        expected = torch.tensor(world.slow_advantages(rewards, 2.5))
+        torch.testing.assert_close(advantages[b], expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 1.5])
 def test_constrained_rollouts_are_items_and_scored_as_they_were_drawn(world, temperature):
     policy = world.policy()
     task = world.post_training(policy, constrained=True, temperature=temperature, gate="all", num_iterations=2)
-    judged, (micro,), values = world.draw(task)
-    assert judged.rollouts.valid.all() and values["invalid_share"] == 0.0
+    gated, (micro,), values = world.draw(task)
+    assert gated.rollouts.valid.all() and values["invalid_share"] == 0.0
     expected = score_sequences(
-        policy, policy.encode(judged.histories), judged.rollouts.codes, temperature=temperature, trie=world.catalog.trie
+        policy, policy.encode(gated.histories), gated.rollouts.codes, temperature=temperature, trie=world.catalog.trie
     )
-    torch.testing.assert_close(judged.rollouts.log_probs, expected.detach(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(gated.rollouts.log_probs, expected.detach(), rtol=1e-5, atol=1e-6)
     # at the sampling policy every ratio is 1, so the term is minus the mean advantage of the admitted groups
-    admitted = judged.decision.admitted
+    admitted = gated.decision.admitted
     term = task.loss(micro)[0]["grpo"].detach()
-    expected = -world.advantages(task, judged)[admitted].mean(1).sum() / 8
+    expected = -world.advantages(task, gated)[admitted].mean(1).sum() / 8
     torch.testing.assert_close(term, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_beam_groups_are_the_policys_own_best(world):
     policy = world.policy()
     task = world.post_training(policy, rollout="beam", gate="all", temperature=1.5)
-    judged, (micro,), _ = world.draw(task)
-    codes = judged.rollouts.codes
+    gated, (micro,), _ = world.draw(task)
+    codes = gated.rollouts.codes
     assert all(len(set(map(tuple, group))) == 6 for group in codes.tolist())
-    scores = policy.score(policy.encode(judged.histories), codes).detach()
-    torch.testing.assert_close(judged.rollouts.log_probs, scores, rtol=1e-5, atol=1e-6)
+    scores = policy.score(policy.encode(gated.histories), codes).detach()
+    torch.testing.assert_close(gated.rollouts.log_probs, scores, rtol=1e-5, atol=1e-6)
     assert (scores.sum(-1).diff(dim=1) <= 1e-6).all()
     assert torch.isfinite(task.loss(micro)[0]["grpo"])
 
@@ -231,15 +231,15 @@ def test_evaluation_between_steps_does_not_change_rollouts(world, constrained):
     watched = world.post_training(world.policy(), constrained=constrained)
     for step in range(3):
         expected, _, _ = world.draw(quiet, step)
-        found, _, _ = world.draw(watched, step)
-        assert torch.equal(found.rollouts.codes, expected.rollouts.codes)
-        context = watched.policy.encode(found.histories)
+        actual, _, _ = world.draw(watched, step)
+        assert torch.equal(actual.rollouts.codes, expected.rollouts.codes)
+        context = watched.policy.encode(actual.histories)
         for trie in (world.catalog.trie, None):
             beam_search(watched.policy, context, 10, trie=trie)
         watched.validate()
         torch.rand(step + 1)  # nor does anybody else who draws from the global generator
         if constrained:
-            assert found.rollouts.valid.all()
+            assert actual.rollouts.valid.all()
 
 
 def test_rollouts_are_a_function_of_seed_and_step(world):
@@ -261,17 +261,17 @@ def test_whoever_draws_a_step_without_a_task_has_its_groups(world, positions):
         part = group_step(task.schedule, step, task.objective, torch.device("cpu"))
         assert len(part.samples) == len(micros)
         assert torch.cat([samples.targets for samples in part.samples]).tolist() == trained.targets.tolist()
-        given = (task.policy, world.catalog, world.reward, *part.joined(), task.objective, part.generator)
-        found = gated_groups(*given, gate="all", spread=spread)
-        spread = found.spread
+        arguments = (task.policy, world.catalog, world.reward, *part.joined(), task.objective, part.generator)
+        actual = gated_groups(*arguments, gate="all", spread=spread)
+        spread = actual.spread
         assert spread == task.spread
         for one, other in (
-            (found.histories, trained.histories),
-            (found.rollouts[:3], trained.rollouts[:3]),
-            (found.scored.rewards, trained.scored.rewards),
-            (found.scored.shuffled_rewards, trained.scored.shuffled_rewards),
-            (found.evidence, trained.evidence),
-            (found.decision, trained.decision),
+            (actual.histories, trained.histories),
+            (actual.rollouts[:3], trained.rollouts[:3]),
+            (actual.scored.rewards, trained.scored.rewards),
+            (actual.scored.shuffled_rewards, trained.scored.shuffled_rewards),
+            (actual.evidence, trained.evidence),
+            (actual.decision, trained.decision),
         ):
             torch.testing.assert_close(tuple(one), tuple(other), rtol=0, atol=0, equal_nan=True)
 
@@ -281,17 +281,17 @@ def test_only_the_nll_pass_uses_dropout(world):
     task = world.post_training(policy, gate="all")
     passes: list[bool] = []
     policy.encoder.register_forward_hook(lambda module, *_: passes.append(module.training))
-    judged, (micro,), _ = world.draw(task)
+    gated, (micro,), _ = world.draw(task)
     assert passes == [False]
     first, second = (task.loss(micro)[0] for _ in range(2))
     assert passes == [False, True, False, True, False]
     assert not torch.equal(first["nll"], second["nll"]) and torch.equal(first["grpo"], second["grpo"])
-    scores = policy.eval().score(policy.encode(judged.histories), judged.rollouts.codes).detach()
-    torch.testing.assert_close(judged.rollouts.log_probs, scores, rtol=1e-5, atol=1e-6)
+    scores = policy.eval().score(policy.encode(gated.histories), gated.rollouts.codes).detach()
+    torch.testing.assert_close(gated.rollouts.log_probs, scores, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("swap", [False, True])
-def test_equal_histories_with_different_targets_are_judged_by_their_own(world, spy, swap):
+def test_equal_histories_with_different_targets_are_scored_by_their_own(world, spy, swap):
     good, bad = (4, 3) if swap else (3, 4)
     table = (torch.arange(24.0) / 100).repeat(24, 1)
     table[2, good], table[2, bad] = 100.0, -100.0
@@ -307,11 +307,11 @@ def test_equal_histories_with_different_targets_are_judged_by_their_own(world, s
         q_min=0.95,
         reward_floor=0.0,
     )
-    judged, _, values = world.draw(task)
+    gated, _, values = world.draw(task)
     targets = spy["rollout_miss"][-1][0][1]
     assert sorted(targets.tolist()) == [3, 3, 4, 4]
-    assert judged.decision.admitted.tolist() == (targets == good).tolist()
-    assert judged.decision.undiscriminated.tolist() == (targets == bad).tolist()
+    assert gated.decision.admitted.tolist() == (targets == good).tolist()
+    assert gated.decision.undiscriminated.tolist() == (targets == bad).tolist()
     assert values["admission"] == 0.5
 
 
@@ -323,19 +323,19 @@ def test_rl_positions_choose_what_they_say(world, spy, rl_positions):
     task = world.post_training(world.policy(), world.schedule(4, 2), rl_positions=rl_positions)
     cuts = defaultdict(set)
     for step in range(12):
-        judged, micros, _ = world.draw(task, step)
+        gated, micros, _ = world.draw(task, step)
         targets = spy["rollout_miss"][-1][0][1].tolist()
-        found = [(tuple(world.history_of(judged, b)), target) for b, target in enumerate(targets)]
+        actual = [(tuple(world.history_of(gated, b)), target) for b, target in enumerate(targets)]
         possible = []
         for micro in micros:
             for user in micro.batch.users.tolist():
                 kept = world.rows[user][-6:]
                 possible.append((user, [(tuple(kept[:t]), kept[t]) for t in range(1, len(kept))]))
         if rl_positions == "all":
-            assert found == [sample for _, samples in possible for sample in samples]
+            assert actual == [sample for _, samples in possible for sample in samples]
             continue
-        assert len(found) == len(possible)
-        for sample, (user, samples) in zip(found, possible, strict=True):
+        assert len(actual) == len(possible)
+        for sample, (user, samples) in zip(actual, possible, strict=True):
             assert sample in (samples if rl_positions == "random" else samples[-1:])
             if len(samples) > 2:
                 cuts[user].add(len(sample[0]))
@@ -347,18 +347,18 @@ def test_rl_positions_choose_what_they_say(world, spy, rl_positions):
 @pytest.mark.parametrize("term", ["grpo", "distill", "best_of_n"])
 def test_at_the_ends_the_whole_history_is_seen_and_no_logged_item(world, spy, term):
     task = world.post_training(world.policy(), world.schedule(4, 2), gate="all", term=term, rl_positions="end")
-    judged, micros, values = world.draw(task)
+    gated, micros, values = world.draw(task)
     users = [user for micro in micros for user in micro.batch.users.tolist()]
-    assert [world.history_of(judged, b) for b in range(len(users))] == [world.rows[user][-5:] for user in users]
-    assert judged.histories.users.tolist() == users
-    assert judged.targets.eq(-1).all() and not spy["adagrpo_gate"] and not spy["rollout_miss"]
+    assert [world.history_of(gated, b) for b in range(len(users))] == [world.rows[user][-5:] for user in users]
+    assert gated.histories.users.tolist() == users
+    assert gated.targets.eq(-1).all() and not spy["adagrpo_gate"] and not spy["rollout_miss"]
     assert "contains_target" not in values and "shuffled_admission" not in values
     asked = task.reward.asked[-1]
     for b in range(len(users)):
-        row = world.reward.table[world.history_of(judged, b)[-1]]
-        items = judged.rollouts.items[b]
+        row = world.reward.table[world.history_of(gated, b)[-1]]
+        items = gated.rollouts.items[b]
         assert set(asked[b].tolist()) - {-1} == set(items.tolist()) - {-1}  # the rollouts and nothing else
-        torch.testing.assert_close(judged.rewards[b][items >= 0], row[items[items >= 0]], rtol=0, atol=0)
+        torch.testing.assert_close(gated.rewards[b][items >= 0], row[items[items >= 0]], rtol=0, atol=0)
     terms, _ = task.loss(micros[0])
     assert float(terms[term].detach()) != 0.0 and terms[term].requires_grad
 
@@ -368,19 +368,19 @@ def test_at_the_ends_the_whole_history_is_seen_and_no_logged_item(world, spy, te
 def test_at_the_ends_shuffled_permutes_the_rewards_of_each_group_and_admits_it(world, rollout, term):
     options = {"rl_positions": "end", "rollout": rollout, "term": term, "grpo": {"beta": 0.1}}
     tasks = [world.post_training(world.policy(), gate=gate, **options) for gate in ("all", "shuffled")]
-    (true, (micro, *_), told), (fake, (micro_fake, *_), told_fake) = (world.draw(task) for task in tasks)
-    for task, given in zip(tasks, (micro, micro_fake), strict=True):
-        task.loss(given)[0][term].backward()
+    (true, (micro, *_), output), (fake, (micro_fake, *_), told_fake) = (world.draw(task) for task in tasks)
+    for task, arguments in zip(tasks, (micro, micro_fake), strict=True):
+        task.loss(arguments)[0][term].backward()
     slopes = [torch.cat([p.grad.flatten() for p in task.policy.parameters() if p.grad is not None]) for task in tasks]
     assert not torch.allclose(*slopes)  # the loss reads what was permuted
     assert torch.equal(true.rollouts.codes, fake.rollouts.codes) and torch.equal(true.reference, fake.reference)
     assert torch.equal(true.decision.admitted, fake.decision.admitted) and true.decision.admitted.any()
-    assert told["reward"] == told_fake["reward"]  # what is logged is what the reward said
+    assert output["reward"] == told_fake["reward"]  # what is logged is what the reward said
     moved = 0
     for items, right, wrong in zip(true.rollouts.items, true.rewards, fake.rewards, strict=True):
         pairs = [dict(zip(items.tolist(), rewards.tolist(), strict=True)) for rewards in (right, wrong)]
-        for found in pairs:
-            found.pop(-1, None)
+        for actual in pairs:
+            actual.pop(-1, None)
         assert sorted(pairs[0].values()) == sorted(pairs[1].values())  # an item has one reward, wherever it is drawn
         assert all(pairs[1][i] == r for i, r in zip(items.tolist(), wrong.tolist(), strict=True) if i >= 0)
         moved += pairs[0] != pairs[1]
@@ -390,8 +390,8 @@ def test_at_the_ends_shuffled_permutes_the_rewards_of_each_group_and_admits_it(w
 def test_a_degenerate_group_at_an_end_is_not_admitted(world):
     flat = type(world.reward)(torch.zeros_like(world.reward.table))
     task = world.post_training(world.policy(), gate="all", rl_positions="end", reward=flat)
-    judged, _, values = world.draw(task)
-    assert judged.decision.degenerate.all() and values["admission"] == 0
+    gated, _, values = world.draw(task)
+    assert gated.decision.degenerate.all() and values["admission"] == 0
     closed = world.post_training(world.policy(), gate="none", rl_positions="end")
     assert world.draw(closed)[2]["rejected_closed"] == 1
 
@@ -401,35 +401,35 @@ def test_a_degenerate_group_at_an_end_is_not_admitted(world):
 def test_a_rollout_of_the_history_can_count_as_invalid(world, rl_positions, rollout):
     options = {"gate": "all", "rl_positions": rl_positions, "rollout": rollout, "num_generations": 12}
     plain, _, _ = world.draw(world.post_training(world.policy(), **options))
-    judged, _, values = world.draw(world.post_training(world.policy(), exclude_history=True, **options))
-    assert torch.equal(plain.rollouts.codes, judged.rollouts.codes)
+    gated, _, values = world.draw(world.post_training(world.policy(), exclude_history=True, **options))
+    assert torch.equal(plain.rollouts.codes, gated.rollouts.codes)
     dropped = older = 0
-    for b in range(len(judged.targets)):
-        row, seen = world.rows[int(judged.histories.users[b])], world.history_of(judged, b)
+    for b in range(len(gated.targets)):
+        row, seen = world.rows[int(gated.histories.users[b])], world.history_of(gated, b)
         cut = max(0, len(row) - (5 if rl_positions == "end" else 6))  # what the policy does not see of it
         end = cut + len(seen)
-        following = [] if rl_positions == "end" else [int(judged.targets[b])]
+        following = [] if rl_positions == "end" else [int(gated.targets[b])]
         assert row[cut:end] == seen and row[end : end + 1] == following
         history = row[:end]
-        for before, after in zip(plain.rollouts.items[b].tolist(), judged.rollouts.items[b].tolist(), strict=True):
+        for before, after in zip(plain.rollouts.items[b].tolist(), gated.rollouts.items[b].tolist(), strict=True):
             assert after == (-1 if before in history else before)
             dropped += before in history
             older += before in history and before not in seen
     assert dropped > older > 0
-    assert values["invalid_share"] == pytest.approx(float((judged.rollouts.items < 0).float().mean()))
+    assert values["invalid_share"] == pytest.approx(float((gated.rollouts.items < 0).float().mean()))
 
 
 def test_every_group_is_scored_with_its_own_history(world):
     task = world.post_training(world.policy(), world.schedule(4, 2), rl_positions="all")
-    judged, _, _ = world.draw(task)
-    assert not judged.histories.items[
-        torch.arange(judged.histories.items.shape[1]) >= judged.histories.lengths.unsqueeze(1)
+    gated, _, _ = world.draw(task)
+    assert not gated.histories.items[
+        torch.arange(gated.histories.items.shape[1]) >= gated.histories.lengths.unsqueeze(1)
     ].any()
-    for b in range(0, len(judged.rewards), 3):
+    for b in range(0, len(gated.rewards), 3):
         scores = torch.stack(
-            world.walk(task.policy, world.history_of(judged, b), judged.rollouts.codes[b, 0].tolist(), 1.0)
+            world.walk(task.policy, world.history_of(gated, b), gated.rollouts.codes[b, 0].tolist(), 1.0)
         )
-        torch.testing.assert_close(judged.rollouts.log_probs[b, 0], scores.detach(), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(gated.rollouts.log_probs[b, 0], scores.detach(), rtol=1e-5, atol=1e-6)
 
 
 def test_a_history_is_encoded_once_for_all_its_rollouts(world, monkeypatch):
@@ -444,7 +444,7 @@ def test_a_history_is_encoded_once_for_all_its_rollouts(world, monkeypatch):
             return original(histories, *arguments)
 
         monkeypatch.setattr(policy, "encode", counted)
-    judged, _, _ = world.draw(task, 0)
-    samples = judged.rollouts.items.shape[0]
-    assert judged.rollouts.items.shape[1] == 6
+    gated, _, _ = world.draw(task, 0)
+    samples = gated.rollouts.items.shape[0]
+    assert gated.rollouts.items.shape[1] == 6
     assert encoded == [samples, samples]  # once by the policy, once by the reference

@@ -18,9 +18,9 @@ HISTORIES = Histories(torch.tensor([[1]]), torch.tensor([1]))
 
 def test_one_process_alone_does_everything():
     alone = processes()
-    assert alone.leads and alone.count == 1
+    assert alone.is_main_process and alone.count == 1
     assert [*alone.share("abc")] == [(0, "a"), (1, "b"), (2, "c")]
-    assert alone.gather({"a": math.inf}) == [{"a": math.inf}] and alone.tell("word") == "word"
+    assert alone.gather({"a": math.inf}) == [{"a": math.inf}] and alone.broadcast("word") == "word"
     parameter = torch.nn.Parameter(torch.ones(2))
     alone.sum_gradients_([parameter])
     assert parameter.grad is None

@@ -69,9 +69,9 @@ def test_impressions_find_their_row_and_position(world, slots):
                     assert kept[position] == sequence[seen - 1]
                     long += len(kept) < len(sequence)
                     expected.append((row, position, shown["item"], shown.get("slot", 0), shown["clicked"], 1.0))
-        found = list(zip(*(column.tolist() for column in task._shown(batch)), strict=True))
-        assert found == expected
-        if not found:
+        actual = list(zip(*(column.tolist() for column in task._shown(batch)), strict=True))
+        assert actual == expected
+        if not actual:
             continue
         rows, positions, *_ = task._shown(batch)
         assert bool((positions < batch.histories.lengths[rows]).all())
@@ -127,8 +127,8 @@ def test_the_micro_batches_losses_add_up_to_the_mean_over_the_step(world, kind, 
             sampled.append(task.ranker.sampled_loss(batch.histories, *clicked, drawn))
     torch.testing.assert_close(sum(term["loss"] for term in terms), torch.cat(values).mean(), rtol=1e-5, atol=0)
     if kind == "impressions":
-        found = sum(term["sampled"] for term in terms if "sampled" in term)
-        torch.testing.assert_close(found, torch.cat(sampled).mean(), rtol=1e-5, atol=0)
+        actual = sum(term["sampled"] for term in terms if "sampled" in term)
+        torch.testing.assert_close(actual, torch.cat(sampled).mean(), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("self_normalised", [False, True])
@@ -238,18 +238,18 @@ def test_how_a_step_is_cut_does_not_change_the_fit(world, tmp_path, kind, self_n
 
     The bias of the keys is left out: no output depends on it, and Adam makes steps of the rounding of its gradient.
     """
-    found = []
+    actual = []
     for accumulation in (1, 3, 12):
         task = make_task(world, kind, schedule=world.schedule(12 // accumulation, accumulation), steps=8)
         task.self_normalised = self_normalised and kind == "impressions"
         fit(task.ranker, task, world.settings(learning_rate=1e-3), tmp_path / str(accumulation), seed=5)
         weights = task.ranker.state_dict()
-        found.append({name: part for name, part in weights.items() if not name.endswith("query_key_value.bias")})
-    for other in found[1:]:
-        assert all(float((tensor - other[name]).abs().max()) < 1e-6 for name, tensor in found[0].items())
+        actual.append({name: part for name, part in weights.items() if not name.endswith("query_key_value.bias")})
+    for other in actual[1:]:
+        assert all(float((tensor - other[name]).abs().max()) < 1e-6 for name, tensor in actual[0].items())
 
 
-def test_impressions_without_negatives_are_judged_among_themselves(world):
+def test_impressions_without_negatives_are_scored_among_themselves(world):
     task = make_task(world, "impressions", negatives=6)
     micro = task.begin(0)[0][0]
     assert 0 < micro.clicks < len(micro.shown.clicked)

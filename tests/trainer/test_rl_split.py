@@ -73,7 +73,7 @@ def test_the_nll_is_the_loop_over_the_positions_that_count(world):
     policy = world.policy()
     (batch,) = replace(world.schedule(), rl_split=SHARE).batches(0)
     assert 0 < batch.nll.sum() < len(batch.nll)
-    found = nll_term(policy, batch, int(batch.nll.sum())).detach()
+    actual = nll_term(policy, batch, int(batch.nll.sum())).detach()
     values = []
     for row, position, target in zip(
         *(part[batch.nll].tolist() for part in (batch.rows, batch.positions, batch.targets)), strict=True
@@ -81,7 +81,7 @@ def test_the_nll_is_the_loop_over_the_positions_that_count(world):
         history = batch.histories.items[row, : position + 1].tolist()
         scores = world.walk(policy, history, world.catalog.codes[target].tolist(), 1.0)
         values.append(-float(sum(scores).detach()) / len(scores))
-    assert float(found) == pytest.approx(sum(values) / len(values), rel=1e-5)
+    assert float(actual) == pytest.approx(sum(values) / len(values), rel=1e-5)
 
 
 def test_sft_does_not_depend_on_the_targets_that_are_kept_apart(world, tmp_path, same_fit, read_fit):
@@ -110,25 +110,25 @@ def test_the_rl_term_is_taken_at_positions_kept_apart(world, spy, positions):
     task = world.post_training(world.policy(), schedule, rl_positions=positions)
     chosen = set()
     for step in range(schedule.steps_per_epoch):
-        judged, (micro,), _ = world.draw(task, step)
+        gated, (micro,), _ = world.draw(task, step)
         targets = spy["rollout_miss"][-1][0][1].tolist()
-        found = []
+        actual = []
         for b, target in enumerate(targets):
-            user = int(judged.histories.users[b])
+            user = int(gated.histories.users[b])
             row = world.rows[user]
-            place = max(0, len(row) - 6) + int(judged.histories.lengths[b])
+            place = max(0, len(row) - 6) + int(gated.histories.lengths[b])
             assert apart(user, place) and row[place] == target
-            assert world.history_of(judged, b) == row[max(0, len(row) - 6) : place]
-            found.append((user, place))
-        users = [user for user, _ in found]
+            assert world.history_of(gated, b) == row[max(0, len(row) - 6) : place]
+            actual.append((user, place))
+        users = [user for user, _ in actual]
         held = {int(user): kept_apart(int(user), len(world.rows[user])) for user in micro.batch.users}
         if positions == "all":
-            assert sorted(found) == sorted((user, place) for user, places in held.items() for place in places)
+            assert sorted(actual) == sorted((user, place) for user, places in held.items() for place in places)
         else:
             assert sorted(users) == sorted(user for user, places in held.items() if places)
         if positions == "last":
-            assert all(place == held[user][-1] for user, place in found)
-        chosen |= set(found)
+            assert all(place == held[user][-1] for user, place in actual)
+        chosen |= set(actual)
         loss, _ = task.loss(micro)
         assert float(loss["nll"].detach()) == pytest.approx(
             float(nll_term(task.policy, micro.batch, int(micro.batch.nll.sum())).detach())

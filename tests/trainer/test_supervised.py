@@ -38,8 +38,8 @@ def test_the_terms_of_a_step_add_up_to_the_mean_over_its_samples(world, batch_si
     expected = slow_nll(policy, world.catalog.codes, samples)
     torch.testing.assert_close(total, expected, rtol=1e-5, atol=0)
     parameters = list(policy.parameters())
-    found, wanted = (torch.autograd.grad(value, parameters, materialize_grads=True) for value in (total, expected))
-    for one, other in zip(found, wanted, strict=True):
+    actual, desired = (torch.autograd.grad(value, parameters, materialize_grads=True) for value in (total, expected))
+    for one, other in zip(actual, desired, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)
 
 

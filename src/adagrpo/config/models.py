@@ -125,7 +125,7 @@ class RankerConfig(Section):
 
     `negatives` are uniformly sampled, for `sampled`, and for `impressions` beside what was shown (0: shown items only).
     `propensity` weighs an impression by 1 / max(its logged propensity, `propensity_floor`): `ips` over the number of
-    impressions of a batch, `snips` over the sum of their weights. With `folds` above 1, post-training judges a sample
+    impressions of a batch, `snips` over the sum of their weights. With `folds` above 1, post-training scores a sample
     by a ranker that never saw its user; 0 and 1 are off. With `user_share` below 1 both families of rankers see that
     share of the users alone, drawn by the seed: what would a ranker of fewer logs be worth?
     """

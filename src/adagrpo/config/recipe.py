@@ -14,8 +14,8 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from adagrpo.config.data import DataConfig
+from adagrpo.config.messages import explain
 from adagrpo.config.models import FitConfig, PolicyConfig, RankerConfig
-from adagrpo.config.problems import explain
 from adagrpo.config.reward import RewardOptions, SequentialOptions
 from adagrpo.config.section import Positive, Section
 from adagrpo.config.tokenizer import TokenizerConfig
@@ -90,7 +90,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _ends_have_no_logged_item(self) -> Self:
         for arm in self.train.arms:
-            seen = arm.seen_by(self.objective)
+            seen = arm.resolved_objective(self.objective)
             if arm.term is None or seen.rl_positions != "end":
                 continue
             reads = [] if arm.admits in ("all", "none", "shuffled") else [f"the gate '{arm.admits}'"]

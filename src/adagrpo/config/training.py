@@ -1,4 +1,4 @@
-"""The sections `objective`, `train`, `evaluation` and `compare`: post-training, its arms, and what judges them."""
+"""The sections `objective`, `train`, `evaluation` and `compare`: post-training, its arms, and what evaluates them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from pydantic import (
     model_validator,
 )
 
+from adagrpo.config.messages import explain
 from adagrpo.config.models import FitConfig
-from adagrpo.config.problems import explain
 from adagrpo.config.section import NonNegativeFloat, Positive, PositiveFloat, Section, Share
 from adagrpo.errors import UserError
 from adagrpo.metrics import comparable
@@ -52,18 +52,18 @@ class _TermSection(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _are_its_own(cls, given: Any) -> Any:
-        _refuse_misplaced(given, cls.model_fields)
-        return given
+    def _are_its_own(cls, content: Any) -> Any:
+        _refuse_misplaced(content, cls.model_fields)
+        return content
 
 
-def _refuse_misplaced(given: Any, own: Mapping[str, Any]) -> None:
+def _refuse_misplaced(content: Any, own: Mapping[str, Any]) -> None:
     """Say where the option of a reward term is written, if it is written where nothing reads it.
 
     Raises:
         ValueError: naming the option, the term that reads it, and its place.
     """
-    for key in given if isinstance(given, dict) else ():
+    for key in content if isinstance(content, dict) else ():
         option = _RENAMED.get(key, key)
         readers = [term.name for term in TERMS.values() if option in term.options]
         if key not in own and readers:
@@ -125,9 +125,9 @@ class ObjectiveConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _terms_have_sections(cls, given: Any) -> Any:
-        _refuse_misplaced(given, cls.model_fields)
-        return given
+    def _terms_have_sections(cls, content: Any) -> Any:
+        _refuse_misplaced(content, cls.model_fields)
+        return content
 
     def of_term(self, name: str) -> dict[str, Any]:
         """The options of a reward term, which its loss takes as keyword arguments."""
@@ -190,8 +190,8 @@ class ArmConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _by_name(cls, given: Any) -> Any:
-        return _arm_of(given) if isinstance(given, str) else given
+    def _by_name(cls, content: Any) -> Any:
+        return _arm_of(content) if isinstance(content, str) else content
 
     @model_validator(mode="after")
     def _what_it_takes(self) -> Self:
@@ -221,7 +221,7 @@ class ArmConfig(Section):
         term = OBJECTIVES[self.objective].term
         return None if term is None else term.name
 
-    def seen_by(self, common: ObjectiveConfig) -> ObjectiveConfig:
+    def resolved_objective(self, common: ObjectiveConfig) -> ObjectiveConfig:
         """The section `objective` as this arm sees it."""
         seen = common.model_dump(by_alias=False)
         for key, value in self.options.model_dump(by_alias=False, exclude_unset=True).items():
@@ -236,7 +236,7 @@ class ArmConfig(Section):
         """The option of its term that validation is to choose."""
         if self.term is None:
             return None
-        options = self.seen_by(common).of_term(self.term)
+        options = self.resolved_objective(common).of_term(self.term)
         return next((name for name in TERMS[self.term].chosen_on_validation if options[name] == VALIDATION), None)
 
     def settings(self, common: ObjectiveConfig, *, defaults: bool = True) -> dict[str, Any]:
@@ -246,13 +246,13 @@ class ArmConfig(Section):
             common: the section as all arms see it.
             defaults: False leaves out what is as it would be if nobody had said anything.
         """
-        seen = self.seen_by(common)
-        found: dict[str, Any] = {"objective": self.objective}
+        resolved = self.resolved_objective(common)
+        content: dict[str, Any] = {"objective": self.objective}
         if self.term is None:  # its budget is that of the arms that use each batch so often
-            return found | seen.model_dump(include={"num_iterations"}, exclude_defaults=not defaults)
+            return content | resolved.model_dump(include={"num_iterations"}, exclude_defaults=not defaults)
         others = set(TERMS) - {self.term} | {"lambda_"} | (set() if self.admits == "oracle" else {"oracle_agreement"})
-        found |= {"gate": self.admits, "lambda": self.weight_of(common)}
-        return found | seen.model_dump(mode="json", by_alias=True, exclude=others, exclude_defaults=not defaults)
+        content |= {"gate": self.admits, "lambda": self.weight_of(common)}
+        return content | resolved.model_dump(mode="json", by_alias=True, exclude=others, exclude_defaults=not defaults)
 
     @property
     def own_gate(self) -> Gate | None:
@@ -300,13 +300,13 @@ def _arm_of(name: str) -> dict[str, Any]:
     """
     if name in PRESETS:
         return {"name": name} | PRESETS[name]
-    found = _ARM.fullmatch(name)
-    if found is None:
+    match = _ARM.fullmatch(name)
+    if match is None:
         names = [*OBJECTIVES, *PRESETS, *(f"adagrpo-{gate}" for gate in GATES if gate != "adagrpo")]
         near = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(names)}; -lambda<number> may follow"
         raise ValueError(f"objective '{name}': there is none of that name; {hint}")
-    objective, gate, weight = found.groups()
+    objective, gate, weight = match.groups()
     return {"objective": objective, "gate": gate, "lambda": weight}
 
 

@@ -80,8 +80,8 @@ def build_dataset(
     user_ids, catalogue = kept[USER_ID].unique().sort(), kept[ITEM_ID].unique()
     if len(user_ids) < 2 or len(catalogue) < 2:
         limits = f"min_user_interactions {min_user_interactions}, min_item_interactions {min_item_interactions}"
-        found = f"{len(user_ids)} users and {len(catalogue)} items are left ({limits})"
-        raise UserError(f"data: {found}; two of each are needed")
+        remaining = f"{len(user_ids)} users and {len(catalogue)} items are left ({limits})"
+        raise UserError(f"data: {remaining}; two of each are needed")
     if keep_unseen_items:
         catalogue = pl.concat([catalogue, described[ITEM_ID]]).unique()
     catalogue = catalogue.sort()

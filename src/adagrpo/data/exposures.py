@@ -1,9 +1,9 @@
 """Impressions that no order is known of: a ranker is fitted and examined on them, and a history is a set.
 
-A user's clicks in training are put into random order, once. A click at place `p` is judged from the `p` clicks before
+A user's clicks in training are put into random order, once. A click at place `p` is scored from the `p` clicks before
 it, and what was shown and not clicked from a number of them drawn from 0 .. n - 1, with `n` the user's clicks: so
 neither the length of a history nor its items say whether an impression was clicked, and leaving out those without any
-history (as fitting does) keeps each user's click rate. Held-out impressions are judged from all of the user's clicks
+history (as fitting does) keeps each user's click rate. Held-out impressions are scored from all of the user's clicks
 in training.
 
     train.parquet          the clicks of training, in that order
@@ -67,10 +67,10 @@ def write_exposures(
         raise UserError("data.split.kind: impressions needs data.columns.clicked or data.click_rating")
     parts = [_once(table) for table in tables if table is not None]
     every = pl.concat([part.select(pl.col(PAIR).cast(pl.String)) for part in parts])
-    found = [part.with_columns(pl.col(PAIR).cast(pl.String)) for part in parts]
+    keyed = [part.with_columns(pl.col(PAIR).cast(pl.String)) for part in parts]
     draw = np.random.default_rng([seed, 2])
-    chance = pl.Series(draw.random(len(found[0])))
-    cut = found[0].with_columns(
+    chance = pl.Series(draw.random(len(keyed[0])))
+    cut = keyed[0].with_columns(
         pl.when(chance < held_out)
         .then(pl.lit("validation"))
         .when(chance < 2 * held_out)
@@ -83,19 +83,19 @@ def write_exposures(
         raise UserError(f"data: {len(learners)} users have a click to learn from; two are needed")
     users = pl.DataFrame({USER_ID: learners}).select(_index(USER, len(learners)), USER_ID)
     catalogue = every[ITEM_ID].unique().sort()
-    known = pl.DataFrame({ITEM_ID: catalogue}).select(_index(ITEM, len(catalogue)), ITEM_ID)
+    numbered_items = pl.DataFrame({ITEM_ID: catalogue}).select(_index(ITEM, len(catalogue)), ITEM_ID)
     held = [cut.filter(pl.col(EXPOSURE).is_not_null()).select(*PAIR, CLICKED, EXPOSURE)]
     dropped = 0
     if random is not None:
-        unseen = found[1].join(training, on=PAIR, how="anti", maintain_order="left")
-        dropped = len(found[1]) - len(unseen)
+        unseen = keyed[1].join(training, on=PAIR, how="anti", maintain_order="left")
+        dropped = len(keyed[1]) - len(unseen)
         held.append(unseen.select(*PAIR, CLICKED, pl.lit("random").alias(EXPOSURE)))
-    examined = _numbered(pl.concat(held), users, known)
-    shown, clicks = _with_random_order(_numbered(training, users, known), len(users), draw)
+    examined = _numbered(pl.concat(held), users, numbered_items)
+    shown, clicks = _with_random_order(_numbered(training, users, numbered_items), len(users), draw)
 
     directory.mkdir(parents=True, exist_ok=True)
     users.write_parquet(directory / "users.parquet")
-    _described(known, items).write_parquet(directory / "items.parquet")
+    _described(numbered_items, items).write_parquet(directory / "items.parquet")
     clicks.write_parquet(directory / "train.parquet")
     nothing = clicks.clear()
     nothing.with_columns(pl.lit(False).alias("target")).write_parquet(directory / "validation.parquet")
@@ -112,7 +112,7 @@ def write_exposures(
         "repeats_dropped": sum(len(t) for t in tables if t is not None) - sum(map(len, parts)),
         "pairs_of_training_dropped": dropped,
         "users": len(users),
-        "items": len(known),
+        "items": len(numbered_items),
         "impressions": len(shown),
         "training_interactions": len(clicks),
         "without_history_dropped": sum(map(len, held)) - len(examined),
@@ -140,8 +140,8 @@ def _once(table: pl.DataFrame) -> pl.DataFrame:
 
 def _numbered(table: pl.DataFrame, users: pl.DataFrame, items: pl.DataFrame) -> pl.DataFrame:
     """With the rows of users and items in place of their ids; users who are not known are left out."""
-    found = table.join(users, on=USER_ID, how="inner", maintain_order="left")
-    return found.join(items, on=ITEM_ID, how="inner", maintain_order="left").drop(PAIR)
+    numbered = table.join(users, on=USER_ID, how="inner", maintain_order="left")
+    return numbered.join(items, on=ITEM_ID, how="inner", maintain_order="left").drop(PAIR)
 
 
 def _with_random_order(
@@ -160,11 +160,11 @@ def _with_random_order(
     return table.select(USER, ITEM, HISTORY_LENGTH, pl.col(CLICKED).cast(pl.Int8), *optional), clicks
 
 
-def _described(known: pl.DataFrame, items: pl.DataFrame | None) -> pl.DataFrame:
+def _described(numbered: pl.DataFrame, items: pl.DataFrame | None) -> pl.DataFrame:
     if items is None:
         items = pl.DataFrame(schema={ITEM_ID: pl.String, TEXT: pl.String, ATTRIBUTES: pl.List(pl.String)})
     described = items.with_columns(pl.col(ITEM_ID).cast(pl.String))
-    table = known.join(described, on=ITEM_ID, how="left", maintain_order="left")
+    table = numbered.join(described, on=ITEM_ID, how="left", maintain_order="left")
     return table.select(ITEM, ITEM_ID, pl.col(TEXT).fill_null(""), pl.col(ATTRIBUTES).fill_null([]))
 
 

@@ -54,14 +54,14 @@ def write_prepared(dataset: Dataset, split: Split, directory: Path) -> None:
     table = dataset.interactions.select(USER, ITEM, POSITION)
     users, positions = table[USER].to_numpy(), table[POSITION].to_numpy()
     validation, test = split.validation_positions, split.test_positions
-    ends = np.where(test >= 0, test, np.where(validation >= 0, validation + 1, split.train_lengths))  # (U,)
+    lengths = np.where(test >= 0, test, np.where(validation >= 0, validation + 1, split.train_lengths))  # (U,)
 
     def of_rows(values: NDArray[np.int64]) -> NDArray[np.int32]:
         """(U,) to the rows of the table, whose number decides how much memory this takes."""
         return np.asarray(values.astype(np.int32)[users])
 
     trained = positions < of_rows(split.train_lengths)
-    later = ~trained & (positions < of_rows(ends))
+    later = ~trained & (positions < of_rows(lengths))
     dataset.users.write_parquet(directory / "users.parquet")
     dataset.items.write_parquet(directory / "items.parquet")
     table.filter(trained).write_parquet(directory / "train.parquet")
@@ -115,12 +115,12 @@ def load_cases(directory: Path, split: Literal["validation", "test"] | str, *, h
         seen = pl.concat([seen, later.drop(TARGET)]).sort(USER, POSITION)
     else:
         raise ValueError(f"split must be validation or test, got {split}")
-    ends = np.full(_count(directory / "users.parquet"), -1)
-    ends[targets[USER].to_numpy()] = targets[POSITION].to_numpy()
-    starts = np.zeros_like(ends) if history is None else ends - history
+    target_positions = np.full(_count(directory / "users.parquet"), -1)
+    target_positions[targets[USER].to_numpy()] = targets[POSITION].to_numpy()
+    starts = np.zeros_like(target_positions) if history is None else target_positions - history
     users, positions = seen[USER].to_numpy(), seen[POSITION].to_numpy()
-    read = (positions < ends[users]) & (positions >= starts[users])
-    counts = np.bincount(users[read], minlength=len(ends))[targets[USER].to_numpy()]
+    read = (positions < target_positions[users]) & (positions >= starts[users])
+    counts = np.bincount(users[read], minlength=len(target_positions))[targets[USER].to_numpy()]
     histories = Ragged(seen[ITEM].to_numpy()[read].astype(np.int32), _offsets(counts))
     return Cases(targets[USER].to_numpy().astype(np.int32), histories, targets[ITEM].to_numpy().astype(np.int32))
 

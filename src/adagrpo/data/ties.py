@@ -86,13 +86,13 @@ def _ranks(dataset: Dataset, table: Path, id_column: str, column: str, max_expan
     """(V,) rank of each item's value in the column."""
     rows = read_table(table, [id_column, column], max_expansion)
     ids = dataset.items.select(pl.col(ITEM_ID).cast(pl.String))
-    found = ids.join(
+    joined = ids.join(
         rows.select(pl.col(id_column).cast(pl.String).alias(ITEM_ID), pl.col(column).alias("key")),
         on=ITEM_ID,
         how="left",
         maintain_order="left",
     )
-    missing = found.filter(pl.col("key").is_null())
+    missing = joined.filter(pl.col("key").is_null())
     if len(missing):
         raise UserError(f"{table}: item {missing[ITEM_ID][0]} has no {column}, by which ties are to be found")
-    return found["key"].rank("dense").cast(pl.Int64).to_numpy()
+    return joined["key"].rank("dense").cast(pl.Int64).to_numpy()

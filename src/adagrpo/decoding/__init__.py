@@ -7,14 +7,14 @@
 A trie narrows sampling and search in different ways, on purpose. `sample` and `score_sequences` mask the logits and
 renormalise, because a policy gradient needs the probabilities of the very distribution that was sampled from.
 `beam_search` rules continuations out *after* the log-softmax and does not renormalise, as Hugging Face's `generate`
-does with a prefix function, so that items are ranked by the policy's own probability; a lane whose siblings are ruled
-out gains nothing from it.
+does with a prefix function, so that items are ranked by the policy's own probability; a hypothesis whose siblings are
+ruled out gains nothing from it.
 
 Many open implementations let a row run on unconstrained when its prefix is not in the trie. Here that is `DeadEnd`.
 """
 
 from adagrpo.decoding.beams import Beams, beam_search, beam_search_both
-from adagrpo.decoding.lanes import DeadEnd
+from adagrpo.decoding.hypotheses import DeadEnd
 from adagrpo.decoding.sampling import Samples, sample, score_sequences
 
 __all__ = [

@@ -6,11 +6,11 @@ A search that is held to the catalogue looks at the children of its prefixes alo
 free probability, as Hugging Face's `generate` does with a prefix function.
 
 A free and a held search of one context write mostly the same prefixes. `beam_search_both` therefore lets them share
-lanes: those of the held search, and behind them what the free one alone has. Each prefix meets the policy once, and
-each search finds what it would have found by itself.
+hypotheses: those of the held search, and behind them what the free one alone has. Each prefix meets the policy once,
+and each search finds what it would have found by itself.
 
 Items can be ruled out for each sample. They are never written, and neither is a prefix that only they complete, so that
-no lane is lost to them: a search of `W` lanes finds `W` items wherever the trie holds as many others.
+no hypothesis is lost to them: a search of `W` hypotheses finds `W` items wherever the trie holds as many others.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from adagrpo.decoding.lanes import PART, DeadEnd, check, top, top_of_many
+from adagrpo.decoding.hypotheses import PART, DeadEnd, check, top, top_of_many
 from adagrpo.errors import NotFinite
 from adagrpo.networks.layers import take
 from adagrpo.policies.policy import Context, DecoderState, Policy
@@ -39,23 +39,23 @@ _SHORTEST_SPAN = 8  # a level whose size has no divisor from here to there is fi
 class Beams(NamedTuple):
     """The `W` best Semantic IDs that beam search found for each of `B` samples, best first."""
 
-    codes: Tensor  # (B, W, L) int64, -1 in lanes that found no sequence
-    scores: Tensor  # (B, W) float32, sum of the policy's log-probabilities, -inf in lanes that found no sequence
+    codes: Tensor  # (B, W, L) int64, -1 where no sequence was found
+    scores: Tensor  # (B, W) float32, sum of the policy's log-probabilities, -inf where no sequence was found
     log_probs: Tensor  # (B, W, L) float32, the policy's log-probability of each code, -inf where scores are
 
 
 class _Written(NamedTuple):
-    """What the lanes of a search have written."""
+    """What the hypotheses of a search have written."""
 
     codes: Tensor  # (B, W, level) int64
     log_probs: Tensor  # (B, W, level) float32
 
 
 class _Step(NamedTuple):
-    """The lanes of a search after one more code."""
+    """The hypotheses of a search after one more code."""
 
     scores: Tensor  # (B, W) float32, best first
-    parents: Tensor  # (B, W) int64, the lane that each continues
+    parents: Tensor  # (B, W) int64, the hypothesis that each continues
     codes: Tensor  # (B, W) int64
 
 
@@ -68,22 +68,22 @@ def beam_search(
     trie: Trie | None = None,
     excluded: Excluded | None = None,
 ) -> Beams:
-    """Find the `W` most probable Semantic IDs of each sample, as far as a beam of `W` lanes sees them.
+    """Find the `W` most probable Semantic IDs of each sample, as far as a beam of `W` hypotheses sees them.
 
     The search is exact where `W` is at least the number of prefixes at every level but the last. Equal scores are
-    ordered by the rank of the parent lane, then by the lower code, on every device.
+    ordered by the rank of the parent hypothesis, then by the lower code, on every device.
 
     Args:
         policy: the policy to search.
         context: `B` encoded samples.
-        width: `W`, lanes kept at each level and sequences returned.
+        width: `W`, hypotheses kept at each level and sequences returned.
         trie: where given, only sequences of the trie are found. They are ranked by the policy's own free probability,
             not by one renormalised over what the trie allows.
         excluded: of the trie's `excluding`: items that each sample's search leaves out.
 
     Returns:
-        Beams, best first. Where fewer than `W` sequences of positive probability exist, the lanes left over hold codes
-        -1 and score -inf.
+        Beams, best first. Where fewer than `W` sequences of positive probability exist, the hypotheses left over hold
+        codes -1 and score -inf.
 
     Raises:
         ValueError: `width` is below 1, the trie's levels are not the policy's, or items are excluded without a trie.
@@ -140,54 +140,54 @@ def beam_search_both(
     _check_width("held_width", held_width)
     state = policy.start(context)
     logits = policy.logits(state)
-    held_scores, nodes, held_written = _root(logits)  # nodes (B, J) of all lanes; the first ones are the held search's
-    free_scores, lanes, free_written = _root(logits)  # lanes (B, W): where the free search's are among all
+    held_scores, nodes, held_written = _root(logits)  # nodes (B, J); the first are the held search's
+    free_scores, hypotheses, free_written = _root(logits)  # hypotheses (B, W): where the free search's are among all
     for level in range(levels):
         log_probs = logits.float().log_softmax(-1)  # (B, J, K)
         of_held = nodes[:, : held_scores.shape[1]]
         held, held_nodes = _best_children(trie, level, of_held, log_probs, held_scores, held_width)
-        free = _best_continuations(log_probs, free_scores, width, lanes)
-        origins = lanes.gather(1, free.parents)
+        free = _best_continuations(log_probs, free_scores, width, hypotheses)
+        origins = hypotheses.gather(1, free.parents)
         held_scores, held_written = held.scores, _write(held_written, held, log_probs, held.parents)
         free_scores, free_written = free.scores, _write(free_written, free, log_probs, origins)
         if level + 1 < levels:
             free_nodes = trie.child(level, nodes.gather(1, origins), free.codes)
             shared = _shared(held, held_nodes, free._replace(parents=origins), free_nodes)
-            lanes, nodes = shared.lanes, shared.nodes
+            hypotheses, nodes = shared.hypotheses, shared.nodes
             state = policy.advance(state, shared.parents, shared.codes)
             logits = policy.logits(state)
     return _beams(held_written, held_scores, held_width), _beams(free_written, free_scores, width)
 
 
 class _Shared(NamedTuple):
-    """Lanes that serve two searches: those of the held one, then what the free one alone has."""
+    """Hypotheses that serve two searches: those of the held one, then what the free one alone has."""
 
-    lanes: Tensor  # (B, W) int64, where each lane of the free search is among the J
+    hypotheses: Tensor  # (B, W) int64, where each hypothesis of the free search is among the J
     parents: Tensor  # (B, J) int64
     codes: Tensor  # (B, J) int64
     nodes: Tensor  # (B, J) int64, -1 for a prefix that no item has
 
 
 def _shared(held: _Step, held_nodes: Tensor, free: _Step, free_nodes: Tensor) -> _Shared:
-    """Lay out the lanes of both searches; `parents` of both are places among the lanes before."""
+    """Lay out the hypotheses of both searches; `parents` of both are places among the hypotheses before."""
     samples, count = held_nodes.shape
     ordered, order = held_nodes.sort(dim=1)
     place = torch.searchsorted(ordered, free_nodes).clamp(max=count - 1)
-    found = (ordered.gather(1, place) == free_nodes) & (free_nodes >= 0)
-    dead = free.scores == -torch.inf  # nothing will come of it in whatever lane
-    place = order.gather(1, place).masked_fill(~found, 0)
-    alone = ~(found | dead)
+    is_held = (ordered.gather(1, place) == free_nodes) & (free_nodes >= 0)
+    dead = free.scores == -torch.inf  # nothing will come of it wherever it is put
+    place = order.gather(1, place).masked_fill(~is_held, 0)
+    alone = ~(is_held | dead)
     number = alone.cumsum(1) - 1
     extra = int(number.max()) + 1
-    lanes = torch.where(alone, count + number, place)
-    target = torch.where(alone, lanes, count + extra)  # what has a lane already goes to one more, which is dropped
+    hypotheses = torch.where(alone, count + number, place)
+    target = torch.where(alone, hypotheses, count + extra)  # what has a place goes to one more, to drop
 
     def joined(first: Tensor, second: Tensor, filling: int) -> Tensor:
         behind = first.new_full((samples, extra + 1), filling)
         return torch.cat([first, behind], dim=1).scatter_(1, target, second)[:, :-1]
 
     return _Shared(
-        lanes,
+        hypotheses,
         joined(held.parents, free.parents, 0),
         joined(held.codes, free.codes, 0),
         joined(held_nodes, free_nodes, -1),
@@ -195,7 +195,7 @@ def _shared(held: _Step, held_nodes: Tensor, free: _Step, free_nodes: Tensor) ->
 
 
 def _root(logits: Tensor) -> tuple[Tensor, Tensor, _Written]:
-    """Scores (B, 1) and nodes (B, 1) of one lane a sample in which nothing is written, and that nothing."""
+    """Scores (B, 1) and nodes (B, 1) of one hypothesis a sample in which nothing is written, and that nothing."""
     shape, device = logits.shape[:2], logits.device
     nodes = torch.zeros(shape, dtype=torch.int64, device=device)
     scores = torch.zeros(shape, device=device)
@@ -206,7 +206,7 @@ def _write(
     written: _Written,  # (B, W, level)
     step: _Step,  # (B, W')
     log_probs: Tensor,  # (B, J, K) of the codes that may follow
-    origins: Tensor,  # (B, W') which of the J each lane of the step continues
+    origins: Tensor,  # (B, W') which of the J each hypothesis of the step continues
 ) -> _Written:  # (B, W', level + 1)
     """One more code."""
     new = log_probs.flatten(1).gather(1, origins * log_probs.shape[2] + step.codes)
@@ -217,7 +217,7 @@ def _write(
 
 
 def _beams(written: _Written, scores: Tensor, width: int) -> Beams:
-    """Mark the lanes that found nothing, and fill up where fewer sequences exist than lanes were asked for."""
+    """Mark the hypotheses that found nothing, and fill up where fewer sequences exist than were asked for."""
     nothing = (scores == -torch.inf).unsqueeze(-1)
     missing = width - scores.shape[1]
     pad = torch.nn.functional.pad
@@ -232,21 +232,21 @@ def _best_children(
     trie: Trie,
     level: int,
     nodes: Tensor,  # (B, W)
-    log_probs: Tensor,  # (B, J, K), J >= W; of the first W lanes
+    log_probs: Tensor,  # (B, J, K), J >= W; of the first W hypotheses
     scores: Tensor,  # (B, W)
     width: int,
     excluded: Excluded | None = None,
-) -> tuple[_Step, Tensor]:  # and the node of each lane (B, W')
-    """The best continuations of all lanes that the trie knows, best first; most of the codes of a level are none."""
-    (samples, lanes), (_, stride, size) = nodes.shape, log_probs.shape
+) -> tuple[_Step, Tensor]:  # and the node of each hypothesis (B, W')
+    """The best continuations that the trie knows, best first; most of the codes of a level are none."""
+    (samples, hypotheses), (_, stride, size) = nodes.shape, log_probs.shape
     branches = trie.branches(level, nodes)
-    counts = branches.counts.view(samples, lanes)
+    counts = branches.counts.view(samples, hypotheses)
     if not bool(((counts > 0) | (scores == -torch.inf)).all()):
         raise DeadEnd(f"the trie allows no code at level {level + 1} after a prefix that it allowed before")
     of_sample = counts.sum(1)  # (B,)
     first = of_sample.cumsum(0) - of_sample
     rows = torch.repeat_interleave(of_sample)  # (T,)
-    flat = (branches.parents + rows * (stride - lanes)) * size + branches.codes
+    flat = (branches.parents + rows * (stride - hypotheses)) * size + branches.codes
     # index_select: on a CPU indexing by a tensor takes three times as long
     totals = scores.flatten().index_select(0, branches.parents) + log_probs.flatten().index_select(0, flat)
     if bool(totals.isnan().any()):
@@ -264,7 +264,7 @@ def _best_children(
     chosen = (best + first.unsqueeze(1)).masked_fill(~real, 0)
     step = _Step(
         padded.gather(1, best),
-        (branches.parents[chosen] % lanes).masked_fill(~real, 0),
+        (branches.parents[chosen] % hypotheses).masked_fill(~real, 0),
         branches.codes[chosen].masked_fill(~real, 0),
     )
     return step, branches.nodes[chosen].masked_fill(~real, -1)
@@ -274,33 +274,33 @@ def _best_continuations(
     log_probs: Tensor,  # (B, J, K)
     scores: Tensor,  # (B, W)
     width: int,
-    lanes: Tensor | None = None,  # (B, W) which of the J each is; None: they are the J
+    hypotheses: Tensor | None = None,  # (B, W) which of the J each is; None: they are the J
 ) -> _Step:  # parents count the W
-    """The `W' = min(width, W * K)` best continuations of all lanes, best first.
+    """The `W' = min(width, W * K)` best continuations of all hypotheses, best first.
 
-    The codes of a lane are cut into spans. The best `W'` continuations lie in the `W'` spans with the highest maxima
-    (any other span has `W'` continuations ahead of it), so only those are sorted, and the W * K totals are never
+    The codes of a hypothesis are cut into spans. The best `W'` continuations lie in the `W'` spans with the highest
+    maxima (any other span has `W'` continuations ahead of it), so only those are sorted, and the W * K totals are never
     written out. On a CPU that settles equals at the price of one `torch.topk` over the totals, which does not; settling
-    them over all totals takes five times as long, and a top-k in each lane first takes four.
+    them over all totals takes five times as long, and a top-k in each hypothesis first takes four.
     """
     samples, count, size = log_probs.shape
     span = max(d for d in range(1, min(size, _SPAN) + 1) if size % d == 0)
     if span < _SHORTEST_SPAN and size > _SPAN:  # say a prime: filled up with codes that cannot be
         filled = torch.nn.functional.pad(log_probs, (0, -size % _SPAN), value=-torch.inf)
-        step = _best_continuations(filled, scores, min(width, scores.shape[1] * size), lanes)
+        step = _best_continuations(filled, scores, min(width, scores.shape[1] * size), hypotheses)
         return step._replace(codes=step.codes.clamp(max=size - 1))
-    parts = size // span  # spans of a lane
+    parts = size // span  # spans of a hypothesis
     grouped = log_probs.reshape(samples, count * parts, span)
     maxima = grouped.amax(-1).view(samples, count, parts)
-    if lanes is not None:
-        maxima = take(maxima, lanes)
+    if hypotheses is not None:
+        maxima = take(maxima, hypotheses)
     maxima = (maxima + scores.unsqueeze(-1)).flatten(1)  # (B, W * parts)
     if bool(maxima.isnan().any()):
         raise NotFinite("logits", "the policy's logits hold NaN or +inf")
     # in ascending order, so that a candidate's place says who comes first among equals
     spans = top(maxima, min(width, maxima.shape[1])).sort(-1).values  # (B, S)
     parents = spans // parts
-    places = spans if lanes is None else lanes.gather(1, parents) * parts + spans % parts
+    places = spans if hypotheses is None else hypotheses.gather(1, parents) * parts + spans % parts
     totals = (take(grouped, places) + scores.gather(1, parents).unsqueeze(-1)).flatten(1)
     best = top(totals, min(width, totals.shape[1]))  # (B, W')
     flat = spans.gather(1, best // span) * span + best % span  # index among the W * K continuations

@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from adagrpo.decoding.lanes import DeadEnd, check, check_lanes
+from adagrpo.decoding.hypotheses import DeadEnd, check, check_hypotheses
 from adagrpo.policies.policy import Context, DecoderState, Policy
 from adagrpo.semantic_ids.trie import Trie
 
@@ -58,7 +58,7 @@ def sample(
     Raises:
         ValueError: `uniforms` has another shape or leaves [0, 1), `temperature` is not positive, or the trie's levels
             are not the policy's.
-        DeadEnd: a lane has no code to draw.
+        DeadEnd: a hypothesis has no code to draw.
         NotFinite: the policy's logits hold NaN, or +inf.
     """
     levels = check(policy, trie, temperature)
@@ -66,7 +66,7 @@ def sample(
         raise ValueError(f"uniforms must be (B, G, {levels}), got {tuple(uniforms.shape)}")
     if not bool(((uniforms >= 0) & (uniforms < 1)).all()):
         raise ValueError("uniforms must lie in [0, 1)")
-    lanes = torch.arange(uniforms.shape[1], device=uniforms.device).expand(uniforms.shape[:2])
+    hypotheses = torch.arange(uniforms.shape[1], device=uniforms.device).expand(uniforms.shape[:2])
     codes = torch.empty(uniforms.shape, dtype=torch.int64, device=uniforms.device)
     log_probs = torch.empty(uniforms.shape, dtype=torch.float32, device=uniforms.device)
     nodes = torch.zeros(uniforms.shape[0], 1, dtype=torch.int64, device=uniforms.device)
@@ -77,15 +77,15 @@ def sample(
             raise ValueError(f"uniforms has {uniforms.shape[0]} samples, the context has {logits.shape[0]}")
         if trie is not None:
             logits = logits.masked_fill(~trie.allowed(level, nodes), -torch.inf)
-        check_lanes(logits, level)
+        check_hypotheses(logits, level)
         level_log_probs = logits.log_softmax(-1)
         codes[..., level] = _invert(level_log_probs.exp(), uniforms[..., level])
         drawn = codes[..., level : level + 1]
         log_probs[..., level] = level_log_probs.expand(-1, drawn.shape[1], -1).gather(-1, drawn)[..., 0]
         if level + 1 < levels:
             if trie is not None:
-                nodes = trie.child(level, nodes.expand_as(lanes), codes[..., level])
-            parents = torch.zeros_like(lanes) if level == 0 else lanes
+                nodes = trie.child(level, nodes.expand_as(hypotheses), codes[..., level])
+            parents = torch.zeros_like(hypotheses) if level == 0 else hypotheses
             state = policy.advance(state, parents, codes[..., level])
     return Samples(codes, log_probs)
 
@@ -132,19 +132,19 @@ def score_sequences(
         raise ValueError(f"codes must be (B, G, {levels}), got {tuple(codes.shape)}")
     if trie is None:
         return policy.score(context, codes, temperature=temperature)
-    lanes = torch.arange(codes.shape[1], device=codes.device).expand(codes.shape[:2])
-    nodes = torch.zeros_like(lanes)
+    hypotheses = torch.arange(codes.shape[1], device=codes.device).expand(codes.shape[:2])
+    nodes = torch.zeros_like(hypotheses)
     state = policy.start(context)
     scores = []
     for level in range(levels):
-        given = codes[..., level]
+        code = codes[..., level]
         allowed = trie.allowed(level, nodes)  # (B, G, K)
-        if not bool(allowed.gather(-1, given.unsqueeze(-1)).all()):
+        if not bool(allowed.gather(-1, code.unsqueeze(-1)).all()):
             raise DeadEnd(f"a sequence to score leaves the trie at level {level + 1}")
         logits = policy.logits(state).float() / temperature
         log_probs = logits.masked_fill(~allowed, -torch.inf).log_softmax(-1)
-        scores.append(log_probs.gather(-1, given.unsqueeze(-1)))
+        scores.append(log_probs.gather(-1, code.unsqueeze(-1)))
         if level + 1 < levels:
-            nodes = trie.child(level, nodes, given)
-            state = policy.advance(state, torch.zeros_like(lanes) if level == 0 else lanes, given)
+            nodes = trie.child(level, nodes, code)
+            state = policy.advance(state, torch.zeros_like(hypotheses) if level == 0 else hypotheses, code)
     return torch.cat(scores, dim=-1)

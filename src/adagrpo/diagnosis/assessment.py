@@ -28,6 +28,7 @@ from adagrpo.diagnosis.orders import (
     serving_quantities,
     target_ranks,
 )
+from adagrpo.diagnosis.sentences import sentences
 from adagrpo.diagnosis.strata import (
     Cell,
     Gains,
@@ -40,7 +41,6 @@ from adagrpo.diagnosis.strata import (
     thirds,
 )
 from adagrpo.diagnosis.verdict import CellTest, ThresholdTest, Verdict, decide
-from adagrpo.diagnosis.words import sentences
 from adagrpo.evaluation.statistics import Interval
 from adagrpo.groups.score import ScoredGroups
 from adagrpo.objective import adagrpo_gate, target_nll
@@ -87,7 +87,7 @@ def diagnose(
     lists = observed.lists
     ranks, mix = _ranks(lists, seed)
     width = lists.items.shape[1]
-    orders = {name: gains(found) for name, found in ranks.items()}
+    orders = {name: gains(order_ranks) for name, order_ranks in ranks.items()}
     options = {"resamples": resamples, "seed": seed}
     difference = orders["mix"]["ndcg@10"] - orders["policy"]["ndcg@10"]
     cells, tests = serving_tests(lists, observed.history_lengths, difference, **options)
@@ -97,7 +97,9 @@ def diagnose(
     result: dict[str, Any] = {
         "verdict": _as_json(verdict),
         "settings": _settings(lists, objective, mix, resamples),
-        "orders": {name: metrics.measure(metrics.RankedLists(found, width)) for name, found in ranks.items()},
+        "orders": {
+            name: metrics.measure(metrics.RankedLists(order_ranks, width)) for name, order_ranks in ranks.items()
+        },
         "serving": [row | {"adjusted_p": p} for row, p in zip(serving, verdict.cell_p[1:], strict=True)],
         **_strata(observed, orders | {"shuffled ranker": _chance(lists, seed)}, ranks["policy"] > 0, **options),
         "gate": _gate(observed, objective, **options),
@@ -200,7 +202,7 @@ def _crossed(first: list[Cell], second: list[Cell]) -> list[Cell]:
 
 def _gate(observed: Observations, objective: ObjectiveConfig, *, resamples: int, seed: int) -> dict[str, Any]:
     """Sampled and beam groups at the configured thresholds, and how far they agree."""
-    found: dict[str, Any] = {}
+    content: dict[str, Any] = {}
     admitted: dict[str, NDArray[np.bool_]] = {}
     for name, groups in (("sample", observed.sampled), ("beam", observed.beam)):
         true, fake = evidence_of(groups, objective), evidence_of(groups, objective, shuffled=True)
@@ -209,7 +211,7 @@ def _gate(observed: Observations, objective: ObjectiveConfig, *, resamples: int,
         by_chance = adagrpo_gate(*fake, tau=objective.tau, q_min=objective.q_min).admitted.numpy()
         excess = bounded_interval(mask.astype(np.float64) - by_chance, resamples=resamples, seed=seed)
         contains = (groups.rollouts.items == groups.targets.unsqueeze(1)).any(1).numpy()
-        found[name] = {
+        content[name] = {
             "admission": float(mask.mean()),
             "shuffled_admission": float(by_chance.mean()),
             "excess": excess._asdict(),
@@ -223,14 +225,14 @@ def _gate(observed: Observations, objective: ObjectiveConfig, *, resamples: int,
             "admitted_contains_target": float(contains[mask].mean()) if mask.any() else None,
         }
     a, b = admitted["sample"], admitted["beam"]
-    found["agreement"] = {
+    content["agreement"] = {
         "equal": float((a == b).mean()),
         "kappa": cohens_kappa(a, b),
         "both": float((a & b).mean()),
         "sample_only": float((a & ~b).mean()),
         "beam_only": float((~a & b).mean()),
     }
-    return found
+    return content
 
 
 def _grid(

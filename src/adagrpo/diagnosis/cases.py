@@ -76,16 +76,16 @@ def _joined(parts: Sequence[ScoredGroups], order: Tensor) -> ScoredGroups:
     def join(tensors: Sequence[Tensor | None]) -> Tensor:
         return torch.cat([tensor.cpu() for tensor in tensors if tensor is not None])[order]
 
-    def join_rollouts(found: Sequence[Rollouts]) -> Rollouts:
-        codes, items = join([part.codes for part in found]), join([part.items for part in found])
-        return Rollouts(codes, items, join([part.log_probs for part in found]).float())
+    def join_rollouts(rollouts: Sequence[Rollouts]) -> Rollouts:
+        codes, items = join([part.codes for part in rollouts]), join([part.items for part in rollouts])
+        return Rollouts(codes, items, join([part.log_probs for part in rollouts]).float())
 
-    def join_rewards(found: Sequence[GroupRewards]) -> GroupRewards:
+    def join_rewards(rewards: Sequence[GroupRewards]) -> GroupRewards:
         return GroupRewards(
-            join([part.target for part in found]),
-            join([part.rollouts for part in found]),
-            join([part.negatives for part in found]),
-            sum(part.scored for part in found),
+            join([part.target for part in rewards]),
+            join([part.rollouts for part in rewards]),
+            join([part.negatives for part in rewards]),
+            sum(part.scored for part in rewards),
         )
 
     whole = Histories.stack([part.histories for part in parts])

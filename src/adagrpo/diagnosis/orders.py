@@ -5,7 +5,7 @@ r"""Orders one beam in several ways: by the policy, by the ranker, by both, and 
     mix       log π(o | x) + w RM(x, o) / σ        σ² = mean over cases of the variance of RM within a list
 
 `w` is chosen from `WEIGHTS` by NDCG@10 on one half of the users and applied to the other half, and the reverse, so that
-no case is judged with a weight that it helped to choose; 0 is a candidate. Re-ranked beams are Tables 1 to 3 of AdaGRPO
+no case is scored with a weight that it helped to choose; 0 is a candidate. Re-ranked beams are Tables 1 to 3 of AdaGRPO
 (Xu et al. 2026, arXiv 2606.08480). We depart by adding the mix, which is what a team would serve, and two controls: a
 shuffled ranker (the scores of each list permuted, so that its values stay and their items are forgotten) and a random
 one (independent normal scores).

@@ -5,7 +5,7 @@ Three kinds of cells, which must not be confused:
     serving      by what is known when a case is served; a gain there is a gain that can be had
     target       by the logged item (popularity, exposure, difficulty for the policy): fair to the ranker, and not to
                  the policy where the cell is formed by its own failure
-    circular     by the share of the beam that the ranker puts below the logged item, then judging the same ranker:
+    circular     by the share of the beam that the ranker puts below the logged item, then evaluating the same ranker:
                  Tables 2 and 3 of AdaGRPO (Xu et al. 2026, arXiv 2606.08480)
 
 In the last kind any ranker shines where it was lucky. We depart by giving a shuffled and a random ranker cells of their
@@ -103,7 +103,7 @@ def discriminability_cells(q: Floats) -> list[Cell]:
 def beam_discriminability(lists: Lists, rewards: Floats, target_reward: Floats) -> Floats:
     """(N,) share of the list's other items that score below the logged item; ties count one half."""
     none = torch.empty((len(lists.targets), 0))
-    found = discriminability(
+    result = discriminability(
         torch.from_numpy(target_reward),
         torch.from_numpy(rewards),
         torch.from_numpy(lists.items),
@@ -111,7 +111,7 @@ def beam_discriminability(lists: Lists, rewards: Floats, target_reward: Floats) 
         none.long(),
         torch.from_numpy(lists.targets),
     )
-    return np.asarray(found.q.numpy(), dtype=np.float64)
+    return np.asarray(result.q.numpy(), dtype=np.float64)
 
 
 def bounded_interval(differences: Floats, *, resamples: int, seed: int, level: float = 0.95) -> Interval:
@@ -187,12 +187,12 @@ def circular_table(
         for cell in difficulty:
             for band in bands:
                 rows = cell.rows & band.rows
-                found = [
+                totals = [
                     rows.sum(),
                     *(values[metric][rows].sum() for values in (policy, ordered) for metric in METRICS),
                 ]
                 key = (cell.name, band.name, name)
-                sums[key] = sums.get(key, np.zeros(5)) + weight * np.array(found, dtype=np.float64)
+                sums[key] = sums.get(key, np.zeros(5)) + weight * np.array(totals, dtype=np.float64)
     table: dict[tuple[str, str], dict[str, Any]] = {}
     for (cell_name, band_name, name), total in sums.items():
         cases = total[0]
@@ -211,14 +211,14 @@ def _rankers(lists: Lists, target_reward: Floats, seed: int) -> Iterator[tuple[s
     """Name, (N, W) scores, (N,) scores of the logged item and weight of the ranker and of each draw of the controls."""
     yield "ranker", lists.rewards, target_reward, 1.0
     generator = np.random.default_rng(seed)
-    found = (lists.items == lists.targets[:, None]) & lists.usable
-    missing = ~found.any(axis=1)
+    is_target = (lists.items == lists.targets[:, None]) & lists.usable
+    missing = ~is_target.any(axis=1)
     # the logged item is one candidate more where the list does not hold it
     values = np.column_stack([np.where(lists.usable, lists.rewards, 0.0), target_reward])
     real = np.column_stack([lists.usable, missing])
 
     def split(scores: Floats) -> tuple[Floats, Floats]:
-        own = np.where(missing, scores[:, -1], np.where(found, scores[:, :-1], 0.0).sum(axis=1))
+        own = np.where(missing, scores[:, -1], np.where(is_target, scores[:, :-1], 0.0).sum(axis=1))
         return scores[:, :-1], own
 
     for _ in range(DRAWS):

@@ -82,8 +82,8 @@ def decide(
     threshold_p = holm([test.p_value for test in thresholds])
     passing = [test for test, p in zip(thresholds, threshold_p, strict=True) if p <= level]
     where = tuple(test.name for test, gain in zip(cells, gains, strict=True) if gain)
-    found = (tuple(cell_p), tuple(threshold_p))
+    p_values = (tuple(cell_p), tuple(threshold_p))
     if gains[0] and passing:
         best = max(passing, key=lambda test: ((test.tau, test.q_min) == preferred, test.admitted))
-        return Verdict("use", best.tau, best.q_min, where, *found)
-    return Verdict("rerank_only" if where else "do_not_use", None, None, where, *found)
+        return Verdict("use", best.tau, best.q_min, where, *p_values)
+    return Verdict("rerank_only" if where else "do_not_use", None, None, where, *p_values)

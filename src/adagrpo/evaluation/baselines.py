@@ -97,7 +97,7 @@ def _rank(
     scores: Callable[[sparse.csr_array], NDArray[np.float32]],
 ) -> NDArray[np.int64]:  # (N, W)
     """The best items of each case by the scores (N', V) of its weighted history (N', V); never one of score -inf."""
-    found = np.full((len(cases), width), -1, dtype=np.int64)
+    ranked = np.full((len(cases), width), -1, dtype=np.int64)
     step, wide = max(1, _BLOCK // num_items), min(width, num_items)
     for first in range(0, len(cases), step):
         offsets = cases.histories.offsets[first : first + step + 1]
@@ -109,5 +109,5 @@ def _rank(
         if mask_history:
             values[np.repeat(np.arange(len(lengths)), lengths), items] = -np.inf
         best = torch.from_numpy(values).topk(wide)
-        found[first : first + step, :wide] = best.indices.masked_fill(best.values == -torch.inf, -1).numpy()
-    return found
+        ranked[first : first + step, :wide] = best.indices.masked_fill(best.values == -torch.inf, -1).numpy()
+    return ranked

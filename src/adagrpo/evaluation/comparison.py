@@ -125,10 +125,10 @@ def _against(
     differences = [_differences(arm, baseline, metric) for metric in metrics]
     values = np.stack([values for values, _ in differences])
     intervals = bootstrap_means(values, resamples=options.resamples, level=options.level)
-    found = {}
+    margins = {}
     for metric, users, (_, by_seed) in zip(metrics, intervals, differences, strict=True):
         base = float(np.mean([entry.users[metric].mean() for entry in baseline]))
-        found[metric] = {
+        margins[metric] = {
             "difference": users.mean,
             "relative": users.mean / base if base else None,
             "users": [users.low, users.high],
@@ -136,7 +136,7 @@ def _against(
             "seeds": _ends(seed_interval(by_seed, level=options.level)),
             "by_seed": by_seed,
         }
-    return found
+    return margins
 
 
 def _differences(
@@ -168,13 +168,13 @@ def _verdict(row: Mapping[str, Any], options: CompareConfig) -> Verdict:
         return "baseline"
     if row["p_holm"] is None:
         return "outside the family"
-    found = row["against"][options.metric]
+    primary = row["against"][options.metric]
     if row["p_holm"] > 1 - options.level:
         return "no difference shown"
-    low, high = found["seeds"] or found["users"]
+    low, high = primary["seeds"] or primary["users"]
     if low <= 0 <= high:
         return "not settled over seeds"
-    if (found["difference"] < 0) != (lookup(options.metric).better == "lower"):
+    if (primary["difference"] < 0) != (lookup(options.metric).better == "lower"):
         return "worse"
     return "better" if all(margin["kept"] for margin in row["margins"].values()) else "better, margin not kept"
 

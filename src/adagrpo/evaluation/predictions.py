@@ -120,15 +120,15 @@ def predict(
         with mixed_precision(policy):
             context = policy.encode(histories)
             beams, free = beam_search_both(policy, context, width, trie=catalog.trie, held_width=held_width)
-        found, score = catalog.lookup(beams.codes), beams.scores
+        ranked, score = catalog.lookup(beams.codes), beams.scores
         if unmasked is not None:
-            unmasked[rows] = found[:, :width].cpu().numpy()
-            found, score = without_history(policy, context, catalog, beams, histories, width)
-        items[rows], scores[rows] = found.cpu().numpy(), score.cpu().numpy()
+            unmasked[rows] = ranked[:, :width].cpu().numpy()
+            ranked, score = without_history(policy, context, catalog, beams, histories, width)
+        items[rows], scores[rows] = ranked.cpu().numpy(), score.cpu().numpy()
         free_codes[rows] = free.codes.cpu().numpy()
         free_valid[rows] = (catalog.lookup(free.codes) >= 0).cpu().numpy()
         if reward is not None:
-            rewards[rows] = ask_reward(reward, histories, found).cpu().numpy()
+            rewards[rows] = ask_reward(reward, histories, ranked).cpu().numpy()
         chosen = torch.from_numpy(sampled[rows])
         if bool((chosen >= 0).any()):
             device = catalog.codes.device
@@ -190,7 +190,7 @@ def reordered(predictions: Predictions, weight: float) -> Predictions:
     """The constrained beam in the order of `log-probability + weight · reward`, which becomes the score.
 
     Equal scores keep the policy's order; places without an item stay last. The free beam is as it was, and the list
-    without masking, which the reward has not judged, is dropped.
+    without masking, which the reward has not scored, is dropped.
     """
     assert predictions.rewards is not None, "predict with a reward"
     scores = np.where(predictions.items < 0, -np.inf, predictions.scores + weight * predictions.rewards)
@@ -219,14 +219,14 @@ def rank_by_ranker(
         with mixed_precision(ranker):
             scores = ranker.catalogue_scores(ranker.last_states(histories))
         best = scores.topk(wide)
-        found = best.indices
+        ranked = best.indices
         if mask_history:
-            found = _unseen(best.indices, best.values, histories, width)[0]
-            short = (found[:, -1] < 0).nonzero().squeeze(1)  # those who have more than `max_history` of the best items
+            ranked = _unseen(best.indices, best.values, histories, width)[0]
+            short = (ranked[:, -1] < 0).nonzero().squeeze(1)  # those who have more than `max_history` of the best items
             if len(short) and wide < scores.shape[1]:
                 every = scores[short].sort(dim=1, descending=True, stable=True)
-                found[short] = _unseen(every.indices, every.values, histories.rows(short), width)[0]
-        items[rows, : found.shape[1]] = found.cpu().numpy()
+                ranked[short] = _unseen(every.indices, every.values, histories.rows(short), width)[0]
+        items[rows, : ranked.shape[1]] = ranked.cpu().numpy()
     return retrieval(items, cases)
 
 
@@ -262,8 +262,8 @@ def without_history(
 ) -> tuple[Tensor, Tensor]:  # (B, W) each
     """The items of a search that are not in the whole histories, and their scores; -1 and -inf behind the last one.
 
-    A beam that has `T` lanes to spare gives full lists as long as it holds no more than `T` items of the history. The
-    samples whose list comes out short are searched again, as wide, with those items ruled out within the search.
+    A beam that has `T` hypotheses to spare gives full lists as long as it holds no more than `T` items of the history.
+    The samples whose list comes out short are searched again, as wide, with those items ruled out within the search.
 
     Args:
         policy: that was searched.
@@ -274,13 +274,13 @@ def without_history(
         width: `W`.
     """
     items, scores = _unseen(catalog.lookup(beams.codes), beams.scores, histories, width)
-    # a search that has lanes left over has found all that there is
+    # a search that has hypotheses left over has found all that there is
     short = ((items[:, -1] < 0) & (beams.scores[:, -1] > -torch.inf)).nonzero().squeeze(1)
     if len(short):
         excluded = catalog.trie.excluding(histories.whole[short])
-        lanes = beams.scores.shape[1]
+        hypotheses = beams.scores.shape[1]
         with mixed_precision(policy):
-            again = beam_search(policy, context[short], lanes, trie=catalog.trie, excluded=excluded)
+            again = beam_search(policy, context[short], hypotheses, trie=catalog.trie, excluded=excluded)
         items[short], scores[short] = catalog.lookup(again.codes)[:, :width], again.scores[:, :width]
     return items, scores
 

@@ -63,8 +63,8 @@ def case_quality(
         k: depth of the NDCG.
 
     Example:
-        >>> found = case_quality(np.array([[0.0, 2.0, 1.0, 1.0]], np.float32), np.array([2]))
-        >>> found.auc, found.ndcg  # above one, level with one, below one; third at worst
+        >>> quality = case_quality(np.array([[0.0, 2.0, 1.0, 1.0]], np.float32), np.array([2]))
+        >>> quality.auc, quality.ndcg  # above one, level with one, below one; third at worst
         (array([0.5]), array([0.5]))
     """
     own = np.take_along_axis(scores, targets[:, None], 1)
@@ -102,8 +102,8 @@ def shown_quality(
             mean gain.
 
     Example:
-        >>> found = shown_quality(np.array([3.0, 1.0, 2.0]), np.array([False, False, True]), np.zeros(3, np.int64))
-        >>> found.auc, found.ndcg.round(3)  # above one of two; second
+        >>> quality = shown_quality(np.array([3.0, 1.0, 2.0]), np.array([False, False, True]), np.zeros(3, np.int64))
+        >>> quality.auc, quality.ndcg.round(3)  # above one of two; second
         (array([nan, nan, 0.5]), array([0.631,   nan,   nan]))
     """
     auc, ndcg = np.full(len(scores), np.nan), np.full(len(scores), np.nan)
@@ -147,8 +147,8 @@ def expected_calibration_error(confidence: Floats, hit: NDArray[np.bool_], *, bi
         >>> round(expected_calibration_error(confidence, hit), 3)  # half of |.5 - .15|, half of |1 - .95|
         0.2
     """
-    found = calibration_bins(confidence, hit, bins=bins)
-    return sum(row["cases"] * abs(row["hit_rate"] - row["confidence"]) for row in found) / len(confidence)
+    rows = calibration_bins(confidence, hit, bins=bins)
+    return sum(row["cases"] * abs(row["hit_rate"] - row["confidence"]) for row in rows) / len(confidence)
 
 
 def rank_correlation(
@@ -213,5 +213,5 @@ def interval(values: Floats, users: NDArray[np.integer[Any]]) -> Mapping[str, fl
         return None
     _, rows = np.unique(users[known], return_inverse=True)
     means = np.bincount(rows, values[known]) / np.bincount(rows)
-    found = bootstrap_mean(means, resamples=1000)
-    return {"mean": found.mean, "low": found.low, "high": found.high, "users": len(means)}
+    estimate = bootstrap_mean(means, resamples=1000)
+    return {"mean": estimate.mean, "low": estimate.low, "high": estimate.high, "users": len(means)}

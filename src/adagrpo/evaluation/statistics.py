@@ -92,14 +92,14 @@ def bootstrap_means(
         generator = np.random.default_rng(seed)
         block = max(1, _BLOCK // count)
         kept = np.ascontiguousarray(values[moving].T)  # (N, A')
-        found = np.empty((resamples, kept.shape[1]))
+        draws = np.empty((resamples, kept.shape[1]))
         for first in range(0, resamples, block):
             drawn = generator.integers(0, count, (min(block, resamples - first), count))
             for row, users in enumerate(drawn):
-                found[first + row] = np.bincount(users, minlength=count) @ kept / count
+                draws[first + row] = np.bincount(users, minlength=count) @ kept / count
         # a sum whose parts cancel is 0 but for rounding
-        found[np.abs(found) < 1e-14 * np.abs(kept).max(axis=0)] = 0.0
-        means[moving] = found.T
+        draws[np.abs(draws) < 1e-14 * np.abs(kept).max(axis=0)] = 0.0
+        means[moving] = draws.T
     lows, highs = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=1)
     fewer = np.minimum((means <= 0).sum(axis=1), (means >= 0).sum(axis=1))
     p_values = np.minimum(1.0, 2 * (1 + fewer) / (resamples + 1))

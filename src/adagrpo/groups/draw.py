@@ -140,7 +140,7 @@ def draw_rollouts(
 
     Raises:
         ValueError: shapes, uniforms or temperature are wrong, see `adagrpo.decoding.sample`.
-        DeadEnd: a lane has no code to draw.
+        DeadEnd: a hypothesis has no code to draw.
     """
     drawn = sample(policy, context, uniforms, temperature=temperature, trie=trie if constrained else None)
     return Rollouts(drawn.codes, trie.lookup(drawn.codes), drawn.log_probs)
@@ -171,7 +171,7 @@ def beam_rollouts(
     Returns:
         Rollouts, best first. `log_probs` are the policy's free ones at temperature 1, by which the beam was ranked,
         constrained or not; the search knew them, so nothing is scored again. Where fewer than `G` sequences exist the
-        lanes left over have item -1; their codes are all 0, so that they can be scored, and mean nothing.
+        hypotheses left over have item -1; their codes are all 0, so that they can be scored, and mean nothing.
 
     Raises:
         ValueError: `group_size` is below 1, or the trie's levels are not the policy's.

@@ -86,7 +86,7 @@ def gated_groups(
         targets: (B,) int64 logged items, or -1 everywhere at the ends of histories.
         options: which rollouts, negatives and thresholds.
         generator: of everything that is drawn.
-        gate: decides; `shuffled` reads and teaches by the shuffled rewards.
+        gate: decides; `shuffled` reads and trains on the shuffled rewards.
         spread: the running spread of rewards so far, 0 before the first step.
         reference: scores the rollouts as well, where given.
         true_utility: for the gate `oracle`.
@@ -96,8 +96,8 @@ def gated_groups(
     rollouts, logged = scored.rollouts, scored.target_codes is not None
     spread = running_spread(spread, scored.rewards.rollouts[rollouts.valid])
     own, permuted = (
-        gather_evidence(scored, given, options, spread=torch.tensor(spread, device=targets.device))
-        for given in (scored.rewards, scored.shuffled_rewards)
+        gather_evidence(scored, values, options, spread=torch.tensor(spread, device=targets.device))
+        for values in (scored.rewards, scored.shuffled_rewards)
     )
     decision = apply_gate(gate, scored, own, permuted, options, generator, true_utility=true_utility)
     rewards = (scored.shuffled_rewards if gate == "shuffled" else scored.rewards).rollouts

@@ -100,10 +100,10 @@ class AdaGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         completion_ids_list: list[list[int]],
     ) -> Tensor:
         """TRL's, kept for the gate."""
-        found: Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        weights = self.reward_weights.to(found.device)
-        self._rewards = torch.where(found.isnan().all(1), torch.nan, (found * weights).nansum(1))
-        return found
+        rewards: Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        weights = self.reward_weights.to(rewards.device)
+        self._rewards = torch.where(rewards.isnan().all(1), torch.nan, (rewards * weights).nansum(1))
+        return rewards
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """TRL's, with our advantages, and the targets for the anchor."""
@@ -145,15 +145,20 @@ class AdaGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
             targets, itself, torch.rand(count, count, device=targets.device), min(self.num_negatives, count)
         )
         place = {int(item): index for index, item in enumerate(targets.tolist())}
-        asked = [(row, row) for row in range(count)]
-        asked += [(row, place[item]) for row, found in enumerate(negatives.tolist()) for item in found if item >= 0]
-        chosen = [rows[row] for row, _ in asked]
+        pairs = [(row, row) for row in range(count)]
+        pairs += [
+            (row, place[item])
+            for row, negative_items in enumerate(negatives.tolist())
+            for item in negative_items
+            if item >= 0
+        ]
+        chosen = [rows[row] for row, _ in pairs]
         kept = self._rewards
         self._calculate_rewards(
             chosen,
             [row["prompt"] for row in chosen],
-            [rows[of]["target"] for _, of in asked],
-            [ids[of] for _, of in asked],
+            [rows[of]["target"] for _, of in pairs],
+            [ids[of] for _, of in pairs],
         )
         scored, self._rewards = self._rewards, kept
         others = torch.full(negatives.shape, torch.nan, device=rewards.device)

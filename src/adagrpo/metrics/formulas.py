@@ -49,8 +49,8 @@ def target_rank_in(
     _check_ranked("ranked", ranked, k=1)
     if targets.shape != ranked.shape[:1]:
         raise ValueError(f"targets: shape {targets.shape} does not fit (N={ranked.shape[0]})")
-    found = (ranked == targets[:, None]) & (ranked >= 0)
-    return np.where(found.any(axis=1), found.argmax(axis=1) + 1, 0).astype(np.int64)
+    is_target = (ranked == targets[:, None]) & (ranked >= 0)
+    return np.where(is_target.any(axis=1), is_target.argmax(axis=1) + 1, 0).astype(np.int64)
 
 
 def hit_rate(
@@ -211,8 +211,8 @@ def tail_items(
         array([False,  True,  True, False])
     """
     if popularity.ndim != 1 or not np.all(popularity >= 0):
-        found = f"shape {popularity.shape}" if popularity.ndim != 1 else f"{popularity.min()}"
-        raise ValueError(f"popularity: expected counts of at least 0 of shape (V,), found {found}")
+        received = f"shape {popularity.shape}" if popularity.ndim != 1 else f"{popularity.min()}"
+        raise ValueError(f"popularity: expected counts of at least 0 of shape (V,), found {received}")
     if not 0.0 <= share <= 1.0:
         raise ValueError(f"share: expected a number from 0 to 1, found {share}")
     order = np.argsort(popularity, kind="stable")

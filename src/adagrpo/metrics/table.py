@@ -112,8 +112,8 @@ def comparable() -> list[str]:
         >>> comparable()
         ['hr@1', 'hr@5', 'hr@10', 'hr@50', 'ndcg@5', 'ndcg@10', 'ndcg@50', 'hallucination@10']
     """
-    found = [entry for entry in METRICS.values() if entry.per_user and entry.better and entry.everywhere]
-    return [_called(entry, k) for entry in found for k in entry.at]
+    entries = [entry for entry in METRICS.values() if entry.per_user and entry.better and entry.everywhere]
+    return [_called(entry, k) for entry in entries for k in entry.at]
 
 
 def lookup(name: str) -> Metric:
@@ -150,7 +150,7 @@ def measure(lists: RankedLists) -> dict[str, float]:
         >>> measure(RankedLists(np.array([1, 3, 0, 0]), width=5))
         {'hr@1': 0.25, 'hr@5': 0.5, 'ndcg@5': 0.375}
     """
-    found = {}
+    results = {}
     for entry, k in _within(lists.width):
         if entry.of_all is not None:
             value = entry.of_all(lists, k or lists.width)
@@ -158,8 +158,8 @@ def measure(lists: RankedLists) -> dict[str, float]:
             values = entry.per_user(lists, k or lists.width) if entry.per_user else None
             value = None if values is None else float(values.mean())
         if value is not None:
-            found[_called(entry, k)] = value
-    return found
+            results[_called(entry, k)] = value
+    return results
 
 
 def measure_users(lists: RankedLists) -> dict[str, Floats]:
@@ -169,12 +169,12 @@ def measure_users(lists: RankedLists) -> dict[str, Floats]:
         >>> measure_users(RankedLists(np.array([1, 3]), width=5))
         {'hr@1': array([1., 0.]), 'hr@5': array([1., 1.]), 'ndcg@5': array([1. , 0.5])}
     """
-    found = {}
+    results = {}
     for entry, k in _within(lists.width):
         values = entry.per_user(lists, k or lists.width) if entry.per_user else None
         if values is not None:
-            found[_called(entry, k)] = values
-    return found
+            results[_called(entry, k)] = values
+    return results
 
 
 def _within(width: int) -> Iterator[tuple[Metric, int | None]]:

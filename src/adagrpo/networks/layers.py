@@ -58,8 +58,8 @@ class Dropout(nn.Module):
         """Any shape in, the same shape out; the identity outside training."""
         if not self.training or self.threshold == 0:
             return inputs
-        words = torch.empty((inputs.numel() + 7) // 8, dtype=torch.int64, device=inputs.device)
-        noise = words.random_(-(2**63), None).view(torch.uint8)[: inputs.numel()].view(inputs.shape)
+        random_bits = torch.empty((inputs.numel() + 7) // 8, dtype=torch.int64, device=inputs.device)
+        noise = random_bits.random_(-(2**63), None).view(torch.uint8)[: inputs.numel()].view(inputs.shape)
         return inputs * (noise >= self.threshold).to(inputs.dtype).mul_(self.scale)
 
 

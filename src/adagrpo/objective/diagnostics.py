@@ -11,7 +11,7 @@ For sample `b` with history `x_b`, logged item `y_b` and rollouts `o_bg`,
 with the negatives `n` in {valid rollouts other than y_b} and {in-batch items other than y_b}. Source: AdaGRPO (Xu et
 al. 2026, arXiv 2606.08480), restated. We depart by counting every item once, however often it was sampled, so that a
 peaked policy does not fill `q` with copies of a single comparison.
-`agreement` needs a truth, which only a simulation has: it judges the gate, and no policy but the oracle's learns by it.
+`agreement` needs a truth, which only a simulation has: it checks the gate, and no policy but the oracle's learns by it.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ def discriminability(
         ValueError: if a shape does not fit.
 
     Example:
-        >>> found = discriminability(
+        >>> result = discriminability(
         ...     target_reward=torch.tensor([2.0]),
         ...     rollout_rewards=torch.tensor([[1.0, 1.0, 2.0]]),
         ...     rollout_items=torch.tensor([[5, 5, 6]]),
@@ -176,7 +176,7 @@ def discriminability(
         ...     negative_items=torch.tensor([[5, 7]]),
         ...     targets=torch.tensor([9]),
         ... )
-        >>> found.q, found.negatives  # of 5, 6, 7: one win, one tie, one loss
+        >>> result.q, result.negatives  # of 5, 6, 7: one win, one tie, one loss
         (tensor([0.5000]), tensor([3]))
     """
     check_shapes(

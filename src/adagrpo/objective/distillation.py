@@ -1,11 +1,11 @@
-r"""What a team would try before GRPO: the reward as a teacher. Losses of whole groups, elementwise over samples.
+r"""What a team would try before GRPO: distillation of the reward. Losses of whole groups, elementwise over samples.
 
     distill    KL(q ‖ p) over the distinct rollouts of a group,   log π(o) = Σ_l log π(c_l | x, c_<l),
                p = softmax(log π(o)), q = softmax(log π_0(o) + w r(o)) over those that are valid, 0 for the others
     best_of_n  -(1/L) Σ_l log π(c_l(o*) | x, c_<l(o*)),   o* = the valid rollout of the highest reward
     margin     (1/G) Σ_{o no item} max(0, 1 + log π(o) - min_{o' an item} log π(o'))
 
-`q` is the distribution that re-ranking at serving time would use, so distillation teaches the policy to be its own
+`q` is the distribution that re-ranking at serving time would use, so distillation trains the policy to be its own
 re-ranker; re-ranking serves nothing that is no item, so what the policy writes beside the catalogue loses its mass.
 That mass is small where the policy is sure, and so is what `distill` does about it; yet lists are made of orders, and
 beside a few likely items some invalid codes stand higher than the tenth. `margin` acts on the order itself and needs
@@ -26,7 +26,7 @@ __all__ = ["best_of_n_loss", "listwise_distillation", "validity_margin"]
 
 def listwise_distillation(
     log_probs: Tensor,  # (B, G, L)
-    teacher: Tensor,  # (B, G)
+    target_logits: Tensor,  # (B, G)
     items: Tensor,  # (B, G)
     codes: Tensor,  # (B, G, L)
     ignored: Tensor,  # (B, G)
@@ -35,7 +35,7 @@ def listwise_distillation(
 
     Args:
         log_probs: (B, G, L) log-probability of each code under the policy that is trained.
-        teacher: (B, G) logits of `q`, finite where the rollout is valid; a constant, no gradient.
+        target_logits: (B, G) logits of `q`, finite where the rollout is valid; a constant, no gradient.
         items: (B, G) int64 item of each rollout, -1 where it is invalid.
         codes: (B, G, L) int64, the rollouts; equal ones count once.
         ignored: (B, G) bool, rollouts that are left out of `p` and `q`: their probability is no mistake.
@@ -48,12 +48,14 @@ def listwise_distillation(
 
     Example:
         >>> log_probs = torch.tensor([[[0.2], [0.2], [0.1]]]).log()  # the third is invalid
-        >>> teacher = torch.tensor([[3.0, 1.0, torch.nan]]).log()
+        >>> target_logits = torch.tensor([[3.0, 1.0, torch.nan]]).log()
         >>> items, codes = torch.tensor([[4, 7, -1]]), torch.tensor([[[0], [1], [2]]])
-        >>> listwise_distillation(log_probs, teacher, items, codes, torch.tensor([[False, False, False]]))
+        >>> listwise_distillation(log_probs, target_logits, items, codes, torch.tensor([[False, False, False]]))
         tensor([0.3540])
     """
-    check_shapes(log_probs=(log_probs, "BGL"), teacher=(teacher, "BG"), items=(items, "BG"), codes=(codes, "BGL"))
+    check_shapes(
+        log_probs=(log_probs, "BGL"), target_logits=(target_logits, "BG"), items=(items, "BG"), codes=(codes, "BGL")
+    )
     check_shapes(items=(items, "BG"), ignored=(ignored, "BG"))
     check_masks(ignored=ignored)
     same = (codes.unsqueeze(1) == codes.unsqueeze(2)).all(-1)  # (B, G, G)
@@ -61,7 +63,7 @@ def listwise_distillation(
     taught = counted & (items >= 0)
     nothing = ~taught.any(1, keepdim=True)
     student = log_probs.sum(-1).masked_fill(~counted, -torch.inf).masked_fill(nothing, 0.0).log_softmax(1)
-    target = teacher.detach().masked_fill(~taught, -torch.inf).masked_fill(nothing, 0.0).log_softmax(1)
+    target = target_logits.detach().masked_fill(~taught, -torch.inf).masked_fill(nothing, 0.0).log_softmax(1)
     difference = (target.masked_fill(~taught, 0.0) - student.masked_fill(~taught, 0.0)) * target.exp()
     return difference.masked_fill(~taught, 0.0).sum(1)
 

@@ -89,9 +89,9 @@ def distill(
         reward_weight: weight of the reward beside the starting policy's log-probability.
         validity_weight: weight of the margin that keeps what names no item below the items of a group.
     """
-    teacher = _needed(groups.reference).sum(-1) + reward_weight * groups.rewards
+    target_logits = _needed(groups.reference).sum(-1) + reward_weight * groups.rewards
     excluded = groups.in_catalog & (groups.items < 0)
-    losses = listwise_distillation(groups.log_probs, teacher, groups.items, groups.codes, excluded)
+    losses = listwise_distillation(groups.log_probs, target_logits, groups.items, groups.codes, excluded)
     if validity_weight:
         losses = losses + validity_weight * validity_margin(groups.log_probs, groups.in_catalog)
     return TermLoss(losses)

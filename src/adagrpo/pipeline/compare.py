@@ -22,7 +22,7 @@ import polars as pl
 from pydantic import ValidationError
 
 from adagrpo.config import ArmConfig, CompareConfig, Config, dump_config
-from adagrpo.config.problems import explain
+from adagrpo.config.messages import explain
 from adagrpo.data.columns import USER_ID
 from adagrpo.data.prepared import load_user_ids
 from adagrpo.data.simulation.truth import Truth
@@ -153,8 +153,8 @@ class Comparison:
             truth = data.truth() if data.truth_files else None
             for arm in (START, *self.arms):
                 for checkpoint in _checkpoints(arm):
-                    found = _measured(data, truth, _folder(run, names.get(arm, arm), checkpoint))
-                    measured.setdefault((arm, checkpoint), []).append(found)
+                    measured_point = _measured(data, truth, _folder(run, names.get(arm, arm), checkpoint))
+                    measured.setdefault((arm, checkpoint), []).append(measured_point)
         content = {
             "name": self.config.name,
             "config_hash": hash_json(dump_config(self.config)),
@@ -296,12 +296,12 @@ def _results(run: Run, names: Mapping[str, str], arms: Sequence[str]) -> str:
                 if row["arm"] == base:
                     path = _folder(run, names.get(arm, arm), row["checkpoint"]) / "metrics.json"
                     values = json.loads(path.read_text(encoding="utf-8"))
-                    given = {"objective": RERANK, "arm": arm, "seconds": None, "weight": values["weight"]}
-                    lines.append(row | given | {"metrics": values[row["split"]]})
+                    entry = {"objective": RERANK, "arm": arm, "seconds": None, "weight": values["weight"]}
+                    lines.append(row | entry | {"metrics": values[row["split"]]})
     return "".join(json.dumps(line) + "\n" for line in lines)
 
 
 def _called(folder: str, names: Mapping[str, str], arms: Sequence[str]) -> list[str]:
     """The arms that a run's arm is here: two matched ones may be one mixture, or one that was asked for as well."""
-    found = [arm for arm, name in names.items() if name == folder]
-    return [folder, *found] if folder in arms or not found else found
+    own_names = [arm for arm, name in names.items() if name == folder]
+    return [folder, *own_names] if folder in arms or not own_names else own_names

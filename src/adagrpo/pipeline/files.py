@@ -146,7 +146,7 @@ class RunData:
         truth = self.truth()
 
         def utility(users: torch.Tensor, targets: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
-            rows, bought, found = (part.cpu().numpy() for part in (users, targets, items.clamp(min=0)))
-            return torch.from_numpy(truth.utility_before(rows, bought, found)).float().to(items.device)
+            rows, bought, candidates = (part.cpu().numpy() for part in (users, targets, items.clamp(min=0)))
+            return torch.from_numpy(truth.utility_before(rows, bought, candidates)).float().to(items.device)
 
         return utility

@@ -1,6 +1,6 @@
 """Arms whose lambda comes from the gated arm of the same seed: fixed mixtures, as strong as the gate lets through.
 
-    mixture-matched         a · λ, a being the mean admission of `adagrpo`: the same pressure in expectation
+    mixture-matched         a · λ, a being the mean admission of `adagrpo`: the same effective reward weight
     mixture-norm-matched    λ · |g_adagrpo| / |g_mixture|, mean gradient norms of the reward term, λ in both
 
 Admission and norm do not agree: the gradient of a step averages the samples of a batch, so that the noise of a tenth of
@@ -21,8 +21,8 @@ from adagrpo.pipeline.run import Run
 
 __all__ = ["MATCHED", "check_matched", "matched_arm"]
 
-PRESSURE, NORM = NAMES
-MATCHED = {PRESSURE: ("adagrpo",), NORM: ("adagrpo", "mixture")}  # and the arms that each is made from
+MATCHED_BY_ADMISSION, NORM = NAMES
+MATCHED = {MATCHED_BY_ADMISSION: ("adagrpo",), NORM: ("adagrpo", "mixture")}  # and the arms that each is made from
 MEASURED, REWARD = "grad_norm_nll", "grad_norm_grpo"
 
 
@@ -51,7 +51,7 @@ def matched_arm(name: str, run: Run, metrics: Mapping[str, Any]) -> ArmConfig:
     Raises:
         UserError: no norm was measured, or the mixture's is 0.
     """
-    if name == PRESSURE:
+    if name == MATCHED_BY_ADMISSION:
         share = float(metrics["stages"]["adagrpo"]["admission"])
     else:
         gated, uniform = (_mean_norm(run, arm) for arm in MATCHED[NORM])

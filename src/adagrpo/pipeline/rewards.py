@@ -70,9 +70,9 @@ def check_reward(models: Models, *, note: bool = True) -> None:
 def _spread(data: RunData, cases: Cases, reward: Reward, options: RewardOptions) -> float:
     """The root of the mean variance of the scores within a case, over the logged item and items drawn at random."""
     draw = np.random.default_rng(data.config.seed)
-    found = pad(cases.histories, np.arange(len(cases)), data.config.max_history)
+    padded = pad(cases.histories, np.arange(len(cases)), data.config.max_history)
     users = torch.from_numpy(cases.users.astype(np.int64))
-    histories = Histories(*(part.to(data.device) for part in (found.items, found.lengths, users)))
+    histories = Histories(*(part.to(data.device) for part in (padded.items, padded.lengths, users)))
     drawn = torch.from_numpy(draw.integers(0, data.num_items, (len(cases), LOOK_ITEMS - 1))).to(data.device)
     targets = torch.from_numpy(cases.targets.astype(np.int64)).to(data.device)
     candidates = distinct_candidates(targets, drawn, drawn[:, :0])
@@ -81,8 +81,10 @@ def _spread(data: RunData, cases: Cases, reward: Reward, options: RewardOptions)
     except NotFinite as error:
         raise UserError(f"reward {_name(options)}: {error}") from error
     if not _differ(scores):
-        words = f"reward {_name(options)}: gives every item of a case the same score; there is nothing to learn from it"
-        raise ServiceError(words) if _asks_a_service(options) else UserError(words)
+        message = (
+            f"reward {_name(options)}: gives every item of a case the same score; there is nothing to learn from it"
+        )
+        raise ServiceError(message) if _asks_a_service(options) else UserError(message)
     return float(np.sqrt(np.nanvar(scores, axis=1).mean()))
 
 

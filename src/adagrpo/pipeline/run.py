@@ -39,10 +39,11 @@ from adagrpo.config.yaml_text import read_yaml
 from adagrpo.errors import UserError
 from adagrpo.storage.artifacts import (
     MANIFEST,
+    cached_hash,
     check_replaceable,
     checked_line,
+    foreign_files,
     hash_json,
-    hash_known,
     make_folder,
     manifest,
     naming,
@@ -51,7 +52,6 @@ from adagrpo.storage.artifacts import (
     remove,
     remove_artifact,
     seal,
-    strangers,
     verify,
     verify_file,
     write_file,
@@ -136,7 +136,7 @@ class Run:
         self.console: Console = console or Silent()
         self._locked = False
         self.processes, self.followed = processes(), True
-        if not self.processes.leads:
+        if not self.processes.is_main_process:
             self.console = Silent()
         if config.threads is not None:
             torch.set_num_threads(config.threads)
@@ -166,8 +166,8 @@ class Run:
                 f"{directory}: not a run (it has no file {MARK}); make one with `adagrpo run` or `adagrpo prepare`"
             )
         check(directory, "run", "--run")
-        given = read_mark(directory).get("source")
-        source = Path(given) if given is not None else None
+        marked = read_mark(directory).get("source")
+        source = Path(marked) if marked is not None else None
         if out is not None and out.resolve() != directory.resolve():
             check(out, "run")
             directory, source = out, directory.resolve()
@@ -194,7 +194,7 @@ class Run:
         Raises:
             UserError: another process is at work here; its id is named. Or the directory cannot be written.
         """
-        if self._locked or not self.processes.leads:
+        if self._locked or not self.processes.is_main_process:
             yield
             return
         facts = {} if self.source is None else {"source": str(self.source)}
@@ -251,7 +251,7 @@ class Run:
 
     def write_description(self, data_files: Mapping[str, str]) -> None:
         """Write run.yaml: the resolved configuration, what each arm is trained by, versions, data hashes, threads."""
-        if not self.processes.leads:
+        if not self.processes.is_main_process:
             return
         packages = ("torch", "numpy", "accelerate", "polars", "scipy", "safetensors")
         content = {
@@ -267,12 +267,12 @@ class Run:
         if _runs_code(self.config.reward):
             content["code_directory"] = str(self.code)
         with self.locked():
-            content |= {"outputs": found} if (found := _outputs(self.directory)) else {}
+            content |= {"outputs": outputs} if (outputs := _outputs(self.directory)) else {}
             _write_description(self.directory, content)
 
     def record(self, key: str, value: Any) -> None:
         """Add to run.yaml what is known only later."""
-        if not self.processes.leads:
+        if not self.processes.is_main_process:
             return
         with self.locked():
             content = _read_description(self.path(DESCRIPTION).parent)
@@ -284,7 +284,7 @@ class Run:
         with self.locked():
             path = self.directory / name
             write_file(path, text)
-            self.record("outputs", _outputs(self.directory) | {name: hash_known(path)})
+            self.record("outputs", _outputs(self.directory) | {name: cached_hash(path)})
         return path
 
     def stage(
@@ -317,8 +317,8 @@ class Run:
         Raises:
             UserError: an input is missing, or the stage's files were changed after they were made.
         """
-        if not self.processes.leads:
-            while self.processes.tell() == BUILD:
+        if not self.processes.is_main_process:
+            while self.processes.broadcast() == BUILD:
                 build(self._attempt(name)[0])
             return self.path(name)
         with self.locked():
@@ -339,7 +339,7 @@ class Run:
                 self._make(name, fingerprint, build, together)
                 self._event(name, "end", time.monotonic() - started)
             if self.followed:
-                self.processes.tell(DONE)
+                self.processes.broadcast(DONE)
             return self.path(name)
 
     def trained(self) -> list[str]:
@@ -377,9 +377,9 @@ class Run:
         self._check_attempt(work)
 
     def _check_attempt(self, work: Path) -> None:
-        found = strangers(work, _is_written)
-        if found:
-            raise UserError(f"{found[0]}: not made by this program; move it away, and carry out the command again")
+        foreign = foreign_files(work, _is_written)
+        if foreign:
+            raise UserError(f"{foreign[0]}: not made by this program; move it away, and carry out the command again")
 
     def _make(self, name: str, fingerprint: str, build: Callable[[Path], None], together: bool) -> None:
         """Build a stage in its work folder, from where an interrupted attempt stopped, and put it in place."""
@@ -395,7 +395,7 @@ class Run:
             sealed = None
         if sealed is None:
             if together:
-                self.processes.tell(BUILD)
+                self.processes.broadcast(BUILD)
             with naming(work):
                 build(work)
             remove(work / "checkpoints", _is_written)
@@ -432,7 +432,7 @@ class Run:
             raise UserError(f"{path}: no such file; check the recipe and --data")
         root = root or next(filter(is_marked, path.parents), None)  # or a file of another run
         if root is None:
-            return hash_known(path)
+            return cached_hash(path)
         if path.parent == root:
             return _hash_of_output(root, path.name)
         for folder in path.parents:
@@ -441,7 +441,7 @@ class Run:
                 return verify_file(folder, path.relative_to(folder).as_posix(), content)
             if folder == root:
                 break
-        return hash_known(path)
+        return cached_hash(path)
 
     def _how_to_make(self, path: Path) -> str:
         root = self.source if self.source is not None and path.is_relative_to(self.source) else self.directory
@@ -488,11 +488,11 @@ def _read_description(directory: Path) -> dict[str, Any]:
         raise UserError(f"{path}: missing; {again}")
     try:
         content = dict(read_yaml(path))
-        told = content.pop("sha256")
+        recorded = content.pop("sha256")
     except (yaml.YAMLError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: damaged; {again}") from error
     try:
-        same = told == hash_json(content)
+        same = recorded == hash_json(content)
     except (ValueError, TypeError):  # a value that was never written, such as a date
         same = False
     if not same:
@@ -512,12 +512,12 @@ def _hash_of_output(root: Path, name: str) -> str:
     Raises:
         UserError: it is not the one that was written.
     """
-    found = hash_known(root / name)
-    if found != _outputs(root).get(name, found):
+    digest = cached_hash(root / name)
+    if digest != _outputs(root).get(name, digest):
         raise UserError(
             f"{root / name}: changed after it was made; run `adagrpo evaluate --run {root}` to have it made again"
         )
-    return found
+    return digest
 
 
 def _outputs(root: Path) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """The path of logs without order (`data.split.kind: impressions`): prepare, ranker, report of exposures, page.
 
 Nothing says what came after what, so there is no next item for a policy to learn and no Semantic IDs, policy or arm.
-A history is the set of a user's clicks, and a ranker is judged by the order of what was shown, held out at random
+A history is the set of a user's clicks, and a ranker is scored by the order of what was shown, held out at random
 (`adagrpo.pipeline.stages.exposure_report`). Which verbs take this path is said in `adagrpo.pipeline.verbs`.
 """
 
@@ -68,7 +68,7 @@ def fit_and_report(run: Run) -> tuple[dict[str, Any], Path]:
     """
     fit_ranker(run)
     run.go_on_alone()
-    if not run.processes.leads:
+    if not run.processes.is_main_process:
         return {}, run.path("report.html")
     report_exposures(run)
     return collect_exposures(run), write_report(run)

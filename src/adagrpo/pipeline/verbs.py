@@ -99,7 +99,7 @@ def _run_all(run: Run) -> tuple[dict[str, Any], Path]:
         _fit_ranker(run)
         _train(run)
         run.go_on_alone()
-        if not run.processes.leads:
+        if not run.processes.is_main_process:
             return {}, run.path("report.html")
         arms = [arm.name for arm in run.config.train.arms]
         _evaluate(run, arms)

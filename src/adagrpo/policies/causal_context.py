@@ -1,4 +1,4 @@
-"""What a causal language model has read: prompts, the samples that share them, and the lanes of decoding."""
+"""What a causal language model has read: prompts, the samples that share them, and the hypotheses of decoding."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ class Prompts:
 
 @dataclass(frozen=True, eq=False)
 class CausalContext:
-    """`N` samples: the first `ends` tokens of the prompts `rows`."""
+    """`N` samples: the first `prompt_lengths` tokens of the prompts `rows`."""
 
     prompts: Prompts
     rows: Tensor  # (N,) int64
-    ends: Tensor  # (N,) int64
+    prompt_lengths: Tensor  # (N,) int64
     whole: bool  # the samples are the prompts, in their order
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, rows: Tensor | slice) -> CausalContext:
-        return CausalContext(self.prompts, self.rows[rows], self.ends[rows], False)
+        return CausalContext(self.prompts, self.rows[rows], self.prompt_lengths[rows], False)
 
     def of_rows(self, values: Tensor) -> Tensor:
         """(B, ...) of the prompts to (N, ...) of the samples; not a copy where the samples are the prompts."""
@@ -52,23 +52,25 @@ class CausalContext:
     @property
     def last(self) -> Tensor:
         """(N, 1) the place of the last token that each sample sees."""
-        return (self.ends - 1).unsqueeze(1)
+        return (self.prompt_lengths - 1).unsqueeze(1)
 
     @property
-    def seen(self) -> Tensor:
+    def prompt_mask(self) -> Tensor:
         """(N, S) bool, True at the tokens that each sample sees."""
-        return torch.arange(self.prompts.tokens.shape[1], device=self.ends.device) < self.ends.unsqueeze(1)
+        return torch.arange(
+            self.prompts.tokens.shape[1], device=self.prompt_lengths.device
+        ) < self.prompt_lengths.unsqueeze(1)
 
 
 @dataclass(frozen=True)
 class CausalState:
-    """Decoder state: one copy of a sample's prompt, and what each lane wrote behind it."""
+    """Decoder state: one copy of a sample's prompt, and what each hypothesis wrote behind it."""
 
     hidden: Tensor  # (B, W, D), the state that the next code is read from
     level: int
     prompt: KeysValues  # (B, heads, S, D / heads), the suffix included
-    seen: Tensor  # (B, S) bool, True at the tokens of the prompt
-    ends: Tensor  # (B,) int64: tokens of the prompt
+    prompt_mask: Tensor  # (B, S) bool, True at the tokens of the prompt
+    prompt_lengths: Tensor  # (B,) int64: tokens of the prompt
     written: KeysValues  # (B, heads, level * W, D / heads), level by level; () while there is nothing
 
 

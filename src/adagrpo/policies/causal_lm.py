@@ -12,8 +12,8 @@ Nothing that shares a prompt reads it twice. NLL at all positions is one causal 
 is the next item of the prompt; where there is a suffix, which a target stands behind and the next item does not, each
 position's suffix and target are packed behind the prompt. Scoring packs the suffix and the G completions behind it,
 each at the positions that follow, under a mask that lets a completion see the prompt, the suffix and itself; decoding
-keeps the prompt's keys and values once a sample and those of the codes written so far once a lane. A lane never has a
-copy of the prompt's.
+keeps the prompt's keys and values once a sample and those of the codes written so far once a hypothesis. A hypothesis
+never has a copy of the prompt's.
 
     mask(q, k) = k in the prompt or the suffix, or k in the completion of q and not after q
 
@@ -39,7 +39,7 @@ from adagrpo.policies.causal_context import CausalContext, CausalState, Prompts,
 from adagrpo.policies.language_model import (
     VOCABULARY_FILE,
     Vocabulary,
-    check_room,
+    check_context_length,
     enable_checkpointing,
     inner_dropout,
     under_model_names,
@@ -51,7 +51,7 @@ from adagrpo.policies.shared_prefix import (
     block,
     block_mask,
     checkpointing,
-    of_lanes,
+    of_hypotheses,
     pack,
 )
 from adagrpo.types import Histories
@@ -121,7 +121,7 @@ class CausalLMPolicy(nn.Module):
         self.register_buffer("suffix", torch.tensor(suffix, dtype=torch.int64), persistent=False)
         self._dtype = torch.bfloat16 if any(p.dtype == torch.bfloat16 for p in model.parameters()) else torch.float32
         self._layers = int(model.config.get_text_config().num_hidden_layers)
-        check_room(model, len(preamble) + len(suffix) + (max_history + 1) * levels - 1)
+        check_context_length(model, len(preamble) + len(suffix) + (max_history + 1) * levels - 1)
         self._checkpointed = gradient_checkpointing
         self._steady = dropout == 0 and not gradient_checkpointing and inner_dropout(model) is None
         if gradient_checkpointing:
@@ -137,8 +137,8 @@ class CausalLMPolicy(nn.Module):
     @property
     def body_parameters(self) -> list[nn.Parameter]:
         """What trains beside embeddings and head: the body, or its adapters."""
-        ends = [self.lm.get_input_embeddings(), self.lm.get_output_embeddings()]
-        outer = {id(parameter) for module in ends for parameter in module.parameters()}
+        embeddings = [self.lm.get_input_embeddings(), self.lm.get_output_embeddings()]
+        outer = {id(parameter) for module in embeddings for parameter in module.parameters()}
         return [
             parameter for parameter in self.lm.parameters() if parameter.requires_grad and id(parameter) not in outer
         ]
@@ -166,8 +166,8 @@ class CausalLMPolicy(nn.Module):
         before = self.preamble.expand(len(items), -1)
         tokens = torch.cat([before, self.item_tokens[items].flatten(1)], dim=1)
         levels = self.item_codes.shape[1]
-        ends, read = (len(self.preamble) + count * levels for count in (positions + 1, lengths))
-        return CausalContext(Prompts(tokens, read, torch.is_grad_enabled()), rows, ends, whole)
+        prompt_lengths, read = (len(self.preamble) + count * levels for count in (positions + 1, lengths))
+        return CausalContext(Prompts(tokens, read, torch.is_grad_enabled()), rows, prompt_lengths, whole)
 
     def frozen(self) -> CausalLMPolicy:
         """The policy itself: nothing is worth computing beforehand."""
@@ -190,7 +190,7 @@ class CausalLMPolicy(nn.Module):
         tokens = torch.cat([self.suffix.expand(samples, -1), written], dim=1)  # (B, P)
         prompts = context.prompts
         if prompts.read is None and prompts.differentiable and torch.is_grad_enabled():
-            packed = pack(prompts.tokens, tokens, layout, context.rows, context.ends)
+            packed = pack(prompts.tokens, tokens, layout, context.rows, context.prompt_lengths)
             before, _ = self._body(packed.tokens, packed.positions, packed.mask, None)
             after = states_at(before, context.rows, packed.places)
         else:
@@ -203,37 +203,37 @@ class CausalLMPolicy(nn.Module):
         return self._log_probs(start, after, codes, temperature)
 
     def start(self, context: CausalContext) -> CausalState:
-        """(B, 1) lanes."""
+        """(B, 1) hypotheses."""
         cache, shared = self._cache(context), len(self.suffix)
         if not shared:
             hidden = states_at(self._read(context.prompts).hidden, context.rows, context.last)
-            return CausalState(hidden, 0, cache, context.seen, context.ends, ())
-        layout = block(shared, 0, 0, context.ends.device)
+            return CausalState(hidden, 0, cache, context.prompt_mask, context.prompt_lengths, ())
+        layout = block(shared, 0, 0, context.prompt_lengths.device)
         hidden, new = self._behind(context, cache, self.suffix.expand(len(context), -1), layout)
-        seen = functional.pad(context.seen, (0, shared), value=True)
-        return CausalState(hidden[:, -1:], 0, _joined(cache, new), seen, context.ends + shared, ())
+        prompt_mask = functional.pad(context.prompt_mask, (0, shared), value=True)
+        return CausalState(hidden[:, -1:], 0, _joined(cache, new), prompt_mask, context.prompt_lengths + shared, ())
 
     def logits(self, state: CausalState) -> Tensor:
         """(B, W, K_l + 1) float32."""
         return self._level_logits(state.hidden, state.level)
 
     def advance(self, state: CausalState, parents: Tensor, codes: Tensor) -> CausalState:
-        """Append codes (B, W') to lanes `parents` (B, W')."""
+        """Append codes (B, W') to hypotheses `parents` (B, W')."""
         level = state.level + 1
-        if level == len(self.vocabulary.code_sizes):  # complete: nothing will be read from these lanes
-            return CausalState(state.hidden[:, :0], level, state.prompt, state.seen, state.ends, ())
+        if level == len(self.vocabulary.code_sizes):  # complete: nothing will be read from these hypotheses
+            return CausalState(state.hidden[:, :0], level, state.prompt, state.prompt_mask, state.prompt_lengths, ())
         width = codes.shape[1]
         written: KeysValues = tuple(
-            (of_lanes(keys, parents, state.level), of_lanes(values, parents, state.level))
+            (of_hypotheses(keys, parents, state.level), of_hypotheses(values, parents, state.level))
             for keys, values in state.written
         )
         tokens = self.tokens_of_codes[codes + self.code_offsets[state.level]]
-        positions = (state.ends + state.level).unsqueeze(1).expand(-1, width)
+        positions = (state.prompt_lengths + state.level).unsqueeze(1).expand(-1, width)
         own = torch.eye(width, dtype=torch.bool, device=codes.device).repeat(1, level)  # (W', level * W')
         parts = [[prompt, *written[layer : layer + 1]] for layer, prompt in enumerate(state.prompt)]
-        hidden, new = self._body(tokens, positions, block_mask(state.seen, own), parts)
+        hidden, new = self._body(tokens, positions, block_mask(state.prompt_mask, own), parts)
         new = _joined(written, new) if written else new
-        return CausalState(hidden, level, state.prompt, state.seen, state.ends, new)
+        return CausalState(hidden, level, state.prompt, state.prompt_mask, state.prompt_lengths, new)
 
     def _tokens(self, codes: Tensor) -> Tensor:
         """(..., L) int64 codes to (..., L) tokens."""
@@ -283,8 +283,8 @@ class CausalLMPolicy(nn.Module):
         self, context: CausalContext, cache: KeysValues, tokens: Tensor, layout: Block
     ) -> tuple[Tensor, KeysValues]:
         """States of tokens (N, P) behind the prompts of `cache`, and their keys and values."""
-        mask = block_mask(context.seen, layout.sees)
-        return self._body(tokens, context.ends.unsqueeze(1) + layout.steps, mask, [[part] for part in cache])
+        mask = block_mask(context.prompt_mask, layout.sees)
+        return self._body(tokens, context.prompt_lengths.unsqueeze(1) + layout.steps, mask, [[part] for part in cache])
 
     def _teacher_forced(self, context: CausalContext, targets: Tensor) -> Tensor | None:
         """(N, L, D) states that the codes of targets (N, L) are read from, where these are what comes next in prompts.
@@ -296,10 +296,12 @@ class CausalLMPolicy(nn.Module):
         if len(self.suffix) or prompts.read is not None or not (prompts.differentiable and torch.is_grad_enabled()):
             return None
         tokens = functional.pad(prompts.tokens, (0, levels))
-        columns = context.ends.unsqueeze(1) + torch.arange(levels, device=targets.device)  # (N, L)
+        columns = context.prompt_lengths.unsqueeze(1) + torch.arange(levels, device=targets.device)  # (N, L)
         rows = context.rows.unsqueeze(1)
-        furthest = context.ends.new_zeros(len(tokens)).scatter_reduce(0, context.rows, context.ends, "amax")
-        last = context.ends == furthest[context.rows]
+        furthest = context.prompt_lengths.new_zeros(len(tokens)).scatter_reduce(
+            0, context.rows, context.prompt_lengths, "amax"
+        )
+        last = context.prompt_lengths == furthest[context.rows]
         tokens[rows.expand_as(columns)[last], columns[last]] = targets[last]
         if not torch.equal(tokens[rows, columns], targets):
             return None

@@ -40,7 +40,7 @@ class CompactContext:
 
 @dataclass(frozen=True)
 class CompactState:
-    """Decoder state: one vector a lane."""
+    """Decoder state: one vector a hypothesis."""
 
     hidden: Tensor  # (B, W, D)
     level: int
@@ -140,7 +140,7 @@ class CompactPolicy(nn.Module):
         return torch.stack(losses, dim=1).mean(1)
 
     def start(self, context: CompactContext) -> CompactState:
-        """(B, 1) lanes."""
+        """(B, 1) hypotheses."""
         return CompactState(context.states.unsqueeze(1), 0)
 
     def logits(self, state: CompactState) -> Tensor:
@@ -149,15 +149,15 @@ class CompactPolicy(nn.Module):
         return output.float()
 
     def advance(self, state: CompactState, parents: Tensor, codes: Tensor) -> CompactState:
-        """Append codes (B, W') to lanes `parents` (B, W')."""
-        if state.level + 1 == len(self._level_sizes):  # complete: nothing will be read from these lanes
+        """Append codes (B, W') to hypotheses `parents` (B, W')."""
+        if state.level + 1 == len(self._level_sizes):  # complete: nothing will be read from these hypotheses
             return CompactState(state.hidden[:, :0], state.level + 1)
-        # the single start lane is every lane's parent: broadcast it
+        # the single start is the parent of all: broadcast it
         hidden = state.hidden if state.hidden.shape[1] == 1 else take(state.hidden, parents)
         return self._append(hidden, state.level, codes)
 
     def _append(self, hidden: Tensor, level: int, codes: Tensor) -> CompactState:
-        """The state after codes (B, W) of a level, from the hidden vectors (B, 1 or W, D) of the same lanes."""
+        """The state after codes (B, W) of a level, from the hidden vectors (B, 1 or W, D) of the same hypotheses."""
         update = hidden + self.enter[level](codes)
         return CompactState(update + self.feed_forward[level](update), level + 1)
 

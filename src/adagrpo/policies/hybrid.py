@@ -57,7 +57,7 @@ class HybridContext:
 
 @dataclass(frozen=True)
 class HybridState:
-    """Decoder state: that of the compact policy, and each lane's node in the tree."""
+    """Decoder state: that of the compact policy, and each hypothesis's node in the tree."""
 
     compact: CompactState
     nodes: Tensor  # (B, W) int64, -1 where the prefix is in no item's codes
@@ -178,7 +178,7 @@ class HybridPolicy(nn.Module):
         return decoder + self.loss_weight * head
 
     def start(self, context: HybridContext) -> HybridState:
-        """(B, 1) lanes."""
+        """(B, 1) hypotheses."""
         masses = None if torch.is_grad_enabled() else context.masses
         if masses is None:
             masses = self._masses(context)
@@ -188,37 +188,37 @@ class HybridPolicy(nn.Module):
         return HybridState(self.compact.start(context.compact), nodes, masses)
 
     def logits(self, state: HybridState) -> Tensor:
-        """(B, W, K_l) float32 log-probabilities of the pool, up to a constant a lane."""
+        """(B, W, K_l) float32 log-probabilities of the pool, up to a constant a hypothesis."""
         decoder = self.compact.logits(state.compact)
-        (samples, lanes), size = state.nodes.shape, decoder.shape[-1]
+        (samples, hypotheses), size = state.nodes.shape, decoder.shape[-1]
         above, below = state.masses[state.level : state.level + 2]  # (n_l, B) and (n_{l+1}, B)
         branches = self.trie.branches(state.level, state.nodes)
-        rows = torch.arange(samples, device=decoder.device).repeat_interleave(lanes)  # (B * W,)
+        rows = torch.arange(samples, device=decoder.device).repeat_interleave(hypotheses)  # (B * W,)
         total = above.flatten().index_select(0, state.nodes.flatten().clamp(min=0) * samples + rows)
         places = branches.nodes * samples + rows.index_select(0, branches.parents)
-        found = below.flatten().index_select(0, places)  # (T,)
-        share = found / total.clamp(min=_TINY).index_select(0, branches.parents)
+        pooled_mass = below.flatten().index_select(0, places)  # (T,)
+        share = pooled_mass / total.clamp(min=_TINY).index_select(0, branches.parents)
         floor = self.smoothing / size
         # what the head adds above a code of no item, whose share is the floor
         head = self.item_weight * (((1 - self.smoothing) * share + floor) / max(floor, _TINY)).clamp(min=_TINY).log()
         known = (state.nodes >= 0).unsqueeze(-1)
         pooled = decoder * torch.where(known, 1 - self.item_weight, 1.0)
-        pooled.view(-1).index_add_(0, branches.parents * size + branches.codes, torch.where(found > 0, head, 0.0))
+        pooled.view(-1).index_add_(0, branches.parents * size + branches.codes, torch.where(pooled_mass > 0, head, 0.0))
         return pooled
 
     def advance(self, state: HybridState, parents: Tensor, codes: Tensor) -> HybridState:
-        """Append codes (B, W') to lanes `parents` (B, W')."""
+        """Append codes (B, W') to hypotheses `parents` (B, W')."""
         nodes = self.trie.child(state.level, state.nodes.gather(1, parents), codes)
         return HybridState(self.compact.advance(state.compact, parents, codes), nodes, state.masses)
 
     def score(self, context: HybridContext, codes: Tensor, *, temperature: float = 1.0) -> Tensor:
         """(B, G, L) log-probabilities of given codes under the free softmax of each level."""
-        lanes = torch.arange(codes.shape[1], device=codes.device).expand(codes.shape[:2])
+        hypotheses = torch.arange(codes.shape[1], device=codes.device).expand(codes.shape[:2])
         state, scores = self.start(context), []
         for level in range(codes.shape[2]):
             log_probs = (self.logits(state) / temperature).log_softmax(-1).expand(-1, codes.shape[1], -1)
             scores.append(log_probs.gather(-1, codes[..., level : level + 1]))
-            state = self.advance(state, torch.zeros_like(lanes) if level == 0 else lanes, codes[..., level])
+            state = self.advance(state, torch.zeros_like(hypotheses) if level == 0 else hypotheses, codes[..., level])
         return torch.cat(scores, dim=-1)
 
     def _item_vectors(self, items: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ __all__ = [
     "VOCABULARY_FILE",
     "Vocabulary",
     "adapt",
-    "check_room",
+    "check_context_length",
     "copy_tokenizer",
     "enable_checkpointing",
     "from_configuration",
@@ -107,16 +107,16 @@ def from_configuration(
         UserError: an unknown model type or key, or a configuration that makes no model.
     """
     vocabulary = Vocabulary(END + 1, code_sizes, PAD)
-    given = dict(options)
-    kind = given.pop("model_type", None)
+    settings = dict(options)
+    kind = settings.pop("model_type", None)
     decided = {"vocab_size": vocabulary.end, "pad_token_id": PAD, "eos_token_id": END, "bos_token_id": None}
-    for key in decided.keys() & given.keys():
+    for key in decided.keys() & settings.keys():
         raise UserError(f"policy.lm.config.{key}: the catalogue decides it; leave it out")
     try:
         known = AutoConfig.for_model(str(kind))
-        for key in given.keys() - known.to_dict().keys() - known.attribute_map.keys():
+        for key in settings.keys() - known.to_dict().keys() - known.attribute_map.keys():
             raise UserError(f"policy.lm.config.{key}: {kind} has no such key")
-        config = AutoConfig.for_model(str(kind), **given, **decided)
+        config = AutoConfig.for_model(str(kind), **settings, **decided)
         return _random(config, seed), vocabulary
     except (ValueError, TypeError, AttributeError, ZeroDivisionError, RuntimeError) as error:
         raise UserError(f"policy.lm.config: no causal LM can be made of it ({_first_line(error)})") from error
@@ -264,7 +264,7 @@ def inner_dropout(model: PreTrainedModel) -> str | None:
     return None
 
 
-def check_room(model: PreTrainedModel, longest: int) -> None:
+def check_context_length(model: PreTrainedModel, longest: int) -> None:
     """Raise UserError where a prompt with an item behind it, `longest` tokens, is more than the model sees at once."""
     config = model.config
     room = getattr(config, "max_position_embeddings", None) or longest

@@ -1,7 +1,7 @@
 """What a policy is: histories are encoded once, and everything else hangs off that context.
 
 `encode` runs once per history and is shared by the NLL term, all rollouts, the target's score and beam search.
-A context holds one *sample* (a history cut after some position) per row. Decoding keeps a cached state per lane
+A context holds one *sample* (a history cut after some position) per row. Decoding keeps a cached state per hypothesis
 (a beam or a rollout), so that no prefix is ever read twice.
 """
 
@@ -33,7 +33,7 @@ ContextT = TypeVar("ContextT", bound=Context)
 
 
 class DecoderState(Protocol):
-    """Cached decoder state of `W` lanes for each of `B` samples, all at the same level."""
+    """Cached decoder state of `W` hypotheses for each of `B` samples, all at the same level."""
 
     @property
     def level(self) -> int:
@@ -106,7 +106,7 @@ class Policy(Protocol[ContextT, StateT]):
         ...
 
     def start(self, context: ContextT) -> StateT:
-        """One lane per sample, nothing written yet."""
+        """One hypothesis per sample, nothing written yet."""
         ...
 
     def logits(self, state: StateT) -> Tensor:
@@ -114,11 +114,11 @@ class Policy(Protocol[ContextT, StateT]):
         ...
 
     def advance(self, state: StateT, parents: Tensor, codes: Tensor) -> StateT:
-        """Append one code to each lane.
+        """Append one code to each hypothesis.
 
         Args:
-            state: `W` lanes a sample.
-            parents: (B, W') int64, the lane of `state` that each new lane continues.
+            state: `W` hypotheses a sample.
+            parents: (B, W') int64, the hypothesis of `state` that each new hypothesis continues.
             codes: (B, W') int64, the code it appends.
         """
         ...

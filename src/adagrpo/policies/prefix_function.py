@@ -48,7 +48,7 @@ class SemanticIds:
         for sequence in self.item_of:
             for level, token in enumerate(sequence):
                 following.setdefault(sequence[:level], set()).add(token)
-        self.following = {prefix: sorted(found) for prefix, found in following.items()}
+        self.following = {prefix: sorted(next_tokens) for prefix, next_tokens in following.items()}
 
     def prompt(self, items: Sequence[Any]) -> list[int]:
         """Tokens of a history, oldest item first; of a long one the last items, as in training.

@@ -1,10 +1,10 @@
 """Attention of many completions to one copy of the prompt they share, in models of Hugging Face `transformers`.
 
-    keys that attention reads = prompt's (one a sample), then those of what was written (one a lane)
-    mask(q, k) = k in the prompt, or k in the lane of q and not after q
+    keys that attention reads = prompt's (one a sample), then those of what was written (one a hypothesis)
+    mask(q, k) = k in the prompt, or k in the hypothesis of q and not after q
 
-Copying the prompt's keys and values for each lane, as a batch of beams does, costs B · W · S of memory and of reading;
-this costs B · (S + W · L).
+Copying the prompt's keys and values for each hypothesis, as a batch of beams does, costs B · W · S of memory and of
+reading; this costs B · (S + W · L).
 """
 
 from __future__ import annotations
@@ -18,7 +18,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.cache_utils import DynamicLayer
 
-__all__ = ["Block", "KeysValues", "Packed", "PrefixLayer", "block", "block_mask", "checkpointing", "of_lanes", "pack"]
+__all__ = [
+    "Block",
+    "KeysValues",
+    "Packed",
+    "PrefixLayer",
+    "block",
+    "block_mask",
+    "checkpointing",
+    "of_hypotheses",
+    "pack",
+]
 
 KeysValues = tuple[tuple[Tensor, Tensor], ...]  # of every layer, (N, heads, tokens, D / heads) each
 
@@ -63,26 +73,26 @@ class Packed(NamedTuple):
 
 def block(
     shared: int,
-    lanes: int,
+    hypotheses: int,
     length: int,
     device: torch.device,
 ) -> Block:
-    """`shared` tokens, and behind them, side by side, `lanes` times `length` tokens that see these and their own lane.
+    """`shared` tokens, and behind them, side by side, `hypotheses` times `length` tokens that see these and their own.
 
     Example:
         >>> steps, sees = block(1, 2, 1, torch.device("cpu"))
         >>> steps.tolist(), sees.int().tolist()
         ([0, 1, 1], [[1, 0, 0], [1, 1, 0], [1, 0, 1]])
     """
-    lane = functional.pad(torch.arange(lanes, device=device).repeat_interleave(length), (shared, 0), value=-1)
-    behind = torch.arange(length, device=device).repeat(lanes) + shared
+    owner = functional.pad(torch.arange(hypotheses, device=device).repeat_interleave(length), (shared, 0), value=-1)
+    behind = torch.arange(length, device=device).repeat(hypotheses) + shared
     steps = torch.cat([torch.arange(shared, device=device), behind])
-    related = (lane.unsqueeze(1) == lane) | (lane == -1)
+    related = (owner.unsqueeze(1) == owner) | (owner == -1)
     return Block(steps, related & (steps.unsqueeze(1) >= steps))
 
 
 def block_mask(
-    seen: Tensor,  # (B, S) bool, True at the tokens of a prompt
+    prompt_mask: Tensor,  # (B, S) bool, True at the tokens of a prompt
     own: Tensor,  # (Q, Q') bool, True where a token sees what is behind the prompt
 ) -> Tensor:  # (B, 1, Q, S + Q') bool, True where attention is paid
     """Every token behind a prompt sees the prompt, and what `own` says.
@@ -91,8 +101,8 @@ def block_mask(
         >>> block_mask(torch.tensor([[True, False]]), torch.eye(2, dtype=torch.bool))[0, 0].int().tolist()
         [[1, 0, 1, 0], [1, 0, 0, 1]]
     """
-    before = seen.unsqueeze(1).expand(-1, len(own), -1)
-    return torch.cat([before, own.expand(len(seen), -1, -1)], dim=-1).unsqueeze(1)
+    before = prompt_mask.unsqueeze(1).expand(-1, len(own), -1)
+    return torch.cat([before, own.expand(len(prompt_mask), -1, -1)], dim=-1).unsqueeze(1)
 
 
 def pack(
@@ -100,9 +110,9 @@ def pack(
     tokens: Tensor,  # (N, P) int64
     layout: Block,
     rows: Tensor,  # (N,) int64, the prompt that each block is behind
-    ends: Tensor,  # (N,) int64, at least 1: how much of it the block sees
+    prompt_lengths: Tensor,  # (N,) int64, at least 1: how much of it the block sees
 ) -> Packed:
-    """Lay out blocks behind the prompts that they share; a block sees `ends` tokens of its prompt, and itself.
+    """Lay out blocks behind the prompts that they share; a block sees as many tokens of its prompt, and itself.
 
     Q is P times the most blocks of a prompt. What is empty sees a token and itself, and is of no use.
     """
@@ -114,32 +124,32 @@ def pack(
     slot[order] = torch.arange(blocks, device=rows.device) - (counts.cumsum(0) - counts)[rows[order]]
     behind = tokens.new_zeros(count, most, width)
     behind[rows, slot] = tokens
-    ends_of = ends.new_ones(count, most)
-    ends_of[rows, slot] = ends
+    length_of = prompt_lengths.new_ones(count, most)
+    length_of[rows, slot] = prompt_lengths
     places = torch.arange(length, device=rows.device)
     upper = functional.pad((places.unsqueeze(1) >= places).expand(count, -1, -1), (0, most * width))
-    seen = (places < ends_of.unsqueeze(-1)).repeat_interleave(width, dim=1)  # (B, Q, S)
+    prompt_mask = (places < length_of.unsqueeze(-1)).repeat_interleave(width, dim=1)  # (B, Q, S)
     apart = torch.eye(most, dtype=torch.bool, device=rows.device)
     own = (apart[:, None, :, None] & layout.sees[None, :, None, :]).view(most * width, most * width)
-    lower = torch.cat([seen, own.expand(count, -1, -1)], dim=2)
+    lower = torch.cat([prompt_mask, own.expand(count, -1, -1)], dim=2)
     return Packed(
         torch.cat([prompts, behind.flatten(1)], dim=1),
-        torch.cat([places.expand(count, -1), (ends_of.unsqueeze(-1) + layout.steps).flatten(1)], dim=1),
+        torch.cat([places.expand(count, -1), (length_of.unsqueeze(-1) + layout.steps).flatten(1)], dim=1),
         torch.cat([upper, lower], dim=1).unsqueeze(1),
         length + slot.unsqueeze(1) * width + torch.arange(width, device=rows.device),
     )
 
 
-def of_lanes(
+def of_hypotheses(
     written: Tensor,  # (B, heads, level * W, d), level by level
     parents: Tensor,  # (B, W')
     level: int,
 ) -> Tensor:  # (B, heads, level * W', d)
-    """Keys or values of what the lanes `parents` wrote."""
+    """Keys or values of what the hypotheses `parents` wrote."""
     samples, heads, tokens, width = written.shape
-    lanes = written.view(samples, heads, level, tokens // level, width)
+    hypotheses = written.view(samples, heads, level, tokens // level, width)
     index = parents.view(samples, 1, 1, -1, 1).expand(-1, heads, level, -1, width)
-    return lanes.gather(3, index).flatten(2, 3)
+    return hypotheses.gather(3, index).flatten(2, 3)
 
 
 @contextmanager

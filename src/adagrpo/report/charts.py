@@ -197,13 +197,13 @@ def _stretches(
     positions: Sequence[float], stack: Sequence[list[float] | None]
 ) -> list[list[tuple[float, list[float]]]]:
     """The positions with their boundaries, cut where there are none."""
-    found: list[list[tuple[float, list[float]]]] = [[]]
+    segments: list[list[tuple[float, list[float]]]] = [[]]
     for x, row in zip(positions, stack, strict=True):
         if row is None:
-            found.append([])
+            segments.append([])
         else:
-            found[-1].append((x, row))
-    return [run for run in found if run]
+            segments[-1].append((x, row))
+    return [run for run in segments if run]
 
 
 def _left(y_axis: draw.Axis) -> float:

@@ -95,19 +95,19 @@ def finding(content: Mapping[str, Any]) -> list[str]:
     """
     plan, rows = content["plan"], [row for row in content["rows"] if row["p_holm"] is not None]
     metric, label, seeds = plan["metric"], metric_label(plan["metric"]), content["seeds"]
-    found = {name: [row for row in rows if row["verdict"] == name] for name in {row["verdict"] for row in rows}}
+    by_verdict = {name: [row for row in rows if row["verdict"] == name] for name in {row["verdict"] for row in rows}}
     under = f"{plan['baseline']} on {label} ({_count(len(seeds), 'seed')}, {_count(len(rows), 'test')})"
     sentences = [f"No arm is better than {under}."]
-    if "better" in found:
-        sentences = [f"Better than {under}, within the margins: {_named(found['better'], metric)}."]
-    for row in found.get("better, margin not kept", []):
+    if "better" in by_verdict:
+        sentences = [f"Better than {under}, within the margins: {_named(by_verdict['better'], metric)}."]
+    for row in by_verdict.get("better, margin not kept", []):
         broken = [metric_label(name) for name, margin in row["margins"].items() if not margin["kept"]]
         sentences.append(f"{_named([row], metric)} gains, but not within the margin on {' and '.join(broken)}.")
-    if "worse" in found:
-        sentences.append(f"Worse than {plan['baseline']}: {_named(found['worse'], metric)}.")
-    if unsettled := found.get("not settled over seeds"):
+    if "worse" in by_verdict:
+        sentences.append(f"Worse than {plan['baseline']}: {_named(by_verdict['worse'], metric)}.")
+    if unsettled := by_verdict.get("not settled over seeds"):
         sentences.append(f"Different over users, but not settled by so few seeds: {_named(unsettled, metric)}.")
-    if unknown := found.get("no difference shown"):
+    if unknown := by_verdict.get("no difference shown"):
         names = ", ".join(f"{row['arm']} ({row['checkpoint']})" for row in unknown)
         sentences.append(f"No difference shown, which is not to say that there is none: {names}.")
     sentences += [*_controls(content["rows"], metric), *_chosen(content["rows"], metric)]
@@ -176,11 +176,11 @@ def _true_utility(content: Mapping[str, Any]) -> Table:
     for row in content["rows"]:
         if name in row["against"]:
             against = row["against"][name]
-            ends = (format_ends(name, against["users"]), format_ends(name, against["seeds"]))
+            intervals = (format_ends(name, against["users"]), format_ends(name, against["seeds"]))
             cells = (
                 format_metric(name, row["test"][name]["mean"]),
                 format_difference(name, against["difference"]),
-                *ends,
+                *intervals,
             )
             rows.append((row["arm"], row["checkpoint"], *cells))
     per_cent = f"{100 * content['plan']['level']:g} %"
@@ -294,11 +294,11 @@ def _named(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
     """Arms with their differences and the intervals over users."""
     texts = []
     for row in rows:
-        found = row["against"][metric]
+        delta = row["against"][metric]
         unit = " points" if is_rate(metric) else ""
         texts.append(
-            f"{row['arm']} ({row['checkpoint']}: {format_difference(metric, found['difference'])}{unit},"
-            f" users {format_ends(metric, found['users'])}, seeds {format_ends(metric, found['seeds'])},"
+            f"{row['arm']} ({row['checkpoint']}: {format_difference(metric, delta['difference'])}{unit},"
+            f" users {format_ends(metric, delta['users'])}, seeds {format_ends(metric, delta['seeds'])},"
             f" p {_p(row['p_holm'])})"
         )
     return "; ".join(texts)

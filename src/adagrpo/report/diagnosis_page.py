@@ -58,7 +58,7 @@ def write_diagnosis(run_directory: Path, result: Row, name: str) -> Path:
 
 def diagnosis_tables(result: Row) -> dict[str, Table]:
     """The tables of a diagnosis by name; `exposure` and `second_ranker` only where they were measured."""
-    found = {
+    tables = {
         "orders": _orders(result["orders"]),
         "serving": _serving([result["all"], *result["serving"]], result["verdict"]["all_cases_adjusted_p"]),
         "popularity": _cells("items by popularity", result["popularity"]),
@@ -68,10 +68,10 @@ def diagnosis_tables(result: Row) -> dict[str, Table]:
         "grid": _grid(result["grid"], result["verdict"]["thresholds_adjusted_p"]),
     }
     if "exposure" in result:
-        found["exposure"] = _cells("items by exposure", result["exposure"])
+        tables["exposure"] = _cells("items by exposure", result["exposure"])
     if "second_ranker" in result:
-        found["second_ranker"] = _cells("difficulty, q of the second ranker", result["second_ranker"])
-    return found
+        tables["second_ranker"] = _cells("difficulty, q of the second ranker", result["second_ranker"])
+    return tables
 
 
 def _orders(orders: Row) -> Table:

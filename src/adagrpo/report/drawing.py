@@ -217,13 +217,13 @@ def runs(points: Sequence[tuple[float, float | None]]) -> list[list[Place]]:
         >>> runs([(0, 1.0), (1, None), (2, 3.0), (3, 4.0)])
         [[(0, 1.0)], [(2, 3.0), (3, 4.0)]]
     """
-    found: list[list[Place]] = [[]]
+    segments: list[list[Place]] = [[]]
     for x, y in points:
         if y is None:
-            found.append([])
+            segments.append([])
         else:
-            found[-1].append((x, y))
-    return [run for run in found if run]
+            segments[-1].append((x, y))
+    return [run for run in segments if run]
 
 
 def legend(items: Sequence[tuple[str, int, bool]]) -> tuple[list[str], int]:
@@ -252,18 +252,18 @@ def end_margin(names: Sequence[str]) -> float | None:
     return widest + LEADER + 4 if widest <= LONGEST_LABEL and len(names) * LINE_GAP <= BOTTOM - TOP else None
 
 
-def end_labels(ends: Sequence[tuple[str, int, Place]], x: float) -> list[str]:
+def end_labels(line_ends: Sequence[tuple[str, int, Place]], x: float) -> list[str]:
     """Names beside the ends of lines, with a stroke of the line's colour that leads to each.
 
     Args:
-        ends: name, style and last pixel of each line.
+        line_ends: name, style and last pixel of each line.
         x: where the plot ends.
     """
-    order = sorted(range(len(ends)), key=lambda i: ends[i][2][1])
-    heights = _spread([ends[i][2][1] for i in order])
+    order = sorted(range(len(line_ends)), key=lambda i: line_ends[i][2][1])
+    heights = _spread([line_ends[i][2][1] for i in order])
     parts = []
     for i, height in zip(order, heights, strict=True):
-        name, style, (end_x, end_y) = ends[i]
+        name, style, (end_x, end_y) = line_ends[i]
         elbow = f"M{end_x + 4:.1f} {end_y:.1f}L{x + 8:.1f} {height:.1f}H{x + LEADER - 6:.1f}"
         parts.append(f'<path d="{elbow}" fill="none" stroke="{color(style)}" stroke-opacity="0.7"/>')
         parts.append(_text(x + LEADER, height + 4, name, "start", INK))

@@ -129,8 +129,8 @@ def write_figures(run: RunFiles | Path, directory: Path) -> list[Path]:
     files = _files(run)
     drawn = _figures(files, _metrics(files))
     written = []
-    for name, found in drawn.items():
-        figures = found if isinstance(found, list) else [found] if found is not None else []
+    for name, plots in drawn.items():
+        figures = plots if isinstance(plots, list) else [plots] if plots is not None else []
         for number, figure in enumerate(figures, start=1):
             written.append(directory / f"{name}-{number}.svg")
             write_file(written[-1], figure.svg + "\n")

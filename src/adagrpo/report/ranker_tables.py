@@ -1,4 +1,4 @@
-"""Tables of the ranker's report: its quality by stratum, and which groups of rollouts the gate lets it judge.
+"""Tables of the ranker's report: its quality by stratum, and which groups of rollouts the gate lets it score.
 
 Both are read from `ranker/report/report.json`. An interval is printed as its mean and its two ends; none of them says
 anything about other seeds.
@@ -13,7 +13,7 @@ from adagrpo.report.tables import MISSING, Alignment, Table, metric_label
 
 __all__ = ["calibration_text", "every_gate_table", "exposure_table", "gate_table", "strata_table"]
 
-FATES = {"admitted": "admitted", "rejected": "rejected", "easy": "– easy", "undiscriminated": "– undiscriminated"}
+OUTCOMES = {"admitted": "admitted", "rejected": "rejected", "easy": "– easy", "undiscriminated": "– undiscriminated"}
 
 
 def strata_table(report: Mapping[str, Any]) -> Table:
@@ -36,18 +36,20 @@ def strata_table(report: Mapping[str, Any]) -> Table:
 
 
 def gate_table(report: Mapping[str, Any]) -> Table:
-    """One row a reward and fate: its share of the groups and, where the truth is known, the reward's accuracy in it."""
-    known = any("pairwise_accuracy" in gate for gate in report["gate"].values())
-    header = ("reward", "groups", "share", *(["pairs of rollouts in the right order"] if known else []))
+    """One row a reward and outcome: its share of the groups and, where truth is known, the reward's accuracy in it."""
+    has_truth = any("pairwise_accuracy" in gate for gate in report["gate"].values())
+    header = ("reward", "groups", "share", *(["pairs of rollouts in the right order"] if has_truth else []))
     rows = []
     for name, gate in report["gate"].items():
         shares = gate | {"rejected": 1 - gate["admitted"]}
-        for fate, label in FATES.items():
-            accuracy = gate.get("pairwise_accuracy", {}).get(fate)
+        for outcome, label in OUTCOMES.items():
+            accuracy = gate.get("pairwise_accuracy", {}).get(outcome)
             rows.append(
-                (name, label, f"{100 * shares[fate]:.1f} %", *([_interval(accuracy, "{:.1%}")] if known else []))
+                (name, label, f"{100 * shares[outcome]:.1f} %", *([_interval(accuracy, "{:.1%}")] if has_truth else []))
             )
-        rows.append((name, "admitted if shuffled", f"{100 * gate['admitted_if_shuffled']:.1f} %", *([MISSING] * known)))
+        rows.append(
+            (name, "admitted if shuffled", f"{100 * gate['admitted_if_shuffled']:.1f} %", *([MISSING] * has_truth))
+        )
     return Table(header, tuple(rows), _alignment(len(header)))
 
 
@@ -60,11 +62,11 @@ def every_gate_table(report: Mapping[str, Any]) -> Table | None:
     header = ("reward", "gate", "admitted", "right order, admitted", "right order, rejected")
     rows = [
         (
-            *(name, gate, f"{100 * found['admitted']:.1f} %"),
-            *(_interval(found["pairwise_accuracy"].get(fate), "{:.1%}") for fate in ("admitted", "rejected")),
+            *(name, gate, f"{100 * values['admitted']:.1f} %"),
+            *(_interval(values["pairwise_accuracy"].get(outcome), "{:.1%}") for outcome in ("admitted", "rejected")),
         )
         for name, entry in report["gate"].items()
-        for gate, found in entry.get("gates", {}).items()
+        for gate, values in entry.get("gates", {}).items()
     ]
     return Table(header, tuple(rows), _alignment(len(header))) if rows else None
 
@@ -92,10 +94,10 @@ def _stratum(row: Mapping[str, Any]) -> str:
 
 def calibration_text(report: Mapping[str, Any]) -> str:
     """What the ranker's probabilities are worth, or why it has none."""
-    found = report["calibration"]
-    if isinstance(found, str):
-        return f"No calibration error: {found}."
-    bins = (f"{row['confidence']:.2f} against {row['hit_rate']:.2f} ({row['cases']:,} cases)" for row in found)
+    calibration = report["calibration"]
+    if isinstance(calibration, str):
+        return f"No calibration error: {calibration}."
+    bins = (f"{row['confidence']:.2f} against {row['hit_rate']:.2f} ({row['cases']:,} cases)" for row in calibration)
     return f"Mean confidence in the item ranked first against the rate at which it is right, by bin: {'; '.join(bins)}."
 
 

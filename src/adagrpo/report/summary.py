@@ -57,7 +57,7 @@ def arm_sentences(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
         if point.kind != "best":
             continue
         final = next((other for other in points if other.arm == point.arm and other.kind == "final"), None)
-        moved = [_moved(point, start, split, name, word) for name, word in _QUANTITIES]
+        moved = [_moved(point, start, split, name, label) for name, label in _QUANTITIES]
         moved[0] += _against(point, start, nll, split)
         changes = [change for change in moved if change]
         if not changes:
@@ -147,7 +147,7 @@ def _against(point: Checkpoint, start: Checkpoint | None, nll: Checkpoint | None
     return f" ({', '.join(parts)})" if parts else ""
 
 
-def _moved(point: Checkpoint, start: Checkpoint | None, split: str, name: str, word: str) -> str:
+def _moved(point: Checkpoint, start: Checkpoint | None, split: str, name: str, label: str) -> str:
     """`HR@10 rose from a to b`, by what is printed."""
     after = point.value(split, name)
     before = None if start is None else start.value(split, name)
@@ -155,11 +155,11 @@ def _moved(point: Checkpoint, start: Checkpoint | None, split: str, name: str, w
         return ""
     new = format_metric(name, after)
     if before is None:
-        return f"{word} is {new}"
+        return f"{label} is {new}"
     old = format_metric(name, before)
     if new == old:
-        return f"{word} stayed at {new}"
-    return f"{word} {'rose' if after > before else 'fell'} from {old} to {new}"
+        return f"{label} stayed at {new}"
+    return f"{label} {'rose' if after > before else 'fell'} from {old} to {new}"
 
 
 def _ending(final: Checkpoint | None, split: str) -> str:
@@ -183,7 +183,7 @@ def _hacked(point: Checkpoint, start: Checkpoint | None, split: str) -> str:
 
     if change("mean_reward@10") <= 0:
         return ""
-    fell = [word for name, word in ((HR, "HR@10"), ("true_utility@10", "true utility")) if change(name) < 0]
+    fell = [label for name, label in ((HR, "HR@10"), ("true_utility@10", "true utility")) if change(name) < 0]
     return f" The reward rose while {' and '.join(fell)} fell." if fell else ""
 
 

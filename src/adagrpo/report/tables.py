@@ -76,14 +76,14 @@ def checkpoints(metrics: Mapping[str, Any]) -> list[Checkpoint]:
         UserError: `stages`, a stage, a checkpoint or a split is not a mapping.
 
     Example:
-        >>> found = checkpoints({"stages": {"nll": {"best": {"step": 3, "test": {"hr@10": 0.1}}}}})
-        >>> [(point.arm, point.kind, point.step, point.value("test", "hr@10")) for point in found]
+        >>> points = checkpoints({"stages": {"nll": {"best": {"step": 3, "test": {"hr@10": 0.1}}}}})
+        >>> [(point.arm, point.kind, point.step, point.value("test", "hr@10")) for point in points]
         [('nll', 'best', 3, 0.1)]
     """
     stages = _mapping(metrics.get("stages", {}), "stages")
-    found = []
+    points = []
     if START in stages:
-        found.append(Checkpoint(START, "start", 0, _splits(_mapping(stages[START], START), START)))
+        points.append(Checkpoint(START, "start", 0, _splits(_mapping(stages[START], START), START)))
     for arm, content in stages.items():
         stage = _mapping(content, arm)
         for kind in ("best", "final"):
@@ -91,10 +91,10 @@ def checkpoints(metrics: Mapping[str, Any]) -> list[Checkpoint]:
                 continue
             point = _mapping(stage[kind], f"{arm}.{kind}")
             splits = _splits(point, f"{arm}.{kind}")
-            found.append(
+            points.append(
                 Checkpoint(arm, kind, point.get("step"), splits, _finite(stage.get("admission")), stage.get("gate"))
             )
-    return found
+    return points
 
 
 def results_table(

@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from adagrpo.errors import ServiceError, UserError
-from adagrpo.rewards.external import BadAnswer, ItemId, ask, check_answer, place_answer
+from adagrpo.rewards.external import InvalidResponse, ItemId, check_response, scatter_scores, score_request
 from adagrpo.types import Histories
 
 __all__ = ["CallableReward", "ScoreFunction", "find_module", "load_function"]
@@ -45,20 +45,20 @@ class CallableReward:
         Raises:
             UserError: the function raised, or its answer is not whole.
         """
-        question = ask(histories, items, self.ids)
-        if not question.candidates:
-            return place_answer([], items)
+        request = score_request(histories, items, self.ids)
+        if not request.candidates:
+            return scatter_scores([], items)
         try:
-            answer = self.function(question.histories, question.candidates)
-            rows = check_answer(answer, question.candidates)
-        except BadAnswer as error:
+            scores = self.function(request.histories, request.candidates)
+            rows = check_response(scores, request.candidates)
+        except InvalidResponse as error:
             raise UserError(f"reward {self.name}: {error}") from error
         except (UserError, ServiceError):
             raise
         except Exception as error:
-            said = " ".join(str(error).split())
-            raise UserError(f"reward {self.name}: raised {type(error).__name__}: {said}") from error
-        return place_answer(rows, items)
+            message = " ".join(str(error).split())
+            raise UserError(f"reward {self.name}: raised {type(error).__name__}: {message}") from error
+        return scatter_scores(rows, items)
 
 
 def find_module(function: str, folder: Path) -> Path:
@@ -104,9 +104,9 @@ def load_function(function: str, folder: Path) -> ScoreFunction:
         module = importlib.import_module(name)
     except Exception as error:
         raise UserError(f"reward.function: importing {path} raised {type(error).__name__}: {error}") from error
-    found = Path(str(getattr(module, "__file__", None)))
-    if found.resolve() != path.resolve():
-        raise UserError(f"reward.function: another module '{name}' is loaded, {found}; give {path} another name")
+    origin = Path(str(getattr(module, "__file__", None)))
+    if origin.resolve() != path.resolve():
+        raise UserError(f"reward.function: another module '{name}' is loaded, {origin}; give {path} another name")
     value = getattr(module, attribute, None)
     if not callable(value):
         raise UserError(f"reward.function: {path} has no function '{attribute}'")

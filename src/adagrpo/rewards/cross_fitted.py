@@ -1,8 +1,8 @@
-"""Cross-fitting: each history is judged by the reward that never saw its user.
+"""Cross-fitting: each history is scored by the reward that never saw its user.
 
     score(x_u, i) = RM_fold(u)(x_u, i)            RM_j fitted on the users u with fold(u) ≠ j
 
-A ranker fitted on the very pairs it must judge looks more discriminating than it is. The device is that of double
+A ranker fitted on the very pairs it must score looks more discriminating than it is. The device is that of double
 machine learning (Chernozhukov et al. 2018): nuisances are estimated on the other folds. Scores of different folds are
 on different scales, which no formula here compares: advantages and discriminability are taken within one history.
 """

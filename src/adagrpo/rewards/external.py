@@ -17,24 +17,24 @@ from torch import Tensor
 
 from adagrpo.types import Histories
 
-__all__ = ["BadAnswer", "ItemId", "Question", "ask", "check_answer", "place_answer"]
+__all__ = ["InvalidResponse", "ItemId", "ScoreRequest", "check_response", "scatter_scores", "score_request"]
 
 ItemId = int | str
 LARGEST = float(np.finfo(np.float32).max)
 
 
-class BadAnswer(ValueError):
+class InvalidResponse(ValueError):
     """An answer of the wrong length, or with something that is not a finite number."""
 
 
-class Question(NamedTuple):
+class ScoreRequest(NamedTuple):
     """What is asked, row by row; rows without any candidate are left out."""
 
     histories: list[list[ItemId]]
     candidates: list[list[ItemId]]
 
 
-def ask(histories: Histories, items: Tensor, ids: Sequence[ItemId]) -> Question:
+def score_request(histories: Histories, items: Tensor, ids: Sequence[ItemId]) -> ScoreRequest:
     """Put a question into the ids of the input data.
 
     Args:
@@ -44,50 +44,52 @@ def ask(histories: Histories, items: Tensor, ids: Sequence[ItemId]) -> Question:
 
     Example:
         >>> histories = Histories(torch.tensor([[2, 0], [1, 0]]), torch.tensor([1, 1]))
-        >>> ask(histories, torch.tensor([[0, -1], [-1, -1]]), ["a", "b", "c"])
-        Question(histories=[['c']], candidates=[['a']])
+        >>> score_request(histories, torch.tensor([[0, -1], [-1, -1]]), ["a", "b", "c"])
+        ScoreRequest(histories=[['c']], candidates=[['a']])
     """
-    seen = zip(histories.items.tolist(), histories.lengths.tolist(), items.tolist(), strict=True)
-    rows = [(row[:length], [item for item in wanted if item >= 0]) for row, length, wanted in seen]
-    asked = [(history, wanted) for history, wanted in rows if wanted]
-    return Question(
-        [[ids[item] for item in history] for history, _ in asked],
-        [[ids[item] for item in wanted] for _, wanted in asked],
+    batch = zip(histories.items.tolist(), histories.lengths.tolist(), items.tolist(), strict=True)
+    rows = [(row[:length], [item for item in candidates if item >= 0]) for row, length, candidates in batch]
+    requested = [(history, candidates) for history, candidates in rows if candidates]
+    return ScoreRequest(
+        [[ids[item] for item in history] for history, _ in requested],
+        [[ids[item] for item in candidates] for _, candidates in requested],
     )
 
 
-def check_answer(answer: Any, candidates: Sequence[Sequence[ItemId]]) -> list[NDArray[np.float32]]:
+def check_response(response: Any, candidates: Sequence[Sequence[ItemId]]) -> list[NDArray[np.float32]]:
     """The scores of each row, if the answer is whole.
 
     Args:
-        answer: what came back: a sequence of sequences of numbers, such as lists or an array.
+        response: what came back: a sequence of sequences of numbers, such as lists or an array.
         candidates: what was asked for.
 
     Raises:
-        BadAnswer: naming the first place that is wrong.
+        InvalidResponse: naming the first place that is wrong.
 
     Example:
-        >>> check_answer([[1, 2.5]], [["a", "b"]])
+        >>> check_response([[1, 2.5]], [["a", "b"]])
         [array([1. , 2.5], dtype=float32)]
     """
-    if not hasattr(answer, "__len__") or isinstance(answer, str | bytes | dict):
-        raise BadAnswer(f"answered {_short(answer)}; expected a list of scores for each history")
-    if len(answer) != len(candidates):
-        raise BadAnswer(f"answered {len(answer)} rows for {len(candidates)} histories")
-    return [_row(row, wanted, place) for place, (row, wanted) in enumerate(zip(answer, candidates, strict=True))]
+    if not hasattr(response, "__len__") or isinstance(response, str | bytes | dict):
+        raise InvalidResponse(f"answered {_short(response)}; expected a list of scores for each history")
+    if len(response) != len(candidates):
+        raise InvalidResponse(f"answered {len(response)} rows for {len(candidates)} histories")
+    return [_row(row, items, place) for place, (row, items) in enumerate(zip(response, candidates, strict=True))]
 
 
-def _row(row: Any, wanted: Sequence[ItemId], place: int) -> NDArray[np.float32]:
+def _row(row: Any, items: Sequence[ItemId], place: int) -> NDArray[np.float32]:
     if not hasattr(row, "__len__") or isinstance(row, str | bytes | dict):
-        raise BadAnswer(f"answered {_short(row)} for history {place}; expected a list of {len(wanted)} scores")
-    if len(row) != len(wanted):
-        raise BadAnswer(f"answered {len(row)} scores for the {len(wanted)} candidates of history {place}")
+        raise InvalidResponse(f"answered {_short(row)} for history {place}; expected a list of {len(items)} scores")
+    if len(row) != len(items):
+        raise InvalidResponse(f"answered {len(row)} scores for the {len(items)} candidates of history {place}")
     values = row.tolist() if hasattr(row, "tolist") else row
-    for item, value in zip(wanted, values, strict=True):
+    for item, value in zip(items, values, strict=True):
         if isinstance(value, bool) or not isinstance(value, int | float | np.number):
-            raise BadAnswer(f"answered {_short(value)} for item {item!r} of history {place}; expected a number")
+            raise InvalidResponse(f"answered {_short(value)} for item {item!r} of history {place}; expected a number")
         if not -LARGEST <= value <= LARGEST:  # NaN is not below anything either
-            raise BadAnswer(f"answered {_short(value)} for item {item!r} of history {place}; scores must be finite")
+            raise InvalidResponse(
+                f"answered {_short(value)} for item {item!r} of history {place}; scores must be finite"
+            )
     return np.array([float(value) for value in values], np.float32)
 
 
@@ -96,8 +98,8 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def place_answer(rows: Sequence[NDArray[np.float32]], items: Tensor) -> Tensor:
-    """(B, N) float32 scores from the rows of an answer to `ask`; NaN where there was nothing to score."""
+def scatter_scores(rows: Sequence[NDArray[np.float32]], items: Tensor) -> Tensor:
+    """(B, N) float32 scores from the rows of an answer to `score_request`; NaN where there was nothing to score."""
     scores = torch.full(items.shape, torch.nan)
     if rows:
         scores[(items >= 0).cpu()] = torch.from_numpy(np.concatenate(rows))

@@ -106,13 +106,13 @@ class Features:
         """
         own_width = int(self.training.lengths[users].max(initial=0)) if users is not None else histories.shape[1]
         per_row = items.shape[1] * max(histories.shape[1], own_width, 1)
-        found = np.empty((*items.shape, len(FEATURES)), np.float32)
+        values = np.empty((*items.shape, len(FEATURES)), np.float32)
         for first in range(0, len(items), step := max(1, _BLOCK // max(1, per_row))):
             rows = slice(first, first + step)
             width = max(1, int(lengths[rows].max()))
             own = self._own(histories[rows, :width], lengths[rows], None if users is None else users[rows])
-            found[rows] = self._block(histories[rows, :width], lengths[rows], items[rows].clip(min=0), *own)
-        return found
+            values[rows] = self._block(histories[rows, :width], lengths[rows], items[rows].clip(min=0), *own)
+        return values
 
     def _own(self, histories: Ints, lengths: Ints, users: Ints | None) -> tuple[Ints, Ints]:
         """(B, S) what is to be taken out of the counts, padded with -1, and its (B,) lengths."""
@@ -158,10 +158,10 @@ class Features:
         )
         return np.stack([np.asarray(column, np.float32) for column in columns], axis=2)
 
-    def _cosine(self, histories: Ints, items: Ints, known: Floats, has: Floats) -> Floats:
+    def _cosine(self, histories: Ints, items: Ints, seen_by_others: Floats, has: Floats) -> Floats:
         """(B, N, T) `s` without the user's part."""
         both = self.together.at(histories[:, None, :], items[:, :, None]) - has[:, :, None]
-        norms = np.sqrt(np.maximum(known[:, :, None] * self.users[histories][:, None, :], 1.0))
+        norms = np.sqrt(np.maximum(seen_by_others[:, :, None] * self.users[histories][:, None, :], 1.0))
         return np.asarray(np.maximum(both, 0.0) / norms, np.float32)
 
     def _next(self, last: Ints, items: Ints, own: Ints) -> Floats:
@@ -173,14 +173,14 @@ class Features:
 
     def _overlap(self, histories: Ints, items: Ints, real: NDArray[np.bool_]) -> Floats:
         """(B, N, T) `J`, 0 where neither has an attribute."""
-        found = np.zeros((*items.shape, histories.shape[1]), np.float32)
+        overlap = np.zeros((*items.shape, histories.shape[1]), np.float32)
         if self.attributes.nnz:
-            row, candidate, place = np.nonzero(np.broadcast_to(real[:, None, :], found.shape))
+            row, candidate, place = np.nonzero(np.broadcast_to(real[:, None, :], overlap.shape))
             one, other = histories[row, place], items[row, candidate]
             shared = np.asarray(self.attributes[one].multiply(self.attributes[other]).sum(axis=1), np.float32)
             either = self.attribute_counts[one] + self.attribute_counts[other] - shared
-            found[row, candidate, place] = shared / np.maximum(either, 1.0)
-        return found
+            overlap[row, candidate, place] = shared / np.maximum(either, 1.0)
+        return overlap
 
     def _text(self, histories: Ints, last: Ints, items: Ints, weights: Floats) -> tuple[Floats, Floats]:
         """(B, N) each: the texts' similarity to the last item, and to the history."""

@@ -25,14 +25,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adagrpo.errors import ServiceError, UserError
-from adagrpo.rewards.external import BadAnswer, ItemId, Question, ask, check_answer, place_answer
+from adagrpo.rewards.external import (
+    InvalidResponse,
+    ItemId,
+    ScoreRequest,
+    check_response,
+    scatter_scores,
+    score_request,
+)
 from adagrpo.types import Histories
 
 __all__ = ["HttpReward"]
 
 AGAIN = {408, 429}  # beside all from 500 on
 LONGEST_PAUSE = 30.0  # seconds
-PIECE = 2**16  # bytes read between two looks at the clock
+READ_BYTES = 2**16  # bytes read between two looks at the clock
 
 
 class _TryAgain(Exception):
@@ -92,31 +99,31 @@ class HttpReward:
         Raises:
             ServiceError: the endpoint failed for good, or its answer is not whole.
         """
-        whole = ask(histories, items, self.ids)
+        whole = score_request(histories, items, self.ids)
         size = self.batch_size
         starts = range(0, len(whole.candidates), size)
-        batches = [Question(whole.histories[at : at + size], whole.candidates[at : at + size]) for at in starts]
+        batches = [ScoreRequest(whole.histories[at : at + size], whole.candidates[at : at + size]) for at in starts]
         pool = ThreadPoolExecutor(self.concurrency)
         try:
-            answers = [rows for part in pool.map(self._batch, batches) for rows in part]
+            scores = [rows for part in pool.map(self._batch, batches) for rows in part]
         finally:
             pool.shutdown(cancel_futures=True)  # after a failure what has not been sent is not sent any more
-        return place_answer(answers, items)
+        return scatter_scores(scores, items)
 
-    def _batch(self, question: Question) -> list[NDArray[np.float32]]:
+    def _batch(self, request: ScoreRequest) -> list[NDArray[np.float32]]:
         """Ask until there is an answer, the failure is final, or the retries are used up."""
-        body = json.dumps(question._asdict()).encode()
-        room = 2**16 + 64 * sum(map(len, question.candidates))  # bytes: far more than any number needs
+        body = json.dumps(request._asdict()).encode()
+        limit = 2**16 + 64 * sum(map(len, request.candidates))  # bytes: far more than any number needs
         for attempt in range(self.retries + 1):
             if attempt:
                 self.sleep(min(self.backoff * 2 ** (attempt - 1), LONGEST_PAUSE))
             try:
-                return self._read(self._send(body, room), question)
+                return self._read(self._send(body, limit), request)
             except _TryAgain as error:
                 problem = str(error)
         raise self._failed(f"{problem}, in {self.retries + 1} attempts")
 
-    def _send(self, body: bytes, room: int) -> bytes:
+    def _send(self, body: bytes, limit: int) -> bytes:
         """One request, and the bytes of its answer."""
         deadline = time.monotonic() + self.timeout
         kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
@@ -129,11 +136,11 @@ class HttpReward:
             if response.status != 200:
                 moved = "; redirects are not followed" if 300 <= response.status < 400 else ""
                 raise self._failed(f"answered status {response.status}{moved}")
-            pieces: list[bytes] = []
-            while piece := response.read1(PIECE):
-                pieces.append(piece)
-                room -= len(piece)
-                if room < 0:
+            chunks: list[bytes] = []
+            while chunk := response.read1(READ_BYTES):
+                chunks.append(chunk)
+                limit -= len(chunk)
+                if limit < 0:
                     raise self._failed("answered far more than the scores it was asked for")
                 left = deadline - time.monotonic()
                 if left <= 0:
@@ -142,7 +149,7 @@ class HttpReward:
                     connection.sock.settimeout(left)
             if response.length:  # closed before all of the announced length had come
                 raise http.client.IncompleteRead(b"", response.length)
-            return b"".join(pieces)
+            return b"".join(chunks)
         except TimeoutError as error:
             raise _TryAgain(f"gave no answer in {self.timeout:g} seconds") from error
         except (OSError, http.client.HTTPException) as error:
@@ -150,16 +157,16 @@ class HttpReward:
         finally:
             connection.close()
 
-    def _read(self, content: bytes, question: Question) -> list[NDArray[np.float32]]:
+    def _read(self, content: bytes, request: ScoreRequest) -> list[NDArray[np.float32]]:
         try:
-            answer: Any = json.loads(content)
+            response: Any = json.loads(content)
         except (ValueError, RecursionError) as error:
             raise self._failed(f"answered what is not JSON ({error})") from error
-        if not isinstance(answer, dict) or "scores" not in answer:
+        if not isinstance(response, dict) or "scores" not in response:
             raise self._failed('answered no object with "scores"')
         try:
-            return check_answer(answer["scores"], question.candidates)
-        except BadAnswer as error:
+            return check_response(response["scores"], request.candidates)
+        except InvalidResponse as error:
             raise self._failed(str(error)) from error
 
     def _failed(self, problem: str) -> ServiceError:

@@ -54,10 +54,10 @@ def ask_reward(
 
 def _culprits(reward: Reward, histories: Histories, items: Tensor) -> list[str]:
     """Names of the members whose own scores are not finite; of the reward itself where it has none, or none of them."""
-    found = [
+    names = [
         name
         for member in getattr(reward, "members", ())
         if not bool((member.score(histories, items).isfinite() | (items < 0)).all())
         for name in _culprits(member, histories, items)
     ]
-    return found or [str(getattr(reward, "name", type(reward).__name__))]
+    return names or [str(getattr(reward, "name", type(reward).__name__))]

@@ -22,7 +22,7 @@ __all__ = ["MalformedTrees", "checked_model"]
 
 VERSIONS = ("v2", "v3", "v4")
 MOST_LEAVES = 131_072  # LightGBM's own limit
-MOST_TREES, MOST_FEATURES, MOST_FIELDS, MOST_WORDS = 100_000, 10_000, 100, 2**21  # far more than any model has
+MOST_TREES, MOST_FEATURES, MOST_FIELDS, MOST_TOKENS = 100_000, 10_000, 100, 2**21  # far more than any model has
 INTEGERS = re.compile(r"-?[0-9]{1,10}(?: -?[0-9]{1,10})*")
 NUMBER = r"-?[0-9]{1,40}(?:\.[0-9]{1,40})?(?:[eE][-+]?[0-9]{1,3})?"
 NUMBERS = re.compile(rf"{NUMBER}(?: {NUMBER})*")
@@ -135,14 +135,14 @@ def _tree(fields: dict[str, str], features: int) -> tuple[str, float]:
     if fields.get("is_linear", "0") != "0":
         raise MalformedTrees("has linear leaves, which are not read; fit it without linear_tree")
     nodes = leaves - 1
-    values = np.array(_words(fields, "leaf_value", leaves, NUMBERS), np.float64)
+    values = np.array(_tokens(fields, "leaf_value", leaves, NUMBERS), np.float64)
     if not np.isfinite(values).all():
         raise MalformedTrees("leaf_value has a number that is not finite")
     keys = ["num_leaves", "num_cat", "leaf_value"]
     if nodes:
         split = _integers(fields, "split_feature", nodes)
         _within("split_feature", split, 0, features)
-        thresholds = np.array(_words(fields, "threshold", nodes, LIMITS), np.float64)
+        thresholds = np.array(_tokens(fields, "threshold", nodes, LIMITS), np.float64)
         kinds = _integers(fields, "decision_type", nodes)
         _within("decision_type", kinds, 0, 4 * len(MISSING_TYPES))
         _acyclic(_integers(fields, "left_child", nodes), _integers(fields, "right_child", nodes))
@@ -186,16 +186,16 @@ def _one(fields: dict[str, str], key: str) -> int:
 
 
 def _integers(fields: dict[str, str], key: str, count: int) -> NDArray[np.int64]:
-    return np.array(_words(fields, key, count, INTEGERS), np.int64)
+    return np.array(_tokens(fields, key, count, INTEGERS), np.int64)
 
 
-def _words(fields: dict[str, str], key: str, count: int, form: re.Pattern[str]) -> list[str]:
+def _tokens(fields: dict[str, str], key: str, count: int, form: re.Pattern[str]) -> list[str]:
     """The words of a value, if they are `count` numbers of a form; their text is what is handed on."""
     if key not in fields:
         raise MalformedTrees(f"has no {key}")
-    found = fields[key].count(" ") + 1  # counted before anything is made of them
-    if found != count or found > MOST_WORDS:
-        raise MalformedTrees(f"{key} has {found} numbers, expected {count}")
+    length = fields[key].count(" ") + 1  # counted before anything is made of them
+    if length != count or length > MOST_TOKENS:
+        raise MalformedTrees(f"{key} has {length} numbers, expected {count}")
     if not form.fullmatch(fields[key]):
         raise MalformedTrees(f"{key} is not a list of numbers ('{_short(fields[key])}')")
     return fields[key].split(" ")

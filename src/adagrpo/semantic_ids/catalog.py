@@ -326,8 +326,8 @@ def _code_matrix(
     bad = np.flatnonzero((lengths != levels) | (filled != levels) | (filled == 0))
     if len(bad):
         row = int(bad[0])
-        found = lists.slice(row, 1).to_list()[0]
+        value = lists.slice(row, 1).to_list()[0]
         raise UserError(
-            f"{source}: item {names[row]!r} has {found}; expected {levels or 'some'} integers, as most items have"
+            f"{source}: item {names[row]!r} has {value}; expected {levels or 'some'} integers, as most items have"
         )
     return lists.explode().to_numpy().astype(np.int64).reshape(len(lists), levels)

@@ -61,11 +61,11 @@ def language_vectors(
     """
     _check(model)
     network = _load(model, device)
-    spoken = np.array([bool(text.strip()) for text in texts], dtype=np.bool_)
+    has_text = np.array([bool(text.strip()) for text in texts], dtype=np.bool_)
     vectors = np.zeros((len(texts), network.get_embedding_dimension()), dtype=np.float32)
-    if spoken.any():
-        wanted = [text for text, kept in zip(texts, spoken, strict=True) if kept]
-        vectors[spoken] = network.encode(wanted, batch_size=batch_size, show_progress_bar=False)
+    if has_text.any():
+        wanted = [text for text, has in zip(texts, has_text, strict=True) if has]
+        vectors[has_text] = network.encode(wanted, batch_size=batch_size, show_progress_bar=False)
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     normalised: NDArray[np.float32] = (vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32)
     return normalised

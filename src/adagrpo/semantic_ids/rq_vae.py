@@ -65,8 +65,8 @@ def rq_vae(
     counts = {"epochs": epochs, "batch_size": batch_size, "hidden": hidden, "width": width}
     wrong = [f"{name} {value}" for name, value in counts.items() if value < 1]
     if wrong or levels < 1 or codes < 1 or learning_rate <= 0 or commitment < 0:
-        found = ", ".join(wrong) or f"{levels=}, {codes=}, {learning_rate=}, {commitment=}"
-        raise ValueError(f"{found}: expected at least 1; learning_rate above 0, commitment at least 0")
+        received = ", ".join(wrong) or f"{levels=}, {codes=}, {learning_rate=}, {commitment=}"
+        raise ValueError(f"{received}: expected at least 1; learning_rate above 0, commitment at least 0")
     items = torch.tensor(vectors, dtype=torch.float32)
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):

@@ -168,8 +168,8 @@ class Trie:
         table = self.tables[level]
         known = (nodes >= 0) & (codes >= 0) & (codes < size)
         if table.dim() == 2:
-            found = table[nodes.clamp(min=0), codes.clamp(0, size - 1)].to(torch.int64)
-            return torch.where(known, found, -1)
+            children = table[nodes.clamp(min=0), codes.clamp(0, size - 1)].to(torch.int64)
+            return torch.where(known, children, -1)
         if len(table) == 0:
             return torch.full_like(known, -1, dtype=torch.int64)
         # Without the -1, a code out of range would fall on a neighbouring node's key.
@@ -194,8 +194,8 @@ class Trie:
         parents = torch.repeat_interleave(counts)
         # children follow each other, so that they are counted on from the first one of their parent
         before = counts.cumsum(0) - counts
-        found = torch.arange(len(parents), device=nodes.device) + (begin - before).index_select(0, parents)
-        return Branches(counts, parents, self.codes[level].index_select(0, found), found)
+        places = torch.arange(len(parents), device=nodes.device) + (begin - before).index_select(0, parents)
+        return Branches(counts, parents, self.codes[level].index_select(0, places), places)
 
     @cached_property
     def leaf_ranges(self) -> tuple[Tensor, ...]:
@@ -246,8 +246,8 @@ class Trie:
         """
         known, before = nodes.clamp(min=0), samples * self.node_counts[-1]
         begin, end = self.leaf_ranges[level][known], self.leaf_ranges[level][known + 1]
-        found = [torch.searchsorted(excluded.keys, (before + place).contiguous()) for place in (begin, end)]
-        return (found[1] - found[0] == end - begin) | (nodes < 0)
+        bounds = [torch.searchsorted(excluded.keys, (before + place).contiguous()) for place in (begin, end)]
+        return (bounds[1] - bounds[0] == end - begin) | (nodes < 0)
 
     def leaf_items(
         self,

@@ -21,12 +21,12 @@ from adagrpo.errors import UserError
 from adagrpo.serving.batching import MicroBatcher, Overloaded
 from adagrpo.serving.recommender import Recommendations, Recommender
 
-__all__ = ["Question", "create_app", "listen", "serve"]
+__all__ = ["RecommendRequest", "create_app", "listen", "serve"]
 
 LONGEST_HISTORY = 10_000  # ids that a request may hold
 
 
-class Question(BaseModel):
+class RecommendRequest(BaseModel):
     """The body of a request."""
 
     model_config = ConfigDict(extra="forbid")
@@ -56,17 +56,17 @@ def create_app(recommender: Recommender, about: Mapping[str, Any]) -> FastAPI:
         return JSONResponse({"status": "ok", **about})
 
     @app.post("/recommend")
-    async def recommend(question: Question) -> JSONResponse:
-        if question.k > recommender.width:
-            raise HTTPException(422, f"k: {question.k} is more than the beam holds, {recommender.width}")
-        history, unknown = recommender.known(question.history)
+    async def recommend(request_body: RecommendRequest) -> JSONResponse:
+        if request_body.k > recommender.width:
+            raise HTTPException(422, f"k: {request_body.k} is more than the beam holds, {recommender.width}")
+        history, unknown = recommender.known(request_body.history)
         if not history:
             raise HTTPException(422, "history: none of its ids is in the catalogue")
         try:
-            found = await asyncio.wrap_future(batcher.submit(history))
+            recommended = await asyncio.wrap_future(batcher.submit(history))
         except Overloaded as error:
             raise HTTPException(503, f"{error}; try again later") from error
-        items, scores = found.items[: question.k], found.scores[: question.k]
+        items, scores = recommended.items[: request_body.k], recommended.scores[: request_body.k]
         return JSONResponse({"items": items, "scores": scores, "unknown": unknown})
 
     return app

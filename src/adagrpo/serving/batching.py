@@ -68,13 +68,13 @@ class MicroBatcher(Generic[InT, OutT]):
             if not batch:
                 continue
             try:
-                answers = self._work([request.value for request in batch])
+                results = self._work([request.value for request in batch])
             except Exception as error:
                 for request in batch:
                     request.future.set_exception(error)
             else:
-                for request, answer in zip(batch, answers, strict=True):
-                    request.future.set_result(answer)
+                for request, result in zip(batch, results, strict=True):
+                    request.future.set_result(result)
 
     def _next(self) -> tuple[list[_Request[InT, OutT]], bool]:
         """Wait for a request and take what else is there; and whether it was the end."""

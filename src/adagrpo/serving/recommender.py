@@ -55,7 +55,7 @@ class Recommender:
             policy: put into evaluation mode.
             catalog: of the policy.
             item_ids: ids of the logs, in the order of items.
-            width: lanes of the beam; no list is longer.
+            width: hypotheses of the beam; no list is longer.
             max_history: items of a history that the policy sees, the last ones.
             mask_history: leave the items of the whole history out of the list.
             reward: re-ranks the beam.
@@ -69,8 +69,8 @@ class Recommender:
 
     def known(self, history: Sequence[ItemId]) -> tuple[list[int], list[ItemId]]:
         """The items that ids name, and the ids that name none; `7` and `"7"` are the same id."""
-        found = [(name, self._items.get(str(name), -1)) for name in history]
-        return [item for _, item in found if item >= 0], [name for name, item in found if item < 0]
+        rows = [(name, self._items.get(str(name), -1)) for name in history]
+        return [item for _, item in rows if item >= 0], [name for name, item in rows if item < 0]
 
     @torch.no_grad()
     def recommend(self, histories: Sequence[Sequence[int]]) -> list[Recommendations]:

@@ -5,8 +5,8 @@ ends with a sha256 of itself, and one rename puts it in place. Readers verify. W
 JSON, YAML, Parquet or JSON lines; nothing is ever unpickled.
 
 What is removed is known by name: the files that a manifest lists, those that a caller lists, and temporary files with
-the token of a process that is known to have written here. A file of another name is a stranger, and so is every link:
-both are left where they are, and a link is never followed.
+the token of a process that is known to have written here. A file of another name is a foreign file, and so is every
+link: both are left where they are, and a link is never followed.
 
 Versions of the manifest: 1 had no hash of itself and is still read; a newer or unknown one is refused by its number.
 """
@@ -31,11 +31,12 @@ from adagrpo.errors import UserError
 __all__ = [
     "SCHEMA_VERSION",
     "TOKEN",
+    "cached_hash",
     "check_replaceable",
     "checked_line",
+    "foreign_files",
     "hash_file",
     "hash_json",
-    "hash_known",
     "make_folder",
     "manifest",
     "naming",
@@ -45,7 +46,6 @@ __all__ = [
     "remove_artifact",
     "remove_temporary",
     "seal",
-    "strangers",
     "temporary",
     "verify",
     "verify_file",
@@ -179,10 +179,10 @@ def naming(path: Path) -> Iterator[None]:
             error.filename = str(path)
         raise
     except Exception as error:
-        found = OS_ERROR.search(str(error))
-        if found is None:
+        match = OS_ERROR.search(str(error))
+        if match is None:
             raise
-        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
+        raise OSError(int(match[1]), os.strerror(int(match[1])), str(path)) from error
 
 
 def make_folder(path: Path) -> None:
@@ -246,9 +246,9 @@ def check_replaceable(target: Path) -> None:
     Raises:
         UserError: a link has the name, or the folder holds a file that is not of the artifact; it is named.
     """
-    found = strangers(target, _listed(target).__contains__)
-    if found:
-        raise UserError(f"{found[0]}: not made by this program; move it away, so that {target} can be replaced")
+    foreign = foreign_files(target, _listed(target).__contains__)
+    if foreign:
+        raise UserError(f"{foreign[0]}: not made by this program; move it away, so that {target} can be replaced")
 
 
 def remove_artifact(directory: Path) -> None:
@@ -256,34 +256,34 @@ def remove_artifact(directory: Path) -> None:
     remove(directory, _listed(directory).__contains__)
 
 
-def strangers(directory: Path, known: Callable[[str], bool]) -> list[Path]:
+def foreign_files(directory: Path, belongs: Callable[[str], bool]) -> list[Path]:
     """What stands in a folder and is not known: files of other names, and all links, which are not followed.
 
     Args:
-        directory: itself no link, or it is the stranger.
-        known: whether a file belongs here, by its path relative to the folder, `/`-separated.
+        directory: itself no link, or it is the foreign file.
+        belongs: whether a file belongs here, by its path relative to the folder, `/`-separated.
     """
     if directory.is_symlink() or not directory.is_dir():
         return [directory] if os.path.lexists(directory) else []
-    found = []
+    foreign = []
     for folder, inner, files in os.walk(directory):
         here = Path(folder)
-        found += [here / name for name in inner if (here / name).is_symlink()]
+        foreign += [here / name for name in inner if (here / name).is_symlink()]
         for path in (here / name for name in files):
-            if path.is_symlink() or not path.is_file() or not known(path.relative_to(directory).as_posix()):
-                found.append(path)
-    return sorted(found)
+            if path.is_symlink() or not path.is_file() or not belongs(path.relative_to(directory).as_posix()):
+                foreign.append(path)
+    return sorted(foreign)
 
 
-def remove(directory: Path, known: Callable[[str], bool]) -> None:
-    """Remove the known files of a folder, and each folder that is then empty. See `strangers`."""
+def remove(directory: Path, belongs: Callable[[str], bool]) -> None:
+    """Remove the known files of a folder, and each folder that is then empty. See `foreign_files`."""
     if directory.is_symlink() or not directory.is_dir():
         return
     for folder, _, files in os.walk(directory, topdown=False):
         here = Path(folder)
         for name in sorted(files, key=lambda name: name == MANIFEST):  # the manifest last: it says what there was
             path = here / name
-            if not path.is_symlink() and known(path.relative_to(directory).as_posix()):
+            if not path.is_symlink() and belongs(path.relative_to(directory).as_posix()):
                 path.unlink()
         with suppress(OSError):  # something stays in it
             here.rmdir()
@@ -300,12 +300,12 @@ def remove_temporary(directory: Path, tokens: Collection[str], stop: Callable[[P
     for folder, inner, files in os.walk(directory):
         here = Path(folder)
         for name in files:
-            found = TEMPORARY.fullmatch(name)
-            if found is not None and found[1] in tokens and not (here / name).is_symlink():
+            match = TEMPORARY.fullmatch(name)
+            if match is not None and match[1] in tokens and not (here / name).is_symlink():
                 (here / name).unlink()
         for name in inner:
-            found = TEMPORARY.fullmatch(name)
-            if found is not None and found[1] in tokens:
+            match = TEMPORARY.fullmatch(name)
+            if match is not None and match[1] in tokens:
                 remove(here / name, lambda name: True)
         inner[:] = [name for name in inner if not stop(here / name)]
 
@@ -318,13 +318,13 @@ def _listed(directory: Path) -> set[str]:
     content = manifest(directory)
     if content is None:
         return set()
-    found = {MANIFEST, *content["files"]}
+    names = {MANIFEST, *content["files"]}
     for path in directory.rglob(f"*/{MANIFEST}"):
         inner = path.parent.relative_to(directory).as_posix()
         nested = None if path.is_symlink() else manifest(path.parent)
         if nested is not None and nested["kind"] == f"{content['kind']}/{inner}":
-            found |= {f"{inner}/{name}" for name in (MANIFEST, *nested["files"])}
-    return found
+            names |= {f"{inner}/{name}" for name in (MANIFEST, *nested["files"])}
+    return names
 
 
 def manifest(directory: Path) -> dict[str, Any] | None:
@@ -382,7 +382,7 @@ def verify_file(directory: Path, name: str, content: Mapping[str, Any]) -> str:
         raise UserError(f"{path}: not of what was made here; delete {directory} to have it made again")
     if not path.is_file():
         raise UserError(f"{path}: missing; delete {directory} to have it made again")
-    if path.stat().st_size != entry["size"] or hash_known(path) != entry["sha256"]:
+    if path.stat().st_size != entry["size"] or cached_hash(path) != entry["sha256"]:
         raise UserError(
             f"{path}: content differs from the manifest, changed after it was made;"
             f" delete {directory} to have it made again"
@@ -390,17 +390,17 @@ def verify_file(directory: Path, name: str, content: Mapping[str, Any]) -> str:
     return str(entry["sha256"])
 
 
-def hash_known(path: Path) -> str:
+def cached_hash(path: Path) -> str:
     """The sha256 of a file; one that has not changed since this process hashed it is not read again.
 
     A file written within the last second is hashed each time: it may change again under the same time stamp.
     """
-    found = path.stat()
-    key = (str(path), found.st_ino, found.st_size, found.st_mtime_ns)
+    status = path.stat()
+    key = (str(path), status.st_ino, status.st_size, status.st_mtime_ns)
     if key in HASHES:
         return HASHES[key]
     digest = hash_file(path)
-    if found.st_mtime_ns < time.time_ns() - 1_000_000_000:
+    if status.st_mtime_ns < time.time_ns() - 1_000_000_000:
         HASHES[key] = digest
     return digest
 
@@ -413,9 +413,9 @@ def _check(text: str, content: dict[str, Any]) -> None:
     """Raise one of what `manifest` catches where a manifest is not, byte for byte, what `seal` wrote."""
     for entry in content["files"].values():
         entry["size"], entry["sha256"]
-    told = content.get("sha256")
+    recorded = content.get("sha256")
     rest = {name: value for name, value in content.items() if name != "sha256"}
-    if text != _written(content) or (content["schema_version"] > 1 and told != hash_json(rest)):
+    if text != _written(content) or (content["schema_version"] > 1 and recorded != hash_json(rest)):
         raise ValueError("not as it was written")
 
 

@@ -70,8 +70,8 @@ def _mend(directory: Path, tokens: Collection[str]) -> None:
     remove_temporary(directory, tokens, is_marked)
     work = directory / WORK
     for path in sorted(work.glob("*.old")) if work.is_dir() and not work.is_symlink() else []:
-        found = REPLACED.fullmatch(path.name)
-        content = None if found is None or found[1] not in tokens or path.is_symlink() else manifest(path)
+        match = REPLACED.fullmatch(path.name)
+        content = None if match is None or match[1] not in tokens or path.is_symlink() else manifest(path)
         if content is None:
             continue
         target = directory / content["kind"]

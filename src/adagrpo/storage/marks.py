@@ -55,9 +55,9 @@ def check(directory: Path, kind: Kind, option: str = "--out") -> bool:
     if directory.exists() and not directory.is_dir():
         raise UserError(f"{directory}: is a file; {option} takes a folder")
     if is_marked(directory):
-        found = read_mark(directory).get("kind", kind)
-        if found != kind:
-            raise UserError(f"{directory}: holds a {found}, not a {kind}; {option} takes a new folder")
+        own_kind = read_mark(directory).get("kind", kind)
+        if own_kind != kind:
+            raise UserError(f"{directory}: holds a {own_kind}, not a {kind}; {option} takes a new folder")
         return True
     if directory.is_symlink() and not directory.exists():
         raise UserError(f"{directory}: is a link to nothing; {option} takes a folder")

@@ -86,8 +86,8 @@ class BatchSchedule:
     def batches(self, step: int) -> list[TrainingBatch]:
         """The micro-batches of an optimiser step, counted from 0; a step of few histories may have fewer of them."""
         epoch, offset = divmod(step, self.steps_per_epoch)
-        pieces = -(-self.accumulation // self.processes) * self.processes
-        return [self._batch(rows) for rows in np.array_split(self._order(epoch)[offset], pieces) if len(rows)]
+        parts = -(-self.accumulation // self.processes) * self.processes
+        return [self._batch(rows) for rows in np.array_split(self._order(epoch)[offset], parts) if len(rows)]
 
     def _order(self, epoch: int) -> list[NDArray[np.int64]]:
         return _cached_order(self, epoch)
@@ -164,9 +164,9 @@ def _samples(
         return older_items(schedule.training, batch.users, seen).to(device) if objective.exclude_history else None
 
     if positions == "end":
-        ends = pad(schedule.training, batch.users, schedule.max_history)
+        padded = pad(schedule.training, batch.users, schedule.max_history)
         users = torch.from_numpy(batch.users).to(device)
-        whole = Histories(ends.items.to(device), ends.lengths.to(device), users, older(schedule.max_history))
+        whole = Histories(padded.items.to(device), padded.lengths.to(device), users, older(schedule.max_history))
         return GroupSamples(whole, torch.full_like(whole.lengths, -1), None)
     places = batch.rl.nonzero().squeeze(1)
     if positions != "all":

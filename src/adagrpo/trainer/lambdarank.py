@@ -87,17 +87,17 @@ class NegativeSampler:
         place = (self.generator.random(shape) * degrees).astype(np.int64)
         neighbours = self.near.indices[np.minimum(starts + place, max(0, len(self.near.indices) - 1))]
         kind = np.resize(self.sources, count)
-        found = np.where(kind == 0, self.generator.integers(0, self.num_items, shape), by_popularity)
-        found = np.where(kind == 2, np.where(degrees > 0, neighbours, -1), found).astype(np.int64)
-        keys = users[:, None] * self.num_items + found
+        drawn = np.where(kind == 0, self.generator.integers(0, self.num_items, shape), by_popularity)
+        drawn = np.where(kind == 2, np.where(degrees > 0, neighbours, -1), drawn).astype(np.int64)
+        keys = users[:, None] * self.num_items + drawn
         owned = self.has[np.searchsorted(self.has, keys).clip(max=max(0, len(self.has) - 1))] == keys
         # a group holds an item once: a chosen one would otherwise stand against itself
-        ordered = np.sort(found, axis=1)
-        order = np.argsort(found, axis=1, kind="stable")
+        ordered = np.sort(drawn, axis=1)
+        order = np.argsort(drawn, axis=1, kind="stable")
         again = np.zeros(shape, dtype=np.bool_)
         np.put_along_axis(again, order, np.pad(ordered[:, 1:] == ordered[:, :-1], ((0, 0), (1, 0))), 1)
-        met = (found[:, :, None] == avoid[:, None, :]).any(2)
-        return np.where(owned | met | again, -1, found)
+        met = (drawn[:, :, None] == avoid[:, None, :]).any(2)
+        return np.where(owned | met | again, -1, drawn)
 
 
 def logged_groups(sampler: NegativeSampler, *, positions: int, negatives: int, max_history: int) -> RankingGroups:

@@ -124,20 +124,20 @@ class _Loop:
     def resume(self) -> None:
         """Take up the last checkpoint, or start: validate step 0, which is a candidate for the best checkpoint."""
         self.work.mkdir(parents=True, exist_ok=True)
-        found = restore(self.work, self.model, self.optimizer.optimizer)
-        if found is not None:
-            self.progress = found
-            self.task.load_state(found.task)
-        self.processes.tell("read")  # before the first process writes another
-        if not self.processes.leads:
+        restored = restore(self.work, self.model, self.optimizer.optimizer)
+        if restored is not None:
+            self.progress = restored
+            self.task.load_state(restored.task)
+        self.processes.broadcast("read")  # before the first process writes another
+        if not self.processes.is_main_process:
             return
         for name in ("steps.jsonl", "validation.jsonl"):
-            if found is None:
+            if restored is None:
                 (self.work / name).write_text("", encoding="utf-8")
             else:
-                _cut(self.work / name, found.step)
-        due = found is not None and found.step in self.validate_at
-        if found is None or (due and _last_step(self.work / "validation.jsonl") != found.step):
+                _cut(self.work / name, restored.step)
+        due = restored is not None and restored.step in self.validate_at
+        if restored is None or (due and _last_step(self.work / "validation.jsonl") != restored.step):
             self._validate()  # of step 0, or one that failed when it was due
 
     def step(self) -> dict[str, float]:
@@ -150,13 +150,13 @@ class _Loop:
         try:
             values = self._gradients(step) | {"learning_rate": rate}
         except NotFinite as error:
-            values, bad, said = {"learning_rate": rate}, [error.what], str(error)
+            values, bad, reason = {"learning_rate": rate}, [error.what], str(error)
         else:
             bad = [name for name, value in values.items() if not math.isfinite(value)]
-            said = ", ".join(bad)
+            reason = ", ".join(bad)
         if bad:
             self.task.load_state(before)
-            values = self._skip(values, bad, said)
+            values = self._skip(values, bad, reason)
         else:
             self.optimizer.step()
             self._fold_into_average()
@@ -206,29 +206,29 @@ class _Loop:
         Raises:
             NotFinite: in one of them; all processes raise it.
         """
-        told = self.processes.gather([own, problem])
-        for _, found in told:
-            if found is not None:
-                raise NotFinite(*found)
+        reports = self.processes.gather([own, problem])
+        for _, error in reports:
+            if error is not None:
+                raise NotFinite(*error)
         values: dict[str, float] = {}
-        for logged, _ in told:
+        for logged, _ in reports:
             for name, value in logged.items():
                 values[name] = values.get(name, 0.0) + value
         return values
 
     def _sum_norms(self, norms: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:
         """Each term's own gradient, over all processes; a process may lack a term."""
-        names = dict.fromkeys(name for told in self.processes.gather([*norms]) for name in told)
+        names = dict.fromkeys(name for process_names in self.processes.gather([*norms]) for name in process_names)
         for name in names:
             norms.setdefault(name, [torch.zeros_like(p) for p in self.parameters])
             self.processes.sum_(norms[name])
         return {name: norms[name] for name in names}
 
-    def _skip(self, values: dict[str, float], bad: Sequence[str], said: str) -> dict[str, float]:
+    def _skip(self, values: dict[str, float], bad: Sequence[str], reason: str) -> dict[str, float]:
         """Count a step that is not applied, and what of it was not finite; returns what to log."""
         step = self.progress.step
         if self.progress.skipped_in_a_row + 1 >= LIMIT * self.task.stride:
-            raise Diverged(said, step + 1, self.seed, self.task.users(step))
+            raise Diverged(reason, step + 1, self.seed, self.task.users(step))
         self.progress.skipped += 1
         self.progress.skipped_in_a_row += 1
         finite = {name: value for name, value in values.items() if name not in bad}
@@ -237,7 +237,7 @@ class _Loop:
     def _close_step(self, values: dict[str, float]) -> None:
         """Log, validate and save, which one process does for all."""
         self.progress.step += 1
-        if not self.processes.leads:
+        if not self.processes.is_main_process:
             return
         _append(self.work / "steps.jsonl", {"step": self.progress.step, **values})
         if self.progress.step in self.validate_at:
@@ -273,7 +273,7 @@ class _Loop:
 
     def keep(self) -> None:
         """Save the state between two steps, if a fit can continue from there and there is anything to keep."""
-        if self.processes.leads and self.progress.step and self.progress.step % self.task.stride == 0:
+        if self.processes.is_main_process and self.progress.step and self.progress.step % self.task.stride == 0:
             self._save()
 
     def _save(self) -> None:
@@ -284,10 +284,14 @@ class _Loop:
     def finish(self) -> FitResult:
         """Write the best and the final weights."""
         self._swap_average()
-        if self.processes.leads:
+        if self.processes.is_main_process:
             save_weights(self.work / "best", self.progress.best_weights, self.progress.best_step, self.files)
             save_weights(self.work / "final", self.model.state_dict(), self.progress.step, self.files)
-        rows = (self.work / "validation.jsonl").read_text(encoding="utf-8").splitlines() if self.processes.leads else []
+        rows = (
+            (self.work / "validation.jsonl").read_text(encoding="utf-8").splitlines()
+            if self.processes.is_main_process
+            else []
+        )
         best, rows = self.processes.gather([self.progress.best_step, rows])[0]
         return FitResult(best, self.progress.step, [json.loads(row) for row in rows])
 

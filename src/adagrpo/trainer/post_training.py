@@ -153,7 +153,7 @@ class PostTraining:
     def _groups(self, histories: Histories, targets: Tensor, generator: torch.Generator, measure: bool) -> GatedGroups:
         """The groups of a step; the starting policy scores them where a term or a measurement asks for it."""
         term = self.arm.term
-        asked = measure or TERMS[term].needs_reference(self.objective.of_term(term))
+        needs_reference = measure or TERMS[term].needs_reference(self.objective.of_term(term))
         return gated_groups(
             self.policy,
             self.catalog,
@@ -164,7 +164,7 @@ class PostTraining:
             generator,
             gate=self.arm.gate,
             spread=self.spread,
-            reference=self.starting_policy if asked else None,
+            reference=self.starting_policy if needs_reference else None,
             true_utility=self.true_utility,
         )
 

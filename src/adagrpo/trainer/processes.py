@@ -37,7 +37,7 @@ class Processes:
         self.rank, self.count, self.device = rank, count, device or torch.device("cpu")
 
     @property
-    def leads(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether this is the first process."""
         return self.rank == 0
 
@@ -57,14 +57,14 @@ class Processes:
         distributed.all_gather(texts, torch.nn.functional.pad(text, (0, longest - len(text))))
         return [json.loads(bytes(one[: int(size)].tolist())) for one, size in zip(texts, sizes, strict=True)]
 
-    def tell(self, word: str | None = None) -> str:
+    def broadcast(self, value: str | None = None) -> str:
         """The word of the first process, which alone gives one; the others wait for it."""
-        return str(self.gather(word)[0])
+        return str(self.gather(value)[0])
 
     def part(self) -> None:
         """Wait until the first process is done. One that has heard so may be gone before the first one knows of it."""
         with suppress(RuntimeError):
-            self.tell("done")
+            self.broadcast("done")
 
     def sum_(self, tensors: Sequence[Tensor]) -> None:
         """Replace tensors of the same shapes in every process by their sums over the processes."""
@@ -105,7 +105,7 @@ def processes() -> Processes:
 
 
 class SharedReward:
-    """A reward that the first process asks for all: an endpoint is asked once, and all judge by the same scores."""
+    """A reward that the first process asks for all: an endpoint is asked once, and all read the same scores."""
 
     def __init__(self, reward: Reward, shared_by: Processes) -> None:
         self.reward, self.processes = reward, shared_by
@@ -114,7 +114,7 @@ class SharedReward:
 
     def score(self, histories: Histories, items: Tensor) -> Tensor:
         """See `adagrpo.rewards.protocol.Reward`."""
-        if self.processes.leads:
+        if self.processes.is_main_process:
             scores = self.reward.score(histories, items).float().contiguous()
             if scores.shape != items.shape:
                 raise BadReward(f"the reward must return {tuple(items.shape)} scores, got {tuple(scores.shape)}")

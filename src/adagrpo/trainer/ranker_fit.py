@@ -42,7 +42,7 @@ class Impressions(NamedTuple):
 
     @classmethod
     def from_table(cls, table: pl.DataFrame, num_users: int, propensity_floor: float | None = None) -> Impressions:
-        """Impressions without any history are left out: there is no state to judge them from.
+        """Impressions without any history are left out: there is no state to score them from.
 
         Args:
             table: see `adagrpo.data.prepared.load_impressions`.

@@ -1,6 +1,6 @@
 """The files that a user gives: CSV, Parquet and JSONL, by suffix; the separator of a CSV file, by its header.
 
-`read_table` reads item tables, as the file types them; logs are read by `adagrpo.data.logs.pieces`. What is wrong with
+`read_table` reads item tables, as the file types them; logs are read by `adagrpo.data.logs.chunks`. What is wrong with
 a whole file is a `UserError` of one line.
 """
 
@@ -23,9 +23,9 @@ from adagrpo.data.logs.unpacking import (
     UTF_16,
     check_parquet,
     encoding_of,
+    expansion_limit,
     explodes,
     read_blocks,
-    room,
     text_bytes,
 )
 from adagrpo.errors import UserError
@@ -154,10 +154,10 @@ def read_table(path: Path, columns: Sequence[str], max_expansion: float = MAX_EX
         available = table.collect_schema().names()
     require(path, columns, available)
     with reading(path, kind):
-        found = table.select(list(dict.fromkeys(columns))).collect()
-    if kind == "Parquet" and text_bytes(found) > room(path, max_expansion):
+        frame = table.select(list(dict.fromkeys(columns))).collect()
+    if kind == "Parquet" and text_bytes(frame) > expansion_limit(path, max_expansion):
         raise explodes(path, max_expansion)
-    return found
+    return frame
 
 
 def _checked(path: Path, max_expansion: float) -> Path | bytes:
@@ -203,13 +203,13 @@ def reading(path: Path, kind: str) -> Iterator[None]:
         raise UserError(f"{path}: cannot be read as {kind}: {first}") from error
 
 
-def require(path: Path, wanted: Sequence[str], available: Sequence[str]) -> None:
+def require(path: Path, columns: Sequence[str], available: Sequence[str]) -> None:
     """Check that columns are there.
 
     Raises:
         UserError: one is not; the nearest name is said.
     """
-    for name in wanted:
+    for name in columns:
         if name not in available:
             near = difflib.get_close_matches(name, [other for other in available if len(other) <= SHOWN], n=1)
             hint = f"did you mean '{one_line(near[0])}'? " if near else ""

@@ -37,8 +37,8 @@ from adagrpo.data.logs.cells import (
     numbers,
     slots,
 )
+from adagrpo.data.logs.chunks import Chunk, read_chunks
 from adagrpo.data.logs.formats import columns_of, listed
-from adagrpo.data.logs.pieces import Piece, read_pieces
 from adagrpo.data.logs.times import Times
 from adagrpo.data.logs.understood import file_format, time_format
 from adagrpo.data.logs.unpacking import MAX_EXPANSION
@@ -121,7 +121,7 @@ def read_logs(
     drop_duplicates: bool = False,
     first_rows: int | None = None,
 ) -> Logs:
-    """Read interaction or impression logs, piece by piece: what is held in memory is what is kept, and one piece.
+    """Read interaction or impression logs, chunk by chunk: what is held in memory is what is kept, and one chunk.
 
     Ids are 64-bit integers where all of them are, written plainly (`007` is text), and strings otherwise. Dates, of
     Parquet or written as ISO 8601, become seconds since 1970, see `adagrpo.data.logs.times`.
@@ -138,7 +138,7 @@ def read_logs(
         max_expansion: to how many times its size a compressed file may unpack, see `adagrpo.data.logs.unpacking`.
         drop_duplicates: of rows of the same user, item and time keep the first; of impressions, if they also agree in
             click, slot and propensity.
-        first_rows: of each file read only so many, and those of the piece that the last of them is in.
+        first_rows: of each file read only so many, and those of the chunk that the last of them is in.
 
     Raises:
         UserError: a file or column is missing, there is nothing to read, too many rows are bad, or too much unpacks.
@@ -154,10 +154,10 @@ def read_logs(
     fields = _fields(_choose_time(columns, Path(paths[0])) if ordered else columns, click_rating is not None)
     if refuse is not None and refuse.after is not None and TIMESTAMP not in fields:
         raise UserError("data.refuse.after: needs data.columns.timestamp, the column that holds the time")
-    found = _Reading(fields, refuse or Refusals(), max_bad_rows)
+    reader = _Reading(fields, refuse or Refusals(), max_bad_rows)
     for path in map(Path, paths):
-        found.read(path, max_expansion, first_rows)
-    table, rejects = found.finish()
+        reader.read(path, max_expansion, first_rows)
+    table, rejects = reader.finish()
     rows_read = len(table) + len(rejects)
     if rows_read == 0:
         raise UserError(f"{paths[0]}: no rows; a log has at least one interaction")
@@ -174,11 +174,11 @@ def read_logs(
         kept, dropped = once, len(kept) - len(once)
     chosen = kept.filter(pl.col(CLICKED).fill_null(True)) if impressions_known else kept
     if len(chosen) == 0:
-        said = f"{len(rejects)} rejected, {filtered} filtered by event or rating, {len(kept)} shown but not chosen"
-        raise UserError(f"{paths[0]}: no interaction among {rows_read} rows: {said}")
+        counts = f"{len(rejects)} rejected, {filtered} filtered by event or rating, {len(kept)} shown but not chosen"
+        raise UserError(f"{paths[0]}: no interaction among {rows_read} rows: {counts}")
     impressions = kept.filter(pl.col(CLICKED).is_not_null()).select(*keys, *shown) if impressions_known else None
     interactions = chosen.select(*keys, *([RATING] if columns.rating else []))
-    return Logs(interactions, impressions, rejects, rows_read, filtered, dropped, found.understood(table))
+    return Logs(interactions, impressions, rejects, rows_read, filtered, dropped, reader.understood(table))
 
 
 def _fields(columns: ColumnMapping, rated: bool) -> dict[str, _Field]:
@@ -241,9 +241,9 @@ class _Reading:
         rows = 0
         sources = list(dict.fromkeys(field.source for field in self.fields.values()))
         ids = list(dict.fromkeys(self.fields[name].source for name in (USER_ID, ITEM_ID)))
-        for piece in read_pieces(path, sources, ids, max_expansion):
-            self._take(path, piece)
-            rows = piece.first + len(piece.table)
+        for chunk in read_chunks(path, sources, ids, max_expansion):
+            self._take(path, chunk)
+            rows = chunk.first + len(chunk.table)
             if first_rows is not None and rows >= first_rows:
                 break
         self.files.append(file_format(path) | {"rows": rows})
@@ -255,13 +255,13 @@ class _Reading:
         time = None if field is None or field.times is None else time_format(table, field.source, field.times)
         return found | ({} if time is None else {"time": time})
 
-    def _take(self, path: Path, piece: Piece) -> None:
+    def _take(self, path: Path, chunk: Chunk) -> None:
         fields = self.fields
         for field in fields.values():
-            dtype = piece.table[field.source].dtype
+            dtype = chunk.table[field.source].dtype
             if dtype.is_nested() or dtype in (pl.Binary, pl.Object):
                 raise UserError(f"{path}: column '{field.source}' is of type {dtype}, expected {field.expected}")
-        raw = pl.DataFrame({name: blank_to_null(piece.table[field.source]) for name, field in fields.items()})
+        raw = pl.DataFrame({name: blank_to_null(chunk.table[field.source]) for name, field in fields.items()})
         parsed = pl.DataFrame({name: field.parse(raw[name]) for name, field in fields.items()})
         bad = pl.DataFrame(
             {
@@ -270,21 +270,21 @@ class _Reading:
             }
         )
         rejected = bad.select(pl.any_horizontal(pl.all())).to_series()
-        if piece.problem is not None:
-            rejected = rejected | piece.problem.is_not_null()
+        if chunk.problem is not None:
+            rejected = rejected | chunk.problem.is_not_null()
         refused = self._refused(parsed)
         rejected = rejected | refused.is_not_null()
         rows = rejected.arg_true()
         if len(rows):
-            problem = None if piece.problem is None else piece.problem[rows]
+            problem = None if chunk.problem is None else chunk.problem[rows]
             reasons = _reasons(raw[rows], bad[rows], fields, problem, refused[rows])
-            self._reject(pl.DataFrame({ROW: rows.cast(pl.Int64) + piece.first, REASON: reasons}))
+            self._reject(pl.DataFrame({ROW: rows.cast(pl.Int64) + chunk.first, REASON: reasons}))
         if self.count > self.max_bad_rows:
             self.good = []
             return
         kept = parsed.with_columns(integers_if_all(parsed[USER_ID]), integers_if_all(parsed[ITEM_ID]))
         if self.refuse.repeats:
-            kept = kept.with_row_index(ROW, piece.first).cast({ROW: pl.Int64}).with_columns(self._file())
+            kept = kept.with_row_index(ROW, chunk.first).cast({ROW: pl.Int64}).with_columns(self._file())
         self.good.append(kept.filter(~rejected))
 
     def _file(self) -> pl.Expr:
@@ -301,15 +301,15 @@ class _Reading:
         reason = pl.lit(None, pl.String)
         if self.refuse.items is not None:
             item = pl.col(ITEM_ID).cast(pl.String)
-            said = pl.format(
+            text = pl.format(
                 "{} is '{}', which the item table lacks", pl.lit(self.fields[ITEM_ID].source), _shown(item)
             )
-            reason = pl.when(~item.is_in(self.refuse.items.implode())).then(said).otherwise(reason)
+            reason = pl.when(~item.is_in(self.refuse.items.implode())).then(text).otherwise(reason)
         if self.refuse.after is not None:
             time = pl.col(TIMESTAMP)
             source = self.fields[TIMESTAMP].source
-            said = pl.format("{} is {}, after {}", pl.lit(source), time, pl.lit(f"{self.refuse.after}"))
-            reason = pl.when(time > self.refuse.after).then(said).otherwise(reason)
+            text = pl.format("{} is {}, after {}", pl.lit(source), time, pl.lit(f"{self.refuse.after}"))
+            reason = pl.when(time > self.refuse.after).then(text).otherwise(reason)
         return parsed.with_columns(reason.alias(REASON))[REASON]
 
     def finish(self) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -327,9 +327,9 @@ class _Reading:
             self.bad.append(repeats)
             table = table.filter(first).select(names)
         empty = pl.DataFrame(schema={FILE: pl.Int32, ROW: pl.Int64, REASON: pl.String})
-        found = pl.concat([empty, *self.bad]).sort(FILE, ROW, maintain_order=True)
+        rejected = pl.concat([empty, *self.bad]).sort(FILE, ROW, maintain_order=True)
         names_of_files = pl.Series([str(path) for path in self.paths], dtype=pl.String)
-        rejects = found.with_columns(pl.lit(names_of_files).gather(pl.col(FILE)).alias(FILE))
+        rejects = rejected.with_columns(pl.lit(names_of_files).gather(pl.col(FILE)).alias(FILE))
         if self.count > self.max_bad_rows:
             file, row, reason = rejects.row(0)
             more = f"the first of {self.count} bad rows; data.max_bad_rows is {self.max_bad_rows}"

@@ -17,16 +17,16 @@ import polars as pl
 
 from adagrpo.data.columns import ITEM_ID, TIMESTAMP, USER_ID
 from adagrpo.data.logs.cells import blank_to_null, booleans, numbers, slots
+from adagrpo.data.logs.chunks import read_chunks
 from adagrpo.data.logs.formats import columns_of, one_line
 from adagrpo.data.logs.interactions import ColumnMapping, read_logs
-from adagrpo.data.logs.pieces import read_pieces
 from adagrpo.data.logs.times import Times, iso_seconds
 from adagrpo.errors import UserError
 
 __all__ = ["ROWS", "look_at"]
 
 ROWS = 200_000  # of each file, unless all are asked for
-SAMPLE = 10_000  # rows that types and roles are judged by
+SAMPLE = 10_000  # rows that types and roles are scored by
 FITS = 0.9  # share of the values that a role must fit
 ANY_NUMBER_OF_ROWS = 2**62
 NAMES = {  # the best name of a role first
@@ -49,7 +49,7 @@ def look_at(paths: Sequence[Path], rows: int | None = ROWS, given: Mapping[str, 
 
     Args:
         paths: files of the same columns.
-        rows: how many of each to read, up to the end of a piece; None for all.
+        rows: how many of each to read, up to the end of a chunk; None for all.
         given: columns by role that are known, as in `ColumnMapping`.
 
     Returns:
@@ -61,7 +61,7 @@ def look_at(paths: Sequence[Path], rows: int | None = ROWS, given: Mapping[str, 
     """
     path = Path(paths[0])
     names = columns_of(path)
-    sample = next(read_pieces(path, names)).table.head(SAMPLE)
+    sample = next(read_chunks(path, names)).table.head(SAMPLE)
     nested = {name.rpartition(".")[0] for name in names if "." in name}
     leaves = [name for name in names if name not in nested]
     columns = [_column(name, sample[name]) for name in leaves]

@@ -26,9 +26,9 @@ __all__ = [
     "MAX_EXPANSION",
     "check_parquet",
     "encoding_of",
+    "expansion_limit",
     "explodes",
     "read_blocks",
-    "room",
     "text_bytes",
 ]
 
@@ -154,26 +154,26 @@ def check_parquet(path: Path, columns: Sequence[str], max_expansion: float = MAX
         UserError: too much would come out, or the file's metadata is damaged or too large.
     """
     came = sum(max(8 * values, content) for name, values, content in _chunks(path) if name in columns)
-    if came > room(path, max_expansion):
+    if came > expansion_limit(path, max_expansion):
         raise explodes(path, max_expansion)
 
 
-def room(path: Path, max_expansion: float) -> float:
+def expansion_limit(path: Path, max_expansion: float) -> float:
     """How many bytes may come out of a file."""
     return max(ALWAYS, max_expansion * path.stat().st_size)
 
 
 def text_bytes(table: pl.DataFrame) -> int:
     """Bytes of all text of a table; equal texts of a Parquet file share theirs until something is done with them."""
-    found = 0
+    total = 0
     for column in table:
         while isinstance(column.dtype, pl.List | pl.Array):
             column = column.explode()
         if column.dtype == pl.String:
-            found += int(column.str.len_bytes().cast(pl.Int64).sum())
+            total += int(column.str.len_bytes().cast(pl.Int64).sum())
         elif column.dtype in (pl.Categorical, pl.Enum):
-            found += int(column.cat.len_bytes().cast(pl.Int64).sum())
-    return found
+            total += int(column.cat.len_bytes().cast(pl.Int64).sum())
+    return total
 
 
 def _chunks(path: Path) -> list[tuple[str, int, int]]:
@@ -195,17 +195,17 @@ def _chunks(path: Path) -> list[tuple[str, int, int]]:
     try:
         # FileMetaData: 4 row_groups; RowGroup: 1 columns, 3 num_rows; ColumnChunk: 3 meta_data;
         # ColumnMetaData: 3 path_in_schema, 5 num_values, 6 total_uncompressed_size
-        found = footer.struct({4: {1: {3: {3: {}, 5: {}, 6: {}}}, 3: {}}})
+        metadata = footer.struct({4: {1: {3: {3: {}, 5: {}, 6: {}}}, 3: {}}})
         return [
             (chunk[3][3][0].decode("utf-8"), max(0, chunk[3][5], group[3]), max(0, chunk[3][6]))
-            for group in found[4]
+            for group in metadata[4]
             for chunk in group[1]
         ]
     except (IndexError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: cannot be read as Parquet: its metadata is damaged") from error
 
 
-_Wanted = Mapping[int, Any]  # number of a field to those wanted of the structures in it
+_Fields = Mapping[int, Any]  # number of a field to those wanted of the structures in it
 
 
 class _Footer:
@@ -217,21 +217,21 @@ class _Footer:
     def __init__(self, content: bytes) -> None:
         self.content, self.at = content, 0
 
-    def struct(self, wanted: _Wanted, depth: int = 0) -> dict[int, Any]:
+    def struct(self, fields: _Fields, depth: int = 0) -> dict[int, Any]:
         """The wanted fields of a structure, by number; the others are passed over."""
         if depth > 16:
             raise ValueError("too deep")
-        found: dict[int, Any] = {}
+        values: dict[int, Any] = {}
         field = 0
         while head := self._byte():
             step, kind = head >> 4, head & 15
             field = field + step if step else self._integer()
-            value = bool(kind == 1) if kind in (1, 2) else self._value(kind, wanted.get(field, {}), depth)
-            if field in wanted:
-                found[field] = value
-        return found
+            value = bool(kind == 1) if kind in (1, 2) else self._value(kind, fields.get(field, {}), depth)
+            if field in fields:
+                values[field] = value
+        return values
 
-    def _value(self, kind: int, wanted: _Wanted, depth: int) -> Any:
+    def _value(self, kind: int, fields: _Fields, depth: int) -> Any:
         if kind in (1, 2, 3):  # of a list: a byte each
             return self._byte()
         if kind in (4, 5, 6):
@@ -241,9 +241,9 @@ class _Footer:
         if kind in (9, 10):
             head = self._byte()
             count = head >> 4 if head >> 4 < 15 else self._size()
-            return [self._value(head & 15, wanted, depth) for _ in range(count)]
+            return [self._value(head & 15, fields, depth) for _ in range(count)]
         if kind == 12:
-            return self.struct(wanted, depth + 1)
+            return self.struct(fields, depth + 1)
         raise ValueError(f"kind {kind} of field")
 
     def _byte(self) -> int:

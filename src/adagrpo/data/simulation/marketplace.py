@@ -439,7 +439,7 @@ def _describe(world: Marketplace, catalogue: _Catalogue, item_ids: pl.Series) ->
     """Titles and attributes. Style and features are words for the vector: attributes carry signal."""
     strongest = np.argsort(-np.abs(catalogue.own), axis=1, kind="stable")[:, :2]  # (V, 2)
     feature = 2 * strongest + (np.take_along_axis(catalogue.own, strongest, 1) > 0)
-    words = pl.DataFrame(
+    texts = pl.DataFrame(
         {
             "item_id": item_ids,
             "category": _words(catalogue.shelf // world.styles, 2, 11),
@@ -452,7 +452,7 @@ def _describe(world: Marketplace, catalogue: _Catalogue, item_ids: pl.Series) ->
     title = pl.concat_str("brand", "feature", "second", "style", "category", separator=" ")
     named = [pl.format("{}={}", pl.lit(name), name) for name in ("category", "brand", "style", "feature")]
     attributes = pl.concat_list(*named, pl.format("feature={}", "second"))
-    return words.select("item_id", title=title, attributes=attributes)
+    return texts.select("item_id", title=title, attributes=attributes)
 
 
 def _words(index: Ints, syllables: int, first: int) -> pl.Series:

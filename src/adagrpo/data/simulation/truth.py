@@ -87,9 +87,9 @@ class Truth:
             """The row of each purchase, -1 where there was none."""
             places = np.searchsorted(known, keys)
             inside = places < len(known)
-            found = np.full(keys.shape, -1)
-            found[inside] = np.where(known[places[inside]] == keys[inside], order[places[inside]], -1)
-            return found
+            moment = np.full(keys.shape, -1)
+            moment[inside] = np.where(known[places[inside]] == keys[inside], order[places[inside]], -1)
+            return moment
 
         now = moments(user_index.astype(np.int64) * items + bought)
         if len(now) and now.min() < 0:
@@ -121,9 +121,9 @@ class Truth:
         new_user[users], new_item[items] = np.arange(len(users)), np.arange(len(items))
 
         def renumbered(keys: Ints) -> tuple[Ints, NDArray[np.bool_]]:
-            owner, thing = new_user[keys // len(self.item_ids)], new_item[keys % len(self.item_ids)]
-            kept = (owner >= 0) & (thing >= 0)
-            return owner[kept] * len(items) + thing[kept], kept
+            owner, item = new_user[keys // len(self.item_ids)], new_item[keys % len(self.item_ids)]
+            kept = (owner >= 0) & (item >= 0)
+            return owner[kept] * len(items) + item[kept], kept
 
         owned, _ = renumbered(self.owned)
         purchases, kept = renumbered(self.purchases)
@@ -166,9 +166,9 @@ class Truth:
         return truth
 
 
-def _rows(wanted: Sequence[str], known: Sequence[str], kind: str) -> Ints:
-    row = {name: index for index, name in enumerate(known)}
-    missing = [name for name in wanted if name not in row]
+def _rows(ids: Sequence[str], all_ids: Sequence[str], kind: str) -> Ints:
+    row = {name: index for index, name in enumerate(all_ids)}
+    missing = [name for name in ids if name not in row]
     if missing:
         raise UserError(f"truth: unknown {kind} '{missing[0]}'; use the truth of the simulation that made the logs")
-    return np.array([row[name] for name in wanted], dtype=np.int64)
+    return np.array([row[name] for name in ids], dtype=np.int64)

@@ -1,6 +1,6 @@
-"""How much of the reward goes into the teacher of `distill`, where `objective.distill.reward_weight` is `validation`.
+"""The reward's weight in the target of `distill`, where `objective.distill.reward_weight` is `validation`.
 
-The teacher orders a beam as re-ranking does, by log-probability + w · reward, so what a weight is worth can be seen
+The target orders a beam as re-ranking does, by log-probability + w · reward, so what a weight is worth can be seen
 before anything is trained: on the validation cases, re-ordering the starting policy's beam. Taken is the least weight
 that validation cannot tell from the best one,
 
@@ -29,13 +29,13 @@ from adagrpo.pipeline.stages.fitting import DECODING
 from adagrpo.pipeline.stages.reranking import WEIGHTS
 from adagrpo.storage.artifacts import write_file
 
-__all__ = ["chosen_weight", "least_of_the_best", "teacher_weight"]
+__all__ = ["choose_reward_weight", "chosen_weight", "least_of_the_best"]
 
 STAGE, FILE = "teacher", "weight.json"
 ERRORS = 1.96  # standard errors within which a weight counts as no worse than the best
 
 
-def teacher_weight(run: Run) -> Path:
+def choose_reward_weight(run: Run) -> Path:
     """Choose the weight by the starting policy's beam on validation cases: the stage `teacher`.
 
     Returns:
@@ -50,9 +50,9 @@ def teacher_weight(run: Run) -> Path:
         beams = models.predict(models.policy(weights), cases, models.reward(), progress(run, STAGE))
         targets = cases.targets.astype(np.int64)
         ranks = {weight: metrics.target_rank_in(reordered(beams, weight).items, targets) for weight in WEIGHTS}
-        found = {weight: metrics.ndcg(rank, 10) for weight, rank in ranks.items()}
-        tried = {str(weight): float(values.mean()) for weight, values in found.items()}
-        content = {"weight": least_of_the_best(found), "ndcg@10": tried, "cases": len(cases)}
+        held_out_impressions = {weight: metrics.ndcg(rank, 10) for weight, rank in ranks.items()}
+        tried = {str(weight): float(values.mean()) for weight, values in held_out_impressions.items()}
+        content = {"weight": least_of_the_best(held_out_impressions), "ndcg@10": tried, "cases": len(cases)}
         write_file(work / FILE, json.dumps(content, indent=1) + "\n")
 
     also = {"weights": WEIGHTS, "errors": ERRORS}
@@ -65,17 +65,17 @@ def chosen_weight(file: Path) -> float:
     return float(json.loads(file.read_text(encoding="utf-8"))["weight"])
 
 
-def least_of_the_best(found: Mapping[float, NDArray[np.floating]]) -> float:
+def least_of_the_best(by_weight: Mapping[float, NDArray[np.floating]]) -> float:
     """The least weight whose values are not shown to be below those of the best one.
 
     Args:
-        found: (N,) a value of each case, by weight; the higher the better.
+        by_weight: (N,) a value of each case, by weight; the higher the better.
 
     Example:
         >>> values = np.array([0.0, 0.4, 0.0, 0.5] * 25)
         >>> least_of_the_best({0.0: values, 0.5: values + 0.1, 1.0: values + np.array([0.0, 0.22] * 50)})
         0.5
     """
-    best = max(found, key=lambda weight: (float(found[weight].mean()), -weight))
-    less = {weight: np.asarray(values - found[best], dtype=np.float64) for weight, values in found.items()}
+    best = max(by_weight, key=lambda weight: (float(by_weight[weight].mean()), -weight))
+    less = {weight: np.asarray(values - by_weight[best], dtype=np.float64) for weight, values in by_weight.items()}
     return min(weight for weight, d in less.items() if d.mean() >= -ERRORS * d.std() / np.sqrt(len(d)))

@@ -139,14 +139,14 @@ def observe(
 def _second_q(data: RunData, second: Reward, cases: Cases, lists: Lists) -> NDArray[np.float64]:
     """(N,) share of the beam that a second ranker puts below the logged item."""
     size, scores = data.config.evaluation.batch_size, []
-    wanted = torch.from_numpy(np.column_stack([lists.items, lists.targets]))
+    items = torch.from_numpy(np.column_stack([lists.items, lists.targets]))
     for first in range(0, len(cases), size):
         rows = np.arange(first, min(first + size, len(cases)))
         padded = pad(cases.histories, rows, data.config.max_history)
         histories = Histories(padded.items.to(data.device), padded.lengths.to(data.device))
-        scores.append(second.score(histories, wanted[rows].to(data.device)).double().cpu().numpy())
-    found = np.concatenate(scores)
-    return beam_discriminability(lists, found[:, :-1], found[:, -1])
+        scores.append(second.score(histories, items[rows].to(data.device)).double().cpu().numpy())
+    scored = np.concatenate(scores)
+    return beam_discriminability(lists, scored[:, :-1], scored[:, -1])
 
 
 def _utility(truth: Truth, cases: Cases) -> Utility:

@@ -48,12 +48,12 @@ def evaluate(run: Run, arms: list[str]) -> None:
     Checkpoints with equal weights (an arm whose best step is 0 is the sft policy) are computed once.
     """
     check_reward(Models(RunData(run)))
-    known: dict[str, Path] = {}
-    evaluate_checkpoint(run, "evaluate/sft", run.path("sft", "best"), known)
+    evaluated: dict[str, Path] = {}
+    evaluate_checkpoint(run, "evaluate/sft", run.path("sft", "best"), evaluated)
     evaluate_baselines(run)
     for arm in arms:
         for kind in ("best", "final"):
-            evaluate_checkpoint(run, f"evaluate/{arm}/{kind}", run.path("train", arm, kind), known)
+            evaluate_checkpoint(run, f"evaluate/{arm}/{kind}", run.path("train", arm, kind), evaluated)
 
 
 def evaluate_baselines(run: Run) -> None:
@@ -80,8 +80,8 @@ def evaluate_baselines(run: Run) -> None:
     run.stage("evaluate/baselines", reads=reads, also=also, schema=2, inputs=inputs, build=build)
 
 
-def evaluate_checkpoint(run: Run, name: str, weights: Path, known: dict[str, Path]) -> None:
-    """Evaluate one checkpoint; `known` maps hashes of weights to folders where they have been evaluated already."""
+def evaluate_checkpoint(run: Run, name: str, weights: Path, evaluated: dict[str, Path]) -> None:
+    """Evaluate one checkpoint; `evaluated` maps hashes of weights to folders where they have been evaluated already."""
     data, model = RunData(run), weights / "model.safetensors"
     models = Models(data)
     inputs = [*data.training_files, data.prepared / "test.parquet", *data.catalog_files, model]
@@ -89,8 +89,8 @@ def evaluate_checkpoint(run: Run, name: str, weights: Path, known: dict[str, Pat
     identity = run.hash_input(model)
 
     def build(work: Path) -> None:
-        if identity in known:
-            copy_evaluation(known[identity], work)
+        if identity in evaluated:
+            copy_evaluation(evaluated[identity], work)
             return
         policy, reward = models.policy(weights), models.reward()
         utility = data.truth().utility if data.truth_files else None
@@ -106,7 +106,7 @@ def evaluate_checkpoint(run: Run, name: str, weights: Path, known: dict[str, Pat
 
     reads, also = (*DECODING, "reward"), {"metrics": measured()}
     folder = run.stage(name, reads=reads, also=also, schema=2, inputs=[*inputs, *data.truth_files], build=build)
-    known[identity] = folder
+    evaluated[identity] = folder
 
 
 def copy_evaluation(folder: Path, work: Path) -> None:
@@ -123,16 +123,16 @@ def write_predictions(data: RunData, cases: Cases, predictions: Predictions, wor
     count, width = predictions.items.shape
     ranks = np.tile(np.arange(1, width + 1, dtype=np.int32), count)
     repeated = users.gather(np.repeat(np.arange(count), width)).alias(USER_ID)
-    found = predictions.items.reshape(-1)
+    flat_items = predictions.items.reshape(-1)
     table = pl.DataFrame(
         {
             USER_ID: repeated,
             "rank": ranks,
-            ITEM_ID: item_ids.gather(np.maximum(found, 0)),
+            ITEM_ID: item_ids.gather(np.maximum(flat_items, 0)),
             "score": predictions.scores.reshape(-1),
         }
     )
-    table.filter(found >= 0).write_parquet(work / "predictions.parquet")
+    table.filter(flat_items >= 0).write_parquet(work / "predictions.parquet")
     codes = pl.Series(predictions.free_codes.reshape(count * width, -1).astype(np.int32))
     free = pl.DataFrame({USER_ID: repeated, "rank": ranks, "codes": codes, "valid": predictions.free_valid.reshape(-1)})
     free.with_columns(pl.col("codes").cast(pl.List(pl.Int32))).write_parquet(work / "free.parquet")

@@ -62,26 +62,26 @@ def exposed(bench: RunData, exposure: str) -> Exposed:
     """
     table = load_held_out(bench.prepared)
     rows = table.filter(table[EXPOSURE] == exposure)
-    found = Exposed(
+    impressions = Exposed(
         rows[USER].to_numpy().astype(np.int64), rows[ITEM].to_numpy().astype(np.int64), rows[CLICKED].to_numpy()
     )
-    if found.clicked.all() or not found.clicked.any():
-        clicks = int(found.clicked.sum())
+    if impressions.clicked.all() or not impressions.clicked.any():
+        clicks = int(impressions.clicked.sum())
         raise UserError(
             f"{bench.prepared / 'held_out.parquet'}: {clicks} clicks in {len(rows)} {exposure} impressions;"
             " there is no order to examine (data.split.held_out says how many are held out)"
         )
-    return found
+    return impressions
 
 
-def examined(bench: RunData, reward: Reward, found: Exposed) -> dict[str, float]:
+def examined(bench: RunData, reward: Reward, impressions: Exposed) -> dict[str, float]:
     """AUC and NDCG@10 of held-out impressions, means over the users who clicked some and left some."""
-    quality = shown_quality(_scores(bench, reward, found), found.clicked, found.users)
+    quality = shown_quality(_scores(bench, reward, impressions), impressions.clicked, impressions.users)
     return {
         name: 0.0 if value is None else value["mean"]
         for name, value in (
-            ("auc", interval(quality.auc, found.users)),
-            ("ndcg@10", interval(quality.ndcg, found.users)),
+            ("auc", interval(quality.auc, impressions.users)),
+            ("ndcg@10", interval(quality.ndcg, impressions.users)),
         )
     }
 
@@ -129,56 +129,56 @@ def _fitted_to(bench: RunData) -> str:
 
 
 def _report(bench: RunData, reward: Reward, exposure: str) -> dict[str, Any]:
-    found = exposed(bench, exposure)
-    scores = _scores(bench, reward, found)
-    quality = shown_quality(scores, found.clicked, found.users)
+    impressions = exposed(bench, exposure)
+    scores = _scores(bench, reward, impressions)
+    quality = shown_quality(scores, impressions.clicked, impressions.users)
     probability = expit(scores) if _fitted_to(bench) == "clicks" else None
     table = []
-    for by, names in _strata(bench, found).items():
+    for by, names in _strata(bench, impressions).items():
         for name in (name for name in ORDER if name in set(names.tolist())):
             kept = names == name
             row: dict[str, Any] = {"by": by, "stratum": name, "impressions": int(kept.sum())}
-            row |= {"click_rate": float(found.clicked[kept].mean())}
-            row |= {"auc": interval(quality.auc[kept], found.users[kept])}
+            row |= {"click_rate": float(impressions.clicked[kept].mean())}
+            row |= {"auc": interval(quality.auc[kept], impressions.users[kept])}
             if not by.startswith("item"):
-                row |= {"ndcg@10": interval(quality.ndcg[kept], found.users[kept])}
+                row |= {"ndcg@10": interval(quality.ndcg[kept], impressions.users[kept])}
             if probability is not None:
-                row |= {"ece": expected_calibration_error(probability[kept], found.clicked[kept])}
+                row |= {"ece": expected_calibration_error(probability[kept], impressions.clicked[kept])}
             table.append(row)
     content: dict[str, Any] = {"exposure": exposure, "strata": table}
     if probability is not None:
-        content |= {"calibration": calibration_bins(probability, found.clicked)}
+        content |= {"calibration": calibration_bins(probability, impressions.clicked)}
     return content
 
 
-def _strata(bench: RunData, found: Exposed) -> dict[str, NDArray[np.str_]]:
+def _strata(bench: RunData, impressions: Exposed) -> dict[str, NDArray[np.str_]]:
     """(N,) names for each way to divide the impressions; popularity and exposure are those of training."""
     shown = load_impressions(bench.prepared)
     assert shown is not None, "made by `prepare`"
     clicks = np.bincount(bench.training.values, minlength=bench.num_items)
     exposures = np.bincount(shown[ITEM].to_numpy(), minlength=bench.num_items)
     return {
-        "all": np.full(len(found.items), "all"),
-        "item popularity": popularity_bands(clicks)[found.items],
-        "item exposure": band(exposures, EXPOSURES)[found.items],
-        "clicks of the user": band(bench.training.lengths, ACTIVITIES)[found.users],
+        "all": np.full(len(impressions.items), "all"),
+        "item popularity": popularity_bands(clicks)[impressions.items],
+        "item exposure": band(exposures, EXPOSURES)[impressions.items],
+        "clicks of the user": band(bench.training.lengths, ACTIVITIES)[impressions.users],
     }
 
 
 @torch.no_grad()
-def _scores(bench: RunData, reward: Reward, found: Exposed) -> NDArray[np.float64]:
+def _scores(bench: RunData, reward: Reward, impressions: Exposed) -> NDArray[np.float64]:
     """(N,) the score of each impression from the user's clicks in training."""
-    owners, row, counts = np.unique(found.users, return_inverse=True, return_counts=True)
-    place = np.arange(len(found.users)) - (np.cumsum(counts) - counts)[row]
-    scores = np.empty(len(found.users))
+    owners, row, counts = np.unique(impressions.users, return_inverse=True, return_counts=True)
+    place = np.arange(len(impressions.users)) - (np.cumsum(counts) - counts)[row]
+    scores = np.empty(len(impressions.users))
     size = bench.config.evaluation.batch_size
     for first in range(0, len(owners), size):
         mine = np.flatnonzero((row >= first) & (row < first + size))
         users = owners[first : first + size]
         items = np.full((len(users), int(counts[first : first + size].max())), -1, dtype=np.int64)
-        items[row[mine] - first, place[mine]] = found.items[mine]
+        items[row[mine] - first, place[mine]] = impressions.items[mine]
         seen = pad(bench.training, users, bench.config.max_history)
         histories = Histories(*(part.to(bench.device) for part in (seen.items, seen.lengths, torch.from_numpy(users))))
-        given = reward.score(histories, torch.from_numpy(items).to(bench.device)).double().cpu().numpy()
-        scores[mine] = given[row[mine] - first, place[mine]]
+        scored = reward.score(histories, torch.from_numpy(items).to(bench.device)).double().cpu().numpy()
+        scores[mine] = scored[row[mine] - first, place[mine]]
     return scores

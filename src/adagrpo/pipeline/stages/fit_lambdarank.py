@@ -71,8 +71,8 @@ def fit_second_ranker(
         sampler = NegativeSampler(training, data.num_items, run.config.seed, options.sources)
         table = load_impressions(data.prepared)
         if table is None:
-            given = {"positions": options.positions, "negatives": options.negatives}
-            groups = logged_groups(sampler, **given, max_history=reach)
+            arguments = {"positions": options.positions, "negatives": options.negatives}
+            groups = logged_groups(sampler, **arguments, max_history=reach)
         else:
             impressions = Impressions.from_table(table, len(training))
             groups = shown_groups(sampler, impressions, negatives=options.negatives, max_history=reach)

@@ -91,7 +91,7 @@ def fit_sequential_ranker(run: Run, selection: Selection, name: str = "ranker", 
             monitor=selection.monitor,
         )
         result = fit_model(data, name, ranker, task, settings, work)
-        if not run.processes.leads:
+        if not run.processes.is_main_process:
             return
         summary: dict[str, object] = {"loss": kind, "best_step": result.best_step}
         summary |= examine(models.ranker(work / "best"))

@@ -46,21 +46,21 @@ def fit_model(
         Diverged: with the ids of the users whose histories made up the last step.
     """
     run = data.run
-    found = run.directory / "diverged.json"
-    if run.processes.leads and not found.is_symlink():
-        found.unlink(missing_ok=True)
+    record = run.directory / "diverged.json"
+    if run.processes.is_main_process and not record.is_symlink():
+        record.unlink(missing_ok=True)
     try:
         report = _report(run, stage.removeprefix("train/"))
         return fit(model, task, settings, work, seed=run.config.seed, files=files, report=report)
     except Diverged as error:
-        if not run.processes.leads:
+        if not run.processes.is_main_process:
             raise
-        known = load_user_ids(data.prepared)
-        ids = [known[int(row)] for row in error.users]
+        user_ids = load_user_ids(data.prepared)
+        ids = [user_ids[int(row)] for row in error.users]
         content = {"stage": stage, "not_finite": error.what, "step": error.step, "seed": error.seed, "users": ids}
-        write_file(found, json.dumps(content, indent=1) + "\n")
+        write_file(record, json.dumps(content, indent=1) + "\n")
         raise Diverged(
-            f"{error.what} ({found} has all users; the same command repeats the step)", error.step, error.seed, ids
+            f"{error.what} ({record} has all users; the same command repeats the step)", error.step, error.seed, ids
         ) from error
 
 

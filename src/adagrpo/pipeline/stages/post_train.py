@@ -10,7 +10,7 @@ from adagrpo.objective.terms import OBJECTIVES
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
-from adagrpo.pipeline.stages.choose_weight import chosen_weight, teacher_weight
+from adagrpo.pipeline.stages.choose_weight import choose_reward_weight, chosen_weight
 from adagrpo.pipeline.stages.fitting import DECODING, fit_model
 from adagrpo.trainer import Arm, PostTraining, Supervised
 
@@ -19,7 +19,7 @@ __all__ = ["fit_arm"]
 
 def fit_arm(run: Run, arm: ArmConfig) -> None:
     """Post-train one arm from the best sft checkpoint."""
-    options, objective = run.config.train, arm.seen_by(run.config.objective)
+    options, objective = run.config.train, arm.resolved_objective(run.config.objective)
     data, settings = RunData(run), options.fit
     models = Models(data)
     start = run.path("sft", "best")
@@ -34,10 +34,10 @@ def fit_arm(run: Run, arm: ArmConfig) -> None:
         inputs += data.truth_files
     without_reward, chosen = arm.term is None, arm.left_to_validation(run.config.objective)
     if arm.term is not None and chosen is not None:
-        inputs.append(teacher_weight(run))
+        inputs.append(choose_reward_weight(run))
         weight = chosen_weight(inputs[-1])
         objective = objective.with_option(arm.term, chosen, weight)
-        without_reward = weight == 0  # validation found nothing in the reward to teach
+        without_reward = weight == 0  # validation found no use for the reward
 
     def build(work: Path) -> None:
         policy = models.policy(start)

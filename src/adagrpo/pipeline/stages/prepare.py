@@ -34,8 +34,8 @@ def simulate_marketplace(run: Run) -> None:
     options = run.config.data.marketplace
     if options is None:
         return
-    given = options.model_dump(exclude_none=True)
-    world = Marketplace(**given, seed=run.config.seed)
+    arguments = options.model_dump(exclude_none=True)
+    world = Marketplace(**arguments, seed=run.config.seed)
     reads = ("data.marketplace", "seed")
     run.stage("simulate", reads=reads, inputs=[], build=lambda work: write_simulation(simulate(world), work))
 
@@ -152,16 +152,16 @@ def _split(run: Run, dataset: Dataset) -> splits.Split:
     whole: NDArray[np.int64] | None = None
     match options.kind:
         case "leave_one_out":
-            found, whole = splits.leave_one_out(lengths), lengths
+            split, whole = splits.leave_one_out(lengths), lengths
         case "temporal":
-            found = _temporal(options, dataset, lengths)
+            split = _temporal(options, dataset, lengths)
         case "impressions":
             raise ValueError("impressions without order are not cut by time, see `write_exposures`")
         case _:
             assert_never(options.kind)
     if options.users is None:
-        return found
-    return splits.for_some_users(found, options.users, run.config.seed, whole)
+        return split
+    return splits.for_some_users(split, options.users, run.config.seed, whole)
 
 
 def _temporal(options: SplitConfig, dataset: Dataset, lengths: NDArray[np.int64]) -> splits.Split:

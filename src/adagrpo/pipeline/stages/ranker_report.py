@@ -184,27 +184,27 @@ def _truth(data: RunData, reward: Reward, cases: Cases, of_item: Strata, of_case
     truth, last = data.truth(), sample_cases(data.cases("test"), TRUTH_USERS, data.config.seed)
     last = _affordable(data, reward, last)
     everything = np.arange(data.num_items)
-    found: dict[tuple[str, str], NDArray[np.float64]] = {}
+    correlations: dict[tuple[str, str], NDArray[np.float64]] = {}
     groups = {(by, name): names == name for by, names in of_item.items() for name in _ordered(names)}
     for rows, histories in _batches(data, last):
         scores = _catalogue_scores(data, reward, histories)
         users = last.users[rows].astype(np.int64)
         utilities = truth.utility(users, np.broadcast_to(everything, (len(rows), len(everything))))
         for key, kept in {("all", "all"): everything >= 0, **groups}.items():
-            values = found.setdefault(key, np.full(len(last), np.nan))
+            values = correlations.setdefault(key, np.full(len(last), np.nan))
             values[rows] = rank_correlation(scores[:, kept], utilities[:, kept])
-    result = {key: interval(values, last.users) for key, values in found.items()}
+    result = {key: interval(values, last.users) for key, values in correlations.items()}
     for by, names in of_case.items():
         of_user = dict(zip(cases.users.tolist(), names.tolist(), strict=True))
-        there = np.array([of_user.get(user, "") for user in last.users.tolist()])
+        stratum_of = np.array([of_user.get(user, "") for user in last.users.tolist()])
         for name in _ordered(names):
-            result[by, name] = interval(found["all", "all"][there == name], last.users[there == name])
+            result[by, name] = interval(correlations["all", "all"][stratum_of == name], last.users[stratum_of == name])
     return result
 
 
 @torch.no_grad()
 def _gate(models: Models, reward: Reward) -> dict[str, Any]:
-    """Admission by the starting policy over one epoch, and the reward's accuracy inside each fate of a group."""
+    """Admission by the starting policy over one epoch, and the reward's accuracy inside each outcome of the gate."""
     data, options = models.data, models.config.train
     schedule = replace(models.schedule(options.fit), rl_split=options.rl_split)
     policy = models.policy(data.run.path("sft", "best")).eval()
@@ -212,7 +212,7 @@ def _gate(models: Models, reward: Reward) -> dict[str, Any]:
     if objective.rl_positions == "end":  # no gate has anything to read there
         objective = objective.model_copy(update={"rl_positions": "random"})
     utility = data.true_utility() if data.truth_files else None
-    fates: dict[str, list[NDArray[np.bool_]]] = {}
+    outcomes: dict[str, list[NDArray[np.bool_]]] = {}
     chosen: dict[str, list[NDArray[np.bool_]]] = {}
     users, shares, shuffled = [], [], []
     for step in range(schedule.steps_per_epoch):
@@ -228,28 +228,28 @@ def _gate(models: Models, reward: Reward) -> dict[str, Any]:
         assert owners is not None and groups.shuffled_decision is not None, "drawn at training positions"
         users.append(owners.cpu().numpy())
         shuffled.append(groups.shuffled_decision.admitted.float().mean().item() * len(owners))
-        for name, fate in groups.decision._asdict().items():
-            fates.setdefault(name, []).append(fate.cpu().numpy())
+        for name, outcome in groups.decision._asdict().items():
+            outcomes.setdefault(name, []).append(outcome.cpu().numpy())
         if utility is not None:
             items = groups.rollouts.items
-            found = pairwise_agreement(groups.rewards, utility(owners, groups.targets, items), items)
-            shares.append(found.share.double().masked_fill(found.pairs == 0, torch.nan).cpu().numpy())
-            for gate, decision in _every_gate(data, groups, found.share, step).items():
+            agreement = pairwise_agreement(groups.rewards, utility(owners, groups.targets, items), items)
+            shares.append(agreement.share.double().masked_fill(agreement.pairs == 0, torch.nan).cpu().numpy())
+            for gate, decision in _every_gate(data, groups, agreement.share, step).items():
                 chosen.setdefault(gate, []).append(decision.admitted.cpu().numpy())
     owner = np.concatenate(users)
-    of_fate = {name: np.concatenate(parts) for name, parts in fates.items()}
+    outcome_masks = {name: np.concatenate(parts) for name, parts in outcomes.items()}
     content: dict[str, Any] = {"samples": len(owner)}
-    content |= {name: float(fate.mean()) for name, fate in of_fate.items() if name != "closed"}
+    content |= {name: float(outcome.mean()) for name, outcome in outcome_masks.items() if name != "closed"}
     content |= {"admitted_if_shuffled": float(sum(shuffled) / len(owner))}
     if utility is not None:
         share = np.concatenate(shares)
 
         def accuracy(within: dict[str, NDArray[np.bool_]]) -> dict[str, Any]:
-            found = {name: interval(share[kept], owner[kept]) for name, kept in within.items()}
-            return {name: value for name, value in found.items() if value is not None}
+            intervals = {name: interval(share[kept], owner[kept]) for name, kept in within.items()}
+            return {name: value for name, value in intervals.items() if value is not None}
 
         everything = np.ones(len(owner), dtype=np.bool_)
-        within = {"all": everything, **of_fate, "rejected": ~of_fate["admitted"]}
+        within = {"all": everything, **outcome_masks, "rejected": ~outcome_masks["admitted"]}
         content["pairwise_accuracy"] = accuracy(within)
         content["gates"] = {
             gate: {"admitted": float(kept.mean()), "pairwise_accuracy": accuracy({"admitted": kept, "rejected": ~kept})}

@@ -42,13 +42,13 @@ def rerank_start(run: Run) -> None:
 
 def rerank_arm(run: Run, name: str) -> None:
     """Evaluate the beams of an arm's checkpoints, re-ordered: the stages `evaluate/<arm>+rerank/best` and `final`."""
-    known: dict[str, Path] = {}
+    evaluated: dict[str, Path] = {}
     for checkpoint in ("best", "final"):
-        _rerank(run, f"evaluate/{name}{SUFFIX}/{checkpoint}", run.path("train", name, checkpoint), known)
+        _rerank(run, f"evaluate/{name}{SUFFIX}/{checkpoint}", run.path("train", name, checkpoint), evaluated)
 
 
-def _rerank(run: Run, stage: str, weights: Path, known: dict[str, Path]) -> None:
-    """One policy; `known` maps hashes of weights to folders where they have been re-ranked already."""
+def _rerank(run: Run, stage: str, weights: Path, evaluated: dict[str, Path]) -> None:
+    """One policy; `evaluated` maps hashes of weights to folders where they have been re-ranked already."""
     data, model = RunData(run), weights / "model.safetensors"
     models = Models(data)
     inputs = [*data.training_files, data.prepared / "test.parquet", *data.catalog_files]
@@ -56,8 +56,8 @@ def _rerank(run: Run, stage: str, weights: Path, known: dict[str, Path]) -> None
     identity = run.hash_input(model)
 
     def build(work: Path) -> None:
-        if identity in known:
-            copy_evaluation(known[identity], work)
+        if identity in evaluated:
+            copy_evaluation(evaluated[identity], work)
             return
         policy, reward = models.policy(weights), models.reward()
         cases, beams = {}, {}
@@ -72,7 +72,7 @@ def _rerank(run: Run, stage: str, weights: Path, known: dict[str, Path]) -> None
         utility = data.truth().utility if data.truth_files else None
         values: dict[str, Any] = {
             "weight": chosen,
-            "tried": {str(weight): found["ndcg@10"] for weight, found in tried.items()},
+            "tried": {str(weight): result["ndcg@10"] for weight, result in tried.items()},
             "validation": tried[chosen],
             "test": summarise(lists, cases["test"], tail=data.tail, utility=utility),
         }
@@ -80,4 +80,4 @@ def _rerank(run: Run, stage: str, weights: Path, known: dict[str, Path]) -> None
         write_file(work / "metrics.json", json.dumps(values, indent=1) + "\n")
 
     reads, also = (*DECODING, "reward"), {"weights": WEIGHTS, "metrics": measured()}
-    known[identity] = run.stage(stage, reads=reads, also=also, schema=2, inputs=inputs, build=build)
+    evaluated[identity] = run.stage(stage, reads=reads, also=also, schema=2, inputs=inputs, build=build)

@@ -52,7 +52,7 @@ def tokenize(run: Run) -> None:
 
     def build(work: Path) -> None:
         codes, error, quantization = _quantize(run)
-        catalog = Catalog.from_codes(_told_apart(run, codes, quantization))
+        catalog = Catalog.from_codes(_without_collisions(run, codes, quantization))
         catalog.write(work / "codes.parquet")
         report = audit(codes, catalog, reconstruction_error=error)
         (work / "audit.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -86,7 +86,7 @@ def _quantize(run: Run) -> tuple[NDArray[np.int64], float | None, Callable[[], Q
     return made.codes, reconstruction_error(vectors, made.reconstruct()), lambda: made
 
 
-def _told_apart(
+def _without_collisions(
     run: Run,
     codes: NDArray[np.int64],  # (V, L)
     quantization: Callable[[], Quantization],
@@ -117,8 +117,8 @@ def _item_vectors(run: Run) -> NDArray[np.float32]:
 
 def _encode(run: Run) -> None:
     """The items' texts through the language model: a stage of its own, since it takes longer than all the rest."""
-    data, given = RunData(run), run.config.tokenizer.language_model
-    model = packaged_model() if given is None else run.data / given
+    data, options = RunData(run), run.config.tokenizer.language_model
+    model = packaged_model() if options is None else run.data / options
     files = {path.relative_to(model).as_posix(): hash_file(path) for path in model.rglob("*") if path.is_file()}
 
     def build(work: Path) -> None:

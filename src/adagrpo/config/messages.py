@@ -15,9 +15,9 @@ SHOWN = 200  # characters of a key or value in a message
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
     """One problem of a validation of a model in one line, with the path of the key and the nearest valid name."""
-    problems = error.errors()
+    errors = error.errors()
     # a misspelt key comes first: where it was a required one, its absence is a consequence
-    first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
+    first = next((entry for entry in errors if entry["type"] == "extra_forbidden"), errors[0])
     path, _ = _follow(model, first["loc"])
     if first["type"] == "extra_forbidden":
         section = _follow(model, first["loc"][:-1])[1]

@@ -1,4 +1,4 @@
-"""What sampling and the searches share: lanes, and the order of what they hold."""
+"""What sampling and the searches share: hypotheses, and the order of what they hold."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from adagrpo.networks.layers import take
 from adagrpo.policies.policy import Policy
 from adagrpo.semantic_ids.trie import Trie
 
-__all__ = ["PART", "DeadEnd", "check", "check_lanes", "top", "top_of_many"]
+__all__ = ["PART", "DeadEnd", "check", "check_hypotheses", "top", "top_of_many"]
 
 PART = 8  # values that `top_of_many` looks at together; N should be a multiple
 
 
 class DeadEnd(RuntimeError):
-    """A lane has nowhere to go: the trie or the policy's own logits rule out every code, or the one that was given."""
+    """A hypothesis cannot go on: the trie or the policy's logits rule out every code, or the one that was given."""
 
 
 def top(
@@ -57,14 +57,14 @@ def check(policy: Policy[Any, Any], trie: Trie | None, temperature: float = 1.0)
     return len(policy.level_sizes)
 
 
-def check_lanes(
+def check_hypotheses(
     logits: Tensor,  # (B, W, K), -inf where a code is not allowed
     level: int,
 ) -> None:
-    """Every lane must have a code to draw, and a softmax to draw it from."""
+    """Every hypothesis must have a code to draw, and a softmax to draw it from."""
     highest = logits.amax(-1)
     if bool(highest.isfinite().all()):
         return
     if bool((highest.isnan() | (highest == torch.inf)).any()):
         raise NotFinite("logits", f"the policy's logits hold NaN or +inf at level {level + 1}")
-    raise DeadEnd(f"a lane has no code to draw at level {level + 1}: none is allowed")
+    raise DeadEnd(f"a hypothesis has no code to draw at level {level + 1}: none is allowed")

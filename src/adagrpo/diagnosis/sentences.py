@@ -50,18 +50,18 @@ def _thresholds(result: Mapping[str, Any]) -> list[str]:
     row, p = next(pair for pair in rows if (pair[0]["tau"], pair[0]["q_min"]) == (settings["tau"], settings["q_min"]))
     if p <= settings["level"]:
         return []
-    found = []
+    reasons = []
     if row["excess"]["low"] <= 0:
-        found.append("the gate admits no more groups than it would with shuffled rewards")
+        reasons.append("the gate admits no more groups than it would with shuffled rewards")
     if row["pull_on_hard"]["low"] <= 0:
-        found.append("on hard groups the reward does not pull toward the logged item beyond the policy's own score")
+        reasons.append("on hard groups the reward does not pull toward the logged item beyond the policy's own score")
     if row.get("accuracy_above_half", {"low": 1.0})["low"] <= 0:
-        found.append("it does not order the rollouts of the admitted groups better than chance")
-    if not found:
+        reasons.append("it does not order the rollouts of the admitted groups better than chance")
+    if not reasons:
         pull = _change(row["pull_on_hard"], 2, 100)
-        found = [f"the evidence (pull {pull} % of the codes) does not hold among {len(rows)} pairs of thresholds"]
+        reasons = [f"the evidence (pull {pull} % of the codes) does not hold among {len(rows)} pairs of thresholds"]
     at = f"At tau {settings['tau']:g}, q_min {settings['q_min']:g} "
-    return [at + ", and ".join(found) + f" (adjusted p {p:.3f})."]
+    return [at + ", and ".join(reasons) + f" (adjusted p {p:.3f})."]
 
 
 def _gate(gate: Mapping[str, Any]) -> str:

@@ -1,7 +1,7 @@
-"""Logs read piece by piece, so that memory does not grow with the text of a file.
+"""Logs read chunk by chunk, so that memory does not grow with the text of a file.
 
 The values of CSV and JSONL come as text: a parser that infers types either stops at the first bad value or hides it. A
-piece ends at the end of a record, and what a record is does not depend on where pieces end.
+chunk ends at the end of a record, and what a record is does not depend on where chunks end.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from adagrpo.data.logs.formats import columns_of, header_of, kind_of, path_of, reading, require, separator_of
-from adagrpo.data.logs.unpacking import MAX_EXPANSION, check_parquet, explodes, read_blocks, room, text_bytes
+from adagrpo.data.logs.unpacking import MAX_EXPANSION, check_parquet, expansion_limit, explodes, read_blocks, text_bytes
 
-__all__ = ["Piece", "read_pieces"]
+__all__ = ["Chunk", "read_chunks"]
 
-PIECE_BYTES = 2**24  # of CSV and JSONL
-PIECE_ROWS = 2**20  # of Parquet
+CHUNK_BYTES = 2**24  # of CSV and JSONL
+CHUNK_ROWS = 2**20  # of Parquet
 RECORD_LINES = 100  # a quoted field that goes on for longer is taken for an unclosed quote
 NESTED = r"^\s*[\[{]"
 BOOLEAN = r"^(true|false)$"
@@ -31,17 +31,17 @@ BOOLEAN = r"^(true|false)$"
 csv.field_size_limit(sys.maxsize)  # a long text that is not read is no reason to refuse a row
 
 
-class Piece(NamedTuple):
+class Chunk(NamedTuple):
     """Some rows of a log, in their order."""
 
-    first: int  # the row of the file that the piece begins with; 0 is the first row of data
+    first: int  # the row of the file that the chunk begins with; 0 is the first row of data
     table: pl.DataFrame  # the columns that were asked for
     problem: pl.Series | None  # what is wrong with a row as a whole, null where nothing is
 
 
-def read_pieces(
+def read_chunks(
     path: Path, columns: Sequence[str], ids: Sequence[str] = (), max_expansion: float = MAX_EXPANSION
-) -> Iterator[Piece]:
+) -> Iterator[Chunk]:
     """Some columns of a log: of a Parquet file as they are, of others as text.
 
     Args:
@@ -51,7 +51,7 @@ def read_pieces(
         max_expansion: to how many times its size a compressed file may unpack, see `adagrpo.data.logs.unpacking`.
 
     Yields:
-        Every row of the file once; at least one piece.
+        Every row of the file once; at least one chunk.
 
     Raises:
         UserError: the file or a column is missing, it cannot be read, a line is too long, or too much unpacks.
@@ -63,32 +63,32 @@ def read_pieces(
     with reading(path, kind):
         for table, problem in read(path, columns, ids, max_expansion):
             if len(table) or not first:
-                yield Piece(first, table, problem)
+                yield Chunk(first, table, problem)
             first += len(table)
 
 
-_Found = tuple[pl.DataFrame, pl.Series | None]
+_Parsed = tuple[pl.DataFrame, pl.Series | None]
 
 
-def _parquet(path: Path, columns: Sequence[str], ids: Sequence[str], max_expansion: float) -> Iterator[_Found]:
+def _parquet(path: Path, columns: Sequence[str], ids: Sequence[str], max_expansion: float) -> Iterator[_Parsed]:
     table = pl.scan_parquet(path, glob=False)
     known = table.collect_schema().names()
     paths = {name: [name] if name in known else path_of(name) for name in columns}
     check_parquet(path, [place[0] for place in paths.values()], max_expansion)
-    most = room(path, max_expansion)
+    most = expansion_limit(path, max_expansion)
     table = table.select(_of_struct(place).alias(name) for name, place in paths.items())
     rows = int(table.select(pl.len()).collect().item())
     text = 0
-    for start in range(0, max(1, rows), PIECE_ROWS):
-        piece = table.slice(start, PIECE_ROWS).collect()
-        came = text_bytes(piece)
+    for start in range(0, max(1, rows), CHUNK_ROWS):
+        chunk = table.slice(start, CHUNK_ROWS).collect()
+        came = text_bytes(chunk)
         text += came
         if text > most:
             raise explodes(path, max_expansion)
         # equal texts share their bytes until something is done with them
-        count = max(1, len(piece) * PIECE_BYTES // max(came, PIECE_BYTES))
-        for first in range(0, max(1, len(piece)), count):
-            yield piece.slice(first, count), None
+        count = max(1, len(chunk) * CHUNK_BYTES // max(came, CHUNK_BYTES))
+        for first in range(0, max(1, len(chunk)), count):
+            yield chunk.slice(first, count), None
 
 
 def _of_struct(path: Sequence[str]) -> pl.Expr:
@@ -106,11 +106,11 @@ def _lines(block: bytes) -> list[str]:
     return [line.removesuffix("\r") for line in lines]
 
 
-def _jsonl(path: Path, columns: Sequence[str], ids: Sequence[str], max_expansion: float) -> Iterator[_Found]:
+def _jsonl(path: Path, columns: Sequence[str], ids: Sequence[str], max_expansion: float) -> Iterator[_Parsed]:
     """Fields as text, null in a line that is not JSON."""
     fields = [pl.coalesce(_match([name]), _match(path_of(name))).alias(name) for name in columns]
     nothing = pl.lit(f"not a JSON object with any of the fields {', '.join(columns)}")
-    for block, _ in read_blocks(path, PIECE_BYTES, max_expansion):
+    for block, _ in read_blocks(path, CHUNK_BYTES, max_expansion):
         lines = pl.DataFrame({"line": pl.Series(_lines(block), dtype=pl.String)})
         table = lines.select(fields)
         problem = table.select(pl.when(pl.all_horizontal(pl.all().is_null())).then(nothing)).to_series()
@@ -148,7 +148,7 @@ def _wrong_types(lines: pl.Series, table: pl.DataFrame, problem: pl.Series, ids:
     return pl.Series(problems, dtype=pl.String)
 
 
-def _csv(path: Path, columns: Sequence[str], ids: Sequence[str], max_expansion: float) -> Iterator[_Found]:
+def _csv(path: Path, columns: Sequence[str], ids: Sequence[str], max_expansion: float) -> Iterator[_Parsed]:
     """Columns as text, and what is wrong with a record as a whole.
 
     The fast reader swallows, without a word, all that lies between two unclosed quotes. So lines and quotes are counted
@@ -156,7 +156,7 @@ def _csv(path: Path, columns: Sequence[str], ids: Sequence[str], max_expansion: 
     """
     names, separator = header_of(path), separator_of(path)
     header = carried = b""
-    for block, last in read_blocks(path, PIECE_BYTES, max_expansion):
+    for block, last in read_blocks(path, CHUNK_BYTES, max_expansion):
         whole = carried + block
         if not header:
             _, spanned = _record(_lines(whole), 0, len(names), separator)
@@ -167,7 +167,7 @@ def _csv(path: Path, columns: Sequence[str], ids: Sequence[str], max_expansion: 
             yield table, None
             continue
         texts = _lines(whole)
-        stop = len(texts) if last else len(texts) - RECORD_LINES  # a record is judged by so many lines after it
+        stop = len(texts) if last else len(texts) - RECORD_LINES  # a record is told by so many lines after it
         table, problem, read = _one_by_one(texts, stop, names, columns, separator)
         carried = b"" if last else b"\n".join(whole.split(b"\n")[read:])
         yield table, problem
