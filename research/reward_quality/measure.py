@@ -26,6 +26,7 @@ from adagrpo.console import StderrConsole
 from adagrpo.pipeline import Run, diagnose_reward
 from adagrpo.pipeline.compare import Comparison
 from adagrpo.report import to_markdown
+from adagrpo.storage.marks import claim
 from research.pages.quality import quality_table
 
 SHARED = ("simulate", "prepare", "tokenize", "sft", "ranker", "train/nll")  # what is not of the reward is made once
@@ -54,6 +55,8 @@ def main() -> None:
 
 def take_over(source: Path, target: Path) -> None:
     """Copy the stages that the reward has no part in; what does not fit the variant after all is made again there."""
+    claim(target.parent, "comparison")
+    claim(target, "run")
     for stage in SHARED:
         if (source / stage).is_dir() and not (target / stage).exists():
             shutil.copytree(source / stage, target / stage)
