@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
-from adagrpo.objective.terms import OBJECTIVES, TERMS, TermInputs
+from adagrpo.objective.terms import OBJECTIVES, TERMS, RewardTerm, TermInputs, TermLoss
+from adagrpo.ranges import PositiveFloat
 
 NAN = float("nan")
 
@@ -107,3 +109,16 @@ def test_the_objectives_of_the_paper_and_beside_it() -> None:
         "distill": ("distill", True, "all", True),
         "best_of_n": ("best_of_n", True, "all", True),
     }
+
+
+def test_the_example_of_the_documents_is_a_term() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "contributing.md").read_text(encoding="utf-8")
+    code = next(part for part in page.split("```python\n") if part.startswith("def weighted_nll")).partition("```")[0]
+    names = {"TermInputs": TermInputs, "TermLoss": TermLoss, "PositiveFloat": PositiveFloat, "torch": torch}
+    exec(code, names)  # the project's own page
+    term = RewardTerm("weighted_nll", names["weighted_nll"])  # type: ignore[arg-type]
+    assert term.options == {"sharpness": (PositiveFloat, 1.0)}
+    log_probs = torch.tensor([[[-1.0, -1.0], [-2.0, -2.0], [-9.0, -9.0]]])
+    rewards, items = torch.tensor([[math.log(3.0), 0.0, math.nan]]), torch.tensor([[4, 7, -1]])
+    losses = term.loss(groups(log_probs=log_probs, rewards=rewards, items=items)).losses
+    assert losses.tolist() == pytest.approx([0.75 * 2 + 0.25 * 4])  # weights 3 : 1, the invalid one left out
