@@ -172,6 +172,19 @@ def test_roles_need_names_and_values(tmp_path: Path) -> None:
         look_at([path], given={"item": "nothing"})
 
 
+def test_the_only_column_of_dates_is_the_time_whatever_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("customer,sku,when\nu1,a,2026-01-01T10:00\nu1,b,2026-01-02\nu2,a,2026-01-03\n", encoding="utf-8")
+    roles = look_at([path])["roles"]
+    assert (
+        roles["timestamp"]["column"] == "when" and roles["timestamp"]["reason"] == "the only column of dates and times"
+    )
+    path.write_text(
+        "customer,sku,when,shipped\nu1,a,2026-01-01,2026-01-02\nu1,b,2026-01-02,2026-01-05\n", encoding="utf-8"
+    )
+    assert "timestamp" not in look_at([path])["roles"]  # one of two would be a guess
+
+
 def test_a_look_reads_no_more_than_it_is_asked_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("adagrpo.data.logs.chunks.CHUNK_BYTES", 1000)
     draw = random.Random(0)

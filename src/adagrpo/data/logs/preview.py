@@ -25,6 +25,7 @@ from adagrpo.errors import UserError
 
 __all__ = ["ROWS", "look_at"]
 
+DATES = "dates and times"
 ROWS = 200_000  # of each file, unless all are asked for
 SAMPLE = 10_000  # rows that types and roles are scored by
 FITS = 0.9  # share of the values that a role must fit
@@ -91,7 +92,7 @@ def _type(values: pl.Series) -> str:
     if _most(found):
         return "whole numbers" if found.dtype.is_integer() else "numbers"
     if values.dtype == pl.String and _most(iso_seconds(values)):
-        return "dates and times"
+        return DATES
     return "true and false" if _most(booleans(values)) else "text"
 
 
@@ -140,6 +141,13 @@ def _roles(names: Sequence[str], sample: pl.DataFrame, given: dict[str, str]) ->
         column = next((name for name in named if _fits(role, sample[name])), None)
         if column is not None:
             roles[role] = {"column": column, "reason": "its name, and its values fit", "given": False}
+    if "timestamp" not in roles:
+        taken = {entry["column"] for entry in roles.values()}
+        dated = [name for name in names if name not in taken and _type(sample[name]) == DATES]
+        if len(dated) == 1:
+            roles["timestamp"] = {"column": dated[0], "reason": f"the only column of {DATES}", "given": False}
+            if not roles.get("order", {"given": True})["given"]:
+                del roles["order"]
     return roles
 
 
