@@ -68,3 +68,33 @@ def test_the_search_finds(line: str) -> None:
 
 def test_the_search_spares_what_is_safe() -> None:
     assert not list(problems(ast.parse("yaml.safe_load(t); policy.eval(); np.load('x', allow_pickle=False)")))
+
+
+# ---------------------------------------------------------------- the layout
+
+MODULES = sorted(path for path in SOURCE.rglob("*.py") if not path.name.startswith("__"))
+
+
+def test_no_two_modules_share_a_name() -> None:
+    stems = [path.stem for path in MODULES]
+    assert {stem for stem in stems if stems.count(stem) > 1} == set()
+
+
+def test_no_imports_go_in_a_circle() -> None:
+    names = {".".join(["adagrpo", *path.relative_to(SOURCE).with_suffix("").parts]): path for path in MODULES}
+    reads = {name: imported(path) & names.keys() for name, path in names.items()}
+    done: set[str] = set()
+    while ready := {name for name in reads.keys() - done if reads[name] <= done}:
+        done |= ready
+    assert reads.keys() - done == set()
+
+
+def imported(path: Path) -> set[str]:
+    """The modules that a module imports, inside functions and for type checkers too."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
