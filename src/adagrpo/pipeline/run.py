@@ -30,13 +30,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-import yaml
 
 from adagrpo import __version__
 from adagrpo.config import Config, dump_config, read_settings, resolve_config
 from adagrpo.config.reward import RewardOptions
-from adagrpo.config.yaml_text import read_yaml
 from adagrpo.errors import UserError
+from adagrpo.pipeline.description import DESCRIPTION, hash_of_output, outputs, read_description, write_description
+from adagrpo.pipeline.written import is_written
 from adagrpo.storage.artifacts import (
     MANIFEST,
     cached_hash,
@@ -60,24 +60,9 @@ from adagrpo.storage.locks import WORK, lock_folder
 from adagrpo.storage.marks import MARK, check, is_marked, read_mark
 from adagrpo.trainer.processes import processes
 
-__all__ = ["EVENTS", "WRITTEN", "Console", "Run", "Silent"]
+__all__ = ["EVENTS", "Console", "Run", "Silent"]
 
-DESCRIPTION, EVENTS = "run.yaml", "events.jsonl"
-
-# the files that stages write, in whatever folder below their own; an attempt that holds any other is not touched
-WRITTEN = frozenset(
-    {
-        *("logs.parquet", "truth.safetensors"),  # simulate
-        *("users.parquet", "items.parquet", "train.parquet", "validation.parquet", "test.parquet"),  # prepare
-        *("impressions.parquet", "held_out.parquet", "rejects.parquet", "summary.json"),
-        *("vectors.parquet", "codes.parquet", "codes.json", "audit.json"),  # encode, tokenize
-        *("steps.jsonl", "validation.jsonl", "model.safetensors", "checkpoint.json"),  # whatever fits a model
-        *("best.safetensors", "average.safetensors", "optimizer.safetensors", "progress.json"),
-        *("semantic_ids.json", "config.json", "metrics.json", "model.txt", "weight.json", "reward.json"),
-        *("predictions.parquet", "free.parquet"),  # evaluate
-        *("report.json", "diagnose.json", MANIFEST),
-    }
-)
+EVENTS = "events.jsonl"
 
 
 BUILD, DONE = "build", "done"  # what the first process tells those that follow it through a stage
@@ -172,7 +157,7 @@ class Run:
             check(out, "run")
             directory, source = out, directory.resolve()
         described = next((root for root in (directory, source) if root and (root / DESCRIPTION).is_file()), directory)
-        content = _read_description(described)
+        content = read_description(described)
         try:
             before, data = content["config"], Path(content["data_directory"])
             code = Path(content["code_directory"]) if "code_directory" in content else None
@@ -232,7 +217,7 @@ class Run:
         """`checked`, or None where there is no such file."""
         path = self.path(*parts)
         if path.name == DESCRIPTION and path.is_file():
-            _read_description(path.parent)
+            read_description(path.parent)
         return self.checked(*parts) if path.is_file() else None
 
     def checked_stage(self, name: str, *, but: Collection[str] = ()) -> Path:
@@ -267,24 +252,24 @@ class Run:
         if _runs_code(self.config.reward):
             content["code_directory"] = str(self.code)
         with self.locked():
-            content |= {"outputs": outputs} if (outputs := _outputs(self.directory)) else {}
-            _write_description(self.directory, content)
+            content |= {"outputs": known} if (known := outputs(self.directory)) else {}
+            write_description(self.directory, content)
 
     def record(self, key: str, value: Any) -> None:
         """Add to run.yaml what is known only later."""
         if not self.processes.is_main_process:
             return
         with self.locked():
-            content = _read_description(self.path(DESCRIPTION).parent)
+            content = read_description(self.path(DESCRIPTION).parent)
             if content.get(key) != value:
-                _write_description(self.directory, content | {key: value})
+                write_description(self.directory, content | {key: value})
 
     def write_output(self, name: str, text: str) -> Path:
         """Write a file that belongs to no stage, such as metrics.json, and its hash into run.yaml."""
         with self.locked():
             path = self.directory / name
             write_file(path, text)
-            self.record("outputs", _outputs(self.directory) | {name: cached_hash(path)})
+            self.record("outputs", outputs(self.directory) | {name: cached_hash(path)})
         return path
 
     def stage(
@@ -377,7 +362,7 @@ class Run:
         self._check_attempt(work)
 
     def _check_attempt(self, work: Path) -> None:
-        foreign = foreign_files(work, _is_written)
+        foreign = foreign_files(work, is_written)
         if foreign:
             raise UserError(f"{foreign[0]}: not made by this program; move it away, and carry out the command again")
 
@@ -398,7 +383,7 @@ class Run:
                 self.processes.broadcast(BUILD)
             with naming(work):
                 build(work)
-            remove(work / "checkpoints", _is_written)
+            remove(work / "checkpoints", is_written)
             self._check_attempt(work)
             seal(work, kind=name, fingerprint=fingerprint)
         else:  # the attempt ended between sealing and publishing
@@ -417,7 +402,7 @@ class Run:
             return
         self._check_place(name)
         marker.unlink(missing_ok=True)  # first, so that a half removed folder is never taken for an attempt
-        remove(work, _is_written)
+        remove(work, is_written)
 
     def hash_input(self, path: Path) -> str:
         """The sha256 of a file that something reads.
@@ -434,7 +419,7 @@ class Run:
         if root is None:
             return cached_hash(path)
         if path.parent == root:
-            return _hash_of_output(root, path.name)
+            return hash_of_output(root, path.name)
         for folder in path.parents:
             content = None if folder == root else manifest(folder)
             if content is not None:
@@ -470,59 +455,6 @@ class Run:
 
 def _runs_code(options: RewardOptions) -> bool:
     return options.kind == "callable" or any(map(_runs_code, options.parts))
-
-
-def _is_written(name: str) -> bool:
-    return Path(name).name in WRITTEN
-
-
-def _read_description(directory: Path) -> dict[str, Any]:
-    """The content of run.yaml.
-
-    Raises:
-        UserError: it is missing, damaged, or not as it was written.
-    """
-    path = directory / DESCRIPTION
-    again = "carry out `adagrpo run` or `adagrpo prepare` again"
-    if not path.is_file():
-        raise UserError(f"{path}: missing; {again}")
-    try:
-        content = dict(read_yaml(path))
-        recorded = content.pop("sha256")
-    except (yaml.YAMLError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{path}: damaged; {again}") from error
-    try:
-        same = recorded == hash_json(content)
-    except (ValueError, TypeError):  # a value that was never written, such as a date
-        same = False
-    if not same:
-        raise UserError(f"{path}: not as it was written; change keys by --set, or {again}")
-    return content
-
-
-def _write_description(directory: Path, content: Mapping[str, Any]) -> None:
-    text = yaml.safe_dump(dict(content), sort_keys=False)
-    digest = hash_json(yaml.safe_load(text))
-    write_file(directory / DESCRIPTION, text + yaml.safe_dump({"sha256": digest}))
-
-
-def _hash_of_output(root: Path, name: str) -> str:
-    """The hash of a file that belongs to no stage, held against the one in run.yaml.
-
-    Raises:
-        UserError: it is not the one that was written.
-    """
-    digest = cached_hash(root / name)
-    if digest != _outputs(root).get(name, digest):
-        raise UserError(
-            f"{root / name}: changed after it was made; run `adagrpo evaluate --run {root}` to have it made again"
-        )
-    return digest
-
-
-def _outputs(root: Path) -> dict[str, str]:
-    """The hashes of the files that belong to no stage, such as metrics.json, by name."""
-    return dict(_read_description(root).get("outputs", {})) if (root / DESCRIPTION).is_file() else {}
 
 
 def _cut_half_line(path: Path) -> None:
