@@ -267,6 +267,20 @@ def test_what_belongs_to_no_stage_is_held_against_the_description(run: Run) -> N
         run.find("metrics.json")
 
 
+def test_a_damaged_description_is_replaced_and_what_it_vouched_for_is_not_believed(run: Run) -> None:
+    run.write_description({})
+    run.write_output("metrics.json", "{}\n")
+    run.path("run.yaml").write_text("[", encoding="utf-8")
+    with pytest.raises(UserError, match=r"run\.yaml: damaged; carry out `adagrpo run`"):
+        Run.open(run.directory)
+    run.write_description({})  # as `adagrpo run` and `adagrpo prepare` do
+    assert Run.open(run.directory).config == run.config
+    with pytest.raises(UserError, match=r"metrics\.json: changed after it was made; run `adagrpo evaluate"):
+        run.find("metrics.json")
+    run.path("notes.json").write_text("{}", encoding="utf-8")
+    assert run.find("notes.json") is not None  # the user's own
+
+
 def test_a_row_of_the_events_that_was_changed_is_refused(run: Run) -> None:
     make(run, "x")
     path = run.path("events.jsonl")

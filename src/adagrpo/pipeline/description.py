@@ -15,6 +15,7 @@ from adagrpo.storage.artifacts import cached_hash, hash_json, write_file
 __all__ = ["DESCRIPTION", "hash_of_output", "outputs", "read_description", "write_description"]
 
 DESCRIPTION = "run.yaml"
+OUTPUTS = ("metrics.json", "results.jsonl")  # of the program's own, whose hashes have to be on record
 
 
 def read_description(directory: Path) -> dict[str, Any]:
@@ -49,13 +50,13 @@ def write_description(directory: Path, content: Mapping[str, Any]) -> None:
 
 
 def hash_of_output(root: Path, name: str) -> str:
-    """The hash of a file that belongs to no stage, held against the one in run.yaml.
+    """The hash of a file that belongs to no stage, held against the one in run.yaml; a file of the user's has none.
 
     Raises:
         UserError: it is not the one that was written.
     """
     digest = cached_hash(root / name)
-    if digest != outputs(root).get(name, digest):
+    if digest != outputs(root).get(name, None if name in OUTPUTS else digest):
         raise UserError(
             f"{root / name}: changed after it was made; run `adagrpo evaluate --run {root}` to have it made again"
         )
@@ -63,5 +64,9 @@ def hash_of_output(root: Path, name: str) -> str:
 
 
 def outputs(root: Path) -> dict[str, str]:
-    """The hashes of the files that belong to no stage, such as metrics.json, by name."""
+    """The hashes of the files that belong to no stage, such as metrics.json, by name.
+
+    Raises:
+        UserError: run.yaml is damaged.
+    """
     return dict(read_description(root).get("outputs", {})) if (root / DESCRIPTION).is_file() else {}

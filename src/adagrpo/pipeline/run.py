@@ -23,7 +23,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -252,7 +252,10 @@ class Run:
         if _runs_code(self.config.reward):
             content["code_directory"] = str(self.code)
         with self.locked():
-            content |= {"outputs": known} if (known := outputs(self.directory)) else {}
+            with suppress(
+                UserError
+            ):  # a damaged one is replaced, and what it said of other files is not known any more
+                content |= {"outputs": known} if (known := outputs(self.directory)) else {}
             write_description(self.directory, content)
 
     def record(self, key: str, value: Any) -> None:
