@@ -16,14 +16,13 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.reliability import findings
-from benchmarks.reliability.damage import damage_files
 from benchmarks.reliability.findings import ROWS, Finding
-from benchmarks.reliability.flips import READERS, flip_bits
 from benchmarks.reliability.foreign import foreign_tree, prepare_trees
 from benchmarks.reliability.lists import check_lists
 from benchmarks.reliability.logs import FORMATS, check_log
 from benchmarks.reliability.masking import check_masking
 from benchmarks.reliability.processes import FULL, Server, run_together, server
+from benchmarks.reliability.readers import READERS, cut_short, damage_files, flip_bit
 from benchmarks.reliability.soak import assess, environment, leftovers
 
 ROOT = Path(__file__).parent.parent
@@ -93,10 +92,11 @@ def test_what_somebody_else_has_put_into_a_folder_stays_there(processes: Server,
 
 
 @pytest.mark.slow
-def test_a_flipped_bit_changes_no_answer(processes: Server, trees: Path) -> None:
-    output = flip_bits(trees / "finished", 12)
-    assert output["silent"] == output["unnamed"] == 0
-    assert output["refused"] > 0 and output["refused"] + output["equal"] == 12 * len(READERS)
+@pytest.mark.parametrize("damage", [cut_short, flip_bit])
+def test_a_damaged_file_changes_no_answer(trees: Path, damage: Callable[..., bytes]) -> None:
+    answers = damage_files(trees / "finished", 8, damage)
+    assert answers["silent"] == answers["unnamed"] == 0
+    assert answers["refused"] > 0 and answers["refused"] + answers["equal"] == 8 * len(READERS)
 
 
 @pytest.fixture(scope="module")
@@ -131,11 +131,6 @@ def test_two_processes_end_with_the_bits_of_one_also_after_a_kill(
     )
     # the second refuses too, unless it is killed before it comes to that: the first one has ended with an error
     assert status[0] == 2 and status[1] in (2, -signal.SIGKILL) and "evaluate: is for one process" in message[0]
-
-
-def test_damage_is_refused_by_name(copied: Path) -> None:
-    refused, files = damage_files(copied, 150)
-    assert refused == 150 and files > 30
 
 
 @pytest.mark.parametrize(("sizes", "seed"), [((6, 5), 0), ((5, 3, 4, 3), 1), ((2,) * 9, 2)])

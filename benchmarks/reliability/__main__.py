@@ -14,10 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.reliability import (
-    damage,
     explode,
     findings,
-    flips,
     foreign,
     invariance,
     kills,
@@ -25,6 +23,7 @@ from benchmarks.reliability import (
     logs,
     masking,
     read_only,
+    readers,
     suites,
 )
 from benchmarks.reliability.findings import Finding
@@ -37,10 +36,10 @@ CHECKS: dict[str, Callable[[Path], Finding]] = {
     "numbers": suites.numbers,
     "rows": logs.bad_rows,
     "security": suites.security,
-    "damage": damage.damage,
+    "damage": readers.truncations,
     "lists": lists.lists,
     "foreign": foreign.foreign,
-    "flips": flips.flips,
+    "flips": readers.flips,
     "read_only": read_only.read_only,
     "masking": masking.masking,
     "explode": explode.explode,

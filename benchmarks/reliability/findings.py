@@ -26,7 +26,7 @@ ROWS = {
     5: "NaN or infinity in rewards, logits and gradients",
     6: "bad rows of twelve kinds and more among 100,000, in CSV, JSONL and Parquet",
     7: "malicious files, YAML tags, names and model folders",
-    8: "truncated or bit-flipped artifacts",
+    8: "truncated files of a run, before every verb that reads them",
     9: "lists that are generated; brute force on small catalogues",
     10: "malformed requests to the server",
     11: "32 clients at 70 % of capacity; four times as many",

@@ -1,6 +1,7 @@
-"""Row 17: one bit of any file of a run is flipped; every verb that reads it gives the same answer or names the file.
+"""Rows 8 and 17: files of a run are cut short, or one bit of them is flipped, before every verb that reads them.
 
-The readers are those of the verbs themselves, each on a run of its own that goes on from the damaged one.
+Each verb must give the same answer, because it does not read the file, or name the file. The readers are those of the
+verbs themselves, each on a run of its own that goes on from the damaged one.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from benchmarks.reliability.foreign import RECIPE
 from benchmarks.reliability.kills import succeed
 from benchmarks.reliability.processes import server
 
-__all__ = ["READERS", "flip_bits", "flips"]
+__all__ = ["READERS", "cut_short", "damage_files", "flip_bit", "flips", "truncations"]
+
+Damage = Callable[[bytes, np.random.Generator], bytes]
 
 
 def _serve(run: Run) -> object:
@@ -60,23 +63,45 @@ READERS: dict[str, Callable[[Run], object]] = {
 }
 
 
+def truncations(work: Path, count: int = 2000) -> Finding:
+    """Row 8: a random end of a random file is lost, `count` times."""
+    return _finding(8, "truncated files", work, count, cut_short)
+
+
 def flips(work: Path, count: int = 2000) -> Finding:
-    """Damage a tiny run, with its diagnosis, `count` times."""
+    """Row 17: a random bit of a random file is flipped, `count` times."""
+    return _finding(17, "flipped bits", work, count, flip_bit)
+
+
+def _finding(row: int, harm: str, work: Path, count: int, damage: Damage) -> Finding:
+    """Damage a tiny run, with its diagnosis."""
     recipe = work / "recipe.yaml"
     recipe.write_text(json.dumps(RECIPE), encoding="utf-8")
     with server(work / "server") as processes:
         succeed(processes, ["run", str(recipe), "--out", str(work / "run"), "--quiet"])
         succeed(processes, ["diagnose", "--run", str(work / "run"), "--quiet"])
-    sums = flip_bits(work / "run", count)
+    answers = damage_files(work / "run", count, damage)
     figure = (
-        f"{count:,} flipped bits in {sums['files']} files, each before {len(READERS)} readers: {sums['refused']:,}"
-        f" times refused with the file named, {sums['equal']:,} times the same answer, {sums['silent']} changed answers"
+        f"{count:,} {harm} in {answers['files']} files, each before {len(READERS)} readers: {answers['refused']:,}"
+        f" times refused with the file named, {answers['equal']:,} times the same answer, {answers['silent']} changed answers"
     )
-    return Finding(17, figure, sums["silent"] == 0 and sums["unnamed"] == 0)
+    return Finding(row, figure, answers["silent"] == 0 and answers["unnamed"] == 0)
 
 
-def flip_bits(directory: Path, count: int, seed: int = 0) -> dict[str, int]:
-    """Flip a bit of a random file, `count` times, and ask every reader; each file is put back.
+def flip_bit(content: bytes, draw: np.random.Generator) -> bytes:
+    """The content with one bit changed."""
+    bit, damaged = int(draw.integers(8 * len(content))), bytearray(content)
+    damaged[bit // 8] ^= 1 << bit % 8
+    return bytes(damaged)
+
+
+def cut_short(content: bytes, draw: np.random.Generator) -> bytes:
+    """The content without its end."""
+    return content[: int(draw.integers(len(content)))]
+
+
+def damage_files(directory: Path, count: int, damage: Damage, seed: int = 0) -> dict[str, int]:
+    """Damage a random file, `count` times, and ask every reader; each file is put back.
 
     Returns:
         How many files there are, and how many answers were refused by the file's name (`refused`), refused without it
@@ -85,23 +110,20 @@ def flip_bits(directory: Path, count: int, seed: int = 0) -> dict[str, int]:
     draw = np.random.default_rng(seed)
     files = sorted(path for path in directory.rglob("*") if path.is_file() and path.stat().st_size)
     whole = {name: _ask(directory, reader) for name, reader in READERS.items()}
-    sums = {"files": len(files), "refused": 0, "unnamed": 0, "equal": 0, "silent": 0}
+    answers = {"files": len(files), "refused": 0, "unnamed": 0, "equal": 0, "silent": 0}
     for _ in range(count):
         path = files[int(draw.integers(len(files)))]
         content = path.read_bytes()
-        damaged = bytearray(content)
-        bit = int(draw.integers(8 * len(content)))
-        damaged[bit // 8] ^= 1 << bit % 8
-        path.write_bytes(damaged)
+        path.write_bytes(damage(content, draw))
         for name, reader in READERS.items():
             try:
                 same = _ask(directory, reader) == whole[name]
-                sums["equal" if same else "silent"] += 1
+                answers["equal" if same else "silent"] += 1
             except UserError as error:
                 named = path.name in str(error) or str(path.parent) in str(error)
-                sums["refused" if named else "unnamed"] += 1
+                answers["refused" if named else "unnamed"] += 1
         path.write_bytes(content)
-    return sums
+    return answers
 
 
 def _ask(directory: Path, reader: Callable[[Run], Any]) -> object:
