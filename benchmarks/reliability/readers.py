@@ -83,7 +83,8 @@ def _finding(row: int, harm: str, work: Path, count: int, damage: Damage) -> Fin
     answers = damage_files(work / "run", count, damage)
     figure = (
         f"{count:,} {harm} in {answers['files']} files, each before {len(READERS)} readers: {answers['refused']:,}"
-        f" times refused with the file named, {answers['equal']:,} times the same answer, {answers['silent']} changed answers"
+        f" times refused with the file named, {answers['equal']:,} times the same answer, {answers['silent']} changed"
+        " answers"
     )
     return Finding(row, figure, answers["silent"] == 0 and answers["unnamed"] == 0)
 
