@@ -53,7 +53,7 @@ from adagrpo.report import (
 )
 from adagrpo.stopping import Terminated, terminable
 from adagrpo.storage.artifacts import check_replaceable, hash_json, publish, seal, temporary
-from adagrpo.storage.marks import check, claim, is_marked
+from adagrpo.storage.marks import check_kind, claim, is_marked
 from adagrpo.trainer.processes import processes
 
 __all__ = ["main"]
@@ -389,7 +389,7 @@ def report(
     """Write report.html from what the run has measured so far; of a comparison, its page from comparison.json."""
     if (run / "comparison.json").is_file():
         content = read_comparison(run / "comparison.json")
-        check(run, "comparison", "--run")
+        check_kind(run, "comparison", "--run")
         if out is not None:
             claim(out, "comparison")
         page = write_comparison(out or run, content)

@@ -11,10 +11,10 @@ from adagrpo.rewards.features import Features
 from adagrpo.trainer.lambdarank import (
     NegativeSampler,
     RankingGroups,
-    case_groups,
     fit_lambdarank,
     logged_groups,
     shown_groups,
+    validation_groups,
 )
 from adagrpo.trainer.ranker_fit import Impressions
 from adagrpo.types import Cases, Ragged
@@ -118,7 +118,7 @@ def test_a_fit_finds_the_ring_and_repeats_itself_to_the_bit() -> None:
         ragged([sequences[u][:-1] for u in users]),
         np.array([sequences[u][-1] for u in users]),
     )
-    held_out = case_groups(sampler, cases, negatives=20, max_history=5)
+    held_out = validation_groups(sampler, cases, negatives=20, max_history=5)
 
     def fit() -> Any:
         return fit_lambdarank(

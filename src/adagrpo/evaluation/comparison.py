@@ -29,9 +29,9 @@ from adagrpo.data.columns import USER_ID
 from adagrpo.evaluation.statistics import Interval, bootstrap_means, holm, seed_interval
 from adagrpo.metrics import RankedLists, lookup, measure_users
 
-__all__ = ["Measured", "Verdict", "compare", "give_verdicts", "over_seeds", "per_user", "within_margin"]
+__all__ = ["ComparisonVerdict", "Measured", "compare", "give_verdicts", "over_seeds", "per_user", "within_margin"]
 
-Verdict = Literal[
+ComparisonVerdict = Literal[
     "better",
     "better, margin not kept",
     "worse",
@@ -163,7 +163,7 @@ def within_margin(against: Mapping[str, Any], metric: str, margin: float) -> dic
     return {"margin": margin, "worst": worst, "kept": worst <= margin}
 
 
-def _verdict(row: Mapping[str, Any], options: CompareConfig) -> Verdict:
+def _verdict(row: Mapping[str, Any], options: CompareConfig) -> ComparisonVerdict:
     if row["arm"] == options.baseline:
         return "baseline"
     if row["p_holm"] is None:

@@ -39,7 +39,7 @@ from adagrpo.pipeline.verbs import refuse_without_order
 from adagrpo.report import finding, write_comparison
 from adagrpo.storage.artifacts import hash_json, with_hash, without_hash, write_file
 from adagrpo.storage.locks import lock_folder
-from adagrpo.storage.marks import check
+from adagrpo.storage.marks import check_kind
 
 __all__ = ["Comparison"]
 
@@ -77,7 +77,7 @@ class Comparison:
                 without order, which have no arms.
         """
         refuse_without_order(config, "adagrpo run")
-        check(directory, "comparison")
+        check_kind(directory, "comparison")
         self.directory, self.data, self.console, self.code = directory, data, console or Silent(), code
         self.seeds = list(seeds) if seeds is not None else [config.seed]
         trained = list(config.train.arms)

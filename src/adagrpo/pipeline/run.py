@@ -57,7 +57,7 @@ from adagrpo.storage.artifacts import (
     write_file,
 )
 from adagrpo.storage.locks import WORK, lock_folder
-from adagrpo.storage.marks import MARK, check, is_marked, read_mark
+from adagrpo.storage.marks import MARK, check_kind, is_marked, read_mark
 from adagrpo.trainer.processes import processes
 
 __all__ = ["EVENTS", "Console", "Run", "Silent"]
@@ -115,7 +115,7 @@ class Run:
         Raises:
             UserError: the directory holds something else than a run.
         """
-        check(directory, "run")
+        check_kind(directory, "run")
         self.directory, self.config, self.data, self.source = directory, config, data, source
         self.code = (code or Path()).resolve()
         self.console: Console = console or Silent()
@@ -150,11 +150,11 @@ class Run:
             raise UserError(
                 f"{directory}: not a run (it has no file {MARK}); make one with `adagrpo run` or `adagrpo prepare`"
             )
-        check(directory, "run", "--run")
+        check_kind(directory, "run", "--run")
         marked = read_mark(directory).get("source")
         source = Path(marked) if marked is not None else None
         if out is not None and out.resolve() != directory.resolve():
-            check(out, "run")
+            check_kind(out, "run")
             directory, source = out, directory.resolve()
         described = next((root for root in (directory, source) if root and (root / DESCRIPTION).is_file()), directory)
         content = read_description(described)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from adagrpo.errors import UserError
 from adagrpo.storage.artifacts import make_folder, naming
 
-__all__ = ["MARK", "Kind", "check", "claim", "is_marked", "read_mark"]
+__all__ = ["MARK", "Kind", "check_kind", "claim", "is_marked", "read_mark"]
 
 MARK = ".adagrpo"
 SCHEMA_VERSION = 1
@@ -46,7 +46,7 @@ def read_mark(directory: Path) -> dict[str, Any]:
     return dict(content)
 
 
-def check(directory: Path, kind: Kind, option: str = "--out") -> bool:
+def check_kind(directory: Path, kind: Kind, option: str = "--out") -> bool:
     """Whether a folder is marked as one of a kind; False where it is free to be taken.
 
     Raises:
@@ -73,9 +73,9 @@ def claim(directory: Path, kind: Kind, **facts: str) -> None:
     """Make a folder if need be, and mark it as one of a kind, unless it is marked already.
 
     Raises:
-        UserError: see `check`.
+        UserError: see `check_kind`.
     """
-    if check(directory, kind) and read_mark(directory):
+    if check_kind(directory, kind) and read_mark(directory):
         return
     make_folder(directory)
     content = json.dumps({"kind": kind, "schema_version": SCHEMA_VERSION, **facts}) + "\n"

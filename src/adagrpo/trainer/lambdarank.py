@@ -31,11 +31,11 @@ __all__ = [
     "Fitted",
     "NegativeSampler",
     "RankingGroups",
-    "case_groups",
     "exposed_groups",
     "fit_lambdarank",
     "logged_groups",
     "shown_groups",
+    "validation_groups",
 ]
 
 Ints = NDArray[np.int64]
@@ -152,7 +152,7 @@ def shown_groups(
     return _grouped(sampler, histories, lengths, owner, items, chosen, drawn)
 
 
-def case_groups(sampler: NegativeSampler, cases: Cases, *, negatives: int, max_history: int) -> RankingGroups:
+def validation_groups(sampler: NegativeSampler, cases: Cases, *, negatives: int, max_history: int) -> RankingGroups:
     """Evaluation cases with sampled items, to choose the number of trees by; no measure of retrieval."""
     padded = pad(cases.histories, np.arange(len(cases)), max_history)
     histories, lengths = padded.items.numpy(), padded.lengths.numpy()

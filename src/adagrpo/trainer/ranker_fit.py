@@ -65,7 +65,7 @@ class Impressions(NamedTuple):
         )
 
 
-class Shown(NamedTuple):
+class ShownItems(NamedTuple):
     """The `N` impressions of a micro-batch."""
 
     rows: Tensor  # (N,) int64 of the batch's histories
@@ -80,7 +80,7 @@ class RankerMicro(NamedTuple):
     """A micro-batch, and what is common to all those of its optimiser step."""
 
     batch: TrainingBatch
-    shown: Shown | None  # for impressions
+    shown: ShownItems | None  # for impressions
     total: float  # samples of the step, or the sum of their weights; at least 1
     clicks: int  # of the step
     negatives: Tensor | None  # (S,) int64 items; None where the step is this micro-batch alone
@@ -158,7 +158,7 @@ class RankerFit:
                 assert_never(self.kind)
         return {"loss": values.sum() / micro.total}, {}
 
-    def _impression_terms(self, micro: RankerMicro, shown: Shown) -> dict[str, Tensor]:
+    def _impression_terms(self, micro: RankerMicro, shown: ShownItems) -> dict[str, Tensor]:
         """Clicks among what was shown and, with negatives, each clicked item among items drawn at random.
 
         The second term makes the ranker usable on any item, and biases it: what was never shown counts as unwanted.
@@ -179,7 +179,7 @@ class RankerFit:
         items = self.ranker.items
         return torch.randint(items.num_embeddings, (self.negatives,), device=items.weight.device)
 
-    def _shown(self, batch: TrainingBatch) -> Shown:
+    def _shown(self, batch: TrainingBatch) -> ShownItems:
         """Every impression that falls into the batch's histories."""
         shown = self.impressions
         assert shown is not None
@@ -193,7 +193,7 @@ class RankerFit:
         kept = (positions >= 0) & (positions < (lengths - 1 - cut)[rows])
         rows, positions, index = rows[kept], positions[kept], index[kept]
         columns = (rows, positions, *(field[index] for field in shown[2:]))  # items, slots, clicked, weights
-        return Shown(*(torch.from_numpy(column).to(batch.targets.device) for column in columns))
+        return ShownItems(*(torch.from_numpy(column).to(batch.targets.device) for column in columns))
 
     def state(self) -> dict[str, float]:
         """Nothing."""

@@ -23,10 +23,10 @@ from adagrpo.storage.artifacts import write_file
 from adagrpo.trainer.lambdarank import (
     NegativeSampler,
     RankingGroups,
-    case_groups,
     fit_lambdarank,
     logged_groups,
     shown_groups,
+    validation_groups,
 )
 from adagrpo.trainer.ranker_fit import Impressions
 
@@ -39,7 +39,9 @@ def _logged_validation(data: RunData, sampler: NegativeSampler) -> RankingGroups
     everyone = data.cases("validation")
     seen = select_cases(everyone, np.flatnonzero(~data.withheld[everyone.users]))
     cases = sample_cases(seen, config.ranker.fit.validation_users, config.seed)
-    return case_groups(sampler, cases, negatives=config.ranker.lambdarank.negatives, max_history=config.max_history)
+    return validation_groups(
+        sampler, cases, negatives=config.ranker.lambdarank.negatives, max_history=config.max_history
+    )
 
 
 def fit_second_ranker(
