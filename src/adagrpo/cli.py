@@ -156,25 +156,25 @@ def inspect(
     quiet: Quiet = False,
 ) -> None:
     """Look at logs: columns, what they seem to be, what would be read and what would be lost. Writes nothing."""
-    found = look_at(logs, None if all_rows else ROWS, _roles(settings))
-    found["next"] = _next_commands(found)
+    preview = look_at(logs, None if all_rows else ROWS, _roles(settings))
+    preview["next"] = _next_commands(preview)
     if as_json:
-        typer.echo(json.dumps(found))
+        typer.echo(json.dumps(preview))
         return
-    roles = {entry["column"]: f"{role} ({entry['reason']})" for role, entry in found["roles"].items()}
+    roles = {entry["column"]: f"{role} ({entry['reason']})" for role, entry in preview["roles"].items()}
     rows = [
-        (one["name"], one["type"], ", ".join(one["examples"]), roles.get(one["name"], "")) for one in found["columns"]
+        (one["name"], one["type"], ", ".join(one["examples"]), roles.get(one["name"], "")) for one in preview["columns"]
     ]
     typer.echo(to_text(Table(("column", "values", "for example", "taken for"), tuple(rows), ("left",) * 4)))
-    if found["missing"]:
-        role = found["missing"][0]
+    if preview["missing"]:
+        role = preview["missing"][0]
         typer.echo(f"\nno column looks like the {role}; say which it is: --set data.columns.{role}=NAME")
         return
-    typer.echo("\n" + "\n".join(sentences(found["understood"])) + f"\nthese are {found['kind']}")
-    _print({name.replace("_", " "): value for name, value in found["counts"].items()}, as_json)
-    for entry in found["lost"]:
+    typer.echo("\n" + "\n".join(sentences(preview["understood"])) + f"\nthese are {preview['kind']}")
+    _print({name.replace("_", " "): value for name, value in preview["counts"].items()}, as_json)
+    for entry in preview["lost"]:
         typer.echo(f"lost: {entry['rows']:,} rows, the first is row {entry['first_row']}: {entry['example']}")
-    typer.echo("\n" + "\n".join(found["next"]))
+    typer.echo("\n" + "\n".join(preview["next"]))
 
 
 @app.command()
@@ -194,8 +194,8 @@ def init(
         raise UserError(f"{out.parent}: no such folder (--out)")
     with out.open("x", encoding="utf-8") as file:
         file.write(text)
-    found = {"recipe": str(out), "next": f"adagrpo run {out} --out runs/{out.stem}"}
-    _print(found, as_json)
+    written = {"recipe": str(out), "next": f"adagrpo run {out} --out runs/{out.stem}"}
+    _print(written, as_json)
 
 
 @app.command()
@@ -214,13 +214,13 @@ def prepare(
     run = Run(out, config, Path(), _console(quiet))
     with _session(run):
         pipeline.prepare(run)
-    found = json.loads(run.checked("prepare", "summary.json").read_text(encoding="utf-8"))
+    summary = json.loads(run.checked("prepare", "summary.json").read_text(encoding="utf-8"))
     if as_json:
-        typer.echo(json.dumps(found))
+        typer.echo(json.dumps(summary))
         return
-    understood = found.pop("understood")
+    understood = summary.pop("understood")
     typer.echo("\n".join(sentences(understood)))
-    _print(found, as_json)
+    _print(summary, as_json)
 
 
 @app.command(name="simulate")
@@ -481,28 +481,28 @@ def _print_metrics(metrics: dict[str, Any], as_json: bool) -> None:
 
 def _roles(settings: list[str]) -> dict[str, str]:
     """Columns by role, as `--set data.columns.user=uid` gives them."""
-    found: dict[str, str] = {}
+    roles: dict[str, str] = {}
     for setting in settings:
         key, equals, column = setting.partition("=")
         role = key.removeprefix("data.columns.")
         if not equals or role == key or role not in ColumnMapping.__dataclass_fields__:
             known = ", ".join(ColumnMapping.__dataclass_fields__)
             raise UserError(f"--set {setting}: write data.columns.ROLE=NAME; the roles are {known}")
-        found[role] = column
-    return found
+        roles[role] = column
+    return roles
 
 
-def _next_commands(found: dict[str, Any]) -> list[str]:
+def _next_commands(preview: dict[str, Any]) -> list[str]:
     """What to type after `inspect`; nothing where a role is missing."""
-    if found["missing"]:
+    if preview["missing"]:
         return []
-    files = shlex.join(found["files"])
-    sets = [f"--set data.columns.{role}={shlex.quote(name)}" for role, name in found["mapping"].items()]
-    said = [f"--set data.columns.{r}={shlex.quote(e['column'])}" for r, e in found["roles"].items() if e["given"]]
-    lost = sum(entry["rows"] for entry in found["lost"])
+    files = shlex.join(preview["files"])
+    sets = [f"--set data.columns.{role}={shlex.quote(name)}" for role, name in preview["mapping"].items()]
+    stated = [f"--set data.columns.{r}={shlex.quote(e['column'])}" for r, e in preview["roles"].items() if e["given"]]
+    lost = sum(entry["rows"] for entry in preview["lost"])
     bad = [f"--max-bad-rows {lost}"] if lost else []
     return [
-        " ".join([f"adagrpo init {files} --out recipe.yaml", *said]),
+        " ".join([f"adagrpo init {files} --out recipe.yaml", *stated]),
         " ".join([f"adagrpo prepare {files} --out runs/mine", *sets, *bad]),
     ]
 

@@ -39,7 +39,7 @@ def read_settings(config: Section, reads: Collection[str], but: Collection[str] 
         >>> read_settings(config, ["seed", "max_history", "evaluation"])
         {'seed': 3, 'evaluation': {'beam_width': 20}}
     """
-    found: dict[str, Any] = {}
+    kept: dict[str, Any] = {}
     for key in reads:
         *above, name = key.split(".")
         section: Any = config
@@ -51,8 +51,8 @@ def read_settings(config: Section, reads: Collection[str], but: Collection[str] 
             raise ValueError(f"'{key}' decides no result, so no stage reads it")
         value, default = _of_field(section, name, key, but)
         if value != default:
-            found[key] = value
-    return found
+            kept[key] = value
+    return kept
 
 
 def _of_field(section: Section, name: str, key: str, but: Collection[str]) -> tuple[Any, Any]:
@@ -67,15 +67,15 @@ def _of_field(section: Section, name: str, key: str, but: Collection[str]) -> tu
 def _reduced(value: Any, key: str, but: Collection[str]) -> Any:
     """A value without what is as by default below it, without `but`, and without what decides nothing."""
     if isinstance(value, Section):
-        found = {}
+        kept = {}
         for name in type(value).model_fields:
             below = f"{key}.{name}"
             if name in value.not_of_the_result or below in but:
                 continue
             part, default = _of_field(value, name, below, but)
             if part != default:
-                found[name] = part
-        return found
+                kept[name] = part
+        return kept
     if isinstance(value, Mapping):
         return {name: _reduced(part, key, but) for name, part in value.items()}
     if isinstance(value, tuple | list):

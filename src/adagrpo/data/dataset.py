@@ -146,8 +146,8 @@ def _count_duplicates(
     user, when = numbered[USER].to_numpy(), numbered[time].to_numpy()
     tied = np.append((user[1:] == user[:-1]) & (when[1:] == when[:-1]), False)
     tied[1:] |= tied[:-1].copy()  # the last of each run of equal times, too
-    found = numbered.select(USER, ITEM, time).filter(pl.Series(tied))
-    return len(found) - found.n_unique()
+    rows = numbered.select(USER, ITEM, time).filter(pl.Series(tied))
+    return len(rows) - rows.n_unique()
 
 
 def _codes(ids: pl.Series, known: pl.Series) -> pl.Series:

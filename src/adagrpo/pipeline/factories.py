@@ -189,21 +189,21 @@ class Models:
 
     def files_of(self, options: RewardOptions) -> list[Path]:
         """The files that decide a reward, each once."""
-        run, found = self.run, []
+        run, paths = self.run, []
         match options:
             case SequentialOptions():
-                found = [self._checkpoint(options) / "model.safetensors"]
+                paths = [self._checkpoint(options) / "model.safetensors"]
             case CallableOptions():
-                found = [find_module(options.function, run.code), *(run.data / name for name in options.files)]
+                paths = [find_module(options.function, run.code), *(run.data / name for name in options.files)]
             case HttpOptions() | NoiseOptions():
                 pass
             case LightGBMOptions() | LambdaRankOptions():
-                found = [self._trees(options), *self.data.training_files[:2]]  # the features count in these
+                paths = [self._trees(options), *self.data.training_files[:2]]  # the features count in these
             case MeanOptions() | WeightedOptions():
-                found = [path for part in options.parts for path in self.files_of(part)]
+                paths = [path for part in options.parts for path in self.files_of(part)]
             case _:
                 assert_never(options)
-        return list(dict.fromkeys(found))
+        return list(dict.fromkeys(paths))
 
     def reward_of(self, options: RewardOptions) -> Reward:
         """Make a reward ready to score."""

@@ -62,23 +62,23 @@ def sizes_for(*, users: int, items: int, longest: int, repeats: float) -> Sizes:
     return Sizes(levels, codes, quantizer, collisions, batch, epochs, beam, repeats < REPEATS, history)
 
 
-def recipe_text(found: Mapping[str, Any], name: str) -> str:
+def recipe_text(preview: Mapping[str, Any], name: str) -> str:
     """A commented recipe for what `adagrpo.data.logs.preview.look_at` found in all rows of a log.
 
     Raises:
         UserError: a role is missing without which there is nothing to train on.
     """
-    if found["missing"]:
-        role = found["missing"][0]
-        listed = ", ".join(column["name"] for column in found["columns"])
+    if preview["missing"]:
+        role = preview["missing"][0]
+        listed = ", ".join(column["name"] for column in preview["columns"])
         raise UserError(
-            f"{found['files'][0]}: no column looks like the {role}; say which it is, "
+            f"{preview['files'][0]}: no column looks like the {role}; say which it is, "
             f"--set data.columns.{role}=NAME, of {listed}"
         )
-    counts, mapping = found["counts"], found["mapping"]
+    counts, mapping = preview["counts"], preview["mapping"]
     if not {"timestamp", "order"} & mapping.keys():
         raise UserError(
-            f"{found['files'][0]}: no column says in which order things happened; say which does, "
+            f"{preview['files'][0]}: no column says in which order things happened; say which does, "
             "--set data.columns.timestamp=NAME"
         )
     repeats = counts["repeats_of_user_and_item"] / max(1, counts["interactions"])
@@ -88,7 +88,7 @@ def recipe_text(found: Mapping[str, Any], name: str) -> str:
         "# Written by `adagrpo init` from the data; change what you know better. docs/recipe.md has every key.",
         f"name: {json.dumps(name)}",
         f"max_history: {sizes.max_history}  # 95 % of the users have at most {longest} interactions",
-        *_data(found),
+        *_data(preview),
         f"tokenizer:  # {counts['items']:,} items on {sizes.codes**sizes.levels:,} code sequences",
         "  vectors: {cooccurrence: 1.0}  # with data.items also text and attributes",
         f"  levels: {sizes.levels}",
@@ -103,20 +103,20 @@ def recipe_text(found: Mapping[str, Any], name: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _data(found: Mapping[str, Any]) -> list[str]:
-    counts, lost = found["counts"], sum(entry["rows"] for entry in found["lost"])
-    understood = found["understood"]
-    logs = [f"    - {json.dumps(str(Path(path).resolve()))}" for path in found["files"]]
+def _data(preview: Mapping[str, Any]) -> list[str]:
+    counts, lost = preview["counts"], sum(entry["rows"] for entry in preview["lost"])
+    understood = preview["understood"]
+    logs = [f"    - {json.dumps(str(Path(path).resolve()))}" for path in preview["files"]]
     columns = [
-        f"    {role}: {json.dumps(column)}  # {found['roles'][role]['reason']}"
-        for role, column in found["mapping"].items()
+        f"    {role}: {json.dumps(column)}  # {preview['roles'][role]['reason']}"
+        for role, column in preview["mapping"].items()
     ]
     lines = [f"data:  # {counts['rows']:,} rows, {counts['users']:,} users", "  logs:", *logs, "  columns:", *columns]
     if "time" in understood and "from" in understood["time"]:
         lines.append(f"  # times are from {understood['time']['from']} to {understood['time']['to']}")
-    if "event" in found["mapping"]:
+    if "event" in preview["mapping"]:
         lines.append("  # keep_events: [purchase]  # all kinds of events are kept as it is")
-    if "rating" in found["mapping"]:
+    if "rating" in preview["mapping"]:
         lines.append("  # min_rating: 4  # all ratings count as interactions as it is")
     if lost:
         lines.append(f"  max_bad_rows: {lost}  # so many cannot be read; `adagrpo inspect` says why")

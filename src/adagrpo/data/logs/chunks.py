@@ -92,10 +92,10 @@ def _parquet(path: Path, columns: Sequence[str], ids: Sequence[str], max_expansi
 
 
 def _of_struct(path: Sequence[str]) -> pl.Expr:
-    found = pl.col(path[0])
+    expression = pl.col(path[0])
     for name in path[1:]:
-        found = found.struct.field(name)
-    return found
+        expression = expression.struct.field(name)
+    return expression
 
 
 def _lines(block: bytes) -> list[str]:

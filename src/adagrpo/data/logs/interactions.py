@@ -250,10 +250,10 @@ class _Reading:
 
     def understood(self, table: pl.DataFrame) -> dict[str, Any]:
         """What was understood of the files, and of the times of the rows that were read."""
-        found: dict[str, Any] = {"files": self.files}
+        summary: dict[str, Any] = {"files": self.files}
         field = self.fields.get(TIMESTAMP)
         time = None if field is None or field.times is None else time_format(table, field.source, field.times)
-        return found | ({} if time is None else {"time": time})
+        return summary | ({} if time is None else {"time": time})
 
     def _take(self, path: Path, chunk: Chunk) -> None:
         fields = self.fields
@@ -347,8 +347,8 @@ def _reasons(
         value = pl.lit(raw[name].cast(pl.String))
         what = pl.concat_str(pl.lit(f"{field.source} is '"), _shown(value), pl.lit(f"', expected {expected}"))
         if field.parse is identifiers:
-            said = f"{field.source} holds a control character (U+0000), expected {expected} without one"
-            what = pl.when(value.str.contains("\x00", literal=True)).then(pl.lit(said)).otherwise(what)
+            reason = f"{field.source} holds a control character (U+0000), expected {expected} without one"
+            what = pl.when(value.str.contains("\x00", literal=True)).then(pl.lit(reason)).otherwise(what)
         empty = pl.lit(f"{field.source} is empty, expected {expected}")
         reasons.append(pl.when(pl.lit(bad[name])).then(pl.coalesce(what, empty)))
     return pl.select(pl.coalesce([*reasons, pl.lit(refused)])).to_series()

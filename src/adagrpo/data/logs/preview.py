@@ -67,12 +67,12 @@ def look_at(paths: Sequence[Path], rows: int | None = ROWS, given: Mapping[str, 
     leaves = [name for name in names if name not in nested]
     columns = [_column(name, sample[name]) for name in leaves]
     roles = _roles(leaves, sample, dict(given or {}))
-    found: dict[str, Any] = {"files": [str(path) for path in paths], "columns": columns, "roles": roles}
+    preview: dict[str, Any] = {"files": [str(path) for path in paths], "columns": columns, "roles": roles}
     missing = [role for role in ("user", "item") if role not in roles]
     if not {"timestamp", "order", "clicked"} & roles.keys():
         missing.append("timestamp")
-    found["missing"] = missing
-    return found if missing else found | _counted(paths, roles, rows)
+    preview["missing"] = missing
+    return preview if missing else preview | _counted(paths, roles, rows)
 
 
 def _column(name: str, values: pl.Series) -> dict[str, Any]:
@@ -88,9 +88,9 @@ def _type(values: pl.Series) -> str:
         return "empty"
     if values.dtype != pl.String and not values.dtype.is_numeric():
         return str(values.dtype)
-    found = numbers(values)
-    if _most(found):
-        return "whole numbers" if found.dtype.is_integer() else "numbers"
+    read = numbers(values)
+    if _most(read):
+        return "whole numbers" if read.dtype.is_integer() else "numbers"
     if values.dtype == pl.String and _most(iso_seconds(values)):
         return DATES
     return "true and false" if _most(booleans(values)) else "text"

@@ -40,13 +40,13 @@ class Times:
     def read(self, values: pl.Series) -> pl.Series:
         """Some times as numbers, null where a value is none or is written unlike the first one."""
         dated = values.dtype in (pl.Date, pl.Datetime)
-        found = numbers(values, 0.0, LAST_TIME)
+        read = numbers(values, 0.0, LAST_TIME)
         if self.kind is None:
-            self.kind = self._kind_of(values, found, dated)
+            self.kind = self._kind_of(values, read, dated)
         if self.kind != "ISO 8601":
-            return where(pl.repeat(False, len(found), eager=True), found) if dated and self.kind else found
+            return where(pl.repeat(False, len(read), eager=True), read) if dated and self.kind else read
         if dated:
-            return found
+            return read
         if values.dtype != pl.String:
             return pl.Series(values.name, [None] * len(values), dtype=pl.Int64)
         seconds = iso_seconds(values)
@@ -54,11 +54,11 @@ class Times:
         return seconds
 
     @staticmethod
-    def _kind_of(values: pl.Series, found: pl.Series, dated: bool) -> Literal["number", "ISO 8601"] | None:
+    def _kind_of(values: pl.Series, read: pl.Series, dated: bool) -> Literal["number", "ISO 8601"] | None:
         """How the first value is written that can be read; of text that is both, a number."""
         if dated:
-            return "ISO 8601" if found.null_count() < len(found) else None
-        number = found.is_not_null().arg_max() if found.null_count() < len(found) else None
+            return "ISO 8601" if read.null_count() < len(read) else None
+        number = read.is_not_null().arg_max() if read.null_count() < len(read) else None
         if number == 0 or values.dtype != pl.String:
             return None if number is None else "number"
         times = iso_seconds(values).is_not_null()

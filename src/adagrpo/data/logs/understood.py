@@ -18,12 +18,12 @@ __all__ = ["file_format", "sentences", "time_format"]
 def file_format(path: Path) -> dict[str, Any]:
     """How a file is written: its kind; of text the encoding and whether it is packed; of CSV the separator."""
     kind = kind_of(path)
-    found: dict[str, Any] = {"file": path.name, "format": kind}
+    described: dict[str, Any] = {"file": path.name, "format": kind}
     if kind == "Parquet":
-        return found
+        return described
     if kind == "CSV":
-        found["separator"] = separator_of(path)
-    return found | {"encoding": encoding_of(path), "packed": path.name.lower().endswith(".gz")}
+        described["separator"] = separator_of(path)
+    return described | {"encoding": encoding_of(path), "packed": path.name.lower().endswith(".gz")}
 
 
 def time_format(table: pl.DataFrame, source: str, times: Times) -> dict[str, Any] | None:
@@ -31,12 +31,12 @@ def time_format(table: pl.DataFrame, source: str, times: Times) -> dict[str, Any
     if TIMESTAMP not in table.columns or len(table) == 0 or times.kind is None:
         return None
     low, high = (float(value) for value in (table[TIMESTAMP].min(), table[TIMESTAMP].max()))  # type: ignore[arg-type]
-    found: dict[str, Any] = {"column": source, "written_as": times.kind}
+    described: dict[str, Any] = {"column": source, "written_as": times.kind}
     unit = "seconds" if times.kind == "ISO 8601" else unit_of(low, high)
     if times.kind == "ISO 8601":
-        found["without_offset"] = times.naive
-    found |= {"unit": unit, "first": table[TIMESTAMP].min(), "last": table[TIMESTAMP].max()}
-    return found | ({} if unit is None else {"from": moment(low, unit), "to": moment(high, unit)})
+        described["without_offset"] = times.naive
+    described |= {"unit": unit, "first": table[TIMESTAMP].min(), "last": table[TIMESTAMP].max()}
+    return described | ({} if unit is None else {"from": moment(low, unit), "to": moment(high, unit)})
 
 
 def sentences(understood: dict[str, Any]) -> list[str]:

@@ -77,9 +77,9 @@ class _AsUtf8(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         while not self.left and not self.ended:
-            found = self.file.read(DECODED)
-            self.ended = not found
-            text = self.decoder.decode(found, final=self.ended)
+            block = self.file.read(DECODED)
+            self.ended = not block
+            text = self.decoder.decode(block, final=self.ended)
             self.left = memoryview(text.encode("utf-8", errors="replace"))
         count = min(len(buffer), len(self.left))
         buffer[:count] = self.left[:count]
