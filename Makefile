@@ -16,10 +16,10 @@ demo: $(SETUP)
 	$(BIN)/adagrpo demo --out runs/demo
 
 test: $(SETUP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4
 
 test-fast: $(SETUP)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m "not slow"
 
 lint: $(SETUP)
 	$(BIN)/ruff check src tests benchmarks research
