@@ -209,7 +209,8 @@ def prepare(
     quiet: Quiet = False,
 ) -> None:
     """Read logs into a new run directory: filter, number, split. Columns: --set data.columns.user=uid."""
-    content = {"name": out.name, "data": {"logs": [str(path.resolve()) for path in logs]}}
+    given = {"data": {"logs": [str(path.resolve()) for path in logs]}}
+    content = {"name": out.name} | pipeline.kept_settings(out) | given
     config = resolve_config(content, _overrides(settings, seed, max_bad_rows), "prepare")
     run = Run(out, config, Path(), _console(quiet))
     with _session(run):
