@@ -38,6 +38,7 @@ from adagrpo.errors import ServiceError, UserError
 from adagrpo.networks.layers import autocast_dtype
 from adagrpo.pipeline import Run, Silent
 from adagrpo.pipeline.compare import Comparison
+from adagrpo.pipeline.status import status, status_tables
 from adagrpo.pipeline.suggest import recipe_text
 from adagrpo.report import (
     Table,
@@ -401,6 +402,20 @@ def report(
             page = pipeline.write_report(opened)
             written = [] if figures is None else write_figures(opened, figures)
     _print({"report": str(page)} | ({"figures": len(written)} if written else {}), as_json)
+
+
+@app.command(name="status")
+def show_status(
+    run: Annotated[Path, typer.Option("--run", help="The run directory, or the folder of a comparison.")],
+    seed: Seed = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Say which stages of a run are done, stale, interrupted or missing, why, and what to do next. Writes nothing."""
+    content = status(run)
+    table, lines = status_tables(content)
+    text = [] if table is None else [to_text(table), ""]
+    typer.echo(json.dumps(content) if as_json else "\n".join([*text, *lines]))
 
 
 @app.command()

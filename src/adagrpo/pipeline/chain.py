@@ -161,10 +161,10 @@ class Look(Run):
         """Compare a stage with its declaration; see `Run.stage`."""
         if also == {"model": {}}:  # a language model's folder that is gone
             self.recorded(name)
-            return self.path(name)
+            return self.folder(name)
         settings = read_settings(self.config, reads, but)
         self._compare(name, Ingredients(schema, settings, also, self.hash_inputs(inputs)), inputs)
-        return self.path(name)
+        return self.folder(name)
 
     def recorded(self, name: str) -> None:
         """Compare a stage with what its manifest keeps of its declaration."""
@@ -216,7 +216,7 @@ class Look(Run):
 
     def checked_stage(self, name: str, *, but: object = ()) -> Path:
         """The path alone."""
-        return self.path(*name.split("/"))
+        return self.folder(name)
 
     def write_description(self, data_files: Mapping[str, str]) -> None:
         """Nothing."""
@@ -229,7 +229,7 @@ class Look(Run):
     def _manifest(self, name: str) -> tuple[dict[str, Any] | None, str]:
         """The manifest of a stage, and what is wrong with it."""
         try:
-            return manifest(self.path(*name.split("/"))), ""
+            return manifest(self.folder(name)), ""
         except UserError as error:
             return None, str(error)
 
@@ -246,9 +246,12 @@ class Look(Run):
         inputs = {
             label: UNKNOWN if kept is None else kept.inputs.get(label, UNKNOWN)
             for label, owner in owners.items()
-            if owner is None and (now.inputs[label] == GONE or (name == "prepare" and not self._logs))
+            if owner is None and (now.inputs[label] == GONE or name == "prepare")
         }
-        now, chosen = self._leniently(name, kept, now._replace(inputs=now.inputs | inputs))
+        changed = [label for label, digest in inputs.items() if now.inputs[label] not in (GONE, digest, UNKNOWN)]
+        now, said = self._leniently(name, kept, now._replace(inputs=now.inputs | inputs))
+        if changed and self._logs and kept is not None:
+            said = f"{', '.join(changed)} changed after it was read"
         before = [self.parts[source] for source in sources if source in self.parts]
         behind = next((part for part in before if not part.there), None) or next(
             (part for part in before if not part.usable), None
@@ -262,7 +265,7 @@ class Look(Run):
         elif behind is not None:
             found = Part(name, "stale", f"{behind.name} is {behind.state}", (), sources)
         else:
-            found = Part(name, "done", chosen, (), sources)
+            found = Part(name, "done", said, (), sources)
         self.parts[name] = found
 
     def _leniently(self, name: str, kept: Ingredients | None, now: Ingredients) -> tuple[Ingredients, str]:

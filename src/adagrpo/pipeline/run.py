@@ -201,6 +201,10 @@ class Run:
             return self.source.joinpath(*parts)
         return own
 
+    def folder(self, stage: str) -> Path:
+        """Where a stage lies that is finished; its place may also hold an inner stage alone, such as `ranker/report`."""
+        return self.path(*stage.split("/"), MANIFEST).parent
+
     def checked(self, *parts: str) -> Path:
         """A file of the run that is as it was written.
 
@@ -224,7 +228,7 @@ class Run:
         Raises:
             UserError: the stage is missing, or a file of it was changed after it was made; it is named.
         """
-        folder = self.path(*name.split("/"))
+        folder = self.folder(name)
         content = manifest(folder)
         if content is None:
             raise UserError(f"{folder}: missing; run {remake(self, folder)} first")
@@ -309,11 +313,11 @@ class Run:
         if not self.processes.is_main_process:
             while self.processes.broadcast() == BUILD:
                 build(folder.work)
-            return self.path(name)
+            return self.folder(name)
         with self.locked():
             settings = read_settings(self.config, reads, but)
             made_from = Ingredients(schema, settings, also, self.hash_inputs(inputs), tuple(reads), tuple(but))
-            there = self.path(name)
+            there = self.folder(name)
             done = manifest(there)
             if done is not None and done["fingerprint"] == made_from.fingerprint(name):
                 verify(there)
@@ -328,7 +332,7 @@ class Run:
                 self._event(name, "end", time.monotonic() - started)
             if self.followed:
                 self.processes.broadcast(DONE)
-            return self.path(name)
+            return self.folder(name)
 
     def trained(self) -> list[str]:
         """The folders of finished arms, by name."""

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from adagrpo.errors import UserError
 from adagrpo.pipeline.chain import Part, parts_of
-from adagrpo.pipeline.collected import collected, gathered_stages
+from adagrpo.pipeline.collected import metrics_are_stale
 from adagrpo.pipeline.commands import remake
 from adagrpo.pipeline.run import Run
-from adagrpo.storage.artifacts import manifest
 
-__all__ = ["Shown", "metrics_are_stale"]
+__all__ = ["Shown"]
 
 
 class Shown:
@@ -58,23 +56,6 @@ class Shown:
     def events(self) -> Sequence[Mapping[str, Any]]:
         """See `Run.events`."""
         return self.run.events()
-
-
-def metrics_are_stale(run: Run, parts: Mapping[str, Part], metrics: Path) -> str:
-    """Why a metrics.json is not of the stages that are there and up to date; empty where it is."""
-    try:
-        stages = gathered_stages(json.loads(metrics.read_text(encoding="utf-8")))
-    except (ValueError, TypeError, RecursionError):
-        return ""  # the page says what is wrong with it
-    noted = collected(run)
-    for name in stages:
-        content = manifest(run.path(*name.split("/")))
-        if noted is not None and (content is None or noted.get(name) != content["fingerprint"]):
-            return f"{name} was made again since" if content else f"{name} is missing"
-        part = parts.get(name)
-        if part is not None and part.there and not part.usable:
-            return f"{name} is {part.state} ({part.why})"
-    return ""
 
 
 def _can_be_shown(part: Part) -> bool:
