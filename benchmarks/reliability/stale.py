@@ -67,7 +67,7 @@ FAULTS: dict[str, Fault] = {
     "more data": Fault(("prepare", "LONGER", "--out", "RUN", *COLUMNS)),
     "other tokenizer": Fault(("tokenize", "--run", "RUN", "--set", "tokenizer.codes=10")),
     "other sft": Fault(("sft", "--run", "RUN", "--set", "sft.learning_rate=0.01")),
-    "other ranker": Fault(("ranker", "--run", "RUN", "--set", "ranker.dropout=0.3")),
+    "other ranker": Fault(("ranker", "--run", "RUN", "--set", "ranker.dropout=0.4")),
     "other objective": Fault(("train", "--run", "RUN", "--set", "objective.tau=0.9")),
     "other reward": Fault(("train", "--run", "RUN", "--set", "reward={kind: noise}")),
     "other arms": Fault(("train", "--run", "RUN", "--set", "train.arms=[nll, mixture]")),

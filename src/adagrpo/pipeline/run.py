@@ -202,7 +202,7 @@ class Run:
         return own
 
     def folder(self, stage: str) -> Path:
-        """Where a stage lies that is finished; its place may also hold an inner stage alone, such as `ranker/report`."""
+        """Where a finished stage lies; its place may also hold an inner stage alone, such as `ranker/report`."""
         return self.path(*stage.split("/"), MANIFEST).parent
 
     def checked(self, *parts: str) -> Path:
