@@ -209,7 +209,7 @@ def test_a_stage_before_its_inputs(adagrpo: Command, tmp_path: Path, data: Path)
     assert adagrpo("prepare", data / "log.csv", "--out", out).status == 0
     for verb in ("sft", "train", "evaluate"):
         refused(adagrpo(verb, "--run", out), "missing; run `adagrpo tokenize --run")
-    refused(adagrpo("report", "--run", out), "metrics.json: not there", "evaluate")
+    refused(adagrpo("report", "--run", out), "metrics.json: missing", "run `adagrpo evaluate --run")
     assert adagrpo("tokenize", "--run", out, "--set", "tokenizer.codes=8", "--quiet").err == ""
     refused(adagrpo("train", "--run", out), "sft/best/model.safetensors: missing; run `adagrpo sft")
 
@@ -290,8 +290,8 @@ def test_one_verb_after_the_other(adagrpo: Command, tmp_path: Path, world: Any, 
     assert json.loads(prepared.out)["users"] == 62 and json.loads(prepared.out)["items"] == 30
     recipe, arguments = world.recipe(), {}
     for verb, sections in {
-        "tokenize": ["tokenizer", "max_history"],
-        "sft": ["policy", "sft", "evaluation"],
+        "tokenize": ["tokenizer"],
+        "sft": ["policy", "sft", "evaluation", "max_history"],
         "ranker": ["ranker"],
         "train": ["objective", "train"],
     }.items():

@@ -35,8 +35,8 @@ class StderrConsole:
         self.close()
         if event == "start" and not sys.stderr.isatty():
             return  # so that what is wrong with the input is the only line
-        text = {"start": "...", "skip": "unchanged, skipped", "end": f"done in {seconds:.1f} s"}[event]
-        self.console.print(f"{name}: {text}")
+        text = {"start": "...", "skip": "unchanged, skipped", "end": f"done in {seconds:.1f} s"}
+        self.console.print(f"{name}: {text.get(event, event)}")
 
     def progress(self, label: str, done: int, total: int, values: Mapping[str, float]) -> None:
         """Advance the bar, or print a line now and then where stderr is no terminal."""

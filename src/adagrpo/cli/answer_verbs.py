@@ -15,7 +15,7 @@ from adagrpo.errors import UserError
 if TYPE_CHECKING:
     from adagrpo.config import Config
 
-__all__ = ["compare", "diagnose", "report"]
+__all__ = ["compare", "diagnose", "report", "show_status"]
 
 
 @verb("diagnose", "answers", sets="recipe")
@@ -125,6 +125,21 @@ def report(
             page = pipeline.write_report(opened)
             written = [] if figures is None else write_figures(opened, figures)
     print_values({"report": str(page)} | ({"figures": len(written)} if written else {}), common.as_json)
+
+
+@verb("status", "answers")
+def show_status(
+    run: Annotated[Path, typer.Option("--run", help="The run directory, or the folder of a comparison.")],
+    common: Common,
+) -> None:
+    """Say which stages of a run are done, stale, interrupted or missing, why, and what to do next. Writes nothing."""
+    from adagrpo.pipeline.status import status, status_tables
+    from adagrpo.report import to_text
+
+    content = status(run)
+    table, lines = status_tables(content)
+    text = [] if table is None else [to_text(table), ""]
+    typer.echo(json.dumps(content) if common.as_json else "\n".join([*text, *lines]))
 
 
 def _folders(out: Path, configs: list[Config]) -> list[Path]:

@@ -79,7 +79,8 @@ def prepare(logs: LogFiles, out: Out, common: Common, max_bad_rows: MaxBadRows =
     from adagrpo.config import resolve_config
     from adagrpo.data.logs.understood import sentences
 
-    content = {"name": out.name, "data": {"logs": [str(path.resolve()) for path in logs]}}
+    given = {"data": {"logs": [str(path.resolve()) for path in logs]}}
+    content = {"name": out.name} | pipeline.kept_settings(out) | given
     config = resolve_config(content, common.overrides(max_bad_rows), "prepare")
     run = pipeline.Run(out, config, Path(), common.console())
     with session(run):

@@ -19,6 +19,11 @@ class Chosen(NamedTuple):
     weights: Path  # its folder
     step: int
 
+    @property
+    def stage(self) -> str:
+        """The stage that it is of."""
+        return "sft" if self.arm == "sft" else f"train/{self.arm}"
+
 
 def choose_checkpoint(run: Run, arm: str | None, checkpoint: Literal["best", "final"]) -> Chosen:
     """The checkpoint of an arm.

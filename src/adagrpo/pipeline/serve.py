@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from adagrpo.data.prepared import load_item_ids
 from adagrpo.errors import UserError
+from adagrpo.pipeline.chain import reward_parts
+from adagrpo.pipeline.checks import check
 from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
@@ -72,7 +74,7 @@ def serve(
         ready: called once requests are taken, with the address and what `/health` says.
 
     Raises:
-        UserError: the extra is missing, nothing to serve, or the address cannot be had.
+        UserError: the extra is missing, nothing to serve, what would be served is stale, or the address cannot be had.
     """
     try:
         from adagrpo.serving import app
@@ -80,7 +82,9 @@ def serve(
         raise UserError("serve: needs fastapi and uvicorn; pip install 'adagrpo[serve]'") from error
     listener = app.listen(host, port)
     with listener:
-        served, about = recommender(run, arm, checkpoint, reward_weight)
+        chosen = choose_checkpoint(run, arm, checkpoint)
+        check(run, "serve", [chosen.stage, *(reward_parts(run) if reward_weight > 0 else ())])
+        served, about = recommender(run, chosen.arm, checkpoint, reward_weight)
         served.recommend([[0]])  # what is made on first use is made before the first request
         ready({"url": f"http://{host}:{listener.getsockname()[1]}", **about})
         app.serve(app.create_app(served, about), listener)
