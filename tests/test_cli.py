@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -227,6 +228,39 @@ def test_whatever_else_goes_wrong_is_one_line_and_status_1(
     monkeypatch.setattr(sys, "argv", ["adagrpo", "report", "--run", str(copied)])
     with pytest.raises(RuntimeError, match="two"):
         cli.main()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("transformers.cache_utils", "transformers is not installed; pip install 'adagrpo[hf]'"),
+        ("sentence_transformers", "pip install 'adagrpo[text]'"),
+        ("my.reward", "module 'my.reward' is neither installed nor a file my/reward.py in /"),
+    ],
+)
+def test_a_module_that_is_not_there_is_named_with_what_to_do(
+    adagrpo: Command, copied: Path, monkeypatch: pytest.MonkeyPatch, name: str, said: str
+) -> None:
+    def fail(path: Path) -> None:
+        raise ModuleNotFoundError(f"No module named '{name}'", name=name)
+
+    monkeypatch.setattr(pipeline, "write_report", fail)
+    refused(adagrpo("report", "--run", copied), said)
+
+
+def test_every_extra_that_is_named_exists() -> None:
+    text = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    assert {*cli.EXTRAS.values()} <= tomllib.loads(text)["project"]["optional-dependencies"].keys()
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion_of_a_shell(shell: str) -> None:
+    program = "import sys; from adagrpo.__main__ import main; sys.argv[0] = 'adagrpo'; main()"
+    asked = {"_ADAGRPO_COMPLETE": f"complete_{shell}", "COMP_WORDS": "adagrpo tok", "COMP_CWORD": "1"}
+    asked |= {"_TYPER_COMPLETE_ARGS": "adagrpo tok"}
+    command = [sys.executable, "-c", program]
+    output = subprocess.run(command, capture_output=True, text=True, env=os.environ | asked, check=True)
+    assert "tokenize" in output.stdout and "train" not in output.stdout and output.stderr == ""
 
 
 def test_an_interrupt_says_how_to_go_on(adagrpo: Command, copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:

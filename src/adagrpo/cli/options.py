@@ -49,7 +49,7 @@ MaxBadRows = Annotated[
     int | None, typer.Option(min=0, help="How many rows of the logs may be bad; the recipe's, or 0, if not given.")
 ]
 RunDirectory = Annotated[Path, typer.Option("--run", help="The run directory.")]
-ARM = "sft or a trained arm; the last one trained if not given."
+ARM = "sft or a trained arm; if not given, the one of the best NDCG@10 on validation among those evaluated."
 Checkpoint = Annotated[Literal["best", "final"], typer.Option(help="Which checkpoint of it.")]
 LogFiles = Annotated[list[Path], typer.Argument(help="Log files of the same columns.")]
 Out = Annotated[Path, typer.Option("--out", help="Where to write.")]
