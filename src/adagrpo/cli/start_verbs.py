@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adagrpo.cli.options import Common, MaxBadRows, Out, session, verb
+from adagrpo.cli.options import EVERYTHING, Common, DryRun, MaxBadRows, Out, session, verb
+from adagrpo.cli.planning import plan_text, print_plan
 from adagrpo.cli.printing import print_metrics
 from adagrpo.errors import UserError
 
@@ -20,11 +21,12 @@ if TYPE_CHECKING:
 __all__ = ["demo", "run_recipe"]
 
 
-@verb("demo", "start", sets="recipe")
+@verb("demo", "start", sets="recipe", tracks=True)
 def demo(
     common: Common,
     out: Out = Path("runs/demo"),
     small: Annotated[bool, typer.Option("--small", help="A smaller world, for a quick check of the machine.")] = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Simulate a marketplace and run the whole pipeline on it, with a report."""
     from adagrpo.config import load_config
@@ -33,37 +35,51 @@ def demo(
     name = "demo-small.yaml" if small else "demo.yaml"
     with importlib.resources.as_file(importlib.resources.files("adagrpo") / "recipes" / name) as recipe:
         config = load_config(recipe, common.overrides())
-    _carry_out(Run(out, config, Path(), common.console()), common)
+    run = Run(out, config, Path(), common.console(out))
+    if dry_run:
+        print_plan(run, EVERYTHING, common.as_json)
+        return
+    _carry_out(run, common)
 
 
-@verb("run", "start", sets="recipe")
+@verb("run", "start", sets="recipe", tracks=True)
 def run_recipe(
     recipe: Annotated[Path, typer.Argument(help="A recipe, see recipes/.")],
     out: Out,
     common: Common,
     data: Annotated[Path, typer.Option(help="The folder that the recipe's relative paths are in.")] = Path(),
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check the recipe, print it resolved, do nothing.")
-    ] = False,
+    dry_run: DryRun = False,
     max_bad_rows: MaxBadRows = None,
 ) -> None:
     """Carry out a recipe; the same command continues an interrupted run."""
-    import yaml
-
-    from adagrpo.config import dump_config, load_config
+    from adagrpo.config import load_config
     from adagrpo.pipeline import Run
 
     config = load_config(recipe, common.overrides(max_bad_rows))
     if not data.is_dir():
         raise UserError(f"{data}: no such folder (--data)")
+    run = Run(out, config, data, common.console(out), recipe.parent)
     if dry_run:
-        content, arms = dump_config(config), config.settings_of_arms()
-        # as a comment, so that what is printed is a recipe again
-        comment = textwrap.indent(yaml.safe_dump({"arms": arms}, sort_keys=False), "# ")
-        text = yaml.safe_dump(content, sort_keys=False) + comment
-        typer.echo(json.dumps(content | {"arms": arms}) if common.as_json else text.rstrip())
+        _print_recipe_and_plan(run, common)
         return
-    _carry_out(Run(out, config, data, common.console(), recipe.parent), common)
+    _carry_out(run, common)
+
+
+def _print_recipe_and_plan(run: Run, common: Common) -> None:
+    """The recipe resolved; as comments, so that it is a recipe again, what each arm is trained by, and the plan."""
+    import yaml
+
+    from adagrpo.config import dump_config
+    from adagrpo.pipeline.dry_run import plan
+
+    content, arms = dump_config(run.config), run.config.settings_of_arms()
+    planned = plan(run, EVERYTHING)
+    if common.as_json:
+        typer.echo(json.dumps(content | {"arms": arms, "plan": planned}))
+        return
+    comment = yaml.safe_dump({"arms": arms}, sort_keys=False) + "\n" + plan_text(planned)
+    text = yaml.safe_dump(content, sort_keys=False) + textwrap.indent(comment, "# ", lambda line: True)
+    typer.echo(text.rstrip())
 
 
 def _carry_out(run: Run, common: Common) -> None:
