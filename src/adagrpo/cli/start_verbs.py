@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adagrpo.cli.options import EVERYTHING, Common, DryRun, MaxBadRows, Out, session, verb
-from adagrpo.cli.planning import plan_text, print_plan
+from adagrpo.cli.options import EVERYTHING, Common, DryRun, MaxBadRows, Out, close, session, verb
+from adagrpo.cli.planning import plan_text
 from adagrpo.cli.printing import print_metrics
 from adagrpo.errors import UserError
+from adagrpo.stopping import terminable
 
 if TYPE_CHECKING:
     from adagrpo.pipeline import Run
@@ -28,18 +29,34 @@ def demo(
     small: Annotated[bool, typer.Option("--small", help="A smaller world, for a quick check of the machine.")] = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Simulate a marketplace and run the whole pipeline on it, with a report."""
+    """Diagnose, train and measure under a good and a wrong reward, in a simulated marketplace."""
     from adagrpo.config import load_config
-    from adagrpo.pipeline import Run
+    from adagrpo.pipeline.demo import demo_runs, run_demo
+    from adagrpo.report import to_text
+    from adagrpo.report.reward_trial import trial_sentences, trial_table
 
     name = "demo-small.yaml" if small else "demo.yaml"
     with importlib.resources.as_file(importlib.resources.files("adagrpo") / "recipes" / name) as recipe:
         config = load_config(recipe, common.overrides())
-    run = Run(out, config, Path(), common.console(out))
     if dry_run:
-        print_plan(run, EVERYTHING, common.as_json)
+        _print_demo_plans(demo_runs(out, config, common.console(out)), common.as_json)
         return
-    _carry_out(run, common)
+    console = common.console(out)
+    try:
+        with terminable():
+            result = run_demo(out, config, console)
+    finally:
+        close(console)
+    if common.as_json:
+        pages = {name: str(page) for name, page in result.pages.items()}
+        typer.echo(
+            json.dumps(result.metrics | {"report": str(out / "report.html"), "demo": result.rewards, "reports": pages})
+        )
+        return
+    typer.echo(to_text(trial_table(result.rewards)))
+    typer.echo("\n" + "\n".join(trial_sentences(result.rewards)) + "\n")
+    for name, page in result.pages.items():
+        typer.echo(f"report, {name}: {page}")
 
 
 @verb("run", "start", sets="recipe", tracks=True)
@@ -63,6 +80,17 @@ def run_recipe(
         _print_recipe_and_plan(run, common)
         return
     _carry_out(run, common)
+
+
+def _print_demo_plans(runs: dict[str, Run], as_json: bool) -> None:
+    """What the demo would do under each reward; under the second one it reads what is the same from the first run."""
+    from adagrpo.pipeline.dry_run import plan
+
+    rest = ("ranker", "train", "evaluate", "diagnose")
+    first = next(iter(runs))
+    plans = {name: plan(run, (*EVERYTHING, "diagnose") if name == first else rest) for name, run in runs.items()}
+    texts = [f"reward: {name}\n\n{plan_text(content)}" for name, content in plans.items()]
+    typer.echo(json.dumps(plans) if as_json else "\n\n".join(texts))
 
 
 def _print_recipe_and_plan(run: Run, common: Common) -> None:
