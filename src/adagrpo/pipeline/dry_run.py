@@ -12,6 +12,7 @@ import json
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from adagrpo.pipeline.forecast import FitForecast, Forecast
 from adagrpo.pipeline.room import free_disk, free_memory, used_memory
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stages.evaluate import evaluate_baselines, evaluate_checkpoint
+from adagrpo.pipeline.stages.exposure_report import report_exposures
 from adagrpo.pipeline.stages.fit_ranker import fit_ranker
 from adagrpo.pipeline.stages.post_train import fit_arm
 from adagrpo.pipeline.stages.prepare import prepare, simulate_marketplace
@@ -120,40 +122,40 @@ class _Walk(Run):
 
 
 def _walk(run: _Walk, parts: Collection[str]) -> None:
-    """The stages of some parts of a run, in order."""
-    arms = run.config.train.arms
-    declared: dict[str, list[Callable[[], object]]] = {
-        "simulate": [lambda: simulate_marketplace(run)],
-        "prepare": [lambda: prepare(run)],
-        "tokenize": [lambda: tokenize(run)],
-        "sft": [lambda: fit_sft(run)],
-        "ranker": [lambda: fit_ranker(run)],
-        "train": [*map(_declaration(fit_arm, run), arms)],
-        "evaluate": [
-            lambda: evaluate_checkpoint(run, "evaluate/sft", run.path("sft", "best"), {}),
-            lambda: evaluate_baselines(run),
-            *map(_evaluation(run), [(arm.name, kind) for arm in arms for kind in ("best", "final")]),
-            lambda: report_ranker(run),
-        ],
-    }
-    if run.config.without_order:
-        declared = {"prepare": [lambda: unordered.prepare(run)], "ranker": [lambda: unordered.fit_ranker(run)]}
-    for part, stages in declared.items():
-        for declare in stages if part in parts else ():
+    """The stages of some parts of a run, in order; one whose declaration reads what is not there yet is to be made."""
+    for part, name, declare in _declarations(run, trained_only="train" not in parts):
+        if part in parts:
             with suppress(OSError):
-                declare()
+                declare(run)
+            if name is not None:
+                run.made.setdefault(name, True)
 
 
-def _declaration(declare: Callable[[Run, Any], object], run: Run) -> Callable[[Any], Callable[[], object]]:
-    return lambda value: lambda: declare(run, value)
+def _declarations(run: Run, *, trained_only: bool) -> Iterator[tuple[str, str | None, Callable[[Run], object]]]:
+    """The part of the work that a stage belongs to, its name if it is sure to have one, and its declaration."""
+    if run.config.without_order:
+        yield "prepare", "prepare", unordered.prepare
+        yield "ranker", "ranker", unordered.fit_ranker
+        yield "ranker", "ranker/exposures", report_exposures
+        return
+    yield "simulate", None, simulate_marketplace
+    yield "prepare", "prepare", prepare
+    yield "tokenize", "tokenize", tokenize
+    yield "sft", "sft", fit_sft
+    yield "ranker", "ranker", fit_ranker
+    for arm in run.config.train.arms:
+        yield "train", f"train/{arm.name}", partial(fit_arm, arm=arm)
+    trained = run.trained()
+    arms = [arm.name for arm in run.config.train.arms if not trained_only or arm.name in trained]
+    yield "evaluate", "evaluate/sft", _evaluation("evaluate/sft", run.path("sft", "best"))
+    yield "evaluate", "evaluate/baselines", evaluate_baselines
+    for name in [f"{arm}/{kind}" for arm in arms for kind in ("best", "final")]:
+        yield "evaluate", f"evaluate/{name}", _evaluation(f"evaluate/{name}", run.path("train", *name.split("/")))
+    yield "evaluate", "ranker/report", report_ranker
 
 
-def _evaluation(run: Run) -> Callable[[tuple[str, str]], Callable[[], object]]:
-    def of(checkpoint: tuple[str, str]) -> Callable[[], object]:
-        arm, kind = checkpoint
-        return lambda: evaluate_checkpoint(run, f"evaluate/{arm}/{kind}", run.path("train", arm, kind), {})
-
-    return of
+def _evaluation(name: str, weights: Path) -> Callable[[Run], object]:
+    return lambda run: evaluate_checkpoint(run, name, weights, {})
 
 
 @contextmanager

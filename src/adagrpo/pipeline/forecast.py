@@ -20,6 +20,10 @@ from adagrpo.semantic_ids import Catalog
 __all__ = ["FitForecast", "Forecast", "check_language_model", "check_room"]
 
 
+# how a step is cut into micro-batches does not change what is trained
+ADVICE = "take a smaller model, a lower batch_size with more accumulation, or a lower evaluation.batch_size"
+
+
 class FitForecast(NamedTuple):
     """What one stage that fits a model takes."""
 
@@ -137,7 +141,7 @@ def check_language_model(run: Run) -> None:
 def _refuse_beyond(run: Run, said: str, memory: int, disk: int) -> None:
     there = free_memory(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     if there is not None and memory > there:
-        raise UserError(f"{said}; there are {in_words(there)} of memory, take a smaller model or batch_size")
+        raise UserError(f"{said}; there are {in_words(there)} of memory; {ADVICE}")
     left = free_disk(run.directory)
     if disk > left:
         raise UserError(f"{said}; checkpoints take {in_words(disk)}, and {run.directory} has {in_words(left)} left")
