@@ -97,6 +97,18 @@ def test_a_run_that_is_not_there_yet_is_planned_from_its_logs(world: Any, data: 
     assert content["data"] == later["data"]
 
 
+def test_a_stage_whose_declaration_reads_what_is_not_there_is_to_be_made(finished: Path) -> None:
+    """The weight of `distill-tuned` is chosen on validation by a stage of its own."""
+    content = plan(look_at_run(finished, ["train.arms=[nll, distill-tuned]"]), ("train",))
+    states = [(row["stage"], row["state"]) for row in content["stages"]]
+    assert states == [("train/nll", "unchanged"), ("teacher", "make"), ("train/distill-tuned", "make")]
+
+
+def test_only_trained_arms_are_evaluated(finished: Path) -> None:
+    content = plan(look_at_run(finished, ["train.arms=[nll, mixture]"]), ("evaluate",))
+    assert {row["stage"].split("/")[1] for row in content["stages"]} == {"sft", "baselines", "nll", "report"}
+
+
 def test_a_damaged_setting_is_refused_in_a_plan_too(finished: Path) -> None:
     with pytest.raises(UserError, match=r"sft\.epochs"):
         plan(look_at_run(finished, ["sft.epochs=none"]), EVERYTHING)
