@@ -39,7 +39,7 @@ def export(
         checkpoint: of that arm.
 
     Returns:
-        What was exported: folder, arm, checkpoint, step, items.
+        What was exported: folder, arm, checkpoint, step, why that one, items.
 
     Raises:
         UserError: no such arm or checkpoint, or it is stale, the folder is in use, or the policy is none that
@@ -68,7 +68,8 @@ def export(
         shutil.rmtree(work)
         raise
     items = RunData(run).num_items
-    return {"folder": str(to), "arm": chosen.arm, "checkpoint": checkpoint, "step": chosen.step, "items": items}
+    about = {"folder": str(to), "arm": chosen.arm, "checkpoint": checkpoint, "step": chosen.step}
+    return about | {"why": chosen.why, "items": items}
 
 
 def _write(run: Run, weights: Path, folder: Path) -> None:

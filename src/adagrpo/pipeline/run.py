@@ -73,6 +73,10 @@ class Console(Protocol):
         """Work within a stage went on."""
         ...
 
+    def note(self, text: str) -> None:
+        """Something is worth a line."""
+        ...
+
 
 class Silent:
     """Shows nothing."""
@@ -81,6 +85,9 @@ class Silent:
         """Nothing."""
 
     def progress(self, label: str, done: int, total: int, values: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def note(self, text: str) -> None:
         """Nothing."""
 
 

@@ -18,6 +18,7 @@ from adagrpo.pipeline.collected import note_collected
 from adagrpo.pipeline.export import export as _export
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.forecast import check_language_model
 from adagrpo.pipeline.rewards import check_reward
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.serve import serve as _serve
@@ -111,6 +112,7 @@ def _run_all(run: Run) -> tuple[dict[str, Any], Path]:
         The content of metrics.json, and the path of the report. In a process that does not lead, which has no part in
         what follows training, nothing yet and the path.
     """
+    check_language_model(run)
     with run.locked():
         simulate_marketplace(run)
         _prepare(run)
