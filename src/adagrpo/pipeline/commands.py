@@ -9,10 +9,9 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-if TYPE_CHECKING:  # it imports this module
-    from adagrpo.pipeline.run import Run
+from adagrpo.config import Config
 
 __all__ = [
     "ALWAYS",
@@ -62,7 +61,18 @@ def readers(key: str) -> list[str]:
     return [verb for verb in READS if reads_key(verb, key)]
 
 
-def stage_at(run: Run, path: Path) -> str:
+class Opened(Protocol):
+    """What of an opened run says how it is called; see `adagrpo.pipeline.run.Run`."""
+
+    directory: Path
+    source: Path | None
+    called: Path
+    config: Config
+    described: Config | None
+    overrides: tuple[str, ...]
+
+
+def stage_at(run: Opened, path: Path) -> str:
     """The stage that a file or folder of a run belongs to, or its name where it belongs to none."""
     roots = [root for root in (run.directory, run.source) if root is not None and path.is_relative_to(root)]
     parts = path.relative_to(roots[0]).parts if roots else path.parts[-1:]
@@ -89,7 +99,7 @@ def verb_for(stage: str, *, without_order: bool = False) -> str:
     return {"encode": "tokenize", "teacher": "train", "reward": "train"}.get(first, first)
 
 
-def command(run: Run, verb: str, overrides: Iterable[str] = (), *, out: Path | None = None) -> str:
+def command(run: Opened, verb: str, overrides: Iterable[str] = (), *, out: Path | None = None) -> str:
     """A verb on a run as the user would type it, in backticks.
 
     Args:
@@ -107,7 +117,7 @@ def command(run: Run, verb: str, overrides: Iterable[str] = (), *, out: Path | N
     return f"`{' '.join([*words, *(word for text in overrides for word in ('--set', shlex.quote(text)))])}`"
 
 
-def remake(run: Run, place: Path | str) -> str:
+def remake(run: Opened, place: Path | str) -> str:
     """The command that makes a stage, or the stage of a file, with what was set for it."""
     stage = stage_at(run, place) if isinstance(place, Path) else place
     if stage.startswith("evaluate/") and "rerank" in stage:

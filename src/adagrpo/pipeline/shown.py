@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from adagrpo.errors import UserError
-from adagrpo.pipeline.chain import Part, parts_of
+from adagrpo.pipeline.chain import parts_of
 from adagrpo.pipeline.collected import metrics_are_stale
 from adagrpo.pipeline.commands import remake
+from adagrpo.pipeline.part import Part
 from adagrpo.pipeline.run import Run
 
 __all__ = ["Shown"]

@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adagrpo.pipeline.chain import Part, parts_of
+from adagrpo.pipeline.chain import parts_of
 from adagrpo.pipeline.collected import metrics_are_stale
 from adagrpo.pipeline.commands import command, remake
 from adagrpo.pipeline.description import DESCRIPTION
+from adagrpo.pipeline.part import Part
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stage import StageFolder
 from adagrpo.report import Table
