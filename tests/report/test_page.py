@@ -86,8 +86,11 @@ class Tags(HTMLParser):
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         self.seen.add(tag)
-        assert not {"src", "href", "onload", "onclick"} & {name for name, _ in attributes}
-        if tag not in ("meta", "wbr"):
+        assert not {"src", "onload", "onclick"} & {name for name, _ in attributes}
+        assert all(
+            (link or "").startswith("#") or link == "diagnose.html" for name, link in attributes if name == "href"
+        )
+        if tag not in ("meta", "wbr", "input"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:

@@ -15,8 +15,8 @@ from typing import Any
 from adagrpo.metrics import Shown, is_rate, shown
 from adagrpo.objective.terms import TERMS
 from adagrpo.report.charts import Point, Series, line_chart, scatter_chart, stacked_area_chart
-from adagrpo.report.drawing import is_finite
-from adagrpo.report.tables import START, checkpoints, format_metric, metric_label
+from adagrpo.report.scales import is_finite
+from adagrpo.report.tables import START, Table, checkpoints, format_metric, metric_label
 
 __all__ = [
     "Figure",
@@ -58,6 +58,7 @@ class Figure:
 
     svg: str
     caption: str = ""
+    numbers: Table | None = None  # what is drawn, for those who do not see it or want the digits
 
 
 @dataclass(frozen=True)

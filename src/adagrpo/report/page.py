@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from markupsafe import Markup
 
 from adagrpo.config.yaml_text import read_yaml
 from adagrpo.errors import UserError
@@ -42,6 +43,7 @@ from adagrpo.report.tables import (
     results_table,
     shown_columns,
 )
+from adagrpo.report.theme import chart_rules
 from adagrpo.storage.artifacts import write_file
 
 __all__ = ["build_report", "keep_together", "read_rows", "template", "write_figures", "write_report"]
@@ -202,6 +204,7 @@ def template(name: str) -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals["chart_rules"] = Markup(chart_rules())  # its quotes stand in a style element
     return environment.get_template(name)
 
 
