@@ -21,8 +21,10 @@ from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.serve import serve as _serve
 from adagrpo.pipeline.stages.diagnose import diagnose_reward as _diagnose_reward
 from adagrpo.pipeline.stages.evaluate import collect
-from adagrpo.pipeline.stages.evaluate import evaluate as _evaluate
+from adagrpo.pipeline.stages.evaluate import evaluate as _evaluate_checkpoints
+from adagrpo.pipeline.stages.example_rollouts import draw_examples
 from adagrpo.pipeline.stages.fit_ranker import fit_ranker as _fit_ranker
+from adagrpo.pipeline.stages.paired_outcomes import pair_outcomes
 from adagrpo.pipeline.stages.post_train import fit_arm as _fit_arm
 from adagrpo.pipeline.stages.prepare import prepare as _prepare
 from adagrpo.pipeline.stages.prepare import simulate_marketplace
@@ -113,6 +115,13 @@ def _train(run: Run) -> None:
     check_reward(Models(RunData(run)))
     for arm in run.config.train.arms:
         _fit_arm(run, arm)
+
+
+def _evaluate(run: Run, arms: list[str]) -> None:
+    """Evaluate every checkpoint of the arms, hold them against each other, and draw what the report shows."""
+    _evaluate_checkpoints(run, arms)
+    pair_outcomes(run, arms)
+    draw_examples(run)
 
 
 run_all = _verb(_run_all, unordered.run_all)

@@ -1,7 +1,7 @@
-"""Tables of the ranker's report: its quality by stratum, and which groups of rollouts the gate lets it score.
+"""Tables of the ranker: its retrieval, its quality by stratum, and which groups of rollouts the gate lets it score.
 
-Both are read from `ranker/report/report.json`. An interval is printed as its mean and its two ends; none of them says
-anything about other seeds.
+The last two are read from `ranker/report/report.json`. An interval is printed as its mean and its two ends; none of
+them says anything about other seeds.
 """
 
 from __future__ import annotations
@@ -9,11 +9,52 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from adagrpo.report.tables import MISSING, Alignment, Table, metric_label
+from adagrpo.metrics import Shown, shown
+from adagrpo.report.summary import rerank_rows
+from adagrpo.report.tables import MISSING, START, Alignment, Split, Table, checkpoints, metric_label, metric_table
 
-__all__ = ["calibration_text", "every_gate_table", "exposure_table", "gate_table", "strata_table"]
+__all__ = ["calibration_text", "every_gate_table", "exposure_table", "gate_table", "ranking_table", "strata_table"]
 
 OUTCOMES = {"admitted": "admitted", "rejected": "rejected", "easy": "– easy", "undiscriminated": "– undiscriminated"}
+
+
+def ranking_table(metrics: Mapping[str, Any], split: Split) -> Table | None:
+    """The ranker's own retrieval, the re-ranked beam and the baselines beside the starting policy, on one split.
+
+    The best of a column is marked within the split: a rate on validation is no rival of one on test.
+
+    Args:
+        metrics: content of `metrics.json`.
+        split: which cases.
+
+    Returns:
+        None where none of it was measured there.
+    """
+    ranker = metrics.get("ranker")
+    if not isinstance(ranker, Mapping):
+        return None
+    rows: list[tuple[str, Mapping[str, Any]]] = [
+        ("policy (sft), no ranker", point.metrics.get(split, {}))
+        for point in checkpoints(metrics)
+        if point.arm == START
+    ]
+    baselines = metrics.get("baselines") or {}
+    own = ranker.get(split) or (baselines.get("ranker") or {}).get(split) or {}
+    rows.append(("ranker alone, full catalogue", own))
+    for name, values in rerank_rows(metrics):
+        path = name.split(" / ")
+        if split in path or (split == "validation" and "test" not in path):
+            order = " / ".join(part for part in path if part != split)
+            rows.append((f"sft beam re-ranked: {order}", values))
+    for name, splits in baselines.items():
+        if name != "ranker":
+            rows.append((name.replace("_", "-"), splits.get(split) or {}))
+    rows = [(name, values) for name, values in rows if values]
+    columns = [name for name in shown(Shown.RANKING) if any(values.get(name) is not None for _, values in rows)]
+    if not columns or all(name.startswith("policy") for name, _ in rows):
+        return None
+    cells = [[values.get(name) for name in columns] for _, values in rows]
+    return metric_table(("ranking",), [(name,) for name, _ in rows], cells, columns)
 
 
 def strata_table(report: Mapping[str, Any]) -> Table:
