@@ -124,14 +124,16 @@ def interval_list(
     title: str,
     x_label: str,
     percent_points: bool = False,
+    reference: float = 0.0,
 ) -> str:
-    """Estimates below each other with their intervals, against a line at 0.
+    """Estimates below each other with their intervals, against a line at a reference.
 
     Args:
         rows: name, estimate and style of each.
         title: what the chart shows.
         x_label: the quantity across, with its unit.
         percent_points: the values are differences of fractions, to be shown in points.
+        reference: no difference, or chance.
 
     Returns:
         An `<svg>` element; it says so where there is nothing to draw.
@@ -144,9 +146,9 @@ def interval_list(
         return draw.empty(title)
     factor = 100.0 if percent_points else 1.0
     ends = [factor * end for _, value, _ in rows for end in value if end is not None]
-    names = [draw.shorten(name, draw.WIDTH * 0.4) for name, _, _ in rows]
+    names = [draw.shorten(name, draw.WIDTH * 0.42) for name, _, _ in rows]
     left = 16 + max(map(draw.text_width, names))
-    x_axis = make_axis([0.0, *ends], left, draw.RIGHT_EDGE - 6, percent=False, cover=True)
+    x_axis = make_axis([factor * reference, *ends], left, draw.RIGHT_EDGE - 6, percent=False, cover=True)
     top = 36
     bottom = top + ROW * len(rows)
     parts = []
@@ -154,8 +156,8 @@ def interval_list(
         x = x_axis.at(tick)
         parts.append(f'<path d="M{x:.1f} {top}V{bottom}" stroke="{GRID}"/>')
         parts.append(draw.text(x, bottom + 18, label, "middle", QUIET))
-    zero = x_axis.at(0.0)
-    parts.append(f'<path d="M{zero:.1f} {top}V{bottom}" stroke="{INK}" stroke-dasharray="5 4"/>')
+    line = x_axis.at(factor * reference)
+    parts.append(f'<path d="M{line:.1f} {top}V{bottom}" stroke="{INK}" stroke-dasharray="5 4"/>')
     for place, (name, (_, value, style)) in enumerate(zip(names, rows, strict=True)):
         y = top + ROW * (place + 0.5)
         parts.append(draw.text(left - 10, y + 4, name, "end", INK))

@@ -30,6 +30,7 @@ from adagrpo.report.paired_tables import REFERENCES, paired_figures, paired_tabl
 from adagrpo.report.ranker_tables import (
     calibration_text,
     every_gate_table,
+    exposure_figures,
     exposure_table,
     gate_table,
     ranking_table,
@@ -138,6 +139,7 @@ def build_report(run: RunFiles | Path) -> str:
         tree=_tree(files),
         ranking=[(split, table) for split in SPLITS if (table := ranking_table(metrics, split))],
         exposures=exposure_table(metrics["exposures"]) if "exposures" in metrics else None,
+        exposed=exposure_figures(metrics["exposures"]) if "exposures" in metrics else [],
         quality=_quality(files),
         stages=stage_table(files.events()),
         versions=facts(described.get("versions")),

@@ -10,10 +10,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from adagrpo.metrics import Shown, shown
+from adagrpo.report.figures import Figure
+from adagrpo.report.interval_charts import Estimate, interval_list
 from adagrpo.report.summary import rerank_rows
 from adagrpo.report.tables import MISSING, START, Alignment, Split, Table, checkpoints, metric_label, metric_table
 
-__all__ = ["calibration_text", "every_gate_table", "exposure_table", "gate_table", "ranking_table", "strata_table"]
+__all__ = [
+    "calibration_text",
+    "every_gate_table",
+    "exposure_figures",
+    "exposure_table",
+    "gate_table",
+    "ranking_table",
+    "strata_table",
+]
 
 OUTCOMES = {"admitted": "admitted", "rejected": "rejected", "easy": "– easy", "undiscriminated": "– undiscriminated"}
 
@@ -127,6 +137,21 @@ def exposure_table(report: Mapping[str, Any]) -> Table:
     ]
     header = (*names, *(["ECE"] if calibrated else []))
     return Table(header, tuple(rows), _alignment(len(header)))
+
+
+def exposure_figures(report: Mapping[str, Any]) -> list[Figure]:
+    """The AUC of each stratum, a chart an exposure."""
+    figures = []
+    for entry in report["exposures"]:
+        rows = [
+            (_stratum(row), Estimate(*(row["auc"][field] for field in ("mean", "low", "high"))), 1)
+            for row in entry["strata"]
+            if row.get("auc")
+        ]
+        title = f"AUC of the ranker, {entry['exposure']} exposure"
+        svg = interval_list(rows, title=title, x_label="AUC, with its 95 % interval over users", reference=0.5)
+        figures.append(Figure(svg, "The dashed line is chance."))
+    return figures
 
 
 def _stratum(row: Mapping[str, Any]) -> str:
