@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from adagrpo.pipeline import Run, diagnose_reward, write_report
+from adagrpo.pipeline import Run, diagnose_reward
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 VOID = {"meta", "wbr", "input"}
@@ -25,8 +25,8 @@ def pages(finished: Path, data: Path, world: Any, tmp_path_factory: pytest.TempP
     """The HTML of the report and of the diagnosis, by name."""
     directory = Path(shutil.copytree(finished, tmp_path_factory.mktemp("pages") / "run"))
     run: Run = world.run(directory, data)
+    assert "has not been asked here" in (directory / "report.html").read_text(encoding="utf-8")
     diagnose_reward(run)
-    write_report(run)
     return {name: (directory / f"{name}.html").read_text(encoding="utf-8") for name in NAMES}
 
 
@@ -80,6 +80,10 @@ def test_every_colour_of_a_chart_has_a_rule(pages: dict[str, str], name: str) ->
     ruled = set(re.findall(r'svg \[(?:fill|stroke)="(#\w+)"\]', page))
     drawn = set(re.findall(r'(?:fill|stroke)="(#\w+)"', "".join(re.findall(r"<svg.*?</svg>", page, re.S))))
     assert drawn and drawn <= ruled
+
+
+def test_a_report_that_is_there_tells_the_verdict_at_once(pages: dict[str, str]) -> None:
+    assert "Should this reward be used?" in pages["report"] and "has not been asked here" not in pages["report"]
 
 
 def test_the_report_holds_what_the_run_measured(pages: dict[str, str], finished: Path) -> None:

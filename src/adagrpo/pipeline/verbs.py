@@ -124,6 +124,14 @@ def _evaluate(run: Run, arms: list[str]) -> None:
     draw_examples(run)
 
 
+def _diagnose(run: Run, second_ranker: Path | None = None) -> dict[str, Any]:
+    """Diagnose the reward; a report that is there already is written again, since it tells the verdict."""
+    result = _diagnose_reward(run, second_ranker)
+    if (run.directory / "report.html").is_file() and run.find("metrics.json") is not None:
+        write_report(run)
+    return result
+
+
 run_all = _verb(_run_all, unordered.run_all)
 prepare = _verb(_prepare, unordered.prepare)
 tokenize = _verb(_tokenize)
@@ -133,6 +141,6 @@ fit_and_report: Callable[[Run], tuple[dict[str, Any], Path] | None] = _verb(_fit
 train = _verb(_train)
 fit_arm = _verb(_fit_arm)
 evaluate = _verb(_evaluate)
-diagnose_reward = _verb(_diagnose_reward)
+diagnose_reward = _verb(_diagnose)
 export = _verb(_export)
 serve = _verb(_serve)
