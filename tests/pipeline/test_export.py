@@ -185,7 +185,7 @@ def test_the_card_says_what_has_not_been_measured(run: Run, tmp_path: Path):
     metadata, text = card_of(tmp_path / "out")
     assert metadata["library_name"] == "transformers" and "model-index" not in metadata and "license" not in metadata
     assert "# license: name yours here" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
-    assert "`adagrpo evaluate` had not been carried out" in text and "`adagrpo diagnose` had not been" in text
+    assert "`adagrpo evaluate` had not measured this checkpoint" in text and "`adagrpo diagnose` had not been" in text
     assert f"configuration `{run.config_hash}`" in text and "| objective | adagrpo, gate adagrpo |" in text
     assert "| users | 62 |" in text and "| history | the last 6 items |" in text
 
@@ -209,6 +209,10 @@ def test_the_card_has_the_results_with_their_intervals(run: Run, world: Any, dat
     assert f"| HR@10 | {100 * hr['mean']:.2f} % | {100 * hr['low']:.2f} % to {100 * hr['high']:.2f} % |" in text
     assert f"said **{verdict['decision'].replace('_', ' ')}**. {verdict['sentences'][0]}" in text
     assert str(tmp_path) not in text and "another configuration" not in text
+    for checkpoint, known in (("best", True), ("final", False)):  # of sft the best one alone is evaluated
+        export(copy, tmp_path / checkpoint, "sft", checkpoint)
+        metadata, text = card_of(tmp_path / checkpoint)
+        assert ("model-index" in metadata) is known and ("had not measured" in text) is not known
 
 
 def write_tokenizer(folder: Path) -> None:

@@ -35,7 +35,7 @@ def model_card(run: Run, chosen: Chosen, checkpoint: str, *, parameters: int, us
         parameters: of the exported model.
         usage: how the folder is used, in Markdown.
     """
-    results = _results(run, chosen.arm, checkpoint)
+    results = _results(run, chosen, checkpoint)
     parts = [
         f"# {run.config.name}: {chosen.arm}, {checkpoint} checkpoint",
         usage,
@@ -113,20 +113,28 @@ def _training(run: Run, chosen: Chosen, checkpoint: str) -> str:
     return to_markdown(Table(("setting", "value"), tuple(rows), ("left", "left")))
 
 
-def _results(run: Run, arm: str, checkpoint: str) -> dict[str, Mapping[str, float]]:
-    """The metrics of the test cases: with intervals where they were computed, without them where only means are."""
+def _results(run: Run, chosen: Chosen, checkpoint: str) -> dict[str, Mapping[str, float]]:
+    """The metrics of the test cases: with intervals where they were computed, without them where only means are.
+
+    Empty where it was not this checkpoint that was evaluated: of sft the best one is, of an arm perhaps an earlier fit.
+    """
+    entry = ((_json(run, "metrics.json") or {}).get("stages") or {}).get(chosen.arm) or {}
+    if chosen.arm == START:
+        measured, means = checkpoint == "best", entry.get("test") or {}
+    else:
+        of_kind = entry.get(checkpoint) or {}
+        measured, means = of_kind.get("step") == chosen.step, of_kind.get("test") or {}
+    if not measured:
+        return {}
     paired = _json(run, "report", "paired", "paired.json")
-    kind = "start" if arm == START else checkpoint
-    known = dict(own_interval(paired, arm, kind)) if paired else {}
-    entry = ((_json(run, "metrics.json") or {}).get("stages") or {}).get(arm) or {}
-    means = (entry if arm == START else entry.get(checkpoint) or {}).get("test") or {}
-    names = [name for name in shown(Shown.RESULTS) if name in known or means.get(name) is not None]
+    known = own_interval(paired, chosen.arm, "start" if chosen.arm == START else checkpoint) if paired else {}
+    names = [name for name in shown(Shown.RESULTS) if means.get(name) is not None]
     return {name: known.get(name) or {"mean": means[name]} for name in names}
 
 
 def _results_text(run: Run, results: Mapping[str, Mapping[str, float]]) -> str:
     if not results:
-        return "Not evaluated: `adagrpo evaluate` had not been carried out when this folder was written."
+        return "Not evaluated: `adagrpo evaluate` had not measured this checkpoint when this folder was written."
     rows = []
     for name, value in results.items():
         ends = [format_metric(name, value[end]) for end in ("low", "high") if end in value]
