@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
-from adagrpo import cli, console
+from adagrpo import __version__, cli, console, pipeline
+from adagrpo.data.simulation.marketplace import Marketplace
 
 VERBS = [
     "demo",
@@ -86,15 +87,35 @@ def test_every_verb_explains_itself_and_has_the_common_options(adagrpo: Command,
     assert all(option in reply.out for option in ("Usage:", "--seed", "--json", "--quiet"))
 
 
-def test_help_lists_every_verb(adagrpo: Command) -> None:
-    reply = adagrpo("--help")
-    assert reply.status == 0 and all(f"  {verb}" in reply.out for verb in VERBS)
+@pytest.mark.parametrize("arguments", [[], ["--help"]])
+def test_help_lists_every_verb_by_what_it_is_for(adagrpo: Command, arguments: list[str]) -> None:
+    reply = adagrpo(*arguments)
+    assert reply.status == 0 and reply.err == "" and all(f"\n  {verb} " in reply.out for verb in VERBS)
+    assert all(f"\n{purpose}:\n" in reply.out for purpose in cli.options.PURPOSES)
+    assert reply.out.index("your logs:") < reply.out.index("  prepare ") < reply.out.index("stages:")
+
+
+def test_version(adagrpo: Command) -> None:
+    assert adagrpo("--version") == Answer(0, f"adagrpo {__version__}\n", "")
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["train", "--help"], ["simulate", "--help"]])
+def test_help_imports_nothing_that_takes_long(arguments: list[str]) -> None:
+    program = f"import sys; from adagrpo.__main__ import main; sys.argv = ['adagrpo', *{arguments}]\ntry: main()\n"
+    program += "finally: print(sorted({'numpy', 'polars', 'scipy', 'torch', 'transformers'} & {*sys.modules}))"
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert output.stdout.endswith("\n[]\n") and output.stderr == ""
+
+
+def test_the_defaults_of_simulate_are_those_of_the_marketplace() -> None:
+    world = Marketplace()
+    shown = (cli.log_verbs.USERS, cli.log_verbs.ITEMS, cli.log_verbs.EXPOSURE_BIAS)
+    assert shown == (world.users, world.items, world.exposure_bias)
 
 
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ([], "Missing command"),
         (["tain"], "No such command 'tain'"),
         (["run"], "Missing argument"),
         (["run", "x.yaml"], "Missing option '--out'"),
@@ -199,7 +220,7 @@ def test_whatever_else_goes_wrong_is_one_line_and_status_1(
     def fail(path: Path) -> None:
         raise RuntimeError("two\nlines")
 
-    monkeypatch.setattr(cli.pipeline, "write_report", fail)
+    monkeypatch.setattr(pipeline, "write_report", fail)
     reply = adagrpo("report", "--run", copied)
     assert reply.status == 1 and reply.err.startswith("adagrpo: RuntimeError: two lines (ADAGRPO_TRACEBACK=1")
     monkeypatch.setenv("ADAGRPO_TRACEBACK", "1")
@@ -212,7 +233,7 @@ def test_an_interrupt_says_how_to_go_on(adagrpo: Command, copied: Path, monkeypa
     def interrupt(path: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli.pipeline, "write_report", interrupt)
+    monkeypatch.setattr(pipeline, "write_report", interrupt)
     reply = adagrpo("report", "--run", copied)
     assert reply.status == 130 and reply.err.strip() == "adagrpo: interrupted; the same command continues"
 

@@ -7,6 +7,7 @@ anything itself: thread pools do not survive a fork.
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 import os
 import resource
@@ -188,6 +189,7 @@ def _arm(moment: str, count: int) -> None:
 
 
 def _serve(work: Path) -> None:
+    importlib.import_module("adagrpo.pipeline")  # once, before the forks
     from adagrpo import cli
 
     work.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from adagrpo.data.simulation import marketplace
+from adagrpo.data.simulation import item_texts, marketplace
 from adagrpo.data.simulation.marketplace import Marketplace, Simulation, Truth, simulate, write_simulation
 from adagrpo.errors import UserError
 
@@ -132,13 +132,13 @@ def test_slates_follow_the_law_of_gumbel_top_k(exposure_bias: float) -> None:
         users=1, items=40, steps=2, slate_size=4, categories=3, styles=2, exposure_bias=exposure_bias, cold_share=0.1
     )
     rng = np.random.default_rng(0)
-    catalogue = marketplace._make_catalogue(world, rng)
-    stock = marketplace._stock_shelves(world, catalogue, 1)
+    catalogue = marketplace.make_catalogue(world, rng)
+    stock = marketplace.stock_shelves(world, catalogue, 1)
     count = 20_000
     log_mass = np.tile([[0.0, -1.0, 0.5, 0.0, -2.0, 0.3]], (count, 1))
     favourite = int(stock.weights.argmax())
     owned = np.tile([[favourite, -1]], (count, 1))
-    slates = marketplace._draw_slates(rng, catalogue, stock, log_mass, owned, 4)
+    slates = marketplace.draw_slates(rng, catalogue, stock, log_mass, owned, 4)
 
     with np.errstate(divide="ignore"):
         scores = np.log(stock.weights) + log_mass[0, catalogue.shelf] + rng.gumbel(size=(count, 40))
@@ -155,11 +155,11 @@ def test_slates_follow_the_law_of_gumbel_top_k(exposure_bias: float) -> None:
 def test_propensities_solve_their_equation() -> None:
     world = Marketplace(users=1, items=90, steps=2, slate_size=6, categories=4, styles=3, exposure_bias=1)
     rng = np.random.default_rng(1)
-    catalogue = marketplace._make_catalogue(world, rng)
-    stock = marketplace._stock_shelves(world, catalogue, 2)
+    catalogue = marketplace.make_catalogue(world, rng)
+    stock = marketplace.stock_shelves(world, catalogue, 2)
     log_mass, owned = rng.normal(size=(15, 12)), np.tile([[7, 31, -1]], (15, 1))
     log_mass[:] = log_mass[0]
-    actual = marketplace._propensities(catalogue, stock, log_mass, owned, np.arange(90).reshape(15, 6)).ravel()
+    actual = marketplace.propensities(catalogue, stock, log_mass, owned, np.arange(90).reshape(15, 6)).ravel()
     available = ~np.isin(np.arange(90), [7, 31])
     weights = stock.weights * np.exp(log_mass[0, catalogue.shelf])
     low, high = 0.0, 1e9
@@ -316,8 +316,8 @@ def test_attributes_name_the_category_and_carry_the_vector(small: Simulation) ->
 
 
 def test_words_differ_where_numbers_do() -> None:
-    assert marketplace._words(np.arange(5625), 2, 11).n_unique() == 5625
-    assert marketplace._words(np.array([4, 4]), 3, 0).n_unique() == 1
+    assert item_texts._words(np.arange(5625), 2, 11).n_unique() == 5625
+    assert item_texts._words(np.array([4, 4]), 3, 0).n_unique() == 1
 
 
 def test_one_user_and_one_visit() -> None:

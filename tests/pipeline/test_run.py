@@ -454,10 +454,10 @@ def test_a_fit_that_is_told_to_end_saves_its_step_and_is_continued_to_the_same_b
     assert contents(directory) == contents(finished)
 
 
-def test_an_interruption_while_modules_are_imported_is_one_line() -> None:
-    program = "import signal, sys, adagrpo.__main__ as m; sys.meta_path.insert(0, type('F', (), {'find_spec': "
-    program += (
-        "staticmethod(lambda name, *_: signal.raise_signal(signal.SIGINT) if name == 'adagrpo.cli' else None)}));"
-    )
+@pytest.mark.parametrize("module", ["adagrpo.cli", "adagrpo.pipeline", "torch"])
+def test_an_interruption_while_modules_are_imported_is_one_line(module: str) -> None:
+    program = "import sys; sys.argv = ['adagrpo', 'doctor'];"
+    program += "import signal, adagrpo.__main__ as m; sys.meta_path.insert(0, type('F', (), {'find_spec': "
+    program += f"staticmethod(lambda name, *_: signal.raise_signal(signal.SIGINT) if name == '{module}' else None)}}));"
     output = subprocess.run([sys.executable, "-c", program + "m.main()"], capture_output=True, text=True, check=False)
     assert (output.returncode, output.stderr) == (130, "adagrpo: interrupted; the same command continues\n")

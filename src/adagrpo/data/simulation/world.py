@@ -1,0 +1,157 @@
+"""The parameters of a simulated marketplace, and its items: vectors, quality, popularity, shelves, waves of release.
+
+The world that they make is described in `adagrpo.data.simulation.marketplace`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adagrpo.errors import UserError
+
+__all__ = ["WAVES", "Catalogue", "Marketplace", "make_catalogue", "unit"]
+
+WAVES = 4  # cold items are released at this many points in time
+CENTRE, STYLE, OWN = 1.0, 0.7, 0.7  # lengths of the parts of an item's vector, before it is scaled to 1
+QUALITY = 0.5  # standard deviation of quality, in logits
+POPULARITY_QUALITY = 0.5  # correlation of quality with what the popularity rank is made from
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Marketplace:
+    """The parameters of a world and of its platform.
+
+    Attributes:
+        users: how many users.
+        items: how many items.
+        factors: length of the taste and item vectors.
+        categories: how many categories; each has one that complements it.
+        styles: how many styles, shared by the categories.
+        steps: mean number of visits a user; they vary (Gamma-Poisson), and every user is there at the end.
+        slate_size: items shown at a visit.
+        exposure_bias: exponent of the popularity rank in the platform's weights; 0 ignores it, 1 is strong.
+        targeting: weight of the user's taste in the platform's weights.
+        targeting_error: standard deviation of the platform's error about it, in the same (log) unit.
+        position_bias: exponent of the fall of examination with the slot; 0 examines everything.
+        sharpness: weight of taste in the utility, in logits.
+        threshold: what taste and quality must overcome, in logits.
+        noise: scale of the users' logistic error; below .001 counts as .001, which leaves nothing to chance.
+        carry: length of the pull of recent purchases, against a long-term taste of length 1.
+        drift: length of the random change of long-term taste a visit, against a taste of length 1.
+        cold_share: share of the items that are released late and then hardly ever shown.
+        seed: of everything. Users and items do not depend on the platform's parameters.
+
+    Raises:
+        UserError: a parameter is out of range, or the catalogue is too small to fill the slates.
+    """
+
+    users: int = 2000
+    items: int = 1000
+    factors: int = 16
+    categories: int = 20
+    styles: int = 5
+    steps: float = 25.0
+    slate_size: int = 10
+    exposure_bias: float = 0.5
+    targeting: float = 6.0
+    targeting_error: float = 0.5
+    position_bias: float = 0.5
+    sharpness: float = 14.0
+    threshold: float = 10.0
+    noise: float = 1.0
+    carry: float = 1.5
+    drift: float = 0.1
+    cold_share: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("users", "items", "categories", "styles", "slate_size", "steps"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"marketplace.{name}: {getattr(self, name)}, must be above 0")
+        for name in ("exposure_bias", "targeting_error", "position_bias", "noise", "carry", "drift", "seed"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"marketplace.{name}: {getattr(self, name)}, must be 0 or more")
+        if self.factors < 2:
+            raise UserError(f"marketplace.factors: {self.factors}, must be 2 or more")
+        if not 0 <= self.cold_share < 1:
+            raise UserError(f"marketplace.cold_share: {self.cold_share}, must be at least 0 and below 1")
+        needed = self.slate_size + self.longest
+        if self.items - round(self.cold_share * self.items) < needed:
+            raise UserError(f"marketplace.items: {self.items}, slates and visits need {needed} that are not cold")
+
+    @property
+    def longest(self) -> int:
+        """The most visits a user can have: the length of the log, in steps."""
+        return max(1, round(2.5 * self.steps))
+
+
+class Catalogue(NamedTuple):
+    """The items, and the shelves (a category and style each) that the platform takes them from."""
+
+    shelves: Floats  # (S, D) unit vectors
+    shelf: Ints  # (V,)
+    brand: Ints  # (V,)
+    own: Floats  # (V, D) the part of the vector that is the item's own
+    vectors: Floats  # (V, D)
+    pull: Floats  # (V, D) where a purchase draws the taste to, unit vectors
+    bias: Floats  # (V,)
+    rank: Ints  # (V,) 1 is the most popular
+    wave: Ints  # (V,) 0 is there from the start
+
+
+def make_catalogue(world: Marketplace, rng: np.random.Generator) -> Catalogue:
+    """Draw the items of a world and the shelves that they stand on."""
+    spread = _spread(rng.normal(size=(world.categories + world.styles, world.factors)))
+    centres, styles = spread[: world.categories], spread[world.categories :]
+    # A cycle through all categories: each is complemented by another one, as long as there are two.
+    cycle = rng.permutation(world.categories)
+    complement = np.empty_like(cycle)
+    complement[cycle] = np.roll(cycle, -1)
+    category = rng.integers(world.categories, size=world.items)
+    style = rng.integers(world.styles, size=world.items)
+    own = unit(rng.normal(size=(world.items, world.factors)))
+    shelves = unit(CENTRE * centres[:, None] + STYLE * styles).reshape(-1, world.factors)
+    brands = int(np.clip(world.items // (12 * world.categories), 2, 50))  # of each category
+    brand = category * brands + rng.integers(brands, size=world.items)
+    reputation = rng.normal(size=world.categories * brands)
+    quality = 0.6 * reputation[brand] + 0.8 * rng.normal(size=world.items)
+    chance = rng.normal(size=world.items)
+    popularity = POPULARITY_QUALITY * quality + np.sqrt(1 - POPULARITY_QUALITY**2) * chance
+    rank = np.empty(world.items, dtype=np.int64)
+    rank[np.argsort(-popularity, kind="stable")] = np.arange(1, world.items + 1)
+    wave = np.zeros(world.items, dtype=np.int64)
+    cold = rng.permutation(world.items)[: round(world.cold_share * world.items)]
+    wave[cold] = 1 + np.arange(len(cold)) % WAVES
+    return Catalogue(
+        shelves=shelves,
+        shelf=category * world.styles + style,
+        brand=brand,
+        own=own,
+        vectors=unit(CENTRE * centres[category] + STYLE * styles[style] + OWN * own),
+        pull=unit(CENTRE * centres[complement[category]] + STYLE * styles[style] + OWN * np.roll(own, 1, axis=1)),
+        bias=QUALITY * quality - world.threshold,
+        rank=rank,
+        wave=wave,
+    )
+
+
+def _spread(vectors: Floats) -> Floats:  # (n, D)
+    """Unit vectors pushed apart, so that no world has categories that are one by accident."""
+    for _ in range(200):
+        vectors = unit(vectors)
+        cosines = vectors @ vectors.T
+        np.fill_diagonal(cosines, 0.0)
+        vectors = vectors - 0.2 * cosines**3 @ vectors
+    return unit(vectors)
+
+
+def unit(vectors: Floats) -> Floats:  # (..., D)
+    """The vectors at length 1."""
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=-1, keepdims=True))
