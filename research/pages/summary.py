@@ -86,7 +86,7 @@ def headline_table(contents: Sequence[Mapping[str, Any]], arms: Sequence[str]) -
             f"({format_ends(name, result['users'])})"
             for result, (_, name) in zip(results, columns, strict=True)
         ]
-        cells.append((f"`{arm}`", *line))
+        cells.append((arm, *line))
     header = [f"{content['name']}, Δ {metric_label(name)}{', points' * is_rate(name)}" for content, name in columns]
     right: list[Alignment] = ["right"] * len(columns)
     return Table(("arm", *header), tuple(cells), ("left", *right))

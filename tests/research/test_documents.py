@@ -126,8 +126,8 @@ def test_a_headline_has_the_last_checkpoint_of_each_arm_and_comparison(results: 
     assert made("headline tiny w arms=x,rerank", results) == [
         "| arm | tiny, Δ HR@10, points | w, Δ HR@10, points | w, Δ true utility@10 |",
         "|---|--:|--:|--:|",
-        "| `x` | 0.00 (−1.00 … +5.00) | +3.00 (−1.00 … +5.00) | −0.0040 (−0.0050 … −0.0030) |",
-        "| `rerank` | −0.20 (−1.00 … +5.00) | – | – |",
+        "| x | 0.00 (−1.00 … +5.00) | +3.00 (−1.00 … +5.00) | −0.0040 (−0.0050 … −0.0030) |",
+        "| rerank | −0.20 (−1.00 … +5.00) | – | – |",
     ]
 
 
