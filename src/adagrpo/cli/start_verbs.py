@@ -26,14 +26,26 @@ def demo(
     out: Out = Path("runs/demo"),
     small: Annotated[bool, typer.Option("--small", help="A smaller world, for a quick check of the machine.")] = False,
 ) -> None:
-    """Simulate a marketplace and run the whole pipeline on it, with a report."""
+    """Diagnose, train and measure under a good and a wrong reward, in a simulated marketplace."""
     from adagrpo.config import load_config
-    from adagrpo.pipeline import Run
+    from adagrpo.pipeline.demo import run_demo
+    from adagrpo.report import to_text
+    from adagrpo.report.reward_trial import trial_sentences, trial_table
 
     name = "demo-small.yaml" if small else "demo.yaml"
     with importlib.resources.as_file(importlib.resources.files("adagrpo") / "recipes" / name) as recipe:
         config = load_config(recipe, common.overrides())
-    _carry_out(Run(out, config, Path(), common.console()), common)
+    result = run_demo(out, config, common.console())
+    if common.as_json:
+        pages = {name: str(page) for name, page in result.pages.items()}
+        typer.echo(
+            json.dumps(result.metrics | {"report": str(out / "report.html"), "demo": result.rewards, "reports": pages})
+        )
+        return
+    typer.echo(to_text(trial_table(result.rewards)))
+    typer.echo("\n" + "\n".join(trial_sentences(result.rewards)) + "\n")
+    for name, page in result.pages.items():
+        typer.echo(f"report, {name}: {page}")
 
 
 @verb("run", "start", sets="recipe")
