@@ -6,7 +6,8 @@ A block of commands (```` ```sh ````) follows one of these comments:
     <!-- not run: why -->              needs what a test has not: other data, other machines, a person
     <!-- measured once: 2026-11-26 --> carried out by hand on that day; the page shows what came out
 
-A block of Python behind `<!-- run -->` is run in a process of its own. `SMALLER` says by what a page's sizes are replaced.
+A block of Python behind `<!-- run -->` is run in a process of its own. `SMALLER` says by what a page's sizes are
+replaced.
 """
 
 from __future__ import annotations
@@ -97,7 +98,8 @@ def test_what_a_command_is() -> None:
 
 
 def test_what_a_block_is() -> None:
-    page = "<!-- run -->\n```sh\nls\n```\n\n```sh\nadagrpo run x\n```\n\n```\nplain text\n```\n<!-- not run: b -->\n```\nmake x\n```\n"
+    page = "<!-- run -->\n```sh\nls\n```\n\n```sh\nadagrpo run x\n```\n\n```\nplain text\n```\n"
+    page += "<!-- not run: b -->\n```\nmake x\n```\n"
     assert [block.marker for block in blocks(page)] == ["run", "", "", "not run: b"]
     assert unmarked(page) == ["adagrpo run x\n"]
     assert unmarked("<!-- run: maybe -->\n```sh\nls\n```\n") == ["ls\n"]

@@ -52,7 +52,7 @@ SHAPES = (
     "M-3.4 -3.4h6.8v6.8h-6.8z",
     "M0 -5.2L4.6 0L0 5.2L-4.6 0z",
 )
-WIDTH, LEFT, RIGHT = 640, 232, 620
+WIDTH, LEFT, RIGHT = 480, 204, 462
 ROW, HEAD, LANE = 34, 24, 7  # of a reward, of what was said of it, between two arms
 STYLE = """
 .back{fill:#ffffff}.ink{fill:#1f2328}.quiet{fill:#59636e}.grid{stroke:#d8dee4}.zero{stroke:#59636e}
@@ -109,7 +109,7 @@ def overview_figure(marks: Sequence[Effect]) -> str:
     """
     rewards = list(dict.fromkeys(mark.reward for mark in marks))
     said = {mark.reward: mark.said for mark in marks}
-    top = 96 + 18 * len(ARMS)
+    top = 114 + 18 * len(ARMS)
     bottom = top + ROW * len(rewards) + HEAD * len(set(said.values()))
     low = min(mark.low for mark in marks)
     first = int(low * 100) - 1
@@ -118,19 +118,20 @@ def overview_figure(marks: Sequence[Effect]) -> str:
         return LEFT + (100 * value - first) / (1 - first) * (RIGHT - LEFT)
 
     parts = [
-        _text(12, 28, "A wrong reward makes the recommender worse.", "ink", size=18, bold=True),
-        _text(12, 50, f"{len(rewards)} rewards in a simulated shop, where it is known what users would like:", "quiet"),
-        _text(12, 68, "what diagnose said of each, and what training on it then did to the lists.", "quiet"),
+        _text(12, 28, "A wrong reward makes the recommender worse.", "ink", size=17, bold=True),
+        _text(12, 50, f"{len(rewards)} rewards in a simulated shop, where it is known what", "quiet"),
+        _text(12, 68, "users would like: what diagnose said of each, and what", "quiet"),
+        _text(12, 86, "training on it then did to the lists.", "quiet"),
     ]
     for lane, (arm, name) in enumerate(ARMS.items()):
-        y = 94 + 18 * lane
+        y = 112 + 18 * lane
         parts += [_mark(lane, 20, y - 4), _text(34, y, name, "ink", of=arm)]
     for points in range(first, 2):
         place = x(points / 100)
         kind = "zero" if points == 0 else "grid"
         parts.append(f'<path class="{kind}" d="M{place:.1f} {top - 6}V{bottom}" fill="none"/>')
         parts.append(_text(place, bottom + 18, f"{points:+d}".replace("-", "−") if points else "0", "quiet", "middle"))
-    parts.append(_text(RIGHT, bottom + 38, "true utility@10, points against continued NLL", "quiet", "end"))
+    parts.append(_text(RIGHT, bottom + 38, "true utility@10 against continued NLL, points", "quiet", "end"))
     previous, y = "", top - ROW
     for reward in rewards:
         y += ROW
@@ -146,14 +147,14 @@ def overview_figure(marks: Sequence[Effect]) -> str:
             shown = f'<path class="a{lane}" d="M{x(mark.low):.1f} {height}H{x(mark.high):.1f}" stroke-width="1.5"/>'
             parts += [shown, _mark(lane, x(mark.difference), height)]
     without = sum(WITHOUT_MARGIN not in {mark.arm for mark in marks if mark.reward == reward} for reward in rewards)
-    notes = ["One world, one seed. Lines are 95 % intervals over users. GRPO without NLL lies further left."]
+    notes = ["One world, one seed. Lines are 95 % intervals over users.", "GRPO without NLL lies further left."]
     notes += [f"The recommended arm was not run under {without} of the rewards."] if without else []
     parts += [_text(12, bottom + 60 + 16 * i, note, "quiet", size=12) for i, note in enumerate(notes)]
     title = "What training on eleven rewards did to true utility, by what diagnose had said"
     height = bottom + 58 + 16 * len(notes)
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title)}"'
-        f' font-family="system-ui, sans-serif" font-size="14"><title>{escape(title)}</title><style>{STYLE}</style>'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="560" role="img"'
+        f' aria-label="{escape(title)}" font-family="system-ui, sans-serif" font-size="13"><title>{escape(title)}</title><style>{STYLE}</style>'
         f'<rect class="back" width="{WIDTH}" height="{height}"/>{"".join(parts)}</svg>'
     )
 

@@ -82,8 +82,9 @@ def headline_table(contents: Sequence[Mapping[str, Any]], arms: Sequence[str]) -
             for rows, (_, name) in zip(last, columns, strict=True)
         ]
         line = [
-            MISSING if result is None else f"{format_difference(name, result['difference'])} "
-            f"({format_ends(name, result['users'])})"
+            MISSING
+            if result is None
+            else f"{format_difference(name, result['difference'])} ({format_ends(name, result['users'])})"
             for result, (_, name) in zip(results, columns, strict=True)
         ]
         cells.append((arm, *line))

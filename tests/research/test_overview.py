@@ -47,7 +47,7 @@ def test_the_figure_is_well_formed_text_in_both_schemes() -> None:
     minus_one = [float(place) for place in re.findall(r'class="grid" d="M([\d.]+) ', svg)]
     # marks at -1 point: the axis runs from -3 to +1, so that 1 point is a quarter of it
     mark = float(re.search(r'class="a0" transform="translate\(([\d.]+) \d+\.\d\)" d="[^"]*"/>(?=<path)', svg).group(1))  # type: ignore[union-attr]
-    assert mark == pytest.approx(zero - (620 - 232) / 4, abs=0.1) and any(abs(mark - x) < 0.1 for x in minus_one)
+    assert mark == pytest.approx(zero - (462 - 204) / 4, abs=0.1) and any(abs(mark - x) < 0.1 for x in minus_one)
 
 
 def test_without_its_rows_there_is_no_figure_and_a_missing_arm_is_named(tmp_path: Path) -> None:
