@@ -154,7 +154,8 @@ def overview_figure(marks: Sequence[Effect]) -> str:
     height = bottom + 58 + 16 * len(notes)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="560" role="img"'
-        f' aria-label="{escape(title)}" font-family="system-ui, sans-serif" font-size="13"><title>{escape(title)}</title><style>{STYLE}</style>'
+        f' aria-label="{escape(title)}" font-family="system-ui, sans-serif" font-size="13">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style>"
         f'<rect class="back" width="{WIDTH}" height="{height}"/>{"".join(parts)}</svg>'
     )
 
