@@ -17,7 +17,7 @@ import yaml
 from adagrpo.config import Config
 from adagrpo.errors import UserError
 from adagrpo.pipeline import Run, run_all
-from adagrpo.pipeline import run as module
+from adagrpo.pipeline import stage as module
 from adagrpo.storage.artifacts import TOKEN, hash_json, verify
 from adagrpo.storage.marks import claim
 
@@ -233,12 +233,14 @@ def test_a_damaged_description_is_refused(tmp_path: Path, content: str) -> None:
         Run.open(tmp_path)
 
 
-def test_overrides_of_an_opened_run_are_kept(run: Run) -> None:
+def test_overrides_of_an_opened_run_are_kept_when_the_work_is_done(run: Run) -> None:
     run.write_description({"log.csv": "0" * 64})
     before = run.path("run.yaml").read_bytes()
-    assert Run.open(run.directory).config == run.config
+    Run.open(run.directory).keep_settings()
+    opened = Run.open(run.directory, ["seed=7"])
+    assert opened.config.seed == 7 and opened.described == run.config
     assert run.path("run.yaml").read_bytes() == before
-    Run.open(run.directory, ["seed=7"])
+    opened.keep_settings()
     content = yaml.safe_load(run.path("run.yaml").read_text(encoding="utf-8"))
     assert content["config"]["seed"] == 7 and content["data"] == {"log.csv": "0" * 64}
     assert content["arms"] == run.config.settings_of_arms()
@@ -303,6 +305,7 @@ def test_a_run_goes_on_from_one_that_it_never_writes_to(run: Run, tmp_path: Path
     other.write_output("metrics.json", "[]\n")
     assert other.checked("metrics.json").read_text(encoding="utf-8") == "[]\n"
     assert [row["event"] for row in other.events()] == ["start", "end", "skip", "skip", "start", "end"]
+    other.keep_settings()
     assert {path: path.read_bytes() for path in run.directory.rglob("*") if path.is_file()} == before
     assert Run.open(out).config.seed == 7
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 import typer
 
@@ -20,6 +21,16 @@ from adagrpo.stopping import Terminated
 
 __all__ = ["answer_verbs", "app", "log_verbs", "machine_verbs", "main", "serving_verbs", "stage_verbs", "start_verbs"]
 
+EXTRAS = {  # modules of an optional dependency, and the extra that installs it
+    "fastapi": "serve",
+    "lightgbm": "lightgbm",
+    "peft": "peft",
+    "sentence_transformers": "text",
+    "tensorboard": "track",
+    "transformers": "hf",
+    "trl": "trl",
+    "uvicorn": "serve",
+}
 # typer raises click's usage errors, of the package of that name or of its own copy, depending on its version
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 LONGEST_MESSAGE = 2000  # characters
@@ -42,6 +53,9 @@ def main() -> None:
     except Terminated:
         sys.exit(_fail("terminated; the same command continues", TERMINATED))
     except Exception as error:
+        missing = _missing(error)
+        if missing is not None:
+            sys.exit(_fail(missing, 2))
         if os.environ.get("ADAGRPO_TRACEBACK"):
             raise
         text = " ".join(str(error).split())
@@ -49,6 +63,17 @@ def main() -> None:
     if status == INTERRUPTED:
         _fail("interrupted; the same command continues", status)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _missing(error: Exception) -> str | None:
+    """What to do about a module that is not there; None where it is another error."""
+    if not isinstance(error, ModuleNotFoundError) or error.name is None:
+        return None
+    top = error.name.partition(".")[0]
+    if top in EXTRAS:
+        return f"{top} is not installed; pip install 'adagrpo[{EXTRAS[top]}]'"
+    file = f"{error.name.replace('.', '/')}.py"
+    return f"module '{error.name}' is neither installed nor a file {file} in {Path.cwd()}"
 
 
 def _fail(message: str, status: int) -> int:

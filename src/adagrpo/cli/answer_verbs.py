@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from adagrpo.cli.options import Common, Elsewhere, Out, RunDirectory, session, verb
+from adagrpo.cli.options import EVERYTHING, Common, DryRun, Elsewhere, Out, RunDirectory, close, session, verb
+from adagrpo.cli.planning import plan_text, print_plan_of
 from adagrpo.cli.printing import print_values
 from adagrpo.errors import UserError
 
 if TYPE_CHECKING:
     from adagrpo.config import Config
+    from adagrpo.pipeline.compare import Comparison
 
-__all__ = ["compare", "diagnose", "report"]
+__all__ = ["compare", "diagnose", "report", "show_status"]
 
 
 @verb("diagnose", "answers", sets="recipe")
@@ -26,11 +29,15 @@ def diagnose(
         Path | None, typer.Option(help="Checkpoint folder of another ranker, to form strata for the run's own.")
     ] = None,
     out: Elsewhere = None,
+    dry_run: DryRun = False,
 ) -> None:
     """Should this reward be used here? On validation cases, before any post-training; writes diagnose.html."""
     from adagrpo import pipeline
     from adagrpo.report import diagnosis_tables, to_text
 
+    if dry_run:
+        print_plan_of(run, ("diagnose",), common, out)
+        return
     opened = common.open(run, out)
     with session(opened):
         result = pipeline.diagnose_reward(opened, second_ranker)
@@ -43,7 +50,7 @@ def diagnose(
     typer.echo(f"\npage: {opened.directory / 'diagnose.html'}")
 
 
-@verb("compare", "answers", sets="recipe")
+@verb("compare", "answers", sets="recipe", tracks=True)
 def compare(
     recipes: Annotated[list[Path], typer.Argument(metavar="RECIPE...", help="Recipes, each on data of its own.")],
     out: Out,
@@ -56,18 +63,15 @@ def compare(
         list[Path],
         typer.Option(help="The folder of the recipes' relative paths: one for all, or one each."),
     ] = [Path()],  # noqa: B006 (typer reads the default, nothing changes it)
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and print what would be done, do nothing.")] = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Arms x seeds of a recipe, and whether any is better than the baseline; continues an interrupted comparison."""
-    import yaml
-
     from adagrpo.config import load_config
-    from adagrpo.console import StderrConsole
     from adagrpo.pipeline.compare import Comparison
     from adagrpo.report import comparison_table, to_text
 
     configs = [load_config(recipe, common.overrides()) for recipe in recipes]
-    console = common.console()
+    console = common.console(out)
     comparisons = [
         Comparison(
             folder,
@@ -83,21 +87,35 @@ def compare(
         )
     ]
     if dry_run:
-        plans: Any = [comparison.describe() for comparison in comparisons]
-        plans = plans if len(plans) > 1 else plans[0]
-        typer.echo(json.dumps(plans) if common.as_json else yaml.safe_dump(plans, sort_keys=False).rstrip())
+        _print_plans(comparisons, common.as_json)
         return
     try:
         results = [comparison.carry_out() | {"page": str(comparison.page)} for comparison in comparisons]
     finally:
-        if isinstance(console, StderrConsole):
-            console.close()
+        close(console)
     if common.as_json:
         typer.echo(json.dumps(results[0] if len(results) == 1 else {"comparisons": results}))
         return
     for content in results:
         typer.echo(to_text(comparison_table(content)))
         typer.echo("\n" + "\n".join(content["finding"]) + f"\n\npage: {content['page']}")
+
+
+def _print_plans(comparisons: list[Comparison], as_json: bool) -> None:
+    """What comparisons would do: each as YAML, and as comments below it the plan of each of its seeds' runs."""
+    import yaml
+
+    from adagrpo.pipeline.dry_run import plan
+
+    plans: list[dict[str, Any]] = []
+    texts = []
+    for comparison in comparisons:
+        runs = {str(seed): plan(comparison.run_of(seed), EVERYTHING) for seed in comparison.seeds}
+        plans.append(comparison.describe() | {"runs": runs})
+        comments = [f"seed {seed}\n{plan_text(content)}" for seed, content in runs.items()]
+        text = yaml.safe_dump(comparison.describe(), sort_keys=False)
+        texts.append(text + textwrap.indent("\n\n".join(comments), "# ", lambda line: True))
+    typer.echo(json.dumps(plans if len(plans) > 1 else plans[0]) if as_json else "\n---\n".join(texts))
 
 
 @verb("report", "answers")
@@ -125,6 +143,21 @@ def report(
             page = pipeline.write_report(opened)
             written = [] if figures is None else write_figures(opened, figures)
     print_values({"report": str(page)} | ({"figures": len(written)} if written else {}), common.as_json)
+
+
+@verb("status", "answers")
+def show_status(
+    run: Annotated[Path, typer.Option("--run", help="The run directory, or the folder of a comparison.")],
+    common: Common,
+) -> None:
+    """Say which stages of a run are done, stale, interrupted or missing, why, and what to do next. Writes nothing."""
+    from adagrpo.pipeline.status import status, status_tables
+    from adagrpo.report import to_text
+
+    content = status(run)
+    table, lines = status_tables(content)
+    text = [] if table is None else [to_text(table), ""]
+    typer.echo(json.dumps(content) if common.as_json else "\n".join([*text, *lines]))
 
 
 def _folders(out: Path, configs: list[Config]) -> list[Path]:

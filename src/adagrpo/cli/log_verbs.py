@@ -10,7 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from adagrpo.cli.options import Common, LogFiles, MaxBadRows, Out, session, verb
+from adagrpo.cli.options import Common, DryRun, LogFiles, MaxBadRows, Out, session, verb
+from adagrpo.cli.planning import print_plan
 from adagrpo.cli.printing import print_values
 from adagrpo.errors import UserError
 
@@ -73,15 +74,20 @@ def write_recipe(
 
 
 @verb("prepare", "your logs", sets="recipe")
-def prepare(logs: LogFiles, out: Out, common: Common, max_bad_rows: MaxBadRows = None) -> None:
+def prepare(logs: LogFiles, out: Out, common: Common, max_bad_rows: MaxBadRows = None, dry_run: DryRun = False) -> None:
     """Read logs into a new run directory: filter, number, split. Columns: --set data.columns.user=uid."""
     from adagrpo import pipeline
     from adagrpo.config import resolve_config
     from adagrpo.data.logs.understood import sentences
+    from adagrpo.report import dataset_table, to_text
 
-    content = {"name": out.name, "data": {"logs": [str(path.resolve()) for path in logs]}}
+    given = {"data": {"logs": [str(path.resolve()) for path in logs]}}
+    content = {"name": out.name} | pipeline.kept_settings(out) | given
     config = resolve_config(content, common.overrides(max_bad_rows), "prepare")
-    run = pipeline.Run(out, config, Path(), common.console())
+    run = pipeline.Run(out, config, Path(), common.console(out))
+    if dry_run:
+        print_plan(run, ("prepare",), common.as_json)
+        return
     with session(run):
         pipeline.prepare(run)
     summary = json.loads(run.checked("prepare", "summary.json").read_text(encoding="utf-8"))
@@ -89,8 +95,7 @@ def prepare(logs: LogFiles, out: Out, common: Common, max_bad_rows: MaxBadRows =
         typer.echo(json.dumps(summary))
         return
     understood = summary.pop("understood")
-    typer.echo("\n".join(sentences(understood)))
-    print_values(summary, as_json=False)
+    typer.echo("\n".join(sentences(understood)) + "\n\n" + to_text(dataset_table(summary)) + f"\n\nrun: {out}")
 
 
 @verb("simulate", "your logs")

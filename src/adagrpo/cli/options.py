@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import typer
 from typer.core import TyperGroup
@@ -29,9 +29,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ARM",
+    "EVERYTHING",
     "TOGETHER",
     "Checkpoint",
     "Common",
+    "DryRun",
     "Elsewhere",
     "LogFiles",
     "MaxBadRows",
@@ -43,13 +45,15 @@ __all__ = [
 ]
 
 TOGETHER = ("demo", "run", "sft", "ranker", "train")  # they fit models
+EVERYTHING = ("simulate", "prepare", "tokenize", "sft", "ranker", "train", "evaluate")  # parts of a run
 PURPOSES = ("start", "your logs", "stages", "answers", "serve", "machine")
 
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done and what it takes; write nothing.")]
 MaxBadRows = Annotated[
     int | None, typer.Option(min=0, help="How many rows of the logs may be bad; the recipe's, or 0, if not given.")
 ]
 RunDirectory = Annotated[Path, typer.Option("--run", help="The run directory.")]
-ARM = "sft or a trained arm; the last one trained if not given."
+ARM = "sft or a trained arm; if not given, the one of the best NDCG@10 on validation among those evaluated."
 Checkpoint = Annotated[Literal["best", "final"], typer.Option(help="Which checkpoint of it.")]
 LogFiles = Annotated[list[Path], typer.Argument(help="Log files of the same columns.")]
 Out = Annotated[Path, typer.Option("--out", help="Where to write.")]
@@ -67,7 +71,21 @@ COMMON: dict[str, tuple[Any, Any, Any]] = {  # annotation, option, default
     "as_json": (bool, typer.Option("--json", help="Print one JSON object on stdout."), False),
     "quiet": (bool, typer.Option("--quiet", help="No progress on stderr."), False),
 }
+TRACK: dict[str, tuple[Any, Any, Any]] = {
+    "track": (
+        str | None,
+        typer.Option(
+            metavar="NAME[:DIR]", help="Log the steps of fits to a tracker, tensorboard or another of Accelerate's."
+        ),
+        None,
+    )
+}
 Function = TypeVar("Function", bound=Callable[..., None])
+
+
+@runtime_checkable
+class _Closable(Protocol):
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -78,24 +96,30 @@ class Common:
     as_json: bool = False
     quiet: bool = False
     settings: tuple[str, ...] = ()
+    track: str | None = None
 
     def overrides(self, max_bad_rows: int | None = None) -> list[str]:
         """The settings of a recipe, `key=value`."""
         options = {"seed": self.seed, "data.max_bad_rows": max_bad_rows}
         return [*self.settings, *(f"{key}={value}" for key, value in options.items() if value is not None)]
 
-    def console(self) -> Console:
-        """Where progress is shown."""
+    def console(self, directory: Path) -> Console:
+        """Where progress of what is written into a folder is shown, and tracked if that was asked for."""
         from adagrpo.console import StderrConsole
         from adagrpo.pipeline import Silent
 
-        return Silent() if self.quiet else StderrConsole()
+        shown = Silent() if self.quiet else StderrConsole()
+        if self.track is None:
+            return shown
+        from adagrpo.cli.tracking import TrackingConsole, parse_tracker
+
+        return TrackingConsole(shown, *parse_tracker(self.track, directory))
 
     def open(self, directory: Path, out: Path | None = None) -> Run:
         """An existing run, with the settings that were given; see `Run.open`."""
         from adagrpo.pipeline import Run
 
-        return Run.open(directory, self.overrides(), self.console(), out)
+        return Run.open(directory, self.overrides(), self.console(out or directory), out)
 
 
 class Verbs(TyperGroup):
@@ -151,20 +175,25 @@ def _begin(
         )
 
 
-def verb(name: str, purpose: str, sets: Literal["recipe", "columns"] | None = None) -> Callable[[Function], Function]:
+def verb(
+    name: str, purpose: str, sets: Literal["recipe", "columns"] | None = None, *, tracks: bool = False
+) -> Callable[[Function], Function]:
     """Make a verb of a function, and give it the common options.
 
     Args:
         name: of the verb.
         purpose: one of `PURPOSES`.
         sets: what its `--set` changes; None: it has none.
+        tracks: it fits models, and has `--track`.
 
     Returns:
         A decorator. The function takes its own arguments and `common: Common`; its first line of text is the help.
     """
     if purpose not in PURPOSES:
         raise ValueError(f"{purpose} is none of {', '.join(PURPOSES)}")
-    added = COMMON if sets is None else {"settings": (list[str], SETTINGS[sets], []), **COMMON}
+    added = {**TRACK, **COMMON} if tracks else COMMON
+    if sets is not None:
+        added = {"settings": (list[str], SETTINGS[sets], []), **added}
 
     def add(function: Function) -> Function:
         @wraps(function)
@@ -196,11 +225,14 @@ def verb(name: str, purpose: str, sets: Literal["recipe", "columns"] | None = No
 @contextmanager
 def session(run: Run) -> Iterator[None]:
     """Work in a run directory: alone, and with the terminal as it was when it ends, in whatever way."""
-    from adagrpo.console import StderrConsole
-
     try:
         with terminable(), run.locked():
             yield
     finally:
-        if isinstance(run.console, StderrConsole):
-            run.console.close()
+        close(run.console)
+
+
+def close(console: Console) -> None:
+    """Leave the terminal as it was, and what is tracked whole."""
+    if isinstance(console, _Closable):
+        console.close()

@@ -43,6 +43,13 @@ def serve(
     reward_weight: Annotated[
         float, typer.Option(min=0.0, help="Re-rank the beam by log-probability + this weight x reward.")
     ] = 0.0,
+    exclude_history: Annotated[
+        bool | None,
+        typer.Option(
+            "--exclude-history/--keep-history",
+            help="Whether the items of a history may be in its list; as the run was evaluated if not given.",
+        ),
+    ] = None,
 ) -> None:
     """Answer requests over HTTP with a trained policy until interrupted: POST /recommend, GET /health."""
     from adagrpo import pipeline
@@ -51,10 +58,24 @@ def serve(
         if common.as_json:
             typer.echo(json.dumps(about))
         elif not common.quiet:
-            typer.echo(f"{about['name']}, {about['arm']} {about['checkpoint']}: {about['url']}", err=True)
+            without = "without" if about["exclude_history"] else "that may hold"
+            typer.echo(
+                f"{about['name']}, {about['arm']} {about['checkpoint']} ({about['why']}),"
+                f" lists {without} items of the history: {about['url']}",
+                err=True,
+            )
         sys.stdout.flush()
 
     if not math.isfinite(reward_weight):
         raise UserError(f"--reward-weight: {reward_weight} is no weight; give a finite number of at least 0")
     opened = replace(common, quiet=True).open(run)
-    pipeline.serve(opened, arm, checkpoint, host=host, port=port, reward_weight=reward_weight, ready=ready)
+    pipeline.serve(
+        opened,
+        arm,
+        checkpoint,
+        host=host,
+        port=port,
+        reward_weight=reward_weight,
+        exclude_history=exclude_history,
+        ready=ready,
+    )

@@ -130,6 +130,12 @@ class Comparison:
         plan = self.plan.model_dump(mode="json")
         return {"arms": self.arms, "seeds": self.seeds, "plan": plan, "config": dump_config(self.config)}
 
+    def run_of(self, seed: int) -> Run:
+        """The run of one seed, of which nothing is made yet."""
+        directory = self.directory / f"seed-{seed}"
+        config = self.config.model_copy(update={"seed": seed})
+        return Run(directory, config, self.data, _Prefixed(self.console, directory.name), self.code)
+
     def carry_out(self) -> dict[str, Any]:
         """Make or continue the runs, and write the comparison.
 
@@ -169,18 +175,15 @@ class Comparison:
 
     def _carry_out_seed(self, seed: int) -> tuple[Run, dict[str, str]]:
         """One seed's run, and the folder names of arms that are called otherwise there."""
-        directory = self.directory / f"seed-{seed}"
-        console = _Prefixed(self.console, directory.name)
-        config = self.config.model_copy(update={"seed": seed})
-        run = Run(directory, config, self.data, console, self.code)
+        run = self.run_of(seed)
         names: dict[str, str] = {}
         with run.locked():
             metrics, _ = run_all(run)
             matched = {name: matched_arm(name, run, metrics) for name in MATCHED if name in self.arms}
             if matched:
                 # the same directory with some arms more: what is finished is skipped
-                arms = {arm.name: arm for arm in (*config.train.arms, *matched.values())}
-                run.config = _with_arms(config, [*arms.values()])
+                arms = {arm.name: arm for arm in (*run.config.train.arms, *matched.values())}
+                run.config = _with_arms(run.config, [*arms.values()])
                 run_all(run)
                 names = {name: arm.name for name, arm in matched.items()}
                 names |= {f"{name}{SUFFIX}": f"{arm}{SUFFIX}" for name, arm in names.items()}
@@ -207,6 +210,9 @@ class _Prefixed:
 
     def progress(self, label: str, done: int, total: int, values: Mapping[str, float]) -> None:
         self.console.progress(f"{self.prefix}/{label}", done, total, values)
+
+    def note(self, text: str) -> None:
+        self.console.note(f"{self.prefix}/{text}")
 
 
 def _write_plan(path: Path, plan: CompareConfig) -> None:

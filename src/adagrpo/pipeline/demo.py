@@ -23,7 +23,7 @@ from adagrpo.pipeline.stages.prepare import simulate_marketplace
 from adagrpo.pipeline.verbs import diagnose_reward, fit_ranker, fit_sft, prepare, run_all, tokenize
 from adagrpo.rewards.boosted import require_lightgbm
 
-__all__ = ["GOOD", "WRONG", "WRONG_REWARD", "DemoResult", "run_demo"]
+__all__ = ["GOOD", "WRONG", "WRONG_REWARD", "DemoResult", "demo_runs", "run_demo"]
 
 GOOD, WRONG = "trees", "shown items alone"
 WRONG_REWARD = ("reward.kind=sequential",)  # which the recipe fits on what was shown alone
@@ -39,6 +39,16 @@ class DemoResult(NamedTuple):
     pages: dict[str, Path]  # the report under each reward
 
 
+def demo_runs(directory: Path, config: Config, console: Console) -> dict[str, Run]:
+    """The run under each reward, of which nothing is made yet; see `run_demo`."""
+    wrong = resolve_config(dump_config(config), WRONG_REWARD, "demo")
+    beside = directory.with_name(f"{directory.name}-wrong-reward")
+    return {
+        GOOD: Run(directory, config, Path(), console),
+        WRONG: Run(beside, wrong, Path(), console, source=directory.resolve()),
+    }
+
+
 def run_demo(directory: Path, config: Config, console: Console) -> DemoResult:
     """Diagnose, choose, train and prove under both rewards; what is done already is skipped.
 
@@ -51,10 +61,7 @@ def run_demo(directory: Path, config: Config, console: Console) -> DemoResult:
         UserError: LightGBM is not installed, or one of the folders holds something else.
     """
     require_lightgbm("reward")
-    wrong = resolve_config(dump_config(config), WRONG_REWARD, "demo")
-    beside = directory.with_name(f"{directory.name}-wrong-reward")
-    runs = {GOOD: Run(directory, config, Path(), console)}
-    runs[WRONG] = Run(beside, wrong, Path(), console, source=directory.resolve())
+    runs = demo_runs(directory, config, console)
     with runs[GOOD].locked(), runs[WRONG].locked():
         simulate_marketplace(runs[GOOD])
         prepare(runs[GOOD])

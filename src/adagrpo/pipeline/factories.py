@@ -48,7 +48,10 @@ from adagrpo.trainer.processes import SharedReward, processes
 from adagrpo.types import Cases, Ragged
 
 if TYPE_CHECKING:  # it needs transformers, which only a run with such a policy needs
+    from transformers import PreTrainedModel
+
     from adagrpo.policies.causal_lm import CausalLMPolicy
+    from adagrpo.policies.language_model import Vocabulary
 
 __all__ = ["Models"]
 
@@ -104,8 +107,28 @@ class Models:
 
     def _causal_lm(self, *, trained: bool) -> CausalLMPolicy:
         """A causal LM; with `trained` the weights are to be loaded, so none are read from the folder it came from."""
-        from adagrpo.policies import language_model
         from adagrpo.policies.causal_lm import CausalLMPolicy
+
+        options = self.config.policy.lm
+        model, vocabulary, template = self.language_model(trained=trained)
+        assert options is not None  # the configuration checks it
+        return CausalLMPolicy(
+            model,
+            vocabulary,
+            self.data.catalog.codes.cpu(),
+            max_history=self.config.max_history,
+            **template,
+            dropout=self.config.policy.dropout,
+            gradient_checkpointing=options.gradient_checkpointing,
+        )
+
+    def language_model(self, *, trained: bool) -> tuple[PreTrainedModel, Vocabulary, dict[str, tuple[int, ...]]]:
+        """The language model of a policy, where the codes are among its tokens, and the text around a history.
+
+        Args:
+            trained: its weights are to be loaded afterwards, so none are read from the folder it came from.
+        """
+        from adagrpo.policies import language_model
 
         options, seed, catalog = self.config.policy.lm, self.config.seed, self.data.catalog
         assert options is not None  # the configuration checks it
@@ -126,15 +149,7 @@ class Models:
             lora_alpha=options.lora_alpha,
             bfloat16=options.dtype == "bfloat16",
         )
-        return CausalLMPolicy(
-            model,
-            vocabulary,
-            catalog.codes.cpu(),
-            max_history=self.config.max_history,
-            **template,
-            dropout=self.config.policy.dropout,
-            gradient_checkpointing=options.gradient_checkpointing,
-        )
+        return model, vocabulary, template
 
     def ranker(self, weights: Path | None = None) -> SequentialRanker:
         """A new ranker, or one loaded from a checkpoint folder."""

@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from adagrpo.data.prepared import load_item_ids
 from adagrpo.errors import UserError
+from adagrpo.pipeline.chain import reward_parts
+from adagrpo.pipeline.checks import check
 from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
@@ -18,7 +20,11 @@ __all__ = ["recommender", "serve"]
 
 
 def recommender(
-    run: Run, arm: str | None, checkpoint: Literal["best", "final"], reward_weight: float = 0.0
+    run: Run,
+    arm: str | None,
+    checkpoint: Literal["best", "final"],
+    reward_weight: float = 0.0,
+    exclude_history: bool | None = None,
 ) -> tuple[Recommender, dict[str, Any]]:
     """What answers for a checkpoint, and what it says of itself.
 
@@ -27,13 +33,17 @@ def recommender(
         arm: see `adagrpo.pipeline.choose_checkpoint.choose_checkpoint`.
         checkpoint: of that arm.
         reward_weight: above 0, the run's reward re-ranks the beam: `log-probability + weight · reward`.
+        exclude_history: leave the items of the history out, where a request says nothing of it; None: as the run's
+            evaluation does.
 
     Raises:
-        UserError: no such arm or checkpoint, or the reward cannot be had.
+        UserError: no such arm or checkpoint, what it was made from is stale, or the reward cannot be had.
     """
     chosen = choose_checkpoint(run, arm, checkpoint)
+    check(run, "serve", [chosen.stage, *(reward_parts(run) if reward_weight > 0 else ())])
     data = RunData(run)
     models = Models(data)
+    excludes = run.config.evaluation.mask_history if exclude_history is None else exclude_history
     if reward_weight > 0:
         check_reward(models, note=False)
     served = Recommender(
@@ -42,12 +52,13 @@ def recommender(
         load_item_ids(data.prepared).to_list(),
         width=run.config.evaluation.beam_width,
         max_history=run.config.max_history,
-        mask_history=run.config.evaluation.mask_history,
+        mask_history=excludes,
         reward=models.reward() if reward_weight > 0 else None,
         reward_weight=reward_weight,
     )
     about = {"name": run.config.name, "arm": chosen.arm, "checkpoint": checkpoint, "step": chosen.step}
-    return served, about | {"items": data.num_items, "reward_weight": reward_weight}
+    about |= {"why": chosen.why, "items": data.num_items, "reward_weight": reward_weight}
+    return served, about | {"exclude_history": excludes}
 
 
 def serve(
@@ -58,6 +69,7 @@ def serve(
     host: str,
     port: int,
     reward_weight: float = 0.0,
+    exclude_history: bool | None = None,
     ready: Callable[[dict[str, Any]], None],
 ) -> None:
     """Serve until the process is told to end.
@@ -69,10 +81,11 @@ def serve(
         host: to listen at.
         port: 0 takes a free one.
         reward_weight: see `recommender`.
+        exclude_history: see `recommender`.
         ready: called once requests are taken, with the address and what `/health` says.
 
     Raises:
-        UserError: the extra is missing, nothing to serve, or the address cannot be had.
+        UserError: the extra is missing, nothing to serve, what would be served is stale, or the address cannot be had.
     """
     try:
         from adagrpo.serving import app
@@ -80,7 +93,7 @@ def serve(
         raise UserError("serve: needs fastapi and uvicorn; pip install 'adagrpo[serve]'") from error
     listener = app.listen(host, port)
     with listener:
-        served, about = recommender(run, arm, checkpoint, reward_weight)
+        served, about = recommender(run, arm, checkpoint, reward_weight, exclude_history)
         served.recommend([[0]])  # what is made on first use is made before the first request
         ready({"url": f"http://{host}:{listener.getsockname()[1]}", **about})
         app.serve(app.create_app(served, about), listener)

@@ -57,7 +57,7 @@ class Recommender:
             item_ids: ids of the logs, in the order of items.
             width: hypotheses of the beam; no list is longer.
             max_history: items of a history that the policy sees, the last ones.
-            mask_history: leave the items of the whole history out of the list.
+            mask_history: leave the items of the whole history out of the list, where a request says nothing of it.
             reward: re-ranks the beam.
             reward_weight: `w`.
         """
@@ -72,22 +72,33 @@ class Recommender:
         rows = [(name, self._items.get(str(name), -1)) for name in history]
         return [item for _, item in rows if item >= 0], [name for name, item in rows if item < 0]
 
-    @torch.no_grad()
-    def recommend(self, histories: Sequence[Sequence[int]]) -> list[Recommendations]:
+    def recommend(
+        self, histories: Sequence[Sequence[int]], exclude: Sequence[bool] | None = None
+    ) -> list[Recommendations]:
         """The lists of `B` histories.
 
         Args:
             histories: items, oldest first, each with one at least.
+            exclude: of each history, whether its items are left out of its list; None: `mask_history` of all.
 
         Returns:
             `B` lists of at most `width`; shorter where the catalogue or the search holds no more.
         """
-        batch = self._batch(histories)
-        held = self.width + (self.max_history if self.mask_history else 0)
+        excludes = [self.mask_history] * len(histories) if exclude is None else list(exclude)
+        answers: dict[int, Recommendations] = {}
+        for masked in {*excludes}:
+            rows = [row for row, this in enumerate(excludes) if this == masked]
+            answers |= zip(rows, self._search([histories[row] for row in rows], masked), strict=True)
+        return [answers[row] for row in range(len(histories))]
+
+    @torch.no_grad()
+    def _search(self, histories: Sequence[Sequence[int]], masked: bool) -> list[Recommendations]:
+        batch = self._batch(histories, masked)
+        held = self.width + (self.max_history if masked else 0)
         with mixed_precision(self.policy):
             context = self.policy.encode(batch)
             beams = beam_search(self.policy, context, held, trie=self.catalog.trie)
-        if self.mask_history:
+        if masked:
             items, scores = without_history(self.policy, context, self.catalog, beams, batch, self.width)
         else:
             items, scores = self.catalog.lookup(beams.codes), beams.scores
@@ -97,13 +108,13 @@ class Recommender:
             items = items.gather(1, order)
         return [self._named(*row) for row in zip(items.tolist(), scores.tolist(), strict=True)]
 
-    def _batch(self, histories: Sequence[Sequence[int]]) -> Histories:
+    def _batch(self, histories: Sequence[Sequence[int]], masked: bool) -> Histories:
         offsets = np.cumsum([0, *map(len, histories)])
         ragged = Ragged(np.concatenate([np.asarray(history, np.int32) for history in histories]), offsets)
         rows = np.arange(len(histories))
         padded = pad(ragged, rows, self.max_history)
         device: torch.device = self.catalog.codes.device
-        older = older_items(ragged, rows, self.max_history).to(device) if self.mask_history else None
+        older = older_items(ragged, rows, self.max_history).to(device) if masked else None
         return Histories(padded.items.to(device), padded.lengths.to(device), older=older)
 
     def _named(self, items: list[int], scores: list[float]) -> Recommendations:
