@@ -14,6 +14,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 READ_FIRST = [ROOT / "README.md", *sorted(ROOT.glob("docs/[teh]*/**/*.md"))]  # tutorial, explanation, how-to
+STUDIES = [page for page in sorted(ROOT.glob("research/*/README.md")) if page.parent.name != "diagnosis"]  # due anew
+STUDY_WORDS = 17.0  # tables of figures stand beside; how many are in a sentence is not held
 WORDS, LONG, LONG_SHARE, NUMBERS, README_WORDS = 16.0, 35, 0.04, 0.4, 900
 
 LEFT_OUT = re.compile(r"^```.*?^```|<!--.*?-->|^\|.*?$|^#.*?$|!\[.*?\]\(.*?\)", re.MULTILINE | re.DOTALL)
@@ -63,6 +65,14 @@ def test_pages_read_easily(page: Path) -> None:
     assert share <= LONG_SHARE, long
     assert mean <= WORDS
     assert numbers <= NUMBERS
+
+
+@pytest.mark.parametrize("page", STUDIES, ids=lambda page: page.parent.name)
+def test_studies_read_easily(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    mean, share, _ = measure(text)
+    assert mean <= STUDY_WORDS
+    assert share <= LONG_SHARE, [sentence for sentence in sentences(text) if words(sentence) > LONG]
 
 
 @pytest.mark.parametrize("page", READ_FIRST, ids=lambda page: page.relative_to(ROOT).as_posix())
