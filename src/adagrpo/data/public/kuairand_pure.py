@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import polars as pl
 
@@ -44,7 +45,7 @@ TEXTS = (
     "register_days_range",
 )
 SMALL = ("is_lowactive_period", "is_live_streamer", "is_video_author")
-LOG: dict[str, type[pl.DataType]] = {
+LOG: dict[str, Any] = {
     "user_id": pl.Int32,
     "video_id": pl.Int32,
     "date": pl.Int32,
