@@ -18,7 +18,7 @@ __all__ = ["public_data"]
 def public_data(
     common: Common,
     name: Annotated[str | None, typer.Argument(help="The set; without one, all are listed.")] = None,
-    more: Annotated[list[Path], typer.Argument(metavar="[FILE]...", help="More downloads, as after --from.")] = [],  # noqa: B006
+    more: Annotated[list[Path], typer.Argument(metavar="FILE", help="More downloads, as after --from.")] = [],  # noqa: B006
     downloads: Annotated[
         list[Path], typer.Option("--from", help="Official downloads: files, archives or folders; may be repeated.")
     ] = [],  # noqa: B006

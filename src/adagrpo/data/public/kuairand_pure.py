@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import Any
 
 import polars as pl
 
@@ -19,8 +18,8 @@ from adagrpo.errors import UserError
 
 __all__ = ["LATE_PART", "read_kuairand_pure"]
 
-LATE_PART = "impressions from 25 April 2022 on"
-LATE = 20220425
+LATE_PART = "impressions of 25 April to 8 May 2022"  # of which the content is known
+LATE = 20220425  # as the column `date` says, which is up to an hour off the time
 FOLDER = "KuaiRand-Pure/data"
 STANDARD = ("log_standard_4_08_to_4_21_pure.csv", "log_standard_4_22_to_5_08_pure.csv")
 RANDOM = "log_random_4_22_to_5_08_pure.csv"
@@ -45,7 +44,7 @@ TEXTS = (
     "register_days_range",
 )
 SMALL = ("is_lowactive_period", "is_live_streamer", "is_video_author")
-LOG: dict[str, Any] = {
+LOG: dict[str, type[pl.DataType]] = {
     "user_id": pl.Int32,
     "video_id": pl.Int32,
     "date": pl.Int32,
@@ -54,7 +53,8 @@ LOG: dict[str, Any] = {
     "play_time_ms": pl.Int32,
     "duration_ms": pl.Int32,
     "tab": pl.Int8,
-} | dict.fromkeys(SIGNALS, pl.Int8)
+    **dict.fromkeys(SIGNALS, pl.Int8),
+}
 
 
 def read_kuairand_pure(downloads: Downloads) -> Converted:
@@ -63,7 +63,8 @@ def read_kuairand_pure(downloads: Downloads) -> Converted:
     Raises:
         UserError: a file is missing or is not of its format.
     """
-    standard = pl.concat([_table(downloads, name, list(LOG)).cast(LOG) for name in STANDARD])
+    typed = [pl.col(name).cast(kind) for name, kind in LOG.items()]
+    standard = pl.concat([_table(downloads, name, list(LOG)).select(typed) for name in STANDARD])
     standard = standard.sort("time_ms", maintain_order=True).with_row_index("impression_id")
     flags = [pl.col(name).cast(pl.Boolean) for name in SIGNALS]
     impressions = standard.select(

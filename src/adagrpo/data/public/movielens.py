@@ -21,7 +21,7 @@ from adagrpo.errors import UserError
 __all__ = ["read_movielens"]
 
 LEAST_RATINGS = 5  # of a film
-TITLE = re.compile(r"(.*) \((\d{4})\)")
+TITLE = re.compile(r"(.*?) ?\((\d{4})\)")
 
 
 def read_movielens(downloads: Downloads) -> Converted:
@@ -31,7 +31,7 @@ def read_movielens(downloads: Downloads) -> Converted:
         UserError: a file is missing or is not of its format.
     """
     ratings = rows_of(
-        downloads.content("ml-1m/ratings.dat"),
+        downloads.content("ratings.dat"),
         "ratings.dat",
         {"user": pl.Int32, "movie": pl.Int32, "rating": pl.Int8, "timestamp": pl.Int64},
         separator="::",
@@ -51,8 +51,9 @@ def read_movielens(downloads: Downloads) -> Converted:
 
 def _movies(downloads: Downloads, numbers: dict[int, int]) -> pl.DataFrame:
     known = {}
-    for number, line in enumerate(downloads.content("ml-1m/movies.dat").decode("latin-1").splitlines(), start=1):
-        fields = line.split("::")
+    lines = downloads.content("movies.dat").rstrip().split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        fields = line.decode("latin-1").rstrip("\r").split("::")
         match = TITLE.fullmatch(fields[1]) if len(fields) == 3 else None
         if match is None or not fields[0].isdecimal():
             raise UserError(f"movies.dat, line {number}: is no film (MovieID::Title (Year)::Genres)")
@@ -75,7 +76,7 @@ def _movies(downloads: Downloads, numbers: dict[int, int]) -> pl.DataFrame:
 def _users(downloads: Downloads, users: pl.Series) -> pl.DataFrame:
     """user_id, original_user, gender, age (class), occupation (code) of the users that are numbered in this order."""
     schema = {"user": pl.Int32, "gender": pl.String, "age": pl.Int8, "occupation": pl.Int8, "zip": pl.String}
-    table = rows_of(downloads.content("ml-1m/users.dat"), "users.dat", schema, separator="::")
+    table = rows_of(downloads.content("users.dat"), "users.dat", schema, separator="::")
     numbered = pl.DataFrame({USER_ID: pl.Series(range(len(users)), dtype=pl.Int32), "original_user": users})
     joined = numbered.join(table, left_on="original_user", right_on="user", how="left", maintain_order="left")
     if joined["gender"].null_count():
