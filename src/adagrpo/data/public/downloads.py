@@ -102,8 +102,9 @@ class Downloads:
             if place.path.suffix == ".zip":
                 with zipfile.ZipFile(place.path) as archive, archive.open(place.member) as file:
                     return self._bounded(place.path, file)
-            with tarfile.open(place.path) as tar:
-                extracted = tar.extractfile(place.member)
+            with tarfile.open(place.path, "r|*") as tar:  # once through, since a compressed archive has no way back
+                entry = next(one for one in tar if one.name == place.member)
+                extracted = tar.extractfile(entry)
                 assert extracted is not None  # only files are places
                 return self._bounded(place.path, extracted)
 
@@ -185,7 +186,7 @@ class Downloads:
         """The files in a tar archive. All of it is unpacked to find them, so their sizes are bounded on the way."""
         names: list[str] = []
         total, limit = 0, expansion_limit(path, MAX_EXPANSION)
-        with tarfile.open(path) as archive:
+        with tarfile.open(path, "r|*") as archive:
             for entry in archive:
                 total += entry.size
                 if total > limit or len(names) > MOST_ENTRIES:
