@@ -10,6 +10,7 @@ import typer
 
 from adagrpo.cli.options import Common, verb
 from adagrpo.errors import UserError
+from adagrpo.stopping import terminable
 
 __all__ = ["public_data"]
 
@@ -37,7 +38,13 @@ def public_data(
         return
     if out is None:
         raise UserError(f"data {name}: needs --out, the folder to write; `adagrpo data {name} --list` says from what")
-    made = convert(name, SETS, [*downloads, *more], out, unchecked=unchecked)
+
+    def tell(text: str) -> None:
+        if not common.quiet:
+            typer.echo(text, err=True)
+
+    with terminable():
+        made = convert(name, SETS, [*downloads, *more], out, unchecked=unchecked, tell=tell)
     typer.echo(json.dumps(made) if common.as_json else _said(made))
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from adagrpo.data.public import Downloads
 from adagrpo.data.public.amazon import AttributeRule, Table2014, attributes_of, read_2014, read_2018
+from adagrpo.data.public.numbering import interaction_table
 from adagrpo.errors import UserError
 
 COLUMNS = ("item_id", "asin", "short_text", "attributes", "title", "categories", "brand")
@@ -80,6 +81,14 @@ def test_a_record_in_another_order_of_fields_and_json_are_read(standins: Any, tm
     assert items.sort("asin")["title"].to_list() == ["a", "bé", None, None]
 
 
+def test_fields_of_another_type_are_as_if_missing(standins: Any, tmp_path: Path) -> None:
+    records = [{"asin": A, "title": 3, "brand": None, "categories": "x"}, {"asin": [A]}, {"asin": C, "categories": [3]}]
+    result = made(standins, tmp_path, records)
+    items = result.tables["items.parquet"].sort("asin")
+    assert items["title"].null_count() == 4 and items["categories"].to_list() == [[], [], [], []]
+    assert len(result.tables["attributes.parquet"]) == 0
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -105,6 +114,12 @@ def test_a_line_that_is_no_review_is_named(fields: dict[str, object], standins: 
     path = standins.write_lines(tmp_path / "reviews_Beauty_5.json.gz", [standins.review("u", A, 3), repr(review)])
     with pytest.raises(UserError, match="line 2: is no review"):
         read_2014(Downloads([path], []), "Beauty", TABLE)
+
+
+def test_a_user_with_more_than_a_position_counts_is_refused() -> None:
+    assert interaction_table([[0] * 3, [1]])["position"].to_list() == [0, 1, 2, 0]
+    with pytest.raises(UserError, match="a user has 32,768 interactions"):
+        interaction_table([[0] * 32_768])
 
 
 # ---------------------------------------------------------------- 2018

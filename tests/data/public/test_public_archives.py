@@ -189,3 +189,10 @@ def test_a_log_without_a_column_is_named(pure: dict[str, str], standins: Any, tm
     pure[name] = pure[name].replace("long_view", "other")
     with pytest.raises(UserError, match=r"log_standard_4_22_to_5_08_pure.csv: cannot be read with the columns"):
         read_kuairand_pure(Downloads([standins.tar_gz(tmp_path / "x.tar.gz", pure)], []))
+
+
+def test_a_log_of_another_type_is_one_line(pure: dict[str, str], standins: Any, tmp_path: Path) -> None:
+    name = "KuaiRand-Pure/data/log_standard_4_22_to_5_08_pure.csv"
+    pure[name] = pure[name].replace("90", "ninety")
+    with pytest.raises(UserError, match="KuaiRand-Pure: a column is not of its type"):
+        read_kuairand_pure(Downloads([standins.tar_gz(tmp_path / "x.tar.gz", pure)], []))

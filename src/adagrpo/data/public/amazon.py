@@ -44,6 +44,7 @@ LONGEST_LITERAL = 2**20  # bytes of a line that is parsed as Python
 WORDS = 8  # of a title in `short_text`
 LONGEST_DESCRIPTION = 1500  # characters
 LONGEST_TEXT_2018 = 2000  # characters from which on a text is dropped
+TEXTS = ("title", "brand", "description")
 ASIN_FIRST = re.compile(rb"""\{['"]asin['"]: ['"]([0-9A-Z]{10})['"]""")
 TAG = re.compile(r"</?\w[^>]*>")
 
@@ -235,11 +236,16 @@ def _records_2014(downloads: Downloads, name: str, wanted: Iterable[str]) -> dic
             continue  # nineteen of twenty lines, without a look at the rest of them
         record = _record(line, name, number, downloads)
         asin = record.get("asin")
-        if asin in known:
-            records[asin] = {
-                key: record[key] for key in ("title", "brand", "categories", "description") if key in record
-            }
+        if isinstance(asin, str) and asin in known:
+            texts = {key: record[key] for key in TEXTS if isinstance(record.get(key), str)}
+            records[asin] = texts | {"categories": _paths(record.get("categories"))}
     return records
+
+
+def _paths(value: object) -> list[list[str]]:
+    """Category paths; what is none is left out."""
+    paths = value if isinstance(value, list) else []
+    return [[name for name in path if isinstance(name, str)] for path in paths if isinstance(path, list)]
 
 
 def _texts_2014(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -267,10 +273,10 @@ def _records_2018(downloads: Downloads, name: str, wanted: set[str]) -> dict[str
         if not line.strip():
             continue
         record = _record(line, name, number, downloads)
-        if record.get("asin") in wanted:
-            brand, title = record.get("brand"), _sentence(record.get("title"))
-            records[record["asin"]] = {
-                "title": title,
+        asin, brand = record.get("asin"), record.get("brand")
+        if isinstance(asin, str) and asin in wanted:
+            records[asin] = {
+                "title": _sentence(record.get("title")),
                 "brand": brand.replace("by\n", "").strip() if isinstance(brand, str) else "",
                 "categories": ",".join(_categories_2018(record.get("category", []))),
                 "description": _sentence(record.get("description"))[:LONGEST_DESCRIPTION],

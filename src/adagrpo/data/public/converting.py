@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,13 @@ SCHEMA = 1  # raised when a reader makes something else of the same files
 
 
 def convert(
-    name: str, sets: Mapping[str, PublicSet], downloads: Sequence[Path], out: Path, *, unchecked: bool = False
+    name: str,
+    sets: Mapping[str, PublicSet],
+    downloads: Sequence[Path],
+    out: Path,
+    *,
+    unchecked: bool = False,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Make the folder of a set.
 
@@ -41,6 +47,7 @@ def convert(
         downloads: files, folders or archives, as they were downloaded.
         out: a new folder, or one that this made before.
         unchecked: write also what is not the published set, and say so.
+        tell: is told what is being done.
 
     Returns:
         set, folder, counts, notes, problems (none unless `unchecked`), files with rows, the next command.
@@ -53,7 +60,7 @@ def convert(
     if chosen is None:
         raise UserError(f"{name}: no such set; there are {', '.join(sets)}")
     _check_place(out)
-    given = Downloads(downloads, chosen.downloads)
+    given = Downloads(downloads, chosen.downloads, tell)
     made = chosen.read(given)
     wrong = given.published_md5()
     found = compared(chosen, made)

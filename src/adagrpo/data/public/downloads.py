@@ -14,6 +14,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
@@ -28,7 +29,14 @@ LARGEST_FILE = 2**29  # bytes of one that is read whole
 MOST_ENTRIES = 200_000  # of a folder or an archive
 ARCHIVES = (".zip", ".tar.gz", ".tgz", ".tar")
 HEAD = 512  # bytes that tell what a file is
-BROKEN = (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile, tarfile.TarError, NotImplementedError)
+BROKEN = (
+    EOFError,
+    zlib.error,
+    gzip.BadGzipFile,
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    RuntimeError,
+)  # the last: encrypted
 
 
 @dataclass(frozen=True)
@@ -53,22 +61,26 @@ class _Place(NamedTuple):
 
     path: Path
     member: str | None = None
+    alone: bool = False  # given as a file, not found in a folder or an archive
 
 
 class Downloads:
     """The files that were given for a set."""
 
-    def __init__(self, paths: Sequence[Path], wanted: Sequence[Download]) -> None:
+    def __init__(
+        self, paths: Sequence[Path], wanted: Sequence[Download], tell: Callable[[str], None] = lambda text: None
+    ) -> None:
         """Look at what was given.
 
         Args:
             paths: files, folders, archives.
             wanted: what the set's publisher offers, for messages.
+            tell: is told of each file when reading it begins.
 
         Raises:
             UserError: nothing was given, a path does not exist, or a file is a web page or a broken archive.
         """
-        self.wanted = list(wanted)
+        self.wanted, self.tell = list(wanted), tell
         self.places: list[tuple[PurePosixPath, _Place]] = []
         self.files: list[Path] = []  # that were used, in the order of use
         self.given = [Path(path) for path in paths]
@@ -96,13 +108,13 @@ class Downloads:
             UserError: it is not there, cannot be unpacked, or is too large.
         """
         place = self._find(name)
-        with self._explained(place.path, name):
+        with self._explained(place.path):
             if place.member is None:
                 return self._bounded(place.path, place.path.open("rb"))
             if place.path.suffix == ".zip":
                 with zipfile.ZipFile(place.path) as archive, archive.open(place.member) as file:
                     return self._bounded(place.path, file)
-            with tarfile.open(place.path, "r|*") as tar:  # once through, since a compressed archive has no way back
+            with _tar(place.path) as tar:
                 entry = next(one for one in tar if one.name == place.member)
                 extracted = tar.extractfile(entry)
                 assert extracted is not None  # only files are places
@@ -117,7 +129,7 @@ class Downloads:
         place = self._find(name, name.removesuffix(".gz"))
         if place.member is not None:
             raise UserError(f"{place.path}: unpack {place.member} and give that file; {self.expected()}")
-        with self._explained(place.path, name):
+        with self._explained(place.path):
             for block, _ in read_blocks(place.path, BLOCK):
                 yield from block.splitlines()
 
@@ -138,13 +150,13 @@ class Downloads:
         for name in names:
             parts = PurePosixPath(name).parts
             found = [(path, place) for path, place in self.places if path.parts[-len(parts) :] == parts]
-            found = found or [
-                (path, place) for path, place in self.places if place.path in self.given and path.name == parts[-1]
-            ]
+            # a file that was named by itself may lie in a folder of any name
+            found = found or [(path, place) for path, place in self.places if place.alone and path.name == parts[-1]]
             if found:
                 place = min(found, key=lambda entry: (len(entry[0].parts), str(entry[0])))[1]
                 if place.path not in self.files:
                     self.files.append(place.path)
+                self.tell(f"reading {place.member or place.path.name}")
                 return place
         given = ", ".join(map(str, self.given[:5]))
         raise UserError(f"{names[0]}: not in what was given ({given}); {self.expected()}")
@@ -159,7 +171,7 @@ class Downloads:
             for name in sorted(files):
                 path = Path(here) / name
                 if path.is_file() and not path.is_symlink():
-                    self.places.append((PurePosixPath(path.as_posix()), _Place(path)))
+                    self.places.append((PurePosixPath(path.absolute().as_posix()), _Place(path)))
 
     def _look_into(self, path: Path) -> None:
         """A file as it is, and what is in it if it is an archive."""
@@ -169,10 +181,10 @@ class Downloads:
             raise UserError(f"{path}: is empty, a failed download; {self.expected()}")
         if head[:1] == b"<":
             raise UserError(f"{path}: is a web page, a failed download; {self.expected()}")
-        self.places.append((PurePosixPath(path.absolute().as_posix()), _Place(path)))
+        self.places.append((PurePosixPath(path.absolute().as_posix()), _Place(path, alone=True)))
         if not path.name.endswith(ARCHIVES):
             return
-        with self._explained(path, path.name):
+        with self._explained(path):
             if path.suffix == ".zip":
                 with zipfile.ZipFile(path) as archive:
                     names = [entry.filename for entry in archive.infolist() if not entry.is_dir()]
@@ -186,7 +198,7 @@ class Downloads:
         """The files in a tar archive. All of it is unpacked to find them, so their sizes are bounded on the way."""
         names: list[str] = []
         total, limit = 0, expansion_limit(path, MAX_EXPANSION)
-        with tarfile.open(path, "r|*") as archive:
+        with _tar(path) as archive:
             for entry in archive:
                 total += entry.size
                 if total > limit or len(names) > MOST_ENTRIES:
@@ -206,23 +218,19 @@ class Downloads:
             )
         return content
 
-    def _explained(self, path: Path, name: str) -> _Explained:
-        return _Explained(path, name, self.expected)
-
-
-class _Explained:
-    """Have what a broken file raises say which file, and where a whole one is."""
-
-    def __init__(self, path: Path, name: str, expected: Callable[[], str]) -> None:
-        self.path, self.name, self.expected = path, name, expected
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, BROKEN):
-            megabytes = self.path.stat().st_size / 1e6
+    @contextmanager
+    def _explained(self, path: Path) -> Iterator[None]:
+        """Have what a broken file raises say which file, and where a whole one is."""
+        try:
+            yield
+        except BROKEN as error:
+            megabytes = path.stat().st_size / 1e6
             raise UserError(
-                f"{self.path}: cannot be unpacked ({megabytes:.1f} MB), a truncated download or another file;"
+                f"{path}: cannot be unpacked ({megabytes:.1f} MB), a truncated download or another file;"
                 f" {self.expected()}"
             ) from error
+
+
+def _tar(path: Path) -> tarfile.TarFile:
+    """An archive that is read once through, since a compressed one has no way back."""
+    return tarfile.open(path, "r|" if path.suffix == ".tar" else "r|gz")

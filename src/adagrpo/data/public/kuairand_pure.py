@@ -63,6 +63,14 @@ def read_kuairand_pure(downloads: Downloads) -> Converted:
     Raises:
         UserError: a file is missing or is not of its format.
     """
+    try:
+        return _read(downloads)
+    except pl.exceptions.PolarsError as error:
+        said = str(error).splitlines()[0]
+        raise UserError(f"KuaiRand-Pure: a column is not of its type ({said}); {downloads.expected()}") from error
+
+
+def _read(downloads: Downloads) -> Converted:
     typed = [pl.col(name).cast(kind) for name, kind in LOG.items()]
     standard = pl.concat([_table(downloads, name, list(LOG)).select(typed) for name in STANDARD])
     standard = standard.sort("time_ms", maintain_order=True).with_row_index("impression_id")

@@ -18,9 +18,11 @@ import numpy as np
 import polars as pl
 
 from adagrpo.data.columns import ITEM_ID, POSITION, USER_ID
+from adagrpo.errors import UserError
 
 __all__ = ["Event", "counts_of", "hash_lines", "hashes_of", "interaction_table", "k_core", "number_items"]
 
+LONGEST_SEQUENCE = int(np.iinfo(np.int16).max)
 T = TypeVar("T", bound=Hashable)
 
 
@@ -67,8 +69,13 @@ def interaction_table(sequences: Sequence[Sequence[int]]) -> pl.DataFrame:
 
     Args:
         sequences: one for each user, of item numbers, oldest first.
+
+    Raises:
+        UserError: a user has more than a position can count.
     """
     lengths = np.fromiter(map(len, sequences), np.int64, len(sequences))
+    if lengths.max(initial=0) > LONGEST_SEQUENCE:
+        raise UserError(f"a user has {lengths.max():,} interactions; no user of a public set has {LONGEST_SEQUENCE:,}")
     users = np.repeat(np.arange(len(sequences), dtype=np.int32), lengths)
     items = np.fromiter((item for sequence in sequences for item in sequence), np.int32, int(lengths.sum()))
     starts = np.repeat(np.cumsum(lengths) - lengths, lengths)
