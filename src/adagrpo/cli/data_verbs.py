@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,7 +41,7 @@ def public_data(
         raise UserError(f"data {name}: needs --out, the folder to write; `adagrpo data {name} --list` says from what")
 
     def tell(text: str) -> None:
-        if not common.quiet:
+        if not common.quiet and sys.stderr.isatty():  # elsewhere what is wrong is the only line
             typer.echo(text, err=True)
 
     with terminable():

@@ -109,6 +109,35 @@ def test_little_that_unpacks_to_much_is_refused_before_it_fills_the_memory(tmp_p
         list(given(tmp_path / "x.txt.gz").lines("x.txt.gz"))
 
 
+def test_a_header_of_a_tar_archive_cannot_fill_the_memory(tmp_path: Path) -> None:
+    """A pax header of 60 MB, which tarfile reads whole, in a file of 60 kB."""
+    with gzip.open(tmp_path / "x.tar.gz", "wb") as file:
+        header = tarfile.TarInfo("h")
+        header.type, header.size = tarfile.XHDTYPE, 60 * 2**20
+        file.write(header.tobuf(tarfile.USTAR_FORMAT))
+        file.write(bytes(header.size + 1024))
+    with pytest.raises(UserError, match=r"x.tar.gz: unpacks to more than 100 times its size"):
+        given(tmp_path / "x.tar.gz")
+
+
+def test_a_wanted_archive_is_found_in_a_folder_and_looked_into(tmp_path: Path) -> None:
+    (tmp_path / "downloads").mkdir()
+    for name in ("set.zip", "other.zip"):
+        with zipfile.ZipFile(tmp_path / "downloads" / name, "w") as archive:
+            archive.writestr("set/a.txt", name)
+    wanted = [Download("set.zip", "https://example.org/set.zip")]
+    downloads = Downloads([tmp_path / "downloads"], wanted)
+    assert downloads.content("set/a.txt") == b"set.zip"
+    assert [path.name for path in downloads.files] == ["set.zip"]
+
+
+def test_what_is_being_read_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"1")
+    told: list[str] = []
+    Downloads([tmp_path / "a.txt"], WANTED, told.append).content("a.txt")
+    assert told == ["reading a.txt"]
+
+
 def test_names_in_an_archive_lead_nowhere_and_links_are_no_files(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("s", encoding="utf-8")

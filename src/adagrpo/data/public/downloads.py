@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import os
 import tarfile
 import zipfile
@@ -114,7 +115,7 @@ class Downloads:
             if place.path.suffix == ".zip":
                 with zipfile.ZipFile(place.path) as archive, archive.open(place.member) as file:
                     return self._bounded(place.path, file)
-            with _tar(place.path) as tar:
+            with self._tar(place.path) as tar:
                 entry = next(one for one in tar if one.name == place.member)
                 extracted = tar.extractfile(entry)
                 assert extracted is not None  # only files are places
@@ -170,7 +171,11 @@ class Downloads:
                 raise UserError(f"{folder}: holds more than {MOST_ENTRIES:,} files; give the files themselves (--from)")
             for name in sorted(files):
                 path = Path(here) / name
-                if path.is_file() and not path.is_symlink():
+                if not path.is_file() or path.is_symlink():
+                    continue
+                if name in {one.name for one in self.wanted}:
+                    self._look_into(path)
+                else:
                     self.places.append((PurePosixPath(path.absolute().as_posix()), _Place(path)))
 
     def _look_into(self, path: Path) -> None:
@@ -181,7 +186,7 @@ class Downloads:
             raise UserError(f"{path}: is empty, a failed download; {self.expected()}")
         if head[:1] == b"<":
             raise UserError(f"{path}: is a web page, a failed download; {self.expected()}")
-        self.places.append((PurePosixPath(path.absolute().as_posix()), _Place(path, alone=True)))
+        self.places.append((PurePosixPath(path.absolute().as_posix()), _Place(path, alone=path in self.given)))
         if not path.name.endswith(ARCHIVES):
             return
         with self._explained(path):
@@ -195,17 +200,26 @@ class Downloads:
         self.places += [(PurePosixPath(name), _Place(path, name)) for name in names]
 
     def _members(self, path: Path) -> list[str]:
-        """The files in a tar archive. All of it is unpacked to find them, so their sizes are bounded on the way."""
+        """The files in a tar archive, all of which is unpacked to find them."""
         names: list[str] = []
-        total, limit = 0, expansion_limit(path, MAX_EXPANSION)
-        with _tar(path) as archive:
+        with self._tar(path) as archive:
             for entry in archive:
-                total += entry.size
-                if total > limit or len(names) > MOST_ENTRIES:
-                    raise UserError(f"{path}: unpacks to more than {MAX_EXPANSION} times its size; {self.expected()}")
                 if entry.isreg():
                     names.append(entry.name)
+                if len(names) > MOST_ENTRIES:
+                    break
         return names
+
+    @contextmanager
+    def _tar(self, path: Path) -> Iterator[tarfile.TarFile]:
+        """An archive that is read once through, since a compressed one has no way back, and no further than may be."""
+        limit = expansion_limit(path, MAX_EXPANSION)
+        error = UserError(f"{path}: unpacks to more than {MAX_EXPANSION} times its size; {self.expected()}")
+        with (
+            path.open("rb") if path.suffix == ".tar" else gzip.GzipFile(path) as file,
+            tarfile.open(fileobj=_Limited(file, limit, error), mode="r|", bufsize=BLOCK) as archive,
+        ):
+            yield archive
 
     def _bounded(self, path: Path, file: IO[bytes]) -> bytes:
         """A file whole, unless more would come out than may."""
@@ -231,6 +245,15 @@ class Downloads:
             ) from error
 
 
-def _tar(path: Path) -> tarfile.TarFile:
-    """An archive that is read once through, since a compressed one has no way back."""
-    return tarfile.open(path, "r|" if path.suffix == ".tar" else "r|gz")
+class _Limited(io.RawIOBase):
+    """What comes out of a file, until it is too much."""
+
+    def __init__(self, file: IO[bytes] | gzip.GzipFile, limit: float, error: UserError) -> None:
+        self.file, self.left, self.error = file, limit, error
+
+    def read(self, size: int = -1) -> bytes:
+        block = self.file.read(size)
+        self.left -= len(block)
+        if self.left < 0:
+            raise self.error
+        return block

@@ -15,10 +15,9 @@ from adagrpo.data.public.ratings_and_slates import read_coat, read_kuairand_expo
 
 __all__ = ["SETS"]
 
-
 AMAZON_TERMS = "no formal licence; for research, with a request to cite; product texts belong to their owners"
 TIES = "many reviews share a day, and within a day the order is that of ASINs: report it, or data.shuffle_ties"
-HALF_TITLES = "short_text is the start of the title; published results with other texts are not comparable in it"
+TEXT_VECTORS = "short_text is the start of the title, so vectors of it differ from those of papers with other texts"
 CC_BY_SA = "CC BY-SA 4.0"
 
 
@@ -44,7 +43,7 @@ def _amazon_2014(
         read,
         checks,
         f"{name}.yaml",
-        (TIES, HALF_TITLES) if short_text else (TIES,),
+        (TIES, TEXT_VECTORS) if short_text else (TIES,),
     )
 
 
