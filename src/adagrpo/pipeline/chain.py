@@ -267,7 +267,7 @@ def _differences(
     if kept is None:
         return [], "made from other settings or files than there are now"
     changes = changed_settings(look.config, kept.settings, now.settings)
-    if isinstance(now.also, dict) and "arm" in now.also:
+    if all(isinstance(also, dict) and "arm" in also for also in (kept.also, now.also)):
         arms = ({"objective": also["arm"]} for also in (kept.also, now.also))
         changes += changed_settings(look.config, *arms)
     if changes:
