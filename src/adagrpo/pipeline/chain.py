@@ -22,9 +22,8 @@ from adagrpo.pipeline import unordered
 from adagrpo.pipeline.commands import names_key
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.part import Part, State
 from adagrpo.pipeline.run import Run
-from adagrpo.pipeline.stage import Ingredients, StageFolder
+from adagrpo.pipeline.stage import Ingredients, Part, StageFolder, State
 from adagrpo.pipeline.stages.evaluate import evaluate_baselines, evaluate_checkpoint
 from adagrpo.pipeline.stages.exposure_report import report_exposures
 from adagrpo.pipeline.stages.fit_ranker import fit_ranker
@@ -268,7 +267,7 @@ def _differences(
     if kept is None:
         return [], "made from other settings or files than there are now"
     changes = changed_settings(look.config, kept.settings, now.settings)
-    if isinstance(now.also, dict) and "arm" in now.also:
+    if all(isinstance(also, dict) and "arm" in also for also in (kept.also, now.also)):
         arms = ({"objective": also["arm"]} for also in (kept.also, now.also))
         changes += changed_settings(look.config, *arms)
     if changes:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from adagrpo.pipeline.description import DESCRIPTION, read_description
-from adagrpo.pipeline.part import Part
 from adagrpo.pipeline.run import Run
+from adagrpo.pipeline.stage import Part
 from adagrpo.storage.artifacts import manifest
 
 __all__ = ["metrics_are_stale", "note_collected"]

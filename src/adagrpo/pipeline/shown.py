@@ -10,8 +10,8 @@ from adagrpo.errors import UserError
 from adagrpo.pipeline.chain import parts_of
 from adagrpo.pipeline.collected import metrics_are_stale
 from adagrpo.pipeline.commands import remake
-from adagrpo.pipeline.part import Part
 from adagrpo.pipeline.run import Run
+from adagrpo.pipeline.stage import Part
 
 __all__ = ["Shown"]
 
