@@ -29,7 +29,7 @@ VERBS = [
     "evaluate",
     "diagnose",
 ]
-VERBS += ["compare", "report", "export", "doctor"]
+VERBS += ["compare", "report", "status", "export", "doctor"]
 PROGRAM = "import sys; from adagrpo.cli import main; sys.argv[0] = 'adagrpo'; main()"
 
 
