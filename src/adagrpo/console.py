@@ -31,11 +31,11 @@ class StderrConsole:
         self.bar: Progress | None = None
 
     def stage(self, name: str, event: str, seconds: float) -> None:
-        """One line for a stage that ends or is skipped, and on a terminal for one that starts."""
+        """One line for a stage that ends or is skipped, or for a remark, and on a terminal for one that starts."""
         self.close()
         if event == "start" and not sys.stderr.isatty():
             return  # so that what is wrong with the input is the only line
-        text = {"start": "...", "skip": "unchanged, skipped", "end": f"done in {seconds:.1f} s"}[event]
+        text = {"start": "...", "skip": "unchanged, skipped", "end": f"done in {seconds:.1f} s"}.get(event, event)
         self.console.print(f"{name}: {text}")
 
     def progress(self, label: str, done: int, total: int, values: Mapping[str, float]) -> None:

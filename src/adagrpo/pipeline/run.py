@@ -72,7 +72,7 @@ class Console(Protocol):
     """Where progress is shown. Nothing that a caller reads back goes through it."""
 
     def stage(self, name: str, event: str, seconds: float) -> None:
-        """A stage starts, ends or is skipped."""
+        """A stage starts, ends or is skipped, or `event` is a sentence about it."""
         ...
 
     def progress(self, label: str, done: int, total: int, values: Mapping[str, float]) -> None:
@@ -343,6 +343,11 @@ class Run:
         """
         logs = [root / EVENTS for root in (self.source, self.directory) if root is not None]
         return [row for log in logs if log.is_file() for row in read_checked_lines(log)]
+
+    def remark(self, stage: str, sentence: str) -> None:
+        """Tell the console and the log of events what somebody should know of a stage that goes on all the same."""
+        if self.processes.is_main_process:
+            self._event(stage, sentence, 0.0)
 
     def go_on_alone(self) -> None:
         """From here on the first process works without the others, which wait until it is done."""
