@@ -279,6 +279,7 @@ def test_a_preset_says_what_it_is(recipe):
             "num_generations": 32,
             "rollout": "beam",
             "exclude_history": True,
+            "constrained": True,
             "rl_positions": "end",
             "distill": {"reward_weight": "validation", "validity_weight": 0.0, "mass_weight": 1.0},
         },

@@ -87,8 +87,8 @@ def test_a_fit_that_ends_says_whose_batch_it_was(copied: Path, world: Any, data:
     assert [row["step"] for row in rows if "skipped" in row] == [actual["step"] - 2, actual["step"] - 1]
 
     page = write_report(run.directory).read_text(encoding="utf-8")
-    assert "Numbers that were not finite" in page and "reward: 2" in page
+    assert "What went wrong while training" in page and "reward: 2" in page
 
 
 def test_a_run_without_such_steps_says_nothing_of_them(copied: Path) -> None:
-    assert "Numbers that were not finite" not in write_report(copied).read_text(encoding="utf-8")
+    assert "What went wrong while training" not in write_report(copied).read_text(encoding="utf-8")

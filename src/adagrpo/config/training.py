@@ -141,7 +141,9 @@ class ObjectiveConfig(Section):
 
 
 # After each whole training history, the policy's own beam takes the order of log-probability + weight · reward;
-# validation cases say how much of the reward goes in, and where that is nothing the arm is continued NLL.
+# validation cases say how much of the reward goes in, and where that is nothing the arm is continued NLL. The beam is
+# held to the catalogue, as the one is whose order validation judges, and what it holds of the policy's probability is
+# held too: research/small_data says what happens on small data without either.
 PRESETS: dict[str, dict[str, Any]] = {
     "distill-tuned": {
         "objective": "distill",
@@ -151,6 +153,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "rollout": "beam",
             "num_generations": 32,
             "exclude_history": True,
+            "constrained": True,
             "distill": {"reward_weight": VALIDATION, "validity_weight": 0.0, "mass_weight": 1.0},
         },
     }
