@@ -256,7 +256,7 @@ class _Loop:
         _append(self.work / "steps.jsonl", {"step": self.progress.step, **values})
         lost = None if self.watched is None else self.progress.watch.after_step(values)
         if self.progress.step in self.validate_at or (lost and not self.progress.lost):
-            lost = self._validate() or lost
+            lost = self._validate(lost) or lost
         if lost and not self.progress.lost and self.watched is not None:
             self.progress.lost, self.progress.lost_step = lost, self.progress.step
             self.watched.say(self.progress.step, lost)
@@ -278,21 +278,24 @@ class _Loop:
             if name in self.progress.average:
                 parameter.data, self.progress.average[name] = self.progress.average[name], parameter.data
 
-    def _validate(self) -> str | None:
-        """Measure, keep the best weights; returns why the policy is lost, if it is watched and is."""
+    def _validate(self, lost: str | None = None) -> str | None:
+        """Measure, keep the best weights unless the policy is lost; returns why it is, by this validation."""
+        fallen = None
         self.model.eval()
         self._swap_average()
         try:
             with torch.no_grad(), self.accelerator.autocast():
                 metrics = self.task.validate()
             _append(self.work / "validation.jsonl", {"step": self.progress.step, **metrics})
-            self.progress.offer(metrics[self.task.monitor], self.model)
+            if self.watched is not None:
+                with (self.work / "validation.jsonl").open(encoding="utf-8") as file:
+                    fallen = fallen_in_validation(json.loads(next(file)), metrics, self.watched.cases)
+            # held to the catalogue, a policy that writes nothing by itself may still rank well: it is no candidate
+            if not (lost or fallen):
+                self.progress.offer(metrics[self.task.monitor], self.model)
         finally:
             self._swap_average()
-        if self.watched is None:
-            return None
-        with (self.work / "validation.jsonl").open(encoding="utf-8") as file:
-            return fallen_in_validation(json.loads(next(file)), metrics, self.watched.cases)
+        return fallen
 
     def keep(self) -> None:
         """Save the state between two steps, if a fit can continue from there and there is anything to keep."""
