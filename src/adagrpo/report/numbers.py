@@ -33,6 +33,6 @@ def numbers_table(logs: Sequence[Log]) -> Table | None:
             counts = (f"{len(log.steps):,}", f"{skipped:,}", what, format_metric("admission", share), f"{empty:,}")
             rows.append((log.arm, *counts, lost))
     header = ("arm", "steps", "skipped", "not finite", "samples whose rewards were all the same")
-    header += ("groups without an item", "policy lost")
+    more = ("groups without an item", "policy lost")
     right: tuple[Alignment, ...] = ("right", "right", "left", "right", "right")
-    return Table(header, tuple(rows), ("left", *right, "left")) if rows else None
+    return Table((*header, *more), tuple(rows), ("left", *right, "left")) if rows else None
