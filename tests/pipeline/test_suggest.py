@@ -24,10 +24,10 @@ from adagrpo.pipeline.suggest import sizes_for
     [  # K² >= 1.25 V
         (2, (2, 4, "balanced_kmeans", "nearest")),
         (204, (2, 16, "balanced_kmeans", "nearest")),
-        (205, (2, 20, "balanced_kmeans", "nearest")),
+        (205, (2, 32, "balanced_kmeans", "nearest")),
         (800, (2, 32, "balanced_kmeans", "nearest")),
-        (5_000, (2, 80, "balanced_kmeans", "nearest")),
-        (50_000, (2, 252, "balanced_kmeans", "nearest")),
+        (5_000, (2, 128, "balanced_kmeans", "nearest")),
+        (50_000, (2, 256, "balanced_kmeans", "nearest")),
         (1_000_000, (3, 256, "kmeans", "level")),
     ],
 )

@@ -1,9 +1,8 @@
 """A first recipe for a log: its columns, and sizes that follow from its users, items and lengths by written rules.
 
-Two levels of K balanced codes with K the least multiple of four for which K² >= 1.25 V, and items that collide moved to
-the nearest free code. Each first code then has at most 1.1 V / K <= K items, so there is room for all of them, and few
-code sequences name no item: a power of two would leave up to five sequences an item. docs/own-logs.md has what that is
-worth against three levels of 256 codes.
+Two levels of K balanced codes with K the least power of two for which K² >= 1.25 V, and items that collide moved to the
+nearest free code. Each first code then has at most 1.1 V / K <= K items, so there is room for all of them, and few code
+sequences name no item. docs/own-logs.md has what that is worth against three levels of 256 codes.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ def sizes_for(*, users: int, items: int, longest: int, repeats: float) -> Sizes:
     >>> sizes_for(users=3000, items=800, longest=31, repeats=0.0)[:4]
     (2, 32, 'balanced_kmeans', 'nearest')
     """
-    codes = max(4, 4 * math.ceil(math.sqrt(DENSITY * items) / 4))
+    codes = max(4, 2 ** math.ceil(math.log2(math.sqrt(DENSITY * items))))
     few = codes <= MOST_CODES
     levels, codes = (2, codes) if few else (3, 256)
     quantizer, collisions = ("balanced_kmeans", "nearest") if few else ("kmeans", "level")
