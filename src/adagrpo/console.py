@@ -31,7 +31,7 @@ class StderrConsole:
         self.bar: Progress | None = None
 
     def stage(self, name: str, event: str, seconds: float) -> None:
-        """One line for a stage that ends or is skipped, and on a terminal for one that starts."""
+        """One line for a stage that ends or is skipped, or for a remark, and on a terminal for one that starts."""
         self.close()
         if event == "start" and not sys.stderr.isatty():
             return  # so that what is wrong with the input is the only line

@@ -279,13 +279,17 @@ def test_a_preset_says_what_it_is(recipe):
             "num_generations": 32,
             "rollout": "beam",
             "exclude_history": True,
+            "constrained": True,
             "rl_positions": "end",
-            "distill": {"reward_weight": "validation", "validity_weight": 0.0},
+            "distill": {"reward_weight": "validation", "validity_weight": 0.0, "mass_weight": 1.0},
         },
     }
     (settings,) = config.settings_of_arms().values()
     assert (settings["gate"], settings["lambda"], settings["tau"], settings["temperature"]) == ("all", 5.0, 0.7, 1.0)
-    assert settings["distill"] == {"reward_weight": "validation", "validity_weight": 0.0} and "grpo" not in settings
+    assert (
+        settings["distill"] == {"reward_weight": "validation", "validity_weight": 0.0, "mass_weight": 1.0}
+        and "grpo" not in settings
+    )
     text = "train.arms.0: objective 'distil-tuned': there is none of that name; did you mean 'distill-tuned'?"
     assert text in refused(recipe(MINIMAL), "train.arms=[distil-tuned]")
 
@@ -418,3 +422,10 @@ def test_a_name_that_no_arm_has(name, text):
     with pytest.raises(UserError) as error:
         ArmConfig.parse(name)
     assert text in str(error.value)
+
+
+def test_a_fit_of_which_some_keys_are_given_keeps_the_defaults_of_its_place(recipe):
+    config = load_config(recipe(MINIMAL), ["train.fit.epochs=4", "ranker.fit.batch_size=64", "sft.learning_rate=0.01"])
+    assert (config.train.fit.epochs, config.train.fit.learning_rate, config.train.fit.validations) == (4, 2e-4, 8)
+    assert (config.ranker.fit.epochs, config.ranker.fit.validations) == (30, 5)
+    assert (config.sft.epochs, config.sft.learning_rate) == (60, 0.01)

@@ -17,6 +17,7 @@ from adagrpo.groups.score import score_groups
 from adagrpo.objective import adagrpo_gate
 from adagrpo.policies import CompactPolicy
 from adagrpo.semantic_ids import Catalog
+from adagrpo.semantic_ids.trie import Trie
 from adagrpo.types import Histories
 
 ITEMS, SAMPLES = 20, 12
@@ -128,3 +129,25 @@ def test_one_outcome_a_sample_is_logged(world: World) -> None:
     values = summary(world.gated(gate="random"))
     shares = [value for name, value in values.items() if name == "admission" or name.startswith("rejected_")]
     assert len(shares) == 5 and sum(shares) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("gate", ["adagrpo", "all", "none", "difficulty", "random", "shuffled", "inverted"])
+def test_groups_without_an_item_are_counted_and_admitted_by_no_gate(world: World, gate: str) -> None:
+    nowhere = World(world.policy, Catalog.from_codes(torch.tensor([[3, 5]]), (4, 6)), world.histories, world.targets)
+    everything = torch.zeros_like(world.targets)
+    groups = World(nowhere.policy, nowhere.catalog, nowhere.histories, everything).gated(gate=gate, spread=0.7)
+    empty = ~groups.rollouts.valid.any(1)
+    assert bool(empty.any()) and not bool(groups.decision.admitted[empty].any())
+    assert bool(groups.evidence.degenerate[empty].all()) and summary(groups)["empty_groups"] == int(empty.sum())
+
+
+@pytest.mark.parametrize("rollout", ["sample", "beam"])
+def test_a_whole_step_without_an_item_leaves_the_spread_as_it_was(
+    world: World, rollout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Trie, "lookup", lambda self, codes: torch.full(codes.shape[:-1], -1))
+    groups = world.gated(gate="all", spread=0.7, rollout=rollout, rl_positions="end", exclude_history=True)
+    assert groups.spread == 0.7 and not bool(groups.decision.admitted.any())
+    logged = summary(groups)
+    assert (logged["empty_groups"], logged["invalid_share"], logged["scored_pairs"]) == (SAMPLES, 1.0, 0.0)
+    assert "reward" not in logged

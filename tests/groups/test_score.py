@@ -14,6 +14,7 @@ from adagrpo.errors import NotFinite
 from adagrpo.groups.score import (
     Candidates,
     GroupRewards,
+    constant_share,
     distinct_candidates,
     in_batch_negatives,
     read_rewards,
@@ -250,3 +251,18 @@ def test_shuffling_says_what_is_wrong():
         shuffled(CANDIDATES, torch.zeros(2, 3), torch.zeros(2, 2))
     with pytest.raises(ValueError, match="scores must be"):
         shuffled(CANDIDATES, torch.zeros(2, 2), torch.zeros(2, 3))
+
+
+def test_where_nothing_names_an_item_the_reward_is_not_asked():
+    """At the ends of histories, a step whose rollouts are all invalid: nothing to score, and nothing to index."""
+    reward, histories = PairReward(), Histories(torch.tensor([[3], [1]]), torch.tensor([1, 1]))
+    nothing = torch.full((2,), -1)
+    candidates = distinct_candidates(nothing, torch.full((2, 4), -1), torch.empty(2, 0, dtype=torch.int64))
+    assert candidates.items.shape == (2, 0)
+    scores = ask_reward(reward, histories, candidates.items)
+    assert reward.asked == [] and scores.shape == (2, 0)
+    for values in (scores, shuffled(candidates, scores, torch.empty(2, 0))):
+        rewards = read_rewards(candidates, values)
+        assert rewards.rollouts.shape == (2, 4) and rewards.rollouts.isnan().all()
+        assert rewards.target.isnan().all() and rewards.negatives.shape == (2, 0) and rewards.scored == 0
+    assert constant_share(candidates, scores) == 0.0

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from adagrpo.objective import best_of_n_loss, listwise_distillation, validity_margin
+from adagrpo.objective import best_of_n_loss, group_mass, listwise_distillation, validity_margin
 
 
 def group(*, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -129,3 +129,65 @@ def test_the_margin_is_the_loop() -> None:
         floor = min((v for v, ok in zip(whole, real[b].tolist(), strict=True) if ok), default=float("inf"))
         above = [max(0.0, 1 + v - floor) for v, ok in zip(whole, real[b].tolist(), strict=True) if not ok]
         assert float(actual[b]) == pytest.approx(sum(above) / 12, rel=1e-4, abs=1e-5)
+
+
+def test_the_mass_of_a_group_equals_the_loop_over_distinct_rollouts() -> None:
+    given = group(seed=3)
+    given["log_probs"] = given["log_probs"] - 1.0  # so that no group holds everything
+    reference = given["log_probs"] - 0.3 * torch.rand(6, 5, 1, generator=torch.Generator().manual_seed(1)).double()
+    for b in range(6):  # equal rollouts have equal probabilities
+        for g in range(5):
+            first = next(h for h in range(5) if torch.equal(given["codes"][b, h], given["codes"][b, g]))
+            reference[b, g] = reference[b, first]
+    held = group_mass(given["log_probs"], reference, given["items"], given["codes"], given["ignored"])
+    taught = 0
+    for b in range(6):
+        codes = given["codes"][b].tolist()
+        places = [g for g in range(5) if codes[g] not in codes[:g] and not given["ignored"][b, g]]
+        if not any(given["items"][b, g] >= 0 for g in places):
+            assert float(held.losses[b]) == 0
+            continue
+        now, start = (sum(math.exp(float(v[b, g].sum())) for g in places) for v in (given["log_probs"], reference))
+        expected = math.log(start / now) + (1 - start) / start * math.log((1 - start) / (1 - now))
+        assert float(held.losses[b]) == pytest.approx(expected, abs=1e-9)
+        assert (float(held.mass[b]), float(held.start[b])) == (pytest.approx(now), pytest.approx(start))
+        taught += 1
+    assert taught >= 3
+
+
+def test_distillation_with_the_mass_is_the_divergence_of_whole_distributions_over_the_mass_of_the_start() -> None:
+    now, start = torch.tensor([0.2, 0.1, 0.1]).double(), torch.tensor([0.3, 0.1, 0.2]).double()
+    items, codes = torch.tensor([[4, 7, -1]]), torch.tensor([[[0], [1], [2]]])
+    rewards, ignored = torch.tensor([[0.0, math.log(2.0), math.nan]]).double(), torch.zeros(1, 3, dtype=torch.bool)
+    log_probs, reference = now.log().view(1, 3, 1), start.log().view(1, 3, 1)
+    ordered = listwise_distillation(log_probs, reference.sum(-1) + rewards, items, codes, ignored)
+    held = group_mass(log_probs, reference, items, codes, ignored)
+    # the group held .6; of that .3 : .1 · 2 = 3 : 2 goes to the items, nothing to the third; .4 stays with all else
+    whole = 0.36 * math.log(0.36 / 0.2) + 0.24 * math.log(0.24 / 0.1) + 0.4 * math.log(0.4 / 0.6)
+    assert float(ordered + held.losses) == pytest.approx(whole / 0.6)
+
+
+def test_the_mass_pulls_a_group_back_and_distillation_alone_does_not() -> None:
+    reference = torch.tensor([[[0.4], [0.2]]]).double().log()
+    log_probs = (reference - math.log(4.0)).requires_grad_()  # the order is kept, three quarters of the mass are gone
+    items, codes = torch.tensor([[4, 7]]), torch.tensor([[[0], [1]]])
+    ignored = torch.zeros(1, 2, dtype=torch.bool)
+    alone = listwise_distillation(log_probs, reference.sum(-1), items, codes, ignored)
+    (gradient,) = torch.autograd.grad(alone.sum(), log_probs)
+    assert float(alone.detach()) == pytest.approx(0, abs=1e-12) and gradient.abs().max() < 1e-12
+    held = group_mass(log_probs, reference, items, codes, ignored)
+    (gradient,) = torch.autograd.grad(held.losses.sum(), log_probs)
+    # of log M it is -1 + M / (1 - M) · (1 - M_0) / M_0 = -1 + (.15 / .85) (.4 / .6), shared out as the rollouts have it
+    slope = -1 + 0.15 / 0.85 * 0.4 / 0.6
+    assert gradient.flatten().tolist() == pytest.approx([slope * 2 / 3, slope / 3])
+
+
+@pytest.mark.parametrize("log_probability", [0.0, -1e-9, -80.0])
+def test_the_mass_is_finite_at_its_ends(log_probability: float) -> None:
+    log_probs = torch.full((2, 2, 1), log_probability, requires_grad=True)
+    codes, items = torch.tensor([[[0], [1]], [[0], [1]]]), torch.tensor([[4, 7], [-1, -1]])
+    ignored = torch.zeros(2, 2, dtype=torch.bool)
+    held = group_mass(log_probs, torch.full((2, 2, 1), -1.0), items, codes, ignored)
+    (gradient,) = torch.autograd.grad(held.losses.sum(), log_probs)
+    assert torch.isfinite(held.losses).all() and torch.isfinite(gradient).all()
+    assert float(held.losses[1].detach()) == 0 and gradient[1].abs().max() == 0  # a group without an item

@@ -80,7 +80,7 @@ def test_best_of_n_by_hand() -> None:
 def test_a_term_says_what_it_needs() -> None:
     assert {name: list(term.options) for name, term in TERMS.items()} == {
         "grpo": ["epsilon", "epsilon_high", "beta", "invalid_penalty", "scale_rewards"],
-        "distill": ["reward_weight", "validity_weight"],
+        "distill": ["reward_weight", "validity_weight", "mass_weight"],
         "best_of_n": [],
     }
     defaults = {name: {key: default for key, (_, default) in term.options.items()} for name, term in TERMS.items()}

@@ -149,9 +149,10 @@ def config(**sections: Any) -> Config:
 
 
 def test_a_section_is_held_against_the_default_of_its_place() -> None:
-    """sft has 60 epochs where the recipe has no such section, and one epoch where it has one without that key."""
+    """sft has 60 epochs where the recipe does not say, though a fit has one by default."""
     assert read_settings(config(), ["sft"]) == {}
-    assert read_settings(config(sft={}), ["sft"]) == {"sft": {}}
+    assert read_settings(config(sft={}), ["sft"]) == {}
+    assert read_settings(config(sft={"epochs": 1}), ["sft"]) == {"sft": {}}  # as the class has it, not the place
     assert read_settings(config(sft={"epochs": 60}), ["sft", "seed"]) == {}
     assert read_settings(config(sft={"epochs": 3, "checkpoint_seconds": 1}), ["sft"]) == {"sft": {"epochs": 3.0}}
 

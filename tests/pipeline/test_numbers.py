@@ -15,6 +15,8 @@ from torch import Tensor
 from adagrpo.errors import UserError
 from adagrpo.pipeline import Run, train
 from adagrpo.report import write_report
+from adagrpo.report.figures import Log
+from adagrpo.report.numbers import numbers_table
 from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.storage.artifacts import seal
 from adagrpo.trainer import Diverged
@@ -90,8 +92,10 @@ def test_a_fit_that_ends_says_whose_batch_it_was(copied: Path, world: Any, data:
     assert [row["step"] for row in rows if "skipped" in row] == [actual["step"] - 2, actual["step"] - 1]
 
     page = write_report(run.directory).read_text(encoding="utf-8")
-    assert "Numbers that were not finite" in page and "reward: 2" in page
+    assert "What went wrong while training" in page and "reward: 2" in page
 
 
-def test_a_run_without_such_steps_says_nothing_of_them(copied: Path) -> None:
-    assert "Numbers that were not finite" not in write_report(copied).read_text(encoding="utf-8")
+def test_an_arm_that_nothing_happened_to_has_no_row() -> None:
+    assert numbers_table([Log("nll", 0, [{"step": 1}]), Log("grpo", 1, [{"step": 1, "constant_rewards": 0.0}])]) is None
+    table = numbers_table([Log("nll", 0, [{"step": 1}]), Log("grpo", 1, [{"step": 1, "empty_groups": 3.0}])])
+    assert table is not None and [row[0] for row in table.rows] == ["grpo"] and table.rows[0][5:] == ("3", "–")

@@ -36,6 +36,15 @@ def content(seeds: int = 2, **arms: list[Measured]) -> dict[str, Any]:
     return result | {"finding": finding(result)}
 
 
+def test_an_arm_that_lost_its_policy_is_named_with_its_seeds() -> None:
+    result = content(adagrpo=[measured(50), measured(51)])
+    assert "policy lost" not in comparison_markdown(result)
+    lost = {"step": 5, "why": "rollouts that name an item fell from 75.7 % to 0.0 %"}
+    result["arms"] = result["arms"] | {"adagrpo": result["arms"]["adagrpo"] | {"lost": [None, lost]}}
+    assert "adagrpo lost its policy under seed 1 (step 5)." in finding(result)
+    assert " | seed 1 (step 5) |" in comparison_markdown(result)
+
+
 def test_nothing_gained_is_the_first_thing_said() -> None:
     message = finding(content(adagrpo=[measured(50), measured(51)], grpo=[measured(20)] * 2))
     assert message[0] == "No arm is better than nll on HR@10 (2 seeds, 2 tests)."

@@ -141,7 +141,9 @@ class ObjectiveConfig(Section):
 
 
 # After each whole training history, the policy's own beam takes the order of log-probability + weight · reward;
-# validation cases say how much of the reward goes in, and where that is nothing the arm is continued NLL.
+# validation cases say how much of the reward goes in, and where that is nothing the arm is continued NLL. The beam is
+# held to the catalogue, as the one is whose order validation judges, and what it holds of the policy's probability is
+# held too: research/small_data says what happens on small data without either.
 PRESETS: dict[str, dict[str, Any]] = {
     "distill-tuned": {
         "objective": "distill",
@@ -151,7 +153,8 @@ PRESETS: dict[str, dict[str, Any]] = {
             "rollout": "beam",
             "num_generations": 32,
             "exclude_history": True,
-            "distill": {"reward_weight": VALIDATION, "validity_weight": 0.0},
+            "constrained": True,
+            "distill": {"reward_weight": VALIDATION, "validity_weight": 0.0, "mass_weight": 1.0},
         },
     }
 }
@@ -315,6 +318,7 @@ class TrainConfig(Section):
 
     `rl_split` is the share of training positions that sft takes no NLL at, the RL term being taken at these alone; with
     `rl_split_nll` they are NLL positions in post-training, in every arm.
+    An arm that loses its policy is stopped (`adagrpo.trainer.lost_policy`), unless `stop_lost` is false.
     """
 
     arms: tuple[ArmConfig, ...] = (
@@ -326,6 +330,7 @@ class TrainConfig(Section):
     gradient_norms_every: Positive = 20
     rl_split: Annotated[float, Field(ge=0, lt=1)] = 0.0
     rl_split_nll: bool = True
+    stop_lost: bool = True
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:

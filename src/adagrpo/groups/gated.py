@@ -130,6 +130,8 @@ def summary(groups: GatedGroups) -> dict[str, float]:
         "rejected_closed": float(decision.closed.float().mean()),
         "scored_pairs": float(scored.rewards.scored),
     }
+    if empty := int((~rollouts.valid).all(1).sum()):
+        values["empty_groups"] = float(empty)  # left out where there is none, which is nearly always
     if bool(rollouts.valid.any()):
         values["reward"] = float(scored.rewards.rollouts[rollouts.valid].mean())
     if scored.target_codes is not None:

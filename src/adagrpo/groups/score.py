@@ -207,6 +207,8 @@ def constant_share(candidates: Candidates, scores: Tensor) -> float:
     _check_scores(candidates, scores)
     real = candidates.items >= 0
     several = real.sum(1) > 1
+    if not bool(several.any()):
+        return 0.0
     same = scores.masked_fill(~real, -torch.inf).amax(1) == scores.masked_fill(~real, torch.inf).amin(1)
     return int((same & several).sum()) / max(1, int(several.sum()))
 
@@ -227,6 +229,8 @@ def read_rewards(
     _check_scores(candidates, scores)
 
     def read(slots: Tensor) -> Tensor:
+        if not scores.shape[1]:  # no rollout of any group names an item, and nothing else was scored
+            return scores.new_full(slots.shape, torch.nan)
         return scores.gather(1, slots.clamp(min=0)).masked_fill(slots < 0, torch.nan)
 
     return GroupRewards(

@@ -11,7 +11,13 @@ from adagrpo.objective.diagnostics import (
     rollout_miss,
     target_nll,
 )
-from adagrpo.objective.distillation import best_of_n_loss, listwise_distillation, validity_margin
+from adagrpo.objective.distillation import (
+    GroupMass,
+    best_of_n_loss,
+    group_mass,
+    listwise_distillation,
+    validity_margin,
+)
 from adagrpo.objective.gate import (
     GateDecision,
     adagrpo_gate,
@@ -37,6 +43,7 @@ __all__ = [
     "Agreement",
     "Discriminability",
     "GateDecision",
+    "GroupMass",
     "Surrogate",
     "adagrpo_gate",
     "agreement_gate",
@@ -51,6 +58,7 @@ __all__ = [
     "gated_sum",
     "group_advantages",
     "group_loss",
+    "group_mass",
     "inverted_gate",
     "kl_k3",
     "listwise_distillation",

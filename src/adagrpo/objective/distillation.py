@@ -4,24 +4,47 @@ r"""What a team would try before GRPO: distillation of the reward. Losses of who
                p = softmax(log π(o)), q = softmax(log π_0(o) + w r(o)) over those that are valid, 0 for the others
     best_of_n  -(1/L) Σ_l log π(c_l(o*) | x, c_<l(o*)),   o* = the valid rollout of the highest reward
     margin     (1/G) Σ_{o no item} max(0, 1 + log π(o) - min_{o' an item} log π(o'))
+    mass       log(M_0 / M) + (1 - M_0) / M_0 · log((1 - M_0) / (1 - M)),   M = Σ_o π(o) over the distinct rollouts
 
 `q` is the distribution that re-ranking at serving time would use, so distillation trains the policy to be its own
 re-ranker; re-ranking serves nothing that is no item, so what the policy writes beside the catalogue loses its mass.
 That mass is small where the policy is sure, and so is what `distill` does about it; yet lists are made of orders, and
 beside a few likely items some invalid codes stand higher than the tenth. `margin` acts on the order itself and needs
 no reward: whatever names no item is to lie a nat below all items of its group.
+
+`distill` sees a group alone: if all rollouts of a group lose the same share of their probability, `p` and the loss stay
+as they were, and the margin takes probability out of the group at every step. What the group loses goes to sequences
+that nobody drew, most of which name no item where codes are many and items few; the next beam holds those, and a policy
+can be lost in a few steps. `mass` closes that way. With `M_0` the group's probability under the starting policy,
+
+    distill + mass = KL(Q ‖ P) / M_0,    P over the rollouts and all else together, Q = M_0 q, and 1 - M_0 for all else
+
+so the reward orders what a group holds, and how much it holds stays as it was.
 Sources: listwise distillation in the manner of ListNet (Cao et al. 2007) and Hinton et al. (2015); best of n as
 rejection sampling fine-tuning (RAFT, Dong et al. 2023, arXiv 2304.06767).
 """
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from adagrpo.objective.advantages import check_masks, check_shapes
 
-__all__ = ["best_of_n_loss", "listwise_distillation", "validity_margin"]
+__all__ = ["GroupMass", "best_of_n_loss", "group_mass", "listwise_distillation", "validity_margin"]
+
+LEAST_REST = 1e-4  # probability that is taken to be left beside a group, at least
+
+
+class GroupMass(NamedTuple):
+    """How much of a policy's probability the distinct rollouts of each group hold."""
+
+    losses: Tensor  # (B,)
+    mass: Tensor  # (B,) of the policy that is trained, no gradient
+    start: Tensor  # (B,) of the starting policy
 
 
 def listwise_distillation(
@@ -58,14 +81,67 @@ def listwise_distillation(
     )
     check_shapes(items=(items, "BG"), ignored=(ignored, "BG"))
     check_masks(ignored=ignored)
-    same = (codes.unsqueeze(1) == codes.unsqueeze(2)).all(-1)  # (B, G, G)
-    counted = ~same.tril(-1).any(2) & ~ignored  # (B, G): the first of equal rollouts
+    counted = _distinct(codes) & ~ignored
     taught = counted & (items >= 0)
     nothing = ~taught.any(1, keepdim=True)
     student = log_probs.sum(-1).masked_fill(~counted, -torch.inf).masked_fill(nothing, 0.0).log_softmax(1)
     target = target_logits.detach().masked_fill(~taught, -torch.inf).masked_fill(nothing, 0.0).log_softmax(1)
     difference = (target.masked_fill(~taught, 0.0) - student.masked_fill(~taught, 0.0)) * target.exp()
     return difference.masked_fill(~taught, 0.0).sum(1)
+
+
+def group_mass(
+    log_probs: Tensor,  # (B, G, L)
+    reference: Tensor,  # (B, G, L)
+    items: Tensor,  # (B, G)
+    codes: Tensor,  # (B, G, L)
+    ignored: Tensor,  # (B, G)
+) -> GroupMass:
+    """Hold the probability of a group's rollouts together where the starting policy has it.
+
+    Args:
+        log_probs: (B, G, L) log-probability of each code under the policy that is trained.
+        reference: (B, G, L) the same under the starting policy; a constant, no gradient.
+        items: (B, G) int64 item of each rollout, -1 where it is invalid.
+        codes: (B, G, L) int64, the rollouts; equal ones count once.
+        ignored: (B, G) bool, rollouts that count as beside the group.
+
+    Returns:
+        Nats, at least 0 and 0 where the mass is that of the start; 0, with gradient 0, for a group without a valid
+        rollout, which teaches nothing.
+
+    Raises:
+        ValueError: if a shape does not fit or `ignored` is not bool.
+
+    Example:
+        >>> now, start = torch.tensor([[[0.2], [0.05]]]).log(), torch.tensor([[[0.4], [0.1]]]).log()
+        >>> items, codes = torch.tensor([[4, 7]]), torch.tensor([[[0], [1]]])
+        >>> group_mass(now, start, items, codes, torch.tensor([[False, False]]))  # ln 2 + ln(.5 / .75)
+        GroupMass(losses=tensor([0.2877]), mass=tensor([0.2500]), start=tensor([0.5000]))
+    """
+    check_shapes(log_probs=(log_probs, "BGL"), reference=(reference, "BGL"), items=(items, "BG"), codes=(codes, "BGL"))
+    check_shapes(items=(items, "BG"), ignored=(ignored, "BG"))
+    check_masks(ignored=ignored)
+    counted = _distinct(codes) & ~ignored
+    nothing = ~(counted & (items >= 0)).any(1)  # (B,)
+
+    def log_mass(values: Tensor) -> Tensor:  # (B, G, L) to (B,)
+        # a group of nothing gets a finite stand-in before the sum, whose gradient would be NaN
+        kept = values.sum(-1).masked_fill(~counted, -torch.inf).masked_fill(nothing.unsqueeze(1), -1.0)
+        return torch.where(nothing, -1.0, kept.logsumexp(1)).clamp(max=math.log1p(-LEAST_REST))
+
+    now, start = log_mass(log_probs), log_mass(reference.detach())
+    rest = torch.log(-torch.expm1(start)) - torch.log(-torch.expm1(now))
+    losses = (start - now) + torch.expm1(-start) * rest  # (1 - M_0) / M_0
+    return GroupMass(losses.masked_fill(nothing, 0.0), now.detach().exp(), start.exp())
+
+
+def _distinct(
+    codes: Tensor,  # (B, G, L)
+) -> Tensor:  # (B, G) bool
+    """The first of equal rollouts."""
+    same = (codes.unsqueeze(1) == codes.unsqueeze(2)).all(-1)  # (B, G, G)
+    return ~same.tril(-1).any(2)
 
 
 def best_of_n_loss(

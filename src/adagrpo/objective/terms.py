@@ -7,7 +7,7 @@ keys of the section `objective.<term>` of a recipe, with the ranges and defaults
 A new objective is such a function, its entry in `OBJECTIVES`, and its test.
 
     grpo       the clipped surrogate of standardised rewards, + β KL(π ‖ π_0)     `adagrpo.objective.losses`
-    distill    KL(q ‖ p), q = softmax(log π_0 + w r)                              `adagrpo.objective.distillation`
+    distill    KL(q ‖ p), q = softmax(log π_0 + w r), + the group's mass          `adagrpo.objective.distillation`
     best_of_n  NLL of the rollout of the highest reward                           `adagrpo.objective.distillation`
 """
 
@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from adagrpo.objective.advantages import group_advantages
-from adagrpo.objective.distillation import best_of_n_loss, listwise_distillation, validity_margin
+from adagrpo.objective.distillation import best_of_n_loss, group_mass, listwise_distillation, validity_margin
 from adagrpo.objective.losses import clipped_surrogate, group_loss, kl_k3
 from adagrpo.ranges import NonNegativeFloat, PositiveFloat
 
@@ -80,21 +80,34 @@ def grpo(
 
 
 def distill(
-    groups: TermInputs, *, reward_weight: NonNegativeFloat = 1.0, validity_weight: NonNegativeFloat = 0.0
+    groups: TermInputs,
+    *,
+    reward_weight: NonNegativeFloat = 1.0,
+    validity_weight: NonNegativeFloat = 0.0,
+    mass_weight: NonNegativeFloat = 0.0,
 ) -> TermLoss:
     """Distillation of the starting policy's log-probability + `reward_weight` · reward.
+
+    With a `mass_weight` it logs `mass` and `start_mass`, the probability that a group holds now and held at the start.
 
     Args:
         groups: what names an item and is invalid all the same was left out on purpose, and is ignored.
         reward_weight: weight of the reward beside the starting policy's log-probability.
         validity_weight: weight of the margin that keeps what names no item below the items of a group.
+        mass_weight: weight of what holds the probability of a group where the starting policy has it; 1 makes the loss
+            a divergence of whole distributions.
     """
-    target_logits = _needed(groups.reference).sum(-1) + reward_weight * groups.rewards
+    reference = _needed(groups.reference)
+    target_logits = reference.sum(-1) + reward_weight * groups.rewards
     excluded = groups.in_catalog & (groups.items < 0)
     losses = listwise_distillation(groups.log_probs, target_logits, groups.items, groups.codes, excluded)
     if validity_weight:
         losses = losses + validity_weight * validity_margin(groups.log_probs, groups.in_catalog)
-    return TermLoss(losses)
+    if not mass_weight:
+        return TermLoss(losses)
+    held = group_mass(groups.log_probs, reference, groups.items, groups.codes, excluded)
+    logged = {"mass": held.mass.mean(), "start_mass": held.start.mean()}
+    return TermLoss(losses + mass_weight * held.losses, logged)
 
 
 def best_of_n(groups: TermInputs) -> TermLoss:

@@ -253,9 +253,9 @@ def _folder(run: Run, name: str, checkpoint: str) -> Path:
     return run.path("evaluate", name) if name in (START, RERANK) else run.path("evaluate", name, checkpoint)
 
 
-def _facts(runs: Sequence[tuple[Run, str]]) -> dict[str, list[float | None]]:
-    """Lambda, admission and the weight that validation chose, of an arm under each seed."""
-    facts: dict[str, list[float | None]] = {"lambda": [], "admission": [], "weight": []}
+def _facts(runs: Sequence[tuple[Run, str]]) -> dict[str, list[Any]]:
+    """Lambda, admission, the weight that validation chose, and where the policy was lost, of an arm under each seed."""
+    facts: dict[str, list[Any]] = {"lambda": [], "admission": [], "weight": [], "lost": []}
     for run, name in runs:
         re_ordered = re_ranked(name) is not None
         path = _folder(run, name, "best") / "metrics.json" if re_ordered else run.path("metrics.json")
@@ -264,6 +264,8 @@ def _facts(runs: Sequence[tuple[Run, str]]) -> dict[str, list[float | None]]:
         values = values if re_ordered else values["stages"][name]
         for fact, listed in facts.items():
             listed.append(values.get(fact))
+    if not any(facts["lost"]):
+        del facts["lost"]
     return facts
 
 

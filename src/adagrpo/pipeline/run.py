@@ -354,6 +354,11 @@ class Run:
         """
         return [row for root in (self.source, self.directory) if root is not None for row in read_events(root)]
 
+    def remark(self, stage: str, sentence: str) -> None:
+        """Tell the console and the log of events what somebody should know of a stage that goes on all the same."""
+        if self.processes.is_main_process:
+            self._event(stage, sentence, 0.0)
+
     def go_on_alone(self) -> None:
         """From here on the first process works without the others, which wait until it is done."""
         self.followed = False

@@ -112,6 +112,9 @@ def finding(content: Mapping[str, Any]) -> list[str]:
         names = ", ".join(f"{row['arm']} ({row['checkpoint']})" for row in unknown)
         sentences.append(f"No difference shown, which is not to say that there is none: {names}.")
     sentences += [*_controls(content["rows"], metric), *_chosen(content["rows"], metric)]
+    for arm in content.get("arms", {}):
+        if under := _lost_under(content, arm):
+            sentences.append(f"{arm} lost its policy under {under}.")
     if len(seeds) == 1:
         sentences.append("All of this is one seed: the intervals say nothing about another run of the training.")
     return sentences
@@ -236,12 +239,23 @@ def _by_seed(content: Mapping[str, Any]) -> Table:
 
 
 def _arms(content: Mapping[str, Any]) -> Table:
-    """Lambda, admission and the weight that validation chose, a number a seed where they differ."""
-    rows = []
+    """Lambda, admission and the weight that validation chose, a number a seed where they differ; lost policies."""
+    rows, header = [], ("arm", "lambda", "admission", "reward's weight")
+    lost = {arm: _lost_under(content, arm) for arm in content["arms"]}
     for arm, facts in content["arms"].items():
         admission = [format_metric("admission", value) for value in facts["admission"]]
-        rows.append((arm, _each(facts["lambda"]), ", ".join(dict.fromkeys(admission)), _each(facts["weight"])))
-    return Table(("arm", "lambda", "admission", "reward's weight"), tuple(rows), ("left", "right", "right", "right"))
+        row = (arm, _each(facts["lambda"]), ", ".join(dict.fromkeys(admission)), _each(facts["weight"]))
+        rows.append((*row, lost[arm] or MISSING) if any(lost.values()) else row)
+    right: list[Alignment] = ["right"] * 3
+    if any(lost.values()):
+        return Table((*header, "policy lost"), tuple(rows), ("left", *right, "left"))
+    return Table(header, tuple(rows), ("left", *right))
+
+
+def _lost_under(content: Mapping[str, Any], arm: str) -> str:
+    """The seeds under which an arm lost its policy, and at which step."""
+    found = zip(content["seeds"], content["arms"][arm].get("lost", ()), strict=False)
+    return ", ".join(f"seed {seed} (step {lost['step']})" for seed, lost in found if lost)
 
 
 def comparison_figures(content: Mapping[str, Any]) -> dict[str, Figure]:

@@ -71,6 +71,7 @@ class Log:
     steps: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
     validation: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
     best_step: float | None = None
+    lost: Mapping[str, Any] | None = None  # step and why, where the arm lost its policy
 
 
 def learning_curves(logs: Sequence[Log]) -> list[Figure]:

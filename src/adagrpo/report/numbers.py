@@ -1,4 +1,4 @@
-"""What went wrong with numbers while a run was trained: steps that were skipped, and rewards that said nothing."""
+"""What went wrong while a run was trained: skipped steps, rewards that said nothing, empty groups, a lost policy."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from adagrpo.report.figures import Log
 from adagrpo.report.scales import is_finite
-from adagrpo.report.tables import Table, format_metric
+from adagrpo.report.tables import MISSING, Alignment, Table, format_metric
 
 __all__ = ["numbers_table"]
 
@@ -15,15 +15,24 @@ COUNTED = "not_finite_"
 
 
 def numbers_table(logs: Sequence[Log]) -> Table | None:
-    """Skipped steps by cause, and the share of samples whose rewards were all the same; None where all went well."""
+    """One row an arm that something happened to; None where all went well.
+
+    Skipped steps by cause, the share of samples whose rewards were all the same, the groups without a single item, and
+    the step at which the policy was lost.
+    """
     rows = []
     for log in logs:
         causes = Counter(key.removeprefix(COUNTED) for row in log.steps for key in row if key.startswith(COUNTED))
         same = [row["constant_rewards"] for row in log.steps if is_finite(row.get("constant_rewards"))]
         share = sum(same) / len(same) if same else 0.0
         skipped = sum("skipped" in row for row in log.steps)
-        if skipped or share:
+        empty = sum(int(row.get("empty_groups", 0)) for row in log.steps)
+        if skipped or share or empty or log.lost:
             what = ", ".join(f"{name}: {count}" for name, count in causes.most_common())
-            rows.append((log.arm, f"{len(log.steps):,}", f"{skipped:,}", what, format_metric("admission", share)))
+            lost = f"step {log.lost['step']}: {log.lost['why']}" if log.lost else MISSING
+            counts = (f"{len(log.steps):,}", f"{skipped:,}", what, format_metric("admission", share), f"{empty:,}")
+            rows.append((log.arm, *counts, lost))
     header = ("arm", "steps", "skipped", "not finite", "samples whose rewards were all the same")
-    return Table(header, tuple(rows), ("left", "right", "right", "left", "right")) if rows else None
+    more = ("groups without an item", "policy lost")
+    right: tuple[Alignment, ...] = ("right", "right", "left", "right", "right")
+    return Table((*header, *more), tuple(rows), ("left", *right, "left")) if rows else None

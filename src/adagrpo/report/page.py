@@ -205,8 +205,12 @@ def _logs(files: RunFiles, metrics: Mapping[str, Any]) -> list[Log]:
         path = files.find(*folders[arm], name)
         return [] if path is None else read_rows(path)
 
+    def lost(arm: str) -> Mapping[str, Any] | None:
+        path = files.find(*folders[arm], "lost.json")
+        return None if path is None else read_mapping(path)
+
     return [
-        Log(arm, style, rows(arm, "steps.jsonl"), rows(arm, "validation.jsonl"), best.get(arm))
+        Log(arm, style, rows(arm, "steps.jsonl"), rows(arm, "validation.jsonl"), best.get(arm), lost(arm))
         for style, arm in enumerate(arms)
         if arm in folders
     ]

@@ -25,7 +25,7 @@ def ask_reward(
     histories: Histories,
     items: Tensor,  # (B, N)
 ) -> Tensor:  # (B, N)
-    """Ask the reward once for all items, and check the answer.
+    """Ask the reward once for all items, and check the answer. Where there is no item at all, it is not asked.
 
     Args:
         reward: the reward model.
@@ -39,6 +39,8 @@ def ask_reward(
         BadReward: the shape is not (B, N).
         NotFinite: the score of a real item is NaN or infinite; the reward, or the members of it that did so, are named.
     """
+    if not bool((items >= 0).any()):  # no rollout of a whole step names an item
+        return torch.full(items.shape, torch.nan, device=items.device)
     scores = reward.score(histories, items)
     if scores.shape != items.shape:
         raise BadReward(f"the reward must return {tuple(items.shape)} scores, got {tuple(scores.shape)}")

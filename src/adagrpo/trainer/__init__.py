@@ -5,7 +5,7 @@ from adagrpo.trainer.loop import fit
 from adagrpo.trainer.post_training import Arm, PostTraining
 from adagrpo.trainer.ranker_fit import RankerFit
 from adagrpo.trainer.supervised import Supervised
-from adagrpo.trainer.task import Diverged, FitResult, Task
+from adagrpo.trainer.task import Diverged, FitResult, Task, Watched
 
 __all__ = [
     "Arm",
@@ -17,5 +17,6 @@ __all__ = [
     "Supervised",
     "Task",
     "TrainingBatch",
+    "Watched",
     "fit",
 ]

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from adagrpo.errors import UserError
 from adagrpo.storage.artifacts import MANIFEST, manifest, publish, remove, seal, verify, written_beside
+from adagrpo.trainer.lost_policy import Watch
 
 __all__ = ["Progress", "load_weights", "restore", "save", "save_weights"]
 
@@ -37,6 +38,9 @@ class Progress:
     skipped_in_a_row: int = 0
     best_step: int = 0
     best_value: float | None = None
+    watch: Watch = field(default_factory=Watch)
+    lost: str | None = None  # why the policy counts as lost
+    lost_step: int = 0
     task: dict[str, float] = field(default_factory=dict)
     best_weights: dict[str, Tensor] = field(default_factory=dict, repr=False)
     average: dict[str, Tensor] = field(default_factory=dict, repr=False)  # of the parameters; empty without averaging
@@ -116,7 +120,8 @@ def restore(work: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> P
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    progress = Progress(**json.loads((whole / PROGRESS).read_text(encoding="utf-8")))
+    content = json.loads((whole / PROGRESS).read_text(encoding="utf-8"))
+    progress = Progress(**content | {"watch": Watch(**content["watch"])})
     progress.best_weights = _read(whole / BEST)
     progress.average = _read(whole / AVERAGE)
     return progress

@@ -13,6 +13,8 @@ micro-batches; the first one alone validates and writes.
 
 With `average` > 0, what is validated and kept is an exponential moving average of the weights (Polyak & Juditsky 1992),
 whose decay grows from 0.1 to `average` as min(average, (1 + t) / (10 + t)); training itself goes on from the raw ones.
+
+A policy can be watched (`adagrpo.trainer.lost_policy`): once it is lost, the fit ends there with its best checkpoint.
 """
 
 from __future__ import annotations
@@ -33,10 +35,12 @@ from adagrpo.config import FitConfig
 from adagrpo.errors import NotFinite, ServiceError, UserError
 from adagrpo.networks.layers import autocast_dtype
 from adagrpo.stopping import Terminated, held_back
+from adagrpo.storage.artifacts import write_file
 from adagrpo.trainer.batches import step_key
 from adagrpo.trainer.checkpoints import Progress, restore, save, save_weights
+from adagrpo.trainer.lost_policy import fallen_in_validation
 from adagrpo.trainer.processes import processes
-from adagrpo.trainer.task import LIMIT, Diverged, FitResult, Report, Task
+from adagrpo.trainer.task import LIMIT, Diverged, FitResult, Report, Task, Watched
 
 __all__ = ["fit"]
 
@@ -50,6 +54,7 @@ def fit(
     seed: int,
     files: Mapping[str, str] | None = None,
     report: Report = lambda step, steps, values: None,
+    watched: Watched | None = None,
 ) -> FitResult:
     """Fit a model, leaving `best/`, `final/`, `steps.jsonl` and `validation.jsonl` in `work`.
 
@@ -63,6 +68,7 @@ def fit(
         seed: key of all random numbers.
         files: text files that belong beside the weights, name to content.
         report: called after every step with (step, steps, logged values, those of a validation among them).
+        watched: where given, a lost policy ends the fit, and `lost.json` says why.
 
     Raises:
         KeyboardInterrupt, Terminated: a signal came; the step in hand is finished, and the state after it saved.
@@ -70,11 +76,11 @@ def fit(
             saved where it can be, so that the same call repeats it at once.
         NotFinite: in a validation.
     """
-    loop = _Loop(model, task, settings, work, seed, files or {})
+    loop = _Loop(model, task, settings, work, seed, files or {}, watched)
     loop.resume()
     # several processes would not stop at the same step; the launcher's signal ends them as they are
     with held_back() if loop.processes.count == 1 else nullcontext(lambda: None) as end_if_asked:
-        while loop.progress.step < task.steps:
+        while loop.progress.step < task.steps and not loop.ends_early():
             try:
                 values = loop.step()
                 if loop.progress.step % task.stride == 0:
@@ -97,8 +103,10 @@ class _Loop:
         work: Path,
         seed: int,
         files: Mapping[str, str],
+        watched: Watched | None,
     ) -> None:
         self.task, self.settings, self.work, self.seed, self.files = task, settings, work, seed, files
+        self.watched = watched
         self.processes = processes()
         device = next(model.parameters()).device
         self.accelerator = Accelerator(
@@ -139,6 +147,12 @@ class _Loop:
         due = restored is not None and restored.step in self.validate_at
         if restored is None or (due and _last_step(self.work / "validation.jsonl") != restored.step):
             self._validate()  # of step 0, or one that failed when it was due
+
+    def ends_early(self) -> bool:
+        """Whether the policy is lost and the fit is to end for it; all processes hear the same."""
+        if self.watched is None or self.watched.go_on:
+            return False
+        return bool(self.processes.gather(self.progress.lost)[0])
 
     def step(self) -> dict[str, float]:
         """One optimiser step."""
@@ -239,7 +253,14 @@ class _Loop:
         if not self.processes.is_main_process:
             return {}
         _append(self.work / "steps.jsonl", {"step": self.progress.step, **values})
-        metrics = self._validate() if self.progress.step in self.validate_at else {}
+        metrics: dict[str, float] = {}
+        lost = None if self.watched is None else self.progress.watch.after_step(values)
+        if self.progress.step in self.validate_at or (lost and not self.progress.lost):
+            metrics, fallen = self._validate(lost)
+            lost = fallen or lost
+        if lost and not self.progress.lost and self.watched is not None:
+            self.progress.lost, self.progress.lost_step = lost, self.progress.step
+            self.watched.say(self.progress.step, lost)
         due = time.monotonic() - self.saved_at > self.settings.checkpoint_seconds
         if due and self.progress.step % self.task.stride == 0:
             self._save()
@@ -259,17 +280,24 @@ class _Loop:
             if name in self.progress.average:
                 parameter.data, self.progress.average[name] = self.progress.average[name], parameter.data
 
-    def _validate(self) -> dict[str, float]:
+    def _validate(self, lost: str | None = None) -> tuple[dict[str, float], str | None]:
+        """Measure, keep the best weights unless the policy is lost; returns what was measured, and why it is lost."""
+        fallen = None
         self.model.eval()
         self._swap_average()
         try:
             with torch.no_grad(), self.accelerator.autocast():
                 metrics = self.task.validate()
             _append(self.work / "validation.jsonl", {"step": self.progress.step, **metrics})
-            self.progress.offer(metrics[self.task.monitor], self.model)
+            if self.watched is not None:
+                with (self.work / "validation.jsonl").open(encoding="utf-8") as file:
+                    fallen = fallen_in_validation(json.loads(next(file)), metrics, self.watched.cases)
+            # held to the catalogue, a policy that writes nothing by itself may still rank well: it is no candidate
+            if not (lost or fallen):
+                self.progress.offer(metrics[self.task.monitor], self.model)
         finally:
             self._swap_average()
-        return metrics
+        return metrics, fallen
 
     def keep(self) -> None:
         """Save the state between two steps, if a fit can continue from there and there is anything to keep."""
@@ -287,6 +315,9 @@ class _Loop:
         if self.processes.is_main_process:
             save_weights(self.work / "best", self.progress.best_weights, self.progress.best_step, self.files)
             save_weights(self.work / "final", self.model.state_dict(), self.progress.step, self.files)
+            if self.progress.lost:
+                content = {"step": self.progress.lost_step, "why": self.progress.lost}
+                write_file(self.work / "lost.json", json.dumps(content) + "\n")
         rows = (
             (self.work / "validation.jsonl").read_text(encoding="utf-8").splitlines()
             if self.processes.is_main_process

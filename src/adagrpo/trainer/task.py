@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 
 from torch import Tensor
 
-__all__ = ["LIMIT", "Diverged", "FitResult", "Report", "Task"]
+__all__ = ["LIMIT", "Diverged", "FitResult", "Report", "Task", "Watched"]
 
 MicroT = TypeVar("MicroT")
 Report = Callable[[int, int, Mapping[str, float]], None]
@@ -84,6 +84,21 @@ class Task(Protocol[MicroT]):
     def load_state(self, state: Mapping[str, float]) -> None:
         """Take back what `state` gave."""
         ...
+
+
+@dataclass(frozen=True)
+class Watched:
+    """That a policy's fit ends once the policy is lost.
+
+    Attributes:
+        cases: that validation is measured on.
+        say: called once, with the step and the reason.
+        go_on: train on all the same.
+    """
+
+    cases: int
+    say: Callable[[int, str], None]
+    go_on: bool = False
 
 
 @dataclass

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -180,6 +181,7 @@ def collect(run: Run, arms: list[str], left_out: Mapping[str, str]) -> dict[str,
             "lambda": None if arm.term is None else arm.weight_of(run.config.objective),
             "admission": _admission(run.checked("train", name, "steps.jsonl")),
         }
+        entry |= _events(run, name)
         if arm.left_to_validation(run.config.objective) is not None:
             entry["weight"] = _read(run.checked("teacher", "weight.json"))["weight"]
         if arm.options.model_fields_set:
@@ -231,7 +233,7 @@ def _write_results(run: Run, content: dict[str, Any]) -> None:
                 row |= {"lambda": entry.get("lambda"), "checkpoint": checkpoint, "split": split, "metrics": metrics}
                 row |= {"step": None if name == "sft" else entry[checkpoint]["step"]}
                 row |= {"admission": entry.get("admission")}
-                row |= {"weight": entry["weight"]} if "weight" in entry else {}
+                row |= {key: entry[key] for key in ("weight", "events", "lost") if key in entry}
                 row |= {"seconds": seconds.get("sft" if name == "sft" else f"train/{name}")}
                 rows.append(json.dumps(common | row))
     for name, splits in content["baselines"].items():
@@ -248,6 +250,17 @@ def _admission(steps: Path) -> float | None:
     rows = (json.loads(line) for line in steps.read_text(encoding="utf-8").splitlines())
     values = [row["admission"] for row in rows if "admission" in row]
     return float(np.mean(values)) if values else None
+
+
+def _events(run: Run, name: str) -> dict[str, Any]:
+    """What went wrong while an arm was trained: counts by name, and where and why it lost its policy; else nothing."""
+    counts: Counter[str] = Counter()
+    for line in run.checked("train", name, "steps.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        counts.update({event: int(row[event]) for event in ("empty_groups", "skipped") if event in row})
+    found: dict[str, Any] = {"events": dict(counts)} if counts else {}
+    lost = run.find("train", name, "lost.json")
+    return found if lost is None else found | {"lost": _read(lost)}
 
 
 def _seconds(run: Run) -> dict[str, float]:

@@ -15,7 +15,7 @@ from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.forecast import check_room
 from adagrpo.pipeline.run import Run
 from adagrpo.storage.artifacts import write_file
-from adagrpo.trainer import Diverged, FitResult, Task, fit
+from adagrpo.trainer import Diverged, FitResult, Task, Watched, fit
 
 __all__ = ["DECODING", "begin_fit", "fit_model"]
 
@@ -41,6 +41,8 @@ def fit_model(
     work: Path,
     *,
     files: Mapping[str, str] | None = None,
+    watch: bool = False,
+    go_on: bool = False,
 ) -> FitResult:
     """Fit a model; where it ends in numbers that are not finite, `diverged.json` says what to look at.
 
@@ -52,6 +54,8 @@ def fit_model(
         settings: of the fit.
         work: folder of the stage.
         files: text files that belong beside the weights, name to content.
+        watch: notice a lost policy and end the fit there.
+        go_on: train it on all the same.
 
     Raises:
         Diverged: with the ids of the users whose histories made up the last step.
@@ -61,8 +65,10 @@ def fit_model(
     if run.processes.is_main_process and not record.is_symlink():
         record.unlink(missing_ok=True)
     try:
-        report = _report(run, stage.removeprefix("train/"))
-        return fit(model, task, settings, work, seed=run.config.seed, files=files, report=report)
+        report = _report(run, stage)
+        watched = _watched(data, stage, settings, go_on) if watch else None
+        seed = run.config.seed
+        return fit(model, task, settings, work, seed=seed, files=files, report=report, watched=watched)
     except Diverged as error:
         if not run.processes.is_main_process:
             raise
@@ -75,5 +81,25 @@ def fit_model(
         ) from error
 
 
-def _report(run: Run, label: str) -> Callable[[int, int, Mapping[str, float]], None]:
-    return lambda step, steps, values: run.console.progress(label, step, steps, values)
+def _report(run: Run, stage: str) -> Callable[[int, int, Mapping[str, float]], None]:
+    """Show the progress of a fit, and say once that a group held no item."""
+    said: list[int] = []
+
+    def report(step: int, steps: int, values: Mapping[str, float]) -> None:
+        run.console.progress(stage.removeprefix("train/"), step, steps, values)
+        if values.get("empty_groups") and not said:
+            said.append(step)
+            count = f"{values['empty_groups']:g} group{'' if values['empty_groups'] == 1 else 's'}"
+            run.remark(stage, f"{count} of step {step} named no item and taught nothing; steps.jsonl counts them")
+
+    return report
+
+
+def _watched(data: RunData, stage: str, settings: FitConfig, go_on: bool) -> Watched:
+    cases = min(len(data.cases("validation")), settings.validation_users)
+    then = "trains on, as train.stop_lost says" if go_on else "stopped; its best checkpoint is kept"
+
+    def say(step: int, why: str) -> None:
+        data.run.remark(stage, f"lost its policy at step {step}: {why}; {then}")
+
+    return Watched(cases, say, go_on)

@@ -39,6 +39,8 @@ def fit_arm(run: Run, arm: ArmConfig) -> None:
         objective = objective.with_option(arm.term, chosen, weight)
         without_reward = weight == 0  # validation found no use for the reward
 
+    watch = {"watch": True, "go_on": not options.stop_lost}
+
     def build(work: Path) -> None:
         begin_fit(data, f"train/{arm.name}")
         policy = models.policy(start)
@@ -62,9 +64,9 @@ def fit_arm(run: Run, arm: ArmConfig) -> None:
                 term_norms_every=options.gradient_norms_every,
                 true_utility=data.true_utility() if arm.gate == "oracle" else None,
             )
-        fit_model(data, f"train/{arm.name}", policy, task, settings, work, files=policy.checkpoint_files)
+        fit_model(data, f"train/{arm.name}", policy, task, settings, work, files=policy.checkpoint_files, **watch)
 
-    reads = ["train.fit", "train.rl_split", *DECODING, "seed"]
+    reads = ["train.fit", "train.rl_split", "train.stop_lost", *DECODING, "seed"]
     if options.rl_split:
         reads += ["train.rl_split_nll"]
     if arm.term is not None:
