@@ -81,6 +81,10 @@ MaxBadRows = Annotated[
 ]
 ARM = "sft or a trained arm; the last one trained if not given."
 Checkpoint = Annotated[Literal["best", "final"], typer.Option(help="Which checkpoint of it.")]
+Precision = Annotated[
+    Literal["auto", "float32", "bfloat16"] | None,
+    typer.Option(help="What the policy computes in; evaluation.precision of the recipe if not given."),
+]
 LogFiles = Annotated[list[Path], typer.Argument(help="Log files of the same columns.")]
 Roles = Annotated[list[str], typer.Option("--set", help="Say what a column is: data.columns.user=uid")]
 Out = Annotated[Path, typer.Option("--out", help="Where to write.")]
@@ -427,6 +431,7 @@ def serve(
     reward_weight: Annotated[
         float, typer.Option(min=0.0, help="Re-rank the beam by log-probability + this weight x reward.")
     ] = 0.0,
+    precision: Precision = None,
     seed: Seed = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -437,13 +442,15 @@ def serve(
         if as_json:
             typer.echo(json.dumps(about))
         elif not quiet:
-            typer.echo(f"{about['name']}, {about['arm']} {about['checkpoint']}: {about['url']}", err=True)
+            said = f"{about['name']}, {about['arm']} {about['checkpoint']} in {about['precision']}: {about['url']}"
+            typer.echo(said, err=True)
         sys.stdout.flush()
 
     if not math.isfinite(reward_weight):
         raise UserError(f"--reward-weight: {reward_weight} is no weight; give a finite number of at least 0")
     opened = _open(run, [], seed, quiet=True)
-    pipeline.serve(opened, arm, checkpoint, host=host, port=port, reward_weight=reward_weight, ready=ready)
+    options: dict[str, Any] = {"reward_weight": reward_weight, "precision": precision}
+    pipeline.serve(opened, arm, checkpoint, host=host, port=port, **options, ready=ready)
 
 
 @app.command()

@@ -38,7 +38,7 @@ def export(
         checkpoint: of that arm.
 
     Returns:
-        What was exported: folder, arm, checkpoint, step, items.
+        What was exported: folder, arm, checkpoint, step, items, and the precision of the weights.
 
     Raises:
         UserError: no such arm or checkpoint, the folder is in use, or the policy is none that `transformers` opens.
@@ -65,7 +65,8 @@ def export(
         shutil.rmtree(work)
         raise
     items = RunData(run).num_items
-    return {"folder": str(to), "arm": chosen.arm, "checkpoint": checkpoint, "step": chosen.step, "items": items}
+    exported = {"folder": str(to), "arm": chosen.arm, "checkpoint": checkpoint, "step": chosen.step, "items": items}
+    return exported | {"precision": "float32"}
 
 
 def _write(run: Run, weights: Path, folder: Path) -> None:
@@ -118,6 +119,10 @@ def _card(run: Run, weights: Path, levels: int) -> str:
 
 A generative recommender: it writes the next item of a history as {levels} Semantic-ID tokens.
 Made by adagrpo {__version__}, seed {run.config.seed}, configuration {run.config_hash[:16]}.{masked}
+
+Weights are float32, and `generate` computes in float32.
+`adagrpo serve --precision float32` gives the same lists, and scores that differ by less than 1e-5.
+In bfloat16 neither these lists nor those of a server are the same to the last place.
 
 ```python
 import sys; sys.path.insert(0, FOLDER)

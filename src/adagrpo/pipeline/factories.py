@@ -289,5 +289,6 @@ class Models:
             max_history=self.config.max_history,
             reward=reward,
             mask_history=options.mask_history,
+            precision=options.precision,
             report=report,
         )

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from adagrpo.data.prepared import load_item_ids
 from adagrpo.errors import UserError
+from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
@@ -18,7 +19,11 @@ __all__ = ["recommender", "serve"]
 
 
 def recommender(
-    run: Run, arm: str | None, checkpoint: Literal["best", "final"], reward_weight: float = 0.0
+    run: Run,
+    arm: str | None,
+    checkpoint: Literal["best", "final"],
+    reward_weight: float = 0.0,
+    precision: Precision | None = None,
 ) -> tuple[Recommender, dict[str, Any]]:
     """What answers for a checkpoint, and what it says of itself.
 
@@ -27,6 +32,7 @@ def recommender(
         arm: see `adagrpo.pipeline.choose_checkpoint.choose_checkpoint`.
         checkpoint: of that arm.
         reward_weight: above 0, the run's reward re-ranks the beam: `log-probability + weight · reward`.
+        precision: of the policy; None is the recipe's, `evaluation.precision`.
 
     Raises:
         UserError: no such arm or checkpoint, or the reward cannot be had.
@@ -43,11 +49,13 @@ def recommender(
         width=run.config.evaluation.beam_width,
         max_history=run.config.max_history,
         mask_history=run.config.evaluation.mask_history,
+        precision=precision or run.config.evaluation.precision,
         reward=models.reward() if reward_weight > 0 else None,
         reward_weight=reward_weight,
     )
-    about = {"name": run.config.name, "arm": chosen.arm, "checkpoint": checkpoint, "step": chosen.step}
-    return served, about | {"items": data.num_items, "reward_weight": reward_weight}
+    about: dict[str, Any] = {"name": run.config.name, "arm": chosen.arm, "checkpoint": checkpoint, "step": chosen.step}
+    about |= {"items": data.num_items, "reward_weight": reward_weight, "precision": served.precision}
+    return served, about
 
 
 def serve(
@@ -58,6 +66,7 @@ def serve(
     host: str,
     port: int,
     reward_weight: float = 0.0,
+    precision: Precision | None = None,
     ready: Callable[[dict[str, Any]], None],
 ) -> None:
     """Serve until the process is told to end.
@@ -69,6 +78,7 @@ def serve(
         host: to listen at.
         port: 0 takes a free one.
         reward_weight: see `recommender`.
+        precision: see `recommender`.
         ready: called once requests are taken, with the address and what `/health` says.
 
     Raises:
@@ -80,7 +90,7 @@ def serve(
         raise UserError("serve: needs fastapi and uvicorn; pip install 'adagrpo[serve]'") from error
     listener = app.listen(host, port)
     with listener:
-        served, about = recommender(run, arm, checkpoint, reward_weight)
+        served, about = recommender(run, arm, checkpoint, reward_weight, precision)
         served.recommend([[0]])  # what is made on first use is made before the first request
         ready({"url": f"http://{host}:{listener.getsockname()[1]}", **about})
         app.serve(app.create_app(served, about), listener)

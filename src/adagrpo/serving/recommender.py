@@ -15,7 +15,7 @@ import torch
 from adagrpo.data.sequences import older_items, pad
 from adagrpo.decoding import beam_search
 from adagrpo.evaluation.predictions import without_history
-from adagrpo.networks.layers import mixed_precision
+from adagrpo.networks.layers import Precision, mixed_precision, precision_used
 from adagrpo.policies.policy import Policy
 from adagrpo.rewards.protocol import Reward
 from adagrpo.rewards.scoring import ask_reward
@@ -46,6 +46,7 @@ class Recommender:
         width: int,
         max_history: int,
         mask_history: bool,
+        precision: Precision = "auto",
         reward: Reward | None = None,
         reward_weight: float = 0.0,
     ) -> None:
@@ -58,12 +59,14 @@ class Recommender:
             width: hypotheses of the beam; no list is longer.
             max_history: items of a history that the policy sees, the last ones.
             mask_history: leave the items of the whole history out of the list.
+            precision: of the policy; the attribute of this name says what that is on this machine.
             reward: re-ranks the beam.
             reward_weight: `w`.
         """
         self.policy = policy.eval().frozen()
         self.catalog, self.item_ids = catalog, list(item_ids)
         self.width, self.max_history, self.mask_history = width, max_history, mask_history
+        self.precision: Precision = precision_used(self.policy, precision)
         self.reward, self.reward_weight = reward, reward_weight
         self._items = {str(name): item for item, name in enumerate(self.item_ids)}
 
@@ -84,11 +87,13 @@ class Recommender:
         """
         batch = self._batch(histories)
         held = self.width + (self.max_history if self.mask_history else 0)
-        with mixed_precision(self.policy):
+        with mixed_precision(self.policy, self.precision):
             context = self.policy.encode(batch)
             beams = beam_search(self.policy, context, held, trie=self.catalog.trie)
         if self.mask_history:
-            items, scores = without_history(self.policy, context, self.catalog, beams, batch, self.width)
+            items, scores = without_history(
+                self.policy, context, self.catalog, beams, batch, self.width, self.precision
+            )
         else:
             items, scores = self.catalog.lookup(beams.codes), beams.scores
         if self.reward is not None:
