@@ -30,6 +30,8 @@ import yaml
 from adagrpo import __version__, pipeline
 from adagrpo.config import Config, dump_config, load_config, resolve_config
 from adagrpo.console import StderrConsole
+from adagrpo.data.columns import USER_ID
+from adagrpo.data.histories import HISTORY
 from adagrpo.data.logs.interactions import ColumnMapping
 from adagrpo.data.logs.preview import ROWS, look_at
 from adagrpo.data.logs.understood import sentences
@@ -451,6 +453,43 @@ def serve(
     opened = _open(run, [], seed, quiet=True)
     options: dict[str, Any] = {"reward_weight": reward_weight, "precision": precision}
     pipeline.serve(opened, arm, checkpoint, host=host, port=port, **options, ready=ready)
+
+
+@app.command()
+def recommend(
+    run: RunDirectory,
+    users: Annotated[Path, typer.Option(help="CSV, Parquet or JSONL: users and their histories, or users alone.")],
+    out: Out,
+    k: Annotated[int, typer.Option("--k", min=1, help="Length of the lists.")] = 10,
+    arm: Annotated[str | None, typer.Option(help=ARM)] = None,
+    checkpoint: Checkpoint = "best",
+    reward_weight: Annotated[
+        float, typer.Option(min=0.0, help="Re-rank the beam by log-probability + this weight x reward.")
+    ] = 0.0,
+    exclude_history: Annotated[bool, typer.Option("--exclude-history", help="Leave out what a user has had.")] = False,
+    precision: Precision = None,
+    user_column: Annotated[str, typer.Option(help="The column of user ids.")] = USER_ID,
+    history_column: Annotated[str, typer.Option(help="The column of histories.")] = HISTORY,
+    seed: Seed = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write the lists of all users of a file as Parquet; those of users alone come from their logged histories."""
+    if not math.isfinite(reward_weight):
+        raise UserError(f"--reward-weight: {reward_weight} is no weight; give a finite number of at least 0")
+    summary = pipeline.recommend_users(
+        _open(run, [], seed, quiet),
+        users,
+        out,
+        k=k,
+        arm=arm,
+        checkpoint=checkpoint,
+        reward_weight=reward_weight,
+        exclude_history=exclude_history,
+        precision=precision,
+        columns=(user_column, history_column),
+    )
+    _print(summary, as_json)
 
 
 @app.command()

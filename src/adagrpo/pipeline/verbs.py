@@ -16,6 +16,7 @@ from adagrpo.pipeline import unordered
 from adagrpo.pipeline.export import export as _export
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.recommend import recommend_users as _recommend_users
 from adagrpo.pipeline.rewards import check_reward
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.serve import serve as _serve
@@ -40,6 +41,7 @@ __all__ = [
     "fit_ranker",
     "fit_sft",
     "prepare",
+    "recommend_users",
     "refuse_without_order",
     "run_all",
     "serve",
@@ -127,3 +129,4 @@ evaluate = _verb(_evaluate)
 diagnose_reward = _verb(_diagnose_reward)
 export = _verb(_export)
 serve = _verb(_serve)
+recommend_users = _verb(_recommend_users)

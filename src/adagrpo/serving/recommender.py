@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from adagrpo.data.sequences import older_items, pad
 from adagrpo.decoding import beam_search
 from adagrpo.evaluation.predictions import without_history
 from adagrpo.networks.layers import Precision, mixed_precision, precision_used
-from adagrpo.policies.policy import Policy
+from adagrpo.policies.policy import Context, Policy
 from adagrpo.rewards.protocol import Reward
 from adagrpo.rewards.scoring import ask_reward
 from adagrpo.semantic_ids.catalog import Catalog
@@ -32,6 +33,7 @@ class Recommendations(NamedTuple):
 
     items: list[ItemId]
     scores: list[float]  # log-probability, nats; with a reward, plus weight times reward
+    codes: list[list[int]]  # the Semantic ID of each item
 
 
 class Recommender:
@@ -68,6 +70,8 @@ class Recommender:
         self.width, self.max_history, self.mask_history = width, max_history, mask_history
         self.precision: Precision = precision_used(self.policy, precision)
         self.reward, self.reward_weight = reward, reward_weight
+        self._hypotheses = width + (max_history if mask_history else 0)
+        self._codes = catalog.codes.cpu().numpy()
         self._items = {str(name): item for item, name in enumerate(self.item_ids)}
 
     def known(self, history: Sequence[ItemId]) -> tuple[list[int], list[ItemId]]:
@@ -76,31 +80,52 @@ class Recommender:
         return [item for _, item in rows if item >= 0], [name for name, item in rows if item < 0]
 
     @torch.no_grad()
-    def recommend(self, histories: Sequence[Sequence[int]]) -> list[Recommendations]:
+    def recommend(
+        self, histories: Sequence[Sequence[int]], exclude: Sequence[Sequence[int]] | None = None
+    ) -> list[Recommendations]:
         """The lists of `B` histories.
 
         Args:
             histories: items, oldest first, each with one at least.
+            exclude: for each history the items that are left out of its list, beside those that masking leaves out.
 
         Returns:
             `B` lists of at most `width`; shorter where the catalogue or the search holds no more.
         """
         batch = self._batch(histories)
-        held = self.width + (self.max_history if self.mask_history else 0)
         with mixed_precision(self.policy, self.precision):
             context = self.policy.encode(batch)
-            beams = beam_search(self.policy, context, held, trie=self.catalog.trie)
-        if self.mask_history:
-            items, scores = without_history(
-                self.policy, context, self.catalog, beams, batch, self.width, self.precision
-            )
+        if exclude is not None and any(exclude):
+            items, scores = self._search_without(context, batch, exclude)
         else:
-            items, scores = self.catalog.lookup(beams.codes), beams.scores
+            items, scores = self._search(context, batch)
         if self.reward is not None:
             rewards = ask_reward(self.reward, batch, items).nan_to_num(0.0)
             scores, order = (scores + self.reward_weight * rewards).sort(dim=1, descending=True, stable=True)
             items = items.gather(1, order)
         return [self._named(*row) for row in zip(items.tolist(), scores.tolist(), strict=True)]
+
+    def _search(self, context: Context, batch: Histories) -> tuple[Tensor, Tensor]:
+        """(B, W) items and scores, as evaluation finds them."""
+        with mixed_precision(self.policy, self.precision):
+            beams = beam_search(self.policy, context, self._hypotheses, trie=self.catalog.trie)
+        if not self.mask_history:
+            return self.catalog.lookup(beams.codes), beams.scores
+        return without_history(self.policy, context, self.catalog, beams, batch, self.width, self.precision)
+
+    def _search_without(
+        self, context: Context, batch: Histories, exclude: Sequence[Sequence[int]]
+    ) -> tuple[Tensor, Tensor]:
+        """(B, W) items and scores of a search that never enters what is excluded."""
+        longest = max(map(len, exclude))
+        rows = [[*items, *[-1] * (longest - len(items))] for items in exclude]
+        closed = torch.tensor(rows, dtype=torch.int64, device=self.catalog.codes.device)
+        if self.mask_history:
+            closed = torch.cat([closed, batch.whole], dim=1)
+        excluded = self.catalog.trie.excluding(closed)
+        with mixed_precision(self.policy, self.precision):
+            beams = beam_search(self.policy, context, self._hypotheses, trie=self.catalog.trie, excluded=excluded)
+        return self.catalog.lookup(beams.codes)[:, : self.width], beams.scores[:, : self.width]
 
     def _batch(self, histories: Sequence[Sequence[int]]) -> Histories:
         offsets = np.cumsum([0, *map(len, histories)])
@@ -113,4 +138,5 @@ class Recommender:
 
     def _named(self, items: list[int], scores: list[float]) -> Recommendations:
         count = sum(item >= 0 for item in items)  # places without an item are last
-        return Recommendations([self.item_ids[item] for item in items[:count]], scores[:count])
+        found = items[:count]
+        return Recommendations([self.item_ids[item] for item in found], scores[:count], self._codes[found].tolist())
