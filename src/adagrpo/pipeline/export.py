@@ -74,9 +74,15 @@ def _write(run: Run, weights: Path, folder: Path) -> None:
 
     from adagrpo.policies.causal_lm import CausalLMPolicy
     from adagrpo.policies.language_model import VOCABULARY_FILE, copy_tokenizer, merged
+    from adagrpo.policies.shared_codes import SharedCodesPolicy
 
     data, options = RunData(run), run.config.policy.lm
     policy = Models(data).policy(weights)
+    if isinstance(policy, SharedCodesPolicy):
+        raise UserError(
+            "export: items share Semantic IDs, which a prefix function cannot tell apart; serve them with "
+            "`adagrpo serve` or `adagrpo recommend`"
+        )
     assert isinstance(policy, CausalLMPolicy) and options is not None
     levels = data.catalog.num_levels
     model = merged(policy.lm)
@@ -95,6 +101,7 @@ def _write(run: Run, weights: Path, folder: Path) -> None:
         "item_ids": load_item_ids(data.prepared).to_list(),
         "codes": data.catalog.codes.tolist(),
         "preamble": policy.preamble.tolist(),
+        "between": policy.between.tolist(),
         "suffix": policy.suffix.tolist(),
         "max_history": run.config.max_history,
     }

@@ -1,4 +1,4 @@
-"""The stage `sft`: the starting policy."""
+"""The stage `sft`: the starting policy, trained, or a checkpoint that was trained elsewhere."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ __all__ = ["fit_sft"]
 
 
 def fit_sft(run: Run) -> None:
-    """The starting policy: NLL from scratch."""
+    """The starting policy: NLL from scratch; none of it where `policy.lm.trained` says that the checkpoint is one."""
     data, settings = RunData(run), run.config.sft
     models = Models(data)
 
     def build(work: Path) -> None:
         policy = models.policy()
         schedule = replace(models.schedule(settings), rl_split=run.config.train.rl_split)
-        frozen_epochs = run.config.policy.lm.frozen_epochs if run.config.policy.lm else 0.0
+        lm = run.config.policy.lm
+        frozen_epochs, trained = (lm.frozen_epochs, lm.trained) if lm else (0.0, False)
         task = Supervised(
             policy,
             data.catalog.codes,
             schedule,
-            steps=max(1, round(settings.epochs * schedule.steps_per_epoch)),
+            steps=0 if trained else max(1, round(settings.epochs * schedule.steps_per_epoch)),
             validate=models.validator(policy, settings),
             waiting=policy.body_parameters,
             waiting_steps=round(frozen_epochs * schedule.steps_per_epoch),
