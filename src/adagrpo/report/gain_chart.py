@@ -12,7 +12,7 @@ from adagrpo.report import drawing as draw
 
 __all__ = ["gain_chart"]
 
-LABELS = 210  # pixels for the names of the rows
+WIDEST = 330  # pixels for the names of the rows
 NDCG = "ndcg@10"
 INK = "#1a1a1a"
 
@@ -29,7 +29,8 @@ def gain_chart(result: Row, title: str) -> str:
     rows = [result["all"], *result["serving"]]
     gains = [row["minus_policy"]["mix"][NDCG] for row in rows]
     ends = [float(gain[end]) for gain in gains for end in ("low", "high")]
-    axis = draw.make_axis([0.0, *ends], LABELS, draw.RIGHT_EDGE - 10, percent=False, cover=True)
+    labels = 20 + min(WIDEST, max(draw.text_width(row["cell"]) for row in rows))
+    axis = draw.make_axis([0.0, *ends], labels + 24, draw.RIGHT_EDGE - 10, percent=False, cover=True)
     step = (draw.BOTTOM - draw.TOP) / len(rows)
     parts = []
     for value, text in zip(axis.ticks, axis.texts(), strict=True):
@@ -39,14 +40,13 @@ def gain_chart(result: Row, title: str) -> str:
             f'<path d="M{x:.1f} {draw.TOP}V{draw.BOTTOM}" stroke="{INK}" stroke-width="{width}" opacity=".4"/>'
         )
         parts.append(_text(x, draw.BOTTOM + 19, text, "middle"))
-    middle = (LABELS + draw.RIGHT_EDGE) / 2
-    parts.append(_text(middle, draw.BOTTOM + 39, "NDCG@10, policy and reward less policy alone", "middle"))
+    parts.append(_text(draw.RIGHT_EDGE, draw.BOTTOM + 39, "change of NDCG@10 by the reward, with its interval", "end"))
     for place, (row, gain) in enumerate(zip(rows, gains, strict=True)):
         y = draw.TOP + step * (place + 0.5)
         mean, low, high = (axis.at(float(gain[name])) for name in ("mean", "low", "high"))
         ink = draw.color(1 if gain["low"] > 0 else 2 if gain["high"] < 0 else 0)
         tip = f"{row['cell']}: {gain['mean']:+.4f} ({gain['low']:+.4f} to {gain['high']:+.4f}), {row['cases']:,} cases"
-        parts.append(_text(LABELS - 12, y + 4, row["cell"], "end"))
+        parts.append(_text(labels, y + 4, row["cell"], "end"))
         parts.append(
             f'<g stroke="{ink}" stroke-width="2" fill="{ink}"><title>{draw.clean(tip)}</title>'
             f'<path d="M{low:.1f} {y:.1f}H{high:.1f}"/><circle cx="{mean:.1f}" cy="{y:.1f}" r="4"/></g>'
