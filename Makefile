@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.installed
 
-.PHONY: demo test test-fast lint clean
+.PHONY: demo test test-fast lint docs clean
 
 $(SETUP): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "adagrpo needs Python 3.11 or newer; this is " + sys.version)'
@@ -22,10 +22,13 @@ test-fast: $(SETUP)
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m "not slow"
 
 lint: $(SETUP)
-	$(BIN)/ruff check src tests benchmarks research
-	$(BIN)/ruff format --check src tests benchmarks research
+	$(BIN)/ruff check src tests benchmarks research docs
+	$(BIN)/ruff format --check src tests benchmarks research docs
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
+docs: $(SETUP)
+	$(BIN)/python -m sphinx -E -W --keep-going -q -b html docs docs/_build/html
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs docs/_build

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +15,8 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
-from adagrpo import cli, console
+from adagrpo import __version__, cli, console, pipeline
+from adagrpo.data.simulation.marketplace import Marketplace
 
 VERBS = [
     "demo",
@@ -86,15 +89,35 @@ def test_every_verb_explains_itself_and_has_the_common_options(adagrpo: Command,
     assert all(option in reply.out for option in ("Usage:", "--seed", "--json", "--quiet"))
 
 
-def test_help_lists_every_verb(adagrpo: Command) -> None:
-    reply = adagrpo("--help")
-    assert reply.status == 0 and all(f"  {verb}" in reply.out for verb in VERBS)
+@pytest.mark.parametrize("arguments", [[], ["--help"]])
+def test_help_lists_every_verb_by_what_it_is_for(adagrpo: Command, arguments: list[str]) -> None:
+    reply = adagrpo(*arguments)
+    assert reply.status == 0 and reply.err == "" and all(f"\n  {verb} " in reply.out for verb in VERBS)
+    assert all(f"\n{purpose}:\n" in reply.out for purpose in cli.options.PURPOSES)
+    assert reply.out.index("your logs:") < reply.out.index("  prepare ") < reply.out.index("stages:")
+
+
+def test_version(adagrpo: Command) -> None:
+    assert adagrpo("--version") == Answer(0, f"adagrpo {__version__}\n", "")
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["train", "--help"], ["simulate", "--help"]])
+def test_help_imports_nothing_that_takes_long(arguments: list[str]) -> None:
+    program = f"import sys; from adagrpo.__main__ import main; sys.argv = ['adagrpo', *{arguments}]\ntry: main()\n"
+    program += "finally: print(sorted({'numpy', 'polars', 'scipy', 'torch', 'transformers'} & {*sys.modules}))"
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert output.stdout.endswith("\n[]\n") and output.stderr == ""
+
+
+def test_the_defaults_of_simulate_are_those_of_the_marketplace() -> None:
+    world = Marketplace()
+    shown = (cli.log_verbs.USERS, cli.log_verbs.ITEMS, cli.log_verbs.EXPOSURE_BIAS)
+    assert shown == (world.users, world.items, world.exposure_bias)
 
 
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ([], "Missing command"),
         (["tain"], "No such command 'tain'"),
         (["run"], "Missing argument"),
         (["run", "x.yaml"], "Missing option '--out'"),
@@ -188,7 +211,7 @@ def test_a_stage_before_its_inputs(adagrpo: Command, tmp_path: Path, data: Path)
     assert adagrpo("prepare", data / "log.csv", "--out", out).status == 0
     for verb in ("sft", "train", "evaluate"):
         refused(adagrpo(verb, "--run", out), "missing; run `adagrpo tokenize --run")
-    refused(adagrpo("report", "--run", out), "metrics.json: not there", "evaluate")
+    refused(adagrpo("report", "--run", out), "metrics.json: missing", "run `adagrpo evaluate --run")
     assert adagrpo("tokenize", "--run", out, "--set", "tokenizer.codes=8", "--quiet").err == ""
     refused(adagrpo("train", "--run", out), "sft/best/model.safetensors: missing; run `adagrpo sft")
 
@@ -199,7 +222,7 @@ def test_whatever_else_goes_wrong_is_one_line_and_status_1(
     def fail(path: Path) -> None:
         raise RuntimeError("two\nlines")
 
-    monkeypatch.setattr(cli.pipeline, "write_report", fail)
+    monkeypatch.setattr(pipeline, "write_report", fail)
     reply = adagrpo("report", "--run", copied)
     assert reply.status == 1 and reply.err.startswith("adagrpo: RuntimeError: two lines (ADAGRPO_TRACEBACK=1")
     monkeypatch.setenv("ADAGRPO_TRACEBACK", "1")
@@ -208,11 +231,44 @@ def test_whatever_else_goes_wrong_is_one_line_and_status_1(
         cli.main()
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("transformers.cache_utils", "transformers is not installed; pip install 'adagrpo[hf]'"),
+        ("sentence_transformers", "pip install 'adagrpo[text]'"),
+        ("my.reward", "module 'my.reward' is neither installed nor a file my/reward.py in /"),
+    ],
+)
+def test_a_module_that_is_not_there_is_named_with_what_to_do(
+    adagrpo: Command, copied: Path, monkeypatch: pytest.MonkeyPatch, name: str, said: str
+) -> None:
+    def fail(path: Path) -> None:
+        raise ModuleNotFoundError(f"No module named '{name}'", name=name)
+
+    monkeypatch.setattr(pipeline, "write_report", fail)
+    refused(adagrpo("report", "--run", copied), said)
+
+
+def test_every_extra_that_is_named_exists() -> None:
+    text = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    assert {*cli.EXTRAS.values()} <= tomllib.loads(text)["project"]["optional-dependencies"].keys()
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion_of_a_shell(shell: str) -> None:
+    program = "import sys; from adagrpo.__main__ import main; sys.argv[0] = 'adagrpo'; main()"
+    asked = {"_ADAGRPO_COMPLETE": f"complete_{shell}", "COMP_WORDS": "adagrpo tok", "COMP_CWORD": "1"}
+    asked |= {"_TYPER_COMPLETE_ARGS": "adagrpo tok"}
+    command = [sys.executable, "-c", program]
+    output = subprocess.run(command, capture_output=True, text=True, env=os.environ | asked, check=True)
+    assert "tokenize" in output.stdout and "train" not in output.stdout and output.stderr == ""
+
+
 def test_an_interrupt_says_how_to_go_on(adagrpo: Command, copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(path: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli.pipeline, "write_report", interrupt)
+    monkeypatch.setattr(pipeline, "write_report", interrupt)
     reply = adagrpo("report", "--run", copied)
     assert reply.status == 130 and reply.err.strip() == "adagrpo: interrupted; the same command continues"
 
@@ -232,7 +288,7 @@ def test_a_recipe_is_carried_out(adagrpo: Command, tmp_path: Path, data: Path, f
     assert adagrpo(*arguments, "--quiet").err == ""
 
 
-def test_dry_run_prints_and_does_nothing(adagrpo: Command, tmp_path: Path, recipe: Any, world: Any) -> None:
+def test_dry_run_prints_and_does_nothing(adagrpo: Command, tmp_path: Path, recipe: Any, world: Any, data: Path) -> None:
     path, before = recipe(), set(tmp_path.iterdir())
     arguments = [
         "run",
@@ -240,7 +296,7 @@ def test_dry_run_prints_and_does_nothing(adagrpo: Command, tmp_path: Path, recip
         "--out",
         tmp_path / "out",
         "--data",
-        tmp_path,
+        data,
         "--dry-run",
         "--set",
         "objective.lambda=0.5",
@@ -250,12 +306,93 @@ def test_dry_run_prints_and_does_nothing(adagrpo: Command, tmp_path: Path, recip
     content = yaml.safe_load(reply.out)
     assert content["objective"]["lambda"] == 0.5 and content["sft"]["epochs"] == world.recipe()["sft"]["epochs"]
     actual = json.loads(adagrpo(*arguments, "--json").out)
-    arms = actual.pop("arms")
+    arms, plan = actual.pop("arms"), actual.pop("plan")
+    assert {row["stage"]: row["steps"] for row in plan["stages"]}["tokenize"] is None and plan["data"]["items"] == 30
     assert actual == content and arms["adagrpo"]["lambda"] == 0.5 and arms["adagrpo"]["grpo"]["epsilon"] == 0.2
-    comment = "\n".join(line[2:] for line in reply.out.splitlines() if line.startswith("# "))
-    assert yaml.safe_load(comment) == {"arms": arms}
+    comment = "\n".join(line[2:] for line in reply.out.splitlines() if line.startswith("#"))
+    arms_text, plan_text = comment.split("\n\n", 1)
+    assert yaml.safe_load(arms_text) == {"arms": arms} and plan_text.startswith("stage ")
     assert adagrpo(*arguments, "--seed", 5).out != reply.out
     assert set(tmp_path.iterdir()) == before | {path}
+
+
+def test_each_stage_says_what_came_out_of_it(adagrpo: Command, copied: Path) -> None:
+    audit = json.loads((copied / "tokenize" / "audit.json").read_text(encoding="utf-8"))
+    reply = adagrpo("tokenize", "--run", copied)
+    line = next(line for line in reply.out.splitlines() if line.startswith("codes of each level"))
+    assert line.split()[4:] == [str(level["size"]) for level in audit["per_level"]]
+    rows = read_rows(copied / "sft" / "validation.jsonl")
+    best = json.loads((copied / "sft" / "best" / "checkpoint.json").read_text(encoding="utf-8"))["step"]
+    metrics = next(row for row in rows if row["step"] == best)
+    sft = adagrpo("sft", "--run", copied).out
+    assert sft.startswith("fit  steps ") and f"{metrics['ndcg@10']:.4f}" in sft
+    content = json.loads(adagrpo("sft", "--run", copied, "--json").out)
+    assert content["best_step"] == best and content["validation"]["ndcg@10"] == metrics["ndcg@10"]
+    trained = json.loads(adagrpo("train", "--run", copied, "--json").out)
+    assert list(trained["fits"]) == ["sft", "nll", "adagrpo"]
+    lines = adagrpo("train", "--run", copied).out.splitlines()
+    assert [line.split()[0] for line in lines[2:5]] == ["sft", "nll", "adagrpo"]
+    assert "NDCG@10" in adagrpo("ranker", "--run", copied).out
+    evaluated = adagrpo("evaluate", "--run", copied).out
+    assert evaluated.startswith("validation\narm ") and "\ntest\narm " in evaluated and "{" not in evaluated
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_steps_are_tracked(adagrpo: Command, copied: Path, tmp_path: Path) -> None:
+    """Each fit is a run of TensorBoard; its values are those of steps.jsonl, and those of validation."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = tmp_path / "board"
+    reply = adagrpo("train", "--run", copied, "--set", "train.fit.epochs=2", "--track", f"tensorboard:{board}")
+    assert reply.status == 0, reply
+    for arm in ("nll", "adagrpo"):
+        read = EventAccumulator(str(board / arm))
+        read.Reload()
+        steps, rows = (read_rows(copied / "train" / arm / f"{name}.jsonl") for name in ("steps", "validation"))
+        logged = {event.step: event.value for event in read.Scalars("nll")}
+        assert logged == pytest.approx({row["step"]: row["nll"] for row in steps}, rel=1e-6)
+        validated = {event.step: event.value for event in read.Scalars("validation/ndcg@10")}
+        assert validated == pytest.approx({row["step"]: row["ndcg@10"] for row in rows if row["step"]}, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("tensorbord", "--track tensorbord: no such tracker; there are"), ("dvclive", "pip install dvclive")],
+)
+def test_a_tracker_that_is_not_there(adagrpo: Command, copied: Path, name: str, said: str) -> None:
+    refused(adagrpo("train", "--run", copied, "--track", name), said)
+
+
+def test_a_tracker_that_is_not_installed_names_the_extra(
+    adagrpo: Command, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.import_module("adagrpo.cli.tracking"), "get_available_trackers", lambda: [])
+    refused(adagrpo("sft", "--run", copied, "--track", "tensorboard"), "pip install 'adagrpo[track]'")
+
+
+@pytest.mark.parametrize("verb", ["tokenize", "sft", "ranker", "train", "evaluate", "diagnose"])
+def test_dry_run_of_a_verb_on_a_finished_run(adagrpo: Command, copied: Path, verb: str) -> None:
+    before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
+    setting = "evaluation.mask_history=true" if verb == "evaluate" else "seed=3"
+    command = [verb, "--run", copied, "--dry-run", "--set", setting]
+    content = json.loads(adagrpo(*command, "--json").out)
+    assert {row["stage"].split("/")[0] for row in content["stages"]} == {verb} | (
+        {"ranker"} if verb == "evaluate" else set()
+    )
+    assert all(row["state"] == "make" for row in content["stages"] if row["stage"] != "ranker/report")
+    reply = adagrpo(*command)
+    assert reply.err == "" and "data: 62 users, 30 items" in reply.out and "memory: about" in reply.out
+    assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
+
+
+def test_dry_run_of_prepare_and_demo(adagrpo: Command, tmp_path: Path, data: Path) -> None:
+    for command in (["prepare", data / "log.csv"], ["demo", "--small"]):
+        reply = adagrpo(*command, "--out", tmp_path / "out", "--dry-run")
+        assert reply.status == 0 and "prepare" in reply.out and not (tmp_path / "out").exists()
 
 
 def test_one_verb_after_the_other(adagrpo: Command, tmp_path: Path, world: Any, finished: Path) -> None:
@@ -269,15 +406,17 @@ def test_one_verb_after_the_other(adagrpo: Command, tmp_path: Path, world: Any, 
     assert json.loads(prepared.out)["users"] == 62 and json.loads(prepared.out)["items"] == 30
     recipe, arguments = world.recipe(), {}
     for verb, sections in {
-        "tokenize": ["tokenizer", "max_history"],
-        "sft": ["policy", "sft", "evaluation"],
+        "tokenize": ["tokenizer"],
+        "sft": ["policy", "sft", "evaluation", "max_history"],
         "ranker": ["ranker"],
         "train": ["objective", "train"],
     }.items():
         arguments[verb] = [part for key in sections for part in ("--set", f"{key}={json.dumps(recipe[key])}")]
         reply = adagrpo(verb, "--run", out, *arguments[verb], "--json", "--quiet")
         assert reply.status == 0 and reply.err == "", reply
-        assert json.loads(reply.out) == {"stage": verb, "folder": str(out / verb)}
+        content = json.loads(reply.out)
+        assert content.items() >= {"stage": verb, "folder": str(out / verb)}.items()
+        assert {"tokenize": "density", "train": "fits"}.get(verb, "best_step") in content
     evaluated = adagrpo("evaluate", "--run", out, "--json")
     content = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     assert json.loads(evaluated.out) == content

@@ -43,7 +43,7 @@ def problems(tree: ast.AST, *, may_print: bool = False) -> Iterator[str]:
 
 @pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda path: path.relative_to(SOURCE).as_posix())
 def test_nothing_is_unpickled_or_evaluated_and_only_the_command_line_prints(path: Path) -> None:
-    may_print = path in (SOURCE / "cli.py", SOURCE / "console.py")
+    may_print = path.parent == SOURCE / "cli" or path == SOURCE / "console.py"
     assert list(problems(ast.parse(path.read_text(encoding="utf-8")), may_print=may_print)) == []
 
 

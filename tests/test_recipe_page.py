@@ -1,4 +1,4 @@
-"""docs/recipe.md has every key of a recipe, and no other, with its default."""
+"""docs/reference/recipe.md has every key of a recipe, and no other, with its default."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pydantic_core import PydanticUndefined
 from adagrpo.config import ArmConfig, Config, ObjectiveConfig
 from adagrpo.config.models import FitConfig
 
-PAGE = Path(__file__).parents[1] / "docs" / "recipe.md"
+PAGE = Path(__file__).parents[1] / "docs" / "reference" / "recipe.md"
 # as a mapping of their own on the page; `random` repeats keys of `data`, rewards have another page
 ELSEWHERE = {"data.random.columns", "data.random.keep_events", "data.random.click_rating", "reward"}
 

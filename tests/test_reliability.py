@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from benchmarks.reliability import findings
+from benchmarks.reliability import findings, stale
 from benchmarks.reliability.findings import ROWS, Finding
 from benchmarks.reliability.foreign import foreign_tree, prepare_trees
 from benchmarks.reliability.lists import check_lists
@@ -97,6 +97,20 @@ def test_a_damaged_file_changes_no_answer(trees: Path, damage: Callable[..., byt
     answers = damage_files(trees / "finished", 8, damage)
     assert answers["silent"] == answers["unnamed"] == 0
     assert answers["refused"] > 0 and answers["refused"] + answers["equal"] == 8 * len(READERS)
+
+
+@pytest.mark.slow
+def test_stages_that_are_out_of_date_are_read_by_no_verb(processes: Server, tmp_path: Path) -> None:
+    stale.begin(processes, tmp_path)
+    answers = stale.Answers()
+    answers.add(stale.carry_out(processes, tmp_path, ["other sft", "other reward"], ("train", "evaluate", "report")))
+    answers.add(stale.carry_out(processes, tmp_path, ["failed command"], ("diagnose", "sft"), follow=False))
+    assert answers.wrong == [] and answers.commands > 0
+    assert [dict(answers.by_verb[verb]) for verb in ("train", "report", "sft")] == [
+        {"done": 1},
+        {"refused": 1},
+        {"done": 1},
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ from benchmarks.reliability import (
     masking,
     read_only,
     readers,
+    stale,
     suites,
 )
 from benchmarks.reliability.findings import Finding
@@ -43,6 +44,7 @@ CHECKS: dict[str, Callable[[Path], Finding]] = {
     "read_only": read_only.read_only,
     "masking": masking.masking,
     "explode": explode.explode,
+    "stale": stale.stale,
 }
 ROOT = Path(__file__).parent.parent.parent
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import importlib
 import io
 import json
 import os
@@ -243,7 +244,8 @@ def main() -> None:
     if sys.argv[1] == "--models":
         _score(Path(sys.argv[2]), int(sys.argv[3]))
         return
-    from adagrpo import cli  # imported before memory is measured
+    importlib.import_module("adagrpo.pipeline")  # before memory is measured
+    from adagrpo import cli
 
     for folder in sys.argv[1:]:
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew

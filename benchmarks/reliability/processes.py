@@ -7,6 +7,7 @@ anything itself: thread pools do not survive a fork.
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 import os
 import resource
@@ -122,7 +123,7 @@ def server(work: Path) -> Iterator[Server]:
 
 def _arm(moment: str, count: int) -> None:
     """Make this process kill itself the `count`-th time that it comes to a moment."""
-    from adagrpo.pipeline import run as stages
+    from adagrpo.pipeline import stage as stages
     from adagrpo.trainer import checkpoints, loop
 
     left = [count]
@@ -188,6 +189,7 @@ def _arm(moment: str, count: int) -> None:
 
 
 def _serve(work: Path) -> None:
+    importlib.import_module("adagrpo.pipeline")  # once, before the forks
     from adagrpo import cli
 
     work.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@
 | `ablation` | one `NAME.jsonl` of `research.starting_policies.ablation` | |
 | `quality` | one `NAME.jsonl` of `research.reward_quality.measure` | `metric` |
 | `crossing` | the same: from which quality of the reward on each arm gains | `metric` |
+| `trial` | one `NAME.trial.json`, the `demo.json` of a demo | `form=text` |
 
 A file is found by its name alone, in whichever study it lies, so that two studies cannot have files of the same name.
 Prose stays with those who write it. A marker in a code block is an example and is left alone.
@@ -19,12 +20,14 @@ Prose stays with those who write it. A marker in a code block is an example and 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from adagrpo.errors import UserError
 from adagrpo.report import Table, comparison_figures, read_comparison, read_rows, to_markdown, to_text
+from adagrpo.report.reward_trial import trial_table
 from adagrpo.storage.artifacts import write_file
 from research.pages.pooling import pool
 from research.pages.quality import crossing_table, quality_figure, quality_table
@@ -42,10 +45,11 @@ KEYS = {
     "ablation": (),
     "quality": ("metric",),
     "crossing": ("metric",),
+    "trial": ("form",),
 }
 QUALITY = ("research.reward_quality.measure", ("variant", "diagnosis", "arms"))
 SEVERAL = ("starting", "comparison")  # kinds that take more than one file of results
-FORMS = {"arms": "text", "comparison": "short"}
+FORMS = {"arms": "text", "comparison": "short", "trial": "text"}
 
 
 class Marker(NamedTuple):
@@ -187,6 +191,8 @@ def _made(marker: Marker, results: Path) -> Table:
     if marker.kind == "comparison":
         contents = [read_comparison(find(results, f"{named}.comparison.json")) for named in marker.names]
         return summary_table(_pooled(contents, marker.names), "form" in options, options.get("checkpoint"))
+    if marker.kind == "trial":
+        return trial_table(_trial(find(results, f"{name}.trial.json")))
     path = find(results, f"{name}.jsonl")
     if marker.kind == "arms":
         seed = int(options["seed"]) if "seed" in options else None
@@ -221,6 +227,17 @@ def _pages(place: Path) -> list[Path]:
     if not place.is_file():
         raise UserError(f"{place}: no such file or folder")
     return [place]
+
+
+def _trial(path: Path) -> Mapping[str, Any]:
+    """The content of a `demo.json`."""
+    try:
+        content = json.loads(_read(path))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON that this program wrote ({error})") from error
+    if not isinstance(content, dict) or {"rewards", "rows"} - content.keys():
+        raise UserError(f"{path}: not the demo.json of a demo")
+    return content
 
 
 def _read(path: Path) -> str:

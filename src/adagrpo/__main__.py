@@ -1,26 +1,15 @@
-"""`adagrpo` and `python -m adagrpo`. Its imports take seconds, in which an interruption must end in one line too."""
+"""`adagrpo` and `python -m adagrpo`."""
 
-import os
-import signal
-import sys
-from types import FrameType
+from adagrpo.stopping import left_at_once
 
 __all__ = ["main"]
 
 
 def main() -> None:
     """Run the command line."""
-    signal.signal(signal.SIGINT, _leave)
-    from adagrpo.cli import main as run
-
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with left_at_once():
+        from adagrpo.cli import main as run
     run()
-
-
-def _leave(number: int, frame: FrameType | None) -> None:
-    sys.stderr.write("adagrpo: interrupted; the same command continues\n")
-    sys.stderr.flush()
-    os._exit(128 + number)
 
 
 if __name__ == "__main__":

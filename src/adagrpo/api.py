@@ -312,7 +312,7 @@ class Run:
         chosen = choose_checkpoint(self._run, arm, checkpoint)
         key = (chosen.arm, checkpoint, reward_weight, precision)
         if key not in self._served:
-            self._served[key] = recommender(self._run, chosen.arm, checkpoint, reward_weight, precision)
+            self._served[key] = recommender(self._run, chosen.arm, checkpoint, reward_weight, precision=precision)
         served, about = self._served[key]
         answers = answer(
             served,

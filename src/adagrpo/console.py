@@ -35,8 +35,8 @@ class StderrConsole:
         self.close()
         if event == "start" and not sys.stderr.isatty():
             return  # so that what is wrong with the input is the only line
-        text = {"start": "...", "skip": "unchanged, skipped", "end": f"done in {seconds:.1f} s"}[event]
-        self.console.print(f"{name}: {text}")
+        text = {"start": "...", "skip": "unchanged, skipped", "end": f"done in {seconds:.1f} s"}
+        self.console.print(f"{name}: {text.get(event, event)}")
 
     def progress(self, label: str, done: int, total: int, values: Mapping[str, float]) -> None:
         """Advance the bar, or print a line now and then where stderr is no terminal."""
@@ -57,6 +57,11 @@ class StderrConsole:
             self.printed = now
             left = (total - done) / rate if rate > 0 else float("inf")
             self.console.print(f"{label}: {done}/{total}, {rate:.1f}/s, {left:.0f} s left {shown}")
+
+    def note(self, text: str) -> None:
+        """One line."""
+        self.close()
+        self.console.print(text)
 
     def close(self) -> None:
         """Take the bar down."""

@@ -2,17 +2,22 @@
 
 SIGTERM raises `Terminated` wherever a run is at work, and SIGINT `KeyboardInterrupt`. A fit asks for both to be held
 back while a step is in hand, so that its state is whole when it is saved; a second signal does not wait.
+
+While modules are imported nothing is in hand, and an exception in the middle may be taken for a failed import: there
+SIGINT ends the process at once.
 """
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["Terminated", "held_back", "terminable"]
+__all__ = ["Terminated", "held_back", "left_at_once", "terminable"]
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -25,6 +30,13 @@ class Terminated(BaseException):
 def terminable() -> Iterator[None]:
     """Have SIGTERM raise `Terminated` in the main thread while the block lasts."""
     with _handled({signal.SIGTERM: lambda number, frame: _raise(number)}):
+        yield
+
+
+@contextmanager
+def left_at_once() -> Iterator[None]:
+    """Have SIGINT end the process with one line and status 130 while the block lasts."""
+    with _handled({signal.SIGINT: _leave}):
         yield
 
 
@@ -66,3 +78,9 @@ def _handled(handlers: dict[signal.Signals, Callable[[int, FrameType | None], No
 
 def _raise(number: int) -> None:
     raise KeyboardInterrupt if number == signal.SIGINT else Terminated
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    sys.stderr.write("adagrpo: interrupted; the same command continues\n")
+    sys.stderr.flush()
+    os._exit(128 + number)

@@ -96,8 +96,8 @@ def assert_same_top_ten(run: Run, weights: Path, folder: Path) -> None:
 
 def test_generate_gives_our_top_ten(run: Run, tmp_path: Path):
     actual = export(run, tmp_path / "out", "adagrpo", "final")
-    made = {"arm": "adagrpo", "checkpoint": "final", "step": 4, "items": 30, "precision": "float32"}
-    assert actual == {"folder": str(tmp_path / "out")} | made
+    expected = {"folder": str(tmp_path / "out"), "arm": "adagrpo", "checkpoint": "final", "step": 4, "items": 30}
+    assert actual == expected | {"why": "asked for by name", "precision": "float32"}
     assert_same_top_ten(run, run.path("train", "adagrpo", "final"), tmp_path / "out")
     files = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"config.json", "model.safetensors", "semantic_ids.json", "catalog.json", "semantic_ids.py"} <= files
@@ -201,7 +201,7 @@ def test_generate_leaves_out_a_whole_history(run: Run, tmp_path: Path):
 
 
 def test_a_prefix_of_excluded_items_alone_is_not_entered(run: Run, tmp_path: Path):
-    export(run, tmp_path / "out")
+    export(run, tmp_path / "out", "adagrpo")
     ids = opened(tmp_path / "out").SemanticIds(tmp_path / "out")
     first = next(iter(ids.item_of))[0]
     below = [item for item, tokens in ids.tokens_of.items() if tokens[0] == first]
@@ -261,7 +261,7 @@ def test_a_text_needs_a_tokenizer(run: Run, tmp_path: Path):
 
 
 def test_all_files_may_be_read_by_whom_other_new_files_may(run: Run, tmp_path: Path):
-    export(run, tmp_path / "out")
+    export(run, tmp_path / "out", "adagrpo")
     (tmp_path / "plain").write_text("", encoding="utf-8")
     mode = (tmp_path / "plain").stat().st_mode
     weights = run.path("sft", "best", "model.safetensors")
@@ -269,7 +269,7 @@ def test_all_files_may_be_read_by_whom_other_new_files_may(run: Run, tmp_path: P
 
 
 def test_the_prefix_function_needs_nothing_but_python(run: Run, tmp_path: Path):
-    export(run, tmp_path / "out")
+    export(run, tmp_path / "out", "adagrpo")
     code = (
         "import sys; sys.path.insert(0, '.')\n"
         "from semantic_ids import SemanticIds\n"
@@ -294,7 +294,7 @@ def test_what_cannot_be_exported_is_said(run: Run, copied: Path, tmp_path: Path)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     with pytest.raises(UserError, match="full: is not empty"):
-        export(run, tmp_path / "full")
+        export(run, tmp_path / "full", "sft")
     small = Run.open(copied)
     with pytest.raises(UserError, match=r"the policy is 'compact', which no other program opens"):
         export(small, tmp_path / "out")

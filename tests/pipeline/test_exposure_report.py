@@ -18,6 +18,7 @@ from adagrpo.config import load_config
 from adagrpo.errors import UserError
 from adagrpo.pipeline import Run, fit_sft, prepare, run_all
 from adagrpo.pipeline.compare import Comparison
+from adagrpo.pipeline.dry_run import plan
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stages.exposure_report import examined, exposed
@@ -64,6 +65,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     return folder
+
+
+def test_a_plan_has_the_stages_of_logs_without_order(folder: Path, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", load_config(folder / "recipe.yaml"), folder)
+    content = plan(run, ("prepare", "ranker", "train", "evaluate"))
+    assert [row["stage"] for row in content["stages"]] == ["prepare", "ranker", "ranker/exposures"]
+    assert content["parameters"].keys() == {"ranker"} and not run.directory.exists()
+    run_all(run)
+    steps = json.loads((run.directory / "ranker" / "final" / "checkpoint.json").read_text(encoding="utf-8"))["step"]
+    assert content["stages"][1]["steps"] == steps
+    assert {row["state"] for row in plan(run, ("prepare", "ranker"))["stages"]} == {"unchanged"}
 
 
 def answer(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: object) -> tuple[int, str, str]:

@@ -77,6 +77,7 @@ def walk(finished: Path, data: Path, world: Any, tmp_path_factory: pytest.TempPa
         with pytest.MonkeyPatch.context() as patch:  # weights of other sizes are not looked at
             for module in ("evaluate", "diagnose"):
                 patch.setattr(import_module(f"adagrpo.pipeline.stages.{module}"), "check_reward", lambda models: None)
+            patch.setattr(import_module("adagrpo.pipeline.verbs"), "check", lambda run, verb: None)
             for carry_out in (prepare, tokenize, fit_sft, fit_ranker, report_ranker, diagnose_reward):
                 carry_out(run)
             for arm in run.config.train.arms:

@@ -46,5 +46,5 @@ def test_a_run_that_cannot_be_written_says_what_takes_out(
     with monkeypatch.context() as patch:
         patch.setattr(locks.os, "open", refuse)
         with pytest.raises(UserError, match=r"cannot be written \(Read-only file system\); .* take --out") as caught:
-            Run.open(finished, ["seed=9"])
+            pipeline.tokenize(Run.open(finished, ["seed=9"]))
     assert "\n" not in str(caught.value) and Run.open(finished).config.seed != 9

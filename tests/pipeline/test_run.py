@@ -17,7 +17,7 @@ import yaml
 from adagrpo.config import Config
 from adagrpo.errors import UserError
 from adagrpo.pipeline import Run, run_all
-from adagrpo.pipeline import run as module
+from adagrpo.pipeline import stage as module
 from adagrpo.storage.artifacts import TOKEN, hash_json, verify
 from adagrpo.storage.marks import claim
 
@@ -233,12 +233,14 @@ def test_a_damaged_description_is_refused(tmp_path: Path, content: str) -> None:
         Run.open(tmp_path)
 
 
-def test_overrides_of_an_opened_run_are_kept(run: Run) -> None:
+def test_overrides_of_an_opened_run_are_kept_when_the_work_is_done(run: Run) -> None:
     run.write_description({"log.csv": "0" * 64})
     before = run.path("run.yaml").read_bytes()
-    assert Run.open(run.directory).config == run.config
+    Run.open(run.directory).keep_settings()
+    opened = Run.open(run.directory, ["seed=7"])
+    assert opened.config.seed == 7 and opened.described == run.config
     assert run.path("run.yaml").read_bytes() == before
-    Run.open(run.directory, ["seed=7"])
+    opened.keep_settings()
     content = yaml.safe_load(run.path("run.yaml").read_text(encoding="utf-8"))
     assert content["config"]["seed"] == 7 and content["data"] == {"log.csv": "0" * 64}
     assert content["arms"] == run.config.settings_of_arms()
@@ -303,6 +305,7 @@ def test_a_run_goes_on_from_one_that_it_never_writes_to(run: Run, tmp_path: Path
     other.write_output("metrics.json", "[]\n")
     assert other.checked("metrics.json").read_text(encoding="utf-8") == "[]\n"
     assert [row["event"] for row in other.events()] == ["start", "end", "skip", "skip", "start", "end"]
+    other.keep_settings()
     assert {path: path.read_bytes() for path in run.directory.rglob("*") if path.is_file()} == before
     assert Run.open(out).config.seed == 7
 
@@ -454,10 +457,10 @@ def test_a_fit_that_is_told_to_end_saves_its_step_and_is_continued_to_the_same_b
     assert contents(directory) == contents(finished)
 
 
-def test_an_interruption_while_modules_are_imported_is_one_line() -> None:
-    program = "import signal, sys, adagrpo.__main__ as m; sys.meta_path.insert(0, type('F', (), {'find_spec': "
-    program += (
-        "staticmethod(lambda name, *_: signal.raise_signal(signal.SIGINT) if name == 'adagrpo.cli' else None)}));"
-    )
+@pytest.mark.parametrize("module", ["adagrpo.cli", "adagrpo.pipeline", "torch"])
+def test_an_interruption_while_modules_are_imported_is_one_line(module: str) -> None:
+    program = "import sys; sys.argv = ['adagrpo', 'doctor'];"
+    program += "import signal, adagrpo.__main__ as m; sys.meta_path.insert(0, type('F', (), {'find_spec': "
+    program += f"staticmethod(lambda name, *_: signal.raise_signal(signal.SIGINT) if name == '{module}' else None)}}));"
     output = subprocess.run([sys.executable, "-c", program + "m.main()"], capture_output=True, text=True, check=False)
     assert (output.returncode, output.stderr) == (130, "adagrpo: interrupted; the same command continues\n")

@@ -12,6 +12,7 @@ import yaml
 
 from adagrpo.errors import UserError
 from adagrpo.pipeline import Run, collect, evaluate, fit_arm, fit_sft, run_all, tokenize
+from adagrpo.pipeline.stages import post_train
 
 Contents = Callable[[Path], dict[str, bytes]]
 
@@ -62,7 +63,7 @@ def test_every_stage_is_made_once_in_order(finished: Path) -> None:
     assert (finished / "report.html").is_file() and not list((finished / ".work").iterdir())
     described = yaml.safe_load((finished / "run.yaml").read_text(encoding="utf-8"))
     keys = {"config", "arms", "config_hash", "data_directory", "data", "threads", "versions", "reward", "outputs"}
-    assert set(described) == keys | {"sha256"}
+    assert set(described) == keys | {"collected", "sha256"}
     metrics = json.loads((finished / "metrics.json").read_text(encoding="utf-8"))
     assert described["config_hash"] == metrics["config_hash"] and list(described["data"]) == ["log.csv"]
 
@@ -155,8 +156,12 @@ def test_every_arm_needs_the_ranker(copied: Path, data: Path, world: Any) -> Non
 
 def test_weights_of_another_model_are_refused(copied: Path, data: Path, world: Any) -> None:
     run: Run = world.run(copied, data, policy={"width": 32})
-    with pytest.raises(UserError, match=r"sft/best: made with other data or model settings"):
+    with pytest.raises(
+        UserError, match=r"sft is stale: made with policy\.width=16, the recipe says 32; run `adagrpo sft"
+    ):
         fit_arm(run, run.config.train.arms[0])
+    with pytest.raises(UserError, match=r"sft/best: made with other data or model settings"):
+        post_train.fit_arm(run, run.config.train.arms[0])  # nothing checked before
 
 
 def test_impressions_need_a_clicked_column(copied: Path, data: Path, world: Any) -> None:

@@ -159,6 +159,19 @@ def test_from_which_quality_of_the_reward_on_an_arm_gains(tmp_path: Path) -> Non
     ]
 
 
+def test_a_trial_of_rewards(tmp_path: Path) -> None:
+    names = ("hr@10", "hallucination@10", "true_utility@10")
+    row = {"arm": "bad: grpo", "test": {name: {"mean": 0.1} for name in names}}
+    row["against"] = {name: {"difference": -0.02, "users": [-0.03, -0.01]} for name in names}
+    content = {"rewards": {"bad": {"decision": "do_not_use"}}, "rows": [row]}
+    (tmp_path / "two.trial.json").write_text(json.dumps(content), encoding="utf-8")
+    (table,) = made("trial two", tmp_path)[2:]
+    assert table.startswith(r"| bad | do\_not\_use | grpo | 10.00 % | −2.00 (−3.00 … −1.00) | 10.00 % | 0.1000 |")
+    (tmp_path / "two.trial.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(UserError, match=r"two\.trial\.json: not the demo.json of a demo"):
+        made("trial two", tmp_path)
+
+
 def test_an_ablation_beside_its_reference(results: Path) -> None:
     changed = "-0.0100 (-0.0200 to +0.0000)"
     assert made("ablation parts", results) == [
@@ -184,7 +197,7 @@ def test_an_ablation_beside_its_reference(results: Path) -> None:
         ("starting tiny seed=0", "has no seed=; it has none"),
         ("comparison absent", "absent.comparison.json: no such file"),
         ("ablation tiny", "expected rows of research.starting_policies.ablation"),
-        ("means tiny", "KIND one of arms, comparison, starting, ablation, quality, crossing"),
+        ("means tiny", "KIND one of arms, comparison, starting, ablation, quality, crossing, trial"),
         ("", "KIND one of"),
     ],
 )

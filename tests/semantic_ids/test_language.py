@@ -30,7 +30,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_vectors_are_the_models_scaled_to_length_one(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    vectors = language_vectors(["red", " ", "shoe red", "", "shoe shoe"], model, batch_size=2)
+    reported: list[tuple[int, int]] = []
+    vectors = language_vectors(
+        ["red", " ", "shoe red", "", "shoe shoe"], model, batch_size=2, report=lambda *counts: reported.append(counts)
+    )
+    assert reported == [(2, 3), (3, 3)]
     assert vectors.dtype == np.float32
     both = np.array([1.5, 3]) / np.hypot(1.5, 3)
     np.testing.assert_allclose(vectors, [[0.6, 0.8], [0, 0], both, [0, 0], [0, 1]], rtol=1e-6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ def structured(items: int = 240, width: int = 12, seed: int = 0) -> np.ndarray:
     return (rows + rng.normal(size=rows.shape) * 0.02).astype(np.float32)
 
 
-def small(vectors: np.ndarray, **changes: float):
+def small(vectors: np.ndarray, **changes: Any):
     options = {"epochs": 60, "batch_size": 64, "learning_rate": 3e-3, "hidden": 32, "width": 8}
     return rq_vae(vectors, **{"levels": 2, "codes": 8, "seed": 0, **options, **changes})  # type: ignore[arg-type]
 
@@ -38,7 +39,10 @@ def small(vectors: np.ndarray, **changes: float):
 def test_it_learns_and_repeats() -> None:
     vectors = structured()
     state = torch.random.get_rng_state()
-    made, again, other = small(vectors), small(vectors), small(vectors, seed=1)
+    epochs: list[tuple[int, int]] = []
+    made = small(vectors, report=lambda *counts: epochs.append(counts))
+    assert epochs == [(epoch, 60) for epoch in range(1, 61)]
+    again, other = small(vectors), small(vectors, seed=1)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert made.codes.shape == (240, 2) and made.codes.dtype == np.int64 and made.level_sizes == (8, 8)
     np.testing.assert_array_equal(made.codes, again.codes)

@@ -23,10 +23,12 @@ from adagrpo.data.prepared import load_item_ids
 from adagrpo.errors import UserError
 from adagrpo.evaluation.predictions import reordered
 from adagrpo.pipeline import Run
+from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.serve import recommender
 from adagrpo.serving.app import create_app, listen
+from adagrpo.storage.artifacts import seal
 from adagrpo.types import Cases, Ragged
 
 
@@ -56,6 +58,57 @@ def test_the_lists_are_those_of_evaluation(copied: Path, mask: bool, weight: flo
     for reply, items, scores in zip(actual, expected.items, expected.scores, strict=True):
         assert reply.items == [names[item] for item in items if item >= 0]
         assert reply.scores == pytest.approx(scores[items >= 0].tolist(), abs=1e-2)  # bf16 where it is native
+
+
+def test_a_request_may_say_whether_items_of_its_history_are_left_out(copied: Path) -> None:
+    """Histories of both kinds in one batch are answered as each kind alone."""
+    asked = [row for row in questions(opened(copied)) if len(row) > 3][:6]
+    exclude = [True, False, True, False, False, True]
+    expected = []
+    for mask in (False, True):
+        run = opened(copied, f"evaluation.mask_history={str(mask).lower()}")
+        served, about = recommender(run, "adagrpo", "final")
+        histories = [served.known(history)[0] for history in asked]
+        assert about["exclude_history"] is mask and served.recommend(histories) == served.recommend(
+            histories, [mask] * 6
+        )
+        expected.append(served.recommend(histories))
+    answers = served.recommend(histories, exclude)
+    for row, masked in enumerate(exclude):
+        assert answers[row].items == expected[masked][row].items
+        assert not masked or not {*answers[row].items} & {*asked[row]}
+    assert any({*without.items} & {*history} for without, history in zip(expected[0], asked, strict=True))
+    assert recommender(run, "adagrpo", "final", exclude_history=False)[1]["exclude_history"] is False
+
+
+def test_without_a_name_the_arm_that_is_best_on_validation_is_taken(copied: Path) -> None:
+    """Best by what its evaluation says, in whatever order the recipe has the arms."""
+    values = {"sft": 0.5, "nll": 0.25, "adagrpo": 0.125}
+    run = opened(copied)
+    for best in ("adagrpo", "nll", "sft"):
+        for arm, value in values.items():
+            write_validation(run, arm, value + (best == arm))
+        chosen = choose_checkpoint(run, None, "best")
+        assert chosen.arm == best and chosen.weights.parent.name == best
+        assert chosen.why == f"NDCG@10 {values[best] + 1:.4f} on validation, the best of sft, nll, adagrpo"
+    assert choose_checkpoint(run, "nll", "best").why == "asked for by name"
+    shutil.rmtree(copied / "evaluate" / "adagrpo")
+    assert choose_checkpoint(run, None, "best").why.endswith("the best of sft, nll; not evaluated: adagrpo")
+    shutil.rmtree(copied / "evaluate")
+    with pytest.raises(UserError, match=r"--arm: nothing was evaluated .* none is the best of sft, nll, adagrpo; name"):
+        choose_checkpoint(run, None, "best")
+    shutil.rmtree(copied / "train")
+    assert choose_checkpoint(run, None, "best").arm == "sft"
+
+
+def write_validation(run: Run, arm: str, value: float) -> None:
+    """Say of the best checkpoint of an arm that it has this NDCG@10 on validation."""
+    folder = run.path("evaluate", arm) if arm == "sft" else run.path("evaluate", arm, "best")
+    values = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    values["validation"]["ndcg@10"] = value
+    (folder / "metrics.json").write_text(json.dumps(values), encoding="utf-8")
+    (folder / "manifest.json").unlink()
+    seal(folder, kind="stage", fingerprint="")
 
 
 @pytest.mark.parametrize("weight", [0.0, 2.0])
@@ -111,6 +164,14 @@ def service(folder: Path) -> Iterator[Service]:
     result.thread.join(10)
 
 
+def test_a_list_without_the_items_of_its_history(service: Service, folder: Path) -> None:
+    history = next(row for row in questions(opened(folder)) if len(row) > 3)
+    kept = service.ask({"history": history, "exclude_history": False})[1]["items"]
+    assert kept == service.ask({"history": history})[1]["items"]
+    left_out = service.ask({"history": history, "exclude_history": True})[1]["items"]
+    assert len(left_out) == 10 and not {*left_out} & {*history}
+
+
 def test_many_at_once_get_what_one_alone_gets(service: Service, folder: Path) -> None:
     histories = questions(opened(folder))
     alone = [service.ask({"history": history}) for history in histories]
@@ -147,7 +208,8 @@ def test_a_bad_request_is_answered_with_what_is_wrong(service: Service, body: An
 def test_health_says_what_is_served(service: Service) -> None:
     status, reply = service.ask(None, "/health")
     assert status == 200 and reply["status"] == "ok"
-    assert (reply["name"], reply["arm"], reply["checkpoint"]) == ("tiny", "adagrpo", "best")
+    assert (reply["name"], reply["checkpoint"], reply["exclude_history"]) == ("tiny", "best", False)
+    assert reply["why"].endswith("the best of sft, nll, adagrpo") and reply["arm"] in ("sft", "nll", "adagrpo")
 
 
 def test_an_address_in_use_and_an_arm_that_is_not_there_are_refused(folder: Path) -> None:

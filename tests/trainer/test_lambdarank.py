@@ -120,12 +120,18 @@ def test_a_fit_finds_the_ring_and_repeats_itself_to_the_bit() -> None:
     )
     held_out = validation_groups(sampler, cases, negatives=20, max_history=5)
 
+    reported: list[tuple[Any, ...]] = []
+
     def fit() -> Any:
+        sizes = {"trees": 20, "leaves": 7, "minimum_leaf": 5, "seed": 1, "threads": 1}
         return fit_lambdarank(
-            features, groups, held_out, trees=20, leaves=7, learning_rate=0.2, minimum_leaf=5, seed=1, threads=1
+            features, groups, held_out, **sizes, learning_rate=0.2, report=lambda *row: reported.append(row)
         )
 
-    one, two = fit(), fit()
+    one = fit()
+    assert [row[:2] for row in reported] == [(tree, 20) for tree in range(1, 21)]
+    assert max(row[2]["ndcg@10"] for row in reported) == one.ndcg
+    two = fit()
     assert one.model.model_to_string() == two.model.model_to_string()
     assert one.ndcg > 0.6 and one.groups == len(groups.items)
     assert 1 <= one.trees <= 20 and one.rows == int((groups.items >= 0).sum())

@@ -3,11 +3,12 @@
 from adagrpo.config.data import ItemTable, RefuseConfig
 from adagrpo.config.models import FitConfig
 from adagrpo.config.recipe import Config, dump_config, load_config, resolve_config
-from adagrpo.config.settings import read_settings
+from adagrpo.config.settings import Change, changed_settings, read_settings
 from adagrpo.config.training import ArmConfig, CompareConfig, Gate, ObjectiveConfig
 
 __all__ = [
     "ArmConfig",
+    "Change",
     "CompareConfig",
     "Config",
     "FitConfig",
@@ -15,6 +16,7 @@ __all__ = [
     "ItemTable",
     "ObjectiveConfig",
     "RefuseConfig",
+    "changed_settings",
     "dump_config",
     "load_config",
     "read_settings",

@@ -1,4 +1,4 @@
-"""The section `reward` of a configuration: one model a kind, told apart by `kind`; see `docs/rewards.md`.
+"""The section `reward` of a configuration: one model a kind, told apart by `kind`; see `docs/how-to/own-reward.md`.
 
 Paths are below `--data`; modules are looked for in the recipe's folder, then among what is installed.
 """

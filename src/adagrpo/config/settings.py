@@ -8,13 +8,21 @@ keys that a section declares as `not_of_the_result`.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from adagrpo.config.section import Section
 
-__all__ = ["read_settings"]
+__all__ = ["Change", "changed_settings", "read_settings"]
 
 NO_DEFAULT = object()
+
+
+class Change(NamedTuple):
+    """A key of the configuration with two values."""
+
+    key: str
+    before: Any
+    now: Any
 
 
 def read_settings(config: Section, reads: Collection[str], but: Collection[str] = ()) -> dict[str, Any]:
@@ -53,6 +61,57 @@ def read_settings(config: Section, reads: Collection[str], but: Collection[str] 
         if value != default:
             kept[key] = value
     return kept
+
+
+def changed_settings(config: Section, before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
+    """What differs between two results of `read_settings`, key by key, with defaults where one of them has nothing.
+
+    Args:
+        config: to which `now` belongs.
+        before: of an earlier configuration of the same keys.
+        now: of this one.
+
+    Example:
+        >>> from adagrpo.config import Config
+        >>> config = Config.model_validate({"data": {"logs": ["a.csv"]}, "tokenizer": {"codes": 16}})
+        >>> changed_settings(config, {"seed": 3}, read_settings(config, ["tokenizer", "seed"]))
+        [Change(key='seed', before=3, now=0), Change(key='tokenizer.codes', before=256, now=16)]
+    """
+    changes = []
+    for read in dict.fromkeys([*before, *now]):
+        sides = [_leaves(side[read], read) if read in side else None for side in (before, now)]
+        found = []
+        for key in dict.fromkeys(key for side in sides for key in side or ()):
+            old, new = (
+                _default(config, key, of_place=True) if side is None else side.get(key, NO_DEFAULT) for side in sides
+            )
+            old, new = (_default(config, key) if value is NO_DEFAULT else value for value in (old, new))
+            found += [Change(key.replace("lambda_", "lambda"), old, new)] if old != new else []
+        if not found and before.get(read, NO_DEFAULT) != now.get(read, NO_DEFAULT):
+            found = [Change(read, before.get(read), now.get(read))]
+        changes += found
+    return changes
+
+
+def _leaves(value: Any, key: str) -> dict[str, Any]:
+    """The values below a key, by their whole keys."""
+    if not isinstance(value, Mapping):
+        return {key: value}
+    return {name: leaf for below, part in value.items() for name, leaf in _leaves(part, f"{key}.{below}").items()}
+
+
+def _default(config: Section, key: str, *, of_place: bool = False) -> Any:
+    """What holds for a key if nobody says anything: in its section, or where nobody names the section either."""
+    *above, name = key.split(".")
+    section: Any = type(config).model_construct() if of_place else config
+    for part in above:
+        section = getattr(section, part, None)
+    if of_place:
+        return _reduced(getattr(section, name, None), key, ())
+    field = getattr(type(section), "model_fields", {}).get(name)
+    if field is None or field.is_required():
+        return None
+    return _reduced(field.get_default(call_default_factory=True), key, ())
 
 
 def _of_field(section: Section, name: str, key: str, but: Collection[str]) -> tuple[Any, Any]:

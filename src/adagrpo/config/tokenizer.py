@@ -42,7 +42,7 @@ class RqVaeConfig(Section):
 
 
 class TokenizerConfig(Section):
-    """Item vectors and their residual quantisation; see `docs/tokenizers.md` for what each choice is worth.
+    """Item vectors and their residual quantisation; see `docs/reference/tokenizers.md` for what each choice is worth.
 
     `vectors` weighs the kinds of item vectors; `language_model` is the folder of the sentence-transformers model of the
     vectors of that name (null: the one that the extra `text` brings). `cluster_bound` is for `balanced_kmeans`: no code

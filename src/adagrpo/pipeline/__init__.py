@@ -1,10 +1,12 @@
 """A recipe, carried out: stages that are skipped when nothing they read has changed."""
 
+from adagrpo.pipeline.checks import finished_arms
+from adagrpo.pipeline.description import kept_settings
 from adagrpo.pipeline.run import Console, Run, Silent
-from adagrpo.pipeline.stages.evaluate import collect
 from adagrpo.pipeline.stages.prepare import simulate_marketplace
 from adagrpo.pipeline.stages.ranker_report import report_ranker
 from adagrpo.pipeline.verbs import (
+    collect,
     diagnose_reward,
     evaluate,
     export,
@@ -18,8 +20,8 @@ from adagrpo.pipeline.verbs import (
     serve,
     tokenize,
     train,
+    write_report,
 )
-from adagrpo.report import write_report
 
 __all__ = [
     "Console",
@@ -34,6 +36,7 @@ __all__ = [
     "fit_arm",
     "fit_ranker",
     "fit_sft",
+    "kept_settings",
     "prepare",
     "recommend_users",
     "report_ranker",
@@ -44,9 +47,3 @@ __all__ = [
     "train",
     "write_report",
 ]
-
-
-def finished_arms(run: Run) -> list[str]:
-    """The arms of the configuration that have been trained."""
-    trained = set(run.trained())
-    return [arm.name for arm in run.config.train.arms if arm.name in trained]

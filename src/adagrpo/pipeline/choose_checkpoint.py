@@ -12,12 +12,21 @@ from adagrpo.pipeline.run import Run
 __all__ = ["Chosen", "choose_checkpoint"]
 
 
+MONITOR = "ndcg@10"  # by which checkpoints are selected while a policy is trained, too
+
+
 class Chosen(NamedTuple):
     """A checkpoint of a run."""
 
     arm: str  # or sft
     weights: Path  # its folder
     step: int
+    why: str  # this one and no other
+
+    @property
+    def stage(self) -> str:
+        """The stage that it is of."""
+        return "sft" if self.arm == "sft" else f"train/{self.arm}"
 
 
 def choose_checkpoint(run: Run, arm: str | None, checkpoint: Literal["best", "final"]) -> Chosen:
@@ -25,18 +34,42 @@ def choose_checkpoint(run: Run, arm: str | None, checkpoint: Literal["best", "fi
 
     Args:
         run: the run.
-        arm: a trained arm, or `sft`; None: the last arm of the recipe that is trained, or `sft`.
+        arm: a trained arm, or `sft`; None: the one of the best NDCG@10 on validation among those that were evaluated.
         checkpoint: of that arm.
 
     Raises:
-        UserError: there is no such arm or checkpoint, or its weights are not what they were.
+        UserError: there is no such arm or checkpoint, its weights are not what they were, or none is named where there
+            are several and no evaluation to choose by.
     """
     finished = set(run.trained())
     trained = [name.name for name in run.config.train.arms if name.name in finished]
-    arm = arm or ["sft", *trained][-1]
+    why = "asked for by name"
+    if arm is None:
+        arm, why = _best_on_validation(run, ["sft", *trained], checkpoint)
     if arm != "sft" and arm not in trained:
         raise UserError(f"--arm {arm}: not trained in {run.directory}; there is {', '.join(['sft', *trained])}")
     weights = run.path("sft", checkpoint) if arm == "sft" else run.path("train", arm, checkpoint)
     for name in ("model.safetensors", "checkpoint.json"):
         run.hash_input(weights / name)  # or say that it is missing, or not what it was
-    return Chosen(arm, weights, json.loads((weights / "checkpoint.json").read_text(encoding="utf-8"))["step"])
+    return Chosen(arm, weights, json.loads((weights / "checkpoint.json").read_text(encoding="utf-8"))["step"], why)
+
+
+def _best_on_validation(run: Run, arms: list[str], checkpoint: str) -> tuple[str, str]:
+    """The arm of the best `MONITOR` on all validation cases, the first of equals, and why it is that one."""
+    values: dict[str, float] = {}
+    for arm in arms:
+        folder = ("evaluate", arm) if arm == "sft" else ("evaluate", arm, checkpoint)
+        metrics = run.find(*folder, "metrics.json")
+        if metrics is not None:
+            values[arm] = json.loads(metrics.read_text(encoding="utf-8"))["validation"][MONITOR]
+    if not values and len(arms) > 1:
+        raise UserError(
+            f"--arm: nothing was evaluated in {run.directory}, so none is the best of {', '.join(arms)};"
+            f" name one, or run `adagrpo evaluate --run {run.directory}`"
+        )
+    if not values:
+        return "sft", "the only policy; nothing was evaluated"
+    best = max(values, key=lambda arm: values[arm])
+    others = [arm for arm in arms if arm not in values]
+    why = f"NDCG@10 {values[best]:.4f} on validation, the best of {', '.join(values)}"
+    return best, why + (f"; not evaluated: {', '.join(others)}" if others else "")

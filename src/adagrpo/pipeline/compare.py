@@ -13,27 +13,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 from pydantic import ValidationError
 
 from adagrpo.config import ArmConfig, CompareConfig, Config, dump_config
 from adagrpo.config.messages import explain
 from adagrpo.data.columns import USER_ID
-from adagrpo.data.prepared import load_user_ids
-from adagrpo.data.simulation.truth import Truth
 from adagrpo.errors import UserError
-from adagrpo.evaluation.comparison import Measured, compare, per_user
-from adagrpo.metrics import RankedLists, cutoff, target_rank_in
+from adagrpo.evaluation.comparison import Measured, compare
+from adagrpo.metrics import cutoff
 from adagrpo.pipeline import run_all
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.matching import MATCHED, check_matched, matched_arm
+from adagrpo.pipeline.measured import evaluated_folder, measured_users
 from adagrpo.pipeline.run import Console, Run, Silent
-from adagrpo.pipeline.stages.evaluate import read_lists, read_valid
 from adagrpo.pipeline.stages.reranking import RERANK, SUFFIX, re_ranked, rerank_arm, rerank_start
 from adagrpo.pipeline.verbs import refuse_without_order
 from adagrpo.report import finding, write_comparison
@@ -134,6 +130,12 @@ class Comparison:
         plan = self.plan.model_dump(mode="json")
         return {"arms": self.arms, "seeds": self.seeds, "plan": plan, "config": dump_config(self.config)}
 
+    def run_of(self, seed: int) -> Run:
+        """The run of one seed, of which nothing is made yet."""
+        directory = self.directory / f"seed-{seed}"
+        config = self.config.model_copy(update={"seed": seed})
+        return Run(directory, config, self.data, _Prefixed(self.console, directory.name), self.code)
+
     def carry_out(self) -> dict[str, Any]:
         """Make or continue the runs, and write the comparison.
 
@@ -153,7 +155,7 @@ class Comparison:
             truth = data.truth() if data.truth_files else None
             for arm in (START, *self.arms):
                 for checkpoint in _checkpoints(arm):
-                    measured_point = _measured(data, truth, _folder(run, names.get(arm, arm), checkpoint))
+                    measured_point = measured_users(data, truth, evaluated_folder(run, names.get(arm, arm), checkpoint))
                     measured.setdefault((arm, checkpoint), []).append(measured_point)
         content = {
             "name": self.config.name,
@@ -173,18 +175,15 @@ class Comparison:
 
     def _carry_out_seed(self, seed: int) -> tuple[Run, dict[str, str]]:
         """One seed's run, and the folder names of arms that are called otherwise there."""
-        directory = self.directory / f"seed-{seed}"
-        console = _Prefixed(self.console, directory.name)
-        config = self.config.model_copy(update={"seed": seed})
-        run = Run(directory, config, self.data, console, self.code)
+        run = self.run_of(seed)
         names: dict[str, str] = {}
         with run.locked():
             metrics, _ = run_all(run)
             matched = {name: matched_arm(name, run, metrics) for name in MATCHED if name in self.arms}
             if matched:
                 # the same directory with some arms more: what is finished is skipped
-                arms = {arm.name: arm for arm in (*config.train.arms, *matched.values())}
-                run.config = _with_arms(config, [*arms.values()])
+                arms = {arm.name: arm for arm in (*run.config.train.arms, *matched.values())}
+                run.config = _with_arms(run.config, [*arms.values()])
                 run_all(run)
                 names = {name: arm.name for name, arm in matched.items()}
                 names |= {f"{name}{SUFFIX}": f"{arm}{SUFFIX}" for name, arm in names.items()}
@@ -211,6 +210,9 @@ class _Prefixed:
 
     def progress(self, label: str, done: int, total: int, values: Mapping[str, float]) -> None:
         self.console.progress(f"{self.prefix}/{label}", done, total, values)
+
+    def note(self, text: str) -> None:
+        self.console.note(f"{self.prefix}/{text}")
 
 
 def _write_plan(path: Path, plan: CompareConfig) -> None:
@@ -246,37 +248,12 @@ def _checkpoints(arm: str) -> tuple[str, ...]:
     return ("best",) if arm in (START, RERANK) else ("best", "final")
 
 
-def _folder(run: Run, name: str, checkpoint: str) -> Path:
-    """Where an arm's checkpoint was evaluated."""
-    return run.path("evaluate", name) if name in (START, RERANK) else run.path("evaluate", name, checkpoint)
-
-
-def _measured(data: RunData, truth: Truth | None, folder: Path) -> Measured:
-    """What an evaluation's folder holds, user by user."""
-    cases = data.cases("test")
-    for name in ("predictions.parquet", "free.parquet", "metrics.json"):
-        data.run.hash_input(folder / name)
-    width = data.config.evaluation.beam_width
-    items = read_lists(data, cases, folder, width)
-    lists = RankedLists(
-        target_rank_in(items, cases.targets.astype(np.int64)),
-        width,
-        items=items,
-        valid=read_valid(data, cases, folder, width),
-        tail=data.tail,
-        utility=None if truth is None else partial(truth.utility, cases.users.astype(np.int64)),
-    )
-    users = per_user(load_user_ids(data.prepared).gather(cases.users), lists)
-    values = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    return Measured(users, values["test"], values["validation"])
-
-
 def _facts(runs: Sequence[tuple[Run, str]]) -> dict[str, list[float | None]]:
     """Lambda, admission and the weight that validation chose, of an arm under each seed."""
     facts: dict[str, list[float | None]] = {"lambda": [], "admission": [], "weight": []}
     for run, name in runs:
         re_ordered = re_ranked(name) is not None
-        path = _folder(run, name, "best") / "metrics.json" if re_ordered else run.path("metrics.json")
+        path = evaluated_folder(run, name, "best") / "metrics.json" if re_ordered else run.path("metrics.json")
         run.hash_input(path)
         values = json.loads(path.read_text(encoding="utf-8"))
         values = values if re_ordered else values["stages"][name]
@@ -294,7 +271,7 @@ def _results(run: Run, names: Mapping[str, str], arms: Sequence[str]) -> str:
         if (base := re_ranked(arm)) is not None:
             for row in trained:
                 if row["arm"] == base:
-                    path = _folder(run, names.get(arm, arm), row["checkpoint"]) / "metrics.json"
+                    path = evaluated_folder(run, names.get(arm, arm), row["checkpoint"]) / "metrics.json"
                     values = json.loads(path.read_text(encoding="utf-8"))
                     entry = {"objective": RERANK, "arm": arm, "seconds": None, "weight": values["weight"]}
                     lines.append(row | entry | {"metrics": values[row["split"]]})

@@ -2,20 +2,57 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
+from adagrpo import __version__
+from adagrpo.config import Config, dump_config
+from adagrpo.config.reward import RewardOptions
 from adagrpo.config.yaml_text import read_yaml
 from adagrpo.errors import UserError
 from adagrpo.storage.artifacts import cached_hash, hash_json, write_file
 
-__all__ = ["DESCRIPTION", "hash_of_output", "outputs", "read_description", "write_description"]
+__all__ = [
+    "DESCRIPTION",
+    "describe",
+    "hash_of_output",
+    "is_described",
+    "outputs",
+    "read_description",
+    "write_description",
+]
 
 DESCRIPTION = "run.yaml"
+PACKAGES = ("torch", "numpy", "accelerate", "polars", "scipy", "safetensors")
 OUTPUTS = ("metrics.json", "results.jsonl")  # of the program's own, whose hashes have to be on record
+
+
+def describe(config: Config, data_files: Mapping[str, str], *, data: Path, code: Path) -> dict[str, Any]:
+    """What run.yaml says of a run.
+
+    Args:
+        config: resolved.
+        data_files: the hashes of the log files, by name.
+        data: the folder that relative paths are in.
+        code: the folder in which modules are looked for.
+    """
+    content = {
+        "config": dump_config(config),
+        "arms": config.settings_of_arms(),
+        "config_hash": hash_json(dump_config(config)),
+        "data_directory": str(data.resolve()),
+        "data": dict(data_files),
+        "threads": torch.get_num_threads(),
+        "versions": {"adagrpo": __version__, "python": platform.python_version()}
+        | {name: version(name) for name in PACKAGES},
+    }
+    return content | ({"code_directory": str(code)} if _runs_code(config.reward) else {})
 
 
 def read_description(directory: Path) -> dict[str, Any]:
@@ -40,6 +77,20 @@ def read_description(directory: Path) -> dict[str, Any]:
     if not same:
         raise UserError(f"{path}: not as it was written; change keys by --set, or {again}")
     return content
+
+
+def is_described(directory: Path) -> bool:
+    """Whether a run directory has a run.yaml that is as it was written."""
+    try:
+        return bool(read_description(directory))
+    except UserError:
+        return False
+
+
+def kept_settings(directory: Path) -> dict[str, Any]:
+    """The settings of a run other than where its data come from; none where there is no run yet, or a damaged one."""
+    content = read_description(directory)["config"] if is_described(directory) else {}
+    return {section: value for section, value in content.items() if section != "data"}
 
 
 def write_description(directory: Path, content: Mapping[str, Any]) -> None:
@@ -70,3 +121,7 @@ def outputs(root: Path) -> dict[str, str]:
         UserError: run.yaml is damaged.
     """
     return dict(read_description(root).get("outputs", {})) if (root / DESCRIPTION).is_file() else {}
+
+
+def _runs_code(options: RewardOptions) -> bool:
+    return options.kind == "callable" or any(map(_runs_code, options.parts))

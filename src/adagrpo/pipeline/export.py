@@ -16,6 +16,7 @@ from typing import Literal
 from adagrpo import __version__
 from adagrpo.data.prepared import load_item_ids
 from adagrpo.errors import UserError
+from adagrpo.pipeline.checks import check
 from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
@@ -38,12 +39,14 @@ def export(
         checkpoint: of that arm.
 
     Returns:
-        What was exported: folder, arm, checkpoint, step, items, and the precision of the weights.
+        What was exported: folder, arm, checkpoint, step, why that one, items, and the precision of the weights.
 
     Raises:
-        UserError: no such arm or checkpoint, the folder is in use, or the policy is none that `transformers` opens.
+        UserError: no such arm or checkpoint, or it is stale, the folder is in use, or the policy is none that
+            `transformers` opens.
     """
     chosen = choose_checkpoint(run, arm, checkpoint)
+    check(run, "export", [chosen.stage])
     weights = chosen.weights
     kind = run.config.policy.kind
     if kind != "causal_lm":
@@ -65,8 +68,8 @@ def export(
         shutil.rmtree(work)
         raise
     items = RunData(run).num_items
-    exported = {"folder": str(to), "arm": chosen.arm, "checkpoint": checkpoint, "step": chosen.step, "items": items}
-    return exported | {"precision": "float32"}
+    about = {"folder": str(to), "arm": chosen.arm, "checkpoint": checkpoint, "step": chosen.step}
+    return about | {"why": chosen.why, "items": items, "precision": "float32"}
 
 
 def _write(run: Run, weights: Path, folder: Path) -> None:

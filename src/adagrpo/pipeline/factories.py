@@ -111,25 +111,44 @@ class Models:
 
     def _causal_lm(self, *, trained: bool) -> CausalLMPolicy | SharedCodesPolicy:
         """A causal LM; with `trained` the weights are to be loaded, so none are read from the folder it came from."""
-        from adagrpo.policies import language_model
         from adagrpo.policies.causal_lm import CausalLMPolicy
         from adagrpo.policies.shared_codes import SharedCodesPolicy
+
+        options, catalog = self.config.policy.lm, self.data.catalog
+        model, vocabulary, template = self.language_model(trained=trained)
+        assert options is not None  # the configuration checks it
+        levels = len(vocabulary.code_sizes)
+        policy = CausalLMPolicy(
+            model,
+            vocabulary,
+            catalog.codes[:, :levels].cpu(),
+            max_history=self.config.max_history,
+            **template,
+            dropout=self.config.policy.dropout,
+            gradient_checkpointing=options.gradient_checkpointing,
+        )
+        return policy if catalog.num_levels == levels else SharedCodesPolicy(policy, catalog.trie)
+
+    def language_model(self, *, trained: bool) -> tuple[PreTrainedModel, Vocabulary, dict[str, tuple[int, ...]]]:
+        """The language model of a policy, where the codes are among its tokens, and the text around a history.
+
+        Args:
+            trained: its weights are to be loaded afterwards, so none are read from the folder it came from.
+        """
+        from adagrpo.policies import language_model
 
         options, seed, catalog = self.config.policy.lm, self.config.seed, self.data.catalog
         assert options is not None  # the configuration checks it
         sizes = tuple(size - 1 for size in catalog.level_sizes)
-        codes, shared = catalog.codes.cpu(), False
         template: dict[str, tuple[int, ...]] = {}
         if options.tokens:
-            named = len(options.tokens)
-            shared = _numbers_shared(codes, named)
-            if len(sizes) != named and not shared:
+            named, codes = len(options.tokens), catalog.codes.cpu()
+            if len(sizes) != named and not _numbers_shared(codes, named):
                 raise UserError(
                     f"policy.lm.tokens: names the tokens of {named} levels, the Semantic IDs have {len(sizes)}; "
                     "name as many"
                 )
-            sizes, codes = sizes[:named], codes[:, :named]
-            model, vocabulary, template = self._named(options, sizes, codes, trained=trained)
+            model, vocabulary, template = self._named(options, sizes[:named], codes[:, :named], trained=trained)
         elif options.checkpoint is not None:
             folder = self.run.data / options.checkpoint
             model, vocabulary = language_model.from_folder(folder, sizes, seed=seed, weights=not trained)
@@ -145,16 +164,7 @@ class Models:
             lora_alpha=options.lora_alpha,
             bfloat16=options.dtype == "bfloat16",
         )
-        policy = CausalLMPolicy(
-            model,
-            vocabulary,
-            codes,
-            max_history=self.config.max_history,
-            **template,
-            dropout=self.config.policy.dropout,
-            gradient_checkpointing=options.gradient_checkpointing,
-        )
-        return SharedCodesPolicy(policy, catalog.trie) if shared else policy
+        return model, vocabulary, template
 
     def _named(
         self, options: LanguageModelConfig, sizes: tuple[int, ...], codes: Tensor, *, trained: bool

@@ -79,7 +79,7 @@ def answer(
     for first in range(0, len(order), batch_size):
         rows = order[first : first + batch_size]
         closed = None if left_out is None else [left_out[row] for row in rows]
-        for row, found in zip(rows, served.recommend([known[row] for row in rows], closed), strict=True):
+        for row, found in zip(rows, served.recommend([known[row] for row in rows], without=closed), strict=True):
             answers[row] = Answer(found.items[:k], found.scores[:k], found.codes[:k], unknown[row])
         report(first + len(rows))
     return answers
@@ -127,7 +127,7 @@ def recommend_users(
     Raises:
         UserError: the file cannot be read as above, or the folder holds the lists of something else.
     """
-    served, about = recommender(run, arm, checkpoint, reward_weight, precision)
+    served, about = recommender(run, arm, checkpoint, reward_weight, precision=precision)
     weights = choose_checkpoint(run, arm, checkpoint).weights / "model.safetensors"
     made_from = {key: about[key] for key in ("name", "arm", "checkpoint", "step", "reward_weight", "precision")}
     made_from |= {"k": k, "exclude_history": exclude_history, "beam_width": served.width}

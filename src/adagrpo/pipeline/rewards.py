@@ -46,7 +46,7 @@ def check_reward(models: Models, *, note: bool = True) -> None:
     for path in [*data.training_files, *data.catalog_files, run.path("sft", "best", "model.safetensors")]:
         run.hash_input(path)  # of the stages that are missing, the first is named
     if note:
-        run.record("reward", describe_reward(models))
+        run.note("reward", describe_reward(models))
     cases = sample_cases(data.cases("validation"), LOOK_CASES, run.config.seed)
     if options == SequentialOptions():  # fitted and validated by the run itself: nothing is kept of the look
         _spread(data, cases, models.group_reward(), options)

@@ -1,11 +1,14 @@
-"""A run directory: which stages are done, from what they were made, and the log of events.
+"""A run directory: its stages, its settings in run.yaml, and the log of events.
 
 A run is marked as one (`adagrpo.storage.marks`); a folder that holds anything else is refused, untouched. A stage is a
-folder. It is made in `.work/<stage>` and renamed into place when whole, so what a reader finds under the stage's name
-is finished. Its manifest carries a fingerprint: the hash of the settings that the stage declares to read, of the files
-it reads, and of the number of its schema. A stage whose fingerprint is unchanged is skipped; one that was interrupted
-goes on from what its work folder holds, if that was begun under the same fingerprint. Only files of names in `WRITTEN`
-or in a manifest are ever removed.
+folder (`adagrpo.pipeline.stage`). Its manifest carries a fingerprint: the hash of the settings that the stage declares
+to read, of the files it reads, and of the number of its schema. A stage whose fingerprint is unchanged is skipped; one
+that was interrupted goes on from what its work folder holds, if that was begun under the same fingerprint. Only files
+of names in `WRITTEN` or in a manifest are ever removed.
+
+run.yaml has the settings of the work that was done. What a command changes by `--set` holds for that command, and is
+written when all of its work is done (`Run.keep_settings`). Which stages are out of date, and why, is said by
+`adagrpo.pipeline.chain`; `Run` itself holds nothing against what lies further up.
 
 Whoever reads a file of a run asks `Run.checked` for it, which holds it against its manifest or, for the files that
 belong to no stage, against the hash in run.yaml.
@@ -20,50 +23,41 @@ from __future__ import annotations
 
 import copy
 import os
-import platform
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from adagrpo import __version__
 from adagrpo.config import Config, dump_config, read_settings, resolve_config
-from adagrpo.config.reward import RewardOptions
 from adagrpo.errors import UserError
-from adagrpo.pipeline.description import DESCRIPTION, hash_of_output, outputs, read_description, write_description
-from adagrpo.pipeline.written import is_written
+from adagrpo.pipeline.commands import remake
+from adagrpo.pipeline.description import (
+    DESCRIPTION,
+    describe,
+    hash_of_output,
+    outputs,
+    read_description,
+    write_description,
+)
+from adagrpo.pipeline.events import EVENTS, append_event, cut_half_line, read_events
+from adagrpo.pipeline.stage import Ingredients, StageFolder
 from adagrpo.storage.artifacts import (
     MANIFEST,
     cached_hash,
-    check_replaceable,
-    checked_line,
-    foreign_files,
     hash_json,
-    make_folder,
     manifest,
-    naming,
-    publish,
-    read_checked_lines,
-    remove,
-    remove_artifact,
-    seal,
     verify,
     verify_file,
     write_file,
 )
-from adagrpo.storage.locks import WORK, lock_folder
+from adagrpo.storage.locks import lock_folder
 from adagrpo.storage.marks import MARK, check_kind, is_marked, read_mark
 from adagrpo.trainer.processes import processes
 
 __all__ = ["EVENTS", "Console", "Run", "Silent"]
-
-EVENTS = "events.jsonl"
-
 
 BUILD, DONE = "build", "done"  # what the first process tells those that follow it through a stage
 
@@ -72,11 +66,15 @@ class Console(Protocol):
     """Where progress is shown. Nothing that a caller reads back goes through it."""
 
     def stage(self, name: str, event: str, seconds: float) -> None:
-        """A stage starts, ends or is skipped."""
+        """A stage starts (`start`), ends (`end`), is skipped (`skip`), or what else happens to it, in words."""
         ...
 
     def progress(self, label: str, done: int, total: int, values: Mapping[str, float]) -> None:
         """Work within a stage went on."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Something is worth a line."""
         ...
 
 
@@ -87,6 +85,9 @@ class Silent:
         """Nothing."""
 
     def progress(self, label: str, done: int, total: int, values: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def note(self, text: str) -> None:
         """Nothing."""
 
 
@@ -117,6 +118,11 @@ class Run:
         """
         check_kind(directory, "run")
         self.directory, self.config, self.data, self.source = directory, config, data, source
+        self.called = directory  # as the user calls the run
+        self.overrides: tuple[str, ...] = ()  # of run.yaml, by this command
+        self.described: Config | None = None  # what run.yaml says; None where the run was not opened
+        self.made: list[str] = []  # the stages that were made, not skipped
+        self._noted: dict[str, Any] = {}
         self.code = (code or Path()).resolve()
         self.console: Console = console or Silent()
         self._locked = False
@@ -134,12 +140,12 @@ class Run:
         console: Console | None = None,
         out: Path | None = None,
     ) -> Run:
-        """Open an existing run; nothing is written, unless its configuration is changed.
+        """Open an existing run; nothing is written.
 
         Args:
             directory: of the run.
-            overrides: `a.b=c` changes of the configuration, see `adagrpo.config.load_config`; they are written to
-                run.yaml, so that the stages after this one go by them too.
+            overrides: `a.b=c` changes of the configuration, see `adagrpo.config.load_config`. `keep_settings` writes
+                them to run.yaml, so that the stages after this one go by them too.
             console: where progress is shown.
             out: another run directory, new or begun earlier in this way, for all that is written from here on.
 
@@ -152,7 +158,7 @@ class Run:
             )
         check_kind(directory, "run", "--run")
         marked = read_mark(directory).get("source")
-        source = Path(marked) if marked is not None else None
+        source, called = Path(marked) if marked is not None else None, directory
         if out is not None and out.resolve() != directory.resolve():
             check_kind(out, "run")
             directory, source = out, directory.resolve()
@@ -163,11 +169,10 @@ class Run:
             code = Path(content["code_directory"]) if "code_directory" in content else None
         except (KeyError, TypeError) as error:
             raise UserError(f"{described / DESCRIPTION}: damaged; carry out `adagrpo run` again") from error
-        config = resolve_config(copy.deepcopy(before), overrides, str(described / DESCRIPTION))
-        run = cls(directory, config, data, console, code, source)
-        if dump_config(config) != before:
-            with run.locked():
-                run.write_description(content["data"])
+        name = str(described / DESCRIPTION)
+        run = cls(directory, resolve_config(copy.deepcopy(before), overrides, name), data, console, code, source)
+        run.described = resolve_config(before, (), name)
+        run.called, run.overrides = called, tuple(overrides)
         return run
 
     @contextmanager
@@ -186,7 +191,7 @@ class Run:
         with lock_folder(self.directory, "run", **facts):
             self._locked = True
             try:
-                _cut_half_line(self.directory / EVENTS)
+                cut_half_line(self.directory)
                 yield
             finally:
                 self._locked = False
@@ -199,9 +204,15 @@ class Run:
     def path(self, *parts: str) -> Path:
         """Where something of the run lies or is to lie: in its own directory, or where it alone is, in its source."""
         own = self.directory.joinpath(*parts)
-        if self.source is not None and not os.path.lexists(own) and self.source.joinpath(*parts).exists():
-            return self.source.joinpath(*parts)
-        return own
+        if self.source is None or not (theirs := self.source.joinpath(*parts)).exists():
+            return own
+        # a folder that was made for a stage below it alone, such as ranker for ranker/report, is not that stage
+        is_own = os.path.lexists(own) and not ((theirs / MANIFEST).is_file() and not (own / MANIFEST).is_file())
+        return own if is_own else theirs
+
+    def folder(self, stage: str) -> Path:
+        """Where a finished stage lies; its place may also hold an inner stage alone, such as `ranker/report`."""
+        return self.path(*stage.split("/"), MANIFEST).parent
 
     def checked(self, *parts: str) -> Path:
         """A file of the run that is as it was written.
@@ -226,10 +237,10 @@ class Run:
         Raises:
             UserError: the stage is missing, or a file of it was changed after it was made; it is named.
         """
-        folder = self.path(*name.split("/"))
+        folder = self.folder(name)
         content = manifest(folder)
         if content is None:
-            raise UserError(f"{folder}: missing; {self._how_to_make(folder)}")
+            raise UserError(f"{folder}: missing; run {remake(self, folder)} first")
         for file in content["files"].keys() - set(but):
             verify_file(folder, file, content)
         return folder
@@ -238,25 +249,27 @@ class Run:
         """Write run.yaml: the resolved configuration, what each arm is trained by, versions, data hashes, threads."""
         if not self.processes.is_main_process:
             return
-        packages = ("torch", "numpy", "accelerate", "polars", "scipy", "safetensors")
-        content = {
-            "config": dump_config(self.config),
-            "arms": self.config.settings_of_arms(),
-            "config_hash": self.config_hash,
-            "data_directory": str(self.data.resolve()),
-            "data": dict(data_files),
-            "threads": torch.get_num_threads(),
-            "versions": {"adagrpo": __version__, "python": platform.python_version()}
-            | {name: version(name) for name in packages},
-        }
-        if _runs_code(self.config.reward):
-            content["code_directory"] = str(self.code)
+        content = describe(self.config, data_files, data=self.data, code=self.code)
         with self.locked():
-            with suppress(
-                UserError
-            ):  # a damaged one is replaced, and what it said of other files is not known any more
-                content |= {"outputs": known} if (known := outputs(self.directory)) else {}
-            write_description(self.directory, content)
+            with suppress(UserError):  # of a damaged one nothing is believed
+                kept = read_description(self.path(DESCRIPTION).parent)
+                same_reward = kept["config"].get("reward") == content["config"]["reward"]
+                names = ("outputs", "collected", *(("reward",) if same_reward else ()))
+                content |= {name: kept[name] for name in names if name in kept}
+            write_description(self.directory, content | self._noted)
+
+    def note(self, key: str, value: Any) -> None:
+        """Have `keep_settings` add something to run.yaml."""
+        self._noted[key] = value
+
+    def keep_settings(self) -> None:
+        """Write the settings of this command into run.yaml, its work being done; nothing where they are there."""
+        if not self.processes.is_main_process:
+            return
+        content = read_description(self.path(DESCRIPTION).parent)
+        wanted = describe(self.config, content["data"], data=self.data, code=self.code) | self._noted
+        if any(content.get(key) != value for key, value in wanted.items() if key not in ("threads", "versions")):
+            self.write_description(content["data"])
 
     def record(self, key: str, value: Any) -> None:
         """Add to run.yaml what is known only later."""
@@ -305,30 +318,30 @@ class Run:
         Raises:
             UserError: an input is missing, or the stage's files were changed after they were made.
         """
+        folder = StageFolder(self.directory, name)
         if not self.processes.is_main_process:
             while self.processes.broadcast() == BUILD:
-                build(self._attempt(name)[0])
-            return self.path(name)
+                build(folder.work)
+            return self.folder(name)
         with self.locked():
-            sources = {self.label(path): self.hash_input(path) for path in inputs}
             settings = read_settings(self.config, reads, but)
-            content = {"stage": name, "schema": schema, "settings": settings, "also": also, "inputs": sources}
-            fingerprint = hash_json(content)
-            there = self.path(name)
+            made_from = Ingredients(schema, settings, also, self.hash_inputs(inputs), tuple(reads), tuple(but))
+            there = self.folder(name)
             done = manifest(there)
-            if done is not None and done["fingerprint"] == fingerprint:
+            if done is not None and done["fingerprint"] == made_from.fingerprint(name):
                 verify(there)
-                self._forget_attempt(name)
+                folder.forget()
                 self._event(name, "skip", 0.0)
             else:
-                self._check_place(name)
+                folder.check()
                 self._event(name, "start", 0.0)
                 started = time.monotonic()
-                self._make(name, fingerprint, build, together)
+                folder.make(made_from, self._told(build) if together else build)
+                self.made.append(name)
                 self._event(name, "end", time.monotonic() - started)
             if self.followed:
                 self.processes.broadcast(DONE)
-            return self.path(name)
+            return self.folder(name)
 
     def trained(self) -> list[str]:
         """The folders of finished arms, by name."""
@@ -341,71 +354,31 @@ class Run:
         Raises:
             UserError: a row is not as it was written.
         """
-        logs = [root / EVENTS for root in (self.source, self.directory) if root is not None]
-        return [row for log in logs if log.is_file() for row in read_checked_lines(log)]
+        return [row for root in (self.source, self.directory) if root is not None for row in read_events(root)]
 
     def go_on_alone(self) -> None:
         """From here on the first process works without the others, which wait until it is done."""
         self.followed = False
 
-    def _check_place(self, name: str) -> None:
-        """Refuse to make a stage where something of somebody else's stands in its place or on the way to it.
+    def _told(self, build: Callable[[Path], None]) -> Callable[[Path], None]:
+        """A build that the other processes are told of, so that they take part."""
 
-        Raises:
-            UserError: a link, which is never followed to be written behind, or a file that this program did not make.
-        """
-        work, _ = self._attempt(name)
-        for place in (self.directory / name, work):
-            for folder in (place, *place.parents):
-                if folder == self.directory:
-                    break
-                if folder.is_symlink():
-                    raise UserError(f"{folder}: is a link; a run is written into folders of its own, move it away")
-        check_replaceable(self.directory / name)
-        self._check_attempt(work)
+        def begin(work: Path) -> None:
+            self.processes.broadcast(BUILD)
+            build(work)
 
-    def _check_attempt(self, work: Path) -> None:
-        foreign = foreign_files(work, is_written)
-        if foreign:
-            raise UserError(f"{foreign[0]}: not made by this program; move it away, and carry out the command again")
+        return begin
 
-    def _make(self, name: str, fingerprint: str, build: Callable[[Path], None], together: bool) -> None:
-        """Build a stage in its work folder, from where an interrupted attempt stopped, and put it in place."""
-        work, marker = self._attempt(name)
-        if not (marker.is_file() and marker.read_text(encoding="utf-8") == fingerprint):
-            self._forget_attempt(name)
-        make_folder(work)
-        write_file(marker, fingerprint)
-        sealed = manifest(work)
-        if sealed is not None and sealed["fingerprint"] != fingerprint:  # what was published before, taken out
-            remove_artifact(work)
-            make_folder(work)
-            sealed = None
-        if sealed is None:
-            if together:
-                self.processes.broadcast(BUILD)
-            with naming(work):
-                build(work)
-            remove(work / "checkpoints", is_written)
-            self._check_attempt(work)
-            seal(work, kind=name, fingerprint=fingerprint)
-        else:  # the attempt ended between sealing and publishing
-            verify(work)
-        publish(work, self.directory / name)
-        marker.unlink()
-
-    def _attempt(self, name: str) -> tuple[Path, Path]:
-        """The work folder of a stage, and the file that says for which fingerprint it was begun."""
-        work = self.directory / WORK / name.replace("/", ".")
-        return work, work.with_name(work.name + ".fingerprint")
-
-    def _forget_attempt(self, name: str) -> None:
-        work, marker = self._attempt(name)
-        if not os.path.lexists(work) and not os.path.lexists(marker):
-            return
-        self._check_place(name)
-        marker.unlink(missing_ok=True)  # first, so that a half removed folder is never taken for an attempt
-        remove(work, is_written)
+    def hash_inputs(self, paths: Sequence[Path]) -> dict[str, str]:
+        """The sha256 of each file by its label; a file that has the label of another one gets a number."""
+        hashes: dict[str, str] = {}
+        for path in dict.fromkeys(paths):
+            label, count = self.label(path), 1
+            while label in hashes:
+                count += 1
+                label = f"{self.label(path)} ({count})"
+            hashes[label] = self.hash_input(path)
+        return hashes
 
     def hash_input(self, path: Path) -> str:
         """The sha256 of a file that something reads.
@@ -416,7 +389,7 @@ class Run:
         root = next((root for root in (self.directory, self.source) if root and path.is_relative_to(root)), None)
         if not path.is_file():
             if root is not None:
-                raise UserError(f"{path}: missing; {self._how_to_make(path)}")
+                raise UserError(f"{path}: missing; run {remake(self, path)} first")
             raise UserError(f"{path}: no such file; check the recipe and --data")
         root = root or next(filter(is_marked, path.parents), None)  # or a file of another run
         if root is None:
@@ -431,11 +404,6 @@ class Run:
                 break
         return cached_hash(path)
 
-    def _how_to_make(self, path: Path) -> str:
-        root = self.source if self.source is not None and path.is_relative_to(self.source) else self.directory
-        verb = path.relative_to(root).parts[0]
-        return f"run `adagrpo {verb} --run {root}` first"
-
     def label(self, path: Path) -> str:
         """A name for an input that does not depend on where the run or the data lie."""
         for root in (self.directory, self.source, self.data):
@@ -444,26 +412,5 @@ class Run:
         return path.name
 
     def _event(self, stage: str, event: str, seconds: float) -> None:
-        row = {
-            "time": datetime.now(UTC).isoformat(timespec="seconds"),
-            "stage": stage,
-            "event": event,
-            "seconds": round(seconds, 3),
-        }
-        descriptor = os.open(self.directory / EVENTS, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-        with naming(self.directory / EVENTS), os.fdopen(descriptor, "a", encoding="utf-8") as file:
-            file.write(checked_line(row))
+        append_event(self.directory, stage, event, seconds)
         self.console.stage(stage, event, seconds)
-
-
-def _runs_code(options: RewardOptions) -> bool:
-    return options.kind == "callable" or any(map(_runs_code, options.parts))
-
-
-def _cut_half_line(path: Path) -> None:
-    """Drop the end of a log that a crash left without its line break."""
-    if path.is_file() and not path.is_symlink():
-        content = path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            os.truncate(path, whole)

@@ -8,6 +8,8 @@ from typing import Any, Literal
 from adagrpo.data.prepared import load_item_ids
 from adagrpo.errors import UserError
 from adagrpo.networks.layers import Precision
+from adagrpo.pipeline.chain import reward_parts
+from adagrpo.pipeline.checks import check
 from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
@@ -23,6 +25,7 @@ def recommender(
     arm: str | None,
     checkpoint: Literal["best", "final"],
     reward_weight: float = 0.0,
+    exclude_history: bool | None = None,
     precision: Precision | None = None,
 ) -> tuple[Recommender, dict[str, Any]]:
     """What answers for a checkpoint, and what it says of itself.
@@ -32,14 +35,18 @@ def recommender(
         arm: see `adagrpo.pipeline.choose_checkpoint.choose_checkpoint`.
         checkpoint: of that arm.
         reward_weight: above 0, the run's reward re-ranks the beam: `log-probability + weight · reward`.
+        exclude_history: leave the items of the history out, where a request says nothing of it; None: as the run's
+            evaluation does.
         precision: of the policy; None is the recipe's, `evaluation.precision`.
 
     Raises:
-        UserError: no such arm or checkpoint, or the reward cannot be had.
+        UserError: no such arm or checkpoint, what it was made from is stale, or the reward cannot be had.
     """
     chosen = choose_checkpoint(run, arm, checkpoint)
+    check(run, "serve", [chosen.stage, *(reward_parts(run) if reward_weight > 0 else ())])
     data = RunData(run)
     models = Models(data)
+    excludes = run.config.evaluation.mask_history if exclude_history is None else exclude_history
     if reward_weight > 0:
         check_reward(models, note=False)
     served = Recommender(
@@ -48,14 +55,14 @@ def recommender(
         load_item_ids(data.prepared).to_list(),
         width=run.config.evaluation.beam_width,
         max_history=run.config.max_history,
-        mask_history=run.config.evaluation.mask_history,
+        mask_history=excludes,
         precision=precision or run.config.evaluation.precision,
         reward=models.reward() if reward_weight > 0 else None,
         reward_weight=reward_weight,
     )
     about: dict[str, Any] = {"name": run.config.name, "arm": chosen.arm, "checkpoint": checkpoint, "step": chosen.step}
-    about |= {"items": data.num_items, "reward_weight": reward_weight, "precision": served.precision}
-    return served, about
+    about |= {"why": chosen.why, "items": data.num_items, "reward_weight": reward_weight}
+    return served, about | {"exclude_history": excludes, "precision": served.precision}
 
 
 def serve(
@@ -66,6 +73,7 @@ def serve(
     host: str,
     port: int,
     reward_weight: float = 0.0,
+    exclude_history: bool | None = None,
     precision: Precision | None = None,
     ready: Callable[[dict[str, Any]], None],
 ) -> None:
@@ -78,11 +86,12 @@ def serve(
         host: to listen at.
         port: 0 takes a free one.
         reward_weight: see `recommender`.
+        exclude_history: see `recommender`.
         precision: see `recommender`.
         ready: called once requests are taken, with the address and what `/health` says.
 
     Raises:
-        UserError: the extra is missing, nothing to serve, or the address cannot be had.
+        UserError: the extra is missing, nothing to serve, what would be served is stale, or the address cannot be had.
     """
     try:
         from adagrpo.serving import app
@@ -90,7 +99,7 @@ def serve(
         raise UserError("serve: needs fastapi and uvicorn; pip install 'adagrpo[serve]'") from error
     listener = app.listen(host, port)
     with listener:
-        served, about = recommender(run, arm, checkpoint, reward_weight, precision)
+        served, about = recommender(run, arm, checkpoint, reward_weight, exclude_history, precision)
         served.recommend([[0]])  # what is made on first use is made before the first request
         ready({"url": f"http://{host}:{listener.getsockname()[1]}", **about})
         app.serve(app.create_app(served, about), listener)

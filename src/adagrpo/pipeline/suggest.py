@@ -2,7 +2,7 @@
 
 Two levels of K balanced codes with K the least power of two for which K² >= 1.25 V, and items that collide moved to the
 nearest free code. Each first code then has at most 1.1 V / K <= K items, so there is room for all of them, and few code
-sequences name no item. docs/own-logs.md has what that is worth against three levels of 256 codes.
+sequences name no item. docs/how-to/own-logs.md has what that is worth against three levels of 256 codes.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def recipe_text(preview: Mapping[str, Any], name: str) -> str:
     longest = counts["interactions_a_user"]["95 % have at most"]
     sizes = sizes_for(users=counts["users"], items=counts["items"], longest=longest, repeats=repeats)
     lines = [
-        "# Written by `adagrpo init` from the data; change what you know better. docs/recipe.md has every key.",
+        "# Written by `adagrpo init` from the data; change what you know better. Every key: docs/reference/recipe.md",
         f"name: {json.dumps(name)}",
         f"max_history: {sizes.max_history}  # 95 % of the users have at most {longest} interactions",
         *_data(preview),
@@ -133,6 +133,6 @@ def _models(sizes: Sizes, counts: Mapping[str, Any]) -> Sequence[str]:
         "ranker:",
         f"  fit: {{epochs: {ranker}, batch_size: {sizes.batch_size}, learning_rate: 3.0e-3, validations: 5}}",
         "train:",
-        "  arms: [nll, distill-tuned]  # docs/choosing.md; run `adagrpo diagnose` first",
+        "  arms: [nll, distill-tuned]  # docs/how-to/choose-an-objective.md; run `adagrpo diagnose` first",
         f"  fit: {{epochs: 2, batch_size: {sizes.batch_size}, learning_rate: 2.0e-4}}",
     ]

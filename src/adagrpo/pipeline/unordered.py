@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from adagrpo.data.exposures import write_exposures
 from adagrpo.data.logs.interactions import ColumnMapping, Logs, Refusals, read_logs
+from adagrpo.pipeline.collected import note_collected
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stages.exposure_report import collect_exposures, examined, exposed, report_exposures
@@ -71,7 +72,9 @@ def fit_and_report(run: Run) -> tuple[dict[str, Any], Path]:
     if not run.processes.is_main_process:
         return {}, run.path("report.html")
     report_exposures(run)
-    return collect_exposures(run), write_report(run)
+    metrics = collect_exposures(run)
+    note_collected(run, metrics)
+    return metrics, write_report(run)
 
 
 def _random_logs(run: Run, paths: list[Path], refuse: Refusals) -> Logs | None:

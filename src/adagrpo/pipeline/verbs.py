@@ -13,15 +13,19 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from adagrpo.config import Config
 from adagrpo.errors import UserError
 from adagrpo.pipeline import unordered
+from adagrpo.pipeline.checks import check, left_out_arms
+from adagrpo.pipeline.collected import note_collected
 from adagrpo.pipeline.export import export as _export
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.forecast import check_language_model
 from adagrpo.pipeline.recommend import recommend_users as _recommend_users
 from adagrpo.pipeline.rewards import check_reward
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.serve import serve as _serve
+from adagrpo.pipeline.shown import Shown
 from adagrpo.pipeline.stages.diagnose import diagnose_reward as _diagnose_reward
-from adagrpo.pipeline.stages.evaluate import collect
+from adagrpo.pipeline.stages.evaluate import collect as _collect
 from adagrpo.pipeline.stages.evaluate import evaluate as _evaluate
 from adagrpo.pipeline.stages.fit_ranker import fit_ranker as _fit_ranker
 from adagrpo.pipeline.stages.post_train import fit_arm as _fit_arm
@@ -30,9 +34,10 @@ from adagrpo.pipeline.stages.prepare import simulate_marketplace
 from adagrpo.pipeline.stages.ranker_report import report_ranker
 from adagrpo.pipeline.stages.sft import fit_sft as _fit_sft
 from adagrpo.pipeline.stages.tokenize import tokenize as _tokenize
-from adagrpo.report import write_report
+from adagrpo.report import write_report as _write_report
 
 __all__ = [
+    "collect",
     "diagnose_reward",
     "evaluate",
     "export",
@@ -47,6 +52,7 @@ __all__ = [
     "serve",
     "tokenize",
     "train",
+    "write_report",
 ]
 
 Given = ParamSpec("Given")
@@ -73,15 +79,30 @@ def refuse_without_order(config: Config, command: str) -> None:
 def _verb(
     ordered: Callable[Concatenate[Run, Given], Result],
     without_order: Callable[Concatenate[Run, Given], Result] | None = None,
+    *,
+    name: str | None = None,
+    keeps: bool = True,
 ) -> Callable[Concatenate[Run, Given], Result]:
-    """What is done with a run of either kind of logs; None where it is refused."""
+    """What is done with a run of either kind of logs.
+
+    Args:
+        ordered: what is done.
+        without_order: with logs that have no order; None where it is refused.
+        name: of the verb that is checked before, see `adagrpo.pipeline.checks`; None checks nothing.
+        keeps: run.yaml takes on the settings of this command when all is done.
+    """
 
     @wraps(ordered)
     def carry_out(run: Run, /, *arguments: Given.args, **options: Given.kwargs) -> Result:
-        if without_order is not None and run.config.without_order:
-            return without_order(run, *arguments, **options)
-        refuse_without_order(run.config, f"adagrpo ranker --run {run.directory}")
-        return ordered(run, *arguments, **options)
+        if without_order is None or not run.config.without_order:
+            refuse_without_order(run.config, f"adagrpo ranker --run {run.called}")
+        if name is not None and run.processes.is_main_process:
+            check(run, name)
+        work = without_order if without_order is not None and run.config.without_order else ordered
+        result = work(run, *arguments, **options)
+        if keeps:
+            run.keep_settings()
+        return result
 
     return carry_out
 
@@ -93,6 +114,7 @@ def _run_all(run: Run) -> tuple[dict[str, Any], Path]:
         The content of metrics.json, and the path of the report. In a process that does not lead, which has no part in
         what follows training, nothing yet and the path.
     """
+    check_language_model(run)
     with run.locked():
         simulate_marketplace(run)
         _prepare(run)
@@ -106,8 +128,7 @@ def _run_all(run: Run) -> tuple[dict[str, Any], Path]:
         arms = [arm.name for arm in run.config.train.arms]
         _evaluate(run, arms)
         report_ranker(run)
-        metrics = collect(run, arms)
-        return metrics, write_report(run)
+        return collect(run, arms), write_report(run)
 
 
 def _train(run: Run) -> None:
@@ -117,16 +138,39 @@ def _train(run: Run) -> None:
         _fit_arm(run, arm)
 
 
+def collect(run: Run, arms: list[str]) -> dict[str, Any]:
+    """Gather the results of some arms into metrics.json, with the arms that are left out as out of date, and why."""
+    left_out = left_out_arms(run)
+    for arm, why in left_out.items():
+        run.console.stage(f"train/{arm}", f"left out, it is out of date: {why}", 0.0)
+    content = _collect(run, arms, left_out)
+    note_collected(run, content)
+    run.keep_settings()
+    return content
+
+
+def write_report(run: Run) -> Path:
+    """Write report.html of what was measured.
+
+    Raises:
+        UserError: nothing was, or what was is out of date.
+    """
+    shown = Shown(run)
+    return _write_report(shown, shown.notes)
+
+
 run_all = _verb(_run_all, unordered.run_all)
 prepare = _verb(_prepare, unordered.prepare)
-tokenize = _verb(_tokenize)
-fit_sft = _verb(_fit_sft)
-fit_ranker = _verb(_fit_ranker, unordered.fit_ranker)
-fit_and_report: Callable[[Run], tuple[dict[str, Any], Path] | None] = _verb(_fit_ranker, unordered.fit_and_report)
-train = _verb(_train)
-fit_arm = _verb(_fit_arm)
-evaluate = _verb(_evaluate)
-diagnose_reward = _verb(_diagnose_reward)
-export = _verb(_export)
-serve = _verb(_serve)
-recommend_users = _verb(_recommend_users)
+tokenize = _verb(_tokenize, name="tokenize")
+fit_sft = _verb(_fit_sft, name="sft")
+fit_ranker = _verb(_fit_ranker, unordered.fit_ranker, name="ranker")
+fit_and_report: Callable[[Run], tuple[dict[str, Any], Path] | None] = _verb(
+    _fit_ranker, unordered.fit_and_report, name="ranker"
+)
+train = _verb(_train, name="train")
+fit_arm = _verb(_fit_arm, name="train")
+evaluate = _verb(_evaluate, name="evaluate")
+diagnose_reward = _verb(_diagnose_reward, name="diagnose")
+export = _verb(_export, keeps=False)
+serve = _verb(_serve, keeps=False)
+recommend_users = _verb(_recommend_users, keeps=False)

@@ -14,6 +14,7 @@ from adagrpo.report.comparison_page import (
 from adagrpo.report.diagnosis_page import diagnosis_tables, write_diagnosis
 from adagrpo.report.page import build_report, read_rows, write_figures, write_report
 from adagrpo.report.ranker_tables import exposure_table
+from adagrpo.report.stage_tables import catalog_table, dataset_table, fits_table
 from adagrpo.report.summary import arm_sentences, summary_sentences
 from adagrpo.report.tables import Table, results_table, to_markdown, to_text
 
@@ -23,13 +24,16 @@ __all__ = [
     "Table",
     "arm_sentences",
     "build_report",
+    "catalog_table",
     "comparison_figures",
     "comparison_markdown",
     "comparison_page",
     "comparison_table",
+    "dataset_table",
     "diagnosis_tables",
     "exposure_table",
     "finding",
+    "fits_table",
     "line_chart",
     "read_comparison",
     "read_rows",

@@ -95,11 +95,12 @@ class LooseFiles:
         return read_rows(self.directory / "events.jsonl")
 
 
-def write_report(run: RunFiles | Path) -> Path:
+def write_report(run: RunFiles | Path, notes: Sequence[str] = ()) -> Path:
     """Write `report.html` into a run directory; a crash leaves the old page or the new one.
 
     Args:
         run: or a folder of the files of one.
+        notes: sentences on what is left out of it, and why.
 
     Returns:
         The path of the page.
@@ -109,7 +110,7 @@ def write_report(run: RunFiles | Path) -> Path:
     """
     files = _files(run)
     path = files.directory / "report.html"
-    write_file(path, build_report(files))
+    write_file(path, build_report(files, notes))
     return path
 
 
@@ -137,11 +138,12 @@ def write_figures(run: RunFiles | Path, directory: Path) -> list[Path]:
     return written
 
 
-def build_report(run: RunFiles | Path) -> str:
+def build_report(run: RunFiles | Path, notes: Sequence[str] = ()) -> str:
     """The page of a run.
 
     Args:
         run: or a folder that holds `metrics.json` and, optionally, the other files.
+        notes: see `write_report`.
 
     Returns:
         HTML.
@@ -156,6 +158,7 @@ def build_report(run: RunFiles | Path) -> str:
     return template("page.html.j2").render(
         name=metrics.get("name") or files.directory.resolve().name,
         config_hash=metrics.get("config_hash"),
+        notes=[keep_together(note) for note in notes],
         summary=[keep_together(sentence) for sentence in summary_sentences(metrics)],
         arms=[(arm, keep_together(sentence)) for arm, sentence in arm_sentences(metrics)],
         results=[(split, _results(metrics, split)) for split in SPLITS],

@@ -11,8 +11,9 @@ would have to be unpickled.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ def language_vectors(
     *,
     batch_size: int = 64,
     device: str = "cpu",
+    report: Callable[[int, int], None] = lambda done, total: None,
 ) -> NDArray[np.float32]:
     """Vectors of texts that mean alike.
 
@@ -51,6 +53,7 @@ def language_vectors(
         model: folder of a sentence-transformers model, with `modules.json` and safetensors.
         batch_size: texts at a time; texts of like length go together.
         device: where the model runs.
+        report: called after each batch with how many texts are done, and how many there are.
 
     Returns:
         (V, W) float32, rows of length one, zero where a text is blank; W is the model's.
@@ -65,7 +68,14 @@ def language_vectors(
     vectors = np.zeros((len(texts), network.get_embedding_dimension()), dtype=np.float32)
     if has_text.any():
         wanted = [text for text, has in zip(texts, has_text, strict=True) if has]
+        done = count(1)
+
+        def after_batch(*_: object) -> None:
+            report(min(next(done) * batch_size, len(wanted)), len(wanted))
+
+        handle = network[-1].register_forward_hook(after_batch)
         vectors[has_text] = network.encode(wanted, batch_size=batch_size, show_progress_bar=False)
+        handle.remove()
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     normalised: NDArray[np.float32] = (vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32)
     return normalised

@@ -16,6 +16,7 @@ something; the learning rate falls along a cosine; everything runs in float32 on
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -39,6 +40,7 @@ def rq_vae(
     hidden: int = 256,
     width: int = 64,
     commitment: float = 0.25,
+    report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Quantization:
     """Fit an RQ-VAE to item vectors and quantise them with it.
 
@@ -53,6 +55,7 @@ def rq_vae(
         hidden: width of the one hidden layer of encoder and of decoder.
         width: width of what is quantised.
         commitment: β.
+        report: called after each epoch with how many are done, and how many there are.
 
     Returns:
         Codes (V, L), `L` codebooks of at most (K, width), the encoded items as points, and the decoder.
@@ -94,6 +97,7 @@ def rq_vae(
             _, residuals = _quantise(encoder(some), codebooks)
             for codebook, seen, residual in zip(codebooks, used, residuals, strict=False):
                 _restart(codebook, ~seen, residual, optimiser)
+        report(epoch + 1, epochs)
     return _result(encoder, decoder, items, codebooks)
 
 

@@ -1,6 +1,7 @@
 """The HTTP application: a history in, a list out. Needs the extra `serve`.
 
-POST /recommend   {"history": [ids, oldest first], "k": 10}  ->  {"items": [..], "scores": [..], "unknown": [..]}
+POST /recommend   {"history": [ids, oldest first], "k": 10, "exclude_history": true}
+                  ->  {"items": [..], "scores": [..], "unknown": [..]}
 GET  /health      {"status": "ok", ...}
 """
 
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Annotated, Any
 
@@ -33,6 +34,7 @@ class RecommendRequest(BaseModel):
 
     history: Annotated[list[int | str], Field(min_length=1, max_length=LONGEST_HISTORY)]
     k: Annotated[int, Field(ge=1)] = 10
+    exclude_history: bool | None = None  # as /health says
 
 
 def create_app(recommender: Recommender, about: Mapping[str, Any]) -> FastAPI:
@@ -42,7 +44,11 @@ def create_app(recommender: Recommender, about: Mapping[str, Any]) -> FastAPI:
         recommender: of one checkpoint.
         about: what `/health` says of it beside its status; JSON-able.
     """
-    batcher = MicroBatcher[list[int], Recommendations](recommender.recommend)
+
+    def answer(requests: Sequence[tuple[list[int], bool]]) -> list[Recommendations]:
+        return recommender.recommend([history for history, _ in requests], [exclude for _, exclude in requests])
+
+    batcher = MicroBatcher[tuple[list[int], bool], Recommendations](answer)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -62,8 +68,10 @@ def create_app(recommender: Recommender, about: Mapping[str, Any]) -> FastAPI:
         history, unknown = recommender.known(request_body.history)
         if not history:
             raise HTTPException(422, "history: none of its ids is in the catalogue")
+        exclude = request_body.exclude_history
+        exclude = recommender.mask_history if exclude is None else exclude
         try:
-            recommended = await asyncio.wrap_future(batcher.submit(history))
+            recommended = await asyncio.wrap_future(batcher.submit((history, exclude)))
         except Overloaded as error:
             raise HTTPException(503, f"{error}; try again later") from error
         items, scores = recommended.items[: request_body.k], recommended.scores[: request_body.k]

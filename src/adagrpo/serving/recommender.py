@@ -11,16 +11,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from adagrpo.data.sequences import older_items, pad
 from adagrpo.decoding import beam_search
 from adagrpo.evaluation.predictions import without_history
 from adagrpo.networks.layers import Precision, mixed_precision, precision_used
-from adagrpo.policies.policy import Context, Policy
+from adagrpo.policies.policy import Policy
 from adagrpo.rewards.protocol import Reward
 from adagrpo.rewards.scoring import ask_reward
 from adagrpo.semantic_ids.catalog import Catalog
+from adagrpo.semantic_ids.trie import Excluded
 from adagrpo.types import Histories, Ragged
 
 __all__ = ["ItemId", "Recommendations", "Recommender"]
@@ -60,7 +60,7 @@ class Recommender:
             item_ids: ids of the logs, in the order of items.
             width: hypotheses of the beam; no list is longer.
             max_history: items of a history that the policy sees, the last ones.
-            mask_history: leave the items of the whole history out of the list.
+            mask_history: leave the items of the whole history out of the list, where a request says nothing of it.
             precision: of the policy; the attribute of this name says what that is on this machine.
             reward: re-ranks the beam.
             reward_weight: `w`.
@@ -70,7 +70,6 @@ class Recommender:
         self.width, self.max_history, self.mask_history = width, max_history, mask_history
         self.precision: Precision = precision_used(self.policy, precision)
         self.reward, self.reward_weight = reward, reward_weight
-        self._hypotheses = width + (max_history if mask_history else 0)
         self._codes = catalog.codes.cpu().numpy()
         self._items = {str(name): item for item, name in enumerate(self.item_ids)}
 
@@ -79,61 +78,66 @@ class Recommender:
         rows = [(name, self._items.get(str(name), -1)) for name in history]
         return [item for _, item in rows if item >= 0], [name for name, item in rows if item < 0]
 
-    @torch.no_grad()
     def recommend(
-        self, histories: Sequence[Sequence[int]], exclude: Sequence[Sequence[int]] | None = None
+        self,
+        histories: Sequence[Sequence[int]],
+        exclude: Sequence[bool] | None = None,
+        without: Sequence[Sequence[int]] | None = None,
     ) -> list[Recommendations]:
         """The lists of `B` histories.
 
         Args:
             histories: items, oldest first, each with one at least.
-            exclude: for each history the items that are left out of its list, beside those that masking leaves out.
+            exclude: of each history, whether its items are left out of its list; None: `mask_history` of all.
+            without: for each history other items that are left out of its list.
 
         Returns:
             `B` lists of at most `width`; shorter where the catalogue or the search holds no more.
         """
-        batch = self._batch(histories)
+        excludes = [self.mask_history] * len(histories) if exclude is None else list(exclude)
+        answers: dict[int, Recommendations] = {}
+        for masked in {*excludes}:
+            rows = [row for row, this in enumerate(excludes) if this == masked]
+            closed = [] if without is None else [without[row] for row in rows]
+            answers |= zip(rows, self._search([histories[row] for row in rows], masked, closed), strict=True)
+        return [answers[row] for row in range(len(histories))]
+
+    @torch.no_grad()
+    def _search(
+        self, histories: Sequence[Sequence[int]], masked: bool, closed: Sequence[Sequence[int]]
+    ) -> list[Recommendations]:
+        batch = self._batch(histories, masked)
+        held = self.width + (self.max_history if masked else 0)
+        excluded = self._excluded(batch, masked, closed) if any(closed) else None
         with mixed_precision(self.policy, self.precision):
             context = self.policy.encode(batch)
-        if exclude is not None and any(exclude):
-            items, scores = self._search_without(context, batch, exclude)
+            beams = beam_search(self.policy, context, held, trie=self.catalog.trie, excluded=excluded)
+        if masked and excluded is None:
+            items, scores = without_history(
+                self.policy, context, self.catalog, beams, batch, self.width, self.precision
+            )
         else:
-            items, scores = self._search(context, batch)
+            items, scores = self.catalog.lookup(beams.codes)[:, : self.width], beams.scores[:, : self.width]
         if self.reward is not None:
             rewards = ask_reward(self.reward, batch, items).nan_to_num(0.0)
             scores, order = (scores + self.reward_weight * rewards).sort(dim=1, descending=True, stable=True)
             items = items.gather(1, order)
         return [self._named(*row) for row in zip(items.tolist(), scores.tolist(), strict=True)]
 
-    def _search(self, context: Context, batch: Histories) -> tuple[Tensor, Tensor]:
-        """(B, W) items and scores, as evaluation finds them."""
-        with mixed_precision(self.policy, self.precision):
-            beams = beam_search(self.policy, context, self._hypotheses, trie=self.catalog.trie)
-        if not self.mask_history:
-            return self.catalog.lookup(beams.codes), beams.scores
-        return without_history(self.policy, context, self.catalog, beams, batch, self.width, self.precision)
+    def _excluded(self, batch: Histories, masked: bool, closed: Sequence[Sequence[int]]) -> Excluded:
+        """What the searches of a batch never enter: `closed`, and with `masked` the histories."""
+        longest = max(map(len, closed))
+        rows = [[*items, *[-1] * (longest - len(items))] for items in closed]
+        items = torch.tensor(rows, dtype=torch.int64, device=self.catalog.codes.device)
+        return self.catalog.trie.excluding(torch.cat([items, batch.whole], dim=1) if masked else items)
 
-    def _search_without(
-        self, context: Context, batch: Histories, exclude: Sequence[Sequence[int]]
-    ) -> tuple[Tensor, Tensor]:
-        """(B, W) items and scores of a search that never enters what is excluded."""
-        longest = max(map(len, exclude))
-        rows = [[*items, *[-1] * (longest - len(items))] for items in exclude]
-        closed = torch.tensor(rows, dtype=torch.int64, device=self.catalog.codes.device)
-        if self.mask_history:
-            closed = torch.cat([closed, batch.whole], dim=1)
-        excluded = self.catalog.trie.excluding(closed)
-        with mixed_precision(self.policy, self.precision):
-            beams = beam_search(self.policy, context, self._hypotheses, trie=self.catalog.trie, excluded=excluded)
-        return self.catalog.lookup(beams.codes)[:, : self.width], beams.scores[:, : self.width]
-
-    def _batch(self, histories: Sequence[Sequence[int]]) -> Histories:
+    def _batch(self, histories: Sequence[Sequence[int]], masked: bool) -> Histories:
         offsets = np.cumsum([0, *map(len, histories)])
         ragged = Ragged(np.concatenate([np.asarray(history, np.int32) for history in histories]), offsets)
         rows = np.arange(len(histories))
         padded = pad(ragged, rows, self.max_history)
         device: torch.device = self.catalog.codes.device
-        older = older_items(ragged, rows, self.max_history).to(device) if self.mask_history else None
+        older = older_items(ragged, rows, self.max_history).to(device) if masked else None
         return Histories(padded.items.to(device), padded.lengths.to(device), older=older)
 
     def _named(self, items: list[int], scores: list[float]) -> Recommendations:

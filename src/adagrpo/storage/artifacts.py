@@ -193,13 +193,14 @@ def make_folder(path: Path) -> None:
         _sync_folder(folder.parent)
 
 
-def seal(directory: Path, *, kind: str, fingerprint: str) -> None:
+def seal(directory: Path, *, kind: str, fingerprint: str, made_from: Mapping[str, Any] | None = None) -> None:
     """Sync every file below a folder and write its manifest.
 
     Args:
         directory: the finished, still unpublished folder.
         kind: what the folder holds, for the reader's error messages.
         fingerprint: hash of everything the content was made from, see `manifest`.
+        made_from: that itself, JSON-able, for whoever wants to know why the fingerprint is another one.
     """
     files = {}
     for path in sorted(directory.rglob("*")):
@@ -208,6 +209,7 @@ def seal(directory: Path, *, kind: str, fingerprint: str) -> None:
                 os.fsync(file.fileno())
             files[path.relative_to(directory).as_posix()] = {"size": path.stat().st_size, "sha256": hash_file(path)}
     content = {"schema_version": SCHEMA_VERSION, "kind": kind, "fingerprint": fingerprint, "files": files}
+    content |= {} if made_from is None else {"made_from": json.loads(json.dumps(made_from))}
     write_file(directory / MANIFEST, _written(content | {"sha256": hash_json(content)}))
     for folder in [directory, *(path for path in directory.rglob("*") if path.is_dir())]:
         _sync_folder(folder)

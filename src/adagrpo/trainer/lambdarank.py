@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from adagrpo.data.sequences import pad
 from adagrpo.rewards.boosted import require_lightgbm
 from adagrpo.rewards.features import FEATURES, Features
 from adagrpo.trainer.ranker_fit import Impressions
+from adagrpo.trainer.task import Report
 from adagrpo.types import Cases, Ragged
 
 if TYPE_CHECKING:
@@ -233,6 +234,7 @@ def fit_lambdarank(
     minimum_leaf: int,
     seed: int,
     threads: int,
+    report: Report = lambda done, total, values: None,
 ) -> Fitted:
     """Fit, and keep as many trees as are best on the validation groups. Equal arguments give an equal model.
 
@@ -246,6 +248,7 @@ def fit_lambdarank(
         minimum_leaf: rows in a leaf.
         seed: of LightGBM's draws.
         threads: processors.
+        report: called after each tree with how many there are, how many there may be, and the metric.
     """
     require_lightgbm("reward")
     import lightgbm
@@ -266,6 +269,11 @@ def fit_lambdarank(
         "max_bin": 63,
         "verbosity": -1,
     }
+
+    def after_tree(state: Any) -> None:  # a named tuple that LightGBM does not type
+        ndcg = state.evaluation_result_list[0][2]
+        report(state.iteration + 1 - state.begin_iteration, trees, {"ndcg@10": float(ndcg)})
+
     train = _dataset(features, groups, parameters)
     held_out = _dataset(features, validation, parameters, train)
     model = lightgbm.train(
@@ -274,7 +282,7 @@ def fit_lambdarank(
         num_boost_round=trees,
         valid_sets=[held_out],
         valid_names=["validation"],
-        callbacks=[lightgbm.early_stopping(50, verbose=False)],
+        callbacks=[lightgbm.early_stopping(50, verbose=False), after_tree],
     )
     ndcg = float(model.best_score["validation"]["ndcg@10"])
     return Fitted(model, model.best_iteration, ndcg, int((groups.items >= 0).sum()), len(groups.items))

@@ -62,7 +62,7 @@ def fit(
         work: folder for files, may hold those of an interrupted fit.
         seed: key of all random numbers.
         files: text files that belong beside the weights, name to content.
-        report: called after every step with (step, steps, logged values), for progress bars.
+        report: called after every step with (step, steps, logged values, those of a validation among them).
 
     Raises:
         KeyboardInterrupt, Terminated: a signal came; the step in hand is finished, and the state after it saved.
@@ -161,8 +161,7 @@ class _Loop:
             self.optimizer.step()
             self._fold_into_average()
             self.progress.skipped_in_a_row = 0
-        self._close_step(values)
-        return values
+        return values | self._close_step(values)
 
     def _gradients(self, step: int) -> dict[str, float]:
         """Leave the clipped gradient of a step in the parameters; returns what to log."""
@@ -234,17 +233,17 @@ class _Loop:
         finite = {name: value for name, value in values.items() if name not in bad}
         return finite | {"skipped": 1.0} | {f"not_finite_{name}": 1.0 for name in bad}
 
-    def _close_step(self, values: dict[str, float]) -> None:
-        """Log, validate and save, which one process does for all."""
+    def _close_step(self, values: dict[str, float]) -> dict[str, float]:
+        """Log, validate and save, which one process does for all; returns what a validation gave."""
         self.progress.step += 1
         if not self.processes.is_main_process:
-            return
+            return {}
         _append(self.work / "steps.jsonl", {"step": self.progress.step, **values})
-        if self.progress.step in self.validate_at:
-            self._validate()
+        metrics = self._validate() if self.progress.step in self.validate_at else {}
         due = time.monotonic() - self.saved_at > self.settings.checkpoint_seconds
         if due and self.progress.step % self.task.stride == 0:
             self._save()
+        return {f"validation/{name}": value for name, value in metrics.items()}
 
     def _fold_into_average(self) -> None:
         if self.progress.average:
@@ -260,7 +259,7 @@ class _Loop:
             if name in self.progress.average:
                 parameter.data, self.progress.average[name] = self.progress.average[name], parameter.data
 
-    def _validate(self) -> None:
+    def _validate(self) -> dict[str, float]:
         self.model.eval()
         self._swap_average()
         try:
@@ -270,6 +269,7 @@ class _Loop:
             self.progress.offer(metrics[self.task.monitor], self.model)
         finally:
             self._swap_average()
+        return metrics
 
     def keep(self) -> None:
         """Save the state between two steps, if a fit can continue from there and there is anything to keep."""

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -162,8 +162,14 @@ def read_valid(data: RunData, cases: Cases, folder: Path, length: int) -> NDArra
     return valid
 
 
-def collect(run: Run, arms: list[str]) -> dict[str, Any]:
-    """Gather the results of a run into metrics.json, which holds no time and no path; equal runs give equal bytes."""
+def collect(run: Run, arms: list[str], left_out: Mapping[str, str]) -> dict[str, Any]:
+    """Gather the results of a run into metrics.json, which holds no time and no path; equal runs give equal bytes.
+
+    Args:
+        run: with every stage of the arms.
+        arms: by name.
+        left_out: trained arms that are not among them, and why.
+    """
     sft = _read(run.checked("evaluate", "sft", "metrics.json"))
     stages: dict[str, Any] = {"sft": {split: sft[split] for split in ("validation", "test")}}
     for name in arms:
@@ -197,6 +203,7 @@ def collect(run: Run, arms: list[str]) -> dict[str, Any]:
         "baselines": _read(run.checked("evaluate", "baselines", "metrics.json")),
         "stages": stages,
     }
+    content |= {"left_out": dict(left_out)} if left_out else {}
     run.write_output("metrics.json", json.dumps(content, indent=1) + "\n")
     _write_results(run, content)
     return content

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,7 @@ def fit_second_ranker(
             **options.model_dump(exclude={"positions", "negatives", "sources"}),
             seed=run.config.seed,
             threads=torch.get_num_threads(),
+            report=partial(run.console.progress, "ranker/lambdarank"),
         )
         fitted.model.save_model(work / "model.txt")
         gains = dict(zip(FEATURES, fitted.model.feature_importance("gain").tolist(), strict=True))

@@ -25,7 +25,7 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stages.fit_lambdarank import fit_second_ranker
-from adagrpo.pipeline.stages.fitting import fit_model
+from adagrpo.pipeline.stages.fitting import begin_fit, fit_model
 from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.trainer import RankerFit
 from adagrpo.trainer.ranker_fit import Impressions
@@ -74,6 +74,7 @@ def fit_sequential_ranker(run: Run, selection: Selection, name: str = "ranker", 
         raise UserError(f"ranker.propensity: {options.propensity} weighs impressions, and the loss is '{kind}'")
 
     def build(work: Path) -> None:
+        begin_fit(data, name)
         ranker = models.ranker()
         left_out = data.withheld if fold is None else data.withheld | (data.fold_of_user == fold)
         schedule = replace(models.schedule(settings), training=emptied(data.training, left_out))

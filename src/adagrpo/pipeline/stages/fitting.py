@@ -12,13 +12,24 @@ from torch import nn
 from adagrpo.config import FitConfig
 from adagrpo.data.prepared import load_user_ids
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.forecast import check_room
 from adagrpo.pipeline.run import Run
 from adagrpo.storage.artifacts import write_file
 from adagrpo.trainer import Diverged, FitResult, Task, fit
 
-__all__ = ["DECODING", "fit_model"]
+__all__ = ["DECODING", "begin_fit", "fit_model"]
 
 DECODING = ("policy", "evaluation", "max_history")  # what decides the beams of given weights
+
+
+def begin_fit(data: RunData, stage: str) -> None:
+    """Say how large a fit is, before anything of it is allocated.
+
+    Raises:
+        UserError: there is no room for it.
+    """
+    if data.run.processes.is_main_process:
+        data.run.console.note(f"{stage}: {check_room(data, stage).said()}")
 
 
 def fit_model(

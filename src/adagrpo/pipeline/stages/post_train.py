@@ -11,7 +11,7 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stages.choose_weight import choose_reward_weight, chosen_weight
-from adagrpo.pipeline.stages.fitting import DECODING, fit_model
+from adagrpo.pipeline.stages.fitting import DECODING, begin_fit, fit_model
 from adagrpo.trainer import Arm, PostTraining, Supervised
 
 __all__ = ["fit_arm"]
@@ -40,6 +40,7 @@ def fit_arm(run: Run, arm: ArmConfig) -> None:
         without_reward = weight == 0  # validation found no use for the reward
 
     def build(work: Path) -> None:
+        begin_fit(data, f"train/{arm.name}")
         policy = models.policy(start)
         schedule = replace(models.schedule(settings), rl_split=options.rl_split, rl_split_nll=options.rl_split_nll)
         steps = max(1, round(settings.epochs * schedule.steps_per_epoch))

@@ -21,6 +21,7 @@ from adagrpo.data.prepared import write_prepared
 from adagrpo.data.simulation.marketplace import Marketplace, simulate, write_simulation
 from adagrpo.data.ties import shuffle_ties
 from adagrpo.errors import UserError
+from adagrpo.pipeline.description import is_described
 from adagrpo.pipeline.run import Run
 
 __all__ = ["LogSource", "log_source", "prepare", "prepare_stage", "simulate_marketplace"]
@@ -132,7 +133,7 @@ def prepare(run: Run) -> None:
 
 
 def prepare_stage(run: Run, files: Sequence[Path], build: Callable[[Path], None], *, drawn: bool) -> None:
-    """Make the stage `prepare`, and say in run.yaml what it was made of.
+    """Make the stage `prepare`, and say in run.yaml what it was made of; what was there already says so.
 
     Args:
         run: of the stage.
@@ -142,7 +143,8 @@ def prepare_stage(run: Run, files: Sequence[Path], build: Callable[[Path], None]
     """
     inputs = list(dict.fromkeys(files))
     run.stage("prepare", reads=("data", "seed") if drawn else ("data",), inputs=inputs, build=build)
-    run.write_description({path.name: run.hash_input(path) for path in inputs})
+    if "prepare" in run.made or not is_described(run.directory):
+        run.write_description({path.name: run.hash_input(path) for path in inputs})
 
 
 def _split(run: Run, dataset: Dataset) -> splits.Split:

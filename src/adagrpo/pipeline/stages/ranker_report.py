@@ -216,6 +216,7 @@ def _gate(models: Models, reward: Reward) -> dict[str, Any]:
     chosen: dict[str, list[NDArray[np.bool_]]] = {}
     users, shares, shuffled = [], [], []
     for step in range(schedule.steps_per_epoch):
+        data.run.console.progress("ranker/report", step, schedule.steps_per_epoch, {})
         drawn_at = group_step(schedule, step, objective, data.device)
         joined = drawn_at.joined()
         if joined is None:

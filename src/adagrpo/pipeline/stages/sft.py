@@ -8,7 +8,7 @@ from pathlib import Path
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
-from adagrpo.pipeline.stages.fitting import DECODING, fit_model
+from adagrpo.pipeline.stages.fitting import DECODING, begin_fit, fit_model
 from adagrpo.trainer import Supervised
 
 __all__ = ["fit_sft"]
@@ -20,6 +20,7 @@ def fit_sft(run: Run) -> None:
     models = Models(data)
 
     def build(work: Path) -> None:
+        begin_fit(data, "sft")
         policy = models.policy()
         schedule = replace(models.schedule(settings), rl_split=run.config.train.rl_split)
         lm = run.config.policy.lm

@@ -82,7 +82,7 @@ def _quantize(run: Run) -> tuple[NDArray[np.int64], float | None, Callable[[], Q
     sizes = {"levels": options.levels, "codes": options.codes, "seed": seed}
     match options.quantizer:
         case "rq_vae":
-            made = rq_vae(vectors, **sizes, **options.rq_vae.model_dump())
+            made = rq_vae(vectors, **sizes, **options.rq_vae.model_dump(), report=_progress(run, "tokenize"))
         case "balanced_kmeans":
             made = residual_kmeans(vectors, **sizes, cluster_bound=options.cluster_bound)
         case "kmeans":
@@ -129,8 +129,14 @@ def _encode(run: Run) -> None:
 
     def build(work: Path) -> None:
         items = load_items(data.prepared)
-        vectors = language_vectors(items["text"].to_list(), model, device=str(data.device))
+        vectors = language_vectors(
+            items["text"].to_list(), model, device=str(data.device), report=_progress(run, ENCODED[0])
+        )
         columns = [pl.Series("item", np.arange(len(items), dtype=np.int32)), pl.Series("vector", vectors)]
         pl.DataFrame(columns).write_parquet(work / ENCODED[1])
 
     run.stage(ENCODED[0], also={"model": files}, inputs=[data.prepared / "items.parquet"], build=build)
+
+
+def _progress(run: Run, label: str) -> Callable[[int, int], None]:
+    return lambda done, total: run.console.progress(label, done, total, {})

@@ -1,0 +1,110 @@
+"""Parts of pages that the code writes at each build, so that they cannot fall behind it.
+
+A line `<!-- generated: commands -->` becomes every verb of the command line with its arguments and options, and
+`<!-- generated: metrics -->` the table of metrics. Equations in the docstrings of modules, which are indented blocks
+there, are shown as they stand.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args, get_origin
+
+import typer
+
+from adagrpo.cli import app as command_line
+from adagrpo.metrics import METRICS, comparable
+
+__all__ = ["commands", "metrics", "setup"]
+
+MARKER = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
+BETTER = {"higher": "higher", "lower": "lower", None: "neither"}
+
+
+def commands() -> str:
+    """Markdown: a section a verb, in the order of `adagrpo --help`."""
+    group: Any = typer.main.get_command(command_line)
+    return "\n\n".join(_command(name, verb) for name, verb in group.commands.items())
+
+
+def metrics() -> str:
+    """Markdown: the table of metrics, a row a name before the `@`."""
+    planned = {name.partition("@")[0] for name in comparable()}
+    lines = ["| metric | in print | cut-offs | better | a comparison may claim it |", "|---|---|---|---|---|"]
+    for metric in METRICS.values():
+        at = ", ".join(str(k) for k in metric.at if k is not None) or "none"
+        claim = "yes" if metric.name in planned else "no"
+        lines.append(f"| `{metric.name}` | {metric.label} | {at} | {BETTER[metric.better]} | {claim} |")
+    return "\n".join(lines)
+
+
+GENERATED: dict[str, Callable[[], str]] = {"commands": commands, "metrics": metrics}
+
+
+def _command(name: str, verb: Any) -> str:
+    arguments = [_metavar(one) for one in verb.params if one.param_type_name == "argument"]
+    usage = " ".join(["adagrpo", name, "[OPTIONS]", *arguments])
+    options = [one for one in verb.params if one.param_type_name == "option"]
+    rows = [f"| {_cell(_flags(one))} | {_cell(one.help or '')} | {_cell(_default(one))} |" for one in options]
+    parts = [f"## `adagrpo {name}`", verb.help or "", f"```text\n{usage}\n```"]
+    told = [f"- `{_metavar(one)}`: {one.help}" for one in verb.params if one.param_type_name == "argument" and one.help]
+    if told:
+        parts.append("\n".join(told))
+    if rows:
+        parts.append("\n".join(["| option | | default |", "|---|---|---|", *rows]))
+    return "\n\n".join(parts)
+
+
+def _metavar(parameter: Any) -> str:
+    name = (parameter.metavar or parameter.name).upper()
+    return name if parameter.nargs == 1 or name.endswith("...") else f"{name}..."
+
+
+def _flags(option: Any) -> str:
+    names = ", ".join(f"`{flag}`" for flag in option.opts)
+    if option.is_flag:
+        return names
+    word = " or ".join(map(str, _choices(option))) or option.metavar or option.name.upper()
+    return f"{names} {word}"
+
+
+def _choices(option: Any) -> Sequence[Any]:
+    """What an option may be, where it is one of a few words; some versions of typer keep click's type, others hints."""
+    described = getattr(option, "type_descriptor", None)
+    if described is None:
+        return getattr(option.type, "choices", ())
+    hint = described.annotation
+    return get_args(hint) if get_origin(hint) is Literal else ()
+
+
+def _default(option: Any) -> str:
+    if option.required:
+        return "*required*"
+    value = option.default() if callable(option.default) else option.default
+    if option.is_flag or value is None or value == [] or value == "":
+        return ""
+    return f"`{', '.join(map(str, value)) if isinstance(value, (list, tuple)) else value}`"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+def _write(app: Any, name: str, source: list[str]) -> None:
+    source[0] = MARKER.sub(lambda marker: GENERATED[marker.group(1)](), source[0])
+
+
+def _equations(app: Any, what: str, name: str, object: Any, options: Any, lines: list[str]) -> None:
+    """Make each indented block of a module's docstring a literal one."""
+    if what == "module":
+        begins = [i for i in range(1, len(lines)) if lines[i].startswith("    ") and not lines[i - 1].strip()]
+        for i in reversed(begins):
+            lines[i:i] = ["::", ""]
+
+
+def setup(app: Any) -> dict[str, bool]:
+    """Register with Sphinx."""
+    app.connect("source-read", _write)
+    app.connect("autodoc-process-docstring", _equations)
+    return {"parallel_read_safe": True}

@@ -1,0 +1,82 @@
+"""The command line: one verb a stage. Nothing here but arguments, printing and exit codes.
+
+`accelerate launch --num_processes 2 -m adagrpo ...` carries out the verbs of `TOGETHER` in several processes, of which
+the first one speaks for all.
+
+Exit 0: done. 2: bad input or usage, one line on stderr. 130: interrupted. 143: terminated. 1: anything else.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import typer
+
+from adagrpo.cli import answer_verbs, log_verbs, machine_verbs, serving_verbs, stage_verbs, start_verbs
+from adagrpo.cli.options import app
+from adagrpo.errors import ServiceError, UserError
+from adagrpo.stopping import Terminated
+
+__all__ = ["answer_verbs", "app", "log_verbs", "machine_verbs", "main", "serving_verbs", "stage_verbs", "start_verbs"]
+
+EXTRAS = {  # modules of an optional dependency, and the extra that installs it
+    "fastapi": "serve",
+    "lightgbm": "lightgbm",
+    "peft": "peft",
+    "sentence_transformers": "text",
+    "tensorboard": "track",
+    "transformers": "hf",
+    "trl": "trl",
+    "uvicorn": "serve",
+}
+# typer raises click's usage errors, of the package of that name or of its own copy, depending on its version
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+LONGEST_MESSAGE = 2000  # characters
+INTERRUPTED, TERMINATED = 130, 143  # as shells say it; some versions of typer return it, others raise Abort
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        status = app(standalone_mode=False)
+    except UserError as error:
+        sys.exit(_fail(str(error), 2))
+    except ServiceError as error:
+        sys.exit(_fail(str(error), 1))
+    except UsageError as error:
+        message = str(error.format_message()).rstrip(".")  # type: ignore[attr-defined]
+        sys.exit(_fail(f"{message}; see `adagrpo --help`", 2))
+    except (KeyboardInterrupt, typer.Abort):
+        status = INTERRUPTED
+    except Terminated:
+        sys.exit(_fail("terminated; the same command continues", TERMINATED))
+    except Exception as error:
+        missing = _missing(error)
+        if missing is not None:
+            sys.exit(_fail(missing, 2))
+        if os.environ.get("ADAGRPO_TRACEBACK"):
+            raise
+        text = " ".join(str(error).split())
+        sys.exit(_fail(f"{type(error).__name__}: {text} (ADAGRPO_TRACEBACK=1 shows where)", 1))
+    if status == INTERRUPTED:
+        _fail("interrupted; the same command continues", status)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _missing(error: Exception) -> str | None:
+    """What to do about a module that is not there; None where it is another error."""
+    if not isinstance(error, ModuleNotFoundError) or error.name is None:
+        return None
+    top = error.name.partition(".")[0]
+    if top in EXTRAS:
+        return f"{top} is not installed; pip install 'adagrpo[{EXTRAS[top]}]'"
+    file = f"{error.name.replace('.', '/')}.py"
+    return f"module '{error.name}' is neither installed nor a file {file} in {Path.cwd()}"
+
+
+def _fail(message: str, status: int) -> int:
+    line = " ".join(message[:LONGEST_MESSAGE].split()) + ("..." if len(message) > LONGEST_MESSAGE else "")
+    typer.echo(f"adagrpo: {line}", err=True)
+    return status

@@ -1,0 +1,186 @@
+"""Verbs that answer a question: diagnose, compare, report."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from adagrpo.cli.options import EVERYTHING, Common, DryRun, Elsewhere, Out, RunDirectory, close, session, verb
+from adagrpo.cli.planning import plan_text, print_plan_of
+from adagrpo.cli.printing import print_values
+from adagrpo.errors import UserError
+
+if TYPE_CHECKING:
+    from adagrpo.config import Config
+    from adagrpo.pipeline.compare import Comparison
+
+__all__ = ["compare", "diagnose", "report", "show_status"]
+
+
+@verb("diagnose", "answers", sets="recipe")
+def diagnose(
+    run: RunDirectory,
+    common: Common,
+    second_ranker: Annotated[
+        Path | None, typer.Option(help="Checkpoint folder of another ranker, to form strata for the run's own.")
+    ] = None,
+    out: Elsewhere = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Should this reward be used here? On validation cases, before any post-training; writes diagnose.html."""
+    from adagrpo import pipeline
+    from adagrpo.report import diagnosis_tables, to_text
+
+    if dry_run:
+        print_plan_of(run, ("diagnose",), common, out)
+        return
+    opened = common.open(run, out)
+    with session(opened):
+        result = pipeline.diagnose_reward(opened, second_ranker)
+    if common.as_json:
+        typer.echo(json.dumps(result))
+        return
+    tables = diagnosis_tables(result)
+    typer.echo("\n\n".join(to_text(tables[name]) for name in ("orders", "serving", "gate", "grid")))
+    typer.echo(f"\nverdict: {result['verdict']['decision']}\n" + "\n".join(result["verdict"]["sentences"]))
+    typer.echo(f"\npage: {opened.directory / 'diagnose.html'}")
+
+
+@verb("compare", "answers", sets="recipe", tracks=True)
+def compare(
+    recipes: Annotated[list[Path], typer.Argument(metavar="RECIPE...", help="Recipes, each on data of its own.")],
+    out: Out,
+    common: Common,
+    objectives: Annotated[
+        str | None, typer.Option(help="Arms by name: nll,mixture,adagrpo-random,rerank; the recipe's if not given.")
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="Seeds: 0,1,2; the recipe's if not given.")] = None,
+    data: Annotated[
+        list[Path],
+        typer.Option(help="The folder of the recipes' relative paths: one for all, or one each."),
+    ] = [Path()],  # noqa: B006 (typer reads the default, nothing changes it)
+    dry_run: DryRun = False,
+) -> None:
+    """Arms x seeds of a recipe, and whether any is better than the baseline; continues an interrupted comparison."""
+    from adagrpo.config import load_config
+    from adagrpo.pipeline.compare import Comparison
+    from adagrpo.report import comparison_table, to_text
+
+    configs = [load_config(recipe, common.overrides()) for recipe in recipes]
+    console = common.console(out)
+    comparisons = [
+        Comparison(
+            folder,
+            config,
+            root,
+            objectives=None if objectives is None else [name.strip() for name in objectives.split(",")],
+            seeds=None if seeds is None else [_seed(text) for text in seeds.split(",")],
+            console=console,
+            code=recipe.parent,
+        )
+        for recipe, folder, config, root in zip(
+            recipes, _folders(out, configs), configs, _roots(data, len(configs)), strict=True
+        )
+    ]
+    if dry_run:
+        _print_plans(comparisons, common.as_json)
+        return
+    try:
+        results = [comparison.carry_out() | {"page": str(comparison.page)} for comparison in comparisons]
+    finally:
+        close(console)
+    if common.as_json:
+        typer.echo(json.dumps(results[0] if len(results) == 1 else {"comparisons": results}))
+        return
+    for content in results:
+        typer.echo(to_text(comparison_table(content)))
+        typer.echo("\n" + "\n".join(content["finding"]) + f"\n\npage: {content['page']}")
+
+
+def _print_plans(comparisons: list[Comparison], as_json: bool) -> None:
+    """What comparisons would do: each as YAML, and as comments below it the plan of each of its seeds' runs."""
+    import yaml
+
+    from adagrpo.pipeline.dry_run import plan
+
+    plans: list[dict[str, Any]] = []
+    texts = []
+    for comparison in comparisons:
+        runs = {str(seed): plan(comparison.run_of(seed), EVERYTHING) for seed in comparison.seeds}
+        plans.append(comparison.describe() | {"runs": runs})
+        comments = [f"seed {seed}\n{plan_text(content)}" for seed, content in runs.items()]
+        text = yaml.safe_dump(comparison.describe(), sort_keys=False)
+        texts.append(text + textwrap.indent("\n\n".join(comments), "# ", lambda line: True))
+    typer.echo(json.dumps(plans if len(plans) > 1 else plans[0]) if as_json else "\n---\n".join(texts))
+
+
+@verb("report", "answers")
+def report(
+    run: Annotated[Path, typer.Option("--run", help="The run directory, or the folder of a comparison.")],
+    common: Common,
+    figures: Annotated[Path | None, typer.Option(help="Also write the charts as SVG files into this folder.")] = None,
+    out: Elsewhere = None,
+) -> None:
+    """Write report.html from what the run has measured so far; of a comparison, its page from comparison.json."""
+    from adagrpo import pipeline
+    from adagrpo.report import read_comparison, write_comparison, write_comparison_figures, write_figures
+    from adagrpo.storage.marks import check_kind, claim
+
+    if (run / "comparison.json").is_file():
+        content = read_comparison(run / "comparison.json")
+        check_kind(run, "comparison", "--run")
+        if out is not None:
+            claim(out, "comparison")
+        page = write_comparison(out or run, content)
+        written = [] if figures is None else write_comparison_figures(content, figures)
+    else:
+        opened = common.open(run, out)
+        with session(opened):
+            page = pipeline.write_report(opened)
+            written = [] if figures is None else write_figures(opened, figures)
+    print_values({"report": str(page)} | ({"figures": len(written)} if written else {}), common.as_json)
+
+
+@verb("status", "answers")
+def show_status(
+    run: Annotated[Path, typer.Option("--run", help="The run directory, or the folder of a comparison.")],
+    common: Common,
+) -> None:
+    """Say which stages of a run are done, stale, interrupted or missing, why, and what to do next. Writes nothing."""
+    from adagrpo.pipeline.status import status, status_tables
+    from adagrpo.report import to_text
+
+    content = status(run)
+    table, lines = status_tables(content)
+    text = [] if table is None else [to_text(table), ""]
+    typer.echo(json.dumps(content) if common.as_json else "\n".join([*text, *lines]))
+
+
+def _folders(out: Path, configs: list[Config]) -> list[Path]:
+    """Where each recipe's comparison goes: the folder itself, or for several one below it by name."""
+    if len(configs) == 1:
+        return [out]
+    names = [config.name for config in configs]
+    for name in names:
+        if names.count(name) > 1 or Path(name).name != name:
+            raise UserError(f"name: '{name}' cannot name a folder of its own below {out}; names must differ")
+    return [out / name for name in names]
+
+
+def _roots(data: list[Path], count: int) -> list[Path]:
+    for folder in data:
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder (--data)")
+    if len(data) not in (1, count):
+        raise UserError(f"--data: {len(data)} folders for {count} recipes; give one for all, or one each")
+    return data * count if len(data) == 1 else data
+
+
+def _seed(text: str) -> int:
+    if not text.strip().isdecimal() or int(text) >= 2**31:
+        raise UserError(f"--seeds: '{text.strip()}' is no seed; write whole numbers from 0 on, for example 0,1,2")
+    return int(text)

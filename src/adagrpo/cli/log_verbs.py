@@ -1,0 +1,155 @@
+"""Verbs for logs: inspect, init, prepare, and simulate, which makes some."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from adagrpo.cli.options import Common, DryRun, LogFiles, MaxBadRows, Out, session, verb
+from adagrpo.cli.planning import print_plan
+from adagrpo.cli.printing import print_values
+from adagrpo.errors import UserError
+
+__all__ = ["EXPOSURE_BIAS", "ITEMS", "USERS", "inspect", "prepare", "simulate_logs", "write_recipe"]
+
+# what `Marketplace` has, whose import takes seconds
+USERS, ITEMS, EXPOSURE_BIAS = 2000, 1000, 0.5
+
+
+@verb("inspect", "your logs", sets="columns")
+def inspect(
+    logs: LogFiles,
+    common: Common,
+    all_rows: Annotated[bool, typer.Option("--all", help="Read all rows, not only the first ones.")] = False,
+) -> None:
+    """Look at logs: columns, what they seem to be, what would be read and what would be lost. Writes nothing."""
+    from adagrpo.data.logs.preview import ROWS, look_at
+    from adagrpo.data.logs.understood import sentences
+    from adagrpo.report import Table, to_text
+
+    preview = look_at(logs, None if all_rows else ROWS, _roles(common.settings))
+    preview["next"] = _next_commands(preview)
+    if common.as_json:
+        typer.echo(json.dumps(preview))
+        return
+    roles = {entry["column"]: f"{role} ({entry['reason']})" for role, entry in preview["roles"].items()}
+    rows = [
+        (one["name"], one["type"], ", ".join(one["examples"]), roles.get(one["name"], "")) for one in preview["columns"]
+    ]
+    typer.echo(to_text(Table(("column", "values", "for example", "taken for"), tuple(rows), ("left",) * 4)))
+    if preview["missing"]:
+        role = preview["missing"][0]
+        typer.echo(f"\nno column looks like the {role}; say which it is: --set data.columns.{role}=NAME")
+        return
+    typer.echo("\n" + "\n".join(sentences(preview["understood"])) + f"\nthese are {preview['kind']}")
+    print_values({name.replace("_", " "): value for name, value in preview["counts"].items()}, as_json=False)
+    for entry in preview["lost"]:
+        typer.echo(f"lost: {entry['rows']:,} rows, the first is row {entry['first_row']}: {entry['example']}")
+    typer.echo("\n" + "\n".join(preview["next"]))
+
+
+@verb("init", "your logs", sets="columns")
+def write_recipe(
+    logs: LogFiles,
+    common: Common,
+    out: Annotated[Path, typer.Option("--out", help="The recipe, a new file.")] = Path("recipe.yaml"),
+) -> None:
+    """Write a commented recipe for logs, with columns filled in and sizes chosen from all their rows."""
+    from adagrpo.data.logs.preview import look_at
+    from adagrpo.pipeline.suggest import recipe_text
+
+    if out.exists():
+        raise UserError(f"{out}: is there already; give another name with --out")
+    text = recipe_text(look_at(logs, None, _roles(common.settings)), out.stem)
+    if not out.parent.is_dir():
+        raise UserError(f"{out.parent}: no such folder (--out)")
+    with out.open("x", encoding="utf-8") as file:
+        file.write(text)
+    print_values({"recipe": str(out), "next": f"adagrpo run {out} --out runs/{out.stem}"}, common.as_json)
+
+
+@verb("prepare", "your logs", sets="recipe")
+def prepare(logs: LogFiles, out: Out, common: Common, max_bad_rows: MaxBadRows = None, dry_run: DryRun = False) -> None:
+    """Read logs into a new run directory: filter, number, split. Columns: --set data.columns.user=uid."""
+    from adagrpo import pipeline
+    from adagrpo.config import resolve_config
+    from adagrpo.data.logs.understood import sentences
+    from adagrpo.report import dataset_table, to_text
+
+    given = {"data": {"logs": [str(path.resolve()) for path in logs]}}
+    content = {"name": out.name} | pipeline.kept_settings(out) | given
+    config = resolve_config(content, common.overrides(max_bad_rows), "prepare")
+    run = pipeline.Run(out, config, Path(), common.console(out))
+    if dry_run:
+        print_plan(run, ("prepare",), common.as_json)
+        return
+    with session(run):
+        pipeline.prepare(run)
+    summary = json.loads(run.checked("prepare", "summary.json").read_text(encoding="utf-8"))
+    if common.as_json:
+        typer.echo(json.dumps(summary))
+        return
+    understood = summary.pop("understood")
+    typer.echo("\n".join(sentences(understood)) + "\n\n" + to_text(dataset_table(summary)) + f"\n\nrun: {out}")
+
+
+@verb("simulate", "your logs")
+def simulate_logs(
+    out: Out,
+    common: Common,
+    users: Annotated[int, typer.Option(min=1)] = USERS,
+    items: Annotated[int, typer.Option(min=1)] = ITEMS,
+    exposure_bias: Annotated[float, typer.Option(min=0.0)] = EXPOSURE_BIAS,
+) -> None:
+    """Write the logs, item table and truth of a simulated marketplace."""
+    from adagrpo.data.simulation.marketplace import Marketplace, simulate, write_simulation
+    from adagrpo.storage.artifacts import check_replaceable, hash_json, publish, seal, temporary
+    from adagrpo.storage.marks import is_marked
+
+    world = Marketplace(users=users, items=items, exposure_bias=exposure_bias, seed=common.seed or 0)
+    if out.is_file() or is_marked(out):
+        raise UserError(f"{out}: is a {'file' if out.is_file() else 'run'}; --out takes a folder of its own")
+    check_replaceable(out)
+    simulation = simulate(world)
+    work = temporary(out)
+    write_simulation(simulation, work)
+    seal(work, kind="simulation", fingerprint=hash_json(asdict(world)))
+    publish(work, out)
+    shown = simulation.impressions
+    made = {"impressions": len(shown), "interactions": int(shown["clicked"].sum()), "folder": str(out)}
+    print_values(made, common.as_json)
+
+
+def _roles(settings: tuple[str, ...]) -> dict[str, str]:
+    """Columns by role, as `--set data.columns.user=uid` gives them."""
+    from adagrpo.data.logs.interactions import ColumnMapping
+
+    roles: dict[str, str] = {}
+    for setting in settings:
+        key, equals, column = setting.partition("=")
+        role = key.removeprefix("data.columns.")
+        if not equals or role == key or role not in ColumnMapping.__dataclass_fields__:
+            known = ", ".join(ColumnMapping.__dataclass_fields__)
+            raise UserError(f"--set {setting}: write data.columns.ROLE=NAME; the roles are {known}")
+        roles[role] = column
+    return roles
+
+
+def _next_commands(preview: dict[str, Any]) -> list[str]:
+    """What to type after `inspect`; nothing where a role is missing."""
+    if preview["missing"]:
+        return []
+    files = shlex.join(preview["files"])
+    sets = [f"--set data.columns.{role}={shlex.quote(name)}" for role, name in preview["mapping"].items()]
+    stated = [f"--set data.columns.{r}={shlex.quote(e['column'])}" for r, e in preview["roles"].items() if e["given"]]
+    lost = sum(entry["rows"] for entry in preview["lost"])
+    bad = [f"--max-bad-rows {lost}"] if lost else []
+    return [
+        " ".join([f"adagrpo init {files} --out recipe.yaml", *stated]),
+        " ".join([f"adagrpo prepare {files} --out runs/mine", *sets, *bad]),
+    ]

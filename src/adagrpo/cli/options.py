@@ -1,0 +1,247 @@
+"""The program, and what its verbs share: one decorator adds the common options to each of them.
+
+A verb's module imports nothing heavy: torch, polars and what needs them are imported when a verb is carried out, so
+that help, version and completion answer at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeVar, runtime_checkable
+
+import typer
+from typer.core import TyperGroup
+
+from adagrpo import __version__
+from adagrpo.errors import UserError
+from adagrpo.stopping import left_at_once, terminable
+
+if TYPE_CHECKING:
+    from adagrpo.pipeline import Console, Run
+
+__all__ = [
+    "ARM",
+    "EVERYTHING",
+    "TOGETHER",
+    "Checkpoint",
+    "Common",
+    "DryRun",
+    "Elsewhere",
+    "LogFiles",
+    "MaxBadRows",
+    "Out",
+    "Precision",
+    "RewardWeight",
+    "RunDirectory",
+    "app",
+    "session",
+    "verb",
+]
+
+TOGETHER = ("demo", "run", "sft", "ranker", "train")  # they fit models
+EVERYTHING = ("simulate", "prepare", "tokenize", "sft", "ranker", "train", "evaluate")  # parts of a run
+PURPOSES = ("start", "your logs", "stages", "answers", "serve", "machine")
+
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done and what it takes; write nothing.")]
+MaxBadRows = Annotated[
+    int | None, typer.Option(min=0, help="How many rows of the logs may be bad; the recipe's, or 0, if not given.")
+]
+RunDirectory = Annotated[Path, typer.Option("--run", help="The run directory.")]
+ARM = "sft or a trained arm; if not given, the one of the best NDCG@10 on validation among those evaluated."
+Checkpoint = Annotated[Literal["best", "final"], typer.Option(help="Which checkpoint of it.")]
+Precision = Annotated[
+    Literal["auto", "float32", "bfloat16"] | None,
+    typer.Option(help="What the policy computes in; evaluation.precision of the recipe if not given."),
+]
+RewardWeight = Annotated[
+    float, typer.Option(min=0.0, help="Re-rank the beam by log-probability + this weight x reward.")
+]
+LogFiles = Annotated[list[Path], typer.Argument(help="Log files of the same columns.")]
+Out = Annotated[Path, typer.Option("--out", help="Where to write.")]
+Elsewhere = Annotated[
+    Path | None,
+    typer.Option("--out", help="Another run directory, for all that is written; the run itself is only read."),
+]
+
+SETTINGS = {
+    "recipe": typer.Option("--set", help="Change a key of the recipe: objective.lambda=0.5"),
+    "columns": typer.Option("--set", help="Say what a column is: data.columns.user=uid"),
+}
+COMMON: dict[str, tuple[Any, Any, Any]] = {  # annotation, option, default
+    "seed": (int | None, typer.Option(help="Seed of everything; the recipe's if not given."), None),
+    "as_json": (bool, typer.Option("--json", help="Print one JSON object on stdout."), False),
+    "quiet": (bool, typer.Option("--quiet", help="No progress on stderr."), False),
+}
+TRACK: dict[str, tuple[Any, Any, Any]] = {
+    "track": (
+        str | None,
+        typer.Option(
+            metavar="NAME[:DIR]", help="Log the steps of fits to a tracker, tensorboard or another of Accelerate's."
+        ),
+        None,
+    )
+}
+Function = TypeVar("Function", bound=Callable[..., None])
+
+
+@runtime_checkable
+class _Closable(Protocol):
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Common:
+    """What was given to a verb of the options that all verbs have."""
+
+    seed: int | None = None
+    as_json: bool = False
+    quiet: bool = False
+    settings: tuple[str, ...] = ()
+    track: str | None = None
+
+    def overrides(self, max_bad_rows: int | None = None) -> list[str]:
+        """The settings of a recipe, `key=value`."""
+        options = {"seed": self.seed, "data.max_bad_rows": max_bad_rows}
+        return [*self.settings, *(f"{key}={value}" for key, value in options.items() if value is not None)]
+
+    def console(self, directory: Path) -> Console:
+        """Where progress of what is written into a folder is shown, and tracked if that was asked for."""
+        from adagrpo.console import StderrConsole
+        from adagrpo.pipeline import Silent
+
+        shown = Silent() if self.quiet else StderrConsole()
+        if self.track is None:
+            return shown
+        from adagrpo.cli.tracking import TrackingConsole, parse_tracker
+
+        return TrackingConsole(shown, *parse_tracker(self.track, directory))
+
+    def open(self, directory: Path, out: Path | None = None) -> Run:
+        """An existing run, with the settings that were given; see `Run.open`."""
+        from adagrpo.pipeline import Run
+
+        return Run.open(directory, self.overrides(), self.console(out or directory), out)
+
+
+class Verbs(TyperGroup):
+    """The list of verbs by what they are for."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:  # of click, or of typer's copy of it
+        """Write a section for each purpose, one line a verb."""
+        for purpose in PURPOSES:
+            commands = [one for one in self.commands.values() if PURPOSE_OF.get(str(one.name)) == purpose]
+            with formatter.section(purpose):
+                formatter.write_dl([(str(one.name), one.get_short_help_str(limit=120)) for one in commands])
+
+
+app = typer.Typer(
+    cls=Verbs,
+    help="Post-train generative recommenders with rewards that cannot be trusted everywhere.",
+    context_settings={"max_content_width": 120},
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+PURPOSE_OF: dict[str, str] = {}
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"adagrpo {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _begin(
+    context: typer.Context,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Post-train generative recommenders with rewards that cannot be trusted everywhere."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        return
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return
+    from adagrpo.trainer.processes import processes
+
+    if not processes().is_main_process:
+        silence = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 (until the process ends)
+        sys.stdout = silence
+        sys.stderr = sys.stderr if os.environ.get("ADAGRPO_TRACEBACK") else silence
+    if context.invoked_subcommand not in TOGETHER:
+        together = ", ".join(TOGETHER)
+        raise UserError(
+            f"{context.invoked_subcommand}: is for one process; those that several can share are {together}"
+        )
+
+
+def verb(
+    name: str, purpose: str, sets: Literal["recipe", "columns"] | None = None, *, tracks: bool = False
+) -> Callable[[Function], Function]:
+    """Make a verb of a function, and give it the common options.
+
+    Args:
+        name: of the verb.
+        purpose: one of `PURPOSES`.
+        sets: what its `--set` changes; None: it has none.
+        tracks: it fits models, and has `--track`.
+
+    Returns:
+        A decorator. The function takes its own arguments and `common: Common`; its first line of text is the help.
+    """
+    if purpose not in PURPOSES:
+        raise ValueError(f"{purpose} is none of {', '.join(PURPOSES)}")
+    added = {**TRACK, **COMMON} if tracks else COMMON
+    if sets is not None:
+        added = {"settings": (list[str], SETTINGS[sets], []), **added}
+
+    def add(function: Function) -> Function:
+        @wraps(function)
+        def command(**given: Any) -> None:
+            common = {option: given.pop(option) for option in added}
+            common["settings"] = tuple(common.get("settings", ()))
+            with left_at_once():  # its imports take seconds
+                importlib.import_module("adagrpo.pipeline")
+            function(**given, common=Common(**common))
+
+        parameters = [
+            one for key, one in inspect.signature(function, eval_str=True).parameters.items() if key != "common"
+        ]
+        parameters += [
+            inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info])
+            for option, (kind, info, default) in added.items()
+        ]
+        # typer reads both; a signature wants what has no default first
+        parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in parameters]
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {one.name: one.annotation for one in parameters}
+        PURPOSE_OF[name] = purpose
+        app.command(name=name)(command)
+        return function
+
+    return add
+
+
+@contextmanager
+def session(run: Run) -> Iterator[None]:
+    """Work in a run directory: alone, and with the terminal as it was when it ends, in whatever way."""
+    try:
+        with terminable(), run.locked():
+            yield
+    finally:
+        close(run.console)
+
+
+def close(console: Console) -> None:
+    """Leave the terminal as it was, and what is tracked whole."""
+    if isinstance(console, _Closable):
+        console.close()

@@ -1,0 +1,75 @@
+"""What `--dry-run` prints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from adagrpo.cli.options import Common
+
+if TYPE_CHECKING:
+    from adagrpo.pipeline import Run
+
+__all__ = ["plan_text", "print_plan", "print_plan_of"]
+
+
+def print_plan_of(directory: Path, parts: Collection[str], common: Common, out: Path | None = None) -> None:
+    """What verbs would do with an existing run."""
+    from adagrpo.pipeline.dry_run import look_at_run
+
+    print_plan(look_at_run(directory, common.overrides(), out), parts, common.as_json)
+
+
+def print_plan(run: Run, parts: Collection[str], as_json: bool) -> None:
+    """What carrying out some parts of a run would do."""
+    from adagrpo.pipeline.dry_run import plan
+
+    content = plan(run, parts)
+    typer.echo(json.dumps(content) if as_json else plan_text(content))
+
+
+def plan_text(content: dict[str, Any]) -> str:
+    """A plan as a table and some lines."""
+    from adagrpo.pipeline.room import in_words
+    from adagrpo.report import Table, to_text
+
+    rows = [
+        (
+            row["stage"],
+            row["state"],
+            "" if row["steps"] is None else f"{row['steps']:,}",
+            "" if row["state"] == "unchanged" else _time(row["seconds"]),
+        )
+        for row in content["stages"]
+    ]
+    lines = [to_text(Table(("stage", "", "steps", "time"), tuple(rows), ("left", "left", "right", "right"))), ""]
+    data, memory, disk = content["data"], content["memory"], content["disk"]
+    counts = (f"{data[name]:,} {name}" for name in ("users", "items", "interactions", "impressions") if name in data)
+    lines.append(f"data: {', '.join(counts)}")
+    for name, size in content["parameters"].items():
+        trained = "" if size["trained"] == size["total"] else f", {size['trained']:,} of them trained"
+        lines.append(f"{name}: {size['total']:,} parameters{trained}")
+    free = "an unknown amount" if memory["free"] is None else in_words(memory["free"])
+    parts = ", ".join(f"{name} {in_words(memory[name])}" for name in MEMORY if memory.get(name))
+    where = f" in {memory['stage']}" if "stage" in memory else ""
+    lines.append(f"memory: about {in_words(memory['peak'])} at most{where} ({parts}); {free} is free")
+    lines.append(
+        f"disk: about {in_words(disk['kept'])} of weights, {in_words(disk['while_at_work'])} while at work;"
+        f" {in_words(disk['free'])} is free"
+    )
+    lines.append(f"time: {_time(content['seconds'])}" + (" in all" if content["seconds"] is not None else UNTIMED))
+    return "\n".join(lines)
+
+
+MEMORY = ("process", "weights", "optimizer", "activations", "groups", "validation")
+UNTIMED = "; a stage that was made in this run before says how long it takes"
+
+
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return "not known"
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

@@ -1,0 +1,123 @@
+"""Verbs that hand a trained policy on: serve, recommend and export."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from adagrpo.cli.options import ARM, Checkpoint, Common, Out, Precision, RewardWeight, RunDirectory, close, verb
+from adagrpo.cli.printing import print_values
+from adagrpo.errors import UserError
+
+__all__ = ["export", "recommend", "serve"]
+
+
+@verb("export", "serve")
+def export(
+    run: RunDirectory,
+    to: Annotated[Path, typer.Option("--to", help="A new folder.")],
+    common: Common,
+    arm: Annotated[str | None, typer.Option(help=ARM)] = None,
+    checkpoint: Checkpoint = "best",
+) -> None:
+    """Write a language-model policy as a Hugging Face folder, with catalogue and prefix function for `generate`."""
+    from adagrpo import pipeline
+
+    print_values(pipeline.export(common.open(run), to, arm, checkpoint), common.as_json)
+
+
+@verb("serve", "serve")
+def serve(
+    run: RunDirectory,
+    common: Common,
+    host: Annotated[str, typer.Option(help="The address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    arm: Annotated[str | None, typer.Option(help=ARM)] = None,
+    checkpoint: Checkpoint = "best",
+    reward_weight: RewardWeight = 0.0,
+    exclude_history: Annotated[
+        bool | None,
+        typer.Option(
+            "--exclude-history/--keep-history",
+            help="Whether the items of a history may be in its list; as the run was evaluated if not given.",
+        ),
+    ] = None,
+    precision: Precision = None,
+) -> None:
+    """Answer requests over HTTP with a trained policy until interrupted: POST /recommend, GET /health."""
+    from adagrpo import pipeline
+
+    def ready(about: dict[str, Any]) -> None:
+        if common.as_json:
+            typer.echo(json.dumps(about))
+        elif not common.quiet:
+            without = "without" if about["exclude_history"] else "that may hold"
+            typer.echo(
+                f"{about['name']}, {about['arm']} {about['checkpoint']} ({about['why']}) in {about['precision']},"
+                f" lists {without} items of the history: {about['url']}",
+                err=True,
+            )
+        sys.stdout.flush()
+
+    _check_weight(reward_weight)
+    opened = replace(common, quiet=True).open(run)
+    pipeline.serve(
+        opened,
+        arm,
+        checkpoint,
+        host=host,
+        port=port,
+        reward_weight=reward_weight,
+        exclude_history=exclude_history,
+        precision=precision,
+        ready=ready,
+    )
+
+
+@verb("recommend", "serve")
+def recommend(
+    run: RunDirectory,
+    users: Annotated[Path, typer.Option(help="CSV, Parquet or JSONL: users and their histories, or users alone.")],
+    out: Out,
+    common: Common,
+    k: Annotated[int, typer.Option("--k", min=1, help="Length of the lists.")] = 10,
+    arm: Annotated[str | None, typer.Option(help=ARM)] = None,
+    checkpoint: Checkpoint = "best",
+    reward_weight: RewardWeight = 0.0,
+    exclude_history: Annotated[bool, typer.Option("--exclude-history", help="Leave out what a user has had.")] = False,
+    precision: Precision = None,
+    user_column: Annotated[str, typer.Option(help="The column of user ids.")] = "user_id",
+    history_column: Annotated[str, typer.Option(help="The column of histories.")] = "history",
+) -> None:
+    """Write the lists of all users of a file as Parquet; those of users alone come from their logged histories."""
+    from adagrpo import pipeline
+
+    _check_weight(reward_weight)
+    opened = common.open(run)
+    try:
+        summary = pipeline.recommend_users(
+            opened,
+            users,
+            out,
+            k=k,
+            arm=arm,
+            checkpoint=checkpoint,
+            reward_weight=reward_weight,
+            exclude_history=exclude_history,
+            precision=precision,
+            columns=(user_column, history_column),
+        )
+    finally:
+        close(opened.console)
+    print_values(summary, common.as_json)
+
+
+def _check_weight(reward_weight: float) -> None:
+    if not math.isfinite(reward_weight):
+        raise UserError(f"--reward-weight: {reward_weight} is no weight; give a finite number of at least 0")

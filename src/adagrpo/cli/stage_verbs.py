@@ -1,0 +1,131 @@
+"""Verbs that carry out one stage of an existing run: tokenize, sft, ranker, train, evaluate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from adagrpo.cli.options import Common, DryRun, Elsewhere, RunDirectory, session, verb
+from adagrpo.cli.planning import print_plan_of
+from adagrpo.cli.printing import print_metrics, print_values
+
+if TYPE_CHECKING:
+    from adagrpo.report import Table
+
+__all__ = ["evaluate", "ranker", "sft", "tokenize", "train"]
+
+
+@verb("tokenize", "stages", sets="recipe")
+def tokenize(run: RunDirectory, common: Common, dry_run: DryRun = False) -> None:
+    """Make Semantic IDs of the items of a run."""
+    from adagrpo import pipeline
+    from adagrpo.pipeline.outcomes import catalog_outcome
+    from adagrpo.report import catalog_table
+
+    if dry_run:
+        print_plan_of(run, ("tokenize",), common)
+        return
+    opened = common.open(run)
+    with session(opened):
+        pipeline.tokenize(opened)
+    opened.processes.part()
+    if opened.processes.is_main_process:
+        outcome = catalog_outcome(opened)
+        _print_outcome("tokenize", opened.path("tokenize"), outcome, catalog_table(outcome), common)
+
+
+@verb("sft", "stages", sets="recipe", tracks=True)
+def sft(run: RunDirectory, common: Common, dry_run: DryRun = False) -> None:
+    """Train the starting policy."""
+    from adagrpo import pipeline
+    from adagrpo.pipeline.outcomes import fit_outcome
+    from adagrpo.report import fits_table
+
+    if dry_run:
+        print_plan_of(run, ("sft",), common)
+        return
+    opened = common.open(run)
+    with session(opened):
+        pipeline.fit_sft(opened)
+    opened.processes.part()
+    if opened.processes.is_main_process:
+        outcome = fit_outcome(opened, "sft")
+        _print_outcome("sft", opened.path("sft"), outcome, fits_table({"sft": outcome}), common)
+
+
+@verb("ranker", "stages", sets="recipe", tracks=True)
+def ranker(run: RunDirectory, common: Common, dry_run: DryRun = False) -> None:
+    """Train the reward model; of impressions without order, its report too."""
+    from adagrpo import pipeline
+    from adagrpo.pipeline.outcomes import fit_outcome
+    from adagrpo.report import fits_table
+
+    if dry_run:
+        print_plan_of(run, ("ranker",), common)
+        return
+    opened = common.open(run)
+    with session(opened):
+        reported = pipeline.fit_and_report(opened)
+    opened.processes.part()
+    result: dict[str, Any] = {} if reported is None else reported[0] | {"report": str(reported[1])}
+    if "exposures" in result:
+        print_metrics(result, common.as_json)
+    elif result:
+        print_values(result, common.as_json)
+    elif opened.processes.is_main_process:
+        outcome = fit_outcome(opened, "ranker")
+        _print_outcome("ranker", opened.path("ranker"), outcome, fits_table({"ranker": outcome}), common)
+
+
+@verb("train", "stages", sets="recipe", tracks=True)
+def train(run: RunDirectory, common: Common, dry_run: DryRun = False) -> None:
+    """Post-train every arm of the recipe."""
+    from adagrpo import pipeline
+    from adagrpo.pipeline.outcomes import trained_outcomes
+    from adagrpo.report import fits_table
+
+    if dry_run:
+        print_plan_of(run, ("train",), common)
+        return
+    opened = common.open(run)
+    with session(opened):
+        pipeline.train(opened)
+    opened.processes.part()
+    if opened.processes.is_main_process:
+        outcomes = trained_outcomes(opened)
+        _print_outcome("train", opened.path("train"), {"fits": outcomes}, fits_table(outcomes), common)
+
+
+@verb("evaluate", "stages", sets="recipe")
+def evaluate(run: RunDirectory, common: Common, out: Elsewhere = None, dry_run: DryRun = False) -> None:
+    """Evaluate sft and every trained arm on validation and test."""
+    from adagrpo import pipeline
+    from adagrpo.report import results_table, to_text
+
+    if dry_run:
+        print_plan_of(run, ("evaluate",), common, out)
+        return
+    opened = common.open(run, out)
+    with session(opened):
+        arms = pipeline.finished_arms(opened)
+        pipeline.evaluate(opened, arms)
+        pipeline.report_ranker(opened)
+        result = pipeline.collect(opened, arms)
+    if common.as_json:
+        print_values(result, as_json=True)
+        return
+    for split in ("validation", "test"):
+        typer.echo(f"{split}\n" + to_text(results_table(result, split)) + "\n")
+    typer.echo(f"metrics: {opened.path('metrics.json')}")
+
+
+def _print_outcome(stage: str, folder: Path, outcome: dict[str, Any], table: Table, common: Common) -> None:
+    """Where a stage is and what came out of it."""
+    from adagrpo.report import to_text
+
+    if common.as_json:
+        print_values({"stage": stage, "folder": str(folder)} | outcome, as_json=True)
+        return
+    typer.echo(to_text(table) + f"\n\nfolder: {folder}")

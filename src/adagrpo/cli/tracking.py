@@ -1,0 +1,88 @@
+"""`--track tensorboard[:DIR]`: what fits log, step by step, to any tracker that Accelerate knows.
+
+Each fit (sft, ranker, an arm) is a run of its own in the tracker, under the same names of values, so that arms lie over
+each other. Values are those of steps.jsonl, and those of validation as `validation/<metric>`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.utils import LoggerType
+
+from adagrpo.console import StderrConsole
+from adagrpo.errors import UserError
+from adagrpo.pipeline import Console
+
+__all__ = ["TrackingConsole", "parse_tracker"]
+
+FITTED = "learning_rate"  # every step of a fit logs it, and nothing else does
+
+
+def parse_tracker(text: str, directory: Path) -> tuple[str, Path]:
+    """The tracker that `--track` names, and the folder for what it writes.
+
+    Args:
+        text: `NAME` or `NAME:DIR`.
+        directory: of the run; the folder is `NAME` in it if none is given.
+
+    Raises:
+        UserError: Accelerate has no such tracker, or it is not installed.
+    """
+    name, _, folder = text.partition(":")
+    known = [str(kind) for kind in LoggerType.list() if str(kind) != "all"]
+    if name not in known:
+        raise UserError(f"--track {name}: no such tracker; there are {', '.join(known)}")
+    if name not in map(str, get_available_trackers()):
+        extra = "'adagrpo[track]'" if name == "tensorboard" else name
+        raise UserError(f"--track {name}: is not installed; pip install {extra}")
+    return name, Path(folder) if folder else directory / name
+
+
+class TrackingConsole:
+    """Shows what another console shows, and hands the steps of fits to a tracker."""
+
+    def __init__(self, shown: Console, kind: str, folder: Path) -> None:
+        self.shown, self.kind, self.folder = shown, kind, folder
+        self.label = ""
+        self.tracker: Any = None  # accelerate has no types
+
+    def stage(self, name: str, event: str, seconds: float) -> None:
+        """See `Console.stage`; a stage that ends ends its tracker."""
+        if event != "start":
+            self._end()
+        self.shown.stage(name, event, seconds)
+
+    def progress(self, label: str, done: int, total: int, values: Mapping[str, float]) -> None:
+        """See `Console.progress`."""
+        self.shown.progress(label, done, total, values)
+        if FITTED not in values:
+            return
+        if label != self.label or self.tracker is None:
+            self._end()
+            self.label, self.tracker = label, self._begin(label)
+        self.tracker.log(dict(values), step=done)
+
+    def note(self, text: str) -> None:
+        """See `Console.note`."""
+        self.shown.note(text)
+
+    def close(self) -> None:
+        """End what is open."""
+        self._end()
+        if isinstance(self.shown, StderrConsole):
+            self.shown.close()
+
+    def _begin(self, label: str) -> Any:
+        kind = LOGGER_TYPE_TO_CLASS[self.kind]
+        tracker = kind(label, self.folder) if kind.requires_logging_directory else kind(label)
+        tracker.start()
+        return tracker
+
+    def _end(self) -> None:
+        if self.tracker is not None:
+            self.tracker.finish()
+        self.tracker = None

@@ -1,0 +1,90 @@
+"""The demo: one policy, a reward that is good and one that is not, and what training on each did to users.
+
+    DIR                  a run of recipes/demo.yaml, whose reward is good: trees on counts that the policy does not read
+    DIR-wrong-reward     the same run under a ranker fitted on what was shown alone; it reads what is the same from DIR
+
+Both rewards are diagnosed before anything is trained on them. Then the same arms are trained under each, whatever the
+diagnosis said, and measured user by user against continued NLL. The marketplace is simulated, so that what users would
+have liked is known; neither diagnosis nor training reads it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from adagrpo.config import CompareConfig, Config, dump_config, resolve_config
+from adagrpo.evaluation.comparison import Measured, compare
+from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.measured import evaluated_folder, measured_users
+from adagrpo.pipeline.run import Console, Run
+from adagrpo.pipeline.stages.prepare import simulate_marketplace
+from adagrpo.pipeline.verbs import diagnose_reward, fit_ranker, fit_sft, prepare, run_all, tokenize
+from adagrpo.rewards.boosted import require_lightgbm
+
+__all__ = ["GOOD", "WRONG", "WRONG_REWARD", "DemoResult", "demo_runs", "run_demo"]
+
+GOOD, WRONG = "trees", "shown items alone"
+WRONG_REWARD = ("reward.kind=sequential",)  # which the recipe fits on what was shown alone
+BASELINE = "nll"
+OUTPUT = "demo.json"
+
+
+class DemoResult(NamedTuple):
+    """What the demo found."""
+
+    metrics: dict[str, Any]  # content of metrics.json under the good reward
+    rewards: dict[str, Any]  # content of demo.json: `rewards` by name, and `rows` of `evaluation.comparison.compare`
+    pages: dict[str, Path]  # the report under each reward
+
+
+def demo_runs(directory: Path, config: Config, console: Console) -> dict[str, Run]:
+    """The run under each reward, of which nothing is made yet; see `run_demo`."""
+    wrong = resolve_config(dump_config(config), WRONG_REWARD, "demo")
+    beside = directory.with_name(f"{directory.name}-wrong-reward")
+    return {
+        GOOD: Run(directory, config, Path(), console),
+        WRONG: Run(beside, wrong, Path(), console, source=directory.resolve()),
+    }
+
+
+def run_demo(directory: Path, config: Config, console: Console) -> DemoResult:
+    """Diagnose, choose, train and prove under both rewards; what is done already is skipped.
+
+    Args:
+        directory: of the run under the good reward; the other one lies beside it.
+        config: of recipes/demo.yaml, or of the like: a simulated marketplace, the arm `nll` among its arms.
+        console: where progress is shown.
+
+    Raises:
+        UserError: LightGBM is not installed, or one of the folders holds something else.
+    """
+    require_lightgbm("reward")
+    runs = demo_runs(directory, config, console)
+    with runs[GOOD].locked(), runs[WRONG].locked():
+        simulate_marketplace(runs[GOOD])
+        prepare(runs[GOOD])
+        tokenize(runs[GOOD])
+        fit_sft(runs[GOOD])
+        verdicts: dict[str, dict[str, Any]] = {}
+        for name, run in runs.items():
+            fit_ranker(run)
+            verdicts[name] = diagnose_reward(run)["verdict"]
+        finished = {name: run_all(run) for name, run in runs.items()}
+        content = {"rewards": verdicts, "rows": _rows(runs)}
+        runs[GOOD].write_output(OUTPUT, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    return DemoResult(finished[GOOD][0], content, {name: page for name, (_, page) in finished.items()})
+
+
+def _rows(runs: dict[str, Run]) -> list[dict[str, Any]]:
+    """Each arm's last checkpoint under each reward against continued NLL, which reads no reward."""
+    measured: dict[tuple[str, str], list[Measured]] = {}
+    for reward, run in runs.items():
+        data = RunData(run)
+        truth = data.truth()
+        arms = [arm.name for arm in run.config.train.arms]
+        for arm in ("sft", *arms) if reward == GOOD else [arm for arm in arms if arm != BASELINE]:
+            name = arm if arm in ("sft", BASELINE) else f"{reward}: {arm}"
+            measured[name, "final"] = [measured_users(data, truth, evaluated_folder(run, arm, "final"))]
+    return compare(measured, [runs[GOOD].config.seed], CompareConfig(baseline=BASELINE, margins={}))

@@ -1,0 +1,228 @@
+"""What a command would do: stages, optimiser steps, sizes, memory, disk and time. Nothing of a run is written.
+
+The stages are walked by their own declarations, with a run that compares fingerprints and makes nothing. What is known
+only of prepared data is read from the run or, where that has none yet, from data that are prepared in a temporary
+folder and thrown away. Time is that of an earlier making in the same run, by optimiser steps where there are any; where
+there is none, nothing is said of it.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adagrpo.config import read_settings, resolve_config
+from adagrpo.config.recipe import dump_config
+from adagrpo.pipeline import unordered
+from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.forecast import FitForecast, Forecast
+from adagrpo.pipeline.room import free_disk, free_memory, used_memory
+from adagrpo.pipeline.run import Run
+from adagrpo.pipeline.stages.evaluate import evaluate_baselines, evaluate_checkpoint
+from adagrpo.pipeline.stages.exposure_report import report_exposures
+from adagrpo.pipeline.stages.fit_ranker import fit_ranker
+from adagrpo.pipeline.stages.post_train import fit_arm
+from adagrpo.pipeline.stages.prepare import prepare, simulate_marketplace
+from adagrpo.pipeline.stages.ranker_report import report_ranker
+from adagrpo.pipeline.stages.sft import fit_sft
+from adagrpo.pipeline.stages.tokenize import tokenize
+from adagrpo.storage.artifacts import cached_hash, hash_json, manifest
+
+__all__ = ["look_at_run", "plan"]
+
+DIAGNOSED = "diagnose"  # no stage, but work
+
+
+def look_at_run(directory: Path, overrides: Sequence[str], out: Path | None = None) -> Run:
+    """An existing run with other settings, of which nothing is written; see `Run.open`."""
+    run = Run.open(directory, out=out)
+    run.config = resolve_config(dump_config(run.config), overrides, str(directory))
+    return run
+
+
+def plan(run: Run, parts: Collection[str]) -> dict[str, Any]:
+    """What carrying out some parts of a run would do.
+
+    Args:
+        run: with the settings that they would be carried out by.
+        parts: simulate, prepare, tokenize, sft, ranker, train, evaluate or diagnose.
+
+    Returns:
+        JSON-able: `stages` with `state` (`make` or `unchanged`), `steps` and `seconds`; `data`; `parameters` of the
+        models; `memory` in bytes by part, of the stage that takes most; `disk`; `seconds` in all, None where a stage
+        that would be made was never timed here.
+
+    Raises:
+        UserError: the logs or the settings are wrong in a way that is known by now.
+    """
+    walked = _Walk(run)
+    _walk(walked, parts)
+    with _prepared(run, unchanged=not walked.made.get("prepare", False)) as data:
+        content = _content(run, data, walked.made)
+    if DIAGNOSED in parts:
+        seconds = _Times(run).of(DIAGNOSED, None)
+        content["stages"].append({"stage": DIAGNOSED, "state": "make", "steps": None, "seconds": seconds})
+    times = [row["seconds"] for row in content["stages"]]
+    return content | {"seconds": None if None in times else sum(times)}
+
+
+class _Walk(Run):
+    """A run whose stages are compared and not made."""
+
+    def __init__(self, run: Run) -> None:
+        self.__dict__.update(run.__dict__)
+        self.made: dict[str, bool] = {}  # by stage, whether it would be
+
+    def stage(
+        self,
+        name: str,
+        *,
+        inputs: Sequence[Path],
+        build: Callable[[Path], None],
+        reads: Sequence[str] = (),
+        but: Sequence[str] = (),
+        also: Any = None,
+        schema: int = 1,
+        together: bool = False,
+    ) -> Path:
+        """Compare the fingerprint; see `Run.stage`."""
+        labels = {self.label(path): path for path in inputs}
+        made = [owner for owner, again in self.made.items() if again]
+        known = not any(label.startswith(f"{owner}/") for label in labels for owner in made)
+        self.made[name] = True
+        if known and all(path.is_file() for path in inputs):
+            sources = {label: self.hash_input(path) for label, path in labels.items()}
+            settings = read_settings(self.config, reads, but)
+            content = {"stage": name, "schema": schema, "settings": settings, "also": also, "inputs": sources}
+            done = manifest(self.path(name))
+            self.made[name] = done is None or done["fingerprint"] != hash_json(content)
+        return self.path(name)
+
+    def hash_input(self, path: Path) -> str:
+        """The hash of a file, of which nothing is verified; nothing where it is missing."""
+        return cached_hash(path) if path.is_file() else ""
+
+    def checked(self, *parts: str) -> Path:
+        """The path alone."""
+        return self.path(*parts)
+
+    def checked_stage(self, name: str, *, but: Collection[str] = ()) -> Path:
+        """The path alone."""
+        return self.path(*name.split("/"))
+
+    def write_description(self, data_files: object) -> None:
+        """Nothing."""
+
+
+def _walk(run: _Walk, parts: Collection[str]) -> None:
+    """The stages of some parts of a run, in order; one whose declaration reads what is not there yet is to be made."""
+    for part, name, declare in _declarations(run, trained_only="train" not in parts):
+        if part in parts:
+            with suppress(OSError):
+                declare(run)
+            if name is not None:
+                run.made.setdefault(name, True)
+
+
+def _declarations(run: Run, *, trained_only: bool) -> Iterator[tuple[str, str | None, Callable[[Run], object]]]:
+    """The part of the work that a stage belongs to, its name if it is sure to have one, and its declaration."""
+    if run.config.without_order:
+        yield "prepare", "prepare", unordered.prepare
+        yield "ranker", "ranker", unordered.fit_ranker
+        yield "ranker", "ranker/exposures", report_exposures
+        return
+    yield "simulate", None, simulate_marketplace
+    yield "prepare", "prepare", prepare
+    yield "tokenize", "tokenize", tokenize
+    yield "sft", "sft", fit_sft
+    yield "ranker", "ranker", fit_ranker
+    for arm in run.config.train.arms:
+        yield "train", f"train/{arm.name}", partial(fit_arm, arm=arm)
+    trained = run.trained()
+    arms = [arm.name for arm in run.config.train.arms if not trained_only or arm.name in trained]
+    yield "evaluate", "evaluate/sft", _evaluation("evaluate/sft", run.path("sft", "best"))
+    yield "evaluate", "evaluate/baselines", evaluate_baselines
+    for name in [f"{arm}/{kind}" for arm in arms for kind in ("best", "final")]:
+        yield "evaluate", f"evaluate/{name}", _evaluation(f"evaluate/{name}", run.path("train", *name.split("/")))
+    yield "evaluate", "ranker/report", report_ranker
+
+
+def _evaluation(name: str, weights: Path) -> Callable[[Run], object]:
+    return lambda run: evaluate_checkpoint(run, name, weights, {})
+
+
+@contextmanager
+def _prepared(run: Run, *, unchanged: bool) -> Iterator[RunData]:
+    """The prepared data of a run, or those that it would have."""
+    if unchanged and run.path("prepare").is_dir():
+        yield RunData(run)
+        return
+    with tempfile.TemporaryDirectory(prefix="adagrpo-") as folder:
+        other = Run(Path(folder) / "run", run.config, run.data, None, run.code)
+        simulate_marketplace(other)
+        (unordered.prepare if run.config.without_order else prepare)(other)
+        yield RunData(other)
+
+
+def _content(run: Run, data: RunData, stages: Mapping[str, bool]) -> dict[str, Any]:
+    """Everything that the sizes of the data decide."""
+    forecast = Forecast(data)
+    fits = {name: fit for name in stages if (fit := forecast.fit(name)) is not None}
+    made = {name: fit for name, fit in fits.items() if stages[name]}
+    times = _Times(run)
+    rows = []
+    for name, again in stages.items():
+        steps = fits[name].steps if name in fits else None
+        seconds = times.of(name, steps) if again else 0.0
+        rows.append({"stage": name, "state": "make" if again else "unchanged", "steps": steps, "seconds": seconds})
+    summary = json.loads((data.prepared / "summary.json").read_text(encoding="utf-8"))
+    summary.pop("understood", None)
+    sizes = {"ranker": forecast.ranker} | ({} if forecast.policy is None else {"policy": forecast.policy[0]})
+    content: dict[str, Any] = {"stages": rows, "data": summary}
+    content["parameters"] = {name: {"total": size.total, "trained": size.trained} for name, size in sizes.items()}
+    content["memory"] = _memory(made)
+    kept = sum(fit.kept for fit in made.values())
+    passing = max((fit.passing for fit in made.values()), default=0)
+    content["disk"] = {"kept": kept, "while_at_work": kept + passing, "free": free_disk(run.directory)}
+    return content
+
+
+def _memory(fits: Mapping[str, FitForecast]) -> dict[str, Any]:
+    """The fit that takes most, by part, on top of what a process holds that has everything imported."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    content: dict[str, Any] = {"process": used_memory(), "free": free_memory(device)}
+    if not fits:
+        return content | {"peak": content["process"]}
+    stage = max(fits, key=lambda name: fits[name].memory.peak)
+    parts = fits[stage].memory.parts()
+    return content | {"stage": stage} | parts | {"peak": content["process"] + parts["peak"]}
+
+
+class _Times:
+    """How long stages of a run took when they were made before."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.seconds = {row["stage"]: float(row["seconds"]) for row in run.events() if row["event"] == "end"}
+
+    def of(self, name: str, steps: int | None) -> float | None:
+        """Seconds of a stage; of an arm that was never trained, by the steps of the slowest one that was."""
+        if steps is None:
+            return self.seconds.get(name)
+        same = [name] if name in self.seconds else []
+        if not same and name.startswith("train/"):
+            same = [other for other in self.seconds if other.startswith("train/")]
+        rates = [rate for other in same if (rate := self._seconds_a_step(other)) is not None]
+        return max(rates) * steps if rates else None
+
+    def _seconds_a_step(self, name: str) -> float | None:
+        path = self.run.path(*name.split("/"), "final", "checkpoint.json")
+        steps = json.loads(path.read_text(encoding="utf-8"))["step"] if path.is_file() else 0
+        return self.seconds[name] / steps if steps else None

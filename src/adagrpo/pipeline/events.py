@@ -1,0 +1,47 @@
+"""The log of a run: when each stage was started, ended or skipped, a checked line each."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from adagrpo.storage.artifacts import checked_line, naming, read_checked_lines
+
+__all__ = ["EVENTS", "append_event", "cut_half_line", "read_events"]
+
+EVENTS = "events.jsonl"
+
+
+def append_event(directory: Path, stage: str, event: str, seconds: float) -> None:
+    """Add a row to the log of a run directory."""
+    row = {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "stage": stage,
+        "event": event,
+        "seconds": round(seconds, 3),
+    }
+    descriptor = os.open(directory / EVENTS, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    with naming(directory / EVENTS), os.fdopen(descriptor, "a", encoding="utf-8") as file:
+        file.write(checked_line(row))
+
+
+def read_events(directory: Path) -> list[dict[str, Any]]:
+    """The rows of a run directory's log; none where there is no log.
+
+    Raises:
+        UserError: a row is not as it was written.
+    """
+    log = directory / EVENTS
+    return read_checked_lines(log) if log.is_file() else []
+
+
+def cut_half_line(directory: Path) -> None:
+    """Drop the end of a log that a crash left without its line break."""
+    path = directory / EVENTS
+    if path.is_file() and not path.is_symlink():
+        content = path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            os.truncate(path, whole)

@@ -1,0 +1,62 @@
+"""What of a run is shown together on its page: results whose stages are those that are there, and nothing stale."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from adagrpo.errors import UserError
+from adagrpo.pipeline.chain import Part, parts_of
+from adagrpo.pipeline.collected import metrics_are_stale
+from adagrpo.pipeline.commands import remake
+from adagrpo.pipeline.run import Run
+
+__all__ = ["Shown"]
+
+
+class Shown:
+    """The files of a run without what is out of date; implements `adagrpo.report.page.RunFiles`."""
+
+    def __init__(self, run: Run) -> None:
+        """Look at what there is.
+
+        Raises:
+            UserError: metrics.json is not of the stages that are there; with the command that makes it again.
+        """
+        self.run, self.directory = run, run.directory
+        self.parts = parts_of(run, measuring=True)
+        path = run.find("metrics.json")
+        if path is None:
+            place = run.called / "metrics.json"
+            raise UserError(f"{place}: missing, nothing is evaluated yet; run {remake(run, place.name)} first")
+        why = metrics_are_stale(run, self.parts, path)
+        if why:
+            raise UserError(f"{run.called}: metrics.json is stale: {why}; run {remake(run, 'metrics.json')}")
+
+    @property
+    def notes(self) -> list[str]:
+        """What is left out, and what else is to be known, a sentence each."""
+        left_out = [part for part in self.parts.values() if part.there and not part.usable and _can_be_shown(part)]
+        kept = [part for part in self.parts.values() if part.usable and part.why]
+        return [
+            *(f"{part.name} is left out, it is {part.state}: {part.why}." for part in left_out),
+            *(f"{part.name}: {part.why}." for part in kept),
+        ]
+
+    def find(self, *parts: str) -> Path | None:
+        """See `Run.find`; what is out of date is not there."""
+        stage = "/".join(parts[:-1])
+        return None if stage in self.parts and not self.parts[stage].usable else self.run.find(*parts)
+
+    def trained(self) -> list[str]:
+        """The arms that are not out of date."""
+        return [arm for arm in self.run.trained() if self.parts[f"train/{arm}"].usable]
+
+    def events(self) -> Sequence[Mapping[str, Any]]:
+        """See `Run.events`."""
+        return self.run.events()
+
+
+def _can_be_shown(part: Part) -> bool:
+    return part.name.startswith("train/") or part.name == "ranker/report"

@@ -1,0 +1,150 @@
+"""What a run holds: its stages and whether each is done, stale, interrupted or missing, why, and what to do next.
+
+Nothing is written and no model is loaded, so it answers in a moment, also for a run that cannot be written or goes on
+from another one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from adagrpo.pipeline.chain import Part, parts_of
+from adagrpo.pipeline.collected import metrics_are_stale
+from adagrpo.pipeline.commands import command, remake
+from adagrpo.pipeline.description import DESCRIPTION
+from adagrpo.pipeline.run import Run
+from adagrpo.pipeline.stage import StageFolder
+from adagrpo.report import Table
+from adagrpo.storage.marks import is_marked, read_mark
+
+__all__ = ["status", "status_tables"]
+
+ASIDE = ("diagnose", "reward", "teacher", "simulate")  # nothing has to be done about them
+
+
+def status(directory: Path) -> dict[str, Any]:
+    """What a run or a comparison holds, JSON-able.
+
+    Args:
+        directory: of the run, or the folder of a comparison.
+
+    Raises:
+        UserError: it is neither, or its run.yaml or log is damaged.
+    """
+    if is_marked(directory) and read_mark(directory).get("kind") == "comparison":
+        return _of_comparison(directory)
+    run = Run.open(directory)
+    parts = parts_of(run, logs=True, measuring=True)
+    events = run.events()
+    ended = {row["stage"]: row for row in events if row["event"] == "end"}
+    metrics, report = _metrics(run, parts), _report(run)
+    following = _next(run, parts, metrics, report)
+    return {
+        "kind": "run",
+        "run": str(directory),
+        "name": run.config.name,
+        "goes_on_from": None if run.source is None else str(run.source),
+        "without_order": run.config.without_order,
+        "stages": [_row(run, part, ended.get(part.name)) for part in parts.values()],
+        "arms": {name.removeprefix("train/"): part.state for name, part in parts.items() if name.startswith("train/")},
+        "checkpoints": _checkpoints(run),
+        "metrics.json": metrics,
+        "report.html": report,
+        "next": following.strip("`") if following and following.count("`") == 2 else following,
+    }
+
+
+def status_tables(content: Mapping[str, Any]) -> tuple[Table | None, list[str]]:
+    """A table of the stages, if there are any, and sentences below it.
+
+    Args:
+        content: of `status`.
+    """
+    if content["kind"] == "comparison":
+        runs = ", ".join(content["runs"]) or "none yet"
+        done = "is written" if content["finished"] else "is not written yet"
+        return None, [
+            f"{content['comparison']}: holds a comparison, not a run; its runs: {runs}; comparison.json {done}",
+            f"next: {content['next']}",
+        ]
+    rows = [
+        (row["stage"], row["state"], row["made"] or "", f"{row['seconds']:.1f}" if row["made"] else "", row["why"])
+        for row in content["stages"]
+    ]
+    header = ("stage", "state", "made", "seconds", "why")
+    table = Table(header, tuple(rows), ("left", "left", "left", "right", "left"))
+    lines = [f"goes on from {content['goes_on_from']}"] if content["goes_on_from"] else []
+    for name in ("metrics.json", "report.html"):
+        entry = content[name]
+        lines.append(f"{name}: {entry['state']}" + (f", {entry['why']}" if entry["why"] else ""))
+    return table, [*lines, f"next: {content['next'] or 'nothing is left to do'}"]
+
+
+def _of_comparison(directory: Path) -> dict[str, Any]:
+    runs = sorted(path.parent.name for path in directory.glob(f"seed-*/{DESCRIPTION}"))
+    finished = (directory / "comparison.json").is_file()
+    first = f"`adagrpo status --run {directory / runs[0]}` for one of its runs" if runs else "the command that began it"
+    return {
+        "kind": "comparison",
+        "comparison": str(directory),
+        "runs": runs,
+        "finished": finished,
+        "next": f"`adagrpo report --run {directory}`, or {first}" if finished else first,
+    }
+
+
+def _row(run: Run, part: Part, ended: Mapping[str, Any] | None) -> dict[str, Any]:
+    begun = StageFolder(run.directory, part.name).begun_for() is not None and part.state in ("done", "stale")
+    why = [part.why] if part.why else []
+    why += ["an attempt with other settings was interrupted"] if begun else []
+    known = ended is not None and part.there
+    return {
+        "stage": part.name,
+        "state": part.state,
+        "made": ended["time"] if known and ended else None,
+        "seconds": ended["seconds"] if known and ended else None,
+        "why": "; ".join(why),
+    }
+
+
+def _checkpoints(run: Run) -> dict[str, dict[str, int]]:
+    """The step of each checkpoint, by arm."""
+    places = {"sft": ("sft",), "ranker": ("ranker",)} | {arm: ("train", arm) for arm in run.trained()}
+    found: dict[str, dict[str, int]] = {}
+    for name, folder in places.items():
+        for kind in ("best", "final"):
+            path = run.path(*folder, kind, "checkpoint.json")
+            if path.is_file():
+                found.setdefault(name, {})[kind] = json.loads(path.read_text(encoding="utf-8"))["step"]
+    return found
+
+
+def _metrics(run: Run, parts: Mapping[str, Part]) -> dict[str, str]:
+    path = run.path("metrics.json")
+    if not path.is_file():
+        return {"state": "missing", "why": ""}
+    why = metrics_are_stale(run, parts, path)
+    return {"state": "stale" if why else "done", "why": why}
+
+
+def _report(run: Run) -> dict[str, str]:
+    page, metrics = run.path("report.html"), run.path("metrics.json")
+    if not page.is_file():
+        return {"state": "missing", "why": ""}
+    older = metrics.is_file() and page.stat().st_mtime_ns < metrics.stat().st_mtime_ns
+    return {"state": "stale" if older else "done", "why": "older than metrics.json" if older else ""}
+
+
+def _next(run: Run, parts: Mapping[str, Part], metrics: Mapping[str, str], report: Mapping[str, str]) -> str | None:
+    """The command that makes the first of what is not done."""
+    for part in parts.values():
+        if part.state == "damaged":
+            return part.why
+        if not part.usable and part.state != "unused" and part.name not in ASIDE:
+            return remake(run, part.name)
+    if metrics["state"] != "done":
+        return remake(run, "metrics.json")
+    return None if report["state"] == "done" else command(run, "report")

@@ -1,0 +1,71 @@
+"""Small tables of what came out of a stage, for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from adagrpo.report.tables import MISSING, Alignment, Table, format_metric, metric_label
+
+__all__ = ["catalog_table", "dataset_table", "fits_table"]
+
+COUNTS = {  # of summary.json, in the order of the work
+    "rows_read": "rows read",
+    "rows_rejected": "rows that cannot be read",
+    "rows_filtered": "rows left out by the recipe",
+    "exact_duplicates": "exact duplicates",
+    "interactions_dropped": "interactions of rare users and items, dropped",
+    "impressions": "impressions",
+    "interactions": "interactions",
+    "users": "users",
+    "items": "items",
+    "training_interactions": "interactions for training",
+    "validation_cases": "validation cases",
+    "test_cases": "test cases",
+}
+METRICS = ("ndcg@10", "hr@10", "hallucination@10", "auc")  # of a validation, those that there are
+
+
+def dataset_table(summary: Mapping[str, Any]) -> Table:
+    """What was prepared, a count a row.
+
+    Example:
+        >>> from adagrpo.report import to_text
+        >>> print(to_text(dataset_table({"users": 8317, "items": 4344})))
+        prepared
+        --------  -----
+        users     8,317
+        items     4,344
+    """
+    rows = tuple((text, f"{summary[name]:,}") for name, text in COUNTS.items() if name in summary)
+    return Table(("prepared", ""), rows, ("left", "right"))
+
+
+def catalog_table(outcome: Mapping[str, Any]) -> Table:
+    """The Semantic IDs, see `adagrpo.pipeline.outcomes.catalog_outcome`."""
+    levels = outcome["levels"]
+    rows = (
+        ("items", f"{outcome['items']:,}"),
+        ("levels", f"{len(levels)}"),
+        ("codes of each level", " ".join(f"{level['size']:,}" for level in levels)),
+        ("codes in use", " ".join(f"{level['codes_used']:,}" for level in levels)),
+        ("items whose codes were another's too", f"{100 * outcome['collision_rate']:.1f} %"),
+        ("most items of the same codes", f"{outcome['largest_collision']:,}"),
+        ("share of code sequences that name an item", f"{outcome['density']:.2e}"),
+    )
+    return Table(("Semantic IDs", ""), rows, ("left", "right"))
+
+
+def fits_table(outcomes: Mapping[str, Mapping[str, Any]]) -> Table:
+    """One row a fit, see `adagrpo.pipeline.outcomes.fit_outcome`; metrics are those of validation at the best step."""
+    shown = [name for name in METRICS if any(name in outcome["validation"] for outcome in outcomes.values())]
+    rows = []
+    for name, outcome in outcomes.items():
+        term, values = next(iter(outcome["loss"].items()), ("", None))
+        loss = MISSING if values is None else f"{term} {values[0]:.3f} to {values[1]:.3f}"
+        metrics = [outcome["validation"].get(metric) for metric in shown]
+        cells = [format_metric(metric, value) for metric, value in zip(shown, metrics, strict=True)]
+        rows.append((name, f"{outcome['steps']:,}", loss, f"{outcome['best_step']:,}", *cells))
+    header = ("fit", "steps", "loss", "best step", *map(metric_label, shown))
+    right: list[Alignment] = ["right"] * (len(header) - 1)
+    return Table(header, tuple(rows), ("left", *right))

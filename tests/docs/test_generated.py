@@ -1,0 +1,57 @@
+"""What the site writes from the code: every verb with its options, every metric, equations as they stand."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).parents[2] / "docs"
+sys.path.insert(0, str(DOCS / "_extensions"))
+
+import generated  # noqa: E402 (after the path)
+
+
+def section(name: str) -> str:
+    return generated.commands().partition(f"## `adagrpo {name}`\n")[2].partition("\n## ")[0]
+
+
+def test_a_verb_has_its_usage_help_options_and_defaults() -> None:
+    serve = section("serve")
+    assert "Answer requests over HTTP with a trained policy" in serve and "adagrpo serve [OPTIONS]\n" in serve
+    assert "| `--run` RUN | The run directory. | *required* |" in serve
+    assert "| `--port` PORT | 0 takes a free one. | `8000` |" in serve
+    assert "| `--checkpoint` best or final | Which checkpoint of it. | `best` |" in serve
+    assert "| `--quiet` | No progress on stderr. |  |" in serve  # a flag takes nothing
+
+
+def test_arguments_stand_in_the_usage() -> None:
+    assert "adagrpo run [OPTIONS] RECIPE\n" in section("run") and "- `RECIPE`: A recipe" in section("run")
+    assert "adagrpo compare [OPTIONS] RECIPE...\n" in section("compare")
+
+
+def test_cells_keep_the_table_whole() -> None:
+    assert generated._cell("a | b\n  <c>") == "a \\| b &lt;c>"
+
+
+def test_every_metric_is_a_row() -> None:
+    rows = generated.metrics().splitlines()
+    assert "| `hr` | HR | 1, 5, 10, 50 | higher | yes |" in rows
+    assert "| `tail_share` | tail share | 10 | neither | no |" in rows  # no better direction, so no claim
+    assert len(rows) == 2 + len(generated.METRICS)
+
+
+@pytest.mark.parametrize(
+    ("what", "expected"),
+    [("module", ["Text,", "", "::", "", "    a = b", "", "more"]), ("class", ["Text,", "", "    a = b", "", "more"])],
+)
+def test_equations_of_modules_are_literal_blocks(what: str, expected: list[str]) -> None:
+    lines = ["Text,", "", "    a = b", "", "more"]
+    generated._equations(None, what, "name", None, None, lines)
+    assert lines == expected
+
+
+def test_pages_ask_for_what_there_is() -> None:
+    asked = {name for page in DOCS.rglob("*.md") for name in generated.MARKER.findall(page.read_text(encoding="utf-8"))}
+    assert asked == set(generated.GENERATED)

@@ -1,0 +1,238 @@
+"""What is out of date is read by no verb: each is refused with the stage, why, and the command that mends it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+
+from adagrpo import cli
+from adagrpo.errors import UserError
+from adagrpo.pipeline import Run, prepare, run_all, tokenize
+from adagrpo.pipeline.chain import parts_of
+from adagrpo.pipeline.checks import check
+from adagrpo.pipeline.commands import READS, names_key, remake, verb_for
+from adagrpo.pipeline.status import status, status_tables
+from adagrpo.storage.artifacts import manifest
+from adagrpo.storage.marks import claim
+
+
+class Answer(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Answer]
+
+
+@pytest.fixture
+def adagrpo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run the command line in this process."""
+
+    def run(*arguments: str | Path) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["adagrpo", *map(str, arguments), "--quiet"])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return Answer(int(stop.value.code or 0), *capsys.readouterr())
+
+    return run
+
+
+def refused(answer: Answer, *texts: str) -> None:
+    assert answer.status == 2 and answer.out == "" and answer.err.count("\n") == 1, answer
+    for text in texts:
+        assert text in answer.err
+
+
+def states(run: Path) -> dict[str, str]:
+    return {row["stage"]: row["state"] for row in status(run)["stages"]}
+
+
+def settings(run: Path) -> dict[str, Any]:
+    return dict(yaml.safe_load((run / "run.yaml").read_text(encoding="utf-8"))["config"])
+
+
+@pytest.fixture
+def other(world: Any, tmp_path: Path) -> Path:
+    """A log of as many users, items and cases, of which one interaction is another one."""
+    user = next(iter(world.sequences))
+    first, second = world.sequences[user][:2]
+    return Path(world.changed(user, 0, second if first != second else first + 10).write(tmp_path / "other"))
+
+
+def test_other_logs_in_the_same_run(adagrpo: Command, copied: Path, other: Path) -> None:
+    """As many items: sft would be trained on the Semantic IDs of the logs before."""
+    columns = ("--set", "data.columns.timestamp=timestamp")
+    before = (copied / "sft/best/model.safetensors").read_bytes()
+    assert adagrpo("prepare", other, "--out", copied, *columns).status == 0
+    assert settings(copied)["tokenizer"]["codes"] == 8, "what was set for other stages is kept"
+    reply = adagrpo("sft", "--run", copied)
+    hint = f"`adagrpo tokenize --run {copied}`"
+    refused(
+        reply, f"{copied}: tokenize is stale: made from another prepare/train.parquet than is there now; run {hint}"
+    )
+    for verb in ("train", "evaluate", "diagnose", "serve"):
+        refused(adagrpo(verb, "--run", copied), hint)
+    refused(
+        adagrpo("report", "--run", copied), "metrics.json is stale: prepare was made again since; run `adagrpo eval"
+    )
+    refused(adagrpo("export", "--run", copied, "--to", copied.parent / "to"), hint)
+    assert (copied / "sft/best/model.safetensors").read_bytes() == before
+    found = states(copied)
+    assert found.pop("prepare") == "done" and set(found.values()) == {"stale"}
+    assert adagrpo("tokenize", "--run", copied).status == 0
+    assert adagrpo("sft", "--run", copied).status == 0
+    assert (copied / "sft/best/model.safetensors").read_bytes() != before
+    refused(adagrpo("train", "--run", copied), "ranker is stale: made from another prepare/train.parquet")
+
+
+def test_a_setting_of_another_stage(adagrpo: Command, copied: Path) -> None:
+    before = (copied / "run.yaml").read_bytes()
+    hint = f"run `adagrpo tokenize --run {copied} --set tokenizer.codes=16` first"
+    reply = adagrpo("sft", "--run", copied, "--set", "tokenizer.codes=16")
+    refused(reply, "--set tokenizer.codes: tokenize reads it too, and was made with tokenizer.codes=8", hint)
+    reply = adagrpo("sft", "--run", copied, "--set", "reward.kind=noise")
+    refused(reply, "--set reward.kind: sft does not read it; `adagrpo ranker`, `adagrpo diagnose`, `adagrpo train`")
+    refused(adagrpo("ranker", "--run", copied, "--set", "reward.kind=noise"), "ranker does not read it")
+    refused(adagrpo("train", "--run", copied, "--set", "compare.level=0.9"), "no verb of a run does")
+    assert adagrpo("sft", "--run", copied, "--set", "tokenizer.codes=8", "--set", "reward.kind=sequential").status == 0
+    assert (copied / "run.yaml").read_bytes() == before
+    assert adagrpo("tokenize", "--run", copied, "--set", "tokenizer.codes=16").status == 0
+    assert settings(copied)["tokenizer"]["codes"] == 16
+    refused(adagrpo("train", "--run", copied), "sft is stale: made from another tokenize/")
+
+
+def test_arms_of_another_reward_are_not_evaluated_by_this_one(adagrpo: Command, copied: Path) -> None:
+    before = (copied / "run.yaml").read_bytes()
+    change = ("--set", "reward={kind: noise}")
+    reply = adagrpo("evaluate", "--run", copied, *change)
+    refused(reply, "--set reward: train/adagrpo was made with another one", "`adagrpo train --run", "--out")
+    refused(adagrpo("diagnose", "--run", copied, *change), "--set reward: train/adagrpo", f"--out {copied}-diagnose")
+    assert (copied / "run.yaml").read_bytes() == before
+    assert adagrpo("report", "--run", copied).status == 0
+    # elsewhere it is evaluated, and the arm is left out by name and reason
+    out = copied.parent / "elsewhere"
+    assert adagrpo("evaluate", "--run", copied, "--out", out, *change, "--json").status == 0
+    metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    assert list(metrics["stages"]) == ["sft", "nll"] and metrics["reward"]["kind"] == "noise"
+    why = "made with reward.kind=sequential, run.yaml says noise"
+    assert metrics["left_out"] == {"adagrpo": why.replace("run.yaml", "--set")}
+    assert adagrpo("report", "--run", out).status == 0
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert f"train/adagrpo is left out, it is stale: {why}." in page
+    assert (copied / "run.yaml").read_bytes() == before and "left out" not in (copied / "report.html").read_text()
+
+
+def test_a_command_that_fails_leaves_no_setting_behind(adagrpo: Command, copied: Path) -> None:
+    before = (copied / "run.yaml").read_bytes()
+    reply = adagrpo("sft", "--run", copied, "--set", "policy.heads=7")
+    assert reply.status == 1 and "must be a multiple of heads" in reply.err
+    assert (copied / "run.yaml").read_bytes() == before
+    assert (
+        "an attempt with other settings was interrupted"
+        in {r["stage"]: r["why"] for r in status(copied)["stages"]}["sft"]
+    )
+    assert adagrpo("train", "--run", copied).status == 0
+
+
+def test_what_is_missing_is_made_by_the_command_that_is_named(adagrpo: Command, copied: Path) -> None:
+    """The ranker is there, and its second family is not: the bare verb would say that nothing has changed."""
+    reply = adagrpo("train", "--run", copied, "--set", "reward.kind=lambdarank")
+    hint = f"run `adagrpo ranker --run {copied} --set reward.kind=lambdarank` first"
+    refused(reply, "ranker/lambdarank/model.txt: missing", hint)
+    reply = adagrpo("train", "--run", copied, "--set", "ranker.folds=2")
+    refused(
+        reply, f"ranker/fold-0/best/model.safetensors: missing; run `adagrpo ranker --run {copied} --set ranker.folds"
+    )
+    run = Run.open(copied)
+    for place, words in {
+        "prepare/items.parquet": "`adagrpo prepare LOGS --out",
+        "encode/vectors.parquet": "`adagrpo tokenize --run",
+        "teacher/weight.json": "`adagrpo train --run",
+        "ranker/report/report.json": "`adagrpo evaluate --run",
+        "evaluate/rerank/metrics.json": "`adagrpo compare`",
+        "metrics.json": "`adagrpo evaluate --run",
+        "simulate/logs.parquet": "`adagrpo run RECIPE --out",
+    }.items():
+        assert remake(run, copied / place).startswith(words), place
+    assert remake(run, copied / "train/mixture/best/x").endswith("--set 'train.arms=[mixture]'`")
+
+
+def test_every_key_that_a_stage_declares_is_one_of_its_verb(copied: Path) -> None:
+    for name in parts_of(Run.open(copied)):
+        content = manifest(copied / name)
+        assert content is not None and content["made_from"]["inputs"], name
+        verb = verb_for(name)
+        for key in content["made_from"]["reads"]:
+            assert any(names_key(key, read) for read in READS[verb]), (name, key)
+
+
+def test_a_run_of_before_says_what_it_can(copied: Path, data: Path, world: Any) -> None:
+    """Manifests without what a stage was made from: nothing is made again, and what is stale is called so."""
+    for path in copied.rglob("manifest.json"):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        del content["made_from"], content["sha256"]
+        content["schema_version"] = 1
+        path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    assert set(states(copied).values()) == {"done"}
+    (copied / "events.jsonl").unlink()
+    run_all(world.run(copied, data))
+    assert {row["event"] for row in Run.open(copied).events()} == {"skip"}
+    tokenize(Run.open(copied, ["tokenizer.codes=9"]))
+    with pytest.raises(UserError, match="sft is stale: made from other settings or files than there are now"):
+        check(Run.open(copied), "train")
+
+
+def test_logs_that_are_gone_or_changed_make_nothing_stale(copied: Path, world: Any, tmp_path: Path) -> None:
+    log = world.write(tmp_path / "logs")
+    run = world.run(tmp_path / "run", tmp_path / "logs")
+    prepare(run)
+    log.write_text(log.read_text(encoding="utf-8") + "u00,3,9999\n", encoding="utf-8")
+    row = status(tmp_path / "run")["stages"][0]
+    assert (row["stage"], row["state"], row["why"]) == ("prepare", "done", "log.csv changed after it was read")
+    log.unlink()
+    assert states(tmp_path / "run")["prepare"] == "done"
+    tokenize(Run.open(tmp_path / "run"))
+
+
+def test_status_of_a_new_run_a_source_and_a_comparison(adagrpo: Command, copied: Path, tmp_path: Path) -> None:
+    content = json.loads(adagrpo("status", "--run", copied, "--json").out)
+    assert content["next"] is None and set(content["arms"].values()) == {"done"}
+    assert set(content["checkpoints"]) == {"sft", "ranker", "nll", "adagrpo"}
+    assert all(row["made"] and row["seconds"] >= 0 for row in content["stages"])
+    for stage in ("sft", "train", "evaluate", "ranker"):
+        shutil.rmtree(copied / stage)
+    found = states(copied)
+    assert (found["tokenize"], found["sft"], found["train/nll"]) == ("done", "missing", "missing")
+    assert f"next: adagrpo sft --run {copied}" in adagrpo("status", "--run", copied).out
+    before = {path: path.stat().st_mtime_ns for path in copied.rglob("*")}
+    claim(tmp_path / "over", "run", source=str(copied))
+    over = status(tmp_path / "over")
+    assert over["goes_on_from"] == str(copied) and over["stages"][0]["state"] == "done"
+    assert {path: path.stat().st_mtime_ns for path in copied.rglob("*")} == before
+    claim(tmp_path / "many", "comparison")
+    (tmp_path / "many" / "seed-3").mkdir()
+    (tmp_path / "many" / "seed-3" / "run.yaml").touch()
+    table, lines = status_tables(status(tmp_path / "many"))
+    assert table is None and "holds a comparison, not a run; its runs: seed-3" in lines[0]
+    refused(adagrpo("status", "--run", tmp_path / "none"), "not a run")
+
+
+def test_two_logs_of_one_name_are_both_read(world: Any, tmp_path: Path) -> None:
+    """Outside the data folder a file is known by its name, which two of them may share."""
+    run = world.run(tmp_path / "run", tmp_path / "data")
+    paths = []
+    for name in ("one", "two"):
+        paths.append(tmp_path / name / "log.csv")
+        paths[-1].parent.mkdir()
+        paths[-1].write_text(name, encoding="utf-8")
+    hashes = run.hash_inputs(paths)
+    assert list(hashes) == ["log.csv", "log.csv (2)"] and len(set(hashes.values())) == 2
