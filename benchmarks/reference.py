@@ -74,6 +74,7 @@ POLICIES: dict[str, dict[str, Any]] = {
         },
     },
 }
+DRAWN = ("map", "weights", "by_exposure")  # of a diagnosis, for its page; earlier versions did not compute them
 FEWER = ["nll", "adagrpo", VALID]  # of a language model, whose step takes longer
 
 
@@ -103,7 +104,8 @@ def _hashes(run: Path) -> dict[str, str]:
     result["metrics"] = hash_json(metrics)
     for path in sorted(run.rglob("*.json")):
         if path.name in ("diagnose.json", "report.json", "weight.json"):
-            result[path.stem] = hash_json(json.loads(path.read_text(encoding="utf-8")))
+            content = json.loads(path.read_text(encoding="utf-8"))
+            result[path.stem] = hash_json({name: value for name, value in content.items() if name not in DRAWN})
     for path in sorted([*run.rglob("model.safetensors"), *run.rglob("predictions.parquet"), *run.rglob("codes.*")]):
         result[path.relative_to(run).as_posix()] = hash_file(path)
     for path in sorted(run.glob("train/*/steps.jsonl")):

@@ -24,7 +24,6 @@ myst_enable_extensions = ["fieldlist"]
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
-autodoc_default_options = {"show-inheritance": False}
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 default_role = "code"  # one backtick in a docstring is code
@@ -34,4 +33,7 @@ html_theme = "furo"
 html_title = "adagrpo"
 html_show_sourcelink = False
 html_copy_source = False
+html_show_copyright = False
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
 html_theme_options = {"top_of_page_buttons": []}

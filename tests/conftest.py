@@ -131,7 +131,7 @@ def contents() -> Callable[[Path], dict[str, bytes]]:
     """Everything that equal runs have in common: all files of the stages, and metrics.json."""
 
     def read(directory: Path) -> dict[str, bytes]:
-        stages = ("prepare", "tokenize", "sft", "ranker", "train", "evaluate")
+        stages = ("prepare", "tokenize", "sft", "ranker", "train", "evaluate", "report")
         files = [directory / "metrics.json"] + [p for s in stages for p in (directory / s).rglob("*") if p.is_file()]
         return {path.relative_to(directory).as_posix(): path.read_bytes() for path in sorted(files)}
 

@@ -1,27 +1,22 @@
-"""The README's example runs, and its commands name verbs that exist."""
+"""The README's picture and pages are there; its prose, commands and tables are held by other tests.
+
+Length and sentences: `test_prose.py`. Commands: `test_commands.py`. Tables and picture: `research/test_documents.py`.
+"""
 
 import re
 from pathlib import Path
 
-import torch
-
-from adagrpo.cli import app
-
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_example_runs():
-    names: dict[str, object] = {}
-    code = re.search(r"```python\n(.*?)```", README, re.DOTALL)
-    assert code is not None
-    exec(code.group(1), names)  # the project's own README
-    assert torch.equal(names["decision"].admitted, torch.tensor([True, False]))  # type: ignore[attr-defined]
+def test_it_begins_with_what_it_is_for_and_a_picture_with_words():
+    opening = README.split("## ")[0]
+    words, path = re.search(r"!\[(.*?)\]\((.*?)\)", opening).groups()  # type: ignore[union-attr]
+    assert (ROOT / path).is_file() and len(words.split()) > 20
 
 
-def test_the_verbs_exist():
-    verbs = {
-        command.name or command.callback.__name__ for command in app.registered_commands if command.callback is not None
-    }
-    named = set(re.findall(r"^(?:.*&& )?adagrpo ([a-z]+)", README, re.MULTILINE))
-    assert named >= {"prepare", "run", "train"}
-    assert named <= verbs
+def test_use_comes_before_results():
+    headings = re.findall(r"^## (.*)$", README, re.MULTILINE)
+    order = ["Install", "Your own logs", "What we found", "Where it does not help", "Limits", "Documentation"]
+    assert headings == order

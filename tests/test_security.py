@@ -20,9 +20,10 @@ import yaml
 from adagrpo import cli
 from adagrpo.config import load_config
 from adagrpo.errors import UserError
-from adagrpo.pipeline import Run, write_report
+from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
+from adagrpo.report import write_report
 from adagrpo.storage.artifacts import hash_json
 from adagrpo.storage.model_folders import refuse_code
 from adagrpo.trainer.checkpoints import load_weights

@@ -8,6 +8,7 @@
 |---|---|---|
 | `arms` | one `NAME.jsonl` | `seed`, `columns` (metrics), `checkpoint` (`best`, `final`), `form=text` |
 | `comparison` | one `NAME.comparison.json`; several, of other seeds, are pooled | `form=short`, `checkpoint` |
+| `headline` | several `NAME.comparison.json`; `NAME+NAME`, of other seeds, are pooled | `arms` (the rows) |
 | `starting` | several `NAME.jsonl`, a sign such as † after the name | |
 | `ablation` | one `NAME.jsonl` of `research.starting_policies.ablation` | |
 | `quality` | one `NAME.jsonl` of `research.reward_quality.measure` | `metric` |
@@ -29,10 +30,11 @@ from adagrpo.errors import UserError
 from adagrpo.report import Table, comparison_figures, read_comparison, read_rows, to_markdown, to_text
 from adagrpo.report.reward_trial import trial_table
 from adagrpo.storage.artifacts import write_file
+from research.pages.overview import effects, overview_figure, sources
 from research.pages.pooling import pool
 from research.pages.quality import crossing_table, quality_figure, quality_table
 from research.pages.results import ablation_table, arms_table, find, starting_table
-from research.pages.summary import summary_table
+from research.pages.summary import headline_table, summary_table
 
 __all__ = ["BEGIN", "END", "figures_into", "tables_into", "with_tables"]
 
@@ -46,9 +48,10 @@ KEYS = {
     "quality": ("metric",),
     "crossing": ("metric",),
     "trial": ("form",),
+    "headline": ("arms",),
 }
 QUALITY = ("research.reward_quality.measure", ("variant", "diagnosis", "arms"))
-SEVERAL = ("starting", "comparison")  # kinds that take more than one file of results
+SEVERAL = ("starting", "comparison", "headline")  # kinds that take more than one file of results
 FORMS = {"arms": "text", "comparison": "short", "trial": "text"}
 
 
@@ -92,6 +95,8 @@ def tables_into(results: Path, places: Sequence[Path], *, check: bool = False) -
 def figures_into(results: Path, *, check: bool = False) -> list[Path]:
     """Write the charts of every comparison and quality map: `figures/<name>/<what it shows>.svg` beside its file.
 
+    The figure of the README, `figures/rewards.svg`, is drawn where the rows that it needs are.
+
     Args:
         results: as in `tables_into`; comparisons are `<name>.comparison.json`, maps `quality-<name>.jsonl`. What is
             there of other names is left alone.
@@ -118,6 +123,8 @@ def figures_into(results: Path, *, check: bool = False) -> list[Path]:
         for name in known:
             chart = path.parent / "figures" / path.stem / f"{name.partition('@')[0]}.svg"
             drawn[chart] = quality_figure(rows, name).svg + "\n"
+    if sources(results):
+        drawn[results / "figures" / "rewards.svg"] = overview_figure(effects(results)) + "\n"
     stale = [path for path, svg in drawn.items() if not path.is_file() or path.read_text(encoding="utf-8") != svg]
     if check and stale:
         raise UserError(f"{', '.join(map(str, stale))}: not what the results say; without --check they are written")
@@ -188,6 +195,13 @@ def _made(marker: Marker, results: Path) -> Table:
     name, options = marker.names[0], marker.options
     if marker.kind == "starting":
         return starting_table(results, marker.names)
+    if marker.kind == "headline":
+        groups = [named.split("+") for named in marker.names]
+        contents = [
+            _pooled([read_comparison(find(results, f"{one}.comparison.json")) for one in group], group)
+            for group in groups
+        ]
+        return headline_table(contents, options["arms"].split(",") if "arms" in options else [])
     if marker.kind == "comparison":
         contents = [read_comparison(find(results, f"{named}.comparison.json")) for named in marker.names]
         return summary_table(_pooled(contents, marker.names), "form" in options, options.get("checkpoint"))

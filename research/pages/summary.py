@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from adagrpo.errors import UserError
 from adagrpo.metrics import Shown, cutoff, is_rate, shown
 from adagrpo.report.comparison_page import format_difference, format_ends
 from adagrpo.report.tables import MISSING, Alignment, Table, format_metric, metric_label
 
-__all__ = ["summary_table"]
+__all__ = ["headline_table", "summary_table"]
 
+UTILITY = "true_utility@10"
 SHORT = ("hr@50", "ndcg@10", "hallucination@10", "coverage@10")
 SUMMARY = (*SHORT, "tail_share@10")
 
@@ -30,7 +32,7 @@ def summary_table(content: Mapping[str, Any], short: bool = False, checkpoint: s
     unit = ", points" if is_rate(metric) else ""
     single = {arm for arm in (row["arm"] for row in rows) if sum(row["arm"] == arm for row in rows) == 1}
     # what is true of a list is known of simulated users alone
-    judged = [metric, *(["true_utility@10"] if any("true_utility@10" in row["against"] for row in rows) else [])]
+    judged = [metric, *([UTILITY] if any(UTILITY in row["against"] for row in rows) else [])]
     cells = []
     for row in rows:
         if checkpoint is not None and row["arm"] not in single and row["checkpoint"] != checkpoint:
@@ -56,6 +58,39 @@ def summary_table(content: Mapping[str, Any], short: bool = False, checkpoint: s
     left: list[Alignment] = [] if short else ["left"]
     better = frozenset((i, len(header) - 1) for i, line in enumerate(cells) if line[-1] == "better")
     return Table(tuple(header), tuple(cells), ("left", "left", *right, *left), better)
+
+
+def headline_table(contents: Sequence[Mapping[str, Any]], arms: Sequence[str]) -> Table:
+    """One row an arm, one column a comparison: its last checkpoint less the baseline, with the interval over users.
+
+    Args:
+        contents: of `comparison.json`; of a simulated marketplace true utility stands beside the metric.
+        arms: the rows, in order.
+
+    Raises:
+        UserError: no comparison has one of the arms.
+    """
+    columns = [(content, content["plan"]["metric"]) for content in contents]
+    columns += [(content, UTILITY) for content in contents if any(UTILITY in row["against"] for row in content["rows"])]
+    last = [{row["arm"]: row for row in content["rows"]} for content, _ in columns]  # final stands behind best
+    if unknown := [arm for arm in arms if not any(arm in rows for rows in last)]:
+        raise UserError(f"no comparison has an arm {unknown[0]}")
+    cells = []
+    for arm in arms:
+        results = [
+            rows[arm]["against"].get(name) if arm in rows else None
+            for rows, (_, name) in zip(last, columns, strict=True)
+        ]
+        line = [
+            MISSING
+            if result is None
+            else f"{format_difference(name, result['difference'])} ({format_ends(name, result['users'])})"
+            for result, (_, name) in zip(results, columns, strict=True)
+        ]
+        cells.append((arm, *line))
+    header = [f"{content['name']}, Δ {metric_label(name)}{', points' * is_rate(name)}" for content, name in columns]
+    right: list[Alignment] = ["right"] * len(columns)
+    return Table(("arm", *header), tuple(cells), ("left", *right))
 
 
 def _beside(metric: str, names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[str]:

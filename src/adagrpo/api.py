@@ -31,7 +31,7 @@ from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
 from adagrpo.pipeline.recommend import answer
 from adagrpo.pipeline.serve import recommender
-from adagrpo.report.gain_chart import gain_chart
+from adagrpo.report.diagnosis_figures import map_figures
 from adagrpo.serving.recommender import ItemId, Recommender
 
 __all__ = ["Chart", "Diagnosis", "Recommended", "Run"]
@@ -74,8 +74,8 @@ class Diagnosis:
     content: Mapping[str, Any]
 
     def plot(self) -> Chart:
-        """What the reward adds to the policy's lists, over all cases and in each cell that is known when serving."""
-        return Chart(gain_chart(self.content, f"What the reward adds: {self.verdict}"))
+        """The map of diagnose.html: where the ranker's order is better than the policy's, by difficulty and q."""
+        return Chart(map_figures(self.content["map"])[0].svg)
 
     def _repr_html_(self) -> str:
         lines = "".join(f"<li>{escape(sentence)}</li>" for sentence in self.sentences)

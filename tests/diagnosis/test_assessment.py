@@ -52,9 +52,17 @@ def test_a_good_ranker_whose_groups_are_shuffled_is_for_re_ranking_alone(observe
 def test_truth_can_veto(observed: ObservationsOf) -> None:
     """The same good ranker, in a world whose true utility is the opposite of what it likes."""
     observations = observed(0, 400, 3.0)
-    rewards = np.nan_to_num(observations.sampled.rewards.rollouts.double().numpy())
+    groups, lists = observations.sampled, observations.lists
+    found = groups.rollouts.items.numpy()
+    liked = np.zeros((len(found), 1 + max(found.max(), lists.items.max())))  # (N, V) where the ranker was asked
+    np.put_along_axis(liked, lists.items, lists.rewards, axis=1)
+    rows, places = np.nonzero(found >= 0)
+    liked[rows, found[rows, places]] = groups.rewards.rollouts.double().numpy()[rows, places]
     for sign, decision, right in ((1.0, "use", 1.0), (-1.0, "rerank_only", 0.0)):
-        output = replace(observations, utility=lambda items, sign=sign: sign * rewards)
+        output = replace(
+            observations,
+            utility=lambda items, sign=sign: sign * np.take_along_axis(liked, np.maximum(items, 0), axis=1),
+        )
         result = diagnose(output, OBJECTIVE, seed=0, resamples=FEW)
         assert result["verdict"]["decision"] == decision
         assert all(row["accuracy"]["ranker"] in (right, None) for row in result["grid"])

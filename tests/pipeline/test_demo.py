@@ -32,6 +32,8 @@ class Events:
     def stage(self, name: str, event: str, seconds: float) -> None:
         self.seen.append((name, event))
 
+    def note(self, text: str) -> None: ...
+
     def progress(self, label: str, done: int, total: int, values: Mapping[str, float]) -> None: ...
 
 

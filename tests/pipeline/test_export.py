@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -22,7 +24,17 @@ from adagrpo.decoding import beam_search
 from adagrpo.errors import UserError
 from adagrpo.evaluation.predictions import predict
 from adagrpo.networks.layers import autocast_dtype
-from adagrpo.pipeline import Run, fit_arm, fit_ranker, fit_sft, prepare, tokenize
+from adagrpo.pipeline import (
+    Run,
+    collect,
+    diagnose_reward,
+    evaluate,
+    fit_arm,
+    fit_ranker,
+    fit_sft,
+    prepare,
+    tokenize,
+)
 from adagrpo.pipeline.export import export
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
@@ -167,7 +179,7 @@ def test_each_says_which_precision_it_uses(run: Run, tmp_path: Path):
         assert recommender(run, "sft", "best", precision=precision)[1]["precision"] == precision
     native = "float32" if autocast_dtype(torch.device("cpu")) is None else "bfloat16"
     assert recommender(run, "sft", "best")[1]["precision"] == native
-    export(run, tmp_path / "out")
+    export(run, tmp_path / "out", "sft")
     assert "Weights are float32" in (tmp_path / "out" / "README.md").read_text()
 
 
@@ -230,6 +242,47 @@ def test_adapters_are_merged(run: Run, world: Any, data: Path, tmp_path: Path):
     assert names["model_type"] == "llama"
     _, report = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
+
+
+def card_of(folder: Path) -> tuple[dict[str, Any], str]:
+    """The metadata of a model card, and its text."""
+    _, metadata, text = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+    return yaml.safe_load(metadata), text
+
+
+def test_the_card_says_what_has_not_been_measured(run: Run, tmp_path: Path):
+    export(run, tmp_path / "out")
+    metadata, text = card_of(tmp_path / "out")
+    assert metadata["library_name"] == "transformers" and "model-index" not in metadata and "license" not in metadata
+    assert "# license: name yours here" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "`adagrpo evaluate` had not measured this checkpoint" in text and "`adagrpo diagnose` had not been" in text
+    assert f"configuration `{run.config_hash}`" in text and "| objective | adagrpo, gate adagrpo |" in text
+    assert "| users | 62 |" in text and "| history | the last 6 items |" in text
+
+
+def test_the_card_has_the_results_with_their_intervals(run: Run, world: Any, data: Path, tmp_path: Path):
+    copy = world.run(Path(shutil.copytree(run.directory, tmp_path / "run")), data, **run.config.model_dump())
+    evaluate(copy, ["adagrpo"])
+    metrics = collect(copy, ["adagrpo"])
+    verdict = diagnose_reward(copy)["verdict"]
+    export(copy, tmp_path / "out", "adagrpo", "final")
+    metadata, text = card_of(tmp_path / "out")
+    measured = metrics["stages"]["adagrpo"]["final"]["test"]
+    listed = metadata["model-index"][0]["results"][0]["metrics"]
+    assert {entry["type"]: entry["value"] for entry in listed} == {
+        name: round(measured[name], 6) for name in ("hr@10", "ndcg@10", "hallucination@10", "mean_reward@10")
+    }
+    paired = json.loads(copy.path("report", "paired", "paired.json").read_text(encoding="utf-8"))
+    own = next(row for row in paired["checkpoints"] if (row["arm"], row["checkpoint"]) == ("adagrpo", "final"))
+    hr = own["metrics"]["hr@10"]
+    assert hr["mean"] == pytest.approx(measured["hr@10"], rel=1e-12)
+    assert f"| HR@10 | {100 * hr['mean']:.2f} % | {100 * hr['low']:.2f} % to {100 * hr['high']:.2f} % |" in text
+    assert f"said **{verdict['decision'].replace('_', ' ')}**. {verdict['sentences'][0]}" in text
+    assert str(tmp_path) not in text and "another configuration" not in text
+    for checkpoint, known in (("best", True), ("final", False)):  # of sft the best one alone is evaluated
+        export(copy, tmp_path / checkpoint, "sft", checkpoint)
+        metadata, text = card_of(tmp_path / checkpoint)
+        assert ("model-index" in metadata) is known and ("had not measured" in text) is not known
 
 
 def write_tokenizer(folder: Path) -> None:

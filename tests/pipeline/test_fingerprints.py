@@ -27,7 +27,8 @@ from adagrpo.storage.artifacts import hash_json
 
 TRAINED = {"train/nll", "train/adagrpo"}
 EVALUATED = {"evaluate/sft"} | {f"evaluate/{arm}/{kind}" for arm in ("nll", "adagrpo") for kind in ("best", "final")}
-DECODED = {"sft", *TRAINED, *EVALUATED, "diagnose"}
+JUDGED = {"diagnose", "report/rollouts"}  # what draws groups of validation cases
+DECODED = {"sft", *TRAINED, *EVALUATED, *JUDGED}
 
 CHANGES: list[tuple[str, Any, set[str]]] = [
     ("name", "other", set()),
@@ -37,24 +38,24 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
     ("train.fit.checkpoint_seconds", 7, set()),
     ("ranker.fit.checkpoint_seconds", 7, set()),
     ("ranker.lambdarank.trees", 7, set()),
-    ("seed", 1, {"tokenize", "sft", "ranker", *TRAINED, "ranker/report", "diagnose"}),
+    ("seed", 1, {"tokenize", "sft", "ranker", *TRAINED, "ranker/report", *JUDGED}),
     ("max_history", 7, {*DECODED, "ranker", "evaluate/baselines", "ranker/report"}),
     ("data.min_user_interactions", 2, {"prepare"}),
     ("tokenizer.window", 7, {"tokenize"}),
     ("policy.dropout", 0.3, {*DECODED, "ranker/report"}),
     ("sft.learning_rate", 0.5, {"sft"}),
-    ("ranker.dropout", 0.5, {"ranker", "diagnose"}),
-    ("ranker.fit.learning_rate", 0.5, {"ranker", "diagnose"}),
-    ("objective.tau", 0.7, {"train/adagrpo", "ranker/report", "diagnose"}),
-    ("objective.lambda", 7, {"train/adagrpo", "diagnose"}),
-    ("objective.grpo.epsilon", 0.7, {"train/adagrpo", "diagnose"}),
-    ("objective.distill.reward_weight", 7, {"diagnose"}),
-    ("objective.oracle_agreement", 0.5, {"diagnose"}),
+    ("ranker.dropout", 0.5, {"ranker", *JUDGED}),
+    ("ranker.fit.learning_rate", 0.5, {"ranker", *JUDGED}),
+    ("objective.tau", 0.7, {"train/adagrpo", "ranker/report", *JUDGED}),
+    ("objective.lambda", 7, {"train/adagrpo", *JUDGED}),
+    ("objective.grpo.epsilon", 0.7, {"train/adagrpo", *JUDGED}),
+    ("objective.distill.reward_weight", 7, {*JUDGED}),
+    ("objective.oracle_agreement", 0.5, {*JUDGED}),
     ("train.fit.learning_rate", 0.5, TRAINED),
     ("train.fit.batch_size", 7, {*TRAINED, "ranker/report"}),
     ("train.rl_split", 0.5, {"sft", *TRAINED, "ranker/report"}),
     ("train.gradient_norms_every", 7, {"train/adagrpo"}),
-    ("evaluation.beam_width", 12, DECODED),
+    ("evaluation.beam_width", 12, {*DECODED, "report/paired"}),
     ("evaluation.mask_history", True, {*DECODED, "ranker", "evaluate/baselines"}),
 ]
 
@@ -99,7 +100,8 @@ def nested(key: str, value: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(("key", "value", "again"), CHANGES, ids=[key for key, _, _ in CHANGES])
 def test_a_key_makes_the_stages_again_that_declare_it(walk: Any, key: str, value: Any, again: set[str]) -> None:
     before, after = walk({}), walk(nested(key, value))
-    assert set(before) == {"prepare", "tokenize", "ranker", "evaluate/baselines", "ranker/report", *DECODED}
+    others = {"prepare", "tokenize", "ranker", "evaluate/baselines", "ranker/report", "report/paired"}
+    assert set(before) == others | DECODED
     assert {name for name in before if before[name] != after[name]} == again
 
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from adagrpo.errors import UserError
-from adagrpo.pipeline import Run, train, write_report
+from adagrpo.pipeline import Run, train
+from adagrpo.report import write_report
 from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.storage.artifacts import seal
 from adagrpo.trainer import Diverged

@@ -55,7 +55,7 @@ STAGES = [
     "evaluate/sft",
     "evaluate/baselines",
 ] + [f"evaluate/{arm}/{kind}" for arm in ("nll", "adagrpo") for kind in ("best", "final")]
-STAGES.append("ranker/report")
+STAGES += ["report/paired", "report/rollouts", "ranker/report"]
 
 
 def test_every_stage_is_made_once_in_order(finished: Path) -> None:
@@ -91,7 +91,8 @@ def test_the_objective_does_not_concern_nll(copied: Path, data: Path, world: Any
     (copied / "events.jsonl").unlink()
     run_all(world.run(copied, data, objective={"lambda": 0.5}))
     assert "train/adagrpo" in made(copied)
-    assert made(copied) <= {"train/adagrpo", "evaluate/adagrpo/best", "evaluate/adagrpo/final"}
+    drawn = {"report/paired", "report/rollouts"}
+    assert made(copied) <= {"train/adagrpo", "evaluate/adagrpo/best", "evaluate/adagrpo/final", *drawn}
 
 
 def test_how_often_a_fit_is_saved_concerns_nothing(copied: Path, data: Path, world: Any) -> None:

@@ -103,6 +103,14 @@ def test_the_page_is_offline_escaped_and_repeatable() -> None:
     assert "Retrieval against validity" in page and "Fixed before the runs: the arms adagrpo" in page
 
 
+def test_differences_are_drawn_with_both_intervals() -> None:
+    page = comparison_page(content(adagrpo=[measured(50), measured(54)]))
+    for over in ("users", "seeds"):
+        assert f"<title>HR@10 less that of nll, intervals over {over}</title>" in page
+    assert ">adagrpo, best</text>" in page and ">nll, best</text>" not in page  # the baseline is the dashed line
+    assert "intervals over seeds" not in comparison_page(content(1, adagrpo=[measured(80)]))
+
+
 @pytest.mark.parametrize("heading", ["Against the baseline", "Margins", "Difference in HR@10 by seed"])
 def test_the_markdown_holds_every_table(heading: str) -> None:
     text = comparison_markdown(content(adagrpo=[measured(80)] * 2))

@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import polars as pl
 import pytest
+import torch
 import yaml
 
 from adagrpo.errors import UserError
 from adagrpo.report import build_report, write_figures, write_report
+from adagrpo.semantic_ids import Catalog
 
 HOSTILE = "<script>alert('x')<"  # no slash, so that it can be the name of a folder
 
@@ -61,8 +64,61 @@ def bare(tmp_path: Path, metrics: dict[str, Any]) -> Path:
     return tmp_path
 
 
+def difference(mean: float) -> dict[str, float]:
+    return {"mean": mean, "low": mean - 0.01, "high": mean + 0.01, "p_value": 0.04}
+
+
+PAIRED = {
+    "users": 100,
+    "checkpoints": [],
+    "against": [
+        {"arm": HOSTILE, "checkpoint": "best", "reference": "sft", "metrics": {"hr@10": difference(0.02)}},
+        {"arm": HOSTILE, "checkpoint": "best", "reference": "nll", "metrics": {"hr@10": difference(-0.005)}},
+    ],
+}
+ROLLOUT = {"codes": [1, 2], "title": None, "is_target": False, "log_prob": -3.5, "reward": None, "advantage": -1.0}
+GROUP = {
+    "history": ["a hat", HOSTILE],
+    "history_length": 7,
+    "target": {"title": "a shoe", "codes": [0, 1], "log_prob": -2.25, "reward": 0.5},
+    "difficulty": 0.9,
+    "q": 1.0,
+    "rollouts": [
+        ROLLOUT | {"validity": "names_no_item"},
+        ROLLOUT | {"validity": "in_history", "title": "a hat"},
+        ROLLOUT | {"validity": "valid", "title": "a shoe", "is_target": True, "reward": 0.25, "advantage": 1.5},
+    ],
+}
+EXAMPLES = {
+    "cases": 8,
+    "tau": 0.5,
+    "q_min": 0.95,
+    "num_generations": 16,
+    "shares": {"admitted": 0.25, "easy": 0.5, "undiscriminated": 0.125, "degenerate": 0.125},
+    "examples": [{"outcome": outcome, **GROUP} for outcome in ("admitted", "easy", "undiscriminated", "degenerate")],
+}
+
+
+def write_stages(run: Path) -> None:
+    """A diagnosis, paired outcomes, rollouts and a catalogue of three items."""
+    verdict = {"verdict": {"decision": "rerank_only", "sentences": ["Re-rank.", "Gains +1 %.", "More."]}}
+    contents = {"diagnose/diagnose": verdict, "report/paired/paired": PAIRED, "report/rollouts/rollouts": EXAMPLES}
+    for name, content in contents.items():
+        path = run / f"{name}.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(content), encoding="utf-8")
+    (run / "diagnose.html").touch()
+    for folder in ("tokenize", "prepare"):
+        (run / folder).mkdir()
+    Catalog.from_codes(torch.tensor([[0, 0], [0, 1], [1, 7]])).write(run / "tokenize" / "codes.parquet")
+    texts = pl.Series("text", ["a hat", "", HOSTILE])
+    pl.DataFrame([pl.Series("item_id", ["h", "s", "x"]), texts]).write_parquet(run / "prepare" / "items.parquet")
+    pl.DataFrame({"item": [1, 1, 0]}).write_parquet(run / "prepare" / "train.parquet")
+
+
 @pytest.fixture
 def whole(bare: Path) -> Path:
+    write_stages(bare)
     for folder in ("sft", "train/nll", f"train/{HOSTILE}"):
         write_rows(bare / folder / "steps.jsonl", gated_steps(200))
         write_rows(
@@ -86,8 +142,11 @@ class Tags(HTMLParser):
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         self.seen.add(tag)
-        assert not {"src", "href", "onload", "onclick"} & {name for name, _ in attributes}
-        if tag not in ("meta", "wbr"):
+        assert not {"src", "onload", "onclick"} & {name for name, _ in attributes}
+        assert all(
+            (link or "").startswith("#") or link == "diagnose.html" for name, link in attributes if name == "href"
+        )
+        if tag not in ("meta", "wbr", "input"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
@@ -122,6 +181,62 @@ def test_whole_run(whole: Path) -> None:
     assert html.count("a shuffled reward would admit</text>") == 1  # nll has no gate
 
 
+def test_the_diagnosis_is_told_and_linked(whole: Path) -> None:
+    html = build_report(whole)
+    assert "Should this reward be used? Rerank only." in html and 'class="verdict rerank_only"' in html
+    assert "Re-rank. Gains +1\N{NO-BREAK SPACE}%." in html and "More." not in html
+    assert html.count('href="diagnose.html"') == 1
+    (whole / "diagnose.html").unlink()
+    assert "diagnose.html" not in build_report(whole)
+
+
+def test_paired_differences_stand_in_tables_and_charts(whole: Path) -> None:
+    html = build_report(whole)
+    assert "+2.00 (+1.00 to +3.00)" in html and "-0.50 (-1.50 to +0.50)" in html
+    for title in ("HR@10 less that of the starting policy, test cases", "HR@10 less that of continued NLL, test cases"):
+        assert f"<title>{title}</title>" in html
+    assert "over the same 100 users" in html
+
+
+def test_every_outcome_of_the_gate_is_told_in_words(whole: Path) -> None:
+    html = build_report(whole)
+    for words in (
+        "Admitted: 90 % of the rollouts miss the logged item (tau wants 50 %), and the reward puts it above 100 %",
+        "Not admitted, already easy: only 90 %",
+        "Not admitted, the reward cannot tell: it puts the logged item above 100 % of the other items only",
+        "Not admitted, no order in the group",
+        "5 earlier, then a hat; &lt;script",
+        "13 more rollouts of the group are not listed.",
+        "Of 8 cases it admits 25.0",
+    ):
+        assert words in html, words
+    assert html.count("raise it") == 1 and html.count("lower it") == 2 and html.count(">nothing<") == 9
+    assert html.count("(names no item)") == 4 and html.count("a shoe (the logged item)") == 4
+    assert html.count("a hat (already in the history, counted as no item)") == 4
+
+
+def test_the_catalogue_is_a_tree_of_codes(whole: Path) -> None:
+    html = build_report(whole)
+    assert "<code>0 …</code> 2 items, 3 interactions; such as s<" in html  # the text of s is empty
+    assert '<code>0 1</code> s <span class="quiet">(2)</span>' in html and "<code>1 7</code> &lt;script" in html
+    assert "not on this page" not in html
+    pl.DataFrame({"item_id": ["h"], "text": ["a hat"]}).write_parquet(whole / "prepare" / "items.parquet")
+    with pytest.raises(UserError, match=r"codes\.parquet: 3 items, items\.parquet has 1; tokenize again"):
+        build_report(whole)
+
+
+def test_nothing_is_bold_across_validation_and_test(bare: Path, metrics: dict[str, Any]) -> None:
+    """Re-ranking was measured on both; the larger rate of validation is no reason to leave test without a mark."""
+    both = {"validation": {"sum": {"hr@10": 0.31}}, "test": {"sum": {"hr@10": 0.21}}}
+    knn = {"validation": {"hr@10": 0.05}, "test": {"hr@10": 0.28}}
+    metrics["ranker"]["rerank"], metrics["baselines"] = both, {"item_knn": knn}
+    (bare / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    part = build_report(bare).partition('id="ranker"')[2].partition("As a reward")[0]
+    test, validation = part.partition("Validation cases")[::2]
+    assert re.findall(r"<strong>(.*?)</strong>", test) == ["28.00 %"]
+    assert re.findall(r"<strong>(.*?)</strong>", validation) == ["0.2000", "31.00 %"]
+
+
 def test_metrics_alone_says_what_is_absent(bare: Path) -> None:
     html = build_report(bare)
     check(html)
@@ -131,6 +246,10 @@ def test_metrics_alone_says_what_is_absent(bare: Path) -> None:
         "No arm with a gate left step logs",
         "The run left no run.yaml",
         "The run left no events.jsonl",
+        "has not been asked here",
+        "not held against each other user by user",
+        "No rollouts were drawn",
+        "The catalogue is not there",
     ):
         assert sentence in html
     assert "12.00 %" in html

@@ -117,6 +117,20 @@ def test_a_comparison_with_its_intervals(results: Path) -> None:
     assert short[4] == "| x | best | 10.00 % | +2.00 (−1.00 … +5.00) | 0.1000 |"
 
 
+def test_a_headline_has_the_last_checkpoint_of_each_arm_and_comparison(results: Path) -> None:
+    content = json.loads((results / "tiny.comparison.json").read_text(encoding="utf-8"))
+    (results / "tiny.comparison.json").write_text(json.dumps(content | {"name": "tiny"}), encoding="utf-8")
+    world = judged("x", "best", "better", against(0.03, None))
+    world["against"]["true_utility@10"] = {"difference": -0.004, "users": [-0.005, -0.003]}
+    (results / "w.comparison.json").write_text(json.dumps(content | {"name": "w", "rows": [world]}), encoding="utf-8")
+    assert made("headline tiny w arms=x,rerank", results) == [
+        "| arm | tiny, Δ HR@10, points | w, Δ HR@10, points | w, Δ true utility@10 |",
+        "|---|--:|--:|--:|",
+        "| x | 0.00 (−1.00 … +5.00) | +3.00 (−1.00 … +5.00) | −0.0040 (−0.0050 … −0.0030) |",
+        "| rerank | −0.20 (−1.00 … +5.00) | – | – |",
+    ]
+
+
 def test_comparisons_of_other_seeds_are_pooled_into_one_table(tmp_path: Path) -> None:
     base = {"hr@10": [0.1, 0.1], "hr@50": [0.2, 0.2]}
     for name, seeds, gains in (("one", [0, 1], [0.02, 0.03]), ("two", [2, 3], [0.03, 0.04])):
@@ -195,6 +209,7 @@ def test_an_ablation_beside_its_reference(results: Path) -> None:
         ("arms parts", "line 1 has no 'dataset'"),
         ("starting", "of one file of results, 0 are named"),
         ("starting tiny seed=0", "has no seed=; it has none"),
+        ("headline tiny arms=x,y", "no comparison has an arm y"),
         ("comparison absent", "absent.comparison.json: no such file"),
         ("ablation tiny", "expected rows of research.starting_policies.ablation"),
         ("means tiny", "KIND one of arms, comparison, starting, ablation, quality, crossing, trial"),

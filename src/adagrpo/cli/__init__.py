@@ -14,12 +14,22 @@ from pathlib import Path
 
 import typer
 
-from adagrpo.cli import answer_verbs, log_verbs, machine_verbs, serving_verbs, stage_verbs, start_verbs
+from adagrpo.cli import answer_verbs, data_verbs, log_verbs, machine_verbs, serving_verbs, stage_verbs, start_verbs
 from adagrpo.cli.options import app
 from adagrpo.errors import ServiceError, UserError
 from adagrpo.stopping import Terminated
 
-__all__ = ["answer_verbs", "app", "log_verbs", "machine_verbs", "main", "serving_verbs", "stage_verbs", "start_verbs"]
+__all__ = [
+    "answer_verbs",
+    "app",
+    "data_verbs",
+    "log_verbs",
+    "machine_verbs",
+    "main",
+    "serving_verbs",
+    "stage_verbs",
+    "start_verbs",
+]
 
 EXTRAS = {  # modules of an optional dependency, and the extra that installs it
     "fastapi": "serve",

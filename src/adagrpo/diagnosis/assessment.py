@@ -3,6 +3,7 @@
 orders     the beam ordered by policy, ranker and mix                              `adagrpo.diagnosis.orders`
 strata     the same by difficulty, popularity, exposure, serving-time quantities   `adagrpo.diagnosis.strata`
 gate       what sampled and beam groups admit; a grid of thresholds                `adagrpo.diagnosis.admission`
+drawn      a map of the uplift, a curve of weights, the order by exposure          `adagrpo.diagnosis.maps`, `.curves`
 verdict    `use`, `rerank_only`, `do_not_use`                                      `adagrpo.diagnosis.verdict`
 """
 
@@ -18,6 +19,8 @@ from numpy.typing import NDArray
 from adagrpo import metrics
 from adagrpo.config import ObjectiveConfig
 from adagrpo.diagnosis.admission import cohens_kappa, evidence_of, pairwise_accuracy, pull
+from adagrpo.diagnosis.curves import order_by_exposure, weight_curve
+from adagrpo.diagnosis.maps import uplift_map
 from adagrpo.diagnosis.orders import (
     Floats,
     Ints,
@@ -104,6 +107,7 @@ def diagnose(
         **_strata(observed, orders | {"shuffled ranker": _chance(lists, seed)}, ranks["policy"] > 0, **options),
         "gate": _gate(observed, objective, **options),
         "grid": grid,
+        **_drawn(observed, mix, **options),
     }
     result["verdict"]["sentences"] = sentences(result)
     return result
@@ -174,9 +178,7 @@ def _strata(
 ) -> dict[str, Any]:
     """The tables of all cases and of the cells that read the logged item; none of them enters the verdict."""
     lists = observed.lists
-    log_probs = observed.sampled.target_log_probs
-    assert log_probs is not None, "cases are drawn with the scores of their logged items"
-    nll = target_nll(log_probs).double().numpy()
+    nll = _nll(observed)
     everyone, difficulty = [Cell(ALL_CASES, np.ones(len(nll), dtype=np.bool_))], thirds("target NLL", nll)
     tables = {
         "all": everyone,
@@ -193,6 +195,27 @@ def _strata(
     own = observed.sampled.rewards.target.double().numpy()
     circular = circular_table(lists, own, [*everyone, *difficulty], seed)
     return measured | {"all": measured["all"][0], "circular": circular}
+
+
+def _drawn(observed: Observations, mix: Mix, *, resamples: int, seed: int) -> dict[str, Any]:
+    """What the page draws and the verdict does not read."""
+    lists, options = observed.lists, {"resamples": resamples, "seed": seed}
+    shown = observed.exposures is not None
+    counts = observed.training_counts if observed.exposures is None else observed.exposures
+    return {
+        "map": uplift_map(lists, observed.sampled.rewards.target.double().numpy(), _nll(observed), **options),
+        "weights": weight_curve(lists, mix, **options),
+        "by_exposure": order_by_exposure(
+            lists, counts, "times shown" if shown else "training interactions", utility=observed.utility, **options
+        ),
+    }
+
+
+def _nll(observed: Observations) -> Floats:
+    """(N,) the policy's NLL of each logged item."""
+    log_probs = observed.sampled.target_log_probs
+    assert log_probs is not None, "cases are drawn with the scores of their logged items"
+    return np.asarray(target_nll(log_probs).double().numpy())
 
 
 def _crossed(first: list[Cell], second: list[Cell]) -> list[Cell]:

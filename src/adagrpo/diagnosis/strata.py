@@ -37,6 +37,7 @@ __all__ = [
     "gains",
     "measure",
     "popularity_cells",
+    "ranker_and_controls",
     "thirds",
 ]
 
@@ -181,7 +182,7 @@ def circular_table(
     """
     policy = gains(target_ranks(lists, lists.log_probs))
     sums: dict[tuple[str, str, str], Floats] = {}
-    for name, rewards, own, weight in _rankers(lists, target_reward, seed):
+    for name, rewards, own, weight in ranker_and_controls(lists, target_reward, seed):
         ordered = gains(target_ranks(lists, rewards))
         bands = discriminability_cells(beam_discriminability(lists, rewards, own))
         for cell in difficulty:
@@ -207,8 +208,12 @@ def circular_table(
     return list(table.values())
 
 
-def _rankers(lists: Lists, target_reward: Floats, seed: int) -> Iterator[tuple[str, Floats, Floats, float]]:
-    """Name, (N, W) scores, (N,) scores of the logged item and weight of the ranker and of each draw of the controls."""
+def ranker_and_controls(lists: Lists, target_reward: Floats, seed: int) -> Iterator[tuple[str, Floats, Floats, float]]:
+    """The ranker, and `DRAWS` draws each of a `shuffled` and a `random` one.
+
+    Yields:
+        Name, (N, W) scores, (N,) scores of the logged item, and the weight of the draw in a mean over draws.
+    """
     yield "ranker", lists.rewards, target_reward, 1.0
     generator = np.random.default_rng(seed)
     is_target = (lists.items == lists.targets[:, None]) & lists.usable

@@ -13,9 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from adagrpo.config import Change, changed_settings, read_settings
 from adagrpo.errors import UserError
@@ -24,7 +23,7 @@ from adagrpo.pipeline.commands import names_key
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
-from adagrpo.pipeline.stage import Ingredients, StageFolder
+from adagrpo.pipeline.stage import Ingredients, Part, StageFolder, State
 from adagrpo.pipeline.stages.evaluate import evaluate_baselines, evaluate_checkpoint
 from adagrpo.pipeline.stages.exposure_report import report_exposures
 from adagrpo.pipeline.stages.fit_ranker import fit_ranker
@@ -37,29 +36,11 @@ from adagrpo.storage.artifacts import MANIFEST, cached_hash, manifest
 from adagrpo.storage.locks import WORK
 from adagrpo.storage.marks import is_marked
 
-__all__ = ["Part", "State", "parts_of", "reward_parts", "upstream"]
+__all__ = ["parts_of", "reward_parts", "upstream"]
 
-State = Literal["done", "stale", "missing", "interrupted", "damaged", "unused"]
 FITTED = ("sft", "ranker", "teacher", "train")  # they choose by validation, which `evaluation` has a say in
 GONE = "gone"  # in the place of a hash
 UNKNOWN = "unknown"
-
-
-@dataclass(frozen=True)
-class Part:
-    """A stage of a run as it lies there, held against what it would be made from now."""
-
-    name: str
-    state: State
-    why: str = ""  # why it is not done, in words
-    changes: tuple[Change, ...] = ()  # settings that differ
-    sources: tuple[str, ...] = ()  # the stages that it is made from
-    there: bool = True  # finished at some time
-
-    @property
-    def usable(self) -> bool:
-        """Whether it may be read as what the run's settings say."""
-        return self.state == "done"
 
 
 def parts_of(run: Run, *, logs: bool = False, measuring: bool = False) -> dict[str, Part]:
@@ -286,7 +267,7 @@ def _differences(
     if kept is None:
         return [], "made from other settings or files than there are now"
     changes = changed_settings(look.config, kept.settings, now.settings)
-    if isinstance(now.also, dict) and "arm" in now.also:
+    if all(isinstance(also, dict) and "arm" in also for also in (kept.also, now.also)):
         arms = ({"objective": also["arm"]} for also in (kept.also, now.also))
         changes += changed_settings(look.config, *arms)
     if changes:

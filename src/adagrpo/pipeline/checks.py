@@ -12,9 +12,10 @@ from typing import Any
 
 from adagrpo.config import dump_config
 from adagrpo.errors import UserError
-from adagrpo.pipeline.chain import Part, parts_of, reward_parts, upstream
+from adagrpo.pipeline.chain import parts_of, reward_parts, upstream
 from adagrpo.pipeline.commands import ALWAYS, READS, command, fits_trees, names_key, readers, reads_key, remake
 from adagrpo.pipeline.run import Run
+from adagrpo.pipeline.stage import Part
 
 __all__ = ["check", "finished_arms", "left_out_arms"]
 

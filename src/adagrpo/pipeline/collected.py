@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from adagrpo.pipeline.description import DESCRIPTION, read_description
 from adagrpo.pipeline.run import Run
+from adagrpo.pipeline.stage import Part
 from adagrpo.storage.artifacts import manifest
-
-if TYPE_CHECKING:  # it walks stages that import this module
-    from adagrpo.pipeline.chain import Part
 
 __all__ = ["metrics_are_stale", "note_collected"]
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-if TYPE_CHECKING:  # it imports this module
-    from adagrpo.pipeline.run import Run
+from adagrpo.config import Config
 
 __all__ = [
     "ALWAYS",
@@ -42,6 +41,17 @@ ALWAYS = ("name", "threads")  # they decide no result, and every verb goes by th
 OUTPUTS = ("metrics.json", "results.jsonl")
 
 
+class Called(Protocol):
+    """What a message says of a run: how the user calls it, and what was set for this command."""
+
+    directory: Path
+    source: Path | None
+    called: Path
+    overrides: tuple[str, ...]
+    config: Config
+    described: Config | None
+
+
 def names_key(key: str, other: str) -> bool:
     """Whether one of two dotted keys is the other or a section above it.
 
@@ -62,7 +72,7 @@ def readers(key: str) -> list[str]:
     return [verb for verb in READS if reads_key(verb, key)]
 
 
-def stage_at(run: Run, path: Path) -> str:
+def stage_at(run: Called, path: Path) -> str:
     """The stage that a file or folder of a run belongs to, or its name where it belongs to none."""
     roots = [root for root in (run.directory, run.source) if root is not None and path.is_relative_to(root)]
     parts = path.relative_to(roots[0]).parts if roots else path.parts[-1:]
@@ -89,7 +99,7 @@ def verb_for(stage: str, *, without_order: bool = False) -> str:
     return {"encode": "tokenize", "teacher": "train", "reward": "train"}.get(first, first)
 
 
-def command(run: Run, verb: str, overrides: Iterable[str] = (), *, out: Path | None = None) -> str:
+def command(run: Called, verb: str, overrides: Iterable[str] = (), *, out: Path | None = None) -> str:
     """A verb on a run as the user would type it, in backticks.
 
     Args:
@@ -107,7 +117,7 @@ def command(run: Run, verb: str, overrides: Iterable[str] = (), *, out: Path | N
     return f"`{' '.join([*words, *(word for text in overrides for word in ('--set', shlex.quote(text)))])}`"
 
 
-def remake(run: Run, place: Path | str) -> str:
+def remake(run: Called, place: Path | str) -> str:
     """The command that makes a stage, or the stage of a file, with what was set for it."""
     stage = stage_at(run, place) if isinstance(place, Path) else place
     if stage.startswith("evaluate/") and "rerank" in stage:

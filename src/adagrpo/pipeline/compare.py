@@ -28,8 +28,8 @@ from adagrpo.metrics import cutoff
 from adagrpo.pipeline import run_all
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.matching import MATCHED, check_matched, matched_arm
-from adagrpo.pipeline.measured import evaluated_folder, measured_users
 from adagrpo.pipeline.run import Console, Run, Silent
+from adagrpo.pipeline.stages.paired_outcomes import read_measured
 from adagrpo.pipeline.stages.reranking import RERANK, SUFFIX, re_ranked, rerank_arm, rerank_start
 from adagrpo.pipeline.verbs import refuse_without_order
 from adagrpo.report import finding, write_comparison
@@ -155,7 +155,7 @@ class Comparison:
             truth = data.truth() if data.truth_files else None
             for arm in (START, *self.arms):
                 for checkpoint in _checkpoints(arm):
-                    measured_point = measured_users(data, truth, evaluated_folder(run, names.get(arm, arm), checkpoint))
+                    measured_point = read_measured(data, truth, _folder(run, names.get(arm, arm), checkpoint))
                     measured.setdefault((arm, checkpoint), []).append(measured_point)
         content = {
             "name": self.config.name,
@@ -248,12 +248,17 @@ def _checkpoints(arm: str) -> tuple[str, ...]:
     return ("best",) if arm in (START, RERANK) else ("best", "final")
 
 
+def _folder(run: Run, name: str, checkpoint: str) -> Path:
+    """Where an arm's checkpoint was evaluated."""
+    return run.path("evaluate", name) if name in (START, RERANK) else run.path("evaluate", name, checkpoint)
+
+
 def _facts(runs: Sequence[tuple[Run, str]]) -> dict[str, list[float | None]]:
     """Lambda, admission and the weight that validation chose, of an arm under each seed."""
     facts: dict[str, list[float | None]] = {"lambda": [], "admission": [], "weight": []}
     for run, name in runs:
         re_ordered = re_ranked(name) is not None
-        path = evaluated_folder(run, name, "best") / "metrics.json" if re_ordered else run.path("metrics.json")
+        path = _folder(run, name, "best") / "metrics.json" if re_ordered else run.path("metrics.json")
         run.hash_input(path)
         values = json.loads(path.read_text(encoding="utf-8"))
         values = values if re_ordered else values["stages"][name]
@@ -271,7 +276,7 @@ def _results(run: Run, names: Mapping[str, str], arms: Sequence[str]) -> str:
         if (base := re_ranked(arm)) is not None:
             for row in trained:
                 if row["arm"] == base:
-                    path = evaluated_folder(run, names.get(arm, arm), row["checkpoint"]) / "metrics.json"
+                    path = _folder(run, names.get(arm, arm), row["checkpoint"]) / "metrics.json"
                     values = json.loads(path.read_text(encoding="utf-8"))
                     entry = {"objective": RERANK, "arm": arm, "seconds": None, "weight": values["weight"]}
                     lines.append(row | entry | {"metrics": values[row["split"]]})

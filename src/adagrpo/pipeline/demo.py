@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 from adagrpo.config import CompareConfig, Config, dump_config, resolve_config
 from adagrpo.evaluation.comparison import Measured, compare
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.measured import evaluated_folder, measured_users
 from adagrpo.pipeline.run import Console, Run
+from adagrpo.pipeline.stages.paired_outcomes import read_measured
 from adagrpo.pipeline.stages.prepare import simulate_marketplace
 from adagrpo.pipeline.verbs import diagnose_reward, fit_ranker, fit_sft, prepare, run_all, tokenize
 from adagrpo.rewards.boosted import require_lightgbm
@@ -85,6 +85,7 @@ def _rows(runs: dict[str, Run]) -> list[dict[str, Any]]:
         truth = data.truth()
         arms = [arm.name for arm in run.config.train.arms]
         for arm in ("sft", *arms) if reward == GOOD else [arm for arm in arms if arm != BASELINE]:
+            folder = (arm,) if arm == "sft" else (arm, "final")
             name = arm if arm in ("sft", BASELINE) else f"{reward}: {arm}"
-            measured[name, "final"] = [measured_users(data, truth, evaluated_folder(run, arm, "final"))]
+            measured[name, "final"] = [read_measured(data, truth, run.path("evaluate", *folder))]
     return compare(measured, [runs[GOOD].config.seed], CompareConfig(baseline=BASELINE, margins={}))

@@ -25,6 +25,7 @@ from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.forecast import FitForecast, Forecast
 from adagrpo.pipeline.room import free_disk, free_memory, used_memory
 from adagrpo.pipeline.run import Run
+from adagrpo.pipeline.stage import Ingredients
 from adagrpo.pipeline.stages.evaluate import evaluate_baselines, evaluate_checkpoint
 from adagrpo.pipeline.stages.exposure_report import report_exposures
 from adagrpo.pipeline.stages.fit_ranker import fit_ranker
@@ -33,7 +34,7 @@ from adagrpo.pipeline.stages.prepare import prepare, simulate_marketplace
 from adagrpo.pipeline.stages.ranker_report import report_ranker
 from adagrpo.pipeline.stages.sft import fit_sft
 from adagrpo.pipeline.stages.tokenize import tokenize
-from adagrpo.storage.artifacts import cached_hash, hash_json, manifest
+from adagrpo.storage.artifacts import cached_hash, manifest
 
 __all__ = ["look_at_run", "plan"]
 
@@ -64,8 +65,8 @@ def plan(run: Run, parts: Collection[str]) -> dict[str, Any]:
     """
     walked = _Walk(run)
     _walk(walked, parts)
-    with _prepared(run, unchanged=not walked.made.get("prepare", False)) as data:
-        content = _content(run, data, walked.made)
+    with _prepared(run, unchanged=not walked.walked.get("prepare", False)) as data:
+        content = _content(run, data, walked.walked)
     if DIAGNOSED in parts:
         seconds = _Times(run).of(DIAGNOSED, None)
         content["stages"].append({"stage": DIAGNOSED, "state": "make", "steps": None, "seconds": seconds})
@@ -78,7 +79,7 @@ class _Walk(Run):
 
     def __init__(self, run: Run) -> None:
         self.__dict__.update(run.__dict__)
-        self.made: dict[str, bool] = {}  # by stage, whether it would be
+        self.walked: dict[str, bool] = {}  # by stage, whether it would be
 
     def stage(
         self,
@@ -93,17 +94,14 @@ class _Walk(Run):
         together: bool = False,
     ) -> Path:
         """Compare the fingerprint; see `Run.stage`."""
-        labels = {self.label(path): path for path in inputs}
-        made = [owner for owner, again in self.made.items() if again]
-        known = not any(label.startswith(f"{owner}/") for label in labels for owner in made)
-        self.made[name] = True
+        remade = [f"{owner}/" for owner, again in self.walked.items() if again]
+        known = not any(self.label(path).startswith(owner) for path in inputs for owner in remade)
+        self.walked[name] = True
         if known and all(path.is_file() for path in inputs):
-            sources = {label: self.hash_input(path) for label, path in labels.items()}
-            settings = read_settings(self.config, reads, but)
-            content = {"stage": name, "schema": schema, "settings": settings, "also": also, "inputs": sources}
-            done = manifest(self.path(name))
-            self.made[name] = done is None or done["fingerprint"] != hash_json(content)
-        return self.path(name)
+            made_from = Ingredients(schema, read_settings(self.config, reads, but), also, self.hash_inputs(inputs))
+            done = manifest(self.folder(name))
+            self.walked[name] = done is None or done["fingerprint"] != made_from.fingerprint(name)
+        return self.folder(name)
 
     def hash_input(self, path: Path) -> str:
         """The hash of a file, of which nothing is verified; nothing where it is missing."""
@@ -115,7 +113,7 @@ class _Walk(Run):
 
     def checked_stage(self, name: str, *, but: Collection[str] = ()) -> Path:
         """The path alone."""
-        return self.path(*name.split("/"))
+        return self.folder(name)
 
     def write_description(self, data_files: object) -> None:
         """Nothing."""
@@ -128,7 +126,7 @@ def _walk(run: _Walk, parts: Collection[str]) -> None:
             with suppress(OSError):
                 declare(run)
             if name is not None:
-                run.made.setdefault(name, True)
+                run.walked.setdefault(name, True)
 
 
 def _declarations(run: Run, *, trained_only: bool) -> Iterator[tuple[str, str | None, Callable[[Run], object]]]:

@@ -3,7 +3,7 @@
 config.json, model.safetensors, generation_config.json     what `AutoModelForCausalLM.from_pretrained` reads
 semantic_ids.json, catalog.json                            where codes are among the tokens; items and their codes
 semantic_ids.py                                            `adagrpo.policies.prefix_function`, as it is
-README.md, and the tokenizer of the model it came from, if there was one
+README.md, the model card; and the tokenizer of the model it came from, if there was one
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import shutil
 from pathlib import Path
 from typing import Literal
 
-from adagrpo import __version__
 from adagrpo.data.prepared import load_item_ids
 from adagrpo.errors import UserError
 from adagrpo.pipeline.checks import check
-from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
+from adagrpo.pipeline.choose_checkpoint import Chosen, choose_checkpoint
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.model_card import model_card
 from adagrpo.pipeline.run import Run
 from adagrpo.policies import prefix_function
 from adagrpo.storage.artifacts import make_folder, temporary
@@ -60,7 +60,7 @@ def export(
     work = temporary(to)
     work.mkdir()
     try:
-        _write(run, weights, work)
+        _write(run, chosen, checkpoint, work)
         for path in work.iterdir():  # some libraries write for the owner alone
             path.chmod(work.stat().st_mode & 0o666)
         work.rename(to)  # an empty folder is replaced
@@ -72,7 +72,7 @@ def export(
     return about | {"why": chosen.why, "items": items, "precision": "float32"}
 
 
-def _write(run: Run, weights: Path, folder: Path) -> None:
+def _write(run: Run, chosen: Chosen, checkpoint: str, folder: Path) -> None:
     from transformers import GenerationConfig
 
     from adagrpo.policies.causal_lm import CausalLMPolicy
@@ -80,7 +80,7 @@ def _write(run: Run, weights: Path, folder: Path) -> None:
     from adagrpo.policies.shared_codes import SharedCodesPolicy
 
     data, options = RunData(run), run.config.policy.lm
-    policy = Models(data).policy(weights)
+    policy = Models(data).policy(chosen.weights)
     if isinstance(policy, SharedCodesPolicy):
         raise UserError(
             "export: items share Semantic IDs, which a prefix function cannot tell apart; serve them with "
@@ -112,11 +112,13 @@ def _write(run: Run, weights: Path, folder: Path) -> None:
     shutil.copyfile(Path(prefix_function.__file__), folder / "semantic_ids.py")
     if options.checkpoint is not None:
         copy_tokenizer(run.data / options.checkpoint, folder)
-    (folder / "README.md").write_text(_card(run, weights, levels), encoding="utf-8")
+    parameters = sum(weight.numel() for weight in model.parameters())
+    card = model_card(run, chosen, checkpoint, parameters=parameters, usage=_usage(run, levels))
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def _card(run: Run, weights: Path, levels: int) -> str:
-    """What the folder is, how it is used, and how it was made."""
+def _usage(run: Run, levels: int) -> str:
+    """What the folder is, and how it is used."""
     mask = run.config.evaluation.mask_history
     masked = (
         "\nIts evaluation left the items of the history out of the lists, and so does `exclude`: the whole history, of "
@@ -125,10 +127,7 @@ def _card(run: Run, weights: Path, levels: int) -> str:
         else ""
     )
     allowed = f"ids.prefix_function(len(prompt){', exclude=[HISTORY]' if mask else ''})"
-    return f"""# {run.config.name}: {run.label(weights)}
-
-A generative recommender: it writes the next item of a history as {levels} Semantic-ID tokens.
-Made by adagrpo {__version__}, seed {run.config.seed}, configuration {run.config_hash[:16]}.{masked}
+    return f"""A generative recommender: it writes the next item of a history as {levels} Semantic-ID tokens.{masked}
 
 Weights are float32, and `generate` computes in float32.
 `adagrpo serve --precision float32` gives the same lists, and scores that differ by less than 1e-5.
@@ -144,5 +143,4 @@ ids, model = SemanticIds(FOLDER), AutoModelForCausalLM.from_pretrained(FOLDER)
 prompt = ids.prompt(HISTORY)  # item ids, oldest first
 output = model.generate(torch.tensor([prompt]), prefix_allowed_tokens_fn={allowed})
 print([ids.item(tokens) for tokens in output[:, len(prompt):].tolist()])
-```
-"""
+```"""

@@ -204,11 +204,9 @@ class Run:
     def path(self, *parts: str) -> Path:
         """Where something of the run lies or is to lie: in its own directory, or where it alone is, in its source."""
         own = self.directory.joinpath(*parts)
-        if self.source is None or not (theirs := self.source.joinpath(*parts)).exists():
-            return own
-        # a folder that was made for a stage below it alone, such as ranker for ranker/report, is not that stage
-        is_own = os.path.lexists(own) and not ((theirs / MANIFEST).is_file() and not (own / MANIFEST).is_file())
-        return own if is_own else theirs
+        if self.source is not None and not os.path.lexists(own) and self.source.joinpath(*parts).exists():
+            return self.source.joinpath(*parts)
+        return own
 
     def folder(self, stage: str) -> Path:
         """Where a finished stage lies; its place may also hold an inner stage alone, such as `ranker/report`."""

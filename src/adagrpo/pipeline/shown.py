@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from adagrpo.errors import UserError
-from adagrpo.pipeline.chain import Part, parts_of
+from adagrpo.pipeline.chain import parts_of
 from adagrpo.pipeline.collected import metrics_are_stale
 from adagrpo.pipeline.commands import remake
 from adagrpo.pipeline.run import Run
+from adagrpo.pipeline.stage import Part
 
 __all__ = ["Shown"]
 

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+from adagrpo.config import Change
 from adagrpo.errors import UserError
 from adagrpo.pipeline.written import is_written
 from adagrpo.storage.artifacts import (
@@ -33,7 +35,9 @@ from adagrpo.storage.artifacts import (
 )
 from adagrpo.storage.locks import WORK
 
-__all__ = ["Ingredients", "StageFolder"]
+__all__ = ["Ingredients", "Part", "StageFolder", "State"]
+
+State = Literal["done", "stale", "missing", "interrupted", "damaged", "unused"]
 
 
 class Ingredients(NamedTuple):
@@ -62,6 +66,23 @@ class Ingredients(NamedTuple):
     def of(cls, content: dict[str, Any]) -> Ingredients | None:
         """Those that a manifest keeps; None where it was written before there were any."""
         return cls(**content["made_from"]) if "made_from" in content else None
+
+
+@dataclass(frozen=True)
+class Part:
+    """A stage of a run as it lies there, held against what it would be made from now."""
+
+    name: str
+    state: State
+    why: str = ""  # why it is not done, in words
+    changes: tuple[Change, ...] = ()  # settings that differ
+    sources: tuple[str, ...] = ()  # the stages that it is made from
+    there: bool = True  # finished at some time
+
+    @property
+    def usable(self) -> bool:
+        """Whether it may be read as what the run's settings say."""
+        return self.state == "done"
 
 
 class StageFolder:

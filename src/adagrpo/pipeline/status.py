@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adagrpo.pipeline.chain import Part, parts_of
+from adagrpo.pipeline.chain import parts_of
 from adagrpo.pipeline.collected import metrics_are_stale
 from adagrpo.pipeline.commands import command, remake
 from adagrpo.pipeline.description import DESCRIPTION
 from adagrpo.pipeline.run import Run
-from adagrpo.pipeline.stage import StageFolder
+from adagrpo.pipeline.stage import Part, StageFolder
 from adagrpo.report import Table
 from adagrpo.storage.marks import is_marked, read_mark
 

@@ -26,8 +26,10 @@ from adagrpo.pipeline.serve import serve as _serve
 from adagrpo.pipeline.shown import Shown
 from adagrpo.pipeline.stages.diagnose import diagnose_reward as _diagnose_reward
 from adagrpo.pipeline.stages.evaluate import collect as _collect
-from adagrpo.pipeline.stages.evaluate import evaluate as _evaluate
+from adagrpo.pipeline.stages.evaluate import evaluate as _evaluate_checkpoints
+from adagrpo.pipeline.stages.example_rollouts import draw_examples
 from adagrpo.pipeline.stages.fit_ranker import fit_ranker as _fit_ranker
+from adagrpo.pipeline.stages.paired_outcomes import pair_outcomes
 from adagrpo.pipeline.stages.post_train import fit_arm as _fit_arm
 from adagrpo.pipeline.stages.prepare import prepare as _prepare
 from adagrpo.pipeline.stages.prepare import simulate_marketplace
@@ -159,6 +161,24 @@ def write_report(run: Run) -> Path:
     return _write_report(shown, shown.notes)
 
 
+def _evaluate(run: Run, arms: list[str]) -> None:
+    """Evaluate every checkpoint of the arms, hold them against each other, and draw what the report shows."""
+    _evaluate_checkpoints(run, arms)
+    pair_outcomes(run, arms)
+    draw_examples(run)
+
+
+def _diagnose(run: Run, second_ranker: Path | None = None) -> dict[str, Any]:
+    """Diagnose the reward; a report that is there already is written again, since it tells the verdict."""
+    result = _diagnose_reward(run, second_ranker)
+    if (run.directory / "report.html").is_file() and run.find("metrics.json") is not None:
+        try:
+            write_report(run)
+        except UserError as error:  # what it shows beside the verdict is of other settings
+            run.console.note(f"report.html is left as it is: {error}")
+    return result
+
+
 run_all = _verb(_run_all, unordered.run_all)
 prepare = _verb(_prepare, unordered.prepare)
 tokenize = _verb(_tokenize, name="tokenize")
@@ -170,7 +190,7 @@ fit_and_report: Callable[[Run], tuple[dict[str, Any], Path] | None] = _verb(
 train = _verb(_train, name="train")
 fit_arm = _verb(_fit_arm, name="train")
 evaluate = _verb(_evaluate, name="evaluate")
-diagnose_reward = _verb(_diagnose_reward, name="diagnose")
+diagnose_reward = _verb(_diagnose, name="diagnose")
 export = _verb(_export, keeps=False)
 serve = _verb(_serve, keeps=False)
 recommend_users = _verb(_recommend_users, keeps=False)

@@ -19,7 +19,7 @@ WRITTEN = frozenset(
         *("best.safetensors", "average.safetensors", "optimizer.safetensors", "progress.json"),
         *("semantic_ids.json", "config.json", "metrics.json", "model.txt", "weight.json", "reward.json"),
         *("predictions.parquet", "free.parquet"),  # evaluate
-        *("report.json", "diagnose.json", MANIFEST),
+        *("report.json", "diagnose.json", "paired.json", "rollouts.json", MANIFEST),
     }
 )
 

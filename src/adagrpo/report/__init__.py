@@ -12,8 +12,9 @@ from adagrpo.report.comparison_page import (
     write_comparison_figures,
 )
 from adagrpo.report.diagnosis_page import diagnosis_tables, write_diagnosis
-from adagrpo.report.page import build_report, read_rows, write_figures, write_report
+from adagrpo.report.page import build_report, write_figures, write_report
 from adagrpo.report.ranker_tables import exposure_table
+from adagrpo.report.run_files import read_rows
 from adagrpo.report.stage_tables import catalog_table, dataset_table, fits_table
 from adagrpo.report.summary import arm_sentences, summary_sentences
 from adagrpo.report.tables import Table, results_table, to_markdown, to_text

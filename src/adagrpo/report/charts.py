@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from adagrpo.report import drawing as draw
+from adagrpo.report.scales import bin_means, is_finite, make_axis
 
 __all__ = ["Point", "Series", "line_chart", "scatter_chart", "stacked_area_chart"]
 
@@ -60,7 +61,7 @@ def line_chart(series: Sequence[Series], *, title: str, x_label: str, y_label: s
     """
     lines, widest_bin = [], 0.0
     for place, line in enumerate(series):
-        xs, ys, width = draw.bin_means(line.x, line.y)
+        xs, ys, width = bin_means(line.x, line.y)
         widest_bin = max(widest_bin, width)
         if any(y is not None for y in ys):
             lines.append((line, place if line.style is None else line.style, list(zip(xs, ys, strict=True))))
@@ -71,9 +72,9 @@ def line_chart(series: Sequence[Series], *, title: str, x_label: str, y_label: s
     legend, height = ([], 0) if margin else draw.legend([(line.name, style, False) for line, style, _ in lines])
     known = [(x, y) for _, _, points in lines for x, y in points if y is not None]
     top = draw.TOP + height
-    y_axis = draw.make_axis([y for _, y in known], draw.BOTTOM, top, percent=percent, cover=True)
-    left = _left(y_axis)
-    x_axis = draw.make_axis([x for x, _ in known], left, draw.RIGHT_EDGE - (margin or 6), percent=False, cover=False)
+    y_axis = make_axis([y for _, y in known], draw.BOTTOM, top, percent=percent, cover=True)
+    left = draw.left_of(y_axis)
+    x_axis = make_axis([x for x, _ in known], left, draw.RIGHT_EDGE - (margin or 6), percent=False, cover=False)
     parts = [*draw.axes(x_axis, y_axis, x_label, y_label, top), *legend]
     ends = []
     for line, style, points in lines:
@@ -111,12 +112,12 @@ def scatter_chart(
         >>> "sft" in scatter_chart([Point(0.1, 0.2, "sft")], title="t", x_label="x", y_label="y")
         True
     """
-    drawn = [point for point in points if draw.is_finite(point.x) and draw.is_finite(point.y)]
+    drawn = [point for point in points if is_finite(point.x) and is_finite(point.y)]
     if not drawn:
         return draw.empty(title)
-    y_axis = draw.make_axis([point.y for point in drawn], draw.BOTTOM, draw.TOP, percent=y_percent, cover=True)
+    y_axis = make_axis([point.y for point in drawn], draw.BOTTOM, draw.TOP, percent=y_percent, cover=True)
     right = draw.RIGHT_EDGE - 24
-    x_axis = draw.make_axis([point.x for point in drawn], _left(y_axis), right, percent=x_percent, cover=True)
+    x_axis = make_axis([point.x for point in drawn], draw.left_of(y_axis), right, percent=x_percent, cover=True)
     places = [(x_axis.at(point.x), y_axis.at(point.y)) for point in drawn]
     parts = draw.axes(x_axis, y_axis, x_label, y_label, draw.TOP)
     styles = {point.name: point.style for point in drawn if point.name}
@@ -159,21 +160,21 @@ def stacked_area_chart(
         >>> svg.count("fill-opacity")
         4
     """
-    binned = [draw.bin_means(x, values) for _, values in layers]
+    binned = [bin_means(x, values) for _, values in layers]
     positions, _, width = binned[0] if binned else ([], [], 0.0)
     stack = _stacked([values for _, values, _ in binned])
     known = [(x, row) for x, row in zip(positions, stack, strict=True) if row is not None]
     if not known:
         return draw.empty(title)
-    line = list(zip(positions, draw.bin_means(x, overlay[1])[1], strict=True)) if overlay else []
+    line = list(zip(positions, bin_means(x, overlay[1])[1], strict=True)) if overlay else []
     items = [(name, 1 + place, True) for place, (name, _) in enumerate(layers)]
     legend, height = draw.legend(
         [*items, *([(overlay[0], -1, False)] if overlay and any(y is not None for _, y in line) else [])]
     )
     top = draw.TOP + height
     values = [0.0, *(row[-1] for _, row in known), *(y for _, y in line if y is not None)]
-    y_axis = draw.make_axis(values, draw.BOTTOM, top, percent=percent, cover=True)
-    x_axis = draw.make_axis([x for x, _ in known], _left(y_axis), draw.RIGHT_EDGE - 6, percent=False, cover=False)
+    y_axis = make_axis(values, draw.BOTTOM, top, percent=percent, cover=True)
+    x_axis = make_axis([x for x, _ in known], draw.left_of(y_axis), draw.RIGHT_EDGE - 6, percent=False, cover=False)
     parts = [*draw.axes(x_axis, y_axis, x_label, y_label, top), *legend]
     for run in _stretches(positions, stack):
         for place in range(len(layers)):
@@ -204,11 +205,6 @@ def _stretches(
         else:
             segments[-1].append((x, row))
     return [run for run in segments if run]
-
-
-def _left(y_axis: draw.Axis) -> float:
-    """Where the plot begins: right of the widest tick text."""
-    return 20 + max(map(draw.text_width, y_axis.texts()))
 
 
 def _bin_note(width: float, x_label: str) -> str:

@@ -16,6 +16,7 @@ from adagrpo.config.training import MATCHED
 from adagrpo.errors import UserError
 from adagrpo.metrics import Shown, is_rate, lookup, shown
 from adagrpo.report.figures import Figure, frontier_figure, utility_figure
+from adagrpo.report.interval_charts import Estimate, interval_list
 from adagrpo.report.page import keep_together, template
 from adagrpo.report.tables import (
     MISSING,
@@ -151,6 +152,7 @@ def comparison_page(content: Mapping[str, Any]) -> str:
         config_hash=content["config_hash"],
         finding=[keep_together(sentence) for sentence in content["finding"]],
         tables=_tables(content),
+        differences=_differences(content),
         figures=list(comparison_figures(content).values()),
         family=keep_together(_family(content)),
         seeds=len(content["seeds"]),
@@ -251,6 +253,32 @@ def comparison_figures(content: Mapping[str, Any]) -> dict[str, Figure]:
         stages.setdefault(row["arm"], {}).update(test if row["arm"] == START else {row["checkpoint"]: test})
     drawn = {"frontier": frontier_figure({"stages": stages}), "utility": utility_figure({"stages": stages})}
     return {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+def _differences(content: Mapping[str, Any]) -> list[Figure]:
+    """The differences from the baseline with their intervals over users, and over seeds where there are several."""
+    plan = content["plan"]
+    metric, arms = plan["metric"], list(dict.fromkeys(row["arm"] for row in content["rows"]))
+    figures = []
+    for over in ("users", "seeds"):
+        rows = [
+            (
+                f"{row['arm']}, {row['checkpoint']}",
+                Estimate(row["against"][metric]["difference"], *row["against"][metric][over]),
+                arms.index(row["arm"]),
+            )
+            for row in content["rows"]
+            if row["against"].get(metric) and row["against"][metric][over]
+        ]
+        if rows:
+            svg = interval_list(
+                rows,
+                title=f"{metric_label(metric)} less that of {plan['baseline']}, intervals over {over}",
+                x_label=f"difference{' in points' if is_rate(metric) else ''}, {100 * plan['level']:g} % interval",
+                percent_points=is_rate(metric),
+            )
+            figures.append(Figure(svg))
+    return figures
 
 
 def _family(content: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from adagrpo.metrics import Shown, shown
+from adagrpo.report.diagnosis_figures import exposure_figures, map_figures, weight_figures
 from adagrpo.report.page import template
 from adagrpo.report.tables import MISSING, Alignment, Table, format_metric, metric_table
 from adagrpo.storage.artifacts import write_file
@@ -51,6 +52,10 @@ def write_diagnosis(run_directory: Path, result: Row, name: str) -> Path:
         settings=result["settings"],
         tables=diagnosis_tables(result),
         agreement=result["gate"]["agreement"],
+        map=map_figures(result["map"]),
+        weights=weight_figures(result["weights"]),
+        exposure=exposure_figures(result["by_exposure"]),
+        counted=result["by_exposure"]["counted"],
     )
     write_file(path, page)
     return path

@@ -1,51 +1,46 @@
-"""Pieces of SVG that the charts are put together from: ticks, axes, lines, markers, legends.
+"""Pieces of SVG that the charts are put together from: axes, lines, markers, legends.
 
-Ticks are multiples of 1, 2 or 5 times a power of ten. Text widths are estimates, since no font is at hand: 0.56 of the
-font size a character, somewhat more than the average of common sans-serif fonts, so that what is taken to fit does fit.
+Text widths are estimates, since no font is at hand: 0.56 of the font size a character, somewhat more than the average
+of common sans-serif fonts, so that what is taken to fit does fit.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from html import escape
-from typing import Any, TypeGuard
+
+from adagrpo.report.scales import Axis
+from adagrpo.report.theme import COLORS, GRID, INK, QUIET, SURFACE
 
 __all__ = [
-    "BINS",
     "BOTTOM",
     "RIGHT_EDGE",
     "TOP",
-    "Axis",
+    "WIDTH",
     "axes",
     "band_path",
-    "bin_means",
     "clean",
     "color",
     "empty",
     "end_labels",
     "end_margin",
-    "is_finite",
+    "left_of",
     "legend",
     "line_parts",
-    "make_axis",
     "marker",
     "marker_legend",
-    "nice_ticks",
     "path",
     "runs",
+    "shorten",
     "svg",
+    "text",
     "text_width",
 ]
 
-WIDTH, HEIGHT = 640, 360
-TOP, BOTTOM = 64, 312
+WIDTH, HEIGHT = 460, 340  # narrow enough for a phone, where a wider drawing would shrink its text
+TOP, BOTTOM = 64, 292
 RIGHT_EDGE = WIDTH - 14
-BINS = 80
 FONT = 13
-INK, QUIET, GRID = "#1a1a1a", "#595959", "#e3e3e3"
-COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe & Ito, less the yellow
 DASHES = ("", "7 3", "2 3")
 OVERLAY_DASH = "6 4"
 # what tells points apart without their colour: outlines around (0, 0)
@@ -66,112 +61,26 @@ MARKERS = (
 LEGEND_ROW = 18
 LINE_GAP = 15  # between labels below each other
 LEADER = 26  # from the end of a line to its label
-LONGEST_LABEL = 170
+LONGEST_LABEL = 130
+TITLE_LINE = 18
 
 Place = tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Axis:
-    """A linear map from values to pixels, with its ticks."""
-
-    ticks: tuple[float, ...]
-    low: float
-    high: float
-    start: float  # pixel of `low`
-    end: float  # pixel of `high`
-    percent: bool
-
-    def at(self, value: float) -> float:
-        """The pixel of a value."""
-        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
-
-    def texts(self) -> list[str]:
-        """What is written at the ticks."""
-        step = abs(self.ticks[1] - self.ticks[0]) if len(self.ticks) > 1 else abs(self.ticks[0]) or 1.0
-        return [_tick_text(value, step, self.percent) for value in self.ticks]
-
-
-def make_axis(values: Iterable[float], start: float, end: float, *, percent: bool, cover: bool) -> Axis:
-    """An axis over some finite values; with `cover` it ends on ticks, otherwise on the values."""
-    known = list(values)
-    low, high = min(known), max(known)
-    if low == high == 0:
-        high = 0.01 if percent else 1.0
-    ticks = nice_ticks(low, high)
-    inside = tuple(tick for tick in ticks if low <= tick <= high)
-    if cover or len(inside) < 2:
-        return Axis(tuple(ticks), ticks[0], ticks[-1], start, end, percent)
-    return Axis(inside, low, high, start, end, percent)
-
-
-def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """About `count` multiples of 1, 2 or 5 times a power of ten that cover `low .. high`.
-
-    Example:
-        >>> nice_ticks(0.0, 0.9), nice_ticks(10.0, 10.0)
-        ([0.0, 0.2, 0.4, 0.6, 0.8, 1.0], [9.4, 9.6, 9.8, 10.0, 10.2, 10.4, 10.6])
-    """
-    if high - low <= 1e-9 * max(abs(low), abs(high)):
-        pad = 0.05 * abs(low) or 1.0
-        low, high = low - pad, high + pad
-    raw = (high - low) / count
-    unit = 10.0 ** math.floor(math.log10(raw))
-    step = next(factor * unit for factor in (1, 2, 5, 10) if factor * unit >= raw * (1 - 1e-9))
-    first, last = math.floor(low / step + 1e-6), math.ceil(high / step - 1e-6)
-    if step < 1:  # 3 / 5 prints as 0.6 where 3 * 0.2 does not
-        return [place / (1 / step) for place in range(first, last + 1)]
-    return [place * step for place in range(first, last + 1)]
-
-
-def bin_means(
-    x: Sequence[float], y: Sequence[float | None], bins: int = BINS
-) -> tuple[list[float], list[float | None], float]:
-    """Means over bins of equal width, if there are more values than bins.
-
-    Args:
-        x: positions; those that are not finite are dropped.
-        y: values; None and what is not finite is a gap.
-        bins: how many.
-
-    Returns:
-        The mean position of each bin that holds one, the mean of its finite values (None if it has none), and the width
-        of a bin, 0 if nothing was averaged.
-
-    Example:
-        >>> bin_means([0, 1, 2, 3], [1.0, 3.0, None, 7.0], bins=2)
-        ([0.5, 2.5], [2.0, 7.0], 1.5)
-    """
-    pairs = [(float(a), float(b) if is_finite(b) else None) for a, b in zip(x, y, strict=True) if is_finite(a)]
-    low, high = min((a for a, _ in pairs), default=0.0), max((a for a, _ in pairs), default=0.0)
-    if len(pairs) <= bins or not high > low:
-        return [a for a, _ in pairs], [b for _, b in pairs], 0.0
-    width = (high - low) / bins
-    groups: dict[int, list[tuple[float, float | None]]] = {}
-    for a, b in pairs:
-        groups.setdefault(min(bins - 1, int((a - low) / width)), []).append((a, b))
-    xs, ys = [], list[float | None]()
-    for _, group in sorted(groups.items()):
-        values = [b for _, b in group if b is not None]
-        xs.append(sum(a for a, _ in group) / len(group))
-        ys.append(sum(values) / len(values) if values else None)
-    return xs, ys, width
 
 
 def axes(x_axis: Axis, y_axis: Axis, x_label: str, y_label: str, top: float) -> list[str]:
     """Grid, ticks and axis titles; the title of the upward axis stands above it, where it needs no turning."""
     left, right = x_axis.start, x_axis.end
-    parts = [_text(8, top - 14, y_label, "start", QUIET)]
-    for value, text in zip(y_axis.ticks, y_axis.texts(), strict=True):
+    parts = [text(8, top - 14, y_label, "start", QUIET)]
+    for value, label in zip(y_axis.ticks, y_axis.texts(), strict=True):
         y = y_axis.at(value)
         parts.append(f'<path d="M{left:.1f} {y:.1f}H{right:.1f}" stroke="{GRID}"/>')
-        parts.append(_text(left - 7, y + 4, text, "end", QUIET))
-    for value, text in zip(x_axis.ticks, x_axis.texts(), strict=True):
+        parts.append(text(left - 7, y + 4, label, "end", QUIET))
+    for value, label in zip(x_axis.ticks, x_axis.texts(), strict=True):
         x = x_axis.at(value)
         parts.append(f'<path d="M{x:.1f} {BOTTOM}v5" stroke="{QUIET}"/>')
-        parts.append(_text(x, BOTTOM + 19, text, "middle", QUIET))
+        parts.append(text(x, BOTTOM + 19, label, "middle", QUIET))
     parts.append(f'<path d="M{left:.1f} {BOTTOM}H{right:.1f}" stroke="{QUIET}"/>')
-    parts.append(_text((left + right) / 2, BOTTOM + 39, x_label, "middle", QUIET))
+    parts.append(text((left + right) / 2, BOTTOM + 39, x_label, "middle", QUIET))
     return parts
 
 
@@ -234,14 +143,14 @@ def legend(items: Sequence[tuple[str, int, bool]]) -> tuple[list[str], int]:
     """
     parts, x, row = [], 8.0, 0
     for name, style, filled in items:
-        shown = _shorten(name, 280)
+        shown = shorten(name, 280)
         width = text_width(shown) + 42
         if x > 8 and x + width > WIDTH:
             x, row = 8.0, row + 1
         y = TOP - 22 + 18 * row
         swatch = f'fill="{color(style)}" fill-opacity="0.8"' if filled else _stroke(style)
         shape = f"M{x:.1f} {y - 9}h18v9h-18z" if filled else f"M{x:.1f} {y - 4}h22"
-        parts += [f'<path d="{shape}" {swatch}/>', _text(x + 27, y, shown, "start", INK)]
+        parts += [f'<path d="{shape}" {swatch}/>', text(x + 27, y, shown, "start", INK)]
         x += width
     return parts, 18 * (row + 1) + 4
 
@@ -266,14 +175,14 @@ def end_labels(line_ends: Sequence[tuple[str, int, Place]], x: float) -> list[st
         name, style, (end_x, end_y) = line_ends[i]
         elbow = f"M{end_x + 4:.1f} {end_y:.1f}L{x + 8:.1f} {height:.1f}H{x + LEADER - 6:.1f}"
         parts.append(f'<path d="{elbow}" fill="none" stroke="{color(style)}" stroke-opacity="0.7"/>')
-        parts.append(_text(x + LEADER, height + 4, name, "start", INK))
+        parts.append(text(x + LEADER, height + 4, name, "start", INK))
     return parts
 
 
 def marker(style: int, place: Place, *, hollow: bool = False, tip: str = "") -> str:
     """A point in the shape and colour of a style; `tip` is shown on hovering."""
     shape, ink = MARKERS[style % len(MARKERS)], color(style)
-    fill = f'fill="{"#ffffff" if hollow else ink}" stroke="{ink}" stroke-width="1.5" stroke-linejoin="round"'
+    fill = f'fill="{SURFACE if hollow else ink}" stroke="{ink}" stroke-width="1.5" stroke-linejoin="round"'
     shown = f"<title>{clean(tip)}</title>" if tip else ""
     return f'<path transform="translate({place[0]:.1f} {place[1]:.1f})" d="{shape}" {fill}>{shown}</path>'
 
@@ -284,28 +193,26 @@ def marker_legend(items: Sequence[tuple[str, int]]) -> tuple[list[str], int]:
     Returns:
         The parts and the height in pixels that they take.
     """
-    names = [_shorten(name, 280) for name, _ in items]
+    names = [shorten(name, WIDTH / 2 - 40) for name, _ in items]
     columns = max(1, int((WIDTH - 8) / (max(map(text_width, names), default=0.0) + 34)))
     rows = -(-len(names) // columns)
     parts = []
     for place, (name, (_, style)) in enumerate(zip(names, items, strict=True)):
         x, y = 16 + place // rows * (WIDTH - 8) / columns, HEIGHT + 10 + LEGEND_ROW * (place % rows)
-        parts += [marker(style, (x, y)), _text(x + 12, y + 4.5, name, "start", INK)]
+        parts += [marker(style, (x, y)), text(x + 12, y + 4.5, name, "start", INK)]
     return parts, LEGEND_ROW * rows + 4
 
 
-def svg(title: str, description: str, note: str, parts: Sequence[str], below: int = 0) -> str:
+def svg(title: str, description: str, note: str, parts: Sequence[str], below: int = 0, height: int = HEIGHT) -> str:
     """The whole chart around its parts; a legend below the plot takes `below` pixels, and the note's place."""
-    heading = [_text(8, 20, _shorten(title, WIDTH - 20), "start", INK, bold=True)]
-    footer = [_text(RIGHT_EDGE, HEIGHT + 8, note, "end", QUIET)] if note else []
-    height = HEIGHT + (16 if note else below)
-    return _wrap(title, f"{description}. {note}".strip(), height, [*heading, *parts, *footer])
+    footer = [text(RIGHT_EDGE, height + 8, note, "end", QUIET)] if note else []
+    height += 16 if note else below
+    return _wrap(title, f"{description}. {note}".strip(), height, [*parts, *footer])
 
 
 def empty(title: str) -> str:
     """A chart without values says so."""
-    heading = _text(8, 20, _shorten(title, WIDTH - 20), "start", INK, bold=True)
-    return _wrap(title, "No values to draw.", 64, [heading, _text(8, 46, "No values to draw.", "start", QUIET)])
+    return _wrap(title, "No values to draw.", 64, [text(8, 46, "No values to draw.", "start", QUIET)])
 
 
 def color(style: int) -> str:
@@ -318,14 +225,14 @@ def text_width(text: str) -> float:
     return 0.56 * FONT * len(text)
 
 
+def left_of(y_axis: Axis) -> float:
+    """Where a plot begins: right of the widest text of its upward axis."""
+    return 20 + max(map(text_width, y_axis.texts()))
+
+
 def clean(text: str) -> str:
     """Escaped for XML, without the control characters that XML forbids."""
     return escape("".join(character if character.isprintable() else " " for character in text))
-
-
-def is_finite(value: Any) -> TypeGuard[float]:
-    """False for what is no number, NaN, infinities, and numbers too large to be subtracted from each other."""
-    return isinstance(value, int | float) and abs(value) < 1e100
 
 
 def _spread(heights: Sequence[float]) -> list[float]:
@@ -340,37 +247,44 @@ def _spread(heights: Sequence[float]) -> list[float]:
     return placed
 
 
-def _tick_text(value: float, step: float, percent: bool) -> str:
-    if percent:
-        value, step = 100 * value, 100 * step
-    if abs(value) >= 1e7 or step < 1e-5:
-        text = f"{value:.3g}"
-    else:
-        decimals = max(0, -math.floor(math.log10(step) + 1e-9))
-        text = f"{0.0 if abs(value) < step / 2 else value:,.{decimals}f}"
-    return f"{text} %" if percent else text
-
-
 def _stroke(style: int) -> str:
     dash = OVERLAY_DASH if style < 0 else DASHES[style // len(COLORS) % len(DASHES)]
     pattern = f' stroke-dasharray="{dash}"' if dash else ""
     return f'fill="none" stroke="{color(style)}" stroke-width="2" stroke-linejoin="round"{pattern}'
 
 
-def _shorten(text: str, pixels: float) -> str:
+def shorten(text: str, pixels: float) -> str:
+    """As much of a text as some pixels hold."""
     longest = int(pixels / (0.56 * FONT))
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
-def _text(x: float, y: float, text: str, anchor: str, fill: str, *, bold: bool = False) -> str:
+def text(x: float, y: float, content: str, anchor: str, fill: str, *, bold: bool = False) -> str:
+    """A piece of text at a place; `anchor` says which of its ends, or its middle, stands there."""
     weight = ' font-weight="600"' if bold else ""
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{fill}"{weight}>{clean(text)}</text>'
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{fill}"{weight}>{clean(content)}</text>'
+
+
+def _title_lines(title: str) -> list[str]:
+    """The title in one line, or in two where it is too long for one."""
+    longest, words = int((WIDTH - 20) / (0.56 * FONT)), title.split(" ")
+    count = len(words)
+    while count > 1 and len(" ".join(words[:count])) > longest:
+        count -= 1
+    lines = [" ".join(words[:count]), " ".join(words[count:])]
+    return [shorten(line, WIDTH - 20) for line in lines if line]
 
 
 def _wrap(title: str, description: str, height: int, parts: Sequence[str]) -> str:
+    lines = _title_lines(title)
+    heading = [text(8, 20 + TITLE_LINE * place, line, "start", INK, bold=True) for place, line in enumerate(lines)]
+    lower = TITLE_LINE * (len(lines) - 1)
+    height += max(0, lower)
+    body = "".join(parts) if lower <= 0 else f'<g transform="translate(0 {lower})">{"".join(parts)}</g>'
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{clean(title)}"'
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}"'
+        f' role="img" aria-label="{clean(title)}"'
         f' font-family="system-ui, sans-serif" font-size="{FONT}" style="font-variant-numeric:tabular-nums">'
         f"<title>{clean(title)}</title><desc>{clean(description)}</desc>"
-        f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>' + "".join(parts) + "</svg>"
+        f'<rect width="{WIDTH}" height="{height}" fill="{SURFACE}"/>' + "".join(heading) + body + "</svg>"
     )

@@ -14,9 +14,10 @@ from typing import Any
 
 from adagrpo.metrics import Shown, is_rate, shown
 from adagrpo.objective.terms import TERMS
+from adagrpo.report.chart_numbers import points_table, series_table
 from adagrpo.report.charts import Point, Series, line_chart, scatter_chart, stacked_area_chart
-from adagrpo.report.drawing import is_finite
-from adagrpo.report.tables import START, checkpoints, format_metric, metric_label
+from adagrpo.report.scales import is_finite
+from adagrpo.report.tables import START, Table, checkpoints, format_metric, metric_label
 
 __all__ = [
     "Figure",
@@ -58,6 +59,7 @@ class Figure:
 
     svg: str
     caption: str = ""
+    numbers: Table | None = None  # what is drawn, for those who do not see it or want the digits
 
 
 @dataclass(frozen=True)
@@ -110,16 +112,18 @@ def admission_figures(logs: Sequence[Log], metrics: Mapping[str, Any]) -> list[F
             continue
         closed = any((row.get(CLOSED[1]) or 0) > 0 for row in log.steps)
         layers = [(name, _column(log.steps, key)) for name, key in (*CAUSES, *([CLOSED] if closed else []))]
+        steps, overlay = _column(log.steps, "step"), _column(log.steps, "shuffled_admission")
         svg = stacked_area_chart(
-            _column(log.steps, "step"),
+            steps,
             layers,
             title=f"{log.arm}: admission and rejections by cause",
             x_label="step",
             y_label="share of samples",
             percent=True,
-            overlay=("a shuffled reward would admit", _column(log.steps, "shuffled_admission")),
+            overlay=("a shuffled reward would admit", overlay),
         )
-        figures.append(Figure(svg, _admission_caption(log)))
+        shares = [Series(name, steps, values) for name, values in (*layers, ("shuffled reward", overlay))]
+        figures.append(Figure(svg, _admission_caption(log), series_table(shares, "step", percent=True)))
     return figures
 
 
@@ -160,7 +164,10 @@ def _validation_plots(logs: Sequence[Log], prefix: str) -> list[_Plot]:
 def _charts(plots: Sequence[_Plot]) -> list[Figure]:
     """A line chart for each quantity that anyone logged."""
     return [
-        Figure(line_chart(series, title=title, x_label="step", y_label=y_label, percent=percent))
+        Figure(
+            line_chart(series, title=title, x_label="step", y_label=y_label, percent=percent),
+            numbers=series_table(series, "step", percent=percent),
+        )
         for title, y_label, series, percent in plots
         if any(is_finite(value) for line in series for value in line.y)
     ]
@@ -193,7 +200,9 @@ def _scatter(
                 y_percent=percent,
             )
             caption += f" Too far off to be drawn: {', '.join(far)}." if far else ""
-            return Figure(svg, f"{caption} Filled: the best checkpoint, or sft; hollow: the final one of the same arm.")
+            caption += " Filled: the best checkpoint, or sft; hollow: the final one of the same arm."
+            labels = (metric_label(names[0]), metric_label(names[1]))
+            return Figure(svg, caption, points_table(drawn, labels, (percent, percent)))
     return None
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from adagrpo.report.drawing import is_finite
 from adagrpo.report.figures import Log
+from adagrpo.report.scales import is_finite
 from adagrpo.report.tables import Table, format_metric
 
 __all__ = ["numbers_table"]

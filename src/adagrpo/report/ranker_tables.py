@@ -1,7 +1,7 @@
-"""Tables of the ranker's report: its quality by stratum, and which groups of rollouts the gate lets it score.
+"""Tables of the ranker: its retrieval, its quality by stratum, and which groups of rollouts the gate lets it score.
 
-Both are read from `ranker/report/report.json`. An interval is printed as its mean and its two ends; none of them says
-anything about other seeds.
+The last two are read from `ranker/report/report.json`. An interval is printed as its mean and its two ends; none of
+them says anything about other seeds.
 """
 
 from __future__ import annotations
@@ -9,11 +9,62 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from adagrpo.report.tables import MISSING, Alignment, Table, metric_label
+from adagrpo.metrics import Shown, shown
+from adagrpo.report.figures import Figure
+from adagrpo.report.interval_charts import Estimate, interval_list
+from adagrpo.report.summary import rerank_rows
+from adagrpo.report.tables import MISSING, START, Alignment, Split, Table, checkpoints, metric_label, metric_table
 
-__all__ = ["calibration_text", "every_gate_table", "exposure_table", "gate_table", "strata_table"]
+__all__ = [
+    "calibration_text",
+    "every_gate_table",
+    "exposure_figures",
+    "exposure_table",
+    "gate_table",
+    "ranking_table",
+    "strata_table",
+]
 
 OUTCOMES = {"admitted": "admitted", "rejected": "rejected", "easy": "– easy", "undiscriminated": "– undiscriminated"}
+
+
+def ranking_table(metrics: Mapping[str, Any], split: Split) -> Table | None:
+    """The ranker's own retrieval, the re-ranked beam and the baselines beside the starting policy, on one split.
+
+    The best of a column is marked within the split: a rate on validation is no rival of one on test.
+
+    Args:
+        metrics: content of `metrics.json`.
+        split: which cases.
+
+    Returns:
+        None where none of it was measured there.
+    """
+    ranker = metrics.get("ranker")
+    if not isinstance(ranker, Mapping):
+        return None
+    rows: list[tuple[str, Mapping[str, Any]]] = [
+        ("policy (sft), no ranker", point.metrics.get(split, {}))
+        for point in checkpoints(metrics)
+        if point.arm == START
+    ]
+    baselines = metrics.get("baselines") or {}
+    own = ranker.get(split) or (baselines.get("ranker") or {}).get(split) or {}
+    rows.append(("ranker alone, full catalogue", own))
+    for name, values in rerank_rows(metrics):
+        path = name.split(" / ")
+        if split in path or (split == "validation" and "test" not in path):
+            order = " / ".join(part for part in path if part != split)
+            rows.append((f"sft beam re-ranked: {order}", values))
+    for name, splits in baselines.items():
+        if name != "ranker":
+            rows.append((name.replace("_", "-"), splits.get(split) or {}))
+    rows = [(name, values) for name, values in rows if values]
+    columns = [name for name in shown(Shown.RANKING) if any(values.get(name) is not None for _, values in rows)]
+    if not columns or all(name.startswith("policy") for name, _ in rows):
+        return None
+    cells = [[values.get(name) for name in columns] for _, values in rows]
+    return metric_table(("ranking",), [(name,) for name, _ in rows], cells, columns)
 
 
 def strata_table(report: Mapping[str, Any]) -> Table:
@@ -86,6 +137,21 @@ def exposure_table(report: Mapping[str, Any]) -> Table:
     ]
     header = (*names, *(["ECE"] if calibrated else []))
     return Table(header, tuple(rows), _alignment(len(header)))
+
+
+def exposure_figures(report: Mapping[str, Any]) -> list[Figure]:
+    """The AUC of each stratum, a chart an exposure."""
+    figures = []
+    for entry in report["exposures"]:
+        rows = [
+            (_stratum(row), Estimate(*(row["auc"][field] for field in ("mean", "low", "high"))), 1)
+            for row in entry["strata"]
+            if row.get("auc")
+        ]
+        title = f"AUC of the ranker, {entry['exposure']} exposure"
+        svg = interval_list(rows, title=title, x_label="AUC, with its 95 % interval over users", reference=0.5)
+        figures.append(Figure(svg, "The dashed line is chance."))
+    return figures
 
 
 def _stratum(row: Mapping[str, Any]) -> str:

@@ -1,0 +1,151 @@
+r"""What re-ranking gives at every weight, and whether the reward orders items as well where few were shown.
+
+    curve(w)     mean over cases of  m(order by log π + w RM / σ) - m(order by log π)        w = ∞: by the reward alone
+    order(bin)   mean over cases of the share of the list's other items of the same bin that score below the logged one
+
+A bin holds items that were shown about as often. Comparing within a bin leaves out what popularity alone explains: a
+reward that has only learned what is shown often is at one half in each of them. Cases whose list does not hold the
+logged item are left out, since the policy's score of it is then not known. Where the truth is known, `truth` is the
+share of the pairs of items of the bin, the logged one left out, that a score orders as the true utility does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adagrpo.diagnosis.orders import WEIGHTS, Floats, Ints, Lists, Mix, mixed_keys, permuted, target_ranks
+from adagrpo.diagnosis.strata import DRAWS, METRICS, gains
+from adagrpo.evaluation.statistics import bootstrap_mean, bootstrap_means
+
+__all__ = ["order_by_exposure", "weight_curve"]
+
+Masks = NDArray[np.bool_]
+QUANTILES = (0.25, 0.5, 0.75)
+
+
+def weight_curve(lists: Lists, mix: Mix, *, resamples: int, seed: int) -> dict[str, Any]:
+    """The change of each metric at each weight, for the ranker and for a shuffled one.
+
+    Args:
+        lists: `N` lists.
+        mix: the cross-fitted one: its scale and the weights that were chosen.
+        resamples: of the bootstrap.
+        seed: of the bootstrap and of the shuffled ranker.
+
+    Returns:
+        `weights` (None: the reward alone), `chosen`, and for `ranker`, `shuffled` a list of intervals by metric; for
+        `mix` those of the cross-fitted mix, which no case helped to choose its own weight for.
+    """
+    policy = gains(target_ranks(lists, lists.log_probs))
+
+    def changes(rewards: Floats) -> Floats:  # (weights, metrics, N)
+        scored = lists._replace(rewards=rewards)
+        keys = [*(mixed_keys(scored, weight, mix.scale) for weight in WEIGHTS), rewards]
+        ordered = [gains(target_ranks(lists, values)) for values in keys]
+        return np.array([[one[metric] - policy[metric] for metric in METRICS] for one in ordered])
+
+    def intervals(values: Floats) -> list[dict[str, Any]]:
+        drawn = bootstrap_means(values.reshape(-1, values.shape[-1]), resamples=resamples, seed=seed)
+        by_weight = [drawn[first : first + len(METRICS)] for first in range(0, len(drawn), len(METRICS))]
+        return [dict(zip(METRICS, [one._asdict() for one in row], strict=True)) for row in by_weight]
+
+    generator = np.random.default_rng(seed)
+    shuffled = np.mean([changes(permuted(lists.rewards, lists.usable, generator)) for _ in range(DRAWS)], axis=0)
+    mixed = gains(target_ranks(lists, mix.keys))
+    own = np.array([[mixed[metric] - policy[metric] for metric in METRICS]])
+    return {
+        "weights": [*WEIGHTS, None],
+        "chosen": list(mix.weights),
+        "ranker": intervals(changes(lists.rewards)),
+        "shuffled": intervals(shuffled),
+        "mix": intervals(own)[0],
+    }
+
+
+def order_by_exposure(
+    lists: Lists,
+    counts: Ints,  # (V,)
+    counted: str,
+    *,
+    utility: Callable[[Ints], Floats] | None = None,
+    resamples: int,
+    seed: int,
+) -> dict[str, Any]:
+    """How well ranker and policy order items that were shown about equally often.
+
+    Args:
+        lists: `N` lists.
+        counts: (V,) how often each item was shown, or whatever stands for it.
+        counted: what the counts are, such as "times shown".
+        utility: (N, W) items to their true utility, where the world is simulated.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+
+    Returns:
+        `counted`, and `bins`: name, items of the catalogue, cases, and the intervals of `ranker` and `policy`, None
+        where no case has anything to compare; with a truth also `truth`, of the same form.
+    """
+    edges = np.unique(np.floor(np.quantile(counts[lists.targets], QUANTILES)).astype(np.int64))
+    place = np.searchsorted(edges, counts)  # (V,) the bin of each item
+    is_target = (lists.items == lists.targets[:, None]) & lists.usable
+    others = lists.usable & ~is_target
+    of_item = np.where(lists.usable, place[np.maximum(lists.items, 0)], -1)  # (N, W)
+    true = None if utility is None else utility(lists.items)
+    scores = {"ranker": lists.rewards, "policy": lists.log_probs}
+    bins = []
+    for index, name in enumerate(_names(edges)):
+        inside = others & (of_item == index)
+        mine = is_target.any(axis=1) & (place[lists.targets] == index) & inside.any(axis=1)
+        row: dict[str, Any] = {"bin": name, "items": int((place == index).sum()), "cases": int(mine.sum())}
+        row |= {
+            who: _interval(_share_below(values[mine], is_target[mine], inside[mine]), resamples, seed)
+            for who, values in scores.items()
+        }
+        if true is not None:
+            right = {who: _pairs_in_order(values, true, inside) for who, values in scores.items()}
+            row["truth"] = {"cases": int((~np.isnan(right["ranker"])).sum())}
+            row["truth"] |= {who: _interval(share[~np.isnan(share)], resamples, seed) for who, share in right.items()}
+        bins.append(row)
+    return {"counted": counted, "bins": bins}
+
+
+def _names(edges: Ints) -> list[str]:
+    """What the bins are called whose upper ends are given, the last one being open.
+
+    >>> _names(np.array([0, 12, 13]))
+    ['0', '1 to 12', '13', '14 and more']
+    """
+    starts = [-1, *edges.tolist()]
+    middle = [f"{low + 1:,} to {high:,}" if high > low + 1 else f"{high:,}" for low, high in pairwise(starts)]
+    return [*middle, f"{starts[-1] + 1:,} and more"]
+
+
+def _share_below(scores: Floats, target: Masks, others: Masks) -> Floats:
+    """(N,) the share of the others of each row that score below its target; ties count one half."""
+    own = np.where(target, scores, 0.0).sum(axis=1, keepdims=True)
+    below = np.where(others, (own > scores) + 0.5 * (own == scores), 0.0)
+    return np.asarray(below.sum(axis=1) / np.maximum(others.sum(axis=1), 1), dtype=np.float64)
+
+
+def _pairs_in_order(scores: Floats, utility: Floats, kept: Masks) -> Floats:
+    """(N,) the share of the kept pairs of different utility in the order of the scores; NaN where there is no pair."""
+    right, pairs = np.zeros(len(scores)), np.zeros(len(scores))
+    for column in range(scores.shape[1]):  # a loop over the list keeps the memory at (N, W)
+        at = slice(column, column + 1)
+        counted = kept[:, at] & kept & (utility[:, at] > utility)
+        step = np.where(counted, scores[:, at] - np.where(kept, scores, 0.0), 0.0)
+        right += ((np.sign(step) + 1) / 2 * counted).sum(axis=1)
+        pairs += counted.sum(axis=1)
+    return np.where(pairs > 0, right / np.maximum(pairs, 1), np.nan)
+
+
+def _interval(values: Floats, resamples: int, seed: int) -> dict[str, float] | None:
+    if not len(values):
+        return None
+    estimate = bootstrap_mean(values, resamples=resamples, seed=seed)
+    return {"mean": estimate.mean, "low": estimate.low, "high": estimate.high}

@@ -1,0 +1,72 @@
+"""The checkpoints of one run held against its starting policy and against continued NLL, user by user.
+
+    difference(arm, reference) = (1/N) Σ_u  m(arm, u) - m(reference, u)        over the N test cases
+
+The interval is a percentile bootstrap over the users (Efron 1979); all checkpoints meet the same resamples. It says
+that other users would agree. Whether another seed of the training would is for a comparison to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from adagrpo.data.columns import USER_ID
+from adagrpo.evaluation.statistics import bootstrap_means
+from adagrpo.metrics import Shown, lookup, shown
+
+__all__ = ["START", "paired_outcomes"]
+
+START, CONTINUED = "sft", "nll"
+Point = tuple[str, str]  # arm and checkpoint
+
+
+def paired_outcomes(users: Mapping[Point, pl.DataFrame], *, resamples: int = 2000, seed: int = 0) -> dict[str, Any]:
+    """Intervals of every checkpoint's metrics, and of its differences from the references.
+
+    Args:
+        users: by arm and checkpoint, what `adagrpo.evaluation.comparison.per_user` gives; (`sft`, `start`) among them.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+
+    Returns:
+        JSON-able: `users`, `checkpoints` (arm, checkpoint, metrics), `against` (arm, checkpoint, reference, metrics); a
+        metric has `mean`, `low` and `high` (95 %), rates as fractions, and a difference `p_value` too. The reference
+        `nll` is taken at the checkpoint of the same kind.
+
+    Raises:
+        ValueError: two checkpoints were not measured on the same users.
+    """
+    start = users[START, "start"]
+    for point, table in users.items():
+        if not table[USER_ID].equals(start[USER_ID]):
+            raise ValueError(f"{point}: measured on other users than the starting policy")
+    names = [name for name in shown(Shown.RESULTS) if name in start.columns and lookup(name).better]
+    values = {point: table.select(names).to_numpy().T for point, table in users.items()}  # (metrics, N) each
+    pairs = [
+        (point, reference)
+        for point in users
+        for reference in ((START, "start"), (CONTINUED, point[1]))
+        if reference in users and point[0] not in (START, reference[0])
+    ]
+    own = [values[point] for point in users]
+    differences = [values[point] - values[reference] for point, reference in pairs]
+    intervals = bootstrap_means(np.concatenate([*own, *differences]), resamples=resamples, seed=seed)
+    parts = iter([intervals[first : first + len(names)] for first in range(0, len(intervals), len(names))])
+
+    def named(*, tested: bool) -> dict[str, dict[str, float]]:
+        kept = ("mean", "low", "high", "p_value") if tested else ("mean", "low", "high")  # no rate is held against 0
+        return {
+            name: {field: getattr(interval, field) for field in kept}
+            for name, interval in zip(names, next(parts), strict=True)
+        }
+
+    checkpoints = [{"arm": arm, "checkpoint": kind, "metrics": named(tested=False)} for arm, kind in users]
+    against = [
+        {"arm": arm, "checkpoint": kind, "reference": reference, "metrics": named(tested=True)}
+        for (arm, kind), (reference, _) in pairs
+    ]
+    return {"users": len(start), "checkpoints": checkpoints, "against": against}

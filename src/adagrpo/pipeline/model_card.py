@@ -1,0 +1,181 @@
+"""The model card of an exported policy: README.md with Hugging Face's metadata, from what the run has on record.
+
+The metadata block is that of https://huggingface.co/docs/hub/model-cards. A licence is not ours to give, so it is left
+to whoever publishes the folder. What the run has not measured is said to be missing; the files are read through the
+run, which refuses one that was changed after it was made.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from adagrpo import __version__
+from adagrpo.metrics import Shown, shown
+from adagrpo.pipeline.choose_checkpoint import Chosen
+from adagrpo.pipeline.run import Run
+from adagrpo.report.paired_tables import own_interval
+from adagrpo.report.tables import START, Table, format_metric, metric_label, to_markdown
+
+__all__ = ["model_card"]
+
+LICENCE = "# license: name yours here before you publish this folder; adagrpo does not choose one\n"
+
+
+def model_card(run: Run, chosen: Chosen, checkpoint: str, *, parameters: int, usage: str) -> str:
+    """The text of README.md.
+
+    Args:
+        run: with the chosen checkpoint.
+        chosen: which arm and step.
+        checkpoint: `best` or `final`.
+        parameters: of the exported model.
+        usage: how the folder is used, in Markdown.
+    """
+    results = _results(run, chosen, checkpoint)
+    parts = [
+        f"# {run.config.name}: {chosen.arm}, {checkpoint} checkpoint",
+        usage,
+        f"## Data\n\n{_data(run)}",
+        f"## Model\n\n{_model(run, parameters)}",
+        f"## Training\n\n{_training(run, chosen, checkpoint)}",
+        f"## Results\n\n{_results_text(run, results)}",
+        f"## Should the reward have been used?\n\n{_verdict(run)}",
+        f"## Limits\n\n{_limits(run)}",
+        f"## How it was made\n\n{_made(run)}",
+    ]
+    return _metadata(run, chosen, checkpoint, results) + "\n" + "\n\n".join(parts) + "\n"
+
+
+def _metadata(run: Run, chosen: Chosen, checkpoint: str, results: Mapping[str, Mapping[str, float]]) -> str:
+    """The YAML block; the values that Hugging Face's model index lists are those of the test cases."""
+    content: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["recommendation", "generative-retrieval", "semantic-ids", "adagrpo"],
+    }
+    if results:
+        entry = {
+            "task": {"type": "recommendation", "name": "next-item recommendation"},
+            "dataset": {"name": run.config.name, "type": run.config.name},
+            "metrics": [
+                {"type": name, "name": f"{metric_label(name)} (test)", "value": round(value["mean"], 6)}
+                for name, value in results.items()
+            ],
+        }
+        content["model-index"] = [{"name": f"{run.config.name}-{chosen.arm}-{checkpoint}", "results": [entry]}]
+    return f"---\n{LICENCE}{yaml.safe_dump(content, sort_keys=False, allow_unicode=True)}---\n"
+
+
+def _data(run: Run) -> str:
+    summary = _json(run, "prepare", "summary.json") or {}
+    names = ("users", "items", "interactions", "training_interactions", "validation_cases", "test_cases")
+    rows = tuple((name.replace("_", " "), f"{summary[name]:,}") for name in names if name in summary)
+    return to_markdown(Table(("data", "number"), rows, ("left", "right")))
+
+
+def _model(run: Run, parameters: int) -> str:
+    policy, tokenizer = run.config.policy, run.config.tokenizer
+    audit = _json(run, "tokenize", "audit.json") or {}
+    body = "a model that was given" if policy.lm and policy.lm.checkpoint else "a model from a configuration"
+    lora = f", adapters of rank {policy.lm.lora_rank} merged into it" if policy.lm and policy.lm.lora_rank else ""
+    fitted = f"Semantic IDs by {tokenizer.quantizer}, of {' and '.join(tokenizer.vectors)} vectors"
+    rows = [
+        ("policy", f"{policy.kind}, {body}{lora}"),
+        ("parameters", f"{parameters:,}"),
+        ("weights", "float32"),
+        ("history", f"the last {run.config.max_history:,} items"),
+        ("tokenizer", f"published Semantic IDs ({tokenizer.published.column})" if tokenizer.published else fitted),
+    ]
+    if levels := audit.get("per_level"):
+        rows.append(("codes by level", " × ".join(f"{level['codes_used']} of {level['size']}" for level in levels)))
+        rows.append(("items that shared their codes before", f"{100 * audit['collision_rate']:.2f} %"))
+        rows.append(("code sequences that name an item", f"{100 * audit['density']:.3g} %"))
+    return to_markdown(Table(("part", "what"), tuple(rows), ("left", "left")))
+
+
+def _training(run: Run, chosen: Chosen, checkpoint: str) -> str:
+    rows = [("arm", chosen.arm), ("checkpoint", f"{checkpoint}, step {chosen.step}")]
+    if chosen.arm == START:
+        rows.append(("objective", "cross-entropy of the logged items; no reward"))
+    else:
+        arm = next(arm for arm in run.config.train.arms if arm.name == chosen.arm)
+        objective = arm.objective if arm.term is None else f"{arm.objective}, gate {arm.admits}"
+        rows.append(("objective", objective))
+        if arm.term is not None:
+            options = run.config.objective
+            rows.append(("lambda", f"{arm.weight_of(options)}"))
+            rows.append(("thresholds", f"tau {options.tau:g}, q_min {options.q_min:g}"))
+            rows.append(("reward", run.config.reward.kind))
+    return to_markdown(Table(("setting", "value"), tuple(rows), ("left", "left")))
+
+
+def _results(run: Run, chosen: Chosen, checkpoint: str) -> dict[str, Mapping[str, float]]:
+    """The metrics of the test cases: with intervals where they were computed, without them where only means are.
+
+    Empty where it was not this checkpoint that was evaluated: of sft the best one is, of an arm perhaps an earlier fit.
+    """
+    entry = ((_json(run, "metrics.json") or {}).get("stages") or {}).get(chosen.arm) or {}
+    if chosen.arm == START:
+        measured, means = checkpoint == "best", entry.get("test") or {}
+    else:
+        of_kind = entry.get(checkpoint) or {}
+        measured, means = of_kind.get("step") == chosen.step, of_kind.get("test") or {}
+    if not measured:
+        return {}
+    paired = _json(run, "report", "paired", "paired.json")
+    known = own_interval(paired, chosen.arm, "start" if chosen.arm == START else checkpoint) if paired else {}
+    names = [name for name in shown(Shown.RESULTS) if means.get(name) is not None]
+    return {name: known.get(name) or {"mean": means[name]} for name in names}
+
+
+def _results_text(run: Run, results: Mapping[str, Mapping[str, float]]) -> str:
+    if not results:
+        return "Not evaluated: `adagrpo evaluate` had not measured this checkpoint when this folder was written."
+    rows = []
+    for name, value in results.items():
+        ends = [format_metric(name, value[end]) for end in ("low", "high") if end in value]
+        rows.append((metric_label(name), format_metric(name, value["mean"]), " to ".join(ends) or "not known"))
+    table = to_markdown(Table(("metric, test cases", "mean", "95 % interval"), tuple(rows), ("left", "right", "right")))
+    made = (_json(run, "metrics.json") or {}).get("config_hash", run.config_hash)
+    other = "" if made == run.config_hash else f" They were measured under another configuration, `{made}`."
+    masked = "left out of" if run.config.evaluation.mask_history else "kept in"
+    return (
+        f"Measured over the full catalogue by beam search of width {run.config.evaluation.beam_width}; items of the"
+        f" history are {masked} the lists. The intervals are a bootstrap over the users, of one seed.{other}\n\n{table}"
+    )
+
+
+def _verdict(run: Run) -> str:
+    content = _json(run, "diagnose", "diagnose.json")
+    if content is None:
+        return "Not asked: `adagrpo diagnose` had not been carried out when this folder was written."
+    verdict = content["verdict"]
+    return f"`adagrpo diagnose` said **{verdict['decision'].replace('_', ' ')}**. {' '.join(verdict['sentences'][:2])}"
+
+
+def _limits(run: Run) -> str:
+    simulated = "- The data are simulated; the numbers say nothing about a real shop.\n"
+    return (
+        f"{simulated if run.config.data.marketplace else ''}"
+        "- It knows the items of its catalogue and no other; a new item needs codes, and training that has seen them.\n"
+        "- It learned from logs, so it repeats what was shown and bought there; a group that is rare in them is served"
+        " worse.\n"
+        "- Offline metrics reward the item that was logged next. What users would make of others they do not say.\n"
+        "- Unconstrained generation can write codes that name no item; use the prefix function of this folder."
+    )
+
+
+def _made(run: Run) -> str:
+    return (
+        f"Made by adagrpo {__version__}, seed {run.config.seed}, configuration `{run.config_hash}`.\n"
+        "The configuration itself is in run.yaml of the run. Before you publish, add a licence and a contact here."
+    )
+
+
+def _json(run: Run, *path: str) -> dict[str, Any] | None:
+    found = run.find(*path)
+    return None if found is None else dict(json.loads(found.read_text(encoding="utf-8")))

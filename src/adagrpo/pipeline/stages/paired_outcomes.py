@@ -1,0 +1,79 @@
+"""The stage `report/paired`: each evaluated checkpoint against the starting policy and continued NLL, on test cases."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from adagrpo.data.prepared import load_user_ids
+from adagrpo.data.simulation.truth import Truth
+from adagrpo.evaluation.comparison import Measured, per_user
+from adagrpo.evaluation.paired import START, paired_outcomes
+from adagrpo.metrics import RankedLists, measured, target_rank_in
+from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.run import Run
+from adagrpo.pipeline.stages.evaluate import read_lists, read_valid
+from adagrpo.storage.artifacts import write_file
+
+__all__ = ["pair_outcomes", "read_measured"]
+
+FILES = ("predictions.parquet", "free.parquet", "metrics.json")
+
+
+def pair_outcomes(run: Run, arms: list[str]) -> None:
+    """Hold every checkpoint of the arms against sft and nll, user by user.
+
+    Args:
+        run: with these arms evaluated.
+        arms: their names.
+    """
+    data = RunData(run)
+    folders = {(START, "start"): run.path("evaluate", START)}
+    folders |= {(arm, kind): run.path("evaluate", arm, kind) for arm in arms for kind in ("best", "final")}
+
+    def build(work: Path) -> None:
+        truth = data.truth() if data.truth_files else None
+        users = {point: read_measured(data, truth, folder).users for point, folder in folders.items()}
+        write_file(work / "paired.json", json.dumps(paired_outcomes(users), indent=1, allow_nan=False) + "\n")
+
+    inputs = [data.prepared / name for name in ("items.parquet", "train.parquet", "validation.parquet", "test.parquet")]
+    inputs += [folder / name for folder in folders.values() for name in FILES]
+    run.stage(
+        "report/paired",
+        reads=("evaluation.beam_width",),
+        also={"metrics": measured(), "arms": arms},
+        inputs=[*inputs, *data.truth_files],
+        build=build,
+    )
+
+
+def read_measured(data: RunData, truth: Truth | None, folder: Path) -> Measured:
+    """What an evaluation's folder holds, user by user.
+
+    Args:
+        data: of the run.
+        truth: of a simulated marketplace, for the true utility.
+        folder: of an evaluated checkpoint.
+
+    Raises:
+        UserError: a file of it is missing, or not as it was written.
+    """
+    cases = data.cases("test")
+    for name in FILES:
+        data.run.hash_input(folder / name)
+    width = data.config.evaluation.beam_width
+    items = read_lists(data, cases, folder, width)
+    lists = RankedLists(
+        target_rank_in(items, cases.targets.astype(np.int64)),
+        width,
+        items=items,
+        valid=read_valid(data, cases, folder, width),
+        tail=data.tail,
+        utility=None if truth is None else partial(truth.utility, cases.users.astype(np.int64)),
+    )
+    users = per_user(load_user_ids(data.prepared).gather(cases.users), lists)
+    values = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    return Measured(users, values["test"], values["validation"])

@@ -1,0 +1,53 @@
+"""The numbers of a chart as a table, for readers who do not see it or want the digits.
+
+A long series has a row for about every twentieth of its positions: a table of thousands of rows is read by nobody, and
+the files that the chart was made from hold them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from adagrpo.report.charts import Point, Series
+from adagrpo.report.scales import is_finite
+from adagrpo.report.tables import MISSING, Alignment, Table, format_number
+
+__all__ = ["points_table", "series_table"]
+
+ROWS = 20
+
+
+def series_table(series: Sequence[Series], x_label: str, *, percent: bool) -> Table:
+    """One row a position, one column a series; with more than `ROWS` positions, evenly chosen ones and the last.
+
+    Example:
+        >>> series_table([Series("nll", [0, 5], [0.1, None]), Series("all", [5], [0.2])], "step", percent=True).rows
+        (('0', '10.00 %', '–'), ('5', '–', '20.00 %'))
+    """
+    positions = sorted({float(x) for line in series for x in line.x if is_finite(x)})
+    step = -(-len(positions) // ROWS) or 1
+    kept = [*positions[:-1:step], *positions[-1:]]
+    columns = [dict(zip(map(float, line.x), line.y, strict=True)) for line in series]
+    rows = tuple((f"{x:g}", *(_number(column.get(x), percent=percent) for column in columns)) for x in kept)
+    right: list[Alignment] = ["right"] * (1 + len(series))
+    return Table((x_label, *(line.name for line in series)), rows, tuple(right))
+
+
+def points_table(points: Sequence[Point], labels: tuple[str, str], percents: tuple[bool, bool]) -> Table:
+    """One row a point: its name, which checkpoint it is, and both quantities."""
+    rows = tuple(
+        (
+            point.name,
+            "final" if point.hollow else "best or start",
+            _number(point.x, percent=percents[0]),
+            _number(point.y, percent=percents[1]),
+        )
+        for point in points
+    )
+    return Table(("arm", "checkpoint", *labels), rows, ("left", "left", "right", "right"))
+
+
+def _number(value: float | None, *, percent: bool) -> str:
+    if not is_finite(value):
+        return MISSING
+    return f"{100 * value:.2f} %" if percent else format_number(value)

@@ -1,0 +1,207 @@
+"""The charts of a diagnosis: where the ranker lifts the policy, at which weight, and whether it orders rare items.
+
+Made from the keys `map`, `weights` and `by_exposure` of `diagnose.json`, which `adagrpo.diagnosis.maps` and `.curves`
+compute. The numbers of a chart are in a table beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from adagrpo.report.figures import Figure
+from adagrpo.report.interval_charts import Band, Cell, Estimate, interval_chart, map_chart
+from adagrpo.report.tables import MISSING, Alignment, Table
+
+__all__ = ["exposure_figures", "map_figures", "weight_figures"]
+
+HR, NDCG = "hr@10", "ndcg@10"
+LEAST_SHARE = 0.05  # the strongest colour of a map stands for at least this difference
+RANKER, CONTROL, MIX, POLICY = 1, 2, 3, 0  # places in the palette
+LEVELS = ("low", "middle", "high")
+
+Row = Mapping[str, Any]
+
+
+def map_figures(content: Row) -> list[Figure]:
+    """The uplift in HR@10 of each cell, for the ranker and for a shuffled one; the same colours mean the same gain.
+
+    Args:
+        content: `map` of a diagnosis.
+    """
+    by_place = {(cell["difficulty"], cell["discriminability"]): cell for cell in content["cells"]}
+    rows, columns = content["difficulty"], content["discriminability"]
+    uplifts = [_uplift(cell[who]) for cell in content["cells"] for who in ("ranker", "shuffled")]
+    largest = max([LEAST_SHARE, *(abs(value) for value in uplifts if value is not None)])
+
+    def draw(who: str, title: str) -> str:
+        cells = [[_map_cell(by_place[row, column][who]) for column in columns] for row in reversed(rows)]
+        return map_chart(
+            [_level(row) for row in reversed(rows)],
+            columns,
+            cells,
+            title=title,
+            row_label="difficulty",
+            column_label="discriminability q",
+            largest=largest,
+        )
+
+    lines = [(*key, *_map_texts(cell["ranker"], cell["shuffled"])) for key, cell in by_place.items()]
+    header = ("difficulty", "q", "cases", "HR@10 uplift, points", "NDCG@10 uplift")
+    numbers = _table((*header, "shuffled: cases", "shuffled: HR@10, points"), lines, left=2)
+    own = Figure(
+        draw("ranker", "Ranker: HR@10 in its order less that in the policy's, points"),
+        "Up: the logged item is harder for the policy. To the right: the ranker puts it above more of the beam.",
+        numbers,
+    )
+    control = Figure(
+        draw("shuffled", "Control: the same for shuffled scores, in cells of their own"),
+        "A ranker that knows nothing, the mean of several draws. What the ranker knows is how much its map differs.",
+    )
+    return [own, control]
+
+
+def weight_figures(content: Row) -> list[Figure]:
+    """The change of NDCG@10 and HR@10 over the weights of re-ranking.
+
+    Args:
+        content: `weights` of a diagnosis.
+    """
+    names = [_weight(weight) for weight in content["weights"]]
+    chosen = [_weight(weight) for weight in dict.fromkeys(content["chosen"])]
+    figures = []
+    for metric, factor, label in ((NDCG, 1, "NDCG@10"), (HR, 100, "HR@10, points")):
+        mixed = [_estimate(content["mix"][metric], factor) if name in chosen else None for name in names]
+        svg = interval_chart(
+            names,
+            [
+                Band("ranker", [_estimate(row[metric], factor) for row in content["ranker"]], RANKER),
+                Band("shuffled ranker", [_estimate(row[metric], factor) for row in content["shuffled"]], CONTROL),
+                Band("mix, chosen weights", mixed, MIX, joined=False),
+            ],
+            title=f"Change of {label.partition(',')[0]} by the weight of the reward",
+            x_label="weight of the reward (∞: by the reward alone)",
+            y_label=f"{label}, less the policy's order",
+            reference=0.0,
+        )
+        lines = [
+            (name, _change(ranker[metric], factor), _change(shuffled[metric], factor))
+            for name, ranker, shuffled in zip(names, content["ranker"], content["shuffled"], strict=True)
+        ]
+        lines.append((f"mix ({' and '.join(chosen)})", _change(content["mix"][metric], factor), MISSING))
+        figures.append(Figure(svg, numbers=_table(("weight", f"ranker, {label}", "shuffled ranker"), lines)))
+    return figures
+
+
+def exposure_figures(content: Row) -> list[Figure]:
+    """How well ranker and policy order items that were shown about equally often.
+
+    Args:
+        content: `by_exposure` of a diagnosis.
+    """
+    bins, counted = content["bins"], content["counted"]
+    names = [row["bin"] for row in bins]
+    logged = Figure(
+        _order_chart(
+            names,
+            [[row[who] for row in bins] for who in ("ranker", "policy")],
+            title="The logged item above others shown as often",
+            label=f"items by {counted}",
+        ),
+        "One half is chance. Each list's logged item against the other items of the same bin in it.",
+        _order_table(counted, bins, bins),
+    )
+    if not all("truth" in row for row in bins):
+        return [logged]
+    truths = [row["truth"] for row in bins]
+    truth = Figure(
+        _order_chart(
+            names,
+            [[row[who] for row in truths] for who in ("ranker", "policy")],
+            title="Pairs in the order of the true utility",
+            label=f"items by {counted}",
+        ),
+        "Pairs of items of the same bin in a list, without the logged one. Only a simulated world knows this.",
+        _order_table(counted, bins, truths),
+    )
+    return [logged, truth]
+
+
+def _order_chart(names: Sequence[str], values: Sequence[Sequence[Row | None]], *, title: str, label: str) -> str:
+    ranker, policy = ([None if one is None else _estimate(one) for one in line] for line in values)
+    return interval_chart(
+        names,
+        [Band("ranker", ranker, RANKER), Band("policy", policy, POLICY)],
+        title=title,
+        x_label=label,
+        y_label="share in order",
+        reference=0.5,
+        percent=True,
+    )
+
+
+def _order_table(counted: str, bins: Sequence[Row], values: Sequence[Row]) -> Table:
+    lines = [
+        (row["bin"], f"{row['items']:,}", f"{value['cases']:,}", *(_share(value[who]) for who in ("ranker", "policy")))
+        for row, value in zip(bins, values, strict=True)
+    ]
+    return _table((counted, "items", "cases", "ranker", "policy"), lines)
+
+
+def _map_cell(values: Row) -> Cell:
+    cases = f"{values['cases']:,.0f} case{'' if round(values['cases']) == 1 else 's'}"
+    uplift = _uplift(values)
+    return Cell(None, (MISSING, cases)) if uplift is None else Cell(uplift, (_signed(uplift, 100), cases))
+
+
+def _map_texts(own: Row, control: Row) -> tuple[str, ...]:
+    return (
+        *(f"{own['cases']:,}", _change(own[HR], 100), _change(own[NDCG], 1)),
+        *(f"{control['cases']:,.0f}", _signed(control[HR], 100)),
+    )
+
+
+def _uplift(values: Row) -> float | None:
+    uplift = values[HR]
+    return float(uplift["mean"]) if isinstance(uplift, Mapping) else uplift
+
+
+def _level(name: str) -> str:
+    """`low`, `middle` or `high`, from the name of a third; its bounds are in the table."""
+    return next((level for level in LEVELS if level in name.split()), name)
+
+
+def _weight(weight: float | None) -> str:
+    return "∞" if weight is None else f"{weight:.3g}"
+
+
+def _estimate(interval: Row, factor: float = 1) -> Estimate:
+    return Estimate(*(factor * interval[name] for name in ("mean", "low", "high")))
+
+
+def _signed(value: float | None, factor: float) -> str:
+    if value is None:
+        return MISSING
+    text = f"{factor * value:+.1f}"
+    return text if float(text) else text.lstrip("+-")
+
+
+def _change(interval: Row | None, factor: float) -> str:
+    if interval is None:
+        return MISSING
+    digits = 1 if factor == 100 else 4
+    mean, low, high = (factor * interval[name] for name in ("mean", "low", "high"))
+    return f"{mean:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
+
+
+def _share(interval: Row | None) -> str:
+    if interval is None:
+        return MISSING
+    mean, low, high = (100 * interval[name] for name in ("mean", "low", "high"))
+    return f"{mean:.1f} % ({low:.1f} to {high:.1f})"
+
+
+def _table(header: tuple[str, ...], lines: Sequence[tuple[str, ...]], left: int = 1) -> Table:
+    sides: list[Alignment] = ["left"] * left
+    sides += ["right"] * (len(header) - left)
+    return Table(header, tuple(lines), tuple(sides))

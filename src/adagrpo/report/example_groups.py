@@ -1,0 +1,127 @@
+"""Some groups of rollouts, told in words: what the user did, what the policy drew, what the gate makes of it and why.
+
+Read from `report/rollouts/rollouts.json`, which `adagrpo.pipeline.stages.example_rollouts` writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from adagrpo.report.tables import MISSING, Table
+
+__all__ = ["ExampleGroup", "decision_text", "example_groups"]
+
+VALIDITY = {"names_no_item": "names no item", "in_history": "already in the history, counted as no item"}
+
+
+@dataclass(frozen=True)
+class ExampleGroup:
+    """One validation case on the page."""
+
+    heading: str
+    history: tuple[str, ...]  # titles, the oldest first
+    earlier: int  # items of the history that are not listed
+    decision: str
+    rollouts: Table
+    left_out: int  # rollouts that are not listed
+
+
+def example_groups(content: Mapping[str, Any]) -> list[ExampleGroup]:
+    """The cases of the page, those that were admitted first.
+
+    Args:
+        content: of `rollouts.json`.
+    """
+    groups = []
+    for example in content["examples"]:
+        admitted = example["outcome"] == "admitted"
+        groups.append(
+            ExampleGroup(
+                heading=f"{'Admitted' if admitted else 'Not admitted'}: logged next was {example['target']['title']}",
+                history=tuple(example["history"]),
+                earlier=example["history_length"] - len(example["history"]),
+                decision=decision_text(example, content["tau"], content["q_min"]),
+                rollouts=_table(example, admitted=admitted),
+                left_out=content["num_generations"] - len(example["rollouts"]),
+            )
+        )
+    return groups
+
+
+def decision_text(example: Mapping[str, Any], tau: float, q_min: float) -> str:
+    """Why the gate admits a group, or does not.
+
+    Args:
+        example: `outcome`, `difficulty` and `q` of a group.
+        tau: the least difficulty.
+        q_min: the least discriminability.
+
+    Example:
+        >>> decision_text({"outcome": "easy", "difficulty": 0.25, "q": 1.0}, 0.5, 0.95)
+        'Not admitted, already easy: only 25 % of the rollouts miss the logged item, and the gate wants 50 % (tau).'
+    """
+    misses = f"{100 * example['difficulty']:.0f} % of the rollouts miss the logged item"
+    above = f"{100 * example['q']:.0f} % of the other items"
+    match example["outcome"]:
+        case "admitted":
+            return (
+                f"Admitted: {misses} (tau wants {100 * tau:g} %), and the reward puts it above {above} (q_min wants"
+                f" {100 * q_min:g} %). The reward term trains on this group."
+            )
+        case "easy":
+            return f"Not admitted, already easy: only {misses}, and the gate wants {100 * tau:g} % (tau)."
+        case "undiscriminated":
+            return (
+                f"Not admitted, the reward cannot tell: it puts the logged item above {above} only, and the gate wants"
+                f" {100 * q_min:g} % (q_min)."
+            )
+        case _:
+            return (
+                "Not admitted, no order in the group: fewer than two different items were drawn, or the reward says the"
+                " same of all."
+            )
+
+
+def _table(example: Mapping[str, Any], *, admitted: bool) -> Table:
+    """The logged item, then each rollout, with what training would do to its probability."""
+    target = example["target"]
+    first = ("logged", _codes(target["codes"]), target["title"], f"{target['log_prob']:.2f}", _number(target["reward"]))
+    lines = [(*first, MISSING, MISSING)]
+    for place, rollout in enumerate(example["rollouts"], start=1):
+        advantage = rollout["advantage"]
+        lines.append(
+            (
+                str(place),
+                _codes(rollout["codes"]),
+                _item(rollout),
+                f"{rollout['log_prob']:.2f}",
+                _number(rollout["reward"]),
+                f"{advantage:+.2f}",
+                _effect(advantage) if admitted else "nothing",
+            )
+        )
+    header = ("rollout", "codes", "item", "log-prob.", "reward", "advantage", "training would")
+    return Table(header, tuple(lines), ("left", "left", "left", "right", "right", "right", "left"))
+
+
+def _item(rollout: Mapping[str, Any]) -> str:
+    if rollout["validity"] == "valid":
+        return f"{rollout['title']}{' (the logged item)' if rollout['is_target'] else ''}"
+    note = VALIDITY[rollout["validity"]]
+    return f"({note})" if rollout["title"] is None else f"{rollout['title']} ({note})"
+
+
+def _effect(advantage: float) -> str:
+    if abs(advantage) < 0.005:
+        return "leave it"
+    return "raise it" if advantage > 0 else "lower it"
+
+
+def _codes(codes: list[int]) -> str:
+    return " ".join(map(str, codes))
+
+
+def _number(value: float | None) -> str:
+    return MISSING if value is None else f"{value:.3f}"

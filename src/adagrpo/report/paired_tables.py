@@ -1,0 +1,92 @@
+"""The checkpoints of a run against its starting policy and continued NLL, user by user: tables and charts.
+
+Read from `report/paired/paired.json` (`adagrpo.evaluation.paired`). An interval that holds 0 is no difference shown,
+and nothing in these tables is bold: the best of several differences is not thereby a finding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from adagrpo.metrics import is_rate
+from adagrpo.report.figures import Figure
+from adagrpo.report.interval_charts import Estimate, interval_list
+from adagrpo.report.tables import Alignment, Table, metric_label
+
+__all__ = ["REFERENCES", "own_interval", "paired_figures", "paired_table"]
+
+REFERENCES = {"sft": "the starting policy", "nll": "continued NLL"}
+DRAWN = ("hr@10", "true_utility@10")
+
+
+def paired_table(content: Mapping[str, Any], reference: str) -> Table | None:
+    """One row a checkpoint, one column a metric: the mean difference and its 95 % interval.
+
+    Args:
+        content: of `paired.json`.
+        reference: `sft` or `nll`.
+
+    Returns:
+        None where nothing was held against it.
+    """
+    rows = _rows(content, reference)
+    if not rows:
+        return None
+    names = list(rows[0]["metrics"])
+    lines = [
+        (row["arm"], row["checkpoint"], *(_difference(name, row["metrics"][name]) for name in names)) for row in rows
+    ]
+    header = ("arm", "checkpoint", *(metric_label(name) + (", points" if is_rate(name) else "") for name in names))
+    right: list[Alignment] = ["right"] * len(names)
+    return Table(header, tuple(lines), ("left", "left", *right))
+
+
+def paired_figures(content: Mapping[str, Any], reference: str, arms: Sequence[str]) -> list[Figure]:
+    """The differences in HR@10 and, where it is known, in true utility.
+
+    Args:
+        content: of `paired.json`.
+        reference: `sft` or `nll`.
+        arms: all arms in the order of the other charts, which gives them their colours.
+    """
+    rows = _rows(content, reference)
+    names = [name for name in DRAWN if rows and name in rows[0]["metrics"]]
+    styles = {arm: place for place, arm in enumerate(arms)}
+    figures = []
+    for name in names:
+        drawn = [
+            (
+                f"{row['arm']}, {row['checkpoint']}",
+                Estimate(*(row["metrics"][name][field] for field in ("mean", "low", "high"))),
+                styles.get(row["arm"], 0),
+            )
+            for row in rows
+        ]
+        label = metric_label(name)
+        svg = interval_list(
+            drawn,
+            title=f"{label} less that of {REFERENCES[reference]}, test cases",
+            x_label=f"difference{' in points' if is_rate(name) else ''}, with its 95 % interval over users",
+            percent_points=is_rate(name),
+        )
+        figures.append(Figure(svg))
+    return figures
+
+
+def own_interval(content: Mapping[str, Any], arm: str, checkpoint: str) -> Mapping[str, Mapping[str, float]]:
+    """The metrics of a checkpoint with their intervals, by name; empty where it was not measured."""
+    for row in content["checkpoints"]:
+        if (row["arm"], row["checkpoint"]) == (arm, checkpoint):
+            return dict(row["metrics"])
+    return {}
+
+
+def _rows(content: Mapping[str, Any], reference: str) -> list[Mapping[str, Any]]:
+    return [row for row in content["against"] if row["reference"] == reference]
+
+
+def _difference(name: str, interval: Mapping[str, float]) -> str:
+    digits, factor = (2, 100.0) if is_rate(name) else (4, 1.0)
+    mean, low, high = (f"{factor * interval[field]:+.{digits}f}" for field in ("mean", "low", "high"))
+    return f"{mean} ({low} to {high})"

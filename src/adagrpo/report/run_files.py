@@ -1,0 +1,90 @@
+"""What pages read of a run: its files by name, held against their hashes where the run has them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import yaml
+
+from adagrpo.config.yaml_text import read_yaml
+from adagrpo.errors import UserError
+
+__all__ = ["LooseFiles", "RunFiles", "read_mapping", "read_rows"]
+
+
+class RunFiles(Protocol):
+    """What a page reads of a run."""
+
+    directory: Path  # where the page goes
+
+    def find(self, *parts: str) -> Path | None:
+        """A file of the run; None where there is none."""
+        ...
+
+    def trained(self) -> list[str]:
+        """The folders of trained arms, by name."""
+        ...
+
+    def events(self) -> Sequence[Mapping[str, Any]]:
+        """Rows of stage, event and seconds."""
+        ...
+
+
+class LooseFiles:
+    """The files of a folder as they are, held against nothing."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def find(self, *parts: str) -> Path | None:
+        """See `RunFiles`."""
+        path = self.directory.joinpath(*parts)
+        return path if path.is_file() else None
+
+    def trained(self) -> list[str]:
+        """See `RunFiles`."""
+        train = self.directory / "train"
+        below = sorted(train.iterdir()) if train.is_dir() else []
+        return [folder.name for folder in below if folder.is_dir() and not folder.name.startswith(".")]
+
+    def events(self) -> Sequence[Mapping[str, Any]]:
+        """See `RunFiles`."""
+        return read_rows(self.directory / "events.jsonl")
+
+
+def read_mapping(path: Path) -> Mapping[str, Any]:
+    """A mapping from a JSON or YAML file.
+
+    Raises:
+        UserError: it cannot be read, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8")) if path.suffix == ".json" else read_yaml(path)
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path}: is {type(content).__name__}, a mapping would be right")
+    return content
+
+
+def read_rows(path: Path) -> list[Mapping[str, Any]]:
+    """The rows of a JSON-lines file, none if it is absent; a last line that a crash cut short is dropped."""
+    if not path.is_file():
+        return []
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error})") from error
+    rows = []
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}: line {number} is not JSON ({error})") from error
+        if not isinstance(row, Mapping):
+            raise UserError(f"{path}: line {number} is {type(row).__name__}, an object would be right")
+        rows.append(row)
+    return rows

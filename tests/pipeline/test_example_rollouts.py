@@ -1,0 +1,89 @@
+"""The rollouts of the report: what they are, and that the decision shown is the gate's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import torch
+
+from adagrpo.data.sequences import pad
+from adagrpo.evaluation.predictions import sample_cases
+from adagrpo.pipeline.factories import Models
+from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.stages.example_rollouts import draw_examples
+from adagrpo.report.example_groups import example_groups
+
+
+@pytest.fixture(scope="module")
+def content(finished: Path) -> dict[str, Any]:
+    return dict(json.loads((finished / "report" / "rollouts" / "rollouts.json").read_text(encoding="utf-8")))
+
+
+def test_a_case_of_each_outcome_that_occurs(content: dict[str, Any]) -> None:
+    assert content["cases"] == 60 and sum(content["shares"].values()) == pytest.approx(1.0, rel=1e-6)
+    shown = [example["outcome"] for example in content["examples"]]
+    assert {name for name, share in content["shares"].items() if share > 0} == set(shown)
+    assert shown.count("admitted") == min(2, round(60 * content["shares"]["admitted"]))
+
+
+def test_the_decision_follows_from_what_is_shown(content: dict[str, Any]) -> None:
+    for example in content["examples"]:
+        hard, told = example["difficulty"] >= content["tau"], example["q"] >= content["q_min"]
+        if example["outcome"] != "degenerate":
+            assert example["outcome"] == ("admitted" if hard and told else "undiscriminated" if hard else "easy")
+        assert len(example["rollouts"]) == content["num_generations"] == 4
+        missed = sum(not rollout["is_target"] for rollout in example["rollouts"])
+        assert example["difficulty"] == pytest.approx(missed / 4, rel=1e-6)
+
+
+def test_advantages_are_those_of_the_rewards_shown(content: dict[str, Any]) -> None:
+    for example in content["examples"]:
+        valid = [rollout for rollout in example["rollouts"] if rollout["validity"] == "valid"]
+        rewards = torch.tensor([rollout["reward"] for rollout in valid], dtype=torch.float64)
+        expected = (rewards - rewards.mean()) / (rewards.std(correction=0) + 1e-4)
+        assert [rollout["advantage"] for rollout in valid] == pytest.approx(expected.tolist(), abs=1e-4)
+        others = [rollout for rollout in example["rollouts"] if rollout["validity"] != "valid"]
+        assert all(rollout["advantage"] == -1.0 and rollout["reward"] is None for rollout in others)
+
+
+def test_titles_are_the_texts_or_the_ids(content: dict[str, Any], finished: Path) -> None:
+    items = pl.read_parquet(finished / "prepare" / "items.parquet")
+    codes = pl.read_parquet(finished / "tokenize" / "codes.parquet").sort("item")["codes"].to_list()
+    names = [text or str(name) for text, name in items.select("text", "item_id").iter_rows()]
+    known = {tuple(code): name for code, name in zip(codes, names, strict=True)}
+    for example in content["examples"]:
+        assert known[tuple(example["target"]["codes"])] == example["target"]["title"]
+        assert set(example["history"]) <= set(names)
+        assert all(rollout["title"] == known.get(tuple(rollout["codes"])) for rollout in example["rollouts"])
+
+
+def test_the_logged_item_is_scored_as_the_policy_scores_it(
+    content: dict[str, Any], finished: Path, data: Path, world: Any
+) -> None:
+    models = Models(RunData(world.run(finished, data)))
+    policy = models.policy(finished / "sft" / "best").eval()
+    cases = sample_cases(models.data.cases("validation"), 128, models.config.seed)
+    targets = torch.from_numpy(cases.targets.astype("int64"))
+    wanted = models.data.catalog.codes[targets].tolist()
+    with torch.no_grad():
+        for example in content["examples"]:
+            rows = [row for row, codes in enumerate(wanted) if codes == example["target"]["codes"]]
+            histories = pad(cases.histories, rows, models.config.max_history)
+            scores = policy.score(policy.encode(histories), models.data.catalog.codes[targets[rows]].unsqueeze(1))
+            sums = scores.double().sum(dim=(1, 2)).tolist()
+            assert any(value == pytest.approx(example["target"]["log_prob"], abs=1e-4) for value in sums)
+
+
+def test_rollouts_in_the_history_are_told_apart(world: Any, data: Path, copied: Path) -> None:
+    run = world.run(copied, data, objective={"exclude_history": True, "num_generations": 12, "tau": 0.0, "q_min": 0.0})
+    draw_examples(run)
+    content = json.loads(run.path("report", "rollouts", "rollouts.json").read_text(encoding="utf-8"))
+    seen = [r for example in content["examples"] for r in example["rollouts"] if r["validity"] == "in_history"]
+    assert seen and all(rollout["title"] and rollout["reward"] is None for rollout in seen)
+    groups = example_groups(content)
+    assert all(group.left_out == 2 and len(group.rollouts.rows) == 11 for group in groups)  # ten, and the logged item
+    assert "already in the history, counted as no item" in str(groups)
