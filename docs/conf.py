@@ -20,6 +20,7 @@ exclude_patterns = ["_build", "_pending"]
 source_suffix = {".md": "markdown"}
 
 myst_heading_anchors = 3
+highlight_language = "text"  # of blocks that name none: equations, output
 myst_enable_extensions = ["fieldlist"]
 
 autodoc_member_order = "bysource"

@@ -81,8 +81,8 @@ def stage_at(run: Called, path: Path) -> str:
             return f"train/{arm}"
         case ("evaluate", name, kind, *_) if name not in ("sft", "baselines", "rerank"):
             return f"evaluate/{name}/{kind}"
-        case ("evaluate", name, *_):
-            return f"evaluate/{name}"
+        case ("evaluate" | "report", name, *_):
+            return f"{parts[0]}/{name}"
         case ("ranker", inner, *_) if inner in ("report", "exposures", "lambdarank") or inner.startswith("fold-"):
             return f"ranker/{inner}"
         case _:
@@ -96,7 +96,7 @@ def verb_for(stage: str, *, without_order: bool = False) -> str:
     if stage in ("simulate", "ranker/report"):
         return {"simulate": "run", "ranker/report": "evaluate"}[stage]
     first = stage.partition("/")[0]
-    return {"encode": "tokenize", "teacher": "train", "reward": "train"}.get(first, first)
+    return {"encode": "tokenize", "teacher": "train", "reward": "train", "report": "evaluate"}.get(first, first)
 
 
 def command(run: Called, verb: str, overrides: Iterable[str] = (), *, out: Path | None = None) -> str:

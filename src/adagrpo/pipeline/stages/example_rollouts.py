@@ -43,8 +43,7 @@ def draw_examples(run: Run) -> None:
 
     run.stage(
         "report/rollouts",
-        reads=(*DECODING, "objective", "ranker", "reward", "seed"),
-        but=("ranker.lambdarank",),
+        reads=(*DECODING, "objective", "reward", "seed"),  # the ranker's settings are those of its files
         also={"cases": CASES, "shown": SHOWN},
         inputs=[*data.training_files, *data.catalog_files, weights / "model.safetensors", *models.reward_files],
         build=build,
