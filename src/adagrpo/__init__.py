@@ -1,7 +1,10 @@
 """Post-training of generative recommenders with rewards that cannot be trusted everywhere."""
 
+import importlib
 import os
+from typing import Any
 
+__all__ = ["Run", "__version__"]
 __version__ = "0.1.0"
 
 # A thread that waits at the end of a parallel operation loops for a hundredth of the rounds that GNU OpenMP has by
@@ -10,3 +13,10 @@ __version__ = "0.1.0"
 # is first imported: that is after this package, unless the caller imported torch before.
 if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
     os.environ["GOMP_SPINCOUNT"] = "3000"
+
+
+def __getattr__(name: str) -> Any:
+    """`Run` is imported when it is first asked for: it needs torch, and `import adagrpo` alone does not."""
+    if name == "Run":
+        return importlib.import_module("adagrpo.api").Run
+    raise AttributeError(f"module 'adagrpo' has no attribute '{name}'")

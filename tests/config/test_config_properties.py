@@ -25,6 +25,7 @@ from adagrpo.config.data import DataConfig, MarketplaceConfig, SplitConfig
 from adagrpo.config.models import LanguageModelConfig, PolicyConfig, RankerConfig
 from adagrpo.config.reward import CallableOptions, HttpOptions, WeightedOptions
 from adagrpo.config.section import Section
+from adagrpo.config.tokenizer import PublishedIds
 from adagrpo.config.training import CompareConfig, TrainConfig
 from adagrpo.errors import UserError
 from adagrpo.objective.terms import OBJECTIVES, TERMS
@@ -135,6 +136,7 @@ starts: dict[type[BaseModel], Strategy] = {
     SplitConfig: st.sampled_from([{}, {"kind": "temporal", "validation_from": -5, "test_from": 10**12}]),
     PolicyConfig: st.just({}) | st.builds(dict, kind=st.just("causal_lm"), lm=sections(LanguageModelConfig)),
     LanguageModelConfig: st.sampled_from([{"checkpoint": "folder"}, {"config": {"model_type": "gpt2", "n_layer": 2}}]),
+    PublishedIds: st.sampled_from([{"path": "a.json"}, {"path": "a.parquet", "column": "sid"}]),
     CompareConfig: st.sampled_from([{}, {"metric": "ndcg@10"}, {"margins": {"hr@5": 0.25, "ndcg@50": 1e-3}}]),
     CallableOptions: st.sampled_from([{"function": "module:score"}, {"function": "a.b_2:f"}]),
     HttpOptions: st.sampled_from([{"url": "http://host/score"}, {"url": "https://host:8080/"}]),
@@ -261,6 +263,10 @@ CONTRADICTIONS: list[Contradiction] = [
         "a preamble or suffix needs",
     ),
     (LanguageModelConfig, "policy.lm", LM | {"dtype": "bfloat16"}, "set frozen_body or lora_rank"),
+    (LanguageModelConfig, "policy.lm", LM | {"tokens": ["<a_7>"]}, "has no place for the number"),
+    (LanguageModelConfig, "policy.lm", LM | {"tokens": [], "separator": ","}, "tokens that the checkpoint has"),
+    (PublishedIds, "tokenizer.published", {"path": "a.json", "column": "sid"}, "a path that ends in .json or .txt"),
+    (PublishedIds, "tokenizer.published", {"path": "a.parquet", "column": None}, "the list column of a Parquet file"),
     (LanguageModelConfig, "policy.lm", LM | {"frozen_body": True, "frozen_epochs": 0.5}, "keeps it for good"),
     (
         Config,

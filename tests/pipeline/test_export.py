@@ -22,6 +22,8 @@ from adagrpo.data.prepared import load_item_ids
 from adagrpo.data.sequences import pad
 from adagrpo.decoding import beam_search
 from adagrpo.errors import UserError
+from adagrpo.evaluation.predictions import predict
+from adagrpo.networks.layers import autocast_dtype
 from adagrpo.pipeline import (
     Run,
     collect,
@@ -36,8 +38,9 @@ from adagrpo.pipeline import (
 from adagrpo.pipeline.export import export
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.serve import recommender
 from adagrpo.policies.language_model import template_tokens
-from adagrpo.types import Ragged
+from adagrpo.types import Cases, Ragged
 
 LM = {
     "config": {
@@ -106,12 +109,78 @@ def assert_same_top_ten(run: Run, weights: Path, folder: Path) -> None:
 def test_generate_gives_our_top_ten(run: Run, tmp_path: Path):
     actual = export(run, tmp_path / "out", "adagrpo", "final")
     expected = {"folder": str(tmp_path / "out"), "arm": "adagrpo", "checkpoint": "final", "step": 4, "items": 30}
-    assert actual == expected | {"why": "asked for by name"}
+    assert actual == expected | {"why": "asked for by name", "precision": "float32"}
     assert_same_top_ten(run, run.path("train", "adagrpo", "final"), tmp_path / "out")
     files = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"config.json", "model.safetensors", "semantic_ids.json", "catalog.json", "semantic_ids.py"} <= files
     assert not [name for name in files if name.endswith((".bin", ".pt", ".pkl"))]
     assert str(run.directory) not in (tmp_path / "out" / "README.md").read_text()
+
+
+@torch.no_grad()
+def lists_of_generate(folder: Path, histories: list[list[Any]], size: int) -> tuple[list[list[Any]], np.ndarray]:
+    """Items (N, 10) and their scores (N, 10), `size` prompts at a time."""
+    ids, model = opened(folder).SemanticIds(folder), AutoModelForCausalLM.from_pretrained(folder)
+    items: list[list[Any]] = []
+    scores = []
+    for first in range(0, len(histories), size):
+        prompts = [ids.prompt(history) for history in histories[first : first + size]]
+        longest = max(map(len, prompts))
+        output = model.generate(
+            torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts]),
+            attention_mask=torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]),
+            prefix_allowed_tokens_fn=ids.prefix_function(longest),
+            return_dict_in_generate=True,
+            output_scores=True,
+        )
+        found = [ids.item(tokens) for tokens in output.sequences[:, longest:].tolist()]
+        items += [found[place : place + 10] for place in range(0, len(found), 10)]
+        scores.append(output.sequences_scores.view(-1, 10).numpy())
+    return items, np.concatenate(scores)
+
+
+def test_export_serve_and_evaluate_agree_in_float32(run: Run, tmp_path: Path):
+    """300 histories of all lengths in batches of several sizes: every order, and every score to 1e-5."""
+    export(run, tmp_path / "out", "adagrpo", "final")
+    draw = np.random.default_rng(0)
+    rows = [draw.permutation(30)[: 1 + place % 9].astype(np.int32) for place in range(300)]
+    offsets = np.cumsum([0, *map(len, rows)])
+    cases = Cases(np.zeros(300, np.int32), Ragged(np.concatenate(rows), offsets), np.zeros(300, np.int32))
+    models = Models(RunData(run))
+    names = load_item_ids(models.data.prepared).to_list()
+    policy, evaluation = models.policy(run.path("train", "adagrpo", "final")), run.config.evaluation
+    found: dict[str, tuple[list[list[Any]], np.ndarray]] = {}
+    for size in (1, 64):
+        answers, _ = recommender(run, "adagrpo", "final", precision="float32")
+        given = [[int(item) for item in row] for row in rows]
+        lists = [one for first in range(0, 300, size) for one in answers.recommend(given[first : first + size])]
+        found[f"serve, {size} at a time"] = [one.items for one in lists], np.array([one.scores for one in lists])
+        named = [[names[item] for item in row] for row in rows]
+        found[f"generate, {size} at a time"] = lists_of_generate(tmp_path / "out", named, size)
+        predicted = predict(
+            policy,
+            models.data.catalog,
+            cases,
+            width=evaluation.beam_width,
+            batch_size=size,
+            max_history=run.config.max_history,
+            precision="float32",
+        )
+        found[f"evaluate, {size} at a time"] = [[names[i] for i in row] for row in predicted.items], predicted.scores
+    (_, (items, scores)), *others = found.items()
+    assert len({len(row) for row in rows}) == 9
+    for name, (other_items, other_scores) in others:
+        assert other_items == items, name
+        np.testing.assert_allclose(other_scores, scores, rtol=0, atol=1e-5, err_msg=name)
+
+
+def test_each_says_which_precision_it_uses(run: Run, tmp_path: Path):
+    for precision in ("float32", "bfloat16"):
+        assert recommender(run, "sft", "best", precision=precision)[1]["precision"] == precision
+    native = "float32" if autocast_dtype(torch.device("cpu")) is None else "bfloat16"
+    assert recommender(run, "sft", "best")[1]["precision"] == native
+    export(run, tmp_path / "out", "sft")
+    assert "Weights are float32" in (tmp_path / "out" / "README.md").read_text()
 
 
 @torch.no_grad()

@@ -38,6 +38,8 @@ __all__ = [
     "LogFiles",
     "MaxBadRows",
     "Out",
+    "Precision",
+    "RewardWeight",
     "RunDirectory",
     "app",
     "session",
@@ -55,6 +57,13 @@ MaxBadRows = Annotated[
 RunDirectory = Annotated[Path, typer.Option("--run", help="The run directory.")]
 ARM = "sft or a trained arm; if not given, the one of the best NDCG@10 on validation among those evaluated."
 Checkpoint = Annotated[Literal["best", "final"], typer.Option(help="Which checkpoint of it.")]
+Precision = Annotated[
+    Literal["auto", "float32", "bfloat16"] | None,
+    typer.Option(help="What the policy computes in; evaluation.precision of the recipe if not given."),
+]
+RewardWeight = Annotated[
+    float, typer.Option(min=0.0, help="Re-rank the beam by log-probability + this weight x reward.")
+]
 LogFiles = Annotated[list[Path], typer.Argument(help="Log files of the same columns.")]
 Out = Annotated[Path, typer.Option("--out", help="Where to write.")]
 Elsewhere = Annotated[

@@ -1,4 +1,4 @@
-"""Verbs that hand a trained policy on: serve and export."""
+"""Verbs that hand a trained policy on: serve, recommend and export."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Annotated, Any
 
 import typer
 
-from adagrpo.cli.options import ARM, Checkpoint, Common, RunDirectory, verb
+from adagrpo.cli.options import ARM, Checkpoint, Common, Out, Precision, RewardWeight, RunDirectory, close, verb
 from adagrpo.cli.printing import print_values
 from adagrpo.errors import UserError
 
-__all__ = ["export", "serve"]
+__all__ = ["export", "recommend", "serve"]
 
 
 @verb("export", "serve")
@@ -40,9 +40,7 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     arm: Annotated[str | None, typer.Option(help=ARM)] = None,
     checkpoint: Checkpoint = "best",
-    reward_weight: Annotated[
-        float, typer.Option(min=0.0, help="Re-rank the beam by log-probability + this weight x reward.")
-    ] = 0.0,
+    reward_weight: RewardWeight = 0.0,
     exclude_history: Annotated[
         bool | None,
         typer.Option(
@@ -50,6 +48,7 @@ def serve(
             help="Whether the items of a history may be in its list; as the run was evaluated if not given.",
         ),
     ] = None,
+    precision: Precision = None,
 ) -> None:
     """Answer requests over HTTP with a trained policy until interrupted: POST /recommend, GET /health."""
     from adagrpo import pipeline
@@ -60,14 +59,13 @@ def serve(
         elif not common.quiet:
             without = "without" if about["exclude_history"] else "that may hold"
             typer.echo(
-                f"{about['name']}, {about['arm']} {about['checkpoint']} ({about['why']}),"
+                f"{about['name']}, {about['arm']} {about['checkpoint']} ({about['why']}) in {about['precision']},"
                 f" lists {without} items of the history: {about['url']}",
                 err=True,
             )
         sys.stdout.flush()
 
-    if not math.isfinite(reward_weight):
-        raise UserError(f"--reward-weight: {reward_weight} is no weight; give a finite number of at least 0")
+    _check_weight(reward_weight)
     opened = replace(common, quiet=True).open(run)
     pipeline.serve(
         opened,
@@ -77,5 +75,49 @@ def serve(
         port=port,
         reward_weight=reward_weight,
         exclude_history=exclude_history,
+        precision=precision,
         ready=ready,
     )
+
+
+@verb("recommend", "serve")
+def recommend(
+    run: RunDirectory,
+    users: Annotated[Path, typer.Option(help="CSV, Parquet or JSONL: users and their histories, or users alone.")],
+    out: Out,
+    common: Common,
+    k: Annotated[int, typer.Option("--k", min=1, help="Length of the lists.")] = 10,
+    arm: Annotated[str | None, typer.Option(help=ARM)] = None,
+    checkpoint: Checkpoint = "best",
+    reward_weight: RewardWeight = 0.0,
+    exclude_history: Annotated[bool, typer.Option("--exclude-history", help="Leave out what a user has had.")] = False,
+    precision: Precision = None,
+    user_column: Annotated[str, typer.Option(help="The column of user ids.")] = "user_id",
+    history_column: Annotated[str, typer.Option(help="The column of histories.")] = "history",
+) -> None:
+    """Write the lists of all users of a file as Parquet; those of users alone come from their logged histories."""
+    from adagrpo import pipeline
+
+    _check_weight(reward_weight)
+    opened = common.open(run)
+    try:
+        summary = pipeline.recommend_users(
+            opened,
+            users,
+            out,
+            k=k,
+            arm=arm,
+            checkpoint=checkpoint,
+            reward_weight=reward_weight,
+            exclude_history=exclude_history,
+            precision=precision,
+            columns=(user_column, history_column),
+        )
+    finally:
+        close(opened.console)
+    print_values(summary, common.as_json)
+
+
+def _check_weight(reward_weight: float) -> None:
+    if not math.isfinite(reward_weight):
+        raise UserError(f"--reward-weight: {reward_weight} is no weight; give a finite number of at least 0")

@@ -31,12 +31,20 @@ class LanguageModelConfig(Section):
     first `frozen_epochs` of sft embeddings and head train alone, so that new tokens find their place first. `dtype`
     is that of what does not train. `preamble` is text before every history and `suffix` text after it, which what is
     written stands behind; both need a folder with a tokenizer.
+
+    A checkpoint that writes Semantic IDs already has tokens for them: `tokens` says what its tokenizer calls code
+    `{code}` of each level, `item` how a history writes one item, and `separator` what stands between two. With
+    `trained` the stage sft keeps the weights of the checkpoint as they are.
     """
 
     config: dict[str, Any] | None = None
     checkpoint: str | None = None
     preamble: str | None = None
     suffix: str | None = None
+    tokens: tuple[str, ...] = ()
+    item: str = "{codes}"
+    separator: str = ""
+    trained: bool = False
     frozen_body: bool = False
     frozen_epochs: NonNegativeFloat = 0.0
     lora_rank: Annotated[int, Field(ge=0)] = 0
@@ -50,6 +58,15 @@ class LanguageModelConfig(Section):
             raise ValueError("give either config or checkpoint")
         if self.checkpoint is None and (self.preamble is not None or self.suffix is not None):
             raise ValueError("a preamble or suffix needs the tokenizer of a checkpoint")
+        if self.checkpoint is None and (self.tokens or self.trained):
+            raise ValueError("tokens and trained are of a checkpoint")
+        for template in self.tokens:
+            if template.count("{code}") != 1:
+                raise ValueError(f"tokens: '{template}' has no place for the number; write for example <a_{{code}}>")
+        if self.item.count("{codes}") != 1:
+            raise ValueError(f"item: '{self.item}' has no place for the codes; write {{codes}} once")
+        if not self.tokens and (self.item != "{codes}" or self.separator):
+            raise ValueError("item and separator are for tokens that the checkpoint has; name them in tokens")
         if self.dtype == "bfloat16" and not (self.frozen_body or self.lora_rank):
             raise ValueError("dtype bfloat16 is for weights that do not train: set frozen_body or lora_rank")
         if self.frozen_epochs and self.frozen_body and not self.lora_rank:

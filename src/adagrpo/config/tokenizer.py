@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from adagrpo.config.section import NonNegativeFloat, Positive, PositiveFloat, Section
 
@@ -12,11 +12,22 @@ __all__ = ["PublishedIds", "RqVaeConfig", "TokenizerConfig"]
 
 
 class PublishedIds(Section):
-    """Semantic IDs made elsewhere: a Parquet file with one list of codes an item."""
+    """Semantic IDs made elsewhere: a Parquet file with one list of codes an item, or an index of token names.
+
+    An index is a JSON file, `{"item id": ["<a_236>", "<b_231>", ..], ..}`, or a text file with a line
+    `<a_236><b_231>.. TAB title TAB item id` for each item; the code is the last number of a name. `column` and
+    `id_column` are of Parquet alone.
+    """
 
     path: str
-    column: str
+    column: str | None = None
     id_column: str = "item_id"
+
+    @model_validator(mode="after")
+    def _columns_of_parquet(self) -> Self:
+        if (self.column is None) != self.path.endswith((".json", ".txt")):
+            raise ValueError("column is the list column of a Parquet file; a path that ends in .json or .txt has none")
+        return self
 
 
 class RqVaeConfig(Section):

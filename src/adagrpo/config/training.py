@@ -341,11 +341,16 @@ class TrainConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """Full-catalogue evaluation by beam search."""
+    """Full-catalogue evaluation by beam search, and all lists that a run gives out.
+
+    `precision` is what the policy computes beams in; `auto` is bfloat16 where the processor or GPU has it natively. Two
+    machines, or two programs, give the same lists only in the same precision.
+    """
 
     beam_width: Annotated[int, Field(ge=10)] = 50
     batch_size: Positive = 256
     mask_history: bool = False
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
 
 def _comparable(name: str) -> str:

@@ -20,7 +20,7 @@ from adagrpo import metrics
 from adagrpo.data.sequences import older_items, pad
 from adagrpo.decoding import Beams, beam_search, beam_search_both
 from adagrpo.groups.draw import draw_rollouts
-from adagrpo.networks.layers import mixed_precision
+from adagrpo.networks.layers import Precision, mixed_precision
 from adagrpo.policies.policy import Context, Policy
 from adagrpo.rewards.protocol import Reward
 from adagrpo.rewards.scoring import ask_reward
@@ -88,6 +88,7 @@ def predict(
     max_history: int,
     reward: Reward | None = None,
     mask_history: bool = False,
+    precision: Precision = "auto",
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Predictions:
     """Beam search for every case, constrained and free.
@@ -101,6 +102,7 @@ def predict(
         max_history: items of a history that the policy sees, the last ones.
         reward: scores the constrained beam.
         mask_history: leave items of the history out of the constrained list, also of what the policy does not see.
+        precision: of the policy, see `adagrpo.networks.layers.precision_used`.
         report: called with (cases done, cases in all).
     """
     policy = policy.eval().frozen()
@@ -117,13 +119,13 @@ def predict(
     unmasked = np.full((count, width), -1, dtype=np.int64) if mask_history else None
     invalid = done = 0
     for rows, histories in _batches(cases, batch_size, max_history, catalog.codes.device, whole=mask_history):
-        with mixed_precision(policy):
+        with mixed_precision(policy, precision):
             context = policy.encode(histories)
             beams, free = beam_search_both(policy, context, width, trie=catalog.trie, held_width=held_width)
         ranked, score = catalog.lookup(beams.codes), beams.scores
         if unmasked is not None:
             unmasked[rows] = ranked[:, :width].cpu().numpy()
-            ranked, score = without_history(policy, context, catalog, beams, histories, width)
+            ranked, score = without_history(policy, context, catalog, beams, histories, width, precision)
         items[rows], scores[rows] = ranked.cpu().numpy(), score.cpu().numpy()
         free_codes[rows] = free.codes.cpu().numpy()
         free_valid[rows] = (catalog.lookup(free.codes) >= 0).cpu().numpy()
@@ -132,7 +134,7 @@ def predict(
         chosen = torch.from_numpy(sampled[rows])
         if bool((chosen >= 0).any()):
             device = catalog.codes.device
-            with mixed_precision(policy):
+            with mixed_precision(policy, precision):
                 part = context[(chosen >= 0).nonzero().squeeze(1).to(device)]
                 drawn = draw_rollouts(policy, part, catalog.trie, uniforms[chosen[chosen >= 0]].to(device))
             invalid += int((~drawn.valid).sum())
@@ -259,6 +261,7 @@ def without_history(
     beams: Beams,  # (B, W + T)
     histories: Histories,
     width: int,
+    precision: Precision = "auto",
 ) -> tuple[Tensor, Tensor]:  # (B, W) each
     """The items of a search that are not in the whole histories, and their scores; -1 and -inf behind the last one.
 
@@ -272,6 +275,7 @@ def without_history(
         beams: what it found.
         histories: of the samples, with what is `older`.
         width: `W`.
+        precision: of the policy.
     """
     items, scores = _unseen(catalog.lookup(beams.codes), beams.scores, histories, width)
     # a search that has hypotheses left over has found all that there is
@@ -279,7 +283,7 @@ def without_history(
     if len(short):
         excluded = catalog.trie.excluding(histories.whole[short])
         hypotheses = beams.scores.shape[1]
-        with mixed_precision(policy):
+        with mixed_precision(policy, precision):
             again = beam_search(policy, context[short], hypotheses, trie=catalog.trie, excluded=excluded)
         items[short], scores[short] = catalog.lookup(again.codes)[:, :width], again.scores[:, :width]
     return items, scores

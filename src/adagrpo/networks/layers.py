@@ -10,13 +10,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["CausalEncoder", "Dropout", "FeedForward", "autocast_dtype", "initialise", "mixed_precision", "take"]
+__all__ = [
+    "CausalEncoder",
+    "Dropout",
+    "FeedForward",
+    "Precision",
+    "autocast_dtype",
+    "initialise",
+    "mixed_precision",
+    "precision_used",
+    "take",
+]
+
+Precision = Literal["auto", "float32", "bfloat16"]
 
 _SHORT = 64  # positions
 
@@ -37,11 +49,18 @@ class HasParameters(Protocol):
         ...
 
 
-def mixed_precision(model: HasParameters) -> AbstractContextManager[Any]:
-    """Autocast as it pays on the device of a model; nothing where it does not."""
-    device = next(model.parameters()).device
-    dtype = autocast_dtype(device)
-    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+def precision_used(model: HasParameters, precision: Precision = "auto") -> Literal["float32", "bfloat16"]:
+    """What a model is computed in: `auto` is bfloat16 where the device has it natively."""
+    if precision != "auto":
+        return precision
+    return "float32" if autocast_dtype(next(model.parameters()).device) is None else "bfloat16"
+
+
+def mixed_precision(model: HasParameters, precision: Precision = "auto") -> AbstractContextManager[Any]:
+    """Autocast to bfloat16, or nothing; see `precision_used`."""
+    if precision_used(model, precision) == "float32":
+        return nullcontext()
+    return torch.autocast(next(model.parameters()).device.type, torch.bfloat16)
 
 
 class Dropout(nn.Module):

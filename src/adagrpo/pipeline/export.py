@@ -39,7 +39,7 @@ def export(
         checkpoint: of that arm.
 
     Returns:
-        What was exported: folder, arm, checkpoint, step, why that one, items.
+        What was exported: folder, arm, checkpoint, step, why that one, items, and the precision of the weights.
 
     Raises:
         UserError: no such arm or checkpoint, or it is stale, the folder is in use, or the policy is none that
@@ -69,7 +69,7 @@ def export(
         raise
     items = RunData(run).num_items
     about = {"folder": str(to), "arm": chosen.arm, "checkpoint": checkpoint, "step": chosen.step}
-    return about | {"why": chosen.why, "items": items}
+    return about | {"why": chosen.why, "items": items, "precision": "float32"}
 
 
 def _write(run: Run, chosen: Chosen, checkpoint: str, folder: Path) -> None:
@@ -77,9 +77,15 @@ def _write(run: Run, chosen: Chosen, checkpoint: str, folder: Path) -> None:
 
     from adagrpo.policies.causal_lm import CausalLMPolicy
     from adagrpo.policies.language_model import VOCABULARY_FILE, copy_tokenizer, merged
+    from adagrpo.policies.shared_codes import SharedCodesPolicy
 
     data, options = RunData(run), run.config.policy.lm
     policy = Models(data).policy(chosen.weights)
+    if isinstance(policy, SharedCodesPolicy):
+        raise UserError(
+            "export: items share Semantic IDs, which a prefix function cannot tell apart; serve them with "
+            "`adagrpo serve` or `adagrpo recommend`"
+        )
     assert isinstance(policy, CausalLMPolicy) and options is not None
     levels = data.catalog.num_levels
     model = merged(policy.lm)
@@ -98,6 +104,7 @@ def _write(run: Run, chosen: Chosen, checkpoint: str, folder: Path) -> None:
         "item_ids": load_item_ids(data.prepared).to_list(),
         "codes": data.catalog.codes.tolist(),
         "preamble": policy.preamble.tolist(),
+        "between": policy.between.tolist(),
         "suffix": policy.suffix.tolist(),
         "max_history": run.config.max_history,
     }
@@ -121,6 +128,10 @@ def _usage(run: Run, levels: int) -> str:
     )
     allowed = f"ids.prefix_function(len(prompt){', exclude=[HISTORY]' if mask else ''})"
     return f"""A generative recommender: it writes the next item of a history as {levels} Semantic-ID tokens.{masked}
+
+Weights are float32, and `generate` computes in float32.
+`adagrpo serve --precision float32` gives the same lists, and scores that differ by less than 1e-5.
+In bfloat16 neither these lists nor those of a server are the same to the last place.
 
 ```python
 import sys; sys.path.insert(0, FOLDER)

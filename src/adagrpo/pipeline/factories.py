@@ -7,9 +7,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, assert_never
 
-from torch import nn
+import numpy as np
+from torch import Tensor, nn
 
 from adagrpo.config import FitConfig
+from adagrpo.config.models import LanguageModelConfig
 from adagrpo.config.reward import (
     CallableOptions,
     HttpOptions,
@@ -42,6 +44,7 @@ from adagrpo.rewards import (
 from adagrpo.rewards.cross_fitted import CrossFitted
 from adagrpo.rewards.features import Features
 from adagrpo.rewards.sequential import SequentialRanker
+from adagrpo.semantic_ids import resolve_collisions
 from adagrpo.trainer import BatchSchedule
 from adagrpo.trainer.checkpoints import load_weights
 from adagrpo.trainer.processes import SharedReward, processes
@@ -52,6 +55,7 @@ if TYPE_CHECKING:  # it needs transformers, which only a run with such a policy 
 
     from adagrpo.policies.causal_lm import CausalLMPolicy
     from adagrpo.policies.language_model import Vocabulary
+    from adagrpo.policies.shared_codes import SharedCodesPolicy
 
 __all__ = ["Models"]
 
@@ -62,9 +66,9 @@ class Models:
     def __init__(self, data: RunData) -> None:
         self.data, self.run, self.config = data, data.run, data.config
 
-    def policy(self, weights: Path | None = None) -> CompactPolicy | HybridPolicy | CausalLMPolicy:
+    def policy(self, weights: Path | None = None) -> CompactPolicy | HybridPolicy | CausalLMPolicy | SharedCodesPolicy:
         """A new policy, or one loaded from a checkpoint folder."""
-        policy: CompactPolicy | HybridPolicy | CausalLMPolicy
+        policy: CompactPolicy | HybridPolicy | CausalLMPolicy | SharedCodesPolicy
         match self.config.policy.kind:
             case "compact":
                 policy = self._compact()
@@ -105,22 +109,25 @@ class Models:
             seed=self.config.seed,
         )
 
-    def _causal_lm(self, *, trained: bool) -> CausalLMPolicy:
+    def _causal_lm(self, *, trained: bool) -> CausalLMPolicy | SharedCodesPolicy:
         """A causal LM; with `trained` the weights are to be loaded, so none are read from the folder it came from."""
         from adagrpo.policies.causal_lm import CausalLMPolicy
+        from adagrpo.policies.shared_codes import SharedCodesPolicy
 
-        options = self.config.policy.lm
+        options, catalog = self.config.policy.lm, self.data.catalog
         model, vocabulary, template = self.language_model(trained=trained)
         assert options is not None  # the configuration checks it
-        return CausalLMPolicy(
+        levels = len(vocabulary.code_sizes)
+        policy = CausalLMPolicy(
             model,
             vocabulary,
-            self.data.catalog.codes.cpu(),
+            catalog.codes[:, :levels].cpu(),
             max_history=self.config.max_history,
             **template,
             dropout=self.config.policy.dropout,
             gradient_checkpointing=options.gradient_checkpointing,
         )
+        return policy if catalog.num_levels == levels else SharedCodesPolicy(policy, catalog.trie)
 
     def language_model(self, *, trained: bool) -> tuple[PreTrainedModel, Vocabulary, dict[str, tuple[int, ...]]]:
         """The language model of a policy, where the codes are among its tokens, and the text around a history.
@@ -134,7 +141,15 @@ class Models:
         assert options is not None  # the configuration checks it
         sizes = tuple(size - 1 for size in catalog.level_sizes)
         template: dict[str, tuple[int, ...]] = {}
-        if options.checkpoint is not None:
+        if options.tokens:
+            named, codes = len(options.tokens), catalog.codes.cpu()
+            if len(sizes) != named and not _numbers_shared(codes, named):
+                raise UserError(
+                    f"policy.lm.tokens: names the tokens of {named} levels, the Semantic IDs have {len(sizes)}; "
+                    "name as many"
+                )
+            model, vocabulary, template = self._named(options, sizes[:named], codes[:, :named], trained=trained)
+        elif options.checkpoint is not None:
             folder = self.run.data / options.checkpoint
             model, vocabulary = language_model.from_folder(folder, sizes, seed=seed, weights=not trained)
             for key, text in (("preamble", options.preamble), ("suffix", options.suffix)):
@@ -150,6 +165,20 @@ class Models:
             bfloat16=options.dtype == "bfloat16",
         )
         return model, vocabulary, template
+
+    def _named(
+        self, options: LanguageModelConfig, sizes: tuple[int, ...], codes: Tensor, *, trained: bool
+    ) -> tuple[PreTrainedModel, Vocabulary, dict[str, tuple[int, ...]]]:
+        """A checkpoint that has tokens for the codes: model, tokens of codes (V, L), and those around them."""
+        from adagrpo.policies import language_model
+        from adagrpo.policies.named_tokens import NamedTokens
+
+        folder = self.run.data / str(options.checkpoint)
+        model = language_model.load_folder(folder, seed=self.config.seed, weights=not trained)
+        named = NamedTokens(folder, options.tokens, sizes, codes)
+        vocabulary = named.vocabulary(language_model.end_token(model), language_model.embedded_tokens(model))
+        around = named.pieces(options.preamble or "", options.item, options.separator, options.suffix or "")
+        return model, vocabulary, around._asdict()
 
     def ranker(self, weights: Path | None = None) -> SequentialRanker:
         """A new ranker, or one loaded from a checkpoint folder."""
@@ -304,5 +333,12 @@ class Models:
             max_history=self.config.max_history,
             reward=reward,
             mask_history=options.mask_history,
+            precision=options.precision,
             report=report,
         )
+
+
+def _numbers_shared(codes: Tensor, levels: int) -> bool:
+    """Whether codes (V, L) have one level more, which numbers the items that share the others."""
+    own = codes.numpy()
+    return own.shape[1] == levels + 1 and np.array_equal(resolve_collisions(own[:, :levels]), own)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from adagrpo.data.prepared import load_item_ids
 from adagrpo.errors import UserError
+from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.chain import reward_parts
 from adagrpo.pipeline.checks import check
 from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
@@ -25,6 +26,7 @@ def recommender(
     checkpoint: Literal["best", "final"],
     reward_weight: float = 0.0,
     exclude_history: bool | None = None,
+    precision: Precision | None = None,
 ) -> tuple[Recommender, dict[str, Any]]:
     """What answers for a checkpoint, and what it says of itself.
 
@@ -35,6 +37,7 @@ def recommender(
         reward_weight: above 0, the run's reward re-ranks the beam: `log-probability + weight · reward`.
         exclude_history: leave the items of the history out, where a request says nothing of it; None: as the run's
             evaluation does.
+        precision: of the policy; None is the recipe's, `evaluation.precision`.
 
     Raises:
         UserError: no such arm or checkpoint, what it was made from is stale, or the reward cannot be had.
@@ -53,12 +56,13 @@ def recommender(
         width=run.config.evaluation.beam_width,
         max_history=run.config.max_history,
         mask_history=excludes,
+        precision=precision or run.config.evaluation.precision,
         reward=models.reward() if reward_weight > 0 else None,
         reward_weight=reward_weight,
     )
-    about = {"name": run.config.name, "arm": chosen.arm, "checkpoint": checkpoint, "step": chosen.step}
+    about: dict[str, Any] = {"name": run.config.name, "arm": chosen.arm, "checkpoint": checkpoint, "step": chosen.step}
     about |= {"why": chosen.why, "items": data.num_items, "reward_weight": reward_weight}
-    return served, about | {"exclude_history": excludes}
+    return served, about | {"exclude_history": excludes, "precision": served.precision}
 
 
 def serve(
@@ -70,6 +74,7 @@ def serve(
     port: int,
     reward_weight: float = 0.0,
     exclude_history: bool | None = None,
+    precision: Precision | None = None,
     ready: Callable[[dict[str, Any]], None],
 ) -> None:
     """Serve until the process is told to end.
@@ -82,6 +87,7 @@ def serve(
         port: 0 takes a free one.
         reward_weight: see `recommender`.
         exclude_history: see `recommender`.
+        precision: see `recommender`.
         ready: called once requests are taken, with the address and what `/health` says.
 
     Raises:
@@ -93,7 +99,7 @@ def serve(
         raise UserError("serve: needs fastapi and uvicorn; pip install 'adagrpo[serve]'") from error
     listener = app.listen(host, port)
     with listener:
-        served, about = recommender(run, arm, checkpoint, reward_weight, exclude_history)
+        served, about = recommender(run, arm, checkpoint, reward_weight, exclude_history, precision)
         served.recommend([[0]])  # what is made on first use is made before the first request
         ready({"url": f"http://{host}:{listener.getsockname()[1]}", **about})
         app.serve(app.create_app(served, about), listener)

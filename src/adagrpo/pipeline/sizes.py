@@ -191,7 +191,15 @@ def policy_size(data: RunData, catalog: Catalog) -> tuple[ModelSize, dict[str, i
     with torch.device("meta"):
         if data.config.policy.kind != "causal_lm":
             return ModelSize.of(models.policy()), None
-        model, vocabulary, _ = models.language_model(trained=True)
+        lm = data.config.policy.lm
+        if lm is not None and lm.tokens:  # no tokens are added, and which of them are codes changes no size
+            from adagrpo.policies.language_model import embedded_tokens, load_folder
+
+            model = load_folder(data.run.data / str(lm.checkpoint), seed=data.config.seed, weights=False)
+            tokens = embedded_tokens(model)
+        else:
+            model, vocabulary, _ = models.language_model(trained=True)
+            tokens = vocabulary.end
     config = model.config
     heads = getattr(config, "num_attention_heads", 1)
     hidden = int(config.hidden_size)
@@ -201,7 +209,7 @@ def policy_size(data: RunData, catalog: Catalog) -> tuple[ModelSize, dict[str, i
         "inner": int(getattr(config, "intermediate_size", None) or 4 * hidden),
         "layers": int(config.num_hidden_layers),
         "keys": int(head) * int(getattr(config, "num_key_value_heads", None) or heads),
-        "vocabulary": vocabulary.end,
+        "vocabulary": tokens,
     }
 
 

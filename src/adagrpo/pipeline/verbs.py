@@ -19,6 +19,7 @@ from adagrpo.pipeline.export import export as _export
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.forecast import check_language_model
+from adagrpo.pipeline.recommend import recommend_users as _recommend_users
 from adagrpo.pipeline.rewards import check_reward
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.serve import serve as _serve
@@ -47,6 +48,7 @@ __all__ = [
     "fit_ranker",
     "fit_sft",
     "prepare",
+    "recommend_users",
     "refuse_without_order",
     "run_all",
     "serve",
@@ -191,3 +193,4 @@ evaluate = _verb(_evaluate, name="evaluate")
 diagnose_reward = _verb(_diagnose, name="diagnose")
 export = _verb(_export, keeps=False)
 serve = _verb(_serve, keeps=False)
+recommend_users = _verb(_recommend_users, keeps=False)

@@ -1,6 +1,7 @@
 """Any Hugging Face causal LM as the policy: histories are prompts of code tokens, and all else shares their one copy.
 
-    prompt(x) = preamble, c_1 .. c_L of the first item, c_1 .. c_L of the second, .., suffix        target: c_1 .. c_L
+    prompt(x) = preamble, c_1 .. c_L of the first item, between, c_1 .. c_L of the second, .., suffix
+    target    = c_1 .. c_L
 
     π(c | x, c_<l) = softmax over the **whole** vocabulary, read at the K_l tokens of the level;
     code K_l ("outside") is all the other tokens together: what is written there names no item
@@ -66,7 +67,9 @@ class CausalLMPolicy(nn.Module):
     item_codes: Tensor
     item_tokens: Tensor
     code_offsets: Tensor
+    absent: Tensor
     preamble: Tensor
+    between: Tensor
     suffix: Tensor
 
     def __init__(
@@ -77,6 +80,7 @@ class CausalLMPolicy(nn.Module):
         *,
         max_history: int = 20,
         preamble: tuple[int, ...] = (),
+        between: tuple[int, ...] = (),
         suffix: tuple[int, ...] = (),
         dropout: float = 0.0,
         gradient_checkpointing: bool = False,
@@ -89,6 +93,7 @@ class CausalLMPolicy(nn.Module):
             item_codes: of the catalogue.
             max_history: most items of a history.
             preamble: tokens before every history.
+            between: tokens between the codes of an item and those of the next.
             suffix: tokens between every history and what is written behind it.
             dropout: on the embeddings that enter the body and on the states that leave it, while training; what the
                 model's own configuration says about dropout inside the body holds too.
@@ -106,22 +111,23 @@ class CausalLMPolicy(nn.Module):
         self.max_history = max_history
         self.dropout = Dropout(dropout)
         levels = len(vocabulary.code_sizes)
-        blocks = [
-            [*range(start, start + size), vocabulary.outside_token]
-            for start, size in zip(vocabulary.starts, vocabulary.code_sizes, strict=True)
-        ]
+        blocks = [[*tokens, vocabulary.outside_token] for tokens in vocabulary.of_levels]
         offsets = torch.tensor([0, *map(len, blocks[:-1])]).cumsum(0)
+        tokens = torch.tensor([token for block in blocks for token in block])
         self.register_buffer("code_offsets", offsets, persistent=False)
+        self.register_buffer("absent", tokens < 0, persistent=False)
         self.register_buffer(
-            "tokens_of_codes", torch.tensor([token for block in blocks for token in block]), persistent=False
+            "tokens_of_codes", tokens.masked_fill(tokens < 0, vocabulary.outside_token), persistent=False
         )
         self.register_buffer("item_codes", item_codes, persistent=False)
         self.register_buffer("item_tokens", self._tokens(item_codes), persistent=False)
         self.register_buffer("preamble", torch.tensor(preamble, dtype=torch.int64), persistent=False)
+        self.register_buffer("between", torch.tensor(between, dtype=torch.int64), persistent=False)
         self.register_buffer("suffix", torch.tensor(suffix, dtype=torch.int64), persistent=False)
         self._dtype = torch.bfloat16 if any(p.dtype == torch.bfloat16 for p in model.parameters()) else torch.float32
         self._layers = int(model.config.get_text_config().num_hidden_layers)
-        check_context_length(model, len(preamble) + len(suffix) + (max_history + 1) * levels - 1)
+        longest = len(preamble) + len(suffix) + (max_history - 1) * len(between) + (max_history + 1) * levels - 1
+        check_context_length(model, longest)
         self._checkpointed = gradient_checkpointing
         self._steady = dropout == 0 and not gradient_checkpointing and inner_dropout(model) is None
         if gradient_checkpointing:
@@ -163,10 +169,11 @@ class CausalLMPolicy(nn.Module):
         whole = rows is None or positions is None
         if rows is None or positions is None:
             rows, positions = torch.arange(len(lengths), device=items.device), lengths - 1
-        before = self.preamble.expand(len(items), -1)
-        tokens = torch.cat([before, self.item_tokens[items].flatten(1)], dim=1)
-        levels = self.item_codes.shape[1]
-        prompt_lengths, read = (len(self.preamble) + count * levels for count in (positions + 1, lengths))
+        before, gap = self.preamble.expand(len(items), -1), len(self.between)
+        written = torch.cat([self.between.expand(*items.shape, -1), self.item_tokens[items]], dim=2).flatten(1)
+        tokens = torch.cat([before, written[:, gap:]], dim=1)
+        width = self.item_codes.shape[1] + gap
+        prompt_lengths, read = (len(self.preamble) + count * width - gap for count in (positions + 1, lengths))
         return CausalContext(Prompts(tokens, read, torch.is_grad_enabled()), rows, prompt_lengths, whole)
 
     def frozen(self) -> CausalLMPolicy:
@@ -290,10 +297,12 @@ class CausalLMPolicy(nn.Module):
         """(N, L, D) states that the codes of targets (N, L) are read from, where these are what comes next in prompts.
 
         Targets after the last item of a history are written behind it. None where a target is another item, where a
-        suffix comes before it, or where the prompts have been read already.
+        suffix or separator comes before it, or where the prompts have been read already.
         """
         prompts, levels = context.prompts, targets.shape[1]
-        if len(self.suffix) or prompts.read is not None or not (prompts.differentiable and torch.is_grad_enabled()):
+        if len(self.suffix) or len(self.between) or prompts.read is not None:
+            return None
+        if not (prompts.differentiable and torch.is_grad_enabled()):
             return None
         tokens = functional.pad(prompts.tokens, (0, levels))
         columns = context.prompt_lengths.unsqueeze(1) + torch.arange(levels, device=targets.device)  # (N, L)
@@ -317,10 +326,21 @@ class CausalLMPolicy(nn.Module):
         """(..., D) states to (..., K_l + 1) float32 logits."""
         head: Any = self.lm.get_output_embeddings()
         logits: Tensor = head(hidden.to(head.weight.dtype)).float()
+        if self.vocabulary.tokens:
+            return self._of_named(logits, level)
         first = self.vocabulary.starts[level]
         past = first + self.vocabulary.code_sizes[level]
         outside = torch.cat([logits[..., :first], logits[..., past:]], dim=-1).logsumexp(-1, keepdim=True)
         return torch.cat([logits[..., first:past], outside], dim=-1)
+
+    def _of_named(self, logits: Tensor, level: int) -> Tensor:
+        """(..., N) logits of all tokens to (..., K_l + 1) of a level's, where its tokens are anywhere among them."""
+        first = int(self.code_offsets[level])
+        codes = slice(first, first + self.vocabulary.code_sizes[level])
+        tokens, absent = self.tokens_of_codes[codes], self.absent[codes]
+        own = logits.index_select(-1, tokens).masked_fill(absent, -torch.inf)
+        outside = logits.index_fill(-1, tokens[~absent], -torch.inf).logsumexp(-1, keepdim=True)
+        return torch.cat([own, outside], dim=-1)
 
     def _log_probs(self, start: Tensor, after: Tensor, codes: Tensor, temperature: float) -> Tensor:
         """(B, G, L) log-probabilities of codes, from states (B, 1, D) for the first and (B, G, L - 1, D) for others."""

@@ -39,10 +39,14 @@ __all__ = [
     "adapt",
     "check_context_length",
     "copy_tokenizer",
+    "embedded_tokens",
     "enable_checkpointing",
+    "end_token",
     "from_configuration",
     "from_folder",
+    "load_folder",
     "merged",
+    "read_tokenizer",
     "template_tokens",
     "under_model_names",
 ]
@@ -58,6 +62,13 @@ class Vocabulary:
     first_token: int  # of the first code of the first level
     code_sizes: tuple[int, ...]  # (K_1 .. K_L)
     outside_token: int  # what stands for all tokens that are no code of the level
+    tokens: tuple[tuple[int, ...], ...] = ()  # of each code of each level where they are in no blocks; -1: has none
+
+    @property
+    def of_levels(self) -> tuple[tuple[int, ...], ...]:
+        """The token of each code of each level, -1 for a code that has none."""
+        blocks = zip(self.starts, self.code_sizes, strict=True)
+        return self.tokens or tuple(tuple(range(start, start + size)) for start, size in blocks)
 
     @property
     def starts(self) -> tuple[int, ...]:
@@ -75,7 +86,7 @@ class Vocabulary:
             "first_token": self.first_token,
             "level_sizes": list(self.code_sizes),
             "outside_token": self.outside_token,
-        }
+        } | ({"tokens": self.tokens} if self.tokens else {})
         return json.dumps(content) + "\n"
 
     @classmethod
@@ -88,7 +99,8 @@ class Vocabulary:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             sizes = tuple(int(size) for size in content["level_sizes"])
-            return cls(int(content["first_token"]), sizes, int(content["outside_token"]))
+            tokens = tuple(tuple(map(int, level)) for level in content.get("tokens", ()))
+            return cls(int(content["first_token"]), sizes, int(content["outside_token"]), tokens)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"{path}: damaged; export the folder again") from error
 
@@ -137,6 +149,20 @@ def from_folder(
         UserError: no such folder, it holds no causal LM in safetensors or brings code, or it has codes of another
             catalogue.
     """
+    model = load_folder(folder, seed=seed, weights=weights)
+    known = folder / VOCABULARY_FILE
+    if known.is_file():
+        vocabulary = Vocabulary.read(known)
+        if vocabulary.code_sizes != code_sizes:
+            raise UserError(f"{known}: made for codes of sizes {vocabulary.code_sizes}, the catalogue has {code_sizes}")
+        return model, vocabulary
+    vocabulary = Vocabulary(embedded_tokens(model), code_sizes, end_token(model))
+    _add_tokens(model, vocabulary, seed)
+    return model, vocabulary
+
+
+def load_folder(folder: Path, *, seed: int, weights: bool) -> PreTrainedModel:
+    """A model from a local folder as it is; see `from_folder`."""
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: no config.json; policy.lm.checkpoint is a local Hugging Face folder")
     refuse_code(folder, "policy.lm.checkpoint")
@@ -150,18 +176,19 @@ def from_folder(
             model = _random(AutoConfig.from_pretrained(folder, local_files_only=True), seed)
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder}: no causal LM in safetensors ({_first_line(error)})") from error
-    known = folder / VOCABULARY_FILE
-    if known.is_file():
-        vocabulary = Vocabulary.read(known)
-        if vocabulary.code_sizes != code_sizes:
-            raise UserError(f"{known}: made for codes of sizes {vocabulary.code_sizes}, the catalogue has {code_sizes}")
-        return model, vocabulary
-    first = _embeddings(model).shape[0]
+    return model
+
+
+def embedded_tokens(model: PreTrainedModel) -> int:
+    """How many tokens a model embeds."""
+    return int(_embeddings(model).shape[0])
+
+
+def end_token(model: PreTrainedModel) -> int:
+    """The token that ends a text; the first one where the model has none."""
     end = getattr(model.config, "eos_token_id", None)
     end = end[0] if isinstance(end, list) else end
-    vocabulary = Vocabulary(first, code_sizes, end if isinstance(end, int) and 0 <= end < first else 0)
-    _add_tokens(model, vocabulary, seed)
-    return model, vocabulary
+    return end if isinstance(end, int) and 0 <= end < embedded_tokens(model) else 0
 
 
 def adapt(model: PreTrainedModel, *, frozen_body: bool, lora_rank: int, lora_alpha: int, bfloat16: bool) -> None:
@@ -206,13 +233,21 @@ def template_tokens(folder: Path, key: str, text: str) -> tuple[int, ...]:
     Raises:
         UserError: the folder has no tokenizer, or brings code.
     """
+    tokens = read_tokenizer(folder, key)(text, add_special_tokens=key == "preamble")["input_ids"]
+    return tuple(int(token) for token in tokens)
+
+
+def read_tokenizer(folder: Path, key: str) -> Any:
+    """The tokenizer of a folder, which `policy.lm.<key>` needs.
+
+    Raises:
+        UserError: the folder has none, or brings code.
+    """
     refuse_code(folder, "policy.lm.checkpoint")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{folder}: no tokenizer here, so policy.lm.{key} cannot be read") from error
-    tokens = tokenizer(text, add_special_tokens=key == "preamble")["input_ids"]
-    return tuple(int(token) for token in tokens)
 
 
 def under_model_names(module: nn.Module) -> None:

@@ -34,13 +34,16 @@ class SemanticIds:
         catalog = json.loads((Path(folder) / "catalog.json").read_text(encoding="utf-8"))
         sizes: list[int] = tokens["level_sizes"]
         starts = [tokens["first_token"] + sum(sizes[:level]) for level in range(len(sizes))]
+        blocks = [range(start, start + size) for start, size in zip(starts, sizes, strict=True)]
+        of_levels: Sequence[Sequence[int]] = tokens.get("tokens") or blocks
         self.levels = len(sizes)
         self.end_token: int = tokens["outside_token"]
         self.preamble: list[int] = catalog["preamble"]
+        self.between: list[int] = catalog["between"]
         self.suffix: list[int] = catalog["suffix"]
         self.max_history: int = catalog["max_history"]
         self.tokens_of: dict[Any, tuple[int, ...]] = {
-            item: tuple(start + code for start, code in zip(starts, codes, strict=True))
+            item: tuple(level[code] for level, code in zip(of_levels, codes, strict=True))
             for item, codes in zip(catalog["item_ids"], catalog["codes"], strict=True)
         }
         self.item_of = {sequence: item for item, sequence in self.tokens_of.items()}
@@ -56,7 +59,9 @@ class SemanticIds:
         Raises:
             KeyError: an item is not in the catalogue.
         """
-        history = [token for item in items[-self.max_history :] for token in self.tokens_of[item]]
+        history: list[int] = []
+        for item in items[-self.max_history :]:
+            history += [*(self.between if history else []), *self.tokens_of[item]]
         return [*self.preamble, *history, *self.suffix]
 
     def prefix_function(

@@ -6,6 +6,7 @@ from adagrpo.semantic_ids.embeddings import attribute_vectors, cooccurrence_vect
 from adagrpo.semantic_ids.language import language_vectors, packaged_model
 from adagrpo.semantic_ids.quantization import Quantization, level_means, reconstruction_error, residual_kmeans
 from adagrpo.semantic_ids.rq_vae import rq_vae
+from adagrpo.semantic_ids.token_index import read_index
 from adagrpo.semantic_ids.trie import Trie
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "mix",
     "move_to_free_codes",
     "packaged_model",
+    "read_index",
     "reconstruction_error",
     "residual_kmeans",
     "resolve_collisions",

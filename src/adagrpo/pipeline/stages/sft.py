@@ -1,4 +1,4 @@
-"""The stage `sft`: the starting policy."""
+"""The stage `sft`: the starting policy, trained, or a checkpoint that was trained elsewhere."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["fit_sft"]
 
 
 def fit_sft(run: Run) -> None:
-    """The starting policy: NLL from scratch."""
+    """The starting policy: NLL from scratch; none of it where `policy.lm.trained` says that the checkpoint is one."""
     data, settings = RunData(run), run.config.sft
     models = Models(data)
 
@@ -23,12 +23,13 @@ def fit_sft(run: Run) -> None:
         begin_fit(data, "sft")
         policy = models.policy()
         schedule = replace(models.schedule(settings), rl_split=run.config.train.rl_split)
-        frozen_epochs = run.config.policy.lm.frozen_epochs if run.config.policy.lm else 0.0
+        lm = run.config.policy.lm
+        frozen_epochs, trained = (lm.frozen_epochs, lm.trained) if lm else (0.0, False)
         task = Supervised(
             policy,
             data.catalog.codes,
             schedule,
-            steps=max(1, round(settings.epochs * schedule.steps_per_epoch)),
+            steps=0 if trained else max(1, round(settings.epochs * schedule.steps_per_epoch)),
             validate=models.validator(policy, settings),
             waiting=policy.body_parameters,
             waiting_steps=round(frozen_epochs * schedule.steps_per_epoch),

@@ -26,6 +26,7 @@ from adagrpo.semantic_ids import (
     mix,
     move_to_free_codes,
     packaged_model,
+    read_index,
     reconstruction_error,
     residual_kmeans,
     resolve_collisions,
@@ -64,12 +65,17 @@ def _quantize(run: Run) -> tuple[NDArray[np.int64], float | None, Callable[[], Q
     """(V, L) codes that may collide, the error of their reconstruction, and codebooks, made when asked for."""
     options, seed = run.config.tokenizer, run.config.seed
     if options.published is not None:
-        codes = import_semantic_ids(
-            run.data / options.published.path,
-            load_item_ids(RunData(run).prepared),
-            column=options.published.column,
-            id_column=options.published.id_column,
-            max_expansion=run.config.data.max_expansion,
+        path, item_ids = run.data / options.published.path, load_item_ids(RunData(run).prepared)
+        codes = (
+            read_index(path, item_ids)
+            if options.published.column is None
+            else import_semantic_ids(
+                path,
+                item_ids,
+                column=options.published.column,
+                id_column=options.published.id_column,
+                max_expansion=run.config.data.max_expansion,
+            )
         )
         return codes, None, lambda: level_means(codes, _item_vectors(run))
     vectors = _item_vectors(run)

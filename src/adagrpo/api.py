@@ -1,0 +1,397 @@
+"""The verbs of the command line as methods of a run, for scripts and notebooks.
+
+    from adagrpo import Run
+
+    run = Run.open("runs/mine")
+    run.diagnose()
+    run.recommend([["item-7", "item-3"]])
+
+A method does what the verb of its name does, in the same folder: either can go on where the other stopped. Results are
+typed; tables are polars frames.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any, Literal
+
+import polars as pl
+
+from adagrpo import pipeline
+from adagrpo.config import Config, dump_config, load_config, resolve_config
+from adagrpo.console import StderrConsole
+from adagrpo.data.columns import ITEM_ID
+from adagrpo.errors import UserError
+from adagrpo.networks.layers import Precision
+from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
+from adagrpo.pipeline.recommend import answer
+from adagrpo.pipeline.serve import recommender
+from adagrpo.report.diagnosis_figures import map_figures
+from adagrpo.serving.recommender import ItemId, Recommender
+
+__all__ = ["Chart", "Diagnosis", "Recommended", "Run"]
+
+Checkpoint = Literal["best", "final"]
+Settings = Mapping[str, Any] | Sequence[str]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A picture that notebooks draw by themselves.
+
+    Example:
+        >>> Chart("<svg></svg>")._repr_svg_()
+        '<svg></svg>'
+    """
+
+    svg: str
+
+    def _repr_svg_(self) -> str:
+        return self.svg
+
+    def save(self, path: str | Path) -> None:
+        """Write it as an SVG file."""
+        Path(path).write_text(self.svg, encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Should this reward be used here? What `adagrpo diagnose` found.
+
+    Attributes:
+        verdict: `use`, `rerank_only` or `do_not_use`.
+        sentences: why, in words.
+        content: everything that was measured, the content of `diagnose/diagnose.json`.
+    """
+
+    verdict: str
+    sentences: tuple[str, ...]
+    content: Mapping[str, Any]
+
+    def plot(self) -> Chart:
+        """The map of diagnose.html: where the ranker's order is better than the policy's, by difficulty and q."""
+        return Chart(map_figures(self.content["map"])[0].svg)
+
+    def _repr_html_(self) -> str:
+        lines = "".join(f"<li>{escape(sentence)}</li>" for sentence in self.sentences)
+        return f"<p><b>{escape(self.verdict)}</b></p><ul>{lines}</ul>{self.plot().svg}"
+
+
+@dataclass(frozen=True)
+class Recommended:
+    """Lists for some histories, best item first.
+
+    Attributes:
+        items: for each history its list, in the ids of the input data.
+        scores: log-probability of each item in nats; with a reward weight, plus weight times reward.
+        codes: the Semantic ID of each item.
+        unknown: for each history the ids in it that name no item. They were left out of the history; where nothing is
+            left of it, the list is empty.
+        about: which checkpoint answered, and in which precision.
+    """
+
+    items: list[list[ItemId]]
+    scores: list[list[float]]
+    codes: list[list[list[int]]]
+    unknown: list[list[ItemId]]
+    about: Mapping[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @property
+    def unknown_ids(self) -> int:
+        """How many ids of the histories name no item."""
+        return sum(map(len, self.unknown))
+
+    @property
+    def frame(self) -> pl.DataFrame:
+        """One row an item: history (its place in the input), rank from 1, item_id, score.
+
+        Example:
+            >>> lists = Recommended([["b", "a"], []], [[-0.5, -1.0], []], [[[0], [1]], []], [[], ["x"]], {})
+            >>> lists.frame.rows(), lists.unknown_ids
+            ([(0, 1, 'b', -0.5), (0, 2, 'a', -1.0)], 1)
+        """
+        lengths = [len(items) for items in self.items]
+        return pl.DataFrame(
+            {
+                "history": [place for place, length in enumerate(lengths) for _ in range(length)],
+                "rank": [rank for length in lengths for rank in range(1, length + 1)],
+                ITEM_ID: [item for items in self.items for item in items],
+                "score": [score for scores in self.scores for score in scores],
+            },
+            schema_overrides={"history": pl.Int64, "rank": pl.Int64, "score": pl.Float64},
+        )
+
+    def _repr_html_(self) -> str:
+        said = f"<p>{self.unknown_ids} ids of the histories name no item.</p>" if self.unknown_ids else ""
+        return said + str(self.frame._repr_html_())
+
+
+class Run:
+    """A run directory and the verbs on it; make one with `Run.open` or `Run.create`."""
+
+    def __init__(self, run: pipeline.Run) -> None:
+        self._run = run
+        self._served: dict[tuple[Any, ...], tuple[Recommender, dict[str, Any]]] = {}
+
+    @classmethod
+    def open(
+        cls, directory: str | Path, settings: Settings = (), *, out: str | Path | None = None, progress: bool = False
+    ) -> Run:
+        """Open a run that is there.
+
+        Args:
+            directory: of the run.
+            settings: changes of the recipe, as `--set` makes them: `{"reward.kind": "noise"}`.
+            out: another run directory, for all that is written from here on; the run itself is only read.
+            progress: show on stderr how far the work is.
+
+        Raises:
+            UserError: there is no run, or a setting is none.
+        """
+        overrides = _overrides(settings)
+        opened = pipeline.Run.open(Path(directory), overrides, _console(progress), None if out is None else Path(out))
+        return cls(opened)
+
+    @classmethod
+    def create(
+        cls,
+        recipe: str | Path | Mapping[str, Any],
+        out: str | Path,
+        data: str | Path = ".",
+        settings: Settings = (),
+        *,
+        progress: bool = False,
+    ) -> Run:
+        """A run of a recipe, whose stages are still to be carried out; where there are some, it goes on from them.
+
+        Args:
+            recipe: a YAML file, or its content as a mapping.
+            out: the run directory.
+            data: the folder that the recipe's relative paths are in.
+            settings: changes of the recipe, see `open`.
+            progress: show on stderr how far the work is.
+
+        Raises:
+            UserError: the recipe has an unknown key or a bad value, or the folder holds something else.
+        """
+        code = None
+        if isinstance(recipe, Mapping):
+            content = json.loads(json.dumps(recipe))
+            config = resolve_config(content, _overrides(settings), "recipe")
+        else:
+            config, code = load_config(Path(recipe), _overrides(settings)), Path(recipe).parent
+        if not Path(data).is_dir():
+            raise UserError(f"{data}: no such folder (data)")
+        return cls(pipeline.Run(Path(out), config, Path(data), _console(progress), code))
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.directory)!r}, {self._run.config.name!r})"
+
+    @property
+    def directory(self) -> Path:
+        """Where the run is."""
+        return self._run.directory
+
+    @property
+    def config(self) -> Config:
+        """The recipe, resolved."""
+        return self._run.config
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The recipe, resolved, as plain values; `Run.create` takes it back."""
+        return dump_config(self._run.config)
+
+    def complete(self) -> pl.DataFrame:
+        """Carry out every stage of the recipe that is not done, with a report; see `metrics` for what comes back."""
+        with self._working():
+            pipeline.run_all(self._run)
+        return self.metrics
+
+    def prepare(self) -> dict[str, Any]:
+        """Read the logs, or simulate them: filter, number, split. Returns what was counted."""
+        with self._working():
+            pipeline.simulate_marketplace(self._run)
+            pipeline.prepare(self._run)
+        return self._json("prepare", "summary.json")
+
+    def tokenize(self) -> dict[str, Any]:
+        """Make the Semantic IDs of the items. Returns their audit."""
+        with self._working():
+            pipeline.tokenize(self._run)
+        return self._json("tokenize", "audit.json")
+
+    def sft(self) -> Run:
+        """Train the starting policy."""
+        with self._working():
+            pipeline.fit_sft(self._run)
+        return self
+
+    def ranker(self) -> Run:
+        """Train the reward model; of impressions without order, its report too."""
+        with self._working():
+            pipeline.fit_and_report(self._run)
+        return self
+
+    def train(self) -> Run:
+        """Post-train every arm of the recipe."""
+        with self._working():
+            pipeline.train(self._run)
+        return self
+
+    def evaluate(self) -> pl.DataFrame:
+        """Evaluate sft and every trained arm on validation and test; see `metrics` for what comes back."""
+        with self._working():
+            arms = pipeline.finished_arms(self._run)
+            pipeline.evaluate(self._run, arms)
+            pipeline.report_ranker(self._run)
+            pipeline.collect(self._run, arms)
+        return self.metrics
+
+    def diagnose(self, second_ranker: str | Path | None = None) -> Diagnosis:
+        """Should this reward be used here? On validation cases, before any post-training; writes diagnose.html.
+
+        Args:
+            second_ranker: checkpoint folder of another ranker, to form strata for the run's own.
+        """
+        with self._working():
+            content = pipeline.diagnose_reward(self._run, None if second_ranker is None else Path(second_ranker))
+        return _diagnosis(content)
+
+    def report(self) -> Path:
+        """Write report.html, and return where it is."""
+        with self._working():
+            return pipeline.write_report(self._run)
+
+    def export(self, to: str | Path, arm: str | None = None, checkpoint: Checkpoint = "best") -> Path:
+        """Write a language-model policy as a Hugging Face folder, and return where it is.
+
+        Args:
+            to: a new folder.
+            arm: sft or a trained arm; None is the one that the other verbs take.
+            checkpoint: of that arm.
+        """
+        pipeline.export(self._run, Path(to), arm, checkpoint)
+        return Path(to)
+
+    def recommend(
+        self,
+        histories: Sequence[Sequence[ItemId]],
+        k: int = 10,
+        arm: str | None = None,
+        checkpoint: Checkpoint = "best",
+        exclude: Sequence[Sequence[ItemId]] | Literal["history"] | None = None,
+        reward_weight: float = 0.0,
+        precision: Precision | None = None,
+    ) -> Recommended:
+        """The lists that `adagrpo serve` answers with and `evaluate` measures.
+
+        The policy is loaded at the first call, and kept for the next ones.
+
+        Args:
+            histories: item ids of the input data, oldest first. Ids that name no item are left out, and counted.
+            k: length of the lists, at most the beam's width.
+            arm: sft or a trained arm; None is the one that the other verbs take.
+            checkpoint: of that arm.
+            exclude: ids that are never recommended, a list for each history; `"history"` takes each whole history.
+                What the recipe masks (`evaluation.mask_history`) is left out anyway.
+            reward_weight: above 0, re-rank by log-probability + this weight x reward.
+            precision: of the policy; None is the recipe's, `evaluation.precision`.
+
+        Raises:
+            UserError: there is no such arm, `k` is too large, or `histories` is not a list of lists of ids.
+        """
+        chosen = choose_checkpoint(self._run, arm, checkpoint)
+        key = (chosen.arm, checkpoint, reward_weight, precision)
+        if key not in self._served:
+            self._served[key] = recommender(self._run, chosen.arm, checkpoint, reward_weight, precision=precision)
+        served, about = self._served[key]
+        answers = answer(
+            served,
+            histories,
+            k,
+            exclude=histories if exclude == "history" else exclude,
+            batch_size=self._run.config.evaluation.batch_size,
+        )
+        return Recommended(
+            [one.items for one in answers],
+            [one.scores for one in answers],
+            [one.codes for one in answers],
+            [one.unknown for one in answers],
+            about,
+        )
+
+    @property
+    def metrics(self) -> pl.DataFrame:
+        """What `evaluate` measured, one row a value: stage, checkpoint, split, metric, value.
+
+        Baselines are stages too; `checkpoint` is null where a stage has one alone.
+        """
+        content = self._json("metrics.json")
+        rows = [
+            (stage, checkpoint, split, metric, value)
+            for stage, checkpoint, splits in _splits(content)
+            for split in ("validation", "test")
+            for metric, value in splits.get(split, {}).items()
+        ]
+        schema = dict.fromkeys(("stage", "checkpoint", "split", "metric"), pl.String) | {"value": pl.Float64}
+        return pl.DataFrame(rows, schema=schema, orient="row")
+
+    @property
+    def diagnosis(self) -> Diagnosis:
+        """What the last `diagnose` found."""
+        return _diagnosis(self._json("diagnose", "diagnose.json"))
+
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        """Alone in the directory; what is served is loaded again afterwards."""
+        self._served.clear()
+        try:
+            with self._run.locked():
+                yield
+        finally:
+            if isinstance(self._run.console, StderrConsole):
+                self._run.console.close()
+
+    def _json(self, *parts: str) -> dict[str, Any]:
+        return dict(json.loads(self._run.checked(*parts).read_text(encoding="utf-8")))
+
+
+def _splits(content: Mapping[str, Any]) -> Iterator[tuple[str, str | None, Mapping[str, Any]]]:
+    """Stage, checkpoint and metrics by split."""
+    for name, splits in content["baselines"].items():
+        yield name, None, splits
+    for name, entry in content["stages"].items():
+        if "best" not in entry:
+            yield name, None, entry
+            continue
+        for checkpoint in ("best", "final"):
+            yield name, checkpoint, entry[checkpoint]
+
+
+def _diagnosis(content: Mapping[str, Any]) -> Diagnosis:
+    verdict = content["verdict"]
+    return Diagnosis(verdict["decision"], tuple(verdict["sentences"]), content)
+
+
+def _overrides(settings: Settings) -> list[str]:
+    """Settings as `--set` takes them.
+
+    >>> _overrides({"objective.lambda": 0.5, "reward": {"kind": "noise"}}), _overrides(["seed=3"])
+    (['objective.lambda=0.5', 'reward={"kind": "noise"}'], ['seed=3'])
+    """
+    if isinstance(settings, Mapping):
+        return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+    return list(settings)
+
+
+def _console(progress: bool) -> StderrConsole | pipeline.Silent:
+    return StderrConsole() if progress else pipeline.Silent()

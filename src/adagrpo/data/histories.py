@@ -1,0 +1,139 @@
+"""Files of users to recommend to: ids, and the items that each has had, oldest first.
+
+    {"user_id": "u7", "history": [3, 17, 4]}        JSONL, and Parquet with a list column
+    u7,3 17 4                                       CSV: ids with spaces between them, or a JSON list
+
+A file without histories names users of the logs. It is read in parts, so that memory does not grow with it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import polars as pl
+
+from adagrpo.data.columns import USER_ID
+from adagrpo.data.logs.chunks import read_chunks
+from adagrpo.data.logs.formats import columns_of, kind_of, reading, require
+from adagrpo.data.logs.unpacking import MAX_EXPANSION, read_blocks
+from adagrpo.errors import UserError
+
+__all__ = ["HISTORY", "UserHistories", "about_how_many", "read_histories"]
+
+HISTORY = "history"
+BLOCK_BYTES = 2**22
+
+ItemId = int | str
+
+
+class UserHistories(NamedTuple):
+    """Some users of a file, in its order."""
+
+    users: list[ItemId]
+    histories: list[list[ItemId]] | None  # None: the file has none
+
+
+def read_histories(
+    path: Path,
+    size: int,
+    *,
+    user: str = USER_ID,
+    history: str = HISTORY,
+    max_expansion: float = MAX_EXPANSION,
+) -> Iterator[UserHistories]:
+    """Read a file of users, `size` at a time.
+
+    Args:
+        path: CSV, Parquet or JSONL, see `adagrpo.data.logs.formats.kind_of`.
+        size: users of a part.
+        user: the column of user ids.
+        history: the column of histories; a file need not have it.
+        max_expansion: to how many times its size a compressed file may unpack.
+
+    Raises:
+        UserError: the file or the column of users is missing, or a row holds no id, or no list of ids; it is named.
+    """
+    columns = columns_of(path)
+    require(path, [user], columns)
+    known = history in columns
+    users: list[ItemId] = []
+    histories: list[list[ItemId]] = []
+    for number, one, items in _rows(path, user, history if known else None, max_expansion):
+        if not _is_id(one):
+            raise UserError(f"{path}, row {number}: {user} is {one!r}; expected an id, a text or a whole number")
+        if known and not (isinstance(items, list) and all(map(_is_id, items))):
+            raise UserError(f"{path}, row {number}: {history} is {_short(items)}; expected a list of item ids")
+        users.append(one)
+        histories.append(items)
+        if len(users) == size:
+            yield UserHistories(users, histories if known else None)
+            users, histories = [], []
+    if users:
+        yield UserHistories(users, histories if known else None)
+
+
+def about_how_many(path: Path) -> int:
+    """Rows of a file, to say how much is left: of a text file its lines, so that quoted line breaks count too."""
+    kind = kind_of(path)
+    if kind == "Parquet":
+        with reading(path, kind):
+            return int(pl.scan_parquet(path, glob=False).select(pl.len()).collect().item())
+    return max(0, sum(block.count(b"\n") for block, _ in read_blocks(path, BLOCK_BYTES)) - (kind == "CSV"))
+
+
+def _rows(path: Path, user: str, history: str | None, max_expansion: float) -> Iterator[tuple[int, Any, Any]]:
+    """Number of the row from 1, user and history."""
+    kind = kind_of(path)
+    if kind == "JSONL":
+        with reading(path, kind):
+            yield from _json_rows(path, user, history, max_expansion)
+        return
+    names = [user] if history is None else [user, history]
+    for chunk in read_chunks(path, names, max_expansion=max_expansion):
+        problems = None if chunk.problem is None else chunk.problem.to_list()
+        for place, row in enumerate(chunk.table.iter_rows()):
+            if problems is not None and problems[place] is not None:
+                raise UserError(f"{path}, row {chunk.first + place + 1}: {problems[place]}")
+            items = None if history is None else row[1]
+            yield chunk.first + place + 1, row[0], _listed(items) if kind == "CSV" and history else items
+
+
+def _json_rows(path: Path, user: str, history: str | None, max_expansion: float) -> Iterator[tuple[int, Any, Any]]:
+    number = 0
+    for block, _ in read_blocks(path, BLOCK_BYTES, max_expansion):
+        for line in block.decode("utf-8", errors="replace").split("\n"):
+            if not line.strip():
+                continue
+            number += 1
+            try:
+                record = json.loads(line)
+                yield number, record[user], None if history is None else record[history]
+            except (ValueError, RecursionError, TypeError, KeyError) as error:
+                fields = user if history is None else f"{user} and {history}"
+                raise UserError(f"{path}, row {number}: not a JSON object with {fields}") from error
+
+
+def _listed(text: str | None) -> Any:
+    """The ids of a cell of a CSV file; what is no list is left as it is.
+
+    >>> _listed("3 17"), _listed('["a b", 4]'), _listed("")
+    (['3', '17'], ['a b', 4], [])
+    """
+    if text is None or not text.lstrip().startswith("["):
+        return (text or "").split()
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int | str) and not isinstance(value, bool)
+
+
+def _short(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else text[:80] + "..."

@@ -1,0 +1,135 @@
+"""A checkpoint of somebody else's that writes Semantic IDs: which of its tokens are codes, and how it is prompted.
+
+    prompt(x) = preamble  item(x_1) separator item(x_2) .. item(x_T)  suffix        item(i) = text with {codes}
+
+The names of tokens are templates, one a level: `<a_{code}>` (MiniOneRec, LC-Rec), `<s_a_{code}>` (OpenOneRec). Prompts
+are read by the checkpoint's own tokenizer as whole texts, and cut where the codes are. That the pieces are the same
+whatever the history is checked with three items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from adagrpo.errors import UserError
+from adagrpo.policies.language_model import Vocabulary, read_tokenizer
+
+__all__ = ["NamedTokens", "Pieces"]
+
+CODE, CODES = "{code}", "{codes}"
+
+
+class Pieces(NamedTuple):
+    """Tokens around the codes of a prompt."""
+
+    preamble: tuple[int, ...]
+    between: tuple[int, ...]  # of the codes of one item and those of the next
+    suffix: tuple[int, ...]
+
+
+class NamedTokens:
+    """The tokens that a checkpoint has for the codes of a catalogue."""
+
+    def __init__(
+        self,
+        folder: Path,
+        templates: Sequence[str],
+        code_sizes: Sequence[int],  # (K_1 .. K_L)
+        item_codes: Tensor,  # (V, L) int64
+    ) -> None:
+        """Look the names up in the folder's tokenizer.
+
+        Args:
+            folder: of the checkpoint.
+            templates: one a level, each with `{code}`.
+            code_sizes: of the levels.
+            item_codes: of the catalogue; a code that no item has need not have a token.
+
+        Raises:
+            UserError: there is no tokenizer, or a code that an item has has no token in it.
+        """
+        self.folder, self.templates, self.item_codes = folder, templates, item_codes
+        self.tokenizer = read_tokenizer(folder, "tokens")
+        known = self.tokenizer.get_vocab()
+        self.tokens = tuple(
+            tuple(known.get(template.replace(CODE, str(code)), -1) for code in range(size))
+            for template, size in zip(templates, code_sizes, strict=True)
+        )
+        for level, codes in enumerate(item_codes.unbind(1)):
+            for code in torch.unique(codes).tolist():
+                if self.tokens[level][code] < 0:
+                    name = templates[level].replace(CODE, str(code))
+                    raise UserError(
+                        f"{folder}: the tokenizer has no token '{name}', code {code} of level {level + 1}; "
+                        "policy.lm.tokens says what its tokens are called"
+                    )
+
+    def vocabulary(self, end: int, rows: int) -> Vocabulary:
+        """Where the codes are among the tokens of a model.
+
+        Args:
+            end: the token that stands for all others.
+            rows: of the model's embeddings.
+
+        Raises:
+            UserError: the tokenizer has tokens that the model has no embedding of.
+        """
+        largest = max(map(max, self.tokens))
+        if largest >= rows:
+            raise UserError(f"{self.folder}: the tokenizer has token {largest}, the model embeds {rows} tokens")
+        return Vocabulary(-1, tuple(map(len, self.tokens)), end, self.tokens)
+
+    def pieces(self, preamble: str, item: str, separator: str, suffix: str) -> Pieces:
+        """The tokens of the texts around the codes; what opens a sequence comes first, what ends one is left out.
+
+        Raises:
+            UserError: the tokenizer does not read a prompt piece by piece, or a code as one token.
+        """
+        rows = [0, len(self.item_codes) - 1, 0]
+        names = [self._name(row) for row in rows]
+        first, second, third = (item.replace(CODES, name) for name in names)
+        two = self._read(f"{preamble}{first}{separator}{second}{suffix}")
+        codes = [self._tokens(row) for row in rows]
+        start = _find(two, codes[0], 0)
+        after = start + len(codes[0])
+        following = _find(two, codes[1], after)
+        ending = following + len(codes[1])
+        if min(start, following) >= 0:
+            found = Pieces(tuple(two[:start]), tuple(two[after:following]), tuple(two[ending:]))
+            three = self._read(f"{preamble}{first}{separator}{second}{separator}{third}{suffix}")
+            between, last = found.between, [*codes[2], *found.suffix]
+            if three == [*found.preamble, *codes[0], *between, *codes[1], *between, *last]:
+                return found
+        raise UserError(
+            f"{self.folder}: its tokenizer does not read '{first}{separator}{second}' as the tokens of two items "
+            "with the same text between any two; check policy.lm.tokens, item and separator"
+        )
+
+    def _name(self, row: int) -> str:
+        codes = self.item_codes[row].tolist()
+        return "".join(text.replace(CODE, str(code)) for text, code in zip(self.templates, codes, strict=True))
+
+    def _tokens(self, row: int) -> list[int]:
+        return [self.tokens[level][code] for level, code in enumerate(self.item_codes[row].tolist())]
+
+    def _read(self, text: str) -> list[int]:
+        """Tokens of a text, with what the tokenizer puts before a sequence and without what it puts behind it."""
+        whole = [int(token) for token in self.tokenizer(text)["input_ids"]]
+        plain = [int(token) for token in self.tokenizer(text, add_special_tokens=False)["input_ids"]]
+        start = _find(whole, plain, 0)
+        return whole[: start + len(plain)] if start >= 0 else whole
+
+
+def _find(tokens: Sequence[int], wanted: Sequence[int], start: int) -> int:
+    """Where some tokens begin, from a place on; -1 where they do not occur.
+
+    >>> _find([5, 1, 2, 1, 2], [1, 2], 2), _find([5], [1], 0)
+    (3, -1)
+    """
+    places = range(max(0, start), len(tokens) - len(wanted) + 1)
+    return next((place for place in places if list(tokens[place : place + len(wanted)]) == list(wanted)), -1)

@@ -1,0 +1,88 @@
+"""Semantic IDs as other projects store them: the names of the tokens of each item.
+
+    {"7": ["<a_210>", "<b_231>", "<c_0>"], ..}        MiniOneRec's and LC-Rec's `*.index.json`
+    <a_210><b_231><c_0> TAB title TAB 7               MiniOneRec's `info/*.txt`
+
+The code is the last number in the name of a token; what is around it is the same for all tokens of a level, and is not
+kept: `policy.lm.tokens` says it to a checkpoint. Items that share a sequence keep it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from adagrpo.data.logs.formats import one_line
+from adagrpo.errors import UserError
+
+__all__ = ["read_index"]
+
+NUMBER = re.compile(r"(.*?)(\d+)(\D*)", re.DOTALL)
+TOKEN = re.compile(r"<[^<>]*>")
+
+
+def read_index(path: Path, item_ids: pl.Series) -> NDArray[np.int64]:
+    """Codes of an index, in the order of our catalogue.
+
+    Args:
+        path: ends in `.json` or `.txt`, see the module's text.
+        item_ids: (V,) the catalogue's original item ids, in item order; compared as text.
+
+    Returns:
+        (V, L) int64, collisions included; `(0, 0)` for an empty catalogue.
+
+    Raises:
+        UserError: no such file, not of such a form, an item is missing, or its tokens are not of the names and the
+            number that the others have.
+    """
+    index = _read(path)
+    names = item_ids.cast(pl.String).to_list()
+    missing = [name for name in names if name not in index]
+    if missing:
+        raise UserError(
+            f"{path}: no entry for item {one_line(missing[0])!r} and {len(missing) - 1} more of {len(names)} items; "
+            "item ids in the logs and in the index must be the same"
+        )
+    around: list[tuple[str, str]] = []
+    codes = []
+    for name in names:
+        parts = [NUMBER.fullmatch(token) for token in index[name]]
+        ends = [(part[1], part[3]) for part in parts if part is not None]
+        around = around or ends
+        if ends != around or len(ends) != len(parts) or not parts:
+            raise UserError(
+                f"{path}: item {one_line(name)!r} has {one_line(str(index[name]))}; expected tokens such as "
+                f"{', '.join(f'{before}7{after}' for before, after in around) or '<a_7>'}"
+            )
+        codes.append([int(part[2]) for part in parts if part is not None])
+    return np.array(codes, dtype=np.int64) if codes else np.empty((0, 0), dtype=np.int64)
+
+
+def _read(path: Path) -> Mapping[str, list[str]]:
+    """Names of tokens by item."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".json":
+            index = json.loads(text)
+            if not isinstance(index, dict) or not all(map(_is_names, index.values())):
+                raise ValueError
+            return index
+        rows = [line.split("\t") for line in text.splitlines() if line.strip()]
+        if any(len(row) < 3 or "".join(TOKEN.findall(row[0])) != row[0].strip() for row in rows):
+            raise ValueError
+        return {row[-1].strip(): TOKEN.findall(row[0]) for row in rows}
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; tokenizer.published.path is below --data") from None
+    except (ValueError, RecursionError) as error:
+        form = '{"item id": ["<a_7>", ..], ..}' if path.suffix == ".json" else "<a_7><b_7>.. TAB title TAB item id"
+        raise UserError(f"{path}: no index of Semantic IDs; expected {form}") from error
+
+
+def _is_names(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)

@@ -1,0 +1,153 @@
+"""`adagrpo recommend`: the lists of many users as Parquet, from files of every kind, in parts, resumed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from adagrpo.errors import UserError
+from adagrpo.pipeline import Run, prepare, recommend_users
+from adagrpo.pipeline import recommend as recommending
+
+HISTORIES = {"a": [3, 13, 23], "b": [293], "c": [3, 999, 13], "d": [999], "e": []}
+
+
+def write(folder: Path, kind: str) -> Path:
+    """The users and their histories in a file of some kind."""
+    path = folder / f"users.{kind}"
+    frame = pl.DataFrame({"user_id": list(HISTORIES), "history": list(HISTORIES.values())})
+    if kind == "parquet":
+        frame.write_parquet(path)
+    elif kind == "jsonl":
+        path.write_text("".join(json.dumps({"user_id": u, "history": h}) + "\n" for u, h in HISTORIES.items()))
+    elif kind == "csv":
+        path.write_text("user_id,history\n" + "".join(f"{u},{' '.join(map(str, h))}\n" for u, h in HISTORIES.items()))
+    else:
+        path = folder / "users.csv"
+        rows = "".join(f'{u},"{json.dumps(h)}"\n' for u, h in HISTORIES.items())
+        path.write_text("user_id,history\n" + rows)
+    return path
+
+
+def lists(out: Path) -> pl.DataFrame:
+    return pl.concat([pl.read_parquet(path) for path in sorted(out.glob("part-*.parquet"))])
+
+
+@pytest.mark.parametrize("kind", ["csv", "csv of JSON", "jsonl", "parquet"])
+def test_lists_are_those_of_the_server_whatever_the_file(finished: Path, tmp_path: Path, kind: str):
+    run = Run.open(finished)
+    summary = recommend_users(run, write(tmp_path, kind), tmp_path / "out", k=4)
+    served, about = recommending.recommender(run, None, "best")
+    expected = []
+    for user, history in HISTORIES.items():
+        known = served.known(history)[0]
+        found = served.recommend([known])[0] if known else served.recommend([[0]])[0]._replace(items=[], scores=[])
+        expected += [(user, 1 + rank, item) for rank, item in enumerate(found.items[:4])]
+    table = lists(tmp_path / "out")
+    assert table.select("user_id", "rank", "item_id").rows() == expected
+    assert table.schema == {"user_id": pl.String, "rank": pl.Int32, "item_id": pl.Int64, "score": pl.Float32}
+    counts = {"users": 5, "users_without_a_list": 2, "unknown_users": 0, "unknown_item_ids": 2}
+    assert {name: summary[name] for name in counts} == counts
+    assert (summary["arm"], summary["precision"], summary["k"]) == (about["arm"], about["precision"], 4)
+    assert summary == json.loads((tmp_path / "out/summary.json").read_text()) | {"folder": str(tmp_path / "out")}
+
+
+def test_users_alone_have_their_whole_logged_history(world: Any, finished: Path, tmp_path: Path):
+    users = ["u07", "u00", "nobody", "short-1"]
+    (tmp_path / "users.csv").write_text("user_id\n" + "\n".join(users) + "\n")
+    run = Run.open(finished)
+    summary = recommend_users(run, tmp_path / "users.csv", tmp_path / "out")
+    assert (summary["unknown_users"], summary["users_without_a_list"]) == (1, 1)
+    given = {user: world.sequences[user] for user in users if user != "nobody"}
+    rows = "".join(json.dumps({"user_id": user, "history": items}) + "\n" for user, items in given.items())
+    (tmp_path / "users.jsonl").write_text(rows)
+    recommend_users(run, tmp_path / "users.jsonl", tmp_path / "given")
+    assert lists(tmp_path / "out").equals(lists(tmp_path / "given"))
+
+
+def test_a_killed_command_goes_on_behind_the_last_whole_part(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(recommending, "PART_USERS", 2)
+    run, users, out = Run.open(finished), write(tmp_path, "jsonl"), tmp_path / "out"
+    whole = recommend_users(run, users, out)
+    parts = {path.name: path.read_bytes() for path in out.glob("part-*.parquet")}
+    assert sorted(parts) == ["part-00000.parquet", "part-00001.parquet", "part-00002.parquet"]
+    times = {path: path.stat().st_mtime_ns for path in out.glob("part-*.parquet")}
+    assert recommend_users(run, users, out) == whole  # unchanged, nothing written
+    for name in ("summary.json", "part-00002.parquet"):
+        (out / name).unlink()
+    assert recommend_users(run, users, out) == whole
+    assert {path.name: path.read_bytes() for path in out.glob("part-*.parquet")} == parts
+    assert all(path.stat().st_mtime_ns == times[path] for path in times if path.name != "part-00002.parquet")
+    with pytest.raises(UserError, match="holds lists of another checkpoint, file or length"):
+        recommend_users(run, users, out, k=3)
+
+
+def test_a_history_is_left_out_where_that_is_asked_for(finished: Path, tmp_path: Path):
+    run, users = Run.open(finished), write(tmp_path, "parquet")
+    recommend_users(run, users, tmp_path / "out", exclude_history=True)
+    found = {user: rows["item_id"].to_list() for (user,), rows in lists(tmp_path / "out").group_by("user_id")}
+    assert sorted(found) == ["a", "b", "c"] and {len(items) for items in found.values()} == {10}
+    assert not any(set(items) & set(HISTORIES[user]) for user, items in found.items())
+
+
+def test_user_ids_keep_the_type_of_the_logs(world: Any, tmp_path: Path):
+    """Whole numbers in the logs and as text in a CSV file come out as whole numbers."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    rows = [(user, item, place) for user in range(30) for place, item in enumerate(range(user % 7, user % 7 + 5))]
+    pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row").write_csv(folder / "log.csv")
+    run = world.run(tmp_path / "run", folder)
+    prepare(run)
+    assert recommending._type_of(["7", "12"], pl.Int64()) == pl.Int64()
+    for other in (["7", "x"], ["07"]):
+        assert recommending._type_of(other, pl.Int64()) == pl.String()
+    logged = recommending.logged_histories(recommending.RunData(run))
+    names = pl.read_parquet(tmp_path / "run/prepare/items.parquet")["item_id"].to_list()
+    assert {user: [names[item] for item in items] for user, items in logged.items()} == {
+        str(user): list(range(user % 7, user % 7 + 5)) for user in range(30)
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("users.csv", "uid,history\na,3\n", "no column 'user_id'"),
+        (
+            "users.jsonl",
+            '{"user_id": "a", "history": [3]}\n{"user_id": "b"}\n',
+            "row 2: not a JSON object with",
+        ),
+        ("users.jsonl", '{"user_id": "a", "history": "3"}\n', "row 1: history is '3'; expected a list of item ids"),
+        ("users.jsonl", '{"user_id": "a", "history": [[3]]}\n', r"row 1: history is \[\[3\]\]; expected a list"),
+        ("users.jsonl", '{"user_id": null, "history": [3]}\n', "row 1: user_id is None; expected an id"),
+        ("users.csv", 'user_id,history\na,"[3, "\n', r"row 1: history is '\[3, '; expected a list of item ids"),
+        ("users.txt", "a", "not a file of a known kind"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_one_line(finished: Path, tmp_path: Path, name: str, text: str, message: str):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=message):
+        recommend_users(Run.open(finished), tmp_path / name, tmp_path / "out")
+
+
+def test_somebody_elses_folder_is_refused(finished: Path, tmp_path: Path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").touch()
+    for out in (tmp_path / "out", finished):
+        with pytest.raises(UserError, match=r"is not empty and no list|holds a run, not a list"):
+            recommend_users(Run.open(finished), write(tmp_path, "csv"), out)
+
+
+def test_the_command(finished: Path, tmp_path: Path):
+    command = [sys.executable, "-m", "adagrpo", "recommend", "--run", str(finished), "--out", str(tmp_path / "out")]
+    command += ["--users", str(write(tmp_path, "csv")), "--k", "3", "--exclude-history", "--json"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert json.loads(done.stdout)["users"] == 5 and len(lists(tmp_path / "out")) == 9
