@@ -277,7 +277,25 @@ def _ranker(run: Run) -> dict[str, Any] | None:
 _stage_command("tokenize", pipeline.tokenize, "Make Semantic IDs of the items of a run.")
 _stage_command("sft", pipeline.fit_sft, "Train the starting policy.")
 _stage_command("ranker", _ranker, "Train the reward model; of impressions without order, its report too.")
-_stage_command("train", pipeline.train, "Post-train every arm of the recipe.")
+
+
+@app.command()
+def train(
+    run: RunDirectory,
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="Also on a reward that `diagnose` does not recommend for training.")
+    ] = False,
+    settings: Set = [],  # noqa: B006
+    seed: Seed = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Post-train every arm of the recipe."""
+    opened = _open(run, settings, seed, quiet)
+    with _session(opened):
+        pipeline.train(opened, anyway=anyway)
+    opened.processes.part()
+    _print({"stage": "train", "folder": str(opened.path("train"))}, as_json)
 
 
 @app.command()

@@ -58,6 +58,11 @@ class StderrConsole:
             left = (total - done) / rate if rate > 0 else float("inf")
             self.console.print(f"{label}: {done}/{total}, {rate:.1f}/s, {left:.0f} s left {shown}")
 
+    def note(self, text: str) -> None:
+        """One line."""
+        self.close()
+        self.console.print(text)
+
     def close(self) -> None:
         """Take the bar down."""
         if self.bar is not None:

@@ -212,6 +212,9 @@ class _Prefixed:
     def progress(self, label: str, done: int, total: int, values: Mapping[str, float]) -> None:
         self.console.progress(f"{self.prefix}/{label}", done, total, values)
 
+    def note(self, text: str) -> None:
+        self.console.note(f"{self.prefix}/{text}")
+
 
 def _write_plan(path: Path, plan: CompareConfig) -> None:
     write_file(path, json.dumps(with_hash(plan.model_dump(mode="json")), indent=1) + "\n")

@@ -79,6 +79,10 @@ class Console(Protocol):
         """Work within a stage went on."""
         ...
 
+    def note(self, text: str) -> None:
+        """Something is worth a line."""
+        ...
+
 
 class Silent:
     """Shows nothing."""
@@ -87,6 +91,9 @@ class Silent:
         """Nothing."""
 
     def progress(self, label: str, done: int, total: int, values: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def note(self, text: str) -> None:
         """Nothing."""
 
 
