@@ -10,13 +10,14 @@ import pytest
 from scipy import stats
 
 from adagrpo.config import ObjectiveConfig
-from adagrpo.diagnosis import CellTest, Observations, cross_fitted_mix, decide, diagnose
+from adagrpo.diagnosis import CellTest, Observations, decide, diagnose
 from adagrpo.diagnosis.assessment import serving_tests
-from adagrpo.diagnosis.orders import target_ranks
+from adagrpo.diagnosis.orders import repeated_mix, target_ranks
 from adagrpo.diagnosis.strata import gains
+from adagrpo.evaluation.statistics import mean_interval
 
 OBJECTIVE = ObjectiveConfig(q_min=0.9)
-FEW = 700  # of 16 thresholds the least p-value, 2 / 701, can still pass
+FEW = 200  # the verdict reads none of it
 ObservationsOf = Callable[..., Observations]
 
 
@@ -40,36 +41,50 @@ def test_a_ranker_without_knowledge_is_not_used(observed: ObservationsOf, knowle
         assert result["verdict"]["sentences"][0].startswith("Do not use")
 
 
-def test_a_good_ranker_whose_groups_are_shuffled_is_for_re_ranking_alone(observed: ObservationsOf) -> None:
+def test_groups_that_are_shuffled_leave_no_gate_and_the_same_verdict(observed: ObservationsOf) -> None:
     observations = observed(0, 400, 3.0)
     blind = observations.sampled._replace(rewards=observations.sampled.shuffled_rewards)
     changed = replace(observations, sampled=blind)
     verdict = diagnose(changed, OBJECTIVE, seed=0, resamples=FEW)["verdict"]
-    assert (verdict["decision"], verdict["tau"]) == ("rerank_only", None)
+    assert (verdict["decision"], verdict["tau"]) == ("use", None)
     assert "the gate admits no more groups than it would with shuffled rewards" in " ".join(verdict["sentences"])
 
 
-def test_truth_can_veto(observed: ObservationsOf) -> None:
-    """The same good ranker, in a world whose true utility is the opposite of what it likes."""
+def test_truth_is_said_beside_and_decides_nothing(observed: ObservationsOf, planted: dict[str, Any]) -> None:
+    """The same good ranker, in a world whose true utility is what it likes, and the opposite."""
     observations = observed(0, 400, 3.0)
     rewards = np.nan_to_num(observations.sampled.rewards.rollouts.double().numpy())
-    for sign, decision, right in ((1.0, "use", 1.0), (-1.0, "rerank_only", 0.0)):
+    for sign, right in ((1.0, 1.0), (-1.0, 0.0)):
         output = replace(observations, utility=lambda items, sign=sign: sign * rewards)
         result = diagnose(output, OBJECTIVE, seed=0, resamples=FEW)
-        assert result["verdict"]["decision"] == decision
+        assert result["verdict"] == planted["verdict"]
         assert all(row["accuracy"]["ranker"] in (right, None) for row in result["grid"])
 
 
+def test_other_seeds_move_the_verdict_by_little_of_its_own_error(observed: ObservationsOf) -> None:
+    """A ranker that knows something, so that the halves do not agree on the weight."""
+    observations = observed(3, 400, 0.5)
+    verdicts = [diagnose(observations, OBJECTIVE, seed=seed, resamples=10)["verdict"] for seed in range(4)]
+    adds = [verdict["evidence"]["adds"] for verdict in verdicts]
+    assert len({entry["mean"] for entry in adds}) > 1  # really other halvings
+    error = (adds[0]["high"] - adds[0]["low"]) / (2 * 1.96)
+    assert (
+        max(abs(entry["mean"] - adds[0]["mean"]) for entry in adds) < 0.1 * error
+    )  # four of them differ by a few standard errors of the draws
+    assert all(verdict["draws"]["halvings"] == 1000 for verdict in verdicts)
+    assert all(verdict["draws"]["share_of_the_error"] < 0.03 for verdict in verdicts)
+    assert len({json.dumps(verdict["evidence"]["leads"]) for verdict in verdicts}) == 1  # nothing is drawn
+
+
 def decision(observations: Observations, seed: int) -> str:
-    """The verdict on an evidence without its groups, which can only turn `rerank_only` into `use`."""
+    """The verdict on observations without their groups, which say nothing of it."""
     lists = observations.lists
-    half = np.random.default_rng(seed).permutation(len(lists.targets)) % 2 == 0
-    mix = cross_fitted_mix(lists, half)
-    policy, mixed = (gains(target_ranks(lists, keys))["ndcg@10"] for keys in (lists.log_probs, mix.keys))
-    # 15 cells at half the level: the least p-value, 2 / 1501, must be able to pass
-    tests = serving_tests(lists, observations.history_lengths, mixed - policy, resamples=1500, seed=seed)[1]
+    repeated = repeated_mix(lists, seed=seed, halvings=20)
+    policy, alone = (gains(target_ranks(lists, keys))["ndcg@10"] for keys in (lists.log_probs, lists.rewards))
+    mixed = repeated.mean(np.stack([gains(ranks)["ndcg@10"] for ranks in repeated.ranks]))
+    tests = serving_tests(lists, observations.history_lengths, mixed - policy)[1]
     assert len(tests) == 16 and isinstance(tests[0], CellTest)
-    return decide(tests, [], (0.5, 0.95)).decision
+    return decide(tests, mean_interval(alone - policy), [], (0.5, 0.95)).decision
 
 
 @pytest.mark.parametrize("permute", [False, True], ids=["random", "permuted targets"])

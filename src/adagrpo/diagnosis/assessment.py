@@ -23,8 +23,10 @@ from adagrpo.diagnosis.orders import (
     Ints,
     Lists,
     Mix,
+    RepeatedMix,
     cross_fitted_mix,
     permuted,
+    repeated_mix,
     serving_quantities,
     target_ranks,
 )
@@ -40,7 +42,7 @@ from adagrpo.diagnosis.strata import (
     popularity_cells,
     thirds,
 )
-from adagrpo.diagnosis.verdict import CellTest, ThresholdTest, Verdict, decide
+from adagrpo.diagnosis.verdict import CellTest, ThresholdTest, Verdict, decide, strength_of
 from adagrpo.evaluation.statistics import Interval
 from adagrpo.groups.score import ScoredGroups
 from adagrpo.objective import adagrpo_gate, target_nll
@@ -77,32 +79,37 @@ def diagnose(
     Args:
         observed: lists and groups of the cases.
         objective: the gate's configuration.
-        seed: of the halves, the bootstrap and the controls.
-        resamples: of the bootstrap; with fewer than about 1,200 no cell could pass its share of the level.
+        seed: of the halvings, of the bootstrap that the tables' intervals are from, and of the controls.
+        resamples: of the bootstrap; the verdict reads none of it.
 
     Returns:
-        JSON-able: `verdict`, `settings`, the tables, and what the gate does. Rates are fractions, log-probabilities
+        JSON-able: `verdict` with its `evidence`, `settings`, the tables, and what the gate does. The verdict reads no
+        true utility. Rates are fractions, log-probabilities
         nats; an interval has `mean`, `low`, `high` (95 %) and `p_value`.
     """
     lists = observed.lists
-    ranks, mix = _ranks(lists, seed)
+    ranks, mix, repeated = _ranks(lists, seed)
     width = lists.items.shape[1]
     orders = {name: gains(order_ranks) for name, order_ranks in ranks.items()}
+    mixed = _measured_mix(repeated, width)
+    orders["mix"] = {name: mixed[name] for name in orders["policy"]}
     options = {"resamples": resamples, "seed": seed}
-    difference = orders["mix"]["ndcg@10"] - orders["policy"]["ndcg@10"]
-    cells, tests = serving_tests(lists, observed.history_lengths, difference, **options)
-    grid, thresholds = _grid(observed, objective, **options)
-    verdict = decide(tests, thresholds, (objective.tau, objective.q_min), level=LEVEL)
+    less = {name: orders[name]["ndcg@10"] - orders["policy"]["ndcg@10"] for name in ("mix", "ranker")}
+    cells, tests = serving_tests(lists, observed.history_lengths, less["mix"])
+    leads = bounded_interval(less["ranker"])
+    grid, thresholds = _grid(observed, objective)
+    verdict = decide(tests, leads, thresholds, (objective.tau, objective.q_min), level=LEVEL)
     serving = measure(cells[1:], orders, ranks["policy"] > 0, **options)
     result: dict[str, Any] = {
-        "verdict": _as_json(verdict),
+        "verdict": _as_json(verdict, _evidence(verdict, tests[0].difference, leads), _draws(repeated, less["mix"])),
         "settings": _settings(lists, objective, mix, resamples),
         "orders": {
             name: metrics.measure(metrics.RankedLists(order_ranks, width)) for name, order_ranks in ranks.items()
-        },
+        }
+        | {"mix": {name: float(values.mean()) for name, values in mixed.items()}},
         "serving": [row | {"adjusted_p": p} for row, p in zip(serving, verdict.cell_p[1:], strict=True)],
         **_strata(observed, orders | {"shuffled ranker": _chance(lists, seed)}, ranks["policy"] > 0, **options),
-        "gate": _gate(observed, objective, **options),
+        "gate": _gate(observed, objective),
         "grid": grid,
     }
     result["verdict"]["sentences"] = sentences(result)
@@ -113,9 +120,6 @@ def serving_tests(
     lists: Lists,
     history_lengths: Ints,  # (N,)
     difference: Floats,  # (N,)
-    *,
-    resamples: int,
-    seed: int,
 ) -> tuple[list[Cell], list[CellTest]]:
     """The family that says whether the ranker adds to the policy: all cases, and cells known at serving time.
 
@@ -123,8 +127,6 @@ def serving_tests(
         lists: `N` lists.
         history_lengths: (N,)
         difference: (N,) NDCG@10 of the mix less that of the policy.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
 
     Returns:
         The cells, all cases first, and the test of each.
@@ -132,16 +134,42 @@ def serving_tests(
     cells = [Cell(ALL_CASES, np.ones(len(lists.targets), dtype=np.bool_))]
     for name, values in serving_quantities(lists, history_lengths).items():
         cells += thirds(name, values)
-    return cells, [
-        CellTest(cell.name, bounded_interval(difference[cell.rows], resamples=resamples, seed=seed)) for cell in cells
-    ]
+    return cells, [CellTest(cell.name, bounded_interval(difference[cell.rows])) for cell in cells]
 
 
-def _ranks(lists: Lists, seed: int) -> tuple[dict[str, Ints], Mix]:
+def _ranks(lists: Lists, seed: int) -> tuple[dict[str, Ints], Mix, RepeatedMix]:
     half = np.random.default_rng(seed).permutation(len(lists.targets)) % 2 == 0
-    mix = cross_fitted_mix(lists, half)
-    keys = {"policy": lists.log_probs, "ranker": lists.rewards, "mix": mix.keys}
-    return {name: target_ranks(lists, values) for name, values in keys.items()}, mix
+    keys = {"policy": lists.log_probs, "ranker": lists.rewards}
+    ranks = {name: target_ranks(lists, values) for name, values in keys.items()}
+    return ranks, cross_fitted_mix(lists, half), repeated_mix(lists, seed=seed)
+
+
+def _measured_mix(repeated: RepeatedMix, width: int) -> dict[str, Floats]:
+    """(N,) every metric of each case under the mix, a mean over the halvings."""
+    by_weight = [metrics.measure_users(metrics.RankedLists(ranks, width)) for ranks in repeated.ranks]
+    return {name: repeated.mean(np.stack([values[name] for values in by_weight])) for name in by_weight[0]}
+
+
+def _draws(repeated: RepeatedMix, difference: Floats) -> dict[str, Any]:
+    """How many draws the verdict is a mean of, and how far another set of them would move it.
+
+    `error_of_the_draws` is the standard error of the mix's gain over the halvings; `share_of_the_error` that over the
+    standard error over the users, which says by how much of its own uncertainty a verdict hangs on the seed.
+    """
+    halvings = len(repeated.ndcg)
+    error = float(repeated.ndcg.std(ddof=1)) / np.sqrt(halvings)
+    of_users = float(difference.std(ddof=1)) / np.sqrt(len(difference)) if len(difference) > 1 else 0.0
+    share = float(error / of_users) if of_users > 0 else 0.0
+    return {"halvings": halvings, "error_of_the_draws": float(error), "share_of_the_error": share}
+
+
+def _evidence(verdict: Verdict, adds: Interval, leads: Interval) -> dict[str, Any]:
+    """Each question over all cases: estimate, interval, adjusted p-value, and a word for the strength of its answer."""
+    questions = {"adds": (adds, verdict.cell_p[0]), "leads": (leads, leads.p_value)}
+    return {
+        name: interval._asdict() | {"adjusted_p": p, "strength": strength_of(interval.mean, p, level=LEVEL)}
+        for name, (interval, p) in questions.items()
+    }
 
 
 def _chance(lists: Lists, seed: int, draws: int = 5) -> dict[str, Floats]:
@@ -200,7 +228,7 @@ def _crossed(first: list[Cell], second: list[Cell]) -> list[Cell]:
     return [cell for cell in crossed if cell.rows.any()]
 
 
-def _gate(observed: Observations, objective: ObjectiveConfig, *, resamples: int, seed: int) -> dict[str, Any]:
+def _gate(observed: Observations, objective: ObjectiveConfig) -> dict[str, Any]:
     """Sampled and beam groups at the configured thresholds, and how far they agree."""
     content: dict[str, Any] = {}
     admitted: dict[str, NDArray[np.bool_]] = {}
@@ -209,7 +237,7 @@ def _gate(observed: Observations, objective: ObjectiveConfig, *, resamples: int,
         decision = adagrpo_gate(*true, tau=objective.tau, q_min=objective.q_min)
         mask = admitted[name] = decision.admitted.numpy()
         by_chance = adagrpo_gate(*fake, tau=objective.tau, q_min=objective.q_min).admitted.numpy()
-        excess = bounded_interval(mask.astype(np.float64) - by_chance, resamples=resamples, seed=seed)
+        excess = bounded_interval(mask.astype(np.float64) - by_chance)
         contains = (groups.rollouts.items == groups.targets.unsqueeze(1)).any(1).numpy()
         content[name] = {
             "admission": float(mask.mean()),
@@ -235,25 +263,19 @@ def _gate(observed: Observations, objective: ObjectiveConfig, *, resamples: int,
     return content
 
 
-def _grid(
-    observed: Observations, objective: ObjectiveConfig, *, resamples: int, seed: int
-) -> tuple[list[dict[str, Any]], list[ThresholdTest]]:
+def _grid(observed: Observations, objective: ObjectiveConfig) -> tuple[list[dict[str, Any]], list[ThresholdTest]]:
     """The gate over a grid of thresholds, on sampled groups."""
     groups = observed.sampled
     true, fake = evidence_of(groups, objective), evidence_of(groups, objective, shuffled=True)
     beyond, plain = pull(groups), pull(groups, beyond_policy=False)
     truth = _accuracies(observed)
-
-    def interval(values: Floats) -> Interval:
-        return bounded_interval(values, resamples=resamples, seed=seed)
-
     rows, tests = [], []
     for tau in sorted({*SHARES, objective.tau}):
         hard = ((true.difficulty >= tau) & ~true.degenerate).numpy()
-        pulls = interval(beyond[hard])
+        pulls = bounded_interval(beyond[hard])
         for q_min in sorted({*Q_MINS, objective.q_min}):
             mask, chance = (adagrpo_gate(*one, tau=tau, q_min=q_min).admitted.numpy() for one in (true, fake))
-            excess = interval(mask.astype(np.float64) - chance)
+            excess = bounded_interval(mask.astype(np.float64) - chance)
             row: dict[str, Any] = {
                 "tau": tau,
                 "q_min": q_min,
@@ -264,14 +286,12 @@ def _grid(
                 "pull_on_hard": pulls._asdict(),
                 "whole_pull_on_hard": float(plain[hard].mean()) if hard.any() else None,
             }
-            needed = [excess, pulls]
-            if truth is not None:
+            if truth is not None:  # said beside the rest and never tested: a user's data has none
                 right = {name: values[mask & ~np.isnan(values)] for name, values in truth.items()}
                 row["accuracy"] = {name: float(v.mean()) if len(v) else None for name, v in right.items()}
-                needed.append(interval(right["ranker"] - 0.5))
-                row["accuracy_above_half"] = needed[-1]._asdict()
+                row["accuracy_above_half"] = bounded_interval(right["ranker"] - 0.5)._asdict()
             rows.append(row)
-            tests.append(ThresholdTest(tau, q_min, int(mask.sum()), tuple(needed)))
+            tests.append(ThresholdTest(tau, q_min, int(mask.sum()), (excess, pulls)))
     return rows, tests
 
 
@@ -285,9 +305,13 @@ def _accuracies(observed: Observations) -> dict[str, Floats] | None:
     return {name: pairwise_accuracy(groups, values, utility) for name, values in scores.items()}
 
 
-def _as_json(verdict: Verdict) -> dict[str, Any]:
+def _as_json(verdict: Verdict, evidence: dict[str, Any], draws: dict[str, Any]) -> dict[str, Any]:
     return {
         "decision": verdict.decision,
+        "strength": verdict.strength,
+        "reached": verdict.strength != "none",
+        "evidence": evidence,
+        "draws": draws,
         "tau": verdict.tau,
         "q_min": verdict.q_min,
         "where": list(verdict.where),
