@@ -10,11 +10,10 @@ import pytest
 from scipy import stats
 
 from adagrpo.config import ObjectiveConfig
-from adagrpo.diagnosis import CellTest, Observations, decide, diagnose
-from adagrpo.diagnosis.assessment import serving_tests
-from adagrpo.diagnosis.orders import repeated_mix, target_ranks
+from adagrpo.diagnosis import Lists, Observations, diagnose
+from adagrpo.diagnosis.judgement import judge
+from adagrpo.diagnosis.orders import target_ranks
 from adagrpo.diagnosis.strata import gains
-from adagrpo.evaluation.statistics import mean_interval
 
 OBJECTIVE = ObjectiveConfig(q_min=0.9)
 FEW = 200  # the verdict reads none of it
@@ -76,15 +75,33 @@ def test_other_seeds_move_the_verdict_by_little_of_its_own_error(observed: Obser
     assert len({json.dumps(verdict["evidence"]["leads"]) for verdict in verdicts}) == 1  # nothing is drawn
 
 
+def test_a_lead_on_what_was_shown_most_is_no_ground_to_train(observed: ObservationsOf) -> None:
+    """The ranker knows what is wanted of the items that were shown most, and nothing of the others."""
+    observations = observed(0, 600, 3.0)
+    shown = np.where(np.arange(64) % 4 == 0, 100_000, 10)
+    lists = observations.lists
+    known = shown[lists.targets] > 10
+    noise = np.random.default_rng(0).normal(size=lists.rewards.shape)
+    rewards = np.where(known[:, None], lists.rewards, noise)
+    blind = replace(observations, lists=lists._replace(rewards=rewards), exposures=shown)
+    verdict = diagnose(blind, OBJECTIVE, seed=0, resamples=FEW)["verdict"]
+    evidence = verdict["evidence"]
+    assert verdict["counted"] == "times shown" and verdict["decision"] != "use"
+    assert evidence["leads"]["mean"] < evidence["leads_as_logged"]["mean"]
+    # nearly all weight is on the others, whose order by the ranker is a random one
+    others = replace(observations, lists=Lists(*(part[~known] for part in blind.lists)))
+    alone, policy = (
+        gains(target_ranks(others.lists, k))["ndcg@10"] for k in (others.lists.rewards, others.lists.log_probs)
+    )
+    assert evidence["leads"]["mean"] == pytest.approx((alone - policy).mean(), abs=0.001)
+
+
 def decision(observations: Observations, seed: int) -> str:
     """The verdict on observations without their groups, which say nothing of it."""
-    lists = observations.lists
-    repeated = repeated_mix(lists, seed=seed, halvings=20)
-    policy, alone = (gains(target_ranks(lists, keys))["ndcg@10"] for keys in (lists.log_probs, lists.rewards))
-    mixed = repeated.mean(np.stack([gains(ranks)["ndcg@10"] for ranks in repeated.ranks]))
-    tests = serving_tests(lists, observations.history_lengths, mixed - policy)[1]
-    assert len(tests) == 16 and isinstance(tests[0], CellTest)
-    return decide(tests, mean_interval(alone - policy), [], (0.5, 0.95)).decision
+    shown = observations.training_counts[observations.lists.targets]
+    judged = judge(observations.lists, observations.history_lengths, shown, seed=seed)
+    assert len(judged.cells) == 16
+    return judged.verdict.decision
 
 
 @pytest.mark.parametrize("permute", [False, True], ids=["random", "permuted targets"])

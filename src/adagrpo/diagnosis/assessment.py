@@ -3,7 +3,7 @@
 orders     the beam ordered by policy, ranker and mix                              `adagrpo.diagnosis.orders`
 strata     the same by difficulty, popularity, exposure, serving-time quantities   `adagrpo.diagnosis.strata`
 gate       what sampled and beam groups admit; a grid of thresholds                `adagrpo.diagnosis.admission`
-verdict    `use`, `rerank_only`, `do_not_use`                                      `adagrpo.diagnosis.verdict`
+verdict    `use`, `rerank_only`, `do_not_use`                                      `adagrpo.diagnosis.judgement`
 """
 
 from __future__ import annotations
@@ -15,19 +15,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adagrpo import metrics
 from adagrpo.config import ObjectiveConfig
 from adagrpo.diagnosis.admission import cohens_kappa, evidence_of, pairwise_accuracy, pull
+from adagrpo.diagnosis.judgement import ALL_CASES, judge
 from adagrpo.diagnosis.orders import (
     Floats,
     Ints,
     Lists,
     Mix,
-    RepeatedMix,
     cross_fitted_mix,
     permuted,
-    repeated_mix,
-    serving_quantities,
     target_ranks,
 )
 from adagrpo.diagnosis.sentences import sentences
@@ -42,17 +39,16 @@ from adagrpo.diagnosis.strata import (
     popularity_cells,
     thirds,
 )
-from adagrpo.diagnosis.verdict import CellTest, ThresholdTest, Verdict, decide, strength_of
-from adagrpo.evaluation.statistics import Interval
+from adagrpo.diagnosis.verdict import ThresholdTest
 from adagrpo.groups.score import ScoredGroups
 from adagrpo.objective import adagrpo_gate, target_nll
 
-__all__ = ["Observations", "diagnose", "serving_tests"]
+__all__ = ["Observations", "diagnose"]
 
 RESAMPLES = 2000
 LEVEL = 0.05
+COUNTED = ("times shown", "training interactions")  # what the weights of `leads` are made from
 SHARES, Q_MINS = (0.0, 0.5, 0.75, 1.0), (0.8, 0.9, 0.95, 1.0)
-ALL_CASES = "all cases"
 
 Utility = Callable[[Ints], Floats]  # (N, G) items, -1 where none, to (N, G) true utility
 
@@ -83,93 +79,28 @@ def diagnose(
         resamples: of the bootstrap; the verdict reads none of it.
 
     Returns:
-        JSON-able: `verdict` with its `evidence`, `settings`, the tables, and what the gate does. The verdict reads no
-        true utility. Rates are fractions, log-probabilities
-        nats; an interval has `mean`, `low`, `high` (95 %) and `p_value`.
+        JSON-able: `verdict` with its `evidence`, `settings`, the tables, and what the gate does. Rates are fractions,
+        log-probabilities nats; an interval has `mean`, `low`, `high` (95 %) and `p_value`.
     """
-    lists = observed.lists
-    ranks, mix, repeated = _ranks(lists, seed)
-    width = lists.items.shape[1]
-    orders = {name: gains(order_ranks) for name, order_ranks in ranks.items()}
-    mixed = _measured_mix(repeated, width)
-    orders["mix"] = {name: mixed[name] for name in orders["policy"]}
-    options = {"resamples": resamples, "seed": seed}
-    less = {name: orders[name]["ndcg@10"] - orders["policy"]["ndcg@10"] for name in ("mix", "ranker")}
-    cells, tests = serving_tests(lists, observed.history_lengths, less["mix"])
-    leads = bounded_interval(less["ranker"])
+    lists, options = observed.lists, {"resamples": resamples, "seed": seed}
     grid, thresholds = _grid(observed, objective)
-    verdict = decide(tests, leads, thresholds, (objective.tau, objective.q_min), level=LEVEL)
-    serving = measure(cells[1:], orders, ranks["policy"] > 0, **options)
+    counts = observed.training_counts if observed.exposures is None else observed.exposures
+    shown, preferred = counts[lists.targets], (objective.tau, objective.q_min)
+    judged = judge(lists, observed.history_lengths, shown, thresholds, preferred, seed=seed, level=LEVEL)
+    in_beam = judged.ranks["policy"] > 0
+    serving = measure(judged.cells[1:], judged.orders, in_beam, **options)
+    mix = cross_fitted_mix(lists, np.random.default_rng(seed).permutation(len(lists.targets)) % 2 == 0)
     result: dict[str, Any] = {
-        "verdict": _as_json(verdict, _evidence(verdict, tests[0].difference, leads), _draws(repeated, less["mix"])),
+        "verdict": judged.as_json() | {"counted": COUNTED[observed.exposures is None]},
         "settings": _settings(lists, objective, mix, resamples),
-        "orders": {
-            name: metrics.measure(metrics.RankedLists(order_ranks, width)) for name, order_ranks in ranks.items()
-        }
-        | {"mix": {name: float(values.mean()) for name, values in mixed.items()}},
-        "serving": [row | {"adjusted_p": p} for row, p in zip(serving, verdict.cell_p[1:], strict=True)],
-        **_strata(observed, orders | {"shuffled ranker": _chance(lists, seed)}, ranks["policy"] > 0, **options),
+        "orders": judged.metrics(lists.items.shape[1]),
+        "serving": [row | {"adjusted_p": p} for row, p in zip(serving, judged.verdict.cell_p[1:], strict=True)],
+        **_strata(observed, judged.orders | {"shuffled ranker": _chance(lists, seed)}, in_beam, **options),
         "gate": _gate(observed, objective),
         "grid": grid,
     }
     result["verdict"]["sentences"] = sentences(result)
     return result
-
-
-def serving_tests(
-    lists: Lists,
-    history_lengths: Ints,  # (N,)
-    difference: Floats,  # (N,)
-) -> tuple[list[Cell], list[CellTest]]:
-    """The family that says whether the ranker adds to the policy: all cases, and cells known at serving time.
-
-    Args:
-        lists: `N` lists.
-        history_lengths: (N,)
-        difference: (N,) NDCG@10 of the mix less that of the policy.
-
-    Returns:
-        The cells, all cases first, and the test of each.
-    """
-    cells = [Cell(ALL_CASES, np.ones(len(lists.targets), dtype=np.bool_))]
-    for name, values in serving_quantities(lists, history_lengths).items():
-        cells += thirds(name, values)
-    return cells, [CellTest(cell.name, bounded_interval(difference[cell.rows])) for cell in cells]
-
-
-def _ranks(lists: Lists, seed: int) -> tuple[dict[str, Ints], Mix, RepeatedMix]:
-    half = np.random.default_rng(seed).permutation(len(lists.targets)) % 2 == 0
-    keys = {"policy": lists.log_probs, "ranker": lists.rewards}
-    ranks = {name: target_ranks(lists, values) for name, values in keys.items()}
-    return ranks, cross_fitted_mix(lists, half), repeated_mix(lists, seed=seed)
-
-
-def _measured_mix(repeated: RepeatedMix, width: int) -> dict[str, Floats]:
-    """(N,) every metric of each case under the mix, a mean over the halvings."""
-    by_weight = [metrics.measure_users(metrics.RankedLists(ranks, width)) for ranks in repeated.ranks]
-    return {name: repeated.mean(np.stack([values[name] for values in by_weight])) for name in by_weight[0]}
-
-
-def _draws(repeated: RepeatedMix, difference: Floats) -> dict[str, Any]:
-    """How many draws the verdict is a mean of, and how far another set of them would move it.
-
-    `error_of_the_draws` is the standard error of the mix's gain over the halvings; `share_of_the_error` that over the
-    standard error over the users, which says by how much of its own uncertainty a verdict hangs on the seed.
-    """
-    halvings = len(repeated.ndcg)
-    error = float(repeated.ndcg.std(ddof=1)) / np.sqrt(halvings)
-    of_users = float(difference.std(ddof=1)) / np.sqrt(len(difference)) if len(difference) > 1 else 0.0
-    share = float(error / of_users) if of_users > 0 else 0.0
-    return {"halvings": halvings, "error_of_the_draws": float(error), "share_of_the_error": share}
-
-
-def _evidence(verdict: Verdict, adds: Interval, leads: Interval) -> dict[str, Any]:
-    """Each question over all cases: estimate, interval, adjusted p-value, and a word for the strength of its answer."""
-    questions = {"adds": (adds, verdict.cell_p[0]), "leads": (leads, leads.p_value)}
-    return {
-        name: interval._asdict() | {"adjusted_p": p, "strength": strength_of(interval.mean, p, level=LEVEL)}
-        for name, (interval, p) in questions.items()
-    }
 
 
 def _chance(lists: Lists, seed: int, draws: int = 5) -> dict[str, Floats]:
@@ -303,18 +234,3 @@ def _accuracies(observed: Observations) -> dict[str, Floats] | None:
     utility = observed.utility(groups.rollouts.items.numpy())
     scores = {"ranker": groups.rewards.rollouts, "policy": groups.rollouts.log_probs.sum(-1)}
     return {name: pairwise_accuracy(groups, values, utility) for name, values in scores.items()}
-
-
-def _as_json(verdict: Verdict, evidence: dict[str, Any], draws: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "decision": verdict.decision,
-        "strength": verdict.strength,
-        "reached": verdict.strength != "none",
-        "evidence": evidence,
-        "draws": draws,
-        "tau": verdict.tau,
-        "q_min": verdict.q_min,
-        "where": list(verdict.where),
-        "all_cases_adjusted_p": verdict.cell_p[0],
-        "thresholds_adjusted_p": list(verdict.threshold_p),
-    }

@@ -65,10 +65,12 @@ def _adds(result: Mapping[str, Any]) -> str:
 
 
 def _leads(result: Mapping[str, Any]) -> str:
-    ranker, leads = result["all"]["minus_policy"]["ranker"], result["verdict"]["evidence"]["leads"]
+    verdict = result["verdict"]
+    evidence = verdict["evidence"]
     return (
-        f"Ordered by the ranker alone, NDCG@10 changes by {_change(leads, 4)} and HR@10"
-        f" by {_change(ranker['hr@10'], 2, 100)} points; training moves the policy toward this order."
+        f"Ordered by the ranker alone, NDCG@10 changes by {_change(evidence['leads_as_logged'], 4)} over the logged"
+        f" cases, and by {_change(evidence['leads'], 4)} with each case weighted by one over the {verdict['counted']}"
+        " of its item; training moves the policy toward this order."
     )
 
 

@@ -114,11 +114,11 @@ def beam_discriminability(lists: Lists, rewards: Floats, target_reward: Floats) 
     return np.asarray(result.q.numpy(), dtype=np.float64)
 
 
-def bounded_interval(differences: Floats, *, level: float = 0.95) -> Interval:
+def bounded_interval(differences: Floats, weights: Floats | None = None, *, level: float = 0.95) -> Interval:
     """Normal interval of a mean difference whose p-value is 1 where fewer than `MIN_MOVED` cases differ from 0."""
     if not len(differences):
         return Interval(0.0, 0.0, 0.0, 1.0)
-    interval = mean_interval(differences, level=level)
+    interval = mean_interval(differences, weights, level=level)
     return interval if np.count_nonzero(differences) >= MIN_MOVED else interval._replace(p_value=1.0)
 
 

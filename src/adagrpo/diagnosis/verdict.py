@@ -2,14 +2,17 @@ r"""From intervals to a recommendation, `use`, `rerank_only` or `do_not_use`, an
 
     adds      the mix beats the policy's order in NDCG@10: over all cases, at half the level, or in a cell known at
               serving time, Holm over the cells at the other half
-    leads     the reward's order alone beats the policy's order in NDCG@10, over all cases
+    leads     the reward's order alone beats the policy's order in NDCG@10, over all cases, each weighted by one over
+              how often its logged item was shown
 
     use           adds over all cases, and leads, the latter beyond doubt (p ≤ `STRONG`)
     rerank_only   adds somewhere, and not `use`
     do_not_use    adds nowhere
 
 Training moves the policy toward the reward's own order, and does not stop at the weight that a mix would give it: that
-order must be the better one. `research/verdict` measures both against what training did to true utility.
+order must be the better one. And it must be so for what users want, of which clicks are only what was shown: a reward
+that knows what is shown orders the logged items well, and training on it harms. `research/verdict` measures both
+questions, with and without the weights, against what training did to true utility.
 
 All cases are the question that is asked first; one test among many cells would make it depend on how many there are.
 A test counts only in the direction of a gain. `use` implies `adds`, so that a reward that knows nothing gets anything
@@ -100,7 +103,7 @@ def decide(
 
     Args:
         cells: all cases first, then the cells; none of them may be formed by the logged item.
-        leads: the reward's order against the policy's, over all cases.
+        leads: the reward's order against the policy's, over all cases, weighted.
         thresholds: the grid; pairs that could not be tested are left out by the caller.
         preferred: the configured (tau, q_min), taken where it passes; else the passing pair that admits most.
         level: of all that is said about the cells, and of all that is said about the thresholds.

@@ -31,7 +31,8 @@ GATE_ROWS = {
 
 QUESTIONS = {
     "adds": "policy and ranker together, less the policy's order",
-    "leads": "the ranker alone, less the policy's order",
+    "leads": "the ranker alone, less the policy's order, cases weighted by exposure",
+    "leads_as_logged": "the same as logged; decides nothing",
 }
 
 Row = Mapping[str, Any]
