@@ -80,7 +80,7 @@ def judge(
     """
     keys = {"policy": lists.log_probs, "ranker": lists.rewards}
     ranks = {name: target_ranks(lists, values) for name, values in keys.items()}
-    orders = {name: gains(order_ranks) for name, order_ranks in ranks.items()}
+    orders: dict[str, Gains] = {name: gains(order_ranks) for name, order_ranks in ranks.items()}
     repeated = repeated_mix(lists, seed=seed)
     mixed = _measured_mix(repeated, lists.items.shape[1])
     orders["mix"] = {name: mixed[name] for name in orders["policy"]}

@@ -20,7 +20,7 @@ def sentences(result: Mapping[str, Any]) -> list[str]:
 
 
 _OPENINGS = {
-    "use": "The reward may be trained on; re-ranking is the mark to beat.",
+    "use": "The reward may be trained on, by a taught order (`distill-tuned`); re-ranking is the mark to beat.",
     "rerank_only": "Re-rank with this ranker at serving time; there is no ground to train on it.",
     "do_not_use": "Do not use this ranker here: nothing shows that it knows what the policy does not.",
 }
@@ -39,7 +39,10 @@ def _strength(result: Mapping[str, Any]) -> str:
     if decision == "do_not_use":
         return "The evidence against it is strong enough: re-ranking by it loses."
     if decision == "use":
-        return f"The evidence that re-ranking gains is {_words(verdict['strength'])}, and that the reward leads strong."
+        return (
+            f"The evidence that re-ranking gains is {_words(verdict['strength'])}, and that the reward's own order is"
+            " the better one it is strong; whether training reaches what re-ranking gives, only a run can say."
+        )
     leads = evidence["leads"]["strength"]
     whether = {
         "against": "Training on it is advised against: its own order is worse than the policy's.",

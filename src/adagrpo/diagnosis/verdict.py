@@ -117,8 +117,8 @@ def decide(
     if strengths[0] in ("some", "strong") and strength_of(leads.mean, leads.p_value, level=level) == "strong":
         passing = [test for test, p in zip(thresholds, threshold_p, strict=True) if p <= level]
         best = max(passing, key=lambda test: ((test.tau, test.q_min) == preferred, test.admitted), default=None)
-        gate = (None, None) if best is None else (best.tau, best.q_min)
-        return Verdict("use", strengths[0], *gate, where, *p_values)
+        tau, q_min = (None, None) if best is None else (best.tau, best.q_min)
+        return Verdict("use", strengths[0], tau, q_min, where, *p_values)
     if where:
         best_word: Strength = "strong" if "strong" in strengths else "some"
         return Verdict("rerank_only", best_word, None, None, where, *p_values)

@@ -82,7 +82,7 @@ def diagnose_reward(run: Run, second_ranker: Path | None = None) -> dict[str, An
         "diagnose",
         reads=(*DECODING, "objective", "ranker", "reward", "seed"),
         but=("ranker.lambdarank",),
-        schema=2,
+        schema=3,
         inputs=[*inputs, *([shown] if shown.is_file() else []), *data.truth_files],
         build=build,
     )
