@@ -66,7 +66,7 @@ def verdict_table(rows: Sequence[Row]) -> Table:
 
 
 def verdict_summary(rows: Sequence[Row]) -> Table:
-    """The targets by half: agreement of the seeds, false and missed `use`, and what each verdict went with."""
+    """The targets by half: agreement of the seeds, false and missed use, and losses that were refused."""
     cells = []
     for half in HALVES:
         chosen = [row for row in rows if half in ("all", row["half"])]
@@ -86,7 +86,7 @@ def verdict_summary(rows: Sequence[Row]) -> Table:
         cells.append(tuple(line))
     header: tuple[str, ...] = ("worlds", "pairs", "seeds that agree", "with one draw")
     for arm in ARMS:
-        header += (f"{arm}: false `use`, of those said", f"missed `use`, of those that {arm} raised")
+        header += (f"{arm}: false use, of those said", f"missed use, of those that {arm} raised")
     right: list[Alignment] = ["right"] * (len(header))
     return Table((*header, "refused, and an arm lowered"), tuple(cells), ("left", *right))
 
