@@ -33,6 +33,9 @@ class Events:
         if name == self.stop_at:
             raise KeyboardInterrupt
 
+    def note(self, text: str) -> None:
+        pass
+
     def progress(self, label: str, done: int, total: int, values: Mapping[str, float]) -> None: ...
 
 

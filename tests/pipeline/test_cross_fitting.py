@@ -79,6 +79,9 @@ def test_a_fold_is_resumed_and_only_what_reads_it_is_made_again(folded: Any, wor
         def stage(self, name: str, event: str, seconds: float) -> None:
             pass
 
+        def note(self, text: str) -> None:
+            pass
+
         def progress(self, label: str, done: int, total: int, values: Any) -> None:
             if label == "ranker/fold-1":
                 steps.append(done)

@@ -137,6 +137,9 @@ def test_equal_weights_are_evaluated_once(copied: Path, data: Path, world: Any) 
     class Counter:
         def stage(self, name: str, event: str, seconds: float) -> None: ...
 
+        def note(self, text: str) -> None:
+            pass
+
         def progress(self, label: str, done: int, total: int, values: Any) -> None:
             counted.append(label)
 

@@ -78,6 +78,9 @@ def test_a_fit_that_ends_says_whose_batch_it_was(copied: Path, world: Any, data:
         def stage(self, name: str, event: str, seconds: float) -> None:
             pass
 
+        def note(self, text: str) -> None:
+            pass
+
         def progress(self, label: str, done: int, total: int, values: Any) -> None:
             seen.append(done)
 

@@ -175,6 +175,9 @@ def test_what_was_trained_before_a_failure_is_kept(
         def stage(self, name: str, event: str, seconds: float) -> None:
             pass
 
+        def note(self, text: str) -> None:
+            pass
+
         def progress(self, label: str, done: int, total: int, values: Any) -> None:
             if label == "adagrpo":
                 steps.append(done)
