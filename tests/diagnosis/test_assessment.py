@@ -13,6 +13,7 @@ from adagrpo.config import ObjectiveConfig
 from adagrpo.diagnosis import Lists, Observations, diagnose
 from adagrpo.diagnosis.judgement import judge
 from adagrpo.diagnosis.orders import target_ranks
+from adagrpo.diagnosis.sentences import sentences
 from adagrpo.diagnosis.strata import gains
 
 OBJECTIVE = ObjectiveConfig(q_min=0.9)
@@ -166,3 +167,19 @@ def test_optional_strata_appear_where_they_were_measured(planted: dict[str, Any]
     assert sum(row["cases"] for row in result["exposure"]) == 200
     everyone = [row for row in result["second_ranker"] if row["cell"].startswith("all cases")]
     assert [row["cases"] for row in everyone] == [(q >= 0.95).sum(), ((q >= 0.8) & (q < 0.95)).sum(), (q < 0.8).sum()]
+
+
+def test_a_gain_in_cells_alone_is_said_as_such(planted: dict[str, Any]) -> None:
+    verdict = planted["verdict"]
+    adds, leads = ({**verdict["evidence"][name]} for name in ("adds", "leads"))
+    changed = {"decision": "rerank_only", "strength": "some", "where": ["history length low"]}
+    evidence = {**verdict["evidence"], "adds": adds | {"strength": "none"}, "leads": leads | {"strength": "against"}}
+    text = " ".join(sentences({**planted, "verdict": {**verdict, **changed, "evidence": evidence}}))
+    assert "in some cells alone, and not over all cases. Training on it is advised against" in text
+    assert "The gain is established in: history length low." in text
+
+
+def test_a_decision_that_could_not_be_reached_is_said_as_such(observed: ObservationsOf) -> None:
+    verdict = diagnose(observed(0, 240, 0.2), OBJECTIVE, seed=0, resamples=FEW)["verdict"]
+    assert (verdict["decision"], verdict["strength"], verdict["reached"]) == ("do_not_use", "none", False)
+    assert verdict["sentences"][1].startswith("No decision could be reached by these cases")

@@ -50,7 +50,10 @@ def _strength(result: Mapping[str, Any]) -> str:
         "some": "For training on it there is some evidence, which is not enough.",
         "strong": "Over all cases re-ranking is not shown to gain, which training would need.",
     }[leads]
-    return f"The evidence that re-ranking gains is {_words(verdict['strength'])}. {whether}"
+    gains = f"The evidence that re-ranking gains is {_words(verdict['strength'])}."
+    if evidence["adds"]["strength"] not in ("some", "strong"):
+        gains = "Re-ranking is shown to gain in some cells alone, and not over all cases."
+    return f"{gains} {whether}"
 
 
 def _words(strength: str) -> str:
@@ -79,8 +82,8 @@ def _leads(result: Mapping[str, Any]) -> str:
 
 def _draws(draws: Mapping[str, Any]) -> str:
     return (
-        f"Another seed would move the first of these by about {_rate(draws['share_of_the_error'])} of its own standard"
-        " error; the second draws nothing."
+        f"Another seed would move what policy and ranker gain together by about {_rate(draws['share_of_the_error'])} of"
+        " its own standard error, and what the ranker gains alone by nothing."
     )
 
 
