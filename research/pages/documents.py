@@ -14,6 +14,7 @@
 | `quality` | one `NAME.jsonl` of `research.reward_quality.measure` | `metric` |
 | `crossing` | the same: from which quality of the reward on each arm gains | `metric` |
 | `trial` | one `NAME.trial.json`, the `demo.json` of a demo | `form=text` |
+| `verdicts` | the outcomes and the verdicts of `research.verdict`, two names | `form=short`: the targets alone |
 
 A file is found by its name alone, in whichever study it lies, so that two studies cannot have files of the same name.
 Prose stays with those who write it. A marker in a code block is an example and is left alone.
@@ -35,6 +36,7 @@ from research.pages.pooling import pool
 from research.pages.quality import crossing_table, quality_figure, quality_table
 from research.pages.results import ablation_table, arms_table, find, starting_table
 from research.pages.summary import headline_table, summary_table
+from research.pages.verdicts import joined, verdict_summary, verdict_table
 
 __all__ = ["BEGIN", "END", "figures_into", "tables_into", "with_tables"]
 
@@ -49,10 +51,11 @@ KEYS = {
     "crossing": ("metric",),
     "trial": ("form",),
     "headline": ("arms",),
+    "verdicts": ("form",),
 }
 QUALITY = ("research.reward_quality.measure", ("variant", "diagnosis", "arms"))
-SEVERAL = ("starting", "comparison", "headline")  # kinds that take more than one file of results
-FORMS = {"arms": "text", "comparison": "short", "trial": "text"}
+SEVERAL = ("starting", "comparison", "headline", "verdicts")  # kinds that take more than one file of results
+FORMS = {"arms": "text", "comparison": "short", "trial": "text", "verdicts": "short"}
 
 
 class Marker(NamedTuple):
@@ -208,6 +211,8 @@ def _made(marker: Marker, results: Path) -> Table:
     if marker.kind == "trial":
         return trial_table(_trial(find(results, f"{name}.trial.json")))
     path = find(results, f"{name}.jsonl")
+    if marker.kind == "verdicts":
+        return _verdicts(marker, results)
     if marker.kind == "arms":
         seed = int(options["seed"]) if "seed" in options else None
         columns = options["columns"].split(",") if "columns" in options else None
@@ -219,6 +224,17 @@ def _made(marker: Marker, results: Path) -> Table:
         return table(rows, options.get("metric", "hr@10"))
     _expect(path, rows, "research.starting_policies.ablation", ("variant", "metrics", "worth"))
     return ablation_table(rows)
+
+
+def _verdicts(marker: Marker, results: Path) -> Table:
+    """Outcomes and verdicts of `research.verdict`, in this order."""
+    if len(marker.names) != 2:
+        raise UserError(f"a table of verdicts is of outcomes and verdicts, {len(marker.names)} files are named")
+    try:
+        rows = joined(*(read_rows(find(results, f"{name}.jsonl")) for name in marker.names))
+    except ValueError as error:
+        raise UserError(f"{', '.join(marker.names)}: {error}") from error
+    return verdict_summary(rows) if "form" in marker.options else verdict_table(rows)
 
 
 def _pooled(contents: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:

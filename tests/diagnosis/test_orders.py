@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from adagrpo import metrics
 from adagrpo.diagnosis.orders import (
     WEIGHTS,
     Lists,
     cross_fitted_mix,
     mixed_keys,
     permuted,
+    repeated_mix,
     reward_scale,
     serving_quantities,
     target_ranks,
@@ -146,3 +148,18 @@ def test_lists_without_an_order_have_no_quantities() -> None:
     )
     for name, values in serving_quantities(empty, np.array([1, 1])).items():
         assert name == "history length" or np.isnan(values).all()
+
+
+def test_repeated_mix_is_the_mix_of_each_halving() -> None:
+    generator = np.random.default_rng(1)
+    items = np.stack([generator.permutation(12)[:8] for _ in range(40)])
+    lists = Lists(items, -np.sort(generator.random((40, 8))), generator.normal(size=(40, 8)), items[:, 3])
+    actual = repeated_mix(lists, seed=5, halvings=3)
+    halves, expected = np.random.default_rng(5), []
+    for mean in actual.ndcg:
+        mix = cross_fitted_mix(lists, halves.permutation(40) % 2 == 0)
+        expected.append(metrics.ndcg(target_ranks(lists, mix.keys), 10))
+        assert mean == pytest.approx(expected[-1].mean(), rel=1e-12)
+    by_weight = np.stack([metrics.ndcg(ranks, 10) for ranks in actual.ranks])
+    assert actual.mean(by_weight) == pytest.approx(np.mean(expected, axis=0), rel=1e-12)
+    assert actual.shares.sum(axis=0) == pytest.approx(np.ones(40), rel=1e-12)

@@ -30,6 +30,9 @@ class Killer:
     def stage(self, name: str, event: str, seconds: float) -> None:
         pass
 
+    def note(self, text: str) -> None:
+        pass
+
     def progress(self, label: str, done: int, total: int, values: Mapping[str, float]) -> None:
         if (label, done) == (self.label, self.step):
             assert done < total

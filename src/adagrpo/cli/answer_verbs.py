@@ -45,7 +45,7 @@ def diagnose(
         typer.echo(json.dumps(result))
         return
     tables = diagnosis_tables(result)
-    typer.echo("\n\n".join(to_text(tables[name]) for name in ("orders", "serving", "gate", "grid")))
+    typer.echo("\n\n".join(to_text(tables[name]) for name in ("orders", "evidence")))
     typer.echo(f"\nverdict: {result['verdict']['decision']}\n" + "\n".join(result["verdict"]["sentences"]))
     typer.echo(f"\npage: {opened.directory / 'diagnose.html'}")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -80,7 +80,14 @@ def ranker(run: RunDirectory, common: Common, dry_run: DryRun = False) -> None:
 
 
 @verb("train", "stages", sets="recipe", tracks=True)
-def train(run: RunDirectory, common: Common, dry_run: DryRun = False) -> None:
+def train(
+    run: RunDirectory,
+    common: Common,
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="Also on a reward that `diagnose` does not recommend for training.")
+    ] = False,
+    dry_run: DryRun = False,
+) -> None:
     """Post-train every arm of the recipe."""
     from adagrpo import pipeline
     from adagrpo.pipeline.outcomes import trained_outcomes
@@ -91,7 +98,7 @@ def train(run: RunDirectory, common: Common, dry_run: DryRun = False) -> None:
         return
     opened = common.open(run)
     with session(opened):
-        pipeline.train(opened)
+        pipeline.train(opened, anyway=anyway)
     opened.processes.part()
     if opened.processes.is_main_process:
         outcomes = trained_outcomes(opened)

@@ -4,7 +4,7 @@ orders     the beam ordered by policy, ranker and mix                           
 strata     the same by difficulty, popularity, exposure, serving-time quantities   `adagrpo.diagnosis.strata`
 gate       what sampled and beam groups admit; a grid of thresholds                `adagrpo.diagnosis.admission`
 drawn      a map of the uplift, a curve of weights, the order by exposure          `adagrpo.diagnosis.maps`, `.curves`
-verdict    `use`, `rerank_only`, `do_not_use`                                      `adagrpo.diagnosis.verdict`
+verdict    `use`, `rerank_only`, `do_not_use`                                      `adagrpo.diagnosis.judgement`
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adagrpo import metrics
 from adagrpo.config import ObjectiveConfig
 from adagrpo.diagnosis.admission import cohens_kappa, evidence_of, pairwise_accuracy, pull
 from adagrpo.diagnosis.curves import order_by_exposure, weight_curve
+from adagrpo.diagnosis.judgement import ALL_CASES, judge
 from adagrpo.diagnosis.maps import uplift_map
 from adagrpo.diagnosis.orders import (
     Floats,
@@ -28,7 +28,6 @@ from adagrpo.diagnosis.orders import (
     Mix,
     cross_fitted_mix,
     permuted,
-    serving_quantities,
     target_ranks,
 )
 from adagrpo.diagnosis.sentences import sentences
@@ -43,17 +42,16 @@ from adagrpo.diagnosis.strata import (
     popularity_cells,
     thirds,
 )
-from adagrpo.diagnosis.verdict import CellTest, ThresholdTest, Verdict, decide
-from adagrpo.evaluation.statistics import Interval
+from adagrpo.diagnosis.verdict import ThresholdTest
 from adagrpo.groups.score import ScoredGroups
 from adagrpo.objective import adagrpo_gate, target_nll
 
-__all__ = ["Observations", "diagnose", "serving_tests"]
+__all__ = ["Observations", "diagnose"]
 
 RESAMPLES = 2000
 LEVEL = 0.05
+COUNTED = ("times shown", "training interactions")  # what the weights of `leads` are made from
 SHARES, Q_MINS = (0.0, 0.5, 0.75, 1.0), (0.8, 0.9, 0.95, 1.0)
-ALL_CASES = "all cases"
 
 Utility = Callable[[Ints], Floats]  # (N, G) items, -1 where none, to (N, G) true utility
 
@@ -80,72 +78,33 @@ def diagnose(
     Args:
         observed: lists and groups of the cases.
         objective: the gate's configuration.
-        seed: of the halves, the bootstrap and the controls.
-        resamples: of the bootstrap; with fewer than about 1,200 no cell could pass its share of the level.
+        seed: of the halvings, of the bootstrap that the tables' intervals are from, and of the controls.
+        resamples: of the bootstrap; the verdict reads none of it.
 
     Returns:
-        JSON-able: `verdict`, `settings`, the tables, and what the gate does. Rates are fractions, log-probabilities
-        nats; an interval has `mean`, `low`, `high` (95 %) and `p_value`.
+        JSON-able: `verdict` with its `evidence`, `settings`, the tables, and what the gate does. Rates are fractions,
+        log-probabilities nats; an interval has `mean`, `low`, `high` (95 %) and `p_value`.
     """
-    lists = observed.lists
-    ranks, mix = _ranks(lists, seed)
-    width = lists.items.shape[1]
-    orders = {name: gains(order_ranks) for name, order_ranks in ranks.items()}
-    options = {"resamples": resamples, "seed": seed}
-    difference = orders["mix"]["ndcg@10"] - orders["policy"]["ndcg@10"]
-    cells, tests = serving_tests(lists, observed.history_lengths, difference, **options)
-    grid, thresholds = _grid(observed, objective, **options)
-    verdict = decide(tests, thresholds, (objective.tau, objective.q_min), level=LEVEL)
-    serving = measure(cells[1:], orders, ranks["policy"] > 0, **options)
+    lists, options = observed.lists, {"resamples": resamples, "seed": seed}
+    grid, thresholds = _grid(observed, objective)
+    counts = observed.training_counts if observed.exposures is None else observed.exposures
+    shown, preferred = counts[lists.targets], (objective.tau, objective.q_min)
+    judged = judge(lists, observed.history_lengths, shown, thresholds, preferred, seed=seed, level=LEVEL)
+    in_beam = judged.ranks["policy"] > 0
+    serving = measure(judged.cells[1:], judged.orders, in_beam, **options)
+    mix = cross_fitted_mix(lists, np.random.default_rng(seed).permutation(len(lists.targets)) % 2 == 0)
     result: dict[str, Any] = {
-        "verdict": _as_json(verdict),
+        "verdict": judged.as_json() | {"counted": COUNTED[observed.exposures is None]},
         "settings": _settings(lists, objective, mix, resamples),
-        "orders": {
-            name: metrics.measure(metrics.RankedLists(order_ranks, width)) for name, order_ranks in ranks.items()
-        },
-        "serving": [row | {"adjusted_p": p} for row, p in zip(serving, verdict.cell_p[1:], strict=True)],
-        **_strata(observed, orders | {"shuffled ranker": _chance(lists, seed)}, ranks["policy"] > 0, **options),
-        "gate": _gate(observed, objective, **options),
+        "orders": judged.metrics(lists.items.shape[1]),
+        "serving": [row | {"adjusted_p": p} for row, p in zip(serving, judged.verdict.cell_p[1:], strict=True)],
+        **_strata(observed, judged.orders | {"shuffled ranker": _chance(lists, seed)}, in_beam, **options),
+        "gate": _gate(observed, objective),
         "grid": grid,
         **_drawn(observed, mix, **options),
     }
     result["verdict"]["sentences"] = sentences(result)
     return result
-
-
-def serving_tests(
-    lists: Lists,
-    history_lengths: Ints,  # (N,)
-    difference: Floats,  # (N,)
-    *,
-    resamples: int,
-    seed: int,
-) -> tuple[list[Cell], list[CellTest]]:
-    """The family that says whether the ranker adds to the policy: all cases, and cells known at serving time.
-
-    Args:
-        lists: `N` lists.
-        history_lengths: (N,)
-        difference: (N,) NDCG@10 of the mix less that of the policy.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
-
-    Returns:
-        The cells, all cases first, and the test of each.
-    """
-    cells = [Cell(ALL_CASES, np.ones(len(lists.targets), dtype=np.bool_))]
-    for name, values in serving_quantities(lists, history_lengths).items():
-        cells += thirds(name, values)
-    return cells, [
-        CellTest(cell.name, bounded_interval(difference[cell.rows], resamples=resamples, seed=seed)) for cell in cells
-    ]
-
-
-def _ranks(lists: Lists, seed: int) -> tuple[dict[str, Ints], Mix]:
-    half = np.random.default_rng(seed).permutation(len(lists.targets)) % 2 == 0
-    mix = cross_fitted_mix(lists, half)
-    keys = {"policy": lists.log_probs, "ranker": lists.rewards, "mix": mix.keys}
-    return {name: target_ranks(lists, values) for name, values in keys.items()}, mix
 
 
 def _chance(lists: Lists, seed: int, draws: int = 5) -> dict[str, Floats]:
@@ -223,7 +182,7 @@ def _crossed(first: list[Cell], second: list[Cell]) -> list[Cell]:
     return [cell for cell in crossed if cell.rows.any()]
 
 
-def _gate(observed: Observations, objective: ObjectiveConfig, *, resamples: int, seed: int) -> dict[str, Any]:
+def _gate(observed: Observations, objective: ObjectiveConfig) -> dict[str, Any]:
     """Sampled and beam groups at the configured thresholds, and how far they agree."""
     content: dict[str, Any] = {}
     admitted: dict[str, NDArray[np.bool_]] = {}
@@ -232,7 +191,7 @@ def _gate(observed: Observations, objective: ObjectiveConfig, *, resamples: int,
         decision = adagrpo_gate(*true, tau=objective.tau, q_min=objective.q_min)
         mask = admitted[name] = decision.admitted.numpy()
         by_chance = adagrpo_gate(*fake, tau=objective.tau, q_min=objective.q_min).admitted.numpy()
-        excess = bounded_interval(mask.astype(np.float64) - by_chance, resamples=resamples, seed=seed)
+        excess = bounded_interval(mask.astype(np.float64) - by_chance)
         contains = (groups.rollouts.items == groups.targets.unsqueeze(1)).any(1).numpy()
         content[name] = {
             "admission": float(mask.mean()),
@@ -258,25 +217,19 @@ def _gate(observed: Observations, objective: ObjectiveConfig, *, resamples: int,
     return content
 
 
-def _grid(
-    observed: Observations, objective: ObjectiveConfig, *, resamples: int, seed: int
-) -> tuple[list[dict[str, Any]], list[ThresholdTest]]:
+def _grid(observed: Observations, objective: ObjectiveConfig) -> tuple[list[dict[str, Any]], list[ThresholdTest]]:
     """The gate over a grid of thresholds, on sampled groups."""
     groups = observed.sampled
     true, fake = evidence_of(groups, objective), evidence_of(groups, objective, shuffled=True)
     beyond, plain = pull(groups), pull(groups, beyond_policy=False)
     truth = _accuracies(observed)
-
-    def interval(values: Floats) -> Interval:
-        return bounded_interval(values, resamples=resamples, seed=seed)
-
     rows, tests = [], []
     for tau in sorted({*SHARES, objective.tau}):
         hard = ((true.difficulty >= tau) & ~true.degenerate).numpy()
-        pulls = interval(beyond[hard])
+        pulls = bounded_interval(beyond[hard])
         for q_min in sorted({*Q_MINS, objective.q_min}):
             mask, chance = (adagrpo_gate(*one, tau=tau, q_min=q_min).admitted.numpy() for one in (true, fake))
-            excess = interval(mask.astype(np.float64) - chance)
+            excess = bounded_interval(mask.astype(np.float64) - chance)
             row: dict[str, Any] = {
                 "tau": tau,
                 "q_min": q_min,
@@ -287,14 +240,12 @@ def _grid(
                 "pull_on_hard": pulls._asdict(),
                 "whole_pull_on_hard": float(plain[hard].mean()) if hard.any() else None,
             }
-            needed = [excess, pulls]
-            if truth is not None:
+            if truth is not None:  # said beside the rest and never tested: a user's data has none
                 right = {name: values[mask & ~np.isnan(values)] for name, values in truth.items()}
                 row["accuracy"] = {name: float(v.mean()) if len(v) else None for name, v in right.items()}
-                needed.append(interval(right["ranker"] - 0.5))
-                row["accuracy_above_half"] = needed[-1]._asdict()
+                row["accuracy_above_half"] = bounded_interval(right["ranker"] - 0.5)._asdict()
             rows.append(row)
-            tests.append(ThresholdTest(tau, q_min, int(mask.sum()), tuple(needed)))
+            tests.append(ThresholdTest(tau, q_min, int(mask.sum()), (excess, pulls)))
     return rows, tests
 
 
@@ -306,14 +257,3 @@ def _accuracies(observed: Observations) -> dict[str, Floats] | None:
     utility = observed.utility(groups.rollouts.items.numpy())
     scores = {"ranker": groups.rewards.rollouts, "policy": groups.rollouts.log_probs.sum(-1)}
     return {name: pairwise_accuracy(groups, values, utility) for name, values in scores.items()}
-
-
-def _as_json(verdict: Verdict) -> dict[str, Any]:
-    return {
-        "decision": verdict.decision,
-        "tau": verdict.tau,
-        "q_min": verdict.q_min,
-        "where": list(verdict.where),
-        "all_cases_adjusted_p": verdict.cell_p[0],
-        "thresholds_adjusted_p": list(verdict.threshold_p),
-    }

@@ -22,7 +22,7 @@ from adagrpo.rewards import Reward
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.types import Cases, Histories, Rollouts
 
-__all__ = ["case_groups"]
+__all__ = ["case_groups", "joined_groups"]
 
 
 @torch.no_grad()
@@ -67,10 +67,10 @@ def case_groups(
         drawn = draw_groups(policy, catalog, histories, targets, objective, generator, score_targets=True)
         parts.append(score_groups(reward, drawn, objective.negatives, generator))
         report(first + len(rows), len(order))
-    return _joined(parts, torch.from_numpy(np.argsort(order)))
+    return joined_groups(parts, torch.from_numpy(np.argsort(order)))
 
 
-def _joined(parts: Sequence[ScoredGroups], order: Tensor) -> ScoredGroups:
+def joined_groups(parts: Sequence[ScoredGroups], order: Tensor) -> ScoredGroups:
     """The groups of all batches on the CPU, their rows taken in an order."""
 
     def join(tensors: Sequence[Tensor | None]) -> Tensor:

@@ -5,10 +5,11 @@ r"""Orders one beam in several ways: by the policy, by the ranker, by both, and 
     mix       log π(o | x) + w RM(x, o) / σ        σ² = mean over cases of the variance of RM within a list
 
 `w` is chosen from `WEIGHTS` by NDCG@10 on one half of the users and applied to the other half, and the reverse, so that
-no case is scored with a weight that it helped to choose; 0 is a candidate. Re-ranked beams are Tables 1 to 3 of AdaGRPO
-(Xu et al. 2026, arXiv 2606.08480). We depart by adding the mix, which is what a team would serve, and two controls: a
-shuffled ranker (the scores of each list permuted, so that its values stay and their items are forgotten) and a random
-one (independent normal scores).
+no case is scored with a weight that it helped to choose; 0 is a candidate. Which users are in which half is chance, and
+which weight wins hangs on it: what is said of the mix is therefore a mean over `HALVINGS` halvings. Re-ranked beams are
+Tables 1 to 3 of AdaGRPO (Xu et al. 2026, arXiv 2606.08480). We depart by adding the mix, which is what a team would
+serve, and two controls: a shuffled ranker (the scores of each list permuted, so that its values stay and their items
+are forgotten) and a random one (independent normal scores).
 """
 
 from __future__ import annotations
@@ -22,18 +23,22 @@ from scipy import stats
 from adagrpo import metrics
 
 __all__ = [
+    "HALVINGS",
     "WEIGHTS",
     "Lists",
     "Mix",
+    "RepeatedMix",
     "cross_fitted_mix",
     "mixed_keys",
     "permuted",
+    "repeated_mix",
     "reward_scale",
     "serving_quantities",
     "target_ranks",
 ]
 
 WEIGHTS = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0)
+HALVINGS = 1000
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -123,6 +128,42 @@ def cross_fitted_mix(
     chosen = [WEIGHTS[int(gains[:, part].sum(axis=1).argmax())] for part in (half, ~half)]
     weights = np.where(half, chosen[1], chosen[0])
     return Mix(mixed_keys(lists, weights[:, None], scale), (chosen[0], chosen[1]), scale)
+
+
+class RepeatedMix(NamedTuple):
+    """The cross-fitted mix under `S` halvings of the users, `K` weights to choose from."""
+
+    ranks: Ints  # (K, N) of the logged item under each of `WEIGHTS`, as `target_ranks`
+    shares: Floats  # (K, N) share of the halvings in which a case has the weight
+    ndcg: Floats  # (S,) NDCG@10 of the mix in each halving, a mean over the cases
+
+    def mean(
+        self,
+        values: Floats,  # (K, N)
+    ) -> Floats:
+        """(N,) what each case gets from the mix, a mean over the halvings, from what it gets at each weight."""
+        return np.asarray((self.shares * values).sum(axis=0))
+
+
+def repeated_mix(lists: Lists, *, seed: int, halvings: int = HALVINGS) -> RepeatedMix:
+    """`cross_fitted_mix` under many random halvings; the beams are sorted once a weight.
+
+    Args:
+        lists: `N` lists.
+        seed: of the halvings.
+        halvings: `S`.
+    """
+    scale, cases = reward_scale(lists), len(lists.targets)
+    ranks = np.stack([target_ranks(lists, mixed_keys(lists, weight, scale)) for weight in WEIGHTS])
+    values = metrics.ndcg(ranks.reshape(-1), 10).reshape(ranks.shape)  # (K, N)
+    generator, counts, means = np.random.default_rng(seed), np.zeros(ranks.shape), []
+    for _ in range(halvings):
+        half = generator.permutation(cases) % 2 == 0
+        second, first = values[:, half].sum(axis=1), values[:, ~half].sum(axis=1)  # (K,) sums over either half
+        counts[second.argmax()] += ~half
+        counts[first.argmax()] += half
+        means.append((first[second.argmax()] + second[first.argmax()]) / cases)
+    return RepeatedMix(ranks, counts / halvings, np.asarray(means))
 
 
 def permuted(

@@ -14,23 +14,76 @@ def sentences(result: Mapping[str, Any]) -> list[str]:
     Args:
         result: of `adagrpo.diagnosis.diagnose`, all but the sentences.
     """
+    opening = _OPENINGS[result["verdict"]["decision"]]
+    parts = [opening, _strength(result), _adds(result), _leads(result), _where(result)]
+    return [*parts, _draws(result["verdict"]["draws"]), *_thresholds(result), _gate(result["gate"])]
+
+
+_OPENINGS = {
+    "use": "The reward may be trained on, by a taught order (`distill-tuned`); re-ranking is the mark to beat.",
+    "rerank_only": "Re-rank with this ranker at serving time; there is no ground to train on it.",
+    "do_not_use": "Do not use this ranker here: nothing shows that it knows what the policy does not.",
+}
+
+
+def _strength(result: Mapping[str, Any]) -> str:
+    """How sure the decision is; where the data allow none, that."""
     verdict = result["verdict"]
-    opening = {
-        "use": "The reward may be trained on at tau {tau:g}, q_min {q_min:g}; re-ranking is the mark to beat.",
-        "rerank_only": "Re-rank with this ranker at serving time; there is no ground to train on it.",
-        "do_not_use": "Do not use this ranker here: nothing shows that it knows what the policy does not.",
-    }[verdict["decision"]]
-    return [opening.format(**verdict), _adds(result), _where(result), *_thresholds(result), _gate(result["gate"])]
+    decision, evidence = verdict["decision"], verdict["evidence"]
+    if not verdict["reached"]:
+        ends = f"{evidence['adds']['low']:+.4f} to {evidence['adds']['high']:+.4f}"
+        return (
+            f"No decision could be reached by these cases: the change of NDCG@10 by re-ranking is between {ends}, with"
+            " 0 inside or too close; more validation cases would tell."
+        )
+    if decision == "do_not_use":
+        return "The evidence against it is strong enough: re-ranking by it loses."
+    if decision == "use":
+        return (
+            f"The evidence that re-ranking gains is {_words(verdict['strength'])}, and that the reward's own order is"
+            " the better one it is strong; whether training reaches what re-ranking gives, only a run can say."
+        )
+    leads = evidence["leads"]["strength"]
+    whether = {
+        "against": "Training on it is advised against: its own order is worse than the policy's.",
+        "none": "Whether training on it would help could not be decided: neither order is shown to be the better one.",
+        "some": "For training on it there is some evidence, which is not enough.",
+        "strong": "Over all cases re-ranking is not shown to gain, which training would need.",
+    }[leads]
+    gains = f"The evidence that re-ranking gains is {_words(verdict['strength'])}."
+    if evidence["adds"]["strength"] not in ("some", "strong"):
+        gains = "Re-ranking is shown to gain in some cells alone, and not over all cases."
+    return f"{gains} {whether}"
+
+
+def _words(strength: str) -> str:
+    return {"strong": "strong", "some": "there, and not strong"}[strength]
 
 
 def _adds(result: Mapping[str, Any]) -> str:
     row = result["all"]["minus_policy"]
-    mix, ranker, weights = row["mix"], row["ranker"], result["settings"]["mix_weights"]
+    mix, halvings = row["mix"], result["verdict"]["draws"]["halvings"]
     return (
-        f"Ordered by policy and ranker together (weights {weights[0]:g} and {weights[1]:g}, each chosen on the other"
-        f" half of the users), NDCG@10 changes by {_change(mix['ndcg@10'], 4)} and HR@10 by"
-        f" {_change(mix['hr@10'], 2, 100)} points; ordered by the ranker alone, HR@10 changes by"
-        f" {_change(ranker['hr@10'], 2, 100)} points."
+        f"Ordered by policy and ranker together, NDCG@10 changes by {_change(result['verdict']['evidence']['adds'], 4)}"
+        f" and HR@10 by {_change(mix['hr@10'], 2, 100)} points, a mean over {halvings} halvings of the users, each half"
+        " with the weight that is best on the other."
+    )
+
+
+def _leads(result: Mapping[str, Any]) -> str:
+    verdict = result["verdict"]
+    evidence = verdict["evidence"]
+    return (
+        f"Ordered by the ranker alone, NDCG@10 changes by {_change(evidence['leads_as_logged'], 4)} over the logged"
+        f" cases, and by {_change(evidence['leads'], 4)} with each case weighted by one over the {verdict['counted']}"
+        " of its item; training moves the policy toward this order."
+    )
+
+
+def _draws(draws: Mapping[str, Any]) -> str:
+    return (
+        f"Another seed would move what policy and ranker gain together by about {_rate(draws['share_of_the_error'])} of"
+        " its own standard error, and what the ranker gains alone by nothing."
     )
 
 
@@ -44,7 +97,7 @@ def _where(result: Mapping[str, Any]) -> str:
 
 
 def _thresholds(result: Mapping[str, Any]) -> list[str]:
-    """What speaks against training at the configured thresholds, where they do not pass."""
+    """What speaks against the gate at the configured thresholds, where they do not pass; by one draw of the groups."""
     settings, p_values = result["settings"], result["verdict"]["thresholds_adjusted_p"]
     rows = list(zip(result["grid"], p_values, strict=True))
     row, p = next(pair for pair in rows if (pair[0]["tau"], pair[0]["q_min"]) == (settings["tau"], settings["q_min"]))
@@ -55,12 +108,10 @@ def _thresholds(result: Mapping[str, Any]) -> list[str]:
         reasons.append("the gate admits no more groups than it would with shuffled rewards")
     if row["pull_on_hard"]["low"] <= 0:
         reasons.append("on hard groups the reward does not pull toward the logged item beyond the policy's own score")
-    if row.get("accuracy_above_half", {"low": 1.0})["low"] <= 0:
-        reasons.append("it does not order the rollouts of the admitted groups better than chance")
     if not reasons:
         pull = _change(row["pull_on_hard"], 2, 100)
         reasons = [f"the evidence (pull {pull} % of the codes) does not hold among {len(rows)} pairs of thresholds"]
-    at = f"At tau {settings['tau']:g}, q_min {settings['q_min']:g} "
+    at = f"A gate at tau {settings['tau']:g}, q_min {settings['q_min']:g} is not supported: "
     return [at + ", and ".join(reasons) + f" (adjusted p {p:.3f})."]
 
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from adagrpo import metrics
 from adagrpo.diagnosis.orders import Floats, Ints, Lists, permuted, target_ranks
-from adagrpo.evaluation.statistics import Interval, bootstrap_mean, paired_difference
+from adagrpo.evaluation.statistics import Interval, mean_interval, paired_difference
 from adagrpo.objective import discriminability
 
 __all__ = [
@@ -44,7 +44,7 @@ __all__ = [
 METRICS = ("hr@10", "ndcg@10")
 BANDS = (0.8, 0.95)
 DRAWS = 5  # of each control; its cells are the union
-MIN_MOVED = 20  # fewer cases that differ from 0 say nothing, and the bootstrap of so few is too sure of itself
+MIN_MOVED = 20  # fewer cases that differ from 0 say nothing, and an interval of so few is too sure of itself
 
 Gains = Mapping[str, Floats]  # metric -> (N,) one number a case
 
@@ -115,11 +115,11 @@ def beam_discriminability(lists: Lists, rewards: Floats, target_reward: Floats) 
     return np.asarray(result.q.numpy(), dtype=np.float64)
 
 
-def bounded_interval(differences: Floats, *, resamples: int, seed: int, level: float = 0.95) -> Interval:
-    """Bootstrap of a mean difference whose p-value is 1 where fewer than `MIN_MOVED` cases differ from 0."""
+def bounded_interval(differences: Floats, weights: Floats | None = None, *, level: float = 0.95) -> Interval:
+    """Normal interval of a mean difference whose p-value is 1 where fewer than `MIN_MOVED` cases differ from 0."""
     if not len(differences):
         return Interval(0.0, 0.0, 0.0, 1.0)
-    interval = bootstrap_mean(differences, resamples=resamples, level=level, seed=seed)
+    interval = mean_interval(differences, weights, level=level)
     return interval if np.count_nonzero(differences) >= MIN_MOVED else interval._replace(p_value=1.0)
 
 

@@ -2,6 +2,7 @@
 
     bootstrap   mean of N values resampled with replacement; the interval is that of the percentiles     (Efron 1979)
     paired      the same on the differences a_u - b_u of the same users
+    normal      mean ± z_{1-α/2} s / √N, which nothing is drawn for: where a decision must not hang on a draw
     seeds       mean ± t_{n-1, 1-α/2} s / √n over the n seeds of a run
     Holm        p_(i) ≤ α / (m - i + 1), step down; adjusted p-values are running maxima of (m - i + 1) p_(i)   (1979)
 
@@ -17,7 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-__all__ = ["Interval", "bootstrap_mean", "bootstrap_means", "holm", "paired_difference", "seed_interval"]
+__all__ = [
+    "Interval",
+    "bootstrap_mean",
+    "bootstrap_means",
+    "holm",
+    "mean_interval",
+    "paired_difference",
+    "seed_interval",
+]
 
 # resamples are drawn in blocks of about this many values
 _BLOCK = 2**24
@@ -105,6 +114,51 @@ def bootstrap_means(
     p_values = np.minimum(1.0, 2 * (1 + fewer) / (resamples + 1))
     ends = zip(values.mean(axis=1), lows, highs, p_values, strict=True)
     return [Interval(*map(float, interval)) for interval in ends]
+
+
+def mean_interval(
+    values: NDArray[np.floating],  # (N,)
+    weights: NDArray[np.floating] | None = None,  # (N,)
+    *,
+    level: float = 0.95,
+) -> Interval:
+    """Normal interval of a mean, by its standard error; the same numbers give the same interval.
+
+    Args:
+        values: (N,) one number a user, N at least 1.
+        weights: (N,) above 0, divided by their mean: `Σ w x / Σ w`, whose standard error is that of `w (x - mean)`
+            (the linearised ratio, Hájek); None weighs all alike.
+        level: of the interval, in (0, 1).
+
+    Returns:
+        Mean, interval, and the two-sided p-value; where all values are equal the interval is the mean, and p is 1.
+
+    Raises:
+        ValueError: no values, one that is not finite, weights that are not above 0, or `level` out of range.
+
+    Example:
+        >>> mean, low, high, p = mean_interval(np.array([1.0, -1.0, 3.0, 1.0]))
+        >>> round(mean, 3), round(low, 3), round(high, 3), round(p, 3)
+        (1.0, -0.6, 2.6, 0.221)
+        >>> mean_interval(np.array([0.0, 1.0]), np.array([1.0, 3.0])).mean
+        0.75
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 1 or len(values) == 0 or not np.isfinite(values).all():
+        raise ValueError(f"values has shape {values.shape}: expected (N,) finite numbers, N at least 1")
+    if not 0 < level < 1:
+        raise ValueError(f"level {level}: expected a number between 0 and 1")
+    share = np.ones(len(values)) if weights is None else np.asarray(weights, dtype=np.float64)
+    if share.shape != values.shape or not (np.isfinite(share).all() and (share > 0).all()):
+        raise ValueError(f"weights has shape {share.shape}: expected {values.shape} finite numbers above 0")
+    share = share / share.mean()
+    mean = float((share * values).mean())
+    spread = share * (values - mean)
+    error = float(spread.std(ddof=1)) / np.sqrt(len(values)) if len(values) > 1 else 0.0
+    if error == 0:
+        return Interval(mean, mean, mean, 1.0)
+    half = float(stats.norm.ppf((1 + level) / 2)) * error
+    return Interval(mean, float(mean - half), float(mean + half), 2 * float(stats.norm.sf(abs(mean) / error)))
 
 
 def paired_difference(

@@ -15,6 +15,7 @@ from adagrpo.errors import UserError
 from adagrpo.pipeline import unordered
 from adagrpo.pipeline.checks import check, left_out_arms
 from adagrpo.pipeline.collected import note_collected
+from adagrpo.pipeline.diagnosed import heed_diagnosis
 from adagrpo.pipeline.export import export as _export
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
@@ -123,7 +124,7 @@ def _run_all(run: Run) -> tuple[dict[str, Any], Path]:
         _tokenize(run)
         _fit_sft(run)
         _fit_ranker(run)
-        _train(run)
+        _train(run, anyway=True)
         run.go_on_alone()
         if not run.processes.is_main_process:
             return {}, run.path("report.html")
@@ -133,8 +134,17 @@ def _run_all(run: Run) -> tuple[dict[str, Any], Path]:
         return collect(run, arms), write_report(run)
 
 
-def _train(run: Run) -> None:
-    """Post-train every arm of the configuration."""
+def _train(run: Run, anyway: bool = False) -> None:
+    """Post-train every arm of the configuration.
+
+    Args:
+        run: with the stages before.
+        anyway: also on a reward that was diagnosed and not recommended; a note says so.
+
+    Raises:
+        UserError: see `heed_diagnosis`.
+    """
+    heed_diagnosis(run, anyway=anyway)
     check_reward(Models(RunData(run)))
     for arm in run.config.train.arms:
         _fit_arm(run, arm)

@@ -30,6 +30,12 @@ GATE_ROWS = {
     "admitted_contains_target": "admitted groups that hold it",
 }
 
+QUESTIONS = {
+    "adds": "policy and ranker together, less the policy's order",
+    "leads": "the ranker alone, less the policy's order, cases weighted by exposure",
+    "leads_as_logged": "the same as logged; decides nothing",
+}
+
 Row = Mapping[str, Any]
 
 
@@ -64,6 +70,7 @@ def write_diagnosis(run_directory: Path, result: Row, name: str) -> Path:
 def diagnosis_tables(result: Row) -> dict[str, Table]:
     """The tables of a diagnosis by name; `exposure` and `second_ranker` only where they were measured."""
     tables = {
+        "evidence": _evidence(result["verdict"]["evidence"]),
         "orders": _orders(result["orders"]),
         "serving": _serving([result["all"], *result["serving"]], result["verdict"]["all_cases_adjusted_p"]),
         "popularity": _cells("items by popularity", result["popularity"]),
@@ -77,6 +84,15 @@ def diagnosis_tables(result: Row) -> dict[str, Table]:
     if "second_ranker" in result:
         tables["second_ranker"] = _cells("difficulty, q of the second ranker", result["second_ranker"])
     return tables
+
+
+def _evidence(evidence: Row) -> Table:
+    """The questions that the verdict is made from."""
+    lines = [
+        (text, _interval(evidence[name], 4), f"{evidence[name]['adjusted_p']:.3f}", evidence[name]["strength"])
+        for name, text in QUESTIONS.items()
+    ]
+    return _table(("over all cases", "change of NDCG@10", "adjusted p", "evidence for a gain"), lines)
 
 
 def _orders(orders: Row) -> Table:

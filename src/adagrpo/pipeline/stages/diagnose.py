@@ -25,6 +25,7 @@ from adagrpo.diagnosis.assessment import Utility
 from adagrpo.diagnosis.strata import beam_discriminability
 from adagrpo.errors import UserError
 from adagrpo.groups.score import ScoredGroups
+from adagrpo.pipeline.diagnosed import diagnosed_models
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.rewards import check_reward
@@ -74,7 +75,7 @@ def diagnose_reward(run: Run, second_ranker: Path | None = None) -> dict[str, An
             second=None if second_ranker is None else models.ranker(second_ranker),
             truth=data.truth() if data.truth_files else None,
         )
-        result = diagnose(observed, run.config.objective, seed=run.config.seed)
+        result = diagnose(observed, run.config.objective, seed=run.config.seed) | {"of": diagnosed_models(models)}
         write_file(work / "diagnose.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
 
     folder = run.stage(

@@ -1,0 +1,156 @@
+"""The verdict on a reward, from beams alone: a function of models and data, whatever the seed.
+
+Its questions are those of `adagrpo.diagnosis.verdict`. All that is drawn are the halvings by which the weights of the
+mix are chosen, and it is averaged over them: `draws` says how far another seed would move it. True utility is read by
+nothing here, also where it is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from adagrpo import metrics
+from adagrpo.diagnosis.orders import Floats, Ints, Lists, RepeatedMix, repeated_mix, serving_quantities, target_ranks
+from adagrpo.diagnosis.strata import Cell, Gains, bounded_interval, gains, thirds
+from adagrpo.diagnosis.verdict import CellTest, ThresholdTest, Verdict, decide, strength_of
+from adagrpo.evaluation.statistics import Interval
+
+__all__ = ["ALL_CASES", "Judgement", "exposure_weights", "judge", "serving_tests"]
+
+ALL_CASES = "all cases"
+CLIPPED = 0.1  # share of the cases whose weight is bounded
+
+
+class Judgement(NamedTuple):
+    """A verdict, and what it was made from."""
+
+    verdict: Verdict
+    evidence: dict[str, Any]  # by question, see `_evidence`
+    draws: dict[str, Any]  # see `_draws`
+    cells: list[Cell]  # all cases first
+    ranks: dict[str, Ints]  # (N,) of the logged item, by order: policy and ranker
+    orders: dict[str, Gains]  # what each case gets, by order: policy, ranker and mix
+    mixed: dict[str, Floats]  # (N,) every metric of each case under the mix
+
+    def metrics(self, width: int) -> dict[str, dict[str, float]]:
+        """The means over all cases, by order; lists are `width` long."""
+        means = {name: metrics.measure(metrics.RankedLists(ranks, width)) for name, ranks in self.ranks.items()}
+        return means | {"mix": {name: float(values.mean()) for name, values in self.mixed.items()}}
+
+    def as_json(self) -> dict[str, Any]:
+        """The section `verdict` of a diagnosis, without its sentences."""
+        verdict = self.verdict
+        return {
+            "decision": verdict.decision,
+            "strength": verdict.strength,
+            "reached": verdict.strength != "none",
+            "evidence": self.evidence,
+            "draws": self.draws,
+            "tau": verdict.tau,
+            "q_min": verdict.q_min,
+            "where": list(verdict.where),
+            "all_cases_adjusted_p": verdict.cell_p[0],
+            "thresholds_adjusted_p": list(verdict.threshold_p),
+        }
+
+
+def judge(
+    lists: Lists,
+    history_lengths: Ints,  # (N,)
+    shown: Ints,  # (N,)
+    thresholds: Sequence[ThresholdTest] = (),
+    preferred: tuple[float, float] = (0.0, 0.0),
+    *,
+    seed: int,
+    level: float = 0.05,
+) -> Judgement:
+    """Say whether a reward should be trained on, used for re-ranking, or not used.
+
+    Args:
+        lists: the starting policy's beams on `N` cases, with the reward's scores.
+        history_lengths: (N,)
+        shown: (N,) how often each case's logged item was shown; where that is not known, its training interactions.
+        thresholds: of a gate, see `decide`; they name one, and decide nothing.
+        preferred: see `decide`.
+        seed: of the halvings.
+        level: see `decide`.
+    """
+    keys = {"policy": lists.log_probs, "ranker": lists.rewards}
+    ranks = {name: target_ranks(lists, values) for name, values in keys.items()}
+    orders: dict[str, Gains] = {name: gains(order_ranks) for name, order_ranks in ranks.items()}
+    repeated = repeated_mix(lists, seed=seed)
+    mixed = _measured_mix(repeated, lists.items.shape[1])
+    orders["mix"] = {name: mixed[name] for name in orders["policy"]}
+    less = {name: orders[name]["ndcg@10"] - orders["policy"]["ndcg@10"] for name in ("mix", "ranker")}
+    cells, tests = serving_tests(lists, history_lengths, less["mix"])
+    leads, as_logged = bounded_interval(less["ranker"], exposure_weights(shown)), bounded_interval(less["ranker"])
+    verdict = decide(tests, leads, thresholds, preferred, level=level)
+    questions = {"adds": (tests[0].difference, verdict.cell_p[0]), "leads": (leads, leads.p_value)}
+    evidence = _evidence(questions | {"leads_as_logged": (as_logged, as_logged.p_value)}, level)
+    return Judgement(verdict, evidence, _draws(repeated, less["mix"]), cells, ranks, orders, mixed)
+
+
+def exposure_weights(shown: Ints) -> Floats:
+    """(N,) one over how often each case's logged item was shown, at least as often as a tenth of the cases' items.
+
+    What was shown often is clicked often, so that the cases are of items that were shown; weighted so, they stand for
+    what users would have chosen of items shown alike, as far as popularity alone decided what was shown (inverse
+    propensities, clipped: Schnabel et al. 2016).
+
+    Example:
+        >>> exposure_weights(np.array([1, 10, 10, 20])).round(2).tolist()
+        [0.27, 0.1, 0.1, 0.05]
+    """
+    counts = np.maximum(shown.astype(np.float64), 1.0)
+    return np.asarray(1 / np.maximum(counts, np.quantile(counts, CLIPPED)))
+
+
+def serving_tests(
+    lists: Lists,
+    history_lengths: Ints,  # (N,)
+    difference: Floats,  # (N,)
+) -> tuple[list[Cell], list[CellTest]]:
+    """The family that says whether the ranker adds to the policy: all cases, and cells known at serving time.
+
+    Args:
+        lists: `N` lists.
+        history_lengths: (N,)
+        difference: (N,) NDCG@10 of the mix less that of the policy.
+
+    Returns:
+        The cells, all cases first, and the test of each.
+    """
+    cells = [Cell(ALL_CASES, np.ones(len(lists.targets), dtype=np.bool_))]
+    for name, values in serving_quantities(lists, history_lengths).items():
+        cells += thirds(name, values)
+    return cells, [CellTest(cell.name, bounded_interval(difference[cell.rows])) for cell in cells]
+
+
+def _measured_mix(repeated: RepeatedMix, width: int) -> dict[str, Floats]:
+    """(N,) every metric of each case under the mix, a mean over the halvings."""
+    by_weight = [metrics.measure_users(metrics.RankedLists(ranks, width)) for ranks in repeated.ranks]
+    return {name: repeated.mean(np.stack([values[name] for values in by_weight])) for name in by_weight[0]}
+
+
+def _draws(repeated: RepeatedMix, difference: Floats) -> dict[str, Any]:
+    """How many draws the verdict is a mean of, and how far another set of them would move it.
+
+    `error_of_the_draws` is the standard error of the mix's gain over the halvings; `share_of_the_error` that over the
+    standard error over the users, which says by how much of its own uncertainty a verdict hangs on the seed.
+    """
+    halvings = len(repeated.ndcg)
+    error = float(repeated.ndcg.std(ddof=1)) / np.sqrt(halvings)
+    of_users = float(difference.std(ddof=1)) / np.sqrt(len(difference)) if len(difference) > 1 else 0.0
+    share = float(error / of_users) if of_users > 0 else 0.0
+    return {"halvings": halvings, "error_of_the_draws": float(error), "share_of_the_error": share}
+
+
+def _evidence(questions: dict[str, tuple[Interval, float]], level: float) -> dict[str, Any]:
+    """Each question over all cases: estimate, interval, adjusted p-value, and a word for the strength of its answer."""
+    return {
+        name: interval._asdict() | {"adjusted_p": p, "strength": strength_of(interval.mean, p, level=level)}
+        for name, (interval, p) in questions.items()
+    }

@@ -1,0 +1,61 @@
+"""What the diagnosis said of the reward that is about to be trained on.
+
+A diagnosis names the policy and the reward that it is of, by the hashes of their files. One that is of others says
+nothing here.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from adagrpo.errors import UserError
+from adagrpo.pipeline.factories import Models
+from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.rewards import describe_reward
+from adagrpo.pipeline.run import Run
+
+__all__ = ["diagnosed_models", "heed_diagnosis"]
+
+REFUSED = {
+    "do_not_use": "nothing shows that it knows what the policy does not",
+    "rerank_only": "re-ranking by it is supported, training on it is not",
+}
+
+
+def diagnosed_models(models: Models) -> dict[str, Any]:
+    """The policy and the reward that a diagnosis is of, JSON-able."""
+    policy = models.run.path("sft", "best", "model.safetensors")
+    return {"policy": models.run.hash_input(policy), "reward": describe_reward(models)}
+
+
+def heed_diagnosis(run: Run, *, anyway: bool) -> None:
+    """Refuse to train on a reward that the diagnosis does not recommend, or say in one line what it said.
+
+    Nothing is asked where no arm reads a reward.
+
+    Args:
+        run: about to train the arms of its configuration.
+        anyway: a note in place of the refusal.
+
+    Raises:
+        UserError: the diagnosis of this policy and this reward says anything but `use`, and not `anyway`.
+    """
+    if all(arm.term is None for arm in run.config.train.arms):
+        return
+    diagnose = f"adagrpo diagnose --run {run.called}"
+    path = run.find("diagnose", "diagnose.json")
+    if path is None:
+        run.console.note(f"note: the reward was not diagnosed; `{diagnose}` says whether it should be trained on")
+        return
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if content.get("of") != diagnosed_models(Models(RunData(run))):
+        run.console.note(f"note: the diagnosis is of another policy or reward; `{diagnose}` makes it again")
+        return
+    decision = content["verdict"]["decision"]
+    if decision not in REFUSED:
+        return
+    said = f"{run.called}: diagnose says {decision} of this reward: {REFUSED[decision]}"
+    if not anyway:
+        raise UserError(f"{said}; `adagrpo train --run {run.called} --anyway` trains on it all the same")
+    run.console.note(f"note: {said}")

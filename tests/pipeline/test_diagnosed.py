@@ -1,0 +1,96 @@
+"""Training heeds the diagnosis: of this policy and this reward, and of nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adagrpo.errors import UserError
+from adagrpo.pipeline import Run, train
+from adagrpo.pipeline.diagnosed import diagnosed_models, heed_diagnosis
+from adagrpo.pipeline.factories import Models
+from adagrpo.pipeline.files import RunData
+from adagrpo.storage.artifacts import seal
+
+
+class Notes:
+    """A console that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def stage(self, name: str, event: str, seconds: float) -> None:
+        """Not kept."""
+
+    def progress(self, label: str, done: int, total: int, values: Mapping[str, float]) -> None:
+        """Not kept."""
+
+    def note(self, text: str) -> None:
+        self.said.append(text)
+
+
+def opened(directory: Path, *settings: str) -> tuple[Run, list[str]]:
+    console = Notes()
+    return Run.open(directory, settings, console), console.said
+
+
+def diagnosed(directory: Path, decision: str) -> None:
+    """A diagnosis of the run's policy and reward that says so."""
+    folder = directory / "diagnose"
+    folder.mkdir()
+    of = diagnosed_models(Models(RunData(Run.open(directory))))
+    (folder / "diagnose.json").write_text(json.dumps({"verdict": {"decision": decision}, "of": of}), encoding="utf-8")
+    seal(folder, kind="diagnose", fingerprint="of a test")
+
+
+@pytest.mark.parametrize("decision", ["do_not_use", "rerank_only"])
+def test_a_refused_reward_is_trained_on_anyway_alone(copied: Path, decision: str) -> None:
+    diagnosed(copied, decision)
+    run, said = opened(copied)
+    with pytest.raises(UserError, match=rf"diagnose\.json: says {decision} of this reward: .*`adagrpo train --anyway`"):
+        train(run)
+    assert said == []
+    train(run, anyway=True)
+    assert len(said) == 1 and f"says {decision} of this reward" in said[0]
+
+
+def test_a_reward_that_may_be_used_is_trained_on_in_silence(copied: Path) -> None:
+    diagnosed(copied, "use")
+    run, said = opened(copied)
+    heed_diagnosis(run, anyway=False)
+    assert said == []
+
+
+def test_where_nothing_was_diagnosed_one_line_says_that_it_can_be(copied: Path) -> None:
+    run, said = opened(copied)
+    heed_diagnosis(run, anyway=False)
+    assert said == [
+        f"note: the reward was not diagnosed; `adagrpo diagnose --run {copied}` says whether it should be trained on"
+    ]
+
+
+def test_the_diagnosis_of_another_reward_says_nothing(copied: Path) -> None:
+    diagnosed(copied, "do_not_use")
+    run, said = opened(copied, "reward.kind=noise")
+    heed_diagnosis(run, anyway=False)
+    assert len(said) == 1 and "of another policy or reward" in said[0]
+
+
+def test_arms_without_a_reward_ask_nothing(copied: Path) -> None:
+    diagnosed(copied, "do_not_use")
+    run, said = opened(copied, "train.arms=[nll]")
+    heed_diagnosis(run, anyway=False)
+    assert said == []
+
+
+def test_a_changed_diagnosis_is_not_believed(copied: Path) -> None:
+    diagnosed(copied, "do_not_use")
+    path = copied / "diagnose" / "diagnose.json"
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(content | {"verdict": {"decision": "use"}}), encoding="utf-8")
+    with pytest.raises(UserError, match=r"diagnose\.json"):
+        heed_diagnosis(opened(copied)[0], anyway=False)
