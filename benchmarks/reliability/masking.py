@@ -117,6 +117,7 @@ def _generated(work: Path, catalog: Catalog, histories: list[list[int]], seed: i
         "item_ids": list(range(ITEMS)),
         "codes": catalog.codes.tolist(),
         "preamble": policy.preamble.tolist(),
+        "between": policy.between.tolist(),
         "suffix": policy.suffix.tolist(),
         "max_history": SEEN,
     }

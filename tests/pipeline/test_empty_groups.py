@@ -44,6 +44,9 @@ class Heard:
     def progress(self, label: str, done: int, total: int, values: Mapping[str, float]) -> None:
         pass
 
+    def note(self, text: str) -> None:
+        pass
+
 
 def emptied(monkeypatch: pytest.MonkeyPatch, after: int = 0) -> None:
     """From a draw on, no rollout names an item."""

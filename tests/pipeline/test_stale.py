@@ -208,7 +208,11 @@ def test_status_of_a_new_run_a_source_and_a_comparison(adagrpo: Command, copied:
     assert content["next"] is None and set(content["arms"].values()) == {"done"}
     assert set(content["checkpoints"]) == {"sft", "ranker", "nll", "adagrpo"}
     assert all(row["made"] and row["seconds"] >= 0 for row in content["stages"])
-    for stage in ("sft", "train", "evaluate", "ranker"):
+    for stage in ("train", "evaluate"):
+        shutil.rmtree(copied / stage)
+    # whether to train on the reward is asked before it is done
+    assert status(copied)["next"] == f"adagrpo diagnose --run {copied}"
+    for stage in ("sft", "ranker"):
         shutil.rmtree(copied / stage)
     found = states(copied)
     assert (found["tokenize"], found["sft"], found["train/nll"]) == ("done", "missing", "missing")

@@ -176,23 +176,35 @@ class Comparison:
     def _carry_out_seed(self, seed: int) -> tuple[Run, dict[str, str]]:
         """One seed's run, and the folder names of arms that are called otherwise there."""
         run = self.run_of(seed)
-        names: dict[str, str] = {}
+        config = run.config
         with run.locked():
-            metrics, _ = run_all(run)
-            matched = {name: matched_arm(name, run, metrics) for name in MATCHED if name in self.arms}
-            if matched:
-                # the same directory with some arms more: what is finished is skipped
-                arms = {arm.name: arm for arm in (*run.config.train.arms, *matched.values())}
-                run.config = _with_arms(run.config, [*arms.values()])
-                run_all(run)
-                names = {name: arm.name for name, arm in matched.items()}
-                names |= {f"{name}{SUFFIX}": f"{arm}{SUFFIX}" for name, arm in names.items()}
+            matched = self._matched_before(run)
+            while True:  # once more in the same directory, with some arms more, when their lambda has become known
+                arms = {arm.name: arm for arm in (*config.train.arms, *matched.values())}
+                run.config, known = _with_arms(config, [*arms.values()]), matched
+                matched = self._matched(run, run_all(run)[0])
+                if matched == known:
+                    break
+            names = {name: arm.name for name, arm in matched.items()}
+            names |= {f"{name}{SUFFIX}": f"{arm}{SUFFIX}" for name, arm in names.items()}
             for arm in self.arms:
                 if arm == RERANK:
                     rerank_start(run)
                 elif (base := re_ranked(arm)) is not None:
                     rerank_arm(run, names.get(base, base))
         return run, names
+
+    def _matched(self, run: Run, metrics: Mapping[str, Any]) -> dict[str, ArmConfig]:
+        """The matched arms by the names that they have here."""
+        return {name: matched_arm(name, run, metrics) for name in MATCHED if name in self.arms}
+
+    def _matched_before(self, run: Run) -> dict[str, ArmConfig]:
+        """The matched arms of an earlier start, so that none is left out and taken up again; none if it is damaged."""
+        try:
+            path = run.find("metrics.json")
+            return {} if path is None else self._matched(run, json.loads(path.read_text(encoding="utf-8")))
+        except (UserError, KeyError):
+            return {}
 
 
 def _named_here(name: str) -> bool:

@@ -139,12 +139,14 @@ def _report(run: Run) -> dict[str, str]:
 
 
 def _next(run: Run, parts: Mapping[str, Part], metrics: Mapping[str, str], report: Mapping[str, str]) -> str | None:
-    """The command that makes the first of what is not done."""
+    """The command that makes the first of what is not done; before arms that no diagnosis was made for, that one."""
     for part in parts.values():
         if part.state == "damaged":
             return part.why
         if not part.usable and part.state != "unused" and part.name not in ASIDE:
-            return remake(run, part.name)
+            asks = part.name.startswith("train/") and any(arm.term for arm in run.config.train.arms)
+            # whether to train on the reward is asked before
+            return command(run, "diagnose") if asks and "diagnose" not in parts else remake(run, part.name)
     if metrics["state"] != "done":
         return remake(run, "metrics.json")
     return None if report["state"] == "done" else command(run, "report")
