@@ -11,6 +11,7 @@ and for each of `DRAWS` seeds what the sampled groups say. Interrupted, the same
 from __future__ import annotations
 
 import argparse
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -215,6 +216,8 @@ class World:
     def measure(self, reward: str, settings: list[str]) -> dict[str, Any]:
         """Fit what the reward needs, train the arms, and keep what there is to be read before."""
         folder = self.out / f"{self.name}.{reward.replace(' ', '-').replace(',', '')}"
+        if folder.exists():  # of an attempt that was cut off: begun anew, since a half made ranker hides the shared one
+            shutil.rmtree(folder)
         run = Run(folder, self.config(settings), Path(), source=self.run.directory)
         fit_ranker(run)
         teacher = chosen_weight(choose_reward_weight(run))

@@ -251,7 +251,7 @@ def card_of(folder: Path) -> tuple[dict[str, Any], str]:
 
 
 def test_the_card_says_what_has_not_been_measured(run: Run, tmp_path: Path):
-    export(run, tmp_path / "out")
+    export(run, tmp_path / "out", "adagrpo")
     metadata, text = card_of(tmp_path / "out")
     assert metadata["library_name"] == "transformers" and "model-index" not in metadata and "license" not in metadata
     assert "# license: name yours here" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")

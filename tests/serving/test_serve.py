@@ -47,7 +47,7 @@ def questions(run: Run) -> list[list[Any]]:
 def test_the_lists_are_those_of_evaluation(copied: Path, mask: bool, weight: float) -> None:
     run = opened(copied, f"evaluation.mask_history={str(mask).lower()}")
     models = Models(RunData(run))
-    served, about = recommender(run, "adagrpo", "final", weight)
+    served, about = recommender(opened(copied), "adagrpo", "final", weight, exclude_history=mask)
     assert (about["arm"], about["checkpoint"], about["items"]) == ("adagrpo", "final", models.data.num_items)
     cases = models.data.cases("test")
     expected = models.predict(models.policy(copied / "train/adagrpo/final"), cases, models.reward())
@@ -66,8 +66,7 @@ def test_a_request_may_say_whether_items_of_its_history_are_left_out(copied: Pat
     exclude = [True, False, True, False, False, True]
     expected = []
     for mask in (False, True):
-        run = opened(copied, f"evaluation.mask_history={str(mask).lower()}")
-        served, about = recommender(run, "adagrpo", "final")
+        served, about = recommender(opened(copied), "adagrpo", "final", exclude_history=mask)
         histories = [served.known(history)[0] for history in asked]
         assert about["exclude_history"] is mask and served.recommend(histories) == served.recommend(
             histories, [mask] * 6
@@ -78,7 +77,7 @@ def test_a_request_may_say_whether_items_of_its_history_are_left_out(copied: Pat
         assert answers[row].items == expected[masked][row].items
         assert not masked or not {*answers[row].items} & {*asked[row]}
     assert any({*without.items} & {*history} for without, history in zip(expected[0], asked, strict=True))
-    assert recommender(run, "adagrpo", "final", exclude_history=False)[1]["exclude_history"] is False
+    assert recommender(opened(copied), "adagrpo", "final")[1]["exclude_history"] is False  # as evaluation does
 
 
 def test_without_a_name_the_arm_that_is_best_on_validation_is_taken(copied: Path) -> None:
@@ -115,7 +114,7 @@ def write_validation(run: Run, arm: str, value: float) -> None:
 def test_no_item_of_a_long_history_is_served(copied: Path, weight: float) -> None:
     run = opened(copied, "evaluation.mask_history=true")
     models = Models(RunData(run))
-    served, _ = recommender(run, "adagrpo", "final", weight)
+    served, _ = recommender(opened(copied), "adagrpo", "final", weight, exclude_history=True)
     draw = np.random.default_rng(0)
     length = models.data.num_items - 12
     assert length > 2 * run.config.max_history and served.width <= 12
