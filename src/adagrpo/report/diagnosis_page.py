@@ -12,7 +12,7 @@ from typing import Any
 
 from adagrpo.metrics import Shown, shown
 from adagrpo.report.diagnosis_figures import exposure_figures, map_figures, weight_figures
-from adagrpo.report.page import template
+from adagrpo.report.page import keep_together, template
 from adagrpo.report.tables import MISSING, Alignment, Table, format_metric, metric_table
 from adagrpo.storage.artifacts import write_file
 
@@ -54,7 +54,7 @@ def write_diagnosis(run_directory: Path, result: Row, name: str) -> Path:
     page = template("diagnosis.html.j2").render(
         name=name,
         decision=result["verdict"]["decision"],
-        sentences=[sentence.replace(" %", "\N{NO-BREAK SPACE}%") for sentence in result["verdict"]["sentences"]],
+        sentences=[keep_together(sentence) for sentence in result["verdict"]["sentences"]],
         settings=result["settings"],
         tables=diagnosis_tables(result),
         agreement=result["gate"]["agreement"],

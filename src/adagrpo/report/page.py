@@ -165,8 +165,8 @@ def _metrics(files: RunFiles) -> Mapping[str, Any]:
 
 
 def keep_together(sentence: str) -> str:
-    """No line break between a number and its per cent sign."""
-    return sentence.replace(" %", "\N{NO-BREAK SPACE}%")
+    """A sentence for a page: no line break between a number and its per cent sign, no backticks."""
+    return sentence.replace(" %", "\N{NO-BREAK SPACE}%").replace("`", "")
 
 
 def template(name: str) -> Template:

@@ -67,7 +67,7 @@ def paired_figures(content: Mapping[str, Any], reference: str, arms: Sequence[st
         svg = interval_list(
             drawn,
             title=f"{label} less that of {REFERENCES[reference]}, test cases",
-            x_label=f"difference{' in points' if is_rate(name) else ''}, with its 95 % interval over users",
+            x_label=f"difference{', points' if is_rate(name) else ''} (95 % over users)",
             percent_points=is_rate(name),
         )
         figures.append(Figure(svg))
