@@ -51,7 +51,9 @@ def diagnosed(directory: Path, decision: str) -> None:
 def test_a_refused_reward_is_trained_on_anyway_alone(copied: Path, decision: str) -> None:
     diagnosed(copied, decision)
     run, said = opened(copied)
-    with pytest.raises(UserError, match=rf"diagnose says {decision} of this reward: .*`adagrpo train --run .* --anyway`"):
+    with pytest.raises(
+        UserError, match=rf"diagnose says {decision} of this reward: .*`adagrpo train --run .* --anyway`"
+    ):
         train(run)
     assert said == []
     train(run, anyway=True)
