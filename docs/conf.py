@@ -16,7 +16,7 @@ author = "the adagrpo contributors"
 release = __version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "generated", "repository_links"]
-exclude_patterns = ["_build", "_pending"]
+exclude_patterns = ["_build"]
 source_suffix = {".md": "markdown"}
 
 myst_heading_anchors = 3

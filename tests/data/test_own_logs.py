@@ -190,8 +190,15 @@ def test_a_look_reads_no_more_than_it_is_asked_to(tmp_path: Path, monkeypatch: p
     draw = random.Random(0)
     rows = "".join(f"{draw.randrange(9)},{draw.randrange(9)},{n}\n" for n in range(10_000))
     path = write(tmp_path / "a.csv", "user_id,item_id,timestamp\n" + rows)
-    assert 500 <= look_at([path], 500)["counts"]["rows"] < 800
+    first = look_at([path], 500)
+    assert first["counts"]["rows"] == 500
+    assert (first["understood"]["time"]["first"], first["understood"]["time"]["last"]) == (0, 499)
+    assert sentences(first["understood"])[0] == "a.csv: CSV, separated by commas, UTF-8, the first 500 rows"
     assert look_at([path], None)["counts"]["rows"] == 10_000
+    # a bad row beyond the ones that were asked for is none
+    bad = write(tmp_path / "b.csv", "user_id,item_id,timestamp\n" + "1,2,3\n" * 500 + "1,,3\n")
+    assert look_at([bad], 500)["lost"] == []
+    assert [entry["rows"] for entry in look_at([bad], 501)["lost"]] == [1]
 
 
 def test_a_position_is_an_order_or_beside_clicks_a_slot(tmp_path: Path) -> None:

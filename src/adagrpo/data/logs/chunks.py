@@ -38,6 +38,11 @@ class Chunk(NamedTuple):
     table: pl.DataFrame  # the columns that were asked for
     problem: pl.Series | None  # what is wrong with a row as a whole, null where nothing is
 
+    def before(self, row: int) -> Chunk:
+        """What of it lies before a row of the file."""
+        rows = max(0, row - self.first)
+        return Chunk(self.first, self.table.head(rows), None if self.problem is None else self.problem.head(rows))
+
 
 def read_chunks(
     path: Path, columns: Sequence[str], ids: Sequence[str] = (), max_expansion: float = MAX_EXPANSION

@@ -138,7 +138,7 @@ def read_logs(
         max_expansion: to how many times its size a compressed file may unpack, see `adagrpo.data.logs.unpacking`.
         drop_duplicates: of rows of the same user, item and time keep the first; of impressions, if they also agree in
             click, slot and propensity.
-        first_rows: of each file read only so many, and those of the chunk that the last of them is in.
+        first_rows: of each file read only so many.
 
     Raises:
         UserError: a file or column is missing, there is nothing to read, too many rows are bad, or too much unpacks.
@@ -241,12 +241,14 @@ class _Reading:
         rows = 0
         sources = list(dict.fromkeys(field.source for field in self.fields.values()))
         ids = list(dict.fromkeys(self.fields[name].source for name in (USER_ID, ITEM_ID)))
-        for chunk in read_chunks(path, sources, ids, max_expansion):
+        for whole in read_chunks(path, sources, ids, max_expansion):
+            chunk = whole if first_rows is None else whole.before(first_rows)
             self._take(path, chunk)
             rows = chunk.first + len(chunk.table)
             if first_rows is not None and rows >= first_rows:
                 break
-        self.files.append(file_format(path) | {"rows": rows})
+        more = {"rows": rows} if rows != first_rows else {"rows": rows, "only_first": True}
+        self.files.append(file_format(path) | more)
 
     def understood(self, table: pl.DataFrame) -> dict[str, Any]:
         """What was understood of the files, and of the times of the rows that were read."""

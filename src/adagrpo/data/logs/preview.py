@@ -50,7 +50,7 @@ def look_at(paths: Sequence[Path], rows: int | None = ROWS, given: Mapping[str, 
 
     Args:
         paths: files of the same columns.
-        rows: how many of each to read, up to the end of a chunk; None for all.
+        rows: how many of each to read, from the first on; None for all.
         given: columns by role that are known, as in `ColumnMapping`.
 
     Returns:

@@ -48,7 +48,9 @@ def sentences(understood: dict[str, Any]) -> list[str]:
             line += f", separated by {SEPARATORS[file['separator']]}"
         if "encoding" in file:
             line += f", {file['encoding']}" + (", gzip" if file["packed"] else "")
-        lines.append(line + (f", {file['rows']:,} rows" if "rows" in file else ""))
+        if "rows" in file:
+            line += f", {'the first ' if file.get('only_first') else ''}{file['rows']:,} rows"
+        lines.append(line)
     time = understood.get("time")
     if time is not None:
         line = f"times ({time['column']}): "
