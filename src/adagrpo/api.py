@@ -241,10 +241,17 @@ class Run:
             pipeline.fit_and_report(self._run)
         return self
 
-    def train(self) -> Run:
-        """Post-train every arm of the recipe."""
+    def train(self, *, anyway: bool = False) -> Run:
+        """Post-train every arm of the recipe.
+
+        Args:
+            anyway: also on a reward that `diagnose` does not recommend for training.
+
+        Raises:
+            UserError: the reward was diagnosed and not recommended, and not `anyway`.
+        """
         with self._working():
-            pipeline.train(self._run)
+            pipeline.train(self._run, anyway=anyway)
         return self
 
     def evaluate(self) -> pl.DataFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,9 @@ def test_a_reward_that_may_be_used_is_trained_on_in_silence(copied: Path) -> Non
 
 def test_where_nothing_was_diagnosed_one_line_says_that_it_can_be(copied: Path) -> None:
     run, said = opened(copied)
+    heed_diagnosis(run, anyway=False)
+    assert said == []  # every arm is trained already
+    shutil.rmtree(copied / "train" / "adagrpo")
     heed_diagnosis(run, anyway=False)
     assert said == [
         f"note: the reward was not diagnosed; `adagrpo diagnose --run {copied}` says whether it should be trained on"

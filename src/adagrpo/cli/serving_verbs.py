@@ -18,6 +18,15 @@ from adagrpo.errors import UserError
 __all__ = ["export", "recommend", "serve"]
 
 
+ExcludeHistory = Annotated[
+    bool | None,
+    typer.Option(
+        "--exclude-history/--keep-history",
+        help="Whether the items of a history may be in its list; as the run was evaluated if not given.",
+    ),
+]
+
+
 @verb("export", "serve")
 def export(
     run: RunDirectory,
@@ -41,13 +50,7 @@ def serve(
     arm: Annotated[str | None, typer.Option(help=ARM)] = None,
     checkpoint: Checkpoint = "best",
     reward_weight: RewardWeight = 0.0,
-    exclude_history: Annotated[
-        bool | None,
-        typer.Option(
-            "--exclude-history/--keep-history",
-            help="Whether the items of a history may be in its list; as the run was evaluated if not given.",
-        ),
-    ] = None,
+    exclude_history: ExcludeHistory = None,
     precision: Precision = None,
 ) -> None:
     """Answer requests over HTTP with a trained policy until interrupted: POST /recommend, GET /health."""
@@ -90,7 +93,7 @@ def recommend(
     arm: Annotated[str | None, typer.Option(help=ARM)] = None,
     checkpoint: Checkpoint = "best",
     reward_weight: RewardWeight = 0.0,
-    exclude_history: Annotated[bool, typer.Option("--exclude-history", help="Leave out what a user has had.")] = False,
+    exclude_history: ExcludeHistory = None,
     precision: Precision = None,
     user_column: Annotated[str, typer.Option(help="The column of user ids.")] = "user_id",
     history_column: Annotated[str, typer.Option(help="The column of histories.")] = "history",

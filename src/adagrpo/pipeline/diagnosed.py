@@ -41,10 +41,13 @@ def heed_diagnosis(run: Run, *, anyway: bool) -> None:
     Raises:
         UserError: the diagnosis of this policy and this reward says anything but `use`, and not `anyway`.
     """
-    if all(arm.term is None for arm in run.config.train.arms):
+    trained = run.trained()
+    if all(arm.term is None for arm in run.config.train.arms) or not run.folder("sft").is_dir():
         return
     diagnose = f"adagrpo diagnose --run {run.called}"
     path = run.find("diagnose", "diagnose.json")
+    if path is None and all(arm.name in trained for arm in run.config.train.arms):
+        return
     if path is None:
         run.console.note(f"note: the reward was not diagnosed; `{diagnose}` says whether it should be trained on")
         return

@@ -102,7 +102,7 @@ def recommend_users(
     arm: str | None = None,
     checkpoint: Literal["best", "final"] = "best",
     reward_weight: float = 0.0,
-    exclude_history: bool = False,
+    exclude_history: bool | None = None,
     precision: Precision | None = None,
     columns: tuple[str, str] = (USER_ID, HISTORY),
 ) -> dict[str, Any]:
@@ -117,7 +117,7 @@ def recommend_users(
         arm: see `adagrpo.pipeline.choose_checkpoint.choose_checkpoint`.
         checkpoint: of that arm.
         reward_weight: see `adagrpo.pipeline.serve.recommender`.
-        exclude_history: leave the items of the whole history out of each list.
+        exclude_history: leave the items of the whole history out of each list; None: as the run's evaluation does.
         precision: see `adagrpo.pipeline.serve.recommender`.
         columns: names of the user and the history column.
 
@@ -127,10 +127,10 @@ def recommend_users(
     Raises:
         UserError: the file cannot be read as above, or the folder holds the lists of something else.
     """
-    served, about = recommender(run, arm, checkpoint, reward_weight, precision=precision)
+    served, about = recommender(run, arm, checkpoint, reward_weight, exclude_history, precision=precision)
     weights = choose_checkpoint(run, arm, checkpoint).weights / "model.safetensors"
-    made_from = {key: about[key] for key in ("name", "arm", "checkpoint", "step", "reward_weight", "precision")}
-    made_from |= {"k": k, "exclude_history": exclude_history, "beam_width": served.width}
+    kept = ("name", "arm", "checkpoint", "step", "reward_weight", "precision", "exclude_history")
+    made_from = {key: about[key] for key in kept} | {"k": k, "beam_width": served.width}
     inputs = {"weights": run.hash_input(weights), "users": hash_file(users) if users.is_file() else None}
     inputs |= {"configuration": run.config_hash}
     fingerprint = hash_json(made_from | inputs)
@@ -140,7 +140,7 @@ def recommend_users(
         if _begun(out) not in (None, fingerprint):
             raise UserError(f"{out}: holds lists of another checkpoint, file or length; --out takes a new folder")
         write_file(out / BEGUN, json.dumps({"fingerprint": fingerprint}) + "\n")
-        written = _Written(run, served, out, k, exclude_history, about_how_many(users))
+        written = _Written(run, served, out, k, about_how_many(users))
         for number, part in enumerate(read_histories(users, PART_USERS, user=columns[0], history=columns[1])):
             written.add(number, part)
         summary = made_from | written.counts
@@ -167,8 +167,8 @@ def _begun(out: Path) -> str | None:
 class _Written:
     """Makes parts, or takes those that are there, and counts."""
 
-    def __init__(self, run: Run, served: Recommender, out: Path, k: int, exclude_history: bool, expected: int) -> None:
-        self.run, self.served, self.out, self.k, self.exclude_history = run, served, out, k, exclude_history
+    def __init__(self, run: Run, served: Recommender, out: Path, k: int, expected: int) -> None:
+        self.run, self.served, self.out, self.k = run, served, out, k
         self.data, self.expected, self.started = RunData(run), expected, time.monotonic()
         self.item_ids = load_item_ids(self.data.prepared)
         self.user_type = load_user_ids(self.data.prepared).dtype
@@ -202,7 +202,6 @@ class _Written:
             self.served,
             histories,
             self.k,
-            exclude=histories if self.exclude_history else None,
             batch_size=self.run.config.evaluation.batch_size,
             report=self._report,
         )
