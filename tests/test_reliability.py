@@ -134,7 +134,7 @@ def test_two_processes_end_with_the_bits_of_one_also_after_a_kill(
 
     assert processes.run(command("one"))[0] == 0
     killed = run_together([processes, follower], command("two"), "published", 8)
-    assert killed[0][0] == -signal.SIGKILL
+    assert killed[0][0] == -signal.SIGKILL, killed
     status, message = zip(*run_together([processes, follower], command("two")), strict=True)
     assert status == (0, 0), message
     assert message[1] == "", "the first process speaks for both"

@@ -10,6 +10,7 @@ import functools
 import importlib
 import json
 import os
+import random
 import resource
 import signal
 import socket
@@ -83,6 +84,15 @@ class Server:
         return reply
 
 
+def _free_port() -> int:
+    """A port below those that the system gives to others between now and its use."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        with socket.socket() as free, suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
+
+
 def run_together(
     servers: Sequence[Server], arguments: Sequence[str], moment: str | None = None, count: int = 1
 ) -> list[tuple[int, str]]:
@@ -93,9 +103,7 @@ def run_together(
     Returns:
         Exit status and last line of each.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     ids = []
     for rank, process in enumerate(servers):
         environment = place | {"WORLD_SIZE": str(len(servers)), "RANK": str(rank), "LOCAL_RANK": str(rank)}
