@@ -208,3 +208,14 @@ def test_a_position_is_an_order_or_beside_clicks_a_slot(tmp_path: Path) -> None:
     table.with_columns(ts=pl.lit(5)).write_csv(tmp_path / "b.csv")
     assert look_at([tmp_path / "a.csv"])["mapping"] == {"user": "user_id", "item": "item_id", "order": "position"}
     assert look_at([tmp_path / "b.csv"])["mapping"]["slot"] == "position"
+
+
+def test_a_role_is_known_by_the_last_fields_of_a_deep_name(tmp_path: Path) -> None:
+    path = tmp_path / "views.jsonl"
+    path.write_text('{"user": {"id": "u"}, "event": {"item": {"id": "i"}}, "ts": "2025-01-01T00:00:00Z"}\n')
+    roles = look_at([path])["roles"]
+    assert {role: entry["column"] for role, entry in roles.items()} == {
+        "user": "user.id",
+        "item": "event.item.id",
+        "timestamp": "ts",
+    }

@@ -116,9 +116,10 @@ def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-def _parts(name: str) -> tuple[str, str]:
-    """A name, and its last field: `event.product.sku` is an item by `sku`."""
-    return name, name.rpartition(".")[2]
+def _parts(name: str) -> list[str]:
+    """A name and its endings: `event.product.sku` is an item by `sku`, and `event.item.id` by `item.id`."""
+    fields = name.split(".")
+    return [".".join(fields[start:]) for start in range(len(fields))]
 
 
 def _roles(names: Sequence[str], sample: pl.DataFrame, given: dict[str, str]) -> dict[str, dict[str, Any]]:
