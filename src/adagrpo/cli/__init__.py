@@ -57,7 +57,9 @@ def main() -> None:
         sys.exit(_fail(str(error), 1))
     except UsageError as error:
         message = str(error.format_message()).rstrip(".")  # type: ignore[attr-defined]
-        sys.exit(_fail(f"{message}; see `adagrpo --help`", 2))
+        context = getattr(error, "ctx", None)
+        verb = f" {context.info_name}" if context is not None and context.parent is not None else ""
+        sys.exit(_fail(f"{message}; see `adagrpo{verb} --help`", 2))
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
     except Terminated:

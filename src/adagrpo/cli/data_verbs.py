@@ -37,6 +37,7 @@ def public_data(
         sets = described([] if name is None else [name])
         typer.echo(json.dumps({"sets": sets}) if common.as_json else listing(sets))
         return
+    described([name])  # or say that there is no such set
     if out is None:
         raise UserError(f"data {name}: needs --out, the folder to write; `adagrpo data {name} --list` says from what")
 

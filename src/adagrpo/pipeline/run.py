@@ -169,9 +169,11 @@ class Run:
             code = Path(content["code_directory"]) if "code_directory" in content else None
         except (KeyError, TypeError) as error:
             raise UserError(f"{described / DESCRIPTION}: damaged; carry out `adagrpo run` again") from error
-        name = str(described / DESCRIPTION)
-        run = cls(directory, resolve_config(copy.deepcopy(before), overrides, name), data, console, code, source)
-        run.described = resolve_config(before, (), name)
+        as_described = resolve_config(copy.deepcopy(before), (), str(described / DESCRIPTION))
+        # what is wrong now is wrong with what was set
+        config = resolve_config(before, overrides, "--set") if overrides else as_described
+        run = cls(directory, config, data, console, code, source)
+        run.described = as_described
         run.called, run.overrides = called, tuple(overrides)
         return run
 

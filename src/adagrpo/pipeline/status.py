@@ -40,7 +40,8 @@ def status(directory: Path) -> dict[str, Any]:
     parts = parts_of(run, logs=True, measuring=True)
     events = run.events()
     ended = {row["stage"]: row for row in events if row["event"] == "end"}
-    metrics, report = _metrics(run, parts), _report(run)
+    metrics = _metrics(run, parts)
+    report = _report(run, metrics["state"])
     following = _next(run, parts, metrics, report)
     return {
         "kind": "run",
@@ -130,12 +131,14 @@ def _metrics(run: Run, parts: Mapping[str, Part]) -> dict[str, str]:
     return {"state": "stale" if why else "done", "why": why}
 
 
-def _report(run: Run) -> dict[str, str]:
+def _report(run: Run, shown: str) -> dict[str, str]:
+    """The state of the page, by that of the metrics that it shows."""
     page, metrics = run.path("report.html"), run.path("metrics.json")
     if not page.is_file():
         return {"state": "missing", "why": ""}
     older = metrics.is_file() and page.stat().st_mtime_ns < metrics.stat().st_mtime_ns
-    return {"state": "stale" if older else "done", "why": "older than metrics.json" if older else ""}
+    why = "older than metrics.json" if older else "it shows a metrics.json that is stale" if shown == "stale" else ""
+    return {"state": "stale" if why else "done", "why": why}
 
 
 def _next(run: Run, parts: Mapping[str, Part], metrics: Mapping[str, str], report: Mapping[str, str]) -> str | None:
