@@ -46,7 +46,7 @@ __all__ = [
     "verb",
 ]
 
-TOGETHER = ("demo", "run", "sft", "ranker", "train")  # they fit models
+TOGETHER = ("run", "sft", "ranker", "train")  # they fit models; the demo is two runs beside each other
 EVERYTHING = ("simulate", "prepare", "tokenize", "sft", "ranker", "train", "evaluate")  # parts of a run
 PURPOSES = ("start", "your logs", "stages", "answers", "serve", "machine")
 

@@ -181,7 +181,7 @@ def _evaluate(run: Run, arms: list[str]) -> None:
 def _diagnose(run: Run, second_ranker: Path | None = None) -> dict[str, Any]:
     """Diagnose the reward; a report that is there already is written again, since it tells the verdict."""
     result = _diagnose_reward(run, second_ranker)
-    if (run.directory / "report.html").is_file() and run.find("metrics.json") is not None:
+    if (run.directory / "report.html").is_file():
         try:
             write_report(run)
         except UserError as error:  # what it shows beside the verdict is of other settings
