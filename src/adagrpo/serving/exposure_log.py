@@ -6,6 +6,7 @@ killed. Feedback names the request and the item, arrives when it likes, and coun
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -47,6 +48,21 @@ class Exposure:
     log_inclusions: tuple[float, ...] | None = None
     latency_ms: float | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse a row that no sink could store.
+
+        Raises:
+            ValueError: a text is no Unicode, a number is not finite, or a field has not one value for each item.
+        """
+        texts = (self.request_id, self.user_hash, self.arm, *(item for item in self.slate if isinstance(item, str)))
+        _check_texts("Exposure", *texts)
+        for name in ("positions", "log_propensities", "log_inclusions"):
+            values = getattr(self, name)
+            if values is not None and len(values) != len(self.slate):
+                raise ValueError(f"Exposure: {name} has {len(values)} values, the slate {len(self.slate)} items")
+            if values is not None and not all(map(math.isfinite, values)):
+                raise ValueError(f"Exposure: {name} holds a value that is not finite")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Feedback:
@@ -57,6 +73,16 @@ class Feedback:
     kind: str  # "click", "dwell", "purchase" ..
     time: float  # seconds since 1970, UTC
     value: float = 1.0  # of a dwell its seconds
+
+    def __post_init__(self) -> None:
+        """Refuse a row that no sink could store.
+
+        Raises:
+            ValueError: a text is no Unicode, or a number is not finite.
+        """
+        _check_texts("Feedback", self.request_id, str(self.item), self.kind)
+        if not (math.isfinite(self.time) and math.isfinite(self.value)):
+            raise ValueError("Feedback: time or value is not finite")
 
 
 class FeedbackCounts(NamedTuple):
@@ -96,3 +122,11 @@ class ExposureSink(Protocol):
     def close(self) -> None:
         """Finish what was begun; no other call comes after it."""
         ...
+
+
+def _check_texts(what: str, *texts: str | None) -> None:
+    for text in texts:
+        try:
+            (text or "").encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{what}: a text holds half of a surrogate pair, which is no Unicode") from error
