@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from adagrpo.serving.exposure_log import Exposure, Feedback, FeedbackCounts
 
@@ -189,8 +189,9 @@ def _known(connection: sqlite3.Connection, ids: Sequence[str]) -> list[tuple[str
 
 
 def _decode(text: str) -> Exposure:
-    content = json.loads(text)
-    return Exposure(**{name: tuple(value) if isinstance(value, list) else value for name, value in content.items()})
+    content: dict[str, Any] = json.loads(text)
+    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in content.items()}
+    return Exposure(**values)
 
 
 def _span(connection: sqlite3.Connection, part: int) -> Span:

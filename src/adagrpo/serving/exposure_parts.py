@@ -48,34 +48,34 @@ from adagrpo.storage.artifacts import (
     verify,
 )
 from adagrpo.storage.locks import FolderBusy, lock_folder
+from adagrpo.storage.marks import Kind
 
 __all__ = ["EXPOSURE_SCHEMA", "FEEDBACK_SCHEMA", "KIND", "PARTS", "parts_of", "read_parts", "rotate"]
 
 PARTS = "parts"
-KIND = "exposure log"
+KIND: Kind = "exposure log"
 PART_KIND = "part of an exposure log"
 LOGGER = logging.getLogger(__name__)
-EXPOSURE_SCHEMA = pl.Schema(
-    {
-        "request_id": pl.String,
-        "time": pl.Float64,
-        "slate": pl.List(pl.String),
-        "arm": pl.String,
-        "model_version": pl.String,
-        "catalog_version": pl.String,
-        "user_hash": pl.String,
-        "experiment": pl.String,
-        "salt_version": pl.String,
-        "arm_version": pl.String,
-        "positions": pl.List(pl.Int32),
-        "source": pl.String,
-        "temperature": pl.Float64,
-        "seed": pl.Int64,
-        "log_propensities": pl.List(pl.Float64),
-        "log_inclusions": pl.List(pl.Float64),
-        "latency_ms": pl.Float64,
-    }
-)
+_EXPOSURE: dict[str, pl.DataType | type[pl.DataType]] = {  # in the order of `Exposure`
+    "request_id": pl.String,
+    "time": pl.Float64,
+    "slate": pl.List(pl.String),
+    "arm": pl.String,
+    "model_version": pl.String,
+    "catalog_version": pl.String,
+    "user_hash": pl.String,
+    "experiment": pl.String,
+    "salt_version": pl.String,
+    "arm_version": pl.String,
+    "positions": pl.List(pl.Int32),
+    "source": pl.String,
+    "temperature": pl.Float64,
+    "seed": pl.Int64,
+    "log_propensities": pl.List(pl.Float64),
+    "log_inclusions": pl.List(pl.Float64),
+    "latency_ms": pl.Float64,
+}
+EXPOSURE_SCHEMA = pl.Schema(_EXPOSURE)
 FEEDBACK_SCHEMA = pl.Schema(
     {"request_id": pl.String, "item": pl.String, "kind": pl.String, "time": pl.Float64, "value": pl.Float64}
 )
