@@ -74,7 +74,7 @@ def test_round_trip(tmp_path: Path) -> None:
     assert training.values.dtype == np.int32 and training.offsets.dtype == np.int64
     validation, test = load_cases(directory, "validation"), load_cases(directory, "test")
     assert validation.users.tolist() == test.users.tolist() == [0, 2, 3]
-    assert [[ITEMS[item] for item in cases.targets] for cases in (validation, test)] == [["d", "a", "a"], ["e", "b", "b"]]
+    assert ["".join(ITEMS[item] for item in cases.targets) for cases in (validation, test)] == ["daa", "ebb"]
     assert named(validation.histories) == ["abc", "ed", "c"]
     assert named(test.histories) == ["abcd", "eda", "ca"]
     assert load_item_ids(directory).to_list() == list(ITEMS)

@@ -1,9 +1,9 @@
 """Logs to numbered users and items, each user's interactions in order, and what was shown to whom after how many.
 
 Items are numbered by a keyed hash of their ids (`adagrpo.data.item_order`): the number of an item says nothing about
-when it first appeared or how popular it is. Users are numbered by the rank of their id; no model, metric or tie reads the
-number of a user. The k-core keeps the users and items with at least so many interactions, again and
-again until nothing changes (Seidman, Network structure and minimum degree, 1983), so it does not depend on the order.
+when it first appeared or how popular it is. Users are numbered by the rank of their id; no model, metric or tie reads
+the number of a user. The k-core keeps the users and items with at least so many interactions, again and again until
+nothing changes (Seidman, Network structure and minimum degree, 1983), so it does not depend on the order.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     order(ids) = ids by (blake2b_64(key, text of the id), id)
 
-Ids often ascend by first appearance, by popularity or by date of release, and the rank of an id then carries that order:
-to a model through the order of its rows, and to a metric wherever a tie is broken by the lower number. The hash depends
-on the id alone. Neither the order of the rows of a log, nor its other items, nor the machine changes which of two items
+Ids often ascend by first appearance, popularity or date of release, and the rank of an id then carries that order: to
+a model through the order of its rows, and to a metric wherever a tie is broken by the lower number. The hash depends on
+the id alone. Neither the order of the rows of a log, nor its other items, nor the machine changes which of two items
 comes first. An integer and its text have one hash.
 
 The key is written here and is no setting: runs of one log and other seeds have the same numbers, so that they share
