@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from adagrpo.serving import Recommendations
+from adagrpo.serving import Query, Recommendations
 from adagrpo.serving.app import Application, Options
 from adagrpo.serving.draining import Server, listen
 from adagrpo.serving.limits import Limits
@@ -40,14 +40,16 @@ class Recommender:
         rows = [(int(name) if str(name).isdigit() and int(name) < ITEMS else -1, name) for name in history]
         return [item for item, _ in rows if item >= 0], [name for item, name in rows if item < 0]
 
-    def recommend(self, histories: Sequence[Sequence[int]], *_: Any) -> list[Recommendations]:
+    def recommend(self, queries: Sequence[Query]) -> list[Recommendations]:
+        histories = [query.history for query in queries]
         self.batches.append(len(histories))
         time.sleep(self.seconds)
         assert self.go.wait(10)
         if any(ITEMS - 1 in history for history in histories):
             raise RuntimeError(f"cannot bear {histories}")
-        lists = [[(history[-1] + place) % ITEMS for place in range(1, 11)] for history in histories]
-        return [Recommendations(items, [-float(item) for item in items], [[i] for i in items]) for items in lists]
+        lists = [[((history or [0])[-1] + place) % ITEMS for place in range(1, 11)] for history in histories]
+        found = [Recommendations(items, [-float(item) for item in items], [[i] for i in items]) for items in lists]
+        return [one if h else one._replace(source="popular") for one, h in zip(found, histories, strict=True)]
 
 
 class Service:

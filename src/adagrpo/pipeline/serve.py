@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from adagrpo.data.prepared import load_item_ids
 from adagrpo.errors import UserError
 from adagrpo.networks.layers import Precision
@@ -17,7 +19,7 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.rewards import check_reward
 from adagrpo.pipeline.run import Run
-from adagrpo.serving import Recommender
+from adagrpo.serving import Query, Recommender
 from adagrpo.serving.bearer import check_exposed, read_tokens
 from adagrpo.serving.fallback import Guarded
 from adagrpo.serving.limits import Limits, most_connections
@@ -82,6 +84,7 @@ def recommender(
         precision=precision or run.config.evaluation.precision,
         reward=models.reward() if reward_weight > 0 else None,
         reward_weight=reward_weight,
+        popularity=np.bincount(data.training.values, minlength=data.num_items),
     )
     about: dict[str, Any] = {"name": run.config.name, "arm": chosen.arm, "checkpoint": checkpoint, "step": chosen.step}
     about |= {"why": chosen.why, "items": data.num_items, "reward_weight": reward_weight}
@@ -140,7 +143,7 @@ def serve(
     listener = draining.listen(host, port)
     with listener:
         shelf = Shelf(load(again=False), load)
-        shelf.now.recommender.recommend([[0]])  # what is made on first use is made before the first request
+        shelf.now.recommender.recommend([Query([0])])  # what is made on first use is made before the first request
         log = request_log.RequestLog(operation.log_share)
         options = app.Options(limits, bearers, log, read_key(operation.user_key_file))
         application = app.Application(shelf, options)

@@ -85,6 +85,7 @@ class Server(uvicorn.Server):
 
     def end(self) -> None:
         """Tell it to end, from any thread."""
+        self.app.draining = self.table.draining = True
         self._loop.call_soon_threadsafe(self._told.set)
 
     @contextmanager
@@ -100,7 +101,7 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
-                self._loop.add_signal_handler(number, self._told.set)
+                self._loop.add_signal_handler(number, self.end)
             self._loop.add_signal_handler(signal.SIGHUP, self._hang_up)
 
     async def main_loop(self) -> None:
@@ -112,7 +113,6 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End as the module says."""
-        self.app.draining = self.table.draining = True
         log = self.app.options.log
         if log.share:
             log.event("ending", connections=len(self.table.open))

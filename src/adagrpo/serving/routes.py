@@ -18,7 +18,7 @@ import orjson
 from fastapi import Request, Response
 
 from adagrpo.serving.limits import LONGEST_BATCH
-from adagrpo.serving.recommender import ItemId
+from adagrpo.serving.recommender import ItemId, Query
 from adagrpo.serving.schemas import (
     BadRequest,
     BatchBody,
@@ -104,7 +104,7 @@ class Routes:
         body = validated(RecommendRequest, parsed(request.state.body))
         serving = self.shelf.now
         asked, unknown = self._asked(serving, body)
-        if not asked.history:
+        if not asked.query.history:
             raise BadRequest("history: none of its ids is in the catalogue")
         result = (await self._answers(request, [asked]))[0].list
         return json_response({"items": result.items[: body.k], "scores": result.scores[: body.k], "unknown": unknown})
@@ -118,12 +118,7 @@ class Routes:
         if len({*ids}) != len(ids):
             raise BadRequest("requests: two of them have the same request_id")
         serving = self.shelf.now
-        asked = []
-        for place, body in enumerate(bodies):
-            asked.append(self._asked(serving, body))
-            if not asked[-1][0].history:
-                where = f"requests.{place}.history" if batch else "history"
-                raise BadRequest(f"{where}: none of its ids is in the catalogue")
+        asked = [self._asked(serving, body) for body in bodies]
         answers = await self._answers(request, [one for one, _ in asked])
         replies = [
             _reply(serving, body, request_id, answer, unknown)
@@ -177,9 +172,8 @@ class Routes:
         if body.k > recommender.width:
             raise BadRequest(f"k: more than the beam holds, {recommender.width}")
         history, unknown = recommender.known(body.history)
-        exclude = recommender.mask_history if body.exclude_history is None else body.exclude_history
         without = recommender.known(body.exclude)[0] if isinstance(body, RecommendBody) and body.exclude else []
-        return Asked(serving, history, exclude, without), unknown
+        return Asked(serving, Query(history, body.exclude_history, without)), unknown
 
     async def _answers(self, request: Request, asked: Sequence[Asked]) -> list[Answered]:
         """What the policy answers, in time.
@@ -193,7 +187,11 @@ class Routes:
         answers = [await futures[0]] if len(futures) == 1 else list(await asyncio.gather(*futures))
         for answer in answers:
             self.metrics.length.observe(len(answer.list.items))
-            if not answer.reranked and asked[0].serving.recommender.reward is not None:
+            if (
+                not answer.reranked
+                and answer.list.source != "popular"
+                and asked[0].serving.recommender.reward is not None
+            ):
                 self.metrics.fallbacks.inc()
         return answers
 
@@ -232,7 +230,7 @@ def _reply(
         "items": shown.items[: body.k],
         "scores": shown.scores[: body.k],
         "codes": shown.codes[: body.k],
-        "source": getattr(shown, "source", "policy"),
+        "source": shown.source,
         "reranked": answer.reranked,
         "unknown": unknown,
         "versions": serving.versions,

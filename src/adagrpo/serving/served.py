@@ -13,18 +13,16 @@ from typing import Any, NamedTuple
 
 from adagrpo.errors import ServiceError, UserError
 from adagrpo.serving.fallback import Guarded
-from adagrpo.serving.recommender import Recommendations, Recommender
+from adagrpo.serving.recommender import Query, Recommendations, Recommender
 
 __all__ = ["Answered", "Asked", "Serving", "Shelf", "SwapFailed"]
 
 
 class Asked(NamedTuple):
-    """One list that is asked for, in items of the catalogue."""
+    """One list that is asked for, and of what."""
 
     serving: Serving
-    history: list[int]
-    exclude_history: bool
-    exclude: list[int]
+    query: Query
 
 
 class Answered(NamedTuple):
@@ -48,13 +46,9 @@ class Serving:
         guard = reward if isinstance(reward, Guarded) else None
         if guard is not None:
             guard.failed = False
-        lists = self.recommender.recommend(
-            [one.history for one in asked],
-            [one.exclude_history for one in asked],
-            [one.exclude for one in asked] if any(one.exclude for one in asked) else None,
-        )
+        lists = self.recommender.recommend([one.query for one in asked])
         reranked = reward is not None and not (guard is not None and guard.failed)
-        return [Answered(result, reranked) for result in lists]
+        return [Answered(result, reranked and result.source != "popular") for result in lists]
 
 
 class SwapFailed(RuntimeError):
@@ -87,7 +81,7 @@ class Shelf:
             raise SwapFailed("another one is being loaded")
         try:
             made = self._load(**wanted)  # beside the old one
-            made.answer([Asked(made, [0], False, [])])
+            made.answer([Asked(made, Query([0]))])
         except (UserError, ServiceError) as error:
             self.failed += 1
             raise SwapFailed(str(error)) from error

@@ -1,7 +1,7 @@
 """Where requests wait: micro-batches as in `adagrpo.serving.batching`, for an event loop, and with deadlines.
 
-A request is turned away at once where the line will not be through by its deadline, by the rate that the worker was
-measured at. Work is not begun for a client that has left or whose deadline has passed.
+A request is turned away at once where the line will not be through by its deadline, by the times that batches of each
+size were measured to take. Work is not begun for a client that has left or whose deadline has passed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["TooLate", "WaitingLine"]
 InT = TypeVar("InT")
 OutT = TypeVar("OutT")
 
-LEARNING = 0.3  # of a full batch, in the average of seconds a request
+LEARNING = 0.3  # weight of the last batch in the average of its size
 
 
 class TooLate(Overloaded):
@@ -56,7 +56,7 @@ class WaitingLine(Generic[InT, OutT]):
         self._waiting: deque[_Ticket[InT, OutT]] = deque()
         self._there_is_work, self._closed = Condition(), False
         self._in_hand = 0
-        self.seconds_each = 0.0  # that a request takes in a full batch, measured
+        self._seconds: dict[int, float] = {}  # that a batch takes, by the power of two that its size is at most
         self.given_up = 0  # requests that nobody waited for any more
         self.observe: Callable[[int, float], None] = lambda size, seconds: None  # called with each batch
         self._thread = Thread(target=self._serve, name="micro-batches", daemon=True)
@@ -68,8 +68,17 @@ class WaitingLine(Generic[InT, OutT]):
         return len(self._waiting) + self._in_hand
 
     def wait_seconds(self, more: int = 1) -> float:
-        """How long `more` requests that come now would take to be answered, as measured."""
-        return (self.waiting + more) * self.seconds_each
+        """How long `more` requests that come now would take to be answered, as measured; 0 before anything was."""
+        whole, rest = divmod(len(self._waiting) + more, self._most)
+        return self._expected(self._in_hand) + whole * self._expected(self._most) + self._expected(rest)
+
+    def _expected(self, size: int) -> float:
+        """Seconds that a batch takes; of a size that was not measured those of the next smaller one, or of the least."""
+        if not size or not self._seconds:
+            return 0.0
+        measured = sorted(self._seconds)
+        known = [power for power in measured if power <= _power(size)]
+        return self._seconds[known[-1] if known else measured[0]]
 
     def check(self, seconds: float, more: int = 1) -> None:
         """Whether `more` requests can be answered within `seconds`.
@@ -144,8 +153,9 @@ class WaitingLine(Generic[InT, OutT]):
         except Exception as error:
             results = [error] * len(batch)
         seconds = time.monotonic() - started
-        share = LEARNING * len(batch) / self._most if self.seconds_each else 1.0
-        self.seconds_each += share * (seconds / len(batch) - self.seconds_each)
+        power = _power(len(batch))
+        before = self._seconds.get(power, seconds)
+        self._seconds = self._seconds | {power: before + LEARNING * (seconds - before)}  # read by the loop meanwhile
         self.observe(len(batch), seconds)
         _settle(batch[0].future, _deliver, batch, results)
 
@@ -156,6 +166,10 @@ class WaitingLine(Generic[InT, OutT]):
                 ticket.future.cancel()
             else:
                 ticket.future.set_exception(TooLate(self.wait_seconds()))
+
+
+def _power(size: int) -> int:
+    return (size - 1).bit_length()
 
 
 def _settle(future: asyncio.Future[OutT], call: Callable[..., None], *arguments: object) -> None:
