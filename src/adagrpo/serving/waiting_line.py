@@ -73,7 +73,7 @@ class WaitingLine(Generic[InT, OutT]):
         return self._expected(self._in_hand) + whole * self._expected(self._most) + self._expected(rest)
 
     def _expected(self, size: int) -> float:
-        """Seconds that a batch takes; of a size that was not measured those of the next smaller one, or of the least."""
+        """Seconds that a batch takes; of a size that was not measured those of the next smaller one, or the least."""
         if not size or not self._seconds:
             return 0.0
         measured = sorted(self._seconds)
