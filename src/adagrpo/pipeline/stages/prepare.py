@@ -183,7 +183,8 @@ def prepare_stage(run: Run, files: Sequence[Path], build: Callable[[Path], None]
         drawn: something in it is drawn by chance.
     """
     inputs = list(dict.fromkeys(files))
-    run.stage("prepare", reads=("data", "seed") if drawn else ("data",), inputs=inputs, build=build)
+    reads = ("data", "seed") if drawn else ("data",)
+    run.stage("prepare", reads=reads, schema=2, inputs=inputs, build=build)
     if "prepare" in run.made or not is_described(run.directory):
         run.write_description({path.name: run.hash_input(path) for path in inputs})
 
