@@ -1,5 +1,6 @@
 """A recipe, carried out: stages that are skipped when nothing they read has changed."""
 
+from adagrpo.pipeline.catalog_update import update_catalog
 from adagrpo.pipeline.checks import finished_arms
 from adagrpo.pipeline.description import kept_settings
 from adagrpo.pipeline.run import Console, Run, Silent
@@ -22,11 +23,15 @@ from adagrpo.pipeline.verbs import (
     train,
     write_report,
 )
+from adagrpo.pipeline.versions import CatalogVersion, catalog_diff, catalog_versions, open_version
 
 __all__ = [
+    "CatalogVersion",
     "Console",
     "Run",
     "Silent",
+    "catalog_diff",
+    "catalog_versions",
     "collect",
     "diagnose_reward",
     "evaluate",
@@ -37,6 +42,7 @@ __all__ = [
     "fit_ranker",
     "fit_sft",
     "kept_settings",
+    "open_version",
     "prepare",
     "recommend_users",
     "report_ranker",
@@ -45,5 +51,6 @@ __all__ = [
     "simulate_marketplace",
     "tokenize",
     "train",
+    "update_catalog",
     "write_report",
 ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal
 
-from adagrpo.data.prepared import load_item_ids
 from adagrpo.errors import UserError
 from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.chain import reward_parts
@@ -15,6 +14,7 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.rewards import check_reward
 from adagrpo.pipeline.run import Run
+from adagrpo.pipeline.versions import LATEST, open_version
 from adagrpo.serving import Recommender
 
 __all__ = ["recommender", "serve"]
@@ -27,6 +27,7 @@ def recommender(
     reward_weight: float = 0.0,
     exclude_history: bool | None = None,
     precision: Precision | None = None,
+    catalog: str = LATEST,
 ) -> tuple[Recommender, dict[str, Any]]:
     """What answers for a checkpoint, and what it says of itself.
 
@@ -38,13 +39,16 @@ def recommender(
         exclude_history: leave the items of the history out, where a request says nothing of it; None: as the run's
             evaluation does.
         precision: of the policy; None is the recipe's, `evaluation.precision`.
+        catalog: the version of the catalogue, see `adagrpo.pipeline.versions.open_version`. A service that is told of
+            a new one asks again.
 
     Raises:
-        UserError: no such arm or checkpoint, what it was made from is stale, or the reward cannot be had.
+        UserError: no such arm, checkpoint or version, what it was made from is stale, or the reward cannot be had.
     """
     chosen = choose_checkpoint(run, arm, checkpoint)
-    check(run, "serve", [chosen.stage, *(reward_parts(run) if reward_weight > 0 else ())])
-    data = RunData(run)
+    version = open_version(run, catalog)
+    check(run, "serve", [chosen.stage, version.stage, *(reward_parts(run) if reward_weight > 0 else ())])
+    data = RunData(run, version)
     models = Models(data)
     excludes = run.config.evaluation.mask_history if exclude_history is None else exclude_history
     if reward_weight > 0:
@@ -52,16 +56,18 @@ def recommender(
     served = Recommender(
         models.policy(chosen.weights),
         data.catalog,
-        load_item_ids(data.prepared).to_list(),
+        data.item_ids.to_list(),
         width=run.config.evaluation.beam_width,
         max_history=run.config.max_history,
         mask_history=excludes,
         precision=precision or run.config.evaluation.precision,
         reward=models.reward() if reward_weight > 0 else None,
         reward_weight=reward_weight,
+        catalog_version=version.name,
     )
     about: dict[str, Any] = {"name": run.config.name, "arm": chosen.arm, "checkpoint": checkpoint, "step": chosen.step}
     about |= {"why": chosen.why, "items": data.num_items, "reward_weight": reward_weight}
+    about |= {"catalog_version": version.name, "listed": len(data.catalog.trie.items)}
     return served, about | {"exclude_history": excludes, "precision": served.precision}
 
 
@@ -75,6 +81,7 @@ def serve(
     reward_weight: float = 0.0,
     exclude_history: bool | None = None,
     precision: Precision | None = None,
+    catalog: str = LATEST,
     ready: Callable[[dict[str, Any]], None],
 ) -> None:
     """Serve until the process is told to end.
@@ -88,6 +95,7 @@ def serve(
         reward_weight: see `recommender`.
         exclude_history: see `recommender`.
         precision: see `recommender`.
+        catalog: see `recommender`.
         ready: called once requests are taken, with the address and what `/health` says.
 
     Raises:
@@ -99,7 +107,7 @@ def serve(
         raise UserError("serve: needs fastapi and uvicorn; pip install 'adagrpo[serve]'") from error
     listener = app.listen(host, port)
     with listener:
-        served, about = recommender(run, arm, checkpoint, reward_weight, exclude_history, precision)
+        served, about = recommender(run, arm, checkpoint, reward_weight, exclude_history, precision, catalog)
         served.recommend([[0]])  # what is made on first use is made before the first request
         ready({"url": f"http://{host}:{listener.getsockname()[1]}", **about})
         app.serve(app.create_app(served, about), listener)

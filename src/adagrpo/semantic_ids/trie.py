@@ -16,7 +16,7 @@ is allowed. It is never left unconstrained.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -111,6 +111,13 @@ class Trie:
             raise ValueError(f"codes has {len(codes)} rows of which {counts[-1]} are distinct: rows must be distinct")
         items = torch.argsort(nodes)
         return cls(tuple(level_sizes), tuple(counts), tuple(tables), items, tuple(first), tuple(last))
+
+    def named(
+        self,
+        items: Tensor,  # (n_L,) int64
+    ) -> Trie:
+        """The same tree, in which `items[i]` is what was item `i`."""
+        return replace(self, items=items[self.items])
 
     @property
     def num_levels(self) -> int:
@@ -208,8 +215,10 @@ class Trie:
 
     @cached_property
     def leaf_of(self) -> Tensor:
-        """(V,) int64, the leaf of each item."""
-        return self.items.argsort()
+        """(V' + 1,) int64, the leaf of each item up to the last one that has a leaf; -1 for those without, and last."""
+        leaves = self.items.new_full((int(self.items.max()) + 2 if len(self.items) else 1,), -1)
+        leaves[self.items] = torch.arange(len(self.items), device=self.items.device)
+        return leaves
 
     def excluding(
         self,
@@ -217,14 +226,17 @@ class Trie:
     ) -> Excluded:
         """The items that each of `B` samples may not reach, for `closed`; -1 is none, an item may occur twice.
 
+        Items that the tree does not hold, which nobody reaches, may be among them.
+
         >>> trie = Trie.build(torch.tensor([[0, 1], [2, 0], [0, 0]]), (3, 2))
         >>> excluded = trie.excluding(torch.tensor([[0, -1], [0, 2]]))
         >>> [trie.closed(1, torch.tensor([0, 1]), torch.tensor([sample]), excluded).tolist() for sample in (0, 1)]
         [[False, False], [True, False]]
         """
         samples = torch.arange(len(items), device=items.device).unsqueeze(1) * self.node_counts[-1]
-        real = items >= 0
-        return Excluded(torch.unique((samples + self.leaf_of[items.masked_fill(~real, 0)])[real]))
+        # indexed so, -1 and what lies beyond the last item with a leaf both find the -1 at the end
+        leaves = self.leaf_of[items.clamp(max=len(self.leaf_of) - 1)]
+        return Excluded(torch.unique((samples + leaves)[leaves >= 0]))
 
     def closed(
         self,

@@ -51,6 +51,7 @@ class Recommender:
         precision: Precision = "auto",
         reward: Reward | None = None,
         reward_weight: float = 0.0,
+        catalog_version: str | None = None,
     ) -> None:
         """Freeze the policy.
 
@@ -64,12 +65,14 @@ class Recommender:
             precision: of the policy; the attribute of this name says what that is on this machine.
             reward: re-ranks the beam.
             reward_weight: `w`.
+            catalog_version: what the catalogue is called; the attribute of this name is for answers.
         """
         self.policy = policy.eval().frozen()
         self.catalog, self.item_ids = catalog, list(item_ids)
         self.width, self.max_history, self.mask_history = width, max_history, mask_history
         self.precision: Precision = precision_used(self.policy, precision)
         self.reward, self.reward_weight = reward, reward_weight
+        self.catalog_version = catalog_version
         self._codes = catalog.codes.cpu().numpy()
         self._items = {str(name): item for item, name in enumerate(self.item_ids)}
 
