@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+import torch
+from typer.testing import CliRunner
 
+from adagrpo.cli import app
 from adagrpo.errors import UserError
 from adagrpo.pipeline import (
     Run,
@@ -23,12 +24,15 @@ from adagrpo.pipeline import (
     open_version,
     prepare,
     recommend_users,
+    stage,
     tokenize,
     update_catalog,
 )
 from adagrpo.pipeline import catalog_update as updating
 from adagrpo.pipeline.chain import parts_of
 from adagrpo.pipeline.serve import recommender
+from adagrpo.semantic_ids import Catalog
+from adagrpo.serving import Query
 
 ITEMS = [10 * number + 3 for number in range(30)]
 SHAPES = ("round", "long", "flat", "tall", "wide")
@@ -59,8 +63,8 @@ def trained(world: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
         policy={"kind": "hybrid", "item_negatives": 0},
         tokenizer={"vectors": {"text": 1.0, "cooccurrence": 1.0}},
     )
-    for stage in (prepare, tokenize, fit_sft, fit_ranker):
-        stage(run)
+    for make in (prepare, tokenize, fit_sft, fit_ranker):
+        make(run)
     return Path(folder / "run")
 
 
@@ -82,15 +86,19 @@ def test_what_is_delisted_is_in_no_list_and_still_understood_in_histories(run: R
     served, about = recommender(run, None, "best")
     assert about["catalog_version"] == served.catalog_version == version.name != before.catalog_version
     assert (about["items"], about["listed"]) == (30, 26)
-    gone, asked = {3, 13, 23, 293}, histories(2000)
+    gone, asked = {3, 13, 23, 293}, [Query(history) for history in histories(2000)]
     lists = served.recommend(asked)
     assert all(len(one.items) == 10 and not gone & {*one.items} for one in lists)
     assert any(gone & {*one.items} for one in before.recommend(asked))
-    masked = served.recommend(asked, [True] * len(asked), [[5, 0]] * len(asked))  # 53, and 3 that is gone anyway
-    assert not any({53, *gone} & {*one.items} for one in masked)
+    masked = served.recommend([query._replace(exclude_history=True, without=[5, 0]) for query in asked])
+    assert not any({53, *gone} & {*one.items} for one in masked)  # 53, and 3 that is gone anyway
+    odd = served.catalog.trie.eligible(torch.arange(30) % 2 == 1)  # item 1 is 13, and gone
+    narrowed = served.recommend([query._replace(eligible=odd) for query in asked[:200]])
+    assert all({*one.items} <= {*ITEMS[1::2]} - gone and len(one.items) == 10 for one in narrowed)
+    assert not gone & {*served.recommend([Query([])])[0].items}  # the most popular
     # item 0 was delisted: a history that ends with it is not answered as one without it
     assert served.known([3, 43, 999]) == ([0, 4], [999])
-    assert served.recommend([[4, 0]])[0].scores != served.recommend([[4]])[0].scores
+    assert served.recommend([Query([4, 0])])[0].scores != served.recommend([Query([4])])[0].scores
 
 
 def test_a_list_after_a_delisting_is_the_rest_of_a_search_that_saw_all(run: Run) -> None:
@@ -99,7 +107,8 @@ def test_a_list_after_a_delisting_is_the_rest_of_a_search_that_saw_all(run: Run)
     before, after = (recommender(run, None, "best", catalog=one, precision="float32")[0] for one in ("0", "1"))
     for served in (before, after):
         served.width, served.policy.item_weight = 30, 0.0
-    for old, new in zip(before.recommend(histories(20)), after.recommend(histories(20)), strict=True):
+    asked = [Query(history) for history in histories(20)]
+    for old, new in zip(before.recommend(asked), after.recommend(asked), strict=True):
         kept = [(item, score) for item, score in zip(old.items, old.scores, strict=True) if item not in (3, 153)]
         assert new.items == [item for item, _ in kept]
         assert new.scores == pytest.approx([score for _, score in kept], abs=1e-4)
@@ -115,11 +124,11 @@ def test_what_comes_is_recommended_where_what_it_is_like_is(run: Run, tmp_path: 
     assert version.codes.codes[30, 0] == version.codes.codes[4, 0]
     served, about = recommender(run, None, "best")
     assert (about["items"], about["listed"]) == (32, 32)
-    lists = [one.items for one in served.recommend([[1, 2, 3], [17, 18, 19]])]
+    lists = [one.items for one in served.recommend([Query([1, 2, 3]), Query([17, 18, 19])])]
     assert 1043 in lists[0] and 1203 in lists[1]
-    assert served.recommend([[1, 2, 30]])[0].items  # and is understood in a history
+    assert served.recommend([Query([1, 2, 30])])[0].items  # and is understood in a history
     rewarded, _ = recommender(run, None, "best", 1.0)  # the ranker knows it too
-    assert {1043, 1203} & {item for one in rewarded.recommend(histories(50)) for item in one.items}
+    assert {1043, 1203} & {item for one in rewarded.recommend([*map(Query, histories(50))]) for item in one.items}
 
 
 def test_interactions_say_better_what_an_item_is_like(run: Run, tmp_path: Path) -> None:
@@ -190,29 +199,41 @@ def test_equal_requests_give_equal_versions_and_the_same_again_gives_none(
     assert made[0] == made[1]
 
 
-@pytest.mark.parametrize("point", ["codes.parquet", "neighbours.parquet", "manifest.json"])
-def test_a_killed_update_leaves_the_version_before_and_the_same_command_ends_it(
-    run: Run, tmp_path: Path, point: str
+class Killed(BaseException):
+    """The process ends here."""
+
+
+@pytest.mark.parametrize("point", ["codes.parquet", "neighbours.parquet", "manifest.json", "published"])
+def test_an_update_that_was_cut_off_leaves_a_whole_catalogue_and_the_same_command_ends_it(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str
 ) -> None:
-    """The process ends, by `os._exit`, as soon as a file of the version has been written."""
     table = write_items(tmp_path / "new.csv", {1043: title(4)})
-    script = f"""
-import os
-from pathlib import Path
-from adagrpo.pipeline import Run, catalog_update, stage
-seal, text = stage.seal, Path.write_text
-def ended(*given, **options):
-    os._exit(9)
-if {point!r} == "manifest.json":
-    stage.publish = ended
-else:
-    Path.write_text = lambda path, *rest, **options: ended() if path.name == "version.json" else text(path, *rest, **options)
-catalog_update.update_catalog(Run.open(Path({str(run.directory)!r})), items=Path({str(table)!r}), delist=["3"])
-"""
-    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 9
-    assert open_version(run).number == 0 and 3 in recommender(run, None, "best")[0].item_ids
-    version, made = update_catalog(run, items=table, delist=["3"])
-    assert made and version.number == 1 and 1043 in _listed(version) and 3 not in _listed(version)
+    steps = {
+        "codes.parquet": (Catalog, "write"),
+        "neighbours.parquet": (Path, "write_text"),
+        "manifest.json": (stage, "publish"),
+        "published": (Run, "_event"),
+    }
+    owner, name = steps[point]
+    real = getattr(owner, name)
+
+    def cut_off(*given: Any, **options: Any) -> None:
+        if point == "published" and "end" not in given:
+            return real(*given, **options)
+        if point == "neighbours.parquet" and given[0].name != "version.json":
+            return real(*given, **options)
+        raise Killed
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(owner, name, cut_off)
+        update_catalog(run, items=table, delist=["3"])
+    number = 1 if point == "published" else 0
+    assert open_version(run).number == number
+    assert (3 in _listed(open_version(run))) == (number == 0) and len(
+        recommender(run, None, "best")[0].item_ids
+    ) == 30 + number
+    version, made = update_catalog(Run.open(run.directory), items=table, delist=["3"])
+    assert made == (number == 0) and version.number == 1 and 1043 in _listed(version) and 3 not in _listed(version)
     assert {path.name for path in (run.directory / "catalogs").iterdir()} == {"0001"}
 
 
@@ -280,12 +301,13 @@ def test_a_changed_file_of_a_version_is_refused(run: Run) -> None:
     version, _ = update_catalog(run, delist=["3"])
     path = version.files[0]
     path.write_bytes(path.read_bytes()[:-1] + b"x")
-    with pytest.raises(UserError, match="codes.parquet"):
+    with pytest.raises(UserError, match=r"codes\.parquet"):
         recommender(Run.open(run.directory), None, "best")
 
 
 def test_lists_for_users_name_their_version(run: Run, tmp_path: Path) -> None:
-    (tmp_path / "users.csv").write_text("user_id,history\na,13 23 33\n")
+    rows = "".join(f"u{item},{item} {(item + 10) % 300} {(item + 20) % 300}\n" for item in ITEMS)
+    (tmp_path / "users.csv").write_text("user_id,history\n" + rows)
     version, _ = update_catalog(run, delist=["63"], items=write_items(tmp_path / "new.csv", {1043: title(4)}))
     summary = recommend_users(run, tmp_path / "users.csv", tmp_path / "out")
     assert summary["catalog_version"] == version.name
@@ -295,20 +317,27 @@ def test_lists_for_users_name_their_version(run: Run, tmp_path: Path) -> None:
     assert old["catalog_version"] == open_version(run, "0").name
 
 
-def command(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "adagrpo", *words], capture_output=True, text=True, check=False)
+def command(*words: str) -> tuple[int, str]:
+    found = CliRunner().invoke(app, words)
+    return (2 if isinstance(found.exception, UserError) else found.exit_code), found.stdout or str(found.exception)
 
 
 def test_the_verb(run: Run, tmp_path: Path) -> None:
     place = str(run.directory)
     table = write_items(tmp_path / "new.csv", {1043: title(4)})
-    made = command("catalog", "update", "--run", place, "--items", str(table), "--delist", "3", "--json", "--quiet")
-    said = json.loads(made.stdout)
-    assert made.returncode == 0 and (said["added"], said["delisted"], said["made"]) == ([1043], [3], True)
-    listed = command("catalog", "list", "--run", place)
-    assert [line.split()[0] for line in listed.stdout.splitlines()] == [said["before"], said["after"]]
-    different = command("catalog", "diff", "0", "latest", "--run", place)
-    assert different.stdout.splitlines() == [f"{said['before']} to {said['after']}", "added 1: 1043", "delisted 1: 3"]
-    for words in (("diff", "0"), ("list", "--delist", "3"), ("update", "--delist", "9")):
-        wrong = command("catalog", *words, "--run", place)
-        assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1, wrong.stderr
+    status, text = command(
+        "catalog", "update", "--run", place, "--items", str(table), "--delist", "3", "--json", "--quiet"
+    )
+    said = json.loads(text)
+    assert status == 0 and (said["added"], said["delisted"], said["made"]) == ([1043], [3], True)
+    listed = command("catalog", "list", "--run", place)[1]
+    assert [line.split()[0] for line in listed.splitlines()] == [said["before"], said["after"]]
+    different = command("catalog", "diff", "0", "latest", "--run", place)[1]
+    assert different.splitlines() == [f"{said['before']} to {said['after']}", "added 1: 1043", "delisted 1: 3"]
+    for words, says in (
+        (("diff", "0"), "takes 2 versions"),
+        (("list", "--delist", "3"), "are for update alone"),
+        (("update", "--delist", "9"), "is no item"),
+    ):
+        status, text = command("catalog", *words, "--run", place)
+        assert status == 2 and says in text and "\n" not in text

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal
 
+import numpy as np
+
 from adagrpo.errors import UserError
 from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.chain import reward_parts
@@ -15,7 +17,7 @@ from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.rewards import check_reward
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.versions import LATEST, open_version
-from adagrpo.serving import Recommender
+from adagrpo.serving import Query, Recommender
 
 __all__ = ["recommender", "serve"]
 
@@ -64,6 +66,7 @@ def recommender(
         reward=models.reward() if reward_weight > 0 else None,
         reward_weight=reward_weight,
         catalog_version=version.name,
+        popularity=np.bincount(data.training.values, minlength=data.num_items),
     )
     about: dict[str, Any] = {"name": run.config.name, "arm": chosen.arm, "checkpoint": checkpoint, "step": chosen.step}
     about |= {"why": chosen.why, "items": data.num_items, "reward_weight": reward_weight}
@@ -108,6 +111,6 @@ def serve(
     listener = app.listen(host, port)
     with listener:
         served, about = recommender(run, arm, checkpoint, reward_weight, exclude_history, precision, catalog)
-        served.recommend([[0]])  # what is made on first use is made before the first request
+        served.recommend([Query([0])])  # what is made on first use is made before the first request
         ready({"url": f"http://{host}:{listener.getsockname()[1]}", **about})
         app.serve(app.create_app(served, about), listener)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Annotated, Any
 
@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from adagrpo.errors import UserError
 from adagrpo.serving.batching import MicroBatcher, Overloaded
-from adagrpo.serving.recommender import Recommendations, Recommender
+from adagrpo.serving.recommender import Query, Recommendations, Recommender
 
 __all__ = ["RecommendRequest", "create_app", "listen", "serve"]
 
@@ -45,10 +45,7 @@ def create_app(recommender: Recommender, about: Mapping[str, Any]) -> FastAPI:
         about: what `/health` says of it beside its status; JSON-able.
     """
 
-    def answer(requests: Sequence[tuple[list[int], bool]]) -> list[Recommendations]:
-        return recommender.recommend([history for history, _ in requests], [exclude for _, exclude in requests])
-
-    batcher = MicroBatcher[tuple[list[int], bool], Recommendations](answer)
+    batcher = MicroBatcher[Query, Recommendations](recommender.recommend)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -68,10 +65,9 @@ def create_app(recommender: Recommender, about: Mapping[str, Any]) -> FastAPI:
         history, unknown = recommender.known(request_body.history)
         if not history:
             raise HTTPException(422, "history: none of its ids is in the catalogue")
-        exclude = request_body.exclude_history
-        exclude = recommender.mask_history if exclude is None else exclude
+        query = Query(history, request_body.exclude_history)
         try:
-            recommended = await asyncio.wrap_future(batcher.submit((history, exclude)))
+            recommended = await asyncio.wrap_future(batcher.submit(query))
         except Overloaded as error:
             raise HTTPException(503, f"{error}; try again later") from error
         items, scores = recommended.items[: request_body.k], recommended.scores[: request_body.k]
