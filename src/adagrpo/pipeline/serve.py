@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from adagrpo.data.prepared import load_item_ids
 from adagrpo.errors import UserError
 from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.chain import reward_parts
@@ -19,6 +18,7 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.rewards import check_reward
 from adagrpo.pipeline.run import Run
+from adagrpo.pipeline.versions import LATEST, open_version
 from adagrpo.serving import Query, Recommender
 from adagrpo.serving.bearer import check_exposed, read_tokens
 from adagrpo.serving.fallback import Guarded
@@ -52,6 +52,7 @@ def recommender(
     reward_weight: float = 0.0,
     exclude_history: bool | None = None,
     precision: Precision | None = None,
+    catalog: str = LATEST,
 ) -> tuple[Recommender, dict[str, Any]]:
     """What answers for a checkpoint, and what it says of itself.
 
@@ -63,13 +64,16 @@ def recommender(
         exclude_history: leave the items of the history out, where a request says nothing of it; None: as the run's
             evaluation does.
         precision: of the policy; None is the recipe's, `evaluation.precision`.
+        catalog: the version of the catalogue, see `adagrpo.pipeline.versions.open_version`. A service that is told of
+            a new one asks again.
 
     Raises:
-        UserError: no such arm or checkpoint, what it was made from is stale, or the reward cannot be had.
+        UserError: no such arm, checkpoint or version, what it was made from is stale, or the reward cannot be had.
     """
     chosen = choose_checkpoint(run, arm, checkpoint)
-    check(run, "serve", [chosen.stage, *(reward_parts(run) if reward_weight > 0 else ())])
-    data = RunData(run)
+    version = open_version(run, catalog)
+    check(run, "serve", [chosen.stage, version.stage, *(reward_parts(run) if reward_weight > 0 else ())])
+    data = RunData(run, version)
     models = Models(data)
     excludes = run.config.evaluation.mask_history if exclude_history is None else exclude_history
     if reward_weight > 0:
@@ -77,20 +81,22 @@ def recommender(
     served = Recommender(
         models.policy(chosen.weights),
         data.catalog,
-        load_item_ids(data.prepared).to_list(),
+        data.item_ids.to_list(),
         width=run.config.evaluation.beam_width,
         max_history=run.config.max_history,
         mask_history=excludes,
         precision=precision or run.config.evaluation.precision,
         reward=models.reward() if reward_weight > 0 else None,
         reward_weight=reward_weight,
+        catalog_version=version.name,
         popularity=np.bincount(data.training.values, minlength=data.num_items),
     )
     about: dict[str, Any] = {"name": run.config.name, "arm": chosen.arm, "checkpoint": checkpoint, "step": chosen.step}
     about |= {"why": chosen.why, "items": data.num_items, "reward_weight": reward_weight}
     about |= {"exclude_history": excludes, "precision": served.precision}
-    model, catalog = (run.hash_input(path)[:SHOWN] for path in (chosen.weights / WEIGHTS, data.catalog_files[0]))
-    return served, about | {"versions": {"model": model, "catalog": catalog, "arm": f"{chosen.arm}/{checkpoint}"}}
+    about |= {"catalog_version": version.name, "listed": len(data.catalog.trie.items)}
+    model = run.hash_input(chosen.weights / WEIGHTS)[:SHOWN]
+    return served, about | {"versions": {"model": model, "catalog": version.name, "arm": f"{chosen.arm}/{checkpoint}"}}
 
 
 def serve(
@@ -104,6 +110,7 @@ def serve(
     exclude_history: bool | None = None,
     precision: Precision | None = None,
     operation: Operation | None = None,
+    catalog: str = LATEST,
     ready: Callable[[dict[str, Any]], None],
 ) -> None:
     """Serve until the process is told to end.
@@ -118,6 +125,7 @@ def serve(
         exclude_history: see `recommender`.
         precision: see `recommender`.
         operation: tokens, keys, limits and logs.
+        catalog: see `recommender`.
         ready: called once requests are taken, with the address and what `/health` says.
 
     Raises:
@@ -135,7 +143,7 @@ def serve(
 
     def load(arm: str | None = arm, checkpoint: Literal["best", "final"] = checkpoint, again: bool = True) -> Serving:
         opened = Run.open(run.called, run.overrides) if again else run
-        served, about = recommender(opened, arm, checkpoint, reward_weight, exclude_history, precision)
+        served, about = recommender(opened, arm, checkpoint, reward_weight, exclude_history, precision, catalog)
         if served.reward is not None:
             served.reward = Guarded(served.reward, budget_seconds=operation.rerank_seconds)
         return Serving(served, about, about["versions"])
