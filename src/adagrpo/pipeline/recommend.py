@@ -26,6 +26,7 @@ from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.serve import recommender
+from adagrpo.pipeline.versions import LATEST
 from adagrpo.serving.recommender import ItemId, Query, Recommender
 from adagrpo.storage.artifacts import hash_file, hash_json, write_file, written_beside
 from adagrpo.storage.locks import lock_folder
@@ -105,6 +106,7 @@ def recommend_users(
     exclude_history: bool | None = None,
     precision: Precision | None = None,
     columns: tuple[str, str] = (USER_ID, HISTORY),
+    catalog: str = LATEST,
 ) -> dict[str, Any]:
     """Write the lists of all users of a file.
 
@@ -120,6 +122,7 @@ def recommend_users(
         exclude_history: leave the items of the whole history out of each list; None: as the run's evaluation does.
         precision: see `adagrpo.pipeline.serve.recommender`.
         columns: names of the user and the history column.
+        catalog: see `adagrpo.pipeline.serve.recommender`.
 
     Returns:
         The content of summary.json and the folder.
@@ -127,9 +130,9 @@ def recommend_users(
     Raises:
         UserError: the file cannot be read as above, or the folder holds the lists of something else.
     """
-    served, about = recommender(run, arm, checkpoint, reward_weight, exclude_history, precision=precision)
+    served, about = recommender(run, arm, checkpoint, reward_weight, exclude_history, precision, catalog)
     weights = choose_checkpoint(run, arm, checkpoint).weights / "model.safetensors"
-    kept = ("name", "arm", "checkpoint", "step", "reward_weight", "precision", "exclude_history")
+    kept = ("name", "arm", "checkpoint", "step", "reward_weight", "precision", "exclude_history", "catalog_version")
     made_from = {key: about[key] for key in kept} | {"k": k, "beam_width": served.width}
     inputs = {"weights": run.hash_input(weights), "users": hash_file(users) if users.is_file() else None}
     inputs |= {"configuration": run.config_hash}
@@ -170,7 +173,7 @@ class _Written:
     def __init__(self, run: Run, served: Recommender, out: Path, k: int, expected: int) -> None:
         self.run, self.served, self.out, self.k = run, served, out, k
         self.data, self.expected, self.started = RunData(run), expected, time.monotonic()
-        self.item_ids = load_item_ids(self.data.prepared)
+        self.item_ids = pl.Series(ITEM_ID, served.item_ids, dtype=load_item_ids(self.data.prepared).dtype)
         self.user_type = load_user_ids(self.data.prepared).dtype
         self.logged: dict[str, list[int]] | None = None
         self.counts = {"users": 0, "users_without_a_list": 0, "unknown_users": 0, "unknown_item_ids": 0}

@@ -72,6 +72,8 @@ class HybridState:
 class HybridPolicy(nn.Module):
     """See the module's text; implements `adagrpo.policies.policy.Policy`. Lives on the device of the trie."""
 
+    item_tables = ("items.weight", "bias.weight")  # of a row an item
+
     def __init__(
         self,
         compact: CompactPolicy,
@@ -149,6 +151,21 @@ class HybridPolicy(nn.Module):
         with torch.no_grad():
             copied._vectors = self._item_vectors(self.trie.items)
         return copied
+
+    @torch.no_grad()
+    def borrow(
+        self,
+        weights: Tensor,  # (N, V - N) sparse
+    ) -> None:
+        """Give the last `N` items the vectors of items that they are like: `e_i = Σ_j w_j e_j`, `b_i = Σ_j w_j b_j`.
+
+        Args:
+            weights: `w`, rows of sum 1.
+        """
+        items = torch.arange(self.items.num_embeddings, device=weights.device)
+        known, new = items[: weights.shape[1]], items[weights.shape[1] :]
+        self.items.weight[new] = weights @ self._item_vectors(known) - self.compact.code_vectors(new)
+        self.bias.weight[new] = weights @ self.bias.weight[known]
 
     def item_states(self, context: HybridContext) -> Tensor:
         """(N, D) queries of the item head, `g(h)`."""

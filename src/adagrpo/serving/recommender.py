@@ -69,6 +69,7 @@ class Recommender:
         precision: Precision = "auto",
         reward: Reward | None = None,
         reward_weight: float = 0.0,
+        catalog_version: str | None = None,
         popularity: NDArray[np.int64] | None = None,  # (V,)
     ) -> None:
         """Freeze the policy.
@@ -83,6 +84,7 @@ class Recommender:
             precision: of the policy; the attribute of this name says what that is on this machine.
             reward: re-ranks the beam.
             reward_weight: `w`.
+            catalog_version: what the catalogue is called; the attribute of this name is for answers.
             popularity: (V,) training interactions of each item; without them a query without a history gets no item.
         """
         self.policy = policy.eval().frozen()
@@ -90,10 +92,13 @@ class Recommender:
         self.width, self.max_history, self.mask_history = width, max_history, mask_history
         self.precision: Precision = precision_used(self.policy, precision)
         self.reward, self.reward_weight = reward, reward_weight
+        self.catalog_version = catalog_version
         self._codes = catalog.codes.cpu().numpy()
         self._items = {str(name): item for item, name in enumerate(self.item_ids)}
         self._counts = popularity
-        self._popular = None if popularity is None else np.argsort(-popularity, kind="stable")
+        listed = catalog.listed.cpu().numpy()
+        order = None if popularity is None else np.argsort(-popularity, kind="stable")
+        self._popular = None if order is None else order[listed[order]]
 
     def known(self, history: Sequence[ItemId]) -> tuple[list[int], list[ItemId]]:
         """The items that ids name, and the ids that name none; `7` and `"7"` are the same id."""
