@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.reliability import (
+    endings,
     explode,
     findings,
     foreign,
@@ -21,7 +22,9 @@ from benchmarks.reliability import (
     kills,
     lists,
     logs,
+    malformed,
     masking,
+    overload,
     read_only,
     readers,
     stale,
@@ -39,6 +42,11 @@ CHECKS: dict[str, Callable[[Path], Finding]] = {
     "security": suites.security,
     "damage": readers.truncations,
     "lists": lists.lists,
+    "malformed": malformed.malformed,
+    "overload": overload.overload,
+    "endings": endings.endings,
+    "exchanges": endings.exchanges,
+    "token": malformed.token,
     "foreign": foreign.foreign,
     "flips": readers.flips,
     "read_only": read_only.read_only,

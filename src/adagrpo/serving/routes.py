@@ -86,6 +86,7 @@ class Routes:
     may_reload: bool  # a token is set
     exposures: ExposureRows | None
     parent: int | None = None  # process that reloads all workers
+    connections: Callable[[], int] = lambda: 0
 
     async def health(self, request: Request) -> Response:
         """What is served."""
@@ -103,6 +104,7 @@ class Routes:
     async def metrics_text(self, request: Request) -> Response:
         """Figures for Prometheus."""
         self.metrics.waiting.set(self.line.waiting)
+        self.metrics.connections.set(self.connections())
         return Response(self.metrics.text(), media_type=MEDIA_TYPE)
 
     async def recommend(self, request: Request) -> Response:
