@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 
+from adagrpo.data.groups import load_groups
 from adagrpo.data.prepared import load_item_ids
 from adagrpo.errors import UserError
 from adagrpo.networks.layers import Precision
@@ -62,6 +64,7 @@ def recommender(
         reward=models.reward() if reward_weight > 0 else None,
         reward_weight=reward_weight,
         popularity=np.bincount(data.training.values, minlength=data.num_items),
+        groups=partial(load_groups, data.prepared),
     )
     about: dict[str, Any] = {"name": run.config.name, "arm": chosen.arm, "checkpoint": checkpoint, "step": chosen.step}
     about |= {"why": chosen.why, "items": data.num_items, "reward_weight": reward_weight}
