@@ -74,6 +74,9 @@ def serve(
     user_key_file: Annotated[
         Path | None, typer.Option(help="Key that user ids are hashed with; made if there is none.")
     ] = None,
+    exposures: Annotated[
+        Path | None, typer.Option(help="Folder of the exposure log: a row for each list, durable before it is sent.")
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, max=64, help="Processes that share the address.")] = 1,
     deadline: Annotated[float, typer.Option(min=0.01, max=60, help="Seconds in which a list must come.")] = 2.0,
     connections: Annotated[int, typer.Option(min=1, max=100_000, help="Most of them, in each process.")] = 1000,
@@ -115,6 +118,7 @@ def serve(
             token_file=token_file,
             without_token=without_token,
             user_key_file=user_key_file,
+            exposures=exposures,
             limits=Limits(deadline_seconds=deadline, connections=connections, drain_seconds=drain),
             log_share=log_share,
             rerank_seconds=rerank_seconds,
