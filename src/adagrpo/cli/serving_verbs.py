@@ -28,6 +28,7 @@ from adagrpo.errors import UserError
 
 __all__ = ["export", "recommend", "serve"]
 
+FILTER = "column=value of the item table, a file of item ids, or a .json filter. May be repeated."
 
 ExcludeHistory = Annotated[
     bool | None,
@@ -143,9 +144,13 @@ def recommend(
     catalog: CatalogChoice = "latest",
     user_column: Annotated[str, typer.Option(help="The column of user ids.")] = "user_id",
     history_column: Annotated[str, typer.Option(help="The column of histories.")] = "history",
+    include: Annotated[list[str] | None, typer.Option(help=f"Only what matches: {FILTER}")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help=f"Nothing that matches: {FILTER}")] = None,
+    popular: Annotated[bool, typer.Option("--popular", help="Popular items for users with no known history.")] = False,
 ) -> None:
     """Write the lists of all users of a file as Parquet; those of users alone come from their logged histories."""
     from adagrpo import pipeline
+    from adagrpo.serving.eligibility import parse_filter
 
     _check_weight(reward_weight)
     opened = common.open(run)
@@ -162,6 +167,9 @@ def recommend(
             precision=precision,
             columns=(user_column, history_column),
             catalog=catalog,
+            include=parse_filter(include or (), "--include"),
+            exclude=parse_filter(exclude or (), "--exclude"),
+            popular=popular,
         )
     finally:
         close(opened.console)

@@ -103,6 +103,7 @@ class LogSource(NamedTuple):
             id_column=self.described.id_column,
             text_columns=self.described.text,
             attribute_columns=self.described.attributes,
+            group_columns=self.described.groups,
             attribute_names=self.attribute_names,
             max_expansion=self.options.max_expansion,
         )
@@ -183,7 +184,8 @@ def prepare_stage(run: Run, files: Sequence[Path], build: Callable[[Path], None]
         drawn: something in it is drawn by chance.
     """
     inputs = list(dict.fromkeys(files))
-    run.stage("prepare", reads=("data", "seed") if drawn else ("data",), inputs=inputs, build=build)
+    reads = ("data", "seed") if drawn else ("data",)
+    run.stage("prepare", reads=reads, schema=2, inputs=inputs, build=build)
     if "prepare" in run.made or not is_described(run.directory):
         run.write_description({path.name: run.hash_input(path) for path in inputs})
 
