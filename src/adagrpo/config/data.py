@@ -36,12 +36,17 @@ class Columns(Section):
 
 
 class ItemTable(Section):
-    """The item table: text columns are joined, attribute columns may be lists or scalars."""
+    """The item table: text columns are joined, attribute columns may be lists or scalars.
+
+    `groups` are columns that lists may be narrowed by, such as a market or what is in stock, and that no model sees.
+    Attribute columns of single values can be named in the same way.
+    """
 
     path: str
     id_column: str = "item_id"
     text: tuple[str, ...] = ()
     attributes: tuple[str, ...] = ()
+    groups: tuple[Annotated[str, Field(pattern="^[^=]+$")], ...] = ()
     attribute_names: str | None = None
 
 
