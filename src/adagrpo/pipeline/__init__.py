@@ -4,6 +4,8 @@ from adagrpo.pipeline.catalog_update import update_catalog
 from adagrpo.pipeline.checks import finished_arms
 from adagrpo.pipeline.description import kept_settings
 from adagrpo.pipeline.run import Console, Run, Silent
+from adagrpo.pipeline.serve import Operation
+from adagrpo.pipeline.served_log import latest_exposures
 from adagrpo.pipeline.stages.prepare import simulate_marketplace
 from adagrpo.pipeline.stages.ranker_report import report_ranker
 from adagrpo.pipeline.verbs import (
@@ -28,6 +30,7 @@ from adagrpo.pipeline.versions import CatalogVersion, catalog_diff, catalog_vers
 __all__ = [
     "CatalogVersion",
     "Console",
+    "Operation",
     "Run",
     "Silent",
     "catalog_diff",
@@ -42,6 +45,7 @@ __all__ = [
     "fit_ranker",
     "fit_sft",
     "kept_settings",
+    "latest_exposures",
     "open_version",
     "prepare",
     "recommend_users",
