@@ -40,6 +40,7 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.serve import recommender
 from adagrpo.policies.language_model import template_tokens
+from adagrpo.serving.recommender import Query
 from adagrpo.types import Cases, Ragged
 
 LM = {
@@ -152,7 +153,7 @@ def test_export_serve_and_evaluate_agree_in_float32(run: Run, tmp_path: Path):
     found: dict[str, tuple[list[list[Any]], np.ndarray]] = {}
     for size in (1, 64):
         answers, _ = recommender(run, "adagrpo", "final", precision="float32")
-        given = [[int(item) for item in row] for row in rows]
+        given = [Query([int(item) for item in row]) for row in rows]
         lists = [one for first in range(0, 300, size) for one in answers.recommend(given[first : first + size])]
         found[f"serve, {size} at a time"] = [one.items for one in lists], np.array([one.scores for one in lists])
         named = [[names[item] for item in row] for row in rows]

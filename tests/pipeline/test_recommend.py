@@ -14,6 +14,7 @@ import pytest
 from adagrpo.errors import UserError
 from adagrpo.pipeline import Run, prepare, recommend_users
 from adagrpo.pipeline import recommend as recommending
+from adagrpo.serving.recommender import Query, Recommendations
 
 HISTORIES = {"a": [3, 13, 23], "b": [293], "c": [3, 999, 13], "d": [999], "e": []}
 
@@ -47,7 +48,7 @@ def test_lists_are_those_of_the_server_whatever_the_file(finished: Path, tmp_pat
     expected = []
     for user, history in HISTORIES.items():
         known = served.known(history)[0]
-        found = served.recommend([known])[0] if known else served.recommend([[0]])[0]._replace(items=[], scores=[])
+        found = served.recommend([Query(known)])[0] if known else Recommendations([], [], [])
         expected += [(user, 1 + rank, item) for rank, item in enumerate(found.items[:4])]
     table = lists(tmp_path / "out")
     assert table.select("user_id", "rank", "item_id").rows() == expected

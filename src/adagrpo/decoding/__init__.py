@@ -16,13 +16,18 @@ Many open implementations let a row run on unconstrained when its prefix is not 
 from adagrpo.decoding.beams import Beams, beam_search, beam_search_both
 from adagrpo.decoding.hypotheses import DeadEnd
 from adagrpo.decoding.sampling import Samples, sample, score_sequences
+from adagrpo.decoding.slates import Slates, draw_slates, inclusion_log_probs, place_log_probs
 
 __all__ = [
     "Beams",
     "DeadEnd",
     "Samples",
+    "Slates",
     "beam_search",
     "beam_search_both",
+    "draw_slates",
+    "inclusion_log_probs",
+    "place_log_probs",
     "sample",
     "score_sequences",
 ]

@@ -3,6 +3,8 @@
 from adagrpo.pipeline.checks import finished_arms
 from adagrpo.pipeline.description import kept_settings
 from adagrpo.pipeline.run import Console, Run, Silent
+from adagrpo.pipeline.serve import Operation
+from adagrpo.pipeline.served_log import latest_exposures
 from adagrpo.pipeline.stages.prepare import simulate_marketplace
 from adagrpo.pipeline.stages.ranker_report import report_ranker
 from adagrpo.pipeline.verbs import (
@@ -25,6 +27,7 @@ from adagrpo.pipeline.verbs import (
 
 __all__ = [
     "Console",
+    "Operation",
     "Run",
     "Silent",
     "collect",
@@ -37,6 +40,7 @@ __all__ = [
     "fit_ranker",
     "fit_sft",
     "kept_settings",
+    "latest_exposures",
     "prepare",
     "recommend_users",
     "report_ranker",

@@ -26,7 +26,7 @@ from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.serve import recommender
-from adagrpo.serving.recommender import ItemId, Recommender
+from adagrpo.serving.recommender import ItemId, Query, Recommender
 from adagrpo.storage.artifacts import hash_file, hash_json, write_file, written_beside
 from adagrpo.storage.locks import lock_folder
 
@@ -78,8 +78,8 @@ def answer(
     order = sorted((row for row, items in enumerate(known) if items), key=lambda row: -len(known[row]))
     for first in range(0, len(order), batch_size):
         rows = order[first : first + batch_size]
-        closed = None if left_out is None else [left_out[row] for row in rows]
-        for row, found in zip(rows, served.recommend([known[row] for row in rows], without=closed), strict=True):
+        queries = [Query(known[row], without=() if left_out is None else left_out[row]) for row in rows]
+        for row, found in zip(rows, served.recommend(queries), strict=True):
             answers[row] = Answer(found.items[:k], found.scores[:k], found.codes[:k], unknown[row])
         report(first + len(rows))
     return answers

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from adagrpo.data.prepared import load_item_ids
 from adagrpo.errors import UserError
@@ -15,9 +19,30 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.rewards import check_reward
 from adagrpo.pipeline.run import Run
-from adagrpo.serving import Recommender
+from adagrpo.serving import Query, Recommender
+from adagrpo.serving.bearer import check_exposed, read_tokens
+from adagrpo.serving.fallback import Guarded
+from adagrpo.serving.limits import Limits, most_connections
+from adagrpo.serving.served import Serving, Shelf
+from adagrpo.serving.user_hash import read_key
 
-__all__ = ["recommender", "serve"]
+__all__ = ["Operation", "recommender", "serve"]
+
+WEIGHTS = "model.safetensors"
+SHOWN = 12  # digits of a sha256 that name a version
+
+
+@dataclass(frozen=True)
+class Operation:
+    """How a service is run, beside what it serves."""
+
+    token_file: Path | None = None
+    without_token: bool = False  # others may reach it all the same
+    user_key_file: Path | None = None
+    limits: Limits = field(default_factory=Limits)
+    log_share: float = 0.0  # of the requests that are logged
+    rerank_seconds: float = 0.25  # that a reward may take for a batch
+    workers: int = 1
 
 
 def recommender(
@@ -59,10 +84,13 @@ def recommender(
         precision=precision or run.config.evaluation.precision,
         reward=models.reward() if reward_weight > 0 else None,
         reward_weight=reward_weight,
+        popularity=np.bincount(data.training.values, minlength=data.num_items),
     )
     about: dict[str, Any] = {"name": run.config.name, "arm": chosen.arm, "checkpoint": checkpoint, "step": chosen.step}
     about |= {"why": chosen.why, "items": data.num_items, "reward_weight": reward_weight}
-    return served, about | {"exclude_history": excludes, "precision": served.precision}
+    about |= {"exclude_history": excludes, "precision": served.precision}
+    model, catalog = (run.hash_input(path)[:SHOWN] for path in (chosen.weights / WEIGHTS, data.catalog_files[0]))
+    return served, about | {"versions": {"model": model, "catalog": catalog, "arm": f"{chosen.arm}/{checkpoint}"}}
 
 
 def serve(
@@ -75,6 +103,7 @@ def serve(
     reward_weight: float = 0.0,
     exclude_history: bool | None = None,
     precision: Precision | None = None,
+    operation: Operation | None = None,
     ready: Callable[[dict[str, Any]], None],
 ) -> None:
     """Serve until the process is told to end.
@@ -88,18 +117,37 @@ def serve(
         reward_weight: see `recommender`.
         exclude_history: see `recommender`.
         precision: see `recommender`.
+        operation: tokens, keys, limits and logs.
         ready: called once requests are taken, with the address and what `/health` says.
 
     Raises:
-        UserError: the extra is missing, nothing to serve, what would be served is stale, or the address cannot be had.
+        UserError: the extra is missing, nothing to serve, what would be served is stale, the address cannot be had, or
+            others can reach it and there is no token.
     """
+    operation = operation or Operation()
     try:
-        from adagrpo.serving import app
+        from adagrpo.serving import app, draining, request_log
     except ImportError as error:
-        raise UserError("serve: needs fastapi and uvicorn; pip install 'adagrpo[serve]'") from error
-    listener = app.listen(host, port)
+        raise UserError("serve: needs fastapi, uvicorn and others; pip install 'adagrpo[serve]'") from error
+    bearers = read_tokens(operation.token_file)
+    check_exposed(host, bearers, operation.without_token)
+    limits = replace(operation.limits, connections=most_connections(operation.limits.connections))
+
+    def load(arm: str | None = arm, checkpoint: Literal["best", "final"] = checkpoint, again: bool = True) -> Serving:
+        opened = Run.open(run.called, run.overrides) if again else run
+        served, about = recommender(opened, arm, checkpoint, reward_weight, exclude_history, precision)
+        if served.reward is not None:
+            served.reward = Guarded(served.reward, budget_seconds=operation.rerank_seconds)
+        return Serving(served, about, about["versions"])
+
+    listener = draining.listen(host, port)
     with listener:
-        served, about = recommender(run, arm, checkpoint, reward_weight, exclude_history, precision)
-        served.recommend([[0]])  # what is made on first use is made before the first request
-        ready({"url": f"http://{host}:{listener.getsockname()[1]}", **about})
-        app.serve(app.create_app(served, about), listener)
+        shelf = Shelf(load(again=False), load)
+        shelf.now.recommender.recommend([Query([0])])  # what is made on first use is made before the first request
+        log = request_log.RequestLog(operation.log_share)
+        options = app.Options(limits, bearers, log, read_key(operation.user_key_file))
+        application = app.Application(shelf, options)
+        server = draining.Server(application)
+        name = f"[{host}]" if ":" in host else host
+        ready({"url": f"http://{name}:{listener.getsockname()[1]}", **shelf.now.about})
+        server.run(sockets=[listener])

@@ -123,6 +123,11 @@ class HybridPolicy(nn.Module):
         return self.item_dropout == 0 and self.compact.same_in_training
 
     @property
+    def trains_on_nll(self) -> bool:
+        """False: each expert has a loss of its own, and none is the pool's, see `Policy.trains_on_nll`."""
+        return False
+
+    @property
     def body_parameters(self) -> Sequence[nn.Parameter]:
         """None: all train together."""
         return ()

@@ -2,15 +2,19 @@
 
 The list of a history is the one that evaluation measures: the same beam width, masking and precision, and where a
 reward is given the order of `log-probability + w · reward` that `rerank` stands for in a comparison.
+
+What a query rules out is ruled out within the search, so that its list is full wherever enough other items exist. A
+query without a history is answered with the most popular items of training; its scores are log((n_i + 1) / (n + V)).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from adagrpo.data.sequences import older_items, pad
 from adagrpo.decoding import beam_search
@@ -20,12 +24,24 @@ from adagrpo.policies.policy import Policy
 from adagrpo.rewards.protocol import Reward
 from adagrpo.rewards.scoring import ask_reward
 from adagrpo.semantic_ids.catalog import Catalog
-from adagrpo.semantic_ids.trie import Excluded
+from adagrpo.semantic_ids.trie import Eligible, Excluded
 from adagrpo.types import Histories, Ragged
 
-__all__ = ["ItemId", "Recommendations", "Recommender"]
+__all__ = ["ItemId", "Query", "Recommendations", "Recommender", "Source"]
 
 ItemId = int | str
+Source = Literal["policy", "popular"]
+
+
+class Query(NamedTuple):
+    """What one list is asked for."""
+
+    history: Sequence[int]  # items, oldest first; none for a cold user
+    exclude_history: bool | None = None  # leave the items of the history out; None: as the recommender does
+    without: Sequence[int] = ()  # other items that are left out
+    eligible: Eligible | None = None  # what may be in the list; None: the catalogue
+    temperature: float = 0.0  # above 0 the list is drawn, not searched
+    seed: int | None = None  # of the drawing
 
 
 class Recommendations(NamedTuple):
@@ -34,6 +50,8 @@ class Recommendations(NamedTuple):
     items: list[ItemId]
     scores: list[float]  # log-probability, nats; with a reward, plus weight times reward
     codes: list[list[int]]  # the Semantic ID of each item
+    log_propensities: list[float] | None = None  # of drawn lists: how likely each item was at its place, nats
+    source: Source = "policy"  # "popular" for a history that says nothing
 
 
 class Recommender:
@@ -51,6 +69,7 @@ class Recommender:
         precision: Precision = "auto",
         reward: Reward | None = None,
         reward_weight: float = 0.0,
+        popularity: NDArray[np.int64] | None = None,  # (V,)
     ) -> None:
         """Freeze the policy.
 
@@ -64,6 +83,7 @@ class Recommender:
             precision: of the policy; the attribute of this name says what that is on this machine.
             reward: re-ranks the beam.
             reward_weight: `w`.
+            popularity: (V,) training interactions of each item; without them a query without a history gets no item.
         """
         self.policy = policy.eval().frozen()
         self.catalog, self.item_ids = catalog, list(item_ids)
@@ -72,47 +92,46 @@ class Recommender:
         self.reward, self.reward_weight = reward, reward_weight
         self._codes = catalog.codes.cpu().numpy()
         self._items = {str(name): item for item, name in enumerate(self.item_ids)}
+        self._counts = popularity
+        self._popular = None if popularity is None else np.argsort(-popularity, kind="stable")
 
     def known(self, history: Sequence[ItemId]) -> tuple[list[int], list[ItemId]]:
         """The items that ids name, and the ids that name none; `7` and `"7"` are the same id."""
         rows = [(name, self._items.get(str(name), -1)) for name in history]
         return [item for _, item in rows if item >= 0], [name for name, item in rows if item < 0]
 
-    def recommend(
-        self,
-        histories: Sequence[Sequence[int]],
-        exclude: Sequence[bool] | None = None,
-        without: Sequence[Sequence[int]] | None = None,
-    ) -> list[Recommendations]:
-        """The lists of `B` histories.
-
-        Args:
-            histories: items, oldest first, each with one at least.
-            exclude: of each history, whether its items are left out of its list; None: `mask_history` of all.
-            without: for each history other items that are left out of its list.
+    def recommend(self, queries: Sequence[Query]) -> list[Recommendations]:
+        """The lists of `B` queries, none of which depends on the others.
 
         Returns:
-            `B` lists of at most `width`; shorter where the catalogue or the search holds no more.
+            `B` lists of at most `width`; shorter where the catalogue, what is eligible of it, or the search holds no
+            more.
         """
-        excludes = [self.mask_history] * len(histories) if exclude is None else list(exclude)
+        alike: dict[tuple[bool, bool], list[int]] = {}  # rows that are searched in the same way
         answers: dict[int, Recommendations] = {}
-        for masked in {*excludes}:
-            rows = [row for row, this in enumerate(excludes) if this == masked]
-            closed = [] if without is None else [without[row] for row in rows]
-            answers |= zip(rows, self._search([histories[row] for row in rows], masked, closed), strict=True)
-        return [answers[row] for row in range(len(histories))]
+        for row, query in enumerate(queries):
+            if len(query.history):
+                narrowed = bool(len(query.without)) or query.eligible is not None
+                alike.setdefault((self._masks(query), narrowed), []).append(row)
+            else:
+                answers[row] = self._most_popular(query)
+        for (masked, narrowed), rows in alike.items():
+            rows.sort(key=lambda row: id(queries[row].eligible))  # those of one mask are looked up together
+            answers |= zip(rows, self._search([queries[row] for row in rows], masked, narrowed), strict=True)
+        return [answers[row] for row in range(len(queries))]
+
+    def _masks(self, query: Query) -> bool:
+        return self.mask_history if query.exclude_history is None else query.exclude_history
 
     @torch.no_grad()
-    def _search(
-        self, histories: Sequence[Sequence[int]], masked: bool, closed: Sequence[Sequence[int]]
-    ) -> list[Recommendations]:
-        batch = self._batch(histories, masked)
+    def _search(self, queries: Sequence[Query], masked: bool, narrowed: bool) -> list[Recommendations]:
+        batch = self._batch([query.history for query in queries], masked)
         held = self.width + (self.max_history if masked else 0)
-        excluded = self._excluded(batch, masked, closed) if any(closed) else None
+        excluded = self._excluded(batch, queries, masked) if narrowed else None
         with mixed_precision(self.policy, self.precision):
             context = self.policy.encode(batch)
             beams = beam_search(self.policy, context, held, trie=self.catalog.trie, excluded=excluded)
-        if masked and excluded is None:
+        if masked and not narrowed:
             items, scores = without_history(
                 self.policy, context, self.catalog, beams, batch, self.width, self.precision
             )
@@ -124,12 +143,25 @@ class Recommender:
             items = items.gather(1, order)
         return [self._named(*row) for row in zip(items.tolist(), scores.tolist(), strict=True)]
 
-    def _excluded(self, batch: Histories, masked: bool, closed: Sequence[Sequence[int]]) -> Excluded:
-        """What the searches of a batch never enter: `closed`, and with `masked` the histories."""
-        longest = max(map(len, closed))
-        rows = [[*items, *[-1] * (longest - len(items))] for items in closed]
+    def _excluded(self, batch: Histories, queries: Sequence[Query], masked: bool) -> Excluded:
+        """What the searches of a batch never enter: what a query leaves out, and with `masked` its history."""
+        longest = max(len(query.without) for query in queries)
+        rows = [[*query.without, *[-1] * (longest - len(query.without))] for query in queries]
         items = torch.tensor(rows, dtype=torch.int64, device=self.catalog.codes.device)
-        return self.catalog.trie.excluding(torch.cat([items, batch.whole], dim=1) if masked else items)
+        closed = torch.cat([items, batch.whole], dim=1) if masked else items
+        return self.catalog.trie.excluding(closed, [query.eligible for query in queries])
+
+    def _most_popular(self, query: Query) -> Recommendations:
+        """The most popular items that the query admits; equals by the number of the item."""
+        if self._popular is None or self._counts is None:
+            return Recommendations([], [], [], source="popular")
+        order = self._popular
+        if query.eligible is not None:
+            order = order[query.eligible.items.cpu().numpy()[order]]
+        left_out = {*query.without}
+        found = [int(item) for item in order[: self.width + len(left_out)] if int(item) not in left_out][: self.width]
+        shares = np.log((self._counts[found] + 1) / (self._counts.sum() + len(self._counts)))
+        return self._named(found, shares.tolist())._replace(source="popular")
 
     def _batch(self, histories: Sequence[Sequence[int]], masked: bool) -> Histories:
         offsets = np.cumsum([0, *map(len, histories)])
