@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -96,6 +97,7 @@ def serve(
     from adagrpo import pipeline
     from adagrpo.serving.exploration import Exploration
     from adagrpo.serving.limits import Limits
+    from adagrpo.serving.user_hash import VARIABLE
 
     def ready(about: dict[str, Any]) -> None:
         if common.as_json:
@@ -110,6 +112,11 @@ def serve(
         sys.stdout.flush()
 
     _check_weight(reward_weight)
+    if exposures is not None and user_key_file is None and VARIABLE not in os.environ and not common.quiet:
+        typer.echo(
+            f"note: no --user-key-file and no {VARIABLE}: users have other hashes in the exposure log after each start",
+            err=True,
+        )
     opened = replace(common, quiet=True).open(run)
     pipeline.serve(
         opened,

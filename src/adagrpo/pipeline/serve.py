@@ -150,6 +150,8 @@ def serve(
     limits = replace(operation.limits, connections=most_connections(operation.limits.connections))
     user_hash = read_key(operation.user_key_file)  # before there are several processes: one key for all
     together = operation.workers > 1
+    if operation.exposures is not None:  # refused before anything is loaded, made before several processes open it
+        LocalExposureLog(operation.exposures).close()
     if operation.explore is not None and operation.exposures is None:
         raise UserError("--explore: needs --exposures, the log that says what was drawn and how probable it was")
 
