@@ -16,6 +16,7 @@ from pathlib import Path
 from benchmarks.reliability import (
     endings,
     explode,
+    exposures,
     findings,
     foreign,
     invariance,
@@ -53,6 +54,7 @@ CHECKS: dict[str, Callable[[Path], Finding]] = {
     "masking": masking.masking,
     "explode": explode.explode,
     "stale": stale.stale,
+    "exposures": exposures.kill_log,
 }
 ROOT = Path(__file__).parent.parent.parent
 

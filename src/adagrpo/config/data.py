@@ -116,7 +116,7 @@ class RandomExposureConfig(Section):
 class ExposuresConfig(Section):
     """An exposure log of `adagrpo serve` as the source of the logs, see `adagrpo.data.logged_exposures`.
 
-    Feedback of the kinds `clicks` makes an impression a clicked one if its value is above 0; with `within_seconds`
+    Feedback of the kinds `clicks` makes an impression a clicked one; with `within_seconds`
     only if it came so soon after the answer. `only_sampled` keeps the lists alone that were drawn. `through` is the
     number of the last part that is read; null reads all that there are.
     """

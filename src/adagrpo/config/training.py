@@ -34,7 +34,7 @@ GATES: tuple[Gate, ...] = get_args(Gate)
 VALIDATION = "validation"  # in place of a number that validation cases are to choose
 OWN_NAME = r"[A-Za-z][A-Za-z0-9._-]*"
 MATCHED = ("mixture-matched", "mixture-norm-matched")  # to the gate: see `adagrpo.pipeline.matching`
-TAKEN = ("sft", "rerank", *MATCHED, "baselines")  # stages and arms that are no objective
+TAKEN = ("sft", "rerank", *MATCHED, "baselines", "exposures", "reward", "counts")  # stages that are no arm
 _ARM = re.compile(f"({'|'.join(OBJECTIVES)})(?:-({'|'.join(GATES)}))?(?:-(lambda|pressure)(.+))?")
 _RENAMED = {"distill_weight": "reward_weight"}  # options that had no section of their own, by their old names
 

@@ -48,7 +48,7 @@ from adagrpo.types import Ragged
 
 __all__ = ["update_catalog"]
 
-NEIGHBOURS = 10  # texts that a new item is likened to
+NEIGHBOURS = 3  # texts that a new item is likened to
 PRIOR = 2.0  # how many sightings beside another item the text is worth
 
 

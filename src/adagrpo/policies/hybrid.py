@@ -162,15 +162,13 @@ class HybridPolicy(nn.Module):
         self,
         weights: Tensor,  # (N, V - N) sparse
     ) -> None:
-        """Give the last `N` items the vectors of items that they are like: `e_i = Σ_j w_j e_j`, `b_i = Σ_j w_j b_j`.
+        """Give the last `N` items what items that they are like have beside their codes: `item_i = Σ_j w_j item_j`.
 
         Args:
-            weights: `w`, rows of sum 1.
+            weights: `w`, rows of sum 1; the biases too are the means under them.
         """
-        items = torch.arange(self.items.num_embeddings, device=weights.device)
-        known, new = items[: weights.shape[1]], items[weights.shape[1] :]
-        self.items.weight[new] = weights @ self._item_vectors(known) - self.compact.code_vectors(new)
-        self.bias.weight[new] = weights @ self.bias.weight[known]
+        for table in (self.items.weight, self.bias.weight):
+            table[weights.shape[1] :] = weights @ table[: weights.shape[1]]
 
     def item_states(self, context: HybridContext) -> Tensor:
         """(N, D) queries of the item head, `g(h)`."""

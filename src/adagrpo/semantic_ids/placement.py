@@ -10,8 +10,10 @@ that it was first seen with:
 
     x = |x̄| Σ_j w_j x_j / |Σ_j w_j x_j|
 
-and its codes are, level by level, the nearest centroid under which a sequence is left that no item has. A level that
-numbers the items of a sequence (`adagrpo.semantic_ids.collisions`) has no centroids: there it is the lowest number.
+and its codes are, level by level, the nearest centroid under which a sequence is left that no item begins with. A level
+that numbers the items of a sequence (`adagrpo.semantic_ids.collisions`) has no centroids: there the new item is number
+0, or the next one where every sequence of centroids is taken. A sequence of its own is better than the next number of
+the nearest: policies have seldom seen a number above 0 (`research/catalog_changes`).
 
 Items are placed one after the other, in the order that they are given in, and never moved for one another.
 """
@@ -130,41 +132,48 @@ def place(
     vectors = weights @ points
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     vectors *= np.linalg.norm(points, axis=1).mean() / np.where(lengths > 0, lengths, 1)
-    tree = _Taken(level_sizes, [len(book) for book in quantization.codebooks])
+    books = [book[:size].astype(np.float64) for book, size in zip(quantization.codebooks, level_sizes, strict=False)]
+    meaning = len(books)
+    own, numbered = _Taken([len(book) for book in books]), _Taken([*map(len, books), *level_sizes[meaning:]])
+    for codes in np.unique(taken[:, :meaning], axis=0).tolist():
+        own.add(codes)
     for codes in taken.tolist():
-        tree.add(codes)
-    placed = np.empty((len(vectors), len(level_sizes)), dtype=np.int64)
+        numbered.add(codes)
+    placed = np.zeros((len(vectors), len(level_sizes)), dtype=np.int64)
     for row, vector in enumerate(vectors):
-        placed[row] = tree.nearest_free(vector, quantization.codebooks)
-        tree.add(placed[row].tolist())
+        alone = own.nearest_free(vector, books)
+        found = numbered.nearest_free(vector, books) if alone is None else alone
+        if found is None:
+            raise UserError("catalog update: every Semantic ID is taken; tokenize again with more codes or levels")
+        placed[row, : len(found)] = found
+        if alone is not None:
+            own.add(alone)
+        numbered.add(placed[row].tolist())
     return placed
 
 
 class _Taken:
     """How many sequences of a tree are taken below each prefix."""
 
-    def __init__(self, level_sizes: Sequence[int], codebook_sizes: Sequence[int]) -> None:
-        usable = [min(size, book) for size, book in zip(level_sizes, codebook_sizes, strict=False)]
-        self.sizes = [*usable, *level_sizes[len(usable) :]]
-        self.room = [math.prod(self.sizes[level + 1 :]) for level in range(len(self.sizes))]
+    def __init__(self, sizes: Sequence[int]) -> None:
+        self.sizes = sizes
+        self.room = [math.prod(sizes[level + 1 :]) for level in range(len(sizes))]
         self.below: Counter[tuple[int, ...]] = Counter()
 
     def add(self, codes: Sequence[int]) -> None:
         """Take a sequence."""
         self.below.update(tuple(codes[: level + 1]) for level in range(len(codes)))
 
-    def nearest_free(self, vector: NDArray[np.float64], codebooks: Iterable[NDArray[np.float32]]) -> list[int]:
-        """The nearest sequence with room, level by level."""
+    def nearest_free(self, vector: NDArray[np.float64], books: Sequence[NDArray[np.float64]]) -> list[int] | None:
+        """The nearest sequence with room, level by level; None where none is left."""
         codes: list[int] = []
-        books = [*codebooks]
         for level, size in enumerate(self.sizes):
             order: Iterable[int] = range(size)
             if level < len(books):
-                book = books[level][:size].astype(np.float64)
-                order = np.argsort(np.square(book - vector).sum(axis=1), kind="stable").tolist()
+                order = np.argsort(np.square(books[level] - vector).sum(axis=1), kind="stable").tolist()
             code = next((code for code in order if self.below[(*codes, code)] < self.room[level]), None)
             if code is None:
-                raise UserError("catalog update: every Semantic ID is taken; tokenize again with more codes or levels")
+                return None
             codes.append(code)
             if level < len(books):
                 vector = vector - books[level][code]

@@ -169,13 +169,14 @@ def read_valid(data: RunData, cases: Cases, folder: Path, length: int) -> NDArra
     return valid
 
 
-def collect(run: Run, arms: list[str], left_out: Mapping[str, str]) -> dict[str, Any]:
+def collect(run: Run, arms: list[str], left_out: Mapping[str, str], judgements: Mapping[str, Any]) -> dict[str, Any]:
     """Gather the results of a run into metrics.json, which holds no time and no path; equal runs give equal bytes.
 
     Args:
         run: with every stage of the arms.
         arms: by name.
         left_out: trained arms that are not among them, and why.
+        judgements: what the judges of the recipe found; nothing where it has none.
     """
     sft = _read(run.checked("evaluate", "sft", "metrics.json"))
     stages: dict[str, Any] = {"sft": {split: sft[split] for split in ("validation", "test")}}
@@ -214,6 +215,7 @@ def collect(run: Run, arms: list[str], left_out: Mapping[str, str]) -> dict[str,
         "stages": stages,
     }
     content |= {"eligible": sft["eligible"]} if "eligible" in sft else {}
+    content |= {"judges": judgements} if judgements else {}
     content |= {"left_out": dict(left_out)} if left_out else {}
     run.write_output("metrics.json", json.dumps(content, indent=1) + "\n")
     _write_results(run, content)
