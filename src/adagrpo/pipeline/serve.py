@@ -26,6 +26,7 @@ from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.versions import LATEST, open_version
 from adagrpo.serving import Query, Recommender
 from adagrpo.serving.bearer import check_exposed, read_tokens
+from adagrpo.serving.explore import Explore
 from adagrpo.serving.exposure_store import LocalExposureLog
 from adagrpo.serving.fallback import Guarded
 from adagrpo.serving.limits import Limits, most_connections
@@ -52,6 +53,7 @@ class Operation:
     log_share: float = 0.0  # of the requests that are logged
     rerank_seconds: float = 0.25  # that a reward may take for a batch
     workers: int = 1
+    explore: Explore = field(default_factory=Explore)
 
 
 def recommender(
@@ -173,7 +175,9 @@ def serve(
                 shelf.now.recommender.recommend([Query([0])])  # what is made on first use
                 sink = None if operation.exposures is None else LocalExposureLog(operation.exposures)
                 parent = os.getppid() if together else None
-                options = Options(limits, bearers, RequestLog(operation.log_share), user_hash, sink, parent)
+                options = Options(
+                    limits, bearers, RequestLog(operation.log_share), user_hash, sink, parent, operation.explore
+                )
                 server = Server(Application(shelf, options))
                 begun({"url": url, **shelf.now.about})
                 server.run(sockets=[listener])
