@@ -77,6 +77,10 @@ def serve(
     exposures: Annotated[
         Path | None, typer.Option(help="Folder of the exposure log: a row for each list, durable before it is sent.")
     ] = None,
+    explore: Annotated[
+        float, typer.Option(min=0, max=100, help="Draw lists of /v1/recommend at this temperature; 0 draws none.")
+    ] = 0.0,
+    explore_share: Annotated[float, typer.Option(min=0, max=1, help="Share of the requests that draw.")] = 1.0,
     workers: Annotated[int, typer.Option(min=1, max=64, help="Processes that share the address.")] = 1,
     deadline: Annotated[float, typer.Option(min=0.01, max=60, help="Seconds in which a list must come.")] = 2.0,
     connections: Annotated[int, typer.Option(min=1, max=100_000, help="Most of them, in each process.")] = 1000,
@@ -89,6 +93,7 @@ def serve(
 ) -> None:
     """Answer requests over HTTP with a trained policy until interrupted: POST /recommend, GET /health, and /docs."""
     from adagrpo import pipeline
+    from adagrpo.serving.explore import Explore
     from adagrpo.serving.limits import Limits
 
     def ready(about: dict[str, Any]) -> None:
@@ -123,6 +128,7 @@ def serve(
             log_share=log_share,
             rerank_seconds=rerank_seconds,
             workers=workers,
+            explore=Explore(explore, explore_share),
         ),
         catalog=catalog,
         ready=ready,

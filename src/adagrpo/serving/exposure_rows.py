@@ -53,6 +53,7 @@ def exposure(
         temperature=query.temperature if drawn else None,
         seed=query.seed if drawn else None,
         log_propensities=None if shown.log_propensities is None else tuple(shown.log_propensities[:k]),
+        log_inclusions=None if shown.log_inclusions is None else tuple(shown.log_inclusions[:k]),
         latency_ms=round(ms, 3),
     )
 
