@@ -26,7 +26,7 @@ from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.versions import LATEST, open_version
 from adagrpo.serving import Query, Recommender
 from adagrpo.serving.bearer import check_exposed, read_tokens
-from adagrpo.serving.explore import Explore
+from adagrpo.serving.exploration import Exploration
 from adagrpo.serving.exposure_store import LocalExposureLog
 from adagrpo.serving.fallback import Guarded
 from adagrpo.serving.limits import Limits, most_connections
@@ -49,11 +49,11 @@ class Operation:
     without_token: bool = False  # others may reach it all the same
     user_key_file: Path | None = None
     exposures: Path | None = None  # folder of the exposure log; None writes none
+    explore: Exploration | None = None  # draw a share of the lists; needs `exposures`
     limits: Limits = field(default_factory=Limits)
     log_share: float = 0.0  # of the requests that are logged
     rerank_seconds: float = 0.25  # that a reward may take for a batch
     workers: int = 1
-    explore: Explore = field(default_factory=Explore)
 
 
 def recommender(
@@ -150,6 +150,10 @@ def serve(
     limits = replace(operation.limits, connections=most_connections(operation.limits.connections))
     user_hash = read_key(operation.user_key_file)  # before there are several processes: one key for all
     together = operation.workers > 1
+    if operation.exposures is not None:  # refused before anything is loaded, made before several processes open it
+        LocalExposureLog(operation.exposures).close()
+    if operation.explore is not None and operation.exposures is None:
+        raise UserError("--explore: needs --exposures, the log that says what was drawn and how probable it was")
 
     def load(
         arm: str | None = arm, checkpoint: Literal["best", "final"] = checkpoint, catalog: str = catalog
@@ -158,6 +162,8 @@ def serve(
         served, about = recommender(opened, arm, checkpoint, reward_weight, exclude_history, precision, catalog)
         if served.reward is not None:
             served.reward = Guarded(served.reward, budget_seconds=operation.rerank_seconds)
+        if operation.explore is not None:
+            about |= {"explore": operation.explore._asdict()}
         return Serving(served, about, about["versions"])
 
     with _counted_together(together):
@@ -176,7 +182,7 @@ def serve(
                 sink = None if operation.exposures is None else LocalExposureLog(operation.exposures)
                 parent = os.getppid() if together else None
                 options = Options(
-                    limits, bearers, RequestLog(operation.log_share), user_hash, sink, parent, operation.explore
+                    limits, bearers, RequestLog(operation.log_share), user_hash, sink, operation.explore, parent
                 )
                 server = Server(Application(shelf, options))
                 begun({"url": url, **shelf.now.about})
