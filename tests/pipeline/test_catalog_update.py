@@ -20,11 +20,15 @@ from adagrpo.pipeline import (
     Run,
     catalog_diff,
     catalog_versions,
+    collect,
+    evaluate,
+    evaluate_with,
     fit_ranker,
     fit_sft,
     open_version,
     prepare,
     recommend_users,
+    report_ranker,
     stage,
     tokenize,
     update_catalog,
@@ -354,3 +358,25 @@ def test_the_verb(run: Run, tmp_path: Path) -> None:
     ):
         status, text = command("catalog", *words, "--run", place)
         assert status == 2 and says in text and "\n" not in text
+
+
+def test_an_evaluation_of_a_version_is_a_run_of_its_own(run: Run, tmp_path: Path) -> None:
+    update_catalog(run, delist=["3", "153"])
+    with pytest.raises(UserError, match=r"--catalog: .* give --out"):
+        evaluate_with(Run.open(run.directory), "1")
+    update_catalog(run, items=write_items(tmp_path / "new.csv", {1043: title(4)}))
+    for again in (False, True):
+        other = Run.open(run.directory, out=tmp_path / "later")
+        evaluate_with(other, "latest")
+        evaluate(other, [])
+        report_ranker(other)
+        metrics = collect(other, [])
+        assert bool(other.made) != again
+    table = pl.read_parquet(tmp_path / "later/evaluate/sft/predictions.parquet")
+    assert not {3, 153} & {*table["item_id"].to_list()} and 1043 in table["item_id"].to_list()
+    assert metrics["stages"]["sft"]["test"]["hr@10"] > 0
+    reopened = Run.open(tmp_path / "later")
+    assert reopened.catalog == 2 and parts_of(reopened)["evaluate/sft"].state == "done"
+    with pytest.raises(UserError, match="is about version 2"):
+        evaluate_with(reopened, "1")
+    assert not (run.directory / "evaluate").exists()

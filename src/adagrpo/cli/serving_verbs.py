@@ -64,7 +64,6 @@ def serve(
     reward_weight: RewardWeight = 0.0,
     exclude_history: ExcludeHistory = None,
     precision: Precision = None,
-    catalog: CatalogChoice = "latest",
     token_file: Annotated[
         Path | None, typer.Option(help="Bearer tokens, one a line; else the environment variable ADAGRPO_TOKENS.")
     ] = None,
@@ -82,6 +81,7 @@ def serve(
     rerank_seconds: Annotated[
         float, typer.Option(min=0.001, max=60, help="What a reward may take for a batch.")
     ] = 0.25,
+    catalog: CatalogChoice = "latest",
 ) -> None:
     """Answer requests over HTTP with a trained policy until interrupted: POST /recommend, GET /health, and /docs."""
     from adagrpo import pipeline
@@ -110,7 +110,6 @@ def serve(
         reward_weight=reward_weight,
         exclude_history=exclude_history,
         precision=precision,
-        catalog=catalog,
         operation=pipeline.Operation(
             token_file=token_file,
             without_token=without_token,
@@ -120,6 +119,7 @@ def serve(
             rerank_seconds=rerank_seconds,
             workers=workers,
         ),
+        catalog=catalog,
         ready=ready,
     )
 

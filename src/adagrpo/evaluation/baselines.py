@@ -27,7 +27,13 @@ _BLOCK = 2**24
 
 
 def popularity(
-    training: Ragged, num_items: int, cases: Cases, *, width: int = 50, mask_history: bool = False
+    training: Ragged,
+    num_items: int,
+    cases: Cases,
+    *,
+    width: int = 50,
+    mask_history: bool = False,
+    listed: NDArray[np.bool_] | None = None,  # (V,)
 ) -> NDArray[np.int64]:
     """(N, W) most popular items for each of `N` cases; -1 where there are none left.
 
@@ -37,8 +43,10 @@ def popularity(
         cases: `N` cases.
         width: `W`.
         mask_history: leave out the items of a case's history.
+        listed: (V,) True for the items that a list may hold; None: all.
     """
     counts = np.bincount(training.values, minlength=num_items).astype(np.float32)
+    counts[~listed if listed is not None else []] = -np.inf
     return _rank(cases, num_items, width, mask_history, 1.0, lambda histories: np.tile(counts, (histories.shape[0], 1)))
 
 
@@ -51,6 +59,7 @@ def item_knn(
     mask_history: bool = False,
     neighbours: int = 1000,
     decay: float = 0.7,
+    listed: NDArray[np.bool_] | None = None,  # (V,)
 ) -> NDArray[np.int64]:
     """(N, W) items nearest to the history of each of `N` cases; -1 where no further item is near.
 
@@ -62,12 +71,14 @@ def item_knn(
         mask_history: leave out the items of a case's history.
         neighbours: `k` kept for each item, itself not counted.
         decay: `γ`, in (0, 1].
+        listed: (V,) True for the items that a list may hold; None: all.
     """
     near = _similarity(training, num_items, neighbours)
 
     def scores(histories: sparse.csr_array) -> NDArray[np.float32]:
         dense: NDArray[np.float32] = (histories @ near).toarray()
         dense[dense == 0] = -np.inf
+        dense[:, ~listed if listed is not None else []] = -np.inf
         return dense
 
     return _rank(cases, num_items, width, mask_history, decay, scores)

@@ -212,14 +212,18 @@ def rank_by_ranker(
     max_history: int,
     width: int = 50,
     mask_history: bool = False,
+    listed: NDArray[np.bool_] | None = None,  # (V,)
 ) -> dict[str, float]:
-    """The ranker's own retrieval over the full catalogue: how good is the reward model?"""
+    """The ranker's own retrieval over the catalogue, or what is `listed` of it: how good is the reward model?"""
     ranker.eval()
+    gone = None if listed is None else torch.from_numpy(~listed).to(ranker.items.weight.device)
     wide = min(width + (max_history if mask_history else 0), ranker.items.num_embeddings)
     items = np.full((len(cases), width), -1, dtype=np.int64)
     for rows, histories in _batches(cases, batch_size, max_history, ranker.items.weight.device, whole=mask_history):
         with mixed_precision(ranker):
             scores = ranker.catalogue_scores(ranker.last_states(histories))
+        if gone is not None:
+            scores = scores.masked_fill(gone, -torch.inf)
         best = scores.topk(wide)
         ranked = best.indices
         if mask_history:
@@ -228,6 +232,8 @@ def rank_by_ranker(
             if len(short) and wide < scores.shape[1]:
                 every = scores[short].sort(dim=1, descending=True, stable=True)
                 ranked[short] = _unseen(every.indices, every.values, histories.rows(short), width)[0]
+        if gone is not None:  # places that listed items do not fill
+            ranked = ranked.masked_fill(gone[ranked.clamp(min=0)], -1)
         items[rows, : ranked.shape[1]] = ranked.cpu().numpy()
     return retrieval(items, cases)
 

@@ -96,8 +96,7 @@ def recommender(
     about |= {"exclude_history": excludes, "precision": served.precision}
     about |= {"catalog_version": version.name, "listed": len(data.catalog.trie.items)}
     model = run.hash_input(chosen.weights / WEIGHTS)[:SHOWN]
-    versions = {"model": model, "catalog": version.name, "arm": f"{chosen.arm}/{checkpoint}"}
-    return served, about | {"versions": versions}
+    return served, about | {"versions": {"model": model, "catalog": version.name, "arm": f"{chosen.arm}/{checkpoint}"}}
 
 
 def serve(
@@ -110,8 +109,8 @@ def serve(
     reward_weight: float = 0.0,
     exclude_history: bool | None = None,
     precision: Precision | None = None,
-    catalog: str = LATEST,
     operation: Operation | None = None,
+    catalog: str = LATEST,
     ready: Callable[[dict[str, Any]], None],
 ) -> None:
     """Serve until the process is told to end.
@@ -125,8 +124,8 @@ def serve(
         reward_weight: see `recommender`.
         exclude_history: see `recommender`.
         precision: see `recommender`.
-        catalog: see `recommender`.
         operation: tokens, keys, limits and logs.
+        catalog: see `recommender`.
         ready: called once requests are taken, with the address and what `/health` says.
 
     Raises:

@@ -14,7 +14,7 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from adagrpo.decoding import beam_search, draw_slates, inclusion_log_probs, place_log_probs
-from adagrpo.decoding.slates import _gumbel
+from adagrpo.decoding.drawn_lists import _gumbel
 from adagrpo.errors import NotFinite
 from adagrpo.semantic_ids.trie import Trie
 
