@@ -46,6 +46,7 @@ from adagrpo.rewards.cross_fitted import CrossFitted
 from adagrpo.rewards.features import Features
 from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.semantic_ids.collisions import numbers_items
+from adagrpo.semantic_ids.trie import Eligible
 from adagrpo.trainer import BatchSchedule
 from adagrpo.trainer.checkpoints import load_weights
 from adagrpo.trainer.processes import SharedReward, processes
@@ -325,8 +326,10 @@ class Models:
         cases: Cases,
         reward: Reward | None,
         report: Callable[[int, int], None] = lambda done, total: None,
+        *,
+        eligible: Eligible | None = None,
     ) -> Predictions:
-        """Beam search as the configuration's evaluation section says."""
+        """Beam search as the configuration's evaluation section says, held to what is eligible where that is given."""
         options = self.config.evaluation
         return predict(
             policy,
@@ -337,6 +340,7 @@ class Models:
             max_history=self.config.max_history,
             reward=reward,
             mask_history=options.mask_history,
+            eligible=eligible,
             precision=options.precision,
             report=report,
         )

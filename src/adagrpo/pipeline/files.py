@@ -6,8 +6,10 @@ made is never used. Nothing here reads test data but `cases("test")`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -16,6 +18,7 @@ from numpy.typing import NDArray
 
 from adagrpo import metrics
 from adagrpo.data.columns import ITEM_ID
+from adagrpo.data.groups import ItemGroups
 from adagrpo.data.prepared import (
     load_cases,
     load_impressions,
@@ -27,10 +30,13 @@ from adagrpo.data.prepared import (
 from adagrpo.data.simulation.truth import Truth
 from adagrpo.data.splits import keyed_uniforms, user_folds
 from adagrpo.errors import UserError
+from adagrpo.evaluation.predictions import select_cases
 from adagrpo.groups.decide import TrueUtility
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.versions import CatalogVersion
 from adagrpo.semantic_ids import Catalog
+from adagrpo.semantic_ids.trie import Eligible
+from adagrpo.serving.eligibility import Eligibility
 from adagrpo.types import Cases, Ragged
 
 __all__ = ["RunData"]
@@ -114,6 +120,62 @@ class RunData:
     def tail(self) -> NDArray[np.bool_]:
         """(V,) the items of the tail, by training interactions."""
         return metrics.tail_items(np.bincount(self.training.values, minlength=self.num_items))
+
+    @cached_property
+    def eligible(self) -> Eligible | None:
+        """What the lists that are measured are held to, see `evaluation.eligible`; None: the catalogue."""
+        options = self.config.evaluation.eligible
+        if options is None:
+            return None
+        numbers = {str(name): item for item, name in enumerate(self.item_ids.to_list())}
+
+        def known(ids: Sequence[str | int]) -> tuple[list[int], list[str | int]]:
+            return [numbers[str(name)] for name in ids if str(name) in numbers], []
+
+        eligibility = Eligibility(self.catalog.trie, self.groups, known)
+        try:
+            narrowing = eligibility.resolve(options.include or None, options.exclude)
+        except UserError as error:
+            raise UserError(f"evaluation.eligible.{error}") from error
+        if narrowing.left == 0:
+            raise UserError("evaluation.eligible: no item is eligible; see which values the item table has")
+        every = np.ones(self.num_items, np.bool_)
+        every[list(narrowing.without)] = False
+        return narrowing.eligible or self.catalog.trie.eligible(torch.from_numpy(every).to(self.device))
+
+    def groups(self) -> ItemGroups:
+        """The named groups of the items."""
+        return ItemGroups(self.items)
+
+    @property
+    def admitted(self) -> torch.Tensor | None:
+        """(V,) bool, what may be in the lists that are measured: listed and eligible. None: everything."""
+        eligible = None if self.eligible is None else self.eligible.items
+        if not self.version.number:
+            return eligible
+        return self.catalog.listed if eligible is None else self.catalog.listed & eligible
+
+    def measured_cases(self, split: str) -> Cases:
+        """The cases of a split that metrics are of: those whose logged item may be in a list.
+
+        Raises:
+            UserError: there is none.
+        """
+        cases = self.cases(split)
+        if self.eligible is None:
+            return cases
+        kept = np.flatnonzero(self.eligible.items.cpu().numpy()[cases.targets])
+        if len(kept) == 0:
+            raise UserError(f"evaluation.eligible: none of the {len(cases)} logged items of {split} is eligible")
+        return select_cases(cases, kept)
+
+    def measured(self) -> dict[str, Any]:
+        """What a file of metrics says of `evaluation.eligible`; nothing where it is not set."""
+        if self.eligible is None or self.config.evaluation.eligible is None:
+            return {}
+        left_out = {split: len(self.cases(split)) - len(self.measured_cases(split)) for split in ("validation", "test")}
+        filters = self.config.evaluation.eligible.model_dump(mode="json", exclude_defaults=True)
+        return {"eligible": filters | {"items": self.eligible.count, "cases_left_out": left_out}}
 
     @cached_property
     def slots(self) -> int:

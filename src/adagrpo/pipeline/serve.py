@@ -21,8 +21,10 @@ from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.versions import LATEST, open_version
 from adagrpo.serving import Query, Recommender
 from adagrpo.serving.bearer import check_exposed, read_tokens
+from adagrpo.serving.exposure_store import LocalExposureLog
 from adagrpo.serving.fallback import Guarded
 from adagrpo.serving.limits import Limits, most_connections
+from adagrpo.serving.request_log import RequestLog
 from adagrpo.serving.served import Serving, Shelf
 from adagrpo.serving.user_hash import read_key
 
@@ -39,6 +41,7 @@ class Operation:
     token_file: Path | None = None
     without_token: bool = False  # others may reach it all the same
     user_key_file: Path | None = None
+    exposures: Path | None = None  # folder of the exposure log; None writes none
     limits: Limits = field(default_factory=Limits)
     log_share: float = 0.0  # of the requests that are logged
     rerank_seconds: float = 0.25  # that a reward may take for a batch
@@ -90,11 +93,12 @@ def recommender(
         reward_weight=reward_weight,
         catalog_version=version.name,
         popularity=np.bincount(data.training.values, minlength=data.num_items),
+        groups=data.groups,
     )
     about: dict[str, Any] = {"name": run.config.name, "arm": chosen.arm, "checkpoint": checkpoint, "step": chosen.step}
     about |= {"why": chosen.why, "items": data.num_items, "reward_weight": reward_weight}
-    about |= {"exclude_history": excludes, "precision": served.precision}
     about |= {"catalog_version": version.name, "listed": len(data.catalog.trie.items)}
+    about |= {"exclude_history": excludes, "precision": served.precision}
     model = run.hash_input(chosen.weights / WEIGHTS)[:SHOWN]
     return served, about | {"versions": {"model": model, "catalog": version.name, "arm": f"{chosen.arm}/{checkpoint}"}}
 
@@ -109,8 +113,8 @@ def serve(
     reward_weight: float = 0.0,
     exclude_history: bool | None = None,
     precision: Precision | None = None,
-    operation: Operation | None = None,
     catalog: str = LATEST,
+    operation: Operation | None = None,
     ready: Callable[[dict[str, Any]], None],
 ) -> None:
     """Serve until the process is told to end.
@@ -124,8 +128,8 @@ def serve(
         reward_weight: see `recommender`.
         exclude_history: see `recommender`.
         precision: see `recommender`.
-        operation: tokens, keys, limits and logs.
         catalog: see `recommender`.
+        operation: tokens, keys, limits and logs.
         ready: called once requests are taken, with the address and what `/health` says.
 
     Raises:
@@ -134,33 +138,29 @@ def serve(
     """
     operation = operation or Operation()
     try:
-        from adagrpo.serving import app, draining, request_log
+        from adagrpo.serving.app import Application, Options
+        from adagrpo.serving.draining import Server, listen
     except ImportError as error:
         raise UserError("serve: needs fastapi, uvicorn and others; pip install 'adagrpo[serve]'") from error
     bearers = read_tokens(operation.token_file)
     check_exposed(host, bearers, operation.without_token)
     limits = replace(operation.limits, connections=most_connections(operation.limits.connections))
+    user_hash = read_key(operation.user_key_file)
 
     def load(
-        arm: str | None = arm,
-        checkpoint: Literal["best", "final"] = checkpoint,
-        catalog: str = catalog,
-        again: bool = True,
+        arm: str | None = arm, checkpoint: Literal["best", "final"] = checkpoint, catalog: str = catalog
     ) -> Serving:
-        opened = Run.open(run.called, run.overrides) if again else run
+        opened = Run.open(run.called, run.overrides)  # what is in it now
         served, about = recommender(opened, arm, checkpoint, reward_weight, exclude_history, precision, catalog)
         if served.reward is not None:
             served.reward = Guarded(served.reward, budget_seconds=operation.rerank_seconds)
         return Serving(served, about, about["versions"])
 
-    listener = draining.listen(host, port)
-    with listener:
-        shelf = Shelf(load(again=False), load)
+    with listen(host, port) as listener:
+        shelf = Shelf(load(), load)
         shelf.now.recommender.recommend([Query([0])])  # what is made on first use is made before the first request
-        log = request_log.RequestLog(operation.log_share)
-        options = app.Options(limits, bearers, log, read_key(operation.user_key_file))
-        application = app.Application(shelf, options)
-        server = draining.Server(application)
-        name = f"[{host}]" if ":" in host else host
-        ready({"url": f"http://{name}:{listener.getsockname()[1]}", **shelf.now.about})
-        server.run(sockets=[listener])
+        sink = None if operation.exposures is None else LocalExposureLog(operation.exposures)
+        application = Application(shelf, Options(limits, bearers, RequestLog(operation.log_share), user_hash, sink))
+        named = f"[{host}]" if ":" in host else host
+        ready({"url": f"http://{named}:{listener.getsockname()[1]}", **shelf.now.about})
+        Server(application).run(sockets=[listener])

@@ -66,29 +66,22 @@ def evaluate_baselines(run: Run) -> None:
     models = Models(data)
     model = run.path("ranker", "best", "model.safetensors")
     mask = options.mask_history
-    listed = data.catalog.listed.cpu().numpy() if data.version.number else None
 
     def build(work: Path) -> None:
         ranker = models.ranker(model.parent)
         values: dict[str, dict[str, Any]] = {"popularity": {}, "item_knn": {}, "ranker": {}}
         for split in ("validation", "test"):
-            cases = data.cases(split)
+            cases = data.measured_cases(split)
+            given: dict[str, Any] = {"mask_history": mask, "eligible": data.admitted}
             for name, rank in (("popularity", baselines.popularity), ("item_knn", baselines.item_knn)):
-                ranked = rank(data.training, data.num_items, cases, mask_history=mask, listed=listed)
-                values[name][split] = retrieval(ranked, cases)
-            values["ranker"][split] = rank_by_ranker(
-                ranker,
-                cases,
-                batch_size=options.batch_size,
-                max_history=run.config.max_history,
-                mask_history=mask,
-                listed=listed,
-            )
+                values[name][split] = retrieval(rank(data.training, data.num_items, cases, **given), cases)
+            given |= {"batch_size": options.batch_size, "max_history": run.config.max_history}
+            values["ranker"][split] = rank_by_ranker(ranker, cases, **given)
         write_file(work / "metrics.json", json.dumps(values, indent=1) + "\n")
 
     inputs = [*data.training_files, data.prepared / "test.parquet", model]
-    inputs += data.catalog_files if data.version.number else []
-    reads, also = ("evaluation.mask_history", "max_history"), {"metrics": measured()}
+    inputs += [] if options.eligible is None and not data.version.number else data.catalog_files
+    reads, also = ("evaluation.mask_history", "evaluation.eligible", "max_history"), {"metrics": measured()}
     run.stage("evaluate/baselines", reads=reads, also=also, schema=2, inputs=inputs, build=build)
 
 
@@ -109,12 +102,14 @@ def evaluate_checkpoint(run: Run, name: str, weights: Path, evaluated: dict[str,
         utility = data.truth().utility if data.truth_files and known else None
         values: dict[str, Any] = {}
         for split in ("validation", "test"):
-            cases = data.cases(split)
-            predictions = models.predict(policy, cases, reward, progress(run, f"{name} {split}"))
+            cases = data.measured_cases(split)
+            report = progress(run, f"{name} {split}")
+            predictions = models.predict(policy, cases, reward, report, eligible=data.eligible)
             # what is true of a user is known at their last purchase only, so true utility is a test metric
             values[split] = summarise(predictions, cases, tail=data.tail, utility=utility if split == "test" else None)
             values[f"rerank_{split}"] = rerank(predictions, cases)
         write_predictions(data, cases, predictions, work)
+        values |= data.measured()
         write_file(work / "metrics.json", json.dumps(values, indent=1) + "\n")
 
     reads, also = (*DECODING, "reward"), {"metrics": measured()}
@@ -175,13 +170,14 @@ def read_valid(data: RunData, cases: Cases, folder: Path, length: int) -> NDArra
     return valid
 
 
-def collect(run: Run, arms: list[str], left_out: Mapping[str, str]) -> dict[str, Any]:
+def collect(run: Run, arms: list[str], left_out: Mapping[str, str], judgements: Mapping[str, Any]) -> dict[str, Any]:
     """Gather the results of a run into metrics.json, which holds no time and no path; equal runs give equal bytes.
 
     Args:
         run: with every stage of the arms.
         arms: by name.
         left_out: trained arms that are not among them, and why.
+        judgements: what the judges of the recipe found; nothing where it has none.
     """
     sft = _read(run.checked("evaluate", "sft", "metrics.json"))
     stages: dict[str, Any] = {"sft": {split: sft[split] for split in ("validation", "test")}}
@@ -219,6 +215,8 @@ def collect(run: Run, arms: list[str], left_out: Mapping[str, str]) -> dict[str,
         "baselines": _read(run.checked("evaluate", "baselines", "metrics.json")),
         "stages": stages,
     }
+    content |= {"eligible": sft["eligible"]} if "eligible" in sft else {}
+    content |= {"judges": judgements} if judgements else {}
     content |= {"left_out": dict(left_out)} if left_out else {}
     run.write_output("metrics.json", json.dumps(content, indent=1) + "\n")
     _write_results(run, content)
