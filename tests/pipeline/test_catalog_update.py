@@ -112,6 +112,20 @@ def test_what_is_delisted_is_in_no_list_and_still_understood_in_histories(run: R
     assert served.recommend([query(served, [43, 3])])[0].scores != served.recommend([query(served, [43])])[0].scores
 
 
+def test_groups_are_those_of_the_version(run: Run, tmp_path: Path) -> None:
+    """Filters see new items and no delisted ones; what is left is counted so."""
+    new = {1043: title(4), 1203: title(20)}
+    update_catalog(run, delist=["3"], items=write_items(tmp_path / "new.csv", new))
+    served, _ = recommender(run, None, "best")
+    shape = SHAPES[1043 % 5]
+    alike = {item for item in [*ITEMS, *new] if SHAPES[item % 5] == shape} - {3}
+    narrowing = served.eligibility.resolve({"shape": shape})
+    assert narrowing.left == len(alike) < 32 and 1043 in alike
+    found = served.recommend([query(served, [13, 23], eligible=narrowing.eligible)])[0].items
+    assert {*found} <= alike and len(found) == min(10, len(alike))
+    assert served.eligibility.resolve(exclude=[3, 13]).left == 30  # of 31 listed
+
+
 def test_a_list_after_a_delisting_is_the_rest_of_a_search_that_saw_all(run: Run) -> None:
     """By the decoder alone the scores of other items do not change; a beam of 30 holds the whole catalogue."""
     update_catalog(run, delist=["3", "153"])
