@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from adagrpo.data.columns import TEXT
 from adagrpo.errors import UserError
 from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.chain import reward_parts
@@ -94,9 +95,11 @@ def recommender(
         catalog_version=version.name,
         popularity=np.bincount(data.training.values, minlength=data.num_items),
         groups=data.groups,
+        texts=lambda: data.items[TEXT].to_list(),
     )
     about: dict[str, Any] = {"name": run.config.name, "arm": chosen.arm, "checkpoint": checkpoint, "step": chosen.step}
     about |= {"why": chosen.why, "items": data.num_items, "reward_weight": reward_weight}
+    about |= {"arms": ["sft", *run.trained()]}
     about |= {"catalog_version": version.name, "listed": len(data.catalog.trie.items)}
     about |= {"exclude_history": excludes, "precision": served.precision}
     model = run.hash_input(chosen.weights / WEIGHTS)[:SHOWN]
