@@ -13,6 +13,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import adagrpo
 from adagrpo.cli import app
 from adagrpo.errors import UserError
 from adagrpo.pipeline import (
@@ -394,3 +395,13 @@ def test_an_evaluation_of_a_version_is_a_run_of_its_own(run: Run, tmp_path: Path
     with pytest.raises(UserError, match="is about version 2"):
         evaluate_with(reopened, "1")
     assert not (run.directory / "evaluate").exists()
+
+
+def test_lists_in_python_are_of_the_latest_version_at_once(run: Run, tmp_path: Path) -> None:
+    opened = adagrpo.Run.open(run.directory)
+    before = opened.recommend([[13, 23, 33]])
+    gone = before.items[0][0]
+    assert opened.update_catalog(delist=[gone])["delisted"] == [gone]
+    after = opened.recommend([[13, 23, 33]])
+    assert gone not in after.items[0] and after.about["catalog_version"] != before.about["catalog_version"]
+    assert opened.recommend([[13, 23, 33]], catalog="0").items == before.items
