@@ -7,13 +7,12 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from adagrpo.data.groups import load_groups
+from adagrpo.data.columns import TEXT
 from adagrpo.errors import UserError
 from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.chain import reward_parts
@@ -101,10 +100,12 @@ def recommender(
         reward_weight=reward_weight,
         catalog_version=version.name,
         popularity=np.bincount(data.training.values, minlength=data.num_items),
-        groups=partial(load_groups, data.prepared),
+        groups=data.groups,
+        texts=lambda: data.items[TEXT].to_list(),
     )
     about: dict[str, Any] = {"name": run.config.name, "arm": chosen.arm, "checkpoint": checkpoint, "step": chosen.step}
     about |= {"why": chosen.why, "items": data.num_items, "reward_weight": reward_weight}
+    about |= {"arms": ["sft", *run.trained()]}
     about |= {"catalog_version": version.name, "listed": len(data.catalog.trie.items)}
     about |= {"exclude_history": excludes, "precision": served.precision}
     model = run.hash_input(chosen.weights / WEIGHTS)[:SHOWN]

@@ -6,6 +6,7 @@ POST /v1/recommend   the same and more, one request or several; see /docs
 POST /v1/feedback    GET /v1/items/{id}    POST /v1/admin/reload
 GET  /health         {"status": "ok", ...}
 GET  /livez /readyz /metrics /docs /openapi.json
+GET  /               a page to look at lists by hand, see `adagrpo.serving.look`
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from adagrpo.serving.exposure_log import ExposureSink
 from adagrpo.serving.exposure_rows import ExposureRows
 from adagrpo.serving.intake import Intake
 from adagrpo.serving.limits import Limits
+from adagrpo.serving.look import add_page
 from adagrpo.serving.recommender import Recommender
 from adagrpo.serving.request_log import RequestLog
 from adagrpo.serving.routes import Routes, answered, json_response
@@ -148,6 +150,7 @@ def _api(routes: Routes, lifespan: Callable[[FastAPI], Any]) -> FastAPI:
     for path, handler in (("/health", routes.health), ("/livez", routes.livez), ("/readyz", routes.readyz)):
         get(path, handler)
     get("/metrics", routes.metrics_text)
+    add_page(app, routes.shelf)
 
     @app.get("/openapi.json", include_in_schema=False)
     async def openapi(request: Request) -> Response:

@@ -52,8 +52,8 @@ def exposure(
         source=shown.source,
         temperature=query.temperature if drawn else None,
         seed=query.seed if drawn else None,
-        log_propensities=tuple(shown.log_propensities or ()) if drawn else None,
-        log_inclusions=tuple(shown.log_inclusions or ()) if drawn else None,
+        log_propensities=tuple((shown.log_propensities or ())[:k]) if drawn else None,
+        log_inclusions=tuple((shown.log_inclusions or ())[:k]) if drawn else None,
         latency_ms=round(ms, 3),
     )
 

@@ -93,6 +93,7 @@ class Recommender:
         catalog_version: str | None = None,
         popularity: NDArray[np.int64] | None = None,  # (V,)
         groups: Callable[[], ItemGroups] | None = None,
+        texts: Callable[[], Sequence[str]] = lambda: (),
     ) -> None:
         """Freeze the policy.
 
@@ -109,6 +110,7 @@ class Recommender:
             catalog_version: what the catalogue is called; the attribute of this name is for answers.
             popularity: (V,) training interactions of each item; without them a query without a history gets no item.
             groups: gives the named groups of the items, when a filter first asks for one; None: there are none.
+            texts: gives the text of each item, for people; none where it is empty.
         """
         self.policy = policy.eval().frozen()
         self.catalog, self.item_ids = catalog, list(item_ids)
@@ -118,8 +120,8 @@ class Recommender:
         self.catalog_version = catalog_version
         self._codes = catalog.codes.cpu().numpy()
         self._items = {str(name): item for item, name in enumerate(self.item_ids)}
-        self.eligibility = Eligibility(catalog.trie, groups or no_groups, self.known)
-        self._counts = popularity
+        self.eligibility = Eligibility(catalog.trie, groups or no_groups, self.known, items=len(self.item_ids))
+        self._counts, self.texts = popularity, texts
         listed = catalog.listed.cpu().numpy()
         order = None if popularity is None else np.argsort(-popularity, kind="stable")
         self._popular = None if order is None else order[listed[order]]
@@ -159,6 +161,28 @@ class Recommender:
             work = self._draw if temperature > 0 else self._search
             answers |= zip(rows, work([queries[row] for row in rows], masked), strict=True)
         return [answers[row] for row in range(len(queries))]
+
+    @torch.no_grad()
+    def opinions(self, history: Sequence[int], items: Sequence[int]) -> tuple[list[list[float]], list[float] | None]:
+        """What policy and reward say of some items after a history.
+
+        Args:
+            history: at least one item.
+            items: `N` of them.
+
+        Returns:
+            For each item the log-probability of each of its codes, nats; and its reward, None where there is no reward
+            or it gave no answer.
+        """
+        batch = self._batch([history], False)
+        wanted = torch.tensor([list(items)], device=self.catalog.codes.device)
+        with mixed_precision(self.policy, self.precision):
+            context = self.policy.encode(batch)
+            log_probs = self.policy.score(context, self.catalog.codes[wanted])[0].float()
+        if self.reward is None:
+            return log_probs.tolist(), None
+        rewards = ask_reward(self.reward, batch, wanted)[0].tolist()
+        return log_probs.tolist(), None if getattr(self.reward, "failed", False) else rewards
 
     def _masks(self, query: Query) -> bool:
         return self.mask_history if query.exclude_history is None else query.exclude_history
