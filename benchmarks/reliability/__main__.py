@@ -16,6 +16,7 @@ from pathlib import Path
 from benchmarks.reliability import (
     eligible_lists,
     explode,
+    exposures,
     findings,
     foreign,
     invariance,
@@ -47,6 +48,7 @@ CHECKS: dict[str, Callable[[Path], Finding]] = {
     "explode": explode.explode,
     "eligible": eligible_lists.eligible_lists,
     "stale": stale.stale,
+    "exposures": exposures.kill_log,
 }
 ROOT = Path(__file__).parent.parent.parent
 

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import uvicorn
 
 from adagrpo.data.prepared import load_item_ids
 from adagrpo.errors import UserError
@@ -27,7 +26,8 @@ from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.serve import recommender
-from adagrpo.serving.app import create_app, listen
+from adagrpo.serving.app import create_app
+from adagrpo.serving.draining import Server, listen
 from adagrpo.serving.recommender import Query
 from adagrpo.storage.artifacts import seal
 from adagrpo.types import Cases, Ragged
@@ -141,7 +141,7 @@ class Service:
         self.port = listener.getsockname()[1]
         served, about = recommender(run, None, "best")
         self.width = served.width
-        self.server = uvicorn.Server(uvicorn.Config(create_app(served, about), log_level="warning"))
+        self.server = Server(create_app(served, about))
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listener]}, daemon=True)
         self.thread.start()
 
@@ -162,7 +162,7 @@ def folder(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def service(folder: Path) -> Iterator[Service]:
     result = Service(opened(folder))
     yield result
-    result.server.should_exit = True
+    result.server.end()
     result.thread.join(10)
 
 
@@ -194,7 +194,7 @@ def test_ids_that_are_not_in_the_catalogue_are_named_and_left_out(service: Servi
     [
         ({"history": [99999]}, "none of its ids"),
         ({"history": []}, "history"),
-        ({"history": [3], "k": 11}, "k: 11"),
+        ({"history": [3], "k": 11}, "k: more than the beam holds, 10"),
         ({"history": [3], "k": 0}, "k"),
         ({"history": [3], "top": 5}, "top"),
         ({"history": [[3]]}, "history"),

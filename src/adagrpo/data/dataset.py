@@ -1,8 +1,9 @@
 """Logs to numbered users and items, each user's interactions in order, and what was shown to whom after how many.
 
-Users and items are numbered by the rank of their id in sorted order: the number of an item says nothing about when it
-first appeared or how popular it is. The k-core keeps the users and items with at least so many interactions, again and
-again until nothing changes (Seidman, Network structure and minimum degree, 1983), so it does not depend on the order.
+Items are numbered by a keyed hash of their ids (`adagrpo.data.item_order`): the number of an item says nothing about
+when it first appeared or how popular it is. Users are numbered by the rank of their id; no model, metric or tie reads
+the number of a user. The k-core keeps the users and items with at least so many interactions, again and again until
+nothing changes (Seidman, Network structure and minimum degree, 1983), so it does not depend on the order.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from adagrpo.data.columns import (
     USER,
     USER_ID,
 )
+from adagrpo.data.item_order import in_hash_order
 from adagrpo.data.logs.interactions import Logs
 from adagrpo.errors import UserError
 
@@ -85,7 +87,7 @@ def build_dataset(
         raise UserError(f"data: {remaining}; two of each are needed")
     if keep_unseen_items:
         catalogue = pl.concat([catalogue, described[ITEM_ID]]).unique()
-    catalogue = catalogue.sort()
+    catalogue = in_hash_order(catalogue)
     numbered = _number(kept, user_ids, catalogue).sort(USER, logs.time_key, maintain_order=True)
     lengths = np.bincount(numbered[USER].to_numpy())
     starts = np.cumsum(lengths) - lengths

@@ -32,6 +32,7 @@ __all__ = [
     "load_items",
     "load_training",
     "load_user_ids",
+    "load_whole",
     "write_prepared",
 ]
 
@@ -92,6 +93,15 @@ def write_prepared(dataset: Dataset, split: Split, directory: Path) -> None:
 def load_training(directory: Path) -> Ragged:
     """Training sequences, one row for each of the `U` users, empty for users that training does not see."""
     table = pl.read_parquet(directory / "train.parquet")  # written by user and position
+    counts = np.bincount(table[USER].to_numpy(), minlength=_count(directory / "users.parquet"))
+    return Ragged(table[ITEM].to_numpy().astype(np.int32), _offsets(counts))
+
+
+def load_whole(directory: Path) -> Ragged:
+    """All interactions of each of the `U` users, the test target among them: what is known when the logs end."""
+    names = ("train.parquet", "validation.parquet", "test.parquet")
+    tables = [pl.read_parquet(directory / name, columns=[USER, ITEM, POSITION]) for name in names]
+    table = pl.concat(tables).sort(USER, POSITION)
     counts = np.bincount(table[USER].to_numpy(), minlength=_count(directory / "users.parquet"))
     return Ragged(table[ITEM].to_numpy().astype(np.int32), _offsets(counts))
 

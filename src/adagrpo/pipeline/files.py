@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
 from numpy.typing import NDArray
 
 from adagrpo import metrics
+from adagrpo.data.columns import ITEM_ID
 from adagrpo.data.groups import load_groups
 from adagrpo.data.prepared import (
     load_cases,
@@ -31,6 +33,7 @@ from adagrpo.errors import UserError
 from adagrpo.evaluation.predictions import select_cases
 from adagrpo.groups.decide import TrueUtility
 from adagrpo.pipeline.run import Run
+from adagrpo.pipeline.versions import CatalogVersion
 from adagrpo.semantic_ids import Catalog
 from adagrpo.semantic_ids.trie import Eligible
 from adagrpo.serving.eligibility import Eligibility
@@ -38,14 +41,19 @@ from adagrpo.types import Cases, Ragged
 
 __all__ = ["RunData"]
 
-CATALOG_FILES = (("tokenize", "codes.parquet"), ("tokenize", "codes.json"))
-
 
 class RunData:
     """Reads what earlier stages of a run have made."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, version: CatalogVersion | None = None) -> None:
+        """Read a run.
+
+        Args:
+            run: the run.
+            version: of its catalogue; None is the one that its policies are trained with.
+        """
         self.run, self.config = run, run.config
+        self.version = version or CatalogVersion(run, 0)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     @cached_property
@@ -61,7 +69,7 @@ class RunData:
     @property
     def catalog_files(self) -> list[Path]:
         """The Semantic IDs."""
-        return [self.run.path(*path) for path in CATALOG_FILES]
+        return self.version.files
 
     @property
     def truth_files(self) -> list[Path]:
@@ -86,15 +94,24 @@ class RunData:
         return load_training(self.prepared)
 
     @cached_property
+    def items(self) -> pl.DataFrame:
+        """The catalogue: item, item_id, text, attributes."""
+        return self.version.items if self.version.number else load_items(self.prepared)
+
+    @property
+    def item_ids(self) -> pl.Series:
+        """(V,) ids of the logs, in the order of items."""
+        return self.items[ITEM_ID]
+
+    @property
     def num_items(self) -> int:
         """`V`."""
-        return len(load_items(self.prepared))
+        return len(self.items)
 
     @cached_property
     def catalog(self) -> Catalog:
         """Item to codes and back, in the sizes of the policy: a language model can leave the codes of a level."""
-        codes, _ = (self.run.checked(*path) for path in CATALOG_FILES)
-        catalog = Catalog.read(codes)
+        catalog = self.version.codes
         if self.config.policy.kind == "causal_lm":
             catalog = catalog.with_outside()
         return catalog.to(self.device)

@@ -26,6 +26,7 @@ from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.serve import recommender
+from adagrpo.pipeline.versions import LATEST
 from adagrpo.serving.eligibility import Filter, Narrowing
 from adagrpo.serving.recommender import ItemId, Query, Recommender, Source
 from adagrpo.storage.artifacts import hash_file, hash_json, write_file, written_beside
@@ -113,6 +114,7 @@ def recommend_users(
     exclude_history: bool | None = None,
     precision: Precision | None = None,
     columns: tuple[str, str] = (USER_ID, HISTORY),
+    catalog: str = LATEST,
     include: Filter | None = None,
     exclude: Filter | None = None,
     popular: bool = False,
@@ -131,6 +133,7 @@ def recommend_users(
         exclude_history: leave the items of the whole history out of each list; None: as the run's evaluation does.
         precision: see `adagrpo.pipeline.serve.recommender`.
         columns: names of the user and the history column.
+        catalog: see `adagrpo.pipeline.serve.recommender`.
         include: what lists may hold, see `adagrpo.serving.eligibility`.
         exclude: what they may not.
         popular: give users without a known history the most popular items; a column `source` then says so.
@@ -142,9 +145,9 @@ def recommend_users(
         UserError: the file cannot be read as above, nothing is eligible, or the folder holds the lists of something
             else.
     """
-    served, about = recommender(run, arm, checkpoint, reward_weight, exclude_history, precision=precision)
+    served, about = recommender(run, arm, checkpoint, reward_weight, exclude_history, precision, catalog)
     weights = choose_checkpoint(run, arm, checkpoint).weights / "model.safetensors"
-    kept = ("name", "arm", "checkpoint", "step", "reward_weight", "precision", "exclude_history")
+    kept = ("name", "arm", "checkpoint", "step", "reward_weight", "precision", "exclude_history", "catalog_version")
     made_from = {key: about[key] for key in kept} | {"k": k, "beam_width": served.width}
     narrowing = served.narrow(include, exclude)
     if narrowing.left == 0:
@@ -193,7 +196,7 @@ class _Written:
         self.run, self.served, self.out, self.k = run, served, out, k
         self.narrowing, self.popular = narrowing, popular
         self.data, self.expected, self.started = RunData(run), expected, time.monotonic()
-        self.item_ids = load_item_ids(self.data.prepared)
+        self.item_ids = pl.Series(ITEM_ID, served.item_ids, dtype=load_item_ids(self.data.prepared).dtype)
         self.user_type = load_user_ids(self.data.prepared).dtype
         self.logged: dict[str, list[int]] | None = None
         self.counts = {"users": 0, "users_without_a_list": 0, "unknown_users": 0, "unknown_item_ids": 0}
