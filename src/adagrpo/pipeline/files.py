@@ -7,7 +7,7 @@ made is never used. Nothing here reads test data but `cases("test")`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from adagrpo import metrics
 from adagrpo.data.columns import ITEM_ID
-from adagrpo.data.groups import load_groups
+from adagrpo.data.groups import ItemGroups
 from adagrpo.data.prepared import (
     load_cases,
     load_impressions,
@@ -127,12 +127,12 @@ class RunData:
         options = self.config.evaluation.eligible
         if options is None:
             return None
-        numbers = {str(name): item for item, name in enumerate(load_item_ids(self.prepared).to_list())}
+        numbers = {str(name): item for item, name in enumerate(self.item_ids.to_list())}
 
         def known(ids: Sequence[str | int]) -> tuple[list[int], list[str | int]]:
             return [numbers[str(name)] for name in ids if str(name) in numbers], []
 
-        eligibility = Eligibility(self.catalog.trie, partial(load_groups, self.prepared), known)
+        eligibility = Eligibility(self.catalog, lambda: ItemGroups(self.items), known)
         try:
             narrowing = eligibility.resolve(options.include or None, options.exclude)
         except UserError as error:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from adagrpo.data.groups import load_groups
+from adagrpo.data.groups import ItemGroups
 from adagrpo.errors import UserError
 from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.chain import reward_parts
@@ -95,7 +94,7 @@ def recommender(
         reward_weight=reward_weight,
         catalog_version=version.name,
         popularity=np.bincount(data.training.values, minlength=data.num_items),
-        groups=partial(load_groups, data.prepared),
+        groups=lambda: ItemGroups(data.items),
     )
     about: dict[str, Any] = {"name": run.config.name, "arm": chosen.arm, "checkpoint": checkpoint, "step": chosen.step}
     about |= {"why": chosen.why, "items": data.num_items, "reward_weight": reward_weight}

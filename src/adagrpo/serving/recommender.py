@@ -118,7 +118,7 @@ class Recommender:
         self.catalog_version = catalog_version
         self._codes = catalog.codes.cpu().numpy()
         self._items = {str(name): item for item, name in enumerate(self.item_ids)}
-        self.eligibility = Eligibility(catalog.trie, groups or no_groups, self.known)
+        self.eligibility = Eligibility(catalog, groups or no_groups, self.known)
         self._counts = popularity
         listed = catalog.listed.cpu().numpy()
         order = None if popularity is None else np.argsort(-popularity, kind="stable")

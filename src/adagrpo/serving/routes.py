@@ -17,6 +17,8 @@ from typing import Any
 import orjson
 from fastapi import Request, Response
 
+from adagrpo.data.groups import UnknownGroup
+from adagrpo.serving.eligibility import Narrowing, why_short
 from adagrpo.serving.exposure_log import Exposure, SinkFailed
 from adagrpo.serving.exposure_rows import ExposureRows, exposure
 from adagrpo.serving.limits import LONGEST_BATCH
@@ -109,7 +111,7 @@ class Routes:
         """A list for a history."""
         body = validated(RecommendRequest, parsed(request.state.body))
         serving = self.shelf.now
-        asked, unknown = self._asked(serving, body)
+        asked, unknown, _ = await self._asked(serving, body)
         if not asked.query.history:
             raise BadRequest("history: none of its ids is in the catalogue")
         answers = await self._answers(request, [asked])
@@ -128,15 +130,15 @@ class Routes:
         if len({*ids}) != len(ids):
             raise BadRequest("requests: two of them have the same request_id")
         serving = self.shelf.now
-        asked = [self._asked(serving, body) for body in bodies]
-        answers = await self._answers(request, [one for one, _ in asked])
+        asked = [await self._asked(serving, body) for body in bodies]
+        answers = await self._answers(request, [one for one, _, _ in asked])
         replies = [
-            _reply(serving, body.k, request_id, answer, unknown)
-            for body, request_id, answer, (_, unknown) in zip(bodies, ids, answers, asked, strict=True)
+            _reply(serving, body.k, request_id, answer, unknown, held)
+            for body, request_id, answer, (_, unknown, held) in zip(bodies, ids, answers, asked, strict=True)
         ]
         users = [None if body.user_id is None else self.user_hash(body.user_id) for body in bodies]
         shown = [(name, user, body.k) for name, user, body in zip(ids, users, bodies, strict=True)]
-        await self._record(request, shown, [one for one, _ in asked], answers, replies)
+        await self._record(request, shown, [one for one, _, _ in asked], answers, replies)
         return json_response({"responses": replies} if batch else replies[0], headers={"x-request-id": ids[0]})
 
     async def item(self, request: Request) -> Response:
@@ -183,14 +185,21 @@ class Routes:
 
     # ------------------------------------------------ parts of them
 
-    def _asked(self, serving: Serving, body: RecommendRequest | RecommendBody) -> tuple[Asked, list[ItemId]]:
-        """A request in items of the catalogue, and the ids that are not in it."""
+    async def _asked(
+        self, serving: Serving, body: RecommendRequest | RecommendBody
+    ) -> tuple[Asked, list[ItemId], Narrowing | None]:
+        """A request in items of the catalogue, the ids that are not in it, and what the list is held to."""
         recommender = serving.recommender
         if body.k > recommender.width:
             raise BadRequest(f"k: more than the beam holds, {recommender.width}")
         history, unknown = recommender.known(body.history)
-        without = recommender.known(body.exclude)[0] if isinstance(body, RecommendBody) and body.exclude else []
-        return Asked(serving, Query(history, body.exclude_history, without)), unknown
+        if isinstance(body, RecommendRequest) or (body.include is None and not body.exclude):
+            return Asked(serving, Query(history, body.exclude_history)), unknown, None
+        try:  # a mask is made once for a filter, and takes milliseconds that others would wait
+            held = await asyncio.to_thread(recommender.narrow, body.include, body.exclude)
+        except UnknownGroup as error:
+            raise BadRequest(error.told) from error
+        return Asked(serving, Query(history, body.exclude_history, held.without, held.eligible)), unknown, held
 
     async def _answers(self, request: Request, asked: Sequence[Asked]) -> list[Answered]:
         """What the policy answers, in time.
@@ -263,9 +272,17 @@ def _repeated(recorded: Exposure, serving: Serving) -> dict[str, Any]:
     }
 
 
-def _reply(serving: Serving, k: int, request_id: str, answer: Answered, unknown: list[ItemId]) -> dict[str, Any]:
+def _reply(
+    serving: Serving,
+    k: int,
+    request_id: str,
+    answer: Answered,
+    unknown: list[ItemId],
+    held: Narrowing | None = None,
+) -> dict[str, Any]:
     shown = answer.list
-    return {
+    note = None if held is None else why_short(held, k, len(shown.items))
+    return ({} if note is None else {"note": note}) | {
         "request_id": request_id,
         "items": shown.items[:k],
         "scores": shown.scores[:k],

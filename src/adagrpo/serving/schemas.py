@@ -29,11 +29,21 @@ __all__ = [
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
+MOST_GROUPS = 32  # that a filter names
+
 IntegerId = Annotated[int, Strict(), Field(ge=-(2**63), lt=2**63)]
 TextId = Annotated[str, Strict(), Field(max_length=1000)]
 Id = IntegerId | TextId
 RequestId = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,64}$")]
 History = Annotated[list[Id], Field(max_length=LONGEST_HISTORY)]
+Value = Annotated[bool, Strict()] | Id
+FilterBody = (
+    History
+    | Annotated[
+        dict[Annotated[str, Field(max_length=100)], Value | Annotated[list[Value], Field(max_length=LONGEST_HISTORY)]],
+        Field(max_length=MOST_GROUPS),
+    ]
+)
 PLAIN = re.compile(r"[a-z_]{1,32}")  # names of fields that a reason may repeat
 
 
@@ -63,7 +73,8 @@ class RecommendBody(_Body):
     history: History = Field(description="Ids of the logs, oldest first.")
     k: Annotated[int, Field(ge=1)] = Field(10, description="Length of the list; at most the width of the beam.")
     exclude_history: bool | None = Field(None, description="Leave the items of the history out; as /health says.")
-    exclude: History = Field([], description="Items that are left out of the list.")
+    include: FilterBody | None = Field(None, description="What may be in the list: item ids, or values by group.")
+    exclude: FilterBody = Field([], description="What is left out of the list: item ids, or values by group.")
     user_id: Id | None = Field(None, description="Logged as a keyed hash alone.")
     request_id: RequestId | None = Field(None, description="Names the answer in feedback; made if not given.")
 
@@ -93,6 +104,7 @@ class RecommendAnswer(BaseModel):
     reranked: bool = Field(description="Whether a reward ordered the list; false where it failed or there is none.")
     repeated: bool = Field(description="Whether this request id was answered before; the list is that one.")
     unknown: list[int | str] = Field(description="Ids of the history that are not in the catalogue.")
+    note: str | None = Field(None, description="Why the list is shorter than was asked for; there where it is.")
     versions: Versions
 
 
