@@ -252,14 +252,15 @@ def _by_seed(content: Mapping[str, Any]) -> Table:
 
 
 def _arms(content: Mapping[str, Any]) -> Table:
-    """Lambda, admission and the weight that validation chose, a number a seed where they differ; lost policies."""
-    rows, header = [], ("arm", "lambda", "admission", "reward's weight")
+    """Lambda, pressure, admission, the weight of validation, a number a seed where they differ; lost policies."""
+    rows, header = [], ("arm", "lambda", "pressure", "admission", "reward's weight")
     lost = {arm: _lost_under(content, arm) for arm in content["arms"]}
     for arm, facts in content["arms"].items():
         admission = [format_metric("admission", value) for value in facts["admission"]]
-        row = (arm, _each(facts["lambda"]), ", ".join(dict.fromkeys(admission)), _each(facts["weight"]))
+        numbers = (_each(facts.get(name, ())) for name in ("lambda", "pressure"))
+        row = (arm, *numbers, ", ".join(dict.fromkeys(admission)), _each(facts["weight"]))
         rows.append((*row, lost[arm] or MISSING) if any(lost.values()) else row)
-    right: list[Alignment] = ["right"] * 3
+    right: list[Alignment] = ["right"] * 4
     if any(lost.values()):
         return Table((*header, "policy lost"), tuple(rows), ("left", *right, "left"))
     return Table(header, tuple(rows), ("left", *right))
