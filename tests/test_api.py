@@ -96,6 +96,15 @@ def test_unknown_ids_are_counted_and_never_replaced(finished: Path):
     assert run.recommend([]).frame.is_empty()
 
 
+def test_lists_are_narrowed_to_what_is_eligible(finished: Path) -> None:
+    run, ids = Run.open(finished), [10 * item + 3 for item in range(12)]
+    lists = run.recommend([[3, 13], ["gone"]], k=5, include=ids, exclude={"item_id": [3, 13]}, popular=True)
+    assert all(len(items) == 5 and {*items} <= {*ids[2:]} for items in lists.items)
+    assert lists.sources == ["policy", "popular"] and lists.unknown == [[], ["gone"]]
+    with pytest.raises(UserError, match=r"^exclude.brand: the items have no group"):
+        run.recommend([[3]], exclude={"brand": "acme"})
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from adagrpo.errors import UserError
+from adagrpo.evaluation.comparison import reported
 from adagrpo.report import read_comparison, read_rows
 
 __all__ = ["Effect", "effects", "overview_figure", "sources"]
@@ -96,7 +97,7 @@ def effects(results: Path) -> list[Effect]:
         for arm in ARMS:
             result = _recommended(row, files) if arm == WITHOUT_MARGIN else _against(row["arms"], arm, files[MAP])
             if result is not None:
-                low, high = result["users"]
+                low, high = reported(result)
                 marks.append(Effect(reward, said, arm, result["difference"], low, high))
     return marks
 

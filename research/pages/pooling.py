@@ -7,7 +7,10 @@ the share w_i of the seeds, and half-widths h_i,
     sd(Σ w_i D_i) <= Σ w_i sd(D_i)     so     Σ w_i h_i is at least the half-width of the mean over all seeds
 
 and each end is the mean of the ends: the interval is too wide, if anything. So is the p-value too large, which is
-that of a normal variable with this half-width.
+that of a normal variable with this half-width. Files that hold the variances of a difference, which a file of one seed
+does not, say how users go together under its seeds; of these, the interval over users and seeds is known:
+
+    σ_b²/U = Σ w_i (R_i - E_i)     σ_e²/U = Σ w_i S_i E_i     see `adagrpo.evaluation.crossed`
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from adagrpo.config import CompareConfig
-from adagrpo.evaluation.comparison import give_verdicts, over_seeds, within_margin
+from adagrpo.evaluation.comparison import give_verdicts, over_both, over_seeds, within_margin
 
 __all__ = ["pool"]
 
@@ -88,7 +91,7 @@ def _pooled_difference(
     base = float(np.dot(shares, bases))
     error = (high - low) / 2 / NormalDist().inv_cdf((1 + options.level) / 2)
     p = 2 * NormalDist().cdf(-abs(seeds["mean"]) / error) if error else float(seeds["mean"] == 0)
-    return {
+    pooled = {
         "difference": seeds["mean"],
         "relative": seeds["mean"] / base if base else None,
         "users": [low, high],
@@ -96,3 +99,8 @@ def _pooled_difference(
         "seeds": seeds["interval"],
         "by_seed": by_seed,
     }
+    if not all("variance" in part for part in parts):
+        return pooled
+    own = [part["variance"]["users"] - part["variance"]["rest"] for part in parts]
+    rest = float(np.dot(shares, [len(part["by_seed"]) * part["variance"]["rest"] for part in parts])) / len(by_seed)
+    return pooled | over_both(by_seed, float(np.dot(shares, own)) + rest, rest, options.level)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from scipy import optimize, stats
 
+from adagrpo.evaluation.comparison import reported
 from adagrpo.metrics import is_rate
 from adagrpo.report.charts import Point, scatter_chart
 from adagrpo.report.figures import Figure
@@ -151,7 +152,7 @@ def _gain(row: Row, arm: str, checkpoint: str, metric: str) -> tuple[float, Sequ
     point = points[arm, checkpoint]
     against = point["against"].get(metric)
     if against is not None:
-        return against["difference"], against["users"]
+        return against["difference"], reported(against)
     reference = points[row["baseline"], "final"]["test"][metric]["mean"]
     return point["test"][metric]["mean"] - reference, None
 

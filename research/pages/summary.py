@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from adagrpo.errors import UserError
+from adagrpo.evaluation.comparison import reported
 from adagrpo.metrics import Shown, cutoff, is_rate, shown
 from adagrpo.report.comparison_page import format_difference, format_ends
 from adagrpo.report.tables import MISSING, Alignment, Table, format_metric, metric_label
@@ -28,7 +29,8 @@ def summary_table(content: Mapping[str, Any], short: bool = False, checkpoint: s
     plan, rows = content["plan"], content["rows"]
     metric = plan["metric"]
     columns = _beside(metric, SHORT if short else SUMMARY, rows)
-    over = f"{100 * plan['level']:g} % over users" if short else "users; seeds"
+    both = any("both" in result for row in rows for result in row["against"].values())
+    over = f"{100 * plan['level']:g} % over users{' and seeds' * both}" if short or both else "users; seeds"
     unit = ", points" if is_rate(metric) else ""
     single = {arm for arm in (row["arm"] for row in rows) if sum(row["arm"] == arm for row in rows) == 1}
     # what is true of a list is known of simulated users alone
@@ -45,7 +47,7 @@ def summary_table(content: Mapping[str, Any], short: bool = False, checkpoint: s
             if result is None:
                 line.append(MISSING)
             else:
-                ends = [result["users"]] if short else [result["users"], result["seeds"]]
+                ends = [reported(result)] if short or "both" in result else [result["users"], result["seeds"]]
                 line.append(
                     f"{format_difference(name, result['difference'])} ({'; '.join(format_ends(name, e) for e in ends)})"
                 )
@@ -84,7 +86,7 @@ def headline_table(contents: Sequence[Mapping[str, Any]], arms: Sequence[str]) -
         line = [
             MISSING
             if result is None
-            else f"{format_difference(name, result['difference'])} ({format_ends(name, result['users'])})"
+            else f"{format_difference(name, result['difference'])} ({format_ends(name, reported(result))})"
             for result, (_, name) in zip(results, columns, strict=True)
         ]
         cells.append((arm, *line))

@@ -73,10 +73,10 @@ def test_what_is_left_out_is_counted_once_each() -> None:
     }
 
 
-def test_a_value_of_nothing_is_no_click_and_only_drawn_lists_are_kept_if_wanted() -> None:
+def test_only_drawn_lists_are_kept_if_wanted() -> None:
     shown = answers({"request_id": "a", "slate": ["1"]}, {"request_id": "b", "slate": ["1"], "log_inclusions": [-1.0]})
-    table, counts = impressions_of(shown, said(("b", "1", "click", 1.0, 0.0)), clicks=["click"], only_sampled=True)
-    assert table["request_id"].to_list() == ["b"] and counts.answers_not_sampled == 1 and counts.clicks == 0
+    table, counts = impressions_of(shown, said(("b", "1", "click", 1.0, 1.0)), clicks=["click"], only_sampled=True)
+    assert table["request_id"].to_list() == ["b"] and (counts.answers_not_sampled, counts.clicks) == (1, 1)
 
 
 def test_the_join_is_what_a_loop_finds() -> None:

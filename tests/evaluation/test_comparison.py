@@ -88,7 +88,7 @@ def test_holm_counts_the_family_and_no_one_else() -> None:
     tests = planted()
     rows = rows_of(tests, 3)
     p = rows["gain", "best"]["against"]["hr@10"]["p"]
-    assert p == pytest.approx(2 / 501)  # the least that 500 resamples can give
+    assert 0 < p < 0.05
     assert rows["gain", "best"]["p_holm"] == pytest.approx(4 * p)  # gain twice, loss, equal
     assert rows["sft", "best"]["p_holm"] is None and rows["nll", "final"]["p_holm"] is None
     alone = rows_of(tests, 3, OPTIONS.model_copy(update={"family": ("gain",)}))
@@ -120,7 +120,8 @@ def test_seeds_that_disagree_stop_a_claim_that_the_users_would_make() -> None:
         ("arm", "best"): [measured(gained(hits, 7, count)) for hits, count in zip(base, counts, strict=True)],
     }
     row = rows_of(tests, 3)["arm", "best"]
-    assert row["p_holm"] < 0.01 and row["against"]["hr@10"]["seeds"][0] < 0
+    against = row["against"]["hr@10"]
+    assert row["p_holm"] > 0.05 and against["users"][0] > 0 > against["both"][0] and against["seeds"][0] < 0
     assert row["verdict"] == "not settled over seeds"
 
 
@@ -140,7 +141,7 @@ def test_a_gain_beyond_a_margin_says_so() -> None:
     lost, invalid = rows["tail lost", "best"], rows["invalid", "best"]
     assert lost["verdict"] == invalid["verdict"] == "better, margin not kept"
     assert not lost["margins"]["hr@50"]["kept"] and lost["margins"]["hallucination@10"]["kept"]
-    assert lost["margins"]["hr@50"]["worst"] == -lost["against"]["hr@50"]["users"][0]
+    assert lost["margins"]["hr@50"]["worst"] == -lost["against"]["hr@50"]["both"][0]
     assert invalid["margins"]["hr@50"]["kept"] and not invalid["margins"]["hallucination@10"]["kept"]
     assert invalid["margins"]["hallucination@10"]["worst"] == pytest.approx(0.1)
 

@@ -32,8 +32,10 @@ from adagrpo.pipeline import (
     fit_arm,
     fit_ranker,
     fit_sft,
+    open_version,
     prepare,
     tokenize,
+    update_catalog,
 )
 from adagrpo.pipeline.export import export
 from adagrpo.pipeline.factories import Models
@@ -110,6 +112,7 @@ def assert_same_top_ten(run: Run, weights: Path, folder: Path) -> None:
 def test_generate_gives_our_top_ten(run: Run, tmp_path: Path):
     actual = export(run, tmp_path / "out", "adagrpo", "final")
     expected = {"folder": str(tmp_path / "out"), "arm": "adagrpo", "checkpoint": "final", "step": 4, "items": 30}
+    expected |= {"catalog_version": open_version(run).name}
     assert actual == expected | {"why": "asked for by name", "precision": "float32"}
     assert_same_top_ten(run, run.path("train", "adagrpo", "final"), tmp_path / "out")
     files = {path.name for path in (tmp_path / "out").iterdir()}
@@ -138,6 +141,20 @@ def lists_of_generate(folder: Path, histories: list[list[Any]], size: int) -> tu
         items += [found[place : place + 10] for place in range(0, len(found), 10)]
         scores.append(output.sequences_scores.view(-1, 10).numpy())
     return items, np.concatenate(scores)
+
+
+def test_what_was_delisted_is_never_generated_and_still_read(run: Run, tmp_path: Path):
+    changed = Run.open(Path(shutil.copytree(run.directory, tmp_path / "run")))
+    gone = [3, 13, 23, 33, 43]
+    update_catalog(changed, delist=[",".join(map(str, gone))])
+    assert export(changed, tmp_path / "out", "adagrpo", "final")["items"] == 25
+    answers, _ = recommender(changed, "adagrpo", "final", precision="float32")
+    histories = [[3, 13], [33, 53], [63, 73, 3]]
+    lists, _ = lists_of_generate(tmp_path / "out", histories, 3)
+    assert lists == [one.items for one in answers.recommend([Query(answers.known(row)[0]) for row in histories])]
+    assert not {*gone} & {item for row in lists for item in row}
+    ids = opened(tmp_path / "out").SemanticIds(tmp_path / "out")
+    assert ids.prefix_function(0, exclude=[[3, 53]])(0, [])  # what is gone may be excluded too
 
 
 def test_export_serve_and_evaluate_agree_in_float32(run: Run, tmp_path: Path):

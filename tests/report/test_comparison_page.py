@@ -48,7 +48,7 @@ def test_an_arm_that_lost_its_policy_is_named_with_its_seeds() -> None:
 def test_nothing_gained_is_the_first_thing_said() -> None:
     message = finding(content(adagrpo=[measured(50), measured(51)], grpo=[measured(20)] * 2))
     assert message[0] == "No arm is better than nll on HR@10 (2 seeds, 2 tests)."
-    assert message[1].startswith("Worse than nll: grpo (best: −15.00 points, users −")
+    assert message[1].startswith("Worse than nll: grpo (best: −15.00 points, users and seeds −")
     assert message[2] == "No difference shown, which is not to say that there is none: adagrpo (best)."
 
 
@@ -62,7 +62,7 @@ def test_a_gain_is_said_with_its_intervals() -> None:
     message = finding(content(adagrpo=[measured(80)] * 2))
     assert re.match(
         r"Better than nll on HR@10 \(2 seeds, 1 test\), within the margins: adagrpo \(best: \+15\.00 points,"
-        r" users \+1\d\.\d\d … \+\d\d\.\d\d, seeds \+15\.00 … \+15\.00, p 0\.004\)\.$",
+        r" users and seeds \+1\d\.\d\d … \+\d\d\.\d\d, p 0\.000\)\.$",
         message[0],
     )
 
@@ -96,10 +96,11 @@ def test_one_seed_is_called_one_seed() -> None:
 def test_the_table_by_hand() -> None:
     table = comparison_table(content(adagrpo=[measured(50), measured(54)]))
     row = dict(zip(table.header, table.rows[-1], strict=True))
+    assert table.header[5] == "95 % over users and seeds"
     # two seeds: half the interval is 12.706 times the standard error, 1 point
     assert (row["arm"], row["HR@10"], row["± seeds"]) == ("adagrpo", "26.00 %", "12.71")
     assert (row["vs nll (points)"], row["95 % over seeds"]) == ("+1.00", "−11.71 … +13.71")
-    assert table.rows[1][4:8] == ("–", "–", "–", "–") and table.rows[1][-1] == "baseline"
+    assert table.rows[1][4:9] == ("–", "–", "–", "–", "–") and table.rows[1][-1] == "baseline"
 
 
 def test_the_page_is_offline_escaped_and_repeatable() -> None:
@@ -112,12 +113,21 @@ def test_the_page_is_offline_escaped_and_repeatable() -> None:
     assert "Retrieval against validity" in page and "Fixed before the runs: the arms adagrpo" in page
 
 
-def test_differences_are_drawn_with_both_intervals() -> None:
+def test_differences_are_drawn_with_the_interval_that_is_reported() -> None:
     page = comparison_page(content(adagrpo=[measured(50), measured(54)]))
-    for over in ("users", "seeds"):
-        assert f"<title>HR@10 less that of nll, intervals over {over}</title>" in page
+    assert "<title>HR@10 less that of nll, intervals over users and seeds</title>" in page
     assert ">adagrpo, best</text>" in page and ">nll, best</text>" not in page  # the baseline is the dashed line
-    assert "intervals over seeds" not in comparison_page(content(1, adagrpo=[measured(80)]))
+    alone = comparison_page(content(1, adagrpo=[measured(80)]))
+    assert "<title>HR@10 less that of nll, intervals over users</title>" in alone and "and seeds<" not in alone
+
+
+def test_a_file_of_a_time_before_the_interval_over_both_is_shown_with_the_two_that_it_has() -> None:
+    old = content(adagrpo=[measured(50), measured(54)])
+    for row in old["rows"]:
+        for against in row["against"].values():
+            del against["both"]
+    assert comparison_table(old).header[5:7] == ("95 % over users", "95 % over seeds")
+    assert "intervals over seeds</title>" in comparison_page(old)
 
 
 @pytest.mark.parametrize("heading", ["Against the baseline", "Margins", "Difference in HR@10 by seed"])

@@ -117,3 +117,15 @@ def test_what_cannot_be_pooled_is_refused() -> None:
         pool([first, other | {"plan": first["plan"] | {"baseline": "sft"}}])
     with pytest.raises(ValueError, match="their names differ"):
         pool([first, other | {"name": "y"}])
+
+
+def test_files_of_several_seeds_say_how_users_go_together_and_the_interval_over_both_is_that_of_all_seeds() -> None:
+    """To within what the covariances differ between the two parts: here a user's draw is new under each seed."""
+    whole, pooled = pooled_parts(planted(6), 3, OPTIONS)
+    expected, actual = (rows["gain", "best"]["against"]["hr@10"] for rows in (whole, pooled))
+    assert actual["difference"] == pytest.approx(expected["difference"])
+    halves = [(ends["both"][1] - ends["both"][0]) / 2 for ends in (expected, actual)]
+    assert halves[1] == pytest.approx(halves[0], rel=0.15)
+    single, _ = pooled_parts(planted(2), 1, OPTIONS)
+    assert "both" in single["gain", "best"]["against"]["hr@10"]
+    assert "both" not in pooled_parts(planted(2), 1, OPTIONS)[1]["gain", "best"]["against"]["hr@10"]

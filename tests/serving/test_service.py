@@ -20,6 +20,9 @@ from adagrpo.errors import UserError
 from adagrpo.serving.app import Options
 from adagrpo.serving.bearer import Bearers, check_exposed, read_tokens
 from adagrpo.serving.draining import hold_off, listen
+from adagrpo.serving.exposure_log import SinkFailed
+from adagrpo.serving.exposure_parts import parts_of, read_parts, rotate
+from adagrpo.serving.exposure_store import LocalExposureLog
 from adagrpo.serving.limits import Limits
 from adagrpo.serving.request_log import RequestLog
 from adagrpo.serving.served import Serving
@@ -46,6 +49,7 @@ def test_one_request_and_a_batch_get_the_same_lists_with_ids_and_versions(stub: 
         "codes": [[3], [4]],
         "source": "policy",
         "reranked": False,
+        "repeated": False,
         "unknown": ["x"],
         "versions": {"model": "m1", "catalog": "c1", "arm": "sft/best"},
     }
@@ -96,6 +100,58 @@ def test_a_log_of_requests_has_hashes_of_users_and_no_ids(stub: Callable[..., An
         and "17" not in json.dumps(line["user"][:0])
     )
     assert line["versions"]["model"] == "m1" and line["ms"] >= 0
+
+
+# ---------------------------------------------------------------- exposures
+
+
+def test_each_list_has_a_row_before_it_is_sent_and_feedback_counts_once(
+    stub: Callable[..., Any], tmp_path: Path
+) -> None:
+    log = LocalExposureLog(tmp_path / "log")
+    hashed = UserHash(b"k" * 32)
+    service = stub(Options(limits=OLD, exposures=log, user_hash=hashed))
+    body = {"history": [3], "k": 2, "user_id": "alice", "request_id": "r"}
+    first = service.ask("/v1/recommend", body)[1]
+    assert (first["items"], first["repeated"]) == ([4, 5], False)
+    again = service.ask("/v1/recommend", body | {"history": [7]})[1]  # the same id: the list that was shown
+    assert (again["items"], again["repeated"], again["codes"], again["scores"]) == ([4, 5], True, [[4], [5]], [])
+    assert service.ask("/v1/recommend", {"requests": [{"history": [1]}] * 3})[0] == 200
+    name = service.ask("/recommend", {"history": [1]})[2]["x-request-id"]
+    events = [
+        {"request_id": name, "item_id": 2, "kind": "click"},
+        {"request_id": "r", "item_id": 4, "kind": "dwell", "value": 9},
+    ]
+    assert service.ask("/v1/feedback", {"events": events})[1] == {"accepted": 2, "duplicates": 0, "unknown": 0}
+    assert service.ask("/v1/feedback", events[0])[1] == {"accepted": 0, "duplicates": 1, "unknown": 0}
+    assert service.ask("/v1/feedback", {"request_id": "none", "item_id": 4, "kind": "click"})[1]["unknown"] == 1
+    service.end()
+    rotate(tmp_path / "log")
+    exposures, feedback = read_parts(parts_of(tmp_path / "log"))
+    rows = {row["request_id"]: row for row in exposures.to_dicts()}
+    assert len(rows) == len(exposures) == 5 and len(feedback) == 3
+    assert (rows["r"]["slate"], rows["r"]["user_hash"]) == (["4", "5"], hashed("alice"))
+    assert (rows["r"]["model_version"], rows["r"]["arm"], rows[name]["user_hash"]) == ("m1", "sft/best", None)
+    assert rows["r"]["latency_ms"] > 0 and "alice" not in str(rows)
+
+
+def test_without_a_log_feedback_is_refused_and_what_cannot_be_logged_is_not_sent(stub: Callable[..., Any]) -> None:
+    event = {"request_id": "r", "item_id": 4, "kind": "click"}
+    assert stub().ask("/v1/feedback", event)[0] == 409
+
+    class Full:
+        def write(self, rows: Any) -> Any:
+            raise SinkFailed("disk full: /secret/place")
+
+        feedback = write
+
+        def close(self) -> None:
+            pass
+
+    service = stub(Options(limits=OLD, exposures=Full()))
+    for path, body in (("/v1/recommend", {"history": [1]}), ("/recommend", {"history": [1]}), ("/v1/feedback", event)):
+        status, answer, headers = service.ask(path, body)
+        assert (status, headers["retry-after"]) == (503, "1") and "secret" not in answer["detail"]
 
 
 # ---------------------------------------------------------------- tokens and keys

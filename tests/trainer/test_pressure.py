@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from adagrpo.errors import NotFinite, UserError
+from adagrpo.policies import HybridPolicy
 from adagrpo.trainer import fit
 from adagrpo.trainer.batches import step_key
 from adagrpo.trainer.pressure import Calibrated, TermGradients, calibrate, mean_pressure, solve
@@ -173,6 +174,30 @@ def test_calibration_is_the_twin(world: Any, tmp_path: Path, options: dict[str, 
     ratio = math.sqrt(sum(t * t for t in terms) / sum(a * a for a in anchors))
     assert found.lambda_ == pytest.approx(0.7 / ratio, rel=5e-4) and found.stated_norm is None
     assert task.spread == 0.0
+
+
+def test_the_stated_anchor_of_a_hybrid_policy(world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adagrpo.trainer.post_training.PART", 3)
+    policy = HybridPolicy(world.policy(), world.catalog.trie, negatives=0, item_dropout=0.0)
+    task = world.post_training(policy, world.schedule(4, 2), gate="all")
+    found = measured(task, tmp_path, 0.5, 3, policy)
+    assert found.stated_norm is not None
+    stated = []
+    for step in range(3):
+        batches = world.schedule(4, 2).batches(step)
+        losses = [
+            -torch.stack(world.walk(policy, batch.histories.items[row, : place + 1].tolist(), codes, 1.0)).mean()
+            for batch in batches
+            for row, place, codes in zip(
+                batch.rows.tolist(),
+                batch.positions.tolist(),
+                world.catalog.codes[batch.targets].tolist(),
+                strict=True,
+            )
+        ]
+        stated.append(slow_norm(policy, [torch.stack(losses).mean()]))
+    assert found.stated_norm == pytest.approx(math.sqrt(sum(norm * norm for norm in stated) / 3), rel=1e-4)
+    assert found.stated_norm != pytest.approx(found.anchor_norm, rel=0.05)
 
 
 def test_how_a_step_is_cut_changes_no_lambda(world: Any, tmp_path: Path) -> None:

@@ -36,12 +36,17 @@ class Columns(Section):
 
 
 class ItemTable(Section):
-    """The item table: text columns are joined, attribute columns may be lists or scalars."""
+    """The item table: text columns are joined, attribute columns may be lists or scalars.
+
+    `groups` are columns that lists may be narrowed by, such as a market or what is in stock, and that no model sees.
+    Attribute columns of single values can be named in the same way.
+    """
 
     path: str
     id_column: str = "item_id"
     text: tuple[str, ...] = ()
     attributes: tuple[str, ...] = ()
+    groups: tuple[Annotated[str, Field(pattern="^[^=]+$")], ...] = ()
     attribute_names: str | None = None
 
 
@@ -111,7 +116,7 @@ class RandomExposureConfig(Section):
 class ExposuresConfig(Section):
     """An exposure log of `adagrpo serve` as the source of the logs, see `adagrpo.data.logged_exposures`.
 
-    Feedback of the kinds `clicks` makes an impression a clicked one if its value is above 0; with `within_seconds`
+    Feedback of the kinds `clicks` makes an impression a clicked one; with `within_seconds`
     only if it came so soon after the answer. `only_sampled` keeps the lists alone that were drawn. `through` is the
     number of the last part that is read; null reads all that there are.
     """

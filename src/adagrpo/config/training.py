@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from adagrpo.config.eligible import EligibleConfig
 from adagrpo.config.messages import explain
 from adagrpo.config.models import FitConfig
 from adagrpo.config.section import NonNegativeFloat, Positive, PositiveFloat, Section, Share
@@ -387,13 +388,15 @@ class EvaluationConfig(Section):
     """Full-catalogue evaluation by beam search, and all lists that a run gives out.
 
     `precision` is what the policy computes beams in; `auto` is bfloat16 where the processor or GPU has it natively. Two
-    machines, or two programs, give the same lists only in the same precision.
+    machines, or two programs, give the same lists only in the same precision. `eligible` holds the lists that are
+    measured to part of the catalogue; what is fitted and selected does not change with it.
     """
 
     beam_width: Annotated[int, Field(ge=10)] = 50
     batch_size: Positive = 256
     mask_history: bool = False
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    eligible: EligibleConfig | None = None
 
 
 def _comparable(name: str) -> str:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from adagrpo.data.columns import (
     ATTRIBUTES,
     CLICKED,
+    GROUPS,
     HISTORY_LENGTH,
     HISTORY_UNTIL,
     ITEM,
@@ -47,7 +48,7 @@ class Dataset:
     """
 
     users: pl.DataFrame  # user Int32, user_id
-    items: pl.DataFrame  # item Int32, item_id, text, attributes (list of strings)
+    items: pl.DataFrame  # item Int32, item_id, text, attributes [, groups] (lists of strings)
     interactions: pl.DataFrame  # user Int32, item Int32, position Int32 [, timestamp, rating], by user and position
     impressions: pl.DataFrame | None  # user, item, history_length, history_until, clicked [, slot, propensity]
     rejects: pl.DataFrame  # as in `Logs`
@@ -112,7 +113,12 @@ def build_dataset(
         pl.DataFrame({USER_ID: user_ids}).select(_index(USER, len(user_ids)), USER_ID),
         pl.DataFrame({ITEM_ID: catalogue})
         .join(described, on=ITEM_ID, how="left", maintain_order="left")
-        .select(_index(ITEM, len(catalogue)), ITEM_ID, pl.col(TEXT).fill_null(""), pl.col(ATTRIBUTES).fill_null([])),
+        .select(
+            _index(ITEM, len(catalogue)),
+            ITEM_ID,
+            pl.col(TEXT).fill_null(""),
+            pl.col([name for name in (ATTRIBUTES, GROUPS) if name in described]).fill_null([]),
+        ),
         numbered.with_columns(position).select(USER, ITEM, POSITION, *optional),
         impressions,
         logs.rejects,

@@ -50,7 +50,7 @@ def impressions_of(
     Args:
         exposures: one row an answer, see `adagrpo.serving.exposure_parts`.
         feedback: one row a request, item and kind.
-        clicks: kinds of feedback that make an impression a clicked one, if their value is above 0.
+        clicks: kinds of feedback that make an impression a clicked one.
         within_seconds: feedback that comes later is no click; None waits for ever.
         only_sampled: keep the lists alone that were drawn, of which every item has a propensity.
 
@@ -78,7 +78,7 @@ def impressions_of(
     late = pl.lit(False) if within_seconds is None else pl.col("time") - pl.col("shown") > within_seconds
     in_time = of_items.filter(~late)
     counting = in_time.filter(pl.col(KIND).is_in(list(clicks)))
-    clicked = counting.filter(pl.col("value") > 0).select(REQUEST, ITEM).unique().with_columns(pl.lit(1).alias(CLICKED))
+    clicked = counting.select(REQUEST, ITEM).unique().with_columns(pl.lit(1).alias(CLICKED))
     kept = shown.filter(pl.col(USER_ID).is_not_null() & pl.col(ITEM).is_not_null())
     named = answers.filter(pl.col("user_hash").is_not_null())
     if only_sampled:

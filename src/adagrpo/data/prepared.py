@@ -136,7 +136,7 @@ def load_cases(directory: Path, split: Literal["validation", "test"] | str, *, h
 
 
 def load_items(directory: Path) -> pl.DataFrame:
-    """The catalogue: item, item_id, text, attributes."""
+    """The catalogue: item, item_id, text, attributes, and groups where the recipe names some."""
     return pl.read_parquet(directory / "items.parquet")
 
 

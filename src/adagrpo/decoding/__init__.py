@@ -14,9 +14,9 @@ Many open implementations let a row run on unconstrained when its prefix is not 
 """
 
 from adagrpo.decoding.beams import Beams, beam_search, beam_search_both
+from adagrpo.decoding.drawn_lists import Slates, draw_slates, inclusion_log_prob, place_log_probs
 from adagrpo.decoding.hypotheses import DeadEnd
 from adagrpo.decoding.sampling import Samples, sample, score_sequences
-from adagrpo.decoding.slates import Slates, draw_slates, inclusion_log_probs, place_log_probs
 
 __all__ = [
     "Beams",
@@ -26,7 +26,7 @@ __all__ = [
     "beam_search",
     "beam_search_both",
     "draw_slates",
-    "inclusion_log_probs",
+    "inclusion_log_prob",
     "place_log_probs",
     "sample",
     "score_sequences",

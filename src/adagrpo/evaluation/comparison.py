@@ -6,12 +6,13 @@ For arm `a`, seed `s` of `S` and user `u` of the `n_s` test cases of that seed, 
     D_s  = (1/n_s) Σ_u d_su,   D = (1/S) Σ_s D_s
     users     bootstrap over the U users of  e_u = (U/S) Σ_s d_su / n_s,  whose mean is D
     seeds     D ± t_{S-1} s(D_1 .. D_S) / √S
-    family    Holm over the users' p-values of all family arms and checkpoints, on one metric
+    both      for other users and other seeds together, see `adagrpo.evaluation.crossed`
+    family    Holm over the p-values of all family arms and checkpoints, on one metric: those of `both`, and of `users`
+              where there is one seed
 
 Sources: Efron 1979, Holm 1979, see `adagrpo.evaluation.statistics`. We depart from tests that take each (seed, user)
-for a draw of its own: a user meets every seed with the same history and target, so users are resampled with all their
-seeds. And a claim needs both: the users' adjusted p-value, and an interval over the seeds that excludes zero; the first
-says that other users would agree, the second that another run of the training would.
+for a draw of its own: a user meets every seed with the same history and target. A claim is about other users and other
+runs of the training, so `both` decides it; the intervals over either alone say where the doubt comes from.
 """
 
 from __future__ import annotations
@@ -26,10 +27,21 @@ from numpy.typing import NDArray
 
 from adagrpo.config import CompareConfig
 from adagrpo.data.columns import USER_ID
+from adagrpo.evaluation.crossed import CrossedParts, crossed_interval, crossed_parts
 from adagrpo.evaluation.statistics import Interval, bootstrap_means, holm, seed_interval
 from adagrpo.metrics import RankedLists, lookup, measure_users
 
-__all__ = ["ComparisonVerdict", "Measured", "compare", "give_verdicts", "over_seeds", "per_user", "within_margin"]
+__all__ = [
+    "ComparisonVerdict",
+    "Measured",
+    "compare",
+    "give_verdicts",
+    "over_both",
+    "over_seeds",
+    "per_user",
+    "reported",
+    "within_margin",
+]
 
 ComparisonVerdict = Literal[
     "better",
@@ -83,7 +95,7 @@ def compare(
     Returns:
         One JSON-able row for each arm and checkpoint, in the order given: `arm`, `checkpoint`, `verdict`, `p_holm`,
         `test` (mean, interval over seeds, and the value of each seed), `validation` (means), `against` (differences
-        from the baseline with both intervals) and `margins`. What is unknown is None.
+        from the baseline with their intervals) and `margins`. What is unknown is None.
 
     Raises:
         ValueError: an entry lacks a seed, or the users of two arms are not the same under a seed.
@@ -121,44 +133,81 @@ def _in_family(arm: str, options: CompareConfig) -> bool:
 def _against(
     arm: Sequence[Measured], baseline: Sequence[Measured], metrics: Sequence[str], options: CompareConfig
 ) -> dict[str, dict[str, Any]]:
-    """By metric, the difference from the baseline, with its interval over users and that over seeds."""
-    differences = [_differences(arm, baseline, metric) for metric in metrics]
-    values = np.stack([values for values, _ in differences])
+    """By metric, the difference from the baseline, with its intervals over users, over seeds and over both."""
+    places = _places(arm, baseline)
+    by_seed = {metric: _differences(arm, baseline, metric) for metric in metrics}
+    values = np.stack([_user_values(differences, places) for differences in by_seed.values()])
     intervals = bootstrap_means(values, resamples=options.resamples, level=options.level)
     margins = {}
-    for metric, users, (_, by_seed) in zip(metrics, intervals, differences, strict=True):
+    for (metric, differences), users in zip(by_seed.items(), intervals, strict=True):
         base = float(np.mean([entry.users[metric].mean() for entry in baseline]))
+        means = [float(difference.mean()) for difference in differences]
         margins[metric] = {
             "difference": users.mean,
             "relative": users.mean / base if base else None,
             "users": [users.low, users.high],
             "p": users.p_value,
-            "seeds": _ends(seed_interval(by_seed, level=options.level)),
-            "by_seed": by_seed,
+            "seeds": _ends(seed_interval(means, level=options.level)),
+            "by_seed": means,
         }
+        if len(means) > 1 and all(len(place) > 1 for place in places):
+            parts = crossed_parts(differences, places)
+            margins[metric] |= over_both(means, parts.users, parts.rest, options.level)
     return margins
 
 
-def _differences(
-    arm: Sequence[Measured], baseline: Sequence[Measured], metric: str
-) -> tuple[NDArray[np.float64], list[float]]:
-    """(U,) one number a user, whose mean is the mean over the seeds; and the mean difference of each seed."""
-    users, weighted, by_seed = [], [], []
+def over_both(by_seed: Sequence[float], users: float, rest: float, level: float) -> dict[str, Any]:
+    """The interval over users and seeds together, its p-value, and the variances that it was made of.
+
+    Args:
+        by_seed: the mean difference of each of two seeds or more.
+        users: the variance of their mean over users, see `adagrpo.evaluation.crossed`.
+        rest: the part of it that is of each user under each seed.
+        level: of the interval.
+
+    Returns:
+        Entries of a difference in a row of `compare`.
+    """
+    seeds = float(np.var(by_seed, ddof=1)) / len(by_seed)
+    parts = CrossedParts(float(np.mean(by_seed)), seeds, users, rest, len(by_seed) - 1)
+    interval = crossed_interval(parts, level=level)
+    both = [interval.low, interval.high]
+    return {"both": both, "p": interval.p_value, "variance": {"users": users, "rest": rest}}
+
+
+def reported(against: Mapping[str, Any]) -> Sequence[float]:
+    """The interval that a difference is reported with: over users and seeds, and over users where that is not known."""
+    ends: Sequence[float] = against.get("both") or against["users"]
+    return ends
+
+
+def _places(arm: Sequence[Measured], baseline: Sequence[Measured]) -> list[NDArray[np.int64]]:
+    """(n_s,) of each seed: which user of all of them each test case is."""
     for ours, theirs in zip(arm, baseline, strict=True):
         if not ours.users[USER_ID].equals(theirs.users[USER_ID]):
             raise ValueError("the arm and the baseline were not measured on the same users")
-        difference = ours.users[metric].to_numpy() - theirs.users[metric].to_numpy()
-        by_seed.append(float(difference.mean()))
-        users.append(ours.users[USER_ID])
-        weighted.append(difference / (len(arm) * len(difference)))
-    places = pl.concat(users).rank("dense").to_numpy().astype(np.int64) - 1
-    sums = np.bincount(places, weights=np.concatenate(weighted))
-    return np.asarray(sums * len(sums), dtype=np.float64), by_seed
+    ranks = pl.concat([entry.users[USER_ID] for entry in arm]).rank("dense").to_numpy().astype(np.int64) - 1
+    return np.split(ranks, np.cumsum([len(entry.users) for entry in arm])[:-1])
+
+
+def _differences(arm: Sequence[Measured], baseline: Sequence[Measured], metric: str) -> list[NDArray[np.float64]]:
+    """(n_s,) of each seed: what each user gains."""
+    pairs = zip(arm, baseline, strict=True)
+    return [ours.users[metric].to_numpy() - theirs.users[metric].to_numpy() for ours, theirs in pairs]
+
+
+def _user_values(
+    differences: Sequence[NDArray[np.float64]], places: Sequence[NDArray[np.int64]]
+) -> NDArray[np.float64]:
+    """(U,) one number a user, whose mean is the mean over the seeds of their means."""
+    weighted = [difference / (len(differences) * len(difference)) for difference in differences]
+    sums = np.bincount(np.concatenate(places), weights=np.concatenate(weighted))
+    return np.asarray(sums * len(sums), dtype=np.float64)
 
 
 def within_margin(against: Mapping[str, Any], metric: str, margin: float) -> dict[str, Any]:
-    """How much worse than the baseline the users' interval allows the arm to be, and whether that is within bounds."""
-    low, high = against["users"]
+    """How much worse than the baseline the reported interval allows the arm to be, and whether that is in bounds."""
+    low, high = reported(against)
     worst = high if lookup(metric).better == "lower" else -low
     return {"margin": margin, "worst": worst, "kept": worst <= margin}
 
@@ -169,10 +218,12 @@ def _verdict(row: Mapping[str, Any], options: CompareConfig) -> ComparisonVerdic
     if row["p_holm"] is None:
         return "outside the family"
     primary = row["against"][options.metric]
+    low, high = primary["users"]
     if row["p_holm"] > 1 - options.level:
-        return "no difference shown"
-    low, high = primary["seeds"] or primary["users"]
-    if low <= 0 <= high:
+        over_users = "both" in primary and not low <= 0 <= high
+        return "not settled over seeds" if over_users else "no difference shown"
+    low, high = primary.get("both") or primary["seeds"] or primary["users"]
+    if low <= 0 <= high:  # a comparison of a time before `both`: its p-value is of users alone
         return "not settled over seeds"
     if (primary["difference"] < 0) != (lookup(options.metric).better == "lower"):
         return "worse"

@@ -1,5 +1,6 @@
 """A recipe, carried out: stages that are skipped when nothing they read has changed."""
 
+from adagrpo.pipeline.catalog_update import update_catalog
 from adagrpo.pipeline.checks import finished_arms
 from adagrpo.pipeline.description import kept_settings
 from adagrpo.pipeline.run import Console, Run, Silent
@@ -24,12 +25,16 @@ from adagrpo.pipeline.verbs import (
     train,
     write_report,
 )
+from adagrpo.pipeline.versions import CatalogVersion, catalog_diff, catalog_versions, open_version
 
 __all__ = [
+    "CatalogVersion",
     "Console",
     "Operation",
     "Run",
     "Silent",
+    "catalog_diff",
+    "catalog_versions",
     "collect",
     "diagnose_reward",
     "evaluate",
@@ -41,6 +46,7 @@ __all__ = [
     "fit_sft",
     "kept_settings",
     "latest_exposures",
+    "open_version",
     "prepare",
     "recommend_users",
     "report_ranker",
@@ -49,5 +55,6 @@ __all__ = [
     "simulate_marketplace",
     "tokenize",
     "train",
+    "update_catalog",
     "write_report",
 ]

@@ -99,8 +99,8 @@ def verb_for(stage: str, *, without_order: bool = False) -> str:
     if stage in ("simulate", "ranker/report"):
         return {"simulate": "run", "ranker/report": "evaluate"}[stage]
     first = stage.partition("/")[0]
-    verbs = {"encode": "tokenize", "teacher": "train", "reward": "train", "report": "evaluate", "judges": "evaluate"}
-    return verbs.get(first, first)
+    others = {"encode": "tokenize", "teacher": "train", "reward": "train", "report": "evaluate", "judges": "evaluate"}
+    return (others | {"catalogs": "catalog update"}).get(first, first)
 
 
 def command(run: Called, verb: str, overrides: Iterable[str] = (), *, out: Path | None = None) -> str:

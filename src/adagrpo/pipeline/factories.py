@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, assert_never
 
 import numpy as np
+import torch
+from scipy import sparse
 from torch import Tensor, nn
 
 from adagrpo.config import FitConfig
@@ -23,7 +25,6 @@ from adagrpo.config.reward import (
     SequentialOptions,
     WeightedOptions,
 )
-from adagrpo.data.prepared import load_item_ids, load_items
 from adagrpo.data.sequences import emptied
 from adagrpo.errors import UserError
 from adagrpo.evaluation.predictions import Predictions, predict, sample_cases, summarise
@@ -44,7 +45,8 @@ from adagrpo.rewards import (
 from adagrpo.rewards.cross_fitted import CrossFitted
 from adagrpo.rewards.features import Features
 from adagrpo.rewards.sequential import SequentialRanker
-from adagrpo.semantic_ids import resolve_collisions
+from adagrpo.semantic_ids.collisions import numbers_items
+from adagrpo.semantic_ids.trie import Eligible
 from adagrpo.trainer import BatchSchedule
 from adagrpo.trainer.checkpoints import load_weights
 from adagrpo.trainer.processes import SharedReward, processes
@@ -143,7 +145,7 @@ class Models:
         template: dict[str, tuple[int, ...]] = {}
         if options.tokens:
             named, codes = len(options.tokens), catalog.codes.cpu()
-            if len(sizes) != named and not _numbers_shared(codes, named):
+            if len(sizes) != named and not (len(sizes) == named + 1 and numbers_items(codes.numpy())):
                 raise UserError(
                     f"policy.lm.tokens: names the tokens of {named} levels, the Semantic IDs have {len(sizes)}; "
                     "name as many"
@@ -200,10 +202,13 @@ class Models:
     def _load(self, weights: Path, model: nn.Module) -> None:
         for name in ("model.safetensors", "checkpoint.json"):
             self.run.hash_input(weights / name)
+        borrowed = self.data.version.borrowed
         try:
-            load_weights(weights, model)
+            load_weights(weights, model, more_items=0 if borrowed is None else borrowed.shape[0])
         except RuntimeError as error:  # names or shapes that the configuration does not give
             raise UserError(f"{weights}: made with other data or model settings; carry out the stages again") from error
+        if borrowed is not None and isinstance(model, HybridPolicy | SequentialRanker):
+            model.borrow(_sparse(borrowed).to(self.data.device))
 
     @property
     def reward_files(self) -> list[Path]:
@@ -255,11 +260,11 @@ class Models:
             case SequentialOptions():
                 return self.ranker(self._checkpoint(options))
             case CallableOptions():
-                ids = load_item_ids(self.data.prepared).to_list()
+                ids = self.data.item_ids.to_list()
                 return CallableReward(options.function, load_function(options.function, self.run.code), ids)
             case HttpOptions():
                 given = options.model_dump(exclude={"kind", "version"})
-                return HttpReward(**given, ids=load_item_ids(self.data.prepared).to_list())
+                return HttpReward(**given, ids=self.data.item_ids.to_list())
             case LightGBMOptions():
                 return BoostedReward(load_model(self._trees(options)), self.features)
             case LambdaRankOptions():
@@ -294,7 +299,7 @@ class Models:
         return self._features(emptied(self.data.training, withheld)) if withheld.any() else self.features
 
     def _features(self, training: Ragged) -> Features:
-        items = load_items(self.data.prepared)
+        items = self.data.items
         return Features(training, items["attributes"].to_list(), items["text"].to_list())
 
     def schedule(self, fit: FitConfig) -> BatchSchedule:
@@ -321,8 +326,10 @@ class Models:
         cases: Cases,
         reward: Reward | None,
         report: Callable[[int, int], None] = lambda done, total: None,
+        *,
+        eligible: Eligible | None = None,
     ) -> Predictions:
-        """Beam search as the configuration's evaluation section says."""
+        """Beam search as the configuration's evaluation section says, held to what is eligible where that is given."""
         options = self.config.evaluation
         return predict(
             policy,
@@ -333,12 +340,15 @@ class Models:
             max_history=self.config.max_history,
             reward=reward,
             mask_history=options.mask_history,
+            eligible=eligible,
             precision=options.precision,
             report=report,
         )
 
 
-def _numbers_shared(codes: Tensor, levels: int) -> bool:
-    """Whether codes (V, L) have one level more, which numbers the items that share the others."""
-    own = codes.numpy()
-    return own.shape[1] == levels + 1 and np.array_equal(resolve_collisions(own[:, :levels]), own)
+def _sparse(weights: sparse.csr_array) -> Tensor:
+    """The same weights as a sparse tensor."""
+    entries = weights.tocoo()
+    places = torch.from_numpy(np.stack(entries.coords).astype(np.int64))
+    values = torch.from_numpy(entries.data.astype(np.float32))
+    return torch.sparse_coo_tensor(places, values, weights.shape, check_invariants=True).coalesce()

@@ -14,6 +14,7 @@ from typing import Any
 
 from adagrpo.config.training import MATCHED
 from adagrpo.errors import UserError
+from adagrpo.evaluation.comparison import reported
 from adagrpo.metrics import Shown, is_rate, lookup, shown
 from adagrpo.report.figures import Figure, frontier_figure, utility_figure
 from adagrpo.report.interval_charts import Estimate, interval_list
@@ -44,6 +45,7 @@ __all__ = [
     "write_comparison_figures",
 ]
 
+KINDS = {"both": "users and seeds", "users": "users", "seeds": "seeds"}
 CONTROLS = ("random", "shuffled", "inverted", "none")
 
 
@@ -116,7 +118,10 @@ def finding(content: Mapping[str, Any]) -> list[str]:
         if under := _lost_under(content, arm):
             sentences.append(f"{arm} lost its policy under {under}.")
     if len(seeds) == 1:
-        sentences.append("All of this is one seed: the intervals say nothing about another run of the training.")
+        sentences.append(
+            "All of this is one seed: the intervals are over users alone and say nothing about another run of the"
+            " training."
+        )
     return sentences
 
 
@@ -126,19 +131,26 @@ def comparison_table(content: Mapping[str, Any]) -> Table:
     metric, per_cent = plan["metric"], f"{100 * plan['level']:g} %"
     unit = " (points)" if is_rate(metric) else ""
     header = ["arm", "checkpoint", metric_label(metric), "± seeds", f"vs {plan['baseline']}{unit}"]
-    header += [f"{per_cent} over users", f"{per_cent} over seeds", "p, Holm", "verdict"]
+    kinds = _intervals(content)
+    header += [*(f"{per_cent} over {KINDS[kind]}" for kind in kinds), "p, Holm", "verdict"]
     rows = []
     for row in content["rows"]:
         test, against = row["test"][metric], row["against"].get(metric)
         cells = [row["arm"], row["checkpoint"], format_metric(metric, test["mean"]), _half(metric, test)]
         if against is None:
-            cells += [MISSING] * 3
+            cells += [MISSING] * (1 + len(kinds))
         else:
-            cells += [format_difference(metric, against["difference"]), format_ends(metric, against["users"])]
-            cells += [format_ends(metric, against["seeds"])]
+            cells += [format_difference(metric, against["difference"])]
+            cells += [format_ends(metric, against.get(kind)) for kind in kinds]
         rows.append((*cells, MISSING if row["p_holm"] is None else _p(row["p_holm"]), row["verdict"]))
-    right: list[Alignment] = ["right"] * 6
+    right: list[Alignment] = ["right"] * (4 + len(kinds))
     return Table(tuple(header), tuple(rows), ("left", "left", *right, "left"))
+
+
+def _intervals(content: Mapping[str, Any]) -> list[str]:
+    """The kinds of interval that the differences have; over users and seeds together, the one to read, is the first."""
+    both = any("both" in against for row in content["rows"] for against in row["against"].values())
+    return ["both", "users", "seeds"] if both else ["users", "seeds"]
 
 
 def comparison_markdown(content: Mapping[str, Any]) -> str:
@@ -176,12 +188,12 @@ def _tables(content: Mapping[str, Any]) -> list[tuple[str, Table]]:
 
 def _true_utility(content: Mapping[str, Any]) -> Table:
     """What the users would have made of the lists, where the world is simulated: what no log can say."""
-    name = "true_utility@10"
+    name, kinds = "true_utility@10", _intervals(content)
     rows = []
     for row in content["rows"]:
         if name in row["against"]:
             against = row["against"][name]
-            intervals = (format_ends(name, against["users"]), format_ends(name, against["seeds"]))
+            intervals = [format_ends(name, against.get(kind)) for kind in kinds]
             cells = (
                 format_metric(name, row["test"][name]["mean"]),
                 format_difference(name, against["difference"]),
@@ -190,24 +202,25 @@ def _true_utility(content: Mapping[str, Any]) -> Table:
             rows.append((row["arm"], row["checkpoint"], *cells))
     per_cent = f"{100 * content['plan']['level']:g} %"
     header = ["arm", "checkpoint", metric_label(name), f"vs {content['plan']['baseline']}"]
-    header += [f"{per_cent} over users", f"{per_cent} over seeds"]
-    return Table(tuple(header), tuple(rows), ("left", "left", "right", "right", "right", "right"))
+    header += [f"{per_cent} over {KINDS[kind]}" for kind in kinds]
+    right: list[Alignment] = ["right"] * (2 + len(kinds))
+    return Table(tuple(header), tuple(rows), ("left", "left", *right))
 
 
 def _margins(content: Mapping[str, Any]) -> Table:
-    """How much worse each arm may be at the far end of its interval over users."""
-    names = list(content["plan"]["margins"])
+    """How much worse each arm may be at the far end of the interval that is reported."""
+    names, over = list(content["plan"]["margins"]), KINDS[_intervals(content)[0]]
     header = ["arm", "checkpoint"]
     for name in names:
         size = _size(name, content["plan"]["margins"][name])
-        header += [f"{metric_label(name)} vs {content['plan']['baseline']}", "over users", f"within {size}"]
+        header += [f"{metric_label(name)} vs {content['plan']['baseline']}", f"over {over}", f"within {size}"]
     rows = []
     for row in content["rows"]:
         if row["margins"]:
             cells = [row["arm"], row["checkpoint"]]
             for name in names:
                 margin, against = row["margins"][name], row["against"][name]
-                cells += [format_difference(name, against["difference"]), format_ends(name, against["users"])]
+                cells += [format_difference(name, against["difference"]), format_ends(name, reported(against))]
                 cells += ["yes" if margin["kept"] else "not shown"]
             rows.append(tuple(cells))
     right: list[Alignment] = ["right"] * (3 * len(names))
@@ -270,11 +283,11 @@ def comparison_figures(content: Mapping[str, Any]) -> dict[str, Figure]:
 
 
 def _differences(content: Mapping[str, Any]) -> list[Figure]:
-    """The differences from the baseline with their intervals over users, and over seeds where there are several."""
+    """The differences from the baseline and their intervals over users and seeds, or over either if that is unknown."""
     plan = content["plan"]
     metric, arms = plan["metric"], list(dict.fromkeys(row["arm"] for row in content["rows"]))
     figures = []
-    for over in ("users", "seeds"):
+    for over in ("both",) if "both" in _intervals(content) else ("users", "seeds"):
         rows = [
             (
                 f"{row['arm']}, {row['checkpoint']}",
@@ -282,12 +295,12 @@ def _differences(content: Mapping[str, Any]) -> list[Figure]:
                 arms.index(row["arm"]),
             )
             for row in content["rows"]
-            if row["against"].get(metric) and row["against"][metric][over]
+            if row["against"].get(metric) and row["against"][metric].get(over)
         ]
         if rows:
             svg = interval_list(
                 rows,
-                title=f"{metric_label(metric)} less that of {plan['baseline']}, intervals over {over}",
+                title=f"{metric_label(metric)} less that of {plan['baseline']}, intervals over {KINDS[over]}",
                 x_label=f"difference{' in points' if is_rate(metric) else ''}, {100 * plan['level']:g} % interval",
                 percent_points=is_rate(metric),
             )
@@ -333,15 +346,16 @@ def _chosen(rows: Sequence[Mapping[str, Any]], metric: str) -> list[str]:
 
 
 def _named(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
-    """Arms with their differences and the intervals over users."""
+    """Arms with their differences and intervals: over users and seeds, or over either where that is not known."""
     texts = []
     for row in rows:
         delta = row["against"][metric]
         unit = " points" if is_rate(metric) else ""
+        kinds = ["both"] if "both" in delta else ["users", "seeds"]
+        ends = ", ".join(f"{KINDS[kind]} {format_ends(metric, delta[kind])}" for kind in kinds)
         texts.append(
             f"{row['arm']} ({row['checkpoint']}: {format_difference(metric, delta['difference'])}{unit},"
-            f" users {format_ends(metric, delta['users'])}, seeds {format_ends(metric, delta['seeds'])},"
-            f" p {_p(row['p_holm'])})"
+            f" {ends}, p {_p(row['p_holm'])})"
         )
     return "; ".join(texts)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from adagrpo.evaluation.comparison import reported
 from adagrpo.metrics import lookup
 from adagrpo.report.comparison_page import format_difference, format_ends
 from adagrpo.report.tables import MISSING, Table, format_metric, metric_label
@@ -44,7 +45,7 @@ def trial_sentences(content: Mapping[str, Any]) -> list[str]:
         for row in content["rows"]:
             name, _, arm = row["arm"].rpartition(": ")
             if name == reward:
-                low, high = row["against"][UTILITY]["users"]
+                low, high = reported(row["against"][UTILITY])
                 moved["raised" if low > 0 else "lowered" if high < 0 else "left"].append(arm)
         parts = [f"{', '.join(arms)} {verb} it" for verb, arms in moved.items() if arms and verb != "left"]
         if moved["left"]:
@@ -59,4 +60,4 @@ def _against(row: Mapping[str, Any], name: str) -> str:
     if not row["against"]:
         return MISSING
     against = row["against"][name]
-    return f"{format_difference(name, against['difference'])} ({format_ends(name, against['users'])})"
+    return f"{format_difference(name, against['difference'])} ({format_ends(name, reported(against))})"

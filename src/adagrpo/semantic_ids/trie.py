@@ -18,7 +18,7 @@ is allowed. It is never left unconstrained.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -130,6 +130,13 @@ class Trie:
         items = torch.argsort(nodes)
         return cls(tuple(level_sizes), tuple(counts), tuple(tables), items, tuple(first), tuple(last))
 
+    def named(
+        self,
+        items: Tensor,  # (n_L,) int64
+    ) -> Trie:
+        """The same tree, in which `items[i]` is what was item `i`."""
+        return replace(self, items=items[self.items])
+
     @property
     def num_levels(self) -> int:
         """`L`."""
@@ -226,14 +233,18 @@ class Trie:
 
     @cached_property
     def leaf_of(self) -> Tensor:
-        """(V,) int64, the leaf of each item."""
-        return self.items.argsort()
+        """(V' + 1,) int64, the leaf of each item up to the last one that has a leaf; -1 for those without, and last."""
+        leaves = self.items.new_full((int(self.items.max()) + 2 if len(self.items) else 1,), -1)
+        leaves[self.items] = torch.arange(len(self.items), device=self.items.device)
+        return leaves
 
     def eligible(
         self,
         items: Tensor,  # (V,) bool
     ) -> Eligible:
         """Count what is eligible below each node, once for all searches that are held to it.
+
+        Of items that the tree does not hold none is counted.
 
         >>> trie = Trie.build(torch.tensor([[0, 1], [2, 0], [0, 0]]), (3, 2))
         >>> eligible = trie.eligible(torch.tensor([True, False, True]))
@@ -243,8 +254,9 @@ class Trie:
         Raises:
             ValueError: `items` is not one bool for each item.
         """
-        if items.shape != self.items.shape or items.dtype != torch.bool:
-            raise ValueError(f"items is {items.dtype} of {tuple(items.shape)}, expected bool of {(len(self.items),)}")
+        least = len(self.leaf_of) - 1
+        if items.dim() != 1 or len(items) < least or items.dtype != torch.bool:
+            raise ValueError(f"items is {items.dtype} of {tuple(items.shape)}, expected bool of {(least,)} or more")
         before = torch.nn.functional.pad(items[self.items].cumsum(0, dtype=torch.int32), (1, 0))
         places = [before.index_select(0, of_level) for of_level in self.leaf_ranges]
         return Eligible(items, tuple(place[1:] - place[:-1] for place in places), int(before[-1]))
@@ -257,7 +269,7 @@ class Trie:
         """The items that each of `B` samples may not reach, for `closed`; -1 is none, an item may occur twice.
 
         Args:
-            items: (B, X) int64, a few for each sample.
+            items: (B, X) int64, a few for each sample. Those that the tree does not hold nobody reaches anyway.
             eligible: for each sample the items that it may reach but for those; None: all. Samples that share a mask
                 should follow each other.
 
@@ -269,13 +281,14 @@ class Trie:
         masks = [None] if eligible is None else list(eligible)
         starts = [place for place, mask in enumerate(masks) if place == 0 or mask is not masks[place - 1]]
         samples = torch.arange(len(items), device=items.device).unsqueeze(1) * self.node_counts[-1]
-        real = items >= 0
+        # -1 and what lies beyond the last item with a leaf both find the -1 at the end
+        leaves = self.leaf_of[items.clamp(max=len(self.leaf_of) - 1)]
+        real = leaves >= 0
         for start, end in zip(starts, [*starts[1:], len(items)], strict=True):
             mask = masks[start]
             if mask is not None:  # what cannot be reached anyway would be counted twice
                 real[start:end] &= mask.items[items[start:end].clamp(min=0)]
-        keys = torch.unique((samples + self.leaf_of[items.masked_fill(~real, 0)])[real])
-        return Excluded(keys, tuple(starts), tuple(masks[start] for start in starts))
+        return Excluded(torch.unique((samples + leaves)[real]), tuple(starts), tuple(masks[start] for start in starts))
 
     def closed(
         self,

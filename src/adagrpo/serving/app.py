@@ -23,6 +23,8 @@ from starlette.exceptions import HTTPException
 from adagrpo.serving import schemas
 from adagrpo.serving.api_page import api_page
 from adagrpo.serving.bearer import Bearers
+from adagrpo.serving.exposure_log import ExposureSink
+from adagrpo.serving.exposure_rows import ExposureRows
 from adagrpo.serving.intake import Intake
 from adagrpo.serving.limits import Limits
 from adagrpo.serving.recommender import Recommender
@@ -44,6 +46,7 @@ class Options:
     bearers: Bearers = field(default_factory=Bearers)
     log: RequestLog = field(default_factory=RequestLog)
     user_hash: UserHash = field(default_factory=lambda: read_key(None))
+    exposures: ExposureSink | None = None  # None logs no list
     parent: int | None = None  # the process that reloads all workers
 
 
@@ -55,6 +58,8 @@ class Application:
         self.draining = False
         self.line = WaitingLine[Asked, Answered](shelf.answer, waiting=options.limits.waiting)
         self.line.observe = self._observe
+        sink = options.exposures
+        self.exposures = None if sink is None else ExposureRows(sink)
         self.metrics.serves(**shelf.now.versions)
         self.routes = Routes(
             shelf,
@@ -63,6 +68,7 @@ class Application:
             options.user_hash,
             lambda: not self.draining,
             bool(options.bearers),
+            self.exposures,
             options.parent,
         )
         self.api = _api(self.routes, self._lifespan)
@@ -76,6 +82,8 @@ class Application:
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
         yield
         self.line.close()
+        if self.exposures is not None:
+            self.exposures.close()
 
     def reload(self) -> None:
         """Serve what is in the run now; what it comes to is logged."""

@@ -82,6 +82,7 @@ class Intake:
         path = scope["path"]
         route = path if path in ROUTES else "/v1/items/{id}" if path.startswith("/v1/items/") else "other"
         state = scope.setdefault("state", {})
+        state["started"] = started
         state["log"] = fields = {"route": route, "method": scope["method"]}
         status = 0
 

@@ -5,14 +5,13 @@ Defects are logged by type and place. The message of an exception may hold what 
 
 from __future__ import annotations
 
+import json
 import random
 import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, TextIO
-
-import orjson
 
 __all__ = ["RequestLog"]
 
@@ -59,5 +58,5 @@ class RequestLog:
 
     def _write(self, fields: Mapping[str, Any]) -> None:
         stream = self._stream or sys.stderr
-        stream.write(orjson.dumps(fields).decode() + "\n")
+        stream.write(json.dumps(fields, separators=(",", ":")) + "\n")
         stream.flush()

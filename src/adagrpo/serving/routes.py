@@ -17,6 +17,8 @@ from typing import Any
 import orjson
 from fastapi import Request, Response
 
+from adagrpo.serving.exposure_log import Exposure, SinkFailed
+from adagrpo.serving.exposure_rows import ExposureRows, exposure
 from adagrpo.serving.limits import LONGEST_BATCH
 from adagrpo.serving.recommender import ItemId, Query
 from adagrpo.serving.schemas import (
@@ -37,6 +39,7 @@ from adagrpo.serving.waiting_line import TooLate, WaitingLine
 
 __all__ = ["Routes", "answered", "json_response"]
 
+AGAIN = {"retry-after": "1"}
 DEFECT = "a defect of the service; it was logged"
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -57,6 +60,8 @@ def answered(handler: Handler) -> Handler:
         except TooLate as error:
             again = {"retry-after": str(error.retry_after)}
             return json_response({"detail": str(error)}, 503, again)
+        except SinkFailed:
+            return json_response({"detail": "the exposure log cannot be written; try again later"}, 503, AGAIN)
         except asyncio.CancelledError:
             if _left(request):  # nobody reads it
                 return Response(status_code=499)
@@ -79,6 +84,7 @@ class Routes:
     user_hash: UserHash
     ready: Callable[[], bool]
     may_reload: bool  # a token is set
+    exposures: ExposureRows | None
     parent: int | None = None  # process that reloads all workers
 
     async def health(self, request: Request) -> Response:
@@ -106,8 +112,12 @@ class Routes:
         asked, unknown = self._asked(serving, body)
         if not asked.query.history:
             raise BadRequest("history: none of its ids is in the catalogue")
-        result = (await self._answers(request, [asked]))[0].list
-        return json_response({"items": result.items[: body.k], "scores": result.scores[: body.k], "unknown": unknown})
+        answers = await self._answers(request, [asked])
+        name = request.state.request_id
+        reply = _reply(serving, body.k, name, answers[0], unknown)
+        await self._record(request, [(name, None, body.k)], [asked], answers, [reply])
+        told = {key: reply[key] for key in ("items", "scores", "unknown")}
+        return json_response(told, headers={"x-request-id": name})
 
     async def recommend_v1(self, request: Request) -> Response:
         """Lists for one history, or for several in one body."""
@@ -121,11 +131,13 @@ class Routes:
         asked = [self._asked(serving, body) for body in bodies]
         answers = await self._answers(request, [one for one, _ in asked])
         replies = [
-            _reply(serving, body, request_id, answer, unknown)
+            _reply(serving, body.k, request_id, answer, unknown)
             for body, request_id, answer, (_, unknown) in zip(bodies, ids, answers, asked, strict=True)
         ]
-        self._note(request, bodies, ids, replies)
-        return json_response({"responses": replies} if batch else replies[0])
+        users = [None if body.user_id is None else self.user_hash(body.user_id) for body in bodies]
+        shown = [(name, user, body.k) for name, user, body in zip(ids, users, bodies, strict=True)]
+        await self._record(request, shown, [one for one, _ in asked], answers, replies)
+        return json_response({"responses": replies} if batch else replies[0], headers={"x-request-id": ids[0]})
 
     async def item(self, request: Request) -> Response:
         """An item of the catalogue."""
@@ -142,7 +154,12 @@ class Routes:
         content = parsed(request.state.body)
         many = isinstance(content, dict) and "events" in content
         events = validated(FeedbackBody, content).events if many else [validated(FeedbackEvent, content)]
-        raise BadRequest(f"feedback: there is no exposure log for {len(events)} events; serve with --exposures", 409)
+        if self.exposures is None:
+            raise BadRequest("there is no exposure log that would take it; serve with --exposures", 409)
+        counts = await self.exposures.feedback(events)
+        for event in events:
+            self.metrics.feedback.labels(event.kind).inc()
+        return json_response({"accepted": counts.stored, "duplicates": counts.repeated, "unknown": counts.unknown})
 
     async def reload(self, request: Request) -> Response:
         """Serve another checkpoint, or what is in the run now. A failure leaves what is served as it is."""
@@ -200,19 +217,29 @@ class Routes:
         name: str = request.state.request_id
         return name if not place else f"{name}.{place % LONGEST_BATCH}"
 
-    def _note(
+    async def _record(
         self,
         request: Request,
-        bodies: Sequence[RecommendBody],
-        ids: Sequence[str],
-        replies: Sequence[Mapping[str, Any]],
+        shown: Sequence[tuple[str, str | None, int]],  # request id, hash of the user, items shown
+        asked: Sequence[Asked],
+        answers: Sequence[Answered],
+        replies: Sequence[dict[str, Any]],
     ) -> None:
-        """What the log of requests says beside route and status; no id of a user or an item."""
-        fields = request.state.log
-        fields |= {"request_id": ids[0], "lists": len(bodies), "versions": replies[0]["versions"]}
-        users = [body.user_id for body in bodies if body.user_id is not None]
-        if users:
-            fields["user"] = self.user_hash(users[0])
+        """Put lists on record before they are sent; one that is on record under its id is answered as it is there."""
+        fields, versions = request.state.log, replies[0]["versions"]
+        fields |= {"request_id": shown[0][0], "lists": len(shown), "versions": versions}
+        if shown[0][1] is not None:
+            fields["user"] = shown[0][1]
+        if self.exposures is None:
+            return
+        ms = 1000 * (time.perf_counter() - request.state.started)
+        rows = [
+            exposure(name, user, k, one, answer, versions, ms)
+            for (name, user, k), one, answer in zip(shown, asked, answers, strict=True)
+        ]
+        for row, recorded, reply, one in zip(rows, await self.exposures.write(rows), replies, asked, strict=True):
+            if recorded != row:
+                reply |= _repeated(recorded, one.serving)
 
 
 def _left(request: Request) -> bool:
@@ -221,17 +248,31 @@ def _left(request: Request) -> bool:
     return cycle is not None and cycle.disconnected
 
 
-def _reply(
-    serving: Serving, body: RecommendBody, request_id: str, answer: Answered, unknown: list[ItemId]
-) -> dict[str, Any]:
+def _repeated(recorded: Exposure, serving: Serving) -> dict[str, Any]:
+    """What a request is told whose id was answered before: that list, of which no score is kept."""
+    recommender = serving.recommender
+    codes = recommender.catalog.codes
+    known = [recommender.known([item])[0] for item in recorded.slate]
+    return {
+        "items": list(recorded.slate),
+        "scores": [],
+        "codes": [codes[item[0]].tolist() if item else [] for item in known],
+        "source": recorded.source,
+        "repeated": True,
+        "versions": {"model": recorded.model_version, "catalog": recorded.catalog_version, "arm": recorded.arm},
+    }
+
+
+def _reply(serving: Serving, k: int, request_id: str, answer: Answered, unknown: list[ItemId]) -> dict[str, Any]:
     shown = answer.list
     return {
         "request_id": request_id,
-        "items": shown.items[: body.k],
-        "scores": shown.scores[: body.k],
-        "codes": shown.codes[: body.k],
+        "items": shown.items[:k],
+        "scores": shown.scores[:k],
+        "codes": shown.codes[:k],
         "source": shown.source,
         "reranked": answer.reranked,
+        "repeated": False,
         "unknown": unknown,
         "versions": serving.versions,
     }

@@ -91,6 +91,7 @@ class RecommendAnswer(BaseModel):
     codes: list[list[int]] = Field(description="The Semantic ID of each item.")
     source: str = Field(description="What made the list: `policy`, or `popular` where nothing of the history is known.")
     reranked: bool = Field(description="Whether a reward ordered the list; false where it failed or there is none.")
+    repeated: bool = Field(description="Whether this request id was answered before; the list is that one.")
     unknown: list[int | str] = Field(description="Ids of the history that are not in the catalogue.")
     versions: Versions
 
@@ -125,7 +126,8 @@ class FeedbackAnswer(BaseModel):
     """What became of the events."""
 
     accepted: int
-    duplicates: int
+    duplicates: int = Field(description="The same request, item and kind was there already.")
+    unknown: int = Field(description="Of those accepted: no such request is remembered, or no such item in its list.")
 
 
 class ItemAnswer(BaseModel):
@@ -141,6 +143,7 @@ class ReloadBody(_Body):
 
     arm: Annotated[str, Field(max_length=100)] | None = None
     checkpoint: Literal["best", "final"] | None = None
+    catalog: Annotated[str, Field(max_length=100)] | None = Field(None, description="A version, or `latest`.")
 
 
 def parsed(body: bytes) -> Any:

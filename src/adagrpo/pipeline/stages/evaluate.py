@@ -70,16 +70,18 @@ def evaluate_baselines(run: Run) -> None:
         ranker = models.ranker(model.parent)
         values: dict[str, dict[str, Any]] = {"popularity": {}, "item_knn": {}, "ranker": {}}
         for split in ("validation", "test"):
-            cases = data.cases(split)
+            cases = data.measured_cases(split)
+            eligible = None if data.eligible is None else data.eligible.items
+            given: dict[str, Any] = {"mask_history": mask, "eligible": eligible}
             for name, rank in (("popularity", baselines.popularity), ("item_knn", baselines.item_knn)):
-                values[name][split] = retrieval(rank(data.training, data.num_items, cases, mask_history=mask), cases)
-            values["ranker"][split] = rank_by_ranker(
-                ranker, cases, batch_size=options.batch_size, max_history=run.config.max_history, mask_history=mask
-            )
+                values[name][split] = retrieval(rank(data.training, data.num_items, cases, **given), cases)
+            given |= {"batch_size": options.batch_size, "max_history": run.config.max_history}
+            values["ranker"][split] = rank_by_ranker(ranker, cases, **given)
         write_file(work / "metrics.json", json.dumps(values, indent=1) + "\n")
 
     inputs = [*data.training_files, data.prepared / "test.parquet", model]
-    reads, also = ("evaluation.mask_history", "max_history"), {"metrics": measured()}
+    inputs += [] if options.eligible is None else data.catalog_files
+    reads, also = ("evaluation.mask_history", "evaluation.eligible", "max_history"), {"metrics": measured()}
     run.stage("evaluate/baselines", reads=reads, also=also, schema=2, inputs=inputs, build=build)
 
 
@@ -99,12 +101,14 @@ def evaluate_checkpoint(run: Run, name: str, weights: Path, evaluated: dict[str,
         utility = data.truth().utility if data.truth_files else None
         values: dict[str, Any] = {}
         for split in ("validation", "test"):
-            cases = data.cases(split)
-            predictions = models.predict(policy, cases, reward, progress(run, f"{name} {split}"))
+            cases = data.measured_cases(split)
+            report = progress(run, f"{name} {split}")
+            predictions = models.predict(policy, cases, reward, report, eligible=data.eligible)
             # what is true of a user is known at their last purchase only, so true utility is a test metric
             values[split] = summarise(predictions, cases, tail=data.tail, utility=utility if split == "test" else None)
             values[f"rerank_{split}"] = rerank(predictions, cases)
         write_predictions(data, cases, predictions, work)
+        values |= data.measured()
         write_file(work / "metrics.json", json.dumps(values, indent=1) + "\n")
 
     reads, also = (*DECODING, "reward"), {"metrics": measured()}
@@ -210,6 +214,7 @@ def collect(run: Run, arms: list[str], left_out: Mapping[str, str], judgements: 
         "baselines": _read(run.checked("evaluate", "baselines", "metrics.json")),
         "stages": stages,
     }
+    content |= {"eligible": sft["eligible"]} if "eligible" in sft else {}
     content |= {"judges": judgements} if judgements else {}
     content |= {"left_out": dict(left_out)} if left_out else {}
     run.write_output("metrics.json", json.dumps(content, indent=1) + "\n")

@@ -13,7 +13,7 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stages.choose_weight import choose_reward_weight, chosen_weight
-from adagrpo.pipeline.stages.fitting import DECODING, begin_fit, fit_model
+from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED, begin_fit, fit_model
 from adagrpo.trainer import Arm, PostTraining, Supervised
 from adagrpo.trainer.pressure import calibrate
 
@@ -80,6 +80,7 @@ def fit_arm(run: Run, arm: ArmConfig) -> None:
     run.stage(
         f"train/{arm.name}",
         reads=reads,
+        but=NOT_FITTED,
         also={"arm": arm.settings(run.config.objective, defaults=False)},  # what its term reads of `objective`
         schema=2,
         inputs=inputs,

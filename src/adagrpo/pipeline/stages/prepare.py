@@ -103,6 +103,7 @@ class LogSource(NamedTuple):
             id_column=self.described.id_column,
             text_columns=self.described.text,
             attribute_columns=self.described.attributes,
+            group_columns=self.described.groups,
             attribute_names=self.attribute_names,
             max_expansion=self.options.max_expansion,
         )

@@ -19,6 +19,7 @@ The noise of a node is a function of the sample's seed and the node: a list does
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -29,7 +30,7 @@ from adagrpo.errors import NotFinite
 from adagrpo.policies.policy import Context, DecoderState, Policy
 from adagrpo.semantic_ids.trie import Excluded, Trie
 
-__all__ = ["Slates", "draw_slates", "inclusion_log_probs", "place_log_probs"]
+__all__ = ["Slates", "draw_slates", "inclusion_log_prob", "place_log_probs"]
 
 ContextT = TypeVar("ContextT", bound=Context)
 StateT = TypeVar("StateT", bound=DecoderState)
@@ -120,13 +121,21 @@ def place_log_probs(
     return torch.where(log_probs == -torch.inf, -torch.inf, log_probs - left.log())
 
 
-def inclusion_log_probs(
-    log_probs: Tensor,  # (B, n) float64
-    threshold: Tensor,  # (B,) float64, the g of the first item that is not in the list; -inf where all are
-) -> Tensor:  # (B, n) float64
-    """Log-probability that each item is in the list, given the threshold; 0 where nothing was left out."""
-    distance = log_probs - threshold.unsqueeze(1)
-    return torch.where(threshold.unsqueeze(1) == -torch.inf, 0.0, (-torch.expm1(-distance.exp())).log())
+def inclusion_log_prob(log_prob: float, threshold: float) -> float:
+    """Log-probability that an item is in a list, given the threshold.
+
+    Args:
+        log_prob: φ of the item.
+        threshold: g of the first item that is not in the list; -inf where all are, and then the result is 0.
+
+    >>> import math
+    >>> round(math.exp(inclusion_log_prob(math.log(0.5), 0.0)), 6)  # 1 - exp(-1/2)
+    0.393469
+    """
+    distance = log_prob - threshold
+    if distance < -36.0:  # 1 - exp(-x) is x in double precision
+        return distance
+    return math.log(-math.expm1(-math.exp(min(distance, 700.0))))
 
 
 def _root(seeds: Tensor) -> _Kept:
