@@ -14,7 +14,7 @@
 | `quality` | one `NAME.jsonl` of `research.reward_quality.measure` | `metric` |
 | `crossing` | the same: from which quality of the reward on each arm gains | `metric` |
 | `trial` | one `NAME.trial.json`, the `demo.json` of a demo | `form=text` |
-| `orders` | one `NAME.jsonl` of `research.exposed_feed.measure` | `measure`; `less=sft` or `less=nll`: differences |
+| `orders` | one `NAME.jsonl` of `research.exposed_feed.measure` | `measure`, `less`, `form=exposure` |
 | `verdicts` | the outcomes and the verdicts of `research.verdict`, two names | `form=short`: the targets alone |
 
 A file is found by its name alone, in whichever study it lies, so that two studies cannot have files of the same name.
@@ -32,7 +32,7 @@ from adagrpo.errors import UserError
 from adagrpo.report import Table, comparison_figures, read_comparison, read_rows, to_markdown, to_text
 from adagrpo.report.reward_trial import trial_table
 from adagrpo.storage.artifacts import write_file
-from research.pages.feed import difference_table, order_table
+from research.pages.feed import difference_table, exposure_table, order_table
 from research.pages.overview import effects, overview_figure, sources
 from research.pages.pooling import pool
 from research.pages.quality import crossing_table, quality_figure, quality_table
@@ -54,11 +54,11 @@ KEYS = {
     "trial": ("form",),
     "headline": ("arms",),
     "verdicts": ("form",),
-    "orders": ("measure", "less"),
+    "orders": ("measure", "less", "form"),
 }
 QUALITY = ("research.reward_quality.measure", ("variant", "diagnosis", "arms"))
 SEVERAL = ("starting", "comparison", "headline", "verdicts")  # kinds that take more than one file of results
-FORMS = {"arms": "text", "comparison": "short", "trial": "text", "verdicts": "short"}
+FORMS = {"arms": "text", "comparison": "short", "trial": "text", "verdicts": "short", "orders": "exposure"}
 
 
 class Marker(NamedTuple):
@@ -234,6 +234,8 @@ def _made(marker: Marker, results: Path) -> Table:
 def _orders(path: Path, rows: Sequence[Mapping[str, Any]], options: Mapping[str, str]) -> Table:
     """Orders of exposures, or what they gain over a reference."""
     _expect(path, rows, "research.exposed_feed.measure", ("order", "judges"))
+    if "form" in options:
+        return exposure_table(rows)
     measure = options.get("measure", "auc")
     return difference_table(rows, options["less"], measure) if "less" in options else order_table(rows, measure)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from adagrpo.report.tables import MISSING, Alignment, Table
 
-__all__ = ["difference_table", "order_table"]
+__all__ = ["difference_table", "exposure_table", "order_table"]
 
 Row = Mapping[str, Any]
 
@@ -31,7 +31,7 @@ TITLES = {
 def order_table(rows: Sequence[Row], measure: str = "auc") -> Table:
     """One row an order: a measure by each judge and label, with 95 % intervals over users."""
     lines = []
-    for order, of in _by_order(rows).items():
+    for order, of in _by_order([row for row in rows if row["kind"] != "pair"]).items():
         cells = (_cell([row["judges"][judge][label][measure] for row in of], "") for judge, label in COLUMNS)
         lines.append((_title(order), str(len(of)), *cells))
     right: list[Alignment] = ["right"] * (1 + len(COLUMNS))
@@ -43,19 +43,33 @@ def difference_table(rows: Sequence[Row], reference: str, measure: str = "auc") 
 
     Args:
         rows: of the study.
-        reference: `sft` or `nll`.
+        reference: `sft` or `nll`; `arms`: one arm less another one.
         measure: of the judges.
     """
     lines = []
-    for order, of in _by_order(rows).items():
+    for order, of in _by_order([row for row in rows if (row["kind"] == "pair") == (reference == "arms")]).items():
         if reference == "nll" and "against_nll" not in of[0]:
             continue
-        if reference == "sft" and "difference" not in of[0]["judges"]["feed"]["long_view"]:
+        if reference != "nll" and "difference" not in of[0]["judges"]["feed"]["long_view"]:
             continue
         found = [[_gain(row, reference, judge, label)[measure] for row in of] for judge, label in COLUMNS]
         lines.append((_title(order), *(_cell(values, "+") for values in found)))
     right: list[Alignment] = ["right"] * len(COLUMNS)
     return Table(("order", *HEADERS), tuple(lines), ("left", *right))
+
+
+def exposure_table(rows: Sequence[Row], orders: Sequence[str] = ("exposures", "chosen_rate", "reward", "sft")) -> Table:
+    """What chance showed, by how often the feed had shown the item: click rate, and AUC of what was clicked."""
+    judge, label = COLUMNS[-1]
+    of = _by_order(rows)
+    found = {order: [row["judges"][judge][label]["by_exposure"] for row in of[order]] for order in orders}
+    lines = []
+    for band, entry in found[orders[0]][0].items():
+        cells = (_cell([seed[band]["auc"] for seed in found[order]], "") for order in orders)
+        lines.append((band, f"{entry['exposures']:,}", f"{100 * entry['rate']:.1f} %", *cells))
+    header = ("times shown", "random exposures", "clicked", *(_title(order) for order in orders))
+    right: list[Alignment] = ["right"] * (len(header) - 1)
+    return Table(header, tuple(lines), ("left", *right))
 
 
 def _gain(row: Row, reference: str, judge: str, label: str) -> Mapping[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from research.pages.feed import difference_table, order_table
+from research.pages.feed import difference_table, exposure_table, order_table
 
 
 def interval(mean: float) -> dict[str, float]:
@@ -12,13 +12,13 @@ def interval(mean: float) -> dict[str, float]:
 
 
 def row(
-    order: str, seed: int, value: float, gain: float | None = None, over_nll: float | None = None
+    order: str, seed: int, value: float, gain: float | None = None, over_nll: float | None = None, kind: str = "policy"
 ) -> dict[str, Any]:
     entry: dict[str, Any] = {"auc": interval(value), "top@5": None}
     if gain is not None:
         entry["difference"] = {"auc": interval(gain)}
     judges = {"feed": {"long_view": entry, "clicked": entry}, "random": {"clicked": entry}}
-    found: dict[str, Any] = {"order": order, "seed": seed, "judges": judges}
+    found: dict[str, Any] = {"order": order, "seed": seed, "kind": kind, "judges": judges}
     if over_nll is not None:
         against = {"auc": interval(over_nll)}
         found["against_nll"] = {"feed": {"long_view": against, "clicked": against}, "random": {"clicked": against}}
@@ -31,6 +31,7 @@ ROWS = [
     row("rerank-2", 0, 0.6, 0.02),
     row("nll", 0, 0.6, 0.01),
     row("beam-1", 0, 0.6, 0.03, -0.02),
+    row("gate-1 less random-1", 0, 0.0, 0.05, kind="pair"),
 ]
 
 
@@ -47,3 +48,17 @@ def test_differences_are_of_the_rows_that_have_them_in_points() -> None:
         *("starting policy + 2 · ranker", "continued NLL", "beam-1")
     ]
     assert difference_table(ROWS, "sft").rows[0][1] == "+2.00 (+1.00 to +4.00)"
+    assert difference_table(ROWS, "arms").rows == (("gate-1 less random-1", *["+5.00 (+4.00 to +7.00)"] * 3),)
+
+
+def test_what_chance_showed_by_how_often_the_feed_had() -> None:
+    bands = {
+        "1-9": {"exposures": 1200, "rate": 0.175, "auc": interval(0.4)},
+        "10+": {"exposures": 3, "rate": 1, "auc": None},
+    }
+    rows = [row(order, 0, 0.5) for order in ("reward", "sft")]
+    for one in rows:
+        one["judges"]["random"]["clicked"] = {"by_exposure": bands}
+    table = exposure_table(rows, ("reward", "sft"))
+    assert table.header == ("times shown", "random exposures", "clicked", "ranker", "starting policy")
+    assert table.rows == (("1-9", "1,200", "17.5 %", *[".400 (.390 to .420)"] * 2), ("10+", "3", "100.0 %", "–", "–"))
