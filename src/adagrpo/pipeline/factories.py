@@ -8,43 +8,52 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, assert_never
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from adagrpo.config import FitConfig
 from adagrpo.config.models import LanguageModelConfig
 from adagrpo.config.reward import (
     CallableOptions,
+    CorruptedOptions,
+    FeatureOptions,
     HttpOptions,
     LambdaRankOptions,
     LightGBMOptions,
     MeanOptions,
     NoiseOptions,
+    PoliciesOptions,
     RewardOptions,
     SequentialOptions,
+    ShuffledOptions,
     WeightedOptions,
 )
 from adagrpo.data.prepared import load_item_ids, load_items
 from adagrpo.data.sequences import emptied
 from adagrpo.errors import UserError
 from adagrpo.evaluation.predictions import Predictions, predict, sample_cases, summarise
-from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.files import CATALOG_FILES, RunData
 from adagrpo.policies import CompactPolicy, HybridPolicy, Policy
 from adagrpo.rewards import (
     BoostedReward,
     CallableReward,
+    FeatureReward,
     HttpReward,
     MeanReward,
     NoiseReward,
+    PoliciesReward,
     Reward,
+    ShuffledReward,
     WeightedReward,
     find_module,
     load_function,
     load_model,
 )
+from adagrpo.rewards.corrupted import CorruptedReward, fewest, item_groups
 from adagrpo.rewards.cross_fitted import CrossFitted
 from adagrpo.rewards.features import Features
 from adagrpo.rewards.sequential import SequentialRanker
-from adagrpo.semantic_ids import resolve_collisions
+from adagrpo.semantic_ids import Catalog, resolve_collisions
 from adagrpo.trainer import BatchSchedule
 from adagrpo.trainer.checkpoints import load_weights
 from adagrpo.trainer.processes import SharedReward, processes
@@ -71,9 +80,9 @@ class Models:
         policy: CompactPolicy | HybridPolicy | CausalLMPolicy | SharedCodesPolicy
         match self.config.policy.kind:
             case "compact":
-                policy = self._compact()
+                policy = self._compact(self.data.catalog)
             case "hybrid":
-                policy = self._hybrid()
+                policy = self._hybrid(self.data.catalog)
             case "causal_lm":
                 policy = self._causal_lm(trained=weights is not None)
             case _:
@@ -83,11 +92,11 @@ class Models:
             self._load(weights, policy)
         return policy
 
-    def _compact(self) -> CompactPolicy:
+    def _compact(self, catalog: Catalog) -> CompactPolicy:
         options = self.config.policy
         return CompactPolicy(
-            self.data.catalog.codes,
-            self.data.catalog.level_sizes,
+            catalog.codes,
+            catalog.level_sizes,
             width=options.width,
             layers=options.layers,
             heads=options.heads,
@@ -97,11 +106,11 @@ class Models:
             seed=self.config.seed,
         )
 
-    def _hybrid(self) -> HybridPolicy:
+    def _hybrid(self, catalog: Catalog) -> HybridPolicy:
         options = self.config.policy
         return HybridPolicy(
-            self._compact(),
-            self.data.catalog.trie,
+            self._compact(catalog),
+            catalog.trie,
             item_dropout=options.item_dropout,
             item_weight=options.item_weight,
             loss_weight=options.item_loss_weight,
@@ -243,7 +252,13 @@ class Models:
                 pass
             case LightGBMOptions() | LambdaRankOptions():
                 paths = [self._trees(options), *self.data.training_files[:2]]  # the features count in these
-            case MeanOptions() | WeightedOptions():
+            case FeatureOptions():
+                paths = self.data.training_files[:2]
+            case PoliciesOptions():
+                paths = [path for folder in self._other_runs(options) for path in _files_of_start(folder)]
+            case CorruptedOptions():
+                paths = [*self.files_of(options.members[0]), *self.data.training_files[:2]]
+            case MeanOptions() | WeightedOptions() | ShuffledOptions():
                 paths = [path for part in options.parts for path in self.files_of(part)]
             case _:
                 assert_never(options)
@@ -266,12 +281,60 @@ class Models:
                 return BoostedReward(load_model(self._trees(options)), self.ranker_features)
             case NoiseOptions():
                 return NoiseReward(options.seed)
+            case FeatureOptions():
+                return FeatureReward(self.ranker_features, options.name)
+            case PoliciesOptions():
+                return self._policies(options)
+            case ShuffledOptions():
+                return ShuffledReward(self.reward_of(options.members[0]), options.seed)
+            case CorruptedOptions():
+                return self._corrupted(options)
             case MeanOptions():
                 return MeanReward([self.reward_of(part) for part in options.parts])
             case WeightedOptions():
                 return WeightedReward([self.reward_of(part) for part in options.parts], options.weights)
             case _:
                 assert_never(options)
+
+    def _other_runs(self, options: PoliciesOptions) -> list[Path]:
+        return [self.run.data / name for name in options.runs]
+
+    def _policies(self, options: PoliciesOptions) -> Reward:
+        """The starting policies of other runs, each with the Semantic IDs that it was trained on."""
+        if self.config.policy.kind == "causal_lm":
+            raise UserError("reward.kind: 'policies' reads compact and hybrid policies; found policy.kind causal_lm")
+        own, policies, codes, rows = load_item_ids(self.data.prepared).to_list(), [], [], []
+        for folder in self._other_runs(options):
+            place = {name: row for row, name in enumerate(load_item_ids(folder / "prepare").to_list())}
+            if place.keys() != set(own):
+                raise UserError(f"reward.runs: {folder} has other items; name runs on the same data")
+            catalog = Catalog.read(folder.joinpath(*CATALOG_FILES[0])).to(self.data.device)
+            policy = self._hybrid(catalog) if self.config.policy.kind == "hybrid" else self._compact(catalog)
+            self._load(folder / "sft" / "best", policy.to(self.data.device))
+            policies.append(policy.eval().requires_grad_(False).frozen())
+            codes.append(catalog.codes)
+            rows.append(torch.tensor([place[name] for name in own], device=self.data.device))
+        return PoliciesReward(policies, codes, rows)
+
+    def _corrupted(self, options: CorruptedOptions) -> CorruptedReward:
+        """Where the reward is wrong is read from the training split and the item table."""
+        training, items, users = self.data.training, None, None
+        if options.by == "user_group":
+            users = fewest(training.lengths, options.share)
+        elif options.by == "exposure":
+            items = fewest(np.bincount(training.values, minlength=self.data.num_items), options.share)
+        else:
+            attributes = load_items(self.data.prepared)["attributes"].to_list()
+            items = item_groups(attributes, options.share, options.seed)
+        return CorruptedReward(
+            self.reward_of(options.members[0]),
+            items=items,
+            users=users,
+            shortest=0 if users is None else int(training.lengths[users].max(initial=0)),
+            strength=options.strength,
+            how=options.how,
+            seed=options.seed,
+        )
 
     def _checkpoint(self, options: SequentialOptions) -> Path:
         own = options.checkpoint is None
@@ -336,6 +399,12 @@ class Models:
             precision=options.precision,
             report=report,
         )
+
+
+def _files_of_start(folder: Path) -> list[Path]:
+    """The files of another run that decide its starting policy: items, Semantic IDs, weights."""
+    parts = (("prepare", "items.parquet"), *CATALOG_FILES, ("sft", "best", "model.safetensors"))
+    return [folder.joinpath(*part) for part in parts]
 
 
 def _numbers_shared(codes: Tensor, levels: int) -> bool:

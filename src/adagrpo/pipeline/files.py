@@ -30,7 +30,7 @@ from adagrpo.pipeline.run import Run
 from adagrpo.semantic_ids import Catalog
 from adagrpo.types import Cases, Ragged
 
-__all__ = ["RunData"]
+__all__ = ["CATALOG_FILES", "RunData"]
 
 CATALOG_FILES = (("tokenize", "codes.parquet"), ("tokenize", "codes.json"))
 
