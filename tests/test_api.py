@@ -22,6 +22,7 @@ from adagrpo.errors import UserError
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.serve import recommender
+from adagrpo.serving.recommender import Query
 from adagrpo.types import Ragged
 
 
@@ -53,7 +54,7 @@ def test_the_lists_are_those_that_evaluate_wrote_and_serve_gives(finished: Path,
     scores = [of_user[(user,)].sort("rank")["score"].to_list() for user in users]
     np.testing.assert_allclose(lists.scores, scores, atol=1e-2)  # bf16 where it is native
     served, about = recommender(run._run, "adagrpo", checkpoint)
-    answers = served.recommend([served.known(history)[0] for history in histories])
+    answers = served.recommend([Query(served.known(history)[0]) for history in histories])
     assert [one.items for one in answers] == lists.items and lists.about == about
     codes = pl.read_parquet(finished / "tokenize/codes.parquet")["codes"].to_list()
     rows = {name: row for row, name in enumerate(load_item_ids(finished / "prepare").to_list())}
@@ -93,6 +94,15 @@ def test_unknown_ids_are_counted_and_never_replaced(finished: Path):
     assert "3 ids of the histories name no item" in lists._repr_html_()
     assert lists.frame["history"].unique().to_list() == [0, 2]
     assert run.recommend([]).frame.is_empty()
+
+
+def test_lists_are_narrowed_to_what_is_eligible(finished: Path) -> None:
+    run, ids = Run.open(finished), [10 * item + 3 for item in range(12)]
+    lists = run.recommend([[3, 13], ["gone"]], k=5, include=ids, exclude={"item_id": [3, 13]}, popular=True)
+    assert all(len(items) == 5 and {*items} <= {*ids[2:]} for items in lists.items)
+    assert lists.sources == ["policy", "popular"] and lists.unknown == [[], ["gone"]]
+    with pytest.raises(UserError, match=r"^exclude.brand: the items have no group"):
+        run.recommend([[3]], exclude={"brand": "acme"})
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.reliability import findings, stale
+from benchmarks.reliability.exposures import kill_log
 from benchmarks.reliability.findings import ROWS, Finding
 from benchmarks.reliability.foreign import foreign_tree, prepare_trees
 from benchmarks.reliability.lists import check_lists
@@ -36,6 +37,12 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 def names(run: Path) -> set[str]:
     return {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
+
+
+@pytest.mark.slow  # starts a process twice
+def test_an_exposure_log_that_is_killed_has_one_row_for_each_answer(tmp_path: Path) -> None:
+    found = kill_log(tmp_path, answers=2000, kills=1)
+    assert found.passes and "1 kills in 2,000 acknowledged answers" in found.figure
 
 
 @pytest.mark.slow  # each is a run that is killed and one that ends

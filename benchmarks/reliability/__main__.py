@@ -15,6 +15,7 @@ from pathlib import Path
 
 from benchmarks.reliability import (
     explode,
+    exposures,
     findings,
     foreign,
     invariance,
@@ -45,6 +46,7 @@ CHECKS: dict[str, Callable[[Path], Finding]] = {
     "masking": masking.masking,
     "explode": explode.explode,
     "stale": stale.stale,
+    "exposures": exposures.kill_log,
 }
 ROOT = Path(__file__).parent.parent.parent
 

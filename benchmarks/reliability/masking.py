@@ -22,7 +22,7 @@ from adagrpo.policies.compact import CompactPolicy
 from adagrpo.policies.language_model import VOCABULARY_FILE, from_configuration
 from adagrpo.policies.prefix_function import SemanticIds
 from adagrpo.semantic_ids.catalog import Catalog
-from adagrpo.serving.recommender import Recommender
+from adagrpo.serving.recommender import Query, Recommender
 from adagrpo.types import Cases, Histories, Ragged
 from benchmarks.reliability.findings import Finding
 
@@ -82,7 +82,7 @@ def check_masking(work: Path, evaluated: int, generated: int, seed: int = 0) -> 
     served = [
         reply.items
         for first in range(0, evaluated, 32)
-        for reply in recommender.recommend(histories[first : first + 32])
+        for reply in recommender.recommend([Query(history) for history in histories[first : first + 32]])
     ]
     return {
         "evaluated": _count(lists.tolist(), histories),

@@ -20,6 +20,7 @@ from adagrpo.errors import UserError
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.serve import recommender
 from adagrpo.report import build_report
+from adagrpo.serving.recommender import Query
 from benchmarks.reliability.findings import Finding
 from benchmarks.reliability.foreign import RECIPE
 from benchmarks.reliability.kills import succeed
@@ -33,7 +34,7 @@ Damage = Callable[[bytes, np.random.Generator], bytes]
 def _serve(run: Run) -> object:
     served, about = recommender(run, None, "best")
     histories = [[item, (7 * item + 3) % about["items"]] for item in range(0, about["items"], 3)]
-    return [list(result) for result in served.recommend(histories)], about
+    return [list(result) for result in served.recommend([Query(history) for history in histories])], about
 
 
 def _stages(run: Run) -> object:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import Any, Literal
@@ -32,7 +32,8 @@ from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
 from adagrpo.pipeline.recommend import answer
 from adagrpo.pipeline.serve import recommender
 from adagrpo.report.diagnosis_figures import map_figures
-from adagrpo.serving.recommender import ItemId, Recommender
+from adagrpo.serving.eligibility import Filter
+from adagrpo.serving.recommender import ItemId, Recommender, Source
 
 __all__ = ["Chart", "Diagnosis", "Recommended", "Run"]
 
@@ -93,6 +94,7 @@ class Recommended:
         unknown: for each history the ids in it that name no item. They were left out of the history; where nothing is
             left of it, the list is empty.
         about: which checkpoint answered, and in which precision.
+        sources: for each history `policy`, or `popular` where nothing of it is known and popular items were asked for.
     """
 
     items: list[list[ItemId]]
@@ -100,6 +102,7 @@ class Recommended:
     codes: list[list[list[int]]]
     unknown: list[list[ItemId]]
     about: Mapping[str, Any]
+    sources: list[Source] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -295,9 +298,11 @@ class Run:
         k: int = 10,
         arm: str | None = None,
         checkpoint: Checkpoint = "best",
-        exclude: Sequence[Sequence[ItemId]] | Literal["history"] | None = None,
+        exclude: Sequence[Sequence[ItemId]] | Literal["history"] | Mapping[str, Any] | None = None,
         reward_weight: float = 0.0,
         precision: Precision | None = None,
+        include: Filter | None = None,
+        popular: bool = False,
     ) -> Recommended:
         """The lists that `adagrpo serve` answers with and `evaluate` measures.
 
@@ -308,24 +313,30 @@ class Run:
             k: length of the lists, at most the beam's width.
             arm: sft or a trained arm; None is the one that the other verbs take.
             checkpoint: of that arm.
-            exclude: ids that are never recommended, a list for each history; `"history"` takes each whole history.
-                What the recipe masks (`evaluation.mask_history`) is left out anyway.
+            exclude: ids that are never recommended, a list for each history; `"history"` takes each whole history. A
+                mapping such as `{"brand": ["acme"]}` leaves named groups out of all lists, see
+                `adagrpo.serving.eligibility`. What the recipe masks (`evaluation.mask_history`) is left out anyway.
             reward_weight: above 0, re-rank by log-probability + this weight x reward.
             precision: of the policy; None is the recipe's, `evaluation.precision`.
+            include: named groups, or item ids: what the lists may hold.
+            popular: give histories of which nothing is known the most popular items.
 
         Raises:
-            UserError: there is no such arm, `k` is too large, or `histories` is not a list of lists of ids.
+            UserError: there is no such arm or group, `k` is too large, or `histories` is not a list of lists of ids.
         """
         chosen = choose_checkpoint(self._run, arm, checkpoint)
         key = (chosen.arm, checkpoint, reward_weight, precision)
         if key not in self._served:
             self._served[key] = recommender(self._run, chosen.arm, checkpoint, reward_weight, precision=precision)
         served, about = self._served[key]
+        groups, lists = (exclude, None) if isinstance(exclude, Mapping) else (None, exclude)
         answers = answer(
             served,
             histories,
             k,
-            exclude=histories if exclude == "history" else exclude,
+            exclude=histories if lists == "history" else lists,
+            narrowing=served.narrow(include, groups),
+            popular=popular,
             batch_size=self._run.config.evaluation.batch_size,
         )
         return Recommended(
@@ -334,6 +345,7 @@ class Run:
             [one.codes for one in answers],
             [one.unknown for one in answers],
             about,
+            [one.source for one in answers],
         )
 
     @property

@@ -274,6 +274,7 @@ def test_a_preset_says_what_it_is(recipe):
         "objective": "distill",
         "gate": None,
         "lambda": 5.0,
+        "pressure": None,
         "name": "distill-tuned",
         "options": {
             "num_generations": 32,
@@ -316,6 +317,21 @@ def test_the_settings_of_an_arm_are_what_its_term_reads(recipe):
     assert not {"distill", "best_of_n"} & set(full["a"])
 
 
+def test_a_pressure_takes_the_place_of_lambda_where_there_is_something_to_press(recipe):
+    names = "nll, grpo, adagrpo, adagrpo-none, mixture-lambda2, mixture-pressure0.5, adagrpo-random-pressure2"
+    config = load_config(recipe(MINIMAL), [f"train.arms=[{names}]", "objective.pressure=0.3", "objective.lambda=4"])
+    wanted = [arm.pressure_of(config.objective) for arm in config.train.arms]
+    assert wanted == [None, None, 0.3, None, None, 0.5, 2.0]
+    assert [arm.name for arm in config.train.arms] == names.split(", ")
+    settings = [arm.settings(config.objective, defaults=False) for arm in config.train.arms]
+    weights = [(entry.get("lambda"), entry.get("pressure")) for entry in settings]
+    assert weights == [(None, None), (4.0, None), (None, 0.3), (4.0, None), (2.0, None), (None, 0.5), (None, 2.0)]
+    # how many steps it is measured on is read where it is measured, and nowhere else
+    config = load_config(recipe(MINIMAL), ["train.arms=[mixture, mixture-pressure1]", "objective.pressure_steps=4"])
+    given, pressed = (arm.settings(config.objective, defaults=False) for arm in config.train.arms)
+    assert "pressure_steps" not in given and pressed["pressure_steps"] == 4
+
+
 def test_another_kind_of_reward_takes_no_keys_of_the_one_before(recipe):
     written = MINIMAL | {"reward": {"kind": "sequential", "checkpoint": None}}  # as run.yaml has it
     assert load_config(recipe(written), ["reward.kind=lambdarank"]).reward.kind == "lambdarank"
@@ -348,6 +364,12 @@ def test_an_arm_with_options_of_its_own(recipe):
             "reward_weight: a number",
         ),
         ("{objective: adagrpo, name: a, options: {lambda: 1}}", "an arm has a lambda of its own"),
+        ("{objective: adagrpo, name: a, options: {pressure: 1}}", "an arm has a pressure of its own"),
+        ("{objective: adagrpo, lambda: 1, pressure: 1}", "an arm takes one of them"),
+        ("{objective: adagrpo, pressure: 0}", "pressure: Input should be greater than 0 (found 0)"),
+        ("{objective: grpo, pressure: 1}", "objective 'grpo' takes no pressure: it lacks a reward term or an anchor"),
+        ("{objective: nll, pressure: 1}", "objective 'nll' takes no pressure: it lacks a reward term or an anchor"),
+        ("{objective: adagrpo, gate: none, pressure: 1}", "takes no pressure: no reward is admitted"),
         ("{objective: adagrpo, name: ../a}", "name '../a': letters, digits"),
         ("{objective: adagrpo, name: sft}", "name 'sft' means something already"),
         ("{objective: adagrpo, name: mixture-lambda2}", "name 'mixture-lambda2' means something already"),
@@ -400,6 +422,10 @@ def test_an_arms_name_leads_back_to_the_arm(kind, weight):
     again = ArmConfig.parse(arm.name)
     assert (again.objective, again.gate, again.name) == (objective, gate, arm.name)
     assert again.lambda_ == (None if weight is None else float(f"{weight:g}"))
+    if objective not in ("nll", "grpo") and gate != "none":
+        pressed = ArmConfig.model_validate({"objective": objective, "gate": gate, "pressure": weight})
+        again = ArmConfig.parse(pressed.name)
+        assert again.lambda_ is None and again.pressure == (None if weight is None else float(f"{weight:g}"))
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from adagrpo.data import (
     temporal,
     write_prepared,
 )
+from adagrpo.types import Ragged
 
 REJECTS = pl.DataFrame({"file": ["a.csv"], "row": [3], "reason": ["item_id is empty"]})
 
@@ -51,7 +52,13 @@ def contents(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
-SEQUENCES = [["a", "b", "c", "d", "e"], ["b", "a"], ["e", "d", "a", "b"], ["c", "a", "b"]]  # items are 0 .. 4
+SEQUENCES = [["a", "b", "c", "d", "e"], ["b", "a"], ["e", "d", "a", "b"], ["c", "a", "b"]]
+ITEMS = "adbec"  # in the order of their numbers
+
+
+def named(rows: Ragged) -> list[str]:
+    """The items of each row by their ids, end to end."""
+    return ["".join(ITEMS[item] for item in rows.row(row)) for row in range(len(rows))]
 
 
 def prepare(directory: Path, sequences: list[list[str]], impressions: pl.DataFrame | None = None) -> Path:
@@ -63,14 +70,14 @@ def prepare(directory: Path, sequences: list[list[str]], impressions: pl.DataFra
 def test_round_trip(tmp_path: Path) -> None:
     directory = prepare(tmp_path / "run", SEQUENCES)
     training = load_training(directory)
-    assert [training.row(row).tolist() for row in range(4)] == [[0, 1, 2], [1, 0], [4, 3], [2]]
+    assert named(training) == ["abc", "ba", "ed", "c"]
     assert training.values.dtype == np.int32 and training.offsets.dtype == np.int64
     validation, test = load_cases(directory, "validation"), load_cases(directory, "test")
     assert validation.users.tolist() == test.users.tolist() == [0, 2, 3]
-    assert validation.targets.tolist() == [3, 0, 0] and test.targets.tolist() == [4, 1, 1]
-    assert [validation.histories.row(row).tolist() for row in range(3)] == [[0, 1, 2], [4, 3], [2]]
-    assert [test.histories.row(row).tolist() for row in range(3)] == [[0, 1, 2, 3], [4, 3, 0], [2, 0]]
-    assert load_item_ids(directory).to_list() == ["a", "b", "c", "d", "e"]
+    assert ["".join(ITEMS[item] for item in cases.targets) for cases in (validation, test)] == ["daa", "ebb"]
+    assert named(validation.histories) == ["abc", "ed", "c"]
+    assert named(test.histories) == ["abcd", "eda", "ca"]
+    assert load_item_ids(directory).to_list() == list(ITEMS)
     assert load_user_ids(directory).to_list() == ["u0", "u1", "u2", "u3"]
     assert load_items(directory).columns == ["item", "item_id", "text", "attributes"]
     assert load_impressions(directory) is None
@@ -78,13 +85,13 @@ def test_round_trip(tmp_path: Path) -> None:
     summary = json.loads((directory / "summary.json").read_text())
     assert summary["users"] == 4 and summary["items"] == 5 and summary["rows_rejected"] == 1
     assert summary["training_interactions"] == 8 and summary["validation_cases"] == summary["test_cases"] == 3
-    assert pl.read_parquet(directory / "test.parquet").rows() == [(0, 4, 4), (2, 1, 3), (3, 1, 2)]
+    assert pl.read_parquet(directory / "test.parquet").rows() == [(0, 3, 4), (2, 2, 3), (3, 2, 2)]  # e, b, b
 
 
 def test_histories_can_be_cut(tmp_path: Path) -> None:
     directory = prepare(tmp_path, SEQUENCES)
     cases = load_cases(directory, "test", history=2)
-    assert [cases.histories.row(row).tolist() for row in range(3)] == [[2, 3], [3, 0], [2, 0]]
+    assert named(cases.histories) == ["cd", "da", "ca"]
     with pytest.raises(ValueError, match="history"):
         load_cases(directory, "test", history=0)
     with pytest.raises(ValueError, match="split"):
@@ -205,7 +212,8 @@ def test_impressions_at_the_time_of_a_target_are_held_out(tmp_path: Path) -> Non
     table = load_impressions(tmp_path)
     assert table is not None
     # Training is a, b. User 0 chose c, the validation target, at the same time as b: neither is certain to precede it.
-    assert table.select("user", "item").rows() == [(0, 0), (1, 0), (1, 1), (2, 0), (2, 1)]
+    seen = [(user, ITEMS[item]) for user, item in table.select("user", "item").rows()]
+    assert seen == [(0, "a"), (1, "a"), (1, "b"), (2, "a"), (2, "b")]
 
 
 def test_a_leaking_split_is_refused(tmp_path: Path) -> None:

@@ -13,6 +13,12 @@ from adagrpo.pipeline import Run, collect, evaluate, train
 from adagrpo.pipeline.stages.choose_weight import least_of_the_best
 from adagrpo.pipeline.stages.reranking import rerank_start
 
+# items are 3, 13, .. 293 on a ring; what comes soon after the last one is good
+RING = """
+def ahead(histories, candidates):
+    rows = zip(histories, candidates, strict=True)
+    return [[-float((item - history[-1]) % 300) / 100 for item in row] for history, row in rows]
+"""
 OPTIONS = {"rollout": "beam", "num_generations": 8}
 
 
@@ -20,8 +26,11 @@ def arm(weight: float | str, name: str = "taught") -> dict[str, Any]:
     return {"objective": "distill", "name": name, "options": OPTIONS | {"distill": {"reward_weight": weight}}}
 
 
-def trained(world: Any, run: Path, data: Path, arms: list[dict[str, Any]], reward: dict[str, Any]) -> Run:
+def trained(
+    world: Any, run: Path, data: Path, arms: list[dict[str, Any]], reward: dict[str, Any], code: Path | None = None
+) -> Run:
     made: Run = world.run(run, data, train={"arms": arms}, reward=reward)
+    made.code = code or made.code
     train(made)
     return made
 
@@ -47,11 +56,13 @@ def test_the_stage_reads_no_test_case_and_tries_what_re_ranking_tries(copied: Pa
     assert len(set(tried.values())) > 1
 
 
-def test_the_chosen_number_trains_as_if_it_had_been_given(copied: Path, data: Path, world: Any) -> None:
-    run = trained(world, copied, data, [{"objective": "nll"}, arm("validation")], {"kind": "sequential"})
+def test_the_chosen_number_trains_as_if_it_had_been_given(copied: Path, data: Path, world: Any, tmp_path: Path) -> None:
+    (tmp_path / "ring_w.py").write_text(RING, encoding="utf-8")
+    reward = {"kind": "callable", "function": "ring_w:ahead"}  # one that knows, whatever policy it is held against
+    run = trained(world, copied, data, [{"objective": "nll"}, arm("validation")], reward, tmp_path)
     chosen = choice(run)["weight"]
     assert chosen > 0 and weights(run, "taught") != weights(run, "nll")
-    trained(world, copied, data, [arm(chosen, "given"), arm(chosen + 1, "other")], {"kind": "sequential"})
+    trained(world, copied, data, [arm(chosen, "given"), arm(chosen + 1, "other")], reward, tmp_path)
     assert weights(run, "taught") == weights(run, "given") != weights(run, "other")
     evaluate(run, ["nll", "taught"])
     (entry,) = (entry for name, entry in collect(run, ["nll", "taught"])["stages"].items() if name == "taught")

@@ -32,14 +32,17 @@ from adagrpo.pipeline import (
     fit_arm,
     fit_ranker,
     fit_sft,
+    open_version,
     prepare,
     tokenize,
+    update_catalog,
 )
 from adagrpo.pipeline.export import export
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.serve import recommender
 from adagrpo.policies.language_model import template_tokens
+from adagrpo.serving.recommender import Query
 from adagrpo.types import Cases, Ragged
 
 LM = {
@@ -109,6 +112,7 @@ def assert_same_top_ten(run: Run, weights: Path, folder: Path) -> None:
 def test_generate_gives_our_top_ten(run: Run, tmp_path: Path):
     actual = export(run, tmp_path / "out", "adagrpo", "final")
     expected = {"folder": str(tmp_path / "out"), "arm": "adagrpo", "checkpoint": "final", "step": 4, "items": 30}
+    expected |= {"catalog_version": open_version(run).name}
     assert actual == expected | {"why": "asked for by name", "precision": "float32"}
     assert_same_top_ten(run, run.path("train", "adagrpo", "final"), tmp_path / "out")
     files = {path.name for path in (tmp_path / "out").iterdir()}
@@ -139,6 +143,20 @@ def lists_of_generate(folder: Path, histories: list[list[Any]], size: int) -> tu
     return items, np.concatenate(scores)
 
 
+def test_what_was_delisted_is_never_generated_and_still_read(run: Run, tmp_path: Path):
+    changed = Run.open(Path(shutil.copytree(run.directory, tmp_path / "run")))
+    gone = [3, 13, 23, 33, 43]
+    update_catalog(changed, delist=[",".join(map(str, gone))])
+    assert export(changed, tmp_path / "out", "adagrpo", "final")["items"] == 25
+    answers, _ = recommender(changed, "adagrpo", "final", precision="float32")
+    histories = [[3, 13], [33, 53], [63, 73, 3]]
+    lists, _ = lists_of_generate(tmp_path / "out", histories, 3)
+    assert lists == [one.items for one in answers.recommend([Query(answers.known(row)[0]) for row in histories])]
+    assert not {*gone} & {item for row in lists for item in row}
+    ids = opened(tmp_path / "out").SemanticIds(tmp_path / "out")
+    assert ids.prefix_function(0, exclude=[[3, 53]])(0, [])  # what is gone may be excluded too
+
+
 def test_export_serve_and_evaluate_agree_in_float32(run: Run, tmp_path: Path):
     """300 histories of all lengths in batches of several sizes: every order, and every score to 1e-5."""
     export(run, tmp_path / "out", "adagrpo", "final")
@@ -152,7 +170,7 @@ def test_export_serve_and_evaluate_agree_in_float32(run: Run, tmp_path: Path):
     found: dict[str, tuple[list[list[Any]], np.ndarray]] = {}
     for size in (1, 64):
         answers, _ = recommender(run, "adagrpo", "final", precision="float32")
-        given = [[int(item) for item in row] for row in rows]
+        given = [Query([int(item) for item in row]) for row in rows]
         lists = [one for first in range(0, 300, size) for one in answers.recommend(given[first : first + size])]
         found[f"serve, {size} at a time"] = [one.items for one in lists], np.array([one.scores for one in lists])
         named = [[names[item] for item in row] for row in rows]

@@ -14,6 +14,7 @@ from adagrpo import pipeline
 from adagrpo.errors import UserError
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.serve import recommender
+from adagrpo.serving.recommender import Query
 from adagrpo.storage import locks
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -30,7 +31,7 @@ def test_verbs_that_read_a_run_leave_it_as_it_was(finished: Path, tmp_path: Path
     page = pipeline.write_report(run)
     pipeline.diagnose_reward(run, None)
     served, _ = recommender(Run.open(finished), None, "best", reward_weight=1.0)
-    assert len(served.recommend([[0, 1]])[0].items) > 0
+    assert len(served.recommend([Query([0, 1])])[0].items) > 0
     assert snapshot(finished) == before
     assert page == out / "report.html" and set(metrics["stages"]) == {"sft", *arms}
     written = {path.name for path in out.iterdir()}

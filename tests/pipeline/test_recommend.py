@@ -14,6 +14,7 @@ import pytest
 from adagrpo.errors import UserError
 from adagrpo.pipeline import Run, prepare, recommend_users
 from adagrpo.pipeline import recommend as recommending
+from adagrpo.serving.recommender import Query, Recommendations
 
 HISTORIES = {"a": [3, 13, 23], "b": [293], "c": [3, 999, 13], "d": [999], "e": []}
 
@@ -47,7 +48,7 @@ def test_lists_are_those_of_the_server_whatever_the_file(finished: Path, tmp_pat
     expected = []
     for user, history in HISTORIES.items():
         known = served.known(history)[0]
-        found = served.recommend([known])[0] if known else served.recommend([[0]])[0]._replace(items=[], scores=[])
+        found = served.recommend([Query(known)])[0] if known else Recommendations([], [], [])
         expected += [(user, 1 + rank, item) for rank, item in enumerate(found.items[:4])]
     table = lists(tmp_path / "out")
     assert table.select("user_id", "rank", "item_id").rows() == expected
@@ -151,3 +152,26 @@ def test_the_command(finished: Path, tmp_path: Path):
     command += ["--users", str(write(tmp_path, "csv")), "--k", "3", "--exclude-history", "--json"]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     assert json.loads(done.stdout)["users"] == 5 and len(lists(tmp_path / "out")) == 9
+
+
+def test_lists_hold_what_is_eligible_and_users_without_a_history_what_is_popular(finished: Path, tmp_path: Path):
+    run, users = Run.open(finished), write(tmp_path, "csv")
+    ids = [10 * item + 3 for item in range(0, 30, 2)]
+    options: dict[str, Any] = {"include": {"item_id": ids}, "exclude": [ids[0], 999], "popular": True}
+    summary = recommend_users(run, users, tmp_path / "out", k=4, **options)
+    assert (summary["eligible_items"], summary["popular_lists"], summary["users_without_a_list"]) == (14, 2, 0)
+    table = lists(tmp_path / "out")
+    assert table["user_id"].to_list() == [user for user in HISTORIES for _ in range(4)]
+    assert {*table["item_id"]} <= {*ids[1:]}
+    served = recommending.recommender(run, None, "best")[0]
+    narrowing = served.narrow({"item_id": ids}, [ids[0]])
+    for user, history in HISTORIES.items():
+        found = served.recommend([Query(served.known(history)[0], None, *narrowing[:2])])[0]
+        part = table.filter(pl.col("user_id") == user)
+        assert part["item_id"].to_list() == found.items[:4] and {*part["source"]} == {found.source}
+    with pytest.raises(UserError, match=r"holds lists of another"):
+        recommend_users(run, users, tmp_path / "out", k=4, include={"item_id": ids}, popular=True)
+    with pytest.raises(UserError, match=r"no item is eligible"):
+        recommend_users(run, users, tmp_path / "none", k=4, include=[999])
+    with pytest.raises(UserError, match=r"^include.market: the items have no group 'market'"):
+        recommend_users(run, users, tmp_path / "none", k=4, include={"market": "de"})

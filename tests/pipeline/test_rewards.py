@@ -83,10 +83,10 @@ def test_a_callable_is_the_reward_of_every_stage(copied: Path, world: Any, data:
     opened = Run.open(copied)
     assert opened.code == tmp_path / "code"
     opened.path("events.jsonl").unlink()
-    train(opened)
+    train(opened, anyway=True)  # the verdict on so few users hangs on their start
     assert made(opened) == []
     path.write_text(RING + "\n# changed\n", encoding="utf-8")
-    train(opened)
+    train(opened, anyway=True)
     assert made(opened) == ["reward", "train/adagrpo"]
 
 

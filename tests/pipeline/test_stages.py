@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 import yaml
 
+from adagrpo.data.prepared import load_item_ids
 from adagrpo.errors import UserError
 from adagrpo.pipeline import Run, collect, evaluate, fit_arm, fit_sft, run_all, tokenize
 from adagrpo.pipeline.stages import post_train
@@ -196,7 +197,8 @@ def test_published_ids_are_taken_over(world: Any, tmp_path: Path, data: Path, co
     table.write_parquet(data / "ids.parquet")
     run: Run = world.run(copied, data, tokenizer={"published": {"path": "ids.parquet", "column": "sid"}})
     tokenize(run)
-    assert pl.read_parquet(run.path("tokenize", "codes.parquet"))["codes"].to_list() == codes
+    taken = pl.read_parquet(run.path("tokenize", "codes.parquet"))["codes"].to_list()
+    assert taken == [codes[(item - 3) // 10] for item in load_item_ids(run.path("prepare"))]
 
 
 def test_a_marketplace_is_simulated_and_its_truth_is_read_by_evaluation_alone(world: Any, tmp_path: Path) -> None:

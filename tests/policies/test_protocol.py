@@ -259,6 +259,13 @@ def test_the_loss_at_all_positions_is_that_of_each_history(policy):
         torch.testing.assert_close(losses[n : n + 1], lone, rtol=1e-5, atol=5e-6)
 
 
+def test_a_policy_says_whether_its_loss_is_its_own_nll(policy):
+    context = policy.encode(HISTORIES, ROWS, POSITIONS)
+    loss = policy.supervised_loss(context, TARGETS)
+    stated = -policy.score(context, CODES[TARGETS].unsqueeze(1)).mean(-1).squeeze(1)
+    assert torch.allclose(loss, stated, rtol=1e-5, atol=1e-6) == policy.trains_on_nll
+
+
 @pytest.mark.parametrize("term", ["score", "loss"])
 def test_gradients_are_those_of_each_sequence_alone(policy, term):
     """The shared context against one pass for each completion, all parameters."""

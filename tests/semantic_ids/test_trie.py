@@ -64,6 +64,32 @@ def test_a_node_is_closed_where_all_below_it_is_excluded(
         assert actual.tolist() == [[True, *row] for row in expected]
 
 
+@settings(max_examples=60, deadline=None)
+@given(catalogue=catalogues(), share=st.floats(0.0, 1.0), seed=st.integers(0, 10_000))
+def test_a_node_is_closed_where_nothing_below_it_is_eligible(
+    catalogue: tuple[torch.Tensor, tuple[int, ...]], share: float, seed: int
+) -> None:
+    """Five samples: two share a mask, one has the catalogue, and some leave out items beside that."""
+    codes, sizes = catalogue
+    trie, twin = Trie.build(codes, sizes), Twin(codes)
+    generator = torch.Generator().manual_seed(seed)
+    masks = torch.rand(2, len(codes), generator=generator) < torch.tensor([[share], [1 - share]])
+    shared, other = trie.eligible(masks[0]), trie.eligible(masks[1])
+    out = torch.rand(5, len(codes), generator=generator) < torch.tensor([0.5, 0.0, 0.3, 0.5, 0.0]).unsqueeze(1)
+    items = torch.arange(len(codes)).expand(5, -1).masked_fill(~out, -1)
+    excluded = trie.excluding(items, [shared, shared, None, other, other])
+    possible = torch.stack([masks[0], masks[0], torch.ones(len(codes), dtype=torch.bool), masks[1], masks[1]]) & ~out
+    for level, prefixes in enumerate(twin.prefixes):
+        expected = [
+            [not any(possible[b, i] for row, i in twin.items.items() if row[:level] == prefix) for prefix in prefixes]
+            for b in range(5)
+        ]
+        nodes = torch.arange(-1, len(prefixes))
+        actual = trie.closed(level, nodes, torch.arange(5).unsqueeze(1), excluded)
+        assert actual.tolist() == [[True, *row] for row in expected]
+    assert shared.count == int(masks[0].sum()) and torch.equal(shared.items, masks[0])
+
+
 @pytest.mark.parametrize("dense_limit", [DENSE, SPARSE])
 @settings(max_examples=40, deadline=None)
 @given(catalogue=catalogues())

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import uvicorn
 
 from adagrpo.data.prepared import load_item_ids
 from adagrpo.errors import UserError
@@ -27,7 +26,9 @@ from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.serve import recommender
-from adagrpo.serving.app import create_app, listen
+from adagrpo.serving.app import create_app
+from adagrpo.serving.draining import Server, listen
+from adagrpo.serving.recommender import Query
 from adagrpo.storage.artifacts import seal
 from adagrpo.types import Cases, Ragged
 
@@ -54,7 +55,7 @@ def test_the_lists_are_those_of_evaluation(copied: Path, mask: bool, weight: flo
     if weight:
         expected = reordered(expected, weight)
     names = load_item_ids(models.data.prepared).to_list()
-    actual = served.recommend([served.known(history)[0] for history in questions(run)])
+    actual = served.recommend([Query(served.known(history)[0]) for history in questions(run)])
     for reply, items, scores in zip(actual, expected.items, expected.scores, strict=True):
         assert reply.items == [names[item] for item in items if item >= 0]
         assert reply.scores == pytest.approx(scores[items >= 0].tolist(), abs=1e-2)  # bf16 where it is native
@@ -67,12 +68,13 @@ def test_a_request_may_say_whether_items_of_its_history_are_left_out(copied: Pat
     expected = []
     for mask in (False, True):
         served, about = recommender(opened(copied), "adagrpo", "final", exclude_history=mask)
-        histories = [served.known(history)[0] for history in asked]
-        assert about["exclude_history"] is mask and served.recommend(histories) == served.recommend(
-            histories, [mask] * 6
-        )
-        expected.append(served.recommend(histories))
-    answers = served.recommend(histories, exclude)
+        queries = [Query(served.known(history)[0]) for history in asked]
+        said = [query._replace(exclude_history=mask) for query in queries]
+        assert about["exclude_history"] is mask and served.recommend(queries) == served.recommend(said)
+        expected.append(served.recommend(queries))
+    answers = served.recommend(
+        [query._replace(exclude_history=masked) for query, masked in zip(queries, exclude, strict=True)]
+    )
     for row, masked in enumerate(exclude):
         assert answers[row].items == expected[masked][row].items
         assert not masked or not {*answers[row].items} & {*asked[row]}
@@ -125,7 +127,8 @@ def test_no_item_of_a_long_history_is_served(copied: Path, weight: float) -> Non
     if weight:
         expected = reordered(expected, weight)
     names = load_item_ids(models.data.prepared).to_list()
-    for history, reply, items in zip(histories, served.recommend(histories.tolist()), expected.items, strict=True):
+    answers = served.recommend([Query(history) for history in histories.tolist()])
+    for history, reply, items in zip(histories, answers, expected.items, strict=True):
         assert reply.items == [names[item] for item in items]
         assert len(set(reply.items)) == served.width and not set(reply.items) & {names[item] for item in history}
 
@@ -138,7 +141,7 @@ class Service:
         self.port = listener.getsockname()[1]
         served, about = recommender(run, None, "best")
         self.width = served.width
-        self.server = uvicorn.Server(uvicorn.Config(create_app(served, about), log_level="warning"))
+        self.server = Server(create_app(served, about))
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listener]}, daemon=True)
         self.thread.start()
 
@@ -159,7 +162,7 @@ def folder(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def service(folder: Path) -> Iterator[Service]:
     result = Service(opened(folder))
     yield result
-    result.server.should_exit = True
+    result.server.end()
     result.thread.join(10)
 
 
@@ -191,7 +194,7 @@ def test_ids_that_are_not_in_the_catalogue_are_named_and_left_out(service: Servi
     [
         ({"history": [99999]}, "none of its ids"),
         ({"history": []}, "history"),
-        ({"history": [3], "k": 11}, "k: 11"),
+        ({"history": [3], "k": 11}, "k: more than the beam holds, 10"),
         ({"history": [3], "k": 0}, "k"),
         ({"history": [3], "top": 5}, "top"),
         ({"history": [[3]]}, "history"),

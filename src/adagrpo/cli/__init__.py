@@ -14,7 +14,16 @@ from pathlib import Path
 
 import typer
 
-from adagrpo.cli import answer_verbs, data_verbs, log_verbs, machine_verbs, serving_verbs, stage_verbs, start_verbs
+from adagrpo.cli import (
+    answer_verbs,
+    catalog_verbs,
+    data_verbs,
+    log_verbs,
+    machine_verbs,
+    serving_verbs,
+    stage_verbs,
+    start_verbs,
+)
 from adagrpo.cli.options import app
 from adagrpo.errors import ServiceError, UserError
 from adagrpo.stopping import Terminated
@@ -22,6 +31,7 @@ from adagrpo.stopping import Terminated
 __all__ = [
     "answer_verbs",
     "app",
+    "catalog_verbs",
     "data_verbs",
     "log_verbs",
     "machine_verbs",

@@ -74,15 +74,29 @@ def write_recipe(
 
 
 @verb("prepare", "your logs", sets="recipe")
-def prepare(logs: LogFiles, out: Out, common: Common, max_bad_rows: MaxBadRows = None, dry_run: DryRun = False) -> None:
+def prepare(
+    out: Out,
+    common: Common,
+    logs: Annotated[list[Path] | None, typer.Argument(help="Log files of the same columns.")] = None,
+    exposures: Annotated[
+        Path | None, typer.Option("--exposures", help="In place of log files, the exposure log of a service.")
+    ] = None,
+    max_bad_rows: MaxBadRows = None,
+    dry_run: DryRun = False,
+) -> None:
     """Read logs into a new run directory: filter, number, split. Columns: --set data.columns.user=uid."""
     from adagrpo import pipeline
     from adagrpo.config import resolve_config
     from adagrpo.data.logs.understood import sentences
     from adagrpo.report import dataset_table, to_text
 
-    given = {"data": {"logs": [str(path.resolve()) for path in logs]}}
-    content = {"name": out.name} | pipeline.kept_settings(out) | given
+    if bool(logs) == (exposures is not None):
+        raise UserError("prepare: give log files, or --exposures and the folder of an exposure log")
+    if exposures is not None:
+        source: dict[str, Any] = {"exposures": pipeline.latest_exposures(exposures, publish=not dry_run)}
+    else:
+        source = {"logs": [str(path.resolve()) for path in logs or ()]}
+    content = {"name": out.name} | pipeline.kept_settings(out) | {"data": source}
     config = resolve_config(content, common.overrides(max_bad_rows), "prepare")
     run = pipeline.Run(out, config, Path(), common.console(out))
     if dry_run:
@@ -91,9 +105,13 @@ def prepare(logs: LogFiles, out: Out, common: Common, max_bad_rows: MaxBadRows =
     with session(run):
         pipeline.prepare(run)
     summary = json.loads(run.checked("prepare", "summary.json").read_text(encoding="utf-8"))
+    joined = run.checked("exposures", "summary.json") if exposures is not None else None
+    counts = {} if joined is None else json.loads(joined.read_text(encoding="utf-8"))
     if common.as_json:
-        typer.echo(json.dumps(summary))
+        typer.echo(json.dumps(summary | ({"exposures": counts} if counts else {})))
         return
+    if counts:
+        print_values({name.replace("_", " "): count for name, count in counts.items() if count}, as_json=False)
     understood = summary.pop("understood")
     typer.echo("\n".join(sentences(understood)) + "\n\n" + to_text(dataset_table(summary)) + f"\n\nrun: {out}")
 

@@ -31,6 +31,7 @@ __all__ = [
     "ARM",
     "EVERYTHING",
     "TOGETHER",
+    "CatalogChoice",
     "Checkpoint",
     "Common",
     "DryRun",
@@ -60,6 +61,9 @@ Checkpoint = Annotated[Literal["best", "final"], typer.Option(help="Which checkp
 Precision = Annotated[
     Literal["auto", "float32", "bfloat16"] | None,
     typer.Option(help="What the policy computes in; evaluation.precision of the recipe if not given."),
+]
+CatalogChoice = Annotated[
+    str, typer.Option("--catalog", help="The version of the catalogue: latest, or a number; 0 is the one of training.")
 ]
 RewardWeight = Annotated[
     float, typer.Option(min=0.0, help="Re-rank the beam by log-probability + this weight x reward.")

@@ -11,12 +11,24 @@ from typing import Annotated, Any
 
 import typer
 
-from adagrpo.cli.options import ARM, Checkpoint, Common, Out, Precision, RewardWeight, RunDirectory, close, verb
+from adagrpo.cli.options import (
+    ARM,
+    CatalogChoice,
+    Checkpoint,
+    Common,
+    Out,
+    Precision,
+    RewardWeight,
+    RunDirectory,
+    close,
+    verb,
+)
 from adagrpo.cli.printing import print_values
 from adagrpo.errors import UserError
 
 __all__ = ["export", "recommend", "serve"]
 
+FILTER = "column=value of the item table, a file of item ids, or a .json filter. May be repeated."
 
 ExcludeHistory = Annotated[
     bool | None,
@@ -34,11 +46,12 @@ def export(
     common: Common,
     arm: Annotated[str | None, typer.Option(help=ARM)] = None,
     checkpoint: Checkpoint = "best",
+    catalog: CatalogChoice = "latest",
 ) -> None:
     """Write a language-model policy as a Hugging Face folder, with catalogue and prefix function for `generate`."""
     from adagrpo import pipeline
 
-    print_values(pipeline.export(common.open(run), to, arm, checkpoint), common.as_json)
+    print_values(pipeline.export(common.open(run), to, arm, checkpoint, catalog), common.as_json)
 
 
 @verb("serve", "serve")
@@ -52,9 +65,31 @@ def serve(
     reward_weight: RewardWeight = 0.0,
     exclude_history: ExcludeHistory = None,
     precision: Precision = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="Bearer tokens, one a line; else the environment variable ADAGRPO_TOKENS.")
+    ] = None,
+    without_token: Annotated[
+        bool, typer.Option("--without-token", help="Listen where others can reach it though there is no token.")
+    ] = False,
+    user_key_file: Annotated[
+        Path | None, typer.Option(help="Key that user ids are hashed with; made if there is none.")
+    ] = None,
+    exposures: Annotated[
+        Path | None, typer.Option(help="Folder of the exposure log: a row for each list, durable before it is sent.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Processes that share the address.")] = 1,
+    deadline: Annotated[float, typer.Option(min=0.01, max=60, help="Seconds in which a list must come.")] = 2.0,
+    connections: Annotated[int, typer.Option(min=1, max=100_000, help="Most of them, in each process.")] = 1000,
+    drain: Annotated[float, typer.Option(min=0, max=600, help="Seconds for what was begun, when told to end.")] = 10.0,
+    log_share: Annotated[float, typer.Option(min=0, max=1, help="Share of the requests that are logged.")] = 0.0,
+    rerank_seconds: Annotated[
+        float, typer.Option(min=0.001, max=60, help="What a reward may take for a batch.")
+    ] = 0.25,
+    catalog: CatalogChoice = "latest",
 ) -> None:
-    """Answer requests over HTTP with a trained policy until interrupted: POST /recommend, GET /health."""
+    """Answer requests over HTTP with a trained policy until interrupted: POST /recommend, GET /health, and /docs."""
     from adagrpo import pipeline
+    from adagrpo.serving.limits import Limits
 
     def ready(about: dict[str, Any]) -> None:
         if common.as_json:
@@ -79,6 +114,17 @@ def serve(
         reward_weight=reward_weight,
         exclude_history=exclude_history,
         precision=precision,
+        operation=pipeline.Operation(
+            token_file=token_file,
+            without_token=without_token,
+            user_key_file=user_key_file,
+            exposures=exposures,
+            limits=Limits(deadline_seconds=deadline, connections=connections, drain_seconds=drain),
+            log_share=log_share,
+            rerank_seconds=rerank_seconds,
+            workers=workers,
+        ),
+        catalog=catalog,
         ready=ready,
     )
 
@@ -95,11 +141,16 @@ def recommend(
     reward_weight: RewardWeight = 0.0,
     exclude_history: ExcludeHistory = None,
     precision: Precision = None,
+    catalog: CatalogChoice = "latest",
     user_column: Annotated[str, typer.Option(help="The column of user ids.")] = "user_id",
     history_column: Annotated[str, typer.Option(help="The column of histories.")] = "history",
+    include: Annotated[list[str] | None, typer.Option(help=f"Only what matches: {FILTER}")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help=f"Nothing that matches: {FILTER}")] = None,
+    popular: Annotated[bool, typer.Option("--popular", help="Popular items for users with no known history.")] = False,
 ) -> None:
     """Write the lists of all users of a file as Parquet; those of users alone come from their logged histories."""
     from adagrpo import pipeline
+    from adagrpo.serving.eligibility import parse_filter
 
     _check_weight(reward_weight)
     opened = common.open(run)
@@ -115,6 +166,10 @@ def recommend(
             exclude_history=exclude_history,
             precision=precision,
             columns=(user_column, history_column),
+            catalog=catalog,
+            include=parse_filter(include or (), "--include"),
+            exclude=parse_filter(exclude or (), "--exclude"),
+            popular=popular,
         )
     finally:
         close(opened.console)

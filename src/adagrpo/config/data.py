@@ -11,6 +11,7 @@ from adagrpo.config.section import Finite, NonNegativeFloat, Positive, PositiveF
 __all__ = [
     "Columns",
     "DataConfig",
+    "ExposuresConfig",
     "ItemTable",
     "MarketplaceConfig",
     "RandomExposureConfig",
@@ -35,12 +36,17 @@ class Columns(Section):
 
 
 class ItemTable(Section):
-    """The item table: text columns are joined, attribute columns may be lists or scalars."""
+    """The item table: text columns are joined, attribute columns may be lists or scalars.
+
+    `groups` are columns that lists may be narrowed by, such as a market or what is in stock, and that no model sees.
+    Attribute columns of single values can be named in the same way.
+    """
 
     path: str
     id_column: str = "item_id"
     text: tuple[str, ...] = ()
     attributes: tuple[str, ...] = ()
+    groups: tuple[Annotated[str, Field(pattern="^[^=]+$")], ...] = ()
     attribute_names: str | None = None
 
 
@@ -107,6 +113,21 @@ class RandomExposureConfig(Section):
     click_rating: Finite | None = None
 
 
+class ExposuresConfig(Section):
+    """An exposure log of `adagrpo serve` as the source of the logs, see `adagrpo.data.logged_exposures`.
+
+    Feedback of the kinds `clicks` makes an impression a clicked one; with `within_seconds`
+    only if it came so soon after the answer. `only_sampled` keeps the lists alone that were drawn. `through` is the
+    number of the last part that is read; null reads all that there are.
+    """
+
+    path: str
+    clicks: Annotated[tuple[str, ...], Field(min_length=1)] = ("click", "purchase")
+    within_seconds: PositiveFloat | None = None
+    only_sampled: bool = False
+    through: Positive | None = None
+
+
 class DataConfig(Section):
     """Where the logs come from and how they are cut. Relative paths are below `--data`.
 
@@ -119,6 +140,7 @@ class DataConfig(Section):
 
     logs: tuple[str, ...] = ()
     marketplace: MarketplaceConfig | None = None
+    exposures: ExposuresConfig | None = None
     columns: Columns = Columns()
     items: ItemTable | None = None
     keep_events: tuple[str, ...] | None = None
@@ -136,8 +158,8 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if bool(self.logs) == (self.marketplace is not None):
-            raise ValueError("give either logs or marketplace")
+        if bool(self.logs) + (self.marketplace is not None) + (self.exposures is not None) != 1:
+            raise ValueError("give either logs or marketplace or exposures")
         if self.shuffle_ties and self.shuffle_ties.sorted_by and self.items is None:
             raise ValueError("shuffle_ties.sorted_by is a column of the item table; give items")
         if self.refuse.unknown_items and self.items is None and self.marketplace is None:

@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from adagrpo.config.eligible import EligibleConfig
 from adagrpo.config.messages import explain
 from adagrpo.config.models import FitConfig
 from adagrpo.config.section import NonNegativeFloat, Positive, PositiveFloat, Section, Share
@@ -33,8 +34,8 @@ GATES: tuple[Gate, ...] = get_args(Gate)
 VALIDATION = "validation"  # in place of a number that validation cases are to choose
 OWN_NAME = r"[A-Za-z][A-Za-z0-9._-]*"
 MATCHED = ("mixture-matched", "mixture-norm-matched")  # to the gate: see `adagrpo.pipeline.matching`
-TAKEN = ("sft", "rerank", *MATCHED, "baselines")  # stages and arms that are no objective
-_ARM = re.compile(f"({'|'.join(OBJECTIVES)})(?:-({'|'.join(GATES)}))?(?:-lambda(.+))?")
+TAKEN = ("sft", "rerank", *MATCHED, "baselines", "exposures", "reward", "counts")  # stages that are no arm
+_ARM = re.compile(f"({'|'.join(OBJECTIVES)})(?:-({'|'.join(GATES)}))?(?:-(lambda|pressure)(.+))?")
 _RENAMED = {"distill_weight": "reward_weight"}  # options that had no section of their own, by their old names
 
 S = TypeVar("S", bound=Section)
@@ -104,11 +105,17 @@ class ObjectiveConfig(Section):
     The gate `shuffled` permutes the rewards of each group there and admits them all, since what it would decide by
     reads logged items.
     `oracle_agreement` is for the gate `oracle`: the least share of a group's pairs that the reward must order rightly.
+    `lambda` weighs the reward term against the anchor that the policy trains on, which for the hybrid policy is a sum
+    of two losses with a longer gradient than NLL. `pressure`, where it is given, takes its place: the ratio of the two
+    gradients' lengths, measured over `pressure_steps` at the starting policy and turned into a λ once
+    (`adagrpo.trainer.pressure`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, serialize_by_alias=True)
 
     lambda_: NonNegativeFloat = Field(1.0, alias="lambda")
+    pressure: PositiveFloat | None = None
+    pressure_steps: Positive = 16
     num_generations: Annotated[int, Field(ge=2)] = 16
     negatives: Annotated[int, Field(ge=0)] = 5
     temperature: PositiveFloat = 1.0
@@ -183,6 +190,7 @@ class ArmConfig(Section):
     objective: Annotated[str, AfterValidator(_known)]
     gate: Gate | None = None
     lambda_: NonNegativeFloat | None = Field(None, alias="lambda")
+    pressure: PositiveFloat | None = None
     own_name: str | None = Field(None, alias="name")
     options: ObjectiveConfig = ObjectiveConfig()
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, serialize_by_alias=True)
@@ -204,8 +212,11 @@ class ArmConfig(Section):
             raise ValueError(f"objective '{self.objective}' takes no gate; these do: {', '.join(takers)}")
         if self.lambda_ is not None and entry.term is None:
             raise ValueError(f"objective '{self.objective}' takes no lambda: it has no reward to weigh")
-        if "lambda_" in self.options.model_fields_set:
-            raise ValueError("options takes no lambda; an arm has a lambda of its own")
+        if self.pressure is not None:
+            self._takes_pressure()
+        for key, name in (("lambda_", "lambda"), ("pressure", "pressure")):
+            if key in self.options.model_fields_set:
+                raise ValueError(f"options takes no {name}; an arm has a {name} of its own")
         for name in TERMS:
             if name in self.options.model_fields_set and name != self.term:
                 reads = f"the term {self.term}" if self.term else "no reward term"
@@ -217,6 +228,18 @@ class ArmConfig(Section):
         if self.own_name in TAKEN or (self.own_name is not None and _ARM.fullmatch(self.own_name)):
             raise ValueError(f"name '{self.own_name}' means something already; take another")
         return self
+
+    def _takes_pressure(self) -> None:
+        if self.lambda_ is not None:
+            raise ValueError("pressure and lambda: an arm takes one of them, since a pressure gives the lambda")
+        if not self._pressed:
+            why = "no reward is admitted" if self.admits == "none" else "it lacks a reward term or an anchor"
+            raise ValueError(f"objective '{self.objective}' takes no pressure: {why}")
+
+    @property
+    def _pressed(self) -> bool:
+        """Whether there is a reward term that may be admitted, and an anchor to hold it against."""
+        return self.term is not None and OBJECTIVES[self.objective].anchored and self.admits != "none"
 
     @property
     def term(self) -> str | None:
@@ -234,6 +257,15 @@ class ArmConfig(Section):
     def weight_of(self, common: ObjectiveConfig) -> float:
         """λ, its own or the common one."""
         return common.lambda_ if self.lambda_ is None else self.lambda_
+
+    def pressure_of(self, common: ObjectiveConfig) -> float | None:
+        """The pressure that its λ is to come from, its own or the common one; None where λ is as given.
+
+        An arm's own λ goes before the common pressure. An objective that takes no pressure goes by the common λ.
+        """
+        if self.pressure is not None or self.lambda_ is not None or not self._pressed:
+            return self.pressure
+        return common.pressure
 
     def left_to_validation(self, common: ObjectiveConfig) -> str | None:
         """The option of its term that validation is to choose."""
@@ -253,8 +285,14 @@ class ArmConfig(Section):
         content: dict[str, Any] = {"objective": self.objective}
         if self.term is None:  # its budget is that of the arms that use each batch so often
             return content | resolved.model_dump(include={"num_iterations"}, exclude_defaults=not defaults)
-        others = set(TERMS) - {self.term} | {"lambda_"} | (set() if self.admits == "oracle" else {"oracle_agreement"})
-        content |= {"gate": self.admits, "lambda": self.weight_of(common)}
+        others = set(TERMS) - {self.term} | {"lambda_", "pressure"}
+        others |= set() if self.admits == "oracle" else {"oracle_agreement"}
+        content["gate"], pressure = self.admits, self.pressure_of(common)
+        if pressure is None:
+            others |= {"pressure_steps"}
+            content["lambda"] = self.weight_of(common)
+        else:
+            content["pressure"] = pressure
         return content | resolved.model_dump(mode="json", by_alias=True, exclude=others, exclude_defaults=not defaults)
 
     @property
@@ -269,11 +307,13 @@ class ArmConfig(Section):
 
     @property
     def name(self) -> str:
-        """In folders and in metrics.json: its own name, or `<objective>[-<gate>][-lambda<number>]`."""
+        """In folders and in metrics.json: its own, or `<objective>[-<gate>][-lambda<number> or -pressure<number>]`."""
         if self.own_name is not None:
             return self.own_name
         gate = "" if self.admits == self.own_gate else f"-{self.gate}"
-        return f"{self.objective}{gate}" + ("" if self.lambda_ is None else f"-lambda{self.lambda_:g}")
+        given = {"lambda": self.lambda_, "pressure": self.pressure}
+        numbers = (f"-{name}{value:g}" for name, value in given.items() if value is not None)
+        return f"{self.objective}{gate}" + "".join(numbers)
 
     @classmethod
     def parse(cls, name: str) -> Self:
@@ -307,10 +347,14 @@ def _arm_of(name: str) -> dict[str, Any]:
     if match is None:
         names = [*OBJECTIVES, *PRESETS, *(f"adagrpo-{gate}" for gate in GATES if gate != "adagrpo")]
         near = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(names)}; -lambda<number> may follow"
+        hint = (
+            f"did you mean '{near[0]}'?"
+            if near
+            else f"known: {', '.join(names)}; -lambda<number> or -pressure<number> may follow"
+        )
         raise ValueError(f"objective '{name}': there is none of that name; {hint}")
-    objective, gate, weight = match.groups()
-    return {"objective": objective, "gate": gate, "lambda": weight}
+    objective, gate, kind, number = match.groups()
+    return {"objective": objective, "gate": gate} | ({} if kind is None else {kind: number})
 
 
 class TrainConfig(Section):
@@ -344,13 +388,15 @@ class EvaluationConfig(Section):
     """Full-catalogue evaluation by beam search, and all lists that a run gives out.
 
     `precision` is what the policy computes beams in; `auto` is bfloat16 where the processor or GPU has it natively. Two
-    machines, or two programs, give the same lists only in the same precision.
+    machines, or two programs, give the same lists only in the same precision. `eligible` holds the lists that are
+    measured to part of the catalogue; what is fitted and selected does not change with it.
     """
 
     beam_width: Annotated[int, Field(ge=10)] = 50
     batch_size: Positive = 256
     mask_history: bool = False
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    eligible: EligibleConfig | None = None
 
 
 def _comparable(name: str) -> str:

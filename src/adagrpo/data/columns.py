@@ -5,6 +5,7 @@ __all__ = [
     "CLICKED",
     "EVENT",
     "EXPOSURE",
+    "GROUPS",
     "HISTORY_LENGTH",
     "HISTORY_UNTIL",
     "ITEM",
@@ -35,3 +36,4 @@ HISTORY_LENGTH = "history_length"  # interactions of the user before an impressi
 HISTORY_UNTIL = "history_until"  # the same, with those at the time of the impression
 TEXT = "text"
 ATTRIBUTES = "attributes"
+GROUPS = "groups"  # `column=value`, what requests may name; no model sees them

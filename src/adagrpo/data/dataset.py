@@ -1,8 +1,9 @@
 """Logs to numbered users and items, each user's interactions in order, and what was shown to whom after how many.
 
-Users and items are numbered by the rank of their id in sorted order: the number of an item says nothing about when it
-first appeared or how popular it is. The k-core keeps the users and items with at least so many interactions, again and
-again until nothing changes (Seidman, Network structure and minimum degree, 1983), so it does not depend on the order.
+Items are numbered by a keyed hash of their ids (`adagrpo.data.item_order`): the number of an item says nothing about
+when it first appeared or how popular it is. Users are numbered by the rank of their id; no model, metric or tie reads
+the number of a user. The k-core keeps the users and items with at least so many interactions, again and again until
+nothing changes (Seidman, Network structure and minimum degree, 1983), so it does not depend on the order.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from adagrpo.data.columns import (
     ATTRIBUTES,
     CLICKED,
+    GROUPS,
     HISTORY_LENGTH,
     HISTORY_UNTIL,
     ITEM,
@@ -30,6 +32,7 @@ from adagrpo.data.columns import (
     USER,
     USER_ID,
 )
+from adagrpo.data.item_order import in_hash_order
 from adagrpo.data.logs.interactions import Logs
 from adagrpo.errors import UserError
 
@@ -45,7 +48,7 @@ class Dataset:
     """
 
     users: pl.DataFrame  # user Int32, user_id
-    items: pl.DataFrame  # item Int32, item_id, text, attributes (list of strings)
+    items: pl.DataFrame  # item Int32, item_id, text, attributes [, groups] (lists of strings)
     interactions: pl.DataFrame  # user Int32, item Int32, position Int32 [, timestamp, rating], by user and position
     impressions: pl.DataFrame | None  # user, item, history_length, history_until, clicked [, slot, propensity]
     rejects: pl.DataFrame  # as in `Logs`
@@ -84,7 +87,7 @@ def build_dataset(
         raise UserError(f"data: {remaining}; two of each are needed")
     if keep_unseen_items:
         catalogue = pl.concat([catalogue, described[ITEM_ID]]).unique()
-    catalogue = catalogue.sort()
+    catalogue = in_hash_order(catalogue)
     numbered = _number(kept, user_ids, catalogue).sort(USER, logs.time_key, maintain_order=True)
     lengths = np.bincount(numbered[USER].to_numpy())
     starts = np.cumsum(lengths) - lengths
@@ -110,7 +113,12 @@ def build_dataset(
         pl.DataFrame({USER_ID: user_ids}).select(_index(USER, len(user_ids)), USER_ID),
         pl.DataFrame({ITEM_ID: catalogue})
         .join(described, on=ITEM_ID, how="left", maintain_order="left")
-        .select(_index(ITEM, len(catalogue)), ITEM_ID, pl.col(TEXT).fill_null(""), pl.col(ATTRIBUTES).fill_null([])),
+        .select(
+            _index(ITEM, len(catalogue)),
+            ITEM_ID,
+            pl.col(TEXT).fill_null(""),
+            pl.col([name for name in (ATTRIBUTES, GROUPS) if name in described]).fill_null([]),
+        ),
         numbered.with_columns(position).select(USER, ITEM, POSITION, *optional),
         impressions,
         logs.rejects,

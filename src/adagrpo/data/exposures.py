@@ -37,6 +37,7 @@ from adagrpo.data.columns import (
     USER,
     USER_ID,
 )
+from adagrpo.data.item_order import in_hash_order
 from adagrpo.data.logs.interactions import Logs
 from adagrpo.errors import UserError
 
@@ -82,7 +83,7 @@ def write_exposures(
     if len(learners) < 2:
         raise UserError(f"data: {len(learners)} users have a click to learn from; two are needed")
     users = pl.DataFrame({USER_ID: learners}).select(_index(USER, len(learners)), USER_ID)
-    catalogue = every[ITEM_ID].unique().sort()
+    catalogue = in_hash_order(every[ITEM_ID])
     numbered_items = pl.DataFrame({ITEM_ID: catalogue}).select(_index(ITEM, len(catalogue)), ITEM_ID)
     held = [cut.filter(pl.col(EXPOSURE).is_not_null()).select(*PAIR, CLICKED, EXPOSURE)]
     dropped = 0

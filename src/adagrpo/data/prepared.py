@@ -32,6 +32,7 @@ __all__ = [
     "load_items",
     "load_training",
     "load_user_ids",
+    "load_whole",
     "write_prepared",
 ]
 
@@ -96,6 +97,15 @@ def load_training(directory: Path) -> Ragged:
     return Ragged(table[ITEM].to_numpy().astype(np.int32), _offsets(counts))
 
 
+def load_whole(directory: Path) -> Ragged:
+    """All interactions of each of the `U` users, the test target among them: what is known when the logs end."""
+    names = ("train.parquet", "validation.parquet", "test.parquet")
+    tables = [pl.read_parquet(directory / name, columns=[USER, ITEM, POSITION]) for name in names]
+    table = pl.concat(tables).sort(USER, POSITION)
+    counts = np.bincount(table[USER].to_numpy(), minlength=_count(directory / "users.parquet"))
+    return Ragged(table[ITEM].to_numpy().astype(np.int32), _offsets(counts))
+
+
 def load_cases(directory: Path, split: Literal["validation", "test"] | str, *, history: int | None = None) -> Cases:
     """Evaluation cases of a split, in the order of users. Only `test` reads test.parquet.
 
@@ -126,7 +136,7 @@ def load_cases(directory: Path, split: Literal["validation", "test"] | str, *, h
 
 
 def load_items(directory: Path) -> pl.DataFrame:
-    """The catalogue: item, item_id, text, attributes."""
+    """The catalogue: item, item_id, text, attributes, and groups where the recipe names some."""
     return pl.read_parquet(directory / "items.parquet")
 
 

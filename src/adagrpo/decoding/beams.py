@@ -118,6 +118,7 @@ def beam_search_both(
     *,
     trie: Trie,
     held_width: int | None = None,
+    excluded: Excluded | None = None,
 ) -> tuple[Beams, Beams]:
     """What `beam_search` finds with the trie and without it, at little more than the price of one of them.
 
@@ -127,6 +128,7 @@ def beam_search_both(
         width: `W` of the free search.
         trie: what the other search is held to.
         held_width: `W` of that one; None is the same.
+        excluded: of the trie's `excluding`: items that the held search of each sample leaves out.
 
     Returns:
         The beams that are held to the trie, and the free ones.
@@ -145,7 +147,7 @@ def beam_search_both(
     for level in range(levels):
         log_probs = logits.float().log_softmax(-1)  # (B, J, K)
         of_held = nodes[:, : held_scores.shape[1]]
-        held, held_nodes = _best_children(trie, level, of_held, log_probs, held_scores, held_width)
+        held, held_nodes = _best_children(trie, level, of_held, log_probs, held_scores, held_width, excluded)
         free = _best_continuations(log_probs, free_scores, width, hypotheses)
         origins = hypotheses.gather(1, free.parents)
         held_scores, held_written = held.scores, _write(held_written, held, log_probs, held.parents)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import sparse
+from torch import Tensor
 
 from adagrpo.data.pairs import common_users
 from adagrpo.types import Cases, Ragged
@@ -27,7 +28,13 @@ _BLOCK = 2**24
 
 
 def popularity(
-    training: Ragged, num_items: int, cases: Cases, *, width: int = 50, mask_history: bool = False
+    training: Ragged,
+    num_items: int,
+    cases: Cases,
+    *,
+    width: int = 50,
+    mask_history: bool = False,
+    eligible: Tensor | None = None,
 ) -> NDArray[np.int64]:
     """(N, W) most popular items for each of `N` cases; -1 where there are none left.
 
@@ -37,9 +44,12 @@ def popularity(
         cases: `N` cases.
         width: `W`.
         mask_history: leave out the items of a case's history.
+        eligible: (V,) bool, what may be listed; None: everything.
     """
     counts = np.bincount(training.values, minlength=num_items).astype(np.float32)
-    return _rank(cases, num_items, width, mask_history, 1.0, lambda histories: np.tile(counts, (histories.shape[0], 1)))
+    return _rank(
+        cases, num_items, width, mask_history, eligible, 1.0, lambda histories: np.tile(counts, (histories.shape[0], 1))
+    )
 
 
 def item_knn(
@@ -49,6 +59,7 @@ def item_knn(
     *,
     width: int = 50,
     mask_history: bool = False,
+    eligible: Tensor | None = None,
     neighbours: int = 1000,
     decay: float = 0.7,
 ) -> NDArray[np.int64]:
@@ -60,6 +71,7 @@ def item_knn(
         cases: `N` cases.
         width: `W`.
         mask_history: leave out the items of a case's history.
+        eligible: (V,) bool, what may be listed; None: everything.
         neighbours: `k` kept for each item, itself not counted.
         decay: `γ`, in (0, 1].
     """
@@ -70,7 +82,7 @@ def item_knn(
         dense[dense == 0] = -np.inf
         return dense
 
-    return _rank(cases, num_items, width, mask_history, decay, scores)
+    return _rank(cases, num_items, width, mask_history, eligible, decay, scores)
 
 
 def _similarity(training: Ragged, num_items: int, neighbours: int) -> sparse.csr_array:
@@ -93,6 +105,7 @@ def _rank(
     num_items: int,
     width: int,
     mask_history: bool,
+    eligible: Tensor | None,
     decay: float,
     scores: Callable[[sparse.csr_array], NDArray[np.float32]],
 ) -> NDArray[np.int64]:  # (N, W)
@@ -108,6 +121,8 @@ def _rank(
         values = scores(histories)
         if mask_history:
             values[np.repeat(np.arange(len(lengths)), lengths), items] = -np.inf
+        if eligible is not None:
+            values[:, ~eligible.cpu().numpy()] = -np.inf
         best = torch.from_numpy(values).topk(wide)
         ranked[first : first + step, :wide] = best.indices.masked_fill(best.values == -torch.inf, -1).numpy()
     return ranked

@@ -7,7 +7,7 @@ one target a user, so recall@K and HR@K are the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ from adagrpo.rewards.protocol import Reward
 from adagrpo.rewards.scoring import ask_reward
 from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.semantic_ids.catalog import Catalog
+from adagrpo.semantic_ids.trie import Eligible
 from adagrpo.types import Cases, Histories
 
 __all__ = [
@@ -88,6 +89,7 @@ def predict(
     max_history: int,
     reward: Reward | None = None,
     mask_history: bool = False,
+    eligible: Eligible | None = None,
     precision: Precision = "auto",
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Predictions:
@@ -102,6 +104,7 @@ def predict(
         max_history: items of a history that the policy sees, the last ones.
         reward: scores the constrained beam.
         mask_history: leave items of the history out of the constrained list, also of what the policy does not see.
+        eligible: of the trie's `eligible`: what may be in the constrained list; None: the catalogue.
         precision: of the policy, see `adagrpo.networks.layers.precision_used`.
         report: called with (cases done, cases in all).
     """
@@ -121,11 +124,17 @@ def predict(
     for rows, histories in _batches(cases, batch_size, max_history, catalog.codes.device, whole=mask_history):
         with mixed_precision(policy, precision):
             context = policy.encode(histories)
-            beams, free = beam_search_both(policy, context, width, trie=catalog.trie, held_width=held_width)
+            masks = None if eligible is None else [eligible] * len(rows)
+            excluded = None if masks is None else catalog.trie.excluding(histories.items[:, :0], masks)
+            beams, free = beam_search_both(
+                policy, context, width, trie=catalog.trie, held_width=held_width, excluded=excluded
+            )
         ranked, score = catalog.lookup(beams.codes), beams.scores
         if unmasked is not None:
             unmasked[rows] = ranked[:, :width].cpu().numpy()
-            ranked, score = without_history(policy, context, catalog, beams, histories, width, precision)
+            ranked, score = without_history(
+                policy, context, catalog, beams, histories, width, precision=precision, eligible=masks
+            )
         items[rows], scores[rows] = ranked.cpu().numpy(), score.cpu().numpy()
         free_codes[rows] = free.codes.cpu().numpy()
         free_valid[rows] = (catalog.lookup(free.codes) >= 0).cpu().numpy()
@@ -212,22 +221,26 @@ def rank_by_ranker(
     max_history: int,
     width: int = 50,
     mask_history: bool = False,
+    eligible: Tensor | None = None,  # (V,) bool
 ) -> dict[str, float]:
-    """The ranker's own retrieval over the full catalogue: how good is the reward model?"""
+    """The ranker's own retrieval over the full catalogue, or what is eligible of it: how good is the reward model?"""
     ranker.eval()
     wide = min(width + (max_history if mask_history else 0), ranker.items.num_embeddings)
     items = np.full((len(cases), width), -1, dtype=np.int64)
     for rows, histories in _batches(cases, batch_size, max_history, ranker.items.weight.device, whole=mask_history):
         with mixed_precision(ranker):
             scores = ranker.catalogue_scores(ranker.last_states(histories))
+        if eligible is not None:
+            scores = scores.masked_fill(~eligible, -torch.inf)
         best = scores.topk(wide)
-        ranked = best.indices
+        ranked = best.indices.masked_fill(best.values == -torch.inf, -1)
         if mask_history:
-            ranked = _unseen(best.indices, best.values, histories, width)[0]
+            ranked = _unseen(ranked, best.values, histories, width)[0]
             short = (ranked[:, -1] < 0).nonzero().squeeze(1)  # those who have more than `max_history` of the best items
             if len(short) and wide < scores.shape[1]:
                 every = scores[short].sort(dim=1, descending=True, stable=True)
-                ranked[short] = _unseen(every.indices, every.values, histories.rows(short), width)[0]
+                found = every.indices.masked_fill(every.values == -torch.inf, -1)
+                ranked[short] = _unseen(found, every.values, histories.rows(short), width)[0]
         items[rows, : ranked.shape[1]] = ranked.cpu().numpy()
     return retrieval(items, cases)
 
@@ -261,7 +274,10 @@ def without_history(
     beams: Beams,  # (B, W + T)
     histories: Histories,
     width: int,
+    *,
     precision: Precision = "auto",
+    closed: Tensor | None = None,  # (B, X)
+    eligible: Sequence[Eligible | None] | None = None,
 ) -> tuple[Tensor, Tensor]:  # (B, W) each
     """The items of a search that are not in the whole histories, and their scores; -1 and -inf behind the last one.
 
@@ -276,12 +292,16 @@ def without_history(
         histories: of the samples, with what is `older`.
         width: `W`.
         precision: of the policy.
+        closed: (B, X) int64, other items that the search left out, -1 for none.
+        eligible: for each sample what the search was held to beside that, see `Trie.excluding`.
     """
     items, scores = _unseen(catalog.lookup(beams.codes), beams.scores, histories, width)
     # a search that has hypotheses left over has found all that there is
     short = ((items[:, -1] < 0) & (beams.scores[:, -1] > -torch.inf)).nonzero().squeeze(1)
     if len(short):
-        excluded = catalog.trie.excluding(histories.whole[short])
+        out = histories.whole if closed is None else torch.cat([closed, histories.whole], dim=1)
+        masks = None if eligible is None else [eligible[row] for row in short.tolist()]
+        excluded = catalog.trie.excluding(out[short], masks)
         hypotheses = beams.scores.shape[1]
         with mixed_precision(policy, precision):
             again = beam_search(policy, context[short], hypotheses, trie=catalog.trie, excluded=excluded)

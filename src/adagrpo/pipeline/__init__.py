@@ -1,8 +1,11 @@
 """A recipe, carried out: stages that are skipped when nothing they read has changed."""
 
+from adagrpo.pipeline.catalog_update import update_catalog
 from adagrpo.pipeline.checks import finished_arms
 from adagrpo.pipeline.description import kept_settings
 from adagrpo.pipeline.run import Console, Run, Silent
+from adagrpo.pipeline.serve import Operation
+from adagrpo.pipeline.served_log import latest_exposures
 from adagrpo.pipeline.stages.prepare import simulate_marketplace
 from adagrpo.pipeline.stages.ranker_report import report_ranker
 from adagrpo.pipeline.verbs import (
@@ -22,11 +25,16 @@ from adagrpo.pipeline.verbs import (
     train,
     write_report,
 )
+from adagrpo.pipeline.versions import CatalogVersion, catalog_diff, catalog_versions, open_version
 
 __all__ = [
+    "CatalogVersion",
     "Console",
+    "Operation",
     "Run",
     "Silent",
+    "catalog_diff",
+    "catalog_versions",
     "collect",
     "diagnose_reward",
     "evaluate",
@@ -37,6 +45,8 @@ __all__ = [
     "fit_ranker",
     "fit_sft",
     "kept_settings",
+    "latest_exposures",
+    "open_version",
     "prepare",
     "recommend_users",
     "report_ranker",
@@ -45,5 +55,6 @@ __all__ = [
     "simulate_marketplace",
     "tokenize",
     "train",
+    "update_catalog",
     "write_report",
 ]

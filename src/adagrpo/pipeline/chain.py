@@ -27,6 +27,7 @@ from adagrpo.pipeline.stage import Ingredients, Part, StageFolder, State
 from adagrpo.pipeline.stages.evaluate import evaluate_baselines, evaluate_checkpoint
 from adagrpo.pipeline.stages.exposure_report import report_exposures
 from adagrpo.pipeline.stages.fit_ranker import fit_ranker
+from adagrpo.pipeline.stages.judge import judgements
 from adagrpo.pipeline.stages.post_train import fit_arm
 from adagrpo.pipeline.stages.prepare import prepare, simulate_marketplace
 from adagrpo.pipeline.stages.ranker_report import report_ranker
@@ -106,6 +107,9 @@ def _walk_in_order(look: Look) -> None:
         for kind in ("best", "final"):
             with look.walking(f"evaluate/{name}/{kind}"):
                 evaluate_checkpoint(look, f"evaluate/{name}/{kind}", look.path("train", name, kind), {})
+    for name, judge in judgements(look, [arm.name for arm in look.config.train.arms]):
+        with look.walking(name):
+            judge(look)
     with look.walking("ranker/report"):
         report_ranker(look)
 

@@ -26,6 +26,7 @@ __all__ = [
     "verb_for",
 ]
 
+FOLDS = "ranker.folds"
 DECODING = ("policy", "evaluation", "max_history")
 # the keys of the configuration, of values or of sections, that decide what a verb makes; in the order of the work
 READS: dict[str, tuple[str, ...]] = {
@@ -34,8 +35,8 @@ READS: dict[str, tuple[str, ...]] = {
     "sft": ("sft", *DECODING, "seed", "train.rl_split"),
     "ranker": ("ranker", "reward", "seed", "max_history", "evaluation.mask_history", "evaluation.batch_size"),
     "diagnose": (*DECODING, "objective", "ranker", "reward", "seed"),
-    "train": ("train", "objective", "reward", *DECODING, "seed", "ranker.folds"),
-    "evaluate": ("evaluation", "objective", "train", "reward", "policy", "max_history", "seed", "ranker.folds"),
+    "train": ("train", "objective", "reward", *DECODING, "seed", FOLDS),
+    "evaluate": ("evaluation", "judges", "objective", "train", "reward", "policy", "max_history", "seed", FOLDS),
 }
 ALWAYS = ("name", "threads")  # they decide no result, and every verb goes by them
 OUTPUTS = ("metrics.json", "results.jsonl")
@@ -81,7 +82,9 @@ def stage_at(run: Called, path: Path) -> str:
             return f"train/{arm}"
         case ("evaluate", name, kind, *_) if name not in ("sft", "baselines", "rerank"):
             return f"evaluate/{name}/{kind}"
-        case ("evaluate" | "report", name, *_):
+        case ("judges", name, kind, *_) if kind in ("best", "final"):
+            return f"judges/{name}/{kind}"
+        case ("evaluate" | "report" | "judges", name, *_):
             return f"{parts[0]}/{name}"
         case ("ranker", inner, *_) if inner in ("report", "exposures", "lambdarank") or inner.startswith("fold-"):
             return f"ranker/{inner}"
@@ -96,7 +99,8 @@ def verb_for(stage: str, *, without_order: bool = False) -> str:
     if stage in ("simulate", "ranker/report"):
         return {"simulate": "run", "ranker/report": "evaluate"}[stage]
     first = stage.partition("/")[0]
-    return {"encode": "tokenize", "teacher": "train", "reward": "train", "report": "evaluate"}.get(first, first)
+    others = {"encode": "tokenize", "teacher": "train", "reward": "train", "report": "evaluate", "judges": "evaluate"}
+    return (others | {"catalogs": "catalog update"}).get(first, first)
 
 
 def command(run: Called, verb: str, overrides: Iterable[str] = (), *, out: Path | None = None) -> str:

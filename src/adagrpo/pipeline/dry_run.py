@@ -29,6 +29,7 @@ from adagrpo.pipeline.stage import Ingredients
 from adagrpo.pipeline.stages.evaluate import evaluate_baselines, evaluate_checkpoint
 from adagrpo.pipeline.stages.exposure_report import report_exposures
 from adagrpo.pipeline.stages.fit_ranker import fit_ranker
+from adagrpo.pipeline.stages.judge import judgements
 from adagrpo.pipeline.stages.post_train import fit_arm
 from adagrpo.pipeline.stages.prepare import prepare, simulate_marketplace
 from adagrpo.pipeline.stages.ranker_report import report_ranker
@@ -149,6 +150,8 @@ def _declarations(run: Run, *, trained_only: bool) -> Iterator[tuple[str, str | 
     yield "evaluate", "evaluate/baselines", evaluate_baselines
     for name in [f"{arm}/{kind}" for arm in arms for kind in ("best", "final")]:
         yield "evaluate", f"evaluate/{name}", _evaluation(f"evaluate/{name}", run.path("train", *name.split("/")))
+    for name, declare in judgements(run, arms):
+        yield "evaluate", name, declare
     yield "evaluate", "ranker/report", report_ranker
 
 

@@ -13,7 +13,8 @@ import shutil
 from pathlib import Path
 from typing import Literal
 
-from adagrpo.data.prepared import load_item_ids
+import polars as pl
+
 from adagrpo.errors import UserError
 from adagrpo.pipeline.checks import check
 from adagrpo.pipeline.choose_checkpoint import Chosen, choose_checkpoint
@@ -21,6 +22,7 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.model_card import model_card
 from adagrpo.pipeline.run import Run
+from adagrpo.pipeline.versions import LATEST, open_version
 from adagrpo.policies import prefix_function
 from adagrpo.storage.artifacts import make_folder, temporary
 
@@ -28,7 +30,11 @@ __all__ = ["export"]
 
 
 def export(
-    run: Run, to: Path, arm: str | None = None, checkpoint: Literal["best", "final"] = "best"
+    run: Run,
+    to: Path,
+    arm: str | None = None,
+    checkpoint: Literal["best", "final"] = "best",
+    catalog: str = LATEST,
 ) -> dict[str, object]:
     """Write a checkpoint of a run as a Hugging Face folder; adapters are merged, weights are float32.
 
@@ -37,16 +43,19 @@ def export(
         to: a new folder, or an empty one.
         arm: see `adagrpo.pipeline.choose_checkpoint.choose_checkpoint`.
         checkpoint: of that arm.
+        catalog: the version of the catalogue, see `adagrpo.pipeline.versions.open_version`.
 
     Returns:
-        What was exported: folder, arm, checkpoint, step, why that one, items, and the precision of the weights.
+        What was exported: folder, arm, checkpoint, step, why that one, items, catalogue, and the precision of the
+        weights.
 
     Raises:
-        UserError: no such arm or checkpoint, or it is stale, the folder is in use, or the policy is none that
+        UserError: no such arm, checkpoint or version, or it is stale, the folder is in use, or the policy is none that
             `transformers` opens.
     """
     chosen = choose_checkpoint(run, arm, checkpoint)
-    check(run, "export", [chosen.stage])
+    version = open_version(run, catalog)
+    check(run, "export", [chosen.stage, version.stage])
     weights = chosen.weights
     kind = run.config.policy.kind
     if kind != "causal_lm":
@@ -60,26 +69,26 @@ def export(
     work = temporary(to)
     work.mkdir()
     try:
-        _write(run, chosen, checkpoint, work)
+        _write(RunData(run, version), chosen, checkpoint, work)
         for path in work.iterdir():  # some libraries write for the owner alone
             path.chmod(work.stat().st_mode & 0o666)
         work.rename(to)  # an empty folder is replaced
     except BaseException:
         shutil.rmtree(work)
         raise
-    items = RunData(run).num_items
+    items = int(version.codes.listed.sum())
     about = {"folder": str(to), "arm": chosen.arm, "checkpoint": checkpoint, "step": chosen.step}
-    return about | {"why": chosen.why, "items": items, "precision": "float32"}
+    return about | {"why": chosen.why, "items": items, "catalog_version": version.name, "precision": "float32"}
 
 
-def _write(run: Run, chosen: Chosen, checkpoint: str, folder: Path) -> None:
+def _write(data: RunData, chosen: Chosen, checkpoint: str, folder: Path) -> None:
     from transformers import GenerationConfig
 
     from adagrpo.policies.causal_lm import CausalLMPolicy
     from adagrpo.policies.language_model import VOCABULARY_FILE, copy_tokenizer, merged
     from adagrpo.policies.shared_codes import SharedCodesPolicy
 
-    data, options = RunData(run), run.config.policy.lm
+    run, options = data.run, data.config.policy.lm
     policy = Models(data).policy(chosen.weights)
     if isinstance(policy, SharedCodesPolicy):
         raise UserError(
@@ -101,8 +110,10 @@ def _write(run: Run, chosen: Chosen, checkpoint: str, folder: Path) -> None:
     model.save_pretrained(folder)
     (folder / VOCABULARY_FILE).write_text(policy.vocabulary.dump(), encoding="utf-8")
     catalog = {
-        "item_ids": load_item_ids(data.prepared).to_list(),
+        "version": data.version.name,
+        "item_ids": data.item_ids.to_list(),
         "codes": data.catalog.codes.tolist(),
+        "delisted": data.item_ids.filter(pl.Series(~data.catalog.listed.cpu().numpy())).to_list(),
         "preamble": policy.preamble.tolist(),
         "between": policy.between.tolist(),
         "suffix": policy.suffix.tolist(),

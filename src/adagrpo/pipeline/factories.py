@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, assert_never
 
 import numpy as np
 import torch
+from scipy import sparse
 from torch import Tensor, nn
 
 from adagrpo.config import FitConfig
@@ -28,11 +29,11 @@ from adagrpo.config.reward import (
     ShuffledOptions,
     WeightedOptions,
 )
-from adagrpo.data.prepared import load_item_ids, load_items
+from adagrpo.data.prepared import load_item_ids
 from adagrpo.data.sequences import emptied
 from adagrpo.errors import UserError
 from adagrpo.evaluation.predictions import Predictions, predict, sample_cases, summarise
-from adagrpo.pipeline.files import CATALOG_FILES, RunData
+from adagrpo.pipeline.files import RunData
 from adagrpo.policies import CompactPolicy, HybridPolicy, Policy
 from adagrpo.rewards import (
     BoostedReward,
@@ -53,7 +54,9 @@ from adagrpo.rewards.corrupted import CorruptedReward, fewest, item_groups
 from adagrpo.rewards.cross_fitted import CrossFitted
 from adagrpo.rewards.features import Features
 from adagrpo.rewards.sequential import SequentialRanker
-from adagrpo.semantic_ids import Catalog, resolve_collisions
+from adagrpo.semantic_ids import Catalog
+from adagrpo.semantic_ids.collisions import numbers_items
+from adagrpo.semantic_ids.trie import Eligible
 from adagrpo.trainer import BatchSchedule
 from adagrpo.trainer.checkpoints import load_weights
 from adagrpo.trainer.processes import SharedReward, processes
@@ -152,7 +155,7 @@ class Models:
         template: dict[str, tuple[int, ...]] = {}
         if options.tokens:
             named, codes = len(options.tokens), catalog.codes.cpu()
-            if len(sizes) != named and not _numbers_shared(codes, named):
+            if len(sizes) != named and not (len(sizes) == named + 1 and numbers_items(codes.numpy())):
                 raise UserError(
                     f"policy.lm.tokens: names the tokens of {named} levels, the Semantic IDs have {len(sizes)}; "
                     "name as many"
@@ -209,10 +212,13 @@ class Models:
     def _load(self, weights: Path, model: nn.Module) -> None:
         for name in ("model.safetensors", "checkpoint.json"):
             self.run.hash_input(weights / name)
+        borrowed = self.data.version.borrowed
         try:
-            load_weights(weights, model)
+            load_weights(weights, model, more_items=0 if borrowed is None else borrowed.shape[0])
         except RuntimeError as error:  # names or shapes that the configuration does not give
             raise UserError(f"{weights}: made with other data or model settings; carry out the stages again") from error
+        if borrowed is not None and isinstance(model, HybridPolicy | SequentialRanker):
+            model.borrow(_sparse(borrowed).to(self.data.device))
 
     @property
     def reward_files(self) -> list[Path]:
@@ -270,11 +276,11 @@ class Models:
             case SequentialOptions():
                 return self.ranker(self._checkpoint(options))
             case CallableOptions():
-                ids = load_item_ids(self.data.prepared).to_list()
+                ids = self.data.item_ids.to_list()
                 return CallableReward(options.function, load_function(options.function, self.run.code), ids)
             case HttpOptions():
                 given = options.model_dump(exclude={"kind", "version"})
-                return HttpReward(**given, ids=load_item_ids(self.data.prepared).to_list())
+                return HttpReward(**given, ids=self.data.item_ids.to_list())
             case LightGBMOptions():
                 return BoostedReward(load_model(self._trees(options)), self.features)
             case LambdaRankOptions():
@@ -303,12 +309,12 @@ class Models:
         """The starting policies of other runs, each with the Semantic IDs that it was trained on."""
         if self.config.policy.kind == "causal_lm":
             raise UserError("reward.kind: 'policies' reads compact and hybrid policies; found policy.kind causal_lm")
-        own, policies, codes, rows = load_item_ids(self.data.prepared).to_list(), [], [], []
+        own, policies, codes, rows = self.data.item_ids.to_list(), [], [], []
         for folder in self._other_runs(options):
             place = {name: row for row, name in enumerate(load_item_ids(folder / "prepare").to_list())}
             if place.keys() != set(own):
                 raise UserError(f"reward.runs: {folder} has other items; name runs on the same data")
-            catalog = Catalog.read(folder.joinpath(*CATALOG_FILES[0])).to(self.data.device)
+            catalog = Catalog.read(folder / "tokenize" / "codes.parquet").to(self.data.device)
             policy = self._hybrid(catalog) if self.config.policy.kind == "hybrid" else self._compact(catalog)
             self._load(folder / "sft" / "best", policy.to(self.data.device))
             policies.append(policy.eval().requires_grad_(False).frozen())
@@ -324,7 +330,7 @@ class Models:
         elif options.by == "exposure":
             items = fewest(np.bincount(training.values, minlength=self.data.num_items), options.share)
         else:
-            attributes = load_items(self.data.prepared)["attributes"].to_list()
+            attributes = self.data.items["attributes"].to_list()
             items = item_groups(attributes, options.share, options.seed)
         return CorruptedReward(
             self.reward_of(options.members[0]),
@@ -357,7 +363,7 @@ class Models:
         return self._features(emptied(self.data.training, withheld)) if withheld.any() else self.features
 
     def _features(self, training: Ragged) -> Features:
-        items = load_items(self.data.prepared)
+        items = self.data.items
         return Features(training, items["attributes"].to_list(), items["text"].to_list())
 
     def schedule(self, fit: FitConfig) -> BatchSchedule:
@@ -384,8 +390,10 @@ class Models:
         cases: Cases,
         reward: Reward | None,
         report: Callable[[int, int], None] = lambda done, total: None,
+        *,
+        eligible: Eligible | None = None,
     ) -> Predictions:
-        """Beam search as the configuration's evaluation section says."""
+        """Beam search as the configuration's evaluation section says, held to what is eligible where that is given."""
         options = self.config.evaluation
         return predict(
             policy,
@@ -396,6 +404,7 @@ class Models:
             max_history=self.config.max_history,
             reward=reward,
             mask_history=options.mask_history,
+            eligible=eligible,
             precision=options.precision,
             report=report,
         )
@@ -403,11 +412,13 @@ class Models:
 
 def _files_of_start(folder: Path) -> list[Path]:
     """The files of another run that decide its starting policy: items, Semantic IDs, weights."""
-    parts = (("prepare", "items.parquet"), *CATALOG_FILES, ("sft", "best", "model.safetensors"))
-    return [folder.joinpath(*part) for part in parts]
+    names = ("prepare/items.parquet", "tokenize/codes.parquet", "tokenize/codes.json", "sft/best/model.safetensors")
+    return [folder / name for name in names]
 
 
-def _numbers_shared(codes: Tensor, levels: int) -> bool:
-    """Whether codes (V, L) have one level more, which numbers the items that share the others."""
-    own = codes.numpy()
-    return own.shape[1] == levels + 1 and np.array_equal(resolve_collisions(own[:, :levels]), own)
+def _sparse(weights: sparse.csr_array) -> Tensor:
+    """The same weights as a sparse tensor."""
+    entries = weights.tocoo()
+    places = torch.from_numpy(np.stack(entries.coords).astype(np.int64))
+    values = torch.from_numpy(entries.data.astype(np.float32))
+    return torch.sparse_coo_tensor(places, values, weights.shape, check_invariants=True).coalesce()

@@ -6,14 +6,19 @@ made is never used. Nothing here reads test data but `cases("test")`.
 
 from __future__ import annotations
 
-from functools import cached_property
+from collections.abc import Sequence
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
 from numpy.typing import NDArray
 
 from adagrpo import metrics
+from adagrpo.data.columns import ITEM_ID
+from adagrpo.data.groups import load_groups
 from adagrpo.data.prepared import (
     load_cases,
     load_impressions,
@@ -25,21 +30,30 @@ from adagrpo.data.prepared import (
 from adagrpo.data.simulation.truth import Truth
 from adagrpo.data.splits import keyed_uniforms, user_folds
 from adagrpo.errors import UserError
+from adagrpo.evaluation.predictions import select_cases
 from adagrpo.groups.decide import TrueUtility
 from adagrpo.pipeline.run import Run
+from adagrpo.pipeline.versions import CatalogVersion
 from adagrpo.semantic_ids import Catalog
+from adagrpo.semantic_ids.trie import Eligible
+from adagrpo.serving.eligibility import Eligibility
 from adagrpo.types import Cases, Ragged
 
-__all__ = ["CATALOG_FILES", "RunData"]
-
-CATALOG_FILES = (("tokenize", "codes.parquet"), ("tokenize", "codes.json"))
+__all__ = ["RunData"]
 
 
 class RunData:
     """Reads what earlier stages of a run have made."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, version: CatalogVersion | None = None) -> None:
+        """Read a run.
+
+        Args:
+            run: the run.
+            version: of its catalogue; None is the one that its policies are trained with.
+        """
         self.run, self.config = run, run.config
+        self.version = version or CatalogVersion(run, 0)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     @cached_property
@@ -55,7 +69,7 @@ class RunData:
     @property
     def catalog_files(self) -> list[Path]:
         """The Semantic IDs."""
-        return [self.run.path(*path) for path in CATALOG_FILES]
+        return self.version.files
 
     @property
     def truth_files(self) -> list[Path]:
@@ -80,15 +94,24 @@ class RunData:
         return load_training(self.prepared)
 
     @cached_property
+    def items(self) -> pl.DataFrame:
+        """The catalogue: item, item_id, text, attributes."""
+        return self.version.items if self.version.number else load_items(self.prepared)
+
+    @property
+    def item_ids(self) -> pl.Series:
+        """(V,) ids of the logs, in the order of items."""
+        return self.items[ITEM_ID]
+
+    @property
     def num_items(self) -> int:
         """`V`."""
-        return len(load_items(self.prepared))
+        return len(self.items)
 
     @cached_property
     def catalog(self) -> Catalog:
         """Item to codes and back, in the sizes of the policy: a language model can leave the codes of a level."""
-        codes, _ = (self.run.checked(*path) for path in CATALOG_FILES)
-        catalog = Catalog.read(codes)
+        catalog = self.version.codes
         if self.config.policy.kind == "causal_lm":
             catalog = catalog.with_outside()
         return catalog.to(self.device)
@@ -97,6 +120,50 @@ class RunData:
     def tail(self) -> NDArray[np.bool_]:
         """(V,) the items of the tail, by training interactions."""
         return metrics.tail_items(np.bincount(self.training.values, minlength=self.num_items))
+
+    @cached_property
+    def eligible(self) -> Eligible | None:
+        """What the lists that are measured are held to, see `evaluation.eligible`; None: the catalogue."""
+        options = self.config.evaluation.eligible
+        if options is None:
+            return None
+        numbers = {str(name): item for item, name in enumerate(load_item_ids(self.prepared).to_list())}
+
+        def known(ids: Sequence[str | int]) -> tuple[list[int], list[str | int]]:
+            return [numbers[str(name)] for name in ids if str(name) in numbers], []
+
+        eligibility = Eligibility(self.catalog.trie, partial(load_groups, self.prepared), known)
+        try:
+            narrowing = eligibility.resolve(options.include or None, options.exclude)
+        except UserError as error:
+            raise UserError(f"evaluation.eligible.{error}") from error
+        if narrowing.left == 0:
+            raise UserError("evaluation.eligible: no item is eligible; see which values the item table has")
+        every = np.ones(self.num_items, np.bool_)
+        every[list(narrowing.without)] = False
+        return narrowing.eligible or self.catalog.trie.eligible(torch.from_numpy(every).to(self.device))
+
+    def measured_cases(self, split: str) -> Cases:
+        """The cases of a split that metrics are of: those whose logged item may be in a list.
+
+        Raises:
+            UserError: there is none.
+        """
+        cases = self.cases(split)
+        if self.eligible is None:
+            return cases
+        kept = np.flatnonzero(self.eligible.items.cpu().numpy()[cases.targets])
+        if len(kept) == 0:
+            raise UserError(f"evaluation.eligible: none of the {len(cases)} logged items of {split} is eligible")
+        return select_cases(cases, kept)
+
+    def measured(self) -> dict[str, Any]:
+        """What a file of metrics says of `evaluation.eligible`; nothing where it is not set."""
+        if self.eligible is None or self.config.evaluation.eligible is None:
+            return {}
+        left_out = {split: len(self.cases(split)) - len(self.measured_cases(split)) for split in ("validation", "test")}
+        filters = self.config.evaluation.eligible.model_dump(mode="json", exclude_defaults=True)
+        return {"eligible": filters | {"items": self.eligible.count, "cases_left_out": left_out}}
 
     @cached_property
     def slots(self) -> int:

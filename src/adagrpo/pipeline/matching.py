@@ -1,7 +1,7 @@
 """Arms whose lambda comes from the gated arm of the same seed: fixed mixtures, as strong as the gate lets through.
 
-    mixture-matched         a · λ, a being the mean admission of `adagrpo`: the same effective reward weight
-    mixture-norm-matched    λ · |g_adagrpo| / |g_mixture|, mean gradient norms of the reward term, λ in both
+    mixture-matched         a · λ, a and λ being the mean admission and the λ of `adagrpo`: the same effective weight
+    mixture-norm-matched    λ · |g_adagrpo| / |g_mixture|, mean gradient norms of the reward term; λ of `mixture`
 
 Admission and norm do not agree: the gradient of a step averages the samples of a batch, so that the noise of a tenth of
 them is more than a tenth of the noise of all. The norms are those of every `train.gradient_norms_every` steps; where
@@ -51,14 +51,16 @@ def matched_arm(name: str, run: Run, metrics: Mapping[str, Any]) -> ArmConfig:
     Raises:
         UserError: no norm was measured, or the mixture's is 0.
     """
+    stages = metrics["stages"]
     if name == MATCHED_BY_ADMISSION:
-        share = float(metrics["stages"]["adagrpo"]["admission"])
+        weight, share = stages["adagrpo"]["lambda"], float(stages["adagrpo"]["admission"])
     else:
+        weight = stages["mixture"]["lambda"]
         gated, uniform = (_mean_norm(run, arm) for arm in MATCHED[NORM])
         if not uniform:
             raise UserError(f"{run.path('train', 'mixture', 'steps.jsonl')}: its reward term has no gradient to match")
         share = gated / uniform
-    return ArmConfig.model_validate({"objective": "mixture", "lambda": f"{share * run.config.objective.lambda_:.4g}"})
+    return ArmConfig.model_validate({"objective": "mixture", "lambda": f"{share * weight:.4g}"})
 
 
 def _mean_norm(run: Run, arm: str) -> float:

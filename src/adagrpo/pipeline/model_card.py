@@ -17,6 +17,7 @@ from adagrpo import __version__
 from adagrpo.metrics import Shown, shown
 from adagrpo.pipeline.choose_checkpoint import Chosen
 from adagrpo.pipeline.run import Run
+from adagrpo.pipeline.weight_used import weight_used
 from adagrpo.report.paired_tables import own_interval
 from adagrpo.report.tables import START, Table, format_metric, metric_label, to_markdown
 
@@ -107,7 +108,9 @@ def _training(run: Run, chosen: Chosen, checkpoint: str) -> str:
         rows.append(("objective", objective))
         if arm.term is not None:
             options = run.config.objective
-            rows.append(("lambda", f"{arm.weight_of(options)}"))
+            rows.append(("lambda", f"{weight_used(run, arm)}"))
+            if (pressure := arm.pressure_of(options)) is not None:
+                rows.append(("pressure", f"{pressure:g}, from which lambda was computed"))
             rows.append(("thresholds", f"tau {options.tau:g}, q_min {options.q_min:g}"))
             rows.append(("reward", run.config.reward.kind))
     return to_markdown(Table(("setting", "value"), tuple(rows), ("left", "left")))

@@ -26,7 +26,9 @@ from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.serve import recommender
-from adagrpo.serving.recommender import ItemId, Recommender
+from adagrpo.pipeline.versions import LATEST
+from adagrpo.serving.eligibility import Filter, Narrowing
+from adagrpo.serving.recommender import ItemId, Query, Recommender, Source
 from adagrpo.storage.artifacts import hash_file, hash_json, write_file, written_beside
 from adagrpo.storage.locks import lock_folder
 
@@ -43,6 +45,7 @@ class Answer(NamedTuple):
     scores: list[float]
     codes: list[list[int]]
     unknown: list[ItemId]  # ids of the history that name no item; they were left out of it
+    source: Source = "policy"
 
 
 def answer(
@@ -51,6 +54,8 @@ def answer(
     k: int,
     *,
     exclude: Sequence[Sequence[ItemId]] | None = None,
+    narrowing: Narrowing | None = None,
+    popular: bool = False,
     batch_size: int = 256,
     report: Callable[[int], None] = lambda done: None,
 ) -> list[Answer]:
@@ -58,9 +63,11 @@ def answer(
 
     Args:
         served: what answers.
-        histories: item ids, oldest first. Where none of them names an item, the list is empty.
+        histories: item ids, oldest first. Where none of them names an item, the list is empty, or see `popular`.
         k: at most the width of the beam.
         exclude: for each history the ids that its list leaves out; those that name no item change nothing.
+        narrowing: what all lists are held to, of `Recommender.narrow`.
+        popular: answer with the most popular items where no id of a history names an item.
         batch_size: histories at a time, those of similar length together.
         report: called with the number of histories done.
 
@@ -75,12 +82,14 @@ def answer(
     known, unknown = zip(*map(served.known, histories), strict=True) if histories else ((), ())
     left_out = None if exclude is None else [served.known(ids)[0] for ids in exclude]
     answers = [Answer([], [], [], names) for names in unknown]
-    order = sorted((row for row, items in enumerate(known) if items), key=lambda row: -len(known[row]))
+    held = narrowing or Narrowing((), None, len(served.item_ids))
+    order = sorted((row for row, items in enumerate(known) if items or popular), key=lambda row: -len(known[row]))
     for first in range(0, len(order), batch_size):
         rows = order[first : first + batch_size]
-        closed = None if left_out is None else [left_out[row] for row in rows]
-        for row, found in zip(rows, served.recommend([known[row] for row in rows], without=closed), strict=True):
-            answers[row] = Answer(found.items[:k], found.scores[:k], found.codes[:k], unknown[row])
+        without = [(*held.without, *(() if left_out is None else left_out[row])) for row in rows]
+        queries = [Query(known[row], None, out, held.eligible) for row, out in zip(rows, without, strict=True)]
+        for row, found in zip(rows, served.recommend(queries), strict=True):
+            answers[row] = Answer(found.items[:k], found.scores[:k], found.codes[:k], unknown[row], found.source)
         report(first + len(rows))
     return answers
 
@@ -105,6 +114,10 @@ def recommend_users(
     exclude_history: bool | None = None,
     precision: Precision | None = None,
     columns: tuple[str, str] = (USER_ID, HISTORY),
+    catalog: str = LATEST,
+    include: Filter | None = None,
+    exclude: Filter | None = None,
+    popular: bool = False,
 ) -> dict[str, Any]:
     """Write the lists of all users of a file.
 
@@ -120,27 +133,37 @@ def recommend_users(
         exclude_history: leave the items of the whole history out of each list; None: as the run's evaluation does.
         precision: see `adagrpo.pipeline.serve.recommender`.
         columns: names of the user and the history column.
+        catalog: see `adagrpo.pipeline.serve.recommender`.
+        include: what lists may hold, see `adagrpo.serving.eligibility`.
+        exclude: what they may not.
+        popular: give users without a known history the most popular items; a column `source` then says so.
 
     Returns:
         The content of summary.json and the folder.
 
     Raises:
-        UserError: the file cannot be read as above, or the folder holds the lists of something else.
+        UserError: the file cannot be read as above, nothing is eligible, or the folder holds the lists of something
+            else.
     """
-    served, about = recommender(run, arm, checkpoint, reward_weight, exclude_history, precision=precision)
+    served, about = recommender(run, arm, checkpoint, reward_weight, exclude_history, precision, catalog)
     weights = choose_checkpoint(run, arm, checkpoint).weights / "model.safetensors"
-    kept = ("name", "arm", "checkpoint", "step", "reward_weight", "precision", "exclude_history")
+    kept = ("name", "arm", "checkpoint", "step", "reward_weight", "precision", "exclude_history", "catalog_version")
     made_from = {key: about[key] for key in kept} | {"k": k, "beam_width": served.width}
+    narrowing = served.narrow(include, exclude)
+    if narrowing.left == 0:
+        raise UserError("--include, --exclude: no item is eligible; see which values the item table has")
+    if include or exclude:
+        made_from |= {"include": include, "exclude": exclude, "eligible_items": narrowing.left}
     inputs = {"weights": run.hash_input(weights), "users": hash_file(users) if users.is_file() else None}
     inputs |= {"configuration": run.config_hash}
-    fingerprint = hash_json(made_from | inputs)
+    fingerprint = hash_json(made_from | inputs | ({"popular": True} if popular else {}))
     with lock_folder(out, "list of recommendations"):
         if (out / SUMMARY).is_file() and _begun(out) == fingerprint:
             return dict(json.loads((out / SUMMARY).read_text(encoding="utf-8"))) | {"folder": str(out)}
         if _begun(out) not in (None, fingerprint):
             raise UserError(f"{out}: holds lists of another checkpoint, file or length; --out takes a new folder")
         write_file(out / BEGUN, json.dumps({"fingerprint": fingerprint}) + "\n")
-        written = _Written(run, served, out, k, about_how_many(users))
+        written = _Written(run, served, out, k, about_how_many(users), narrowing, popular)
         for number, part in enumerate(read_histories(users, PART_USERS, user=columns[0], history=columns[1])):
             written.add(number, part)
         summary = made_from | written.counts
@@ -167,13 +190,17 @@ def _begun(out: Path) -> str | None:
 class _Written:
     """Makes parts, or takes those that are there, and counts."""
 
-    def __init__(self, run: Run, served: Recommender, out: Path, k: int, expected: int) -> None:
+    def __init__(
+        self, run: Run, served: Recommender, out: Path, k: int, expected: int, narrowing: Narrowing, popular: bool
+    ) -> None:
         self.run, self.served, self.out, self.k = run, served, out, k
+        self.narrowing, self.popular = narrowing, popular
         self.data, self.expected, self.started = RunData(run), expected, time.monotonic()
-        self.item_ids = load_item_ids(self.data.prepared)
+        self.item_ids = pl.Series(ITEM_ID, served.item_ids, dtype=load_item_ids(self.data.prepared).dtype)
         self.user_type = load_user_ids(self.data.prepared).dtype
         self.logged: dict[str, list[int]] | None = None
         self.counts = {"users": 0, "users_without_a_list": 0, "unknown_users": 0, "unknown_item_ids": 0}
+        self.counts |= {"popular_lists": 0} if popular else {}
 
     def add(self, number: int, part: UserHistories) -> None:
         """Count the users of a part, and write their lists unless they are there."""
@@ -183,7 +210,7 @@ class _Written:
         for history in histories:
             known, unknown = self.served.known(history)
             self.counts["unknown_item_ids"] += len(unknown)
-            self.counts["users_without_a_list"] += not known
+            self.counts["popular_lists" if self.popular else "users_without_a_list"] += not known
         path = self.out / f"part-{number:05d}.parquet"
         if not path.is_file():
             table = self._table(part.users, histories)
@@ -202,6 +229,8 @@ class _Written:
             self.served,
             histories,
             self.k,
+            narrowing=self.narrowing,
+            popular=self.popular,
             batch_size=self.run.config.evaluation.batch_size,
             report=self._report,
         )
@@ -211,7 +240,7 @@ class _Written:
         if typed.null_count():
             row = int(typed.is_null().arg_true()[0])
             raise UserError(f"{USER_ID} {texts[row]!r}: is no whole number as those before it; write all as text")
-        return pl.DataFrame(
+        table = pl.DataFrame(
             [
                 typed.gather(np.repeat(np.arange(len(users)), lengths)),
                 pl.Series("rank", [place for count in lengths for place in range(1, count + 1)], dtype=pl.Int32),
@@ -219,6 +248,10 @@ class _Written:
                 pl.Series("score", [score for one in answers for score in one.scores], dtype=pl.Float32),
             ]
         )
+        if self.popular:
+            sources = pl.Series("source", [one.source for one in answers for _ in one.items], dtype=pl.String)
+            table = table.with_columns(sources)
+        return table
 
     def _of_logs(self, users: list[ItemId]) -> list[list[ItemId]]:
         """The logged histories; of a user that the logs do not have, none."""

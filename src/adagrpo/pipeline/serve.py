@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
-from adagrpo.data.prepared import load_item_ids
+import numpy as np
+
+from adagrpo.data.groups import load_groups
 from adagrpo.errors import UserError
 from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.chain import reward_parts
@@ -15,9 +20,34 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.rewards import check_reward
 from adagrpo.pipeline.run import Run
-from adagrpo.serving import Recommender
+from adagrpo.pipeline.versions import LATEST, open_version
+from adagrpo.serving import Query, Recommender
+from adagrpo.serving.bearer import check_exposed, read_tokens
+from adagrpo.serving.exposure_store import LocalExposureLog
+from adagrpo.serving.fallback import Guarded
+from adagrpo.serving.limits import Limits, most_connections
+from adagrpo.serving.request_log import RequestLog
+from adagrpo.serving.served import Serving, Shelf
+from adagrpo.serving.user_hash import read_key
 
-__all__ = ["recommender", "serve"]
+__all__ = ["Operation", "recommender", "serve"]
+
+WEIGHTS = "model.safetensors"
+SHOWN = 12  # digits of a sha256 that name a version
+
+
+@dataclass(frozen=True)
+class Operation:
+    """How a service is run, beside what it serves."""
+
+    token_file: Path | None = None
+    without_token: bool = False  # others may reach it all the same
+    user_key_file: Path | None = None
+    exposures: Path | None = None  # folder of the exposure log; None writes none
+    limits: Limits = field(default_factory=Limits)
+    log_share: float = 0.0  # of the requests that are logged
+    rerank_seconds: float = 0.25  # that a reward may take for a batch
+    workers: int = 1
 
 
 def recommender(
@@ -27,6 +57,7 @@ def recommender(
     reward_weight: float = 0.0,
     exclude_history: bool | None = None,
     precision: Precision | None = None,
+    catalog: str = LATEST,
 ) -> tuple[Recommender, dict[str, Any]]:
     """What answers for a checkpoint, and what it says of itself.
 
@@ -38,13 +69,16 @@ def recommender(
         exclude_history: leave the items of the history out, where a request says nothing of it; None: as the run's
             evaluation does.
         precision: of the policy; None is the recipe's, `evaluation.precision`.
+        catalog: the version of the catalogue, see `adagrpo.pipeline.versions.open_version`. A service that is told of
+            a new one asks again.
 
     Raises:
-        UserError: no such arm or checkpoint, what it was made from is stale, or the reward cannot be had.
+        UserError: no such arm, checkpoint or version, what it was made from is stale, or the reward cannot be had.
     """
     chosen = choose_checkpoint(run, arm, checkpoint)
-    check(run, "serve", [chosen.stage, *(reward_parts(run) if reward_weight > 0 else ())])
-    data = RunData(run)
+    version = open_version(run, catalog)
+    check(run, "serve", [chosen.stage, version.stage, *(reward_parts(run) if reward_weight > 0 else ())])
+    data = RunData(run, version)
     models = Models(data)
     excludes = run.config.evaluation.mask_history if exclude_history is None else exclude_history
     if reward_weight > 0:
@@ -52,17 +86,23 @@ def recommender(
     served = Recommender(
         models.policy(chosen.weights),
         data.catalog,
-        load_item_ids(data.prepared).to_list(),
+        data.item_ids.to_list(),
         width=run.config.evaluation.beam_width,
         max_history=run.config.max_history,
         mask_history=excludes,
         precision=precision or run.config.evaluation.precision,
         reward=models.reward() if reward_weight > 0 else None,
         reward_weight=reward_weight,
+        catalog_version=version.name,
+        popularity=np.bincount(data.training.values, minlength=data.num_items),
+        groups=partial(load_groups, data.prepared),
     )
     about: dict[str, Any] = {"name": run.config.name, "arm": chosen.arm, "checkpoint": checkpoint, "step": chosen.step}
     about |= {"why": chosen.why, "items": data.num_items, "reward_weight": reward_weight}
-    return served, about | {"exclude_history": excludes, "precision": served.precision}
+    about |= {"catalog_version": version.name, "listed": len(data.catalog.trie.items)}
+    about |= {"exclude_history": excludes, "precision": served.precision}
+    model = run.hash_input(chosen.weights / WEIGHTS)[:SHOWN]
+    return served, about | {"versions": {"model": model, "catalog": version.name, "arm": f"{chosen.arm}/{checkpoint}"}}
 
 
 def serve(
@@ -75,6 +115,8 @@ def serve(
     reward_weight: float = 0.0,
     exclude_history: bool | None = None,
     precision: Precision | None = None,
+    catalog: str = LATEST,
+    operation: Operation | None = None,
     ready: Callable[[dict[str, Any]], None],
 ) -> None:
     """Serve until the process is told to end.
@@ -88,18 +130,39 @@ def serve(
         reward_weight: see `recommender`.
         exclude_history: see `recommender`.
         precision: see `recommender`.
+        catalog: see `recommender`.
+        operation: tokens, keys, limits and logs.
         ready: called once requests are taken, with the address and what `/health` says.
 
     Raises:
-        UserError: the extra is missing, nothing to serve, what would be served is stale, or the address cannot be had.
+        UserError: the extra is missing, nothing to serve, what would be served is stale, the address cannot be had, or
+            others can reach it and there is no token.
     """
+    operation = operation or Operation()
     try:
-        from adagrpo.serving import app
+        from adagrpo.serving.app import Application, Options
+        from adagrpo.serving.draining import Server, listen
     except ImportError as error:
-        raise UserError("serve: needs fastapi and uvicorn; pip install 'adagrpo[serve]'") from error
-    listener = app.listen(host, port)
-    with listener:
-        served, about = recommender(run, arm, checkpoint, reward_weight, exclude_history, precision)
-        served.recommend([[0]])  # what is made on first use is made before the first request
-        ready({"url": f"http://{host}:{listener.getsockname()[1]}", **about})
-        app.serve(app.create_app(served, about), listener)
+        raise UserError("serve: needs fastapi, uvicorn and others; pip install 'adagrpo[serve]'") from error
+    bearers = read_tokens(operation.token_file)
+    check_exposed(host, bearers, operation.without_token)
+    limits = replace(operation.limits, connections=most_connections(operation.limits.connections))
+    user_hash = read_key(operation.user_key_file)
+
+    def load(
+        arm: str | None = arm, checkpoint: Literal["best", "final"] = checkpoint, catalog: str = catalog
+    ) -> Serving:
+        opened = Run.open(run.called, run.overrides)  # what is in it now
+        served, about = recommender(opened, arm, checkpoint, reward_weight, exclude_history, precision, catalog)
+        if served.reward is not None:
+            served.reward = Guarded(served.reward, budget_seconds=operation.rerank_seconds)
+        return Serving(served, about, about["versions"])
+
+    with listen(host, port) as listener:
+        shelf = Shelf(load(), load)
+        shelf.now.recommender.recommend([Query([0])])  # what is made on first use is made before the first request
+        sink = None if operation.exposures is None else LocalExposureLog(operation.exposures)
+        application = Application(shelf, Options(limits, bearers, RequestLog(operation.log_share), user_hash, sink))
+        named = f"[{host}]" if ":" in host else host
+        ready({"url": f"http://{named}:{listener.getsockname()[1]}", **shelf.now.about})
+        Server(application).run(sockets=[listener])

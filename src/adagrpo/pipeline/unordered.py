@@ -21,7 +21,7 @@ from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stages.exposure_report import collect_exposures, examined, exposed, report_exposures
 from adagrpo.pipeline.stages.fit_lambdarank import fit_second_ranker
 from adagrpo.pipeline.stages.fit_ranker import Examine, Selection, Validate, fit_sequential_ranker
-from adagrpo.pipeline.stages.prepare import log_source, prepare_stage
+from adagrpo.pipeline.stages.prepare import join_exposures, log_source, prepare_stage
 from adagrpo.report import write_report
 from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.trainer.lambdarank import NegativeSampler, RankingGroups, exposed_groups
@@ -40,6 +40,7 @@ def run_all(run: Run) -> tuple[dict[str, Any], Path]:
 
 def prepare(run: Run) -> None:
     """Logs to impressions: number users and items, hold some out at random."""
+    join_exposures(run)
     source, options = log_source(run), run.config.data
     at_random = [run.data / path for path in options.random.logs] if options.random else []
 

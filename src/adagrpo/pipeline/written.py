@@ -16,9 +16,12 @@ WRITTEN = frozenset(
         *("impressions.parquet", "held_out.parquet", "rejects.parquet", "summary.json"),
         *("vectors.parquet", "codes.parquet", "codes.json", "audit.json"),  # encode, tokenize
         *("steps.jsonl", "validation.jsonl", "model.safetensors", "checkpoint.json", "lost.json"),  # whatever fits
+        "pressure.json",
         *("best.safetensors", "average.safetensors", "optimizer.safetensors", "progress.json"),
         *("semantic_ids.json", "config.json", "metrics.json", "model.txt", "weight.json", "reward.json"),
         *("predictions.parquet", "free.parquet"),  # evaluate
+        *("neighbours.parquet", "version.json"),  # catalogs
+        *("exposures.parquet", "counts.json", "scores.parquet"),  # judges
         *("report.json", "diagnose.json", "paired.json", "rollouts.json", MANIFEST),
     }
 )

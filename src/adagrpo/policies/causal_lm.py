@@ -141,6 +141,11 @@ class CausalLMPolicy(nn.Module):
         return tuple(size + 1 for size in self.vocabulary.code_sizes)
 
     @property
+    def trains_on_nll(self) -> bool:
+        """See `Policy.trains_on_nll`."""
+        return True
+
+    @property
     def body_parameters(self) -> list[nn.Parameter]:
         """What trains beside embeddings and head: the body, or its adapters."""
         embeddings = [self.lm.get_input_embeddings(), self.lm.get_output_embeddings()]

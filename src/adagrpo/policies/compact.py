@@ -93,6 +93,11 @@ class CompactPolicy(nn.Module):
         return self.dropout.threshold == 0
 
     @property
+    def trains_on_nll(self) -> bool:
+        """See `Policy.trains_on_nll`."""
+        return True
+
+    @property
     def body_parameters(self) -> Sequence[nn.Parameter]:
         """None: all train together."""
         return ()

@@ -72,6 +72,8 @@ class HybridState:
 class HybridPolicy(nn.Module):
     """See the module's text; implements `adagrpo.policies.policy.Policy`. Lives on the device of the trie."""
 
+    item_tables = ("items.weight", "bias.weight")  # of a row an item
+
     def __init__(
         self,
         compact: CompactPolicy,
@@ -123,6 +125,11 @@ class HybridPolicy(nn.Module):
         return self.item_dropout == 0 and self.compact.same_in_training
 
     @property
+    def trains_on_nll(self) -> bool:
+        """False: each expert has a loss of its own, and none is the pool's, see `Policy.trains_on_nll`."""
+        return False
+
+    @property
     def body_parameters(self) -> Sequence[nn.Parameter]:
         """None: all train together."""
         return ()
@@ -149,6 +156,19 @@ class HybridPolicy(nn.Module):
         with torch.no_grad():
             copied._vectors = self._item_vectors(self.trie.items)
         return copied
+
+    @torch.no_grad()
+    def borrow(
+        self,
+        weights: Tensor,  # (N, V - N) sparse
+    ) -> None:
+        """Give the last `N` items what items that they are like have beside their codes: `item_i = Σ_j w_j item_j`.
+
+        Args:
+            weights: `w`, rows of sum 1; the biases too are the means under them.
+        """
+        for table in (self.items.weight, self.bias.weight):
+            table[weights.shape[1] :] = weights @ table[: weights.shape[1]]
 
     def item_states(self, context: HybridContext) -> Tensor:
         """(N, D) queries of the item head, `g(h)`."""

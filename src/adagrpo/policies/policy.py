@@ -62,6 +62,11 @@ class Policy(Protocol[ContextT, StateT]):
         ...
 
     @property
+    def trains_on_nll(self) -> bool:
+        """Whether `supervised_loss` is -(1/L) Σ log π of the policy that `score` and decoding speak of."""
+        ...
+
+    @property
     def body_parameters(self) -> Sequence[nn.Parameter]:
         """Parameters that may begin to train later than the rest of the policy; none where all train together."""
         ...

@@ -46,7 +46,8 @@ class SemanticIds:
             item: tuple(level[code] for level, code in zip(of_levels, codes, strict=True))
             for item, codes in zip(catalog["item_ids"], catalog["codes"], strict=True)
         }
-        self.item_of = {sequence: item for item, sequence in self.tokens_of.items()}
+        delisted = set(catalog.get("delisted", ()))  # known in histories, never written
+        self.item_of = {sequence: item for item, sequence in self.tokens_of.items() if item not in delisted}
         following: dict[tuple[int, ...], set[int]] = {}
         for sequence in self.item_of:
             for level, token in enumerate(sequence):
@@ -100,7 +101,11 @@ class SemanticIds:
         last = {self.tokens_of[item] for item in items}
         closed = set(last)
         while last := {sequence[:-1] for sequence in last if sequence}:
-            last = {prefix for prefix in last if all((*prefix, token) in closed for token in self.following[prefix])}
+            last = {
+                prefix
+                for prefix in last
+                if prefix in self.following and all((*prefix, token) in closed for token in self.following[prefix])
+            }
             closed |= last
         return closed
 

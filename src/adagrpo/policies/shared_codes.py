@@ -74,6 +74,11 @@ class SharedCodesPolicy(nn.Module):
         return self.causal.same_in_training
 
     @property
+    def trains_on_nll(self) -> bool:
+        """See `Policy.trains_on_nll`."""
+        return self.causal.trains_on_nll
+
+    @property
     def body_parameters(self) -> list[nn.Parameter]:
         """See `Policy.body_parameters`."""
         return self.causal.body_parameters

@@ -47,6 +47,7 @@ SIGNALS = (  # the keys of steps.jsonl, of which an arm has one; title, unit, wh
     (("clip_fraction",), "Clipped ratios", "share of ratios", True),
     (tuple(f"grad_norm_{term}" for term in TERMS), "Gradient norm of the reward term", "norm", False),
     (("grad_norm_nll",), "Gradient norm of the NLL term", "norm", False),
+    (("pressure",), "Pressure: reward term over NLL term", "ratio of norms", False),
 )
 
 

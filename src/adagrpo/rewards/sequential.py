@@ -24,6 +24,8 @@ __all__ = ["SequentialRanker"]
 class SequentialRanker(nn.Module):
     """See the module's text; implements `adagrpo.rewards.protocol.Reward`."""
 
+    item_tables = ("items.weight", "bias.weight")  # of a row an item
+
     def __init__(
         self,
         num_items: int,
@@ -46,6 +48,19 @@ class SequentialRanker(nn.Module):
         initialise(self, std=0.02, generator=torch.Generator().manual_seed(seed))
         nn.init.zeros_(self.bias.weight)
         nn.init.zeros_(self.slot_bias.weight)
+
+    @torch.no_grad()
+    def borrow(
+        self,
+        weights: Tensor,  # (N, V - N) sparse
+    ) -> None:
+        """Give the last `N` items the vectors and biases of items that they are like, `e_i = Σ_j w_j e_j`.
+
+        Args:
+            weights: `w`, rows of sum 1.
+        """
+        for table in (self.items.weight, self.bias.weight):
+            table[weights.shape[1] :] = weights @ table[: weights.shape[1]]
 
     def states(self, histories: Histories) -> Tensor:
         """(B, T, D) states; the one at `t` has seen items `0 .. t`."""

@@ -1,9 +1,12 @@
 """The catalogue: which codes name which item, how it is stored, and how good its codes are.
 
 An item is a row of an integer matrix, `codes[item] = (c_1 .. c_L)`, and no two rows are equal, so that a full code
-sequence names one item or none. Two items that share their codes are an error here;
-`adagrpo.semantic_ids.collisions` mends them beforehand, and `audit` says how much it had to mend. The published habit
-of counting every item with the right codes as a hit is what this rules out.
+sequence names one item or none. An item that was delisted keeps its row and its codes, so that a history that holds it
+is still understood; the tree does not hold it, so nothing that is held to the tree can write it.
+
+Two items that share their codes are an error here; `adagrpo.semantic_ids.collisions` mends them beforehand, and `audit`
+says how much it had to mend. The published habit of counting every item with the right codes as a hit is what this
+rules out.
 
 The quality of a level is the entropy of its codes, `H_l = -Σ_k p_k log p_k` in nats, and its share of `log K_l`.
 """
@@ -30,6 +33,8 @@ from adagrpo.semantic_ids.trie import Trie
 
 __all__ = ["Catalog", "audit", "import_semantic_ids"]
 
+LISTED = "listed"
+
 
 @dataclass(frozen=True, eq=False)
 class Catalog:
@@ -38,7 +43,7 @@ class Catalog:
     Attributes:
         codes: (V, L) int64, distinct rows.
         level_sizes: `(K_1 .. K_L)`, how many codes each level has, used or not.
-        trie: prefix tree of `codes`.
+        trie: prefix tree of the codes of the items that are listed.
 
     Example:
         >>> catalog = Catalog.from_codes(torch.tensor([[0, 1], [2, 0]]))
@@ -57,16 +62,19 @@ class Catalog:
         cls,
         codes: Tensor | NDArray[np.integer[Any]],  # (V, L)
         level_sizes: Sequence[int] | None = None,
+        listed: Tensor | NDArray[np.bool_] | None = None,  # (V,)
     ) -> Catalog:
         """Check the codes and build their tree.
 
         Args:
             codes: (V, L) integers, row `i` names item `i`.
             level_sizes: `(K_1 .. K_L)`; left out, each is the largest code of its level plus one.
+            listed: (V,) bool, False for items that the tree is not to hold; None holds them all.
 
         Raises:
             UserError: two items share their codes, or a code is negative or not below its level's size.
-            ValueError: `codes` is not a matrix of integers with L >= 1, or `level_sizes` is not of length L.
+            ValueError: `codes` is not a matrix of integers with L >= 1, `level_sizes` is not of length L, or `listed`
+                not of length V.
         """
         matrix = torch.as_tensor(codes)
         if matrix.dim() != 2 or matrix.shape[1] == 0 or matrix.is_floating_point():
@@ -79,7 +87,13 @@ class Catalog:
             raise ValueError(f"level_sizes has {len(sizes)} levels, codes {matrix.shape[1]}")
         _check_range(values, sizes)
         _check_distinct(values)
-        return cls(matrix, sizes, Trie.build(matrix, sizes))
+        if listed is None:
+            return cls(matrix, sizes, Trie.build(matrix, sizes))
+        kept = torch.as_tensor(listed).to(matrix.device)
+        if kept.shape != matrix.shape[:1] or kept.dtype != torch.bool:
+            raise ValueError(f"listed is {kept.dtype} {tuple(kept.shape)}, expected bool ({len(matrix)},)")
+        rows = kept.nonzero().squeeze(1)
+        return cls(matrix, sizes, Trie.build(matrix[rows], sizes).named(rows))
 
     @property
     def num_items(self) -> int:
@@ -90,6 +104,19 @@ class Catalog:
     def num_levels(self) -> int:
         """`L`."""
         return len(self.level_sizes)
+
+    @property
+    def listed(self) -> Tensor:
+        """(V,) bool, True for the items that can be written.
+
+        Example:
+            >>> some = torch.tensor([True, False, True])
+            >>> Catalog.from_codes(torch.tensor([[0], [1], [2]]), listed=some).listed.tolist()
+            [True, False, True]
+        """
+        listed = torch.zeros(len(self.codes), dtype=torch.bool, device=self.codes.device)
+        listed[self.trie.items] = True
+        return listed
 
     def lookup(
         self,
@@ -111,13 +138,18 @@ class Catalog:
             >>> Catalog.from_codes(torch.tensor([[0, 1], [2, 0]])).with_outside().level_sizes
             (4, 3)
         """
-        return Catalog.from_codes(self.codes, [size + 1 for size in self.level_sizes])
+        return Catalog.from_codes(self.codes, [size + 1 for size in self.level_sizes], self.listed)
 
     def write(self, path: Path) -> None:
-        """Write `path` as Parquet (item int32, codes list<int32>), and `level_sizes` beside it as `.json`."""
+        """Write `path` as Parquet, and `level_sizes` beside it as `.json`.
+
+        Columns: item int32, codes list<int32>, and listed bool where an item is not.
+        """
         codes = pl.Series("codes", self.codes.cpu().numpy().astype(np.int32)).cast(pl.List(pl.Int32))
-        items = pl.Series("item", np.arange(self.num_items, dtype=np.int32))
-        pl.DataFrame([items, codes]).write_parquet(path)
+        columns = [pl.Series("item", np.arange(self.num_items, dtype=np.int32)), codes]
+        listed = self.listed.cpu().numpy()
+        columns += [] if listed.all() else [pl.Series(LISTED, listed)]
+        pl.DataFrame(columns).write_parquet(path)
         sidecar = json.dumps({"level_sizes": list(self.level_sizes)}) + "\n"
         path.with_suffix(".json").write_text(sidecar, encoding="utf-8")
 
@@ -129,7 +161,7 @@ class Catalog:
             UserError: a file is missing or damaged, items are not 0 .. V-1, or the codes do not name items uniquely.
         """
         sizes = _read_level_sizes(path.with_suffix(".json"))
-        frame = _read_parquet(path, ["item", "codes"]).sort("item")
+        frame = _read_parquet(path, ["item", "codes"], optional=[LISTED]).sort("item")
         items = frame["item"]
         if not items.dtype.is_integer() or not np.array_equal(items.to_numpy(), np.arange(len(items))):
             raise UserError(f"{path}: column 'item' does not hold each of 0 .. {len(items) - 1} once; write it again")
@@ -138,7 +170,7 @@ class Catalog:
             codes = codes.reshape(0, len(sizes))
         if codes.shape[1] != len(sizes):
             raise UserError(f"{path}: {codes.shape[1]} codes an item, but its .json has {len(sizes)} level_sizes")
-        return cls.from_codes(codes, sizes)
+        return cls.from_codes(codes, sizes, frame[LISTED].to_numpy() if LISTED in frame.columns else None)
 
 
 def import_semantic_ids(
@@ -279,10 +311,13 @@ def _check_distinct(
         )
 
 
-def _read_parquet(path: Path, columns: list[str], max_expansion: float = MAX_EXPANSION) -> pl.DataFrame:
+def _read_parquet(
+    path: Path, columns: list[str], max_expansion: float = MAX_EXPANSION, optional: Sequence[str] = ()
+) -> pl.DataFrame:
     """Columns of a Parquet file; UserError where it or one of them is missing."""
     try:
         schema = pl.read_parquet_schema(path)
+        columns = [*columns, *(column for column in optional if column in schema)]
         unknown = [column for column in columns if column not in schema]
         if unknown:
             raise UserError(f"{path}: no column {unknown[0]!r}; it has {listed(list(schema))}")

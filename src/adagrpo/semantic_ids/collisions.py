@@ -17,7 +17,7 @@ from adagrpo.errors import UserError
 from adagrpo.semantic_ids.assignment import assign_within
 from adagrpo.semantic_ids.quantization import Quantization
 
-__all__ = ["move_to_free_codes", "resolve_collisions"]
+__all__ = ["move_to_free_codes", "numbers_items", "resolve_collisions"]
 
 
 def resolve_collisions(
@@ -47,6 +47,18 @@ def resolve_collisions(
     rank = np.empty(len(codes), dtype=np.int64)
     rank[order] = np.arange(len(codes)) - starts[group[order]]
     return np.column_stack([codes.astype(np.int64), rank])
+
+
+def numbers_items(
+    codes: NDArray[np.int64],  # (V, L)
+) -> bool:
+    """Whether the last level is one that `resolve_collisions` appended.
+
+    Example:
+        >>> numbers_items(np.array([[5, 0], [0, 0], [5, 1]])), numbers_items(np.array([[5, 0], [0, 2], [5, 1]]))
+        (True, False)
+    """
+    return codes.shape[1] > 1 and np.array_equal(resolve_collisions(codes[:, :-1]), codes)
 
 
 def move_to_free_codes(quantization: Quantization) -> NDArray[np.int64]:

@@ -25,7 +25,7 @@ from scipy.sparse.linalg import svds
 
 from adagrpo.types import Ragged
 
-__all__ = ["attribute_vectors", "cooccurrence_vectors", "mix", "text_vectors"]
+__all__ = ["attribute_vectors", "cooccurrence_vectors", "mix", "text_vectors", "tf_idf", "words"]
 
 _WORD = re.compile(r"\w+")
 # Relative to the largest: singular values and rows below this are rounding.
@@ -49,7 +49,7 @@ def attribute_vectors(attributes: Sequence[Sequence[str]], *, width: int) -> NDA
         >>> (vectors @ vectors.T).round(5).tolist()
         [[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
     """
-    return _reduce(_tf_idf(attributes, min_items=1), width, power=1.0)
+    return _reduce(tf_idf(attributes, min_items=1), width, power=1.0)
 
 
 def text_vectors(texts: Sequence[str], *, width: int) -> NDArray[np.float32]:
@@ -62,7 +62,16 @@ def text_vectors(texts: Sequence[str], *, width: int) -> NDArray[np.float32]:
     Returns:
         (V, W) float32.
     """
-    return _reduce(_tf_idf((_WORD.findall(text.lower()) for text in texts), min_items=2), width, power=1.0)
+    return _reduce(tf_idf(map(words, texts), min_items=2), width, power=1.0)
+
+
+def words(text: str) -> list[str]:
+    """The words of a text, in lower case.
+
+    >>> words("Nitrile gloves, 100-pack")
+    ['nitrile', 'gloves', '100', 'pack']
+    """
+    return _WORD.findall(text.lower())
 
 
 def cooccurrence_vectors(
@@ -129,7 +138,7 @@ def mix(
     return mixed.astype(np.float32)
 
 
-def _tf_idf(documents: Iterable[Sequence[str]], *, min_items: int) -> sparse.csr_array:
+def tf_idf(documents: Iterable[Sequence[str]], *, min_items: int) -> sparse.csr_array:
     """(V, words) TF-IDF of the words that at least `min_items` documents hold."""
     vocabulary: dict[str, int] = {}
     columns: list[int] = []

@@ -9,6 +9,7 @@ A level is stored dense, as an (n_l, K_l) table, while that fits `dense_limit` e
 `n * K_l + k`. The child of a key is its rank, because children are numbered in the same order as keys. For the same
 reason the children of a node follow each other, so that a search can look at those alone (`branches`), and so do the
 leaves below a node, so that two binary searches say how many of them are in a set of items (`excluding`, `closed`).
+A set as large as the catalogue is counted below every node instead, once for all samples that share it (`eligible`).
 
 Departure from the usual prefix dictionaries of generative retrieval: an unknown prefix is node -1, from which nothing
 is allowed. It is never left unconstrained.
@@ -16,14 +17,15 @@ is allowed. It is never left unconstrained.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Branches", "Excluded", "Trie"]
+__all__ = ["Branches", "Eligible", "Excluded", "Trie"]
 
 
 class Branches(NamedTuple):
@@ -35,10 +37,26 @@ class Branches(NamedTuple):
     nodes: Tensor  # (T,) int64, the node of the level below
 
 
+@dataclass(frozen=True, eq=False)
+class Eligible:
+    """The items that may be reached, for any number of samples; made by `Trie.eligible`."""
+
+    items: Tensor  # (V,) bool
+    below: tuple[Tensor, ...]  # per level 0 .. L, (max(n_l, 1),) int32, how many of them are below each node
+    count: int  # how many there are
+
+    @property
+    def memory(self) -> int:
+        """Bytes that it takes."""
+        return sum(tensor.nbytes for tensor in (self.items, *self.below))
+
+
 class Excluded(NamedTuple):
     """Leaves that each of `B` samples may not reach; made by `Trie.excluding`."""
 
-    keys: Tensor  # (X,) int64, sorted and distinct: sample * n_L + leaf
+    keys: Tensor  # (X,) int64, sorted and distinct: sample * n_L + leaf, of eligible leaves
+    starts: tuple[int, ...] = (0,)  # the first sample of each run that has one mask
+    masks: tuple[Eligible | None, ...] = (None,)  # of the runs; None: the catalogue
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +129,13 @@ class Trie:
             raise ValueError(f"codes has {len(codes)} rows of which {counts[-1]} are distinct: rows must be distinct")
         items = torch.argsort(nodes)
         return cls(tuple(level_sizes), tuple(counts), tuple(tables), items, tuple(first), tuple(last))
+
+    def named(
+        self,
+        items: Tensor,  # (n_L,) int64
+    ) -> Trie:
+        """The same tree, in which `items[i]` is what was item `i`."""
+        return replace(self, items=items[self.items])
 
     @property
     def num_levels(self) -> int:
@@ -208,23 +233,62 @@ class Trie:
 
     @cached_property
     def leaf_of(self) -> Tensor:
-        """(V,) int64, the leaf of each item."""
-        return self.items.argsort()
+        """(V' + 1,) int64, the leaf of each item up to the last one that has a leaf; -1 for those without, and last."""
+        leaves = self.items.new_full((int(self.items.max()) + 2 if len(self.items) else 1,), -1)
+        leaves[self.items] = torch.arange(len(self.items), device=self.items.device)
+        return leaves
+
+    def eligible(
+        self,
+        items: Tensor,  # (V,) bool
+    ) -> Eligible:
+        """Count what is eligible below each node, once for all searches that are held to it.
+
+        Of items that the tree does not hold none is counted.
+
+        >>> trie = Trie.build(torch.tensor([[0, 1], [2, 0], [0, 0]]), (3, 2))
+        >>> eligible = trie.eligible(torch.tensor([True, False, True]))
+        >>> [below.tolist() for below in eligible.below], eligible.count
+        ([[2], [2, 0], [1, 1, 0]], 2)
+
+        Raises:
+            ValueError: `items` is not one bool for each item.
+        """
+        least = len(self.leaf_of) - 1
+        if items.dim() != 1 or len(items) < least or items.dtype != torch.bool:
+            raise ValueError(f"items is {items.dtype} of {tuple(items.shape)}, expected bool of {(least,)} or more")
+        before = torch.nn.functional.pad(items[self.items].cumsum(0, dtype=torch.int32), (1, 0))
+        places = [before.index_select(0, of_level) for of_level in self.leaf_ranges]
+        return Eligible(items, tuple(place[1:] - place[:-1] for place in places), int(before[-1]))
 
     def excluding(
         self,
         items: Tensor,  # (B, X) int64
+        eligible: Sequence[Eligible | None] | None = None,
     ) -> Excluded:
         """The items that each of `B` samples may not reach, for `closed`; -1 is none, an item may occur twice.
+
+        Args:
+            items: (B, X) int64, a few for each sample. Those that the tree does not hold nobody reaches anyway.
+            eligible: for each sample the items that it may reach but for those; None: all. Samples that share a mask
+                should follow each other.
 
         >>> trie = Trie.build(torch.tensor([[0, 1], [2, 0], [0, 0]]), (3, 2))
         >>> excluded = trie.excluding(torch.tensor([[0, -1], [0, 2]]))
         >>> [trie.closed(1, torch.tensor([0, 1]), torch.tensor([sample]), excluded).tolist() for sample in (0, 1)]
         [[False, False], [True, False]]
         """
+        masks = [None] if eligible is None else list(eligible)
+        starts = [place for place, mask in enumerate(masks) if place == 0 or mask is not masks[place - 1]]
         samples = torch.arange(len(items), device=items.device).unsqueeze(1) * self.node_counts[-1]
-        real = items >= 0
-        return Excluded(torch.unique((samples + self.leaf_of[items.masked_fill(~real, 0)])[real]))
+        # -1 and what lies beyond the last item with a leaf both find the -1 at the end
+        leaves = self.leaf_of[items.clamp(max=len(self.leaf_of) - 1)]
+        real = leaves >= 0
+        for start, end in zip(starts, [*starts[1:], len(items)], strict=True):
+            mask = masks[start]
+            if mask is not None:  # what cannot be reached anyway would be counted twice
+                real[start:end] &= mask.items[items[start:end].clamp(min=0)]
+        return Excluded(torch.unique((samples + leaves)[real]), tuple(starts), tuple(masks[start] for start in starts))
 
     def closed(
         self,
@@ -238,16 +302,38 @@ class Trie:
         Args:
             level: of the nodes, `0 .. L`.
             nodes: (...) int64; -1 is an unknown prefix, below which there is no item.
-            samples: (...) int64, broadcast against `nodes`: whose node it is, a row of what `excluding` was given.
+            samples: (...) int64, broadcast against `nodes`: whose node it is, a row of what `excluding` was given;
+                ascending, row by row.
             excluded: of `excluding`.
 
         Returns:
             (...) bool.
         """
+        shape = (nodes + samples).shape
+        nodes, samples = nodes.expand(shape), samples.expand(shape)
         known, before = nodes.clamp(min=0), samples * self.node_counts[-1]
-        begin, end = self.leaf_ranges[level][known], self.leaf_ranges[level][known + 1]
-        bounds = [torch.searchsorted(excluded.keys, (before + place).contiguous()) for place in (begin, end)]
-        return (bounds[1] - bounds[0] == end - begin) | (nodes < 0)
+        left = self._reachable(level, known.flatten(), samples.flatten(), excluded).view(nodes.shape)
+        if len(excluded.keys):
+            bounds = [
+                torch.searchsorted(excluded.keys, (before + place).contiguous())
+                for place in (self.leaf_ranges[level][known], self.leaf_ranges[level][known + 1])
+            ]
+            left = left - (bounds[1] - bounds[0])
+        return (left == 0) | (nodes < 0)
+
+    def _reachable(self, level: int, nodes: Tensor, samples: Tensor, excluded: Excluded) -> Tensor:
+        """(T,) how many items below each node are in the mask of its sample."""
+        ends = samples.new_tensor(excluded.starts[1:])
+        bounds = [0, *torch.searchsorted(samples, ends).tolist(), len(samples)]
+        counts = []
+        for mask, start, end in zip(excluded.masks, bounds[:-1], bounds[1:], strict=True):
+            part = nodes[start:end]
+            if mask is None:
+                leaves = self.leaf_ranges[level]
+                counts.append(leaves.index_select(0, part + 1) - leaves.index_select(0, part))
+            else:
+                counts.append(mask.below[level].index_select(0, part))
+        return counts[0] if len(counts) == 1 else torch.cat(counts)
 
     def leaf_items(
         self,

@@ -1,101 +1,162 @@
 """The HTTP application: a history in, a list out. Needs the extra `serve`.
 
-POST /recommend   {"history": [ids, oldest first], "k": 10, "exclude_history": true}
-                  ->  {"items": [..], "scores": [..], "unknown": [..]}
-GET  /health      {"status": "ok", ...}
+POST /recommend      {"history": [ids, oldest first], "k": 10, "exclude_history": true}
+                     ->  {"items": [..], "scores": [..], "unknown": [..]}
+POST /v1/recommend   the same and more, one request or several; see /docs
+POST /v1/feedback    GET /v1/items/{id}    POST /v1/admin/reload
+GET  /health         {"status": "ok", ...}
+GET  /livez /readyz /metrics /docs /openapi.json
 """
 
 from __future__ import annotations
 
-import asyncio
-import socket
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
-from typing import Annotated, Any
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
 
-import uvicorn
-from fastapi import FastAPI, HTTPException
-from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import HTMLResponse
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
 
-from adagrpo.errors import UserError
-from adagrpo.serving.batching import MicroBatcher, Overloaded
-from adagrpo.serving.recommender import Recommendations, Recommender
+from adagrpo.serving import schemas
+from adagrpo.serving.api_page import api_page
+from adagrpo.serving.bearer import Bearers
+from adagrpo.serving.exposure_log import ExposureSink
+from adagrpo.serving.exposure_rows import ExposureRows
+from adagrpo.serving.intake import Intake
+from adagrpo.serving.limits import Limits
+from adagrpo.serving.recommender import Recommender
+from adagrpo.serving.request_log import RequestLog
+from adagrpo.serving.routes import Routes, answered, json_response
+from adagrpo.serving.served import Answered, Asked, Serving, Shelf, SwapFailed
+from adagrpo.serving.service_metrics import ServiceMetrics
+from adagrpo.serving.user_hash import UserHash, read_key
+from adagrpo.serving.waiting_line import WaitingLine
 
-__all__ = ["RecommendRequest", "create_app", "listen", "serve"]
-
-LONGEST_HISTORY = 10_000  # ids that a request may hold
-
-
-class RecommendRequest(BaseModel):
-    """The body of a request."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    history: Annotated[list[int | str], Field(min_length=1, max_length=LONGEST_HISTORY)]
-    k: Annotated[int, Field(ge=1)] = 10
-    exclude_history: bool | None = None  # as /health says
+__all__ = ["Application", "Options", "create_app"]
 
 
-def create_app(recommender: Recommender, about: Mapping[str, Any]) -> FastAPI:
-    """An application that answers with a recommender.
+@dataclass
+class Options:
+    """What a service is told beside what it serves."""
+
+    limits: Limits = field(default_factory=Limits)
+    bearers: Bearers = field(default_factory=Bearers)
+    log: RequestLog = field(default_factory=RequestLog)
+    user_hash: UserHash = field(default_factory=lambda: read_key(None))
+    exposures: ExposureSink | None = None  # None logs no list
+    parent: int | None = None  # the process that reloads all workers
+
+
+class Application:
+    """The application as a server calls it, and its parts."""
+
+    def __init__(self, shelf: Shelf, options: Options) -> None:
+        self.shelf, self.options, self.metrics = shelf, options, ServiceMetrics()
+        self.draining = False
+        self.line = WaitingLine[Asked, Answered](shelf.answer, waiting=options.limits.waiting)
+        self.line.observe = self._observe
+        sink = options.exposures
+        self.exposures = None if sink is None else ExposureRows(sink)
+        self.metrics.serves(**shelf.now.versions)
+        self.routes = Routes(
+            shelf,
+            self.line,
+            self.metrics,
+            options.user_hash,
+            lambda: not self.draining,
+            bool(options.bearers),
+            self.exposures,
+            options.parent,
+        )
+        self.api = _api(self.routes, self._lifespan)
+        self._intake = Intake(self.api, options.limits, options.bearers, self.metrics, options.log, self.line.check)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer one request."""
+        await self._intake(scope, receive, send)
+
+    @asynccontextmanager
+    async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+        yield
+        self.line.close()
+        if self.exposures is not None:
+            self.exposures.close()
+
+    def reload(self) -> None:
+        """Serve what is in the run now; what it comes to is logged."""
+        try:
+            serving = self.shelf.swap()
+        except SwapFailed as error:
+            self.metrics.swaps.labels("failed").inc()
+            self.options.log.event("reload", outcome="failed", why=str(error), kept=self.shelf.now.versions)
+        else:
+            self.metrics.swaps.labels("done").inc()
+            self.metrics.serves(**serving.versions)
+            self.options.log.event("reload", outcome="done", versions=serving.versions)
+
+    def _observe(self, size: int, seconds: float) -> None:
+        self.metrics.batch.observe(size)
+        self.metrics.batch_seconds.observe(seconds)
+
+
+def create_app(recommender: Recommender, about: Mapping[str, Any], options: Options | None = None) -> Application:
+    """An application that answers with one recommender.
 
     Args:
         recommender: of one checkpoint.
         about: what `/health` says of it beside its status; JSON-able.
+        options: see `Options`.
     """
+    return Application(Shelf(Serving(recommender, about)), options or Options())
 
-    def answer(requests: Sequence[tuple[list[int], bool]]) -> list[Recommendations]:
-        return recommender.recommend([history for history, _ in requests], [exclude for _, exclude in requests])
 
-    batcher = MicroBatcher[tuple[list[int], bool], Recommendations](answer)
+def _api(routes: Routes, lifespan: Callable[[FastAPI], Any]) -> FastAPI:
+    """The routes, with what /openapi.json says of them."""
+    app = FastAPI(title="adagrpo", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
 
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
-        batcher.close()
+    def post(path: str, handler: Any, bodies: list[type[BaseModel]], answer: type[BaseModel] | None = None) -> None:
+        kinds = [body.model_json_schema() for body in bodies]
+        content = {"application/json": {"schema": kinds[0] if len(kinds) == 1 else {"anyOf": kinds}}}
+        responses: dict[int | str, dict[str, Any]] = {} if answer is None else {200: {"model": answer}}
+        app.add_api_route(
+            path,
+            answered(handler),
+            methods=["POST"],
+            responses=responses,
+            response_model=None,
+            operation_id=handler.__name__,
+            openapi_extra={"requestBody": {"required": True, "content": content}},
+        )
 
-    app = FastAPI(title="adagrpo", docs_url=None, redoc_url=None, lifespan=lifespan)
+    def get(path: str, handler: Any, answer: type[BaseModel] | None = None) -> None:
+        responses: dict[int | str, dict[str, Any]] = {} if answer is None else {200: {"model": answer}}
+        app.add_api_route(
+            path, answered(handler), responses=responses, response_model=None, operation_id=handler.__name__
+        )
 
-    @app.get("/health")
-    async def health() -> JSONResponse:
-        return JSONResponse({"status": "ok", **about})
+    post("/recommend", routes.recommend, [schemas.RecommendRequest])
+    post("/v1/recommend", routes.recommend_v1, [schemas.RecommendBody, schemas.BatchBody], schemas.RecommendAnswer)
+    post("/v1/feedback", routes.feedback, [schemas.FeedbackBody, schemas.FeedbackEvent], schemas.FeedbackAnswer)
+    post("/v1/admin/reload", routes.reload, [schemas.ReloadBody])
+    get("/v1/items/{item_id}", routes.item, schemas.ItemAnswer)
+    for path, handler in (("/health", routes.health), ("/livez", routes.livez), ("/readyz", routes.readyz)):
+        get(path, handler)
+    get("/metrics", routes.metrics_text)
 
-    @app.post("/recommend")
-    async def recommend(request_body: RecommendRequest) -> JSONResponse:
-        if request_body.k > recommender.width:
-            raise HTTPException(422, f"k: {request_body.k} is more than the beam holds, {recommender.width}")
-        history, unknown = recommender.known(request_body.history)
-        if not history:
-            raise HTTPException(422, "history: none of its ids is in the catalogue")
-        exclude = request_body.exclude_history
-        exclude = recommender.mask_history if exclude is None else exclude
-        try:
-            recommended = await asyncio.wrap_future(batcher.submit((history, exclude)))
-        except Overloaded as error:
-            raise HTTPException(503, f"{error}; try again later") from error
-        items, scores = recommended.items[: request_body.k], recommended.scores[: request_body.k]
-        return JSONResponse({"items": items, "scores": scores, "unknown": unknown})
+    @app.get("/openapi.json", include_in_schema=False)
+    async def openapi(request: Request) -> Response:
+        return json_response(app.openapi())
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs(request: Request) -> Response:
+        return HTMLResponse(api_page(app.openapi()))
+
+    @app.exception_handler(HTTPException)
+    async def refused(request: Request, error: HTTPException) -> Response:
+        reason = {404: "no such route", 405: "the route does not take this method"}.get(error.status_code, "refused")
+        return json_response({"detail": reason}, error.status_code, error.headers)
 
     return app
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket for the application; port 0 takes a free one.
-
-    Raises:
-        UserError: the address cannot be had.
-    """
-    try:
-        listener = socket.create_server((host, port))
-    except (OSError, OverflowError) as error:
-        raise UserError(f"--host {host} --port {port}: {error}; choose another") from error
-    # asyncio does so for sockets of its own alone; without, the body waits 40 ms for the head to be acknowledged
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return listener
-
-
-def serve(app: FastAPI, listener: socket.socket) -> None:
-    """Answer requests until the process is told to end; those begun are answered first."""
-    with suppress(KeyboardInterrupt):  # uvicorn passes on the signal that ended it
-        uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run(sockets=[listener])

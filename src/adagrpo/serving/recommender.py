@@ -2,30 +2,52 @@
 
 The list of a history is the one that evaluation measures: the same beam width, masking and precision, and where a
 reward is given the order of `log-probability + w · reward` that `rerank` stands for in a comparison.
+
+What a query rules out is ruled out within the search, so that its list is full wherever enough other items exist. A
+query without a history is answered with the most popular items of training; its scores are log((n_i + 1) / (n + V)).
+
+A query with a temperature gets a list that is drawn (`adagrpo.serving.exploration`), in the order of the draw: a reward
+has no part in it, since the propensities would be those of another order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
+from adagrpo.data.groups import ItemGroups, no_groups
 from adagrpo.data.sequences import older_items, pad
-from adagrpo.decoding import beam_search
+from adagrpo.decoding import beam_search, draw_slates, inclusion_log_prob, place_log_probs
 from adagrpo.evaluation.predictions import without_history
 from adagrpo.networks.layers import Precision, mixed_precision, precision_used
 from adagrpo.policies.policy import Policy
 from adagrpo.rewards.protocol import Reward
 from adagrpo.rewards.scoring import ask_reward
 from adagrpo.semantic_ids.catalog import Catalog
-from adagrpo.semantic_ids.trie import Excluded
+from adagrpo.semantic_ids.trie import Eligible
+from adagrpo.serving.eligibility import Eligibility, Filter, Narrowing
 from adagrpo.types import Histories, Ragged
 
-__all__ = ["ItemId", "Recommendations", "Recommender"]
+__all__ = ["ItemId", "Query", "Recommendations", "Recommender", "Source"]
 
 ItemId = int | str
+Source = Literal["policy", "popular", "sampled"]
+
+
+class Query(NamedTuple):
+    """What one list is asked for."""
+
+    history: Sequence[int]  # items, oldest first; none for a cold user
+    exclude_history: bool | None = None  # leave the items of the history out; None: as the recommender does
+    without: Sequence[int] = ()  # other items that are left out
+    eligible: Eligible | None = None  # what may be in the list; None: the catalogue
+    temperature: float = 0.0  # above 0 the list is drawn, not searched
+    seed: int | None = None  # of the drawing
 
 
 class Recommendations(NamedTuple):
@@ -34,6 +56,23 @@ class Recommendations(NamedTuple):
     items: list[ItemId]
     scores: list[float]  # log-probability, nats; with a reward, plus weight times reward
     codes: list[list[int]]  # the Semantic ID of each item
+    log_propensities: list[float] | None = None  # of drawn lists: how likely each item was at its place, nats
+    source: Source = "policy"  # "popular" for a history that says nothing, "sampled" for a list that was drawn
+    log_inclusions: list[float] | None = None  # of drawn lists: how likely each item was in the list, nats
+    draw_keys: list[float] | None = None  # what the draw was ordered by, with that of the item that would come next
+
+    def first(self, count: int) -> Recommendations:
+        """The first places, as they are shown; of a drawn list with the probability of being in those."""
+        kept = min(count, len(self.items))
+        shown = self._replace(items=self.items[:kept], scores=self.scores[:kept], codes=self.codes[:kept])
+        if self.draw_keys is None or self.log_propensities is None:
+            return shown
+        threshold = self.draw_keys[kept]
+        return shown._replace(
+            log_propensities=self.log_propensities[:kept],
+            log_inclusions=[inclusion_log_prob(score, threshold) for score in shown.scores],
+            draw_keys=self.draw_keys[: kept + 1],
+        )
 
 
 class Recommender:
@@ -51,6 +90,9 @@ class Recommender:
         precision: Precision = "auto",
         reward: Reward | None = None,
         reward_weight: float = 0.0,
+        catalog_version: str | None = None,
+        popularity: NDArray[np.int64] | None = None,  # (V,)
+        groups: Callable[[], ItemGroups] | None = None,
     ) -> None:
         """Freeze the policy.
 
@@ -64,72 +106,125 @@ class Recommender:
             precision: of the policy; the attribute of this name says what that is on this machine.
             reward: re-ranks the beam.
             reward_weight: `w`.
+            catalog_version: what the catalogue is called; the attribute of this name is for answers.
+            popularity: (V,) training interactions of each item; without them a query without a history gets no item.
+            groups: gives the named groups of the items, when a filter first asks for one; None: there are none.
         """
         self.policy = policy.eval().frozen()
         self.catalog, self.item_ids = catalog, list(item_ids)
         self.width, self.max_history, self.mask_history = width, max_history, mask_history
         self.precision: Precision = precision_used(self.policy, precision)
         self.reward, self.reward_weight = reward, reward_weight
+        self.catalog_version = catalog_version
         self._codes = catalog.codes.cpu().numpy()
         self._items = {str(name): item for item, name in enumerate(self.item_ids)}
+        self.eligibility = Eligibility(catalog.trie, groups or no_groups, self.known)
+        self._counts = popularity
+        listed = catalog.listed.cpu().numpy()
+        order = None if popularity is None else np.argsort(-popularity, kind="stable")
+        self._popular = None if order is None else order[listed[order]]
 
     def known(self, history: Sequence[ItemId]) -> tuple[list[int], list[ItemId]]:
         """The items that ids name, and the ids that name none; `7` and `"7"` are the same id."""
         rows = [(name, self._items.get(str(name), -1)) for name in history]
         return [item for _, item in rows if item >= 0], [name for name, item in rows if item < 0]
 
-    def recommend(
-        self,
-        histories: Sequence[Sequence[int]],
-        exclude: Sequence[bool] | None = None,
-        without: Sequence[Sequence[int]] | None = None,
-    ) -> list[Recommendations]:
-        """The lists of `B` histories.
+    def narrow(self, include: Filter | None = None, exclude: Filter | None = None) -> Narrowing:
+        """What a query may be answered with, see `adagrpo.serving.eligibility`.
 
-        Args:
-            histories: items, oldest first, each with one at least.
-            exclude: of each history, whether its items are left out of its list; None: `mask_history` of all.
-            without: for each history other items that are left out of its list.
+        Raises:
+            UserError: a filter names what the items do not have.
+
+        Example:
+            `Query(history, None, *recommender.narrow({"category": "toys"})[:2])`
+        """
+        return self.eligibility.resolve(include, exclude)
+
+    def recommend(self, queries: Sequence[Query]) -> list[Recommendations]:
+        """The lists of `B` queries, none of which depends on the others.
 
         Returns:
-            `B` lists of at most `width`; shorter where the catalogue or the search holds no more.
+            `B` lists of at most `width`; shorter where the catalogue, what is eligible of it, or the search holds no
+            more.
         """
-        excludes = [self.mask_history] * len(histories) if exclude is None else list(exclude)
+        alike: dict[bool, list[int]] = {}  # rows that are searched in the same way
+        drawn: dict[tuple[bool, float], list[int]] = {}
         answers: dict[int, Recommendations] = {}
-        for masked in {*excludes}:
-            rows = [row for row, this in enumerate(excludes) if this == masked]
-            closed = [] if without is None else [without[row] for row in rows]
-            answers |= zip(rows, self._search([histories[row] for row in rows], masked, closed), strict=True)
-        return [answers[row] for row in range(len(histories))]
+        for row, query in enumerate(queries):
+            if len(query.history) and query.temperature > 0:
+                drawn.setdefault((self._masks(query), query.temperature), []).append(row)
+            elif len(query.history):
+                alike.setdefault(self._masks(query), []).append(row)
+            else:
+                answers[row] = self._most_popular(query)
+        for masked, rows in alike.items():
+            rows.sort(key=lambda row: id(queries[row].eligible))  # those of one mask are looked up together
+            answers |= zip(rows, self._search([queries[row] for row in rows], masked), strict=True)
+        for (masked, _), rows in drawn.items():
+            rows.sort(key=lambda row: id(queries[row].eligible))
+            answers |= zip(rows, self._draw([queries[row] for row in rows], masked), strict=True)
+        return [answers[row] for row in range(len(queries))]
+
+    def _masks(self, query: Query) -> bool:
+        return self.mask_history if query.exclude_history is None else query.exclude_history
 
     @torch.no_grad()
-    def _search(
-        self, histories: Sequence[Sequence[int]], masked: bool, closed: Sequence[Sequence[int]]
-    ) -> list[Recommendations]:
-        batch = self._batch(histories, masked)
+    def _draw(self, queries: Sequence[Query], masked: bool) -> list[Recommendations]:
+        """The lists of queries that have the same temperature; those of one eligible mask follow each other."""
+        if any(query.seed is None for query in queries):
+            raise ValueError("a list that is drawn needs the seed of its query")
+        batch = self._batch([query.history for query in queries], masked)
+        seeds = torch.tensor([query.seed for query in queries], dtype=torch.int64, device=self.catalog.codes.device)
+        options: dict[str, Any] = {"trie": self.catalog.trie, "temperature": queries[0].temperature}
+        closed = torch.cat([self._closed(queries), *([batch.whole] if masked else [])], dim=1)
+        options["excluded"] = self.catalog.trie.excluding(closed, [query.eligible for query in queries])
+        with mixed_precision(self.policy, self.precision):
+            drawn = draw_slates(self.policy, self.policy.encode(batch), self.width, seeds, **options)
+        rows = (drawn.items, drawn.log_probs, place_log_probs(drawn.log_probs), drawn.keys)
+        lists = []
+        for items, scores, chances, keys in zip(*(values.tolist() for values in rows), strict=True):
+            named = self._named(items[:-1], scores)._replace(source="sampled", draw_keys=keys)
+            lists.append(named._replace(log_propensities=chances).first(self.width))
+        return lists
+
+    @torch.no_grad()
+    def _search(self, queries: Sequence[Query], masked: bool) -> list[Recommendations]:
+        batch = self._batch([query.history for query in queries], masked)
         held = self.width + (self.max_history if masked else 0)
-        excluded = self._excluded(batch, masked, closed) if any(closed) else None
+        closed, eligible = self._closed(queries), [query.eligible for query in queries]
+        narrowed = closed.shape[1] > 0 or any(mask is not None for mask in eligible)
+        excluded = self.catalog.trie.excluding(closed, eligible) if narrowed else None
         with mixed_precision(self.policy, self.precision):
             context = self.policy.encode(batch)
             beams = beam_search(self.policy, context, held, trie=self.catalog.trie, excluded=excluded)
-        if masked and excluded is None:
-            items, scores = without_history(
-                self.policy, context, self.catalog, beams, batch, self.width, self.precision
-            )
+        if masked:
+            options: dict[str, Any] = {"precision": self.precision, "closed": closed, "eligible": eligible}
+            items, scores = without_history(self.policy, context, self.catalog, beams, batch, self.width, **options)
         else:
-            items, scores = self.catalog.lookup(beams.codes)[:, : self.width], beams.scores[:, : self.width]
+            items, scores = self.catalog.lookup(beams.codes), beams.scores
         if self.reward is not None:
             rewards = ask_reward(self.reward, batch, items).nan_to_num(0.0)
             scores, order = (scores + self.reward_weight * rewards).sort(dim=1, descending=True, stable=True)
             items = items.gather(1, order)
         return [self._named(*row) for row in zip(items.tolist(), scores.tolist(), strict=True)]
 
-    def _excluded(self, batch: Histories, masked: bool, closed: Sequence[Sequence[int]]) -> Excluded:
-        """What the searches of a batch never enter: `closed`, and with `masked` the histories."""
-        longest = max(map(len, closed))
-        rows = [[*items, *[-1] * (longest - len(items))] for items in closed]
-        items = torch.tensor(rows, dtype=torch.int64, device=self.catalog.codes.device)
-        return self.catalog.trie.excluding(torch.cat([items, batch.whole], dim=1) if masked else items)
+    def _closed(self, queries: Sequence[Query]) -> Tensor:
+        """(B, X) int64, the single items that each query leaves out, -1 for none."""
+        longest = max(len(query.without) for query in queries)
+        rows = [[*query.without, *[-1] * (longest - len(query.without))] for query in queries]
+        return torch.tensor(rows, dtype=torch.int64, device=self.catalog.codes.device).view(len(queries), longest)
+
+    def _most_popular(self, query: Query) -> Recommendations:
+        """The most popular items that the query admits; equals by the number of the item."""
+        if self._popular is None or self._counts is None:
+            return Recommendations([], [], [], source="popular")
+        order = self._popular
+        if query.eligible is not None:
+            order = order[query.eligible.items.cpu().numpy()[order]]
+        left_out = {*query.without}
+        found = [int(item) for item in order[: self.width + len(left_out)] if int(item) not in left_out][: self.width]
+        shares = np.log((self._counts[found] + 1) / (self._counts.sum() + len(self._counts)))
+        return self._named(found, shares.tolist())._replace(source="popular")
 
     def _batch(self, histories: Sequence[Sequence[int]], masked: bool) -> Histories:
         offsets = np.cumsum([0, *map(len, histories)])

@@ -18,10 +18,14 @@ from adagrpo.errors import UserError
 from adagrpo.storage.artifacts import TOKEN, manifest, naming, remove_artifact, remove_temporary
 from adagrpo.storage.marks import Kind, claim, is_marked
 
-__all__ = ["LOCK", "WORK", "lock_folder"]
+__all__ = ["LOCK", "WORK", "FolderBusy", "lock_folder"]
 
 LOCK, WORK = ".lock", ".work"
 REPLACED = re.compile(r".+\.([0-9a-f]{16})\.old")
+
+
+class FolderBusy(UserError):
+    """Another process is at work in a folder."""
 
 
 @contextmanager
@@ -34,7 +38,8 @@ def lock_folder(directory: Path, kind: Kind, **facts: str) -> Iterator[None]:
         facts: for its mark.
 
     Raises:
-        UserError: it is not this program's, cannot be written, or another process is at work here, whose id is named.
+        FolderBusy: another process is at work here; its id is named.
+        UserError: it is not this program's, or cannot be written.
     """
     try:
         claim(directory, kind, **facts)
@@ -48,7 +53,7 @@ def lock_folder(directory: Path, kind: Kind, **facts: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             holder = (file.readline().strip()) or "of unknown id"
-            raise UserError(f"{directory}: process {holder} is at work here; wait until it ends") from error
+            raise FolderBusy(f"{directory}: process {holder} is at work here; wait until it ends") from error
         earlier = [line.strip() for line in file.readlines()[1:]]
         with naming(directory / LOCK):
             _rewrite(file.fileno(), [*earlier, TOKEN])

@@ -67,14 +67,23 @@ def save_weights(
     (directory / "checkpoint.json").write_text(json.dumps({"step": step}) + "\n", encoding="utf-8")
 
 
-def load_weights(directory: Path, model: nn.Module) -> int:
+def load_weights(directory: Path, model: nn.Module, *, more_items: int = 0) -> int:
     """Load what `save_weights` wrote into a model; returns the step.
+
+    Args:
+        directory: that holds the weights.
+        model: of the same kind and sizes.
+        more_items: how many items more the model has than the weights; their rows are zero in its tables of items,
+            which its attribute `item_tables` names.
 
     Raises:
         UserError: a file is missing or damaged; it is named.
         RuntimeError: the weights are of another model.
     """
-    model.load_state_dict(_read(directory / WEIGHTS))
+    weights = _read(directory / WEIGHTS)
+    for name in getattr(model, "item_tables", ()) if more_items else ():
+        weights[name] = nn.functional.pad(weights[name], (0, 0, 0, more_items))
+    model.load_state_dict(weights)
     path = directory / "checkpoint.json"
     try:
         return int(json.loads(path.read_text(encoding="utf-8"))["step"])

@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 
 from adagrpo.config import FitConfig
 from adagrpo.errors import NotFinite, ServiceError, UserError
@@ -39,6 +39,7 @@ from adagrpo.storage.artifacts import write_file
 from adagrpo.trainer.batches import step_key
 from adagrpo.trainer.checkpoints import Progress, restore, save, save_weights
 from adagrpo.trainer.lost_policy import fallen_in_validation
+from adagrpo.trainer.pressure import TermGradients, pressure_of
 from adagrpo.trainer.processes import processes
 from adagrpo.trainer.task import LIMIT, Diverged, FitResult, Report, Task, Watched
 
@@ -183,7 +184,7 @@ class _Loop:
         with self.accelerator.autocast():
             micros, values = self.task.begin(step)
         every = self.task.term_norms_every
-        norms: dict[str, list[Tensor]] | None = {} if every and step % every == 0 else None
+        norms = TermGradients(self.parameters, self.processes) if every and step % every == 0 else None
         self.optimizer.zero_grad()
         own: dict[str, float] = {}
         problem: list[str] | None = None
@@ -196,19 +197,17 @@ class _Loop:
         self.processes.sum_gradients_(self.parameters)
         norm = float(self.accelerator.clip_grad_norm_(self.parameters, self.settings.max_grad_norm))
         values["grad_norm"] = norm
-        for name, gradients in ({} if norms is None else self._sum_norms(norms)).items():
-            values[f"grad_norm_{name}"] = float(torch.nn.utils.get_total_norm(gradients))
-        return values
+        return values if norms is None else values | _measured(norms)
 
     def _backward(
-        self, step: int, index: int, micro: Any, values: dict[str, float], norms: dict[str, list[Tensor]] | None
+        self, step: int, index: int, micro: Any, values: dict[str, float], norms: TermGradients | None
     ) -> None:
         """Add a micro-batch's gradient to those before it, and what it logs to `values`."""
         torch.manual_seed(step_key(self.seed, step, 2 * index))  # odd keys are left to the task's own draws
         with self.accelerator.autocast():
             terms, logged = self.task.loss(micro)
         if norms is not None:
-            _accumulate_gradients(terms, self.parameters, norms)
+            norms.add(terms)
         self.accelerator.backward(torch.stack([*terms.values()]).sum())
         for name, value in [*((name, float(term.detach())) for name, term in terms.items()), *logged.items()]:
             values[name] = values.get(name, 0.0) + value
@@ -228,14 +227,6 @@ class _Loop:
             for name, value in logged.items():
                 values[name] = values.get(name, 0.0) + value
         return values
-
-    def _sum_norms(self, norms: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:
-        """Each term's own gradient, over all processes; a process may lack a term."""
-        names = dict.fromkeys(name for process_names in self.processes.gather([*norms]) for name in process_names)
-        for name in names:
-            norms.setdefault(name, [torch.zeros_like(p) for p in self.parameters])
-            self.processes.sum_(norms[name])
-        return {name: norms[name] for name in names}
 
     def _skip(self, values: dict[str, float], bad: Sequence[str], reason: str) -> dict[str, float]:
         """Count a step that is not applied, and what of it was not finite; returns what to log."""
@@ -335,16 +326,12 @@ def _schedule(step: int, steps: int, warmup: float) -> float:
     return 0.1 + 0.45 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
 
 
-def _accumulate_gradients(
-    terms: dict[str, Tensor], parameters: list[nn.Parameter], into: dict[str, list[Tensor]]
-) -> None:
-    """Add each term's own gradient to what the earlier micro-batches gave."""
-    for name, term in terms.items():
-        gradients = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
-        sums = into.setdefault(name, [torch.zeros_like(p) for p in parameters])
-        for total, gradient in zip(sums, gradients, strict=True):
-            if gradient is not None:
-                total += gradient
+def _measured(gradients: TermGradients) -> dict[str, float]:
+    """The gradient norm of each term, and the pressure of the reward term, where it has an anchor."""
+    norms = gradients.norms()
+    pressure = pressure_of(norms)
+    values = {f"grad_norm_{name}": norm for name, norm in norms.items()}
+    return values if pressure is None else values | {"pressure": pressure}
 
 
 def _append(path: Path, row: dict[str, Any]) -> None:

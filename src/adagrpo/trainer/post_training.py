@@ -16,7 +16,7 @@ rounding between sampling and scoring is never mistaken for a policy change.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -37,6 +37,8 @@ from adagrpo.trainer.supervised import nll_term
 from adagrpo.types import Histories
 
 __all__ = ["Arm", "PostTraining"]
+
+PART = 256  # samples of the stated anchor that are scored at a time
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,26 @@ class PostTraining:
         if not terms:  # a reward term alone, with nothing admitted: a step that moves nothing
             terms[self.arm.term] = torch.stack([p.sum() for p in self.policy.parameters()]).sum() * 0.0
         return terms, logged
+
+    @property
+    def term(self) -> str:
+        """The name of the reward term."""
+        return self.arm.term
+
+    def stated_anchor(self, micro: Micro) -> Iterator[Tensor]:
+        """Parts of the mean of -(1/L) Σ log π over the NLL positions, where the anchor is something else.
+
+        It is measured and never minimised, see `adagrpo.trainer.pressure`.
+        """
+        if self.policy.trains_on_nll or not self.arm.anchored:
+            return
+        self.policy.train()
+        batch = micro.batch
+        context = self.policy.encode(batch.histories, batch.rows[batch.nll], batch.positions[batch.nll])
+        codes = self.catalog.codes[batch.targets[batch.nll]].unsqueeze(1)  # (N, 1, L)
+        for first in range(0, len(codes), PART):
+            part = slice(first, first + PART)
+            yield -self.policy.score(context[part], codes[part]).mean(-1).sum() / micro.total
 
     def state(self) -> dict[str, float]:
         """The running spread of rewards."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from adagrpo.data.columns import ATTRIBUTES, ITEM_ID, TEXT
+from adagrpo.data.columns import ATTRIBUTES, GROUPS, ITEM_ID, TEXT
 from adagrpo.data.logs.cells import blank_to_null, identifiers, integers_if_all
 from adagrpo.data.logs.formats import kind_of, one_line, read_table
 from adagrpo.data.logs.unpacking import MAX_EXPANSION
@@ -23,6 +23,7 @@ def read_items(
     id_column: str = ITEM_ID,
     text_columns: Sequence[str] = (),
     attribute_columns: Sequence[str] = (),
+    group_columns: Sequence[str] = (),
     attribute_names: Path | None = None,
     max_expansion: float = MAX_EXPANSION,
 ) -> pl.DataFrame:
@@ -33,17 +34,18 @@ def read_items(
         id_column: holds the ids that the logs use.
         text_columns: joined by a space.
         attribute_columns: lists, or scalars, which become `column=value`.
+        group_columns: what lists may be narrowed by: text, whole numbers, true and false, or lists of these.
         attribute_names: Parquet file (attribute_id, name) that decodes lists of integers; `attribute:<id>` without.
         max_expansion: to how many times its size a compressed file may unpack, see `adagrpo.data.logs.unpacking`.
 
     Returns:
-        item_id, text (String), attributes (List of String).
+        item_id, text (String), attributes (List of String), and where there are group columns groups (List of String).
 
     Raises:
         UserError: a file or column is missing, an item has no id or two rows, or a file unpacks to too much.
     """
     path = Path(path)
-    table = read_table(path, [id_column, *text_columns, *attribute_columns], max_expansion)
+    table = read_table(path, [id_column, *text_columns, *attribute_columns, *group_columns], max_expansion)
     if len(table) == 0:
         raise UserError(f"{path}: no rows; an item table has at least one item")
     ids = _item_ids(path, table[id_column])
@@ -51,10 +53,12 @@ def read_items(
     decode = _attribute_names(Path(attribute_names) if attribute_names else None, max_expansion)
     lists = [_as_attributes(name, table[name].dtype, decode).fill_null([]) for name in attribute_columns]
     empty = pl.lit([], dtype=pl.List(pl.String))
+    groups = [_as_group(path, name, table[name].dtype).fill_null([]) for name in group_columns]
     return table.select(
         pl.lit(ids).alias(ITEM_ID),
         (pl.concat_str(texts, separator=" ", ignore_nulls=True) if texts else pl.lit("")).alias(TEXT),
         (pl.concat_list(lists) if lists else empty).alias(ATTRIBUTES),
+        *([pl.concat_list(groups).alias(GROUPS)] if groups else []),
     )
 
 
@@ -85,6 +89,18 @@ def _as_attributes(name: str, dtype: pl.DataType, decode: pl.Expr) -> pl.Expr:
     if dtype.inner.is_integer():
         return values.list.eval(decode)
     return values.cast(pl.List(pl.String))
+
+
+def _as_group(path: Path, name: str, dtype: pl.DataType) -> pl.Expr:
+    """A list of `column=value`."""
+    inner = dtype.inner if isinstance(dtype, pl.List) else dtype
+    if not (inner.is_integer() or inner in (pl.String, pl.Boolean, pl.Categorical, pl.Enum, pl.Null)):
+        raise UserError(
+            f"{path}: column '{name}' holds {inner}; a group (data.items.groups) is of text, whole numbers or booleans"
+        )
+    values = pl.col(name) if isinstance(dtype, pl.List) else pl.concat_list(name)
+    texts = values.cast(pl.List(pl.String)).list.drop_nulls().list.eval(pl.element().filter(pl.element() != ""))
+    return texts.list.eval(pl.concat_str(pl.lit(f"{name}="), pl.element()))
 
 
 def _attribute_names(path: Path | None, max_expansion: float) -> pl.Expr:

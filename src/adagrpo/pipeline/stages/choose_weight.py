@@ -25,7 +25,7 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stages.evaluate import progress
-from adagrpo.pipeline.stages.fitting import DECODING
+from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED
 from adagrpo.pipeline.stages.reranking import WEIGHTS
 from adagrpo.storage.artifacts import write_file
 
@@ -55,8 +55,8 @@ def choose_reward_weight(run: Run) -> Path:
         content = {"weight": least_of_the_best(held_out_impressions), "ndcg@10": tried, "cases": len(cases)}
         write_file(work / FILE, json.dumps(content, indent=1) + "\n")
 
-    also = {"weights": WEIGHTS, "errors": ERRORS}
-    folder = run.stage(STAGE, reads=(*DECODING, "reward"), also=also, schema=2, inputs=inputs, build=build)
+    reads, also = (*DECODING, "reward"), {"weights": WEIGHTS, "errors": ERRORS}
+    folder = run.stage(STAGE, reads=reads, but=NOT_FITTED, also=also, schema=2, inputs=inputs, build=build)
     return folder / FILE
 
 

@@ -30,7 +30,7 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.rewards import check_reward
 from adagrpo.pipeline.run import Run
-from adagrpo.pipeline.stages.fitting import DECODING
+from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED
 from adagrpo.policies import Policy
 from adagrpo.report import write_diagnosis
 from adagrpo.rewards.protocol import Reward
@@ -81,7 +81,7 @@ def diagnose_reward(run: Run, second_ranker: Path | None = None) -> dict[str, An
     folder = run.stage(
         "diagnose",
         reads=(*DECODING, "objective", "ranker", "reward", "seed"),
-        but=("ranker.lambdarank",),
+        but=("ranker.lambdarank", *NOT_FITTED),
         schema=3,
         inputs=[*inputs, *([shown] if shown.is_file() else []), *data.truth_files],
         build=build,

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,9 @@ from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.rewards import check_reward, describe_reward
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stages.fitting import DECODING
+from adagrpo.pipeline.weight_used import weight_used
 from adagrpo.storage.artifacts import write_file
+from adagrpo.trainer.pressure import mean_pressure
 from adagrpo.types import Cases
 
 __all__ = [
@@ -68,16 +70,18 @@ def evaluate_baselines(run: Run) -> None:
         ranker = models.ranker(model.parent)
         values: dict[str, dict[str, Any]] = {"popularity": {}, "item_knn": {}, "ranker": {}}
         for split in ("validation", "test"):
-            cases = data.cases(split)
+            cases = data.measured_cases(split)
+            eligible = None if data.eligible is None else data.eligible.items
+            given: dict[str, Any] = {"mask_history": mask, "eligible": eligible}
             for name, rank in (("popularity", baselines.popularity), ("item_knn", baselines.item_knn)):
-                values[name][split] = retrieval(rank(data.training, data.num_items, cases, mask_history=mask), cases)
-            values["ranker"][split] = rank_by_ranker(
-                ranker, cases, batch_size=options.batch_size, max_history=run.config.max_history, mask_history=mask
-            )
+                values[name][split] = retrieval(rank(data.training, data.num_items, cases, **given), cases)
+            given |= {"batch_size": options.batch_size, "max_history": run.config.max_history}
+            values["ranker"][split] = rank_by_ranker(ranker, cases, **given)
         write_file(work / "metrics.json", json.dumps(values, indent=1) + "\n")
 
     inputs = [*data.training_files, data.prepared / "test.parquet", model]
-    reads, also = ("evaluation.mask_history", "max_history"), {"metrics": measured()}
+    inputs += [] if options.eligible is None else data.catalog_files
+    reads, also = ("evaluation.mask_history", "evaluation.eligible", "max_history"), {"metrics": measured()}
     run.stage("evaluate/baselines", reads=reads, also=also, schema=2, inputs=inputs, build=build)
 
 
@@ -97,12 +101,14 @@ def evaluate_checkpoint(run: Run, name: str, weights: Path, evaluated: dict[str,
         utility = data.truth().utility if data.truth_files else None
         values: dict[str, Any] = {}
         for split in ("validation", "test"):
-            cases = data.cases(split)
-            predictions = models.predict(policy, cases, reward, progress(run, f"{name} {split}"))
+            cases = data.measured_cases(split)
+            report = progress(run, f"{name} {split}")
+            predictions = models.predict(policy, cases, reward, report, eligible=data.eligible)
             # what is true of a user is known at their last purchase only, so true utility is a test metric
             values[split] = summarise(predictions, cases, tail=data.tail, utility=utility if split == "test" else None)
             values[f"rerank_{split}"] = rerank(predictions, cases)
         write_predictions(data, cases, predictions, work)
+        values |= data.measured()
         write_file(work / "metrics.json", json.dumps(values, indent=1) + "\n")
 
     reads, also = (*DECODING, "reward"), {"metrics": measured()}
@@ -163,25 +169,28 @@ def read_valid(data: RunData, cases: Cases, folder: Path, length: int) -> NDArra
     return valid
 
 
-def collect(run: Run, arms: list[str], left_out: Mapping[str, str]) -> dict[str, Any]:
+def collect(run: Run, arms: list[str], left_out: Mapping[str, str], judgements: Mapping[str, Any]) -> dict[str, Any]:
     """Gather the results of a run into metrics.json, which holds no time and no path; equal runs give equal bytes.
 
     Args:
         run: with every stage of the arms.
         arms: by name.
         left_out: trained arms that are not among them, and why.
+        judgements: what the judges of the recipe found; nothing where it has none.
     """
     sft = _read(run.checked("evaluate", "sft", "metrics.json"))
     stages: dict[str, Any] = {"sft": {split: sft[split] for split in ("validation", "test")}}
     for name in arms:
         arm = next(arm for arm in run.config.train.arms if arm.name == name)
+        steps = _rows(run.checked("train", name, "steps.jsonl"))
         entry: dict[str, Any] = {
             "objective": arm.objective,
             "gate": arm.admits,
-            "lambda": None if arm.term is None else arm.weight_of(run.config.objective),
-            "admission": _admission(run.checked("train", name, "steps.jsonl")),
+            "lambda": weight_used(run, arm),
+            "admission": _admission(steps),
+            "pressure": mean_pressure(steps),
         }
-        entry |= _events(run, name)
+        entry |= _events(run, name, steps)
         if arm.left_to_validation(run.config.objective) is not None:
             entry["weight"] = _read(run.checked("teacher", "weight.json"))["weight"]
         if arm.options.model_fields_set:
@@ -205,6 +214,8 @@ def collect(run: Run, arms: list[str], left_out: Mapping[str, str]) -> dict[str,
         "baselines": _read(run.checked("evaluate", "baselines", "metrics.json")),
         "stages": stages,
     }
+    content |= {"eligible": sft["eligible"]} if "eligible" in sft else {}
+    content |= {"judges": judgements} if judgements else {}
     content |= {"left_out": dict(left_out)} if left_out else {}
     run.write_output("metrics.json", json.dumps(content, indent=1) + "\n")
     _write_results(run, content)
@@ -232,7 +243,7 @@ def _write_results(run: Run, content: dict[str, Any]) -> None:
                 row = {"objective": entry.get("objective", "sft"), "gate": entry.get("gate"), "arm": name}
                 row |= {"lambda": entry.get("lambda"), "checkpoint": checkpoint, "split": split, "metrics": metrics}
                 row |= {"step": None if name == "sft" else entry[checkpoint]["step"]}
-                row |= {"admission": entry.get("admission")}
+                row |= {key: entry.get(key) for key in ("admission", "pressure")}
                 row |= {key: entry[key] for key in ("weight", "events", "lost") if key in entry}
                 row |= {"seconds": seconds.get("sft" if name == "sft" else f"train/{name}")}
                 rows.append(json.dumps(common | row))
@@ -245,18 +256,20 @@ def _write_results(run: Run, content: dict[str, Any]) -> None:
     run.write_output("results.jsonl", "\n".join(rows) + "\n")
 
 
-def _admission(steps: Path) -> float | None:
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _admission(steps: Sequence[Mapping[str, Any]]) -> float | None:
     """The mean share of groups admitted over all steps; None where no group was drawn."""
-    rows = (json.loads(line) for line in steps.read_text(encoding="utf-8").splitlines())
-    values = [row["admission"] for row in rows if "admission" in row]
+    values = [row["admission"] for row in steps if "admission" in row]
     return float(np.mean(values)) if values else None
 
 
-def _events(run: Run, name: str) -> dict[str, Any]:
+def _events(run: Run, name: str, steps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What went wrong while an arm was trained: counts by name, and where and why it lost its policy; else nothing."""
     counts: Counter[str] = Counter()
-    for line in run.checked("train", name, "steps.jsonl").read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+    for row in steps:
         counts.update({event: int(row[event]) for event in ("empty_groups", "skipped") if event in row})
     found: dict[str, Any] = {"events": dict(counts)} if counts else {}
     lost = run.find("train", name, "lost.json")

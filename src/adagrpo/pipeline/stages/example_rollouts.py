@@ -21,7 +21,7 @@ from adagrpo.objective import GateDecision, adagrpo_gate, group_advantages
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
-from adagrpo.pipeline.stages.fitting import DECODING
+from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED
 from adagrpo.storage.artifacts import write_file
 
 __all__ = ["draw_examples"]
@@ -44,6 +44,7 @@ def draw_examples(run: Run) -> None:
     run.stage(
         "report/rollouts",
         reads=(*DECODING, "objective", "reward", "seed"),  # the ranker's settings are those of its files
+        but=NOT_FITTED,
         also={"cases": CASES, "shown": SHOWN},
         inputs=[*data.training_files, *data.catalog_files, weights / "model.safetensors", *models.reward_files],
         build=build,

@@ -17,9 +17,10 @@ from adagrpo.pipeline.run import Run
 from adagrpo.storage.artifacts import write_file
 from adagrpo.trainer import Diverged, FitResult, Task, Watched, fit
 
-__all__ = ["DECODING", "begin_fit", "fit_model"]
+__all__ = ["DECODING", "NOT_FITTED", "begin_fit", "fit_model"]
 
 DECODING = ("policy", "evaluation", "max_history")  # what decides the beams of given weights
+NOT_FITTED = ("evaluation.eligible",)  # of these, what is for lists that are measured alone
 
 
 def begin_fit(data: RunData, stage: str) -> None:

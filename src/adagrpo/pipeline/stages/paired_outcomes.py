@@ -61,7 +61,7 @@ def read_measured(data: RunData, truth: Truth | None, folder: Path) -> Measured:
     Raises:
         UserError: a file of it is missing, or not as it was written.
     """
-    cases = data.cases("test")
+    cases = data.measured_cases("test")
     for name in FILES:
         data.run.hash_input(folder / name)
     width = data.config.evaluation.beam_width

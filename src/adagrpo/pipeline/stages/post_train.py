@@ -5,14 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from torch import nn
+
 from adagrpo.config import ArmConfig, ObjectiveConfig
 from adagrpo.objective.terms import OBJECTIVES
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stages.choose_weight import choose_reward_weight, chosen_weight
-from adagrpo.pipeline.stages.fitting import DECODING, begin_fit, fit_model
+from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED, begin_fit, fit_model
 from adagrpo.trainer import Arm, PostTraining, Supervised
+from adagrpo.trainer.pressure import calibrate
 
 __all__ = ["fit_arm"]
 
@@ -32,6 +35,7 @@ def fit_arm(run: Run, arm: ArmConfig) -> None:
     if arm.gate == "oracle":
         data.truth()  # or say at once that there is none
         inputs += data.truth_files
+    pressure = arm.pressure_of(run.config.objective)
     without_reward, chosen = arm.term is None, arm.left_to_validation(run.config.objective)
     if arm.term is not None and chosen is not None:
         inputs.append(choose_reward_weight(run))
@@ -64,6 +68,8 @@ def fit_arm(run: Run, arm: ArmConfig) -> None:
                 term_norms_every=options.gradient_norms_every,
                 true_utility=data.true_utility() if arm.gate == "oracle" else None,
             )
+            if pressure is not None:
+                _press(run, arm, policy, task, work, pressure, objective.pressure_steps)
         fit_model(data, f"train/{arm.name}", policy, task, settings, work, files=policy.checkpoint_files, **watch)
 
     reads = ["train.fit", "train.rl_split", "train.stop_lost", *DECODING, "seed"]
@@ -74,6 +80,7 @@ def fit_arm(run: Run, arm: ArmConfig) -> None:
     run.stage(
         f"train/{arm.name}",
         reads=reads,
+        but=NOT_FITTED,
         also={"arm": arm.settings(run.config.objective, defaults=False)},  # what its term reads of `objective`
         schema=2,
         inputs=inputs,
@@ -84,4 +91,17 @@ def fit_arm(run: Run, arm: ArmConfig) -> None:
 
 def _trained_by(arm: ArmConfig, common: ObjectiveConfig) -> Arm:
     assert arm.term is not None and arm.admits is not None, "an arm without a reward is fitted by Supervised"
-    return Arm(OBJECTIVES[arm.objective].anchored, arm.weight_of(common), arm.admits, arm.term)
+    weight = arm.weight_of(common) if arm.pressure_of(common) is None else 1.0  # at which its pressure is measured
+    return Arm(OBJECTIVES[arm.objective].anchored, weight, arm.admits, arm.term)
+
+
+def _press(
+    run: Run, arm: ArmConfig, policy: nn.Module, task: PostTraining, work: Path, pressure: float, steps: int
+) -> None:
+    """Give the task the λ at which its reward term presses so strongly at the start."""
+    found, now = calibrate(
+        policy, task, work, pressure=pressure, steps=steps, seed=run.config.seed, shared_by=run.processes
+    )
+    task.arm = replace(task.arm, lambda_=found.lambda_)
+    if now:
+        run.remark(f"train/{arm.name}", found.sentence())

@@ -1,8 +1,10 @@
-"""The stages `simulate` and `prepare`: from logs, or a simulated marketplace, to interactions and their split."""
+"""The stages `simulate`, `exposures` and `prepare`: from logs, or what stands for them, to interactions and a split."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple, assert_never
 
@@ -15,6 +17,7 @@ from adagrpo.config.data import DataConfig, SplitConfig
 from adagrpo.data import splits
 from adagrpo.data.columns import ITEM_ID
 from adagrpo.data.dataset import Dataset, build_dataset
+from adagrpo.data.logged_exposures import impressions_of
 from adagrpo.data.logs.interactions import ColumnMapping, Logs, Refusals, read_logs
 from adagrpo.data.logs.items import read_items
 from adagrpo.data.prepared import write_prepared
@@ -23,11 +26,12 @@ from adagrpo.data.ties import shuffle_ties
 from adagrpo.errors import UserError
 from adagrpo.pipeline.description import is_described
 from adagrpo.pipeline.run import Run
+from adagrpo.serving.exposure_parts import parts_of, read_parts
 
-__all__ = ["LogSource", "log_source", "prepare", "prepare_stage", "simulate_marketplace"]
+__all__ = ["LogSource", "join_exposures", "log_source", "prepare", "prepare_stage", "simulate_marketplace"]
 
 MARKETPLACE_ITEMS = ItemTable(path="items.parquet", text=("title",), attributes=("attributes",))
-MARKETPLACE_COLUMNS = ColumnMapping(timestamp="timestamp", clicked="clicked", slot="slot", propensity="propensity")
+LOGGED_COLUMNS = ColumnMapping(timestamp="timestamp", clicked="clicked", slot="slot", propensity="propensity")
 
 
 def simulate_marketplace(run: Run) -> None:
@@ -39,6 +43,40 @@ def simulate_marketplace(run: Run) -> None:
     world = Marketplace(**arguments, seed=run.config.seed)
     reads = ("data.marketplace", "seed")
     run.stage("simulate", reads=reads, inputs=[], build=lambda work: write_simulation(simulate(world), work))
+
+
+def join_exposures(run: Run) -> None:
+    """Make the logs, where the recipe names an exposure log: what was shown, with what came of it.
+
+    Raises:
+        UserError: the folder has no parts, or one that is not as it was written.
+    """
+    options = run.config.data.exposures
+    if options is None:
+        return
+    directory = run.data / options.path
+    parts = parts_of(directory, options.through)
+    if not parts:
+        raise UserError(
+            f"data.exposures.path: {directory} has no parts of an exposure log; `adagrpo prepare --exposures"
+            f" {directory} --out RUN` makes one of what was logged so far"
+        )
+
+    def build(work: Path) -> None:
+        exposures, feedback = read_parts(parts)
+        table, counts = impressions_of(
+            exposures,
+            feedback,
+            clicks=options.clicks,
+            within_seconds=options.within_seconds,
+            only_sampled=options.only_sampled,
+        )
+        table.write_parquet(work / "logs.parquet")
+        text = json.dumps(asdict(counts), indent=1) + "\n"
+        (work / "summary.json").write_text(text, encoding="utf-8")
+
+    inputs = [part / f"{name}.parquet" for part in parts for name in ("exposures", "feedback")]
+    run.stage("exposures", reads=("data.exposures",), but=("data.exposures.path",), inputs=inputs, build=build)
 
 
 class LogSource(NamedTuple):
@@ -65,6 +103,7 @@ class LogSource(NamedTuple):
             id_column=self.described.id_column,
             text_columns=self.described.text,
             attribute_columns=self.described.attributes,
+            group_columns=self.described.groups,
             attribute_names=self.attribute_names,
             max_expansion=self.options.max_expansion,
         )
@@ -92,20 +131,23 @@ class LogSource(NamedTuple):
 
 
 def log_source(run: Run) -> LogSource:
-    """Where the logs of a run are: below the data folder, or what `simulate_marketplace` made."""
+    """Where the logs of a run are: below the data folder, or what `simulate_marketplace` or `join_exposures` made."""
     options = run.config.data
-    described, root, logs = options.items, run.data, options.logs
+    described, root, logs = options.items, run.data, [run.data / path for path in options.logs]
     columns = ColumnMapping(**options.columns.model_dump())
     if options.marketplace is not None:
-        described, root, columns = MARKETPLACE_ITEMS, run.path("simulate"), MARKETPLACE_COLUMNS
-        logs = ("logs.parquet",)
+        described, root, columns = MARKETPLACE_ITEMS, run.path("simulate"), LOGGED_COLUMNS
+        logs = [root / "logs.parquet"]
+    if options.exposures is not None:
+        columns, logs = LOGGED_COLUMNS, [run.path("exposures", "logs.parquet")]
     items = root / described.path if described else None
     names = root / described.attribute_names if described and described.attribute_names else None
-    return LogSource(options, [root / path for path in logs], columns, described, items, names)
+    return LogSource(options, logs, columns, described, items, names)
 
 
 def prepare(run: Run) -> None:
     """Logs to interactions: filter, number users and items, split."""
+    join_exposures(run)
     options, source = run.config.data, log_source(run)
 
     def build(work: Path) -> None:
@@ -142,7 +184,8 @@ def prepare_stage(run: Run, files: Sequence[Path], build: Callable[[Path], None]
         drawn: something in it is drawn by chance.
     """
     inputs = list(dict.fromkeys(files))
-    run.stage("prepare", reads=("data", "seed") if drawn else ("data",), inputs=inputs, build=build)
+    reads = ("data", "seed") if drawn else ("data",)
+    run.stage("prepare", reads=reads, schema=2, inputs=inputs, build=build)
     if "prepare" in run.made or not is_described(run.directory):
         run.write_description({path.name: run.hash_input(path) for path in inputs})
 

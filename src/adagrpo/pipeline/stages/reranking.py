@@ -62,8 +62,8 @@ def _rerank(run: Run, stage: str, weights: Path, evaluated: dict[str, Path]) -> 
         policy, reward = models.policy(weights), models.reward()
         cases, beams = {}, {}
         for split in ("validation", "test"):
-            cases[split] = data.cases(split)
-            beams[split] = models.predict(policy, cases[split], reward, progress(run, f"{stage} {split}"))
+            cases[split], report = data.measured_cases(split), progress(run, f"{stage} {split}")
+            beams[split] = models.predict(policy, cases[split], reward, report, eligible=data.eligible)
         tried = {}
         for weight in WEIGHTS:
             tried[weight] = summarise(reordered(beams["validation"], weight), cases["validation"], tail=data.tail)

@@ -8,7 +8,7 @@ from pathlib import Path
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
-from adagrpo.pipeline.stages.fitting import DECODING, begin_fit, fit_model
+from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED, begin_fit, fit_model
 from adagrpo.trainer import Supervised
 
 __all__ = ["fit_sft"]
@@ -38,4 +38,4 @@ def fit_sft(run: Run) -> None:
 
     reads = ("sft", *DECODING, "seed", "train.rl_split")
     inputs = [*data.training_files, *data.catalog_files, *data.language_model_files]
-    run.stage("sft", reads=reads, schema=2, inputs=inputs, build=build, together=True)
+    run.stage("sft", reads=reads, but=NOT_FITTED, schema=2, inputs=inputs, build=build, together=True)

@@ -35,7 +35,7 @@ from adagrpo.semantic_ids import (
 )
 from adagrpo.storage.artifacts import hash_file
 
-__all__ = ["tokenize"]
+__all__ = ["ENCODED", "item_vectors", "language_model_folder", "tokenize"]
 
 ENCODED = ("encode", "vectors.parquet")
 
@@ -77,8 +77,8 @@ def _quantize(run: Run) -> tuple[NDArray[np.int64], float | None, Callable[[], Q
                 max_expansion=run.config.data.max_expansion,
             )
         )
-        return codes, None, lambda: level_means(codes, _item_vectors(run))
-    vectors = _item_vectors(run)
+        return codes, None, lambda: level_means(codes, item_vectors(run))
+    vectors = item_vectors(run)
     sizes = {"levels": options.levels, "codes": options.codes, "seed": seed}
     match options.quantizer:
         case "rq_vae":
@@ -105,7 +105,7 @@ def _without_collisions(
     return resolve_collisions(codes)
 
 
-def _item_vectors(run: Run) -> NDArray[np.float32]:
+def item_vectors(run: Run) -> NDArray[np.float32]:
     """(V, W) vectors as the configuration weighs them."""
     options, data = run.config.tokenizer, RunData(run)
     items = load_items(data.prepared)
@@ -123,8 +123,7 @@ def _item_vectors(run: Run) -> NDArray[np.float32]:
 
 def _encode(run: Run) -> None:
     """The items' texts through the language model: a stage of its own, since it takes longer than all the rest."""
-    data, options = RunData(run), run.config.tokenizer.language_model
-    model = packaged_model() if options is None else run.data / options
+    data, model = RunData(run), language_model_folder(run)
     files = {path.relative_to(model).as_posix(): hash_file(path) for path in model.rglob("*") if path.is_file()}
 
     def build(work: Path) -> None:
@@ -136,6 +135,12 @@ def _encode(run: Run) -> None:
         pl.DataFrame(columns).write_parquet(work / ENCODED[1])
 
     run.stage(ENCODED[0], also={"model": files}, inputs=[data.prepared / "items.parquet"], build=build)
+
+
+def language_model_folder(run: Run) -> Path:
+    """The folder of the model of language-model vectors."""
+    named = run.config.tokenizer.language_model
+    return packaged_model() if named is None else run.data / named
 
 
 def _progress(run: Run, label: str) -> Callable[[int, int], None]:

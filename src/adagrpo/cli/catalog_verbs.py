@@ -1,0 +1,86 @@
+"""The verb for a catalogue that changes: catalog list, diff and update."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from adagrpo.cli.options import Common, RunDirectory, close, session, verb
+from adagrpo.errors import UserError
+
+__all__ = ["catalog"]
+
+SHOWN = 20  # items of a list that are printed
+
+
+@verb("catalog", "serve")
+def catalog(
+    action: Annotated[Literal["list", "diff", "update"], typer.Argument(help="What to do.")],
+    run: RunDirectory,
+    common: Common,
+    versions: Annotated[
+        list[str], typer.Argument(metavar="VERSION", help="For diff: two versions, by number or latest.")
+    ] = [],  # noqa: B006 (typer reads the default, nothing changes it)
+    items: Annotated[
+        Path | None, typer.Option(help="For update: a table of items that come, with the columns of data.items.")
+    ] = None,
+    delist: Annotated[
+        list[str], typer.Option(help="For update: items that leave, a file of ids or ids with commas; may be repeated.")
+    ] = [],  # noqa: B006
+    interactions: Annotated[
+        list[Path], typer.Option(help="For update: logs that show new items beside others; may be repeated.")
+    ] = [],  # noqa: B006
+    start: Annotated[str, typer.Option("--from", help="For update: the version that is changed.")] = "latest",
+) -> None:
+    """List the versions of the catalogue, compare two, or make the next: items leave and come without training."""
+    from adagrpo import pipeline
+
+    wanted = 2 if action == "diff" else 0
+    if len(versions) != wanted:
+        raise UserError(f"catalog {action}: takes {wanted or 'no'} versions, found {len(versions)}")
+    if action != "update" and (items or delist or interactions or start != "latest"):
+        raise UserError(f"catalog {action}: --items, --delist, --interactions and --from are for update alone")
+    opened = common.open(run)
+    if action == "list":
+        _print(_listing([one.about for one in pipeline.catalog_versions(opened)]), common.as_json)
+    elif action == "diff":
+        found = pipeline.catalog_diff(*(pipeline.open_version(opened, one) for one in versions))
+        _print((found, _difference(found)), common.as_json)
+    else:
+        with session(opened):
+            made, new = pipeline.update_catalog(
+                opened, items=items, delist=delist, interactions=interactions, start=start
+            )
+        parent = pipeline.open_version(opened, made.about["parent"] or "0")
+        found = pipeline.catalog_diff(parent, made) | {"made": new, "version": made.name}
+        _print((found, [f"{made.name} {'made' if new else 'was there already'}", *_difference(found)]), common.as_json)
+    close(opened.console)
+
+
+def _print(said: tuple[dict[str, Any], Sequence[str]], as_json: bool) -> None:
+    typer.echo(json.dumps(said[0]) if as_json else "\n".join(said[1]))
+
+
+def _listing(versions: list[dict[str, Any]]) -> tuple[dict[str, Any], list[str]]:
+    lines = []
+    for one in versions:
+        of = f", from {one['parent']}" if one["parent"] else ", the one of training"
+        lines.append(f"{one['version']}  {one['listed']} of {one['items']} items listed{of}")
+    return {"versions": versions}, lines
+
+
+def _difference(found: dict[str, Any]) -> list[str]:
+    """Counts, and the first items of each kind."""
+    lines = [f"{found['before']} to {found['after']}"]
+    for kind in ("added", "removed", "delisted", "relisted"):
+        names = found[kind]
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        lines += [f"{kind} {len(names)}: {', '.join(map(str, names[:SHOWN]))}{more}"] if names else []
+    moved = found["moved"]
+    lines += [f"moved {len(moved)}"] if moved else []
+    lines += [f"  {one['item_id']}: {one['before']} to {one['after']}" for one in moved[:SHOWN]]
+    return lines if len(lines) > 1 else [*lines, "no difference"]

@@ -1,0 +1,109 @@
+"""Answers and feedback of the exposure log to a log of impressions, as `adagrpo.data.logs` reads it.
+
+One row for each item of each list: the user's hash, the item, when it was shown and where, whether feedback of a kind
+that counts as a click came of it, and the probability of being shown where the list was drawn. The time of a click is
+that of its impression, so that what a user did with a list is no history of the list itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import polars as pl
+
+from adagrpo.data.columns import CLICKED, ITEM_ID, PROPENSITY, SLOT, TIMESTAMP, USER_ID
+
+__all__ = ["ExposureCounts", "impressions_of"]
+
+REQUEST, ITEM, KIND = "request_id", "item", "kind"
+
+
+@dataclass(frozen=True)
+class ExposureCounts:
+    """What became of the rows of an exposure log."""
+
+    answers: int  # that were read
+    answers_repeated: int  # of a request id that was read before; left out
+    answers_without_user: int  # left out: nobody's history
+    answers_not_sampled: int  # left out, where only drawn lists are wanted
+    impressions: int  # items of the lists that are kept
+    clicks: int  # of those
+    feedback: int  # that was read
+    feedback_repeated: int  # of a request, item and kind that was read before; left out
+    feedback_of_unknown_requests: int  # left out: no answer has the id
+    feedback_of_items_not_shown: int  # left out: the answer has no such item
+    feedback_late: int  # left out: too long after the answer
+    feedback_of_other_kinds: int  # left out: counts as no click
+
+
+def impressions_of(
+    exposures: pl.DataFrame,
+    feedback: pl.DataFrame,
+    *,
+    clicks: Sequence[str],
+    within_seconds: float | None = None,
+    only_sampled: bool = False,
+) -> tuple[pl.DataFrame, ExposureCounts]:
+    """Join what was shown with what came of it.
+
+    Args:
+        exposures: one row an answer, see `adagrpo.serving.exposure_parts`.
+        feedback: one row a request, item and kind.
+        clicks: kinds of feedback that make an impression a clicked one.
+        within_seconds: feedback that comes later is no click; None waits for ever.
+        only_sampled: keep the lists alone that were drawn, of which every item has a propensity.
+
+    Returns:
+        user_id, item_id, timestamp, clicked, slot, propensity, request_id in the order of the log; and the counts. The
+        propensity is null where nothing was drawn.
+    """
+    answers = exposures.unique(REQUEST, keep="first", maintain_order=True)
+    said = feedback.unique([REQUEST, ITEM, KIND], keep="first", maintain_order=True)
+    shown = answers.select(
+        REQUEST,
+        pl.col("user_hash").alias(USER_ID),
+        pl.col("slate").alias(ITEM),
+        pl.col("time").alias(TIMESTAMP),
+        pl.col("positions").alias(SLOT),
+        # lists of one null stand for lists that were not drawn, or `explode` would have no row for their items
+        pl.when(pl.col("log_inclusions").is_null())
+        .then(pl.lit(None, pl.Float64).repeat_by(pl.col("slate").list.len()))
+        .otherwise(pl.col("log_inclusions"))
+        .alias(PROPENSITY),
+        pl.col("log_inclusions").is_not_null().alias("sampled"),
+    ).explode(ITEM, SLOT, PROPENSITY)
+    found = said.join(answers.select(REQUEST, pl.col("time").alias("shown")), on=REQUEST, how="inner")
+    of_items = found.join(shown.select(REQUEST, ITEM).unique(), on=[REQUEST, ITEM], how="inner")
+    late = pl.lit(False) if within_seconds is None else pl.col("time") - pl.col("shown") > within_seconds
+    in_time = of_items.filter(~late)
+    counting = in_time.filter(pl.col(KIND).is_in(list(clicks)))
+    clicked = counting.select(REQUEST, ITEM).unique().with_columns(pl.lit(1).alias(CLICKED))
+    kept = shown.filter(pl.col(USER_ID).is_not_null() & pl.col(ITEM).is_not_null())
+    named = answers.filter(pl.col("user_hash").is_not_null())
+    if only_sampled:
+        kept = kept.filter("sampled")
+    table = kept.join(clicked, on=[REQUEST, ITEM], how="left", maintain_order="left").select(
+        USER_ID,
+        pl.col(ITEM).alias(ITEM_ID),
+        TIMESTAMP,
+        pl.col(CLICKED).fill_null(0).cast(pl.Int8),
+        SLOT,
+        pl.col(PROPENSITY).exp(),
+        REQUEST,
+    )
+    counts = ExposureCounts(
+        answers=len(exposures),
+        answers_repeated=len(exposures) - len(answers),
+        answers_without_user=len(answers) - len(named),
+        answers_not_sampled=int(named["log_inclusions"].is_null().sum()) if only_sampled else 0,
+        impressions=len(table),
+        clicks=int(table[CLICKED].sum()),
+        feedback=len(feedback),
+        feedback_repeated=len(feedback) - len(said),
+        feedback_of_unknown_requests=len(said) - len(found),
+        feedback_of_items_not_shown=len(found) - len(of_items),
+        feedback_late=len(of_items) - len(in_time),
+        feedback_of_other_kinds=len(in_time) - len(counting),
+    )
+    return table, counts

@@ -1,0 +1,246 @@
+"""Lists of different items, drawn from the policy, with the probability of what was drawn.
+
+    g_i = φ_i + Gumbel(0),   φ_i = log π(i),   the list is the k items of the highest g, best first
+
+That is drawing one item after the other in proportion to π without putting any back (Plackett-Luce; the Gumbel-top-k
+trick). The search goes down the trie and keeps the k + 1 prefixes of the highest g, where the g of a prefix is the
+maximum over what is below it: its children's g are drawn given that maximum, so no leaf that belongs into the list is
+ever lost (Kool, van Hoof and Welling, "Stochastic Beams and Where to Find Them", 2019).
+
+    log P(place j holds i_j | those above) = φ_{i_j} - log(1 - Σ_{m<j} exp φ_{i_m})
+    log P(i in the list | threshold κ)     = log(1 - exp(-exp(φ_i - κ))),   κ the g of the place after the last
+
+Here π is the policy's softmax at each level, its logits divided by the temperature and renormalised over the codes that
+lead to an item that may be drawn. So Σ_i exp φ_i is 1 over those items alone, and both probabilities are exact. A list
+that is cut to its first places keeps the first probabilities and has a threshold of its own for the second.
+
+The noise of a node is a function of the sample's seed and the node: a list does not depend on its batch.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from adagrpo.decoding.hypotheses import check
+from adagrpo.errors import NotFinite
+from adagrpo.policies.policy import Context, DecoderState, Policy
+from adagrpo.semantic_ids.trie import Excluded, Trie
+
+__all__ = ["Slates", "draw_slates", "inclusion_log_prob", "place_log_probs"]
+
+ContextT = TypeVar("ContextT", bound=Context)
+StateT = TypeVar("StateT", bound=DecoderState)
+
+GAMMA, FIRST, SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # of SplitMix64 (Steele et al. 2014)
+
+
+class Slates(NamedTuple):
+    """`k + 1` different items for each of `B` samples in the order in which they were drawn.
+
+    The last one is for the threshold and not for the list. Where fewer items may be drawn, the places left over hold
+    -1 and -inf.
+    """
+
+    items: Tensor  # (B, k + 1) int64
+    log_probs: Tensor  # (B, k + 1) float64, φ: of drawing the item first
+    keys: Tensor  # (B, k + 1) float64, g, descending
+
+
+class _Kept(NamedTuple):
+    """The prefixes that a search keeps, by descending g."""
+
+    nodes: Tensor  # (B, W) int64, -1 where there is none
+    log_probs: Tensor  # (B, W) float64
+    keys: Tensor  # (B, W) float64
+    parents: Tensor  # (B, W) int64, which of the prefixes before each continues
+    codes: Tensor  # (B, W) int64
+
+
+@torch.no_grad()
+def draw_slates(
+    policy: Policy[ContextT, StateT],
+    context: ContextT,
+    count: int,
+    seeds: Tensor,  # (B,) int64
+    *,
+    trie: Trie,
+    temperature: float = 1.0,
+    excluded: Excluded | None = None,
+) -> Slates:
+    """Draw lists of `k` items without replacement, and the item after them.
+
+    Args:
+        policy: to draw from.
+        context: `B` encoded samples.
+        count: `k`.
+        seeds: (B,) int64, of the noise of each sample.
+        trie: of the catalogue.
+        temperature: divides the logits of each level, above 0.
+        excluded: of the trie's `excluding`: items that each sample does not draw; the others share their probability.
+
+    Raises:
+        ValueError: `count` is below 1, `seeds` has another shape, or the trie's levels are not the policy's.
+        NotFinite: the policy's logits hold NaN, or +inf.
+    """
+    levels = check(policy, trie, temperature)
+    if count < 1:
+        raise ValueError(f"count must be at least 1, got {count}")
+    if seeds.ndim != 1 or seeds.dtype != torch.int64:
+        raise ValueError(f"seeds must be (B,) int64, got {seeds.dtype} of {tuple(seeds.shape)}")
+    state = policy.start(context)
+    kept = _root(seeds)
+    for level in range(levels):
+        kept = _children(trie, level, kept, policy.logits(state).double() / temperature, seeds, count + 1, excluded)
+        if level + 1 < levels:
+            state = policy.advance(state, kept.parents, kept.codes)
+    missing = count + 1 - kept.nodes.shape[1]
+    items = torch.nn.functional.pad(trie.leaf_items(kept.nodes), (0, missing), value=-1)
+    log_probs, keys = (
+        torch.nn.functional.pad(values, (0, missing), value=-torch.inf) for values in (kept.log_probs, kept.keys)
+    )
+    return Slates(items, log_probs, keys)
+
+
+def place_log_probs(
+    log_probs: Tensor,  # (B, n) float64, in the order of the draw
+) -> Tensor:  # (B, n) float64
+    """Log-probability of each item at its place, given those above it; -inf where there is no item.
+
+    What is left of the probability is never taken to be less than that of the items that are known to be left.
+
+    >>> place_log_probs(torch.tensor([[0.5, 0.25, 0.25]]).double().log()).exp().tolist()
+    [[0.5, 0.5, 1.0]]
+    """
+    above = torch.nn.functional.pad(log_probs.exp().cumsum(1)[:, :-1], (1, 0))
+    known = log_probs.exp().flip(1).cumsum(1).flip(1)
+    left = torch.maximum(1 - above, known)
+    return torch.where(log_probs == -torch.inf, -torch.inf, log_probs - left.log())
+
+
+def inclusion_log_prob(log_prob: float, threshold: float) -> float:
+    """Log-probability that an item is in a list, given the threshold.
+
+    Args:
+        log_prob: φ of the item.
+        threshold: g of the first item that is not in the list; -inf where all are, and then the result is 0.
+
+    >>> import math
+    >>> round(math.exp(inclusion_log_prob(math.log(0.5), 0.0)), 6)  # 1 - exp(-1/2)
+    0.393469
+    """
+    distance = log_prob - threshold
+    if distance < -36.0:  # 1 - exp(-x) is x in double precision
+        return distance
+    return math.log(-math.expm1(-math.exp(min(distance, 700.0))))
+
+
+def _root(seeds: Tensor) -> _Kept:
+    nothing = torch.zeros(len(seeds), 1, dtype=torch.int64, device=seeds.device)
+    keys = _gumbel(seeds.unsqueeze(1), nothing)
+    return _Kept(nothing, torch.zeros_like(keys), keys, nothing, nothing)
+
+
+def _children(
+    trie: Trie,
+    level: int,
+    kept: _Kept,
+    logits: Tensor,  # (B, W, K) float64
+    seeds: Tensor,  # (B,)
+    width: int,
+    excluded: Excluded | None,
+) -> _Kept:
+    """The prefixes of the highest g that are one code longer."""
+    samples, hypotheses = kept.nodes.shape
+    if bool((kept.nodes < 0).all()):  # nothing may be drawn
+        return kept
+    branches = trie.branches(level, kept.nodes)  # T children of B * W prefixes
+    rows = branches.parents // hypotheses  # (T,)
+    scores = logits.reshape(samples * hypotheses, -1)[branches.parents, branches.codes]
+    if bool((scores.isnan() | (scores == torch.inf)).any()):
+        raise NotFinite("logits", "the policy's logits hold NaN or +inf")
+    if excluded is not None:
+        scores = scores.masked_fill(trie.closed(level + 1, branches.nodes, rows, excluded), -torch.inf)
+    highest = _of_parents(scores, branches.parents, samples * hypotheses)
+    shares = (scores - highest[branches.parents]).exp().nan_to_num(0.0)
+    totals = shares.new_zeros(samples * hypotheses).index_add(0, branches.parents, shares)
+    log_probs = kept.log_probs.flatten()[branches.parents] + (shares / totals[branches.parents]).log()
+    log_probs = log_probs.nan_to_num(-torch.inf, neginf=-torch.inf)
+    before = sum(trie.node_counts[: level + 1])
+    free = log_probs + _gumbel(seeds[rows], before + branches.nodes)
+    best = _of_parents(free, branches.parents, samples * hypotheses)[branches.parents]
+    keys = _given_maximum(free, best, kept.keys.flatten()[branches.parents])
+    return _highest(branches.parents, branches.codes, branches.nodes, log_probs, keys, kept.nodes.shape, width)
+
+
+def _highest(
+    parents: Tensor,  # (T,) places among B * W
+    codes: Tensor,  # (T,)
+    nodes: Tensor,  # (T,)
+    log_probs: Tensor,  # (T,)
+    keys: Tensor,  # (T,)
+    shape: torch.Size,  # B, W
+    width: int,
+) -> _Kept:
+    """The children of the highest g of each sample."""
+    samples, hypotheses = shape
+    rows = parents // hypotheses
+    counts = torch.bincount(rows, minlength=samples)
+    first = counts.cumsum(0) - counts
+    most = int(counts.max())
+    padded = keys.new_full((samples, max(1, most)), -torch.inf)
+    padded[rows, torch.arange(len(rows), device=rows.device) - first[rows]] = keys
+    best, places = padded.topk(min(width, padded.shape[1]), dim=1)
+    real = best > -torch.inf
+    chosen = (places + first.unsqueeze(1)).masked_fill(~real, 0)
+    return _Kept(
+        nodes[chosen].masked_fill(~real, -1),
+        log_probs[chosen].masked_fill(~real, -torch.inf),
+        best,
+        (parents[chosen] % hypotheses).masked_fill(~real, 0),
+        codes[chosen].masked_fill(~real, 0),
+    )
+
+
+def _of_parents(values: Tensor, parents: Tensor, count: int) -> Tensor:
+    """(count,) the highest value of each parent's children, -inf where it has none."""
+    return values.new_full((count,), -torch.inf).scatter_reduce(0, parents, values, "amax")
+
+
+def _given_maximum(
+    free: Tensor,  # (T,) independent g of children
+    best: Tensor,  # (T,) the highest among their siblings
+    maximum: Tensor,  # (T,) what the highest is to be
+) -> Tensor:  # (T,)
+    """-log(exp(-maximum) - exp(-best) + exp(-free)): the same draw, given its maximum (Kool et al., appendix B.3)."""
+    gap = maximum - free + torch.log1p(-(free - best).exp())  # -inf for the highest one itself
+    result = maximum - gap.clamp(min=0) - torch.log1p((-gap.abs()).exp())
+    return result.masked_fill(free == -torch.inf, -torch.inf)
+
+
+def _gumbel(
+    seeds: Tensor,  # (...) int64
+    places: Tensor,  # (...) int64, of one seed each another one
+) -> Tensor:  # (...) float64
+    """Gumbel noise of a place: output `places` of SplitMix64 from that seed, as a uniform of 53 bits."""
+    bits = _mixed(seeds + _signed(GAMMA) * (places + 1))
+    uniforms = (_right(bits, 11).double() + 0.5) * 2.0**-53
+    return -(-uniforms.log()).log()
+
+
+def _mixed(state: Tensor) -> Tensor:
+    state = (state ^ _right(state, 30)) * _signed(FIRST)
+    state = (state ^ _right(state, 27)) * _signed(SECOND)
+    return state ^ _right(state, 31)
+
+
+def _right(bits: Tensor, count: int) -> Tensor:
+    """Shift right, zeros from the left."""
+    return (bits >> count) & ((1 << (64 - count)) - 1)
+
+
+def _signed(constant: int) -> int:
+    return constant - (1 << 64) if constant >= 1 << 63 else constant

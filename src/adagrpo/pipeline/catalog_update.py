@@ -1,0 +1,279 @@
+"""A new version of a run's catalogue, without training: items that leave, and items that come.
+
+What leaves is not in the tree of codes any more. What comes gets a row at the end of the numbering, codes where the
+items that it is like have theirs (`adagrpo.semantic_ids.placement`), and in models with a row for each item the mean of
+their rows. Items that came earlier are placed again where interactions with them are given: what they are like is then
+known better.
+
+A version is a stage of its own, `catalogs/NNNN`, made from the Semantic IDs of the run and from what was asked for.
+The same request again, say after a kill, makes nothing new.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from scipy import sparse
+
+from adagrpo.data.columns import ATTRIBUTES, ITEM, ITEM_ID, TEXT, USER_ID
+from adagrpo.data.logs.formats import columns_of, read_table
+from adagrpo.data.logs.interactions import Refusals
+from adagrpo.errors import UserError
+from adagrpo.pipeline.checks import check
+from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.run import Run
+from adagrpo.pipeline.stages.prepare import log_source
+from adagrpo.pipeline.stages.tokenize import ENCODED, item_vectors, language_model_folder
+from adagrpo.pipeline.versions import (
+    CATALOGS,
+    DIGITS,
+    LATEST,
+    CatalogVersion,
+    catalog_versions,
+    content_hash,
+    open_version,
+)
+from adagrpo.semantic_ids import Catalog, language_vectors, level_means
+from adagrpo.semantic_ids.collisions import numbers_items
+from adagrpo.semantic_ids.embeddings import words
+from adagrpo.semantic_ids.placement import keep_largest, nearest_documents, place, seen_together, weights_of
+from adagrpo.storage.artifacts import hash_file, hash_json
+from adagrpo.types import Ragged
+
+__all__ = ["update_catalog"]
+
+NEIGHBOURS = 3  # texts that a new item is likened to
+PRIOR = 2.0  # how many sightings beside another item the text is worth
+
+
+class _State(NamedTuple):
+    """What a version holds, while it is changed."""
+
+    items: pl.DataFrame  # V rows: item, item_id, text, attributes
+    codes: NDArray[np.int64]  # (V, L)
+    listed: NDArray[np.bool_]  # (V,)
+    neighbours: pl.DataFrame  # item, neighbour, weight
+
+
+def update_catalog(
+    run: Run,
+    *,
+    items: Path | None = None,
+    delist: Sequence[str] = (),
+    interactions: Sequence[Path] = (),
+    start: str = LATEST,
+) -> tuple[CatalogVersion, bool]:
+    """Make the next version.
+
+    Args:
+        run: with Semantic IDs.
+        items: a table of items that come, with the columns of the recipe's `data.items`. One that was delisted is
+            listed again, with its codes.
+        delist: ids of items that leave, or files that hold them: a table with the id column, or a line for each.
+        interactions: files like the run's logs, to see new items beside others in.
+        start: the version that is changed, see `adagrpo.pipeline.versions.open_version`.
+
+    Returns:
+        The version, and whether it was made now; not where the request is the one that the latest was made by, or
+        changes nothing.
+
+    Raises:
+        UserError: an id or a file is not what it should be, or nothing says what a new item is like.
+    """
+    if items is None and not delist and not interactions:
+        raise UserError("catalog update: nothing to change; give --items, --delist or --interactions")
+    with run.locked():
+        latest = catalog_versions(run)[-1]
+        parent = open_version(run, start)
+        check(run, "serve", [parent.stage])
+        leaving = _leaving(run, delist)
+        request = {
+            "start": start,
+            "items": None if items is None else _digest(items),
+            "delist": hash_json(sorted(leaving)) if leaving else None,
+            "interactions": [_digest(path) for path in interactions],
+        }
+        if latest.number and latest.about["request"] == request:
+            return latest, False
+        state = _State(parent.items, parent.codes.codes.numpy().copy(), parent.codes.listed.numpy(), parent.neighbours)
+        changed, placed = _changed(run, parent, state, items, leaving, interactions)
+        catalog = Catalog.from_codes(changed.codes, parent.codes.level_sizes, changed.listed)
+        digest = content_hash(changed.items[ITEM_ID], catalog)
+        if digest[:DIGITS] == parent.name.partition("-")[2] and changed.neighbours.equals(state.neighbours):
+            return parent, False
+        number = latest.number + 1
+        about = {"number": number, "version": f"{number:04d}-{digest[:DIGITS]}", "parent": parent.name}
+        about |= {"items": len(changed.items), "listed": int(changed.listed.sum()), "placed": placed}
+        about |= {"request": request}
+
+        def build(work: Path) -> None:
+            catalog.write(work / "codes.parquet")
+            changed.items.write_parquet(work / "items.parquet")
+            changed.neighbours.write_parquet(work / "neighbours.parquet")
+            (work / "version.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+
+        data = RunData(run)
+        inputs = [data.prepared / "items.parquet", *CatalogVersion(run, 0).files]
+        also = {"parent": parent.name, "request": request}
+        run.stage(f"{CATALOGS}/{number:04d}", inputs=inputs, also=also, build=build)
+        return CatalogVersion(run, number), True
+
+
+def _changed(
+    run: Run,
+    parent: CatalogVersion,
+    state: _State,
+    items: Path | None,
+    leaving: Sequence[str],
+    interactions: Sequence[Path],
+) -> tuple[_State, int]:
+    """The version after the changes, and how many items were placed, new ones and others."""
+    rows = {str(name): row for row, name in enumerate(state.items[ITEM_ID].to_list())}
+    came = len(state.items)
+    if items is not None:
+        state = _with_items(run, state, items, rows)
+    _refuse_both(leaving, state, rows, came, items)
+    listed = state.listed.copy()
+    listed[[rows[name] for name in leaving]] = False
+    if not listed.any():
+        raise UserError("--delist: no item would be left; a catalogue lists one at least")
+    state = state._replace(listed=listed)
+    together = _together(run, parent, state, interactions)
+    seen = np.flatnonzero(np.diff(together.indptr)) + parent.trained
+    moving = np.union1d(seen, np.arange(came, len(state.items))).astype(np.int64)
+    return (_placed(run, parent, state, moving, together), len(moving)) if len(moving) else (state, 0)
+
+
+def _with_items(run: Run, state: _State, path: Path, rows: dict[str, int]) -> _State:
+    """The state with new items at the end, whose codes are -1, and with those listed again that had left."""
+    source = log_source(run)
+    if source.described is None:
+        raise UserError("--items: the recipe has no data.items, which says what the columns of an item table are")
+    table = source._replace(items=path).read_items()
+    assert table is not None
+    ids = table[ITEM_ID].cast(pl.String)
+    places = np.array([rows.get(name, -1) for name in ids.to_list()])
+    there = np.flatnonzero((places >= 0) & state.listed[np.maximum(places, 0)])
+    if len(there):
+        raise UserError(
+            f"{path}: item {ids[int(there[0])]!r} is in the catalogue already, and {len(there) - 1} more; "
+            "--items takes new items, and those that were delisted"
+        )
+    kind = state.items.schema[ITEM_ID]
+    new = table.filter(pl.Series(places < 0)).with_columns(pl.col(ITEM_ID).cast(kind, strict=False))
+    if new[ITEM_ID].null_count():
+        wrong = ids.filter(pl.Series(places < 0)).filter(new[ITEM_ID].is_null())[0]
+        raise UserError(f"{path}: item {wrong!r}: the ids of the catalogue are whole numbers")
+    numbers = pl.Series(ITEM, np.arange(len(state.items), len(state.items) + len(new)), dtype=state.items.schema[ITEM])
+    grown = pl.concat([state.items, new.with_columns(numbers)], how="diagonal")
+    rows |= {str(name): len(state.items) + place for place, name in enumerate(new[ITEM_ID].to_list())}
+    codes = np.concatenate([state.codes, np.full((len(new), state.codes.shape[1]), -1)])
+    listed = np.concatenate([state.listed, np.ones(len(new), np.bool_)])
+    listed[places[places >= 0]] = True
+    return _State(grown, codes, listed, state.neighbours)
+
+
+def _refuse_both(leaving: Sequence[str], state: _State, rows: dict[str, int], came: int, items: Path | None) -> None:
+    unknown = [name for name in leaving if name not in rows]
+    if unknown:
+        raise UserError(
+            f"--delist: {unknown[0]!r} is no item of the catalogue, and {len(unknown) - 1} more; "
+            "it takes ids as the logs have them"
+        )
+    both = [name for name in leaving if rows[name] >= came]
+    if both:
+        raise UserError(f"--delist: {both[0]!r} is in {items} too; an item comes or leaves")
+
+
+def _together(run: Run, parent: CatalogVersion, state: _State, files: Sequence[Path]) -> sparse.csr_array:
+    """(V - trained, trained) how often each item that came later was seen near each other one."""
+    if not files:
+        return sparse.csr_array((len(state.items) - parent.trained, parent.trained))
+    source = log_source(run)._replace(logs=list(files))
+    read = source.read_logs(Refusals())
+    names = state.items.select(pl.col(ITEM_ID).cast(pl.String), ITEM)
+    table = read.interactions.with_columns(pl.col(ITEM_ID).cast(pl.String)).join(names, on=ITEM_ID, how="inner")
+    table = table.sort(USER_ID, read.time_key, maintain_order=True)
+    counts = table.group_by(USER_ID, maintain_order=True).len()["len"].to_numpy()
+    sequences = Ragged(table[ITEM].to_numpy().astype(np.int32), np.concatenate([[0], counts.cumsum()]).astype(np.int64))
+    return seen_together(sequences, parent.trained, len(state.items), run.config.tokenizer.window)
+
+
+def _placed(
+    run: Run,
+    parent: CatalogVersion,
+    state: _State,
+    moving: NDArray[np.int64],  # (N,) rows, ascending
+    together: sparse.csr_array,  # (V - trained, trained)
+) -> _State:
+    """The state in which some of the items that came later have codes of their own, and what they are like."""
+    trained = parent.trained
+    similarity = _similarity(run, state.items[:trained], state.items[moving.tolist()])
+    weights = weights_of(similarity, together[moving - trained], PRIOR)
+    silent = np.flatnonzero(np.diff(weights.indptr) == 0)
+    if len(silent):
+        name = state.items[ITEM_ID][int(moving[silent[0]])]
+        raise UserError(
+            f"item {name!r}: no word of its text or attributes is in another item's, nor was it seen beside one, and "
+            f"{len(silent) - 1} more; nothing says what it is like"
+        )
+    first = CatalogVersion(run, 0).codes
+    codes = first.codes.numpy()
+    meaning = codes[:, :-1] if numbers_items(codes) else codes
+    fixed = np.ones(len(state.codes), np.bool_)
+    fixed[moving] = False
+    state.codes[moving] = place(weights, level_means(meaning, item_vectors(run)), first.level_sizes, state.codes[fixed])
+    entries = weights.tocoo()
+    row, neighbour = entries.coords
+    order = np.lexsort((neighbour, row))
+    added = pl.DataFrame(
+        [
+            pl.Series(ITEM, moving[row[order]].astype(np.int32)),
+            pl.Series("neighbour", neighbour[order].astype(np.int32)),
+            pl.Series("weight", entries.data[order].astype(np.float32)),
+        ]
+    )
+    kept = state.neighbours.filter(~pl.col(ITEM).is_in(moving.tolist()))
+    return state._replace(neighbours=pl.concat([kept, added]).sort(ITEM, "neighbour"))
+
+
+def _similarity(run: Run, known: pl.DataFrame, new: pl.DataFrame) -> sparse.csr_array:
+    """(N, V) how alike new items are to the trained ones, the nearest alone, by what the tokenizer reads of texts."""
+    if "language_model" in run.config.tokenizer.vectors and run.path(*ENCODED).is_file():
+        vectors = language_vectors(new[TEXT].to_list(), language_model_folder(run), device=str(RunData(run).device))
+        every = pl.read_parquet(run.checked(*ENCODED))["vector"].to_numpy()
+        return keep_largest(sparse.csr_array(np.maximum(vectors @ every.T, 0)), NEIGHBOURS)
+    documents = [
+        [[*words(text), *attributes] for text, attributes in table.select(TEXT, ATTRIBUTES).rows()]
+        for table in (known, new)
+    ]
+    return nearest_documents(documents[0], documents[1], NEIGHBOURS)
+
+
+def _leaving(run: Run, given: Sequence[str]) -> list[str]:
+    """The ids that leave, as text, each once."""
+    ids: list[str] = []
+    for one in given:
+        path = Path(one)
+        if not path.is_file():
+            ids += [name.strip() for name in one.split(",") if name.strip()]
+        elif path.suffix == ".txt":
+            ids += [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        else:
+            described = log_source(run).described
+            names = [described.id_column if described else ITEM_ID, ITEM_ID]
+            column = next((name for name in names if name in columns_of(path)), names[0])
+            ids += read_table(path, [column])[column].cast(pl.String).drop_nulls().to_list()
+    return list(dict.fromkeys(ids))
+
+
+def _digest(path: Path) -> str:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    return hash_file(path)

@@ -1,0 +1,180 @@
+"""Codes for items that come after a tokenizer was fitted: near the items that they are like, where no item is yet.
+
+What a new item is like is a row of weights over the `V` items that were trained with, from its text and from the items
+that it was first seen with:
+
+    w_j = (κ s_j / Σ s + n_j) / (κ + Σ n)
+
+`s_j` is the TF-IDF cosine of the texts, of the nearest alone, `n_j` how often the item was seen within a window of item
+`j`, and `κ` how many sightings the text is worth. The vector of the item is the mean of theirs, at their length,
+
+    x = |x̄| Σ_j w_j x_j / |Σ_j w_j x_j|
+
+and its codes are, level by level, the nearest centroid under which a sequence is left that no item begins with. A level
+that numbers the items of a sequence (`adagrpo.semantic_ids.collisions`) has no centroids: there the new item is number
+0, or the next one where every sequence of centroids is taken. A sequence of its own is better than the next number of
+the nearest: policies have seldom seen a number above 0 (`research/catalog_changes`).
+
+Items are placed one after the other, in the order that they are given in, and never moved for one another.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from adagrpo.errors import UserError
+from adagrpo.semantic_ids.embeddings import tf_idf
+from adagrpo.semantic_ids.quantization import Quantization
+from adagrpo.types import Ragged
+
+__all__ = ["nearest_documents", "place", "seen_together", "weights_of"]
+
+
+def nearest_documents(known: Sequence[Sequence[str]], new: Sequence[Sequence[str]], count: int) -> sparse.csr_array:
+    """(N, V) TF-IDF cosine of `N` documents with the `count` nearest of `V` others; of equals the first.
+
+    Args:
+        known: the words of `V` documents.
+        new: those of `N`.
+        count: how many are kept of each row.
+
+    Example:
+        >>> nearest_documents([["red", "shoe"], ["red", "tent"], ["stove"]], [["shoe", "red"]], 1).toarray().round(3)
+        array([[1., 0., 0.]])
+    """
+    vectors = tf_idf([*known, *new], min_items=2)
+    return keep_largest((vectors[len(known) :] @ vectors[: len(known)].T).tocsr(), count)
+
+
+def keep_largest(similarity: sparse.csr_array, count: int) -> sparse.csr_array:
+    """The `count` largest positive entries of each row; of equals those of the lower column."""
+    entries = similarity.tocoo()
+    row, column = entries.coords
+    order = np.lexsort((column, -entries.data, row))
+    row, column, values = row[order], column[order], entries.data[order]
+    counts = np.bincount(row, minlength=similarity.shape[0])
+    rank = np.arange(len(row)) - np.repeat(counts.cumsum() - counts, counts)
+    kept = (rank < count) & (values > 0)
+    return sparse.csr_array((values[kept], (row[kept], column[kept])), shape=similarity.shape)
+
+
+def seen_together(sequences: Ragged, known: int, total: int, window: int) -> sparse.csr_array:
+    """(total - known, known) how often each new item is within a window of each known one.
+
+    Args:
+        sequences: of items in `0 .. total - 1`.
+        known: items below this are known.
+        total: `known` and the new ones.
+        window: two items are together if they are at most this many positions apart.
+
+    Example:
+        >>> seen_together(Ragged(np.array([0, 2, 1, 0], np.int32), np.array([0, 4])), 2, 3, 1).toarray()
+        array([[1., 1.]])
+    """
+    rows = np.repeat(np.arange(len(sequences)), sequences.lengths)
+    values = sequences.values.astype(np.int64)
+    new, old = [], []
+    for distance in range(1, min(window, int(sequences.lengths.max(initial=1)) - 1) + 1):
+        left, right = values[:-distance], values[distance:]
+        same = rows[:-distance] == rows[distance:]
+        for one, other in ((left, right), (right, left)):
+            kept = same & (one >= known) & (other < known)
+            new.append(one[kept] - known)
+            old.append(other[kept])
+    entries = (np.concatenate(new), np.concatenate(old)) if new else (np.empty(0, int), np.empty(0, int))
+    shape = (total - known, known)
+    return sparse.coo_array((np.ones(len(entries[0])), entries), shape=shape).tocsr()
+
+
+def weights_of(
+    similarity: sparse.csr_array,  # (N, V)
+    together: sparse.csr_array,  # (N, V)
+    prior: float,
+) -> sparse.csr_array:
+    """(N, V) what each new item is like: rows of sum 1, or of zeros where nothing is known. See the module's text.
+
+    Args:
+        similarity: `s`, at least 0.
+        together: `n`, at least 0.
+        prior: `κ`, above 0.
+    """
+    sums, seen = similarity.sum(axis=1), together.sum(axis=1)
+    texts = sparse.diags_array(np.where(sums > 0, prior / np.where(sums > 0, sums, 1), 0)) @ similarity
+    total = np.where(sums > 0, prior, 0) + seen
+    weights: sparse.csr_array = (sparse.diags_array(1 / np.where(total > 0, total, 1)) @ (texts + together)).tocsr()
+    return weights
+
+
+def place(
+    weights: sparse.csr_array,  # (N, V)
+    quantization: Quantization,  # of V items
+    level_sizes: Sequence[int],  # (L,)
+    taken: NDArray[np.int64],  # (V', L)
+) -> NDArray[np.int64]:
+    """(N, L) codes that no item has, see the module's text.
+
+    Args:
+        weights: of `weights_of`.
+        quantization: points and codebooks, of the first levels or of all.
+        level_sizes: `(K_1 .. K_L)` of the catalogue. Codebooks may be shorter: their codes alone are chosen.
+        taken: the codes of all items that there are, also of those that were delisted.
+
+    Raises:
+        UserError: no sequence is left.
+    """
+    points = quantization.points.astype(np.float64)
+    vectors = weights @ points
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    vectors *= np.linalg.norm(points, axis=1).mean() / np.where(lengths > 0, lengths, 1)
+    books = [book[:size].astype(np.float64) for book, size in zip(quantization.codebooks, level_sizes, strict=False)]
+    meaning = len(books)
+    own, numbered = _Taken([len(book) for book in books]), _Taken([*map(len, books), *level_sizes[meaning:]])
+    for codes in np.unique(taken[:, :meaning], axis=0).tolist():
+        own.add(codes)
+    for codes in taken.tolist():
+        numbered.add(codes)
+    placed = np.zeros((len(vectors), len(level_sizes)), dtype=np.int64)
+    for row, vector in enumerate(vectors):
+        alone = own.nearest_free(vector, books)
+        found = numbered.nearest_free(vector, books) if alone is None else alone
+        if found is None:
+            raise UserError("catalog update: every Semantic ID is taken; tokenize again with more codes or levels")
+        placed[row, : len(found)] = found
+        if alone is not None:
+            own.add(alone)
+        numbered.add(placed[row].tolist())
+    return placed
+
+
+class _Taken:
+    """How many sequences of a tree are taken below each prefix."""
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        self.sizes = sizes
+        self.room = [math.prod(sizes[level + 1 :]) for level in range(len(sizes))]
+        self.below: Counter[tuple[int, ...]] = Counter()
+
+    def add(self, codes: Sequence[int]) -> None:
+        """Take a sequence."""
+        self.below.update(tuple(codes[: level + 1]) for level in range(len(codes)))
+
+    def nearest_free(self, vector: NDArray[np.float64], books: Sequence[NDArray[np.float64]]) -> list[int] | None:
+        """The nearest sequence with room, level by level; None where none is left."""
+        codes: list[int] = []
+        for level, size in enumerate(self.sizes):
+            order: Iterable[int] = range(size)
+            if level < len(books):
+                order = np.argsort(np.square(books[level] - vector).sum(axis=1), kind="stable").tolist()
+            code = next((code for code in order if self.below[(*codes, code)] < self.room[level]), None)
+            if code is None:
+                return None
+            codes.append(code)
+            if level < len(books):
+                vector = vector - books[level][code]
+        return codes

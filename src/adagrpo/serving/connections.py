@@ -1,0 +1,242 @@
+"""Connections that are bounded in number, size and time, below anything that parses a body.
+
+uvicorn reads HTTP; this adds what it leaves open: how large a head may be, how long a client may take for head, body
+and answer, how many connections there are, and what happens to a client that is refused while it still sends.
+The full table closes the connection that has been idle longest before it turns anybody away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import httptools
+import orjson
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from adagrpo.serving.limits import Limits
+
+__all__ = ["BoundedProtocol", "ConnectionTable"]
+
+SWEEP_SECONDS = 0.25
+MOST_LINGERING = 64  # refused clients beyond that are cut off at once
+LINGER_BYTES = 16_000_000
+
+
+class ConnectionTable:
+    """All connections of a process; one sweep finds those that take too long."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.open: set[BoundedProtocol] = set()
+        self.lingering = 0
+        self.draining = False
+        self.refused = self.timed_out = self.malformed = 0  # counted for /metrics
+
+    def admits(self, connection: BoundedProtocol) -> bool:
+        """Take a connection in, if need be in the place of one on which nothing is asked."""
+        if len(self.open) >= self.limits.connections:
+            idle = [other for other in self.open if other.phase == "idle" and other.asked]
+            if not idle:
+                self.refused += 1
+                return False
+            min(idle, key=lambda other: other.since).cut()
+        self.open.add(connection)
+        return True
+
+    def sweep(self, now: float) -> None:
+        """Answer or cut off what was late at the last sweep too: what came while the process paused is read first."""
+        limits = self.limits
+        bounds = {
+            "idle": limits.idle_seconds,
+            "new": limits.head_seconds,
+            "head": limits.head_seconds,
+            "body": limits.body_seconds,
+            "writing": limits.write_seconds,
+        }
+        for connection in list(self.open):
+            phase = connection.phase
+            late = (phase, connection.since) if phase != "busy" and now - connection.since > bounds[phase] else None
+            seen, connection.late = connection.late, late
+            if late is not None and late == seen:
+                self.timed_out += phase in ("head", "body", "writing")
+                connection.expire(phase)
+
+    async def sweeping(self) -> None:
+        """Sweep until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            self.sweep(loop.time())
+
+    @property
+    def at_work(self) -> bool:
+        """Whether somebody waits for an answer, or is in the middle of a request."""
+        return any(connection.phase not in ("idle", "new") for connection in self.open)
+
+
+class _Transport:
+    """A transport that, told to close while its client still sends, first lets the client read what it was told."""
+
+    def __init__(self, inner: asyncio.Transport, protocol: BoundedProtocol) -> None:
+        self._inner, self._protocol = inner, protocol
+        self.write = inner.write
+
+    def close(self) -> None:
+        self._protocol.end()
+
+    def is_closing(self) -> bool:
+        return self._protocol.ending or self._inner.is_closing()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """One connection."""
+
+    def __init__(self, table: ConnectionTable, **uvicorn: Any) -> None:
+        super().__init__(**uvicorn)
+        self.table = table
+        self.since = self.loop.time()  # when its phase began
+        self.late: tuple[str, float] | None = None  # what the last sweep saw
+        self.asked = False  # a request has come
+        self.ending = False
+        self._in_head = False
+        self._head_bytes = self._dropped = 0
+
+    @property
+    def phase(self) -> str:
+        """new, idle, head, body, busy or writing."""
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            if self.transport.get_write_buffer_size():
+                return "writing"
+            return "body" if cycle.more_body else "busy"
+        if self._in_head:
+            return "head"
+        if not self.asked:
+            return "new"
+        return "writing" if self.transport.get_write_buffer_size() else "idle"
+
+    # ------------------------------------------------ what asyncio calls
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Take the connection, or turn it away."""
+        self._inner = transport
+        super().connection_made(_Transport(transport, self))  # type: ignore[arg-type]
+        if not self.table.admits(self):
+            self.refuse(503, "too many connections; try again later", retry_after=1)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        self.table.open.discard(self)
+        if self.ending:
+            self.ending = False
+            self.table.lingering -= 1
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Read on; what a refused client still sends is dropped."""
+        if self.ending:
+            self._dropped += len(data)
+            if self._dropped > LINGER_BYTES:
+                self._inner.abort()
+            return
+        self._head_bytes += len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            if self.cycle is not None:  # nothing here can be upgraded to; the request is answered as it is
+                self.cycle.keep_alive = False
+            return
+        except httptools.HttpParserError:
+            self.table.malformed += 1
+            self.refuse(400, "not HTTP/1.1")
+            return
+        if self._in_head and self._head_bytes > self.table.limits.head_bytes:
+            self.refuse(431, f"the head of a request may have {self.table.limits.head_bytes:,} bytes")
+
+    # ------------------------------------------------ what the parser calls
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        super().on_message_begin()
+        self._in_head, self.asked = True, True
+        if self.cycle is None or self.cycle.response_complete:
+            self.since = self.loop.time()
+
+    def on_headers_complete(self) -> None:
+        """Its head is there."""
+        large = self._head_bytes > self.table.limits.head_bytes
+        self._in_head, self._head_bytes = False, 0
+        self.since = self.loop.time()
+        if large and sum(len(name) + len(value) for name, value in self.headers) > self.table.limits.head_bytes:
+            raise ValueError("too large a head")  # the parser passes it on as its own error
+        super().on_headers_complete()
+        self.scope["state"]["cycle"] = self.cycle
+        if self.table.draining:
+            self.cycle.keep_alive = False
+
+    def on_response_complete(self) -> None:
+        """As uvicorn's, with the sweep in place of a timer for each answer."""
+        self.server_state.total_requests += 1
+        self.since = self.loop.time()
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+
+    # ------------------------------------------------ ends
+
+    def refuse(self, status: int, reason: str, retry_after: int | None = None) -> None:
+        """Answer what no application sees, and close."""
+        begun = self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete
+        if not begun:
+            body = orjson.dumps({"detail": reason})
+            head = b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n" % len(body)
+            again = b"" if retry_after is None else b"retry-after: %d\r\n" % retry_after
+            self._inner.write(STATUS_LINE[status] + head + again + b"\r\n" + body)
+        self._leave_application()
+        self.end(still_sends=True)
+
+    def expire(self, phase: str) -> None:
+        """End a connection that took too long in a phase."""
+        if phase in ("head", "body"):
+            self.refuse(408, f"the {'headers' if phase == 'head' else 'body'} did not come in time")
+        else:
+            self.cut()
+
+    def cut(self) -> None:
+        """End at once; what has not been read by the client is lost if it does not read."""
+        self._leave_application()
+        if self._inner.get_write_buffer_size():
+            self._inner.abort()
+        else:
+            self._inner.close()
+        self.table.open.discard(self)
+
+    def end(self, still_sends: bool = False) -> None:
+        """Close; while the client still sends, only after it could read the answer."""
+        sending = still_sends or self._in_head or (self.cycle is not None and self.cycle.more_body)
+        if self.ending or not sending or self._inner.is_closing():
+            if not self.ending:
+                self._inner.close()
+            return
+        if self.table.lingering >= MOST_LINGERING:
+            self._inner.close()
+            return
+        self.ending = True
+        self.table.lingering += 1
+        self.table.open.discard(self)
+        self._inner.resume_reading()
+        if self._inner.can_write_eof():
+            self._inner.write_eof()
+        self.loop.call_later(self.table.limits.linger_seconds, self._inner.abort)
+
+    def _leave_application(self) -> None:
+        """Whoever works on the request need not go on."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()

@@ -1,0 +1,227 @@
+"""What may be in a list: named groups and single items, resolved to a mask that searches share.
+
+    include   only items that match every column named; of a column, any of its values
+    exclude   no item that matches any column named
+
+A filter is `{"category": ["toys", "games"], "in_stock": true}`. The name `item_id` stands for single items, and a plain
+list of ids for that alone. Ids that name no item change nothing; an unknown column or value is an error, since a list
+that ignored it would hold what was not asked for.
+
+A mask is computed once for a filter and kept while there is room, the last used longest. It belongs to one catalogue:
+another version of that has an `Eligibility` of its own. A few single items are left out of each search instead, which
+costs no mask.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from threading import Lock
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from adagrpo.data.columns import ITEM_ID
+from adagrpo.data.groups import GroupValue, ItemGroups
+from adagrpo.errors import UserError
+from adagrpo.semantic_ids.trie import Eligible, Trie
+
+__all__ = ["Eligibility", "Filter", "Narrowing", "parse_filter", "why_short"]
+
+FEW = 256  # single items that a search leaves out without a mask
+MEMORY = 2**28  # bytes of the masks that are kept
+
+Filter = Mapping[str, GroupValue | Sequence[GroupValue]] | Sequence[str | int]
+_Columns = dict[str, tuple[GroupValue, ...]]
+
+
+class Narrowing(NamedTuple):
+    """What a query is held to; its first two fields are those of a `Query`."""
+
+    without: tuple[int, ...]  # single items
+    eligible: Eligible | None  # a mask; None: the catalogue
+    left: int  # how many items that is
+
+
+class Eligibility:
+    """Resolves the filters of requests for one version of a catalogue."""
+
+    def __init__(
+        self,
+        trie: Trie,
+        groups: Callable[[], ItemGroups],
+        known: Callable[[Sequence[str | int]], tuple[list[int], list[str | int]]],
+        *,
+        within: Tensor | None = None,  # (V,) bool
+        memory: int = MEMORY,
+    ) -> None:
+        """Hold what filters are resolved with.
+
+        Args:
+            trie: of the catalogue.
+            groups: gives the groups of its items; called when the first filter names one.
+            known: the items that ids name, and the ids that name none, as `Recommender.known` has it.
+            within: (V,) what may be in a list at all, whatever a request says; None: everything.
+            memory: bytes that the masks may take; one more is always made.
+        """
+        self._trie, self._known, self._within, self._memory = trie, known, within, memory
+        self._load = groups
+        self._masks: OrderedDict[object, Eligible] = OrderedDict()
+        self._lock = Lock()
+
+    @cached_property
+    def groups(self) -> ItemGroups:
+        """The groups of the items."""
+        return self._load()
+
+    @property
+    def kept(self) -> int:
+        """How many masks are kept."""
+        return len(self._masks)
+
+    def resolve(self, include: Filter | None = None, exclude: Filter | None = None) -> Narrowing:
+        """What a request may be answered with.
+
+        Args:
+            include: what the list may hold; None: the catalogue.
+            exclude: what it may not.
+
+        Raises:
+            UserError: a filter names a column or value that the items do not have, or is no filter; `include` or
+                `exclude` and the column are named.
+        """
+        wanted, unwanted = (
+            (None if include is None else _columns("include", include)),
+            _columns("exclude", exclude or {}),
+        )
+        count = len(self._trie.items)
+        if wanted is None and self._within is None and not unwanted.keys() - {ITEM_ID}:
+            without = tuple(sorted({*self._known(unwanted.get(ITEM_ID, ()))[0]}))
+            if len(without) <= FEW:
+                return Narrowing(without, None, count - len(without))
+        mask = self._mask(wanted, unwanted)
+        return Narrowing((), None if mask.count == count else mask, mask.count)
+
+    def _mask(self, wanted: _Columns | None, unwanted: _Columns) -> Eligible:
+        key = (_key(wanted), _key(unwanted))
+        with self._lock:
+            if key in self._masks:
+                self._masks.move_to_end(key)
+                return self._masks[key]
+        made = self._trie.eligible(torch.from_numpy(self._items(wanted, unwanted)).to(self._trie.items.device))
+        with self._lock:
+            self._masks[key] = made
+            used = sum(mask.memory for mask in self._masks.values())
+            while used > self._memory and len(self._masks) > 1:
+                used -= self._masks.popitem(last=False)[1].memory
+        return made
+
+    def _items(self, wanted: _Columns | None, unwanted: _Columns) -> NDArray[np.bool_]:
+        """(V,) what is eligible."""
+        count = len(self._trie.items)
+        kept = np.ones(count, np.bool_) if self._within is None else self._within.cpu().numpy().copy()
+        for name, values in (wanted or {}).items():
+            kept &= self._matching("include", name, values)
+        for name, values in unwanted.items():
+            kept &= ~self._matching("exclude", name, values)
+        return kept
+
+    def _matching(self, field: str, name: str, values: tuple[GroupValue, ...]) -> NDArray[np.bool_]:
+        """(V,) the items that have one of the values."""
+        matching = np.zeros(len(self._trie.items), np.bool_)
+        if name == ITEM_ID:
+            matching[self._known(values)[0]] = True
+        else:
+            self.groups.check(name, f"{field}.{name}")
+            for value in values:
+                matching[self.groups.items(name, value, f"{field}.{name}")] = True
+        return matching
+
+
+def why_short(narrowing: Narrowing, wanted: int, found: int) -> str | None:
+    """Why a list is shorter than was asked for, in words; None where it is not.
+
+    >>> why_short(Narrowing((), None, 0), 10, 0), why_short(Narrowing((), None, 7), 10, 7)
+    ('no item is eligible', 'only 7 eligible items are left')
+    """
+    if found >= wanted:
+        return None
+    return "no item is eligible" if narrowing.left == 0 else f"only {found} eligible items are left"
+
+
+def parse_filter(words: Sequence[str], option: str) -> dict[str, list[GroupValue]] | None:
+    """A filter as the command line takes it; None where nothing is said.
+
+    Args:
+        words: each `column=value`, a .json file that holds a filter, or another file with an item id in every line.
+        option: how a message calls it.
+
+    Raises:
+        UserError: a word is none of these.
+
+    Example:
+        >>> parse_filter(["category=toys", "category=games", "market=de"], "--include")
+        {'category': ['toys', 'games'], 'market': ['de']}
+    """
+    columns: dict[str, list[GroupValue]] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if equals and name and not Path(word).is_file():
+            columns.setdefault(name, []).append(value)
+            continue
+        for name, values in _of_file(Path(word), option).items():
+            columns.setdefault(name, []).extend(values)
+    return columns if words else None
+
+
+def _of_file(path: Path, option: str) -> _Columns:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{option} {path}: is no column=value and no readable file of item ids or JSON filter"
+        ) from error
+    if path.suffix != ".json":
+        return {ITEM_ID: tuple(line.strip() for line in text.splitlines() if line.strip())}
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{option} {path}: is no JSON ({error})") from error
+    return _columns(f"{option} {path}", content)
+
+
+def _columns(field: str, given: object) -> _Columns:
+    """The values of each column of a filter."""
+    if isinstance(given, Mapping):
+        named = {str(name): values if _is_list(values) else [values] for name, values in given.items()}
+    elif _is_list(given):
+        named = {ITEM_ID: given}
+    else:
+        raise UserError(f'{field}: is {given!r:.60}; give item ids, or columns such as {{"category": ["toys"]}}')
+    for name, values in named.items():
+        for value in values:
+            if not isinstance(value, str | int | np.integer):
+                place = field if name == ITEM_ID else f"{field}.{name}"
+                raise UserError(f"{place}: {value!r:.60} is no text, whole number, true or false")
+    return {name: tuple(values) for name, values in named.items()}
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, np.ndarray) or (isinstance(value, Sequence) and not isinstance(value, str | bytes))
+
+
+def _key(columns: _Columns | None) -> object:
+    """Equal for equal filters, in whatever order they are written; true is not 1."""
+    if columns is None:
+        return None
+    return tuple(
+        sorted(
+            (name, tuple(sorted({(isinstance(v, bool), str(v)) for v in values}))) for name, values in columns.items()
+        )
+    )

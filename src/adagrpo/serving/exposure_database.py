@@ -1,0 +1,201 @@
+"""Rows of the exposure log in SQLite: what is written, what is known of a request, and which rows are in which part.
+
+    exposures (number, request_id, row)                          row: JSON of an `Exposure`
+    feedback  (number, request_id, item, kind, time, value)      unique by request, item and kind
+    parts     (number, last_exposure, last_feedback, published)  part n holds the rows after those of part n - 1
+
+The log is in write-ahead mode and synced at each commit. Numbers only grow, also over rows that were deleted.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from adagrpo.serving.exposure_log import Exposure, Feedback, FeedbackCounts
+
+__all__ = [
+    "OPEN",
+    "Span",
+    "begin_part",
+    "connect",
+    "encode",
+    "exposures_of",
+    "feedback_of",
+    "finish_part",
+    "forget",
+    "insert_exposures",
+    "insert_feedback",
+    "transaction",
+    "unpublished",
+    "waiting_rows",
+]
+
+OPEN = "open.sqlite"
+BUSY_SECONDS = 30.0  # that a writer waits for one of another process
+FIELDS = tuple(field.name for field in fields(Exposure))
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS exposures (
+  number INTEGER PRIMARY KEY AUTOINCREMENT, request_id TEXT NOT NULL UNIQUE, row TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS feedback (
+  number INTEGER PRIMARY KEY AUTOINCREMENT, request_id TEXT NOT NULL, item TEXT NOT NULL, kind TEXT NOT NULL,
+  time REAL NOT NULL, value REAL NOT NULL, UNIQUE (request_id, item, kind));
+CREATE TABLE IF NOT EXISTS parts (
+  number INTEGER PRIMARY KEY, last_exposure INTEGER NOT NULL, last_feedback INTEGER NOT NULL,
+  published INTEGER NOT NULL DEFAULT 0);
+"""
+KNOWN = "SELECT request_id, row FROM exposures WHERE request_id IN (SELECT value FROM json_each(?))"
+# the last rows that a part holds: of the newest part, or none
+LAST = "SELECT coalesce(max(number), 0), coalesce(max(last_exposure), 0), coalesce(max(last_feedback), 0) FROM parts"
+
+
+class Span(NamedTuple):
+    """The rows of a part: those with numbers above the first and up to the last."""
+
+    part: int
+    exposures: tuple[int, int]
+    feedback: tuple[int, int]
+
+
+def connect(directory: Path) -> sqlite3.Connection:
+    """Open the database of a log, or make it. Any thread may use the connection, one at a time.
+
+    Raises:
+        sqlite3.Error: it cannot be opened, or is damaged.
+    """
+    path = directory / OPEN
+    connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.executescript(SCHEMA)
+    return connection
+
+
+@contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """All of a block or nothing of it; on disk when the block has ended."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:  # a full disk has rolled back already
+            connection.execute("ROLLBACK")
+        raise
+
+
+def encode(row: Exposure) -> str:
+    """A row as the database holds it.
+
+    Raises:
+        ValueError: a value has no place in JSON.
+    """
+    return json.dumps({name: getattr(row, name) for name in FIELDS}, separators=(",", ":"), allow_nan=False)
+
+
+def insert_exposures(connection: sqlite3.Connection, rows: Sequence[Exposure], texts: Sequence[str]) -> list[Exposure]:
+    """Insert rows whose request ids are new; for each the row that is on record. `texts` are of `encode`."""
+    known = {name: _decode(text) for name, text in _known(connection, [row.request_id for row in rows])}
+    new = []
+    for row, text in zip(rows, texts, strict=True):
+        if row.request_id not in known:
+            known[row.request_id] = row
+            new.append((row.request_id, text))
+    connection.executemany("INSERT INTO exposures (request_id, row) VALUES (?, ?)", new)
+    return [known[row.request_id] for row in rows]
+
+
+def insert_feedback(connection: sqlite3.Connection, rows: Sequence[Feedback]) -> FeedbackCounts:
+    """Insert feedback that is not on record. What is unknown is kept too: its exposure may be in an old part."""
+    found = _known(connection, [row.request_id for row in rows])
+    slates = {name: {*map(str, json.loads(text)["slate"])} for name, text in found}
+    insert = "INSERT OR IGNORE INTO feedback (request_id, item, kind, time, value) VALUES (?, ?, ?, ?, ?)"
+    stored = unknown = 0
+    for row in rows:
+        values = (row.request_id, str(row.item), row.kind, row.time, row.value)
+        if connection.execute(insert, values).rowcount:
+            stored += 1
+            unknown += str(row.item) not in slates.get(row.request_id, ())
+    return FeedbackCounts(stored, len(rows) - stored, unknown)
+
+
+def waiting_rows(connection: sqlite3.Connection) -> int:
+    """How many exposures and feedback rows are in no part."""
+    _, exposures, feedback = connection.execute(LAST).fetchone()
+    counted = 0
+    for table, last in (("exposures", exposures), ("feedback", feedback)):
+        counted += connection.execute(f"SELECT count(*) FROM {table} WHERE number > ?", [last]).fetchone()[0]
+    return counted
+
+
+def unpublished(connection: sqlite3.Connection) -> Span | None:
+    """The part that was begun and is not known to be published."""
+    found = connection.execute("SELECT number FROM parts WHERE published = 0 ORDER BY number").fetchone()
+    return None if found is None else _span(connection, found[0])
+
+
+def begin_part(connection: sqlite3.Connection) -> Span | None:
+    """Give all rows that are in no part to a new one; None where there are none."""
+    with transaction(connection):
+        part, exposures, feedback = connection.execute(LAST).fetchone()
+        newest = [
+            max(last, connection.execute(f"SELECT coalesce(max(number), 0) FROM {table}").fetchone()[0])
+            for table, last in (("exposures", exposures), ("feedback", feedback))
+        ]
+        if newest == [exposures, feedback]:
+            return None
+        connection.execute(
+            "INSERT INTO parts (number, last_exposure, last_feedback) VALUES (?, ?, ?)", [part + 1, *newest]
+        )
+    return Span(part + 1, (exposures, newest[0]), (feedback, newest[1]))
+
+
+def finish_part(connection: sqlite3.Connection, part: int) -> None:
+    """Say that a part is published."""
+    with transaction(connection):
+        connection.execute("UPDATE parts SET published = 1 WHERE number = ?", [part])
+
+
+def forget(connection: sqlite3.Connection, remembered: int) -> None:
+    """Delete rows of published parts but for the newest `remembered` of each table."""
+    published = "SELECT coalesce(max(last_exposure), 0), coalesce(max(last_feedback), 0) FROM parts WHERE published = 1"
+    lasts = connection.execute(published).fetchone()
+    for table, last in zip(("exposures", "feedback"), lasts, strict=True):
+        newest = connection.execute(f"SELECT coalesce(max(number), 0) FROM {table}").fetchone()[0]
+        with transaction(connection):
+            connection.execute(f"DELETE FROM {table} WHERE number <= ?", [min(last, newest - remembered)])
+
+
+def exposures_of(connection: sqlite3.Connection, span: Span) -> list[Exposure]:
+    """The exposures of a part, in the order in which they were written."""
+    query = "SELECT row FROM exposures WHERE number > ? AND number <= ? ORDER BY number"
+    return [_decode(text) for (text,) in connection.execute(query, span.exposures)]
+
+
+def feedback_of(connection: sqlite3.Connection, span: Span) -> list[Feedback]:
+    """The feedback of a part, in the order in which it was written."""
+    query = "SELECT request_id, item, kind, time, value FROM feedback WHERE number > ? AND number <= ? ORDER BY number"
+    names = ("request_id", "item", "kind", "time", "value")
+    return [Feedback(**dict(zip(names, row, strict=True))) for row in connection.execute(query, span.feedback)]
+
+
+def _known(connection: sqlite3.Connection, ids: Sequence[str]) -> list[tuple[str, str]]:
+    return connection.execute(KNOWN, [json.dumps(ids)]).fetchall()
+
+
+def _decode(text: str) -> Exposure:
+    content: dict[str, Any] = json.loads(text)
+    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in content.items()}
+    return Exposure(**values)
+
+
+def _span(connection: sqlite3.Connection, part: int) -> Span:
+    query = "SELECT last_exposure, last_feedback FROM parts WHERE number = ?"
+    last = connection.execute(query, [part]).fetchone()
+    before = connection.execute(query, [part - 1]).fetchone() or (0, 0)
+    return Span(part, (before[0], last[0]), (before[1], last[1]))

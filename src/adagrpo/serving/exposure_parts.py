@@ -1,0 +1,178 @@
+"""Parts of the exposure log: Parquet, each row in exactly one of them, whatever is killed.
+
+    DIR/parts/000001/    exposures.parquet    one row an answer, lists for what is one value an item
+                         feedback.parquet     one row a request, item and kind
+                         manifest.json        sha256 and size of both
+
+One process at a time makes a part:
+
+    1. the database says which numbers the part will hold     committed before anything is written
+    2. the part is written beside its place and renamed       the same numbers give the same part again
+    3. the database says that it is published                 rows that nothing asks for any more are deleted
+
+A kill at any moment leaves a part that was begun, and whoever comes next goes on from there.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+import polars as pl
+
+from adagrpo.serving.exposure_database import (
+    Span,
+    begin_part,
+    connect,
+    exposures_of,
+    feedback_of,
+    finish_part,
+    forget,
+    unpublished,
+)
+from adagrpo.serving.exposure_log import Exposure, Feedback
+from adagrpo.storage.artifacts import (
+    check_replaceable,
+    hash_json,
+    make_folder,
+    manifest,
+    naming,
+    publish,
+    remove,
+    remove_artifact,
+    seal,
+    temporary,
+    verify,
+)
+from adagrpo.storage.locks import FolderBusy, lock_folder
+from adagrpo.storage.marks import Kind
+
+__all__ = ["EXPOSURE_SCHEMA", "FEEDBACK_SCHEMA", "KIND", "PARTS", "parts_of", "read_parts", "rotate"]
+
+PARTS = "parts"
+KIND: Kind = "exposure log"
+PART_KIND = "part of an exposure log"
+LOGGER = logging.getLogger(__name__)
+_EXPOSURE: dict[str, pl.DataType | type[pl.DataType]] = {  # in the order of `Exposure`
+    "request_id": pl.String,
+    "time": pl.Float64,
+    "slate": pl.List(pl.String),
+    "arm": pl.String,
+    "model_version": pl.String,
+    "catalog_version": pl.String,
+    "user_hash": pl.String,
+    "experiment": pl.String,
+    "salt_version": pl.String,
+    "arm_version": pl.String,
+    "positions": pl.List(pl.Int32),
+    "source": pl.String,
+    "temperature": pl.Float64,
+    "seed": pl.Int64,
+    "log_propensities": pl.List(pl.Float64),
+    "log_inclusions": pl.List(pl.Float64),
+    "latency_ms": pl.Float64,
+}
+EXPOSURE_SCHEMA = pl.Schema(_EXPOSURE)
+FEEDBACK_SCHEMA = pl.Schema(
+    {"request_id": pl.String, "item": pl.String, "kind": pl.String, "time": pl.Float64, "value": pl.Float64}
+)
+
+
+def rotate(directory: Path, *, remembered: int = 200_000, most_bytes: int | None = None) -> list[int]:
+    """Finish a part that was begun, then make one of all rows that are in none.
+
+    Args:
+        directory: of an exposure log; services may be writing to it meanwhile.
+        remembered: rows that stay known to the database after they are in a part.
+        most_bytes: of all parts; beyond it the oldest are removed. None keeps all.
+
+    Returns:
+        The numbers of the parts that were published; none where another process is at it.
+
+    Raises:
+        UserError: a part is damaged, or the folder cannot be written.
+        sqlite3.Error: the database is damaged or full.
+    """
+    made: list[int] = []
+    try:
+        with lock_folder(directory, KIND), closing(connect(directory)) as connection:
+            for find in (unpublished, begin_part):
+                span = find(connection)
+                if span is not None:
+                    _publish(directory, connection, span)
+                    finish_part(connection, span.part)
+                    made.append(span.part)
+            forget(connection, remembered)
+            if most_bytes is not None:
+                _remove_oldest(directory, most_bytes)
+    except FolderBusy:
+        return made
+    return made
+
+
+def parts_of(directory: Path, through: int | None = None) -> list[Path]:
+    """The published parts of a log, oldest first; `through` is the number of the last one wanted."""
+    folder = directory / PARTS
+    paths = sorted(path for path in folder.iterdir() if path.name.isdecimal()) if folder.is_dir() else []
+    return [path for path in paths if through is None or int(path.name) <= through]
+
+
+def read_parts(parts: Sequence[Path]) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Exposures and feedback of some parts, in the order in which they were written.
+
+    Raises:
+        UserError: a part is not as it was written.
+    """
+    for part in parts:
+        verify(part)
+    exposures = [pl.read_parquet(part / "exposures.parquet") for part in parts]
+    feedback = [pl.read_parquet(part / "feedback.parquet") for part in parts]
+    return pl.concat([EXPOSURE_SCHEMA.to_frame(), *exposures]), pl.concat([FEEDBACK_SCHEMA.to_frame(), *feedback])
+
+
+def _publish(directory: Path, connection: sqlite3.Connection, span: Span) -> None:
+    """Write a part, unless it was written before a kill."""
+    target = directory / PARTS / f"{span.part:06d}"
+    if manifest(target) is not None:
+        verify(target)
+        return
+    check_replaceable(target)
+    make_folder(target.parent)
+    work = temporary(target)
+    remove(work, lambda name: True)  # of this process, when a disk was full
+    work.mkdir()
+    exposures, feedback = exposures_of(connection, span), feedback_of(connection, span)
+    for name, table in (("exposures", _exposure_table(exposures)), ("feedback", _feedback_table(feedback))):
+        with naming(work / f"{name}.parquet"):
+            table.write_parquet(work / f"{name}.parquet")
+    seal(work, kind=PART_KIND, fingerprint=hash_json([span.part, *span.exposures, *span.feedback]))
+    publish(work, target)
+
+
+def _exposure_table(rows: Sequence[Exposure]) -> pl.DataFrame:
+    columns = {name: [getattr(row, name) for row in rows] for name in EXPOSURE_SCHEMA}
+    columns["slate"] = [[str(item) for item in row.slate] for row in rows]
+    columns["positions"] = [row.positions or range(len(row.slate)) for row in rows]
+    for name in ("positions", "log_propensities", "log_inclusions"):
+        columns[name] = [None if values is None else list(values) for values in columns[name]]
+    return pl.DataFrame(columns, schema=EXPOSURE_SCHEMA)
+
+
+def _feedback_table(rows: Sequence[Feedback]) -> pl.DataFrame:
+    return pl.DataFrame(
+        {name: [getattr(row, name) for row in rows] for name in FEEDBACK_SCHEMA}, schema=FEEDBACK_SCHEMA
+    )
+
+
+def _remove_oldest(directory: Path, most_bytes: int) -> None:
+    """Remove the oldest parts until the others are small enough; the newest one stays whatever its size."""
+    parts = parts_of(directory)
+    sizes = [sum(file.stat().st_size for file in part.iterdir()) for part in parts]
+    for place, part in enumerate(parts[:-1]):
+        if sum(sizes[place:]) <= most_bytes:
+            return
+        LOGGER.warning("exposure log: %s is removed, all parts together are above %d bytes", part, most_bytes)
+        remove_artifact(part)

@@ -1,0 +1,97 @@
+"""Rows of the exposure log, made of answers before they are sent, and rows of feedback.
+
+Answers that wait at the same time are put on record together, by a thread of its own, so that neither the policy nor
+the event loop waits for a disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from adagrpo.serving.exposure_log import Exposure, ExposureSink, Feedback, FeedbackCounts
+from adagrpo.serving.schemas import FeedbackEvent
+from adagrpo.serving.served import Answered, Asked
+from adagrpo.serving.waiting_line import WaitingLine
+
+__all__ = ["ExposureRows", "exposure"]
+
+
+def exposure(
+    request_id: str,
+    user_hash: str | None,
+    k: int,
+    asked: Asked,
+    answer: Answered,
+    versions: Mapping[str, str],
+    ms: float,
+) -> Exposure:
+    """The row of one answer.
+
+    Args:
+        request_id: of the answer.
+        user_hash: keyed; None where the request names no user.
+        k: items that are shown.
+        asked: what was asked for.
+        answer: what is shown.
+        versions: what the list was made by.
+        ms: since the request was read.
+    """
+    shown, query = answer.list, asked.query
+    drawn = shown.log_propensities is not None
+    return Exposure(
+        request_id=request_id,
+        time=time.time(),
+        slate=tuple(shown.items[:k]),
+        arm=versions["arm"],
+        model_version=versions["model"],
+        catalog_version=versions["catalog"],
+        user_hash=user_hash,
+        source=shown.source,
+        temperature=query.temperature if drawn else None,
+        seed=query.seed if drawn else None,
+        log_propensities=None if shown.log_propensities is None else tuple(shown.log_propensities[:k]),
+        latency_ms=round(ms, 3),
+    )
+
+
+class ExposureRows:
+    """A sink, as the event loop sees it."""
+
+    def __init__(self, sink: ExposureSink) -> None:
+        self._sink = sink
+        self._line = WaitingLine[Sequence[Exposure], Sequence[Exposure]](self._write, most=256)
+
+    async def write(self, rows: Sequence[Exposure]) -> Sequence[Exposure]:
+        """Put rows on record; see `ExposureSink.write`.
+
+        Raises:
+            SinkFailed: nothing of them may be sent.
+        """
+        return await self._line.submit(rows)
+
+    async def feedback(self, events: Sequence[FeedbackEvent]) -> FeedbackCounts:
+        """Put feedback on record; see `ExposureSink.feedback`.
+
+        Raises:
+            SinkFailed: nothing of it is.
+        """
+        rows = [_feedback(event) for event in events]
+        return await asyncio.to_thread(self._sink.feedback, rows)
+
+    def close(self) -> None:
+        """Finish what was begun."""
+        self._line.close()
+        self._sink.close()
+
+    def _write(self, calls: Sequence[Sequence[Exposure]]) -> list[Sequence[Exposure]]:
+        recorded = iter(self._sink.write([row for rows in calls for row in rows]))
+        return [[next(recorded) for _ in rows] for rows in calls]
+
+
+def _feedback(event: FeedbackEvent) -> Feedback:
+    given: dict[str, Any] = {} if event.value is None else {"value": event.value}
+    moment = time.time() if event.time is None else event.time
+    return Feedback(request_id=event.request_id, item=event.item_id, kind=event.kind, time=moment, **given)

@@ -1,0 +1,131 @@
+"""The exposure log on local disk: SQLite for what is new, Parquet parts for what is old.
+
+    DIR/open.sqlite      what was written last, see `adagrpo.serving.exposure_database`
+    DIR/parts/000001/    what is old, see `adagrpo.serving.exposure_parts`
+
+A sync to disk takes milliseconds however much it writes, so callers that wait at the same time share one commit.
+Several processes may write to one folder. Rows stay in SQLite for a while after they are in a part, so that a retry is
+known as one.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+from adagrpo.errors import UserError
+from adagrpo.serving.batching import MicroBatcher, Overloaded
+from adagrpo.serving.exposure_database import (
+    OPEN,
+    connect,
+    encode,
+    insert_exposures,
+    insert_feedback,
+    transaction,
+    waiting_rows,
+)
+from adagrpo.serving.exposure_log import Exposure, Feedback, FeedbackCounts, SinkFailed
+from adagrpo.serving.exposure_parts import KIND, rotate
+from adagrpo.storage.marks import claim
+
+__all__ = ["LocalExposureLog"]
+
+WAITING = 4096  # calls that may wait for a commit
+TOGETHER = 256  # calls of a commit
+LOGGER = logging.getLogger(__name__)
+
+
+class LocalExposureLog:
+    """An `ExposureSink` in a folder of its own."""
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        rotate_rows: int = 50_000,
+        rotate_seconds: float = 3600.0,
+        remembered: int = 200_000,
+        most_bytes: int | None = None,
+    ) -> None:
+        """Open the log, or begin one; a part that a killed process left half made is finished with the next one.
+
+        Args:
+            directory: new, empty, or of an exposure log.
+            rotate_rows: a part is made once this process has written so many rows.
+            rotate_seconds: or once so much time has passed, if there are rows.
+            remembered: exposures that stay known after they are in a part, and as much feedback. A retry that comes
+                later is written again, and is dropped by `adagrpo.serving.exposure_table`.
+            most_bytes: of all parts; beyond it the oldest are removed, and that is logged. None keeps all.
+
+        Raises:
+            UserError: the folder holds something else, or cannot be written.
+        """
+        self.directory = directory
+        self._rotate_rows, self._rotate_seconds = rotate_rows, rotate_seconds
+        self._remembered, self._most_bytes = remembered, most_bytes
+        try:
+            claim(directory, KIND)
+            self._connection = connect(directory)
+            self._written = waiting_rows(self._connection)  # since the last part
+        except (OSError, sqlite3.Error) as error:
+            raise UserError(f"{directory}: cannot be written as an exposure log ({error})") from error
+        self._due, self._ended = Event(), False
+        self._commits = MicroBatcher[Callable[[], Any], Any](self._commit, most=TOGETHER, waiting=WAITING)
+        self._rotation = Thread(target=self._rotate_when_due, name="exposure-parts", daemon=True)
+        self._rotation.start()
+
+    def write(self, rows: Sequence[Exposure]) -> list[Exposure]:
+        """See `ExposureSink.write`."""
+        texts = [encode(row) for row in rows]  # here, so that a bad row is its caller's alone
+        recorded: list[Exposure] = self._committed(lambda: insert_exposures(self._connection, rows, texts), len(rows))
+        return recorded
+
+    def feedback(self, rows: Sequence[Feedback]) -> FeedbackCounts:
+        """See `ExposureSink.feedback`."""
+        counts: FeedbackCounts = self._committed(lambda: insert_feedback(self._connection, rows), len(rows))
+        return counts
+
+    def rotate(self) -> list[int]:
+        """Put all rows into parts now; see `adagrpo.serving.exposure_parts.rotate`."""
+        self._written = 0
+        return rotate(self.directory, remembered=self._remembered, most_bytes=self._most_bytes)
+
+    def close(self) -> None:
+        """See `ExposureSink.close`. Rows that are in no part stay in SQLite."""
+        self._commits.close()
+        self._ended = True
+        self._due.set()
+        self._rotation.join()
+        self._connection.close()
+
+    def _committed(self, work: Callable[[], Any], rows: int) -> Any:
+        """What `work` returns, once the transaction that it shares with others is on disk."""
+        try:
+            result = self._commits.submit(work).result()
+        except (Overloaded, sqlite3.Error, OSError) as error:
+            raise SinkFailed(f"{self.directory / OPEN}: {error}") from error
+        self._written += rows  # by threads at once: a few may be lost, and the part be larger by as many
+        if self._written >= self._rotate_rows:
+            self._due.set()
+        return result
+
+    def _commit(self, calls: Sequence[Callable[[], Any]]) -> list[Any]:
+        """Carry out what waits in one transaction; the thread of the batches alone comes here."""
+        with transaction(self._connection):
+            return [call() for call in calls]
+
+    def _rotate_when_due(self) -> None:
+        """What the thread of the parts does. What goes wrong is tried again at the next time."""
+        while not self._ended:
+            self._due.wait(self._rotate_seconds)
+            self._due.clear()
+            if self._ended:
+                return
+            try:
+                self.rotate()
+            except (OSError, sqlite3.Error, UserError) as error:
+                LOGGER.warning("exposure log: no part made (%s); its rows stay in %s", error, self.directory / OPEN)

@@ -1,0 +1,169 @@
+"""What every request passes before anything of it is parsed: token, queue, size. Then its route, its count, its log.
+
+A pure ASGI application around another. It reads a body only as far as it may be, and hands it on whole as
+`scope["state"]["body"]`. It answers all that is refused itself, in one line of JSON.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import orjson
+
+from adagrpo.serving.bearer import Bearers
+from adagrpo.serving.limits import Limits
+from adagrpo.serving.request_log import RequestLog
+from adagrpo.serving.service_metrics import ServiceMetrics
+from adagrpo.serving.waiting_line import TooLate
+
+__all__ = ["Intake", "Message", "Receive", "Scope", "Send"]
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+OPEN = ("/livez", "/readyz")  # asked by those who start and stop the service, without a token
+ROUTES = (
+    *OPEN, "/health", "/metrics", "/docs", "/openapi.json", "/recommend", "/v1/recommend", "/v1/feedback",
+    "/v1/admin/reload",
+)  # fmt: skip
+ASKING = ("/recommend", "/v1/recommend")
+WITH_BODY = (*ASKING, "/v1/feedback", "/v1/admin/reload")
+JSON = (b"content-type", b"application/json")
+
+
+class _Gone(Exception):
+    """The client has left."""
+
+
+class _Refused(Exception):
+    def __init__(self, status: int, reason: str, *headers: tuple[bytes, bytes]) -> None:
+        super().__init__(reason)
+        self.status, self.headers = status, headers
+
+
+class Intake:
+    """The application that faces the network."""
+
+    def __init__(
+        self,
+        inner: Application,
+        limits: Limits,
+        bearers: Bearers,
+        metrics: ServiceMetrics,
+        log: RequestLog,
+        admit: Callable[[float], None],
+    ) -> None:
+        """Stand before an application.
+
+        Args:
+            inner: answers what passes.
+            limits: of bodies and times.
+            bearers: who may ask.
+            metrics: counts every request.
+            log: may write every request.
+            admit: raises `TooLate` where a list that is asked for now would not come in so many seconds.
+        """
+        self._inner, self._limits, self._bearers = inner, limits, bearers
+        self._metrics, self._log, self._admit = metrics, log, admit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self._inner(scope, receive, send)
+            return
+        started = time.perf_counter()
+        path = scope["path"]
+        route = path if path in ROUTES else "/v1/items/{id}" if path.startswith("/v1/items/") else "other"
+        state = scope.setdefault("state", {})
+        state["started"] = started
+        state["log"] = fields = {"route": route, "method": scope["method"]}
+        status = 0
+
+        async def noted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._enter(path, scope, state, receive)
+            await self._inner(scope, receive, noted)
+        except _Gone:
+            return
+        except _Refused as refused:
+            await _say(noted, refused.status, str(refused), *refused.headers)
+        defect = state.get("defect")
+        if defect is not None:
+            self._metrics.errors.inc()
+            self._log.defect(defect, route=route)
+        seconds = time.perf_counter() - started
+        self._metrics.answered(route, status, seconds)
+        if self._log.share or status >= 500:
+            self._log.request(status, {**fields, "ms": round(1000 * seconds, 2)})
+
+    async def _enter(self, path: str, scope: Scope, state: dict[str, Any], receive: Receive) -> None:
+        """Let a request in, with its body read.
+
+        Raises:
+            _Refused: it is not let in.
+        """
+        headers = dict(scope["headers"])
+        if self._bearers and path not in OPEN and not self._bearers.admit(headers.get(b"authorization")):
+            self._metrics.refused.labels("token").inc()
+            raise _Refused(401, "a token is needed: Authorization: Bearer ...", (b"www-authenticate", b"Bearer"))
+        if path not in WITH_BODY or scope["method"] != "POST":
+            state["body"] = b""
+            return
+        length = headers.get(b"content-length", b"0")
+        if int(length) > self._limits.body_bytes:
+            raise self._too_large()
+        if not headers.get(b"content-type", b"").lower().startswith(b"application/json"):
+            raise _Refused(415, "content-type must be application/json", (b"connection", b"close"))
+        state["deadline"] = time.monotonic() + self._limits.deadline_seconds
+        if path in ASKING:
+            try:
+                self._admit(self._limits.deadline_seconds)
+            except TooLate as error:
+                self._metrics.refused.labels("queue").inc()
+                raise _Refused(503, str(error), (b"retry-after", b"%d" % error.retry_after)) from None
+        state["body"] = await self._body(receive)
+        state["request_id"] = secrets.token_hex(16)
+
+    async def _body(self, receive: Receive) -> bytes:
+        message = await receive()
+        body: bytes = message.get("body", b"")
+        if message["type"] == "http.disconnect":
+            raise _Gone
+        if message.get("more_body"):
+            pieces = [body]
+            size = len(body)
+            while message.get("more_body"):
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise _Gone
+                pieces.append(message.get("body", b""))
+                size += len(pieces[-1])
+                if size > self._limits.body_bytes:
+                    raise self._too_large()
+            body = b"".join(pieces)
+        if len(body) > self._limits.body_bytes:
+            raise self._too_large()
+        return body
+
+    def _too_large(self) -> _Refused:
+        self._metrics.refused.labels("size").inc()
+        return _Refused(413, f"a body may have {self._limits.body_bytes:,} bytes", (b"connection", b"close"))
+
+
+async def _say(send: Send, status: int, reason: str, *headers: tuple[bytes, bytes]) -> None:
+    body = orjson.dumps({"detail": reason})
+    head = [JSON, (b"content-length", b"%d" % len(body)), *headers]
+    await send({"type": "http.response.start", "status": status, "headers": head})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,278 @@
+"""What each route answers. Bodies come read and bounded from `adagrpo.serving.intake`; everything said back is JSON.
+
+Handlers take the request alone: what a body may hold is validated by its schema in one call, and answers are written
+by orjson, since checks of every value on the way out would cost as much as the list.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from fastapi import Request, Response
+
+from adagrpo.serving.exposure_log import Exposure, SinkFailed
+from adagrpo.serving.exposure_rows import ExposureRows, exposure
+from adagrpo.serving.limits import LONGEST_BATCH
+from adagrpo.serving.recommender import ItemId, Query
+from adagrpo.serving.schemas import (
+    BadRequest,
+    BatchBody,
+    FeedbackBody,
+    FeedbackEvent,
+    RecommendBody,
+    RecommendRequest,
+    ReloadBody,
+    parsed,
+    validated,
+)
+from adagrpo.serving.served import Answered, Asked, Serving, Shelf, SwapFailed
+from adagrpo.serving.service_metrics import MEDIA_TYPE, ServiceMetrics
+from adagrpo.serving.user_hash import UserHash
+from adagrpo.serving.waiting_line import TooLate, WaitingLine
+
+__all__ = ["Routes", "answered", "json_response"]
+
+AGAIN = {"retry-after": "1"}
+DEFECT = "a defect of the service; it was logged"
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """Content as JSON."""
+    return Response(orjson.dumps(content), status, headers, "application/json")
+
+
+def answered(handler: Handler) -> Handler:
+    """A handler whose refusals are answers."""
+
+    async def wrapped(request: Request) -> Response:
+        try:
+            return await handler(request)
+        except BadRequest as error:
+            return json_response({"detail": str(error)}, error.status)
+        except TooLate as error:
+            again = {"retry-after": str(error.retry_after)}
+            return json_response({"detail": str(error)}, 503, again)
+        except SinkFailed:
+            return json_response({"detail": "the exposure log cannot be written; try again later"}, 503, AGAIN)
+        except asyncio.CancelledError:
+            if _left(request):  # nobody reads it
+                return Response(status_code=499)
+            raise
+        except Exception as error:
+            request.state.defect = error  # counted and logged where all requests are
+            return json_response({"detail": DEFECT}, 500)
+
+    wrapped.__doc__, wrapped.__name__ = handler.__doc__, handler.__name__
+    return wrapped
+
+
+@dataclass
+class Routes:
+    """The handlers, and what they share."""
+
+    shelf: Shelf
+    line: WaitingLine[Asked, Answered]
+    metrics: ServiceMetrics
+    user_hash: UserHash
+    ready: Callable[[], bool]
+    may_reload: bool  # a token is set
+    exposures: ExposureRows | None
+    parent: int | None = None  # process that reloads all workers
+
+    async def health(self, request: Request) -> Response:
+        """What is served."""
+        return json_response({"status": "ok", **self.shelf.now.about})
+
+    async def livez(self, request: Request) -> Response:
+        """Whether the process answers at all."""
+        return json_response({"status": "ok"})
+
+    async def readyz(self, request: Request) -> Response:
+        """Whether requests should be sent here."""
+        ready = self.ready()
+        return json_response({"status": "ok" if ready else "ending"}, 200 if ready else 503)
+
+    async def metrics_text(self, request: Request) -> Response:
+        """Figures for Prometheus."""
+        self.metrics.waiting.set(self.line.waiting)
+        return Response(self.metrics.text(), media_type=MEDIA_TYPE)
+
+    async def recommend(self, request: Request) -> Response:
+        """A list for a history."""
+        body = validated(RecommendRequest, parsed(request.state.body))
+        serving = self.shelf.now
+        asked, unknown = self._asked(serving, body)
+        if not asked.query.history:
+            raise BadRequest("history: none of its ids is in the catalogue")
+        answers = await self._answers(request, [asked])
+        name = request.state.request_id
+        reply = _reply(serving, body.k, name, answers[0], unknown)
+        await self._record(request, [(name, None, body.k)], [asked], answers, [reply])
+        told = {key: reply[key] for key in ("items", "scores", "unknown")}
+        return json_response(told, headers={"x-request-id": name})
+
+    async def recommend_v1(self, request: Request) -> Response:
+        """Lists for one history, or for several in one body."""
+        content = parsed(request.state.body)
+        batch = isinstance(content, dict) and "requests" in content
+        bodies = validated(BatchBody, content).requests if batch else [validated(RecommendBody, content)]
+        ids = [body.request_id or self._id(request, place) for place, body in enumerate(bodies)]
+        if len({*ids}) != len(ids):
+            raise BadRequest("requests: two of them have the same request_id")
+        serving = self.shelf.now
+        asked = [self._asked(serving, body) for body in bodies]
+        answers = await self._answers(request, [one for one, _ in asked])
+        replies = [
+            _reply(serving, body.k, request_id, answer, unknown)
+            for body, request_id, answer, (_, unknown) in zip(bodies, ids, answers, asked, strict=True)
+        ]
+        users = [None if body.user_id is None else self.user_hash(body.user_id) for body in bodies]
+        shown = [(name, user, body.k) for name, user, body in zip(ids, users, bodies, strict=True)]
+        await self._record(request, shown, [one for one, _ in asked], answers, replies)
+        return json_response({"responses": replies} if batch else replies[0], headers={"x-request-id": ids[0]})
+
+    async def item(self, request: Request) -> Response:
+        """An item of the catalogue."""
+        serving = self.shelf.now
+        found, _ = serving.recommender.known([request.path_params["item_id"][:1000]])
+        if not found:
+            raise BadRequest("no such item", 404)
+        codes = serving.recommender.catalog.codes[found[0]].tolist()
+        name = serving.recommender.item_ids[found[0]]
+        return json_response({"item_id": name, "codes": codes, "catalog": serving.versions["catalog"]})
+
+    async def feedback(self, request: Request) -> Response:
+        """Take what users did with lists."""
+        content = parsed(request.state.body)
+        many = isinstance(content, dict) and "events" in content
+        events = validated(FeedbackBody, content).events if many else [validated(FeedbackEvent, content)]
+        if self.exposures is None:
+            raise BadRequest("there is no exposure log that would take it; serve with --exposures", 409)
+        counts = await self.exposures.feedback(events)
+        for event in events:
+            self.metrics.feedback.labels(event.kind).inc()
+        return json_response({"accepted": counts.stored, "duplicates": counts.repeated, "unknown": counts.unknown})
+
+    async def reload(self, request: Request) -> Response:
+        """Serve another checkpoint, or what is in the run now. A failure leaves what is served as it is."""
+        if not self.may_reload:
+            raise BadRequest("only where a token is set", 403)
+        body = validated(ReloadBody, parsed(request.state.body or b"{}"))
+        wanted = body.model_dump(exclude_none=True)
+        if self.parent is not None:
+            if wanted:
+                raise BadRequest("several workers reload what was asked for at the start; send {}", 409)
+            os.kill(self.parent, signal.SIGHUP)
+            return json_response({"status": "all workers were told to reload"}, 202)
+        try:
+            serving = await asyncio.to_thread(self.shelf.swap, **wanted)
+        except SwapFailed as error:
+            self.metrics.swaps.labels("failed").inc()
+            raise BadRequest(f"kept what was served: {error}", 409) from error
+        self.metrics.swaps.labels("done").inc()
+        self.metrics.serves(**serving.versions)
+        return json_response({"status": "ok", "versions": serving.versions, **serving.about})
+
+    # ------------------------------------------------ parts of them
+
+    def _asked(self, serving: Serving, body: RecommendRequest | RecommendBody) -> tuple[Asked, list[ItemId]]:
+        """A request in items of the catalogue, and the ids that are not in it."""
+        recommender = serving.recommender
+        if body.k > recommender.width:
+            raise BadRequest(f"k: more than the beam holds, {recommender.width}")
+        history, unknown = recommender.known(body.history)
+        without = recommender.known(body.exclude)[0] if isinstance(body, RecommendBody) and body.exclude else []
+        return Asked(serving, Query(history, body.exclude_history, without)), unknown
+
+    async def _answers(self, request: Request, asked: Sequence[Asked]) -> list[Answered]:
+        """What the policy answers, in time.
+
+        Raises:
+            TooLate: it would not.
+        """
+        deadline = request.state.deadline
+        self.line.check(deadline - time.monotonic(), len(asked))
+        futures = [self.line.submit(one, deadline, lambda: _left(request)) for one in asked]
+        answers = [await futures[0]] if len(futures) == 1 else list(await asyncio.gather(*futures))
+        for answer in answers:
+            self.metrics.length.observe(len(answer.list.items))
+            if (
+                not answer.reranked
+                and answer.list.source != "popular"
+                and asked[0].serving.recommender.reward is not None
+            ):
+                self.metrics.fallbacks.inc()
+        return answers
+
+    def _id(self, request: Request, place: int) -> str:
+        """A request id for the answer at a place, in a body of at most LONGEST_BATCH."""
+        name: str = request.state.request_id
+        return name if not place else f"{name}.{place % LONGEST_BATCH}"
+
+    async def _record(
+        self,
+        request: Request,
+        shown: Sequence[tuple[str, str | None, int]],  # request id, hash of the user, items shown
+        asked: Sequence[Asked],
+        answers: Sequence[Answered],
+        replies: Sequence[dict[str, Any]],
+    ) -> None:
+        """Put lists on record before they are sent; one that is on record under its id is answered as it is there."""
+        fields, versions = request.state.log, replies[0]["versions"]
+        fields |= {"request_id": shown[0][0], "lists": len(shown), "versions": versions}
+        if shown[0][1] is not None:
+            fields["user"] = shown[0][1]
+        if self.exposures is None:
+            return
+        ms = 1000 * (time.perf_counter() - request.state.started)
+        rows = [
+            exposure(name, user, k, one, answer, versions, ms)
+            for (name, user, k), one, answer in zip(shown, asked, answers, strict=True)
+        ]
+        for row, recorded, reply, one in zip(rows, await self.exposures.write(rows), replies, asked, strict=True):
+            if recorded != row:
+                reply |= _repeated(recorded, one.serving)
+
+
+def _left(request: Request) -> bool:
+    """Whether nobody waits for the answer any more, as far as the server says."""
+    cycle = getattr(request.state, "cycle", None)  # of `adagrpo.serving.connections`
+    return cycle is not None and cycle.disconnected
+
+
+def _repeated(recorded: Exposure, serving: Serving) -> dict[str, Any]:
+    """What a request is told whose id was answered before: that list, of which no score is kept."""
+    recommender = serving.recommender
+    codes = recommender.catalog.codes
+    known = [recommender.known([item])[0] for item in recorded.slate]
+    return {
+        "items": list(recorded.slate),
+        "scores": [],
+        "codes": [codes[item[0]].tolist() if item else [] for item in known],
+        "source": recorded.source,
+        "repeated": True,
+        "versions": {"model": recorded.model_version, "catalog": recorded.catalog_version, "arm": recorded.arm},
+    }
+
+
+def _reply(serving: Serving, k: int, request_id: str, answer: Answered, unknown: list[ItemId]) -> dict[str, Any]:
+    shown = answer.list
+    return {
+        "request_id": request_id,
+        "items": shown.items[:k],
+        "scores": shown.scores[:k],
+        "codes": shown.codes[:k],
+        "source": shown.source,
+        "reranked": answer.reranked,
+        "repeated": False,
+        "unknown": unknown,
+        "versions": serving.versions,
+    }

@@ -1,0 +1,188 @@
+"""What requests and answers hold, and the reason that a bad one is told: short, and never with what it held."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError
+from pydantic_core import from_json
+
+from adagrpo.serving.limits import LONGEST_BATCH, LONGEST_HISTORY
+
+__all__ = [
+    "BadRequest",
+    "BatchAnswer",
+    "BatchBody",
+    "FeedbackAnswer",
+    "FeedbackBody",
+    "FeedbackEvent",
+    "ItemAnswer",
+    "RecommendAnswer",
+    "RecommendBody",
+    "RecommendRequest",
+    "ReloadBody",
+    "Versions",
+    "parsed",
+    "validated",
+]
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+IntegerId = Annotated[int, Strict(), Field(ge=-(2**63), lt=2**63)]
+TextId = Annotated[str, Strict(), Field(max_length=1000)]
+Id = IntegerId | TextId
+RequestId = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,64}$")]
+History = Annotated[list[Id], Field(max_length=LONGEST_HISTORY)]
+PLAIN = re.compile(r"[a-z_]{1,32}")  # names of fields that a reason may repeat
+
+
+class BadRequest(ValueError):
+    """A request that cannot be answered, and why."""
+
+    def __init__(self, reason: str, status: int = 422) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class RecommendRequest(_Body):
+    """The body of `POST /recommend`."""
+
+    history: Annotated[list[Id], Field(min_length=1, max_length=LONGEST_HISTORY)]
+    k: Annotated[int, Field(ge=1)] = 10
+    exclude_history: bool | None = None  # as /health says
+
+
+class RecommendBody(_Body):
+    """One request of `POST /v1/recommend`."""
+
+    history: History = Field(description="Ids of the logs, oldest first.")
+    k: Annotated[int, Field(ge=1)] = Field(10, description="Length of the list; at most the width of the beam.")
+    exclude_history: bool | None = Field(None, description="Leave the items of the history out; as /health says.")
+    exclude: History = Field([], description="Items that are left out of the list.")
+    user_id: Id | None = Field(None, description="Logged as a keyed hash alone.")
+    request_id: RequestId | None = Field(None, description="Names the answer in feedback; made if not given.")
+
+
+class BatchBody(_Body):
+    """Several requests of `POST /v1/recommend` in one."""
+
+    requests: Annotated[list[RecommendBody], Field(min_length=1, max_length=LONGEST_BATCH)]
+
+
+class Versions(BaseModel):
+    """What a list was made by."""
+
+    model: str
+    catalog: str
+    arm: str
+
+
+class RecommendAnswer(BaseModel):
+    """The list of one request."""
+
+    request_id: str
+    items: list[int | str]
+    scores: list[float] = Field(description="Log-probabilities, nats; re-ranked, plus weight times reward.")
+    codes: list[list[int]] = Field(description="The Semantic ID of each item.")
+    source: str = Field(description="What made the list: `policy`, or `popular` where nothing of the history is known.")
+    reranked: bool = Field(description="Whether a reward ordered the list; false where it failed or there is none.")
+    repeated: bool = Field(description="Whether this request id was answered before; the list is that one.")
+    unknown: list[int | str] = Field(description="Ids of the history that are not in the catalogue.")
+    versions: Versions
+
+
+class BatchAnswer(BaseModel):
+    """The lists of several requests, in their order."""
+
+    responses: list[RecommendAnswer]
+
+
+class FeedbackEvent(_Body):
+    """What a user did with an item of a list."""
+
+    request_id: RequestId
+    item_id: Id
+    kind: Literal["click", "dwell", "purchase"]
+    value: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
+        None, description="Seconds of a dwell, price of a purchase."
+    )
+    time: Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)] | None = Field(
+        None, description="Seconds since 1970; now if not given."
+    )
+
+
+class FeedbackBody(_Body):
+    """The body of `POST /v1/feedback`. Sent twice, it counts once."""
+
+    events: Annotated[list[FeedbackEvent], Field(min_length=1, max_length=1000)]
+
+
+class FeedbackAnswer(BaseModel):
+    """What became of the events."""
+
+    accepted: int
+    duplicates: int = Field(description="The same request, item and kind was there already.")
+    unknown: int = Field(description="Of those accepted: no such request is remembered, or no such item in its list.")
+
+
+class ItemAnswer(BaseModel):
+    """An item of the catalogue."""
+
+    item_id: int | str
+    codes: list[int]
+    catalog: str
+
+
+class ReloadBody(_Body):
+    """The body of `POST /v1/admin/reload`: another checkpoint of the same run, or what is there now."""
+
+    arm: Annotated[str, Field(max_length=100)] | None = None
+    checkpoint: Literal["best", "final"] | None = None
+    catalog: Annotated[str, Field(max_length=100)] | None = Field(None, description="A version, or `latest`.")
+
+
+def parsed(body: bytes) -> Any:
+    """The content of a JSON text.
+
+    Raises:
+        BadRequest: it is none: bad syntax or UTF-8, lone surrogates, NaN or infinities, or nested too deeply.
+    """
+    try:
+        return from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        place = re.search(r"at line \d+ column \d+$", str(error))
+        what = str(error)[: place.start()].strip() if place else ""
+        what = what if re.fullmatch(r"[a-zA-Z ]{1,60}", what) else "it cannot be read"
+        raise BadRequest(f"the body is no JSON: {what} {place.group() if place else ''}".strip()) from None
+
+
+def validated(kind: type[ModelT], content: Any) -> ModelT:
+    """Content as a body of a kind.
+
+    Raises:
+        BadRequest: it is none; the first thing that is wrong is named.
+    """
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    place = ".".join(_plain(part) for part in first["loc"] if part not in ("int", "str")) or "the body"
+    raise BadRequest(f"{place}: {_said(first['type'], first['msg'])}")
+
+
+def _plain(part: int | str) -> str:
+    return (
+        part if isinstance(part, str) and PLAIN.fullmatch(part) else str(part) if isinstance(part, int) else "(a field)"
+    )
+
+
+def _said(kind: str, message: str) -> str:
+    """What is wrong, without what was found; the messages of pydantic that hold a value are not passed on."""
+    if kind == "extra_forbidden":
+        return "there is no such field"
+    return message if re.fullmatch(r"[A-Za-z0-9 ,.'_$^|:;\[\]{}()\\+-]{1,160}", message) else "not what it should be"

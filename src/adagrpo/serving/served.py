@@ -1,0 +1,103 @@
+"""What is served now: a recommender, what it says of itself, and how it is exchanged for another under load.
+
+A request keeps the one that it was read with, so that an answer is of one version whatever comes in between.
+Another one is made and tried beside it; where that fails, the old one stays.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from adagrpo.errors import ServiceError, UserError
+from adagrpo.serving.fallback import Guarded
+from adagrpo.serving.recommender import Query, Recommendations, Recommender
+
+__all__ = ["Answered", "Asked", "Serving", "Shelf", "SwapFailed"]
+
+
+class Asked(NamedTuple):
+    """One list that is asked for, and of what."""
+
+    serving: Serving
+    query: Query
+
+
+class Answered(NamedTuple):
+    """A list, and whether a reward ordered it."""
+
+    list: Recommendations
+    reranked: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Serving:
+    """A recommender with what it says of itself."""
+
+    recommender: Recommender
+    about: Mapping[str, Any]  # for /health
+    versions: Mapping[str, str] = field(default_factory=lambda: {"model": "", "catalog": "", "arm": ""})
+
+    def answer(self, asked: Sequence[Asked]) -> list[Answered]:
+        """The lists of requests, all of them for this recommender."""
+        reward = self.recommender.reward
+        guard = reward if isinstance(reward, Guarded) else None
+        if guard is not None:
+            guard.failed = False
+        lists = self.recommender.recommend([one.query for one in asked])
+        reranked = reward is not None and not (guard is not None and guard.failed)
+        return [Answered(result, reranked and result.source != "popular") for result in lists]
+
+
+class SwapFailed(RuntimeError):
+    """What should have been served cannot be; the old one is."""
+
+
+class Shelf:
+    """Holds what is served now."""
+
+    def __init__(self, serving: Serving, load: Callable[..., Serving] | None = None) -> None:
+        """Begin with one.
+
+        Args:
+            serving: what is served first.
+            load: makes another one, by the arm and checkpoint that are named; raises `UserError` or `ServiceError`.
+        """
+        self.now, self._load = serving, load
+        self.swaps = self.failed = 0
+        self._loading = threading.Lock()
+
+    def swap(self, **wanted: str) -> Serving:
+        """Load another one, try it, and serve it from now on. Takes as long as loading does.
+
+        Raises:
+            SwapFailed: it cannot be loaded, or does not answer, or another swap is going on; the reason is its message.
+        """
+        if self._load is None:
+            raise SwapFailed("there is nothing to load another one from")
+        if not self._loading.acquire(blocking=False):
+            raise SwapFailed("another one is being loaded")
+        try:
+            made = self._load(**wanted)  # beside the old one
+            made.answer([Asked(made, Query([0]))])
+        except (UserError, ServiceError) as error:
+            self.failed += 1
+            raise SwapFailed(str(error)) from error
+        except Exception as error:  # whatever a damaged file leads to: the old one goes on
+            self.failed += 1
+            raise SwapFailed(f"it does not answer ({type(error).__name__})") from error
+        finally:
+            self._loading.release()
+        self.now = made
+        self.swaps += 1
+        return made
+
+    def answer(self, asked: Sequence[Asked]) -> list[Answered]:
+        """The lists of requests, each by what it was read with."""
+        answers: dict[int, Answered] = {}
+        for serving in {one.serving for one in asked}:
+            rows = [row for row, one in enumerate(asked) if one.serving is serving]
+            answers |= zip(rows, serving.answer([asked[row] for row in rows]), strict=True)
+        return [answers[row] for row in range(len(asked))]

@@ -1,0 +1,81 @@
+"""What `/metrics` says, in the format of Prometheus."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+__all__ = ["MEDIA_TYPE", "ServiceMetrics"]
+
+MEDIA_TYPE = CONTENT_TYPE_LATEST
+SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0)
+SIZES = (0, 1, 2, 4, 8, 10, 16, 20, 32, 50, 64, 100)
+
+
+class ServiceMetrics:
+    """Counts of one process; with several workers those of all of them are added up when they are asked for."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.requests = Counter(
+            "adagrpo_requests", "Requests by route and status.", ["route", "status"], registry=registry
+        )
+        self.seconds = Histogram(
+            "adagrpo_request_seconds", "From headers read to answer handed over.", ["route"], buckets=SECONDS,
+            registry=registry,
+        )  # fmt: skip
+        self.waiting = Gauge(
+            "adagrpo_waiting", "Requests that wait for the policy.", registry=registry, multiprocess_mode="livesum"
+        )
+        self.connections = Gauge(
+            "adagrpo_connections", "Open connections.", registry=registry, multiprocess_mode="livesum"
+        )
+        self.batch = Histogram("adagrpo_batch_size", "Requests worked on together.", buckets=SIZES, registry=registry)
+        self.batch_seconds = Histogram(
+            "adagrpo_batch_seconds", "Time of the policy for a batch.", buckets=SECONDS, registry=registry
+        )
+        self.length = Histogram("adagrpo_list_length", "Items of a list.", buckets=SIZES, registry=registry)
+        self.refused = Counter(
+            "adagrpo_refused", "Requests and connections turned away, by why.", ["why"], registry=registry
+        )
+        self.fallbacks = Counter(
+            "adagrpo_rerank_fallbacks", "Lists in the policy's order as the reward failed.", registry=registry
+        )
+        self.swaps = Counter(
+            "adagrpo_swaps", "Exchanges of what is served, by outcome.", ["outcome"], registry=registry
+        )
+        self.feedback = Counter("adagrpo_feedback", "Events of feedback, by kind.", ["kind"], registry=registry)
+        self.errors = Counter("adagrpo_errors", "Defects: requests that were answered 500.", registry=registry)
+        self.version = Gauge(
+            "adagrpo_version", "1 for what is served.", ["model", "catalog", "arm"], registry=registry,
+            multiprocess_mode="livemax",
+        )  # fmt: skip
+        self._children: dict[tuple[str, int], Any] = {}
+        self._versions: list[tuple[str, ...]] = []
+
+    def answered(self, route: str, status: int, seconds: float) -> None:
+        """Count a request."""
+        pair = self._children.get((route, status))
+        if pair is None:
+            pair = (self.requests.labels(route, str(status)), self.seconds.labels(route))
+            self._children[route, status] = pair
+        pair[0].inc()
+        pair[1].observe(seconds)
+
+    def serves(self, model: str, catalog: str, arm: str) -> None:
+        """Say what is served from now on."""
+        for labels in self._versions:
+            self.version.labels(*labels).set(0)
+        self._versions = [*{*self._versions, (model, catalog, arm)}]
+        self.version.labels(model, catalog, arm).set(1)
+
+    def text(self) -> bytes:
+        """All of it."""
+        registry = self.registry
+        if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        return bytes(generate_latest(registry))

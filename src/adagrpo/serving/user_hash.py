@@ -1,0 +1,63 @@
+"""User ids that leave a request leave it as keyed hashes: HMAC-SHA256 under a key of the deployment.
+
+Without the key nobody can try ids one after the other. Two deployments that share a key can join their logs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import secrets
+from pathlib import Path
+
+from adagrpo.errors import UserError
+
+__all__ = ["VARIABLE", "UserHash", "read_key"]
+
+VARIABLE = "ADAGRPO_USER_KEY"
+SHORTEST = 16  # bytes
+
+
+class UserHash:
+    """Hashes user ids."""
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+
+    def __call__(self, user: int | str) -> str:
+        """32 hexadecimal digits; `7` and `"7"` are the same user."""
+        return hmac.new(self._key, str(user).encode(), hashlib.sha256).hexdigest()[:32]
+
+
+def read_key(file: Path | None) -> UserHash:
+    """The key of a file, which is made if there is none; else of the environment; else one for this process alone.
+
+    Raises:
+        UserError: the file can be read by others, cannot be read or written, or the key is too short.
+    """
+    if file is None:
+        given = os.environ.get(VARIABLE)
+        if given is not None and len(given.encode()) < SHORTEST:
+            raise UserError(f"{VARIABLE}: {len(given.encode())} bytes; a key has at least {SHORTEST}")
+        return UserHash(given.encode() if given is not None else secrets.token_bytes(32))
+    try:
+        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as made:
+            made.write(secrets.token_hex(32) + "\n")
+            made.flush()
+            os.fsync(made.fileno())
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise UserError(
+            f"--user-key-file {file}: {error.strerror}; give a file in a folder that can be written"
+        ) from error
+    try:
+        mode, key = file.stat().st_mode, file.read_bytes().strip()
+    except OSError as error:
+        raise UserError(f"--user-key-file {file}: {error.strerror}") from error
+    if mode & 0o077:
+        raise UserError(f"--user-key-file {file}: others may read it (mode {mode & 0o777:o}); chmod 600 it")
+    if len(key) < SHORTEST:
+        raise UserError(f"--user-key-file {file}: {len(key)} bytes; a key has at least {SHORTEST}")
+    return UserHash(key)

@@ -1,0 +1,284 @@
+"""Pressure: how strongly a reward term moves a policy, and the λ at which it presses as strongly as was asked for.
+
+    ratio = rms_k ‖∇ term_k‖ / rms_k ‖∇ anchor_k‖          the steps k = 1 .. K at the starting policy, λ = 1
+    λ     = pressure / ratio
+
+The term is linear in λ, so with this λ the ratio over those steps is the pressure. One number then means the same for
+every objective, gate, group and policy, where a λ does not: the terms are of different lengths, and so are the anchors.
+
+The gradients are those of training: of the arm's own groups, gate and options, with dropout, over all micro-batches and
+processes of an optimiser step. The anchor is what the arm really minimises beside the term, `Policy.supervised_loss`.
+The root of the mean square is taken over the steps since that is what Adam divides by; a step in which nothing was
+admitted counts as 0. No weight moves, and nothing is kept but λ, in `pressure.json` of the arm's stage: a fit that goes
+on reads it there.
+
+Beside it stands the length of the anchor that the equations of papers state, -(1/L) Σ_l log π of the policy that acts,
+where the policy trains on another one (`Policy.trains_on_nll`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from adagrpo.errors import NotFinite, UserError
+from adagrpo.networks.layers import autocast_dtype
+from adagrpo.storage.artifacts import write_file
+from adagrpo.trainer.batches import step_key
+from adagrpo.trainer.processes import Processes
+from adagrpo.trainer.task import Task
+
+__all__ = [
+    "ANCHOR",
+    "FILE",
+    "STATED",
+    "Calibrated",
+    "Measurable",
+    "TermGradients",
+    "calibrate",
+    "mean_pressure",
+    "pressure_of",
+    "solve",
+]
+
+ANCHOR, STATED = "nll", "stated_nll"
+FILE = "pressure.json"
+
+
+class TermGradients:
+    """Each loss term's own gradient, over the micro-batches of an optimiser step and over the processes."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter], shared_by: Processes) -> None:
+        self.parameters, self.processes = parameters, shared_by
+        self.sums: dict[str, list[Tensor]] = {}
+
+    def add(self, terms: Mapping[str, Tensor]) -> None:
+        """Add the gradients of a micro-batch's terms; their graphs are kept."""
+        for name, term in terms.items():
+            gradients = torch.autograd.grad(term, self.parameters, retain_graph=True, allow_unused=True)
+            sums = self.sums.setdefault(name, [torch.zeros_like(p) for p in self.parameters])
+            for total, gradient in zip(sums, gradients, strict=True):
+                if gradient is not None:
+                    total += gradient
+
+    def norms(self) -> dict[str, float]:
+        """The length of each term's gradient, by its name; a process may lack a term."""
+        names = dict.fromkeys(name for process_names in self.processes.gather([*self.sums]) for name in process_names)
+        for name in names:
+            self.sums.setdefault(name, [torch.zeros_like(p) for p in self.parameters])
+            self.processes.sum_(self.sums[name])
+        return {name: float(torch.nn.utils.get_total_norm(self.sums[name])) for name in names}
+
+
+def pressure_of(norms: Mapping[str, float]) -> float | None:
+    """The ratio of a step, reward term over anchor; None where there is no anchor to hold it against.
+
+    >>> pressure_of({"nll": 2.0, "grpo": 0.5}), pressure_of({"nll": 2.0}), pressure_of({"grpo": 0.5})
+    (0.25, 0.0, None)
+    """
+    if not norms.get(ANCHOR):
+        return None
+    return math.hypot(*(norm for name, norm in norms.items() if name not in (ANCHOR, STATED))) / norms[ANCHOR]
+
+
+def mean_pressure(rows: Iterable[Mapping[str, float]]) -> float | None:
+    """The ratio over the steps of a fit at which norms were measured, as a calibration takes it; None without any.
+
+    Args:
+        rows: of `steps.jsonl`.
+
+    >>> mean_pressure([{"pressure": 0.5, "grad_norm_nll": 2.0}, {"nll": 1.0}, {"pressure": 0.0, "grad_norm_nll": 2.0}])
+    0.3535533905932738
+    """
+    measured = [(row["pressure"], row[f"grad_norm_{ANCHOR}"]) for row in rows if "pressure" in row]
+    if not measured:
+        return None
+    anchors = _root_mean_square([anchor for _, anchor in measured])
+    return _root_mean_square([pressure * anchor for pressure, anchor in measured]) / anchors
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """The λ that a pressure came to, and what it was computed from."""
+
+    pressure: float
+    lambda_: float
+    ratio: float  # at λ 1
+    term_norm: float  # at λ 1, root of the mean square over the steps
+    anchor_norm: float
+    stated_norm: float | None  # of -(1/L) Σ log π, where the policy trains on something else
+    steps: int
+    term_norms: tuple[float, ...]  # of each step
+    anchor_norms: tuple[float, ...]
+
+    def sentence(self) -> str:
+        """What was found, for whoever watches the fit."""
+        said = (
+            f"pressure {self.pressure:g} is lambda {self.lambda_:g}: at lambda 1 the gradient of the reward term is "
+            f"{self.ratio:.3g} of the anchor's over {self.steps} steps"
+        )
+        if self.stated_norm:
+            return f"{said}; the anchor's is {self.anchor_norm / self.stated_norm:.3g} times that of -(1/L) log pi"
+        return said
+
+
+def solve(
+    pressure: float,
+    term_norms: Sequence[float],
+    anchor_norms: Sequence[float],
+    stated_norms: Sequence[float] = (),
+) -> Calibrated:
+    """The λ at which the ratio is the pressure, to four significant digits.
+
+    Args:
+        pressure: the wanted ratio, above 0.
+        term_norms: (K,) of the reward term at λ 1, 0 where nothing was admitted.
+        anchor_norms: (K,) of the anchor.
+        stated_norms: (K,) of the stated anchor, where it is another one.
+
+    Raises:
+        UserError: a norm is not finite, or the term or the anchor has no gradient at all.
+
+    >>> solve(0.5, [3.0, 4.0], [5.0, 5.0]).lambda_  # 0.5 * 5 / sqrt(12.5)
+    0.7071
+    """
+    term, anchor = _root_mean_square(term_norms), _root_mean_square(anchor_norms)
+    asked, steps = f"objective.pressure {pressure:g}", f"{len(term_norms)} steps at the starting policy"
+    if not (math.isfinite(term) and math.isfinite(anchor)):
+        raise UserError(f"{asked}: a gradient is not finite in {steps}; check the reward, or give the arm a lambda")
+    if not term or not anchor:
+        name = "the anchor" if not anchor else "the reward term"
+        raise UserError(
+            f"{asked}: {name} has no gradient in {steps} (groups admitted in {sum(norm > 0 for norm in term_norms)} "
+            f"of them), so no lambda gives that pressure; raise objective.pressure_steps, loosen the gate, or give the "
+            f"arm a lambda"
+        )
+    weight = float(f"{pressure * anchor / term:.4g}")
+    stated = _root_mean_square(stated_norms) if stated_norms else None
+    each = (tuple(map(float, norms)) for norms in (term_norms, anchor_norms))
+    return Calibrated(pressure, weight, term / anchor, term, anchor, stated, len(term_norms), *each)
+
+
+class Measurable(Task[Any], Protocol):
+    """A task whose reward term can be measured at λ 1."""
+
+    @property
+    def term(self) -> str:
+        """The name of its reward term among those of `loss`."""
+        ...
+
+    def stated_anchor(self, micro: Any) -> Iterable[Tensor]:
+        """Parts of the stated anchor, to be added up; none where the policy trains on it."""
+        ...
+
+
+def calibrate(
+    model: nn.Module,
+    task: Measurable,
+    work: Path,
+    *,
+    pressure: float,
+    steps: int,
+    seed: int,
+    shared_by: Processes,
+) -> tuple[Calibrated, bool]:
+    """The λ of a pressure: measured, or as an interrupted attempt in `work` has measured it.
+
+    Args:
+        model: of the task; nothing in it changes.
+        task: at λ 1, before its first step; its running numbers are put back.
+        work: folder of the fit, for `pressure.json`.
+        pressure: the wanted ratio.
+        steps: `K`, the first of the task.
+        seed: of the fit, whose randomness the gradients have.
+        shared_by: the processes that fit the model together.
+
+    Returns:
+        What was found, and whether it was found now.
+
+    Raises:
+        UserError: see `solve`.
+    """
+    path = work / FILE
+    known = shared_by.broadcast(path.read_text(encoding="utf-8") if path.is_file() else "")
+    if known:
+        content = json.loads(known)
+        lists = {name: tuple(content[name]) for name in ("term_norms", "anchor_norms")}
+        return Calibrated(**content | lists), False
+    before, parameters = task.state(), [p for p in model.parameters() if p.requires_grad]
+    try:
+        norms = [_norms(model, task, parameters, step * task.stride, seed, shared_by) for step in range(steps)]
+    except NotFinite as error:
+        raise UserError(f"objective.pressure {pressure:g}: at the starting policy, {error}") from error
+    finally:
+        task.load_state(before)
+    found = solve(
+        pressure,
+        [row.get(task.term, 0.0) for row in norms],
+        [row.get(ANCHOR, 0.0) for row in norms],
+        [row[STATED] for row in norms if STATED in row],
+    )
+    if shared_by.is_main_process:
+        work.mkdir(parents=True, exist_ok=True)
+        write_file(path, json.dumps(asdict(found), indent=1) + "\n")
+    return found, True
+
+
+def _norms(
+    model: nn.Module,
+    task: Measurable,
+    parameters: Sequence[nn.Parameter],
+    step: int,
+    seed: int,
+    shared_by: Processes,
+) -> dict[str, float]:
+    """The length of each term's gradient in a step, drawn and computed as the fit would do it."""
+    device = next(model.parameters()).device
+    dtype = autocast_dtype(device)
+    gradients = TermGradients(parameters, shared_by)
+
+    def precision() -> Any:
+        return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+    model.eval()
+    with precision():
+        micros, _ = task.begin(step)
+    problem: list[str] | None = None
+    try:
+        for index, micro in shared_by.share(micros):
+            torch.manual_seed(step_key(seed, step, 2 * index))
+            with precision():
+                terms, _ = task.loss(micro)
+            gradients.add(terms)
+            del terms
+            torch.manual_seed(step_key(seed, step, 2 * index))  # the same dropout
+            _add_parts(gradients, task.stated_anchor(micro), precision)
+    except NotFinite as error:
+        problem = [error.what, str(error)]
+    for told in shared_by.gather(problem):
+        if told is not None:
+            raise NotFinite(*told)
+    return gradients.norms()
+
+
+def _add_parts(gradients: TermGradients, parts: Iterable[Tensor], precision: Callable[[], Any]) -> None:
+    """Add the gradients of the stated anchor, one part after another, so that one part's graph is held at a time."""
+    iterator = iter(parts)
+    while True:
+        with precision():
+            part = next(iterator, None)
+        if part is None:
+            return
+        gradients.add({STATED: part})
+
+
+def _root_mean_square(norms: Sequence[float]) -> float:
+    return math.sqrt(sum(norm * norm for norm in norms) / len(norms)) if norms else 0.0

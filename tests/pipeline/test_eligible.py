@@ -1,0 +1,92 @@
+"""`evaluation.eligible`: what is measured of part of the catalogue, and what does not change with it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from adagrpo.errors import UserError
+from adagrpo.evaluation.predictions import predict
+from adagrpo.pipeline import Run, collect, evaluate
+from adagrpo.pipeline.chain import parts_of
+from adagrpo.pipeline.factories import Models
+from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.serve import recommender
+from adagrpo.serving.recommender import Query
+
+IDS = [10 * item + 3 for item in range(0, 30, 2)]
+KEPT = [item for item in IDS if item != 23]
+
+
+def opened(folder: Path, mask: bool = False) -> Run:
+    eligible = json.dumps({"include": {"item_id": IDS}, "exclude": {"item_id": 23}})
+    return Run.open(folder, [f"evaluation.eligible={eligible}", f"evaluation.mask_history={str(mask).lower()}"])
+
+
+def test_metrics_are_of_the_eligible_items_and_fits_stay(copied: Path) -> None:
+    run = opened(copied)
+    states = {name: part.state for name, part in parts_of(run).items()}
+    assert {name for name, state in states.items() if state == "stale"} >= {"evaluate/sft", "evaluate/baselines"}
+    assert {states[name] for name in ("prepare", "tokenize", "sft", "ranker", "train/adagrpo")} == {"done"}
+    evaluate(run, ["adagrpo"])
+    content = collect(run, ["adagrpo"])
+    data = RunData(run)
+    every, measured = data.cases("test"), data.measured_cases("test")
+    assert 0 < len(measured) < len(every)
+    ids = pl.read_parquet(copied / "prepare/items.parquet")["item_id"].to_numpy()
+    assert {*ids[measured.targets]} <= {*KEPT}
+    assert content["eligible"]["items"] == len(KEPT)
+    assert content["eligible"]["cases_left_out"]["test"] == len(every) - len(measured)
+    lists = pl.read_parquet(copied / "evaluate/adagrpo/final/predictions.parquet")
+    assert {*lists["item_id"]} <= {*KEPT} and lists.group_by("user_id").len()["len"].unique().to_list() == [10]
+    assert lists["user_id"].n_unique() == len(measured)
+    users = pl.read_parquet(copied / "prepare/users.parquet")["user_id"].gather(measured.users)
+    targets = pl.DataFrame({"user_id": users, "item_id": ids[measured.targets]})
+    hits = lists.join(targets, on=["user_id", "item_id"])
+    assert content["stages"]["adagrpo"]["final"]["test"]["hr@10"] == pytest.approx(len(hits) / len(measured))
+    counts = np.bincount(data.training.values, minlength=data.num_items)
+    popular = sorted((i for i in range(data.num_items) if ids[i] in KEPT), key=lambda i: (-counts[i], i))
+    ranks = [popular.index(target) for target in measured.targets]
+    least = min(counts[popular[:10]])
+    if sum(counts[popular] >= least) == 10:  # no tie at the tenth place
+        hit = np.mean(np.array(ranks) < 10)
+        assert content["baselines"]["popularity"]["test"]["hr@10"] == pytest.approx(hit)
+
+
+def test_with_history_left_out_lists_are_those_that_are_served(copied: Path) -> None:
+    run = opened(copied, mask=True)
+    served, _ = recommender(Run.open(copied), "sft", "best", exclude_history=True, precision="float32")
+    narrowing = served.narrow({"item_id": IDS}, [23])
+    models = Models(RunData(opened(copied, mask=True)))
+    data, options = models.data, run.config.evaluation
+    cases = data.measured_cases("test")
+    found = predict(
+        models.policy(copied / "sft/best"),
+        data.catalog,
+        cases,
+        width=options.beam_width,
+        batch_size=7,
+        max_history=run.config.max_history,
+        mask_history=True,
+        eligible=data.eligible,
+        precision="float32",
+    )
+    ids = pl.read_parquet(copied / "prepare/items.parquet")["item_id"].to_list()
+    queries = [Query(cases.histories.row(row).tolist(), None, *narrowing[:2]) for row in range(len(cases))]
+    assert found.unmasked is not None
+    kept = {item for item, name in enumerate(ids) if name in KEPT}
+    for row, answer in enumerate(served.recommend(queries)):
+        assert [ids[item] for item in found.items[row] if item >= 0] == answer.items
+        assert len(answer.items) == min(10, len(kept - {*queries[row].history}))
+        assert len({*found.unmasked[row]}) == 10 and {*found.unmasked[row]} <= kept
+
+
+def test_what_names_nothing_is_refused(copied: Path) -> None:
+    with pytest.raises(UserError, match=r"^evaluation.eligible.include.market: the items have no group 'market'"):
+        evaluate(Run.open(copied, ['evaluation.eligible={"include": {"market": "de"}}']), [])
+    with pytest.raises(UserError, match=r"^evaluation.eligible: no item is eligible"):
+        evaluate(Run.open(copied, ['evaluation.eligible={"include": {"item_id": [999]}}']), [])

@@ -1,0 +1,59 @@
+"""Arms that are given a pressure, through the stages: what is kept, said and counted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adagrpo.errors import UserError
+from adagrpo.pipeline import Run, collect, evaluate, train
+from adagrpo.pipeline.matching import matched_arm
+from adagrpo.trainer.pressure import mean_pressure
+
+EASY = {"objective": {"q_min": 0.0, "tau": 0.0, "pressure_steps": 2}}
+
+
+def arms(run: Path) -> dict[str, Any]:
+    return {path.parent.name: json.loads(path.read_text()) for path in (run / "train").glob("*/pressure.json")}
+
+
+def test_an_arm_is_trained_at_the_lambda_of_its_pressure(copied: Path, data: Path, world: Any) -> None:
+    pressed = {"objective": "mixture", "pressure": 0.5}
+    run: Run = world.run(copied, data, train={"arms": [{"objective": "nll"}, pressed]}, **EASY)
+    train(run)
+    (found,) = arms(copied).values()
+    assert found["pressure"] == 0.5 and found["steps"] == 2 == len(found["term_norms"])
+    assert found["lambda_"] == pytest.approx(0.5 / found["ratio"], rel=5e-4)
+    said = [json.loads(line)["event"] for line in run.path("events.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert sum(f"pressure 0.5 is lambda {found['lambda_']:g}" in event for event in said) == 1
+    # the same λ, written down, is the same arm
+    given = {"objective": "mixture", "name": "given", "lambda": found["lambda_"]}
+    train(world.run(copied, data, train={"arms": [given]}, **EASY))
+    weights = [
+        (copied / "train" / name / "final/model.safetensors").read_bytes() for name in ("mixture-pressure0.5", "given")
+    ]
+    assert weights[0] == weights[1]
+    evaluate(run, ["nll", "mixture-pressure0.5"])
+    stages = collect(run, ["nll", "mixture-pressure0.5"])["stages"]
+    entry = stages["mixture-pressure0.5"]
+    assert entry["lambda"] == found["lambda_"] and stages["nll"]["pressure"] is None
+    rows = [json.loads(line) for line in run.path("train/mixture-pressure0.5/steps.jsonl").read_text().splitlines()]
+    assert entry["pressure"] == mean_pressure(rows) > 0
+    rows = [json.loads(line) for line in run.path("results.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert {row["pressure"] for row in rows if row["arm"] == "mixture-pressure0.5"} == {entry["pressure"]}
+
+
+def test_a_matched_mixture_goes_by_the_lambda_that_was_used(copied: Path, data: Path, world: Any) -> None:
+    stages = {"adagrpo": {"lambda": 8.0, "admission": 0.25}}
+    run: Run = world.run(copied, data, objective={"pressure": 0.5})
+    assert matched_arm("mixture-matched", run, {"stages": stages}).lambda_ == 2.0
+
+
+def test_a_gate_that_admits_nothing_is_refused_in_one_line(copied: Path, data: Path, world: Any) -> None:
+    options = {"objective": {"tau": 1.5, "pressure_steps": 2}}
+    pressed = {"objective": "adagrpo", "pressure": 0.5}
+    with pytest.raises(UserError, match=r"objective\.pressure 0\.5: the reward term has no gradient in 2 steps"):
+        train(world.run(copied, data, train={"arms": [pressed]}, **options))

@@ -1,0 +1,111 @@
+"""A service in a thread, over a recommender that takes as long as a test says, and clients that know no library."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from http.client import HTTPConnection
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from adagrpo.serving import Query, Recommendations
+from adagrpo.serving.app import Application, Options
+from adagrpo.serving.draining import Server, listen
+from adagrpo.serving.limits import Limits
+from adagrpo.serving.served import Serving, Shelf
+
+ITEMS = 20
+VERSIONS = {"model": "m1", "catalog": "c1", "arm": "sft/best"}
+
+
+class Recommender:
+    """Recommends the items after the last of a history, and waits `seconds` for a batch."""
+
+    width, mask_history, reward = 10, False, None
+
+    def __init__(self) -> None:
+        self.item_ids = list(range(ITEMS))
+        self.catalog = SimpleNamespace(codes=torch.arange(ITEMS)[:, None])
+        self.seconds, self.batches = 0.0, list[int]()
+        self.go = threading.Event()
+        self.go.set()
+
+    def known(self, history: Sequence[Any]) -> tuple[list[int], list[Any]]:
+        rows = [(int(name) if str(name).isdigit() and int(name) < ITEMS else -1, name) for name in history]
+        return [item for item, _ in rows if item >= 0], [name for item, name in rows if item < 0]
+
+    def recommend(self, queries: Sequence[Query]) -> list[Recommendations]:
+        histories = [query.history for query in queries]
+        self.batches.append(len(histories))
+        time.sleep(self.seconds)
+        assert self.go.wait(10)
+        if any(ITEMS - 1 in history for history in histories):
+            raise RuntimeError(f"cannot bear {histories}")
+        lists = [[((history or [0])[-1] + place) % ITEMS for place in range(1, 11)] for history in histories]
+        found = [Recommendations(items, [-float(item) for item in items], [[i] for i in items]) for items in lists]
+        return [one if h else one._replace(source="popular") for one, h in zip(found, histories, strict=True)]
+
+
+class Service:
+    """The application at a port of its own."""
+
+    def __init__(self, options: Options, load: Callable[..., Serving] | None = None) -> None:
+        self.recommender = Recommender()
+        serving = Serving(self.recommender, {"name": "stub"}, VERSIONS)  # type: ignore[arg-type]
+        self.app = Application(Shelf(serving, load), options)
+        listener = listen("127.0.0.1", 0)
+        self.port = listener.getsockname()[1]
+        self.server = Server(self.app)
+        self.table = self.server.table
+        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listener]}, daemon=True)
+        self.thread.start()
+        while not self.server.started:
+            time.sleep(0.005)
+
+    def ask(self, path: str, body: Any = None, **headers: str) -> tuple[int, Any, dict[str, str]]:
+        """Status, content and headers of the answer to a GET, or with a body to a POST."""
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=10)
+        text = body if body is None or isinstance(body, str | bytes) else json.dumps(body)
+        known = {"content-type": "application/json"} | {
+            name.replace("_", "-"): value for name, value in headers.items()
+        }
+        connection.request("GET" if body is None else "POST", path, text, known)
+        response = connection.getresponse()
+        content = response.read()
+        connection.close()
+        kind = response.headers.get_content_type()
+        answer = json.loads(content) if kind == "application/json" else content.decode()
+        return response.status, answer, {name.lower(): value for name, value in response.getheaders()}
+
+    def raw(self, content: bytes = b"") -> socket.socket:
+        """A connection on which bytes were sent."""
+        client = socket.create_connection(("127.0.0.1", self.port), timeout=10)
+        client.sendall(content)
+        return client
+
+    def end(self) -> None:
+        self.recommender.go.set()
+        if self.thread.is_alive():
+            self.server.end()
+            self.thread.join(20)
+        assert not self.thread.is_alive()
+
+
+@pytest.fixture
+def stub() -> Iterator[Callable[..., Service]]:
+    """Makes services that end with the test."""
+    made: list[Service] = []
+
+    def make(options: Options | None = None, load: Callable[..., Serving] | None = None) -> Service:
+        made.append(Service(options or Options(limits=Limits(grace_seconds=0.0)), load))
+        return made[-1]
+
+    yield make
+    for service in made:
+        service.end()

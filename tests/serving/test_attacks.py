@@ -1,0 +1,234 @@
+"""What a client that means harm, or knows no better, can do: be refused, in one short line, and nothing else."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from adagrpo.serving.app import Options
+from adagrpo.serving.limits import Limits
+from adagrpo.serving.request_log import RequestLog
+
+QUICK = Limits(head_seconds=0.3, body_seconds=0.3, idle_seconds=0.5, write_seconds=0.5, grace_seconds=0.0)
+SECRET = "alice-7731"
+
+
+def read_all(client: socket.socket) -> bytes:
+    """What comes until the connection is closed."""
+    chunks = []
+    while chunk := client.recv(65536):
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def post(body: bytes, path: str = "/v1/recommend", extra: str = "") -> bytes:
+    head = f"POST {path} HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\n{extra}"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+BAD_BODIES = [
+    b'{"history": [NaN]}',
+    b'{"history": [Infinity]}',
+    b'{"history": [1], "k": 1e999}',
+    b'{"history": [1e999]}',
+    b'{"history": [-Infinity], "user_id": "%s"}' % SECRET.encode(),
+    b'{"history": ["\\ud800"]}',
+    b'{"history": ["\\udfff%s"]}' % SECRET.encode(),
+    b'{"history": ["\xff\xfe"]}',
+    b'{"history": [1], "user_id": ["%s"]}' % SECRET.encode(),
+    b'{"history": [1], "request_id": "%s!"}' % SECRET.encode(),
+    b'{"%s": 1, "history": [1]}' % SECRET.encode(),
+    b'{"history": "%s"}' % SECRET.encode(),
+    b'{"history": [true]}',
+    b'{"history": [null]}',
+    b'{"history": [1.5]}',
+    b'{"history": [1], "k": true, "k": {"%s": 1}}' % SECRET.encode(),
+    b'{"history": [%s]}' % (b"9" * 5000),
+    b'{"history": [1], "k": %s}' % (b"9" * 400),
+    b"[" * 10_000 + b"]" * 10_000,
+    b'{"history": ' + b"[" * 10_000 + b"]" * 10_000 + b"}",
+    b'{"a":' * 5000 + b"1" + b"}" * 5000,
+    b'{"history": [%s]}' % b",".join([b"7"] * 100_000),
+    b'{"history": [1], "exclude": [%s]}' % b",".join([b"7"] * 10_001),
+    b'{"requests": []}',
+    b'{"requests": [%s]}' % b",".join([b'{"history": [1]}'] * 65),
+    b'{"requests": [{"history": [1]}, {"history": ["%s"], "k": "x"}]}' % SECRET.encode(),
+    b'{"requests": [{"history": [1], "request_id": "a"}, {"history": [2], "request_id": "a"}]}',
+    b"null",
+    b"7",
+    b'"%s"' % SECRET.encode(),
+    b"[]",
+    b"{}",
+    b"",
+    b"\x00" * 100,
+    b'{"history": [1]}trailing %s' % SECRET.encode(),
+]
+
+
+@pytest.mark.parametrize("path", ["/v1/recommend", "/recommend", "/v1/feedback"])
+def test_bad_bodies_are_refused_in_one_short_line_without_what_they_held(stub: Callable[..., Any], path: str) -> None:
+    stream = io.StringIO()
+    service = stub(Options(log=RequestLog(1.0, stream)))
+    for body in BAD_BODIES:
+        status, answer, _ = service.ask(path, body)
+        assert status == 422, (body[:60], status, answer)
+        assert set(answer) == {"detail"} and len(answer["detail"]) < 200, answer
+        assert SECRET not in json.dumps(answer)
+    assert service.ask("/livez")[0] == 200
+    lines = stream.getvalue()
+    assert SECRET not in lines and "Traceback" not in lines and len(lines.splitlines()) == len(BAD_BODIES) + 1
+
+
+def test_a_large_body_is_refused_by_what_it_announces(stub: Callable[..., Any]) -> None:
+    service = stub()
+    client = service.raw(b"POST /recommend HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000\r\n\r\n")
+    assert client.recv(1000).startswith(b"HTTP/1.1 413 ")
+    client = service.raw(
+        b"POST /recommend HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 9999999\r\n\r\n"
+    )
+    assert client.recv(1000).startswith(b"HTTP/1.1 413 ")
+
+
+def test_ten_megabytes_that_are_sent_all_the_same_see_the_refusal(stub: Callable[..., Any]) -> None:
+    """The connection is not reset under the answer."""
+    service = stub()
+    for _ in range(3):
+        status, answer, headers = service.ask("/recommend", b" " * 10_000_000)
+        assert (status, headers["connection"]) == (413, "close") and "1,000,000 bytes" in answer["detail"]
+
+
+def test_a_chunked_body_without_end_is_cut_where_it_is_too_large(stub: Callable[..., Any]) -> None:
+    service = stub()
+    head = (
+        b"POST /recommend HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    client = service.raw(head)
+    sent = 0
+    try:
+        while sent < 50_000_000:
+            client.sendall(b"10000\r\n" + b" " * 65536 + b"\r\n")
+            sent += 65536
+    except OSError:
+        pass
+    assert sent < 50_000_000
+    assert b"HTTP/1.1 413 " in client.recv(1000)
+
+
+def test_slow_heads_and_stalled_bodies_get_408_and_idle_connections_are_closed(stub: Callable[..., Any]) -> None:
+    service = stub(Options(limits=QUICK))
+    silent = service.raw()
+    slow = service.raw(b"POST /recommend HTTP/1.1\r\nX-A: ")
+    half = service.raw(post(b"x" * 100)[:-50])
+    used = service.raw(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert used.recv(1000).startswith(b"HTTP/1.1 200 ")
+    started = time.monotonic()
+    for _ in range(2):  # a byte now and then does not help
+        time.sleep(0.1)
+        slow.sendall(b"T")
+        half.sendall(b"x")
+    assert read_all(slow).startswith(b"HTTP/1.1 408 ") and read_all(half).startswith(b"HTTP/1.1 408 ")
+    assert read_all(silent) == b"" and read_all(used) == b""
+    assert time.monotonic() - started < 5
+    assert service.table.timed_out == 2 and not service.table.open
+
+
+def test_a_large_head_gets_431(stub: Callable[..., Any]) -> None:
+    service = stub()
+    client = service.raw(b"GET /livez HTTP/1.1\r\n" + b"X-A: " + b"a" * 40_000)
+    assert read_all(client).startswith(b"HTTP/1.1 431 ")
+    whole = service.raw(b"GET /livez HTTP/1.1\r\n" + b"X-A: " + b"a" * 40_000 + b"\r\n\r\n")
+    assert whole.recv(100)[9:10] == b"4"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"GET\r\n\r\n",
+        b"GET * HTTP/1.1\r\n\r\n",
+        b"GET /\xff\xfe HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"CONNECT a:1 HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"POST /recommend HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+        b"POST /recommend HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999999999999999\r\n\r\n",
+        b"POST /recommend HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nx",
+        b"POST /recommend HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n",
+        b"GET /health HTTP/9.9\r\nHost: x\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    ],
+)
+def test_what_is_no_http_gets_a_4xx_and_the_connection_is_closed(stub: Callable[..., Any], content: bytes) -> None:
+    service = stub(Options(limits=QUICK))
+    answer = read_all(service.raw(content))
+    assert answer.startswith(b"HTTP/1.1 4"), answer
+    assert service.ask("/livez")[0] == 200
+
+
+def test_an_upgrade_is_answered_as_if_it_were_none(stub: Callable[..., Any]) -> None:
+    service = stub()
+    client = service.raw(b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+    assert read_all(client).startswith(b"HTTP/1.1 200 ")
+
+
+def test_requests_one_after_the_other_without_waiting_are_all_answered(stub: Callable[..., Any]) -> None:
+    service = stub()
+    client = service.raw(post(b'{"history": [1], "k": 1}') * 5 + b"GET /livez HTTP/1.1\r\nConnection: close\r\n\r\n")
+    assert read_all(client).count(b"HTTP/1.1 200 ") == 6
+
+
+def test_connections_are_bounded_and_the_idlest_makes_room(stub: Callable[..., Any]) -> None:
+    service = stub(Options(limits=Limits(connections=4, grace_seconds=0.0)))
+    idle = []
+    for _ in range(4):
+        idle.append(service.raw(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"))
+        assert idle[-1].recv(1000).startswith(b"HTTP/1.1 200 ")
+        time.sleep(0.01)
+    assert service.ask("/livez")[0] == 200  # in the place of the first
+    assert idle[0].recv(1) == b""
+    half = [service.raw(post(b"x" * 10)[:-5]) for _ in range(4)]  # these are not idle
+    time.sleep(0.1)
+    status, answer, headers = service.ask("/livez")
+    assert (status, headers["retry-after"]) == (503, "1") and "connections" in answer["detail"]
+    assert len(service.table.open) == 4 == len(half)
+
+
+def test_a_defect_is_told_as_one_and_logged_without_what_was_asked(
+    stub: Callable[..., Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    service = stub()
+    status, answer, _ = service.ask("/v1/recommend", {"history": [19], "user_id": SECRET})
+    assert status == 500 and answer == {"detail": "a defect of the service; it was logged"}
+    assert service.ask("/v1/recommend", {"history": [1]})[0] == 200
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    assert [line["event"] for line in lines] == ["defect", "request"]
+    assert lines[0]["type"] == "RuntimeError" and "bear" not in json.dumps(lines) and SECRET not in json.dumps(lines)
+
+
+def test_paths_methods_and_types_that_are_not_there(stub: Callable[..., Any]) -> None:
+    service = stub()
+    assert service.ask(f"/{SECRET}") == (404, {"detail": "no such route"}, service.ask("/nothing")[2])
+    assert service.ask("/recommend")[0] == 405 and service.ask("/livez", {})[0] == 405
+    assert service.ask("/v1/items/%F0%28%8C%28")[0] == 404 and service.ask("/v1/items/" + "9" * 5000)[0] == 404
+    status, answer, _ = service.ask("/recommend", "history=1", content_type="application/x-www-form-urlencoded")
+    assert status == 415 and "application/json" in answer["detail"]
+
+
+def test_random_bytes_put_into_requests_never_make_a_5xx_or_a_hang(stub: Callable[..., Any]) -> None:
+    """A short version of row 10 of docs/reliability.md."""
+    service = stub(Options(limits=QUICK))
+    draw = random.Random(0)
+    whole = post(b'{"history": [1, "2"], "k": 3, "exclude": [4], "user_id": "%s"}' % SECRET.encode())
+    for _ in range(300):
+        content = bytearray(whole)
+        for _ in range(draw.randint(1, 8)):
+            content[draw.randrange(len(content))] = draw.randrange(256)
+        client = service.raw(bytes(content) + b"GET /livez HTTP/1.1\r\nConnection: close\r\n\r\n")
+        answer = read_all(client)
+        assert b"HTTP/1.1 5" not in answer and SECRET.encode() not in answer
+    assert service.app.line.waiting == 0

@@ -1,0 +1,132 @@
+"""Filters of requests to masks: what they mean, what is kept of them, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+
+from adagrpo.data.groups import ItemGroups
+from adagrpo.errors import UserError
+from adagrpo.semantic_ids.trie import Trie
+from adagrpo.serving.eligibility import Eligibility, Narrowing, parse_filter, why_short
+
+CATEGORIES = ("toys", "games", "books")
+ITEMS = 600
+
+
+def item_groups() -> ItemGroups:
+    """Item `i` is of category `i % 3` and brand `i % 7`, and in stock where it is even."""
+    stock = ("true", "false")
+    listed = [[f"category={CATEGORIES[i % 3]}", f"brand={i % 7}", f"in_stock={stock[i % 2]}"] for i in range(ITEMS)]
+    return ItemGroups(pl.DataFrame({"item": range(ITEMS), "groups": listed}))
+
+
+def eligibility(**options: object) -> Eligibility:
+    space = torch.cartesian_prod(torch.arange(10), torch.arange(10), torch.arange(10))
+    trie = Trie.build(space[torch.randperm(1000, generator=torch.Generator().manual_seed(0))[:ITEMS]], (10, 10, 10))
+
+    def known(ids):  # type: ignore[no-untyped-def]
+        return [int(name) for name in ids if str(name).isdigit() and int(name) < ITEMS], []
+
+    return Eligibility(trie, item_groups, known, **options)  # type: ignore[arg-type]
+
+
+def left(narrowing: Narrowing) -> set[int]:
+    assert narrowing.eligible is None or not narrowing.without
+    kept = range(ITEMS) if narrowing.eligible is None else narrowing.eligible.items.nonzero().squeeze(1).tolist()
+    result = set(kept) - set(narrowing.without)
+    assert narrowing.left == len(result)
+    return result
+
+
+def test_include_needs_every_column_and_exclude_any() -> None:
+    resolve, every = eligibility().resolve, set(range(ITEMS))
+    assert left(resolve()) == every and resolve().eligible is None
+    assert left(resolve({"category": "toys"})) == {i for i in every if i % 3 == 0}
+    stocked = {i for i in every if i % 3 != 1 and i % 2 == 0}
+    assert left(resolve({"category": ["toys", "books"], "in_stock": True})) == stocked
+    assert left(resolve(None, {"category": "toys", "brand": [3, "5"]})) == {
+        i for i in every if i % 3 != 0 and i % 7 not in (3, 5)
+    }
+    assert left(resolve({"brand": 1}, {"item_id": [8, "1", 2]})) == {i for i in every if i % 7 == 1} - {1, 8}
+    assert left(resolve([5, "7", "gone"])) == {5, 7} and left(resolve([5, 7], {"brand": 5})) == {7}
+    assert left(resolve({"category": []})) == left(resolve([])) == left(resolve({"item_id": ["gone"]})) == set()
+    assert left(resolve({"category": list(CATEGORIES)})) == every
+
+
+def test_a_few_single_items_need_no_mask_and_many_share_one() -> None:
+    made = eligibility()
+    few = made.resolve(None, ["9", 4, 4, "gone"])
+    assert few == Narrowing((4, 9), None, ITEMS - 2) and made.kept == 0
+    many = made.resolve(None, list(range(400)))
+    assert many.without == () and left(many) == set(range(400, ITEMS)) and made.kept == 1
+
+
+def test_a_mask_is_made_once_for_a_filter_however_it_is_written() -> None:
+    made = eligibility()
+    first = made.resolve({"category": ["toys", "games"], "in_stock": True}, {"brand": 3})
+    again = made.resolve({"in_stock": [True], "category": ["games", "toys", "toys"]}, {"brand": ["3"]})
+    assert again.eligible is first.eligible and made.kept == 1
+    assert made.resolve({"brand": "1"}).eligible is made.resolve({"brand": 1}).eligible
+    table = ItemGroups(pl.DataFrame({"item": [0, 1], "groups": [["b=1"], ["b=true"]]}))
+    two = Eligibility(Trie.build(torch.tensor([[0], [1]]), (2,)), lambda: table, lambda ids: ([], []))
+    assert [two.resolve({"b": value}).eligible.items.tolist() for value in (1, True)] == [[True, False], [False, True]]
+
+
+def test_the_masks_that_were_used_last_are_kept_within_the_room() -> None:
+    size = eligibility().resolve({"brand": 1}).eligible.memory
+    made = eligibility(memory=3 * size)
+    masks = [made.resolve({"brand": brand}).eligible for brand in range(3)]
+    assert made.kept == 3 and made.resolve({"brand": 0}).eligible is masks[0]
+    made.resolve({"brand": 4})  # in the place of 1, which was not used since
+    assert made.kept == 3 and made.resolve({"brand": 0}).eligible is masks[0]
+    assert made.resolve({"brand": 1}).eligible is not masks[1]
+    narrow = eligibility(memory=0)
+    assert narrow.resolve({"brand": 1}).left == 86 and narrow.kept == 1
+
+
+def test_what_may_be_listed_at_all_holds_for_every_request() -> None:
+    within = torch.arange(ITEMS) < 100
+    made = eligibility(within=within)
+    assert left(made.resolve()) == set(range(100))
+    assert left(made.resolve(None, [4])) == set(range(100)) - {4}
+    assert left(made.resolve({"brand": 0})) == set(range(0, 100, 7))
+
+
+@pytest.mark.parametrize(
+    ("include", "exclude", "said"),
+    [
+        ({"categry": "toys"}, None, r"^include.categry: the items have no group 'categry'; did you mean 'category'\?$"),
+        ({"category": "toyz"}, None, r"^include.category: no item has the value 'toyz'; did you mean 'toys'\?$"),
+        (None, {"brand": [1, 99]}, r"^exclude.brand: no item has the value '99'; known: 0, 1, 2, 3, 4, 5, 6$"),
+        (None, {"nothing": []}, r"^exclude.nothing: the items have no group"),
+        ("toys", None, r"^include: is 'toys'; give item ids, or columns such as"),
+        ({"category": [1.5]}, None, r"^include.category: 1.5 is no text, whole number, true or false$"),
+        (None, [None], r"^exclude: None is no text"),
+    ],
+)
+def test_what_the_items_do_not_have_is_refused_by_name(include: object, exclude: object, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        eligibility().resolve(include, exclude)  # type: ignore[arg-type]
+
+
+def test_why_a_list_is_short() -> None:
+    assert why_short(Narrowing((), None, 7), 5, 5) is None
+    assert why_short(Narrowing((), None, 0), 5, 0) == "no item is eligible"
+    assert why_short(Narrowing((), None, 9), 5, 4) == "only 4 eligible items are left"
+
+
+def test_filters_of_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "ids.txt").write_text("17\n\n a1 \n")
+    (tmp_path / "filter.json").write_text('{"in_stock": true, "category": ["toys"]}')
+    words = ["category=books", str(tmp_path / "filter.json"), str(tmp_path / "ids.txt")]
+    expected = {"category": ["books", "toys"], "in_stock": [True], "item_id": ["17", "a1"]}
+    assert parse_filter(words, "--include") == expected and parse_filter([], "--include") is None
+    with pytest.raises(UserError, match=r"^--include gone.txt: is no column=value and no readable file"):
+        parse_filter(["gone.txt"], "--include")
+    (tmp_path / "bad.json").write_text("{")
+    with pytest.raises(UserError, match=r"^--exclude .*bad.json: is no JSON"):
+        parse_filter([str(tmp_path / "bad.json")], "--exclude")

@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from adagrpo.errors import UserError
+from adagrpo.serving import exposure_database, exposure_parts
+from adagrpo.serving.exposure_log import Exposure, Feedback, FeedbackCounts, SinkFailed
+from adagrpo.serving.exposure_parts import parts_of, read_parts, rotate
+from adagrpo.serving.exposure_store import LocalExposureLog
+
+
+def row(request: str, **more: object) -> Exposure:
+    given = {"request_id": request, "time": 1000.0, "slate": (3, "x"), "arm": "nll"}
+    return Exposure(**(given | {"model_version": "m1", "catalog_version": "c1", "user_hash": "u"} | more))
+
+
+def click(request: str, item: int | str = 3, kind: str = "click") -> Feedback:
+    return Feedback(request_id=request, item=item, kind=kind, time=1001.0)
+
+
+def ids(directory: Path) -> list[str]:
+    """Request ids of all parts, once everything is in one."""
+    rotate(directory)
+    return read_parts(parts_of(directory))[0]["request_id"].to_list()
+
+
+def test_a_row_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    log = LocalExposureLog(tmp_path / "log")
+    sampled = row(
+        "b", log_propensities=(-0.1, -2.5), log_inclusions=(-0.05, -1.0), temperature=0.5, seed=7, positions=(4, 5)
+    )
+    assert log.write([row("a"), sampled]) == [row("a"), sampled]
+    log.close()
+    rotate(tmp_path / "log")
+    exposures, feedback = read_parts(parts_of(tmp_path / "log"))
+    first, second = exposures.to_dicts()
+    assert first["slate"] == ["3", "x"] and first["positions"] == [0, 1] and first["log_propensities"] is None
+    assert second["log_propensities"] == [-0.1, -2.5] and second["log_inclusions"] == [-0.05, -1.0]
+    assert (second["positions"], second["temperature"], second["seed"]) == ([4, 5], 0.5, 7)
+    assert len(feedback) == 0
+
+
+def test_a_retry_gets_the_row_on_record_and_writes_none(tmp_path: Path) -> None:
+    log = LocalExposureLog(tmp_path / "log")
+    first = row("a", slate=(1, 2))
+    assert log.write([first, row("a", slate=(9,))]) == [first, first]
+    assert log.write([row("a", slate=(9,))]) == [first]
+    log.rotate()
+    assert log.write([row("a", slate=(9,))]) == [first]  # also after it is in a part
+    log.close()
+    assert ids(tmp_path / "log") == ["a"]
+
+
+def test_beyond_what_is_remembered_a_retry_is_written_again(tmp_path: Path) -> None:
+    log = LocalExposureLog(tmp_path / "log", remembered=1)
+    log.write([row("a"), row("b")])
+    log.rotate()
+    again = row("a", slate=(9,))
+    assert log.write([again]) == [again]
+    log.close()
+    assert ids(tmp_path / "log") == ["a", "b", "a"]
+
+
+def test_feedback_counts_once_and_says_what_is_unknown(tmp_path: Path) -> None:
+    log = LocalExposureLog(tmp_path / "log")
+    log.write([row("a")])
+    assert log.feedback([click("a"), click("a"), click("a", "3")]) == FeedbackCounts(1, 2, 0)  # 3 and "3" are one item
+    assert log.feedback([click("a", kind="purchase"), click("a", 77), click("z")]) == FeedbackCounts(3, 0, 2)
+    assert log.feedback([click("a")]) == FeedbackCounts(0, 1, 0)
+    log.close()
+    rotate(tmp_path / "log")
+    assert len(read_parts(parts_of(tmp_path / "log"))[1]) == 4
+
+
+def test_callers_at_once_share_commits_and_each_id_has_one_row(tmp_path: Path) -> None:
+    log = LocalExposureLog(tmp_path / "log", rotate_rows=150)
+    commits = []
+    inner = log._commits._work
+    log._commits._work = lambda calls: commits.append(len(calls)) or inner(calls)
+    with ThreadPoolExecutor(16) as pool:
+        recorded = list(pool.map(lambda number: log.write([row(f"r{number % 500}", slate=(number,))]), range(1000)))
+    log.close()
+    assert max(commits) > 1 and sum(commits) == 1000
+    by_id = {}
+    for (answer,) in recorded:  # whoever asked for an id was given the same slate
+        assert by_id.setdefault(answer.request_id, answer.slate) == answer.slate
+    assert sorted(ids(tmp_path / "log")) == sorted(f"r{number}" for number in range(500))
+    assert len(parts_of(tmp_path / "log")) > 1
+
+
+def test_two_logs_of_one_folder_write_beside_each_other(tmp_path: Path) -> None:
+    logs = [LocalExposureLog(tmp_path / "log", rotate_rows=40) for _ in range(2)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda number: logs[number % 2].write([row(f"r{number // 2}")]), range(200)))
+    for log in logs:
+        log.close()
+    assert sorted(ids(tmp_path / "log")) == sorted(f"r{number}" for number in range(100))
+
+
+@pytest.mark.parametrize("moment", ["before", "written", "published"])
+def test_a_part_that_was_cut_off_is_finished_and_no_row_is_lost_or_doubled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    log = LocalExposureLog(tmp_path / "log")
+    log.write([row("a"), row("b")])
+    log.feedback([click("a")])
+
+    def cut(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    name = {"before": "_exposure_table", "written": "publish", "published": "finish_part"}[moment]
+    with monkeypatch.context() as patched:
+        patched.setattr(exposure_parts, name, cut)
+        with pytest.raises(KeyboardInterrupt):
+            log.rotate()
+    log.write([row("c")])
+    assert log.rotate() == [1, 2]
+    log.close()
+    assert [part.name for part in parts_of(tmp_path / "log")] == ["000001", "000002"]
+    exposures, feedback = read_parts(parts_of(tmp_path / "log"))
+    assert exposures["request_id"].to_list() == ["a", "b", "c"] and len(feedback) == 1
+    assert not list((tmp_path / "log" / "parts").glob(".*"))
+
+
+def test_a_bad_row_is_refused_alone(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="surrogate"):
+        row("\ud800")
+    with pytest.raises(ValueError, match="log_propensities has 1 values, the slate 2 items"):
+        row("a", log_propensities=(0.1,))
+    with pytest.raises(ValueError, match="not finite"):
+        row("a", log_inclusions=(0.0, float("-inf")))
+    with pytest.raises(ValueError, match="not finite"):
+        replace(click("a"), value=float("nan"))
+    log = LocalExposureLog(tmp_path / "log")
+    with pytest.raises(ValueError):
+        log.write([row("a"), row("b", latency_ms=float("nan"))])
+    log.close()
+    assert ids(tmp_path / "log") == []
+
+
+def test_what_the_disk_refuses_is_not_logged(tmp_path: Path) -> None:
+    log = LocalExposureLog(tmp_path / "log")
+    log.write([row("a")])
+    pages = log._connection.execute("PRAGMA page_count").fetchone()[0]
+    log._connection.execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(SinkFailed, match=r"open\.sqlite: database or disk is full"):
+        log.write([row(f"{number:050d}", slate=tuple(range(100))) for number in range(100)])
+    log._connection.execute("PRAGMA max_page_count = 1000000")
+    log.write([row("b")])
+    log.close()
+    assert ids(tmp_path / "log") == ["a", "b"]
+
+
+def test_rows_are_rotated_by_number_and_by_time(tmp_path: Path) -> None:
+    made = threading.Event()
+    log = LocalExposureLog(tmp_path / "log", rotate_rows=3, rotate_seconds=60)
+    log.write([row("a"), row("b"), row("c")])
+    timed = LocalExposureLog(tmp_path / "timed", rotate_seconds=0.05)
+    timed.write([row("a")])
+    for _ in range(200):
+        if parts_of(tmp_path / "log") and parts_of(tmp_path / "timed"):
+            break
+        made.wait(0.02)
+    log.close()
+    timed.close()
+    assert len(parts_of(tmp_path / "log")) == 1 and len(parts_of(tmp_path / "timed")) == 1
+
+
+def test_old_parts_go_when_there_are_too_many_bytes(tmp_path: Path) -> None:
+    log = LocalExposureLog(tmp_path / "log", most_bytes=1)
+    for name in "abc":
+        log.write([row(name)])
+        log.rotate()
+    log.close()
+    assert [part.name for part in parts_of(tmp_path / "log")] == ["000003"]
+
+
+def test_rows_of_published_parts_leave_the_database(tmp_path: Path) -> None:
+    log = LocalExposureLog(tmp_path / "log", remembered=2)
+    log.write([row(str(number)) for number in range(10)])
+    log.rotate()
+    left = [number for (number,) in log._connection.execute("SELECT number FROM exposures ORDER BY number")]
+    log.close()
+    assert left == [9, 10]
+
+
+def test_a_folder_of_somebody_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match="not empty and no exposure log"):
+        LocalExposureLog(tmp_path)
+    assert exposure_database.OPEN not in {path.name for path in tmp_path.iterdir()}
+
+
+def test_the_python_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = Path(__file__).parents[2] / "docs" / "how-to" / "exposure-log.md"
+    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, str(page), "exec"), {})
+    assert ids(tmp_path / "exposures") == ["r1"]

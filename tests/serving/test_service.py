@@ -1,0 +1,409 @@
+"""What the service promises to those who run it: tokens, deadlines, exchange under load, an end without loss."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adagrpo.errors import UserError
+from adagrpo.serving.app import Options
+from adagrpo.serving.bearer import Bearers, check_exposed, read_tokens
+from adagrpo.serving.draining import hold_off, listen
+from adagrpo.serving.exposure_log import SinkFailed
+from adagrpo.serving.exposure_parts import parts_of, read_parts, rotate
+from adagrpo.serving.exposure_store import LocalExposureLog
+from adagrpo.serving.limits import Limits
+from adagrpo.serving.request_log import RequestLog
+from adagrpo.serving.served import Serving
+from adagrpo.serving.user_hash import UserHash, read_key
+
+TOKEN = "0123456789abcdef"
+OLD = Limits(grace_seconds=0.0)
+
+
+def bearer(token: str = TOKEN) -> dict[str, str]:
+    return {"authorization": f"Bearer {token}"}
+
+
+# ---------------------------------------------------------------- requests and answers
+
+
+def test_one_request_and_a_batch_get_the_same_lists_with_ids_and_versions(stub: Callable[..., Any]) -> None:
+    service = stub()
+    status, one, _ = service.ask("/v1/recommend", {"history": [1, "2", "x"], "k": 2, "request_id": "r-1"})
+    assert status == 200 and one == {
+        "request_id": "r-1",
+        "items": [3, 4],
+        "scores": [-3.0, -4.0],
+        "codes": [[3], [4]],
+        "source": "policy",
+        "reranked": False,
+        "repeated": False,
+        "unknown": ["x"],
+        "versions": {"model": "m1", "catalog": "c1", "arm": "sft/best"},
+    }
+    status, batch, _ = service.ask(
+        "/v1/recommend", {"requests": [{"history": [2], "k": 2}, {"history": ["x"], "k": 1}]}
+    )
+    first, second = batch["responses"]
+    assert (first["items"], second["items"], second["source"]) == ([3, 4], [1], "popular")
+    assert re.fullmatch(r"[0-9a-f]{32}", first["request_id"]) and second["request_id"] == first["request_id"] + ".1"
+
+
+def test_items_health_and_the_pages_of_the_api(stub: Callable[..., Any]) -> None:
+    service = stub()
+    assert service.ask("/v1/items/7")[:2] == (200, {"item_id": 7, "codes": [7], "catalog": "c1"})
+    assert service.ask("/v1/items/99")[0] == 404
+    assert service.ask("/health")[1] == {"status": "ok", "name": "stub"}
+    paths = service.ask("/openapi.json")[1]["paths"]
+    page = service.ask("/docs")[1]
+    assert {"/recommend", "/v1/recommend", "/v1/feedback", "/v1/items/{item_id}", "/readyz"} < set(paths)
+    assert all(f"<code>{method.upper()} {path}</code>" in page for path, methods in paths.items() for method in methods)
+    assert "http://" not in page and "https://" not in page and "<script" not in page
+
+
+def test_metrics_count_what_was_asked(stub: Callable[..., Any]) -> None:
+    service = stub()
+    service.ask("/v1/recommend", {"history": [1]})
+    service.ask("/v1/recommend", {"history": []}, authorization="x")
+    service.ask("/v1/recommend", "{")
+    service.ask("/v1/items/nobody-7731")
+    text = service.ask("/metrics")[1]
+    assert 'adagrpo_requests_total{route="/v1/recommend",status="200"} 2.0' in text
+    assert 'adagrpo_requests_total{route="/v1/recommend",status="422"} 1.0' in text
+    assert 'adagrpo_requests_total{route="/v1/items/{id}",status="404"} 1.0' in text and "7731" not in text
+    assert 'adagrpo_version{arm="sft/best",catalog="c1",model="m1"} 1.0' in text
+    assert "adagrpo_list_length_count 2.0" in text and "adagrpo_batch_size_sum 2.0" in text
+
+
+def test_a_log_of_requests_has_hashes_of_users_and_no_ids(stub: Callable[..., Any]) -> None:
+    stream = io.StringIO()
+    hashed = UserHash(b"k" * 32)
+    service = stub(Options(limits=OLD, log=RequestLog(1.0, stream), user_hash=hashed))
+    service.ask("/v1/recommend", {"history": [17], "user_id": "alice", "request_id": "r"})
+    line = json.loads(stream.getvalue())
+    assert (line["status"], line["route"], line["request_id"], line["lists"]) == (200, "/v1/recommend", "r", 1)
+    assert (
+        line["user"] == hashed("alice")
+        and "alice" not in stream.getvalue()
+        and "17" not in json.dumps(line["user"][:0])
+    )
+    assert line["versions"]["model"] == "m1" and line["ms"] >= 0
+
+
+# ---------------------------------------------------------------- exposures
+
+
+def test_each_list_has_a_row_before_it_is_sent_and_feedback_counts_once(
+    stub: Callable[..., Any], tmp_path: Path
+) -> None:
+    log = LocalExposureLog(tmp_path / "log")
+    hashed = UserHash(b"k" * 32)
+    service = stub(Options(limits=OLD, exposures=log, user_hash=hashed))
+    body = {"history": [3], "k": 2, "user_id": "alice", "request_id": "r"}
+    first = service.ask("/v1/recommend", body)[1]
+    assert (first["items"], first["repeated"]) == ([4, 5], False)
+    again = service.ask("/v1/recommend", body | {"history": [7]})[1]  # the same id: the list that was shown
+    assert (again["items"], again["repeated"], again["codes"], again["scores"]) == ([4, 5], True, [[4], [5]], [])
+    assert service.ask("/v1/recommend", {"requests": [{"history": [1]}] * 3})[0] == 200
+    name = service.ask("/recommend", {"history": [1]})[2]["x-request-id"]
+    events = [
+        {"request_id": name, "item_id": 2, "kind": "click"},
+        {"request_id": "r", "item_id": 4, "kind": "dwell", "value": 9},
+    ]
+    assert service.ask("/v1/feedback", {"events": events})[1] == {"accepted": 2, "duplicates": 0, "unknown": 0}
+    assert service.ask("/v1/feedback", events[0])[1] == {"accepted": 0, "duplicates": 1, "unknown": 0}
+    assert service.ask("/v1/feedback", {"request_id": "none", "item_id": 4, "kind": "click"})[1]["unknown"] == 1
+    service.end()
+    rotate(tmp_path / "log")
+    exposures, feedback = read_parts(parts_of(tmp_path / "log"))
+    rows = {row["request_id"]: row for row in exposures.to_dicts()}
+    assert len(rows) == len(exposures) == 5 and len(feedback) == 3
+    assert (rows["r"]["slate"], rows["r"]["user_hash"]) == (["4", "5"], hashed("alice"))
+    assert (rows["r"]["model_version"], rows["r"]["arm"], rows[name]["user_hash"]) == ("m1", "sft/best", None)
+    assert rows["r"]["latency_ms"] > 0 and "alice" not in str(rows)
+
+
+def test_without_a_log_feedback_is_refused_and_what_cannot_be_logged_is_not_sent(stub: Callable[..., Any]) -> None:
+    event = {"request_id": "r", "item_id": 4, "kind": "click"}
+    assert stub().ask("/v1/feedback", event)[0] == 409
+
+    class Full:
+        def write(self, rows: Any) -> Any:
+            raise SinkFailed("disk full: /secret/place")
+
+        feedback = write
+
+        def close(self) -> None:
+            pass
+
+    service = stub(Options(limits=OLD, exposures=Full()))
+    for path, body in (("/v1/recommend", {"history": [1]}), ("/recommend", {"history": [1]}), ("/v1/feedback", event)):
+        status, answer, headers = service.ask(path, body)
+        assert (status, headers["retry-after"]) == (503, "1") and "secret" not in answer["detail"]
+
+
+# ---------------------------------------------------------------- tokens and keys
+
+
+def test_with_a_token_every_route_but_two_needs_it(stub: Callable[..., Any]) -> None:
+    """The short version of row 14 of docs/reliability.md."""
+    service = stub(Options(limits=OLD, bearers=Bearers([TOKEN, TOKEN[::-1]])))
+    paths = {route.path: route.methods for route in service.app.api.routes}
+    assert len(paths) >= 11
+    for path, methods in paths.items():
+        path = path.replace("{item_id}", "7")
+        for method in methods:
+            body = {"history": [1]} if method == "POST" else None
+            status, _, headers = service.ask(path, body)
+            if path in ("/livez", "/readyz"):
+                assert status == 200
+                continue
+            assert (status, headers["www-authenticate"]) == (401, "Bearer"), path
+            for wrong in (TOKEN[:-1], TOKEN + "x", "", "é"):
+                assert (
+                    service.ask(path, body, **{"authorization": f"Bearer {wrong}".encode().decode("latin1")})[0] == 401
+                )
+            assert service.ask(path, body, authorization=f"Basic {TOKEN}")[0] == 401
+            assert (
+                service.ask(path, body, **bearer())[0] != 401
+                and service.ask(path, body, **bearer(TOKEN[::-1]))[0] != 401
+            )
+    assert service.ask("/nothing")[0] == 401  # nor does it say which routes there are
+
+
+def test_tokens_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = []
+    monkeypatch.setattr("hmac.compare_digest", lambda a, b: compared.append((len(a), len(b))) or a == b)
+    assert Bearers([TOKEN, "f" * 40]).admit(f"Bearer {TOKEN}".encode())
+    assert compared == [(32, 32), (32, 32)]  # all of them, whatever the first says
+
+
+def test_tokens_come_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "tokens"
+    file.write_text(f"# of the shop\n{TOKEN}\n\n")
+    assert read_tokens(file).admit(b"bearer " + TOKEN.encode())
+    monkeypatch.setenv("ADAGRPO_TOKENS", f"{TOKEN}, {'f' * 20}")
+    assert read_tokens(None).admit(b"Bearer " + b"f" * 20)
+    file.write_text("short\n")
+    with pytest.raises(UserError, match="token 1 has 5 characters") as error:
+        read_tokens(file)
+    assert "short" not in str(error.value)
+    file.write_text("\n")
+    with pytest.raises(UserError, match="holds no token"):
+        read_tokens(file)
+    with pytest.raises(UserError, match="No such file"):
+        read_tokens(tmp_path / "none")
+
+
+def test_an_address_that_others_can_reach_needs_a_token_or_a_word() -> None:
+    for host in ("0.0.0.0", "::", "10.0.0.1", "shop.example"):
+        with pytest.raises(UserError, match="--without-token"):
+            check_exposed(host, Bearers(), False)
+        check_exposed(host, Bearers([TOKEN]), False)
+        check_exposed(host, Bearers(), True)
+    check_exposed("127.0.0.1", Bearers(), False)
+
+
+def test_a_key_for_user_ids_is_made_once_and_kept_from_others(tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    first = read_key(file)("alice")
+    assert file.stat().st_mode & 0o777 == 0o600 and read_key(file)("alice") == first
+    assert re.fullmatch("[0-9a-f]{32}", first) and read_key(None)("alice") != first and read_key(file)("bob") != first
+    assert read_key(file)(7) == read_key(file)("7")
+    file.chmod(0o644)
+    with pytest.raises(UserError, match="others may read it"):
+        read_key(file)
+    file.chmod(0o600)
+    file.write_text("short")
+    with pytest.raises(UserError, match="at least 16"):
+        read_key(file)
+    with pytest.raises(UserError, match="user-key-file"):
+        read_key(tmp_path / "no" / "key")
+
+
+# ---------------------------------------------------------------- load
+
+
+def test_what_would_come_too_late_is_turned_away_at_once_and_the_rest_is_answered(stub: Callable[..., Any]) -> None:
+    """The short version of row 11: a burst of four times what can be answered by the deadline."""
+    service = stub(Options(limits=Limits(deadline_seconds=0.4, grace_seconds=0.0)))
+    service.recommender.seconds = 0.05
+    service.app.line._most = 4  # 80 requests a second, about 32 by the deadline
+    for _ in range(20):
+        service.ask("/v1/recommend", {"requests": [{"history": [1]}] * 4})  # the rate is learnt
+
+    def timed(_: int) -> tuple[int, float, dict[str, str]]:
+        started = time.monotonic()
+        status, _, headers = service.ask("/v1/recommend", {"history": [1]})
+        return status, time.monotonic() - started, headers
+
+    with ThreadPoolExecutor(128) as pool:
+        results = list(pool.map(timed, range(128)))
+    good = [seconds for status, seconds, _ in results if status == 200]
+    refused = [(seconds, headers) for status, seconds, headers in results if status == 503]
+    assert len(good) + len(refused) == 128 and len(good) >= 16 and len(refused) >= 40
+    assert all(int(headers["retry-after"]) >= 1 for _, headers in refused)
+    assert max(good) < 1.5
+
+
+def test_no_work_is_done_for_clients_that_left_or_whose_time_is_over(stub: Callable[..., Any]) -> None:
+    service = stub(Options(limits=Limits(deadline_seconds=0.3, grace_seconds=0.0)))
+    service.recommender.go.clear()
+    body = b'{"history": [1]}'
+    request = b"POST /v1/recommend HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: 16\r\n\r\n" + body
+    held = service.raw(request)  # in hand
+    until(lambda: service.recommender.batches == [1])
+    left = [service.raw(request) for _ in range(3)]
+    until(lambda: service.app.line.waiting == 4)
+    for client in left:
+        client.close()
+    late = service.raw(request)
+    until(lambda: len(service.table.open) == 2 and service.app.line.waiting == 5)
+    time.sleep(0.35)
+    fresh = service.raw(request)
+    until(lambda: service.app.line.waiting == 6)
+    service.recommender.go.set()
+    assert held.recv(100).startswith(b"HTTP/1.1 200 ") and fresh.recv(100).startswith(b"HTTP/1.1 200 ")
+    answer = late.recv(1000)
+    assert answer.startswith(b"HTTP/1.1 503 ") and b"retry-after: " in answer
+    assert service.recommender.batches == [1, 1] and service.app.line.given_up == 4
+
+
+def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+# ---------------------------------------------------------------- exchange
+
+
+def test_another_model_is_served_under_load_and_a_broken_one_is_not(stub: Callable[..., Any]) -> None:
+    """The short version of row 13: each answer is of one version, the one that its list is of."""
+    made = []
+
+    def load(**wanted: str) -> Serving:
+        if wanted.get("arm") == "broken":
+            raise UserError("model.safetensors: content differs from the manifest")
+        recommender = type(service.recommender)()
+        shift = len(made) + 2
+        whole = recommender.recommend
+        recommender.recommend = lambda queries: [  # type: ignore[method-assign]
+            one._replace(scores=[float(shift)] * len(one.items)) for one in whole(queries)
+        ]
+        made.append(Serving(recommender, {"name": "stub"}, {"model": f"m{shift}", "catalog": "c1", "arm": "x"}))
+        return made[-1]
+
+    service = stub(Options(limits=OLD, bearers=Bearers([TOKEN])), load)
+    stop, wrong, seen = threading.Event(), [], set[str]()
+
+    def client() -> None:
+        while not stop.is_set():
+            status, answer, _ = service.ask("/v1/recommend", {"requests": [{"history": [3]}] * 3}, **bearer())
+            versions = {one["versions"]["model"] for one in answer["responses"]}
+            scores = {score for one in answer["responses"] for score in one["scores"]}
+            seen.update(versions)
+            expected = {float(version[1:]) for version in versions if version != "m1"}
+            if status != 200 or len(versions) != 1 or (expected and scores != expected):
+                wrong.append(answer)
+
+    clients = [threading.Thread(target=client) for _ in range(4)]
+    for one in clients:
+        one.start()
+    for turn in range(8):
+        arm = "broken" if turn == 4 else "x"
+        status, answer, _ = service.ask("/v1/admin/reload", {"arm": arm}, **bearer())
+        assert status == (409 if arm == "broken" else 200)
+        assert ("kept what was served: model.safetensors" in answer.get("detail", "")) == (arm == "broken")
+        time.sleep(0.02)
+    stop.set()
+    for one in clients:
+        one.join()
+    assert not wrong and len(seen) >= 4
+    assert service.ask("/v1/recommend", {"history": [3]}, **bearer())[1]["versions"]["model"] == "m8"
+    metrics = service.ask("/metrics", **bearer())[1]
+    assert 'swaps_total{outcome="failed"} 1.0' in metrics and 'swaps_total{outcome="done"} 7.0' in metrics
+
+
+def test_reload_needs_a_token_and_something_to_load_from(stub: Callable[..., Any]) -> None:
+    assert stub().ask("/v1/admin/reload", {})[0] == 403
+    status, answer, _ = stub(Options(limits=OLD, bearers=Bearers([TOKEN]))).ask("/v1/admin/reload", {}, **bearer())
+    assert status == 409 and "nothing to load" in answer["detail"]
+
+
+# ---------------------------------------------------------------- the end
+
+
+def test_at_the_end_all_that_was_asked_is_answered_and_readiness_says_so(stub: Callable[..., Any]) -> None:
+    """The short version of row 12: connections that the system took before the end are served, none is reset."""
+    service = stub(Options(limits=Limits(grace_seconds=0.5, drain_seconds=5.0)))
+    service.recommender.seconds = 0.2
+    request = b"POST /v1/recommend HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: 16\r\n\r\n"
+    request += b'{"history": [1]}'
+    kept = service.raw(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert kept.recv(1000).startswith(b"HTTP/1.1 200 ")
+    clients = [service.raw(request) for _ in range(60)]
+    service.server.end()
+    kept.sendall(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n")
+    answer = kept.recv(1000)
+    assert answer.startswith(b"HTTP/1.1 503 ") and b"connection: close" in answer.lower()
+    for client in clients:
+        answer = client.recv(4000)
+        assert answer.startswith(b"HTTP/1.1 200 ") and b'"items":[2,3' in answer
+    service.thread.join(10)
+    assert not service.thread.is_alive()
+    with pytest.raises(ConnectionRefusedError):
+        service.raw()
+
+
+def test_clients_that_neither_send_nor_read_do_not_hold_up_the_end(stub: Callable[..., Any]) -> None:
+    service = stub(Options(limits=Limits(grace_seconds=0.0, drain_seconds=0.5)))
+    half = service.raw(b"POST /v1/recommend HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: 16\r\n\r\n{")
+    deaf = socket.socket()
+    deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    deaf.connect(("127.0.0.1", service.port))
+    deaf.settimeout(0.5)
+    try:
+        for _ in range(200):
+            deaf.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 20)
+    except TimeoutError:
+        pass
+    started = time.monotonic()
+    service.end()
+    assert time.monotonic() - started < 3
+    half.close()
+    deaf.close()
+
+
+def test_connections_are_held_off_and_those_that_were_taken_can_be_accepted() -> None:
+    with listen("127.0.0.1", 0) as listener:
+        address = listener.getsockname()
+        waiting = [socket.create_connection(address, timeout=1) for _ in range(3)]
+        hold_off(listener)
+        with pytest.raises(TimeoutError):
+            socket.create_connection(address, timeout=0.2)
+        for client in waiting:
+            accepted, _ = listener.accept()
+            client.sendall(b"a")
+            assert accepted.recv(1) == b"a"
+            accepted.close()
+            client.close()
+
+
+def test_signals_are_taken_by_the_main_thread_alone(stub: Callable[..., Any]) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    stub()
+    assert signal.getsignal(signal.SIGTERM) is before
