@@ -26,6 +26,7 @@ __all__ = [
     "RewardOptions",
     "SequentialOptions",
     "ShuffledOptions",
+    "TrustedOptions",
     "WeightedOptions",
 ]
 
@@ -184,6 +185,22 @@ class CorruptedOptions(_Options):
         return self.members
 
 
+class TrustedOptions(_Options):
+    """Another reward, times how far it is to be trusted: weights that `adagrpo diagnose --trust` fitted to choices.
+
+    `model` is that file. Beside it the teacher's weight is 1, since the scores are in nats of the policy.
+    """
+
+    kind: Literal["trusted"] = "trusted"
+    members: Annotated[tuple[RewardOptions, ...], Field(min_length=1, max_length=1)]
+    model: str
+
+    @property
+    def parts(self) -> tuple[RewardOptions, ...]:
+        """The one that is weighted."""
+        return self.members
+
+
 class MeanOptions(_Options):
     """The mean of rewards that are on one scale."""
 
@@ -231,6 +248,7 @@ RewardOptions = Annotated[
     | Annotated[PoliciesOptions, Tag("policies")]
     | Annotated[ShuffledOptions, Tag("shuffled")]
     | Annotated[CorruptedOptions, Tag("corrupted")]
+    | Annotated[TrustedOptions, Tag("trusted")]
     | Annotated[MeanOptions, Tag("mean")]
     | Annotated[WeightedOptions, Tag("weighted")],
     Discriminator(_kind),
@@ -238,5 +256,6 @@ RewardOptions = Annotated[
 
 ShuffledOptions.model_rebuild()
 CorruptedOptions.model_rebuild()
+TrustedOptions.model_rebuild()
 MeanOptions.model_rebuild()
 WeightedOptions.model_rebuild()

@@ -27,13 +27,14 @@ from adagrpo.config.reward import (
     RewardOptions,
     SequentialOptions,
     ShuffledOptions,
+    TrustedOptions,
     WeightedOptions,
 )
-from adagrpo.data.prepared import load_item_ids
 from adagrpo.data.sequences import emptied
 from adagrpo.errors import UserError
 from adagrpo.evaluation.predictions import Predictions, predict, sample_cases, summarise
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.reward_data import corrupted_reward, files_of_start, policies_reward, trust_items
 from adagrpo.policies import CompactPolicy, HybridPolicy, Policy
 from adagrpo.rewards import (
     BoostedReward,
@@ -42,7 +43,6 @@ from adagrpo.rewards import (
     HttpReward,
     MeanReward,
     NoiseReward,
-    PoliciesReward,
     Reward,
     ShuffledReward,
     WeightedReward,
@@ -50,10 +50,10 @@ from adagrpo.rewards import (
     load_function,
     load_model,
 )
-from adagrpo.rewards.corrupted import CorruptedReward, fewest, item_groups
 from adagrpo.rewards.cross_fitted import CrossFitted
 from adagrpo.rewards.features import Features
 from adagrpo.rewards.sequential import SequentialRanker
+from adagrpo.rewards.trust import TrustedReward, read_trust
 from adagrpo.semantic_ids import Catalog
 from adagrpo.semantic_ids.collisions import numbers_items
 from adagrpo.semantic_ids.trie import Eligible
@@ -261,9 +261,12 @@ class Models:
             case FeatureOptions():
                 paths = self.data.training_files[:2]
             case PoliciesOptions():
-                paths = [path for folder in self._other_runs(options) for path in _files_of_start(folder)]
+                paths = [path for name in options.runs for path in files_of_start(self.run.data / name)]
             case CorruptedOptions():
                 paths = [*self.files_of(options.members[0]), *self.data.training_files[:2]]
+            case TrustedOptions():
+                paths = [*self.files_of(options.members[0]), self.run.data / options.model]
+                paths += self.data.training_files[:2]
             case MeanOptions() | WeightedOptions() | ShuffledOptions():
                 paths = [path for part in options.parts for path in self.files_of(part)]
             case _:
@@ -290,11 +293,15 @@ class Models:
             case FeatureOptions():
                 return FeatureReward(self.ranker_features, options.name)
             case PoliciesOptions():
-                return self._policies(options)
+                return policies_reward(self.data, [self.run.data / name for name in options.runs], self._other_policy)
             case ShuffledOptions():
                 return ShuffledReward(self.reward_of(options.members[0]), options.seed)
             case CorruptedOptions():
-                return self._corrupted(options)
+                return corrupted_reward(self.data, self.reward_of(options.members[0]), options)
+            case TrustedOptions():
+                second = FeatureReward(self.ranker_features, FeatureOptions().name)
+                model = read_trust(self.run.data / options.model)
+                return TrustedReward(self.reward_of(options.members[0]), second, trust_items(self.data), model)
             case MeanOptions():
                 return MeanReward([self.reward_of(part) for part in options.parts])
             case WeightedOptions():
@@ -302,45 +309,10 @@ class Models:
             case _:
                 assert_never(options)
 
-    def _other_runs(self, options: PoliciesOptions) -> list[Path]:
-        return [self.run.data / name for name in options.runs]
-
-    def _policies(self, options: PoliciesOptions) -> Reward:
-        """The starting policies of other runs, each with the Semantic IDs that it was trained on."""
-        if self.config.policy.kind == "causal_lm":
-            raise UserError("reward.kind: 'policies' reads compact and hybrid policies; found policy.kind causal_lm")
-        own, policies, codes, rows = self.data.item_ids.to_list(), [], [], []
-        for folder in self._other_runs(options):
-            place = {name: row for row, name in enumerate(load_item_ids(folder / "prepare").to_list())}
-            if place.keys() != set(own):
-                raise UserError(f"reward.runs: {folder} has other items; name runs on the same data")
-            catalog = Catalog.read(folder / "tokenize" / "codes.parquet").to(self.data.device)
-            policy = self._hybrid(catalog) if self.config.policy.kind == "hybrid" else self._compact(catalog)
-            self._load(folder / "sft" / "best", policy.to(self.data.device))
-            policies.append(policy.eval().requires_grad_(False).frozen())
-            codes.append(catalog.codes)
-            rows.append(torch.tensor([place[name] for name in own], device=self.data.device))
-        return PoliciesReward(policies, codes, rows)
-
-    def _corrupted(self, options: CorruptedOptions) -> CorruptedReward:
-        """Where the reward is wrong is read from the training split and the item table."""
-        training, items, users = self.data.training, None, None
-        if options.by == "user_group":
-            users = fewest(training.lengths, options.share)
-        elif options.by == "exposure":
-            items = fewest(np.bincount(training.values, minlength=self.data.num_items), options.share)
-        else:
-            attributes = self.data.items["attributes"].to_list()
-            items = item_groups(attributes, options.share, options.seed)
-        return CorruptedReward(
-            self.reward_of(options.members[0]),
-            items=items,
-            users=users,
-            shortest=0 if users is None else int(training.lengths[users].max(initial=0)),
-            strength=options.strength,
-            how=options.how,
-            seed=options.seed,
-        )
+    def _other_policy(self, catalog: Catalog, weights: Path) -> CompactPolicy | HybridPolicy:
+        policy = self._hybrid(catalog) if self.config.policy.kind == "hybrid" else self._compact(catalog)
+        self._load(weights, policy.to(self.data.device))
+        return policy
 
     def _checkpoint(self, options: SequentialOptions) -> Path:
         own = options.checkpoint is None
@@ -408,12 +380,6 @@ class Models:
             precision=options.precision,
             report=report,
         )
-
-
-def _files_of_start(folder: Path) -> list[Path]:
-    """The files of another run that decide its starting policy: items, Semantic IDs, weights."""
-    names = ("prepare/items.parquet", "tokenize/codes.parquet", "tokenize/codes.json", "sft/best/model.safetensors")
-    return [folder / name for name in names]
 
 
 def _sparse(weights: sparse.csr_array) -> Tensor:
