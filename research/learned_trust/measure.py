@@ -3,15 +3,14 @@
     python -m research.learned_trust.measure --out runs/trust
 
 Worlds are those of `worlds.yaml`. A row of `trust.jsonl` holds, for the test cases of a world, true utility and hit
-rate of each arm against continued NLL, those of the trusted arm against the others, those of re-ranking with one weight
-and with learned ones, and how many pairs of a beam the reward orders as the true utility does, where it is right and where
-it is not. Interrupted, the same command continues.
+rate of each arm against continued NLL, of the trusted arm against the others, of re-ranking with one weight and with
+learned ones; and how many pairs of a beam the reward orders as the true utility does, where it is right and where it
+is not. Interrupted, the same command continues.
 """
 
 from __future__ import annotations
 
 import argparse
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -64,7 +63,7 @@ def measure(world: World) -> dict[str, Any]:
     """Train the arms of a world and hold them against each other."""
     by = world.entry["by"]
     reward = f"{{kind: corrupted, members: [{MEMBER}], by: {by}, how: inverted}}" if by else MEMBER
-    run = _run(world, "plain", reward)
+    run = _run(world, reward)
     fit_ranker(run)
     trust = write_trust(run, world.out / f"{world.name}.trust.json")
     teacher = chosen_weight(choose_reward_weight(run))
@@ -74,7 +73,7 @@ def measure(world: World) -> dict[str, Any]:
             fit_arm(run, arm)
             outcomes[arm.name] = world.outcome(run, arm.name)
     weighted = f"{{kind: trusted, members: [{reward}], model: {trust['file']}}}"
-    other = _run(world, TRUSTED, weighted, run)
+    other = _run(world, weighted)
     fit_arm(other, next(arm for arm in other.config.train.arms if arm.name == TRUSTED))
     outcomes[TRUSTED] = world.outcome(other, TRUSTED)
     orders = _reranked(world, run, other)
@@ -95,12 +94,10 @@ def measure(world: World) -> dict[str, Any]:
     }
 
 
-def _run(world: World, name: str, reward: str, source: Run | None = None) -> Run:
-    folder = (world.out / f"{world.name}.{name}").resolve()
-    if folder.exists():  # of an attempt that was cut off
-        shutil.rmtree(folder)
-    directory = (source or world.run).directory
-    return Run(folder, world.config([f"reward={reward}"]), Path(), source=directory)
+def _run(world: World, reward: str) -> Run:
+    """The run of the arms of a world; with another reward it is the same folder, whose trees stay."""
+    folder = (world.out / f"{world.name}.arms").resolve()
+    return Run(folder, world.config([f"reward={reward}"]), Path(), source=world.run.directory)
 
 
 def _reranked(world: World, run: Run, other: Run) -> dict[str, Outcome]:
