@@ -122,7 +122,9 @@ def recommend(
     reward_weight: RewardWeight = 0.0,
     exclude_history: ExcludeHistory = None,
     precision: Precision = None,
-    user_column: Annotated[str, typer.Option(help="The column of user ids.")] = "user_id",
+    user_column: Annotated[
+        str | None, typer.Option(help="The column of user ids; user_id, or as in the run's logs, if not given.")
+    ] = None,
     history_column: Annotated[str, typer.Option(help="The column of histories.")] = "history",
 ) -> None:
     """Write the lists of all users of a file as Parquet; those of users alone come from their logged histories."""

@@ -25,6 +25,7 @@ from adagrpo.report.tables import (
     Table,
     format_metric,
     format_number,
+    format_p,
     metric_label,
     metric_table,
     to_markdown,
@@ -136,7 +137,7 @@ def comparison_table(content: Mapping[str, Any]) -> Table:
         else:
             cells += [format_difference(metric, against["difference"]), format_ends(metric, against["users"])]
             cells += [format_ends(metric, against["seeds"])]
-        rows.append((*cells, MISSING if row["p_holm"] is None else _p(row["p_holm"]), row["verdict"]))
+        rows.append((*cells, MISSING if row["p_holm"] is None else format_p(row["p_holm"]), row["verdict"]))
     right: list[Alignment] = ["right"] * 6
     return Table(tuple(header), tuple(rows), ("left", "left", *right, "left"))
 
@@ -341,7 +342,7 @@ def _named(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
         texts.append(
             f"{row['arm']} ({row['checkpoint']}: {format_difference(metric, delta['difference'])}{unit},"
             f" users {format_ends(metric, delta['users'])}, seeds {format_ends(metric, delta['seeds'])},"
-            f" p {_p(row['p_holm'])})"
+            f" p {format_p(row['p_holm'])})"
         )
     return "; ".join(texts)
 
@@ -373,10 +374,6 @@ def format_ends(metric: str, ends: Sequence[float] | None) -> str:
 def _half(metric: str, value: Mapping[str, Any]) -> str:
     """Half the interval over seeds."""
     return MISSING if value["interval"] is None else _scaled(metric, value["interval"][1] - value["mean"]).lstrip("+")
-
-
-def _p(value: float) -> str:
-    return f"{value:.3f}"
 
 
 def _each(values: Sequence[float | None]) -> str:
