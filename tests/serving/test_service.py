@@ -20,7 +20,7 @@ from adagrpo.errors import UserError
 from adagrpo.serving.app import Options
 from adagrpo.serving.bearer import Bearers, check_exposed, read_tokens
 from adagrpo.serving.draining import hold_off, listen
-from adagrpo.serving.explore import Explore
+from adagrpo.serving.exploration import Exploration
 from adagrpo.serving.exposure_log import SinkFailed
 from adagrpo.serving.exposure_parts import parts_of, read_parts, rotate
 from adagrpo.serving.exposure_store import LocalExposureLog
@@ -78,7 +78,7 @@ def test_filters_narrow_a_list_and_a_bad_one_is_refused_without_its_value(stub: 
 
 def test_a_share_of_the_lists_is_drawn_by_request_id(stub: Callable[..., Any], tmp_path: Path) -> None:
     log = LocalExposureLog(tmp_path / "log")
-    service = stub(Options(limits=OLD, exposures=log, explore=Explore(0.5, 0.5)))
+    service = stub(Options(limits=OLD, exposures=log, explore=Exploration(0.5, 0.5)))
     sources = {}
     for turn in range(40):
         body = {"history": [1], "k": 3, "request_id": f"r{turn}"}
@@ -90,7 +90,6 @@ def test_a_share_of_the_lists_is_drawn_by_request_id(stub: Callable[..., Any], t
         drawn = sources[row["request_id"]] == "sampled"
         assert (row["temperature"], row["log_propensities"]) == ((0.5, [-1.0] * 3) if drawn else (None, None))
         assert (row["seed"] is not None) == (row["log_inclusions"] is not None) == drawn
-    assert Explore(0.5, 0.5).draws("r1") == Explore(0.5, 0.5).draws("r1") and Explore().draws("r1") == (0.0, None)
 
 
 def test_items_health_and_the_pages_of_the_api(stub: Callable[..., Any]) -> None:

@@ -106,7 +106,16 @@ def train(
 
 
 @verb("evaluate", "stages", sets="recipe")
-def evaluate(run: RunDirectory, common: Common, out: Elsewhere = None, dry_run: DryRun = False) -> None:
+def evaluate(
+    run: RunDirectory,
+    common: Common,
+    out: Elsewhere = None,
+    catalog: Annotated[
+        str | None,
+        typer.Option("--catalog", help="A version of the catalogue, latest or a number; needs --out. Else as trained."),
+    ] = None,
+    dry_run: DryRun = False,
+) -> None:
     """Evaluate sft and every trained arm on validation and test."""
     from adagrpo import pipeline
     from adagrpo.report import results_table, to_text
@@ -115,6 +124,8 @@ def evaluate(run: RunDirectory, common: Common, out: Elsewhere = None, dry_run: 
         print_plan_of(run, ("evaluate",), common, out)
         return
     opened = common.open(run, out)
+    if catalog is not None:
+        pipeline.evaluate_with(opened, catalog)
     with session(opened):
         arms = pipeline.finished_arms(opened)
         pipeline.evaluate(opened, arms)

@@ -7,7 +7,7 @@ made is never used. Nothing here reads test data but `cases("test")`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from adagrpo import metrics
 from adagrpo.data.columns import ITEM_ID
-from adagrpo.data.groups import load_groups
+from adagrpo.data.groups import ItemGroups
 from adagrpo.data.prepared import (
     load_cases,
     load_impressions,
@@ -127,12 +127,12 @@ class RunData:
         options = self.config.evaluation.eligible
         if options is None:
             return None
-        numbers = {str(name): item for item, name in enumerate(load_item_ids(self.prepared).to_list())}
+        numbers = {str(name): item for item, name in enumerate(self.item_ids.to_list())}
 
         def known(ids: Sequence[str | int]) -> tuple[list[int], list[str | int]]:
             return [numbers[str(name)] for name in ids if str(name) in numbers], []
 
-        eligibility = Eligibility(self.catalog.trie, partial(load_groups, self.prepared), known)
+        eligibility = Eligibility(self.catalog.trie, self.groups, known, items=self.num_items)
         try:
             narrowing = eligibility.resolve(options.include or None, options.exclude)
         except UserError as error:
@@ -142,6 +142,18 @@ class RunData:
         every = np.ones(self.num_items, np.bool_)
         every[list(narrowing.without)] = False
         return narrowing.eligible or self.catalog.trie.eligible(torch.from_numpy(every).to(self.device))
+
+    def groups(self) -> ItemGroups:
+        """The named groups of the items."""
+        return ItemGroups(self.items)
+
+    @property
+    def admitted(self) -> torch.Tensor | None:
+        """(V,) bool, what may be in the lists that are measured: listed and eligible. None: everything."""
+        eligible = None if self.eligible is None else self.eligible.items
+        if not self.version.number:
+            return eligible
+        return self.catalog.listed if eligible is None else self.catalog.listed & eligible
 
     def measured_cases(self, split: str) -> Cases:
         """The cases of a split that metrics are of: those whose logged item may be in a list.

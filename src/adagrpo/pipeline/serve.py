@@ -7,13 +7,12 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from adagrpo.data.groups import load_groups
+from adagrpo.data.columns import TEXT
 from adagrpo.errors import UserError
 from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.chain import reward_parts
@@ -26,7 +25,7 @@ from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.versions import LATEST, open_version
 from adagrpo.serving import Query, Recommender
 from adagrpo.serving.bearer import check_exposed, read_tokens
-from adagrpo.serving.explore import Explore
+from adagrpo.serving.exploration import Exploration
 from adagrpo.serving.exposure_store import LocalExposureLog
 from adagrpo.serving.fallback import Guarded
 from adagrpo.serving.limits import Limits, most_connections
@@ -49,11 +48,11 @@ class Operation:
     without_token: bool = False  # others may reach it all the same
     user_key_file: Path | None = None
     exposures: Path | None = None  # folder of the exposure log; None writes none
+    explore: Exploration | None = None  # draw a share of the lists; needs `exposures`
     limits: Limits = field(default_factory=Limits)
     log_share: float = 0.0  # of the requests that are logged
     rerank_seconds: float = 0.25  # that a reward may take for a batch
     workers: int = 1
-    explore: Explore = field(default_factory=Explore)
 
 
 def recommender(
@@ -101,10 +100,12 @@ def recommender(
         reward_weight=reward_weight,
         catalog_version=version.name,
         popularity=np.bincount(data.training.values, minlength=data.num_items),
-        groups=partial(load_groups, data.prepared),
+        groups=data.groups,
+        texts=lambda: data.items[TEXT].to_list(),
     )
     about: dict[str, Any] = {"name": run.config.name, "arm": chosen.arm, "checkpoint": checkpoint, "step": chosen.step}
     about |= {"why": chosen.why, "items": data.num_items, "reward_weight": reward_weight}
+    about |= {"arms": ["sft", *run.trained()]}
     about |= {"catalog_version": version.name, "listed": len(data.catalog.trie.items)}
     about |= {"exclude_history": excludes, "precision": served.precision}
     model = run.hash_input(chosen.weights / WEIGHTS)[:SHOWN]
@@ -150,6 +151,10 @@ def serve(
     limits = replace(operation.limits, connections=most_connections(operation.limits.connections))
     user_hash = read_key(operation.user_key_file)  # before there are several processes: one key for all
     together = operation.workers > 1
+    if operation.exposures is not None:  # refused before anything is loaded, made before several processes open it
+        LocalExposureLog(operation.exposures).close()
+    if operation.explore is not None and operation.exposures is None:
+        raise UserError("--explore: needs --exposures, the log that says what was drawn and how probable it was")
 
     def load(
         arm: str | None = arm, checkpoint: Literal["best", "final"] = checkpoint, catalog: str = catalog
@@ -158,6 +163,8 @@ def serve(
         served, about = recommender(opened, arm, checkpoint, reward_weight, exclude_history, precision, catalog)
         if served.reward is not None:
             served.reward = Guarded(served.reward, budget_seconds=operation.rerank_seconds)
+        if operation.explore is not None:
+            about |= {"explore": operation.explore._asdict()}
         return Serving(served, about, about["versions"])
 
     with _counted_together(together):
@@ -176,7 +183,7 @@ def serve(
                 sink = None if operation.exposures is None else LocalExposureLog(operation.exposures)
                 parent = os.getppid() if together else None
                 options = Options(
-                    limits, bearers, RequestLog(operation.log_share), user_hash, sink, parent, operation.explore
+                    limits, bearers, RequestLog(operation.log_share), user_hash, sink, operation.explore, parent
                 )
                 server = Server(Application(shelf, options))
                 begun({"url": url, **shelf.now.about})

@@ -11,7 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -19,7 +19,7 @@ from fastapi import Request, Response
 
 from adagrpo.errors import UserError
 from adagrpo.serving.eligibility import Narrowing, why_short
-from adagrpo.serving.explore import Explore
+from adagrpo.serving.exploration import Exploration
 from adagrpo.serving.exposure_log import Exposure, SinkFailed
 from adagrpo.serving.exposure_rows import ExposureRows, exposure
 from adagrpo.serving.limits import LONGEST_BATCH
@@ -89,9 +89,9 @@ class Routes:
     ready: Callable[[], bool]
     may_reload: bool  # a token is set
     exposures: ExposureRows | None
+    explore: Exploration | None
     parent: int | None = None  # process that reloads all workers
     connections: Callable[[], int] = lambda: 0
-    explore: Explore = field(default_factory=Explore)
 
     async def health(self, request: Request) -> Response:
         """What is served."""
@@ -116,12 +116,12 @@ class Routes:
         """A list for a history."""
         body = validated(RecommendRequest, parsed(request.state.body))
         serving = self.shelf.now
+        name = request.state.request_id
         history, unknown = _known(serving, body)
-        asked = Asked(serving, Query(history, body.exclude_history))
+        asked = Asked(serving, self._explored(Query(history, body.exclude_history), name))
         if not asked.query.history:
             raise BadRequest("history: none of its ids is in the catalogue")
         answers = await self._answers(request, [asked])
-        name = request.state.request_id
         reply = _reply(serving, body.k, name, answers[0], unknown)
         await self._record(request, [(name, None, body.k)], [asked], answers, [reply])
         told = {key: reply[key] for key in ("items", "scores", "unknown")}
@@ -139,10 +139,10 @@ class Routes:
         known = [_known(serving, body) for body in bodies]
         narrowings = [await _narrow(serving, body) for body in bodies]
         queries = [
-            Query(history, body.exclude_history, narrowing.without, narrowing.eligible, *self.explore.draws(name))
-            for body, name, (history, _), narrowing in zip(bodies, ids, known, narrowings, strict=True)
+            Query(history, body.exclude_history, narrowing.without, narrowing.eligible)
+            for body, (history, _), narrowing in zip(bodies, known, narrowings, strict=True)
         ]
-        asked = [Asked(serving, query) for query in queries]
+        asked = [Asked(serving, self._explored(query, name)) for query, name in zip(queries, ids, strict=True)]
         answers = [
             answer._replace(list=answer.list.first(body.k))
             for answer, body in zip(await self._answers(request, asked), bodies, strict=True)
@@ -201,6 +201,10 @@ class Routes:
 
     # ------------------------------------------------ parts of them
 
+    def _explored(self, query: Query, request_id: str) -> Query:
+        """The query as it is asked: with a temperature and a seed where its list is drawn."""
+        return query if self.explore is None else self.explore.of(query, request_id)
+
     async def _answers(self, request: Request, asked: Sequence[Asked]) -> list[Answered]:
         """What the policy answers, in time.
 
@@ -215,7 +219,7 @@ class Routes:
             self.metrics.length.observe(len(answer.list.items))
             if (
                 not answer.reranked
-                and answer.list.source != "popular"
+                and answer.list.source == "policy"
                 and asked[0].serving.recommender.reward is not None
             ):
                 self.metrics.fallbacks.inc()

@@ -95,9 +95,7 @@ class RecommendAnswer(BaseModel):
     items: list[int | str]
     scores: list[float] = Field(description="Log-probabilities, nats; re-ranked, plus weight times reward.")
     codes: list[list[int]] = Field(description="The Semantic ID of each item.")
-    source: str = Field(
-        description="`policy`; `popular` where nothing of the history is known; `sampled` where it was drawn."
-    )
+    source: str = Field(description="What made the list: `policy`; `sampled`, drawn; or `popular`, nothing is known.")
     reranked: bool = Field(description="Whether a reward ordered the list; false where it failed or there is none.")
     repeated: bool = Field(description="Whether this request id was answered before; the list is that one.")
     short: str | None = Field(description="Why the list is shorter than was asked for.")

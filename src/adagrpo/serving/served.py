@@ -101,6 +101,16 @@ class Shelf:
         self.swaps += 1
         return made
 
+    def another(self, **wanted: str) -> Serving:
+        """Load another one that is not served, to be looked at.
+
+        Raises:
+            UserError: there is nothing to load it from, or it cannot be loaded.
+        """
+        if self._load is None:
+            raise UserError("there is nothing to load another one from")
+        return self._load(**wanted)
+
     def answer(self, asked: Sequence[Asked]) -> list[Answered]:
         """The lists of requests, each by what it was read with."""
         answers: dict[int, Answered] = {}
