@@ -136,7 +136,6 @@ class WaitingLine(Generic[InT, OutT]):
                 _settle(ticket.future, self._leave, ticket)
             if batch:
                 self._answer(batch)
-                self._in_hand = 0
 
     def _next(self) -> tuple[list[_Ticket[InT, OutT]], list[_Ticket[InT, OutT]]]:
         """What is worked on next, and what nobody waits for."""
@@ -162,6 +161,7 @@ class WaitingLine(Generic[InT, OutT]):
         before = self._seconds.get(power, seconds)
         self._seconds = self._seconds | {power: before + LEARNING * (seconds - before)}  # read by the loop meanwhile
         self.observe(len(batch), seconds)
+        self._in_hand = 0
         _settle(batch[0].future, _deliver, batch, results)
 
     def _leave(self, ticket: _Ticket[InT, OutT]) -> None:
