@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.reliability import (
+    endings,
     explode,
     exposures,
     findings,
@@ -22,7 +23,9 @@ from benchmarks.reliability import (
     kills,
     lists,
     logs,
+    malformed,
     masking,
+    overload,
     read_only,
     readers,
     stale,
@@ -40,6 +43,11 @@ CHECKS: dict[str, Callable[[Path], Finding]] = {
     "security": suites.security,
     "damage": readers.truncations,
     "lists": lists.lists,
+    "malformed": malformed.malformed,
+    "overload": overload.overload,
+    "endings": endings.endings,
+    "exchanges": endings.exchanges,
+    "token": malformed.token,
     "foreign": foreign.foreign,
     "flips": readers.flips,
     "read_only": read_only.read_only,

@@ -24,6 +24,7 @@ from starlette.exceptions import HTTPException
 from adagrpo.serving import schemas
 from adagrpo.serving.api_page import api_page
 from adagrpo.serving.bearer import Bearers
+from adagrpo.serving.exploration import Exploration
 from adagrpo.serving.exposure_log import ExposureSink
 from adagrpo.serving.exposure_rows import ExposureRows
 from adagrpo.serving.intake import Intake
@@ -49,6 +50,7 @@ class Options:
     log: RequestLog = field(default_factory=RequestLog)
     user_hash: UserHash = field(default_factory=lambda: read_key(None))
     exposures: ExposureSink | None = None  # None logs no list
+    explore: Exploration | None = None  # None draws no list
     parent: int | None = None  # the process that reloads all workers
 
 
@@ -71,6 +73,7 @@ class Application:
             lambda: not self.draining,
             bool(options.bearers),
             self.exposures,
+            options.explore,
             options.parent,
         )
         self.api = _api(self.routes, self._lifespan)

@@ -149,22 +149,17 @@ class Recommender:
             `B` lists of at most `width`; shorter where the catalogue, what is eligible of it, or the search holds no
             more.
         """
-        alike: dict[bool, list[int]] = {}  # rows that are searched in the same way
-        drawn: dict[tuple[bool, float], list[int]] = {}
+        alike: dict[tuple[bool, float], list[int]] = {}  # rows that are searched, or drawn, in the same way
         answers: dict[int, Recommendations] = {}
         for row, query in enumerate(queries):
-            if len(query.history) and query.temperature > 0:
-                drawn.setdefault((self._masks(query), query.temperature), []).append(row)
-            elif len(query.history):
-                alike.setdefault(self._masks(query), []).append(row)
+            if len(query.history):
+                alike.setdefault((self._masks(query), query.temperature), []).append(row)
             else:
                 answers[row] = self._most_popular(query)
-        for masked, rows in alike.items():
+        for (masked, temperature), rows in alike.items():
             rows.sort(key=lambda row: id(queries[row].eligible))  # those of one mask are looked up together
-            answers |= zip(rows, self._search([queries[row] for row in rows], masked), strict=True)
-        for (masked, _), rows in drawn.items():
-            rows.sort(key=lambda row: id(queries[row].eligible))
-            answers |= zip(rows, self._draw([queries[row] for row in rows], masked), strict=True)
+            work = self._draw if temperature > 0 else self._search
+            answers |= zip(rows, work([queries[row] for row in rows], masked), strict=True)
         return [answers[row] for row in range(len(queries))]
 
     @torch.no_grad()
@@ -200,8 +195,10 @@ class Recommender:
         batch = self._batch([query.history for query in queries], masked)
         seeds = torch.tensor([query.seed for query in queries], dtype=torch.int64, device=self.catalog.codes.device)
         options: dict[str, Any] = {"trie": self.catalog.trie, "temperature": queries[0].temperature}
-        closed = torch.cat([self._closed(queries), *([batch.whole] if masked else [])], dim=1)
-        options["excluded"] = self.catalog.trie.excluding(closed, [query.eligible for query in queries])
+        closed, eligible = self._closed(queries), [query.eligible for query in queries]
+        if masked:
+            closed = torch.cat([closed, batch.whole], dim=1)
+        options["excluded"] = self.catalog.trie.excluding(closed, eligible)
         with mixed_precision(self.policy, self.precision):
             drawn = draw_slates(self.policy, self.policy.encode(batch), self.width, seeds, **options)
         rows = (drawn.items, drawn.log_probs, place_log_probs(drawn.log_probs), drawn.keys)

@@ -17,6 +17,9 @@ from typing import Any
 import orjson
 from fastapi import Request, Response
 
+from adagrpo.errors import UserError
+from adagrpo.serving.eligibility import Narrowing, why_short
+from adagrpo.serving.exploration import Exploration
 from adagrpo.serving.exposure_log import Exposure, SinkFailed
 from adagrpo.serving.exposure_rows import ExposureRows, exposure
 from adagrpo.serving.limits import LONGEST_BATCH
@@ -41,6 +44,7 @@ __all__ = ["Routes", "answered", "json_response"]
 
 AGAIN = {"retry-after": "1"}
 DEFECT = "a defect of the service; it was logged"
+IN_A_THREAD = 256  # ids of a filter; one that is longer, or names groups, is resolved beside the event loop
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -85,7 +89,9 @@ class Routes:
     ready: Callable[[], bool]
     may_reload: bool  # a token is set
     exposures: ExposureRows | None
+    explore: Exploration | None
     parent: int | None = None  # process that reloads all workers
+    connections: Callable[[], int] = lambda: 0
 
     async def health(self, request: Request) -> Response:
         """What is served."""
@@ -103,17 +109,19 @@ class Routes:
     async def metrics_text(self, request: Request) -> Response:
         """Figures for Prometheus."""
         self.metrics.waiting.set(self.line.waiting)
+        self.metrics.connections.set(self.connections())
         return Response(self.metrics.text(), media_type=MEDIA_TYPE)
 
     async def recommend(self, request: Request) -> Response:
         """A list for a history."""
         body = validated(RecommendRequest, parsed(request.state.body))
         serving = self.shelf.now
-        asked, unknown = self._asked(serving, body)
+        name = request.state.request_id
+        history, unknown = _known(serving, body)
+        asked = Asked(serving, self._explored(Query(history, body.exclude_history), name))
         if not asked.query.history:
             raise BadRequest("history: none of its ids is in the catalogue")
         answers = await self._answers(request, [asked])
-        name = request.state.request_id
         reply = _reply(serving, body.k, name, answers[0], unknown)
         await self._record(request, [(name, None, body.k)], [asked], answers, [reply])
         told = {key: reply[key] for key in ("items", "scores", "unknown")}
@@ -128,15 +136,25 @@ class Routes:
         if len({*ids}) != len(ids):
             raise BadRequest("requests: two of them have the same request_id")
         serving = self.shelf.now
-        asked = [self._asked(serving, body) for body in bodies]
-        answers = await self._answers(request, [one for one, _ in asked])
+        known = [_known(serving, body) for body in bodies]
+        narrowings = [await _narrow(serving, body) for body in bodies]
+        queries = [
+            Query(history, body.exclude_history, narrowing.without, narrowing.eligible)
+            for body, (history, _), narrowing in zip(bodies, known, narrowings, strict=True)
+        ]
+        asked = [Asked(serving, self._explored(query, name)) for query, name in zip(queries, ids, strict=True)]
+        answers = [
+            answer._replace(list=answer.list.first(body.k))
+            for answer, body in zip(await self._answers(request, asked), bodies, strict=True)
+        ]
         replies = [
-            _reply(serving, body.k, request_id, answer, unknown)
-            for body, request_id, answer, (_, unknown) in zip(bodies, ids, answers, asked, strict=True)
+            _reply(serving, body.k, name, answer, unknown)
+            | {"short": why_short(narrowing, body.k, len(answer.list.items))}
+            for body, name, answer, (_, unknown), narrowing in zip(bodies, ids, answers, known, narrowings, strict=True)
         ]
         users = [None if body.user_id is None else self.user_hash(body.user_id) for body in bodies]
         shown = [(name, user, body.k) for name, user, body in zip(ids, users, bodies, strict=True)]
-        await self._record(request, shown, [one for one, _ in asked], answers, replies)
+        await self._record(request, shown, asked, answers, replies)
         return json_response({"responses": replies} if batch else replies[0], headers={"x-request-id": ids[0]})
 
     async def item(self, request: Request) -> Response:
@@ -183,14 +201,9 @@ class Routes:
 
     # ------------------------------------------------ parts of them
 
-    def _asked(self, serving: Serving, body: RecommendRequest | RecommendBody) -> tuple[Asked, list[ItemId]]:
-        """A request in items of the catalogue, and the ids that are not in it."""
-        recommender = serving.recommender
-        if body.k > recommender.width:
-            raise BadRequest(f"k: more than the beam holds, {recommender.width}")
-        history, unknown = recommender.known(body.history)
-        without = recommender.known(body.exclude)[0] if isinstance(body, RecommendBody) and body.exclude else []
-        return Asked(serving, Query(history, body.exclude_history, without)), unknown
+    def _explored(self, query: Query, request_id: str) -> Query:
+        """The query as it is asked: with a temperature and a seed where its list is drawn."""
+        return query if self.explore is None else self.explore.of(query, request_id)
 
     async def _answers(self, request: Request, asked: Sequence[Asked]) -> list[Answered]:
         """What the policy answers, in time.
@@ -206,7 +219,7 @@ class Routes:
             self.metrics.length.observe(len(answer.list.items))
             if (
                 not answer.reranked
-                and answer.list.source != "popular"
+                and answer.list.source == "policy"
                 and asked[0].serving.recommender.reward is not None
             ):
                 self.metrics.fallbacks.inc()
@@ -240,6 +253,33 @@ class Routes:
         for row, recorded, reply, one in zip(rows, await self.exposures.write(rows), replies, asked, strict=True):
             if recorded != row:
                 reply |= _repeated(recorded, one.serving)
+
+
+def _known(serving: Serving, body: RecommendRequest | RecommendBody) -> tuple[list[int], list[ItemId]]:
+    """The items of a history, and its ids that name none.
+
+    Raises:
+        BadRequest: the list would be longer than the beam holds.
+    """
+    if body.k > serving.recommender.width:
+        raise BadRequest(f"k: more than the beam holds, {serving.recommender.width}")
+    return serving.recommender.known(body.history)
+
+
+async def _narrow(serving: Serving, body: RecommendBody) -> Narrowing:
+    """What a request may be answered with.
+
+    Raises:
+        BadRequest: a filter names a column or value that the items do not have.
+    """
+    narrow, exclude = serving.recommender.narrow, body.exclude
+    try:
+        if body.include is None and (exclude is None or (isinstance(exclude, list) and len(exclude) <= IN_A_THREAD)):
+            return narrow(None, exclude)
+        return await asyncio.to_thread(narrow, body.include, exclude)
+    except UserError as error:  # its message names the value
+        field = "include" if str(error).startswith("include") else "exclude"
+        raise BadRequest(f"{field}: names a column or a value that no item has") from None
 
 
 def _left(request: Request) -> bool:

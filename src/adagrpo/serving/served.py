@@ -48,7 +48,7 @@ class Serving:
             guard.failed = False
         lists = self.recommender.recommend([one.query for one in asked])
         reranked = reward is not None and not (guard is not None and guard.failed)
-        return [Answered(result, reranked and result.source != "popular") for result in lists]
+        return [Answered(result, reranked and result.source == "policy") for result in lists]
 
 
 class SwapFailed(RuntimeError):
