@@ -273,16 +273,15 @@ class HybridPolicy(nn.Module):
         """
         vectors, count = self._leaf_vectors(), len(states)
         masses = torch.empty(len(vectors), count, dtype=torch.float32, device=states.device)
-        blocks = masses.split(max(1, _BLOCK // count))
-        highest, first = [], 0
+        size = max(1, _BLOCK // count)
+        blocks = [slice(first, first + size) for first in range(0, len(vectors), size)]
+        highest = []
         for block in blocks:
-            rows = slice(first, first + len(block))
-            block.copy_(functional.linear(vectors[rows], states)).add_(bias[rows])
-            highest.append(block.amax(0))
-            first = rows.stop
+            masses[block].copy_(functional.linear(vectors[block], states)).add_(bias[block])
+            highest.append(masses[block].amax(0))
         top = torch.stack(highest).amax(0)
         for block in blocks:
-            block.sub_(top).exp_()
+            masses[block].sub_(top).exp_()
         return masses
 
     def _masses(self, context: HybridContext) -> tuple[Tensor, ...]:
