@@ -31,6 +31,7 @@ from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
 from adagrpo.pipeline.recommend import answer
 from adagrpo.pipeline.serve import recommender
+from adagrpo.pipeline.versions import LATEST
 from adagrpo.report.diagnosis_figures import map_figures
 from adagrpo.serving.eligibility import Filter
 from adagrpo.serving.recommender import ItemId, Recommender, Source
@@ -303,6 +304,7 @@ class Run:
         precision: Precision | None = None,
         include: Filter | None = None,
         popular: bool = False,
+        catalog: str = LATEST,
     ) -> Recommended:
         """The lists that `adagrpo serve` answers with and `evaluate` measures.
 
@@ -320,14 +322,19 @@ class Run:
             precision: of the policy; None is the recipe's, `evaluation.precision`.
             include: named groups, or item ids: what the lists may hold.
             popular: give histories of which nothing is known the most popular items.
+            catalog: the version of the catalogue: `latest`, or a number; 0 is the one of training.
 
         Raises:
-            UserError: there is no such arm or group, `k` is too large, or `histories` is not a list of lists of ids.
+            UserError: there is no such arm, version or group, `k` is too large, or `histories` is not a list of lists
+                of ids.
         """
         chosen = choose_checkpoint(self._run, arm, checkpoint)
-        key = (chosen.arm, checkpoint, reward_weight, precision)
+        version = pipeline.open_version(self._run, catalog).number
+        key = (chosen.arm, checkpoint, reward_weight, precision, version)
         if key not in self._served:
-            self._served[key] = recommender(self._run, chosen.arm, checkpoint, reward_weight, precision=precision)
+            self._served[key] = recommender(
+                self._run, chosen.arm, checkpoint, reward_weight, precision=precision, catalog=str(version)
+            )
         served, about = self._served[key]
         groups, lists = (exclude, None) if isinstance(exclude, Mapping) else (None, exclude)
         answers = answer(
@@ -347,6 +354,38 @@ class Run:
             about,
             [one.source for one in answers],
         )
+
+    def update_catalog(
+        self,
+        items: str | Path | None = None,
+        delist: Sequence[ItemId] = (),
+        interactions: Sequence[str | Path] = (),
+        *,
+        start: str = LATEST,
+    ) -> dict[str, Any]:
+        """Make the next version of the catalogue, without training; `recommend` takes it from then on.
+
+        Args:
+            items: a table of items that come, with the columns of the recipe's `data.items`.
+            delist: ids of items that leave, or files that hold them.
+            interactions: files like the run's logs, to see new items beside others in.
+            start: the version that is changed.
+
+        Returns:
+            What differs between the versions, see `adagrpo.pipeline.versions.catalog_diff`.
+
+        Raises:
+            UserError: an id or a file is not what it should be, or nothing says what a new item is like.
+        """
+        with self._working():
+            made, _ = pipeline.update_catalog(
+                self._run,
+                items=None if items is None else Path(items),
+                delist=[str(one) for one in delist],
+                interactions=[Path(one) for one in interactions],
+                start=start,
+            )
+        return pipeline.catalog_diff(pipeline.open_version(self._run, made.about["parent"] or "0"), made)
 
     @property
     def metrics(self) -> pl.DataFrame:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import adagrpo
 from adagrpo.cli import app
 from adagrpo.errors import UserError
 from adagrpo.pipeline import (
@@ -20,11 +21,15 @@ from adagrpo.pipeline import (
     Run,
     catalog_diff,
     catalog_versions,
+    collect,
+    evaluate,
+    evaluate_with,
     fit_ranker,
     fit_sft,
     open_version,
     prepare,
     recommend_users,
+    report_ranker,
     stage,
     tokenize,
     update_catalog,
@@ -106,6 +111,20 @@ def test_what_is_delisted_is_in_no_list_and_still_understood_in_histories(run: R
     # a history that ends with a delisted item is not answered as one without it
     assert served.known([3, 43, 999]) == (served.known([3])[0] + served.known([43])[0], [999])
     assert served.recommend([query(served, [43, 3])])[0].scores != served.recommend([query(served, [43])])[0].scores
+
+
+def test_groups_are_those_of_the_version(run: Run, tmp_path: Path) -> None:
+    """Filters see new items and no delisted ones; what is left is counted so."""
+    new = {1043: title(4), 1203: title(20)}
+    update_catalog(run, delist=["3"], items=write_items(tmp_path / "new.csv", new))
+    served, _ = recommender(run, None, "best")
+    shape = SHAPES[1043 % 5]
+    alike = {item for item in [*ITEMS, *new] if SHAPES[item % 5] == shape} - {3}
+    narrowing = served.eligibility.resolve({"shape": shape})
+    assert narrowing.left == len(alike) < 32 and 1043 in alike
+    found = served.recommend([query(served, [13, 23], eligible=narrowing.eligible)])[0].items
+    assert {*found} <= alike and len(found) == min(10, len(alike))
+    assert served.eligibility.resolve(exclude=[3, 13]).left == 30  # of 31 listed
 
 
 def test_a_list_after_a_delisting_is_the_rest_of_a_search_that_saw_all(run: Run) -> None:
@@ -354,3 +373,35 @@ def test_the_verb(run: Run, tmp_path: Path) -> None:
     ):
         status, text = command("catalog", *words, "--run", place)
         assert status == 2 and says in text and "\n" not in text
+
+
+def test_an_evaluation_of_a_version_is_a_run_of_its_own(run: Run, tmp_path: Path) -> None:
+    update_catalog(run, delist=["3", "153"])
+    with pytest.raises(UserError, match=r"--catalog: .* give --out"):
+        evaluate_with(Run.open(run.directory), "1")
+    update_catalog(run, items=write_items(tmp_path / "new.csv", {1043: title(4)}))
+    for again in (False, True):
+        other = Run.open(run.directory, out=tmp_path / "later")
+        evaluate_with(other, "latest")
+        evaluate(other, [])
+        report_ranker(other)
+        metrics = collect(other, [])
+        assert bool(other.made) != again
+    table = pl.read_parquet(tmp_path / "later/evaluate/sft/predictions.parquet")
+    assert not {3, 153} & {*table["item_id"].to_list()} and 1043 in table["item_id"].to_list()
+    assert metrics["stages"]["sft"]["test"]["hr@10"] > 0
+    reopened = Run.open(tmp_path / "later")
+    assert reopened.catalog == 2 and parts_of(reopened)["evaluate/sft"].state == "done"
+    with pytest.raises(UserError, match="is about version 2"):
+        evaluate_with(reopened, "1")
+    assert not (run.directory / "evaluate").exists()
+
+
+def test_lists_in_python_are_of_the_latest_version_at_once(run: Run, tmp_path: Path) -> None:
+    opened = adagrpo.Run.open(run.directory)
+    before = opened.recommend([[13, 23, 33]])
+    gone = before.items[0][0]
+    assert opened.update_catalog(delist=[gone])["delisted"] == [gone]
+    after = opened.recommend([[13, 23, 33]])
+    assert gone not in after.items[0] and after.about["catalog_version"] != before.about["catalog_version"]
+    assert opened.recommend([[13, 23, 33]], catalog="0").items == before.items

@@ -10,14 +10,20 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
 from adagrpo.cli import app
 from adagrpo.errors import UserError
 from adagrpo.pipeline import Run, fit_ranker, fit_sft, tokenize, train
 from adagrpo.pipeline.chain import parts_of
+from adagrpo.pipeline.commands import remake
+from adagrpo.pipeline.serve import recommender
+from adagrpo.serving.app import Application, Options
+from adagrpo.serving.exploration import Exploration
 from adagrpo.serving.exposure_log import Exposure, Feedback
 from adagrpo.serving.exposure_store import LocalExposureLog
+from adagrpo.serving.served import Serving, Shelf
 
 USERS, ITEMS, PLACES, DAYS = 30, 20, 4, 4
 SMALL = [
@@ -113,6 +119,22 @@ def test_what_is_logged_later_is_for_the_next_run(tmp_path: Path) -> None:
     assert after["exposures"]["feedback"] == before["exposures"]["feedback"] + ITEMS
 
 
+def test_a_run_goes_on_where_the_log_is_gone_and_names_the_verb_that_reads_it(tmp_path: Path) -> None:
+    log = LocalExposureLog(tmp_path / "log")
+    serve_days(log)
+    log.close()
+    prepared(tmp_path / "log", tmp_path / "run")
+    (tmp_path / "log").rename(tmp_path / "away")
+    run = Run.open(tmp_path / "run")
+    assert {name: part.state for name, part in parts_of(run).items() if part.there} == {
+        "exposures": "done",
+        "prepare": "done",
+    }
+    expected = f"`adagrpo prepare --exposures {tmp_path / 'log'} --out {tmp_path / 'run'}`"
+    assert remake(run, "exposures").startswith(expected) and remake(run, "prepare").startswith(expected)
+    tokenize(run)
+
+
 def test_a_damaged_part_is_refused_by_name(tmp_path: Path) -> None:
     log = LocalExposureLog(tmp_path / "log")
     serve_days(log)
@@ -144,3 +166,28 @@ def test_what_is_no_exposure_log_is_refused(
     with pytest.raises(UserError, match=re.escape(message)):
         CliRunner().invoke(app, ["prepare", *arguments, "--out", "run"], standalone_mode=False, catch_exceptions=False)
     assert not Path("run").exists()
+
+
+def test_a_service_that_explores_feeds_the_next_ranker(copied: Path, tmp_path: Path) -> None:
+    """Over the routes of the service: lists that are drawn, clicks by request id, and a run of what was logged."""
+    answering, _ = recommender(Run.open(copied), "adagrpo", "final", exclude_history=False)
+    serving = Serving(answering, {}, {"model": "m", "catalog": "c", "arm": "adagrpo/final"})
+    options = Options(exposures=LocalExposureLog(tmp_path / "log"), explore=Exploration(1.0, share=0.8))
+    clicks = 0
+    with TestClient(Application(Shelf(serving), options)) as client:
+        for visit in range(5):
+            history = [answering.item_ids[visit]]
+            requests = [{"history": history, "k": 3, "user_id": user} for user in range(20)]
+            replies = client.post("/v1/recommend", json={"requests": requests}).json()["responses"]
+            events = [
+                {"request_id": r["request_id"], "item_id": r["items"][visit % 3], "kind": "click"} for r in replies
+            ]
+            assert client.post("/v1/feedback", json={"events": events}).json()["unknown"] == 0
+            clicks += len(events)
+    sampled = ("--set", "data.exposures.only_sampled=true", "--set", "ranker.propensity=ips")
+    counts = prepared(tmp_path / "log", tmp_path / "run", *sampled)["exposures"]
+    kept = counts["answers"] - counts["answers_not_sampled"]
+    assert (counts["answers"], counts["feedback"]) == (100, clicks) and 60 < kept < 95
+    assert counts["impressions"] == 3 * kept and counts["clicks"] == kept
+    fit_ranker(Run.open(tmp_path / "run"))
+    assert (tmp_path / "run" / "ranker" / "final" / "model.safetensors").is_file()

@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 import torch
 
+from adagrpo.data.groups import UnknownGroup
 from adagrpo.serving import Query, Recommendations
 from adagrpo.serving.app import Application, Options
 from adagrpo.serving.draining import Server, listen
+from adagrpo.serving.eligibility import Narrowing
 from adagrpo.serving.limits import Limits
 from adagrpo.serving.served import Serving, Shelf
 
@@ -40,6 +42,12 @@ class Recommender:
         rows = [(int(name) if str(name).isdigit() and int(name) < ITEMS else -1, name) for name in history]
         return [item for item, _ in rows if item >= 0], [name for item, name in rows if item < 0]
 
+    def narrow(self, include: Any, exclude: Any) -> Narrowing:
+        if isinstance(include, dict):
+            raise UnknownGroup(f"include: no column {include}", "include: no such group")
+        without = set(self.known(exclude or ())[0]) | (set() if include is None else set(range(ITEMS)) - {*include})
+        return Narrowing(tuple(without), None, ITEMS - len(without))
+
     def recommend(self, queries: Sequence[Query]) -> list[Recommendations]:
         histories = [query.history for query in queries]
         self.batches.append(len(histories))
@@ -48,8 +56,15 @@ class Recommender:
         if any(ITEMS - 1 in history for history in histories):
             raise RuntimeError(f"cannot bear {histories}")
         lists = [[((history or [0])[-1] + place) % ITEMS for place in range(1, 11)] for history in histories]
+        lists = [[item for item in row if item not in query.without] for row, query in zip(lists, queries, strict=True)]
         found = [Recommendations(items, [-float(item) for item in items], [[i] for i in items]) for items in lists]
-        return [one if h else one._replace(source="popular") for one, h in zip(found, histories, strict=True)]
+        found = [one if h else one._replace(source="popular") for one, h in zip(found, histories, strict=True)]
+        return [_drawn(one, query) if query.temperature else one for one, query in zip(found, queries, strict=True)]
+
+
+def _drawn(found: Recommendations, query: Query) -> Recommendations:
+    keys = [float(-place) for place in range(len(found.items) + 1)]
+    return found._replace(source="sampled", log_propensities=[-1.0] * len(found.items), draw_keys=keys)
 
 
 class Service:

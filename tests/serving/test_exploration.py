@@ -5,16 +5,22 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from fastapi.testclient import TestClient
 from scipy.stats import chisquare
 
 from adagrpo.policies.compact import CompactPolicy
 from adagrpo.semantic_ids.catalog import Catalog
+from adagrpo.serving.app import Application, Options
 from adagrpo.serving.exploration import Exploration
+from adagrpo.serving.exposure_parts import parts_of, read_parts, rotate
+from adagrpo.serving.exposure_store import LocalExposureLog
 from adagrpo.serving.recommender import Query, Recommender
+from adagrpo.serving.served import Serving, Shelf
 
 SIZES, ITEMS, SEEN, TEMPERATURE = (4, 4), 9, 4, 0.8
 
@@ -106,3 +112,27 @@ def test_a_cold_user_gets_what_is_popular_also_where_lists_are_drawn(recommender
 def test_a_draw_without_a_seed_is_refused(recommender: Recommender) -> None:
     with pytest.raises(ValueError, match="needs the seed"):
         recommender.recommend([Query([1], temperature=0.5)])
+
+
+def test_a_service_logs_what_it_draws(recommender: Recommender, tmp_path: Path) -> None:
+    explore = Exploration(TEMPERATURE, share=0.5, seed=3)
+    log = LocalExposureLog(tmp_path / "log")
+    serving = Serving(recommender, {}, {"model": "m", "catalog": "c", "arm": "nll/best"})
+    options = Options(exposures=log, explore=explore)
+    names = [f"r{row}" for row in range(20)]
+    requests = [{"history": [f"i{row % ITEMS}"], "k": 2, "request_id": name} for row, name in enumerate(names)]
+    with TestClient(Application(Shelf(serving), options)) as client:
+        replies = client.post("/v1/recommend", json={"requests": requests}).json()["responses"]
+    rotate(tmp_path / "log")
+    rows = read_parts(parts_of(tmp_path / "log"))[0].to_dicts()
+    assert [row["request_id"] for row in rows] == names and {row["source"] for row in rows} == {"policy", "sampled"}
+    for row, reply, place in zip(rows, replies, itertools.count(), strict=False):
+        query = explore.of(Query([place % ITEMS]), row["request_id"])
+        expected = recommender.recommend([query])[0].first(2)  # drawn again from the log
+        assert row["slate"] == reply["items"] == expected.items and row["source"] == reply["source"]
+        if row["source"] == "policy":
+            assert row["log_propensities"] is row["log_inclusions"] is row["seed"] is row["temperature"] is None
+        else:
+            assert (row["seed"], row["temperature"]) == (query.seed, TEMPERATURE)
+            np.testing.assert_allclose(row["log_propensities"], expected.log_propensities, rtol=1e-5)
+            np.testing.assert_allclose(row["log_inclusions"], expected.log_inclusions, rtol=1e-4)

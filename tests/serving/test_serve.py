@@ -213,12 +213,12 @@ def test_a_request_says_what_may_be_in_its_list(service: Service) -> None:
     for include in (ids, {"item_id": ids}):
         status, reply = service.ask({"history": [3, 13], "include": include, "exclude": [3, 999]}, "/v1/recommend")
         assert status == 200 and {*reply["items"]} <= {*ids[1:]} and len(reply["items"]) == 10
-        assert "note" not in reply
+        assert reply["short"] is None
     few = service.ask({"history": ["gone"], "include": ids[:4], "exclude": {"item_id": [3]}}, "/v1/recommend")[1]
     assert {*few["items"]} == {*ids[1:4]} and few["source"] == "popular"
-    assert few["note"] == "only 3 eligible items are left"
+    assert few["short"] == "only 3 eligible items are left"
     nothing = service.ask({"history": [3], "include": []}, "/v1/recommend")[1]
-    assert nothing["items"] == [] and nothing["note"] == "no item is eligible"
+    assert nothing["items"] == [] and nothing["short"] == "no item is eligible"
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from adagrpo.errors import UserError
 from adagrpo.serving.app import Options
 from adagrpo.serving.bearer import Bearers, check_exposed, read_tokens
 from adagrpo.serving.draining import hold_off, listen
+from adagrpo.serving.exploration import Exploration
 from adagrpo.serving.exposure_log import SinkFailed
 from adagrpo.serving.exposure_parts import parts_of, read_parts, rotate
 from adagrpo.serving.exposure_store import LocalExposureLog
@@ -50,6 +51,7 @@ def test_one_request_and_a_batch_get_the_same_lists_with_ids_and_versions(stub: 
         "source": "policy",
         "reranked": False,
         "repeated": False,
+        "short": None,
         "unknown": ["x"],
         "versions": {"model": "m1", "catalog": "c1", "arm": "sft/best"},
     }
@@ -59,6 +61,35 @@ def test_one_request_and_a_batch_get_the_same_lists_with_ids_and_versions(stub: 
     first, second = batch["responses"]
     assert (first["items"], second["items"], second["source"]) == ([3, 4], [1], "popular")
     assert re.fullmatch(r"[0-9a-f]{32}", first["request_id"]) and second["request_id"] == first["request_id"] + ".1"
+
+
+def test_filters_narrow_a_list_and_a_bad_one_is_refused_without_its_value(stub: Callable[..., Any]) -> None:
+    service = stub()
+    status, answer, _ = service.ask(
+        "/v1/recommend", {"history": [1], "k": 4, "exclude": [3, 4], "include": [2, 3, 5, 9]}
+    )
+    assert status == 200 and answer["items"] == [2, 5, 9] and answer["short"] == "only 3 eligible items are left"
+    status, answer, _ = service.ask("/v1/recommend", {"history": [1], "include": {"user": ["alice-7731", True, 7]}})
+    assert (status, answer) == (422, {"detail": "include: no such group"})
+    for bad in ({"a": {"b": 1}}, {"a": [[1]]}, {"a": 1.5}, {"a": None}, "x", {str(n): 1 for n in range(17)}):
+        status, answer, _ = service.ask("/v1/recommend", {"history": [1], "include": bad})
+        assert status == 422 and answer["detail"].startswith("include"), answer
+
+
+def test_a_share_of_the_lists_is_drawn_by_request_id(stub: Callable[..., Any], tmp_path: Path) -> None:
+    log = LocalExposureLog(tmp_path / "log")
+    service = stub(Options(limits=OLD, exposures=log, explore=Exploration(0.5, 0.5)))
+    sources = {}
+    for turn in range(40):
+        body = {"history": [1], "k": 3, "request_id": f"r{turn}"}
+        sources[body["request_id"]] = service.ask("/v1/recommend", body)[1]["source"]
+    assert 8 <= sum(source == "sampled" for source in sources.values()) <= 32
+    service.end()
+    rotate(tmp_path / "log")
+    for row in read_parts(parts_of(tmp_path / "log"))[0].to_dicts():
+        drawn = sources[row["request_id"]] == "sampled"
+        assert (row["temperature"], row["log_propensities"]) == ((0.5, [-1.0] * 3) if drawn else (None, None))
+        assert (row["seed"] is not None) == (row["log_inclusions"] is not None) == drawn
 
 
 def test_items_health_and_the_pages_of_the_api(stub: Callable[..., Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -77,6 +78,11 @@ def serve(
     exposures: Annotated[
         Path | None, typer.Option(help="Folder of the exposure log: a row for each list, durable before it is sent.")
     ] = None,
+    explore: Annotated[
+        float | None, typer.Option(min=0.01, max=100, help="Draw lists at this temperature; needs --exposures.")
+    ] = None,
+    explore_share: Annotated[float, typer.Option(min=0, max=1, help="Of the requests, those with drawn lists.")] = 1.0,
+    explore_seed: Annotated[int, typer.Option(min=0, help="With the request id decides what is drawn.")] = 0,
     workers: Annotated[int, typer.Option(min=1, max=64, help="Processes that share the address.")] = 1,
     deadline: Annotated[float, typer.Option(min=0.01, max=60, help="Seconds in which a list must come.")] = 2.0,
     connections: Annotated[int, typer.Option(min=1, max=100_000, help="Most of them, in each process.")] = 1000,
@@ -89,7 +95,9 @@ def serve(
 ) -> None:
     """Answer requests over HTTP with a trained policy until interrupted: POST /recommend, GET /health, and /docs."""
     from adagrpo import pipeline
+    from adagrpo.serving.exploration import Exploration
     from adagrpo.serving.limits import Limits
+    from adagrpo.serving.user_hash import VARIABLE
 
     def ready(about: dict[str, Any]) -> None:
         if common.as_json:
@@ -104,6 +112,11 @@ def serve(
         sys.stdout.flush()
 
     _check_weight(reward_weight)
+    if exposures is not None and user_key_file is None and VARIABLE not in os.environ and not common.quiet:
+        typer.echo(
+            f"note: no --user-key-file and no {VARIABLE}: users have other hashes in the exposure log after each start",
+            err=True,
+        )
     opened = replace(common, quiet=True).open(run)
     pipeline.serve(
         opened,
@@ -119,6 +132,7 @@ def serve(
             without_token=without_token,
             user_key_file=user_key_file,
             exposures=exposures,
+            explore=None if explore is None else Exploration(explore, explore_share, explore_seed),
             limits=Limits(deadline_seconds=deadline, connections=connections, drain_seconds=drain),
             log_share=log_share,
             rerank_seconds=rerank_seconds,
@@ -142,7 +156,9 @@ def recommend(
     exclude_history: ExcludeHistory = None,
     precision: Precision = None,
     catalog: CatalogChoice = "latest",
-    user_column: Annotated[str, typer.Option(help="The column of user ids.")] = "user_id",
+    user_column: Annotated[
+        str | None, typer.Option(help="The column of user ids; user_id, or as in the run's logs, if not given.")
+    ] = None,
     history_column: Annotated[str, typer.Option(help="The column of histories.")] = "history",
     include: Annotated[list[str] | None, typer.Option(help=f"Only what matches: {FILTER}")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help=f"Nothing that matches: {FILTER}")] = None,

@@ -99,6 +99,10 @@ def train(
     opened = common.open(run)
     with session(opened):
         pipeline.train(opened, anyway=anyway)
+        if not opened.config.train.arms:
+            opened.console.note(
+                "note: train.arms is empty, so no arm was trained; --set 'train.arms=[nll, distill-tuned]'"
+            )
     opened.processes.part()
     if opened.processes.is_main_process:
         outcomes = trained_outcomes(opened)
@@ -106,7 +110,16 @@ def train(
 
 
 @verb("evaluate", "stages", sets="recipe")
-def evaluate(run: RunDirectory, common: Common, out: Elsewhere = None, dry_run: DryRun = False) -> None:
+def evaluate(
+    run: RunDirectory,
+    common: Common,
+    out: Elsewhere = None,
+    catalog: Annotated[
+        str | None,
+        typer.Option("--catalog", help="A version of the catalogue, latest or a number; needs --out. Else as trained."),
+    ] = None,
+    dry_run: DryRun = False,
+) -> None:
     """Evaluate sft and every trained arm on validation and test."""
     from adagrpo import pipeline
     from adagrpo.report import results_table, to_text
@@ -115,6 +128,8 @@ def evaluate(run: RunDirectory, common: Common, out: Elsewhere = None, dry_run: 
         print_plan_of(run, ("evaluate",), common, out)
         return
     opened = common.open(run, out)
+    if catalog is not None:
+        pipeline.evaluate_with(opened, catalog)
     with session(opened):
         arms = pipeline.finished_arms(opened)
         pipeline.evaluate(opened, arms)

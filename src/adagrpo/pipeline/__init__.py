@@ -25,7 +25,7 @@ from adagrpo.pipeline.verbs import (
     train,
     write_report,
 )
-from adagrpo.pipeline.versions import CatalogVersion, catalog_diff, catalog_versions, open_version
+from adagrpo.pipeline.versions import CatalogVersion, catalog_diff, catalog_versions, evaluate_with, open_version
 
 __all__ = [
     "CatalogVersion",
@@ -38,6 +38,7 @@ __all__ = [
     "collect",
     "diagnose_reward",
     "evaluate",
+    "evaluate_with",
     "export",
     "finished_arms",
     "fit_and_report",

@@ -100,7 +100,7 @@ def verb_for(stage: str, *, without_order: bool = False) -> str:
         return {"simulate": "run", "ranker/report": "evaluate"}[stage]
     first = stage.partition("/")[0]
     others = {"encode": "tokenize", "teacher": "train", "reward": "train", "report": "evaluate", "judges": "evaluate"}
-    return (others | {"catalogs": "catalog update"}).get(first, first)
+    return (others | {"catalogs": "catalog update", "exposures": "prepare"}).get(first, first)
 
 
 def command(run: Called, verb: str, overrides: Iterable[str] = (), *, out: Path | None = None) -> str:
@@ -116,7 +116,9 @@ def command(run: Called, verb: str, overrides: Iterable[str] = (), *, out: Path 
     if verb in ("prepare", "run"):
         recipe = f"`adagrpo run RECIPE --out {place}`"
         simulated = run.config.data.marketplace is not None
-        return recipe if verb == "run" or simulated else f"`adagrpo prepare LOGS --out {place}` or {recipe}"
+        exposures = run.config.data.exposures
+        logs = "LOGS" if exposures is None else f"--exposures {shlex.quote(exposures.path)}"
+        return recipe if verb == "run" or simulated else f"`adagrpo prepare {logs} --out {place}` or {recipe}"
     words = ["adagrpo", verb, "--run", place, *(() if out is None else ("--out", shlex.quote(str(out))))]
     return f"`{' '.join([*words, *(word for text in overrides for word in ('--set', shlex.quote(text)))])}`"
 

@@ -132,7 +132,7 @@ class RunData:
         def known(ids: Sequence[str | int]) -> tuple[list[int], list[str | int]]:
             return [numbers[str(name)] for name in ids if str(name) in numbers], []
 
-        eligibility = Eligibility(self.catalog, lambda: ItemGroups(self.items), known)
+        eligibility = Eligibility(self.catalog, self.groups, known)
         try:
             narrowing = eligibility.resolve(options.include or None, options.exclude)
         except UserError as error:
@@ -142,6 +142,18 @@ class RunData:
         every = np.ones(self.num_items, np.bool_)
         every[list(narrowing.without)] = False
         return narrowing.eligible or self.catalog.trie.eligible(torch.from_numpy(every).to(self.device))
+
+    def groups(self) -> ItemGroups:
+        """The named groups of the items."""
+        return ItemGroups(self.items)
+
+    @property
+    def admitted(self) -> torch.Tensor | None:
+        """(V,) bool, what may be in the lists that are measured: listed and eligible. None: everything."""
+        eligible = None if self.eligible is None else self.eligible.items
+        if not self.version.number:
+            return eligible
+        return self.catalog.listed if eligible is None else self.catalog.listed & eligible
 
     def measured_cases(self, split: str) -> Cases:
         """The cases of a split that metrics are of: those whose logged item may be in a list.

@@ -120,6 +120,7 @@ class Run:
         self.directory, self.config, self.data, self.source = directory, config, data, source
         self.called = directory  # as the user calls the run
         self.overrides: tuple[str, ...] = ()  # of run.yaml, by this command
+        self.catalog = 0  # the version of the catalogue that is evaluated, see `adagrpo.pipeline.versions`
         self.described: Config | None = None  # what run.yaml says; None where the run was not opened
         self.made: list[str] = []  # the stages that were made, not skipped
         self._noted: dict[str, Any] = {}
@@ -173,7 +174,7 @@ class Run:
         # what is wrong now is wrong with what was set
         config = resolve_config(before, overrides, "--set") if overrides else as_described
         run = cls(directory, config, data, console, code, source)
-        run.described = as_described
+        run.described, run.catalog = as_described, content.get("catalog", 0)
         run.called, run.overrides = called, tuple(overrides)
         return run
 
@@ -254,7 +255,7 @@ class Run:
             with suppress(UserError):  # of a damaged one nothing is believed
                 kept = read_description(self.path(DESCRIPTION).parent)
                 same_reward = kept["config"].get("reward") == content["config"]["reward"]
-                names = ("outputs", "collected", *(("reward",) if same_reward else ()))
+                names = ("outputs", "collected", "catalog", *(("reward",) if same_reward else ()))
                 content |= {name: kept[name] for name in names if name in kept}
             write_description(self.directory, content | self._noted)
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from adagrpo.data.groups import ItemGroups
+from adagrpo.data.columns import TEXT
 from adagrpo.errors import UserError
 from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.chain import reward_parts
@@ -22,12 +25,14 @@ from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.versions import LATEST, open_version
 from adagrpo.serving import Query, Recommender
 from adagrpo.serving.bearer import check_exposed, read_tokens
+from adagrpo.serving.exploration import Exploration
 from adagrpo.serving.exposure_store import LocalExposureLog
 from adagrpo.serving.fallback import Guarded
 from adagrpo.serving.limits import Limits, most_connections
 from adagrpo.serving.request_log import RequestLog
 from adagrpo.serving.served import Serving, Shelf
 from adagrpo.serving.user_hash import read_key
+from adagrpo.serving.workers import run_workers
 
 __all__ = ["Operation", "recommender", "serve"]
 
@@ -43,6 +48,7 @@ class Operation:
     without_token: bool = False  # others may reach it all the same
     user_key_file: Path | None = None
     exposures: Path | None = None  # folder of the exposure log; None writes none
+    explore: Exploration | None = None  # draw a share of the lists; needs `exposures`
     limits: Limits = field(default_factory=Limits)
     log_share: float = 0.0  # of the requests that are logged
     rerank_seconds: float = 0.25  # that a reward may take for a batch
@@ -94,10 +100,12 @@ def recommender(
         reward_weight=reward_weight,
         catalog_version=version.name,
         popularity=np.bincount(data.training.values, minlength=data.num_items),
-        groups=lambda: ItemGroups(data.items),
+        groups=data.groups,
+        texts=lambda: data.items[TEXT].to_list(),
     )
     about: dict[str, Any] = {"name": run.config.name, "arm": chosen.arm, "checkpoint": checkpoint, "step": chosen.step}
     about |= {"why": chosen.why, "items": data.num_items, "reward_weight": reward_weight}
+    about |= {"arms": ["sft", *run.trained()]}
     about |= {"catalog_version": version.name, "listed": len(data.catalog.trie.items)}
     about |= {"exclude_history": excludes, "precision": served.precision}
     model = run.hash_input(chosen.weights / WEIGHTS)[:SHOWN]
@@ -138,15 +146,15 @@ def serve(
             others can reach it and there is no token.
     """
     operation = operation or Operation()
-    try:
-        from adagrpo.serving.app import Application, Options
-        from adagrpo.serving.draining import Server, listen
-    except ImportError as error:
-        raise UserError("serve: needs fastapi, uvicorn and others; pip install 'adagrpo[serve]'") from error
     bearers = read_tokens(operation.token_file)
     check_exposed(host, bearers, operation.without_token)
     limits = replace(operation.limits, connections=most_connections(operation.limits.connections))
-    user_hash = read_key(operation.user_key_file)
+    user_hash = read_key(operation.user_key_file)  # before there are several processes: one key for all
+    together = operation.workers > 1
+    if operation.exposures is not None:  # refused before anything is loaded, made before several processes open it
+        LocalExposureLog(operation.exposures).close()
+    if operation.explore is not None and operation.exposures is None:
+        raise UserError("--explore: needs --exposures, the log that says what was drawn and how probable it was")
 
     def load(
         arm: str | None = arm, checkpoint: Literal["best", "final"] = checkpoint, catalog: str = catalog
@@ -157,13 +165,55 @@ def serve(
         about["threads_alone"] = served.threads_alone
         if served.reward is not None:
             served.reward = Guarded(served.reward, budget_seconds=operation.rerank_seconds)
+        if operation.explore is not None:
+            about |= {"explore": operation.explore._asdict()}
         return Serving(served, about, about["versions"])
 
-    with listen(host, port) as listener:
-        shelf = Shelf(load(), load)
-        shelf.now.recommender.recommend([Query([0])])  # what is made on first use is made before the first request
-        sink = None if operation.exposures is None else LocalExposureLog(operation.exposures)
-        application = Application(shelf, Options(limits, bearers, RequestLog(operation.log_share), user_hash, sink))
-        named = f"[{host}]" if ":" in host else host
-        ready({"url": f"http://{named}:{listener.getsockname()[1]}", **shelf.now.about})
-        Server(application).run(sockets=[listener])
+    with _counted_together(together):
+        try:
+            from adagrpo.serving.app import Application, Options
+            from adagrpo.serving.draining import Server, listen
+        except ImportError as error:
+            raise UserError("serve: needs fastapi, uvicorn and others; pip install 'adagrpo[serve]'") from error
+        with listen(host, port) as listener:
+            named = f"[{host}]" if ":" in host else host
+            url = f"http://{named}:{listener.getsockname()[1]}"
+
+            def work(begun: Callable[[dict[str, Any]], None]) -> None:
+                shelf = Shelf(load(), load)
+                shelf.now.recommender.recommend([Query([0])])  # what is made on first use
+                sink = None if operation.exposures is None else LocalExposureLog(operation.exposures)
+                parent = os.getppid() if together else None
+                options = Options(
+                    limits, bearers, RequestLog(operation.log_share), user_hash, sink, operation.explore, parent
+                )
+                server = Server(Application(shelf, options))
+                begun({"url": url, **shelf.now.about})
+                server.run(sockets=[listener])
+
+            if together:
+                run_workers(operation.workers, listener, work, ready, _died)
+            else:
+                work(ready)
+
+
+@contextmanager
+def _counted_together(together: bool) -> Iterator[None]:
+    """Have the figures of several processes added up; their library asks the environment when it is imported."""
+    if not together:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="adagrpo-metrics-") as folder:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+        try:
+            yield
+        finally:
+            del os.environ["PROMETHEUS_MULTIPROC_DIR"]
+
+
+def _died(process: int) -> None:
+    """Forget the gauges of a process that ended, and say that it did."""
+    from prometheus_client.multiprocess import mark_process_dead
+
+    mark_process_dead(process)  # type: ignore[no-untyped-call]
+    RequestLog().event("worker_died", process=process)

@@ -30,7 +30,16 @@ from adagrpo.pipeline.run import Run
 from adagrpo.semantic_ids import Catalog
 from adagrpo.storage.artifacts import MANIFEST
 
-__all__ = ["CATALOGS", "LATEST", "CatalogVersion", "catalog_diff", "catalog_versions", "content_hash", "open_version"]
+__all__ = [
+    "CATALOGS",
+    "LATEST",
+    "CatalogVersion",
+    "catalog_diff",
+    "catalog_versions",
+    "content_hash",
+    "evaluate_with",
+    "open_version",
+]
 
 CATALOGS, LATEST = "catalogs", "latest"
 DIGITS = 12  # of the hash, in a name
@@ -146,6 +155,28 @@ def open_version(run: Run, which: str = LATEST) -> CatalogVersion:
     if digits and found[0].name != f"{found[0].number:04d}-{digits}":
         raise UserError(f"catalogue '{which}': version {found[0].number} of {run.called} is {found[0].name}")
     return found[0]
+
+
+def evaluate_with(run: Run, which: str) -> None:
+    """Have a run that goes on from another one evaluate a version of its catalogue, from now on.
+
+    Args:
+        run: opened with a directory of its own for what is written (`adagrpo evaluate --out`).
+        which: see `open_version`.
+
+    Raises:
+        UserError: there is no such version, the run is not another one's, or is about another version already.
+    """
+    version = open_version(run, which)
+    if run.source is None and version.number != run.catalog:
+        raise UserError(
+            "--catalog: what a run measures is of the catalogue that it was trained with; give --out, another run "
+            "directory, for what is measured with another"
+        )
+    if run.catalog not in (0, version.number):
+        raise UserError(f"{run.directory}: is about version {run.catalog} of the catalogue; --out takes a new folder")
+    run.catalog = version.number
+    run.note("catalog", version.number)
 
 
 def catalog_diff(before: CatalogVersion, after: CatalogVersion) -> dict[str, Any]:

@@ -238,6 +238,19 @@ class Trie:
         leaves[self.items] = torch.arange(len(self.items), device=self.items.device)
         return leaves
 
+    def holds(
+        self,
+        items: Tensor,  # (N,) int64
+    ) -> int:
+        """How many of some items the tree holds.
+
+        >>> trie = Trie.build(torch.tensor([[0, 1], [2, 0]]), (3, 2)).named(torch.tensor([0, 2]))
+        >>> trie.holds(torch.tensor([1, 2, 3]))
+        1
+        """
+        leaves = self.leaf_of[items.to(self.items.device).clamp(max=len(self.leaf_of) - 1)]
+        return int((leaves >= 0).sum())
+
     def eligible(
         self,
         items: Tensor,  # (V,) bool

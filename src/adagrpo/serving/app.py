@@ -6,6 +6,7 @@ POST /v1/recommend   the same and more, one request or several; see /docs
 POST /v1/feedback    GET /v1/items/{id}    POST /v1/admin/reload
 GET  /health         {"status": "ok", ...}
 GET  /livez /readyz /metrics /docs /openapi.json
+GET  /               a page to look at lists by hand, see `adagrpo.serving.look`
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ from starlette.exceptions import HTTPException
 from adagrpo.serving import schemas
 from adagrpo.serving.api_page import api_page
 from adagrpo.serving.bearer import Bearers
+from adagrpo.serving.exploration import Exploration
 from adagrpo.serving.exposure_log import ExposureSink
 from adagrpo.serving.exposure_rows import ExposureRows
 from adagrpo.serving.intake import Intake
 from adagrpo.serving.limits import Limits
+from adagrpo.serving.look import add_page
 from adagrpo.serving.recommender import Recommender
 from adagrpo.serving.request_log import RequestLog
 from adagrpo.serving.routes import Routes, answered, json_response
@@ -47,6 +50,7 @@ class Options:
     log: RequestLog = field(default_factory=RequestLog)
     user_hash: UserHash = field(default_factory=lambda: read_key(None))
     exposures: ExposureSink | None = None  # None logs no list
+    explore: Exploration | None = None  # None draws no list
     parent: int | None = None  # the process that reloads all workers
 
 
@@ -69,6 +73,7 @@ class Application:
             lambda: not self.draining,
             bool(options.bearers),
             self.exposures,
+            options.explore,
             options.parent,
         )
         self.api = _api(self.routes, self._lifespan)
@@ -145,6 +150,7 @@ def _api(routes: Routes, lifespan: Callable[[FastAPI], Any]) -> FastAPI:
     for path, handler in (("/health", routes.health), ("/livez", routes.livez), ("/readyz", routes.readyz)):
         get(path, handler)
     get("/metrics", routes.metrics_text)
+    add_page(app, routes.shelf)
 
     @app.get("/openapi.json", include_in_schema=False)
     async def openapi(request: Request) -> Response:

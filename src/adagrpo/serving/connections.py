@@ -8,6 +8,7 @@ The full table closes the connection that has been idle longest before it turns 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import httptools
@@ -26,19 +27,24 @@ LINGER_BYTES = 16_000_000
 class ConnectionTable:
     """All connections of a process; one sweep finds those that take too long."""
 
-    def __init__(self, limits: Limits) -> None:
-        self.limits = limits
+    def __init__(self, limits: Limits, count: Callable[[str], None] = lambda why: None) -> None:
+        """Begin without connections.
+
+        Args:
+            limits: of them.
+            count: called with why one was turned away or cut off.
+        """
+        self.limits, self.count = limits, count
         self.open: set[BoundedProtocol] = set()
         self.lingering = 0
         self.draining = False
-        self.refused = self.timed_out = self.malformed = 0  # counted for /metrics
 
     def admits(self, connection: BoundedProtocol) -> bool:
         """Take a connection in, if need be in the place of one on which nothing is asked."""
         if len(self.open) >= self.limits.connections:
             idle = [other for other in self.open if other.phase == "idle" and other.asked]
             if not idle:
-                self.refused += 1
+                self.count("connections")
                 return False
             min(idle, key=lambda other: other.since).cut()
         self.open.add(connection)
@@ -59,7 +65,8 @@ class ConnectionTable:
             late = (phase, connection.since) if phase != "busy" and now - connection.since > bounds[phase] else None
             seen, connection.late = connection.late, late
             if late is not None and late == seen:
-                self.timed_out += phase in ("head", "body", "writing")
+                if phase in ("head", "body", "writing"):
+                    self.count("time")
                 connection.expire(phase)
 
     async def sweeping(self) -> None:
@@ -151,7 +158,7 @@ class BoundedProtocol(HttpToolsProtocol):
                 self.cycle.keep_alive = False
             return
         except httptools.HttpParserError:
-            self.table.malformed += 1
+            self.table.count("malformed")
             self.refuse(400, "not HTTP/1.1")
             return
         if self._in_head and self._head_bytes > self.table.limits.head_bytes:

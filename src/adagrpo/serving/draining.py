@@ -68,7 +68,9 @@ class Server(uvicorn.Server):
     def __init__(self, app: Application) -> None:
         """Make a server; it loads again what it serves at SIGHUP."""
         self.app = app
-        self.limits, self.table = app.options.limits, ConnectionTable(app.options.limits)
+        self.limits = app.options.limits
+        self.table = ConnectionTable(self.limits, app.metrics.turned_away)
+        app.routes.connections = lambda: len(self.table.open)
         config = uvicorn.Config(
             app,
             http=partial(BoundedProtocol, self.table),  # type: ignore[arg-type]

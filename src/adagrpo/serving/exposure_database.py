@@ -13,18 +13,16 @@ import json
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from adagrpo.serving.exposure_log import Exposure, Feedback, FeedbackCounts
+from adagrpo.serving.exposure_log import Exposure, Feedback, FeedbackCounts, decode_exposure
 
 __all__ = [
     "OPEN",
     "Span",
     "begin_part",
     "connect",
-    "encode",
     "exposures_of",
     "feedback_of",
     "finish_part",
@@ -38,7 +36,6 @@ __all__ = [
 
 OPEN = "open.sqlite"
 BUSY_SECONDS = 30.0  # that a writer waits for one of another process
-FIELDS = tuple(field.name for field in fields(Exposure))
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS exposures (
   number INTEGER PRIMARY KEY AUTOINCREMENT, request_id TEXT NOT NULL UNIQUE, row TEXT NOT NULL);
@@ -89,18 +86,9 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
         raise
 
 
-def encode(row: Exposure) -> str:
-    """A row as the database holds it.
-
-    Raises:
-        ValueError: a value has no place in JSON.
-    """
-    return json.dumps({name: getattr(row, name) for name in FIELDS}, separators=(",", ":"), allow_nan=False)
-
-
 def insert_exposures(connection: sqlite3.Connection, rows: Sequence[Exposure], texts: Sequence[str]) -> list[Exposure]:
     """Insert rows whose request ids are new; for each the row that is on record. `texts` are of `encode`."""
-    known = {name: _decode(text) for name, text in _known(connection, [row.request_id for row in rows])}
+    known = {name: decode_exposure(text) for name, text in _known(connection, [row.request_id for row in rows])}
     new = []
     for row, text in zip(rows, texts, strict=True):
         if row.request_id not in known:
@@ -174,7 +162,7 @@ def forget(connection: sqlite3.Connection, remembered: int) -> None:
 def exposures_of(connection: sqlite3.Connection, span: Span) -> list[Exposure]:
     """The exposures of a part, in the order in which they were written."""
     query = "SELECT row FROM exposures WHERE number > ? AND number <= ? ORDER BY number"
-    return [_decode(text) for (text,) in connection.execute(query, span.exposures)]
+    return [decode_exposure(text) for (text,) in connection.execute(query, span.exposures)]
 
 
 def feedback_of(connection: sqlite3.Connection, span: Span) -> list[Feedback]:
@@ -186,12 +174,6 @@ def feedback_of(connection: sqlite3.Connection, span: Span) -> list[Feedback]:
 
 def _known(connection: sqlite3.Connection, ids: Sequence[str]) -> list[tuple[str, str]]:
     return connection.execute(KNOWN, [json.dumps(ids)]).fetchall()
-
-
-def _decode(text: str) -> Exposure:
-    content: dict[str, Any] = json.loads(text)
-    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in content.items()}
-    return Exposure(**values)
 
 
 def _span(connection: sqlite3.Connection, part: int) -> Span:

@@ -6,14 +6,24 @@ killed. Feedback names the request and the item, arrives when it likes, and coun
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple, Protocol
 
 from adagrpo.serving.recommender import ItemId
 
-__all__ = ["Exposure", "ExposureSink", "Feedback", "FeedbackCounts", "SinkFailed"]
+__all__ = [
+    "Exposure",
+    "ExposureSink",
+    "Feedback",
+    "FeedbackCounts",
+    "SinkFailed",
+    "decode_exposure",
+    "decode_feedback",
+    "encode",
+]
 
 
 class SinkFailed(RuntimeError):
@@ -85,6 +95,10 @@ class Feedback:
             raise ValueError("Feedback: time or value is not finite")
 
 
+EXPOSURE_FIELDS = tuple(field.name for field in fields(Exposure))
+FEEDBACK_FIELDS = tuple(field.name for field in fields(Feedback))
+
+
 class FeedbackCounts(NamedTuple):
     """What became of the rows that `feedback` was given."""
 
@@ -122,6 +136,43 @@ class ExposureSink(Protocol):
     def close(self) -> None:
         """Finish what was begun; no other call comes after it."""
         ...
+
+
+def encode(row: Exposure | Feedback) -> str:
+    """A row as one line of JSON.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+    names = EXPOSURE_FIELDS if isinstance(row, Exposure) else FEEDBACK_FIELDS
+    return json.dumps({name: getattr(row, name) for name in names}, separators=(",", ":"), allow_nan=False)
+
+
+def decode_exposure(text: str | bytes) -> Exposure:
+    """What `encode` was given.
+
+    Raises:
+        ValueError: the text is no row.
+    """
+    content = _content(text, EXPOSURE_FIELDS)
+    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in content.items()}
+    return Exposure(**values)
+
+
+def decode_feedback(text: str | bytes) -> Feedback:
+    """What `encode` was given.
+
+    Raises:
+        ValueError: the text is no row.
+    """
+    return Feedback(**_content(text, FEEDBACK_FIELDS))
+
+
+def _content(text: str | bytes, names: Sequence[str]) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(text)
+    if not isinstance(content, dict) or {*content} != {*names}:
+        raise ValueError(f"no row of {', '.join(names)}")
+    return content
 
 
 def _check_texts(what: str, *texts: str | None) -> None:

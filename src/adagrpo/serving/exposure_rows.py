@@ -39,12 +39,12 @@ def exposure(
         versions: what the list was made by.
         ms: since the request was read.
     """
-    shown, query = answer.list, asked.query
-    drawn = shown.log_propensities is not None
+    shown, query = answer.list.first(k), asked.query
+    drawn = shown.log_propensities is not None and shown.log_inclusions is not None
     return Exposure(
         request_id=request_id,
         time=time.time(),
-        slate=tuple(shown.items[:k]),
+        slate=tuple(shown.items),
         arm=versions["arm"],
         model_version=versions["model"],
         catalog_version=versions["catalog"],
@@ -52,7 +52,8 @@ def exposure(
         source=shown.source,
         temperature=query.temperature if drawn else None,
         seed=query.seed if drawn else None,
-        log_propensities=None if shown.log_propensities is None else tuple(shown.log_propensities[:k]),
+        log_propensities=tuple((shown.log_propensities or ())[:k]) if drawn else None,
+        log_inclusions=tuple((shown.log_inclusions or ())[:k]) if drawn else None,
         latency_ms=round(ms, 3),
     )
 

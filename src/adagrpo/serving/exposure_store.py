@@ -22,13 +22,12 @@ from adagrpo.serving.batching import MicroBatcher, Overloaded
 from adagrpo.serving.exposure_database import (
     OPEN,
     connect,
-    encode,
     insert_exposures,
     insert_feedback,
     transaction,
     waiting_rows,
 )
-from adagrpo.serving.exposure_log import Exposure, Feedback, FeedbackCounts, SinkFailed
+from adagrpo.serving.exposure_log import Exposure, Feedback, FeedbackCounts, SinkFailed, encode
 from adagrpo.serving.exposure_parts import KIND, rotate
 from adagrpo.storage.marks import claim
 

@@ -30,10 +30,10 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 OPEN = ("/livez", "/readyz")  # asked by those who start and stop the service, without a token
 ROUTES = (
     *OPEN, "/health", "/metrics", "/docs", "/openapi.json", "/recommend", "/v1/recommend", "/v1/feedback",
-    "/v1/admin/reload",
+    "/v1/admin/reload", "/", "/v1/items", "/v1/explain",
 )  # fmt: skip
 ASKING = ("/recommend", "/v1/recommend")
-WITH_BODY = (*ASKING, "/v1/feedback", "/v1/admin/reload")
+WITH_BODY = (*ASKING, "/v1/feedback", "/v1/admin/reload", "/v1/explain")
 JSON = (b"content-type", b"application/json")
 
 
@@ -116,7 +116,7 @@ class Intake:
         """
         headers = dict(scope["headers"])
         if self._bearers and path not in OPEN and not self._bearers.admit(headers.get(b"authorization")):
-            self._metrics.refused.labels("token").inc()
+            self._metrics.turned_away("token")
             raise _Refused(401, "a token is needed: Authorization: Bearer ...", (b"www-authenticate", b"Bearer"))
         if path not in WITH_BODY or scope["method"] != "POST":
             state["body"] = b""
@@ -131,7 +131,7 @@ class Intake:
             try:
                 self._admit(self._limits.deadline_seconds)
             except TooLate as error:
-                self._metrics.refused.labels("queue").inc()
+                self._metrics.turned_away("queue")
                 raise _Refused(503, str(error), (b"retry-after", b"%d" % error.retry_after)) from None
         state["body"] = await self._body(receive)
         state["request_id"] = secrets.token_hex(16)
@@ -158,7 +158,7 @@ class Intake:
         return body
 
     def _too_large(self) -> _Refused:
-        self._metrics.refused.labels("size").inc()
+        self._metrics.turned_away("size")
         return _Refused(413, f"a body may have {self._limits.body_bytes:,} bytes", (b"connection", b"close"))
 
 

@@ -94,6 +94,7 @@ class Recommender:
         catalog_version: str | None = None,
         popularity: NDArray[np.int64] | None = None,  # (V,)
         groups: Callable[[], ItemGroups] | None = None,
+        texts: Callable[[], Sequence[str]] = lambda: (),
     ) -> None:
         """Freeze the policy.
 
@@ -110,6 +111,7 @@ class Recommender:
             catalog_version: what the catalogue is called; the attribute of this name is for answers.
             popularity: (V,) training interactions of each item; without them a query without a history gets no item.
             groups: gives the named groups of the items, when a filter first asks for one; None: there are none.
+            texts: gives the text of each item, for people; none where it is empty.
         """
         self.policy = policy.eval().frozen()
         self.catalog, self.item_ids = catalog, list(item_ids)
@@ -121,7 +123,7 @@ class Recommender:
         self._items = {str(name): item for item, name in enumerate(self.item_ids)}
         self.eligibility = Eligibility(catalog, groups or no_groups, self.known)
         self.threads_alone: int | None = None  # for one query alone; None: as many as are set
-        self._counts = popularity
+        self._counts, self.texts = popularity, texts
         listed = catalog.listed.cpu().numpy()
         order = None if popularity is None else np.argsort(-popularity, kind="stable")
         self._popular = None if order is None else order[listed[order]]
@@ -166,23 +168,40 @@ class Recommender:
             return self._recommend(queries)
 
     def _recommend(self, queries: Sequence[Query]) -> list[Recommendations]:
-        alike: dict[bool, list[int]] = {}  # rows that are searched in the same way
-        drawn: dict[tuple[bool, float], list[int]] = {}
+        alike: dict[tuple[bool, float], list[int]] = {}  # rows that are searched, or drawn, in the same way
         answers: dict[int, Recommendations] = {}
         for row, query in enumerate(queries):
-            if len(query.history) and query.temperature > 0:
-                drawn.setdefault((self._masks(query), query.temperature), []).append(row)
-            elif len(query.history):
-                alike.setdefault(self._masks(query), []).append(row)
+            if len(query.history):
+                alike.setdefault((self._masks(query), query.temperature), []).append(row)
             else:
                 answers[row] = self._most_popular(query)
-        for masked, rows in alike.items():
+        for (masked, temperature), rows in alike.items():
             rows.sort(key=lambda row: id(queries[row].eligible))  # those of one mask are looked up together
-            answers |= zip(rows, self._search([queries[row] for row in rows], masked), strict=True)
-        for (masked, _), rows in drawn.items():
-            rows.sort(key=lambda row: id(queries[row].eligible))
-            answers |= zip(rows, self._draw([queries[row] for row in rows], masked), strict=True)
+            work = self._draw if temperature > 0 else self._search
+            answers |= zip(rows, work([queries[row] for row in rows], masked), strict=True)
         return [answers[row] for row in range(len(queries))]
+
+    @torch.no_grad()
+    def opinions(self, history: Sequence[int], items: Sequence[int]) -> tuple[list[list[float]], list[float] | None]:
+        """What policy and reward say of some items after a history.
+
+        Args:
+            history: at least one item.
+            items: `N` of them.
+
+        Returns:
+            For each item the log-probability of each of its codes, nats; and its reward, None where there is no reward
+            or it gave no answer.
+        """
+        batch = self._batch([history], False)
+        wanted = torch.tensor([list(items)], device=self.catalog.codes.device)
+        with mixed_precision(self.policy, self.precision):
+            context = self.policy.encode(batch)
+            log_probs = self.policy.score(context, self.catalog.codes[wanted])[0].float()
+        if self.reward is None:
+            return log_probs.tolist(), None
+        rewards = ask_reward(self.reward, batch, wanted)[0].tolist()
+        return log_probs.tolist(), None if getattr(self.reward, "failed", False) else rewards
 
     def _masks(self, query: Query) -> bool:
         return self.mask_history if query.exclude_history is None else query.exclude_history
@@ -195,8 +214,10 @@ class Recommender:
         batch = self._batch([query.history for query in queries], masked)
         seeds = torch.tensor([query.seed for query in queries], dtype=torch.int64, device=self.catalog.codes.device)
         options: dict[str, Any] = {"trie": self.catalog.trie, "temperature": queries[0].temperature}
-        closed = torch.cat([self._closed(queries), *([batch.whole] if masked else [])], dim=1)
-        options["excluded"] = self.catalog.trie.excluding(closed, [query.eligible for query in queries])
+        closed, eligible = self._closed(queries), [query.eligible for query in queries]
+        if masked:
+            closed = torch.cat([closed, batch.whole], dim=1)
+        options["excluded"] = self.catalog.trie.excluding(closed, eligible)
         with mixed_precision(self.policy, self.precision):
             drawn = draw_slates(self.policy, self.policy.encode(batch), self.width, seeds, **options)
         rows = (drawn.items, drawn.log_probs, place_log_probs(drawn.log_probs), drawn.keys)

@@ -18,7 +18,9 @@ import orjson
 from fastapi import Request, Response
 
 from adagrpo.data.groups import UnknownGroup
+from adagrpo.errors import UserError
 from adagrpo.serving.eligibility import Narrowing, why_short
+from adagrpo.serving.exploration import Exploration
 from adagrpo.serving.exposure_log import Exposure, SinkFailed
 from adagrpo.serving.exposure_rows import ExposureRows, exposure
 from adagrpo.serving.limits import LONGEST_BATCH
@@ -43,6 +45,7 @@ __all__ = ["Routes", "answered", "json_response"]
 
 AGAIN = {"retry-after": "1"}
 DEFECT = "a defect of the service; it was logged"
+IN_A_THREAD = 256  # ids of a filter; one that is longer, or names groups, is resolved beside the event loop
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -87,7 +90,9 @@ class Routes:
     ready: Callable[[], bool]
     may_reload: bool  # a token is set
     exposures: ExposureRows | None
+    explore: Exploration | None
     parent: int | None = None  # process that reloads all workers
+    connections: Callable[[], int] = lambda: 0
 
     async def health(self, request: Request) -> Response:
         """What is served."""
@@ -105,17 +110,19 @@ class Routes:
     async def metrics_text(self, request: Request) -> Response:
         """Figures for Prometheus."""
         self.metrics.waiting.set(self.line.waiting)
+        self.metrics.connections.set(self.connections())
         return Response(self.metrics.text(), media_type=MEDIA_TYPE)
 
     async def recommend(self, request: Request) -> Response:
         """A list for a history."""
         body = validated(RecommendRequest, parsed(request.state.body))
         serving = self.shelf.now
-        asked, unknown, _ = await self._asked(serving, body)
+        name = request.state.request_id
+        history, unknown = _known(serving, body)
+        asked = Asked(serving, self._explored(Query(history, body.exclude_history), name))
         if not asked.query.history:
             raise BadRequest("history: none of its ids is in the catalogue")
         answers = await self._answers(request, [asked])
-        name = request.state.request_id
         reply = _reply(serving, body.k, name, answers[0], unknown)
         await self._record(request, [(name, None, body.k)], [asked], answers, [reply])
         told = {key: reply[key] for key in ("items", "scores", "unknown")}
@@ -130,15 +137,24 @@ class Routes:
         if len({*ids}) != len(ids):
             raise BadRequest("requests: two of them have the same request_id")
         serving = self.shelf.now
-        asked = [await self._asked(serving, body) for body in bodies]
-        answers = await self._answers(request, [one for one, _, _ in asked])
+        known = [_known(serving, body) for body in bodies]
+        narrowings = [await _narrow(serving, body) for body in bodies]
+        queries = [
+            Query(history, body.exclude_history, narrowing.without, narrowing.eligible)
+            for body, (history, _), narrowing in zip(bodies, known, narrowings, strict=True)
+        ]
+        asked = [Asked(serving, self._explored(query, name)) for query, name in zip(queries, ids, strict=True)]
+        answers = [
+            answer._replace(list=answer.list.first(body.k))
+            for answer, body in zip(await self._answers(request, asked), bodies, strict=True)
+        ]
         replies = [
-            _reply(serving, body.k, request_id, answer, unknown, held)
-            for body, request_id, answer, (_, unknown, held) in zip(bodies, ids, answers, asked, strict=True)
+            _reply(serving, body.k, name, answer, unknown, narrowing)
+            for body, name, answer, (_, unknown), narrowing in zip(bodies, ids, answers, known, narrowings, strict=True)
         ]
         users = [None if body.user_id is None else self.user_hash(body.user_id) for body in bodies]
         shown = [(name, user, body.k) for name, user, body in zip(ids, users, bodies, strict=True)]
-        await self._record(request, shown, [one for one, _, _ in asked], answers, replies)
+        await self._record(request, shown, asked, answers, replies)
         return json_response({"responses": replies} if batch else replies[0], headers={"x-request-id": ids[0]})
 
     async def item(self, request: Request) -> Response:
@@ -185,21 +201,9 @@ class Routes:
 
     # ------------------------------------------------ parts of them
 
-    async def _asked(
-        self, serving: Serving, body: RecommendRequest | RecommendBody
-    ) -> tuple[Asked, list[ItemId], Narrowing | None]:
-        """A request in items of the catalogue, the ids that are not in it, and what the list is held to."""
-        recommender = serving.recommender
-        if body.k > recommender.width:
-            raise BadRequest(f"k: more than the beam holds, {recommender.width}")
-        history, unknown = recommender.known(body.history)
-        if isinstance(body, RecommendRequest) or (body.include is None and not body.exclude):
-            return Asked(serving, Query(history, body.exclude_history)), unknown, None
-        try:  # a mask is made once for a filter, and takes milliseconds that others would wait
-            held = await asyncio.to_thread(recommender.narrow, body.include, body.exclude)
-        except UnknownGroup as error:
-            raise BadRequest(error.told) from error
-        return Asked(serving, Query(history, body.exclude_history, held.without, held.eligible)), unknown, held
+    def _explored(self, query: Query, request_id: str) -> Query:
+        """The query as it is asked: with a temperature and a seed where its list is drawn."""
+        return query if self.explore is None else self.explore.of(query, request_id)
 
     async def _answers(self, request: Request, asked: Sequence[Asked]) -> list[Answered]:
         """What the policy answers, in time.
@@ -215,7 +219,7 @@ class Routes:
             self.metrics.length.observe(len(answer.list.items))
             if (
                 not answer.reranked
-                and answer.list.source != "popular"
+                and answer.list.source == "policy"
                 and asked[0].serving.recommender.reward is not None
             ):
                 self.metrics.fallbacks.inc()
@@ -251,6 +255,33 @@ class Routes:
                 reply |= _repeated(recorded, one.serving)
 
 
+def _known(serving: Serving, body: RecommendRequest | RecommendBody) -> tuple[list[int], list[ItemId]]:
+    """The items of a history, and its ids that name none.
+
+    Raises:
+        BadRequest: the list would be longer than the beam holds.
+    """
+    if body.k > serving.recommender.width:
+        raise BadRequest(f"k: more than the beam holds, {serving.recommender.width}")
+    return serving.recommender.known(body.history)
+
+
+async def _narrow(serving: Serving, body: RecommendBody) -> Narrowing:
+    """What a request may be answered with.
+
+    Raises:
+        BadRequest: a filter names a column or value that the items do not have.
+    """
+    narrow, exclude = serving.recommender.narrow, body.exclude
+    try:
+        if body.include is None and (exclude is None or (isinstance(exclude, list) and len(exclude) <= IN_A_THREAD)):
+            return narrow(None, exclude)
+        return await asyncio.to_thread(narrow, body.include, exclude)
+    except UserError as error:  # its message names the value, what is told does not
+        told = error.told if isinstance(error, UnknownGroup) else "include, exclude: item ids, or values by group"
+        raise BadRequest(told) from None
+
+
 def _left(request: Request) -> bool:
     """Whether nobody waits for the answer any more, as far as the server says."""
     cycle = getattr(request.state, "cycle", None)  # of `adagrpo.serving.connections`
@@ -281,8 +312,7 @@ def _reply(
     held: Narrowing | None = None,
 ) -> dict[str, Any]:
     shown = answer.list
-    note = None if held is None else why_short(held, k, len(shown.items))
-    return ({} if note is None else {"note": note}) | {
+    return {
         "request_id": request_id,
         "items": shown.items[:k],
         "scores": shown.scores[:k],
@@ -290,6 +320,7 @@ def _reply(
         "source": shown.source,
         "reranked": answer.reranked,
         "repeated": False,
+        "short": None if held is None else why_short(held, k, len(shown.items)),
         "unknown": unknown,
         "versions": serving.versions,
     }

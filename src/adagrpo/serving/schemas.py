@@ -36,14 +36,11 @@ TextId = Annotated[str, Strict(), Field(max_length=1000)]
 Id = IntegerId | TextId
 RequestId = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,64}$")]
 History = Annotated[list[Id], Field(max_length=LONGEST_HISTORY)]
-Value = Annotated[bool, Strict()] | Id
-FilterBody = (
-    History
-    | Annotated[
-        dict[Annotated[str, Field(max_length=100)], Value | Annotated[list[Value], Field(max_length=LONGEST_HISTORY)]],
-        Field(max_length=MOST_GROUPS),
-    ]
-)
+GroupValue = Annotated[bool, Strict()] | Id
+Column = Annotated[str, Field(max_length=200)]
+Groups = Annotated[dict[Column, GroupValue | Annotated[list[GroupValue], Field(max_length=1000)]], Field(max_length=16)]
+Filter = History | Groups
+TAG = re.compile(r"int|str|bool|constrained-.*|list\[.*|dict\[.*|function-.*")  # what pydantic calls members of a union
 PLAIN = re.compile(r"[a-z_]{1,32}")  # names of fields that a reason may repeat
 
 
@@ -73,8 +70,8 @@ class RecommendBody(_Body):
     history: History = Field(description="Ids of the logs, oldest first.")
     k: Annotated[int, Field(ge=1)] = Field(10, description="Length of the list; at most the width of the beam.")
     exclude_history: bool | None = Field(None, description="Leave the items of the history out; as /health says.")
-    include: FilterBody | None = Field(None, description="What may be in the list: item ids, or values by group.")
-    exclude: FilterBody = Field([], description="What is left out of the list: item ids, or values by group.")
+    include: Filter | None = Field(None, description="What the list may hold: ids, or groups of the item table.")
+    exclude: Filter | None = Field(None, description="What it may not hold: ids, or groups of the item table.")
     user_id: Id | None = Field(None, description="Logged as a keyed hash alone.")
     request_id: RequestId | None = Field(None, description="Names the answer in feedback; made if not given.")
 
@@ -100,11 +97,11 @@ class RecommendAnswer(BaseModel):
     items: list[int | str]
     scores: list[float] = Field(description="Log-probabilities, nats; re-ranked, plus weight times reward.")
     codes: list[list[int]] = Field(description="The Semantic ID of each item.")
-    source: str = Field(description="What made the list: `policy`, or `popular` where nothing of the history is known.")
+    source: str = Field(description="What made the list: `policy`; `sampled`, drawn; or `popular`, nothing is known.")
     reranked: bool = Field(description="Whether a reward ordered the list; false where it failed or there is none.")
     repeated: bool = Field(description="Whether this request id was answered before; the list is that one.")
+    short: str | None = Field(description="Why the list is shorter than was asked for.")
     unknown: list[int | str] = Field(description="Ids of the history that are not in the catalogue.")
-    note: str | None = Field(None, description="Why the list is shorter than was asked for; there where it is.")
     versions: Versions
 
 
@@ -183,7 +180,10 @@ def validated(kind: type[ModelT], content: Any) -> ModelT:
         return kind.model_validate(content)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    place = ".".join(_plain(part) for part in first["loc"] if part not in ("int", "str")) or "the body"
+    place = (
+        ".".join(_plain(part) for part in first["loc"] if not (isinstance(part, str) and TAG.fullmatch(part)))
+        or "the body"
+    )
     raise BadRequest(f"{place}: {_said(first['type'], first['msg'])}")
 
 

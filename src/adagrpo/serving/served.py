@@ -48,7 +48,7 @@ class Serving:
             guard.failed = False
         lists = self.recommender.recommend([one.query for one in asked])
         reranked = reward is not None and not (guard is not None and guard.failed)
-        return [Answered(result, reranked and result.source != "popular") for result in lists]
+        return [Answered(result, reranked and result.source == "policy") for result in lists]
 
 
 class SwapFailed(RuntimeError):
@@ -93,6 +93,16 @@ class Shelf:
         self.now = made
         self.swaps += 1
         return made
+
+    def another(self, **wanted: str) -> Serving:
+        """Load another one that is not served, to be looked at.
+
+        Raises:
+            UserError: there is nothing to load it from, or it cannot be loaded.
+        """
+        if self._load is None:
+            raise UserError("there is nothing to load another one from")
+        return self._load(**wanted)
 
     def answer(self, asked: Sequence[Asked]) -> list[Answered]:
         """The lists of requests, each by what it was read with."""

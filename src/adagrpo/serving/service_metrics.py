@@ -65,6 +65,10 @@ class ServiceMetrics:
         pair[0].inc()
         pair[1].observe(seconds)
 
+    def turned_away(self, why: str) -> None:
+        """Count a request or a connection that was not answered."""
+        self.refused.labels(why).inc()
+
     def serves(self, model: str, catalog: str, arm: str) -> None:
         """Say what is served from now on."""
         for labels in self._versions:

@@ -19,7 +19,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from adagrpo.data.columns import ITEM_ID, USER_ID
-from adagrpo.data.prepared import load_item_ids, load_user_ids
+from adagrpo.data.prepared import load_user_ids
 from adagrpo.evaluation import baselines
 from adagrpo.evaluation.predictions import Predictions, rank_by_ranker, rerank, retrieval, summarise
 from adagrpo.metrics import measured
@@ -28,6 +28,7 @@ from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.rewards import check_reward, describe_reward
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stages.fitting import DECODING
+from adagrpo.pipeline.versions import CatalogVersion
 from adagrpo.pipeline.weight_used import weight_used
 from adagrpo.storage.artifacts import write_file
 from adagrpo.trainer.pressure import mean_pressure
@@ -61,7 +62,7 @@ def evaluate(run: Run, arms: list[str]) -> None:
 
 def evaluate_baselines(run: Run) -> None:
     """Popularity, item-kNN and the ranker's own retrieval, on the same cases and with the same masking."""
-    data, options = RunData(run), run.config.evaluation
+    data, options = RunData(run, CatalogVersion(run, run.catalog)), run.config.evaluation
     models = Models(data)
     model = run.path("ranker", "best", "model.safetensors")
     mask = options.mask_history
@@ -71,8 +72,7 @@ def evaluate_baselines(run: Run) -> None:
         values: dict[str, dict[str, Any]] = {"popularity": {}, "item_knn": {}, "ranker": {}}
         for split in ("validation", "test"):
             cases = data.measured_cases(split)
-            eligible = None if data.eligible is None else data.eligible.items
-            given: dict[str, Any] = {"mask_history": mask, "eligible": eligible}
+            given: dict[str, Any] = {"mask_history": mask, "eligible": data.admitted}
             for name, rank in (("popularity", baselines.popularity), ("item_knn", baselines.item_knn)):
                 values[name][split] = retrieval(rank(data.training, data.num_items, cases, **given), cases)
             given |= {"batch_size": options.batch_size, "max_history": run.config.max_history}
@@ -80,14 +80,14 @@ def evaluate_baselines(run: Run) -> None:
         write_file(work / "metrics.json", json.dumps(values, indent=1) + "\n")
 
     inputs = [*data.training_files, data.prepared / "test.parquet", model]
-    inputs += [] if options.eligible is None else data.catalog_files
+    inputs += [] if options.eligible is None and not data.version.number else data.catalog_files
     reads, also = ("evaluation.mask_history", "evaluation.eligible", "max_history"), {"metrics": measured()}
     run.stage("evaluate/baselines", reads=reads, also=also, schema=2, inputs=inputs, build=build)
 
 
 def evaluate_checkpoint(run: Run, name: str, weights: Path, evaluated: dict[str, Path]) -> None:
     """Evaluate one checkpoint; `evaluated` maps hashes of weights to folders where they have been evaluated already."""
-    data, model = RunData(run), weights / "model.safetensors"
+    data, model = RunData(run, CatalogVersion(run, run.catalog)), weights / "model.safetensors"
     models = Models(data)
     inputs = [*data.training_files, data.prepared / "test.parquet", *data.catalog_files, model]
     inputs += models.reward_files
@@ -98,7 +98,8 @@ def evaluate_checkpoint(run: Run, name: str, weights: Path, evaluated: dict[str,
             copy_evaluation(evaluated[identity], work)
             return
         policy, reward = models.policy(weights), models.reward()
-        utility = data.truth().utility if data.truth_files else None
+        known = data.num_items == data.version.trained  # the truth knows no item that came later
+        utility = data.truth().utility if data.truth_files and known else None
         values: dict[str, Any] = {}
         for split in ("validation", "test"):
             cases = data.measured_cases(split)
@@ -126,7 +127,7 @@ def copy_evaluation(folder: Path, work: Path) -> None:
 def write_predictions(data: RunData, cases: Cases, predictions: Predictions, work: Path) -> None:
     """The test lists in the ids of the logs: `predictions.parquet` (constrained) and `free.parquet`."""
     users = load_user_ids(data.prepared).gather(cases.users)
-    item_ids = load_item_ids(data.prepared)
+    item_ids = data.item_ids
     count, width = predictions.items.shape
     ranks = np.tile(np.arange(1, width + 1, dtype=np.int32), count)
     repeated = users.gather(np.repeat(np.arange(count), width)).alias(USER_ID)
@@ -150,7 +151,7 @@ def read_lists(data: RunData, cases: Cases, folder: Path, length: int) -> NDArra
     lists = pl.read_parquet(folder / "predictions.parquet", columns=[USER_ID, "rank", ITEM_ID])
     lists = lists.filter(pl.col("rank") <= length)
     users = load_user_ids(data.prepared).gather(cases.users)
-    for name, ids in (("case", users.alias(USER_ID)), ("row", load_item_ids(data.prepared).alias(ITEM_ID))):
+    for name, ids in (("case", users.alias(USER_ID)), ("row", data.item_ids.alias(ITEM_ID))):
         lists = lists.join(pl.DataFrame([ids]).with_row_index(name), on=ids.name, how="inner")
     items = np.full((len(cases), length), -1, dtype=np.int64)
     items[lists["case"].to_numpy(), lists["rank"].to_numpy() - 1] = lists["row"].to_numpy()

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from adagrpo.data.prepared import load_items
 from adagrpo.diagnosis import case_groups, evidence_of
 from adagrpo.evaluation.predictions import sample_cases
 from adagrpo.groups.evidence import Evidence
@@ -22,6 +21,7 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED
+from adagrpo.pipeline.versions import CatalogVersion
 from adagrpo.storage.artifacts import write_file
 
 __all__ = ["draw_examples"]
@@ -33,7 +33,7 @@ SHOWN = {"rollouts": 10, "history": 5, "title": 90}
 
 def draw_examples(run: Run) -> None:
     """Draw and score a group for each case of a batch, and write a case of each outcome."""
-    data = RunData(run)
+    data = RunData(run, CatalogVersion(run, run.catalog))
     models = Models(data)
     weights = run.path("sft", "best")
 
@@ -136,6 +136,6 @@ def _example(
 
 def _titles(data: RunData) -> list[str]:
     """What each item is called: the beginning of its text, or its id where it has none."""
-    items, longest = load_items(data.prepared), SHOWN["title"]
+    items, longest = data.items, SHOWN["title"]
     names = [(text or str(name)).strip() or str(name) for text, name in items.select("text", "item_id").iter_rows()]
     return [name if len(name) <= longest else name[: longest - 1] + "…" for name in names]

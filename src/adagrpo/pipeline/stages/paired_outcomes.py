@@ -16,6 +16,7 @@ from adagrpo.metrics import RankedLists, measured, target_rank_in
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stages.evaluate import read_lists, read_valid
+from adagrpo.pipeline.versions import CatalogVersion
 from adagrpo.storage.artifacts import write_file
 
 __all__ = ["pair_outcomes", "read_measured"]
@@ -30,7 +31,7 @@ def pair_outcomes(run: Run, arms: list[str]) -> None:
         run: with these arms evaluated.
         arms: their names.
     """
-    data = RunData(run)
+    data = RunData(run, CatalogVersion(run, run.catalog))
     folders = {(START, "start"): run.path("evaluate", START)}
     folders |= {(arm, kind): run.path("evaluate", arm, kind) for arm in arms for kind in ("best", "final")}
 

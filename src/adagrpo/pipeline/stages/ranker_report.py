@@ -45,6 +45,7 @@ from adagrpo.objective.terms import TERMS
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
+from adagrpo.pipeline.versions import CatalogVersion
 from adagrpo.policies import Policy
 from adagrpo.rewards.protocol import Reward
 from adagrpo.rewards.sequential import SequentialRanker
@@ -70,7 +71,7 @@ Strata = dict[str, NDArray[np.str_]]
 
 def report_ranker(run: Run) -> Path:
     """Make the stage `ranker/report`, which holds `report.json`."""
-    data = RunData(run)
+    data = RunData(run, CatalogVersion(run, run.catalog))
     models = Models(data)
     start = run.path("sft", "best")
     read = [start / "model.safetensors", *models.reward_files, *models.group_reward_files]

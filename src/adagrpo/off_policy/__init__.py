@@ -1,0 +1,22 @@
+"""What another policy would have earned, from the log of the one that was served: pure functions of arrays.
+
+one item an answer      ips, snips, doubly_robust      `adagrpo.off_policy.estimators`
+a list an answer        cascade                        `adagrpo.off_policy.cascades`
+whether to believe it   overlap                        `adagrpo.off_policy.overlap`
+"""
+
+from adagrpo.off_policy.cascades import cascade
+from adagrpo.off_policy.estimators import Estimate, doubly_robust, ips, snips
+from adagrpo.off_policy.overlap import Overlap, ThinOverlap, effective_size, overlap
+
+__all__ = [
+    "Estimate",
+    "Overlap",
+    "ThinOverlap",
+    "cascade",
+    "doubly_robust",
+    "effective_size",
+    "ips",
+    "overlap",
+    "snips",
+]

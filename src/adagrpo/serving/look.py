@@ -1,0 +1,140 @@
+"""A page at `/` to look at lists by hand, and the read-only routes that it asks.
+
+GET  /                              the page: one file, nothing else is loaded
+GET  /v1/items?search=WORDS         items whose id or title holds the words
+POST /v1/explain                    a list and why it is that; by another arm of the run where one is named
+
+The page has no more rights than whoever opens it: where a token is set it is asked for like any other route, and a
+proxy must add it. One list is explained at a time, beside those that are served; another arm is loaded when it is first
+named, and the last one is kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import re
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import HTMLResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from adagrpo.data.groups import GroupValue
+from adagrpo.errors import ServiceError, UserError
+from adagrpo.serving.explanation import ItemTitles, explain
+from adagrpo.serving.recommender import Query
+from adagrpo.serving.routes import answered, json_response
+from adagrpo.serving.schemas import BadRequest, Id, parsed, validated
+from adagrpo.serving.served import Serving, Shelf
+
+__all__ = ["ExplainBody", "Look", "add_page"]
+
+MOST_FOUND = 20
+Named = dict[str, list[GroupValue]]
+
+
+class ExplainBody(BaseModel):
+    """The body of `POST /v1/explain`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    history: Annotated[list[Id], Field(max_length=200)]
+    k: Annotated[int, Field(ge=1, le=100)] = 10
+    exclude_history: bool | None = None
+    include: Annotated[Named, Field(max_length=20)] | None = None
+    exclude: Annotated[Named, Field(max_length=20)] | None = None
+    arm: Annotated[str, Field(max_length=100)] | None = None
+
+
+@dataclass
+class Look:
+    """The handlers, and what was loaded for them."""
+
+    shelf: Shelf
+    titles: ItemTitles | None = None
+    other: Serving | None = None
+    other_titles: ItemTitles | None = None
+    _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def page(self, request: Request) -> Response:
+        """A page to look at lists by hand."""
+        text = resources.files("adagrpo.serving").joinpath("look.html").read_text(encoding="utf-8")
+        script = re.findall(r"<script>(.*?)</script>", text, re.S)[0]
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; connect-src 'self'"
+        headers = {"content-security-policy": f"{policy}; base-uri 'none'; frame-ancestors 'none'"}
+        return HTMLResponse(text, headers=headers)
+
+    async def search(self, request: Request) -> Response:
+        """Items whose id or title holds the words of `search`."""
+        words = request.query_params.get("search", "")[:200]
+        serving = self.shelf.now
+        async with self._lock:
+            found = await asyncio.to_thread(self._titles(serving).search, words, MOST_FOUND)
+        return json_response({"items": found})
+
+    async def explain(self, request: Request) -> Response:
+        """A list and why it is that."""
+        body = validated(ExplainBody, parsed(request.state.body))
+        async with self._lock:
+            return json_response(await asyncio.to_thread(self._explained, body))
+
+    def _explained(self, body: ExplainBody) -> dict[str, Any]:
+        serving = self.shelf.now if body.arm is None else self._arm(body.arm)
+        recommender, titles = serving.recommender, self._titles(serving)
+        if body.k > recommender.width:
+            raise BadRequest(f"k: more than the beam holds, {recommender.width}")
+        history, unknown = recommender.known(body.history)
+        query = Query(history, body.exclude_history)
+        if body.include or body.exclude:
+            try:
+                narrowing = recommender.eligibility.resolve(body.include, body.exclude)
+            except UserError as error:
+                raise BadRequest(str(error)) from error
+            query = query._replace(without=narrowing.without, eligible=narrowing.eligible)
+        shown = {"history": [titles.of(item) for item in history], "unknown": unknown, "versions": serving.versions}
+        return shown | explain(recommender, titles, query, body.k)
+
+    def _titles(self, serving: Serving) -> ItemTitles:
+        """Of what is served now, or of the other arm."""
+        kept = self.other_titles if serving is self.other else self.titles
+        if kept is None or kept.recommender is not serving.recommender:
+            kept = ItemTitles(serving.recommender)
+            if serving is self.other:
+                self.other_titles = kept
+            else:
+                self.titles = kept
+        return kept
+
+    def _arm(self, arm: str) -> Serving:
+        if arm not in self.shelf.now.about.get("arms", ()):
+            raise BadRequest("arm: not trained in this run")
+        if self.other is None or self.other.about.get("arm") != arm or self._is_older(self.other):
+            try:
+                self.other = self.shelf.another(arm=arm)
+            except (UserError, ServiceError) as error:
+                raise BadRequest(str(error), 409) from error
+        return self.other
+
+    def _is_older(self, other: Serving) -> bool:
+        return other.versions["catalog"] != self.shelf.now.versions["catalog"]
+
+
+def add_page(app: FastAPI, shelf: Shelf) -> None:
+    """Put the page and its routes into an application."""
+    look = Look(shelf)
+    app.add_api_route("/", answered(look.page), include_in_schema=False)
+    app.add_api_route("/v1/items", answered(look.search), operation_id="search", response_model=None)
+    content = {"application/json": {"schema": ExplainBody.model_json_schema()}}
+    app.add_api_route(
+        "/v1/explain",
+        answered(look.explain),
+        methods=["POST"],
+        response_model=None,
+        operation_id="explain",
+        openapi_extra={"requestBody": {"required": True, "content": content}},
+    )

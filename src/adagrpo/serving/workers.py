@@ -1,0 +1,119 @@
+"""Several processes that answer at one address: they share its socket, and one that dies is replaced.
+
+The first process answers nothing. It hands signals on: SIGTERM and SIGINT end all of them, SIGHUP has all of them load
+again what they serve.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from adagrpo.errors import ServiceError, UserError
+
+__all__ = ["run_workers"]
+
+SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD}
+SHORTEST_LIFE = 5.0  # seconds; a worker that dies sooner is replaced no sooner
+
+
+def run_workers(
+    count: int,
+    listener: socket.socket,
+    work: Callable[[Callable[[dict[str, Any]], None]], None],
+    ready: Callable[[dict[str, Any]], None],
+    died: Callable[[int], None] = lambda process: None,
+) -> None:
+    """Answer with `count` processes until told to end.
+
+    Args:
+        count: of processes.
+        listener: what they share.
+        work: what each of them does; it calls what it is given once it answers, with what it serves.
+        ready: called once all of them answer, with what the first serves.
+        died: called with the id of a process that ended without having been told.
+
+    Raises:
+        UserError: one could not begin; the others are ended.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # taken by sigwait alone
+    alive: dict[int, float] = {}
+    try:
+        pipes = [_start(work, alive) for _ in range(count)]
+        served = [_first_line(pipe) for pipe in pipes]
+        failed = next((said for said in served if "error" in said), None)
+        if failed is not None:
+            raise UserError(str(failed["error"]))
+        ready(served[0])
+        _watch(alive, listener, work, died)
+    finally:
+        for process in alive:
+            os.kill(process, signal.SIGTERM)
+        for process in alive:
+            os.waitpid(process, 0)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _watch(
+    alive: dict[int, float],
+    listener: socket.socket,
+    work: Callable[[Callable[[dict[str, Any]], None]], None],
+    died: Callable[[int], None],
+) -> None:
+    """Hand signals on and replace the dead, until told to end."""
+    while True:
+        number = signal.sigwait(SIGNALS)
+        if number == signal.SIGHUP:
+            for process in alive:
+                os.kill(process, signal.SIGHUP)
+        elif number != signal.SIGCHLD:
+            listener.close()  # or the system would take connections that nobody accepts
+            return
+        for process in [process for process in alive if os.waitpid(process, os.WNOHANG)[0]]:
+            lived = time.monotonic() - alive.pop(process)
+            died(process)
+            time.sleep(max(0.0, SHORTEST_LIFE - lived))
+            os.close(_start(work, alive))
+
+
+def _start(work: Callable[[Callable[[dict[str, Any]], None]], None], alive: dict[int, float]) -> int:
+    """Begin a process; the end of a pipe at which it says what it serves, or why it does not."""
+    reading, writing = os.pipe()
+    process = os.fork()
+    if process:
+        os.close(writing)
+        alive[process] = time.monotonic()
+        return reading
+    status = 1
+    try:
+        os.close(reading)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it serves; what it loads is what is there now
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+        def say(content: dict[str, Any]) -> None:
+            with suppress(BrokenPipeError):  # a process in the place of another is not waited for
+                os.write(writing, json.dumps(content).encode() + b"\n")
+
+        try:
+            work(say)
+            status = 0
+        except (UserError, ServiceError) as error:
+            say({"error": str(error)})
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(status)
+
+
+def _first_line(pipe: int) -> dict[str, Any]:
+    with os.fdopen(pipe) as lines:
+        text = lines.readline()
+    said: dict[str, Any] = json.loads(text) if text else {"error": "--workers: a process ended before it answered"}
+    return said

@@ -1,0 +1,84 @@
+"""A reward that hangs, fails or answers nonsense never holds a list up, and the list says that it was not asked."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from adagrpo.serving.fallback import Guarded
+from adagrpo.types import Histories
+
+HISTORIES = Histories(torch.zeros(2, 1, dtype=torch.int64), torch.ones(2, dtype=torch.int64))
+ITEMS = torch.tensor([[1, 2, -1], [3, 4, 5]])
+
+
+class Reward:
+    """Scores an item by its number, once `go` is set."""
+
+    name = "slow"
+
+    def __init__(self) -> None:
+        self.go, self.calls, self.error = threading.Event(), 0, None
+        self.go.set()
+
+    def score(self, histories: Histories, items: Tensor) -> Tensor:
+        self.calls += 1
+        assert self.go.wait(10)
+        if self.error is not None:
+            raise self.error
+        return items.float()
+
+
+@pytest.fixture
+def reward() -> Iterator[Reward]:
+    made = Reward()
+    yield made
+    made.go.set()
+
+
+def test_a_reward_in_time_gives_its_scores(reward: Reward) -> None:
+    guard = Guarded(reward)
+    assert guard.score(HISTORIES, ITEMS).tolist() == [[1, 2, 0], [3, 4, 5]]
+    assert not guard.failed and guard.fallbacks == 0
+
+
+@pytest.mark.parametrize("error", [RuntimeError("down"), None])
+def test_a_reward_that_fails_or_hangs_gives_zeros_and_is_left_alone_for_a_while(
+    reward: Reward, error: Exception | None
+) -> None:
+    now = [0.0]
+    guard = Guarded(reward, budget_seconds=0.05, failures=3, pause_seconds=10.0, clock=lambda: now[0])
+    reward.error = error
+    if error is None:
+        reward.go.clear()
+    started = time.monotonic()
+    for turn in range(20):
+        guard.failed = False
+        assert guard.score(HISTORIES, ITEMS).tolist() == [[0, 0, 0], [0, 0, 0]]
+        assert guard.failed and guard.open == (turn >= 2)
+    assert time.monotonic() - started < 2 and reward.calls == 3 and guard.fallbacks == 20
+    reward.go.set()
+    now[0] = 10.5  # the one call after the pause decides
+    guard.score(HISTORIES, ITEMS)
+    assert reward.calls == 4 and guard.open == (error is not None)
+    reward.error, now[0], guard.failed = None, 30.0, False
+    assert guard.score(HISTORIES, ITEMS).sum() == 15 and not guard.failed
+
+
+def test_calls_that_hang_are_bounded_in_number(reward: Reward) -> None:
+    reward.go.clear()
+    guard = Guarded(reward, budget_seconds=0.02, failures=1000)
+    for _ in range(20):
+        guard.score(HISTORIES, ITEMS)
+    assert reward.calls == 4
+
+
+def test_scores_that_are_not_finite_are_a_failure(reward: Reward) -> None:
+    reward.score = lambda histories, items: torch.full(items.shape, torch.nan)  # type: ignore[method-assign]
+    guard = Guarded(reward)
+    assert guard.score(HISTORIES, ITEMS).sum() == 0 and guard.failed

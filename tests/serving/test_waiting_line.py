@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Sequence
+
+import pytest
+
+from adagrpo.serving.waiting_line import TooLate, WaitingLine
+
+
+def squares(values: Sequence[int]) -> list[int]:
+    time.sleep(0.01)
+    if -1 in values:
+        raise ValueError("no -1")
+    return [value * value for value in values]
+
+
+def test_answers_come_in_order_and_a_failure_is_its_batch_alone() -> None:
+    async def ask() -> None:
+        line = WaitingLine[int, int](squares, most=4)
+        assert await line.submit(7) == 49  # alone
+        futures = [line.submit(value) for value in (1, 2, 3, 4, -1, 6)]
+        results = await asyncio.gather(*futures, return_exceptions=True)
+        assert results[0] == 1 and {type(result) for result in results[4:]} <= {int, ValueError}
+        assert isinstance(results[4], ValueError)
+        assert await line.submit(5) == 25
+        line.close()
+        with pytest.raises(TooLate):
+            line.submit(1)
+
+    asyncio.run(ask())
+
+
+def test_the_wait_is_what_batches_of_that_size_took() -> None:
+    """The time of one request alone says nothing of how long 64 of them take together."""
+
+    async def ask() -> None:
+        seconds = {1: 0.04, 4: 0.08}
+        line = WaitingLine[int, int](lambda values: [time.sleep(seconds[len(values)])] * len(values), most=4)  # type: ignore[list-item]
+        assert line.wait_seconds() == 0
+        await line.submit(1)
+        assert line.wait_seconds(4) == pytest.approx(0.04, abs=0.03)  # not 0.16
+        line._in_hand = 4  # so that all of them are there before the first is taken
+        with line._there_is_work:
+            futures = [line.submit(value) for value in range(4)]
+        await asyncio.gather(*futures)
+        await asyncio.sleep(0.02)
+        assert line.wait_seconds(4) == pytest.approx(0.08, abs=0.05)
+        assert line.wait_seconds(9) == pytest.approx(2 * 0.08 + 0.04, abs=0.1)
+        line.close()
+
+    asyncio.run(ask())
+
+
+def test_what_would_come_too_late_is_refused_and_what_came_too_late_is_not_worked_on() -> None:
+    async def ask() -> None:
+        go, seen = threading.Event(), list[int]()
+
+        def work(values: Sequence[int]) -> Sequence[int]:
+            seen.extend(values)
+            go.wait(10)
+            return values
+
+        line = WaitingLine[int, int](work, most=1, waiting=3)
+        line._seconds = {0: 1.0}
+        line.check(0.5)  # an idle worker takes anything
+        first = line.submit(0)
+        await asyncio.sleep(0.05)
+        with pytest.raises(TooLate) as error:
+            line.check(1.5)
+        assert error.value.retry_after == 1
+        line.check(2.5)
+        late = line.submit(1, time.monotonic() + 0.01)
+        gone = line.submit(2, gone=lambda: True)
+        kept = line.submit(3)
+        with pytest.raises(TooLate):
+            line.submit(4)  # three wait
+        await asyncio.sleep(0.05)
+        go.set()
+        assert await first == 0 and await kept == 3
+        with pytest.raises(TooLate):
+            await late
+        assert gone.cancelled() and seen == [0, 3] and line.given_up == 2
+        line.close()
+
+    asyncio.run(ask())

@@ -1,0 +1,85 @@
+"""Several processes at one address; in a process of their own, since they are forked."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import adagrpo
+
+MODULE = Path(adagrpo.__file__).parent / "serving" / "workers.py"
+SCRIPT = """
+import importlib.util, json, os, signal, socket, sys, threading
+from adagrpo.errors import UserError
+
+spec = importlib.util.spec_from_file_location("workers", sys.argv[2])  # without the package, which takes seconds
+workers = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(workers)
+workers.SHORTEST_LIFE = 0.1
+listener = socket.create_server(("127.0.0.1", 0))
+
+def tell(what):
+    print(what, flush=True)
+
+def work(begun):
+    if sys.argv[1] == "fails":
+        raise UserError("--run: nothing to serve")
+    ended, told = threading.Event(), [0]
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    signal.signal(signal.SIGHUP, lambda *_: told.append(1))
+    begun({"port": listener.getsockname()[1]})
+    while True:
+        client, _ = listener.accept()
+        client.sendall(b"%d %d" % (os.getpid(), len(told) - 1))
+        client.close()
+
+try:
+    workers.run_workers(2, listener, work, lambda said: tell(json.dumps(said)), tell)
+except UserError as error:
+    print(error)
+    sys.exit(2)
+"""
+
+
+def ask(port: int) -> tuple[int, int]:
+    """The process that answers, and how often it was told to load again."""
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as client:
+        process, told = client.recv(100).split()
+        return int(process), int(told)
+
+
+def seen(port: int, count: int = 200) -> set[tuple[int, int]]:
+    return {ask(port) for _ in range(count)}
+
+
+def test_workers_share_an_address_are_told_together_and_replaced_when_they_die() -> None:
+    command = [sys.executable, "-c", SCRIPT, "serves", str(MODULE)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        port = json.loads(parent.stdout.readline())["port"]
+        first = {process for process, _ in seen(port)}
+        assert len(first) <= 2 and parent.pid not in first
+        parent.send_signal(signal.SIGHUP)
+        time.sleep(0.1)
+        assert {told for _, told in seen(port)} == {1}
+        victim = min(first)
+        os.kill(victim, signal.SIGKILL)
+        assert int(parent.stdout.readline()) == victim
+        assert victim not in {process for process, _ in seen(port)}
+        parent.terminate()
+        assert parent.wait(10) == 0
+    for process in first:
+        assert not Path(f"/proc/{process}").exists()
+
+
+def test_a_worker_that_cannot_begin_ends_all_with_its_reason() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, "fails", str(MODULE)], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (2, "--run: nothing to serve\n")
