@@ -356,3 +356,24 @@ def test_the_second_family_learns_from_impressions(world: Any, tmp_path: Path) -
     fit_second_ranker(run)
     summary = json.loads(run.path("ranker/lambdarank/metrics.json").read_text(encoding="utf-8"))
     assert summary["groups"] == "impressions" and summary["rows"] > 3 * summary["group_count"] > 0
+
+
+def test_teachers_to_hold_a_ranker_against_are_made_from_the_recipe(
+    world: Any, data: Path, finished: Path, copied: Path
+) -> None:
+    """A count, another run's policy, shuffled and corrupted scores; the other run's own policy gives what it says."""
+    members: list[dict[str, Any]] = [
+        {"kind": "feature", "name": "knn_history"},
+        {"kind": "policies", "runs": [str(finished)]},
+        {"kind": "shuffled", "members": [{"kind": "feature", "name": "popularity"}]},
+        {"kind": "corrupted", "members": [{"kind": "sequential"}], "by": "user_group", "how": "inverted"},
+    ]
+    arms = {"arms": [{"objective": "nll"}, {"objective": "distill"}]}
+    reward = {"kind": "weighted", "weights": [1, 0.1, 1, 1], "members": members}
+    run = world.run(copied, data, reward=reward, train=arms)
+    train(run)
+    models = Models(RunData(run))
+    histories, items = Histories(torch.tensor([[1, 2]]), torch.tensor([2])), torch.arange(models.data.num_items)[None]
+    policy = models.policy(finished / "sft" / "best").eval()
+    own = policy.score(policy.encode(histories), models.data.catalog.codes[items]).sum(-1)
+    assert torch.allclose(models.reward_of(run.config.reward.parts[1]).score(histories, items), own, rtol=1e-5)

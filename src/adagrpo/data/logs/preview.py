@@ -32,9 +32,11 @@ FITS = 0.9  # share of the values that a role must fit
 ANY_NUMBER_OF_ROWS = 2**62
 NAMES = {  # the best name of a role first
     "user": "user_id user uid userid customer_id customer visitor_id visitor member_id member account_id account "
-    "client_id reviewer_id reviewerid session_id session sessionid",
+    "client_id shopper_id shopper buyer_id buyer user_no user_number customer_no customer_number customer_nr "
+    "customer_key reviewer_id reviewerid session_id session sessionid",
     "item": "item_id item iid itemid sku product_id product asin parent_asin movie_id movieid movie article_id article "
-    "video_id video track_id track song_id business_id isbn poi_id content_id",
+    "video_id video track_id track song_id business_id isbn poi_id content_id "
+    "item_no item_number product_no product_number product_code article_no article_number article_nr",
     "timestamp": "timestamp ts time event_time time_ms datetime date created_at unix_time unixreviewtime day",
     "clicked": "clicked click is_click was_clicked label",
     "order": "order sequence seq step position",  # without clicks; beside them a position is a slot

@@ -1,0 +1,139 @@
+"""Selective trust that is learned, against one weight and against gates, where a reward is wrong for some on purpose.
+
+    python -m research.learned_trust.measure --out runs/trust
+
+Worlds are those of `worlds.yaml`. A row of `trust.jsonl` holds, for the test cases of a world, true utility and hit
+rate of each arm against continued NLL, of the trusted arm against the others, of re-ranking with one weight and with
+learned ones; and how many pairs of a beam the reward orders as the true utility does, where it is right and where it
+is not. Interrupted, the same command continues.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from numpy.typing import NDArray
+
+from adagrpo.config import dump_config
+from adagrpo.diagnosis.orders import WEIGHTS, mixed_keys, reward_scale, target_ranks
+from adagrpo.metrics import ndcg
+from adagrpo.pipeline import Run, fit_arm, fit_ranker
+from adagrpo.pipeline.factories import Models
+from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.stages.choose_weight import choose_reward_weight, chosen_weight
+from adagrpo.pipeline.stages.fit_trust import write_trust
+from adagrpo.report import read_rows
+from adagrpo.rewards.corrupted import CorruptedReward
+from research.rows import add_row
+from research.verdict.measure import BASELINE, World, difference
+
+HERE = Path(__file__).parent
+TRUSTED, MEMBER = "trusted", "{kind: lambdarank}"
+VALUES = ("true_utility@10", "hr@10")
+
+Outcome = tuple[NDArray[np.float64], NDArray[np.float64]]
+
+
+def main() -> None:
+    """Measure every world that has no row yet."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--results", type=Path, default=HERE / "trust.jsonl")
+    parser.add_argument("--worlds", type=Path, default=HERE / "worlds.yaml")
+    parser.add_argument("--recipe", type=Path, default=HERE / "recipe.yaml")
+    options = parser.parse_args()
+    done = {row["world"] for row in read_rows(options.results)}
+    for name, entry in yaml.safe_load(options.worlds.read_text(encoding="utf-8"))["worlds"].items():
+        if name not in done:
+            started = time.monotonic()
+            world = World(name, entry, options.out, options.recipe)
+            world.prepare()
+            row = {"world": name, "seed": entry["seed"], "by": entry["by"], "set": entry["set"]} | measure(world)
+            add_row(options.results, row | {"seconds": round(time.monotonic() - started, 1)})
+            print(name, row, flush=True)
+
+
+def measure(world: World) -> dict[str, Any]:
+    """Train the arms of a world and hold them against each other."""
+    by = world.entry["by"]
+    reward = f"{{kind: corrupted, members: [{MEMBER}], by: {by}, how: inverted}}" if by else MEMBER
+    run = _run(world, reward)
+    fit_ranker(run)
+    trust = write_trust(run, world.out / f"{world.name}.trust.json")
+    teacher = chosen_weight(choose_reward_weight(run))
+    outcomes = {BASELINE: world.baseline}
+    for arm in run.config.train.arms:
+        if arm.name not in (BASELINE, TRUSTED):
+            fit_arm(run, arm)
+            outcomes[arm.name] = world.outcome(run, arm.name)
+    weighted = f"{{kind: trusted, members: [{reward}], model: {trust['file']}}}"
+    other = _run(world, weighted)
+    fit_arm(other, next(arm for arm in other.config.train.arms if arm.name == TRUSTED))
+    outcomes[TRUSTED] = world.outcome(other, TRUSTED)
+    orders = _reranked(world, run, other)
+    return {
+        "users": len(world.cases["test"]),
+        "config": dump_config(run.config)["reward"],
+        "accuracy": _accuracy(world, run),
+        "teacher_weight": teacher,
+        "trust": trust,
+        "start": {name: float(part.mean()) for name, part in zip(VALUES, orders["policy"], strict=True)},
+        "arms": {name: difference(result, world.baseline) for name, result in outcomes.items() if name != BASELINE},
+        "trusted_minus": {
+            name: difference(outcomes[TRUSTED], result) for name, result in outcomes.items() if name != TRUSTED
+        },
+        "gate_minus_random": difference(outcomes["gate"], outcomes["random"]),
+        "rerank": {name: difference(result, orders["policy"]) for name, result in orders.items() if name != "policy"},
+        "rerank_trusted_minus_one_weight": difference(orders[TRUSTED], orders["one weight"]),
+    }
+
+
+def _run(world: World, reward: str) -> Run:
+    """The run of the arms of a world; with another reward it is the same folder, whose trees stay."""
+    folder = (world.out / f"{world.name}.arms").resolve()
+    return Run(folder, world.config([f"reward={reward}"]), Path(), source=world.run.directory)
+
+
+def _reranked(world: World, run: Run, other: Run) -> dict[str, Outcome]:
+    """True utility and hit rate of the starting policy's order, of one weight's, and of the learned weights'."""
+    plain, trusted = (Models(RunData(one)).reward() for one in (run, other))
+    with torch.no_grad():
+        held, test = world.lists(plain, "validation"), world.lists(plain, "test")
+        learned = world.lists(trusted, "test")
+    scale = reward_scale(held)
+    best = max(WEIGHTS, key=lambda weight: ndcg(target_ranks(held, mixed_keys(held, weight, scale)), 10).mean())
+    keys = {
+        "policy": test.log_probs,
+        "one weight": mixed_keys(test, best, scale),
+        TRUSTED: mixed_keys(learned, 1.0, 1.0),
+    }
+    orders = {name: np.argsort(-values, axis=1, kind="stable") for name, values in keys.items()}
+    return {name: world.worth(np.take_along_axis(test.items, order, axis=1)) for name, order in orders.items()}
+
+
+def _accuracy(world: World, run: Run) -> dict[str, float]:
+    """The share of pairs of a beam of validation cases that the reward orders as the true utility does, by part."""
+    reward, cases = Models(RunData(run)).reward(), world.cases["validation"]
+    items = world.beams["validation"][0][:, :32]
+    scores = world.scores(reward, "validation", items).double().numpy()
+    users, targets = cases.users.astype(np.int64), cases.targets.astype(np.int64)
+    truth = world.truth.utility_before(users, targets, np.maximum(items, 0))
+    wrong = np.zeros(items.shape, np.bool_)
+    if isinstance(reward, CorruptedReward):
+        beams = ((histories, torch.from_numpy(items[rows])) for histories, rows in world.batches("validation"))
+        wrong = np.concatenate([reward.wrong(histories, beam).numpy() for histories, beam in beams])
+    right = np.sign(scores[:, :, None] - scores[:, None, :]) == 1
+    pairs = (truth[:, :, None] > truth[:, None, :]) & (items >= 0)[:, :, None] & (items >= 0)[:, None, :]
+    inside = {"right part": ~wrong, "wrong part": wrong, "all": np.ones(items.shape, np.bool_)}
+    masks = {name: pairs & part[:, :, None] & part[:, None, :] for name, part in inside.items()}
+    return {name: float(right[mask].mean()) for name, mask in masks.items() if mask.any()}
+
+
+if __name__ == "__main__":
+    main()
