@@ -2,10 +2,10 @@
 
     python -m research.learned_trust.measure --out runs/trust
 
-Worlds are those of `worlds.yaml`. A row of `trust.jsonl` holds, for the test cases of a world, true utility and hit
-rate of each arm against continued NLL, of the trusted arm against the others, of re-ranking with one weight and with
-learned ones; and how many pairs of a beam the reward orders as the true utility does, where it is right and where it
-is not. Interrupted, the same command continues.
+Worlds and what each is met by are those of `worlds.yaml`. A row of `trust.jsonl` holds, for the test cases of a world
+and a reward, true utility and hit rate of re-ranking with one weight and with learned ones, and how many pairs of a
+beam the reward orders as the true utility does, where it is right and where it is not; or, where arms were trained,
+each against continued NLL and the trusted one against the others. Interrupted, the same command continues.
 """
 
 from __future__ import annotations
@@ -48,49 +48,60 @@ def main() -> None:
     parser.add_argument("--worlds", type=Path, default=HERE / "worlds.yaml")
     parser.add_argument("--recipe", type=Path, default=HERE / "recipe.yaml")
     options = parser.parse_args()
-    done = {row["world"] for row in read_rows(options.results)}
-    for name, entry in yaml.safe_load(options.worlds.read_text(encoding="utf-8"))["worlds"].items():
-        if name not in done:
-            started = time.monotonic()
+    plan = yaml.safe_load(options.worlds.read_text(encoding="utf-8"))["worlds"]
+    for trained in (False, True):  # re-ranking of every world first, which is soon done
+        for name, entry in plan.items():
+            done = {(row["world"], row["by"], "arms" in row) for row in read_rows(options.results)}
+            missing = [by for by in (entry["train"] if trained else entry["by"]) if (name, by, trained) not in done]
             world = World(name, entry, options.out, options.recipe)
-            world.prepare()
-            row = {"world": name, "seed": entry["seed"], "by": entry["by"], "set": entry["set"]} | measure(world)
-            add_row(options.results, row | {"seconds": round(time.monotonic() - started, 1)})
-            print(name, row, flush=True)
+            if missing:
+                world.prepare()
+            for by in missing:
+                started = time.monotonic()
+                row = {"world": name, "seed": entry["seed"], "by": by, "set": entry["set"]} | measure(
+                    world, by, trained
+                )
+                add_row(options.results, row | {"seconds": round(time.monotonic() - started, 1)})
+                print(row, flush=True)
 
 
-def measure(world: World) -> dict[str, Any]:
-    """Train the arms of a world and hold them against each other."""
-    by = world.entry["by"]
-    reward = f"{{kind: corrupted, members: [{MEMBER}], by: {by}, how: inverted}}" if by else MEMBER
+def measure(world: World, by: str | None, trained: bool) -> dict[str, Any]:
+    """Fit the weights of a reward and re-rank with them; or train the arms and hold them against each other."""
+    reward = f"{{kind: corrupted, members: [{MEMBER}], by: {by}}}" if by else MEMBER
     run = _run(world, reward)
     fit_ranker(run)
-    trust = write_trust(run, world.out / f"{world.name}.trust.json")
+    file = (world.out / f"{world.name}.{by}.trust.json").resolve()
+    trust = write_trust(run, file)
+    del trust["file"]
+    other = _run(world, f"{{kind: trusted, members: [{reward}], model: {file}}}")
+    facts = {"users": len(world.cases["test"]), "reward": dump_config(run.config)["reward"]}
+    if trained:
+        return facts | _trained(world, run, other) | {"decision": trust["decision"]}
+    orders = _reranked(world, run, other)
+    return facts | {
+        "accuracy": _accuracy(world, run),
+        "trust": trust,
+        "policy": {name: float(part.mean()) for name, part in zip(VALUES, orders["policy"], strict=True)},
+        "rerank": {name: difference(result, orders["policy"]) for name, result in orders.items() if name != "policy"},
+        "trusted_minus_one_weight": difference(orders[TRUSTED], orders["one weight"]),
+    }
+
+
+def _trained(world: World, run: Run, other: Run) -> dict[str, Any]:
     teacher = chosen_weight(choose_reward_weight(run))
     outcomes = {BASELINE: world.baseline}
     for arm in run.config.train.arms:
-        if arm.name not in (BASELINE, TRUSTED):
-            fit_arm(run, arm)
-            outcomes[arm.name] = world.outcome(run, arm.name)
-    weighted = f"{{kind: trusted, members: [{reward}], model: {trust['file']}}}"
-    other = _run(world, weighted)
-    fit_arm(other, next(arm for arm in other.config.train.arms if arm.name == TRUSTED))
-    outcomes[TRUSTED] = world.outcome(other, TRUSTED)
-    orders = _reranked(world, run, other)
+        if arm.name != BASELINE:
+            one = other if arm.name == TRUSTED else run
+            fit_arm(one, arm)
+            outcomes[arm.name] = world.outcome(one, arm.name)
+    rest = {name: result for name, result in outcomes.items() if name != TRUSTED}
     return {
-        "users": len(world.cases["test"]),
-        "config": dump_config(run.config)["reward"],
-        "accuracy": _accuracy(world, run),
         "teacher_weight": teacher,
-        "trust": trust,
-        "start": {name: float(part.mean()) for name, part in zip(VALUES, orders["policy"], strict=True)},
+        "baseline": {name: float(part.mean()) for name, part in zip(VALUES, world.baseline, strict=True)},
         "arms": {name: difference(result, world.baseline) for name, result in outcomes.items() if name != BASELINE},
-        "trusted_minus": {
-            name: difference(outcomes[TRUSTED], result) for name, result in outcomes.items() if name != TRUSTED
-        },
+        "trusted_minus": {name: difference(outcomes[TRUSTED], result) for name, result in rest.items()},
         "gate_minus_random": difference(outcomes["gate"], outcomes["random"]),
-        "rerank": {name: difference(result, orders["policy"]) for name, result in orders.items() if name != "policy"},
-        "rerank_trusted_minus_one_weight": difference(orders[TRUSTED], orders["one weight"]),
     }
 
 

@@ -10,9 +10,9 @@ differ: τ_f² = Σ θ_k² / γ_f with γ_f = Σ (1 - V_kk / τ_f²), V the inve
 levels do not differ gets τ near 0, and its levels that one weight.
 
 Users are cut into folds. The weights of a fold are fitted on the others, and so is one weight for all, against which
-they are held on the fold. They are used if the paired interval of the log-likelihood of the choices is above 0 and the
-NDCG@10 of the order is no lower; else the one weight is, and 0 if that is not shown to be above the policy's own order
-in the same way. A choice says more by its probability than by whether it is among the first ten.
+they are held on the fold. The one weight is used if, less the policy's own order, the paired interval of the
+log-likelihood of the choices is above 0 and NDCG@10 is no lower; the learned ones if the same holds of them, less what
+stands by then. Else the weight is 0. A choice says more by its probability than by whether it is among the first ten.
 """
 
 from __future__ import annotations
@@ -96,17 +96,13 @@ def fit_trust(choices: Choices, items: Items, *, factors: tuple[str, ...] = FACT
                 rows = fold == number
                 where = {factor: values[rows] for factor, values in placed.items()}
                 orders[name][rows], likely[name][rows] = _judged(choices.rows(rows), models[name][-1], where)
-    decision, against = "none", {}
-    for better, than in (("one weight", "policy"), ("levels", "one weight")):
-        more = mean_interval((likely[better] - likely[than])[held])
-        ahead = mean_interval(orders[better] - orders[than])
-        against[f"{better} minus {than}"] = {"log-likelihood": more._asdict(), "ndcg@10": ahead._asdict()}
-        if (
-            more.low > 0
-            and ahead.mean >= 0
-            and (than == "policy" or decision == than or models[than][-1].model.base <= 0)
-        ):
-            decision = better
+    standing, against = "policy", {}
+    for better in ("one weight", "levels"):
+        more = mean_interval((likely[better] - likely[standing])[held])
+        ahead = mean_interval(orders[better] - orders[standing])
+        against[f"{better} minus {standing}"] = {"log-likelihood": more._asdict(), "ndcg@10": ahead._asdict()}
+        standing = better if more.low > 0 and ahead.mean >= 0 else standing
+    decision = "none" if standing == "policy" else standing
     model = nothing if decision == "none" else models[decision][-1].model
     facts = {
         "cases": len(held),
@@ -177,13 +173,14 @@ def _design(choices: Choices, placed: Mapping[str, Ints], scale: float) -> tuple
     blocks, width = {}, 2
     for name, at in placed.items():
         count = int(at.max(initial=-1)) + 1
-        blocks[name] = slice(width, width + count)
-        width += count
+        if count:  # items may have no groups
+            blocks[name] = slice(width, width + count)
+            width += count
     design = np.zeros((*near.shape, width))
     design[:, :, 0], design[:, :, 1] = first - first.max(axis=1, keepdims=True), near
-    for name, at in placed.items():
-        row, place = np.nonzero(at >= 0)
-        design[row, place, blocks[name].start + at[row, place]] = near[row, place]
+    for name, block in blocks.items():
+        row, place = np.nonzero(placed[name] >= 0)
+        design[row, place, block.start + placed[name][row, place]] = near[row, place]
     return design, blocks
 
 
