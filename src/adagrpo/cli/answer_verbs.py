@@ -137,6 +137,7 @@ def report(
 ) -> None:
     """Write report.html from what the run has measured so far; of a comparison, its page from comparison.json."""
     from adagrpo import pipeline
+    from adagrpo.pipeline.shown import Shown
     from adagrpo.report import read_comparison, write_comparison, write_comparison_figures, write_figures
     from adagrpo.storage.marks import check_kind, claim, is_marked, read_mark
 
@@ -155,7 +156,7 @@ def report(
         opened = common.open(run, out)
         with session(opened):
             page = pipeline.write_report(opened)
-            written = [] if figures is None else write_figures(opened, figures)
+            written = [] if figures is None else write_figures(Shown(opened), figures)
     print_values({"report": str(page)} | ({"figures": len(written)} if written else {}), common.as_json)
 
 
