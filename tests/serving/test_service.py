@@ -70,7 +70,7 @@ def test_filters_narrow_a_list_and_a_bad_one_is_refused_without_its_value(stub: 
     )
     assert status == 200 and answer["items"] == [2, 5, 9] and answer["short"] == "only 3 eligible items are left"
     status, answer, _ = service.ask("/v1/recommend", {"history": [1], "include": {"user": ["alice-7731", True, 7]}})
-    assert (status, answer) == (422, {"detail": "include: names a column or a value that no item has"})
+    assert (status, answer) == (422, {"detail": "include: no such group"})
     for bad in ({"a": {"b": 1}}, {"a": [[1]]}, {"a": 1.5}, {"a": None}, "x", {str(n): 1 for n in range(17)}):
         status, answer, _ = service.ask("/v1/recommend", {"history": [1], "include": bad})
         assert status == 422 and answer["detail"].startswith("include"), answer
@@ -310,6 +310,34 @@ def test_no_work_is_done_for_clients_that_left_or_whose_time_is_over(stub: Calla
     answer = late.recv(1000)
     assert answer.startswith(b"HTTP/1.1 503 ") and b"retry-after: " in answer
     assert service.recommender.batches == [1, 1] and service.app.line.given_up == 4
+
+
+def test_time_that_requests_wait_unread_counts(stub: Callable[..., Any]) -> None:
+    """Where reading itself is behind, the line is short and everybody waits all the same."""
+    service = stub(Options(limits=Limits(deadline_seconds=1.0, grace_seconds=0.0)))
+    service.app.line._seconds = {0: 0.3}
+    service.recommender.go.clear()
+    with ThreadPoolExecutor(1) as pool:
+        held = pool.submit(service.ask, "/v1/recommend", {"history": [1]})
+        until(lambda: service.recommender.batches == [1])
+        service.app.intake.lag = lambda: 0.8
+        assert service.ask("/v1/recommend", {"history": [1]})[0] == 503
+        service.app.intake.lag = lambda: 0.0
+        service.recommender.go.set()
+        assert held.result()[0] == 200 and service.ask("/v1/recommend", {"history": [1]})[0] == 200
+
+
+def test_a_loop_that_is_behind_says_by_how_much(stub: Callable[..., Any]) -> None:
+    service = stub()
+    seen: list[float] = []
+
+    def busy() -> None:
+        time.sleep(0.5)
+        service.server._loop.call_later(0.05, lambda: seen.append(service.table.lag))
+
+    service.server._loop.call_soon_threadsafe(busy)
+    until(lambda: bool(seen))
+    assert 0.25 < seen[0] < 3
 
 
 def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:

@@ -137,8 +137,9 @@ def report(
 ) -> None:
     """Write report.html from what the run has measured so far; of a comparison, its page from comparison.json."""
     from adagrpo import pipeline
+    from adagrpo.pipeline.shown import Shown
     from adagrpo.report import read_comparison, write_comparison, write_comparison_figures, write_figures
-    from adagrpo.storage.marks import check_kind, claim
+    from adagrpo.storage.marks import check_kind, claim, is_marked, read_mark
 
     if (run / "comparison.json").is_file():
         content = read_comparison(run / "comparison.json")
@@ -148,10 +149,14 @@ def report(
         page = write_comparison(out or run, content)
         written = [] if figures is None else write_comparison_figures(content, figures)
     else:
+        if is_marked(run) and read_mark(run).get("kind") == "comparison":
+            raise UserError(
+                f"{run}: its comparison.json is not written yet; `adagrpo status --run {run}` says what to do"
+            )
         opened = common.open(run, out)
         with session(opened):
             page = pipeline.write_report(opened)
-            written = [] if figures is None else write_figures(opened, figures)
+            written = [] if figures is None else write_figures(Shown(opened), figures)
     print_values({"report": str(page)} | ({"figures": len(written)} if written else {}), common.as_json)
 
 

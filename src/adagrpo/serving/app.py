@@ -77,11 +77,11 @@ class Application:
             options.parent,
         )
         self.api = _api(self.routes, self._lifespan)
-        self._intake = Intake(self.api, options.limits, options.bearers, self.metrics, options.log, self.line.check)
+        self.intake = Intake(self.api, options.limits, options.bearers, self.metrics, options.log, self.line.check)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer one request."""
-        await self._intake(scope, receive, send)
+        await self.intake(scope, receive, send)
 
     @asynccontextmanager
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:

@@ -8,6 +8,7 @@ The full table closes the connection that has been idle longest before it turns 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,8 +20,8 @@ from adagrpo.serving.limits import Limits
 
 __all__ = ["BoundedProtocol", "ConnectionTable"]
 
-SWEEP_SECONDS = 0.25
-MOST_LINGERING = 64  # refused clients beyond that are cut off at once
+SWEEP_SECONDS = 0.1
+MOST_LINGERING = 256  # refused clients beyond that are cut off at once
 LINGER_BYTES = 16_000_000
 
 
@@ -38,6 +39,7 @@ class ConnectionTable:
         self.open: set[BoundedProtocol] = set()
         self.lingering = 0
         self.draining = False
+        self.lag = 0.0  # seconds that what arrives waits unread, about
 
     def admits(self, connection: BoundedProtocol) -> bool:
         """Take a connection in, if need be in the place of one on which nothing is asked."""
@@ -70,10 +72,12 @@ class ConnectionTable:
                 connection.expire(phase)
 
     async def sweeping(self) -> None:
-        """Sweep until cancelled."""
+        """Sweep until cancelled, and see how far the event loop is behind."""
         loop = asyncio.get_running_loop()
         while True:
+            due = time.monotonic() + SWEEP_SECONDS
             await asyncio.sleep(SWEEP_SECONDS)
+            self.lag = max(0.0, time.monotonic() - due)
             self.sweep(loop.time())
 
     @property

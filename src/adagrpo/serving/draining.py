@@ -71,6 +71,7 @@ class Server(uvicorn.Server):
         self.limits = app.options.limits
         self.table = ConnectionTable(self.limits, app.metrics.turned_away)
         app.routes.connections = lambda: len(self.table.open)
+        app.intake.lag = lambda: self.table.lag
         config = uvicorn.Config(
             app,
             http=partial(BoundedProtocol, self.table),  # type: ignore[arg-type]

@@ -71,6 +71,7 @@ class Intake:
         """
         self._inner, self._limits, self._bearers = inner, limits, bearers
         self._metrics, self._log, self._admit = metrics, log, admit
+        self.lag: Callable[[], float] = lambda: 0.0  # seconds that a request has waited unread; a server knows
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -126,10 +127,11 @@ class Intake:
             raise self._too_large()
         if not headers.get(b"content-type", b"").lower().startswith(b"application/json"):
             raise _Refused(415, "content-type must be application/json", (b"connection", b"close"))
-        state["deadline"] = time.monotonic() + self._limits.deadline_seconds
+        left = self._limits.deadline_seconds - self.lag()
+        state["deadline"] = time.monotonic() + left
         if path in ASKING:
             try:
-                self._admit(self._limits.deadline_seconds)
+                self._admit(left)
             except TooLate as error:
                 self._metrics.turned_away("queue")
                 raise _Refused(503, str(error), (b"retry-after", b"%d" % error.retry_after)) from None

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from adagrpo.errors import ServiceError, UserError
 from adagrpo.serving.fallback import Guarded
 from adagrpo.serving.recommender import Query, Recommendations, Recommender
+from adagrpo.serving.waiting_line import STEP
 
 __all__ = ["Answered", "Asked", "Serving", "Shelf", "SwapFailed"]
 
@@ -46,9 +47,15 @@ class Serving:
         guard = reward if isinstance(reward, Guarded) else None
         if guard is not None:
             guard.failed = False
-        lists = self.recommender.recommend([one.query for one in asked])
+        queries = [one.query for one in asked]
+        lists = self.recommender.recommend([*queries, *queries[-1:] * (_size(len(queries)) - len(queries))])
         reranked = reward is not None and not (guard is not None and guard.failed)
-        return [Answered(result, reranked and result.source == "policy") for result in lists]
+        return [Answered(result, reranked and result.source == "policy") for result in lists[: len(asked)]]
+
+
+def _size(count: int) -> int:
+    """The size of batch that `count` queries are worked on in: few sizes, see `adagrpo.serving.waiting_line`."""
+    return 1 << (count - 1).bit_length() if count < STEP else -(-count // STEP) * STEP
 
 
 class SwapFailed(RuntimeError):
