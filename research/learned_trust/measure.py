@@ -98,12 +98,13 @@ def _trained(world: World, run: Run, other: Run) -> dict[str, Any]:
             fit_arm(one, arm)
             outcomes[arm.name] = world.outcome(one, arm.name)
     rest = {name: result for name, result in outcomes.items() if name != TRUSTED}
+    gates = {"gate", "random"} <= outcomes.keys()
     return {
         "teacher_weight": teacher,
         "baseline": {name: float(part.mean()) for name, part in zip(VALUES, world.baseline, strict=True)},
         "arms": {name: difference(result, world.baseline) for name, result in outcomes.items() if name != BASELINE},
         "trusted_minus": {name: difference(outcomes[TRUSTED], result) for name, result in rest.items()},
-        "gate_minus_random": difference(outcomes["gate"], outcomes["random"]),
+        "gate_minus_random": difference(outcomes["gate"], outcomes["random"]) if gates else None,
     }
 
 

@@ -62,7 +62,7 @@ def test_a_gain_is_said_with_its_intervals() -> None:
     message = finding(content(adagrpo=[measured(80)] * 2))
     assert re.match(
         r"Better than nll on HR@10 \(2 seeds, 1 test\), within the margins: adagrpo \(best: \+15\.00 points,"
-        r" users and seeds \+1\d\.\d\d … \+\d\d\.\d\d, p 0\.000\)\.$",
+        r" users and seeds \+1\d\.\d\d … \+\d\d\.\d\d, p < 0\.001\)\.$",
         message[0],
     )
 
