@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from adagrpo.report.tables import Table, format_number, to_text
-from benchmarks import beside, causal_lm, compact, diagnostics, memory, scale, serving, whole
+from benchmarks import beside, causal_lm, compact, diagnostics, eligible_parts, memory, scale, serving, whole
 from benchmarks.rows import Row
 
 LANGUAGE_MODELS: dict[str, Callable[[Path, Path, causal_lm.Kind], list[Row]]] = {
@@ -37,6 +37,7 @@ BENCHMARKS: dict[str, tuple[Callable[[Path, Path], list[Row]], str | None]] = {
     "beauty_end_to_end_min": (whole.beauty_end_to_end, "amazon-beauty"),
     "prepare_20m": (whole.prepare_20m, None),
     "scale": (scale.scale, None),
+    "eligible": (eligible_parts.eligible_parts, None),
 }
 NAMES = sorted([*LANGUAGE_MODELS, *BENCHMARKS])
 

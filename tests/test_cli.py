@@ -192,6 +192,22 @@ def test_logs_that_cannot_be_used(
     refused(adagrpo("prepare", tmp_path / "log.csv", "--out", tmp_path / "b"), *texts)
 
 
+@pytest.mark.parametrize(
+    ("items", "texts"),
+    [
+        ("items.csv", ["data.items: is a path alone; write {path: items.csv, id_column: NAME"]),
+        ("{path: items.csv}", ["no column 'item_id'", "data.items.id_column says which it is", "sku, title"]),
+    ],
+)
+def test_an_item_table_that_is_not_described(
+    adagrpo: Command, tmp_path: Path, recipe: Any, world: Any, items: str, texts: list[str]
+) -> None:
+    world.write(tmp_path)
+    (tmp_path / "items.csv").write_text("sku,title\n3,x\n", encoding="utf-8")
+    where = ("--data", tmp_path, "--out", tmp_path / "out")
+    refused(adagrpo("run", recipe(), *where, "--set", f"data.items={items}"), *texts)
+
+
 def test_a_duplicate_item_row(adagrpo: Command, tmp_path: Path, recipe: Any, world: Any) -> None:
     world.write(tmp_path)
     (tmp_path / "items.csv").write_text("item_id,title\n3,x\n13,y\n3,z\n", encoding="utf-8")
@@ -288,6 +304,17 @@ def test_a_recipe_is_carried_out(adagrpo: Command, tmp_path: Path, data: Path, f
     assert adagrpo(*arguments, "--quiet").err == ""
 
 
+def test_what_is_made_again_is_said_with_the_reason(
+    adagrpo: Command, copied: Path, data: Path, recipe: Any, world: Any
+) -> None:
+    arguments = ("run", recipe(), "--data", data, "--out", copied, "--set", "train.arms=[]")
+    assert "made again" not in adagrpo(*arguments).err
+    again = adagrpo(*arguments, "--set", "tokenizer.width=9")
+    notes = [line for line in again.err.splitlines() if line.startswith("note: ")]
+    assert len(notes) == 1 and notes[0].startswith("note: tokenize is made again, with what is made from it: made with")
+    assert "tokenizer.width=" in notes[0]
+
+
 def test_dry_run_prints_and_does_nothing(adagrpo: Command, tmp_path: Path, recipe: Any, world: Any, data: Path) -> None:
     path, before = recipe(), set(tmp_path.iterdir())
     arguments = [
@@ -314,6 +341,13 @@ def test_dry_run_prints_and_does_nothing(adagrpo: Command, tmp_path: Path, recip
     assert yaml.safe_load(arms_text) == {"arms": arms} and plan_text.startswith("stage ")
     assert adagrpo(*arguments, "--seed", 5).out != reply.out
     assert set(tmp_path.iterdir()) == before | {path}
+
+
+def test_a_recipe_without_arms_says_that_nothing_is_trained(adagrpo: Command, copied: Path) -> None:
+    reply = adagrpo("train", "--run", copied, "--set", "train.arms=[]")
+    assert reply.status == 0 and "note: train.arms is empty, so no arm was trained; --set 'train.arms=[nll" in reply.err
+    evaluated = adagrpo("evaluate", "--run", copied)
+    assert "train/nll: left out: 'nll' is not among train.arms" in evaluated.err and "date" not in evaluated.err
 
 
 def test_each_stage_says_what_came_out_of_it(adagrpo: Command, copied: Path) -> None:

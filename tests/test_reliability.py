@@ -16,6 +16,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.reliability import findings, stale
+from benchmarks.reliability.eligible_lists import check_eligible
 from benchmarks.reliability.exposures import kill_log
 from benchmarks.reliability.findings import ROWS, Finding
 from benchmarks.reliability.foreign import foreign_tree, prepare_trees
@@ -158,6 +159,16 @@ def test_two_processes_end_with_the_bits_of_one_also_after_a_kill(
 def test_lists_are_valid_and_where_they_can_be_exact(sizes: tuple[int, ...], seed: int) -> None:
     made, valid, compared, exact, dead = check_lists(sizes, seed, 40)
     assert made == valid == compared == exact == 40 and dead == 1
+
+
+@pytest.mark.parametrize("hybrid", [False, True])
+@pytest.mark.parametrize(("sizes", "seed"), [((6, 5), 0), ((8, 8, 8), 1), ((300,), 2)])
+def test_lists_hold_what_is_eligible_and_all_of_it_where_they_can(
+    sizes: tuple[int, ...], seed: int, hybrid: bool
+) -> None:
+    counts = check_eligible(sizes, seed, 60, hybrid=hybrid)
+    assert (counts.lists, counts.compared) == (60, 12)
+    assert (counts.ineligible, counts.short, counts.exact) == (0, 0, 12)
 
 
 @pytest.mark.parametrize("suffix", FORMATS)

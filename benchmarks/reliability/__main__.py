@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.reliability import (
+    eligible_lists,
     endings,
     explode,
     exposures,
@@ -53,6 +54,7 @@ CHECKS: dict[str, Callable[[Path], Finding]] = {
     "read_only": read_only.read_only,
     "masking": masking.masking,
     "explode": explode.explode,
+    "eligible": eligible_lists.eligible_lists,
     "stale": stale.stale,
     "exposures": exposures.kill_log,
 }

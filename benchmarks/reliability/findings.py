@@ -41,6 +41,7 @@ ROWS = {
     20: "the verdict of diagnose over seeds, worlds and rewards",
     21: "a history longer than what the policy sees, masked in evaluation, serving and an exported folder",
     22: "a run on a file system that cannot be written",
+    23: "part of the catalogue is eligible, by masks that requests share or not; items left out beside",
     0: "killed runs carried on, turn after turn, in one process",  # the soak, a script of its own
 }
 

@@ -14,6 +14,7 @@
 | `quality` | one `NAME.jsonl` of `research.reward_quality.measure` | `metric` |
 | `crossing` | the same: from which quality of the reward on each arm gains | `metric` |
 | `trial` | one `NAME.trial.json`, the `demo.json` of a demo | `form=text` |
+| `orders` | one `NAME.jsonl` of `research.exposed_feed.measure` | `measure`, `less`, `form=exposure` |
 | `verdicts` | the outcomes and the verdicts of `research.verdict`, two names | `form=short`: the targets alone |
 
 A file is found by its name alone, in whichever study it lies, so that two studies cannot have files of the same name.
@@ -31,6 +32,7 @@ from adagrpo.errors import UserError
 from adagrpo.report import Table, comparison_figures, read_comparison, read_rows, to_markdown, to_text
 from adagrpo.report.reward_trial import trial_table
 from adagrpo.storage.artifacts import write_file
+from research.pages.feed import difference_table, exposure_table, order_table
 from research.pages.overview import effects, overview_figure, sources
 from research.pages.pooling import pool
 from research.pages.quality import crossing_table, quality_figure, quality_table
@@ -52,10 +54,11 @@ KEYS = {
     "trial": ("form",),
     "headline": ("arms",),
     "verdicts": ("form",),
+    "orders": ("measure", "less", "form"),
 }
 QUALITY = ("research.reward_quality.measure", ("variant", "diagnosis", "arms"))
 SEVERAL = ("starting", "comparison", "headline", "verdicts")  # kinds that take more than one file of results
-FORMS = {"arms": "text", "comparison": "short", "trial": "text", "verdicts": "short"}
+FORMS = {"arms": "text", "comparison": "short", "trial": "text", "verdicts": "short", "orders": "exposure"}
 
 
 class Marker(NamedTuple):
@@ -218,12 +221,23 @@ def _made(marker: Marker, results: Path) -> Table:
         columns = options["columns"].split(",") if "columns" in options else None
         return arms_table(path, seed, columns, options.get("checkpoint"))
     rows = read_rows(path)
+    if marker.kind == "orders":
+        return _orders(path, rows, options)
     if marker.kind in ("quality", "crossing"):
         _expect(path, rows, *QUALITY)
         table = quality_table if marker.kind == "quality" else crossing_table
         return table(rows, options.get("metric", "hr@10"))
     _expect(path, rows, "research.starting_policies.ablation", ("variant", "metrics", "worth"))
     return ablation_table(rows)
+
+
+def _orders(path: Path, rows: Sequence[Mapping[str, Any]], options: Mapping[str, str]) -> Table:
+    """Orders of exposures, or what they gain over a reference."""
+    _expect(path, rows, "research.exposed_feed.measure", ("order", "judges"))
+    if "form" in options:
+        return exposure_table(rows)
+    measure = options.get("measure", "auc")
+    return difference_table(rows, options["less"], measure) if "less" in options else order_table(rows, measure)
 
 
 def _verdicts(marker: Marker, results: Path) -> Table:

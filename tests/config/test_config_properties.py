@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import pytest
 import yaml
-from annotated_types import Ge, Gt, Le, Lt, MinLen
+from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
@@ -104,7 +104,8 @@ def values(annotation: Any, constraints: tuple[Any, ...], rewards: int) -> Strat
             return st.dictionaries(*(values(part, (), rewards) for part in parts), max_size=2)
         case origin if origin is tuple:
             fewest = max((one.min_length for one in constraints if isinstance(one, MinLen)), default=0)
-            return st.lists(values(parts[0], (), rewards), min_size=fewest, max_size=max(2, fewest))
+            most = min((one.max_length for one in constraints if isinstance(one, MaxLen)), default=max(2, fewest))
+            return st.lists(values(parts[0], (), rewards), min_size=fewest, max_size=most)
     raise NotImplementedError(f"no values of {annotation}")
 
 

@@ -8,10 +8,10 @@ import polars as pl
 import pytest
 
 from adagrpo.data.dataset import build_dataset
-from adagrpo.data.groups import ItemGroups, load_groups
+from adagrpo.data.groups import ItemGroups, UnknownGroup
 from adagrpo.data.logs.interactions import ColumnMapping, read_logs
 from adagrpo.data.logs.items import read_items
-from adagrpo.data.prepared import write_prepared
+from adagrpo.data.prepared import load_items, write_prepared
 from adagrpo.data.splits import leave_one_out
 from adagrpo.errors import UserError
 
@@ -38,7 +38,7 @@ def test_columns_of_all_kinds_become_groups_of_the_prepared_items(tmp_path: Path
     assert table["groups"].to_list()[0] == ["in_stock=true", "age=3", "markets=de", "markets=fr"]
     dataset = build_dataset(read_logs([logs], ColumnMapping(timestamp="timestamp")), table)
     write_prepared(dataset, leave_one_out(pl.Series([2, 2]).to_numpy()), tmp_path / "prepare")
-    groups = load_groups(tmp_path / "prepare")  # item 1 is number 0, item 3 number 1
+    groups = ItemGroups(load_items(tmp_path / "prepare"))  # item 1 is number 0, item 3 number 1
     assert groups.names == ["age", "category", "in_stock", "markets"]
     assert groups.items("in_stock", True).tolist() == [1] and groups.items("in_stock", False).tolist() == [0]
     assert groups.items("age", 3).tolist() == groups.items("age", "3").tolist() == [1]
@@ -58,6 +58,14 @@ def test_what_is_no_group_is_refused_by_name(tmp_path: Path) -> None:
     assert groups.names == ["category"] and groups.values("category") == ["games=x", "toys"]
     with pytest.raises(UserError, match=r"^include.category: no item has the value 'toyz'; did you mean 'toys'\?$"):
         groups.items("category", "toyz", "include.category")
+    with pytest.raises(UnknownGroup) as found:
+        groups.items("category", "toyz", "include.category")
+    assert found.value.told == "include.category: no item has one of the values"
+    with pytest.raises(UnknownGroup) as found:
+        groups.check("brnd", "include.brnd")
+    assert found.value.told == "include: names a group that the items do not have; known: category"
+    with pytest.raises(UnknownGroup, match=r"'x{60}[.]{3}'; known"):
+        groups.items("category", "x" * 100_000)
     with pytest.raises(UserError, match=r"^brand: the items have no group 'brand'; known: category$"):
         groups.items("brand", "acme")
     with pytest.raises(UserError, match=r"^brand: .*data.items.groups names columns of the item table$"):

@@ -10,7 +10,7 @@ import pytest
 from adagrpo.data.dataset import build_dataset
 from adagrpo.data.judged import as_judged, read_judged
 from adagrpo.data.logs.interactions import ColumnMapping, read_logs
-from adagrpo.data.prepared import load_whole, write_prepared
+from adagrpo.data.prepared import load_item_ids, load_user_ids, load_whole, write_prepared
 from adagrpo.data.splits import leave_one_out
 from adagrpo.errors import UserError
 
@@ -35,7 +35,9 @@ def judge(prepared: Path, rows: list[tuple[object, ...]], **options: int) -> tup
 
 
 def test_histories_are_all_that_the_logs_hold(prepared: Path) -> None:
-    assert [load_whole(prepared).row(user).tolist() for user in (0, 1)] == [[0, 1, 2], [2, 3]]
+    ids, whole = load_item_ids(prepared), load_whole(prepared)
+    by_user = {user: ids.gather(whole.row(row)).to_list() for row, user in enumerate(load_user_ids(prepared))}
+    assert by_user == {7: [10, 11, 12], 8: [12, 13]}
 
 
 def test_what_is_left_out_and_why(prepared: Path) -> None:
@@ -50,11 +52,14 @@ def test_what_is_left_out_and_why(prepared: Path) -> None:
         (7, 13, False, False),  # shown after the last interaction of training: nothing remembers it
     ]
     table, counts = judge(prepared, rows)
-    assert table.rows() == [(0, 3, False, False), (1, 0, False, False), (1, 1, True, True)]
+    ids, users = load_item_ids(prepared), load_user_ids(prepared)
+    found = {(users[user], ids[item], *labels) for user, item, *labels in table.rows()}
+    assert found == {(7, 13, False, False), (8, 10, False, False), (8, 11, True, True)}
+    assert table["user"].to_list() == [0, 1, 1]
     expected = {"rows": 8, "without_label": 1, "unknown": 2, "repeats": 1, "of_the_logs": 1}
     assert counts == expected | {"kept": 3, "users": 2, "items": 3}
     judged = as_judged(table, ["click"])
-    assert list(judged.labels) == ["click"] and judged.labels["click"].tolist() == [False, False, True]
+    assert list(judged.labels) == ["click"] and judged.labels["click"].tolist() == table["click"].to_list()
 
 
 def test_some_users_are_a_function_of_the_seed(prepared: Path) -> None:

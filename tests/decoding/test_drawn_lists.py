@@ -13,7 +13,7 @@ import torch
 from scipy.stats import chisquare
 from torch import Tensor
 
-from adagrpo.decoding import Slates, beam_search, draw_slates, inclusion_log_prob, place_log_probs
+from adagrpo.decoding import Slates, beam_search, draw_slates, inclusion_log_prob, item_log_probs, place_log_probs
 from adagrpo.decoding.drawn_lists import _gumbel
 from adagrpo.errors import NotFinite
 from adagrpo.semantic_ids.trie import Trie
@@ -207,3 +207,20 @@ def test_what_cannot_be_drawn_is_refused(policy: TablePolicy) -> None:
     broken = TablePolicy(torch.full((1, 3), torch.nan), policy.second)
     with pytest.raises(NotFinite):
         draw_slates(broken, rows, 1, torch.tensor([1]), trie=trie)
+
+
+@pytest.mark.parametrize("without", [[], [4], [0, 1, 6]])
+def test_given_items_have_the_probability_that_they_are_drawn_with(policy: TablePolicy, without: list[int]) -> None:
+    trie, rows = Trie.build(CODES, SIZES), torch.tensor([0, 1])
+    excluded = trie.excluding(torch.tensor([without] * 2)) if without else None
+    options = {"trie": trie, "temperature": TEMPERATURE, "excluded": excluded}
+    every = torch.tensor([[*range(len(CODES)), -1]] * 2)
+    found = item_log_probs(policy, rows, every, **options)
+    allowed = [item for item in range(len(CODES)) if item not in without]
+    for row in range(2):
+        expected = torch.full((len(CODES) + 1,), -torch.inf, dtype=torch.float64)
+        expected[allowed] = torch.tensor(probabilities(policy, row, allowed), dtype=torch.float64).log()
+        torch.testing.assert_close(found[row], expected, rtol=1e-10, atol=1e-10)
+    drawn_lists = draw_slates(policy, rows, 3, torch.tensor([1, 2]), **options)
+    again = item_log_probs(policy, rows, drawn_lists.items, **options)
+    torch.testing.assert_close(again, drawn_lists.log_probs, rtol=1e-12, atol=0)

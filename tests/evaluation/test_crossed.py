@@ -51,7 +51,7 @@ def test_one_part_alone_has_its_own_interval() -> None:
     assert seeds.high - 1 == pytest.approx(4.302653 * 0.5, rel=1e-6)
     assert seeds.p_value == pytest.approx(2 * stats.t.sf(2, 2), rel=1e-6)
     half = crossed_interval(CrossedParts(1.0, 0.25, 0.25, 0.0, 2)).high - 1
-    g = 0.25 * 0.5 + 0.75 * 0.25
+    g = 0.5 - 0.9 * 0.25
     assert half == pytest.approx(np.sqrt(0.5 * ((1 - g) * 1.959964**2 + g * 4.302653**2)), rel=1e-6)
 
 

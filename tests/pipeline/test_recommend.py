@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
 
+from adagrpo.config import resolve_config
 from adagrpo.errors import UserError
 from adagrpo.pipeline import Run, prepare, recommend_users
 from adagrpo.pipeline import recommend as recommending
@@ -137,6 +139,25 @@ def test_a_file_that_cannot_be_read_is_one_line(finished: Path, tmp_path: Path, 
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=message):
         recommend_users(Run.open(finished), tmp_path / name, tmp_path / "out")
+
+
+def test_a_file_that_is_refused_takes_no_folder(finished: Path, tmp_path: Path):
+    (tmp_path / "users.csv").write_text("user_id,history\n,3\n")
+    with pytest.raises(UserError, match="row 1: user_id is None"):
+        recommend_users(Run.open(finished), tmp_path / "users.csv", tmp_path / "out")
+    assert recommend_users(Run.open(finished), write(tmp_path, "csv"), tmp_path / "out")["users"] == 5
+
+
+def test_the_users_are_in_the_column_that_the_logs_call_so(world: Any, tmp_path: Path):
+    config = resolve_config(deepcopy(world.recipe()), ["data.columns.user=customer_no"], "recipe")
+    run, path = Run(tmp_path / "run", config, Path()), tmp_path / "users.csv"
+    path.write_text("customer_no,user_id,history\nx,a,3\n")
+    assert recommending._user_column(run, path) == "user_id"
+    path.write_text("customer_no,history\nx,3\n")
+    assert recommending._user_column(run, path) == "customer_no"
+    path.write_text("uid,history\nx,3\n")
+    with pytest.raises(UserError, match="no column 'customer_no'; --user-column says which it is; the columns are uid"):
+        recommending._user_column(run, path)
 
 
 def test_somebody_elses_folder_is_refused(finished: Path, tmp_path: Path):

@@ -21,6 +21,8 @@ from adagrpo.pipeline.compare import Comparison
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stages.fit_lambdarank import fit_second_ranker
+from adagrpo.pipeline.stages.fit_trust import write_trust
+from adagrpo.rewards.trust import read_trust
 from adagrpo.types import Histories
 
 # items are 3, 13, .. 293 on a ring; what comes soon after the last one is good
@@ -356,3 +358,51 @@ def test_the_second_family_learns_from_impressions(world: Any, tmp_path: Path) -
     fit_second_ranker(run)
     summary = json.loads(run.path("ranker/lambdarank/metrics.json").read_text(encoding="utf-8"))
     assert summary["groups"] == "impressions" and summary["rows"] > 3 * summary["group_count"] > 0
+
+
+def test_teachers_to_hold_a_ranker_against_are_made_from_the_recipe(
+    world: Any, data: Path, finished: Path, copied: Path
+) -> None:
+    """A count, another run's policy, shuffled and corrupted scores; the other run's own policy gives what it says."""
+    members: list[dict[str, Any]] = [
+        {"kind": "feature", "name": "knn_history"},
+        {"kind": "policies", "runs": [str(finished)]},
+        {"kind": "shuffled", "members": [{"kind": "feature", "name": "popularity"}]},
+        {"kind": "corrupted", "members": [{"kind": "sequential"}], "by": "user_group", "how": "inverted"},
+    ]
+    arms = {"arms": [{"objective": "nll"}, {"objective": "distill"}]}
+    reward = {"kind": "weighted", "weights": [1, 0.1, 1, 1], "members": members}
+    run = world.run(copied, data, reward=reward, train=arms)
+    train(run)
+    models = Models(RunData(run))
+    histories, items = Histories(torch.tensor([[1, 2]]), torch.tensor([2])), torch.arange(models.data.num_items)[None]
+    policy = models.policy(finished / "sft" / "best").eval()
+    own = policy.score(policy.encode(histories), models.data.catalog.codes[items]).sum(-1)
+    assert torch.allclose(models.reward_of(run.config.reward.parts[1]).score(histories, items), own, rtol=1e-5)
+
+
+def test_weights_of_a_reward_are_fitted_from_the_command_line_and_are_a_reward(
+    world: Any,
+    data: Path,
+    copied: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = tmp_path / "trust.json"
+    monkeypatch.setattr(sys, "argv", ["adagrpo", "diagnose", "--run", str(copied), "--trust", str(path), "--json"])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    assert left.value.code in (0, None)
+    fitted = json.loads(capsys.readouterr().out)["trust"]
+    assert fitted["decision"] in ("levels", "one weight", "none") and fitted["choices"] <= fitted["cases"]
+    member = {"kind": "sequential"}
+    run = world.run(copied, data, reward={"kind": "trusted", "members": [member], "model": str(path)})
+    models, model = Models(RunData(run)), read_trust(path)
+    histories, items = Histories(torch.tensor([[1, 2]]), torch.tensor([2])), torch.arange(5)[None]
+    own = models.reward_of(run.config.reward.parts[0]).score(histories, items)
+    if not model.effects:
+        expected = model.base * (own - own.mean()) / model.scale
+        assert torch.allclose(models.reward().score(histories, items), expected, atol=1e-5)
+    with pytest.raises(UserError, match="has weights already"):
+        write_trust(run, path)

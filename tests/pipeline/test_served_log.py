@@ -135,6 +135,19 @@ def test_a_run_goes_on_where_the_log_is_gone_and_names_the_verb_that_reads_it(tm
     tokenize(run)
 
 
+def test_a_run_is_up_to_date_wherever_its_verbs_are_called_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = LocalExposureLog(tmp_path / "log")
+    serve_days(log)
+    log.close()
+    monkeypatch.chdir(tmp_path)
+    prepared(Path("log"), Path("run"))
+    tokenize(Run.open(Path("run")))
+    monkeypatch.chdir("/")
+    assert {part.state for part in parts_of(Run.open(tmp_path / "run")).values() if part.there} == {"done"}
+
+
 def test_a_damaged_part_is_refused_by_name(tmp_path: Path) -> None:
     log = LocalExposureLog(tmp_path / "log")
     serve_days(log)

@@ -231,6 +231,8 @@ def test_status_of_a_new_run_a_source_and_a_comparison(adagrpo: Command, copied:
     (tmp_path / "many" / "seed-3" / "run.yaml").touch()
     table, lines = status_tables(status(tmp_path / "many"))
     assert table is None and "holds a comparison, not a run; its runs: seed-3" in lines[0]
+    assert "the `adagrpo compare` that began it, with the same arguments, goes on with it" in lines[1]
+    refused(adagrpo("report", "--run", tmp_path / "many"), "comparison.json is not written yet", "adagrpo status --run")
     refused(adagrpo("status", "--run", tmp_path / "none"), "not a run")
 
 

@@ -14,6 +14,7 @@ import yaml
 
 from adagrpo import pipeline
 from adagrpo.config import load_config
+from adagrpo.data.logs.preview import look_at
 from adagrpo.data.simulation.marketplace import Marketplace, simulate
 from adagrpo.pipeline import Run, Silent
 from adagrpo.pipeline.suggest import sizes_for
@@ -89,6 +90,33 @@ def test_a_recipe_from_own_logs_runs(tmp_path: Path, name: str) -> None:
     assert page.is_file() and metrics
     sizes = json.loads(run.path("tokenize", "codes.json").read_text(encoding="utf-8"))["level_sizes"]
     assert len(sizes) == 2 and max(sizes) <= content["tokenizer"]["codes"]
+
+
+@pytest.mark.parametrize("user", ["customer_no", "Customer Number", "buyer_id", "shopper"])
+@pytest.mark.parametrize("item", ["sku", "product_code", "article_no"])
+def test_names_that_shops_give(tmp_path: Path, user: str, item: str) -> None:
+    log = tmp_path / "a.csv"
+    log.write_text(f"{user};{item};ordered_at\nK-1;S1;2026-01-01T10:00:00\nK-2;S2;2026-01-02T10:00:00\n")
+    assert look_at([log])["mapping"] == {"user": user, "item": item, "timestamp": "ordered_at"}
+
+
+def test_an_item_table_goes_into_the_recipe(tmp_path: Path) -> None:
+    log, items = shop(tmp_path / "shop.csv"), tmp_path / "products.csv"
+    rows = [f"i{number:05};Lamp {number};{'oak' if number % 2 else 'steel'};{number}" for number in range(100)]
+    items.write_text("sku;title;finish;price\n" + "\n".join(rows) + "\n")
+    made = command("init", log, "--items", items, "--out", tmp_path / "r.yaml")
+    assert made.returncode == 0, made.stderr
+    text = (tmp_path / "r.yaml").read_text(encoding="utf-8")
+    table = {"path": str(items), "id_column": "sku", "text": ["title"], "attributes": ["finish"]}
+    assert yaml.safe_load(text)["data"]["items"] == table
+    assert "# add text: 1.0, attributes: 1.0 to let items" in text
+    load_config(tmp_path / "r.yaml")
+    items.write_text("name;price\nLamp;3\n")
+    refused = command("init", log, "--items", items, "--out", tmp_path / "s.yaml")
+    assert (
+        refused.returncode == 2
+        and "no column looks like the ids of the items; rename it as in the logs, sku, of" in (refused.stderr)
+    )
 
 
 def test_what_is_missing_is_asked_for_in_one_line(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from adagrpo.errors import UserError
+from adagrpo.data.groups import UnknownGroup
 from adagrpo.serving import Query, Recommendations
 from adagrpo.serving.app import Application, Options
 from adagrpo.serving.draining import Server, listen
@@ -44,7 +44,7 @@ class Recommender:
 
     def narrow(self, include: Any, exclude: Any) -> Narrowing:
         if isinstance(include, dict):
-            raise UserError(f"include: no column {include}")
+            raise UnknownGroup(f"include: no column {include}", "include: no such group")
         without = set(self.known(exclude or ())[0]) | (set() if include is None else set(range(ITEMS)) - {*include})
         return Narrowing(tuple(without), None, ITEMS - len(without))
 

@@ -10,7 +10,7 @@ import torch
 
 from adagrpo.data.groups import ItemGroups
 from adagrpo.errors import UserError
-from adagrpo.semantic_ids.trie import Trie
+from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.serving.eligibility import Eligibility, Narrowing, parse_filter, why_short
 
 CATEGORIES = ("toys", "games", "books")
@@ -24,14 +24,15 @@ def item_groups() -> ItemGroups:
     return ItemGroups(pl.DataFrame({"item": range(ITEMS), "groups": listed}))
 
 
-def eligibility(**options: object) -> Eligibility:
+def eligibility(listed: torch.Tensor | None = None, **options: object) -> Eligibility:
     space = torch.cartesian_prod(torch.arange(10), torch.arange(10), torch.arange(10))
-    trie = Trie.build(space[torch.randperm(1000, generator=torch.Generator().manual_seed(0))[:ITEMS]], (10, 10, 10))
+    codes = space[torch.randperm(1000, generator=torch.Generator().manual_seed(0))[:ITEMS]]
+    catalog = Catalog.from_codes(codes, (10, 10, 10), listed)
 
     def known(ids):  # type: ignore[no-untyped-def]
         return [int(name) for name in ids if str(name).isdigit() and int(name) < ITEMS], []
 
-    return Eligibility(trie, item_groups, known, **options)  # type: ignore[arg-type]
+    return Eligibility(catalog, item_groups, known, **options)  # type: ignore[arg-type]
 
 
 def left(narrowing: Narrowing) -> set[int]:
@@ -72,7 +73,7 @@ def test_a_mask_is_made_once_for_a_filter_however_it_is_written() -> None:
     assert again.eligible is first.eligible and made.kept == 1
     assert made.resolve({"brand": "1"}).eligible is made.resolve({"brand": 1}).eligible
     table = ItemGroups(pl.DataFrame({"item": [0, 1], "groups": [["b=1"], ["b=true"]]}))
-    two = Eligibility(Trie.build(torch.tensor([[0], [1]]), (2,)), lambda: table, lambda ids: ([], []))
+    two = Eligibility(Catalog.from_codes(torch.tensor([[0], [1]]), (2,)), lambda: table, lambda ids: ([], []))
     assert [two.resolve({"b": value}).eligible.items.tolist() for value in (1, True)] == [[True, False], [False, True]]
 
 
@@ -94,6 +95,15 @@ def test_what_may_be_listed_at_all_holds_for_every_request() -> None:
     assert left(made.resolve()) == set(range(100))
     assert left(made.resolve(None, [4])) == set(range(100)) - {4}
     assert left(made.resolve({"brand": 0})) == set(range(0, 100, 7))
+
+
+def test_what_was_delisted_is_never_eligible() -> None:
+    made = eligibility(torch.arange(ITEMS) % 2 == 0)
+    assert made.resolve() == Narrowing((), None, 300) and made.resolve(None, [3, 4]).left == 299
+    toys = made.resolve({"category": "toys"})
+    assert toys.left == 100 and toys.eligible is not None and toys.eligible.count == 100
+    assert made.resolve({"in_stock": True}).eligible is None  # all that is listed
+    assert made.resolve({"in_stock": False}).left == 0
 
 
 @pytest.mark.parametrize(

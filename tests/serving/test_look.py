@@ -7,6 +7,7 @@ import json
 import math
 import re
 import shutil
+import socket
 import subprocess
 import threading
 import time
@@ -191,3 +192,100 @@ def test_a_browser_shows_the_list_the_tree_and_what_differs(site: Site, tmp_path
     assert shown.count("red &lt;b&gt;shoe") >= 1 and "<b>shoe</b>" not in shown  # titles are text
     removed = text[text.index("Left out of it") :]
     assert all(f'<span class="id">{one["item_id"]}</span>' in removed for one in expected["removed"])
+
+
+class Browser:
+    """Chromium over its debugging protocol, by the standard library: enough of a WebSocket client for text."""
+
+    def __init__(self, folder: Path) -> None:
+        words = [
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--remote-debugging-port=0",
+            f"--user-data-dir={folder}",
+        ]
+        self.process = subprocess.Popen([str(CHROMIUM), *words, "about:blank"], stderr=subprocess.DEVNULL)
+        place = folder / "DevToolsActivePort"
+        until = time.monotonic() + 60
+        while not place.is_file() or "\n" not in place.read_text():
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        port = int(place.read_text().split()[0])
+        connection = HTTPConnection("127.0.0.1", port, timeout=60)
+        connection.request("GET", "/json")
+        pages = json.loads(connection.getresponse().read())
+        path = next(page for page in pages if page["type"] == "page")["webSocketDebuggerUrl"].partition(f":{port}")[2]
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=60)
+        head = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        self.socket.sendall(f"{head}Sec-WebSocket-Key: {'A' * 22}==\r\nSec-WebSocket-Version: 13\r\n\r\n".encode())
+        self.file, self.number = self.socket.makefile("rb"), 0
+        while self.file.readline() != b"\r\n":
+            pass
+
+    def send(self, method: str, **given: Any) -> Any:
+        """Carry out a command, and return what it says."""
+        self.number += 1
+        text = json.dumps({"id": self.number, "method": method, "params": given}).encode()
+        self.socket.sendall(b"\x81" + bytes([0xFE]) + len(text).to_bytes(2, "big") + b"\0\0\0\0" + text)
+        while True:
+            length = self.file.read(2)[1] & 0x7F
+            length = int.from_bytes(self.file.read({126: 2, 127: 8}[length]), "big") if length > 125 else length
+            content = json.loads(self.file.read(length))
+            if content.get("id") == self.number:
+                return content["result"]
+
+    def value(self, script: str) -> Any:
+        """What a script gives in the page."""
+        return self.send("Runtime.evaluate", expression=script, returnByValue=True)["result"].get("value")
+
+    def wait(self, script: str) -> Any:
+        """The value of a script, once it is true."""
+        until = time.monotonic() + 30
+        while not (found := self.value(script)):
+            assert time.monotonic() < until, script
+            time.sleep(0.05)
+        return found
+
+    def press(self, key: str, code: int, text: str = "") -> None:
+        """Press a key, and let it go."""
+        for kind in ("keyDown", "keyUp"):
+            given = {"text": text} if text and kind == "keyDown" else {}
+            self.send("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code, **given)
+
+    def end(self) -> None:
+        self.socket.close()
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_a_history_is_built_and_taken_back_by_keyboard_alone(site: Site, tmp_path: Path) -> None:
+    browser = Browser(tmp_path / "profile")
+    try:
+        browser.send("Page.navigate", url=f"http://127.0.0.1:{site.port}/")
+        browser.wait("document.querySelectorAll('#list tbody tr').length === 10")
+        assert browser.value("document.getElementById('title').textContent") == "The most popular items"
+        browser.press("Tab", 9)
+        assert browser.value("document.activeElement.id") == "search"
+        browser.send("Input.insertText", text="red tent")
+        browser.wait("document.querySelectorAll('#found button').length === 1")
+        browser.press("ArrowDown", 40)
+        browser.press("Enter", 13, "\r")
+        browser.wait("document.getElementById('title').textContent === 'The list of adagrpo/best'")
+        assert browser.value("document.querySelector('#history li').textContent") == "red tent 13×"
+        shown = browser.value("[...document.querySelectorAll('#list .id')].map((one) => one.textContent)")
+        masked = site.shelf.now.recommender.mask_history
+        body = {"history": [13], "k": 10, "exclude_history": masked}
+        assert shown == [str(row["item_id"]) for row in site.ask("/v1/explain", body)[1]["list"]]
+        browser.press("Tab", 9)  # from what was found to the history
+        assert browser.value("document.activeElement.getAttribute('aria-label')") == "Remove red tent 13"
+        browser.press("Enter", 13, "\r")
+        browser.wait("document.getElementById('title').textContent === 'The most popular items'")
+        assert browser.value("document.querySelectorAll('#history li').length") == 0
+        outside = (
+            "performance.getEntriesByType('resource').filter((one) => !one.name.startsWith(location.origin)).length"
+        )
+        assert browser.value(outside) == 0
+    finally:
+        browser.end()

@@ -207,6 +207,36 @@ def test_a_bad_request_is_answered_with_what_is_wrong(service: Service, body: An
     assert status == 422 and said in json.dumps(reply)
 
 
+def test_a_request_says_what_may_be_in_its_list(service: Service) -> None:
+    """The items of the world have no groups; ids are a filter too, and so is a mapping that names them."""
+    ids = [10 * item + 3 for item in range(12)]
+    for include in (ids, {"item_id": ids}):
+        status, reply = service.ask({"history": [3, 13], "include": include, "exclude": [3, 999]}, "/v1/recommend")
+        assert status == 200 and {*reply["items"]} <= {*ids[1:]} and len(reply["items"]) == 10
+        assert reply["short"] is None
+    few = service.ask({"history": ["gone"], "include": ids[:4], "exclude": {"item_id": [3]}}, "/v1/recommend")[1]
+    assert {*few["items"]} == {*ids[1:4]} and few["source"] == "popular"
+    assert few["short"] == "only 3 eligible items are left"
+    nothing = service.ask({"history": [3], "include": []}, "/v1/recommend")[1]
+    assert nothing["items"] == [] and nothing["short"] == "no item is eligible"
+
+
+@pytest.mark.parametrize(
+    ("narrowed", "said"),
+    [
+        ({"include": {"market": "secret"}}, "include: names a group that the items do not have; they have none"),
+        ({"exclude": {"market": True}}, "exclude: names a group that the items do not have; they have none"),
+        ({"include": {"market": 1.5}}, "include"),
+        ({"include": "toys"}, "include"),
+        ({"include": {f"g{number}": 1 for number in range(33)}}, "include"),
+        ({"exclude": {"market": [None]}}, "exclude"),
+    ],
+)
+def test_a_filter_that_is_none_is_refused_without_repeating_it(service: Service, narrowed: Any, said: str) -> None:
+    status, reply = service.ask({"history": [3], **narrowed}, "/v1/recommend")
+    assert status == 422 and reply["detail"].startswith(said) and "secret" not in reply["detail"]
+
+
 def test_health_says_what_is_served(service: Service) -> None:
     status, reply = service.ask(None, "/health")
     assert status == 200 and reply["status"] == "ok"

@@ -81,7 +81,7 @@ def test_two_parameters_by_hand(tmp_path: Path, parts: int) -> None:
     assert found.lambda_ == pytest.approx(0.8216, abs=1e-9) and found.ratio == pytest.approx(0.3651484, rel=1e-5)
     assert found.term_norms == pytest.approx((math.sqrt(2), 0.0, math.sqrt(8)), rel=1e-6)
     assert found.anchor_norms == pytest.approx((5.0, 5.0, 5.0), rel=1e-6)
-    assert found.stated_norm == pytest.approx(math.sqrt(1.25), rel=1e-6)
+    assert found.stated_norms == pytest.approx((math.sqrt(1.25),) * 3, rel=1e-6)
     assert task.spread == 7.0 and task.model.a.item() == 1.0 and task.model.a.grad is None
     assert "anchor's is 4.47 times" in found.sentence()
 
@@ -172,16 +172,16 @@ def test_calibration_is_the_twin(world: Any, tmp_path: Path, options: dict[str, 
         terms.append(slow_norm(policy, parts[twin.term]) if parts[twin.term] else 0.0)
     assert found.anchor_norms == pytest.approx(anchors, rel=1e-4) and found.term_norms == pytest.approx(terms, rel=1e-4)
     ratio = math.sqrt(sum(t * t for t in terms) / sum(a * a for a in anchors))
-    assert found.lambda_ == pytest.approx(0.7 / ratio, rel=5e-4) and found.stated_norm is None
+    assert found.lambda_ == pytest.approx(0.7 / ratio, rel=5e-4) and found.anchor_over_stated is None
     assert task.spread == 0.0
 
 
 def test_the_stated_anchor_of_a_hybrid_policy(world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("adagrpo.trainer.post_training.PART", 3)
+    monkeypatch.setattr("adagrpo.trainer.pressure.STATED_STEPS", 2)
     policy = HybridPolicy(world.policy(), world.catalog.trie, negatives=0, item_dropout=0.0)
     task = world.post_training(policy, world.schedule(4, 2), gate="all")
     found = measured(task, tmp_path, 0.5, 3, policy)
-    assert found.stated_norm is not None
     stated = []
     for step in range(3):
         batches = world.schedule(4, 2).batches(step)
@@ -196,8 +196,9 @@ def test_the_stated_anchor_of_a_hybrid_policy(world: Any, tmp_path: Path, monkey
             )
         ]
         stated.append(slow_norm(policy, [torch.stack(losses).mean()]))
-    assert found.stated_norm == pytest.approx(math.sqrt(sum(norm * norm for norm in stated) / 3), rel=1e-4)
-    assert found.stated_norm != pytest.approx(found.anchor_norm, rel=0.05)
+    assert found.stated_norms == pytest.approx(stated[:2], rel=1e-4)
+    anchors, norms = (math.sqrt(sum(norm * norm for norm in row[:2])) for row in (found.anchor_norms, stated))
+    assert found.anchor_over_stated == pytest.approx(anchors / norms, rel=1e-4) != pytest.approx(1.0, rel=0.05)
 
 
 def test_how_a_step_is_cut_changes_no_lambda(world: Any, tmp_path: Path) -> None:

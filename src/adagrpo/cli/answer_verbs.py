@@ -28,6 +28,10 @@ def diagnose(
     second_ranker: Annotated[
         Path | None, typer.Option(help="Checkpoint folder of another ranker, to form strata for the run's own.")
     ] = None,
+    trust: Annotated[
+        Path | None,
+        typer.Option(help="Fit how far to trust the reward, and write the weights there for reward.kind trusted."),
+    ] = None,
     out: Elsewhere = None,
     dry_run: DryRun = False,
 ) -> None:
@@ -41,12 +45,18 @@ def diagnose(
     opened = common.open(run, out)
     with session(opened):
         result = pipeline.diagnose_reward(opened, second_ranker)
+        if trust is not None:
+            from adagrpo.pipeline.stages.fit_trust import write_trust
+
+            result |= {"trust": write_trust(opened, trust)}
     if common.as_json:
         typer.echo(json.dumps(result))
         return
     tables = diagnosis_tables(result)
     typer.echo("\n\n".join(to_text(tables[name]) for name in ("orders", "evidence")))
     typer.echo(f"\nverdict: {result['verdict']['decision']}\n" + "\n".join(result["verdict"]["sentences"]))
+    if trust is not None:
+        typer.echo(f"\ntrust: {result['trust']['decision']}, written to {trust}")
     typer.echo(f"\npage: {opened.directory / 'diagnose.html'}")
 
 
@@ -127,8 +137,9 @@ def report(
 ) -> None:
     """Write report.html from what the run has measured so far; of a comparison, its page from comparison.json."""
     from adagrpo import pipeline
+    from adagrpo.pipeline.shown import Shown
     from adagrpo.report import read_comparison, write_comparison, write_comparison_figures, write_figures
-    from adagrpo.storage.marks import check_kind, claim
+    from adagrpo.storage.marks import check_kind, claim, is_marked, read_mark
 
     if (run / "comparison.json").is_file():
         content = read_comparison(run / "comparison.json")
@@ -138,10 +149,14 @@ def report(
         page = write_comparison(out or run, content)
         written = [] if figures is None else write_comparison_figures(content, figures)
     else:
+        if is_marked(run) and read_mark(run).get("kind") == "comparison":
+            raise UserError(
+                f"{run}: its comparison.json is not written yet; `adagrpo status --run {run}` says what to do"
+            )
         opened = common.open(run, out)
         with session(opened):
             page = pipeline.write_report(opened)
-            written = [] if figures is None else write_figures(opened, figures)
+            written = [] if figures is None else write_figures(Shown(opened), figures)
     print_values({"report": str(page)} | ({"figures": len(written)} if written else {}), common.as_json)
 
 

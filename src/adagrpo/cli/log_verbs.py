@@ -58,14 +58,18 @@ def write_recipe(
     logs: LogFiles,
     common: Common,
     out: Annotated[Path, typer.Option("--out", help="The recipe, a new file.")] = Path("recipe.yaml"),
+    items: Annotated[Path | None, typer.Option(help="A table of the items, with titles or attributes.")] = None,
 ) -> None:
     """Write a commented recipe for logs, with columns filled in and sizes chosen from all their rows."""
-    from adagrpo.data.logs.preview import look_at
+    from adagrpo.data.logs.preview import look_at, look_at_items
     from adagrpo.pipeline.suggest import recipe_text
 
     if out.exists():
         raise UserError(f"{out}: is there already; give another name with --out")
-    text = recipe_text(look_at(logs, None, _roles(common.settings)), out.stem)
+    preview = look_at(logs, None, _roles(common.settings))
+    if items is not None and not preview["missing"]:
+        preview["items"] = look_at_items(items, preview["roles"]["item"]["column"])
+    text = recipe_text(preview, out.stem)
     if not out.parent.is_dir():
         raise UserError(f"{out.parent}: no such folder (--out)")
     with out.open("x", encoding="utf-8") as file:

@@ -156,7 +156,9 @@ def recommend(
     exclude_history: ExcludeHistory = None,
     precision: Precision = None,
     catalog: CatalogChoice = "latest",
-    user_column: Annotated[str, typer.Option(help="The column of user ids.")] = "user_id",
+    user_column: Annotated[
+        str | None, typer.Option(help="The column of user ids; user_id, or as in the run's logs, if not given.")
+    ] = None,
     history_column: Annotated[str, typer.Option(help="The column of histories.")] = "history",
     include: Annotated[list[str] | None, typer.Option(help=f"Only what matches: {FILTER}")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help=f"Nothing that matches: {FILTER}")] = None,

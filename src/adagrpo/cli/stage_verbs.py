@@ -99,6 +99,10 @@ def train(
     opened = common.open(run)
     with session(opened):
         pipeline.train(opened, anyway=anyway)
+        if not opened.config.train.arms:
+            opened.console.note(
+                "note: train.arms is empty, so no arm was trained; --set 'train.arms=[nll, distill-tuned]'"
+            )
     opened.processes.part()
     if opened.processes.is_main_process:
         outcomes = trained_outcomes(opened)

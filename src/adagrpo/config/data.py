@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -48,6 +48,13 @@ class ItemTable(Section):
     attributes: tuple[str, ...] = ()
     groups: tuple[Annotated[str, Field(pattern="^[^=]+$")], ...] = ()
     attribute_names: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_no_path_alone(cls, content: Any) -> Any:
+        if isinstance(content, str):
+            raise ValueError(f"is a path alone; write {{path: {content}, id_column: NAME, text: [NAME]}}")
+        return content
 
 
 class SplitConfig(Section):

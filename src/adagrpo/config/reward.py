@@ -11,17 +11,22 @@ from urllib.parse import urlsplit
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from adagrpo.config.section import Finite, Positive, PositiveFloat, Section
+from adagrpo.config.section import Finite, Positive, PositiveFloat, Section, Share
 
 __all__ = [
     "CallableOptions",
+    "CorruptedOptions",
+    "FeatureOptions",
     "HttpOptions",
     "LambdaRankOptions",
     "LightGBMOptions",
     "MeanOptions",
     "NoiseOptions",
+    "PoliciesOptions",
     "RewardOptions",
     "SequentialOptions",
+    "ShuffledOptions",
+    "TrustedOptions",
     "WeightedOptions",
 ]
 
@@ -117,6 +122,85 @@ class NoiseOptions(_Options):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
 
+class FeatureOptions(_Options):
+    """One count of `adagrpo.rewards.features` as a reward: `knn_history` is item-kNN, `popularity` popularity."""
+
+    kind: Literal["feature"] = "feature"
+    name: Literal[
+        "popularity",
+        "popularity_gap",
+        "age",
+        "repeats",
+        "knn_last",
+        "knn_history",
+        "knn_best",
+        "next_last",
+        "attributes_last",
+        "attributes_history",
+        "text_last",
+        "text_history",
+    ] = "knn_history"
+
+
+class PoliciesOptions(_Options):
+    """The mean log-probability of the starting policies of other runs on the same data, such as those of other seeds.
+
+    `runs` are their folders; each has codes of its own, and a policy of the sizes that this recipe says.
+    """
+
+    kind: Literal["policies"] = "policies"
+    runs: Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+class ShuffledOptions(_Options):
+    """The scores of another reward, given to the items of a history in an order that `seed` draws."""
+
+    kind: Literal["shuffled"] = "shuffled"
+    members: Annotated[tuple[RewardOptions, ...], Field(min_length=1, max_length=1)]
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+    @property
+    def parts(self) -> tuple[RewardOptions, ...]:
+        """The one whose scores they are."""
+        return self.members
+
+
+class CorruptedOptions(_Options):
+    """Another reward that is made wrong for some and left right for others, see `adagrpo.rewards.corrupted`.
+
+    `by` says for which: groups of items, items seldom seen, users seldom seen. `share` is how many of them.
+    """
+
+    kind: Literal["corrupted"] = "corrupted"
+    members: Annotated[tuple[RewardOptions, ...], Field(min_length=1, max_length=1)]
+    by: Literal["item_group", "user_group", "exposure"] = "item_group"
+    share: Share = 0.5
+    strength: Share = 1.0
+    how: Literal["shuffled", "inverted"] = "shuffled"
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+    @property
+    def parts(self) -> tuple[RewardOptions, ...]:
+        """The one that is made wrong."""
+        return self.members
+
+
+class TrustedOptions(_Options):
+    """Another reward, times how far it is to be trusted: weights that `adagrpo diagnose --trust` fitted to choices.
+
+    `model` is that file. Beside it the teacher's weight is 1, since the scores are in nats of the policy.
+    """
+
+    kind: Literal["trusted"] = "trusted"
+    members: Annotated[tuple[RewardOptions, ...], Field(min_length=1, max_length=1)]
+    model: str
+
+    @property
+    def parts(self) -> tuple[RewardOptions, ...]:
+        """The one that is weighted."""
+        return self.members
+
+
 class MeanOptions(_Options):
     """The mean of rewards that are on one scale."""
 
@@ -160,10 +244,18 @@ RewardOptions = Annotated[
     | Annotated[LightGBMOptions, Tag("lightgbm")]
     | Annotated[LambdaRankOptions, Tag("lambdarank")]
     | Annotated[NoiseOptions, Tag("noise")]
+    | Annotated[FeatureOptions, Tag("feature")]
+    | Annotated[PoliciesOptions, Tag("policies")]
+    | Annotated[ShuffledOptions, Tag("shuffled")]
+    | Annotated[CorruptedOptions, Tag("corrupted")]
+    | Annotated[TrustedOptions, Tag("trusted")]
     | Annotated[MeanOptions, Tag("mean")]
     | Annotated[WeightedOptions, Tag("weighted")],
     Discriminator(_kind),
 ]
 
+ShuffledOptions.model_rebuild()
+CorruptedOptions.model_rebuild()
+TrustedOptions.model_rebuild()
 MeanOptions.model_rebuild()
 WeightedOptions.model_rebuild()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -19,10 +18,19 @@ from numpy.typing import NDArray
 from adagrpo.data.columns import ATTRIBUTES, GROUPS, ITEM
 from adagrpo.errors import UserError
 
-__all__ = ["GroupValue", "ItemGroups", "load_groups", "no_groups"]
+__all__ = ["GroupValue", "ItemGroups", "UnknownGroup", "no_groups"]
 
 GroupValue = str | int | bool
+LONGEST, COMPARED = 60, 1000  # characters of a name that a message repeats, names that it is compared with
 SPELLINGS = {True: ("true", "True", "TRUE", "1"), False: ("false", "False", "FALSE", "0")}
+
+
+class UnknownGroup(UserError):
+    """Items have no such column or value. `told` says so without what was asked for, which others may not read."""
+
+    def __init__(self, message: str, told: str) -> None:
+        super().__init__(message)
+        self.told = told
 
 
 class _Column(NamedTuple):
@@ -34,7 +42,7 @@ class _Column(NamedTuple):
 
 
 class ItemGroups:
-    """The groups of `V` items; made by `load_groups` or from a table.
+    """The groups of `V` items; made of the prepared items.
 
     Example:
         >>> attributes = [["category=toys", "brand=acme"], ["category=games"], []]
@@ -74,7 +82,7 @@ class ItemGroups:
         """The values of a column.
 
         Raises:
-            UserError: there is no such column.
+            UnknownGroup: there is no such column.
         """
         return list(self._of(name, name).values)
 
@@ -91,33 +99,24 @@ class ItemGroups:
             field: how a message calls the column.
 
         Raises:
-            UserError: there is no such column, or no item has the value.
+            UnknownGroup: there is no such column, or no item has the value.
         """
         column, field = self._of(name, field or name), field or name
         spellings = SPELLINGS[value] if isinstance(value, bool) else (str(value),)
         found = [column.values[text] for text in spellings if text in column.values]
         if not found:
-            raise UserError(f"{field}: no item has the value {spellings[0]!r}; {_nearest(spellings[0], column.values)}")
+            said = f"{field}: no item has the value {_short(spellings[0])}; {_nearest(spellings[0], column.values)}"
+            raise UnknownGroup(said, f"{field}: no item has one of the values")
         return column.items[column.offsets[found[0]] : column.offsets[found[0] + 1]]
 
     def _of(self, name: str, field: str) -> _Column:
         if name not in self._columns:
-            known = (
-                _nearest(name, self._columns) if self._columns else "data.items.groups names columns of the item table"
-            )
-            raise UserError(f"{field}: the items have no group {name!r}; {known}")
+            hint = "data.items.groups names columns of the item table"
+            known = _nearest(name, self._columns) if self._columns else hint
+            there = f"known: {', '.join(self.names[:8])}" if self._columns else "they have none"
+            said = f"{field}: the items have no group {_short(name)}; {known}"
+            raise UnknownGroup(said, f"{field.partition('.')[0]}: names a group that the items do not have; {there}")
         return self._columns[name]
-
-
-def load_groups(directory: Path) -> ItemGroups:
-    """The groups of the prepared items.
-
-    Args:
-        directory: of `adagrpo.data.prepared.write_prepared`.
-    """
-    path = directory / "items.parquet"
-    there = pl.read_parquet_schema(path)
-    return ItemGroups(pl.read_parquet(path, columns=[name for name in (ITEM, ATTRIBUTES, GROUPS) if name in there]))
 
 
 def no_groups() -> ItemGroups:
@@ -132,8 +131,13 @@ def _column(pairs: pl.DataFrame) -> _Column:
     return _Column({value: place for place, value in enumerate(counts["value"])}, offsets, pairs[ITEM].to_numpy())
 
 
+def _short(name: str) -> str:
+    return repr(name if len(name) <= LONGEST else f"{name[:LONGEST]}...")
+
+
 def _nearest(name: str, known: Mapping[str, object]) -> str:
-    near = difflib.get_close_matches(name, list(known)[:10_000], n=1)
+    few = len(known) <= COMPARED and len(name) <= LONGEST  # the comparison takes time
+    near = difflib.get_close_matches(name, known, n=1) if few else []
     if near:
         return f"did you mean {near[0]!r}?"
     shown = sorted(known)[:8]

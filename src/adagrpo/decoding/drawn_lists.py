@@ -28,9 +28,9 @@ from torch import Tensor
 from adagrpo.decoding.hypotheses import check
 from adagrpo.errors import NotFinite
 from adagrpo.policies.policy import Context, DecoderState, Policy
-from adagrpo.semantic_ids.trie import Excluded, Trie
+from adagrpo.semantic_ids.trie import Branches, Excluded, Trie
 
-__all__ = ["Slates", "draw_slates", "inclusion_log_prob", "place_log_probs"]
+__all__ = ["Slates", "draw_slates", "inclusion_log_prob", "item_log_probs", "place_log_probs"]
 
 ContextT = TypeVar("ContextT", bound=Context)
 StateT = TypeVar("StateT", bound=DecoderState)
@@ -105,6 +105,47 @@ def draw_slates(
     return Slates(items, log_probs, keys)
 
 
+@torch.no_grad()
+def item_log_probs(
+    policy: Policy[ContextT, StateT],
+    context: ContextT,
+    items: Tensor,  # (B, N) int64
+    *,
+    trie: Trie,
+    temperature: float = 1.0,
+    excluded: Excluded | None = None,
+) -> Tensor:  # (B, N) float64
+    """φ of given items: what another policy would have drawn a logged list with, by `place_log_probs`.
+
+    Args:
+        policy: that other policy.
+        context: `B` encoded samples.
+        items: (B, N) int64, -1 for none.
+        trie: of the catalogue.
+        temperature: see `draw_slates`.
+        excluded: see `draw_slates`.
+
+    Returns:
+        (B, N) log-probability of drawing each item first; -inf where it may not be drawn, and where there is none.
+    """
+    levels = check(policy, trie, temperature)
+    real = items >= 0
+    codes = _codes(trie, items.clamp(min=0))  # (B, N, L)
+    nodes, total = torch.zeros_like(items), torch.zeros(items.shape, dtype=torch.float64, device=items.device)
+    state = policy.start(context)
+    for level in range(levels):
+        logits = policy.logits(state).double().expand(-1, items.shape[1], -1) / temperature
+        branches, _, shares = _shares(trie, level, nodes, logits, excluded)
+        of_codes = total.new_full(logits.shape, -torch.inf).flatten(0, 1)
+        of_codes[branches.parents, branches.codes] = shares
+        total += of_codes.view(logits.shape).gather(2, codes[..., level : level + 1])[..., 0]
+        if level + 1 < levels:
+            nodes = trie.child(level, nodes, codes[..., level])
+            parents = torch.arange(items.shape[1], device=items.device).expand_as(items)
+            state = policy.advance(state, torch.zeros_like(items) if level == 0 else parents, codes[..., level])
+    return total.masked_fill(~real, -torch.inf)
+
+
 def place_log_probs(
     log_probs: Tensor,  # (B, n) float64, in the order of the draw
 ) -> Tensor:  # (B, n) float64
@@ -138,6 +179,15 @@ def inclusion_log_prob(log_prob: float, threshold: float) -> float:
     return math.log(-math.expm1(-math.exp(min(distance, 700.0))))
 
 
+def _codes(trie: Trie, items: Tensor) -> Tensor:
+    """(..., L) the codes of items."""
+    nodes, codes = trie.leaf_of[items], list[Tensor]()
+    for level in reversed(range(trie.num_levels)):
+        codes.append(trie.codes[level][nodes])
+        nodes = torch.searchsorted(trie.first[level], nodes, right=True) - 1
+    return torch.stack(codes[::-1], dim=-1)
+
+
 def _root(seeds: Tensor) -> _Kept:
     nothing = torch.zeros(len(seeds), 1, dtype=torch.int64, device=seeds.device)
     keys = _gumbel(seeds.unsqueeze(1), nothing)
@@ -157,23 +207,35 @@ def _children(
     samples, hypotheses = kept.nodes.shape
     if bool((kept.nodes < 0).all()):  # nothing may be drawn
         return kept
-    branches = trie.branches(level, kept.nodes)  # T children of B * W prefixes
-    rows = branches.parents // hypotheses  # (T,)
+    branches, rows, shares = _shares(trie, level, kept.nodes, logits, excluded)
+    log_probs = kept.log_probs.flatten()[branches.parents] + shares
+    before = sum(trie.node_counts[: level + 1])
+    free = log_probs + _gumbel(seeds[rows], before + branches.nodes)
+    best = _of_parents(free, branches.parents, samples * hypotheses)[branches.parents]
+    keys = _given_maximum(free, best, kept.keys.flatten()[branches.parents])
+    return _highest(branches.parents, branches.codes, branches.nodes, log_probs, keys, kept.nodes.shape, width)
+
+
+def _shares(
+    trie: Trie,
+    level: int,
+    nodes: Tensor,  # (B, W)
+    logits: Tensor,  # (B, W, K) float64
+    excluded: Excluded | None,
+) -> tuple[Branches, Tensor, Tensor]:
+    """The T children of B * W prefixes, the sample of each (T,), and its log-probability given its parent (T,)."""
+    samples, hypotheses = nodes.shape
+    branches = trie.branches(level, nodes)
+    rows = branches.parents // hypotheses
     scores = logits.reshape(samples * hypotheses, -1)[branches.parents, branches.codes]
     if bool((scores.isnan() | (scores == torch.inf)).any()):
         raise NotFinite("logits", "the policy's logits hold NaN or +inf")
     if excluded is not None:
         scores = scores.masked_fill(trie.closed(level + 1, branches.nodes, rows, excluded), -torch.inf)
     highest = _of_parents(scores, branches.parents, samples * hypotheses)
-    shares = (scores - highest[branches.parents]).exp().nan_to_num(0.0)
-    totals = shares.new_zeros(samples * hypotheses).index_add(0, branches.parents, shares)
-    log_probs = kept.log_probs.flatten()[branches.parents] + (shares / totals[branches.parents]).log()
-    log_probs = log_probs.nan_to_num(-torch.inf, neginf=-torch.inf)
-    before = sum(trie.node_counts[: level + 1])
-    free = log_probs + _gumbel(seeds[rows], before + branches.nodes)
-    best = _of_parents(free, branches.parents, samples * hypotheses)[branches.parents]
-    keys = _given_maximum(free, best, kept.keys.flatten()[branches.parents])
-    return _highest(branches.parents, branches.codes, branches.nodes, log_probs, keys, kept.nodes.shape, width)
+    parts = (scores - highest[branches.parents]).exp().nan_to_num(0.0)
+    totals = parts.new_zeros(samples * hypotheses).index_add(0, branches.parents, parts)
+    return branches, rows, (parts / totals[branches.parents]).log().nan_to_num(-torch.inf, neginf=-torch.inf)
 
 
 def _highest(

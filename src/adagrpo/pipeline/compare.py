@@ -266,8 +266,8 @@ def _folder(run: Run, name: str, checkpoint: str) -> Path:
 
 
 def _facts(runs: Sequence[tuple[Run, str]]) -> dict[str, list[Any]]:
-    """Lambda, admission, the weight that validation chose, and where the policy was lost, of an arm under each seed."""
-    facts: dict[str, list[Any]] = {"lambda": [], "admission": [], "weight": [], "lost": []}
+    """Lambda, pressure, admission, the weight of validation, and where the policy was lost, of an arm a seed."""
+    facts: dict[str, list[Any]] = {name: [] for name in ("lambda", "pressure", "admission", "weight", "lost")}
     for run, name in runs:
         re_ordered = re_ranked(name) is not None
         path = _folder(run, name, "best") / "metrics.json" if re_ordered else run.path("metrics.json")

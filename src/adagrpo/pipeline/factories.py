@@ -16,27 +16,35 @@ from adagrpo.config import FitConfig
 from adagrpo.config.models import LanguageModelConfig
 from adagrpo.config.reward import (
     CallableOptions,
+    CorruptedOptions,
+    FeatureOptions,
     HttpOptions,
     LambdaRankOptions,
     LightGBMOptions,
     MeanOptions,
     NoiseOptions,
+    PoliciesOptions,
     RewardOptions,
     SequentialOptions,
+    ShuffledOptions,
+    TrustedOptions,
     WeightedOptions,
 )
 from adagrpo.data.sequences import emptied
 from adagrpo.errors import UserError
 from adagrpo.evaluation.predictions import Predictions, predict, sample_cases, summarise
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.reward_data import corrupted_reward, files_of_start, policies_reward, trust_items
 from adagrpo.policies import CompactPolicy, HybridPolicy, Policy
 from adagrpo.rewards import (
     BoostedReward,
     CallableReward,
+    FeatureReward,
     HttpReward,
     MeanReward,
     NoiseReward,
     Reward,
+    ShuffledReward,
     WeightedReward,
     find_module,
     load_function,
@@ -45,6 +53,8 @@ from adagrpo.rewards import (
 from adagrpo.rewards.cross_fitted import CrossFitted
 from adagrpo.rewards.features import Features
 from adagrpo.rewards.sequential import SequentialRanker
+from adagrpo.rewards.trust import TrustedReward, read_trust
+from adagrpo.semantic_ids import Catalog
 from adagrpo.semantic_ids.collisions import numbers_items
 from adagrpo.semantic_ids.trie import Eligible
 from adagrpo.trainer import BatchSchedule
@@ -73,9 +83,9 @@ class Models:
         policy: CompactPolicy | HybridPolicy | CausalLMPolicy | SharedCodesPolicy
         match self.config.policy.kind:
             case "compact":
-                policy = self._compact()
+                policy = self._compact(self.data.catalog)
             case "hybrid":
-                policy = self._hybrid()
+                policy = self._hybrid(self.data.catalog)
             case "causal_lm":
                 policy = self._causal_lm(trained=weights is not None)
             case _:
@@ -85,11 +95,11 @@ class Models:
             self._load(weights, policy)
         return policy
 
-    def _compact(self) -> CompactPolicy:
+    def _compact(self, catalog: Catalog) -> CompactPolicy:
         options = self.config.policy
         return CompactPolicy(
-            self.data.catalog.codes,
-            self.data.catalog.level_sizes,
+            catalog.codes,
+            catalog.level_sizes,
             width=options.width,
             layers=options.layers,
             heads=options.heads,
@@ -99,11 +109,11 @@ class Models:
             seed=self.config.seed,
         )
 
-    def _hybrid(self) -> HybridPolicy:
+    def _hybrid(self, catalog: Catalog) -> HybridPolicy:
         options = self.config.policy
         return HybridPolicy(
-            self._compact(),
-            self.data.catalog.trie,
+            self._compact(catalog),
+            catalog.trie,
             item_dropout=options.item_dropout,
             item_weight=options.item_weight,
             loss_weight=options.item_loss_weight,
@@ -248,7 +258,16 @@ class Models:
                 pass
             case LightGBMOptions() | LambdaRankOptions():
                 paths = [self._trees(options), *self.data.training_files[:2]]  # the features count in these
-            case MeanOptions() | WeightedOptions():
+            case FeatureOptions():
+                paths = self.data.training_files[:2]
+            case PoliciesOptions():
+                paths = [path for name in options.runs for path in files_of_start(self.run.data / name)]
+            case CorruptedOptions():
+                paths = [*self.files_of(options.members[0]), *self.data.training_files[:2]]
+            case TrustedOptions():
+                paths = [*self.files_of(options.members[0]), self.run.data / options.model]
+                paths += self.data.training_files[:2]
+            case MeanOptions() | WeightedOptions() | ShuffledOptions():
                 paths = [path for part in options.parts for path in self.files_of(part)]
             case _:
                 assert_never(options)
@@ -271,12 +290,29 @@ class Models:
                 return BoostedReward(load_model(self._trees(options)), self.ranker_features)
             case NoiseOptions():
                 return NoiseReward(options.seed)
+            case FeatureOptions():
+                return FeatureReward(self.ranker_features, options.name)
+            case PoliciesOptions():
+                return policies_reward(self.data, [self.run.data / name for name in options.runs], self._other_policy)
+            case ShuffledOptions():
+                return ShuffledReward(self.reward_of(options.members[0]), options.seed)
+            case CorruptedOptions():
+                return corrupted_reward(self.data, self.reward_of(options.members[0]), options)
+            case TrustedOptions():
+                second = FeatureReward(self.ranker_features, FeatureOptions().name)
+                model = read_trust(self.run.data / options.model)
+                return TrustedReward(self.reward_of(options.members[0]), second, trust_items(self.data), model)
             case MeanOptions():
                 return MeanReward([self.reward_of(part) for part in options.parts])
             case WeightedOptions():
                 return WeightedReward([self.reward_of(part) for part in options.parts], options.weights)
             case _:
                 assert_never(options)
+
+    def _other_policy(self, catalog: Catalog, weights: Path) -> CompactPolicy | HybridPolicy:
+        policy = self._hybrid(catalog) if self.config.policy.kind == "hybrid" else self._compact(catalog)
+        self._load(weights, policy.to(self.data.device))
+        return policy
 
     def _checkpoint(self, options: SequentialOptions) -> Path:
         own = options.checkpoint is None

@@ -132,7 +132,7 @@ class RunData:
         def known(ids: Sequence[str | int]) -> tuple[list[int], list[str | int]]:
             return [numbers[str(name)] for name in ids if str(name) in numbers], []
 
-        eligibility = Eligibility(self.catalog.trie, self.groups, known, items=self.num_items)
+        eligibility = Eligibility(self.catalog, self.groups, known)
         try:
             narrowing = eligibility.resolve(options.include or None, options.exclude)
         except UserError as error:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -19,6 +20,7 @@ import polars as pl
 
 from adagrpo.data.columns import ITEM, ITEM_ID, POSITION, USER, USER_ID
 from adagrpo.data.histories import HISTORY, UserHistories, about_how_many, read_histories
+from adagrpo.data.logs.formats import columns_of, require
 from adagrpo.data.prepared import load_item_ids, load_user_ids
 from adagrpo.errors import UserError
 from adagrpo.networks.layers import Precision
@@ -113,7 +115,7 @@ def recommend_users(
     reward_weight: float = 0.0,
     exclude_history: bool | None = None,
     precision: Precision | None = None,
-    columns: tuple[str, str] = (USER_ID, HISTORY),
+    columns: tuple[str | None, str] = (None, HISTORY),
     catalog: str = LATEST,
     include: Filter | None = None,
     exclude: Filter | None = None,
@@ -132,7 +134,8 @@ def recommend_users(
         reward_weight: see `adagrpo.pipeline.serve.recommender`.
         exclude_history: leave the items of the whole history out of each list; None: as the run's evaluation does.
         precision: see `adagrpo.pipeline.serve.recommender`.
-        columns: names of the user and the history column.
+        columns: names of the user and the history column; a user column that is not named is `user_id`, or where the
+            file has none, that of the run's logs.
         catalog: see `adagrpo.pipeline.serve.recommender`.
         include: what lists may hold, see `adagrpo.serving.eligibility`.
         exclude: what they may not.
@@ -156,19 +159,31 @@ def recommend_users(
         made_from |= {"include": include, "exclude": exclude, "eligible_items": narrowing.left}
     inputs = {"weights": run.hash_input(weights), "users": hash_file(users) if users.is_file() else None}
     inputs |= {"configuration": run.config_hash}
+    user = columns[0] or _user_column(run, users)
     fingerprint = hash_json(made_from | inputs | ({"popular": True} if popular else {}))
     with lock_folder(out, "list of recommendations"):
         if (out / SUMMARY).is_file() and _begun(out) == fingerprint:
             return dict(json.loads((out / SUMMARY).read_text(encoding="utf-8"))) | {"folder": str(out)}
         if _begun(out) not in (None, fingerprint):
             raise UserError(f"{out}: holds lists of another checkpoint, file or length; --out takes a new folder")
+        parts = read_histories(users, PART_USERS, user=user, history=columns[1])
+        first = list(islice(parts, 1))  # read before anything is written: a file that is refused leaves no folder taken
         write_file(out / BEGUN, json.dumps({"fingerprint": fingerprint}) + "\n")
         written = _Written(run, served, out, k, about_how_many(users), narrowing, popular)
-        for number, part in enumerate(read_histories(users, PART_USERS, user=columns[0], history=columns[1])):
+        for number, part in enumerate(chain(first, parts)):
             written.add(number, part)
         summary = made_from | written.counts
         write_file(out / SUMMARY, json.dumps(summary, indent=1) + "\n")
     return summary | {"folder": str(out)}
+
+
+def _user_column(run: Run, users: Path) -> str:
+    """`user_id`, or the column of the users in the run's logs, whichever a file has."""
+    there, logged = columns_of(users), run.config.data.columns.user
+    if USER_ID in there:
+        return USER_ID
+    require(users, [logged], there, "--user-column")
+    return logged
 
 
 def logged_histories(data: RunData) -> dict[str, list[int]]:

@@ -163,6 +163,8 @@ def serve(
     ) -> Serving:
         opened = Run.open(run.called, run.overrides)  # what is in it now
         served, about = recommender(opened, arm, checkpoint, reward_weight, exclude_history, precision, catalog)
+        served.choose_threads()  # which also makes what is made on first use
+        about["threads_alone"] = served.threads_alone
         if served.reward is not None:
             served.reward = Guarded(served.reward, budget_seconds=operation.rerank_seconds)
         if operation.explore is not None:

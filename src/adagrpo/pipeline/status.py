@@ -87,13 +87,17 @@ def status_tables(content: Mapping[str, Any]) -> tuple[Table | None, list[str]]:
 def _of_comparison(directory: Path) -> dict[str, Any]:
     runs = sorted(path.parent.name for path in directory.glob(f"seed-*/{DESCRIPTION}"))
     finished = (directory / "comparison.json").is_file()
-    first = f"`adagrpo status --run {directory / runs[0]}` for one of its runs" if runs else "the command that began it"
+    first = (
+        f"`adagrpo status --run {directory / runs[0]}` says how far a run is" if runs else "none of its runs is begun"
+    )
     return {
         "kind": "comparison",
         "comparison": str(directory),
         "runs": runs,
         "finished": finished,
-        "next": f"`adagrpo report --run {directory}`, or {first}" if finished else first,
+        "next": f"`adagrpo report --run {directory}`, or {first}"
+        if finished
+        else f"the `adagrpo compare` that began it, with the same arguments, goes on with it; {first}",
     }
 
 

@@ -90,7 +90,7 @@ def recipe_text(preview: Mapping[str, Any], name: str) -> str:
         f"max_history: {sizes.max_history}  # 95 % of the users have at most {longest} interactions",
         *_data(preview),
         f"tokenizer:  # {counts['items']:,} items on {sizes.codes**sizes.levels:,} code sequences",
-        "  vectors: {cooccurrence: 1.0}  # with data.items also text and attributes",
+        f"  vectors: {{cooccurrence: 1.0}}  # {_more_vectors(preview.get('items'))}",
         f"  levels: {sizes.levels}",
         f"  codes: {sizes.codes}",
         f"  quantizer: {sizes.quantizer}",
@@ -101,6 +101,14 @@ def recipe_text(preview: Mapping[str, Any], name: str) -> str:
         f"  mask_history: {json.dumps(sizes.mask_history)}  # {100 * repeats:.1f} % of the interactions repeat an item",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _more_vectors(items: Mapping[str, Any] | None) -> str:
+    """What item vectors could be made from beside the logs."""
+    if items is None:
+        return "with data.items also text and attributes"
+    kinds = [f"{kind}: 1.0" for kind in ("text", "attributes") if items[kind]]
+    return f"add {', '.join(kinds)} to let items be close by their table too" if kinds else "the table has no text"
 
 
 def _data(preview: Mapping[str, Any]) -> list[str]:
@@ -120,6 +128,9 @@ def _data(preview: Mapping[str, Any]) -> list[str]:
         lines.append("  # min_rating: 4  # all ratings count as interactions as it is")
     if lost:
         lines.append(f"  max_bad_rows: {lost}  # so many cannot be read; `adagrpo inspect` says why")
+    if "items" in preview:
+        table = preview["items"] | {"path": str(Path(preview["items"]["path"]).resolve())}
+        lines.append(f"  items: {json.dumps(table, ensure_ascii=False)}")
     lines.append(f"  drop_duplicates: false  # {counts['exact_duplicates']:,} rows repeat user, item and time")
     return lines
 

@@ -13,6 +13,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from adagrpo.config import Config
 from adagrpo.errors import UserError
 from adagrpo.pipeline import unordered
+from adagrpo.pipeline.chain import parts_of
 from adagrpo.pipeline.checks import check, left_out_arms
 from adagrpo.pipeline.collected import note_collected
 from adagrpo.pipeline.diagnosed import heed_diagnosis
@@ -119,6 +120,7 @@ def _run_all(run: Run) -> tuple[dict[str, Any], Path]:
         what follows training, nothing yet and the path.
     """
     check_language_model(run)
+    _say_what_is_made_again(run)
     with run.locked():
         simulate_marketplace(run)
         _prepare(run)
@@ -133,6 +135,16 @@ def _run_all(run: Run) -> tuple[dict[str, Any], Path]:
         _evaluate(run, arms)
         report_ranker(run)
         return collect(run, arms), write_report(run)
+
+
+def _say_what_is_made_again(run: Run) -> None:
+    """Note each finished stage that a changed setting or file makes again; what follows from those goes unsaid."""
+    if not run.processes.is_main_process:
+        return
+    parts = parts_of(run, logs=True)
+    for part in parts.values():
+        if part.there and part.state == "stale" and all(parts[one].usable for one in part.sources if one in parts):
+            run.console.note(f"note: {part.name} is made again, with what is made from it: {part.why}")
 
 
 def _train(run: Run, anyway: bool = False) -> None:
@@ -152,10 +164,10 @@ def _train(run: Run, anyway: bool = False) -> None:
 
 
 def collect(run: Run, arms: list[str]) -> dict[str, Any]:
-    """Gather the results of some arms into metrics.json, with the arms that are left out as out of date, and why."""
+    """Gather the results of some arms into metrics.json, with the trained arms that are left out, and why."""
     left_out = left_out_arms(run)
     for arm, why in left_out.items():
-        run.console.stage(f"train/{arm}", f"left out, it is out of date: {why}", 0.0)
+        run.console.stage(f"train/{arm}", f"left out: {why}", 0.0)
     content = _collect(run, arms, left_out, collect_judgements(run, arms))
     note_collected(run, content)
     run.keep_settings()

@@ -38,6 +38,7 @@ from adagrpo.types import Histories
 __all__ = ["HybridContext", "HybridPolicy", "HybridState"]
 
 _TINY = 1e-30
+_BLOCK = 2**18  # logits
 
 
 @dataclass(eq=False)
@@ -113,6 +114,8 @@ class HybridPolicy(nn.Module):
             self.project.weight += torch.eye(width)
         self.compact = compact
         self._vectors: Tensor | None = None  # of the items by leaf, where the policy is frozen
+        self._biases: Tensor | None = None  # (V, 1) likewise
+        self._low: Tensor | None = None  # the same in the precision of autocast, once that was asked for
 
     @property
     def level_sizes(self) -> tuple[int, ...]:
@@ -154,7 +157,8 @@ class HybridPolicy(nn.Module):
         """See `Policy.frozen`: the vectors of all items are computed once."""
         copied = copy.copy(self)
         with torch.no_grad():
-            copied._vectors = self._item_vectors(self.trie.items)
+            copied._vectors, copied._low = self._item_vectors(self.trie.items), None
+            copied._biases = self.bias(self.trie.items)
         return copied
 
     @torch.no_grad()
@@ -246,14 +250,50 @@ class HybridPolicy(nn.Module):
         vectors: Tensor = self.items(items) + self.compact.code_vectors(items)
         return vectors
 
+    def _leaf_vectors(self) -> Tensor:
+        """(V, D) `e_i` by leaf, in the precision that a product with them is computed in.
+
+        Autocast would convert all of them for every product, which takes longer than the product.
+        """
+        if self._vectors is None:
+            return self._item_vectors(self.trie.items)
+        device = self._vectors.device.type
+        wanted = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+        if wanted == self._vectors.dtype:
+            return self._vectors
+        if self._low is None or self._low.dtype != wanted:
+            self._low = self._vectors.to(wanted)
+        return self._low
+
+    def _leaf_masses(self, states: Tensor, bias: Tensor) -> Tensor:
+        """(V, N) exponentials of the logits below the highest of each sample.
+
+        A softmax over the first dimension takes several times as long. What is done to a logit is done to a block of
+        them while the processor's cache holds it.
+        """
+        vectors, count = self._leaf_vectors(), len(states)
+        masses = torch.empty(len(vectors), count, dtype=torch.float32, device=states.device)
+        size = max(1, _BLOCK // count)
+        blocks = [slice(first, first + size) for first in range(0, len(vectors), size)]
+        highest = []
+        for block in blocks:
+            masses[block].copy_(functional.linear(vectors[block], states)).add_(bias[block])
+            highest.append(masses[block].amax(0))
+        top = torch.stack(highest).amax(0)
+        for block in blocks:
+            masses[block].sub_(top).exp_()
+        return masses
+
     def _masses(self, context: HybridContext) -> tuple[Tensor, ...]:
-        """L + 1 of (n_l, N): probability of the items below each node of levels 0 .. L."""
-        leaves = self.trie.items  # in the order of their codes
-        vectors = self._item_vectors(leaves) if self._vectors is None else self._vectors
-        logits = functional.linear(vectors, self.item_states(context)).float() + self.bias(leaves)
-        levels = [logits.softmax(0)]
+        """L + 1 of (n_l, N): probability of the items below each node of levels 0 .. L, up to a factor a sample."""
+        states = self.item_states(context)
+        bias = self.bias(self.trie.items) if self._biases is None else self._biases
+        if torch.is_grad_enabled():
+            levels = [(functional.linear(self._leaf_vectors(), states).float() + bias).softmax(0)]
+        else:
+            levels = [self._leaf_masses(states, bias)]
         for first in reversed(self.trie.first):
             # the children of a node follow each other
-            children = torch.arange(len(levels[-1]), device=leaves.device)
+            children = torch.arange(len(levels[-1]), device=states.device)
             levels.append(functional.embedding_bag(children, levels[-1], first[:-1], mode="sum"))
         return tuple(reversed(levels))

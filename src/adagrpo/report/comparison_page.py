@@ -26,6 +26,7 @@ from adagrpo.report.tables import (
     Table,
     format_metric,
     format_number,
+    format_p,
     metric_label,
     metric_table,
     to_markdown,
@@ -142,7 +143,7 @@ def comparison_table(content: Mapping[str, Any]) -> Table:
         else:
             cells += [format_difference(metric, against["difference"])]
             cells += [format_ends(metric, against.get(kind)) for kind in kinds]
-        rows.append((*cells, MISSING if row["p_holm"] is None else _p(row["p_holm"]), row["verdict"]))
+        rows.append((*cells, MISSING if row["p_holm"] is None else format_p(row["p_holm"]), row["verdict"]))
     right: list[Alignment] = ["right"] * (4 + len(kinds))
     return Table(tuple(header), tuple(rows), ("left", "left", *right, "left"))
 
@@ -252,14 +253,15 @@ def _by_seed(content: Mapping[str, Any]) -> Table:
 
 
 def _arms(content: Mapping[str, Any]) -> Table:
-    """Lambda, admission and the weight that validation chose, a number a seed where they differ; lost policies."""
-    rows, header = [], ("arm", "lambda", "admission", "reward's weight")
+    """Lambda, pressure, admission, the weight of validation, a number a seed where they differ; lost policies."""
+    rows, header = [], ("arm", "lambda", "pressure", "admission", "reward's weight")
     lost = {arm: _lost_under(content, arm) for arm in content["arms"]}
     for arm, facts in content["arms"].items():
         admission = [format_metric("admission", value) for value in facts["admission"]]
-        row = (arm, _each(facts["lambda"]), ", ".join(dict.fromkeys(admission)), _each(facts["weight"]))
+        numbers = (_each(facts.get(name, ())) for name in ("lambda", "pressure"))
+        row = (arm, *numbers, ", ".join(dict.fromkeys(admission)), _each(facts["weight"]))
         rows.append((*row, lost[arm] or MISSING) if any(lost.values()) else row)
-    right: list[Alignment] = ["right"] * 3
+    right: list[Alignment] = ["right"] * 4
     if any(lost.values()):
         return Table((*header, "policy lost"), tuple(rows), ("left", *right, "left"))
     return Table(header, tuple(rows), ("left", *right))
@@ -355,7 +357,7 @@ def _named(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
         ends = ", ".join(f"{KINDS[kind]} {format_ends(metric, delta[kind])}" for kind in kinds)
         texts.append(
             f"{row['arm']} ({row['checkpoint']}: {format_difference(metric, delta['difference'])}{unit},"
-            f" {ends}, p {_p(row['p_holm'])})"
+            f" {ends}, p {format_p(row['p_holm'])})"
         )
     return "; ".join(texts)
 
@@ -387,10 +389,6 @@ def format_ends(metric: str, ends: Sequence[float] | None) -> str:
 def _half(metric: str, value: Mapping[str, Any]) -> str:
     """Half the interval over seeds."""
     return MISSING if value["interval"] is None else _scaled(metric, value["interval"][1] - value["mean"]).lstrip("+")
-
-
-def _p(value: float) -> str:
-    return f"{value:.3f}"
 
 
 def _each(values: Sequence[float | None]) -> str:

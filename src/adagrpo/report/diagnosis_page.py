@@ -13,7 +13,7 @@ from typing import Any
 from adagrpo.metrics import Shown, shown
 from adagrpo.report.diagnosis_figures import exposure_figures, map_figures, weight_figures
 from adagrpo.report.page import keep_together, template
-from adagrpo.report.tables import MISSING, Alignment, Table, format_metric, metric_table
+from adagrpo.report.tables import MISSING, Alignment, Table, format_metric, format_p, metric_table
 from adagrpo.storage.artifacts import write_file
 
 __all__ = ["diagnosis_tables", "write_diagnosis"]
@@ -89,7 +89,7 @@ def diagnosis_tables(result: Row) -> dict[str, Table]:
 def _evidence(evidence: Row) -> Table:
     """The questions that the verdict is made from."""
     lines = [
-        (text, _interval(evidence[name], 4), f"{evidence[name]['adjusted_p']:.3f}", evidence[name]["strength"])
+        (text, _interval(evidence[name], 4), format_p(evidence[name]["adjusted_p"]), evidence[name]["strength"])
         for name, text in QUESTIONS.items()
     ]
     return _table(("over all cases", "change of NDCG@10", "adjusted p", "evidence for a gain"), lines)
@@ -108,7 +108,7 @@ def _serving(rows: Sequence[Row], all_p: float) -> Table:
             *_counted(row),
             *(format_metric("ndcg@10", row["orders"][name]["ndcg@10"]) for name in ORDERS),
             _interval(row["minus_policy"]["mix"]["ndcg@10"], 4),
-            f"{row.get('adjusted_p', all_p):.3f}",
+            format_p(row.get("adjusted_p", all_p)),
         )
         for row in rows
     ]
@@ -170,7 +170,7 @@ def _grid(rows: Sequence[Row], p_values: Sequence[float]) -> Table:
         own = row["whole_pull_on_hard"]
         line += [_interval(row["pull_on_hard"], 2, 100), MISSING if own is None else f"{100 * own:+.2f}"]
         line += [_rate(row["accuracy"][name]) for name in ("ranker", "policy")] if truth else []
-        lines.append((*line, f"{p:.3f}"))
+        lines.append((*line, format_p(p)))
     return _table((*header, "adjusted p"), lines, left=0)
 
 

@@ -27,6 +27,7 @@ __all__ = [
     "checkpoints",
     "format_metric",
     "format_number",
+    "format_p",
     "format_relative",
     "metric_label",
     "metric_table",
@@ -222,6 +223,15 @@ def metric_label(name: str) -> str:
     """
     _, at, cut = name.partition("@")
     return lookup(name).label + at + cut.replace("_", " ")
+
+
+def format_p(value: float) -> str:
+    """A p-value; what would round to nothing is said to be less than what can be shown.
+
+    >>> format_p(0.0004), format_p(0.0005), format_p(1.0)
+    ('< 0.001', '0.001', '1.000')
+    """
+    return "< 0.001" if value < 0.0005 else f"{value:.3f}"
 
 
 def format_metric(name: str, value: float | None) -> str:

@@ -2,6 +2,8 @@
 
 from adagrpo.rewards.boosted import BoostedReward, load_model
 from adagrpo.rewards.callable import CallableReward, find_module, load_function
+from adagrpo.rewards.controls import FeatureReward, PoliciesReward, ShuffledReward
+from adagrpo.rewards.corrupted import CorruptedReward
 from adagrpo.rewards.cross_fitted import CrossFitted
 from adagrpo.rewards.ensemble import MeanReward, WeightedReward
 from adagrpo.rewards.external import ItemId
@@ -14,12 +16,16 @@ __all__ = [
     "BadReward",
     "BoostedReward",
     "CallableReward",
+    "CorruptedReward",
     "CrossFitted",
+    "FeatureReward",
     "HttpReward",
     "ItemId",
     "MeanReward",
     "NoiseReward",
+    "PoliciesReward",
     "Reward",
+    "ShuffledReward",
     "WeightedReward",
     "ask_reward",
     "find_module",

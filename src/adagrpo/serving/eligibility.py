@@ -30,7 +30,8 @@ from torch import Tensor
 from adagrpo.data.columns import ITEM_ID
 from adagrpo.data.groups import GroupValue, ItemGroups
 from adagrpo.errors import UserError
-from adagrpo.semantic_ids.trie import Eligible, Trie
+from adagrpo.semantic_ids.catalog import Catalog
+from adagrpo.semantic_ids.trie import Eligible
 
 __all__ = ["Eligibility", "Filter", "Narrowing", "parse_filter", "why_short"]
 
@@ -54,26 +55,25 @@ class Eligibility:
 
     def __init__(
         self,
-        trie: Trie,
+        catalog: Catalog,
         groups: Callable[[], ItemGroups],
         known: Callable[[Sequence[str | int]], tuple[list[int], list[str | int]]],
         *,
-        items: int | None = None,
         within: Tensor | None = None,  # (V,) bool
         memory: int = MEMORY,
     ) -> None:
         """Hold what filters are resolved with.
 
         Args:
-            trie: of the catalogue.
+            catalog: of which the items that are listed may be in a list.
             groups: gives the groups of its items; called when the first filter names one.
             known: the items that ids name, and the ids that name none, as `Recommender.known` has it.
-            items: `V`, with those that were delisted, which no mask lets in; None: as many as the trie holds.
             within: (V,) what may be in a list at all, whatever a request says; None: everything.
             memory: bytes that the masks may take; one more is always made.
         """
-        self._trie, self._known, self._within, self._memory = trie, known, within, memory
-        self._load, self._items_known = groups, len(trie.items) if items is None else items
+        self._trie, self._known, self._within, self._memory = catalog.trie, known, within, memory
+        self._listed = catalog.listed.cpu().numpy()  # (V,)
+        self._load = groups
         self._masks: OrderedDict[object, Eligible] = OrderedDict()
         self._lock = Lock()
 
@@ -106,7 +106,7 @@ class Eligibility:
         if wanted is None and self._within is None and not unwanted.keys() - {ITEM_ID}:
             without = tuple(sorted({*self._known(unwanted.get(ITEM_ID, ()))[0]}))
             if len(without) <= FEW:
-                return Narrowing(without, None, count - self._trie.holds(torch.tensor(without, dtype=torch.int64)))
+                return Narrowing(without, None, count - int(self._listed[list(without)].sum()))
         mask = self._mask(wanted, unwanted)
         return Narrowing((), None if mask.count == count else mask, mask.count)
 
@@ -125,8 +125,8 @@ class Eligibility:
         return made
 
     def _items(self, wanted: _Columns | None, unwanted: _Columns) -> NDArray[np.bool_]:
-        """(V,) what is eligible."""
-        kept = np.ones(self._items_known, np.bool_) if self._within is None else self._within.cpu().numpy().copy()
+        """(V,) what is eligible; the trie knows which of it is listed."""
+        kept = np.ones_like(self._listed) if self._within is None else self._within.cpu().numpy().copy()
         for name, values in (wanted or {}).items():
             kept &= self._matching("include", name, values)
         for name, values in unwanted.items():
@@ -135,7 +135,7 @@ class Eligibility:
 
     def _matching(self, field: str, name: str, values: tuple[GroupValue, ...]) -> NDArray[np.bool_]:
         """(V,) the items that have one of the values."""
-        matching = np.zeros(self._items_known, np.bool_)
+        matching = np.zeros_like(self._listed)
         if name == ITEM_ID:
             matching[self._known(values)[0]] = True
         else:

@@ -17,6 +17,7 @@ from typing import Any
 import orjson
 from fastapi import Request, Response
 
+from adagrpo.data.groups import UnknownGroup
 from adagrpo.errors import UserError
 from adagrpo.serving.eligibility import Narrowing, why_short
 from adagrpo.serving.exploration import Exploration
@@ -148,8 +149,7 @@ class Routes:
             for answer, body in zip(await self._answers(request, asked), bodies, strict=True)
         ]
         replies = [
-            _reply(serving, body.k, name, answer, unknown)
-            | {"short": why_short(narrowing, body.k, len(answer.list.items))}
+            _reply(serving, body.k, name, answer, unknown, narrowing)
             for body, name, answer, (_, unknown), narrowing in zip(bodies, ids, answers, known, narrowings, strict=True)
         ]
         users = [None if body.user_id is None else self.user_hash(body.user_id) for body in bodies]
@@ -277,9 +277,9 @@ async def _narrow(serving: Serving, body: RecommendBody) -> Narrowing:
         if body.include is None and (exclude is None or (isinstance(exclude, list) and len(exclude) <= IN_A_THREAD)):
             return narrow(None, exclude)
         return await asyncio.to_thread(narrow, body.include, exclude)
-    except UserError as error:  # its message names the value
-        field = "include" if str(error).startswith("include") else "exclude"
-        raise BadRequest(f"{field}: names a column or a value that no item has") from None
+    except UserError as error:  # its message names the value, what is told does not
+        told = error.told if isinstance(error, UnknownGroup) else "include, exclude: item ids, or values by group"
+        raise BadRequest(told) from None
 
 
 def _left(request: Request) -> bool:
@@ -303,7 +303,14 @@ def _repeated(recorded: Exposure, serving: Serving) -> dict[str, Any]:
     }
 
 
-def _reply(serving: Serving, k: int, request_id: str, answer: Answered, unknown: list[ItemId]) -> dict[str, Any]:
+def _reply(
+    serving: Serving,
+    k: int,
+    request_id: str,
+    answer: Answered,
+    unknown: list[ItemId],
+    held: Narrowing | None = None,
+) -> dict[str, Any]:
     shown = answer.list
     return {
         "request_id": request_id,
@@ -313,6 +320,7 @@ def _reply(serving: Serving, k: int, request_id: str, answer: Answered, unknown:
         "source": shown.source,
         "reranked": answer.reranked,
         "repeated": False,
+        "short": None if held is None else why_short(held, k, len(shown.items)),
         "unknown": unknown,
         "versions": serving.versions,
     }

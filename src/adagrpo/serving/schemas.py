@@ -29,6 +29,8 @@ __all__ = [
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
+MOST_GROUPS = 32  # that a filter names
+
 IntegerId = Annotated[int, Strict(), Field(ge=-(2**63), lt=2**63)]
 TextId = Annotated[str, Strict(), Field(max_length=1000)]
 Id = IntegerId | TextId

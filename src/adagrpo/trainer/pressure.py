@@ -13,7 +13,8 @@ admitted counts as 0. No weight moves, and nothing is kept but λ, in `pressure.
 on reads it there.
 
 Beside it stands the length of the anchor that the equations of papers state, -(1/L) Σ_l log π of the policy that acts,
-where the policy trains on another one (`Policy.trains_on_nll`).
+where the policy trains on another one (`Policy.trains_on_nll`): over a few of the steps, since it takes longer than all
+the rest.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ __all__ = [
 
 ANCHOR, STATED = "nll", "stated_nll"
 FILE = "pressure.json"
+STATED_STEPS = 4
 
 
 class TermGradients:
@@ -114,10 +116,16 @@ class Calibrated:
     ratio: float  # at λ 1
     term_norm: float  # at λ 1, root of the mean square over the steps
     anchor_norm: float
-    stated_norm: float | None  # of -(1/L) Σ log π, where the policy trains on something else
     steps: int
     term_norms: tuple[float, ...]  # of each step
     anchor_norms: tuple[float, ...]
+    stated_norms: tuple[float, ...] = ()  # of the first steps, where the policy trains on something else
+
+    @property
+    def anchor_over_stated(self) -> float | None:
+        """How many times as long the anchor's gradient is as that of -(1/L) Σ log π; None where they are one."""
+        stated = _root_mean_square(self.stated_norms)
+        return _root_mean_square(self.anchor_norms[: len(self.stated_norms)]) / stated if stated else None
 
     def sentence(self) -> str:
         """What was found, for whoever watches the fit."""
@@ -125,9 +133,8 @@ class Calibrated:
             f"pressure {self.pressure:g} is lambda {self.lambda_:g}: at lambda 1 the gradient of the reward term is "
             f"{self.ratio:.3g} of the anchor's over {self.steps} steps"
         )
-        if self.stated_norm:
-            return f"{said}; the anchor's is {self.anchor_norm / self.stated_norm:.3g} times that of -(1/L) log pi"
-        return said
+        times = self.anchor_over_stated
+        return said if times is None else f"{said}; the anchor's is {times:.3g} times that of -(1/L) log pi"
 
 
 def solve(
@@ -142,7 +149,7 @@ def solve(
         pressure: the wanted ratio, above 0.
         term_norms: (K,) of the reward term at λ 1, 0 where nothing was admitted.
         anchor_norms: (K,) of the anchor.
-        stated_norms: (K,) of the stated anchor, where it is another one.
+        stated_norms: of the stated anchor in the first of the steps, where it is another one.
 
     Raises:
         UserError: a norm is not finite, or the term or the anchor has no gradient at all.
@@ -162,9 +169,8 @@ def solve(
             f"arm a lambda"
         )
     weight = float(f"{pressure * anchor / term:.4g}")
-    stated = _root_mean_square(stated_norms) if stated_norms else None
-    each = (tuple(map(float, norms)) for norms in (term_norms, anchor_norms))
-    return Calibrated(pressure, weight, term / anchor, term, anchor, stated, len(term_norms), *each)
+    each = (tuple(map(float, norms)) for norms in (term_norms, anchor_norms, stated_norms))
+    return Calibrated(pressure, weight, term / anchor, term, anchor, len(term_norms), *each)
 
 
 class Measurable(Task[Any], Protocol):
@@ -211,11 +217,14 @@ def calibrate(
     known = shared_by.broadcast(path.read_text(encoding="utf-8") if path.is_file() else "")
     if known:
         content = json.loads(known)
-        lists = {name: tuple(content[name]) for name in ("term_norms", "anchor_norms")}
+        lists = {name: tuple(content[name]) for name in ("term_norms", "anchor_norms", "stated_norms")}
         return Calibrated(**content | lists), False
     before, parameters = task.state(), [p for p in model.parameters() if p.requires_grad]
     try:
-        norms = [_norms(model, task, parameters, step * task.stride, seed, shared_by) for step in range(steps)]
+        norms = [
+            _norms(model, task, parameters, step * task.stride, seed, shared_by, stated=step < STATED_STEPS)
+            for step in range(steps)
+        ]
     except NotFinite as error:
         raise UserError(f"objective.pressure {pressure:g}: at the starting policy, {error}") from error
     finally:
@@ -239,6 +248,8 @@ def _norms(
     step: int,
     seed: int,
     shared_by: Processes,
+    *,
+    stated: bool,
 ) -> dict[str, float]:
     """The length of each term's gradient in a step, drawn and computed as the fit would do it."""
     device = next(model.parameters()).device
@@ -259,8 +270,9 @@ def _norms(
                 terms, _ = task.loss(micro)
             gradients.add(terms)
             del terms
-            torch.manual_seed(step_key(seed, step, 2 * index))  # the same dropout
-            _add_parts(gradients, task.stated_anchor(micro), precision)
+            if stated:
+                torch.manual_seed(step_key(seed, step, 2 * index))  # the same dropout
+                _add_parts(gradients, task.stated_anchor(micro), precision)
     except NotFinite as error:
         problem = [error.what, str(error)]
     for told in shared_by.gather(problem):

@@ -203,8 +203,14 @@ def reading(path: Path, kind: str) -> Iterator[None]:
         raise UserError(f"{path}: cannot be read as {kind}: {first}") from error
 
 
-def require(path: Path, columns: Sequence[str], available: Sequence[str]) -> None:
+def require(path: Path, columns: Sequence[str], available: Sequence[str], option: str | None = None) -> None:
     """Check that columns are there.
+
+    Args:
+        path: of the file.
+        columns: their names.
+        available: all that the file has.
+        option: that says which column it is.
 
     Raises:
         UserError: one is not; the nearest name is said.
@@ -213,7 +219,8 @@ def require(path: Path, columns: Sequence[str], available: Sequence[str]) -> Non
         if name not in available:
             near = difflib.get_close_matches(name, [other for other in available if len(other) <= SHOWN], n=1)
             hint = f"did you mean '{one_line(near[0])}'? " if near else ""
-            raise UserError(f"{path}: no column '{one_line(name)}'; {hint}the columns are {listed(available)}")
+            said = f"{option} says which it is; " if option else ""
+            raise UserError(f"{path}: no column '{one_line(name)}'; {hint}{said}the columns are {listed(available)}")
 
 
 def header_of(path: Path) -> list[str]:

@@ -10,7 +10,7 @@ import polars as pl
 
 from adagrpo.data.columns import ATTRIBUTES, GROUPS, ITEM_ID, TEXT
 from adagrpo.data.logs.cells import blank_to_null, identifiers, integers_if_all
-from adagrpo.data.logs.formats import kind_of, one_line, read_table
+from adagrpo.data.logs.formats import columns_of, kind_of, one_line, read_table, require
 from adagrpo.data.logs.unpacking import MAX_EXPANSION
 from adagrpo.errors import UserError
 
@@ -45,6 +45,7 @@ def read_items(
         UserError: a file or column is missing, an item has no id or two rows, or a file unpacks to too much.
     """
     path = Path(path)
+    require(path, [id_column], columns_of(path), "data.items.id_column")
     table = read_table(path, [id_column, *text_columns, *attribute_columns, *group_columns], max_expansion)
     if len(table) == 0:
         raise UserError(f"{path}: no rows; an item table has at least one item")

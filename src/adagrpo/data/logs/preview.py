@@ -18,23 +18,26 @@ import polars as pl
 from adagrpo.data.columns import ITEM_ID, TIMESTAMP, USER_ID
 from adagrpo.data.logs.cells import blank_to_null, booleans, numbers, slots
 from adagrpo.data.logs.chunks import read_chunks
-from adagrpo.data.logs.formats import columns_of, one_line
+from adagrpo.data.logs.formats import columns_of, listed, one_line
 from adagrpo.data.logs.interactions import ColumnMapping, read_logs
 from adagrpo.data.logs.times import Times, iso_seconds
 from adagrpo.errors import UserError
 
-__all__ = ["ROWS", "look_at"]
+__all__ = ["ROWS", "look_at", "look_at_items"]
 
 DATES = "dates and times"
 ROWS = 200_000  # of each file, unless all are asked for
 SAMPLE = 10_000  # rows that types and roles are scored by
+OWN_VALUES = 0.5  # share of values that differ, from which on a text says what an item is
 FITS = 0.9  # share of the values that a role must fit
 ANY_NUMBER_OF_ROWS = 2**62
 NAMES = {  # the best name of a role first
     "user": "user_id user uid userid customer_id customer visitor_id visitor member_id member account_id account "
-    "client_id reviewer_id reviewerid session_id session sessionid",
+    "client_id shopper_id shopper buyer_id buyer user_no user_number customer_no customer_number customer_nr "
+    "customer_key reviewer_id reviewerid session_id session sessionid",
     "item": "item_id item iid itemid sku product_id product asin parent_asin movie_id movieid movie article_id article "
-    "video_id video track_id track song_id business_id isbn poi_id content_id",
+    "video_id video track_id track song_id business_id isbn poi_id content_id "
+    "item_no item_number product_no product_number product_code article_no article_number article_nr",
     "timestamp": "timestamp ts time event_time time_ms datetime date created_at unix_time unixreviewtime day",
     "clicked": "clicked click is_click was_clicked label",
     "order": "order sequence seq step position",  # without clicks; beside them a position is a slot
@@ -73,6 +76,40 @@ def look_at(paths: Sequence[Path], rows: int | None = ROWS, given: Mapping[str, 
         missing.append("timestamp")
     preview["missing"] = missing
     return preview if missing else preview | _counted(paths, roles, rows)
+
+
+def look_at_items(path: Path, item: str) -> dict[str, Any]:
+    """What an item table has: `path`, `id_column`, `text` and `attributes`.
+
+    Text whose values are mostly its own in each row is a text, such as a title; text that repeats is an attribute,
+    such as a brand. Numbers are neither.
+
+    Args:
+        path: of the table.
+        item: what the logs call the column of items, which is the one of the ids if the table has it.
+
+    Raises:
+        UserError: the file cannot be read, or no column looks like the ids.
+    """
+    names = columns_of(path)
+    nested = {name.rpartition(".")[0] for name in names if "." in name}
+    names = [name for name in names if name not in nested]
+    sample = next(read_chunks(path, names)).table.head(SAMPLE)
+    found = _roles(names, sample, {"item": item} if item in names else {}).get("item")
+    if found is None:
+        raise UserError(
+            f"{path}: no column looks like the ids of the items; rename it as in the logs, {one_line(item)},"
+            f" of {listed(names)}"
+        )
+    texts = [name for name in names if name != found["column"] and _type(blank_to_null(sample[name])) == "text"]
+    known = {name: blank_to_null(sample[name]).drop_nulls() for name in texts}
+    own = [name for name in texts if known[name].n_unique() > OWN_VALUES * len(known[name])]
+    return {
+        "path": str(path),
+        "id_column": found["column"],
+        "text": own,
+        "attributes": [name for name in texts if name not in own],
+    }
 
 
 def _column(name: str, values: pl.Series) -> dict[str, Any]:

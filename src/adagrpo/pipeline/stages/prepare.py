@@ -27,6 +27,7 @@ from adagrpo.errors import UserError
 from adagrpo.pipeline.description import is_described
 from adagrpo.pipeline.run import Run
 from adagrpo.serving.exposure_parts import parts_of, read_parts
+from adagrpo.storage.artifacts import manifest
 
 __all__ = ["LogSource", "join_exposures", "log_source", "prepare", "prepare_stage", "simulate_marketplace"]
 
@@ -75,8 +76,11 @@ def join_exposures(run: Run) -> None:
         text = json.dumps(asdict(counts), indent=1) + "\n"
         (work / "summary.json").write_text(text, encoding="utf-8")
 
-    inputs = [part / f"{name}.parquet" for part in parts for name in ("exposures", "feedback")]
-    run.stage("exposures", reads=("data.exposures",), but=("data.exposures.path",), inputs=inputs, build=build)
+    # parts never change, so the last one stands for all; that older ones were removed since makes nothing stale
+    last = manifest(parts[-1])
+    also = {"last": [parts[-1].name, None if last is None else last["sha256"]]}
+    reads, but = ("data.exposures",), ("data.exposures.path",)
+    run.stage("exposures", reads=reads, but=but, also=also, inputs=[], build=build)
 
 
 class LogSource(NamedTuple):

@@ -1,0 +1,88 @@
+"""What rewards that are controls, corrupted or trusted read of a run: item groups, other runs, what is seldom seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from adagrpo.config.reward import CorruptedOptions
+from adagrpo.data.prepared import load_item_ids
+from adagrpo.errors import UserError
+from adagrpo.pipeline.files import RunData
+from adagrpo.policies import Policy
+from adagrpo.rewards import PoliciesReward, Reward
+from adagrpo.rewards.corrupted import CorruptedReward, fewest, item_groups
+from adagrpo.rewards.trust import Items
+from adagrpo.semantic_ids import Catalog
+
+__all__ = ["corrupted_reward", "files_of_start", "policies_reward", "trust_items"]
+
+TRUST_GROUPS = 50  # of items, the largest ones: a weight for each of thousands of groups is known of none
+
+
+def files_of_start(folder: Path) -> list[Path]:
+    """The files of another run that decide its starting policy: items, Semantic IDs, weights."""
+    names = ("prepare/items.parquet", "tokenize/codes.parquet", "tokenize/codes.json", "sft/best/model.safetensors")
+    return [folder / name for name in names]
+
+
+def policies_reward(
+    data: RunData, folders: list[Path], load: Callable[[Catalog, Path], Policy[Any, Any]]
+) -> PoliciesReward:
+    """The starting policies of other runs, each with the Semantic IDs that it was trained on.
+
+    Args:
+        data: of this run.
+        folders: of the others.
+        load: makes the policy of a catalogue from a checkpoint folder.
+
+    Raises:
+        UserError: policies that are language models, or a run with other items.
+    """
+    if data.config.policy.kind == "causal_lm":
+        raise UserError("reward.kind: 'policies' reads compact and hybrid policies; found policy.kind causal_lm")
+    own, policies, codes, rows = data.item_ids.to_list(), [], [], []
+    for folder in folders:
+        place = {name: row for row, name in enumerate(load_item_ids(folder / "prepare").to_list())}
+        if place.keys() != set(own):
+            raise UserError(f"reward.runs: {folder} has other items; name runs on the same data")
+        catalog = Catalog.read(folder / "tokenize" / "codes.parquet").to(data.device)
+        policy = load(catalog, folder / "sft" / "best")
+        policies.append(policy.eval().requires_grad_(False).frozen())
+        codes.append(catalog.codes)
+        rows.append(torch.tensor([place[name] for name in own], device=data.device))
+    return PoliciesReward(policies, codes, rows)
+
+
+def corrupted_reward(data: RunData, member: Reward, options: CorruptedOptions) -> CorruptedReward:
+    """A reward that is made wrong; where, is read from the training split and the item table."""
+    training, items, users = data.training, None, None
+    if options.by == "user_group":
+        users = fewest(training.lengths, options.share)
+    elif options.by == "exposure":
+        items = fewest(np.bincount(training.values, minlength=data.num_items), options.share)
+    else:
+        items = item_groups(data.items["attributes"].to_list(), options.share, options.seed)
+    return CorruptedReward(
+        member,
+        items=items,
+        users=users,
+        shortest=0 if users is None else int(training.lengths[users].max(initial=0)),
+        strength=options.strength,
+        how=options.how,
+        seed=options.seed,
+    )
+
+
+def trust_items(data: RunData) -> Items:
+    """What the weights of a trusted reward know of the items: how often each was seen, and its first attribute."""
+    names = [names[0] if names else "" for names in data.items["attributes"].to_list()]
+    unique, groups, sizes = np.unique(np.array(names), return_inverse=True, return_counts=True)
+    largest = np.argsort(np.argsort(-sizes, kind="stable"), kind="stable") < TRUST_GROUPS
+    known = (unique != "") & largest
+    numbers = np.where(known, np.cumsum(known) - 1, -1)
+    return Items(np.bincount(data.training.values, minlength=data.num_items), numbers[groups])
