@@ -56,8 +56,6 @@ def test_the_rule_takes_the_best_of_the_last_rung_and_of_equals_the_lower_pressu
     arms = yaml.safe_load(chosen(PLAN, rows))
     shown = [(arm["name"], arm["pressure"], arm["options"]["rl_positions"]) for arm in arms]
     assert shown == [("grpo-beam", 1.0, "end")]
-        ("grpo-beam", 1.0, "end")
-    ]
 
 
 def test_no_seed_of_the_trial_is_tuned_on():
