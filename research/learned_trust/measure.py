@@ -21,7 +21,7 @@ import yaml
 from numpy.typing import NDArray
 
 from adagrpo.config import dump_config
-from adagrpo.diagnosis.orders import WEIGHTS, mixed_keys, reward_scale, target_ranks
+from adagrpo.diagnosis.orders import mixed_keys, reward_scale, target_ranks
 from adagrpo.metrics import ndcg
 from adagrpo.pipeline import Run, fit_arm, fit_ranker
 from adagrpo.pipeline.factories import Models
@@ -36,6 +36,7 @@ from research.verdict.measure import BASELINE, World, difference
 HERE = Path(__file__).parent
 TRUSTED, MEMBER = "trusted", "{kind: lambdarank}"
 VALUES = ("true_utility@10", "hr@10")
+GRID = (0.0, *(2.0 ** (power / 2) for power in range(-6, 13)))  # of the one weight, which validation chooses
 
 Outcome = tuple[NDArray[np.float64], NDArray[np.float64]]
 
@@ -77,11 +78,12 @@ def measure(world: World, by: str | None, trained: bool) -> dict[str, Any]:
     facts = {"users": len(world.cases["test"]), "reward": dump_config(run.config)["reward"]}
     if trained:
         return facts | _trained(world, run, other) | {"decision": trust["decision"]}
-    orders = _reranked(world, run, other)
+    best, orders = _reranked(world, run, other)
     return facts | {
         "accuracy": _accuracy(world, run),
         "trust": trust,
         "policy": {name: float(part.mean()) for name, part in zip(VALUES, orders["policy"], strict=True)},
+        "best_weight": best,
         "rerank": {name: difference(result, orders["policy"]) for name, result in orders.items() if name != "policy"},
         "trusted_minus_one_weight": difference(orders[TRUSTED], orders["one weight"]),
     }
@@ -96,12 +98,13 @@ def _trained(world: World, run: Run, other: Run) -> dict[str, Any]:
             fit_arm(one, arm)
             outcomes[arm.name] = world.outcome(one, arm.name)
     rest = {name: result for name, result in outcomes.items() if name != TRUSTED}
+    gates = {"gate", "random"} <= outcomes.keys()
     return {
         "teacher_weight": teacher,
         "baseline": {name: float(part.mean()) for name, part in zip(VALUES, world.baseline, strict=True)},
         "arms": {name: difference(result, world.baseline) for name, result in outcomes.items() if name != BASELINE},
         "trusted_minus": {name: difference(outcomes[TRUSTED], result) for name, result in rest.items()},
-        "gate_minus_random": difference(outcomes["gate"], outcomes["random"]),
+        "gate_minus_random": difference(outcomes["gate"], outcomes["random"]) if gates else None,
     }
 
 
@@ -111,21 +114,22 @@ def _run(world: World, reward: str) -> Run:
     return Run(folder, world.config([f"reward={reward}"]), Path(), source=world.run.directory)
 
 
-def _reranked(world: World, run: Run, other: Run) -> dict[str, Outcome]:
-    """True utility and hit rate of the starting policy's order, of one weight's, and of the learned weights'."""
+def _reranked(world: World, run: Run, other: Run) -> tuple[float, dict[str, Outcome]]:
+    """The best single weight; true utility and hit rate of the policy's order, that weight's, the learned ones'."""
     plain, trusted = (Models(RunData(one)).reward() for one in (run, other))
     with torch.no_grad():
         held, test = world.lists(plain, "validation"), world.lists(plain, "test")
         learned = world.lists(trusted, "test")
     scale = reward_scale(held)
-    best = max(WEIGHTS, key=lambda weight: ndcg(target_ranks(held, mixed_keys(held, weight, scale)), 10).mean())
+    best = max(GRID, key=lambda weight: ndcg(target_ranks(held, mixed_keys(held, weight, scale)), 10).mean())
     keys = {
         "policy": test.log_probs,
         "one weight": mixed_keys(test, best, scale),
         TRUSTED: mixed_keys(learned, 1.0, 1.0),
     }
     orders = {name: np.argsort(-values, axis=1, kind="stable") for name, values in keys.items()}
-    return {name: world.worth(np.take_along_axis(test.items, order, axis=1)) for name, order in orders.items()}
+    worth = {name: world.worth(np.take_along_axis(test.items, order, axis=1)) for name, order in orders.items()}
+    return best, worth
 
 
 def _accuracy(world: World, run: Run) -> dict[str, float]:
@@ -139,7 +143,7 @@ def _accuracy(world: World, run: Run) -> dict[str, float]:
     if isinstance(reward, CorruptedReward):
         beams = ((histories, torch.from_numpy(items[rows])) for histories, rows in world.batches("validation"))
         wrong = np.concatenate([reward.wrong(histories, beam).numpy() for histories, beam in beams])
-    right = np.sign(scores[:, :, None] - scores[:, None, :]) == 1
+    right = 0.5 + 0.5 * np.sign(scores[:, :, None] - scores[:, None, :])  # ties count one half
     pairs = (truth[:, :, None] > truth[:, None, :]) & (items >= 0)[:, :, None] & (items >= 0)[:, None, :]
     inside = {"right part": ~wrong, "wrong part": wrong, "all": np.ones(items.shape, np.bool_)}
     masks = {name: pairs & part[:, :, None] & part[:, None, :] for name, part in inside.items()}

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from adagrpo.config import ArmConfig, Config, ObjectiveConfig, dump_config, load_config
-from adagrpo.config.data import DataConfig, MarketplaceConfig, SplitConfig
+from adagrpo.config.data import DataConfig, ItemTable, MarketplaceConfig, SplitConfig
 from adagrpo.config.models import LanguageModelConfig, PolicyConfig, RankerConfig
 from adagrpo.config.reward import CallableOptions, HttpOptions, WeightedOptions
 from adagrpo.config.section import Section
@@ -246,6 +246,7 @@ CONTRADICTIONS: list[Contradiction] = [
     (TERM_SECTIONS["best_of_n"], "objective.best_of_n", {"beta": 1}, "write objective.grpo.beta"),
     (Config, "", {"ranker": {"folds": 2}, "reward": {"kind": "lambdarank"}}, "ranker.folds cross-fits"),
     (DataConfig, "data", {"logs": ["a"], "marketplace": {}}, "either logs or marketplace"),
+    (ItemTable, "data", {"items": "a.csv"}, "data.items: is a path alone"),
     (DataConfig, "data", {"logs": [], "marketplace": None}, "either logs or marketplace"),
     (DataConfig, "data", {"items": None, "shuffle_ties": {"sorted_by": "asin"}}, "give items"),
     (
@@ -299,7 +300,7 @@ def test_keys_that_contradict_each_other_are_refused_wherever_they_stand(load, m
         place = place[part]
     place.update(changes)
     message = refused(load, content)
-    assert message.startswith(f"{path}: " if path else said) and said in message
+    assert message.startswith((f"{path}: ", f"{path}.") if path else said) and said in message
 
 
 def test_every_rule_between_keys_has_a_contradiction():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ from adagrpo.serving.workers import run_workers
 
 __all__ = ["Operation", "recommender", "serve"]
 
+SWITCH_SECONDS = 0.0002  # or each small operation of the policy waits 5 ms for an event loop that is busy
 WEIGHTS = "model.safetensors"
 SHOWN = 12  # digits of a sha256 that name a version
 
@@ -188,6 +190,7 @@ def serve(
                     limits, bearers, RequestLog(operation.log_share), user_hash, sink, operation.explore, parent
                 )
                 server = Server(Application(shelf, options))
+                sys.setswitchinterval(SWITCH_SECONDS)
                 begun({"url": url, **shelf.now.about})
                 server.run(sockets=[listener])
 

@@ -127,7 +127,8 @@ class Intake:
             raise self._too_large()
         if not headers.get(b"content-type", b"").lower().startswith(b"application/json"):
             raise _Refused(415, "content-type must be application/json", (b"connection", b"close"))
-        left = self._limits.deadline_seconds - self.lag()
+        whole = self._limits.deadline_seconds
+        left = max(whole - self.lag(), whole / 2)  # at half of it the line is short, and the worker still has work
         state["deadline"] = time.monotonic() + left
         if path in ASKING:
             try:

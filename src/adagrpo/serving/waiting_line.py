@@ -87,11 +87,14 @@ class WaitingLine(Generic[InT, OutT]):
     def check(self, seconds: float, more: int = 1) -> None:
         """Whether `more` requests can be answered within `seconds`.
 
+        Up to half a batch may always wait: with less the worker would be slower, and all would wait the longer.
+
         Raises:
             TooLate: they cannot.
         """
-        expected = self.wait_seconds(more)
-        if len(self._waiting) + more > self._may_wait or (expected > seconds and self.waiting):
+        expected, waits = self.wait_seconds(more), len(self._waiting)
+        late = expected > seconds and self.waiting and waits >= self._most // 2
+        if waits + more > self._may_wait or late:
             raise TooLate(expected - seconds)
 
     def submit(
