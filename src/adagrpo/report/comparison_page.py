@@ -392,7 +392,7 @@ def _half(metric: str, value: Mapping[str, Any]) -> str:
 
 
 def _each(values: Sequence[float | None]) -> str:
-    return ", ".join(dict.fromkeys(MISSING if value is None else format_number(value) for value in values))
+    return ", ".join(dict.fromkeys(MISSING if value is None else format_number(value) for value in values)) or MISSING
 
 
 def _count(number: int | str, noun: str) -> str:

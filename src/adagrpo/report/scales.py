@@ -40,12 +40,17 @@ class Axis:
 
 
 def make_axis(values: Iterable[float], start: float, end: float, *, percent: bool, cover: bool) -> Axis:
-    """An axis over some finite values; with `cover` it ends on ticks, otherwise on the values."""
+    """An axis over some finite values; with `cover` it ends on ticks, otherwise on the values.
+
+    An axis of shares stays between 0 and 100 %: there are none beyond.
+    """
     known = list(values)
     low, high = min(known), max(known)
     if low == high == 0:
         high = 0.01 if percent else 1.0
     ticks = nice_ticks(low, high)
+    if percent and low >= 0 and high <= 1:
+        ticks = [tick for tick in ticks if -1e-9 < tick < 1 + 1e-9]
     inside = tuple(tick for tick in ticks if low <= tick <= high)
     if cover or len(inside) < 2:
         return Axis(tuple(ticks), ticks[0], ticks[-1], start, end, percent)
