@@ -93,7 +93,8 @@ def main() -> None:
 
 def start(plan: Mapping[str, Any], name: str, data: Path, out: Path) -> Run:
     """The run that is tuned on, with its starting policy and ranker."""
-    recipe = HERE.parents[1] / "recipes" / f"{name}.yaml"
+    own, shipped = HERE / f"{name}.yaml", HERE.parents[1] / "recipes" / f"{name}.yaml"
+    recipe = own if own.is_file() else shipped
     options = [*plan["settings"], *plan["sets"][name].get("settings", []), f"seed={plan['tuning_seed']}"]
     config = load_config(recipe, options)
     run = Run(out / f"tuning-{name}", config, data / plan["sets"][name].get("folder", name), StderrConsole())
