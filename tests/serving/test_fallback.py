@@ -47,9 +47,9 @@ def test_a_reward_in_time_gives_its_scores(reward: Reward) -> None:
     assert not guard.failed and guard.fallbacks == 0
 
 
-@pytest.mark.parametrize("error", [RuntimeError("down"), None])
+@pytest.mark.parametrize("error", [RuntimeError("down"), SystemExit(3), None])
 def test_a_reward_that_fails_or_hangs_gives_zeros_and_is_left_alone_for_a_while(
-    reward: Reward, error: Exception | None
+    reward: Reward, error: BaseException | None
 ) -> None:
     now = [0.0]
     guard = Guarded(reward, budget_seconds=0.05, failures=3, pause_seconds=10.0, clock=lambda: now[0])

@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import TimeoutError as Late
 from threading import Semaphore
 
 import torch
@@ -61,7 +60,7 @@ class Guarded:
             call = self._pool.submit(self._ask, histories, items)
             try:
                 scores = call.result(self.budget)
-            except (Late, Exception):
+            except BaseException:  # late, or whatever it raised: SystemExit would end the thread that asks
                 self._count()
             else:
                 self._in_a_row = 0
