@@ -125,6 +125,7 @@ def test_the_defaults_of_simulate_are_those_of_the_marketplace() -> None:
         (["simulate", "--out", "x", "--users", "many"], "--users"),
         (["demo", "--seed", "-1"], "seed"),
         (["serve", "--run", "nowhere", "--reward-weight", "inf"], "--reward-weight: inf is no weight"),
+        (["serve", "--run", "nowhere", "--explore-share", "0.5"], "draw nothing without --explore"),
         (["tokenize", "--run", "nowhere"], "nowhere: not a run (it has no file .adagrpo)"),
         (["report", "--run", "nowhere"], "nowhere: not a run (it has no file .adagrpo)"),
         (["report"], "Missing option '--run'"),

@@ -202,7 +202,12 @@ def test_versions_are_kept_compared_and_named(run: Run, tmp_path: Path) -> None:
     assert made and back.about["parent"] == second.name and 3 not in _listed(back)
     for name in ("3", "0003", back.name, "latest"):
         assert open_version(run, name).name == back.name
-    for wrong, why in (("7", "there is 0 to 3"), ("0003-aaaaaaaaaaaa", "is 0003-"), ("x", "no such version")):
+    for wrong, why in (
+        ("7", "there is 0 to 3"),
+        ("0003-aaaaaaaaaaaa", "is 0003-"),
+        ("x", "no such version"),
+        ("9" * 5000, "no such"),
+    ):
         with pytest.raises(UserError, match=why):
             open_version(run, wrong)
 
@@ -229,6 +234,12 @@ def test_equal_requests_give_equal_versions_and_the_same_again_gives_none(
         made.append({path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()})
         assert [path.name for path in folder.iterdir()] == ["0001"]
     assert made[0] == made[1]
+
+
+def test_a_long_list_of_ids_is_no_name_of_a_file(run: Run) -> None:
+    leaving = [str(item) for item in ITEMS[:20]]
+    version, made = update_catalog(run, delist=[",".join(leaving * 20)])
+    assert made and _listed(version) == {*ITEMS[20:]}
 
 
 class Killed(BaseException):

@@ -33,7 +33,7 @@ class Recommender:
 
     def __init__(self) -> None:
         self.item_ids = list(range(ITEMS))
-        self.catalog = SimpleNamespace(codes=torch.arange(ITEMS)[:, None])
+        self.catalog = SimpleNamespace(codes=torch.arange(ITEMS)[:, None], listed=torch.arange(ITEMS) != 9)
         self.seconds, self.batches = 0.0, list[int]()
         self.go = threading.Event()
         self.go.set()

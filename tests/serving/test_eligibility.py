@@ -127,6 +127,7 @@ def test_why_a_list_is_short() -> None:
     assert why_short(Narrowing((), None, 7), 5, 5) is None
     assert why_short(Narrowing((), None, 0), 5, 0) == "no item is eligible"
     assert why_short(Narrowing((), None, 9), 5, 4) == "only 4 eligible items are left"
+    assert why_short(Narrowing((), None, 1), 5, 0) == "no eligible item is left"  # the history held it
 
 
 def test_filters_of_the_command_line(tmp_path: Path) -> None:
@@ -137,6 +138,8 @@ def test_filters_of_the_command_line(tmp_path: Path) -> None:
     assert parse_filter(words, "--include") == expected and parse_filter([], "--include") is None
     with pytest.raises(UserError, match=r"^--include gone.txt: is no column=value and no readable file"):
         parse_filter(["gone.txt"], "--include")
+    long = "x" * 5000  # no file has so long a name
+    assert parse_filter([f"brand={long}"], "--include") == {"brand": [long]}
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(UserError, match=r"^--exclude .*bad.json: is no JSON"):
         parse_filter([str(tmp_path / "bad.json")], "--exclude")

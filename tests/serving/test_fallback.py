@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -47,9 +50,9 @@ def test_a_reward_in_time_gives_its_scores(reward: Reward) -> None:
     assert not guard.failed and guard.fallbacks == 0
 
 
-@pytest.mark.parametrize("error", [RuntimeError("down"), None])
+@pytest.mark.parametrize("error", [RuntimeError("down"), SystemExit(3), None])
 def test_a_reward_that_fails_or_hangs_gives_zeros_and_is_left_alone_for_a_while(
-    reward: Reward, error: Exception | None
+    reward: Reward, error: BaseException | None
 ) -> None:
     now = [0.0]
     guard = Guarded(reward, budget_seconds=0.05, failures=3, pause_seconds=10.0, clock=lambda: now[0])
@@ -82,3 +85,36 @@ def test_scores_that_are_not_finite_are_a_failure(reward: Reward) -> None:
     reward.score = lambda histories, items: torch.full(items.shape, torch.nan)  # type: ignore[method-assign]
     guard = Guarded(reward)
     assert guard.score(HISTORIES, ITEMS).sum() == 0 and guard.failed
+
+
+def test_a_call_that_hangs_does_not_hold_up_the_end_of_the_process() -> None:
+    program = """
+import time, torch
+from adagrpo.serving.fallback import Guarded
+from adagrpo.types import Histories
+
+class Hangs:
+    name = "hangs"
+    def score(self, histories, items):
+        time.sleep(60)
+
+guard = Guarded(Hangs(), budget_seconds=0.05)
+one = torch.ones(1, 1, dtype=torch.int64)
+guard.score(Histories(one, one[0]), one)
+print(guard.failed)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=50, check=True)
+    assert done.stdout == "True\n"
+
+
+def test_a_guard_that_is_gone_leaves_no_thread(reward: Reward) -> None:
+    before = {thread.ident for thread in threading.enumerate()}
+    guard = Guarded(reward)
+    guard.score(HISTORIES, ITEMS)
+    assert {thread.ident for thread in threading.enumerate()} > before
+    del guard
+    gc.collect()
+    deadline = time.monotonic() + 5
+    while {thread.ident for thread in threading.enumerate()} - before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not {thread.ident for thread in threading.enumerate()} - before

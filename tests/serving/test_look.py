@@ -35,11 +35,13 @@ class Site:
     """A finished run behind the application, at a port of its own."""
 
     def __init__(self, run: Run, **options: Any) -> None:
-        def load(arm: str = "adagrpo") -> Serving:
-            served, about = recommender(run, arm, "best", 0.5, precision="float32")
+        def load(arm: str = "adagrpo", catalog: str = "latest") -> Serving:
+            self.loads += 1
+            served, about = recommender(run, arm, "best", 0.5, precision="float32", catalog=catalog)
             served.texts = lambda: [TITLES.get(int(name), "") for name in served.item_ids]
             return Serving(served, about, about["versions"])
 
+        self.loads = 0
         self.shelf = Shelf(load(), load)
         self.server = Server(Application(self.shelf, Options(**options)))
         listener = listen("127.0.0.1", 0)
@@ -125,6 +127,30 @@ def test_another_arm_explains_its_own_list(site: Site) -> None:
     assert site.ask("/v1/explain", body | {"arm": "secret"})[:2] == (422, {"detail": "arm: not trained in this run"})
 
 
+def test_another_arm_has_the_catalogue_that_is_served_and_is_loaded_once(copied: Path) -> None:
+    run = Run.open(copied)
+    changing = Site(run)
+    try:
+        update_catalog(run, delist=["23"])
+        body = {"history": [13], "k": 5, "arm": "nll"}
+        for served in ("0", "latest", "0"):  # goes over to a version, and back while a later one is there
+            changing.shelf.swap(catalog=served)
+            loads = changing.loads
+            for _ in range(3):
+                versions = changing.ask("/v1/explain", body)[1]["versions"]
+                assert versions["catalog"] == changing.shelf.now.versions["catalog"]
+            assert changing.loads == loads + 1
+    finally:
+        changing.end()
+
+
+def test_a_filter_may_be_a_list_of_ids_and_a_bad_one_is_refused_without_its_value(site: Site) -> None:
+    content = site.ask("/v1/explain", {"history": [13], "include": [3, 33]})[1]
+    assert {row["item_id"] for row in content["list"]} == {3, 33}
+    status, content, _ = site.ask("/v1/explain", {"history": [3], "include": {"secret": ["sesame"]}})
+    assert status == 422 and "secret" not in content["detail"] and "sesame" not in content["detail"]
+
+
 def test_a_cold_user_is_explained_too(site: Site) -> None:
     content = site.ask("/v1/explain", {"history": []})[1]
     assert content["source"] == "popular" and content["list"][0]["log_probs"] is None
@@ -134,7 +160,7 @@ def test_a_cold_user_is_explained_too(site: Site) -> None:
     ("body", "says"),
     [
         ({"history": [3], "k": 60}, "k: more than the beam holds"),
-        ({"history": [3], "include": {"colour": ["red"]}}, "include.colour"),
+        ({"history": [3], "include": {"colour": ["red"]}}, "include: names a group that the items do not have"),
         ({"history": [3] * 201}, "history"),
         ({"history": [3], "more": 1}, "more"),
         ({}, "history"),

@@ -224,6 +224,8 @@ def test_ids_that_are_not_in_the_catalogue_are_named_and_left_out(service: Servi
         ({"history": []}, "history"),
         ({"history": [3], "k": 11}, "k: more than the beam holds, 10"),
         ({"history": [3], "k": 0}, "k"),
+        ({"history": [3], "k": True}, "k"),
+        ({"history": [3], "k": "5"}, "k"),
         ({"history": [3], "top": 5}, "top"),
         ({"history": [[3]]}, "history"),
         ({"history": [3] * 10_001}, "history"),

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,8 @@ def test_a_share_of_the_lists_is_drawn_by_request_id(stub: Callable[..., Any], t
 
 def test_items_health_and_the_pages_of_the_api(stub: Callable[..., Any]) -> None:
     service = stub()
-    assert service.ask("/v1/items/7")[:2] == (200, {"item_id": 7, "codes": [7], "catalog": "c1"})
+    assert service.ask("/v1/items/7")[:2] == (200, {"item_id": 7, "codes": [7], "listed": True, "catalog": "c1"})
+    assert service.ask("/v1/items/9")[1]["listed"] is False
     assert service.ask("/v1/items/99")[0] == 404
     assert service.ask("/health")[1] == {"status": "ok", "name": "stub"}
     paths = service.ask("/openapi.json")[1]["paths"]
@@ -148,6 +150,13 @@ def test_each_list_has_a_row_before_it_is_sent_and_feedback_counts_once(
     assert (first["items"], first["repeated"]) == ([4, 5], False)
     again = service.ask("/v1/recommend", body | {"history": [7]})[1]  # the same id: the list that was shown
     assert (again["items"], again["repeated"], again["codes"], again["scores"]) == ([4, 5], True, [[4], [5]], [])
+    narrowed = service.ask("/v1/recommend", body | {"include": []})[1]  # of that list, not of the one it would get
+    assert (narrowed["items"], narrowed["short"], narrowed["reranked"]) == ([4, 5], None, False)
+    now = service.app.shelf.now
+    service.app.shelf.now = replace(now, versions=now.versions | {"catalog": "c2"})
+    later = service.ask("/v1/recommend", body)[1]  # items may have other codes now
+    assert (later["items"], later["codes"], later["versions"]["catalog"]) == ([4, 5], [[], []], "c1")
+    service.app.shelf.now = now
     assert service.ask("/v1/recommend", {"requests": [{"history": [1]}] * 3})[0] == 200
     name = service.ask("/recommend", {"history": [1]})[2]["x-request-id"]
     events = [

@@ -33,6 +33,24 @@ def test_answers_come_in_order_and_a_failure_is_its_batch_alone() -> None:
     asyncio.run(ask())
 
 
+def test_work_that_wants_to_end_the_process_fails_alone() -> None:
+    """A function of a user's that calls `sys.exit` would end the one thread that answers."""
+
+    def work(values: Sequence[int]) -> Sequence[int]:
+        if -1 in values:
+            raise SystemExit(3)
+        return values
+
+    async def ask() -> None:
+        line = WaitingLine[int, int](work)
+        with pytest.raises(RuntimeError, match="SystemExit"):
+            await asyncio.wait_for(line.submit(-1), 5)
+        assert await asyncio.wait_for(line.submit(5), 5) == 5
+        line.close()
+
+    asyncio.run(ask())
+
+
 def test_the_wait_is_what_batches_of_that_size_took() -> None:
     """The time of one request alone says nothing of how long 64 of them take together."""
 

@@ -81,8 +81,12 @@ def serve(
     explore: Annotated[
         float | None, typer.Option(min=0.01, max=100, help="Draw lists at this temperature; needs --exposures.")
     ] = None,
-    explore_share: Annotated[float, typer.Option(min=0, max=1, help="Of the requests, those with drawn lists.")] = 1.0,
-    explore_seed: Annotated[int, typer.Option(min=0, help="With the request id decides what is drawn.")] = 0,
+    explore_share: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Of the requests, those with drawn lists; all if not given.")
+    ] = None,
+    explore_seed: Annotated[
+        int | None, typer.Option(min=0, help="With the request id decides what is drawn; 0 if not given.")
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, max=64, help="Processes that share the address.")] = 1,
     deadline: Annotated[float, typer.Option(min=0.01, max=60, help="Seconds in which a list must come.")] = 2.0,
     connections: Annotated[int, typer.Option(min=1, max=100_000, help="Most of them, in each process.")] = 1000,
@@ -112,11 +116,14 @@ def serve(
         sys.stdout.flush()
 
     _check_weight(reward_weight)
+    if explore is None and (explore_share is not None or explore_seed is not None):
+        raise UserError("--explore-share, --explore-seed: draw nothing without --explore TEMPERATURE")
     if exposures is not None and user_key_file is None and VARIABLE not in os.environ and not common.quiet:
         typer.echo(
             f"note: no --user-key-file and no {VARIABLE}: users have other hashes in the exposure log after each start",
             err=True,
         )
+    drawn = (1.0 if explore_share is None else explore_share, explore_seed or 0)
     opened = replace(common, quiet=True).open(run)
     pipeline.serve(
         opened,
@@ -132,7 +139,7 @@ def serve(
             without_token=without_token,
             user_key_file=user_key_file,
             exposures=exposures,
-            explore=None if explore is None else Exploration(explore, explore_share, explore_seed),
+            explore=None if explore is None else Exploration(explore, *drawn),
             limits=Limits(deadline_seconds=deadline, connections=connections, drain_seconds=drain),
             log_share=log_share,
             rerank_seconds=rerank_seconds,

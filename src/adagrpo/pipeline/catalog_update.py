@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from adagrpo.data.columns import ATTRIBUTES, ITEM, ITEM_ID, TEXT, USER_ID
-from adagrpo.data.logs.formats import columns_of, read_table
+from adagrpo.data.logs.formats import columns_of, names_file, read_table
 from adagrpo.data.logs.interactions import Refusals
 from adagrpo.errors import UserError
 from adagrpo.pipeline.checks import check
@@ -261,7 +261,7 @@ def _leaving(run: Run, given: Sequence[str]) -> list[str]:
     ids: list[str] = []
     for one in given:
         path = Path(one)
-        if not path.is_file():
+        if not names_file(one):
             ids += [name.strip() for name in one.split(",") if name.strip()]
         elif path.suffix == ".txt":
             ids += [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]

@@ -147,7 +147,8 @@ def open_version(run: Run, which: str = LATEST) -> CatalogVersion:
     if which == LATEST:
         return versions[-1]
     number, _, digits = which.partition("-")
-    found = [one for one in versions if number.isdecimal() and number.isascii() and one.number == int(number)]
+    wanted = number.lstrip("0") or number[:1]  # 0003 is 3; compared as text, however long it is
+    found = [one for one in versions if wanted == str(one.number)]
     if not found:
         last = versions[-1].number
         there = "0 alone" if last == 0 else f"0 to {last}"

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from adagrpo.data.columns import ITEM_ID
 from adagrpo.data.groups import GroupValue, ItemGroups
+from adagrpo.data.logs.formats import names_file
 from adagrpo.errors import UserError
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.semantic_ids.trie import Eligible
@@ -150,10 +151,16 @@ def why_short(narrowing: Narrowing, wanted: int, found: int) -> str | None:
 
     >>> why_short(Narrowing((), None, 0), 10, 0), why_short(Narrowing((), None, 7), 10, 7)
     ('no item is eligible', 'only 7 eligible items are left')
+    >>> why_short(Narrowing((), None, 1), 10, 1), why_short(Narrowing((), None, 1), 10, 0)  # the history held the one
+    ('only 1 eligible item is left', 'no eligible item is left')
     """
     if found >= wanted:
         return None
-    return "no item is eligible" if narrowing.left == 0 else f"only {found} eligible items are left"
+    if narrowing.left == 0:
+        return "no item is eligible"
+    if found == 0:
+        return "no eligible item is left"
+    return "only 1 eligible item is left" if found == 1 else f"only {found} eligible items are left"
 
 
 def parse_filter(words: Sequence[str], option: str) -> dict[str, list[GroupValue]] | None:
@@ -173,7 +180,7 @@ def parse_filter(words: Sequence[str], option: str) -> dict[str, list[GroupValue
     columns: dict[str, list[GroupValue]] = {}
     for word in words:
         name, equals, value = word.partition("=")
-        if equals and name and not Path(word).is_file():
+        if equals and name and not names_file(word):
             columns.setdefault(name, []).append(value)
             continue
         for name, values in _of_file(Path(word), option).items():

@@ -67,7 +67,7 @@ class LocalExposureLog:
         self._rotate_rows, self._rotate_seconds = rotate_rows, rotate_seconds
         self._remembered, self._most_bytes = remembered, most_bytes
         try:
-            claim(directory, KIND)
+            claim(directory, KIND, "--exposures")
             self._connection = connect(directory)
             self._written = waiting_rows(self._connection)  # since the last part
         except (OSError, sqlite3.Error) as error:

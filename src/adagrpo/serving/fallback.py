@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import TimeoutError as Late
-from threading import Semaphore
+from concurrent.futures import Future
+from queue import SimpleQueue
+from threading import Semaphore, Thread
+from weakref import finalize
 
 import torch
 from torch import Tensor
@@ -48,7 +49,10 @@ class Guarded:
         self.failed = False  # since whoever asks set it to false
         self.fallbacks = self.opened = 0
         self._clock, self._in_a_row, self._closed_until = clock, 0, -1.0
-        self._free, self._pool = Semaphore(AT_ONCE), ThreadPoolExecutor(AT_ONCE, "re-ranker")
+        self._free, self._calls = Semaphore(AT_ONCE), SimpleQueue[Callable[[], None] | None]()
+        for number in range(AT_ONCE):  # not those of an executor, which the end of the process would wait for
+            Thread(target=_work, args=[self._calls], name=f"re-ranker-{number}", daemon=True).start()
+        finalize(self, _end, self._calls)
 
     @property
     def open(self) -> bool:
@@ -58,10 +62,11 @@ class Guarded:
     def score(self, histories: Histories, items: Tensor) -> Tensor:
         """Score (B, N) items, see `Reward.score`; zeros where the reward fails."""
         if not self.open and self._free.acquire(blocking=False):
-            call = self._pool.submit(self._ask, histories, items)
+            call = Future[Tensor]()
+            self._calls.put(lambda: self._answer(call, histories, items))
             try:
                 scores = call.result(self.budget)
-            except (Late, Exception):
+            except BaseException:  # late, or whatever it raised: SystemExit would end the thread that asks
                 self._count()
             else:
                 self._in_a_row = 0
@@ -71,9 +76,11 @@ class Guarded:
         return torch.zeros(items.shape, device=items.device)
 
     @torch.no_grad()
-    def _ask(self, histories: Histories, items: Tensor) -> Tensor:
+    def _answer(self, call: Future[Tensor], histories: Histories, items: Tensor) -> None:
         try:
-            return ask_reward(self.reward, histories, items).nan_to_num(0.0)
+            call.set_result(ask_reward(self.reward, histories, items).nan_to_num(0.0))
+        except BaseException as error:  # SystemExit would end the thread
+            call.set_exception(error)
         finally:
             self._free.release()
 
@@ -83,3 +90,15 @@ class Guarded:
             self._closed_until = self._clock() + self.pause
             self._in_a_row = self.failures - 1  # the one call after the pause decides
             self.opened += 1
+
+
+def _work(calls: SimpleQueue[Callable[[], None] | None]) -> None:
+    """Carry out calls; holds nothing of a guard that is gone."""
+    while (call := calls.get()) is not None:
+        call()
+        del call
+
+
+def _end(calls: SimpleQueue[Callable[[], None] | None]) -> None:
+    for _ in range(AT_ONCE):
+        calls.put(None)

@@ -23,18 +23,16 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from adagrpo.data.groups import GroupValue
 from adagrpo.errors import ServiceError, UserError
 from adagrpo.serving.explanation import ItemTitles, explain
 from adagrpo.serving.recommender import Query
-from adagrpo.serving.routes import answered, json_response
-from adagrpo.serving.schemas import BadRequest, Id, parsed, validated
+from adagrpo.serving.routes import answered, json_response, known, narrow
+from adagrpo.serving.schemas import BadRequest, Filter, Id, parsed, validated
 from adagrpo.serving.served import Serving, Shelf
 
 __all__ = ["ExplainBody", "Look", "add_page"]
 
 MOST_FOUND = 20
-Named = dict[str, list[GroupValue]]
 
 
 class ExplainBody(BaseModel):
@@ -45,8 +43,8 @@ class ExplainBody(BaseModel):
     history: Annotated[list[Id], Field(max_length=200)]
     k: Annotated[int, Field(ge=1, le=100)] = 10
     exclude_history: bool | None = None
-    include: Annotated[Named, Field(max_length=20)] | None = None
-    exclude: Annotated[Named, Field(max_length=20)] | None = None
+    include: Filter | None = None
+    exclude: Filter | None = None
     arm: Annotated[str, Field(max_length=100)] | None = None
 
 
@@ -58,6 +56,7 @@ class Look:
     titles: ItemTitles | None = None
     other: Serving | None = None
     other_titles: ItemTitles | None = None
+    beside: Serving | None = None  # what was served when the other was loaded
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def page(self, request: Request) -> Response:
@@ -84,18 +83,11 @@ class Look:
             return json_response(await asyncio.to_thread(self._explained, body))
 
     def _explained(self, body: ExplainBody) -> dict[str, Any]:
-        serving = self.shelf.now if body.arm is None else self._arm(body.arm)
+        serving = self._serving(body.arm)
         recommender, titles = serving.recommender, self._titles(serving)
-        if body.k > recommender.width:
-            raise BadRequest(f"k: more than the beam holds, {recommender.width}")
-        history, unknown = recommender.known(body.history)
-        query = Query(history, body.exclude_history)
-        if body.include or body.exclude:
-            try:
-                narrowing = recommender.eligibility.resolve(body.include, body.exclude)
-            except UserError as error:
-                raise BadRequest(str(error)) from error
-            query = query._replace(without=narrowing.without, eligible=narrowing.eligible)
+        history, unknown = known(serving, body.history, body.k)
+        narrowing = narrow(serving, body.include, body.exclude)
+        query = Query(history, body.exclude_history, narrowing.without, narrowing.eligible)
         shown = {"history": [titles.of(item) for item in history], "unknown": unknown, "versions": serving.versions}
         return shown | explain(recommender, titles, query, body.k)
 
@@ -110,18 +102,20 @@ class Look:
                 self.titles = kept
         return kept
 
-    def _arm(self, arm: str) -> Serving:
-        if arm not in self.shelf.now.about.get("arms", ()):
+    def _serving(self, arm: str | None) -> Serving:
+        """What is served, or another arm with the same catalogue, loaded anew where what is served was exchanged."""
+        served = self.shelf.now
+        if arm is None:
+            return served
+        if arm not in served.about.get("arms", ()):
             raise BadRequest("arm: not trained in this run")
-        if self.other is None or self.other.about.get("arm") != arm or self._is_older(self.other):
+        if self.other is None or self.other.about.get("arm") != arm or self.beside is not served:
             try:
-                self.other = self.shelf.another(arm=arm)
+                self.other = self.shelf.another(arm=arm, catalog=served.versions["catalog"])
             except (UserError, ServiceError) as error:
                 raise BadRequest(str(error), 409) from error
+            self.beside = served
         return self.other
-
-    def _is_older(self, other: Serving) -> bool:
-        return other.versions["catalog"] != self.shelf.now.versions["catalog"]
 
 
 def add_page(app: FastAPI, shelf: Shelf) -> None:

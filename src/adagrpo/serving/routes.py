@@ -19,7 +19,7 @@ from fastapi import Request, Response
 
 from adagrpo.data.groups import UnknownGroup
 from adagrpo.errors import UserError
-from adagrpo.serving.eligibility import Narrowing, why_short
+from adagrpo.serving.eligibility import Filter, Narrowing, why_short
 from adagrpo.serving.exploration import Exploration
 from adagrpo.serving.exposure_log import Exposure, SinkFailed
 from adagrpo.serving.exposure_rows import ExposureRows, exposure
@@ -41,7 +41,7 @@ from adagrpo.serving.service_metrics import MEDIA_TYPE, ServiceMetrics
 from adagrpo.serving.user_hash import UserHash
 from adagrpo.serving.waiting_line import TooLate, WaitingLine
 
-__all__ = ["Routes", "answered", "json_response"]
+__all__ = ["Routes", "answered", "json_response", "known", "narrow"]
 
 AGAIN = {"retry-after": "1"}
 DEFECT = "a defect of the service; it was logged"
@@ -118,7 +118,7 @@ class Routes:
         body = validated(RecommendRequest, parsed(request.state.body))
         serving = self.shelf.now
         name = request.state.request_id
-        history, unknown = _known(serving, body)
+        history, unknown = known(serving, body.history, body.k)
         asked = Asked(serving, self._explored(Query(history, body.exclude_history), name))
         if not asked.query.history:
             raise BadRequest("history: none of its ids is in the catalogue")
@@ -137,11 +137,11 @@ class Routes:
         if len({*ids}) != len(ids):
             raise BadRequest("requests: two of them have the same request_id")
         serving = self.shelf.now
-        known = [_known(serving, body) for body in bodies]
-        narrowings = [await _narrow(serving, body) for body in bodies]
+        histories = [known(serving, body.history, body.k) for body in bodies]
+        narrowings = [await _narrowed(serving, body) for body in bodies]
         queries = [
             Query(history, body.exclude_history, narrowing.without, narrowing.eligible)
-            for body, (history, _), narrowing in zip(bodies, known, narrowings, strict=True)
+            for body, (history, _), narrowing in zip(bodies, histories, narrowings, strict=True)
         ]
         asked = [Asked(serving, self._explored(query, name)) for query, name in zip(queries, ids, strict=True)]
         answers = [
@@ -150,7 +150,9 @@ class Routes:
         ]
         replies = [
             _reply(serving, body.k, name, answer, unknown, narrowing)
-            for body, name, answer, (_, unknown), narrowing in zip(bodies, ids, answers, known, narrowings, strict=True)
+            for body, name, answer, (_, unknown), narrowing in zip(
+                bodies, ids, answers, histories, narrowings, strict=True
+            )
         ]
         users = [None if body.user_id is None else self.user_hash(body.user_id) for body in bodies]
         shown = [(name, user, body.k) for name, user, body in zip(ids, users, bodies, strict=True)]
@@ -164,8 +166,9 @@ class Routes:
         if not found:
             raise BadRequest("no such item", 404)
         codes = serving.recommender.catalog.codes[found[0]].tolist()
-        name = serving.recommender.item_ids[found[0]]
-        return json_response({"item_id": name, "codes": codes, "catalog": serving.versions["catalog"]})
+        name, listed = serving.recommender.item_ids[found[0]], bool(serving.recommender.catalog.listed[found[0]])
+        told = {"item_id": name, "codes": codes, "listed": listed, "catalog": serving.versions["catalog"]}
+        return json_response(told)
 
     async def feedback(self, request: Request) -> Response:
         """Take what users did with lists."""
@@ -255,31 +258,36 @@ class Routes:
                 reply |= _repeated(recorded, one.serving)
 
 
-def _known(serving: Serving, body: RecommendRequest | RecommendBody) -> tuple[list[int], list[ItemId]]:
+def known(serving: Serving, history: Sequence[ItemId], k: int) -> tuple[list[int], list[ItemId]]:
     """The items of a history, and its ids that name none.
 
     Raises:
         BadRequest: the list would be longer than the beam holds.
     """
-    if body.k > serving.recommender.width:
+    if k > serving.recommender.width:
         raise BadRequest(f"k: more than the beam holds, {serving.recommender.width}")
-    return serving.recommender.known(body.history)
+    return serving.recommender.known(history)
 
 
-async def _narrow(serving: Serving, body: RecommendBody) -> Narrowing:
-    """What a request may be answered with.
+def narrow(serving: Serving, include: Filter | None, exclude: Filter | None) -> Narrowing:
+    """What a request may be answered with; groups and many ids take time.
 
     Raises:
         BadRequest: a filter names a column or value that the items do not have.
     """
-    narrow, exclude = serving.recommender.narrow, body.exclude
     try:
-        if body.include is None and (exclude is None or (isinstance(exclude, list) and len(exclude) <= IN_A_THREAD)):
-            return narrow(None, exclude)
-        return await asyncio.to_thread(narrow, body.include, exclude)
+        return serving.recommender.narrow(include, exclude)
     except UserError as error:  # its message names the value, what is told does not
         told = error.told if isinstance(error, UnknownGroup) else "include, exclude: item ids, or values by group"
         raise BadRequest(told) from None
+
+
+async def _narrowed(serving: Serving, body: RecommendBody) -> Narrowing:
+    """What a request may be answered with; what takes time does so beside the event loop."""
+    exclude = body.exclude
+    if body.include is None and (exclude is None or (isinstance(exclude, list) and len(exclude) <= IN_A_THREAD)):
+        return narrow(serving, None, exclude)
+    return await asyncio.to_thread(narrow, serving, body.include, exclude)
 
 
 def _left(request: Request) -> bool:
@@ -289,16 +297,19 @@ def _left(request: Request) -> bool:
 
 
 def _repeated(recorded: Exposure, serving: Serving) -> dict[str, Any]:
-    """What a request is told whose id was answered before: that list, of which no score is kept."""
+    """What a request is told whose id was answered before: that list, of which neither score nor reason is kept."""
     recommender = serving.recommender
-    codes = recommender.catalog.codes
-    known = [recommender.known([item])[0] for item in recorded.slate]
+    rows = [recommender.known([item])[0] for item in recorded.slate]
+    if recorded.catalog_version != serving.versions["catalog"]:
+        rows = [[] for _ in rows]  # the codes of today need not be those of then
     return {
         "items": list(recorded.slate),
         "scores": [],
-        "codes": [codes[item[0]].tolist() if item else [] for item in known],
+        "codes": [recommender.catalog.codes[row[0]].tolist() if row else [] for row in rows],
         "source": recorded.source,
+        "reranked": False,
         "repeated": True,
+        "short": None,
         "versions": {"model": recorded.model_version, "catalog": recorded.catalog_version, "arm": recorded.arm},
     }
 

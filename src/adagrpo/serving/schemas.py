@@ -60,7 +60,7 @@ class RecommendRequest(_Body):
     """The body of `POST /recommend`."""
 
     history: Annotated[list[Id], Field(min_length=1, max_length=LONGEST_HISTORY)]
-    k: Annotated[int, Field(ge=1)] = 10
+    k: Annotated[int, Strict(), Field(ge=1)] = 10
     exclude_history: bool | None = None  # as /health says
 
 
@@ -68,7 +68,9 @@ class RecommendBody(_Body):
     """One request of `POST /v1/recommend`."""
 
     history: History = Field(description="Ids of the logs, oldest first.")
-    k: Annotated[int, Field(ge=1)] = Field(10, description="Length of the list; at most the width of the beam.")
+    k: Annotated[int, Strict(), Field(ge=1)] = Field(
+        10, description="Length of the list; at most the width of the beam."
+    )
     exclude_history: bool | None = Field(None, description="Leave the items of the history out; as /health says.")
     include: Filter | None = Field(None, description="What the list may hold: ids, or groups of the item table.")
     exclude: Filter | None = Field(None, description="What it may not hold: ids, or groups of the item table.")
@@ -96,7 +98,9 @@ class RecommendAnswer(BaseModel):
     request_id: str
     items: list[int | str]
     scores: list[float] = Field(description="Log-probabilities, nats; re-ranked, plus weight times reward.")
-    codes: list[list[int]] = Field(description="The Semantic ID of each item.")
+    codes: list[list[int]] = Field(
+        description="The Semantic ID of each item; none in a repeated list of another catalogue."
+    )
     source: str = Field(description="What made the list: `policy`; `sampled`, drawn; or `popular`, nothing is known.")
     reranked: bool = Field(description="Whether a reward ordered the list; false where it failed or there is none.")
     repeated: bool = Field(description="Whether this request id was answered before; the list is that one.")
@@ -144,6 +148,7 @@ class ItemAnswer(BaseModel):
 
     item_id: int | str
     codes: list[int]
+    listed: bool = Field(description="Whether lists may hold it; false once it was delisted.")
     catalog: str
 
 

@@ -157,8 +157,9 @@ class WaitingLine(Generic[InT, OutT]):
         started = time.monotonic()
         try:
             results: Sequence[OutT | Exception] = self._work([ticket.value for ticket in batch])
-        except Exception as error:
-            results = [error] * len(batch)
+        except BaseException as error:  # SystemExit would end this thread, and nothing would be answered any more
+            raised = error if isinstance(error, Exception) else RuntimeError(type(error).__name__)
+            results = [raised] * len(batch)
         seconds = time.monotonic() - started
         power = _power(len(batch))
         before = self._seconds.get(power, seconds)

@@ -57,7 +57,7 @@ def check_kind(directory: Path, kind: Kind, option: str = "--out") -> bool:
     if is_marked(directory):
         own_kind = read_mark(directory).get("kind", kind)
         if own_kind != kind:
-            raise UserError(f"{directory}: holds a {own_kind}, not a {kind}; {option} takes a new folder")
+            raise UserError(f"{directory}: holds {_named(own_kind)}, not {_named(kind)}; {option} takes a new folder")
         return True
     if directory.is_symlink() and not directory.exists():
         raise UserError(f"{directory}: is a link to nothing; {option} takes a folder")
@@ -69,13 +69,13 @@ def check_kind(directory: Path, kind: Kind, option: str = "--out") -> bool:
     return False
 
 
-def claim(directory: Path, kind: Kind, **facts: str) -> None:
+def claim(directory: Path, kind: Kind, option: str = "--out", **facts: str) -> None:
     """Make a folder if need be, and mark it as one of a kind, unless it is marked already.
 
     Raises:
         UserError: see `check_kind`.
     """
-    if check_kind(directory, kind) and read_mark(directory):
+    if check_kind(directory, kind, option) and read_mark(directory):
         return
     make_folder(directory)
     content = json.dumps({"kind": kind, "schema_version": SCHEMA_VERSION, **facts}) + "\n"
@@ -84,3 +84,7 @@ def claim(directory: Path, kind: Kind, **facts: str) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _named(kind: str) -> str:
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"

@@ -36,6 +36,7 @@ __all__ = [
     "header_of",
     "kind_of",
     "listed",
+    "names_file",
     "one_line",
     "path_of",
     "read_table",
@@ -66,6 +67,14 @@ def kind_of(path: Path) -> str:
         what = "a folder" if path.is_dir() else "not a file of a known kind"
         raise UserError(f"{path}: {what}; give a file that ends in {', '.join(SUFFIXES)}")
     return SUFFIXES[suffix]
+
+
+def names_file(word: str) -> bool:
+    """Whether a word of a command line names a file; one that is too long for a name, or no name at all, does not."""
+    try:
+        return Path(word).is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def columns_of(path: Path) -> list[str]:
