@@ -1,6 +1,6 @@
 """How much users differ in what an experiment would measure, for the example of docs/how-to/ab.md.
 
-    python -m benchmarks.user_spread ../shared/data/kuairand-pure-log/impressions.parquet
+python -m benchmarks.user_spread ../shared/data/kuairand-pure-log/impressions.parquet
 """
 
 from __future__ import annotations

@@ -207,5 +207,13 @@ def test_the_verb(adagrpo: Callable[..., tuple[int, str, str]], tmp_path: Path) 
     status, out, _ = adagrpo("ab", daily, "--exposures", tmp_path / "exposures", "--json")
     result = json.loads(out)
     assert result["verdicts"] == {"new": "ship"} and result["plan"] != frozen
+    by_day = {day: [row for row in result["daily"] if row["through"] == day] for day in ("2026-11-09", "2026-11-14")}
+    assert [row | {"through": ""} for row in by_day["2026-11-14"]] == [
+        row | {"through": ""} for row in result["effects"]
+    ]
+    users = [row for row in result["daily"] if row["through"] == "2026-11-09"]
+    assert users[0]["interval"][1] - users[0]["interval"][0] > 1.2 * np.ptp(result["effects"][0]["interval"])
+    status, out, _ = adagrpo("ab", daily, "--exposures", tmp_path / "exposures", "--daily")
+    assert status == 0 and out.count("2026-11-12") == 3
     status, _, err = adagrpo("ab", daily)
     assert status == 2 and "--exposures" in err

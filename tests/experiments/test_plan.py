@@ -37,6 +37,13 @@ def written(path: Path, **changes: Any) -> Path:
         ({"looks": "daily"}, "answers: say how many are expected"),
         ({"rule": {"metrics": ["sales"]}}, "rule.metrics: 'sales' is none of the metrics clicks, ctr"),
         ({"metrics": {"ctr": {"sum": "click", "per": "answers", "cuped": True}}}, "metrics.ctr.cuped: is for a number"),
+        ({"metrics": {"ctr": {"summ": "click"}}}, "unknown key 'metrics.ctr.summ'; did you mean 'sum'?"),
+        (
+            {"arms": {"now": {"serves": "sft", "weight": 0}, "new": {"serves": "a"}}},
+            "arms.now.weight: Input should",
+        ),
+        ({"days": 10**9}, "days: Input should be less than or equal to 1000"),
+        ({"start": "0001-01-01"}, "start: Input should be greater than or equal to 1970-01-01"),
         ({"days": 0}, "days: Input should be greater than or equal to 1"),
     ],
 )

@@ -23,6 +23,7 @@ def ab(
         Path | None, typer.Option("--exposures", help="The exposure log of the service, with its feedback.")
     ] = None,
     freeze: Annotated[bool, typer.Option("--freeze", help="Write the hash of the plan beside it.")] = False,
+    daily: Annotated[bool, typer.Option("--daily", help="Show the effects until each day too.")] = False,
     power: Annotated[bool, typer.Option("--power", help="Say how many users and days the plan takes.")] = False,
 ) -> None:
     """Hold arms against each other on users: freeze a plan, size it, read its verdict from the exposure log."""
@@ -37,7 +38,10 @@ def ab(
     elif exposures is None:
         raise UserError("ab: give --exposures and the folder of an exposure log, or --freeze, or --power")
     else:
-        _print_result(experiment(plan, exposures), common.as_json)
+        result = experiment(plan, exposures)
+        _print_result(result, common.as_json)
+        if daily and not common.as_json:
+            _print_days(result)
 
 
 def _print_size(rows: list[dict[str, Any]], as_json: bool) -> None:
@@ -81,12 +85,29 @@ def _print_result(result: dict[str, Any], as_json: bool) -> None:
         typer.echo("\n" + to_text(Table(guards, tuple(rows), ("left", "left", *("right",) * 5, "left"))))
 
 
+def _print_days(result: dict[str, Any]) -> None:
+    """The effects until each day: one that changes sign, or fades, was of a novelty or of a fault."""
+    from adagrpo.report import Table, to_text
+
+    known = [row for row in result["daily"] if "relative" in row]
+    rows = [
+        (row["through"], row["treatment"], row["metric"], f"{row['relative']:+.2%}", _span(_ends(row))) for row in known
+    ]
+    head = ("through", "arm", "metric", "effect", "interval")
+    typer.echo("\n" + to_text(Table(head, tuple(rows), ("left", "left", "left", "right", "right"))))
+
+
+def _ends(row: dict[str, Any]) -> tuple[float, float]:
+    ends: tuple[float, float] = row["anytime"] or row["interval"]
+    return ends
+
+
 def _effect_row(row: dict[str, Any]) -> tuple[str, ...]:
     if "relative" not in row:
         return (row["treatment"], row["metric"], *("-",) * 6, row["says"])
     return (
         *(row["treatment"], row["metric"], f"{row['control']:.4g}", f"{row['value']:.4g}", f"{row['relative']:+.2%}"),
-        _span(row["anytime"] or row["interval"]),
+        _span(_ends(row)),
         f"{row['p_holm']:.3g}",
         f"{row['detectable']:.2%}",
         row["says"],

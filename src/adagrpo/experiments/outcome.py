@@ -26,7 +26,7 @@ from adagrpo.experiments.plan import Guardrail, Metric, Plan
 from adagrpo.experiments.sample_ratio import RatioCheck, check_ratios
 from adagrpo.experiments.units import Units
 
-__all__ = ["Verdict", "analyse"]
+__all__ = ["Verdict", "analyse", "effects_of"]
 
 Verdict = Literal["ship", "harm", "inconclusive", "invalid"]
 
@@ -65,7 +65,7 @@ def analyse(plan: Plan, units: Units, *, now: datetime) -> dict[str, Any]:
             "verdicts": dict.fromkeys(plan.treatments, verdict),
             "reasons": dict.fromkeys(plan.treatments, reason),
         }
-    result["effects"] = _effects(plan, units)
+    result["effects"] = effects_of(plan, units)
     result["guardrails"] = [
         _guard(plan, units, treatment, name, guard)
         for treatment in plan.treatments
@@ -105,7 +105,7 @@ def _columns(units: Units, arm: str, metric: Metric | Guardrail) -> Mapping[str,
     return columns
 
 
-def _effects(plan: Plan, units: Units) -> list[dict[str, Any]]:
+def effects_of(plan: Plan, units: Units) -> list[dict[str, Any]]:
     """One row a treatment and metric; `says` is better, worse or unclear."""
     alpha = plan.alpha / tests_of(plan)
     factor = anytime_factor(units.answers, plan.answers, alpha) if plan.answers and plan.looks == "daily" else None

@@ -76,9 +76,9 @@ class Plan(Section):
     salt: Annotated[str, Field(min_length=4)]
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     exclude: tuple[str, ...] = ()  # hashes of users, as the log has them
-    start: date
-    days: Positive
-    days_before: Annotated[int, Field(ge=0)] = 14  # of the covariates and of what is popular
+    start: Annotated[date, Field(ge=date(1970, 1, 1), le=date(2200, 1, 1))]
+    days: Annotated[int, Field(ge=1, le=1000)]
+    days_before: Annotated[int, Field(ge=0, le=1000)] = 14  # of the covariates and of what is popular
     metrics: Annotated[dict[Name, Metric], Field(min_length=1)]
     guardrails: dict[Name, Guardrail] = Field(default_factory=dict)
     alpha: Level = 0.05
@@ -176,7 +176,7 @@ def freeze(path: Path, plan: Plan, *, now: datetime) -> Mapping[str, Any]:
     try:
         frozen = without_hash(json.loads(target.read_text(encoding="utf-8")))
         before = str(frozen["plan"])
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
         raise UserError(f"{target}: is not as it was written; take it from a copy") from error
     if before != found:
         raise UserError(
