@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 
 from adagrpo.errors import UserError
 from adagrpo.serving import exposure_database, exposure_parts
+from adagrpo.serving.exposure_database import connect, transaction
 from adagrpo.serving.exposure_log import Exposure, Feedback, FeedbackCounts, SinkFailed
 from adagrpo.serving.exposure_parts import parts_of, read_parts, rotate
 from adagrpo.serving.exposure_store import LocalExposureLog
@@ -100,6 +103,31 @@ def test_two_logs_of_one_folder_write_beside_each_other(tmp_path: Path) -> None:
     for log in logs:
         log.close()
     assert sorted(ids(tmp_path / "log")) == sorted(f"r{number}" for number in range(100))
+
+
+def test_who_writes_almost_without_a_pause_keeps_nobody_out(tmp_path: Path) -> None:
+    """SQLite alone looks again every tenth of a second, and would seldom meet a pause of a hundredth."""
+    log = LocalExposureLog(tmp_path)
+    begun, ended = threading.Event(), threading.Event()
+
+    def write_on() -> None:
+        with closing(connect(tmp_path)) as other:
+            while not ended.is_set():
+                with transaction(other):
+                    begun.set()
+                    time.sleep(0.1)
+                time.sleep(0.01)
+
+    thread = threading.Thread(target=write_on)
+    thread.start()
+    assert begun.wait(5)
+    started = time.monotonic()
+    for number in range(4):
+        log.write([row(f"r{number}")])
+    assert time.monotonic() - started < 2
+    ended.set()
+    thread.join()
+    log.close()
 
 
 @pytest.mark.parametrize("moment", ["before", "written", "published"])

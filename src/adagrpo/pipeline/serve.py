@@ -8,7 +8,9 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from socket import socket
 from typing import Any, Literal
 
 import numpy as np
@@ -25,14 +27,14 @@ from adagrpo.pipeline.rewards import check_reward
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.versions import LATEST, open_version
 from adagrpo.serving import Query, Recommender
-from adagrpo.serving.bearer import check_exposed, read_tokens
+from adagrpo.serving.bearer import Bearers, check_exposed, read_tokens
 from adagrpo.serving.exploration import Exploration
 from adagrpo.serving.exposure_store import LocalExposureLog
 from adagrpo.serving.fallback import Guarded
 from adagrpo.serving.limits import Limits, most_connections
 from adagrpo.serving.request_log import RequestLog
 from adagrpo.serving.served import Serving, Shelf
-from adagrpo.serving.user_hash import read_key
+from adagrpo.serving.user_hash import UserHash, read_key
 from adagrpo.serving.workers import run_workers
 
 __all__ = ["Operation", "recommender", "serve"]
@@ -150,19 +152,44 @@ def serve(
     operation = operation or Operation()
     bearers = read_tokens(operation.token_file)
     check_exposed(host, bearers, operation.without_token)
-    limits = replace(operation.limits, connections=most_connections(operation.limits.connections))
-    user_hash = read_key(operation.user_key_file)  # before there are several processes: one key for all
-    together = operation.workers > 1
-    if operation.exposures is not None:  # refused before anything is loaded, made before several processes open it
-        LocalExposureLog(operation.exposures).close()
     if operation.explore is not None and operation.exposures is None:
         raise UserError("--explore: needs --exposures, the log that says what was drawn and how probable it was")
+    user_hash = read_key(operation.user_key_file)  # before there are several processes: one key for all
+    if operation.exposures is not None:  # refused before anything is loaded, made before several processes open it
+        LocalExposureLog(operation.exposures).close()
+    wanted = _Wanted(run, arm, checkpoint, reward_weight, exclude_history, precision, catalog)
+    with _counted_together(operation.workers > 1):
+        try:
+            from adagrpo.serving.draining import listen
+        except ImportError as error:
+            raise UserError("serve: needs fastapi, uvicorn and others; pip install 'adagrpo[serve]'") from error
+        with listen(host, port) as listener:
+            work = partial(_work, host, listener, wanted, operation, bearers, user_hash)
+            if operation.workers > 1:
+                run_workers(operation.workers, listener, work, ready, _died)
+            else:
+                work(ready)
 
-    def load(
-        arm: str | None = arm, checkpoint: Literal["best", "final"] = checkpoint, catalog: str = catalog
-    ) -> Serving:
-        opened = Run.open(run.called, run.overrides)  # what is in it now
-        served, about = recommender(opened, arm, checkpoint, reward_weight, exclude_history, precision, catalog)
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What is served, as it was asked for at the start; see `recommender`."""
+
+    run: Run
+    arm: str | None
+    checkpoint: Literal["best", "final"]
+    reward_weight: float
+    exclude_history: bool | None
+    precision: Precision | None
+    catalog: str
+
+    def load(self, operation: Operation, **other: Any) -> Serving:
+        """What the run holds of it now; `other` are an arm, a checkpoint or a version of the catalogue instead."""
+        one = replace(self, **other)
+        opened = Run.open(one.run.called, one.run.overrides)
+        served, about = recommender(
+            opened, one.arm, one.checkpoint, one.reward_weight, one.exclude_history, one.precision, one.catalog
+        )
         served.choose_threads()  # which also makes what is made on first use
         about["threads_alone"] = served.threads_alone
         if served.reward is not None:
@@ -171,33 +198,38 @@ def serve(
             about |= {"explore": operation.explore._asdict()}
         return Serving(served, about, about["versions"])
 
-    with _counted_together(together):
-        try:
-            from adagrpo.serving.app import Application, Options
-            from adagrpo.serving.draining import Server, listen
-        except ImportError as error:
-            raise UserError("serve: needs fastapi, uvicorn and others; pip install 'adagrpo[serve]'") from error
-        with listen(host, port) as listener:
-            named = f"[{host}]" if ":" in host else host
-            url = f"http://{named}:{listener.getsockname()[1]}"
 
-            def work(begun: Callable[[dict[str, Any]], None]) -> None:
-                shelf = Shelf(load(), load)
-                shelf.now.recommender.recommend([Query([0])])  # what is made on first use
-                sink = None if operation.exposures is None else LocalExposureLog(operation.exposures)
-                parent = os.getppid() if together else None
-                options = Options(
-                    limits, bearers, RequestLog(operation.log_share), user_hash, sink, operation.explore, parent
-                )
-                server = Server(Application(shelf, options))
-                sys.setswitchinterval(SWITCH_SECONDS)
-                begun({"url": url, **shelf.now.about})
-                server.run(sockets=[listener])
+def _work(
+    host: str,
+    listener: socket,
+    wanted: _Wanted,
+    operation: Operation,
+    bearers: Bearers,
+    user_hash: UserHash,
+    begun: Callable[[dict[str, Any]], None],
+) -> None:
+    """What a process that answers does: load, open its log, answer until it is told to end."""
+    from adagrpo.serving.app import Application, Options
+    from adagrpo.serving.draining import Server
 
-            if together:
-                run_workers(operation.workers, listener, work, ready, _died)
-            else:
-                work(ready)
+    load = partial(wanted.load, operation)
+    shelf = Shelf(load(), load)
+    shelf.now.recommender.recommend([Query([0])])  # what is made on first use
+    limits = operation.limits
+    options = Options(
+        replace(limits, connections=most_connections(limits.connections)),
+        bearers,
+        RequestLog(operation.log_share),
+        user_hash,
+        None if operation.exposures is None else LocalExposureLog(operation.exposures),
+        operation.explore,
+        os.getppid() if operation.workers > 1 else None,
+    )
+    server = Server(Application(shelf, options))
+    sys.setswitchinterval(SWITCH_SECONDS)
+    named = f"[{host}]" if ":" in host else host
+    begun({"url": f"http://{named}:{listener.getsockname()[1]}", **shelf.now.about})
+    server.run(sockets=[listener])
 
 
 @contextmanager
