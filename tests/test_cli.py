@@ -32,7 +32,7 @@ VERBS = [
     "evaluate",
     "diagnose",
 ]
-VERBS += ["compare", "report", "status", "export", "doctor", "data"]
+VERBS += ["ab", "compare", "report", "status", "export", "doctor", "data"]
 PROGRAM = "import sys; from adagrpo.cli import main; sys.argv[0] = 'adagrpo'; main()"
 
 
@@ -225,7 +225,8 @@ def test_an_out_that_is_a_file(adagrpo: Command, tmp_path: Path, recipe: Any, da
 
 def test_a_stage_before_its_inputs(adagrpo: Command, tmp_path: Path, data: Path) -> None:
     out = tmp_path / "run"
-    assert adagrpo("prepare", data / "log.csv", "--out", out).status == 0
+    prepared = adagrpo("prepare", data / "log.csv", "--out", out)
+    assert prepared.status == 0 and prepared.err.count("`adagrpo init` chooses 2 levels of") == 1
     for verb in ("sft", "train", "evaluate"):
         refused(adagrpo(verb, "--run", out), "missing; run `adagrpo tokenize --run")
     refused(adagrpo("report", "--run", out), "metrics.json: missing", "run `adagrpo evaluate --run")

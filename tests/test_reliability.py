@@ -26,6 +26,7 @@ from benchmarks.reliability.masking import check_masking
 from benchmarks.reliability.processes import FULL, Server, run_together, server
 from benchmarks.reliability.readers import READERS, cut_short, damage_files, flip_bit
 from benchmarks.reliability.soak import assess, environment, leftovers
+from benchmarks.reliability.trials import false_alarms, imbalances, planted
 
 ROOT = Path(__file__).parent.parent
 
@@ -240,3 +241,15 @@ def test_a_soak_is_scored_from_the_second_run_that_it_carried_on() -> None:
         actual = assess(memory, killed, equal, left, 4.0)
         assert not actual.passes
     assert "1 files left behind (temporary/rest)" in actual.figure
+
+
+def test_experiments_that_are_looked_at_daily_are_not_wrong_more_often() -> None:
+    errors = false_alarms(40, users=600)
+    assert errors.at_any_look > errors.at_the_end
+    assert errors.at_any_look_anytime <= 3  # of 40; more than 3 at a rate of 5 % would be seen once in 7 times
+
+
+def test_a_planted_lift_is_found_and_covered_and_a_planted_loss_refused() -> None:
+    users, found, covered = planted(20)
+    assert 5000 < users < 7000 and found >= 11 and covered >= 16  # each below what 1 in 100 draws would give
+    assert imbalances(2) == (2, 0)

@@ -31,6 +31,7 @@ from benchmarks.reliability import (
     readers,
     stale,
     suites,
+    trials,
 )
 from benchmarks.reliability.findings import Finding
 
@@ -57,6 +58,7 @@ CHECKS: dict[str, Callable[[Path], Finding]] = {
     "eligible": eligible_lists.eligible_lists,
     "stale": stale.stale,
     "exposures": exposures.kill_log,
+    "trials": trials.trials,
 }
 ROOT = Path(__file__).parent.parent.parent
 

@@ -46,14 +46,23 @@ def _command(name: str, verb: Any) -> str:
     arguments = [_metavar(one) for one in verb.params if one.param_type_name == "argument"]
     usage = " ".join(["adagrpo", name, "[OPTIONS]", *arguments])
     options = [one for one in verb.params if one.param_type_name == "option"]
-    rows = [f"| {_cell(_flags(one))} | {_cell(one.help or '')} | {_cell(_default(one))} |" for one in options]
-    parts = [f"## `adagrpo {name}`", verb.help or "", f"```text\n{usage}\n```"]
-    told = [f"- `{_metavar(one)}`: {one.help}" for one in verb.params if one.param_type_name == "argument" and one.help]
+    rows = [
+        f"| {_cell(_flags(one))} | {_cell(_flags_as_code(one.help or ''))} | {_cell(_default(one))} |"
+        for one in options
+    ]
+    parts = [f"## `adagrpo {name}`", _flags_as_code(verb.help or ""), f"```text\n{usage}\n```"]
+    arguments = [one for one in verb.params if one.param_type_name == "argument" and one.help]
+    told = [f"- `{_metavar(one)}`: {_flags_as_code(one.help)}" for one in arguments]
     if told:
         parts.append("\n".join(told))
     if rows:
         parts.append("\n".join(["| option | | default |", "|---|---|---|", *rows]))
     return "\n\n".join(parts)
+
+
+def _flags_as_code(text: str) -> str:
+    """Options in a text as code, where two dashes do not become a long one."""
+    return re.sub(r"(?<![\w`-])--[a-z][a-z-]*", r"`\g<0>`", text)
 
 
 def _metavar(parameter: Any) -> str:

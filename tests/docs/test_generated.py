@@ -35,6 +35,11 @@ def test_cells_keep_the_table_whole() -> None:
     assert generated._cell("a | b\n  <c>") == "a \\| b &lt;c>"
 
 
+def test_options_in_a_text_are_code() -> None:
+    assert generated._flags_as_code("as after --from; a-b, `--out`") == "as after `--from`; a-b, `--out`"
+    assert "after `--from`" in section("data") and "Columns: `--set` data" in section("prepare")
+
+
 def test_every_metric_is_a_row() -> None:
     rows = generated.metrics().splitlines()
     assert "| `hr` | HR | 1, 5, 10, 50 | higher | yes |" in rows

@@ -107,6 +107,7 @@ def test_the_report_has_both_exposures(finished: Any) -> None:
         assert sum(actual["cases"] for actual in entry["calibration"]) == rows["all", "all"]["impressions"]
     page = finished.path("report.html").read_text(encoding="utf-8")
     assert "held-out impressions" in page and "Learning curves" not in page
+    assert 'href="#exposures"' in page and 'id="exposures"' in page
 
 
 def test_scores_are_those_of_all_the_users_clicks(finished: Any) -> None:

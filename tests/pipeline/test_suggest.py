@@ -14,10 +14,25 @@ import yaml
 
 from adagrpo import pipeline
 from adagrpo.config import load_config
+from adagrpo.config.tokenizer import PublishedIds, TokenizerConfig
 from adagrpo.data.logs.preview import look_at
 from adagrpo.data.simulation.marketplace import Marketplace, simulate
 from adagrpo.pipeline import Run, Silent
-from adagrpo.pipeline.suggest import sizes_for
+from adagrpo.pipeline.suggest import sizes_for, sizes_note
+
+
+@pytest.mark.parametrize(
+    ("settings", "items", "said"),
+    [
+        ({}, 800, "3 levels of 256 codes; for 800 items `adagrpo init` chooses 2 levels of 32"),
+        ({}, 500_000, None),  # init takes the default
+        ({"codes": 32}, 800, None),  # somebody chose
+        ({"published": PublishedIds(path="ids.json")}, 800, None),
+    ],
+)
+def test_logs_prepared_without_a_recipe_are_told_of_sizes(settings: Any, items: int, said: str | None) -> None:
+    note = sizes_note(TokenizerConfig(**settings), items)
+    assert note is None if said is None else note is not None and note.endswith(said)
 
 
 @pytest.mark.parametrize(

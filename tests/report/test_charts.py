@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 import pytest
 
 from adagrpo.report.charts import Point, Series, line_chart, scatter_chart, stacked_area_chart
-from adagrpo.report.scales import bin_means, nice_ticks
+from adagrpo.report.scales import bin_means, make_axis, nice_ticks
 
 SVG = "{http://www.w3.org/2000/svg}"
 LABELS = {"title": "A title", "x_label": "step", "y_label": "HR@10"}
@@ -193,3 +193,14 @@ def test_an_overlay_without_values_is_not_in_the_legend() -> None:
     shown = texts(parsed(stacked_area_chart([0, 1], [("a", [1.0, 1.0])], overlay=("line", [None, None]), **LABELS)))
     assert "a" in shown
     assert "line" not in shown
+
+
+@pytest.mark.parametrize("values", [[1.0, 1.0], [0.97, 1.0], [0.0], [0.0, 0.999], [0.004, 0.004], [0.5]])
+def test_an_axis_of_shares_ends_at_none_and_all(values: list[float]) -> None:
+    axis = make_axis(values, 0, 100, percent=True, cover=True)
+    assert len(axis.ticks) >= 2 and 0 <= axis.low <= min(values) and max(values) <= axis.high <= 1
+    assert all(0 <= axis.at(value) <= 100 for value in values)
+
+
+def test_an_axis_of_differences_may_go_below_none() -> None:
+    assert make_axis([-0.1, 0.1], 0, 100, percent=True, cover=True).low == -0.1

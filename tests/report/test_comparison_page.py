@@ -110,7 +110,7 @@ def test_the_page_is_offline_escaped_and_repeatable() -> None:
     assert "<script" not in page and "alert" in page
     links = re.findall(r"""(?:src|href)=|url\(|https?://[^"' ]+""", page)
     assert set(links) == {"http://www.w3.org/2000/svg"}
-    assert "Retrieval against validity" in page and "Fixed before the runs: the arms adagrpo" in page
+    assert "Retrieval against validity" in page and "Fixed before the runs: the arm adagrpo is held against nll" in page
 
 
 def test_differences_are_drawn_with_the_interval_that_is_reported() -> None:
@@ -128,6 +128,14 @@ def test_a_file_of_a_time_before_the_interval_over_both_is_shown_with_the_two_th
             del against["both"]
     assert comparison_table(old).header[5:7] == ("95 % over users", "95 % over seeds")
     assert "intervals over seeds</title>" in comparison_page(old)
+    assert "an interval over seeds that excludes zero" in comparison_page(old)
+
+
+def test_what_a_claim_rests_on_is_said_of_the_interval_that_it_has() -> None:
+    page = comparison_page(content(adagrpo=[measured(50), measured(54)]))
+    assert "Over users and seeds: the interval to read." in page and "A claim needs both" not in page
+    alone = comparison_page(content(1, adagrpo=[measured(80)]))
+    assert "which is of this one seed" in alone and "Over seeds" not in alone and "A claim needs both" not in alone
 
 
 @pytest.mark.parametrize("heading", ["Against the baseline", "Margins", "Difference in HR@10 by seed"])

@@ -292,6 +292,8 @@ def test_a_history_is_built_and_taken_back_by_keyboard_alone(site: Site, tmp_pat
         browser.send("Page.navigate", url=f"http://127.0.0.1:{site.port}/")
         browser.wait("document.querySelectorAll('#list tbody tr').length === 10")
         assert browser.value("document.getElementById('title').textContent") == "The most popular items"
+        legend = "document.getElementById('legend').textContent"
+        assert browser.value(legend) == "Of a user whom nobody knows no reward is asked."
         browser.press("Tab", 9)
         assert browser.value("document.activeElement.id") == "search"
         browser.send("Input.insertText", text="red tent")

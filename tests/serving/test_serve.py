@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from adagrpo.data.prepared import load_item_ids
 from adagrpo.errors import UserError
@@ -102,14 +103,41 @@ def test_without_a_name_the_arm_that_is_best_on_validation_is_taken(copied: Path
     assert choose_checkpoint(run, None, "best").arm == "sft"
 
 
+def test_an_evaluation_of_earlier_weights_chooses_nothing(copied: Path) -> None:
+    for arm, value in {"sft": 0.25, "nll": 0.125, "adagrpo": 0.5}.items():
+        write_validation(opened(copied), arm, value)
+    assert choose_checkpoint(opened(copied), None, "best").arm == "adagrpo"
+    # only how lists are made differs from the evaluation: it still is of these weights
+    assert choose_checkpoint(opened(copied, "evaluation.mask_history=true"), None, "best").arm == "adagrpo"
+    train_again(copied, "adagrpo")
+    chosen = choose_checkpoint(opened(copied), None, "best")
+    assert chosen.arm == "sft"
+    assert chosen.why.endswith("the best of sft, nll; evaluated before being trained again: adagrpo")
+    assert choose_checkpoint(opened(copied), None, "final").arm  # the final weights are what they were
+    for arm in ("nll", "sft"):
+        train_again(copied, arm)
+    with pytest.raises(UserError, match=r"as it is .evaluated before being trained again: sft, nll, adagrpo., so none"):
+        choose_checkpoint(opened(copied), None, "best")
+
+
+def train_again(folder: Path, arm: str) -> None:
+    """Other weights in the best checkpoint of an arm, in a stage that is whole."""
+    stage = folder / "sft" if arm == "sft" else folder / "train" / arm
+    weights = load_file(stage / "best" / "model.safetensors")
+    save_file({name: value + 1 for name, value in weights.items()}, stage / "best" / "model.safetensors")
+    (stage / "manifest.json").unlink()
+    seal(stage, kind="stage", fingerprint="")
+
+
 def write_validation(run: Run, arm: str, value: float) -> None:
     """Say of the best checkpoint of an arm that it has this NDCG@10 on validation."""
     folder = run.path("evaluate", arm) if arm == "sft" else run.path("evaluate", arm, "best")
     values = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     values["validation"]["ndcg@10"] = value
     (folder / "metrics.json").write_text(json.dumps(values), encoding="utf-8")
+    made_from = json.loads((folder / "manifest.json").read_text(encoding="utf-8")).get("made_from")
     (folder / "manifest.json").unlink()
-    seal(folder, kind="stage", fingerprint="")
+    seal(folder, kind="stage", fingerprint="", made_from=made_from)
 
 
 @pytest.mark.parametrize("weight", [0.0, 2.0])

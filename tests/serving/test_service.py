@@ -103,6 +103,7 @@ def test_items_health_and_the_pages_of_the_api(stub: Callable[..., Any]) -> None
     page = service.ask("/docs")[1]
     assert {"/recommend", "/v1/recommend", "/v1/feedback", "/v1/items/{item_id}", "/readyz"} < set(paths)
     assert all(f"<code>{method.upper()} {path}</code>" in page for path, methods in paths.items() for method in methods)
+    assert 'name="viewport"' in page and "the words of <code>search</code>" in page
     assert "http://" not in page and "https://" not in page and "<script" not in page
 
 

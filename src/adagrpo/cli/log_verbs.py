@@ -92,6 +92,7 @@ def prepare(
     from adagrpo import pipeline
     from adagrpo.config import resolve_config
     from adagrpo.data.logs.understood import sentences
+    from adagrpo.pipeline.suggest import sizes_note
     from adagrpo.report import dataset_table, to_text
 
     if bool(logs) == (exposures is not None):
@@ -109,6 +110,9 @@ def prepare(
     with session(run):
         pipeline.prepare(run)
     summary = json.loads(run.checked("prepare", "summary.json").read_text(encoding="utf-8"))
+    hint = sizes_note(config.tokenizer, summary["items"]) if config.data.split.kind != "impressions" else None
+    if hint is not None:
+        run.console.note(hint)
     joined = run.checked("exposures", "summary.json") if exposures is not None else None
     counts = {} if joined is None else json.loads(joined.read_text(encoding="utf-8"))
     if common.as_json:

@@ -51,6 +51,8 @@ def _follow(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[st
         written.append(str(part))
         if isinstance(part, int):
             section = _plain(get_args(section)[0])
+        elif get_origin(section) is dict:
+            section = _plain(get_args(section)[1])
         else:
             known = getattr(section, "model_fields", {}).get(part)
             section = None if known is None else _plain(known.annotation)

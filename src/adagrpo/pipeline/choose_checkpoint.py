@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 
 from adagrpo.errors import UserError
 from adagrpo.pipeline.run import Run
+from adagrpo.storage.artifacts import manifest
 
 __all__ = ["Chosen", "choose_checkpoint"]
 
@@ -55,21 +56,39 @@ def choose_checkpoint(run: Run, arm: str | None, checkpoint: Literal["best", "fi
 
 
 def _best_on_validation(run: Run, arms: list[str], checkpoint: str) -> tuple[str, str]:
-    """The arm of the best `MONITOR` on all validation cases, the first of equals, and why it is that one."""
+    """The arm of the best `MONITOR` on all validation cases, the first of equals, and why it is that one.
+
+    An evaluation speaks of the weights that it read. Of an arm that was trained again since, it says nothing.
+    """
     values: dict[str, float] = {}
+    outdated: list[str] = []
     for arm in arms:
         folder = ("evaluate", arm) if arm == "sft" else ("evaluate", arm, checkpoint)
         metrics = run.find(*folder, "metrics.json")
-        if metrics is not None:
+        if metrics is None:
+            continue
+        if _of_these_weights(run, metrics.parent, arm, checkpoint):
             values[arm] = json.loads(metrics.read_text(encoding="utf-8"))["validation"][MONITOR]
+        else:
+            outdated.append(arm)
+    left_out = f"evaluated before being trained again: {', '.join(outdated)}"
     if not values and len(arms) > 1:
+        found = f"nothing was evaluated in {run.directory}" + (f" as it is ({left_out})" if outdated else "")
         raise UserError(
-            f"--arm: nothing was evaluated in {run.directory}, so none is the best of {', '.join(arms)};"
+            f"--arm: {found}, so none is the best of {', '.join(arms)};"
             f" name one, or run `adagrpo evaluate --run {run.directory}`"
         )
     if not values:
-        return "sft", "the only policy; nothing was evaluated"
+        return "sft", f"the only policy; {left_out if outdated else 'nothing was evaluated'}"
     best = max(values, key=lambda arm: values[arm])
-    others = [arm for arm in arms if arm not in values]
-    why = f"NDCG@10 {values[best]:.4f} on validation, the best of {', '.join(values)}"
-    return best, why + (f"; not evaluated: {', '.join(others)}" if others else "")
+    others = [arm for arm in arms if arm not in values and arm not in outdated]
+    why = [f"NDCG@10 {values[best]:.4f} on validation, the best of {', '.join(values)}"]
+    why += [f"not evaluated: {', '.join(others)}"] if others else []
+    return best, "; ".join([*why, left_out] if outdated else why)
+
+
+def _of_these_weights(run: Run, evaluation: Path, arm: str, checkpoint: str) -> bool:
+    """Whether an evaluation read the weights that are there; one of an earlier version does not say what it read."""
+    made_from = (manifest(evaluation) or {}).get("made_from")
+    weights = run.path("sft", "best") if arm == "sft" else run.path("train", arm, checkpoint)
+    return made_from is None or run.hash_input(weights / "model.safetensors") in made_from["inputs"].values()

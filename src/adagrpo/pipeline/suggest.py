@@ -13,9 +13,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from adagrpo.config.tokenizer import TokenizerConfig
 from adagrpo.errors import UserError
 
-__all__ = ["Sizes", "recipe_text", "sizes_for"]
+__all__ = ["Sizes", "recipe_text", "sizes_for", "sizes_note"]
 
 DENSITY = 1.25  # code sequences for each item, at least; balanced codes need 1.1
 MOST_CODES = 512  # a level; more items than that has room for get three levels
@@ -60,6 +61,23 @@ def sizes_for(*, users: int, items: int, longest: int, repeats: float) -> Sizes:
     beam = max(10, min(50, items))
     history = max(5, min(50, longest))
     return Sizes(levels, codes, quantizer, collisions, batch, epochs, beam, repeats < REPEATS, history)
+
+
+def sizes_note(tokenizer: TokenizerConfig, items: int) -> str | None:
+    """What to tell somebody who prepared logs without a recipe; None where the sizes were chosen, or are those of init.
+
+    >>> sizes_note(TokenizerConfig(), 800).partition("; ")[2]
+    'for 800 items `adagrpo init` chooses 2 levels of 32'
+    """
+    chosen = sizes_for(users=1, items=items, longest=1, repeats=0.0)
+    given = (tokenizer.levels, tokenizer.codes)
+    default = TokenizerConfig()
+    if tokenizer.published is not None or given != (default.levels, default.codes) or given == chosen[:2]:
+        return None
+    return (
+        f"note: Semantic IDs have the default size, {tokenizer.levels} levels of {tokenizer.codes} codes;"
+        f" for {items:,} items `adagrpo init` chooses {chosen.levels} levels of {chosen.codes}"
+    )
 
 
 def recipe_text(preview: Mapping[str, Any], name: str) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from adagrpo.report import drawing as draw
-from adagrpo.report.scales import bin_means, is_finite, make_axis
+from adagrpo.report.scales import bin_means, is_finite, make_axis, step_axis
 
 __all__ = ["Point", "Series", "line_chart", "scatter_chart", "stacked_area_chart"]
 
@@ -74,7 +74,7 @@ def line_chart(series: Sequence[Series], *, title: str, x_label: str, y_label: s
     top = draw.TOP + height
     y_axis = make_axis([y for _, y in known], draw.BOTTOM, top, percent=percent, cover=True)
     left = draw.left_of(y_axis)
-    x_axis = make_axis([x for x, _ in known], left, draw.RIGHT_EDGE - (margin or 6), percent=False, cover=False)
+    x_axis = step_axis([x for x, _ in known], left, draw.RIGHT_EDGE - (margin or 6))
     parts = [*draw.axes(x_axis, y_axis, x_label, y_label, top), *legend]
     ends = []
     for line, style, points in lines:
@@ -174,7 +174,7 @@ def stacked_area_chart(
     top = draw.TOP + height
     values = [0.0, *(row[-1] for _, row in known), *(y for _, y in line if y is not None)]
     y_axis = make_axis(values, draw.BOTTOM, top, percent=percent, cover=True)
-    x_axis = make_axis([x for x, _ in known], draw.left_of(y_axis), draw.RIGHT_EDGE - 6, percent=False, cover=False)
+    x_axis = step_axis([x for x, _ in known], draw.left_of(y_axis), draw.RIGHT_EDGE - 6)
     parts = [*draw.axes(x_axis, y_axis, x_label, y_label, top), *legend]
     for run in _stretches(positions, stack):
         for place in range(len(layers)):

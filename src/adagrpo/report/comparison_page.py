@@ -171,7 +171,7 @@ def comparison_page(content: Mapping[str, Any]) -> str:
         differences=_differences(content),
         figures=list(comparison_figures(content).values()),
         family=keep_together(_family(content)),
-        seeds=len(content["seeds"]),
+        how=_how(content),
     )
 
 
@@ -310,12 +310,28 @@ def _differences(content: Mapping[str, Any]) -> list[Figure]:
     return figures
 
 
+def _how(content: Mapping[str, Any]) -> str:
+    """What the intervals of the first table are, and what a claim rests on."""
+    seeds = len(content["seeds"])
+    parts = ["Test cases. Over users: paired bootstrap, a user being resampled with all seeds."]
+    if seeds > 1:
+        parts += [f"Over seeds: interval by Student's t from {seeds} differences."]
+    if _intervals(content)[0] == "both":
+        parts += ["Over users and seeds: the interval to read. A claim rests on it, by p after Holm's correction."]
+    elif seeds > 1:
+        parts += ["A claim needs both: p after Holm's correction, and an interval over seeds that excludes zero."]
+    else:
+        parts += ["A claim rests on p after Holm's correction, which is of this one seed."]
+    return " ".join([*parts, "The best checkpoint was chosen on validation; the weight of re-ranking was too."])
+
+
 def _family(content: Mapping[str, Any]) -> str:
     """What was fixed before the runs, in a sentence."""
     plan = content["plan"]
     margins = [f"{metric_label(name)} worse by at most {_size(name, size)}" for name, size in plan["margins"].items()]
+    arms = f"arm {plan['family'][0]} is" if len(plan["family"]) == 1 else f"arms {', '.join(plan['family'])} are each"
     return (
-        f"Fixed before the runs: the arms {', '.join(plan['family'])} are each held against {plan['baseline']} on"
+        f"Fixed before the runs: the {arms} held against {plan['baseline']} on"
         f" {metric_label(plan['metric'])} over {content['users']:,} users, best checkpoint against best and final"
         f" against final, at {100 * plan['level']:g} % with Holm's correction; margins: {', '.join(margins) or 'none'}."
     )
@@ -392,7 +408,7 @@ def _half(metric: str, value: Mapping[str, Any]) -> str:
 
 
 def _each(values: Sequence[float | None]) -> str:
-    return ", ".join(dict.fromkeys(MISSING if value is None else format_number(value) for value in values))
+    return ", ".join(dict.fromkeys(MISSING if value is None else format_number(value) for value in values)) or MISSING
 
 
 def _count(number: int | str, noun: str) -> str:

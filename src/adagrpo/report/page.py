@@ -37,6 +37,7 @@ from adagrpo.report.ranker_tables import (
     ranking_table,
     strata_table,
 )
+from adagrpo.report.reward_curves import of_this_reward
 from adagrpo.report.run_facts import as_yaml, code_levels, facts, stage_table
 from adagrpo.report.run_files import LooseFiles, RunFiles, read_mapping, read_rows
 from adagrpo.report.summary import arm_sentences, summary_sentences
@@ -59,6 +60,8 @@ SECTIONS = (  # those of logs without order are the last three
     ("configuration", "Configuration"),
     ("stages", "Stages"),
 )
+
+EXPOSURES = ("exposures", "Held-out impressions")
 
 SPLITS: tuple[Split, ...] = ("test", "validation")
 
@@ -127,7 +130,7 @@ def build_report(run: RunFiles | Path, notes: Sequence[str] = ()) -> str:
         name=metrics.get("name") or files.directory.resolve().name,
         config_hash=metrics.get("config_hash"),
         notes=[keep_together(note) for note in notes],
-        sections=SECTIONS if "exposures" not in metrics else SECTIONS[-3:],
+        sections=SECTIONS if "exposures" not in metrics else (EXPOSURES, *SECTIONS[-3:]),
         diagnosis=_diagnosis(files),
         summary=[keep_together(sentence) for sentence in summary_sentences(metrics)],
         arms=[(arm, keep_together(sentence)) for arm, sentence in arm_sentences(metrics)],
@@ -185,8 +188,9 @@ def template(name: str) -> Template:
 
 
 def _figures(files: RunFiles, metrics: Mapping[str, Any]) -> dict[str, Any]:
-    logs = _logs(files, metrics)
+    logs, elsewhere = of_this_reward(_logs(files, metrics), metrics)
     return {
+        "elsewhere": elsewhere,
         "curves": figures.learning_curves(logs),
         "supervised": figures.supervised_curves(logs),
         "signals": figures.training_signals(logs),

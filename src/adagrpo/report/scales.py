@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
-__all__ = ["BINS", "Axis", "bin_means", "category_axis", "is_finite", "make_axis", "nice_ticks"]
+__all__ = ["BINS", "Axis", "bin_means", "category_axis", "is_finite", "make_axis", "nice_ticks", "step_axis"]
 
 BINS = 80
 
@@ -40,16 +40,35 @@ class Axis:
 
 
 def make_axis(values: Iterable[float], start: float, end: float, *, percent: bool, cover: bool) -> Axis:
-    """An axis over some finite values; with `cover` it ends on ticks, otherwise on the values."""
+    """An axis over some finite values; with `cover` it ends on ticks, otherwise on the values.
+
+    An axis of shares stays between 0 and 100 %: there are none beyond.
+    """
     known = list(values)
     low, high = min(known), max(known)
     if low == high == 0:
         high = 0.01 if percent else 1.0
     ticks = nice_ticks(low, high)
+    if percent and low >= 0 and high <= 1:
+        ticks = [tick for tick in ticks if -1e-9 < tick < 1 + 1e-9]
     inside = tuple(tick for tick in ticks if low <= tick <= high)
     if cover or len(inside) < 2:
         return Axis(tuple(ticks), ticks[0], ticks[-1], start, end, percent)
     return Axis(inside, low, high, start, end, percent)
+
+
+def step_axis(steps: Iterable[float], start: float, end: float) -> Axis:
+    """An axis of steps from the first to the last; a single one stands between the steps beside it.
+
+    Example:
+        >>> step_axis([1.0], 0, 200).texts()
+        ['0', '1', '2']
+    """
+    known = set(steps)
+    if len(known) > 1:
+        return make_axis(known, start, end, percent=False, cover=False)
+    (only,) = known
+    return Axis((only - 1, only, only + 1), only - 1, only + 1, start, end, False)
 
 
 def category_axis(names: Sequence[str], start: float, end: float) -> Axis:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from html import escape
 from typing import Any
@@ -29,9 +30,11 @@ def api_page(description: Mapping[str, Any]) -> str:
         for method, operation in methods.items()
     ]
     schemas = json.dumps(description.get("components", {}).get("schemas", {}), indent=1)
+    title = escape(description["info"]["title"])
     return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(description["info"]["title"])}</title>'
-        f"<style>{STYLE}</style><h1>{escape(description['info']['title'])}</h1>"
+        '<!doctype html><html lang="en"><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{title}</title><style>{STYLE}</style><h1>{title}</h1>"
         '<p>The same for programs: <a href="/openapi.json">/openapi.json</a>.</p>'
         + "".join(parts)
         + f"<h2>Schemas</h2><pre>{escape(schemas)}</pre></html>"
@@ -41,5 +44,5 @@ def api_page(description: Mapping[str, Any]) -> str:
 def _operation(path: str, method: str, operation: Mapping[str, Any]) -> str:
     body = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema")
     shown = f"<details><summary>Body</summary><pre>{escape(json.dumps(body, indent=1))}</pre></details>" if body else ""
-    said = escape(operation.get("description", ""))
+    said = re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(operation.get("description", "")))
     return f"<h2><code>{method.upper()} {escape(path)}</code></h2><p>{said}</p>{shown}"

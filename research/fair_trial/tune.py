@@ -1,0 +1,162 @@
+"""Tunes every objective with every gate on validation cases, all with the same budget: the first half of the trial.
+
+    python -m research.fair_trial.tune --data DIR --out runs/fair --sets amazon18-scientific
+
+`DIR` holds a folder a data set, as in the recipes. `plan.yaml` says what is tried and how one setting is chosen; it was
+written before the first run. Seed 0 alone is trained here and its test cases are never read. Rows are appended as they
+are measured, to `tuning-<set>.jsonl`; what has its row is not measured again, so an interrupted command continues.
+`chosen-<set>.yaml` holds the arms that the rule chose, and is written anew with every row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from adagrpo.config import ArmConfig, load_config
+from adagrpo.console import StderrConsole
+from adagrpo.pipeline import Run, fit_arm, fit_ranker, fit_sft, prepare, tokenize
+from adagrpo.report import read_rows
+from adagrpo.storage.artifacts import write_file
+from research.rows import add_row
+
+__all__ = ["Candidate", "candidates", "leaders"]
+
+HERE = Path(__file__).parent
+METRIC = "hr@10"
+
+
+class Candidate(NamedTuple):
+    """One setting of one family: an objective with a gate."""
+
+    family: str
+    pressure: float
+    rollouts: str
+    positions: str
+
+    @property
+    def label(self) -> str:
+        """Its name, but for the rung."""
+        return f"{self.family}-{self.rollouts}-{self.positions}-p{self.pressure:g}"
+
+    def arm(self, plan: Mapping[str, Any], name: str) -> ArmConfig:
+        """What trains it."""
+        family = plan["families"][self.family]
+        options = plan["rollouts"][self.rollouts] | plan["positions"][self.positions] | family.get("options", {})
+        fields = {key: family[key] for key in ("objective", "gate") if key in family} | {"pressure": self.pressure}
+        return ArmConfig.model_validate(fields | {"name": name, "options": options})
+
+
+def candidates(plan: Mapping[str, Any], family: str, rung: int, rows: Sequence[Mapping[str, Any]]) -> list[Candidate]:
+    """What a rung tries: all pressures and rollouts first, then the best of them at the other positions too.
+
+    Args:
+        plan: the content of plan.yaml.
+        family: one of its families.
+        rung: from 0.
+        rows: of the earlier rungs.
+    """
+    about = plan["families"][family]
+    if rung == 0:
+        first = about["positions"][0]
+        return [Candidate(family, p, kind, first) for p in plan["pressures"] for kind in about["rollouts"]]
+    kept = leaders(rows, family, rung - 1)[: plan["rungs"][rung]["kept"]]
+    return [one._replace(positions=place) for one in kept for place in about["positions"]]
+
+
+def leaders(rows: Sequence[Mapping[str, Any]], family: str, rung: int) -> list[Candidate]:
+    """The candidates of a rung, best first: the higher metric at the last step, of equals the lower pressure."""
+    mine = [row for row in rows if row["family"] == family and row["rung"] == rung]
+    mine.sort(key=lambda row: (-row["final"][METRIC], row["pressure"]))
+    return [Candidate(family, row["pressure"], row["rollouts"], row["positions"]) for row in mine]
+
+
+def main() -> None:
+    """Measure and append rows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--sets", nargs="+", required=True)
+    parser.add_argument("--starts", action="store_true", help="make the starting policies and rankers alone")
+    given = parser.parse_args()
+    plan = yaml.safe_load((HERE / "plan.yaml").read_text(encoding="utf-8"))
+    for name in given.sets:
+        run = start(plan, name, given.data, given.out)
+        if not given.starts:
+            tune(plan, name, run)
+
+
+def start(plan: Mapping[str, Any], name: str, data: Path, out: Path) -> Run:
+    """The run that is tuned on, with its starting policy and ranker."""
+    own, shipped = HERE / f"{name}.yaml", HERE.parents[1] / "recipes" / f"{name}.yaml"
+    recipe = own if own.is_file() else shipped
+    options = [*plan["settings"], *plan["sets"][name].get("settings", []), f"seed={plan['tuning_seed']}"]
+    config = load_config(recipe, options)
+    run = Run(out / f"tuning-{name}", config, data / plan["sets"][name].get("folder", name), StderrConsole())
+    with run.locked():
+        prepare(run)
+        tokenize(run)
+        fit_sft(run)
+        fit_ranker(run)
+    return run
+
+
+def tune(plan: Mapping[str, Any], name: str, run: Run) -> None:
+    """Train what the plan asks for, rung by rung; every family sees a rung before any sees the next."""
+    results = HERE / f"tuning-{name}.jsonl"
+    for rung, about in enumerate(plan["rungs"]):
+        for family in plan["families"]:
+            for candidate in candidates(plan, family, rung, list(read_rows(results))):
+                known = {(row["rung"], row["candidate"]) for row in read_rows(results)}
+                if (rung, candidate.label) not in known:
+                    add_row(results, measured(plan, run, candidate, rung, about["share"]))
+                    write_file(HERE / f"chosen-{name}.yaml", chosen(plan, list(read_rows(results))))
+
+
+def measured(plan: Mapping[str, Any], run: Run, candidate: Candidate, rung: int, share: float) -> dict[str, Any]:
+    """Train one candidate for a share of the recipe's steps, and take what validation says at its last step."""
+    arm = candidate.arm(plan, f"{candidate.label}-r{rung}")
+    fit = run.config.train.fit
+    short = fit.model_copy(update={"epochs": fit.epochs * share, "validations": 1})
+    whole = run.config
+    run.config = whole.model_copy(update={"train": whole.train.model_copy(update={"fit": short})})
+    try:
+        with run.locked():
+            fit_arm(run, arm)
+    finally:
+        run.config = whole
+    folder = run.path("train", arm.name)
+    seen, steps = (list(read_rows(folder / file)) for file in ("validation.jsonl", "steps.jsonl"))
+    kept = (METRIC, "ndcg@10", "invalid_samples")
+    row: dict[str, Any] = {"rung": rung, "candidate": candidate.label, **candidate._asdict(), "steps": len(steps)}
+    row |= {"start": _some(seen[0], kept), "final": _some(seen[-1], kept)}
+    return row | {"pressure_found": json.loads((folder / "pressure.json").read_text(encoding="utf-8"))}
+
+
+def chosen(plan: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+    """The arms of the second half, as a recipe's `train.arms` has them."""
+    return yaml.safe_dump([_dumped(arm) for arm in _arms(plan, rows)], sort_keys=False)
+
+
+def _arms(plan: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Iterator[ArmConfig]:
+    for family in plan["families"]:
+        best = leaders(rows, family, len(plan["rungs"]) - 1)
+        if best:
+            yield best[0].arm(plan, family)
+
+
+def _dumped(arm: ArmConfig) -> dict[str, Any]:
+    return arm.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude_none=True)
+
+
+def _some(row: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: row[name] for name in names if name in row}
+
+
+if __name__ == "__main__":
+    main()

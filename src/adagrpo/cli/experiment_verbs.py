@@ -1,0 +1,127 @@
+"""The verb for experiments on users: freeze a plan, size it, and read what the log says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from adagrpo.cli.options import Common, verb
+from adagrpo.cli.printing import print_values
+from adagrpo.errors import UserError
+
+__all__ = ["ab"]
+
+
+@verb("ab", "serve")
+def ab(
+    plan: Annotated[Path, typer.Argument(help="The plan of an experiment, a YAML file.")],
+    common: Common,
+    exposures: Annotated[
+        Path | None, typer.Option("--exposures", help="The exposure log of the service, with its feedback.")
+    ] = None,
+    freeze: Annotated[bool, typer.Option("--freeze", help="Write the hash of the plan beside it.")] = False,
+    daily: Annotated[bool, typer.Option("--daily", help="Show the effects until each day too.")] = False,
+    power: Annotated[bool, typer.Option("--power", help="Say how many users and days the plan takes.")] = False,
+) -> None:
+    """Hold arms against each other on users: freeze a plan, size it, read its verdict from the exposure log."""
+    from adagrpo.pipeline.experiment import experiment, experiment_size, freeze_experiment
+
+    if freeze and power:
+        raise UserError("ab: give --freeze or --power")
+    if freeze:
+        print_values(freeze_experiment(plan), common.as_json)
+    elif power:
+        _print_size(experiment_size(plan, exposures), common.as_json)
+    elif exposures is None:
+        raise UserError("ab: give --exposures and the folder of an exposure log, or --freeze, or --power")
+    else:
+        result = experiment(plan, exposures)
+        _print_result(result, common.as_json)
+        if daily and not common.as_json:
+            _print_days(result)
+
+
+def _print_size(rows: list[dict[str, Any]], as_json: bool) -> None:
+    from adagrpo.report import Table, to_text
+
+    if as_json:
+        typer.echo(json.dumps(rows))
+        return
+    body = [
+        (
+            row["metric"],
+            f"{row['expected']:+.2%}",
+            f"{row['variation']:.2f}",
+            f"{row['users']:,}",
+            "users_a_day is not given" if row["days"] is None else f"{row['days']:,}",
+        )
+        for row in rows
+    ]
+    head = ("metric", "expected", "deviation / mean", "users", "days")
+    typer.echo(to_text(Table(head, tuple(body), ("left", *("right",) * 4))))
+
+
+def _print_result(result: dict[str, Any], as_json: bool) -> None:
+    from adagrpo.report import Table, to_text
+
+    if as_json:
+        typer.echo(json.dumps(result))
+        return
+    for treatment, verdict in result["verdicts"].items():
+        typer.echo(f"{treatment}: {verdict}; {result['reasons'][treatment]}")
+    late = " (after the start)" if result["frozen_after_the_start"] else ""
+    users = ", ".join(f"{arm} {count:,}" for arm, count in result["users"].items())
+    typer.echo(f"users: {users}\nplan: {result['plan'][:12]}, frozen {result['frozen']}{late}")
+    if result["effects"]:
+        head = ("arm", "metric", "control", "arm's", "effect", "interval", "p (Holm)", "detectable", "")
+        rows = [_effect_row(row) for row in result["effects"]]
+        typer.echo("\n" + to_text(Table(head, tuple(rows), ("left", "left", *("right",) * 6, "left"))))
+    if result["guardrails"]:
+        guards = ("arm", "guardrail", "control", "arm's", "change", "interval", "margin", "")
+        rows = [_guard_row(row) for row in result["guardrails"]]
+        typer.echo("\n" + to_text(Table(guards, tuple(rows), ("left", "left", *("right",) * 5, "left"))))
+
+
+def _print_days(result: dict[str, Any]) -> None:
+    """The effects until each day: one that changes sign, or fades, was of a novelty or of a fault."""
+    from adagrpo.report import Table, to_text
+
+    known = [row for row in result["daily"] if "relative" in row]
+    rows = [
+        (row["through"], row["treatment"], row["metric"], f"{row['relative']:+.2%}", _span(_ends(row))) for row in known
+    ]
+    head = ("through", "arm", "metric", "effect", "interval")
+    typer.echo("\n" + to_text(Table(head, tuple(rows), ("left", "left", "left", "right", "right"))))
+
+
+def _ends(row: dict[str, Any]) -> tuple[float, float]:
+    ends: tuple[float, float] = row["anytime"] or row["interval"]
+    return ends
+
+
+def _effect_row(row: dict[str, Any]) -> tuple[str, ...]:
+    if "relative" not in row:
+        return (row["treatment"], row["metric"], *("-",) * 6, row["says"])
+    return (
+        *(row["treatment"], row["metric"], f"{row['control']:.4g}", f"{row['value']:.4g}", f"{row['relative']:+.2%}"),
+        _span(_ends(row)),
+        f"{row['p_holm']:.3g}",
+        f"{row['detectable']:.2%}",
+        row["says"],
+    )
+
+
+def _guard_row(row: dict[str, Any]) -> tuple[str, ...]:
+    if "relative" not in row:
+        return (row["treatment"], row["guardrail"], *("-",) * 4, f"{row['margin']:.1%}", row["says"])
+    return (
+        *(row["treatment"], row["guardrail"], f"{row['control']:.4g}", f"{row['value']:.4g}"),
+        *(f"{row['relative']:+.2%}", _span(row["interval"]), f"{row['margin']:.1%}", row["says"]),
+    )
+
+
+def _span(ends: tuple[float, float]) -> str:
+    return f"{ends[0]:+.2%} to {ends[1]:+.2%}"

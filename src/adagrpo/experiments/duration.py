@@ -1,0 +1,94 @@
+"""How many users, and so how many days, an expected effect takes.
+
+    N = (z + z_power)² (s / x̄)² (1/p_c + 1/p_t) / log(1 + effect)²
+
+`p` are the shares of control and treatment, `z` is that of one of m tests at α / m, as the first step of Holm has it,
+or the factor of `anytime_factor` where the plan looks daily.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import polars as pl
+from scipy import stats
+
+from adagrpo.errors import UserError
+from adagrpo.experiments.anytime import anytime_factor
+from adagrpo.experiments.plan import Metric, Plan
+from adagrpo.experiments.units import Units
+
+__all__ = ["baselines", "duration", "tests_of", "users_needed"]
+
+
+def tests_of(plan: Plan) -> int:
+    """How many effects are tested: each metric for each treatment."""
+    return len(plan.metrics) * len(plan.treatments)
+
+
+def users_needed(variation: float, effect: float, shares: tuple[float, float], z: float) -> int:
+    """Users of the whole experiment.
+
+    Args:
+        variation: deviation over mean of one user's number.
+        effect: relative, of the treatment.
+        shares: of the users, in control and in treatment.
+        z: of the test and of the power together.
+
+    Example:
+        >>> users_needed(1.0, 0.05, (0.5, 0.5), 1.96 + 0.8416)
+        13189
+    """
+    return math.ceil((z * variation / math.log1p(effect)) ** 2 * (1 / shares[0] + 1 / shares[1]))
+
+
+def duration(plan: Plan) -> list[dict[str, Any]]:
+    """Users and days of each metric that expects an effect.
+
+    Raises:
+        UserError: none does, or one does not say what its mean and deviation are.
+    """
+    if not any(metric.expected for metric in plan.metrics.values()):
+        raise UserError("metrics: none has `expected`; say which relative effect the experiment is made for")
+    total = sum(arm.weight for arm in plan.arms.values())
+    shares = {name: (1 - plan.holdout) * arm.weight / total for name, arm in plan.arms.items()}
+    smallest = min(shares[name] for name in plan.treatments)
+    alpha = plan.alpha / tests_of(plan)
+    one = anytime_factor(1.0, 1.0, alpha) if plan.looks == "daily" else float(stats.norm.isf(alpha / 2))
+    rows = []
+    for name, metric in plan.metrics.items():
+        if metric.expected is None:
+            continue
+        if metric.mean is None or metric.deviation is None:
+            raise UserError(f"metrics.{name}: give mean and deviation, or --exposures with days before the start")
+        z = one + float(stats.norm.ppf(plan.power))
+        users = users_needed(metric.deviation / metric.mean, metric.expected, (shares[plan.control], smallest), z)
+        days = None if plan.users_a_day is None else math.ceil(users / plan.users_a_day)
+        variation = metric.deviation / metric.mean
+        rows.append({"metric": name, "expected": metric.expected, "variation": variation, "users": users, "days": days})
+    return rows
+
+
+def baselines(plan: Plan, units: Units) -> Plan:
+    """The plan with mean and deviation of each metric, and new users a day, as earlier days had them.
+
+    What the plan says itself is kept.
+    """
+    users = units.users
+    if len(users) < 2:
+        raise UserError("the log has fewer than two users in the days before the start; give mean and deviation")
+    metrics = {name: _measured(metric, users) for name, metric in plan.metrics.items()}
+    a_day = plan.users_a_day or len(users) / plan.days_before
+    return plan.model_copy(update={"metrics": metrics, "users_a_day": a_day})
+
+
+def _measured(metric: Metric, users: pl.DataFrame) -> Metric:
+    if metric.mean is not None and metric.deviation is not None:
+        return metric
+    over = users[metric.sum].to_numpy()
+    below = np.ones(len(users)) if metric.per is None else users[metric.per].to_numpy()
+    ratio = float(over.mean() / below.mean())
+    deviation = float(np.std(over - ratio * below, ddof=1) / below.mean())  # of the delta method
+    return metric.model_copy(update={"mean": ratio, "deviation": deviation})

@@ -1,0 +1,201 @@
+"""The plan of an experiment: one YAML file, written before the first user, frozen before the first outcome is read.
+
+What is frozen is the content, so comments and spaces may change. The hash lies beside the plan, in
+`PLAN.frozen.json`, and is printed with every result: whoever was told it beforehand can hold the result to it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, date, datetime, time
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from adagrpo.config.messages import explain
+from adagrpo.config.section import Positive, PositiveFloat, Section
+from adagrpo.config.yaml_text import read_yaml
+from adagrpo.errors import UserError
+from adagrpo.storage.artifacts import hash_json, with_hash, without_hash, write_file
+
+__all__ = ["DAY", "Arm", "Guardrail", "Metric", "Plan", "freeze", "frozen_beside", "read_catalogue", "read_plan"]
+
+DAY = 86_400.0  # seconds
+Level = Annotated[float, Field(gt=0, lt=1)]
+Name = Annotated[str, Field(min_length=1, max_length=100)]
+
+
+class Arm(Section):
+    """One arm: its weight among the others, and the arm of the run that its users are served."""
+
+    weight: PositiveFloat = 1.0
+    serves: Name
+
+
+class Metric(Section):
+    """A number a user, or a ratio of two; see `adagrpo.experiments.units` for the names that may be summed.
+
+    `cuped` takes out what the same number was in the days before the start. `expected` is the relative effect that
+    the experiment is made for. `mean` and `deviation` are of the control arm, for `duration`: of a ratio, the ratio
+    and its deviation by the delta method.
+    """
+
+    sum: Name
+    per: Name | None = None
+    cuped: bool = False
+    better: Literal["up", "down"] = "up"
+    expected: PositiveFloat | None = None
+    mean: PositiveFloat | None = None
+    deviation: PositiveFloat | None = None
+
+
+class Guardrail(Section):
+    """A ratio that may get worse by less than `margin`, as a share of the control's."""
+
+    sum: Name
+    per: Name | None = None
+    better: Literal["up", "down"] = "down"
+    margin: PositiveFloat
+
+
+class Rule(Section):
+    """Ship where one of these metrics is better, none of them is worse, and every guardrail is within its margin."""
+
+    metrics: tuple[Name, ...] = ()  # none: all
+
+
+class Plan(Section):
+    """All that is decided before the first user; see `docs/how-to/ab.md`."""
+
+    name: Name
+    arms: dict[Name, Arm]
+    control: Name
+    salt: Annotated[str, Field(min_length=4)]
+    holdout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    exclude: tuple[str, ...] = ()  # hashes of users, as the log has them
+    start: Annotated[date, Field(ge=date(1970, 1, 1), le=date(2200, 1, 1))]
+    days: Annotated[int, Field(ge=1, le=1000)]
+    days_before: Annotated[int, Field(ge=0, le=1000)] = 14  # of the covariates and of what is popular
+    metrics: Annotated[dict[Name, Metric], Field(min_length=1)]
+    guardrails: dict[Name, Guardrail] = Field(default_factory=dict)
+    alpha: Level = 0.05
+    power: Level = 0.8
+    looks: Literal["end", "daily"] = "end"
+    answers: Positive | None = None  # that are expected until the end, for `looks: daily`
+    users_a_day: PositiveFloat | None = None  # that are new in the experiment, for `duration`
+    catalogue: str | None = None  # a text file beside the plan, one item a line
+    most_misassigned: Annotated[float, Field(ge=0, lt=1)] = 0.001  # share of answers of another arm than the user's
+    rule: Rule = Rule()
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Plan:
+        if len(self.arms) < 2:
+            raise ValueError(f"arms: {len(self.arms)}; an experiment has at least two")
+        if self.control not in self.arms:
+            raise ValueError(f"control: {self.control!r} is none of the arms {', '.join(self.arms)}")
+        unknown = [name for name in self.rule.metrics if name not in self.metrics]
+        if unknown:
+            raise ValueError(f"rule.metrics: {unknown[0]!r} is none of the metrics {', '.join(self.metrics)}")
+        if self.looks == "daily" and self.answers is None:
+            raise ValueError("answers: say how many are expected until the end; `looks: daily` is tightest there")
+        for name, metric in self.metrics.items():
+            if metric.cuped and (metric.per is not None or not self.days_before):
+                raise ValueError(f"metrics.{name}.cuped: is for a number a user, with days_before above 0")
+        return self
+
+    @property
+    def begins(self) -> float:
+        """Seconds since 1970 at which the first day starts, UTC."""
+        return datetime.combine(self.start, time(), UTC).timestamp()
+
+    @property
+    def ends(self) -> float:
+        """Seconds since 1970 at which the last day is over."""
+        return self.begins + self.days * DAY
+
+    @property
+    def deciding(self) -> tuple[str, ...]:
+        """The metrics that the rule is of."""
+        return self.rule.metrics or tuple(self.metrics)
+
+    @property
+    def treatments(self) -> tuple[str, ...]:
+        """All arms but the control."""
+        return tuple(name for name in self.arms if name != self.control)
+
+
+def read_plan(path: Path) -> Plan:
+    """A plan.
+
+    Raises:
+        UserError: the file is no plan; the line names file and key.
+    """
+    try:
+        content = read_yaml(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such plan") from error
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: a plan is a mapping of keys, this is {type(content).__name__}")
+    try:
+        return Plan.model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"{path}: {explain(error, Plan)}") from error
+
+
+def frozen_beside(path: Path) -> Path:
+    """Where the hash of a plan lies."""
+    return path.with_name(f"{path.name}.frozen.json")
+
+
+def freeze(path: Path, plan: Plan, *, now: datetime) -> Mapping[str, Any]:
+    """Write the hash of a plan beside it, or hold the plan to the one that is there.
+
+    Args:
+        path: of the plan.
+        plan: its content.
+        now: the time that is written, where none is.
+
+    Returns:
+        `plan`, the hash of its content, and `time`.
+
+    Raises:
+        UserError: the plan or its catalogue was changed since it was frozen, or the file beside it is damaged.
+    """
+    target = frozen_beside(path)
+    content: dict[str, Any] = plan.model_dump(mode="json")
+    if plan.catalogue is not None:
+        content["catalogue"] = sorted(read_catalogue(path, plan))
+    found = hash_json(content)
+    if not target.exists():
+        write_file(target, json.dumps(with_hash({"plan": found, "time": now.isoformat(timespec="seconds")})) + "\n")
+    try:
+        frozen = without_hash(json.loads(target.read_text(encoding="utf-8")))
+        before = str(frozen["plan"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
+        raise UserError(f"{target}: is not as it was written; take it from a copy") from error
+    if before != found:
+        raise UserError(
+            f"{path}: was changed after it was frozen on {frozen['time']} ({before[:12]} then, {found[:12]} now); "
+            "undo the change, or plan another experiment under another name and salt"
+        )
+    return frozen
+
+
+def read_catalogue(path: Path, plan: Plan) -> frozenset[str]:
+    """Items of the file that the plan names, which lies relative to the plan; none where it names none.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    if plan.catalogue is None:
+        return frozenset()
+    file = path.parent / plan.catalogue
+    try:
+        return frozenset(file.read_text(encoding="utf-8").split("\n")) - {""}
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: cannot be read (catalogue of {path}); give a text file, one item a line") from error

@@ -1,0 +1,144 @@
+"""One row a user from the exposure log: the arm, when it was first seen, and the sums that a plan names.
+
+    answers          lists that were shown
+    impressions      their items; `distinct_items` counts each once
+    fallbacks        answers that were the popular list
+    latency_ms       of all answers together
+    tail             impressions of items outside `HEAD` of those shown in the days before the start
+    unlisted         impressions of items that are not in the plan's catalogue, as hallucinated codes would be
+    KIND             feedback of a kind, such as click; the first of each request, item and kind
+    KIND.value       its values, such as the seconds of dwell
+
+The arm is the one that the plan assigns, whatever was served: who is moved for a reason stays where chance put them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+import polars as pl
+
+from adagrpo.errors import UserError
+from adagrpo.experiments.allocation import assign
+from adagrpo.experiments.plan import DAY, Guardrail, Metric, Plan
+
+__all__ = ["HEAD", "Units", "users_before", "users_of"]
+
+HEAD = 0.2  # share of the items, most shown first
+OF_ANSWERS = {
+    "answers": pl.len(),
+    "fallbacks": (pl.col("source") == "popular").sum(),
+    "latency_ms": pl.col("latency_ms").sum(),
+}
+OF_ITEMS = ("impressions", "distinct_items", "tail", "unlisted")
+REQUEST, USER, ITEM, KIND = "request_id", "user_hash", "item", "kind"
+
+
+class Units(NamedTuple):
+    """Users of an experiment, and what was left out."""
+
+    users: pl.DataFrame  # user_hash, arm, day, catalogue, one column a sum, and `before: SUM` of covariates
+    answers: int
+    answers_excluded: int  # of users that the plan excludes
+    answers_held_out: int
+    answers_misassigned: int  # of another arm than the user's
+
+
+def users_of(plan: Plan, exposures: pl.DataFrame, feedback: pl.DataFrame, catalogue: Iterable[str] = ()) -> Units:
+    """Users that were shown something in the window of a plan.
+
+    Args:
+        plan: of the experiment.
+        exposures: one row an answer, see `adagrpo.serving.exposure_parts`.
+        feedback: one row a request, item and kind.
+        catalogue: items that exist, for `unlisted`.
+
+    Raises:
+        UserError: a metric is of a kind of feedback that the log does not have, or of what cannot be known.
+    """
+    metrics: list[Metric | Guardrail] = [*plan.metrics.values(), *plan.guardrails.values()]
+    names = {name for metric in metrics for name in (metric.sum, metric.per) if name is not None}
+    answers = exposures.unique(REQUEST, keep="first", maintain_order=True).filter(pl.col(USER).is_not_null())
+    earlier = _between(answers, plan.begins - plan.days_before * DAY, plan.begins)
+    ours = pl.col("experiment").is_null() | (pl.col("experiment") == plan.name)
+    window = _between(answers, plan.begins, plan.ends).filter(ours)
+    included = window.filter(~pl.col(USER).is_in(list(plan.exclude)))
+    weights = {name: arm.weight for name, arm in plan.arms.items()}
+    hashes = included[USER].unique(maintain_order=True)
+    arms = [assign(user, salt=plan.salt, weights=weights, holdout=plan.holdout) for user in hashes]
+    placed = included.join(pl.DataFrame({USER: hashes, "place": pl.Series(arms, dtype=pl.String)}), on=USER)
+    shown = placed.filter(pl.col("place").is_not_null())
+    serves = pl.col("place").replace_strict({name: arm.serves for name, arm in plan.arms.items()})
+    first = shown.sort("time", maintain_order=True).group_by(USER, maintain_order=True).first()
+    day = pl.from_epoch(pl.col("time").floor().cast(pl.Int64)).dt.date().alias("day")
+    users = first.select(USER, pl.col("place").alias("arm"), day, pl.col("catalog_version").alias("catalogue"))
+    said = feedback.unique([REQUEST, ITEM, KIND], keep="first", maintain_order=True)
+    _check_names(names, said, earlier, catalogue)
+    head = _head(earlier) if "tail" in names else pl.Series(dtype=pl.String)
+    listed = pl.Series(list(catalogue), dtype=pl.String)
+    users = users.join(_sums(shown, said, names, head, listed), on=USER, how="left")
+    covariates = {metric.sum for metric in plan.metrics.values() if metric.cuped}
+    before = _sums(earlier, said, covariates, head, listed)
+    users = users.join(before.rename({name: f"before: {name}" for name in covariates}), on=USER, how="left")
+    return Units(
+        users=users.with_columns(pl.col(pl.Float64).fill_null(0.0)),
+        answers=len(shown),
+        answers_excluded=len(window) - len(included),
+        answers_held_out=len(included) - len(shown),
+        answers_misassigned=int(shown.select((pl.col("arm") != serves).sum()).item()),
+    )
+
+
+def users_before(plan: Plan, exposures: pl.DataFrame, feedback: pl.DataFrame, catalogue: Iterable[str] = ()) -> Units:
+    """`users_of` for the days before the start, as far back as the plan goes, of which nothing is an outcome."""
+    start = datetime.fromtimestamp(plan.begins - plan.days_before * DAY, UTC).date()
+    earlier = exposures.with_columns(experiment=pl.lit(None, pl.String))
+    return users_of(plan.model_copy(update={"start": start, "days": plan.days_before}), earlier, feedback, catalogue)
+
+
+def _between(answers: pl.DataFrame, begin: float, end: float) -> pl.DataFrame:
+    return answers.filter((pl.col("time") >= begin) & (pl.col("time") < end))
+
+
+def _check_names(names: set[str], said: pl.DataFrame, earlier: pl.DataFrame, catalogue: Iterable[str]) -> None:
+    kinds = set(said[KIND].unique())
+    for name in sorted(names - {*OF_ANSWERS, *OF_ITEMS}):
+        if name.removesuffix(".value") not in kinds:
+            known = ", ".join(sorted(kinds)) or "none"
+            raise UserError(f"the log has no feedback of kind {name.removesuffix('.value')!r}; its kinds are {known}")
+    if "tail" in names and earlier.is_empty():
+        raise UserError("tail: the log has no answers in the days before the start, which say what is popular")
+    if "unlisted" in names and not catalogue:
+        raise UserError("unlisted: the plan names no catalogue; give `catalogue`, a text file of one item a line")
+
+
+def _head(earlier: pl.DataFrame) -> pl.Series:
+    """The most shown items, `HEAD` of all that were shown; ties go by id, so that the log's order decides nothing."""
+    counts = earlier.select(pl.col("slate").explode().alias(ITEM)).drop_nulls().group_by(ITEM).len()
+    return counts.sort("len", ITEM, descending=[True, False])[ITEM].head(max(1, round(HEAD * len(counts))))
+
+
+def _sums(
+    answers: pl.DataFrame, said: pl.DataFrame, names: Iterable[str], head: pl.Series, listed: pl.Series
+) -> pl.DataFrame:
+    """One row a user of `answers`, one column of floats a name."""
+    wanted = sorted(names)
+    items = answers.select(REQUEST, USER, pl.col("slate").alias(ITEM)).explode(ITEM).drop_nulls(ITEM)
+    found = said.join(items.unique([REQUEST, ITEM]), on=[REQUEST, ITEM], how="inner")
+    of_items = {
+        "impressions": pl.len(),
+        "distinct_items": pl.col(ITEM).n_unique(),
+        "tail": (~pl.col(ITEM).is_in(head.implode())).sum(),
+        "unlisted": (~pl.col(ITEM).is_in(listed.implode())).sum(),
+    }
+    sums = answers.group_by(USER, maintain_order=True).agg(OF_ANSWERS[n].alias(n) for n in wanted if n in OF_ANSWERS)
+    parts = [items.group_by(USER).agg(of_items[n].alias(n) for n in wanted if n in of_items)]
+    for name in (name for name in wanted if name not in OF_ANSWERS and name not in of_items):
+        kind = found.filter(pl.col(KIND) == name.removesuffix(".value"))
+        number = pl.col("value").sum() if name.endswith(".value") else pl.len()
+        parts.append(kind.group_by(USER).agg(number.alias(name)))
+    for part in parts:
+        sums = sums.join(part, on=USER, how="left")
+    return sums.select(USER, *(pl.col(name).cast(pl.Float64).fill_null(0.0) for name in wanted))

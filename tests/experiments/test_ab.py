@@ -1,0 +1,219 @@
+"""An experiment from the rows of an exposure log to its verdict, by the command line and by the pieces."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import yaml
+
+from adagrpo import cli
+from adagrpo.errors import UserError
+from adagrpo.experiments.allocation import assign
+from adagrpo.experiments.outcome import analyse
+from adagrpo.experiments.plan import DAY, Plan
+from adagrpo.experiments.units import Units, users_before, users_of
+from adagrpo.serving.exposure_log import Exposure, Feedback
+from adagrpo.serving.exposure_parts import EXPOSURE_SCHEMA, FEEDBACK_SCHEMA
+from adagrpo.serving.exposure_store import LocalExposureLog
+
+CONTENT: dict[str, Any] = {
+    "name": "gated",
+    "arms": {"now": {"serves": "sft"}, "new": {"serves": "gated"}},
+    "control": "now",
+    "salt": "2026-11",
+    "start": "2026-11-08",
+    "days": 7,
+    "days_before": 7,
+    "metrics": {
+        "clicks": {"sum": "click"},
+        "ctr": {"sum": "click", "per": "impressions"},
+        "dwell": {"sum": "dwell.value", "cuped": True, "expected": 0.02},
+    },
+    "guardrails": {"latency": {"sum": "latency_ms", "per": "answers", "margin": 0.1}},
+}
+PLAN = Plan.model_validate(CONTENT)
+AFTER = datetime(2026, 12, 1, tzinfo=UTC)
+
+
+def rows(users: int, lift: float = 0.0, slow: float = 1.0) -> tuple[list[Exposure], list[Feedback]]:
+    """Two answers before the start and two in the window, of three items each, a click with 20 seconds of dwell."""
+    draw, shown, said = np.random.default_rng(0), [], []
+    for user in map(str, range(users)):
+        arm = assign(user, salt="2026-11", weights={"now": 1, "new": 1})
+        for visit, day in enumerate((-5, -2, 1, 4)):
+            treated = arm == "new" and day >= 0
+            time = PLAN.begins + day * DAY + 60
+            name, ms = f"{user}-{visit}", float(draw.uniform(5, 15)) * (slow if treated else 1)
+            kind = "gated" if treated else "sft"
+            shown.append(
+                Exposure(
+                    request_id=name, time=time, slate=(1, 2, 3), arm=kind, model_version=kind, catalog_version="1",
+                    user_hash=user, experiment="gated" if day >= 0 else None, latency_ms=ms,
+                )
+            )  # fmt: skip
+            for item in (1, 2, 3):
+                if draw.random() < 0.3 * (1 + lift * treated):
+                    moment = time + 30
+                    said.append(Feedback(request_id=name, item=item, kind="click", time=moment))
+                    said.append(Feedback(request_id=name, item=item, kind="dwell", time=moment, value=20.0))
+    return shown, said
+
+
+def tables(*given: Any, **options: Any) -> tuple[pl.DataFrame, pl.DataFrame]:
+    shown, said = rows(*given, **options)
+    exposures = pl.DataFrame(
+        [
+            {name: getattr(row, name) for name in EXPOSURE_SCHEMA} | {"slate": list(map(str, row.slate))}
+            for row in shown
+        ],
+        schema=EXPOSURE_SCHEMA,
+    )
+    feedback = pl.DataFrame(
+        [{name: getattr(row, name) for name in FEEDBACK_SCHEMA} | {"item": str(row.item)} for row in said],
+        schema=FEEDBACK_SCHEMA,
+    )
+    return exposures, feedback
+
+
+def changed(**changes: Any) -> Plan:
+    return Plan.model_validate(CONTENT | changes)
+
+
+def test_a_user_is_a_row_of_sums() -> None:
+    exposures, feedback = tables(40)
+    units = users_of(PLAN, exposures, pl.concat([feedback, feedback]))
+    assert units[1:] == (80, 0, 0, 0) and len(units.users) == 40
+    window = exposures.filter(pl.col("time") >= PLAN.begins)
+    for user, arm, day, clicks, seconds, before in units.users.select(
+        "user_hash", "arm", "day", "click", "dwell.value", "before: dwell.value"
+    ).iter_rows():
+        ids = set(window.filter(pl.col("user_hash") == user)["request_id"])
+        mine = [row for row in feedback.iter_rows(named=True) if row["request_id"].split("-")[0] == user]
+        assert clicks == sum(row["kind"] == "click" and row["request_id"] in ids for row in mine)
+        assert seconds == 20 * clicks
+        assert before == sum(row["value"] for row in mine if row["kind"] == "dwell" and row["request_id"] not in ids)
+        assert arm == assign(user, salt="2026-11", weights={"now": 1, "new": 1}) and str(day) == "2026-11-09"
+
+
+def test_who_is_left_out_is_counted() -> None:
+    exposures, feedback = tables(40)
+    units = users_of(changed(exclude=["3", "4"], holdout=0.25), exposures, feedback)
+    assert units.answers_excluded == 4
+    assert units.answers == 2 * len(units.users) == 76 - units.answers_held_out and units.answers_held_out > 0
+    other = exposures.with_columns(experiment=pl.lit("another"))
+    assert len(users_of(PLAN, other, feedback).users) == 0
+    assert len(users_before(PLAN, other, feedback).users) == 40
+
+
+def test_items_of_the_tail_and_of_no_catalogue() -> None:
+    exposures, feedback = tables(10)
+    last = pl.col("request_id") == "0-3"
+    changed_log = exposures.with_columns(slate=pl.when(last).then(pl.lit(["1", "1", "9"])).otherwise("slate"))
+    sums = {"tail": {"sum": "tail"}, "none": {"sum": "unlisted"}, "own": {"sum": "distinct_items"}}
+    plan = changed(metrics=sums, guardrails={}, catalogue="items.txt")
+    users = users_of(plan, changed_log, feedback, frozenset("123")).users.filter(pl.col("user_hash") == "0")
+    # three items before, all shown as often: the head is a fifth of them, so the first by id
+    assert users.select("tail", "unlisted", "distinct_items").row(0) == (2 + 1, 1, 4)
+    with pytest.raises(UserError, match="tail: the log has no answers in the days before"):
+        users_of(plan, changed_log.filter(pl.col("time") > PLAN.begins), feedback, frozenset("123"))
+    with pytest.raises(UserError, match="no feedback of kind 'clik'; its kinds are click, dwell"):
+        users_of(changed(metrics={"a": {"sum": "clik"}}), exposures, feedback)
+
+
+def test_verdicts_in_words() -> None:
+    def said(plan: Plan = PLAN, now: datetime = AFTER, **world: Any) -> tuple[str, str]:
+        result = analyse(plan, users_of(plan, *tables(600, **world)), now=now)
+        return result["verdicts"]["new"], result["reasons"]["new"]
+
+    assert said(lift=0.5) == ("ship", "better: clicks, ctr, dwell")
+    assert said(changed(rule={"metrics": ["ctr"]}), lift=0.5) == ("ship", "better: ctr")
+    assert said(lift=-0.5) == ("harm", "worse: clicks, ctr, dwell")
+    assert said(lift=0.5, slow=1.5) == ("harm", "worse: latency (guardrail)")
+    assert said(lift=0.5, slow=1.1)[0] == "inconclusive"
+    assert said() == ("inconclusive", "no metric of the rule is certainly better or worse")
+    early = datetime(2026, 11, 12, tzinfo=UTC)
+    assert said(now=early, lift=0.5) == (
+        "inconclusive",
+        "the plan looks at the end, and the window ends on 2026-11-15",
+    )
+    assert said(changed(looks="daily", answers=1200), early, lift=0.5)[0] == "ship"
+
+
+def test_no_verdict_where_something_chose_the_users() -> None:
+    exposures, feedback = tables(600, lift=0.5)
+    lost = pl.col("arm").eq("gated") & (pl.col("user_hash").cast(pl.Int64) % 3 == 0)
+    result = analyse(PLAN, users_of(PLAN, exposures.filter(~lost), feedback), now=AFTER)
+    assert result["verdicts"] == {"new": "invalid"} and result["effects"] == []
+    assert result["reasons"]["new"].startswith("sample ratio of all: now ")
+    mixed = exposures.with_columns(arm=pl.lit("sft"))
+    result = analyse(PLAN, users_of(PLAN, mixed, feedback), now=AFTER)
+    assert "answers are of another arm than the user's" in result["reasons"]["new"]
+    nobody = Units(exposures.clear().select(pl.col("arm")), 0, 0, 0, 0)
+    assert analyse(PLAN, nobody, now=AFTER)["reasons"] == {"new": "no user was shown anything in the window"}
+
+
+def test_a_loss_on_one_day_is_found_there() -> None:
+    users = pl.DataFrame({"arm": ["now", "new"] * 500, "catalogue": "1", "click": 1.0})
+    days = pl.Series([1 + number // 100 for number in range(1000)])
+    lost = (days == 3) & (users["arm"] == "new") & (pl.Series(range(1000)) % 100 < 80)
+    some = users.with_columns(day=days).filter(~lost)
+    checks = analyse(changed(metrics={"a": {"sum": "click"}}), Units(some, 1000, 0, 0, 0), now=AFTER)["sample_ratio"]
+    assert [check["part"] for check in checks if not check["passes"]] == ["day 3"]
+
+
+@pytest.fixture
+def adagrpo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    def run(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["adagrpo", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return int(stop.value.code or 0), *capsys.readouterr()
+
+    return run
+
+
+def test_the_verb(adagrpo: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    plan, log = tmp_path / "plan.yaml", LocalExposureLog(tmp_path / "exposures")
+    shown, said = rows(200, lift=0.6)
+    log.write(shown)
+    log.feedback(said)
+    log.close()
+    plan.write_text(yaml.safe_dump(CONTENT), encoding="utf-8")
+    status, out, err = adagrpo("ab", plan, "--power", "--exposures", tmp_path / "exposures")
+    assert (status, err) == (0, "") and "+2.00%" in out and not (tmp_path / "plan.yaml.frozen.json").exists()
+    status, out, _ = adagrpo("ab", plan, "--freeze", "--json")
+    frozen = json.loads(out)["plan"]
+    plan.write_text(yaml.safe_dump(CONTENT | {"looks": "daily", "answers": 400}), encoding="utf-8")
+    status, _, err = adagrpo("ab", plan, "--exposures", tmp_path / "exposures")
+    assert status == 2 and "was changed after it was frozen" in err and err.count("\n") == 1
+    plan.write_text(yaml.safe_dump(CONTENT | {"start": "2020-01-01"}), encoding="utf-8")
+    (tmp_path / "plan.yaml.frozen.json").unlink()
+    status, out, _ = adagrpo("ab", plan, "--exposures", tmp_path / "exposures")
+    assert status == 0 and out.startswith("new: invalid; no user was shown anything")
+    assert "(after the start)" in out
+    daily = tmp_path / "daily.yaml"
+    daily.write_text(yaml.safe_dump(CONTENT | {"looks": "daily", "answers": 400}), encoding="utf-8")
+    status, out, _ = adagrpo("ab", daily, "--exposures", tmp_path / "exposures")
+    assert status == 0 and out.startswith("new: ship; better: ") and "latency" in out
+    status, out, _ = adagrpo("ab", daily, "--exposures", tmp_path / "exposures", "--json")
+    result = json.loads(out)
+    assert result["verdicts"] == {"new": "ship"} and result["plan"] != frozen
+    by_day = {day: [row for row in result["daily"] if row["through"] == day] for day in ("2026-11-09", "2026-11-14")}
+    assert [row | {"through": ""} for row in by_day["2026-11-14"]] == [
+        row | {"through": ""} for row in result["effects"]
+    ]
+    users = [row for row in result["daily"] if row["through"] == "2026-11-09"]
+    assert users[0]["interval"][1] - users[0]["interval"][0] > 1.2 * np.ptp(result["effects"][0]["interval"])
+    status, out, _ = adagrpo("ab", daily, "--exposures", tmp_path / "exposures", "--daily")
+    assert status == 0 and out.count("2026-11-12") == 3
+    status, _, err = adagrpo("ab", daily)
+    assert status == 2 and "--exposures" in err

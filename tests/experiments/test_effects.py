@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import tea_tasting as tt
+from scipy import stats
+
+from adagrpo.experiments.anytime import anytime_factor
+from adagrpo.experiments.duration import users_needed
+from adagrpo.experiments.effects import aggregates, effect
+from adagrpo.experiments.sample_ratio import check_ratio
+
+GENERATOR = np.random.default_rng(0)
+SHOWN = [1.0 + GENERATOR.poisson(4, size) for size in (300, 400)]
+CLICKS = [
+    GENERATOR.binomial(shown.astype(int), rate).astype(float) for shown, rate in zip(SHOWN, (0.3, 0.35), strict=True)
+]
+BEFORE = [clicks + GENERATOR.normal(0, 1, len(clicks)) for clicks in CLICKS]
+Z = stats.norm.ppf(0.975)
+
+
+def test_a_mean_is_welch_without_degrees_of_freedom() -> None:
+    found = effect(*({"sum": clicks} for clicks in CLICKS))
+    assert found is not None
+    a, b = CLICKS
+    error = math.sqrt(a.var(ddof=1) / len(a) + b.var(ddof=1) / len(b))
+    welch = stats.ttest_ind(b, a, equal_var=False)
+    np.testing.assert_allclose((b.mean() - a.mean()) / error, welch.statistic, rtol=1e-12)
+    np.testing.assert_allclose(found.p_value, 2 * stats.norm.sf(abs(welch.statistic)), rtol=1e-9)
+    np.testing.assert_allclose(found.relative, b.mean() / a.mean() - 1, rtol=1e-12)
+    log_error = math.sqrt(a.var(ddof=1) / len(a) / a.mean() ** 2 + b.var(ddof=1) / len(b) / b.mean() ** 2)
+    np.testing.assert_allclose(found.error, log_error, rtol=1e-9)
+    ends = [b.mean() / a.mean() * math.exp(sign * Z * log_error) - 1 for sign in (-1, 1)]
+    np.testing.assert_allclose(found.fixed(0.05), ends, rtol=1e-9)
+    np.testing.assert_allclose(found.detectable(0.05, 0.8), (Z + stats.norm.ppf(0.8)) * log_error, rtol=1e-9)
+
+
+def test_a_ratio_is_that_of_sums_with_the_variance_of_its_residuals() -> None:
+    arms = [{"sum": clicks, "per": shown} for clicks, shown in zip(CLICKS, SHOWN, strict=True)]
+    found = effect(*arms)
+    assert found is not None
+    ratios, variances = [], []
+    for clicks, shown in zip(CLICKS, SHOWN, strict=True):
+        ratio = clicks.sum() / shown.sum()
+        residuals = clicks - ratio * shown  # the delta method, as a linearised user
+        ratios.append(ratio)
+        variances.append(residuals.var(ddof=1) / shown.mean() ** 2 / len(shown))
+    np.testing.assert_allclose((found.control, found.treatment), ratios, rtol=1e-12)
+    statistic = (ratios[1] - ratios[0]) / math.sqrt(sum(variances))
+    np.testing.assert_allclose(found.p_value, 2 * stats.norm.sf(abs(statistic)), rtol=1e-9)
+
+
+def test_the_delta_method_agrees_with_the_bootstrap() -> None:
+    clicks, shown = CLICKS[0], SHOWN[0]
+    drawn = np.random.default_rng(1).integers(0, len(clicks), (4000, len(clicks)))
+    spread = (clicks[drawn].sum(1) / shown[drawn].sum(1)).std()
+    ratio = clicks.sum() / shown.sum()
+    formula = math.sqrt((clicks - ratio * shown).var(ddof=1) / shown.mean() ** 2 / len(shown))
+    np.testing.assert_allclose(formula, spread, rtol=0.05)  # 4,000 resamples tell a spread to about 1 %
+
+
+def test_cuped_is_the_regression_on_what_was_before() -> None:
+    found = effect(*({"sum": clicks, "before": before} for clicks, before in zip(CLICKS, BEFORE, strict=True)))
+    plain = effect(*({"sum": clicks} for clicks in CLICKS))
+    assert found is not None and plain is not None
+    covariate, value = np.concatenate(BEFORE), np.concatenate(CLICKS)
+    theta = np.cov(covariate, value)[0, 1] / covariate.var(ddof=1)
+    means = [
+        clicks.mean() - theta * (before.mean() - covariate.mean())
+        for clicks, before in zip(CLICKS, BEFORE, strict=True)
+    ]
+    # tea-tasting pools the arms by sums of squares within and between, as the plain formula does
+    np.testing.assert_allclose((found.control, found.treatment), means, rtol=1e-9)
+    assert found.error < plain.error / 1.3
+
+
+def test_a_covariate_that_is_always_the_same_explains_nothing() -> None:
+    flat = [{"sum": clicks, "before": np.zeros(len(clicks))} for clicks in CLICKS]
+    found, plain = effect(*flat), effect(*({"sum": clicks} for clicks in CLICKS))
+    assert found is not None and plain is not None
+    np.testing.assert_allclose(found, plain, rtol=1e-9)
+
+
+def test_no_effect_of_nobody_and_of_nothing() -> None:
+    assert effect({"sum": np.ones(1)}, {"sum": np.ones(9)}) is None
+    assert effect({"sum": np.zeros(9)}, {"sum": np.arange(9.0)}) is None
+    assert effect({"sum": np.ones(9)}, {"sum": np.ones(9)}) is None
+
+
+def test_the_size_of_an_experiment_is_that_of_tea_tasting() -> None:
+    columns = {"sum": CLICKS[0], "per": SHOWN[0]}
+    ratio = CLICKS[0].sum() / SHOWN[0].sum()
+    variation = float((CLICKS[0] - ratio * SHOWN[0]).std(ddof=1) / CLICKS[0].mean())
+    metric = tt.RatioOfMeans("sum", "per", rel_effect_size=0.001, use_t=False, equal_var=True)
+    theirs = metric.solve_power_from_aggregates(aggregates(columns), "n_obs")[0].n_obs
+    ours = users_needed(variation, 0.001, (0.5, 0.5), Z + stats.norm.ppf(0.8))
+    assert ours == pytest.approx(theirs, rel=2e-3)  # log(1 + e) in place of e
+
+
+def test_the_sequence_is_the_formula_and_tightest_where_it_was_made_for() -> None:
+    rho = math.sqrt((-2 * math.log(0.05) + math.log(-2 * math.log(0.05) + 1)) / 500)
+    for seen in (20, 500, 3000):
+        width = math.sqrt(2 * (seen * rho**2 + 1) / (seen**2 * rho**2) * math.log(math.sqrt(seen * rho**2 + 1) / 0.05))
+        assert anytime_factor(seen, 500, 0.05) / math.sqrt(seen) == pytest.approx(width, rel=1e-12)
+    here = anytime_factor(500, 500, 0.05)
+    assert all(here <= anytime_factor(500, made_for, 0.05) for made_for in (100, 300, 450, 550, 900, 2000))
+    assert here > Z
+
+
+def test_the_check_of_shares_is_the_test_of_a_binomial() -> None:
+    z = (5200 - 5100) / math.sqrt(10200 / 4)
+    assert check_ratio([5000, 5200], [1, 1]) == pytest.approx(2 * stats.norm.sf(z), rel=1e-9)
+    assert check_ratio([200, 800], [1, 4]) == 1
