@@ -63,6 +63,12 @@ def test_no_more_requests_at_once_than_allowed(service: Any) -> None:
     assert len(service.requests) == 12 and most[0] == 3
 
 
+def test_one_request_needs_no_thread(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end of a process waits for the threads of a pool: for a service that hangs, as long as it hangs."""
+    monkeypatch.setattr("adagrpo.rewards.http.ThreadPoolExecutor", None)
+    assert scores(reward(service.url).score(HISTORIES, ITEMS)) == RIGHT
+
+
 def test_nothing_is_asked_where_there_is_nothing_to_score(service: Any) -> None:
     assert reward(service.url).score(HISTORIES, torch.full((3, 2), -1)).isnan().all()
     assert not service.requests

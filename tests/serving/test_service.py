@@ -64,6 +64,12 @@ def test_one_request_and_a_batch_get_the_same_lists_with_ids_and_versions(stub: 
     assert re.fullmatch(r"[0-9a-f]{32}", first["request_id"]) and second["request_id"] == first["request_id"] + ".1"
 
 
+@pytest.mark.parametrize("value", [3, "toys", {"stock": None}, {"stock": 1.5}, {"stock": [["x"]]}])
+def test_what_is_no_filter_is_told_what_one_is(stub: Callable[..., Any], value: Any) -> None:
+    status, content, _ = stub().ask("/v1/recommend", {"history": [1], "exclude": value})
+    assert (status, content) == (422, {"detail": "exclude: should be item ids, or values by group"})
+
+
 def test_filters_narrow_a_list_and_a_bad_one_is_refused_without_its_value(stub: Callable[..., Any]) -> None:
     service = stub()
     status, answer, _ = service.ask(

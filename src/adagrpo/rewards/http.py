@@ -103,6 +103,8 @@ class HttpReward:
         size = self.batch_size
         starts = range(0, len(whole.candidates), size)
         batches = [ScoreRequest(whole.histories[at : at + size], whole.candidates[at : at + size]) for at in starts]
+        if len(batches) == 1:  # as of a service, whose end would wait for the threads of a pool
+            return scatter_scores(self._batch(batches[0]), items)
         pool = ThreadPoolExecutor(self.concurrency)
         try:
             scores = [rows for part in pool.map(self._batch, batches) for rows in part]

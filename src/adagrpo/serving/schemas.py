@@ -29,7 +29,7 @@ __all__ = [
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
-MOST_GROUPS = 32  # that a filter names
+MOST_GROUPS = 16  # that a filter names
 
 IntegerId = Annotated[int, Strict(), Field(ge=-(2**63), lt=2**63)]
 TextId = Annotated[str, Strict(), Field(max_length=1000)]
@@ -38,7 +38,8 @@ RequestId = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,64}$")]
 History = Annotated[list[Id], Field(max_length=LONGEST_HISTORY)]
 GroupValue = Annotated[bool, Strict()] | Id
 Column = Annotated[str, Field(max_length=200)]
-Groups = Annotated[dict[Column, GroupValue | Annotated[list[GroupValue], Field(max_length=1000)]], Field(max_length=16)]
+Values = GroupValue | Annotated[list[GroupValue], Field(max_length=1000)]
+Groups = Annotated[dict[Column, Values], Field(max_length=MOST_GROUPS)]
 Filter = History | Groups
 TAG = re.compile(r"int|str|bool|constrained-.*|list\[.*|dict\[.*|function-.*")  # what pydantic calls members of a union
 PLAIN = re.compile(r"[a-z_]{1,32}")  # names of fields that a reason may repeat
@@ -189,6 +190,8 @@ def validated(kind: type[ModelT], content: Any) -> ModelT:
         ".".join(_plain(part) for part in first["loc"] if not (isinstance(part, str) and TAG.fullmatch(part)))
         or "the body"
     )
+    if first["type"] == "list_type" and place.rpartition(".")[2] in ("include", "exclude"):
+        raise BadRequest(f"{place}: should be item ids, or values by group")
     raise BadRequest(f"{place}: {_said(first['type'], first['msg'])}")
 
 

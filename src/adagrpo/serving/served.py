@@ -73,7 +73,6 @@ class Shelf:
             load: makes another one, by the arm and checkpoint that are named; raises `UserError` or `ServiceError`.
         """
         self.now, self._load = serving, load
-        self.swaps = self.failed = 0
         self._loading = threading.Lock()
 
     def swap(self, **wanted: str) -> Serving:
@@ -90,15 +89,12 @@ class Shelf:
             made = self._load(**wanted)  # beside the old one
             made.answer([Asked(made, Query([0]))])
         except (UserError, ServiceError) as error:
-            self.failed += 1
             raise SwapFailed(str(error)) from error
         except Exception as error:  # whatever a damaged file leads to: the old one goes on
-            self.failed += 1
             raise SwapFailed(f"it does not answer ({type(error).__name__})") from error
         finally:
             self._loading.release()
         self.now = made
-        self.swaps += 1
         return made
 
     def another(self, **wanted: str) -> Serving:
