@@ -39,7 +39,9 @@ from adagrpo.serving.workers import run_workers
 
 __all__ = ["Operation", "recommender", "serve"]
 
-SWITCH_SECONDS = 0.0002  # or each small operation of the policy waits 5 ms for an event loop that is busy
+# Or each small operation of the policy waits 5 ms for an event loop that is busy: at four times the load 279 lists a
+# second were answered with it and 21 without, one run each; below the peak no difference showed.
+SWITCH_SECONDS = 0.0002
 WEIGHTS = "model.safetensors"
 SHOWN = 12  # digits of a sha256 that name a version
 

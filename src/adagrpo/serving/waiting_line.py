@@ -4,7 +4,9 @@ A request is turned away at once where the line will not be through by its deadl
 size were measured to take. Work is not begun for a client that has left or whose deadline has passed.
 
 Larger batches are cut to a multiple of `STEP`. The libraries below keep what they made for each shape of a product, so
-batches of every size would fill the memory: 360 MB within 80 batches of random sizes, 30 MB at one size.
+batches of every size would fill the memory: 360 MB within 80 batches of random sizes, 30 MB at one size. The price is
+throughput: 32 clients of Beauty get 444 lists a second and not 482 from the compact policy, 342 and not 380 from the
+hybrid one (`python -m benchmarks --only serving`, two cores, one run each).
 """
 
 from __future__ import annotations
