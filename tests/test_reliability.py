@@ -201,14 +201,18 @@ def test_no_list_holds_an_item_of_a_history_that_is_longer_than_what_the_policy_
     assert all(counts.holding == 0 and counts.short == 0 for counts in actual.values())
 
 
+DO_NOT_HOLD = {"overload"}  # measured, and printed as it came
+
+
 def test_the_page_in_docs_is_what_the_figures_give(tmp_path: Path) -> None:
     page = tmp_path / "reliability.md"
     page.write_bytes((ROOT / "docs" / "reliability.md").read_bytes())
     findings.table(ROOT / "benchmarks" / "reliability" / "results.json", page)
     assert page.read_bytes() == (ROOT / "docs" / "reliability.md").read_bytes()
-    for entry in json.loads((ROOT / "benchmarks" / "reliability" / "results.json").read_text()).values():
-        figure: dict[str, Any] = entry
-        assert figure["passes"] and figure["command"] in page.read_text()
+    figures: dict[str, dict[str, Any]] = json.loads((ROOT / "benchmarks" / "reliability" / "results.json").read_text())
+    assert {name for name, figure in figures.items() if not figure["passes"]} == DO_NOT_HOLD
+    for figure in figures.values():
+        assert f"| {'yes' if figure['passes'] else '**no**'} | `{figure['command']}` |" in page.read_text()
 
 
 def test_a_soak_counts_what_runs_leave_and_not_the_folder_that_torch_makes(
