@@ -5,6 +5,7 @@
 `DIR` holds a folder a data set, as in the recipes. `plan.yaml` says what is tried and how one setting is chosen; it was
 written before the first run. Seed 0 alone is trained here and its test cases are never read. Rows are appended as they
 are measured, to `tuning-<set>.jsonl`; what has its row is not measured again, so an interrupted command continues.
+Rows name the plan and recipe that they are of, and those of another one end the command.
 `chosen-<set>.yaml` holds the arms that the rule chose, and is written anew with every row.
 """
 
@@ -20,12 +21,13 @@ import yaml
 
 from adagrpo.config import ArmConfig, load_config
 from adagrpo.console import StderrConsole
+from adagrpo.errors import UserError
 from adagrpo.pipeline import Run, fit_arm, fit_ranker, fit_sft, prepare, tokenize
 from adagrpo.report import read_rows
-from adagrpo.storage.artifacts import write_file
+from adagrpo.storage.artifacts import hash_json, write_file
 from research.rows import add_row
 
-__all__ = ["Candidate", "candidates", "leaders"]
+__all__ = ["Candidate", "candidates", "chosen", "fixed", "leaders"]
 
 HERE = Path(__file__).parent
 METRIC = "hr@10"
@@ -108,14 +110,28 @@ def start(plan: Mapping[str, Any], name: str, data: Path, out: Path) -> Run:
 
 def tune(plan: Mapping[str, Any], name: str, run: Run) -> None:
     """Train what the plan asks for, rung by rung; every family sees a rung before any sees the next."""
-    results = HERE / f"tuning-{name}.jsonl"
+    results, of = HERE / f"tuning-{name}.jsonl", fixed(plan, name, run.config_hash)
+    if any(row["plan"] != of for row in read_rows(results)):
+        raise UserError(f"{results}: holds rows of another plan or recipe; move them away to tune anew")
     for rung, about in enumerate(plan["rungs"]):
         for family in plan["families"]:
             for candidate in candidates(plan, family, rung, list(read_rows(results))):
                 known = {(row["rung"], row["candidate"]) for row in read_rows(results)}
                 if (rung, candidate.label) not in known:
-                    add_row(results, measured(plan, run, candidate, rung, about["share"]))
+                    add_row(results, {"plan": of} | measured(plan, run, candidate, rung, about["share"]))
                     write_file(HERE / f"chosen-{name}.yaml", chosen(plan, list(read_rows(results))))
+
+
+def fixed(plan: Mapping[str, Any], name: str, recipe: str) -> str:
+    """What all rows of a set have in common: the hash of its recipe and of the plan, less the other sets.
+
+    Args:
+        plan: the content of plan.yaml.
+        name: of the set.
+        recipe: the hash of its configuration.
+    """
+    mine = {key: value for key, value in plan.items() if key not in ("sets", "seeds")}
+    return hash_json(mine | {"set": plan["sets"][name], "recipe": recipe})[:12]
 
 
 def measured(plan: Mapping[str, Any], run: Run, candidate: Candidate, rung: int, share: float) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from adagrpo.config import ObjectiveConfig
-from research.fair_trial.tune import HERE, Candidate, candidates, chosen, leaders
+from research.fair_trial.tune import HERE, Candidate, candidates, chosen, fixed, leaders
 
 PLAN = yaml.safe_load((HERE / "plan.yaml").read_text(encoding="utf-8"))
 FAMILIES = list(PLAN["families"])
@@ -60,3 +60,10 @@ def test_the_rule_takes_the_best_of_the_last_rung_and_of_equals_the_lower_pressu
 
 def test_no_seed_of_the_trial_is_tuned_on():
     assert all(PLAN["tuning_seed"] not in seeds for seeds in PLAN["seeds"].values())
+
+
+def test_rows_of_another_plan_or_recipe_are_not_those_of_this_one():
+    name = next(iter(PLAN["sets"]))
+    mine = fixed(PLAN, name, "recipe")
+    assert mine == fixed(PLAN | {"sets": PLAN["sets"] | {"another": {}}}, name, "recipe")
+    assert mine != fixed(PLAN | {"pressures": [1]}, name, "recipe") and mine != fixed(PLAN, name, "other")

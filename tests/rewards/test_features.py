@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
+from adagrpo.config.reward import FeatureOptions
 from adagrpo.rewards.features import DECAY, FEATURES, Features
 from adagrpo.types import Ragged
 
@@ -149,3 +150,8 @@ def test_a_user_without_training() -> None:
     features = Features(ragged([[], [0, 1], [0, 1]]), [[], []], ["", ""])
     actual = features.table(np.array([[0]]), np.array([1]), np.array([[1]]), np.array([0]))
     assert actual[0, 0, list(FEATURES).index("next_last")] == pytest.approx(2 / 3)
+
+
+def test_a_recipe_names_every_feature_that_tells_items_apart() -> None:
+    names = get_args(FeatureOptions.model_fields["name"].annotation)
+    assert names == tuple(name for name in FEATURES if not name.startswith("history_"))
