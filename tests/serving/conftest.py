@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import threading
 import time
@@ -124,3 +125,20 @@ def stub() -> Iterator[Callable[..., Service]]:
     yield make
     for service in made:
         service.end()
+
+
+@pytest.fixture
+def whole() -> Callable[[socket.socket], bytes]:
+    """Reads one answer from a connection: head and body may come apart."""
+
+    def read(client: socket.socket) -> bytes:
+        answer = b""
+        while chunk := client.recv(65536):
+            answer += chunk
+            head, there, body = answer.partition(b"\r\n\r\n")
+            length = re.search(rb"content-length: (\d+)", head.lower())
+            if there and length is not None and len(body) >= int(length[1]):
+                break
+        return answer
+
+    return read

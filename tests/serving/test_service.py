@@ -422,21 +422,23 @@ def test_reload_needs_a_token_and_something_to_load_from(stub: Callable[..., Any
 # ---------------------------------------------------------------- the end
 
 
-def test_at_the_end_all_that_was_asked_is_answered_and_readiness_says_so(stub: Callable[..., Any]) -> None:
+def test_at_the_end_all_that_was_asked_is_answered_and_readiness_says_so(
+    stub: Callable[..., Any], whole: Callable[..., bytes]
+) -> None:
     """The short version of row 12: connections that the system took before the end are served, none is reset."""
     service = stub(Options(limits=Limits(grace_seconds=0.5, drain_seconds=5.0)))
     service.recommender.seconds = 0.2
     request = b"POST /v1/recommend HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: 16\r\n\r\n"
     request += b'{"history": [1]}'
     kept = service.raw(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n")
-    assert kept.recv(1000).startswith(b"HTTP/1.1 200 ")
+    assert whole(kept).startswith(b"HTTP/1.1 200 ")
     clients = [service.raw(request) for _ in range(60)]
     service.server.end()
     kept.sendall(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n")
-    answer = kept.recv(1000)
+    answer = whole(kept)
     assert answer.startswith(b"HTTP/1.1 503 ") and b"connection: close" in answer.lower()
     for client in clients:
-        answer = client.recv(4000)
+        answer = whole(client)
         assert answer.startswith(b"HTTP/1.1 200 ") and b'"items":[2,3' in answer
     service.thread.join(10)
     assert not service.thread.is_alive()
