@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from adagrpo.decoding import beam_search, sample
-from adagrpo.policies import CompactPolicy, HybridPolicy
+from adagrpo.policies import CompactPolicy, HybridPolicy, hybrid
 from adagrpo.semantic_ids.trie import Trie
 from adagrpo.types import Histories
 
@@ -55,13 +55,37 @@ def test_without_the_head_it_is_the_decoder():
     torch.testing.assert_close(policy.score(context, space(SPACE)), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def item_probabilities(policy: HybridPolicy, b: int) -> list[float]:
+    """What the head gives each item, by its definition."""
+    context = policy.encode(HISTORIES)
+    logits = policy.item_logits(context, ITEMS)[b].double()
+    if policy.prefix == 0:
+        return logits.softmax(0).tolist()
+    query = policy.item_states(context)[b].double()
+    vectors = (policy.items.weight + policy.compact.code_vectors(ITEMS)).double()
+    below: dict[tuple[int, ...], list[int]] = {}
+    for item, codes in enumerate(ITEM_CODES.tolist()):
+        below.setdefault(tuple(codes[: policy.prefix]), []).append(item)
+    of_prefix = [
+        float(query @ vectors[items].mean(0) + policy.bias.weight[items].double().mean()) + math.log(len(items))
+        for items in below.values()
+    ]
+    probabilities = [0.0] * len(ITEMS)
+    for items, share in zip(below.values(), torch.tensor(of_prefix).softmax(0).tolist(), strict=True):
+        for item, within in zip(items, logits[items].softmax(0).tolist(), strict=True):
+            probabilities[item] = share * within
+    return probabilities
+
+
+@pytest.mark.parametrize("prefix", [0, 1, 2])
+@pytest.mark.parametrize(("temperature", "many"), [(1.0, 2**22), (0.7, 2**22), (1.0, 0)])
 @torch.no_grad()
-def test_the_pool_by_hand(temperature):
-    policy = make_policy(item_weight=0.3, smoothing=0.05)
+def test_the_pool_by_hand(temperature, many, prefix, monkeypatch):
+    monkeypatch.setattr(hybrid, "_MANY", many)  # from here on the last level is made prefix by prefix
+    policy = make_policy(item_weight=0.3, smoothing=0.05, prefix=prefix)
     context = policy.encode(HISTORIES)
     scores = policy.score(context, space(SPACE), temperature=temperature)
-    items = policy.item_logits(context, ITEMS).softmax(-1).tolist()
+    items = [item_probabilities(policy, b) for b in range(3)]
     for b, s in itertools.product(range(3), range(24)):
         prefix: tuple[int, ...] = ()
         state = policy.compact.start(context.compact)
@@ -82,17 +106,18 @@ def test_the_pool_by_hand(temperature):
             prefix = (*prefix, code)
 
 
+@pytest.mark.parametrize("prefix", [0, 1, 2])
 @torch.no_grad()
-def test_probabilities_of_all_sequences_sum_to_one():
-    policy = make_policy()
+def test_probabilities_of_all_sequences_sum_to_one(prefix):
+    policy = make_policy(prefix=prefix)
     total = policy.score(policy.encode(HISTORIES), space(SPACE)).sum(-1).exp().sum(-1)
     torch.testing.assert_close(total, torch.ones(3), rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("constrained", [False, True])
+@pytest.mark.parametrize(("constrained", "prefix"), [(False, 0), (True, 0), (False, 2), (True, 2), (True, 1)])
 @torch.no_grad()
-def test_beam_search_finds_what_scoring_everything_finds(constrained):
-    policy = make_policy()
+def test_beam_search_finds_what_scoring_everything_finds(constrained, prefix):
+    policy = make_policy(prefix=prefix)
     context = policy.encode(HISTORIES)
     codes = ITEM_CODES if constrained else SPACE
     beams = beam_search(policy, context, 24, trie=policy.trie if constrained else None)
@@ -110,9 +135,10 @@ def test_sampling_and_scoring_agree():
     torch.testing.assert_close(policy.score(context, drawn.codes), drawn.log_probs, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("prefix", [0, 2])
 @torch.no_grad()
-def test_a_context_can_be_cut_before_and_after_the_head_has_spoken():
-    policy = make_policy()
+def test_a_context_can_be_cut_before_and_after_the_head_has_spoken(prefix):
+    policy = make_policy(prefix=prefix)
     context = policy.encode(HISTORIES)
     whole = policy.score(context, space(SPACE))
     has_text = policy.start(context)
@@ -121,9 +147,10 @@ def test_a_context_can_be_cut_before_and_after_the_head_has_spoken():
     torch.testing.assert_close(policy.score(context[rows], space(SPACE)[:2]), whole[rows], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("prefix", [0, 1, 2])
 @torch.no_grad()
-def test_a_frozen_policy_says_the_same():
-    policy = make_policy()
+def test_a_frozen_policy_says_the_same(prefix):
+    policy = make_policy(prefix=prefix)
     frozen = policy.frozen()
     expected = policy.score(policy.encode(HISTORIES), space(SPACE))
     assert torch.equal(frozen.score(frozen.encode(HISTORIES), space(SPACE)), expected)
@@ -172,6 +199,53 @@ def test_sampled_negatives_leave_out_the_target_and_count_it_once():
         assert float(actual[b]) == pytest.approx(float(decoder[b] + 2.0 * expected), rel=1e-5)
 
 
+@pytest.mark.parametrize("prefix", [1, 2])
+@torch.no_grad()
+def test_the_loss_over_prefixes_is_that_of_the_item_among_all(prefix):
+    policy = make_policy(negatives=0, loss_weight=0.5, prefix=prefix)
+    context = policy.encode(HISTORIES)
+    decoder = policy.compact.supervised_loss(context.compact, TARGETS)
+    head = [-math.log(item_probabilities(policy, b)[target]) for b, target in enumerate(TARGETS.tolist())]
+    actual = policy.supervised_loss(context, TARGETS)
+    torch.testing.assert_close(actual, decoder + 0.5 * torch.tensor(head), rtol=1e-5, atol=1e-6)
+
+
+def test_sampled_prefixes_leave_out_that_of_the_target():
+    policy = make_policy(negatives=300, prefix=2)
+    context = policy.encode(HISTORIES)
+    torch.manual_seed(3)
+    actual = policy.supervised_loss(context, TARGETS)
+    actual.sum().backward()
+    assert policy.items.weight.grad is not None and bool(policy.items.weight.grad[TARGETS].any(1).all())
+    prefixes = sorted({tuple(codes[:2]) for codes in ITEM_CODES.tolist()})
+    torch.manual_seed(3)
+    drawn = torch.randint(len(prefixes), (300,)).tolist()
+    decoder = policy.compact.supervised_loss(context.compact, TARGETS)
+    for b, target in enumerate(TARGETS.tolist()):
+        items = item_probabilities(policy, b)
+        mass = {prefix: 0.0 for prefix in prefixes}
+        for item, codes in enumerate(ITEM_CODES.tolist()):
+            mass[tuple(codes[:2])] += items[item]
+        own = tuple(ITEM_CODES[target, :2].tolist())
+        others = sum(mass[prefixes[node]] for node in drawn if prefixes[node] != own)
+        expected = math.log((mass[own] + others) / mass[own]) + math.log(mass[own] / items[target])
+        assert float(actual[b]) == pytest.approx(float(decoder[b]) + expected, rel=1e-5)
+
+
+def test_an_item_that_the_tree_does_not_hold_teaches_the_decoder_alone():
+    policy = make_policy(prefix=2)
+    policy.trie = Trie.build(ITEM_CODES[:8], SIZES)
+    context = policy.encode(HISTORIES)
+    loss, decoder = policy.supervised_loss(context, TARGETS), policy.compact.supervised_loss(context.compact, TARGETS)
+    assert (loss == decoder).tolist() == [False, False, True]  # the last target is item 8
+
+
+@pytest.mark.parametrize("prefix", [-1, 3])
+def test_a_prefix_is_shorter_than_the_codes(prefix):
+    with pytest.raises(ValueError, match=f"below the 3 levels, got {prefix}"):
+        make_policy(prefix=prefix)
+
+
 def test_item_dropout_leaves_the_codes_and_only_while_training():
     policy = make_policy(item_dropout=0.999999)
     policy.train()
@@ -184,8 +258,9 @@ def test_item_dropout_leaves_the_codes_and_only_while_training():
     assert not torch.allclose(expected, codes_alone)
 
 
-def test_the_gradient_of_a_rollout_reaches_both_experts():
-    policy = make_policy()
+@pytest.mark.parametrize("prefix", [0, 1, 2])
+def test_the_gradient_of_a_rollout_reaches_both_experts(prefix):
+    policy = make_policy(prefix=prefix)
     policy.score(policy.encode(HISTORIES), space(ITEM_CODES[:2])).sum().backward()
     for name in ("items.weight", "bias.weight", "project.weight", "compact.codes.weight", "compact.heads.0.weight"):
         gradient = policy.get_parameter(name).grad

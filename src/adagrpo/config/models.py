@@ -91,6 +91,7 @@ class PolicyConfig(Section):
     item_weight: Share = 0.5
     item_loss_weight: NonNegativeFloat = 1.0
     item_negatives: Annotated[int, Field(ge=0)] = 2048
+    item_prefix: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
     def _model_of_its_kind(self) -> Self:

@@ -118,6 +118,7 @@ class Models:
             item_weight=options.item_weight,
             loss_weight=options.item_loss_weight,
             negatives=options.item_negatives,
+            prefix=options.item_prefix,
             seed=self.config.seed,
         )
 

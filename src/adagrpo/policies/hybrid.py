@@ -32,13 +32,24 @@ from torch.nn import functional
 from adagrpo.networks.layers import initialise
 from adagrpo.networks.sampled_softmax import sampled_softmax_loss
 from adagrpo.policies.compact import CompactContext, CompactPolicy, CompactState
-from adagrpo.semantic_ids.trie import Trie
+from adagrpo.policies.item_head import (
+    HeadTable,
+    Spoken,
+    exponentials,
+    leaf_logits,
+    leaves_below,
+    shares_below,
+    shares_within,
+    sums_by_node,
+    upwards,
+)
+from adagrpo.semantic_ids.trie import Branches, Trie
 from adagrpo.types import Histories
 
 __all__ = ["HybridContext", "HybridPolicy", "HybridState"]
 
 _TINY = 1e-30
-_BLOCK = 2**18  # logits
+_MANY = 2**22  # logits of all items; from here on those of the last level wait for the prefixes that ask
 
 
 @dataclass(eq=False)
@@ -46,14 +57,13 @@ class HybridContext:
     """Encoded samples, and what the item head says about them."""
 
     compact: CompactContext  # N samples
-    masses: tuple[Tensor, ...] | None = None  # see `HybridPolicy._masses`; there once decoding without gradients began
+    spoken: Spoken | None = None  # there once decoding without gradients began
 
     def __len__(self) -> int:
         return len(self.compact)
 
     def __getitem__(self, rows: Tensor | slice) -> HybridContext:
-        masses = None if self.masses is None else tuple(mass[:, rows] for mass in self.masses)
-        return HybridContext(self.compact[rows], masses)
+        return HybridContext(self.compact[rows], None if self.spoken is None else self.spoken.of(rows))
 
 
 @dataclass(frozen=True)
@@ -62,7 +72,7 @@ class HybridState:
 
     compact: CompactState
     nodes: Tensor  # (B, W) int64, -1 where the prefix is in no item's codes
-    masses: tuple[Tensor, ...]
+    spoken: Spoken
 
     @property
     def level(self) -> int:
@@ -85,6 +95,7 @@ class HybridPolicy(nn.Module):
         smoothing: float = 0.01,
         loss_weight: float = 1.0,
         negatives: int = 2048,
+        prefix: int = 0,
         seed: int = 0,
     ) -> None:
         """Join a head to a compact policy.
@@ -97,12 +108,18 @@ class HybridPolicy(nn.Module):
             smoothing: `η`.
             loss_weight: of the head's cross-entropy beside the NLL of the decoder.
             negatives: uniformly sampled for that cross-entropy, shared by a batch; 0 takes the whole catalogue.
+            prefix: `p`; 0 is a softmax over all items, otherwise one over prefixes of `p` codes and one below each.
             seed: of the initial weights.
+
+        Raises:
+            ValueError: `prefix` is not below the number of levels.
         """
         super().__init__()
+        if not 0 <= prefix < trie.num_levels:
+            raise ValueError(f"prefix must be 0 or more and below the {trie.num_levels} levels, got {prefix}")
         width, count = compact.codes.embedding_dim, len(compact.item_codes)
         self.item_dropout, self.item_weight, self.smoothing = item_dropout, item_weight, smoothing
-        self.loss_weight, self.negatives = loss_weight, negatives
+        self.loss_weight, self.negatives, self.prefix = loss_weight, negatives, prefix
         self.trie = trie
         self.items = nn.Embedding(count, width)
         self.bias = nn.Embedding(count, 1)
@@ -113,9 +130,8 @@ class HybridPolicy(nn.Module):
         with torch.no_grad():  # near the identity: state and item vectors start in the same space
             self.project.weight += torch.eye(width)
         self.compact = compact
-        self._vectors: Tensor | None = None  # of the items by leaf, where the policy is frozen
-        self._biases: Tensor | None = None  # (V, 1) likewise
-        self._low: Tensor | None = None  # the same in the precision of autocast, once that was asked for
+        self._leaves: HeadTable | None = None  # of the items by leaf, where the policy is frozen
+        self._prefixes: HeadTable | None = None  # of the prefixes by node, likewise
 
     @property
     def level_sizes(self) -> tuple[int, ...]:
@@ -157,8 +173,8 @@ class HybridPolicy(nn.Module):
         """See `Policy.frozen`: the vectors of all items are computed once."""
         copied = copy.copy(self)
         with torch.no_grad():
-            copied._vectors, copied._low = self._item_vectors(self.trie.items), None
-            copied._biases = self.bias(self.trie.items)
+            copied._leaves = HeadTable(self._item_vectors(self.trie.items), self.bias(self.trie.items))
+            copied._prefixes = HeadTable(*self._prefix_vectors()) if self.prefix else None
         return copied
 
     @torch.no_grad()
@@ -190,50 +206,84 @@ class HybridPolicy(nn.Module):
         The decoder's NLL in nats a code, plus `loss_weight` times the head's cross-entropy.
         """
         decoder = self.compact.supervised_loss(context.compact, targets)
+        return decoder + self.loss_weight * (self._prefix_loss if self.prefix else self._item_loss)(context, targets)
+
+    def _item_loss(self, context: HybridContext, targets: Tensor) -> Tensor:
+        """(N,) cross-entropy of the target among all items, or among those drawn."""
         if self.negatives == 0:
             every = torch.arange(self.items.num_embeddings, device=targets.device)
-            head = functional.cross_entropy(self.item_logits(context, every), targets, reduction="none")
+            return functional.cross_entropy(self.item_logits(context, every), targets, reduction="none")
+        drawn = torch.randint(self.items.num_embeddings, (self.negatives,), device=targets.device)
+        states = self.item_states(context)
+        positive = (states * self._item_vectors(targets)).sum(-1) + self.bias(targets).squeeze(-1)
+        vectors, bias = self._item_vectors(drawn), self.bias(drawn).squeeze(-1)
+        return sampled_softmax_loss(states, positive, vectors, bias, targets, drawn)
+
+    def _prefix_loss(self, context: HybridContext, targets: Tensor) -> Tensor:
+        """(N,) cross-entropies of the target's prefix among prefixes and of the target among the items below it.
+
+        A target that the tree does not hold has neither: 0.
+        """
+        held = self.trie.leaf_of[targets.clamp(max=len(self.trie.leaf_of) - 1)]
+        known = held >= 0
+        leaves, states = held[known], self.item_states(context)[known]
+        ranges, count = self.trie.leaf_ranges[self.prefix], self.trie.node_counts[self.prefix]
+        nodes = torch.searchsorted(ranges, leaves, right=True) - 1
+        if self.negatives == 0:
+            vectors, bias = self._prefix_vectors()
+            logits = functional.linear(states, vectors, bias.squeeze(-1)).float()
+            among = functional.cross_entropy(logits, nodes, reduction="none")
         else:
-            drawn = torch.randint(self.items.num_embeddings, (self.negatives,), device=targets.device)
-            states = self.item_states(context)
-            positive = (states * self._item_vectors(targets)).sum(-1) + self.bias(targets).squeeze(-1)
-            vectors, bias = self._item_vectors(drawn), self.bias(drawn).squeeze(-1)
-            head = sampled_softmax_loss(states, positive, vectors, bias, targets, drawn)
-        return decoder + self.loss_weight * head
+            drawn = torch.randint(count, (self.negatives,), device=targets.device)
+            vectors, bias = self._prefix_vectors(drawn)
+            own, own_bias = self._prefix_vectors(nodes)
+            positive = (states * own).sum(-1) + own_bias.squeeze(-1)
+            among = sampled_softmax_loss(states, positive, vectors, bias.squeeze(-1), nodes, drawn)
+        below = leaves_below(self.trie, self.prefix, nodes.unsqueeze(1))
+        shares = shares_within(below, leaf_logits(below, states, self._leaf_vectors))
+        within = shares[below.counts.cumsum(0) - below.counts + leaves - ranges[nodes]]
+        return torch.zeros(len(targets), device=targets.device).index_put((known,), among - within.clamp(min=_TINY).log())
 
     def start(self, context: HybridContext) -> HybridState:
         """(B, 1) hypotheses."""
-        masses = None if torch.is_grad_enabled() else context.masses
-        if masses is None:
-            masses = self._masses(context)
+        spoken = None if torch.is_grad_enabled() else context.spoken
+        if spoken is None:
+            spoken = self._speak(context)
             if not torch.is_grad_enabled():
-                context.masses = masses
+                context.spoken = spoken
         nodes = torch.zeros(len(context), 1, dtype=torch.int64, device=context.compact.states.device)
-        return HybridState(self.compact.start(context.compact), nodes, masses)
+        return HybridState(self.compact.start(context.compact), nodes, spoken)
 
     def logits(self, state: HybridState) -> Tensor:
         """(B, W, K_l) float32 log-probabilities of the pool, up to a constant a hypothesis."""
         decoder = self.compact.logits(state.compact)
-        (samples, hypotheses), size = state.nodes.shape, decoder.shape[-1]
-        above, below = state.masses[state.level : state.level + 2]  # (n_l, B) and (n_{l+1}, B)
-        branches = self.trie.branches(state.level, state.nodes)
-        rows = torch.arange(samples, device=decoder.device).repeat_interleave(hypotheses)  # (B * W,)
-        total = above.flatten().index_select(0, state.nodes.flatten().clamp(min=0) * samples + rows)
-        places = branches.nodes * samples + rows.index_select(0, branches.parents)
-        pooled_mass = below.flatten().index_select(0, places)  # (T,)
-        share = pooled_mass / total.clamp(min=_TINY).index_select(0, branches.parents)
+        size, branches = decoder.shape[-1], self.trie.branches(state.level, state.nodes)
+        share = self._shares(state, branches)  # (T,)
         floor = self.smoothing / size
         # what the head adds above a code of no item, whose share is the floor
         head = self.item_weight * (((1 - self.smoothing) * share + floor) / max(floor, _TINY)).clamp(min=_TINY).log()
         known = (state.nodes >= 0).unsqueeze(-1)
         pooled = decoder * torch.where(known, 1 - self.item_weight, 1.0)
-        pooled.view(-1).index_add_(0, branches.parents * size + branches.codes, torch.where(pooled_mass > 0, head, 0.0))
+        pooled.view(-1).index_add_(0, branches.parents * size + branches.codes, torch.where(share > 0, head, 0.0))
         return pooled
 
     def advance(self, state: HybridState, parents: Tensor, codes: Tensor) -> HybridState:
         """Append codes (B, W') to hypotheses `parents` (B, W')."""
         nodes = self.trie.child(state.level, state.nodes.gather(1, parents), codes)
-        return HybridState(self.compact.advance(state.compact, parents, codes), nodes, state.masses)
+        return HybridState(self.compact.advance(state.compact, parents, codes), nodes, state.spoken)
+
+    def _shares(self, state: HybridState, branches: Branches) -> Tensor:
+        """(T,) what the head gives each child of the hypotheses' nodes, of its node's mass."""
+        queries, masses = state.spoken
+        if state.level + 1 >= len(masses):
+            return shares_below(self.trie, state.level, state.nodes, branches, queries, self._leaf_vectors)
+        (samples, hypotheses), device = state.nodes.shape, queries.device
+        above, below = masses[state.level : state.level + 2]  # (B, n_l) and (B, n_{l+1})
+        rows = torch.arange(samples, device=device).repeat_interleave(hypotheses)  # (B * W,)
+        total = above.flatten().index_select(0, state.nodes.flatten().clamp(min=0) + rows * above.shape[1])
+        places = branches.nodes + (rows * below.shape[1]).index_select(0, branches.parents)
+        mass = below.flatten().index_select(0, places)
+        return mass / total.clamp(min=_TINY).index_select(0, branches.parents)
 
     def score(self, context: HybridContext, codes: Tensor, *, temperature: float = 1.0) -> Tensor:
         """(B, G, L) log-probabilities of given codes under the free softmax of each level."""
@@ -250,50 +300,49 @@ class HybridPolicy(nn.Module):
         vectors: Tensor = self.items(items) + self.compact.code_vectors(items)
         return vectors
 
-    def _leaf_vectors(self) -> Tensor:
-        """(V, D) `e_i` by leaf, in the precision that a product with them is computed in.
+    def _leaf_vectors(self, leaves: Tensor) -> tuple[Tensor, Tensor]:
+        """(T, D) `e_i` and (T,) `b_i` of some leaves."""
+        if self._leaves is not None:
+            return self._leaves.vectors().index_select(0, leaves), self._leaves.bias.index_select(0, leaves).squeeze(-1)
+        items = self.trie.items.index_select(0, leaves)
+        return self._item_vectors(items), self.bias(items).squeeze(-1)
 
-        Autocast would convert all of them for every product, which takes longer than the product.
+    def _prefix_vectors(self, nodes: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(n, D) and (n, 1) of prefixes, all or some (n,): the mean below each, its bias that and the log of the count.
+
+        So a prefix's logit is a lower bound of the log-mass of the items below it (Jensen), and equal to it for one item.
         """
-        if self._vectors is None:
-            return self._item_vectors(self.trie.items)
-        device = self._vectors.device.type
-        wanted = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
-        if wanted == self._vectors.dtype:
-            return self._vectors
-        if self._low is None or self._low.dtype != wanted:
-            self._low = self._vectors.to(wanted)
-        return self._low
+        if nodes is None:
+            nodes = torch.arange(self.trie.node_counts[self.prefix], device=self.bias.weight.device)
+        below = leaves_below(self.trie, self.prefix, nodes)
+        items, offsets = self.trie.items.index_select(0, below.leaves), below.counts.cumsum(0) - below.counts
+        mean = functional.embedding_bag(items, self.items.weight, offsets, mode="mean")
+        rows, levels = self.compact.code_rows.index_select(0, items).flatten(), self.trie.num_levels
+        codes = functional.embedding_bag(rows, self.compact.codes.weight, offsets * levels, mode="mean")
+        bias = functional.embedding_bag(items, self.bias.weight, offsets, mode="mean")
+        return mean + levels * codes, bias + below.counts.log().unsqueeze(-1)
 
-    def _leaf_masses(self, states: Tensor, bias: Tensor) -> Tensor:
-        """(V, N) exponentials of the logits below the highest of each sample.
+    def _table(self) -> tuple[Tensor, Tensor]:
+        """Vectors and biases (V, 1) of what the head's first softmax is over: items by leaf, or prefixes by node."""
+        frozen = self._prefixes if self.prefix else self._leaves
+        if frozen is not None:
+            return frozen.vectors(), frozen.bias
+        return self._prefix_vectors() if self.prefix else (self._item_vectors(self.trie.items), self.bias(self.trie.items))
 
-        A softmax over the first dimension takes several times as long. What is done to a logit is done to a block of
-        them while the processor's cache holds it.
-        """
-        vectors, count = self._leaf_vectors(), len(states)
-        masses = torch.empty(len(vectors), count, dtype=torch.float32, device=states.device)
-        size = max(1, _BLOCK // count)
-        blocks = [slice(first, first + size) for first in range(0, len(vectors), size)]
-        highest = []
-        for block in blocks:
-            masses[block].copy_(functional.linear(vectors[block], states)).add_(bias[block])
-            highest.append(masses[block].amax(0))
-        top = torch.stack(highest).amax(0)
-        for block in blocks:
-            masses[block].sub_(top).exp_()
-        return masses
-
-    def _masses(self, context: HybridContext) -> tuple[Tensor, ...]:
-        """L + 1 of (n_l, N): probability of the items below each node of levels 0 .. L, up to a factor a sample."""
-        states = self.item_states(context)
-        bias = self.bias(self.trie.items) if self._biases is None else self._biases
+    def _speak(self, context: HybridContext) -> Spoken:
+        """The masses of levels 0 .. p, or without a prefix of all levels that are not left to `shares_below`."""
+        queries, (vectors, bias) = self.item_states(context), self._table()
+        level = self.prefix or self.trie.num_levels
         if torch.is_grad_enabled():
-            levels = [(functional.linear(self._leaf_vectors(), states).float() + bias).softmax(0)]
+            masses = (functional.linear(vectors, queries).float() + bias).softmax(0)
+        elif self.prefix or not self._last_level_waits(len(queries)):
+            masses = exponentials(vectors, queries, bias)
         else:
-            levels = [self._leaf_masses(states, bias)]
-        for first in reversed(self.trie.first):
-            # the children of a node follow each other
-            children = torch.arange(len(levels[-1]), device=states.device)
-            levels.append(functional.embedding_bag(children, levels[-1], first[:-1], mode="sum"))
-        return tuple(reversed(levels))
+            level -= 1
+            masses = sums_by_node(vectors, queries, bias, self.trie.first[level])
+        return Spoken(queries, upwards(self.trie, masses, level))
+
+    def _last_level_waits(self, samples: int) -> bool:
+        """Whether the logits of all items are worth computing twice rather than keeping: many, a few below a prefix."""
+        items, prefixes = self.trie.node_counts[-1], self.trie.node_counts[-2]
+        return items * samples >= _MANY and items <= 64 * prefixes

@@ -1,0 +1,217 @@
+"""Sums of the hybrid policy's item head over the tree of the catalogue's codes, and what lies below single prefixes.
+
+With `z_i` the logit of item `i` and `m(prefix)` the sum of `exp z_i` over the items below a prefix, the head gives
+
+    q(c_l | c_<l) = m(c_<l c_l) / m(c_<l)
+
+A factor that the whole tree shares cancels. So does one that the items below a prefix share, once a search has arrived
+there: the last shares need the items below its prefixes alone (`shares_below`). What has to be summed over everything
+are the masses above (`sums_by_node`, `upwards`).
+
+Everything is a function of tensors; the policy knows where vectors come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from adagrpo.semantic_ids.trie import Branches, Trie
+
+__all__ = ["HeadTable", "Leaves", "Spoken", "exponentials", "leaves_below", "shares_below", "sums_by_node", "upwards"]
+
+_BLOCK = 2**18  # logits; what is done to them is done while the processor's cache holds them
+_GATHERED = 2**23  # numbers of the vectors of leaves that are gathered at a time
+
+VectorsOf = Callable[[Tensor], tuple[Tensor, Tensor]]  # (T,) leaves to vectors (T, D) and biases (T,)
+
+
+class Spoken(NamedTuple):
+    """What the head has said about `N` samples."""
+
+    queries: Tensor  # (N, D)
+    masses: tuple[Tensor, ...]  # of levels 0 and on, (N, n_l), up to a factor a sample
+
+    def of(self, rows: Tensor | slice) -> Spoken:
+        """About some of the samples."""
+        return Spoken(self.queries[rows], tuple(mass[rows] for mass in self.masses))
+
+
+class HeadTable:
+    """Vectors that a frozen policy multiplies states with, in the precision that was asked for last.
+
+    Autocast would convert all of them for every product, which takes longer than the product.
+    """
+
+    def __init__(
+        self,
+        vectors: Tensor,  # (V, D) float32
+        bias: Tensor,  # (V, 1) float32
+    ) -> None:
+        self._vectors, self.bias = vectors, bias
+        self._low: Tensor | None = None
+
+    def vectors(self) -> Tensor:
+        """(V, D), in the precision of autocast where that is on."""
+        device = self._vectors.device.type
+        wanted = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+        if wanted == self._vectors.dtype:
+            return self._vectors
+        if self._low is None or self._low.dtype != wanted:
+            self._low = self._vectors.to(wanted)
+        return self._low
+
+
+class Leaves(NamedTuple):
+    """All leaves below each of (B, W) nodes, `T` in all, one node after the other."""
+
+    parents: Tensor  # (T,) int64, the node's place among the B * W
+    leaves: Tensor  # (T,) int64
+    counts: Tensor  # (B * W,) int64
+
+
+def leaves_below(
+    trie: Trie,
+    level: int,
+    nodes: Tensor,  # (...) int64, -1 for a prefix that no item has
+) -> Leaves:
+    """The leaves below nodes of a level.
+
+    >>> trie = Trie.build(torch.tensor([[0, 1], [2, 0], [0, 0]]), (3, 2))
+    >>> leaves_below(trie, 1, torch.tensor([[1, -1, 0]]))[:2]
+    (tensor([0, 2, 2]), tensor([2, 0, 1]))
+    """
+    flat = nodes.flatten()
+    known = flat.clamp(min=0)
+    begin = trie.leaf_ranges[level].index_select(0, known)
+    counts = (trie.leaf_ranges[level].index_select(0, known + 1) - begin).masked_fill_(flat < 0, 0)
+    parents = torch.repeat_interleave(counts)
+    before = counts.cumsum(0) - counts
+    leaves = torch.arange(len(parents), device=nodes.device) + (begin - before).index_select(0, parents)
+    return Leaves(parents, leaves, counts)
+
+
+def leaf_logits(
+    below: Leaves,
+    queries: Tensor,  # (B, D)
+    vectors_of: VectorsOf,
+) -> Tensor:  # (T,) float32
+    """The logit of each leaf for the sample that its node belongs to."""
+    samples = len(queries)
+    of_sample = below.counts.view(samples, -1).sum(1)
+    ends, logits = [0, *of_sample.cumsum(0).tolist()], []
+    step = max(1, _GATHERED // max(1, int(of_sample.max()) * queries.shape[1])) if samples else 1
+    for first in range(0, samples, step):
+        last = min(first + step, samples)
+        counts = of_sample[first:last]
+        vectors, bias = vectors_of(below.leaves[ends[first] : ends[last]])
+        places = torch.arange(int(counts.max()), device=queries.device) < counts.unsqueeze(1)  # (b, M)
+        # filled up to the same number for each sample, so that it is one product of small matrices
+        rows = (places.flatten().cumsum(0) - 1).clamp_(min=0)
+        filled = vectors.index_select(0, rows).view(*places.shape, -1) if len(vectors) else None
+        if filled is not None:
+            products = torch.bmm(filled, queries[first:last].to(filled.dtype).unsqueeze(-1)).squeeze(-1)
+            logits.append(products[places].float() + bias)
+    return torch.cat(logits) if logits else queries.new_zeros(0, dtype=torch.float32)
+
+
+def shares_within(
+    below: Leaves,
+    logits: Tensor,  # (T,)
+) -> Tensor:  # (T,)
+    """The softmax of each leaf's logit among the leaves of its node."""
+    highest = logits.new_full((len(below.counts),), -torch.inf)
+    highest = highest.scatter_reduce(0, below.parents, logits.detach(), "amax")
+    masses = (logits - highest.index_select(0, below.parents)).exp()
+    totals = torch.zeros_like(highest).index_add(0, below.parents, masses)
+    return masses / totals.index_select(0, below.parents)
+
+
+def shares_below(
+    trie: Trie,
+    level: int,
+    nodes: Tensor,  # (B, W)
+    branches: Branches,  # of these nodes
+    queries: Tensor,  # (B, D)
+    vectors_of: VectorsOf,
+) -> Tensor:  # (T,) of the branches
+    """Each child's share of its node's mass, from the items below the node and no others."""
+    below = leaves_below(trie, level, nodes)
+    shares = shares_within(below, leaf_logits(below, queries, vectors_of))
+    if level + 1 == trie.num_levels:
+        return shares
+    ranges = trie.leaf_ranges[level + 1]
+    counts = ranges.index_select(0, branches.nodes + 1) - ranges.index_select(0, branches.nodes)
+    return shares.new_zeros(len(counts)).index_add(0, torch.repeat_interleave(counts), shares)
+
+
+def exponentials(
+    vectors: Tensor,  # (V, D)
+    states: Tensor,  # (N, D)
+    bias: Tensor,  # (V, 1)
+) -> Tensor:  # (V, N) float32
+    """Exponentials of the logits below the highest of each sample; a softmax over the first dimension takes longer."""
+    count = len(states)
+    masses = torch.empty(len(vectors), count, dtype=torch.float32, device=states.device)
+    size = max(1, _BLOCK // max(1, count))
+    blocks = [slice(first, first + size) for first in range(0, len(vectors), size)]
+    highest = []
+    for block in blocks:
+        masses[block].copy_(functional.linear(vectors[block], states)).add_(bias[block])
+        highest.append(masses[block].amax(0))
+    top = torch.stack(highest).amax(0)
+    for block in blocks:
+        masses[block].sub_(top).exp_()
+    return masses
+
+
+def sums_by_node(
+    vectors: Tensor,  # (V, D)
+    states: Tensor,  # (N, D)
+    bias: Tensor,  # (V, 1)
+    first: Tensor,  # (n + 1,) int64
+) -> Tensor:  # (n, N) float32
+    """What `exponentials` gives, summed over the rows `first[j]` to `first[j + 1]`; (V, N) numbers are never written.
+
+    A block of logits is taken below its own highest, and its sums are brought to the highest of all at the end.
+    """
+    count, nodes = len(states), len(first) - 1
+    sums = torch.empty(nodes, count, dtype=torch.float32, device=states.device)
+    steps = torch.arange(0, len(vectors), max(1, 2 * _BLOCK // max(1, count)), device=first.device)
+    starts = torch.unique(torch.searchsorted(first[:-1].contiguous(), steps))
+    bounds = [*starts[starts < nodes].tolist(), nodes]  # of blocks, each of whole nodes
+    rows = first[torch.tensor(bounds, device=first.device)].tolist()
+    places = torch.arange(max(b - a for a, b in pairwise(rows)), device=states.device)
+    highest = []
+    for (start, end), (begin, stop) in zip(pairwise(bounds), pairwise(rows), strict=True):
+        logits = functional.linear(vectors[begin:stop], states).float().add_(bias[begin:stop])
+        highest.append(logits.amax(0))
+        logits.sub_(highest[-1]).exp_()
+        offsets = first[start:end] - begin
+        sums[start:end] = functional.embedding_bag(places[: stop - begin], logits, offsets, mode="sum")
+    top = torch.stack(highest).amax(0)
+    for (start, end), high in zip(pairwise(bounds), highest, strict=True):
+        sums[start:end].mul_((high - top).exp())
+    return sums
+
+
+def upwards(
+    trie: Trie,
+    masses: Tensor,  # (n_l, N)
+    level: int,
+) -> tuple[Tensor, ...]:
+    """The masses (N, n) of levels 0 to `level`, from those of `level`.
+
+    They leave as rows of samples: the children of a node, which a search reads one after the other, lie so in memory.
+    """
+    levels = [masses]
+    for first in reversed(trie.first[:level]):
+        # the children of a node follow each other
+        children = torch.arange(len(levels[-1]), device=masses.device)
+        levels.append(functional.embedding_bag(children, levels[-1], first[:-1], mode="sum"))
+    return tuple(mass.t().contiguous() for mass in reversed(levels))

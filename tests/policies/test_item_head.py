@@ -1,0 +1,91 @@
+"""Sums of the item head over the tree, against walks over its leaves."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from adagrpo.policies import item_head
+from adagrpo.policies.item_head import exponentials, leaves_below, shares_below, sums_by_node, upwards
+from adagrpo.semantic_ids.trie import Trie
+
+SIZES = (3, 2, 4)
+SPACE = torch.tensor(list(itertools.product(*map(range, SIZES))))
+CODES = SPACE[torch.randperm(24, generator=torch.Generator().manual_seed(0))[:13]]
+TRIE = Trie.build(CODES, SIZES)
+PATHS = CODES[TRIE.items].tolist()  # of the leaves
+GENERATOR = torch.Generator().manual_seed(1)
+VECTORS, BIAS = 2 * torch.randn(13, 8, generator=GENERATOR), torch.randn(13, 1, generator=GENERATOR)
+QUERIES = torch.randn(2, 8, generator=GENERATOR)
+
+
+def prefixes(level: int) -> list[list[int]]:
+    return sorted({tuple(path[:level]) for path in PATHS})
+
+
+def below(level: int, node: int) -> list[int]:
+    return [leaf for leaf, path in enumerate(PATHS) if tuple(path[:level]) == prefixes(level)[node]]
+
+
+@pytest.mark.parametrize("level", range(4))
+def test_leaves_below_nodes(level):
+    nodes = torch.tensor([[len(prefixes(level)) - 1, -1], [0, 0]])
+    found = leaves_below(TRIE, level, nodes)
+    expected = [[] if node < 0 else below(level, node) for node in nodes.flatten().tolist()]
+    assert found.counts.tolist() == [len(leaves) for leaves in expected]
+    assert found.leaves.tolist() == sum(expected, [])
+    assert found.parents.tolist() == [place for place, leaves in enumerate(expected) for _ in leaves]
+
+
+@pytest.mark.parametrize("gathered", [1, 2**20])  # one sample at a time, and all together
+@pytest.mark.parametrize("level", range(3))
+def test_shares_below_a_prefix_are_those_of_the_whole(level, gathered, monkeypatch):
+    monkeypatch.setattr(item_head, "_GATHERED", gathered)
+    last = len(prefixes(level)) - 1
+    nodes = torch.tensor([[last, -1, 0], [0, -1, -1]])
+    branches = TRIE.branches(level, nodes)
+    shares = shares_below(TRIE, level, nodes, branches, QUERIES, lambda leaves: (VECTORS[leaves], BIAS[leaves, 0]))
+    masses = (QUERIES @ VECTORS.T + BIAS.T).double().exp()
+    for share, parent, child in zip(shares.tolist(), branches.parents.tolist(), branches.nodes.tolist(), strict=True):
+        sample, node = divmod(parent, 3)
+        expected = masses[sample, below(level + 1, child)].sum() / masses[sample, below(level, int(nodes[sample, node]))].sum()
+        assert share == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_shares_below_prefixes_that_no_item_has():
+    nodes = torch.full((2, 3), -1)
+    shares = shares_below(TRIE, 1, nodes, TRIE.branches(1, nodes), QUERIES, lambda leaves: (VECTORS[leaves], BIAS[leaves, 0]))
+    assert len(shares) == 0
+
+
+def test_a_share_does_not_vanish_with_the_mass_of_its_prefix():
+    # logits a thousand below the highest: their exponentials are zero, their shares are not
+    bias = torch.tensor([0.0 if path[0] == PATHS[0][0] else -1000.0 for path in PATHS])
+    node = torch.tensor([[len(prefixes(1)) - 1]] * 2)
+    branches = TRIE.branches(1, node)
+    shares = shares_below(TRIE, 1, node, branches, QUERIES, lambda leaves: (VECTORS[leaves], bias[leaves]))
+    torch.testing.assert_close(shares.view(2, -1).sum(1), torch.ones(2))
+    assert bool((shares > 0).all())
+
+
+@pytest.mark.parametrize("block", [1, 4, 6, 2**18])  # below the leaves of one node, a few nodes, all
+@pytest.mark.parametrize("level", range(3))
+def test_sums_by_node_are_sums_of_exponentials(level, block, monkeypatch):
+    monkeypatch.setattr(item_head, "_BLOCK", block)
+    ranges = TRIE.leaf_ranges[level]
+    sums = sums_by_node(VECTORS, QUERIES, BIAS, ranges)
+    logits = (VECTORS @ QUERIES.T + BIAS).double()
+    masses = (logits - logits.amax(0)).exp()
+    expected = torch.stack([masses[below(level, node)].sum(0) for node in range(len(ranges) - 1)])
+    torch.testing.assert_close(sums, expected.float(), rtol=1e-5, atol=1e-30)
+    torch.testing.assert_close(exponentials(VECTORS, QUERIES, BIAS), masses.float(), rtol=1e-5, atol=1e-30)
+
+
+def test_masses_upwards():
+    masses = torch.rand(13, 2, generator=GENERATOR)
+    levels = upwards(TRIE, masses, 3)
+    for level, found in enumerate(levels):
+        expected = torch.stack([masses[below(level, node)].sum(0) for node in range(len(prefixes(level)))], dim=1)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
