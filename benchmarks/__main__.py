@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from adagrpo.report.tables import Table, format_number, to_text
-from benchmarks import beside, causal_lm, compact, diagnostics, eligible_parts, memory, scale, serving, whole
+from benchmarks import beside, causal_lm, compact, diagnostics, eligible_parts, item_head, memory, scale, serving, whole
 from benchmarks.rows import Row
 
 LANGUAGE_MODELS: dict[str, Callable[[Path, Path, causal_lm.Kind], list[Row]]] = {
@@ -38,6 +38,7 @@ BENCHMARKS: dict[str, tuple[Callable[[Path, Path], list[Row]], str | None]] = {
     "prepare_20m": (whole.prepare_20m, None),
     "scale": (scale.scale, None),
     "eligible": (eligible_parts.eligible_parts, None),
+    "item_head": (item_head.item_head, "amazon-beauty"),
 }
 NAMES = sorted([*LANGUAGE_MODELS, *BENCHMARKS])
 

@@ -25,9 +25,9 @@ RECIPE = Path(__file__).parent.parent / "recipes" / "amazon-beauty.yaml"
 STEPS = 8  # optimiser steps that one timing covers
 
 
-def models_of(data: Path, work: Path, kind: str) -> Models:
+def models_of(data: Path, work: Path, kind: str, *more: str) -> Models:
     """Amazon Beauty prepared and tokenized, with an sft policy of two epochs."""
-    settings = [f"policy.kind={kind}", "sft.epochs=2", "sft.validations=0", "sft.average=0"]
+    settings = [f"policy.kind={kind}", "sft.epochs=2", "sft.validations=0", "sft.average=0", *more]
     run = Run(work / f"beauty-{kind}", load_config(RECIPE, settings), data / "amazon-beauty")
     for stage in (prepare, tokenize, fit_sft):
         stage(run)

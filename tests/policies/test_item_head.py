@@ -6,9 +6,19 @@ import itertools
 
 import pytest
 import torch
+from torch.nn import functional
 
 from adagrpo.policies import item_head
-from adagrpo.policies.item_head import exponentials, leaves_below, shares_below, sums_by_node, upwards
+from adagrpo.policies.item_head import (
+    crowded,
+    exponentials,
+    leaves_below,
+    shares_below,
+    shares_of_branches,
+    shares_of_codes,
+    sums_by_node,
+    upwards,
+)
 from adagrpo.semantic_ids.trie import Trie
 
 SIZES = (3, 2, 4)
@@ -21,7 +31,7 @@ VECTORS, BIAS = 2 * torch.randn(13, 8, generator=GENERATOR), torch.randn(13, 1, 
 QUERIES = torch.randn(2, 8, generator=GENERATOR)
 
 
-def prefixes(level: int) -> list[list[int]]:
+def prefixes(level: int) -> list[tuple[int, ...]]:
     return sorted({tuple(path[:level]) for path in PATHS})
 
 
@@ -88,4 +98,28 @@ def test_masses_upwards():
     levels = upwards(TRIE, masses, 3)
     for level, found in enumerate(levels):
         expected = torch.stack([masses[below(level, node)].sum(0) for node in range(len(prefixes(level)))], dim=1)
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+        torch.testing.assert_close(found, functional.pad(expected, (1, 0)), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("level", range(3))
+def test_shares_are_looked_up_code_by_code_or_branch_by_branch(level):
+    masses = torch.rand(13, 2, generator=GENERATOR)
+    levels = upwards(TRIE, masses, 3)
+    last = len(prefixes(level)) - 1
+    nodes = torch.tensor([[last, -1, 0], [0, -1, -1]])
+    branches = TRIE.branches(level, nodes)
+    found = shares_of_branches(nodes, branches, levels[level], levels[level + 1])
+    every = shares_of_codes(TRIE, level, nodes, levels[level], levels[level + 1])
+    expected = torch.zeros(2, 3, SIZES[level])
+    for b, w in itertools.product(range(2), range(3)):
+        node = int(nodes[b, w])
+        for child, prefix in enumerate(prefixes(level + 1)):
+            if node >= 0 and prefix[:level] == prefixes(level)[node]:
+                expected[b, w, prefix[-1]] = masses[below(level + 1, child), b].sum() / masses[below(level, node), b].sum()
+    torch.testing.assert_close(every, expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(found, every.view(6, -1)[branches.parents, branches.codes], rtol=1e-5, atol=0)
+
+
+def test_a_level_is_crowded_where_most_codes_lead_somewhere():
+    assert [crowded(TRIE, level) for level in range(3)] == [True, True, 13 >= 2 * len(prefixes(2))]
+    assert not crowded(Trie.build(CODES, SIZES, dense_limit=0), 0)  # there is no table

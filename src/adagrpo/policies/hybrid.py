@@ -35,15 +35,18 @@ from adagrpo.policies.compact import CompactContext, CompactPolicy, CompactState
 from adagrpo.policies.item_head import (
     HeadTable,
     Spoken,
+    crowded,
     exponentials,
     leaf_logits,
     leaves_below,
     shares_below,
+    shares_of_branches,
+    shares_of_codes,
     shares_within,
     sums_by_node,
     upwards,
 )
-from adagrpo.semantic_ids.trie import Branches, Trie
+from adagrpo.semantic_ids.trie import Trie
 from adagrpo.types import Histories
 
 __all__ = ["HybridContext", "HybridPolicy", "HybridState"]
@@ -257,33 +260,27 @@ class HybridPolicy(nn.Module):
     def logits(self, state: HybridState) -> Tensor:
         """(B, W, K_l) float32 log-probabilities of the pool, up to a constant a hypothesis."""
         decoder = self.compact.logits(state.compact)
-        size, branches = decoder.shape[-1], self.trie.branches(state.level, state.nodes)
-        share = self._shares(state, branches)  # (T,)
-        floor = self.smoothing / size
-        # what the head adds above a code of no item, whose share is the floor
-        head = self.item_weight * (((1 - self.smoothing) * share + floor) / max(floor, _TINY)).clamp(min=_TINY).log()
-        known = (state.nodes >= 0).unsqueeze(-1)
-        pooled = decoder * torch.where(known, 1 - self.item_weight, 1.0)
-        pooled.view(-1).index_add_(0, branches.parents * size + branches.codes, torch.where(share > 0, head, 0.0))
+        size, (queries, masses) = decoder.shape[-1], state.spoken
+        pooled = decoder * torch.where((state.nodes >= 0).unsqueeze(-1), 1 - self.item_weight, 1.0)
+        # what the head adds above a code of no item, whose share is the floor η / K: log(((1 - η) q + η / K) / (η / K))
+        gain = (1 - self.smoothing) / max(self.smoothing / size, _TINY)
+        known = masses[state.level : state.level + 2]  # of the nodes, and of those below; or the latter wait
+        if len(known) == 2 and crowded(self.trie, state.level):
+            share = shares_of_codes(self.trie, state.level, state.nodes, known[0], known[1])
+            return pooled.add(torch.log1p(share * gain), alpha=self.item_weight)
+        branches = self.trie.branches(state.level, state.nodes)
+        if len(known) == 2:
+            share = shares_of_branches(state.nodes, branches, known[0], known[1])
+        else:
+            share = shares_below(self.trie, state.level, state.nodes, branches, queries, self._leaf_vectors)
+        head = self.item_weight * torch.log1p(share * gain)
+        pooled.view(-1).index_add_(0, branches.parents * size + branches.codes, head)
         return pooled
 
     def advance(self, state: HybridState, parents: Tensor, codes: Tensor) -> HybridState:
         """Append codes (B, W') to hypotheses `parents` (B, W')."""
         nodes = self.trie.child(state.level, state.nodes.gather(1, parents), codes)
         return HybridState(self.compact.advance(state.compact, parents, codes), nodes, state.spoken)
-
-    def _shares(self, state: HybridState, branches: Branches) -> Tensor:
-        """(T,) what the head gives each child of the hypotheses' nodes, of its node's mass."""
-        queries, masses = state.spoken
-        if state.level + 1 >= len(masses):
-            return shares_below(self.trie, state.level, state.nodes, branches, queries, self._leaf_vectors)
-        (samples, hypotheses), device = state.nodes.shape, queries.device
-        above, below = masses[state.level : state.level + 2]  # (B, n_l) and (B, n_{l+1})
-        rows = torch.arange(samples, device=device).repeat_interleave(hypotheses)  # (B * W,)
-        total = above.flatten().index_select(0, state.nodes.flatten().clamp(min=0) + rows * above.shape[1])
-        places = branches.nodes + (rows * below.shape[1]).index_select(0, branches.parents)
-        mass = below.flatten().index_select(0, places)
-        return mass / total.clamp(min=_TINY).index_select(0, branches.parents)
 
     def score(self, context: HybridContext, codes: Tensor, *, temperature: float = 1.0) -> Tensor:
         """(B, G, L) log-probabilities of given codes under the free softmax of each level."""

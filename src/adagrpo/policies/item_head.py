@@ -23,9 +23,24 @@ from torch.nn import functional
 
 from adagrpo.semantic_ids.trie import Branches, Trie
 
-__all__ = ["HeadTable", "Leaves", "Spoken", "exponentials", "leaves_below", "shares_below", "sums_by_node", "upwards"]
+__all__ = [
+    "HeadTable",
+    "Leaves",
+    "Spoken",
+    "crowded",
+    "exponentials",
+    "leaf_logits",
+    "leaves_below",
+    "shares_below",
+    "shares_of_branches",
+    "shares_of_codes",
+    "shares_within",
+    "sums_by_node",
+    "upwards",
+]
 
 _BLOCK = 2**18  # logits; what is done to them is done while the processor's cache holds them
+_TINY = 1e-30
 _GATHERED = 2**23  # numbers of the vectors of leaves that are gathered at a time
 
 VectorsOf = Callable[[Tensor], tuple[Tensor, Tensor]]  # (T,) leaves to vectors (T, D) and biases (T,)
@@ -35,7 +50,7 @@ class Spoken(NamedTuple):
     """What the head has said about `N` samples."""
 
     queries: Tensor  # (N, D)
-    masses: tuple[Tensor, ...]  # of levels 0 and on, (N, n_l), up to a factor a sample
+    masses: tuple[Tensor, ...]  # of levels 0 and on, (N, 1 + n_l), up to a factor a sample; 0 before the first node
 
     def of(self, rows: Tensor | slice) -> Spoken:
         """About some of the samples."""
@@ -102,22 +117,21 @@ def leaf_logits(
     vectors_of: VectorsOf,
 ) -> Tensor:  # (T,) float32
     """The logit of each leaf for the sample that its node belongs to."""
-    samples = len(queries)
-    of_sample = below.counts.view(samples, -1).sum(1)
-    ends, logits = [0, *of_sample.cumsum(0).tolist()], []
-    step = max(1, _GATHERED // max(1, int(of_sample.max()) * queries.shape[1])) if samples else 1
-    for first in range(0, samples, step):
-        last = min(first + step, samples)
-        counts = of_sample[first:last]
-        vectors, bias = vectors_of(below.leaves[ends[first] : ends[last]])
-        places = torch.arange(int(counts.max()), device=queries.device) < counts.unsqueeze(1)  # (b, M)
-        # filled up to the same number for each sample, so that it is one product of small matrices
-        rows = (places.flatten().cumsum(0) - 1).clamp_(min=0)
-        filled = vectors.index_select(0, rows).view(*places.shape, -1) if len(vectors) else None
-        if filled is not None:
-            products = torch.bmm(filled, queries[first:last].to(filled.dtype).unsqueeze(-1)).squeeze(-1)
-            logits.append(products[places].float() + bias)
-    return torch.cat(logits) if logits else queries.new_zeros(0, dtype=torch.float32)
+    if not len(below.leaves):
+        return queries.new_zeros(0, dtype=torch.float32)
+    of_sample = below.counts.view(len(queries), -1).sum(1)
+    starts, logits = of_sample.cumsum(0) - of_sample, []
+    step = max(1, _GATHERED // (int(of_sample.max()) * queries.shape[1]))
+    for first in range(0, len(queries), step):
+        part = slice(first, first + step)
+        # every sample is filled up to the same number of leaves, so that it is one product of small matrices
+        column = torch.arange(int(of_sample[part].max()), device=queries.device)
+        places = (starts[part].unsqueeze(1) + column).clamp_(max=len(below.leaves) - 1)  # (b, M)
+        vectors, bias = vectors_of(below.leaves.index_select(0, places.flatten()))
+        vectors = vectors.view(*places.shape, -1)
+        products = torch.bmm(vectors, queries[part].to(vectors.dtype).unsqueeze(-1)).squeeze(-1).float()
+        logits.append((products + bias.view_as(products))[column < of_sample[part].unsqueeze(1)])
+    return torch.cat(logits)
 
 
 def shares_within(
@@ -148,6 +162,41 @@ def shares_below(
     ranges = trie.leaf_ranges[level + 1]
     counts = ranges.index_select(0, branches.nodes + 1) - ranges.index_select(0, branches.nodes)
     return shares.new_zeros(len(counts)).index_add(0, torch.repeat_interleave(counts), shares)
+
+
+def crowded(trie: Trie, level: int) -> bool:
+    """Whether most codes lead somewhere, so that looking at each is less work than listing those that do."""
+    nodes, below = trie.node_counts[level : level + 2]
+    return trie.tables[level].dim() == 2 and 2 * below >= nodes * trie.level_sizes[level]
+
+
+def shares_of_codes(
+    trie: Trie,
+    level: int,
+    nodes: Tensor,  # (B, W)
+    above: Tensor,  # (B, 1 + n_l)
+    below: Tensor,  # (B, 1 + n_{l+1})
+) -> Tensor:  # (B, W, K)
+    """Each code's share of its node's mass, 0 where it leads nowhere; the level has a dense table."""
+    known = nodes.clamp(min=0)
+    total = torch.where(nodes >= 0, 1 / above.gather(1, known + 1).clamp(min=_TINY), 0.0)
+    children = trie.tables[level].index_select(0, known.flatten()).view(*nodes.shape, -1)
+    first = below.shape[1] * torch.arange(len(nodes), device=nodes.device).view(-1, 1, 1) + 1
+    mass = below.flatten().index_select(0, (children + first).flatten()).view_as(children)
+    return mass * total.unsqueeze(-1)
+
+
+def shares_of_branches(
+    nodes: Tensor,  # (B, W)
+    branches: Branches,  # of these nodes
+    above: Tensor,  # (B, 1 + n_l)
+    below: Tensor,  # (B, 1 + n_{l+1})
+) -> Tensor:  # (T,) of the branches
+    """Each child's share of its node's mass."""
+    total = above.gather(1, nodes + 1).clamp(min=_TINY).flatten()  # (B * W,)
+    first = below.shape[1] * torch.arange(len(nodes), device=nodes.device).repeat_interleave(nodes.shape[1]) + 1
+    places = branches.nodes + first.index_select(0, branches.parents)
+    return below.flatten().index_select(0, places) / total.index_select(0, branches.parents)
 
 
 def exponentials(
@@ -205,7 +254,7 @@ def upwards(
     masses: Tensor,  # (n_l, N)
     level: int,
 ) -> tuple[Tensor, ...]:
-    """The masses (N, n) of levels 0 to `level`, from those of `level`.
+    """The masses (N, 1 + n) of levels 0 to `level`, from those of `level`; what is looked up at node -1 is 0.
 
     They leave as rows of samples: the children of a node, which a search reads one after the other, lie so in memory.
     """
@@ -214,4 +263,5 @@ def upwards(
         # the children of a node follow each other
         children = torch.arange(len(levels[-1]), device=masses.device)
         levels.append(functional.embedding_bag(children, levels[-1], first[:-1], mode="sum"))
-    return tuple(mass.t().contiguous() for mass in reversed(levels))
+    nothing = masses.new_zeros(1, masses.shape[1])
+    return tuple(torch.cat([nothing, mass]).t().contiguous() for mass in reversed(levels))
