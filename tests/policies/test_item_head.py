@@ -89,13 +89,14 @@ def test_sums_by_node_are_sums_of_exponentials(level, block, monkeypatch):
     logits = (VECTORS @ QUERIES.T + BIAS).double()
     masses = (logits - logits.amax(0)).exp()
     expected = torch.stack([masses[below(level, node)].sum(0) for node in range(len(ranges) - 1)])
-    torch.testing.assert_close(sums, expected.float(), rtol=1e-5, atol=1e-30)
-    torch.testing.assert_close(exponentials(VECTORS, QUERIES, BIAS), masses.float(), rtol=1e-5, atol=1e-30)
+    torch.testing.assert_close(sums, functional.pad(expected.float().T, (1, 0)), rtol=1e-5, atol=1e-30)
+    every = exponentials(VECTORS, QUERIES, BIAS)
+    torch.testing.assert_close(every, functional.pad(masses.float().T, (1, 0)), rtol=1e-5, atol=1e-30)
 
 
 def test_masses_upwards():
     masses = torch.rand(13, 2, generator=GENERATOR)
-    levels = upwards(TRIE, masses, 3)
+    levels = upwards(TRIE, functional.pad(masses.T, (1, 0)), 3)
     for level, found in enumerate(levels):
         expected = torch.stack([masses[below(level, node)].sum(0) for node in range(len(prefixes(level)))], dim=1)
         torch.testing.assert_close(found, functional.pad(expected, (1, 0)), rtol=1e-5, atol=0)
@@ -104,7 +105,7 @@ def test_masses_upwards():
 @pytest.mark.parametrize("level", range(3))
 def test_shares_are_looked_up_code_by_code_or_branch_by_branch(level):
     masses = torch.rand(13, 2, generator=GENERATOR)
-    levels = upwards(TRIE, masses, 3)
+    levels = upwards(TRIE, functional.pad(masses.T, (1, 0)), 3)
     last = len(prefixes(level)) - 1
     nodes = torch.tensor([[last, -1, 0], [0, -1, -1]])
     branches = TRIE.branches(level, nodes)

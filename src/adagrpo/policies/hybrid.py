@@ -331,7 +331,8 @@ class HybridPolicy(nn.Module):
         queries, (vectors, bias) = self.item_states(context), self._table()
         level = self.prefix or self.trie.num_levels
         if torch.is_grad_enabled():
-            masses = (functional.linear(vectors, queries).float() + bias).softmax(0)
+            logits = functional.linear(queries, vectors).float() + bias.squeeze(-1)
+            masses = functional.pad(logits.softmax(-1), (1, 0))
         elif self.prefix or not self._last_level_waits(len(queries)):
             masses = exponentials(vectors, queries, bias)
         else:

@@ -203,20 +203,22 @@ def exponentials(
     vectors: Tensor,  # (V, D)
     states: Tensor,  # (N, D)
     bias: Tensor,  # (V, 1)
-) -> Tensor:  # (V, N) float32
-    """Exponentials of the logits below the highest of each sample; a softmax over the first dimension takes longer."""
-    count = len(states)
-    masses = torch.empty(len(vectors), count, dtype=torch.float32, device=states.device)
+) -> Tensor:  # (N, 1 + V) float32
+    """Exponentials of the logits below the highest of each sample, and 0 before the first."""
+    count, of_rows = len(states), bias.view(1, -1)
+    padded = torch.empty(count, 1 + len(vectors), dtype=torch.float32, device=states.device)
+    padded[:, 0] = 0
+    masses = padded[:, 1:]
     size = max(1, _BLOCK // max(1, count))
     blocks = [slice(first, first + size) for first in range(0, len(vectors), size)]
     highest = []
     for block in blocks:
-        masses[block].copy_(functional.linear(vectors[block], states)).add_(bias[block])
-        highest.append(masses[block].amax(0))
-    top = torch.stack(highest).amax(0)
+        masses[:, block].copy_(functional.linear(states, vectors[block])).add_(of_rows[:, block])
+        highest.append(masses[:, block].amax(1, keepdim=True))
+    top = torch.cat(highest, dim=1).amax(1, keepdim=True)
     for block in blocks:
-        masses[block].sub_(top).exp_()
-    return masses
+        masses[:, block].sub_(top).exp_()
+    return padded
 
 
 def sums_by_node(
@@ -224,13 +226,13 @@ def sums_by_node(
     states: Tensor,  # (N, D)
     bias: Tensor,  # (V, 1)
     first: Tensor,  # (n + 1,) int64
-) -> Tensor:  # (n, N) float32
-    """What `exponentials` gives, summed over the rows `first[j]` to `first[j + 1]`; (V, N) numbers are never written.
+) -> Tensor:  # (N, 1 + n) float32
+    """What `exponentials` gives, summed over items `first[j]` to `first[j + 1]`; (N, V) numbers are never written.
 
     A block of logits is taken below its own highest, and its sums are brought to the highest of all at the end.
     """
     count, nodes = len(states), len(first) - 1
-    sums = torch.empty(nodes, count, dtype=torch.float32, device=states.device)
+    sums = torch.zeros(1 + nodes, count, dtype=torch.float32, device=states.device)
     steps = torch.arange(0, len(vectors), max(1, 2 * _BLOCK // max(1, count)), device=first.device)
     starts = torch.unique(torch.searchsorted(first[:-1].contiguous(), steps))
     bounds = [*starts[starts < nodes].tolist(), nodes]  # of blocks, each of whole nodes
@@ -242,26 +244,26 @@ def sums_by_node(
         highest.append(logits.amax(0))
         logits.sub_(highest[-1]).exp_()
         offsets = first[start:end] - begin
-        sums[start:end] = functional.embedding_bag(places[: stop - begin], logits, offsets, mode="sum")
+        sums[1 + start : 1 + end] = functional.embedding_bag(places[: stop - begin], logits, offsets, mode="sum")
     top = torch.stack(highest).amax(0)
     for (start, end), high in zip(pairwise(bounds), highest, strict=True):
-        sums[start:end].mul_((high - top).exp())
-    return sums
+        sums[1 + start : 1 + end].mul_((high - top).exp())
+    return sums.t().contiguous()
 
 
 def upwards(
     trie: Trie,
-    masses: Tensor,  # (n_l, N)
+    masses: Tensor,  # (N, 1 + n_l), 0 before the first node
     level: int,
 ) -> tuple[Tensor, ...]:
-    """The masses (N, 1 + n) of levels 0 to `level`, from those of `level`; what is looked up at node -1 is 0.
-
-    They leave as rows of samples: the children of a node, which a search reads one after the other, lie so in memory.
-    """
+    """The masses (N, 1 + n) of levels 0 to `level`, from those of `level`."""
     levels = [masses]
     for first in reversed(trie.first[:level]):
-        # the children of a node follow each other
-        children = torch.arange(len(levels[-1]), device=masses.device)
-        levels.append(functional.embedding_bag(children, levels[-1], first[:-1], mode="sum"))
-    nothing = masses.new_zeros(1, masses.shape[1])
-    return tuple(torch.cat([nothing, mass]).t().contiguous() for mass in reversed(levels))
+        # the children of a node follow each other; the first node takes the 0 as well
+        samples, width = levels[-1].shape
+        starts = functional.pad(first[1:-1] + 1, (1, 0))
+        rows = width * torch.arange(samples, device=masses.device)
+        offsets = functional.pad((rows.unsqueeze(1) + starts).flatten(), (0, 1), value=samples * width)
+        sums = torch.segment_reduce(levels[-1].flatten(), "sum", offsets=offsets)
+        levels.append(functional.pad(sums.view(samples, -1), (1, 0)))
+    return tuple(reversed(levels))
