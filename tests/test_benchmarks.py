@@ -8,13 +8,16 @@ import sys
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from adagrpo.errors import UserError
+from adagrpo.policies import CompactPolicy, HybridPolicy
+from adagrpo.types import Ragged
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from benchmarks import beside, memory, page
+from benchmarks import beside, item_head, memory, page
 from benchmarks.rows import Row, median_spread, timed_in_turn
 
 TARGETS = (
@@ -101,6 +104,19 @@ def test_the_command_writes_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyP
         warnings.simplefilter("ignore", RuntimeWarning)  # the module has been imported already
         runpy.run_module("benchmarks.page", run_name="__main__")
     assert text.read_text(encoding="utf-8") == page.with_measured(f"{page.BEGIN}{page.END}", ROWS)
+
+
+@pytest.mark.parametrize("prefix", [0, 2])
+def test_lists_of_the_item_head_are_held_against_brute_force(prefix: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    catalog = item_head.random_catalog(300)
+    policy = HybridPolicy(CompactPolicy(catalog.codes, catalog.level_sizes, width=16), catalog.trie, prefix=prefix)
+    torch.nn.init.normal_(policy.items.weight, generator=torch.Generator().manual_seed(0))
+    training = Ragged(np.arange(9, dtype=np.int32), np.array([0, 4, 9], dtype=np.int64))
+    found = item_head.compared(policy, item_head.cuts(training, 3, 6))
+    assert found.lists == found.same == 6 and found.difference < item_head.NEAR
+    search = item_head.beam_search
+    monkeypatch.setattr(item_head, "brute_force", lambda *given: search(*given)._replace(scores=torch.zeros(6, 50)))
+    assert item_head.compared(policy, item_head.cuts(training, 3, 6)).difference > 1  # what is wrong is seen
 
 
 def test_a_page_without_markers_is_refused() -> None:

@@ -61,14 +61,14 @@ def item_probabilities(policy: HybridPolicy, b: int) -> list[float]:
     logits = policy.item_logits(context, ITEMS)[b].double()
     if policy.prefix == 0:
         return logits.softmax(0).tolist()
-    query = policy.item_states(context)[b].double()
-    vectors = (policy.items.weight + policy.compact.code_vectors(ITEMS)).double()
+    query = policy.item_states(context)[b].double().detach()
+    vectors = (policy.items.weight + policy.compact.code_vectors(ITEMS)).double().detach()
+    biases = policy.bias.weight.double().detach()
     below: dict[tuple[int, ...], list[int]] = {}
     for item, codes in enumerate(ITEM_CODES.tolist()):
         below.setdefault(tuple(codes[: policy.prefix]), []).append(item)
     of_prefix = [
-        float(query @ vectors[items].mean(0) + policy.bias.weight[items].double().mean()) + math.log(len(items))
-        for items in below.values()
+        float(query @ vectors[items].mean(0) + biases[items].mean()) + math.log(len(items)) for items in below.values()
     ]
     probabilities = [0.0] * len(ITEMS)
     for items, share in zip(below.values(), torch.tensor(of_prefix).softmax(0).tolist(), strict=True):
@@ -223,7 +223,7 @@ def test_sampled_prefixes_leave_out_that_of_the_target():
     decoder = policy.compact.supervised_loss(context.compact, TARGETS)
     for b, target in enumerate(TARGETS.tolist()):
         items = item_probabilities(policy, b)
-        mass = {prefix: 0.0 for prefix in prefixes}
+        mass = dict.fromkeys(prefixes, 0.0)
         for item, codes in enumerate(ITEM_CODES.tolist()):
             mass[tuple(codes[:2])] += items[item]
         own = tuple(ITEM_CODES[target, :2].tolist())

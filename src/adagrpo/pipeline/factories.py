@@ -110,7 +110,11 @@ class Models:
         )
 
     def _hybrid(self, catalog: Catalog) -> HybridPolicy:
-        options = self.config.policy
+        options, levels = self.config.policy, len(catalog.level_sizes)
+        if options.item_prefix >= levels:
+            raise UserError(
+                f"policy.item_prefix: must be below the {levels} levels of the codes, got {options.item_prefix}"
+            )
         return HybridPolicy(
             self._compact(catalog),
             catalog.trie,

@@ -245,7 +245,9 @@ class HybridPolicy(nn.Module):
         below = leaves_below(self.trie, self.prefix, nodes.unsqueeze(1))
         shares = shares_within(below, leaf_logits(below, states, self._leaf_vectors))
         within = shares[below.counts.cumsum(0) - below.counts + leaves - ranges[nodes]]
-        return torch.zeros(len(targets), device=targets.device).index_put((known,), among - within.clamp(min=_TINY).log())
+        return torch.zeros(len(targets), device=targets.device).index_put(
+            (known,), among - within.clamp(min=_TINY).log()
+        )
 
     def start(self, context: HybridContext) -> HybridState:
         """(B, 1) hypotheses."""
@@ -307,7 +309,7 @@ class HybridPolicy(nn.Module):
     def _prefix_vectors(self, nodes: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(n, D) and (n, 1) of prefixes, all or some (n,): the mean below each, its bias that and the log of the count.
 
-        So a prefix's logit is a lower bound of the log-mass of the items below it (Jensen), and equal to it for one item.
+        So a prefix's logit is a lower bound of the log-mass of the items below it (Jensen); for one item they are equal.
         """
         if nodes is None:
             nodes = torch.arange(self.trie.node_counts[self.prefix], device=self.bias.weight.device)
@@ -324,7 +326,9 @@ class HybridPolicy(nn.Module):
         frozen = self._prefixes if self.prefix else self._leaves
         if frozen is not None:
             return frozen.vectors(), frozen.bias
-        return self._prefix_vectors() if self.prefix else (self._item_vectors(self.trie.items), self.bias(self.trie.items))
+        return (
+            self._prefix_vectors() if self.prefix else (self._item_vectors(self.trie.items), self.bias(self.trie.items))
+        )
 
     def _speak(self, context: HybridContext) -> Spoken:
         """The masses of levels 0 .. p, or without a prefix of all levels that are not left to `shares_below`."""
