@@ -217,10 +217,11 @@ def test_sampled_prefixes_leave_out_that_of_the_target():
     actual = policy.supervised_loss(context, TARGETS)
     actual.sum().backward()
     assert policy.items.weight.grad is not None and bool(policy.items.weight.grad[TARGETS].any(1).all())
+    actual = actual.detach()
     prefixes = sorted({tuple(codes[:2]) for codes in ITEM_CODES.tolist()})
     torch.manual_seed(3)
     drawn = torch.randint(len(prefixes), (300,)).tolist()
-    decoder = policy.compact.supervised_loss(context.compact, TARGETS)
+    decoder = policy.compact.supervised_loss(context.compact, TARGETS).detach()
     for b, target in enumerate(TARGETS.tolist()):
         items = item_probabilities(policy, b)
         mass = dict.fromkeys(prefixes, 0.0)

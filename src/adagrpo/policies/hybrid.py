@@ -307,9 +307,9 @@ class HybridPolicy(nn.Module):
         return self._item_vectors(items), self.bias(items).squeeze(-1)
 
     def _prefix_vectors(self, nodes: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(n, D) and (n, 1) of prefixes, all or some (n,): the mean below each, its bias that and the log of the count.
+        """(n, D) and (n, 1) of prefixes, all or some (n,): means below each, and the log of the count in the bias.
 
-        So a prefix's logit is a lower bound of the log-mass of the items below it (Jensen); for one item they are equal.
+        A logit is then a lower bound of the log-mass of the items below (Jensen), and equal to it for one item.
         """
         if nodes is None:
             nodes = torch.arange(self.trie.node_counts[self.prefix], device=self.bias.weight.device)
