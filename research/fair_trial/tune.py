@@ -140,7 +140,7 @@ def measured(plan: Mapping[str, Any], run: Run, candidate: Candidate, rung: int,
     fit = run.config.train.fit
     short = fit.model_copy(update={"epochs": fit.epochs * share, "validations": 1})
     whole = run.config
-    run.config = whole.model_copy(update={"train": whole.train.model_copy(update={"fit": short})})
+    run.config = whole.model_copy(update={"train": whole.train.model_copy(update={"fit": short, "arms": (arm,)})})
     try:
         with run.locked():
             fit_arm(run, arm)

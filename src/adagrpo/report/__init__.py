@@ -5,12 +5,12 @@ from adagrpo.report.comparison_page import (
     comparison_figures,
     comparison_markdown,
     comparison_page,
-    comparison_table,
     finding,
     read_comparison,
     write_comparison,
     write_comparison_figures,
 )
+from adagrpo.report.comparison_tables import comparison_table
 from adagrpo.report.diagnosis_page import diagnosis_tables, write_diagnosis
 from adagrpo.report.page import build_report, write_figures, write_report
 from adagrpo.report.ranker_tables import exposure_table
