@@ -17,6 +17,7 @@ from research.fair_trial import trial as second_half
 from research.fair_trial import tune as tuning
 from research.fair_trial.trial import teacher_config, trial_config
 from research.fair_trial.tune import HERE, Candidate, candidates, chosen, fixed, leaders
+from research.pages.tuning import tuned_table
 
 PLAN = yaml.safe_load((HERE / "plan.yaml").read_text(encoding="utf-8"))
 FAMILIES = list(PLAN["families"])
@@ -63,6 +64,14 @@ def test_the_rule_takes_the_best_of_the_last_rung_and_of_equals_the_lower_pressu
     arms = yaml.safe_load(chosen(PLAN, rows))
     shown = [(arm["name"], arm["pressure"], arm["options"]["rl_positions"]) for arm in arms]
     assert shown == [("fair-grpo-beam", 1.0, "end")]
+
+
+def test_the_table_of_a_tuning_has_the_setting_that_the_rule_chooses():
+    rows = [entry | {"steps": 33, "pressure_found": {"lambda_": 2.5}} for entry in tried("grpo-beam")]
+    (cells,) = tuned_table(rows).rows
+    best = leaders(rows, "grpo-beam", 1)[0]
+    assert cells[0] == "grpo-beam" and cells[3:5] == (best.rollouts, best.positions)
+    assert float(cells[1]) == best.pressure and float(cells[2]) == 2.5
 
 
 def test_no_seed_of_the_trial_is_tuned_on():

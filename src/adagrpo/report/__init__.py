@@ -10,7 +10,7 @@ from adagrpo.report.comparison_page import (
     write_comparison,
     write_comparison_figures,
 )
-from adagrpo.report.comparison_tables import comparison_table
+from adagrpo.report.comparison_tables import comparison_table, pairs_table
 from adagrpo.report.diagnosis_page import diagnosis_tables, write_diagnosis
 from adagrpo.report.page import build_report, write_figures, write_report
 from adagrpo.report.ranker_tables import exposure_table
@@ -36,6 +36,7 @@ __all__ = [
     "finding",
     "fits_table",
     "line_chart",
+    "pairs_table",
     "read_comparison",
     "read_rows",
     "results_table",

@@ -31,6 +31,7 @@ __all__ = [
     "format_size",
     "interval_kinds",
     "lost_under",
+    "pairs_table",
 ]
 
 KINDS = {"both": "users and seeds", "users": "users", "seeds": "seeds"}
@@ -45,7 +46,7 @@ def comparison_tables(content: Mapping[str, Any]) -> list[tuple[str, Table]]:
     named = [
         ("Against the baseline", comparison_table(content)),
         ("Against the baseline in true utility@10", _true_utility(content)),
-        ("Arms against each other", _pairs(content)),
+        ("Arms against each other", pairs_table(content)),
         ("Margins", _margins(content)),
         ("Head, tail and breadth (means over seeds)", _breadth(content)),
         (f"Difference in {metric_label(content['plan']['metric'])} by seed", _by_seed(content)),
@@ -103,8 +104,12 @@ def _true_utility(content: Mapping[str, Any]) -> Table:
     return Table(tuple(header), tuple(rows), ("left", "left", *right))
 
 
-def _pairs(content: Mapping[str, Any]) -> Table:
-    """The first arm of each pair of the plan less the second."""
+def pairs_table(content: Mapping[str, Any]) -> Table:
+    """The first arm of each pair of the plan less the second, with the intervals of that difference.
+
+    Args:
+        content: of `comparison.json`.
+    """
     metric, kinds = content["plan"]["metric"], interval_kinds(content)
     rows = []
     for row in content.get("pairs", ()):
