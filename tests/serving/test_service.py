@@ -331,7 +331,8 @@ def test_no_work_is_done_for_clients_that_left_or_whose_time_is_over(stub: Calla
 def test_time_that_requests_wait_unread_counts(stub: Callable[..., Any]) -> None:
     """Where reading itself is behind, the line is short and everybody waits all the same."""
     service = stub(Options(limits=Limits(deadline_seconds=1.0, grace_seconds=0.0)))
-    service.app.line._seconds, service.app.line._most = {0: 0.3}, 1
+    service.app.line.times.observe(1, 0.6)
+    service.app.line._most = 1
     service.recommender.go.clear()
     with ThreadPoolExecutor(1) as pool:
         held = pool.submit(service.ask, "/v1/recommend", {"history": [1]})
