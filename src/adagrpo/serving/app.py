@@ -95,7 +95,7 @@ class Application:
             options.bearers,
             self.metrics,
             options.log,
-            self.line.check,
+            self.line.late,
             {path: answered(handler) for path, handler in direct.items()},
         )
 

@@ -24,7 +24,7 @@ from adagrpo.data.groups import ItemGroups, no_groups
 from adagrpo.data.sequences import older_items, pad
 from adagrpo.decoding import beam_search, draw_slates, inclusion_log_prob, place_log_probs
 from adagrpo.evaluation.predictions import without_history
-from adagrpo.networks.layers import Precision, mixed_precision, precision_used
+from adagrpo.networks.layers import Precision, linear_weights_in, mixed_precision, precision_used
 from adagrpo.policies.compact import CompactPolicy
 from adagrpo.policies.hybrid import HybridPolicy
 from adagrpo.policies.policy import Policy
@@ -121,6 +121,8 @@ class Recommender:
         self.catalog, self.item_ids = catalog, list(item_ids)
         self.width, self.max_history, self.mask_history = width, max_history, mask_history
         self.precision: Precision = precision_used(self.policy, precision)
+        if self.precision == "bfloat16" and isinstance(self.policy, SMALL):
+            self.policy = linear_weights_in(self.policy, torch.bfloat16)
         self.reward, self.reward_weight = reward, reward_weight
         self.catalog_version = catalog_version
         self._codes = catalog.codes.cpu().numpy()
