@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import tempfile
@@ -202,6 +203,8 @@ class _Wanted:
         if operation.explore is not None:
             about |= {"explore": operation.explore._asdict()}
         served.recommend([Query([0])])  # what is made on first use is made before requests come, also at an exchange
+        gc.collect()
+        gc.freeze()  # all of it stays: the collector would stop everybody to look at it again
         return Serving(served, about, about["versions"])
 
 

@@ -98,14 +98,12 @@ class WaitingLine(Generic[InT, OutT]):
 
     def wait_seconds(self, more: int = 1) -> float:
         """How long `more` requests that come now would take to be answered, as measured; 0 before anything was."""
-        whole, rest = divmod(len(self._waiting) + more, self._most)
-        expected, now = self.times.expected, time.monotonic()
-        own = expected(rest or self._most)
-        line = whole * expected(self._most) + expected(rest)
+        before, last = divmod(len(self._waiting) + more - 1, self._most)  # batches, and who is before in the last one
+        expected, now, threads = self.times.expected, time.monotonic(), len(self._threads)
         left = [max(0.0, expected(size) - (now - begun)) for size, begun in self._in_hand.copy().values()]
-        threads = len(self._threads)
         soonest = min(left) if len(left) == threads else 0.0
-        return max(soonest + own, (sum(left) + line) / threads)
+        line = sum(left) + before * expected(self._most)
+        return max(soonest, line / threads) + expected(last + 1)
 
     def late(self, seconds: float, more: int = 1) -> float | None:
         """By how much `more` requests would come later than in `seconds`; None where they are in time.
