@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import tempfile
@@ -192,13 +193,18 @@ class _Wanted:
         served, about = recommender(
             opened, one.arm, one.checkpoint, one.reward_weight, one.exclude_history, one.precision, one.catalog
         )
-        served.choose_threads()
+        if served.side_by_side > 1:
+            served.threads_alone = 1
+        else:
+            served.choose_threads()
         about["threads_alone"] = served.threads_alone
         if served.reward is not None:
             served.reward = Guarded(served.reward, budget_seconds=operation.rerank_seconds)
         if operation.explore is not None:
             about |= {"explore": operation.explore._asdict()}
         served.recommend([Query([0])])  # what is made on first use is made before requests come, also at an exchange
+        gc.collect()
+        gc.freeze()  # all of it stays: the collector would stop everybody to look at it again
         return Serving(served, about, about["versions"])
 
 
@@ -226,6 +232,7 @@ def _work(
         None if operation.exposures is None else LocalExposureLog(operation.exposures),
         operation.explore,
         os.getppid() if operation.workers > 1 else None,
+        shelf.now.recommender.side_by_side,
     )
     server = Server(Application(shelf, options))
     sys.setswitchinterval(SWITCH_SECONDS)

@@ -14,8 +14,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+import torch
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse
 from pydantic import BaseModel
@@ -40,6 +42,8 @@ from adagrpo.serving.waiting_line import WaitingLine
 
 __all__ = ["Application", "Options", "create_app"]
 
+COMPANY = 0.15  # of the time of a batch, for which the next one waits for as many requests
+
 
 @dataclass
 class Options:
@@ -52,6 +56,7 @@ class Options:
     exposures: ExposureSink | None = None  # None logs no list
     explore: Exploration | None = None  # None draws no list
     parent: int | None = None  # the process that reloads all workers
+    threads: int = 1  # that compute lists side by side, each on one processor
 
 
 class Application:
@@ -60,7 +65,13 @@ class Application:
     def __init__(self, shelf: Shelf, options: Options) -> None:
         self.shelf, self.options, self.metrics = shelf, options, ServiceMetrics()
         self.draining = False
-        self.line = WaitingLine[Asked, Answered](shelf.answer, waiting=options.limits.waiting)
+        self.line = WaitingLine[Asked, Answered](
+            shelf.answer,
+            waiting=options.limits.waiting,
+            threads=options.threads,
+            company=COMPANY,
+            begin=partial(torch.set_num_threads, 1) if options.threads > 1 else lambda: None,
+        )
         self.line.observe = self._observe
         sink = options.exposures
         self.exposures = None if sink is None else ExposureRows(sink)
@@ -77,7 +88,16 @@ class Application:
             options.parent,
         )
         self.api = _api(self.routes, self._lifespan)
-        self.intake = Intake(self.api, options.limits, options.bearers, self.metrics, options.log, self.line.check)
+        direct = {"/recommend": self.routes.recommend, "/v1/recommend": self.routes.recommend_v1}
+        self.intake = Intake(
+            self.api,
+            options.limits,
+            options.bearers,
+            self.metrics,
+            options.log,
+            self.line.late,
+            {path: answered(handler) for path, handler in direct.items()},
+        )
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer one request."""

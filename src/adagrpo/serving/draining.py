@@ -72,6 +72,7 @@ class Server(uvicorn.Server):
         self.table = ConnectionTable(self.limits, app.metrics.turned_away)
         app.routes.connections = lambda: len(self.table.open)
         app.intake.lag = lambda: self.table.lag
+        self.table.turns_away = app.intake.turns_away
         config = uvicorn.Config(
             app,
             http=partial(BoundedProtocol, self.table),  # type: ignore[arg-type]

@@ -24,7 +24,9 @@ from adagrpo.data.groups import ItemGroups, no_groups
 from adagrpo.data.sequences import older_items, pad
 from adagrpo.decoding import beam_search, draw_slates, inclusion_log_prob, place_log_probs
 from adagrpo.evaluation.predictions import without_history
-from adagrpo.networks.layers import Precision, mixed_precision, precision_used
+from adagrpo.networks.layers import Precision, linear_weights_in, mixed_precision, precision_used
+from adagrpo.policies.compact import CompactPolicy
+from adagrpo.policies.hybrid import HybridPolicy
 from adagrpo.policies.policy import Policy
 from adagrpo.rewards.protocol import Reward
 from adagrpo.rewards.scoring import ask_reward
@@ -38,6 +40,8 @@ __all__ = ["ItemId", "Query", "Recommendations", "Recommender", "Source"]
 
 ItemId = int | str
 Source = Literal["policy", "popular", "sampled"]
+SMALL = (CompactPolicy, HybridPolicy)  # a batch is too little for several threads, and leaves nothing in the policy
+MOST_AT_A_TIME = 4  # batches; more of them would wait for the interpreter
 
 
 class Query(NamedTuple):
@@ -117,6 +121,8 @@ class Recommender:
         self.catalog, self.item_ids = catalog, list(item_ids)
         self.width, self.max_history, self.mask_history = width, max_history, mask_history
         self.precision: Precision = precision_used(self.policy, precision)
+        if self.precision == "bfloat16" and isinstance(self.policy, SMALL):
+            self.policy = linear_weights_in(self.policy, torch.bfloat16)
         self.reward, self.reward_weight = reward, reward_weight
         self.catalog_version = catalog_version
         self._codes = catalog.codes.cpu().numpy()
@@ -156,6 +162,12 @@ class Recommender:
         finally:
             self.reward = reward
         return self.threads_alone
+
+    @property
+    def side_by_side(self) -> int:
+        """Batches that are best worked on at a time, each on one processor; one where the policy needs them all."""
+        small = isinstance(self.policy, SMALL) and self.catalog.codes.device.type == "cpu"
+        return min(torch.get_num_threads(), MOST_AT_A_TIME) if small else 1
 
     def recommend(self, queries: Sequence[Query]) -> list[Recommendations]:
         """The lists of `B` queries, none of which depends on the others.

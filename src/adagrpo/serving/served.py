@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from adagrpo.errors import ServiceError, UserError
+from adagrpo.rewards.protocol import Reward
 from adagrpo.serving.fallback import Guarded
 from adagrpo.serving.recommender import Query, Recommendations, Recommender
 from adagrpo.serving.waiting_line import STEP
@@ -40,10 +41,17 @@ class Serving:
     recommender: Recommender
     about: Mapping[str, Any]  # for /health
     versions: Mapping[str, str] = field(default_factory=lambda: {"model": "", "catalog": "", "arm": ""})
+    asking: threading.Lock = field(default_factory=threading.Lock)  # the reward, which one batch at a time does
 
     def answer(self, asked: Sequence[Asked]) -> list[Answered]:
         """The lists of requests, all of them for this recommender."""
         reward = self.recommender.reward
+        if reward is None:
+            return self._answer(asked, None)
+        with self.asking:
+            return self._answer(asked, reward)
+
+    def _answer(self, asked: Sequence[Asked], reward: Reward | None) -> list[Answered]:
         guard = reward if isinstance(reward, Guarded) else None
         if guard is not None:
             guard.failed = False
