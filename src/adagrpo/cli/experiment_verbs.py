@@ -25,13 +25,21 @@ def ab(
     freeze: Annotated[bool, typer.Option("--freeze", help="Write the hash of the plan beside it.")] = False,
     daily: Annotated[bool, typer.Option("--daily", help="Show the effects until each day too.")] = False,
     power: Annotated[bool, typer.Option("--power", help="Say how many users and days the plan takes.")] = False,
+    share: Annotated[
+        float | None, typer.Option("--share", help="Let this share of the users in from now on, all arms alike.")
+    ] = None,
+    stop: Annotated[
+        str | None, typer.Option("--stop", help="Switch an arm off for good; its users get the control.")
+    ] = None,
 ) -> None:
     """Hold arms against each other on users: freeze a plan, size it, read its verdict from the exposure log."""
-    from adagrpo.pipeline.experiment import experiment, experiment_size, freeze_experiment
+    from adagrpo.pipeline.experiment import experiment, experiment_size, freeze_experiment, switch_experiment
 
-    if freeze and power:
-        raise UserError("ab: give --freeze or --power")
-    if freeze:
+    if freeze + power + (share is not None) + (stop is not None) > 1:
+        raise UserError("ab: give one of --freeze, --power, --share and --stop")
+    if share is not None or stop is not None:
+        print_values(switch_experiment(plan, share=share, stop=stop), common.as_json)
+    elif freeze:
         print_values(freeze_experiment(plan), common.as_json)
     elif power:
         _print_size(experiment_size(plan, exposures), common.as_json)

@@ -96,6 +96,9 @@ def serve(
         float, typer.Option(min=0.001, max=60, help="What a reward may take for a batch.")
     ] = 0.25,
     catalog: CatalogChoice = "latest",
+    experiment: Annotated[
+        Path | None, typer.Option(help="Plan whose arms are all served, each to its users; needs --exposures.")
+    ] = None,
 ) -> None:
     """Answer requests over HTTP with a trained policy until interrupted: POST /recommend, GET /health, and /docs."""
     from adagrpo import pipeline
@@ -107,6 +110,9 @@ def serve(
         if common.as_json:
             typer.echo(json.dumps(about))
         elif not common.quiet:
+            trial = about.get("experiment")
+            if trial is not None:
+                typer.echo(f"experiment {trial['name']}, plan {trial['plan']}; the control is:", err=True)
             without = "without" if about["exclude_history"] else "that may hold"
             typer.echo(
                 f"{about['name']}, {about['arm']} {about['checkpoint']} ({about['why']}) in {about['precision']},"
@@ -118,7 +124,13 @@ def serve(
     _check_weight(reward_weight)
     if explore is None and (explore_share is not None or explore_seed is not None):
         raise UserError("--explore-share, --explore-seed: draw nothing without --explore TEMPERATURE")
-    if exposures is not None and user_key_file is None and VARIABLE not in os.environ and not common.quiet:
+    if (
+        exposures is not None
+        and experiment is None
+        and user_key_file is None
+        and VARIABLE not in os.environ
+        and not common.quiet
+    ):
         typer.echo(
             f"note: no --user-key-file and no {VARIABLE}: users have other hashes in the exposure log after each start",
             err=True,
@@ -144,6 +156,7 @@ def serve(
             log_share=log_share,
             rerank_seconds=rerank_seconds,
             workers=workers,
+            experiment=experiment,
         ),
         catalog=catalog,
         ready=ready,

@@ -12,6 +12,7 @@ has no part in it, since the propensities would be those of another order.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -116,7 +117,7 @@ class Recommender:
         self.policy = policy.eval().frozen()
         self.catalog, self.item_ids = catalog, list(item_ids)
         self.width, self.max_history, self.mask_history = width, max_history, mask_history
-        self.precision: Precision = precision_used(self.policy, precision)
+        self._precision, self.precision = precision, precision_used(self.policy, precision)
         self.reward, self.reward_weight = reward, reward_weight
         self.catalog_version = catalog_version
         self._codes = catalog.codes.cpu().numpy()
@@ -127,6 +128,18 @@ class Recommender:
         listed = catalog.listed.cpu().numpy()
         order = None if popularity is None else np.argsort(-popularity, kind="stable")
         self._popular = None if order is None else order[listed[order]]
+
+    def beside(self, policy: Policy[Any, Any], max_history: int) -> Recommender:
+        """The same with another policy: catalogue, items, groups, popularity and reward are held once for both.
+
+        Args:
+            policy: of the same catalogue; put into evaluation mode.
+            max_history: items of a history that it sees.
+        """
+        made = copy.copy(self)
+        made.policy, made.max_history = policy.eval().frozen(), max_history
+        made.precision = precision_used(made.policy, self._precision)
+        return made
 
     def known(self, history: Sequence[ItemId]) -> tuple[list[int], list[ItemId]]:
         """The items that ids name, and the ids that name none; `7` and `"7"` are the same id."""
