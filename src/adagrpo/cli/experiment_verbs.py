@@ -25,6 +25,9 @@ def ab(
     freeze: Annotated[bool, typer.Option("--freeze", help="Write the hash of the plan beside it.")] = False,
     daily: Annotated[bool, typer.Option("--daily", help="Show the effects until each day too.")] = False,
     power: Annotated[bool, typer.Option("--power", help="Say how many users and days the plan takes.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for a page of the result and experiment.json.")
+    ] = None,
     share: Annotated[
         float | None, typer.Option("--share", help="Let this share of the users in from now on, all arms alike.")
     ] = None,
@@ -34,6 +37,8 @@ def ab(
 ) -> None:
     """Hold arms against each other on users: freeze a plan, size it, read its verdict from the exposure log."""
     from adagrpo.pipeline.experiment import experiment, experiment_size, freeze_experiment, switch_experiment
+    from adagrpo.report import daily_table, to_text, write_experiment
+    from adagrpo.storage.artifacts import write_file
 
     if freeze + power + (share is not None) + (stop is not None) > 1:
         raise UserError("ab: give one of --freeze, --power, --share and --stop")
@@ -49,7 +54,13 @@ def ab(
         result = experiment(plan, exposures)
         _print_result(result, common.as_json)
         if daily and not common.as_json:
-            _print_days(result)
+            typer.echo("\n" + to_text(daily_table(result["daily"])))
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            write_file(out / "experiment.json", json.dumps(result) + "\n")
+            page = write_experiment(out / "experiment.html", result)
+            if not common.as_json:
+                typer.echo(f"\n{page}")
 
 
 def _print_size(rows: list[dict[str, Any]], as_json: bool) -> None:
@@ -73,7 +84,7 @@ def _print_size(rows: list[dict[str, Any]], as_json: bool) -> None:
 
 
 def _print_result(result: dict[str, Any], as_json: bool) -> None:
-    from adagrpo.report import Table, to_text
+    from adagrpo.report import effects_table, guardrails_table, to_text
 
     if as_json:
         typer.echo(json.dumps(result))
@@ -83,53 +94,6 @@ def _print_result(result: dict[str, Any], as_json: bool) -> None:
     late = " (after the start)" if result["frozen_after_the_start"] else ""
     users = ", ".join(f"{arm} {count:,}" for arm, count in result["users"].items())
     typer.echo(f"users: {users}\nplan: {result['plan'][:12]}, frozen {result['frozen']}{late}")
-    if result["effects"]:
-        head = ("arm", "metric", "control", "arm's", "effect", "interval", "p (Holm)", "detectable", "")
-        rows = [_effect_row(row) for row in result["effects"]]
-        typer.echo("\n" + to_text(Table(head, tuple(rows), ("left", "left", *("right",) * 6, "left"))))
-    if result["guardrails"]:
-        guards = ("arm", "guardrail", "control", "arm's", "change", "interval", "margin", "")
-        rows = [_guard_row(row) for row in result["guardrails"]]
-        typer.echo("\n" + to_text(Table(guards, tuple(rows), ("left", "left", *("right",) * 5, "left"))))
-
-
-def _print_days(result: dict[str, Any]) -> None:
-    """The effects until each day: one that changes sign, or fades, was of a novelty or of a fault."""
-    from adagrpo.report import Table, to_text
-
-    known = [row for row in result["daily"] if "relative" in row]
-    rows = [
-        (row["through"], row["treatment"], row["metric"], f"{row['relative']:+.2%}", _span(_ends(row))) for row in known
-    ]
-    head = ("through", "arm", "metric", "effect", "interval")
-    typer.echo("\n" + to_text(Table(head, tuple(rows), ("left", "left", "left", "right", "right"))))
-
-
-def _ends(row: dict[str, Any]) -> tuple[float, float]:
-    ends: tuple[float, float] = row["anytime"] or row["interval"]
-    return ends
-
-
-def _effect_row(row: dict[str, Any]) -> tuple[str, ...]:
-    if "relative" not in row:
-        return (row["treatment"], row["metric"], *("-",) * 6, row["says"])
-    return (
-        *(row["treatment"], row["metric"], f"{row['control']:.4g}", f"{row['value']:.4g}", f"{row['relative']:+.2%}"),
-        _span(_ends(row)),
-        f"{row['p_holm']:.3g}",
-        f"{row['detectable']:.2%}",
-        row["says"],
-    )
-
-
-def _guard_row(row: dict[str, Any]) -> tuple[str, ...]:
-    if "relative" not in row:
-        return (row["treatment"], row["guardrail"], *("-",) * 4, f"{row['margin']:.1%}", row["says"])
-    return (
-        *(row["treatment"], row["guardrail"], f"{row['control']:.4g}", f"{row['value']:.4g}"),
-        *(f"{row['relative']:+.2%}", _span(row["interval"]), f"{row['margin']:.1%}", row["says"]),
-    )
-
-
-def _span(ends: tuple[float, float]) -> str:
-    return f"{ends[0]:+.2%} to {ends[1]:+.2%}"
+    for table in (effects_table(result["effects"]), guardrails_table(result["guardrails"])):
+        if table.rows:
+            typer.echo("\n" + to_text(table))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from adagrpo.errors import UserError
 from adagrpo.experiments.dealing import Dealt, deal
-from adagrpo.experiments.plan import Plan, freeze, read_plan
+from adagrpo.experiments.plan import freeze, read_plan
 from adagrpo.experiments.switches import Switches, add_switch, read_switches, switches_beside
 
 __all__ = ["LiveExperiment"]
@@ -73,10 +74,8 @@ class LiveExperiment:
             self._looked = moment
             stamp = self._stamp()
             if stamp != self._seen:
-                try:
+                with suppress(UserError):  # an arm that is off stays off, and requests are answered
                     self.switches, self._seen = read_switches(self.path, self.plan), stamp
-                except UserError:  # an arm that is off stays off, and requests are answered
-                    pass
         return self.switches
 
     def _stamp(self) -> tuple[int, int]:

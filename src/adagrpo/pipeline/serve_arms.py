@@ -102,6 +102,6 @@ def _check_catalogue(ours: Models, theirs: Models) -> None:
         or ours.data.item_ids.to_list() != theirs.data.item_ids.to_list()
     ):
         raise UserError(
-            f"{theirs.data.run.called} has another catalogue than {ours.data.run.called}; arms that are served together "
-            "have the same items, codes and delisted items"
+            f"{theirs.data.run.called} has another catalogue than {ours.data.run.called}; arms that are served "
+            "together have the same items, codes and delisted items"
         )
