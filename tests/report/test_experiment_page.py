@@ -69,6 +69,7 @@ def test_a_page_without_effects_says_why_it_has_none() -> None:
     assert page.count('class="absent"') == 3
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 def test_on_a_phone_it_fits_in_all_colours(tmp_path: Path) -> None:
     result, _ = measured(experiment_page(RESULT), tmp_path)
