@@ -1,18 +1,19 @@
-"""The verb for experiments on users: freeze a plan, size it, and read what the log says."""
+"""Verbs on users: experiments, from the plan to the verdict, and estimates of a policy before it meets them."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from adagrpo.cli.options import Common, verb
+from adagrpo.cli.options import CatalogChoice, Checkpoint, Common, ExcludeHistory, RunDirectory, verb
 from adagrpo.cli.printing import print_values
 from adagrpo.errors import UserError
 
-__all__ = ["ab"]
+__all__ = ["ab", "estimate"]
 
 
 @verb("ab", "serve")
@@ -63,6 +64,62 @@ def ab(
                 typer.echo(f"\n{page}")
 
 
+@verb("estimate", "serve")
+def estimate(
+    run: RunDirectory,
+    exposures: Annotated[Path, typer.Option("--exposures", help="The exposure log of a service that explored.")],
+    requests: Annotated[Path, typer.Option("--requests", help="CSV, Parquet or JSONL: request_id and history.")],
+    policy: Annotated[str, typer.Option("--policy", help="The arm of the run that is estimated, or sft.")],
+    common: Common,
+    checkpoint: Checkpoint = "best",
+    temperature: Annotated[
+        float | None, typer.Option(min=0.01, max=100, help="That the policy draws at; as each list was, if not given.")
+    ] = None,
+    reward: Annotated[str, typer.Option("--reward", help="The kind of feedback that is counted.")] = "click",
+    exclude_history: ExcludeHistory = None,
+    catalog: CatalogChoice = "latest",
+) -> None:
+    """Estimate from drawn lists on record what another policy would have earned: IPS, SNIPS, doubly robust, cascade."""
+    from adagrpo.pipeline.estimate import estimate_policy
+
+    found = estimate_policy(
+        replace(common, quiet=True).open(run),
+        exposures,
+        requests,
+        policy,
+        checkpoint,
+        temperature=temperature,
+        reward=reward,
+        exclude_history=exclude_history,
+        catalog=catalog,
+    )
+    if common.as_json:
+        typer.echo(json.dumps(found))
+    else:
+        _print_estimates(found)
+
+
+def _print_estimates(found: dict[str, Any]) -> None:
+    from adagrpo.report import Table, to_text
+
+    counts = found["counts"]
+    typer.echo(
+        f"{found['policy']['arm']} on {counts['lists']:,} drawn lists of {counts['users']:,} users"
+        f" ({counts['without_history']:,} without a history, {counts['with_other_items']:,} with other items left out)"
+    )
+    body = []
+    for row in found["estimates"]:
+        seen = row.get("overlap")
+        value = "refused" if "value" not in row else f"{row['value']:.4f}"
+        span = "" if "value" not in row else f"{row['low']:.4f} to {row['high']:.4f}"
+        weighs = ("", "") if seen is None else (f"{seen['effective_size']:,.0f}", f"{seen['mean']:.3f}")
+        body.append((row["of"], row["estimator"], value, span, *weighs))
+    head = ("of", "estimator", f"{found['reward']}s", "interval", "effective lists", "mean weight")
+    typer.echo("\n" + to_text(Table(head, tuple(body), ("left", "left", *("right",) * 4))))
+    for reason in dict.fromkeys(f"{row['of']}: {row['refused']}" for row in found["estimates"] if row["refused"]):
+        typer.echo(f"refused, {reason}")
+
+
 def _print_size(rows: list[dict[str, Any]], as_json: bool) -> None:
     from adagrpo.report import Table, to_text
 
@@ -93,7 +150,9 @@ def _print_result(result: dict[str, Any], as_json: bool) -> None:
         typer.echo(f"{treatment}: {verdict}; {result['reasons'][treatment]}")
     late = " (after the start)" if result["frozen_after_the_start"] else ""
     users = ", ".join(f"{arm} {count:,}" for arm, count in result["users"].items())
-    typer.echo(f"users: {users}\nplan: {result['plan'][:12]}, frozen {result['frozen']}{late}")
+    left = ", ".join(f"{name.removeprefix('answers_')} {count:,}" for name, count in result["counts"].items() if count)
+    typer.echo(f"users: {users}\nanswers: {left.removeprefix('answers ')}")
+    typer.echo(f"plan: {result['plan'][:12]}, frozen {result['frozen']}{late}")
     for table in (effects_table(result["effects"]), guardrails_table(result["guardrails"])):
         if table.rows:
             typer.echo("\n" + to_text(table))

@@ -17,6 +17,7 @@ from adagrpo.cli.options import (
     CatalogChoice,
     Checkpoint,
     Common,
+    ExcludeHistory,
     Out,
     Precision,
     RewardWeight,
@@ -30,14 +31,6 @@ from adagrpo.errors import UserError
 __all__ = ["export", "recommend", "serve"]
 
 FILTER = "column=value of the item table, a file of item ids, or a .json filter. May be repeated."
-
-ExcludeHistory = Annotated[
-    bool | None,
-    typer.Option(
-        "--exclude-history/--keep-history",
-        help="Whether the items of a history may be in its list; as the run was evaluated if not given.",
-    ),
-]
 
 
 @verb("export", "serve")
