@@ -12,6 +12,7 @@ from adagrpo.report.comparison_page import (
 )
 from adagrpo.report.comparison_tables import comparison_table, pairs_table
 from adagrpo.report.diagnosis_page import diagnosis_tables, write_diagnosis
+from adagrpo.report.experiment_page import daily_table, effects_table, guardrails_table, write_experiment
 from adagrpo.report.page import build_report, write_figures, write_report
 from adagrpo.report.ranker_tables import exposure_table
 from adagrpo.report.run_files import read_rows
@@ -30,11 +31,14 @@ __all__ = [
     "comparison_markdown",
     "comparison_page",
     "comparison_table",
+    "daily_table",
     "dataset_table",
     "diagnosis_tables",
+    "effects_table",
     "exposure_table",
     "finding",
     "fits_table",
+    "guardrails_table",
     "line_chart",
     "pairs_table",
     "read_comparison",
@@ -48,6 +52,7 @@ __all__ = [
     "write_comparison",
     "write_comparison_figures",
     "write_diagnosis",
+    "write_experiment",
     "write_figures",
     "write_report",
 ]

@@ -4,6 +4,7 @@ POST /recommend      {"history": [ids, oldest first], "k": 10, "exclude_history"
                      ->  {"items": [..], "scores": [..], "unknown": [..]}
 POST /v1/recommend   the same and more, one request or several; see /docs
 POST /v1/feedback    GET /v1/items/{id}    POST /v1/admin/reload
+GET  /v1/admin/experiment, and POST: where all arms of an experiment are served, see `adagrpo.serving.arms`
 GET  /health         {"status": "ok", ...}
 GET  /livez /readyz /metrics /docs /openapi.json
 GET  /               a page to look at lists by hand, see `adagrpo.serving.look`
@@ -25,6 +26,7 @@ from starlette.exceptions import HTTPException
 
 from adagrpo.serving import schemas
 from adagrpo.serving.api_page import api_page
+from adagrpo.serving.arms import ArmShelf, Switching
 from adagrpo.serving.bearer import Bearers
 from adagrpo.serving.exploration import Exploration
 from adagrpo.serving.exposure_log import ExposureSink
@@ -87,7 +89,11 @@ class Application:
             options.explore,
             options.parent,
         )
-        self.api = _api(self.routes, self._lifespan)
+        self.switching = None
+        if isinstance(shelf, ArmShelf):
+            self.switching = Switching(shelf.trial, self.metrics, options.log, bool(options.bearers))
+            self.routes.experiment = self.switching.measure
+        self.api = _api(self.routes, self.switching, self._lifespan)
         direct = {"/recommend": self.routes.recommend, "/v1/recommend": self.routes.recommend_v1}
         self.intake = Intake(
             self.api,
@@ -138,7 +144,7 @@ def create_app(recommender: Recommender, about: Mapping[str, Any], options: Opti
     return Application(Shelf(Serving(recommender, about)), options or Options())
 
 
-def _api(routes: Routes, lifespan: Callable[[FastAPI], Any]) -> FastAPI:
+def _api(routes: Routes, switching: Switching | None, lifespan: Callable[[FastAPI], Any]) -> FastAPI:
     """The routes, with what /openapi.json says of them."""
     app = FastAPI(title="adagrpo", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
 
@@ -170,6 +176,9 @@ def _api(routes: Routes, lifespan: Callable[[FastAPI], Any]) -> FastAPI:
     for path, handler in (("/health", routes.health), ("/livez", routes.livez), ("/readyz", routes.readyz)):
         get(path, handler)
     get("/metrics", routes.metrics_text)
+    if switching is not None:
+        get("/v1/admin/experiment", switching.experiment)
+        post("/v1/admin/experiment", switching.switch, [schemas.SwitchBody])
     add_page(app, routes.shelf)
 
     @app.get("/openapi.json", include_in_schema=False)

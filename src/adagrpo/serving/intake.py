@@ -32,10 +32,10 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 OPEN = ("/livez", "/readyz")  # asked by those who start and stop the service, without a token
 ROUTES = (
     *OPEN, "/health", "/metrics", "/docs", "/openapi.json", "/recommend", "/v1/recommend", "/v1/feedback",
-    "/v1/admin/reload", "/", "/v1/items", "/v1/explain",
+    "/v1/admin/reload", "/v1/admin/experiment", "/", "/v1/items", "/v1/explain",
 )  # fmt: skip
 ASKING = ("/recommend", "/v1/recommend")
-WITH_BODY = (*ASKING, "/v1/feedback", "/v1/admin/reload", "/v1/explain")
+WITH_BODY = (*ASKING, "/v1/feedback", "/v1/admin/reload", "/v1/admin/experiment", "/v1/explain")
 JSON = (b"content-type", b"application/json")
 
 

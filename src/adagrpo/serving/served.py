@@ -17,7 +17,23 @@ from adagrpo.serving.fallback import Guarded
 from adagrpo.serving.recommender import Query, Recommendations, Recommender
 from adagrpo.serving.waiting_line import STEP
 
-__all__ = ["Answered", "Asked", "Serving", "Shelf", "SwapFailed"]
+__all__ = ["Answered", "Asked", "InTrial", "Place", "Serving", "Shelf", "SwapFailed"]
+
+
+class InTrial(NamedTuple):
+    """What an answer is of, in an experiment on users."""
+
+    experiment: str
+    plan: str  # the first digits of its hash
+    arm: str  # of the plan, whose list is shown
+    deal: str  # how the user came to it, see `adagrpo.experiments.dealing`
+
+
+class Place(NamedTuple):
+    """What a user is served."""
+
+    serving: Serving
+    trial: InTrial | None = None  # None: the answer is of no experiment
 
 
 class Asked(NamedTuple):
@@ -25,6 +41,7 @@ class Asked(NamedTuple):
 
     serving: Serving
     query: Query
+    trial: InTrial | None = None
 
 
 class Answered(NamedTuple):
@@ -89,21 +106,36 @@ class Shelf:
         Raises:
             SwapFailed: it cannot be loaded, or does not answer, or another swap is going on; the reason is its message.
         """
-        if self._load is None:
-            raise SwapFailed("there is nothing to load another one from")
         if not self._loading.acquire(blocking=False):
             raise SwapFailed("another one is being loaded")
         try:
-            made = self._load(**wanted)  # beside the old one
-            made.answer([Asked(made, Query([0]))])
+            made = self._fetch(**wanted)  # beside what is served
+            for serving in made:
+                serving.answer([Asked(serving, Query([0]))])
+        except SwapFailed:
+            raise
         except (UserError, ServiceError) as error:
             raise SwapFailed(str(error)) from error
         except Exception as error:  # whatever a damaged file leads to: the old one goes on
             raise SwapFailed(f"it does not answer ({type(error).__name__})") from error
         finally:
             self._loading.release()
-        self.now = made
-        return made
+        self._put(made)
+        return self.now
+
+    def place(self, user_hash: str | None) -> Place:
+        """What a user is served; None: the request names none."""
+        return Place(self.now)
+
+    def _fetch(self, **wanted: str) -> Sequence[Serving]:
+        """What a swap would serve."""
+        if self._load is None:
+            raise SwapFailed("there is nothing to load another one from")
+        return [self._load(**wanted)]
+
+    def _put(self, made: Sequence[Serving]) -> None:
+        """Serve what was fetched."""
+        (self.now,) = made
 
     def another(self, **wanted: str) -> Serving:
         """Load another one that is not served, to be looked at.
