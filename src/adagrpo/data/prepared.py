@@ -92,7 +92,7 @@ def write_prepared(dataset: Dataset, split: Split, directory: Path) -> None:
 
 def load_training(directory: Path) -> Ragged:
     """Training sequences, one row for each of the `U` users, empty for users that training does not see."""
-    table = pl.read_parquet(directory / "train.parquet")  # written by user and position
+    table = pl.read_parquet(directory / "train.parquet", columns=[USER, ITEM])  # written by user and position
     counts = np.bincount(table[USER].to_numpy(), minlength=_count(directory / "users.parquet"))
     return Ragged(table[ITEM].to_numpy().astype(np.int32), _offsets(counts))
 

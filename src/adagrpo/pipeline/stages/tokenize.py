@@ -31,6 +31,7 @@ from adagrpo.semantic_ids import (
     residual_kmeans,
     resolve_collisions,
     rq_vae,
+    sequence_groups,
     text_vectors,
 )
 from adagrpo.storage.artifacts import hash_file
@@ -98,7 +99,7 @@ def _without_collisions(
     quantization: Callable[[], Quantization],
 ) -> NDArray[np.int64]:
     """Codes of which each names one item."""
-    if len(np.unique(codes, axis=0)) == len(codes):
+    if len(sequence_groups(codes)[1]) == len(codes):
         return codes
     if run.config.tokenizer.collisions == "nearest":
         return move_to_free_codes(quantization())
