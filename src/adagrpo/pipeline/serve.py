@@ -239,6 +239,10 @@ def _work(
     named = f"[{host}]" if ":" in host else host
     begun({"url": f"http://{named}:{listener.getsockname()[1]}", **shelf.now.about})
     server.run(sockets=[listener])
+    if shelf.loading:  # for nobody any more; the interpreter would take down what the thread that loads stands on
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 @contextmanager
