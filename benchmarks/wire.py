@@ -204,7 +204,7 @@ def main() -> None:
     parser.add_argument("--path", default="/v1/recommend")
     options = parser.parse_args()
     lines = options.bodies.read_text(encoding="utf-8").splitlines()
-    clients = _Clients(options.port, [as_request(line, options.path) for line in lines])
+    clients = _Clients(options.port, [as_request(json.loads(line), options.path) for line in lines])
     asking = (
         clients.closed_loop(options.clients, options.seconds)
         if options.rate is None
@@ -230,11 +230,12 @@ def _run(asking: Any) -> None:
         uvloop.run(asking)
 
 
-def as_request(body: str, path: str = "/v1/recommend") -> bytes:
+def as_request(body: object, path: str = "/v1/recommend", **headers: str) -> bytes:
     """A request as it goes over the wire."""
-    content = body.encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\nContent-Length: {len(content)}"
-    return f"{head}\r\n\r\n".encode() + content
+    content = json.dumps(body).encode()
+    more = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    head = f"POST {path} HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\n{more}"
+    return f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
 
 
 def load(

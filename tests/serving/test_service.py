@@ -442,6 +442,47 @@ def test_another_model_is_served_under_load_and_a_broken_one_is_not(stub: Callab
     assert 'swaps_total{outcome="failed"} 1.0' in metrics and 'swaps_total{outcome="done"} 7.0' in metrics
 
 
+def test_a_model_that_changes_while_it_is_loaded_is_loaded_again_once(stub: Callable[..., Any]) -> None:
+    """Told by SIGHUP: otherwise one of several workers would keep what the others no longer serve."""
+    there, go, loaded = ["m1"], threading.Event(), list[str]()
+
+    def load(**wanted: str) -> Serving:
+        loaded.append(there[0])
+        found = {"model": there[0], "catalog": "c", "arm": "a"}
+        assert go.wait(10)
+        return Serving(service.recommender, {}, found)
+
+    service = stub(Options(OLD), load)
+    told = [threading.Thread(target=service.app.reload) for _ in range(4)]
+    told[0].start()
+    until(lambda: loaded == ["m1"])
+    there[0] = "m2"
+    for thread in told[1:]:
+        thread.start()
+    until(lambda: sum(thread.is_alive() for thread in told) == 2)  # the one that loads, and one that waits for all
+    go.set()
+    for thread in told:
+        thread.join(10)
+    assert loaded == ["m1", "m2"] and service.app.shelf.now.versions["model"] == "m2"
+
+
+def test_the_end_does_not_wait_for_a_model_that_is_being_loaded(stub: Callable[..., Any]) -> None:
+    go = threading.Event()
+
+    def load(**wanted: str) -> Serving:
+        go.wait(30)
+        raise UserError("too late")
+
+    service = stub(Options(replace(OLD, drain_seconds=0.2), Bearers([TOKEN])), load)
+    head = f"POST /v1/admin/reload HTTP/1.1\r\nContent-Type: application/json\r\nAuthorization: Bearer {TOKEN}\r\n"
+    client = service.raw(f"{head}Content-Length: 2\r\n\r\n{{}}".encode())
+    until(lambda: service.app.shelf.loading)
+    started = time.monotonic()
+    service.end()
+    assert time.monotonic() - started < 5 and client.recv(100) == b""
+    go.set()
+
+
 def test_reload_needs_a_token_and_something_to_load_from(stub: Callable[..., Any]) -> None:
     assert stub().ask("/v1/admin/reload", {})[0] == 403
     status, answer, _ = stub(Options(limits=OLD, bearers=Bearers([TOKEN]))).ask("/v1/admin/reload", {}, **bearer())

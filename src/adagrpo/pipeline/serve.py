@@ -291,6 +291,10 @@ def _work(
     stands = {} if trial is None else {"experiment": trial.state()}
     begun({"url": f"http://{named}:{listener.getsockname()[1]}", **shelf.now.about, **stands})
     server.run(sockets=[listener])
+    if shelf.loading:  # for nobody any more; the interpreter would take down what the thread that loads stands on
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 @contextmanager

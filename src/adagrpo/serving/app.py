@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from threading import Lock
 from typing import Any
 
 import torch
@@ -67,6 +68,7 @@ class Application:
     def __init__(self, shelf: Shelf, options: Options) -> None:
         self.shelf, self.options, self.metrics = shelf, options, ServiceMetrics()
         self.draining = False
+        self._reloading, self._next_reload = Lock(), Lock()
         self.line = WaitingLine[Asked, Answered](
             shelf.answer,
             waiting=options.limits.waiting,
@@ -117,9 +119,20 @@ class Application:
             self.exposures.close()
 
     def reload(self) -> None:
-        """Serve what is in the run now; what it comes to is logged."""
+        """Serve what is in the run now; what it comes to is logged.
+
+        Whoever comes while another one is loaded goes after it, since that may have read what was there before. One
+        that waits is enough for all.
+        """
+        if not self._next_reload.acquire(blocking=False):
+            return
+        with self._reloading:
+            self._next_reload.release()
+            self._reload()
+
+    def _reload(self) -> None:
         try:
-            serving = self.shelf.swap()
+            serving = self.shelf.swap(after_others=True)
         except SwapFailed as error:
             self.metrics.swaps.labels("failed").inc()
             self.options.log.event("reload", outcome="failed", why=str(error), kept=self.shelf.now.versions)

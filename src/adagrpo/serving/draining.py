@@ -107,6 +107,7 @@ class Server(uvicorn.Server):
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._loop.add_signal_handler(number, self.end)
             self._loop.add_signal_handler(signal.SIGHUP, self._hang_up)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # what came meanwhile, see `workers`
 
     async def main_loop(self) -> None:
         """Wait for the end."""

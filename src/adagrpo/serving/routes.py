@@ -19,6 +19,7 @@ from fastapi import Request, Response
 
 from adagrpo.data.groups import UnknownGroup
 from adagrpo.errors import UserError
+from adagrpo.serving.beside import beside
 from adagrpo.serving.eligibility import Filter, Narrowing, why_short
 from adagrpo.serving.exploration import Exploration
 from adagrpo.serving.exposure_log import Exposure, SinkFailed
@@ -202,7 +203,7 @@ class Routes:
             os.kill(self.parent, signal.SIGHUP)
             return json_response({"status": "all workers were told to reload"}, 202)
         try:
-            serving = await asyncio.to_thread(self.shelf.swap, **wanted)
+            serving = await beside(self.shelf.swap, **wanted)
         except SwapFailed as error:
             self.metrics.swaps.labels("failed").inc()
             raise BadRequest(f"kept what was served: {error}", 409) from error

@@ -100,18 +100,28 @@ class Shelf:
         self.now, self._load = serving, load
         self._loading = threading.Lock()
 
-    def swap(self, **wanted: str) -> Serving:
+    @property
+    def loading(self) -> bool:
+        """Whether another one is being loaded to be served."""
+        return self._loading.locked()
+
+    def swap(self, *, after_others: bool = False, **wanted: str) -> Serving:
         """Load another one, try it, and serve it from now on. Takes as long as loading does.
+
+        Args:
+            after_others: wait for a swap that is going on, which may have read what was there before.
+            wanted: what is named.
 
         Raises:
             SwapFailed: it cannot be loaded, or does not answer, or another swap is going on; the reason is its message.
         """
-        if not self._loading.acquire(blocking=False):
+        if not self._loading.acquire(blocking=after_others):
             raise SwapFailed("another one is being loaded")
         try:
             made = self._fetch(**wanted)  # beside what is served
             for serving in made:
                 serving.answer([Asked(serving, Query([0]))])
+            self._put(made)
         except SwapFailed:
             raise
         except (UserError, ServiceError) as error:
@@ -120,7 +130,6 @@ class Shelf:
             raise SwapFailed(f"it does not answer ({type(error).__name__})") from error
         finally:
             self._loading.release()
-        self._put(made)
         return self.now
 
     def place(self, user_hash: str | None) -> Place:
