@@ -12,7 +12,13 @@ from adagrpo.report.comparison_page import (
     write_comparison_figures,
 )
 from adagrpo.report.diagnosis_page import diagnosis_tables, write_diagnosis
-from adagrpo.report.experiment_page import daily_table, effects_table, guardrails_table, write_experiment
+from adagrpo.report.experiment_page import (
+    daily_table,
+    effects_table,
+    guardrails_table,
+    preference_table,
+    write_experiment,
+)
 from adagrpo.report.page import build_report, write_figures, write_report
 from adagrpo.report.ranker_tables import exposure_table
 from adagrpo.report.run_files import read_rows
@@ -40,6 +46,7 @@ __all__ = [
     "fits_table",
     "guardrails_table",
     "line_chart",
+    "preference_table",
     "read_comparison",
     "read_rows",
     "results_table",
