@@ -12,7 +12,7 @@ import pytest
 
 from adagrpo import cli
 from adagrpo.errors import UserError
-from adagrpo.off_policy.summary import Drawn, item_rates, summarise
+from adagrpo.off_policy.every_estimator import Drawn, item_rates, summarise
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.estimate import estimate_policy
 from adagrpo.pipeline.serve import recommender

@@ -25,6 +25,7 @@ GUARD = {
 }  # fmt: skip
 RESULT: dict[str, Any] = {
     "experiment": "a <b> test",
+    "kind": "ab",
     "look": "2026-11-26T00:00:00+00:00",
     "verdicts": {"new": "ship"},
     "reasons": {"new": "better: clicks"},

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 import yaml
 
@@ -15,6 +16,7 @@ from adagrpo.experiments.live import LiveExperiment
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.experiment import experiment
 from adagrpo.pipeline.serve import Operation, _Wanted, serve
+from adagrpo.report import write_experiment
 from adagrpo.serving import Query
 from adagrpo.serving.app import Options
 from adagrpo.serving.arms import ArmShelf
@@ -197,3 +199,31 @@ def test_what_would_make_an_experiment_worthless_is_refused(
             serve(
                 Run.open(copied), arm, "best", host="127.0.0.1", port=0, operation=operation, ready=lambda about: None
             )
+
+
+def test_two_arms_in_one_list(two_arms: Callable[..., Any], tmp_path: Path) -> None:
+    service = two_arms(kind="interleaving", metrics={})
+    theirs = service.app.shelf.arms["new"].recommender
+    theirs.known = lambda history: ([], [])  # never asked: items are the control's
+    plain = theirs.recommend
+    theirs.recommend = lambda queries: plain([query._replace(history=[5]) for query in queries])
+    answers = {user: ask(service, user) for user in range(40)}
+    inside = {user: a for user, a in answers.items() if a["experiment"]["deal"] == "interleaved"}
+    held = {user: a for user, a in answers.items() if a["experiment"]["deal"] == "held out"}
+    assert len(inside) + len(held) == 40 and len(held) > 2
+    assert {tuple(a["items"]) for a in inside.values()} == {(2, 6), (6, 2)}
+    assert {tuple(a["items"]) for a in held.values()} == {(2, 3)}
+    for user, answer in inside.items():
+        assert answer["versions"]["arm"] == "sft/best+nll/final" and answer["experiment"]["arm"] == "now+new"
+        event = {"request_id": f"r-{user}", "item_id": 6, "kind": "click"}
+        assert service.ask("/v1/feedback", event, **TOKEN)[1]["accepted"] == 1
+    assert ask(service, next(iter(inside)))["repeated"]
+    service.end()
+    rotate(tmp_path / "log")
+    for row in read_parts(parts_of(tmp_path / "log"))[0].filter(pl.col("deal") == "interleaved").to_dicts():
+        assert row["teams"] == ["now" if item == "2" else "new" for item in row["slate"]]
+    result = experiment(tmp_path / "plan.yaml", tmp_path / "log")
+    assert result["users"] == {"shown": len(inside), "clicked": len(inside)}
+    assert result["verdicts"] == {"new": "preferred"} and result["preference"]["share"] == 1.0
+    page = write_experiment(tmp_path / "page.html", result).read_text(encoding="utf-8")
+    assert "<strong>new: preferred.</strong>" in page and "Preference until each day" in page

@@ -38,7 +38,7 @@ def ab(
 ) -> None:
     """Hold arms against each other on users: freeze a plan, size it, read its verdict from the exposure log."""
     from adagrpo.pipeline.experiment import experiment, experiment_size, freeze_experiment, switch_experiment
-    from adagrpo.report import daily_table, to_text, write_experiment
+    from adagrpo.report import daily_table, preference_table, to_text, write_experiment
     from adagrpo.storage.artifacts import write_file
 
     if freeze + power + (share is not None) + (stop is not None) > 1:
@@ -55,7 +55,8 @@ def ab(
         result = experiment(plan, exposures)
         _print_result(result, common.as_json)
         if daily and not common.as_json:
-            typer.echo("\n" + to_text(daily_table(result["daily"])))
+            table = preference_table if result["kind"] == "interleaving" else daily_table
+            typer.echo("\n" + to_text(table(result["daily"])))
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
             write_file(out / "experiment.json", json.dumps(result) + "\n")
@@ -148,6 +149,13 @@ def _print_result(result: dict[str, Any], as_json: bool) -> None:
         return
     for treatment, verdict in result["verdicts"].items():
         typer.echo(f"{treatment}: {verdict}; {result['reasons'][treatment]}")
+    if result["kind"] == "interleaving":
+        counts = result["users"]
+        typer.echo(f"users: {counts['shown']:,} were shown {result['answers']:,} lists, {counts['clicked']:,} clicked")
+        typer.echo(f"plan: {result['plan'][:12]}, frozen {result['frozen']}")
+        for arm, time in result["stopped"].items():
+            typer.echo(f"{arm} was stopped on {time}; lists until then are counted")
+        return
     late = " (after the start)" if result["frozen_after_the_start"] else ""
     users = ", ".join(f"{arm} {count:,}" for arm, count in result["users"].items())
     left = ", ".join(f"{name.removeprefix('answers_')} {count:,}" for name, count in result["counts"].items() if count)

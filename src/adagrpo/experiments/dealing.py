@@ -17,15 +17,15 @@ from adagrpo.experiments.switches import Switches
 
 __all__ = ["Deal", "Dealt", "deal", "enrolled"]
 
-# "arm": the user's own. All others get the control: "stopped", as the arm is off; "held out"; "outside", as the share
-# of the experiment does not reach the user, or its time is not now
-Deal = Literal["arm", "stopped", "held out", "outside"]
+# "arm": the user's own; "interleaved": a list of both. All others get the control: "stopped", as the arm is off;
+# "held out"; "outside", as the share of the experiment does not reach the user, or its time is not now
+Deal = Literal["arm", "interleaved", "stopped", "held out", "outside"]
 
 
 class Dealt(NamedTuple):
     """What a user is served."""
 
-    arm: str  # of the plan
+    arm: str  # of the plan; of an interleaved list the control, into which the other arm's items are drafted
     deal: Deal
 
 
@@ -49,6 +49,10 @@ def deal(plan: Plan, user: str, moment: float, switches: Switches) -> Dealt:
     arm = assign(user, salt=plan.salt, weights=weights, holdout=plan.holdout)
     if arm is None:
         return Dealt(plan.control, "held out")
+    if plan.kind == "interleaving":
+        (arm,) = plan.treatments
     if switches.stopped(arm, moment):
         return Dealt(plan.control, "stopped")
+    if plan.kind == "interleaving":
+        return Dealt(plan.control, "interleaved")
     return Dealt(arm, "arm")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 from adagrpo.errors import UserError
 from adagrpo.experiments.dealing import Dealt, deal
+from adagrpo.experiments.interleaving import coins, team_draft
 from adagrpo.experiments.plan import freeze, read_plan
 from adagrpo.experiments.switches import Switches, add_switch, read_switches, switches_beside
 
@@ -50,6 +51,12 @@ class LiveExperiment:
     def deal(self, user: str) -> Dealt:
         """The arm that a user is served now."""
         return deal(self.plan, user, self._clock(), self._now())
+
+    def draft(
+        self, request_id: str, control: Sequence[object], treatment: Sequence[object], count: int
+    ) -> list[tuple[int, int]]:
+        """A list of both arms, see `adagrpo.experiments.interleaving.team_draft`; 0 is the control."""
+        return team_draft(control, treatment, count, coins(self.plan.salt, request_id))
 
     def switch(self, *, share: float | None = None, stop: str | None = None) -> dict[str, Any]:
         """Make a switch, see `adagrpo.experiments.switches.add_switch`; it holds here at once.

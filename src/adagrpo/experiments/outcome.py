@@ -27,7 +27,7 @@ from adagrpo.experiments.plan import Guardrail, Metric, Plan
 from adagrpo.experiments.sample_ratio import RatioCheck, check_ratios
 from adagrpo.experiments.units import Units
 
-__all__ = ["Stopped", "Verdict", "analyse", "effects_of"]
+__all__ = ["Stopped", "Verdict", "analyse", "effects_of", "moment_of"]
 
 Verdict = Literal["ship", "harm", "inconclusive", "invalid"]
 
@@ -57,10 +57,11 @@ def analyse(
     checks, refused = _checked(plan, units, stopped)
     result: dict[str, Any] = {
         "experiment": plan.name,
+        "kind": plan.kind,
         "look": now.isoformat(timespec="seconds"),
         "users": {name: len(of_arm[name].users.filter(pl.col("arm") == name)) for name in plan.arms},
         "counts": {name: value for name, value in units._asdict().items() if name != "users"},
-        "stopped": {name: _moment(stop.time) for name, stop in stopped.items()},
+        "stopped": {name: moment_of(stop.time) for name, stop in stopped.items()},
         "sample_ratio": [check._asdict() for check in checks],
         "effects": [],
         "guardrails": [],
@@ -94,11 +95,12 @@ def analyse(
 def _of_a_stopped(found: tuple[Verdict, str], time: float) -> tuple[Verdict, str]:
     """The verdict on an arm that was switched off: whoever did so looked, so nothing speaks for shipping it."""
     verdict, reason = found
-    said = f"it was stopped on {_moment(time)}, and what is said is of the time until then: {reason}"
+    said = f"it was stopped on {moment_of(time)}, and what is said is of the time until then: {reason}"
     return "inconclusive" if verdict == "ship" else verdict, said
 
 
-def _moment(time: float) -> str:
+def moment_of(time: float) -> str:
+    """Seconds since 1970 as people write them."""
     return datetime.fromtimestamp(time, UTC).isoformat(timespec="seconds")
 
 

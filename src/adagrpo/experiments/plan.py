@@ -97,6 +97,7 @@ class Plan(Section):
     """All that is decided before the first user; see `docs/how-to/ab.md`."""
 
     name: Name
+    kind: Literal["ab", "interleaving"] = "ab"
     arms: dict[Name, Arm]
     control: Name
     salt: Annotated[str, Field(min_length=4)]
@@ -106,7 +107,8 @@ class Plan(Section):
     days: Annotated[int, Field(ge=1, le=1000)]
     days_before: Annotated[int, Field(ge=0, le=1000)] = 14  # of the covariates and of what is popular
     ramp: tuple[Stage, ...] = ()  # none: all users from the start
-    metrics: Annotated[dict[Name, Metric], Field(min_length=1)]
+    metrics: dict[Name, Metric] = Field(default_factory=dict)
+    credit: Name = "click"  # feedback that counts for the arm of an item, where lists are interleaved
     guardrails: dict[Name, Guardrail] = Field(default_factory=dict)
     alpha: Level = 0.05
     power: Level = 0.8
@@ -122,6 +124,7 @@ class Plan(Section):
     def _agrees(self) -> Plan:
         if len(self.arms) < 2:
             raise ValueError(f"arms: {len(self.arms)}; an experiment has at least two")
+        self._is_of_its_kind()
         if self.control not in self.arms:
             raise ValueError(f"control: {self.control!r} is none of the arms {', '.join(self.arms)}")
         unknown = [name for name in self.rule.metrics if name not in self.metrics]
@@ -138,6 +141,15 @@ class Plan(Section):
             if metric.cuped and (metric.per is not None or not self.days_before):
                 raise ValueError(f"metrics.{name}.cuped: is for a number a user, with days_before above 0")
         return self
+
+    def _is_of_its_kind(self) -> None:
+        if self.kind == "ab" and not self.metrics:
+            raise ValueError("metrics: none; say what the arms are compared by")
+        if self.kind == "interleaving":
+            if len(self.arms) != 2:
+                raise ValueError(f"arms: {len(self.arms)}; two are interleaved")
+            if self.metrics or self.guardrails:
+                raise ValueError("metrics, guardrails: interleaved lists belong to both arms; only `credit` is counted")
 
     @property
     def begins(self) -> float:

@@ -16,7 +16,7 @@ import polars as pl
 
 from adagrpo.data.histories import read_histories
 from adagrpo.errors import UserError
-from adagrpo.off_policy.summary import Drawn, Row, summarise
+from adagrpo.off_policy.every_estimator import Drawn, Row, summarise
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.serve import recommender
 from adagrpo.pipeline.served_log import latest_exposures

@@ -10,7 +10,8 @@ from typing import Any
 import polars as pl
 
 from adagrpo.experiments.duration import baselines, duration
-from adagrpo.experiments.outcome import Stopped, analyse, effects_of
+from adagrpo.experiments.interleaving import prefer
+from adagrpo.experiments.outcome import Stopped, analyse, effects_of, moment_of
 from adagrpo.experiments.plan import DAY, Plan, freeze, read_catalogue, read_plan
 from adagrpo.experiments.switches import add_switch, read_switches
 from adagrpo.experiments.units import stops_seen, users_before, users_of
@@ -46,14 +47,18 @@ def experiment(path: Path, exposures: Path, now: datetime | None = None) -> dict
     frozen = _frozen(path, plan)
     rows, catalogue = _rows(exposures), read_catalogue(path, plan)
     moment = now or datetime.now(UTC)
+    late = datetime.fromisoformat(frozen["time"]).timestamp() >= plan.begins
+    told = {"plan": frozen["plan"], "frozen": frozen["time"], "frozen_after_the_start": late}
+    if plan.kind == "interleaving":
+        stops = read_switches(path, plan).stops
+        return prefer(plan, *rows, now=moment) | told | {"stopped": {arm: moment_of(at) for arm, at in stops.items()}}
     units = users_of(plan, *rows, catalogue)
     stops = _stops(path, plan, rows[0])
     stopped = {arm: Stopped(time, users_of(plan, *rows, catalogue, time)) for arm, time in stops.items()}
-    late = datetime.fromisoformat(frozen["time"]).timestamp() >= plan.begins
     result = analyse(plan, units, now=moment, stopped=stopped)
     result["switches"] = [{"time": time, "share": share} for time, share in read_switches(path, plan).shares]
     result["daily"] = _until_each_day(plan, rows, catalogue, moment, stops) if result["effects"] else []
-    return result | {"plan": frozen["plan"], "frozen": frozen["time"], "frozen_after_the_start": late}
+    return result | told
 
 
 def switch_experiment(path: Path, *, share: float | None = None, stop: str | None = None) -> dict[str, Any]:

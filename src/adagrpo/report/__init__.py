@@ -12,7 +12,13 @@ from adagrpo.report.comparison_page import (
 )
 from adagrpo.report.comparison_tables import comparison_table, pairs_table
 from adagrpo.report.diagnosis_page import diagnosis_tables, write_diagnosis
-from adagrpo.report.experiment_page import daily_table, effects_table, guardrails_table, write_experiment
+from adagrpo.report.experiment_page import (
+    daily_table,
+    effects_table,
+    guardrails_table,
+    preference_table,
+    write_experiment,
+)
 from adagrpo.report.page import build_report, write_figures, write_report
 from adagrpo.report.ranker_tables import exposure_table
 from adagrpo.report.run_files import read_rows
@@ -41,6 +47,7 @@ __all__ = [
     "guardrails_table",
     "line_chart",
     "pairs_table",
+    "preference_table",
     "read_comparison",
     "read_rows",
     "results_table",

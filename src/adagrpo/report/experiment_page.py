@@ -16,7 +16,14 @@ from adagrpo.report.page import keep_together, template
 from adagrpo.report.tables import MISSING, Alignment, Table, format_p
 from adagrpo.storage.artifacts import write_file
 
-__all__ = ["daily_table", "effects_table", "experiment_page", "guardrails_table", "write_experiment"]
+__all__ = [
+    "daily_table",
+    "effects_table",
+    "experiment_page",
+    "guardrails_table",
+    "preference_table",
+    "write_experiment",
+]
 
 Row = Mapping[str, Any]
 MOST_LABELS = 8  # days that are written below a chart
@@ -43,6 +50,8 @@ def write_experiment(path: Path, result: Row) -> Path:
 
 def experiment_page(result: Row) -> str:
     """The page, one HTML text that works offline."""
+    if result["kind"] == "interleaving":
+        return _interleaving_page(result)
     return template("experiment.html.j2").render(
         name=result["experiment"],
         verdicts=[(arm, verdict, keep_together(result["reasons"][arm])) for arm, verdict in result["verdicts"].items()],
@@ -55,6 +64,42 @@ def experiment_page(result: Row) -> str:
         ratios=_ratios(result["sample_ratio"]),
         counts=_counts(result["counts"]),
     )
+
+
+def _interleaving_page(result: Row) -> str:
+    days = result["daily"]
+    figures = []
+    if days:
+        band = Band("preference", [Estimate(row["share"], *row["interval"]) for row in days], 1)
+        svg = interval_chart(
+            _labels([row["through"] for row in days]), [band], title="Preference until each day",
+            x_label="last day that is counted", y_label="share of a user's credited clicks", reference=0.5,
+            percent=True,
+        )  # fmt: skip
+        figures.append(Figure(svg, "Above one half users prefer the treatment.", preference_table(days)))
+    counts, first = result["users"], result["first_place"]
+    lines = [
+        ("users who were shown lists", f"{counts['shown']:,}"),
+        ("users who clicked", f"{counts['clicked']:,}"),
+        ("interleaved lists", f"{result['answers']:,}"),
+        ("of them with the treatment first", f"{first['treatment']:.1%}"),
+        ("p-value of a fair coin", format_p(first["p_value"])),
+    ]
+    return template("interleaving.html.j2").render(
+        name=result["experiment"],
+        verdicts=[(arm, verdict, keep_together(result["reasons"][arm])) for arm, verdict in result["verdicts"].items()],
+        facts=_facts(result),
+        figures=figures,
+        counts=Table(("", "number"), tuple(lines), ("left", "right")),
+    )
+
+
+def preference_table(rows: Sequence[Row]) -> Table:
+    """The preference until each day."""
+    lines = [
+        (row["through"], f"{row['share']:.1%}", " to ".join(f"{end:.1%}" for end in row["interval"])) for row in rows
+    ]
+    return _table(("through", "preference", "interval"), lines, left=1)
 
 
 def effects_table(rows: Sequence[Row]) -> Table:
@@ -116,8 +161,7 @@ def _daily_figures(rows: Sequence[Row]) -> list[Figure]:
     days = list(dict.fromkeys(row["through"] for row in rows))
     arms = list(dict.fromkeys(row["treatment"] for row in rows))
     known = {(row["metric"], row["treatment"], row["through"]): row for row in rows if "relative" in row}
-    step = -(-len(days) // MOST_LABELS) or 1
-    labels = [day[5:] if place % step == 0 else "" for place, day in enumerate(days)]
+    labels = _labels(days)
     figures = []
     for metric in dict.fromkeys(row["metric"] for row in rows):
         found = [[known.get((metric, arm, day)) for day in days] for arm in arms]
@@ -132,6 +176,12 @@ def _daily_figures(rows: Sequence[Row]) -> list[Figure]:
         numbers = daily_table([row for row in rows if row["metric"] == metric])
         figures.append(Figure(svg, "An effect that fades from day to day was one of novelty.", numbers))
     return figures
+
+
+def _labels(days: Sequence[str]) -> list[str]:
+    """Month and day of some of the days, and nothing for the others."""
+    step = -(-len(days) // MOST_LABELS) or 1
+    return [day[5:] if place % step == 0 else "" for place, day in enumerate(days)]
 
 
 def _guardrail_figures(rows: Sequence[Row]) -> list[Figure]:

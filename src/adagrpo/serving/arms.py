@@ -2,6 +2,7 @@
 
     a user of the experiment      the arm that is the user's
     its arm was stopped           the control, and the answer says so
+    lists are interleaved         a list of both arms, drafted in turn
     held out, or not reached      the control, and the answer says so
     no user is named              the control; the answer is of no experiment and not logged as of one
 
@@ -18,10 +19,11 @@ from typing import Any, Protocol
 from fastapi import Request, Response
 
 from adagrpo.errors import UserError
+from adagrpo.serving.recommender import ItemId
 from adagrpo.serving.request_log import RequestLog
 from adagrpo.serving.routes import json_response
 from adagrpo.serving.schemas import BadRequest, SwitchBody, parsed, validated
-from adagrpo.serving.served import InTrial, Place, Serving, Shelf, SwapFailed
+from adagrpo.serving.served import Beside, InTrial, Place, Serving, Shelf, SwapFailed
 from adagrpo.serving.service_metrics import ServiceMetrics
 
 __all__ = ["ArmShelf", "Switching", "Trial"]
@@ -54,6 +56,12 @@ class Trial(Protocol):
 
     def deal(self, user: str) -> _Dealt:
         """The arm of a user, and why it is that."""
+        ...
+
+    def draft(
+        self, request_id: str, control: Sequence[ItemId], treatment: Sequence[ItemId], count: int
+    ) -> list[tuple[int, int]]:
+        """For each place of a list of both arms the arm, 0 or 1, and the place in that arm's list."""
         ...
 
     def switch(self, *, share: float | None = None, stop: str | None = None) -> dict[str, Any]:
@@ -92,7 +100,17 @@ class ArmShelf(Shelf):
         if user_hash is None:
             return Place(self.now)
         dealt = self.trial.deal(user_hash)
+        if dealt.deal == "interleaved":
+            return self._both(dealt.deal)
         return Place(self.arms[dealt.arm], InTrial(self.trial.name, self.trial.hash, dealt.arm, dealt.deal))
+
+    def _both(self, deal: str) -> Place:
+        first, second = self.trial.arms()
+        one, other = self.arms[first].versions, self.arms[second].versions
+        versions = {"model": f"{one['model']}+{other['model']}", "catalog": one["catalog"]}
+        versions["arm"] = f"{one['arm']}+{other['arm']}"
+        trial = InTrial(self.trial.name, self.trial.hash, f"{first}+{second}", deal, versions)
+        return Place(self.now, trial, Beside(self.arms[second], (first, second), self.trial.draft))
 
     def _fetch(self, **wanted: str) -> Sequence[Serving]:
         if {"arm", "checkpoint"} & {*wanted}:

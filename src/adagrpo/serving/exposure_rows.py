@@ -54,6 +54,7 @@ def exposure(
         salt_version=None if trial is None else trial.plan,
         arm_version=None if trial is None else made_by,
         deal=None if trial is None else trial.deal,
+        teams=answer.teams,
         source=shown.source,
         temperature=query.temperature if drawn else None,
         seed=query.seed if drawn else None,

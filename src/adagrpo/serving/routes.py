@@ -37,7 +37,7 @@ from adagrpo.serving.schemas import (
     parsed,
     validated,
 )
-from adagrpo.serving.served import Answered, Asked, Serving, Shelf, SwapFailed
+from adagrpo.serving.served import Answered, Asked, Place, Serving, Shelf, SwapFailed
 from adagrpo.serving.service_metrics import MEDIA_TYPE, ServiceMetrics
 from adagrpo.serving.user_hash import UserHash
 from adagrpo.serving.waiting_line import TooLate, WaitingLine
@@ -151,13 +151,10 @@ class Routes:
             for body, (history, _), narrowing in zip(bodies, histories, narrowings, strict=True)
         ]
         asked = [
-            Asked(place.serving, self._explored(query, name), place.trial)
+            Asked(place.serving, query if place.beside else self._explored(query, name), place.trial)
             for place, query, name in zip(places, queries, ids, strict=True)
         ]
-        answers = [
-            answer._replace(list=answer.list.first(body.k))
-            for answer, body in zip(await self._answers(request, asked), bodies, strict=True)
-        ]
+        answers = await self._lists(request, places, asked, bodies)
         replies = [
             _reply(one, body.k, name, answer, unknown, narrowing)
             for one, body, name, answer, (_, unknown), narrowing in zip(
@@ -217,6 +214,26 @@ class Routes:
         """The query as it is asked: with a temperature and a seed where its list is drawn."""
         return query if self.explore is None else self.explore.of(query, request_id)
 
+    async def _lists(
+        self, request: Request, places: Sequence[Place], asked: Sequence[Asked], bodies: Sequence[RecommendBody]
+    ) -> list[Answered]:
+        """The lists as they are shown; where two arms make one, both are asked.
+
+        Raises:
+            TooLate: they would come too late.
+        """
+        beside = [
+            Asked(place.beside.serving, one.query) for place, one in zip(places, asked, strict=True) if place.beside
+        ]
+        found = await self._answers(request, [*asked, *beside])
+        own, others = found[: len(asked)], iter(found[len(asked) :])
+        ids = [body.request_id or self._id(request, place) for place, body in enumerate(bodies)]
+        joined = [
+            answer if place.beside is None else place.beside.join(answer, next(others), name, body.k)
+            for place, answer, name, body in zip(places, own, ids, bodies, strict=True)
+        ]
+        return [answer._replace(list=answer.list.first(body.k)) for answer, body in zip(joined, bodies, strict=True)]
+
     async def _answers(self, request: Request, asked: Sequence[Asked]) -> list[Answered]:
         """What the policy answers, in time.
 
@@ -257,7 +274,7 @@ class Routes:
             return
         ms = 1000 * (time.perf_counter() - request.state.started)
         rows = [
-            exposure(name, user, k, one, answer, one.serving.versions, ms)
+            exposure(name, user, k, one, answer, one.versions, ms)
             for (name, user, k), one, answer in zip(shown, asked, answers, strict=True)
         ]
         for one in asked:
@@ -354,6 +371,6 @@ def _reply(
         "repeated": False,
         "short": None if held is None else why_short(held, k, len(shown.items)),
         "unknown": unknown,
-        "versions": asked.serving.versions,
+        "versions": asked.versions,
         **told,
     }

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 from adagrpo.errors import ServiceError, UserError
 from adagrpo.rewards.protocol import Reward
 from adagrpo.serving.fallback import Guarded
-from adagrpo.serving.recommender import Query, Recommendations, Recommender
+from adagrpo.serving.recommender import ItemId, Query, Recommendations, Recommender
 from adagrpo.serving.waiting_line import STEP
 
-__all__ = ["Answered", "Asked", "InTrial", "Place", "Serving", "Shelf", "SwapFailed"]
+__all__ = ["Answered", "Asked", "Beside", "InTrial", "Place", "Serving", "Shelf", "SwapFailed"]
 
 
 class InTrial(NamedTuple):
@@ -27,6 +27,28 @@ class InTrial(NamedTuple):
     plan: str  # the first digits of its hash
     arm: str  # of the plan, whose list is shown
     deal: str  # how the user came to it, see `adagrpo.experiments.dealing`
+    versions: Mapping[str, str] | None = None  # of a list that two arms made; None: those of what is served
+
+
+class Beside(NamedTuple):
+    """Another arm, whose items are put between those of the first; see `adagrpo.experiments.interleaving`."""
+
+    serving: Serving
+    arms: tuple[str, str]  # of the plan: the first, and this one
+    draft: Callable[[str, Sequence[ItemId], Sequence[ItemId], int], list[tuple[int, int]]]
+
+    def join(self, first: Answered, second: Answered, request_id: str, count: int) -> Answered:
+        """The list of both, with the arm of each item."""
+        lists = (first.list, second.list)
+        drafted = self.draft(request_id, first.list.items, second.list.items, count)
+        made = Recommendations(
+            [lists[arm].items[place] for arm, place in drafted],
+            [lists[arm].scores[place] for arm, place in drafted],
+            [lists[arm].codes[place] for arm, place in drafted],
+            source=first.list.source,
+        )
+        teams = tuple(self.arms[arm] for arm, _ in drafted)
+        return Answered(made, first.reranked and second.reranked, teams)
 
 
 class Place(NamedTuple):
@@ -34,6 +56,7 @@ class Place(NamedTuple):
 
     serving: Serving
     trial: InTrial | None = None  # None: the answer is of no experiment
+    beside: Beside | None = None  # None: the list is of one arm
 
 
 class Asked(NamedTuple):
@@ -43,12 +66,19 @@ class Asked(NamedTuple):
     query: Query
     trial: InTrial | None = None
 
+    @property
+    def versions(self) -> Mapping[str, str]:
+        """What the answer is made by."""
+        made = None if self.trial is None else self.trial.versions
+        return self.serving.versions if made is None else made
+
 
 class Answered(NamedTuple):
     """A list, and whether a reward ordered it."""
 
     list: Recommendations
     reranked: bool
+    teams: tuple[str, ...] | None = None  # the arm of each item, where two made the list
 
 
 @dataclass(frozen=True, eq=False)
