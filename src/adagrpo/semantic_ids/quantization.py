@@ -31,10 +31,18 @@ from torch import Tensor
 
 from adagrpo.semantic_ids.assignment import assign_within
 
-__all__ = ["FITTED", "Quantization", "level_means", "nearest_centroid", "reconstruction_error", "residual_kmeans"]
+__all__ = [
+    "DISTANCES",
+    "FITTED",
+    "Quantization",
+    "level_means",
+    "nearest_centroid",
+    "reconstruction_error",
+    "residual_kmeans",
+]
 
 FITTED = 1024  # items a code that codebooks are fitted on, at most
-_DISTANCES = 2**26  # of points and centroids that are in memory at a time
+DISTANCES = 2**26  # of points and centroids that are in memory at a time
 _NUMBERS = 2**26  # of vectors whose squares are summed at a time
 _ROWS = 2**12  # that are held against a new seed while they are in the cache
 
@@ -195,7 +203,7 @@ def nearest_centroid(
     """(V,) int64 nearest centroid and (V,) squared distance to it."""
     squares = centroids.square().sum(dim=1)
     parts = []
-    for block in points.split(max(1, _DISTANCES // len(centroids))):
+    for block in points.split(max(1, DISTANCES // len(centroids))):
         gap, nearest = torch.addmm(squares, block, centroids.T, alpha=-2).min(dim=1)
         parts.append((nearest, (gap + block.square().sum(dim=1)).clamp(min=0)))
     nearest, distance = (torch.cat(column) for column in zip(*parts, strict=True))
