@@ -193,7 +193,8 @@ def test_what_was_encoded_is_decoded() -> None:
 
 def test_more_items_than_are_fitted_on_each_take_their_nearest_code(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors, labels = blobs(each=40)
-    monkeypatch.setattr(quantization, "FITTED", 10)
+    monkeypatch.setattr(quantization, "FITTED", 0)
+    monkeypatch.setattr(quantization, "A_CODE", 10)
     result = residual_kmeans(vectors, levels=1, codes=8, seed=0)
     assert len(set(zip(labels.tolist(), result.codes[:, 0].tolist(), strict=True))) == 8
     gaps = np.square(vectors[:, None] - result.codebooks[0]).sum(axis=2)

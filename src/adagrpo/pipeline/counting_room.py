@@ -19,7 +19,7 @@ from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.room import free_memory, in_words
 from adagrpo.semantic_ids.decomposition import EXTRA, sketched
 from adagrpo.semantic_ids.pair_information import BLOCK, PAIRS, pairs_in
-from adagrpo.semantic_ids.quantization import DISTANCES, FITTED
+from adagrpo.semantic_ids.quantization import A_CODE, DISTANCES, FITTED
 from adagrpo.types import Ragged
 
 __all__ = ["check_pair_room", "check_tokenize_room", "tokenize_memory"]
@@ -40,7 +40,7 @@ def tokenize_memory(options: TokenizerConfig, items: int, interactions: int, pai
     width = options.width * len(options.vectors)
     vectors = 4 * items * width
     basis = 4 * items * (options.width + EXTRA) * 3 if sketched(items, kept) else 8 * items * options.width * 4
-    sample = min(items, FITTED * options.codes)
+    sample = min(items, max(FITTED, A_CODE * options.codes))
     distances = (
         items * options.codes * 3 if options.quantizer == "balanced_kmeans" else min(items * options.codes, DISTANCES)
     )
