@@ -1,4 +1,4 @@
-"""The largest singular values of a sparse matrix, and its left singular vectors: exactly, or for many rows by sketching.
+"""The largest singular values of a sparse matrix and their left vectors: exactly, or for many rows by a sketch.
 
     Y_0 = A Ω,  Q_i = orth(Y_i),  Y_{i+1} = A (A^T Q_i)        Ω Gaussian, W + 16 columns; A ≈ Q Q^T A after two rounds
 

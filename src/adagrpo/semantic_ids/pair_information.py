@@ -1,4 +1,4 @@
-"""Which items occur near each other, and by how much more than chance: a sparse matrix, made a block of items at a time.
+"""Which items occur near each other more than by chance: a sparse matrix, made a block of items at a time.
 
     p_ij = max(0, log(n_ij n / (n_i n_j)))     n_ij pairs of items within a window, n_i = Σ_j n_ij, n = Σ_i n_i
 
@@ -13,6 +13,7 @@ Where a log has more than `PAIRS` pairs, an item keeps at most `PAIRS / V` neigh
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,7 +56,7 @@ def pair_information(
     ends = np.searchsorted(totals.cumsum(), np.arange(block, total + block, block), side="right")
     bounds = np.unique([0, *np.minimum(ends, num_items), num_items])
     counts, columns, values = [np.zeros(1, np.int64)], [np.empty(0, np.int32)], [np.empty(0, kind)]
-    for first, last in zip(bounds[:-1], bounds[1:], strict=True):
+    for first, last in pairwise(bounds.tolist()):
         row, column, times = _counted(_keys(training.values, left, num_items, first, last), num_items)
         chance = totals[row].astype(np.float64) * totals[column].astype(np.float64)
         information = np.log(times * float(total) / chance)
@@ -109,9 +110,7 @@ def _pairs_of_items(values: NDArray[np.int32], left: NDArray[np.unsignedinteger]
     return totals
 
 
-def _keys(
-    values: NDArray[np.int32], left: NDArray[np.unsignedinteger], num_items: int, first: int, last: int
-) -> Ints:
+def _keys(values: NDArray[np.int32], left: NDArray[np.unsignedinteger], num_items: int, first: int, last: int) -> Ints:
     """(N,) item · V + neighbour of every pair of the items `first .. last - 1`, in no order."""
     parts = [np.empty(0, np.int64)]
     for one, other in _pairs(values, left):

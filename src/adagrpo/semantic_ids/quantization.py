@@ -10,8 +10,8 @@ Balanced (`cluster_bound`): no code of a level names more than `⌈bound · V / 
 is taken by nearer ones goes to the next that has room, see `adagrpo.semantic_ids.assignment`. OneRec (Deng et al. 2025)
 fills one cluster after the other instead, which depends on their order.
 
-Sizes: codebooks are fitted on at most `FITTED` items a code, drawn by the seed, as faiss does (Johnson, Douze & Jégou
-2019, there 256); every item is then assigned, a block at a time.
+Sizes: codebooks are fitted on at most `FITTED` items, or 256 a code where that is more, as faiss does (Johnson, Douze &
+Jégou 2019); they are drawn by the seed. Every item is then assigned, a block at a time.
 
 Departures: a cluster that loses all its items is seeded again at the item farthest from its own centroid; a level
 whose residuals hold fewer distinct vectors than codes gets fewer codes. Items that still share all their codes are told
@@ -31,10 +31,18 @@ from torch import Tensor
 
 from adagrpo.semantic_ids.assignment import assign_within
 
-__all__ = ["FITTED", "Quantization", "level_means", "nearest_centroid", "reconstruction_error", "residual_kmeans"]
+__all__ = [
+    "DISTANCES",
+    "FITTED",
+    "Quantization",
+    "level_means",
+    "nearest_centroid",
+    "reconstruction_error",
+    "residual_kmeans",
+]
 
-FITTED = 1024  # items a code that codebooks are fitted on, at most
-_DISTANCES = 2**26  # of points and centroids that are in memory at a time
+FITTED, A_CODE = 2**18, 256  # items that codebooks are fitted on at most, or so many a code where that is more
+DISTANCES = 2**26  # of points and centroids that are in memory at a time
 _NUMBERS = 2**26  # of vectors whose squares are summed at a time
 _ROWS = 2**12  # that are held against a new seed while they are in the cache
 
@@ -120,8 +128,8 @@ def residual_kmeans(
     residual = torch.tensor(vectors, dtype=torch.float32)
     floor = _FLOOR * float(residual.square().sum(dim=1).mean())
     fitted: Tensor | None = None  # (N,) the rows that codebooks are fitted on, where these are not all
-    if len(vectors) > FITTED * codes:
-        fitted = torch.randperm(len(vectors), generator=generator)[: FITTED * codes].sort().values
+    if len(vectors) > (most := max(FITTED, A_CODE * codes)):
+        fitted = torch.randperm(len(vectors), generator=generator)[:most].sort().values
     chosen, codebooks = [], []
     for _ in range(levels):
         sample = residual if fitted is None else residual[fitted]
@@ -195,7 +203,7 @@ def nearest_centroid(
     """(V,) int64 nearest centroid and (V,) squared distance to it."""
     squares = centroids.square().sum(dim=1)
     parts = []
-    for block in points.split(max(1, _DISTANCES // len(centroids))):
+    for block in points.split(max(1, DISTANCES // len(centroids))):
         gap, nearest = torch.addmm(squares, block, centroids.T, alpha=-2).min(dim=1)
         parts.append((nearest, (gap + block.square().sum(dim=1)).clamp(min=0)))
     nearest, distance = (torch.cat(column) for column in zip(*parts, strict=True))

@@ -12,6 +12,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from adagrpo.data.prepared import load_item_ids, load_items
+from adagrpo.pipeline.counting_room import check_tokenize_room
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
 from adagrpo.semantic_ids import (
@@ -53,6 +54,8 @@ def tokenize(run: Run) -> None:
         inputs.append(run.path(*ENCODED))
 
     def build(work: Path) -> None:
+        if options.published is None:
+            check_tokenize_room(data)
         codes, error, quantization = _quantize(run)
         catalog = Catalog.from_codes(_without_collisions(run, codes, quantization))
         catalog.write(work / "codes.parquet")
