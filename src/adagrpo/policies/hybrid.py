@@ -263,7 +263,9 @@ class HybridPolicy(nn.Module):
         """(B, W, K_l) float32 log-probabilities of the pool, up to a constant a hypothesis."""
         decoder = self.compact.logits(state.compact)
         size, (queries, masses) = decoder.shape[-1], state.spoken
-        pooled = decoder * torch.where((state.nodes >= 0).unsqueeze(-1), 1 - self.item_weight, 1.0)
+        weights = torch.where((state.nodes >= 0).unsqueeze(-1), 1 - self.item_weight, 1.0)
+        # nobody else has the decoder's logits; where no gradient is wanted they need not be written again elsewhere
+        pooled = decoder * weights if torch.is_grad_enabled() else decoder.mul_(weights)
         # what the head adds above a code of no item, whose share is the floor η / K: log(((1 - η) q + η / K) / (η / K))
         gain = (1 - self.smoothing) / max(self.smoothing / size, _TINY)
         known = masses[state.level : state.level + 2]  # of the nodes, and of those below; or the latter wait
