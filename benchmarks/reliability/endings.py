@@ -168,8 +168,11 @@ def _under_load(run: Path, log: Path, asked: list[str], number: int, turn: int, 
 def _readiness(port: int) -> int:
     time.sleep(0.05)
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-    connection.request("GET", "/readyz")
-    return connection.getresponse().status
+    try:
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status
+    except OSError:
+        return 0
 
 
 def _client(

@@ -181,10 +181,12 @@ def forget(connection: sqlite3.Connection, remembered: int) -> None:
             connection.execute(f"DELETE FROM {table} WHERE number <= ?", [min(last, newest - remembered)])
 
 
-def exposures_of(connection: sqlite3.Connection, span: Span) -> list[Exposure]:
-    """The exposures of a part, in the order in which they were written."""
+def exposures_of(connection: sqlite3.Connection, span: Span, at_once: int) -> Iterator[list[Exposure]]:
+    """The exposures of a part, in the order in which they were written, so many at a time."""
     query = "SELECT row FROM exposures WHERE number > ? AND number <= ? ORDER BY number"
-    return [decode_exposure(text) for (text,) in connection.execute(query, span.exposures)]
+    found = connection.execute(query, span.exposures)
+    while texts := found.fetchmany(at_once):
+        yield [decode_exposure(text) for (text,) in texts]
 
 
 def feedback_of(connection: sqlite3.Connection, span: Span) -> list[Feedback]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+import time
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -53,6 +54,7 @@ from adagrpo.storage.marks import Kind
 __all__ = ["EXPOSURE_SCHEMA", "FEEDBACK_SCHEMA", "KIND", "PARTS", "parts_of", "read_parts", "rotate"]
 
 PARTS = "parts"
+AT_ONCE = 64  # rows that are read before a rest
 KIND: Kind = "exposure log"
 PART_KIND = "part of an exposure log"
 LOGGER = logging.getLogger(__name__)
@@ -83,13 +85,17 @@ FEEDBACK_SCHEMA = pl.Schema(
 )
 
 
-def rotate(directory: Path, *, remembered: int = 200_000, most_bytes: int | None = None) -> list[int]:
+def rotate(
+    directory: Path, *, remembered: int = 200_000, most_bytes: int | None = None, rest_seconds: float = 0.0
+) -> list[int]:
     """Finish a part that was begun, then make one of all rows that are in none.
 
     Args:
         directory: of an exposure log; services may be writing to it meanwhile.
         remembered: rows that stay known to the database after they are in a part.
         most_bytes: of all parts; beyond it the oldest are removed. None keeps all.
+        rest_seconds: pause after some rows each, for a process that answers meanwhile: each small step of the others
+            would have to wait for the interpreter.
 
     Returns:
         The numbers of the parts that were published; none where another process is at it.
@@ -104,7 +110,7 @@ def rotate(directory: Path, *, remembered: int = 200_000, most_bytes: int | None
             for find in (unpublished, begin_part):
                 span = find(connection)
                 if span is not None:
-                    _publish(directory, connection, span)
+                    _publish(directory, connection, span, rest_seconds)
                     finish_part(connection, span.part)
                     made.append(span.part)
             forget(connection, remembered)
@@ -137,7 +143,7 @@ def read_parts(parts: Sequence[Path]) -> tuple[pl.DataFrame, pl.DataFrame]:
     )
 
 
-def _publish(directory: Path, connection: sqlite3.Connection, span: Span) -> None:
+def _publish(directory: Path, connection: sqlite3.Connection, span: Span, rest_seconds: float) -> None:
     """Write a part, unless it was written before a kill."""
     target = directory / PARTS / f"{span.part:06d}"
     if manifest(target) is not None:
@@ -148,8 +154,12 @@ def _publish(directory: Path, connection: sqlite3.Connection, span: Span) -> Non
     work = temporary(target)
     remove(work, lambda name: True)  # of this process, when a disk was full
     work.mkdir()
-    exposures, feedback = exposures_of(connection, span), feedback_of(connection, span)
-    for name, table in (("exposures", _exposure_table(exposures)), ("feedback", _feedback_table(feedback))):
+    tables = [EXPOSURE_SCHEMA.to_frame()]
+    for rows in exposures_of(connection, span, AT_ONCE):
+        tables.append(_exposure_table(rows))
+        time.sleep(rest_seconds)
+    exposures, feedback = pl.concat(tables, rechunk=True), _feedback_table(feedback_of(connection, span))
+    for name, table in (("exposures", exposures), ("feedback", feedback)):
         with naming(work / f"{name}.parquet"):
             table.write_parquet(work / f"{name}.parquet")
     seal(work, kind=PART_KIND, fingerprint=hash_json([span.part, *span.exposures, *span.feedback]))

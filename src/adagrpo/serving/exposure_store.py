@@ -35,6 +35,7 @@ __all__ = ["LocalExposureLog"]
 
 WAITING = 4096  # calls that may wait for a commit
 TOGETHER = 256  # calls of a commit
+REST_SECONDS = 0.005  # of the thread that makes a part, after every few rows
 LOGGER = logging.getLogger(__name__)
 
 
@@ -91,7 +92,8 @@ class LocalExposureLog:
     def rotate(self) -> list[int]:
         """Put all rows into parts now; see `adagrpo.serving.exposure_parts.rotate`."""
         self._written = 0
-        return rotate(self.directory, remembered=self._remembered, most_bytes=self._most_bytes)
+        bounds: dict[str, Any] = {"remembered": self._remembered, "most_bytes": self._most_bytes}
+        return rotate(self.directory, rest_seconds=REST_SECONDS, **bounds)
 
     def close(self) -> None:
         """See `ExposureSink.close`. Rows that are in no part stay in SQLite."""
