@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -156,11 +157,13 @@ def test_machines_that_hash_differently_are_found_out(tmp_path: Path, monkeypatc
         build_partitioned(files(tmp_path, table()), ColumnMapping(), LogOptions(), None, tmp_path, SERIAL)
 
 
+RAY = pytest.param(Executor("ray", 2), marks=pytest.mark.skipif(find_spec("ray") is None, reason="needs the extra ray"))
+
+
 @pytest.mark.slow
-def test_processes_give_it_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("executor", [Executor("processes", 2), RAY])
+def test_workers_give_it_too(tmp_path: Path, executor: Executor) -> None:
     paths = files(tmp_path, table())
     options = replace(LogOptions(), drop_duplicates=True)
     alone = build_partitioned(paths, IMPRESSIONS, options, None, tmp_path, SERIAL, **LEAST)
-    assert_equal(
-        alone, build_partitioned(paths, IMPRESSIONS, options, None, tmp_path, Executor("processes", 2), **LEAST)
-    )
+    assert_equal(alone, build_partitioned(paths, IMPRESSIONS, options, None, tmp_path, executor, **LEAST))

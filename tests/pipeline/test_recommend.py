@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from copy import deepcopy
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pytest
 
 from adagrpo.config import resolve_config
 from adagrpo.errors import UserError
+from adagrpo.executors import Executor
 from adagrpo.pipeline import Run, prepare, recommend_users
 from adagrpo.pipeline import recommend as recommending
 from adagrpo.pipeline.files import RunData
@@ -250,6 +252,16 @@ def test_killed_workers_and_commands_lose_and_repeat_nothing(
     assert lists(out)["user_id"].to_list() == [f"u{row}" for row in range(400)]
     assert not list(out.glob(".*.tmp"))
     assert contents(out) == contents(tmp_path / "alone")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("ray") is None, reason="needs the extra ray")
+def test_ray_writes_what_one_process_does(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recommending, "PART_USERS", 7)
+    users = whole_file(tmp_path, 40)
+    recommend_users(Run.open(finished), users, tmp_path / "alone")
+    recommend_users(Run.open(finished), users, tmp_path / "ray", executor=Executor("ray", 2))
+    assert contents(tmp_path / "ray") == contents(tmp_path / "alone")
 
 
 COMMAND = """

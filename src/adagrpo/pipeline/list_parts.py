@@ -20,7 +20,6 @@ import polars as pl
 
 from adagrpo.data.columns import USER_ID
 from adagrpo.data.histories import read_histories
-from adagrpo.data.logs.unpacking import MAX_EXPANSION
 from adagrpo.data.prepared import load_item_ids, load_user_ids, load_whole
 from adagrpo.errors import UserError
 from adagrpo.networks.layers import Precision
@@ -112,14 +111,14 @@ class Wanted:
         return run, recommender(run, self.arm, self.checkpoint, *options)[0]
 
 
-def read_parts(wanted: Wanted, max_expansion: float = MAX_EXPANSION) -> Iterator[dict[str, Any]]:
+def read_parts(wanted: Wanted) -> Iterator[dict[str, Any]]:
     """The tasks of all parts in their order: which are there already, and the rows of the others.
 
     The last one, `{"parts": ..., "rows": ...}`, says how many there were.
     """
     user, history = wanted.columns
     integers, number, rows = False, 0, 0
-    parts = read_histories(wanted.users, wanted.part_users, user=user, history=history, max_expansion=max_expansion)
+    parts = read_histories(wanted.users, wanted.part_users, user=user, history=history)
     for number, part in enumerate(parts):
         if number == 0:
             integers = _are_integers(part.users)
