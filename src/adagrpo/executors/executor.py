@@ -10,19 +10,17 @@ hand.
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any, Literal, NamedTuple
 
 from adagrpo.errors import UserError
+from adagrpo.executors.tasks import Tasks, Worker
 
-__all__ = ["SERIAL", "Executor", "Kind", "Tasks", "Worker", "attempt", "each", "outcome", "team"]
+__all__ = ["SERIAL", "Executor", "Kind", "each", "team"]
 
 Kind = Literal["serial", "processes", "ray"]
-Tasks = Callable[[], Iterator[Any]]
-Worker = Callable[[], Callable[[Any], Any]]
 
 
 class Executor(NamedTuple):
@@ -73,22 +71,3 @@ def team(worker: Worker, executor: Executor = SERIAL) -> Iterator[Callable[[Task
 
         with ray_running(executor.workers):
             yield lambda tasks: each_on_ray(tasks, worker, executor.workers)
-
-
-def attempt(function: Callable[[], Any]) -> dict[str, Any]:
-    """What came of a call in a worker, an error among it, for `outcome` in the process that asked."""
-    try:
-        return {"result": function()}
-    except UserError as error:
-        return {"user_error": str(error)}
-    except Exception:
-        return {"failure": traceback.format_exc()}
-
-
-def outcome(answer: dict[str, Any]) -> Any:
-    """The result that `attempt` had, or its error raised here."""
-    if "user_error" in answer:
-        raise UserError(answer["user_error"])
-    if "failure" in answer:
-        raise RuntimeError(f"a worker failed:\n{answer['failure']}")
-    return answer["result"]

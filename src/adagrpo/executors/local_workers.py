@@ -19,7 +19,7 @@ from functools import partial
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from adagrpo.executors.executor import Tasks, Worker, attempt, outcome
+from adagrpo.executors.tasks import Tasks, Worker, attempt, outcome
 
 __all__ = ["LocalTeam"]
 

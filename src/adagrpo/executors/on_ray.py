@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from adagrpo.executors.executor import Tasks, Worker, attempt, outcome
+from adagrpo.executors.tasks import Tasks, Worker, attempt, outcome
 
 __all__ = ["each_on_ray", "ray_running"]
 
