@@ -15,8 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-from benchmarks.reliability.clients import as_request, load, make_run, memory, served
+from benchmarks.reliability.clients import make_run, memory, served
 from benchmarks.reliability.findings import Finding
+from benchmarks.wire import as_request, load
 
 __all__ = ["malformed", "token"]
 

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
-from adagrpo.config import ArmConfig, load_config
+from adagrpo.config import ArmConfig, Config, dump_config, load_config
 from adagrpo.console import StderrConsole
 from adagrpo.errors import UserError
 from adagrpo.pipeline import Run, fit_arm, fit_ranker, fit_sft, prepare, tokenize
@@ -27,7 +27,7 @@ from adagrpo.report import read_rows
 from adagrpo.storage.artifacts import hash_json, write_file
 from research.rows import add_row
 
-__all__ = ["Candidate", "candidates", "chosen", "fixed", "leaders"]
+__all__ = ["Candidate", "candidates", "chosen", "chosen_arms", "fixed", "leaders", "recipe_of", "start", "tune"]
 
 HERE = Path(__file__).parent
 METRIC = "hr@10"
@@ -93,13 +93,24 @@ def main() -> None:
             tune(plan, name, run)
 
 
+def recipe_of(plan: Mapping[str, Any], name: str, *options: str) -> Config:
+    """The recipe of a set as the plan settles it, with the seed that is tuned on.
+
+    Args:
+        plan: the content of plan.yaml.
+        name: of the set.
+        options: more of it, as `--set` has them.
+    """
+    own, shipped = HERE / f"{name}.yaml", HERE.parents[1] / "recipes" / f"{name}.yaml"
+    settled = [*plan["settings"], *plan["sets"][name].get("settings", []), f"seed={plan['tuning_seed']}"]
+    return load_config(own if own.is_file() else shipped, [*settled, *options])
+
+
 def start(plan: Mapping[str, Any], name: str, data: Path, out: Path) -> Run:
     """The run that is tuned on, with its starting policy and ranker."""
-    own, shipped = HERE / f"{name}.yaml", HERE.parents[1] / "recipes" / f"{name}.yaml"
-    recipe = own if own.is_file() else shipped
-    options = [*plan["settings"], *plan["sets"][name].get("settings", []), f"seed={plan['tuning_seed']}"]
-    config = load_config(recipe, options)
-    run = Run(out / f"tuning-{name}", config, data / plan["sets"][name].get("folder", name), StderrConsole())
+    run = Run(
+        out / f"tuning-{name}", recipe_of(plan, name), data / plan["sets"][name].get("folder", name), StderrConsole()
+    )
     with run.locked():
         prepare(run)
         tokenize(run)
@@ -110,7 +121,7 @@ def start(plan: Mapping[str, Any], name: str, data: Path, out: Path) -> Run:
 
 def tune(plan: Mapping[str, Any], name: str, run: Run) -> None:
     """Train what the plan asks for, rung by rung; every family sees a rung before any sees the next."""
-    results, of = HERE / f"tuning-{name}.jsonl", fixed(plan, name, run.config_hash)
+    results, of = HERE / f"tuning-{name}.jsonl", fixed(plan, name)
     if any(row["plan"] != of for row in read_rows(results)):
         raise UserError(f"{results}: holds rows of another plan or recipe; move them away to tune anew")
     for rung, about in enumerate(plan["rungs"]):
@@ -122,15 +133,15 @@ def tune(plan: Mapping[str, Any], name: str, run: Run) -> None:
                     write_file(HERE / f"chosen-{name}.yaml", chosen(plan, list(read_rows(results))))
 
 
-def fixed(plan: Mapping[str, Any], name: str, recipe: str) -> str:
-    """What all rows of a set have in common: the hash of its recipe and of the plan, less the other sets.
+def fixed(plan: Mapping[str, Any], name: str) -> str:
+    """What all rows of a set have in common: the hash of its recipe and of the plan, less other sets and the trial.
 
     Args:
         plan: the content of plan.yaml.
         name: of the set.
-        recipe: the hash of its configuration.
     """
-    mine = {key: value for key, value in plan.items() if key not in ("sets", "seeds")}
+    mine = {key: value for key, value in plan.items() if key not in ("sets", "seeds", "trial")}
+    recipe = hash_json(dump_config(recipe_of(plan, name)))
     return hash_json(mine | {"set": plan["sets"][name], "recipe": recipe})[:12]
 
 
@@ -140,7 +151,7 @@ def measured(plan: Mapping[str, Any], run: Run, candidate: Candidate, rung: int,
     fit = run.config.train.fit
     short = fit.model_copy(update={"epochs": fit.epochs * share, "validations": 1})
     whole = run.config
-    run.config = whole.model_copy(update={"train": whole.train.model_copy(update={"fit": short})})
+    run.config = whole.model_copy(update={"train": whole.train.model_copy(update={"fit": short, "arms": (arm,)})})
     try:
         with run.locked():
             fit_arm(run, arm)
@@ -154,20 +165,23 @@ def measured(plan: Mapping[str, Any], run: Run, candidate: Candidate, rung: int,
     return row | {"pressure_found": json.loads((folder / "pressure.json").read_text(encoding="utf-8"))}
 
 
+def chosen_arms(plan: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """By its name, the arm that the rule chooses for each family with a last rung, as a recipe's `train.arms` has it.
+
+    The names are those of the families behind `fair-`, since `distill` and `distill-random` are arms already.
+
+    Args:
+        plan: the content of plan.yaml.
+        rows: of the tuning.
+    """
+    best = {family: leaders(rows, family, len(plan["rungs"]) - 1) for family in plan["families"]}
+    arms = [first[0].arm(plan, f"fair-{family}") for family, first in best.items() if first]
+    return {arm.name: arm.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude_none=True) for arm in arms}
+
+
 def chosen(plan: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
-    """The arms of the second half, as a recipe's `train.arms` has them."""
-    return yaml.safe_dump([_dumped(arm) for arm in _arms(plan, rows)], sort_keys=False)
-
-
-def _arms(plan: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Iterator[ArmConfig]:
-    for family in plan["families"]:
-        best = leaders(rows, family, len(plan["rungs"]) - 1)
-        if best:
-            yield best[0].arm(plan, family)
-
-
-def _dumped(arm: ArmConfig) -> dict[str, Any]:
-    return arm.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude_none=True)
+    """The arms of the second half, as a recipe has them."""
+    return yaml.safe_dump([*chosen_arms(plan, rows).values()], sort_keys=False)
 
 
 def _some(row: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:

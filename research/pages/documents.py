@@ -15,6 +15,8 @@
 | `crossing` | the same: from which quality of the reward on each arm gains | `metric` |
 | `trial` | one `NAME.trial.json`, the `demo.json` of a demo | `form=text` |
 | `orders` | one `NAME.jsonl` of `research.exposed_feed.measure` | `measure`, `less`, `form=exposure` |
+| `tuned` | one `NAME.jsonl` of `research.fair_trial.tune` | |
+| `pairs` | one `NAME.comparison.json`: arms that are held against each other | |
 | `verdicts` | the outcomes and the verdicts of `research.verdict`, two names | `form=short`: the targets alone |
 
 A file is found by its name alone, in whichever study it lies, so that two studies cannot have files of the same name.
@@ -29,7 +31,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from adagrpo.errors import UserError
-from adagrpo.report import Table, comparison_figures, read_comparison, read_rows, to_markdown, to_text
+from adagrpo.report import Table, comparison_figures, pairs_table, read_comparison, read_rows, to_markdown, to_text
 from adagrpo.report.reward_trial import trial_table
 from adagrpo.storage.artifacts import write_file
 from research.pages.feed import difference_table, exposure_table, order_table
@@ -38,6 +40,7 @@ from research.pages.pooling import pool
 from research.pages.quality import crossing_table, quality_figure, quality_table
 from research.pages.results import ablation_table, arms_table, find, starting_table
 from research.pages.summary import headline_table, summary_table
+from research.pages.tuning import tuned_table
 from research.pages.verdicts import joined, verdict_summary, verdict_table
 
 __all__ = ["BEGIN", "END", "figures_into", "tables_into", "with_tables"]
@@ -52,6 +55,8 @@ KEYS = {
     "quality": ("metric",),
     "crossing": ("metric",),
     "trial": ("form",),
+    "tuned": (),
+    "pairs": (),
     "headline": ("arms",),
     "verdicts": ("form",),
     "orders": ("measure", "less", "form"),
@@ -211,6 +216,8 @@ def _made(marker: Marker, results: Path) -> Table:
     if marker.kind == "comparison":
         contents = [read_comparison(find(results, f"{named}.comparison.json")) for named in marker.names]
         return summary_table(_pooled(contents, marker.names), "form" in options, options.get("checkpoint"))
+    if marker.kind == "pairs":
+        return pairs_table(read_comparison(find(results, f"{name}.comparison.json")))
     if marker.kind == "trial":
         return trial_table(_trial(find(results, f"{name}.trial.json")))
     path = find(results, f"{name}.jsonl")
@@ -223,6 +230,9 @@ def _made(marker: Marker, results: Path) -> Table:
     rows = read_rows(path)
     if marker.kind == "orders":
         return _orders(path, rows, options)
+    if marker.kind == "tuned":
+        _expect(path, rows, "research.fair_trial.tune", ("rung", "candidate", "final", "pressure_found"))
+        return tuned_table(rows)
     if marker.kind in ("quality", "crossing"):
         _expect(path, rows, *QUALITY)
         table = quality_table if marker.kind == "quality" else crossing_table

@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from adagrpo.config import CompareConfig
-from adagrpo.evaluation.comparison import Measured, compare, per_user
+from adagrpo.evaluation.comparison import Measured, compare, compare_pairs, per_user
 from adagrpo.metrics import RankedLists
 
 OPTIONS = CompareConfig(margins={"hr@50": 0.05, "hallucination@10": 0.05}, resamples=500)
@@ -205,3 +205,20 @@ def test_per_user_metrics_by_hand() -> None:
     assert actual["hr@50"].to_list() == [1, 1, 0]
     assert actual["ndcg@10"].to_list() == [0.5, 0, 0]
     assert actual["hallucination@10"].to_list() == [0.0, 0.4, 1.0]
+
+
+def test_a_pair_has_the_interval_that_its_second_arm_as_the_baseline_would_give() -> None:
+    entries = planted()
+    pairs = (("gain", "loss"), ("gain", "nll"))
+    rows = compare_pairs(entries, OPTIONS.model_copy(update={"pairs": pairs}))
+    assert [(row["arm"], row["other"], row["checkpoint"]) for row in rows] == [
+        ("gain", "loss", "best"),
+        ("gain", "loss", "final"),
+        ("gain", "nll", "best"),
+        ("gain", "nll", "final"),
+    ]
+    against_loss = rows_of(entries, 3, OPTIONS.model_copy(update={"baseline": "loss"}))
+    assert rows[0]["against"] == against_loss["gain", "best"]["against"]
+    assert rows[1]["against"] == against_loss["gain", "final"]["against"]  # loss has no final: its best stands for it
+    assert rows[2]["against"] == rows_of(entries, 3)["gain", "best"]["against"]
+    assert rows[2]["p_holm"] >= rows[2]["against"]["hr@10"]["p"] and rows[3]["p_holm"] == 1

@@ -90,7 +90,7 @@ def changed(**changes: Any) -> Plan:
 def test_a_user_is_a_row_of_sums() -> None:
     exposures, feedback = tables(40)
     units = users_of(PLAN, exposures, pl.concat([feedback, feedback]))
-    assert units[1:] == (80, 0, 0, 0) and len(units.users) == 40
+    assert units[1:] == (80, 0, 0, 0, 0, 0) and len(units.users) == 40
     window = exposures.filter(pl.col("time") >= PLAN.begins)
     for user, arm, day, clicks, seconds, before in units.users.select(
         "user_hash", "arm", "day", "click", "dwell.value", "before: dwell.value"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from adagrpo.networks.layers import CausalEncoder, Dropout, FeedForward, _attend, initialise
+from adagrpo.networks.layers import CausalEncoder, Dropout, FeedForward, _attend, initialise, linear_weights_in
 
 
 def encoder(dropout: float = 0.0) -> CausalEncoder:
@@ -147,3 +147,14 @@ def test_attention_is_causal_attention_with_its_gradient(length):
     gradients = (torch.autograd.grad((output * weights).sum(), parts) for output in (actual, expected))
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_weights_that_are_converted_once_give_what_autocast_gives():
+    module = encoder().eval()
+    inputs = torch.randn(3, 6, 8, generator=torch.Generator().manual_seed(1))
+    low = linear_weights_in(module, torch.bfloat16)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(low(inputs), module(inputs))
+        assert not torch.equal(low(inputs), low(2 * inputs))
+    assert low.positions.weight is module.positions.weight  # shared
+    assert low.blocks[0].leave.weight.dtype == torch.bfloat16 and module.blocks[0].leave.weight.dtype == torch.float32

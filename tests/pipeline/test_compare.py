@@ -163,6 +163,7 @@ def test_a_killed_comparison_continues_to_the_same_bytes(
         ({"objectives": ["adagrpo"]}, "compare.baseline: 'nll' is not among the arms sft, adagrpo"),
         ({"plan": PLAN | {"family": ["grpo"]}}, "compare.family: 'grpo' is not among the arms"),
         ({"plan": PLAN | {"family": ["nll"]}}, "compare.family: 'nll'"),
+        ({"plan": PLAN | {"pairs": [["adagrpo", "grpo"]]}}, "compare.pairs: 'grpo' is not among the arms"),
         ({"plan": {"metric": "hr@50"}}, "needs evaluation.beam_width of at least 50, found 10"),
     ],
 )

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from adagrpo.config import CompareConfig
-from adagrpo.evaluation.comparison import Measured, compare
+from adagrpo.evaluation.comparison import Measured, compare, compare_pairs
 from adagrpo.report import comparison_figures, comparison_markdown, comparison_page, comparison_table, finding
 
 HOSTILE = "<script>alert('x')</script>"
@@ -43,6 +43,16 @@ def test_an_arm_that_lost_its_policy_is_named_with_its_seeds() -> None:
     result["arms"] = result["arms"] | {"adagrpo": result["arms"]["adagrpo"] | {"lost": [None, lost]}}
     assert "adagrpo lost its policy under seed 1 (step 5)." in finding(result)
     assert " | seed 1 (step 5) |" in comparison_markdown(result)
+
+
+def test_a_pair_is_shown_with_its_own_interval() -> None:
+    result = content(adagrpo=[measured(60)] * 2, adagrpo_random=[measured(61)] * 2)
+    assert "## Arms against each other" not in comparison_markdown(result)
+    options = CompareConfig(pairs=(("adagrpo", "adagrpo-random"),), resamples=500)
+    entries = {("adagrpo", "best"): [measured(60)] * 2, ("adagrpo-random", "best"): [measured(61)] * 2}
+    page = comparison_markdown(result | {"pairs": compare_pairs(entries, options)})
+    assert "## Arms against each other" in page
+    assert "| adagrpo less adagrpo-random | best | \N{MINUS SIGN}0.50 |" in page
 
 
 def test_nothing_gained_is_the_first_thing_said() -> None:

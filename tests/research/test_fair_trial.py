@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
 from adagrpo.config import ObjectiveConfig
+from adagrpo.errors import UserError
+from adagrpo.report import read_comparison
+from research.fair_trial import trial as second_half
+from research.fair_trial import tune as tuning
+from research.fair_trial.trial import teacher_config, trial_config
 from research.fair_trial.tune import HERE, Candidate, candidates, chosen, fixed, leaders
+from research.pages.tuning import tuned_table
 
 PLAN = yaml.safe_load((HERE / "plan.yaml").read_text(encoding="utf-8"))
 FAMILIES = list(PLAN["families"])
@@ -55,7 +63,15 @@ def test_the_rule_takes_the_best_of_the_last_rung_and_of_equals_the_lower_pressu
     assert leaders([row(high, 1, 0.5), row(low, 1, 0.5)], "distill", 1) == [low, high]
     arms = yaml.safe_load(chosen(PLAN, rows))
     shown = [(arm["name"], arm["pressure"], arm["options"]["rl_positions"]) for arm in arms]
-    assert shown == [("grpo-beam", 1.0, "end")]
+    assert shown == [("fair-grpo-beam", 1.0, "end")]
+
+
+def test_the_table_of_a_tuning_has_the_setting_that_the_rule_chooses():
+    rows = [entry | {"steps": 33, "pressure_found": {"lambda_": 2.5}} for entry in tried("grpo-beam")]
+    (cells,) = tuned_table(rows).rows
+    best = leaders(rows, "grpo-beam", 1)[0]
+    assert cells[0] == "grpo-beam" and cells[3:5] == (best.rollouts, best.positions)
+    assert float(cells[1]) == best.pressure and float(cells[2]) == 2.5
 
 
 def test_no_seed_of_the_trial_is_tuned_on():
@@ -64,6 +80,81 @@ def test_no_seed_of_the_trial_is_tuned_on():
 
 def test_rows_of_another_plan_or_recipe_are_not_those_of_this_one():
     name = next(iter(PLAN["sets"]))
-    mine = fixed(PLAN, name, "recipe")
-    assert mine == fixed(PLAN | {"sets": PLAN["sets"] | {"another": {}}}, name, "recipe")
-    assert mine != fixed(PLAN | {"pressures": [1]}, name, "recipe") and mine != fixed(PLAN, name, "other")
+    mine = fixed(PLAN, name)
+    assert mine == fixed(PLAN | {"sets": PLAN["sets"] | {"another": {}}, "trial": {}}, name)
+    assert mine != fixed(PLAN | {"pressures": [1]}, name)
+    assert mine != fixed(PLAN | {"sets": {name: {"settings": ["max_history=7"]}}}, name)
+    assert mine != fixed(PLAN | {"settings": [*PLAN["settings"], "max_history=7"]}, name)
+
+
+def whole_tuning(name: str) -> list[dict[str, Any]]:
+    of = fixed(PLAN, name)
+    return [{"plan": of} | entry for family in FAMILIES for entry in tried(family)]
+
+
+def test_the_trial_has_what_was_chosen_and_holds_each_gate_against_the_random_one():
+    rows = whole_tuning("ml-1m")
+    config = trial_config(PLAN, "ml-1m", rows)
+    assert [arm.name for arm in config.train.arms] == ["nll", *(f"fair-{family}" for family in FAMILIES)]
+    assert {arm.pressure for arm in config.train.arms[1:]} == {1.0}
+    assert ("fair-grpo-beam-gate", "fair-grpo-beam-random") in config.compare.pairs and len(config.compare.pairs) == 12
+    with pytest.raises(UserError, match=r"ml-1m: distill-random has 5 of 6 rows in the last rung"):
+        trial_config(PLAN, "ml-1m", rows[:-1])
+    with pytest.raises(UserError, match="rows are of another plan"):
+        trial_config(PLAN, "ml-1m", [rows[0] | {"plan": "other"}, *rows[1:]])
+
+
+@pytest.mark.parametrize("teacher", PLAN["trial"]["teachers"])
+def test_a_teacher_has_the_chosen_distillation_with_the_weight_of_validation(teacher: str):
+    config = teacher_config(PLAN, "ml-1m", whole_tuning("ml-1m"), teacher, [HERE / "a", HERE / "b"])
+    nll, arm = config.train.arms
+    assert (nll.name, arm.name, arm.pressure) == ("nll", "fair-distill", 1.0)
+    assert arm.resolved_objective(ObjectiveConfig()).distill.reward_weight == "validation"
+    assert config.reward.kind == PLAN["trial"]["teachers"][teacher]["kind"]
+
+
+@pytest.mark.slow
+def test_tuning_trial_and_teachers_from_end_to_end(world: Any, data: Path, tmp_path: Path, monkeypatch: Any):
+    """A plan of one family on the tiny world: rows are resumed, what is chosen is trained, teachers are shared."""
+    plan = {
+        "tuning_seed": 0,
+        "seeds": {"others": [1]},
+        "pressures": [0.5],
+        "rungs": [{"share": 1.0}, {"share": 1.0, "kept": 1}],
+        "rollouts": {"few": {"rollout": "beam", "num_generations": 4, "constrained": True}},
+        "positions": {"random": {"rl_positions": "random"}},
+        "families": {
+            "distill": {
+                "objective": "distill",
+                "rollouts": ["few"],
+                "positions": ["random"],
+                "options": {"distill": {"reward_weight": 1.0}},
+            }
+        },
+        "settings": [],
+        "sets": {"tiny": {"folder": "."}},
+        "trial": {"ensemble": [2], "teachers": {"count": {"kind": "feature", "name": "popularity"}}},
+    }
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(world.recipe(compare={"margins": {}})), encoding="utf-8")
+    for module in (tuning, second_half):
+        monkeypatch.setattr(module, "HERE", tmp_path)
+    tuning.tune(plan, "tiny", tuning.start(plan, "tiny", data, tmp_path / "out"))
+    rows = (tmp_path / "tuning-tiny.jsonl").read_text(encoding="utf-8")
+    assert [json.loads(line)["rung"] for line in rows.splitlines()] == [0, 1]
+    tuning.tune(plan, "tiny", tuning.start(plan, "tiny", data, tmp_path / "out"))
+    assert (tmp_path / "tuning-tiny.jsonl").read_text(encoding="utf-8") == rows
+    second_half.carry_out(plan, "tiny", data, tmp_path / "out")
+    second_half.teach(plan, "tiny", data, tmp_path / "out")
+    contents = [read_comparison(tmp_path / f"{name}.comparison.json") for name in ("tiny", "tiny-count")]
+    assert {row["arm"] for row in contents[0]["rows"]} == {"sft", "nll", "fair-distill", "rerank"}
+    assert {row["arm"] for row in contents[1]["rows"]} == {
+        "sft",
+        "nll",
+        "fair-distill",
+        "rerank",
+        "fair-distill+rerank",
+    }
+    first = [next(row for row in content["rows"] if row["arm"] == "nll") for content in contents]
+    assert [first[0]["test"][name] == first[1]["test"][name] for name in ("hr@10", "coverage@10")] == [True, True]
+    weights = [tmp_path / f"out/trial-tiny{t}/seed-1/sft/final/model.safetensors" for t in ("", "-count")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()

@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 from adagrpo.errors import UserError
 from adagrpo.semantic_ids.catalog import import_semantic_ids
-from adagrpo.semantic_ids.collisions import move_to_free_codes, resolve_collisions
+from adagrpo.semantic_ids.collisions import move_to_free_codes, resolve_collisions, sequence_groups
 from adagrpo.semantic_ids.quantization import Quantization, level_means
 
 
@@ -118,3 +118,11 @@ def test_published_codes_of_beauty_either_way(column: str, distinct: int) -> Non
         assert len(np.unique(actual, axis=0)) == 12101
         assert (actual[:, :3] == codes[:, :3]).all()
         assert (actual[:, :4] != codes).any(axis=1).sum() in (0, 12101 - distinct)
+
+
+@settings(max_examples=60, deadline=None)
+@given(codes=hnp.arrays(np.int64, st.tuples(st.integers(1, 40), st.integers(1, 3)), elements=st.integers(-2, 3)))
+def test_groups_of_sequences_are_those_of_the_sorted_rows(codes: np.ndarray) -> None:
+    groups, counts = sequence_groups(codes)
+    _, expected, sizes = np.unique(codes, axis=0, return_inverse=True, return_counts=True)
+    assert groups.tolist() == expected.reshape(-1).tolist() and counts.tolist() == sizes.tolist()

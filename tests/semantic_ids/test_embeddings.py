@@ -7,8 +7,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import sparse
 
+from adagrpo.semantic_ids import embeddings
+from adagrpo.semantic_ids.decomposition import sketched_svd
 from adagrpo.semantic_ids.embeddings import attribute_vectors, cooccurrence_vectors, mix, text_vectors
+from adagrpo.semantic_ids.pair_information import pair_information, pairs_in
 from adagrpo.types import Ragged
 
 
@@ -183,3 +187,65 @@ def test_mix_gives_silent_items_their_own_repeatable_direction() -> None:
 def test_mix_names_what_is_wrong(parts: dict[str, int], weights: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         mix({name: np.ones((rows, 2), dtype=np.float32) for name, rows in parts.items()}, weights)
+
+
+def random_log(seed: int = 0) -> Ragged:
+    rng = np.random.default_rng(seed)
+    return ragged([rng.integers(0, 30, size).tolist() for size in rng.integers(0, 12, 60)])
+
+
+@pytest.mark.parametrize("block", [1, 40, 2**25])
+def test_pairs_that_are_counted_some_items_at_a_time_are_all_pairs(block: int) -> None:
+    log = random_log()
+    rows = [log.row(row).tolist() for row in range(len(log))]
+    found = pair_information(log, 30, 3, block=block)
+    np.testing.assert_allclose(found.toarray(), ppmi_twin(rows, 30, 3), rtol=1e-12)
+    np.testing.assert_array_equal(found.data, pair_information(log, 30, 3).data)
+
+
+def test_more_pairs_than_fit_leave_each_item_its_neighbours_of_most_information() -> None:
+    log = random_log()
+    rows = [log.row(row).tolist() for row in range(len(log))]
+    table, counts = ppmi_twin(rows, 30, 3), Counter[tuple[int, int]]()
+    for row in rows:
+        for here, item in enumerate(row):
+            counts.update((item, other) for other in row[max(0, here - 3) : here + 4] if other != item)
+    weight = np.array([[counts[i, j] * table[i, j] for j in range(30)] for i in range(30)], np.float32)
+    found = pair_information(log, 30, 3, most=5 * 30, block=100).toarray()
+    for item in range(30):
+        expected = [j for j in np.argsort(-weight[item], kind="stable")[:5] if weight[item, j] > 0]
+        np.testing.assert_array_equal(np.flatnonzero(found[item]), sorted(expected))
+        np.testing.assert_allclose(found[item, expected], table[item, expected], rtol=1e-6)
+
+
+def test_places_within_the_window_are_counted_from_both_sides() -> None:
+    assert pairs_in(ragged([[0, 1, 2], [3], [], [4, 4]]), 2) == 2 * (2 + 1 + 1)
+
+
+def test_the_sketch_finds_the_values_and_the_space_of_the_exact_solver() -> None:
+    rng = np.random.default_rng(0)
+    left, right = (np.linalg.qr(rng.normal(size=(size, 12)))[0] for size in (300, 200))
+    matrix = sparse.csr_array(left * 2.0 ** -np.arange(12) @ right.T)
+    vectors, values = sketched_svd(matrix, 8)
+    assert vectors.shape == (300, 8) and vectors.dtype == np.float32
+    np.testing.assert_allclose(values, 2.0 ** -np.arange(8), rtol=1e-5)
+    np.testing.assert_allclose(np.abs(vectors.T @ left[:, :8]), np.eye(8), atol=1e-3)  # float32, values of 2^-7
+    np.testing.assert_array_equal(vectors, sketched_svd(matrix, 8)[0])
+
+
+def test_the_sketch_leaves_out_what_is_beyond_the_rank() -> None:
+    matrix = sparse.csr_array(np.outer(np.arange(1.0, 41), np.ones(30)))
+    vectors, values = sketched_svd(matrix, 8)
+    assert vectors.shape == (40, 1)
+    np.testing.assert_allclose(values, [np.linalg.norm(matrix.toarray())], rtol=1e-6)
+
+
+def test_rows_that_are_scaled_some_at_a_time_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def vectors() -> np.ndarray:
+        parts = {"a": attribute_vectors(random_attributes(), width=8), "c": np.zeros((60, 3), np.float32)}
+        parts["a"][[3, 50]] = 0
+        return mix(parts, {"a": 1.0, "c": 2.0}, seed=4)
+
+    whole = vectors()
+    monkeypatch.setattr(embeddings, "_ROWS", 7)
+    np.testing.assert_array_equal(vectors(), whole)

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from adagrpo.semantic_ids import quantization
 from adagrpo.semantic_ids.quantization import Quantization, _lloyd, level_means, reconstruction_error, residual_kmeans
 
 torch.set_num_threads(2)
@@ -188,3 +189,26 @@ def test_what_was_encoded_is_decoded() -> None:
     points = np.array([[1.0], [2.0]], dtype=np.float32)
     quantization = Quantization(np.array([[1], [0]]), (codebook,), points, lambda found: found * 10)
     assert quantization.reconstruct().tolist() == [[20.0], [10.0]]
+
+
+def test_more_items_than_are_fitted_on_each_take_their_nearest_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, labels = blobs(each=40)
+    monkeypatch.setattr(quantization, "FITTED", 0)
+    monkeypatch.setattr(quantization, "A_CODE", 10)
+    result = residual_kmeans(vectors, levels=1, codes=8, seed=0)
+    assert len(set(zip(labels.tolist(), result.codes[:, 0].tolist(), strict=True))) == 8
+    gaps = np.square(vectors[:, None] - result.codebooks[0]).sum(axis=2)
+    np.testing.assert_array_equal(result.codes[:, 0], gaps.argmin(axis=1))
+    means = np.stack([vectors[labels == labels[result.codes[:, 0] == code][0]].mean(axis=0) for code in range(8)])
+    assert 1e-4 < np.abs(result.codebooks[0] - means).max() < 0.1  # means of ten in forty, not of all
+
+
+def test_points_and_numbers_that_are_taken_some_at_a_time_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = np.random.default_rng(1).normal(size=(300, 5)).astype(np.float32)
+    whole = residual_kmeans(vectors, levels=2, codes=16, seed=3)
+    error = reconstruction_error(vectors, whole.reconstruct())
+    for name, size in (("DISTANCES", 16 * 40), ("_NUMBERS", 5 * 40), ("_ROWS", 40)):
+        monkeypatch.setattr(quantization, name, size)
+    parts = residual_kmeans(vectors, levels=2, codes=16, seed=3)
+    np.testing.assert_array_equal(parts.codes, whole.codes)
+    assert reconstruction_error(vectors, parts.reconstruct()) == pytest.approx(error, rel=1e-12)

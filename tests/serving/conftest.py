@@ -71,10 +71,12 @@ def _drawn(found: Recommendations, query: Query) -> Recommendations:
 class Service:
     """The application at a port of its own."""
 
-    def __init__(self, options: Options, load: Callable[..., Serving] | None = None) -> None:
+    def __init__(
+        self, options: Options, load: Callable[..., Serving] | None = None, shelf: Shelf | None = None
+    ) -> None:
         self.recommender = Recommender()
         serving = Serving(self.recommender, {"name": "stub"}, VERSIONS)  # type: ignore[arg-type]
-        self.app = Application(Shelf(serving, load), options)
+        self.app = Application(shelf or Shelf(serving, load), options)
         listener = listen("127.0.0.1", 0)
         self.port = listener.getsockname()[1]
         self.server = Server(self.app)
@@ -118,8 +120,10 @@ def stub() -> Iterator[Callable[..., Service]]:
     """Makes services that end with the test."""
     made: list[Service] = []
 
-    def make(options: Options | None = None, load: Callable[..., Serving] | None = None) -> Service:
-        made.append(Service(options or Options(limits=Limits(grace_seconds=0.0)), load))
+    def make(
+        options: Options | None = None, load: Callable[..., Serving] | None = None, shelf: Shelf | None = None
+    ) -> Service:
+        made.append(Service(options or Options(limits=Limits(grace_seconds=0.0)), load, shelf))
         return made[-1]
 
     yield make

@@ -305,6 +305,34 @@ def test_what_would_come_too_late_is_turned_away_at_once_and_the_rest_is_answere
     assert max(good) < 5
 
 
+def test_who_is_turned_away_keeps_the_connection_and_nothing_begins_for_it(
+    stub: Callable[..., Any], whole: Callable[[socket.socket], bytes]
+) -> None:
+    options = Options(Limits(deadline_seconds=1.0, grace_seconds=0.0, body_bytes=200), Bearers([TOKEN]))
+    service = stub(options)
+    head = f"POST /v1/recommend HTTP/1.1\r\nContent-Type: application/json\r\nAuthorization: Bearer {TOKEN}\r\n"
+    asked = f'{head}Content-Length: 16\r\n\r\n{{"history": [1]}}'.encode()
+    service.app.intake._late = lambda seconds: 2.5 * seconds
+    service.app.intake._inner = service.app.intake._direct = None  # would fail if anything came there
+    client = service.raw(asked[:-5])
+    until(lambda: [connection.phase for connection in service.table.open] == ["body"])
+    assert not service.server.server_state.tasks
+    client.sendall(asked[-5:] + asked)  # the next one follows at once
+    answer = whole(client)
+    assert answer.startswith(b"HTTP/1.1 503 ") and b"retry-after: 3\r\n" in answer and b"connection" not in answer
+    until(lambda: 'requests_total{route="/v1/recommend",status="503"} 2.0' in service.app.metrics.text().decode())
+    assert [connection.phase for connection in service.table.open] == ["idle"]
+    client.close()
+    # what is wrong in itself is told as that, however long the line is
+    for right, wrong, status in (
+        (b"Bearer ", b"Bearer x", 401),
+        (b"application/json", b"text/plain", 415),
+        (b"16", b"201", 413),
+    ):
+        with service.raw(asked.replace(right, wrong)) as client:
+            assert whole(client).startswith(b"HTTP/1.1 %d " % status)
+
+
 def test_no_work_is_done_for_clients_that_left_or_whose_time_is_over(stub: Callable[..., Any]) -> None:
     service = stub(Options(limits=Limits(deadline_seconds=0.3, grace_seconds=0.0)))
     service.recommender.go.clear()
@@ -331,7 +359,8 @@ def test_no_work_is_done_for_clients_that_left_or_whose_time_is_over(stub: Calla
 def test_time_that_requests_wait_unread_counts(stub: Callable[..., Any]) -> None:
     """Where reading itself is behind, the line is short and everybody waits all the same."""
     service = stub(Options(limits=Limits(deadline_seconds=1.0, grace_seconds=0.0)))
-    service.app.line._seconds, service.app.line._most = {0: 0.3}, 1
+    service.app.line.times.observe(1, 0.6)
+    service.app.line._most = 1
     service.recommender.go.clear()
     with ThreadPoolExecutor(1) as pool:
         held = pool.submit(service.ask, "/v1/recommend", {"history": [1]})
@@ -411,6 +440,47 @@ def test_another_model_is_served_under_load_and_a_broken_one_is_not(stub: Callab
     assert service.ask("/v1/recommend", {"history": [3]}, **bearer())[1]["versions"]["model"] == "m8"
     metrics = service.ask("/metrics", **bearer())[1]
     assert 'swaps_total{outcome="failed"} 1.0' in metrics and 'swaps_total{outcome="done"} 7.0' in metrics
+
+
+def test_a_model_that_changes_while_it_is_loaded_is_loaded_again_once(stub: Callable[..., Any]) -> None:
+    """Told by SIGHUP: otherwise one of several workers would keep what the others no longer serve."""
+    there, go, loaded = ["m1"], threading.Event(), list[str]()
+
+    def load(**wanted: str) -> Serving:
+        loaded.append(there[0])
+        found = {"model": there[0], "catalog": "c", "arm": "a"}
+        assert go.wait(10)
+        return Serving(service.recommender, {}, found)
+
+    service = stub(Options(OLD), load)
+    told = [threading.Thread(target=service.app.reload) for _ in range(4)]
+    told[0].start()
+    until(lambda: loaded == ["m1"])
+    there[0] = "m2"
+    for thread in told[1:]:
+        thread.start()
+    until(lambda: sum(thread.is_alive() for thread in told) == 2)  # the one that loads, and one that waits for all
+    go.set()
+    for thread in told:
+        thread.join(10)
+    assert loaded == ["m1", "m2"] and service.app.shelf.now.versions["model"] == "m2"
+
+
+def test_the_end_does_not_wait_for_a_model_that_is_being_loaded(stub: Callable[..., Any]) -> None:
+    go = threading.Event()
+
+    def load(**wanted: str) -> Serving:
+        go.wait(30)
+        raise UserError("too late")
+
+    service = stub(Options(replace(OLD, drain_seconds=0.2), Bearers([TOKEN])), load)
+    head = f"POST /v1/admin/reload HTTP/1.1\r\nContent-Type: application/json\r\nAuthorization: Bearer {TOKEN}\r\n"
+    client = service.raw(f"{head}Content-Length: 2\r\n\r\n{{}}".encode())
+    until(lambda: service.app.shelf.loading)
+    started = time.monotonic()
+    service.end()
+    assert time.monotonic() - started < 5 and client.recv(100) == b""
+    go.set()
 
 
 def test_reload_needs_a_token_and_something_to_load_from(stub: Callable[..., Any]) -> None:

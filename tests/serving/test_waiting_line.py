@@ -59,15 +59,14 @@ def test_the_wait_is_what_batches_of_that_size_took() -> None:
         line = WaitingLine[int, int](lambda values: [time.sleep(seconds[len(values)])] * len(values), most=4)  # type: ignore[list-item]
         assert line.wait_seconds() == 0
         await line.submit(1)
-        alone = line._seconds[0]
+        alone = line.times.expected(1)
         assert line.wait_seconds(4) == alone >= 0.04  # not four times as long
-        line._in_hand = 4  # so that all of them are there before the first is taken
-        with line._there_is_work:
+        with line._there_is_work:  # so that all of them are there before the first is taken
             futures = [line.submit(value) for value in range(4)]
         await asyncio.gather(*futures)
         await asyncio.sleep(0.02)
-        together = line._seconds[2]
-        assert line.wait_seconds(4) == together >= 0.08
+        together = line.times.expected(4)
+        assert line.wait_seconds(4) == together >= 0.05
         assert line.wait_seconds(9) == 2 * together + alone
         line.close()
 
@@ -84,14 +83,14 @@ def test_what_would_come_too_late_is_refused_and_what_came_too_late_is_not_worke
             return values
 
         line = WaitingLine[int, int](work, most=1, waiting=3)
-        line._seconds = {0: 1.0}
+        line.times.observe(1, 1.0)
         line.check(0.5)  # an idle worker takes anything
         first = line.submit(0)
         await asyncio.sleep(0.05)
         with pytest.raises(TooLate) as error:
             line.check(1.5)
         assert error.value.retry_after == 1
-        line.check(2.5)
+        line.check(2.6)
         late = line.submit(1, time.monotonic() + 0.01)
         gone = line.submit(2, gone=lambda: True)
         kept = line.submit(3)
@@ -103,6 +102,53 @@ def test_what_would_come_too_late_is_refused_and_what_came_too_late_is_not_worke
         with pytest.raises(TooLate):
             await late
         assert gone.cancelled() and seen == [0, 3] and line.given_up == 2
+        line.close()
+
+    asyncio.run(ask())
+
+
+def test_threads_work_side_by_side_and_share_what_waits() -> None:
+    async def ask() -> None:
+        both, sizes = threading.Barrier(2), list[int]()
+
+        def work(values: Sequence[int]) -> Sequence[int]:
+            sizes.append(len(values))
+            both.wait(10)  # breaks where one batch alone is worked on
+            return values
+
+        line = WaitingLine[int, int](work, most=64, threads=2)
+        with line._there_is_work:
+            futures = [line.submit(value) for value in range(48)]
+        assert await asyncio.gather(*futures) == list(range(48))
+        assert sizes == [24, 24]
+        line.close()
+        assert not any(thread.is_alive() for thread in line._threads)
+
+    asyncio.run(ask())
+
+
+def test_after_a_batch_the_next_one_waits_for_as_many_and_one_alone_waits_for_nobody() -> None:
+    async def ask() -> None:
+        sizes = list[int]()
+
+        def work(values: Sequence[int]) -> Sequence[int]:
+            sizes.append(len(values))
+            time.sleep(0.02)
+            return values
+
+        line = WaitingLine[int, int](work, company=100.0)
+        with line._there_is_work:
+            futures = [line.submit(value) for value in range(6)]
+        await asyncio.gather(*futures)
+        again = []
+        for value in range(6):
+            again.append(line.submit(value))
+            await asyncio.sleep(0.002)
+        await asyncio.wait_for(asyncio.gather(*again), 1.5)  # not the two seconds that it would wait at most
+        assert sizes == [6, 6]
+        line._pause = 0.0
+        await line.submit(1)
+        assert (line._last, line._pause) == (1, 0.0)
         line.close()
 
     asyncio.run(ask())

@@ -15,7 +15,7 @@ import adagrpo
 
 MODULE = Path(adagrpo.__file__).parent / "serving" / "workers.py"
 SCRIPT = """
-import importlib.util, json, os, signal, socket, sys, threading
+import importlib.util, json, os, signal, socket, sys, threading, time
 from adagrpo.errors import UserError
 
 spec = importlib.util.spec_from_file_location("workers", sys.argv[2])  # without the package, which takes seconds
@@ -32,7 +32,12 @@ def work(begun):
         raise UserError("--run: nothing to serve")
     ended, told = threading.Event(), [0]
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    if os.path.exists(sys.argv[3]):
+        open(sys.argv[3] + ".begun", "w").close()
+        while os.path.exists(sys.argv[3]):  # it loads, and is told to load again
+            time.sleep(0.01)
     signal.signal(signal.SIGHUP, lambda *_: told.append(1))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
     begun({"port": listener.getsockname()[1]})
     while True:
         client, _ = listener.accept()
@@ -58,8 +63,9 @@ def seen(port: int, count: int = 200) -> set[tuple[int, int]]:
     return {ask(port) for _ in range(count)}
 
 
-def test_workers_share_an_address_are_told_together_and_replaced_when_they_die() -> None:
-    command = [sys.executable, "-c", SCRIPT, "serves", str(MODULE)]
+def test_workers_share_an_address_are_told_together_and_replaced_when_they_die(tmp_path: Path) -> None:
+    hold = tmp_path / "hold"
+    command = [sys.executable, "-c", SCRIPT, "serves", str(MODULE), str(hold)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         port = json.loads(parent.stdout.readline())["port"]
@@ -69,9 +75,20 @@ def test_workers_share_an_address_are_told_together_and_replaced_when_they_die()
         time.sleep(0.1)
         assert {told for _, told in seen(port)} == {1}
         victim = min(first)
+        hold.touch()
         os.kill(victim, signal.SIGKILL)
         assert int(parent.stdout.readline()) == victim
-        assert victim not in {process for process, _ in seen(port)}
+        while not hold.with_name("hold.begun").exists():
+            time.sleep(0.01)
+        parent.send_signal(signal.SIGHUP)  # the one in its place loads still, and hears of it all the same
+        time.sleep(0.1)
+        hold.unlink()
+        processes = seen(port)
+        while len({process for process, _ in processes}) < 2:
+            processes = seen(port)
+        assert victim not in {process for process, _ in processes}
+        assert {told for process, told in processes if process not in first} == {1}
+        assert {told for process, told in processes if process in first} == {2}
         parent.terminate()
         assert parent.wait(10) == 0
     for process in first:
@@ -80,6 +97,10 @@ def test_workers_share_an_address_are_told_together_and_replaced_when_they_die()
 
 def test_a_worker_that_cannot_begin_ends_all_with_its_reason() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, "fails", str(MODULE)], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-c", SCRIPT, "fails", str(MODULE), ""],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
     )
     assert (done.returncode, done.stdout) == (2, "--run: nothing to serve\n")

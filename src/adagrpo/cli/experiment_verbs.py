@@ -1,18 +1,19 @@
-"""The verb for experiments on users: freeze a plan, size it, and read what the log says."""
+"""Verbs on users: experiments, from the plan to the verdict, and estimates of a policy before it meets them."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from adagrpo.cli.options import Common, verb
+from adagrpo.cli.options import CatalogChoice, Checkpoint, Common, ExcludeHistory, RunDirectory, verb
 from adagrpo.cli.printing import print_values
 from adagrpo.errors import UserError
 
-__all__ = ["ab"]
+__all__ = ["ab", "estimate"]
 
 
 @verb("ab", "serve")
@@ -25,13 +26,26 @@ def ab(
     freeze: Annotated[bool, typer.Option("--freeze", help="Write the hash of the plan beside it.")] = False,
     daily: Annotated[bool, typer.Option("--daily", help="Show the effects until each day too.")] = False,
     power: Annotated[bool, typer.Option("--power", help="Say how many users and days the plan takes.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for a page of the result and experiment.json.")
+    ] = None,
+    share: Annotated[
+        float | None, typer.Option("--share", help="Let this share of the users in from now on, all arms alike.")
+    ] = None,
+    stop: Annotated[
+        str | None, typer.Option("--stop", help="Switch an arm off for good; its users get the control.")
+    ] = None,
 ) -> None:
     """Hold arms against each other on users: freeze a plan, size it, read its verdict from the exposure log."""
-    from adagrpo.pipeline.experiment import experiment, experiment_size, freeze_experiment
+    from adagrpo.pipeline.experiment import experiment, experiment_size, freeze_experiment, switch_experiment
+    from adagrpo.report import daily_table, preference_table, to_text, write_experiment
+    from adagrpo.storage.artifacts import write_file
 
-    if freeze and power:
-        raise UserError("ab: give --freeze or --power")
-    if freeze:
+    if freeze + power + (share is not None) + (stop is not None) > 1:
+        raise UserError("ab: give one of --freeze, --power, --share and --stop")
+    if share is not None or stop is not None:
+        print_values(switch_experiment(plan, share=share, stop=stop), common.as_json)
+    elif freeze:
         print_values(freeze_experiment(plan), common.as_json)
     elif power:
         _print_size(experiment_size(plan, exposures), common.as_json)
@@ -41,7 +55,70 @@ def ab(
         result = experiment(plan, exposures)
         _print_result(result, common.as_json)
         if daily and not common.as_json:
-            _print_days(result)
+            table = preference_table if result["kind"] == "interleaving" else daily_table
+            typer.echo("\n" + to_text(table(result["daily"])))
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            write_file(out / "experiment.json", json.dumps(result) + "\n")
+            page = write_experiment(out / "experiment.html", result)
+            if not common.as_json:
+                typer.echo(f"\n{page}")
+
+
+@verb("estimate", "serve")
+def estimate(
+    run: RunDirectory,
+    exposures: Annotated[Path, typer.Option("--exposures", help="The exposure log of a service that explored.")],
+    requests: Annotated[Path, typer.Option("--requests", help="CSV, Parquet or JSONL: request_id and history.")],
+    policy: Annotated[str, typer.Option("--policy", help="The arm of the run that is estimated, or sft.")],
+    common: Common,
+    checkpoint: Checkpoint = "best",
+    temperature: Annotated[
+        float | None, typer.Option(min=0.01, max=100, help="That the policy draws at; as each list was, if not given.")
+    ] = None,
+    reward: Annotated[str, typer.Option("--reward", help="The kind of feedback that is counted.")] = "click",
+    exclude_history: ExcludeHistory = None,
+    catalog: CatalogChoice = "latest",
+) -> None:
+    """Estimate from drawn lists on record what another policy would have earned: IPS, SNIPS, doubly robust, cascade."""
+    from adagrpo.pipeline.estimate import estimate_policy
+
+    found = estimate_policy(
+        replace(common, quiet=True).open(run),
+        exposures,
+        requests,
+        policy,
+        checkpoint,
+        temperature=temperature,
+        reward=reward,
+        exclude_history=exclude_history,
+        catalog=catalog,
+    )
+    if common.as_json:
+        typer.echo(json.dumps(found))
+    else:
+        _print_estimates(found)
+
+
+def _print_estimates(found: dict[str, Any]) -> None:
+    from adagrpo.report import Table, to_text
+
+    counts = found["counts"]
+    typer.echo(
+        f"{found['policy']['arm']} on {counts['lists']:,} drawn lists of {counts['users']:,} users"
+        f" ({counts['without_history']:,} without a history, {counts['with_other_items']:,} with other items left out)"
+    )
+    body = []
+    for row in found["estimates"]:
+        seen = row.get("overlap")
+        value = "refused" if "value" not in row else f"{row['value']:.4f}"
+        span = "" if "value" not in row else f"{row['low']:.4f} to {row['high']:.4f}"
+        weighs = ("", "") if seen is None else (f"{seen['effective_size']:,.0f}", f"{seen['mean']:.3f}")
+        body.append((row["of"], row["estimator"], value, span, *weighs))
+    head = ("of", "estimator", f"{found['reward']}s", "interval", "effective lists", "mean weight")
+    typer.echo("\n" + to_text(Table(head, tuple(body), ("left", "left", *("right",) * 4))))
+    for reason in dict.fromkeys(f"{row['of']}: {row['refused']}" for row in found["estimates"] if row["refused"]):
+        typer.echo(f"refused, {reason}")
 
 
 def _print_size(rows: list[dict[str, Any]], as_json: bool) -> None:
@@ -65,63 +142,25 @@ def _print_size(rows: list[dict[str, Any]], as_json: bool) -> None:
 
 
 def _print_result(result: dict[str, Any], as_json: bool) -> None:
-    from adagrpo.report import Table, to_text
+    from adagrpo.report import effects_table, guardrails_table, to_text
 
     if as_json:
         typer.echo(json.dumps(result))
         return
     for treatment, verdict in result["verdicts"].items():
         typer.echo(f"{treatment}: {verdict}; {result['reasons'][treatment]}")
+    if result["kind"] == "interleaving":
+        counts = result["users"]
+        typer.echo(f"users: {counts['shown']:,} were shown {result['answers']:,} lists, {counts['clicked']:,} clicked")
+        typer.echo(f"plan: {result['plan'][:12]}, frozen {result['frozen']}")
+        for arm, time in result["stopped"].items():
+            typer.echo(f"{arm} was stopped on {time}; lists until then are counted")
+        return
     late = " (after the start)" if result["frozen_after_the_start"] else ""
     users = ", ".join(f"{arm} {count:,}" for arm, count in result["users"].items())
-    typer.echo(f"users: {users}\nplan: {result['plan'][:12]}, frozen {result['frozen']}{late}")
-    if result["effects"]:
-        head = ("arm", "metric", "control", "arm's", "effect", "interval", "p (Holm)", "detectable", "")
-        rows = [_effect_row(row) for row in result["effects"]]
-        typer.echo("\n" + to_text(Table(head, tuple(rows), ("left", "left", *("right",) * 6, "left"))))
-    if result["guardrails"]:
-        guards = ("arm", "guardrail", "control", "arm's", "change", "interval", "margin", "")
-        rows = [_guard_row(row) for row in result["guardrails"]]
-        typer.echo("\n" + to_text(Table(guards, tuple(rows), ("left", "left", *("right",) * 5, "left"))))
-
-
-def _print_days(result: dict[str, Any]) -> None:
-    """The effects until each day: one that changes sign, or fades, was of a novelty or of a fault."""
-    from adagrpo.report import Table, to_text
-
-    known = [row for row in result["daily"] if "relative" in row]
-    rows = [
-        (row["through"], row["treatment"], row["metric"], f"{row['relative']:+.2%}", _span(_ends(row))) for row in known
-    ]
-    head = ("through", "arm", "metric", "effect", "interval")
-    typer.echo("\n" + to_text(Table(head, tuple(rows), ("left", "left", "left", "right", "right"))))
-
-
-def _ends(row: dict[str, Any]) -> tuple[float, float]:
-    ends: tuple[float, float] = row["anytime"] or row["interval"]
-    return ends
-
-
-def _effect_row(row: dict[str, Any]) -> tuple[str, ...]:
-    if "relative" not in row:
-        return (row["treatment"], row["metric"], *("-",) * 6, row["says"])
-    return (
-        *(row["treatment"], row["metric"], f"{row['control']:.4g}", f"{row['value']:.4g}", f"{row['relative']:+.2%}"),
-        _span(_ends(row)),
-        f"{row['p_holm']:.3g}",
-        f"{row['detectable']:.2%}",
-        row["says"],
-    )
-
-
-def _guard_row(row: dict[str, Any]) -> tuple[str, ...]:
-    if "relative" not in row:
-        return (row["treatment"], row["guardrail"], *("-",) * 4, f"{row['margin']:.1%}", row["says"])
-    return (
-        *(row["treatment"], row["guardrail"], f"{row['control']:.4g}", f"{row['value']:.4g}"),
-        *(f"{row['relative']:+.2%}", _span(row["interval"]), f"{row['margin']:.1%}", row["says"]),
-    )
-
-
-def _span(ends: tuple[float, float]) -> str:
-    return f"{ends[0]:+.2%} to {ends[1]:+.2%}"
+    left = ", ".join(f"{name.removeprefix('answers_')} {count:,}" for name, count in result["counts"].items() if count)
+    typer.echo(f"users: {users}\nanswers: {left.removeprefix('answers ')}")
+    typer.echo(f"plan: {result['plan'][:12]}, frozen {result['frozen']}{late}")
+    for table in (effects_table(result["effects"]), guardrails_table(result["guardrails"])):
+        if table.rows:
+            typer.echo("\n" + to_text(table))

@@ -36,6 +36,7 @@ __all__ = [
     "Common",
     "DryRun",
     "Elsewhere",
+    "ExcludeHistory",
     "ExecutorKind",
     "LogFiles",
     "MaxBadRows",
@@ -66,6 +67,13 @@ Precision = Annotated[
 ]
 CatalogChoice = Annotated[
     str, typer.Option("--catalog", help="The version of the catalogue: latest, or a number; 0 is the one of training.")
+]
+ExcludeHistory = Annotated[
+    bool | None,
+    typer.Option(
+        "--exclude-history/--keep-history",
+        help="Whether the items of a history may be in its list; as the run was evaluated if not given.",
+    ),
 ]
 RewardWeight = Annotated[
     float, typer.Option(min=0.0, help="Re-rank the beam by log-probability + this weight x reward.")

@@ -17,6 +17,7 @@ from adagrpo.cli.options import (
     CatalogChoice,
     Checkpoint,
     Common,
+    ExcludeHistory,
     ExecutorKind,
     Out,
     Precision,
@@ -32,14 +33,6 @@ from adagrpo.errors import UserError
 __all__ = ["export", "recommend", "serve"]
 
 FILTER = "column=value of the item table, a file of item ids, or a .json filter. May be repeated."
-
-ExcludeHistory = Annotated[
-    bool | None,
-    typer.Option(
-        "--exclude-history/--keep-history",
-        help="Whether the items of a history may be in its list; as the run was evaluated if not given.",
-    ),
-]
 
 
 @verb("export", "serve")
@@ -98,6 +91,9 @@ def serve(
         float, typer.Option(min=0.001, max=60, help="What a reward may take for a batch.")
     ] = 0.25,
     catalog: CatalogChoice = "latest",
+    experiment: Annotated[
+        Path | None, typer.Option(help="Plan whose arms are all served, each to its users; needs --exposures.")
+    ] = None,
 ) -> None:
     """Answer requests over HTTP with a trained policy until interrupted: POST /recommend, GET /health, and /docs."""
     from adagrpo import pipeline
@@ -109,6 +105,9 @@ def serve(
         if common.as_json:
             typer.echo(json.dumps(about))
         elif not common.quiet:
+            trial = about.get("experiment")
+            if trial is not None:
+                typer.echo(f"experiment {trial['name']}, plan {trial['plan']}; the control is:", err=True)
             without = "without" if about["exclude_history"] else "that may hold"
             typer.echo(
                 f"{about['name']}, {about['arm']} {about['checkpoint']} ({about['why']}) in {about['precision']},"
@@ -120,7 +119,13 @@ def serve(
     _check_weight(reward_weight)
     if explore is None and (explore_share is not None or explore_seed is not None):
         raise UserError("--explore-share, --explore-seed: draw nothing without --explore TEMPERATURE")
-    if exposures is not None and user_key_file is None and VARIABLE not in os.environ and not common.quiet:
+    if (
+        exposures is not None
+        and experiment is None
+        and user_key_file is None
+        and VARIABLE not in os.environ
+        and not common.quiet
+    ):
         typer.echo(
             f"note: no --user-key-file and no {VARIABLE}: users have other hashes in the exposure log after each start",
             err=True,
@@ -146,6 +151,7 @@ def serve(
             log_share=log_share,
             rerank_seconds=rerank_seconds,
             workers=workers,
+            experiment=experiment,
         ),
         catalog=catalog,
         ready=ready,

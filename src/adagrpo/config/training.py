@@ -419,11 +419,13 @@ class CompareConfig(Section):
     """What a comparison is to decide, fixed before its runs: see `adagrpo.evaluation.comparison`.
 
     `family` holds the arms that claims are made about (null: every arm but sft and the baseline); `margins` say how
-    much worse than the baseline an arm may be on other metrics, in the metric's own units.
+    much worse than the baseline an arm may be on other metrics, in the metric's own units. `pairs` names arms that are
+    held against each other too, such as a gate and a random one: the first less the second, with an interval.
     """
 
     baseline: str = "nll"
     family: tuple[str, ...] | None = None
+    pairs: tuple[tuple[str, str], ...] = ()
     metric: Annotated[str, AfterValidator(_comparable)] = "hr@10"
     level: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     margins: Annotated[dict[str, PositiveFloat], AfterValidator(_all_comparable)] = Field(

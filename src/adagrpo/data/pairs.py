@@ -6,6 +6,7 @@ n(j, i) = number of times that i came directly after j in a sequence
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +15,19 @@ from scipy import sparse
 
 from adagrpo.types import Ragged
 
-__all__ = ["PairCounts", "common_users", "successions"]
+__all__ = ["PairCounts", "common_users", "common_users_of", "pair_products", "successions", "users_of_items"]
+
+_PRODUCTS = 2**26  # of one user's items that are summed at a time
+
+
+def users_of_items(training: Ragged, num_items: int) -> sparse.csr_array:
+    """(U, V) float32, 1 where a user has an item; columns ascend in each row."""
+    # copies: summing repeats moves what is there
+    entries = (np.ones(len(training.values), np.float32), training.values.copy(), training.offsets.copy())
+    held = sparse.csr_array(entries, shape=(len(training), num_items))
+    held.sum_duplicates()
+    held.data[:] = 1.0  # repeats were summed
+    return held
 
 
 def common_users(training: Ragged, num_items: int) -> sparse.csr_array:
@@ -23,13 +36,44 @@ def common_users(training: Ragged, num_items: int) -> sparse.csr_array:
     >>> common_users(Ragged(np.array([0, 1, 1, 2, 0], np.int32), np.array([0, 3, 5])), 3).toarray().astype(int).tolist()
     [[2, 1, 1], [1, 1, 0], [1, 0, 1]]
     """
-    users = np.repeat(np.arange(len(training)), training.lengths)
-    entries = (np.ones(len(users), np.float32), (users, training.values))
-    bought = sparse.coo_array(entries, shape=(len(training), num_items)).tocsr()
-    bought.data[:] = 1.0  # repeats were summed
-    together = (bought.T @ bought).tocsr()
+    held = users_of_items(training, num_items)
+    together = (held.T @ held).tocsr()
     together.sort_indices()
     return together
+
+
+def common_users_of(
+    held: sparse.csr_array,  # (U, V)
+    items: NDArray[np.int64],  # (N,)
+) -> Iterator[tuple[NDArray[np.int64], sparse.csr_array]]:
+    """The rows of `common_users` of some items, some at a time: (n,) items and their (n, V) counts.
+
+    All rows together are as many numbers as there are pairs of items with a common user, which a long log of many items
+    has by the billion.
+
+    Args:
+        held: of `users_of_items`.
+        items: ascending and distinct.
+
+    >>> held = users_of_items(Ragged(np.array([0, 1, 1, 2, 0], np.int32), np.array([0, 3, 5])), 3)
+    >>> [counts.toarray().astype(int).tolist() for _, counts in common_users_of(held, np.array([0, 2]))]
+    [[[2, 1, 1], [1, 0, 1]]]
+    """
+    users = held.T.tocsr()[items]
+    sizes = np.diff(held.indptr).astype(np.int64)
+    bounds = np.append(0, sizes[users.indices].cumsum())[users.indptr]  # products up to each row
+    first = 0
+    while first < len(items):
+        last = max(first + 1, int(np.searchsorted(bounds, bounds[first] + _PRODUCTS, side="right")) - 1)
+        counts = (users[first:last] @ held).tocsr()
+        counts.sort_indices()
+        yield items[first:last], counts
+        first = last
+
+
+def pair_products(training: Ragged) -> int:
+    """The most entries that `common_users` can have."""
+    return int(np.square(training.lengths).sum())
 
 
 def successions(training: Ragged, num_items: int) -> sparse.csr_array:

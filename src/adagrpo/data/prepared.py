@@ -37,6 +37,7 @@ __all__ = [
 ]
 
 TARGET = "target"
+_ROWS = 2**22  # of a table that are counted at a time
 
 
 def write_prepared(dataset: Dataset, split: Split, directory: Path) -> None:
@@ -92,9 +93,16 @@ def write_prepared(dataset: Dataset, split: Split, directory: Path) -> None:
 
 def load_training(directory: Path) -> Ragged:
     """Training sequences, one row for each of the `U` users, empty for users that training does not see."""
-    table = pl.read_parquet(directory / "train.parquet")  # written by user and position
-    counts = np.bincount(table[USER].to_numpy(), minlength=_count(directory / "users.parquet"))
-    return Ragged(table[ITEM].to_numpy().astype(np.int32), _offsets(counts))
+    path = directory / "train.parquet"  # written by user and position
+    # one column after the other, and the counts some rows at a time: of a long log each takes as much as the result
+    users = pl.read_parquet(path, columns=[USER])[USER].to_numpy()
+    counts = np.zeros(_count(directory / "users.parquet"), dtype=np.int64)
+    for first in range(0, len(users), _ROWS):
+        part = users[first : first + _ROWS]
+        counts[part[0] : part[-1] + 1] += np.bincount(part - part[0])
+    del users
+    values = pl.read_parquet(path, columns=[ITEM])[ITEM].to_numpy(writable=True)
+    return Ragged(values.astype(np.int32, copy=False), _offsets(counts))
 
 
 def load_whole(directory: Path) -> Ragged:
@@ -116,15 +124,18 @@ def load_cases(directory: Path, split: Literal["validation", "test"] | str, *, h
     """
     if history is not None and history < 1:
         raise ValueError(f"history must be at least 1, got {history}")
-    seen = pl.read_parquet(directory / "train.parquet")
     later = pl.read_parquet(directory / "validation.parquet")
     if split == "validation":
         targets = later.filter(TARGET)
     elif split == "test":
         targets = pl.read_parquet(directory / "test.parquet")
-        seen = pl.concat([seen, later.drop(TARGET)]).sort(USER, POSITION)
     else:
         raise ValueError(f"split must be validation or test, got {split}")
+    # of a long log few users may be evaluated, see `for_some_users`: nothing of the others is kept
+    evaluated = pl.col(USER).is_in(targets[USER].unique().implode())
+    seen = pl.scan_parquet(directory / "train.parquet").filter(evaluated).collect()
+    if split == "test":
+        seen = pl.concat([seen, later.filter(evaluated).drop(TARGET)]).sort(USER, POSITION)
     target_positions = np.full(_count(directory / "users.parquet"), -1)
     target_positions[targets[USER].to_numpy()] = targets[POSITION].to_numpy()
     starts = np.zeros_like(target_positions) if history is None else target_positions - history

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
-from adagrpo.data.pairs import common_users
+from adagrpo.data.pairs import common_users_of, users_of_items
 from adagrpo.types import Cases, Ragged
 
 __all__ = ["item_knn", "popularity"]
@@ -75,7 +75,7 @@ def item_knn(
         neighbours: `k` kept for each item, itself not counted.
         decay: `γ`, in (0, 1].
     """
-    near = _similarity(training, num_items, neighbours)
+    near = _similarity(training, num_items, neighbours, np.unique(cases.histories.values).astype(np.int64))
 
     def scores(histories: sparse.csr_array) -> NDArray[np.float32]:
         dense: NDArray[np.float32] = (histories @ near).toarray()
@@ -85,19 +85,28 @@ def item_knn(
     return _rank(cases, num_items, width, mask_history, eligible, decay, scores)
 
 
-def _similarity(training: Ragged, num_items: int, neighbours: int) -> sparse.csr_array:
-    """(V, V) cosine of the sets of users, without the diagonal, the nearest of each row."""
-    together = common_users(training, num_items)
-    norms = np.sqrt(together.diagonal())
-    together.setdiag(0)
-    together.eliminate_zeros()
-    rows = np.repeat(np.arange(num_items), np.diff(together.indptr))
-    together.data /= norms[rows] * norms[together.indices]
-    order = np.lexsort((together.indices, -together.data, rows))  # ties: the lower item first
-    rank = np.arange(len(rows)) - together.indptr[rows]
-    kept = order[rank < neighbours]
-    entries = (together.data[kept], (rows[kept], together.indices[kept]))
-    return sparse.coo_array(entries, shape=together.shape).tocsr()
+def _similarity(
+    training: Ragged,
+    num_items: int,
+    neighbours: int,
+    items: NDArray[np.int64],  # (N,) ascending and distinct
+) -> sparse.csr_array:
+    """(V, V) cosine of the sets of users, without the diagonal, the nearest of each row; empty for other items."""
+    held = users_of_items(training, num_items)
+    norms = np.sqrt(np.bincount(held.indices, minlength=num_items).astype(np.float32))
+    parts = [(np.empty(0, np.float32), np.empty(0, np.int64), np.empty(0, np.int32))]
+    for of_rows, together in common_users_of(held, items):
+        rows = np.repeat(of_rows, np.diff(together.indptr))
+        other = rows != together.indices
+        rows, columns = rows[other], together.indices[other]
+        cosines = together.data[other] / (norms[rows] * norms[columns])
+        order = np.lexsort((columns, -cosines, rows))  # ties: the lower item first
+        counts = np.bincount(rows)
+        rank = np.arange(len(rows)) - (counts.cumsum() - counts)[rows]
+        kept = order[rank < neighbours]
+        parts.append((cosines[kept], rows[kept], columns[kept]))
+    values, rows, columns = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return sparse.coo_array((values, (rows, columns)), shape=(num_items, num_items)).tocsr()
 
 
 def _rank(

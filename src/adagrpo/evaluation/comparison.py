@@ -35,6 +35,7 @@ __all__ = [
     "ComparisonVerdict",
     "Measured",
     "compare",
+    "compare_pairs",
     "give_verdicts",
     "over_both",
     "over_seeds",
@@ -115,6 +116,32 @@ def compare(
         rows.append(row | {"against": against, "margins": margins})
     give_verdicts(rows, options)
     return rows
+
+
+def compare_pairs(measured: Mapping[Point, Sequence[Measured]], options: CompareConfig) -> list[dict[str, Any]]:
+    """The arms of every pair of the plan against each other, at the same kind of checkpoint.
+
+    Args:
+        measured: as for `compare`.
+        options: with `pairs`; the rest as for `compare`.
+
+    Returns:
+        One JSON-able row for each pair and kind of checkpoint that either has: `arm`, `other`, `checkpoint`, `against`
+        (the first less the second, as in a row of `compare`), and `p_holm` of the metric, over these rows alone.
+
+    Raises:
+        ValueError: the users of two arms are not the same under a seed.
+    """
+    rows: list[dict[str, Any]] = []
+    for arm, other in options.pairs:
+        for checkpoint in ("best", "final"):
+            if (arm, checkpoint) in measured or (other, checkpoint) in measured:
+                first, second = (measured.get((name, checkpoint)) or measured[name, "best"] for name in (arm, other))
+                names = [name for name in first[0].users.columns if name != USER_ID]
+                against = _against(first, second, names, options)
+                rows.append({"arm": arm, "other": other, "checkpoint": checkpoint, "against": against})
+    corrected = holm([row["against"][options.metric]["p"] for row in rows])
+    return [row | {"p_holm": p} for row, p in zip(rows, corrected, strict=True)]
 
 
 def give_verdicts(rows: Sequence[dict[str, Any]], options: CompareConfig) -> None:

@@ -36,6 +36,8 @@ __all__ = [
     "shown_quality",
 ]
 
+_NUMBERS = 2**24  # scores that are taken as float64 at a time
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
@@ -69,11 +71,16 @@ def case_quality(
     """
     own = np.take_along_axis(scores, targets[:, None], 1)
     above, level = (scores > own).sum(1), (scores == own).sum(1) - 1
-    shifted = np.exp(scores.astype(np.float64) - scores.max(1, keepdims=True))
+    # some rows at a time: as float64 they take several times what the scores do
+    step = max(1, _NUMBERS // scores.shape[1])
+    parts = [
+        np.exp(rows.astype(np.float64) - rows.max(1, keepdims=True)).sum(1)
+        for rows in np.split(scores, range(step, len(scores), step))
+    ]
     return CaseQuality(
         auc=1 - (above + level / 2) / (scores.shape[1] - 1),
         ndcg=metrics.ndcg(1 + above + level, k),
-        confidence=1 / shifted.sum(1),
+        confidence=1 / np.concatenate(parts),
         hit=scores.argmax(1) == targets,
     )
 

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 
 import polars as pl
 from scipy import stats
@@ -26,56 +27,101 @@ from adagrpo.experiments.plan import Guardrail, Metric, Plan
 from adagrpo.experiments.sample_ratio import RatioCheck, check_ratios
 from adagrpo.experiments.units import Units
 
-__all__ = ["Verdict", "analyse", "effects_of"]
+__all__ = ["Stopped", "Verdict", "analyse", "effects_of", "moment_of"]
 
 Verdict = Literal["ship", "harm", "inconclusive", "invalid"]
 
 
-def analyse(plan: Plan, units: Units, *, now: datetime) -> dict[str, Any]:
+class Stopped(NamedTuple):
+    """An arm that was switched off: when, and the users until then."""
+
+    time: float  # seconds since 1970
+    units: Units
+
+
+def analyse(
+    plan: Plan, units: Units, *, now: datetime, stopped: Mapping[str, Stopped] = MappingProxyType({})
+) -> dict[str, Any]:
     """The result of an experiment.
 
     Args:
         plan: frozen.
         units: its users, see `users_of`.
         now: of the look; outcomes of a plan that looks at the end are not shown before.
+        stopped: arms that were switched off; each is held against the control until then, and is never shipped.
 
     Returns:
         JSON: `verdicts` and `reasons` by treatment, `effects`, `guardrails`, `sample_ratio`, and counts.
     """
-    weights = {name: arm.weight for name, arm in plan.arms.items()}
-    checks = check_ratios(units.users, weights) if len(units.users) else []
-    counts = {name: value for name, value in units._asdict().items() if name != "users"}
-    users = {name: len(units.users.filter(pl.col("arm") == name)) for name in plan.arms}
+    of_arm = {name: stopped[name].units if name in stopped else units for name in plan.arms}
+    checks, refused = _checked(plan, units, stopped)
     result: dict[str, Any] = {
         "experiment": plan.name,
+        "kind": plan.kind,
         "look": now.isoformat(timespec="seconds"),
-        "users": users,
-        "counts": counts,
+        "users": {name: len(of_arm[name].users.filter(pl.col("arm") == name)) for name in plan.arms},
+        "counts": {name: value for name, value in units._asdict().items() if name != "users"},
+        "stopped": {name: moment_of(stop.time) for name, stop in stopped.items()},
         "sample_ratio": [check._asdict() for check in checks],
         "effects": [],
         "guardrails": [],
     }
-    refused = _refusal(plan, units, checks)
     early = plan.looks == "end" and now.timestamp() < plan.ends
-    if refused is not None or early:
+    if early:
         ends = datetime.fromtimestamp(plan.ends, UTC).date()
-        reason = refused or f"the plan looks at the end, and the window ends on {ends}"
-        verdict: Verdict = "inconclusive" if refused is None else "invalid"
-        return result | {
-            "verdicts": dict.fromkeys(plan.treatments, verdict),
-            "reasons": dict.fromkeys(plan.treatments, reason),
-        }
-    result["effects"] = effects_of(plan, units)
+        waits = f"the plan looks at the end, and the window ends on {ends}"
+        refused = {treatment: refused.get(treatment) or waits for treatment in plan.treatments}
+    shown = [treatment for treatment in plan.treatments if treatment not in refused]
+    result["effects"] = effects_of(plan, units, stopped, shown)
     result["guardrails"] = [
-        _guard(plan, units, treatment, name, guard)
-        for treatment in plan.treatments
+        _guard(plan, of_arm[treatment], treatment, name, guard)
+        for treatment in shown
         for name, guard in plan.guardrails.items()
     ]
-    found = {treatment: _verdict(plan, treatment, result) for treatment in plan.treatments}
+    found: dict[str, tuple[Verdict, str]] = {}
+    for name in plan.treatments:
+        if name in shown:
+            found[name] = _verdict(plan, name, result)
+        else:
+            found[name] = ("inconclusive" if early and refused[name] == waits else "invalid", refused[name])
+        if name in stopped:
+            found[name] = _of_a_stopped(found[name], stopped[name].time)
     return result | {
         "verdicts": {treatment: verdict for treatment, (verdict, _) in found.items()},
         "reasons": {treatment: reason for treatment, (_, reason) in found.items()},
     }
+
+
+def _of_a_stopped(found: tuple[Verdict, str], time: float) -> tuple[Verdict, str]:
+    """The verdict on an arm that was switched off: whoever did so looked, so nothing speaks for shipping it."""
+    verdict, reason = found
+    said = f"it was stopped on {moment_of(time)}, and what is said is of the time until then: {reason}"
+    return "inconclusive" if verdict == "ship" else verdict, said
+
+
+def moment_of(time: float) -> str:
+    """Seconds since 1970 as people write them."""
+    return datetime.fromtimestamp(time, UTC).isoformat(timespec="seconds")
+
+
+def _checked(plan: Plan, units: Units, stopped: Mapping[str, Stopped]) -> tuple[list[RatioCheck], dict[str, str]]:
+    """The checks of sample ratios, and why effects of a treatment are not worth reading, of those where they are not.
+
+    Arms that run on are checked together; one that was stopped against the control, until then.
+    """
+    running = [name for name in plan.arms if name not in stopped]
+    parts = [(units, running)] if len(running) > 1 else []
+    parts += [(stop.units, [plan.control, name]) for name, stop in stopped.items()]
+    checks: list[RatioCheck] = []
+    refused: dict[str, str] = {}
+    for part, arms in parts:
+        users = part.users.filter(pl.col("arm").is_in(arms))
+        found = check_ratios(users, {name: plan.arms[name].weight for name in arms}) if len(users) else []
+        reason = _refusal(plan, part, found)
+        checks += found
+        if reason is not None:
+            refused |= dict.fromkeys([name for name in arms if name != plan.control], reason)
+    return checks, refused
 
 
 def _refusal(plan: Plan, units: Units, checks: Sequence[RatioCheck]) -> str | None:
@@ -105,12 +151,24 @@ def _columns(units: Units, arm: str, metric: Metric | Guardrail) -> Mapping[str,
     return columns
 
 
-def effects_of(plan: Plan, units: Units) -> list[dict[str, Any]]:
-    """One row a treatment and metric; `says` is better, worse or unclear."""
+def effects_of(
+    plan: Plan, units: Units, stopped: Mapping[str, Stopped] = MappingProxyType({}), shown: Sequence[str] | None = None
+) -> list[dict[str, Any]]:
+    """One row a treatment and metric; `says` is better, worse or unclear.
+
+    Args:
+        plan: of the experiment.
+        units: its users.
+        stopped: see `analyse`.
+        shown: treatments; all if not given.
+    """
     alpha = plan.alpha / tests_of(plan)
-    factor = anytime_factor(units.answers, plan.answers, alpha) if plan.answers and plan.looks == "daily" else None
+    every = units
     rows: list[dict[str, Any]] = []
-    for treatment in plan.treatments:
+    for treatment in plan.treatments if shown is None else shown:
+        units = stopped[treatment].units if treatment in stopped else every
+        daily = plan.answers and plan.looks == "daily" and units.answers
+        factor = anytime_factor(units.answers, plan.answers, alpha) if daily and plan.answers else None
         for name, metric in plan.metrics.items():
             found = effect(_columns(units, plan.control, metric), _columns(units, treatment, metric))
             row: dict[str, Any] = {"treatment": treatment, "metric": name, "says": "unclear"}

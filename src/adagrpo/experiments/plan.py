@@ -6,6 +6,7 @@ What is frozen is the content, so comments and spaces may change. The hash lies 
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping
 from datetime import UTC, date, datetime, time
@@ -21,7 +22,18 @@ from adagrpo.config.yaml_text import read_yaml
 from adagrpo.errors import UserError
 from adagrpo.storage.artifacts import hash_json, with_hash, without_hash, write_file
 
-__all__ = ["DAY", "Arm", "Guardrail", "Metric", "Plan", "freeze", "frozen_beside", "read_catalogue", "read_plan"]
+__all__ = [
+    "DAY",
+    "Arm",
+    "Guardrail",
+    "Metric",
+    "Plan",
+    "Stage",
+    "freeze",
+    "frozen_beside",
+    "read_catalogue",
+    "read_plan",
+]
 
 DAY = 86_400.0  # seconds
 Level = Annotated[float, Field(gt=0, lt=1)]
@@ -29,10 +41,24 @@ Name = Annotated[str, Field(min_length=1, max_length=100)]
 
 
 class Arm(Section):
-    """One arm: its weight among the others, and the arm of the run that its users are served."""
+    """One arm: its weight among the others, and what its users are served."""
 
     weight: PositiveFloat = 1.0
-    serves: Name
+    serves: Name  # an arm of a run
+    checkpoint: Literal["best", "final"] = "best"
+    run: str | None = None  # its folder, relative to the plan; None: the run that is served
+
+    @property
+    def version(self) -> str:
+        """What an answer says that made it."""
+        return f"{self.serves}/{self.checkpoint}"
+
+
+class Stage(Section):
+    """From a day on, counted from the start, a share of the users is in the experiment."""
+
+    day: Annotated[float, Field(ge=0)]
+    share: Annotated[float, Field(gt=0, le=1)]
 
 
 class Metric(Section):
@@ -71,6 +97,7 @@ class Plan(Section):
     """All that is decided before the first user; see `docs/how-to/ab.md`."""
 
     name: Name
+    kind: Literal["ab", "interleaving"] = "ab"
     arms: dict[Name, Arm]
     control: Name
     salt: Annotated[str, Field(min_length=4)]
@@ -79,12 +106,15 @@ class Plan(Section):
     start: Annotated[date, Field(ge=date(1970, 1, 1), le=date(2200, 1, 1))]
     days: Annotated[int, Field(ge=1, le=1000)]
     days_before: Annotated[int, Field(ge=0, le=1000)] = 14  # of the covariates and of what is popular
-    metrics: Annotated[dict[Name, Metric], Field(min_length=1)]
+    ramp: tuple[Stage, ...] = ()  # none: all users from the start
+    metrics: dict[Name, Metric] = Field(default_factory=dict)
+    credit: Name = "click"  # feedback that counts for the arm of an item, where lists are interleaved
     guardrails: dict[Name, Guardrail] = Field(default_factory=dict)
     alpha: Level = 0.05
     power: Level = 0.8
     looks: Literal["end", "daily"] = "end"
     answers: Positive | None = None  # that are expected until the end, for `looks: daily`
+    slow_ms: PositiveFloat = 500.0  # an answer that took longer is `slow`
     users_a_day: PositiveFloat | None = None  # that are new in the experiment, for `duration`
     catalogue: str | None = None  # a text file beside the plan, one item a line
     most_misassigned: Annotated[float, Field(ge=0, lt=1)] = 0.001  # share of answers of another arm than the user's
@@ -94,6 +124,7 @@ class Plan(Section):
     def _agrees(self) -> Plan:
         if len(self.arms) < 2:
             raise ValueError(f"arms: {len(self.arms)}; an experiment has at least two")
+        self._is_of_its_kind()
         if self.control not in self.arms:
             raise ValueError(f"control: {self.control!r} is none of the arms {', '.join(self.arms)}")
         unknown = [name for name in self.rule.metrics if name not in self.metrics]
@@ -101,10 +132,24 @@ class Plan(Section):
             raise ValueError(f"rule.metrics: {unknown[0]!r} is none of the metrics {', '.join(self.metrics)}")
         if self.looks == "daily" and self.answers is None:
             raise ValueError("answers: say how many are expected until the end; `looks: daily` is tightest there")
+        for earlier, later in itertools.pairwise(self.ramp):
+            if later.day <= earlier.day or later.share <= earlier.share:
+                raise ValueError(
+                    f"ramp: day {later.day:g} comes after day {earlier.day:g}; both day and share must grow"
+                )
         for name, metric in self.metrics.items():
             if metric.cuped and (metric.per is not None or not self.days_before):
                 raise ValueError(f"metrics.{name}.cuped: is for a number a user, with days_before above 0")
         return self
+
+    def _is_of_its_kind(self) -> None:
+        if self.kind == "ab" and not self.metrics:
+            raise ValueError("metrics: none; say what the arms are compared by")
+        if self.kind == "interleaving":
+            if len(self.arms) != 2:
+                raise ValueError(f"arms: {len(self.arms)}; two are interleaved")
+            if self.metrics or self.guardrails:
+                raise ValueError("metrics, guardrails: interleaved lists belong to both arms; only `credit` is counted")
 
     @property
     def begins(self) -> float:
@@ -115,6 +160,15 @@ class Plan(Section):
     def ends(self) -> float:
         """Seconds since 1970 at which the last day is over."""
         return self.begins + self.days * DAY
+
+    def share(self, moment: float) -> float:
+        """The share of the users that is in the experiment at a time, by the plan alone."""
+        if not self.begins <= moment < self.ends:
+            return 0.0
+        if not self.ramp:
+            return 1.0
+        day = (moment - self.begins) / DAY
+        return max((stage.share for stage in self.ramp if stage.day <= day), default=0.0)
 
     @property
     def deciding(self) -> tuple[str, ...]:

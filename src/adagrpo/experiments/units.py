@@ -3,17 +3,20 @@
     answers          lists that were shown
     impressions      their items; `distinct_items` counts each once
     fallbacks        answers that were the popular list
-    latency_ms       of all answers together
+    latency_ms       of all answers together; `slow` counts answers above the plan's `slow_ms`
+    empty            answers without an item
     tail             impressions of items outside `HEAD` of those shown in the days before the start
     unlisted         impressions of items that are not in the plan's catalogue, as hallucinated codes would be
     KIND             feedback of a kind, such as click; the first of each request, item and kind
     KIND.value       its values, such as the seconds of dwell
 
 The arm is the one that the plan assigns, whatever was served: who is moved for a reason stays where chance put them.
+Answers to users outside of the ramp, and those after their arm was switched off, are of no arm and left out.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import NamedTuple
@@ -24,14 +27,16 @@ from adagrpo.errors import UserError
 from adagrpo.experiments.allocation import assign
 from adagrpo.experiments.plan import DAY, Guardrail, Metric, Plan
 
-__all__ = ["HEAD", "Units", "users_before", "users_of"]
+__all__ = ["HEAD", "Units", "stops_seen", "users_before", "users_of"]
 
 HEAD = 0.2  # share of the items, most shown first
 OF_ANSWERS = {
     "answers": pl.len(),
     "fallbacks": (pl.col("source") == "popular").sum(),
     "latency_ms": pl.col("latency_ms").sum(),
+    "empty": (pl.col("slate").list.len() == 0).sum(),
 }
+SLOW = "slow"
 OF_ITEMS = ("impressions", "distinct_items", "tail", "unlisted")
 REQUEST, USER, ITEM, KIND = "request_id", "user_hash", "item", "kind"
 
@@ -44,9 +49,17 @@ class Units(NamedTuple):
     answers_excluded: int  # of users that the plan excludes
     answers_held_out: int
     answers_misassigned: int  # of another arm than the user's
+    answers_outside: int = 0  # of users that the ramp had not reached
+    answers_stopped: int = 0  # of users whose arm was off, so that they got the control
 
 
-def users_of(plan: Plan, exposures: pl.DataFrame, feedback: pl.DataFrame, catalogue: Iterable[str] = ()) -> Units:
+def users_of(
+    plan: Plan,
+    exposures: pl.DataFrame,
+    feedback: pl.DataFrame,
+    catalogue: Iterable[str] = (),
+    until: float = math.inf,
+) -> Units:
     """Users that were shown something in the window of a plan.
 
     Args:
@@ -54,6 +67,7 @@ def users_of(plan: Plan, exposures: pl.DataFrame, feedback: pl.DataFrame, catalo
         exposures: one row an answer, see `adagrpo.serving.exposure_parts`.
         feedback: one row a request, item and kind.
         catalogue: items that exist, for `unlisted`.
+        until: seconds since 1970 at which the window ends, where that is before its end.
 
     Raises:
         UserError: a metric is of a kind of feedback that the log does not have, or of what cannot be known.
@@ -62,15 +76,14 @@ def users_of(plan: Plan, exposures: pl.DataFrame, feedback: pl.DataFrame, catalo
     names = {name for metric in metrics for name in (metric.sum, metric.per) if name is not None}
     answers = exposures.unique(REQUEST, keep="first", maintain_order=True).filter(pl.col(USER).is_not_null())
     earlier = _between(answers, plan.begins - plan.days_before * DAY, plan.begins)
-    ours = pl.col("experiment").is_null() | (pl.col("experiment") == plan.name)
-    window = _between(answers, plan.begins, plan.ends).filter(ours)
+    dealt = _of_experiment(_between(answers, plan.begins, min(until, plan.ends)), plan.name)
+    window = dealt.filter(pl.col("deal").is_null() | pl.col("deal").is_in(["arm", "held out"]))
     included = window.filter(~pl.col(USER).is_in(list(plan.exclude)))
     weights = {name: arm.weight for name, arm in plan.arms.items()}
     hashes = included[USER].unique(maintain_order=True)
     arms = [assign(user, salt=plan.salt, weights=weights, holdout=plan.holdout) for user in hashes]
     placed = included.join(pl.DataFrame({USER: hashes, "place": pl.Series(arms, dtype=pl.String)}), on=USER)
     shown = placed.filter(pl.col("place").is_not_null())
-    serves = pl.col("place").replace_strict({name: arm.serves for name, arm in plan.arms.items()})
     first = shown.sort("time", maintain_order=True).group_by(USER, maintain_order=True).first()
     day = pl.from_epoch(pl.col("time").floor().cast(pl.Int64)).dt.date().alias("day")
     users = first.select(USER, pl.col("place").alias("arm"), day, pl.col("catalog_version").alias("catalogue"))
@@ -78,24 +91,55 @@ def users_of(plan: Plan, exposures: pl.DataFrame, feedback: pl.DataFrame, catalo
     _check_names(names, said, earlier, catalogue)
     head = _head(earlier) if "tail" in names else pl.Series(dtype=pl.String)
     listed = pl.Series(list(catalogue), dtype=pl.String)
-    users = users.join(_sums(shown, said, names, head, listed), on=USER, how="left")
+    users = users.join(_sums(shown, said, names, head, listed, plan.slow_ms), on=USER, how="left")
     covariates = {metric.sum for metric in plan.metrics.values() if metric.cuped}
-    before = _sums(earlier, said, covariates, head, listed)
+    before = _sums(earlier, said, covariates, head, listed, plan.slow_ms)
     users = users.join(before.rename({name: f"before: {name}" for name in covariates}), on=USER, how="left")
     return Units(
         users=users.with_columns(pl.col(pl.Float64).fill_null(0.0)),
         answers=len(shown),
         answers_excluded=len(window) - len(included),
         answers_held_out=len(included) - len(shown),
-        answers_misassigned=int(shown.select((pl.col("arm") != serves).sum()).item()),
+        answers_misassigned=len(shown) - len(shown.filter(_as_dealt(plan))),
+        answers_outside=int((dealt["deal"] == "outside").sum()),
+        answers_stopped=int((dealt["deal"] == "stopped").sum()),
     )
+
+
+def stops_seen(plan: Plan, exposures: pl.DataFrame) -> dict[str, float]:
+    """When arms were off for the first time, as answers say: the control, to users of the arm. Seconds since 1970."""
+    given = exposures.filter((pl.col("experiment") == plan.name) & (pl.col("deal") == "stopped"))
+    weights = {name: arm.weight for name, arm in plan.arms.items()}
+    found: dict[str, float] = {}
+    for user, time in given.group_by(USER).agg(pl.col("time").min()).iter_rows():
+        arm = assign(user, salt=plan.salt, weights=weights, holdout=plan.holdout)
+        if arm is not None:
+            found[arm] = min(time, found.get(arm, math.inf))
+    return found
 
 
 def users_before(plan: Plan, exposures: pl.DataFrame, feedback: pl.DataFrame, catalogue: Iterable[str] = ()) -> Units:
     """`users_of` for the days before the start, as far back as the plan goes, of which nothing is an outcome."""
     start = datetime.fromtimestamp(plan.begins - plan.days_before * DAY, UTC).date()
-    earlier = exposures.with_columns(experiment=pl.lit(None, pl.String))
+    earlier = exposures.with_columns(experiment=pl.lit(None, pl.String), deal=pl.lit(None, pl.String))
     return users_of(plan.model_copy(update={"start": start, "days": plan.days_before}), earlier, feedback, catalogue)
+
+
+def _of_experiment(window: pl.DataFrame, name: str) -> pl.DataFrame:
+    """Answers of an experiment; where none names it, those that name none: a router before services dealt them."""
+    named = window.filter(pl.col("experiment") == name)
+    return named if len(named) else window.filter(pl.col("experiment").is_null())
+
+
+def _as_dealt(plan: Plan) -> pl.Expr:
+    """Whether an answer is of the arm that is the user's: by name, or by what the arm serves where a router dealt."""
+    return pl.any_horizontal(
+        (pl.col("place") == name)
+        & pl.when(pl.col("deal").is_null())
+        .then(pl.col("arm").is_in([arm.serves, arm.version]))
+        .otherwise(pl.col("arm") == name)
+        for name, arm in plan.arms.items()
+    )
 
 
 def _between(answers: pl.DataFrame, begin: float, end: float) -> pl.DataFrame:
@@ -104,7 +148,7 @@ def _between(answers: pl.DataFrame, begin: float, end: float) -> pl.DataFrame:
 
 def _check_names(names: set[str], said: pl.DataFrame, earlier: pl.DataFrame, catalogue: Iterable[str]) -> None:
     kinds = set(said[KIND].unique())
-    for name in sorted(names - {*OF_ANSWERS, *OF_ITEMS}):
+    for name in sorted(names - {*OF_ANSWERS, *OF_ITEMS, SLOW}):
         if name.removesuffix(".value") not in kinds:
             known = ", ".join(sorted(kinds)) or "none"
             raise UserError(f"the log has no feedback of kind {name.removesuffix('.value')!r}; its kinds are {known}")
@@ -121,7 +165,12 @@ def _head(earlier: pl.DataFrame) -> pl.Series:
 
 
 def _sums(
-    answers: pl.DataFrame, said: pl.DataFrame, names: Iterable[str], head: pl.Series, listed: pl.Series
+    answers: pl.DataFrame,
+    said: pl.DataFrame,
+    names: Iterable[str],
+    head: pl.Series,
+    listed: pl.Series,
+    slow_ms: float,
 ) -> pl.DataFrame:
     """One row a user of `answers`, one column of floats a name."""
     wanted = sorted(names)
@@ -133,9 +182,10 @@ def _sums(
         "tail": (~pl.col(ITEM).is_in(head.implode())).sum(),
         "unlisted": (~pl.col(ITEM).is_in(listed.implode())).sum(),
     }
-    sums = answers.group_by(USER, maintain_order=True).agg(OF_ANSWERS[n].alias(n) for n in wanted if n in OF_ANSWERS)
+    of_answers = OF_ANSWERS | {SLOW: (pl.col("latency_ms") > slow_ms).sum()}
+    sums = answers.group_by(USER, maintain_order=True).agg(of_answers[n].alias(n) for n in wanted if n in of_answers)
     parts = [items.group_by(USER).agg(of_items[n].alias(n) for n in wanted if n in of_items)]
-    for name in (name for name in wanted if name not in OF_ANSWERS and name not in of_items):
+    for name in (name for name in wanted if name not in of_answers and name not in of_items):
         kind = found.filter(pl.col(KIND) == name.removesuffix(".value"))
         number = pl.col("value").sum() if name.endswith(".value") else pl.len()
         parts.append(kind.group_by(USER).agg(number.alias(name)))

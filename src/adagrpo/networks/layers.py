@@ -8,9 +8,10 @@ instead of drawing a Bernoulli variable an element (the rate is therefore a mult
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,11 +24,13 @@ __all__ = [
     "Precision",
     "autocast_dtype",
     "initialise",
+    "linear_weights_in",
     "mixed_precision",
     "precision_used",
     "take",
 ]
 
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 Precision = Literal["auto", "float32", "bfloat16"]
 
 _SHORT = 64  # positions
@@ -61,6 +64,19 @@ def mixed_precision(model: HasParameters, precision: Precision = "auto") -> Abst
     if precision_used(model, precision) == "float32":
         return nullcontext()
     return torch.autocast(next(model.parameters()).device.type, torch.bfloat16)
+
+
+def linear_weights_in(module: ModuleT, dtype: torch.dtype) -> ModuleT:
+    """A module that shares all with another but the weights of its linear layers, which are in another precision.
+
+    Autocast converts these in every block that it is on for; a module that only reads batches may have it done once.
+    """
+    made = copy.copy(module)
+    made._modules = {name: child and linear_weights_in(child, dtype) for name, child in module._modules.items()}
+    if isinstance(module, nn.Linear):
+        weights = {name: value.detach().to(dtype) for name, value in module.named_parameters()}
+        made._parameters = {name: nn.Parameter(value, requires_grad=False) for name, value in weights.items()}
+    return made
 
 
 class Dropout(nn.Module):

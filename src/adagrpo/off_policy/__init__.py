@@ -3,6 +3,7 @@
 one item an answer      ips, snips, doubly_robust      `adagrpo.off_policy.estimators`
 a list an answer        cascade                        `adagrpo.off_policy.cascades`
 whether to believe it   overlap                        `adagrpo.off_policy.overlap`
+all of them on a log    summarise                      `adagrpo.off_policy.every_estimator`
 """
 
 from adagrpo.off_policy.cascades import cascade

@@ -13,6 +13,8 @@ from adagrpo.storage.artifacts import manifest
 __all__ = ["Chosen", "choose_checkpoint"]
 
 
+WEIGHTS = "model.safetensors"
+SHOWN = 12  # digits of a sha256 that name a version
 MONITOR = "ndcg@10"  # by which checkpoints are selected while a policy is trained, too
 
 
@@ -28,6 +30,11 @@ class Chosen(NamedTuple):
     def stage(self) -> str:
         """The stage that it is of."""
         return "sft" if self.arm == "sft" else f"train/{self.arm}"
+
+    def versions(self, run: Run, checkpoint: str, catalog: str) -> dict[str, str]:
+        """What answers say that made them; `run` is the run that the checkpoint is of."""
+        model = run.hash_input(self.weights / WEIGHTS)[:SHOWN]
+        return {"model": model, "catalog": catalog, "arm": f"{self.arm}/{checkpoint}"}
 
 
 def choose_checkpoint(run: Run, arm: str | None, checkpoint: Literal["best", "final"]) -> Chosen:

@@ -23,7 +23,7 @@ from adagrpo.config import ArmConfig, CompareConfig, Config, dump_config
 from adagrpo.config.messages import explain
 from adagrpo.data.columns import USER_ID
 from adagrpo.errors import UserError
-from adagrpo.evaluation.comparison import Measured, compare
+from adagrpo.evaluation.comparison import Measured, compare, compare_pairs
 from adagrpo.metrics import cutoff
 from adagrpo.pipeline import run_all
 from adagrpo.pipeline.files import RunData
@@ -112,6 +112,12 @@ class Comparison:
         for name in family or ():
             if name not in known or name == options.baseline:
                 raise UserError(f"compare.family: '{name}' is not among the arms {', '.join(known)} less the baseline")
+        for first, second in plan.pairs:
+            for name in (first, second):
+                if name not in known:
+                    raise UserError(f"compare.pairs: '{name}' is not among the arms {', '.join(known)}")
+            if first == second:
+                raise UserError(f"compare.pairs: '{first}' is held against itself")
         widest = max(cutoff(name) or 1 for name in (options.metric, *options.margins))
         if widest > self.config.evaluation.beam_width:
             raise UserError(
@@ -166,6 +172,8 @@ class Comparison:
             "arms": {arm: _facts([(run, names.get(arm, arm)) for run, names in runs]) for arm in self.arms},
             "rows": compare(measured, self.seeds, self.plan),
         }
+        if self.plan.pairs:
+            content["pairs"] = compare_pairs(measured, self.plan)
         content["finding"] = finding(content)
         write_file(self.directory / "results.jsonl", "".join(_results(run, names, self.arms) for run, names in runs))
         write_comparison(self.directory, content)

@@ -10,15 +10,17 @@ from typing import Any
 import polars as pl
 
 from adagrpo.experiments.duration import baselines, duration
-from adagrpo.experiments.outcome import analyse, effects_of
+from adagrpo.experiments.interleaving import prefer
+from adagrpo.experiments.outcome import Stopped, analyse, effects_of, moment_of
 from adagrpo.experiments.plan import DAY, Plan, freeze, read_catalogue, read_plan
-from adagrpo.experiments.units import users_before, users_of
+from adagrpo.experiments.switches import add_switch, read_switches
+from adagrpo.experiments.units import stops_seen, users_before, users_of
 from adagrpo.pipeline.served_log import latest_exposures
 from adagrpo.serving.exposure_parts import parts_of, read_parts
 
 _Tables = tuple[pl.DataFrame, pl.DataFrame]  # exposures, feedback
 
-__all__ = ["experiment", "experiment_size", "freeze_experiment"]
+__all__ = ["experiment", "experiment_size", "freeze_experiment", "switch_experiment"]
 
 
 def freeze_experiment(path: Path) -> dict[str, Any]:
@@ -45,11 +47,34 @@ def experiment(path: Path, exposures: Path, now: datetime | None = None) -> dict
     frozen = _frozen(path, plan)
     rows, catalogue = _rows(exposures), read_catalogue(path, plan)
     moment = now or datetime.now(UTC)
-    units = users_of(plan, *rows, catalogue)
     late = datetime.fromisoformat(frozen["time"]).timestamp() >= plan.begins
-    result = analyse(plan, units, now=moment)
-    result["daily"] = _until_each_day(plan, rows, catalogue, moment) if result["effects"] else []
-    return result | {"plan": frozen["plan"], "frozen": frozen["time"], "frozen_after_the_start": late}
+    told = {"plan": frozen["plan"], "frozen": frozen["time"], "frozen_after_the_start": late}
+    if plan.kind == "interleaving":
+        stops = read_switches(path, plan).stops
+        return prefer(plan, *rows, now=moment) | told | {"stopped": {arm: moment_of(at) for arm, at in stops.items()}}
+    units = users_of(plan, *rows, catalogue)
+    stops = _stops(path, plan, rows[0])
+    stopped = {arm: Stopped(time, users_of(plan, *rows, catalogue, time)) for arm, time in stops.items()}
+    result = analyse(plan, units, now=moment, stopped=stopped)
+    result["switches"] = [{"time": time, "share": share} for time, share in read_switches(path, plan).shares]
+    result["daily"] = _until_each_day(plan, rows, catalogue, moment, stops) if result["effects"] else []
+    return result | told
+
+
+def switch_experiment(path: Path, *, share: float | None = None, stop: str | None = None) -> dict[str, Any]:
+    """Let a larger share of the users in, or switch an arm off; services of the plan follow within a second.
+
+    Args:
+        path: of the plan, which is frozen first.
+        share: of the users.
+        stop: an arm.
+
+    Raises:
+        UserError: it is no plan or was changed, or there is no such switch to make.
+    """
+    plan = read_plan(path)
+    _frozen(path, plan)
+    return add_switch(path, plan, now=datetime.now(UTC).timestamp(), share=share, stop=stop)
 
 
 def experiment_size(path: Path, exposures: Path | None = None) -> list[dict[str, Any]]:
@@ -68,18 +93,30 @@ def experiment_size(path: Path, exposures: Path | None = None) -> list[dict[str,
     return duration(plan)
 
 
+def _stops(path: Path, plan: Plan, exposures: pl.DataFrame) -> dict[str, float]:
+    """When arms were switched off, by the switches beside the plan and by the log; the earlier of both."""
+    found = stops_seen(plan, exposures)
+    for arm, time in read_switches(path, plan).stops.items():
+        found[arm] = min(time, found.get(arm, time))
+    return found
+
+
 def _frozen(path: Path, plan: Plan) -> Mapping[str, Any]:
     return freeze(path, plan, now=datetime.now(UTC))
 
 
-def _until_each_day(plan: Plan, rows: _Tables, catalogue: frozenset[str], now: datetime) -> list[dict[str, Any]]:
+def _until_each_day(
+    plan: Plan, rows: _Tables, catalogue: frozenset[str], now: datetime, stops: Mapping[str, float]
+) -> list[dict[str, Any]]:
     """The effects as they were when each day was over, from the same rows."""
     over = min(plan.days, int((now.timestamp() - plan.begins) // DAY))
     daily = []
     for days in range(1, over + 1):
-        units = users_of(plan.model_copy(update={"days": days}), *rows, catalogue)
+        part = plan.model_copy(update={"days": days})
+        units = users_of(part, *rows, catalogue)
+        stopped = {arm: Stopped(time, users_of(part, *rows, catalogue, time)) for arm, time in stops.items()}
         last = (plan.start + timedelta(days=days - 1)).isoformat()
-        daily += [{"through": last, **row} for row in effects_of(plan, units)] if units.answers else []
+        daily += [{"through": last, **row} for row in effects_of(plan, units, stopped)] if units.answers else []
     return daily
 
 

@@ -33,6 +33,7 @@ from adagrpo.config.reward import (
 from adagrpo.data.sequences import emptied
 from adagrpo.errors import UserError
 from adagrpo.evaluation.predictions import Predictions, predict, sample_cases, summarise
+from adagrpo.pipeline.counting_room import check_pair_room
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.reward_data import corrupted_reward, files_of_start, policies_reward, trust_items
 from adagrpo.policies import CompactPolicy, HybridPolicy, Policy
@@ -336,6 +337,7 @@ class Models:
 
     def _features(self, training: Ragged) -> Features:
         items = self.data.items
+        check_pair_room(training, len(items))
         return Features(training, items["attributes"].to_list(), items["text"].to_list())
 
     def schedule(self, fit: FitConfig) -> BatchSchedule:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import tempfile
@@ -17,6 +18,7 @@ import numpy as np
 
 from adagrpo.data.columns import TEXT
 from adagrpo.errors import UserError
+from adagrpo.experiments.live import LiveExperiment
 from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.chain import reward_parts
 from adagrpo.pipeline.checks import check
@@ -25,6 +27,7 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.rewards import check_reward
 from adagrpo.pipeline.run import Run
+from adagrpo.pipeline.serve_arms import beside, open_runs
 from adagrpo.pipeline.versions import LATEST, open_version
 from adagrpo.serving import Query, Recommender
 from adagrpo.serving.bearer import Bearers, check_exposed, read_tokens
@@ -34,7 +37,7 @@ from adagrpo.serving.fallback import Guarded
 from adagrpo.serving.limits import Limits, most_connections
 from adagrpo.serving.request_log import RequestLog
 from adagrpo.serving.served import Serving, Shelf
-from adagrpo.serving.user_hash import UserHash, read_key
+from adagrpo.serving.user_hash import VARIABLE, UserHash, read_key
 from adagrpo.serving.workers import run_workers
 
 __all__ = ["Operation", "recommender", "serve"]
@@ -42,8 +45,6 @@ __all__ = ["Operation", "recommender", "serve"]
 # Or each small operation of the policy waits 5 ms for an event loop that is busy: at four times the load 279 lists a
 # second were answered with it and 21 without. At 70 % of the peak it turned more away, 3,635 and not 537. One run each.
 SWITCH_SECONDS = 0.0002
-WEIGHTS = "model.safetensors"
-SHOWN = 12  # digits of a sha256 that name a version
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Operation:
     log_share: float = 0.0  # of the requests that are logged
     rerank_seconds: float = 0.25  # that a reward may take for a batch
     workers: int = 1
+    experiment: Path | None = None  # plan, whose arms are all served; needs `exposures` and a lasting key of users
 
 
 def recommender(
@@ -86,6 +88,20 @@ def recommender(
     Raises:
         UserError: no such arm, checkpoint or version, what it was made from is stale, or the reward cannot be had.
     """
+    served, about, _ = _recommender(run, arm, checkpoint, reward_weight, exclude_history, precision, catalog)
+    return served, about
+
+
+def _recommender(
+    run: Run,
+    arm: str | None,
+    checkpoint: Literal["best", "final"],
+    reward_weight: float,
+    exclude_history: bool | None,
+    precision: Precision | None,
+    catalog: str,
+) -> tuple[Recommender, dict[str, Any], Models]:
+    """`recommender`, and what makes other policies of the same run and catalogue."""
     chosen = choose_checkpoint(run, arm, checkpoint)
     version = open_version(run, catalog)
     check(run, "serve", [chosen.stage, version.stage, *(reward_parts(run) if reward_weight > 0 else ())])
@@ -114,8 +130,7 @@ def recommender(
     about |= {"arms": ["sft", *run.trained()]}
     about |= {"catalog_version": version.name, "listed": len(data.catalog.trie.items)}
     about |= {"exclude_history": excludes, "precision": served.precision}
-    model = run.hash_input(chosen.weights / WEIGHTS)[:SHOWN]
-    return served, about | {"versions": {"model": model, "catalog": version.name, "arm": f"{chosen.arm}/{checkpoint}"}}
+    return served, about | {"versions": chosen.versions(run, checkpoint, version.name)}, models
 
 
 def serve(
@@ -156,6 +171,8 @@ def serve(
     check_exposed(host, bearers, operation.without_token)
     if operation.explore is not None and operation.exposures is None:
         raise UserError("--explore: needs --exposures, the log that says what was drawn and how probable it was")
+    if operation.experiment is not None:
+        _check_experiment(operation, operation.experiment, arm)
     user_hash = read_key(operation.user_key_file)  # before there are several processes: one key for all
     if operation.exposures is not None:  # refused before anything is loaded, made before several processes open it
         LocalExposureLog(operation.exposures).close()
@@ -188,18 +205,52 @@ class _Wanted:
     def load(self, operation: Operation, **other: Any) -> Serving:
         """What the run holds of it now; `other` are an arm, a checkpoint or a version of the catalogue instead."""
         one = replace(self, **other)
-        opened = Run.open(one.run.called, one.run.overrides)
-        served, about = recommender(
-            opened, one.arm, one.checkpoint, one.reward_weight, one.exclude_history, one.precision, one.catalog
+        return one._load(Run.open(one.run.called, one.run.overrides), operation)[0]
+
+    def load_arms(self, operation: Operation, trial: LiveExperiment, **other: Any) -> list[Serving]:
+        """What each arm of an experiment serves, the control first; see `load`."""
+        control = trial.plan.arms[trial.plan.control]
+        one = replace(self, arm=control.serves, checkpoint=control.checkpoint, **other)
+        runs = open_runs(trial, Run.open(one.run.called, one.run.overrides))
+        serving, models = one._load(runs[trial.plan.control], operation)
+        others = beside(trial, runs, serving, models, one.catalog)
+        for made in others:
+            made.recommender.recommend([Query([0])])
+        return [serving, *others]
+
+    def _load(self, run: Run, operation: Operation) -> tuple[Serving, Models]:
+        served, about, models = _recommender(
+            run, self.arm, self.checkpoint, self.reward_weight, self.exclude_history, self.precision, self.catalog
         )
-        served.choose_threads()
+        if served.side_by_side > 1:
+            served.threads_alone = 1
+        else:
+            served.choose_threads()
         about["threads_alone"] = served.threads_alone
         if served.reward is not None:
             served.reward = Guarded(served.reward, budget_seconds=operation.rerank_seconds)
         if operation.explore is not None:
             about |= {"explore": operation.explore._asdict()}
         served.recommend([Query([0])])  # what is made on first use is made before requests come, also at an exchange
-        return Serving(served, about, about["versions"])
+        gc.unfreeze()  # of a model that was exchanged
+        gc.collect()
+        gc.freeze()  # all of it stays: the collector would stop everybody to look at it again
+        return Serving(served, about, about["versions"]), models
+
+
+def _check_experiment(operation: Operation, plan: Path, arm: str | None) -> None:
+    """Refuse what would make an experiment worthless, before anything is loaded.
+
+    Raises:
+        UserError: there is such a thing, or no such plan.
+    """
+    if arm is not None:
+        raise UserError("--arm: the plan of --experiment says what is served")
+    if operation.exposures is None:
+        raise UserError("--experiment: needs --exposures, the log that `adagrpo ab` reads")
+    if operation.user_key_file is None and VARIABLE not in os.environ:
+        raise UserError(f"--experiment: needs --user-key-file or {VARIABLE}, or a restart would deal all users anew")
+    LiveExperiment(plan)
 
 
 def _work(
@@ -213,10 +264,16 @@ def _work(
 ) -> None:
     """What a process that answers does: load, open its log, answer until it is told to end."""
     from adagrpo.serving.app import Application, Options
+    from adagrpo.serving.arms import ArmShelf
     from adagrpo.serving.draining import Server
 
     load = partial(wanted.load, operation)
-    shelf = Shelf(load(), load)
+    trial: LiveExperiment | None = None
+    if operation.experiment is None:
+        shelf = Shelf(load(), load)
+    else:
+        trial = LiveExperiment(operation.experiment)
+        shelf = ArmShelf(trial, partial(wanted.load_arms, operation, trial), load)
     limits = operation.limits
     options = Options(
         replace(limits, connections=most_connections(limits.connections)),
@@ -226,12 +283,18 @@ def _work(
         None if operation.exposures is None else LocalExposureLog(operation.exposures),
         operation.explore,
         os.getppid() if operation.workers > 1 else None,
+        shelf.now.recommender.side_by_side,
     )
     server = Server(Application(shelf, options))
     sys.setswitchinterval(SWITCH_SECONDS)
     named = f"[{host}]" if ":" in host else host
-    begun({"url": f"http://{named}:{listener.getsockname()[1]}", **shelf.now.about})
+    stands = {} if trial is None else {"experiment": trial.state()}
+    begun({"url": f"http://{named}:{listener.getsockname()[1]}", **shelf.now.about, **stands})
     server.run(sockets=[listener])
+    if shelf.loading:  # for nobody any more; the interpreter would take down what the thread that loads stands on
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 @contextmanager

@@ -226,7 +226,9 @@ class HybridPolicy(nn.Module):
         # what the head adds above a code of no item, whose share is the floor
         head = self.item_weight * (((1 - self.smoothing) * share + floor) / max(floor, _TINY)).clamp(min=_TINY).log()
         known = (state.nodes >= 0).unsqueeze(-1)
-        pooled = decoder * torch.where(known, 1 - self.item_weight, 1.0)
+        weights = torch.where(known, 1 - self.item_weight, 1.0)
+        # nobody else has the decoder's logits; where no gradient is wanted they need not be written again elsewhere
+        pooled = decoder * weights if torch.is_grad_enabled() else decoder.mul_(weights)
         pooled.view(-1).index_add_(0, branches.parents * size + branches.codes, torch.where(pooled_mass > 0, head, 0.0))
         return pooled
 

@@ -5,13 +5,20 @@ from adagrpo.report.comparison_page import (
     comparison_figures,
     comparison_markdown,
     comparison_page,
-    comparison_table,
     finding,
     read_comparison,
     write_comparison,
     write_comparison_figures,
 )
+from adagrpo.report.comparison_tables import comparison_table, pairs_table
 from adagrpo.report.diagnosis_page import diagnosis_tables, write_diagnosis
+from adagrpo.report.experiment_page import (
+    daily_table,
+    effects_table,
+    guardrails_table,
+    preference_table,
+    write_experiment,
+)
 from adagrpo.report.page import build_report, write_figures, write_report
 from adagrpo.report.ranker_tables import exposure_table
 from adagrpo.report.run_files import read_rows
@@ -30,12 +37,17 @@ __all__ = [
     "comparison_markdown",
     "comparison_page",
     "comparison_table",
+    "daily_table",
     "dataset_table",
     "diagnosis_tables",
+    "effects_table",
     "exposure_table",
     "finding",
     "fits_table",
+    "guardrails_table",
     "line_chart",
+    "pairs_table",
+    "preference_table",
     "read_comparison",
     "read_rows",
     "results_table",
@@ -47,6 +59,7 @@ __all__ = [
     "write_comparison",
     "write_comparison_figures",
     "write_diagnosis",
+    "write_experiment",
     "write_figures",
     "write_report",
 ]

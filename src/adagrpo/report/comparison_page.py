@@ -14,21 +14,25 @@ from typing import Any
 
 from adagrpo.config.training import MATCHED
 from adagrpo.errors import UserError
-from adagrpo.evaluation.comparison import reported
-from adagrpo.metrics import Shown, is_rate, lookup, shown
+from adagrpo.metrics import is_rate, lookup
+from adagrpo.report.comparison_tables import (
+    KINDS,
+    comparison_tables,
+    counted,
+    format_difference,
+    format_ends,
+    format_size,
+    interval_kinds,
+    lost_under,
+)
 from adagrpo.report.figures import Figure, frontier_figure, utility_figure
 from adagrpo.report.interval_charts import Estimate, interval_list
 from adagrpo.report.page import keep_together, template
 from adagrpo.report.tables import (
-    MISSING,
     START,
-    Alignment,
-    Table,
     format_metric,
-    format_number,
     format_p,
     metric_label,
-    metric_table,
     to_markdown,
 )
 from adagrpo.storage.artifacts import without_hash, write_file
@@ -37,16 +41,12 @@ __all__ = [
     "comparison_figures",
     "comparison_markdown",
     "comparison_page",
-    "comparison_table",
     "finding",
-    "format_difference",
-    "format_ends",
     "read_comparison",
     "write_comparison",
     "write_comparison_figures",
 ]
 
-KINDS = {"both": "users and seeds", "users": "users", "seeds": "seeds"}
 CONTROLS = ("random", "shuffled", "inverted", "none")
 
 
@@ -100,7 +100,7 @@ def finding(content: Mapping[str, Any]) -> list[str]:
     plan, rows = content["plan"], [row for row in content["rows"] if row["p_holm"] is not None]
     metric, label, seeds = plan["metric"], metric_label(plan["metric"]), content["seeds"]
     by_verdict = {name: [row for row in rows if row["verdict"] == name] for name in {row["verdict"] for row in rows}}
-    under = f"{plan['baseline']} on {label} ({_count(len(seeds), 'seed')}, {_count(len(rows), 'test')})"
+    under = f"{plan['baseline']} on {label} ({counted(len(seeds), 'seed')}, {counted(len(rows), 'test')})"
     sentences = [f"No arm is better than {under}."]
     if "better" in by_verdict:
         sentences = [f"Better than {under}, within the margins: {_named(by_verdict['better'], metric)}."]
@@ -116,7 +116,7 @@ def finding(content: Mapping[str, Any]) -> list[str]:
         sentences.append(f"No difference shown, which is not to say that there is none: {names}.")
     sentences += [*_controls(content["rows"], metric), *_chosen(content["rows"], metric)]
     for arm in content.get("arms", {}):
-        if under := _lost_under(content, arm):
+        if under := lost_under(content, arm):
             sentences.append(f"{arm} lost its policy under {under}.")
     if len(seeds) == 1:
         sentences.append(
@@ -126,38 +126,10 @@ def finding(content: Mapping[str, Any]) -> list[str]:
     return sentences
 
 
-def comparison_table(content: Mapping[str, Any]) -> Table:
-    """One row an arm and checkpoint: the metric with its interval over seeds, and the difference from the baseline."""
-    plan = content["plan"]
-    metric, per_cent = plan["metric"], f"{100 * plan['level']:g} %"
-    unit = " (points)" if is_rate(metric) else ""
-    header = ["arm", "checkpoint", metric_label(metric), "± seeds", f"vs {plan['baseline']}{unit}"]
-    kinds = _intervals(content)
-    header += [*(f"{per_cent} over {KINDS[kind]}" for kind in kinds), "p, Holm", "verdict"]
-    rows = []
-    for row in content["rows"]:
-        test, against = row["test"][metric], row["against"].get(metric)
-        cells = [row["arm"], row["checkpoint"], format_metric(metric, test["mean"]), _half(metric, test)]
-        if against is None:
-            cells += [MISSING] * (1 + len(kinds))
-        else:
-            cells += [format_difference(metric, against["difference"])]
-            cells += [format_ends(metric, against.get(kind)) for kind in kinds]
-        rows.append((*cells, MISSING if row["p_holm"] is None else format_p(row["p_holm"]), row["verdict"]))
-    right: list[Alignment] = ["right"] * (4 + len(kinds))
-    return Table(tuple(header), tuple(rows), ("left", "left", *right, "left"))
-
-
-def _intervals(content: Mapping[str, Any]) -> list[str]:
-    """The kinds of interval that the differences have; over users and seeds together, the one to read, is the first."""
-    both = any("both" in against for row in content["rows"] for against in row["against"].values())
-    return ["both", "users", "seeds"] if both else ["users", "seeds"]
-
-
 def comparison_markdown(content: Mapping[str, Any]) -> str:
     """The finding and the tables as Markdown."""
     parts = [f"# {content['name']}", " ".join(content["finding"])]
-    parts += [f"## {title}\n\n{to_markdown(table)}" for title, table in _tables(content)]
+    parts += [f"## {title}\n\n{to_markdown(table)}" for title, table in comparison_tables(content)]
     return "\n\n".join([*parts, _family(content)]) + "\n"
 
 
@@ -167,110 +139,12 @@ def comparison_page(content: Mapping[str, Any]) -> str:
         name=content["name"],
         config_hash=content["config_hash"],
         finding=[keep_together(sentence) for sentence in content["finding"]],
-        tables=_tables(content),
+        tables=comparison_tables(content),
         differences=_differences(content),
         figures=list(comparison_figures(content).values()),
         family=keep_together(_family(content)),
         how=_how(content),
     )
-
-
-def _tables(content: Mapping[str, Any]) -> list[tuple[str, Table]]:
-    named = [
-        ("Against the baseline", comparison_table(content)),
-        ("Against the baseline in true utility@10", _true_utility(content)),
-        ("Margins", _margins(content)),
-        ("Head, tail and breadth (means over seeds)", _breadth(content)),
-        (f"Difference in {metric_label(content['plan']['metric'])} by seed", _by_seed(content)),
-        ("What each arm was", _arms(content)),
-    ]
-    return [(title, table) for title, table in named if table.rows]
-
-
-def _true_utility(content: Mapping[str, Any]) -> Table:
-    """What the users would have made of the lists, where the world is simulated: what no log can say."""
-    name, kinds = "true_utility@10", _intervals(content)
-    rows = []
-    for row in content["rows"]:
-        if name in row["against"]:
-            against = row["against"][name]
-            intervals = [format_ends(name, against.get(kind)) for kind in kinds]
-            cells = (
-                format_metric(name, row["test"][name]["mean"]),
-                format_difference(name, against["difference"]),
-                *intervals,
-            )
-            rows.append((row["arm"], row["checkpoint"], *cells))
-    per_cent = f"{100 * content['plan']['level']:g} %"
-    header = ["arm", "checkpoint", metric_label(name), f"vs {content['plan']['baseline']}"]
-    header += [f"{per_cent} over {KINDS[kind]}" for kind in kinds]
-    right: list[Alignment] = ["right"] * (2 + len(kinds))
-    return Table(tuple(header), tuple(rows), ("left", "left", *right))
-
-
-def _margins(content: Mapping[str, Any]) -> Table:
-    """How much worse each arm may be at the far end of the interval that is reported."""
-    names, over = list(content["plan"]["margins"]), KINDS[_intervals(content)[0]]
-    header = ["arm", "checkpoint"]
-    for name in names:
-        size = _size(name, content["plan"]["margins"][name])
-        header += [f"{metric_label(name)} vs {content['plan']['baseline']}", f"over {over}", f"within {size}"]
-    rows = []
-    for row in content["rows"]:
-        if row["margins"]:
-            cells = [row["arm"], row["checkpoint"]]
-            for name in names:
-                margin, against = row["margins"][name], row["against"][name]
-                cells += [format_difference(name, against["difference"]), format_ends(name, reported(against))]
-                cells += ["yes" if margin["kept"] else "not shown"]
-            rows.append(tuple(cells))
-    right: list[Alignment] = ["right"] * (3 * len(names))
-    return Table(tuple(header), tuple(rows), ("left", "left", *right))
-
-
-def _breadth(content: Mapping[str, Any]) -> Table:
-    columns = [name for name in shown(Shown.COMPARISON) if any(name in row["test"] for row in content["rows"])]
-    rows = content["rows"]
-    values = [[row["test"][name]["mean"] if name in row["test"] else None for name in columns] for row in rows]
-    return metric_table(("arm", "checkpoint"), [(row["arm"], row["checkpoint"]) for row in rows], values, columns)
-
-
-def _by_seed(content: Mapping[str, Any]) -> Table:
-    """Every single difference, so that a reader sees what the means are made of."""
-    metric = content["plan"]["metric"]
-    rows = tuple(
-        (
-            row["arm"],
-            row["checkpoint"],
-            *(format_difference(metric, value) for value in row["against"][metric]["by_seed"]),
-        )
-        for row in content["rows"]
-        if row["against"]
-    )
-    header = ("arm", "checkpoint", *(f"seed {seed}" for seed in content["seeds"]))
-    right: list[Alignment] = ["right"] * len(content["seeds"])
-    return Table(header, rows, ("left", "left", *right))
-
-
-def _arms(content: Mapping[str, Any]) -> Table:
-    """Lambda, pressure, admission, the weight of validation, a number a seed where they differ; lost policies."""
-    rows, header = [], ("arm", "lambda", "pressure", "admission", "reward's weight")
-    lost = {arm: _lost_under(content, arm) for arm in content["arms"]}
-    for arm, facts in content["arms"].items():
-        admission = [format_metric("admission", value) for value in facts["admission"]]
-        numbers = (_each(facts.get(name, ())) for name in ("lambda", "pressure"))
-        row = (arm, *numbers, ", ".join(dict.fromkeys(admission)), _each(facts["weight"]))
-        rows.append((*row, lost[arm] or MISSING) if any(lost.values()) else row)
-    right: list[Alignment] = ["right"] * 4
-    if any(lost.values()):
-        return Table((*header, "policy lost"), tuple(rows), ("left", *right, "left"))
-    return Table(header, tuple(rows), ("left", *right))
-
-
-def _lost_under(content: Mapping[str, Any], arm: str) -> str:
-    """The seeds under which an arm lost its policy, and at which step."""
-    found = zip(content["seeds"], content["arms"][arm].get("lost", ()), strict=False)
-    return ", ".join(f"seed {seed} (step {lost['step']})" for seed, lost in found if lost)
 
 
 def comparison_figures(content: Mapping[str, Any]) -> dict[str, Figure]:
@@ -289,7 +163,7 @@ def _differences(content: Mapping[str, Any]) -> list[Figure]:
     plan = content["plan"]
     metric, arms = plan["metric"], list(dict.fromkeys(row["arm"] for row in content["rows"]))
     figures = []
-    for over in ("both",) if "both" in _intervals(content) else ("users", "seeds"):
+    for over in ("both",) if "both" in interval_kinds(content) else ("users", "seeds"):
         rows = [
             (
                 f"{row['arm']}, {row['checkpoint']}",
@@ -316,7 +190,7 @@ def _how(content: Mapping[str, Any]) -> str:
     parts = ["Test cases. Over users: paired bootstrap, a user being resampled with all seeds."]
     if seeds > 1:
         parts += [f"Over seeds: interval by Student's t from {seeds} differences."]
-    if _intervals(content)[0] == "both":
+    if interval_kinds(content)[0] == "both":
         parts += ["Over users and seeds: the interval to read. A claim rests on it, by p after Holm's correction."]
     elif seeds > 1:
         parts += ["A claim needs both: p after Holm's correction, and an interval over seeds that excludes zero."]
@@ -328,7 +202,9 @@ def _how(content: Mapping[str, Any]) -> str:
 def _family(content: Mapping[str, Any]) -> str:
     """What was fixed before the runs, in a sentence."""
     plan = content["plan"]
-    margins = [f"{metric_label(name)} worse by at most {_size(name, size)}" for name, size in plan["margins"].items()]
+    margins = [
+        f"{metric_label(name)} worse by at most {format_size(name, size)}" for name, size in plan["margins"].items()
+    ]
     arms = f"arm {plan['family'][0]} is" if len(plan["family"]) == 1 else f"arms {', '.join(plan['family'])} are each"
     return (
         f"Fixed before the runs: the {arms} held against {plan['baseline']} on"
@@ -380,36 +256,3 @@ def _named(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
 
 def _text(row: Mapping[str, Any], metric: str) -> str:
     return format_metric(metric, row["test"][metric]["mean"])
-
-
-def _scaled(metric: str, value: float) -> str:
-    return f"{100 * value:+.2f}" if is_rate(metric) else f"{value:+.4f}"
-
-
-def format_difference(metric: str, value: float) -> str:
-    """A difference with its sign, that of a rate in points."""
-    text = _scaled(metric, value)
-    return text.replace("-", "\N{MINUS SIGN}") if float(text) else text.lstrip("+-")
-
-
-def _size(metric: str, value: float) -> str:
-    """A margin without a sign."""
-    return _count(f"{100 * value:g}", "point") if is_rate(metric) else f"{value:g}"
-
-
-def format_ends(metric: str, ends: Sequence[float] | None) -> str:
-    """Both ends of the interval of a difference."""
-    return MISSING if ends is None else f"{format_difference(metric, ends[0])} … {format_difference(metric, ends[1])}"
-
-
-def _half(metric: str, value: Mapping[str, Any]) -> str:
-    """Half the interval over seeds."""
-    return MISSING if value["interval"] is None else _scaled(metric, value["interval"][1] - value["mean"]).lstrip("+")
-
-
-def _each(values: Sequence[float | None]) -> str:
-    return ", ".join(dict.fromkeys(MISSING if value is None else format_number(value) for value in values)) or MISSING
-
-
-def _count(number: int | str, noun: str) -> str:
-    return f"{number} {noun}" + ("" if str(number) == "1" else "s")

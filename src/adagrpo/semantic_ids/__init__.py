@@ -1,7 +1,7 @@
 """Semantic IDs: item vectors, their residual quantisation, the catalogue of codes and its prefix tree."""
 
 from adagrpo.semantic_ids.catalog import Catalog, audit, import_semantic_ids
-from adagrpo.semantic_ids.collisions import move_to_free_codes, resolve_collisions
+from adagrpo.semantic_ids.collisions import move_to_free_codes, resolve_collisions, sequence_groups
 from adagrpo.semantic_ids.embeddings import attribute_vectors, cooccurrence_vectors, mix, text_vectors
 from adagrpo.semantic_ids.language import language_vectors, packaged_model
 from adagrpo.semantic_ids.quantization import Quantization, level_means, reconstruction_error, residual_kmeans
@@ -27,5 +27,6 @@ __all__ = [
     "residual_kmeans",
     "resolve_collisions",
     "rq_vae",
+    "sequence_groups",
     "text_vectors",
 ]

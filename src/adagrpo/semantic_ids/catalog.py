@@ -29,6 +29,7 @@ from torch import Tensor
 from adagrpo.data.logs.formats import listed
 from adagrpo.data.logs.unpacking import MAX_EXPANSION, check_parquet
 from adagrpo.errors import UserError
+from adagrpo.semantic_ids.collisions import sequence_groups
 from adagrpo.semantic_ids.trie import Trie
 
 __all__ = ["Catalog", "audit", "import_semantic_ids"]
@@ -251,7 +252,7 @@ def audit(
     before = torch.as_tensor(codes_before)
     if before.dim() != 2 or len(before) != catalog.num_items:
         raise ValueError(f"codes_before has shape {tuple(before.shape)}, expected ({catalog.num_items}, L)")
-    shared = torch.unique(before, dim=0, return_counts=True)[1]
+    shared = sequence_groups(before.cpu().numpy())[1]
     items = catalog.num_items
     log10_density = math.log10(items) - sum(map(math.log10, catalog.level_sizes)) if items else None
     return {
@@ -300,8 +301,10 @@ def _check_distinct(
     codes: NDArray[np.int64],  # (V, L)
 ) -> None:
     """Raise UserError at the first item whose codes an earlier item has."""
-    _, first, group = np.unique(codes, axis=0, return_index=True, return_inverse=True)
-    earlier = first[group.reshape(-1)]
+    group, counts = sequence_groups(codes)
+    if len(counts) == len(codes):
+        return
+    earlier = np.unique(group, return_index=True)[1][group]
     repeats = np.flatnonzero(earlier != np.arange(len(codes)))
     if len(repeats):
         item = int(repeats[0])

@@ -17,7 +17,31 @@ from adagrpo.errors import UserError
 from adagrpo.semantic_ids.assignment import assign_within
 from adagrpo.semantic_ids.quantization import Quantization
 
-__all__ = ["move_to_free_codes", "numbers_items", "resolve_collisions"]
+__all__ = ["move_to_free_codes", "numbers_items", "resolve_collisions", "sequence_groups"]
+
+
+def sequence_groups(
+    codes: NDArray[np.integer[Any]],  # (V, L)
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The items of equal code sequences, by numbers where a sequence fits one.
+
+    Args:
+        codes: (V, L) integers; L may be 0.
+
+    Returns:
+        (V,) which of the distinct sequences, in lexicographic order, an item has; and (N,) how many items have each.
+
+    Example:
+        >>> groups, counts = sequence_groups(np.array([[5, 1], [0, 2], [5, 1]]))
+        >>> groups.tolist(), counts.tolist()
+        ([1, 0, 1], [1, 2])
+    """
+    group = np.zeros(len(codes), dtype=np.int64)
+    for column in codes.T.astype(np.int64) if len(codes) else ():
+        above = column - column.min()
+        # the rank so far and the next code in one number, below V times the codes of a level
+        group = np.unique(group * (int(above.max()) + 1) + above, return_inverse=True)[1]
+    return group, np.bincount(group)
 
 
 def resolve_collisions(
@@ -40,8 +64,7 @@ def resolve_collisions(
     """
     if codes.ndim != 2:
         raise ValueError(f"codes has shape {codes.shape}, expected (V, L)")
-    _, group, counts = np.unique(codes, axis=0, return_inverse=True, return_counts=True)
-    group = group.reshape(-1)
+    group, counts = sequence_groups(codes)
     order = np.argsort(group, kind="stable")
     starts = np.cumsum(counts) - counts
     rank = np.empty(len(codes), dtype=np.int64)
@@ -87,9 +110,7 @@ def move_to_free_codes(quantization: Quantization) -> NDArray[np.int64]:
     levels, size = codes.shape[1], len(quantization.codebooks[-1])
     left = quantization.residual(levels - 1).astype(np.float64)
     vectors = quantization.codebooks[-1].astype(np.float64)
-    _, prefix, counts = np.unique(codes[:, :-1], axis=0, return_inverse=True, return_counts=True)
-    prefix = prefix.reshape(-1) if levels > 1 else np.zeros(len(codes), dtype=np.int64)
-    counts = counts if levels > 1 else np.array([len(codes)])
+    prefix, counts = sequence_groups(codes[:, :-1])
     if counts.max(initial=0) > size:
         raise UserError(
             f"tokenizer.collisions: {counts.max()} items share their first {levels - 1} codes and level {levels} has "
@@ -99,10 +120,11 @@ def move_to_free_codes(quantization: Quantization) -> NDArray[np.int64]:
     order = np.lexsort((own, codes[:, -1], prefix))  # stable: of equal distances the lower item is first
     sequence = np.column_stack([prefix, codes[:, -1]])[order]
     repeats = np.append(False, (sequence[1:] == sequence[:-1]).all(axis=1))
-    movers = np.sort(order[repeats])
-    for shared in np.unique(prefix[movers]):
-        moving = movers[prefix[movers] == shared]
-        free = np.setdiff1d(np.arange(size), codes[prefix == shared, -1])
+    ends = np.cumsum(counts)
+    for shared in np.unique(prefix[order[repeats]]):
+        of_prefix = slice(ends[shared] - counts[shared], ends[shared])
+        moving = np.sort(order[of_prefix][repeats[of_prefix]])
+        free = np.setdiff1d(np.arange(size), codes[order[of_prefix], -1])
         gaps = np.square(left[moving, None] - vectors[free]).sum(axis=2)
         codes[moving, -1] = free[assign_within(gaps, np.ones(len(free), dtype=np.int64))]
     return codes

@@ -11,6 +11,10 @@ singular vector is made positive.
 
 Departures: an item is not its own neighbour (repeated purchases are left out of the counts), and a row of the
 decomposition that is rounding noise is zero instead of being scaled up to length one.
+
+Sizes: pairs are counted and weighed a block of items at a time, so that memory follows what is kept, and rows are
+scaled a block at a time. `adagrpo.semantic_ids.decomposition` says which solver a size takes, and `pair_information`
+how many neighbours an item keeps where there are more pairs than fit.
 """
 
 from __future__ import annotations
@@ -21,17 +25,19 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
-from scipy.sparse.linalg import svds
 
+from adagrpo.semantic_ids.decomposition import truncated_svd
+from adagrpo.semantic_ids.pair_information import pair_information
 from adagrpo.types import Ragged
 
 __all__ = ["attribute_vectors", "cooccurrence_vectors", "mix", "text_vectors", "tf_idf", "words"]
 
 _WORD = re.compile(r"\w+")
-# Relative to the largest: singular values and rows below this are rounding.
+# Relative to the largest: rows below this are rounding.
 _FLOOR = 1e-8
 # Length, before quantisation, of the vector of an item that has no signal.
 _NO_SIGNAL_LENGTH = 1e-2
+_ROWS = 2**16  # that are scaled at a time
 
 
 def attribute_vectors(attributes: Sequence[Sequence[str]], *, width: int) -> NDArray[np.float32]:
@@ -97,7 +103,7 @@ def cooccurrence_vectors(
     values = training.values
     if len(values) and not 0 <= values.min() <= values.max() < num_items:
         raise ValueError(f"training holds items {values.min()} .. {values.max()}; expected 0 .. {num_items - 1}")
-    return _reduce(_ppmi(_pair_counts(training, num_items, window)), width, power)
+    return _reduce(pair_information(training, num_items, window), width, power)
 
 
 def mix(
@@ -130,12 +136,17 @@ def mix(
     for name, weight in weights.items():
         if not 0 <= weight < np.inf:
             raise ValueError(f"weight of {name} is {weight}: expected a finite number, at least 0")
-    scaled = [_unit_rows(part.astype(np.float64)) * np.sqrt(weights[name]) for name, part in parts.items()]
-    mixed = _unit_rows(np.concatenate(scaled, axis=1))
-    silent = ~mixed.any(axis=1)
-    directions = np.random.default_rng(seed).standard_normal((int(silent.sum()), mixed.shape[1]))
-    mixed[silent] = _unit_rows(directions) * _NO_SIGNAL_LENGTH
-    return mixed.astype(np.float32)
+    mixed = np.empty((len(next(iter(parts.values()))), sum(part.shape[1] for part in parts.values())), np.float32)
+    generator = np.random.default_rng(seed)
+    for first in range(0, len(mixed), _ROWS):
+        rows = slice(first, first + _ROWS)
+        scaled = [_unit_rows(part[rows].astype(np.float64)) * np.sqrt(weights[name]) for name, part in parts.items()]
+        block = _unit_rows(np.concatenate(scaled, axis=1))
+        silent = ~block.any(axis=1)
+        directions = generator.standard_normal((int(silent.sum()), block.shape[1]))
+        block[silent] = _unit_rows(directions) * _NO_SIGNAL_LENGTH
+        mixed[rows] = block
+    return mixed
 
 
 def tf_idf(documents: Iterable[Sequence[str]], *, min_items: int) -> sparse.csr_array:
@@ -158,60 +169,37 @@ def tf_idf(documents: Iterable[Sequence[str]], *, min_items: int) -> sparse.csr_
     return normalised
 
 
-def _pair_counts(training: Ragged, num_items: int, window: int) -> sparse.csr_array:
-    """(V, V) symmetric counts of pairs of different items within the window."""
-    rows = np.repeat(np.arange(len(training)), training.lengths)
-    values = training.values.astype(np.int64)
-    longest = int(training.lengths.max(initial=0))
-    counts = sparse.csr_array((num_items, num_items), dtype=np.float64)
-    for distance in range(1, min(window, longest - 1) + 1):
-        left, right = values[:-distance], values[distance:]
-        kept = (rows[:-distance] == rows[distance:]) & (left != right)
-        pairs = (np.ones(int(kept.sum())), (left[kept], right[kept]))
-        counts = counts + sparse.coo_array(pairs, shape=counts.shape).tocsr()
-    return (counts + counts.T).tocsr()
-
-
-def _ppmi(counts: sparse.csr_array) -> sparse.csr_array:
-    """(V, V) positive pointwise mutual information of symmetric counts."""
-    totals = counts.sum(axis=1)
-    pairs = counts.tocoo()
-    row, column = pairs.coords
-    information = np.log(pairs.data * totals.sum() / (totals[row] * totals[column]))
-    positive = information > 0
-    return sparse.csr_array((information[positive], (row[positive], column[positive])), shape=counts.shape)
-
-
 def _reduce(matrix: sparse.csr_array, width: int, power: float) -> NDArray[np.float32]:
     """(rows, width) unit rows of `U diag(s)^power`, zero beyond the rank and where a row is zero."""
     if width < 1:
         raise ValueError(f"width {width}: expected at least 1")
-    reduced = np.zeros((matrix.shape[0], width))
-    if matrix.nnz:
-        vectors, values = _truncated_svd(matrix, width)
-        kept = values > _FLOOR * values[0]
-        vectors, values = vectors[:, kept], values[kept]
-        peaks = np.abs(vectors).argmax(axis=0)
-        signs = np.sign(vectors[peaks, np.arange(len(values))])
-        reduced[:, : len(values)] = vectors * (signs * values**power)
-    lengths = np.linalg.norm(reduced, axis=1)
-    reduced[lengths <= _FLOOR * lengths.max(initial=0.0)] = 0
-    return _unit_rows(reduced).astype(np.float32)
+    reduced = np.zeros((matrix.shape[0], width), np.float32)
+    if not matrix.nnz:
+        return reduced
+    vectors, values = truncated_svd(matrix, width)
+    peaks = [np.abs(column).argmax() for column in vectors.T]
+    factors = np.sign(vectors[peaks, np.arange(len(values))]) * values**power
+    blocks = [slice(first, first + _ROWS) for first in range(0, len(vectors), _ROWS)]
+    for rows in blocks:
+        vectors[rows] *= factors
+    # rows end to end, so that a length is summed in the same order whatever the solver left
+    lengths = np.concatenate([np.linalg.norm(_padded(vectors[rows], width), axis=1) for rows in blocks])
+    noise = lengths <= _FLOOR * lengths.max(initial=0.0)
+    for rows in blocks:
+        block = _padded(vectors[rows], width)
+        block[noise[rows]] = 0
+        reduced[rows] = _unit_rows(block)
+    return reduced
 
 
-def _truncated_svd(matrix: sparse.csr_array, width: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(rows, W) left singular vectors and (W,) singular values, largest first, W at most the smaller side."""
-    smaller = min(matrix.shape)
-    if width >= smaller:  # the iterative solver cannot find them all
-        left, values, _ = np.linalg.svd(matrix.toarray(), full_matrices=False)
-        return left, values
-    start = np.random.default_rng(0).standard_normal(smaller)
-    left, values, _ = svds(matrix, k=width, v0=start, return_singular_vectors="u")
-    order = np.argsort(-values, kind="stable")
-    return left[:, order].astype(np.float64), values[order].astype(np.float64)
+def _padded(rows: NDArray[np.floating], width: int) -> NDArray[np.floating]:
+    """A copy of some rows, end to end in memory, with zeros behind them."""
+    block = np.zeros((len(rows), width), rows.dtype)
+    block[:, : rows.shape[1]] = rows
+    return block
 
 
-def _unit_rows(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+def _unit_rows(matrix: NDArray[np.floating]) -> NDArray[np.floating]:
     """Rows scaled to length one; zero rows stay zero."""
     lengths = np.linalg.norm(matrix, axis=1, keepdims=True)
     return matrix / np.where(lengths > 0, lengths, 1.0)

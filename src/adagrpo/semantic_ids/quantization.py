@@ -10,6 +10,9 @@ Balanced (`cluster_bound`): no code of a level names more than `⌈bound · V / 
 is taken by nearer ones goes to the next that has room, see `adagrpo.semantic_ids.assignment`. OneRec (Deng et al. 2025)
 fills one cluster after the other instead, which depends on their order.
 
+Sizes: codebooks are fitted on at most `FITTED` items, or 256 a code where that is more, as faiss does (Johnson, Douze &
+Jégou 2019); they are drawn by the seed. Every item is then assigned, a block at a time.
+
 Departures: a cluster that loses all its items is seeded again at the item farthest from its own centroid; a level
 whose residuals hold fewer distinct vectors than codes gets fewer codes. Items that still share all their codes are told
 apart afterwards, see `adagrpo.semantic_ids.collisions`.
@@ -28,7 +31,20 @@ from torch import Tensor
 
 from adagrpo.semantic_ids.assignment import assign_within
 
-__all__ = ["Quantization", "level_means", "nearest_centroid", "reconstruction_error", "residual_kmeans"]
+__all__ = [
+    "DISTANCES",
+    "FITTED",
+    "Quantization",
+    "level_means",
+    "nearest_centroid",
+    "reconstruction_error",
+    "residual_kmeans",
+]
+
+FITTED, A_CODE = 2**18, 256  # items that codebooks are fitted on at most, or so many a code where that is more
+DISTANCES = 2**26  # of points and centroids that are in memory at a time
+_NUMBERS = 2**26  # of vectors whose squares are summed at a time
+_ROWS = 2**12  # that are held against a new seed while they are in the cache
 
 # Squared distances below this share of the mean squared norm of the input are float32 rounding, not structure.
 _FLOOR = 1e-12
@@ -65,7 +81,7 @@ class Quantization:
         """(V, D) the vectors that the codes stand for."""
         total = self.codebooks[0][self.codes[:, 0]]
         for level, codebook in enumerate(self.codebooks[1:], start=1):
-            total = total + codebook[self.codes[:, level]]
+            total += codebook[self.codes[:, level]]
         return self.decode(total)
 
 
@@ -109,17 +125,23 @@ def residual_kmeans(
         raise ValueError(f"cluster_bound {cluster_bound}: expected a finite number, at least 1")
     assign = nearest_centroid if cluster_bound is None else _balanced(cluster_bound)
     generator = torch.Generator().manual_seed(seed)
-    points = torch.tensor(vectors, dtype=torch.float32)
-    residual = points
+    residual = torch.tensor(vectors, dtype=torch.float32)
     floor = _FLOOR * float(residual.square().sum(dim=1).mean())
+    fitted: Tensor | None = None  # (N,) the rows that codebooks are fitted on, where these are not all
+    if len(vectors) > (most := max(FITTED, A_CODE * codes)):
+        fitted = torch.randperm(len(vectors), generator=generator)[:most].sort().values
     chosen, codebooks = [], []
     for _ in range(levels):
-        centroids = _seed_centroids(residual, codes, floor, generator)
-        centroids, nearest = _lloyd(residual, centroids, iterations, assign)
-        residual = residual - centroids[nearest]
+        sample = residual if fitted is None else residual[fitted]
+        centroids = _seed_centroids(sample, codes, floor, generator)
+        centroids, nearest = _lloyd(sample, centroids, iterations, assign)
+        if fitted is not None:
+            nearest, _ = assign(residual, centroids)
+        for first in range(0, len(residual), _ROWS):
+            residual[first : first + _ROWS] -= centroids[nearest[first : first + _ROWS]]
         chosen.append(nearest)
         codebooks.append(centroids.numpy())
-    return Quantization(torch.stack(chosen, dim=1).numpy(), tuple(codebooks), points.numpy())
+    return Quantization(torch.stack(chosen, dim=1).numpy(), tuple(codebooks), vectors.astype(np.float32, copy=False))
 
 
 def level_means(
@@ -163,9 +185,15 @@ def reconstruction_error(
     """
     if vectors.shape != reconstruction.shape:
         raise ValueError(f"vectors {vectors.shape}, reconstruction {reconstruction.shape}: expected the same")
-    exact = vectors.astype(np.float64)
-    spread = float(np.square(exact - exact.mean(axis=0)).sum())
-    return float(np.square(exact - reconstruction).sum()) / spread if spread > 0 else 0.0
+    step = max(1, _NUMBERS // max(1, vectors.shape[1]))
+    blocks = [slice(first, first + step) for first in range(0, len(vectors), step)]
+    mean = sum(vectors[rows].astype(np.float64).sum(axis=0) for rows in blocks) / max(1, len(vectors))
+    spread = left = 0.0
+    for rows in blocks:
+        exact = vectors[rows].astype(np.float64)
+        spread += float(np.square(exact - mean).sum())
+        left += float(np.square(exact - reconstruction[rows]).sum())
+    return left / spread if spread > 0 else 0.0
 
 
 def nearest_centroid(
@@ -173,8 +201,13 @@ def nearest_centroid(
     centroids: Tensor,  # (K, D)
 ) -> tuple[Tensor, Tensor]:
     """(V,) int64 nearest centroid and (V,) squared distance to it."""
-    gap, nearest = torch.addmm(centroids.square().sum(dim=1), points, centroids.T, alpha=-2).min(dim=1)
-    return nearest, (gap + points.square().sum(dim=1)).clamp(min=0)
+    squares = centroids.square().sum(dim=1)
+    parts = []
+    for block in points.split(max(1, DISTANCES // len(centroids))):
+        gap, nearest = torch.addmm(squares, block, centroids.T, alpha=-2).min(dim=1)
+        parts.append((nearest, (gap + block.square().sum(dim=1)).clamp(min=0)))
+    nearest, distance = (torch.cat(column) for column in zip(*parts, strict=True))
+    return nearest, distance
 
 
 def _seed_centroids(
@@ -190,7 +223,7 @@ def _seed_centroids(
     uniforms = torch.rand(codes, generator=generator, dtype=torch.float64)
     seeds = [points[int(uniforms[0] * len(points))]]
     # Exact differences, not |x|² - 2x·c + |c|²: a duplicate of a seed must come out at zero.
-    distance = (points - seeds[0]).square().sum(dim=1)
+    distance = _squared_distances(points, seeds[0])
     for uniform in uniforms[1:]:
         mass = torch.where(distance > floor, distance, 0).to(torch.float64).cumsum(dim=0)
         if mass[-1] <= 0:
@@ -199,8 +232,16 @@ def _seed_centroids(
         drawn = int(torch.searchsorted(mass, uniform * mass[-1], right=True))
         seed = points[min(drawn, len(points) - 1)]
         seeds.append(seed)
-        distance = torch.minimum(distance, (points - seed).square().sum(dim=1))
+        distance = torch.minimum(distance, _squared_distances(points, seed))
     return torch.stack(seeds)
+
+
+def _squared_distances(
+    points: Tensor,  # (V, D)
+    seed: Tensor,  # (D,)
+) -> Tensor:  # (V,)
+    """By exact differences, a few rows at a time: what is made of them stays in the cache."""
+    return torch.cat([(block - seed).square_().sum(dim=1) for block in points.split(_ROWS)])
 
 
 def _lloyd(

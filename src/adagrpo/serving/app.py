@@ -4,6 +4,7 @@ POST /recommend      {"history": [ids, oldest first], "k": 10, "exclude_history"
                      ->  {"items": [..], "scores": [..], "unknown": [..]}
 POST /v1/recommend   the same and more, one request or several; see /docs
 POST /v1/feedback    GET /v1/items/{id}    POST /v1/admin/reload
+GET  /v1/admin/experiment, and POST: where all arms of an experiment are served, see `adagrpo.serving.arms`
 GET  /health         {"status": "ok", ...}
 GET  /livez /readyz /metrics /docs /openapi.json
 GET  /               a page to look at lists by hand, see `adagrpo.serving.look`
@@ -14,8 +15,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from threading import Lock
 from typing import Any
 
+import torch
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse
 from pydantic import BaseModel
@@ -23,6 +27,7 @@ from starlette.exceptions import HTTPException
 
 from adagrpo.serving import schemas
 from adagrpo.serving.api_page import api_page
+from adagrpo.serving.arms import ArmShelf, Switching
 from adagrpo.serving.bearer import Bearers
 from adagrpo.serving.exploration import Exploration
 from adagrpo.serving.exposure_log import ExposureSink
@@ -40,6 +45,8 @@ from adagrpo.serving.waiting_line import WaitingLine
 
 __all__ = ["Application", "Options", "create_app"]
 
+COMPANY = 0.15  # of the time of a batch, for which the next one waits for as many requests
+
 
 @dataclass
 class Options:
@@ -52,6 +59,7 @@ class Options:
     exposures: ExposureSink | None = None  # None logs no list
     explore: Exploration | None = None  # None draws no list
     parent: int | None = None  # the process that reloads all workers
+    threads: int = 1  # that compute lists side by side, each on one processor
 
 
 class Application:
@@ -60,7 +68,14 @@ class Application:
     def __init__(self, shelf: Shelf, options: Options) -> None:
         self.shelf, self.options, self.metrics = shelf, options, ServiceMetrics()
         self.draining = False
-        self.line = WaitingLine[Asked, Answered](shelf.answer, waiting=options.limits.waiting)
+        self._reloading, self._next_reload = Lock(), Lock()
+        self.line = WaitingLine[Asked, Answered](
+            shelf.answer,
+            waiting=options.limits.waiting,
+            threads=options.threads,
+            company=COMPANY,
+            begin=partial(torch.set_num_threads, 1) if options.threads > 1 else lambda: None,
+        )
         self.line.observe = self._observe
         sink = options.exposures
         self.exposures = None if sink is None else ExposureRows(sink)
@@ -76,8 +91,21 @@ class Application:
             options.explore,
             options.parent,
         )
-        self.api = _api(self.routes, self._lifespan)
-        self.intake = Intake(self.api, options.limits, options.bearers, self.metrics, options.log, self.line.check)
+        self.switching = None
+        if isinstance(shelf, ArmShelf):
+            self.switching = Switching(shelf.trial, self.metrics, options.log, bool(options.bearers))
+            self.routes.experiment = self.switching.measure
+        self.api = _api(self.routes, self.switching, self._lifespan)
+        direct = {"/recommend": self.routes.recommend, "/v1/recommend": self.routes.recommend_v1}
+        self.intake = Intake(
+            self.api,
+            options.limits,
+            options.bearers,
+            self.metrics,
+            options.log,
+            self.line.late,
+            {path: answered(handler) for path, handler in direct.items()},
+        )
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer one request."""
@@ -91,9 +119,20 @@ class Application:
             self.exposures.close()
 
     def reload(self) -> None:
-        """Serve what is in the run now; what it comes to is logged."""
+        """Serve what is in the run now; what it comes to is logged.
+
+        Whoever comes while another one is loaded goes after it, since that may have read what was there before. One
+        that waits is enough for all.
+        """
+        if not self._next_reload.acquire(blocking=False):
+            return
+        with self._reloading:
+            self._next_reload.release()
+            self._reload()
+
+    def _reload(self) -> None:
         try:
-            serving = self.shelf.swap()
+            serving = self.shelf.swap(after_others=True)
         except SwapFailed as error:
             self.metrics.swaps.labels("failed").inc()
             self.options.log.event("reload", outcome="failed", why=str(error), kept=self.shelf.now.versions)
@@ -118,7 +157,7 @@ def create_app(recommender: Recommender, about: Mapping[str, Any], options: Opti
     return Application(Shelf(Serving(recommender, about)), options or Options())
 
 
-def _api(routes: Routes, lifespan: Callable[[FastAPI], Any]) -> FastAPI:
+def _api(routes: Routes, switching: Switching | None, lifespan: Callable[[FastAPI], Any]) -> FastAPI:
     """The routes, with what /openapi.json says of them."""
     app = FastAPI(title="adagrpo", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
 
@@ -150,6 +189,9 @@ def _api(routes: Routes, lifespan: Callable[[FastAPI], Any]) -> FastAPI:
     for path, handler in (("/health", routes.health), ("/livez", routes.livez), ("/readyz", routes.readyz)):
         get(path, handler)
     get("/metrics", routes.metrics_text)
+    if switching is not None:
+        get("/v1/admin/experiment", switching.experiment)
+        post("/v1/admin/experiment", switching.switch, [schemas.SwitchBody])
     add_page(app, routes.shelf)
 
     @app.get("/openapi.json", include_in_schema=False)

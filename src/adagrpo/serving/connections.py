@@ -3,13 +3,16 @@
 uvicorn reads HTTP; this adds what it leaves open: how large a head may be, how long a client may take for head, body
 and answer, how many connections there are, and what happens to a client that is refused while it still sends.
 The full table closes the connection that has been idle longest before it turns anybody away.
+
+Under overload most requests are turned away, so that has to cost next to nothing: it is decided once the head is there,
+and the answer is bytes that are made already. No task begins, and nothing of the body is kept.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import httptools
@@ -20,7 +23,10 @@ from adagrpo.serving.limits import Limits
 
 __all__ = ["BoundedProtocol", "ConnectionTable"]
 
+Headers = Sequence[tuple[bytes, bytes]]
+
 SWEEP_SECONDS = 0.1
+ASKING = (b"/v1/recommend", b"/recommend")  # what is asked of the policy
 MOST_LINGERING = 256  # refused clients beyond that are cut off at once
 LINGER_BYTES = 16_000_000
 
@@ -40,6 +46,8 @@ class ConnectionTable:
         self.lingering = 0
         self.draining = False
         self.lag = 0.0  # seconds that what arrives waits unread, about
+        # the answer to a request that is turned away for want of time; an application knows
+        self.turns_away: Callable[[bytes, Headers], bytes | None] = lambda path, headers: None
 
     def admits(self, connection: BoundedProtocol) -> bool:
         """Take a connection in, if need be in the place of one on which nothing is asked."""
@@ -114,12 +122,15 @@ class BoundedProtocol(HttpToolsProtocol):
         self.asked = False  # a request has come
         self.ending = False
         self._in_head = False
+        self._refusal: bytes | None = None  # for a request of which the body is still to come
         self._head_bytes = self._dropped = 0
 
     @property
     def phase(self) -> str:
         """new, idle, head, body, busy or writing."""
         cycle = self.cycle
+        if self._refusal is not None:
+            return "body"
         if cycle is not None and not cycle.response_complete:
             if self.transport.get_write_buffer_size():
                 return "writing"
@@ -184,10 +195,39 @@ class BoundedProtocol(HttpToolsProtocol):
         self.since = self.loop.time()
         if large and sum(len(name) + len(value) for name, value in self.headers) > self.table.limits.head_bytes:
             raise ValueError("too large a head")  # the parser passes it on as its own error
+        if self.url in ASKING and self._free_for_next():
+            self._refusal = self.table.turns_away(self.url, self.headers)
+            if self._refusal is not None:
+                return
         super().on_headers_complete()
         self.scope["state"]["cycle"] = self.cycle
         if self.table.draining:
             self.cycle.keep_alive = False
+
+    def on_body(self, body: bytes) -> None:
+        """Part of its body is there."""
+        if self._refusal is None:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """All of it is there."""
+        if self._refusal is None:
+            super().on_message_complete()
+            return
+        self._inner.write(self._refusal)
+        self._refusal, self.since = None, self.loop.time()
+
+    def _free_for_next(self) -> bool:
+        """Whether a request may be answered here: nothing is answered before it, and the connection stays."""
+        return (
+            (self.cycle is None or self.cycle.response_complete)
+            and not self.pipeline
+            and not self.table.draining
+            and not self.expect_100_continue
+            and self.parser.get_method() == b"POST"
+            and self.parser.get_http_version() == "1.1"
+            and self.parser.should_keep_alive()
+        )
 
     def on_response_complete(self) -> None:
         """As uvicorn's, with the sweep in place of a timer for each answer."""

@@ -72,6 +72,7 @@ class Server(uvicorn.Server):
         self.table = ConnectionTable(self.limits, app.metrics.turned_away)
         app.routes.connections = lambda: len(self.table.open)
         app.intake.lag = lambda: self.table.lag
+        self.table.turns_away = app.intake.turns_away
         config = uvicorn.Config(
             app,
             http=partial(BoundedProtocol, self.table),  # type: ignore[arg-type]
@@ -106,6 +107,7 @@ class Server(uvicorn.Server):
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._loop.add_signal_handler(number, self.end)
             self._loop.add_signal_handler(signal.SIGHUP, self._hang_up)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # what came meanwhile, see `workers`
 
     async def main_loop(self) -> None:
         """Wait for the end."""

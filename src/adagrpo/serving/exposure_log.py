@@ -57,6 +57,8 @@ class Exposure:
     log_propensities: tuple[float, ...] | None = None
     log_inclusions: tuple[float, ...] | None = None
     latency_ms: float | None = None
+    deal: str | None = None  # in an experiment: "arm", or why the user got the control, see `experiments.dealing`
+    teams: tuple[str, ...] | None = None  # of a list that two arms made together: whose item is at each place
 
     def __post_init__(self) -> None:
         """Refuse a row that no sink could store.
@@ -64,6 +66,8 @@ class Exposure:
         Raises:
             ValueError: a text is no Unicode, a number is not finite, or a field has not one value for each item.
         """
+        if self.teams is not None and len(self.teams) != len(self.slate):
+            raise ValueError(f"Exposure: teams has {len(self.teams)} values, the slate {len(self.slate)} items")
         texts = (self.request_id, self.user_hash, self.arm, *(item for item in self.slate if isinstance(item, str)))
         _check_texts("Exposure", *texts)
         for name in ("positions", "log_propensities", "log_inclusions"):
@@ -96,6 +100,7 @@ class Feedback:
 
 
 EXPOSURE_FIELDS = tuple(field.name for field in fields(Exposure))
+ADDED = ("deal", "teams")  # rows that were written before these were there have none
 FEEDBACK_FIELDS = tuple(field.name for field in fields(Feedback))
 
 
@@ -154,7 +159,7 @@ def decode_exposure(text: str | bytes) -> Exposure:
     Raises:
         ValueError: the text is no row.
     """
-    content = _content(text, EXPOSURE_FIELDS)
+    content = _content(text, EXPOSURE_FIELDS, optional=ADDED)
     values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in content.items()}
     return Exposure(**values)
 
@@ -168,9 +173,9 @@ def decode_feedback(text: str | bytes) -> Feedback:
     return Feedback(**_content(text, FEEDBACK_FIELDS))
 
 
-def _content(text: str | bytes, names: Sequence[str]) -> dict[str, Any]:
+def _content(text: str | bytes, names: Sequence[str], optional: Sequence[str] = ()) -> dict[str, Any]:
     content: dict[str, Any] = json.loads(text)
-    if not isinstance(content, dict) or {*content} != {*names}:
+    if not isinstance(content, dict) or not {*names} - {*optional} <= {*content} <= {*names}:
         raise ValueError(f"no row of {', '.join(names)}")
     return content
 

@@ -74,6 +74,8 @@ _EXPOSURE: dict[str, pl.DataType | type[pl.DataType]] = {  # in the order of `Ex
     "log_propensities": pl.List(pl.Float64),
     "log_inclusions": pl.List(pl.Float64),
     "latency_ms": pl.Float64,
+    "deal": pl.String,
+    "teams": pl.List(pl.String),
 }
 EXPOSURE_SCHEMA = pl.Schema(_EXPOSURE)
 FEEDBACK_SCHEMA = pl.Schema(
@@ -130,7 +132,9 @@ def read_parts(parts: Sequence[Path]) -> tuple[pl.DataFrame, pl.DataFrame]:
         verify(part)
     exposures = [pl.read_parquet(part / "exposures.parquet") for part in parts]
     feedback = [pl.read_parquet(part / "feedback.parquet") for part in parts]
-    return pl.concat([EXPOSURE_SCHEMA.to_frame(), *exposures]), pl.concat([FEEDBACK_SCHEMA.to_frame(), *feedback])
+    return pl.concat([EXPOSURE_SCHEMA.to_frame(), *exposures], how="diagonal"), pl.concat(
+        [FEEDBACK_SCHEMA.to_frame(), *feedback]
+    )
 
 
 def _publish(directory: Path, connection: sqlite3.Connection, span: Span) -> None:
@@ -156,7 +160,7 @@ def _exposure_table(rows: Sequence[Exposure]) -> pl.DataFrame:
     columns = {name: [getattr(row, name) for row in rows] for name in EXPOSURE_SCHEMA}
     columns["slate"] = [[str(item) for item in row.slate] for row in rows]
     columns["positions"] = [row.positions or range(len(row.slate)) for row in rows]
-    for name in ("positions", "log_propensities", "log_inclusions"):
+    for name in ("positions", "log_propensities", "log_inclusions", "teams"):
         columns[name] = [None if values is None else list(values) for values in columns[name]]
     return pl.DataFrame(columns, schema=EXPOSURE_SCHEMA)
 

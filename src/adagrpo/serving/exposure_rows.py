@@ -40,15 +40,21 @@ def exposure(
         ms: since the request was read.
     """
     shown, query = answer.list.first(k), asked.query
+    trial, made_by = asked.trial, versions["arm"]
     drawn = shown.log_propensities is not None and shown.log_inclusions is not None
     return Exposure(
         request_id=request_id,
         time=time.time(),
         slate=tuple(shown.items),
-        arm=versions["arm"],
+        arm=made_by if trial is None else trial.arm,
         model_version=versions["model"],
         catalog_version=versions["catalog"],
         user_hash=user_hash,
+        experiment=None if trial is None else trial.experiment,
+        salt_version=None if trial is None else trial.plan,
+        arm_version=None if trial is None else made_by,
+        deal=None if trial is None else trial.deal,
+        teams=answer.teams,
         source=shown.source,
         temperature=query.temperature if drawn else None,
         seed=query.seed if drawn else None,

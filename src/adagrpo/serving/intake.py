@@ -6,12 +6,14 @@ A pure ASGI application around another. It reads a body only as far as it may be
 
 from __future__ import annotations
 
-import secrets
+import os
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import orjson
+from fastapi import Request, Response
 
 from adagrpo.serving.bearer import Bearers
 from adagrpo.serving.limits import Limits
@@ -30,10 +32,10 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 OPEN = ("/livez", "/readyz")  # asked by those who start and stop the service, without a token
 ROUTES = (
     *OPEN, "/health", "/metrics", "/docs", "/openapi.json", "/recommend", "/v1/recommend", "/v1/feedback",
-    "/v1/admin/reload", "/", "/v1/items", "/v1/explain",
+    "/v1/admin/reload", "/v1/admin/experiment", "/", "/v1/items", "/v1/explain",
 )  # fmt: skip
 ASKING = ("/recommend", "/v1/recommend")
-WITH_BODY = (*ASKING, "/v1/feedback", "/v1/admin/reload", "/v1/explain")
+WITH_BODY = (*ASKING, "/v1/feedback", "/v1/admin/reload", "/v1/admin/experiment", "/v1/explain")
 JSON = (b"content-type", b"application/json")
 
 
@@ -57,7 +59,8 @@ class Intake:
         bearers: Bearers,
         metrics: ServiceMetrics,
         log: RequestLog,
-        admit: Callable[[float], None],
+        late: Callable[[float], float | None],
+        direct: Mapping[str, Callable[[Request], Awaitable[Response]]],
     ) -> None:
         """Stand before an application.
 
@@ -67,10 +70,12 @@ class Intake:
             bearers: who may ask.
             metrics: counts every request.
             log: may write every request.
-            admit: raises `TooLate` where a list that is asked for now would not come in so many seconds.
+            late: by how much a list that is asked for now would come later than in so many seconds; None: in time.
+            direct: what answers a POST to some paths in the place of `inner`, whose routing takes as long as the rest.
         """
         self._inner, self._limits, self._bearers = inner, limits, bearers
-        self._metrics, self._log, self._admit = metrics, log, admit
+        self._metrics, self._log, self._late, self._direct = metrics, log, late, direct
+        self._names = _names()
         self.lag: Callable[[], float] = lambda: 0.0  # seconds that a request has waited unread; a server knows
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -95,7 +100,11 @@ class Intake:
 
         try:
             await self._enter(path, scope, state, receive)
-            await self._inner(scope, receive, noted)
+            direct = self._direct.get(path) if scope["method"] == "POST" else None
+            if direct is None:
+                await self._inner(scope, receive, noted)
+            else:
+                await (await direct(Request(scope)))(scope, receive, noted)
         except _Gone:
             return
         except _Refused as refused:
@@ -127,17 +136,44 @@ class Intake:
             raise self._too_large()
         if not headers.get(b"content-type", b"").lower().startswith(b"application/json"):
             raise _Refused(415, "content-type must be application/json", (b"connection", b"close"))
-        whole = self._limits.deadline_seconds
-        left = max(whole - self.lag(), whole / 2)  # at half of it the line is short, and the worker still has work
+        left = self._seconds_left()
         state["deadline"] = time.monotonic() + left
         if path in ASKING:
-            try:
-                self._admit(left)
-            except TooLate as error:
+            late = self._late(left)
+            if late is not None:
+                error = TooLate(late)
                 self._metrics.turned_away("queue")
-                raise _Refused(503, str(error), (b"retry-after", b"%d" % error.retry_after)) from None
+                raise _Refused(503, str(error), (b"retry-after", b"%d" % error.retry_after))
         state["body"] = await self._body(receive)
-        state["request_id"] = secrets.token_hex(16)
+        state["request_id"] = next(self._names)
+
+    def turns_away(self, path: bytes, headers: Sequence[tuple[bytes, bytes]]) -> bytes | None:
+        """The whole answer to a POST for a list that is turned away for want of time; None where it is not, or not so.
+
+        It is asked before there is a task for the request, by `adagrpo.serving.connections`.
+        """
+        late = self._late(self._seconds_left())
+        if late is None:
+            return None
+        given = dict(headers)
+        if (
+            (self._bearers and not self._bearers.admit(given.get(b"authorization")))
+            or int(given.get(b"content-length", b"0")) > self._limits.body_bytes
+            or b"transfer-encoding" in given  # of which nobody knows how large it is
+            or not given.get(b"content-type", b"").lower().startswith(b"application/json")
+        ):
+            return None
+        self._metrics.turned_away("queue")
+        route = path.decode()
+        self._metrics.answered(route, 503, 0.0)
+        if self._log.share:
+            self._log.request(503, {"route": route, "method": "POST", "ms": 0.0})
+        return _early(TooLate(late).retry_after)
+
+    def _seconds_left(self) -> float:
+        """Until a request that is read now should be answered; at half of it the line is short, and has work still."""
+        whole = self._limits.deadline_seconds
+        return max(whole - self.lag(), whole / 2)
 
     async def _body(self, receive: Receive) -> bytes:
         message = await receive()
@@ -163,6 +199,21 @@ class Intake:
     def _too_large(self) -> _Refused:
         self._metrics.turned_away("size")
         return _Refused(413, f"a body may have {self._limits.body_bytes:,} bytes", (b"connection", b"close"))
+
+
+def _names() -> Iterator[str]:
+    """Request ids that nobody can guess, many for each call of the system."""
+    while True:
+        block = os.urandom(4096).hex()
+        yield from (block[place : place + 32] for place in range(0, len(block), 32))
+
+
+@lru_cache(maxsize=64)
+def _early(retry_after: int) -> bytes:
+    """A whole answer to who is turned away."""
+    body = orjson.dumps({"detail": str(TooLate(retry_after))})
+    head = b"content-type: application/json\r\nretry-after: %d\r\ncontent-length: %d" % (retry_after, len(body))
+    return b"HTTP/1.1 503 Service Unavailable\r\n" + head + b"\r\n\r\n" + body
 
 
 async def _say(send: Send, status: int, reason: str, *headers: tuple[bytes, bytes]) -> None:

@@ -24,6 +24,7 @@ from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from adagrpo.errors import ServiceError, UserError
+from adagrpo.serving.beside import beside
 from adagrpo.serving.explanation import ItemTitles, explain
 from adagrpo.serving.recommender import Query
 from adagrpo.serving.routes import answered, json_response, known, narrow
@@ -80,7 +81,7 @@ class Look:
         """A list and why it is that."""
         body = validated(ExplainBody, parsed(request.state.body))
         async with self._lock:
-            return json_response(await asyncio.to_thread(self._explained, body))
+            return json_response(await beside(self._explained, body))
 
     def _explained(self, body: ExplainBody) -> dict[str, Any]:
         serving = self._serving(body.arm)

@@ -12,6 +12,8 @@ has no part in it, since the propensities would be those of another order.
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -22,9 +24,11 @@ from torch import Tensor
 
 from adagrpo.data.groups import ItemGroups, no_groups
 from adagrpo.data.sequences import older_items, pad
-from adagrpo.decoding import beam_search, draw_slates, inclusion_log_prob, place_log_probs
+from adagrpo.decoding import beam_search, draw_slates, inclusion_log_prob, item_log_probs, place_log_probs
 from adagrpo.evaluation.predictions import without_history
-from adagrpo.networks.layers import Precision, mixed_precision, precision_used
+from adagrpo.networks.layers import Precision, linear_weights_in, mixed_precision, precision_used
+from adagrpo.policies.compact import CompactPolicy
+from adagrpo.policies.hybrid import HybridPolicy
 from adagrpo.policies.policy import Policy
 from adagrpo.rewards.protocol import Reward
 from adagrpo.rewards.scoring import ask_reward
@@ -34,10 +38,12 @@ from adagrpo.serving.eligibility import Eligibility, Filter, Narrowing
 from adagrpo.serving.thread_choice import faster_threads, threads
 from adagrpo.types import Histories, Ragged
 
-__all__ = ["ItemId", "Query", "Recommendations", "Recommender", "Source"]
+__all__ = ["Chances", "ItemId", "Query", "Recommendations", "Recommender", "Source"]
 
 ItemId = int | str
 Source = Literal["policy", "popular", "sampled"]
+SMALL = (CompactPolicy, HybridPolicy)  # a batch is too little for several threads, and leaves nothing in the policy
+MOST_AT_A_TIME = 4  # batches; more of them would wait for the interpreter
 
 
 class Query(NamedTuple):
@@ -74,6 +80,14 @@ class Recommendations(NamedTuple):
             log_inclusions=[inclusion_log_prob(score, threshold) for score in shown.scores],
             draw_keys=self.draw_keys[: kept + 1],
         )
+
+
+class Chances(NamedTuple):
+    """Of `B` lists of at most `K` items, under a policy that did not make them."""
+
+    places: NDArray[np.float64]  # (B, K) log-probability of each item at its place; -inf where it is never drawn
+    items: NDArray[np.int64]  # (B, reach) that the policy draws, -1 where no more may be
+    weights: NDArray[np.float64]  # (B, reach): Σ weight f(item) has the mean of f over a first item of the policy
 
 
 class Recommender:
@@ -113,10 +127,10 @@ class Recommender:
             groups: gives the named groups of the items, when a filter first asks for one; None: there are none.
             texts: gives the text of each item, for people; none where it is empty.
         """
-        self.policy = policy.eval().frozen()
+        self._precision: Precision = precision
+        self._take(policy)
         self.catalog, self.item_ids = catalog, list(item_ids)
         self.width, self.max_history, self.mask_history = width, max_history, mask_history
-        self.precision: Precision = precision_used(self.policy, precision)
         self.reward, self.reward_weight = reward, reward_weight
         self.catalog_version = catalog_version
         self._codes = catalog.codes.cpu().numpy()
@@ -127,6 +141,26 @@ class Recommender:
         listed = catalog.listed.cpu().numpy()
         order = None if popularity is None else np.argsort(-popularity, kind="stable")
         self._popular = None if order is None else order[listed[order]]
+
+    def beside(self, policy: Policy[Any, Any], max_history: int) -> Recommender:
+        """The same with another policy: catalogue, items, groups, popularity and reward are held once for both.
+
+        Args:
+            policy: of the same catalogue; put into evaluation mode.
+            max_history: items of a history that it sees.
+        """
+        made = copy.copy(self)
+        made.max_history = max_history
+        if policy is not self.policy:
+            made._take(policy)
+        return made
+
+    def _take(self, policy: Policy[Any, Any]) -> None:
+        """Serve a policy, its weights kept in the precision that they are used in."""
+        self.policy = policy.eval().frozen()
+        self.precision: Precision = precision_used(self.policy, self._precision)
+        if self.precision == "bfloat16" and isinstance(self.policy, SMALL):
+            self.policy = linear_weights_in(self.policy, torch.bfloat16)
 
     def known(self, history: Sequence[ItemId]) -> tuple[list[int], list[ItemId]]:
         """The items that ids name, and the ids that name none; `7` and `"7"` are the same id."""
@@ -156,6 +190,12 @@ class Recommender:
         finally:
             self.reward = reward
         return self.threads_alone
+
+    @property
+    def side_by_side(self) -> int:
+        """Batches that are best worked on at a time, each on one processor; one where the policy needs them all."""
+        small = isinstance(self.policy, SMALL) and self.catalog.codes.device.type == "cpu"
+        return min(torch.get_num_threads(), MOST_AT_A_TIME) if small else 1
 
     def recommend(self, queries: Sequence[Query]) -> list[Recommendations]:
         """The lists of `B` queries, none of which depends on the others.
@@ -207,17 +247,46 @@ class Recommender:
         return self.mask_history if query.exclude_history is None else query.exclude_history
 
     @torch.no_grad()
+    def chances(self, queries: Sequence[Query], slates: Sequence[Sequence[int]], reach: int) -> Chances:
+        """What given lists would have been drawn with, and a draw to take expectations of a first item by.
+
+        Args:
+            queries: `B` of one temperature above 0, with seeds, that all leave out their histories or all do not.
+            slates: `B` lists of items.
+            reach: items of the draw; more make its expectations spread less.
+        """
+        batch = self._batch([query.history for query in queries], self._masks(queries[0]))
+        device, longest = self.catalog.codes.device, max(map(len, slates))
+        padded = [[*slate, *[-1] * (longest - len(slate))] for slate in slates]
+        options = self._drawing(queries, batch)
+        seeds = torch.tensor([query.seed for query in queries], dtype=torch.int64, device=device)
+        with mixed_precision(self.policy, self.precision):
+            context = self.policy.encode(batch)
+            first = item_log_probs(self.policy, context, torch.tensor(padded, device=device), **options)
+            drawn = draw_slates(self.policy, self.policy.encode(batch), reach, seeds, **options)
+        items, shares, keys = (values.cpu().numpy() for values in (drawn.items, drawn.log_probs, drawn.keys))
+        weights = np.zeros(items[:, :-1].shape)
+        for row, place in zip(*np.nonzero(items[:, :-1] >= 0), strict=True):
+            share = float(shares[row, place])
+            weights[row, place] = math.exp(share - inclusion_log_prob(share, float(keys[row, -1])))
+        return Chances(place_log_probs(first).cpu().numpy(), items[:, :-1], weights)
+
+    def _drawing(self, queries: Sequence[Query], batch: Histories) -> dict[str, Any]:
+        """How lists at the temperature of the first query are drawn; a batch of whole histories leaves those out."""
+        closed, eligible = self._closed(queries), [query.eligible for query in queries]
+        if batch.older is not None:
+            closed = torch.cat([closed, batch.whole], dim=1)
+        excluded = self.catalog.trie.excluding(closed, eligible)
+        return {"trie": self.catalog.trie, "temperature": queries[0].temperature, "excluded": excluded}
+
+    @torch.no_grad()
     def _draw(self, queries: Sequence[Query], masked: bool) -> list[Recommendations]:
         """The lists of queries that have the same temperature; those of one eligible mask follow each other."""
         if any(query.seed is None for query in queries):
             raise ValueError("a list that is drawn needs the seed of its query")
         batch = self._batch([query.history for query in queries], masked)
         seeds = torch.tensor([query.seed for query in queries], dtype=torch.int64, device=self.catalog.codes.device)
-        options: dict[str, Any] = {"trie": self.catalog.trie, "temperature": queries[0].temperature}
-        closed, eligible = self._closed(queries), [query.eligible for query in queries]
-        if masked:
-            closed = torch.cat([closed, batch.whole], dim=1)
-        options["excluded"] = self.catalog.trie.excluding(closed, eligible)
+        options = self._drawing(queries, batch)
         with mixed_precision(self.policy, self.precision):
             drawn = draw_slates(self.policy, self.policy.encode(batch), self.width, seeds, **options)
         rows = (drawn.items, drawn.log_probs, place_log_probs(drawn.log_probs), drawn.keys)

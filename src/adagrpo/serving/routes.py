@@ -19,6 +19,7 @@ from fastapi import Request, Response
 
 from adagrpo.data.groups import UnknownGroup
 from adagrpo.errors import UserError
+from adagrpo.serving.beside import beside
 from adagrpo.serving.eligibility import Filter, Narrowing, why_short
 from adagrpo.serving.exploration import Exploration
 from adagrpo.serving.exposure_log import Exposure, SinkFailed
@@ -36,7 +37,7 @@ from adagrpo.serving.schemas import (
     parsed,
     validated,
 )
-from adagrpo.serving.served import Answered, Asked, Serving, Shelf, SwapFailed
+from adagrpo.serving.served import Answered, Asked, Place, Serving, Shelf, SwapFailed
 from adagrpo.serving.service_metrics import MEDIA_TYPE, ServiceMetrics
 from adagrpo.serving.user_hash import UserHash
 from adagrpo.serving.waiting_line import TooLate, WaitingLine
@@ -93,10 +94,12 @@ class Routes:
     explore: Exploration | None
     parent: int | None = None  # process that reloads all workers
     connections: Callable[[], int] = lambda: 0
+    experiment: Callable[[], dict[str, Any]] | None = None  # how the one that is served stands; sets its figures
 
     async def health(self, request: Request) -> Response:
         """What is served."""
-        return json_response({"status": "ok", **self.shelf.now.about})
+        trial = {} if self.experiment is None else {"experiment": self.experiment()}
+        return json_response({"status": "ok", **self.shelf.now.about, **trial})
 
     async def livez(self, request: Request) -> Response:
         """Whether the process answers at all."""
@@ -111,6 +114,8 @@ class Routes:
         """Figures for Prometheus."""
         self.metrics.waiting.set(self.line.waiting)
         self.metrics.connections.set(self.connections())
+        if self.experiment is not None:
+            self.experiment()
         return Response(self.metrics.text(), media_type=MEDIA_TYPE)
 
     async def recommend(self, request: Request) -> Response:
@@ -119,11 +124,11 @@ class Routes:
         serving = self.shelf.now
         name = request.state.request_id
         history, unknown = known(serving, body.history, body.k)
-        asked = Asked(serving, self._explored(Query(history, body.exclude_history), name))
+        asked = Asked(serving, self._explored(Query(history, body.exclude_history), name))  # no user: no experiment
         if not asked.query.history:
             raise BadRequest("history: none of its ids is in the catalogue")
         answers = await self._answers(request, [asked])
-        reply = _reply(serving, body.k, name, answers[0], unknown)
+        reply = _reply(asked, body.k, name, answers[0], unknown)
         await self._record(request, [(name, None, body.k)], [asked], answers, [reply])
         told = {key: reply[key] for key in ("items", "scores", "unknown")}
         return json_response(told, headers={"x-request-id": name})
@@ -136,25 +141,26 @@ class Routes:
         ids = [body.request_id or self._id(request, place) for place, body in enumerate(bodies)]
         if len({*ids}) != len(ids):
             raise BadRequest("requests: two of them have the same request_id")
-        serving = self.shelf.now
+        users = [None if body.user_id is None else self.user_hash(body.user_id) for body in bodies]
+        places = [self.shelf.place(user) for user in users]
+        serving = self.shelf.now  # all arms have its items
         histories = [known(serving, body.history, body.k) for body in bodies]
         narrowings = [await _narrowed(serving, body) for body in bodies]
         queries = [
             Query(history, body.exclude_history, narrowing.without, narrowing.eligible)
             for body, (history, _), narrowing in zip(bodies, histories, narrowings, strict=True)
         ]
-        asked = [Asked(serving, self._explored(query, name)) for query, name in zip(queries, ids, strict=True)]
-        answers = [
-            answer._replace(list=answer.list.first(body.k))
-            for answer, body in zip(await self._answers(request, asked), bodies, strict=True)
+        asked = [
+            Asked(place.serving, query if place.beside else self._explored(query, name), place.trial)
+            for place, query, name in zip(places, queries, ids, strict=True)
         ]
+        answers = await self._lists(request, places, asked, bodies)
         replies = [
-            _reply(serving, body.k, name, answer, unknown, narrowing)
-            for body, name, answer, (_, unknown), narrowing in zip(
-                bodies, ids, answers, histories, narrowings, strict=True
+            _reply(one, body.k, name, answer, unknown, narrowing)
+            for one, body, name, answer, (_, unknown), narrowing in zip(
+                asked, bodies, ids, answers, histories, narrowings, strict=True
             )
         ]
-        users = [None if body.user_id is None else self.user_hash(body.user_id) for body in bodies]
         shown = [(name, user, body.k) for name, user, body in zip(ids, users, bodies, strict=True)]
         await self._record(request, shown, asked, answers, replies)
         return json_response({"responses": replies} if batch else replies[0], headers={"x-request-id": ids[0]})
@@ -194,7 +200,7 @@ class Routes:
             os.kill(self.parent, signal.SIGHUP)
             return json_response({"status": "all workers were told to reload"}, 202)
         try:
-            serving = await asyncio.to_thread(self.shelf.swap, **wanted)
+            serving = await beside(self.shelf.swap, **wanted)
         except SwapFailed as error:
             self.metrics.swaps.labels("failed").inc()
             raise BadRequest(f"kept what was served: {error}", 409) from error
@@ -208,6 +214,26 @@ class Routes:
         """The query as it is asked: with a temperature and a seed where its list is drawn."""
         return query if self.explore is None else self.explore.of(query, request_id)
 
+    async def _lists(
+        self, request: Request, places: Sequence[Place], asked: Sequence[Asked], bodies: Sequence[RecommendBody]
+    ) -> list[Answered]:
+        """The lists as they are shown; where two arms make one, both are asked.
+
+        Raises:
+            TooLate: they would come too late.
+        """
+        beside = [
+            Asked(place.beside.serving, one.query) for place, one in zip(places, asked, strict=True) if place.beside
+        ]
+        found = await self._answers(request, [*asked, *beside])
+        own, others = found[: len(asked)], iter(found[len(asked) :])
+        ids = [body.request_id or self._id(request, place) for place, body in enumerate(bodies)]
+        joined = [
+            answer if place.beside is None else place.beside.join(answer, next(others), name, body.k)
+            for place, answer, name, body in zip(places, own, ids, bodies, strict=True)
+        ]
+        return [answer._replace(list=answer.list.first(body.k)) for answer, body in zip(joined, bodies, strict=True)]
+
     async def _answers(self, request: Request, asked: Sequence[Asked]) -> list[Answered]:
         """What the policy answers, in time.
 
@@ -218,14 +244,12 @@ class Routes:
         self.line.check(deadline - time.monotonic(), len(asked))
         futures = [self.line.submit(one, deadline, lambda: _left(request)) for one in asked]
         answers = [await futures[0]] if len(futures) == 1 else list(await asyncio.gather(*futures))
-        for answer in answers:
+        for one, answer in zip(asked, answers, strict=True):
             self.metrics.length.observe(len(answer.list.items))
-            if (
-                not answer.reranked
-                and answer.list.source == "policy"
-                and asked[0].serving.recommender.reward is not None
-            ):
+            if not answer.reranked and answer.list.source == "policy" and one.serving.recommender.reward is not None:
                 self.metrics.fallbacks.inc()
+            if one.trial is not None:
+                self.metrics.of_arm(one.trial.arm, one.trial.deal, answer.list.source)
         return answers
 
     def _id(self, request: Request, place: int) -> str:
@@ -242,17 +266,20 @@ class Routes:
         replies: Sequence[dict[str, Any]],
     ) -> None:
         """Put lists on record before they are sent; one that is on record under its id is answered as it is there."""
-        fields, versions = request.state.log, replies[0]["versions"]
-        fields |= {"request_id": shown[0][0], "lists": len(shown), "versions": versions}
+        fields = request.state.log
+        fields |= {"request_id": shown[0][0], "lists": len(shown), "versions": replies[0]["versions"]}
         if shown[0][1] is not None:
             fields["user"] = shown[0][1]
         if self.exposures is None:
             return
         ms = 1000 * (time.perf_counter() - request.state.started)
         rows = [
-            exposure(name, user, k, one, answer, versions, ms)
+            exposure(name, user, k, one, answer, one.versions, ms)
             for (name, user, k), one, answer in zip(shown, asked, answers, strict=True)
         ]
+        for one in asked:
+            if one.trial is not None:
+                self.metrics.arm_seconds.labels(one.trial.arm).observe(ms / 1000)
         for row, recorded, reply, one in zip(rows, await self.exposures.write(rows), replies, asked, strict=True):
             if recorded != row:
                 reply |= _repeated(recorded, one.serving)
@@ -310,19 +337,30 @@ def _repeated(recorded: Exposure, serving: Serving) -> dict[str, Any]:
         "reranked": False,
         "repeated": True,
         "short": None,
-        "versions": {"model": recorded.model_version, "catalog": recorded.catalog_version, "arm": recorded.arm},
+        "versions": {
+            "model": recorded.model_version,
+            "catalog": recorded.catalog_version,
+            "arm": recorded.arm_version or recorded.arm,
+        },
+        **_experiment(recorded.experiment, recorded.salt_version, recorded.arm, recorded.deal),
     }
 
 
+def _experiment(name: str | None, plan: str | None, arm: str, deal: str | None) -> dict[str, Any]:
+    """What an answer says of the experiment that it is of; nothing where it is of none."""
+    return {} if name is None else {"experiment": {"name": name, "plan": plan, "arm": arm, "deal": deal}}
+
+
 def _reply(
-    serving: Serving,
+    asked: Asked,
     k: int,
     request_id: str,
     answer: Answered,
     unknown: list[ItemId],
     held: Narrowing | None = None,
 ) -> dict[str, Any]:
-    shown = answer.list
+    shown, trial = answer.list, asked.trial
+    told = {} if trial is None else _experiment(trial.experiment, trial.plan, trial.arm, trial.deal)
     return {
         "request_id": request_id,
         "items": shown.items[:k],
@@ -333,5 +371,6 @@ def _reply(
         "repeated": False,
         "short": None if held is None else why_short(held, k, len(shown.items)),
         "unknown": unknown,
-        "versions": serving.versions,
+        "versions": asked.versions,
+        **told,
     }

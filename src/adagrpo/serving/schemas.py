@@ -17,11 +17,13 @@ __all__ = [
     "FeedbackAnswer",
     "FeedbackBody",
     "FeedbackEvent",
+    "InExperiment",
     "ItemAnswer",
     "RecommendAnswer",
     "RecommendBody",
     "RecommendRequest",
     "ReloadBody",
+    "SwitchBody",
     "Versions",
     "parsed",
     "validated",
@@ -93,6 +95,18 @@ class Versions(BaseModel):
     arm: str
 
 
+class InExperiment(BaseModel):
+    """The experiment that an answer is of."""
+
+    name: str
+    plan: str = Field(description="First digits of the hash of its plan.")
+    arm: str = Field(description="Of the plan, whose list it is.")
+    deal: str = Field(
+        description="`arm`, the user's own; else the control, as the user is `outside` of it or `held out`, or the "
+        "user's arm was `stopped`."
+    )
+
+
 class RecommendAnswer(BaseModel):
     """The list of one request."""
 
@@ -108,6 +122,7 @@ class RecommendAnswer(BaseModel):
     short: str | None = Field(description="Why the list is shorter than was asked for.")
     unknown: list[int | str] = Field(description="Ids of the history that are not in the catalogue.")
     versions: Versions
+    experiment: InExperiment | None = Field(None, description="Absent where the answer is of none.")
 
 
 class BatchAnswer(BaseModel):
@@ -159,6 +174,13 @@ class ReloadBody(_Body):
     arm: Annotated[str, Field(max_length=100)] | None = None
     checkpoint: Literal["best", "final"] | None = None
     catalog: Annotated[str, Field(max_length=100)] | None = Field(None, description="A version, or `latest`.")
+
+
+class SwitchBody(_Body):
+    """The body of `POST /v1/admin/experiment`: one of both."""
+
+    share: Annotated[float, Field(gt=0, le=1)] | None = Field(None, description="Of the users, from now on.")
+    stop: Annotated[str, Field(max_length=100)] | None = Field(None, description="An arm whose users get the control.")
 
 
 def parsed(body: bytes) -> Any:

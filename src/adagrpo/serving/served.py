@@ -12,11 +12,51 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from adagrpo.errors import ServiceError, UserError
+from adagrpo.rewards.protocol import Reward
 from adagrpo.serving.fallback import Guarded
-from adagrpo.serving.recommender import Query, Recommendations, Recommender
+from adagrpo.serving.recommender import ItemId, Query, Recommendations, Recommender
 from adagrpo.serving.waiting_line import STEP
 
-__all__ = ["Answered", "Asked", "Serving", "Shelf", "SwapFailed"]
+__all__ = ["Answered", "Asked", "Beside", "InTrial", "Place", "Serving", "Shelf", "SwapFailed"]
+
+
+class InTrial(NamedTuple):
+    """What an answer is of, in an experiment on users."""
+
+    experiment: str
+    plan: str  # the first digits of its hash
+    arm: str  # of the plan, whose list is shown
+    deal: str  # how the user came to it, see `adagrpo.experiments.dealing`
+    versions: Mapping[str, str] | None = None  # of a list that two arms made; None: those of what is served
+
+
+class Beside(NamedTuple):
+    """Another arm, whose items are put between those of the first; see `adagrpo.experiments.interleaving`."""
+
+    serving: Serving
+    arms: tuple[str, str]  # of the plan: the first, and this one
+    draft: Callable[[str, Sequence[ItemId], Sequence[ItemId], int], list[tuple[int, int]]]
+
+    def join(self, first: Answered, second: Answered, request_id: str, count: int) -> Answered:
+        """The list of both, with the arm of each item."""
+        lists = (first.list, second.list)
+        drafted = self.draft(request_id, first.list.items, second.list.items, count)
+        made = Recommendations(
+            [lists[arm].items[place] for arm, place in drafted],
+            [lists[arm].scores[place] for arm, place in drafted],
+            [lists[arm].codes[place] for arm, place in drafted],
+            source=first.list.source,
+        )
+        teams = tuple(self.arms[arm] for arm, _ in drafted)
+        return Answered(made, first.reranked and second.reranked, teams)
+
+
+class Place(NamedTuple):
+    """What a user is served."""
+
+    serving: Serving
+    trial: InTrial | None = None  # None: the answer is of no experiment
+    beside: Beside | None = None  # None: the list is of one arm
 
 
 class Asked(NamedTuple):
@@ -24,6 +64,13 @@ class Asked(NamedTuple):
 
     serving: Serving
     query: Query
+    trial: InTrial | None = None
+
+    @property
+    def versions(self) -> Mapping[str, str]:
+        """What the answer is made by."""
+        made = None if self.trial is None else self.trial.versions
+        return self.serving.versions if made is None else made
 
 
 class Answered(NamedTuple):
@@ -31,6 +78,7 @@ class Answered(NamedTuple):
 
     list: Recommendations
     reranked: bool
+    teams: tuple[str, ...] | None = None  # the arm of each item, where two made the list
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,10 +88,17 @@ class Serving:
     recommender: Recommender
     about: Mapping[str, Any]  # for /health
     versions: Mapping[str, str] = field(default_factory=lambda: {"model": "", "catalog": "", "arm": ""})
+    asking: threading.Lock = field(default_factory=threading.Lock)  # the reward, which one batch at a time does
 
     def answer(self, asked: Sequence[Asked]) -> list[Answered]:
         """The lists of requests, all of them for this recommender."""
         reward = self.recommender.reward
+        if reward is None:
+            return self._answer(asked, None)
+        with self.asking:
+            return self._answer(asked, reward)
+
+    def _answer(self, asked: Sequence[Asked], reward: Reward | None) -> list[Answered]:
         guard = reward if isinstance(reward, Guarded) else None
         if guard is not None:
             guard.failed = False
@@ -75,27 +130,51 @@ class Shelf:
         self.now, self._load = serving, load
         self._loading = threading.Lock()
 
-    def swap(self, **wanted: str) -> Serving:
+    @property
+    def loading(self) -> bool:
+        """Whether another one is being loaded to be served."""
+        return self._loading.locked()
+
+    def swap(self, *, after_others: bool = False, **wanted: str) -> Serving:
         """Load another one, try it, and serve it from now on. Takes as long as loading does.
+
+        Args:
+            after_others: wait for a swap that is going on, which may have read what was there before.
+            wanted: what is named.
 
         Raises:
             SwapFailed: it cannot be loaded, or does not answer, or another swap is going on; the reason is its message.
         """
-        if self._load is None:
-            raise SwapFailed("there is nothing to load another one from")
-        if not self._loading.acquire(blocking=False):
+        if not self._loading.acquire(blocking=after_others):
             raise SwapFailed("another one is being loaded")
         try:
-            made = self._load(**wanted)  # beside the old one
-            made.answer([Asked(made, Query([0]))])
+            made = self._fetch(**wanted)  # beside what is served
+            for serving in made:
+                serving.answer([Asked(serving, Query([0]))])
+            self._put(made)
+        except SwapFailed:
+            raise
         except (UserError, ServiceError) as error:
             raise SwapFailed(str(error)) from error
         except Exception as error:  # whatever a damaged file leads to: the old one goes on
             raise SwapFailed(f"it does not answer ({type(error).__name__})") from error
         finally:
             self._loading.release()
-        self.now = made
-        return made
+        return self.now
+
+    def place(self, user_hash: str | None) -> Place:
+        """What a user is served; None: the request names none."""
+        return Place(self.now)
+
+    def _fetch(self, **wanted: str) -> Sequence[Serving]:
+        """What a swap would serve."""
+        if self._load is None:
+            raise SwapFailed("there is nothing to load another one from")
+        return [self._load(**wanted)]
+
+    def _put(self, made: Sequence[Serving]) -> None:
+        """Serve what was fetched."""
+        (self.now,) = made
 
     def another(self, **wanted: str) -> Serving:
         """Load another one that is not served, to be looked at.

@@ -53,6 +53,22 @@ class ServiceMetrics:
             "adagrpo_version", "1 for what is served.", ["model", "catalog", "arm"], registry=registry,
             multiprocess_mode="livemax",
         )  # fmt: skip
+        self.arm_lists = Counter(
+            "adagrpo_arm_lists", "Lists of an experiment, by arm, why the user got it, and source.",
+            ["arm", "deal", "source"], registry=registry,
+        )  # fmt: skip
+        self.arm_seconds = Histogram(
+            "adagrpo_arm_seconds", "From headers read to the row put on record, by arm.", ["arm"], buckets=SECONDS,
+            registry=registry,
+        )  # fmt: skip
+        self.arm_on = Gauge(
+            "adagrpo_arm_on", "1 for an arm of the experiment, 0 once it was stopped.", ["arm"], registry=registry,
+            multiprocess_mode="livemin",
+        )  # fmt: skip
+        self.trial_share = Gauge(
+            "adagrpo_experiment_share", "Share of the users that the experiment reaches.", registry=registry,
+            multiprocess_mode="livemax",
+        )  # fmt: skip
         self._children: dict[tuple[str, int], Any] = {}
         self._versions: list[tuple[str, ...]] = []
 
@@ -64,6 +80,10 @@ class ServiceMetrics:
             self._children[route, status] = pair
         pair[0].inc()
         pair[1].observe(seconds)
+
+    def of_arm(self, arm: str, deal: str, source: str) -> None:
+        """Count a list of an experiment."""
+        self.arm_lists.labels(arm, deal, source).inc()
 
     def turned_away(self, why: str) -> None:
         """Count a request or a connection that was not answered."""

@@ -3,10 +3,12 @@
 A request is turned away at once where the line will not be through by its deadline, by the times that batches of each
 size were measured to take. Work is not begun for a client that has left or whose deadline has passed.
 
+Several threads may work on batches side by side. One of them at a time gathers the next batch. Right after a batch of
+several its clients ask again, one after the other; the next one then waits for as many, a small share of the time that
+the last one took. A request that comes to an idle line waits for nobody.
+
 Larger batches are cut to a multiple of `STEP`. The libraries below keep what they made for each shape of a product, so
-batches of every size would fill the memory: 360 MB within 80 batches of random sizes, 30 MB at one size. The price is
-throughput: 32 clients of Beauty get 444 lists a second and not 482 from the compact policy, 342 and not 380 from the
-hybrid one (`python -m benchmarks --only serving`, two cores, one run each).
+batches of every size would fill the memory: 360 MB within 80 batches of random sizes, 30 MB at one size.
 """
 
 from __future__ import annotations
@@ -16,19 +18,21 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from threading import Condition, Thread
+from threading import Condition, Lock, Thread
 from typing import Generic, TypeVar
 
+from adagrpo.serving.batch_times import BatchTimes
 from adagrpo.serving.batching import Overloaded
 
-__all__ = ["TooLate", "WaitingLine"]
+__all__ = ["STEP", "TooLate", "WaitingLine"]
 
 InT = TypeVar("InT")
 OutT = TypeVar("OutT")
 
 STEP = 8
-LEARNING = 0.3  # weight of the last batch in the average of its size
+SURE = 0.8  # of the time that is left: what is let in should come in time also where batches take longer than expected
 
 
 class TooLate(Overloaded):
@@ -48,56 +52,81 @@ class _Ticket(Generic[InT, OutT]):
 
 
 class WaitingLine(Generic[InT, OutT]):
-    """One thread that works on what waits, batch by batch, for the event loop that submits."""
+    """Threads that work on what waits, batch by batch, for the event loop that submits."""
 
-    def __init__(self, work: Callable[[Sequence[InT]], Sequence[OutT]], *, most: int = 64, waiting: int = 1024) -> None:
-        """Start the thread.
+    def __init__(
+        self,
+        work: Callable[[Sequence[InT]], Sequence[OutT]],
+        *,
+        most: int = 64,
+        waiting: int = 1024,
+        threads: int = 1,
+        company: float = 0.0,
+        begin: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Start the threads.
 
         Args:
-            work: answers a batch, in its order.
+            work: answers a batch, in its order; with several threads it is called by several at a time.
             most: requests of a batch.
             waiting: requests that may wait.
+            threads: that work side by side.
+            company: share of the time of the last batch for which the next one waits for as many requests.
+            begin: called by each thread first.
         """
-        self._work, self._most, self._may_wait = work, most, waiting
+        self._work, self._most, self._may_wait, self._company, self._begin = work, most, waiting, company, begin
         self._waiting: deque[_Ticket[InT, OutT]] = deque()
-        self._there_is_work, self._closed = Condition(), False
-        self._in_hand = 0
-        self._seconds: dict[int, float] = {}  # that a batch takes, by the power of two that its size is at most
+        self._there_is_work, self._gathering, self._closed = Condition(), Lock(), False
+        self._wanted = 1  # requests for which the thread that gathers is woken
+        self._last, self._pause = 1, 0.0  # size of the last batch, and seconds that it is worth to wait for as many
+        self._in_hand: dict[int, tuple[int, float]] = {}  # by thread: requests of its batch, and when it was begun
+        self.times = BatchTimes()
         self.given_up = 0  # requests that nobody waited for any more
         self.observe: Callable[[int, float], None] = lambda size, seconds: None  # called with each batch
-        self._thread = Thread(target=self._serve, name="micro-batches", daemon=True)
-        self._thread.start()
+        self._counting = Lock()
+        self._threads = [
+            Thread(target=self._serve, args=[number], name=f"micro-batches-{number}", daemon=True)
+            for number in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def waiting(self) -> int:
         """Requests that wait or are worked on."""
-        return len(self._waiting) + self._in_hand
+        return len(self._waiting) + sum(size for size, _ in self._in_hand.copy().values())
 
     def wait_seconds(self, more: int = 1) -> float:
         """How long `more` requests that come now would take to be answered, as measured; 0 before anything was."""
-        whole, rest = divmod(len(self._waiting) + more, self._most)
-        return self._expected(self._in_hand) + whole * self._expected(self._most) + self._expected(rest)
+        before, last = divmod(len(self._waiting) + more - 1, self._most)  # batches, and who is before in the last one
+        expected, now, threads = self.times.expected, time.monotonic(), len(self._threads)
+        left = [max(0.0, expected(size) - (now - begun)) for size, begun in self._in_hand.copy().values()]
+        soonest = min(left) if len(left) == threads else 0.0
+        line = sum(left) + before * expected(self._most)
+        return max(soonest, line / threads) + expected(last + 1)
 
-    def _expected(self, size: int) -> float:
-        """Seconds that a batch takes; of a size that was not measured those of the next smaller one, or the least."""
-        if not size or not self._seconds:
-            return 0.0
-        measured = sorted(self._seconds)
-        known = [power for power in measured if power <= _power(size)]
-        return self._seconds[known[-1] if known else measured[0]]
+    def late(self, seconds: float, more: int = 1) -> float | None:
+        """By how much `more` requests would come later than in `seconds`; None where they are in time.
+
+        Up to half a batch may always wait: with less the threads would be slower, and all would wait the longer.
+        """
+        waits = len(self._waiting)
+        if waits + more > self._may_wait:
+            return max(0.0, self.wait_seconds(more) - seconds)
+        if waits < self._most // 2 or not self.waiting:
+            return None
+        expected = self.wait_seconds(more)
+        return expected - seconds if expected > SURE * seconds else None
 
     def check(self, seconds: float, more: int = 1) -> None:
-        """Whether `more` requests can be answered within `seconds`.
-
-        Up to half a batch may always wait: with less the worker would be slower, and all would wait the longer.
+        """See `late`.
 
         Raises:
-            TooLate: they cannot.
+            TooLate: the requests cannot be answered in time.
         """
-        expected, waits = self.wait_seconds(more), len(self._waiting)
-        late = expected > seconds and self.waiting and waits >= self._most // 2
-        if waits + more > self._may_wait or late:
-            raise TooLate(expected - seconds)
+        late = self.late(seconds, more)
+        if late is not None:
+            raise TooLate(late)
 
     def submit(
         self, value: InT, deadline: float = math.inf, gone: Callable[[], bool] = lambda: False
@@ -119,7 +148,8 @@ class WaitingLine(Generic[InT, OutT]):
             if self._closed:
                 raise TooLate(1)
             self._waiting.append(ticket)
-            self._there_is_work.notify()
+            if len(self._waiting) >= self._wanted:
+                self._there_is_work.notify()
         return ticket.future
 
     def close(self) -> None:
@@ -127,35 +157,50 @@ class WaitingLine(Generic[InT, OutT]):
         with self._there_is_work:
             self._closed = True
             self._there_is_work.notify()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
-    def _serve(self) -> None:
+    def _serve(self, thread: int) -> None:
+        self._begin()
         while True:
-            with self._there_is_work:
-                while not self._waiting and not self._closed:
-                    self._there_is_work.wait()
+            with self._gathering, self._there_is_work:  # others wait for the first of these
+                self._gather()
                 if not self._waiting:
                     return
-                batch, left = self._next()
+                batch, left = self._next(thread)
             for ticket in left:
                 _settle(ticket.future, self._leave, ticket)
             if batch:
-                self._answer(batch)
+                self._answer(batch, thread)
 
-    def _next(self) -> tuple[list[_Ticket[InT, OutT]], list[_Ticket[InT, OutT]]]:
+    def _gather(self) -> None:
+        """Wait until there is something to do, and for company where much was done just now."""
+        while not self._waiting and not self._closed:
+            self._there_is_work.wait()
+        until = time.monotonic() + self._pause
+        self._wanted = self._last
+        while len(self._waiting) < self._wanted and not self._closed and (left := until - time.monotonic()) > 0:
+            self._there_is_work.wait(left)
+        self._wanted, self._last, self._pause = 1, 1, 0.0
+
+    def _next(self, thread: int) -> tuple[list[_Ticket[InT, OutT]], list[_Ticket[InT, OutT]]]:
         """What is worked on next, and what nobody waits for."""
         now = time.monotonic()
         batch: list[_Ticket[InT, OutT]] = []
         left: list[_Ticket[InT, OutT]] = []
-        room = min(self._most, max(len(self._waiting) - len(self._waiting) % STEP, STEP - 1))
+        there = len(self._waiting)
+        free = len(self._threads) - len(self._in_hand)  # of which this is one
+        share = -(-there // free) if there > 2 * STEP else there
+        room = min(self._most, max(share - share % STEP, STEP - 1))
         while self._waiting and len(batch) < room:
             ticket = self._waiting.popleft()
             late = ticket.deadline < now or ticket.future.cancelled() or ticket.gone()
             (left if late else batch).append(ticket)
-        self._in_hand = len(batch)
+        if batch:
+            self._in_hand[thread] = len(batch), now
         return batch, left
 
-    def _answer(self, batch: list[_Ticket[InT, OutT]]) -> None:
+    def _answer(self, batch: list[_Ticket[InT, OutT]], thread: int) -> None:
         started = time.monotonic()
         try:
             results: Sequence[OutT | Exception] = self._work([ticket.value for ticket in batch])
@@ -163,11 +208,11 @@ class WaitingLine(Generic[InT, OutT]):
             raised = error if isinstance(error, Exception) else RuntimeError(type(error).__name__)
             results = [raised] * len(batch)
         seconds = time.monotonic() - started
-        power = _power(len(batch))
-        before = self._seconds.get(power, seconds)
-        self._seconds = self._seconds | {power: before + LEARNING * (seconds - before)}  # read by the loop meanwhile
-        self.observe(len(batch), seconds)
-        self._in_hand = 0
+        with self._counting:
+            self.times.observe(len(batch), seconds)
+            self.observe(len(batch), seconds)
+        self._last, self._pause = len(batch), self._company * seconds if len(batch) > 1 else 0.0
+        del self._in_hand[thread]
         _settle(batch[0].future, _deliver, batch, results)
 
     def _leave(self, ticket: _Ticket[InT, OutT]) -> None:
@@ -179,15 +224,10 @@ class WaitingLine(Generic[InT, OutT]):
                 ticket.future.set_exception(TooLate(self.wait_seconds()))
 
 
-def _power(size: int) -> int:
-    return (size - 1).bit_length()
-
-
 def _settle(future: asyncio.Future[OutT], call: Callable[..., None], *arguments: object) -> None:
     """Have the event loop of a future make a call, if there is one still."""
-    loop = future.get_loop()
-    if not loop.is_closed():
-        loop.call_soon_threadsafe(call, *arguments)
+    with suppress(RuntimeError):  # it is closed
+        future.get_loop().call_soon_threadsafe(call, *arguments)
 
 
 def _deliver(batch: Sequence[_Ticket[InT, OutT]], results: Sequence[OutT | Exception]) -> None:

@@ -36,7 +36,8 @@ def run_workers(
     Args:
         count: of processes.
         listener: what they share.
-        work: what each of them does; it calls what it is given once it answers, with what it serves.
+        work: what each of them does; it calls what it is given once it answers, with what it serves. SIGHUP is blocked
+            when it begins, and it unblocks it once it can load again what it serves.
         ready: called once all of them answer, with what the first serves.
         died: called with the id of a process that ended without having been told.
 
@@ -94,8 +95,8 @@ def _start(work: Callable[[Callable[[dict[str, Any]], None]], None], alive: dict
     status = 1
     try:
         os.close(reading)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it serves; what it loads is what is there now
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        # SIGHUP waits until there is somebody to take it: what is loaded by then may be what was there before
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS - {signal.SIGHUP})
 
         def say(content: dict[str, Any]) -> None:
             with suppress(BrokenPipeError):  # a process in the place of another is not waited for

@@ -2,10 +2,10 @@
 
 Quality is measured on validation cases with the ranker of all users, by the formulas of
 `adagrpo.evaluation.reward_quality`. The gate is measured with the starting policy on one epoch of the training samples
-that post-training would draw, once with the ranker of all users and once, where it is on, cross-fitted: the same
-rollouts, other rewards. Where the truth is known, this is where it is read: the correlation of scores and utilities
-before each user's last purchase, and the share of the pairs of rollouts that the reward orders rightly, among the
-groups admitted and among those rejected.
+that post-training would draw, or on the first `GATE_USERS` users of it, once with the ranker of all users and once,
+where it is on, cross-fitted: the same rollouts, other rewards. Where the truth is known, this is where it is read: the
+correlation of scores and utilities before each user's last purchase, and the share of the pairs of rollouts that the
+reward orders rightly, among the groups admitted and among those rejected.
 
 A reward other than the sequential ranker scores one pair at a time, so the catalogue is ranked for fewer cases then.
 """
@@ -60,6 +60,7 @@ GATES: tuple[Gate, ...] = ("all", "adagrpo", "difficulty", "discriminability", "
 THIRDS = ("easiest third", "middle third", "hardest third")
 ORDER = dict.fromkeys(["all", "head", "middle", "tail", *THIRDS, *band_names(EXPOSURES), *band_names(ACTIVITIES)])
 TRUTH_USERS = 2000  # a fixed sample: each costs a ranking of the whole catalogue by the truth
+GATE_USERS = 100_000  # whose samples the gate is measured on: more would not change a share that the report prints
 PAIRS, PAIRS_AT_ONCE = 2_000_000, 200_000  # that a reward without catalogue scores is asked for in all, and at a time
 NOT_A_PROBABILITY = {
     "sampled": "its softmax was fitted against sampled items, so it is not a probability over the catalogue",
@@ -216,8 +217,9 @@ def _gate(models: Models, reward: Reward) -> dict[str, Any]:
     outcomes: dict[str, list[NDArray[np.bool_]]] = {}
     chosen: dict[str, list[NDArray[np.bool_]]] = {}
     users, shares, shuffled = [], [], []
-    for step in range(schedule.steps_per_epoch):
-        data.run.console.progress("ranker/report", step, schedule.steps_per_epoch, {})
+    steps = min(schedule.steps_per_epoch, -(-GATE_USERS // (schedule.batch_size * schedule.accumulation)))
+    for step in range(steps):
+        data.run.console.progress("ranker/report", step, steps, {})
         drawn_at = group_step(schedule, step, objective, data.device)
         joined = drawn_at.joined()
         if joined is None:

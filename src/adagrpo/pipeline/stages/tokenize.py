@@ -12,6 +12,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from adagrpo.data.prepared import load_item_ids, load_items
+from adagrpo.pipeline.counting_room import check_tokenize_room
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
 from adagrpo.semantic_ids import (
@@ -31,6 +32,7 @@ from adagrpo.semantic_ids import (
     residual_kmeans,
     resolve_collisions,
     rq_vae,
+    sequence_groups,
     text_vectors,
 )
 from adagrpo.storage.artifacts import hash_file
@@ -52,6 +54,8 @@ def tokenize(run: Run) -> None:
         inputs.append(run.path(*ENCODED))
 
     def build(work: Path) -> None:
+        if options.published is None:
+            check_tokenize_room(data)
         codes, error, quantization = _quantize(run)
         catalog = Catalog.from_codes(_without_collisions(run, codes, quantization))
         catalog.write(work / "codes.parquet")
@@ -98,7 +102,7 @@ def _without_collisions(
     quantization: Callable[[], Quantization],
 ) -> NDArray[np.int64]:
     """Codes of which each names one item."""
-    if len(np.unique(codes, axis=0)) == len(codes):
+    if len(sequence_groups(codes)[1]) == len(codes):
         return codes
     if run.config.tokenizer.collisions == "nearest":
         return move_to_free_codes(quantization())

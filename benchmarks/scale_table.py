@@ -1,0 +1,277 @@
+"""Seconds and peak memory of every stage as logs and catalogues grow, each stage a process of its own.
+
+    python -m benchmarks.scale_table --work DIR [--cells 1e6:1e4 1e7:1e5] [--memory-gb 20] [--policy hybrid]
+
+A cell is a number of interactions and one of items; its log is that of `benchmarks.scale_log`. Fits take a fixed number
+of steps, and 1,000 users are evaluated, so that what grows is what a stage does with the size of log and catalogue.
+A row is added to the file of results when its stage has ended, and the same command goes on after the last one. A stage
+that fails ends its cell, and its row says how. The exponents are slopes of log seconds over log rows or log items.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+
+from adagrpo.report.tables import MISSING, Table, to_markdown
+from benchmarks.rows import machine
+from benchmarks.scale_log import LENGTH, write_items, write_parts
+
+__all__ = ["CELLS", "STAGES", "Cell", "exponent", "main", "table_of"]
+
+STAGES = ("log", "prepare", "tokenize", "ranker", "sft", "train", "evaluate", "recommend", "serve")
+EVALUATED, ANSWERED, BATCH = 1000, 20, 256
+
+
+class Cell(NamedTuple):
+    """A size of the log and of the catalogue."""
+
+    rows: int
+    items: int
+
+    @classmethod
+    def parse(cls, text: str) -> Cell:
+        """Of `rows:items`.
+
+        >>> Cell.parse("1e6:1e4")
+        Cell(rows=1000000, items=10000)
+        """
+        rows, items = text.split(":")
+        return cls(int(float(rows)), int(float(items)))
+
+
+# the diagonal, a row and a column; the largest is the last
+CELLS = tuple(map(Cell.parse, ("1e6:1e4", "1e6:1e5", "1e7:1e4", "1e7:1e5", "1e7:1e6", "1e8:1e5", "1e8:1e6")))
+
+
+class Cost(NamedTuple):
+    """What a process took."""
+
+    seconds: float
+    cpu_seconds: float
+    peak_gb: float
+    status: int
+    said: str  # the last line of its errors
+
+
+def main() -> None:
+    """Measure what is not measured yet, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("scale_table.jsonl"))
+    parser.add_argument("--cells", nargs="*", type=Cell.parse, default=CELLS)
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--policy", choices=("compact", "hybrid"), default="compact")
+    parser.add_argument("--memory-gb", type=float, help="address space of a stage, so that it ends before the machine")
+    options = parser.parse_args()
+    for cell in options.cells:
+        measure(cell, options)
+    print(table_of(_read(options.out)))
+
+
+def measure(cell: Cell, options: argparse.Namespace) -> None:
+    """The stages of a cell that have no row yet; what it takes on disk is removed when all of them have one."""
+    folder = options.work / f"{cell.rows}-{cell.items}"
+    done = [row["stage"] for row in _read(options.out) if (row["rows"], row["items"]) == cell and row["status"] == 0]
+    for stage in STAGES:
+        if stage in done:
+            continue
+        folder.mkdir(parents=True, exist_ok=True)
+        cost = (
+            _served(folder, options.memory_gb)
+            if stage == "serve"
+            else _run(_command(stage, cell, folder, options), options.memory_gb)
+        )
+        row = {"rows": cell.rows, "items": cell.items, "stage": stage} | cost._asdict()
+        row |= {"steps": options.steps, "policy": options.policy} | machine()
+        with options.out.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        print(f"{cell.rows:.0e}:{cell.items:.0e} {stage}: {cost}", file=sys.stderr)
+        if cost.status:
+            return
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _command(stage: str, cell: Cell, folder: Path, options: argparse.Namespace) -> list[str]:
+    """The command line of a stage."""
+    if stage == "log":
+        code = (
+            "import sys; from pathlib import Path; from benchmarks.scale_table import write_log;"
+            "write_log(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))"
+        )
+        return [sys.executable, "-c", code, str(folder), str(cell.rows), str(cell.items)]
+    run = folder / "run"
+    arguments = {
+        "prepare": [
+            *map(str, sorted(folder.glob("log-*.parquet"))),
+            "--out",
+            str(run),
+            *_settings(cell, folder, options),
+        ],
+        "recommend": [
+            "--run",
+            str(run),
+            "--users",
+            str(folder / "users.parquet"),
+            "--out",
+            str(folder / "lists.parquet"),
+            "--arm",
+            "sft",
+        ],
+    }
+    return [sys.executable, "-m", "adagrpo", stage, *arguments.get(stage, ["--run", str(run)]), "--quiet"]
+
+
+def _settings(cell: Cell, folder: Path, options: argparse.Namespace) -> list[str]:
+    """The recipe, as options."""
+    epochs = options.steps / -(-max(2, cell.rows // LENGTH) // BATCH)
+    fit = f"{{epochs: {epochs!r}, batch_size: {BATCH}, validations: 1, validation_users: 200}}"
+    recipe = {
+        "data.items": f"{{path: {folder.resolve() / 'items.parquet'}, text: [title], attributes: [attributes]}}",
+        "data.split.users": EVALUATED,
+        "tokenizer.vectors": "{attributes: 1.0, cooccurrence: 1.0}",
+        "policy.kind": options.policy,
+        "ranker.loss": "sampled",
+        "ranker.width": 64,
+        "ranker.fit": fit,
+        "sft": fit,
+        "train.arms": "[adagrpo]",
+        "train.fit": fit,
+        "evaluation.batch_size": 64,
+    }
+    return [part for key, value in recipe.items() for part in ("--set", f"{key}={value}")]
+
+
+def write_log(folder: Path, rows: int, items: int) -> None:
+    """The log and the item table of a cell, and the users that lists are written for."""
+    write_parts(folder, rows=rows, items=items)
+    write_items(folder, items)
+    users = min(EVALUATED, rows // LENGTH)
+    pl.DataFrame({"user_id": np.arange(users)}).write_parquet(folder / "users.parquet")
+
+
+def _run(command: Sequence[str], memory_gb: float | None) -> Cost:
+    """A command from its start to its end."""
+    started = time.perf_counter()
+    process = _start(command, memory_gb)
+    assert process.stderr is not None
+    errors = process.stderr.read()
+    return _ended(process, started, errors)
+
+
+def _start(command: Sequence[str], memory_gb: float | None) -> subprocess.Popen[str]:
+    def bound() -> None:
+        if memory_gb is not None:
+            resource.setrlimit(resource.RLIMIT_AS, (int(memory_gb * 1e9),) * 2)
+
+    return subprocess.Popen(
+        list(command), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=bound
+    )
+
+
+def _ended(process: subprocess.Popen[str], started: float, errors: str) -> Cost:
+    """Wait for a process; the peak is its own, not that of those before it."""
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    lines = errors.strip().splitlines()
+    cpu = usage.ru_utime + usage.ru_stime
+    said = lines[-1] if lines and process.returncode else ""
+    return Cost(time.perf_counter() - started, cpu, usage.ru_maxrss * 1024 / 1e9, process.returncode, said)
+
+
+def _served(folder: Path, memory_gb: float | None) -> Cost:
+    """The service from its start to its first answers, and its end."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "adagrpo", "serve", "--run", str(folder / "run"), "--arm", "sft"]
+    started = time.perf_counter()
+    process = _start([*command, "--port", str(port), "--deadline", "60", "--quiet"], memory_gb)
+    history = pl.read_parquet(folder / "items.parquet", n_rows=5)["item_id"].to_list()
+    try:
+        while process.poll() is None and not _answers(port, "health"):
+            time.sleep(0.1)
+        for _ in range(ANSWERED):
+            if process.poll() is None and not _answers(port, "recommend", {"history": history, "k": 10}):
+                break
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+    assert process.stderr is not None
+    return _ended(process, started, process.stderr.read())
+
+
+def _answers(port: int, path: str, body: Mapping[str, Any] | None = None) -> bool:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/{path}", data=data, headers={"content-type": "application/json"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
+    """The slope of log cost over log size.
+
+    >>> round(exponent([1, 10, 100], [2, 20, 200]), 3)
+    1.0
+    """
+    return float(np.polyfit(np.log(sizes), np.log(costs), 1)[0])
+
+
+def table_of(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown: a line a stage with seconds and peak memory in each cell, then its exponents in rows and in items."""
+    cells = sorted({Cell(row["rows"], row["items"]) for row in rows})
+    latest = {(Cell(row["rows"], row["items"]), row["stage"]): row for row in rows}
+    lines = []
+    for stage in STAGES:
+        found = {cell: latest[cell, stage] for cell in cells if (cell, stage) in latest}
+        cost = [_shown(found.get(cell)) for cell in cells]
+        measured = {cell: row["seconds"] for cell, row in found.items() if row["status"] == 0}
+        lines.append((stage, *cost, _slope(measured, 0), _slope(measured, 1)))
+    names = [f"{cell.rows / 1e6:g} M × {cell.items / 1e3:g} K" for cell in cells]
+    header = ("stage", *names, "in rows", "in items")
+    return to_markdown(Table(header, tuple(lines), ("left", *("right",) * (len(cells) + 2))))
+
+
+def _shown(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return MISSING
+    return f"{row['seconds']:.0f} s, {row['peak_gb']:.1f} GB" if row["status"] == 0 else f"failed ({row['status']})"
+
+
+def _slope(seconds: Mapping[Cell, float], axis: int) -> str:
+    """Along the line of cells that are equal but for one axis and has the most of them."""
+    lines: dict[int, list[Cell]] = {}
+    for cell in seconds:
+        lines.setdefault(cell[1 - axis], []).append(cell)
+    line = max(lines.values(), key=len, default=[])
+    if len(line) < 2:
+        return MISSING
+    return f"{exponent([cell[axis] for cell in line], [seconds[cell] for cell in line]):.2f}"
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
+if __name__ == "__main__":
+    main()

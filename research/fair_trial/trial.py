@@ -1,0 +1,174 @@
+"""Carries out the trial with what the tuning chose: other seeds, test cases, and teachers to hold the reward against.
+
+    python -m research.fair_trial.trial --data DIR --out runs/fair --sets amazon18-scientific
+    python -m research.fair_trial.trial --data DIR --out runs/fair --sets amazon18-scientific --teachers
+
+`--out` is that of the tuning. Each family has the arm that `chosen-<set>.yaml` names, under the seeds of `plan.yaml`,
+in one comparison with continued NLL and with re-ranking. A gate is held against the random one and against none, with
+an interval on that difference. Stopped at any point, the same command continues.
+
+With `--teachers` the chosen distillation is trained again with other rewards, each re-ranked with too: counts, other
+seeds of the policy, the sequential ranker, a reward whose scores are shuffled. All of them, the trial's own reward
+among them, have the weight that validation chooses; the starting policies are those of the trial.
+
+`<set>.comparison.json` and `<set>-<teacher>.comparison.json` are kept beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from adagrpo.config import Config
+from adagrpo.console import StderrConsole
+from adagrpo.errors import UserError
+from adagrpo.pipeline import Run, fit_sft, prepare, tokenize
+from adagrpo.pipeline.compare import Comparison
+from adagrpo.report import read_rows
+from adagrpo.storage.artifacts import write_file
+from adagrpo.storage.marks import claim
+from research.fair_trial.tune import HERE, chosen_arms, fixed, leaders, recipe_of
+
+__all__ = ["pairs", "teacher_config", "trial_config"]
+
+SHARED = ("prepare", "tokenize", "sft", "ranker", "train/nll", "evaluate/sft", "evaluate/nll")  # whatever the reward
+
+
+def pairs(families: Sequence[str]) -> list[list[str]]:
+    """Each gate against the random one and against none.
+
+    Example:
+        >>> pairs(["best", "best-gate", "best-random"])
+        [['fair-best-gate', 'fair-best-random'], ['fair-best-gate', 'fair-best'], ['fair-best-random', 'fair-best']]
+    """
+    named = [name for name in families if {f"{name}-gate", f"{name}-random"} <= set(families)]
+    ends = (("-gate", "-random"), ("-gate", ""), ("-random", ""))
+    return [[f"fair-{name}{first}", f"fair-{name}{second}"] for name in named for first, second in ends]
+
+
+def trial_config(plan: Mapping[str, Any], name: str, rows: Sequence[Mapping[str, Any]]) -> Config:
+    """The recipe with the arms that were chosen, and what they are held against.
+
+    Args:
+        plan: the content of plan.yaml.
+        name: of the set.
+        rows: of its tuning.
+
+    Raises:
+        UserError: the tuning is not complete, or its rows are of another plan.
+    """
+    of = fixed(plan, name)
+    other = any(row["plan"] != of for row in rows)
+    for family, about in plan["families"].items():
+        found, asked = len(leaders(rows, family, len(plan["rungs"]) - 1)), len(about["positions"])
+        asked *= plan["rungs"][-1]["kept"]
+        if found < asked or other:
+            raise UserError(
+                f"{name}: {family} has {found} of {asked} rows in the last rung, or rows are of another plan;"
+                f" python -m research.fair_trial.tune --sets {name} continues the tuning"
+            )
+    arms = ["nll", *chosen_arms(plan, rows).values()]
+    held = pairs(list(plan["families"]))
+    return recipe_of(plan, name, f"train.arms={json.dumps(arms)}", f"compare.pairs={json.dumps(held)}")
+
+
+def teacher_config(
+    plan: Mapping[str, Any], name: str, rows: Sequence[Mapping[str, Any]], teacher: str, ensemble: Sequence[Path]
+) -> Config:
+    """The recipe with another reward, and the one arm that distils it with the weight that validation chooses.
+
+    Args:
+        plan: the content of plan.yaml.
+        name: of the set.
+        rows: of its tuning.
+        teacher: one of `trial.teachers`.
+        ensemble: the runs of the policies whose mean is a reward, for `policies`.
+    """
+    reward = dict(plan["trial"]["teachers"][teacher])
+    if reward["kind"] == "policies":
+        reward["runs"] = [str(run) for run in ensemble]
+    arm = chosen_arms(plan, rows)["fair-distill"]
+    arm["options"]["distill"] |= {"reward_weight": "validation"}
+    return recipe_of(plan, name, f"train.arms={json.dumps(['nll', arm])}", f"reward={json.dumps(reward)}")
+
+
+def carry_out(plan: Mapping[str, Any], name: str, data: Path, out: Path) -> Comparison:
+    """The trial of one set."""
+    config = trial_config(plan, name, list(read_rows(HERE / f"tuning-{name}.jsonl")))
+    arms = [arm.name for arm in config.train.arms] + ["rerank"]
+    seeds, console = _seeds(plan, name), StderrConsole()
+    comparison = Comparison(out / f"trial-{name}", config, data, objectives=arms, seeds=seeds, console=console)
+    comparison.carry_out()
+    _keep(comparison, name)
+    return comparison
+
+
+def teach(plan: Mapping[str, Any], name: str, data: Path, out: Path) -> None:
+    """The chosen distillation with each teacher, from the starting policies of the trial."""
+    rows, seeds, console = list(read_rows(HERE / f"tuning-{name}.jsonl")), _seeds(plan, name), StderrConsole()
+    ensemble = [_start(plan, name, data, out / f"ensemble-{name}" / f"seed-{s}", s) for s in plan["trial"]["ensemble"]]
+    for teacher in plan["trial"]["teachers"]:
+        directory = out / f"trial-{name}-{teacher}"
+        config = teacher_config(plan, name, rows, teacher, ensemble)
+        claim(directory, "comparison")
+        for seed in seeds:
+            if not (directory / f"seed-{seed}").exists():
+                _copied(out / f"trial-{name}" / f"seed-{seed}", directory / f"seed-{seed}")
+        arms = ["nll", "fair-distill", "rerank", "fair-distill+rerank"]
+        comparison = Comparison(directory, config, data, objectives=arms, seeds=seeds, console=console)
+        comparison.carry_out()
+        _keep(comparison, f"{name}-{teacher}")
+
+
+def _start(plan: Mapping[str, Any], name: str, data: Path, folder: Path, seed: int) -> Path:
+    """A run with a starting policy alone, one of those whose mean is a reward."""
+    run = Run(folder, recipe_of(plan, name, f"seed={seed}"), data, StderrConsole())
+    with run.locked():
+        prepare(run)
+        tokenize(run)
+        fit_sft(run)
+    return folder.resolve()
+
+
+def _copied(source: Path, target: Path) -> None:
+    """A run with the stages that no reward enters, under its name when it is whole."""
+    partial = target.with_name(f"{target.name}.copying")
+    shutil.rmtree(partial, ignore_errors=True)
+    claim(partial, "run")
+    for stage in SHARED:
+        if (source / stage).is_dir():
+            shutil.copytree(source / stage, partial / stage)
+    partial.rename(target)
+
+
+def _seeds(plan: Mapping[str, Any], name: str) -> list[int]:
+    return list(plan["seeds"].get(name, plan["seeds"]["others"]))
+
+
+def _keep(comparison: Comparison, name: str) -> None:
+    content = (comparison.directory / "comparison.json").read_text(encoding="utf-8")
+    write_file(HERE / f"{name}.comparison.json", content)
+
+
+def main() -> None:
+    """Carry out what is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--sets", nargs="+", required=True)
+    parser.add_argument("--teachers", action="store_true", help="other rewards, after the trial of the set")
+    given = parser.parse_args()
+    plan = yaml.safe_load((HERE / "plan.yaml").read_text(encoding="utf-8"))
+    for name in given.sets:
+        data = given.data / plan["sets"][name].get("folder", name)
+        (teach if given.teachers else carry_out)(plan, name, data, given.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""Where selection can help: a reward that is wrong for some, judged at positions that nobody memorised.
+
+    python -m research.gate_best_case.measure --out runs/gate
+
+Worlds, rewards and pairs are those of `worlds.yaml`, the arms those of `recipe.yaml`. A row of `gates.jsonl` is a world
+with a reward: each arm's true utility and hit rate on test cases against continued NLL, and one arm against another,
+each with the variance of its mean over users. Interrupted, the same command continues.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from adagrpo.pipeline import Run, fit_arm, fit_ranker
+from adagrpo.pipeline.stages.choose_weight import choose_reward_weight, chosen_weight
+from adagrpo.report import read_rows
+from adagrpo.trainer.pressure import mean_pressure
+from research.rows import add_row
+from research.verdict.measure import BASELINE, World
+
+__all__ = ["paired"]
+
+HERE = Path(__file__).parent
+VALUES = ("true_utility@10", "hr@10")
+Outcome = tuple[NDArray[np.float64], NDArray[np.float64]]
+
+
+def main() -> None:
+    """Measure every pair of a world and a reward that has no row yet."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--results", type=Path, default=HERE / "gates.jsonl")
+    given = parser.parse_args()
+    plan = yaml.safe_load((HERE / "worlds.yaml").read_text(encoding="utf-8"))
+    for name, entry in plan["worlds"].items():
+        done = {(row["world"], row["reward"]) for row in read_rows(given.results)}
+        missing = [reward for reward in plan["rewards"] if (name, reward) not in done]
+        if missing:
+            world = World(name, entry, given.out, HERE / "recipe.yaml")
+            world.prepare()
+        for reward in missing:
+            started = time.monotonic()
+            row = {"world": name, "seed": entry["seed"], "reward": reward}
+            row |= measure(world, reward, plan["rewards"][reward], plan["pairs"])
+            add_row(given.results, row | {"seconds": round(time.monotonic() - started, 1)})
+            print(name, reward, row["pairs"], flush=True)
+
+
+def measure(world: World, name: str, reward: str, pairs: list[list[str]]) -> dict[str, Any]:
+    """Train all arms with a reward, and hold them against continued NLL and against each other."""
+    folder = world.out / f"{world.name}.{name.replace(' ', '-')}"
+    shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was cut off
+    run = Run(folder, world.config([f"reward={reward}"]), Path(), source=world.run.directory)
+    fit_ranker(run)
+    teacher = chosen_weight(choose_reward_weight(run))
+    outcomes: dict[str, Outcome] = {BASELINE: world.baseline}
+    facts = {}
+    for arm in run.config.train.arms:
+        if arm.name != BASELINE:
+            fit_arm(run, arm)
+            outcomes[arm.name] = world.outcome(run, arm.name)
+            facts[arm.name] = _facts(run, arm.name)
+    held = {
+        f"{objective}-{first} less {objective}-{second}": paired(
+            outcomes[f"{objective}-{first}"], outcomes[f"{objective}-{second}"]
+        )
+        for objective in ("pressed", "taught")
+        for first, second in pairs
+    }
+    return {
+        "users": len(world.cases["test"]),
+        "teacher_weight": teacher,
+        "baseline": {key: float(part.mean()) for key, part in zip(VALUES, world.baseline, strict=True)},
+        "arms": {arm: facts[arm] | paired(result, world.baseline) for arm, result in outcomes.items() if arm in facts},
+        "pairs": held,
+    }
+
+
+def paired(outcome: Outcome, reference: Outcome) -> dict[str, list[float]]:
+    """By metric, the mean of the paired differences over test cases and the variance of that mean.
+
+    Args:
+        outcome: (N,) true utility and (N,) hit rate.
+        reference: the same cases.
+    """
+    differences = [values - other for values, other in zip(outcome, reference, strict=True)]
+    return {
+        name: [float(values.mean()), float(values.var(ddof=1)) / len(values)]
+        for name, values in zip(VALUES, differences, strict=True)
+    }
+
+
+def _facts(run: Run, arm: str) -> dict[str, Any]:
+    """What share was admitted, and the pressure over the fit."""
+    rows = list(read_rows(run.path("train", arm, "steps.jsonl")))
+    admitted = [row["admission"] for row in rows if row.get("admission") is not None]
+    return {"admission": float(np.mean(admitted)) if admitted else None, "pressure": mean_pressure(rows)}
+
+
+if __name__ == "__main__":
+    main()

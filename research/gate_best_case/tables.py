@@ -1,0 +1,120 @@
+"""The tables of the page of this study, from its rows.
+
+python -m research.gate_best_case.tables        # writes them into README.md
+python -m research.gate_best_case.tables --check
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from adagrpo.evaluation.comparison import over_both
+from adagrpo.report import read_rows
+from adagrpo.report.tables import MISSING, Table, to_markdown
+
+__all__ = ["arms_table", "over_worlds", "pairs_table", "written"]
+
+HERE = Path(__file__).parent
+UTILITY, HITS = "true_utility@10", "hr@10"
+
+
+def over_worlds(values: Sequence[Sequence[float]]) -> tuple[float, float, float] | None:
+    """The mean over worlds, with its 95 % interval over users and worlds; None for a single world.
+
+    Args:
+        values: a mean and its variance over users of each world, whose users are not those of another.
+    """
+    means, variances = [value[0] for value in values], [value[1] for value in values]
+    if len(values) < 2:
+        return None
+    users = sum(variances) / len(values) ** 2
+    low, high = over_both(means, users, users, 0.95)["both"]
+    return sum(means) / len(means), low, high
+
+
+def _shown(values: Sequence[Sequence[float]], scale: float, digits: int) -> str:
+    found = over_worlds(values)
+    if found is None:
+        return MISSING
+    mean, low, high = (f"{scale * value:+.{digits}f}".replace("-", "\N{MINUS SIGN}") for value in found)
+    return f"{mean} ({low} … {high})"
+
+
+def _by(rows: Sequence[Mapping[str, Any]], part: str) -> list[tuple[str, str, list[Mapping[str, Any]]]]:
+    """Reward, name, and what each world has of it, in the order of the rows."""
+    rewards = list(dict.fromkeys(row["reward"] for row in rows))
+    names = list(dict.fromkeys(name for row in rows for name in row[part]))
+    return [
+        (reward, name, [row[part][name] for row in rows if row["reward"] == reward])
+        for reward in rewards
+        for name in names
+    ]
+
+
+def pairs_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """One gate against another: true utility, and hit rate in points."""
+    cells = [
+        (
+            reward,
+            name,
+            _shown([entry[UTILITY] for entry in entries], 1, 4),
+            _shown([entry[HITS] for entry in entries], 100, 2),
+        )
+        for reward, name, entries in _by(rows, "pairs")
+    ]
+    header = ("reward", "arms", "true utility@10", "HR@10, points")
+    return Table(header, tuple(cells), ("left", "left", "right", "right"))
+
+
+def arms_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Each arm against continued NLL, with what share it admitted."""
+    cells = [
+        (
+            reward,
+            name,
+            MISSING if entries[0]["admission"] is None else f"{100 * _mean(entries, 'admission'):.0f} %",
+            MISSING if entries[0]["pressure"] is None else f"{_mean(entries, 'pressure'):.2f}",
+            _shown([entry[UTILITY] for entry in entries], 1, 4),
+            _shown([entry[HITS] for entry in entries], 100, 2),
+        )
+        for reward, name, entries in _by(rows, "arms")
+    ]
+    header = ("reward", "arm", "admitted", "pressure over the fit", "true utility@10", "HR@10, points")
+    return Table(header, tuple(cells), ("left", "left", "right", "right", "right", "right"))
+
+
+def _mean(entries: Sequence[Mapping[str, Any]], name: str) -> float:
+    return sum(float(entry[name]) for entry in entries) / len(entries)
+
+
+TABLES: dict[str, Callable[[Sequence[Mapping[str, Any]]], Table]] = {"pairs": pairs_table, "arms": arms_table}
+
+
+def written(text: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """The page with its tables as the rows have them."""
+    for name, table in TABLES.items():
+        begin, end = f"<!-- gates: {name} -->", f"<!-- end of gates: {name} -->"
+        inner = f"{begin}\n\n{to_markdown(table(rows))}\n\n{end}"
+        text = re.sub(f"{re.escape(begin)}.*?{re.escape(end)}", lambda _, inner=inner: inner, text, flags=re.DOTALL)
+    return text
+
+
+def main() -> None:
+    """Write the tables, or say that they are out of date."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    page = HERE / "README.md"
+    text = page.read_text(encoding="utf-8")
+    new = written(text, list(read_rows(HERE / "gates.jsonl")))
+    if parser.parse_args().check:
+        sys.exit(0 if new == text else "README.md is not what the rows say")
+    page.write_text(new, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""One list of two arms, and which of them its users prefer: team-draft interleaving.
+
+    each round     a coin says which arm picks first; each then picks its best item that nobody has picked
+    p_u            clicks of user u on the treatment's items, of u's clicks on either's
+    preference     the mean of p_u over users who clicked; 1/2 where neither is preferred
+
+Radlinski, Kurup and Joachims, CIKM 2008. Both arms meet the same user at the same moment, so what users differ by falls
+out. It says which arm is preferred and not by how many clicks: an A/B test has to say that.
+
+Coins are bits of HMAC-SHA256(salt, request id), so that a request that is sent again is drafted the same way. An item
+that both arms would show belongs to whoever picked it, by a fair coin.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import math
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import polars as pl
+from scipy import stats
+
+from adagrpo.errors import UserError
+from adagrpo.experiments.anytime import anytime_factor
+from adagrpo.experiments.plan import Plan
+from adagrpo.experiments.sample_ratio import LEVEL
+
+__all__ = ["INTERLEAVED", "Preference", "coins", "prefer", "preferred", "team_draft"]
+
+ItemT = TypeVar("ItemT")
+INTERLEAVED = "interleaved"  # the deal of a list that two arms made together
+REQUEST, USER, ITEM = "request_id", "user_hash", "item"
+
+
+def coins(salt: str, request_id: str) -> Iterator[bool]:
+    """Fair coins of a request, without end: True where the first arm of the draft picks first."""
+    block = 0
+    while True:
+        digest = hmac.new(salt.encode(), f"{request_id}/{block}".encode(), hashlib.sha256).digest()
+        for byte in digest:
+            for bit in range(8):
+                yield bool(byte >> bit & 1)
+        block += 1
+
+
+def team_draft(
+    first: Sequence[ItemT], second: Sequence[ItemT], count: int, flips: Iterator[bool]
+) -> list[tuple[int, int]]:
+    """A list of two arms.
+
+    Args:
+        first: items of one arm, best first.
+        second: items of the other.
+        count: places of the list.
+        flips: one coin a round; True where `first` picks first.
+
+    Returns:
+        Arm, 0 or 1, and place in its list for each place of the drafted one; fewer than `count` where both lists end.
+
+    Example:
+        >>> [(first, second)[arm][place] for first, second in [("abc", "bda")] for arm, place in
+        ...  team_draft(first, second, 4, iter([True, False]))]
+        ['a', 'b', 'd', 'c']
+    """
+    lists, nexts = (first, second), [0, 0]
+    chosen: set[ItemT] = set()
+    drafted: list[tuple[int, int]] = []
+    while len(drafted) < count and any(nexts[arm] < len(lists[arm]) for arm in (0, 1)):
+        for arm in (0, 1) if next(flips) else (1, 0):
+            while nexts[arm] < len(lists[arm]) and lists[arm][nexts[arm]] in chosen:
+                nexts[arm] += 1
+            if nexts[arm] < len(lists[arm]) and len(drafted) < count:
+                chosen.add(lists[arm][nexts[arm]])
+                drafted.append((arm, nexts[arm]))
+    return drafted
+
+
+class Preference(NamedTuple):
+    """The mean of p_u, with what its interval is made of."""
+
+    share: float
+    error: float  # standard error over users
+    users: int  # who clicked
+
+    def within(self, factor: float) -> tuple[float, float]:
+        """The interval of so many standard errors to each side."""
+        return self.share - factor * self.error, self.share + factor * self.error
+
+
+def preferred(credits: pl.DataFrame) -> Preference | None:
+    """The preference of users.
+
+    Args:
+        credits: one row a user: `control` and `treatment`, clicks on items of each.
+
+    Returns:
+        None where fewer than two users clicked.
+    """
+    clicked = credits.filter(pl.col("control") + pl.col("treatment") > 0)
+    shares = (clicked["treatment"] / (clicked["control"] + clicked["treatment"])).to_numpy()
+    if len(shares) < 2:
+        return None
+    return Preference(float(shares.mean()), float(shares.std(ddof=1)) / math.sqrt(len(shares)), len(shares))
+
+
+def prefer(plan: Plan, exposures: pl.DataFrame, feedback: pl.DataFrame, *, now: datetime) -> dict[str, Any]:
+    """The result of an experiment of kind `interleaving`.
+
+    Args:
+        plan: frozen.
+        exposures: one row an answer, see `adagrpo.serving.exposure_parts`.
+        feedback: one row a request, item and kind.
+        now: of the look; a plan that looks at the end shows nothing before.
+
+    Returns:
+        JSON: `verdicts` and `reasons`, `preference`, `daily`, and counts.
+
+    Raises:
+        UserError: the log has no interleaved list of the experiment.
+    """
+    (treatment,) = plan.treatments
+    answers = exposures.unique(REQUEST, keep="first", maintain_order=True).filter(
+        (pl.col("experiment") == plan.name)
+        & (pl.col("deal") == INTERLEAVED)
+        & (pl.col("time") >= plan.begins)
+        & (pl.col("time") < plan.ends)
+        & ~pl.col(USER).is_in(list(plan.exclude))
+    )
+    if answers.is_empty():
+        raise UserError(f"the log has no interleaved list of {plan.name!r} in its window")
+    credits = _credits(plan, answers, feedback)
+    first = int((answers["teams"].list.first() == treatment).sum())
+    fair = float(stats.binomtest(first, len(answers)).pvalue)
+    result: dict[str, Any] = {
+        "experiment": plan.name,
+        "kind": plan.kind,
+        "look": now.isoformat(timespec="seconds"),
+        "users": {"shown": answers[USER].n_unique(), "clicked": len(credits)},
+        "answers": len(answers),
+        "first_place": {"treatment": first / len(answers), "p_value": fair},
+        "preference": None,
+        "daily": [],
+    }
+    if plan.looks == "end" and now.timestamp() < plan.ends:
+        ends = datetime.fromtimestamp(plan.ends, UTC).date()
+        return result | _says(treatment, "inconclusive", f"the plan looks at the end, and the window ends on {ends}")
+    if fair < LEVEL:
+        reason = f"{treatment} is first in {first:,} of {len(answers):,} lists, p = {fair:.1e}; the coin was not fair"
+        return result | _says(treatment, "invalid", reason)
+    found = preferred(credits)
+    if found is None:
+        return result | _says(treatment, "inconclusive", "fewer than two users clicked")
+    low, high = found.within(_factor(plan, len(answers)))
+    result["preference"] = {"share": found.share, "interval": [low, high], "users": found.users}
+    result["daily"] = _daily(plan, answers, feedback, now)
+    certain = not low <= 0.5 <= high
+    verdict: Literal["preferred", "not preferred", "inconclusive"] = "inconclusive"
+    if certain:
+        verdict = "preferred" if found.share > 0.5 else "not preferred"
+    reason = f"{found.share:.1%} of a user's credited clicks are on its items ({low:.1%} to {high:.1%})"
+    return result | _says(treatment, verdict, reason)
+
+
+def _says(treatment: str, verdict: str, reason: str) -> dict[str, Any]:
+    return {"verdicts": {treatment: verdict}, "reasons": {treatment: reason}}
+
+
+def _factor(plan: Plan, answers: int) -> float:
+    if plan.looks == "daily" and plan.answers is not None:
+        return anytime_factor(answers, plan.answers, plan.alpha)
+    return float(stats.norm.isf(plan.alpha / 2))
+
+
+def _credits(plan: Plan, answers: pl.DataFrame, feedback: pl.DataFrame) -> pl.DataFrame:
+    """One row a user who clicked: clicks on items of the control and of the treatment."""
+    places = answers.select(REQUEST, USER, pl.col("slate").alias(ITEM), "teams").explode(ITEM, "teams")
+    clicks = feedback.filter(pl.col("kind") == plan.credit).select(REQUEST, ITEM).unique()
+    found = places.join(clicks, on=[REQUEST, ITEM], how="inner")
+    of_control = (pl.col("teams") == plan.control).sum().alias("control")
+    return found.group_by(USER, maintain_order=True).agg(
+        of_control, (pl.col("teams") != plan.control).sum().alias("treatment")
+    )
+
+
+def _daily(plan: Plan, answers: pl.DataFrame, feedback: pl.DataFrame, now: datetime) -> list[dict[str, Any]]:
+    rows = []
+    day = pl.from_epoch(pl.col("time").floor().cast(pl.Int64)).dt.date()
+    for through in sorted(answers.select(day.unique())["time"]):
+        part = answers.filter(day <= through)
+        found = preferred(_credits(plan, part, feedback))
+        if found is not None:
+            ends = found.within(_factor(plan, len(part)))
+            rows.append({"through": through.isoformat(), "share": found.share, "interval": [*ends]})
+    return rows

@@ -1,0 +1,93 @@
+"""An experiment as a service has it: the frozen plan, and the switches as they are now."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from adagrpo.errors import UserError
+from adagrpo.experiments.dealing import Dealt, deal
+from adagrpo.experiments.interleaving import coins, team_draft
+from adagrpo.experiments.plan import freeze, read_plan
+from adagrpo.experiments.switches import Switches, add_switch, read_switches, switches_beside
+
+__all__ = ["LiveExperiment"]
+
+LOOK_SECONDS = 0.5  # after which the file of switches is looked at again
+SHOWN = 12  # digits of the plan's hash
+
+
+class LiveExperiment:
+    """Deals users by a plan; implements `adagrpo.serving.arms.Trial`."""
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
+        """Freeze a plan, or hold it to what was frozen.
+
+        Args:
+            path: of the plan.
+            clock: of seconds since 1970.
+
+        Raises:
+            UserError: it is no plan, or was changed, or its switches cannot be read.
+        """
+        self.path, self.plan, self._clock = path, read_plan(path), clock
+        self.hash = str(freeze(path, self.plan, now=datetime.now(UTC))["plan"])[:SHOWN]
+        self.switches = read_switches(path, self.plan)
+        self._seen, self._looked = self._stamp(), clock()
+
+    @property
+    def name(self) -> str:
+        """Of the experiment."""
+        return self.plan.name
+
+    def arms(self) -> tuple[str, ...]:
+        """The control, then all others."""
+        return (self.plan.control, *self.plan.treatments)
+
+    def deal(self, user: str) -> Dealt:
+        """The arm that a user is served now."""
+        return deal(self.plan, user, self._clock(), self._now())
+
+    def draft(
+        self, request_id: str, control: Sequence[object], treatment: Sequence[object], count: int
+    ) -> list[tuple[int, int]]:
+        """A list of both arms, see `adagrpo.experiments.interleaving.team_draft`; 0 is the control."""
+        return team_draft(control, treatment, count, coins(self.plan.salt, request_id))
+
+    def switch(self, *, share: float | None = None, stop: str | None = None) -> dict[str, Any]:
+        """Make a switch, see `adagrpo.experiments.switches.add_switch`; it holds here at once.
+
+        Raises:
+            UserError: it is none.
+        """
+        made = add_switch(self.path, self.plan, now=self._clock(), share=share, stop=stop)
+        self._looked = float("-inf")
+        return made
+
+    def state(self) -> dict[str, Any]:
+        """What to say of it now."""
+        switches, moment = self._now(), self._clock()
+        off = {arm: datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds") for arm, at in switches.stops.items()}
+        return {"name": self.name, "plan": self.hash, "share": switches.share(self.plan, moment), "stopped": off}
+
+    def _now(self) -> Switches:
+        """The switches; of a file that cannot be read the last ones that could."""
+        moment = self._clock()
+        if not 0 <= moment - self._looked < LOOK_SECONDS:
+            self._looked = moment
+            stamp = self._stamp()
+            if stamp != self._seen:
+                with suppress(UserError):  # an arm that is off stays off, and requests are answered
+                    self.switches, self._seen = read_switches(self.path, self.plan), stamp
+        return self.switches
+
+    def _stamp(self) -> tuple[int, int]:
+        try:
+            found = switches_beside(self.path).stat()
+        except OSError:
+            return 0, 0
+        return found.st_size, found.st_mtime_ns

@@ -1,0 +1,136 @@
+"""What is switched while an experiment runs: a larger share of the users, or an arm off.
+
+The switches lie beside the plan, in `PLAN.switches.jsonl`: one line each, in the order of time, only ever added to.
+All that serve the plan read them there, and so does the analysis.
+
+    {"time": 1764547200.0, "share": 0.5}     half of the users are in the experiment from now on
+    {"time": 1764550800.0, "stop": "new"}    users of the arm get the control from now on
+
+Neither is taken back: the share only grows, so that nobody leaves an arm, and users of an arm that was off have seen
+two of them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from adagrpo.errors import UserError
+from adagrpo.experiments.plan import Plan
+
+__all__ = ["Switches", "add_switch", "read_switches", "switches_beside"]
+
+
+class Switches(NamedTuple):
+    """Switches that were made."""
+
+    shares: tuple[tuple[float, float], ...] = ()  # when, and the share from then on
+    stops: Mapping[str, float] = MappingProxyType({})  # when, by arm
+
+    def share(self, plan: Plan, moment: float) -> float:
+        """The share of the users that is in the experiment at a time: the plan's, or a larger one that was set."""
+        planned = plan.share(moment)
+        made = [share for time, share in self.shares if time <= moment]
+        return max([planned, *made]) if plan.begins <= moment < plan.ends else planned
+
+    def stopped(self, arm: str, moment: float) -> bool:
+        """Whether an arm is off at a time."""
+        return arm in self.stops and moment >= self.stops[arm]
+
+
+def switches_beside(plan: Path) -> Path:
+    """Where the switches of a plan lie."""
+    return plan.with_name(f"{plan.name}.switches.jsonl")
+
+
+def read_switches(path: Path, plan: Plan) -> Switches:
+    """The switches of a plan; none where the file is not there. A line that is being written does not count yet.
+
+    Args:
+        path: of the plan.
+        plan: its content.
+
+    Raises:
+        UserError: a line is no switch.
+    """
+    file = switches_beside(path)
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")[:-1]
+    except FileNotFoundError:
+        return Switches()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: cannot be read ({error})") from error
+    shares: list[tuple[float, float]] = []
+    stops: dict[str, float] = {}
+    for number, line in enumerate(lines, 1):
+        try:
+            content = json.loads(line)
+            time = float(content["time"])
+            if "stop" in content:
+                arm = str(content["stop"])
+                _check_arm(plan, arm)
+                stops.setdefault(arm, time)
+            else:
+                shares.append((time, float(content["share"])))
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{file}: line {number} is no switch; take the file from a copy") from error
+    return Switches(tuple(shares), stops)
+
+
+def add_switch(
+    path: Path, plan: Plan, *, now: float, share: float | None = None, stop: str | None = None
+) -> dict[str, Any]:
+    """Make a switch; durable when this returns.
+
+    Args:
+        path: of the plan.
+        plan: its content.
+        now: seconds since 1970.
+        share: of the users that are in the experiment from now on.
+        stop: an arm whose users get the control from now on.
+
+    Returns:
+        The line that was written; of an arm that is off already, the one that was.
+
+    Raises:
+        UserError: neither or both are given, the share would not grow, or there is no such arm to switch off.
+    """
+    if (share is None) == (stop is None):
+        raise UserError("give a share or an arm to stop, one at a time")
+    file = switches_beside(path)
+    try:
+        with file.open("a", encoding="utf-8") as target:
+            fcntl.flock(target, fcntl.LOCK_EX)  # until it is closed
+            made = read_switches(path, plan)
+            if stop is not None:
+                _check_arm(plan, stop)
+                if stop in made.stops:
+                    return {"time": made.stops[stop], "stop": stop}
+                line: dict[str, Any] = {"time": now, "stop": stop}
+            else:
+                assert share is not None
+                _check_share(made.share(plan, now), share)
+                line = {"time": now, "share": share}
+            target.write(json.dumps(line) + "\n")
+            target.flush()
+            os.fsync(target.fileno())
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror}; it must be writable to switch anything") from error
+    return line
+
+
+def _check_arm(plan: Plan, arm: str) -> None:
+    if arm not in plan.treatments:
+        raise UserError(f"stop: {arm!r} is no arm that can be switched off; there are {', '.join(plan.treatments)}")
+
+
+def _check_share(now: float, wanted: float) -> None:
+    if not 0 < wanted <= 1:
+        raise UserError(f"share: {wanted:g}; it is above 0 and at most 1")
+    if wanted <= now:
+        raise UserError(f"share: {wanted:g}, and it is {now:g} now; it only grows, or users would leave their arm")

@@ -1,0 +1,107 @@
+"""All estimators on one log of drawn lists, each with its overlap; one that the log says too little for has no value.
+
+The first place is judged by the weight of its item alone, a list by the weight of all of it. The model of `dr` is the
+click rate of each item at the first place, of the other half of the users, drawn towards the rate of all items:
+
+    q(a) = (clicks_a + S r) / (answers_a + S),   r: clicks over answers of that half,   S = 20
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adagrpo.off_policy.cascades import cascade
+from adagrpo.off_policy.estimators import Estimate, doubly_robust, ips, snips
+from adagrpo.off_policy.overlap import Overlap, overlap
+
+__all__ = ["Drawn", "Row", "item_rates", "summarise"]
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+SMOOTHING = 20.0  # S, answers
+
+
+class Drawn(NamedTuple):
+    """A log of lists that were drawn, and what another policy would have drawn them with."""
+
+    clicks: Floats  # (N, K), 0 at places that a list does not have
+    target: Floats  # (N, K) log-probability at the place under the target; 0 where there is no place
+    logged: Floats  # (N, K) the same under the policy that was served
+    users: Ints  # (N,)
+    first: Ints  # (N,) item at the first place
+    drawn: Ints  # (N, R) items that the target draws, -1 where none
+    drawn_weights: Floats  # (N, R), Σ weight f(item) has the mean of f over its first item
+
+
+class Row(NamedTuple):
+    """What one estimator says."""
+
+    of: str  # "first place" or "list"
+    estimator: str
+    estimate: Estimate | None  # None: refused
+    overlap: Overlap | None  # None: of what was served, which needs none
+    refused: str | None
+
+
+def item_rates(items: Ints, clicks: Floats, size: int) -> Floats:
+    """(V,) click rate of each item, drawn towards that of all: q(a) of the module.
+
+    Args:
+        items: (N,) that were shown.
+        clicks: (N,) whether they were clicked.
+        size: V.
+    """
+    rate = float(clicks.mean()) if len(clicks) else 0.0
+    return np.asarray(
+        (np.bincount(items, weights=clicks, minlength=size) + SMOOTHING * rate)
+        / (np.bincount(items, minlength=size) + SMOOTHING)
+    )
+
+
+def summarise(log: Drawn, level: float = 0.95) -> list[Row]:
+    """Every estimator, and what was served.
+
+    Args:
+        log: at least two users.
+        level: of the intervals.
+    """
+    weights = np.exp(log.target[:, 0] - log.logged[:, 0]), np.exp((log.target - log.logged).sum(1))
+    one, whole = (overlap(each) for each in weights)
+    first, total, users = log.clicks[:, 0], log.clicks.sum(1), log.users
+    same = np.ones(len(first))
+    predicted, expected = _model(log)
+    rows = [Row("first place", "as served", ips(first, same, users=users, level=level), None, None)]
+    made = {
+        "IPS": ips(first, weights[0], users=users, level=level),
+        "SNIPS": snips(first, weights[0], users=users, level=level) if weights[0].any() else None,
+        "DR": doubly_robust(first, weights[0], predicted, expected, users=users, level=level),
+    }
+    rows += [_row("first place", name, found, one) for name, found in made.items()]
+    rows += [Row("list", "as served", ips(total, same, users=users, level=level), None, None)]
+    steps = np.exp((log.target - log.logged).cumsum(1)).mean(0)
+    arguments = (log.clicks, log.target, log.logged)
+    rows += [
+        _row("list", "IPS", ips(total, weights[1], users=users, level=level), whole),
+        _row("list", "cascade", cascade(*arguments, users=users, level=level) if steps.all() else None, whole),
+    ]
+    return rows
+
+
+def _row(of: str, name: str, found: Estimate | None, seen: Overlap) -> Row:
+    return Row(of, name, None if seen.problem else found, seen, seen.problem)
+
+
+def _model(log: Drawn) -> tuple[Floats, Floats]:
+    """(N,) what a model says of what was shown, and of what the target would show; no user is in their own model."""
+    size = int(max(log.first.max(), log.drawn.max())) + 1
+    half = np.unique(log.users, return_inverse=True)[1] % 2
+    predicted, expected = np.zeros(len(half)), np.zeros(len(half))
+    for part in (0, 1):
+        mine, other = half == part, half != part
+        rates = item_rates(log.first[other], log.clicks[other, 0], size)
+        predicted[mine] = rates[log.first[mine]]
+        expected[mine] = (log.drawn_weights[mine] * np.where(log.drawn[mine] >= 0, rates[log.drawn[mine]], 0.0)).sum(1)
+    return predicted, expected

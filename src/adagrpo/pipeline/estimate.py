@@ -1,0 +1,194 @@
+"""What another policy would have earned, from a service's log of drawn lists and the histories of its requests.
+
+The log has what was shown and how probable that was; histories stay where the requests came from. So a file says which
+history each request id had. Where the run still has the weights that answered, some lists are drawn over in thought:
+if their probabilities are not those of the log, the histories are not those of the requests, and nothing is estimated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import polars as pl
+
+from adagrpo.data.histories import read_histories
+from adagrpo.errors import UserError
+from adagrpo.off_policy.every_estimator import Drawn, Row, summarise
+from adagrpo.pipeline.run import Run
+from adagrpo.pipeline.serve import recommender
+from adagrpo.pipeline.served_log import latest_exposures
+from adagrpo.pipeline.versions import LATEST
+from adagrpo.serving import Query, Recommender
+from adagrpo.serving.exposure_parts import parts_of, read_parts
+
+__all__ = ["estimate_policy"]
+
+BATCH = 64  # lists
+REACH = 20  # items of the target's draw, for what a model expects of it
+CHECKED = 64  # lists whose probabilities are computed again under the policy that was served
+CLOSE = 0.05  # nats a place, between probabilities of the log and those computed again
+SOURCE = "sampled"
+
+
+class _Lists(NamedTuple):
+    rows: list[dict[str, Any]]  # of the log, of drawn lists whose history is known
+    histories: list[list[int]]  # items
+    clicks: set[tuple[str, str]]  # request and item
+    counts: dict[str, int]
+
+
+def estimate_policy(
+    run: Run,
+    exposures: Path,
+    requests: Path,
+    arm: str,
+    checkpoint: Literal["best", "final"] = "best",
+    *,
+    temperature: float | None = None,
+    reward: str = "click",
+    exclude_history: bool | None = None,
+    catalog: str = LATEST,
+) -> dict[str, Any]:
+    """Estimates of the clicks that a policy would have had.
+
+    Args:
+        run: with the policy.
+        exposures: folder of the exposure log.
+        requests: a file of request_id and history.
+        arm: the policy; its lists are drawn.
+        checkpoint: of it.
+        temperature: that it draws at; None: as each list was drawn.
+        reward: kind of feedback, counted once an item.
+        exclude_history: items of a history are left out of its list; None: as the run's evaluation does.
+        catalog: see `adagrpo.pipeline.serve.recommender`.
+
+    Returns:
+        JSON: `policy`, `estimates` and `counts`.
+
+    Raises:
+        UserError: nothing was drawn, no history is known, or the histories are not those of the requests.
+    """
+    latest_exposures(exposures, publish=True)
+    served, about = recommender(run, arm, checkpoint, 0.0, exclude_history, None, catalog)
+    lists = _read(served, *read_parts(parts_of(exposures)), requests, reward)
+    checked = _check(run, lists, served, exclude_history, catalog)
+    log = _drawn(served, lists, temperature)
+    found = summarise(log)
+    return {
+        "policy": about["versions"],
+        "temperature": temperature,
+        "reward": reward,
+        "estimates": [_said(row) for row in found],
+        "counts": lists.counts | {"users": len(np.unique(log.users)), "probabilities_checked": checked},
+    }
+
+
+def _read(served: Recommender, exposures: pl.DataFrame, feedback: pl.DataFrame, requests: Path, reward: str) -> _Lists:
+    """The drawn lists whose history is known, and what is left out."""
+    answers = exposures.unique("request_id", keep="first", maintain_order=True)
+    drawn = answers.filter(pl.col("log_propensities").list.len() > 0)
+    if drawn.is_empty():
+        raise UserError("--exposures: no list of the log was drawn; serve with --explore")
+    wanted = set(drawn["request_id"])
+    known: dict[str, list[int]] = {}
+    for part in read_histories(requests, 10_000, user="request_id"):
+        if part.histories is None:
+            raise UserError(f"{requests}: has no column history; give the items that each request named")
+        for name, history in zip(part.users, part.histories, strict=True):
+            if str(name) in wanted:
+                known[str(name)] = served.known(history)[0]
+    rows = [row for row in drawn.iter_rows(named=True) if known.get(row["request_id"])]
+    kept = [row for row in rows if len(served.known(row["slate"])[0]) == len(row["slate"])]
+    if len(kept) < 2:
+        raise UserError(f"{requests}: knows the history of {len(kept)} of {len(drawn)} drawn lists; more are needed")
+    said = feedback.filter(pl.col("kind") == reward).select("request_id", "item")
+    counts = {
+        "answers": len(answers),
+        "drawn": len(drawn),
+        "without_history": len(drawn) - len(rows),
+        "with_other_items": len(rows) - len(kept),
+        "lists": len(kept),
+    }
+    return _Lists(kept, [known[row["request_id"]] for row in kept], set(said.iter_rows()), counts)
+
+
+def _drawn(served: Recommender, lists: _Lists, temperature: float | None) -> Drawn:
+    rows = lists.rows
+    longest = max(len(row["slate"]) for row in rows)
+    shape = (len(rows), longest)
+    clicks, target, logged = np.zeros(shape), np.zeros(shape), np.zeros(shape)
+    slates = np.full(shape, -1)
+    drawn, weights = np.full((len(rows), REACH), -1), np.zeros((len(rows), REACH))
+    for numbers, chances in _chances(served, lists, range(len(rows)), temperature):
+        for place, number in enumerate(numbers):
+            row, size = rows[number], len(rows[number]["slate"])
+            slates[number, :size] = served.known(row["slate"])[0]
+            clicks[number, :size] = [(row["request_id"], item) in lists.clicks for item in row["slate"]]
+            target[number, :size] = chances.places[place, :size]
+            logged[number, :size] = row["log_propensities"]
+            reach = chances.items.shape[1]
+            drawn[number, :reach], weights[number, :reach] = chances.items[place], chances.weights[place]
+    names = [row["user_hash"] or f"request {row['request_id']}" for row in rows]  # without a user, of one's own
+    users = np.unique(names, return_inverse=True)[1]
+    return Drawn(clicks, target, logged, users, slates[:, 0], drawn, weights)
+
+
+def _chances(
+    served: Recommender, lists: _Lists, numbers: Iterable[int], temperature: float | None
+) -> Iterable[tuple[Sequence[int], Any]]:
+    """Lists of one temperature together, `BATCH` at a time."""
+    alike: dict[float, list[int]] = {}
+    for number in numbers:
+        alike.setdefault(temperature or lists.rows[number]["temperature"], []).append(number)
+    for heat, group in alike.items():
+        for begin in range(0, len(group), BATCH):
+            part = group[begin : begin + BATCH]
+            queries = [Query(lists.histories[number], None, (), None, heat, number) for number in part]
+            slates = [served.known(lists.rows[number]["slate"])[0] for number in part]
+            yield part, served.chances(queries, slates, REACH)
+
+
+def _check(run: Run, lists: _Lists, served: Recommender, exclude_history: bool | None, catalog: str) -> int:
+    """Compute the log's probabilities again where the weights that answered are there; returns for how many lists.
+
+    Raises:
+        UserError: they are others.
+    """
+    by_version: dict[tuple[str, str], list[int]] = {}
+    for number, row in enumerate(lists.rows):
+        by_version.setdefault((row["arm_version"] or row["arm"], row["model_version"]), []).append(number)
+    checked = 0
+    for (made_by, model), numbers in by_version.items():
+        arm, _, checkpoint = made_by.rpartition("/")
+        if arm not in ("sft", *run.trained()) or checkpoint not in ("best", "final"):
+            continue
+        kind: Literal["best", "final"] = "best" if checkpoint == "best" else "final"
+        logging, about = recommender(run, arm, kind, 0.0, exclude_history, served.precision, catalog)
+        if about["versions"]["model"] != model:
+            continue
+        some = numbers[:CHECKED]
+        gaps = []
+        for part, chances in _chances(logging, lists, some, None):
+            for place, number in enumerate(part):
+                own = lists.rows[number]["log_propensities"]
+                gaps.append(float(np.abs(chances.places[place, : len(own)] - own).mean()))
+        if float(np.median(gaps)) > CLOSE:
+            raise UserError(
+                f"--requests: with these histories {made_by} would have drawn the lists with other probabilities than "
+                f"the log says ({np.median(gaps):.2f} nats a place); give the histories that were sent, and "
+                "--exclude-history or --keep-history as the service had it"
+            )
+        checked += len(some)
+    return checked
+
+
+def _said(row: Row) -> dict[str, Any]:
+    said: dict[str, Any] = {"of": row.of, "estimator": row.estimator, "refused": row.refused}
+    if row.estimate is not None:
+        said |= {name: float(value) for name, value in row.estimate._asdict().items()}
+    if row.overlap is not None:
+        said["overlap"] = {name: float(value) for name, value in row.overlap._asdict().items()}
+    return said

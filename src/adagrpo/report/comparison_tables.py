@@ -1,0 +1,225 @@
+"""The tables of a comparison, from the content of `comparison.json`.
+
+Rates are fractions there and per cent here, and their differences are percentage points.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from adagrpo.evaluation.comparison import reported
+from adagrpo.metrics import Shown, is_rate, shown
+from adagrpo.report.tables import (
+    MISSING,
+    Alignment,
+    Table,
+    format_metric,
+    format_number,
+    format_p,
+    metric_label,
+    metric_table,
+)
+
+__all__ = [
+    "KINDS",
+    "comparison_table",
+    "comparison_tables",
+    "counted",
+    "format_difference",
+    "format_ends",
+    "format_size",
+    "interval_kinds",
+    "lost_under",
+    "pairs_table",
+]
+
+KINDS = {"both": "users and seeds", "users": "users", "seeds": "seeds"}
+
+
+def comparison_tables(content: Mapping[str, Any]) -> list[tuple[str, Table]]:
+    """All tables that have rows, with their titles.
+
+    Args:
+        content: of `comparison.json`.
+    """
+    named = [
+        ("Against the baseline", comparison_table(content)),
+        ("Against the baseline in true utility@10", _true_utility(content)),
+        ("Arms against each other", pairs_table(content)),
+        ("Margins", _margins(content)),
+        ("Head, tail and breadth (means over seeds)", _breadth(content)),
+        (f"Difference in {metric_label(content['plan']['metric'])} by seed", _by_seed(content)),
+        ("What each arm was", _arms(content)),
+    ]
+    return [(title, table) for title, table in named if table.rows]
+
+
+def comparison_table(content: Mapping[str, Any]) -> Table:
+    """One row an arm and checkpoint: the metric with its interval over seeds, and the difference from the baseline."""
+    plan = content["plan"]
+    metric, per_cent = plan["metric"], f"{100 * plan['level']:g} %"
+    unit = " (points)" if is_rate(metric) else ""
+    header = ["arm", "checkpoint", metric_label(metric), "± seeds", f"vs {plan['baseline']}{unit}"]
+    kinds = interval_kinds(content)
+    header += [*(f"{per_cent} over {KINDS[kind]}" for kind in kinds), "p, Holm", "verdict"]
+    rows = []
+    for row in content["rows"]:
+        test, against = row["test"][metric], row["against"].get(metric)
+        cells = [row["arm"], row["checkpoint"], format_metric(metric, test["mean"]), _half(metric, test)]
+        if against is None:
+            cells += [MISSING] * (1 + len(kinds))
+        else:
+            cells += [format_difference(metric, against["difference"])]
+            cells += [format_ends(metric, against.get(kind)) for kind in kinds]
+        rows.append((*cells, MISSING if row["p_holm"] is None else format_p(row["p_holm"]), row["verdict"]))
+    right: list[Alignment] = ["right"] * (4 + len(kinds))
+    return Table(tuple(header), tuple(rows), ("left", "left", *right, "left"))
+
+
+def interval_kinds(content: Mapping[str, Any]) -> list[str]:
+    """The kinds of interval that the differences have; over users and seeds together, the one to read, is the first."""
+    both = any("both" in against for row in content["rows"] for against in row["against"].values())
+    return ["both", "users", "seeds"] if both else ["users", "seeds"]
+
+
+def _true_utility(content: Mapping[str, Any]) -> Table:
+    """What the users would have made of the lists, where the world is simulated: what no log can say."""
+    name, kinds = "true_utility@10", interval_kinds(content)
+    rows = []
+    for row in content["rows"]:
+        if name in row["against"]:
+            against = row["against"][name]
+            intervals = [format_ends(name, against.get(kind)) for kind in kinds]
+            cells = (
+                format_metric(name, row["test"][name]["mean"]),
+                format_difference(name, against["difference"]),
+                *intervals,
+            )
+            rows.append((row["arm"], row["checkpoint"], *cells))
+    per_cent = f"{100 * content['plan']['level']:g} %"
+    header = ["arm", "checkpoint", metric_label(name), f"vs {content['plan']['baseline']}"]
+    header += [f"{per_cent} over {KINDS[kind]}" for kind in kinds]
+    right: list[Alignment] = ["right"] * (2 + len(kinds))
+    return Table(tuple(header), tuple(rows), ("left", "left", *right))
+
+
+def pairs_table(content: Mapping[str, Any]) -> Table:
+    """The first arm of each pair of the plan less the second, with the intervals of that difference.
+
+    Args:
+        content: of `comparison.json`.
+    """
+    metric, kinds = content["plan"]["metric"], interval_kinds(content)
+    rows = []
+    for row in content.get("pairs", ()):
+        against = row["against"][metric]
+        intervals = [format_ends(metric, against.get(kind)) for kind in kinds]
+        difference = format_difference(metric, against["difference"])
+        rows.append(
+            (f"{row['arm']} less {row['other']}", row["checkpoint"], difference, *intervals, format_p(row["p_holm"]))
+        )
+    per_cent, unit = f"{100 * content['plan']['level']:g} %", " (points)" if is_rate(metric) else ""
+    header = ["arms", "checkpoint", f"{metric_label(metric)}{unit}"]
+    header += [*(f"{per_cent} over {KINDS[kind]}" for kind in kinds), "p, Holm"]
+    right: list[Alignment] = ["right"] * (2 + len(kinds))
+    return Table(tuple(header), tuple(rows), ("left", "left", *right))
+
+
+def _margins(content: Mapping[str, Any]) -> Table:
+    """How much worse each arm may be at the far end of the interval that is reported."""
+    names, over = list(content["plan"]["margins"]), KINDS[interval_kinds(content)[0]]
+    header = ["arm", "checkpoint"]
+    for name in names:
+        size = format_size(name, content["plan"]["margins"][name])
+        header += [f"{metric_label(name)} vs {content['plan']['baseline']}", f"over {over}", f"within {size}"]
+    rows = []
+    for row in content["rows"]:
+        if row["margins"]:
+            cells = [row["arm"], row["checkpoint"]]
+            for name in names:
+                margin, against = row["margins"][name], row["against"][name]
+                cells += [format_difference(name, against["difference"]), format_ends(name, reported(against))]
+                cells += ["yes" if margin["kept"] else "not shown"]
+            rows.append(tuple(cells))
+    right: list[Alignment] = ["right"] * (3 * len(names))
+    return Table(tuple(header), tuple(rows), ("left", "left", *right))
+
+
+def _breadth(content: Mapping[str, Any]) -> Table:
+    columns = [name for name in shown(Shown.COMPARISON) if any(name in row["test"] for row in content["rows"])]
+    rows = content["rows"]
+    values = [[row["test"][name]["mean"] if name in row["test"] else None for name in columns] for row in rows]
+    return metric_table(("arm", "checkpoint"), [(row["arm"], row["checkpoint"]) for row in rows], values, columns)
+
+
+def _by_seed(content: Mapping[str, Any]) -> Table:
+    """Every single difference, so that a reader sees what the means are made of."""
+    metric = content["plan"]["metric"]
+    rows = tuple(
+        (
+            row["arm"],
+            row["checkpoint"],
+            *(format_difference(metric, value) for value in row["against"][metric]["by_seed"]),
+        )
+        for row in content["rows"]
+        if row["against"]
+    )
+    header = ("arm", "checkpoint", *(f"seed {seed}" for seed in content["seeds"]))
+    right: list[Alignment] = ["right"] * len(content["seeds"])
+    return Table(header, rows, ("left", "left", *right))
+
+
+def _arms(content: Mapping[str, Any]) -> Table:
+    """Lambda, pressure, admission, the weight of validation, a number a seed where they differ; lost policies."""
+    rows, header = [], ("arm", "lambda", "pressure", "admission", "reward's weight")
+    lost = {arm: lost_under(content, arm) for arm in content["arms"]}
+    for arm, facts in content["arms"].items():
+        admission = [format_metric("admission", value) for value in facts["admission"]]
+        numbers = (_each(facts.get(name, ())) for name in ("lambda", "pressure"))
+        row = (arm, *numbers, ", ".join(dict.fromkeys(admission)), _each(facts["weight"]))
+        rows.append((*row, lost[arm] or MISSING) if any(lost.values()) else row)
+    right: list[Alignment] = ["right"] * 4
+    if any(lost.values()):
+        return Table((*header, "policy lost"), tuple(rows), ("left", *right, "left"))
+    return Table(header, tuple(rows), ("left", *right))
+
+
+def lost_under(content: Mapping[str, Any], arm: str) -> str:
+    """The seeds under which an arm lost its policy, and at which step."""
+    found = zip(content["seeds"], content["arms"][arm].get("lost", ()), strict=False)
+    return ", ".join(f"seed {seed} (step {lost['step']})" for seed, lost in found if lost)
+
+
+def _scaled(metric: str, value: float) -> str:
+    return f"{100 * value:+.2f}" if is_rate(metric) else f"{value:+.4f}"
+
+
+def format_difference(metric: str, value: float) -> str:
+    """A difference with its sign, that of a rate in points."""
+    text = _scaled(metric, value)
+    return text.replace("-", "\N{MINUS SIGN}") if float(text) else text.lstrip("+-")
+
+
+def format_ends(metric: str, ends: Sequence[float] | None) -> str:
+    """Both ends of the interval of a difference."""
+    return MISSING if ends is None else f"{format_difference(metric, ends[0])} … {format_difference(metric, ends[1])}"
+
+
+def format_size(metric: str, value: float) -> str:
+    """A margin without a sign."""
+    return counted(f"{100 * value:g}", "point") if is_rate(metric) else f"{value:g}"
+
+
+def _half(metric: str, value: Mapping[str, Any]) -> str:
+    """Half the interval over seeds."""
+    return MISSING if value["interval"] is None else _scaled(metric, value["interval"][1] - value["mean"]).lstrip("+")
+
+
+def _each(values: Sequence[float | None]) -> str:
+    return ", ".join(dict.fromkeys(MISSING if value is None else format_number(value) for value in values)) or MISSING
+
+
+def counted(number: int | str, noun: str) -> str:
+    """A number with what it counts: "1 seed", "2 seeds"."""
+    return f"{number} {noun}" + ("" if str(number) == "1" else "s")

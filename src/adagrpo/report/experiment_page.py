@@ -1,0 +1,256 @@
+"""The page of an experiment on users: its verdict, effects, how they came about day by day, and what was checked first.
+
+Made from the result of `adagrpo.pipeline.experiment` alone. Effects are shares of the control's number. Where the
+result shows none, because the window is not over or something chose the users, the page says so and draws nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from adagrpo.report.figures import Figure
+from adagrpo.report.interval_charts import Band, Estimate, interval_chart, interval_list
+from adagrpo.report.page import keep_together, template
+from adagrpo.report.tables import MISSING, Alignment, Table, format_p
+from adagrpo.storage.artifacts import write_file
+
+__all__ = [
+    "daily_table",
+    "effects_table",
+    "experiment_page",
+    "guardrails_table",
+    "preference_table",
+    "write_experiment",
+]
+
+Row = Mapping[str, Any]
+MOST_LABELS = 8  # days that are written below a chart
+COUNTS = {
+    "answers": "answers that count",
+    "answers_excluded": "of users whom the plan excludes",
+    "answers_held_out": "of users who are held out",
+    "answers_outside": "of users whom the ramp had not reached",
+    "answers_stopped": "of users whose arm was off",
+    "answers_misassigned": "of another arm than the user's",
+}
+
+
+def write_experiment(path: Path, result: Row) -> Path:
+    """Write the page of an experiment.
+
+    Args:
+        path: of the page.
+        result: see `adagrpo.pipeline.experiment.experiment`.
+    """
+    write_file(path, experiment_page(result))
+    return path
+
+
+def experiment_page(result: Row) -> str:
+    """The page, one HTML text that works offline."""
+    if result["kind"] == "interleaving":
+        return _interleaving_page(result)
+    return template("experiment.html.j2").render(
+        name=result["experiment"],
+        verdicts=[(arm, verdict, keep_together(result["reasons"][arm])) for arm, verdict in result["verdicts"].items()],
+        facts=_facts(result),
+        effects=effects_table(result["effects"]),
+        effect_figures=_effect_figures(result["effects"]),
+        daily=_daily_figures(result["daily"]),
+        guardrails=guardrails_table(result["guardrails"]),
+        guardrail_figures=_guardrail_figures(result["guardrails"]),
+        ratios=_ratios(result["sample_ratio"]),
+        counts=_counts(result["counts"]),
+    )
+
+
+def _interleaving_page(result: Row) -> str:
+    days = result["daily"]
+    figures = []
+    if days:
+        band = Band("preference", [Estimate(row["share"], *row["interval"]) for row in days], 1)
+        svg = interval_chart(
+            _labels([row["through"] for row in days]), [band], title="Preference until each day",
+            x_label="last day that is counted", y_label="share of a user's credited clicks", reference=0.5,
+            percent=True,
+        )  # fmt: skip
+        figures.append(Figure(svg, "Above one half users prefer the treatment.", preference_table(days)))
+    counts, first = result["users"], result["first_place"]
+    lines = [
+        ("users who were shown lists", f"{counts['shown']:,}"),
+        ("users who clicked", f"{counts['clicked']:,}"),
+        ("interleaved lists", f"{result['answers']:,}"),
+        ("of them with the treatment first", f"{first['treatment']:.1%}"),
+        ("p-value of a fair coin", format_p(first["p_value"])),
+    ]
+    return template("interleaving.html.j2").render(
+        name=result["experiment"],
+        verdicts=[(arm, verdict, keep_together(result["reasons"][arm])) for arm, verdict in result["verdicts"].items()],
+        facts=_facts(result),
+        figures=figures,
+        counts=Table(("", "number"), tuple(lines), ("left", "right")),
+    )
+
+
+def preference_table(rows: Sequence[Row]) -> Table:
+    """The preference until each day."""
+    lines = [
+        (row["through"], f"{row['share']:.1%}", " to ".join(f"{end:.1%}" for end in row["interval"])) for row in rows
+    ]
+    return _table(("through", "preference", "interval"), lines, left=1)
+
+
+def effects_table(rows: Sequence[Row]) -> Table:
+    """One row a treatment and metric."""
+    head = ("arm", "metric", "control", "arm's", "effect", "interval", "p (Holm)", "detectable", "")
+    return _table(head, [_effect_row(row) for row in rows], left=2)
+
+
+def guardrails_table(rows: Sequence[Row]) -> Table:
+    """One row a treatment and guardrail."""
+    head = ("arm", "guardrail", "control", "arm's", "change", "interval", "margin", "")
+    return _table(head, [_guard_row(row) for row in rows], left=2)
+
+
+def daily_table(rows: Sequence[Row]) -> Table:
+    """The effects until each day: one that changes sign, or fades, was of a novelty or of a fault."""
+    lines = [
+        (row["through"], row["treatment"], row["metric"], f"{row['relative']:+.2%}", _span(_ends(row)))
+        for row in rows
+        if "relative" in row
+    ]
+    return _table(("through", "arm", "metric", "effect", "interval"), lines, left=3)
+
+
+def _facts(result: Row) -> list[tuple[str, str]]:
+    late = ", after the start" if result["frozen_after_the_start"] else ""
+    found = [
+        ("Users", ", ".join(f"{arm} {count:,}" for arm, count in result["users"].items())),
+        ("Plan", f"{result['plan'][:12]}, frozen {result['frozen']}{late}"),
+        ("Look", result["look"]),
+    ]
+    found += [(f"{arm} stopped", time) for arm, time in result["stopped"].items()]
+    return found
+
+
+def _effect_figures(rows: Sequence[Row]) -> list[Figure]:
+    arms = list(dict.fromkeys(row["treatment"] for row in rows))
+    drawn = [
+        (
+            f"{row['treatment']}, {row['metric']}",
+            Estimate(row["relative"], *_ends(row)),
+            1 + arms.index(row["treatment"]),
+        )
+        for row in rows
+        if "relative" in row
+    ]
+    if not drawn:
+        return []
+    svg = interval_list(
+        drawn, title="Effects on the metrics", x_label="effect, % of the control's number", percent_points=True
+    )
+    return [
+        Figure(svg, "Right of the line an arm has more of it than the control. Intervals are of each metric alone.")
+    ]
+
+
+def _daily_figures(rows: Sequence[Row]) -> list[Figure]:
+    """A chart a metric: the effect until each day, with its interval."""
+    days = list(dict.fromkeys(row["through"] for row in rows))
+    arms = list(dict.fromkeys(row["treatment"] for row in rows))
+    known = {(row["metric"], row["treatment"], row["through"]): row for row in rows if "relative" in row}
+    labels = _labels(days)
+    figures = []
+    for metric in dict.fromkeys(row["metric"] for row in rows):
+        found = [[known.get((metric, arm, day)) for day in days] for arm in arms]
+        bands = [
+            Band(arm, [None if row is None else Estimate(row["relative"], *_ends(row)) for row in line], 1 + place)
+            for place, (arm, line) in enumerate(zip(arms, found, strict=True))
+        ]
+        svg = interval_chart(
+            labels, bands, title=f"Effect on {metric} until each day", x_label="last day that is counted",
+            y_label="share of the control's number", reference=0.0, percent=True,
+        )  # fmt: skip
+        numbers = daily_table([row for row in rows if row["metric"] == metric])
+        figures.append(Figure(svg, "An effect that fades from day to day was one of novelty.", numbers))
+    return figures
+
+
+def _labels(days: Sequence[str]) -> list[str]:
+    """Month and day of some of the days, and nothing for the others."""
+    step = -(-len(days) // MOST_LABELS) or 1
+    return [day[5:] if place % step == 0 else "" for place, day in enumerate(days)]
+
+
+def _guardrail_figures(rows: Sequence[Row]) -> list[Figure]:
+    arms = list(dict.fromkeys(row["treatment"] for row in rows))
+    drawn = [
+        (
+            f"{row['treatment']}, {row['guardrail']}",
+            Estimate(row["relative"], *row["interval"]),
+            1 + arms.index(row["treatment"]),
+        )
+        for row in rows
+        if "relative" in row
+    ]
+    if not drawn:
+        return []
+    svg = interval_list(drawn, title="Guardrails", x_label="change, % of the control's number", percent_points=True)
+    return [Figure(svg, "The table says which side is the bad one, and how far each may go.")]
+
+
+def _ratios(rows: Sequence[Row]) -> Table:
+    lines = [
+        (
+            row["part"],
+            ", ".join(f"{arm} {count:,}" for arm, count in row["counts"].items()),
+            format_p(row["p_value"]),
+            "yes" if row["passes"] else "no",
+        )
+        for row in rows
+    ]
+    return Table(("part", "users", "p", "passes"), tuple(lines), ("left", "left", "right", "left"))
+
+
+def _counts(counts: Row) -> Table:
+    lines = [(text, f"{counts[key]:,}") for key, text in COUNTS.items()]
+    return Table(("answers", "number"), tuple(lines), ("left", "right"))
+
+
+def _ends(row: Row) -> tuple[float, float]:
+    ends: tuple[float, float] = row["anytime"] or row["interval"]
+    return ends
+
+
+def _effect_row(row: Row) -> tuple[str, ...]:
+    if "relative" not in row:
+        return (row["treatment"], row["metric"], *(MISSING,) * 6, row["says"])
+    return (
+        *(row["treatment"], row["metric"], f"{row['control']:.4g}", f"{row['value']:.4g}", f"{row['relative']:+.2%}"),
+        _span(_ends(row)),
+        f"{row['p_holm']:.3g}",
+        f"{row['detectable']:.2%}",
+        row["says"],
+    )
+
+
+def _guard_row(row: Row) -> tuple[str, ...]:
+    if "relative" not in row:
+        return (row["treatment"], row["guardrail"], *(MISSING,) * 4, f"{row['margin']:.1%}", row["says"])
+    return (
+        *(row["treatment"], row["guardrail"], f"{row['control']:.4g}", f"{row['value']:.4g}"),
+        *(f"{row['relative']:+.2%}", _span(row["interval"]), f"{row['margin']:.1%}", row["says"]),
+    )
+
+
+def _span(ends: tuple[float, float]) -> str:
+    return f"{ends[0]:+.2%} to {ends[1]:+.2%}"
+
+
+def _table(head: tuple[str, ...], lines: Sequence[tuple[str, ...]], left: int) -> Table:
+    last: list[Alignment] = ["left"] if head[-1] == "" else []
+    sides: list[Alignment] = ["left"] * left
+    sides += ["right"] * (len(head) - left - len(last))
+    return Table(head, tuple(lines), (*sides, *last))

@@ -1,0 +1,82 @@
+"""The largest singular values of a sparse matrix and their left vectors: exactly, or for many rows by a sketch.
+
+    Y_0 = A Ω,  Q_i = orth(Y_i),  Y_{i+1} = A (A^T Q_i)        Ω Gaussian, W + 16 columns; A ≈ Q Q^T A after two rounds
+
+A block of columns passes through the matrix at once, and only a few times, where Lanczos vectors pass one by one and
+are made orthogonal to all the others: with a million rows that is minutes in place of hours. The rounds in between make
+what is beyond the W values small. Source: Halko, Martinsson & Tropp, SIAM Review 2011, algorithms 4.4 and 5.1.
+
+Up to `EXACT_ROWS` rows and `EXACT_ENTRIES` entries the solver is ARPACK's, or LAPACK's where every value is wanted.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+from scipy.linalg import qr
+from scipy.sparse.linalg import svds
+
+__all__ = ["EXACT_ENTRIES", "EXACT_ROWS", "EXTRA", "sketched", "sketched_svd", "truncated_svd"]
+
+EXACT_ROWS, EXACT_ENTRIES = 2**17, 2**25
+EXTRA, ROUNDS = 16, 2
+# Relative to the largest: singular values below this are rounding, of float64 and of float32.
+_FLOOR, _FLOOR_SKETCHED = 1e-8, 1e-5
+
+
+def sketched(rows: int, entries: int) -> bool:
+    """Whether a matrix is too large for the exact solver."""
+    return rows > EXACT_ROWS or entries > EXACT_ENTRIES
+
+
+def truncated_svd(
+    matrix: sparse.csr_array,  # (rows, columns)
+    width: int,
+) -> tuple[NDArray[np.floating], NDArray[np.float64]]:
+    """(rows, W') left singular vectors and (W',) singular values, largest first; without those that are rounding.
+
+    Args:
+        matrix: with at least one entry.
+        width: `W`, the most values; there are no more than the rank.
+
+    Returns:
+        Equal for equal matrices. The vectors are float32 where the matrix was sketched.
+    """
+    smaller = min(matrix.shape)
+    if width >= smaller and smaller * max(matrix.shape) <= EXACT_ENTRIES:  # the iterative solver cannot find them all
+        left, values, _ = np.linalg.svd(matrix.toarray(), full_matrices=False)
+    elif width < smaller and not sketched(matrix.shape[0], matrix.nnz):
+        start = np.random.default_rng(0).standard_normal(smaller)
+        left, values, _ = svds(matrix, k=width, v0=start, return_singular_vectors="u")
+        order = np.argsort(-values, kind="stable")
+        left, values = left[:, order].astype(np.float64), values[order].astype(np.float64)
+    else:
+        return sketched_svd(matrix, width)
+    kept = values > _FLOOR * values[0]
+    return left[:, kept], values[kept]
+
+
+def sketched_svd(
+    matrix: sparse.csr_array,  # (rows, columns)
+    width: int,
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """As `truncated_svd`, by the sketch; the same for the same matrix."""
+    matrix = matrix.astype(np.float32, copy=False)
+    wide = min(width + EXTRA, *matrix.shape)
+    basis = np.random.default_rng(0).standard_normal((matrix.shape[1], wide), dtype=np.float32)
+    for _ in range(ROUNDS):
+        basis = matrix.T @ _orthonormal(matrix @ basis)
+    basis = _orthonormal(matrix @ basis)
+    # Q^T A is small on one side alone: its triangular factor has its singular values
+    (small,) = qr((matrix.T @ basis).astype(np.float64, copy=False), mode="r", overwrite_a=True, check_finite=False)
+    turn, values, _ = np.linalg.svd(small.T, full_matrices=False)
+    values = values[:width]
+    kept = values > _FLOOR_SKETCHED * values[0]
+    return basis @ turn[:, :width][:, kept].astype(np.float32), values[kept]
+
+
+def _orthonormal(block: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(rows, W) an orthonormal basis of the columns."""
+    basis: NDArray[np.float32] = qr(block, mode="economic", overwrite_a=True, check_finite=False)[0]
+    return basis

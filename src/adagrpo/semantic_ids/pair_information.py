@@ -1,0 +1,147 @@
+"""Which items occur near each other more than by chance: a sparse matrix, made a block of items at a time.
+
+    p_ij = max(0, log(n_ij n / (n_i n_j)))     n_ij pairs of items within a window, n_i = Σ_j n_ij, n = Σ_i n_i
+
+Source: positive pointwise mutual information, see `adagrpo.semantic_ids.embeddings`. How often an item is part of a
+pair is known without the pairs, so the pairs of some items can be listed, counted and weighed without those of others,
+and no more than a block of them is in memory beside what is kept.
+
+Where a log has more than `PAIRS` pairs, an item keeps at most `PAIRS / V` neighbours: those of the largest
+`n_ij p_ij`, which is what the pair adds to the information of the whole (local mutual information, Evert 2005).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from adagrpo.semantic_ids.decomposition import sketched
+from adagrpo.types import Ragged
+
+__all__ = ["BLOCK", "PAIRS", "pair_information", "pairs_in"]
+
+PAIRS = 2**27  # entries that are kept, about; 1.1 GB of them
+BLOCK = 2**25  # pairs that are counted at a time
+_PLACES = 2**22  # places of the log that are looked at together
+
+Ints = NDArray[np.int64]
+
+
+def pair_information(
+    training: Ragged,
+    num_items: int,
+    window: int,
+    *,
+    most: int = PAIRS,
+    block: int = BLOCK,
+) -> sparse.csr_array:
+    """(V, V) information of pairs, symmetric where nothing was cut; columns ascend in each row.
+
+    Args:
+        training: item sequences, values in `0 .. V - 1`.
+        num_items: `V`.
+        window: at least 1; two items are a pair if they are at most this many places apart.
+        most: entries above which the neighbours of an item are cut.
+        block: pairs that are counted at a time.
+    """
+    left = _left_in_sequence(training, window)
+    totals = _pairs_of_items(training.values, left, num_items)
+    total = int(totals.sum())
+    limit = None if total <= most else max(1, most // num_items)
+    kind = np.float32 if sketched(num_items, total) else np.float64
+    ends = np.searchsorted(totals.cumsum(), np.arange(block, total + block, block), side="right")
+    bounds = np.unique([0, *np.minimum(ends, num_items), num_items])
+    counts, columns, values = [np.zeros(1, np.int64)], [np.empty(0, np.int32)], [np.empty(0, kind)]
+    for first, last in pairwise(bounds.tolist()):
+        row, column, times = _counted(_keys(training.values, left, num_items, first, last), num_items)
+        chance = totals[row].astype(np.float64) * totals[column].astype(np.float64)
+        information = np.log(times * float(total) / chance)
+        kept = information > 0
+        if limit is not None:
+            kept = _largest(row - first, np.where(kept, times * information, 0.0), limit)
+        counts.append(np.bincount(row[kept] - first, minlength=last - first))
+        columns.append(column[kept].astype(np.int32))
+        values.append(information[kept].astype(kind))
+    entries = np.concatenate(values)
+    values.clear()
+    places = (np.concatenate(columns), np.concatenate(counts).cumsum())
+    columns.clear()
+    return sparse.csr_array((entries, *places), shape=(num_items, num_items))
+
+
+def pairs_in(training: Ragged, window: int) -> int:
+    """How many places of the log are within the window of one another, each counted from both."""
+    lengths = training.lengths
+    return 2 * sum(int(np.maximum(lengths - distance, 0).sum()) for distance in range(1, window + 1))
+
+
+def _left_in_sequence(training: Ragged, window: int) -> NDArray[np.unsignedinteger]:
+    """(total,) how many items follow each in its sequence, at most `window`."""
+    reach = min(window, int(training.lengths.max(initial=0)))
+    left = np.full(len(training.values), reach, np.min_scalar_type(reach))
+    for distance in range(reach):
+        left[training.offsets[1:][training.lengths > distance] - 1 - distance] = distance
+    return left
+
+
+def _pairs(
+    values: NDArray[np.int32], left: NDArray[np.unsignedinteger]
+) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int32]]]:
+    """Pairs of different items, each once, of some places of the log at a time."""
+    for start in range(0, len(values), _PLACES):
+        here = slice(start, start + _PLACES)
+        for distance in range(1, int(left[here].max()) + 1):
+            places = np.flatnonzero(left[here] >= distance) + start
+            one, other = values[places], values[places + distance]
+            differ = one != other
+            yield one[differ], other[differ]
+
+
+def _pairs_of_items(values: NDArray[np.int32], left: NDArray[np.unsignedinteger], num_items: int) -> Ints:
+    """(V,) `n_i`."""
+    totals = np.zeros(num_items, np.int64)
+    for pair in _pairs(values, left):
+        for side in pair:
+            totals += np.bincount(side, minlength=num_items)
+    return totals
+
+
+def _keys(values: NDArray[np.int32], left: NDArray[np.unsignedinteger], num_items: int, first: int, last: int) -> Ints:
+    """(N,) item · V + neighbour of every pair of the items `first .. last - 1`, in no order."""
+    parts = [np.empty(0, np.int64)]
+    for one, other in _pairs(values, left):
+        for item, neighbour in ((one, other), (other, one)):
+            inside = (item >= first) & (item < last)
+            parts.append(item[inside].astype(np.int64) * num_items + neighbour[inside])
+    return np.concatenate(parts)
+
+
+def _counted(keys: Ints, num_items: int) -> tuple[Ints, Ints, Ints]:
+    """(N',) rows, columns and counts of the keys that are there, ascending; `keys` is sorted in place."""
+    keys.sort()
+    starts = np.flatnonzero(np.append(True, keys[1:] != keys[:-1])) if len(keys) else np.empty(0, np.int64)
+    distinct = keys[starts]
+    return distinct // num_items, distinct % num_items, np.diff(np.append(starts, len(keys)))
+
+
+def _largest(
+    row: Ints,  # (N,) ascending
+    weights: NDArray[np.float64],  # (N,) at least 0
+    limit: int,
+) -> NDArray[np.bool_]:
+    """(N,) True for the `limit` largest weights above 0 of each row; of equal ones, the earlier."""
+    # one number to sort by: the row, then the weight from the largest, whose bits as a float32 are in its order
+    falling = np.uint32(2**32 - 1) - weights.astype(np.float32).view(np.uint32)
+    keys = (row << 32) | falling
+    counts = np.bincount(row)
+    starts = counts.cumsum() - counts
+    least = np.sort(keys)[starts + np.minimum(counts, limit).clip(1) - 1][row]
+    better, even = keys < least, keys == least
+    room = limit - np.bincount(row, better, minlength=len(counts)).astype(np.int64)
+    before = even.cumsum() - even
+    even &= before - before[starts[row]] < room[row]
+    return (better | even) & (weights > 0)

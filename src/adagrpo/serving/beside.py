@@ -1,0 +1,39 @@
+"""Work beside the event loop that the end of the process does not wait for.
+
+`asyncio.to_thread` is waited for at the end, however long it takes; loading a model takes as long as it takes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from threading import Thread
+from typing import Any, TypeVar
+
+__all__ = ["beside"]
+
+OutT = TypeVar("OutT")
+
+
+async def beside(work: Callable[..., OutT], *arguments: Any, **named: Any) -> OutT:
+    """What `work` returns or raises, in a thread of its own."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[OutT] = loop.create_future()
+
+    def settle(call: Callable[[Any], None], outcome: object) -> None:
+        if not future.done():
+            call(outcome)
+
+    def carry_out() -> None:
+        try:
+            settled = partial(settle, future.set_result, work(*arguments, **named))
+        except BaseException as error:  # SystemExit would end the thread, and the future never come
+            raised = error if isinstance(error, Exception) else RuntimeError(type(error).__name__)
+            settled = partial(settle, future.set_exception, raised)
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(settled)
+
+    Thread(target=carry_out, name="beside", daemon=True).start()
+    return await future

@@ -1,0 +1,124 @@
+"""Who is dealt which arm while an experiment runs: the ramp grows, arms are switched off, and nobody changes sides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from adagrpo.errors import UserError
+from adagrpo.experiments.allocation import assign
+from adagrpo.experiments.dealing import Dealt, deal
+from adagrpo.experiments.live import LiveExperiment
+from adagrpo.experiments.plan import DAY, Plan
+from adagrpo.experiments.switches import Switches, add_switch, read_switches, switches_beside
+
+CONTENT: dict[str, Any] = {
+    "name": "ramped",
+    "arms": {"now": {"serves": "sft"}, "new": {"serves": "nll"}, "third": {"serves": "nll", "weight": 2}},
+    "control": "now",
+    "salt": "2026-11",
+    "holdout": 0.1,
+    "exclude": ["user-3"],
+    "start": "2026-11-08",
+    "days": 7,
+    "ramp": [{"day": 0, "share": 0.1}, {"day": 2, "share": 0.5}, {"day": 3.5, "share": 1}],
+    "metrics": {"clicks": {"sum": "click"}},
+}
+PLAN = Plan.model_validate(CONTENT)
+USERS = [f"user-{number}" for number in range(3000)]
+NONE = Switches()
+
+
+def dealt(day: float, switches: Switches = NONE) -> dict[str, Dealt]:
+    return {user: deal(PLAN, user, PLAN.begins + day * DAY, switches) for user in USERS}
+
+
+def test_the_ramp_takes_users_in_and_none_out_or_across() -> None:
+    before: dict[str, Dealt] = {}
+    for day, share in ((0.0, 0.1), (1.99, 0.1), (2.0, 0.5), (3.5, 1.0), (6.99, 1.0)):
+        now = dealt(day)
+        reached = [user for user, given in now.items() if given.deal != "outside"]
+        assert abs(len(reached) / len(USERS) - share) < 0.03
+        assert all(now[user] == given for user, given in before.items() if given.deal != "outside")
+        before = now
+    arms = [given.arm for given in before.values() if given.deal == "arm"]
+    assert abs(arms.count("third") / len(arms) - 0.5) < 0.03 and abs(arms.count("new") / len(arms) - 0.25) < 0.03
+    held = [user for user, given in before.items() if given == Dealt("now", "held out")]
+    assert abs(len(held) / len(USERS) - 0.1) < 0.02 and before["user-3"] == Dealt("now", "outside")
+    weights = {"now": 1.0, "new": 1.0, "third": 2.0}
+    for user, given in before.items():  # the analysis finds the same arm from the hash alone
+        assert given.deal != "arm" or given.arm == assign(user, salt="2026-11", weights=weights, holdout=0.1)
+
+
+def test_before_and_after_its_days_there_is_no_experiment() -> None:
+    late = Switches(shares=((PLAN.begins - 9 * DAY, 1.0),))
+    for day in (-0.01, 7.0):
+        assert {*dealt(day, late).values()} == {Dealt("now", "outside")}
+    assert sum(given.deal == "arm" for given in dealt(0.0, late).values()) > 2500
+
+
+def test_a_switch_holds_from_its_time_on() -> None:
+    stop = Switches(stops={"new": PLAN.begins + 4 * DAY})
+    before, after = dealt(3.9, stop), dealt(4.0, stop)
+    assert before == dealt(4.0)
+    for user, given in after.items():
+        assert given == (Dealt("now", "stopped") if before[user] == Dealt("new", "arm") else before[user])
+    grown = Switches(shares=((PLAN.begins + 0.5 * DAY, 0.3),))
+    assert [grown.share(PLAN, PLAN.begins + day * DAY) for day in (0.4, 0.5, 2.0)] == [0.1, 0.3, 0.5]
+
+
+def test_a_ramp_must_grow() -> None:
+    for ramp in (
+        [{"day": 1, "share": 0.5}, {"day": 2, "share": 0.5}],
+        [{"day": 1, "share": 0.5}, {"day": 1, "share": 1}],
+    ):
+        with pytest.raises(ValueError, match="both day and share must grow"):
+            Plan.model_validate(CONTENT | {"ramp": ramp})
+
+
+def test_switches_are_lines_beside_the_plan(tmp_path: Path) -> None:
+    path, moment = tmp_path / "plan.yaml", PLAN.begins + DAY
+    assert read_switches(path, PLAN) == NONE
+    add_switch(path, PLAN, now=moment, share=0.4)
+    assert add_switch(path, PLAN, now=moment + 1, stop="new") == {"time": moment + 1, "stop": "new"}
+    assert add_switch(path, PLAN, now=moment + 9, stop="new")["time"] == moment + 1  # off is off
+    for wrong, said in (
+        ({"share": 0.4}, r"share: 0.4, and it is 0.4 now; it only grows"),
+        ({"share": 1.5}, r"share: 1.5; it is above 0 and at most 1"),
+        ({"stop": "now"}, r"stop: 'now' is no arm that can be switched off; there are new, third"),
+        ({}, "one at a time"),
+        ({"share": 0.9, "stop": "new"}, "one at a time"),
+    ):
+        with pytest.raises(UserError, match=said):
+            add_switch(path, PLAN, now=moment + 2, **wrong)  # type: ignore[arg-type]
+    file = switches_beside(path)
+    with file.open("a", encoding="utf-8") as target:
+        target.write('{"time": 1, "st')  # of a writer at work
+    assert read_switches(path, PLAN) == Switches(((moment, 0.4),), {"new": moment + 1})
+    file.write_text('{"time": 1}\n', encoding="utf-8")
+    with pytest.raises(UserError, match=r"switches.jsonl: line 1 is no switch"):
+        read_switches(path, PLAN)
+
+
+def test_a_running_experiment_follows_its_switches(tmp_path: Path) -> None:
+    path, clock = tmp_path / "plan.yaml", [PLAN.begins + 4 * DAY]
+    path.write_text(yaml.safe_dump(CONTENT), encoding="utf-8")
+    here, there = (LiveExperiment(path, lambda: clock[0]) for _ in range(2))
+    user = next(user for user, given in dealt(4.0).items() if given == Dealt("new", "arm"))
+    assert here.deal(user) == there.deal(user) == Dealt("new", "arm")
+    here.switch(stop="new")
+    assert here.deal(user) == Dealt("now", "stopped")  # at once
+    clock[0] += 0.6
+    assert there.deal(user) == Dealt("now", "stopped")  # and within a second elsewhere
+    assert there.state() | {"plan": ""} == {
+        "name": "ramped", "plan": "", "share": 1.0, "stopped": {"new": "2026-11-12T00:00:00+00:00"},
+    }  # fmt: skip
+    switches_beside(path).write_text("nonsense\n", encoding="utf-8")
+    clock[0] += 0.6
+    assert there.deal(user) == Dealt("now", "stopped")  # a file that cannot be read switches nothing on
+    path.write_text(yaml.safe_dump(CONTENT | {"days": 8}), encoding="utf-8")
+    with pytest.raises(UserError, match="was changed after it was frozen"):
+        LiveExperiment(path)

@@ -1,0 +1,132 @@
+"""Lists of two arms: who owns what, that neither arm is favoured, and what is said of users' clicks."""
+
+from __future__ import annotations
+
+import itertools
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from adagrpo.errors import UserError
+from adagrpo.experiments.interleaving import coins, prefer, preferred, team_draft
+from adagrpo.experiments.plan import DAY, Plan
+from adagrpo.serving.exposure_parts import EXPOSURE_SCHEMA, FEEDBACK_SCHEMA
+
+CONTENT: dict[str, Any] = {
+    "name": "mixed",
+    "kind": "interleaving",
+    "arms": {"now": {"serves": "sft"}, "new": {"serves": "nll"}},
+    "control": "now",
+    "salt": "2026-11",
+    "start": "2026-11-08",
+    "days": 7,
+}
+PLAN = Plan.model_validate(CONTENT)
+AFTER = datetime(2026, 12, 1, tzinfo=UTC)
+
+
+def every_draft(first: str, second: str, count: int) -> list[list[tuple[str, int]]]:
+    """Item and arm of each place, for all coins."""
+    drafts = []
+    for flips in itertools.product([True, False], repeat=count):
+        drafted = team_draft(first, second, count, iter(flips))
+        drafts.append([((first, second)[arm][place], arm) for arm, place in drafted])
+    return drafts
+
+
+def test_a_draft_by_hand() -> None:
+    assert team_draft("abcd", "bcea", 4, iter([False, True])) == [(1, 0), (0, 0), (0, 2), (1, 2)]  # b a, c e
+    assert team_draft("ab", "ab", 5, iter([True, True, True])) == [(0, 0), (1, 1)]
+    assert team_draft("", "xy", 2, iter([True, False])) == [(1, 0), (1, 1)]
+    assert team_draft("ab", "cd", 0, iter([])) == []
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("abcdef", "abcdef"), ("abcdef", "fbdcae"), ("abcdef", "ghijkl"), ("abcd", "bxay")]
+)
+def test_neither_arm_is_favoured(first: str, second: str) -> None:
+    """Over all coins each owns half of each place, and swapped arms with turned coins give the same lists."""
+    count = 4
+    drafts = every_draft(first, second, count)
+    for place in range(count):
+        assert np.mean([drafted[place][1] for drafted in drafts]) == 0.5
+    mirrored = every_draft(second, first, count)
+    assert [[(item, 1 - arm) for item, arm in drafted] for drafted in mirrored][::-1] == drafts
+    for drafted in drafts:
+        items = [item for item, _ in drafted]
+        assert len({*items}) == count
+        for arm, ranking in ((0, first), (1, second)):  # each arm's items come in its own order
+            own = [ranking.index(item) for item, team in drafted if team == arm]
+            assert own == sorted(own)
+
+
+def test_identical_arms_share_the_credit_of_each_item() -> None:
+    for item in "abcd":
+        owners = [arm for drafted in every_draft("abcdef", "abcdef", 4) for name, arm in drafted if name == item]
+        assert np.mean(owners) == 0.5
+
+
+def test_coins_are_fair_and_a_request_has_its_own() -> None:
+    def first(name: str, count: int) -> list[bool]:
+        return list(itertools.islice(coins("salt", name), count))
+
+    assert first("r1", 300) == first("r1", 300) != first("r2", 300)
+    assert abs(np.mean([first(f"r{number}", 1)[0] for number in range(2000)]) - 0.5) < 0.045
+    assert abs(np.mean(first("r1", 2000)) - 0.5) < 0.045
+
+
+def log(users: int, taste: float, teams: int = 2, always: bool = False) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Two lists a user of two items; one of the treatment is clicked `taste` times as often."""
+    draw, shown, said = np.random.default_rng(0), [], []
+    for number in range(2 * users):
+        name, arms = f"r{number}", ["now", "new"] if draw.random() < 0.5 and not always else ["new", "now"]
+        time = PLAN.begins + DAY * (number % 6) + 5
+        shown.append(
+            dict.fromkeys(EXPOSURE_SCHEMA)
+            | {"request_id": name, "user_hash": f"u{number % users}", "time": time, "slate": ["1", "2"], "teams": arms}
+            | {"experiment": "mixed", "deal": "interleaved", "arm": "now+new"}
+        )
+        for item, arm in zip(("1", "2"), arms, strict=True):
+            if draw.random() < 0.3 * (taste if arm == "new" else 1):
+                said.append({"request_id": name, "item": item, "kind": "click", "time": time, "value": 1.0})
+    return pl.DataFrame(shown, schema=EXPOSURE_SCHEMA), pl.DataFrame(said, schema=FEEDBACK_SCHEMA)
+
+
+def test_what_is_said_of_clicks() -> None:
+    def said(*world: Any, plan: Plan = PLAN, now: datetime = AFTER, **options: Any) -> tuple[str, str]:
+        result = prefer(plan, *log(*world, **options), now=now)
+        return result["verdicts"]["new"], result["reasons"]["new"]
+
+    assert said(400, 1.6)[0] == "preferred" and said(400, 0.5)[0] == "not preferred"
+    assert said(400, 1.0)[0] == "inconclusive"
+    assert said(400, 1.6, always=True)[1].startswith("new is first in 800 of 800 lists, p = ")
+    early = datetime(2026, 11, 12, tzinfo=UTC)
+    assert said(400, 1.6, now=early)[1].startswith("the plan looks at the end")
+    daily = Plan.model_validate(CONTENT | {"looks": "daily", "answers": 800})
+    assert said(400, 2.0, plan=daily, now=early)[0] == "preferred"
+    exposures, feedback = log(20, 1.0)
+    with pytest.raises(UserError, match="no interleaved list of 'mixed'"):
+        prefer(PLAN, exposures.with_columns(deal=pl.lit("stopped")), feedback, now=AFTER)
+
+
+def test_the_preference_is_a_mean_over_users_who_clicked() -> None:
+    found = preferred(pl.DataFrame({"control": [0, 3, 1], "treatment": [0, 1, 0]}))
+    assert found is not None and found.users == 2
+    assert found.share == pytest.approx((0.25 + 0) / 2) and found.error == pytest.approx(0.125)
+    assert preferred(pl.DataFrame({"control": [0, 3], "treatment": [0, 1]})) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "wrong"),
+    [
+        ({"arms": {"a": {"serves": "sft"}, "now": {"serves": "sft"}, "c": {"serves": "sft"}}}, "two are interleaved"),
+        ({"metrics": {"clicks": {"sum": "click"}}}, "only `credit` is counted"),
+        ({"kind": "ab"}, "metrics: none"),
+    ],
+)
+def test_plans_that_are_of_no_kind(changes: dict[str, Any], wrong: str) -> None:
+    with pytest.raises(ValueError, match=wrong):
+        Plan.model_validate(CONTENT | changes)
