@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -233,7 +233,7 @@ class _Partitioned:
         return {"files": files} | ({} if time is None else {"time": time})
 
 
-def _kind_of_times(work: Partitioning) -> str | None:
+def _kind_of_times(work: Partitioning) -> Literal["number", "ISO 8601"] | None:
     """How the times of the log are written: as the first one is; None where there are none."""
     reader = work.reader(None)
     reader.max_bad_rows = sys.maxsize  # whether there are too many is said later

@@ -15,7 +15,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -54,12 +54,12 @@ class Partitioning:
     folder: Path
     holder: str  # token of the process that holds the lock of the folder
 
-    def reader(self, kind: str | None) -> Reading:
+    def reader(self, kind: Literal["number", "ISO 8601"] | None) -> Reading:
         """What reads a part, where the log's first time was written so; of repeats the part knows nothing."""
         fields = fields_of(self.paths, self.columns, self.options)
         times = fields[TIMESTAMP].times if TIMESTAMP in fields else None
         if times is not None:
-            times.kind = kind  # type: ignore[assignment]
+            times.kind = kind
         reader = Reading(fields, self.options.refuse, self.options.max_bad_rows)
         reader.paths = list(self.paths)
         return reader
@@ -95,7 +95,8 @@ class Partitioning:
         """Good rows of a part of a log, by bucket; `chunks` says where each bucket begins."""
         reader = self.reader(task["kind"])
         rows = None if task["rows"] is None else (task["rows"][0], task["rows"][1])
-        path, chunks = self.paths[task["file"]], []
+        path = self.paths[task["file"]]
+        chunks: list[list[int]] = []  # of each, where the rows of each bucket begin
         integers = {USER_ID: True, ITEM_ID: True}
         for number, table in enumerate(reader.read_part(path, task["file"], rows, self.options.max_expansion)):
             for name in integers:
@@ -114,10 +115,11 @@ class Partitioning:
     def _order(self, task: Mapping[str, Any], index: list[Any]) -> dict[str, Any]:
         """The rows of a range of buckets in the order of the files, cleaned, then each user's by time."""
         (first, last), number = task["buckets"], task["number"]
-        schema, parts = dict(self.table("schema").schema), []
+        types: Any = dict(self.table("schema").schema)
+        parts: list[pl.DataFrame] = []
         for read, chunk, offsets in index:
             rows = read_table(self.file("rows", read, chunk), offsets[first], offsets[last] - offsets[first])
-            parts.append(rows.cast(schema))  # type: ignore[arg-type]
+            parts.append(rows.cast(types))
         table, repeats = pl.concat(parts), 0
         if self.options.refuse.repeats:
             distinct = table.select(pl.struct(pl.exclude(FILE, ROW)).is_first_distinct()).to_series()
