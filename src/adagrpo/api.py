@@ -29,10 +29,10 @@ from adagrpo.data.columns import ITEM_ID
 from adagrpo.errors import UserError
 from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
-from adagrpo.pipeline.recommend import answer
 from adagrpo.pipeline.serve import recommender
 from adagrpo.pipeline.versions import LATEST
 from adagrpo.report.diagnosis_figures import map_figures
+from adagrpo.serving.answers import answer
 from adagrpo.serving.eligibility import Filter
 from adagrpo.serving.recommender import ItemId, Recommender, Source
 

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from copy import deepcopy
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +19,14 @@ import pytest
 
 from adagrpo.config import resolve_config
 from adagrpo.errors import UserError
+from adagrpo.executors import Executor
 from adagrpo.pipeline import Run, prepare, recommend_users
 from adagrpo.pipeline import recommend as recommending
+from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.list_parts import LoggedHistories, _are_integers
 from adagrpo.serving.recommender import Query, Recommendations
 
+SUFFIXES = (".parquet", ".json")
 HISTORIES = {"a": [3, 13, 23], "b": [293], "c": [3, 999, 13], "d": [999], "e": []}
 
 
@@ -42,6 +51,10 @@ def lists(out: Path) -> pl.DataFrame:
     return pl.concat([pl.read_parquet(path) for path in sorted(out.glob("part-*.parquet"))])
 
 
+def contents(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in out.iterdir() if path.is_file() and path.suffix in SUFFIXES}
+
+
 @pytest.mark.parametrize("kind", ["csv", "csv of JSON", "jsonl", "parquet"])
 def test_lists_are_those_of_the_server_whatever_the_file(finished: Path, tmp_path: Path, kind: str):
     run = Run.open(finished)
@@ -51,10 +64,11 @@ def test_lists_are_those_of_the_server_whatever_the_file(finished: Path, tmp_pat
     for user, history in HISTORIES.items():
         known = served.known(history)[0]
         found = served.recommend([Query(known)])[0] if known else Recommendations([], [], [])
-        expected += [(user, 1 + rank, item) for rank, item in enumerate(found.items[:4])]
+        expected.append((user, found.items[:4]))
     table = lists(tmp_path / "out")
-    assert table.select("user_id", "rank", "item_id").rows() == expected
-    assert table.schema == {"user_id": pl.String, "rank": pl.Int32, "item_id": pl.Int64, "score": pl.Float32}
+    assert table.select("user_id", "items").rows() == expected
+    assert table["scores"].list.len().to_list() == table["items"].list.len().to_list()
+    assert table.schema == {"user_id": pl.String, "items": pl.List(pl.Int64), "scores": pl.List(pl.Float32)}
     counts = {"users": 5, "users_without_a_list": 2, "unknown_users": 0, "unknown_item_ids": 2}
     assert {name: summary[name] for name in counts} == counts
     assert (summary["arm"], summary["precision"], summary["k"]) == (about["arm"], about["precision"], 4)
@@ -71,7 +85,9 @@ def test_users_alone_have_their_whole_logged_history(world: Any, finished: Path,
     rows = "".join(json.dumps({"user_id": user, "history": items}) + "\n" for user, items in given.items())
     (tmp_path / "users.jsonl").write_text(rows)
     recommend_users(run, tmp_path / "users.jsonl", tmp_path / "given")
-    assert lists(tmp_path / "out").equals(lists(tmp_path / "given"))
+    table = lists(tmp_path / "out")
+    assert table["user_id"].to_list() == users and table["items"][2].to_list() == []
+    assert table.filter(pl.col("user_id") != "nobody").equals(lists(tmp_path / "given"))
 
 
 def test_a_killed_command_goes_on_behind_the_last_whole_part(
@@ -82,13 +98,20 @@ def test_a_killed_command_goes_on_behind_the_last_whole_part(
     whole = recommend_users(run, users, out)
     parts = {path.name: path.read_bytes() for path in out.glob("part-*.parquet")}
     assert sorted(parts) == ["part-00000.parquet", "part-00001.parquet", "part-00002.parquet"]
+    files = json.loads((out / "manifest.json").read_text())["files"]
+    rows = {name: (entry["first_row"], entry["rows"]) for name, entry in files.items()}
+    assert list(rows) == sorted(parts) and list(rows.values()) == [(0, 2), (2, 2), (4, 1)]
     times = {path: path.stat().st_mtime_ns for path in out.glob("part-*.parquet")}
     assert recommend_users(run, users, out) == whole  # unchanged, nothing written
     for name in ("summary.json", "part-00002.parquet"):
         (out / name).unlink()
+    (out / "part-00000.parquet").write_bytes(parts["part-00000.parquet"][:-9])  # as after a loss of power
     assert recommend_users(run, users, out) == whole
     assert {path.name: path.read_bytes() for path in out.glob("part-*.parquet")} == parts
-    assert all(path.stat().st_mtime_ns == times[path] for path in times if path.name != "part-00002.parquet")
+    assert (out / "part-00001.parquet").stat().st_mtime_ns == times[out / "part-00001.parquet"]
+    (out / "part-00001.parquet").unlink()
+    with pytest.raises(UserError, match=r"part-00001.parquet: missing"):
+        recommend_users(run, users, out)  # it was whole once, and somebody took a part away
     with pytest.raises(UserError, match="holds lists of another checkpoint, file or length"):
         recommend_users(run, users, out, k=3)
 
@@ -96,8 +119,8 @@ def test_a_killed_command_goes_on_behind_the_last_whole_part(
 def test_a_history_is_left_out_where_that_is_asked_for(finished: Path, tmp_path: Path):
     run, users = Run.open(finished), write(tmp_path, "parquet")
     recommend_users(run, users, tmp_path / "out", exclude_history=True)
-    found = {user: rows["item_id"].to_list() for (user,), rows in lists(tmp_path / "out").group_by("user_id")}
-    assert sorted(found) == ["a", "b", "c"] and {len(items) for items in found.values()} == {10}
+    found = dict(lists(tmp_path / "out").select("user_id", "items").rows())
+    assert {user: len(items) for user, items in found.items()} == {"a": 10, "b": 10, "c": 10, "d": 0, "e": 0}
     assert not any(set(items) & set(HISTORIES[user]) for user, items in found.items())
 
 
@@ -109,14 +132,12 @@ def test_user_ids_keep_the_type_of_the_logs(world: Any, tmp_path: Path):
     pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row").write_csv(folder / "log.csv")
     run = world.run(tmp_path / "run", folder)
     prepare(run)
-    assert recommending._type_of(["7", "12"], pl.Int64()) == pl.Int64()
-    for other in (["7", "x"], ["07"]):
-        assert recommending._type_of(other, pl.Int64()) == pl.String()
-    logged = recommending.logged_histories(recommending.RunData(run))
+    assert _are_integers(["7", "12"]) and not _are_integers(["7", "x"]) and not _are_integers(["07"])
+    logged = LoggedHistories(RunData(run))
     names = pl.read_parquet(tmp_path / "run/prepare/items.parquet")["item_id"].to_list()
-    assert {user: [names[item] for item in items] for user, items in logged.items()} == {
-        str(user): list(range(user % 7, user % 7 + 5)) for user in range(30)
-    }
+    for user in range(30):
+        assert [names[item] for item in logged.of(str(user)) or ()] == list(range(user % 7, user % 7 + 5))
+    assert logged.of("x") is None
 
 
 @pytest.mark.parametrize(
@@ -172,7 +193,8 @@ def test_the_command(finished: Path, tmp_path: Path):
     command = [sys.executable, "-m", "adagrpo", "recommend", "--run", str(finished), "--out", str(tmp_path / "out")]
     command += ["--users", str(write(tmp_path, "csv")), "--k", "3", "--exclude-history", "--json"]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert json.loads(done.stdout)["users"] == 5 and len(lists(tmp_path / "out")) == 9
+    assert json.loads(done.stdout)["users"] == 5
+    assert lists(tmp_path / "out")["items"].list.len().to_list() == [3, 3, 3, 0, 0]
 
 
 def test_lists_hold_what_is_eligible_and_users_without_a_history_what_is_popular(finished: Path, tmp_path: Path):
@@ -182,17 +204,89 @@ def test_lists_hold_what_is_eligible_and_users_without_a_history_what_is_popular
     summary = recommend_users(run, users, tmp_path / "out", k=4, **options)
     assert (summary["eligible_items"], summary["popular_lists"], summary["users_without_a_list"]) == (14, 2, 0)
     table = lists(tmp_path / "out")
-    assert table["user_id"].to_list() == [user for user in HISTORIES for _ in range(4)]
-    assert {*table["item_id"]} <= {*ids[1:]}
+    assert table["user_id"].to_list() == list(HISTORIES)
+    assert {*table["items"].explode()} <= {*ids[1:]}
     served = recommending.recommender(run, None, "best")[0]
     narrowing = served.narrow({"item_id": ids}, [ids[0]])
     for user, history in HISTORIES.items():
         found = served.recommend([Query(served.known(history)[0], None, *narrowing[:2])])[0]
-        part = table.filter(pl.col("user_id") == user)
-        assert part["item_id"].to_list() == found.items[:4] and {*part["source"]} == {found.source}
+        (row,) = table.filter(pl.col("user_id") == user).rows(named=True)
+        assert row["items"] == found.items[:4] and row["source"] == found.source
     with pytest.raises(UserError, match=r"holds lists of another"):
         recommend_users(run, users, tmp_path / "out", k=4, include={"item_id": ids}, popular=True)
     with pytest.raises(UserError, match=r"no item is eligible"):
         recommend_users(run, users, tmp_path / "none", k=4, include=[999])
     with pytest.raises(UserError, match=r"^include.market: the items have no group 'market'"):
         recommend_users(run, users, tmp_path / "none", k=4, include={"market": "de"})
+
+
+def whole_file(folder: Path, rows: int) -> Path:
+    path = folder / "many.parquet"
+    histories = [[10 * ((row * 7 + place) % 30) + 3 for place in range(row % 5)] for row in range(rows)]
+    pl.DataFrame({"user_id": [f"u{row}" for row in range(rows)], "history": histories}).write_parquet(path)
+    return path
+
+
+@pytest.mark.slow
+def test_killed_workers_and_commands_lose_and_repeat_nothing(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker is killed, then the command: the same command leaves what one that nobody killed does."""
+    users, out = whole_file(tmp_path, 400), tmp_path / "out"
+    command = [sys.executable, "-c", COMMAND, str(finished), str(users), str(out)]
+    begun = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+
+    def parts() -> int:
+        return len(list(out.glob("part-*.parquet")))
+
+    wait_for(lambda: parts() >= 2)
+    os.kill(children_of(begun.pid)[0], signal.SIGKILL)
+    left = parts()
+    wait_for(lambda: parts() > left + 2)
+    begun.kill()
+    begun.wait()
+    assert parts() < 80 and not (out / "summary.json").exists()
+    monkeypatch.setattr(recommending, "PART_USERS", 5)
+    for place in (out, tmp_path / "alone"):
+        recommend_users(Run.open(finished), users, place)
+    assert lists(out)["user_id"].to_list() == [f"u{row}" for row in range(400)]
+    assert not list(out.glob(".*.tmp"))
+    assert contents(out) == contents(tmp_path / "alone")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("ray") is None, reason="needs the extra ray")
+def test_ray_writes_what_one_process_does(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recommending, "PART_USERS", 7)
+    users = whole_file(tmp_path, 40)
+    recommend_users(Run.open(finished), users, tmp_path / "alone")
+    recommend_users(Run.open(finished), users, tmp_path / "ray", executor=Executor("ray", 2))
+    assert contents(tmp_path / "ray") == contents(tmp_path / "alone")
+
+
+COMMAND = """
+import sys, time
+from pathlib import Path
+from adagrpo.executors import Executor
+from adagrpo.pipeline import Run, recommend_users
+from adagrpo.pipeline import recommend
+
+if __name__ == "__main__":
+    recommend.PART_USERS = 5
+    run, users, out = map(Path, sys.argv[1:])
+    recommend_users(Run.open(run), users, out, executor=Executor("processes", 2))
+"""
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 300
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def children_of(process: int) -> list[int]:
+    """The workers of a process, not the helper that keeps its semaphores."""
+    text = Path(f"/proc/{process}/task/{process}/children").read_text()
+    found = [int(child) for child in text.split()]
+    return [one for one in found if b"spawn_main" in Path(f"/proc/{one}/cmdline").read_bytes()]

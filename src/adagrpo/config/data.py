@@ -11,6 +11,7 @@ from adagrpo.config.section import Finite, NonNegativeFloat, Positive, PositiveF
 __all__ = [
     "Columns",
     "DataConfig",
+    "ExecutorConfig",
     "ExposuresConfig",
     "ItemTable",
     "MarketplaceConfig",
@@ -135,6 +136,16 @@ class ExposuresConfig(Section):
     through: Positive | None = None
 
 
+class ExecutorConfig(Section):
+    """Who reads logs and puts them in order: this process, or `workers` processes of this machine or actors of Ray.
+
+    What comes of it is the same to the bit; with workers the whole logs are never in the memory of one process.
+    """
+
+    kind: Literal["serial", "processes", "ray"] = "serial"
+    workers: Positive = 1
+
+
 class DataConfig(Section):
     """Where the logs come from and how they are cut. Relative paths are below `--data`.
 
@@ -143,7 +154,9 @@ class DataConfig(Section):
     With `drop_duplicates` the first alone is kept of rows of the same user, item and time; they are no bad rows.
     """
 
-    not_of_the_result: ClassVar[frozenset[str]] = frozenset({"max_expansion"})  # whether a file is read, not what of it
+    not_of_the_result: ClassVar[frozenset[str]] = frozenset(
+        {"max_expansion", "executor"}
+    )  # whether and by whom a file is read
 
     logs: tuple[str, ...] = ()
     marketplace: MarketplaceConfig | None = None
@@ -162,6 +175,7 @@ class DataConfig(Section):
     drop_duplicates: bool = False
     split: SplitConfig = SplitConfig()
     shuffle_ties: TieConfig | None = None
+    executor: ExecutorConfig = ExecutorConfig()
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:

@@ -36,7 +36,18 @@ from adagrpo.data.item_order import in_hash_order
 from adagrpo.data.logs.interactions import Logs
 from adagrpo.errors import UserError
 
-__all__ = ["Dataset", "build_dataset"]
+__all__ = [
+    "Dataset",
+    "align",
+    "build_dataset",
+    "check_enough",
+    "codes",
+    "count_duplicates",
+    "k_core_rows",
+    "listed_items",
+    "numbered_dataset",
+    "with_history",
+]
 
 
 @dataclass(frozen=True)
@@ -78,39 +89,56 @@ def build_dataset(
     Raises:
         UserError: fewer than two users or items are left.
     """
-    item_ids, described = _align(logs.interactions[ITEM_ID], items)
+    item_ids, described = align(logs.interactions[ITEM_ID], items)
     kept = _k_core(logs.interactions.with_columns(item_ids), min_user_interactions, min_item_interactions)
     user_ids, catalogue = kept[USER_ID].unique().sort(), kept[ITEM_ID].unique()
-    if len(user_ids) < 2 or len(catalogue) < 2:
-        limits = f"min_user_interactions {min_user_interactions}, min_item_interactions {min_item_interactions}"
-        remaining = f"{len(user_ids)} users and {len(catalogue)} items are left ({limits})"
-        raise UserError(f"data: {remaining}; two of each are needed")
+    check_enough(len(user_ids), len(catalogue), min_user_interactions, min_item_interactions)
     if keep_unseen_items:
         catalogue = pl.concat([catalogue, described[ITEM_ID]]).unique()
     catalogue = in_hash_order(catalogue)
     numbered = _number(kept, user_ids, catalogue).sort(USER, logs.time_key, maintain_order=True)
+    counts = {
+        "rows_read": logs.rows_read,
+        "rows_rejected": len(logs.rejects),
+        "rows_filtered": logs.rows_filtered,
+        "interactions_dropped": len(logs.interactions) - len(kept),
+        "exact_duplicates": count_duplicates(numbered, logs.time_key),
+    }
+    if logs.duplicates_dropped is not None:
+        counts["exact_duplicates_dropped"] = logs.duplicates_dropped
+    impressions = None
+    if logs.impressions is not None:
+        shown = logs.impressions.with_columns(pl.col(ITEM_ID).cast(item_ids.dtype))
+        known = _number(shown, user_ids, catalogue).drop_nulls([USER, ITEM])
+        counts["impressions_dropped"] = len(shown) - len(known)
+        impressions = with_history(known, numbered, logs.time_key)
+    items = listed_items(catalogue, described)
+    return numbered_dataset(user_ids, items, numbered, impressions, logs.rejects, counts, logs.understood)
+
+
+def numbered_dataset(
+    user_ids: pl.Series,  # (U,)
+    items: pl.DataFrame,  # of `listed_items`
+    numbered: pl.DataFrame,  # user, item [, timestamp, rating], by user and time
+    impressions: pl.DataFrame | None,  # of `with_history`
+    rejects: pl.DataFrame,
+    counts: dict[str, int],
+    understood: dict[str, Any],
+) -> Dataset:
+    """The data set of interactions that are numbered and in order."""
     lengths = np.bincount(numbered[USER].to_numpy())
     starts = np.cumsum(lengths) - lengths
     rows = np.arange(len(numbered), dtype=np.int32)
     position = pl.Series(POSITION, rows - np.repeat(starts.astype(np.int32), lengths))
     optional = [name for name in (TIMESTAMP, RATING) if name in numbered.columns]
-    summary = {
-        "rows_read": logs.rows_read,
-        "rows_rejected": len(logs.rejects),
-        "rows_filtered": logs.rows_filtered,
-        "interactions_dropped": len(logs.interactions) - len(kept),
-        "exact_duplicates": _count_duplicates(numbered, logs.time_key),
-    }
-    if logs.duplicates_dropped is not None:
-        summary["exact_duplicates_dropped"] = logs.duplicates_dropped
-    impressions = None
-    if logs.impressions is not None:
-        shown = logs.impressions.with_columns(pl.col(ITEM_ID).cast(item_ids.dtype))
-        known = _number(shown, user_ids, catalogue).drop_nulls([USER, ITEM])
-        summary["impressions_dropped"] = len(shown) - len(known)
-        impressions = _with_history(known, numbered, starts, logs.time_key)
-    return Dataset(
-        pl.DataFrame({USER_ID: user_ids}).select(_index(USER, len(user_ids)), USER_ID),
+    interactions = numbered.with_columns(position).select(USER, ITEM, POSITION, *optional)
+    users = pl.DataFrame({USER_ID: user_ids}).select(_index(USER, len(user_ids)), USER_ID)
+    return Dataset(users, items, interactions, impressions, rejects, counts, understood)
+
+
+def listed_items(catalogue: pl.Series, described: pl.DataFrame) -> pl.DataFrame:
+    """The item table of a data set; items that are not described have no text and no attributes."""
+    return (
         pl.DataFrame({ITEM_ID: catalogue})
         .join(described, on=ITEM_ID, how="left", maintain_order="left")
         .select(
@@ -118,16 +146,22 @@ def build_dataset(
             ITEM_ID,
             pl.col(TEXT).fill_null(""),
             pl.col([name for name in (ATTRIBUTES, GROUPS) if name in described]).fill_null([]),
-        ),
-        numbered.with_columns(position).select(USER, ITEM, POSITION, *optional),
-        impressions,
-        logs.rejects,
-        summary,
-        logs.understood,
+        )
     )
 
 
-def _align(ids: pl.Series, items: pl.DataFrame | None) -> tuple[pl.Series, pl.DataFrame]:
+def check_enough(users: int, items: int, min_user: int, min_item: int) -> None:
+    """Refuse a data set of next to nothing.
+
+    Raises:
+        UserError: fewer than two users or items are left.
+    """
+    if users < 2 or items < 2:
+        limits = f"min_user_interactions {min_user}, min_item_interactions {min_item}"
+        raise UserError(f"data: {users} users and {items} items are left ({limits}); two of each are needed")
+
+
+def align(ids: pl.Series, items: pl.DataFrame | None) -> tuple[pl.Series, pl.DataFrame]:
     """Item ids of the logs and the item table, of one type."""
     if items is None:
         items = pl.DataFrame(schema={ITEM_ID: ids.dtype, TEXT: pl.String, ATTRIBUTES: pl.List(pl.String)})
@@ -137,16 +171,27 @@ def _align(ids: pl.Series, items: pl.DataFrame | None) -> tuple[pl.Series, pl.Da
 
 
 def _k_core(table: pl.DataFrame, min_user: int, min_item: int) -> pl.DataFrame:
-    users, items = (_codes(table[name], table[name].unique()).to_numpy() for name in (USER_ID, ITEM_ID))
-    rows = np.arange(len(table))
+    users, items = (codes(table[name], table[name].unique()).to_numpy() for name in (USER_ID, ITEM_ID))
+    rows = k_core_rows(users, items, min_user, min_item)
+    return table if len(rows) == len(table) else table[rows]
+
+
+def k_core_rows(
+    users: NDArray[np.int32],  # (N,)
+    items: NDArray[np.int32],  # (N,)
+    min_user: int,
+    min_item: int,
+) -> NDArray[np.int64]:
+    """The rows that are left of interactions when nothing changes any more."""
+    rows = np.arange(len(users))
     while True:
         enough = (np.bincount(users)[users] >= min_user) & (np.bincount(items)[items] >= min_item)
         if enough.all():
-            return table if len(rows) == len(table) else table[rows]
+            return rows
         rows, users, items = rows[enough], users[enough], items[enough]
 
 
-def _count_duplicates(
+def count_duplicates(
     numbered: pl.DataFrame,  # user, item and the time, by user and time
     time: str,
 ) -> int:
@@ -158,7 +203,7 @@ def _count_duplicates(
     return len(rows) - rows.n_unique()
 
 
-def _codes(ids: pl.Series, known: pl.Series) -> pl.Series:
+def codes(ids: pl.Series, known: pl.Series) -> pl.Series:
     """Row of each id in `known`, null where it is not."""
     lookup = pl.DataFrame({"id": known}).with_columns(_index("code", len(known)))
     return pl.DataFrame({"id": ids}).join(lookup, on="id", how="left", maintain_order="left")["code"]
@@ -169,14 +214,13 @@ def _index(name: str, length: int) -> pl.Expr:
 
 
 def _number(table: pl.DataFrame, users: pl.Series, items: pl.Series) -> pl.DataFrame:
-    codes = (_codes(table[USER_ID], users).alias(USER), _codes(table[ITEM_ID], items).alias(ITEM))
-    return table.with_columns(codes).drop(USER_ID, ITEM_ID)
+    numbers = (codes(table[USER_ID], users).alias(USER), codes(table[ITEM_ID], items).alias(ITEM))
+    return table.with_columns(numbers).drop(USER_ID, ITEM_ID)
 
 
-def _with_history(
+def with_history(
     shown: pl.DataFrame,
-    chosen: pl.DataFrame,
-    starts: NDArray[np.int64],  # (U,) the first row of each user in `chosen`
+    chosen: pl.DataFrame,  # the interactions, by user and time
     time: str,
 ) -> pl.DataFrame:
     """Impressions by user and time, with the user's interactions that precede each one.
@@ -184,6 +228,8 @@ def _with_history(
     Both are put in one order; then a count at the start of a run of equal times is what came strictly before it, and a
     count at its end includes what came with it.
     """
+    lengths = np.bincount(chosen[USER].to_numpy())
+    starts = np.cumsum(lengths) - lengths  # (U,) the first row of each user in `chosen`
     both = pl.concat([chosen.select(USER, time), shown.select(USER, time)], how="vertical_relaxed")
     order = both.with_row_index("row").sort(USER, time, maintain_order=True)
     rows = order["row"].to_numpy()

@@ -148,20 +148,28 @@ def write_file(path: Path, content: str) -> None:
 
 
 @contextmanager
-def written_beside(path: Path) -> Iterator[Path]:
-    """Where to write a file that is `path` when the block ends, with the mode that other new files have.
+def written_beside(path: Path, holder: str = TOKEN) -> Iterator[Path]:
+    """Where to write a file that is `path`, synced to disk, when the block ends, with the mode of other new files.
 
     For libraries whose own temporary files have names that nothing tells from somebody else's: theirs are in a folder
     that is known as this process's.
+
+    Args:
+        path: of the file.
+        holder: token of the process that holds the lock of the folder, if this is a worker of it: then what a killed
+            worker leaves is known as that one's.
     """
-    folder = temporary(path)
+    folder = temporary(path) if holder == TOKEN else path.with_name(f".{path.name}.{TOKEN}.{holder}.tmp")
     folder.mkdir()
     place = folder / path.name
     try:
         with naming(path):
             yield place
+            with place.open("rb") as file:
+                os.fsync(file.fileno())
         place.chmod(folder.stat().st_mode & 0o666)
         place.replace(path)
+        _sync_folder(path.parent)
     finally:
         remove(folder, lambda name: True)
 
@@ -193,7 +201,14 @@ def make_folder(path: Path) -> None:
         _sync_folder(folder.parent)
 
 
-def seal(directory: Path, *, kind: str, fingerprint: str, made_from: Mapping[str, Any] | None = None) -> None:
+def seal(
+    directory: Path,
+    *,
+    kind: str,
+    fingerprint: str,
+    made_from: Mapping[str, Any] | None = None,
+    files: Mapping[str, Mapping[str, Any]] | None = None,
+) -> None:
     """Sync every file below a folder and write its manifest.
 
     Args:
@@ -201,14 +216,16 @@ def seal(directory: Path, *, kind: str, fingerprint: str, made_from: Mapping[str
         kind: what the folder holds, for the reader's error messages.
         fingerprint: hash of everything the content was made from, see `manifest`.
         made_from: that itself, JSON-able, for whoever wants to know why the fingerprint is another one.
+        files: those that the manifest lists, where there are others beside them, with what else it says of each.
     """
-    files = {}
-    for path in sorted(directory.rglob("*")):
+    listed = {}
+    for path in sorted(directory.rglob("*") if files is None else (directory / name for name in files)):
         if path.is_file() and path != directory / MANIFEST:
             with naming(path), path.open("rb") as file:
                 os.fsync(file.fileno())
-            files[path.relative_to(directory).as_posix()] = {"size": path.stat().st_size, "sha256": hash_file(path)}
-    content = {"schema_version": SCHEMA_VERSION, "kind": kind, "fingerprint": fingerprint, "files": files}
+            name = path.relative_to(directory).as_posix()
+            listed[name] = {"size": path.stat().st_size, "sha256": hash_file(path), **(files or {}).get(name, {})}
+    content = {"schema_version": SCHEMA_VERSION, "kind": kind, "fingerprint": fingerprint, "files": listed}
     content |= {} if made_from is None else {"made_from": json.loads(json.dumps(made_from))}
     write_file(directory / MANIFEST, _written(content | {"sha256": hash_json(content)}))
     for folder in [directory, *(path for path in directory.rglob("*") if path.is_dir())]:

@@ -20,7 +20,7 @@ import polars as pl
 from adagrpo.data.logs.formats import columns_of, header_of, kind_of, path_of, reading, require, separator_of
 from adagrpo.data.logs.unpacking import MAX_EXPANSION, check_parquet, expansion_limit, explodes, read_blocks, text_bytes
 
-__all__ = ["Chunk", "read_chunks"]
+__all__ = ["CHUNK_ROWS", "Chunk", "read_chunks"]
 
 CHUNK_BYTES = 2**24  # of CSV and JSONL
 CHUNK_ROWS = 2**20  # of Parquet
@@ -45,7 +45,11 @@ class Chunk(NamedTuple):
 
 
 def read_chunks(
-    path: Path, columns: Sequence[str], ids: Sequence[str] = (), max_expansion: float = MAX_EXPANSION
+    path: Path,
+    columns: Sequence[str],
+    ids: Sequence[str] = (),
+    max_expansion: float = MAX_EXPANSION,
+    rows: tuple[int, int] | None = None,
 ) -> Iterator[Chunk]:
     """Some columns of a log: of a Parquet file as they are, of others as text.
 
@@ -54,6 +58,7 @@ def read_chunks(
         columns: their names, each once; `user.id` is the field `id` of the field `user` where no column is called so.
         ids: those that hold ids; a JSON `true` is none.
         max_expansion: to how many times its size a compressed file may unpack, see `adagrpo.data.logs.unpacking`.
+        rows: of a Parquet file read only these, from the first up to the second.
 
     Yields:
         Every row of the file once; at least one chunk.
@@ -63,11 +68,11 @@ def read_chunks(
     """
     kind = kind_of(path)
     require(path, columns, columns_of(path))
-    read = {"Parquet": _parquet, "CSV": _csv, "JSONL": _jsonl}[kind]
-    first = 0
+    read = {"Parquet": functools.partial(_parquet, rows=rows), "CSV": _csv, "JSONL": _jsonl}[kind]
+    first = 0 if rows is None else rows[0]
     with reading(path, kind):
         for table, problem in read(path, columns, ids, max_expansion):
-            if len(table) or not first:
+            if len(table) or first == (0 if rows is None else rows[0]):
                 yield Chunk(first, table, problem)
             first += len(table)
 
@@ -75,17 +80,23 @@ def read_chunks(
 _Parsed = tuple[pl.DataFrame, pl.Series | None]
 
 
-def _parquet(path: Path, columns: Sequence[str], ids: Sequence[str], max_expansion: float) -> Iterator[_Parsed]:
+def _parquet(
+    path: Path,
+    columns: Sequence[str],
+    ids: Sequence[str],
+    max_expansion: float,
+    rows: tuple[int, int] | None = None,
+) -> Iterator[_Parsed]:
     table = pl.scan_parquet(path, glob=False)
     known = table.collect_schema().names()
     paths = {name: [name] if name in known else path_of(name) for name in columns}
     check_parquet(path, [place[0] for place in paths.values()], max_expansion)
     most = expansion_limit(path, max_expansion)
     table = table.select(_of_struct(place).alias(name) for name, place in paths.items())
-    rows = int(table.select(pl.len()).collect().item())
+    begin, end = rows or (0, int(table.select(pl.len()).collect().item()))
     text = 0
-    for start in range(0, max(1, rows), CHUNK_ROWS):
-        chunk = table.slice(start, CHUNK_ROWS).collect()
+    for start in range(begin, max(begin + 1, end), CHUNK_ROWS):
+        chunk = table.slice(start, min(CHUNK_ROWS, end - start)).collect()
         came = text_bytes(chunk)
         text += came
         if text > most:

@@ -10,8 +10,8 @@ and nothing is repaired. What was understood of the files is kept with what was 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,47 +29,34 @@ from adagrpo.data.columns import (
     USER_ID,
 )
 from adagrpo.data.logs.cells import (
-    LONGEST_ID,
     blank_to_null,
-    booleans,
     identifiers,
     integers_if_all,
-    numbers,
-    slots,
 )
 from adagrpo.data.logs.chunks import Chunk, read_chunks
-from adagrpo.data.logs.formats import columns_of, listed
-from adagrpo.data.logs.times import Times
+from adagrpo.data.logs.log_fields import ColumnMapping, Field, LogOptions, Refusals, fields_of
 from adagrpo.data.logs.understood import file_format, time_format
 from adagrpo.data.logs.unpacking import MAX_EXPANSION
 from adagrpo.errors import UserError
 
-__all__ = ["ColumnMapping", "Logs", "Refusals", "read_logs"]
+__all__ = [
+    "FILE",
+    "ROW",
+    "ColumnMapping",
+    "Kept",
+    "LogOptions",
+    "Logs",
+    "Reading",
+    "Refusals",
+    "check_any",
+    "fields_of",
+    "keep",
+    "read_logs",
+    "rejects_of",
+]
 
 SHOWN = 40  # characters of a bad value that a reason repeats
-AN_ID = f"an id of up to {LONGEST_ID} characters"
 FILE, ROW, REASON = "file", "row", "reason"
-
-
-@dataclass(frozen=True)
-class ColumnMapping:
-    """What the columns are called in the user's files.
-
-    Without `timestamp` and `order`, a column called `timestamp`, or else `position`, orders the interactions.
-    `clicked` marks a log of impressions, one row for each item that was shown: 1 means shown and chosen, so also an
-    interaction; 0 only shown; empty an interaction that has no logged impression. Ratings may stand for it, see
-    `read_logs`.
-    """
-
-    user: str = USER_ID
-    item: str = ITEM_ID
-    timestamp: str | None = None
-    order: str | None = None
-    event: str | None = None
-    rating: str | None = None
-    clicked: str | None = None
-    slot: str | None = None
-    propensity: str | None = None
 
 
 @dataclass(frozen=True)
@@ -88,23 +75,6 @@ class Logs:
     def time_key(self) -> str:
         """The column that orders a user's interactions."""
         return TIMESTAMP if TIMESTAMP in self.interactions.columns else POSITION
-
-
-@dataclass(frozen=True)
-class Refusals:
-    """Rows that are bad though each of their values can be read; by default none."""
-
-    items: pl.Series | None = None  # ids; rows of other items are bad
-    after: float | None = None  # rows of a later timestamp are bad, in the unit of the log
-    repeats: bool = False  # rows whose fields are all those of an earlier one are bad
-
-
-class _Field(NamedTuple):
-    source: str  # the column's name in the file
-    required: bool
-    expected: str  # what would be right
-    parse: Callable[[pl.Series], pl.Series]  # null where a value cannot be used
-    times: Times | None = None  # of a field of times, how they are written
 
 
 def read_logs(
@@ -143,101 +113,86 @@ def read_logs(
     Raises:
         UserError: a file or column is missing, there is nothing to read, too many rows are bad, or too much unpacks.
     """
-    if not paths:
-        raise UserError("data.logs: no file given; name at least one CSV, Parquet or JSONL file")
-    if keep_events is not None and columns.event is None:
-        raise UserError("data.keep_events: needs data.columns.event, the column that holds the event")
-    if min_rating is not None and columns.rating is None:
-        raise UserError("data.min_rating: needs data.columns.rating, the column that holds the rating")
-    if click_rating is not None and (columns.rating is None or columns.clicked is not None):
-        raise UserError("data.click_rating: needs data.columns.rating, and takes the place of data.columns.clicked")
-    fields = _fields(_choose_time(columns, Path(paths[0])) if ordered else columns, click_rating is not None)
-    if refuse is not None and refuse.after is not None and TIMESTAMP not in fields:
-        raise UserError("data.refuse.after: needs data.columns.timestamp, the column that holds the time")
-    reader = _Reading(fields, refuse or Refusals(), max_bad_rows)
+    options = LogOptions(
+        keep_events,
+        min_rating,
+        click_rating,
+        ordered,
+        max_bad_rows,
+        refuse or Refusals(),
+        max_expansion,
+        drop_duplicates,
+    )
+    reader = Reading(fields_of(paths, columns, options), options.refuse, max_bad_rows)
     for path in map(Path, paths):
         reader.read(path, max_expansion, first_rows)
     table, rejects = reader.finish()
     rows_read = len(table) + len(rejects)
-    if rows_read == 0:
-        raise UserError(f"{paths[0]}: no rows; a log has at least one interaction")
-    if click_rating is not None:
-        table = table.with_columns((pl.col(RATING) >= click_rating).alias(CLICKED))
-    kept = _filter(table, keep_events, min_rating)
+    check_any(paths[0], rows_read, 0, 0, 0, rows_read)
+    found = keep(table, columns, options)
+    check_any(paths[0], rows_read, len(rejects), found.filtered, found.rows, len(found.interactions))
+    counts = (rows_read, found.filtered, found.dropped)
+    return Logs(found.interactions, found.impressions, rejects, *counts, reader.understood(table))
+
+
+class Kept(NamedTuple):
+    """What is kept of rows that were read: of all of the logs, or of all rows of some users."""
+
+    interactions: pl.DataFrame  # user_id, item_id, time key [, rating]
+    impressions: pl.DataFrame | None  # user_id, item_id, time key, clicked [, slot, propensity]
+    rows: int  # of which both are parts
+    filtered: int  # by event or rating
+    dropped: int | None  # duplicates, where they were to be dropped
+
+
+def keep(table: pl.DataFrame, columns: ColumnMapping, options: LogOptions) -> Kept:
+    """Filter rows that were read, drop duplicates, and tell interactions from impressions."""
+    if options.click_rating is not None:
+        table = table.with_columns((pl.col(RATING) >= options.click_rating).alias(CLICKED))
+    kept = _filter(table, options.keep_events, options.min_rating)
     filtered = len(table) - len(kept)
     impressions_known = CLICKED in table.columns
-    keys = [USER_ID, ITEM_ID, *(name for name in (TIMESTAMP, POSITION) if name in fields)]
+    keys = [USER_ID, ITEM_ID, *(name for name in (TIMESTAMP, POSITION) if name in table.columns)]
     shown = [name for name in (CLICKED, SLOT, PROPENSITY) if name in table.columns]
     dropped = None
-    if drop_duplicates:
+    if options.drop_duplicates:
         once = kept.unique([*keys, *shown], keep="first", maintain_order=True)
         kept, dropped = once, len(kept) - len(once)
     chosen = kept.filter(pl.col(CLICKED).fill_null(True)) if impressions_known else kept
-    if len(chosen) == 0:
-        counts = f"{len(rejects)} rejected, {filtered} filtered by event or rating, {len(kept)} shown but not chosen"
-        raise UserError(f"{paths[0]}: no interaction among {rows_read} rows: {counts}")
     impressions = kept.filter(pl.col(CLICKED).is_not_null()).select(*keys, *shown) if impressions_known else None
     interactions = chosen.select(*keys, *([RATING] if columns.rating else []))
-    return Logs(interactions, impressions, rejects, rows_read, filtered, dropped, reader.understood(table))
+    return Kept(interactions, impressions, len(kept), filtered, dropped)
 
 
-def _fields(columns: ColumnMapping, rated: bool) -> dict[str, _Field]:
-    """Canonical name to how a column is read; with `rated`, ratings say what was clicked."""
-    fields = {
-        USER_ID: _Field(columns.user, True, AN_ID, identifiers),
-        ITEM_ID: _Field(columns.item, True, AN_ID, identifiers),
-    }
-    if columns.timestamp is not None:
-        times = Times()
-        fields[TIMESTAMP] = _Field(columns.timestamp, True, times.expected, times.read, times)
-    elif columns.order is not None:
-        fields[POSITION] = _Field(columns.order, True, "a number", numbers)
-    if columns.event is not None:
-        fields[EVENT] = _Field(columns.event, False, "text", lambda values: values.cast(pl.String))
-    if columns.rating is not None:
-        fields[RATING] = _Field(columns.rating, False, "a number", lambda values: numbers(values).cast(pl.Float64))
-    if columns.clicked is not None:
-        fields[CLICKED] = _Field(columns.clicked, False, "1, 0, true, false or nothing", booleans)
-    if columns.clicked is not None or rated:
-        if columns.slot is not None:
-            fields[SLOT] = _Field(columns.slot, False, "a whole number >= 0", slots)
-        if columns.propensity is not None:
-            fields[PROPENSITY] = _Field(
-                columns.propensity, False, "a probability", lambda values: numbers(values, 0.0, 1.0).cast(pl.Float64)
-            )
-    return fields
+def check_any(path: Path, rows: int, rejected: int, filtered: int, kept: int, interactions: int) -> None:
+    """Refuse logs that nothing came of.
+
+    Raises:
+        UserError: there was no row, or no interaction among them.
+    """
+    if rows == 0:
+        raise UserError(f"{path}: no rows; a log has at least one interaction")
+    if interactions == 0:
+        counts = f"{rejected} rejected, {filtered} filtered by event or rating, {kept} shown but not chosen"
+        raise UserError(f"{path}: no interaction among {rows} rows: {counts}")
 
 
-def _choose_time(columns: ColumnMapping, path: Path) -> ColumnMapping:
-    if columns.timestamp is not None and columns.order is not None:
-        raise UserError("data.columns: timestamp and order are both given; one of them orders the interactions")
-    if columns.timestamp is not None or columns.order is not None:
-        return columns
-    available = columns_of(path)
-    if TIMESTAMP in available:
-        return replace(columns, timestamp=TIMESTAMP)
-    if POSITION in available:
-        return replace(columns, order=POSITION)
-    raise UserError(
-        f"{path}: which column orders the interactions? set data.columns.timestamp or data.columns.order to one of "
-        f"{listed(available)}"
-    )
-
-
-class _Reading:
+class Reading:
     """What has been read of the files so far. Of more bad rows than may be, the first alone is kept."""
 
-    def __init__(self, fields: dict[str, _Field], refuse: Refusals, max_bad_rows: int) -> None:
+    def __init__(self, fields: dict[str, Field], refuse: Refusals, max_bad_rows: int) -> None:
         self.fields, self.refuse, self.max_bad_rows = fields, refuse, max_bad_rows
         self.paths: list[Path] = []
         self.good: list[pl.DataFrame] = []  # the fields, and with `refuse.repeats` FILE and ROW
         self.bad: list[pl.DataFrame] = []  # FILE, ROW, REASON
         self.count = 0  # of bad rows
         self.files: list[dict[str, Any]] = []
+        self.file, self.rows = -1, 0  # which is read, and how many rows of it were
 
     def read(self, path: Path, max_expansion: float, first_rows: int | None = None) -> None:
         """Read a file, or its first rows."""
         self.paths.append(path)
+        self.file += 1
         rows = 0
         sources = list(dict.fromkeys(field.source for field in self.fields.values()))
         ids = list(dict.fromkeys(self.fields[name].source for name in (USER_ID, ITEM_ID)))
@@ -249,6 +204,18 @@ class _Reading:
                 break
         more = {"rows": rows} if rows != first_rows else {"rows": rows, "only_first": True}
         self.files.append(file_format(path) | more)
+
+    def read_part(self, path: Path, file: int, rows: tuple[int, int] | None, most: float) -> Iterator[pl.DataFrame]:
+        """The good rows of a part of the file of a number, chunk by chunk; they are not kept here."""
+        self.file = file
+        self.rows = 0
+        sources = list(dict.fromkeys(field.source for field in self.fields.values()))
+        ids = list(dict.fromkeys(self.fields[name].source for name in (USER_ID, ITEM_ID)))
+        for chunk in read_chunks(path, sources, ids, most, rows):
+            self._take(path, chunk)
+            self.rows += len(chunk.table)
+            yield from self.good
+            self.good = []
 
     def understood(self, table: pl.DataFrame) -> dict[str, Any]:
         """What was understood of the files, and of the times of the rows that were read."""
@@ -290,7 +257,7 @@ class _Reading:
         self.good.append(kept.filter(~rejected))
 
     def _file(self) -> pl.Expr:
-        return pl.lit(len(self.paths) - 1, dtype=pl.Int32).alias(FILE)
+        return pl.lit(self.file, dtype=pl.Int32).alias(FILE)
 
     def _reject(self, rows: pl.DataFrame) -> None:
         self.count += len(rows)
@@ -315,12 +282,12 @@ class _Reading:
         return parsed.with_columns(reason.alias(REASON))[REASON]
 
     def finish(self) -> tuple[pl.DataFrame, pl.DataFrame]:
-        """All good rows, and the rejects (file, row, reason), in the order of the files.
+        """All good rows, and the rejects, in the order of the files.
 
         Raises:
             UserError: there are too many rejects.
         """
-        table = _stack(self.good) if self.good else pl.DataFrame()
+        table = stack(self.good) if self.good else pl.DataFrame()
         if self.refuse.repeats and self.good:
             names = list(self.fields)
             first = table.select(pl.struct(names).is_first_distinct()).to_series()
@@ -328,19 +295,34 @@ class _Reading:
             self.count += len(repeats)
             self.bad.append(repeats)
             table = table.filter(first).select(names)
-        empty = pl.DataFrame(schema={FILE: pl.Int32, ROW: pl.Int64, REASON: pl.String})
-        rejected = pl.concat([empty, *self.bad]).sort(FILE, ROW, maintain_order=True)
-        names_of_files = pl.Series([str(path) for path in self.paths], dtype=pl.String)
-        rejects = rejected.with_columns(pl.lit(names_of_files).gather(pl.col(FILE)).alias(FILE))
-        if self.count > self.max_bad_rows:
-            file, row, reason = rejects.row(0)
-            more = f"the first of {self.count} bad rows; data.max_bad_rows is {self.max_bad_rows}"
-            raise UserError(f"{file}, row {row}: {reason} ({more})")
-        return table, rejects
+        return table, rejects_of(self.bad, self.count, self.paths, self.max_bad_rows)
+
+
+def rejects_of(bad: Sequence[pl.DataFrame], count: int, paths: Sequence[Path], most: int) -> pl.DataFrame:
+    """The rejects of all files: file, row, reason.
+
+    Args:
+        bad: number of the file, row and reason, in any order; of more than may be, the first is enough.
+        count: of all of them.
+        paths: of the files.
+        most: how many there may be.
+
+    Raises:
+        UserError: there are more.
+    """
+    empty = pl.DataFrame(schema={FILE: pl.Int32, ROW: pl.Int64, REASON: pl.String})
+    rejected = pl.concat([empty, *bad]).sort(FILE, ROW, maintain_order=True)
+    names = pl.Series([str(path) for path in paths], dtype=pl.String)
+    rejects = rejected.with_columns(pl.lit(names).gather(pl.col(FILE)).alias(FILE))
+    if count > most:
+        file, row, reason = rejects.row(0)
+        more = f"the first of {count} bad rows; data.max_bad_rows is {most}"
+        raise UserError(f"{file}, row {row}: {reason} ({more})")
+    return rejects
 
 
 def _reasons(
-    raw: pl.DataFrame, bad: pl.DataFrame, fields: dict[str, _Field], problem: pl.Series | None, refused: pl.Series
+    raw: pl.DataFrame, bad: pl.DataFrame, fields: dict[str, Field], problem: pl.Series | None, refused: pl.Series
 ) -> pl.Series:
     """One line for each bad row, about the first thing that is wrong with it."""
     reasons = [] if problem is None else [pl.lit(problem)]
@@ -370,7 +352,7 @@ def _filter(table: pl.DataFrame, keep_events: Sequence[str] | None, min_rating: 
     return table.filter(rated | ~pl.col(CLICKED) if CLICKED in table.columns else rated)  # only shown: has no rating
 
 
-def _stack(tables: list[pl.DataFrame]) -> pl.DataFrame:
+def stack(tables: list[pl.DataFrame]) -> pl.DataFrame:
     """All files in one table; ids are integers only where they are in every file."""
     for name in (USER_ID, ITEM_ID):
         if len({table[name].dtype for table in tables}) > 1:

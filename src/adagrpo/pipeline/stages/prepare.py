@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple, assert_never
+from typing import Any, NamedTuple, assert_never
 
 import numpy as np
 import polars as pl
@@ -18,12 +18,14 @@ from adagrpo.data import splits
 from adagrpo.data.columns import ITEM_ID
 from adagrpo.data.dataset import Dataset, build_dataset
 from adagrpo.data.logged_exposures import impressions_of
-from adagrpo.data.logs.interactions import ColumnMapping, Logs, Refusals, read_logs
+from adagrpo.data.logs.interactions import ColumnMapping, LogOptions, Logs, Refusals, read_logs
 from adagrpo.data.logs.items import read_items
+from adagrpo.data.partitioned import build_partitioned
 from adagrpo.data.prepared import write_prepared
 from adagrpo.data.simulation.marketplace import Marketplace, simulate, write_simulation
 from adagrpo.data.ties import shuffle_ties
 from adagrpo.errors import UserError
+from adagrpo.executors import Executor
 from adagrpo.pipeline.description import is_described
 from adagrpo.pipeline.run import Run
 from adagrpo.serving.exposure_parts import parts_of, read_parts
@@ -120,18 +122,27 @@ class LogSource(NamedTuple):
 
     def read_logs(self, refuse: Refusals, *, ordered: bool = True) -> Logs:
         """The logs; with `ordered` their columns say what came after what."""
-        return read_logs(
-            self.logs,
-            self.columns,
-            keep_events=self.options.keep_events,
-            min_rating=self.options.min_rating,
-            click_rating=self.options.click_rating,
-            ordered=ordered,
-            max_bad_rows=self.options.max_bad_rows,
-            refuse=refuse,
-            max_expansion=self.options.max_expansion,
-            drop_duplicates=self.options.drop_duplicates,
-        )
+        return read_logs(self.logs, self.columns, **self._reading(), ordered=ordered, refuse=refuse)
+
+    def data_set(self, folder: Path) -> Dataset:
+        """The interactions of the logs, numbered and in order, made by whoever the recipe says.
+
+        Args:
+            folder: for what workers write on the way.
+        """
+        options, table = self.options, self.read_items()
+        refuse, executor = self.refusals(table), Executor(options.executor.kind, options.executor.workers)
+        least: dict[str, Any] = {
+            name: getattr(options, name) for name in ("min_user_interactions", "min_item_interactions")
+        }
+        if executor.kind == "serial":
+            return build_dataset(self.read_logs(refuse), table, **least)
+        reading = LogOptions(**self._reading(), refuse=refuse)
+        return build_partitioned(self.logs, self.columns, reading, table, folder, executor, **least)
+
+    def _reading(self) -> dict[str, Any]:
+        names = ("keep_events", "min_rating", "click_rating", "max_bad_rows", "max_expansion", "drop_duplicates")
+        return {name: getattr(self.options, name) for name in names}
 
 
 def log_source(run: Run) -> LogSource:
@@ -155,15 +166,7 @@ def prepare(run: Run) -> None:
     options, source = run.config.data, log_source(run)
 
     def build(work: Path) -> None:
-        table = source.read_items()
-        read = source.read_logs(source.refusals(table))
-        dataset = build_dataset(
-            read,
-            table,
-            min_user_interactions=options.min_user_interactions,
-            min_item_interactions=options.min_item_interactions,
-        )
-        del read  # as large as what was made of it
+        dataset = source.data_set(work)
         if options.shuffle_ties is not None:
             dataset = shuffle_ties(
                 dataset,

@@ -1,0 +1,139 @@
+"""How logs are read: what their columns are called, what is kept of them, and how the values of a column are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import polars as pl
+
+from adagrpo.data.columns import CLICKED, EVENT, ITEM_ID, POSITION, PROPENSITY, RATING, SLOT, TIMESTAMP, USER_ID
+from adagrpo.data.logs.cells import LONGEST_ID, booleans, identifiers, numbers, slots
+from adagrpo.data.logs.formats import columns_of, listed
+from adagrpo.data.logs.times import Times
+from adagrpo.data.logs.unpacking import MAX_EXPANSION
+from adagrpo.errors import UserError
+
+__all__ = ["ColumnMapping", "Field", "LogOptions", "Refusals", "fields_of"]
+
+AN_ID = f"an id of up to {LONGEST_ID} characters"
+
+
+@dataclass(frozen=True)
+class ColumnMapping:
+    """What the columns are called in the user's files.
+
+    Without `timestamp` and `order`, a column called `timestamp`, or else `position`, orders the interactions.
+    `clicked` marks a log of impressions, one row for each item that was shown: 1 means shown and chosen, so also an
+    interaction; 0 only shown; empty an interaction that has no logged impression. Ratings may stand for it, see
+    `read_logs`.
+    """
+
+    user: str = USER_ID
+    item: str = ITEM_ID
+    timestamp: str | None = None
+    order: str | None = None
+    event: str | None = None
+    rating: str | None = None
+    clicked: str | None = None
+    slot: str | None = None
+    propensity: str | None = None
+
+
+@dataclass(frozen=True)
+class Refusals:
+    """Rows that are bad though each of their values can be read; by default none."""
+
+    items: pl.Series | None = None  # ids; rows of other items are bad
+    after: float | None = None  # rows of a later timestamp are bad, in the unit of the log
+    repeats: bool = False  # rows whose fields are all those of an earlier one are bad
+
+
+@dataclass(frozen=True)
+class LogOptions:
+    """How logs are read, see `read_logs`."""
+
+    keep_events: Sequence[str] | None = None
+    min_rating: float | None = None
+    click_rating: float | None = None
+    ordered: bool = True
+    max_bad_rows: int = 0
+    refuse: Refusals = field(default_factory=Refusals)
+    max_expansion: float = MAX_EXPANSION
+    drop_duplicates: bool = False
+
+
+class Field(NamedTuple):
+    """How a column is read."""
+
+    source: str  # the column's name in the file
+    required: bool
+    expected: str  # what would be right
+    parse: Callable[[pl.Series], pl.Series]  # null where a value cannot be used
+    times: Times | None = None  # of a field of times, how they are written
+
+
+def fields_of(paths: Sequence[Path], columns: ColumnMapping, options: LogOptions) -> dict[str, Field]:
+    """Canonical name to how a column is read, see `read_logs`.
+
+    Raises:
+        UserError: no file is given, or the options need a column that is not named.
+    """
+    if not paths:
+        raise UserError("data.logs: no file given; name at least one CSV, Parquet or JSONL file")
+    if options.keep_events is not None and columns.event is None:
+        raise UserError("data.keep_events: needs data.columns.event, the column that holds the event")
+    if options.min_rating is not None and columns.rating is None:
+        raise UserError("data.min_rating: needs data.columns.rating, the column that holds the rating")
+    if options.click_rating is not None and (columns.rating is None or columns.clicked is not None):
+        raise UserError("data.click_rating: needs data.columns.rating, and takes the place of data.columns.clicked")
+    timed = _choose_time(columns, Path(paths[0])) if options.ordered else columns
+    fields = _fields(timed, options.click_rating is not None)
+    if options.refuse.after is not None and TIMESTAMP not in fields:
+        raise UserError("data.refuse.after: needs data.columns.timestamp, the column that holds the time")
+    return fields
+
+
+def _fields(columns: ColumnMapping, rated: bool) -> dict[str, Field]:
+    """Canonical name to how a column is read; with `rated`, ratings say what was clicked."""
+    fields = {
+        USER_ID: Field(columns.user, True, AN_ID, identifiers),
+        ITEM_ID: Field(columns.item, True, AN_ID, identifiers),
+    }
+    if columns.timestamp is not None:
+        times = Times()
+        fields[TIMESTAMP] = Field(columns.timestamp, True, times.expected, times.read, times)
+    elif columns.order is not None:
+        fields[POSITION] = Field(columns.order, True, "a number", numbers)
+    if columns.event is not None:
+        fields[EVENT] = Field(columns.event, False, "text", lambda values: values.cast(pl.String))
+    if columns.rating is not None:
+        fields[RATING] = Field(columns.rating, False, "a number", lambda values: numbers(values).cast(pl.Float64))
+    if columns.clicked is not None:
+        fields[CLICKED] = Field(columns.clicked, False, "1, 0, true, false or nothing", booleans)
+    if columns.clicked is not None or rated:
+        if columns.slot is not None:
+            fields[SLOT] = Field(columns.slot, False, "a whole number >= 0", slots)
+        if columns.propensity is not None:
+            fields[PROPENSITY] = Field(
+                columns.propensity, False, "a probability", lambda values: numbers(values, 0.0, 1.0).cast(pl.Float64)
+            )
+    return fields
+
+
+def _choose_time(columns: ColumnMapping, path: Path) -> ColumnMapping:
+    if columns.timestamp is not None and columns.order is not None:
+        raise UserError("data.columns: timestamp and order are both given; one of them orders the interactions")
+    if columns.timestamp is not None or columns.order is not None:
+        return columns
+    available = columns_of(path)
+    if TIMESTAMP in available:
+        return replace(columns, timestamp=TIMESTAMP)
+    if POSITION in available:
+        return replace(columns, order=POSITION)
+    raise UserError(
+        f"{path}: which column orders the interactions? set data.columns.timestamp or data.columns.order to one of "
+        f"{listed(available)}"
+    )

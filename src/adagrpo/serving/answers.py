@@ -1,0 +1,78 @@
+"""Lists for many histories at once, in the ids of the logs: what `recommend` of Python and of the command line do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from adagrpo.errors import UserError
+from adagrpo.serving.eligibility import Narrowing
+from adagrpo.serving.recommender import ItemId, Query, Recommender, Source
+
+__all__ = ["Answer", "answer"]
+
+
+class Answer(NamedTuple):
+    """The list of one history, best first."""
+
+    items: list[ItemId]
+    scores: list[float]
+    codes: list[list[int]]
+    unknown: list[ItemId]  # ids of the history that name no item; they were left out of it
+    source: Source = "policy"
+
+
+def answer(
+    served: Recommender,
+    histories: Sequence[Sequence[ItemId]],
+    k: int,
+    *,
+    exclude: Sequence[Sequence[ItemId]] | None = None,
+    narrowing: Narrowing | None = None,
+    popular: bool = False,
+    batch_size: int = 256,
+    report: Callable[[int], None] = lambda done: None,
+) -> list[Answer]:
+    """The first `k` of the list of each history, in the ids of the logs.
+
+    Args:
+        served: what answers.
+        histories: item ids, oldest first. Where none of them names an item, the list is empty, or see `popular`.
+        k: at most the width of the beam.
+        exclude: for each history the ids that its list leaves out; those that name no item change nothing.
+        narrowing: what all lists are held to, of `Recommender.narrow`.
+        popular: answer with the most popular items where no id of a history names an item.
+        batch_size: histories at a time, those of similar length together.
+        report: called with the number of histories done.
+
+    Raises:
+        UserError: `k` is more than the beam holds, or `exclude` is not one list of ids for each history.
+    """
+    if not 1 <= k <= served.width:
+        raise UserError(f"k: {k} is none of 1 to {served.width}, the beam of the recipe (evaluation.beam_width)")
+    _check_lists("histories", histories, len(histories))
+    if exclude is not None:
+        _check_lists("exclude", exclude, len(histories))
+    known, unknown = zip(*map(served.known, histories), strict=True) if histories else ((), ())
+    left_out = None if exclude is None else [served.known(ids)[0] for ids in exclude]
+    answers = [Answer([], [], [], names) for names in unknown]
+    held = narrowing or Narrowing((), None, len(served.item_ids))
+    order = sorted((row for row, items in enumerate(known) if items or popular), key=lambda row: -len(known[row]))
+    for first in range(0, len(order), batch_size):
+        rows = order[first : first + batch_size]
+        without = [(*held.without, *(() if left_out is None else left_out[row])) for row in rows]
+        queries = [Query(known[row], None, out, held.eligible) for row, out in zip(rows, without, strict=True)]
+        for row, found in zip(rows, served.recommend(queries), strict=True):
+            answers[row] = Answer(found.items[:k], found.scores[:k], found.codes[:k], unknown[row], found.source)
+        report(first + len(rows))
+    return answers
+
+
+def _check_lists(name: str, lists: Sequence[Sequence[ItemId]], count: int) -> None:
+    if len(lists) != count:
+        raise UserError(f"{name}: holds {len(lists)} lists for {count} histories; give one for each")
+    for place, ids in enumerate(lists):
+        if isinstance(ids, str) or not isinstance(ids, Sequence | np.ndarray):
+            raise UserError(f"{name}[{place}]: is {ids!r}; a list of item ids is wanted, one list for each user")
