@@ -145,4 +145,4 @@ def _largest(
     room = limit - np.bincount(row, better, minlength=len(counts)).astype(np.int64)
     before = even.cumsum() - even
     even &= before - before[starts[row]] < room[row]
-    return (better | even) & (weights > 0)
+    return np.asarray((better | even) & (weights > 0))
