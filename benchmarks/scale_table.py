@@ -32,7 +32,7 @@ from adagrpo.report.tables import MISSING, Table, to_markdown
 from benchmarks.rows import machine
 from benchmarks.scale_log import LENGTH, write_items, write_parts
 
-__all__ = ["CELLS", "STAGES", "Cell", "exponent", "main", "table_of"]
+__all__ = ["CELLS", "STAGES", "Cell", "exponent", "main", "measure", "table_of", "write_log"]
 
 STAGES = ("log", "prepare", "tokenize", "ranker", "sft", "train", "evaluate", "recommend", "serve")
 EVALUATED, ANSWERED, BATCH = 1000, 20, 256
@@ -129,7 +129,7 @@ def _command(stage: str, cell: Cell, folder: Path, options: argparse.Namespace) 
             "--users",
             str(folder / "users.parquet"),
             "--out",
-            str(folder / "lists.parquet"),
+            str(folder / "lists"),
             "--arm",
             "sft",
         ],
@@ -140,7 +140,7 @@ def _command(stage: str, cell: Cell, folder: Path, options: argparse.Namespace) 
 def _settings(cell: Cell, folder: Path, options: argparse.Namespace) -> list[str]:
     """The recipe, as options."""
     epochs = options.steps / -(-max(2, cell.rows // LENGTH) // BATCH)
-    fit = f"{{epochs: {epochs!r}, batch_size: {BATCH}, validations: 1, validation_users: 200}}"
+    fit = f"{{epochs: {epochs:.12f}, batch_size: {BATCH}, validations: 1, validation_users: 200}}"
     recipe = {
         "data.items": f"{{path: {folder.resolve() / 'items.parquet'}, text: [title], attributes: [attributes]}}",
         "data.split.users": EVALUATED,
@@ -203,17 +203,24 @@ def _served(folder: Path, memory_gb: float | None) -> Cost:
     started = time.perf_counter()
     process = _start([*command, "--port", str(port), "--deadline", "60", "--quiet"], memory_gb)
     history = pl.read_parquet(folder / "items.parquet", n_rows=5)["item_id"].to_list()
+    answered = 0
     try:
-        while process.poll() is None and not _answers(port, "health"):
+        while not _is_over(process) and not _answers(port, "health"):
             time.sleep(0.1)
-        for _ in range(ANSWERED):
-            if process.poll() is None and not _answers(port, "recommend", {"history": history, "k": 10}):
-                break
+        while answered < ANSWERED and _answers(port, "recommend", {"history": history, "k": 10}):
+            answered += 1
     finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
+        os.kill(process.pid, signal.SIGTERM)  # of a process that is over, too: it is not waited for yet
     assert process.stderr is not None
-    return _ended(process, started, process.stderr.read())
+    cost = _ended(process, started, process.stderr.read())
+    if cost.status == 0 and answered < ANSWERED:
+        return cost._replace(status=1, said=f"{answered} of {ANSWERED} requests were answered")
+    return cost
+
+
+def _is_over(process: subprocess.Popen[str]) -> bool:
+    """Whether a process has ended, without taking what it used: that is for `os.wait4`."""
+    return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def _answers(port: int, path: str, body: Mapping[str, Any] | None = None) -> bool:

@@ -24,7 +24,7 @@ def users_of_items(training: Ragged, num_items: int) -> sparse.csr_array:
     """(U, V) float32, 1 where a user has an item; columns ascend in each row."""
     # copies: summing repeats moves what is there
     entries = (np.ones(len(training.values), np.float32), training.values.copy(), training.offsets.copy())
-    held = sparse.csr_array(entries, shape=(len(training), num_items))
+    held: sparse.csr_array = sparse.csr_array(entries, shape=(len(training), num_items))
     held.sum_duplicates()
     held.data[:] = 1.0  # repeats were summed
     return held

@@ -107,11 +107,13 @@ def load_training(directory: Path) -> Ragged:
 
 def load_whole(directory: Path) -> Ragged:
     """All interactions of each of the `U` users, the test target among them: what is known when the logs end."""
-    names = ("train.parquet", "validation.parquet", "test.parquet")
+    training = load_training(directory)
+    names = ("validation.parquet", "test.parquet")
     tables = [pl.read_parquet(directory / name, columns=[USER, ITEM, POSITION]) for name in names]
-    table = pl.concat(tables).sort(USER, POSITION)
-    counts = np.bincount(table[USER].to_numpy(), minlength=_count(directory / "users.parquet"))
-    return Ragged(table[ITEM].to_numpy().astype(np.int32), _offsets(counts))
+    later = pl.concat(tables).sort(USER, POSITION)  # few rows: a training sequence is all that comes before them
+    users = later[USER].to_numpy()
+    values = np.insert(training.values, training.offsets[users + 1], later[ITEM].to_numpy())
+    return Ragged(values, _offsets(training.lengths + np.bincount(users, minlength=len(training))))
 
 
 def load_cases(directory: Path, split: Literal["validation", "test"] | str, *, history: int | None = None) -> Cases:

@@ -33,7 +33,7 @@ def tokenize_memory(options: TokenizerConfig, items: int, interactions: int, pai
     Args:
         options: of the recipe.
         items: `V`.
-        interactions: of training.
+        interactions: of training; 0 without co-occurrence.
         pairs: of `pairs_in`; 0 without co-occurrence.
     """
     kept = min(pairs, max(PAIRS, items))
@@ -58,9 +58,10 @@ def check_tokenize_room(data: RunData) -> None:
     Raises:
         UserError: there is not so much, in one line.
     """
-    options, training = data.config.tokenizer, data.training
-    pairs = pairs_in(training, options.window) if "cooccurrence" in options.vectors else 0
-    parts = tokenize_memory(options, data.num_items, len(training.values), pairs)
+    options, interactions, pairs = data.config.tokenizer, 0, 0
+    if "cooccurrence" in options.vectors:
+        interactions, pairs = len(data.training.values), pairs_in(data.training, options.window)
+    parts = tokenize_memory(options, data.num_items, interactions, pairs)
     log = parts.pop("log")
     peak, there = log + max(parts.values()), free_memory(torch.device("cpu"))
     words = ", ".join(f"{name} {in_words(size)}" for name, size in parts.items())

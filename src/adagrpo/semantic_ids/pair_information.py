@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from adagrpo.semantic_ids.decomposition import sketched
+from adagrpo.semantic_ids.decomposition import EXACT_ROWS
 from adagrpo.types import Ragged
 
 __all__ = ["BLOCK", "PAIRS", "pair_information", "pairs_in"]
@@ -52,7 +52,8 @@ def pair_information(
     totals = _pairs_of_items(training.values, left, num_items)
     total = int(totals.sum())
     limit = None if total <= most else max(1, most // num_items)
-    kind = np.float32 if sketched(num_items, total) else np.float64
+    # what the exact solver may get stays exact
+    kind = np.float64 if limit is None and num_items <= EXACT_ROWS else np.float32
     ends = np.searchsorted(totals.cumsum(), np.arange(block, total + block, block), side="right")
     bounds = np.unique([0, *np.minimum(ends, num_items), num_items])
     counts, columns, values = [np.zeros(1, np.int64)], [np.empty(0, np.int32)], [np.empty(0, kind)]
@@ -144,4 +145,4 @@ def _largest(
     room = limit - np.bincount(row, better, minlength=len(counts)).astype(np.int64)
     before = even.cumsum() - even
     even &= before - before[starts[row]] < room[row]
-    return (better | even) & (weights > 0)
+    return np.asarray((better | even) & (weights > 0))

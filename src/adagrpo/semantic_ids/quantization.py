@@ -203,11 +203,16 @@ def nearest_centroid(
     """(V,) int64 nearest centroid and (V,) squared distance to it."""
     squares = centroids.square().sum(dim=1)
     parts = []
-    for block in points.split(max(1, DISTANCES // len(centroids))):
+    for block in _blocks(points, max(1, DISTANCES // len(centroids))):
         gap, nearest = torch.addmm(squares, block, centroids.T, alpha=-2).min(dim=1)
         parts.append((nearest, (gap + block.square().sum(dim=1)).clamp(min=0)))
     nearest, distance = (torch.cat(column) for column in zip(*parts, strict=True))
     return nearest, distance
+
+
+def _blocks(points: Tensor, rows: int) -> list[Tensor]:
+    """The points, so many rows at a time; at least one block."""
+    return [points[first : first + rows] for first in range(0, max(1, len(points)), rows)]
 
 
 def _seed_centroids(
@@ -241,7 +246,7 @@ def _squared_distances(
     seed: Tensor,  # (D,)
 ) -> Tensor:  # (V,)
     """By exact differences, a few rows at a time: what is made of them stays in the cache."""
-    return torch.cat([(block - seed).square_().sum(dim=1) for block in points.split(_ROWS)])
+    return torch.cat([(block - seed).square_().sum(dim=1) for block in _blocks(points, _ROWS)])
 
 
 def _lloyd(
