@@ -336,7 +336,7 @@ def test_all_files_may_be_read_by_whom_other_new_files_may(run: Run, tmp_path: P
     (tmp_path / "plain").write_text("", encoding="utf-8")
     mode = (tmp_path / "plain").stat().st_mode
     weights = run.path("sft", "best", "model.safetensors")
-    assert {path.stat().st_mode for path in (*(tmp_path / "out").iterdir(), weights)} == {mode}
+    assert {path.stat().st_mode for path in (*(tmp_path / "out").rglob("*.*"), weights)} == {mode}
 
 
 def test_the_prefix_function_needs_nothing_but_python(run: Run, tmp_path: Path):

@@ -109,9 +109,7 @@ def _pairs_of_items(values: NDArray[np.int32], left: NDArray[np.unsignedinteger]
     return totals
 
 
-def _keys(
-    values: NDArray[np.int32], left: NDArray[np.unsignedinteger], num_items: int, first: int, last: int
-) -> Ints:
+def _keys(values: NDArray[np.int32], left: NDArray[np.unsignedinteger], num_items: int, first: int, last: int) -> Ints:
     """(N,) item · V + neighbour of every pair of the items `first .. last - 1`, in no order."""
     parts = [np.empty(0, np.int64)]
     for one, other in _pairs(values, left):
