@@ -191,7 +191,7 @@ class _Http:
 
 def _asked_pause(header: str | None, otherwise: float) -> float:
     """Seconds that a Retry-After asks for, as far as it is a number."""
-    return min(float(header), LONGEST_PAUSE) if header and header.strip().isdigit() else otherwise
+    return min(float(header), LONGEST_PAUSE) if header and header.strip().isdecimal() else otherwise
 
 
 class VllmServer:

@@ -183,4 +183,18 @@ ids, model = SemanticIds(FOLDER), AutoModelForCausalLM.from_pretrained(FOLDER)
 prompt = ids.prompt(HISTORY)  # item ids, oldest first
 output = model.generate(torch.tensor([prompt]), prefix_allowed_tokens_fn={allowed})
 print([ids.item(tokens) for tokens in output[:, len(prompt):].tolist()])
+```
+
+vLLM and SGLang serve it too. FOLDER is on the path of Python, so that they find the processor in it:
+
+```sh
+PYTHONPATH=FOLDER vllm serve FOLDER --logits-processors catalog_engines.vllm_processor:CatalogProcessor
+PYTHONPATH=FOLDER python -m sglang.launch_server --model-path FOLDER \\
+    --enable-custom-logit-processor --disable-overlap-schedule
+```
+
+```python
+from catalog_engines.engine_client import VllmServer, search
+
+print(search(VllmServer("http://127.0.0.1:8000", FOLDER), ids, HISTORY{', exclude=HISTORY' if mask else ''}))
 ```"""
