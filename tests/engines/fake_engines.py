@@ -41,6 +41,7 @@ class Request:
     def __init__(self, prompt: list[int], length: int, arguments: dict[str, Any] | None = None) -> None:
         self.prompt, self.length, self.params = prompt, length, SimpleNamespace(extra_args=arguments)
         self.origin_input_ids, self.output_ids = prompt, list[int]()
+        self.log_probs = list[Tensor]()  # of each step, as SGLang says them
 
     @property
     def done(self) -> bool:
@@ -142,7 +143,9 @@ def run_slots(
         slots = {slot: request for slot, request in slots.items() if not request.done}
 
 
-def run_sglang(processor: Any, model: Model, requests: list[Request], *, choose: Choose = greedy) -> None:
+def run_sglang(
+    processor: Any, model: Model, requests: list[Request], *, choose: Choose = greedy, temperature: float = 1.0
+) -> None:
     """SGLang: the rows of the requests that named the processor, each with its parameters."""
     while batch := [request for request in requests if not request.done]:
         logits = torch.stack([model([*one.prompt, *one.output_ids]) for one in batch])
@@ -150,8 +153,10 @@ def run_sglang(processor: Any, model: Model, requests: list[Request], *, choose:
         if rows:
             given = [batch[row].params.extra_args | {"__req__": batch[row]} for row in rows]
             logits.index_copy_(0, torch.tensor(rows), processor(logits.index_select(0, torch.tensor(rows)), given))
-        for request, token in zip(batch, choose(logits), strict=True):
+        said = (logits / temperature).log_softmax(-1)
+        for row, (request, token) in enumerate(zip(batch, choose(logits), strict=True)):
             request.output_ids.append(token)
+            request.log_probs.append(said[row])
 
 
 class Served(NamedTuple):
@@ -198,10 +203,12 @@ def served(model: Model, moving: Callable[[], Any], sglang: Any, seed: int = 0) 
             Request(prompt, one["max_new_tokens"], one["custom_params"] if named else None)
             for prompt, one in zip(body["input_ids"], options, strict=True)
         ]
-        run_sglang(sglang, model, requests, choose=sampler(options[0]["temperature"]))
+        run_sglang(
+            sglang, model, requests, choose=sampler(options[0]["temperature"]), temperature=options[0]["temperature"]
+        )
         answers = []
         for row, one in enumerate(requests):
-            steps = [model([*one.prompt, *one.output_ids[:place]]).log_softmax(-1) for place in range(one.length)]
+            steps = one.log_probs
             information = {
                 "output_token_logprobs": [[float(s[t]), t, None] for s, t in zip(steps, one.output_ids, strict=True)]
             }

@@ -18,9 +18,11 @@ import pytest
 import torch
 
 import adagrpo.engines
-from adagrpo.decoding import beam_search
+from adagrpo.decoding import beam_search, score_sequences
 from adagrpo.engines.flat_trie import FlatTrie, flatten
 from adagrpo.engines.sglang_processor import PROCESSOR
+from adagrpo.errors import ServiceError
+from adagrpo.groups.served_draw import served_rollouts
 from adagrpo.pipeline.export import write_engines
 from adagrpo.policies import prefix_function
 from adagrpo.policies.causal_lm import CausalLMPolicy
@@ -268,12 +270,51 @@ def test_samples_are_items_that_may_be_written(world: World, exported: Any, serv
     prompts = [world.ids.prompt([NAMES[row]]) for row in (0, 1)]
     exclude = [[], NAMES[: ITEMS // 2]]
     drawn = of(exported, kind, server).draw(prompts, 30, length=3, temperature=1.5, seed=1, exclude=exclude)
-    for prompt, out, samples in zip(prompts, exclude, drawn, strict=True):
+    for out, samples in zip(exclude, drawn, strict=True):
         items = [world.ids.item(tokens) for tokens in samples.tokens]
         assert len(items) == 30 and None not in items and not set(items) & set(out) and len(set(items)) > 5
-        for tokens, values in zip(samples.tokens, samples.log_probs, strict=True):
-            for place, (token, value) in enumerate(zip(tokens, values, strict=True)):
-                assert value == pytest.approx(float(world.model([*prompt, *tokens[:place]]).log_softmax(-1)[token]))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["vllm", "sglang"])
+def test_rollouts_of_a_worker_have_our_probabilities(world: World, exported: Any, server: Served, kind: str) -> None:
+    """Sampled at another temperature: frequencies are those of our constrained distribution, and nothing drifts."""
+    rows = histories()[:2]
+    items = torch.tensor([row + [0] * (3 - len(row)) for row in rows])
+    lengths = torch.tensor([len(row) for row in rows])
+    worker = of(exported, kind, server)
+    found = served_rollouts(worker, world.policy, world.catalog, Histories(items, lengths), 300, temperature=1.5)
+    assert found.rollouts.items.min() >= 0 and found.drift.largest < 1e-5
+    every = world.catalog.codes[[item for item in range(ITEMS) if item not in GONE]].expand(2, -1, -1)
+    context = world.policy.encode(Histories(items, lengths))
+    whole = score_sequences(world.policy, context, every, temperature=1.5, trie=world.catalog.trie).sum(-1).exp()
+    torch.testing.assert_close(whole.sum(1), torch.ones(2))
+    for row in range(2):
+        place = {tuple(codes): number for number, codes in enumerate(every[row].tolist())}
+        numbers = torch.tensor([place[tuple(codes)] for codes in found.rollouts.codes[row].tolist()])
+        expected = whole[row, numbers].log()
+        torch.testing.assert_close(found.rollouts.log_probs[row].sum(-1), expected, rtol=1e-4, atol=1e-5)
+        often = numbers.bincount(minlength=ITEMS - len(GONE)) / 300
+        assert (often - whole[row]).abs().sum() / 2 < 0.25  # at most 0.4 sqrt(68 / 300) = 0.19 is expected
+
+
+@torch.no_grad()
+def test_a_worker_that_serves_something_else_is_found_out(world: World, exported: Any, server: Served) -> None:
+    one = Histories(torch.tensor([[4]]), torch.tensor([1]))
+    worker = of(exported, "vllm", server)
+    drawn = worker.draw([world.ids.prompt([NAMES[5]])], 8, length=3, temperature=1.0, seed=0)
+    worker.draw = lambda *_, **options: drawn  # samples behind another history
+    assert served_rollouts(worker, world.policy, world.catalog, one, 8).drift.largest > 0.01
+    for wrong in ([[2, 2, 2]], [[2]], tokens_of_nothing(world)):
+        worker.draw = lambda *_, wrong=wrong, **options: [SimpleNamespace(tokens=wrong, log_probs=[[0.0, 0.0, 0.0]])]
+        with pytest.raises(ServiceError, match=r"no item; does it serve this export\?"):
+            served_rollouts(worker, world.policy, world.catalog, one, 1)
+
+
+def tokens_of_nothing(world: World) -> list[list[int]]:
+    """Codes of the right levels that are no item."""
+    space = torch.cartesian_prod(*map(torch.arange, SIZES))
+    return [tokens_of(world, space[world.catalog.lookup(space) < 0][0])]
 
 
 def test_a_full_server_is_asked_again_when_it_says(world: World, exported: Any, server: Served) -> None:

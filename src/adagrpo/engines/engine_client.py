@@ -52,6 +52,8 @@ class Samples(NamedTuple):
 class Server(Protocol):
     """What can be asked of an engine."""
 
+    says_held: bool  # whether log-probabilities of samples are of what was drawn from, or of the whole vocabulary
+
     def next_log_probs(self, prompts: Sequence[list[int]], tokens: Sequence[list[int]]) -> list[list[float]]:
         """The log-probability of each of a prompt's tokens as the next."""
 
@@ -197,6 +199,8 @@ def _asked_pause(header: str | None, otherwise: float) -> float:
 class VllmServer:
     """vLLM's OpenAI-compatible server, of version 0.32 or later (`logprob_token_ids`)."""
 
+    says_held = False
+
     def __init__(self, url: str, model: str, **options: Any) -> None:
         """Describe a server; nothing is sent yet.
 
@@ -263,6 +267,8 @@ class VllmServer:
 
 class SglangServer:
     """SGLang's own routes, of version 0.5 or later."""
+
+    says_held = True
 
     def __init__(self, url: str, processor: str = "", **options: Any) -> None:
         """Describe a server; nothing is sent yet.

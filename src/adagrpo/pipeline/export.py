@@ -196,5 +196,5 @@ PYTHONPATH=FOLDER python -m sglang.launch_server --model-path FOLDER \\
 ```python
 from catalog_engines.engine_client import VllmServer, search
 
-print(search(VllmServer("http://127.0.0.1:8000", FOLDER), ids, HISTORY{', exclude=HISTORY' if mask else ''}))
+print(search(VllmServer("http://127.0.0.1:8000", FOLDER), ids, HISTORY{", exclude=HISTORY" if mask else ""}))
 ```"""
