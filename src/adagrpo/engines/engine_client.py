@@ -283,7 +283,7 @@ class SglangServer:
     def next_log_probs(self, prompts: Sequence[list[int]], tokens: Sequence[list[int]]) -> list[list[float]]:
         """See `Server`; each prompt is asked for its own tokens."""
         starts = range(0, len(prompts), PROMPTS)
-        bodies = [
+        bodies: list[dict[str, Any]] = [
             {"input_ids": list(prompts[first : first + PROMPTS]), "return_logprob": True}
             | {"token_ids_logprob": [list(row) for row in tokens[first : first + PROMPTS]]}
             | {"sampling_params": {"max_new_tokens": 1, "temperature": 1.0}}
