@@ -89,6 +89,28 @@ def test_a_status_that_may_pass_is_tried_again_after_growing_pauses(service: Any
     assert scores(actual) == RIGHT and pauses == [0.5, 1.0, 2.0]
 
 
+@pytest.mark.parametrize(("header", "pause"), [("7", 7.0), ("9999", 30.0), ("0", None), ("Fri, 27 Nov 2026", 0.5)])
+def test_a_service_that_is_full_is_asked_when_it_says(service: Any, header: str, pause: float | None) -> None:
+    pauses: list[float] = []
+
+    def full(service: Any, handler: Any, body: Any) -> None:
+        if len(service.requests) > 1:
+            service.well(handler, body)
+            return
+        handler.send_response(503)
+        handler.send_header("Retry-After", header)
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    service.behaviour = full
+    one = reward(service.url, backoff_seconds=0.5, sleep=pauses.append)
+    assert scores(one.score(HISTORIES, ITEMS)) == RIGHT and len(service.requests) == 2
+    assert pauses == ([] if pause is None else [pytest.approx(pause, abs=0.4)])
+    pauses.clear()
+    one.score(HISTORIES, ITEMS)  # another request waits for as long as the first was told to
+    assert pauses == ([pytest.approx(pause, abs=3.0)] if pause and pause > 1 else [])
+
+
 def test_a_time_out_is_tried_again_and_then_said(service: Any) -> None:
     def slow(service: Any, handler: Any, body: Any) -> None:
         time.sleep(0.3)

@@ -3,6 +3,7 @@
 config.json, model.safetensors, generation_config.json     what `AutoModelForCausalLM.from_pretrained` reads
 semantic_ids.json, catalog.json                            where codes are among the tokens; items and their codes
 semantic_ids.py                                            `adagrpo.policies.prefix_function`, as it is
+catalog_trie.npz, catalog_engines/                         for vLLM and SGLang: `adagrpo.engines`, as it is
 README.md, the model card; and the tokenizer of the model it came from, if there was one
 """
 
@@ -11,10 +12,14 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import polars as pl
 
+from adagrpo import engines
+from adagrpo.engines.flat_trie import TRIE_FILE, flatten
+from adagrpo.engines.sglang_processor import PROCESSOR
 from adagrpo.errors import UserError
 from adagrpo.pipeline.checks import check
 from adagrpo.pipeline.choose_checkpoint import Chosen, choose_checkpoint
@@ -26,7 +31,11 @@ from adagrpo.pipeline.versions import LATEST, open_version
 from adagrpo.policies import prefix_function
 from adagrpo.storage.artifacts import make_folder, temporary
 
-__all__ = ["export"]
+if TYPE_CHECKING:
+    from adagrpo.policies.language_model import Vocabulary
+    from adagrpo.semantic_ids.catalog import Catalog
+
+__all__ = ["export", "write_engines"]
 
 
 def export(
@@ -70,8 +79,8 @@ def export(
     work.mkdir()
     try:
         _write(RunData(run, version), chosen, checkpoint, work)
-        for path in work.iterdir():  # some libraries write for the owner alone
-            path.chmod(work.stat().st_mode & 0o666)
+        for path in work.rglob("*"):  # some libraries write for the owner alone
+            path.chmod(work.stat().st_mode & (0o777 if path.is_dir() else 0o666))
         work.rename(to)  # an empty folder is replaced
     except BaseException:
         shutil.rmtree(work)
@@ -121,11 +130,31 @@ def _write(data: RunData, chosen: Chosen, checkpoint: str, folder: Path) -> None
     }
     (folder / "catalog.json").write_text(json.dumps(catalog) + "\n", encoding="utf-8")
     shutil.copyfile(Path(prefix_function.__file__), folder / "semantic_ids.py")
+    write_engines(policy.vocabulary, data.catalog, folder)
     if options.checkpoint is not None:
         copy_tokenizer(run.data / options.checkpoint, folder)
     parameters = sum(weight.numel() for weight in model.parameters())
     card = model_card(run, chosen, checkpoint, parameters=parameters, usage=_usage(run, levels))
     (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def write_engines(vocabulary: Vocabulary, catalog: Catalog, folder: Path) -> None:
+    """Write what vLLM and SGLang need: the items' tokens as a flat trie, and the package that reads it.
+
+    Args:
+        vocabulary: the token of each code.
+        catalog: the items; those that are delisted are never written.
+        folder: of the model.
+    """
+    tokens = [np.array(level, np.int64) for level in vocabulary.of_levels]
+    codes = catalog.codes.cpu().numpy()
+    sequences = np.stack([of_level[codes[:, level]] for level, of_level in enumerate(tokens)], axis=1)
+    np.savez(folder / TRIE_FILE, **flatten(sequences, catalog.listed.cpu().numpy()))
+    package = folder / "catalog_engines"
+    package.mkdir()
+    for module in sorted(Path(engines.__file__).parent.glob("*.py")):
+        shutil.copyfile(module, package / module.name)
+    (package / "sglang_processor.json").write_text(PROCESSOR + "\n", encoding="utf-8")
 
 
 def _usage(run: Run, levels: int) -> str:
@@ -154,4 +183,18 @@ ids, model = SemanticIds(FOLDER), AutoModelForCausalLM.from_pretrained(FOLDER)
 prompt = ids.prompt(HISTORY)  # item ids, oldest first
 output = model.generate(torch.tensor([prompt]), prefix_allowed_tokens_fn={allowed})
 print([ids.item(tokens) for tokens in output[:, len(prompt):].tolist()])
+```
+
+vLLM and SGLang serve it too. FOLDER is on the path of Python, so that they find the processor in it:
+
+```sh
+PYTHONPATH=FOLDER vllm serve FOLDER --logits-processors catalog_engines.vllm_processor:CatalogProcessor
+PYTHONPATH=FOLDER python -m sglang.launch_server --model-path FOLDER \\
+    --enable-custom-logit-processor --disable-overlap-schedule
+```
+
+```python
+from catalog_engines.engine_client import VllmServer, search
+
+print(search(VllmServer("http://127.0.0.1:8000", FOLDER), ids, HISTORY{", exclude=HISTORY" if mask else ""}))
 ```"""

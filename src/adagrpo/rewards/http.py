@@ -4,9 +4,11 @@
     200        {"scores": [[0.3, 0.1], [2.5]]}
 
 Ids are those of the input data, numbers or strings; histories are oldest first. A request that met a connection error,
-a time-out or one of the statuses 408, 429 and 5xx is sent again after a pause that doubles each time. Any other status,
-and an answer that is not whole, ends the scoring at once. Redirects are not followed, and proxies are not used, so
-nothing is sent anywhere but to the address that was given.
+a time-out or one of the statuses 408, 429 and 5xx is sent again after a pause that doubles each time, or after the
+seconds that the answer's Retry-After asks for. Once one request has been told to wait, no other is sent before that: a
+service that is full is not asked by the other threads meanwhile. Any other status, and an answer that is not whole,
+ends the scoring at once. Redirects are not followed, and proxies are not used, so nothing is sent anywhere but to the
+address that was given.
 """
 
 from __future__ import annotations
@@ -45,6 +47,10 @@ READ_BYTES = 2**16  # bytes read between two looks at the clock
 class _TryAgain(Exception):
     """A failure that may pass."""
 
+    def __init__(self, problem: str, after: float | None = None) -> None:
+        super().__init__(problem)
+        self.after = after  # seconds, if the service asked for a pause
+
 
 class HttpReward:
     """Implements `adagrpo.rewards.protocol.Reward`."""
@@ -71,7 +77,8 @@ class HttpReward:
             concurrency: requests at a time.
             timeout_seconds: for a whole request, from the connection to the last byte of the answer.
             retries: how often a request is sent again.
-            backoff_seconds: the first pause; each is twice the one before, 30 seconds at most.
+            backoff_seconds: the first pause; each is twice the one before. No pause is longer than 30 seconds, whether
+                it is one of these or was asked for by Retry-After.
             token_env: environment variable that holds a bearer token.
             sleep: called with seconds to wait.
 
@@ -92,6 +99,7 @@ class HttpReward:
             self._headers["Authorization"] = f"Bearer {token}"
         self.ids, self.batch_size, self.concurrency = ids, batch_size, concurrency
         self.timeout, self.retries, self.backoff, self.sleep = timeout_seconds, retries, backoff_seconds, sleep
+        self._resume_at = 0.0  # on the monotonic clock; of whichever request was told to wait longest
 
     def score(self, histories: Histories, items: Tensor) -> Tensor:
         """Score (B, N) items for `B` histories, see `Reward.score`.
@@ -117,13 +125,21 @@ class HttpReward:
         body = json.dumps(request._asdict()).encode()
         limit = 2**16 + 64 * sum(map(len, request.candidates))  # bytes: far more than any number needs
         for attempt in range(self.retries + 1):
-            if attempt:
-                self.sleep(min(self.backoff * 2 ** (attempt - 1), LONGEST_PAUSE))
+            if (left := self._resume_at - time.monotonic()) > 0:
+                self.sleep(left)
             try:
                 return self._read(self._send(body, limit), request)
             except _TryAgain as error:
                 problem = str(error)
+                if attempt < self.retries:
+                    self._pause(error.after, attempt)
         raise self._failed(f"{problem}, in {self.retries + 1} attempts")
+
+    def _pause(self, asked: float | None, attempt: int) -> None:
+        if asked is None:
+            self.sleep(min(self.backoff * 2**attempt, LONGEST_PAUSE))
+        else:  # for all: whoever is about to send waits
+            self._resume_at = max(self._resume_at, time.monotonic() + min(asked, LONGEST_PAUSE))
 
     def _send(self, body: bytes, limit: int) -> bytes:
         """One request, and the bytes of its answer."""
@@ -134,7 +150,8 @@ class HttpReward:
             connection.request("POST", self._target, body, self._headers)
             response = connection.getresponse()
             if response.status in AGAIN or response.status >= 500:
-                raise _TryAgain(f"answered status {response.status}")
+                after = (response.headers.get("Retry-After") or "").strip()
+                raise _TryAgain(f"answered status {response.status}", float(after) if after.isdecimal() else None)
             if response.status != 200:
                 moved = "; redirects are not followed" if 300 <= response.status < 400 else ""
                 raise self._failed(f"answered status {response.status}{moved}")
