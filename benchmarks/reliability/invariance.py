@@ -1,17 +1,22 @@
 """Row 4: sft, ranker and post-training of a small world, however a step of 8 histories is cut and by however many.
 
 `python -m benchmarks.reliability.invariance FOLDER STEPS OPTIMIZER` fits them all, each cut in forks of its own, and
-leaves the weights of each model in the folder. Float32, without dropout, whose masks are those of a micro-batch.
+leaves the weights of each model in the folder; with `killed` in the place of an optimiser it writes what `killed`
+gives. Float32, without dropout, whose masks are those of a micro-batch.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 import traceback
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,13 +28,14 @@ from adagrpo.policies.compact import CompactPolicy
 from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.trainer import Arm, BatchSchedule, PostTraining, RankerFit, Supervised, fit, loop
-from adagrpo.trainer.processes import processes
+from adagrpo.trainer.processes import LostProcess, processes
 from adagrpo.types import Ragged
 from benchmarks.reliability.findings import Finding
 
-__all__ = ["MODELS", "deviations", "invariance"]
+__all__ = ["LOST", "MODELS", "deviations", "invariance", "killed", "run"]
 
 ROOT = Path(__file__).parent.parent.parent
+LOST = 3  # status of a process that found another one gone
 MODELS = ("sft", "ranker", "train")
 SIZES, ITEMS, USERS, HISTORY, SEED = (4, 4, 3), 40, 120, 6, 3
 CUTS = {"1 x 8 histories": (8, 1, 1), "8 x 1": (1, 8, 1), "two processes": (8, 1, 2)}
@@ -59,9 +65,7 @@ def deviations(work: Path, steps: int, optimizer: str) -> dict[str, float]:
         steps: of each fit.
         optimizer: `adamw`, or `sgd` without clipping, which a sum in the place of a mean does not escape.
     """
-    command = [sys.executable, "-m", "benchmarks.reliability.invariance", str(work), str(steps), optimizer]
-    path = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
-    subprocess.run(command, env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}, check=True)
+    run(work, steps, optimizer)
     largest = dict.fromkeys(MODELS, 0.0)
     first, *others = (work / name for name in CUTS)
     for model in MODELS:
@@ -75,9 +79,47 @@ def deviations(work: Path, steps: int, optimizer: str) -> dict[str, float]:
     return largest
 
 
-def _launch(work: Path, cut: str, steps: int, optimizer: str) -> None:
-    """Fit everything in a fork for each process, which need not import again; nothing is computed before."""
-    batch_size, accumulation, count = CUTS[cut]
+def run(work: Path, steps: int, what: str) -> str:
+    """Carry out this module in a process of its own; returns what it wrote."""
+    command = [sys.executable, "-m", "benchmarks.reliability.invariance", str(work), str(steps), what]
+    path = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def killed(work: Path, steps: int) -> dict[str, Any]:
+    """Two processes of which the second is killed in post-training, and the same two again.
+
+    Returns:
+        `ends`: how each of them ended, a signal as a negative number and `LOST` for one that found the other gone;
+        `seconds` until both had ended; `saved`: the step that the first one kept; `equal`: whether the weights are in
+        the end those of two that were not killed, to the bit.
+    """
+    cut = (8, 1, 2)
+    _whole(_launch(work / "undisturbed", cut, steps, "adamw"))
+    started = time.monotonic()
+    ends = _launch(work / "killed", cut, steps, "adamw", dies=2 * steps + steps // 2)  # backward passes before it
+    seconds = time.monotonic() - started
+    saved = [int(path.name) for path in (work / "killed" / "train" / "checkpoints").iterdir()]
+    _whole(_launch(work / "killed", cut, steps, "adamw"))
+    one, other = ((work / name / "train.safetensors").read_bytes() for name in ("undisturbed", "killed"))
+    return {"ends": ends, "seconds": seconds, "saved": saved, "equal": one == other}
+
+
+def _launch(work: Path, cut: tuple[int, int, int], steps: int, optimizer: str, dies: int | None = None) -> list[int]:
+    """Fit everything in a fork for each process, which need not import again; nothing is computed before.
+
+    Args:
+        work: folder of the fits.
+        cut: histories of a micro-batch, micro-batches of a step, processes.
+        steps: of each fit.
+        optimizer: see `deviations`.
+        dies: the last process kills itself in this backward pass.
+
+    Returns:
+        How each ended.
+    """
+    batch_size, accumulation, count = cut
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(count)}
@@ -86,17 +128,37 @@ def _launch(work: Path, cut: str, steps: int, optimizer: str) -> None:
         process = os.fork()
         if process == 0:
             os.environ |= place | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            if dies is not None and rank == count - 1:
+                _die_in(dies)
             try:
-                _fit_all(work / cut, batch_size, accumulation, steps, optimizer)
+                _fit_all(work, batch_size, accumulation, steps, optimizer)
                 processes().part()
                 os._exit(0)
+            except LostProcess:
+                os._exit(LOST)
             except BaseException:
                 traceback.print_exc()
                 os._exit(1)
         started.append(process)
-    ends = [os.waitpid(process, 0)[1] for process in started]
+    return [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in started]
+
+
+def _whole(ends: list[int]) -> None:
     if any(ends):
-        raise RuntimeError(f"{cut} failed")
+        raise RuntimeError(f"a fit ended with {ends}")
+
+
+def _die_in(call: int) -> None:
+    """Make this process kill itself in a backward pass."""
+    original, left = loop.Accelerator.backward, [call]
+
+    def backward(*arguments: Any, **options: Any) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        original(*arguments, **options)
+
+    loop.Accelerator.backward = backward
 
 
 def _fit_all(work: Path, batch_size: int, accumulation: int, steps: int, optimizer: str) -> None:
@@ -135,6 +197,9 @@ def _fit_all(work: Path, batch_size: int, accumulation: int, steps: int, optimiz
 
 
 if __name__ == "__main__":
-    folder, steps_of_each, by = sys.argv[1:]
-    for one in CUTS:
-        _launch(Path(folder), one, int(steps_of_each), by)
+    folder, number, what = sys.argv[1:]
+    if what == "killed":
+        sys.stdout.write(json.dumps(killed(Path(folder), int(number))))
+    else:
+        for name, one in CUTS.items():
+            _whole(_launch(Path(folder) / name, one, int(number), what))
