@@ -1,17 +1,22 @@
 """Row 4: sft, ranker and post-training of a small world, however a step of 8 histories is cut and by however many.
 
-A fit is a process of its own, `python -m benchmarks.reliability.invariance FOLDER BATCH_SIZE ACCUMULATION STEPS`, or
-two that were launched together; it leaves the weights of each model in the folder. Float32, without dropout, whose
-masks are those of a micro-batch.
+`python -m benchmarks.reliability.invariance FOLDER STEPS OPTIMIZER` fits them all, each cut in forks of its own, and
+leaves the weights of each model in the folder; with `killed` in the place of an optimiser it writes what `killed`
+gives. Float32, without dropout, whose masks are those of a micro-batch.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
+import traceback
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,36 +28,44 @@ from adagrpo.policies.compact import CompactPolicy
 from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.trainer import Arm, BatchSchedule, PostTraining, RankerFit, Supervised, fit, loop
-from adagrpo.trainer.processes import SharedReward, processes
+from adagrpo.trainer.processes import LostProcess, processes
 from adagrpo.types import Ragged
 from benchmarks.reliability.findings import Finding
 
-__all__ = ["MODELS", "deviations", "invariance"]
+__all__ = ["LOST", "MODELS", "deviations", "invariance", "killed", "run"]
 
 ROOT = Path(__file__).parent.parent.parent
+LOST = 3  # status of a process that found another one gone
 MODELS = ("sft", "ranker", "train")
 SIZES, ITEMS, USERS, HISTORY, SEED = (4, 4, 3), 40, 120, 6, 3
 CUTS = {"1 x 8 histories": (8, 1, 1), "8 x 1": (1, 8, 1), "two processes": (8, 1, 2)}
 
 
 def invariance(work: Path, steps: int = 50) -> Finding:
-    """The largest difference between weights, over the ways to cut a step."""
-    result = deviations(work, steps)
-    figure = ", ".join(f"{name} {value:.1e}" for name, value in result.items())
+    """The largest difference between weights, over the ways to cut a step, with either optimiser."""
+    result = {optimizer: deviations(work / optimizer, steps, optimizer) for optimizer in ("adamw", "sgd")}
+    figure = "; ".join(
+        f"{optimizer}: " + ", ".join(f"{name} {value:.1e}" for name, value in found.items())
+        for optimizer, found in result.items()
+    )
     return Finding(
         4,
-        f"largest difference of a weight after {steps} steps between 1 x 8, 8 x 1 and two processes (gloo): {figure}",
-        max(result.values()) < 1e-6,
+        f"largest difference of a weight after {steps} steps between 1 x 8, 8 x 1 and two processes (gloo), {figure}",
+        max(value for found in result.values() for value in found.values()) < 1e-6,
     )
 
 
-def deviations(work: Path, steps: int) -> dict[str, float]:
+def deviations(work: Path, steps: int, optimizer: str) -> dict[str, float]:
     """The largest difference of a weight from 1 x 8, by model.
 
     The bias of attention's keys is left out: nothing depends on it, and Adam makes steps of its gradient's rounding.
+
+    Args:
+        work: empty folder.
+        steps: of each fit.
+        optimizer: `adamw`, or `sgd` without clipping, which a sum in the place of a mean does not escape.
     """
-    for name, (batch_size, accumulation, count) in CUTS.items():
-        _launch([str(work / name), str(batch_size), str(accumulation), str(steps)], count)
+    run(work, steps, optimizer)
     largest = dict.fromkeys(MODELS, 0.0)
     first, *others = (work / name for name in CUTS)
     for model in MODELS:
@@ -66,25 +79,93 @@ def deviations(work: Path, steps: int) -> dict[str, float]:
     return largest
 
 
-def _launch(arguments: list[str], count: int) -> None:
+def run(work: Path, steps: int, what: str) -> str:
+    """Carry out this module in a process of its own; returns what it wrote."""
+    command = [sys.executable, "-m", "benchmarks.reliability.invariance", str(work), str(steps), what]
+    path = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def killed(work: Path, steps: int) -> dict[str, Any]:
+    """Two processes of which the second is killed in post-training, and the same two again.
+
+    Returns:
+        `ends`: how each of them ended, a signal as a negative number and `LOST` for one that found the other gone;
+        `seconds` until both had ended; `saved`: the step that the first one kept; `equal`: whether the weights are in
+        the end those of two that were not killed, to the bit.
+    """
+    cut = (8, 1, 2)
+    _whole(_launch(work / "undisturbed", cut, steps, "adamw"))
+    started = time.monotonic()
+    ends = _launch(work / "killed", cut, steps, "adamw", dies=2 * steps + steps // 2)  # backward passes before it
+    seconds = time.monotonic() - started
+    saved = [int(path.name) for path in (work / "killed" / "train" / "checkpoints").iterdir()]
+    _whole(_launch(work / "killed", cut, steps, "adamw"))
+    one, other = ((work / name / "train.safetensors").read_bytes() for name in ("undisturbed", "killed"))
+    return {"ends": ends, "seconds": seconds, "saved": saved, "equal": one == other}
+
+
+def _launch(work: Path, cut: tuple[int, int, int], steps: int, optimizer: str, dies: int | None = None) -> list[int]:
+    """Fit everything in a fork for each process, which need not import again; nothing is computed before.
+
+    Args:
+        work: folder of the fits.
+        cut: histories of a micro-batch, micro-batches of a step, processes.
+        steps: of each fit.
+        optimizer: see `deviations`.
+        dies: the last process kills itself in this backward pass.
+
+    Returns:
+        How each ended.
+    """
+    batch_size, accumulation, count = cut
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(count)}
-    common = (
-        os.environ | place | {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]), "OMP_NUM_THREADS": "1"}
-    )
-    command = [sys.executable, "-m", "benchmarks.reliability.invariance", *arguments]
-    started = [
-        subprocess.Popen(command, env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(count)
-    ]
-    statuses = [process.wait() for process in started]
-    if any(statuses):
-        raise RuntimeError(f"{' '.join(command)} failed")
+    started = []
+    for rank in range(count):
+        process = os.fork()
+        if process == 0:
+            os.environ |= place | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            if dies is not None and rank == count - 1:
+                _die_in(dies)
+            try:
+                _fit_all(work, batch_size, accumulation, steps, optimizer)
+                processes().part()
+                os._exit(0)
+            except LostProcess:
+                os._exit(LOST)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+        started.append(process)
+    return [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in started]
 
 
-def _fit_all(work: Path, batch_size: int, accumulation: int, steps: int) -> None:
+def _whole(ends: list[int]) -> None:
+    if any(ends):
+        raise RuntimeError(f"a fit ended with {ends}")
+
+
+def _die_in(call: int) -> None:
+    """Make this process kill itself in a backward pass."""
+    original, left = loop.Accelerator.backward, [call]
+
+    def backward(*arguments: Any, **options: Any) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        original(*arguments, **options)
+
+    loop.Accelerator.backward = backward
+
+
+def _fit_all(work: Path, batch_size: int, accumulation: int, steps: int, optimizer: str) -> None:
     """Fit a policy and a ranker, and post-train the policy by the ranker; every gate decision is `all`."""
     loop.autocast_dtype = lambda device: None  # float32
+    if optimizer == "sgd":
+        loop.adamw = lambda groups, rate: torch.optim.SGD(groups, lr=rate)
     draw = np.random.default_rng(0)
     lengths = draw.integers(2, 12, USERS)
     items = draw.integers(0, ITEMS, lengths.sum()).astype(np.int32)
@@ -98,7 +179,8 @@ def _fit_all(work: Path, batch_size: int, accumulation: int, steps: int) -> None
         catalog.codes, SIZES, width=16, layers=1, heads=2, decoder_hidden=16, max_history=HISTORY, dropout=0.0
     )
     ranker = SequentialRanker(ITEMS, width=16, layers=1, heads=2, max_history=HISTORY, dropout=0.0)
-    settings = FitConfig(learning_rate=1e-3, validations=0)
+    rate, longest = (1e-3, 1.0) if optimizer == "adamw" else (0.1, 1e9)  # a clipped gradient hides its length
+    settings = FitConfig(learning_rate=rate, max_grad_norm=longest, validations=0)
 
     def fitted(name: str, model: nn.Module, task: Supervised | RankerFit | PostTraining) -> None:
         fit(model, task, settings, work / name, seed=SEED)
@@ -110,11 +192,14 @@ def _fit_all(work: Path, batch_size: int, accumulation: int, steps: int) -> None
     fitted("ranker", ranker, RankerFit(ranker, schedule, loss="sampled", negatives=20, **common))
     objective = ObjectiveConfig(num_generations=6, inject_target=True)
     arm = Arm(anchored=True, lambda_=1.0, gate="all")
-    reward = SharedReward(ranker.eval(), together)
-    fitted("train", policy, PostTraining(policy, catalog, reward, schedule, objective, arm, **common))
+    task = PostTraining(policy, catalog, ranker.eval(), schedule, objective, arm, shared_by=together, **common)
+    fitted("train", policy, task)
 
 
 if __name__ == "__main__":
-    folder, *numbers = sys.argv[1:]
-    _fit_all(Path(folder), *map(int, numbers))
-    processes().part()
+    folder, number, what = sys.argv[1:]
+    if what == "killed":
+        sys.stdout.write(json.dumps(killed(Path(folder), int(number))))
+    else:
+        for name, one in CUTS.items():
+            _whole(_launch(Path(folder) / name, one, int(number), what))

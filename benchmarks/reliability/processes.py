@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -39,6 +40,7 @@ MOMENTS = {
     "stage": "a stage is sealed, but not in its place",
 }
 SAVES = ("write", "seal", "publish", "published", "weights", "stage")  # those inside a save
+PATIENCE = 120.0  # seconds for the others to end once one of them has died
 FULL = "full"  # not a death: from there on no file may grow beyond a thousand bytes, as on a disk that is full
 
 
@@ -94,26 +96,43 @@ def _free_port() -> int:
 
 
 def run_together(
-    servers: Sequence[Server], arguments: Sequence[str], moment: str | None = None, count: int = 1
+    servers: Sequence[Server], arguments: Sequence[str], moment: str | None = None, count: int = 1, dies: int = 0
 ) -> list[tuple[int, str]]:
-    """Carry out a command in as many processes as there are servers; a moment is for the first one.
+    """Carry out a command in as many processes as there are servers; a moment is for one of them.
 
-    The others of one that dies are killed, as a launcher does it.
+    What is left of them when one has died ends by itself.
 
     Returns:
         Exit status and last line of each.
+
+    Raises:
+        TimeoutError: it did not end.
     """
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     ids = []
     for rank, process in enumerate(servers):
         environment = place | {"WORLD_SIZE": str(len(servers)), "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        ids.append(process.start(arguments, moment if rank == 0 else None, count, environment))
-    first = servers[0].wait()
+        ids.append(process.start(arguments, moment if rank == dies else None, count, environment))
+    first = servers[dies].wait()
+    others = [rank for rank in range(len(servers)) if rank != dies]
     if first[0] != 0:
-        for other in ids[1:]:
-            with suppress(ProcessLookupError):
-                os.kill(other, signal.SIGKILL)
-    return [first, *(process.wait() for process in servers[1:])]
+        _await([ids[rank] for rank in others])
+    ends = {dies: first} | {rank: servers[rank].wait() for rank in others}
+    return [ends[rank] for rank in range(len(servers))]
+
+
+def _await(ids: Sequence[int]) -> None:
+    """Wait until processes have ended, and kill those that have not."""
+    until = time.monotonic() + PATIENCE
+    left = [*ids]
+    while left:
+        left = [pid for pid in left if Path(f"/proc/{pid}").exists()]
+        if left and time.monotonic() > until:
+            for pid in left:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            raise TimeoutError(f"{len(left)} processes were still there {PATIENCE:.0f} s after another had died")
+        time.sleep(0.02)
 
 
 @contextmanager

@@ -39,20 +39,32 @@ class World:
     histories: Histories
     targets: Tensor
 
-    def gated(self, *, gate: Any = "adagrpo", spread: float = 0.0, seed: int = 0, **options: Any) -> GatedGroups:
+    def gated(
+        self,
+        *,
+        gate: Any = "adagrpo",
+        spread: float = 0.0,
+        seed: int = 0,
+        reward: Any = None,
+        division: Any = None,
+        reference: bool = False,
+        **options: Any,
+    ) -> GatedGroups:
         settings = ObjectiveConfig(**OPTIONS | options)
         targets = torch.full_like(self.targets, -1) if settings.rl_positions == "end" else self.targets
         generator = torch.Generator().manual_seed(seed)
         return gated_groups(
             self.policy,
             self.catalog,
-            LastTimesItem(),
+            reward or LastTimesItem(),
             self.histories,
             targets,
             settings,
             generator,
             gate=gate,
             spread=spread,
+            reference=self.policy if reference else None,
+            division=division,
         )
 
 
@@ -151,3 +163,53 @@ def test_a_whole_step_without_an_item_leaves_the_spread_as_it_was(
     logged = summary(groups)
     assert (logged["empty_groups"], logged["invalid_share"], logged["scored_pairs"]) == (SAMPLES, 1.0, 0.0)
     assert "reward" not in logged
+
+
+class InParts:
+    """Rows of a step as processes have them, here one after the other."""
+
+    parts = (torch.tensor([0, 3, 4, 9]), torch.tensor([1, 2, 5, 6, 7, 8, 10, 11]))
+
+    def complete_(self, wholes: Any, compute: Any) -> None:
+        for rows in self.parts:
+            for whole, part in zip(wholes, compute(rows), strict=True):
+                assert len(part) == len(rows)
+                whole[rows] = part
+
+
+class Counting(LastTimesItem):
+    def __init__(self) -> None:
+        self.asked: list[int] = []  # who was asked about, in order
+
+    def score(self, histories: Histories, items: Tensor) -> Tensor:
+        assert histories.users is not None
+        self.asked += histories.users.tolist()
+        return super().score(histories, items)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"gate": "random", "inject_target": True, "reference": True},
+        {"gate": "shuffled", "rollout": "beam"},
+        {"gate": "all", "rl_positions": "end", "constrained": True},
+        {"exclude_history": True},
+    ],
+)
+def test_groups_are_the_same_however_they_are_divided(world: World, options: dict[str, Any]) -> None:
+    whole, divided = Counting(), Counting()
+    one = world.gated(reward=whole, **options)
+    other = world.gated(reward=divided, division=InParts(), **options)
+    assert divided.asked == [*InParts.parts[0].tolist(), *InParts.parts[1].tolist()], "each group is asked for once"
+    assert sorted(divided.asked) == whole.asked
+    assert torch.equal(one.rollouts.items, other.rollouts.items)
+    assert torch.equal(one.rollouts.codes, other.rollouts.codes)
+    assert torch.equal(one.scored.negatives, other.scored.negatives)
+    assert torch.equal(one.decision.admitted, other.decision.admitted)
+    assert one.spread == pytest.approx(other.spread, rel=1e-6)
+    torch.testing.assert_close(one.rewards, other.rewards, equal_nan=True)
+    torch.testing.assert_close(one.rollouts.log_probs, other.rollouts.log_probs, rtol=1e-5, atol=1e-6)
+    assert (one.reference is None) == (other.reference is None) == ("reference" not in options)
+    if one.reference is not None:
+        torch.testing.assert_close(one.reference, other.reference, rtol=1e-5, atol=1e-6)
+    assert summary(one) == pytest.approx(summary(other), rel=1e-5, abs=1e-6)

@@ -1,4 +1,4 @@
-"""Processes that fit together: what one alone does, and a reward that one asks for all. Two are in test_reliability."""
+"""Processes that fit together: what one alone does, and what each tells the others. Two are in test_reliability."""
 
 from __future__ import annotations
 
@@ -7,13 +7,8 @@ import math
 import pytest
 import torch
 
-from adagrpo.errors import NotFinite
-from adagrpo.rewards import BadReward
-from adagrpo.rewards.scoring import ask_reward
-from adagrpo.trainer.processes import Processes, SharedReward, processes
-from adagrpo.types import Histories
-
-HISTORIES = Histories(torch.tensor([[1]]), torch.tensor([1]))
+from adagrpo.errors import NotFinite, ServiceError, UserError
+from adagrpo.trainer.processes import LostProcess, Processes, RowShare, processes
 
 
 def test_one_process_alone_does_everything():
@@ -33,23 +28,79 @@ def test_every_micro_batch_has_one_process(count):
     assert sorted(part for share in shares for part in share) == [*enumerate("abcd")]
 
 
-class Answer:
-    name = "mine"
+class Told(Processes):
+    """One of two processes, of which the other's word is known beforehand."""
 
-    def __init__(self, scores, members=()):
-        self.scores, self.members = torch.tensor(scores), members
+    def __init__(self, other, rank=0):
+        super().__init__(rank, 2)
+        self.other, self.told = other, []
 
-    def score(self, histories, items):
-        return self.scores
+    def gather(self, value):
+        self.told.append(value)
+        return [value, self.other] if self.rank == 0 else [self.other, value]
+
+    def merge_(self, wholes):
+        self.merged = [whole.clone() for whole in wholes]
 
 
-def test_a_shared_reward_is_the_reward_by_its_own_name():
-    items = torch.tensor([[4, 5]])
-    shared = SharedReward(Answer([[1.0, 2.0]]), Processes())
-    assert shared.score(HISTORIES, items).tolist() == [[1.0, 2.0]]
-    with pytest.raises(BadReward, match=r"must return \(1, 2\) scores, got \(1, 1\)"):
-        SharedReward(Answer([[1.0]]), Processes()).score(HISTORIES, items)
-    member = Answer([[math.nan, 2.0]])
-    member.name = "its member"
-    with pytest.raises(NotFinite, match="the reward its member gave NaN"):
-        ask_reward(SharedReward(Answer([[math.nan, 2.0]], [member]), Processes()), HISTORIES, items)
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (NotFinite("reward", "its reward"), ["not finite", "its reward", "reward"]),
+        (UserError("field"), ["user", "field", ""]),
+        (ServiceError("endpoint"), ["service", "endpoint", ""]),
+        (LostProcess(), ["service", str(LostProcess()), ""]),
+    ],
+)
+def test_an_error_of_one_is_raised_by_both(error, told):
+    def fails():
+        raise error
+
+    one = Told(None)
+    with pytest.raises(type(error)) as raised:
+        one.agree(fails)
+    assert raised.value is error and one.told == [told]
+    other = Told(told, rank=1)
+    with pytest.raises((NotFinite, UserError, ServiceError)) as raised:
+        other.agree(lambda: 1)
+    assert isinstance(error, type(raised.value)) and str(raised.value) == str(error) and other.told == [None]
+    assert getattr(raised.value, "what", "") == told[2]
+    assert Told(None).agree(lambda: 5) == 5
+
+
+def test_of_two_errors_both_raise_the_first_process_s():
+    def fails():
+        raise UserError("own")
+
+    with pytest.raises(NotFinite, match="its logits"):
+        Told(["not finite", "its logits", "logits"], rank=1).agree(fails)
+    with pytest.raises(RuntimeError, match="process 0: ValueError: shape"):
+        Told(["ValueError", "shape", ""], rank=1).agree(lambda: 1)
+
+
+def test_rows_are_those_of_a_process_s_micro_batches():
+    assert Processes().division([2, 3]) is None
+    shares = [Processes(rank, 2).division([2, 0, 3, 1]).rows.tolist() for rank in range(2)]
+    assert shares == [[0, 1, 2, 3, 4], [5]]
+    assert Processes(2, 3).division([2, 3]).rows.tolist() == []
+
+
+def test_a_share_fills_its_own_rows_and_computes_nothing_without_any():
+    together, whole = Told(None), torch.zeros(3, 2)
+    RowShare(together, torch.tensor([0, 2])).complete_([whole], lambda rows: [rows.unsqueeze(1).float() + 1])
+    assert whole.tolist() == [[1, 1], [0, 0], [3, 3]] and together.merged[0].equal(whole)
+    RowShare(together, torch.tensor([], dtype=torch.int64)).complete_([torch.zeros(1)], lambda rows: 1 / 0)
+    assert together.merged[0].tolist() == [0]
+
+
+def test_what_others_do_not_answer_is_one_line(monkeypatch):
+    def gone(*_):
+        raise RuntimeError("[../gloo/transport/tcp/pair.cc:547] Connection closed by peer")
+
+    monkeypatch.setattr("torch.distributed.all_gather", gone)
+    monkeypatch.setattr("torch.distributed.all_reduce", gone)
+    both = Processes(0, 2)
+    for call in (lambda: both.gather(1), lambda: both.sum_([torch.ones(1)]), lambda: both.merge_([torch.ones(1)])):
+        with pytest.raises(LostProcess, match="another process of this fit has ended; the same command continues"):
+            call()
+    both.part()  # at the end it may be gone

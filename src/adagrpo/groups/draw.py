@@ -11,13 +11,14 @@ item -1; they are never replaced by something plausible.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, TypeVar, assert_never
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from adagrpo.config import ObjectiveConfig
 from adagrpo.decoding import beam_search, sample, score_sequences
+from adagrpo.groups.division import Division, by_rows
 from adagrpo.policies.policy import Context, DecoderState, Policy
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.semantic_ids.trie import Trie
@@ -56,6 +57,7 @@ def draw_groups(
     generator: torch.Generator,
     *,
     score_targets: bool = False,
+    division: Division | None = None,
 ) -> DrawnGroups:
     """Draw a group a sample as the options say; each history is encoded once.
 
@@ -67,17 +69,37 @@ def draw_groups(
         options: which rollouts, how many, and whether the logged item is injected.
         generator: of the rollouts.
         score_targets: score the logged items under the policy, whether or not an option asks for it.
+        division: of the samples among processes; one has them all where none is given.
     """
-    context = policy.encode(histories)
-    sampled = _draw(policy, context, catalog, histories, options, generator)
-    if not bool((targets >= 0).all()):
-        return DrawnGroups(histories, targets, sampled, sampled, None, None)
-    codes, rollouts, log_probs = catalog.codes[targets], sampled, None
-    if score_targets or options.inject_target:
-        log_probs = score_codes(policy, context, codes.unsqueeze(1), catalog, options).squeeze(1)
-    if options.inject_target and log_probs is not None:
+    logged = bool((targets >= 0).all())
+    codes = catalog.codes[targets] if logged else None
+    scores = logged and (score_targets or options.inject_target)
+    shape = len(targets), options.num_generations, catalog.num_levels
+    uniforms = None
+    if options.rollout == "sample":
+        uniforms = torch.rand(shape, generator=generator).to(targets.device)
+
+    def compute(rows: Tensor | None) -> list[Tensor]:
+        own = histories if rows is None else histories.rows(rows)
+        context = policy.encode(own)
+        drawn = _draw(policy, context, catalog, own, options, _at(uniforms, rows))
+        own_codes = _at(codes, rows)
+        if not scores or own_codes is None:
+            return [*drawn]
+        return [*drawn, score_codes(policy, context, own_codes.unsqueeze(1), catalog, options).squeeze(1)]
+
+    wholes = [targets.new_zeros(shape), targets.new_zeros(shape[:2])]
+    wholes += [torch.zeros(one, device=targets.device) for one in (shape, (shape[0], shape[2]))[: 1 + scores]]
+    whole = by_rows(division, wholes, compute)
+    sampled, log_probs = Rollouts(*whole[:3]), whole[3] if scores else None
+    rollouts = sampled
+    if options.inject_target and codes is not None and log_probs is not None:
         rollouts = inject_target(sampled, targets, codes, log_probs)
     return DrawnGroups(histories, targets, sampled, rollouts, codes, log_probs)
+
+
+def _at(values: Tensor | None, rows: Tensor | None) -> Tensor | None:
+    return values if values is None or rows is None else values[rows]
 
 
 def _draw(
@@ -86,20 +108,13 @@ def _draw(
     catalog: Catalog,
     histories: Histories,
     options: ObjectiveConfig,
-    generator: torch.Generator,
+    uniforms: Tensor | None,  # (B, G, L) of `sample`
 ) -> Rollouts:
     count, temperature, constrained = options.num_generations, options.temperature, options.constrained
-    match options.rollout:
-        case "beam":
-            drawn = beam_rollouts(policy, context, catalog.trie, count, constrained=constrained)
-        case "sample":
-            uniforms = torch.rand((len(histories.lengths), count, catalog.num_levels), generator=generator)
-            uniforms = uniforms.to(histories.lengths.device)
-            drawn = draw_rollouts(
-                policy, context, catalog.trie, uniforms, temperature=temperature, constrained=constrained
-            )
-        case _:
-            assert_never(options.rollout)
+    if uniforms is None:
+        drawn = beam_rollouts(policy, context, catalog.trie, count, constrained=constrained)
+    else:
+        drawn = draw_rollouts(policy, context, catalog.trie, uniforms, temperature=temperature, constrained=constrained)
     if options.exclude_history:
         drawn = drawn._replace(items=drawn.items.masked_fill(histories.holds(drawn.items), -1))
     return drawn

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from adagrpo.config import Gate, ObjectiveConfig
 from adagrpo.groups.decide import TrueUtility, apply_gate, gate_by_evidence
+from adagrpo.groups.division import Division, by_rows
 from adagrpo.groups.draw import draw_groups, score_codes
 from adagrpo.groups.evidence import Evidence, gather_evidence, running_spread
 from adagrpo.groups.score import ScoredGroups, score_groups
@@ -73,6 +74,7 @@ def gated_groups(
     spread: float,
     reference: Policy[Any, Any] | None = None,
     true_utility: TrueUtility | None = None,
+    division: Division | None = None,
 ) -> GatedGroups:
     """Draw a group a sample, score it, and let the gate decide.
 
@@ -90,9 +92,10 @@ def gated_groups(
         spread: the running spread of rewards so far, 0 before the first step.
         reference: scores the rollouts as well, where given.
         true_utility: for the gate `oracle`.
+        division: of the samples among processes, which draw and score their own; all gate all of them alike.
     """
-    drawn = draw_groups(policy, catalog, histories, targets, options, generator)
-    scored = score_groups(reward, drawn, options.negatives, generator)
+    drawn = draw_groups(policy, catalog, histories, targets, options, generator, division=division)
+    scored = score_groups(reward, drawn, options.negatives, generator, division=division)
     rollouts, logged = scored.rollouts, scored.target_codes is not None
     spread = running_spread(spread, scored.rewards.rollouts[rollouts.valid])
     own, permuted = (
@@ -103,7 +106,7 @@ def gated_groups(
     rewards = (scored.shuffled_rewards if gate == "shuffled" else scored.rewards).rollouts
     before = None
     if reference is not None:
-        before = score_codes(reference, reference.encode(histories), rollouts.codes, catalog, options)
+        before = _scores(reference, catalog, histories, rollouts.codes, options, division)
     return GatedGroups(
         scored,
         own,
@@ -114,6 +117,24 @@ def gated_groups(
         reference=before,
         spread=spread,
     )
+
+
+def _scores(
+    policy: Policy[Any, Any],
+    catalog: Catalog,
+    histories: Histories,
+    codes: Tensor,  # (B, G, L)
+    options: ObjectiveConfig,
+    division: Division | None,
+) -> Tensor:  # (B, G, L)
+    """Log-probabilities of all rollouts under another policy, each process those of its own rows."""
+
+    def compute(rows: Tensor | None) -> list[Tensor]:
+        if rows is None:
+            return [score_codes(policy, policy.encode(histories), codes, catalog, options)]
+        return [score_codes(policy, policy.encode(histories.rows(rows)), codes[rows], catalog, options)]
+
+    return by_rows(division, [torch.zeros(codes.shape, device=codes.device)], compute)[0]
 
 
 def summary(groups: GatedGroups) -> dict[str, float]:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from adagrpo.groups.division import Division, by_rows
 from adagrpo.groups.draw import DrawnGroups
 from adagrpo.rewards import Reward, ask_reward
 from adagrpo.types import Histories, Rollouts
@@ -68,7 +69,14 @@ class ScoredGroups(NamedTuple):
     constant: float  # share of the groups with several items whose items all have the same score
 
 
-def score_groups(reward: Reward, drawn: DrawnGroups, num_negatives: int, generator: torch.Generator) -> ScoredGroups:
+def score_groups(
+    reward: Reward,
+    drawn: DrawnGroups,
+    num_negatives: int,
+    generator: torch.Generator,
+    *,
+    division: Division | None = None,
+) -> ScoredGroups:
     """Ask the reward for all that the groups need, once. Draws the negatives, then the permutation.
 
     At the ends of histories, where no logged item follows, the rollouts alone are scored, and nothing is a negative.
@@ -78,6 +86,7 @@ def score_groups(reward: Reward, drawn: DrawnGroups, num_negatives: int, generat
         drawn: `B` groups.
         num_negatives: `M`, drawn from the logged items of the same set.
         generator: of the negatives and the permutation.
+        division: of the groups among processes, each of which asks for its own; one asks for all where none is given.
 
     Raises:
         BadReward, NotFinite: see `adagrpo.rewards.ask_reward`.
@@ -91,7 +100,14 @@ def score_groups(reward: Reward, drawn: DrawnGroups, num_negatives: int, generat
     if drawn.target_codes is not None:
         negatives = in_batch_negatives(targets, histories, uniforms(len(targets), len(targets)), num_negatives)
     candidates = distinct_candidates(targets, drawn.rollouts.items, negatives)
-    scores = ask_reward(reward, histories, candidates.items)
+
+    def compute(rows: Tensor | None) -> list[Tensor]:
+        if rows is None:
+            return [ask_reward(reward, histories, candidates.items)]
+        return [ask_reward(reward, histories.rows(rows), candidates.items[rows])]
+
+    wholes = [torch.zeros(candidates.items.shape, device=targets.device)]
+    (scores,) = by_rows(division, wholes, compute)
     return ScoredGroups(
         *drawn,
         negatives=negatives,

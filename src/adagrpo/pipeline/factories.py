@@ -60,7 +60,7 @@ from adagrpo.semantic_ids.collisions import numbers_items
 from adagrpo.semantic_ids.trie import Eligible
 from adagrpo.trainer import BatchSchedule
 from adagrpo.trainer.checkpoints import load_weights
-from adagrpo.trainer.processes import SharedReward, processes
+from adagrpo.trainer.processes import processes
 from adagrpo.types import Cases, Ragged
 
 if TYPE_CHECKING:  # it needs transformers, which only a run with such a policy needs
@@ -243,14 +243,10 @@ class Models:
 
     def group_reward(self) -> Reward:
         """What scores groups in post-training: the reward or, cross-fitted, the ranker of each user's fold."""
-        reward: Reward
-        if self.data.fold_names:
-            rankers = [self.ranker(path.parent) for path in self.group_reward_files]
-            reward = CrossFitted(rankers, self.data.fold_of_user)
-        else:
-            reward = self.reward()
-        several = self.run.followed and self.run.processes.count > 1
-        return SharedReward(reward, self.run.processes) if several else reward
+        if not self.data.fold_names:
+            return self.reward()
+        rankers = [self.ranker(path.parent) for path in self.group_reward_files]
+        return CrossFitted(rankers, self.data.fold_of_user)
 
     def files_of(self, options: RewardOptions) -> list[Path]:
         """The files that decide a reward, each once."""

@@ -43,7 +43,7 @@ from adagrpo.trainer.pressure import TermGradients, pressure_of
 from adagrpo.trainer.processes import processes
 from adagrpo.trainer.task import LIMIT, Diverged, FitResult, Report, Task, Watched
 
-__all__ = ["fit"]
+__all__ = ["adamw", "fit"]
 
 
 def fit(
@@ -117,9 +117,8 @@ class _Loop:
         decayed = [p for p in trained if p.ndim > 1]
         others = [p for p in trained if p.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98), fused=True)
         self.model: nn.Module = model
-        self.optimizer = self.accelerator.prepare_optimizer(optimizer)
+        self.optimizer = self.accelerator.prepare_optimizer(adamw(groups, settings.learning_rate))
         self.parameters = [*decayed, *others]
         self.progress = Progress()
         if settings.average:
@@ -166,6 +165,9 @@ class _Loop:
             values = self._gradients(step) | {"learning_rate": rate}
         except NotFinite as error:
             values, bad, reason = {"learning_rate": rate}, [error.what], str(error)
+        except ServiceError:  # the state before the step is what is kept
+            self.task.load_state(before)
+            raise
         else:
             bad = [name for name, value in values.items() if not math.isfinite(value)]
             reason = ", ".join(bad)
@@ -316,6 +318,11 @@ class _Loop:
         )
         best, rows = self.processes.gather([self.progress.best_step, rows])[0]
         return FitResult(best, self.progress.step, [json.loads(row) for row in rows])
+
+
+def adamw(groups: Sequence[dict[str, Any]], rate: float) -> torch.optim.Optimizer:
+    """The optimiser of all fits."""
+    return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), fused=True)
 
 
 def _schedule(step: int, steps: int, warmup: float) -> float:

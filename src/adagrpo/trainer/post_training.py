@@ -7,7 +7,8 @@ AdaGRPO (Xu et al. 2026, arXiv 2606.08480); the formulas are in `adagrpo.objecti
 its micro-batches together, groups are drawn, scored and gated (`adagrpo.groups`), so that they are a function of
 (weights, seed, step) and not of how the step is cut. Then each micro-batch gets its NLL, in a pass of its own with
 dropout, and the surrogate of its admitted groups only, from a context without dropout, which is the one that the
-rollouts were drawn from. Where there is no dropout, one pass serves both.
+rollouts were drawn from. Where there is no dropout, one pass serves both. Several processes draw and score the groups
+of their own micro-batches, and gate those of the whole step.
 
 Where we depart: with one iteration over a group the ratio π/π_old is taken against the detached scores, so that
 rounding between sampling and scoring is never mistaken for a policy change.
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from adagrpo.config import Gate, ObjectiveConfig
 from adagrpo.groups.decide import TrueUtility
+from adagrpo.groups.division import Division
 from adagrpo.groups.draw import score_codes
 from adagrpo.groups.gated import GatedGroups, gated_groups, summary
 from adagrpo.objective import gated_sum
@@ -33,6 +35,7 @@ from adagrpo.policies.policy import Context, Policy
 from adagrpo.rewards import Reward
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.trainer.batches import BatchSchedule, TrainingBatch, group_step
+from adagrpo.trainer.processes import Processes
 from adagrpo.trainer.supervised import nll_term
 from adagrpo.types import Histories
 
@@ -82,6 +85,7 @@ class PostTraining:
         validate: Callable[[], dict[str, float]],
         term_norms_every: int = 0,
         true_utility: TrueUtility | None = None,
+        shared_by: Processes | None = None,
     ) -> None:
         if (arm.gate == "oracle") != (true_utility is not None):
             raise ValueError("the oracle gate needs the true utility, and nothing else may have it")
@@ -90,6 +94,7 @@ class PostTraining:
         self.catalog, self.reward, self.objective, self.arm = catalog, reward, objective, arm
         self.true_utility = true_utility
         self.spread = 0.0  # running standard deviation of the rewards of valid rollouts, 0 before the first step
+        self.processes = shared_by or Processes()
         self.schedule = schedule
         self.stride = objective.num_iterations
         self.steps = steps * self.stride
@@ -116,7 +121,8 @@ class PostTraining:
             self._micros = [Micro(batch, total, None, nothing, None) for batch in drawn_at.batches]
             return self._micros, {}
         measure = bool(self.term_norms_every) and step % self.term_norms_every == 0
-        groups = self._groups(*joined, drawn_at.generator, measure)
+        division = self.processes.division([len(part.targets) for part in drawn_at.samples])
+        groups = self._groups(*joined, drawn_at.generator, measure, division)
         self.spread = groups.spread
         first, micros = 0, []
         for batch, part in zip(drawn_at.batches, drawn_at.samples, strict=True):
@@ -172,7 +178,14 @@ class PostTraining:
         """Take back `state`."""
         self.spread = state["spread"]
 
-    def _groups(self, histories: Histories, targets: Tensor, generator: torch.Generator, measure: bool) -> GatedGroups:
+    def _groups(
+        self,
+        histories: Histories,
+        targets: Tensor,
+        generator: torch.Generator,
+        measure: bool,
+        division: Division | None,
+    ) -> GatedGroups:
         """The groups of a step; the starting policy scores them where a term or a measurement asks for it."""
         term = self.arm.term
         needs_reference = measure or TERMS[term].needs_reference(self.objective.of_term(term))
@@ -188,6 +201,7 @@ class PostTraining:
             spread=self.spread,
             reference=self.starting_policy if needs_reference else None,
             true_utility=self.true_utility,
+            division=division,
         )
 
     def _score(self, policy: Policy[Any, Any], context: Context, codes: Tensor) -> Tensor:

@@ -1,17 +1,19 @@
 """Processes that fit one model together, started by `accelerate launch` or `torchrun`.
 
-All of them draw the same optimiser step from (seed, step), each takes some of its micro-batches, and gradients and
-logged numbers are summed, in the order of the processes, so that all hold the same weights and take the same decisions
-to the bit. The first process leads: it alone writes files, validates, asks rewards, and does what is not divided; the
-others follow it. What they tell each other is JSON and tensors, never a pickle.
+All of them draw the same optimiser step from (seed, step), each takes some of its micro-batches and draws and scores
+their groups, and gradients and logged numbers are summed, in the order of the processes, so that all hold the same
+weights and take the same decisions to the bit. The first process leads: it alone writes files, validates, and does what
+is not divided; the others follow it. What they tell each other is JSON and tensors, never a pickle.
+
+An error of one is raised by all. Where a process is gone, the others end too, with `LostProcess`.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import cache
 from typing import Any, TypeVar
@@ -20,14 +22,28 @@ import torch
 from accelerate import PartialState
 from torch import Tensor, distributed
 
-from adagrpo.rewards.protocol import Reward
-from adagrpo.rewards.scoring import BadReward
-from adagrpo.types import Histories
+from adagrpo.errors import NotFinite, ServiceError, UserError
 
-__all__ = ["Processes", "SharedReward", "processes"]
+__all__ = ["LostProcess", "Processes", "RowShare", "processes"]
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=7)  # the others wait as long while the first one evaluates; a dead one is noticed at once
+
+
+class LostProcess(ServiceError):
+    """Another process of the fit is gone, or cannot be reached."""
+
+    def __init__(self) -> None:
+        super().__init__("another process of this fit has ended; the same command continues from the last checkpoint")
+
+
+@contextmanager
+def _in_touch() -> Iterator[None]:
+    """Say of a call that the others did not answer that they are gone; each library says it in words of its own."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise LostProcess from error
 
 
 class Processes:
@@ -51,10 +67,12 @@ class Processes:
             return [value]
         text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(self.device)
         sizes = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.count)]
-        distributed.all_gather(sizes, torch.tensor([len(text)], device=self.device))
+        with _in_touch():
+            distributed.all_gather(sizes, torch.tensor([len(text)], device=self.device))
         longest = max(int(size) for size in sizes)
         texts = [torch.zeros(longest, dtype=torch.uint8, device=self.device) for _ in range(self.count)]
-        distributed.all_gather(texts, torch.nn.functional.pad(text, (0, longest - len(text))))
+        with _in_touch():
+            distributed.all_gather(texts, torch.nn.functional.pad(text, (0, longest - len(text))))
         return [json.loads(bytes(one[: int(size)].tolist())) for one, size in zip(texts, sizes, strict=True)]
 
     def broadcast(self, value: str | None = None) -> str:
@@ -63,7 +81,7 @@ class Processes:
 
     def part(self) -> None:
         """Wait until the first process is done. One that has heard so may be gone before the first one knows of it."""
-        with suppress(RuntimeError):
+        with suppress(LostProcess):
             self.broadcast("done")
 
     def sum_(self, tensors: Sequence[Tensor]) -> None:
@@ -71,7 +89,8 @@ class Processes:
         if self.count == 1 or not tensors:
             return
         flat = torch.cat([tensor.detach().float().flatten() for tensor in tensors])
-        distributed.all_reduce(flat)
+        with _in_touch():
+            distributed.all_reduce(flat)
         parts = torch.split(flat, [tensor.numel() for tensor in tensors])
         with torch.no_grad():
             for tensor, part in zip(tensors, parts, strict=True):
@@ -89,10 +108,77 @@ class Processes:
                 parameter.grad = torch.zeros_like(parameter)
         self.sum_([parameter.grad for parameter in reached if parameter.grad is not None])
 
-    def copy_(self, tensor: Tensor) -> None:
-        """Replace a tensor by the first process's."""
-        if self.count > 1:
-            distributed.broadcast(tensor, 0)
+    def agree(self, compute: Callable[[], T]) -> T:
+        """What a computation of this process gives; an error of any process is raised in all of them.
+
+        Raises:
+            NotFinite, UserError, ServiceError: the first process that met one met it. Anything else that is raised in
+                another process is a RuntimeError here.
+        """
+        if self.count == 1:
+            return compute()
+        result: list[T] = []
+        own: Exception | None = None
+        try:
+            result.append(compute())
+        except Exception as error:  # all are told before it goes on
+            own = error
+        for rank, told in enumerate(self.gather(None if own is None else _told(own))):
+            if told is not None:
+                raise own if own is not None and rank == self.rank else _raised(rank, told)
+        return result[0]
+
+    def division(self, sizes: Sequence[int]) -> RowShare | None:
+        """This process's rows among those of the micro-batches that `share` gives out; None where it is alone.
+
+        Args:
+            sizes: rows of each micro-batch.
+        """
+        if self.count == 1:
+            return None
+        rows = torch.arange(sum(sizes), device=self.device).split([*sizes])
+        own = [part for _, part in self.share(rows)]
+        return RowShare(self, torch.cat(own) if own else rows[0][:0])
+
+    def merge_(self, wholes: Sequence[Tensor]) -> None:
+        """Put tensors together of which each process has some rows, and zeros elsewhere."""
+        for whole in wholes:
+            with _in_touch():
+                distributed.all_reduce(whole)
+
+
+class RowShare:
+    """Implements `adagrpo.groups.division.Division` for one process."""
+
+    def __init__(self, shared_by: Processes, rows: Tensor) -> None:
+        self.processes, self.rows = shared_by, rows
+
+    def complete_(self, wholes: Sequence[Tensor], compute: Callable[[Tensor], Sequence[Tensor]]) -> None:
+        """See `Division.complete_`."""
+        parts = self.processes.agree(lambda: compute(self.rows) if len(self.rows) else ())
+        for whole, part in zip(wholes, parts, strict=bool(parts)):
+            whole[self.rows] = part.to(whole.dtype)
+        self.processes.merge_(wholes)
+
+
+def _told(error: Exception) -> list[str]:
+    """An error as it is told to other processes: its kind, its message, and the word of one that is not finite."""
+    kinds: dict[str, type[Exception]] = {"not finite": NotFinite, "user": UserError, "service": ServiceError}
+    kind = next((name for name, one in kinds.items() if isinstance(error, one)), type(error).__name__)
+    return [kind, str(error), error.what if isinstance(error, NotFinite) else ""]
+
+
+def _raised(rank: int, told: Sequence[str]) -> Exception:
+    """The error that another process told of."""
+    kind, message, what = told
+    match kind:
+        case "not finite":
+            return NotFinite(what, message)
+        case "user":
+            return UserError(message)
+        case "service":
+            return ServiceError(message)
+    return RuntimeError(f"process {rank}: {kind}: {message}")
 
 
 @cache
@@ -102,23 +188,3 @@ def processes() -> Processes:
         return Processes()
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
     return Processes(state.process_index, state.num_processes, state.device)
-
-
-class SharedReward:
-    """A reward that the first process asks for all: an endpoint is asked once, and all read the same scores."""
-
-    def __init__(self, reward: Reward, shared_by: Processes) -> None:
-        self.reward, self.processes = reward, shared_by
-        self.name = getattr(reward, "name", type(reward).__name__)
-        self.members = tuple(SharedReward(member, shared_by) for member in getattr(reward, "members", ()))
-
-    def score(self, histories: Histories, items: Tensor) -> Tensor:
-        """See `adagrpo.rewards.protocol.Reward`."""
-        if self.processes.is_main_process:
-            scores = self.reward.score(histories, items).float().contiguous()
-            if scores.shape != items.shape:
-                raise BadReward(f"the reward must return {tuple(items.shape)} scores, got {tuple(scores.shape)}")
-        else:
-            scores = torch.empty(items.shape, dtype=torch.float32, device=items.device)
-        self.processes.copy_(scores)
-        return scores

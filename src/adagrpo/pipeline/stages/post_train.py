@@ -67,6 +67,7 @@ def fit_arm(run: Run, arm: ArmConfig) -> None:
                 validate=validate,
                 term_norms_every=options.gradient_norms_every,
                 true_utility=data.true_utility() if arm.gate == "oracle" else None,
+                shared_by=run.processes,
             )
             if pressure is not None:
                 _press(run, arm, policy, task, work, pressure, objective.pressure_steps)
