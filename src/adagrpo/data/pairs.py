@@ -37,7 +37,7 @@ def common_users(training: Ragged, num_items: int) -> sparse.csr_array:
     [[2, 1, 1], [1, 1, 0], [1, 0, 1]]
     """
     held = users_of_items(training, num_items)
-    together = (held.T @ held).tocsr()
+    together: sparse.csr_array = (held.T @ held).tocsr()
     together.sort_indices()
     return together
 
