@@ -162,6 +162,7 @@ def prepare(run: Run) -> None:
             table,
             min_user_interactions=options.min_user_interactions,
             min_item_interactions=options.min_item_interactions,
+            keep_unseen_items=options.keep_unseen_items,
         )
         del read  # as large as what was made of it
         if options.shuffle_ties is not None:

@@ -1,0 +1,114 @@
+"""The loop as a whole: every market of every world, in as many processes as are given, and its rows.
+
+    OUT/plan.json            the plan and the recipe, written first and held to
+    OUT/WORLD/begin/         see `adagrpo.pipeline.closed_loop.beginnings`
+    OUT/WORLD/MARKET/        see `adagrpo.pipeline.closed_loop.rounds`
+    OUT/rows.jsonl           a row an arm and round of what is finished
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adagrpo.config import Config, dump_config
+from adagrpo.config.closed_loop import LoopPlan, read_loop_plan
+from adagrpo.errors import UserError
+from adagrpo.pipeline.closed_loop.beginnings import begin_world
+from adagrpo.pipeline.closed_loop.rounds import Market
+from adagrpo.pipeline.run import Console, Silent
+from adagrpo.storage.artifacts import hash_json, write_file
+from adagrpo.storage.locks import lock_folder
+from adagrpo.storage.marks import check_kind
+
+__all__ = ["close_loop", "finished_rows"]
+
+ROWS = "rows.jsonl"
+PLAN = "plan.json"
+
+
+def close_loop(path: Path, out: Path, workers: int = 1, console: Console | None = None) -> dict[str, Any]:
+    """Play every market of a plan; the same command goes on after a kill.
+
+    Args:
+        path: of the plan.
+        out: folder of the loop.
+        workers: processes; each plays whole markets.
+        console: where progress is shown.
+
+    Returns:
+        Counts of worlds, markets, rounds and rows, and the path of the rows.
+
+    Raises:
+        UserError: it is no plan, or the folder is another plan's.
+    """
+    shown = console or Silent()
+    plan, config = read_loop_plan(path)
+    check_kind(out, "loop")
+    with lock_folder(out, "loop"):
+        _hold(out, plan, config)
+        for world in plan.worlds:
+            begin_world(plan, config, world, out / world / "begin", shown)
+        tasks = [(world, market) for world in plan.worlds for market in plan.markets]
+        done = 0
+        for world, market in _played(path, out, tasks, workers):
+            done += 1
+            shown.progress("loop", done, len(tasks), {})
+            shown.stage(f"{world}/{market}", "end", 0.0)
+            _gather(out, plan)
+        rows = _gather(out, plan)
+    return {"worlds": len(plan.worlds), "markets": len(tasks), "rounds": plan.rounds, "rows": rows, "file": str(out / ROWS)}
+
+
+def finished_rows(out: Path, plan: LoopPlan) -> Iterator[dict[str, Any]]:
+    """The rows of all rounds that are finished."""
+    for world in plan.worlds:
+        for market in plan.markets:
+            for path in sorted(out.glob(f"{world}/{market}/rounds/*/row.json")):
+                for row in json.loads(path.read_text(encoding="utf-8")):
+                    yield {"world": world, "market": market, **row}
+
+
+def _played(path: Path, out: Path, tasks: list[tuple[str, str]], workers: int) -> Iterator[tuple[str, str]]:
+    """Play markets, and say which is finished."""
+    if workers == 1:
+        for world, market in tasks:
+            _play(path, out, world, market)
+            yield world, market
+        return
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        running = {pool.submit(_play, path, out, world, market): (world, market) for world, market in tasks}
+        for finished in as_completed(running):
+            finished.result()
+            yield running[finished]
+
+
+def _play(path: Path, out: Path, world: str, market: str) -> None:
+    torch.set_num_threads(1)
+    plan, config = read_loop_plan(path)
+    beginning = begin_world(plan, config, world, out / world / "begin", Silent())
+    Market(plan, plan.markets[market], beginning, out / world / market).play()
+
+
+def _hold(out: Path, plan: LoopPlan, config: Config) -> None:
+    """Write what is decided before the first round, or hold the plan to it."""
+    content = {"plan": plan.model_dump(mode="json", by_alias=True), "recipe": dump_config(config)}
+    target = out / PLAN
+    if not target.is_file():
+        write_file(target, json.dumps(content, indent=1) + "\n")
+    before = json.loads(target.read_text(encoding="utf-8"))
+    if hash_json(before) != hash_json(content):
+        part = next((name for name in content if before.get(name) != content[name]), "plan")
+        raise UserError(f"{target}: the {part} was another one when the loop began; give another --out")
+
+
+def _gather(out: Path, plan: LoopPlan) -> int:
+    rows = list(finished_rows(out, plan))
+    write_file(out / ROWS, "".join(json.dumps(row) + "\n" for row in rows))
+    return len(rows)
