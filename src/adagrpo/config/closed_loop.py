@@ -52,7 +52,8 @@ class LoopPlan(Section):
     In round 0 every market serves the starting policy for `start_days`. Each later round fits the ranker on all that
     was logged, trains the arms, and serves for `days`. A user comes on a day with probability `visits`. Of the items
     that the world holds back (`later_share`), an equal part is listed before each round. `temperature` is that of drawn
-    lists. `probes` cases and users are what is measured beside the users who come.
+    lists. `probes` cases and users are what is measured beside the users who come. In a `stationary` plan users are on
+    each day what they were on the first: nothing changes but what chance brings.
     """
 
     name: Name
@@ -66,6 +67,7 @@ class LoopPlan(Section):
     list_length: Positive = 10
     temperature: PositiveFloat = 1.0
     probes: Positive = 200
+    stationary: bool = False
 
 
 def read_loop_plan(path: Path) -> tuple[LoopPlan, Config]:

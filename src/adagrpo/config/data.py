@@ -83,6 +83,8 @@ class MarketplaceConfig(Section):
 
     users: Positive | None = None
     items: Positive | None = None
+    categories: Positive | None = None
+    styles: Positive | None = None
     steps: PositiveFloat | None = None
     exposure_bias: NonNegativeFloat | None = None
     position_bias: NonNegativeFloat | None = None

@@ -272,7 +272,9 @@ def dwell_times(
     normal: Floats,  # (N,)
 ) -> Floats:  # (N,)
     """Seconds with what was bought."""
-    return np.asarray(world.dwell_seconds * np.exp(DWELL_SLOPE * logits / max(world.noise, 1e-3) + DWELL_SPREAD * normal))
+    return np.asarray(
+        world.dwell_seconds * np.exp(DWELL_SLOPE * logits / max(world.noise, 1e-3) + DWELL_SPREAD * normal)
+    )
 
 
 def _whole(world: Marketplace, users: Users, rows: Ints, taste: Floats) -> Floats:

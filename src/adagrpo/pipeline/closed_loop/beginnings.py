@@ -1,10 +1,10 @@
 """Where all markets of a world begin: its log in an exposure log, the starting policy and ranker, and the catalogues.
 
-    WORLD/items.parquet            the item table, with the items that come later
-    WORLD/population.safetensors   the users as the log leaves them
-    WORLD/exposures/               the platform's log, as an exposure log
-    WORLD/run/                     an ordinary run on it: Semantic IDs, policy, ranker, a version of the catalogue a round
-    WORLD/begun.json               written last
+WORLD/items.parquet            the item table, with the items that come later
+WORLD/population.safetensors   the users as the log leaves them
+WORLD/exposures/               the platform's log, as an exposure log
+WORLD/run/                     an ordinary run on it: Semantic IDs, policy, ranker, a version of the catalogue a round
+WORLD/begun.json               written last
 """
 
 from __future__ import annotations

@@ -1,16 +1,19 @@
 """The loop as a whole: every market of every world, in as many processes as are given, and its rows.
 
-    OUT/plan.json            the plan and the recipe, written first and held to
-    OUT/WORLD/begin/         see `adagrpo.pipeline.closed_loop.beginnings`
-    OUT/WORLD/MARKET/        see `adagrpo.pipeline.closed_loop.rounds`
-    OUT/rows.jsonl           a row an arm and round of what is finished
+OUT/plan.json            the plan and the recipe, written first and held to
+OUT/WORLD/begin/         see `adagrpo.pipeline.closed_loop.beginnings`
+OUT/WORLD/MARKET/        see `adagrpo.pipeline.closed_loop.rounds`
+OUT/rows.jsonl           a row an arm and round of what is finished
+OUT/contrasts.jsonl      each arm against no training, by round
+OUT/signs.jsonl          what a watch would have said, see `adagrpo.monitoring.signs`
+OUT/loop.svg             the contrasts
 """
 
 from __future__ import annotations
 
 import json
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ from adagrpo.config import Config, dump_config
 from adagrpo.config.closed_loop import LoopPlan, read_loop_plan
 from adagrpo.errors import UserError
 from adagrpo.pipeline.closed_loop.beginnings import begin_world
+from adagrpo.pipeline.closed_loop.loop_summary import contrasts, loop_chart, signs_of
 from adagrpo.pipeline.closed_loop.rounds import Market
 from adagrpo.pipeline.run import Console, Silent
 from adagrpo.storage.artifacts import hash_json, write_file
@@ -31,6 +35,7 @@ __all__ = ["close_loop", "finished_rows"]
 
 ROWS = "rows.jsonl"
 PLAN = "plan.json"
+PICTURE = "loop.svg"
 
 
 def close_loop(path: Path, out: Path, workers: int = 1, console: Console | None = None) -> dict[str, Any]:
@@ -55,15 +60,15 @@ def close_loop(path: Path, out: Path, workers: int = 1, console: Console | None 
         _hold(out, plan, config)
         for world in plan.worlds:
             begin_world(plan, config, world, out / world / "begin", shown)
-        tasks = [(world, market) for world in plan.worlds for market in plan.markets]
-        done = 0
-        for world, market in _played(path, out, tasks, workers):
-            done += 1
+        # the first market of every world before the second of any: what is there early is of all worlds
+        tasks = [(world, market) for market in plan.markets for world in plan.worlds]
+        for done, (world, market) in enumerate(_played(path, out, tasks, workers), 1):
             shown.progress("loop", done, len(tasks), {})
             shown.stage(f"{world}/{market}", "end", 0.0)
-            _gather(out, plan)
+            _write(out / ROWS, finished_rows(out, plan))
         rows = _gather(out, plan)
-    return {"worlds": len(plan.worlds), "markets": len(tasks), "rounds": plan.rounds, "rows": rows, "file": str(out / ROWS)}
+    counts = {"worlds": len(plan.worlds), "markets": len(tasks), "rounds": plan.rounds, "rows": rows}
+    return counts | {"picture": str(out / PICTURE)}
 
 
 def finished_rows(out: Path, plan: LoopPlan) -> Iterator[dict[str, Any]]:
@@ -84,9 +89,15 @@ def _played(path: Path, out: Path, tasks: list[tuple[str, str]], workers: int) -
         return
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         running = {pool.submit(_play, path, out, world, market): (world, market) for world, market in tasks}
+        failed: list[str] = []
         for finished in as_completed(running):
-            finished.result()
-            yield running[finished]
+            error = finished.exception()
+            if error is not None:  # the others go on
+                failed.append(f"{'/'.join(running[finished])}: {error}")
+            else:
+                yield running[finished]
+    if failed:
+        raise UserError(f"{failed[0]}; {len(failed)} of {len(tasks)} markets are not finished")
 
 
 def _play(path: Path, out: Path, world: str, market: str) -> None:
@@ -109,6 +120,17 @@ def _hold(out: Path, plan: LoopPlan, config: Config) -> None:
 
 
 def _gather(out: Path, plan: LoopPlan) -> int:
-    rows = list(finished_rows(out, plan))
-    write_file(out / ROWS, "".join(json.dumps(row) + "\n" for row in rows))
-    return len(rows)
+    """Write what the finished rounds come to; the number of their rows."""
+    against = contrasts(out, plan)
+    _write(out / "contrasts.jsonl", against)
+    _write(out / "signs.jsonl", signs_of(out, plan))
+    trained = [name for name, market in plan.markets.items() if len(market.arms) == 1 and not market.explore]
+    title = f"{plan.name}: what users were shown, by what the policy was trained by"
+    write_file(out / PICTURE, loop_chart(against, plan, trained, title) + "\n")
+    return _write(out / ROWS, finished_rows(out, plan))
+
+
+def _write(path: Path, rows: Iterable[dict[str, Any]]) -> int:
+    lines = [json.dumps(row) + "\n" for row in rows]
+    write_file(path, "".join(lines))
+    return len(lines)

@@ -46,9 +46,7 @@ class SimulatedDays:
     def write(self, rows: Sequence[Exposure]) -> list[Exposure]:
         """See `ExposureSink.write`."""
         named = {"arm": self._arm, "experiment": self._experiment, "latency_ms": None}
-        return self._log.write(
-            [replace(row, time=moment_of(row.request_id, self._first_day), **named) for row in rows]
-        )
+        return self._log.write([replace(row, time=moment_of(row.request_id, self._first_day), **named) for row in rows])
 
     def feedback(self, rows: Sequence[Feedback]) -> FeedbackCounts:
         """See `ExposureSink.feedback`."""
@@ -76,6 +74,7 @@ class Endpoint:
 
     def serve(self, serving: Serving) -> None:
         """Serve another one from now on."""
+        self._client.close()  # learning takes longer than the service keeps an idle connection; it opens again
         self._next = serving
         self._shelf.swap()
 

@@ -1,10 +1,10 @@
 """What a round learns from the log: a run of its own, whose policy goes on from the one that was served.
 
-    prepare     the exposure log, as `adagrpo prepare --exposures` reads it
-    tokenize    taken over: an item keeps its Semantic ID, and only what is listed now can be written
-    sft         taken over: the policy that was served
-    ranker      fitted on what was shown; one for all arms of a market
-    train/ARM   the arm
+prepare     the exposure log, as `adagrpo prepare --exposures` reads it
+tokenize    taken over: an item keeps its Semantic ID, and only what is listed now can be written
+sft         taken over: the policy that was served
+ranker      fitted on what was shown; one for all arms of a market
+train/ARM   the arm
 """
 
 from __future__ import annotations

@@ -20,17 +20,17 @@ from numpy.typing import NDArray
 
 from adagrpo.config.closed_loop import LoopPlan
 from adagrpo.data.prepared import load_impressions
-from adagrpo.data.sequences import pad
 from adagrpo.data.simulation.population import Population
 from adagrpo.evaluation.predictions import sample_cases, summarise
+from adagrpo.monitoring.signs import gini
 from adagrpo.pipeline.closed_loop.beginnings import Beginning
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
+from adagrpo.pipeline.watch import batch_of, predicted_clicks
 from adagrpo.rewards.sequential import SequentialRanker
-from adagrpo.types import Histories, Ragged
 
-__all__ = ["Shown", "gini", "measure", "ranker_errors"]
+__all__ = ["Shown", "measure", "ranker_errors"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -53,7 +53,7 @@ class Shown:
         """The lists of a day."""
         self._items.append(items)
         self.histories += [self.place[[int(name[1:]) for name in history]] for history in histories]
-        self._parts.append({"day": np.full(len(rows), day), "user": rows})
+        self._parts.append({"day": np.full(len(rows), day), "user": rows, "items": items.tolist()})
 
     def outcomes(self, clicked: NDArray[np.bool_], dwell: Floats, utility: Floats, value: Floats) -> None:
         """What came of the lists that were added last."""
@@ -91,7 +91,7 @@ def measure(
     data = RunData(run)
     models = Models(data)
     ranker = models.ranker(run.path("ranker", "best"))
-    predicted = _predicted(ranker, shown, run.config.max_history)
+    predicted = predicted_clicks(ranker, shown.histories, shown.place[shown.items], run.config.max_history)
     shown.note("predicted", predicted)
     table, items = shown.table, shown.items
     listed = data.catalog.read(beginning.catalogue(number)[0]).listed.numpy()
@@ -107,42 +107,6 @@ def measure(
     values |= {name: float(table[name].drop_nans().mean()) for name in names}  # type: ignore[arg-type]
     values |= ranker_errors(plan, data, ranker, population, shown.place, listed, number)
     return values | _offline(plan, models, data, weights, before)
-
-
-def gini(
-    counts: Ints,  # (V,)
-) -> float:
-    """The Gini coefficient of how often items were shown: 0 is all alike, near 1 is one item alone.
-
-    Example:
-        >>> gini(np.array([1, 1, 1, 1])), gini(np.array([0, 0, 0, 4]))
-        (0.0, 0.75)
-    """
-    ordered = np.sort(counts.astype(np.float64))
-    if not ordered.sum():
-        return 0.0
-    ranks = np.arange(1, len(ordered) + 1)
-    return float((2 * ranks - len(ordered) - 1) @ ordered / (len(ordered) * ordered.sum()))
-
-
-@torch.no_grad()
-def _predicted(ranker: SequentialRanker, shown: Shown, max_history: int) -> Floats:
-    """(N,) the probability, by the ranker, that something of each list is bought, its places taken into account."""
-    known = [row for row, history in enumerate(shown.histories) if len(history)]
-    result = np.full(len(shown.histories), np.nan)
-    if not known:
-        return result
-    histories = _batch([shown.histories[row] for row in known], max_history)
-    items = torch.from_numpy(shown.place[shown.items[known]])
-    scores = ranker.score(histories, items) + ranker.slot_bias.weight[: items.shape[1], 0]
-    result[known] = (1 - (1 - torch.sigmoid(scores)).prod(dim=1)).numpy()
-    return result
-
-
-def _batch(histories: Sequence[Ints], max_history: int) -> Histories:
-    offsets = np.cumsum([0, *map(len, histories)]).astype(np.int64)
-    ragged = Ragged(np.concatenate(histories).astype(np.int32), offsets)
-    return pad(ragged, np.arange(len(histories)), max_history)
 
 
 @torch.no_grad()
@@ -167,7 +131,7 @@ def ranker_errors(
     rows = np.sort(rng.choice(owners, min(plan.probes, len(owners)), replace=False))
     taste = population.tastes(rows)
     histories = [place[[int(name[1:]) for name in population.history(row)]] for row in rows]
-    batch = _batch(histories, data.config.max_history)
+    batch = batch_of(histories, data.config.max_history)
     impressions = load_impressions(data.prepared)
     assert impressions is not None, "an exposure log has impressions"
     counts = np.bincount(impressions["item"].to_numpy(), minlength=data.num_items)

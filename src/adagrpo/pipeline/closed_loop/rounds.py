@@ -1,4 +1,4 @@
-"""One market: rounds of serving and learning, each finished round in a folder that is complete once `row.json` is there.
+"""One market: rounds of serving and learning; a round is finished once its `row.json` is there.
 
     MARKET/exposures/                the platform's log and what the market has shown
     MARKET/rounds/NNN/ARM/           the run that an arm learnt in, see `adagrpo.pipeline.closed_loop.learners`
@@ -165,6 +165,8 @@ class Market:
         days = plan.start_days if number == 0 else plan.days
         shown = {arm: Shown(RunData(one.run).item_ids.to_list(), population) for arm, one in served.items()}
         for day in range(first, first + days):
+            if plan.stationary:
+                population.users = self.beginning.population().users
             rows, taste = population.come(day, plan.visits)
             lists = self._ask(day, rows, population)
             items = np.array([[int(item[1:]) for item in one["items"]] for one in lists])
@@ -259,5 +261,3 @@ def _serving(one: _Served, arm: str, number: int, beginning: Beginning) -> Servi
     model = hash_file(one.weights / "model.safetensors")[:12]
     about: dict[str, Any] = {"name": config.name, "arm": arm, "round": number}
     return Serving(recommender, about, {"model": model, "catalog": f"{number:04d}", "arm": arm})
-
-
