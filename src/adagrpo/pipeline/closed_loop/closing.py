@@ -15,6 +15,7 @@ import json
 import multiprocessing
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import torch
 from adagrpo.config import Config, dump_config
 from adagrpo.config.closed_loop import LoopPlan, read_loop_plan
 from adagrpo.errors import UserError
-from adagrpo.pipeline.closed_loop.beginnings import begin_world
+from adagrpo.pipeline.closed_loop.beginnings import Beginning, begin_world
 from adagrpo.pipeline.closed_loop.loop_summary import contrasts, loop_chart, signs_of
 from adagrpo.pipeline.closed_loop.rounds import Market
 from adagrpo.pipeline.run import Console, Silent
@@ -58,8 +59,6 @@ def close_loop(path: Path, out: Path, workers: int = 1, console: Console | None 
     check_kind(out, "loop")
     with lock_folder(out, "loop"):
         _hold(out, plan, config)
-        for world in plan.worlds:
-            begin_world(plan, config, world, out / world / "begin", shown)
         # the first market of every world before the second of any: what is there early is of all worlds
         tasks = [(world, market) for market in plan.markets for world in plan.worlds]
         for done, (world, market) in enumerate(_played(path, out, tasks, workers), 1):
@@ -82,12 +81,16 @@ def finished_rows(out: Path, plan: LoopPlan) -> Iterator[dict[str, Any]]:
 
 def _played(path: Path, out: Path, tasks: list[tuple[str, str]], workers: int) -> Iterator[tuple[str, str]]:
     """Play markets, and say which is finished."""
+    worlds = list(dict.fromkeys(world for world, _ in tasks))
     if workers == 1:
+        for world in worlds:
+            _begin(path, out, world)
         for world, market in tasks:
             _play(path, out, world, market)
             yield world, market
         return
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(partial(_begin, path, out), worlds))
         running = {pool.submit(_play, path, out, world, market): (world, market) for world, market in tasks}
         failed: list[str] = []
         for finished in as_completed(running):
@@ -100,10 +103,14 @@ def _played(path: Path, out: Path, tasks: list[tuple[str, str]], workers: int) -
         raise UserError(f"{failed[0]}; {len(failed)} of {len(tasks)} markets are not finished")
 
 
-def _play(path: Path, out: Path, world: str, market: str) -> None:
+def _begin(path: Path, out: Path, world: str) -> Beginning:
     torch.set_num_threads(1)
     plan, config = read_loop_plan(path)
-    beginning = begin_world(plan, config, world, out / world / "begin", Silent())
+    return begin_world(plan, config, world, out / world / "begin", Silent())
+
+
+def _play(path: Path, out: Path, world: str, market: str) -> None:
+    beginning, (plan, _) = _begin(path, out, world), read_loop_plan(path)
     Market(plan, plan.markets[market], beginning, out / world / market).play()
 
 
