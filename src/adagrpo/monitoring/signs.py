@@ -165,4 +165,4 @@ def _more_concentrated(now: Ints, before: Ints, rng: np.random.Generator) -> tup
 
 
 def _rows(visits: Visits, kept: NDArray[np.bool_]) -> Visits:
-    return Visits(*(column[kept] for column in visits))
+    return Visits(visits.day[kept], visits.clicked[kept], visits.predicted[kept], visits.items[kept])

@@ -10,7 +10,6 @@ WORLD/begun.json               written last
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +19,7 @@ import numpy as np
 import polars as pl
 
 from adagrpo.config import Config, dump_config, resolve_config
-from adagrpo.config.closed_loop import LoopPlan
+from adagrpo.config.closed_loop import LoopPlan, WorldPlan
 from adagrpo.data.columns import ITEM_ID, USER_ID
 from adagrpo.data.simulation.marketplace import Simulation
 from adagrpo.data.simulation.population import Population, populate
@@ -108,11 +107,10 @@ def begin_world(plan: LoopPlan, config: Config, name: str, folder: Path, console
     return begun
 
 
-def _given(section: Any) -> dict[str, Any]:
+def _given(section: Config | WorldPlan) -> dict[str, Any]:
     """The parameters of a marketplace that a recipe or a plan gives."""
     options = section.data.marketplace if isinstance(section, Config) else section.marketplace
-    given: Mapping[str, Any] = options.model_dump(exclude_none=True)
-    return dict(given)
+    return {} if options is None else options.model_dump(exclude_none=True)
 
 
 def _log_platform(simulation: Simulation, directory: Path) -> int:
@@ -123,8 +121,18 @@ def _log_platform(simulation: Simulation, directory: Path) -> int:
     for step, user, items, clicked in visits.sort("timestamp", maintain_order=True).iter_rows():
         row = int(user[1:])
         request, moment = f"p{step}-{user}", float(step * DAY + row)
-        shown = {"slate": tuple(items), "arm": PLATFORM, "model_version": PLATFORM, "catalog_version": PLATFORM}
-        exposures.append(Exposure(request_id=request, time=moment, user_hash=HASH(user), source=PLATFORM, **shown))
+        exposures.append(
+            Exposure(
+                request_id=request,
+                time=moment,
+                slate=tuple(items),
+                arm=PLATFORM,
+                model_version=PLATFORM,
+                catalog_version=PLATFORM,
+                user_hash=HASH(user),
+                source=PLATFORM,
+            )
+        )
         bought = [item for item, click in zip(items, clicked, strict=True) if click]
         feedback += [Feedback(request_id=request, item=item, kind=CLICK, time=moment + 60) for item in bought]
     log.write(exposures)

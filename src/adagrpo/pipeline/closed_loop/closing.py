@@ -13,6 +13,9 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import multiprocessing.connection
+import os
+import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
@@ -89,8 +92,9 @@ def _played(path: Path, out: Path, tasks: list[tuple[str, str]], workers: int) -
             _play(path, out, world, market)
             yield world, market
         return
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        list(pool.map(partial(_begin, path, out), worlds))
+    spawned = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=spawned, initializer=_end_with_parent) as pool:
+        list(pool.map(partial(_only_begin, path, out), worlds))
         running = {pool.submit(_play, path, out, world, market): (world, market) for world, market in tasks}
         failed: list[str] = []
         for finished in as_completed(running):
@@ -103,10 +107,27 @@ def _played(path: Path, out: Path, tasks: list[tuple[str, str]], workers: int) -
         raise UserError(f"{failed[0]}; {len(failed)} of {len(tasks)} markets are not finished")
 
 
+def _end_with_parent() -> None:
+    """Have this process end when the one that started it is gone, however that ended: another may begin its markets."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "a worker has a parent"
+
+    def wait() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=wait, name="parent", daemon=True).start()
+
+
 def _begin(path: Path, out: Path, world: str) -> Beginning:
     torch.set_num_threads(1)
     plan, config = read_loop_plan(path)
     return begin_world(plan, config, world, out / world / "begin", Silent())
+
+
+def _only_begin(path: Path, out: Path, world: str) -> None:
+    """As `_begin`, for another process: what it gives cannot be sent to this one."""
+    _begin(path, out, world)
 
 
 def _play(path: Path, out: Path, world: str, market: str) -> None:

@@ -45,8 +45,7 @@ class SimulatedDays:
 
     def write(self, rows: Sequence[Exposure]) -> list[Exposure]:
         """See `ExposureSink.write`."""
-        named = {"arm": self._arm, "experiment": self._experiment, "latency_ms": None}
-        return self._log.write([replace(row, time=moment_of(row.request_id, self._first_day), **named) for row in rows])
+        return self._log.write([self._dated(row) for row in rows])
 
     def feedback(self, rows: Sequence[Feedback]) -> FeedbackCounts:
         """See `ExposureSink.feedback`."""
@@ -54,6 +53,10 @@ class SimulatedDays:
 
     def close(self) -> None:
         """Nothing: the log belongs to the market."""
+
+    def _dated(self, row: Exposure) -> Exposure:
+        moment = moment_of(row.request_id, self._first_day)
+        return replace(row, time=moment, arm=self._arm, experiment=self._experiment, latency_ms=None)
 
 
 class Endpoint:

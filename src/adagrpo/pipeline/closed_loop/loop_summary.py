@@ -153,8 +153,8 @@ def _arms(out: Path, plan: LoopPlan) -> Iterator[tuple[str, str, str, pl.DataFra
 def _visits(table: pl.DataFrame) -> Visits:
     widest = int(table["items"].list.len().max())  # type: ignore[arg-type]
     items = np.array([[*row, *[-1] * (widest - len(row))] for row in table["items"].to_list()])
-    floats = (table[name].cast(pl.Float64).to_numpy() for name in ("clicked", "predicted"))
-    return Visits(table["day"].to_numpy(), *floats, items)
+    clicked, predicted = (table[name].cast(pl.Float64).to_numpy() for name in ("clicked", "predicted"))
+    return Visits(table["day"].to_numpy(), clicked, predicted, items)
 
 
 def _harmed(out: Path, plan: LoopPlan, world: str, market: str, arm: str) -> int | None:

@@ -40,6 +40,7 @@ from adagrpo.serving.exposure_parts import parts_of
 from adagrpo.serving.exposure_store import LocalExposureLog
 from adagrpo.serving.served import Serving
 from adagrpo.storage.artifacts import hash_file, make_folder, write_file
+from adagrpo.storage.locks import lock_folder
 
 __all__ = ["START", "Market"]
 
@@ -73,10 +74,17 @@ class Market:
         found = sorted(self.folder.glob("rounds/*/row.json"))
         return [row for path in found for row in json.loads(path.read_text(encoding="utf-8"))]
 
-    def play(self, report: Any = None) -> None:
-        """All rounds that are not finished."""
+    def play(self) -> None:
+        """All rounds that are not finished.
+
+        Raises:
+            UserError: another process plays this market.
+        """
+        with lock_folder(self.folder, "loop"):
+            self._play()
+
+    def _play(self) -> None:
         if not self.exposures.is_dir():
-            self.folder.mkdir(parents=True, exist_ok=True)
             copied = self.folder / "exposures.copied"
             shutil.rmtree(copied, ignore_errors=True)
             shutil.copytree(self.beginning.exposures, copied)
@@ -88,8 +96,6 @@ class Market:
         try:
             for number in missing:
                 self._round(number)
-                if report is not None:
-                    report(number)
         finally:
             for endpoint in self._endpoints.values():
                 endpoint.close()
