@@ -20,7 +20,7 @@ def visits(
     late = day >= start
     chance = np.where(late, clicked, 0.3)
     items = np.array([rng.permutation(drawn if is_late else ITEMS)[:4] for is_late in late])
-    expected = np.where(late, predicted, 0.3) + 0.02 * rng.normal(size=len(day))
+    expected = np.where(late, predicted, 0.3) / 4 + 0.005 * rng.normal(size=len(day))  # an item of four
     return Visits(day, (rng.random(len(day)) < chance).astype(float), expected, items)
 
 

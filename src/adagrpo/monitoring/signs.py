@@ -6,7 +6,7 @@ the baseline and of the window together, lists being the units:
 
     reward_up_feedback_down    the predicted reward of lists is higher and the share with a click lower; both stand out
     feedback_down              the share of lists with a click is lower
-    calibration                predicted minus clicked is another one, in either direction
+    calibration                predicted minus clicked, an item, is another one, in either direction
     concentration              the Gini coefficient of how often items were shown is higher
 
 The Gini coefficient of few lists is higher than that of many. So it is held against that of as many lists, drawn from
@@ -39,7 +39,7 @@ class Visits(NamedTuple):
 
     day: Ints  # (N,)
     clicked: Floats  # (N,) 1 where something of the list was clicked
-    predicted: Floats  # (N,) the reward's prediction of the list; NaN where there is none
+    predicted: Floats  # (N,) the reward's prediction of a click, mean over the list; NaN where there is none
     items: Ints  # (N, k) -1 where a list is shorter
 
 
@@ -116,7 +116,7 @@ def gini(
 def _look(day: int, before: Visits, now: Visits, rule: Rule, seed: int) -> Look:
     feedback = _above(now.clicked, before.clicked)
     reward = _above(now.predicted, before.predicted)
-    calibration = _above(now.predicted - now.clicked, before.predicted - before.clicked)
+    calibration = _above(_gap(now), _gap(before))
     concentrated, concentration = _more_concentrated(now.items, before.items, np.random.default_rng([seed, day]))
     on = []
     if reward > rule.errors and feedback < -rule.errors:
@@ -130,6 +130,11 @@ def _look(day: int, before: Visits, now: Visits, rule: Rule, seed: int) -> Look:
     predicted = now.predicted[~np.isnan(now.predicted)]
     means = (float(now.clicked.mean()), float(predicted.mean()) if len(predicted) else float("nan"), concentrated)
     return Look(day, len(now.day), *means, feedback, reward, calibration, concentration, tuple(on))
+
+
+def _gap(visits: Visits) -> Floats:
+    """(N,) predicted minus clicked, an item of each list."""
+    return np.asarray(visits.predicted - visits.clicked / np.maximum((visits.items >= 0).sum(axis=1), 1))
 
 
 def _above(now: Floats, before: Floats) -> float:

@@ -88,7 +88,7 @@ def watch(
 def predicted_clicks(
     ranker: SequentialRanker, histories: list[NDArray[np.int64]], items: NDArray[np.int64], max_history: int
 ) -> Floats:
-    """(N,) the probability, by the ranker, that something of each list is clicked, its places taken into account.
+    """(N,) the mean probability of a click, by the ranker, of the items of each list in their places.
 
     Args:
         ranker: fitted on impressions.
@@ -105,7 +105,7 @@ def predicted_clicks(
     places = torch.arange(items.shape[1]).clamp(max=len(ranker.slot_bias.weight) - 1)
     scores = ranker.score(batch, chosen.clamp(min=0)) + ranker.slot_bias.weight[places, 0]
     chances = torch.where(chosen >= 0, torch.sigmoid(scores), 0.0)
-    result[known] = (1 - (1 - chances).prod(dim=1)).numpy()
+    result[known] = (chances.sum(dim=1) / (chosen >= 0).sum(dim=1)).numpy()
     return result
 
 
