@@ -12,9 +12,10 @@ from typer.testing import CliRunner
 from adagrpo.cli import app
 from adagrpo.config.closed_loop import read_loop_plan
 from adagrpo.errors import UserError
+from adagrpo.pipeline import Run, Silent
+from adagrpo.pipeline.closed_loop.beginnings import begin_world
 from adagrpo.pipeline.closed_loop.closing import close_loop
 from adagrpo.pipeline.closed_loop.loop_summary import reference_of
-from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.versions import catalog_versions
 from adagrpo.serving.exposure_parts import parts_of, read_parts
 
@@ -165,3 +166,12 @@ def test_watch_reads_the_log_of_a_market_by_day(loop: Path) -> None:
     assert text.exit_code == 0 and "concentration" in text.stdout
     wrong = CliRunner().invoke(app, ["watch", *options, "--arm", "other"])
     assert "it has mixture-pressure1, nll, platform" in str(wrong.exception)
+
+
+def test_a_beginning_that_was_killed_makes_no_version_twice(plan: Path, loop: Path) -> None:
+    content, config = read_loop_plan(plan)
+    folder = loop / "a" / "begin"
+    before = [version.name for version in catalog_versions(Run.open(folder / "run"))]
+    (folder / "begun.json").unlink()
+    begun = begin_world(content, config, "a", folder, Silent())
+    assert [version.name for version in catalog_versions(begun.run)] == before

@@ -146,11 +146,15 @@ def _list_in_waves(plan: LoopPlan, run: Run, simulation: Simulation, population:
     later = population.later
     if not len(later):
         return
-    update_catalog(run, delist=[population.item_ids[item] for item in later])
+    made = len(catalog_versions(run)) - 1  # by an attempt that was killed
+    if made == 0:
+        update_catalog(run, delist=[population.item_ids[item] for item in later])
     order = np.random.default_rng(population.world.seed).permutation(later)
-    for number, wave in enumerate(np.array_split(order, plan.rounds), 1):
+    waves = [wave for wave in np.array_split(order, plan.rounds) if len(wave)]
+    for number, wave in enumerate(waves, 1):
+        if number < made:
+            continue
         path = folder / f"wave-{number:04d}.parquet"
         ids = [population.item_ids[item] for item in sorted(wave)]
         simulation.items.filter(pl.col(ITEM_ID).is_in(ids)).write_parquet(path)
-        if ids:
-            update_catalog(run, items=path)
+        update_catalog(run, items=path)
