@@ -255,6 +255,18 @@ CONTRADICTIONS: list[Contradiction] = [
         {"logs": ["a"], "marketplace": None, "items": None, "shuffle_ties": None, "refuse": {"unknown_items": True}},
         "give items",
     ),
+    (
+        DataConfig,
+        "data",
+        {
+            "logs": [],
+            "marketplace": {},
+            "exposures": None,
+            "keep_unseen_items": True,
+            "executor": {"kind": "processes"},
+        },
+        "is not divided among workers",
+    ),
     (SplitConfig, "data.split", {"kind": "temporal", "test_from": None}, "validation_from and test_from"),
     (LanguageModelConfig, "policy.lm", LM | {"config": {"model_type": "gpt2"}}, "either config or checkpoint"),
     (LanguageModelConfig, "policy.lm", LM | {"checkpoint": None}, "either config or checkpoint"),

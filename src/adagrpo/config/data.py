@@ -84,6 +84,8 @@ class MarketplaceConfig(Section):
 
     users: Positive | None = None
     items: Positive | None = None
+    categories: Positive | None = None
+    styles: Positive | None = None
     steps: PositiveFloat | None = None
     exposure_bias: NonNegativeFloat | None = None
     position_bias: NonNegativeFloat | None = None
@@ -92,6 +94,9 @@ class MarketplaceConfig(Section):
     noise: NonNegativeFloat | None = None
     drift: NonNegativeFloat | None = None
     cold_share: Share | None = None
+    later_share: Share | None = None
+    satiation: NonNegativeFloat | None = None
+    dwell_seconds: NonNegativeFloat | None = None
 
 
 class TieConfig(Section):
@@ -152,6 +157,7 @@ class DataConfig(Section):
     With `click_rating` every row is an impression, clicked if it is rated at least so. `max_expansion` bounds to how
     many times its size a compressed file of logs or items may unpack, beyond 32 MB, see `adagrpo.data.logs.unpacking`.
     With `drop_duplicates` the first alone is kept of rows of the same user, item and time; they are no bad rows.
+    With `keep_unseen_items` the item table is the catalogue; else it is the items that somebody interacted with.
     """
 
     not_of_the_result: ClassVar[frozenset[str]] = frozenset(
@@ -169,6 +175,7 @@ class DataConfig(Section):
     random: RandomExposureConfig | None = None
     min_user_interactions: Positive = 1
     min_item_interactions: Positive = 1
+    keep_unseen_items: bool = False
     max_bad_rows: Annotated[int, Field(ge=0)] = 0
     max_expansion: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 100
     refuse: RefuseConfig = RefuseConfig()
@@ -183,6 +190,10 @@ class DataConfig(Section):
             raise ValueError("give either logs or marketplace or exposures")
         if self.shuffle_ties and self.shuffle_ties.sorted_by and self.items is None:
             raise ValueError("shuffle_ties.sorted_by is a column of the item table; give items")
+        if self.keep_unseen_items and self.items is None and self.marketplace is None:
+            raise ValueError("keep_unseen_items keeps the items of the item table; give items")
+        if self.keep_unseen_items and self.executor.kind != "serial":
+            raise ValueError("keep_unseen_items is not divided among workers; set executor.kind to serial")
         if self.refuse.unknown_items and self.items is None and self.marketplace is None:
             raise ValueError("refuse.unknown_items looks into the item table; give items")
         return self

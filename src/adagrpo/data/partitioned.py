@@ -261,7 +261,8 @@ def _parts(paths: Sequence[Path], kind: str | None) -> Iterator[dict[str, Any]]:
 
 def _bucket_ranges(sizes: NDArray[np.int64], least: int) -> list[dict[str, Any]]:
     """The tasks of the second step: ranges of buckets, at least about so many, with what a worker takes at a time."""
-    ranges, first, most = [], 0, min(RANGE_ROWS, int(sizes.sum()) // least)
+    ranges: list[dict[str, Any]] = []
+    first, most = 0, min(RANGE_ROWS, int(sizes.sum()) // least)
     for bucket in range(BUCKETS):
         if bucket + 1 == BUCKETS or sizes[first : bucket + 2].sum() > most:
             ranges.append({"step": "order", "number": len(ranges), "buckets": [first, bucket + 1]})

@@ -23,11 +23,11 @@ from torch import Tensor
 
 from .flat_trie import opened
 
-Base: Any
 try:
-    from sglang.srt.sampling.custom_logit_processor import CustomLogitProcessor as Base
+    from sglang.srt.sampling.custom_logit_processor import CustomLogitProcessor as _Processor
 except ImportError:
-    Base = object
+    _Processor = object
+Base: Any = _Processor
 
 __all__ = ["PROCESSOR", "CatalogLogitProcessor"]
 

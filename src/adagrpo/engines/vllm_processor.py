@@ -23,16 +23,16 @@ from torch import Tensor
 
 from .flat_trie import FlatTrie, opened
 
-SlotBase: Any
-MovingBase: Any
 try:
-    from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as SlotBase
+    from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as _Slots
 except ImportError:
-    SlotBase = object
+    _Slots = object
 try:
-    from vllm.v1.sample.logits_processor import LogitsProcessor as MovingBase
+    from vllm.v1.sample.logits_processor import LogitsProcessor as _Moving
 except ImportError:
-    MovingBase = object
+    _Moving = object
+SlotBase: Any = _Slots
+MovingBase: Any = _Moving
 
 __all__ = ["CatalogProcessor", "MovingCatalogProcessor"]
 

@@ -11,7 +11,7 @@ import functools
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,7 +68,8 @@ def read_chunks(
     """
     kind = kind_of(path)
     require(path, columns, columns_of(path))
-    read = {"Parquet": functools.partial(_parquet, rows=rows), "CSV": _csv, "JSONL": _jsonl}[kind]
+    readers: dict[str, _Reader] = {"Parquet": functools.partial(_parquet, rows=rows), "CSV": _csv, "JSONL": _jsonl}
+    read = readers[kind]
     first = 0 if rows is None else rows[0]
     with reading(path, kind):
         for table, problem in read(path, columns, ids, max_expansion):
@@ -78,6 +79,7 @@ def read_chunks(
 
 
 _Parsed = tuple[pl.DataFrame, pl.Series | None]
+_Reader = Callable[[Path, Sequence[str], Sequence[str], float], Iterator[_Parsed]]
 
 
 def _parquet(

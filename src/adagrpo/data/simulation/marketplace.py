@@ -26,6 +26,10 @@ the slate size (Rosen, Asymptotic theory for successive sampling with varying pr
 Against 200,000 Monte Carlo slates: 10 of 1000 items, about 1 % or less on average in every class of probability; 5 of
 60 items, up to 2.6 % too low for one that is nearly always shown and 2-3 % too high, on average, for those below 0.1.
 
+With `satiation` each recent purchase from a category takes that much from the logits of its items, and every visit
+leaves 0.8 of it. With `dwell_seconds` the log says how long a user stayed with what they bought: the median grows with
+the utility's logit, and times are log-normal about it.
+
 The source of the click model is Craswell et al., An experimental comparison of click position-bias models, 2008
 (examination times attraction); we depart from it in that the first purchase ends the visit.
 """
@@ -45,11 +49,26 @@ from adagrpo.data.simulation.slates import Stock, draw_slates, propensities, sto
 from adagrpo.data.simulation.truth import Truth
 from adagrpo.data.simulation.world import OWN, WAVES, Catalogue, Marketplace, make_catalogue, unit
 
-__all__ = ["Marketplace", "Simulation", "Truth", "simulate", "write_simulation"]
+__all__ = [
+    "Marketplace",
+    "Simulation",
+    "Truth",
+    "Users",
+    "buy",
+    "choose",
+    "dwell_times",
+    "move_tastes",
+    "simulate",
+    "simulate_with_users",
+    "utility_logits",
+    "write_simulation",
+]
 
 CHUNK = 4096  # users that are handled at once; part of what the seed means
 COLD_FROM = 0.7  # the first wave, as a share of the log's length
 MEMORY = 0.3  # how much of the older pull is left after a purchase
+RESTED = 0.8  # how much of the satiation is left at the next visit
+DWELL_SLOPE, DWELL_SPREAD = 0.15, 1.0  # of log seconds: by the logit of the utility, and about it
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -63,7 +82,7 @@ class Simulation(NamedTuple):
     truth: Truth
 
 
-class _Users(NamedTuple):
+class Users(NamedTuple):
     """State of the users, changed in place."""
 
     taste: Floats  # (U, D) long-term part, unit vectors
@@ -73,6 +92,7 @@ class _Users(NamedTuple):
     bought: Ints  # (U,) how many
     moments: list[tuple[Ints, Floats]]  # of each step: who bought, and their whole taste before it
     visits: Ints  # (U,)
+    tired: Floats  # (U, C) recent purchases of each category; (U, 0) in a world without satiation
 
 
 def simulate(world: Marketplace) -> Simulation:
@@ -92,6 +112,11 @@ def simulate(world: Marketplace) -> Simulation:
         >>> simulation.items.item(0, "item_id"), simulation.truth.user_ids[-1]
         ('i00000', 'u00004')
     """
+    return simulate_with_users(world)[0]
+
+
+def simulate_with_users(world: Marketplace) -> tuple[Simulation, Catalogue, Users]:
+    """As `simulate`, with the items and the users as the log leaves them, for what comes after it."""
     rng_items, rng_users, rng_log = (np.random.default_rng(s) for s in np.random.SeedSequence(world.seed).spawn(3))
     catalogue = make_catalogue(world, rng_items)
     users = _make_users(world, catalogue, rng_users)
@@ -112,7 +137,8 @@ def simulate(world: Marketplace) -> Simulation:
     impressions = pl.DataFrame({name: column[by_user] for name, column in log.items()}).with_columns(
         user_id=pl.lit(user_ids).gather(pl.col("user_id")), item_id=pl.lit(item_ids).gather(pl.col("item_id"))
     )
-    return Simulation(impressions, describe_items(world, catalogue, item_ids), _truth(world, catalogue, users))
+    simulation = Simulation(impressions, describe_items(world, catalogue, item_ids), _truth(world, catalogue, users))
+    return simulation, catalogue, users
 
 
 def write_simulation(simulation: Simulation, directory: Path) -> None:
@@ -123,7 +149,7 @@ def write_simulation(simulation: Simulation, directory: Path) -> None:
     simulation.truth.save(directory / "truth")
 
 
-def _make_users(world: Marketplace, catalogue: Catalogue, rng: np.random.Generator) -> _Users:
+def _make_users(world: Marketplace, catalogue: Catalogue, rng: np.random.Generator) -> Users:
     # One to three favourite shelves; a user is a weighted mean of them and of a part of their own.
     favourites = rng.integers(len(catalogue.shelves), size=(world.users, 3))
     shares = rng.gamma(1.0, size=(world.users, 3)) * (np.arange(3) < rng.integers(1, 4, size=(world.users, 1)))
@@ -132,14 +158,15 @@ def _make_users(world: Marketplace, catalogue: Catalogue, rng: np.random.Generat
     taste = unit(mean + OWN * unit(rng.normal(size=mean.shape)))
     shape = 8.0  # of the Gamma: visits vary by about 40 %
     visits = rng.poisson(world.steps * rng.gamma(shape, 1 / shape, size=world.users))
-    return _Users(
+    return Users(
         taste=taste,
         pull=np.zeros_like(taste),
-        last=taste.copy(),
+        last=np.pad(taste, ((0, 0), (0, world.categories if world.satiation else 0))),
         owned=np.full((world.users, world.longest), -1, dtype=np.int64),
         bought=np.zeros(world.users, dtype=np.int64),
         moments=[],
         visits=np.clip(visits, 1, world.longest),
+        tired=np.zeros((world.users, world.categories if world.satiation else 0)),
     )
 
 
@@ -147,16 +174,14 @@ def _visit(
     world: Marketplace,
     catalogue: Catalogue,
     stock: Stock,
-    users: _Users,
+    users: Users,
     rows: Ints,  # (N,) users who come at this step
     step: int,
     rng: np.random.Generator,
 ) -> dict[str, NDArray[np.generic]]:
     """One visit of each of these users; changes their state and returns the columns of the log, `N * k` rows."""
     count, size = len(rows), world.slate_size
-    drifted = users.taste[rows] + world.drift / np.sqrt(world.factors) * rng.normal(size=(count, world.factors))
-    users.taste[rows] = unit(drifted)
-    taste = unit(users.taste[rows] + world.carry * users.pull[rows])
+    taste = move_tastes(world, users, rows, rng.normal(size=(count, world.factors)))
     error = world.targeting_error * rng.normal(size=(count, len(catalogue.shelves)))
     log_mass = world.targeting * (taste @ catalogue.shelves.T) + error
     log_mass -= log_mass.max(axis=1, keepdims=True)
@@ -164,19 +189,20 @@ def _visit(
     slate = draw_slates(rng, catalogue, stock, log_mass, owned, size)
     propensity = propensities(catalogue, stock, log_mass, owned, slate)
 
-    logits = world.sharpness * np.einsum("nd,nkd->nk", taste, catalogue.vectors[slate]) + catalogue.bias[slate]
-    examination = (1.0 / (1.0 + np.arange(size))) ** world.position_bias
-    chosen = rng.random((count, size)) < examination * expit(logits / max(world.noise, 1e-3))
-    clicked = chosen & (np.cumsum(chosen, axis=1) == 1)
-
-    buys = chosen.any(axis=1)
-    buyers, basket = rows[buys], slate[clicked]
+    logits = utility_logits(world, catalogue, users, rows, taste, slate)
+    clicked = choose(world, logits, rng.random((count, size)))
+    dwell: dict[str, NDArray[np.generic]] = {}
+    if world.dwell_seconds:
+        seconds = dwell_times(world, logits[clicked], rng.normal(size=int(clicked.sum())))
+        column = np.zeros((count, size), dtype=np.float32)
+        column[clicked] = seconds
+        dwell = {"dwell": column.ravel()}
+    buys = clicked.any(axis=1)
     current = buys | (users.bought[rows] == 0)  # before the first purchase, every visit counts as the last
-    users.last[rows[current]] = taste[current]
-    users.owned[buyers, users.bought[buyers]] = basket
-    users.moments.append((buyers, taste[buys]))
-    users.bought[buyers] += 1
-    users.pull[buyers] = unit(MEMORY * users.pull[buyers] + catalogue.pull[basket])
+    whole = _whole(world, users, rows, taste)
+    users.last[rows[current]] = whole[current]
+    users.moments.append((rows[buys], whole[buys]))
+    buy(catalogue, users, rows[buys], slate[clicked])
     return {
         "user_id": np.repeat(rows, size).astype(np.int32),
         "item_id": slate.ravel().astype(np.int32),
@@ -184,10 +210,81 @@ def _visit(
         "slot": np.tile(np.arange(size, dtype=np.int32), count),
         "clicked": clicked.ravel().astype(np.int8),
         "propensity": propensity.ravel().astype(np.float32),
+        **dwell,
     }
 
 
-def _truth(world: Marketplace, catalogue: Catalogue, users: _Users) -> Truth:
+def move_tastes(
+    world: Marketplace,
+    users: Users,
+    rows: Ints,  # (N,)
+    normal: Floats,  # (N, D)
+) -> Floats:  # (N, D)
+    """The whole tastes of users who come, whose long-term parts have drifted and whose satiation has worn off a bit."""
+    users.taste[rows] = unit(users.taste[rows] + world.drift / np.sqrt(world.factors) * normal)
+    users.tired[rows] *= RESTED
+    return unit(users.taste[rows] + world.carry * users.pull[rows])
+
+
+def utility_logits(
+    world: Marketplace,
+    catalogue: Catalogue,
+    users: Users,
+    rows: Ints,  # (N,)
+    taste: Floats,  # (N, D) of `move_tastes`
+    items: Ints,  # (N, k)
+) -> Floats:  # (N, k)
+    """The utility before it is divided by the noise, in logits."""
+    logits = world.sharpness * np.einsum("nd,nkd->nk", taste, catalogue.vectors[items]) + catalogue.bias[items]
+    if world.satiation:
+        logits -= world.satiation * users.tired[rows[:, None], catalogue.category[items]]
+    return np.asarray(logits)
+
+
+def choose(
+    world: Marketplace,
+    logits: Floats,  # (N, k)
+    uniforms: Floats,  # (N, k)
+) -> NDArray[np.bool_]:  # (N, k)
+    """The first item of each slate that is examined and wanted."""
+    examination = (1.0 / (1.0 + np.arange(logits.shape[1]))) ** world.position_bias
+    chosen = uniforms < examination * expit(logits / max(world.noise, 1e-3))
+    return np.asarray(chosen & (np.cumsum(chosen, axis=1) == 1))
+
+
+def buy(
+    catalogue: Catalogue,
+    users: Users,
+    buyers: Ints,  # (N,)
+    basket: Ints,  # (N,)
+) -> None:
+    """Let users own what they bought, and pull their tastes to what goes with it."""
+    users.owned[buyers, users.bought[buyers]] = basket
+    users.bought[buyers] += 1
+    users.pull[buyers] = unit(MEMORY * users.pull[buyers] + catalogue.pull[basket])
+    if users.tired.shape[1]:
+        users.tired[buyers, catalogue.category[basket]] += 1
+
+
+def dwell_times(
+    world: Marketplace,
+    logits: Floats,  # (N,)
+    normal: Floats,  # (N,)
+) -> Floats:  # (N,)
+    """Seconds with what was bought."""
+    return np.asarray(
+        world.dwell_seconds * np.exp(DWELL_SLOPE * logits / max(world.noise, 1e-3) + DWELL_SPREAD * normal)
+    )
+
+
+def _whole(world: Marketplace, users: Users, rows: Ints, taste: Floats) -> Floats:
+    """(N, D [+ C]) taste, and what satiation takes from each category, so that utilities stay products of vectors."""
+    if not world.satiation:
+        return taste
+    return np.concatenate([taste, -world.satiation / world.sharpness * users.tired[rows]], axis=1)
+
+
+def _truth(world: Marketplace, catalogue: Catalogue, users: Users) -> Truth:
     scale = 1 / max(world.noise, 1e-3)
     before_last = np.arange(world.longest) < users.bought[:, None] - 1
     row, column = np.nonzero(before_last)
@@ -197,9 +294,16 @@ def _truth(world: Marketplace, catalogue: Catalogue, users: _Users) -> Truth:
         user_ids=tuple(numbered_ids("u", world.users)),
         item_ids=tuple(numbered_ids("i", world.items)),
         users=(scale * world.sharpness * users.last).astype(np.float32),
-        items=catalogue.vectors.astype(np.float32),
+        items=_vectors(world, catalogue).astype(np.float32),
         bias=(scale * catalogue.bias).astype(np.float32),
         owned=np.sort(row * world.items + users.owned[row, column]),
         purchases=owner * world.items + users.owned[owner, place],
         tastes=(scale * world.sharpness * tastes[np.argsort(buyers, kind="stable")]).astype(np.float32),
     )
+
+
+def _vectors(world: Marketplace, catalogue: Catalogue) -> Floats:
+    """(V, D [+ C]) the items' vectors, and their categories where `_whole` has a part for each."""
+    if not world.satiation:
+        return catalogue.vectors
+    return np.concatenate([catalogue.vectors, np.eye(world.categories)[catalogue.category]], axis=1)

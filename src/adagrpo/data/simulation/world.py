@@ -18,6 +18,7 @@ __all__ = ["WAVES", "Catalogue", "Marketplace", "make_catalogue", "unit"]
 WAVES = 4  # cold items are released at this many points in time
 CENTRE, STYLE, OWN = 1.0, 0.7, 0.7  # lengths of the parts of an item's vector, before it is scaled to 1
 QUALITY = 0.5  # standard deviation of quality, in logits
+_LATER = ("satiation", "dwell_seconds")
 POPULARITY_QUALITY = 0.5  # correlation of quality with what the popularity rank is made from
 
 Floats = NDArray[np.float64]
@@ -46,6 +47,9 @@ class Marketplace:
         carry: length of the pull of recent purchases, against a long-term taste of length 1.
         drift: length of the random change of long-term taste a visit, against a taste of length 1.
         cold_share: share of the items that are released late and then hardly ever shown.
+        later_share: share of the items that come after the log, see `adagrpo.data.simulation.population`.
+        satiation: what each recent purchase from a category takes from the utility of its items, in logits.
+        dwell_seconds: median time with an item that its user was as likely to leave as to buy; 0 has no such column.
         seed: of everything. Users and items do not depend on the platform's parameters.
 
     Raises:
@@ -69,21 +73,25 @@ class Marketplace:
     carry: float = 1.5
     drift: float = 0.1
     cold_share: float = 0.1
+    later_share: float = 0.0
+    satiation: float = 0.0
+    dwell_seconds: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("users", "items", "categories", "styles", "slate_size", "steps"):
             if not getattr(self, name) > 0:
                 raise UserError(f"marketplace.{name}: {getattr(self, name)}, must be above 0")
-        for name in ("exposure_bias", "targeting_error", "position_bias", "noise", "carry", "drift", "seed"):
+        for name in ("exposure_bias", "targeting_error", "position_bias", "noise", "carry", "drift", "seed", *_LATER):
             if not getattr(self, name) >= 0:
                 raise UserError(f"marketplace.{name}: {getattr(self, name)}, must be 0 or more")
         if self.factors < 2:
             raise UserError(f"marketplace.factors: {self.factors}, must be 2 or more")
-        if not 0 <= self.cold_share < 1:
-            raise UserError(f"marketplace.cold_share: {self.cold_share}, must be at least 0 and below 1")
+        for name in ("cold_share", "later_share"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"marketplace.{name}: {getattr(self, name)}, must be at least 0 and below 1")
         needed = self.slate_size + self.longest
-        if self.items - round(self.cold_share * self.items) < needed:
+        if self.items - round(self.cold_share * self.items) - round(self.later_share * self.items) < needed:
             raise UserError(f"marketplace.items: {self.items}, slates and visits need {needed} that are not cold")
 
     @property
@@ -103,7 +111,8 @@ class Catalogue(NamedTuple):
     pull: Floats  # (V, D) where a purchase draws the taste to, unit vectors
     bias: Floats  # (V,)
     rank: Ints  # (V,) 1 is the most popular
-    wave: Ints  # (V,) 0 is there from the start
+    wave: Ints  # (V,) 0 is there from the start, WAVES + 1 comes after the log
+    category: Ints  # (V,)
 
 
 def make_catalogue(world: Marketplace, rng: np.random.Generator) -> Catalogue:
@@ -127,8 +136,10 @@ def make_catalogue(world: Marketplace, rng: np.random.Generator) -> Catalogue:
     rank = np.empty(world.items, dtype=np.int64)
     rank[np.argsort(-popularity, kind="stable")] = np.arange(1, world.items + 1)
     wave = np.zeros(world.items, dtype=np.int64)
-    cold = rng.permutation(world.items)[: round(world.cold_share * world.items)]
+    order, colds = rng.permutation(world.items), round(world.cold_share * world.items)
+    cold, later = order[:colds], order[colds : colds + round(world.later_share * world.items)]
     wave[cold] = 1 + np.arange(len(cold)) % WAVES
+    wave[later] = WAVES + 1
     return Catalogue(
         shelves=shelves,
         shelf=category * world.styles + style,
@@ -139,6 +150,7 @@ def make_catalogue(world: Marketplace, rng: np.random.Generator) -> Catalogue:
         bias=QUALITY * quality - world.threshold,
         rank=rank,
         wave=wave,
+        category=category,
     )
 
 

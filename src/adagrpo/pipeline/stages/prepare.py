@@ -136,7 +136,8 @@ class LogSource(NamedTuple):
             name: getattr(options, name) for name in ("min_user_interactions", "min_item_interactions")
         }
         if executor.kind == "serial":
-            return build_dataset(self.read_logs(refuse), table, **least)
+            unseen = options.keep_unseen_items
+            return build_dataset(self.read_logs(refuse), table, **least, keep_unseen_items=unseen)
         reading = LogOptions(**self._reading(), refuse=refuse)
         return build_partitioned(self.logs, self.columns, reading, table, folder, executor, **least)
 

@@ -1,0 +1,1 @@
+"""The loop closed on a simulated market: does reward hacking spiral, and what stops it?"""

@@ -1,0 +1,78 @@
+"""Verbs of the closed loop: play it on a simulated market, and watch a service for its signs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from adagrpo.cli.options import Common, Out, close, verb
+from adagrpo.cli.printing import print_values
+from adagrpo.stopping import terminable
+
+__all__ = ["loop", "watch"]
+
+
+@verb("loop", "serve")
+def loop(
+    plan: Annotated[Path, typer.Argument(help="The plan of a loop, a YAML file.")],
+    common: Common,
+    out: Out = Path("runs/loop"),
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Processes; each plays whole markets.")] = 1,
+) -> None:
+    """Close the loop on simulated markets: serve, log, fit the ranker on what was shown, train again."""
+    from adagrpo.pipeline.closed_loop.closing import close_loop
+
+    console = common.console(out)
+    try:
+        with terminable():
+            result = close_loop(plan, out, workers, console)
+    finally:
+        close(console)
+    print_values(result, common.as_json)
+
+
+@verb("watch", "serve")
+def watch(
+    exposures: Annotated[Path, typer.Option("--exposures", help="The exposure log of the service, with its feedback.")],
+    common: Common,
+    run: Annotated[
+        Path | None, typer.Option("--run", help="The run that is served; its ranker says what lists should bring.")
+    ] = None,
+    arm: Annotated[str | None, typer.Option(help="The lists of one arm of the log; all if not given.")] = None,
+    since: Annotated[
+        int | None, typer.Option(help="The first day, in days since 1970; the log's if not given.")
+    ] = None,
+    baseline: Annotated[int, typer.Option(min=1, max=365, help="Days that say what is usual.")] = 7,
+    window: Annotated[int, typer.Option(min=1, max=365, help="Days that are looked at together.")] = 3,
+    errors: Annotated[float, typer.Option(min=1, max=10, help="Standard errors from which on a sign is on.")] = 3.29,
+    days: Annotated[bool, typer.Option("--days", help="Print every day.")] = False,
+) -> None:
+    """Look at a service's log by day for the signs of a hacked reward: reward up and feedback down, and others."""
+    import json
+
+    from adagrpo.monitoring.signs import Rule
+    from adagrpo.pipeline.watch import watch as look
+    from adagrpo.report import Table, to_text
+
+    opened = None if run is None else common.open(run)
+    result = look(exposures, opened, rule=Rule(baseline, window, errors), arm=arm, since=since)
+    if common.as_json:
+        typer.echo(json.dumps(result))
+        return
+    if days:
+        names = ("feedback", "reward", "calibration", "concentration")
+        head = ("day", "lists", "clicked", "predicted", "gini", *names, "on")
+        rows = [
+            (
+                *(str(row["day"]), f"{row['lists']:,}", f"{row['clicked']:.4f}", f"{row['predicted']:.4f}"),
+                *(f"{row['gini']:.3f}", *(f"{row[name]:+.1f}" for name in names), ", ".join(row["on"])),
+            )
+            for row in result["days"]
+        ]
+        typer.echo(to_text(Table(head, tuple(rows), (*("right",) * 9, "left"))) + "\n")
+    for sign, day in result["signs"].items():
+        typer.echo(f"{sign}: " + ("off" if day is None else f"on from day {day}"))
+    for name, share in result.get("invalid", {}).items():
+        typer.echo(f"invalid codes, {name}: {share:.1%} of histories")

@@ -1,0 +1,172 @@
+"""What a loop came to: each arm against the market that trains nothing, with intervals over users and worlds.
+
+Users come on the same days in all markets of a world. So a list is held against the list that the same user was shown
+on the same day in the reference market, differences are averaged by user, and divided by the mean utility of the
+reference in that world and round. The interval is that of `adagrpo.evaluation.crossed`, worlds in the place of seeds;
+worlds share no user. With one world there is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from adagrpo.config.closed_loop import LoopPlan
+from adagrpo.evaluation.crossed import crossed_interval, crossed_parts
+from adagrpo.monitoring.signs import SIGNS, Rule, Visits, first_on, looks
+from adagrpo.report.interval_charts import Band, Estimate, interval_chart
+
+__all__ = ["contrasts", "loop_chart", "reference_of", "signs_of", "visits_of"]
+
+WORTH = "utility"
+HARM = 0.02  # of the reference's utility
+
+
+def reference_of(plan: LoopPlan, market: str) -> str | None:
+    """The market without training that a market is held against: one that explores as much, if there is one."""
+    still = [name for name, one in plan.markets.items() if not one.arms]
+    alike = [name for name in still if plan.markets[name].explore == plan.markets[market].explore]
+    return next(iter([*alike, *still]), None)
+
+
+def visits_of(out: Path, world: str, market: str) -> pl.DataFrame | None:
+    """The lists of a market, with their round and what they were worth; None where no round is finished."""
+    parts = []
+    for row in sorted(out.glob(f"{world}/{market}/rounds/*/row.json")):
+        part = pl.read_parquet(row.parent / "visits.parquet")
+        parts.append(part.with_columns(pl.lit(int(row.parent.name)).alias("round")))
+    return pl.concat(parts) if parts else None
+
+
+def contrasts(out: Path, plan: LoopPlan, worth: str = WORTH) -> list[dict[str, Any]]:
+    """Each arm against the reference of its market, by round and over the last three rounds.
+
+    Returns:
+        Rows of market, arm, round (or "last"), worlds, difference, low, high, p_value; shares of the reference.
+    """
+    found: list[dict[str, Any]] = []
+    for market in plan.markets:
+        reference = reference_of(plan, market)
+        if reference is None or reference == market:
+            continue
+        pairs = {world: _pairs(out, world, market, reference, worth) for world in plan.worlds}
+        known = {world: table for world, table in pairs.items() if table is not None}
+        arms = sorted({arm for table in known.values() for arm in table["arm"].unique()})
+        for arm in arms:
+            for number, rows in _spans(plan):
+                values = [v for table in known.values() if (v := _relative(table, arm, rows)) is not None]
+                if values:
+                    content = {"market": market, "arm": arm, "against": reference, "round": number}
+                    found.append(content | _interval(values))
+    return found
+
+
+def signs_of(out: Path, plan: LoopPlan, rule: Rule | None = None) -> list[dict[str, Any]]:
+    """When each sign came on in each world, market and arm, and when utility had fallen by more than 2 %.
+
+    Returns:
+        Rows of world, market, arm, days that were looked at, `harmed` (the first day of the first round whose utility
+        is more than 2 % below the reference's; None: never) and for each sign its first day and on how many it was on.
+    """
+    rule = rule or Rule(baseline=plan.start_days, window=plan.days)
+    found = []
+    for world, market, arm, table in _arms(out, plan):
+        try:
+            seen = looks(_visits(table), rule)
+        except ValueError:
+            continue  # only the baseline is finished
+        row: dict[str, Any] = {"world": world, "market": market, "arm": arm, "days": len(seen)}
+        row["harmed"] = _harmed(out, plan, world, market, arm)
+        for sign in SIGNS:
+            row[sign] = first_on(seen, sign)
+            row[f"{sign}_days"] = sum(sign in look.on for look in seen)
+        found.append(row)
+    return found
+
+
+def loop_chart(rows: Sequence[dict[str, Any]], plan: LoopPlan, markets: Sequence[str], title: str) -> str:
+    """The difference to the reference by round, a line a market."""
+    numbers = [str(number) for number in range(plan.rounds + 1)]
+    bands = []
+    for style, market in enumerate(markets):
+        by_round = {str(row["round"]): row for row in rows if row["market"] == market}
+        values = [
+            Estimate(row["difference"], row["low"], row["high"]) if (row := by_round.get(number)) else None
+            for number in numbers
+        ]
+        bands.append(Band(market, values, style))
+    return interval_chart(
+        numbers, bands, title=title, x_label="round", y_label="utility against no training", reference=0.0, percent=True
+    )
+
+
+def _spans(plan: LoopPlan) -> Iterator[tuple[int | str, list[int]]]:
+    yield from ((number, [number]) for number in range(plan.rounds + 1))
+    yield "last", list(range(max(1, plan.rounds - 2), plan.rounds + 1))
+
+
+def _pairs(out: Path, world: str, market: str, reference: str, worth: str) -> pl.DataFrame | None:
+    """round, arm, user, both values of each list that has its like in the reference."""
+    own, other = visits_of(out, world, market), visits_of(out, world, reference)
+    if own is None or other is None:
+        return None
+    columns = pl.col("user", "day"), pl.col(worth).alias("usual")
+    return own.select("round", "arm", "user", "day", worth).join(other.select(*columns), on=["user", "day"])
+
+
+def _relative(table: pl.DataFrame, arm: str, rounds: Sequence[int]) -> NDArray[np.float64] | None:
+    """(N,) the difference of each user, as a share of the reference's mean."""
+    rows = table.filter((pl.col("arm") == arm) & pl.col("round").is_in(list(rounds)))
+    if rows["round"].n_unique() < len(rounds):
+        return None
+    worth = next(name for name in rows.columns if name not in ("round", "arm", "user", "day", "usual"))
+    users = rows.group_by("user", maintain_order=True).agg(pl.col(worth).mean(), pl.col("usual").mean())
+    usual = float(users["usual"].mean())  # type: ignore[arg-type]
+    return (users[worth] - users["usual"]).to_numpy() / usual
+
+
+def _interval(values: Sequence[NDArray[np.float64]]) -> dict[str, Any]:
+    """The mean over worlds and its interval over users and worlds; of one world the mean alone."""
+    if len(values) < 2:
+        return {"worlds": 1, "difference": float(values[0].mean()), "low": None, "high": None, "p_value": None}
+    starts = np.cumsum([0, *map(len, values)])
+    places = [np.arange(start, start + len(part)) for start, part in zip(starts, values, strict=False)]
+    found = crossed_interval(crossed_parts(values, places))
+    content = {"difference": found.mean, "low": found.low, "high": found.high, "p_value": found.p_value}
+    return {"worlds": len(values), **content}
+
+
+def _arms(out: Path, plan: LoopPlan) -> Iterator[tuple[str, str, str, pl.DataFrame]]:
+    for world in plan.worlds:
+        for market in plan.markets:
+            table = visits_of(out, world, market)
+            if table is not None:
+                for arm in sorted(table["arm"].unique()):
+                    yield world, market, arm, table.filter(pl.col("arm") == arm)
+
+
+def _visits(table: pl.DataFrame) -> Visits:
+    widest = int(table["items"].list.len().max())  # type: ignore[arg-type]
+    items = np.array([[*row, *[-1] * (widest - len(row))] for row in table["items"].to_list()])
+    clicked, predicted = (table[name].cast(pl.Float64).to_numpy() for name in ("clicked", "predicted"))
+    return Visits(table["day"].to_numpy(), clicked, predicted, items)
+
+
+def _harmed(out: Path, plan: LoopPlan, world: str, market: str, arm: str) -> int | None:
+    """The first day of the first round whose utility is more than 2 % below that of the reference."""
+    reference = reference_of(plan, market)
+    if reference is None or reference == market:
+        return None
+    pairs = _pairs(out, world, market, reference, WORTH)
+    if pairs is None:
+        return None
+    for number in range(1, plan.rounds + 1):
+        values = _relative(pairs, arm, [number])
+        if values is not None and values.mean() < -HARM:
+            return plan.start_days + (number - 1) * plan.days
+    return None

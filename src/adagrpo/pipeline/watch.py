@@ -1,0 +1,163 @@
+"""Watching a service: its exposure log by day, with a run's ranker, policy and histories."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+
+from adagrpo.data.sequences import pad
+from adagrpo.decoding import beam_search_both
+from adagrpo.errors import UserError
+from adagrpo.monitoring.signs import SIGNS, Rule, Visits, first_on, looks
+from adagrpo.pipeline.factories import Models
+from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.run import Run
+from adagrpo.pipeline.served_log import latest_exposures
+from adagrpo.policies.policy import Policy
+from adagrpo.rewards.sequential import SequentialRanker
+from adagrpo.semantic_ids import Catalog
+from adagrpo.serving.exposure_parts import parts_of, read_parts
+from adagrpo.types import Histories, Ragged
+
+__all__ = ["batch_of", "invalid_lists", "predicted_clicks", "watch"]
+
+DAY = 86_400
+ASKED = 200  # histories that the share of invalid codes is taken over
+TOP = 10
+
+Floats = NDArray[np.float64]
+
+
+def watch(
+    directory: Path,
+    run: Run | None = None,
+    *,
+    rule: Rule | None = None,
+    clicks: tuple[str, ...] = ("click", "purchase"),
+    arm: str | None = None,
+    since: int | None = None,
+) -> dict[str, Any]:
+    """What a log shows by day against its first days.
+
+    Args:
+        directory: an exposure log; a service may be writing to it.
+        run: whose ranker says what a list was expected to bring; None leaves its signs out.
+        rule: when a sign is on.
+        clicks: kinds of feedback that count.
+        arm: the lists of one arm alone, as the log names it.
+        since: the first day, in days since 1970; None is the first of the log.
+
+    Returns:
+        `days`, a row a day; `signs`, the first day each was on, or None; `invalid`, where there is a run: the share of
+        histories whose freely written codes name no item among the first ten, of the starting policy and each arm.
+
+    Raises:
+        UserError: no log, no such arm, or too few days.
+    """
+    latest_exposures(directory, publish=True)
+    exposures, feedback = read_parts(parts_of(directory))
+    exposures = exposures.unique("request_id", keep="first", maintain_order=True)
+    feedback = feedback.filter(pl.col("kind").is_in(list(clicks)))
+    shown = exposures.filter(pl.col("arm") == arm) if arm is not None else exposures
+    if arm is not None and not len(shown):
+        names = ", ".join(sorted(exposures["arm"].unique()))
+        raise UserError(f"--arm: {directory} has no list of '{arm}'; it has {names}")
+    shown = shown.with_columns((pl.col("time") // DAY).cast(pl.Int64).alias("day"))
+    shown = shown if since is None else shown.filter(pl.col("day") >= since)
+    clicked = shown["request_id"].is_in(feedback["request_id"].unique().to_list()).cast(pl.Float64).to_numpy()
+    predicted = np.full(len(shown), np.nan) if run is None else _predicted(run, shown, exposures, feedback)
+    rule = rule or Rule()
+    try:
+        found = looks(Visits(shown["day"].to_numpy(), clicked, predicted, _numbers(shown["slate"])), rule)
+    except ValueError as error:
+        raise UserError(f"{directory}: {error}; watch longer, or give a shorter --baseline") from error
+    result: dict[str, Any] = {"rule": asdict(rule), "days": [look._asdict() for look in found]}
+    result["signs"] = {sign: first_on(found, sign) for sign in SIGNS}
+    if run is not None:
+        result["invalid"] = _invalid(run)
+    return result
+
+
+@torch.no_grad()
+def predicted_clicks(
+    ranker: SequentialRanker, histories: list[NDArray[np.int64]], items: NDArray[np.int64], max_history: int
+) -> Floats:
+    """(N,) the mean probability of a click, by the ranker, of the items of each list in their places.
+
+    Args:
+        ranker: fitted on impressions.
+        histories: `N` of them, oldest item first; of an empty one nothing is said.
+        items: (N, k) the lists, -1 where one is shorter.
+        max_history: items of a history that the ranker sees.
+    """
+    known = [row for row, history in enumerate(histories) if len(history)]
+    result = np.full(len(histories), np.nan)
+    if not known:
+        return result
+    batch = batch_of([histories[row] for row in known], max_history)
+    chosen = torch.from_numpy(items[known])
+    places = torch.arange(items.shape[1]).clamp(max=len(ranker.slot_bias.weight) - 1)
+    scores = ranker.score(batch, chosen.clamp(min=0)) + ranker.slot_bias.weight[places, 0]
+    chances = torch.where(chosen >= 0, torch.sigmoid(scores), 0.0)
+    result[known] = (chances.sum(dim=1) / (chosen >= 0).sum(dim=1)).numpy()
+    return result
+
+
+def batch_of(histories: list[NDArray[np.int64]], max_history: int) -> Histories:
+    """Histories as a batch; none of them is empty."""
+    offsets = np.cumsum([0, *map(len, histories)]).astype(np.int64)
+    ragged = Ragged(np.concatenate(histories).astype(np.int32), offsets)
+    return pad(ragged, np.arange(len(histories)), max_history)
+
+
+@torch.no_grad()
+def invalid_lists(policy: Policy[Any, Any], catalog: Catalog, histories: Histories, width: int) -> float:
+    """The share of histories after which the first ten freely written codes hold one that names no item."""
+    policy = policy.eval().frozen()
+    context = policy.encode(histories)
+    _, free = beam_search_both(policy, context, width, trie=catalog.trie, held_width=width, excluded=None)
+    valid = catalog.lookup(free.codes[:, :TOP]) >= 0
+    return float((~valid.all(dim=1)).float().mean())
+
+
+def _predicted(run: Run, shown: pl.DataFrame, exposures: pl.DataFrame, feedback: pl.DataFrame) -> Floats:
+    """What the run's ranker expected of each list, from what its user had clicked before."""
+    data = RunData(run)
+    ranker = Models(data).ranker(run.path("ranker", "best"))
+    numbers = {str(name): item for item, name in enumerate(data.item_ids.to_list())}
+    clicks = feedback.join(exposures.select("request_id", "user_hash", pl.col("time").alias("shown")), on="request_id")
+    by_user: dict[str, list[tuple[float, int]]] = {}
+    for user, when, item in clicks.sort("shown", maintain_order=True).select("user_hash", "shown", "item").iter_rows():
+        if user is not None and item in numbers:
+            by_user.setdefault(user, []).append((when, numbers[item]))
+    histories = []
+    for user, when in shown.select("user_hash", "time").iter_rows():
+        past = [item for moment, item in by_user.get(user or "", []) if moment < when]
+        histories.append(np.array(past[-run.config.max_history :], np.int64))
+    slates = shown["slate"].to_list()
+    widest = max(map(len, slates), default=1)
+    items = np.array([[numbers.get(i, -1) for i in slate] + [-1] * (widest - len(slate)) for slate in slates])
+    return predicted_clicks(ranker, histories, items, run.config.max_history)
+
+
+def _invalid(run: Run) -> dict[str, float]:
+    data = RunData(run)
+    models, cases = Models(data), data.cases("validation")
+    rows = range(min(ASKED, len(cases)))
+    batch = batch_of([cases.histories.row(row).astype(np.int64) for row in rows], run.config.max_history)
+    places = {"sft": run.path("sft", "best")} | {arm: run.path("train", arm, "best") for arm in run.trained()}
+    width = run.config.evaluation.beam_width
+    return {arm: invalid_lists(models.policy(path), data.catalog, batch, width) for arm, path in places.items()}
+
+
+def _numbers(slates: pl.Series) -> NDArray[np.int64]:
+    """(N, k) lists of ids as numbers, -1 where one is shorter."""
+    widest = max(int(slates.list.len().max() or 0), 1)  # type: ignore[arg-type]
+    numbers = {name: place for place, name in enumerate(sorted(slates.explode().drop_nulls().unique()))}
+    return np.array([[numbers[i] for i in one] + [-1] * (widest - len(one)) for one in slates.to_list()])

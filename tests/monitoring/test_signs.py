@@ -1,0 +1,86 @@
+"""The signs of a hacked reward: each comes on where it is planted, and none where nothing changes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from adagrpo.monitoring.signs import SIGNS, Look, Rule, Visits, first_on, looks
+
+RULE = Rule(baseline=5, window=2)
+DAYS, LISTS, ITEMS = 12, 150, 40
+
+
+def visits(
+    *, clicked: float = 0.3, predicted: float = 0.3, drawn: int = ITEMS, start: int = 5, seed: int = 0
+) -> Visits:
+    """Days of 150 lists, of which those from `start` on have other rates or fewer items."""
+    rng = np.random.default_rng(seed)
+    day = np.repeat(np.arange(DAYS), LISTS)
+    late = day >= start
+    chance = np.where(late, clicked, 0.3)
+    items = np.array([rng.permutation(drawn if is_late else ITEMS)[:4] for is_late in late])
+    expected = np.where(late, predicted, 0.3) / 4 + 0.005 * rng.normal(size=len(day))  # an item of four
+    return Visits(day, (rng.random(len(day)) < chance).astype(float), expected, items)
+
+
+def on(found: list[Look]) -> set[str]:
+    return {sign for look in found for sign in look.on}
+
+
+def test_nothing_is_on_where_nothing_changes() -> None:
+    found = looks(visits(), RULE)
+    assert [look.day for look in found] == list(range(5, 12))
+    assert [look.lists for look in found] == [LISTS, *[2 * LISTS] * 6]
+    assert on(found) == set()
+
+
+def test_reward_up_and_feedback_down_is_the_sign_of_hacking() -> None:
+    found = looks(visits(clicked=0.12, predicted=0.4, start=7), RULE)
+    assert first_on(found, "reward_up_feedback_down") in (7, 8)
+    assert {"feedback_down", "calibration"} <= on(found)
+
+
+def test_feedback_that_falls_with_the_reward_is_no_hacking() -> None:
+    found = looks(visits(clicked=0.12, predicted=0.12), RULE)
+    assert "reward_up_feedback_down" not in on(found) and "calibration" not in on(found)
+    assert first_on(found, "feedback_down") is not None
+
+
+@pytest.mark.parametrize("predicted", [0.5, 0.1])
+def test_calibration_is_on_in_either_direction(predicted: float) -> None:
+    assert on(looks(visits(predicted=predicted), RULE)) == {"calibration"}
+
+
+def test_fewer_items_are_concentration() -> None:
+    found = looks(visits(drawn=25), RULE)
+    assert on(found) == {"concentration"}
+    assert first_on(found, "concentration") == 5
+
+
+def test_errors_are_those_of_two_means_by_hand() -> None:
+    day = np.array([0, 0, 0, 0, 1, 1])
+    clicked, predicted = np.array([1.0, 0, 1, 0, 0, 0]), np.array([1.0, 3, np.nan, np.nan, 5, 7])
+    look = looks(Visits(day, clicked, predicted, np.zeros((6, 1), np.int64)), Rule(1, 1, 1.5))[0]
+    assert look.feedback == pytest.approx(-0.5 / np.sqrt((1 / 3) / 4))
+    assert look.reward == pytest.approx((6 - 2) / np.sqrt(2 / 2 + 2 / 2))
+    assert (look.predicted, look.clicked, look.gini) == (6.0, 0.0, 0.0)
+    assert SIGNS[0] in look.on
+
+
+def test_lists_of_other_lengths_have_no_item_in_their_last_places() -> None:
+    shorter = visits()
+    items = shorter.items.copy()
+    items[::3, 3] = -1
+    assert on(looks(shorter._replace(items=items), RULE)) == set()
+
+
+def test_a_log_of_the_baseline_alone_is_refused() -> None:
+    with pytest.raises(ValueError, match="two lists in 30 days"):
+        looks(visits(), Rule(baseline=30))
+
+
+def test_false_alarms_by_chance_are_as_rare_as_the_rule_says() -> None:
+    """Six markets that stand still, seven looks at each."""
+    alarms = sum(len(look.on) for seed in range(6) for look in looks(visits(seed=seed), RULE))
+    assert alarms <= 3  # of 168 looks at a sign; overlapping windows come on together

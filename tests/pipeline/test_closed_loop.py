@@ -1,0 +1,177 @@
+"""The loop on a tiny market: rounds over HTTP, an A/B in one market, a round after a kill, the watch over its log."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+from typer.testing import CliRunner
+
+from adagrpo.cli import app
+from adagrpo.config.closed_loop import read_loop_plan
+from adagrpo.errors import UserError
+from adagrpo.pipeline import Run, Silent
+from adagrpo.pipeline.closed_loop.beginnings import begin_world
+from adagrpo.pipeline.closed_loop.closing import close_loop
+from adagrpo.pipeline.closed_loop.loop_summary import reference_of
+from adagrpo.pipeline.versions import catalog_versions
+from adagrpo.serving.exposure_parts import parts_of, read_parts
+
+RECIPE = """
+name: tiny
+max_history: 6
+threads: 1
+data:
+  marketplace: {users: 60, items: 90, categories: 4, styles: 2, steps: 6, later_share: 0.1, dwell_seconds: 20}
+tokenizer: {vectors: {attributes: 1.0}, levels: 2, codes: 12, width: 8, quantizer: balanced_kmeans, collisions: nearest}
+policy: {width: 16, layers: 1, heads: 2, decoder_hidden: 16}
+sft: {epochs: 1, batch_size: 64, validations: 1, validation_users: 20}
+ranker: {width: 8, layers: 1, negatives: 8, fit: {epochs: 1, batch_size: 64, validations: 1, validation_users: 20}}
+objective: {num_generations: 4, pressure_steps: 1}
+evaluation: {beam_width: 10, mask_history: true, precision: float32}
+train: {fit: {epochs: 1, batch_size: 64, validations: 1, validation_users: 20}}
+"""
+PLAN = """
+name: tiny
+recipe: recipe.yaml
+worlds: {a: {seed: 1}}
+markets:
+  none: {}
+  ab: {arms: [nll, mixture-pressure1], explore: 0.5}
+rounds: 1
+days: 2
+start_days: 2
+visits: 0.5
+probes: 10
+"""
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("plan")
+    (folder / "recipe.yaml").write_text(RECIPE)
+    (folder / "plan.yaml").write_text(PLAN)
+    return folder / "plan.yaml"
+
+
+@pytest.fixture(scope="module")
+def loop(plan: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("loop") / "out"
+    assert close_loop(plan, out)["rows"] == 6
+    return out
+
+
+def rows(out: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
+
+
+def test_each_round_of_each_arm_is_measured(loop: Path) -> None:
+    found = rows(loop)
+    assert [(row["market"], row["round"], row["arm"]) for row in found] == [
+        *(("none", 0, "start"), ("none", 1, "start")),
+        *(("ab", 0, "nll"), ("ab", 0, "mixture-pressure1"), ("ab", 1, "nll"), ("ab", 1, "mixture-pressure1")),
+    ]
+    for row in found:
+        assert 0 < float(str(row["utility"])) < 1 and 0 < float(str(row["gini"])) < 1
+    assert (loop / "loop.svg").read_text().startswith("<svg")
+
+
+def test_the_log_holds_both_arms_their_days_and_drawn_lists(loop: Path) -> None:
+    exposures, feedback = read_parts(parts_of(loop / "a" / "ab" / "exposures"))
+    served = exposures.filter(pl.col("arm") != "platform")
+    assert set(served["arm"]) == {"nll", "mixture-pressure1"}
+    assert set(served["experiment"]) == {"tiny"}
+    assert served.group_by("user_hash").agg(pl.col("arm").n_unique())["arm"].max() == 1
+    assert 0.3 < (served["source"] == "sampled").mean() < 0.7  # type: ignore[operator]
+    assert set((served["time"] // 86_400).cast(int)) == {15, 16, 17, 18}  # the platform's log has 15 days
+    assert feedback.filter(pl.col("kind") == "dwell")["value"].min() > 0  # type: ignore[operator]
+    assert served["request_id"].n_unique() == len(served)
+
+
+def test_the_same_lists_are_shown_in_round_0_and_items_come_later(loop: Path) -> None:
+    begin = Run.open(loop / "a" / "begin" / "run")
+    listed = [int(version.codes.listed.sum()) for version in catalog_versions(begin)]
+    assert listed == [90, 81, 90]
+    before = read_parts(parts_of(loop / "a" / "none" / "exposures"))[0].filter(pl.col("time") < 17 * 86_400)
+    later = {f"i{item:05d}" for item in begin_later(loop)}
+    assert not set(before["slate"].explode()) & later
+
+
+def begin_later(loop: Path) -> list[int]:
+    table = pl.read_parquet(loop / "a" / "begin" / "wave-0001.parquet")
+    return [int(name[1:]) for name in table["item_id"]]
+
+
+def test_a_round_that_was_killed_is_played_again_to_the_same_row(plan: Path, loop: Path) -> None:
+    before = rows(loop)
+    log = loop / "a" / "ab" / "exposures"
+    answers = len(read_parts(parts_of(log))[0])
+    (loop / "a" / "ab" / "rounds" / "001" / "row.json").unlink()
+    close_loop(plan, loop)
+    # the same lists are on record once; only the part of the log that a round ends with has another number
+    assert [{**row, "through": 0} for row in rows(loop)] == [{**row, "through": 0} for row in before]
+    assert len(read_parts(parts_of(log))[0]) == answers
+
+
+def test_another_plan_is_refused(plan: Path, loop: Path, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    (tmp_path / "plan.yaml").write_text(PLAN.replace("rounds: 1", "rounds: 2"))
+    with pytest.raises(UserError, match="the plan was another one when the loop began"):
+        close_loop(tmp_path / "plan.yaml", loop)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (("rounds: 1", "round: 1"), "did you mean 'rounds'"),
+        (("recipe.yaml", "nothing.yaml"), "no such recipe"),
+        (("[nll, mix", "[nll, nll, mix"), "two arms have the same name: nll, nll"),
+    ],
+)
+def test_a_plan_that_is_none_is_refused(change: tuple[str, str], says: str, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    (tmp_path / "plan.yaml").write_text(PLAN.replace(*change))
+    with pytest.raises(UserError, match=says):
+        read_loop_plan(tmp_path / "plan.yaml")
+
+
+def test_a_market_is_held_against_one_that_explores_as_much(plan: Path) -> None:
+    content, _ = read_loop_plan(plan)
+    assert reference_of(content, "ab") == "none"
+    still = {
+        "none": content.markets["none"],
+        "none-explore": content.markets["none"].model_copy(update={"explore": 0.5}),
+    }
+    both = content.model_copy(update={"markets": {**still, "ab": content.markets["ab"]}})
+    assert reference_of(both, "ab") == "none-explore"
+
+
+def test_watch_reads_the_log_of_a_market_by_day(loop: Path) -> None:
+    run = loop / "a" / "ab" / "rounds" / "001" / "nll"
+    options = ["--exposures", str(loop / "a" / "ab" / "exposures"), "--baseline", "2", "--window", "1", "--since", "15"]
+    answer = CliRunner().invoke(app, ["watch", *options, "--run", str(run), "--json"])
+    assert answer.exit_code == 0, answer.output
+    result = json.loads(answer.stdout)
+    assert [row["day"] for row in result["days"]] == [17, 18]
+    assert set(result["signs"]) == {"reward_up_feedback_down", "feedback_down", "calibration", "concentration"}
+    assert set(result["invalid"]) == {"sft", "nll"}
+    shown = pl.read_parquet(loop / "a" / "ab" / "rounds" / "001" / "visits.parquet").filter(pl.col("day") == 3)
+    assert result["days"][1]["lists"] == len(shown)
+    assert result["days"][1]["clicked"] == pytest.approx(shown["clicked"].mean())
+    # both arms have one ranker, and what it expects of a list is what the loop has noted
+    assert result["days"][1]["predicted"] == pytest.approx(shown["predicted"].drop_nans().mean(), rel=1e-4)
+    text = CliRunner().invoke(app, ["watch", *options, "--arm", "nll", "--days"])
+    assert text.exit_code == 0 and "concentration" in text.stdout
+    wrong = CliRunner().invoke(app, ["watch", *options, "--arm", "other"])
+    assert "it has mixture-pressure1, nll, platform" in str(wrong.exception)
+
+
+def test_a_beginning_that_was_killed_makes_no_version_twice(plan: Path, loop: Path) -> None:
+    content, config = read_loop_plan(plan)
+    folder = loop / "a" / "begin"
+    before = [version.name for version in catalog_versions(Run.open(folder / "run"))]
+    (folder / "begun.json").unlink()
+    begun = begin_world(content, config, "a", folder, Silent())
+    assert [version.name for version in catalog_versions(begun.run)] == before
