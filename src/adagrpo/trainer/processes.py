@@ -136,7 +136,7 @@ class Processes:
         """
         if self.count == 1:
             return None
-        rows = torch.arange(sum(sizes), device=self.device).split([*sizes])
+        rows = torch.split(torch.arange(sum(sizes), device=self.device), [*sizes])
         own = [part for _, part in self.share(rows)]
         return RowShare(self, torch.cat(own) if own else rows[0][:0])
 
