@@ -44,6 +44,8 @@ def main() -> None:
         print(f"{title}\n\n{to_markdown(table)}\n")
     for name, kept in (("loop", False), ("loop-explore", True)):
         markets = [market for market, one in plan.markets.items() if len(one.arms) == 1 and bool(one.explore) == kept]
+        if not any(row["market"] in markets for row in against):
+            continue
         title = "What users were shown, a fifth of lists drawn" if kept else "What users were shown"
         write_file(options.figures / f"{name}.svg", loop_chart(against, plan, markets, title) + "\n")
 

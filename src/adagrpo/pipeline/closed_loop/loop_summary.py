@@ -90,11 +90,13 @@ def signs_of(out: Path, plan: LoopPlan, rule: Rule | None = None) -> list[dict[s
 
 
 def loop_chart(rows: Sequence[dict[str, Any]], plan: LoopPlan, markets: Sequence[str], title: str) -> str:
-    """The difference to the reference by round, a line a market."""
+    """The difference to the reference by round, a line a market of which a round is finished."""
     numbers = [str(number) for number in range(plan.rounds + 1)]
     bands = []
     for style, market in enumerate(markets):
         by_round = {str(row["round"]): row for row in rows if row["market"] == market}
+        if not by_round:
+            continue
         values = [
             Estimate(row["difference"], row["low"], row["high"]) if (row := by_round.get(number)) else None
             for number in numbers
