@@ -149,7 +149,8 @@ def write_engines(vocabulary: Vocabulary, catalog: Catalog, folder: Path) -> Non
     tokens = [np.array(level, np.int64) for level in vocabulary.of_levels]
     codes = catalog.codes.cpu().numpy()
     sequences = np.stack([of_level[codes[:, level]] for level, of_level in enumerate(tokens)], axis=1)
-    np.savez(folder / TRIE_FILE, **flatten(sequences, catalog.listed.cpu().numpy()))
+    trie = flatten(sequences, catalog.listed.cpu().numpy())
+    np.savez(folder / TRIE_FILE, first=trie["first"], token=trie["token"], leaf=trie["leaf"])
     package = folder / "catalog_engines"
     package.mkdir()
     for module in sorted(Path(engines.__file__).parent.glob("*.py")):
