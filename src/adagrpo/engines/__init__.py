@@ -4,4 +4,15 @@
 here imports anything else of ours: torch, numpy and the standard library are all that an engine's process has.
 """
 
-__all__: list[str] = []
+import importlib
+from typing import Any
+
+__all__ = ["base_class"]
+
+
+def base_class(module: str, name: str) -> Any:
+    """A class of an engine to derive from; `object` where the engine is not installed, as in tests."""
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ImportError:
+        return object

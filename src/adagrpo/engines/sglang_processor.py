@@ -21,13 +21,10 @@ from typing import Any
 
 from torch import Tensor
 
+from . import base_class
 from .flat_trie import opened
 
-try:
-    from sglang.srt.sampling.custom_logit_processor import CustomLogitProcessor as _Processor
-except ImportError:
-    _Processor = object
-Base: Any = _Processor
+Base: Any = base_class("sglang.srt.sampling.custom_logit_processor", "CustomLogitProcessor")
 
 __all__ = ["PROCESSOR", "CatalogLogitProcessor"]
 

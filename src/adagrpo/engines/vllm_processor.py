@@ -21,18 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import base_class
 from .flat_trie import FlatTrie, opened
 
-try:
-    from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as _Slots
-except ImportError:
-    _Slots = object
-try:
-    from vllm.v1.sample.logits_processor import LogitsProcessor as _Moving
-except ImportError:
-    _Moving = object
-SlotBase: Any = _Slots
-MovingBase: Any = _Moving
+SlotBase: Any = base_class("vllm.v1.worker.gpu.sample.logits_processor", "LogitsProcessor")
+MovingBase: Any = base_class("vllm.v1.sample.logits_processor", "LogitsProcessor")
 
 __all__ = ["CatalogProcessor", "MovingCatalogProcessor"]
 

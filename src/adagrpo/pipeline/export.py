@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import polars as pl
@@ -149,8 +149,8 @@ def write_engines(vocabulary: Vocabulary, catalog: Catalog, folder: Path) -> Non
     tokens = [np.array(level, np.int64) for level in vocabulary.of_levels]
     codes = catalog.codes.cpu().numpy()
     sequences = np.stack([of_level[codes[:, level]] for level, of_level in enumerate(tokens)], axis=1)
-    arrays: dict[str, Any] = dict(flatten(sequences, catalog.listed.cpu().numpy()))
-    np.savez(folder / TRIE_FILE, **arrays)
+    trie = flatten(sequences, catalog.listed.cpu().numpy())
+    np.savez(folder / TRIE_FILE, first=trie["first"], token=trie["token"], leaf=trie["leaf"])
     package = folder / "catalog_engines"
     package.mkdir()
     for module in sorted(Path(engines.__file__).parent.glob("*.py")):
