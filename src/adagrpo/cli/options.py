@@ -190,9 +190,12 @@ def _begin(
         return
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return
-    from adagrpo.trainer.processes import processes
+    first = os.environ.get("RANK", "0") == "0"
+    if context.invoked_subcommand in TOGETHER:  # what is refused is refused before they look for each other
+        from adagrpo.trainer.processes import processes
 
-    if not processes().is_main_process:
+        first = processes().is_main_process
+    if not first:
         silence = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 (until the process ends)
         sys.stdout = silence
         sys.stderr = sys.stderr if os.environ.get("ADAGRPO_TRACEBACK") else silence
