@@ -46,8 +46,8 @@ Build = Callable[[type[PostTraining], Gate], PostTraining]
 class Plain(PostTraining):
     """Draws the same groups and knows no logged item: no negatives, no difficulty, no discriminability, no shadow."""
 
-    def _groups(self, histories: Histories, targets: Tensor, generator: torch.Generator, measure: bool) -> GatedGroups:
-        return super()._groups(histories, torch.full_like(targets, -1), generator, measure)
+    def _groups(self, histories: Histories, targets: Tensor, *others: Any) -> GatedGroups:
+        return super()._groups(histories, torch.full_like(targets, -1), *others)
 
 
 ADDED = ("negatives", "gate", "shuffled_gate")  # parts that are there for the diagnostics alone

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import adagrpo
+from adagrpo.cli import EXTRAS
 
 SOURCE = Path(adagrpo.__file__).parent
 UNSAFE_MODULES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
@@ -98,3 +101,22 @@ def imported(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return found
+
+
+PROGRAM = """
+import sys
+for name in {others}:
+    sys.modules[name] = None
+import {module}
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "extra"),
+    [("adagrpo.pipeline.serve", "serve"), ("adagrpo.pipeline.recommend", None), ("adagrpo.api", None)],
+)
+def test_a_verb_needs_no_module_of_another_extra(module: str, extra: str | None):
+    others = [name for name, own in EXTRAS.items() if own != extra] + ["boto3", "confluent_kafka", "ray"]
+    program = PROGRAM.format(others=others, module=module)
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr.splitlines()[-1]

@@ -223,7 +223,7 @@ def test_the_package_needs_nothing_else_of_ours() -> None:
         names = {name.name for node in found if isinstance(node, ast.Import) for name in node.names}
         names |= {node.module or "" for node in found if isinstance(node, ast.ImportFrom) and not node.level}
         outside = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names)
-        assert outside <= {"torch", "numpy", "vllm", "sglang"}, path
+        assert outside <= {"torch", "numpy", "safetensors", "vllm", "sglang"}, path
 
 
 # ---------------------------------------------------------------- the client

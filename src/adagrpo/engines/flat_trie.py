@@ -24,11 +24,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.numpy import load_file
 from torch import Tensor
 
 __all__ = ["TRIE_FILE", "FlatTrie", "flatten", "opened"]
 
-TRIE_FILE = "catalog_trie.npz"
+TRIE_FILE = "catalog_trie.safetensors"
 
 
 def flatten(
@@ -182,6 +183,5 @@ def opened(folder: Path | None = None, device: str = "cpu") -> FlatTrie:
     folder = folder or Path(__file__).resolve().parents[1]
     tokens = json.loads((folder / "semantic_ids.json").read_text(encoding="utf-8"))
     catalog = json.loads((folder / "catalog.json").read_text(encoding="utf-8"))
-    with np.load(folder / TRIE_FILE, allow_pickle=False) as file:
-        levels = len(tokens["level_sizes"])
-        return FlatTrie(dict(file), catalog["item_ids"], levels, tokens["outside_token"], device)
+    arrays = load_file(folder / TRIE_FILE)
+    return FlatTrie(arrays, catalog["item_ids"], len(tokens["level_sizes"]), tokens["outside_token"], device)

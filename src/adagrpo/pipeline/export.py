@@ -3,7 +3,7 @@
 config.json, model.safetensors, generation_config.json     what `AutoModelForCausalLM.from_pretrained` reads
 semantic_ids.json, catalog.json                            where codes are among the tokens; items and their codes
 semantic_ids.py                                            `adagrpo.policies.prefix_function`, as it is
-catalog_trie.npz, catalog_engines/                         for vLLM and SGLang: `adagrpo.engines`, as it is
+catalog_trie.safetensors, catalog_engines/                 for vLLM and SGLang: `adagrpo.engines`, as it is
 README.md, the model card; and the tokenizer of the model it came from, if there was one
 """
 
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import polars as pl
+from safetensors.numpy import save_file
 
 from adagrpo import engines
 from adagrpo.engines.flat_trie import TRIE_FILE, flatten
@@ -149,8 +150,7 @@ def write_engines(vocabulary: Vocabulary, catalog: Catalog, folder: Path) -> Non
     tokens = [np.array(level, np.int64) for level in vocabulary.of_levels]
     codes = catalog.codes.cpu().numpy()
     sequences = np.stack([of_level[codes[:, level]] for level, of_level in enumerate(tokens)], axis=1)
-    trie = flatten(sequences, catalog.listed.cpu().numpy())
-    np.savez(folder / TRIE_FILE, first=trie["first"], token=trie["token"], leaf=trie["leaf"])
+    save_file(flatten(sequences, catalog.listed.cpu().numpy()), folder / TRIE_FILE)
     package = folder / "catalog_engines"
     package.mkdir()
     for module in sorted(Path(engines.__file__).parent.glob("*.py")):
