@@ -78,6 +78,8 @@ def _value(row: Mapping[str, Any]) -> str:
 
 
 def _spread(row: Mapping[str, Any]) -> str:
+    if row["spread"] is None:
+        return "one run"
     least, most = row["spread"]
     return "one run" if least == most else f"{format_number(least)} – {format_number(most)}"
 

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 __all__ = ["Load", "as_request", "load"]
 
-MOST = 900  # connections at a time; what is due beyond them is lost, and counted
+MOST = 2000  # connections at a time; what is due beyond them is lost, and counted
 TICK = 0.002  # seconds
 PATIENCE = 30.0  # seconds after the last request
 

@@ -12,10 +12,12 @@ GET  /               a page to look at lists by hand, see `adagrpo.serving.look`
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from threading import Lock
 from typing import Any
 
@@ -48,6 +50,13 @@ __all__ = ["Application", "Options", "create_app"]
 COMPANY = 0.15  # of the time of a batch, for which the next one waits for as many requests
 
 
+def _behind_the_loop() -> None:
+    """A thread that computes lists does so on one processor, and lets the event loop go first."""
+    torch.set_num_threads(1)
+    if sys.platform == "linux":  # where a thread has a priority of its own
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 5)
+
+
 @dataclass
 class Options:
     """What a service is told beside what it serves."""
@@ -74,7 +83,7 @@ class Application:
             waiting=options.limits.waiting,
             threads=options.threads,
             company=COMPANY,
-            begin=partial(torch.set_num_threads, 1) if options.threads > 1 else lambda: None,
+            begin=_behind_the_loop if options.threads > 1 else lambda: None,
         )
         self.line.observe = self._observe
         sink = options.exposures
