@@ -496,7 +496,7 @@ def test_at_the_end_all_that_was_asked_is_answered_and_readiness_says_so(
     stub: Callable[..., Any], whole: Callable[..., bytes]
 ) -> None:
     """The short version of row 12: connections that the system took before the end are served, none is reset."""
-    service = stub(Options(limits=Limits(grace_seconds=0.5, drain_seconds=5.0)))
+    service = stub(Options(limits=Limits(grace_seconds=0.5, drain_seconds=5.0, deadline_seconds=30.0)))
     service.recommender.seconds = 0.2
     request = b"POST /v1/recommend HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: 16\r\n\r\n"
     request += b'{"history": [1]}'
