@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from adagrpo.config import ArmConfig, Config, dump_config, load_config
+from adagrpo.config import ArmConfig, Config, load_config
 from adagrpo.console import StderrConsole
 from adagrpo.errors import UserError
 from adagrpo.pipeline import Run, fit_arm, fit_ranker, fit_sft, prepare, tokenize
@@ -136,12 +136,14 @@ def tune(plan: Mapping[str, Any], name: str, run: Run) -> None:
 def fixed(plan: Mapping[str, Any], name: str) -> str:
     """What all rows of a set have in common: the hash of its recipe and of the plan, less other sets and the trial.
 
+    Of the recipe that is what differs from the defaults, so that a key which is new in the program changes nothing.
+
     Args:
         plan: the content of plan.yaml.
         name: of the set.
     """
     mine = {key: value for key, value in plan.items() if key not in ("sets", "seeds", "trial")}
-    recipe = hash_json(dump_config(recipe_of(plan, name)))
+    recipe = hash_json(recipe_of(plan, name).model_dump(mode="json", by_alias=True, exclude_defaults=True))
     return hash_json(mine | {"set": plan["sets"][name], "recipe": recipe})[:12]
 
 
