@@ -222,10 +222,10 @@ class Routes:
         Raises:
             TooLate: they would come too late.
         """
-        beside = [
+        second = [
             Asked(place.beside.serving, one.query) for place, one in zip(places, asked, strict=True) if place.beside
         ]
-        found = await self._answers(request, [*asked, *beside])
+        found = await self._answers(request, [*asked, *second])
         own, others = found[: len(asked)], iter(found[len(asked) :])
         ids = [body.request_id or self._id(request, place) for place, body in enumerate(bodies)]
         joined = [
