@@ -6,16 +6,14 @@ python -m research.gate_best_case.tables --check
 
 from __future__ import annotations
 
-import argparse
-import re
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from adagrpo.evaluation.comparison import over_both
 from adagrpo.report import read_rows
-from adagrpo.report.tables import MISSING, Table, to_markdown
+from adagrpo.report.tables import MISSING, Table
+from research.marked_tables import keep_page, with_marked
 
 __all__ = ["arms_table", "over_worlds", "pairs_table", "written"]
 
@@ -92,28 +90,15 @@ def _mean(entries: Sequence[Mapping[str, Any]], name: str) -> float:
     return sum(float(entry[name]) for entry in entries) / len(entries)
 
 
-TABLES: dict[str, Callable[[Sequence[Mapping[str, Any]]], Table]] = {"pairs": pairs_table, "arms": arms_table}
-
-
 def written(text: str, rows: Sequence[Mapping[str, Any]]) -> str:
     """The page with its tables as the rows have them."""
-    for name, table in TABLES.items():
-        begin, end = f"<!-- gates: {name} -->", f"<!-- end of gates: {name} -->"
-        inner = f"{begin}\n\n{to_markdown(table(rows))}\n\n{end}"
-        text = re.sub(f"{re.escape(begin)}.*?{re.escape(end)}", lambda _, inner=inner: inner, text, flags=re.DOTALL)
-    return text
+    return with_marked(text, "gates", {"pairs": pairs_table(rows), "arms": arms_table(rows)})
 
 
 def main() -> None:
     """Write the tables, or say that they are out of date."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true")
     page = HERE / "README.md"
-    text = page.read_text(encoding="utf-8")
-    new = written(text, list(read_rows(HERE / "gates.jsonl")))
-    if parser.parse_args().check:
-        sys.exit(0 if new == text else "README.md is not what the rows say")
-    page.write_text(new, encoding="utf-8")
+    keep_page(page, written(page.read_text(encoding="utf-8"), list(read_rows(HERE / "gates.jsonl"))), __doc__)
 
 
 if __name__ == "__main__":

@@ -6,14 +6,12 @@ python -m research.learned_trust.tables --check
 
 from __future__ import annotations
 
-import argparse
-import re
-import sys
 from pathlib import Path
 from typing import Any
 
 from adagrpo.report import read_rows
-from adagrpo.report.tables import MISSING, Table, to_markdown
+from adagrpo.report.tables import MISSING, Table
+from research.marked_tables import keep_page, with_marked
 
 __all__ = ["arms_table", "rerank_table", "written"]
 
@@ -68,23 +66,13 @@ def arms_table(rows: list[dict[str, Any]]) -> Table:
 
 def written(text: str, rows: list[dict[str, Any]]) -> str:
     """The page with its tables as the rows have them."""
-    for name, table in (("rerank", rerank_table(rows)), ("arms", arms_table(rows))):
-        begin, end = f"<!-- trust: {name} -->", f"<!-- end of trust: {name} -->"
-        inner = f"{begin}\n\n{to_markdown(table)}\n\n{end}"
-        text = re.sub(f"{re.escape(begin)}.*?{re.escape(end)}", lambda _, inner=inner: inner, text, flags=re.DOTALL)
-    return text
+    return with_marked(text, "trust", {"rerank": rerank_table(rows), "arms": arms_table(rows)})
 
 
 def main() -> None:
     """Write the tables, or say that they are out of date."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true")
     page = HERE / "README.md"
-    text = page.read_text(encoding="utf-8")
-    new = written(text, read_rows(HERE / "trust.jsonl"))
-    if parser.parse_args().check:
-        sys.exit(0 if new == text else "README.md is not what the rows say")
-    page.write_text(new, encoding="utf-8")
+    keep_page(page, written(page.read_text(encoding="utf-8"), list(read_rows(HERE / "trust.jsonl"))), __doc__)
 
 
 if __name__ == "__main__":
