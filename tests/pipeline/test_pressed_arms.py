@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,9 @@ import pytest
 
 from adagrpo.errors import UserError
 from adagrpo.pipeline import Run, collect, evaluate, train
+from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.matching import matched_arm
+from adagrpo.trainer import pressure as pressure_module
 from adagrpo.trainer.pressure import mean_pressure
 
 EASY = {"objective": {"q_min": 0.0, "tau": 0.0, "pressure_steps": 2}}
@@ -44,6 +48,35 @@ def test_an_arm_is_trained_at_the_lambda_of_its_pressure(copied: Path, data: Pat
     assert entry["pressure"] == mean_pressure(rows) > 0
     rows = [json.loads(line) for line in run.path("results.jsonl").read_text(encoding="utf-8").splitlines()]
     assert {row["pressure"] for row in rows if row["arm"] == "mixture-pressure0.5"} == {entry["pressure"]}
+
+
+def test_arms_of_one_run_repeat_nothing_and_are_what_they_are_alone(
+    copied: Path, data: Path, world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The common start is validated once, and the norms of an arm hold for its other pressures."""
+    counts: Counter[str] = Counter()
+
+    def counted(where: Any, name: str) -> None:
+        real = getattr(where, name)
+        monkeypatch.setattr(where, name, lambda *a, **k: (counts.update([name]), real(*a, **k))[1])
+
+    counted(Models, "predict")
+    counted(pressure_module, "_norms")
+    shutil.rmtree(copied / "train")
+    alone = shutil.copytree(copied, tmp_path / "alone")
+    listed = [{"objective": "mixture", "pressure": 0.5}, {"objective": "mixture", "pressure": 2}]
+    listed += [{"objective": "adagrpo", "pressure": 1}, {"objective": "nll"}]
+    together: Run = world.run(copied, data, train={"arms": listed}, **EASY)
+    train(together)
+    validations = [len(path.read_text().splitlines()) for path in copied.glob("train/*/validation.jsonl")]
+    assert counts == {"predict": sum(validations) - 3, "_norms": 2 * 2}
+    for one in listed:
+        train(world.run(alone, data, train={"arms": [one]}, **EASY))
+    assert counts["predict"] == 2 * sum(validations) - 3 and counts["_norms"] == 2 * 2 + 3 * 2
+    for name in ("validation.jsonl", "steps.jsonl", "pressure.json", "final/model.safetensors"):
+        files = sorted(path.relative_to(copied) for path in copied.glob(f"train/*/{name}"))
+        assert len(files) == (3 if name == "pressure.json" else 4)
+        assert all((copied / file).read_bytes() == (alone / file).read_bytes() for file in files)
 
 
 def test_a_matched_mixture_goes_by_the_lambda_that_was_used(copied: Path, data: Path, world: Any) -> None:

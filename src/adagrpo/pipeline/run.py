@@ -123,6 +123,7 @@ class Run:
         self.catalog = 0  # the version of the catalogue that is evaluated, see `adagrpo.pipeline.versions`
         self.described: Config | None = None  # what run.yaml says; None where the run was not opened
         self.made: list[str] = []  # the stages that were made, not skipped
+        self.remembered: dict[str, Any] = {}  # by the hash of what it was computed from, what another arm would repeat
         self._noted: dict[str, Any] = {}
         self.code = (code or Path()).resolve()
         self.console: Console = console or Silent()

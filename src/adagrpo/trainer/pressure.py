@@ -195,6 +195,7 @@ def calibrate(
     steps: int,
     seed: int,
     shared_by: Processes,
+    other: Calibrated | None = None,
 ) -> tuple[Calibrated, bool]:
     """The λ of a pressure: measured, or as an interrupted attempt in `work` has measured it.
 
@@ -206,6 +207,7 @@ def calibrate(
         steps: `K`, the first of the task.
         seed: of the fit, whose randomness the gradients have.
         shared_by: the processes that fit the model together.
+        other: the same arm at another pressure, whose norms are then taken; all processes have it or none.
 
     Returns:
         What was found, and whether it was found now.
@@ -219,6 +221,20 @@ def calibrate(
         content = json.loads(known)
         lists = {name: tuple(content[name]) for name in ("term_norms", "anchor_norms", "stated_norms")}
         return Calibrated(**content | lists), False
+    if other is None:
+        found = solve(pressure, *_measured(model, task, pressure, steps, seed, shared_by))
+    else:
+        found = solve(pressure, other.term_norms, other.anchor_norms, other.stated_norms)
+    if shared_by.is_main_process:
+        work.mkdir(parents=True, exist_ok=True)
+        write_file(path, json.dumps(asdict(found), indent=1) + "\n")
+    return found, True
+
+
+def _measured(
+    model: nn.Module, task: Measurable, pressure: float, steps: int, seed: int, shared_by: Processes
+) -> tuple[list[float], list[float], list[float]]:
+    """The lengths of the reward term's, the anchor's and the stated anchor's gradients, by step."""
     before, parameters = task.state(), [p for p in model.parameters() if p.requires_grad]
     try:
         norms = [
@@ -229,16 +245,11 @@ def calibrate(
         raise UserError(f"objective.pressure {pressure:g}: at the starting policy, {error}") from error
     finally:
         task.load_state(before)
-    found = solve(
-        pressure,
+    return (
         [row.get(task.term, 0.0) for row in norms],
         [row.get(ANCHOR, 0.0) for row in norms],
         [row[STATED] for row in norms if STATED in row],
     )
-    if shared_by.is_main_process:
-        work.mkdir(parents=True, exist_ok=True)
-        write_file(path, json.dumps(asdict(found), indent=1) + "\n")
-    return found, True
 
 
 def _norms(

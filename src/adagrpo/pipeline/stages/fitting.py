@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from adagrpo.config import FitConfig
+from adagrpo.config import FitConfig, read_settings
 from adagrpo.data.prepared import load_user_ids
+from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.forecast import check_room
 from adagrpo.pipeline.run import Run
-from adagrpo.storage.artifacts import write_file
+from adagrpo.policies import Policy
+from adagrpo.storage.artifacts import hash_json, write_file
 from adagrpo.trainer import Diverged, FitResult, Task, Watched, fit
 
-__all__ = ["DECODING", "NOT_FITTED", "begin_fit", "fit_model"]
+__all__ = ["DECODING", "NOT_FITTED", "begin_fit", "fit_model", "measured_once"]
 
 DECODING = ("policy", "evaluation", "max_history")  # what decides the beams of given weights
 NOT_FITTED = ("evaluation.eligible",)  # of these, what is for lists that are measured alone
@@ -80,6 +84,39 @@ def fit_model(
         raise Diverged(
             f"{error.what} ({record} has all users; the same command repeats the step)", error.step, error.seed, ids
         ) from error
+
+
+def measured_once(
+    data: RunData, policy: Policy[Any, Any], models: Models, fit: FitConfig
+) -> Callable[[], dict[str, float]]:
+    """Validation while an arm trains, for which the same weights are measured once: all arms begin with the same.
+
+    Args:
+        data: of the run, which remembers what was measured as long as it is open.
+        policy: of the arm.
+        models: of the same run.
+        fit: the settings of the fit.
+    """
+    run, validate = data.run, models.validator(policy, fit, models.reward())
+    reads = read_settings(run.config, [*DECODING, "reward", "ranker.folds", "seed"], NOT_FITTED)
+    inputs = run.hash_inputs([*data.training_files, *data.catalog_files, *models.reward_files])
+
+    def measure() -> dict[str, float]:
+        weights = _hash_weights(policy)
+        key = f"validation {hash_json([reads, inputs, fit.validation_users, weights])}"
+        if key not in run.remembered:
+            run.remembered[key] = validate()
+        return dict(run.remembered[key])
+
+    return measure
+
+
+def _hash_weights(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _report(run: Run, stage: str) -> Callable[[int, int, Mapping[str, float]], None]:

@@ -7,15 +7,16 @@ from pathlib import Path
 
 from torch import nn
 
-from adagrpo.config import ArmConfig, ObjectiveConfig
+from adagrpo.config import ArmConfig, ObjectiveConfig, read_settings
 from adagrpo.objective.terms import OBJECTIVES
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stages.choose_weight import choose_reward_weight, chosen_weight
-from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED, begin_fit, fit_model
+from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED, begin_fit, fit_model, measured_once
+from adagrpo.storage.artifacts import hash_json
 from adagrpo.trainer import Arm, PostTraining, Supervised
-from adagrpo.trainer.pressure import calibrate
+from adagrpo.trainer.pressure import Calibrated, calibrate
 
 __all__ = ["fit_arm"]
 
@@ -50,7 +51,7 @@ def fit_arm(run: Run, arm: ArmConfig) -> None:
         policy = models.policy(start)
         schedule = replace(models.schedule(settings), rl_split=options.rl_split, rl_split_nll=options.rl_split_nll)
         steps = max(1, round(settings.epochs * schedule.steps_per_epoch))
-        validate = models.validator(policy, settings, models.reward())
+        validate = measured_once(data, policy, models, settings)
         task: Supervised | PostTraining
         if without_reward:
             steps *= objective.num_iterations  # the same budget as the arms that use each batch that often
@@ -70,7 +71,14 @@ def fit_arm(run: Run, arm: ArmConfig) -> None:
                 shared_by=run.processes,
             )
             if pressure is not None:
-                _press(run, arm, policy, task, work, pressure, objective.pressure_steps)
+                alike = hash_json(
+                    [
+                        arm.settings(objective) | {"pressure": None},
+                        read_settings(run.config, reads, NOT_FITTED),
+                        run.hash_inputs(inputs),
+                    ]
+                )
+                _press(run, arm.name, policy, task, work, pressure, objective.pressure_steps, alike)
         fit_model(data, f"train/{arm.name}", policy, task, settings, work, files=policy.checkpoint_files, **watch)
 
     reads = ["train.fit", "train.rl_split", "train.stop_lost", *DECODING, "seed"]
@@ -97,12 +105,18 @@ def _trained_by(arm: ArmConfig, common: ObjectiveConfig) -> Arm:
 
 
 def _press(
-    run: Run, arm: ArmConfig, policy: nn.Module, task: PostTraining, work: Path, pressure: float, steps: int
+    run: Run, name: str, policy: nn.Module, task: PostTraining, work: Path, pressure: float, steps: int, alike: str
 ) -> None:
-    """Give the task the λ at which its reward term presses so strongly at the start."""
+    """Give the task the λ at which its reward term presses so strongly at the start.
+
+    `alike` is common to arms that differ in nothing but their pressure; the norms of one are those of all.
+    """
+    seed, known = run.config.seed, f"norms {alike}"
+    other: Calibrated | None = run.remembered.get(known)
     found, now = calibrate(
-        policy, task, work, pressure=pressure, steps=steps, seed=run.config.seed, shared_by=run.processes
+        policy, task, work, pressure=pressure, steps=steps, seed=seed, shared_by=run.processes, other=other
     )
+    run.remembered[known] = found
     task.arm = replace(task.arm, lambda_=found.lambda_)
     if now:
-        run.remark(f"train/{arm.name}", found.sentence())
+        run.remark(f"train/{name}", found.sentence())
