@@ -97,12 +97,13 @@ def measured_once(
         models: of the same run.
         fit: the settings of the fit.
     """
-    run, validate = data.run, models.validator(policy, fit, models.reward())
+    assert isinstance(policy, nn.Module), "what is fitted has weights"
+    run, model, validate = data.run, policy, models.validator(policy, fit, models.reward())
     reads = read_settings(run.config, [*DECODING, "reward", "ranker.folds", "seed"], NOT_FITTED)
     inputs = run.hash_inputs([*data.training_files, *data.catalog_files, *models.reward_files])
 
     def measure() -> dict[str, float]:
-        weights = _hash_weights(policy)
+        weights = _hash_weights(model)
         key = f"validation {hash_json([reads, inputs, fit.validation_users, weights])}"
         if key not in run.remembered:
             run.remembered[key] = validate()
