@@ -80,7 +80,7 @@ def estimate(
     exclude_history: ExcludeHistory = None,
     catalog: CatalogChoice = "latest",
 ) -> None:
-    """Estimate from drawn lists on record what another policy would have earned: IPS, SNIPS, doubly robust, for lists."""
+    """Estimate from drawn lists on record what another policy would have earned: by item and by list."""
     from adagrpo.pipeline.estimate import estimate_policy
 
     found = estimate_policy(
