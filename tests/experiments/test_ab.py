@@ -123,6 +123,24 @@ def test_requests_that_got_no_list_are_errors_and_no_answers() -> None:
     assert [other[name] for name in sums[:5]] == [0, 2, 2, 0, 0]
 
 
+@pytest.mark.parametrize(("failed", "says"), [(0, "within"), (2, "unclear"), (20, "beyond")])
+def test_errors_of_an_arm_are_seen_where_the_control_has_none(failed: int, says: str) -> None:
+    exposures, feedback = tables(200)
+    new = exposures.filter(pl.col("arm") == "gated")["request_id"].head(2 * failed).gather_every(2)
+    broken = exposures.with_columns(
+        source=pl.when(pl.col("request_id").is_in(new.implode())).then(pl.lit(FAILED)).otherwise("source")
+    )
+    plan = changed(
+        guardrails={
+            "errors": {"sum": "errors", "per": "requests", "margin": 0.1},
+            "coverage": {"sum": "distinct_items", "per": "impressions", "better": "up", "margin": 0.02},
+        }
+    )
+    guards = {row["guardrail"]: row for row in analyse(plan, users_of(plan, broken, feedback), now=AFTER)["guardrails"]}
+    assert guards["errors"]["says"] == says
+    assert guards["coverage"]["says"] == "within"  # everybody was shown the same three items twice
+
+
 def test_an_arm_that_was_trained_again_within_the_window_makes_no_verdict() -> None:
     exposures, feedback = tables(60, lift=0.5)
     late = (pl.col("time") > PLAN.begins + 2 * DAY) & (pl.col("arm") == "gated")

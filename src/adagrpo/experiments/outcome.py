@@ -221,16 +221,14 @@ def _guard(plan: Plan, units: Units, treatment: str, name: str, guard: Guardrail
     columns = _columns(units, plan.control, guard), _columns(units, treatment, guard)
     row = {"treatment": treatment, "guardrail": name, "margin": guard.margin, "says": "unclear"}
     found = effect(*columns)
-    if found is None:
-        # without a control number there is no share of it; nothing at all in the treatment cannot be too much
-        fine = guard.better == "down" and len(columns[1]["sum"]) > 0 and not columns[1]["sum"].any()
-        return row | ({"says": "within"} if fine else {})
     daily = plan.looks == "daily" and plan.answers is not None
     each = plan.alpha / len(plan.guardrails)
     if daily and plan.answers is not None:
         one, strict = (anytime_factor(units.answers, plan.answers, level) for level in (plan.alpha, each))
     else:
         one, strict = (float(stats.norm.isf(level)) for level in (plan.alpha, each))
+    if found is None:
+        return row | {"says": _without_interval(guard, *columns, strict)}
     sign = 1 if guard.better == "down" else -1
     worse = sorted(sign * end for end in found.within(one))
     certainly = sorted(sign * end for end in found.within(strict))
@@ -242,6 +240,30 @@ def _guard(plan: Plan, units: Units, treatment: str, name: str, guard: Guardrail
         "interval": found.within(one),
         "says": says,
     }
+
+
+def _without_interval(
+    guard: Guardrail, control: Mapping[str, Floats], treatment: Mapping[str, Floats], strict: float
+) -> str:
+    """What is said of a guardrail of which no share of the control's number can be given.
+
+    Nothing at all in the treatment cannot be too much. Something, where the control has nothing, is beyond any share of
+    it once it is more than nothing for certain. And numbers that do not vary are what they are.
+    """
+    users = min(len(control["sum"]), len(treatment["sum"]))
+    if guard.better == "down" and len(treatment["sum"]) and not treatment["sum"].any():
+        return "within"
+    if users < 2 or not treatment["sum"].any():
+        return "unclear"
+    if not control["sum"].any():
+        mean, deviation = float(treatment["sum"].mean()), float(treatment["sum"].std(ddof=1))
+        certain = mean > strict * deviation / len(treatment["sum"]) ** 0.5
+        return "beyond" if guard.better == "down" and certain else "unclear"
+    ratios = [arm["sum"] / arm.get("per", 1.0) for arm in (control, treatment) if arm.get("per", arm["sum"]).all()]
+    if len(ratios) < 2 or any(ratio.max() > ratio.min() for ratio in ratios):
+        return "unclear"
+    worse = (ratios[1][0] / ratios[0][0] - 1) * (1 if guard.better == "down" else -1)
+    return "within" if worse <= guard.margin else "beyond"
 
 
 def _verdict(plan: Plan, treatment: str, result: Mapping[str, Any]) -> tuple[Verdict, str]:
