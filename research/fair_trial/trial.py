@@ -23,7 +23,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-
 from adagrpo.config import Config
 from adagrpo.console import StderrConsole
 from adagrpo.errors import UserError
