@@ -8,6 +8,7 @@ worlds share no user. With one world there is none.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,15 @@ from numpy.typing import NDArray
 
 from adagrpo.config.closed_loop import LoopPlan
 from adagrpo.evaluation.crossed import crossed_interval, crossed_parts
-from adagrpo.monitoring.signs import SIGNS, Rule, Visits, first_on, looks
+from adagrpo.monitoring.signs import SIGNS, Rule, first_on, looks
+from adagrpo.pipeline.closed_loop.canaries import lost_until, visits_as_signs_see_them
 from adagrpo.report.interval_charts import Band, Estimate, interval_chart
 
-__all__ = ["contrasts", "loop_chart", "reference_of", "signs_of", "visits_of"]
+__all__ = ["ALL", "canaries_of", "contrasts", "loop_chart", "reference_of", "signs_of", "visits_of"]
 
 WORTH = "utility"
 HARM = 0.02  # of the reference's utility
+ALL = "all"  # the arms of a market together
 
 
 def reference_of(plan: LoopPlan, market: str) -> str | None:
@@ -44,7 +47,7 @@ def visits_of(out: Path, world: str, market: str) -> pl.DataFrame | None:
 
 
 def contrasts(out: Path, plan: LoopPlan, worth: str = WORTH) -> list[dict[str, Any]]:
-    """Each arm against the reference of its market, by round and over the last three rounds.
+    """Each arm, and all of a market together, against its reference, by round and over the last three rounds.
 
     Returns:
         Rows of market, arm, round (or "last"), worlds, difference, low, high, p_value; shares of the reference.
@@ -57,6 +60,7 @@ def contrasts(out: Path, plan: LoopPlan, worth: str = WORTH) -> list[dict[str, A
         pairs = {world: _pairs(out, world, market, reference, worth) for world in plan.worlds}
         known = {world: table for world, table in pairs.items() if table is not None}
         arms = sorted({arm for table in known.values() for arm in table["arm"].unique()})
+        arms += [ALL] if len(arms) > 1 else []
         for arm in arms:
             for number, rows in _spans(plan):
                 values = [v for table in known.values() if (v := _relative(table, arm, rows)) is not None]
@@ -72,12 +76,15 @@ def signs_of(out: Path, plan: LoopPlan, rule: Rule | None = None) -> list[dict[s
     Returns:
         Rows of world, market, arm, days that were looked at, `harmed` (the first day of the first round whose utility
         is more than 2 % below the reference's; None: never) and for each sign its first day and on how many it was on.
+        Markets with a canary are in `canaries_of`.
     """
     rule = rule or Rule(baseline=plan.start_days, window=plan.days)
     found = []
     for world, market, arm, table in _arms(out, plan):
+        if plan.markets[market].canary is not None:
+            continue
         try:
-            seen = looks(_visits(table), rule)
+            seen = looks(visits_as_signs_see_them(table), rule)
         except ValueError:
             continue  # only the baseline is finished
         row: dict[str, Any] = {"world": world, "market": market, "arm": arm, "days": len(seen)}
@@ -89,12 +96,44 @@ def signs_of(out: Path, plan: LoopPlan, rule: Rule | None = None) -> list[dict[s
     return found
 
 
+def canaries_of(out: Path, plan: LoopPlan) -> list[dict[str, Any]]:
+    """What the signs said of each new policy that was served to a share of the users first.
+
+    Returns:
+        Rows of world, market, arm, round, `stopped`, and for each sign its first day (from 0 in the round; None: off);
+        `truth`, by how much lists of the new policy were better than those of the reference, as a share; and `lost`, by
+        how much the lists of the whole market were worse until the end of the first day of a sign, or of the round.
+    """
+    found = []
+    for market, one in plan.markets.items():
+        reference = reference_of(plan, market)
+        if one.canary is None or reference is None:
+            continue
+        for world in plan.worlds:
+            pairs = _pairs(out, world, market, reference, WORTH)
+            if pairs is None:
+                continue
+            for path in sorted(out.glob(f"{world}/{market}/rounds/*/row.json"))[1:]:
+                row = json.loads(path.read_text(encoding="utf-8"))[0]
+                lists = pairs.filter(pl.col("round") == row["round"])
+                begin = plan.start_days + (row["round"] - 1) * plan.days
+                first = min((day for day in row["signs"].values() if day is not None), default=begin + plan.days - 1)
+                content = {"world": world, "market": market, "arm": row["arm"], "round": row["round"]}
+                content |= {"stopped": row["stopped"]}
+                content |= {sign: None if day is None else day - begin for sign, day in row["signs"].items()}
+                own = lists.filter(pl.col("arm") == row["arm"])
+                found.append(content | {"truth": -lost_until(own, begin + plan.days), "lost": lost_until(lists, first)})
+    return found
+
+
 def loop_chart(rows: Sequence[dict[str, Any]], plan: LoopPlan, markets: Sequence[str], title: str) -> str:
     """The difference to the reference by round, a line a market of which a round is finished."""
     numbers = [str(number) for number in range(plan.rounds + 1)]
     bands = []
     for style, market in enumerate(markets):
-        by_round = {str(row["round"]): row for row in rows if row["market"] == market}
+        own = [row for row in rows if row["market"] == market]
+        whole = [row for row in own if row["arm"] == ALL] or own
+        by_round = {str(row["round"]): row for row in whole}
         if not by_round:
             continue
         values = [
@@ -123,7 +162,8 @@ def _pairs(out: Path, world: str, market: str, reference: str, worth: str) -> pl
 
 def _relative(table: pl.DataFrame, arm: str, rounds: Sequence[int]) -> NDArray[np.float64] | None:
     """(N,) the difference of each user, as a share of the reference's mean."""
-    rows = table.filter((pl.col("arm") == arm) & pl.col("round").is_in(list(rounds)))
+    rows = table.filter(pl.col("round").is_in(list(rounds)))
+    rows = rows if arm == ALL else rows.filter(pl.col("arm") == arm)
     if rows["round"].n_unique() < len(rounds):
         return None
     worth = next(name for name in rows.columns if name not in ("round", "arm", "user", "day", "usual"))
@@ -150,13 +190,6 @@ def _arms(out: Path, plan: LoopPlan) -> Iterator[tuple[str, str, str, pl.DataFra
             if table is not None:
                 for arm in sorted(table["arm"].unique()):
                     yield world, market, arm, table.filter(pl.col("arm") == arm)
-
-
-def _visits(table: pl.DataFrame) -> Visits:
-    widest = int(table["items"].list.len().max())  # type: ignore[arg-type]
-    items = np.array([[*row, *[-1] * (widest - len(row))] for row in table["items"].to_list()])
-    clicked, predicted = (table[name].cast(pl.Float64).to_numpy() for name in ("clicked", "predicted"))
-    return Visits(table["day"].to_numpy(), clicked, predicted, items)
 
 
 def _harmed(out: Path, plan: LoopPlan, world: str, market: str, arm: str) -> int | None:
