@@ -160,6 +160,7 @@ def _settings(cell: Cell, folder: Path, options: argparse.Namespace) -> list[str
     recipe = {
         "data.items": f"{{path: {folder.resolve() / 'items.parquet'}, text: [title], attributes: [attributes]}}",
         "data.split.users": EVALUATED,
+        "data.keep_unseen_items": "true",
         "tokenizer.vectors": "{attributes: 1.0, cooccurrence: 1.0}",
         "policy.kind": options.policy,
         "ranker.loss": "sampled",

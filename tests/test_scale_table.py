@@ -39,9 +39,9 @@ def test_drawn_codes_are_distinct(tmp_path: Path) -> None:
 
 def rows_of(cells: list[tuple[int, int, float]]) -> list[dict[str, Any]]:
     common = {"stage": "prepare", "status": 0, "machine": "m", "threads": 1, "versions": {"torch": "2"}, "commit": "c"}
+    common |= {"load": 3.0}
     return [
-        common
-        | {"rows": rows, "items": items, "seconds": 2 * cost, "cpu_seconds": cost, "peak_gb": cost / 4, "load": 3.0}
+        common | {"rows": rows, "items": items, "seconds": 2 * cost, "cpu_seconds": cost, "peak_gb": cost / 4}
         for rows, items, cost in cells
     ]
 
