@@ -46,7 +46,7 @@ def popularity(
         mask_history: leave out the items of a case's history.
         eligible: (V,) bool, what may be listed; None: everything.
     """
-    counts = np.bincount(training.values, minlength=num_items).astype(np.float32)
+    counts = training.counts(num_items).astype(np.float32)
     return _rank(
         cases, num_items, width, mask_history, eligible, 1.0, lambda histories: np.tile(counts, (histories.shape[0], 1))
     )

@@ -14,8 +14,6 @@ from pathlib import Path
 from socket import socket
 from typing import Any, Literal
 
-import numpy as np
-
 from adagrpo.data.columns import TEXT
 from adagrpo.errors import UserError
 from adagrpo.experiments.live import LiveExperiment
@@ -121,7 +119,7 @@ def _recommender(
         reward=models.reward() if reward_weight > 0 else None,
         reward_weight=reward_weight,
         catalog_version=version.name,
-        popularity=np.bincount(data.training.values, minlength=data.num_items),
+        popularity=data.training.counts(data.num_items),
         groups=data.groups,
         texts=lambda: data.items[TEXT].to_list(),
     )
