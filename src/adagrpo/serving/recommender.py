@@ -271,6 +271,20 @@ class Recommender:
             weights[row, place] = math.exp(share - inclusion_log_prob(share, float(keys[row, -1])))
         return Chances(place_log_probs(first).cpu().numpy(), items[:, :-1], weights)
 
+    @torch.no_grad()
+    def first_chances(self, queries: Sequence[Query]) -> NDArray[np.float64]:
+        """(B, V) log-probability that each item is drawn first; -inf where it may not be drawn.
+
+        Args:
+            queries: `B`, see `chances`.
+        """
+        batch = self._batch([query.history for query in queries], self._masks(queries[0]))
+        items = torch.arange(len(self.item_ids), device=self.catalog.codes.device).expand(len(queries), -1)
+        with mixed_precision(self.policy, self.precision):
+            context = self.policy.encode(batch)
+            first = item_log_probs(self.policy, context, items, **self._drawing(queries, batch))
+        return np.asarray(first.cpu().numpy())
+
     def _drawing(self, queries: Sequence[Query], batch: Histories) -> dict[str, Any]:
         """How lists at the temperature of the first query are drawn; a batch of whole histories leaves those out."""
         closed, eligible = self._closed(queries), [query.eligible for query in queries]
