@@ -1,6 +1,7 @@
 """What an experiment says: ship, harm, inconclusive or invalid, with effects, intervals and what could have been seen.
 
-    invalid        an arm has not its share of users, or users were served another arm than theirs: no effect is shown
+    invalid        an arm has not its share of users, users were served another arm than theirs, or an arm was served by
+                   another model from some time on: no effect is shown
     harm           a metric is worse, or a guardrail is beyond its margin, for certain
     ship           a metric of the rule is better, none is worse, and every guardrail is within its margin for certain
     inconclusive   anything else
@@ -55,12 +56,16 @@ def analyse(
     """
     of_arm = {name: stopped[name].units if name in stopped else units for name in plan.arms}
     checks, refused = _checked(plan, units, stopped)
+    for treatment in plan.treatments:
+        if (changed := _changed(of_arm[treatment], plan.control, treatment)) is not None:
+            refused.setdefault(treatment, changed)
     result: dict[str, Any] = {
         "experiment": plan.name,
         "kind": plan.kind,
         "look": now.isoformat(timespec="seconds"),
         "users": {name: len(of_arm[name].users.filter(pl.col("arm") == name)) for name in plan.arms},
-        "counts": {name: value for name, value in units._asdict().items() if name != "users"},
+        "counts": {name: value for name, value in units._asdict().items() if name not in ("users", "models")},
+        "models": {arm: {model: moment_of(at) for model, at in seen.items()} for arm, seen in units.models.items()},
         "stopped": {name: moment_of(stop.time) for name, stop in stopped.items()},
         "sample_ratio": [check._asdict() for check in checks],
         "effects": [],
@@ -138,6 +143,19 @@ def _refusal(plan: Plan, units: Units, checks: Sequence[RatioCheck]) -> str | No
             f"{units.answers_misassigned} of {units.answers} answers are of another arm than the user's "
             f"({share:.2%}, at most {plan.most_misassigned:.2%})"
         )
+    return None
+
+
+def _changed(units: Units, control: str, treatment: str) -> str | None:
+    """Which arm became another one within the window; None where both are what they were."""
+    for arm in (treatment, control):
+        seen = units.models.get(arm, {})
+        if len(seen) > 1:
+            last, time = list(seen.items())[-1]
+            return (
+                f"arm {arm} was served by {len(seen)} models, by {last} from {moment_of(time)} on; "
+                "an arm that was trained again is another one, so plan another experiment"
+            )
     return None
 
 

@@ -22,6 +22,7 @@ from adagrpo.pipeline.served_log import latest_exposures
 from adagrpo.policies.policy import Policy
 from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.semantic_ids import Catalog
+from adagrpo.serving.exposure_log import FAILED
 from adagrpo.serving.exposure_parts import parts_of, read_parts
 from adagrpo.types import Histories, Ragged
 
@@ -65,6 +66,7 @@ def watch(
     latest_exposures(directory, publish=True)
     exposures, feedback = read_parts(parts_of(directory))
     exposures = exposures.unique("request_id", keep="first", maintain_order=True)
+    exposures = exposures.filter(pl.col("source") != FAILED)  # nobody saw a list
     feedback = feedback.filter(pl.col("kind").is_in(list(clicks)))
     if against is not None and arm in (None, against):
         raise UserError(f"--against: say by --arm which other arm is held against '{against}'")

@@ -11,12 +11,13 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from adagrpo.serving.exposure_log import Exposure, ExposureSink, Feedback, FeedbackCounts
+from adagrpo.serving.exposure_log import FAILED, Exposure, ExposureSink, Feedback, FeedbackCounts
+from adagrpo.serving.recommender import Recommendations
 from adagrpo.serving.schemas import FeedbackEvent
 from adagrpo.serving.served import Answered, Asked
 from adagrpo.serving.waiting_line import WaitingLine
 
-__all__ = ["ExposureRows", "exposure"]
+__all__ = ["ExposureRows", "exposure", "failure"]
 
 
 def exposure(
@@ -62,6 +63,12 @@ def exposure(
         log_inclusions=tuple((shown.log_inclusions or ())[:k]) if drawn else None,
         latency_ms=round(ms, 3),
     )
+
+
+def failure(request_id: str, user_hash: str | None, asked: Asked, ms: float) -> Exposure:
+    """The row of a request that got no list; it does not take the request's id, so that a retry is answered."""
+    made = Answered(Recommendations([], [], [], source=FAILED), False)
+    return exposure(f"{request_id}!{FAILED}", user_hash, 0, asked, made, asked.versions, ms)
 
 
 class ExposureRows:

@@ -23,11 +23,22 @@ from adagrpo.monitoring.signs import SIGNS, Rule, first_on, looks
 from adagrpo.pipeline.closed_loop.canaries import lost_until, visits_as_signs_see_them
 from adagrpo.report.interval_charts import Band, Estimate, interval_chart
 
-__all__ = ["ALL", "canaries_of", "contrasts", "loop_chart", "reference_of", "signs_of", "visits_of"]
+__all__ = [
+    "ALL",
+    "canaries_of",
+    "continued_of",
+    "contrasts",
+    "experiments_of",
+    "loop_chart",
+    "reference_of",
+    "signs_of",
+    "visits_of",
+]
 
 WORTH = "utility"
 HARM = 0.02  # of the reference's utility
 ALL = "all"  # the arms of a market together
+SPAN = 1.959964  # standard errors, of 95 %
 
 
 def reference_of(plan: LoopPlan, market: str) -> str | None:
@@ -35,6 +46,17 @@ def reference_of(plan: LoopPlan, market: str) -> str | None:
     still = [name for name, one in plan.markets.items() if not one.arms]
     alike = [name for name in still if plan.markets[name].explore == plan.markets[market].explore]
     return next(iter([*alike, *still]), None)
+
+
+def continued_of(plan: LoopPlan, market: str) -> str | None:
+    """The market of continued NLL that explores as much, without a reward: what is left is the reward's."""
+    alike = (
+        name
+        for name, one in plan.markets.items()
+        if [arm.name for arm in one.arms] == ["nll"]
+        and (one.canary, one.explore) == (None, plan.markets[market].explore)
+    )
+    return next(alike, None)
 
 
 def visits_of(out: Path, world: str, market: str) -> pl.DataFrame | None:
@@ -47,27 +69,30 @@ def visits_of(out: Path, world: str, market: str) -> pl.DataFrame | None:
 
 
 def contrasts(out: Path, plan: LoopPlan, worth: str = WORTH) -> list[dict[str, Any]]:
-    """Each arm, and all of a market together, against its reference, by round and over the last three rounds.
+    """Each arm, and all of a market together, against no training and continued NLL, by round and over the last three.
 
     Returns:
         Rows of market, arm, round (or "last"), worlds, difference, low, high, p_value; shares of the reference.
     """
     found: list[dict[str, Any]] = []
     for market in plan.markets:
-        reference = reference_of(plan, market)
-        if reference is None or reference == market:
-            continue
-        pairs = {world: _pairs(out, world, market, reference, worth) for world in plan.worlds}
-        known = {world: table for world, table in pairs.items() if table is not None}
-        arms = sorted({arm for table in known.values() for arm in table["arm"].unique()})
-        arms += [ALL] if len(arms) > 1 else []
-        for arm in arms:
-            for number, rows in _spans(plan):
-                values = [v for table in known.values() if (v := _relative(table, arm, rows)) is not None]
-                if values:
-                    content = {"market": market, "arm": arm, "against": reference, "round": number}
-                    found.append(content | _interval(values))
+        for reference in (reference_of(plan, market), continued_of(plan, market)):
+            if reference is not None and reference != market:
+                found += _against(out, plan, market, reference, worth)
     return found
+
+
+def _against(out: Path, plan: LoopPlan, market: str, reference: str, worth: str) -> Iterator[dict[str, Any]]:
+    """The arms of a market against a reference."""
+    pairs = {world: _pairs(out, world, market, reference, worth) for world in plan.worlds}
+    known = {world: table for world, table in pairs.items() if table is not None}
+    arms = sorted({arm for table in known.values() for arm in table["arm"].unique()})
+    for arm in [*arms, *([ALL] if len(arms) > 1 else [])]:
+        for number, rows in _spans(plan):
+            values = [v for table in known.values() if (v := _relative(table, arm, rows)) is not None]
+            if values:
+                content = {"market": market, "arm": arm, "against": reference, "round": number}
+                yield content | _interval(values)
 
 
 def signs_of(out: Path, plan: LoopPlan, rule: Rule | None = None) -> list[dict[str, Any]]:
@@ -126,12 +151,42 @@ def canaries_of(out: Path, plan: LoopPlan) -> list[dict[str, Any]]:
     return found
 
 
+def experiments_of(out: Path, plan: LoopPlan) -> list[dict[str, Any]]:
+    """What an A/B test within a market of several arms says: clicked lists, and the utility that it does not see.
+
+    Returns:
+        Rows of world, market, arm, against (the first arm), `worth` (`clicked` or `utility`), users of both arms, and
+        the difference of the users' means after round 0, with its interval of 95 % over users, as shares of the mean of
+        the first arm.
+    """
+    found = []
+    for market, one in plan.markets.items():
+        for world in plan.worlds if len(one.arms) > 1 else ():
+            table = visits_of(out, world, market)
+            if table is None or table["round"].max() == 0:
+                continue
+            later = table.filter(pl.col("round") > 0)
+            for worth in ("clicked", WORTH):
+                means = later.group_by("user", "arm", maintain_order=True).agg(pl.col(worth).cast(pl.Float64).mean())
+                by_arm = {arm.name: means.filter(pl.col("arm") == arm.name)[worth].to_numpy() for arm in one.arms}
+                control = by_arm[one.arms[0].name]
+                for arm in one.arms[1:]:
+                    own = by_arm[arm.name]
+                    error = float(np.sqrt(own.var(ddof=1) / len(own) + control.var(ddof=1) / len(control)))
+                    middle, half, usual = float(own.mean() - control.mean()), SPAN * error, float(control.mean())
+                    content = {"world": world, "market": market, "arm": arm.name, "against": one.arms[0].name}
+                    content |= {"worth": worth, "users": len(own) + len(control), "difference": middle / usual}
+                    found.append(content | {"low": (middle - half) / usual, "high": (middle + half) / usual})
+    return found
+
+
 def loop_chart(rows: Sequence[dict[str, Any]], plan: LoopPlan, markets: Sequence[str], title: str) -> str:
     """The difference to the reference by round, a line a market of which a round is finished."""
     numbers = [str(number) for number in range(plan.rounds + 1)]
     bands = []
     for style, market in enumerate(markets):
-        own = [row for row in rows if row["market"] == market]
+        usual = reference_of(plan, market)
+        own = [row for row in rows if row["market"] == market and row.get("against", usual) == usual]
         whole = [row for row in own if row["arm"] == ALL] or own
         by_round = {str(row["round"]): row for row in whole}
         if not by_round:
