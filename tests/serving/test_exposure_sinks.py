@@ -1,6 +1,6 @@
 """Sinks elsewhere, over the protocols themselves: librdkafka's mock cluster, and moto's server for S3.
 
-Both are fakes that listen on local sockets; no broker of Kafka and no store of Amazon was ever asked.
+Both are fakes that listen on local sockets; `test_exposure_elsewhere.py` has a real store and a real broker.
 """
 
 from __future__ import annotations

@@ -7,7 +7,9 @@ second message; whoever reads keeps the first of each, as `LocalExposureLog.writ
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
+from functools import partial
 from threading import Lock
 from typing import Any
 
@@ -46,14 +48,15 @@ class KafkaSink:
         except ImportError as error:
             raise UserError("exposures in Kafka: needs confluent-kafka; pip install 'adagrpo[kafka]'") from error
         self._topics, self._seconds, self._failure = (exposures, feedback), seconds, KafkaException
-        self._said = ""  # by librdkafka, of the last connection that failed: a row alone says that its time was over
+        # What librdkafka says of a connection that failed: a row alone says that its time was over
+        self._said = said = deque[str](maxlen=1)
         limits: dict[str, Any] = {"message.timeout.ms": int(1000 * seconds)}
-        limits |= {"log_level": 0, "error_cb": self._hear}  # lines of its own are none of the service's log
+        limits |= {"log_level": 0, "error_cb": lambda error: said.append(error.str())}  # no lines on stderr
         self._renewing = Lock()
-        make: Any = Producer  # which has no types
-        self._make = lambda: make({**limits, **options, **DURABLE})
+        make: Any = partial(Producer, {**limits, **options, **DURABLE})
+        self._make = make
         try:
-            self._producer = self._make()
+            self._producer: Any = self._make()
         except KafkaException as error:
             raise UserError(f"exposures in Kafka: {error.args[0].str()}") from error
 
@@ -71,11 +74,11 @@ class KafkaSink:
                     said = self._producer.list_topics(topic, timeout=self._seconds).topics[topic].error
                 except self._failure as error:
                     said = error.args[0]
-                    self._producer.poll(0)  # calls `_hear`
+                    self._producer.poll(0)  # hears why
                 if said is None:
                     break
                 if time.monotonic() > end:
-                    raise UserError(f"Kafka, topic {topic}: {said.str()}" + (f" ({self._said})" if self._said else ""))
+                    raise UserError(f"Kafka, topic {topic}: {said.str()}{self._because()}")
                 time.sleep(0.1)
 
     def write(self, rows: Sequence[Exposure]) -> list[Exposure]:
@@ -91,6 +94,7 @@ class KafkaSink:
     def close(self) -> None:
         """See `ExposureSink.close`."""
         self._producer.flush(self._seconds)
+        self._producer = None
 
     def _send(self, topic: str, rows: Sequence[Exposure] | Sequence[Feedback]) -> None:
         outcomes: list[Any] = []  # an error or None for each row; filled by whichever thread polls
@@ -111,11 +115,11 @@ class KafkaSink:
             self._renew(producer, reason)
         if failed or len(outcomes) < len(rows):
             reason = failed[0].str() if failed else "no word from the brokers"
-            raise SinkFailed(f"Kafka, topic {topic}: {reason}" + (f" ({self._said})" if self._said else ""))
-        self._said = ""
+            raise SinkFailed(f"Kafka, topic {topic}: {reason}" + self._because())
+        self._said.clear()
 
-    def _hear(self, error: Any) -> None:
-        self._said = error.str()
+    def _because(self) -> str:
+        return "".join(f" ({said})" for said in self._said)
 
     def _renew(self, producer: Any, error: Any) -> None:
         """Take another client where this one will never send again, such as after brokers that forgot its numbers."""
