@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from adagrpo.off_policy.cascades import cascade
 from adagrpo.off_policy.estimators import Estimate, doubly_robust, ips, snips
-from adagrpo.off_policy.overlap import Overlap, effective_size, overlap
+from adagrpo.off_policy.overlap import Overlap, overlap
 from adagrpo.off_policy.place_weights import by_place
 
 __all__ = ["Drawn", "Row", "item_rates", "summarise"]
@@ -100,10 +100,11 @@ def summarise(log: Drawn, level: float = 0.95) -> list[Row]:
 def _by_place(log: Drawn, level: float) -> Row:
     if isinstance(log.places, str):
         return Row("list", "places", None, None, log.places)
-    thinnest = log.places[:, int(np.argmin([effective_size(column) for column in log.places.T]))]
+    seen = [overlap(column) for column in log.places.T]
+    thinnest = min(seen, key=lambda one: (one.problem is None, one.effective_size))
     some = log.places.any(0).all()
     found = by_place(log.clicks, log.places, users=log.users, level=level) if some else None
-    return _row("list", "places", found, overlap(thinnest))
+    return _row("list", "places", found, thinnest)
 
 
 def _by_sum(log: Drawn, total: Floats, level: float) -> Row:

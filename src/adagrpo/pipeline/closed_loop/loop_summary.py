@@ -9,8 +9,9 @@ worlds share no user. With one world there is none.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from adagrpo.config.closed_loop import LoopPlan
 from adagrpo.evaluation.crossed import crossed_interval, crossed_parts
 from adagrpo.monitoring.signs import SIGNS, Rule, first_on, looks
 from adagrpo.pipeline.closed_loop.canaries import lost_until, visits_as_signs_see_them
-from adagrpo.report.interval_charts import Band, Estimate, interval_chart
+from adagrpo.report.interval_charts import Band, Estimate, band_chart
 
 __all__ = [
     "ALL",
@@ -180,8 +181,14 @@ def experiments_of(out: Path, plan: LoopPlan) -> list[dict[str, Any]]:
     return found
 
 
-def loop_chart(rows: Sequence[dict[str, Any]], plan: LoopPlan, markets: Sequence[str], title: str) -> str:
-    """The difference to the reference by round, a line a market of which a round is finished."""
+def loop_chart(
+    rows: Sequence[dict[str, Any]],
+    plan: LoopPlan,
+    markets: Sequence[str],
+    title: str,
+    names: Mapping[str, str] = MappingProxyType({}),
+) -> str:
+    """The difference to no training by round, a line a market of which a round is finished; `names` of the lines."""
     numbers = [str(number) for number in range(plan.rounds + 1)]
     bands = []
     for style, market in enumerate(markets):
@@ -189,16 +196,16 @@ def loop_chart(rows: Sequence[dict[str, Any]], plan: LoopPlan, markets: Sequence
         own = [row for row in rows if row["market"] == market and row.get("against", usual) == usual]
         whole = [row for row in own if row["arm"] == ALL] or own
         by_round = {str(row["round"]): row for row in whole}
-        if not by_round:
-            continue
-        values = [
-            Estimate(row["difference"], row["low"], row["high"]) if (row := by_round.get(number)) else None
-            for number in numbers
-        ]
-        bands.append(Band(market, values, style))
-    return interval_chart(
-        numbers, bands, title=title, x_label="round", y_label="utility against no training", reference=0.0, percent=True
-    )
+        values = [_estimate(by_round[number]) if number in by_round else None for number in numbers]
+        if any(values):
+            bands.append(Band(names.get(market, market), values, style))
+    named = {"x_label": "round", "y_label": "utility against no training"}
+    return band_chart(numbers, bands, title=title, reference=0.0, percent=True, **named)
+
+
+def _estimate(row: dict[str, Any]) -> Estimate:
+    """With its interval, which cannot say that more than everything is lost."""
+    return Estimate(row["difference"], None if row["low"] is None else max(row["low"], -1.0), row["high"])
 
 
 def _spans(plan: LoopPlan) -> Iterator[tuple[int | str, list[int]]]:
