@@ -312,7 +312,7 @@ class Recommender:
             options: dict[str, Any] = {"precision": self.precision, "closed": closed, "eligible": eligible}
             items, scores = without_history(self.policy, context, self.catalog, beams, batch, self.width, **options)
         else:
-            items, scores = self.catalog.lookup(beams.codes), beams.scores
+            items, scores = self.catalog.trie.leaf_items(beams.leaves), beams.scores
         if self.reward is not None:
             rewards = ask_reward(self.reward, batch, items).nan_to_num(0.0)
             scores, order = (scores + self.reward_weight * rewards).sort(dim=1, descending=True, stable=True)
