@@ -303,8 +303,8 @@ class Recommender:
         closed, eligible = self._closed(queries), [query.eligible for query in queries]
         narrowed = closed.shape[1] > 0 or any(mask is not None for mask in eligible)
         excluded = self.catalog.trie.excluding(closed, eligible) if narrowed else None
-        # several hundred small operations, each of which costs less where no gradient can ever be asked for; what is made
-        # of them outside, and given to a reward, is as any tensor
+        # several hundred small operations, each of which costs less where no gradient can ever be asked for; what a
+        # reward is given is made outside, so that it may do with it what it likes
         with torch.inference_mode(), mixed_precision(self.policy, self.precision):
             context = self.policy.encode(batch)
             beams = beam_search(self.policy, context, held, trie=self.catalog.trie, excluded=excluded)
