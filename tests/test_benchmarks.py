@@ -19,7 +19,7 @@ from adagrpo.policies import CompactPolicy, HybridPolicy
 from adagrpo.types import Ragged
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from benchmarks import beside, item_head, memory, page
+from benchmarks import beside, item_head, memory, page, prefix_quality
 from benchmarks.rows import Row, median_spread, timed_in_turn
 
 TARGETS = (
@@ -189,3 +189,16 @@ def test_peak_memory_is_the_most_that_is_held_at_a_time() -> None:
         assert len(kept) == 2
 
     assert 2e6 <= memory.peak_bytes(work) < 2.2e6
+
+
+def test_what_prefixes_cost_is_a_difference_of_the_same_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    hits = {0: np.array([1.0, 0.0, 1.0, 1.0]), 2: np.array([1.0, 0.0, 0.0, 1.0])}
+    monkeypatch.setattr(
+        prefix_quality,
+        "tested",
+        lambda data, folder, prefix, *more, seed: dict.fromkeys(prefix_quality.METRICS, hits[prefix]),
+    )
+    first, second = prefix_quality.prefix_quality(tmp_path, tmp_path, seed=1)
+    assert (first.name, second.name) == ("prefix_hr10_seed1", "prefix_ndcg10_seed1")
+    assert first.value == -25 and first.spread[0] < -25 <= first.spread[1] <= 0
+    assert first.detail == {"items": 75.0, "prefixes": 50.0, "users": 4, "seed": 1}
