@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from adagrpo.errors import UserError
-from adagrpo.storage.artifacts import MANIFEST, manifest, publish, remove, seal, verify, written_beside
+from adagrpo.storage.artifacts import MANIFEST, TOKEN, manifest, publish, remove, seal, verify, written_beside
 from adagrpo.trainer.lost_policy import Watch
 from adagrpo.trainer.processes import Processes
 
-__all__ = ["Progress", "load_weights", "local", "restore", "save", "save_weights"]
+__all__ = ["PART", "Progress", "load_weights", "local", "restore", "save", "save_weights"]
 
 WEIGHTS, BEST, AVERAGE = "model.safetensors", "best.safetensors", "average.safetensors"
 MOMENTS, PROGRESS = "optimizer.safetensors", "progress.json"
@@ -140,8 +140,13 @@ def save(
             if other != target:
                 remove(other, _is_known)
 
+    def write() -> None:
+        for name, tensors in files.items():
+            _write_part(tensors, temporary / name, together, holder)
+
+    holder = together.led(TOKEN)
     together.for_all(begin, None)
-    together.agree(lambda: [_write_part(tensors, temporary / name, together) for name, tensors in files.items()])
+    together.agree(write)
     together.for_all(end, None)
 
 
@@ -186,8 +191,8 @@ def _rows(tensor: DTensor) -> tuple[int, int]:
     return first, last
 
 
-def _write_part(tensors: Mapping[str, Tensor], path: Path, shared_by: Processes) -> None:
-    """Write the rows that this process has; what is not divided is written by the first one."""
+def _write_part(tensors: Mapping[str, Tensor], path: Path, shared_by: Processes, holder: str) -> None:
+    """Write the rows that this process has; what is not divided is written by the first one, of the token `holder`."""
     if shared_by.count == 1:
         _write({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
         return
@@ -199,7 +204,7 @@ def _write_part(tensors: Mapping[str, Tensor], path: Path, shared_by: Processes)
         elif shared_by.is_main_process:
             own[name] = tensor.contiguous()
     part = path.with_name(f"{path.stem}-{shared_by.rank + 1:05d}-of-{shared_by.count:05d}{path.suffix}")
-    _write(own, part, metadata={"rows": json.dumps(rows)})
+    _write(own, part, metadata={"rows": json.dumps(rows)}, holder=holder)
 
 
 class _Stored:
@@ -280,9 +285,11 @@ def _is_known(name: str) -> bool:
     return PART.sub("", name) in FILES
 
 
-def _write(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+def _write(
+    tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None, holder: str = TOKEN
+) -> None:
     try:
-        with written_beside(path) as place:
+        with written_beside(path, holder) as place:
             save_file(dict(tensors), place, metadata=metadata)
     except SafetensorError as error:  # a full disk is told in these words, and without a name
         raise OSError(errno.EIO, str(error), str(path)) from error

@@ -20,14 +20,14 @@ from typing import Any
 
 import torch
 from accelerate.utils import FullyShardedDataParallelPlugin
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from adagrpo.errors import UserError
 from adagrpo.trainer.lockstep import Lockstep
-from adagrpo.trainer.processes import Processes
+from adagrpo.trainer.processes import LostProcess, Processes
 
 __all__ = ["is_asked_for", "sharded", "whole_tensors"]
 
@@ -48,6 +48,7 @@ def sharded(models: Sequence[nn.Module], shared_by: Processes) -> Iterator[None]
 
     Raises:
         UserError: what the launcher asks for is not what we do.
+        LostProcess: another process is gone.
     """
     found = [lm for model in models if (lm := _language_model(model)) is not None]
     if not is_asked_for() or shared_by.count == 1 or not found:
@@ -60,6 +61,10 @@ def sharded(models: Sequence[nn.Module], shared_by: Processes) -> Iterator[None]
         for lm in found:
             lockstep.models.append(_Sharded(lm, plugin, lockstep, shared_by.count))
         yield
+    except RuntimeError as error:
+        if isinstance(error, distributed.DistError) or "gloo/transport" in str(error):  # in an exchange of FSDP's own
+            raise LostProcess from error
+        raise
     finally:
         shared_by.lockstep = None
 
