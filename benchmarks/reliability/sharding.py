@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,7 +41,7 @@ __all__ = ["LOST", "difference", "measured"]
 
 ROOT = Path(__file__).parent.parent.parent
 LOST = 3  # status of a process that found another one gone
-SIZES, ITEMS, USERS, HISTORY, SEED = (4, 4, 3), 40, 117, 6, 3  # the last step of an epoch has five histories
+SIZES, ITEMS, USERS, HISTORY, SEED = (4, 4, 3), 40, 21, 6, 3  # a step of an epoch has five histories, the others eight
 MODEL = {
     "model_type": "qwen3",
     "hidden_size": 16,
@@ -63,6 +63,7 @@ class Way(NamedTuple):
     accumulation: int = 8
     optimizer: str = "sgd"
     gate: str = "all"
+    saves_every: float = 60.0  # seconds
 
 
 def measured(what: str, work: Path, number: int) -> Any:
@@ -81,21 +82,27 @@ def difference(one: Path, other: Path) -> float:
     return max(float((found[name] - tensor).norm() / tensor.norm()) for name, tensor in expected.items())
 
 
-def _equal(work: Path, steps: int) -> dict[str, float]:
+def _short(work: Path, steps: int) -> dict[str, Any]:
+    """What a test looks at."""
+    return {"equal": _equal(work / "equal", steps, ("sharded",)), "resume": _resume(work / "resume", steps)}
+
+
+def _equal(work: Path, steps: int, others: Sequence[str] = ("replicated", "sharded")) -> dict[str, float]:
     """The difference from one process, by way and stage."""
     ways = {"one": Way(1), "replicated": Way(2), "sharded": Way(2, shares=True)}
+    ways = {name: way for name, way in ways.items() if name in ("one", *others)}
     for name, way in ways.items():
         _whole(_launch(partial(_fit, work / name, steps=steps), way))
     return {
         f"{name} {stage}": difference(work / "one" / stage / "final", work / name / stage / "final")
-        for name in ("replicated", "sharded")
+        for name in others
         for stage in ("sft", "train")
     }
 
 
 def _resume(work: Path, steps: int) -> dict[str, Any]:
     """AdamW and the gate; two micro-batches a step, so that a sum over processes is that of one to the bit."""
-    alone, both = (Way(count, count > 1, 4, 2, "adamw", "adagrpo") for count in (1, 2))
+    alone, both = (Way(count, count > 1, 4, 2, "adamw", "adagrpo", 0.0) for count in (1, 2))
 
     def fitted(name: str, way: Way, dies: int | None = None) -> list[int]:
         return _launch(partial(_fit, work / name, steps=steps, dies=dies), way)
@@ -132,7 +139,8 @@ def _memory(work: Path, width: int) -> dict[str, Any]:
 
         def build(place: Way, name: str = name) -> None:
             began = _peak()
-            count = _fit(work / name, place._replace(optimizer="adamw"), 3, model=model, stages=1)
+            place = place._replace(optimizer="adamw", batch_size=4, accumulation=2)
+            count = _fit(work / name, place, 2, model=model, stages=1)
             file = work / f"{name}-{processes().rank}.json"
             file.write_text(json.dumps([count, began, _peak()]))
 
@@ -218,7 +226,7 @@ def _fit(
     order = torch.randperm(len(space), generator=torch.Generator().manual_seed(0))
     catalog = Catalog.from_codes(space[order[:ITEMS]], SIZES).with_outside()
     rate = 0.1 if way.optimizer == "sgd" else 1e-3
-    settings = FitConfig(learning_rate=rate, max_grad_norm=1e9, validations=2, checkpoint_seconds=0)
+    settings = FitConfig(learning_rate=rate, max_grad_norm=1e9, validations=2, checkpoint_seconds=way.saves_every)
     common: dict[str, Any] = {"steps": steps, "validate": lambda: {"ndcg@10": 0.0}}
 
     def policy() -> CausalLMPolicy:
@@ -246,5 +254,10 @@ def _fit(
 
 if __name__ == "__main__":
     what, folder, number = sys.argv[1:]
-    carry_out: dict[str, Callable[[Path, int], Any]] = {"equal": _equal, "resume": _resume, "memory": _memory}
+    carry_out: dict[str, Callable[[Path, int], Any]] = {
+        "equal": _equal,
+        "resume": _resume,
+        "memory": _memory,
+        "short": _short,
+    }
     sys.stdout.write(json.dumps(carry_out[what](Path(folder), int(number))) + "\n")

@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from adagrpo.config import FitConfig
 from adagrpo.errors import NotFinite, ServiceError, UserError
@@ -311,14 +311,8 @@ class _Loop:
     def finish(self) -> FitResult:
         """Write the best and the final weights."""
         self._swap_average()
-        ends = {
-            "best": (self.progress.best_weights, self.progress.best_step),
-            "final": (self.model.state_dict(), self.progress.step),
-        }
-        for name, (weights, step) in ends.items():
-            whole = whole_tensors(weights, kept=self.processes.is_main_process)
-            if self.processes.is_main_process:
-                save_weights(self.work / name, whole, step, self.files)
+        self._write_whole("best", self.progress.best_weights, self.progress.best_step)
+        self._write_whole("final", self.model.state_dict(), self.progress.step)
         if self.processes.is_main_process and self.progress.lost:
             content = {"step": self.progress.lost_step, "why": self.progress.lost}
             write_file(self.work / "lost.json", json.dumps(content) + "\n")
@@ -329,6 +323,11 @@ class _Loop:
         )
         best, rows = self.processes.gather([self.progress.best_step, rows])[0]
         return FitResult(best, self.progress.step, [json.loads(row) for row in rows])
+
+    def _write_whole(self, name: str, weights: Mapping[str, Tensor], step: int) -> None:
+        whole = whole_tensors(weights, kept=self.processes.is_main_process)
+        if self.processes.is_main_process:
+            save_weights(self.work / name, whole, step, self.files)
 
 
 def adamw(groups: Sequence[dict[str, Any]], rate: float) -> torch.optim.Optimizer:

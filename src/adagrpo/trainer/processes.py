@@ -71,14 +71,19 @@ class Processes:
         if self.count == 1:
             return [value]
         text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(self.device)
-        sizes = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.count)]
-        with _in_touch():
-            distributed.all_gather(sizes, torch.tensor([len(text)], device=self.device))
-        longest = max(int(size) for size in sizes)
+        sizes = self.numbers(len(text))
+        longest = max(sizes)
         texts = [torch.zeros(longest, dtype=torch.uint8, device=self.device) for _ in range(self.count)]
         with _in_touch():
             distributed.all_gather(texts, torch.nn.functional.pad(text, (0, longest - len(text))))
-        return [json.loads(bytes(one[: int(size)].tolist())) for one, size in zip(texts, sizes, strict=True)]
+        return [json.loads(bytes(one[:size].tolist())) for one, size in zip(texts, sizes, strict=True)]
+
+    def numbers(self, own: int) -> list[int]:
+        """A whole number from each process, in their order: a shorter word than those of `gather`."""
+        told = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.count)]
+        with _in_touch():
+            distributed.all_gather(told, torch.tensor([own], device=self.device))
+        return [int(number) for number in told]
 
     def led(self, value: T) -> T:
         """What the first process says, a JSON value, where all act on it; one that acts alone goes by its own."""
