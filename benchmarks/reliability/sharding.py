@@ -10,6 +10,7 @@ process took at most. Float32, without dropout; each way in forks of its own.
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import signal
@@ -74,12 +75,14 @@ def measured(what: str, work: Path, number: int) -> Any:
     return json.loads(subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
-def difference(one: Path, other: Path) -> float:
-    """The largest difference of the weights of two folders, as a share of the length of the tensor."""
+def difference(one: Path, other: Path) -> tuple[float, float]:
+    """How far the weights of two folders are apart, as a share of their length: all together, and the worst tensor."""
     expected, found = (load_file(folder / "model.safetensors") for folder in (one, other))
     if expected.keys() != found.keys():
         raise ValueError(f"{other}: other tensors than {one}")
-    return max(float((found[name] - tensor).norm() / tensor.norm()) for name, tensor in expected.items())
+    parts = [(float((found[name] - tensor).norm()), float(tensor.norm())) for name, tensor in expected.items()]
+    apart, length = (math.hypot(*column) for column in zip(*parts, strict=True))
+    return apart / length, max(own / whole for own, whole in parts)
 
 
 def _short(work: Path, steps: int) -> dict[str, Any]:
@@ -87,7 +90,7 @@ def _short(work: Path, steps: int) -> dict[str, Any]:
     return {"equal": _equal(work / "equal", steps, ("sharded",)), "resume": _resume(work / "resume", steps)}
 
 
-def _equal(work: Path, steps: int, others: Sequence[str] = ("replicated", "sharded")) -> dict[str, float]:
+def _equal(work: Path, steps: int, others: Sequence[str] = ("replicated", "sharded")) -> dict[str, tuple[float, float]]:
     """The difference from one process, by way and stage."""
     ways = {"one": Way(1), "replicated": Way(2), "sharded": Way(2, shares=True)}
     ways = {name: way for name, way in ways.items() if name in ("one", *others)}

@@ -214,5 +214,7 @@ def processes() -> Processes:
     """The processes that this one was launched with."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Processes()
+    # accelerate sets it by default, and transformers then reads a folder's weights in the first process alone
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
     return Processes(state.process_index, state.num_processes, state.device)

@@ -171,7 +171,7 @@ def _plugin() -> FullyShardedDataParallelPlugin:
     version = os.environ.get("FSDP_VERSION", "1")
     if version != "2":
         raise UserError(f"FSDP_VERSION: weights are sharded by FSDP2, got {version}; launch with --fsdp_version 2")
-    for name in ("OFFLOAD_PARAMS", "ACTIVATION_CHECKPOINTING", "CPU_RAM_EFFICIENT_LOADING"):
+    for name in ("OFFLOAD_PARAMS", "ACTIVATION_CHECKPOINTING"):
         if os.environ.get(f"FSDP_{name}", "false").lower() == "true":
             other = "; policy.lm.gradient_checkpointing does that" if name == "ACTIVATION_CHECKPOINTING" else ""
             raise UserError(f"FSDP_{name}: not supported, must be false{other}")
