@@ -170,11 +170,14 @@ def test_the_command_line_fits_a_sharded_language_model_also_after_a_kill(
     lm = {"config": model | {"num_key_value_heads": 1, "head_dim": 8, "intermediate_size": 32}}
     policy = json.dumps({"kind": "causal_lm", "lm": lm, "dropout": 0.0})
     arms = json.dumps([{"objective": "adagrpo", "pressure": 0.5}])
-    sets = [f"--set=policy={policy}", f"--set=train.arms={arms}", "--set=sft.epochs=1", "--set=sft.average=0.9"]
+    sets = {
+        "sft": [f"--set=policy={policy}", "--set=sft.epochs=1", "--set=sft.average=0.9"],
+        "train": [f"--set=train.arms={arms}"],
+    }
     launcher = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 
     def carry_out(verb: str, *moment: Any, dies: int = 0) -> list[tuple[int, str]]:
-        command = [verb, "--run", str(copied), "--quiet", *sets]
+        command = [verb, "--run", str(copied), "--quiet", *sets[verb]]
         return run_together([processes, follower], command, *moment, dies=dies, launcher=launcher)
 
     ends = carry_out("sft", "write", 3, dies=1)  # of its part of the moving average

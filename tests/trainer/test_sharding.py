@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -145,6 +147,29 @@ def test_what_does_not_go_with_sharded_weights_is_refused(monkeypatch, key):
         check_shardable(run)
     run.processes = Processes()
     check_shardable(run)
+
+
+def test_the_slurm_script_launches_each_verb_on_every_node(tmp_path: Path):
+    """With stand-ins: `srun` begins its command on two nodes, `accelerate` says how it was called."""
+    stand_ins = {
+        "scontrol": "printf 'first\\nsecond\\n'",
+        "srun": 'shift; for node in 0 1; do SLURM_NODEID=$node "$@"; done',
+        "accelerate": 'echo "$@"',
+    }
+    for name, content in stand_ins.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{content}\n")
+        (tmp_path / name).chmod(0o755)
+    slurm = {"JOB_NODELIST": "n[1-2]", "JOB_ID": "10007", "JOB_NUM_NODES": "2", "GPUS_ON_NODE": "4"}
+    environment = {f"SLURM_{name}": value for name, value in slurm.items()} | {"SLURM_CPUS_PER_TASK": "32"}
+    script = ["bash", str(Path(__file__).parents[2] / "deploy" / "train.sbatch")]
+    options = {"env": {"PATH": f"{tmp_path}:{os.environ['PATH']}", **environment}, "text": True, "capture_output": True}
+    said = subprocess.run([*script, "runs/two words"], check=True, **options).stdout.splitlines()
+    common = "launch --use_fsdp --fsdp_version 2 --num_machines 2 --machine_rank {} --num_processes 8"
+    place = "--main_process_ip first --main_process_port 20007 -m adagrpo {} --run runs/two words"
+    assert said == [
+        f"{common.format(node)} {place.format(verb)}" for verb in ("sft", "ranker", "train") for node in (0, 1)
+    ]
+    assert "usage: sbatch deploy/train.sbatch RUN" in subprocess.run(script, check=False, **options).stderr
 
 
 @pytest.mark.slow  # a process, and forks that fit a language model five times
