@@ -40,6 +40,19 @@ class Ragged:
         """The values of one row."""
         return self.values[self.offsets[index] : self.offsets[index + 1]]
 
+    def parts(
+        self,
+        starts: NDArray[np.int64],  # (B,) places among the values
+        lengths: NDArray[np.int64],  # (B,)
+    ) -> NDArray[np.int32]:  # (Σ lengths,)
+        """Some stretches of the values, end to end.
+
+        >>> Ragged(np.array([5, 6, 7, 8], np.int32), np.array([0, 4])).parts(np.array([2, 0]), np.array([2, 1]))
+        array([7, 8, 5], dtype=int32)
+        """
+        within = np.arange(lengths.sum()) - np.repeat(lengths.cumsum() - lengths, lengths)
+        return self.values[np.repeat(starts, lengths) + within]
+
     def counts(self, size: int) -> NDArray[np.int64]:  # (size,)
         """How often each of the values `0 .. size - 1` is there, with a part of them in memory at a time.
 

@@ -105,7 +105,7 @@ def load_training(directory: Path) -> Ragged:
         counts[part[0] : part[-1] + 1] += np.bincount(part - part[0])
     mapped = mapped_column(path, ITEM, rows) if rows > _HELD else None
     if mapped is not None:
-        return MappedRagged(mapped[0], _offsets(counts), mapped[1])
+        return MappedRagged(mapped[0], _offsets(counts), *mapped[1:])
     values = pl.read_parquet(path, columns=[ITEM])[ITEM].to_numpy(writable=True)
     return Ragged(values.astype(np.int32, copy=False), _offsets(counts))
 

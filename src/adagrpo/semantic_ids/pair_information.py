@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from adagrpo.data.pairs import largest_of_rows
 from adagrpo.semantic_ids.decomposition import EXACT_ROWS
 from adagrpo.types import Ragged
 
@@ -67,7 +68,7 @@ def pair_information(
         information = np.log(times * float(total) / chance)
         kept = information > 0
         if limit is not None:
-            kept = _largest(row - first, np.where(kept, times * information, 0.0), limit)
+            kept = largest_of_rows(row - first, np.where(kept, times * information, 0.0), limit)
         counts.append(np.bincount(row[kept] - first, minlength=last - first))
         columns.append(column[kept].astype(np.int32))
         values.append(information[kept].astype(kind))
@@ -155,22 +156,3 @@ def _counted(keys: Ints, num_items: int) -> tuple[Ints, Ints, Ints]:
     starts = np.flatnonzero(np.append(True, keys[1:] != keys[:-1])) if len(keys) else np.empty(0, np.int64)
     distinct = keys[starts]
     return distinct // num_items, distinct % num_items, np.diff(np.append(starts, len(keys)))
-
-
-def _largest(
-    row: Ints,  # (N,) ascending
-    weights: NDArray[np.float64],  # (N,) at least 0
-    limit: int,
-) -> NDArray[np.bool_]:
-    """(N,) True for the `limit` largest weights above 0 of each row; of equal ones, the earlier."""
-    # one number to sort by: the row, then the weight from the largest, whose bits as a float32 are in its order
-    falling = np.uint32(2**32 - 1) - weights.astype(np.float32).view(np.uint32)
-    keys = (row << 32) | falling
-    counts = np.bincount(row)
-    starts = counts.cumsum() - counts
-    least = np.sort(keys)[starts + np.minimum(counts, limit).clip(1) - 1][row]
-    better, even = keys < least, keys == least
-    room = limit - np.bincount(row, better, minlength=len(counts)).astype(np.int64)
-    before = even.cumsum() - even
-    even &= before - before[starts[row]] < room[row]
-    return np.asarray((better | even) & (weights > 0))

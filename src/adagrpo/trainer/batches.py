@@ -62,7 +62,6 @@ class BatchSchedule:
 
     The histories of a step depend on the product of the two numbers, so that how a step is cut does not change them.
     `processes` share a step, which is cut into a multiple of their number, more finely than said if need be.
-    Long logs are on disk: what a batch read of them is given back once it is made.
     Without an `rl_split` every sample is for both NLL and RL; with `rl_split_nll` NLL is taken at all of them anyway.
     """
 
@@ -102,7 +101,6 @@ class BatchSchedule:
 
     def _batch(self, rows: NDArray[np.int64]) -> TrainingBatch:
         padded = pad(self.training, rows, self.max_history + 1)
-        self.training.release()
         lengths = padded.lengths - 1
         real = torch.arange(padded.items.shape[1] - 1) < lengths.unsqueeze(1)  # (B, T)
         sample_rows, positions = real.nonzero(as_tuple=True)
