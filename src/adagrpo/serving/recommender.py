@@ -317,14 +317,16 @@ class Recommender:
         closed, eligible = self._closed(queries), [query.eligible for query in queries]
         narrowed = closed.shape[1] > 0 or any(mask is not None for mask in eligible)
         excluded = self.catalog.trie.excluding(closed, eligible) if narrowed else None
-        with mixed_precision(self.policy, self.precision):
+        # several hundred small operations, each of which costs less where no gradient can ever be asked for; what a
+        # reward is given is made outside, so that it may do with it what it likes
+        with torch.inference_mode(), mixed_precision(self.policy, self.precision):
             context = self.policy.encode(batch)
             beams = beam_search(self.policy, context, held, trie=self.catalog.trie, excluded=excluded)
         if masked:
             options: dict[str, Any] = {"precision": self.precision, "closed": closed, "eligible": eligible}
             items, scores = without_history(self.policy, context, self.catalog, beams, batch, self.width, **options)
         else:
-            items, scores = self.catalog.lookup(beams.codes), beams.scores
+            items, scores = self.catalog.trie.leaf_items(beams.leaves), beams.scores
         if self.reward is not None:
             rewards = ask_reward(self.reward, batch, items).nan_to_num(0.0)
             scores, order = (scores + self.reward_weight * rewards).sort(dim=1, descending=True, stable=True)

@@ -293,7 +293,7 @@ def _serving(one: _Served, arm: str, number: int, beginning: Beginning) -> Servi
         mask_history=True,
         precision=config.evaluation.precision,
         catalog_version=f"{number:04d}",
-        popularity=np.bincount(data.training.values, minlength=data.num_items),
+        popularity=data.training.counts(data.num_items),
         groups=data.groups,
     )
     model = hash_file(one.weights / "model.safetensors")[:12]
