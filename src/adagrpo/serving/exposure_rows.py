@@ -70,8 +70,9 @@ def exposure(
 
 def failure(request_id: str, user_hash: str | None, asked: Asked, ms: float) -> Exposure:
     """The row of a request that got no list; it does not take the request's id, so that a retry is answered."""
-    made = Answered(Recommendations([], [], [], source=FAILED), False)
-    return exposure(f"{request_id}!{FAILED}", user_hash, 0, asked, made, asked.versions, ms)
+    nothing = Answered(Recommendations([], [], []), False)
+    row = exposure(f"{request_id}!{FAILED}", user_hash, 0, asked, nothing, asked.versions, ms)
+    return replace(row, source=FAILED)
 
 
 class ExposureRows:
