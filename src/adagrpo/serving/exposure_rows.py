@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from adagrpo.serving.exposure_log import FAILED, Exposure, ExposureSink, Feedback, FeedbackCounts, SinkFailed
