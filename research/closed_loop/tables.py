@@ -147,7 +147,7 @@ def canaries(plan: LoopPlan, first: Sequence[Row], against: Sequence[Row]) -> Ta
     for market in dict.fromkeys(row["market"] for row in first):
         own = [row for row in first if row["market"] == market]
         lost = [row["lost"] for row in own if row["stopped"]]
-        worst = f"{100 * max(lost):.1f} %" if lost else "-"
+        worst = f"{100 * max(0.0, *lost):.1f} %" if lost else "-"
         ends = [
             r
             for r in against
