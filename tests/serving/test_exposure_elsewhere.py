@@ -153,7 +153,7 @@ def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[br
 @pytest.fixture
 def topics(tmp_path: Path) -> Iterator[tuple[brokers.Broker, str]]:
     pytest.importorskip("confluent_kafka")
-    pytest.importorskip("noida_db", reason="noida is not installed: pip install noida-db")
+    pytest.importorskip("noida_db", reason="noida is not installed: the extra stores")
     (tmp_path / "broker").mkdir()
     with brokers.kafka(tmp_path / "broker") as (broker, address):
         yield broker, f"kafka://{address}/log"
