@@ -22,6 +22,7 @@ from adagrpo.config.closed_loop import LoopPlan, read_loop_plan
 from adagrpo.monitoring.signs import SIGNS
 from adagrpo.pipeline.closed_loop.loop_summary import ALL, loop_chart, reference_of
 from adagrpo.report import Table, read_rows
+from adagrpo.report.theme import chart_rules
 from adagrpo.storage.artifacts import write_file
 from research.marked_tables import with_marked
 
@@ -93,7 +94,9 @@ def written() -> Mapping[Path, str]:
             for market, one in plan.markets.items()
             if len(one.arms) == 1 and one.explore == explore and one.canary is None
         ]
-        made[STUDY / "figures" / f"{name}.svg"] = loop_chart(against, plan, markets, title, NAMES) + "\n"
+        chart = loop_chart(against, plan, sorted(markets, key=list(NAMES).index), title, NAMES)
+        themed = f"<style>svg{{color-scheme:light dark}}\n{chart_rules()}</style><title>"
+        made[STUDY / "figures" / f"{name}.svg"] = chart.replace("<title>", themed, 1) + "\n"
     return made
 
 
@@ -147,7 +150,7 @@ def canaries(plan: LoopPlan, first: Sequence[Row], against: Sequence[Row]) -> Ta
     for market in dict.fromkeys(row["market"] for row in first):
         own = [row for row in first if row["market"] == market]
         lost = [row["lost"] for row in own if row["stopped"]]
-        worst = f"{100 * max(lost):.1f} %" if lost else "-"
+        worst = f"{100 * max(0.0, *lost):.1f} %" if lost else "-"
         ends = [
             r
             for r in against

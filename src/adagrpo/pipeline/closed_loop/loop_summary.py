@@ -175,8 +175,9 @@ def experiments_of(out: Path, plan: LoopPlan) -> list[dict[str, Any]]:
                     own = by_arm[arm.name]
                     error = float(np.sqrt(own.var(ddof=1) / len(own) + control.var(ddof=1) / len(control)))
                     middle, half, usual = float(own.mean() - control.mean()), SPAN * error, float(control.mean())
-                    content = {"world": world, "market": market, "arm": arm.name, "against": one.arms[0].name}
-                    content |= {"worth": worth, "users": len(own) + len(control), "difference": middle / usual}
+                    content: dict[str, Any] = {"world": world, "market": market, "arm": arm.name}
+                    content |= {"against": one.arms[0].name, "worth": worth, "users": len(own) + len(control)}
+                    content |= {"difference": middle / usual}
                     found.append(content | {"low": (middle - half) / usual, "high": (middle + half) / usual})
     return found
 
