@@ -1,6 +1,7 @@
 """What `prepare` and `recommend` take on many rows, by executor: CPU seconds, seconds, memory; what kills leave.
 
     python -m benchmarks.bulk prepare --rows 1000000 --executors serial,processes
+    python -m benchmarks.bulk prepare --rows 1000000 --executors serial,processes --kill-workers 2
     python -m benchmarks.bulk recommend --run RUN --users 100000 --executors serial --kills 5
 
 Each measurement is a command of its own, and prints a line of JSON. CPU seconds are of the command and all its workers,
@@ -15,11 +16,13 @@ import hashlib
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,7 @@ import polars as pl
 __all__ = ["main"]
 
 INTERACTIONS_OF_A_USER = 20
+STARTED = 2.0  # seconds of processor time after which a worker has something in hand
 WORDS = [sys.executable, "-m", "adagrpo"]
 
 
@@ -42,7 +46,8 @@ def main() -> None:
     parser.add_argument("--users", type=int, default=10_000)
     parser.add_argument("--executors", default="serial,processes")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--kills", type=int, default=0)
+    parser.add_argument("--kills", type=int, default=0, help="Of the command, at random moments.")
+    parser.add_argument("--kill-workers", type=int, default=0, help="So many of those of `processes`, at work.")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=os.environ.get("BULK_DIR")) as folder:
         measure = _prepare if options.verb == "prepare" else _recommend
@@ -65,7 +70,7 @@ def _prepare(folder: Path, options: argparse.Namespace) -> Iterator[dict[str, An
             command += ["--set", f"data.{key}={value}"]
         files = "prepare/*.parquet"
         yield {"verb": "prepare", "rows": options.rows, "core": options.core, "executor": kind} | _measured(
-            command, out, files, 0
+            command, out, files, 0, options.kill_workers if kind == "processes" else 0
         )
 
 
@@ -107,8 +112,8 @@ def _write_users(path: Path, run: Path, count: int) -> None:
     grouped.select(pl.format("g{}", "row").alias("user_id"), "history").write_parquet(path)
 
 
-def _measured(command: list[str], out: Path, files: str, kills: int) -> dict[str, Any]:
-    """Carry a command out, killed so many times at random moments before it may end."""
+def _measured(command: list[str], out: Path, files: str, kills: int, kill_workers: int = 0) -> dict[str, Any]:
+    """Carry a command out, killed so many times at random moments before it may end; its workers die under it."""
     draw, cpu, started, largest, together = random.Random(0), 0.0, time.monotonic(), 0.0, 0.0
     for _ in range(kills):
         parts = len(list(out.glob(files)))
@@ -120,12 +125,15 @@ def _measured(command: list[str], out: Path, files: str, kills: int) -> dict[str
         process.kill()
         process.wait()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    killed = set[int]()
     while True:
         pid, status, usage = os.wait4(process.pid, os.WNOHANG)
         if pid:
             break
         sizes = _resident(process.pid)
         largest, together = max([largest, *sizes]), max(together, sum(sizes))
+        if len(killed) < kill_workers:
+            killed |= _kill_at_work(process.pid, killed)
         time.sleep(0.1)
     if status:
         sys.exit(f"{' '.join(command)}: status {os.waitstatus_to_exitcode(status)}")
@@ -136,7 +144,21 @@ def _measured(command: list[str], out: Path, files: str, kills: int) -> dict[str
     seconds = time.monotonic() - started
     figures = {"cpu_s": round(cpu, 1), "seconds": round(seconds, 1)}
     figures |= {"largest_mb": round(max(largest, usage.ru_maxrss / 1e3)), "together_mb": round(together)}
-    return figures | {"content": digest.hexdigest()[:16]}
+    if len(killed) < kill_workers:
+        sys.exit(f"{len(killed)} of {kill_workers} workers could be killed; take more rows")
+    return figures | {"killed_workers": len(killed), "content": digest.hexdigest()[:16]}
+
+
+def _kill_at_work(process: int, before: set[int]) -> set[int]:
+    """Kill a worker that has worked for longer than a start takes; its number."""
+    for path in Path(f"/proc/{process}/task/{process}").glob("children"):
+        for one in map(int, path.read_text().split()):
+            with suppress(OSError, IndexError):
+                ticks = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()[11:13]
+                if one not in before and sum(map(int, ticks)) > STARTED * os.sysconf("SC_CLK_TCK"):
+                    os.kill(one, signal.SIGKILL)
+                    return {one}
+    return set()
 
 
 def _resident(process: int) -> list[float]:

@@ -41,14 +41,14 @@ def matrix_rate(dtype: torch.dtype, size: int = 2048) -> float:
     return 2 * size**3 / seconds
 
 
-def stepper(device: torch.device, task: Task[Any]) -> tuple[list[float], Callable[[], None]]:
-    """A function that takes the next `STEPS` optimiser steps as the training loop does, and the admissions it saw."""
+def stepper(device: torch.device, task: Task[Any], count: int = STEPS) -> tuple[list[float], Callable[[], None]]:
+    """A function that takes the next `count` optimiser steps as the training loop does, and the admissions it saw."""
     policy: nn.Module = task.policy  # type: ignore[attr-defined]
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-4, fused=True)
     place, admissions = [0], list[float]()
 
     def steps() -> None:
-        for _ in range(STEPS):
+        for _ in range(count):
             policy.eval()
             with mixed_precision(policy):
                 micros, values = task.begin(place[0])

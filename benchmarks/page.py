@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from adagrpo.errors import UserError
 from adagrpo.report.tables import MISSING, Table, format_number, to_markdown
 
-__all__ = ["main", "measured", "with_measured"]
+__all__ = ["between", "machines", "main", "measured", "with_measured"]
 
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 BEGIN, END = "<!-- measured -->", "<!-- /measured -->"
@@ -43,12 +43,17 @@ def measured(rows: Sequence[Mapping[str, Any]]) -> str:
         header_of_scale = ("what grows", "measured", "least – most", "work")
         table = Table(header_of_scale, tuple(cells_of_scale), ("left", "right", "right", "left"))
         parts.append(to_markdown(table))
-    parts.append("Measured on: " + "; ".join(_machines(rows)) + ".")
+    parts.append("Measured on: " + "; ".join(machines(rows)) + ".")
     return "\n\n".join(parts)
 
 
 def with_measured(page: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """The page with the rows between its markers.
+    """The page with the rows between its markers; see `between`."""
+    return between(page, rows, lambda: measured(rows))
+
+
+def between(page: str, rows: Sequence[Mapping[str, Any]], text: Callable[[], str]) -> str:
+    """The page with a text about rows between its markers.
 
     Raises:
         UserError: a marker is missing, or there is no row.
@@ -59,7 +64,7 @@ def with_measured(page: str, rows: Sequence[Mapping[str, Any]]) -> str:
         raise UserError(f"the page has no {BEGIN} with {END} behind it, between which the rows belong")
     if not rows:
         raise UserError("no row was measured; run python -m benchmarks first")
-    return f"{before}{BEGIN}\n\n{measured(rows)}\n\n{END}{after}"
+    return f"{before}{BEGIN}\n\n{text()}\n\n{END}{after}"
 
 
 def main() -> None:
@@ -94,7 +99,7 @@ def _details(row: Mapping[str, Any]) -> str:
     return f"- `{row['name']}`: {text}" if text else ""
 
 
-def _machines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def machines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Each machine, thread count, version and commit once, with how many rows it gave."""
     result: dict[str, int] = {}
     for row in rows:

@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-__all__ = ["LENGTH", "write_items", "write_parts"]
+__all__ = ["LENGTH", "write_codes", "write_items", "write_parts"]
 
 LENGTH = 50  # mean interactions of a user; at least 5
 EXPLORE = 0.2
@@ -65,6 +65,18 @@ def write_items(directory: Path, items: int) -> str:
     )
     table.write_parquet(directory / "items.parquet")
     return "items.parquet"
+
+
+def write_codes(directory: Path, items: int) -> str:
+    """Write Semantic IDs of three levels of 256 codes, each of one item; items with a common first code mean nothing.
+
+    Their number times an odd one, modulo 2^24, is another one for each of up to 2^24 items.
+    """
+    numbers = np.arange(items, dtype=np.int64) * 0x9E3779 % 2**24
+    codes = np.stack([numbers >> 16, numbers >> 8 & 255, numbers & 255], axis=1)
+    table = pl.DataFrame({"item_id": np.arange(items), "sid": codes})
+    table.with_columns(pl.col("sid").arr.to_list()).write_parquet(directory / "codes.parquet")
+    return "codes.parquet"
 
 
 def _law(items: int) -> tuple[int, NDArray[np.float64]]:

@@ -1,11 +1,16 @@
 """Seconds and peak memory of every stage as logs and catalogues grow, each stage a process of its own.
 
     python -m benchmarks.scale_table --work DIR [--cells 1e6:1e4 1e7:1e5] [--memory-gb 20] [--policy hybrid]
+    python -m benchmarks.scale_table --page docs/how-to/scale.md        # writes the rows there, and measures nothing
 
 A cell is a number of interactions and one of items; its log is that of `benchmarks.scale_log`. Fits take a fixed number
 of steps, and 1,000 users are evaluated, so that what grows is what a stage does with the size of log and catalogue.
 A row is added to the file of results when its stage has ended, and the same command goes on after the last one. A stage
-that fails ends its cell, and its row says how. The exponents are slopes of log seconds over log rows or log items.
+that fails ends its cell, and its row says how. The exponents are slopes of log cost over log rows or log items; seconds
+of them are of processor time, which other work on the machine disturbs less.
+
+With `--codes drawn` the Semantic IDs of items are distinct numbers, read from a file. What later stages cost can so be
+had without the hours that large catalogues are made in; their lists mean nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +26,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,10 +34,11 @@ import numpy as np
 import polars as pl
 
 from adagrpo.report.tables import MISSING, Table, to_markdown
+from benchmarks.page import between, machines
 from benchmarks.rows import machine
-from benchmarks.scale_log import LENGTH, write_items, write_parts
+from benchmarks.scale_log import LENGTH, write_codes, write_items, write_parts
 
-__all__ = ["CELLS", "STAGES", "Cell", "exponent", "main", "measure", "table_of", "write_log"]
+__all__ = ["CELLS", "STAGES", "Cell", "exponent", "main", "measure", "on_page", "tables_of", "write_log"]
 
 STAGES = ("log", "prepare", "tokenize", "ranker", "sft", "train", "evaluate", "recommend", "serve")
 EVALUATED, ANSWERED, BATCH = 1000, 20, 256
@@ -72,22 +78,30 @@ class Cost(NamedTuple):
 def main() -> None:
     """Measure what is not measured yet, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--work", type=Path)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("scale_table.jsonl"))
     parser.add_argument("--cells", nargs="*", type=Cell.parse, default=CELLS)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--policy", choices=("compact", "hybrid"), default="compact")
     parser.add_argument("--memory-gb", type=float, help="address space of a stage, so that it ends before the machine")
+    parser.add_argument("--codes", choices=("made", "drawn"), default="made")
+    parser.add_argument("--page", type=Path, help="write the measured rows between the markers of this page")
     options = parser.parse_args()
+    if options.page is not None:
+        options.page.write_text(on_page(options.page.read_text(encoding="utf-8"), _read(options.out)), encoding="utf-8")
+        return
+    if options.work is None:
+        parser.error("--work: a folder for logs and runs is needed to measure")
     for cell in options.cells:
         measure(cell, options)
-    print(table_of(_read(options.out)))
+    print(tables_of(_read(options.out)))
 
 
 def measure(cell: Cell, options: argparse.Namespace) -> None:
     """The stages of a cell that have no row yet; what it takes on disk is removed when all of them have one."""
     folder = options.work / f"{cell.rows}-{cell.items}"
-    done = [row["stage"] for row in _read(options.out) if (row["rows"], row["items"]) == cell and row["status"] == 0]
+    alike = [row for row in _read(options.out) if (row["rows"], row["items"]) == cell and row["status"] == 0]
+    done = [row["stage"] for row in alike if row.get("codes", "made") == options.codes]
     for stage in STAGES:
         if stage in done:
             continue
@@ -98,7 +112,8 @@ def measure(cell: Cell, options: argparse.Namespace) -> None:
             else _run(_command(stage, cell, folder, options), options.memory_gb)
         )
         row = {"rows": cell.rows, "items": cell.items, "stage": stage} | cost._asdict()
-        row |= {"steps": options.steps, "policy": options.policy} | machine()
+        row |= {"steps": options.steps, "policy": options.policy, "codes": options.codes}
+        row |= {"load": os.getloadavg()[1]} | machine()  # of five minutes: what else the machine did
         with options.out.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         print(f"{cell.rows:.0e}:{cell.items:.0e} {stage}: {cost}", file=sys.stderr)
@@ -139,11 +154,13 @@ def _command(stage: str, cell: Cell, folder: Path, options: argparse.Namespace) 
 
 def _settings(cell: Cell, folder: Path, options: argparse.Namespace) -> list[str]:
     """The recipe, as options."""
+    drawn = f"{{path: {folder.resolve() / 'codes.parquet'}, column: sid}}"
     epochs = options.steps / -(-max(2, cell.rows // LENGTH) // BATCH)
     fit = f"{{epochs: {epochs:.12f}, batch_size: {BATCH}, validations: 1, validation_users: 200}}"
     recipe = {
         "data.items": f"{{path: {folder.resolve() / 'items.parquet'}, text: [title], attributes: [attributes]}}",
         "data.split.users": EVALUATED,
+        "data.keep_unseen_items": "true",
         "tokenizer.vectors": "{attributes: 1.0, cooccurrence: 1.0}",
         "policy.kind": options.policy,
         "ranker.loss": "sampled",
@@ -153,14 +170,15 @@ def _settings(cell: Cell, folder: Path, options: argparse.Namespace) -> list[str
         "train.arms": "[adagrpo]",
         "train.fit": fit,
         "evaluation.batch_size": 64,
-    }
+    } | ({"tokenizer.published": drawn} if options.codes == "drawn" else {})
     return [part for key, value in recipe.items() for part in ("--set", f"{key}={value}")]
 
 
 def write_log(folder: Path, rows: int, items: int) -> None:
-    """The log and the item table of a cell, and the users that lists are written for."""
+    """The log, the item table and drawn codes of a cell, and the users that lists are written for."""
     write_parts(folder, rows=rows, items=items)
     write_items(folder, items)
+    write_codes(folder, items)
     users = min(EVALUATED, rows // LENGTH)
     pl.DataFrame({"user_id": np.arange(users)}).write_parquet(folder / "users.parquet")
 
@@ -244,36 +262,75 @@ def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
     return float(np.polyfit(np.log(sizes), np.log(costs), 1)[0])
 
 
-def table_of(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown: a line a stage with seconds and peak memory in each cell, then its exponents in rows and in items."""
+def tables_of(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown: a line a stage with its cost in each cell and its exponents in rows and items; seconds, then memory."""
+    seconds = _table(rows, "cpu_seconds", lambda row: f"{row['cpu_seconds']:.0f} ({row['seconds']:.0f})")
+    memory = _table(rows, "peak_gb", lambda row: f"{row['peak_gb']:.2f}")
+    return f"Seconds of processor time, and of the clock in brackets:\n\n{seconds}\n\nPeak memory in GB:\n\n{memory}"
+
+
+def on_page(page: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """The page with the tables between its markers, what was not run, and what it was measured on.
+
+    Raises:
+        UserError: a marker is missing, or there is no row.
+    """
+    return between(page, rows, lambda: "\n\n".join([tables_of(rows), _not_run(rows), _measured_on(rows)]))
+
+
+def _not_run(rows: Sequence[Mapping[str, Any]]) -> str:
+    ended = {(row["rows"], row["items"], row["stage"]) for row in rows if row["status"] == 0}
+    whole = {*CELLS, *(Cell(row["rows"], row["items"]) for row in rows)}
+    missing = {cell: [stage for stage in STAGES if (*cell, stage) not in ended] for cell in sorted(whole)}
+    parts = [
+        f"{_name(cell)}: {'everything' if len(stages) == len(STAGES) else ', '.join(stages)}"
+        for cell, stages in missing.items()
+        if stages
+    ]
+    return f"Not run: {'; '.join(parts)}." if parts else "Every stage of every cell was run."
+
+
+def _measured_on(rows: Sequence[Mapping[str, Any]]) -> str:
+    loads = [row["load"] for row in rows if "load" in row]
+    load = f" The load of the machine was {min(loads):.0f} to {max(loads):.0f} processes." if loads else ""
+    return f"Measured on: {'; '.join(machines(rows))}.{load}"
+
+
+def _table(rows: Sequence[Mapping[str, Any]], cost: str, shown: Callable[[Mapping[str, Any]], str]) -> str:
     cells = sorted({Cell(row["rows"], row["items"]) for row in rows})
     latest = {(Cell(row["rows"], row["items"]), row["stage"]): row for row in rows}
+    drawn = {cell for (cell, _), row in latest.items() if row.get("codes") == "drawn"}
     lines = []
     for stage in STAGES:
         found = {cell: latest[cell, stage] for cell in cells if (cell, stage) in latest}
-        cost = [_shown(found.get(cell)) for cell in cells]
-        measured = {cell: row["seconds"] for cell, row in found.items() if row["status"] == 0}
-        lines.append((stage, *cost, _slope(measured, 0), _slope(measured, 1)))
-    names = [f"{cell.rows / 1e6:g} M × {cell.items / 1e3:g} K" for cell in cells]
+        made = {cell: row for cell, row in found.items() if stage != "tokenize" or cell not in drawn}
+        measured = {cell: float(row[cost]) for cell, row in made.items() if row["status"] == 0}
+        costs = [_cost(found.get(cell), shown) for cell in cells]
+        lines.append((stage, *costs, _slope(measured, 0), _slope(measured, 1)))
+    names = [_name(cell) + (", codes drawn" if cell in drawn else "") for cell in cells]
     header = ("stage", *names, "in rows", "in items")
     return to_markdown(Table(header, tuple(lines), ("left", *("right",) * (len(cells) + 2))))
 
 
-def _shown(row: Mapping[str, Any] | None) -> str:
+def _name(cell: Cell) -> str:
+    return f"{cell.rows / 1e6:g} M × {cell.items / 1e3:g} K"
+
+
+def _cost(row: Mapping[str, Any] | None, shown: Callable[[Mapping[str, Any]], str]) -> str:
     if row is None:
         return MISSING
-    return f"{row['seconds']:.0f} s, {row['peak_gb']:.1f} GB" if row["status"] == 0 else f"failed ({row['status']})"
+    return shown(row) if row["status"] == 0 else f"failed ({row['status']})"
 
 
-def _slope(seconds: Mapping[Cell, float], axis: int) -> str:
+def _slope(costs: Mapping[Cell, float], axis: int) -> str:
     """Along the line of cells that are equal but for one axis and has the most of them."""
     lines: dict[int, list[Cell]] = {}
-    for cell in seconds:
+    for cell in costs:
         lines.setdefault(cell[1 - axis], []).append(cell)
     line = max(lines.values(), key=len, default=[])
     if len(line) < 2:
         return MISSING
-    return f"{exponent([cell[axis] for cell in line], [seconds[cell] for cell in line]):.2f}"
+    return f"{exponent([cell[axis] for cell in line], [costs[cell] for cell in line]):.2f}"
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

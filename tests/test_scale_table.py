@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from benchmarks.scale_log import write_items, write_parts
-from benchmarks.scale_table import STAGES, exponent, table_of
+from benchmarks.scale_log import write_codes, write_items, write_parts
+from benchmarks.scale_table import STAGES, exponent, on_page, tables_of
 
 
 def test_a_log_in_parts_is_the_same_each_time_and_stays_in_few_clusters(tmp_path: Path) -> None:
@@ -29,18 +30,49 @@ def test_a_log_in_parts_is_the_same_each_time_and_stays_in_few_clusters(tmp_path
     assert counts[:200].sum() > 3 * counts[-200:].sum()  # the first of each cluster are popular
 
 
+def test_drawn_codes_are_distinct(tmp_path: Path) -> None:
+    table = pl.read_parquet(tmp_path / write_codes(tmp_path, 70_000))
+    codes = np.array(table["sid"].to_list())
+    assert codes.shape == (70_000, 3) and codes.min() >= 0 and codes.max() < 256
+    assert len(np.unique(codes @ [65536, 256, 1])) == 70_000
+
+
+def rows_of(cells: list[tuple[int, int, float]]) -> list[dict[str, Any]]:
+    common = {"stage": "prepare", "status": 0, "machine": "m", "threads": 1, "versions": {"torch": "2"}, "commit": "c"}
+    common |= {"load": 3.0}
+    return [
+        common | {"rows": rows, "items": items, "seconds": 2 * cost, "cpu_seconds": cost, "peak_gb": cost / 4}
+        for rows, items, cost in cells
+    ]
+
+
+def lines_of(text: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+
+
 def test_slopes_are_along_the_line_that_has_the_most_cells() -> None:
     assert exponent([1, 10, 100], [5, 50, 500]) == pytest.approx(1)
-    cells = [(10, 1, 2.0), (100, 1, 20.0), (100, 10, 40.0), (1000, 1, 200.0)]
-    rows = [
-        {"rows": rows, "items": items, "stage": "prepare", "seconds": seconds, "peak_gb": 1.0, "status": 0}
-        for rows, items, seconds in cells
-    ]
-    rows.append({"rows": 1000, "items": 1, "stage": "sft", "seconds": 1.0, "peak_gb": 1.0, "status": -9})
-    lines = {
-        line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]]
-        for line in table_of(rows).splitlines()
-    }
-    assert set(STAGES) <= set(lines)
-    assert lines["prepare"][-2:] == ["1.00", "0.30"]  # log10 of 2, between 1 and 10 items at 100 rows
-    assert "failed (-9)" in lines["sft"] and lines["sft"][-2:] == ["–", "–"]
+    rows = rows_of([(10, 1, 2.0), (100, 1, 20.0), (100, 10, 40.0), (1000, 1, 200.0)])
+    rows.append(rows[0] | {"rows": 1000, "stage": "sft", "status": -9})
+    seconds, memory = ({line[0]: line for line in lines_of(part)} for part in tables_of(rows).split("Peak"))
+    assert set(STAGES) <= set(seconds) and set(STAGES) <= set(memory)
+    assert seconds["prepare"][1] == "2 (4)" and memory["prepare"][1] == "0.50"
+    for lines in (seconds, memory):
+        assert lines["prepare"][-2:] == ["1.00", "0.30"]  # log10 of 2, between 1 and 10 items at 100 rows
+        assert "failed (-9)" in lines["sft"] and lines["sft"][-2:] == ["–", "–"]
+
+
+def test_drawn_codes_are_named_and_are_no_point_of_tokenize() -> None:
+    rows = rows_of([(10, 1, 2.0), (100, 1, 20.0)])
+    rows += [rows[0] | {"stage": "tokenize"}, rows[1] | {"stage": "tokenize", "codes": "drawn"}]
+    header, *lines = lines_of(tables_of(rows).split("Peak")[0])
+    assert "codes drawn" in header[2] and "drawn" not in header[1]
+    in_rows = {line[0]: line[-2] for line in lines}
+    assert in_rows["prepare"] == "1.00" and in_rows["tokenize"] == "–"
+
+
+def test_the_page_says_what_was_not_run_and_how_busy_the_machine_was() -> None:
+    page = on_page("a\n<!-- measured -->\nold\n<!-- /measured -->\nb", rows_of([(1_000_000, 10_000, 2.0)]))
+    assert page.startswith("a\n") and page.endswith("\nb") and "old" not in page
+    assert "1 M × 10 K: log, tokenize, ranker" in page and "100 M × 1000 K: everything" in page
+    assert "3 to 3 processes" in page

@@ -16,6 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+COUNTED = 2**22  # values that are counted at a time
+
 __all__ = ["Cases", "Histories", "Ragged", "Rollouts"]
 
 
@@ -37,6 +39,34 @@ class Ragged:
     def row(self, index: int) -> NDArray[np.int32]:
         """The values of one row."""
         return self.values[self.offsets[index] : self.offsets[index + 1]]
+
+    def parts(
+        self,
+        starts: NDArray[np.int64],  # (B,) places among the values
+        lengths: NDArray[np.int64],  # (B,)
+    ) -> NDArray[np.int32]:  # (Σ lengths,)
+        """Some stretches of the values, end to end.
+
+        >>> Ragged(np.array([5, 6, 7, 8], np.int32), np.array([0, 4])).parts(np.array([2, 0]), np.array([2, 1]))
+        array([7, 8, 5], dtype=int32)
+        """
+        within = np.arange(lengths.sum()) - np.repeat(lengths.cumsum() - lengths, lengths)
+        return self.values[np.repeat(starts, lengths) + within]
+
+    def counts(self, size: int) -> NDArray[np.int64]:  # (size,)
+        """How often each of the values `0 .. size - 1` is there, with a part of them in memory at a time.
+
+        >>> Ragged(np.array([2, 0, 2], np.int32), np.array([0, 1, 3])).counts(4)
+        array([1, 0, 2, 0])
+        """
+        total = np.zeros(size, np.int64)
+        for first in range(0, len(self.values), COUNTED):
+            total += np.bincount(self.values[first : first + COUNTED], minlength=size)
+            self.release()
+        return total
+
+    def release(self) -> None:
+        """Give back memory of values that can be read from disk again; here they are held."""
 
 
 @dataclass(frozen=True)

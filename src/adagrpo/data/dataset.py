@@ -171,6 +171,8 @@ def align(ids: pl.Series, items: pl.DataFrame | None) -> tuple[pl.Series, pl.Dat
 
 
 def _k_core(table: pl.DataFrame, min_user: int, min_item: int) -> pl.DataFrame:
+    if max(min_user, min_item) <= 1:  # who is in the table has an interaction
+        return table
     users, items = (codes(table[name], table[name].unique()).to_numpy() for name in (USER_ID, ITEM_ID))
     rows = k_core_rows(users, items, min_user, min_item)
     return table if len(rows) == len(table) else table[rows]

@@ -15,9 +15,17 @@ from scipy import sparse
 
 from adagrpo.types import Ragged
 
-__all__ = ["PairCounts", "common_users", "common_users_of", "pair_products", "successions", "users_of_items"]
+__all__ = [
+    "PairCounts",
+    "common_users",
+    "common_users_of",
+    "largest_of_rows",
+    "pair_products",
+    "successions",
+    "users_of_items",
+]
 
-_PRODUCTS = 2**26  # of one user's items that are summed at a time
+_PRODUCTS = 2**24  # of one user's items that are summed at a time
 
 
 def users_of_items(training: Ragged, num_items: int) -> sparse.csr_array:
@@ -116,3 +124,26 @@ class PairCounts(NamedTuple):
             return np.zeros(wanted.shape, np.float32)
         place = np.searchsorted(self.keys, wanted).clip(max=len(self.keys) - 1)
         return np.where(self.keys[place] == wanted, self.values[place], np.float32(0.0))
+
+
+def largest_of_rows(
+    row: NDArray[np.int64],  # (N,) ascending
+    weights: NDArray[np.floating],  # (N,) at least 0, compared as float32
+    limit: int,
+) -> NDArray[np.bool_]:
+    """(N,) True for the `limit` largest weights above 0 of each row; of equal ones, the earlier.
+
+    >>> largest_of_rows(np.array([0, 0, 0, 1]), np.array([0.5, 0.7, 0.5, 0.1]), 2)
+    array([ True,  True, False,  True])
+    """
+    # one number to sort by: the row, then the weight from the largest, whose bits as a float32 are in its order
+    falling = np.uint32(2**32 - 1) - weights.astype(np.float32, copy=False).view(np.uint32)
+    keys = (row << 32) | falling
+    counts = np.bincount(row)
+    starts = counts.cumsum() - counts
+    least = np.sort(keys)[starts + np.minimum(counts, limit).clip(1) - 1][row]
+    better, even = keys < least, keys == least
+    room = limit - np.bincount(row, better, minlength=len(counts)).astype(np.int64)
+    before = even.cumsum() - even
+    even &= before - before[starts[row]] < room[row]
+    return np.asarray((better | even) & (weights > 0))

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from adagrpo.data.columns import CLICKED, HISTORY_LENGTH, HISTORY_UNTIL, ITEM, ITEM_ID, POSITION, USER, USER_ID
 from adagrpo.data.dataset import Dataset
+from adagrpo.data.mapped import MappedRagged, mapped_column
 from adagrpo.data.splits import Split, check_leakage
 from adagrpo.types import Cases, Ragged
 
@@ -38,6 +39,7 @@ __all__ = [
 
 TARGET = "target"
 _ROWS = 2**22  # of a table that are counted at a time
+_HELD = 2**24  # interactions up to which training sequences are in memory
 
 
 def write_prepared(dataset: Dataset, split: Split, directory: Path) -> None:
@@ -92,15 +94,18 @@ def write_prepared(dataset: Dataset, split: Split, directory: Path) -> None:
 
 
 def load_training(directory: Path) -> Ragged:
-    """Training sequences, one row for each of the `U` users, empty for users that training does not see."""
+    """Training sequences, one row for each of the `U` users, empty for users that training does not see.
+
+    Those of a long log stay on disk, see `adagrpo.data.mapped`.
+    """
     path = directory / "train.parquet"  # written by user and position
-    # one column after the other, and the counts some rows at a time: of a long log each takes as much as the result
-    users = pl.read_parquet(path, columns=[USER])[USER].to_numpy()
-    counts = np.zeros(_count(directory / "users.parquet"), dtype=np.int64)
-    for first in range(0, len(users), _ROWS):
-        part = users[first : first + _ROWS]
+    rows, counts = _count(path), np.zeros(_count(directory / "users.parquet"), dtype=np.int64)
+    for first in range(0, rows, _ROWS):  # of a long log a whole column takes as much as the result
+        part = pl.scan_parquet(path).select(USER).slice(first, _ROWS).collect()[USER].to_numpy()
         counts[part[0] : part[-1] + 1] += np.bincount(part - part[0])
-    del users
+    mapped = mapped_column(path, ITEM, rows) if rows > _HELD else None
+    if mapped is not None:
+        return MappedRagged(mapped[0], _offsets(counts), *mapped[1:])
     values = pl.read_parquet(path, columns=[ITEM])[ITEM].to_numpy(writable=True)
     return Ragged(values.astype(np.int32, copy=False), _offsets(counts))
 

@@ -33,13 +33,12 @@ def pad(ragged: Ragged, rows: NDArray[np.integer], max_length: int) -> Histories
     """
     if max_length < 1:
         raise ValueError(f"max_length must be at least 1, got {max_length}")
-    lengths = np.minimum(ragged.lengths[rows], max_length)
+    lengths = np.minimum(_lengths(ragged, rows), max_length)
     if len(lengths) and lengths.min() < 1:
         raise ValueError("rows holds an empty sequence; a history has at least one item")
-    columns = np.arange(lengths.max(initial=1))
-    source = ragged.offsets[np.asarray(rows) + 1][:, None] - lengths[:, None] + columns
-    real = columns < lengths[:, None]
-    items = np.where(real, ragged.values[np.where(real, source, 0)], 0).astype(np.int64)
+    real = np.arange(lengths.max(initial=1)) < lengths[:, None]
+    items = np.zeros(real.shape, np.int64)
+    items[real] = ragged.parts(ragged.offsets[np.asarray(rows) + 1] - lengths, lengths)
     return Histories(torch.from_numpy(items), torch.from_numpy(lengths.astype(np.int64)))
 
 
@@ -58,11 +57,16 @@ def older_items(ragged: Ragged, rows: NDArray[np.integer], max_length: int) -> T
     tensor([[-1],
             [ 5]])
     """
-    lengths = np.maximum(ragged.lengths[rows] - max_length, 0)
-    columns = np.arange(lengths.max(initial=0))
-    real = columns < lengths[:, None]
-    source = ragged.offsets[np.asarray(rows)][:, None] + columns
-    return torch.from_numpy(np.where(real, ragged.values[np.where(real, source, 0)], -1).astype(np.int64))
+    lengths = np.maximum(_lengths(ragged, rows) - max_length, 0)
+    real = np.arange(lengths.max(initial=0)) < lengths[:, None]
+    items = np.full(real.shape, -1, np.int64)
+    items[real] = ragged.parts(ragged.offsets[np.asarray(rows)], lengths)
+    return torch.from_numpy(items)
+
+
+def _lengths(ragged: Ragged, rows: NDArray[np.integer]) -> NDArray[np.int64]:  # (B,)
+    """Those of some rows: a batch need not look at all users."""
+    return np.asarray(ragged.offsets[np.asarray(rows) + 1] - ragged.offsets[rows])
 
 
 def emptied(

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
-from adagrpo.data.pairs import common_users_of, users_of_items
+from adagrpo.data.pairs import common_users_of, largest_of_rows, users_of_items
 from adagrpo.types import Cases, Ragged
 
 __all__ = ["item_knn", "popularity"]
@@ -46,7 +46,7 @@ def popularity(
         mask_history: leave out the items of a case's history.
         eligible: (V,) bool, what may be listed; None: everything.
     """
-    counts = np.bincount(training.values, minlength=num_items).astype(np.float32)
+    counts = training.counts(num_items).astype(np.float32)
     return _rank(
         cases, num_items, width, mask_history, eligible, 1.0, lambda histories: np.tile(counts, (histories.shape[0], 1))
     )
@@ -100,10 +100,7 @@ def _similarity(
         other = rows != together.indices
         rows, columns = rows[other], together.indices[other]
         cosines = together.data[other] / (norms[rows] * norms[columns])
-        order = np.lexsort((columns, -cosines, rows))  # ties: the lower item first
-        counts = np.bincount(rows)
-        rank = np.arange(len(rows)) - (counts.cumsum() - counts)[rows]
-        kept = order[rank < neighbours]
+        kept = largest_of_rows(rows, cosines, neighbours)  # ties: the lower item first
         parts.append((cosines[kept], rows[kept], columns[kept]))
     values, rows, columns = (np.concatenate(column) for column in zip(*parts, strict=True))
     return sparse.coo_array((values, (rows, columns)), shape=(num_items, num_items)).tocsr()

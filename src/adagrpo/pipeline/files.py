@@ -119,7 +119,7 @@ class RunData:
     @cached_property
     def tail(self) -> NDArray[np.bool_]:
         """(V,) the items of the tail, by training interactions."""
-        return metrics.tail_items(np.bincount(self.training.values, minlength=self.num_items))
+        return metrics.tail_items(self.training.counts(self.num_items))
 
     @cached_property
     def eligible(self) -> Eligible | None:

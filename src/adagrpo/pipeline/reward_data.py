@@ -64,7 +64,7 @@ def corrupted_reward(data: RunData, member: Reward, options: CorruptedOptions) -
     if options.by == "user_group":
         users = fewest(training.lengths, options.share)
     elif options.by == "exposure":
-        items = fewest(np.bincount(training.values, minlength=data.num_items), options.share)
+        items = fewest(training.counts(data.num_items), options.share)
     else:
         items = item_groups(data.items["attributes"].to_list(), options.share, options.seed)
     return CorruptedReward(
@@ -85,4 +85,4 @@ def trust_items(data: RunData) -> Items:
     largest = np.argsort(np.argsort(-sizes, kind="stable"), kind="stable") < TRUST_GROUPS
     known = (unique != "") & largest
     numbers = np.where(known, np.cumsum(known) - 1, -1)
-    return Items(np.bincount(data.training.values, minlength=data.num_items), numbers[groups])
+    return Items(data.training.counts(data.num_items), numbers[groups])

@@ -4,7 +4,8 @@
 
 Source: positive pointwise mutual information, see `adagrpo.semantic_ids.embeddings`. How often an item is part of a
 pair is known without the pairs, so the pairs of some items can be listed, counted and weighed without those of others,
-and no more than a block of them is in memory beside what is kept.
+and no more than a block of them is in memory beside what is kept. The places of the log are sorted by their item once,
+so that each block looks at its own places alone.
 
 Where a log has more than `PAIRS` pairs, an item keeps at most `PAIRS / V` neighbours: those of the largest
 `n_ij p_ij`, which is what the pair adds to the information of the whole (local mutual information, Evert 2005).
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from adagrpo.data.pairs import largest_of_rows
 from adagrpo.semantic_ids.decomposition import EXACT_ROWS
 from adagrpo.types import Ragged
 
@@ -57,21 +59,25 @@ def pair_information(
     ends = np.searchsorted(totals.cumsum(), np.arange(block, total + block, block), side="right")
     bounds = np.unique([0, *np.minimum(ends, num_items), num_items])
     counts, columns, values = [np.zeros(1, np.int64)], [np.empty(0, np.int32)], [np.empty(0, kind)]
+    places, starts = _places_of_items(training, num_items)
     for first, last in pairwise(bounds.tolist()):
-        row, column, times = _counted(_keys(training.values, left, num_items, first, last), num_items)
+        keys = _keys(training.values, left, places[starts[first] : starts[last]], num_items)
+        training.release()
+        row, column, times = _counted(keys, num_items)
         chance = totals[row].astype(np.float64) * totals[column].astype(np.float64)
         information = np.log(times * float(total) / chance)
         kept = information > 0
         if limit is not None:
-            kept = _largest(row - first, np.where(kept, times * information, 0.0), limit)
+            kept = largest_of_rows(row - first, np.where(kept, times * information, 0.0), limit)
         counts.append(np.bincount(row[kept] - first, minlength=last - first))
         columns.append(column[kept].astype(np.int32))
         values.append(information[kept].astype(kind))
+    del places
     entries = np.concatenate(values)
     values.clear()
-    places = (np.concatenate(columns), np.concatenate(counts).cumsum())
+    where = (np.concatenate(columns), np.concatenate(counts).cumsum())
     columns.clear()
-    return sparse.csr_array((entries, *places), shape=(num_items, num_items))
+    return sparse.csr_array((entries, *where), shape=(num_items, num_items))
 
 
 def pairs_in(training: Ragged, window: int) -> int:
@@ -111,13 +117,36 @@ def _pairs_of_items(values: NDArray[np.int32], left: NDArray[np.unsignedinteger]
     return totals
 
 
-def _keys(values: NDArray[np.int32], left: NDArray[np.unsignedinteger], num_items: int, first: int, last: int) -> Ints:
-    """(N,) item · V + neighbour of every pair of the items `first .. last - 1`, in no order."""
-    parts = [np.empty(0, np.int64)]
-    for one, other in _pairs(values, left):
-        for item, neighbour in ((one, other), (other, one)):
-            inside = (item >= first) & (item < last)
-            parts.append(item[inside].astype(np.int64) * num_items + neighbour[inside])
+def _places_of_items(training: Ragged, num_items: int) -> tuple[NDArray[np.integer], Ints]:
+    """(total,) the places of the log by their item, and (V + 1,) where those of each item begin."""
+    order = np.argsort(training.values, kind="stable")
+    training.release()
+    narrow = order.astype(np.int32) if len(order) < 2**31 else order  # half the memory
+    return narrow, np.append(0, training.counts(num_items).cumsum())
+
+
+def _keys(
+    values: NDArray[np.int32],  # (total,)
+    left: NDArray[np.unsignedinteger],  # (total,)
+    places: NDArray[np.integer],  # (P,) of the log
+    num_items: int,
+) -> Ints:
+    """(N,) item · V + neighbour of every pair of the items at some places, in no order."""
+    parts, farthest = [np.empty(0, np.int64)], int(left.max(initial=0))
+
+    def add(items: NDArray[np.int32], neighbours: NDArray[np.int32]) -> None:
+        differ = items != neighbours
+        parts.append(items[differ].astype(np.int64) * num_items + neighbours[differ])
+
+    for start in range(0, len(places), _PLACES):
+        here = places[start : start + _PLACES].astype(np.int64)
+        items, following = values[here], left[here]
+        for distance in range(1, farthest + 1):
+            after = following >= distance
+            add(items[after], values[here[after] + distance])
+            before = np.maximum(here - distance, 0)
+            reached = (here >= distance) & (left[before] >= distance)
+            add(items[reached], values[before[reached]])
     return np.concatenate(parts)
 
 
@@ -127,22 +156,3 @@ def _counted(keys: Ints, num_items: int) -> tuple[Ints, Ints, Ints]:
     starts = np.flatnonzero(np.append(True, keys[1:] != keys[:-1])) if len(keys) else np.empty(0, np.int64)
     distinct = keys[starts]
     return distinct // num_items, distinct % num_items, np.diff(np.append(starts, len(keys)))
-
-
-def _largest(
-    row: Ints,  # (N,) ascending
-    weights: NDArray[np.float64],  # (N,) at least 0
-    limit: int,
-) -> NDArray[np.bool_]:
-    """(N,) True for the `limit` largest weights above 0 of each row; of equal ones, the earlier."""
-    # one number to sort by: the row, then the weight from the largest, whose bits as a float32 are in its order
-    falling = np.uint32(2**32 - 1) - weights.astype(np.float32).view(np.uint32)
-    keys = (row << 32) | falling
-    counts = np.bincount(row)
-    starts = counts.cumsum() - counts
-    least = np.sort(keys)[starts + np.minimum(counts, limit).clip(1) - 1][row]
-    better, even = keys < least, keys == least
-    room = limit - np.bincount(row, better, minlength=len(counts)).astype(np.int64)
-    before = even.cumsum() - even
-    even &= before - before[starts[row]] < room[row]
-    return np.asarray((better | even) & (weights > 0))

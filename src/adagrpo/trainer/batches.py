@@ -73,9 +73,10 @@ class BatchSchedule:
     rl_split: float = 0.0
     rl_split_nll: bool = False
     processes: int = 1
+    left_out: NDArray[np.bool_] | None = None  # (U,) users of whom nothing is read
 
     def __post_init__(self) -> None:
-        if not bool((self.training.lengths >= 2).any()):
+        if not bool((self.lengths >= 2).any()):
             raise UserError("no user has two training interactions, so there is nothing to learn from")
 
     @property
@@ -88,6 +89,12 @@ class BatchSchedule:
         epoch, offset = divmod(step, self.steps_per_epoch)
         parts = -(-self.accumulation // self.processes) * self.processes
         return [self._batch(rows) for rows in np.array_split(self._order(epoch)[offset], parts) if len(rows)]
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:  # (U,)
+        """How much of each user there is to read."""
+        lengths = self.training.lengths
+        return lengths if self.left_out is None else np.where(self.left_out, 0, lengths)
 
     def _order(self, epoch: int) -> list[NDArray[np.int64]]:
         return _cached_order(self, epoch)
@@ -102,7 +109,8 @@ class BatchSchedule:
         everything = torch.ones_like(targets, dtype=torch.bool)
         if self.rl_split == 0:
             return TrainingBatch(rows, histories, sample_rows, positions, targets, everything, everything)
-        cut = self.training.lengths[rows] - padded.lengths.numpy()  # items that padding dropped from the front
+        whole = self.training.offsets[rows + 1] - self.training.offsets[rows]
+        cut = whole - padded.lengths.numpy()  # items that padding dropped from the front
         places = cut[sample_rows] + positions.numpy() + 1  # of the targets in their users' sequences
         apart = torch.from_numpy(keyed_uniforms(self.seed, rows[sample_rows], places) < self.rl_split)
         nll = everything if self.rl_split_nll else ~apart
@@ -112,7 +120,7 @@ class BatchSchedule:
 @lru_cache(maxsize=4)
 def _cached_order(schedule: BatchSchedule, epoch: int) -> list[NDArray[np.int64]]:
     return length_bucketed_batches(
-        schedule.training.lengths,
+        schedule.lengths,
         batch_size=schedule.batch_size * schedule.accumulation,
         seed=schedule.seed,
         epoch=epoch,

@@ -187,7 +187,8 @@ class RankerFit:
         counts = ends - starts
         rows = np.repeat(np.arange(len(batch.users)), counts)
         index = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts) + np.repeat(starts, counts)
-        lengths = self.schedule.training.lengths[batch.users]
+        offsets = self.schedule.training.offsets
+        lengths = offsets[batch.users + 1] - offsets[batch.users]
         cut = np.maximum(lengths - (self.schedule.max_history + 1), 0)  # items that padding dropped from the front
         positions = shown.history_lengths[index] - 1 - cut[rows]
         kept = (positions >= 0) & (positions < (lengths - 1 - cut)[rows])

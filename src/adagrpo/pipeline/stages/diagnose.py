@@ -128,7 +128,7 @@ def observe(
     return Observations(
         lists=lists,
         history_lengths=cases.histories.lengths,
-        training_counts=np.bincount(data.training.values, minlength=data.num_items),
+        training_counts=data.training.counts(data.num_items),
         sampled=groups("sample"),
         beam=groups("beam"),
         exposures=None if table is None else np.bincount(table[ITEM].to_numpy(), minlength=data.num_items),

@@ -155,7 +155,7 @@ def _strata(bench: RunData, impressions: Exposed) -> dict[str, NDArray[np.str_]]
     """(N,) names for each way to divide the impressions; popularity and exposure are those of training."""
     shown = load_impressions(bench.prepared)
     assert shown is not None, "made by `prepare`"
-    clicks = np.bincount(bench.training.values, minlength=bench.num_items)
+    clicks = bench.training.counts(bench.num_items)
     exposures = np.bincount(shown[ITEM].to_numpy(), minlength=bench.num_items)
     return {
         "all": np.full(len(impressions.items), "all"),

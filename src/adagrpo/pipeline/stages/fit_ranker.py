@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from adagrpo.data.columns import PROPENSITY
 from adagrpo.data.prepared import load_impressions
-from adagrpo.data.sequences import emptied
 from adagrpo.errors import UserError
 from adagrpo.evaluation.predictions import rank_by_ranker, sample_cases, select_cases
 from adagrpo.pipeline.factories import Models
@@ -77,7 +76,7 @@ def fit_sequential_ranker(run: Run, selection: Selection, name: str = "ranker", 
         begin_fit(data, name)
         ranker = models.ranker()
         left_out = data.withheld if fold is None else data.withheld | (data.fold_of_user == fold)
-        schedule = replace(models.schedule(settings), training=emptied(data.training, left_out))
+        schedule = replace(models.schedule(settings), left_out=left_out if left_out.any() else None)
         impressions = _impressions(data, kind)
         validate, examine = selection.begin(data, ranker, left_out)
         task = RankerFit(

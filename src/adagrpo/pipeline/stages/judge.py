@@ -99,7 +99,7 @@ def _read(run: Run, data: RunData, options: JudgeConfig) -> tuple[pl.DataFrame, 
 def judge_counts(run: Run) -> None:
     """Orders that know the item alone: the stage `judges/counts`."""
     data = RunData(run)
-    bought = np.bincount(data.training.values, minlength=data.num_items).astype(np.float64)
+    bought = data.training.counts(data.num_items).astype(np.float64)
     exposed, rate = _exposure_counts(data)
     counts = {"popularity": bought} | ({} if exposed is None else {"exposures": exposed, "chosen_rate": rate})
 

@@ -164,7 +164,7 @@ def _quality(data: RunData, reward: Reward, policy: Policy[Any, Any], loss: str)
 
 def _item_strata(data: RunData) -> Strata:
     """(V,) names for each way to divide the items."""
-    strata = {"item popularity": popularity_bands(np.bincount(data.training.values, minlength=data.num_items))}
+    strata = {"item popularity": popularity_bands(data.training.counts(data.num_items))}
     shown = load_impressions(data.prepared)
     if shown is not None:
         strata["item exposure"] = band(np.bincount(shown["item"].to_numpy(), minlength=data.num_items), EXPOSURES)
