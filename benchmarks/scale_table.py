@@ -280,20 +280,21 @@ def on_page(page: str, rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _not_run(rows: Sequence[Mapping[str, Any]]) -> str:
     ended = {(row["rows"], row["items"], row["stage"]) for row in rows if row["status"] == 0}
-    whole = {*CELLS, *(Cell(row["rows"], row["items"]) for row in rows)}
-    missing = {cell: [stage for stage in STAGES if (*cell, stage) not in ended] for cell in sorted(whole)}
-    parts = [
-        f"{_name(cell)}: {'everything' if len(stages) == len(STAGES) else ', '.join(stages)}"
-        for cell, stages in missing.items()
-        if stages
-    ]
-    return f"Not run: {'; '.join(parts)}." if parts else "Every stage of every cell was run."
+    lines = []
+    for cell in sorted({*CELLS, *(Cell(row["rows"], row["items"]) for row in rows)}):
+        missing = [stage for stage in STAGES if (*cell, stage) not in ended]
+        if missing:
+            lines.append((_name(cell), "everything" if len(missing) == len(STAGES) else ", ".join(missing)))
+    table = to_markdown(Table(("cell", "not run"), tuple(lines), ("left", "left")))
+    return f"What was not run:\n\n{table}" if lines else "Every stage of every cell was run."
 
 
 def _measured_on(rows: Sequence[Mapping[str, Any]]) -> str:
     loads = [row["load"] for row in rows if "load" in row]
-    load = f" The load of the machine was {min(loads):.0f} to {max(loads):.0f} processes." if loads else ""
-    return f"Measured on: {'; '.join(machines(rows))}.{load}"
+    load = f"{min(loads):.0f} to {max(loads):.0f}" if loads else MISSING
+    lines = [(text, load) for text in machines(rows)]
+    table = to_markdown(Table(("machine", "load, processes"), tuple(lines), ("left", "right")))
+    return f"What it was measured on:\n\n{table}"
 
 
 def _table(rows: Sequence[Mapping[str, Any]], cost: str, shown: Callable[[Mapping[str, Any]], str]) -> str:

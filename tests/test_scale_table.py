@@ -74,5 +74,5 @@ def test_drawn_codes_are_named_and_are_no_point_of_tokenize() -> None:
 def test_the_page_says_what_was_not_run_and_how_busy_the_machine_was() -> None:
     page = on_page("a\n<!-- measured -->\nold\n<!-- /measured -->\nb", rows_of([(1_000_000, 10_000, 2.0)]))
     assert page.startswith("a\n") and page.endswith("\nb") and "old" not in page
-    assert "1 M × 10 K: log, tokenize, ranker" in page and "100 M × 1000 K: everything" in page
-    assert "3 to 3 processes" in page
+    assert "| 1 M × 10 K | log, tokenize, ranker, sft" in page and "| 100 M × 1000 K | everything |" in page
+    assert "| m, 1 thread, torch 2, commit c (1 row) | 3 to 3 |" in page
