@@ -19,7 +19,19 @@ from pathlib import Path
 import torch
 
 from adagrpo.report.tables import Table, format_number, to_text
-from benchmarks import beside, causal_lm, compact, diagnostics, eligible_parts, item_head, memory, scale, serving, whole
+from benchmarks import (
+    beside,
+    causal_lm,
+    compact,
+    diagnostics,
+    eligible_parts,
+    item_head,
+    memory,
+    prefix_quality,
+    scale,
+    serving,
+    whole,
+)
 from benchmarks.rows import Row
 
 LANGUAGE_MODELS: dict[str, Callable[[Path, Path, causal_lm.Kind], list[Row]]] = {
@@ -39,6 +51,7 @@ BENCHMARKS: dict[str, tuple[Callable[[Path, Path], list[Row]], str | None]] = {
     "scale": (scale.scale, None),
     "eligible": (eligible_parts.eligible_parts, None),
     "item_head": (item_head.item_head, "amazon-beauty"),
+    "prefix_quality": (prefix_quality.prefix_quality, "amazon-beauty"),
 }
 NAMES = sorted([*LANGUAGE_MODELS, *BENCHMARKS])
 

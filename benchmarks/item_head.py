@@ -13,14 +13,15 @@ rows say how many lists are the same in every place, and how far apart the score
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
-from adagrpo.decoding import Beams, beam_search
+from adagrpo.decoding import Beams, beam_search, beams
 from adagrpo.policies import HybridPolicy, hybrid
 from adagrpo.policies.hybrid import HybridContext
 from adagrpo.policies.item_head import Spoken, upwards
@@ -30,11 +31,13 @@ from benchmarks.eligible_parts import in_turn
 from benchmarks.rows import Row, median_spread
 from benchmarks.scale import HISTORY, random_catalog, random_policy, searching
 
-__all__ = ["Compared", "brute_force", "compared", "item_head"]
+__all__ = ["Compared", "brute_force", "compared", "item_head", "kept_at_levels", "margins"]
 
 BATCH, WIDTH, PREFIX = 64, 50, 2
 LISTS, LISTS_OF_A_MILLION = 100_000, 640
-NEAR = 1e-4  # what scores of one place may differ by: float32 and the sum of a few log-probabilities
+NEAR = 1e-4  # what scores of one item may differ by: float32 and the sum of a few log-probabilities
+
+Kept = list[tuple[Tensor, Tensor]]  # (B, W) scores and nodes that a search kept, a level at a time
 
 
 class Compared(NamedTuple):
@@ -42,7 +45,9 @@ class Compared(NamedTuple):
 
     lists: int
     same: int  # in every place
-    difference: float  # largest, of two scores at one place
+    difference: float  # largest, of two scores of one item
+    parted: int  # lists whose searches did not keep the same prefixes
+    margin: float  # largest, of a prefix that one of them dropped to the edge of its beam, where they first parted
 
 
 def item_head(data: Path, work: Path) -> list[Row]:
@@ -93,10 +98,16 @@ def exact_lists(data: Path, work: Path) -> list[Row]:
 
 def row_of(name: str, found: Compared, policy: str) -> Row:
     """The share of lists that are the same."""
-    share, difference = found.same / found.lists, found.difference
-    detail = {"lists": found.lists, "same": found.same, "largest_difference_of_scores": difference}
+    share, far = found.same / found.lists, max(found.difference, found.margin)
+    detail = {
+        "lists": found.lists,
+        "same": found.same,
+        "largest_difference_of_scores": found.difference,
+        "parted": found.parted,
+        "largest_margin_where_parted": found.margin,
+    }
     against = f"brute force in float64; {policy}, beam 50"
-    return Row(name, share, "share", (share, share), f"scores within {NEAR}", difference <= NEAR, against, detail)
+    return Row(name, share, "share", (share, share), f"scores and margins within {NEAR}", far <= NEAR, against, detail)
 
 
 def cuts(training: Ragged, longest: int, count: int) -> Iterator[Histories]:
@@ -117,16 +128,66 @@ def cuts(training: Ragged, longest: int, count: int) -> Iterator[Histories]:
 @torch.no_grad()
 def compared(policy: HybridPolicy, batches: Iterator[Histories]) -> Compared:
     """Hold the lists of a policy against those of brute force; the last level waits for its prefixes in any case."""
-    frozen, total = policy.eval().frozen(), Compared(0, 0, 0.0)
+    frozen, total = policy.eval().frozen(), Compared(0, 0, 0.0, 0, 0.0)
     for histories in batches:
-        with patch.object(hybrid, "_MANY", 0):
+        with patch.object(hybrid, "_MANY", 0), kept_at_levels() as of_fast:
             fast = beam_search(frozen, frozen.encode(histories), WIDTH, trie=frozen.trie)
-        slow = brute_force(frozen, frozen.encode(histories), WIDTH)
+        with kept_at_levels() as of_slow:
+            slow = brute_force(frozen, frozen.encode(histories), WIDTH)
         same = (fast.codes == slow.codes).flatten(1).all(1)
-        real = slow.scores > -torch.inf
-        difference = float((fast.scores - slow.scores)[real].abs().max())
-        total = Compared(total.lists + len(same), total.same + int(same.sum()), max(total.difference, difference))
+        margin = margins(of_fast, of_slow)
+        total = Compared(
+            total.lists + len(same),
+            total.same + int(same.sum()),
+            max(total.difference, difference_of(of_fast[-1], of_slow[-1])),
+            total.parted + int((margin >= 0).sum()),
+            max(total.margin, float(margin.max())),
+        )
     return total
+
+
+@contextmanager
+def kept_at_levels() -> Iterator[Kept]:
+    """What the searches of the block keep, held to the trie."""
+    kept: Kept = []
+    search = beams._best_children
+
+    def noted(*arguments: Any) -> tuple[Any, Tensor]:
+        step, nodes = search(*arguments)
+        kept.append((step.scores, nodes))
+        return step, nodes
+
+    with patch.object(beams, "_best_children", noted):
+        yield kept
+
+
+def margins(
+    one: Kept,
+    other: Kept,
+) -> Tensor:  # (B,)
+    """How far what one search alone kept was from the edge of the other's beam, at the first level where they part.
+
+    -1 where they never do; infinite where a beam had room, so that nothing should have been dropped.
+    """
+    found = torch.full((len(one[0][0]),), -1.0)
+    for (scores, nodes), (other_scores, other_nodes) in zip(one, other, strict=True):
+        both = (nodes.unsqueeze(2) == other_nodes.unsqueeze(1)) & (nodes >= 0).unsqueeze(2)  # (B, W, W)
+        alone, other_alone = (nodes >= 0) & ~both.any(2), (other_nodes >= 0) & ~both.any(1)
+        # of a beam with room the last score is -inf
+        far = (scores - other_scores[:, -1:]).abs().masked_fill(~alone, -1.0).amax(1)
+        other_far = (other_scores - scores[:, -1:]).abs().masked_fill(~other_alone, -1.0).amax(1)
+        found = torch.where(found < 0, torch.maximum(far, other_far), found)
+    return found
+
+
+def difference_of(
+    one: tuple[Tensor, Tensor],
+    other: tuple[Tensor, Tensor],
+) -> float:
+    """The largest difference of the scores of a node that both have kept."""
+    (scores, nodes), (other_scores, other_nodes) = one, other
+    both = (nodes.unsqueeze(2) == other_nodes.unsqueeze(1)) & (nodes >= 0).unsqueeze(2)
+    return float((scores.unsqueeze(2) - other_scores.unsqueeze(1)).abs()[both].max())
 
 
 def brute_force(policy: HybridPolicy, context: HybridContext, width: int) -> Beams:

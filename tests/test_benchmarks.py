@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import math
 import runpy
 import sys
 import warnings
@@ -17,7 +19,7 @@ from adagrpo.policies import CompactPolicy, HybridPolicy
 from adagrpo.types import Ragged
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from benchmarks import beside, item_head, memory, page
+from benchmarks import beside, item_head, memory, page, prefix_quality
 from benchmarks.rows import Row, median_spread, timed_in_turn
 
 TARGETS = (
@@ -114,9 +116,55 @@ def test_lists_of_the_item_head_are_held_against_brute_force(prefix: int, monkey
     training = Ragged(np.arange(9, dtype=np.int32), np.array([0, 4, 9], dtype=np.int64))
     found = item_head.compared(policy, item_head.cuts(training, 3, 6))
     assert found.lists == found.same == 6 and found.difference < item_head.NEAR
-    search = item_head.beam_search
-    monkeypatch.setattr(item_head, "brute_force", lambda *given: search(*given)._replace(scores=torch.zeros(6, 50)))
-    assert item_head.compared(policy, item_head.cuts(training, 3, 6)).difference > 1  # what is wrong is seen
+    assert found.parted == 0 and found.margin == 0
+    right = item_head.brute_force
+
+    def wrong(asked: HybridPolicy, *rest: object) -> object:
+        changed = copy.copy(asked)
+        changed.item_weight = 0.9
+        return right(changed, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(item_head, "brute_force", wrong)
+    seen = item_head.compared(policy, item_head.cuts(training, 3, 6))
+    assert seen.difference > 0.1 and seen.same == 0
+    assert seen.parted == 6 and seen.margin > item_head.NEAR
+
+
+def test_two_near_prefixes_at_the_edge_of_the_beam_change_a_list_and_no_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the second and third code are 2e-6 apart, a search that adds up otherwise may keep the other one."""
+    monkeypatch.setattr(item_head, "WIDTH", 2)
+    catalog = item_head.random_catalog(300)
+    policy = HybridPolicy(CompactPolicy(catalog.codes, catalog.level_sizes, width=16), catalog.trie, prefix=2)
+    policy.eval()
+    histories = item_head.Histories(torch.tensor([[4, 7]]), torch.tensor([2]))
+    with torch.no_grad():
+        first = policy.logits(policy.start(policy.encode(histories)))[0, 0].log_softmax(0)
+        second, third = first.masked_fill(catalog.trie.tables[0][0] < 0, -torch.inf).topk(3).indices[1:]
+        policy.compact.heads[0].bias[third] += 2 * (first[second] - first[third] - 2e-6)  # the decoder's share is half
+    other = copy.deepcopy(policy)
+    with torch.no_grad():
+        other.compact.heads[0].bias[third] += 2 * 4e-6
+
+    def searched(asked: HybridPolicy) -> item_head.Beams:
+        return item_head.beam_search(asked, asked.encode(histories), 2, trie=asked.trie)
+
+    monkeypatch.setattr(item_head, "brute_force", lambda *given: searched(other))
+    found = item_head.compared(policy, iter([histories]))
+    assert found.same == 0 and found.parted == 1
+    assert found.margin < 1e-5 and found.difference < 1e-5
+    apart = (searched(policy).scores - searched(other).scores).abs().max()
+    assert apart > 1e-3  # at one place, where another item stands now
+
+
+def test_margins_are_of_the_level_where_searches_first_part() -> None:
+    def kept(scores: list[float], nodes: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.tensor([scores]), torch.tensor([nodes])
+
+    same, wide = kept([0.0, -1.0], [3, 5]), kept([-1.0, -9.0], [0, 9])
+    assert item_head.margins([same, same], [same, kept([0.0, -1.5], [5, 3])]).tolist() == [-1]
+    near = kept([0.0, -1.25], [3, 4])
+    assert item_head.margins([same, wide], [near, same]).tolist() == [0.25]
+    assert item_head.margins([same], [kept([0.0, -math.inf], [3, -1])]).tolist() == [math.inf]
 
 
 def test_a_page_without_markers_is_refused() -> None:
@@ -141,3 +189,16 @@ def test_peak_memory_is_the_most_that_is_held_at_a_time() -> None:
         assert len(kept) == 2
 
     assert 2e6 <= memory.peak_bytes(work) < 2.2e6
+
+
+def test_what_prefixes_cost_is_a_difference_of_the_same_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    hits = {0: np.array([1.0, 0.0, 1.0, 1.0]), 2: np.array([1.0, 0.0, 0.0, 1.0])}
+    monkeypatch.setattr(
+        prefix_quality,
+        "tested",
+        lambda data, folder, prefix, *more, seed: dict.fromkeys(prefix_quality.METRICS, hits[prefix]),
+    )
+    first, second = prefix_quality.prefix_quality(tmp_path, tmp_path, seed=1)
+    assert (first.name, second.name) == ("prefix_hr10_seed1", "prefix_ndcg10_seed1")
+    assert first.value == -25 and first.spread[0] < -25 <= first.spread[1] <= 0
+    assert first.detail == {"items": 75.0, "prefixes": 50.0, "users": 4, "seed": 1}

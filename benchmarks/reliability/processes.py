@@ -96,11 +96,24 @@ def _free_port() -> int:
 
 
 def run_together(
-    servers: Sequence[Server], arguments: Sequence[str], moment: str | None = None, count: int = 1, dies: int = 0
+    servers: Sequence[Server],
+    arguments: Sequence[str],
+    moment: str | None = None,
+    count: int = 1,
+    dies: int = 0,
+    launcher: Mapping[str, str] | None = None,
 ) -> list[tuple[int, str]]:
     """Carry out a command in as many processes as there are servers; a moment is for one of them.
 
     What is left of them when one has died ends by itself.
+
+    Args:
+        servers: one a process.
+        arguments: of the command.
+        moment: at which a process kills itself.
+        count: how often it has come there then.
+        dies: which process.
+        launcher: environment that a launcher sets.
 
     Returns:
         Exit status and last line of each.
@@ -108,7 +121,7 @@ def run_together(
     Raises:
         TimeoutError: it did not end.
     """
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())} | dict(launcher or {})
     ids = []
     for rank, process in enumerate(servers):
         environment = place | {"WORLD_SIZE": str(len(servers)), "RANK": str(rank), "LOCAL_RANK": str(rank)}

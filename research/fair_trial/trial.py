@@ -23,8 +23,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from adagrpo.config import Config
 from adagrpo.console import StderrConsole
 from adagrpo.errors import UserError
@@ -33,7 +31,7 @@ from adagrpo.pipeline.compare import Comparison
 from adagrpo.report import read_rows
 from adagrpo.storage.artifacts import write_file
 from adagrpo.storage.marks import claim
-from research.fair_trial.tune import HERE, chosen_arms, fixed, leaders, recipe_of
+from research.fair_trial.tune import HERE, chosen_arms, fixed, leaders, read_plan, recipe_of
 
 __all__ = ["pairs", "teacher_config", "trial_config"]
 
@@ -164,8 +162,8 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", required=True)
     parser.add_argument("--teachers", action="store_true", help="other rewards, after the trial of the set")
     given = parser.parse_args()
-    plan = yaml.safe_load((HERE / "plan.yaml").read_text(encoding="utf-8"))
     for name in given.sets:
+        plan = read_plan(name)
         data = given.data / plan["sets"][name].get("folder", name)
         (teach if given.teachers else carry_out)(plan, name, data, given.out)
 

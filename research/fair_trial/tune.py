@@ -27,7 +27,18 @@ from adagrpo.report import read_rows
 from adagrpo.storage.artifacts import hash_json, write_file
 from research.rows import add_row
 
-__all__ = ["Candidate", "candidates", "chosen", "chosen_arms", "fixed", "leaders", "recipe_of", "start", "tune"]
+__all__ = [
+    "Candidate",
+    "candidates",
+    "chosen",
+    "chosen_arms",
+    "fixed",
+    "leaders",
+    "read_plan",
+    "recipe_of",
+    "start",
+    "tune",
+]
 
 HERE = Path(__file__).parent
 METRIC = "hr@10"
@@ -86,11 +97,26 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", required=True)
     parser.add_argument("--starts", action="store_true", help="make the starting policies and rankers alone")
     given = parser.parse_args()
-    plan = yaml.safe_load((HERE / "plan.yaml").read_text(encoding="utf-8"))
     for name in given.sets:
+        plan = read_plan(name)
         run = start(plan, name, given.data, given.out)
         if not given.starts:
             tune(plan, name, run)
+
+
+def read_plan(name: str) -> dict[str, Any]:
+    """The content of plan.yaml, with the positions that the set has otherwise than the others.
+
+    Args:
+        name: of the set.
+
+    Raises:
+        UserError: the plan has no such set.
+    """
+    plan = yaml.safe_load((HERE / "plan.yaml").read_text(encoding="utf-8"))
+    if name not in plan["sets"]:
+        raise UserError(f"--sets {name}: plan.yaml has no such set; it has {', '.join(plan['sets'])}")
+    return plan | {"positions": plan["positions"] | plan["sets"][name].get("positions", {})}
 
 
 def recipe_of(plan: Mapping[str, Any], name: str, *options: str) -> Config:

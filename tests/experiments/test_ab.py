@@ -20,7 +20,7 @@ from adagrpo.experiments.allocation import assign
 from adagrpo.experiments.outcome import analyse
 from adagrpo.experiments.plan import DAY, Plan
 from adagrpo.experiments.units import Units, users_before, users_of
-from adagrpo.serving.exposure_log import Exposure, Feedback
+from adagrpo.serving.exposure_log import FAILED, Exposure, Feedback
 from adagrpo.serving.exposure_parts import EXPOSURE_SCHEMA, FEEDBACK_SCHEMA
 from adagrpo.serving.exposure_store import LocalExposureLog
 
@@ -90,7 +90,8 @@ def changed(**changes: Any) -> Plan:
 def test_a_user_is_a_row_of_sums() -> None:
     exposures, feedback = tables(40)
     units = users_of(PLAN, exposures, pl.concat([feedback, feedback]))
-    assert units[1:] == (80, 0, 0, 0, 0, 0) and len(units.users) == 40
+    assert units[1:8] == (80, 0, 0, 0, 0, 0, 0) and len(units.users) == 40
+    assert {arm: list(seen) for arm, seen in units.models.items()} == {"now": ["sft"], "new": ["gated"]}
     window = exposures.filter(pl.col("time") >= PLAN.begins)
     for user, arm, day, clicks, seconds, before in units.users.select(
         "user_hash", "arm", "day", "click", "dwell.value", "before: dwell.value"
@@ -101,6 +102,59 @@ def test_a_user_is_a_row_of_sums() -> None:
         assert seconds == 20 * clicks
         assert before == sum(row["value"] for row in mine if row["kind"] == "dwell" and row["request_id"] not in ids)
         assert arm == assign(user, salt="2026-11", weights={"now": 1, "new": 1}) and str(day) == "2026-11-09"
+
+
+def test_requests_that_got_no_list_are_errors_and_no_answers() -> None:
+    """User 0 gets one list and one error, which took a second, where everyone else has two lists."""
+    exposures, feedback = tables(40)
+    last = pl.col("request_id") == "0-3"
+    none = pl.lit([], pl.List(pl.String))
+    failed = exposures.with_columns(
+        slate=pl.when(last).then(none).otherwise("slate"),
+        source=pl.when(last).then(pl.lit(FAILED)).otherwise("source"),
+        latency_ms=pl.when(last).then(pl.lit(1000.0)).otherwise("latency_ms"),
+    )
+    sums = ("errors", "requests", "answers", "empty", "slow", "latency_ms")
+    plan = changed(guardrails={name: {"sum": name, "margin": 0.1} for name in sums})
+    units = users_of(plan, failed, feedback)
+    row, other = (units.users.filter(pl.col("user_hash") == user).row(0, named=True) for user in "01")
+    assert units.requests_failed == 1 and row["latency_ms"] < 20
+    assert [row[name] for name in sums[:5]] == [1, 2, 1, 0, 0]
+    assert [other[name] for name in sums[:5]] == [0, 2, 2, 0, 0]
+
+
+@pytest.mark.parametrize(("failed", "says"), [(0, "within"), (2, "unclear"), (20, "beyond")])
+def test_errors_of_an_arm_are_seen_where_the_control_has_none(failed: int, says: str) -> None:
+    exposures, feedback = tables(200)
+    new = exposures.filter(pl.col("arm") == "gated")["request_id"].head(2 * failed).gather_every(2)
+    broken = exposures.with_columns(
+        source=pl.when(pl.col("request_id").is_in(new.implode())).then(pl.lit(FAILED)).otherwise("source")
+    )
+    plan = changed(
+        guardrails={
+            "errors": {"sum": "errors", "per": "requests", "margin": 0.1},
+            "coverage": {"sum": "distinct_items", "per": "impressions", "better": "up", "margin": 0.02},
+        }
+    )
+    guards = {row["guardrail"]: row for row in analyse(plan, users_of(plan, broken, feedback), now=AFTER)["guardrails"]}
+    assert guards["errors"]["says"] == says
+    assert guards["coverage"]["says"] == "within"  # everybody was shown the same three items twice
+
+
+def test_an_arm_that_was_trained_again_within_the_window_makes_no_verdict() -> None:
+    exposures, feedback = tables(60, lift=0.5)
+    late = (pl.col("time") > PLAN.begins + 2 * DAY) & (pl.col("arm") == "gated")
+    reloaded = exposures.with_columns(model_version=pl.when(late).then(pl.lit("other")).otherwise("model_version"))
+    result = analyse(PLAN, users_of(PLAN, reloaded, feedback), now=AFTER)
+    assert result["verdicts"] == {"new": "invalid"} and not result["effects"]
+    assert result["reasons"]["new"].startswith(
+        "arm new was served by 2 models, by other from 2026-11-12T00:01:00+00:00 on; an arm that was trained again"
+    )
+    early = analyse(PLAN, users_of(PLAN, reloaded, feedback), now=datetime(2026, 11, 13, tzinfo=UTC))
+    assert early["verdicts"] == {"new": "invalid"}
+    assert result["models"]["new"] == {
+        "gated": "2026-11-09T00:01:00+00:00", "other": "2026-11-12T00:01:00+00:00"
+    }  # fmt: skip
 
 
 def test_who_is_left_out_is_counted() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from adagrpo.monitoring.signs import SIGNS, Look, Rule, Visits, first_on, looks
+from adagrpo.monitoring.signs import SIGNS, Look, Rule, Visits, beside, first_on, looks
 
 RULE = Rule(baseline=5, window=2)
 DAYS, LISTS, ITEMS = 12, 150, 40
@@ -84,3 +84,27 @@ def test_false_alarms_by_chance_are_as_rare_as_the_rule_says() -> None:
     """Six markets that stand still, seven looks at each."""
     alarms = sum(len(look.on) for seed in range(6) for look in looks(visits(seed=seed), RULE))
     assert alarms <= 3  # of 168 looks at a sign; overlapping windows come on together
+
+
+def test_an_arm_is_held_against_others_of_the_same_days_alone() -> None:
+    """Both lose feedback on day 5, the ranker expects more of both: only what the arm has otherwise is a sign."""
+    others = visits(clicked=0.12, predicted=0.4, seed=1)
+    assert "reward_up_feedback_down" in on(looks(others, RULE))
+    same = beside(visits(clicked=0.12, predicted=0.4, seed=2), others, RULE)
+    assert [look.day for look in same] == list(range(DAYS)) and on(same) == set()
+    hacked = beside(visits(clicked=0.12, predicted=0.6, drawn=25, seed=2), others, RULE)
+    assert {"calibration", "concentration"} <= on(hacked) and first_on(hacked, "calibration") in (5, 6)
+    late = beside(visits(seed=2).only(others.day > 9), others, RULE)
+    assert [look.day for look in late] == [10, 11] and late[0].lists == LISTS
+    with pytest.raises(ValueError, match="no such day"):
+        beside(others.only(others.day < 3), others.only(others.day > 5))
+
+
+def test_an_arm_errs_as_seldom_as_the_rule_says() -> None:
+    rng = np.random.default_rng(0)
+    found = []
+    for seed in range(6):
+        everybody = visits(seed=seed)
+        mine = rng.random(len(everybody.day)) < 0.1
+        found += beside(everybody.only(mine), everybody.only(~mine), RULE)
+    assert sum(len(look.on) for look in found) <= 3  # of 288

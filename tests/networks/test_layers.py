@@ -93,6 +93,16 @@ def test_padding_on_the_right_changes_no_real_state():
         torch.testing.assert_close(module(inputs)[:, :length], module(inputs[:, :length]), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("length", [6, 70])  # plain products, and the fused kernel
+def test_the_states_of_some_positions_are_those_of_all(length):
+    module = CausalEncoder(width=8, layers=2, heads=2, max_length=length, dropout=0.0)
+    initialise(module, std=0.5, generator=torch.Generator().manual_seed(0))
+    inputs = torch.randn(4, length, 8, generator=torch.Generator().manual_seed(1))
+    ends = torch.tensor([0, 2, length - 1, 1])
+    whole = module(inputs)
+    torch.testing.assert_close(module(inputs, ends), whole[range(4), ends].unsqueeze(1), rtol=1e-5, atol=1e-6)
+
+
 def test_the_same_item_at_two_places_has_two_states():
     states = encoder()(torch.ones(1, 2, 8))
     assert (states[0, 0] - states[0, 1]).abs().max() > 1e-3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import polars as pl
 import pytest
@@ -15,7 +16,8 @@ from adagrpo.errors import UserError
 from adagrpo.pipeline import Run, Silent
 from adagrpo.pipeline.closed_loop.beginnings import begin_world
 from adagrpo.pipeline.closed_loop.closing import close_loop
-from adagrpo.pipeline.closed_loop.loop_summary import reference_of
+from adagrpo.pipeline.closed_loop.loop_summary import reference_of, visits_of
+from adagrpo.pipeline.closed_loop.rounds import Market
 from adagrpo.pipeline.versions import catalog_versions
 from adagrpo.serving.exposure_parts import parts_of, read_parts
 
@@ -40,6 +42,7 @@ worlds: {a: {seed: 1}}
 markets:
   none: {}
   ab: {arms: [nll, mixture-pressure1], explore: 0.5}
+  canary: {arms: [nll], canary: {share: 0.5, stop_on: []}}
 rounds: 1
 days: 2
 start_days: 2
@@ -59,7 +62,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def loop(plan: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("loop") / "out"
-    assert close_loop(plan, out)["rows"] == 6
+    assert close_loop(plan, out)["rows"] == 10
     return out
 
 
@@ -68,7 +71,7 @@ def rows(out: Path) -> list[dict[str, object]]:
 
 
 def test_each_round_of_each_arm_is_measured(loop: Path) -> None:
-    found = rows(loop)
+    found = [row for row in rows(loop) if row["market"] != "canary"]
     assert [(row["market"], row["round"], row["arm"]) for row in found] == [
         *(("none", 0, "start"), ("none", 1, "start")),
         *(("ab", 0, "nll"), ("ab", 0, "mixture-pressure1"), ("ab", 1, "nll"), ("ab", 1, "mixture-pressure1")),
@@ -128,6 +131,7 @@ def test_another_plan_is_refused(plan: Path, loop: Path, tmp_path: Path) -> None
         (("rounds: 1", "round: 1"), "did you mean 'rounds'"),
         (("recipe.yaml", "nothing.yaml"), "no such recipe"),
         (("[nll, mix", "[nll, nll, mix"), "two arms have the same name: nll, nll"),
+        (("{arms: [nll], canary", "{arms: [nll, grpo], canary"), "canary: is of one arm, this market has 2"),
     ],
 )
 def test_a_plan_that_is_none_is_refused(change: tuple[str, str], says: str, tmp_path: Path) -> None:
@@ -166,6 +170,46 @@ def test_watch_reads_the_log_of_a_market_by_day(loop: Path) -> None:
     assert text.exit_code == 0 and "concentration" in text.stdout
     wrong = CliRunner().invoke(app, ["watch", *options, "--arm", "other"])
     assert "it has mixture-pressure1, nll, platform" in str(wrong.exception)
+
+
+def test_a_canary_is_served_to_its_share_and_held_against_the_rest(plan: Path, loop: Path) -> None:
+    content, _ = read_loop_plan(plan)
+    visits = pl.read_parquet(loop / "a" / "canary" / "rounds" / "001" / "visits.parquet")
+    assert set(visits["arm"]) == {"nll", "rest"} and 0.2 < (visits["arm"] == "nll").mean() < 0.8  # type: ignore[operator]
+    (row,) = [json.loads(line) for line in (loop / "canaries.jsonl").read_text().splitlines()]
+    usual = visits_of(loop, "a", "none")
+    assert usual is not None
+    both = visits.join(usual.select("user", "day", pl.col("utility").alias("usual")), on=["user", "day"])
+    assert row["lost"] == pytest.approx(1 - both["utility"].sum() / both["usual"].sum())
+    own = both.filter(pl.col("arm") == "nll")
+    assert row["truth"] == pytest.approx(own["utility"].sum() / own["usual"].sum() - 1)
+    assert not row["stopped"]  # nothing may stop it
+    # who keeps the policy before is shown what nobody's training has changed
+    rest = visits.filter(pl.col("arm") == "rest").join(usual, on=["user", "day"])
+    assert (rest["utility"] == rest["utility_right"]).all()
+    # so the next round goes on from this round's policy; after a stop it would not
+    market = Market(content, content.markets["canary"], None, loop / "a" / "canary")  # type: ignore[arg-type]
+    assert market._kept(2) == market.path(1, "nll", "train", "nll", "final")
+    told = (loop / "a" / "canary" / "rounds" / "001" / "row.json").read_text()
+    (loop / "stopped" / "rounds" / "001").mkdir(parents=True)
+    (loop / "stopped" / "rounds" / "001" / "row.json").write_text(told.replace('"stopped": false', '"stopped": true'))
+    begun = SimpleNamespace(run=Run.open(loop / "a" / "begin" / "run"), name="a")
+    stopped = Market(content, content.markets["canary"], begun, loop / "stopped")  # type: ignore[arg-type]
+    assert stopped._kept(2) == begun.run.path("sft", "best")
+
+
+def test_watch_holds_an_arm_against_another_of_the_same_days(loop: Path) -> None:
+    options = ["--exposures", str(loop / "a" / "canary" / "exposures"), "--window", "2"]
+    answer = CliRunner().invoke(app, ["watch", *options, "--arm", "nll", "--against", "rest", "--json"])
+    assert answer.exit_code == 0, answer.output
+    result = json.loads(answer.stdout)
+    assert [row["day"] for row in result["days"]] == [15, 16, 17, 18]
+    visits = pl.read_parquet(loop / "a" / "canary" / "rounds" / "001" / "visits.parquet")
+    assert result["days"][3]["lists"] == (visits["arm"] == "nll").sum()
+    alone = CliRunner().invoke(app, ["watch", *options, "--against", "rest"])
+    assert "--against: say by --arm which other arm is held against 'rest'" in str(alone.exception)
+    apart = CliRunner().invoke(app, ["watch", *options, "--arm", "nll", "--against", "platform"])
+    assert "no such day; give arms that were served together" in str(apart.exception)
 
 
 def test_a_beginning_that_was_killed_makes_no_version_twice(plan: Path, loop: Path) -> None:

@@ -15,6 +15,7 @@ from adagrpo.errors import UserError
 from adagrpo.off_policy.every_estimator import Drawn, item_rates, summarise
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.estimate import estimate_policy
+from adagrpo.pipeline.list_weights import list_weights
 from adagrpo.pipeline.serve import recommender
 from adagrpo.serving import Query, Recommender
 from adagrpo.serving.exposure_log import Exposure, Feedback
@@ -67,22 +68,52 @@ def test_the_policy_that_was_served_and_another_one(
     }  # fmt: skip
     by_name = {(row["of"], row["estimator"]): row for row in same["estimates"]}
     for of in ("first place", "list"):  # its own lists weigh 1, up to the rounding of a batch
-        for name in ("IPS", "SNIPS", "cascade"):
+        for name in ("IPS", "SNIPS", "cascade", "places"):
             if (of, name) in by_name:
                 assert by_name[of, name]["value"] == pytest.approx(by_name[of, "as served"]["value"], rel=0.03)
                 assert by_name[of, name]["overlap"]["effective_size"] > 280
+    assert by_name["list", "pseudo-inverse"]["refused"] == (
+        "30 items make 24,360 lists of 3; at most 20,000 can be counted"
+    )
     arguments = ["adagrpo", "estimate", "--run", copied, "--exposures", tmp_path / "exposures", "--requests", file]
     monkeypatch.setattr(sys, "argv", [*map(str, arguments), "--policy", "adagrpo"])
     with pytest.raises(SystemExit) as stop:
         cli.main()
     out = capsys.readouterr().out
     assert not stop.value.code and out.startswith("adagrpo/best on 299 drawn lists of 40 users (1 without a history")
-    assert all(f"  {name} " in out for name in ("IPS", "SNIPS", "DR", "cascade", "as served"))
+    assert all(f"  {name} " in out for name in ("IPS", "SNIPS", "DR", "cascade", "places", "as served"))
+    assert "refused, list by pseudo-inverse: 30 items make" in out
     mixed = [dict(row, history=other["history"]) for row, other in zip(requests, reversed(requests), strict=True)]
     with pytest.raises(UserError, match=r"--requests: with these histories sft/best would have drawn"):
         estimate_policy(run, tmp_path / "exposures", write(file, mixed), "adagrpo")
     with pytest.raises(UserError, match=r"knows the history of 1 of 300 drawn lists"):
         estimate_policy(run, tmp_path / "exposures", write(file, requests[:1]), "adagrpo")
+
+
+def test_weights_of_lists_are_those_of_both_policies_and_say_what_is_missing() -> None:
+    """Of few items both kinds are computed; without the weights that answered, or of many items, neither is."""
+
+    class Fixed:
+        def __init__(self, chances: list[float]) -> None:
+            self.item_ids, self.log_probs = list(range(len(chances))), np.log(chances)
+
+        def first_chances(self, queries: list[Query]) -> np.ndarray:
+            heats = np.array([[query.temperature] for query in queries])
+            warm = np.exp(self.log_probs / heats)
+            return np.log(warm / warm.sum(1, keepdims=True))
+
+    old, new = Fixed([0.5, 0.25, 0.25]), Fixed([0.2, 0.4, 0.4])
+    slates, heats = np.array([[0, 1], [2, -1]]), [(1.0, 1.0), (1.0, 1.0)]
+    found = list_weights(new, {0: old, 1: old}, [[0], [1]], slates, heats)  # type: ignore[arg-type, dict-item]
+    # item 1 second: behind 0 or 2; .5 .5 + .25 / 3 and .2 .5 + .4 .4 / .6
+    second = (0.2 * 0.5 + 0.4 * 0.4 / 0.6) / (0.5 * 0.5 + 0.25 * 0.25 / 0.75)
+    np.testing.assert_allclose(found.places, [[0.4, second], [1.6, 1.0]], rtol=1e-6)
+    np.testing.assert_allclose(found.sums[1], 1.6)  # of one place
+    gone = list_weights(new, {0: old}, [[0], [1]], slates, heats)  # type: ignore[arg-type, dict-item]
+    assert gone.places == gone.sums == "the weights that drew 1 of 2 lists are not those of the run any more"
+    many = Fixed([1 / 6000] * 6000)
+    large = list_weights(many, {0: many, 1: many}, [[0], [1]], slates, heats)  # type: ignore[arg-type, dict-item]
+    assert large.places == "the catalogue has 6,000 items; places are computed for 5,000 at most"
 
 
 def test_expectations_of_a_draw(copied: Path) -> None:

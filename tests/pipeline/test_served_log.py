@@ -14,14 +14,17 @@ from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
 from adagrpo.cli import app
+from adagrpo.config import resolve_config
 from adagrpo.errors import UserError
-from adagrpo.pipeline import Run, fit_ranker, fit_sft, tokenize, train
+from adagrpo.pipeline import Run, Silent, fit_ranker, fit_sft, tokenize, train
 from adagrpo.pipeline.chain import parts_of
 from adagrpo.pipeline.commands import remake
 from adagrpo.pipeline.serve import recommender
+from adagrpo.pipeline.served_log import publish_first
 from adagrpo.serving.app import Application, Options
 from adagrpo.serving.exploration import Exploration
 from adagrpo.serving.exposure_log import Exposure, Feedback
+from adagrpo.serving.exposure_parts import parts_of as log_parts
 from adagrpo.serving.exposure_store import LocalExposureLog
 from adagrpo.serving.served import Serving, Shelf
 
@@ -117,6 +120,20 @@ def test_what_is_logged_later_is_for_the_next_run(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "prepare" / "manifest.json").read_bytes() == made
     after = prepared(tmp_path / "log", tmp_path / "next")
     assert after["exposures"]["feedback"] == before["exposures"]["feedback"] + ITEMS
+
+
+def test_the_first_run_of_a_recipe_reads_what_is_in_no_part_yet(tmp_path: Path) -> None:
+    log = LocalExposureLog(tmp_path / "log")
+    serve_days(log)
+    config = resolve_config({"name": "n", "data": {"exposures": {"path": str(tmp_path / "log")}}}, [], "recipe.yaml")
+    run = Run(tmp_path / "run", config, Path(), Silent())
+    publish_first(run)
+    assert [part.name for part in log_parts(tmp_path / "log")] == ["000001"]
+    log.feedback([Feedback(request_id="0-0", item=0, kind="purchase", time=9.0)])
+    (tmp_path / "run" / "exposures").mkdir(parents=True)
+    publish_first(run)  # a run that goes on is not made again for what came meanwhile
+    log.close()
+    assert [part.name for part in log_parts(tmp_path / "log")] == ["000001"]
 
 
 def test_a_run_goes_on_where_the_log_is_gone_and_names_the_verb_that_reads_it(tmp_path: Path) -> None:

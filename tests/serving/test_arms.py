@@ -141,6 +141,28 @@ def test_an_arm_that_is_off_gives_its_users_the_control_and_ab_says_so(
         assert result["reasons"]["new"].startswith("it was stopped on ") and result["verdicts"]["new"] != "ship"
 
 
+def test_a_request_that_got_no_list_is_an_error_of_its_arm(two_arms: Callable[..., Any], tmp_path: Path) -> None:
+    """The service fails for a history with item 19; the same request with another one is answered afterwards."""
+    service = two_arms(guardrails={"errors": {"sum": "errors", "per": "requests", "margin": 0.5}})
+    users = range(40)
+    for user in users:
+        if user % 4 == 0:
+            body = {"history": [19], "k": 2, "request_id": f"r-{user}", "user_id": user}
+            assert service.ask("/v1/recommend", body, **TOKEN)[0] == 500
+        ask(service, user)
+    status, _, _ = service.ask("/v1/recommend", {"history": [19], "k": 2, "request_id": "nobody"}, **TOKEN)
+    assert status == 500  # of no user, so of no experiment
+    rotate(tmp_path / "log")
+    rows = read_parts(parts_of(tmp_path / "log"))[0]
+    failed = rows.filter(pl.col("source") == "failed")
+    assert set(failed["request_id"]) == {f"r-{user}!failed" for user in users if user % 4 == 0}
+    assert failed["slate"].list.len().sum() == 0 and set(failed["deal"]) <= {"arm", "held out"}
+    result = experiment(tmp_path / "plan.yaml", tmp_path / "log")
+    in_arms = failed.filter(pl.col("deal") == "arm")
+    assert result["counts"]["requests_failed"] == len(in_arms) and len(in_arms) > 3
+    assert {row["guardrail"] for row in result["guardrails"]} == {"errors"}
+
+
 def test_the_share_grows_by_the_route(two_arms: Callable[..., Any]) -> None:
     service = two_arms(ramp=[{"day": 0, "share": 0.2}])
     first = {user: ask(service, user)["experiment"] for user in range(30)}

@@ -80,7 +80,7 @@ def estimate(
     exclude_history: ExcludeHistory = None,
     catalog: CatalogChoice = "latest",
 ) -> None:
-    """Estimate from drawn lists on record what another policy would have earned: IPS, SNIPS, doubly robust, cascade."""
+    """Estimate from drawn lists on record what another policy would have earned: by item and by list."""
     from adagrpo.pipeline.estimate import estimate_policy
 
     found = estimate_policy(
@@ -117,8 +117,12 @@ def _print_estimates(found: dict[str, Any]) -> None:
         body.append((row["of"], row["estimator"], value, span, *weighs))
     head = ("of", "estimator", f"{found['reward']}s", "interval", "effective lists", "mean weight")
     typer.echo("\n" + to_text(Table(head, tuple(body), ("left", "left", *("right",) * 4))))
-    for reason in dict.fromkeys(f"{row['of']}: {row['refused']}" for row in found["estimates"] if row["refused"]):
-        typer.echo(f"refused, {reason}")
+    refused: dict[tuple[str, str], list[str]] = {}
+    for row in found["estimates"]:
+        if row["refused"]:
+            refused.setdefault((row["of"], row["refused"]), []).append(row["estimator"])
+    for (of, reason), names in refused.items():
+        typer.echo(f"refused, {of} by {', '.join(names)}: {reason}")
 
 
 def _print_size(rows: list[dict[str, Any]], as_json: bool) -> None:

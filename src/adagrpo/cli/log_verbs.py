@@ -1,4 +1,4 @@
-"""Verbs for logs: inspect, init, prepare, and simulate, which makes some."""
+"""Verbs for logs: inspect, init, prepare, collect, and simulate, which makes some."""
 
 from __future__ import annotations
 
@@ -15,7 +15,16 @@ from adagrpo.cli.planning import print_plan
 from adagrpo.cli.printing import print_values
 from adagrpo.errors import UserError
 
-__all__ = ["EXPOSURE_BIAS", "ITEMS", "USERS", "inspect", "prepare", "simulate_logs", "write_recipe"]
+__all__ = [
+    "EXPOSURE_BIAS",
+    "ITEMS",
+    "USERS",
+    "collect_exposures",
+    "inspect",
+    "prepare",
+    "simulate_logs",
+    "write_recipe",
+]
 
 # what `Marketplace` has, whose import takes seconds
 USERS, ITEMS, EXPOSURE_BIAS = 2000, 1000, 0.5
@@ -83,7 +92,7 @@ def prepare(
     common: Common,
     logs: Annotated[list[Path] | None, typer.Argument(help="Log files of the same columns.")] = None,
     exposures: Annotated[
-        Path | None, typer.Option("--exposures", help="In place of log files, the exposure log of a service.")
+        str | None, typer.Option("--exposures", help="In place of log files, the exposure log of a service.")
     ] = None,
     max_bad_rows: MaxBadRows = None,
     dry_run: DryRun = False,
@@ -122,6 +131,21 @@ def prepare(
         print_values({name.replace("_", " "): count for name, count in counts.items() if count}, as_json=False)
     understood = summary.pop("understood")
     typer.echo("\n".join(sentences(understood)) + "\n\n" + to_text(dataset_table(summary)) + f"\n\nrun: {out}")
+
+
+@verb("collect", "your logs")
+def collect_exposures(
+    source: Annotated[str, typer.Argument(help="s3://BUCKET/PREFIX or kafka://HOST:PORT/PREFIX, as `serve` has it.")],
+    to: Annotated[Path, typer.Option("--to", help="Folder of an exposure log, or a new one.")],
+    common: Common,
+) -> None:
+    """Bring an exposure log from a bucket or from Kafka into a folder; the next time, what came since."""
+    from adagrpo.serving.exposure_collect import collect_log
+
+    counts = collect_log(source, to)
+    log = {"log": str(to)}
+    shown = {name.replace("_", " "): count for name, count in counts.items() if count}
+    print_values(counts | log if common.as_json else shown | log, common.as_json)
 
 
 @verb("simulate", "your logs")

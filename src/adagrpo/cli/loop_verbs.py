@@ -41,6 +41,9 @@ def watch(
         Path | None, typer.Option("--run", help="The run that is served; its ranker says what lists should bring.")
     ] = None,
     arm: Annotated[str | None, typer.Option(help="The lists of one arm of the log; all if not given.")] = None,
+    against: Annotated[
+        str | None, typer.Option(help="Hold --arm against this arm on the same days; no baseline is used.")
+    ] = None,
     since: Annotated[
         int | None, typer.Option(help="The first day, in days since 1970; the log's if not given.")
     ] = None,
@@ -57,7 +60,7 @@ def watch(
     from adagrpo.report import Table, to_text
 
     opened = None if run is None else common.open(run)
-    result = look(exposures, opened, rule=Rule(baseline, window, errors), arm=arm, since=since)
+    result = look(exposures, opened, rule=Rule(baseline, window, errors), arm=arm, against=against, since=since)
     if common.as_json:
         typer.echo(json.dumps(result))
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -16,7 +16,7 @@ from adagrpo.config.training import OWN_NAME, ArmConfig
 from adagrpo.config.yaml_text import read_yaml
 from adagrpo.errors import UserError
 
-__all__ = ["LoopPlan", "MarketPlan", "WorldPlan", "read_loop_plan"]
+__all__ = ["CanaryPlan", "LoopPlan", "MarketPlan", "WorldPlan", "read_loop_plan"]
 
 Name = Annotated[str, Field(pattern=f"^{OWN_NAME}$")]
 
@@ -28,6 +28,20 @@ class WorldPlan(Section):
     marketplace: MarketplaceConfig = MarketplaceConfig()
 
 
+Sign = Literal["reward_up_feedback_down", "feedback_down", "calibration", "concentration"]
+
+
+class CanaryPlan(Section):
+    """Each new policy is served to a share of the users for a round, others for each round, beside the one before.
+
+    Where a sign of `stop_on` is on against the others of the same days, the new policy is dropped, and the next one is
+    trained from the one before again. Else all users are served it from the next round on.
+    """
+
+    share: Annotated[float, Field(gt=0, le=0.5)] = 0.1
+    stop_on: tuple[Sign, ...] = get_args(Sign)
+
+
 class MarketPlan(Section):
     """A market: the arms that are trained again each round, served to equal shares of the users.
 
@@ -37,10 +51,13 @@ class MarketPlan(Section):
     arms: tuple[ArmConfig, ...] = ()
     explore: Share = 0.0
     checkpoint: Literal["best", "final"] = "final"
+    canary: CanaryPlan | None = None
 
     @model_validator(mode="after")
     def _distinct(self) -> MarketPlan:
         names = [arm.name for arm in self.arms]
+        if self.canary is not None and len(names) > 1:
+            raise ValueError(f"canary: is of one arm, this market has {len(names)}")
         if len(set(names)) < len(names):
             raise ValueError(f"two arms have the same name: {', '.join(names)}")
         return self

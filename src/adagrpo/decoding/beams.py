@@ -42,13 +42,7 @@ class Beams(NamedTuple):
     codes: Tensor  # (B, W, L) int64, -1 where no sequence was found
     scores: Tensor  # (B, W) float32, sum of the policy's log-probabilities, -inf where no sequence was found
     log_probs: Tensor  # (B, W, L) float32, the policy's log-probability of each code, -inf where scores are
-
-
-class _Written(NamedTuple):
-    """What the hypotheses of a search have written."""
-
-    codes: Tensor  # (B, W, level) int64
-    log_probs: Tensor  # (B, W, level) float32
+    leaves: Tensor  # (B, W) int64, of the trie that the search was held to; -1 where nothing was found, or held
 
 
 class _Step(NamedTuple):
@@ -57,6 +51,14 @@ class _Step(NamedTuple):
     scores: Tensor  # (B, W) float32, best first
     parents: Tensor  # (B, W) int64, the hypothesis that each continues
     codes: Tensor  # (B, W) int64
+
+
+class _Written(NamedTuple):
+    """The code that each hypothesis of a search has written at one level; what is before it, its parent has."""
+
+    parents: Tensor  # (B, W) int64
+    codes: Tensor  # (B, W) int64
+    log_probs: Tensor  # (B, W) float32
 
 
 @torch.no_grad()
@@ -96,18 +98,20 @@ def beam_search(
         raise ValueError("excluded is of a trie, which the search must be given too")
     state = policy.start(context)
     logits = policy.logits(state)  # (B, 1, K)
-    scores, nodes, written = _root(logits)
+    scores, nodes = _root(logits)
+    written: list[_Written] = []
     for level in range(levels):
         log_probs = logits.float().log_softmax(-1)
         if trie is None:
             step = _best_continuations(log_probs, scores, width)
         else:
             step, nodes = _best_children(trie, level, nodes, log_probs, scores, width, excluded)
-        scores, written = step.scores, _write(written, step, log_probs, step.parents)
+        scores = step.scores
+        written.append(_write(step, log_probs, step.parents))
         if level + 1 < levels:
             state = policy.advance(state, step.parents, step.codes)
             logits = policy.logits(state)
-    return _beams(written, scores, width)
+    return _beams(written, scores, width, None if trie is None else nodes)
 
 
 @torch.no_grad()
@@ -142,23 +146,27 @@ def beam_search_both(
     _check_width("held_width", held_width)
     state = policy.start(context)
     logits = policy.logits(state)
-    held_scores, nodes, held_written = _root(logits)  # nodes (B, J); the first are the held search's
-    free_scores, hypotheses, free_written = _root(logits)  # hypotheses (B, W): where the free search's are among all
+    held_scores, nodes = _root(logits)  # nodes (B, J); the first are the held search's
+    free_scores, hypotheses = _root(logits)  # hypotheses (B, W): where the free search's are among all
+    held_written: list[_Written] = []
+    free_written: list[_Written] = []
     for level in range(levels):
         log_probs = logits.float().log_softmax(-1)  # (B, J, K)
         of_held = nodes[:, : held_scores.shape[1]]
         held, held_nodes = _best_children(trie, level, of_held, log_probs, held_scores, held_width, excluded)
         free = _best_continuations(log_probs, free_scores, width, hypotheses)
         origins = hypotheses.gather(1, free.parents)
-        held_scores, held_written = held.scores, _write(held_written, held, log_probs, held.parents)
-        free_scores, free_written = free.scores, _write(free_written, free, log_probs, origins)
+        held_scores, free_scores = held.scores, free.scores
+        held_written.append(_write(held, log_probs, held.parents))
+        free_written.append(_write(free, log_probs, origins))
         if level + 1 < levels:
             free_nodes = trie.child(level, nodes.gather(1, origins), free.codes)
             shared = _shared(held, held_nodes, free._replace(parents=origins), free_nodes)
             hypotheses, nodes = shared.hypotheses, shared.nodes
             state = policy.advance(state, shared.parents, shared.codes)
             logits = policy.logits(state)
-    return _beams(held_written, held_scores, held_width), _beams(free_written, free_scores, width)
+    held_beams = _beams(held_written, held_scores, held_width, held_nodes)
+    return held_beams, _beams(free_written, free_scores, width, None)
 
 
 class _Shared(NamedTuple):
@@ -196,37 +204,43 @@ def _shared(held: _Step, held_nodes: Tensor, free: _Step, free_nodes: Tensor) ->
     )
 
 
-def _root(logits: Tensor) -> tuple[Tensor, Tensor, _Written]:
-    """Scores (B, 1) and nodes (B, 1) of one hypothesis a sample in which nothing is written, and that nothing."""
+def _root(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores (B, 1) and nodes (B, 1) of one hypothesis a sample in which nothing is written."""
     shape, device = logits.shape[:2], logits.device
-    nodes = torch.zeros(shape, dtype=torch.int64, device=device)
-    scores = torch.zeros(shape, device=device)
-    return scores, nodes, _Written(nodes.unsqueeze(-1)[..., :0], scores.unsqueeze(-1)[..., :0])
+    return torch.zeros(shape, device=device), torch.zeros(shape, dtype=torch.int64, device=device)
 
 
 def _write(
-    written: _Written,  # (B, W, level)
-    step: _Step,  # (B, W')
+    step: _Step,  # (B, W)
     log_probs: Tensor,  # (B, J, K) of the codes that may follow
-    origins: Tensor,  # (B, W') which of the J each hypothesis of the step continues
-) -> _Written:  # (B, W', level + 1)
+    origins: Tensor,  # (B, W) which of the J each hypothesis of the step continues
+) -> _Written:
     """One more code."""
     new = log_probs.flatten(1).gather(1, origins * log_probs.shape[2] + step.codes)
-    return _Written(
-        torch.cat([take(written.codes, step.parents), step.codes.unsqueeze(-1)], dim=-1),
-        torch.cat([take(written.log_probs, step.parents), new.unsqueeze(-1)], dim=-1),
-    )
+    return _Written(step.parents, step.codes, new)
 
 
-def _beams(written: _Written, scores: Tensor, width: int) -> Beams:
-    """Mark the hypotheses that found nothing, and fill up where fewer sequences exist than were asked for."""
-    nothing = (scores == -torch.inf).unsqueeze(-1)
-    missing = width - scores.shape[1]
-    pad = torch.nn.functional.pad
+def _beams(
+    written: list[_Written],
+    scores: Tensor,  # (B, W)
+    width: int,
+    nodes: Tensor | None,  # (B, W) of the last level
+) -> Beams:
+    """Read what was written from the last code back; mark what found nothing, and fill up to what was asked for."""
+    last = written[-1]
+    codes, log_probs, places = [last.codes], [last.log_probs], last.parents
+    for before in reversed(written[:-1]):
+        codes.append(before.codes.gather(1, places))
+        log_probs.append(before.log_probs.gather(1, places))
+        places = before.parents.gather(1, places)
+    nothing, missing, pad = scores == -torch.inf, width - scores.shape[1], torch.nn.functional.pad
+    leaves = torch.full_like(last.codes, -1) if nodes is None else nodes.masked_fill(nothing, -1)
+    marks = nothing.unsqueeze(-1)
     return Beams(
-        pad(written.codes.masked_fill(nothing, -1), (0, 0, 0, missing), value=-1),
+        pad(torch.stack(codes[::-1], -1).masked_fill(marks, -1), (0, 0, 0, missing), value=-1),
         pad(scores, (0, missing), value=-torch.inf),
-        pad(written.log_probs.masked_fill(nothing, -torch.inf), (0, 0, 0, missing), value=-torch.inf),
+        pad(torch.stack(log_probs[::-1], -1).masked_fill(marks, -torch.inf), (0, 0, 0, missing), value=-torch.inf),
+        pad(leaves, (0, missing), value=-1),
     )
 
 
@@ -248,7 +262,8 @@ def _best_children(
     of_sample = counts.sum(1)  # (B,)
     first = of_sample.cumsum(0) - of_sample
     rows = torch.repeat_interleave(of_sample)  # (T,)
-    flat = (branches.parents + rows * (stride - hypotheses)) * size + branches.codes
+    parents = branches.parents if stride == hypotheses else branches.parents + rows * (stride - hypotheses)
+    flat = parents * size + branches.codes
     # index_select: on a CPU indexing by a tensor takes three times as long
     totals = scores.flatten().index_select(0, branches.parents) + log_probs.flatten().index_select(0, flat)
     if bool(totals.isnan().any()):
@@ -262,14 +277,13 @@ def _best_children(
     places = torch.arange(len(totals), device=rows.device) + before.index_select(0, rows)
     padded.view(-1).scatter_(0, places, totals)
     best = top_of_many(padded, min(width, most))  # (B, W')
-    real = best < of_sample.unsqueeze(1)
-    chosen = (best + first.unsqueeze(1)).masked_fill(~real, 0)
+    filling = best >= of_sample.unsqueeze(1)
+    chosen = (best + first.unsqueeze(1)).masked_fill_(filling, 0).flatten()
+    origins, codes, found = (of.index_select(0, chosen).view_as(best) for of in branches[1:])
     step = _Step(
-        padded.gather(1, best),
-        (branches.parents[chosen] % hypotheses).masked_fill(~real, 0),
-        branches.codes[chosen].masked_fill(~real, 0),
+        padded.gather(1, best), (origins % hypotheses).masked_fill_(filling, 0), codes.masked_fill_(filling, 0)
     )
-    return step, branches.nodes[chosen].masked_fill(~real, -1)
+    return step, found.masked_fill_(filling, -1)
 
 
 def _best_continuations(

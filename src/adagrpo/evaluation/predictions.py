@@ -129,7 +129,7 @@ def predict(
             beams, free = beam_search_both(
                 policy, context, width, trie=catalog.trie, held_width=held_width, excluded=excluded
             )
-        ranked, score = catalog.lookup(beams.codes), beams.scores
+        ranked, score = catalog.trie.leaf_items(beams.leaves), beams.scores
         if unmasked is not None:
             unmasked[rows] = ranked[:, :width].cpu().numpy()
             ranked, score = without_history(
@@ -295,7 +295,7 @@ def without_history(
         closed: (B, X) int64, other items that the search left out, -1 for none.
         eligible: for each sample what the search was held to beside that, see `Trie.excluding`.
     """
-    items, scores = _unseen(catalog.lookup(beams.codes), beams.scores, histories, width)
+    items, scores = _unseen(catalog.trie.leaf_items(beams.leaves), beams.scores, histories, width)
     # a search that has hypotheses left over has found all that there is
     short = ((items[:, -1] < 0) & (beams.scores[:, -1] > -torch.inf)).nonzero().squeeze(1)
     if len(short):
@@ -305,7 +305,8 @@ def without_history(
         hypotheses = beams.scores.shape[1]
         with mixed_precision(policy, precision):
             again = beam_search(policy, context[short], hypotheses, trie=catalog.trie, excluded=excluded)
-        items[short], scores[short] = catalog.lookup(again.codes)[:, :width], again.scores[:, :width]
+        items[short] = catalog.trie.leaf_items(again.leaves)[:, :width]
+        scores[short] = again.scores[:, :width]
     return items, scores
 
 

@@ -1,6 +1,7 @@
 """What an experiment says: ship, harm, inconclusive or invalid, with effects, intervals and what could have been seen.
 
-    invalid        an arm has not its share of users, or users were served another arm than theirs: no effect is shown
+    invalid        an arm has not its share of users, users were served another arm than theirs, or an arm was served by
+                   another model from some time on: no effect is shown
     harm           a metric is worse, or a guardrail is beyond its margin, for certain
     ship           a metric of the rule is better, none is worse, and every guardrail is within its margin for certain
     inconclusive   anything else
@@ -55,12 +56,16 @@ def analyse(
     """
     of_arm = {name: stopped[name].units if name in stopped else units for name in plan.arms}
     checks, refused = _checked(plan, units, stopped)
+    for treatment in plan.treatments:
+        if (changed := _changed(of_arm[treatment], plan.control, treatment)) is not None:
+            refused.setdefault(treatment, changed)
     result: dict[str, Any] = {
         "experiment": plan.name,
         "kind": plan.kind,
         "look": now.isoformat(timespec="seconds"),
         "users": {name: len(of_arm[name].users.filter(pl.col("arm") == name)) for name in plan.arms},
-        "counts": {name: value for name, value in units._asdict().items() if name != "users"},
+        "counts": {name: value for name, value in units._asdict().items() if name not in ("users", "models")},
+        "models": {arm: {model: moment_of(at) for model, at in seen.items()} for arm, seen in units.models.items()},
         "stopped": {name: moment_of(stop.time) for name, stop in stopped.items()},
         "sample_ratio": [check._asdict() for check in checks],
         "effects": [],
@@ -141,6 +146,19 @@ def _refusal(plan: Plan, units: Units, checks: Sequence[RatioCheck]) -> str | No
     return None
 
 
+def _changed(units: Units, control: str, treatment: str) -> str | None:
+    """Which arm became another one within the window; None where both are what they were."""
+    for arm in (treatment, control):
+        seen = units.models.get(arm, {})
+        if len(seen) > 1:
+            last, time = list(seen.items())[-1]
+            return (
+                f"arm {arm} was served by {len(seen)} models, by {last} from {moment_of(time)} on; "
+                "an arm that was trained again is another one, so plan another experiment"
+            )
+    return None
+
+
 def _columns(units: Units, arm: str, metric: Metric | Guardrail) -> Mapping[str, Floats]:
     table = units.users.filter(pl.col("arm") == arm)
     columns = {"sum": table[metric.sum].to_numpy()}
@@ -203,16 +221,14 @@ def _guard(plan: Plan, units: Units, treatment: str, name: str, guard: Guardrail
     columns = _columns(units, plan.control, guard), _columns(units, treatment, guard)
     row = {"treatment": treatment, "guardrail": name, "margin": guard.margin, "says": "unclear"}
     found = effect(*columns)
-    if found is None:
-        # without a control number there is no share of it; nothing at all in the treatment cannot be too much
-        fine = guard.better == "down" and len(columns[1]["sum"]) > 0 and not columns[1]["sum"].any()
-        return row | ({"says": "within"} if fine else {})
     daily = plan.looks == "daily" and plan.answers is not None
     each = plan.alpha / len(plan.guardrails)
     if daily and plan.answers is not None:
         one, strict = (anytime_factor(units.answers, plan.answers, level) for level in (plan.alpha, each))
     else:
         one, strict = (float(stats.norm.isf(level)) for level in (plan.alpha, each))
+    if found is None:
+        return row | {"says": _without_interval(guard, *columns, strict)}
     sign = 1 if guard.better == "down" else -1
     worse = sorted(sign * end for end in found.within(one))
     certainly = sorted(sign * end for end in found.within(strict))
@@ -224,6 +240,30 @@ def _guard(plan: Plan, units: Units, treatment: str, name: str, guard: Guardrail
         "interval": found.within(one),
         "says": says,
     }
+
+
+def _without_interval(
+    guard: Guardrail, control: Mapping[str, Floats], treatment: Mapping[str, Floats], strict: float
+) -> str:
+    """What is said of a guardrail of which no share of the control's number can be given.
+
+    Nothing at all in the treatment cannot be too much. Something, where the control has nothing, is beyond any share of
+    it once it is more than nothing for certain. And numbers that do not vary are what they are.
+    """
+    users = min(len(control["sum"]), len(treatment["sum"]))
+    if guard.better == "down" and len(treatment["sum"]) and not treatment["sum"].any():
+        return "within"
+    if users < 2 or not treatment["sum"].any():
+        return "unclear"
+    if not control["sum"].any():
+        mean, deviation = float(treatment["sum"].mean()), float(treatment["sum"].std(ddof=1))
+        certain = mean > strict * deviation / len(treatment["sum"]) ** 0.5
+        return "beyond" if guard.better == "down" and certain else "unclear"
+    ratios = [arm["sum"] / arm.get("per", 1.0) for arm in (control, treatment) if arm.get("per", arm["sum"]).all()]
+    if len(ratios) < 2 or any(ratio.max() > ratio.min() for ratio in ratios):
+        return "unclear"
+    worse = (ratios[1][0] / ratios[0][0] - 1) * (1 if guard.better == "down" else -1)
+    return "within" if worse <= guard.margin else "beyond"
 
 
 def _verdict(plan: Plan, treatment: str, result: Mapping[str, Any]) -> tuple[Verdict, str]:

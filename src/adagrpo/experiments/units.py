@@ -1,6 +1,7 @@
 """One row a user from the exposure log: the arm, when it was first seen, and the sums that a plan names.
 
     answers          lists that were shown
+    errors           requests that got none, since the service failed or was too late; `requests` are both together
     impressions      their items; `distinct_items` counts each once
     fallbacks        answers that were the popular list
     latency_ms       of all answers together; `slow` counts answers above the plan's `slow_ms`
@@ -17,8 +18,9 @@ Answers to users outside of the ramp, and those after their arm was switched off
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import NamedTuple
 
 import polars as pl
@@ -30,11 +32,14 @@ from adagrpo.experiments.plan import DAY, Guardrail, Metric, Plan
 __all__ = ["HEAD", "Units", "stops_seen", "users_before", "users_of"]
 
 HEAD = 0.2  # share of the items, most shown first
+FAILED = pl.col("source") == "failed"
 OF_ANSWERS = {
-    "answers": pl.len(),
+    "answers": (~FAILED).sum(),
+    "errors": FAILED.sum(),
+    "requests": pl.len(),
     "fallbacks": (pl.col("source") == "popular").sum(),
-    "latency_ms": pl.col("latency_ms").sum(),
-    "empty": (pl.col("slate").list.len() == 0).sum(),
+    "latency_ms": pl.col("latency_ms").filter(~FAILED).sum(),
+    "empty": ((pl.col("slate").list.len() == 0) & ~FAILED).sum(),
 }
 SLOW = "slow"
 OF_ITEMS = ("impressions", "distinct_items", "tail", "unlisted")
@@ -51,6 +56,8 @@ class Units(NamedTuple):
     answers_misassigned: int  # of another arm than the user's
     answers_outside: int = 0  # of users that the ramp had not reached
     answers_stopped: int = 0  # of users whose arm was off, so that they got the control
+    requests_failed: int = 0  # that got no list
+    models: Mapping[str, Mapping[str, float]] = MappingProxyType({})  # of each arm, and when each was first seen
 
 
 def users_of(
@@ -87,6 +94,10 @@ def users_of(
     first = shown.sort("time", maintain_order=True).group_by(USER, maintain_order=True).first()
     day = pl.from_epoch(pl.col("time").floor().cast(pl.Int64)).dt.date().alias("day")
     users = first.select(USER, pl.col("place").alias("arm"), day, pl.col("catalog_version").alias("catalogue"))
+    own = shown.filter(_as_dealt(plan)).group_by("place", "model_version").agg(pl.col("time").min())
+    models: dict[str, dict[str, float]] = {}
+    for arm, model, time in own.sort("time").iter_rows():
+        models.setdefault(arm, {})[model] = time
     said = feedback.unique([REQUEST, ITEM, KIND], keep="first", maintain_order=True)
     _check_names(names, said, earlier, catalogue)
     head = _head(earlier) if "tail" in names else pl.Series(dtype=pl.String)
@@ -103,6 +114,8 @@ def users_of(
         answers_misassigned=len(shown) - len(shown.filter(_as_dealt(plan))),
         answers_outside=int((dealt["deal"] == "outside").sum()),
         answers_stopped=int((dealt["deal"] == "stopped").sum()),
+        requests_failed=int(shown.select(FAILED.sum()).item()),
+        models=models,
     )
 
 
@@ -182,7 +195,7 @@ def _sums(
         "tail": (~pl.col(ITEM).is_in(head.implode())).sum(),
         "unlisted": (~pl.col(ITEM).is_in(listed.implode())).sum(),
     }
-    of_answers = OF_ANSWERS | {SLOW: (pl.col("latency_ms") > slow_ms).sum()}
+    of_answers = OF_ANSWERS | {SLOW: ((pl.col("latency_ms") > slow_ms) & ~FAILED).sum()}
     sums = answers.group_by(USER, maintain_order=True).agg(of_answers[n].alias(n) for n in wanted if n in of_answers)
     parts = [items.group_by(USER).agg(of_items[n].alias(n) for n in wanted if n in of_items)]
     for name in (name for name in wanted if name not in of_answers and name not in of_items):

@@ -13,6 +13,9 @@ The Gini coefficient of few lists is higher than that of many. So it is held aga
 the baseline without replacement `DRAWS` times: with `m` and `s` their mean and deviation and `f` the share that is
 drawn, the deviation of a window about `m` is s √((1 + f) / (1 - f)).
 
+`beside` holds an arm against the others of the same days instead, with the same signs and the same errors: what moves
+everybody, and the ranker's own drift, is on both sides.
+
 A threshold of 3.29 lets one look in a thousand be on by chance where a sign has two sides. Windows overlap and share a
 baseline, so looks are not independent; `research/closed_loop` counts what comes of it in markets that stand still.
 """
@@ -25,7 +28,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["SIGNS", "Look", "Rule", "Visits", "first_on", "gini", "looks"]
+__all__ = ["SIGNS", "Look", "Rule", "Visits", "beside", "first_on", "gini", "looks"]
 
 SIGNS = ("reward_up_feedback_down", "feedback_down", "calibration", "concentration")
 DRAWS = 100
@@ -41,6 +44,10 @@ class Visits(NamedTuple):
     clicked: Floats  # (N,) 1 where something of the list was clicked
     predicted: Floats  # (N,) the reward's prediction of a click, mean over the list; NaN where there is none
     items: Ints  # (N, k) -1 where a list is shorter
+
+    def only(self, kept: NDArray[np.bool_]) -> Visits:
+        """Some of them."""
+        return Visits(self.day[kept], self.clicked[kept], self.predicted[kept], self.items[kept])
 
 
 @dataclass(frozen=True)
@@ -83,12 +90,35 @@ def looks(visits: Visits, rule: Rule = Rule(), *, seed: int = 0) -> list[Look]:
     usual = visits.day < begin
     if usual.sum() < 2 or usual.all():
         raise ValueError(f"want two lists in {rule.baseline} days of baseline and some later, found {len(visits.day)}")
-    before = _rows(visits, usual)
+    before = visits.only(usual)
     found = []
     for day in range(begin, int(visits.day.max()) + 1):
         now = (visits.day <= day) & (visits.day > day - rule.window) & ~usual
         if now.sum() > 1:
-            found.append(_look(day, before, _rows(visits, now), rule, seed))
+            found.append(_look(day, before, visits.only(now), rule, seed))
+    return found
+
+
+def beside(arm: Visits, others: Visits, rule: Rule = Rule(), *, seed: int = 0) -> list[Look]:
+    """A look a day at the lists of an arm, against those of others on the same days; from the arm's first day on.
+
+    Args:
+        arm: lists of those who get the new policy.
+        others: lists of those who do not.
+        rule: its baseline is not used.
+        seed: of the draws from the others.
+
+    Raises:
+        ValueError: there is no day on which both have lists.
+    """
+    days = np.intersect1d(arm.day, others.day)
+    if not len(days):
+        raise ValueError("want lists of the arm and of others on the same days, found no such day")
+    found = []
+    for day in range(int(days[0]), int(days[-1]) + 1):
+        now, usual = ((one.day <= day) & (one.day > day - rule.window) & (one.day >= days[0]) for one in (arm, others))
+        if now.sum() > 1 and usual.sum() > 1:
+            found.append(_look(day, others.only(usual), arm.only(now), rule, seed))
     return found
 
 
@@ -167,7 +197,3 @@ def _more_concentrated(now: Ints, before: Ints, rng: np.random.Generator) -> tup
     share = size / len(usual)
     error = float(np.std(drawn, ddof=1)) * np.sqrt((1 + share) / (1 - share))
     return found, 0.0 if error == 0 else float((found_alike - np.mean(drawn)) / error)
-
-
-def _rows(visits: Visits, kept: NDArray[np.bool_]) -> Visits:
-    return Visits(visits.day[kept], visits.clicked[kept], visits.predicted[kept], visits.items[kept])

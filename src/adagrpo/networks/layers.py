@@ -130,6 +130,20 @@ def _attend(
     return attended
 
 
+def _attend_at(
+    query: Tensor,  # (B, heads, 1, D / heads) of the positions `ends`
+    key: Tensor,  # (B, heads, T, D / heads)
+    value: Tensor,
+    ends: Tensor,  # (B,)
+) -> Tensor:  # (B, heads, 1, D / heads)
+    """One row of `_attend` for each sample."""
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+    later = torch.arange(key.shape[2], device=ends.device) > ends.unsqueeze(1)
+    masked = scores.masked_fill(later[:, None, None], -torch.inf)
+    attended: Tensor = masked.softmax(-1, dtype=torch.float32).to(value.dtype) @ value
+    return attended
+
+
 class _Block(nn.Module):
     """Causal self-attention, then feed-forward, each with its residual."""
 
@@ -142,12 +156,17 @@ class _Block(nn.Module):
         self.dropout = Dropout(dropout)
         self.feed_forward = FeedForward(width, 4 * width, dropout)
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor, ends: Tensor | None = None) -> Tensor:
         batch, length, width = inputs.shape
         packed = self.query_key_value(self.norm(inputs)).view(batch, length, 3, self.heads, width // self.heads)
         query, key, value = packed.permute(2, 0, 3, 1, 4)  # each (B, heads, T, D / heads)
-        attended = _attend(query, key, value)
-        inputs = inputs + self.dropout(self.leave(attended.transpose(1, 2).reshape(batch, length, width)))
+        if ends is None:
+            attended = _attend(query, key, value)
+        else:
+            rows = torch.arange(batch, device=inputs.device)
+            attended = _attend_at(query[rows, :, ends].unsqueeze(2), key, value, ends)
+            inputs = inputs[rows, ends].unsqueeze(1)
+        inputs = inputs + self.dropout(self.leave(attended.transpose(1, 2).reshape(batch, -1, width)))
         output: Tensor = inputs + self.feed_forward(inputs)
         return output
 
@@ -164,15 +183,23 @@ class CausalEncoder(nn.Module):
         self.blocks = nn.ModuleList(_Block(width, heads, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """(B, T, D) item vectors, padded on the right, to (B, T, D) states."""
+    def forward(
+        self,
+        inputs: Tensor,  # (B, T, D)
+        ends: Tensor | None = None,  # (B,)
+    ) -> Tensor:
+        """Item vectors, padded on the right, to (B, T, D) states; with `ends` to those of these positions, (B, 1, D).
+
+        Of the last block a state needs its own row alone, and what the rows before it have to say.
+        """
         length = inputs.shape[1]
         if length > self.positions.num_embeddings:
             raise ValueError(f"inputs have {length} positions, the encoder takes {self.positions.num_embeddings}")
         states = self.dropout(inputs + self.positions.weight[:length])
-        for block in self.blocks:
+        *before, last = self.blocks
+        for block in before:
             states = block(states)
-        output: Tensor = self.norm(states)
+        output: Tensor = self.norm(last(states, ends))
         return output
 
 

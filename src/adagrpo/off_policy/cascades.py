@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adagrpo.off_policy.estimators import Estimate, mean_of
+from adagrpo.off_policy.overlap import effective_size
 
-__all__ = ["cascade"]
+__all__ = ["cascade", "of_places"]
 
 
 def cascade(
@@ -42,7 +43,7 @@ def cascade(
         level: of the interval.
 
     Returns:
-        The estimate; its effective size is that of the weights of the last place, the smallest.
+        The estimate; its effective size is that of the weights of the place with the least, mostly the last one.
 
     Raises:
         ValueError: shapes differ, or a value is not what it may be.
@@ -53,12 +54,23 @@ def cascade(
         raise ValueError("rewards or logged hold a value that is not finite")
     if np.isnan(target).any() or (target == np.inf).any():
         raise ValueError("target holds NaN or infinity")
-    weights = np.exp((target - logged).cumsum(1))  # (N, K)
+    return of_places(rewards, np.exp((target - logged).cumsum(1)), normalised, users, level)
+
+
+def of_places(
+    rewards: NDArray[np.floating],  # (N, K)
+    weights: NDArray[np.floating],  # (N, K)
+    normalised: bool,
+    users: NDArray[np.integer] | None,
+    level: float,
+) -> Estimate:
+    """The mean sum of the rewards of a list, each place with a weight of its own; see `cascade`."""
+    thinnest = weights[:, int(np.argmin([effective_size(column) for column in weights.T]))]
     if not normalised:
-        return mean_of((weights * rewards).sum(1), weights[:, -1], users, level)
+        return mean_of((weights * rewards).sum(1), thinnest, users, level)
     means = weights.mean(0)
     if (means <= 0).any():
         raise ValueError(f"the target never shows a list of the log down to place {int(np.argmax(means <= 0)) + 1}")
     values = (weights * rewards).mean(0) / means  # (K,)
     linear = values.sum() + (weights * (rewards - values) / means).sum(1)
-    return mean_of(linear, weights[:, -1], users, level)
+    return mean_of(linear, thinnest, users, level)

@@ -17,6 +17,7 @@ import polars as pl
 from adagrpo.data.histories import read_histories
 from adagrpo.errors import UserError
 from adagrpo.off_policy.every_estimator import Drawn, Row, summarise
+from adagrpo.pipeline.list_weights import ListWeights, list_weights
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.serve import recommender
 from adagrpo.pipeline.served_log import latest_exposures
@@ -74,8 +75,8 @@ def estimate_policy(
     latest_exposures(exposures, publish=True)
     served, about = recommender(run, arm, checkpoint, 0.0, exclude_history, None, catalog)
     lists = _read(served, *read_parts(parts_of(exposures)), requests, reward)
-    checked = _check(run, lists, served, exclude_history, catalog)
-    log = _drawn(served, lists, temperature)
+    checked, logging = _check(run, lists, served, exclude_history, catalog)
+    log = _drawn(served, lists, temperature, logging)
     found = summarise(log)
     return {
         "policy": about["versions"],
@@ -115,7 +116,7 @@ def _read(served: Recommender, exposures: pl.DataFrame, feedback: pl.DataFrame, 
     return _Lists(kept, [known[row["request_id"]] for row in kept], set(said.iter_rows()), counts)
 
 
-def _drawn(served: Recommender, lists: _Lists, temperature: float | None) -> Drawn:
+def _drawn(served: Recommender, lists: _Lists, temperature: float | None, logging: dict[int, Recommender]) -> Drawn:
     rows = lists.rows
     longest = max(len(row["slate"]) for row in rows)
     shape = (len(rows), longest)
@@ -133,7 +134,9 @@ def _drawn(served: Recommender, lists: _Lists, temperature: float | None) -> Dra
             drawn[number, :reach], weights[number, :reach] = chances.items[place], chances.weights[place]
     names = [row["user_hash"] or f"request {row['request_id']}" for row in rows]  # without a user, of one's own
     users = np.unique(names, return_inverse=True)[1]
-    return Drawn(clicks, target, logged, users, slates[:, 0], drawn, weights)
+    heats = [(temperature or row["temperature"], row["temperature"]) for row in rows]
+    of_lists: ListWeights = list_weights(served, logging, lists.histories, slates, heats)
+    return Drawn(clicks, target, logged, users, slates[:, 0], drawn, weights, of_lists.places, of_lists.sums)
 
 
 def _chances(
@@ -151,8 +154,13 @@ def _chances(
             yield part, served.chances(queries, slates, REACH)
 
 
-def _check(run: Run, lists: _Lists, served: Recommender, exclude_history: bool | None, catalog: str) -> int:
-    """Compute the log's probabilities again where the weights that answered are there; returns for how many lists.
+def _check(
+    run: Run, lists: _Lists, served: Recommender, exclude_history: bool | None, catalog: str
+) -> tuple[int, dict[int, Recommender]]:
+    """Compute the log's probabilities again where the weights that answered are there.
+
+    Returns:
+        For how many lists, and of each list that has them the policy that drew it.
 
     Raises:
         UserError: they are others.
@@ -160,7 +168,7 @@ def _check(run: Run, lists: _Lists, served: Recommender, exclude_history: bool |
     by_version: dict[tuple[str, str], list[int]] = {}
     for number, row in enumerate(lists.rows):
         by_version.setdefault((row["arm_version"] or row["arm"], row["model_version"]), []).append(number)
-    checked = 0
+    checked, drew = 0, dict[int, Recommender]()
     for (made_by, model), numbers in by_version.items():
         arm, _, checkpoint = made_by.rpartition("/")
         if arm not in ("sft", *run.trained()) or checkpoint not in ("best", "final"):
@@ -169,6 +177,7 @@ def _check(run: Run, lists: _Lists, served: Recommender, exclude_history: bool |
         logging, about = recommender(run, arm, kind, 0.0, exclude_history, served.precision, catalog)
         if about["versions"]["model"] != model:
             continue
+        drew |= dict.fromkeys(numbers, logging)
         some = numbers[:CHECKED]
         gaps = []
         for part, chances in _chances(logging, lists, some, None):
@@ -182,7 +191,7 @@ def _check(run: Run, lists: _Lists, served: Recommender, exclude_history: bool |
                 "--exclude-history or --keep-history as the service had it"
             )
         checked += len(some)
-    return checked
+    return checked, drew
 
 
 def _said(row: Row) -> dict[str, Any]:

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from adagrpo.errors import UserError
+from adagrpo.pipeline.run import Run
 from adagrpo.serving.exposure_parts import KIND, parts_of, rotate
-from adagrpo.storage.marks import check_kind
+from adagrpo.storage.marks import check_kind, is_marked
 
-__all__ = ["latest_exposures"]
+__all__ = ["latest_exposures", "publish_first"]
 
 
-def latest_exposures(directory: Path, *, publish: bool) -> dict[str, Any]:
+def latest_exposures(directory: str | Path, *, publish: bool) -> dict[str, Any]:
     """`data.exposures` of a recipe: the log, up to the newest part that it has now.
 
     Args:
@@ -23,14 +24,35 @@ def latest_exposures(directory: Path, *, publish: bool) -> dict[str, Any]:
     Raises:
         UserError: the folder is no exposure log, or nothing was logged.
     """
+    address, directory = str(directory), Path(directory)
+    if "://" in address:
+        raise UserError(f"{address}: bring it into a folder first, `adagrpo collect {address} --to exposures`")
     if not directory.is_dir() or not check_kind(directory, KIND, "--exposures"):
         raise UserError(f"{directory}: no exposure log; give the folder that `adagrpo serve` logs into")
     if publish:
-        try:
-            rotate(directory)
-        except sqlite3.Error as error:
-            raise UserError(f"{directory}: what is in no part yet cannot be read ({error})") from error
+        _publish(directory)
     parts = parts_of(directory)
     if not parts:
         raise UserError(f"{directory}: nothing was logged there yet")
     return {"path": str(directory.resolve()), "through": int(parts[-1].name)}
+
+
+def publish_first(run: Run) -> None:
+    """Before the first run of a recipe on a log: put what is in no part yet into one, or it would be left out.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    options = run.config.data.exposures
+    if options is None or options.through is not None or run.path("exposures").exists():
+        return
+    directory = run.data / options.path
+    if run.processes.is_main_process and is_marked(directory) and check_kind(directory, KIND, "data.exposures.path"):
+        _publish(directory)
+
+
+def _publish(directory: Path) -> None:
+    try:
+        rotate(directory)
+    except (OSError, sqlite3.Error) as error:
+        raise UserError(f"{directory}: what is in no part yet cannot be read ({error})") from error

@@ -18,6 +18,7 @@ from adagrpo.data.logs.interactions import ColumnMapping, Logs, Refusals, read_l
 from adagrpo.pipeline.collected import note_collected
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
+from adagrpo.pipeline.served_log import publish_first
 from adagrpo.pipeline.stages.exposure_report import collect_exposures, examined, exposed, report_exposures
 from adagrpo.pipeline.stages.fit_lambdarank import fit_second_ranker
 from adagrpo.pipeline.stages.fit_ranker import Examine, Selection, Validate, fit_sequential_ranker
@@ -34,6 +35,7 @@ HELD_OUT = "held_out.parquet"
 def run_all(run: Run) -> tuple[dict[str, Any], Path]:
     """Every stage; see `fit_and_report` for what is returned."""
     with run.locked():
+        publish_first(run)
         prepare(run)
         return fit_and_report(run)
 

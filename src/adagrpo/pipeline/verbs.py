@@ -25,6 +25,7 @@ from adagrpo.pipeline.recommend import recommend_users as _recommend_users
 from adagrpo.pipeline.rewards import check_reward
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.serve import serve as _serve
+from adagrpo.pipeline.served_log import publish_first
 from adagrpo.pipeline.shown import Shown
 from adagrpo.pipeline.stages.diagnose import diagnose_reward as _diagnose_reward
 from adagrpo.pipeline.stages.evaluate import collect as _collect
@@ -122,6 +123,7 @@ def _run_all(run: Run) -> tuple[dict[str, Any], Path]:
     check_language_model(run)
     _say_what_is_made_again(run)
     with run.locked():
+        publish_first(run)
         simulate_marketplace(run)
         _prepare(run)
         _tokenize(run)

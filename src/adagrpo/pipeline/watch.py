@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from adagrpo.data.sequences import pad
 from adagrpo.decoding import beam_search_both
 from adagrpo.errors import UserError
-from adagrpo.monitoring.signs import SIGNS, Rule, Visits, first_on, looks
+from adagrpo.monitoring.signs import SIGNS, Rule, Visits, beside, first_on, looks
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
@@ -22,6 +22,7 @@ from adagrpo.pipeline.served_log import latest_exposures
 from adagrpo.policies.policy import Policy
 from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.semantic_ids import Catalog
+from adagrpo.serving.exposure_log import FAILED
 from adagrpo.serving.exposure_parts import parts_of, read_parts
 from adagrpo.types import Histories, Ragged
 
@@ -41,6 +42,7 @@ def watch(
     rule: Rule | None = None,
     clicks: tuple[str, ...] = ("click", "purchase"),
     arm: str | None = None,
+    against: str | None = None,
     since: int | None = None,
 ) -> dict[str, Any]:
     """What a log shows by day against its first days.
@@ -51,6 +53,7 @@ def watch(
         rule: when a sign is on.
         clicks: kinds of feedback that count.
         arm: the lists of one arm alone, as the log names it.
+        against: another arm, whose lists of the same days say what is usual; None: the first days do.
         since: the first day, in days since 1970; None is the first of the log.
 
     Returns:
@@ -63,20 +66,27 @@ def watch(
     latest_exposures(directory, publish=True)
     exposures, feedback = read_parts(parts_of(directory))
     exposures = exposures.unique("request_id", keep="first", maintain_order=True)
+    exposures = exposures.filter(pl.col("source") != FAILED)  # nobody saw a list
     feedback = feedback.filter(pl.col("kind").is_in(list(clicks)))
-    shown = exposures.filter(pl.col("arm") == arm) if arm is not None else exposures
-    if arm is not None and not len(shown):
-        names = ", ".join(sorted(exposures["arm"].unique()))
-        raise UserError(f"--arm: {directory} has no list of '{arm}'; it has {names}")
+    if against is not None and arm in (None, against):
+        raise UserError(f"--against: say by --arm which other arm is held against '{against}'")
+    for option, name in (("--arm", arm), ("--against", against)):
+        if name is not None and name not in exposures["arm"]:
+            names = ", ".join(sorted(exposures["arm"].unique()))
+            raise UserError(f"{option}: {directory} has no list of '{name}'; it has {names}")
+    shown = exposures.filter(pl.col("arm").is_in([arm, against])) if arm is not None else exposures
     shown = shown.with_columns((pl.col("time") // DAY).cast(pl.Int64).alias("day"))
     shown = shown if since is None else shown.filter(pl.col("day") >= since)
     clicked = shown["request_id"].is_in(feedback["request_id"].unique().to_list()).cast(pl.Float64).to_numpy()
     predicted = np.full(len(shown), np.nan) if run is None else _predicted(run, shown, exposures, feedback)
     rule = rule or Rule()
+    visits = Visits(shown["day"].to_numpy(), clicked, predicted, _numbers(shown["slate"]))
+    mine = (shown["arm"] == arm).to_numpy() if against is not None else None
     try:
-        found = looks(Visits(shown["day"].to_numpy(), clicked, predicted, _numbers(shown["slate"])), rule)
+        found = looks(visits, rule) if mine is None else beside(visits.only(mine), visits.only(~mine), rule)
     except ValueError as error:
-        raise UserError(f"{directory}: {error}; watch longer, or give a shorter --baseline") from error
+        hint = "watch longer, or give a shorter --baseline" if mine is None else "give arms that were served together"
+        raise UserError(f"{directory}: {error}; {hint}") from error
     result: dict[str, Any] = {"rule": asdict(rule), "days": [look._asdict() for look in found]}
     result["signs"] = {sign: first_on(found, sign) for sign in SIGNS}
     if run is not None:

@@ -123,11 +123,12 @@ class CompactPolicy(nn.Module):
         self, vectors: Tensor, lengths: Tensor, rows: Tensor | None, positions: Tensor | None
     ) -> CompactContext:
         """`encode` from the (B, T, D) vectors of the items of histories of the given (B,) lengths."""
-        states = self.encoder(vectors)
-        if rows is None or positions is None:
-            rows = torch.arange(len(lengths), device=states.device)
-            positions = lengths - 1
-        return CompactContext(self.dropout(states[rows, positions]))
+        if rows is not None and positions is not None:
+            return CompactContext(self.dropout(self.encoder(vectors)[rows, positions]))
+        if self.training or torch.is_grad_enabled():  # dropout is drawn for every position, whatever is read
+            rows = torch.arange(len(lengths), device=lengths.device)
+            return CompactContext(self.dropout(self.encoder(vectors)[rows, lengths - 1]))
+        return CompactContext(self.dropout(self.encoder(vectors, lengths - 1).squeeze(1)))
 
     def frozen(self) -> CompactPolicy:
         """The policy itself: nothing is worth computing beforehand."""

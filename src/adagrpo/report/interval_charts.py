@@ -14,7 +14,7 @@ from adagrpo.report import drawing as draw
 from adagrpo.report.scales import Axis, category_axis, make_axis
 from adagrpo.report.theme import COLORS, GRID, INK, QUIET
 
-__all__ = ["Band", "Cell", "Estimate", "interval_chart", "interval_list", "map_chart"]
+__all__ = ["Band", "Cell", "Estimate", "band_chart", "interval_chart", "interval_list", "map_chart"]
 
 GAIN, LOSS = COLORS[1], COLORS[2]
 ROW = 30  # pixels of a row of a list or of the heading of a map
@@ -95,6 +95,63 @@ def interval_chart(
         parts += _band(band, shift, x_axis, y_axis)
     names = ", ".join(band.name for band in bands)
     return draw.svg(title, f"{y_label} by {x_label}, with intervals: {names}", "", [*parts, *legend], height)
+
+
+def band_chart(
+    categories: Sequence[str],
+    bands: Sequence[Band],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+    reference: float,
+    percent: bool = False,
+) -> str:
+    """Lines over an axis of categories, each with its name at its end and its interval as an area behind it.
+
+    Args:
+        categories: see `interval_chart`.
+        bands: see `interval_chart`; at least one value each.
+        title: what the chart shows.
+        x_label: what the categories are.
+        y_label: the quantity upward.
+        reference: a value to draw a line at.
+        percent: the values are fractions.
+
+    Returns:
+        An `<svg>` element; it says so where there is nothing to draw.
+
+    Example:
+        >>> band = Band("ranker", [Estimate(0.1, 0.0, 0.2), Estimate(0.2)], 1)
+        >>> band_chart(["1", "2"], [band], title="t", x_label="x", y_label="y", reference=0.0).count("ranker")
+        2
+    """
+    shown = [band for band in bands if any(value is not None for value in band.values)]
+    if not shown:
+        return draw.empty(title)
+    known = [value for band in shown for value in band.values if value is not None]
+    ends = [end for value in known for end in value if end is not None]
+    y_axis = make_axis([*ends, reference], draw.BOTTOM, draw.TOP, percent=percent, cover=True)
+    margin = draw.end_margin([band.name for band in shown]) or 6
+    x_axis = category_axis(categories, draw.left_of(y_axis), draw.RIGHT_EDGE - margin)
+    parts = draw.axes(x_axis, y_axis, x_label, y_label, draw.TOP)
+    y = y_axis.at(reference)
+    parts.append(f'<path d="M{x_axis.start:.1f} {y:.1f}H{x_axis.end:.1f}" stroke="{INK}" stroke-dasharray="5 4"/>')
+    for band in shown:
+        spans = [(place, v.low, v.high) for place, v in enumerate(band.values) if v is not None]
+        area = [(place, low, high) for place, low, high in spans if low is not None and high is not None]
+        if area:
+            outline = draw.band_path(area, x_axis, y_axis)
+            parts.append(f'<path d="{outline}" fill="{draw.color(band.style)}" fill-opacity="0.13"/>')
+    names = []
+    for band in shown:
+        points = [(place, None if value is None else value.mean) for place, value in enumerate(band.values)]
+        parts += draw.line_parts(points, x_axis, y_axis, band.style)
+        last, mean = [(place, mean) for place, mean in points if mean is not None][-1]
+        names.append((band.name, band.style, (x_axis.at(last), y_axis.at(mean))))
+    parts += draw.end_labels(names, x_axis.end)
+    told = ", ".join(band.name for band in shown)
+    return draw.svg(title, f"{y_label} by {x_label}, with intervals: {told}", "", parts)
 
 
 def _band(band: Band, shift: float, x_axis: Axis, y_axis: Axis) -> list[str]:

@@ -214,8 +214,9 @@ class Trie:
             nodes: (...) int64 nodes of that level; -1 is an unknown prefix and has no children.
         """
         flat = nodes.flatten()
-        begin = self.first[level].index_select(0, flat.clamp(min=0))  # on a CPU three times as fast as indexing
-        counts = (self.first[level].index_select(0, flat.clamp(min=0) + 1) - begin).masked_fill_(flat < 0, 0)
+        known = flat.clamp(min=0)
+        begin = self.first[level].index_select(0, known)  # on a CPU three times as fast as indexing
+        counts = (self.first[level].index_select(0, known + 1) - begin).masked_fill_(flat < 0, 0)
         parents = torch.repeat_interleave(counts)
         # children follow each other, so that they are counted on from the first one of their parent
         before = counts.cumsum(0) - counts

@@ -32,7 +32,7 @@ from adagrpo.serving.api_page import api_page
 from adagrpo.serving.arms import ArmShelf, Switching
 from adagrpo.serving.bearer import Bearers
 from adagrpo.serving.exploration import Exploration
-from adagrpo.serving.exposure_log import ExposureSink
+from adagrpo.serving.exposure_log import ExposureSink, SinkFailed
 from adagrpo.serving.exposure_rows import ExposureRows
 from adagrpo.serving.intake import Intake
 from adagrpo.serving.limits import Limits
@@ -87,7 +87,7 @@ class Application:
         )
         self.line.observe = self._observe
         sink = options.exposures
-        self.exposures = None if sink is None else ExposureRows(sink)
+        self.exposures = None if sink is None else ExposureRows(sink, self._not_logged)
         self.metrics.serves(**shelf.now.versions)
         self.routes = Routes(
             shelf,
@@ -149,6 +149,10 @@ class Application:
             self.metrics.swaps.labels("done").inc()
             self.metrics.serves(**serving.versions)
             self.options.log.event("reload", outcome="done", versions=serving.versions)
+
+    def _not_logged(self, error: SinkFailed) -> None:
+        self.metrics.not_logged.inc()
+        self.options.log.event("exposure_log", outcome="failed", why=str(error))
 
     def _observe(self, size: int, seconds: float) -> None:
         self.metrics.batch.observe(size)

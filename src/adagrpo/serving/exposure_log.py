@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 from adagrpo.serving.recommender import ItemId
 
 __all__ = [
+    "FAILED",
     "Exposure",
     "ExposureSink",
     "Feedback",
@@ -24,6 +25,9 @@ __all__ = [
     "decode_feedback",
     "encode",
 ]
+
+
+FAILED = "failed"  # the source of a request of an experiment that got no list; its row has a name of its own
 
 
 class SinkFailed(RuntimeError):

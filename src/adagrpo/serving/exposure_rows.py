@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
 
-from adagrpo.serving.exposure_log import Exposure, ExposureSink, Feedback, FeedbackCounts
+from adagrpo.serving.exposure_log import FAILED, Exposure, ExposureSink, Feedback, FeedbackCounts, SinkFailed
+from adagrpo.serving.recommender import Recommendations
 from adagrpo.serving.schemas import FeedbackEvent
 from adagrpo.serving.served import Answered, Asked
 from adagrpo.serving.waiting_line import WaitingLine
 
-__all__ = ["ExposureRows", "exposure"]
+__all__ = ["ExposureRows", "exposure", "failure"]
+
+T = TypeVar("T")
+SLOW, REST = 0.5, 1.0  # seconds that a failure took, and for which nothing is tried after one that took longer
 
 
 def exposure(
@@ -64,11 +69,24 @@ def exposure(
     )
 
 
+def failure(request_id: str, user_hash: str | None, asked: Asked, ms: float) -> Exposure:
+    """The row of a request that got no list; it does not take the request's id, so that a retry is answered."""
+    nothing = Answered(Recommendations([], [], []), False)
+    row = exposure(f"{request_id}!{FAILED}", user_hash, 0, asked, nothing, asked.versions, ms)
+    return replace(row, source=FAILED)
+
+
 class ExposureRows:
     """A sink, as the event loop sees it."""
 
-    def __init__(self, sink: ExposureSink) -> None:
-        self._sink = sink
+    def __init__(self, sink: ExposureSink, failed: Callable[[SinkFailed], None] = lambda error: None) -> None:
+        """Start the thread that writes.
+
+        Args:
+            sink: where rows go.
+            failed: called with each failure; whoever runs the service must learn why it answers 503.
+        """
+        self._sink, self._failed, self._rest_until = sink, failed, 0.0
         self._line = WaitingLine[Sequence[Exposure], Sequence[Exposure]](self._write, most=256)
 
     async def write(self, rows: Sequence[Exposure]) -> Sequence[Exposure]:
@@ -86,7 +104,7 @@ class ExposureRows:
             SinkFailed: nothing of it is.
         """
         rows = [_feedback(event) for event in events]
-        return await asyncio.to_thread(self._sink.feedback, rows)
+        return await asyncio.to_thread(self._try, lambda: self._sink.feedback(rows))
 
     def close(self) -> None:
         """Finish what was begun."""
@@ -94,8 +112,22 @@ class ExposureRows:
         self._sink.close()
 
     def _write(self, calls: Sequence[Sequence[Exposure]]) -> list[Sequence[Exposure]]:
-        recorded = iter(self._sink.write([row for rows in calls for row in rows]))
+        recorded = iter(self._try(lambda: self._sink.write([row for rows in calls for row in rows])))
         return [[next(recorded) for _ in rows] for rows in calls]
+
+    def _try(self, work: Callable[[], T]) -> T:
+        """What `work` returns. A sink that is away lets nobody wait who comes right after one who waited in vain."""
+        started = time.monotonic()
+        if started < self._rest_until:
+            raise SinkFailed("could not be written a moment ago")
+        try:
+            return work()
+        except SinkFailed as error:
+            now = time.monotonic()
+            if now - started > SLOW:
+                self._rest_until = now + REST
+            self._failed(error)
+            raise
 
 
 def _feedback(event: FeedbackEvent) -> Feedback:

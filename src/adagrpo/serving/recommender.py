@@ -271,6 +271,20 @@ class Recommender:
             weights[row, place] = math.exp(share - inclusion_log_prob(share, float(keys[row, -1])))
         return Chances(place_log_probs(first).cpu().numpy(), items[:, :-1], weights)
 
+    @torch.no_grad()
+    def first_chances(self, queries: Sequence[Query]) -> NDArray[np.float64]:
+        """(B, V) log-probability that each item is drawn first; -inf where it may not be drawn.
+
+        Args:
+            queries: `B`, see `chances`.
+        """
+        batch = self._batch([query.history for query in queries], self._masks(queries[0]))
+        items = torch.arange(len(self.item_ids), device=self.catalog.codes.device).expand(len(queries), -1)
+        with mixed_precision(self.policy, self.precision):
+            context = self.policy.encode(batch)
+            first = item_log_probs(self.policy, context, items, **self._drawing(queries, batch))
+        return np.asarray(first.cpu().numpy())
+
     def _drawing(self, queries: Sequence[Query], batch: Histories) -> dict[str, Any]:
         """How lists at the temperature of the first query are drawn; a batch of whole histories leaves those out."""
         closed, eligible = self._closed(queries), [query.eligible for query in queries]
@@ -303,14 +317,16 @@ class Recommender:
         closed, eligible = self._closed(queries), [query.eligible for query in queries]
         narrowed = closed.shape[1] > 0 or any(mask is not None for mask in eligible)
         excluded = self.catalog.trie.excluding(closed, eligible) if narrowed else None
-        with mixed_precision(self.policy, self.precision):
+        # several hundred small operations, each of which costs less where no gradient can ever be asked for; what a
+        # reward is given is made outside, so that it may do with it what it likes
+        with torch.inference_mode(), mixed_precision(self.policy, self.precision):
             context = self.policy.encode(batch)
             beams = beam_search(self.policy, context, held, trie=self.catalog.trie, excluded=excluded)
         if masked:
             options: dict[str, Any] = {"precision": self.precision, "closed": closed, "eligible": eligible}
             items, scores = without_history(self.policy, context, self.catalog, beams, batch, self.width, **options)
         else:
-            items, scores = self.catalog.lookup(beams.codes), beams.scores
+            items, scores = self.catalog.trie.leaf_items(beams.leaves), beams.scores
         if self.reward is not None:
             rewards = ask_reward(self.reward, batch, items).nan_to_num(0.0)
             scores, order = (scores + self.reward_weight * rewards).sort(dim=1, descending=True, stable=True)

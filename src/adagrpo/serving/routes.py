@@ -11,6 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,7 @@ from adagrpo.serving.beside import beside
 from adagrpo.serving.eligibility import Filter, Narrowing, why_short
 from adagrpo.serving.exploration import Exploration
 from adagrpo.serving.exposure_log import Exposure, SinkFailed
-from adagrpo.serving.exposure_rows import ExposureRows, exposure
+from adagrpo.serving.exposure_rows import ExposureRows, exposure, failure
 from adagrpo.serving.limits import LONGEST_BATCH
 from adagrpo.serving.recommender import ItemId, Query
 from adagrpo.serving.schemas import (
@@ -154,7 +155,11 @@ class Routes:
             Asked(place.serving, query if place.beside else self._explored(query, name), place.trial)
             for place, query, name in zip(places, queries, ids, strict=True)
         ]
-        answers = await self._lists(request, places, asked, bodies)
+        try:
+            answers = await self._lists(request, places, asked, bodies)
+        except Exception:  # whatever it was, these users got no list of their arm
+            await self._record_failed(request, list(zip(ids, users, strict=True)), asked)
+            raise
         replies = [
             _reply(one, body.k, name, answer, unknown, narrowing)
             for one, body, name, answer, (_, unknown), narrowing in zip(
@@ -283,6 +288,17 @@ class Routes:
         for row, recorded, reply, one in zip(rows, await self.exposures.write(rows), replies, asked, strict=True):
             if recorded != row:
                 reply |= _repeated(recorded, one.serving)
+
+    async def _record_failed(
+        self, request: Request, named: Sequence[tuple[str, str | None]], asked: Sequence[Asked]
+    ) -> None:
+        """Put on record which requests of an experiment got no list."""
+        ms = 1000 * (time.perf_counter() - request.state.started)
+        pairs = zip(named, asked, strict=True)
+        rows = [failure(name, user, one, ms) for (name, user), one in pairs if one.trial is not None]
+        if self.exposures is not None and rows:
+            with suppress(SinkFailed):  # what the client is told is the first failure
+                await self.exposures.write(rows)
 
 
 def known(serving: Serving, history: Sequence[ItemId], k: int) -> tuple[list[int], list[ItemId]]:

@@ -48,6 +48,10 @@ class ServiceMetrics:
             "adagrpo_swaps", "Exchanges of what is served, by outcome.", ["outcome"], registry=registry
         )
         self.feedback = Counter("adagrpo_feedback", "Events of feedback, by kind.", ["kind"], registry=registry)
+        self.not_logged = Counter(
+            "adagrpo_exposure_failures", "Writes that the exposure log failed; their lists were not sent.",
+            registry=registry,
+        )  # fmt: skip
         self.errors = Counter("adagrpo_errors", "Defects: requests that were answered 500.", registry=registry)
         self.version = Gauge(
             "adagrpo_version", "1 for what is served.", ["model", "catalog", "arm"], registry=registry,

@@ -9,7 +9,8 @@ A step with a number that is not finite, in a loss, its gradient, the logits or 
 nothing of it reaches weights, optimiser, average or the task's running numbers. Three batches in a row end the fit.
 
 Several processes may fit a model together, see `adagrpo.trainer.processes`: each runs this loop on its share of the
-micro-batches; the first one alone validates and writes.
+micro-batches (`adagrpo.trainer.gradients`); the first one alone validates and writes. Of sharded weights
+(`adagrpo.trainer.sharding`) every process has a part, and writes it.
 
 With `average` > 0, what is validated and kept is an exponential moving average of the weights (Polyak & Juditsky 1992),
 whose decay grows from 0.1 to `average` as min(average, (1 + t) / (10 + t)); training itself goes on from the raw ones.
@@ -29,18 +30,19 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from adagrpo.config import FitConfig
 from adagrpo.errors import NotFinite, ServiceError, UserError
 from adagrpo.networks.layers import autocast_dtype
 from adagrpo.stopping import Terminated, held_back
 from adagrpo.storage.artifacts import write_file
-from adagrpo.trainer.batches import step_key
-from adagrpo.trainer.checkpoints import Progress, restore, save, save_weights
+from adagrpo.trainer.checkpoints import Progress, local, restore, save, save_weights
+from adagrpo.trainer.gradients import Losses, TermGradients, as_number
 from adagrpo.trainer.lost_policy import fallen_in_validation
-from adagrpo.trainer.pressure import TermGradients, pressure_of
-from adagrpo.trainer.processes import processes
+from adagrpo.trainer.pressure import pressure_of
+from adagrpo.trainer.processes import LostProcess, processes
+from adagrpo.trainer.sharding import whole_tensors
 from adagrpo.trainer.task import LIMIT, Diverged, FitResult, Report, Task, Watched
 
 __all__ = ["adamw", "fit"]
@@ -86,8 +88,9 @@ def fit(
                 values = loop.step()
                 if loop.progress.step % task.stride == 0:
                     end_if_asked()
-            except (ServiceError, UserError, NotFinite, Diverged, KeyboardInterrupt, Terminated):
-                loop.keep()  # what was trained before it
+            except (ServiceError, UserError, NotFinite, Diverged, KeyboardInterrupt, Terminated) as error:
+                if not (loop.sharded and isinstance(error, LostProcess | KeyboardInterrupt | Terminated)):
+                    loop.keep()  # what was trained before it; of sharded weights every process has a part
                 raise
             report(loop.progress.step, task.steps, values)
     return loop.finish()
@@ -109,6 +112,8 @@ class _Loop:
         self.task, self.settings, self.work, self.seed, self.files = task, settings, work, seed, files
         self.watched = watched
         self.processes = processes()
+        self.sharded = self.processes.lockstep is not None
+        self.writes = self.sharded or self.processes.is_main_process  # of sharded weights each its part
         device = next(model.parameters()).device
         self.accelerator = Accelerator(
             cpu=device.type == "cpu", mixed_precision="bf16" if autocast_dtype(device) is torch.bfloat16 else "no"
@@ -137,15 +142,18 @@ class _Loop:
             self.progress = restored
             self.task.load_state(restored.task)
         self.processes.broadcast("read")  # before the first process writes another
-        if not self.processes.is_main_process:
+        if not self.writes:
             return
-        for name in ("steps.jsonl", "validation.jsonl"):
-            if restored is None:
-                (self.work / name).write_text("", encoding="utf-8")
-            else:
-                _cut(self.work / name, restored.step)
+        if self.processes.is_main_process:
+            for name in ("steps.jsonl", "validation.jsonl"):
+                if restored is None:
+                    (self.work / name).write_text("", encoding="utf-8")
+                else:
+                    _cut(self.work / name, restored.step)
         due = restored is not None and restored.step in self.validate_at
-        if restored is None or (due and _last_step(self.work / "validation.jsonl") != restored.step):
+        if self.processes.led(
+            restored is None or (due and _last_step(self.work / "validation.jsonl") != restored.step)
+        ):
             self._validate()  # of step 0, or one that failed when it was due
 
     def ends_early(self) -> bool:
@@ -188,31 +196,18 @@ class _Loop:
         every = self.task.term_norms_every
         norms = TermGradients(self.parameters, self.processes) if every and step % every == 0 else None
         self.optimizer.zero_grad()
-        own: dict[str, float] = {}
+        losses = Losses(self.task, step, micros, self.processes, seed=self.seed, precision=self.accelerator.autocast)
         problem: list[str] | None = None
         try:
-            for index, micro in self.processes.share(micros):
-                self._backward(step, index, micro, own, norms)
+            losses.backward(self.accelerator.backward, norms)
         except NotFinite as error:
             problem = [error.what, str(error)]
-        values |= self._sum(own, problem)
-        self.processes.sum_gradients_(self.parameters)
-        norm = float(self.accelerator.clip_grad_norm_(self.parameters, self.settings.max_grad_norm))
+        values |= self._sum(losses.logged, problem)
+        if self.processes.lockstep is None:
+            self.processes.sum_gradients_(self.parameters)
+        norm = as_number(self.accelerator.clip_grad_norm_(self.parameters, self.settings.max_grad_norm))
         values["grad_norm"] = norm
         return values if norms is None else values | _measured(norms)
-
-    def _backward(
-        self, step: int, index: int, micro: Any, values: dict[str, float], norms: TermGradients | None
-    ) -> None:
-        """Add a micro-batch's gradient to those before it, and what it logs to `values`."""
-        torch.manual_seed(step_key(self.seed, step, 2 * index))  # odd keys are left to the task's own draws
-        with self.accelerator.autocast():
-            terms, logged = self.task.loss(micro)
-        if norms is not None:
-            norms.add(terms)
-        self.accelerator.backward(torch.stack([*terms.values()]).sum())
-        for name, value in [*((name, float(term.detach())) for name, term in terms.items()), *logged.items()]:
-            values[name] = values.get(name, 0.0) + value
 
     def _sum(self, own: dict[str, float], problem: list[str] | None) -> dict[str, float]:
         """What the micro-batches of all processes log together.
@@ -243,18 +238,20 @@ class _Loop:
     def _close_step(self, values: dict[str, float]) -> dict[str, float]:
         """Log, validate and save, which one process does for all; returns what a validation gave."""
         self.progress.step += 1
-        if not self.processes.is_main_process:
+        if not self.writes:
             return {}
-        _append(self.work / "steps.jsonl", {"step": self.progress.step, **values})
         metrics: dict[str, float] = {}
-        lost = None if self.watched is None else self.progress.watch.after_step(values)
-        if self.progress.step in self.validate_at or (lost and not self.progress.lost):
+        lost = None
+        if self.processes.is_main_process:
+            _append(self.work / "steps.jsonl", {"step": self.progress.step, **values})
+            lost = None if self.watched is None else self.progress.watch.after_step(values)
+        if self.processes.led(self.progress.step in self.validate_at or (bool(lost) and not self.progress.lost)):
             metrics, fallen = self._validate(lost)
             lost = fallen or lost
         if lost and not self.progress.lost and self.watched is not None:
             self.progress.lost, self.progress.lost_step = lost, self.progress.step
             self.watched.say(self.progress.step, lost)
-        due = time.monotonic() - self.saved_at > self.settings.checkpoint_seconds
+        due = self.processes.led(time.monotonic() - self.saved_at > self.settings.checkpoint_seconds)
         if due and self.progress.step % self.task.stride == 0:
             self._save()
         return {f"validation/{name}": value for name, value in metrics.items()}
@@ -270,47 +267,55 @@ class _Loop:
     def _swap_average(self) -> None:
         """Exchange the model's weights and their average; a second call puts them back."""
         for name, parameter in self.model.named_parameters():
-            if name in self.progress.average:
+            if name not in self.progress.average:
+                continue
+            if self.sharded:  # whose memory is gathered from where it is
+                own, average = local(parameter.detach()), local(self.progress.average[name])
+                kept = own.clone()
+                own.copy_(average)
+                average.copy_(kept)
+            else:
                 parameter.data, self.progress.average[name] = self.progress.average[name], parameter.data
 
     def _validate(self, lost: str | None = None) -> tuple[dict[str, float], str | None]:
         """Measure, keep the best weights unless the policy is lost; returns what was measured, and why it is lost."""
+        metrics: dict[str, float] = {}
         fallen = None
         self.model.eval()
         self._swap_average()
         try:
             with torch.no_grad(), self.accelerator.autocast():
-                metrics = self.task.validate()
-            _append(self.work / "validation.jsonl", {"step": self.progress.step, **metrics})
-            if self.watched is not None:
-                with (self.work / "validation.jsonl").open(encoding="utf-8") as file:
-                    fallen = fallen_in_validation(json.loads(next(file)), metrics, self.watched.cases)
+                metrics = self.processes.for_all(self.task.validate, {})
+            if self.processes.is_main_process:
+                _append(self.work / "validation.jsonl", {"step": self.progress.step, **metrics})
+                if self.watched is not None:
+                    with (self.work / "validation.jsonl").open(encoding="utf-8") as file:
+                        fallen = fallen_in_validation(json.loads(next(file)), metrics, self.watched.cases)
             # held to the catalogue, a policy that writes nothing by itself may still rank well: it is no candidate
-            if not (lost or fallen):
-                self.progress.offer(metrics[self.task.monitor], self.model)
+            if self.processes.led(not (lost or fallen)):
+                self.progress.offer(self.processes.led(metrics.get(self.task.monitor)), self.model)
         finally:
             self._swap_average()
         return metrics, fallen
 
     def keep(self) -> None:
         """Save the state between two steps, if a fit can continue from there and there is anything to keep."""
-        if self.processes.is_main_process and self.progress.step and self.progress.step % self.task.stride == 0:
+        if self.writes and self.progress.step and self.progress.step % self.task.stride == 0:
             self._save()
 
     def _save(self) -> None:
         self.progress.task = self.task.state()
-        save(self.work, self.model, self.optimizer.optimizer, self.progress)
+        save(self.work, self.model, self.optimizer.optimizer, self.progress, self.processes)
         self.saved_at = time.monotonic()
 
     def finish(self) -> FitResult:
         """Write the best and the final weights."""
         self._swap_average()
-        if self.processes.is_main_process:
-            save_weights(self.work / "best", self.progress.best_weights, self.progress.best_step, self.files)
-            save_weights(self.work / "final", self.model.state_dict(), self.progress.step, self.files)
-            if self.progress.lost:
-                content = {"step": self.progress.lost_step, "why": self.progress.lost}
-                write_file(self.work / "lost.json", json.dumps(content) + "\n")
+        self._write_whole("best", self.progress.best_weights, self.progress.best_step)
+        self._write_whole("final", self.model.state_dict(), self.progress.step)
+        if self.processes.is_main_process and self.progress.lost:
+            content = {"step": self.progress.lost_step, "why": self.progress.lost}
+            write_file(self.work / "lost.json", json.dumps(content) + "\n")
         rows = (
             (self.work / "validation.jsonl").read_text(encoding="utf-8").splitlines()
             if self.processes.is_main_process
@@ -318,6 +323,11 @@ class _Loop:
         )
         best, rows = self.processes.gather([self.progress.best_step, rows])[0]
         return FitResult(best, self.progress.step, [json.loads(row) for row in rows])
+
+    def _write_whole(self, name: str, weights: Mapping[str, Tensor], step: int) -> None:
+        whole = whole_tensors(weights, kept=self.processes.is_main_process)
+        if self.processes.is_main_process:
+            save_weights(self.work / name, whole, step, self.files)
 
 
 def adamw(groups: Sequence[dict[str, Any]], rate: float) -> torch.optim.Optimizer:

@@ -34,6 +34,7 @@ from adagrpo.errors import NotFinite, UserError
 from adagrpo.networks.layers import autocast_dtype
 from adagrpo.storage.artifacts import write_file
 from adagrpo.trainer.batches import step_key
+from adagrpo.trainer.gradients import Losses, TermGradients
 from adagrpo.trainer.processes import Processes
 from adagrpo.trainer.task import Task
 
@@ -43,7 +44,6 @@ __all__ = [
     "STATED",
     "Calibrated",
     "Measurable",
-    "TermGradients",
     "calibrate",
     "mean_pressure",
     "pressure_of",
@@ -53,31 +53,6 @@ __all__ = [
 ANCHOR, STATED = "nll", "stated_nll"
 FILE = "pressure.json"
 STATED_STEPS = 4
-
-
-class TermGradients:
-    """Each loss term's own gradient, over the micro-batches of an optimiser step and over the processes."""
-
-    def __init__(self, parameters: Sequence[nn.Parameter], shared_by: Processes) -> None:
-        self.parameters, self.processes = parameters, shared_by
-        self.sums: dict[str, list[Tensor]] = {}
-
-    def add(self, terms: Mapping[str, Tensor]) -> None:
-        """Add the gradients of a micro-batch's terms; their graphs are kept."""
-        for name, term in terms.items():
-            gradients = torch.autograd.grad(term, self.parameters, retain_graph=True, allow_unused=True)
-            sums = self.sums.setdefault(name, [torch.zeros_like(p) for p in self.parameters])
-            for total, gradient in zip(sums, gradients, strict=True):
-                if gradient is not None:
-                    total += gradient
-
-    def norms(self) -> dict[str, float]:
-        """The length of each term's gradient, by its name; a process may lack a term."""
-        names = dict.fromkeys(name for process_names in self.processes.gather([*self.sums]) for name in process_names)
-        for name in names:
-            self.sums.setdefault(name, [torch.zeros_like(p) for p in self.parameters])
-            self.processes.sum_(self.sums[name])
-        return {name: float(torch.nn.utils.get_total_norm(self.sums[name])) for name in names}
 
 
 def pressure_of(norms: Mapping[str, float]) -> float | None:
@@ -273,6 +248,9 @@ def _norms(
     model.eval()
     with precision():
         micros, _ = task.begin(step)
+    if shared_by.lockstep is not None:  # a language model's, whose anchor is the stated one
+        Losses(task, step, micros, shared_by, seed=seed, precision=precision).backward(None, gradients)
+        return gradients.norms()
     problem: list[str] | None = None
     try:
         for index, micro in shared_by.share(micros):

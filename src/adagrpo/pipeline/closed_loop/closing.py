@@ -4,8 +4,10 @@ OUT/plan.json            the plan and the recipe, written first and held to
 OUT/WORLD/begin/         see `adagrpo.pipeline.closed_loop.beginnings`
 OUT/WORLD/MARKET/        see `adagrpo.pipeline.closed_loop.rounds`
 OUT/rows.jsonl           a row an arm and round of what is finished
-OUT/contrasts.jsonl      each arm against no training, by round
+OUT/contrasts.jsonl      each arm against no training and continued NLL, by round
+OUT/experiments.jsonl    what an A/B test within a market of several arms says
 OUT/signs.jsonl          what a watch would have said, see `adagrpo.monitoring.signs`
+OUT/canaries.jsonl       what the signs said of each new policy that a share of the users was served first
 OUT/loop.svg             the contrasts
 """
 
@@ -28,7 +30,7 @@ from adagrpo.config import Config, dump_config
 from adagrpo.config.closed_loop import LoopPlan, read_loop_plan
 from adagrpo.errors import UserError
 from adagrpo.pipeline.closed_loop.beginnings import Beginning, begin_world
-from adagrpo.pipeline.closed_loop.loop_summary import contrasts, loop_chart, signs_of
+from adagrpo.pipeline.closed_loop.loop_summary import canaries_of, contrasts, experiments_of, loop_chart, signs_of
 from adagrpo.pipeline.closed_loop.rounds import Market
 from adagrpo.pipeline.run import Console, Silent
 from adagrpo.storage.artifacts import hash_json, write_file
@@ -152,7 +154,11 @@ def _gather(out: Path, plan: LoopPlan) -> int:
     against = contrasts(out, plan)
     _write(out / "contrasts.jsonl", against)
     _write(out / "signs.jsonl", signs_of(out, plan))
-    trained = [name for name, market in plan.markets.items() if len(market.arms) == 1 and not market.explore]
+    _write(out / "experiments.jsonl", experiments_of(out, plan))
+    _write(out / "canaries.jsonl", canaries_of(out, plan))
+    trained = [
+        name for name, one in plan.markets.items() if len(one.arms) == 1 and not one.explore and one.canary is None
+    ]
     title = f"{plan.name}: what users were shown, by what the policy was trained by"
     write_file(out / PICTURE, loop_chart(against, plan, trained, title) + "\n")
     return _write(out / ROWS, finished_rows(out, plan))

@@ -6,6 +6,9 @@
                       population.safetensors the users after the last day
                       row.json               what was measured, a row an arm
 
+In a market with a canary the new policy is served to its share of the users, and REST is the policy before it. A row
+says under `stopped` whether a sign was on; if none was, the next round's REST is this round's new policy.
+
 A round that was killed is played again from its first day: requests have the ids they had, the service answers those
 on record as it did, and users do what they did.
 """
@@ -28,6 +31,7 @@ from adagrpo.config.closed_loop import LoopPlan, MarketPlan
 from adagrpo.data.simulation.population import Population
 from adagrpo.experiments.allocation import assign
 from adagrpo.pipeline.closed_loop.beginnings import CLICK, Beginning
+from adagrpo.pipeline.closed_loop.canaries import canary_signs
 from adagrpo.pipeline.closed_loop.endpoint import Endpoint, SimulatedDays, moment_of
 from adagrpo.pipeline.closed_loop.learners import learn
 from adagrpo.pipeline.closed_loop.round_measures import Shown, measure
@@ -42,9 +46,10 @@ from adagrpo.serving.served import Serving
 from adagrpo.storage.artifacts import hash_file, make_folder, write_file
 from adagrpo.storage.locks import lock_folder
 
-__all__ = ["START", "Market"]
+__all__ = ["REST", "START", "Market"]
 
 START = "start"  # the arm of a market that trains none
+REST = "rest"  # users who are not served the new policy yet
 Floats = NDArray[np.float64]
 
 
@@ -62,6 +67,9 @@ class Market:
     def __init__(self, plan: LoopPlan, market: MarketPlan, beginning: Beginning, folder: Path) -> None:
         self.plan, self.market, self.beginning, self.folder = plan, market, beginning, folder
         self.arms: dict[str, ArmConfig | None] = {arm.name: arm for arm in market.arms} or {START: None}
+        self.candidate = next(iter(self.arms))
+        if market.canary is not None:
+            self.arms[REST] = None
         self.exposures = folder / "exposures"
         self._endpoints: dict[str, Endpoint] = {}
 
@@ -115,8 +123,13 @@ class Market:
             values = measure(self.plan, one.run, one.weights, before, shown[arm], population, self.beginning, number)
             rows.append({"round": number, "arm": arm, "through": last, **values})
         tables = [part.table.with_columns(pl.lit(arm).alias("arm")) for arm, part in shown.items()]
+        visits = pl.concat(tables)
+        if self.market.canary is not None:
+            on = canary_signs(visits, self.candidate, self.plan.days)
+            stopped = any(on[sign] is not None for sign in self.market.canary.stop_on)
+            rows = [row | {"stopped": stopped, "signs": on} for row in rows]
         make_folder(self.path(number))
-        pl.concat(tables).write_parquet(self.path(number, "visits.parquet"))
+        visits.write_parquet(self.path(number, "visits.parquet"))
         population.save(self.path(number, "population.safetensors"))
         write_file(self.path(number, "row.json"), json.dumps(rows, indent=1) + "\n")
 
@@ -133,11 +146,21 @@ class Market:
         return Population.load(self.beginning.world, self.path(number - 1, "population.safetensors"))
 
     def _weights_before(self, number: int, arm: str) -> Path:
-        """What the arm served in the round before."""
+        """What the arm served in the round before, or, with a canary, all users but its own are served."""
+        if self.market.canary is not None:
+            return self._kept(number)
         trained = self.arms[arm]
         if trained is None or number <= 1:
             return self.beginning.run.path("sft", "best")
         return self.path(number - 1, arm, "train", arm, self.market.checkpoint)
+
+    def _kept(self, number: int) -> Path:
+        """The last policy before a round that no sign was on for."""
+        for earlier in range(number - 1, 0, -1):
+            row = json.loads(self.path(earlier, "row.json").read_text(encoding="utf-8"))[0]
+            if not row["stopped"] and self.arms[self.candidate] is not None:
+                return self.path(earlier, self.candidate, "train", self.candidate, self.market.checkpoint)
+        return self.beginning.run.path("sft", "best")
 
     def _learnt(self, number: int, through: int) -> dict[str, _Served]:
         """What each arm serves in a round."""
@@ -147,6 +170,9 @@ class Market:
         served: dict[str, _Served] = {}
         first: Run | None = None
         for name, arm in self.arms.items():
+            if name == REST:
+                served[name] = _Served(served[self.candidate].run, self._kept(number))
+                continue
             run = learn(
                 self.beginning,
                 self.path(number, name),
@@ -174,21 +200,25 @@ class Market:
             if plan.stationary:
                 population.users = self.beginning.population().users
             rows, taste = population.come(day, plan.visits)
-            lists = self._ask(day, rows, population)
+            arms = np.array([self._arm(row, number) for row in rows.tolist()])
+            lists = self._ask(day, rows, arms, population)
             items = np.array([[int(item[1:]) for item in one["items"]] for one in lists])
             histories = [population.history(row) for row in rows]
             answers = population.answer(day, rows, taste, items)
             self._tell(day, rows, lists, answers.clicked, answers.dwell)
-            arms = np.array([self._arm(row) for row in rows])
             for arm, part in shown.items():
                 mine = arms == arm
                 part.add(day, rows[mine], items[mine], [h for h, own in zip(histories, mine, strict=True) if own])
                 part.outcomes(*(values[mine] for values in answers))
         return shown
 
-    def _arm(self, row: int) -> str:
-        """The arm of a user."""
-        name = assign(f"u{row}", salt=f"{self.plan.name}/{self.beginning.name}", weights=dict.fromkeys(self.arms, 1.0))
+    def _arm(self, row: int, number: int) -> str:
+        """The arm of a user in a round."""
+        salt, weights = f"{self.plan.name}/{self.beginning.name}", dict.fromkeys(self.arms, 1.0)
+        if self.market.canary is not None:
+            salt = f"{salt}/{number}"
+            weights = {self.candidate: self.market.canary.share, REST: 1 - self.market.canary.share}
+        name = assign(f"u{row}", salt=salt, weights=weights)
         assert name is not None, "nobody is held out"
         return name
 
@@ -201,11 +231,13 @@ class Market:
         explore = Exploration(self.plan.temperature, self.market.explore) if self.market.explore else None
         self._endpoints[arm] = Endpoint(sink, serving, explore)
 
-    def _ask(self, day: int, rows: NDArray[np.int64], population: Population) -> list[dict[str, Any]]:
+    def _ask(
+        self, day: int, rows: NDArray[np.int64], arms: NDArray[np.str_], population: Population
+    ) -> list[dict[str, Any]]:
         """The lists of the users who come, each from the arm that is theirs; in the order of the rows."""
         answers: dict[int, dict[str, Any]] = {}
         for arm, endpoint in self._endpoints.items():
-            mine = [row for row in rows.tolist() if self._arm(row) == arm]
+            mine = rows[arms == arm].tolist()
             requests = [
                 {
                     "history": population.history(row),

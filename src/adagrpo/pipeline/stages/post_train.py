@@ -13,10 +13,18 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stages.choose_weight import choose_reward_weight, chosen_weight
-from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED, begin_fit, fit_model, measured_once
+from adagrpo.pipeline.stages.fitting import (
+    DECODING,
+    NOT_FITTED,
+    begin_fit,
+    check_shardable,
+    fit_model,
+    measured_once,
+)
 from adagrpo.storage.artifacts import hash_json
 from adagrpo.trainer import Arm, PostTraining, Supervised
 from adagrpo.trainer.pressure import Calibrated, calibrate
+from adagrpo.trainer.sharding import sharded
 
 __all__ = ["fit_arm"]
 
@@ -70,7 +78,10 @@ def fit_arm(run: Run, arm: ArmConfig) -> None:
                 true_utility=data.true_utility() if arm.gate == "oracle" else None,
                 shared_by=run.processes,
             )
-            if pressure is not None:
+        started = [task.starting_policy] if isinstance(task, PostTraining) else []
+        check_shardable(run)
+        with sharded([policy, *started], run.processes):
+            if isinstance(task, PostTraining) and pressure is not None:
                 alike = hash_json(
                     [
                         arm.settings(objective) | {"pressure": None},
@@ -79,7 +90,8 @@ def fit_arm(run: Run, arm: ArmConfig) -> None:
                     ]
                 )
                 _press(run, arm.name, policy, task, work, pressure, objective.pressure_steps, alike)
-        fit_model(data, f"train/{arm.name}", policy, task, settings, work, files=policy.checkpoint_files, **watch)
+            files = policy.checkpoint_files
+            fit_model(data, f"train/{arm.name}", policy, task, settings, work, files=files, **watch)
 
     reads = ["train.fit", "train.rl_split", "train.stop_lost", *DECODING, "seed"]
     if options.rl_split:
