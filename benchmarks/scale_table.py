@@ -300,16 +300,14 @@ def _measured_on(rows: Sequence[Mapping[str, Any]]) -> str:
 def _table(rows: Sequence[Mapping[str, Any]], cost: str, shown: Callable[[Mapping[str, Any]], str]) -> str:
     cells = sorted({Cell(row["rows"], row["items"]) for row in rows})
     latest = {(Cell(row["rows"], row["items"]), row["stage"]): row for row in rows}
-    drawn = {cell for (cell, _), row in latest.items() if row.get("codes") == "drawn"}
     lines = []
     for stage in STAGES:
         found = {cell: latest[cell, stage] for cell in cells if (cell, stage) in latest}
-        made = {cell: row for cell, row in found.items() if stage != "tokenize" or cell not in drawn}
-        measured = {cell: float(row[cost]) for cell, row in made.items() if row["status"] == 0}
-        costs = [_cost(found.get(cell), shown) for cell in cells]
+        drawn = {cell for cell, row in found.items() if stage == "tokenize" and row.get("codes") == "drawn"}
+        measured = {cell: float(row[cost]) for cell, row in found.items() if row["status"] == 0 and cell not in drawn}
+        costs = [_cost(found.get(cell), shown) + (", drawn" if cell in drawn else "") for cell in cells]
         lines.append((stage, *costs, _slope(measured, 0), _slope(measured, 1)))
-    names = [_name(cell) + (", codes drawn" if cell in drawn else "") for cell in cells]
-    header = ("stage", *names, "in rows", "in items")
+    header = ("stage", *map(_name, cells), "in rows", "in items")
     return to_markdown(Table(header, tuple(lines), ("left", *("right",) * (len(cells) + 2))))
 
 
