@@ -32,7 +32,7 @@ import polars as pl
 __all__ = ["main"]
 
 INTERACTIONS_OF_A_USER = 20
-STARTED = 3.0  # seconds of processor time after which a worker has something in hand
+STARTED = 2.0  # seconds of processor time after which a worker has something in hand
 WORDS = [sys.executable, "-m", "adagrpo"]
 
 

@@ -280,35 +280,34 @@ def on_page(page: str, rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _not_run(rows: Sequence[Mapping[str, Any]]) -> str:
     ended = {(row["rows"], row["items"], row["stage"]) for row in rows if row["status"] == 0}
-    whole = {*CELLS, *(Cell(row["rows"], row["items"]) for row in rows)}
-    missing = {cell: [stage for stage in STAGES if (*cell, stage) not in ended] for cell in sorted(whole)}
-    parts = [
-        f"{_name(cell)}: {'everything' if len(stages) == len(STAGES) else ', '.join(stages)}"
-        for cell, stages in missing.items()
-        if stages
-    ]
-    return f"Not run: {'; '.join(parts)}." if parts else "Every stage of every cell was run."
+    lines = []
+    for cell in sorted({*CELLS, *(Cell(row["rows"], row["items"]) for row in rows)}):
+        missing = [stage for stage in STAGES if (*cell, stage) not in ended]
+        if missing:
+            lines.append((_name(cell), "everything" if len(missing) == len(STAGES) else ", ".join(missing)))
+    table = to_markdown(Table(("cell", "not run"), tuple(lines), ("left", "left")))
+    return f"What was not run:\n\n{table}" if lines else "Every stage of every cell was run."
 
 
 def _measured_on(rows: Sequence[Mapping[str, Any]]) -> str:
     loads = [row["load"] for row in rows if "load" in row]
-    load = f" The load of the machine was {min(loads):.0f} to {max(loads):.0f} processes." if loads else ""
-    return f"Measured on: {'; '.join(machines(rows))}.{load}"
+    load = f"{min(loads):.0f} to {max(loads):.0f}" if loads else MISSING
+    lines = [(text, load) for text in machines(rows)]
+    table = to_markdown(Table(("machine", "load, processes"), tuple(lines), ("left", "right")))
+    return f"What it was measured on:\n\n{table}"
 
 
 def _table(rows: Sequence[Mapping[str, Any]], cost: str, shown: Callable[[Mapping[str, Any]], str]) -> str:
     cells = sorted({Cell(row["rows"], row["items"]) for row in rows})
     latest = {(Cell(row["rows"], row["items"]), row["stage"]): row for row in rows}
-    drawn = {cell for (cell, _), row in latest.items() if row.get("codes") == "drawn"}
     lines = []
     for stage in STAGES:
         found = {cell: latest[cell, stage] for cell in cells if (cell, stage) in latest}
-        made = {cell: row for cell, row in found.items() if stage != "tokenize" or cell not in drawn}
-        measured = {cell: float(row[cost]) for cell, row in made.items() if row["status"] == 0}
-        costs = [_cost(found.get(cell), shown) for cell in cells]
+        drawn = {cell for cell, row in found.items() if stage == "tokenize" and row.get("codes") == "drawn"}
+        measured = {cell: float(row[cost]) for cell, row in found.items() if row["status"] == 0 and cell not in drawn}
+        costs = [_cost(found.get(cell), shown) + (", drawn" if cell in drawn else "") for cell in cells]
         lines.append((stage, *costs, _slope(measured, 0), _slope(measured, 1)))
-    names = [_name(cell) + (", codes drawn" if cell in drawn else "") for cell in cells]
-    header = ("stage", *names, "in rows", "in items")
+    header = ("stage", *map(_name, cells), "in rows", "in items")
     return to_markdown(Table(header, tuple(lines), ("left", *("right",) * (len(cells) + 2))))
 
 

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from adagrpo.config import FitConfig, ObjectiveConfig
+from adagrpo.config import FitConfig, Gate, ObjectiveConfig
 from adagrpo.policies.causal_lm import CausalLMPolicy
 from adagrpo.policies.language_model import from_configuration
 from adagrpo.rewards.sequential import SequentialRanker
@@ -63,7 +63,7 @@ class Way(NamedTuple):
     batch_size: int = 1
     accumulation: int = 8
     optimizer: str = "sgd"
-    gate: str = "all"
+    gate: Gate = "all"
     saves_every: float = 60.0  # seconds
 
 

@@ -51,7 +51,8 @@ class Ragged:
         array([7, 8, 5], dtype=int32)
         """
         within = np.arange(lengths.sum()) - np.repeat(lengths.cumsum() - lengths, lengths)
-        return self.values[np.repeat(starts, lengths) + within]
+        found: NDArray[np.int32] = self.values[np.repeat(starts, lengths) + within]
+        return found
 
     def counts(self, size: int) -> NDArray[np.int64]:  # (size,)
         """How often each of the values `0 .. size - 1` is there, with a part of them in memory at a time.

@@ -143,8 +143,10 @@ def test_a_constrained_beam_is_exact_on_any_trie(sizes, share, extra, seed):
     codes = catalogue(sizes, max(1, round(share * total)), seed)
     policy = TablePolicy.random(sizes, seed=seed)
     width = len(codes) + extra
-    beams = beam_search(policy, torch.tensor([0, 1, 2]), width, trie=Trie.build(codes, sizes))
+    trie = Trie.build(codes, sizes)
+    beams = beam_search(policy, torch.tensor([0, 1, 2]), width, trie=trie)
     assert_beams(beams, policy, [0, 1, 2], [tuple(row) for row in codes.tolist()], width)
+    assert torch.equal(trie.leaf_items(beams.leaves), trie.lookup(beams.codes))
 
 
 @pytest.mark.parametrize("constrained", [False, True])
@@ -302,10 +304,12 @@ def test_both_searches_at_once_find_what_each_finds(sizes, share, width, held_wi
         assert torch.equal(actual.codes, expected.codes)
         assert torch.equal(actual.scores, expected.scores)
         assert torch.equal(actual.log_probs, expected.log_probs)
+        assert torch.equal(actual.leaves, expected.leaves)
         real = actual.codes[..., 0] >= 0
         scored = score_sequences(policy, context, actual.codes.clamp(min=0))
         torch.testing.assert_close(actual.log_probs[real], scored[real], rtol=1e-6, atol=1e-6)
         assert (actual.log_probs[~real] == -torch.inf).all()
+    assert torch.equal(trie.leaf_items(held.leaves), trie.lookup(held.codes)) and (free.leaves == -1).all()
 
 
 def test_both_searches_meet_each_prefix_once():

@@ -153,7 +153,7 @@ def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[br
 @pytest.fixture
 def topics(tmp_path: Path) -> Iterator[tuple[brokers.Broker, str]]:
     pytest.importorskip("confluent_kafka")
-    pytest.importorskip("noida_db", reason="noida is not installed: pip install noida-db")
+    pytest.importorskip("noida_db", reason="noida is not installed: the extra stores")
     (tmp_path / "broker").mkdir()
     with brokers.kafka(tmp_path / "broker") as (broker, address):
         yield broker, f"kafka://{address}/log"
@@ -228,7 +228,11 @@ def test_topics_of_a_broker_hold_every_list_though_the_broker_is_ended(
     check_log(address)
     service = stub(Options(limits=QUICK, exposures=open_log(address)))
     every_list_is_there(service, broker, address, tmp_path / "log", signal.SIGTERM)
-    assert {line.rsplit(" ", 2)[0] for line in (tmp_path / "log" / COLLECTED).read_text().splitlines()} == {
-        "log.exposures",
-        "log.feedback",
-    }
+    record = tmp_path / "log" / COLLECTED
+    lines = [line.split(" ") for line in record.read_text().splitlines()]
+    assert {topic for _, topic, _, _ in lines} == {"log.exposures", "log.feedback"}
+    with record.open("a") as file:
+        file.write("a log.exposures 0 1")  # as a kill leaves a line
+    more, _ = ask(service, 3)
+    assert collect_log(address, tmp_path / "log")["answers"] == len(more) == 3
+    assert [len(line.split(" ")) for line in record.read_text().splitlines()] == [4] * (len(lines) + 2)

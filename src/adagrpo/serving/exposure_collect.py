@@ -1,6 +1,6 @@
 """Rows of an exposure log elsewhere, brought into a folder, where all that reads logs finds them.
 
-    DIR/collected.txt    what is in the log already: names of objects, or `TOPIC PARTITION OFFSET`, the next to read
+    DIR/collected.txt    what is in the log: `s3://BUCKET/NAME`, or `CLUSTER TOPIC PARTITION OFFSET`, the next one
 
 A line is written once the rows before it are on disk. So after a kill some rows are read again, and none is left out;
 the log keeps the first row of each request id. What comes while rows are read is for the next time.
@@ -49,7 +49,7 @@ def collect_log(source: str, directory: Path) -> dict[str, int]:
     log = LocalExposureLog(directory)
     record = directory / COLLECTED
     try:
-        done = record.read_text(encoding="utf-8").splitlines() if record.exists() else []
+        done = _whole_lines(record)
 
         def put(shown: list[Exposure], events: list[Feedback], lines: list[str]) -> None:
             written = log.write(shown) if shown else []
@@ -72,6 +72,17 @@ def collect_log(source: str, directory: Path) -> dict[str, int]:
     return counts
 
 
+def _whole_lines(record: Path) -> list[str]:
+    """The lines of a record; what a kill left of the last one is cut off, so that the next line begins anew."""
+    if not record.exists():
+        return []
+    content = record.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if whole != content:
+        os.truncate(record, len(whole))
+    return whole.decode(errors="replace").splitlines()
+
+
 def _objects(address: ObjectAddress, done: set[str], put: Put) -> None:
     """Read the objects that were not read yet, in the order of their names, which is that of their times."""
     client, failures = object_client()
@@ -86,7 +97,7 @@ def _objects(address: ObjectAddress, done: set[str], put: Put) -> None:
                     shown += [_decoded(decode_exposure, line, place) for line in lines]
                 else:
                     events += [_decoded(decode_feedback, line, place) for line in lines]
-                names.append(name)
+                names.append(place)
                 if len(shown) + len(events) >= AT_ONCE:
                     put(shown, events, names)
                     shown, events, names = [], [], []
@@ -101,7 +112,7 @@ def _new_objects(client: Any, address: ObjectAddress, kind: str, done: set[str])
     for page in pages:
         for entry in page.get("Contents", ()):
             name = str(entry["Key"])
-            if name not in done and name.endswith(".jsonl"):
+            if f"s3://{address.bucket}/{name}" not in done and name.endswith(".jsonl"):
                 content: bytes = client.get_object(Bucket=address.bucket, Key=name)["Body"].read()
                 yield name, content.splitlines()
 
@@ -110,23 +121,27 @@ def _messages(address: KafkaAddress, done: list[str], put: Put) -> int:
     """Read both topics from where the last time ended up to where they end now; how many messages are gone."""
     from confluent_kafka import Consumer, KafkaException, TopicPartition
 
-    after = {(topic, int(part)): int(offset) for topic, part, offset in (line.rsplit(" ", 2) for line in done)}
+    after = dict(line.rsplit(" ", 1) for line in done if line.count(" ") == 3)
     groups = {"group.id": "adagrpo-collect", "enable.auto.commit": False, "auto.offset.reset": "earliest"}
     missed = 0
     try:
         consumer = Consumer({**address.options, **groups})
         try:
             for topic in (address.exposures, address.feedback):
-                parts = consumer.list_topics(topic, timeout=PATIENCE).topics[topic]
+                cluster = consumer.list_topics(topic, timeout=PATIENCE)
+                parts = cluster.topics[topic]
                 if parts.error is not None:
                     raise UserError(f"Kafka, topic {topic}: {parts.error.str()}")
                 for part in sorted(parts.partitions):
                     first, end = consumer.get_watermark_offsets(TopicPartition(topic, part), timeout=PATIENCE)
-                    begin = after.get((topic, part), 0)
+                    name = f"{cluster.cluster_id or '-'} {topic} {part}"
+                    begin = int(after.get(name, 0))
+                    if begin > end:  # of a topic of this name that is no more
+                        begin = 0
                     missed += max(0, first - begin)
                     if (begin := max(begin, first)) < end:
                         consumer.assign([TopicPartition(topic, part, begin)])
-                        _partition(consumer, topic, part, (begin, end), put, topic == address.exposures)
+                        _partition(consumer, (topic, part), (begin, end), name, put, topic == address.exposures)
         finally:
             consumer.close()
     except KafkaException as error:
@@ -134,28 +149,30 @@ def _messages(address: KafkaAddress, done: list[str], put: Put) -> int:
     return missed
 
 
-def _partition(consumer: Any, topic: str, part: int, span: tuple[int, int], put: Put, answers: bool) -> None:
+def _partition(
+    consumer: Any, which: tuple[str, int], span: tuple[int, int], name: str, put: Put, answers: bool
+) -> None:
     """Read a partition from an offset up to another."""
-
     at, end = span
+    named = f"Kafka, topic {which[0]}, partition {which[1]}"
     until = time.monotonic() + PATIENCE
     while at < end:
         shown: list[Exposure] = []
         events: list[Feedback] = []
         for message in consumer.consume(min(AT_ONCE, end - at), timeout=1.0):
             if message.error() is not None:
-                raise UserError(f"Kafka, topic {topic}, partition {part}: {message.error().str()}")
+                raise UserError(f"{named}: {message.error().str()}")
             at = message.offset() + 1
-            place = f"Kafka, topic {topic}, partition {part}, offset {message.offset()}"
+            place = f"{named}, offset {message.offset()}"
             if answers:
                 shown.append(_decoded(decode_exposure, message.value(), place))
             else:
                 events.append(_decoded(decode_feedback, message.value(), place))
         if shown or events:
             until = time.monotonic() + PATIENCE
-            put(shown, events, [f"{topic} {part} {at}"])
+            put(shown, events, [f"{name} {at}"])
         elif time.monotonic() > until:
-            raise UserError(f"Kafka, topic {topic}, partition {part}: no message for {PATIENCE:.0f} s, {end - at} lack")
+            raise UserError(f"{named}: no message for {PATIENCE:.0f} s, {end - at} lack")
     consumer.unassign()
 
 

@@ -128,10 +128,10 @@ class Losses:
                     problem = [error.what, str(error)]
                 nothing = finish()
             told = self.processes.gather([[*terms], problem])
-            error = next((error for _, error in told if error is not None), None)
-            if error is not None:
+            met = next((one for _, one in told if one is not None), None)
+            if met is not None:
                 lockstep.close()
-                raise NotFinite(*error)
+                raise NotFinite(*met)
             if norms is not None:
                 norms.add_together(terms, [*dict.fromkeys(name for names, _ in told for name in names)], nothing)
             if each is not None:

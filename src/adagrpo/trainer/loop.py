@@ -293,7 +293,7 @@ class _Loop:
                         fallen = fallen_in_validation(json.loads(next(file)), metrics, self.watched.cases)
             # held to the catalogue, a policy that writes nothing by itself may still rank well: it is no candidate
             if self.processes.led(not (lost or fallen)):
-                self.progress.offer(self.processes.led(metrics.get(self.task.monitor)), self.model)
+                self.progress.offer(self.processes.led(metrics.get(self.task.monitor, math.nan)), self.model)
         finally:
             self._swap_average()
         return metrics, fallen

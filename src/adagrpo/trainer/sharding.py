@@ -26,6 +26,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from adagrpo.errors import UserError
+from adagrpo.policies.policy import Policy
 from adagrpo.trainer.lockstep import Lockstep
 from adagrpo.trainer.processes import LostProcess, Processes
 
@@ -38,7 +39,7 @@ def is_asked_for() -> bool:
 
 
 @contextmanager
-def sharded(models: Sequence[nn.Module], shared_by: Processes) -> Iterator[None]:
+def sharded(models: Sequence[nn.Module | Policy[Any, Any]], shared_by: Processes) -> Iterator[None]:
     """Shard the language models of policies among processes for as long as the block lasts, where that is asked for.
 
     Args:
@@ -91,7 +92,7 @@ class _Sharded:
         self.lm, self.idle = lm, True
         device = next(lm.parameters()).device
         mesh = init_device_mesh(device.type, (count,))
-        options = {"mesh": mesh, "reshard_after_forward": bool(plugin.reshard_after_forward)}
+        options: dict[str, Any] = {"mesh": mesh, "reshard_after_forward": bool(plugin.reshard_after_forward)}
         for layer in _layers(lm, plugin.transformer_cls_names_to_wrap):
             fully_shard(layer, **options)
         fully_shard(lm, **options)
@@ -137,9 +138,9 @@ class _Sharded:
             lockstep.after_pass(output.last_hidden_state)
 
 
-def _language_model(model: nn.Module) -> Any | None:
+def _language_model(model: nn.Module | Policy[Any, Any]) -> Any | None:
     """The model of `transformers` within a policy."""
-    if importlib.util.find_spec("transformers") is None:
+    if not isinstance(model, nn.Module) or importlib.util.find_spec("transformers") is None:
         return None
     from transformers import PreTrainedModel
 
