@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from adagrpo.cli import main as adagrpo
-from adagrpo.storage.artifacts import hash_file, hash_json
+from adagrpo.storage.hashes import hash_file, hash_json
 
 ENDS = {"rl_positions": "end", "rollout": "beam", "num_generations": 32, "exclude_history": True}
 VALID, CHOSEN = (

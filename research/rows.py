@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from adagrpo.report import read_rows
-from adagrpo.storage.artifacts import write_file
+from adagrpo.storage.writing import write_file
 
 __all__ = ["add_row"]
 

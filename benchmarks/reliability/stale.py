@@ -26,7 +26,7 @@ import yaml
 
 from adagrpo.config import Config, read_settings
 from adagrpo.pipeline.status import status
-from adagrpo.storage.artifacts import hash_file
+from adagrpo.storage.hashes import hash_file
 from benchmarks.reliability.findings import Finding
 from benchmarks.reliability.foreign import FIT
 from benchmarks.reliability.kills import succeed

@@ -31,7 +31,7 @@ from adagrpo.console import StderrConsole
 from adagrpo.pipeline import CatalogVersion, Run, fit_sft, open_version, prepare, tokenize, update_catalog
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.storage.artifacts import hash_file
+from adagrpo.storage.hashes import hash_file
 from adagrpo.types import Cases, Ragged
 from research.rows import add_row
 

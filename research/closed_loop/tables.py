@@ -23,7 +23,7 @@ from adagrpo.monitoring.signs import SIGNS
 from adagrpo.pipeline.closed_loop.loop_summary import ALL, loop_chart, reference_of
 from adagrpo.report import Table, read_rows
 from adagrpo.report.theme import chart_rules
-from adagrpo.storage.artifacts import write_file
+from adagrpo.storage.writing import write_file
 from research.marked_tables import with_marked
 
 __all__ = ["alone", "canaries", "claims", "main", "outcomes", "signs", "trials", "written"]

@@ -16,7 +16,7 @@ from typing import Any
 from adagrpo.evaluation.statistics import seed_interval
 from adagrpo.report import Series, Table, line_chart, read_rows, to_markdown
 from adagrpo.report.tables import Alignment
-from adagrpo.storage.artifacts import write_file
+from adagrpo.storage.writing import write_file
 
 BANDS = ("all", "head", "middle", "tail")
 BASE = "nll"

@@ -29,8 +29,8 @@ from adagrpo.errors import UserError
 from adagrpo.pipeline import Run, fit_sft, prepare, tokenize
 from adagrpo.pipeline.compare import Comparison
 from adagrpo.report import read_rows
-from adagrpo.storage.artifacts import write_file
 from adagrpo.storage.marks import claim
+from adagrpo.storage.writing import write_file
 from research.fair_trial.tune import HERE, chosen_arms, fixed, leaders, read_plan, recipe_of
 
 __all__ = ["pairs", "teacher_config", "trial_config"]

@@ -24,7 +24,8 @@ from adagrpo.console import StderrConsole
 from adagrpo.errors import UserError
 from adagrpo.pipeline import Run, fit_arm, fit_ranker, fit_sft, prepare, tokenize
 from adagrpo.report import read_rows
-from adagrpo.storage.artifacts import hash_json, write_file
+from adagrpo.storage.hashes import hash_json
+from adagrpo.storage.writing import write_file
 from research.rows import add_row
 
 __all__ = [

@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 from adagrpo.errors import UserError
 from adagrpo.report import Table, comparison_figures, pairs_table, read_comparison, read_rows, to_markdown, to_text
 from adagrpo.report.reward_trial import trial_table
-from adagrpo.storage.artifacts import write_file
+from adagrpo.storage.writing import write_file
 from research.pages.feed import difference_table, exposure_table, order_table
 from research.pages.overview import effects, overview_figure, sources
 from research.pages.pooling import pool

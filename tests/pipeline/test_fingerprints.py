@@ -23,7 +23,7 @@ from adagrpo.pipeline import (
     report_ranker,
     tokenize,
 )
-from adagrpo.storage.artifacts import hash_json
+from adagrpo.storage.hashes import hash_json
 
 TRAINED = {"train/nll", "train/adagrpo"}
 EVALUATED = {"evaluate/sft"} | {f"evaluate/{arm}/{kind}" for arm in ("nll", "adagrpo") for kind in ("best", "final")}

@@ -18,8 +18,10 @@ from adagrpo.config import Config
 from adagrpo.errors import UserError
 from adagrpo.pipeline import Run, run_all
 from adagrpo.pipeline import stage as module
-from adagrpo.storage.artifacts import TOKEN, hash_json, verify
+from adagrpo.storage.artifacts import verify
+from adagrpo.storage.hashes import hash_json
 from adagrpo.storage.marks import claim
+from adagrpo.storage.writing import TOKEN
 
 
 @pytest.fixture

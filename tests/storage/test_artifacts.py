@@ -12,21 +12,10 @@ import pytest
 
 from adagrpo.errors import UserError
 from adagrpo.storage import artifacts
-from adagrpo.storage.artifacts import (
-    foreign_files,
-    hash_file,
-    hash_json,
-    manifest,
-    naming,
-    publish,
-    remove,
-    remove_temporary,
-    seal,
-    temporary,
-    verify,
-    write_file,
-    written_beside,
-)
+from adagrpo.storage.artifacts import manifest, publish, seal, verify
+from adagrpo.storage.hashes import hash_file, hash_json
+from adagrpo.storage.removal import foreign_files, remove, remove_temporary
+from adagrpo.storage.writing import naming, temporary, write_file, written_beside
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ def ab(
     """Hold arms against each other on users: freeze a plan, size it, read its verdict from the exposure log."""
     from adagrpo.pipeline.experiment import experiment, experiment_size, freeze_experiment, switch_experiment
     from adagrpo.report import daily_table, preference_table, to_text, write_experiment
-    from adagrpo.storage.artifacts import write_file
+    from adagrpo.storage.writing import write_file
 
     if freeze + power + (share is not None) + (stop is not None) > 1:
         raise UserError("ab: give one of --freeze, --power, --share and --stop")

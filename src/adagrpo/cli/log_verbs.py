@@ -158,8 +158,10 @@ def simulate_logs(
 ) -> None:
     """Write the logs, item table and truth of a simulated marketplace."""
     from adagrpo.data.simulation.marketplace import Marketplace, simulate, write_simulation
-    from adagrpo.storage.artifacts import check_replaceable, hash_json, publish, seal, temporary
+    from adagrpo.storage.artifacts import check_replaceable, publish, seal
+    from adagrpo.storage.hashes import hash_json
     from adagrpo.storage.marks import is_marked
+    from adagrpo.storage.writing import temporary
 
     world = Marketplace(users=users, items=items, exposure_bias=exposure_bias, seed=common.seed or 0)
     if out.is_file() or is_marked(out):

@@ -38,7 +38,8 @@ from adagrpo.data.logs.log_fields import ColumnMapping, LogOptions
 from adagrpo.data.logs.understood import file_format, time_format
 from adagrpo.data.partitions import BUCKETS, CHOSEN, Partitioning
 from adagrpo.executors import Executor, team
-from adagrpo.storage.artifacts import TOKEN, remove, temporary, write_file
+from adagrpo.storage.removal import remove
+from adagrpo.storage.writing import TOKEN, temporary, write_file
 
 __all__ = ["build_partitioned"]
 

@@ -25,7 +25,7 @@ from adagrpo.data.dataset import codes, count_duplicates, with_history
 from adagrpo.data.logs.cells import integers_if_all
 from adagrpo.data.logs.interactions import FILE, ROW, Reading, keep
 from adagrpo.data.logs.log_fields import ColumnMapping, LogOptions, fields_of
-from adagrpo.storage.artifacts import written_beside
+from adagrpo.storage.writing import written_beside
 
 __all__ = ["BUCKETS", "CHOSEN", "Partitioning", "read_table", "write_table"]
 

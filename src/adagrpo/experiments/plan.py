@@ -20,7 +20,8 @@ from adagrpo.config.messages import explain
 from adagrpo.config.section import Positive, PositiveFloat, Section
 from adagrpo.config.yaml_text import read_yaml
 from adagrpo.errors import UserError
-from adagrpo.storage.artifacts import hash_json, with_hash, without_hash, write_file
+from adagrpo.storage.hashes import hash_json, with_hash, without_hash
+from adagrpo.storage.writing import write_file
 
 __all__ = [
     "DAY",

@@ -43,7 +43,7 @@ from adagrpo.semantic_ids import Catalog, language_vectors, level_means
 from adagrpo.semantic_ids.collisions import numbers_items
 from adagrpo.semantic_ids.embeddings import words
 from adagrpo.semantic_ids.placement import keep_largest, nearest_documents, place, seen_together, weights_of
-from adagrpo.storage.artifacts import hash_file, hash_json
+from adagrpo.storage.hashes import hash_file, hash_json
 from adagrpo.types import Ragged
 
 __all__ = ["update_catalog"]

@@ -33,9 +33,11 @@ from adagrpo.pipeline.stages.prepare import prepare, simulate_marketplace
 from adagrpo.pipeline.stages.ranker_report import report_ranker
 from adagrpo.pipeline.stages.sft import fit_sft
 from adagrpo.pipeline.stages.tokenize import tokenize
-from adagrpo.storage.artifacts import MANIFEST, cached_hash, manifest
+from adagrpo.storage.artifacts import manifest
+from adagrpo.storage.hashes import cached_hash
 from adagrpo.storage.locks import WORK
 from adagrpo.storage.marks import is_marked
+from adagrpo.storage.removal import MANIFEST
 
 __all__ = ["parts_of", "reward_parts", "upstream"]
 

@@ -33,9 +33,10 @@ from adagrpo.pipeline.stages.paired_outcomes import read_measured
 from adagrpo.pipeline.stages.reranking import RERANK, SUFFIX, re_ranked, rerank_arm, rerank_start
 from adagrpo.pipeline.verbs import refuse_without_order
 from adagrpo.report import finding, write_comparison
-from adagrpo.storage.artifacts import hash_json, with_hash, without_hash, write_file
+from adagrpo.storage.hashes import hash_json, with_hash, without_hash
 from adagrpo.storage.locks import lock_folder
 from adagrpo.storage.marks import check_kind
+from adagrpo.storage.writing import write_file
 
 __all__ = ["Comparison"]
 

@@ -16,7 +16,8 @@ from adagrpo.config import Config, dump_config
 from adagrpo.config.reward import RewardOptions
 from adagrpo.config.yaml_text import read_yaml
 from adagrpo.errors import UserError
-from adagrpo.storage.artifacts import cached_hash, hash_json, write_file
+from adagrpo.storage.hashes import cached_hash, hash_json
+from adagrpo.storage.writing import write_file
 
 __all__ = [
     "DESCRIPTION",

@@ -35,7 +35,8 @@ from adagrpo.pipeline.stages.prepare import prepare, simulate_marketplace
 from adagrpo.pipeline.stages.ranker_report import report_ranker
 from adagrpo.pipeline.stages.sft import fit_sft
 from adagrpo.pipeline.stages.tokenize import tokenize
-from adagrpo.storage.artifacts import cached_hash, manifest
+from adagrpo.storage.artifacts import manifest
+from adagrpo.storage.hashes import cached_hash
 
 __all__ = ["look_at_run", "plan"]
 

@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from adagrpo.storage.artifacts import checked_line, naming, read_checked_lines
+from adagrpo.storage.hashes import checked_line, read_checked_lines
+from adagrpo.storage.writing import naming
 
 __all__ = ["EVENTS", "append_event", "cut_half_line", "read_events"]
 

@@ -30,7 +30,7 @@ from adagrpo.pipeline.model_card import model_card
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.versions import LATEST, open_version
 from adagrpo.policies import prefix_function
-from adagrpo.storage.artifacts import make_folder, temporary
+from adagrpo.storage.writing import make_folder, temporary
 
 if TYPE_CHECKING:
     from adagrpo.policies.language_model import Vocabulary

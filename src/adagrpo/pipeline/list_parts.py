@@ -30,7 +30,7 @@ from adagrpo.pipeline.serve import recommender
 from adagrpo.serving.answers import answer
 from adagrpo.serving.eligibility import Filter
 from adagrpo.serving.recommender import ItemId, Recommender
-from adagrpo.storage.artifacts import written_beside
+from adagrpo.storage.writing import written_beside
 
 __all__ = ["COUNTS", "FACTS", "Facts", "LoggedHistories", "Wanted", "facts_of", "part_path", "read_parts"]
 

@@ -29,9 +29,12 @@ from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.serve import recommender
 from adagrpo.pipeline.versions import LATEST
 from adagrpo.serving.eligibility import Filter
-from adagrpo.storage.artifacts import TOKEN, hash_file, hash_json, remove_temporary, seal, verify, write_file
+from adagrpo.storage.artifacts import seal, verify
+from adagrpo.storage.hashes import hash_file, hash_json
 from adagrpo.storage.locks import lock_folder
 from adagrpo.storage.marks import is_marked
+from adagrpo.storage.removal import remove_temporary
+from adagrpo.storage.writing import TOKEN, write_file
 
 __all__ = ["recommend_users"]
 

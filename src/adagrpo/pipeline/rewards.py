@@ -23,7 +23,7 @@ from adagrpo.groups.score import distinct_candidates
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.rewards import MeanReward, Reward, WeightedReward, ask_reward
-from adagrpo.storage.artifacts import write_file
+from adagrpo.storage.writing import write_file
 from adagrpo.types import Cases, Histories
 
 __all__ = ["check_reward", "describe_reward"]

@@ -44,17 +44,12 @@ from adagrpo.pipeline.description import (
 )
 from adagrpo.pipeline.events import EVENTS, append_event, cut_half_line, read_events
 from adagrpo.pipeline.stage import Ingredients, StageFolder
-from adagrpo.storage.artifacts import (
-    MANIFEST,
-    cached_hash,
-    hash_json,
-    manifest,
-    verify,
-    verify_file,
-    write_file,
-)
+from adagrpo.storage.artifacts import manifest, verify, verify_file
+from adagrpo.storage.hashes import cached_hash, hash_json
 from adagrpo.storage.locks import lock_folder
 from adagrpo.storage.marks import MARK, check_kind, is_marked, read_mark
+from adagrpo.storage.removal import MANIFEST
+from adagrpo.storage.writing import write_file
 from adagrpo.trainer.processes import processes
 
 __all__ = ["EVENTS", "Console", "Run", "Silent"]

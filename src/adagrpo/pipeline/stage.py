@@ -19,21 +19,11 @@ from typing import Any, Literal, NamedTuple
 from adagrpo.config import Change
 from adagrpo.errors import UserError
 from adagrpo.pipeline.written import is_written
-from adagrpo.storage.artifacts import (
-    check_replaceable,
-    foreign_files,
-    hash_json,
-    make_folder,
-    manifest,
-    naming,
-    publish,
-    remove,
-    remove_artifact,
-    seal,
-    verify,
-    write_file,
-)
+from adagrpo.storage.artifacts import check_replaceable, manifest, publish, remove_artifact, seal, verify
+from adagrpo.storage.hashes import hash_json
 from adagrpo.storage.locks import WORK
+from adagrpo.storage.removal import foreign_files, remove
+from adagrpo.storage.writing import make_folder, naming, write_file
 
 __all__ = ["Ingredients", "Part", "StageFolder", "State"]
 

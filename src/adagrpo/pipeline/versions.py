@@ -28,7 +28,7 @@ from adagrpo.data.columns import ITEM, ITEM_ID
 from adagrpo.errors import UserError
 from adagrpo.pipeline.run import Run
 from adagrpo.semantic_ids import Catalog
-from adagrpo.storage.artifacts import MANIFEST
+from adagrpo.storage.removal import MANIFEST
 
 __all__ = [
     "CATALOGS",

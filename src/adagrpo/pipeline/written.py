@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from adagrpo.storage.artifacts import MANIFEST
+from adagrpo.storage.removal import MANIFEST
 from adagrpo.trainer.checkpoints import PART
 
 __all__ = ["WRITTEN", "is_written"]

@@ -35,7 +35,8 @@ from adagrpo.report.tables import (
     metric_label,
     to_markdown,
 )
-from adagrpo.storage.artifacts import without_hash, write_file
+from adagrpo.storage.hashes import without_hash
+from adagrpo.storage.writing import write_file
 
 __all__ = [
     "comparison_figures",

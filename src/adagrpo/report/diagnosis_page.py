@@ -14,7 +14,7 @@ from adagrpo.metrics import Shown, shown
 from adagrpo.report.diagnosis_figures import exposure_figures, map_figures, weight_figures
 from adagrpo.report.page import keep_together, template
 from adagrpo.report.tables import MISSING, Alignment, Table, format_metric, format_p, metric_table
-from adagrpo.storage.artifacts import write_file
+from adagrpo.storage.writing import write_file
 
 __all__ = ["diagnosis_tables", "write_diagnosis"]
 

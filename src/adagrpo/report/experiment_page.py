@@ -14,7 +14,7 @@ from adagrpo.report.figures import Figure
 from adagrpo.report.interval_charts import Band, Estimate, interval_chart, interval_list
 from adagrpo.report.page import keep_together, template
 from adagrpo.report.tables import MISSING, Alignment, Table, format_p
-from adagrpo.storage.artifacts import write_file
+from adagrpo.storage.writing import write_file
 
 __all__ = [
     "daily_table",

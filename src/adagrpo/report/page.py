@@ -44,7 +44,7 @@ from adagrpo.report.summary import arm_sentences, summary_sentences
 from adagrpo.report.tables import START, Split, Table, checkpoints, results_table, shown_columns
 from adagrpo.report.theme import chart_rules
 from adagrpo.semantic_ids import Catalog
-from adagrpo.storage.artifacts import write_file
+from adagrpo.storage.writing import write_file
 
 __all__ = ["build_report", "keep_together", "template", "write_figures", "write_report"]
 

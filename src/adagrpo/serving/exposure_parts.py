@@ -35,21 +35,12 @@ from adagrpo.serving.exposure_database import (
     unpublished,
 )
 from adagrpo.serving.exposure_log import Exposure, Feedback
-from adagrpo.storage.artifacts import (
-    check_replaceable,
-    hash_json,
-    make_folder,
-    manifest,
-    naming,
-    publish,
-    remove,
-    remove_artifact,
-    seal,
-    temporary,
-    verify,
-)
+from adagrpo.storage.artifacts import check_replaceable, manifest, publish, remove_artifact, seal, verify
+from adagrpo.storage.hashes import hash_json
 from adagrpo.storage.locks import FolderBusy, lock_folder
 from adagrpo.storage.marks import Kind
+from adagrpo.storage.removal import remove
+from adagrpo.storage.writing import make_folder, naming, temporary
 
 __all__ = ["EXPOSURE_SCHEMA", "FEEDBACK_SCHEMA", "KIND", "PARTS", "parts_of", "read_parts", "rotate"]
 

@@ -15,8 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from adagrpo.errors import UserError
-from adagrpo.storage.artifacts import TOKEN, manifest, naming, remove_artifact, remove_temporary
+from adagrpo.storage.artifacts import manifest, remove_artifact
 from adagrpo.storage.marks import Kind, claim, is_marked
+from adagrpo.storage.removal import remove_temporary
+from adagrpo.storage.writing import TOKEN, naming
 
 __all__ = ["LOCK", "WORK", "FolderBusy", "lock_folder"]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from adagrpo.errors import UserError
-from adagrpo.storage.artifacts import make_folder, naming
+from adagrpo.storage.writing import make_folder, naming
 
 __all__ = ["MARK", "Kind", "check_kind", "claim", "is_marked", "read_mark"]
 

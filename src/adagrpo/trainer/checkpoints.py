@@ -26,7 +26,9 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from adagrpo.errors import UserError
-from adagrpo.storage.artifacts import MANIFEST, TOKEN, manifest, publish, remove, seal, verify, written_beside
+from adagrpo.storage.artifacts import manifest, publish, seal, verify
+from adagrpo.storage.removal import MANIFEST, remove
+from adagrpo.storage.writing import TOKEN, written_beside
 from adagrpo.trainer.lost_policy import Watch
 from adagrpo.trainer.processes import Processes
 

@@ -36,7 +36,7 @@ from adagrpo.config import FitConfig
 from adagrpo.errors import NotFinite, ServiceError, UserError
 from adagrpo.networks.layers import autocast_dtype
 from adagrpo.stopping import Terminated, held_back
-from adagrpo.storage.artifacts import write_file
+from adagrpo.storage.writing import write_file
 from adagrpo.trainer.checkpoints import Progress, local, restore, save, save_weights
 from adagrpo.trainer.gradients import Losses, TermGradients, as_number
 from adagrpo.trainer.lost_policy import fallen_in_validation

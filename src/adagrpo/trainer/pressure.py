@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from adagrpo.errors import NotFinite, UserError
 from adagrpo.networks.layers import autocast_dtype
-from adagrpo.storage.artifacts import write_file
+from adagrpo.storage.writing import write_file
 from adagrpo.trainer.batches import step_key
 from adagrpo.trainer.gradients import Losses, TermGradients
 from adagrpo.trainer.processes import Processes

@@ -28,7 +28,7 @@ from adagrpo.data.simulation.marketplace import (
     utility_logits,
 )
 from adagrpo.data.simulation.world import WAVES, Catalogue, Marketplace, make_catalogue, unit
-from adagrpo.storage.artifacts import written_beside
+from adagrpo.storage.writing import written_beside
 
 __all__ = ["Answers", "Population", "populate"]
 

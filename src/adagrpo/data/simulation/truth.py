@@ -25,7 +25,7 @@ from safetensors.numpy import load_file, save_file
 from scipy.special import expit
 
 from adagrpo.errors import UserError
-from adagrpo.storage.artifacts import written_beside
+from adagrpo.storage.writing import written_beside
 
 __all__ = ["Truth"]
 

@@ -35,7 +35,7 @@ from adagrpo.pipeline.versions import catalog_versions
 from adagrpo.serving.exposure_log import Exposure, Feedback
 from adagrpo.serving.exposure_store import LocalExposureLog
 from adagrpo.serving.user_hash import UserHash
-from adagrpo.storage.artifacts import write_file
+from adagrpo.storage.writing import write_file
 
 __all__ = ["CLICK", "DAY", "HASH", "Beginning", "begin_world", "learning_config"]
 

@@ -33,9 +33,10 @@ from adagrpo.pipeline.closed_loop.beginnings import Beginning, begin_world
 from adagrpo.pipeline.closed_loop.loop_summary import canaries_of, contrasts, experiments_of, loop_chart, signs_of
 from adagrpo.pipeline.closed_loop.rounds import Market
 from adagrpo.pipeline.run import Console, Silent
-from adagrpo.storage.artifacts import hash_json, write_file
+from adagrpo.storage.hashes import hash_json
 from adagrpo.storage.locks import lock_folder
 from adagrpo.storage.marks import check_kind
+from adagrpo.storage.writing import write_file
 
 __all__ = ["close_loop", "finished_rows"]
 

@@ -43,8 +43,9 @@ from adagrpo.serving.exploration import Exploration
 from adagrpo.serving.exposure_parts import parts_of
 from adagrpo.serving.exposure_store import LocalExposureLog
 from adagrpo.serving.served import Serving
-from adagrpo.storage.artifacts import hash_file, make_folder, write_file
+from adagrpo.storage.hashes import hash_file
 from adagrpo.storage.locks import lock_folder
+from adagrpo.storage.writing import make_folder, write_file
 
 __all__ = ["REST", "START", "Market"]
 

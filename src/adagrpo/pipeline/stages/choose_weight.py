@@ -27,7 +27,7 @@ from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stages.evaluate import progress
 from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED
 from adagrpo.pipeline.stages.reranking import WEIGHTS
-from adagrpo.storage.artifacts import write_file
+from adagrpo.storage.writing import write_file
 
 __all__ = ["choose_reward_weight", "chosen_weight", "least_of_the_best"]
 

@@ -34,7 +34,7 @@ from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED
 from adagrpo.policies import Policy
 from adagrpo.report import write_diagnosis
 from adagrpo.rewards.protocol import Reward
-from adagrpo.storage.artifacts import write_file
+from adagrpo.storage.writing import write_file
 from adagrpo.types import Cases, Histories
 
 __all__ = ["diagnose_reward", "observe"]

@@ -30,7 +30,7 @@ from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stages.fitting import DECODING
 from adagrpo.pipeline.versions import CatalogVersion
 from adagrpo.pipeline.weight_used import weight_used
-from adagrpo.storage.artifacts import write_file
+from adagrpo.storage.writing import write_file
 from adagrpo.trainer.pressure import mean_pressure
 from adagrpo.types import Cases
 

@@ -22,7 +22,7 @@ from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED
 from adagrpo.pipeline.versions import CatalogVersion
-from adagrpo.storage.artifacts import write_file
+from adagrpo.storage.writing import write_file
 
 __all__ = ["draw_examples"]
 

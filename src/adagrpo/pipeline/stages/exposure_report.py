@@ -37,7 +37,7 @@ from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.rewards import describe_reward
 from adagrpo.pipeline.run import Run
 from adagrpo.rewards.protocol import Reward
-from adagrpo.storage.artifacts import write_file
+from adagrpo.storage.writing import write_file
 from adagrpo.types import Histories
 
 __all__ = ["Exposed", "collect_exposures", "examined", "exposed", "report_exposures"]

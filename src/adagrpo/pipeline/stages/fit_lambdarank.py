@@ -21,7 +21,7 @@ from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
 from adagrpo.rewards.boosted import require_lightgbm
 from adagrpo.rewards.features import FEATURES
-from adagrpo.storage.artifacts import write_file
+from adagrpo.storage.writing import write_file
 from adagrpo.trainer.lambdarank import (
     NegativeSampler,
     RankingGroups,

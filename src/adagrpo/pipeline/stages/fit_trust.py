@@ -25,7 +25,7 @@ from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stages.evaluate import progress
 from adagrpo.rewards import Reward, ask_reward
 from adagrpo.rewards.trust import FACTORS
-from adagrpo.storage.artifacts import write_file
+from adagrpo.storage.writing import write_file
 from adagrpo.types import Cases, Histories
 
 __all__ = ["choices_of", "write_trust"]

@@ -19,7 +19,8 @@ from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.forecast import check_room
 from adagrpo.pipeline.run import Run
 from adagrpo.policies import Policy
-from adagrpo.storage.artifacts import hash_json, write_file
+from adagrpo.storage.hashes import hash_json
+from adagrpo.storage.writing import write_file
 from adagrpo.trainer import Diverged, FitResult, Task, Watched, fit
 from adagrpo.trainer.sharding import is_asked_for
 

@@ -33,7 +33,7 @@ from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stages.choose_weight import chosen_weight
 from adagrpo.pipeline.stages.evaluate import progress
-from adagrpo.storage.artifacts import write_file
+from adagrpo.storage.writing import write_file
 
 __all__ = ["collect_judgements", "judge", "judgements"]
 

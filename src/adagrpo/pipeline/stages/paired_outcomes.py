@@ -17,7 +17,7 @@ from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stages.evaluate import read_lists, read_valid
 from adagrpo.pipeline.versions import CatalogVersion
-from adagrpo.storage.artifacts import write_file
+from adagrpo.storage.writing import write_file
 
 __all__ = ["pair_outcomes", "read_measured"]
 

@@ -21,7 +21,7 @@ from adagrpo.pipeline.stages.fitting import (
     fit_model,
     measured_once,
 )
-from adagrpo.storage.artifacts import hash_json
+from adagrpo.storage.hashes import hash_json
 from adagrpo.trainer import Arm, PostTraining, Supervised
 from adagrpo.trainer.pressure import Calibrated, calibrate
 from adagrpo.trainer.sharding import sharded

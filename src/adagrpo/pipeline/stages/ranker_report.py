@@ -49,7 +49,7 @@ from adagrpo.pipeline.versions import CatalogVersion
 from adagrpo.policies import Policy
 from adagrpo.rewards.protocol import Reward
 from adagrpo.rewards.sequential import SequentialRanker
-from adagrpo.storage.artifacts import write_file
+from adagrpo.storage.writing import write_file
 from adagrpo.trainer.batches import group_step, keyed_generator
 from adagrpo.types import Cases, Histories
 

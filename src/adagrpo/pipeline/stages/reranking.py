@@ -17,7 +17,7 @@ from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stages.evaluate import copy_evaluation, progress, write_predictions
 from adagrpo.pipeline.stages.fitting import DECODING
-from adagrpo.storage.artifacts import write_file
+from adagrpo.storage.writing import write_file
 
 __all__ = ["RERANK", "SUFFIX", "re_ranked", "rerank_arm", "rerank_start"]
 

@@ -35,7 +35,7 @@ from adagrpo.semantic_ids import (
     sequence_groups,
     text_vectors,
 )
-from adagrpo.storage.artifacts import hash_file
+from adagrpo.storage.hashes import hash_file
 
 __all__ = ["ENCODED", "item_vectors", "language_model_folder", "tokenize"]
 

@@ -1,0 +1,111 @@
+"""Files that are written whole or not at all.
+
+A file is written beside its place under a name with the token of this process, synced to disk, and renamed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from adagrpo.errors import UserError
+from adagrpo.storage.removal import remove
+
+__all__ = ["TOKEN", "make_folder", "naming", "sync_folder", "temporary", "write_file", "written_beside"]
+
+TOKEN = secrets.token_hex(8)  # of this process; in the names of its temporary files, so that they are known as its own
+OS_ERROR = re.compile(r"\(os error (\d+)\)")
+
+
+def temporary(path: Path) -> Path:
+    """Where this process writes what is to become `path`: beside it, under a name that no other process takes."""
+    return path.with_name(f".{path.name}.{TOKEN}.tmp")
+
+
+def write_file(path: Path, content: str) -> None:
+    """Write a text file so that a crash leaves the old content or the new, never a part.
+
+    Raises:
+        UserError: a link or a folder has the name already.
+    """
+    if path.is_symlink() or path.is_dir():
+        what = "link" if path.is_symlink() else "folder"
+        raise UserError(f"{path}: is a {what}, where a file is to be written; move it away")
+    make_folder(path.parent)
+    work = temporary(path)
+    try:
+        with naming(path), work.open("x", encoding="utf-8") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        work.replace(path)
+    finally:
+        work.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+@contextmanager
+def written_beside(path: Path, holder: str = TOKEN) -> Iterator[Path]:
+    """Where to write a file that is `path`, synced to disk, when the block ends, with the mode of other new files.
+
+    For libraries whose own temporary files have names that nothing tells from somebody else's: theirs are in a folder
+    that is known as this process's.
+
+    Args:
+        path: of the file.
+        holder: token of the process that holds the lock of the folder, if this is a worker of it: then what a killed
+            worker leaves is known as that one's.
+    """
+    folder = temporary(path) if holder == TOKEN else path.with_name(f".{path.name}.{TOKEN}.{holder}.tmp")
+    folder.mkdir()
+    place = folder / path.name
+    try:
+        with naming(path):
+            yield place
+            with place.open("rb") as file:
+                os.fsync(file.fileno())
+        place.chmod(folder.stat().st_mode & 0o666)
+        place.replace(path)
+        sync_folder(path.parent)
+    finally:
+        remove(folder, lambda name: True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have an error of the system that names no file, as that of a full disk does, name the one that was being written.
+
+    Libraries in Rust tell such an error by its words alone: `... (os error 28)`.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+    except Exception as error:
+        match = OS_ERROR.search(str(error))
+        if match is None:
+            raise
+        raise OSError(int(match[1]), os.strerror(int(match[1])), str(path)) from error
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, each name synced to disk."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        sync_folder(folder.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Have the names in a folder on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
