@@ -169,9 +169,13 @@ def test_what_was_trained_before_a_failure_is_kept(
         },
     }
 
-    def carry_out(left: int) -> None:
+    def carry_out(left: int) -> Run:
+        """As a command of its own, which remembers nothing of the one before."""
         (tmp_path / "left.txt").write_text(str(left), encoding="utf-8")
+        run: Run = world.run(copied, data, console=Steps(), **settings)
+        run.code = tmp_path
         train(run)
+        return run
 
     class Steps:
         def stage(self, name: str, event: str, seconds: float) -> None:
@@ -184,9 +188,7 @@ def test_what_was_trained_before_a_failure_is_kept(
                 steps.append(done)
 
     steps: list[int] = []
-    run: Run = world.run(copied, data, console=Steps(), **settings)
-    run.code = tmp_path
-    carry_out(1000)
+    run = carry_out(1000)
     whole = {name: run.path("train/adagrpo", name).read_bytes() for name in ("steps.jsonl", "validation.jsonl")}
     whole["weights"] = run.path("train/adagrpo/final/model.safetensors").read_bytes()
     run.path("train/adagrpo").rename(tmp_path / "whole")
