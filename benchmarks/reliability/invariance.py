@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import socket
 import subprocess
 import sys
 import time
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +25,14 @@ from adagrpo.policies.compact import CompactPolicy
 from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.trainer import Arm, BatchSchedule, PostTraining, RankerFit, Supervised, fit, loop
-from adagrpo.trainer.processes import LostProcess, processes
+from adagrpo.trainer.processes import processes
 from adagrpo.types import Ragged
 from benchmarks.reliability.findings import Finding
+from benchmarks.reliability.gloo import LOST, all_whole, die_in, forked
 
 __all__ = ["LOST", "MODELS", "deviations", "invariance", "killed", "run"]
 
 ROOT = Path(__file__).parent.parent.parent
-LOST = 3  # status of a process that found another one gone
 MODELS = ("sft", "ranker", "train")
 SIZES, ITEMS, USERS, HISTORY, SEED = (4, 4, 3), 40, 120, 6, 3
 CUTS = {"1 x 8 histories": (8, 1, 1), "8 x 1": (1, 8, 1), "two processes": (8, 1, 2)}
@@ -96,18 +93,18 @@ def killed(work: Path, steps: int) -> dict[str, Any]:
         the end those of two that were not killed, to the bit.
     """
     cut = (8, 1, 2)
-    _whole(_launch(work / "undisturbed", cut, steps, "adamw"))
+    all_whole(_launch(work / "undisturbed", cut, steps, "adamw"))
     started = time.monotonic()
     ends = _launch(work / "killed", cut, steps, "adamw", dies=2 * steps + steps // 2)  # backward passes before it
     seconds = time.monotonic() - started
     saved = [int(path.name) for path in (work / "killed" / "train" / "checkpoints").iterdir()]
-    _whole(_launch(work / "killed", cut, steps, "adamw"))
+    all_whole(_launch(work / "killed", cut, steps, "adamw"))
     one, other = ((work / name / "train.safetensors").read_bytes() for name in ("undisturbed", "killed"))
     return {"ends": ends, "seconds": seconds, "saved": saved, "equal": one == other}
 
 
 def _launch(work: Path, cut: tuple[int, int, int], steps: int, optimizer: str, dies: int | None = None) -> list[int]:
-    """Fit everything in a fork for each process, which need not import again; nothing is computed before.
+    """Fit everything in a fork for each process.
 
     Args:
         work: folder of the fits.
@@ -120,45 +117,13 @@ def _launch(work: Path, cut: tuple[int, int, int], steps: int, optimizer: str, d
         How each ended.
     """
     batch_size, accumulation, count = cut
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(count)}
-    started = []
-    for rank in range(count):
-        process = os.fork()
-        if process == 0:
-            os.environ |= place | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            if dies is not None and rank == count - 1:
-                _die_in(dies)
-            try:
-                _fit_all(work, batch_size, accumulation, steps, optimizer)
-                processes().part()
-                os._exit(0)
-            except LostProcess:
-                os._exit(LOST)
-            except BaseException:
-                traceback.print_exc()
-                os._exit(1)
-        started.append(process)
-    return [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in started]
 
+    def build() -> None:
+        if dies is not None:
+            die_in(dies)
+        _fit_all(work, batch_size, accumulation, steps, optimizer)
 
-def _whole(ends: list[int]) -> None:
-    if any(ends):
-        raise RuntimeError(f"a fit ended with {ends}")
-
-
-def _die_in(call: int) -> None:
-    """Make this process kill itself in a backward pass."""
-    original, left = loop.Accelerator.backward, [call]
-
-    def backward(*arguments: Any, **options: Any) -> None:
-        left[0] -= 1
-        if left[0] == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        original(*arguments, **options)
-
-    loop.Accelerator.backward = backward
+    return forked(build, count)
 
 
 def _fit_all(work: Path, batch_size: int, accumulation: int, steps: int, optimizer: str) -> None:
@@ -202,4 +167,4 @@ if __name__ == "__main__":
         sys.stdout.write(json.dumps(killed(Path(folder), int(number))))
     else:
         for name, one in CUTS.items():
-            _whole(_launch(Path(folder) / name, one, int(number), what))
+            all_whole(_launch(Path(folder) / name, one, int(number), what))

@@ -13,11 +13,8 @@ import json
 import math
 import os
 import resource
-import signal
-import socket
 import subprocess
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -34,14 +31,14 @@ from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.trainer import Arm, BatchSchedule, PostTraining, Supervised, fit, loop
 from adagrpo.trainer.checkpoints import load_weights
-from adagrpo.trainer.processes import LostProcess, processes
+from adagrpo.trainer.processes import processes
 from adagrpo.trainer.sharding import sharded
 from adagrpo.types import Ragged
+from benchmarks.reliability.gloo import LOST, all_whole, die_in, forked
 
 __all__ = ["LOST", "difference", "measured"]
 
 ROOT = Path(__file__).parent.parent.parent
-LOST = 3  # status of a process that found another one gone
 SIZES, ITEMS, USERS, HISTORY, SEED = (4, 4, 3), 40, 21, 6, 3  # a step of an epoch has five histories, the others eight
 MODEL = {
     "model_type": "qwen3",
@@ -95,7 +92,7 @@ def _equal(work: Path, steps: int, others: Sequence[str] = ("replicated", "shard
     ways = {"one": Way(1), "replicated": Way(2), "sharded": Way(2, shares=True)}
     ways = {name: way for name, way in ways.items() if name in ("one", *others)}
     for name, way in ways.items():
-        _whole(_launch(partial(_fit, work / name, steps=steps), way))
+        all_whole(_launch(partial(_fit, work / name, steps=steps), way))
     return {
         f"{name} {stage}": difference(work / "one" / stage / "final", work / name / stage / "final")
         for name in others
@@ -113,7 +110,7 @@ def _resume(work: Path, steps: int) -> dict[str, Any]:
     def written() -> list[str]:
         return sorted(path.name for path in (work / "resumed").rglob("checkpoints/*/model*"))
 
-    _whole(fitted("undisturbed", alone))
+    all_whole(fitted("undisturbed", alone))
     ends, files = [], []
     for way, dies in ((both, steps + 2), (alone, 3), (both, None)):
         ends.append(fitted("resumed", way, dies))
@@ -147,7 +144,7 @@ def _memory(work: Path, width: int) -> dict[str, Any]:
             file = work / f"{name}-{processes().rank}.json"
             file.write_text(json.dumps([count, began, _peak()]))
 
-        _whole(_launch(build, way))
+        all_whole(_launch(build, way))
         told = [json.loads((work / f"{name}-{rank}.json").read_text()) for rank in range(2)]
         result |= {"parameters": told[0][0], name: [round(peak - began) for _, began, peak in told]}
     return result
@@ -158,47 +155,9 @@ def _peak() -> float:
 
 
 def _launch(build: Callable[[Way], Any], way: Way) -> list[int]:
-    """Carry something out in a fork for each process; nothing is computed before. Returns how each ended."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    place |= {"WORLD_SIZE": str(way.processes)}
-    if way.shares:
-        place |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
-    started = []
-    for rank in range(way.processes):
-        process = os.fork()
-        if process == 0:
-            os.environ |= place | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            try:
-                build(way)
-                processes().part()
-                os._exit(0)
-            except LostProcess:
-                os._exit(LOST)
-            except BaseException:
-                traceback.print_exc()
-                os._exit(1)
-        started.append(process)
-    return [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in started]
-
-
-def _whole(ends: list[int]) -> None:
-    if any(ends):
-        raise RuntimeError(f"a fit ended with {ends}")
-
-
-def _die_in(call: int) -> None:
-    """Make this process kill itself in a backward pass."""
-    original, left = loop.Accelerator.backward, [call]
-
-    def backward(*arguments: Any, **options: Any) -> None:
-        left[0] -= 1
-        if left[0] == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        original(*arguments, **options)
-
-    loop.Accelerator.backward = backward
+    """Carry something out in a fork for each process. Returns how each ended."""
+    asks = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"} if way.shares else {}
+    return forked(partial(build, way), way.processes, asks)
 
 
 def _fit(
@@ -218,8 +177,8 @@ def _fit(
     if way.optimizer == "sgd":
         loop.adamw = lambda groups, rate: torch.optim.SGD(groups, lr=rate)
     together = processes()
-    if dies is not None and together.rank == together.count - 1:
-        _die_in(dies)
+    if dies is not None:
+        die_in(dies)
     draw = np.random.default_rng(0)
     lengths = draw.integers(2, 12, USERS)
     items = draw.integers(0, ITEMS, lengths.sum()).astype(np.int32)
