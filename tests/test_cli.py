@@ -509,8 +509,11 @@ def test_compare_writes_a_page_and_says_what_it_found(
     planned = adagrpo(*command, "--dry-run", "--json")
     assert planned.status == 0 and not out.exists()
     assert json.loads(planned.out)["plan"]["family"] == ["rerank"] and json.loads(planned.out)["seeds"] == [3]
-    output = adagrpo(*command)
+    output = adagrpo(*command, "--only", "3")
     assert output.status == 0 and "seed-3/train/nll: done in" in output.err
+    assert output.out == f"run: {out / 'seed-3'}\n" and not (out / "comparison.json").exists()
+    output = adagrpo(*command)
+    assert output.status == 0 and "done in" not in output.err
     assert output.out.startswith("arm ") and output.out.endswith(f"\npage: {out / 'comparison.html'}\n")
     assert "All of this is one seed" in output.out
     again = adagrpo(*command, "--json", "--quiet")
@@ -536,6 +539,7 @@ def test_compare_writes_a_page_and_says_what_it_found(
     [
         ("--seeds", "0,x", "--seeds: 'x' is no seed"),
         ("--seeds", "", "--seeds: '' is no seed"),
+        ("--only", "0;1", "--only: '0;1' is no seed"),
         ("--objectives", "nll,adagrpo-randm", "did you mean 'adagrpo-random'?"),
         ("--objectives", "nll,rerank,rerank", "--objectives: rerank is there twice"),
         ("--data", "nowhere", "nowhere: no such folder (--data)"),

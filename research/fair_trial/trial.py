@@ -5,7 +5,8 @@
 
 `--out` is that of the tuning. Each family has the arm that `chosen-<set>.yaml` names, under the seeds of `plan.yaml`,
 in one comparison with continued NLL and with re-ranking. A gate is held against the random one and against none, with
-an interval on that difference. Stopped at any point, the same command continues.
+an interval on that difference. Stopped at any point, the same command continues. `--only 3` makes the run of one seed,
+beside another process that makes the others.
 
 With `--teachers` the chosen distillation is trained again with other rewards, each re-ranked with too: counts, other
 seeds of the policy, the sequential ranker, a reward whose scores are shuffled. All of them, the trial's own reward
@@ -96,15 +97,17 @@ def teacher_config(
     return recipe_of(plan, name, f"train.arms={json.dumps(['nll', arm])}", f"reward={json.dumps(reward)}")
 
 
-def carry_out(plan: Mapping[str, Any], name: str, data: Path, out: Path) -> Comparison:
-    """The trial of one set."""
+def carry_out(plan: Mapping[str, Any], name: str, data: Path, out: Path, only: Sequence[int] = ()) -> None:
+    """The trial of one set, or no more than the runs of some of its seeds."""
     config = trial_config(plan, name, list(read_rows(HERE / f"tuning-{name}.jsonl")))
     arms = [arm.name for arm in config.train.arms] + ["rerank"]
     seeds, console = _seeds(plan, name), StderrConsole()
     comparison = Comparison(out / f"trial-{name}", config, data, objectives=arms, seeds=seeds, console=console)
+    if only:
+        comparison.make_runs(only)
+        return
     comparison.carry_out()
     _keep(comparison, name)
-    return comparison
 
 
 def teach(plan: Mapping[str, Any], name: str, data: Path, out: Path) -> None:
@@ -160,12 +163,16 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--sets", nargs="+", required=True)
+    parser.add_argument("--only", nargs="+", type=int, default=[], help="seeds whose runs are made, and nothing more")
     parser.add_argument("--teachers", action="store_true", help="other rewards, after the trial of the set")
     given = parser.parse_args()
     for name in given.sets:
         plan = read_plan(name)
         data = given.data / plan["sets"][name].get("folder", name)
-        (teach if given.teachers else carry_out)(plan, name, data, given.out)
+        if given.teachers:
+            teach(plan, name, data, given.out)
+        else:
+            carry_out(plan, name, data, given.out, given.only)
 
 
 if __name__ == "__main__":

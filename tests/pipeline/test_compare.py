@@ -14,6 +14,7 @@ import pytest
 from adagrpo.config import Config
 from adagrpo.errors import UserError
 from adagrpo.pipeline.compare import Comparison, _called, _write_plan
+from adagrpo.storage.locks import FolderBusy, lock_folder
 from adagrpo.storage.marks import claim
 
 ARMS = ["nll", "adagrpo", "mixture-matched", "rerank", "mixture-matched+rerank"]
@@ -146,6 +147,40 @@ def test_a_killed_comparison_continues_to_the_same_bytes(
     for name in WRITTEN:
         assert (out / name).read_bytes() == (compared / name).read_bytes(), name
     assert str(tmp_path) not in (out / "comparison.json").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_seeds_that_were_made_apart_and_moved_together_give_the_same_bytes(
+    world: Any, data: Path, compared: Path, tmp_path: Path
+) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    for out, seed in ((here, 0), (there, 1)):
+        whole = comparison(world, data, out)
+        claim(out, "comparison")
+        shutil.copytree(compared / f"seed-{seed}", out / f"seed-{seed}")
+        shutil.rmtree(out / f"seed-{seed}" / "evaluate" / "rerank")
+        with lock_folder(out, "comparison"):  # the comparison's own lock is not theirs
+            assert whole.make_runs([seed]) == [out / f"seed-{seed}"]
+        assert (out / f"seed-{seed}" / "evaluate" / "rerank" / "metrics.json").is_file()
+        assert read(out / "plan.json") == read(compared / "plan.json") and not (out / "comparison.json").exists()
+    (there / "seed-1").rename(here / "seed-1")
+    events = Events()
+    comparison(world, data, here, console=events).carry_out()
+    assert {event for _, event in events.seen} == {"skip"}
+    for name in WRITTEN:
+        assert (here / name).read_bytes() == (compared / name).read_bytes(), name
+
+
+def test_of_a_run_that_is_being_made_no_second_process_takes_part(world: Any, data: Path, tmp_path: Path) -> None:
+    whole = comparison(world, data, tmp_path / "out")
+    with pytest.raises(UserError, match="--only: 2 is not among the seeds 0, 1"):
+        whole.make_runs([0, 2])
+    with pytest.raises(UserError, match="--only: 1 is there twice"):
+        whole.make_runs([1, 1])
+    assert not (tmp_path / "out").exists()
+    claim(tmp_path / "out", "comparison")
+    with lock_folder(tmp_path / "out" / "seed-1", "run"), pytest.raises(FolderBusy, match="seed-1: process"):
+        whole.make_runs([1])
 
 
 @pytest.mark.parametrize(

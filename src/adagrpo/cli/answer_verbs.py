@@ -69,6 +69,10 @@ def compare(
         str | None, typer.Option(help="Arms by name: nll,mixture,adagrpo-random,rerank; the recipe's if not given.")
     ] = None,
     seeds: Annotated[str | None, typer.Option(help="Seeds: 0,1,2; the recipe's if not given.")] = None,
+    only: Annotated[
+        str | None,
+        typer.Option(help="Make the runs of these seeds alone, beside other processes; the same without it compares."),
+    ] = None,
     data: Annotated[
         list[Path],
         typer.Option(help="The folder of the recipes' relative paths: one for all, or one each."),
@@ -80,6 +84,7 @@ def compare(
     from adagrpo.pipeline.compare import Comparison
     from adagrpo.report import comparison_table, to_text
 
+    part = None if only is None else _seeds("--only", only)
     configs = [load_config(recipe, common.overrides()) for recipe in recipes]
     console = common.console(out)
     comparisons = [
@@ -88,7 +93,7 @@ def compare(
             config,
             root,
             objectives=None if objectives is None else [name.strip() for name in objectives.split(",")],
-            seeds=None if seeds is None else [_seed(text) for text in seeds.split(",")],
+            seeds=None if seeds is None else _seeds("--seeds", seeds),
             console=console,
             code=recipe.parent,
         )
@@ -100,6 +105,10 @@ def compare(
         _print_plans(comparisons, common.as_json)
         return
     try:
+        if part is not None:
+            made = [str(folder) for comparison in comparisons for folder in comparison.make_runs(part)]
+            typer.echo(json.dumps({"runs": made}) if common.as_json else "\n".join(f"run: {folder}" for folder in made))
+            return
         results = [comparison.carry_out() | {"page": str(comparison.page)} for comparison in comparisons]
     finally:
         close(console)
@@ -195,7 +204,9 @@ def _roots(data: list[Path], count: int) -> list[Path]:
     return data * count if len(data) == 1 else data
 
 
-def _seed(text: str) -> int:
-    if not text.strip().isdecimal() or int(text) >= 2**31:
-        raise UserError(f"--seeds: '{text.strip()}' is no seed; write whole numbers from 0 on, for example 0,1,2")
-    return int(text)
+def _seeds(option: str, text: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",")]
+    for part in parts:
+        if not part.isdecimal() or int(part) >= 2**31:
+            raise UserError(f"{option}: '{part}' is no seed; write whole numbers from 0 on, for example 0,1,2")
+    return [int(part) for part in parts]

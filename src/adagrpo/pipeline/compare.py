@@ -35,7 +35,7 @@ from adagrpo.pipeline.verbs import refuse_without_order
 from adagrpo.report import finding, write_comparison
 from adagrpo.storage.hashes import hash_json, with_hash, without_hash
 from adagrpo.storage.locks import lock_folder
-from adagrpo.storage.marks import check_kind
+from adagrpo.storage.marks import check_kind, claim
 from adagrpo.storage.writing import write_file
 
 __all__ = ["Comparison"]
@@ -151,6 +151,29 @@ class Comparison:
         """
         with lock_folder(self.directory, "comparison"):
             return self._carry_out()
+
+    def make_runs(self, seeds: Sequence[int]) -> list[Path]:
+        """Make or continue the runs of some seeds, and compare nothing; others may make the other seeds meanwhile.
+
+        A run keeps other processes out of its own folder, and so may be made on another machine and moved here.
+
+        Args:
+            seeds: some of the comparison's.
+
+        Returns:
+            Their folders.
+
+        Raises:
+            UserError: a seed is not one of the comparison's, or is there twice.
+        """
+        _check_list("--only", seeds)
+        other = [seed for seed in seeds if seed not in self.seeds]
+        if other:
+            raise UserError(f"--only: {other[0]} is not among the seeds {', '.join(map(str, self.seeds))}")
+        claim(self.directory, "comparison")
+        if not (self.directory / PLAN).exists():
+            _write_plan(self.directory / PLAN, self.plan)
+        return [self._carry_out_seed(seed)[0].directory for seed in seeds]
 
     def _carry_out(self) -> dict[str, Any]:
         """In a folder that no other process works in."""
