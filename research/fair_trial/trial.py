@@ -74,7 +74,7 @@ def trial_config(plan: Mapping[str, Any], name: str, rows: Sequence[Mapping[str,
             )
     arms = ["nll", *chosen_arms(plan, rows).values()]
     held = pairs(list(plan["families"]))
-    return recipe_of(plan, name, f"train.arms={json.dumps(arms)}", f"compare.pairs={json.dumps(held)}")
+    return _recipe(plan, name, f"train.arms={json.dumps(arms)}", f"compare.pairs={json.dumps(held)}")
 
 
 def teacher_config(
@@ -94,7 +94,7 @@ def teacher_config(
         reward["runs"] = [str(run) for run in ensemble]
     arm = chosen_arms(plan, rows)["fair-distill"]
     arm["options"]["distill"] |= {"reward_weight": "validation"}
-    return recipe_of(plan, name, f"train.arms={json.dumps(['nll', arm])}", f"reward={json.dumps(reward)}")
+    return _recipe(plan, name, f"train.arms={json.dumps(['nll', arm])}", f"reward={json.dumps(reward)}")
 
 
 def carry_out(plan: Mapping[str, Any], name: str, data: Path, out: Path, only: Sequence[int] = ()) -> None:
@@ -146,6 +146,10 @@ def _copied(source: Path, target: Path) -> None:
         if (source / stage).is_dir():
             shutil.copytree(source / stage, partial / stage)
     partial.rename(target)
+
+
+def _recipe(plan: Mapping[str, Any], name: str, *options: str) -> Config:
+    return recipe_of(plan, name, *plan["trial"]["settings"], *options)
 
 
 def _seeds(plan: Mapping[str, Any], name: str) -> list[int]:
