@@ -133,7 +133,11 @@ def test_tuning_trial_and_teachers_from_end_to_end(world: Any, data: Path, tmp_p
         },
         "settings": [],
         "sets": {"tiny": {"folder": "."}},
-        "trial": {"ensemble": [2], "teachers": {"count": {"kind": "feature", "name": "popularity"}}},
+        "trial": {
+            "settings": ["train.fit.validations=1"],
+            "ensemble": [2],
+            "teachers": {"count": {"kind": "feature", "name": "popularity"}},
+        },
     }
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(world.recipe(compare={"margins": {}})), encoding="utf-8")
     for module in (tuning, second_half):
