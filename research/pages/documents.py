@@ -17,6 +17,7 @@
 | `orders` | one `NAME.jsonl` of `research.exposed_feed.measure` | `measure`, `less`, `form=exposure` |
 | `tuned` | one `NAME.jsonl` of `research.fair_trial.tune` | |
 | `pairs` | one `NAME.comparison.json`: arms that are held against each other | |
+| `pressed` | one `NAME.comparison.json`: how hard each arm pressed, and both its checkpoints | |
 | `verdicts` | the outcomes and the verdicts of `research.verdict`, two names | `form=short`: the targets alone |
 
 A file is found by its name alone, in whichever study it lies, so that two studies cannot have files of the same name.
@@ -40,7 +41,7 @@ from research.pages.pooling import pool
 from research.pages.quality import crossing_table, quality_figure, quality_table
 from research.pages.results import ablation_table, arms_table, find, starting_table
 from research.pages.summary import headline_table, summary_table
-from research.pages.tuning import tuned_table
+from research.pages.tuning import pressed_table, tuned_table
 from research.pages.verdicts import joined, verdict_summary, verdict_table
 
 __all__ = ["BEGIN", "END", "figures_into", "tables_into", "with_tables"]
@@ -57,6 +58,7 @@ KEYS = {
     "trial": ("form",),
     "tuned": (),
     "pairs": (),
+    "pressed": (),
     "headline": ("arms",),
     "verdicts": ("form",),
     "orders": ("measure", "less", "form"),
@@ -218,6 +220,8 @@ def _made(marker: Marker, results: Path) -> Table:
         return summary_table(_pooled(contents, marker.names), "form" in options, options.get("checkpoint"))
     if marker.kind == "pairs":
         return pairs_table(read_comparison(find(results, f"{name}.comparison.json")))
+    if marker.kind == "pressed":
+        return pressed_table(read_comparison(find(results, f"{name}.comparison.json")))
     if marker.kind == "trial":
         return trial_table(_trial(find(results, f"{name}.trial.json")))
     path = find(results, f"{name}.jsonl")

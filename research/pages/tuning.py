@@ -1,13 +1,17 @@
-"""The table of what the tuning of the fair trial chose, from its rows."""
+"""The tables of the fair trial: what the tuning chose, from its rows, and how hard the chosen arms then pressed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
-from adagrpo.report.tables import Table, format_metric, format_number, metric_label
+from adagrpo.evaluation.comparison import reported
+from adagrpo.metrics import is_rate
+from adagrpo.report.comparison_tables import format_difference, format_ends
+from adagrpo.report.tables import MISSING, Table, format_metric, format_number, metric_label
 
-__all__ = ["tuned_table"]
+__all__ = ["pressed_table", "tuned_table"]
 
 METRIC = "hr@10"
 
@@ -39,3 +43,40 @@ def tuned_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     label = metric_label(METRIC)
     header = ("family", "pressure", "lambda", "rollouts", "positions", "steps", label, f"{label}, worst of the rung")
     return Table(header, tuple(cells), ("left", "right", "right", "left", "left", "right", "right", "right"))
+
+
+def pressed_table(content: Mapping[str, Any]) -> Table:
+    """One row an arm: its lambda, pressure and admission, means over seeds, and both checkpoints against the baseline.
+
+    Args:
+        content: of `comparison.json`.
+    """
+    metric, baseline = content["plan"]["metric"], content["plan"]["baseline"]
+    found = {(row["arm"], row["checkpoint"]): row["against"].get(metric) for row in content["rows"]}
+    cells = []
+    for arm, facts in content["arms"].items():
+        if arm == baseline:
+            continue
+        best = found.get((arm, "best"))
+        cells.append(
+            (
+                arm,
+                *(_mean(facts.get(name, ())) for name in ("lambda", "pressure", "admission")),
+                _difference(metric, best),
+                _difference(metric, found.get((arm, "final"), best)),
+            )
+        )
+    label = f"{metric_label(metric)} against {baseline}{', points' * is_rate(metric)}"
+    header = ("arm", "lambda", "pressure over the fit", "admitted", f"best, {label}", f"last step, {label}")
+    return Table(header, tuple(cells), ("left", *("right",) * 5))
+
+
+def _mean(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return format_number(float(f"{fmean(known):.3g}")) if known else MISSING
+
+
+def _difference(metric: str, result: Mapping[str, Any] | None) -> str:
+    if result is None:
+        return MISSING
+    return f"{format_difference(metric, result['difference'])} ({format_ends(metric, reported(result))})"

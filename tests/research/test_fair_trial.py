@@ -17,7 +17,7 @@ from research.fair_trial import trial as second_half
 from research.fair_trial import tune as tuning
 from research.fair_trial.trial import teacher_config, trial_config
 from research.fair_trial.tune import HERE, Candidate, candidates, chosen, fixed, leaders
-from research.pages.tuning import tuned_table
+from research.pages.tuning import pressed_table, tuned_table
 
 PLAN = yaml.safe_load((HERE / "plan.yaml").read_text(encoding="utf-8"))
 FAMILIES = list(PLAN["families"])
@@ -72,6 +72,22 @@ def test_the_table_of_a_tuning_has_the_setting_that_the_rule_chooses():
     best = leaders(rows, "grpo-beam", 1)[0]
     assert cells[0] == "grpo-beam" and cells[3:5] == (best.rollouts, best.positions)
     assert float(cells[1]) == best.pressure and float(cells[2]) == 2.5
+
+
+def test_the_table_of_a_trial_has_how_hard_each_arm_pressed_and_both_its_checkpoints():
+    gains = {("gated", "best"): 0.01, ("gated", "final"): -0.02, ("rerank", "best"): 0.03}
+    rows = [
+        {"arm": arm, "checkpoint": kind, "against": {"hr@10": {"difference": x, "users": [x - 0.01, x + 0.01]}}}
+        for (arm, kind), x in gains.items()
+    ]
+    arms: dict[str, Any] = {"nll": {"lambda": [None], "pressure": [None], "admission": [None]}}
+    arms["gated"] = {"lambda": [4.0, 6.0], "pressure": [0.5, 1.0], "admission": [0.1, 0.3]}
+    arms["rerank"] = {"lambda": [None, None]}
+    plan = {"metric": "hr@10", "baseline": "nll"}
+    gated, rerank = pressed_table({"plan": plan, "arms": arms, "rows": rows}).rows
+    assert gated[:4] == ("gated", "5.000", "0.7500", "0.2000")
+    assert gated[4].startswith("+1.00 (0.00 ") and gated[5].startswith("\N{MINUS SIGN}2.00 (")
+    assert rerank[1:4] == ("–",) * 3 and rerank[4] == rerank[5]
 
 
 def test_no_seed_of_the_trial_is_tuned_on():
