@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from adagrpo.pipeline import Run, fit_sft, forecast, prepare, room, run_all, tok
 from adagrpo.pipeline.dry_run import look_at_run, plan
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.forecast import check_language_model
 from adagrpo.pipeline.sizes import FitMemory, ModelSize, Shapes, planned_catalog, policy_size, ranker_size
 from adagrpo.pipeline.stages import sft
+from adagrpo.trainer.processes import Processes
 
 EVERYTHING = ("simulate", "prepare", "tokenize", "sft", "ranker", "train", "evaluate")
 LM = {"model_type": "qwen3", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -136,6 +139,22 @@ def test_memory_of_a_fit_by_hand() -> None:
     )
     assert arm.weights == 3 * 400 and arm.groups == 10 * read + 30 * scored
     assert FitMemory(1, 2, 3, 4, 5).peak == 1 + 2 + 7 and FitMemory(1, 2, 3, 0, 5).peak == 1 + 2 + 5
+    assert FitMemory(1, 2, 3, 4, 5, gathered=6).peak == 16 and FitMemory(1, 2, 3, 4, 5, read=11).peak == 11
+
+
+def test_memory_of_a_process_that_has_a_share_of_a_language_model() -> None:
+    """Of 400 bytes 320 are in four layers: what is outside of them, and two layers, are whole in a pass."""
+    lm = {"hidden": 2, "inner": 8, "layers": 4, "keys": 2, "vocabulary": 9, "layered": 320}
+    recipe = {"data": {"logs": ["x.csv"]}, "policy": {"kind": "causal_lm", "lm": {"config": {"model_type": "qwen3"}}}}
+    config = Config.model_validate(recipe)
+    shapes, size = Shapes(config, 9, (4,), 2, lm), ModelSize(100, 60, 400)
+    arm = ArmConfig.parse("adagrpo")
+    whole, part = (shapes.policy_fit(size, config.sft, 50, arm, sharded_by=count) for count in (1, 2))
+    assert (part.weights, part.optimizer) == (whole.weights // 2, whole.optimizer // 2)
+    assert (part.gathered, part.read) == (2 * (80 + 160), 2 * 400)
+    assert (part.activations, part.groups, part.validation) == (whole.activations, whole.groups, whole.validation)
+    assert (whole.gathered, whole.read) == (0, 0)
+    assert replace(shapes, lm=None).policy_fit(size, config.sft, 50, sharded_by=2).gathered == 0
 
 
 def test_what_there_is_no_room_for_is_refused_before_it_is_made(
@@ -163,6 +182,15 @@ def test_a_language_model_that_is_too_large_is_refused_before_any_data_are_read(
     with pytest.raises(UserError, match=r"policy.lm: 10,\d{3},\d{3},\d{3} parameters, .*; there are 64 GB of memory"):
         run_all(run)
     assert not run.directory.exists()
+    monkeypatch.setattr(forecast, "free_disk", lambda folder: 10**12)
+    run.processes = Processes(0, 8)
+    with pytest.raises(UserError, match=r"policy.lm: .* take 216 GB of memory with gradients"):
+        check_language_model(run)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # which divides it among them
+    check_language_model(run)
+    monkeypatch.setattr(forecast, "free_memory", lambda device: 30 * 10**9)
+    with pytest.raises(UserError, match=r"take 43.* GB of memory in each process with gradients"):  # reads it whole
+        check_language_model(run)
 
 
 @pytest.mark.parametrize(

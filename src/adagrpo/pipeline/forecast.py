@@ -16,6 +16,7 @@ from adagrpo.pipeline.room import free_disk, free_memory, in_words
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.sizes import REAL, FitMemory, ModelSize, Shapes, planned_catalog, policy_size, ranker_size
 from adagrpo.semantic_ids import Catalog
+from adagrpo.trainer.sharding import is_asked_for
 
 __all__ = ["FitForecast", "Forecast", "check_language_model", "check_room"]
 
@@ -100,7 +101,10 @@ class Forecast:
         steps = max(1, round(settings.epochs * models.schedule(settings).steps_per_epoch))
         if arm is not None:
             steps *= arm.resolved_objective(config.objective).num_iterations
-        return FitForecast("policy", size, steps, shapes.policy_fit(size, settings, self._users, arm))
+        shared = _sharded_by(self.data.run)
+        return FitForecast(
+            "policy", size, steps, shapes.policy_fit(size, settings, self._users, arm, sharded_by=shared)
+        )
 
 
 def check_room(data: RunData, stage: str) -> FitForecast:
@@ -130,12 +134,18 @@ def check_language_model(run: Run) -> None:
     options = run.config.tokenizer
     codes = np.zeros((1, options.levels), dtype=np.int64)
     size, _ = policy_size(RunData(run), Catalog.from_codes(codes, (options.codes,) * options.levels))
-    least = 2 * size.weights + 3 * REAL * size.trained
+    shared = _sharded_by(run)
+    least = max(size.weights, (2 * size.weights + 3 * REAL * size.trained) // shared)
     said = (
-        f"policy.lm: {size.total:,} parameters, {size.trained:,} of them trained, take {in_words(least)} of memory with"
-        f" gradients and optimiser alone"
+        f"policy.lm: {size.total:,} parameters, {size.trained:,} of them trained, take {in_words(least)} of memory"
+        f"{' in each process' * (shared > 1)} with gradients and optimiser alone"
     )
     _refuse_beyond(run, said, least, FitForecast("policy", size, 0, FitMemory(0, 0, 0, 0, 0)).passing)
+
+
+def _sharded_by(run: Run) -> int:
+    """The processes that a language model is divided among."""
+    return run.processes.count if is_asked_for() else 1
 
 
 def _refuse_beyond(run: Run, said: str, memory: int, disk: int) -> None:

@@ -5,12 +5,13 @@ Parameters are counted on the meta device, whose tensors have shapes and no memo
     weights + copies + gradients + AdamW's two moments + the larger of (activations + groups, validation)
 
 where the last part is counted in numbers that are alive at once: `n` tokens through the layers, the logits of each
-level, and what decoding keeps. It is an estimate, meant to be right within a factor of two.
+level, and what decoding keeps. Where weights are sharded a process has its share of them, of gradients and of moments,
+and whole what is gathered for a pass. It is an estimate, meant to be right within a factor of two.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ from adagrpo.config import ArmConfig, Config, FitConfig
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.semantic_ids import Catalog
+from adagrpo.trainer.sharding import transformer_layers
 
 __all__ = ["REAL", "FitMemory", "ModelSize", "Shapes", "planned_catalog", "policy_size", "ranker_size"]
 
@@ -47,18 +49,21 @@ class ModelSize(NamedTuple):
 
 @dataclass(frozen=True)
 class FitMemory:
-    """Bytes that a fit takes beside what the process holds anyway."""
+    """Bytes that a fit takes in one process beside what that holds anyway."""
 
     weights: int  # with the best ones so far, and those of the policy that it began with
     optimizer: int  # gradients and moments
     activations: int  # of a micro-batch, with its logits
     groups: int  # rollouts with what decoding keeps of them, keys and values among it, beside the activations
     validation: int  # the beams of a batch of cases
+    gathered: int = 0  # of sharded weights those that are whole for a pass, with their gradients
+    read: int = 0  # whole weights that are read before a process keeps its part of them
 
     @property
     def peak(self) -> int:
         """The most at one time."""
-        return self.weights + self.optimizer + max(self.activations + self.groups, self.validation)
+        fitting = self.weights + self.optimizer + self.gathered + max(self.activations + self.groups, self.validation)
+        return max(self.read, fitting)
 
     def parts(self) -> dict[str, int]:
         """By name, with the peak."""
@@ -73,16 +78,18 @@ class Shapes:
     items: int
     level_sizes: tuple[int, ...]
     longest: int  # interactions of a training history, `max_history` at most
-    lm: dict[str, int] | None = None  # hidden, inner, layers, keys, vocabulary of a language model
+    lm: dict[str, int] | None = None  # hidden, inner, layers, keys, vocabulary of a language model, layered (bytes)
 
-    def policy_fit(self, size: ModelSize, settings: FitConfig, users: int, arm: ArmConfig | None = None) -> FitMemory:
-        """Of sft, or of post-training an arm."""
+    def policy_fit(
+        self, size: ModelSize, settings: FitConfig, users: int, arm: ArmConfig | None = None, *, sharded_by: int = 1
+    ) -> FitMemory:
+        """Of sft, or of post-training an arm, in one of the processes that a language model is sharded by."""
         batch = min(settings.batch_size, users)
-        copies = 2 + (settings.average > 0)
+        copies, loaded = 2 + (settings.average > 0), 1
         groups = 0
         if arm is not None and arm.term is not None:
             objective = arm.resolved_objective(self.config.objective)
-            copies += 1  # the policy that it started from
+            copies, loaded = copies + 1, loaded + 1  # the policy that it started from
             samples = batch * (self.longest if objective.rl_positions == "all" else 1)
             groups = max(  # drawn for a whole step at once, then scored with a gradient
                 self._decoding(samples * settings.accumulation, objective.num_generations, gradient=False),
@@ -90,12 +97,23 @@ class Shapes:
             )
         evaluation = self.config.evaluation
         width = evaluation.beam_width + (self.config.max_history if evaluation.mask_history else 0)
-        return FitMemory(
+        memory = FitMemory(
             weights=copies * size.weights,
             optimizer=3 * REAL * size.trained,
             activations=self._reading(batch, gradient=True) + self._logits(batch * self.longest),
             groups=groups,
             validation=self._decoding(evaluation.batch_size, width, gradient=False),
+        )
+        if self.lm is None or sharded_by == 1:
+            return memory
+        layers = self.lm["layered"]
+        whole = size.weights - layers + 2 * layers // self.lm["layers"]  # the layer at work, and the next one
+        return replace(
+            memory,
+            weights=-(-memory.weights // sharded_by),
+            optimizer=-(-memory.optimizer // sharded_by),
+            gathered=2 * whole,
+            read=loaded * size.weights,
         )
 
     def ranker_fit(self, size: ModelSize, users: int, loss: str) -> FitMemory:
@@ -210,6 +228,7 @@ def policy_size(data: RunData, catalog: Catalog) -> tuple[ModelSize, dict[str, i
         "layers": int(config.num_hidden_layers),
         "keys": int(head) * int(getattr(config, "num_key_value_heads", None) or heads),
         "vocabulary": tokens,
+        "layered": sum(ModelSize.of(layer).weights for layer in transformer_layers(model)),
     }
 
 

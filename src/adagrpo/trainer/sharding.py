@@ -30,7 +30,7 @@ from adagrpo.policies.policy import Policy
 from adagrpo.trainer.lockstep import Lockstep
 from adagrpo.trainer.processes import LostProcess, Processes
 
-__all__ = ["is_asked_for", "sharded", "whole_tensors"]
+__all__ = ["is_asked_for", "sharded", "transformer_layers", "whole_tensors"]
 
 
 def is_asked_for() -> bool:
@@ -93,7 +93,13 @@ class _Sharded:
         device = next(lm.parameters()).device
         mesh = init_device_mesh(device.type, (count,))
         options: dict[str, Any] = {"mesh": mesh, "reshard_after_forward": bool(plugin.reshard_after_forward)}
-        for layer in _layers(lm, plugin.transformer_cls_names_to_wrap):
+        names = plugin.transformer_cls_names_to_wrap
+        layers = transformer_layers(lm, names)
+        if not layers:
+            raise UserError(
+                f"FSDP_TRANSFORMER_CLS_TO_WRAP: the policy has no layers {', '.join(names or [])}; leave it out"
+            )
+        for layer in layers:
             fully_shard(layer, **options)
         fully_shard(lm, **options)
         for module in lm.modules():
@@ -147,20 +153,19 @@ def _language_model(model: nn.Module | Policy[Any, Any]) -> Any | None:
     return next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
 
 
-def _layers(lm: nn.Module, names: Sequence[str] | None) -> list[nn.Module]:
-    """The transformer layers: those of the classes that the launcher names, or all."""
+def transformer_layers(lm: nn.Module, names: Sequence[str] | None = None) -> list[nn.Module]:
+    """The transformer layers of a model of `transformers`, each of which is gathered for its passes alone.
+
+    Args:
+        lm: the model.
+        names: of their classes, as the launcher has them; None takes all layers.
+    """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     modules: Iterable[nn.Module] = lm.modules()
     if names:
-        layers = [module for module in modules if type(module).__name__ in names]
-    else:
-        layers = [module for module in modules if isinstance(module, GradientCheckpointingLayer)]
-    if not layers:
-        raise UserError(
-            f"FSDP_TRANSFORMER_CLS_TO_WRAP: the policy has no layers {', '.join(names or [])}; leave it out"
-        )
-    return layers
+        return [module for module in modules if type(module).__name__ in names]
+    return [module for module in modules if isinstance(module, GradientCheckpointingLayer)]
 
 
 def _plugin() -> FullyShardedDataParallelPlugin:
