@@ -61,8 +61,8 @@ class Cell(NamedTuple):
         return cls(int(float(rows)), int(float(items)))
 
 
-# the diagonal, a row and a column; the largest is the last
-CELLS = tuple(map(Cell.parse, ("1e6:1e4", "1e6:1e5", "1e7:1e4", "1e7:1e5", "1e7:1e6", "1e8:1e5", "1e8:1e6")))
+# each size of the log with each of the catalogue; the largest is the last
+CELLS = tuple(Cell(rows, items) for rows in (10**6, 10**7, 10**8) for items in (10**4, 10**5, 10**6))
 
 
 class Cost(NamedTuple):
@@ -322,11 +322,11 @@ def _cost(row: Mapping[str, Any] | None, shown: Callable[[Mapping[str, Any]], st
 
 
 def _slope(costs: Mapping[Cell, float], axis: int) -> str:
-    """Along the line of cells that are equal but for one axis and has the most of them."""
+    """Along a line of cells that are equal but for one axis: the one with the most of them, of equals the largest."""
     lines: dict[int, list[Cell]] = {}
     for cell in costs:
         lines.setdefault(cell[1 - axis], []).append(cell)
-    line = max(lines.values(), key=len, default=[])
+    line = max(lines.values(), key=lambda line: (len(line), line[0][1 - axis]), default=[])
     if len(line) < 2:
         return MISSING
     return f"{exponent([cell[axis] for cell in line], [costs[cell] for cell in line]):.2f}"
