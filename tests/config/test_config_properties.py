@@ -24,6 +24,7 @@ from adagrpo.config import ArmConfig, Config, ObjectiveConfig, dump_config, load
 from adagrpo.config.data import DataConfig, ItemTable, MarketplaceConfig, SplitConfig
 from adagrpo.config.models import LanguageModelConfig, PolicyConfig, RankerConfig
 from adagrpo.config.reward import CallableOptions, HttpOptions, WeightedOptions
+from adagrpo.config.rollout_worker import RolloutWorkerConfig
 from adagrpo.config.section import Section
 from adagrpo.config.tokenizer import PublishedIds
 from adagrpo.config.training import CompareConfig, TrainConfig
@@ -141,6 +142,7 @@ starts: dict[type[BaseModel], Strategy] = {
     CompareConfig: st.sampled_from([{}, {"metric": "ndcg@10"}, {"margins": {"hr@5": 0.25, "ndcg@50": 1e-3}}]),
     CallableOptions: st.sampled_from([{"function": "module:score"}, {"function": "a.b_2:f"}]),
     HttpOptions: st.sampled_from([{"url": "http://host/score"}, {"url": "https://host:8080/"}]),
+    RolloutWorkerConfig: st.just({"url": "http://engine:30000", "folder": "weights"}),
     WeightedOptions: st.sampled_from([{"members": [{}], "weights": [-2.5]}, {"members": [{}, {}], "weights": [1, 0]}]),
 }
 configurations = sections(Config)
@@ -238,6 +240,7 @@ def test_an_unknown_key_anywhere_is_refused_with_its_path_and_the_nearest_name(l
 Contradiction = tuple[type[BaseModel], str, Content, str]
 LM = {"checkpoint": "folder", "config": None, "preamble": None, "suffix": None, "lora_rank": 0}
 LM |= {"frozen_body": False, "frozen_epochs": 0.0}
+WORKER = {"url": "http://engine:30000", "folder": "weights"}
 TERM_SECTIONS: dict[str, Any] = {name: ObjectiveConfig.model_fields[name].annotation for name in TERMS}
 CONTRADICTIONS: list[Contradiction] = [
     (ObjectiveConfig, "objective", {"epsilon": 0.1}, "'epsilon' is an option of the reward term grpo"),
@@ -288,6 +291,17 @@ CONTRADICTIONS: list[Contradiction] = [
         {"sft": {"epochs": 2}, "policy": {"kind": "causal_lm", "lm": {"checkpoint": "folder", "frozen_epochs": 2}}},
         "policy.lm.frozen_epochs: 2 of the 2 epochs of sft",
     ),
+    (Config, "", {"policy": {"kind": "hybrid"}, "train": {"rollout_worker": WORKER}}, "policy.kind is hybrid"),
+    (
+        Config,
+        "",
+        {
+            "policy": {"kind": "causal_lm", "lm": {"checkpoint": "folder"}},
+            "objective": {"constrained": False},
+            "train": {"arms": ["nll", "grpo"], "rollout_worker": WORKER},
+        },
+        "arm 'grpo' needs rollout: sample and constrained: true",
+    ),
     (PolicyConfig, "policy", {"kind": "causal_lm", "lm": None}, "needs lm"),
     (PolicyConfig, "policy", {"kind": "hybrid", "lm": {"checkpoint": "folder"}}, "no other kind takes it"),
     (RankerConfig, "ranker", {"loss": "sampled", "negatives": 0}, "needs negatives of at least 1"),
@@ -305,6 +319,7 @@ def test_keys_that_contradict_each_other_are_refused_wherever_they_stand(load, m
     content = dump_config(Config.model_validate(content))
     content["train"]["arms"] = [{"objective": "distill"}]
     content["ranker"]["folds"] = 0
+    content["train"]["rollout_worker"] = None
     place: Any = content
     for part in [int(part) if part.isdigit() else part for part in path.split(".") if part]:
         if place[part] is None or model is WeightedOptions:

@@ -166,8 +166,10 @@ class Served(NamedTuple):
 
 
 @contextmanager
-def served(model: Model, moving: Callable[[], Any], sglang: Any, seed: int = 0) -> Iterator[Served]:
-    """A server with the routes of both, as far as the client uses them."""
+def served(
+    model: Model, moving: Callable[[], Any], sglang: Any, seed: int = 0, update: Callable[[str], None] | None = None
+) -> Iterator[Served]:
+    """A server with the routes of both, as far as the client uses them; `update` reads the weights of a folder."""
     state = Served("", [], [])
     draws = torch.Generator().manual_seed(seed)
 
@@ -233,6 +235,8 @@ def served(model: Model, moving: Callable[[], Any], sglang: Any, seed: int = 0) 
                     elif self.path == "/generate":
                         self.answer(200, generate(body))
                     else:
+                        if update is not None:
+                            update(body["model_path"])
                         self.answer(200, {"success": body["model_path"] != "nowhere", "message": "no such folder"})
             except ValueError as error:
                 self.answer(400, {"error": {"message": str(error)}})

@@ -19,6 +19,7 @@ from torch import Tensor
 from adagrpo.config import ObjectiveConfig
 from adagrpo.decoding import beam_search, sample, score_sequences
 from adagrpo.groups.division import Division, by_rows
+from adagrpo.groups.served_draw import RolloutWorker
 from adagrpo.policies.policy import Context, DecoderState, Policy
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.semantic_ids.trie import Trie
@@ -58,6 +59,7 @@ def draw_groups(
     *,
     score_targets: bool = False,
     division: Division | None = None,
+    worker: RolloutWorker | None = None,
 ) -> DrawnGroups:
     """Draw a group a sample as the options say; each history is encoded once.
 
@@ -70,19 +72,39 @@ def draw_groups(
         generator: of the rollouts.
         score_targets: score the logged items under the policy, whether or not an option asks for it.
         division: of the samples among processes; one has them all where none is given.
+        worker: draws the rollouts in the policy's place.
+
+    Raises:
+        ServiceError: the worker failed.
     """
     logged = bool((targets >= 0).all())
     codes = catalog.codes[targets] if logged else None
     scores = logged and (score_targets or options.inject_target)
     shape = len(targets), options.num_generations, catalog.num_levels
-    uniforms = None
-    if options.rollout == "sample":
+    uniforms, seed = None, 0
+    if worker is not None:
+        seed = int(torch.randint(2**31, (), generator=generator))
+    elif options.rollout == "sample":
         uniforms = torch.rand(shape, generator=generator).to(targets.device)
 
     def compute(rows: Tensor | None) -> list[Tensor]:
         own = histories if rows is None else histories.rows(rows)
         context = policy.encode(own)
-        drawn = _draw(policy, context, catalog, own, options, _at(uniforms, rows))
+        if worker is not None:
+            first = 0 if rows is None else int(rows[0])
+            drawn = worker.draw(
+                policy,
+                context,
+                catalog,
+                own,
+                options.num_generations,
+                temperature=options.temperature,
+                seed=seed + first * options.num_generations,
+            )
+        else:
+            drawn = _draw(policy, context, catalog, options, _at(uniforms, rows))
+        if options.exclude_history:
+            drawn = drawn._replace(items=drawn.items.masked_fill(own.holds(drawn.items), -1))
         own_codes = _at(codes, rows)
         if not scores or own_codes is None:
             return [*drawn]
@@ -106,18 +128,13 @@ def _draw(
     policy: Policy[Any, Any],
     context: Context,
     catalog: Catalog,
-    histories: Histories,
     options: ObjectiveConfig,
     uniforms: Tensor | None,  # (B, G, L) of `sample`
 ) -> Rollouts:
     count, temperature, constrained = options.num_generations, options.temperature, options.constrained
     if uniforms is None:
-        drawn = beam_rollouts(policy, context, catalog.trie, count, constrained=constrained)
-    else:
-        drawn = draw_rollouts(policy, context, catalog.trie, uniforms, temperature=temperature, constrained=constrained)
-    if options.exclude_history:
-        drawn = drawn._replace(items=drawn.items.masked_fill(histories.holds(drawn.items), -1))
-    return drawn
+        return beam_rollouts(policy, context, catalog.trie, count, constrained=constrained)
+    return draw_rollouts(policy, context, catalog.trie, uniforms, temperature=temperature, constrained=constrained)
 
 
 def score_codes(

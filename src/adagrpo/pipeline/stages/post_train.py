@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -11,6 +12,7 @@ from adagrpo.config import ArmConfig, ObjectiveConfig, read_settings
 from adagrpo.objective.terms import OBJECTIVES
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.rollout_worker import rollout_worker
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stages.choose_weight import choose_reward_weight, chosen_weight
 from adagrpo.pipeline.stages.fitting import (
@@ -52,6 +54,7 @@ def fit_arm(run: Run, arm: ArmConfig) -> None:
         objective = objective.with_option(arm.term, chosen, weight)
         without_reward = weight == 0  # validation found no use for the reward
 
+    worker = None if without_reward else rollout_worker(run)
     watch = {"watch": True, "go_on": not options.stop_lost}
 
     def build(work: Path) -> None:
@@ -77,6 +80,7 @@ def fit_arm(run: Run, arm: ArmConfig) -> None:
                 term_norms_every=options.gradient_norms_every,
                 true_utility=data.true_utility() if arm.gate == "oracle" else None,
                 shared_by=run.processes,
+                worker=worker,
             )
         started = [task.starting_policy] if isinstance(task, PostTraining) else []
         check_shardable(run)
@@ -93,6 +97,11 @@ def fit_arm(run: Run, arm: ArmConfig) -> None:
             files = policy.checkpoint_files
             fit_model(data, f"train/{arm.name}", policy, task, settings, work, files=files, **watch)
 
+    also: dict[str, Any] = {
+        "arm": arm.settings(run.config.objective, defaults=False)
+    }  # what its term reads of `objective`
+    if worker is not None:
+        also |= {"rollouts": "worker"}
     reads = ["train.fit", "train.rl_split", "train.stop_lost", *DECODING, "seed"]
     if options.rl_split:
         reads += ["train.rl_split_nll"]
@@ -102,7 +111,7 @@ def fit_arm(run: Run, arm: ArmConfig) -> None:
         f"train/{arm.name}",
         reads=reads,
         but=NOT_FITTED,
-        also={"arm": arm.settings(run.config.objective, defaults=False)},  # what its term reads of `objective`
+        also=also,
         schema=2,
         inputs=inputs,
         build=build,
