@@ -83,7 +83,7 @@ def draw_groups(
     shape = len(targets), options.num_generations, catalog.num_levels
     uniforms, seed = None, 0
     if worker is not None:
-        seed = int(torch.randint(2**31, (), generator=generator))
+        seed = int(torch.randint(2**30, (), generator=generator))  # engines count in 32 bits
     elif options.rollout == "sample":
         uniforms = torch.rand(shape, generator=generator).to(targets.device)
 
