@@ -3,28 +3,13 @@
 from __future__ import annotations
 
 from typing import Annotated
-from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
+from adagrpo.config.addresses import plain_http
 from adagrpo.config.section import Positive, PositiveFloat, Section
 
-__all__ = ["RolloutWorkerConfig", "plain_http"]
-
-
-def plain_http(value: str) -> str:
-    """An address that names no password.
-
-    Raises:
-        ValueError: it is of another form, or does.
-    """
-    parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"'{value}' is not of the form http://host/path or https://host/path")
-    if parts.username is not None:
-        raise ValueError("holds a user name or password, which would be written to run.yaml; use token_env")
-    _ = parts.port  # a ValueError of its own where it is no number
-    return value
+__all__ = ["RolloutWorkerConfig"]
 
 
 class RolloutWorkerConfig(Section):
