@@ -240,7 +240,6 @@ def test_an_unknown_key_anywhere_is_refused_with_its_path_and_the_nearest_name(l
 Contradiction = tuple[type[BaseModel], str, Content, str]
 LM = {"checkpoint": "folder", "config": None, "preamble": None, "suffix": None, "lora_rank": 0}
 LM |= {"frozen_body": False, "frozen_epochs": 0.0}
-WORKER = {"url": "http://engine:30000", "folder": "weights"}
 TERM_SECTIONS: dict[str, Any] = {name: ObjectiveConfig.model_fields[name].annotation for name in TERMS}
 CONTRADICTIONS: list[Contradiction] = [
     (ObjectiveConfig, "objective", {"epsilon": 0.1}, "'epsilon' is an option of the reward term grpo"),
@@ -290,17 +289,6 @@ CONTRADICTIONS: list[Contradiction] = [
         "",
         {"sft": {"epochs": 2}, "policy": {"kind": "causal_lm", "lm": {"checkpoint": "folder", "frozen_epochs": 2}}},
         "policy.lm.frozen_epochs: 2 of the 2 epochs of sft",
-    ),
-    (Config, "", {"policy": {"kind": "hybrid"}, "train": {"rollout_worker": WORKER}}, "policy.kind is hybrid"),
-    (
-        Config,
-        "",
-        {
-            "policy": {"kind": "causal_lm", "lm": {"checkpoint": "folder"}},
-            "objective": {"constrained": False},
-            "train": {"arms": ["nll", "grpo"], "rollout_worker": WORKER},
-        },
-        "arm 'grpo' needs rollout: sample and constrained: true",
     ),
     (PolicyConfig, "policy", {"kind": "causal_lm", "lm": None}, "needs lm"),
     (PolicyConfig, "policy", {"kind": "hybrid", "lm": {"checkpoint": "folder"}}, "no other kind takes it"),
