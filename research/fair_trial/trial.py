@@ -170,6 +170,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", type=int, default=[], help="seeds whose runs are made, and nothing more")
     parser.add_argument("--teachers", action="store_true", help="other rewards, after the trial of the set")
     given = parser.parse_args()
+    if given.only and given.teachers:
+        parser.error("--only: is of the trial, not of its teachers")
     for name in given.sets:
         plan = read_plan(name)
         data = given.data / plan["sets"][name].get("folder", name)

@@ -97,9 +97,8 @@ def fit_arm(run: Run, arm: ArmConfig) -> None:
             files = policy.checkpoint_files
             fit_model(data, f"train/{arm.name}", policy, task, settings, work, files=files, **watch)
 
-    also: dict[str, Any] = {
-        "arm": arm.settings(run.config.objective, defaults=False)
-    }  # what its term reads of `objective`
+    # what its term reads of `objective`
+    also: dict[str, Any] = {"arm": arm.settings(run.config.objective, defaults=False)}
     if worker is not None:
         also |= {"rollouts": "worker"}
     reads = ["train.fit", "train.rl_split", "train.stop_lost", *DECODING, "seed"]
