@@ -12,7 +12,7 @@ With `--teachers` the chosen distillation is trained again with other rewards, e
 seeds of the policy, the sequential ranker, a reward whose scores are shuffled. All of them, the trial's own reward
 among them, have the weight that validation chooses; the starting policies are those of the trial.
 
-`<set>.comparison.json` and `<set>-<teacher>.comparison.json` are kept beside this file.
+`<set>.comparison.json` and `<set>-<teacher>.comparison.json` are kept beside this file, each with its rows as `.jsonl`.
 """
 
 from __future__ import annotations
@@ -157,8 +157,8 @@ def _seeds(plan: Mapping[str, Any], name: str) -> list[int]:
 
 
 def _keep(comparison: Comparison, name: str) -> None:
-    content = (comparison.directory / "comparison.json").read_text(encoding="utf-8")
-    write_file(HERE / f"{name}.comparison.json", content)
+    for file, kept in (("results.jsonl", f"{name}.jsonl"), ("comparison.json", f"{name}.comparison.json")):
+        write_file(HERE / kept, (comparison.directory / file).read_text(encoding="utf-8"))
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from adagrpo.errors import ServiceError, UserError
 from adagrpo.groups.served_draw import RolloutWorker
 from adagrpo.pipeline import Run, fit_arm, fit_ranker, fit_sft, prepare, tokenize
 from adagrpo.pipeline.export import export
-from adagrpo.pipeline.rollout_worker import rollout_worker
+from adagrpo.pipeline.rollout_engine import rollout_worker
 from adagrpo.report import read_rows
 
 from .fake_engines import Served, served
@@ -146,7 +146,7 @@ def test_what_a_worker_lacks_is_said_before_anything_is_trained(
 
 
 def test_sharded_weights_are_not_handed_over(world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("adagrpo.pipeline.rollout_worker.is_asked_for", lambda: True)
+    monkeypatch.setattr("adagrpo.pipeline.rollout_engine.is_asked_for", lambda: True)
     options = {"url": "http://127.0.0.1:1", "folder": str(tmp_path)}
     recipe = world.recipe(policy=POLICY, objective=OBJECTIVE, train={"arms": ["nll"], "rollout_worker": options})
     run: Any = SimpleNamespace(config=Config.model_validate(recipe), processes=SimpleNamespace(count=2))

@@ -167,6 +167,8 @@ def test_tuning_trial_and_teachers_from_end_to_end(world: Any, data: Path, tmp_p
     second_half.teach(plan, "tiny", data, tmp_path / "out")
     contents = [read_comparison(tmp_path / f"{name}.comparison.json") for name in ("tiny", "tiny-count")]
     assert {row["arm"] for row in contents[0]["rows"]} == {"sft", "nll", "fair-distill", "rerank"}
+    kept = [json.loads(line) for line in (tmp_path / "tiny.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert {row["arm"] for row in kept} >= {"nll", "fair-distill", "rerank"}
     assert {row["arm"] for row in contents[1]["rows"]} == {
         "sft",
         "nll",

@@ -12,7 +12,7 @@ from adagrpo.config import ArmConfig, ObjectiveConfig, read_settings
 from adagrpo.objective.terms import OBJECTIVES
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.rollout_worker import rollout_worker
+from adagrpo.pipeline.rollout_engine import rollout_worker
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stages.choose_weight import choose_reward_weight, chosen_weight
 from adagrpo.pipeline.stages.fitting import (
