@@ -5,8 +5,8 @@
     python -m benchmarks.bulk recommend --run RUN --users 100000 --executors serial --kills 5
 
 Each measurement is a command of its own, and prints a line of JSON. CPU seconds are of the command and all its workers,
-start included; `largest_mb` is the peak of the largest process, `together_mb` that of all of them, looked at ten times
-a second. What the executors write is held against each other.
+start included, and of the commands that were killed; `largest_mb` is the peak of the largest process, `together_mb`
+that of all of them, looked at ten times a second. What the executors write is held against each other.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ import polars as pl
 __all__ = ["main"]
 
 INTERACTIONS_OF_A_USER = 20
+BLOCK, PART = 100_000, 5_000  # users that are drawn at a time; and those of a part of the lists
 STARTED = 2.0  # seconds of processor time after which a worker has something in hand
 WORDS = [sys.executable, "-m", "adagrpo"]
 
@@ -70,7 +71,7 @@ def _prepare(folder: Path, options: argparse.Namespace) -> Iterator[dict[str, An
             command += ["--set", f"data.{key}={value}"]
         files = "prepare/*.parquet"
         yield {"verb": "prepare", "rows": options.rows, "core": options.core, "executor": kind} | _measured(
-            command, out, files, 0, options.kill_workers if kind == "processes" else 0
+            command, out, files, 0, 1, options.kill_workers if kind == "processes" else 0
         )
 
 
@@ -82,7 +83,8 @@ def _recommend(folder: Path, options: argparse.Namespace) -> Iterator[dict[str, 
         command = [*WORDS, "recommend", "--run", str(options.run), "--users", str(users), "--out", str(out)]
         command += ["--executor", kind, "--workers", str(options.workers), "--quiet"]
         line = {"verb": "recommend", "users": options.users, "executor": kind, "kills": options.kills}
-        yield line | _measured(command, out, "part-*.parquet", options.kills) | _checked(out, options.users)
+        stride = max(1, options.users // PART // (options.kills + 1))
+        yield line | _measured(command, out, "part-*.parquet", options.kills, stride) | _checked(out, options.users)
 
 
 def _write_log(path: Path, rows: int) -> None:
@@ -101,29 +103,50 @@ def _write_log(path: Path, rows: int) -> None:
 
 
 def _write_users(path: Path, run: Path, count: int) -> None:
-    """Users with histories of a logged length, of items that the run knows."""
+    """Users with histories of a logged length, of items that the run knows; a block of them is in memory at a time."""
     rng = np.random.default_rng(0)
     ids = pl.read_parquet(run / "prepare/items.parquet")["item_id"]
     lengths = pl.read_parquet(run / "prepare/train.parquet").group_by("user").len()["len"].to_numpy()
-    drawn = rng.choice(lengths, count)
-    items = ids.gather(rng.integers(0, len(ids), int(drawn.sum())))
-    rows = pl.DataFrame({"row": np.repeat(np.arange(count), drawn), "history": items})
-    grouped = rows.group_by("row", maintain_order=True).agg("history")
-    grouped.select(pl.format("g{}", "row").alias("user_id"), "history").write_parquet(path)
+    blocks = []
+    for first in range(0, count, BLOCK):
+        drawn = rng.choice(lengths, min(BLOCK, count - first))
+        items = ids.gather(rng.integers(0, len(ids), int(drawn.sum())))
+        rows = pl.DataFrame({"row": np.repeat(np.arange(len(drawn)) + first, drawn), "history": items})
+        grouped = rows.group_by("row", maintain_order=True).agg("history")
+        blocks.append(path.with_name(f"block-{first:09d}.parquet"))
+        grouped.select(pl.format("g{}", "row").alias("user_id"), "history").write_parquet(blocks[-1])
+    pl.scan_parquet(blocks).sink_parquet(path)
+    for block in blocks:
+        block.unlink()
 
 
-def _measured(command: list[str], out: Path, files: str, kills: int, kill_workers: int = 0) -> dict[str, Any]:
-    """Carry a command out, killed so many times at random moments before it may end; its workers die under it."""
+def _measured(
+    command: list[str], out: Path, files: str, kills: int, stride: int, kill_workers: int = 0
+) -> dict[str, Any]:
+    """Carry a command out, killed so many times at random moments before it may end; its workers die under it.
+
+    Args:
+        command: the words of it.
+        out: the folder that it writes.
+        files: those of the folder that count.
+        kills: of the command.
+        stride: files that are to be new at a kill, at most.
+        kill_workers: of its workers.
+    """
     draw, cpu, started, largest, together = random.Random(0), 0.0, time.monotonic(), 0.0, 0.0
     for _ in range(kills):
         parts = len(list(out.glob(files)))
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        wanted = parts + draw.randint(1, 3)
+        wanted = parts + draw.randint(1, stride)
         while process.poll() is None and len(list(out.glob(files))) < wanted:
             time.sleep(0.02)
+        if process.poll() is not None:
+            sys.exit(f"{' '.join(command)}: ended before it could be killed; take more of it")
         time.sleep(draw.random())
         process.kill()
-        process.wait()
+        _, _, usage = os.wait4(process.pid, 0)
+        cpu += usage.ru_utime + usage.ru_stime
+        largest = max(largest, usage.ru_maxrss / 1e3)
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     killed = set[int]()
     while True:
@@ -137,7 +160,7 @@ def _measured(command: list[str], out: Path, files: str, kills: int, kill_worker
         time.sleep(0.1)
     if status:
         sys.exit(f"{' '.join(command)}: status {os.waitstatus_to_exitcode(status)}")
-    cpu = usage.ru_utime + usage.ru_stime
+    cpu += usage.ru_utime + usage.ru_stime
     digest = hashlib.sha256()
     for path in sorted(out.glob(files)):
         digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
