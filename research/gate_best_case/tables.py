@@ -39,8 +39,12 @@ def _shown(values: Sequence[Sequence[float]], scale: float, digits: int) -> str:
     found = over_worlds(values)
     if found is None:
         return MISSING
-    mean, low, high = (f"{scale * value:+.{digits}f}".replace("-", "\N{MINUS SIGN}") for value in found)
+    mean, low, high = (_signed(scale * value, digits) for value in found)
     return f"{mean} ({low} … {high})"
+
+
+def _signed(value: float, digits: int) -> str:
+    return f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _by(rows: Sequence[Mapping[str, Any]], part: str) -> list[tuple[str, str, list[Mapping[str, Any]]]]:
@@ -55,18 +59,19 @@ def _by(rows: Sequence[Mapping[str, Any]], part: str) -> list[tuple[str, str, li
 
 
 def pairs_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """One gate against another: true utility, and hit rate in points."""
+    """One gate against another: true utility, over all worlds and in each, and hit rate in points."""
     cells = [
         (
             reward,
             name,
             _shown([entry[UTILITY] for entry in entries], 1, 4),
+            ", ".join(_signed(entry[UTILITY][0], 4) for entry in entries),
             _shown([entry[HITS] for entry in entries], 100, 2),
         )
         for reward, name, entries in _by(rows, "pairs")
     ]
-    header = ("reward", "arms", "true utility@10", "HR@10, points")
-    return Table(header, tuple(cells), ("left", "left", "right", "right"))
+    header = ("reward", "arms", "true utility@10", "in each world", "HR@10, points")
+    return Table(header, tuple(cells), ("left", "left", "right", "right", "right"))
 
 
 def arms_table(rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -75,8 +80,8 @@ def arms_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         (
             reward,
             name,
-            MISSING if entries[0]["admission"] is None else f"{100 * _mean(entries, 'admission'):.0f} %",
-            MISSING if entries[0]["pressure"] is None else f"{_mean(entries, 'pressure'):.2f}",
+            _mean(entries, "admission", 100, "{:.0f} %"),
+            _mean(entries, "pressure", 1, "{:.2f}"),
             _shown([entry[UTILITY] for entry in entries], 1, 4),
             _shown([entry[HITS] for entry in entries], 100, 2),
         )
@@ -86,8 +91,10 @@ def arms_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return Table(header, tuple(cells), ("left", "left", "right", "right", "right", "right"))
 
 
-def _mean(entries: Sequence[Mapping[str, Any]], name: str) -> float:
-    return sum(float(entry[name]) for entry in entries) / len(entries)
+def _mean(entries: Sequence[Mapping[str, Any]], name: str, scale: float, form: str) -> str:
+    """Of the worlds whose arm has it: one without a teacher is continued NLL, and admits nothing."""
+    found = [float(entry[name]) for entry in entries if entry[name] is not None]
+    return form.format(scale * sum(found) / len(found)) if found else MISSING
 
 
 def written(text: str, rows: Sequence[Mapping[str, Any]]) -> str:

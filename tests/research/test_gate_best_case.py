@@ -46,6 +46,18 @@ def row(world: str, utility: float) -> dict[str, Any]:
     return {"world": world, "reward": "right", "arms": {"taught-gate": arm}, "pairs": {"a less b": entry}}
 
 
+def test_a_world_whose_arm_had_no_teacher_counts_for_utility_and_not_for_what_was_admitted() -> None:
+    rows = [row("first", 0.0), row("second", 0.04), row("third", 0.02)]
+    rows[0]["arms"]["taught-gate"] |= {"admission": None, "pressure": None}
+    rows[1]["arms"]["taught-gate"] |= {"admission": 0.75}
+    (cells,) = tables.arms_table(rows).rows
+    assert cells[2:4] == ("50 %", "0.50") and str(cells[4]).startswith("+0.0200 (")
+    assert tables.pairs_table(rows).rows[0][3] == "+0.0000, +0.0400, +0.0200"
+    for entry in rows:
+        entry["arms"]["taught-gate"] |= {"admission": None, "pressure": None}
+    assert tables.arms_table(rows).rows[0][2:4] == (tables.MISSING, tables.MISSING)
+
+
 def test_the_page_is_written_between_its_markers() -> None:
     rows = [row("first", 0.01), row("second", 0.03)]
     page = tables.written(Path(tables.HERE / "README.md").read_text(encoding="utf-8"), rows)
