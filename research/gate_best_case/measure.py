@@ -42,7 +42,7 @@ def main() -> None:
     plan = yaml.safe_load((HERE / "worlds.yaml").read_text(encoding="utf-8"))
     for name, entry in plan["worlds"].items():
         done = {(row["world"], row["reward"]) for row in read_rows(given.results)}
-        missing = [reward for reward in plan["rewards"] if (name, reward) not in done]
+        missing = [reward for reward in entry["rewards"] if (name, reward) not in done]
         if missing:
             world = World(name, entry, given.out, HERE / "recipe.yaml")
             world.prepare()

@@ -25,6 +25,11 @@ def test_every_pair_is_of_two_arms_that_the_recipe_trains_at_one_pressure(reward
     assert {arm.resolved_objective(config.objective).pressure for name, arm in arms.items() if name != "nll"} == {1.0}
 
 
+def test_every_world_is_met_by_rewards_of_the_plan_and_no_two_have_a_seed() -> None:
+    assert {reward for entry in PLAN["worlds"].values() for reward in entry["rewards"]} == PLAN["rewards"].keys()
+    assert len({entry["seed"] for entry in PLAN["worlds"].values()}) == len(PLAN["worlds"])
+
+
 def test_a_paired_difference_has_the_variance_of_its_mean() -> None:
     first, second = np.array([1.0, 2.0, 6.0]), np.array([0.0, 0.0, 0.0])
     assert measure.paired((first, first), (second, second))["hr@10"] == pytest.approx([3.0, 7.0 / 3])
