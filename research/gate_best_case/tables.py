@@ -10,41 +10,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from adagrpo.evaluation.comparison import over_both
 from adagrpo.report import read_rows
 from adagrpo.report.tables import MISSING, Table
 from research.marked_tables import keep_page, with_marked
+from research.worlds_pooled import shown, signed
 
-__all__ = ["arms_table", "over_worlds", "pairs_table", "written"]
+__all__ = ["arms_table", "pairs_table", "written"]
 
 HERE = Path(__file__).parent
 UTILITY, HITS = "true_utility@10", "hr@10"
-
-
-def over_worlds(values: Sequence[Sequence[float]]) -> tuple[float, float, float] | None:
-    """The mean over worlds, with its 95 % interval over users and worlds; None for a single world.
-
-    Args:
-        values: a mean and its variance over users of each world, whose users are not those of another.
-    """
-    means, variances = [value[0] for value in values], [value[1] for value in values]
-    if len(values) < 2:
-        return None
-    users = sum(variances) / len(values) ** 2
-    low, high = over_both(means, users, users, 0.95)["both"]
-    return sum(means) / len(means), low, high
-
-
-def _shown(values: Sequence[Sequence[float]], scale: float, digits: int) -> str:
-    found = over_worlds(values)
-    if found is None:
-        return MISSING
-    mean, low, high = (_signed(scale * value, digits) for value in found)
-    return f"{mean} ({low} … {high})"
-
-
-def _signed(value: float, digits: int) -> str:
-    return f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _by(rows: Sequence[Mapping[str, Any]], part: str) -> list[tuple[str, str, list[Mapping[str, Any]]]]:
@@ -64,9 +38,9 @@ def pairs_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         (
             reward,
             name,
-            _shown([entry[UTILITY] for entry in entries], 1, 4),
-            ", ".join(_signed(entry[UTILITY][0], 4) for entry in entries),
-            _shown([entry[HITS] for entry in entries], 100, 2),
+            shown([entry[UTILITY] for entry in entries], 1, 4),
+            ", ".join(signed(entry[UTILITY][0], 4) for entry in entries),
+            shown([entry[HITS] for entry in entries], 100, 2),
         )
         for reward, name, entries in _by(rows, "pairs")
     ]
@@ -82,8 +56,8 @@ def arms_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             name,
             _mean(entries, "admission", 100, "{:.0f} %"),
             _mean(entries, "pressure", 1, "{:.2f}"),
-            _shown([entry[UTILITY] for entry in entries], 1, 4),
-            _shown([entry[HITS] for entry in entries], 100, 2),
+            shown([entry[UTILITY] for entry in entries], 1, 4),
+            shown([entry[HITS] for entry in entries], 100, 2),
         )
         for reward, name, entries in _by(rows, "arms")
     ]

@@ -12,17 +12,18 @@ from typing import Any
 from adagrpo.report import read_rows
 from adagrpo.report.tables import MISSING, Table
 from research.marked_tables import keep_page, with_marked
+from research.worlds_pooled import shown, signed
 
-__all__ = ["arms_table", "rerank_table", "written"]
+__all__ = ["arms_table", "pressed_table", "rerank_table", "written"]
 
 HERE = Path(__file__).parent
 WRONG = {"item_group": "half of the item groups", "exposure": "half of the items", "user_group": "half of the users"}
 UTILITY = "true_utility@10"
 
 
-def _difference(values: list[float], scale: float = 1.0) -> str:
-    mean, low, high = (f"{scale * value:+.4f}" for value in values)
-    return f"{mean} ({low} … {high})".replace("-", "\N{MINUS SIGN}")
+def _difference(values: list[float]) -> str:
+    mean, low, high = (signed(value, 4) for value in values)
+    return f"{mean} ({low} … {high})"
 
 
 def rerank_table(rows: list[dict[str, Any]]) -> Table:
@@ -47,7 +48,7 @@ def rerank_table(rows: list[dict[str, Any]]) -> Table:
 
 
 def arms_table(rows: list[dict[str, Any]]) -> Table:
-    """True utility of trained arms against continued NLL."""
+    """True utility of arms trained at one lambda against continued NLL, world by world."""
     cells = [
         (
             row["world"],
@@ -57,16 +58,44 @@ def arms_table(rows: list[dict[str, Any]]) -> Table:
             MISSING if name == "trusted" else _difference(row["trusted_minus"][name][UTILITY]),
         )
         for row in rows
-        if "arms" in row
+        if "arms" in row and not row["set"]
         for name, result in row["arms"].items()
     ]
     header = ("world", "scores say nothing for", "arm", "against continued NLL", "trusted less this arm")
     return Table(header, tuple(cells), ("left", "left", "left", "right", "right"))
 
 
+def pressed_table(rows: list[dict[str, Any]]) -> Table:
+    """True utility of arms trained at one pressure, over worlds, and what the trusted one has above each in each."""
+    pressed = [row for row in rows if "arms" in row and row["set"]]
+    cells = []
+    for by in dict.fromkeys(row["by"] for row in pressed):
+        worlds = [row for row in pressed if row["by"] == by]
+        for name in worlds[0]["arms"]:
+            less = [row["trusted_minus"][name][UTILITY] for row in worlds] if name != "trusted" else []
+            cells.append(
+                (
+                    WRONG.get(by, "nowhere"),
+                    name,
+                    _pooled([row["arms"][name][UTILITY] for row in worlds]),
+                    _pooled(less),
+                    ", ".join(signed(entry[0], 4) for entry in less) or MISSING,
+                )
+            )
+    header = ("scores say nothing for", "arm", "against continued NLL", "trusted less this arm", "in each world")
+    return Table(header, tuple(cells), ("left", "left", "right", "right", "right"))
+
+
+def _pooled(values: list[list[float]]) -> str:
+    """Of differences with their intervals over users, which are 1.96 standard errors to either side."""
+    return shown([(mean, ((high - low) / 2 / 1.96) ** 2) for mean, low, high in values], 1, 4)
+
+
 def written(text: str, rows: list[dict[str, Any]]) -> str:
     """The page with its tables as the rows have them."""
-    return with_marked(text, "trust", {"rerank": rerank_table(rows), "arms": arms_table(rows)})
+    return with_marked(
+        text, "trust", {"rerank": rerank_table(rows), "pressed": pressed_table(rows), "arms": arms_table(rows)}
+    )
 
 
 def main() -> None:

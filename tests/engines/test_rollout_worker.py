@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 from adagrpo.config import Config
 from adagrpo.errors import ServiceError, UserError
 from adagrpo.groups.served_draw import RolloutWorker
+from adagrpo.networks.layers import autocast_dtype
 from adagrpo.pipeline import Run, fit_arm, fit_ranker, fit_sft, prepare, tokenize
 from adagrpo.pipeline.export import export
 from adagrpo.pipeline.rollout_engine import rollout_worker
@@ -29,6 +30,10 @@ LM = {"model_type": "qwen3", "hidden_size": 16, "num_hidden_layers": 1, "num_att
 LM |= {"num_key_value_heads": 1, "head_dim": 8, "intermediate_size": 32}
 POLICY = {"kind": "causal_lm", "lm": {"config": LM}}
 OBJECTIVE = {"num_generations": 4, "rollout": "sample", "constrained": True}
+
+
+# how far a worker with the policy's weights may be off; in bfloat16, where the processor has it, they were by .004
+SAME = 1e-4 if autocast_dtype(torch.device("cpu")) is None else 2e-2
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +93,7 @@ def test_an_engine_draws_the_groups_of_an_arm_with_the_weights_of_each_step(
         drawn = [body for path, body in server.requests if path == "/generate"]
     steps = list(read_rows(run.path("train", "mixture", "steps.jsonl")))
     assert len(steps) >= 3 and len(updates) == len(steps) == len(set(updates))
-    assert all(row["rollout_drift_largest"] < 1e-4 for row in steps)  # the worker had the weights of that step
+    assert all(row["rollout_drift_largest"] < SAME for row in steps)  # the worker had the weights of that step
     assert all(row["rollout_drift"] <= row["rollout_drift_largest"] for row in steps)
     assert {len(body["input_ids"]) for body in drawn} == {OBJECTIVE["num_generations"]}
     assert [path.name for path in tmp_path.iterdir()] == ["run"]  # what was handed over is gone again
@@ -105,7 +110,7 @@ def test_weights_that_are_a_step_old_drift_and_too_much_of_it_ends_the_fit(
         run = trained(world, data, started, tmp_path, server.url, every=2)
         drifts = [row["rollout_drift_largest"] for row in read_rows(run.path("train", "mixture", "steps.jsonl"))]
         assert len(updates) == (len(drifts) + 1) // 2
-        assert all(drift < 1e-4 for drift in drifts[::2]) and all(drift > 1e-4 for drift in drifts[1::2])
+        assert all(drift < SAME for drift in drifts[::2]) and all(drift > SAME for drift in drifts[1::2])
         (tmp_path / "strict").mkdir()
         with pytest.raises(ServiceError, match=r"off by .* a code, more than 1e-12; does it serve this policy\?"):
             trained(world, data, started, tmp_path / "strict", server.url, every=2, most_drift=1e-12)

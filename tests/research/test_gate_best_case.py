@@ -12,6 +12,7 @@ import yaml
 from adagrpo.config import load_config
 from adagrpo.evaluation.crossed import crossed_interval, crossed_parts
 from research.gate_best_case import measure, tables
+from research.worlds_pooled import over_worlds
 
 PLAN = yaml.safe_load((measure.HERE / "worlds.yaml").read_text(encoding="utf-8"))
 
@@ -40,9 +41,9 @@ def test_worlds_are_pooled_as_seeds_that_have_no_user_in_common() -> None:
     worlds = [generator.normal(0.1 * place, 1.0, 400) for place in range(3)]
     places = [np.arange(400) + 400 * place for place in range(3)]
     interval = crossed_interval(crossed_parts(worlds, places), level=0.95)
-    found = tables.over_worlds([[float(w.mean()), float(w.var(ddof=1)) / len(w)] for w in worlds])
+    found = over_worlds([[float(w.mean()), float(w.var(ddof=1)) / len(w)] for w in worlds])
     assert found == pytest.approx((interval.mean, interval.low, interval.high))
-    assert tables.over_worlds([[0.1, 0.01]]) is None
+    assert over_worlds([[0.1, 0.01]]) is None
 
 
 def row(world: str, utility: float) -> dict[str, Any]:
