@@ -14,7 +14,7 @@ from adagrpo.report.tables import MISSING, Table
 from research.marked_tables import keep_page, with_marked
 from research.worlds_pooled import shown, signed
 
-__all__ = ["arms_table", "pressed_table", "rerank_table", "written"]
+__all__ = ["arms_table", "over_table", "pressed_table", "rerank_table", "written"]
 
 HERE = Path(__file__).parent
 WRONG = {"item_group": "half of the item groups", "exposure": "half of the items", "user_group": "half of the users"}
@@ -45,6 +45,17 @@ def rerank_table(rows: list[dict[str, Any]]) -> Table:
     header = ("world", "scores say nothing for", "pairs right, right part", "wrong part", "fitted")
     header += ("best single weight", "learned weights", "learned less single")
     return Table(header, tuple(cells), ("left", "left", "right", "right", "left", "right", "right", "right"))
+
+
+def over_table(rows: list[dict[str, Any]]) -> Table:
+    """What learned weights re-rank above the best single one, over worlds."""
+    ranked = [row for row in rows if "arms" not in row]
+    cells = []
+    for by in dict.fromkeys(row["by"] for row in ranked):
+        found = [row["trusted_minus_one_weight"][UTILITY] for row in ranked if row["by"] == by]
+        cells.append((WRONG.get(by, "nowhere"), _pooled(found), ", ".join(signed(entry[0], 4) for entry in found)))
+    header = ("scores say nothing for", "learned less single", "in each world")
+    return Table(header, tuple(cells), ("left", "right", "right"))
 
 
 def arms_table(rows: list[dict[str, Any]]) -> Table:
@@ -93,9 +104,8 @@ def _pooled(values: list[list[float]]) -> str:
 
 def written(text: str, rows: list[dict[str, Any]]) -> str:
     """The page with its tables as the rows have them."""
-    return with_marked(
-        text, "trust", {"rerank": rerank_table(rows), "pressed": pressed_table(rows), "arms": arms_table(rows)}
-    )
+    made = {"rerank": rerank_table, "over": over_table, "pressed": pressed_table, "arms": arms_table}
+    return with_marked(text, "trust", {name: table(rows) for name, table in made.items()})
 
 
 def main() -> None:
