@@ -17,20 +17,23 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from adagrpo.errors import UserError
 from adagrpo.storage.artifacts import manifest, publish, seal, verify
 from adagrpo.storage.removal import MANIFEST, remove
 from adagrpo.storage.writing import TOKEN, written_beside
+from adagrpo.trainer.divided import is_divided
 from adagrpo.trainer.lost_policy import Watch
 from adagrpo.trainer.processes import Processes
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 __all__ = ["PART", "Progress", "load_weights", "local", "restore", "save", "save_weights"]
 
@@ -180,7 +183,7 @@ def restore(work: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> P
 
 def local(tensor: Tensor) -> Tensor:
     """The rows of a tensor that this process has; all of them where it is not divided."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if is_divided(tensor) else tensor
 
 
 def _rows(tensor: DTensor) -> tuple[int, int]:
@@ -200,7 +203,7 @@ def _write_part(tensors: Mapping[str, Tensor], path: Path, shared_by: Processes,
         return
     rows, own = {}, {}
     for name, tensor in tensors.items():
-        if isinstance(tensor, DTensor):
+        if is_divided(tensor):
             rows[name] = [*_rows(tensor), tensor.shape[0]]
             own[name] = tensor.to_local().contiguous()
         elif shared_by.is_main_process:
@@ -235,13 +238,13 @@ class _Stored:
 
     def like(self, name: str, tensor: Tensor) -> Tensor:
         """A tensor, divided as another one of its shape; one of another shape, such as a count of steps, whole."""
-        if not isinstance(tensor, DTensor):
+        if not is_divided(tensor):
             return self._rows_of(name)
         shape = self._shape(name)
         if shape != tensor.shape:
             return self._rows_of(name)
         rows = self._rows_of(name, _rows(tensor)).to(tensor.device)
-        return DTensor.from_local(
+        return type(tensor).from_local(
             rows, tensor.device_mesh, tensor.placements, run_check=False, shape=tensor.shape, stride=tensor.stride()
         )
 

@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from adagrpo.errors import NotFinite
 from adagrpo.trainer.batches import step_key
+from adagrpo.trainer.divided import is_divided
 from adagrpo.trainer.processes import Processes
 from adagrpo.trainer.task import Task
 
@@ -154,4 +154,4 @@ class Losses:
 
 def as_number(norm: Tensor) -> float:
     """The length of a gradient; of a divided one all processes call it."""
-    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    return float(norm.full_tensor() if is_divided(norm) else norm)

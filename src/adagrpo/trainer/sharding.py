@@ -21,12 +21,10 @@ from typing import Any
 import torch
 from accelerate.utils import FullyShardedDataParallelPlugin
 from torch import Tensor, distributed, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
 
 from adagrpo.errors import UserError
 from adagrpo.policies.policy import Policy
+from adagrpo.trainer.divided import is_divided
 from adagrpo.trainer.lockstep import Lockstep
 from adagrpo.trainer.processes import LostProcess, Processes
 
@@ -79,7 +77,7 @@ def whole_tensors(weights: Mapping[str, Tensor], *, kept: bool) -> dict[str, Ten
     """
     result = {}
     for name, tensor in weights.items():
-        whole = tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
+        whole = tensor.full_tensor().cpu() if is_divided(tensor) else tensor
         if kept:
             result[name] = whole
     return result
@@ -89,6 +87,10 @@ class _Sharded:
     """A sharded language model; implements `Stepped`."""
 
     def __init__(self, lm: Any, plugin: FullyShardedDataParallelPlugin, lockstep: Lockstep, count: int) -> None:
+        # more than a second to import, and no other command needs them
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import FSDPModule, fully_shard
+
         self.lm, self.idle = lm, True
         device = next(lm.parameters()).device
         mesh = init_device_mesh(device.type, (count,))
