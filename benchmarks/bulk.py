@@ -29,10 +29,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from adagrpo.pipeline.recommend import PART_USERS
+from benchmarks.scale_table import is_over
+
 __all__ = ["main"]
 
 INTERACTIONS_OF_A_USER = 20
-BLOCK, PART = 100_000, 5_000  # users that are drawn at a time; and those of a part of the lists
+BLOCK = 100_000  # users that are drawn at a time
 STARTED = 2.0  # seconds of processor time after which a worker has something in hand
 WORDS = [sys.executable, "-m", "adagrpo"]
 
@@ -71,7 +74,7 @@ def _prepare(folder: Path, options: argparse.Namespace) -> Iterator[dict[str, An
             command += ["--set", f"data.{key}={value}"]
         files = "prepare/*.parquet"
         yield {"verb": "prepare", "rows": options.rows, "core": options.core, "executor": kind} | _measured(
-            command, out, files, 0, 1, options.kill_workers if kind == "processes" else 0
+            command, out, files, kill_workers=options.kill_workers if kind == "processes" else 0
         )
 
 
@@ -83,8 +86,9 @@ def _recommend(folder: Path, options: argparse.Namespace) -> Iterator[dict[str, 
         command = [*WORDS, "recommend", "--run", str(options.run), "--users", str(users), "--out", str(out)]
         command += ["--executor", kind, "--workers", str(options.workers), "--quiet"]
         line = {"verb": "recommend", "users": options.users, "executor": kind, "kills": options.kills}
-        stride = max(1, options.users // PART // (options.kills + 1))
-        yield line | _measured(command, out, "part-*.parquet", options.kills, stride) | _checked(out, options.users)
+        stride = max(1, options.users // PART_USERS // (options.kills + 1))
+        found = _measured(command, out, "part-*.parquet", kills=options.kills, stride=stride)
+        yield line | found | _checked(out, options.users)
 
 
 def _write_log(path: Path, rows: int) -> None:
@@ -121,7 +125,7 @@ def _write_users(path: Path, run: Path, count: int) -> None:
 
 
 def _measured(
-    command: list[str], out: Path, files: str, kills: int, stride: int, kill_workers: int = 0
+    command: list[str], out: Path, files: str, *, kills: int = 0, stride: int = 1, kill_workers: int = 0
 ) -> dict[str, Any]:
     """Carry a command out, killed so many times at random moments before it may end; its workers die under it.
 
@@ -138,13 +142,14 @@ def _measured(
         parts = len(list(out.glob(files)))
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         wanted = parts + draw.randint(1, stride)
-        while process.poll() is None and len(list(out.glob(files))) < wanted:
+        while not is_over(process) and len(list(out.glob(files))) < wanted:
             time.sleep(0.02)
-        if process.poll() is not None:
-            sys.exit(f"{' '.join(command)}: ended before it could be killed; take more of it")
         time.sleep(draw.random())
-        process.kill()
-        _, _, usage = os.wait4(process.pid, 0)
+        os.kill(process.pid, signal.SIGKILL)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if not os.WIFSIGNALED(status):
+            sys.exit(f"{' '.join(command)}: ended before it could be killed; take more of it")
         cpu += usage.ru_utime + usage.ru_stime
         largest = max(largest, usage.ru_maxrss / 1e3)
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)

@@ -38,7 +38,7 @@ from benchmarks.page import between, machines
 from benchmarks.rows import machine
 from benchmarks.scale_log import LENGTH, write_codes, write_items, write_parts
 
-__all__ = ["CELLS", "STAGES", "Cell", "exponent", "main", "measure", "on_page", "tables_of", "write_log"]
+__all__ = ["CELLS", "STAGES", "Cell", "exponent", "is_over", "main", "measure", "on_page", "tables_of", "write_log"]
 
 STAGES = ("log", "prepare", "tokenize", "ranker", "sft", "train", "evaluate", "recommend", "serve")
 EVALUATED, ANSWERED, BATCH = 1000, 20, 256
@@ -223,7 +223,7 @@ def _served(folder: Path, memory_gb: float | None) -> Cost:
     history = pl.read_parquet(folder / "items.parquet", n_rows=5)["item_id"].to_list()
     answered = 0
     try:
-        while not _is_over(process) and not _answers(port, "health"):
+        while not is_over(process) and not _answers(port, "health"):
             time.sleep(0.1)
         while answered < ANSWERED and _answers(port, "recommend", {"history": history, "k": 10}):
             answered += 1
@@ -236,7 +236,7 @@ def _served(folder: Path, memory_gb: float | None) -> Cost:
     return cost
 
 
-def _is_over(process: subprocess.Popen[str]) -> bool:
+def is_over(process: subprocess.Popen[str]) -> bool:
     """Whether a process has ended, without taking what it used: that is for `os.wait4`."""
     return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 

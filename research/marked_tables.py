@@ -20,9 +20,14 @@ def with_marked(text: str, label: str, tables: Mapping[str, Table]) -> str:
         text: of the page.
         label: of the study's markers.
         tables: by name.
+
+    Raises:
+        ValueError: the page has no place for one of them.
     """
     for name, table in tables.items():
         begin, end = f"<!-- {label}: {name} -->", f"<!-- end of {label}: {name} -->"
+        if begin not in text or end not in text:
+            raise ValueError(f"the page has no {begin}, or no {end}")
         inner = f"{begin}\n\n{to_markdown(table)}\n\n{end}"
         text = re.sub(f"{re.escape(begin)}.*?{re.escape(end)}", lambda _, inner=inner: inner, text, flags=re.DOTALL)
     return text

@@ -69,7 +69,7 @@ def arms_table(rows: list[dict[str, Any]]) -> Table:
             MISSING if name == "trusted" else _difference(row["trusted_minus"][name][UTILITY]),
         )
         for row in rows
-        if "arms" in row and not row["set"]
+        if "arms" in row and not _is_pressed(row)
         for name, result in row["arms"].items()
     ]
     header = ("world", "scores say nothing for", "arm", "against continued NLL", "trusted less this arm")
@@ -78,7 +78,7 @@ def arms_table(rows: list[dict[str, Any]]) -> Table:
 
 def pressed_table(rows: list[dict[str, Any]]) -> Table:
     """True utility of arms trained at one pressure, over worlds, and what the trusted one has above each in each."""
-    pressed = [row for row in rows if "arms" in row and row["set"]]
+    pressed = [row for row in rows if "arms" in row and _is_pressed(row)]
     cells = []
     for by in dict.fromkeys(row["by"] for row in pressed):
         worlds = [row for row in pressed if row["by"] == by]
@@ -95,6 +95,10 @@ def pressed_table(rows: list[dict[str, Any]]) -> Table:
             )
     header = ("scores say nothing for", "arm", "against continued NLL", "trusted less this arm", "in each world")
     return Table(header, tuple(cells), ("left", "left", "right", "right", "right"))
+
+
+def _is_pressed(row: dict[str, Any]) -> bool:
+    return any(setting.startswith("objective.pressure=") for setting in row["set"])
 
 
 def _pooled(values: list[list[float]]) -> str:

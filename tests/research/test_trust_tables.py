@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from adagrpo.report import read_rows
 from research.learned_trust.tables import HERE, arms_table, over_table, pressed_table, rerank_table, written
 from research.worlds_pooled import over_worlds
@@ -41,3 +43,8 @@ def test_arms_of_one_pressure_and_re_ranking_are_pooled_over_worlds_and_those_of
     assert pressed.rows[0][4] == "+0.0100, +0.0300" and {row[1] for row in lone.rows} == {"nowhere"}
     ranked = [{"by": "exposure", "trusted_minus_one_weight": entry(x)} for x in (0.01, 0.03)]
     assert over_table(ranked).rows == (("half of the items", pressed.rows[0][3], "+0.0100, +0.0300"),)
+
+
+def test_a_page_without_a_place_for_a_table_is_refused() -> None:
+    with pytest.raises(ValueError, match="the page has no <!-- trust: rerank -->"):
+        written("nothing", [])
