@@ -6,7 +6,8 @@
 `--out` is that of the tuning. Each family has the arm that `chosen-<set>.yaml` names, under the seeds of `plan.yaml`,
 in one comparison with continued NLL and with re-ranking. A gate is held against the random one and against none, with
 an interval on that difference. Stopped at any point, the same command continues. `--only 3` makes the run of one seed,
-beside another process that makes the others.
+beside another process that makes the others. A set with `tuned_on` has the arms of another set's tuning, and those of
+its `families` alone if it names some.
 
 With `--teachers` the chosen distillation is trained again with other rewards, each re-ranked with too: counts, other
 seeds of the policy, the sequential ranker, a reward whose scores are shuffled. All of them, the trial's own reward
@@ -32,7 +33,7 @@ from adagrpo.pipeline.compare import Comparison
 from adagrpo.report import read_rows
 from adagrpo.storage.marks import claim
 from adagrpo.storage.writing import write_file
-from research.fair_trial.tune import HERE, chosen_arms, fixed, leaders, read_plan, recipe_of
+from research.fair_trial.tune import HERE, chosen_arms, fixed, leaders, read_plan, recipe_of, tuned_on
 
 __all__ = ["pairs", "teacher_config", "trial_config"]
 
@@ -57,23 +58,25 @@ def trial_config(plan: Mapping[str, Any], name: str, rows: Sequence[Mapping[str,
     Args:
         plan: the content of plan.yaml.
         name: of the set.
-        rows: of its tuning.
+        rows: of the tuning that chose its arms.
 
     Raises:
         UserError: the tuning is not complete, or its rows are of another plan.
     """
-    of = fixed(plan, name)
+    source = tuned_on(plan, name)
+    of = fixed(plan, source)
     other = any(row["plan"] != of for row in rows)
     for family, about in plan["families"].items():
         found, asked = len(leaders(rows, family, len(plan["rungs"]) - 1)), len(about["positions"])
         asked *= plan["rungs"][-1]["kept"]
         if found < asked or other:
             raise UserError(
-                f"{name}: {family} has {found} of {asked} rows in the last rung, or rows are of another plan;"
-                f" python -m research.fair_trial.tune --sets {name} continues the tuning"
+                f"{source}: {family} has {found} of {asked} rows in the last rung, or rows are of another plan;"
+                f" python -m research.fair_trial.tune --sets {source} continues the tuning"
             )
-    arms = ["nll", *chosen_arms(plan, rows).values()]
-    held = pairs(list(plan["families"]))
+    families, found_arms = plan["sets"][name].get("families", list(plan["families"])), chosen_arms(plan, rows)
+    arms = ["nll", *(found_arms[f"fair-{family}"] for family in families)]
+    held = pairs(families)
     return _recipe(plan, name, f"train.arms={json.dumps(arms)}", f"compare.pairs={json.dumps(held)}")
 
 
@@ -99,7 +102,7 @@ def teacher_config(
 
 def carry_out(plan: Mapping[str, Any], name: str, data: Path, out: Path, only: Sequence[int] = ()) -> None:
     """The trial of one set, or no more than the runs of some of its seeds."""
-    config = trial_config(plan, name, list(read_rows(HERE / f"tuning-{name}.jsonl")))
+    config = trial_config(plan, name, _rows(plan, name))
     arms = [arm.name for arm in config.train.arms] + ["rerank"]
     seeds, console = _seeds(plan, name), StderrConsole()
     comparison = Comparison(out / f"trial-{name}", config, data, objectives=arms, seeds=seeds, console=console)
@@ -112,7 +115,7 @@ def carry_out(plan: Mapping[str, Any], name: str, data: Path, out: Path, only: S
 
 def teach(plan: Mapping[str, Any], name: str, data: Path, out: Path) -> None:
     """The chosen distillation with each teacher, from the starting policies of the trial."""
-    rows, seeds, console = list(read_rows(HERE / f"tuning-{name}.jsonl")), _seeds(plan, name), StderrConsole()
+    rows, seeds, console = _rows(plan, name), _seeds(plan, name), StderrConsole()
     ensemble = [_start(plan, name, data, out / f"ensemble-{name}" / f"seed-{s}", s) for s in plan["trial"]["ensemble"]]
     for teacher in plan["trial"]["teachers"]:
         directory = out / f"trial-{name}-{teacher}"
@@ -150,6 +153,10 @@ def _copied(source: Path, target: Path) -> None:
 
 def _recipe(plan: Mapping[str, Any], name: str, *options: str) -> Config:
     return recipe_of(plan, name, *plan["trial"]["settings"], *options)
+
+
+def _rows(plan: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    return list(read_rows(HERE / f"tuning-{tuned_on(plan, name)}.jsonl"))
 
 
 def _seeds(plan: Mapping[str, Any], name: str) -> list[int]:

@@ -39,6 +39,7 @@ __all__ = [
     "recipe_of",
     "start",
     "tune",
+    "tuned_on",
 ]
 
 HERE = Path(__file__).parent
@@ -100,6 +101,8 @@ def main() -> None:
     given = parser.parse_args()
     for name in given.sets:
         plan = read_plan(name)
+        if tuned_on(plan, name) != name:
+            parser.error(f"--sets {name}: has the arms of {tuned_on(plan, name)}, and is not tuned on")
         run = start(plan, name, given.data, given.out)
         if not given.starts:
             tune(plan, name, run)
@@ -120,6 +123,16 @@ def read_plan(name: str) -> dict[str, Any]:
     return plan | {"positions": plan["positions"] | plan["sets"][name].get("positions", {})}
 
 
+def tuned_on(plan: Mapping[str, Any], name: str) -> str:
+    """The set whose tuning chose the arms of a set: its own, or that of another set that the plan names.
+
+    Args:
+        plan: the content of plan.yaml.
+        name: of the set.
+    """
+    return str(plan["sets"][name].get("tuned_on", name))
+
+
 def recipe_of(plan: Mapping[str, Any], name: str, *options: str) -> Config:
     """The recipe of a set as the plan settles it, with the seed that is tuned on.
 
@@ -128,7 +141,8 @@ def recipe_of(plan: Mapping[str, Any], name: str, *options: str) -> Config:
         name: of the set.
         options: more of it, as `--set` has them.
     """
-    own, shipped = HERE / f"{name}.yaml", HERE.parents[1] / "recipes" / f"{name}.yaml"
+    recipe = plan["sets"][name].get("recipe", name)
+    own, shipped = HERE / f"{recipe}.yaml", HERE.parents[1] / "recipes" / f"{recipe}.yaml"
     settled = [*plan["settings"], *plan["sets"][name].get("settings", []), f"seed={plan['tuning_seed']}"]
     return load_config(own if own.is_file() else shipped, [*settled, *options])
 

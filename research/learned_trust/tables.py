@@ -14,10 +14,11 @@ from adagrpo.report.tables import MISSING, Table
 from research.marked_tables import keep_page, with_marked
 from research.worlds_pooled import shown, signed
 
-__all__ = ["arms_table", "over_table", "pressed_table", "rerank_table", "written"]
+__all__ = ["arms_table", "over_table", "pressed_table", "real_table", "rerank_table", "written"]
 
 HERE = Path(__file__).parent
 WRONG = {"item_group": "half of the item groups", "exposure": "half of the items", "user_group": "half of the users"}
+FILES = ("trust.jsonl", "real.jsonl")
 UTILITY = "true_utility@10"
 
 
@@ -106,16 +107,40 @@ def _pooled(values: list[list[float]]) -> str:
     return shown([(mean, ((high - low) / 2 / 1.96) ** 2) for mean, low, high in values], 1, 4)
 
 
-def written(text: str, rows: list[dict[str, Any]]) -> str:
-    """The page with its tables as the rows have them."""
+def real_table(rows: list[dict[str, Any]]) -> Table:
+    """Hits of re-ranking real lists, a row a set, over users and seeds."""
+    cells = [
+        (
+            row["set"],
+            f"{row['users']:,}",
+            ", ".join(row["decisions"]),
+            ", ".join(f"{weight:.3g}" for weight in row["best_weights"]),
+            f"{100 * row['policy']:.2f} %",
+            *(_points(row[name]) for name in ("one_weight", "trusted", "trusted_minus_one_weight")),
+        )
+        for row in rows
+    ]
+    header = ("data set", "test users", "fitted, by seed", "single weight, by seed", "HR@10 of the policy")
+    header += ("best single weight, points", "learned weights, points", "learned less single, points")
+    return Table(header, tuple(cells), ("left", "right", "left", "right", "right", "right", "right", "right"))
+
+
+def _points(values: list[float]) -> str:
+    mean, low, high = (signed(100 * value, 2) for value in values)
+    return f"{mean} ({low} … {high})"
+
+
+def written(text: str, rows: list[dict[str, Any]], real: list[dict[str, Any]]) -> str:
+    """The page with its tables as the rows of the worlds and those of the real sets have them."""
     made = {"rerank": rerank_table, "over": over_table, "pressed": pressed_table, "arms": arms_table}
-    return with_marked(text, "trust", {name: table(rows) for name, table in made.items()})
+    tables = {name: table(rows) for name, table in made.items()} | {"real": real_table(real)}
+    return with_marked(text, "trust", tables)
 
 
 def main() -> None:
     """Write the tables, or say that they are out of date."""
     page = HERE / "README.md"
-    keep_page(page, written(page.read_text(encoding="utf-8"), list(read_rows(HERE / "trust.jsonl"))), __doc__)
+    keep_page(page, written(page.read_text(encoding="utf-8"), *(list(read_rows(HERE / file)) for file in FILES)), __doc__)
 
 
 if __name__ == "__main__":

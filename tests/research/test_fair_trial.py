@@ -120,6 +120,21 @@ def test_the_trial_has_what_was_chosen_and_holds_each_gate_against_the_random_on
         trial_config(PLAN, "ml-1m", [rows[0] | {"plan": "other"}, *rows[1:]])
 
 
+def test_a_set_that_differs_in_one_thing_has_the_arms_that_were_chosen_for_the_other():
+    rows = whole_tuning("amazon-beauty")
+    usual, ties = (trial_config(PLAN, name, rows) for name in ("amazon-beauty", "amazon-beauty-ties"))
+    assert usual.data.shuffle_ties is None and ties.data.shuffle_ties is not None
+    assert ties.name == "amazon-beauty-ties" and ties.train.fit == usual.train.fit and ties.policy == usual.policy
+    families = PLAN["sets"]["amazon-beauty-ties"]["families"]
+    chosen_before = {arm.name: arm for arm in usual.train.arms}
+    assert [arm.name for arm in ties.train.arms] == ["nll", *(f"fair-{family}" for family in families)]
+    assert all(arm == chosen_before[arm.name] for arm in ties.train.arms) and len(ties.compare.pairs) == 3
+    with pytest.raises(UserError, match="kuairand-clicks: grpo-samples has 6 of 6 rows .* rows are of another plan"):
+        trial_config(PLAN, "kuairand-clicks-last", rows)
+    last = trial_config(PLAN, "kuairand-clicks-last", whole_tuning("kuairand-clicks"))
+    assert last.data.split.kind == "leave_one_out" and last.data.split.test_from is None
+
+
 @pytest.mark.parametrize("teacher", PLAN["trial"]["teachers"])
 def test_a_teacher_has_the_chosen_distillation_with_the_weight_of_validation(teacher: str):
     config = teacher_config(PLAN, "ml-1m", whole_tuning("ml-1m"), teacher, [HERE / "a", HERE / "b"])
