@@ -13,7 +13,8 @@ With `--teachers` the chosen distillation is trained again with other rewards, e
 seeds of the policy, the sequential ranker, a reward whose scores are shuffled. All of them, the trial's own reward
 among them, have the weight that validation chooses; the starting policies are those of the trial.
 
-`<set>.comparison.json` and `<set>-<teacher>.comparison.json` are kept beside this file, each with its rows as `.jsonl`.
+`trial-<set>.comparison.json` and `teacher-<set>-<teacher>.comparison.json` are kept beside this file, each with its
+rows as `.jsonl`.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ def carry_out(plan: Mapping[str, Any], name: str, data: Path, out: Path, only: S
         comparison.make_runs(only)
         return
     comparison.carry_out()
-    _keep(comparison, name)
+    _keep(comparison, f"trial-{name}")
 
 
 def teach(plan: Mapping[str, Any], name: str, data: Path, out: Path) -> None:
@@ -127,7 +128,7 @@ def teach(plan: Mapping[str, Any], name: str, data: Path, out: Path) -> None:
         arms = ["nll", "fair-distill", "rerank", "fair-distill+rerank"]
         comparison = Comparison(directory, config, data, objectives=arms, seeds=seeds, console=console)
         comparison.carry_out()
-        _keep(comparison, f"{name}-{teacher}")
+        _keep(comparison, f"teacher-{name}-{teacher}")
 
 
 def _start(plan: Mapping[str, Any], name: str, data: Path, folder: Path, seed: int) -> Path:
@@ -155,7 +156,7 @@ def _recipe(plan: Mapping[str, Any], name: str, *options: str) -> Config:
     return recipe_of(plan, name, *plan["trial"]["settings"], *options)
 
 
-def _rows(plan: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+def _rows(plan: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
     return list(read_rows(HERE / f"tuning-{tuned_on(plan, name)}.jsonl"))
 
 

@@ -140,7 +140,8 @@ def written(text: str, rows: list[dict[str, Any]], real: list[dict[str, Any]]) -
 def main() -> None:
     """Write the tables, or say that they are out of date."""
     page = HERE / "README.md"
-    keep_page(page, written(page.read_text(encoding="utf-8"), *(list(read_rows(HERE / file)) for file in FILES)), __doc__)
+    worlds, real = (list(map(dict, read_rows(HERE / file))) for file in FILES)
+    keep_page(page, written(page.read_text(encoding="utf-8"), worlds, real), __doc__)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@
 | `trial` | one `NAME.trial.json`, the `demo.json` of a demo | `form=text` |
 | `orders` | one `NAME.jsonl` of `research.exposed_feed.measure` | `measure`, `less`, `form=exposure` |
 | `tuned` | one `NAME.jsonl` of `research.fair_trial.tune` | |
-| `pairs` | one `NAME.comparison.json`: arms that are held against each other | |
+| `pairs` | one `NAME.comparison.json`: arms that are held against each other; several: their last steps, and a mean | |
+| `teachers` | a set: its `teacher-NAME-*.comparison.json` | |
 | `pressed` | one `NAME.comparison.json`: how hard each arm pressed, and both its checkpoints | |
 | `verdicts` | the outcomes and the verdicts of `research.verdict`, two names | `form=short`: the targets alone |
 
@@ -31,6 +32,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
+
 from adagrpo.errors import UserError
 from adagrpo.report import Table, comparison_figures, pairs_table, read_comparison, read_rows, to_markdown, to_text
 from adagrpo.report.reward_trial import trial_table
@@ -41,7 +44,7 @@ from research.pages.pooling import pool
 from research.pages.quality import crossing_table, quality_figure, quality_table
 from research.pages.results import ablation_table, arms_table, find, starting_table
 from research.pages.summary import headline_table, summary_table
-from research.pages.tuning import pressed_table, tuned_table
+from research.pages.tuning import pairs_over_sets, pressed_table, teachers_table, tuned_table
 from research.pages.verdicts import joined, verdict_summary, verdict_table
 
 __all__ = ["BEGIN", "END", "figures_into", "tables_into", "with_tables"]
@@ -58,13 +61,14 @@ KEYS = {
     "trial": ("form",),
     "tuned": (),
     "pairs": (),
+    "teachers": (),
     "pressed": (),
     "headline": ("arms",),
     "verdicts": ("form",),
     "orders": ("measure", "less", "form"),
 }
 QUALITY = ("research.reward_quality.measure", ("variant", "diagnosis", "arms"))
-SEVERAL = ("starting", "comparison", "headline", "verdicts")  # kinds that take more than one file of results
+SEVERAL = ("starting", "comparison", "headline", "pairs", "verdicts")  # kinds that take more than one file of results
 FORMS = {"arms": "text", "comparison": "short", "trial": "text", "verdicts": "short", "orders": "exposure"}
 
 
@@ -219,7 +223,10 @@ def _made(marker: Marker, results: Path) -> Table:
         contents = [read_comparison(find(results, f"{named}.comparison.json")) for named in marker.names]
         return summary_table(_pooled(contents, marker.names), "form" in options, options.get("checkpoint"))
     if marker.kind == "pairs":
-        return pairs_table(read_comparison(find(results, f"{name}.comparison.json")))
+        contents = [read_comparison(find(results, f"{named}.comparison.json")) for named in marker.names]
+        return pairs_over_sets(contents) if len(contents) > 1 else pairs_table(contents[0])
+    if marker.kind == "teachers":
+        return _teachers(name, results)
     if marker.kind == "pressed":
         return pressed_table(read_comparison(find(results, f"{name}.comparison.json")))
     if marker.kind == "trial":
@@ -252,6 +259,15 @@ def _orders(path: Path, rows: Sequence[Mapping[str, Any]], options: Mapping[str,
         return exposure_table(rows)
     measure = options.get("measure", "auc")
     return difference_table(rows, options["less"], measure) if "less" in options else order_table(rows, measure)
+
+
+def _teachers(name: str, results: Path) -> Table:
+    """The comparisons of a set's teachers, in the order of the plan of the trial."""
+    plan = yaml.safe_load((results / "fair_trial" / "plan.yaml").read_text(encoding="utf-8"))
+    files = {
+        teacher: find(results, f"teacher-{name}-{teacher}.comparison.json") for teacher in plan["trial"]["teachers"]
+    }
+    return teachers_table({teacher: read_comparison(path) for teacher, path in files.items()})
 
 
 def _verdicts(marker: Marker, results: Path) -> Table:

@@ -1,4 +1,4 @@
-"""The tables of the fair trial: what the tuning chose, from its rows, and how hard the chosen arms then pressed."""
+"""The tables of the fair trial: what the tuning chose, how hard the chosen arms then pressed, pairs and teachers."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from typing import Any
 from adagrpo.evaluation.comparison import reported
 from adagrpo.metrics import is_rate
 from adagrpo.report.comparison_tables import format_difference, format_ends
-from adagrpo.report.tables import MISSING, Table, format_metric, format_number, metric_label
+from adagrpo.report.tables import MISSING, Alignment, Table, format_metric, format_number, metric_label
+from research.worlds_pooled import shown
 
-__all__ = ["pressed_table", "tuned_table"]
+__all__ = ["pairs_over_sets", "pressed_table", "teachers_table", "tuned_table"]
 
 METRIC = "hr@10"
+TAUGHT = ("fair-distill", "rerank", "fair-distill+rerank")
 
 
 def tuned_table(rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -69,6 +71,49 @@ def pressed_table(content: Mapping[str, Any]) -> Table:
     label = f"{metric_label(metric)} against {baseline}{', points' * is_rate(metric)}"
     header = ("arm", "lambda", "pressure over the fit", "admitted", f"best, {label}", f"last step, {label}")
     return Table(header, tuple(cells), ("left", *("right",) * 5))
+
+
+def pairs_over_sets(contents: Sequence[Mapping[str, Any]]) -> Table:
+    """One row a pair of arms, one column a set: the first less the second at the last step; then the mean over sets.
+
+    Args:
+        contents: of `comparison.json`, of sets that hold the same pairs against each other.
+    """
+    found = [_last_pairs(content) for content in contents]
+    cells = []
+    for names in dict.fromkeys(names for pairs in found for names in pairs):
+        results = [pairs.get(names) for pairs in found]
+        line = [_difference(content["plan"]["metric"], one) for content, one in zip(contents, results, strict=True)]
+        known = [(one["difference"], one["variance"]["users"]) for one in results if one is not None]
+        cells.append((" less ".join(names), *line, shown(known, 100, 2)))
+    metric = contents[0]["plan"]["metric"]
+    header = ("arms", *(content["name"] for content in contents), f"mean over sets, {metric_label(metric)}, points")
+    right: list[Alignment] = ["right"] * (len(contents) + 1)
+    return Table(header, tuple(cells), ("left", *right))
+
+
+def teachers_table(contents: Mapping[str, Mapping[str, Any]]) -> Table:
+    """One row a teacher: the weight that validation chose under each seed, what its arms have above continued NLL.
+
+    Args:
+        contents: of `comparison.json`, by teacher.
+    """
+    cells = []
+    for teacher, content in contents.items():
+        metric, baseline = content["plan"]["metric"], content["plan"]["baseline"]
+        last = {row["arm"]: row["against"].get(metric) for row in content["rows"]}  # final stands behind best
+        weights = [content["arms"][arm].get("weight", ()) for arm in ("fair-distill", "rerank")]
+        chosen = [", ".join(MISSING if one is None else f"{one:g}" for one in values) for values in weights]
+        cells.append((teacher, *chosen, *(_difference(metric, last.get(arm)) for arm in TAUGHT)))
+    arms = (f"{name} less {baseline}, points" for name in ("distillation", "re-ranking", "both"))
+    header = ("teacher", "weight of distillation", "weight of re-ranking", *arms)
+    return Table(header, tuple(cells), ("left", *("right",) * 5))
+
+
+def _last_pairs(content: Mapping[str, Any]) -> dict[tuple[str, str], Mapping[str, Any]]:
+    metric = content["plan"]["metric"]
+    pairs = content.get("pairs", ())
+    return {(row["arm"], row["other"]): row["against"][metric] for row in pairs}  # final stands behind best
 
 
 def _mean(values: Sequence[float | None]) -> str:

@@ -309,7 +309,7 @@ def test_charts_are_drawn_where_there_is_something_to_draw(results: Path, tmp_pa
         figures_into(tmp_path / "nowhere")
 
 
-WITHOUT_ROWS = {"fair_trial/amazon18-scientific.comparison.json"}  # its rows were not kept; those of later trials are
+WITHOUT_ROWS = {"fair_trial/trial-amazon18-scientific.comparison.json"}  # its rows were not kept
 
 
 @pytest.mark.parametrize(

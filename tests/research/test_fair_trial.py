@@ -17,7 +17,8 @@ from research.fair_trial import trial as second_half
 from research.fair_trial import tune as tuning
 from research.fair_trial.trial import teacher_config, trial_config
 from research.fair_trial.tune import HERE, Candidate, candidates, chosen, fixed, leaders
-from research.pages.tuning import pressed_table, tuned_table
+from research.pages.tuning import pairs_over_sets, pressed_table, teachers_table, tuned_table
+from research.worlds_pooled import over_worlds
 
 PLAN = yaml.safe_load((HERE / "plan.yaml").read_text(encoding="utf-8"))
 FAMILIES = list(PLAN["families"])
@@ -90,6 +91,45 @@ def test_the_table_of_a_trial_has_how_hard_each_arm_pressed_and_both_its_checkpo
     assert rerank[1:4] == ("–",) * 3 and rerank[4] == rerank[5]
 
 
+def difference(x: float) -> dict[str, Any]:
+    return {"hr@10": {"difference": x, "users": [x - 0.01, x + 0.01], "variance": {"users": 1e-6, "rest": 1e-6}}}
+
+
+def test_pairs_of_several_sets_have_their_last_steps_and_the_mean_over_the_sets():
+    gains = {"first": (0.5, 0.01), "second": (0.5, 0.03), "third": (0.5, 0.05)}  # best and last step
+    contents = [
+        {
+            "name": name,
+            "plan": {"metric": "hr@10", "baseline": "nll"},
+            "pairs": [
+                {"arm": "gate", "other": "random", "checkpoint": kind, "against": difference(x)}
+                for kind, x in zip(("best", "final"), values, strict=True)
+            ],
+        }
+        for name, values in gains.items()
+    ]
+    table = pairs_over_sets(contents)
+    mean = over_worlds([[values[1], 1e-6] for values in gains.values()])
+    assert mean is not None and table.header[1:4] == ("first", "second", "third")
+    (line,) = table.rows
+    assert line[0] == "gate less random" and [cell[:5] for cell in line[1:4]] == ["+1.00", "+3.00", "+5.00"]
+    assert line[4] == f"{100 * mean[0]:+.2f} ({100 * mean[1]:+.2f} … {100 * mean[2]:+.2f})".replace(
+        "-", "\N{MINUS SIGN}"
+    )
+
+
+def test_the_table_of_teachers_has_the_weights_that_validation_chose_and_the_last_step_of_each_arm():
+    gains = {("fair-distill", "best"): 0.5, ("fair-distill", "final"): 0.01, ("rerank", "best"): 0.03}
+    content = {
+        "plan": {"metric": "hr@10", "baseline": "nll"},
+        "arms": {"fair-distill": {"weight": [0.5, None]}, "rerank": {"weight": [2.0, 4.0]}},
+        "rows": [{"arm": a, "checkpoint": kind, "against": difference(x)} for (a, kind), x in gains.items()],
+    }
+    (line,) = teachers_table({"item-knn": content}).rows
+    assert line[:3] == ("item-knn", "0.5, –", "2, 4")
+    assert [cell[:5] for cell in line[3:5]] == ["+1.00", "+3.00"] and line[5] == "–"
+
+
 def test_no_seed_of_the_trial_is_tuned_on():
     assert all(PLAN["tuning_seed"] not in seeds for seeds in PLAN["seeds"].values())
 
@@ -129,7 +169,7 @@ def test_a_set_that_differs_in_one_thing_has_the_arms_that_were_chosen_for_the_o
     chosen_before = {arm.name: arm for arm in usual.train.arms}
     assert [arm.name for arm in ties.train.arms] == ["nll", *(f"fair-{family}" for family in families)]
     assert all(arm == chosen_before[arm.name] for arm in ties.train.arms) and len(ties.compare.pairs) == 3
-    with pytest.raises(UserError, match="kuairand-clicks: grpo-samples has 6 of 6 rows .* rows are of another plan"):
+    with pytest.raises(UserError, match=r"kuairand-clicks: grpo-samples has 6 of 6 rows .* rows are of another plan"):
         trial_config(PLAN, "kuairand-clicks-last", rows)
     last = trial_config(PLAN, "kuairand-clicks-last", whole_tuning("kuairand-clicks"))
     assert last.data.split.kind == "leave_one_out" and last.data.split.test_from is None
@@ -180,9 +220,9 @@ def test_tuning_trial_and_teachers_from_end_to_end(world: Any, data: Path, tmp_p
     assert (tmp_path / "tuning-tiny.jsonl").read_text(encoding="utf-8") == rows
     second_half.carry_out(plan, "tiny", data, tmp_path / "out")
     second_half.teach(plan, "tiny", data, tmp_path / "out")
-    contents = [read_comparison(tmp_path / f"{name}.comparison.json") for name in ("tiny", "tiny-count")]
+    contents = [read_comparison(tmp_path / f"{name}.comparison.json") for name in ("trial-tiny", "teacher-tiny-count")]
     assert {row["arm"] for row in contents[0]["rows"]} == {"sft", "nll", "fair-distill", "rerank"}
-    kept = [json.loads(line) for line in (tmp_path / "tiny.jsonl").read_text(encoding="utf-8").splitlines()]
+    kept = [json.loads(line) for line in (tmp_path / "trial-tiny.jsonl").read_text(encoding="utf-8").splitlines()]
     assert {row["arm"] for row in kept} >= {"nll", "fair-distill", "rerank"}
     assert {row["arm"] for row in contents[1]["rows"]} == {
         "sft",
