@@ -25,6 +25,7 @@ __all__ = [
     "users_of_items",
 ]
 
+_WHOLE = 2**25  # entries of a matrix of counts that is kept whole, 64 MiB where they fit 16 bits
 _PRODUCTS = 2**24  # of one user's items that are summed at a time
 
 
@@ -100,18 +101,21 @@ def successions(training: Ragged, num_items: int) -> sparse.csr_array:
 
 
 class PairCounts(NamedTuple):
-    """A sparse matrix as a sorted list, to look up many single entries at once."""
+    """A matrix of counts, to look up many single entries at once: whole where it is small, else as a sorted list."""
 
-    keys: NDArray[np.int64]  # (nnz,) row · V + column, ascending
-    values: NDArray[np.float32]  # (nnz,)
+    keys: NDArray[np.int64]  # (nnz,) row · V + column, ascending; (0,) where the matrix is whole
+    values: NDArray[np.number]  # (nnz,) or (V · V,)
     num_items: int  # V
 
     @classmethod
     def of(cls, matrix: sparse.csr_array) -> PairCounts:
-        """The entries of a (V, V) matrix whose columns ascend in each row."""
+        """The entries of a (V, V) matrix of counts whose columns ascend in each row."""
+        size = matrix.shape[1]
+        if size * size <= _WHOLE:
+            small = not matrix.nnz or matrix.data.max() < 2**16
+            return cls(np.empty(0, np.int64), matrix.astype(np.uint16 if small else np.float32).toarray().ravel(), size)
         rows = np.repeat(np.arange(matrix.shape[0], dtype=np.int64), np.diff(matrix.indptr))
-        keys = rows * matrix.shape[1] + matrix.indices
-        return cls(keys, matrix.data.astype(np.float32), matrix.shape[1])
+        return cls(rows * size + matrix.indices, matrix.data.astype(np.float32), size)
 
     def at(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.float32]:
         """The entries at rows and columns of any one shape; 0 where there is none.
@@ -120,6 +124,8 @@ class PairCounts(NamedTuple):
         array([3., 0.], dtype=float32)
         """
         wanted = rows * self.num_items + columns
+        if len(self.values) == self.num_items**2:
+            return self.values.take(wanted).astype(np.float32)
         if not len(self.keys):
             return np.zeros(wanted.shape, np.float32)
         place = np.searchsorted(self.keys, wanted).clip(max=len(self.keys) - 1)
