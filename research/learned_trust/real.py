@@ -58,8 +58,10 @@ def main() -> None:
     folders = sorted(given.runs.glob("seed-*"))
     if len(folders) < 2:
         raise UserError(f"--runs {given.runs}: {len(folders)} runs of a seed; intervals over seeds take two or more")
-    if all(row["set"] != given.name for row in read_rows(given.results)):
-        add_row(given.results, {"set": given.name} | over_seeds([reranked(folder) for folder in folders]))
+    if any(row["set"] == given.name for row in read_rows(given.results)):
+        print(f"{given.name}: has its row in {given.results}, and is not measured again")
+        return
+    add_row(given.results, {"set": given.name} | over_seeds([reranked(folder) for folder in folders]))
 
 
 def reranked(folder: Path) -> Reranked:

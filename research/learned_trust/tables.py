@@ -22,8 +22,8 @@ FILES = ("trust.jsonl", "real.jsonl")
 UTILITY = "true_utility@10"
 
 
-def _difference(values: list[float]) -> str:
-    mean, low, high = (signed(value, 4) for value in values)
+def _difference(values: list[float], scale: float = 1, digits: int = 4) -> str:
+    mean, low, high = (signed(scale * value, digits) for value in values)
     return f"{mean} ({low} … {high})"
 
 
@@ -116,18 +116,13 @@ def real_table(rows: list[dict[str, Any]]) -> Table:
             ", ".join(row["decisions"]),
             ", ".join(f"{weight:.3g}" for weight in row["best_weights"]),
             f"{100 * row['policy']:.2f} %",
-            *(_points(row[name]) for name in ("one_weight", "trusted", "trusted_minus_one_weight")),
+            *(_difference(row[name], 100, 2) for name in ("one_weight", "trusted", "trusted_minus_one_weight")),
         )
         for row in rows
     ]
     header = ("data set", "test users", "fitted, by seed", "single weight, by seed", "HR@10 of the policy")
     header += ("best single weight, points", "learned weights, points", "learned less single, points")
     return Table(header, tuple(cells), ("left", "right", "left", "right", "right", "right", "right", "right"))
-
-
-def _points(values: list[float]) -> str:
-    mean, low, high = (signed(100 * value, 2) for value in values)
-    return f"{mean} ({low} … {high})"
 
 
 def written(text: str, rows: list[dict[str, Any]], real: list[dict[str, Any]]) -> str:
