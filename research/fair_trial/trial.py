@@ -34,7 +34,7 @@ from adagrpo.pipeline.compare import Comparison
 from adagrpo.report import read_rows
 from adagrpo.storage.marks import claim
 from adagrpo.storage.writing import write_file
-from research.fair_trial.tune import HERE, chosen_arms, fixed, leaders, read_plan, recipe_of, tuned_on
+from research.fair_trial.tune import HERE, chosen_arms, fixed, leaders, read_plan, recipe_of, short_ranker, tuned_on
 
 __all__ = ["pairs", "teacher_config", "trial_config"]
 
@@ -77,8 +77,8 @@ def trial_config(plan: Mapping[str, Any], name: str, rows: Sequence[Mapping[str,
             )
     families, found_arms = plan["sets"][name].get("families", list(plan["families"])), chosen_arms(plan, rows)
     arms = ["nll", *(found_arms[f"fair-{family}"] for family in families)]
-    held = pairs(families)
-    return _recipe(plan, name, f"train.arms={json.dumps(arms)}", f"compare.pairs={json.dumps(held)}")
+    options = [f"train.arms={json.dumps(arms)}", f"compare.pairs={json.dumps(pairs(families))}"]
+    return _recipe(plan, name, *short_ranker(plan, name), *options)
 
 
 def teacher_config(
@@ -98,7 +98,8 @@ def teacher_config(
         reward["runs"] = [str(run) for run in ensemble]
     arm = chosen_arms(plan, rows)["fair-distill"]
     arm["options"]["distill"] |= {"reward_weight": "validation"}
-    return _recipe(plan, name, f"train.arms={json.dumps(['nll', arm])}", f"reward={json.dumps(reward)}")
+    ranker = [] if reward["kind"] == "sequential" else short_ranker(plan, name)
+    return _recipe(plan, name, *ranker, f"train.arms={json.dumps(['nll', arm])}", f"reward={json.dumps(reward)}")
 
 
 def carry_out(plan: Mapping[str, Any], name: str, data: Path, out: Path, only: Sequence[int] = ()) -> None:

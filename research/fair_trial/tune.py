@@ -37,6 +37,7 @@ __all__ = [
     "leaders",
     "read_plan",
     "recipe_of",
+    "short_ranker",
     "start",
     "tune",
     "tuned_on",
@@ -147,11 +148,15 @@ def recipe_of(plan: Mapping[str, Any], name: str, *options: str) -> Config:
     return load_config(own if own.is_file() else shipped, [*settled, *options])
 
 
+def short_ranker(plan: Mapping[str, Any], name: str) -> list[str]:
+    """How the sequential ranker is fitted where it is no reward."""
+    return ["ranker.fit.epochs=1", "ranker.fit.validations=1"] if name in plan["trial"]["short_ranker"] else []
+
+
 def start(plan: Mapping[str, Any], name: str, data: Path, out: Path) -> Run:
     """The run that is tuned on, with its starting policy and ranker."""
-    run = Run(
-        out / f"tuning-{name}", recipe_of(plan, name), data / plan["sets"][name].get("folder", name), StderrConsole()
-    )
+    config, folder = recipe_of(plan, name, *short_ranker(plan, name)), plan["sets"][name].get("folder", name)
+    run = Run(out / f"tuning-{name}", config, data / folder, StderrConsole())
     with run.locked():
         prepare(run)
         tokenize(run)

@@ -154,6 +154,7 @@ def test_the_trial_has_what_was_chosen_and_holds_each_gate_against_the_random_on
     assert [arm.name for arm in config.train.arms] == ["nll", *(f"fair-{family}" for family in FAMILIES)]
     assert {arm.pressure for arm in config.train.arms[1:]} == {1.0}
     assert ("fair-grpo-beam-gate", "fair-grpo-beam-random") in config.compare.pairs and len(config.compare.pairs) == 12
+    assert config.ranker.fit.epochs == 1  # no arm reads it
     with pytest.raises(UserError, match=r"ml-1m: distill-random has 5 of 6 rows in the last rung"):
         trial_config(PLAN, "ml-1m", rows[:-1])
     with pytest.raises(UserError, match="rows are of another plan"):
@@ -182,6 +183,7 @@ def test_a_teacher_has_the_chosen_distillation_with_the_weight_of_validation(tea
     assert (nll.name, arm.name, arm.pressure) == ("nll", "fair-distill", 1.0)
     assert arm.resolved_objective(ObjectiveConfig()).distill.reward_weight == "validation"
     assert config.reward.kind == PLAN["trial"]["teachers"][teacher]["kind"]
+    assert (config.ranker.fit.epochs == 1) == (teacher != "sequential")
 
 
 @pytest.mark.slow
@@ -206,6 +208,7 @@ def test_tuning_trial_and_teachers_from_end_to_end(world: Any, data: Path, tmp_p
         "sets": {"tiny": {"folder": "."}},
         "trial": {
             "settings": ["train.fit.validations=1"],
+            "short_ranker": [],
             "ensemble": [2],
             "teachers": {"count": {"kind": "feature", "name": "popularity"}},
         },
