@@ -1,6 +1,7 @@
 """Carries out the trial with what the tuning chose: other seeds, test cases, and teachers to hold the reward against.
 
     python -m research.fair_trial.trial --data DIR --out runs/fair --sets amazon18-scientific
+    python -m research.fair_trial.trial --data DIR --out runs/fair --sets amazon18-scientific --alike
     python -m research.fair_trial.trial --data DIR --out runs/fair --sets amazon18-scientific --teachers
 
 `--out` is that of the tuning. Each family has the arm that `chosen-<set>.yaml` names, under the seeds of `plan.yaml`,
@@ -9,12 +10,15 @@ an interval on that difference. Stopped at any point, the same command continues
 beside another process that makes the others. A set with `tuned_on` has the arms of another set's tuning, and those of
 its `families` alone if it names some.
 
+With `--alike` nothing that was tuned is read: all arms have one pressure, one place and the rollouts of their
+objective, so that a gate, the random one and none differ in nothing else. Each of the plan's pressures is a comparison.
+
 With `--teachers` the chosen distillation is trained again with other rewards, each re-ranked with too: counts, other
 seeds of the policy, the sequential ranker, a reward whose scores are shuffled. All of them, the trial's own reward
 among them, have the weight that validation chooses; the starting policies are those of the trial.
 
-`trial-<set>.comparison.json` and `teacher-<set>-<teacher>.comparison.json` are kept beside this file, each with its
-rows as `.jsonl`.
+`trial-<set>`, `alike-<set>-p<pressure>` and `teacher-<set>-<teacher>` are kept beside this file, each as
+`.comparison.json` and with its rows as `.jsonl`.
 """
 
 from __future__ import annotations
@@ -34,9 +38,20 @@ from adagrpo.pipeline.compare import Comparison
 from adagrpo.report import read_rows
 from adagrpo.storage.marks import claim
 from adagrpo.storage.writing import write_file
-from research.fair_trial.tune import HERE, chosen_arms, fixed, leaders, read_plan, recipe_of, short_ranker, tuned_on
+from research.fair_trial.tune import (
+    HERE,
+    Candidate,
+    chosen_arms,
+    fixed,
+    leaders,
+    read_plan,
+    recipe_of,
+    short_ranker,
+    tuned_on,
+    written,
+)
 
-__all__ = ["pairs", "teacher_config", "trial_config"]
+__all__ = ["alike_config", "pairs", "teacher_config", "trial_config"]
 
 SHARED = ("prepare", "tokenize", "sft", "ranker", "train/nll", "evaluate/sft", "evaluate/nll")  # whatever the reward
 
@@ -76,9 +91,23 @@ def trial_config(plan: Mapping[str, Any], name: str, rows: Sequence[Mapping[str,
                 f" python -m research.fair_trial.tune --sets {source} continues the tuning"
             )
     families, found_arms = plan["sets"][name].get("families", list(plan["families"])), chosen_arms(plan, rows)
-    arms = ["nll", *(found_arms[f"fair-{family}"] for family in families)]
-    options = [f"train.arms={json.dumps(arms)}", f"compare.pairs={json.dumps(pairs(families))}"]
-    return _recipe(plan, name, *short_ranker(plan, name), *options)
+    return _with_arms(plan, name, families, [found_arms[f"fair-{family}"] for family in families])
+
+
+def alike_config(plan: Mapping[str, Any], name: str, pressure: float) -> Config:
+    """The recipe with every family at one pressure and one place, with the rollouts of its objective.
+
+    Args:
+        plan: the content of plan.yaml.
+        name: of the set.
+        pressure: of all of them.
+    """
+    about, arms = plan["trial"]["alike"], []
+    for family in plan["families"]:
+        rollouts = about["rollouts"][family.removesuffix("-gate").removesuffix("-random")]
+        arm = Candidate(family, pressure, rollouts, about["positions"]).arm(plan, f"fair-{family}")
+        arms.append(written(arm))
+    return _with_arms(plan, name, list(plan["families"]), arms)
 
 
 def teacher_config(
@@ -115,17 +144,24 @@ def carry_out(plan: Mapping[str, Any], name: str, data: Path, out: Path, only: S
     _keep(comparison, f"trial-{name}")
 
 
+def carry_out_alike(plan: Mapping[str, Any], name: str, data: Path, out: Path) -> None:
+    """All families under one setting, at each of its pressures, from the starting policies of the trial."""
+    for pressure in plan["trial"]["alike"]["pressures"]:
+        config, of = alike_config(plan, name, pressure), f"{name}-p{pressure:g}"
+        directory = _with_starts(plan, name, out, out / f"alike-{of}")
+        arms, seeds = [arm.name for arm in config.train.arms], _seeds(plan, name)
+        comparison = Comparison(directory, config, data, objectives=arms, seeds=seeds, console=StderrConsole())
+        comparison.carry_out()
+        _keep(comparison, f"alike-{of}")
+
+
 def teach(plan: Mapping[str, Any], name: str, data: Path, out: Path) -> None:
     """The chosen distillation with each teacher, from the starting policies of the trial."""
     rows, seeds, console = _rows(plan, name), _seeds(plan, name), StderrConsole()
     ensemble = [_start(plan, name, data, out / f"ensemble-{name}" / f"seed-{s}", s) for s in plan["trial"]["ensemble"]]
     for teacher in plan["trial"]["teachers"]:
-        directory = out / f"trial-{name}-{teacher}"
         config = teacher_config(plan, name, rows, teacher, ensemble)
-        claim(directory, "comparison")
-        for seed in seeds:
-            if not (directory / f"seed-{seed}").exists():
-                _copied(out / f"trial-{name}" / f"seed-{seed}", directory / f"seed-{seed}")
+        directory = _with_starts(plan, name, out, out / f"trial-{name}-{teacher}")
         arms = ["nll", "fair-distill", "rerank", "fair-distill+rerank"]
         comparison = Comparison(directory, config, data, objectives=arms, seeds=seeds, console=console)
         comparison.carry_out()
@@ -142,6 +178,15 @@ def _start(plan: Mapping[str, Any], name: str, data: Path, folder: Path, seed: i
     return folder.resolve()
 
 
+def _with_starts(plan: Mapping[str, Any], name: str, out: Path, directory: Path) -> Path:
+    """A comparison whose runs have what no arm enters, from those of the trial."""
+    claim(directory, "comparison")
+    for seed in _seeds(plan, name):
+        if not (directory / f"seed-{seed}").exists():
+            _copied(out / f"trial-{name}" / f"seed-{seed}", directory / f"seed-{seed}")
+    return directory
+
+
 def _copied(source: Path, target: Path) -> None:
     """A run with the stages that no reward enters, under its name when it is whole."""
     partial = target.with_name(f"{target.name}.copying")
@@ -151,6 +196,14 @@ def _copied(source: Path, target: Path) -> None:
         if (source / stage).is_dir():
             shutil.copytree(source / stage, partial / stage)
     partial.rename(target)
+
+
+def _with_arms(
+    plan: Mapping[str, Any], name: str, families: Sequence[str], arms: Sequence[Mapping[str, Any]]
+) -> Config:
+    """The recipe with continued NLL, the arms of some families, and each gate held against the others."""
+    options = [f"train.arms={json.dumps(['nll', *arms])}", f"compare.pairs={json.dumps(pairs(families))}"]
+    return _recipe(plan, name, *short_ranker(plan, name), *options)
 
 
 def _recipe(plan: Mapping[str, Any], name: str, *options: str) -> Config:
@@ -177,14 +230,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--sets", nargs="+", required=True)
     parser.add_argument("--only", nargs="+", type=int, default=[], help="seeds whose runs are made, and nothing more")
+    parser.add_argument("--alike", action="store_true", help="all arms under one setting, after the trial of the set")
     parser.add_argument("--teachers", action="store_true", help="other rewards, after the trial of the set")
     given = parser.parse_args()
-    if given.only and given.teachers:
-        parser.error("--only: is of the trial, not of its teachers")
+    if bool(given.only) + given.alike + given.teachers > 1:
+        parser.error("--only is of the trial itself, and --alike and --teachers are two commands")
     for name in given.sets:
         plan = read_plan(name)
         data = given.data / plan["sets"][name].get("folder", name)
-        if given.teachers:
+        if given.alike:
+            carry_out_alike(plan, name, data, given.out)
+        elif given.teachers:
             teach(plan, name, data, given.out)
         else:
             carry_out(plan, name, data, given.out, given.only)

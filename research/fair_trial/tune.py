@@ -41,6 +41,7 @@ __all__ = [
     "start",
     "tune",
     "tuned_on",
+    "written",
 ]
 
 HERE = Path(__file__).parent
@@ -224,7 +225,12 @@ def chosen_arms(plan: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> d
     """
     best = {family: leaders(rows, family, len(plan["rungs"]) - 1) for family in plan["families"]}
     arms = [first[0].arm(plan, f"fair-{family}") for family, first in best.items() if first]
-    return {arm.name: arm.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude_none=True) for arm in arms}
+    return {arm.name: written(arm) for arm in arms}
+
+
+def written(arm: ArmConfig) -> dict[str, Any]:
+    """An arm as a recipe's `train.arms` has it."""
+    return arm.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude_none=True)
 
 
 def chosen(plan: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:

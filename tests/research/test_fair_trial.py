@@ -15,7 +15,7 @@ from adagrpo.errors import UserError
 from adagrpo.report import read_comparison
 from research.fair_trial import trial as second_half
 from research.fair_trial import tune as tuning
-from research.fair_trial.trial import teacher_config, trial_config
+from research.fair_trial.trial import alike_config, teacher_config, trial_config
 from research.fair_trial.tune import HERE, Candidate, candidates, chosen, fixed, leaders
 from research.pages.tuning import pairs_over_sets, pressed_table, teachers_table, tuned_table
 from research.worlds_pooled import over_worlds
@@ -176,6 +176,16 @@ def test_a_set_that_differs_in_one_thing_has_the_arms_that_were_chosen_for_the_o
     assert last.data.split.kind == "leave_one_out" and last.data.split.test_from is None
 
 
+def test_arms_of_an_objective_that_are_alike_differ_in_the_gate_alone():
+    config = alike_config(PLAN, "ml-1m", 2)
+    arms = {arm.name: arm for arm in config.train.arms[1:]}
+    assert list(arms) == [f"fair-{family}" for family in FAMILIES] and len(config.compare.pairs) == 12
+    assert {(arm.pressure, arm.options.rl_positions) for arm in arms.values()} == {(2.0, "random")}
+    for first, second in config.compare.pairs:
+        assert arms[first].options == arms[second].options
+        assert arms[first].admits != arms[second].admits
+
+
 @pytest.mark.parametrize("teacher", PLAN["trial"]["teachers"])
 def test_a_teacher_has_the_chosen_distillation_with_the_weight_of_validation(teacher: str):
     config = teacher_config(PLAN, "ml-1m", whole_tuning("ml-1m"), teacher, [HERE / "a", HERE / "b"])
@@ -209,6 +219,7 @@ def test_tuning_trial_and_teachers_from_end_to_end(world: Any, data: Path, tmp_p
         "trial": {
             "settings": ["train.fit.validations=1"],
             "short_ranker": [],
+            "alike": {"pressures": [0.5], "positions": "random", "rollouts": {"distill": "few"}},
             "ensemble": [2],
             "teachers": {"count": {"kind": "feature", "name": "popularity"}},
         },
@@ -222,6 +233,9 @@ def test_tuning_trial_and_teachers_from_end_to_end(world: Any, data: Path, tmp_p
     tuning.tune(plan, "tiny", tuning.start(plan, "tiny", data, tmp_path / "out"))
     assert (tmp_path / "tuning-tiny.jsonl").read_text(encoding="utf-8") == rows
     second_half.carry_out(plan, "tiny", data, tmp_path / "out")
+    second_half.carry_out_alike(plan, "tiny", data, tmp_path / "out")
+    alike = read_comparison(tmp_path / "alike-tiny-p0.5.comparison.json")
+    assert {row["arm"] for row in alike["rows"]} == {"sft", "nll", "fair-distill"}
     second_half.teach(plan, "tiny", data, tmp_path / "out")
     contents = [read_comparison(tmp_path / f"{name}.comparison.json") for name in ("trial-tiny", "teacher-tiny-count")]
     assert {row["arm"] for row in contents[0]["rows"]} == {"sft", "nll", "fair-distill", "rerank"}
