@@ -13,8 +13,10 @@ from pydantic_core import PydanticUndefined
 
 from adagrpo.config import ArmConfig, Config, ObjectiveConfig
 from adagrpo.config.models import FitConfig
+from adagrpo.config.reward import RewardOptions
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "recipe.md"
+REWARDS = PAGE.parents[1] / "how-to" / "own-reward.md"
 # as a mapping of their own on the page; `random` repeats keys of `data`, rewards have another page
 ELSEWHERE = {"data.random.columns", "data.random.keep_events", "data.random.click_rating", "reward"}
 
@@ -59,6 +61,22 @@ def test_every_key_is_there_with_its_default() -> None:
     expected = {key: default for key, default in expected.items() if not key.startswith("train.arms.options.")}
     assert actual.keys() == expected.keys()
     assert {key: value(cell) for key, cell in actual.items()} == expected
+
+
+def test_every_key_of_a_reward_is_on_its_page_with_its_default() -> None:
+    text = REWARDS.read_text(encoding="utf-8").partition("## Every key")[2].partition("\n## ")[0]
+    actual, kind = {}, ""
+    for found, key, cell in re.findall(r"^\| (?:`([a-z]+)`)? ?\| `([a-z_]+)` \| (.*?) \|", text, re.MULTILINE):
+        kind = found or kind
+        actual[kind, key] = value(cell)
+    expected = {}
+    for options in get_args(get_args(RewardOptions)[0]):
+        name = options.model_fields["kind"].default
+        for key, field in options.model_fields.items():
+            if key != "kind":
+                default = field.get_default(call_default_factory=True)
+                expected[name, key] = list(default) if isinstance(default, tuple) else default
+    assert actual == expected and len({name for name, _ in expected}) >= 11
 
 
 def test_what_is_said_of_the_three_fits_is_so() -> None:

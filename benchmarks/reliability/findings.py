@@ -44,6 +44,7 @@ ROWS = {
     23: "part of the catalogue is eligible, by masks that requests share or not; items left out beside",
     0: "killed runs carried on, turn after turn, in one process",  # the soak, a script of its own
 }
+ELSEWHERE = {20: "measured as a study: [verdict](../research/verdict/README.md)"}
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,8 @@ def table(results: Path, page: Path) -> None:
     for row, title in ROWS.items():
         result = [entry for entry in content.values() if entry["row"] == row]
         if not result:
-            lines.append(f"| {row or 'soak'} | {title} | open: not built or not measured yet | – | – | – |")
+            found = ELSEWHERE.get(row, "open: not built or not measured yet")
+            lines.append(f"| {row or 'soak'} | {title} | {found} | – | – | – |")
         for entry in result:
             holds = "yes" if entry["passes"] else "**no**"
             lines.append(

@@ -71,7 +71,7 @@ def _metavar(parameter: Any) -> str:
 
 
 def _flags(option: Any) -> str:
-    names = ", ".join(f"`{flag}`" for flag in option.opts)
+    names = ", ".join(f"`{flag}`" for flag in (*option.opts, *option.secondary_opts))
     if option.is_flag:
         return names
     word = " or ".join(map(str, _choices(option))) or option.metavar or option.name.upper()

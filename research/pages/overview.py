@@ -33,7 +33,7 @@ ARMS = {
     "mixture": "GRPO beside NLL, λ 1",
     "adagrpo": "the paper's gate, λ 1",
     "distill-ends": "distillation, fixed weight",
-    WITHOUT_MARGIN: "distillation, weight from validation (recommended)",
+    WITHOUT_MARGIN: "distillation, weight from validation",
 }
 SAID = {"use": "use", "rerank_only": "re-rank only", "do_not_use": "do not use"}
 NAMES = {  # of rewards, in print

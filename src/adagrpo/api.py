@@ -6,8 +6,8 @@
     run.diagnose()
     run.recommend([["item-7", "item-3"]])
 
-A method does what the verb of its name does, in the same folder: either can go on where the other stopped. Results are
-typed; tables are polars frames.
+A stage's method does what the verb of its name does, in the same folder: either can go on where the other stopped.
+Results are typed; tables are polars frames.
 """
 
 from __future__ import annotations

@@ -310,6 +310,8 @@ def test_a_run_goes_on_from_one_that_it_never_writes_to(run: Run, tmp_path: Path
     other.keep_settings()
     assert {path: path.read_bytes() for path in run.directory.rglob("*") if path.is_file()} == before
     assert Run.open(out).config.seed == 7
+    with pytest.raises(UserError, match=r"--out: .*out goes on from .* itself"):
+        Run.open(out, out=tmp_path / "third")
 
 
 @pytest.mark.parametrize("name", ["mine.txt", ".hidden", ".a.old/x", "a/b/mine.txt"])

@@ -27,9 +27,10 @@ from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.serve import recommender
-from adagrpo.serving.app import create_app
+from adagrpo.serving.app import Application, Options
 from adagrpo.serving.draining import Server, listen
 from adagrpo.serving.recommender import Query
+from adagrpo.serving.served import Serving, Shelf
 from adagrpo.storage.artifacts import seal
 from adagrpo.types import Cases, Ragged
 
@@ -169,7 +170,7 @@ class Service:
         self.port = listener.getsockname()[1]
         served, about = recommender(run, None, "best")
         self.width = served.width
-        self.server = Server(create_app(served, about))
+        self.server = Server(Application(Shelf(Serving(served, about)), Options()))
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listener]}, daemon=True)
         self.thread.start()
 

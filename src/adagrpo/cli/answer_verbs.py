@@ -169,7 +169,7 @@ def report(
     print_values({"report": str(page)} | ({"figures": len(written)} if written else {}), common.as_json)
 
 
-@verb("status", "answers")
+@verb("status", "answers", draws=False)
 def show_status(
     run: Annotated[Path, typer.Option("--run", help="The run directory, or the folder of a comparison.")],
     common: Common,

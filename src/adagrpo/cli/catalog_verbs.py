@@ -19,7 +19,7 @@ SHOWN = 20  # items of a list that are printed
 
 @verb("catalog", "serve")
 def catalog(
-    action: Annotated[Literal["list", "diff", "update"], typer.Argument(help="What to do.")],
+    action: Annotated[Literal["list", "diff", "update"], typer.Argument(help="What to do: list, diff or update.")],
     run: RunDirectory,
     common: Common,
     versions: Annotated[

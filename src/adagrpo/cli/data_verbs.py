@@ -16,7 +16,7 @@ from adagrpo.stopping import terminable
 __all__ = ["public_data"]
 
 
-@verb("data", "your logs")
+@verb("data", "your logs", draws=False)
 def public_data(
     common: Common,
     name: Annotated[str | None, typer.Argument(help="The set; without one, all are listed.")] = None,

@@ -16,7 +16,7 @@ from adagrpo.errors import UserError
 __all__ = ["ab", "estimate"]
 
 
-@verb("ab", "serve")
+@verb("ab", "serve", draws=False)
 def ab(
     plan: Annotated[Path, typer.Argument(help="The plan of an experiment, a YAML file.")],
     common: Common,

@@ -30,7 +30,7 @@ __all__ = [
 USERS, ITEMS, EXPOSURE_BIAS = 2000, 1000, 0.5
 
 
-@verb("inspect", "your logs", sets="columns")
+@verb("inspect", "your logs", sets="columns", draws=False)
 def inspect(
     logs: LogFiles,
     common: Common,
@@ -62,7 +62,7 @@ def inspect(
     typer.echo("\n" + "\n".join(preview["next"]))
 
 
-@verb("init", "your logs", sets="columns")
+@verb("init", "your logs", sets="columns", draws=False)
 def write_recipe(
     logs: LogFiles,
     common: Common,
@@ -133,7 +133,7 @@ def prepare(
     typer.echo("\n".join(sentences(understood)) + "\n\n" + to_text(dataset_table(summary)) + f"\n\nrun: {out}")
 
 
-@verb("collect", "your logs")
+@verb("collect", "your logs", draws=False)
 def collect_exposures(
     source: Annotated[str, typer.Argument(help="s3://BUCKET/PREFIX or kafka://HOST:PORT/PREFIX, as `serve` has it.")],
     to: Annotated[Path, typer.Option("--to", help="Folder of an exposure log, or a new one.")],

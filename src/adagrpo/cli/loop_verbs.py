@@ -14,7 +14,7 @@ from adagrpo.stopping import terminable
 __all__ = ["loop", "watch"]
 
 
-@verb("loop", "serve")
+@verb("loop", "serve", draws=False)
 def loop(
     plan: Annotated[Path, typer.Argument(help="The plan of a loop, a YAML file.")],
     common: Common,

@@ -14,7 +14,7 @@ from adagrpo.cli.printing import print_values
 __all__ = ["doctor"]
 
 
-@verb("doctor", "machine")
+@verb("doctor", "machine", draws=False)
 def doctor(common: Common) -> None:
     """Say what this machine offers: versions, threads, native bf16, GPU."""
     import torch

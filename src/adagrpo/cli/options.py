@@ -207,7 +207,12 @@ def _begin(
 
 
 def verb(
-    name: str, purpose: str, sets: Literal["recipe", "columns"] | None = None, *, tracks: bool = False
+    name: str,
+    purpose: str,
+    sets: Literal["recipe", "columns"] | None = None,
+    *,
+    tracks: bool = False,
+    draws: bool = True,
 ) -> Callable[[Function], Function]:
     """Make a verb of a function, and give it the common options.
 
@@ -216,6 +221,7 @@ def verb(
         purpose: one of `PURPOSES`.
         sets: what its `--set` changes; None: it has none.
         tracks: it fits models, and has `--track`.
+        draws: something in it is drawn; one in which nothing is says so where `--seed` is given, which every verb has.
 
     Returns:
         A decorator. The function takes its own arguments and `common: Common`; its first line of text is the help.
@@ -231,6 +237,8 @@ def verb(
         def command(**given: Any) -> None:
             common = {option: given.pop(option) for option in added}
             common["settings"] = tuple(common.get("settings", ()))
+            if common["seed"] is not None and not draws and not common["quiet"]:
+                typer.echo(f"{name}: --seed changes nothing, since nothing in it is drawn", err=True)
             with left_at_once():  # its imports take seconds
                 importlib.import_module("adagrpo.pipeline")
             function(**given, common=Common(**common))

@@ -1,6 +1,7 @@
 """vLLM: completions held to the catalogue by a custom logits processor, for both of its model runners.
 
-    PYTHONPATH=FOLDER vllm serve FOLDER --logits-processors catalog_engines.vllm_processor:CatalogProcessor
+    PYTHONPATH=FOLDER vllm serve FOLDER --skip-tokenizer-init
+        --logits-processors catalog_engines.vllm_processor:CatalogProcessor
 
     POST /v1/completions  {"prompt": [TOKENS], "max_tokens": LEVELS, "vllm_xargs": {"catalog": 1, "exclude": [ITEMS]}}
 

@@ -31,7 +31,6 @@ BATCH = 64  # lists
 REACH = 20  # items of the target's draw, for what a model expects of it
 CHECKED = 64  # lists whose probabilities are computed again under the policy that was served
 CLOSE = 0.05  # nats a place, between probabilities of the log and those computed again
-SOURCE = "sampled"
 
 
 class _Lists(NamedTuple):

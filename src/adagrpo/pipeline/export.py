@@ -134,8 +134,9 @@ def _write(data: RunData, chosen: Chosen, checkpoint: str, folder: Path) -> None
     write_engines(policy.vocabulary, data.catalog, folder)
     if options.checkpoint is not None:
         copy_tokenizer(run.data / options.checkpoint, folder)
+    usage = _usage(run, levels, tokenizer=options.checkpoint is not None)
     parameters = sum(weight.numel() for weight in model.parameters())
-    card = model_card(run, chosen, checkpoint, parameters=parameters, usage=_usage(run, levels))
+    card = model_card(run, chosen, checkpoint, parameters=parameters, usage=usage)
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -158,8 +159,8 @@ def write_engines(vocabulary: Vocabulary, catalog: Catalog, folder: Path) -> Non
     (package / "sglang_processor.json").write_text(PROCESSOR + "\n", encoding="utf-8")
 
 
-def _usage(run: Run, levels: int) -> str:
-    """What the folder is, and how it is used."""
+def _usage(run: Run, levels: int, tokenizer: bool) -> str:
+    """What the folder is, and how it is used, with a tokenizer in it or without."""
     mask = run.config.evaluation.mask_history
     masked = (
         "\nIts evaluation left the items of the history out of the lists, and so does `exclude`: the whole history, of "
@@ -167,6 +168,7 @@ def _usage(run: Run, levels: int) -> str:
         if mask
         else ""
     )
+    plain = "" if tokenizer else " --skip-tokenizer-init"
     allowed = f"ids.prefix_function(len(prompt){', exclude=[HISTORY]' if mask else ''})"
     return f"""A generative recommender: it writes the next item of a history as {levels} Semantic-ID tokens.{masked}
 
@@ -189,8 +191,8 @@ print([ids.item(tokens) for tokens in output[:, len(prompt):].tolist()])
 vLLM and SGLang serve it too. FOLDER is on the path of Python, so that they find the processor in it:
 
 ```sh
-PYTHONPATH=FOLDER vllm serve FOLDER --logits-processors catalog_engines.vllm_processor:CatalogProcessor
-PYTHONPATH=FOLDER python -m sglang.launch_server --model-path FOLDER \\
+PYTHONPATH=FOLDER vllm serve FOLDER{plain} --logits-processors catalog_engines.vllm_processor:CatalogProcessor
+PYTHONPATH=FOLDER python -m sglang.launch_server --model-path FOLDER{plain} \\
     --enable-custom-logit-processor --disable-overlap-schedule
 ```
 

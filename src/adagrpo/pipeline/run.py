@@ -147,7 +147,7 @@ class Run:
             out: another run directory, new or begun earlier in this way, for all that is written from here on.
 
         Raises:
-            UserError: there is no run, or its run.yaml is damaged.
+            UserError: there is no run, its run.yaml is damaged, or `out` is given for a run that has a source itself.
         """
         if not is_marked(directory):
             raise UserError(
@@ -158,6 +158,8 @@ class Run:
         source, called = Path(marked) if marked is not None else None, directory
         if out is not None and out.resolve() != directory.resolve():
             check_kind(out, "run")
+            if source is not None:
+                raise UserError(f"--out: {directory} goes on from {source} itself; work in it, or go on from that one")
             directory, source = out, directory.resolve()
         described = next((root for root in (directory, source) if root and (root / DESCRIPTION).is_file()), directory)
         content = read_description(described)

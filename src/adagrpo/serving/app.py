@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from threading import Lock
@@ -37,15 +37,14 @@ from adagrpo.serving.exposure_rows import ExposureRows
 from adagrpo.serving.intake import Intake
 from adagrpo.serving.limits import Limits
 from adagrpo.serving.look import add_page
-from adagrpo.serving.recommender import Recommender
 from adagrpo.serving.request_log import RequestLog
 from adagrpo.serving.routes import Routes, answered, json_response
-from adagrpo.serving.served import Answered, Asked, Serving, Shelf, SwapFailed
+from adagrpo.serving.served import Answered, Asked, Shelf, SwapFailed
 from adagrpo.serving.service_metrics import ServiceMetrics
 from adagrpo.serving.user_hash import UserHash, read_key
 from adagrpo.serving.waiting_line import WaitingLine
 
-__all__ = ["Application", "Options", "create_app"]
+__all__ = ["Application", "Options"]
 
 COMPANY = 0.15  # of the time of a batch, for which the next one waits for as many requests
 
@@ -157,17 +156,6 @@ class Application:
     def _observe(self, size: int, seconds: float) -> None:
         self.metrics.batch.observe(size)
         self.metrics.batch_seconds.observe(seconds)
-
-
-def create_app(recommender: Recommender, about: Mapping[str, Any], options: Options | None = None) -> Application:
-    """An application that answers with one recommender.
-
-    Args:
-        recommender: of one checkpoint.
-        about: what `/health` says of it beside its status; JSON-able.
-        options: see `Options`.
-    """
-    return Application(Shelf(Serving(recommender, about)), options or Options())
 
 
 def _api(routes: Routes, switching: Switching | None, lifespan: Callable[[FastAPI], Any]) -> FastAPI:

@@ -58,7 +58,7 @@ class LocalExposureLog:
             rotate_rows: a part is made once this process has written so many rows.
             rotate_seconds: or once so much time has passed, if there are rows.
             remembered: exposures that stay known after they are in a part, and as much feedback. A retry that comes
-                later is written again, and is dropped by `adagrpo.serving.exposure_table`.
+                later is written again, and is dropped by `adagrpo.data.logged_exposures`.
             most_bytes: of all parts; beyond it the oldest are removed, and that is logged. None keeps all.
 
         Raises:

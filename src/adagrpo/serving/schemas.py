@@ -12,7 +12,6 @@ from adagrpo.serving.limits import LONGEST_BATCH, LONGEST_HISTORY
 
 __all__ = [
     "BadRequest",
-    "BatchAnswer",
     "BatchBody",
     "FeedbackAnswer",
     "FeedbackBody",
@@ -123,12 +122,6 @@ class RecommendAnswer(BaseModel):
     unknown: list[int | str] = Field(description="Ids of the history that are not in the catalogue.")
     versions: Versions
     experiment: InExperiment | None = Field(None, description="Absent where the answer is of none.")
-
-
-class BatchAnswer(BaseModel):
-    """The lists of several requests, in their order."""
-
-    responses: list[RecommendAnswer]
 
 
 class FeedbackEvent(_Body):

@@ -34,7 +34,6 @@ COUNTS = (
     "follow_cnt",
     "share_cnt",
 )
-BASIC = ("video_id", "author_id", "tag", "video_type", "upload_type", "upload_dt", "video_duration", "music_type")
 SIZES = ("server_width", "server_height")
 TEXTS = (
     "user_active_degree",
