@@ -2,6 +2,7 @@
 
     python -m research.fair_trial.trial --data DIR --out runs/fair --sets amazon18-scientific
     python -m research.fair_trial.trial --data DIR --out runs/fair --sets amazon18-scientific --alike
+    python -m research.fair_trial.trial --data DIR --out runs/fair --sets amazon18-scientific --unseen
     python -m research.fair_trial.trial --data DIR --out runs/fair --sets amazon18-scientific --teachers
 
 `--out` is that of the tuning. Each family has the arm that `chosen-<set>.yaml` names, under the seeds of `plan.yaml`,
@@ -13,12 +14,16 @@ its `families` alone if it names some.
 With `--alike` nothing that was tuned is read: all arms have one pressure, one place and the rollouts of their
 objective, so that a gate, the random one and none differ in nothing else. Each of the plan's pressures is a comparison.
 
+With `--unseen` all arms are alike too, and groups are drawn where the starting policy had no target; the trees leave a
+user out of the counts that they score the user by. So the gate judges what nobody has memorised. It is held against the
+random gate, the inverted one and none.
+
 With `--teachers` the chosen distillation is trained again with other rewards, each re-ranked with too: counts, other
 seeds of the policy, the sequential ranker, a reward whose scores are shuffled. All of them, the trial's own reward
 among them, have the weight that validation chooses; the starting policies are those of the trial.
 
-`trial-<set>`, `alike-<set>-p<pressure>` and `teacher-<set>-<teacher>` are kept beside this file, each as
-`.comparison.json` and with its rows as `.jsonl`.
+`trial-<set>`, `alike-<set>-p<pressure>`, `unseen-<set>` and `teacher-<set>-<teacher>` are kept beside this file, each
+as `.comparison.json` and with its rows as `.jsonl`.
 """
 
 from __future__ import annotations
@@ -51,7 +56,7 @@ from research.fair_trial.tune import (
     written,
 )
 
-__all__ = ["alike_config", "pairs", "teacher_config", "trial_config"]
+__all__ = ["alike_config", "pairs", "teacher_config", "trial_config", "unseen_config"]
 
 SHARED = ("prepare", "tokenize", "sft", "ranker", "train/nll", "evaluate/sft", "evaluate/nll")  # whatever the reward
 
@@ -91,7 +96,7 @@ def trial_config(plan: Mapping[str, Any], name: str, rows: Sequence[Mapping[str,
                 f" python -m research.fair_trial.tune --sets {source} continues the tuning"
             )
     families, found_arms = plan["sets"][name].get("families", list(plan["families"])), chosen_arms(plan, rows)
-    return _with_arms(plan, name, families, [found_arms[f"fair-{family}"] for family in families])
+    return _with_arms(plan, name, pairs(families), [found_arms[f"fair-{family}"] for family in families])
 
 
 def alike_config(plan: Mapping[str, Any], name: str, pressure: float) -> Config:
@@ -107,7 +112,26 @@ def alike_config(plan: Mapping[str, Any], name: str, pressure: float) -> Config:
         rollouts = about["rollouts"][family.removesuffix("-gate").removesuffix("-random")]
         arm = Candidate(family, pressure, rollouts, about["positions"]).arm(plan, f"fair-{family}")
         arms.append(written(arm))
-    return _with_arms(plan, name, list(plan["families"]), arms)
+    return _with_arms(plan, name, pairs(list(plan["families"])), arms)
+
+
+def unseen_config(plan: Mapping[str, Any], name: str) -> Config:
+    """The recipe with each gate where the starting policy had no target, all arms alike.
+
+    Args:
+        plan: the content of plan.yaml.
+        name: of the set.
+    """
+    about, arms, held = plan["trial"]["unseen"], [], []
+    for objective, rollouts in about["rollouts"].items():
+        ungated, gated = (
+            written(Candidate(family, about["pressure"], rollouts, about["positions"]).arm(plan, f"fair-{family}"))
+            for family in (objective, f"{objective}-gate")
+        )
+        others = [gated | {"gate": gate, "name": f"fair-{objective}-{gate}"} for gate in about["gates"]]
+        arms += [ungated, gated, *others]
+        held += [[gated["name"], other["name"]] for other in (*others, ungated)]
+    return _with_arms(plan, name, held, arms, *about["settings"])
 
 
 def teacher_config(
@@ -155,6 +179,15 @@ def carry_out_alike(plan: Mapping[str, Any], name: str, data: Path, out: Path) -
         _keep(comparison, f"alike-{of}")
 
 
+def carry_out_unseen(plan: Mapping[str, Any], name: str, data: Path, out: Path) -> None:
+    """Every gate where nobody has memorised what it judges; the starting policies are this comparison's own."""
+    config, seeds = unseen_config(plan, name), _seeds(plan, name)
+    arms = [arm.name for arm in config.train.arms] + ["rerank"]
+    comparison = Comparison(out / f"unseen-{name}", config, data, objectives=arms, seeds=seeds, console=StderrConsole())
+    comparison.carry_out()
+    _keep(comparison, f"unseen-{name}")
+
+
 def teach(plan: Mapping[str, Any], name: str, data: Path, out: Path) -> None:
     """The chosen distillation with each teacher, from the starting policies of the trial."""
     rows, seeds, console = _rows(plan, name), _seeds(plan, name), StderrConsole()
@@ -199,11 +232,15 @@ def _copied(source: Path, target: Path) -> None:
 
 
 def _with_arms(
-    plan: Mapping[str, Any], name: str, families: Sequence[str], arms: Sequence[Mapping[str, Any]]
+    plan: Mapping[str, Any],
+    name: str,
+    held: Sequence[Sequence[str]],
+    arms: Sequence[Mapping[str, Any]],
+    *options: str,
 ) -> Config:
-    """The recipe with continued NLL, the arms of some families, and each gate held against the others."""
-    options = [f"train.arms={json.dumps(['nll', *arms])}", f"compare.pairs={json.dumps(pairs(families))}"]
-    return _recipe(plan, name, *short_ranker(plan, name), *options)
+    """The recipe with continued NLL, some arms, and those of them that are held against each other."""
+    settled = [f"train.arms={json.dumps(['nll', *arms])}", f"compare.pairs={json.dumps(held)}", *options]
+    return _recipe(plan, name, *short_ranker(plan, name), *settled)
 
 
 def _recipe(plan: Mapping[str, Any], name: str, *options: str) -> Config:
@@ -231,15 +268,18 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", required=True)
     parser.add_argument("--only", nargs="+", type=int, default=[], help="seeds whose runs are made, and nothing more")
     parser.add_argument("--alike", action="store_true", help="all arms under one setting, after the trial of the set")
+    parser.add_argument("--unseen", action="store_true", help="gates where the starting policy had no target")
     parser.add_argument("--teachers", action="store_true", help="other rewards, after the trial of the set")
     given = parser.parse_args()
-    if bool(given.only) + given.alike + given.teachers > 1:
-        parser.error("--only is of the trial itself, and --alike and --teachers are two commands")
+    if bool(given.only) + given.alike + given.unseen + given.teachers > 1:
+        parser.error("--only is of the trial itself, and --alike, --unseen and --teachers are three commands")
     for name in given.sets:
         plan = read_plan(name)
         data = given.data / plan["sets"][name].get("folder", name)
         if given.alike:
             carry_out_alike(plan, name, data, given.out)
+        elif given.unseen:
+            carry_out_unseen(plan, name, data, given.out)
         elif given.teachers:
             teach(plan, name, data, given.out)
         else:

@@ -15,7 +15,7 @@ from adagrpo.errors import UserError
 from adagrpo.report import read_comparison
 from research.fair_trial import trial as second_half
 from research.fair_trial import tune as tuning
-from research.fair_trial.trial import alike_config, teacher_config, trial_config
+from research.fair_trial.trial import alike_config, teacher_config, trial_config, unseen_config
 from research.fair_trial.tune import HERE, Candidate, candidates, chosen, fixed, leaders
 from research.pages.tuning import pairs_over_sets, pressed_table, teachers_table, tuned_table
 from research.worlds_pooled import over_worlds
@@ -186,6 +186,22 @@ def test_arms_of_an_objective_that_are_alike_differ_in_the_gate_alone():
         assert arms[first].admits != arms[second].admits
 
 
+def test_gates_at_unseen_positions_differ_in_the_gate_alone_and_the_paper_s_is_held_against_each_other():
+    config = unseen_config(PLAN, "lastfm")
+    arms = {arm.name: arm for arm in config.train.arms[1:]}
+    assert config.train.rl_split == 0.33 and len(arms) == 12 and len(config.compare.pairs) == 9
+    gates = {name: arm.admits for name, arm in arms.items() if name.startswith("fair-grpo-beam")}
+    assert gates == {
+        "fair-grpo-beam": "all",
+        "fair-grpo-beam-gate": "adagrpo",
+        "fair-grpo-beam-random": "random",
+        "fair-grpo-beam-inverted": "inverted",
+    }
+    for first, second in config.compare.pairs:
+        assert first.endswith("-gate") and arms[first].options == arms[second].options
+        assert arms[first].pressure == arms[second].pressure == 1.0
+
+
 @pytest.mark.parametrize("teacher", PLAN["trial"]["teachers"])
 def test_a_teacher_has_the_chosen_distillation_with_the_weight_of_validation(teacher: str):
     config = teacher_config(PLAN, "ml-1m", whole_tuning("ml-1m"), teacher, [HERE / "a", HERE / "b"])
@@ -220,6 +236,13 @@ def test_tuning_trial_and_teachers_from_end_to_end(world: Any, data: Path, tmp_p
             "settings": ["train.fit.validations=1"],
             "short_ranker": [],
             "alike": {"pressures": [0.5], "positions": "random", "rollouts": {"distill": "few"}},
+            "unseen": {
+                "settings": ["train.rl_split=0.5"],
+                "pressure": 0.5,
+                "positions": "random",
+                "rollouts": {"distill": "few"},
+                "gates": ["random"],
+            },
             "ensemble": [2],
             "teachers": {"count": {"kind": "feature", "name": "popularity"}},
         },
@@ -236,6 +259,13 @@ def test_tuning_trial_and_teachers_from_end_to_end(world: Any, data: Path, tmp_p
     second_half.carry_out_alike(plan, "tiny", data, tmp_path / "out")
     alike = read_comparison(tmp_path / "alike-tiny-p0.5.comparison.json")
     assert {row["arm"] for row in alike["rows"]} == {"sft", "nll", "fair-distill"}
+    gated = plan["families"] | {"distill-gate": plan["families"]["distill"] | {"gate": "adagrpo"}}
+    second_half.carry_out_unseen(plan | {"families": gated}, "tiny", data, tmp_path / "out")
+    unseen = read_comparison(tmp_path / "unseen-tiny.comparison.json")
+    assert {(row["arm"], row["other"]) for row in unseen["pairs"]} == {
+        ("fair-distill-gate", "fair-distill-random"),
+        ("fair-distill-gate", "fair-distill"),
+    }
     second_half.teach(plan, "tiny", data, tmp_path / "out")
     contents = [read_comparison(tmp_path / f"{name}.comparison.json") for name in ("trial-tiny", "teacher-tiny-count")]
     assert {row["arm"] for row in contents[0]["rows"]} == {"sft", "nll", "fair-distill", "rerank"}
