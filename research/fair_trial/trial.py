@@ -215,8 +215,11 @@ def _with_starts(plan: Mapping[str, Any], name: str, out: Path, directory: Path)
     """A comparison whose runs have what no arm enters, from those of the trial."""
     claim(directory, "comparison")
     for seed in _seeds(plan, name):
-        if not (directory / f"seed-{seed}").exists():
-            _copied(out / f"trial-{name}" / f"seed-{seed}", directory / f"seed-{seed}")
+        source, target = (folder / f"seed-{seed}" for folder in (out / f"trial-{name}", directory))
+        if not target.exists() and source.exists():
+            _copied(source, target)
+        elif not target.exists():
+            StderrConsole().stage(str(source), f"no such run; seed {seed} has its starting policy made again", 0.0)
     return directory
 
 

@@ -30,6 +30,7 @@ from adagrpo.pipeline.serve import recommender
 from adagrpo.serving.app import Application, Options
 from adagrpo.serving.draining import Server, listen
 from adagrpo.serving.recommender import Query
+from adagrpo.serving.schemas import HealthAnswer
 from adagrpo.serving.served import Serving, Shelf
 from adagrpo.storage.artifacts import seal
 from adagrpo.types import Cases, Ragged
@@ -273,6 +274,9 @@ def test_health_says_what_is_served(service: Service) -> None:
     assert status == 200 and reply["status"] == "ok"
     assert (reply["name"], reply["checkpoint"], reply["exclude_history"]) == ("tiny", "best", False)
     assert reply["why"].endswith("the best of sft, nll, adagrpo") and reply["arm"] in ("sft", "nll", "adagrpo")
+    said = {*HealthAnswer.model_fields}  # in /openapi.json
+    assert {*reply} == said - {"explore", "experiment", "threads_alone"}
+    HealthAnswer.model_validate(reply, strict=True)
 
 
 def test_an_address_in_use_and_an_arm_that_is_not_there_are_refused(folder: Path) -> None:

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from adagrpo.errors import UserError
@@ -111,6 +112,30 @@ def test_items_health_and_the_pages_of_the_api(stub: Callable[..., Any]) -> None
     assert all(f"<code>{method.upper()} {path}</code>" in page for path, methods in paths.items() for method in methods)
     assert 'name="viewport"' in page and "the words of <code>search</code>" in page
     assert "http://" not in page and "https://" not in page and "<script" not in page
+
+
+def test_answers_and_refusals_are_what_openapi_says_of_them(stub: Callable[..., Any]) -> None:
+    service = stub()
+    described = service.ask("/openapi.json")[1]
+
+    def fits(path: str, body: Any = None, *, status: int = 200, route: str | None = None) -> None:
+        found, answer, _ = service.ask(path, body)
+        said = described["paths"][route or path]["get" if body is None else "post"]["responses"]
+        schema = said[str(status) if status == 200 else f"{status // 100}XX"]["content"]["application/json"]["schema"]
+        assert found == status
+        jsonschema.validate(answer, schema | {"components": described["components"]})
+
+    fits("/recommend", {"history": [1]})
+    fits("/v1/recommend", {"history": [1], "k": 2})
+    fits("/v1/recommend", {"requests": [{"history": [1]}, {"history": ["x"]}]})
+    fits("/v1/recommend", {"history": 1}, status=422)
+    fits("/v1/items/7", route="/v1/items/{item_id}")
+    fits("/v1/items/99", route="/v1/items/{item_id}", status=404)
+    for path in ("/health", "/livez", "/readyz"):
+        fits(path)
+    fits("/v1/feedback", {"request_id": "r", "item_id": 1, "kind": "click"}, status=409)
+    with pytest.raises(jsonschema.ValidationError):  # so the schemas do say something
+        jsonschema.validate({"items": 3}, described["components"]["schemas"]["ListAnswer"])
 
 
 def test_metrics_count_what_was_asked(stub: Callable[..., Any]) -> None:

@@ -162,37 +162,34 @@ def _api(routes: Routes, switching: Switching | None, lifespan: Callable[[FastAP
     """The routes, with what /openapi.json says of them."""
     app = FastAPI(title="adagrpo", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
 
-    def post(path: str, handler: Any, bodies: list[type[BaseModel]], answer: type[BaseModel] | None = None) -> None:
+    refused: dict[int | str, dict[str, Any]] = {kind: {"model": schemas.Refusal} for kind in ("4XX", "5XX")}
+
+    def route(path: str, handler: Any, answer: Any = None, *bodies: type[BaseModel]) -> None:
         kinds = [body.model_json_schema() for body in bodies]
         content = {"application/json": {"schema": kinds[0] if len(kinds) == 1 else {"anyOf": kinds}}}
-        responses: dict[int | str, dict[str, Any]] = {} if answer is None else {200: {"model": answer}}
         app.add_api_route(
             path,
             answered(handler),
-            methods=["POST"],
-            responses=responses,
+            methods=["POST" if bodies else "GET"],
+            responses=refused if answer is None else refused | {200: {"model": answer}},
             response_model=None,
             operation_id=handler.__name__,
-            openapi_extra={"requestBody": {"required": True, "content": content}},
+            openapi_extra={"requestBody": {"required": True, "content": content}} if bodies else None,
         )
 
-    def get(path: str, handler: Any, answer: type[BaseModel] | None = None) -> None:
-        responses: dict[int | str, dict[str, Any]] = {} if answer is None else {200: {"model": answer}}
-        app.add_api_route(
-            path, answered(handler), responses=responses, response_model=None, operation_id=handler.__name__
-        )
-
-    post("/recommend", routes.recommend, [schemas.RecommendRequest])
-    post("/v1/recommend", routes.recommend_v1, [schemas.RecommendBody, schemas.BatchBody], schemas.RecommendAnswer)
-    post("/v1/feedback", routes.feedback, [schemas.FeedbackBody, schemas.FeedbackEvent], schemas.FeedbackAnswer)
-    post("/v1/admin/reload", routes.reload, [schemas.ReloadBody])
-    get("/v1/items/{item_id}", routes.item, schemas.ItemAnswer)
-    for path, handler in (("/health", routes.health), ("/livez", routes.livez), ("/readyz", routes.readyz)):
-        get(path, handler)
-    get("/metrics", routes.metrics_text)
+    one_or_more = schemas.RecommendAnswer | schemas.BatchAnswer
+    route("/recommend", routes.recommend, schemas.ListAnswer, schemas.RecommendRequest)
+    route("/v1/recommend", routes.recommend_v1, one_or_more, schemas.RecommendBody, schemas.BatchBody)
+    route("/v1/feedback", routes.feedback, schemas.FeedbackAnswer, schemas.FeedbackBody, schemas.FeedbackEvent)
+    route("/v1/admin/reload", routes.reload, schemas.HealthAnswer, schemas.ReloadBody)
+    route("/v1/items/{item_id}", routes.item, schemas.ItemAnswer)
+    route("/health", routes.health, schemas.HealthAnswer)
+    route("/livez", routes.livez, schemas.StatusAnswer)
+    route("/readyz", routes.readyz, schemas.StatusAnswer)
+    route("/metrics", routes.metrics_text)
     if switching is not None:
-        get("/v1/admin/experiment", switching.experiment)
-        post("/v1/admin/experiment", switching.switch, [schemas.SwitchBody])
+        route("/v1/admin/experiment", switching.experiment)
+        route("/v1/admin/experiment", switching.switch, None, schemas.SwitchBody)
     add_page(app, routes.shelf)
 
     @app.get("/openapi.json", include_in_schema=False)
@@ -204,7 +201,7 @@ def _api(routes: Routes, switching: Switching | None, lifespan: Callable[[FastAP
         return HTMLResponse(api_page(app.openapi()))
 
     @app.exception_handler(HTTPException)
-    async def refused(request: Request, error: HTTPException) -> Response:
+    async def no_route(request: Request, error: HTTPException) -> Response:
         reason = {404: "no such route", 405: "the route does not take this method"}.get(error.status_code, "refused")
         return json_response({"detail": reason}, error.status_code, error.headers)
 

@@ -12,16 +12,21 @@ from adagrpo.serving.limits import LONGEST_BATCH, LONGEST_HISTORY
 
 __all__ = [
     "BadRequest",
+    "BatchAnswer",
     "BatchBody",
     "FeedbackAnswer",
     "FeedbackBody",
     "FeedbackEvent",
+    "HealthAnswer",
     "InExperiment",
     "ItemAnswer",
+    "ListAnswer",
     "RecommendAnswer",
     "RecommendBody",
     "RecommendRequest",
+    "Refusal",
     "ReloadBody",
+    "StatusAnswer",
     "SwitchBody",
     "Versions",
     "parsed",
@@ -124,6 +129,20 @@ class RecommendAnswer(BaseModel):
     experiment: InExperiment | None = Field(None, description="Absent where the answer is of none.")
 
 
+class BatchAnswer(BaseModel):
+    """The lists of a batch, in the order of its requests."""
+
+    responses: list[RecommendAnswer]
+
+
+class ListAnswer(BaseModel):
+    """The answer of `POST /recommend`."""
+
+    items: list[int | str]
+    scores: list[float] = Field(description="Log-probabilities, nats; re-ranked, plus weight times reward.")
+    unknown: list[int | str] = Field(description="Ids of the history that are not in the catalogue.")
+
+
 class FeedbackEvent(_Body):
     """What a user did with an item of a list."""
 
@@ -159,6 +178,39 @@ class ItemAnswer(BaseModel):
     codes: list[int]
     listed: bool = Field(description="Whether lists may hold it; false once it was delisted.")
     catalog: str
+
+
+class StatusAnswer(BaseModel):
+    """How a process is."""
+
+    status: str = Field(description="`ok`, or what it does instead.")
+
+
+class HealthAnswer(StatusAnswer):
+    """What is served. Several workers answer a reload with the status alone, since each of them makes it by itself."""
+
+    name: str | None = Field(None, description="Of the recipe.")
+    arm: str | None = None
+    why: str | None = Field(None, description="Why that arm.")
+    arms: list[str] | None = Field(None, description="All that the run has.")
+    checkpoint: Literal["best", "final"] | None = None
+    step: int | None = None
+    items: int | None = Field(None, description="Of the catalogue.")
+    listed: int | None = Field(None, description="Of them, those that lists may hold.")
+    catalog_version: str | None = None
+    reward_weight: float | None = Field(None, description="0 where no reward re-ranks.")
+    exclude_history: bool | None = Field(None, description="Whether lists leave the history out, if a request is mute.")
+    precision: Literal["float32", "bfloat16"] | None = None
+    threads_alone: int | None = Field(None, description="Threads for a request that comes alone.")
+    versions: Versions | None = None
+    explore: dict[str, float] | None = Field(None, description="Which share of the lists is drawn, and how.")
+    experiment: dict[str, Any] | None = Field(None, description="How the experiment stands that is served.")
+
+
+class Refusal(BaseModel):
+    """Why a request has no other answer."""
+
+    detail: str
 
 
 class ReloadBody(_Body):
