@@ -16,7 +16,7 @@
 | `trial` | one `NAME.trial.json`, the `demo.json` of a demo | `form=text` |
 | `orders` | one `NAME.jsonl` of `research.exposed_feed.measure` | `measure`, `less`, `form=exposure` |
 | `tuned` | one `NAME.jsonl` of `research.fair_trial.tune` | |
-| `pairs` | one `NAME.comparison.json`: arms that are held against each other; several: their last steps, and a mean | |
+| `pairs` | one `NAME.comparison.json`: arms held against each other; several: last steps, mean | `checkpoint=final` |
 | `teachers` | a set: its `teacher-NAME-*.comparison.json` | |
 | `pressed` | one `NAME.comparison.json`: how hard each arm pressed, and both its checkpoints | |
 | `verdicts` | the outcomes and the verdicts of `research.verdict`, two names | `form=short`: the targets alone |
@@ -60,7 +60,7 @@ KEYS = {
     "crossing": ("metric",),
     "trial": ("form",),
     "tuned": (),
-    "pairs": (),
+    "pairs": ("checkpoint",),
     "teachers": (),
     "pressed": (),
     "headline": ("arms",),
@@ -218,13 +218,15 @@ def _made(marker: Marker, results: Path) -> Table:
             _pooled([read_comparison(find(results, f"{one}.comparison.json")) for one in group], group)
             for group in groups
         ]
-        return headline_table(contents, options["arms"].split(",") if "arms" in options else [])
+        arms = options["arms"].split(",") if "arms" in options else []
+        return headline_table(contents, arms, _titles(contents, marker.names))
     if marker.kind == "comparison":
         contents = [read_comparison(find(results, f"{named}.comparison.json")) for named in marker.names]
         return summary_table(_pooled(contents, marker.names), "form" in options, options.get("checkpoint"))
     if marker.kind == "pairs":
         contents = [read_comparison(find(results, f"{named}.comparison.json")) for named in marker.names]
-        return pairs_over_sets(contents) if len(contents) > 1 else pairs_table(contents[0])
+        last = len(contents) > 1 or options.get("checkpoint") == "final"
+        return pairs_over_sets(contents, _titles(contents, marker.names)) if last else pairs_table(contents[0])
     if marker.kind == "teachers":
         return _teachers(name, results)
     if marker.kind == "pressed":
@@ -279,6 +281,12 @@ def _verdicts(marker: Marker, results: Path) -> Table:
     except ValueError as error:
         raise UserError(f"{', '.join(marker.names)}: {error}") from error
     return verdict_summary(rows) if "form" in marker.options else verdict_table(rows)
+
+
+def _titles(contents: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[str]:
+    """Comparisons by the names of their sets, and by those of their files where two are of the same set."""
+    sets = [content["name"] for content in contents]
+    return [own if sets.count(own) == 1 else name for own, name in zip(sets, names, strict=True)]
 
 
 def _pooled(contents: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:

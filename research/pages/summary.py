@@ -62,35 +62,37 @@ def summary_table(content: Mapping[str, Any], short: bool = False, checkpoint: s
     return Table(tuple(header), tuple(cells), ("left", "left", *right, *left), better)
 
 
-def headline_table(contents: Sequence[Mapping[str, Any]], arms: Sequence[str]) -> Table:
+def headline_table(contents: Sequence[Mapping[str, Any]], arms: Sequence[str], titles: Sequence[str]) -> Table:
     """One row an arm, one column a comparison: its last checkpoint less the baseline, with the interval over users.
 
     Args:
         contents: of `comparison.json`; of a simulated marketplace true utility stands beside the metric.
         arms: the rows, in order.
+        titles: of the comparisons.
 
     Raises:
         UserError: no comparison has one of the arms.
     """
-    columns = [(content, content["plan"]["metric"]) for content in contents]
-    columns += [(content, UTILITY) for content in contents if any(UTILITY in row["against"] for row in content["rows"])]
-    last = [{row["arm"]: row for row in content["rows"]} for content, _ in columns]  # final stands behind best
+    of = list(zip(titles, contents, strict=True))
+    columns = [(title, content, content["plan"]["metric"]) for title, content in of]
+    columns += [(title, c, UTILITY) for title, c in of if any(UTILITY in row["against"] for row in c["rows"])]
+    last = [{row["arm"]: row for row in content["rows"]} for _, content, _ in columns]  # final stands behind best
     if unknown := [arm for arm in arms if not any(arm in rows for rows in last)]:
         raise UserError(f"no comparison has an arm {unknown[0]}")
     cells = []
     for arm in arms:
         results = [
             rows[arm]["against"].get(name) if arm in rows else None
-            for rows, (_, name) in zip(last, columns, strict=True)
+            for rows, (_, _, name) in zip(last, columns, strict=True)
         ]
         line = [
             MISSING
             if result is None
             else f"{format_difference(name, result['difference'])} ({format_ends(name, reported(result))})"
-            for result, (_, name) in zip(results, columns, strict=True)
+            for result, (_, _, name) in zip(results, columns, strict=True)
         ]
         cells.append((arm, *line))
-    header = [f"{content['name']}, Δ {metric_label(name)}{', points' * is_rate(name)}" for content, name in columns]
+    header = [f"{title}, Δ {metric_label(name)}{', points' * is_rate(name)}" for title, _, name in columns]
     right: list[Alignment] = ["right"] * len(columns)
     return Table(("arm", *header), tuple(cells), ("left", *right))
 

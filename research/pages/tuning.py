@@ -73,22 +73,26 @@ def pressed_table(content: Mapping[str, Any]) -> Table:
     return Table(header, tuple(cells), ("left", *("right",) * 5))
 
 
-def pairs_over_sets(contents: Sequence[Mapping[str, Any]]) -> Table:
+def pairs_over_sets(contents: Sequence[Mapping[str, Any]], titles: Sequence[str]) -> Table:
     """One row a pair of arms, one column a set: the first less the second at the last step; then the mean over sets.
 
+    There is no mean of one set, nor of several comparisons of a set.
+
     Args:
-        contents: of `comparison.json`, of sets that hold the same pairs against each other.
+        contents: of `comparison.json`, which hold the same pairs against each other.
+        titles: of their columns.
     """
     found = [_last_pairs(content) for content in contents]
+    distinct = 1 < len({content["name"] for content in contents}) == len(contents)
     cells = []
     for names in dict.fromkeys(names for pairs in found for names in pairs):
         results = [pairs.get(names) for pairs in found]
         line = [_difference(content["plan"]["metric"], one) for content, one in zip(contents, results, strict=True)]
         known = [(one["difference"], one["variance"]["users"]) for one in results if one is not None]
-        cells.append((" less ".join(names), *line, shown(known, 100, 2)))
-    metric = contents[0]["plan"]["metric"]
-    header = ("arms", *(content["name"] for content in contents), f"mean over sets, {metric_label(metric)}, points")
-    right: list[Alignment] = ["right"] * (len(contents) + 1)
+        cells.append((" less ".join(names), *line, *([shown(known, 100, 2)] if distinct else [])))
+    label = f"{metric_label(contents[0]['plan']['metric'])}, points"
+    header = ("arms", *titles, *([f"mean over sets, {label}"] if distinct else []))
+    right: list[Alignment] = ["right"] * (len(header) - 1)
     return Table(header, tuple(cells), ("left", *right))
 
 

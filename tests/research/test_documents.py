@@ -56,7 +56,7 @@ def results(tmp_path: Path) -> Path:
         judged("x", "final", "worse", against(0, None)),
     ]
     rows += [judged("rerank", "best", "better", against(-0.002, None))]
-    content = {"plan": {"metric": "hr@10", "level": 0.95, "baseline": "nll"}, "rows": rows}
+    content = {"name": "tiny", "plan": {"metric": "hr@10", "level": 0.95, "baseline": "nll"}, "rows": rows}
     (folder / "tiny.comparison.json").write_text(json.dumps(content), encoding="utf-8")
     return folder
 
@@ -119,7 +119,6 @@ def test_a_comparison_with_its_intervals(results: Path) -> None:
 
 def test_a_headline_has_the_last_checkpoint_of_each_arm_and_comparison(results: Path) -> None:
     content = json.loads((results / "tiny.comparison.json").read_text(encoding="utf-8"))
-    (results / "tiny.comparison.json").write_text(json.dumps(content | {"name": "tiny"}), encoding="utf-8")
     world = judged("x", "best", "better", against(0.03, None))
     world["against"]["true_utility@10"] = {"difference": -0.004, "users": [-0.005, -0.003]}
     (results / "w.comparison.json").write_text(json.dumps(content | {"name": "w", "rows": [world]}), encoding="utf-8")
@@ -129,6 +128,8 @@ def test_a_headline_has_the_last_checkpoint_of_each_arm_and_comparison(results: 
         "| x | 0.00 (−1.00 … +5.00) | +3.00 (−1.00 … +5.00) | −0.0040 (−0.0050 … −0.0030) |",
         "| rerank | −0.20 (−1.00 … +5.00) | – | – |",
     ]
+    (results / "w.comparison.json").write_text(json.dumps(content), encoding="utf-8")  # of the same set
+    assert made("headline tiny w arms=x", results)[0] == "| arm | tiny, Δ HR@10, points | w, Δ HR@10, points |"
 
 
 def test_comparisons_of_other_seeds_are_pooled_into_one_table(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def test_pairs_of_several_sets_have_their_last_steps_and_the_mean_over_the_sets(
         }
         for name, values in gains.items()
     ]
-    table = pairs_over_sets(contents)
+    table = pairs_over_sets(contents, list(gains))
     mean = over_worlds([[values[1], 1e-6] for values in gains.values()])
     assert mean is not None and table.header[1:4] == ("first", "second", "third")
     (line,) = table.rows
@@ -116,6 +116,9 @@ def test_pairs_of_several_sets_have_their_last_steps_and_the_mean_over_the_sets(
     assert line[4] == f"{100 * mean[0]:+.2f} ({100 * mean[1]:+.2f} … {100 * mean[2]:+.2f})".replace(
         "-", "\N{MINUS SIGN}"
     )
+
+    again = pairs_over_sets([contents[0], {**contents[1], "name": "first"}], ["p1", "p2"])
+    assert again.header == ("arms", "p1", "p2")  # a set twice has no mean over sets
 
 
 def test_the_table_of_teachers_has_the_weights_that_validation_chose_and_the_last_step_of_each_arm():
