@@ -47,12 +47,11 @@ from research.fair_trial.tune import (
     HERE,
     Candidate,
     chosen_arms,
-    fixed,
-    leaders,
     read_plan,
     recipe_of,
     short_ranker,
     tuned_on,
+    unfinished,
     written,
 )
 
@@ -85,16 +84,8 @@ def trial_config(plan: Mapping[str, Any], name: str, rows: Sequence[Mapping[str,
         UserError: the tuning is not complete, or its rows are of another plan.
     """
     source = tuned_on(plan, name)
-    of = fixed(plan, source)
-    other = any(row["plan"] != of for row in rows)
-    for family, about in plan["families"].items():
-        found, asked = len(leaders(rows, family, len(plan["rungs"]) - 1)), len(about["positions"])
-        asked *= plan["rungs"][-1]["kept"]
-        if found < asked or other:
-            raise UserError(
-                f"{source}: {family} has {found} of {asked} rows in the last rung, or rows are of another plan;"
-                f" python -m research.fair_trial.tune --sets {source} continues the tuning"
-            )
+    if (why := unfinished(plan, source, rows)) is not None:
+        raise UserError(f"{source}: {why}; python -m research.fair_trial.tune --sets {source} continues the tuning")
     families, found_arms = plan["sets"][name].get("families", list(plan["families"])), chosen_arms(plan, rows)
     return _with_arms(plan, name, pairs(families), [found_arms[f"fair-{family}"] for family in families])
 

@@ -41,6 +41,7 @@ __all__ = [
     "start",
     "tune",
     "tuned_on",
+    "unfinished",
     "written",
 ]
 
@@ -91,6 +92,25 @@ def leaders(rows: Sequence[Mapping[str, Any]], family: str, rung: int) -> list[C
     mine = [row for row in rows if row["family"] == family and row["rung"] == rung]
     mine.sort(key=lambda row: (-row["final"][METRIC], row["pressure"]))
     return [Candidate(family, row["pressure"], row["rollouts"], row["positions"]) for row in mine]
+
+
+def unfinished(plan: Mapping[str, Any], name: str, rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """Why no trial can follow yet; None where the last rung of every family is whole.
+
+    Args:
+        plan: the content of plan.yaml.
+        name: of the set that is tuned on.
+        rows: of its tuning.
+    """
+    of = fixed(plan, name)
+    if any(row["plan"] != of for row in rows):
+        return "rows are of another plan"
+    last, kept = len(plan["rungs"]) - 1, plan["rungs"][-1]["kept"]
+    for family, about in plan["families"].items():
+        found, asked = len(leaders(rows, family, last)), kept * len(about["positions"])
+        if found < asked:
+            return f"{family} has {found} of {asked} rows in the last rung"
+    return None
 
 
 def main() -> None:

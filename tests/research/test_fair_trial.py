@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import yaml
 from adagrpo.config import ObjectiveConfig
 from adagrpo.errors import UserError
 from adagrpo.report import read_comparison
+from research.fair_trial import __main__ as both
 from research.fair_trial import trial as second_half
 from research.fair_trial import tune as tuning
 from research.fair_trial.trial import alike_config, teacher_config, trial_config, unseen_config
@@ -173,7 +175,7 @@ def test_a_set_that_differs_in_one_thing_has_the_arms_that_were_chosen_for_the_o
     chosen_before = {arm.name: arm for arm in usual.train.arms}
     assert [arm.name for arm in ties.train.arms] == ["nll", *(f"fair-{family}" for family in families)]
     assert all(arm == chosen_before[arm.name] for arm in ties.train.arms) and len(ties.compare.pairs) == 3
-    with pytest.raises(UserError, match=r"kuairand-clicks: grpo-samples has 6 of 6 rows .* rows are of another plan"):
+    with pytest.raises(UserError, match=r"kuairand-clicks: rows are of another plan; .* --sets kuairand-clicks "):
         trial_config(PLAN, "kuairand-clicks-last", rows)
     last = trial_config(PLAN, "kuairand-clicks-last", whole_tuning("kuairand-clicks"))
     assert last.data.split.kind == "leave_one_out" and last.data.split.test_from is None
@@ -251,14 +253,19 @@ def test_tuning_trial_and_teachers_from_end_to_end(world: Any, data: Path, tmp_p
         },
     }
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(world.recipe(compare={"margins": {}})), encoding="utf-8")
-    for module in (tuning, second_half):
+    for module in (tuning, second_half, both):
         monkeypatch.setattr(module, "HERE", tmp_path)
-    tuning.tune(plan, "tiny", tuning.start(plan, "tiny", data, tmp_path / "out"))
+    monkeypatch.setattr(both, "read_plan", lambda name: plan)
+    command = ["fair_trial", "--data", str(data), "--out", str(tmp_path / "out"), "--sets", "tiny"]
+    monkeypatch.setattr(sys, "argv", command)
+    both.main()
     rows = (tmp_path / "tuning-tiny.jsonl").read_text(encoding="utf-8")
     assert [json.loads(line)["rung"] for line in rows.splitlines()] == [0, 1]
     tuning.tune(plan, "tiny", tuning.start(plan, "tiny", data, tmp_path / "out"))
     assert (tmp_path / "tuning-tiny.jsonl").read_text(encoding="utf-8") == rows
-    second_half.carry_out(plan, "tiny", data, tmp_path / "out")
+    before = (tmp_path / "trial-tiny.comparison.json").read_bytes()
+    both.main()  # nothing is left to do
+    assert (tmp_path / "trial-tiny.comparison.json").read_bytes() == before
     second_half.carry_out_alike(plan, "tiny", data, tmp_path / "out")
     alike = read_comparison(tmp_path / "alike-tiny-p0.5.comparison.json")
     assert {row["arm"] for row in alike["rows"]} == {"sft", "nll", "fair-distill"}

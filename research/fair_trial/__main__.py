@@ -1,0 +1,36 @@
+"""Makes the headline of a data set anew: its tuning, then its trial.
+
+    python -m research.fair_trial --data DIR --out runs/fair --sets amazon18-scientific
+
+What has its row is not measured again, so an interrupted command continues.
+Move `tuning-<set>.jsonl` away to tune anew.
+`research.fair_trial.trial` has the trials that stand beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from adagrpo.report import read_rows
+from research.fair_trial.trial import carry_out
+from research.fair_trial.tune import HERE, read_plan, start, tune, tuned_on, unfinished
+
+
+def main() -> None:
+    """Tune where it is not done, then try."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--sets", nargs="+", required=True)
+    given = parser.parse_args()
+    for name in given.sets:
+        plan = read_plan(name)
+        source = tuned_on(plan, name)
+        if unfinished(plan, source, list(read_rows(HERE / f"tuning-{source}.jsonl"))) is not None:
+            tune(plan, source, start(plan, source, given.data, given.out))
+        carry_out(plan, name, given.data / plan["sets"][name].get("folder", name), given.out)
+
+
+if __name__ == "__main__":
+    main()
