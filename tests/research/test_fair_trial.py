@@ -17,7 +17,13 @@ from adagrpo.report import read_comparison
 from research.fair_trial import __main__ as both
 from research.fair_trial import trial as second_half
 from research.fair_trial import tune as tuning
-from research.fair_trial.trial import alike_config, teacher_config, trial_config, unseen_config
+from research.fair_trial.configs import (
+    alike_config,
+    teacher_config,
+    thresholds_config,
+    trial_config,
+    unseen_config,
+)
 from research.fair_trial.tune import HERE, Candidate, candidates, chosen, fixed, leaders
 from research.pages.tuning import pairs_over_sets, pressed_table, teachers_table, tuned_table
 from research.worlds_pooled import over_worlds
@@ -207,6 +213,18 @@ def test_gates_at_unseen_positions_differ_in_the_gate_alone_and_the_paper_s_is_h
         assert arms[first].pressure == arms[second].pressure == 1.0
 
 
+def test_a_threshold_is_that_of_the_gate_and_of_the_random_one_that_it_is_held_against():
+    config = thresholds_config(PLAN, "lastfm")
+    arms = {arm.name: arm.resolved_objective(config.objective) for arm in config.train.arms[1:]}
+    assert len(arms) == 14 and len(config.compare.pairs) == 7
+    for first, second in config.compare.pairs:
+        assert "-gate-" in first and second == first.replace("-gate-", "-random-") and arms[first] == arms[second]
+        assert (arms[first].tau, arms[first].q_min) != (0.5, 0.95)
+    assert {arm.pressure for arm in config.train.arms[1:]} == {1.0}
+    both = arms["fair-grpo-samples-gate-tau0.2-q_min0.5"]
+    assert (both.tau, both.q_min, both.num_generations, both.rollout) == (0.2, 0.5, 16, "sample")
+
+
 @pytest.mark.parametrize("teacher", PLAN["trial"]["teachers"])
 def test_a_teacher_has_the_chosen_distillation_with_the_weight_of_validation(teacher: str):
     config = teacher_config(PLAN, "ml-1m", whole_tuning("ml-1m"), teacher, [HERE / "a", HERE / "b"])
@@ -248,6 +266,12 @@ def test_tuning_trial_and_teachers_from_end_to_end(world: Any, data: Path, tmp_p
                 "rollouts": {"distill": "few"},
                 "gates": ["random"],
             },
+            "thresholds": {
+                "pressure": 0.5,
+                "positions": "random",
+                "rollouts": {"distill": "few"},
+                "tried": {"distill": [{"q_min": 0.4}]},
+            },
             "ensemble": [2],
             "teachers": {"count": {"kind": "feature", "name": "popularity"}},
         },
@@ -269,13 +293,15 @@ def test_tuning_trial_and_teachers_from_end_to_end(world: Any, data: Path, tmp_p
     second_half.carry_out_alike(plan, "tiny", data, tmp_path / "out")
     alike = read_comparison(tmp_path / "alike-tiny-p0.5.comparison.json")
     assert {row["arm"] for row in alike["rows"]} == {"sft", "nll", "fair-distill"}
-    gated = plan["families"] | {"distill-gate": plan["families"]["distill"] | {"gate": "adagrpo"}}
-    second_half.carry_out_unseen(plan | {"families": gated}, "tiny", data, tmp_path / "out")
-    unseen = read_comparison(tmp_path / "unseen-tiny.comparison.json")
-    assert {(row["arm"], row["other"]) for row in unseen["pairs"]} == {
-        ("fair-distill-gate", "fair-distill-random"),
-        ("fair-distill-gate", "fair-distill"),
-    }
+    gates = {"gate": "adagrpo", "random": "random"}
+    gated = {f"distill-{end}": plan["families"]["distill"] | {"gate": gate} for end, gate in gates.items()}
+    held = {"unseen": ("distill-random", "distill"), "thresholds": ("distill-random-q_min0.4",)}
+    for side, others in held.items():
+        function = getattr(second_half, f"carry_out_{side}")
+        function(plan | {"families": plan["families"] | gated}, "tiny", data, tmp_path / "out")
+        found = read_comparison(tmp_path / f"{side}-tiny.comparison.json")["pairs"]
+        assert {row["other"] for row in found} == {f"fair-{other}" for other in others}
+        assert {row["arm"].startswith("fair-distill-gate") for row in found} == {True}
     second_half.teach(plan, "tiny", data, tmp_path / "out")
     contents = [read_comparison(tmp_path / f"{name}.comparison.json") for name in ("trial-tiny", "teacher-tiny-count")]
     assert {row["arm"] for row in contents[0]["rows"]} == {"sft", "nll", "fair-distill", "rerank"}

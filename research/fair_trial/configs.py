@@ -1,0 +1,135 @@
+"""What each trial compares, as a recipe: chosen arms, arms alike, unseen positions, thresholds, teachers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from adagrpo.config import Config
+from adagrpo.errors import UserError
+from research.fair_trial.tune import Candidate, chosen_arms, recipe_of, short_ranker, tuned_on, unfinished, written
+
+__all__ = ["alike_config", "pairs", "teacher_config", "thresholds_config", "trial_config", "unseen_config"]
+
+
+def pairs(families: Sequence[str]) -> list[list[str]]:
+    """Each gate against the random one and against none.
+
+    Example:
+        >>> pairs(["best", "best-gate", "best-random"])
+        [['fair-best-gate', 'fair-best-random'], ['fair-best-gate', 'fair-best'], ['fair-best-random', 'fair-best']]
+    """
+    named = [name for name in families if {f"{name}-gate", f"{name}-random"} <= set(families)]
+    ends = (("-gate", "-random"), ("-gate", ""), ("-random", ""))
+    return [[f"fair-{name}{first}", f"fair-{name}{second}"] for name in named for first, second in ends]
+
+
+def trial_config(plan: Mapping[str, Any], name: str, rows: Sequence[Mapping[str, Any]]) -> Config:
+    """The recipe with the arms that were chosen, and what they are held against.
+
+    Args:
+        plan: the content of plan.yaml.
+        name: of the set.
+        rows: of the tuning that chose its arms.
+
+    Raises:
+        UserError: the tuning is not complete, or its rows are of another plan.
+    """
+    source = tuned_on(plan, name)
+    if (why := unfinished(plan, source, rows)) is not None:
+        raise UserError(f"{source}: {why}; python -m research.fair_trial.tune --sets {source} continues the tuning")
+    families, found_arms = plan["sets"][name].get("families", list(plan["families"])), chosen_arms(plan, rows)
+    return _with_arms(plan, name, pairs(families), [found_arms[f"fair-{family}"] for family in families])
+
+
+def alike_config(plan: Mapping[str, Any], name: str, pressure: float) -> Config:
+    """The recipe with every family at one pressure and one place, with the rollouts of its objective.
+
+    Args:
+        plan: the content of plan.yaml.
+        name: of the set.
+        pressure: of all of them.
+    """
+    about = plan["trial"]["alike"] | {"pressure": pressure}
+    arms = [_alike(plan, about, family, f"fair-{family}") for family in plan["families"]]
+    return _with_arms(plan, name, pairs(list(plan["families"])), arms)
+
+
+def unseen_config(plan: Mapping[str, Any], name: str) -> Config:
+    """The recipe with each gate where the starting policy had no target, all arms alike.
+
+    Args:
+        plan: the content of plan.yaml.
+        name: of the set.
+    """
+    about, arms, held = plan["trial"]["unseen"], [], []
+    for objective in about["rollouts"]:
+        ungated, gated = (_alike(plan, about, family, f"fair-{family}") for family in (objective, f"{objective}-gate"))
+        others = [gated | {"gate": gate, "name": f"fair-{objective}-{gate}"} for gate in about["gates"]]
+        arms += [ungated, gated, *others]
+        held += [[gated["name"], other["name"]] for other in (*others, ungated)]
+    return _with_arms(plan, name, held, arms, *about["settings"])
+
+
+def thresholds_config(plan: Mapping[str, Any], name: str) -> Config:
+    """The recipe with the paper's gate at other thresholds, each beside the random gate that admits as many.
+
+    Args:
+        plan: the content of plan.yaml.
+        name: of the set.
+    """
+    about, arms, held = plan["trial"]["thresholds"], [], []
+    for objective, tried in about["tried"].items():
+        for options in tried:
+            end = "-".join(f"{key}{value:g}" for key, value in options.items())
+            families = (f"{objective}-gate", f"{objective}-random")
+            pair = [_alike(plan, about, family, f"fair-{family}-{end}") for family in families]
+            pair = [arm | {"options": arm["options"] | options} for arm in pair]
+            arms += pair
+            held.append([arm["name"] for arm in pair])
+    return _with_arms(plan, name, held, arms)
+
+
+def teacher_config(
+    plan: Mapping[str, Any], name: str, rows: Sequence[Mapping[str, Any]], teacher: str, ensemble: Sequence[Path]
+) -> Config:
+    """The recipe with another reward, and the one arm that distils it with the weight that validation chooses.
+
+    Args:
+        plan: the content of plan.yaml.
+        name: of the set.
+        rows: of its tuning.
+        teacher: one of `trial.teachers`.
+        ensemble: the runs of the policies whose mean is a reward, for `policies`.
+    """
+    reward = dict(plan["trial"]["teachers"][teacher])
+    if reward["kind"] == "policies":
+        reward["runs"] = [str(run) for run in ensemble]
+    arm = chosen_arms(plan, rows)["fair-distill"]
+    arm["options"]["distill"] |= {"reward_weight": "validation"}
+    ranker = [] if reward["kind"] == "sequential" else short_ranker(plan, name)
+    return _recipe(plan, name, *ranker, f"train.arms={json.dumps(['nll', arm])}", f"reward={json.dumps(reward)}")
+
+
+def _alike(plan: Mapping[str, Any], about: Mapping[str, Any], family: str, name: str) -> dict[str, Any]:
+    """An arm of a family with the pressure, place and rollouts that all arms of a trial have."""
+    rollouts = about["rollouts"][family.removesuffix("-gate").removesuffix("-random")]
+    return written(Candidate(family, about["pressure"], rollouts, about["positions"]).arm(plan, name))
+
+
+def _with_arms(
+    plan: Mapping[str, Any],
+    name: str,
+    held: Sequence[Sequence[str]],
+    arms: Sequence[Mapping[str, Any]],
+    *options: str,
+) -> Config:
+    """The recipe with continued NLL, some arms, and those of them that are held against each other."""
+    settled = [f"train.arms={json.dumps(['nll', *arms])}", f"compare.pairs={json.dumps(held)}", *options]
+    return _recipe(plan, name, *short_ranker(plan, name), *settled)
+
+
+def _recipe(plan: Mapping[str, Any], name: str, *options: str) -> Config:
+    return recipe_of(plan, name, *plan["trial"]["settings"], *options)
