@@ -98,8 +98,9 @@ def test_sums_by_node_are_sums_of_exponentials(level, block, monkeypatch):
     torch.testing.assert_close(every, functional.pad(masses.float().T, (1, 0)), rtol=1e-5, atol=1e-30)
 
 
-def test_masses_upwards():
-    masses = torch.rand(13, 2, generator=GENERATOR)
+@pytest.mark.parametrize("samples", [1, 2])
+def test_masses_upwards(samples):
+    masses = torch.rand(13, samples, generator=GENERATOR)
     levels = upwards(TRIE, functional.pad(masses.T, (1, 0)), 3)
     for level, found in enumerate(levels):
         expected = torch.stack([masses[below(level, node)].sum(0) for node in range(len(prefixes(level)))], dim=1)

@@ -257,13 +257,18 @@ def upwards(
     level: int,
 ) -> tuple[Tensor, ...]:
     """The masses (N, 1 + n) of levels 0 to `level`, from those of `level`."""
-    levels = [masses]
+    levels, below = [masses], masses[:, 1:].t().contiguous()  # (n, N): a node's masses are added up side by side
     for first in reversed(trie.first[:level]):
-        # the children of a node follow each other; the first node takes the 0 as well
-        samples, width = levels[-1].shape
-        starts = functional.pad(first[1:-1] + 1, (1, 0))
-        rows = width * torch.arange(samples, device=masses.device)
-        offsets = functional.pad((rows.unsqueeze(1) + starts).flatten(), (0, 1), value=samples * width)
-        sums = torch.segment_reduce(levels[-1].flatten(), "sum", offsets=offsets)
-        levels.append(functional.pad(sums.view(samples, -1), (1, 0)))
+        below = _sums_of_children(below, first)
+        levels.append(functional.pad(below.t(), (1, 0)))
     return tuple(reversed(levels))
+
+
+def _sums_of_children(
+    below: Tensor,  # (n_{l+1}, N)
+    first: Tensor,  # (n_l + 1,) int64: the children of a node follow each other
+) -> Tensor:  # (n_l, N)
+    if below.shape[1] == 1:  # of which bags make three times as much work
+        return torch.segment_reduce(below, "sum", offsets=first, axis=0)
+    places = torch.arange(len(below), device=below.device)
+    return functional.embedding_bag(places, below, first[:-1], mode="sum")
