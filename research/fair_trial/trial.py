@@ -8,9 +8,11 @@
 
 `--out` is that of the tuning. Each family has the arm that `chosen-<set>.yaml` names, under the seeds of `plan.yaml`,
 in one comparison with continued NLL and with re-ranking. A gate is held against the random one and against none, with
-an interval on that difference. Stopped at any point, the same command continues. `--only 3` makes the run of one seed,
-beside another process that makes the others. A set with `tuned_on` has the arms of another set's tuning, and those of
-its `families` alone if it names some.
+an interval on that difference. Stopped at any point, the same command continues. A set with `tuned_on` has the arms of
+another set's tuning, and those of its `families` alone if it names some.
+
+`--only 3` makes the run of one seed, beside another process that makes the others. `--seeds 1 2` is a comparison of
+these seeds, kept as `trial-<set>-seeds-1-2`; a table pools it with those of the other seeds.
 
 With `--alike` nothing that was tuned is read: all arms have one pressure, one place and the rollouts of their
 objective, so that a gate, the random one and none differ in nothing else. Each of the plan's pressures is a comparison.
@@ -40,6 +42,7 @@ from typing import Any
 
 from adagrpo.config import Config
 from adagrpo.console import StderrConsole
+from adagrpo.errors import UserError
 from adagrpo.pipeline import Run, fit_sft, prepare, tokenize
 from adagrpo.pipeline.compare import Comparison
 from adagrpo.report import read_rows
@@ -57,14 +60,22 @@ from research.fair_trial.tune import HERE, read_plan, recipe_of, tuned_on
 SHARED = ("prepare", "tokenize", "sft", "ranker", "train/nll", "evaluate/sft", "evaluate/nll")  # whatever the reward
 
 
-def carry_out(plan: Mapping[str, Any], name: str, data: Path, out: Path, only: Sequence[int] = ()) -> None:
-    """The trial of one set, or no more than the runs of some of its seeds."""
-    config = trial_config(plan, name, _rows(plan, name))
-    comparison = _comparison(plan, name, config, data, out / f"trial-{name}", "rerank")
+def carry_out(
+    plan: Mapping[str, Any], name: str, data: Path, out: Path, only: Sequence[int] = (), part: Sequence[int] = ()
+) -> None:
+    """The trial of one set; or no more than the runs of some of its seeds; or a comparison of some of them.
+
+    Raises:
+        UserError: a seed of the part is none of the plan's.
+    """
+    if unknown := [seed for seed in part if seed not in _seeds(plan, name)]:
+        raise UserError(f"--seeds {unknown[0]}: the plan has {', '.join(map(str, _seeds(plan, name)))} for {name}")
+    config, of = trial_config(plan, name, _rows(plan, name)), "-".join([f"trial-{name}", *_named(part)])
+    comparison = _comparison(plan, name, config, data, out / of, "rerank", seeds=part)
     if only:
         comparison.make_runs(only)
     else:
-        _carry_out(comparison, f"trial-{name}")
+        _carry_out(comparison, of)
 
 
 def carry_out_alike(plan: Mapping[str, Any], name: str, data: Path, out: Path) -> None:
@@ -108,12 +119,22 @@ SIDES = {
 
 
 def _comparison(
-    plan: Mapping[str, Any], name: str, config: Config, data: Path, directory: Path, *served: str
+    plan: Mapping[str, Any],
+    name: str,
+    config: Config,
+    data: Path,
+    directory: Path,
+    *served: str,
+    seeds: Sequence[int] = (),
 ) -> Comparison:
-    """All arms of a recipe under the seeds of the set, and arms that are not trained."""
-    arms = [arm.name for arm in config.train.arms] + [*served]
-    seeds, console = _seeds(plan, name), StderrConsole()
-    return Comparison(directory, config, data, objectives=arms, seeds=seeds, console=console)
+    """All arms of a recipe under the seeds of the set, or some of them, and arms that are not trained."""
+    arms, console = [arm.name for arm in config.train.arms] + [*served], StderrConsole()
+    under = sorted(seeds) or _seeds(plan, name)
+    return Comparison(directory, config, data, objectives=arms, seeds=under, console=console)
+
+
+def _named(part: Sequence[int]) -> list[str]:
+    return ["seeds", *map(str, sorted(part))] if part else []
 
 
 def _carry_out(comparison: Comparison, name: str) -> None:
@@ -172,6 +193,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", required=True)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--only", nargs="+", type=int, default=[], help="seeds whose runs are made, and nothing more")
+    which.add_argument("--seeds", nargs="+", type=int, default=[], help="a comparison of these seeds, to be pooled")
     for flag, (side, about) in SIDES.items():
         which.add_argument(flag, action="store_const", dest="side", const=side, help=about)
     given = parser.parse_args()
@@ -179,7 +201,7 @@ def main() -> None:
         plan = read_plan(name)
         data = given.data / plan["sets"][name].get("folder", name)
         if given.side is None:
-            carry_out(plan, name, data, given.out, given.only)
+            carry_out(plan, name, data, given.out, given.only, given.seeds)
         else:
             given.side(plan, name, data, given.out)
 

@@ -8,7 +8,7 @@
 |---|---|---|
 | `arms` | one `NAME.jsonl` | `seed`, `columns` (metrics), `checkpoint` (`best`, `final`), `form=text` |
 | `comparison` | one `NAME.comparison.json`; several, of other seeds, are pooled | `form=short`, `checkpoint` |
-| `headline` | several `NAME.comparison.json`; `NAME+NAME`, of other seeds, are pooled | `arms` (the rows) |
+| `headline` | several `NAME.comparison.json`; `NAME+NAME` is pooled, as in `pairs`, `pressed` | `arms` (rows) |
 | `starting` | several `NAME.jsonl`, a sign such as † after the name | |
 | `ablation` | one `NAME.jsonl` of `research.starting_policies.ablation` | |
 | `quality` | one `NAME.jsonl` of `research.reward_quality.measure` | `metric` |
@@ -68,6 +68,7 @@ KEYS = {
     "orders": ("measure", "less", "form"),
 }
 QUALITY = ("research.reward_quality.measure", ("variant", "diagnosis", "arms"))
+POOLED = ("headline", "pairs", "pressed")  # kinds for which `NAME+NAME` is one comparison
 SEVERAL = ("starting", "comparison", "headline", "pairs", "verdicts")  # kinds that take more than one file of results
 FORMS = {"arms": "text", "comparison": "short", "trial": "text", "verdicts": "short", "orders": "exposure"}
 
@@ -212,25 +213,20 @@ def _made(marker: Marker, results: Path) -> Table:
     name, options = marker.names[0], marker.options
     if marker.kind == "starting":
         return starting_table(results, marker.names)
-    if marker.kind == "headline":
-        groups = [named.split("+") for named in marker.names]
-        contents = [
-            _pooled([read_comparison(find(results, f"{one}.comparison.json")) for one in group], group)
-            for group in groups
-        ]
-        arms = options["arms"].split(",") if "arms" in options else []
-        return headline_table(contents, arms, _titles(contents, marker.names))
+    if marker.kind in POOLED:
+        contents = [_pooled_named(named, results) for named in marker.names]
+        if marker.kind == "pressed":
+            return pressed_table(contents[0])
+        titles = _titles(contents, marker.names)
+        if marker.kind == "headline":
+            return headline_table(contents, options["arms"].split(",") if "arms" in options else [], titles)
+        last = len(contents) > 1 or options.get("checkpoint") == "final"
+        return pairs_over_sets(contents, titles) if last else pairs_table(contents[0])
     if marker.kind == "comparison":
         contents = [read_comparison(find(results, f"{named}.comparison.json")) for named in marker.names]
         return summary_table(_pooled(contents, marker.names), "form" in options, options.get("checkpoint"))
-    if marker.kind == "pairs":
-        contents = [read_comparison(find(results, f"{named}.comparison.json")) for named in marker.names]
-        last = len(contents) > 1 or options.get("checkpoint") == "final"
-        return pairs_over_sets(contents, _titles(contents, marker.names)) if last else pairs_table(contents[0])
     if marker.kind == "teachers":
         return _teachers(name, results)
-    if marker.kind == "pressed":
-        return pressed_table(read_comparison(find(results, f"{name}.comparison.json")))
     if marker.kind == "trial":
         return trial_table(_trial(find(results, f"{name}.trial.json")))
     path = find(results, f"{name}.jsonl")
@@ -281,6 +277,12 @@ def _verdicts(marker: Marker, results: Path) -> Table:
     except ValueError as error:
         raise UserError(f"{', '.join(marker.names)}: {error}") from error
     return verdict_summary(rows) if "form" in marker.options else verdict_table(rows)
+
+
+def _pooled_named(named: str, results: Path) -> dict[str, Any]:
+    """A comparison, or `NAME+NAME`, the same under other seeds."""
+    names = named.split("+")
+    return _pooled([read_comparison(find(results, f"{name}.comparison.json")) for name in names], names)
 
 
 def _titles(contents: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[str]:

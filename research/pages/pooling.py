@@ -23,6 +23,7 @@ import numpy as np
 
 from adagrpo.config import CompareConfig
 from adagrpo.evaluation.comparison import give_verdicts, over_both, over_seeds, within_margin
+from adagrpo.evaluation.statistics import holm
 
 __all__ = ["pool"]
 
@@ -34,7 +35,8 @@ def pool(contents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         contents: of `comparison.json`, in the order of their seeds.
 
     Returns:
-        Such a content, with `name`, `seeds`, `users` (the most of any), `plan` and `rows`, for the arms that all have.
+        Such a content, with `name`, `seeds`, `users` (the most of any), `plan` and `rows`, for the arms that all have;
+        `arms` and `pairs` where all have them.
 
     Raises:
         ValueError: two have a seed in common, or differ in plan or name.
@@ -75,7 +77,48 @@ def pool(contents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         rows.append(row | {"validation": validation, "against": against, "margins": margins})
     give_verdicts(rows, options)
     users = max(content["users"] for content in contents)
-    return {"name": first["name"], "seeds": seeds, "users": users, "plan": first["plan"], "rows": rows}
+    pooled = {"name": first["name"], "seeds": seeds, "users": users, "plan": first["plan"], "rows": rows}
+    if all("arms" in content for content in contents):
+        pooled["arms"] = _pooled_arms([content["arms"] for content in contents])
+    if all("pairs" in content for content in contents):
+        pooled["pairs"] = _pooled_pairs(contents, tables, shares, options)
+    return pooled
+
+
+def _pooled_arms(parts: Sequence[Mapping[str, Mapping[str, list[Any]]]]) -> dict[str, dict[str, list[Any]]]:
+    """What is known of each arm, seed by seed."""
+    return {
+        arm: {key: [value for part in parts for value in part[arm][key]] for key in facts}
+        for arm, facts in parts[0].items()
+        if all(arm in part and facts.keys() == part[arm].keys() for part in parts)
+    }
+
+
+def _pooled_pairs(
+    contents: Sequence[Mapping[str, Any]],
+    tables: Sequence[Mapping[tuple[str, str], Mapping[str, Any]]],
+    shares: Sequence[float],
+    options: CompareConfig,
+) -> list[dict[str, Any]]:
+    """The arms that are held against each other, with Holm's p-values over them alone."""
+    keys = ("arm", "other", "checkpoint")
+    pairs = [{tuple(row[key] for key in keys): row for row in content["pairs"]} for content in contents]
+    rows = []
+    for point in (point for point in pairs[0] if all(point in of for of in pairs)):
+        parts = [of[point] for of in pairs]
+        bases = [table.get((point[1], point[2]), table[point[1], "best"]) for table in tables]
+        against = {
+            name: _pooled_difference(
+                [part["against"][name] for part in parts],
+                [base["test"][name]["mean"] for base in bases],
+                shares,
+                options,
+            )
+            for name in _common(parts, "against")
+        }
+        rows.append(dict(zip(keys, point, strict=True)) | {"against": against})
+    corrected = holm([row["against"][options.metric]["p"] for row in rows])
+    return [row | {"p_holm": p} for row, p in zip(rows, corrected, strict=True)]
 
 
 def _common(parts: Sequence[Mapping[str, Any]], key: str) -> list[str]:

@@ -25,6 +25,7 @@ from research.fair_trial.configs import (
     unseen_config,
 )
 from research.fair_trial.tune import HERE, Candidate, candidates, chosen, fixed, leaders
+from research.pages.pooling import pool
 from research.pages.tuning import pairs_over_sets, pressed_table, teachers_table, tuned_table
 from research.worlds_pooled import over_worlds
 
@@ -283,10 +284,17 @@ def test_tuning_trial_and_teachers_from_end_to_end(world: Any, data: Path, tmp_p
     command = ["fair_trial", "--data", str(data), "--out", str(tmp_path / "out"), "--sets", "tiny"]
     monkeypatch.setattr(sys, "argv", command)
     both.main()
+    more = plan | {"seeds": {"others": [1, 2, 3]}}
     rows = (tmp_path / "tuning-tiny.jsonl").read_text(encoding="utf-8")
     assert [json.loads(line)["rung"] for line in rows.splitlines()] == [0, 1]
     tuning.tune(plan, "tiny", tuning.start(plan, "tiny", data, tmp_path / "out"))
     assert (tmp_path / "tuning-tiny.jsonl").read_text(encoding="utf-8") == rows
+    for seed in (2, 3):
+        second_half.carry_out(more, "tiny", data, tmp_path / "out", part=[seed])
+    parts = [read_comparison(tmp_path / f"trial-tiny-seeds-{seed}.comparison.json") for seed in (2, 3)]
+    assert pool(parts)["seeds"] == [2, 3] and {row["arm"] for row in pool(parts)["rows"]} >= {"fair-distill", "rerank"}
+    with pytest.raises(UserError, match="--seeds 4: the plan has 1, 2, 3 for tiny"):
+        second_half.carry_out(more, "tiny", data, tmp_path / "out", part=[4])
     before = (tmp_path / "trial-tiny.comparison.json").read_bytes()
     both.main()  # nothing is left to do
     assert (tmp_path / "trial-tiny.comparison.json").read_bytes() == before

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from adagrpo.config import CompareConfig
-from adagrpo.evaluation.comparison import Measured, compare
+from adagrpo.evaluation.comparison import Measured, compare, compare_pairs
 from research.pages.pooling import pool
 
 OPTIONS = CompareConfig(margins={"hr@50": 0.05, "hallucination@10": 0.05}, resamples=500)
@@ -129,3 +129,24 @@ def test_files_of_several_seeds_say_how_users_go_together_and_the_interval_over_
     single, _ = pooled_parts(planted(2), 1, OPTIONS)
     assert "both" in single["gain", "best"]["against"]["hr@10"]
     assert "both" not in pooled_parts(planted(2), 1, OPTIONS)[1]["gain", "best"]["against"]["hr@10"]
+
+
+def test_pairs_and_what_is_known_of_arms_are_pooled_where_all_files_have_them() -> None:
+    options = OPTIONS.model_copy(update={"pairs": (("gain", "loss"), ("equal", "gain"))})
+    tests, seeds = planted(5), list(range(5))
+    whole = {(row["arm"], row["checkpoint"]): row for row in compare_pairs(tests, options)}
+    parts = []
+    for cut in (slice(0, 3), slice(3, None)):
+        mine = {point: entries[cut] for point, entries in tests.items()}
+        known = {"pairs": compare_pairs(mine, options), "arms": {"gain": {"lambda": seeds[cut]}}}
+        parts.append(content_of(mine, seeds[cut], options) | known)
+    together = pool(parts)
+    assert together["arms"] == {"gain": {"lambda": seeds}}
+    pairs = {(row["arm"], row["checkpoint"]): row for row in together["pairs"]}
+    assert pairs.keys() == whole.keys() and {row["other"] for row in together["pairs"]} == {"loss", "gain"}
+    for point, row in pairs.items():
+        for key in ("difference", "relative", "by_seed", "seeds"):
+            found, expected = (one["against"]["hr@10"][key] for one in (row, whole[point]))
+            assert found == pytest.approx(expected, rel=1e-9, abs=1e-12), (point, key)
+        assert "both" in row["against"]["hr@10"] and row["p_holm"] >= row["against"]["hr@10"]["p"]
+    assert {*pool([{k: v for k, v in part.items() if k != "arms"} for part in parts])} == {*together} - {"arms"}
