@@ -8,7 +8,7 @@
 |---|---|---|
 | `arms` | one `NAME.jsonl` | `seed`, `columns` (metrics), `checkpoint` (`best`, `final`), `form=text` |
 | `comparison` | one `NAME.comparison.json`; several, of other seeds, are pooled | `form=short`, `checkpoint` |
-| `headline` | several `NAME.comparison.json`; `NAME+NAME` is pooled, as in `pairs`, `pressed` | `arms` (rows) |
+| `headline` | several `NAME.comparison.json`; `NAME+NAME` is pooled (`pairs`, `pressed` too) | `arms`, `split` |
 | `starting` | several `NAME.jsonl`, a sign such as † after the name | |
 | `ablation` | one `NAME.jsonl` of `research.starting_policies.ablation` | |
 | `quality` | one `NAME.jsonl` of `research.reward_quality.measure` | `metric` |
@@ -16,7 +16,7 @@
 | `trial` | one `NAME.trial.json`, the `demo.json` of a demo | `form=text` |
 | `orders` | one `NAME.jsonl` of `research.exposed_feed.measure` | `measure`, `less`, `form=exposure` |
 | `tuned` | one `NAME.jsonl` of `research.fair_trial.tune` | |
-| `pairs` | one `NAME.comparison.json`: arms held against each other; several: last steps, mean | `checkpoint=final` |
+| `pairs` | one `NAME.comparison.json`: arms against each other; several: last steps | `checkpoint=final`, `metric` |
 | `teachers` | a set: its `teacher-NAME-*.comparison.json` | |
 | `pressed` | one `NAME.comparison.json`: how hard each arm pressed, and both its checkpoints | |
 | `verdicts` | the outcomes and the verdicts of `research.verdict`, two names | `form=short`: the targets alone |
@@ -43,7 +43,7 @@ from research.pages.overview import effects, overview_figure, sources
 from research.pages.pooling import pool
 from research.pages.quality import crossing_table, quality_figure, quality_table
 from research.pages.results import ablation_table, arms_table, find, starting_table
-from research.pages.summary import headline_table, summary_table
+from research.pages.summary import headline_table, summary_table, validation_table
 from research.pages.tuning import pairs_over_sets, pressed_table, teachers_table, tuned_table
 from research.pages.verdicts import joined, verdict_summary, verdict_table
 
@@ -60,10 +60,10 @@ KEYS = {
     "crossing": ("metric",),
     "trial": ("form",),
     "tuned": (),
-    "pairs": ("checkpoint",),
+    "pairs": ("checkpoint", "metric"),
     "teachers": (),
     "pressed": (),
-    "headline": ("arms",),
+    "headline": ("arms", "split"),
     "verdicts": ("form",),
     "orders": ("measure", "less", "form"),
 }
@@ -219,9 +219,12 @@ def _made(marker: Marker, results: Path) -> Table:
             return pressed_table(contents[0])
         titles = _titles(contents, marker.names)
         if marker.kind == "headline":
-            return headline_table(contents, options["arms"].split(",") if "arms" in options else [], titles)
+            arms = options["arms"].split(",") if "arms" in options else []
+            if options.get("split", "test") == "validation":
+                return validation_table(contents, arms, titles)
+            return headline_table(contents, arms, titles)
         last = len(contents) > 1 or options.get("checkpoint") == "final"
-        return pairs_over_sets(contents, titles) if last else pairs_table(contents[0])
+        return pairs_over_sets(contents, titles, options.get("metric")) if last else pairs_table(contents[0])
     if marker.kind == "comparison":
         contents = [read_comparison(find(results, f"{named}.comparison.json")) for named in marker.names]
         return summary_table(_pooled(contents, marker.names), "form" in options, options.get("checkpoint"))

@@ -11,7 +11,7 @@ from adagrpo.metrics import Shown, cutoff, is_rate, shown
 from adagrpo.report.comparison_tables import format_difference, format_ends
 from adagrpo.report.tables import MISSING, Alignment, Table, format_metric, metric_label
 
-__all__ = ["headline_table", "summary_table"]
+__all__ = ["headline_table", "summary_table", "validation_table"]
 
 UTILITY = "true_utility@10"
 SHORT = ("hr@50", "ndcg@10", "hallucination@10", "coverage@10")
@@ -95,6 +95,28 @@ def headline_table(contents: Sequence[Mapping[str, Any]], arms: Sequence[str], t
     header = [f"{title}, Δ {metric_label(name)}{', points' * is_rate(name)}" for title, _, name in columns]
     right: list[Alignment] = ["right"] * len(columns)
     return Table(("arm", *header), tuple(cells), ("left", *right))
+
+
+def validation_table(contents: Sequence[Mapping[str, Any]], arms: Sequence[str], titles: Sequence[str]) -> Table:
+    """One row an arm, one column a comparison: the mean of its last steps on validation less that of the baseline.
+
+    Args:
+        contents: of `comparison.json`.
+        arms: the rows, in order.
+        titles: of the comparisons.
+    """
+    metric = contents[0]["plan"]["metric"]
+    last = [{row["arm"]: row["validation"].get(metric) for row in content["rows"]} for content in contents]
+    cells = []
+    for arm in arms:
+        pairs = [
+            (rows.get(arm), rows[content["plan"]["baseline"]]) for rows, content in zip(last, contents, strict=True)
+        ]
+        line = [MISSING if own is None else format_difference(metric, own - base) for own, base in pairs]
+        cells.append((arm, *line))
+    unit = f"Δ {metric_label(metric)} on validation{', points' * is_rate(metric)}"
+    right: list[Alignment] = ["right"] * len(contents)
+    return Table(("arm", *(f"{title}, {unit}" for title in titles)), tuple(cells), ("left", *right))
 
 
 def _beside(metric: str, names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from adagrpo.errors import UserError
 from adagrpo.evaluation.comparison import reported
 from adagrpo.metrics import is_rate
 from adagrpo.report.comparison_tables import format_difference, format_ends
@@ -73,7 +74,7 @@ def pressed_table(content: Mapping[str, Any]) -> Table:
     return Table(header, tuple(cells), ("left", *("right",) * 5))
 
 
-def pairs_over_sets(contents: Sequence[Mapping[str, Any]], titles: Sequence[str]) -> Table:
+def pairs_over_sets(contents: Sequence[Mapping[str, Any]], titles: Sequence[str], metric: str | None = None) -> Table:
     """One row a pair of arms, one column a set: the first less the second at the last step; then the mean over sets.
 
     There is no mean of one set, nor of several comparisons of a set.
@@ -81,16 +82,24 @@ def pairs_over_sets(contents: Sequence[Mapping[str, Any]], titles: Sequence[str]
     Args:
         contents: of `comparison.json`, which hold the same pairs against each other.
         titles: of their columns.
+        metric: instead of that of their plans.
+
+    Raises:
+        UserError: no pair has that metric.
     """
-    found = [_last_pairs(content) for content in contents]
+    metric = metric or contents[0]["plan"]["metric"]
+    found = [_last_pairs(content, metric) for content in contents]
+    if not any(found):
+        raise UserError(f"no pair of arms has {metric}")
+    scale = (100, 2) if is_rate(metric) else (1, 4)
     distinct = 1 < len({content["name"] for content in contents}) == len(contents)
     cells = []
     for names in dict.fromkeys(names for pairs in found for names in pairs):
         results = [pairs.get(names) for pairs in found]
-        line = [_difference(content["plan"]["metric"], one) for content, one in zip(contents, results, strict=True)]
+        line = [_difference(metric, one) for one in results]
         known = [(one["difference"], one["variance"]["users"]) for one in results if one is not None]
-        cells.append((" less ".join(names), *line, *([shown(known, 100, 2)] if distinct else [])))
-    label = f"{metric_label(contents[0]['plan']['metric'])}, points"
+        cells.append((" less ".join(names), *line, *([shown(known, *scale)] if distinct else [])))
+    label = f"{metric_label(metric)}{', points' * is_rate(metric)}"
     header = ("arms", *titles, *([f"mean over sets, {label}"] if distinct else []))
     right: list[Alignment] = ["right"] * (len(header) - 1)
     return Table(header, tuple(cells), ("left", *right))
@@ -114,9 +123,8 @@ def teachers_table(contents: Mapping[str, Mapping[str, Any]]) -> Table:
     return Table(header, tuple(cells), ("left", *("right",) * 5))
 
 
-def _last_pairs(content: Mapping[str, Any]) -> dict[tuple[str, str], Mapping[str, Any]]:
-    metric = content["plan"]["metric"]
-    pairs = content.get("pairs", ())
+def _last_pairs(content: Mapping[str, Any], metric: str) -> dict[tuple[str, str], Mapping[str, Any]]:
+    pairs = [row for row in content.get("pairs", ()) if metric in row["against"]]
     return {(row["arm"], row["other"]): row["against"][metric] for row in pairs}  # final stands behind best
 
 

@@ -29,7 +29,9 @@ def against(difference: float, seeds: list[float] | None) -> dict[str, Any]:
 
 def judged(arm: str, checkpoint: str, verdict: str, differs: dict[str, Any]) -> dict[str, Any]:
     test = {name: {"mean": 0.1} for name in ("hr@10", "ndcg@10", "tail_share@10")}
-    return {"arm": arm, "checkpoint": checkpoint, "verdict": verdict, "test": test, "against": differs}
+    seen = {"hr@10": {"x": 0.13, "nll": 0.12}.get(arm, 0.1)}
+    told = {"test": test, "validation": seen, "against": differs}
+    return {"arm": arm, "checkpoint": checkpoint, "verdict": verdict} | told
 
 
 @pytest.fixture
@@ -127,6 +129,13 @@ def test_a_headline_has_the_last_checkpoint_of_each_arm_and_comparison(results: 
         "|---|--:|--:|--:|",
         "| x | 0.00 (−1.00 … +5.00) | +3.00 (−1.00 … +5.00) | −0.0040 (−0.0050 … −0.0030) |",
         "| rerank | −0.20 (−1.00 … +5.00) | – | – |",
+    ]
+    assert made("headline tiny arms=x,rerank,y split=validation", results) == [
+        "| arm | tiny, Δ HR@10 on validation, points |",
+        "|---|--:|",
+        "| x | +1.00 |",
+        "| rerank | −2.00 |",
+        "| y | – |",
     ]
     (results / "w.comparison.json").write_text(json.dumps(content), encoding="utf-8")  # of the same set
     assert made("headline tiny w arms=x", results)[0] == "| arm | tiny, Δ HR@10, points | w, Δ HR@10, points |"

@@ -126,6 +126,8 @@ def test_pairs_of_several_sets_have_their_last_steps_and_the_mean_over_the_sets(
         "-", "\N{MINUS SIGN}"
     )
 
+    with pytest.raises(UserError, match="no pair of arms has ndcg@10"):
+        pairs_over_sets(contents, list(gains), "ndcg@10")
     again = pairs_over_sets([contents[0], {**contents[1], "name": "first"}], ["p1", "p2"])
     assert again.header == ("arms", "p1", "p2")  # a set twice has no mean over sets
 
