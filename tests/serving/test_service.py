@@ -134,6 +134,8 @@ def test_answers_and_refusals_are_what_openapi_says_of_them(stub: Callable[..., 
     for path in ("/health", "/livez", "/readyz"):
         fits(path)
     fits("/v1/feedback", {"request_id": "r", "item_id": 1, "kind": "click"}, status=409)
+    assert {"200", "202"} < {*described["paths"]["/v1/admin/reload"]["post"]["responses"]}
+    assert {"200", "503"} < {*described["paths"]["/readyz"]["get"]["responses"]}  # a process that ends says so
     with pytest.raises(jsonschema.ValidationError):  # so the schemas do say something
         jsonschema.validate({"items": 3}, described["components"]["schemas"]["ListAnswer"])
 

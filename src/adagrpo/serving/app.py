@@ -164,14 +164,16 @@ def _api(routes: Routes, switching: Switching | None, lifespan: Callable[[FastAP
 
     refused: dict[int | str, dict[str, Any]] = {kind: {"model": schemas.Refusal} for kind in ("4XX", "5XX")}
 
-    def route(path: str, handler: Any, answer: Any = None, *bodies: type[BaseModel]) -> None:
+    def route(
+        path: str, handler: Any, answer: Any = None, *bodies: type[BaseModel], statuses: tuple[int, ...] = (200,)
+    ) -> None:
         kinds = [body.model_json_schema() for body in bodies]
         content = {"application/json": {"schema": kinds[0] if len(kinds) == 1 else {"anyOf": kinds}}}
         app.add_api_route(
             path,
             answered(handler),
             methods=["POST" if bodies else "GET"],
-            responses=refused if answer is None else refused | {200: {"model": answer}},
+            responses=refused | ({} if answer is None else {status: {"model": answer} for status in statuses}),
             response_model=None,
             operation_id=handler.__name__,
             openapi_extra={"requestBody": {"required": True, "content": content}} if bodies else None,
@@ -181,11 +183,11 @@ def _api(routes: Routes, switching: Switching | None, lifespan: Callable[[FastAP
     route("/recommend", routes.recommend, schemas.ListAnswer, schemas.RecommendRequest)
     route("/v1/recommend", routes.recommend_v1, one_or_more, schemas.RecommendBody, schemas.BatchBody)
     route("/v1/feedback", routes.feedback, schemas.FeedbackAnswer, schemas.FeedbackBody, schemas.FeedbackEvent)
-    route("/v1/admin/reload", routes.reload, schemas.HealthAnswer, schemas.ReloadBody)
+    route("/v1/admin/reload", routes.reload, schemas.HealthAnswer, schemas.ReloadBody, statuses=(200, 202))
     route("/v1/items/{item_id}", routes.item, schemas.ItemAnswer)
     route("/health", routes.health, schemas.HealthAnswer)
     route("/livez", routes.livez, schemas.StatusAnswer)
-    route("/readyz", routes.readyz, schemas.StatusAnswer)
+    route("/readyz", routes.readyz, schemas.StatusAnswer, statuses=(200, 503))
     route("/metrics", routes.metrics_text)
     if switching is not None:
         route("/v1/admin/experiment", switching.experiment)
