@@ -14,7 +14,7 @@ from pathlib import Path
 
 from adagrpo.report import read_rows
 from research.fair_trial.trial import carry_out
-from research.fair_trial.tune import HERE, read_plan, start, tune, tuned_on, unfinished
+from research.fair_trial.tune import HERE, folder_of, read_plan, start, tune, tuned_on, unfinished
 
 
 def main() -> None:
@@ -28,8 +28,8 @@ def main() -> None:
         plan = read_plan(name)
         source = tuned_on(plan, name)
         if unfinished(plan, source, list(read_rows(HERE / f"tuning-{source}.jsonl"))) is not None:
-            tune(plan, source, start(plan, source, given.data, given.out))
-        carry_out(plan, name, given.data / plan["sets"][name].get("folder", name), given.out)
+            tune(plan, source, start(plan, source, folder_of(plan, source, given.data), given.out))
+        carry_out(plan, name, folder_of(plan, name, given.data), given.out)
 
 
 if __name__ == "__main__":

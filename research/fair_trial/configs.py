@@ -1,4 +1,4 @@
-"""What each trial compares, as a recipe: chosen arms, arms alike, unseen positions, thresholds, teachers."""
+"""What each trial compares, as a recipe: chosen arms, arms alike, unseen positions, thresholds, teachers and so on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ from adagrpo.config import Config
 from adagrpo.errors import UserError
 from research.fair_trial.tune import Candidate, chosen_arms, recipe_of, short_ranker, tuned_on, unfinished, written
 
-__all__ = ["alike_config", "pairs", "teacher_config", "thresholds_config", "trial_config", "unseen_config"]
+__all__ = [
+    "alike_config",
+    "pairs",
+    "teacher_config",
+    "thresholds_config",
+    "trial_config",
+    "unseen_config",
+    "whole_config",
+]
 
 
 def pairs(families: Sequence[str]) -> list[list[str]]:
@@ -90,6 +98,18 @@ def thresholds_config(plan: Mapping[str, Any], name: str) -> Config:
             arms += pair
             held.append([arm["name"] for arm in pair])
     return _with_arms(plan, name, held, arms)
+
+
+def whole_config(plan: Mapping[str, Any], name: str, rows: Sequence[Mapping[str, Any]]) -> Config:
+    """The recipe with the arms that were best when trained for all of the steps.
+
+    Args:
+        plan: the content of plan.yaml.
+        name: of the set.
+        rows: of `research.fair_trial.tune.tune_whole`.
+    """
+    arms = chosen_arms(plan, rows, len(plan["rungs"]))
+    return _with_arms(plan, name, pairs(plan["trial"]["whole"]["families"]), list(arms.values()))
 
 
 def teacher_config(

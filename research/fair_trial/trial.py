@@ -24,12 +24,15 @@ random gate, the inverted one and none.
 With `--thresholds` the paper's gate has other thresholds than its own, all arms alike for the rest. Each is held
 against the random gate that admits as many as it would.
 
+With `--whole` the best settings of some families are tuned again for all of the steps, with rows in
+`whole-<set>.jsonl`. The one that is then best is tried.
+
 With `--teachers` the chosen distillation is trained again with other rewards, each re-ranked with too: counts, other
 seeds of the policy, the sequential ranker, a reward whose scores are shuffled. All of them, the trial's own reward
 among them, have the weight that validation chooses; the starting policies are those of the trial.
 
-`trial-<set>`, `alike-<set>-p<pressure>`, `unseen-<set>`, `thresholds-<set>` and `teacher-<set>-<teacher>` are kept
-beside this file, each as `.comparison.json` and with its rows as `.jsonl`.
+`trial-<set>`, `alike-<set>-p<pressure>`, `unseen-<set>`, `thresholds-<set>`, `at-length-<set>` and
+`teacher-<set>-<teacher>` are kept beside this file, each as `.comparison.json` and with its rows as `.jsonl`.
 """
 
 from __future__ import annotations
@@ -54,8 +57,9 @@ from research.fair_trial.configs import (
     thresholds_config,
     trial_config,
     unseen_config,
+    whole_config,
 )
-from research.fair_trial.tune import HERE, read_plan, recipe_of, tuned_on
+from research.fair_trial.tune import HERE, folder_of, read_plan, recipe_of, start, tune_whole, tuned_on
 
 SHARED = ("prepare", "tokenize", "sft", "ranker", "train/nll", "evaluate/sft", "evaluate/nll")  # whatever the reward
 
@@ -110,10 +114,18 @@ def teach(plan: Mapping[str, Any], name: str, data: Path, out: Path) -> None:
         _carry_out(comparison, f"teacher-{name}-{teacher}")
 
 
+def carry_out_whole(plan: Mapping[str, Any], name: str, data: Path, out: Path) -> None:
+    """The families whose settings are chosen again at full length, from the starting policies of the trial."""
+    config = whole_config(plan, name, tune_whole(plan, name, start(plan, name, data, out)))
+    directory = _with_starts(plan, name, out, out / f"at-length-{name}")
+    _carry_out(_comparison(plan, name, config, data, directory), f"at-length-{name}")
+
+
 SIDES = {
     "--alike": (carry_out_alike, "all arms under one setting, after the trial of the set"),
     "--unseen": (carry_out_unseen, "gates where the starting policy had no target"),
     "--thresholds": (carry_out_thresholds, "other thresholds of the gate, after the trial of the set"),
+    "--whole": (carry_out_whole, "settings chosen again at full length, after the trial of the set"),
     "--teachers": (teach, "other rewards, after the trial of the set"),
 }
 
@@ -199,7 +211,7 @@ def main() -> None:
     given = parser.parse_args()
     for name in given.sets:
         plan = read_plan(name)
-        data = given.data / plan["sets"][name].get("folder", name)
+        data = folder_of(plan, name, given.data)
         if given.side is None:
             carry_out(plan, name, data, given.out, given.only, given.seeds)
         else:

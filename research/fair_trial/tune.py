@@ -34,12 +34,14 @@ __all__ = [
     "chosen",
     "chosen_arms",
     "fixed",
+    "folder_of",
     "leaders",
     "read_plan",
     "recipe_of",
     "short_ranker",
     "start",
     "tune",
+    "tune_whole",
     "tuned_on",
     "unfinished",
     "written",
@@ -125,7 +127,7 @@ def main() -> None:
         plan = read_plan(name)
         if tuned_on(plan, name) != name:
             parser.error(f"--sets {name}: has the arms of {tuned_on(plan, name)}, and is not tuned on")
-        run = start(plan, name, given.data, given.out)
+        run = start(plan, name, folder_of(plan, name, given.data), given.out)
         if not given.starts:
             tune(plan, name, run)
 
@@ -174,10 +176,14 @@ def short_ranker(plan: Mapping[str, Any], name: str) -> list[str]:
     return ["ranker.fit.epochs=1", "ranker.fit.validations=1"] if name in plan["trial"]["short_ranker"] else []
 
 
+def folder_of(plan: Mapping[str, Any], name: str, data: Path) -> Path:
+    """Where the logs of a set are, in the folder of all sets."""
+    return data / str(plan["sets"][name].get("folder", name))
+
+
 def start(plan: Mapping[str, Any], name: str, data: Path, out: Path) -> Run:
-    """The run that is tuned on, with its starting policy and ranker."""
-    config, folder = recipe_of(plan, name, *short_ranker(plan, name)), plan["sets"][name].get("folder", name)
-    run = Run(out / f"tuning-{name}", config, data / folder, StderrConsole())
+    """The run that is tuned on, with its starting policy and ranker; `data` is the folder of the set."""
+    run = Run(out / f"tuning-{name}", recipe_of(plan, name, *short_ranker(plan, name)), data, StderrConsole())
     with run.locked():
         prepare(run)
         tokenize(run)
@@ -198,6 +204,23 @@ def tune(plan: Mapping[str, Any], name: str, run: Run) -> None:
                 if (rung, candidate.label) not in known:
                     add_row(results, {"plan": of} | measured(plan, run, candidate, rung, about["share"]))
                     write_file(HERE / f"chosen-{name}.yaml", chosen(plan, list(read_rows(results))))
+
+
+def tune_whole(plan: Mapping[str, Any], name: str, run: Run) -> list[dict[str, Any]]:
+    """The best of the last rung of some families for all of the steps: their rows, in `whole-<set>.jsonl`.
+
+    Args:
+        plan: the content of plan.yaml.
+        name: of a set whose tuning is done.
+        run: of `start`.
+    """
+    results, of, last = HERE / f"whole-{name}.jsonl", fixed(plan, name), len(plan["rungs"]) - 1
+    tuned = list(read_rows(HERE / f"tuning-{name}.jsonl"))
+    for family in plan["trial"]["whole"]["families"]:
+        for candidate in leaders(tuned, family, last)[: plan["trial"]["whole"]["kept"]]:
+            if candidate.label not in {row["candidate"] for row in read_rows(results) if row["plan"] == of}:
+                add_row(results, {"plan": of} | measured(plan, run, candidate, last + 1, 1.0))
+    return [row for row in read_rows(results) if row["plan"] == of]
 
 
 def fixed(plan: Mapping[str, Any], name: str) -> str:
@@ -234,7 +257,9 @@ def measured(plan: Mapping[str, Any], run: Run, candidate: Candidate, rung: int,
     return row | {"pressure_found": json.loads((folder / "pressure.json").read_text(encoding="utf-8"))}
 
 
-def chosen_arms(plan: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def chosen_arms(
+    plan: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], rung: int | None = None
+) -> dict[str, dict[str, Any]]:
     """By its name, the arm that the rule chooses for each family with a last rung, as a recipe's `train.arms` has it.
 
     The names are those of the families behind `fair-`, since `distill` and `distill-random` are arms already.
@@ -242,8 +267,10 @@ def chosen_arms(plan: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> d
     Args:
         plan: the content of plan.yaml.
         rows: of the tuning.
+        rung: that chooses; the last of the plan if none is given.
     """
-    best = {family: leaders(rows, family, len(plan["rungs"]) - 1) for family in plan["families"]}
+    last = len(plan["rungs"]) - 1 if rung is None else rung
+    best = {family: leaders(rows, family, last) for family in plan["families"]}
     arms = [first[0].arm(plan, f"fair-{family}") for family, first in best.items() if first]
     return {arm.name: written(arm) for arm in arms}
 

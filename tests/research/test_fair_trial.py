@@ -23,6 +23,7 @@ from research.fair_trial.configs import (
     thresholds_config,
     trial_config,
     unseen_config,
+    whole_config,
 )
 from research.fair_trial.tune import HERE, Candidate, candidates, chosen, fixed, leaders
 from research.pages.pooling import pool
@@ -228,6 +229,16 @@ def test_a_threshold_is_that_of_the_gate_and_of_the_random_one_that_it_is_held_a
     assert (both.tau, both.q_min, both.num_generations, both.rollout) == (0.2, 0.5, 16, "sample")
 
 
+def test_what_is_tuned_again_at_full_length_chooses_by_those_rows_alone():
+    rows = whole_tuning("kuairand-clicks")
+    families = PLAN["trial"]["whole"]["families"]
+    again = [row(one, 2, one.pressure) for family in families for one in leaders(rows, family, 1)]
+    config = whole_config(PLAN, "kuairand-clicks", [*rows, *again])
+    assert [arm.name for arm in config.train.arms[1:]] == [f"fair-{family}" for family in families]
+    assert {arm.pressure for arm in config.train.arms[1:]} == {2.0}  # and 1 where a third of the steps chose
+    assert len(config.compare.pairs) == 6
+
+
 @pytest.mark.parametrize("teacher", PLAN["trial"]["teachers"])
 def test_a_teacher_has_the_chosen_distillation_with_the_weight_of_validation(teacher: str):
     config = teacher_config(PLAN, "ml-1m", whole_tuning("ml-1m"), teacher, [HERE / "a", HERE / "b"])
@@ -275,6 +286,7 @@ def test_tuning_trial_and_teachers_from_end_to_end(world: Any, data: Path, tmp_p
                 "rollouts": {"distill": "few"},
                 "tried": {"distill": [{"q_min": 0.4}]},
             },
+            "whole": {"kept": 1, "families": ["distill"]},
             "ensemble": [2],
             "teachers": {"count": {"kind": "feature", "name": "popularity"}},
         },
@@ -312,6 +324,11 @@ def test_tuning_trial_and_teachers_from_end_to_end(world: Any, data: Path, tmp_p
         found = read_comparison(tmp_path / f"{side}-tiny.comparison.json")["pairs"]
         assert {row["other"] for row in found} == {f"fair-{other}" for other in others}
         assert {row["arm"].startswith("fair-distill-gate") for row in found} == {True}
+    for _ in range(2):  # the second time nothing is left to do
+        second_half.carry_out_whole(plan, "tiny", data, tmp_path / "out")
+    assert len((tmp_path / "whole-tiny.jsonl").read_text(encoding="utf-8").splitlines()) == 1
+    arms = {row["arm"] for row in read_comparison(tmp_path / "at-length-tiny.comparison.json")["rows"]}
+    assert arms == {"sft", "nll", "fair-distill"}
     second_half.teach(plan, "tiny", data, tmp_path / "out")
     contents = [read_comparison(tmp_path / f"{name}.comparison.json") for name in ("trial-tiny", "teacher-tiny-count")]
     assert {row["arm"] for row in contents[0]["rows"]} == {"sft", "nll", "fair-distill", "rerank"}
