@@ -44,6 +44,7 @@ from research.pages.pooling import pool
 from research.pages.quality import crossing_table, quality_figure, quality_table
 from research.pages.results import ablation_table, arms_table, find, starting_table
 from research.pages.summary import headline_table, summary_table, validation_table
+from research.pages.trial_picture import outcomes, trial_picture, trials
 from research.pages.tuning import pairs_over_sets, pressed_table, teachers_table, tuned_table
 from research.pages.verdicts import joined, verdict_summary, verdict_table
 
@@ -113,7 +114,7 @@ def tables_into(results: Path, places: Sequence[Path], *, check: bool = False) -
 def figures_into(results: Path, *, check: bool = False) -> list[Path]:
     """Write the charts of every comparison and quality map: `figures/<name>/<what it shows>.svg` beside its file.
 
-    The figure of the README, `figures/rewards.svg`, is drawn where the rows that it needs are.
+    The figures of the README, `rewards.svg` and `trial.svg` in `figures/`, are drawn where the rows that they need are.
 
     Args:
         results: as in `tables_into`; comparisons are `<name>.comparison.json`, maps `quality-<name>.jsonl`. What is
@@ -143,6 +144,8 @@ def figures_into(results: Path, *, check: bool = False) -> list[Path]:
             drawn[chart] = quality_figure(rows, name).svg + "\n"
     if sources(results):
         drawn[results / "figures" / "rewards.svg"] = overview_figure(effects(results)) + "\n"
+    if trials(results):
+        drawn[results / "figures" / "trial.svg"] = trial_picture(outcomes(trials(results))) + "\n"
     stale = [path for path, svg in drawn.items() if not path.is_file() or path.read_text(encoding="utf-8") != svg]
     if check and stale:
         raise UserError(f"{', '.join(map(str, stale))}: not what the results say; without --check they are written")

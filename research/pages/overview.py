@@ -5,20 +5,18 @@ A mark an arm: its true utility@10 at the last step less that of continued NLL, 
 a shape and a lane each, so that none needs its colour. `grpo` alone is left out: its losses would leave the others no
 room. The recommended arm is distillation with the weight of validation and without a margin. Where validation chose
 weight 0 it is continued NLL, as the arm with the margin is, and their difference is 0; two rewards have a run of it.
-
-The SVG follows the colour scheme of the reader by a media query, and its background does too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from adagrpo.errors import UserError
 from adagrpo.evaluation.comparison import reported
 from adagrpo.report import read_comparison, read_rows
+from research.pages.picture import mark_at, picture, text_at
 
 __all__ = ["Effect", "effects", "overview_figure", "sources"]
 
@@ -47,21 +45,8 @@ NAMES = {  # of rewards, in print
     "noise as large as the scores": "ranker plus as much noise",
     "noise of three times the scores": "ranker, three times the noise",
 }
-SHAPES = (
-    "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0 -8 0z",
-    "M0 -4.6L4.2 3.4H-4.2z",
-    "M-3.4 -3.4h6.8v6.8h-6.8z",
-    "M0 -5.2L4.6 0L0 5.2L-4.6 0z",
-)
 WIDTH, LEFT, RIGHT = 480, 204, 462
 ROW, HEAD, LANE = 34, 24, 7  # of a reward, of what was said of it, between two arms
-STYLE = """
-.back{fill:#ffffff}.ink{fill:#1f2328}.quiet{fill:#59636e}.grid{stroke:#d8dee4}.zero{stroke:#59636e}
-.a0{fill:#b35900;stroke:#b35900}.a1{fill:#6e40c9;stroke:#6e40c9}.a2{fill:#cf222e;stroke:#cf222e}.a3{fill:#0969da;stroke:#0969da}
-@media (prefers-color-scheme:dark){
-.back{fill:#0d1117}.ink{fill:#e6edf3}.quiet{fill:#9198a1}.grid{stroke:#30363d}.zero{stroke:#9198a1}
-.a0{fill:#e3a04f;stroke:#e3a04f}.a1{fill:#b692f6;stroke:#b692f6}.a2{fill:#ff7b72;stroke:#ff7b72}.a3{fill:#6cb6ff;stroke:#6cb6ff}}
-"""
 
 
 class Effect(NamedTuple):
@@ -119,46 +104,42 @@ def overview_figure(marks: Sequence[Effect]) -> str:
         return LEFT + (100 * value - first) / (1 - first) * (RIGHT - LEFT)
 
     parts = [
-        _text(12, 28, "A wrong reward makes the recommender worse.", "ink", size=17, bold=True),
-        _text(12, 50, f"{len(rewards)} rewards in a simulated shop, where it is known what", "quiet"),
-        _text(12, 68, "users would like: what diagnose said of each, and what", "quiet"),
-        _text(12, 86, "training on it then did to the lists.", "quiet"),
+        text_at(12, 28, "A wrong reward makes the recommender worse.", "ink", size=17, bold=True),
+        text_at(12, 50, f"{len(rewards)} rewards in a simulated shop, where it is known what", "quiet"),
+        text_at(12, 68, "users would like: what diagnose said of each, and what", "quiet"),
+        text_at(12, 86, "training on it then did to the lists.", "quiet"),
     ]
     for lane, (arm, name) in enumerate(ARMS.items()):
         y = 112 + 18 * lane
-        parts += [_mark(lane, 20, y - 4), _text(34, y, name, "ink", of=arm)]
+        parts += [mark_at(lane, 20, y - 4), text_at(34, y, name, "ink", of=arm)]
     for points in range(first, 2):
         place = x(points / 100)
         kind = "zero" if points == 0 else "grid"
         parts.append(f'<path class="{kind}" d="M{place:.1f} {top - 6}V{bottom}" fill="none"/>')
-        parts.append(_text(place, bottom + 18, f"{points:+d}".replace("-", "−") if points else "0", "quiet", "middle"))
-    parts.append(_text(RIGHT, bottom + 38, "true utility@10 against continued NLL, points", "quiet", "end"))
+        parts.append(
+            text_at(place, bottom + 18, f"{points:+d}".replace("-", "−") if points else "0", "quiet", "middle")
+        )
+    parts.append(text_at(RIGHT, bottom + 38, "true utility@10 against continued NLL, points", "quiet", "end"))
     previous, y = "", top - ROW
     for reward in rewards:
         y += ROW
         if said[reward] != previous:
             previous = said[reward]
             parts.append(f'<path class="zero" d="M12 {y}H{RIGHT}" fill="none" stroke-opacity=".6"/>')
-            parts.append(_text(12, y + 18, f"diagnose: {SAID[previous]}", "ink", bold=True))
+            parts.append(text_at(12, y + 18, f"diagnose: {SAID[previous]}", "ink", bold=True))
             y += HEAD
-        parts.append(_text(12, y + 21, NAMES.get(reward, reward), "ink"))
+        parts.append(text_at(12, y + 21, NAMES.get(reward, reward), "ink"))
         for mark in (mark for mark in marks if mark.reward == reward):
             lane = list(ARMS).index(mark.arm)
             height = y + 6 + LANE * lane
             shown = f'<path class="a{lane}" d="M{x(mark.low):.1f} {height}H{x(mark.high):.1f}" stroke-width="1.5"/>'
-            parts += [shown, _mark(lane, x(mark.difference), height)]
+            parts += [shown, mark_at(lane, x(mark.difference), height)]
     without = sum(WITHOUT_MARGIN not in {mark.arm for mark in marks if mark.reward == reward} for reward in rewards)
     notes = ["One world, one seed. Lines are 95 % intervals over users.", "GRPO without NLL lies further left."]
     notes += [f"The recommended arm was not run under {without} of the rewards."] if without else []
-    parts += [_text(12, bottom + 60 + 16 * i, note, "quiet", size=12) for i, note in enumerate(notes)]
+    parts += [text_at(12, bottom + 60 + 16 * i, note, "quiet", size=12) for i, note in enumerate(notes)]
     title = "What training on eleven rewards did to true utility, by what diagnose had said"
-    height = bottom + 58 + 16 * len(notes)
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="560" role="img"'
-        f' aria-label="{escape(title)}" font-family="system-ui, sans-serif" font-size="13">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style>"
-        f'<rect class="back" width="{WIDTH}" height="{height}"/>{"".join(parts)}</svg>'
-    )
+    return picture(title, parts, WIDTH, bottom + 58 + 16 * len(notes))
 
 
 def _recommended(row: Mapping[str, Any], files: Mapping[str, Path]) -> Mapping[str, Any] | None:
@@ -182,15 +163,3 @@ def _against(rows: Sequence[Mapping[str, Any]], arm: str, path: Path) -> Mapping
 
 def _quality(row: Mapping[str, Any]) -> float:
     return float(row["diagnosis"]["minus_policy"]["mix"]["ndcg@10"]["mean"])
-
-
-def _mark(lane: int, x: float, y: float) -> str:
-    return f'<path class="a{lane}" transform="translate({x:.1f} {y:.1f})" d="{SHAPES[lane]}"/>'
-
-
-def _text(
-    x: float, y: float, text: str, kind: str, anchor: str = "start", *, size: int = 0, bold: bool = False, of: str = ""
-) -> str:
-    more = (f' font-size="{size}"' if size else "") + (' font-weight="600"' if bold else "")
-    shown = f"<title>{escape(of)}</title>" if of else ""
-    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{more}>{shown}{escape(text)}</text>'
