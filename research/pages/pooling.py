@@ -63,15 +63,7 @@ def pool(contents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             name: sum(w * part["validation"][name] for w, part in zip(shares, parts, strict=True))
             for name in _common(parts, "validation")
         }
-        against = {
-            name: _pooled_difference(
-                [part["against"][name] for part in parts],
-                [base["test"][name]["mean"] for base in bases],
-                shares,
-                options,
-            )
-            for name in _common(parts, "against")
-        }
+        against = _pooled_against(parts, bases, shares, options)
         margins = {n: within_margin(against[n], n, m) for n, m in options.margins.items() if against}
         row = {"arm": arm, "checkpoint": checkpoint, "verdict": "", "p_holm": None, "test": test}
         rows.append(row | {"validation": validation, "against": against, "margins": margins})
@@ -107,15 +99,7 @@ def _pooled_pairs(
     for point in (point for point in pairs[0] if all(point in of for of in pairs)):
         parts = [of[point] for of in pairs]
         bases = [table.get((point[1], point[2]), table[point[1], "best"]) for table in tables]
-        against = {
-            name: _pooled_difference(
-                [part["against"][name] for part in parts],
-                [base["test"][name]["mean"] for base in bases],
-                shares,
-                options,
-            )
-            for name in _common(parts, "against")
-        }
+        against = _pooled_against(parts, bases, shares, options)
         rows.append(dict(zip(keys, point, strict=True)) | {"against": against})
     corrected = holm([row["against"][options.metric]["p"] for row in rows])
     return [row | {"p_holm": p} for row, p in zip(rows, corrected, strict=True)]
@@ -123,6 +107,24 @@ def _pooled_pairs(
 
 def _common(parts: Sequence[Mapping[str, Any]], key: str) -> list[str]:
     return [name for name in parts[0][key] if all(name in part[key] for part in parts)]
+
+
+def _pooled_against(
+    parts: Sequence[Mapping[str, Any]],
+    bases: Sequence[Mapping[str, Any]],
+    shares: Sequence[float],
+    options: CompareConfig,
+) -> dict[str, Any]:
+    """The differences of a row, by metric."""
+    return {
+        name: _pooled_difference(
+            [part["against"][name] for part in parts],
+            [base["test"][name]["mean"] for base in bases],
+            shares,
+            options,
+        )
+        for name in _common(parts, "against")
+    }
 
 
 def _pooled_difference(
