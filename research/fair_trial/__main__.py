@@ -9,21 +9,14 @@ Move `tuning-<set>.jsonl` away to tune anew.
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
 from adagrpo.report import read_rows
 from research.fair_trial.trial import carry_out
-from research.fair_trial.tune import HERE, folder_of, read_plan, start, tune, tuned_on, unfinished
+from research.fair_trial.tune import HERE, folder_of, read_plan, set_parser, start, tune, tuned_on, unfinished
 
 
 def main() -> None:
     """Tune where it is not done, then try."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--sets", nargs="+", required=True)
-    given = parser.parse_args()
+    given = set_parser(__doc__).parse_args()
     for name in given.sets:
         plan = read_plan(name)
         source = tuned_on(plan, name)

@@ -1,4 +1,8 @@
-"""What each trial compares, as a recipe: chosen arms, arms alike, unseen positions, thresholds, teachers and so on."""
+"""What each trial compares, as a recipe.
+
+The arms that the tuning chose; all arms alike, also at unseen positions or other thresholds; what full length chose;
+other teachers.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from adagrpo.config import Config
-from adagrpo.errors import UserError
-from research.fair_trial.tune import Candidate, chosen_arms, recipe_of, short_ranker, tuned_on, unfinished, written
+from research.fair_trial.tune import Candidate, check_tuned, chosen_arms, recipe_of, short_ranker, tuned_on, written
 
 __all__ = [
     "alike_config",
@@ -45,9 +48,7 @@ def trial_config(plan: Mapping[str, Any], name: str, rows: Sequence[Mapping[str,
     Raises:
         UserError: the tuning is not complete, or its rows are of another plan.
     """
-    source = tuned_on(plan, name)
-    if (why := unfinished(plan, source, rows)) is not None:
-        raise UserError(f"{source}: {why}; python -m research.fair_trial.tune --sets {source} continues the tuning")
+    check_tuned(plan, tuned_on(plan, name), rows)
     families, found_arms = plan["sets"][name].get("families", list(plan["families"])), chosen_arms(plan, rows)
     return _with_arms(plan, name, pairs(families), [found_arms[f"fair-{family}"] for family in families])
 

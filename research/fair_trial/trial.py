@@ -4,6 +4,7 @@
     python -m research.fair_trial.trial --data DIR --out runs/fair --sets amazon18-scientific --alike
     python -m research.fair_trial.trial --data DIR --out runs/fair --sets amazon18-scientific --unseen
     python -m research.fair_trial.trial --data DIR --out runs/fair --sets amazon18-scientific --thresholds
+    python -m research.fair_trial.trial --data DIR --out runs/fair --sets amazon18-scientific --whole
     python -m research.fair_trial.trial --data DIR --out runs/fair --sets amazon18-scientific --teachers
 
 `--out` is that of the tuning. Each family has the arm that `chosen-<set>.yaml` names, under the seeds of `plan.yaml`,
@@ -37,7 +38,6 @@ among them, have the weight that validation chooses; the starting policies are t
 
 from __future__ import annotations
 
-import argparse
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -59,7 +59,17 @@ from research.fair_trial.configs import (
     unseen_config,
     whole_config,
 )
-from research.fair_trial.tune import HERE, folder_of, read_plan, recipe_of, start, tune_whole, tuned_on
+from research.fair_trial.tune import (
+    HERE,
+    check_tuned,
+    folder_of,
+    read_plan,
+    recipe_of,
+    set_parser,
+    start,
+    tune_whole,
+    tuned_on,
+)
 
 SHARED = ("prepare", "tokenize", "sft", "ranker", "train/nll", "evaluate/sft", "evaluate/nll")  # whatever the reward
 
@@ -116,6 +126,7 @@ def teach(plan: Mapping[str, Any], name: str, data: Path, out: Path) -> None:
 
 def carry_out_whole(plan: Mapping[str, Any], name: str, data: Path, out: Path) -> None:
     """The families whose settings are chosen again at full length, from the starting policies of the trial."""
+    check_tuned(plan, name, list(read_rows(HERE / f"tuning-{name}.jsonl")))  # before the start is made
     config = whole_config(plan, name, tune_whole(plan, name, start(plan, name, data, out)))
     directory = _with_starts(plan, name, out, out / f"at-length-{name}")
     _carry_out(_comparison(plan, name, config, data, directory), f"at-length-{name}")
@@ -170,11 +181,15 @@ def _with_starts(plan: Mapping[str, Any], name: str, out: Path, directory: Path)
     """A comparison whose runs have what no arm enters, from those of the trial."""
     claim(directory, "comparison")
     for seed in _seeds(plan, name):
-        source, target = (folder / f"seed-{seed}" for folder in (out / f"trial-{name}", directory))
-        if not target.exists() and source.exists():
-            _copied(source, target)
-        elif not target.exists():
-            StderrConsole().stage(str(source), f"no such run; seed {seed} has its starting policy made again", 0.0)
+        target = directory / f"seed-{seed}"
+        trials = [out / f"trial-{name}", *sorted(out.glob(f"trial-{name}-seeds-*"))]
+        sources = [trial / target.name for trial in trials if (trial / target.name).is_dir()]
+        if target.exists():
+            continue
+        if sources:
+            _copied(sources[0], target)
+        else:
+            StderrConsole().stage(str(target), "no run of the trial under this seed; its start is made again", 0.0)
     return directory
 
 
@@ -199,10 +214,7 @@ def _seeds(plan: Mapping[str, Any], name: str) -> list[int]:
 
 def main() -> None:
     """Carry out what is asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--sets", nargs="+", required=True)
+    parser = set_parser(__doc__)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--only", nargs="+", type=int, default=[], help="seeds whose runs are made, and nothing more")
     which.add_argument("--seeds", nargs="+", type=int, default=[], help="a comparison of these seeds, to be pooled")

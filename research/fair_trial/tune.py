@@ -31,6 +31,7 @@ from research.rows import add_row
 __all__ = [
     "Candidate",
     "candidates",
+    "check_tuned",
     "chosen",
     "chosen_arms",
     "fixed",
@@ -38,6 +39,7 @@ __all__ = [
     "leaders",
     "read_plan",
     "recipe_of",
+    "set_parser",
     "short_ranker",
     "start",
     "tune",
@@ -115,12 +117,28 @@ def unfinished(plan: Mapping[str, Any], name: str, rows: Sequence[Mapping[str, A
     return None
 
 
-def main() -> None:
-    """Measure and append rows."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
+def check_tuned(plan: Mapping[str, Any], name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse to go on from a tuning that is not done; see `unfinished`.
+
+    Raises:
+        UserError: why, and what continues it.
+    """
+    if (why := unfinished(plan, name, rows)) is not None:
+        raise UserError(f"{name}: {why}; python -m research.fair_trial.tune --sets {name} continues the tuning")
+
+
+def set_parser(description: str | None) -> argparse.ArgumentParser:
+    """The options that every command of the trial has."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="the folder of all sets")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--sets", nargs="+", required=True)
+    return parser
+
+
+def main() -> None:
+    """Measure and append rows."""
+    parser = set_parser(__doc__)
     parser.add_argument("--starts", action="store_true", help="make the starting policies and rankers alone")
     given = parser.parse_args()
     for name in given.sets:
@@ -195,8 +213,7 @@ def start(plan: Mapping[str, Any], name: str, data: Path, out: Path) -> Run:
 def tune(plan: Mapping[str, Any], name: str, run: Run) -> None:
     """Train what the plan asks for, rung by rung; every family sees a rung before any sees the next."""
     results, of = HERE / f"tuning-{name}.jsonl", fixed(plan, name)
-    if any(row["plan"] != of for row in read_rows(results)):
-        raise UserError(f"{results}: holds rows of another plan or recipe; move them away to tune anew")
+    _check_plan(results, of)
     for rung, about in enumerate(plan["rungs"]):
         for family in plan["families"]:
             for candidate in candidates(plan, family, rung, list(read_rows(results))):
@@ -213,14 +230,23 @@ def tune_whole(plan: Mapping[str, Any], name: str, run: Run) -> list[dict[str, A
         plan: the content of plan.yaml.
         name: of a set whose tuning is done.
         run: of `start`.
+
+    Raises:
+        UserError: there are rows of another plan.
     """
     results, of, last = HERE / f"whole-{name}.jsonl", fixed(plan, name), len(plan["rungs"]) - 1
     tuned = list(read_rows(HERE / f"tuning-{name}.jsonl"))
+    _check_plan(results, of)
     for family in plan["trial"]["whole"]["families"]:
         for candidate in leaders(tuned, family, last)[: plan["trial"]["whole"]["kept"]]:
-            if candidate.label not in {row["candidate"] for row in read_rows(results) if row["plan"] == of}:
+            if candidate.label not in {row["candidate"] for row in read_rows(results)}:
                 add_row(results, {"plan": of} | measured(plan, run, candidate, last + 1, 1.0))
-    return [row for row in read_rows(results) if row["plan"] == of]
+    return list(read_rows(results))
+
+
+def _check_plan(results: Path, of: str) -> None:
+    if any(row["plan"] != of for row in read_rows(results)):
+        raise UserError(f"{results}: holds rows of another plan or recipe; move them away to tune anew")
 
 
 def fixed(plan: Mapping[str, Any], name: str) -> str:

@@ -207,6 +207,12 @@ def _marker(line: str, place: str) -> Marker:
         raise UserError(f"{place}: form={options['form']}; a table of {kind} has form={FORMS[kind]} or none")
     if options.get("checkpoint", "best") not in ("best", "final") or not options.get("seed", "0").isdecimal():
         raise UserError(f"{place}: seed is a number, checkpoint is best or final")
+    if options.get("split", "test") not in ("test", "validation"):
+        raise UserError(f"{place}: split={options['split']}; a headline is of test or validation")
+    if kind == "pairs" and options.get("checkpoint", "final") != "final":
+        raise UserError(
+            f"{place}: without checkpoint=final one table of pairs has both checkpoints, and several the last"
+        )
     if not names or (len(names) > 1 and kind not in SEVERAL):
         raise UserError(f"{place}: a table of {kind} is of one file of results, {len(names)} are named")
     return Marker(kind, names, options)
@@ -226,7 +232,7 @@ def _made(marker: Marker, results: Path) -> Table:
             if options.get("split", "test") == "validation":
                 return validation_table(contents, arms, titles)
             return headline_table(contents, arms, titles)
-        last = len(contents) > 1 or options.get("checkpoint") == "final"
+        last = len(contents) > 1 or "checkpoint" in options or "metric" in options
         return pairs_over_sets(contents, titles, options.get("metric")) if last else pairs_table(contents[0])
     if marker.kind == "comparison":
         contents = [read_comparison(find(results, f"{named}.comparison.json")) for named in marker.names]

@@ -77,8 +77,7 @@ def headline_table(contents: Sequence[Mapping[str, Any]], arms: Sequence[str], t
     columns = [(title, content, content["plan"]["metric"]) for title, content in of]
     columns += [(title, c, UTILITY) for title, c in of if any(UTILITY in row["against"] for row in c["rows"])]
     last = [{row["arm"]: row for row in content["rows"]} for _, content, _ in columns]  # final stands behind best
-    if unknown := [arm for arm in arms if not any(arm in rows for rows in last)]:
-        raise UserError(f"no comparison has an arm {unknown[0]}")
+    _check_arms(arms, last)
     cells = []
     for arm in arms:
         results = [
@@ -104,19 +103,31 @@ def validation_table(contents: Sequence[Mapping[str, Any]], arms: Sequence[str],
         contents: of `comparison.json`.
         arms: the rows, in order.
         titles: of the comparisons.
+
+    Raises:
+        UserError: no comparison has one of the arms.
     """
-    metric = contents[0]["plan"]["metric"]
-    last = [{row["arm"]: row["validation"].get(metric) for row in content["rows"]} for content in contents]
+    metrics = [content["plan"]["metric"] for content in contents]
+    last = [{row["arm"]: row["validation"] for row in content["rows"]} for content in contents]
+    _check_arms(arms, last)
     cells = []
     for arm in arms:
-        pairs = [
-            (rows.get(arm), rows[content["plan"]["baseline"]]) for rows, content in zip(last, contents, strict=True)
+        line = [
+            format_difference(metric, rows[arm][metric] - rows[content["plan"]["baseline"]][metric])
+            if arm in rows
+            else MISSING
+            for metric, rows, content in zip(metrics, last, contents, strict=True)
         ]
-        line = [MISSING if own is None else format_difference(metric, own - base) for own, base in pairs]
         cells.append((arm, *line))
-    unit = f"Δ {metric_label(metric)} on validation{', points' * is_rate(metric)}"
+    of = zip(titles, metrics, strict=True)
+    header = [f"{title}, Δ {metric_label(name)} on validation{', points' * is_rate(name)}" for title, name in of]
     right: list[Alignment] = ["right"] * len(contents)
-    return Table(("arm", *(f"{title}, {unit}" for title in titles)), tuple(cells), ("left", *right))
+    return Table(("arm", *header), tuple(cells), ("left", *right))
+
+
+def _check_arms(arms: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    if unknown := [arm for arm in arms if not any(arm in of for of in rows)]:
+        raise UserError(f"no comparison has an arm {unknown[0]}")
 
 
 def _beside(metric: str, names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[str]:

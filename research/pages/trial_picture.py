@@ -7,7 +7,7 @@ its colour. An interval that leaves the picture ends in an arrow.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -113,12 +113,12 @@ def trial_picture(marks: Sequence[Outcome]) -> str:
                 height = y + (14 if mark.gate == len(GATES) else 7 + LANE * mark.gate)
                 parts += [_interval(mark, x, height), mark_at(mark.gate, x(mark.difference), height)]
             y += ROW
-    note = "Lines are 95 % intervals over users and three seeds, each by itself."
+    note = "Lines are 95 % intervals over users and seeds, each by itself."
     parts.append(text_at(12, bottom + 60, note, "quiet", size=12))
     return picture("What each objective and gate of the fair trial gained, by data set", parts, WIDTH, bottom + 74)
 
 
-def _interval(mark: Outcome, x: Any, y: float) -> str:
+def _interval(mark: Outcome, x: Callable[[float], float], y: float) -> str:
     """The line of an interval, with an arrow where it goes on."""
     ends = f"M{x(mark.low):.1f} {y:.1f}H{x(mark.high):.1f}"
     ends += "m-5 -3.5l5 3.5l-5 3.5" if mark.high > LAST else ""

@@ -130,12 +130,11 @@ def test_a_headline_has_the_last_checkpoint_of_each_arm_and_comparison(results: 
         "| x | 0.00 (−1.00 … +5.00) | +3.00 (−1.00 … +5.00) | −0.0040 (−0.0050 … −0.0030) |",
         "| rerank | −0.20 (−1.00 … +5.00) | – | – |",
     ]
-    assert made("headline tiny arms=x,rerank,y split=validation", results) == [
+    assert made("headline tiny arms=x,rerank split=validation", results) == [
         "| arm | tiny, Δ HR@10 on validation, points |",
         "|---|--:|",
         "| x | +1.00 |",
         "| rerank | −2.00 |",
-        "| y | – |",
     ]
     (results / "w.comparison.json").write_text(json.dumps(content), encoding="utf-8")  # of the same set
     assert made("headline tiny w arms=x", results)[0] == "| arm | tiny, Δ HR@10, points | w, Δ HR@10, points |"
@@ -220,6 +219,10 @@ def test_an_ablation_beside_its_reference(results: Path) -> None:
         ("starting", "of one file of results, 0 are named"),
         ("starting tiny seed=0", "has no seed=; it has none"),
         ("headline tiny arms=x,y", "no comparison has an arm y"),
+        ("headline tiny arms=x,y split=validation", "no comparison has an arm y"),
+        ("headline tiny arms=x split=valid", "split=valid; a headline is of test or validation"),
+        ("pairs tiny checkpoint=best", "one table of pairs has both checkpoints"),
+        ("pairs tiny metric=hr@10", "no pair of arms has hr@10"),
         ("comparison absent", "absent.comparison.json: no such file"),
         ("ablation tiny", "expected rows of research.starting_policies.ablation"),
         ("means tiny", "KIND one of arms, comparison, starting, ablation, quality, crossing, trial"),

@@ -329,6 +329,10 @@ def test_tuning_trial_and_teachers_from_end_to_end(world: Any, data: Path, tmp_p
     assert len((tmp_path / "whole-tiny.jsonl").read_text(encoding="utf-8").splitlines()) == 1
     arms = {row["arm"] for row in read_comparison(tmp_path / "at-length-tiny.comparison.json")["rows"]}
     assert arms == {"sft", "nll", "fair-distill"}
+    with pytest.raises(UserError, match=r"tiny: rows are of another plan; .*tune --sets tiny continues"):
+        second_half.carry_out_whole(plan | {"pressures": [1]}, "tiny", data, tmp_path / "out")
+    copied = second_half._with_starts(more, "tiny", tmp_path / "out", tmp_path / "out" / "copied")  # of parts too
+    assert all((copied / f"seed-{seed}/sft/final/model.safetensors").is_file() for seed in (1, 2, 3))
     second_half.teach(plan, "tiny", data, tmp_path / "out")
     contents = [read_comparison(tmp_path / f"{name}.comparison.json") for name in ("trial-tiny", "teacher-tiny-count")]
     assert {row["arm"] for row in contents[0]["rows"]} == {"sft", "nll", "fair-distill", "rerank"}

@@ -199,7 +199,9 @@ class HealthAnswer(StatusAnswer):
     listed: int | None = Field(None, description="Of them, those that lists may hold.")
     catalog_version: str | None = None
     reward_weight: float | None = Field(None, description="0 where no reward re-ranks.")
-    exclude_history: bool | None = Field(None, description="Whether lists leave the history out, if a request is mute.")
+    exclude_history: bool | None = Field(
+        None, description="Whether lists leave the history out where a request does not say."
+    )
     precision: Literal["float32", "bfloat16"] | None = None
     threads_alone: int | None = Field(None, description="Threads for a request that comes alone.")
     versions: Versions | None = None
