@@ -33,6 +33,7 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.storage.hashes import hash_file
 from adagrpo.types import Cases, Ragged
+from research.command import run
 from research.rows import add_row
 
 AGES = (0, 1, 2, 5)
@@ -206,4 +207,4 @@ def _seconds(run: Run) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from research.command import run
+
 __all__ = ["of_feed", "of_slots"]
 
 GAP_MS = 30 * 60 * 1000
@@ -76,4 +78,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

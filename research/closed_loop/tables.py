@@ -24,6 +24,7 @@ from adagrpo.pipeline.closed_loop.loop_summary import ALL, loop_chart, reference
 from adagrpo.report import Table, read_rows
 from adagrpo.report.theme import chart_rules
 from adagrpo.storage.writing import write_file
+from research.command import run
 from research.marked_tables import with_marked
 
 __all__ = ["alone", "canaries", "claims", "main", "outcomes", "signs", "trials", "written"]
@@ -218,4 +219,4 @@ def _difference(found: Sequence[Row]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -32,6 +32,7 @@ from adagrpo.evaluation.judging import differences, judge_order, means
 from adagrpo.pipeline import Run, fit_arm, fit_ranker, fit_sft, prepare, tokenize
 from adagrpo.pipeline.stages import judge
 from adagrpo.report import read_rows
+from research.command import run
 from research.rows import add_row
 
 HERE = Path(__file__).parent
@@ -226,4 +227,4 @@ def _rounded(value: Any) -> Any:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -36,6 +36,7 @@ from adagrpo.pipeline import (
     train,
 )
 from adagrpo.report import read_rows
+from research.command import run
 from research.rows import add_row
 
 BIASES = (0.0, 0.5, 1.0, 1.5)
@@ -115,4 +116,4 @@ def _arm(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

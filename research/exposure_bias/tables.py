@@ -17,6 +17,7 @@ from adagrpo.evaluation.statistics import seed_interval
 from adagrpo.report import Series, Table, line_chart, read_rows, to_markdown
 from adagrpo.report.tables import Alignment
 from adagrpo.storage.writing import write_file
+from research.command import run
 
 BANDS = ("all", "head", "middle", "tail")
 BASE = "nll"
@@ -187,4 +188,4 @@ def _interval(values: Sequence[float], form: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

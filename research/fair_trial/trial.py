@@ -51,6 +51,7 @@ from adagrpo.pipeline.compare import Comparison
 from adagrpo.report import read_rows
 from adagrpo.storage.marks import claim
 from adagrpo.storage.writing import write_file
+from research.command import run
 from research.fair_trial.configs import (
     alike_config,
     teacher_config,
@@ -231,4 +232,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -26,6 +26,7 @@ from adagrpo.pipeline import Run, fit_arm, fit_ranker, fit_sft, prepare, tokeniz
 from adagrpo.report import read_rows
 from adagrpo.storage.hashes import hash_json
 from adagrpo.storage.writing import write_file
+from research.command import run
 from research.rows import add_row
 
 __all__ = [
@@ -316,4 +317,4 @@ def _some(row: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -23,6 +23,7 @@ from adagrpo.pipeline import Run, fit_arm, fit_ranker
 from adagrpo.pipeline.stages.choose_weight import choose_reward_weight, chosen_weight
 from adagrpo.report import read_rows
 from adagrpo.trainer.pressure import mean_pressure
+from research.command import run
 from research.rows import add_row
 from research.verdict.measure import BASELINE, World
 
@@ -106,4 +107,4 @@ def _facts(run: Run, arm: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

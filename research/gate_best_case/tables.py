@@ -12,6 +12,7 @@ from typing import Any
 
 from adagrpo.report import read_rows
 from adagrpo.report.tables import MISSING, Table
+from research.command import run
 from research.marked_tables import keep_page, with_marked
 from research.worlds_pooled import shown, signed
 
@@ -83,4 +84,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adagrpo.data.simulation.marketplace import Marketplace, simulate
+from research.command import run
 from research.rows import add_row
 
 __all__ = ["Visits", "drafted", "needed", "table", "trials", "visits"]
@@ -169,4 +170,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

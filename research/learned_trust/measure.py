@@ -30,6 +30,7 @@ from adagrpo.pipeline.stages.choose_weight import choose_reward_weight, chosen_w
 from adagrpo.pipeline.stages.fit_trust import write_trust
 from adagrpo.report import read_rows
 from adagrpo.rewards.corrupted import CorruptedReward
+from research.command import run
 from research.rows import add_row
 from research.verdict.measure import BASELINE, World, difference
 
@@ -151,4 +152,4 @@ def _accuracy(world: World, run: Run) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

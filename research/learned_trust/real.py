@@ -29,6 +29,7 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stages.fit_trust import choices_of, write_trust
 from adagrpo.report import read_rows
+from research.command import run
 from research.learned_trust.measure import GRID
 from research.rows import add_row
 
@@ -109,4 +110,4 @@ def over_seeds(seeds: Sequence[Reranked]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

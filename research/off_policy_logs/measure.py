@@ -23,6 +23,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from adagrpo.off_policy import Estimate, doubly_robust, effective_size, ips, overlap, snips
+from research.command import run
 from research.rows import add_row
 
 __all__ = ["Videos", "kuairand", "open_bandit", "small_logs", "softmax", "tables"]
@@ -192,4 +193,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -35,6 +35,7 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stages.exposure_report import examined, exposed
 from adagrpo.report import Table, read_rows, to_markdown
+from research.command import run
 from research.exposure_bias.measure import SETTINGS
 from research.rows import add_row
 
@@ -147,4 +148,4 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -27,6 +27,7 @@ from adagrpo.pipeline import Run, diagnose_reward
 from adagrpo.pipeline.compare import Comparison
 from adagrpo.report import to_markdown
 from adagrpo.storage.marks import claim
+from research.command import run
 from research.pages.quality import quality_table
 
 SHARED = ("simulate", "prepare", "tokenize", "sft", "ranker", "train/nll")  # what is not of the reward is made once
@@ -96,4 +97,4 @@ def measure(
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -32,6 +32,7 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.suggest import recipe_text
 from adagrpo.report import read_rows
+from research.command import run
 from research.rows import add_row
 
 HERE = Path(__file__).parent
@@ -166,4 +167,4 @@ def _logged(steps: list[Mapping[str, Any]]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

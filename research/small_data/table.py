@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from adagrpo.report import Table, read_rows, to_markdown
+from research.command import run
 
 HERE = Path(__file__).parent
 
@@ -44,4 +45,4 @@ def _ends(values: Sequence[float]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

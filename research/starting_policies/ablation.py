@@ -31,6 +31,7 @@ from adagrpo.pipeline import Run, fit_sft, prepare, tokenize
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.report import to_markdown
+from research.command import run
 from research.pages.results import ablation_table
 
 
@@ -131,4 +132,4 @@ def _seconds(events: Path) -> float | None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -40,6 +40,7 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.report import Table, read_rows, to_markdown
 from adagrpo.report.tables import MISSING, Alignment
+from research.command import run
 from research.rows import add_row
 
 VARIANTS = Path(__file__).with_name("tokenizers.yaml")
@@ -218,4 +219,4 @@ def _ranks(out: Path, name: str, seed: int) -> NDArray[np.int64]:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -52,6 +52,7 @@ from adagrpo.pipeline.stages.prepare import simulate_marketplace
 from adagrpo.report import read_rows
 from adagrpo.rewards import Reward, ask_reward
 from adagrpo.types import Cases, Histories
+from research.command import run
 from research.rows import add_row
 from research.verdict import taste
 
@@ -338,4 +339,4 @@ def difference(outcome: tuple[Floats, Floats], reference: tuple[Floats, Floats])
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -25,6 +25,7 @@ from adagrpo.diagnosis.orders import target_ranks
 from adagrpo.diagnosis.strata import bounded_interval
 from adagrpo.evaluation.statistics import holm
 from adagrpo.report import read_rows
+from research.command import run
 from research.rows import add_row
 from research.verdict.measure import DRAWS, HERE
 
@@ -104,4 +105,4 @@ def thresholds(arrays: Arrays, kind: str) -> list[ThresholdTest]:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)
