@@ -224,3 +224,13 @@ def test_given_items_have_the_probability_that_they_are_drawn_with(policy: Table
     drawn_lists = draw_slates(policy, rows, 3, torch.tensor([1, 2]), **options)
     again = item_log_probs(policy, rows, drawn_lists.items, **options)
     torch.testing.assert_close(again, drawn_lists.log_probs, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("gone", [[1, 4], [5, 6]])  # in the middle, and behind the last item that is left
+def test_an_item_that_left_the_catalogue_cannot_be_drawn(policy: TablePolicy, gone: list[int]) -> None:
+    left = [item for item in range(len(CODES)) if item not in gone]
+    trie = Trie.build(CODES[left], SIZES).named(torch.tensor(left))
+    items = torch.arange(-1, len(CODES)).unsqueeze(0)
+    found = item_log_probs(policy, torch.tensor([1]), items, trie=trie, temperature=TEMPERATURE)[0].exp().tolist()
+    expected = dict(zip(left, probabilities(policy, 1, left), strict=True))
+    np.testing.assert_allclose(found, [expected.get(item, 0.0) for item in range(-1, len(CODES))], rtol=1e-12)

@@ -269,7 +269,9 @@ def test_the_clients_search_is_ours(
 def test_samples_are_items_that_may_be_written(world: World, exported: Any, server: Served, kind: str) -> None:
     prompts = [world.ids.prompt([NAMES[row]]) for row in (0, 1)]
     exclude = [[], NAMES[: ITEMS // 2]]
-    drawn = of(exported, kind, server).draw(prompts, 30, length=3, temperature=1.5, seed=1, exclude=exclude)
+    drawn = of(exported, kind, server).draw(
+        prompts, 30, length=3, temperature=1.5, seeds=[30 * row + 1 for row in range(len(prompts))], exclude=exclude
+    )
     for out, samples in zip(exclude, drawn, strict=True):
         items = [world.ids.item(tokens) for tokens in samples.tokens]
         assert len(items) == 30 and None not in items and not set(items) & set(out) and len(set(items)) > 5
@@ -302,7 +304,7 @@ def test_rollouts_of_a_worker_have_our_probabilities(world: World, exported: Any
 def test_a_worker_that_serves_something_else_is_found_out(world: World, exported: Any, server: Served) -> None:
     one = Histories(torch.tensor([[4]]), torch.tensor([1]))
     worker = of(exported, "vllm", server)
-    drawn = worker.draw([world.ids.prompt([NAMES[5]])], 8, length=3, temperature=1.0, seed=0)
+    drawn = worker.draw([world.ids.prompt([NAMES[5]])], 8, length=3, temperature=1.0, seeds=[0])
     worker.draw = lambda *_, **options: drawn  # samples behind another history
     assert served_rollouts(worker, world.policy, world.catalog, one, 8).drift.largest > 0.01
     for wrong in ([[2, 2, 2]], [[2]], tokens_of_nothing(world)):

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from adagrpo.groups.draw import beam_rollouts, draw_rollouts, inject_target
+from adagrpo.config import ObjectiveConfig
+from adagrpo.groups.draw import beam_rollouts, draw_groups, draw_rollouts, inject_target
+from adagrpo.policies.compact import CompactPolicy
+from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.semantic_ids.trie import Trie
-from adagrpo.types import Rollouts
+from adagrpo.types import Histories, Rollouts
 
 SIZES = (3, 4)
 CODES = torch.tensor([[0, 1], [0, 2], [2, 3], [1, 0]])  # items 0 .. 3
@@ -155,3 +161,58 @@ def test_inject_says_what_is_wrong():
         inject_target(rollouts, target, codes[:, :1], log_probs)
     with pytest.raises(ValueError, match=r"target_log_probs must be \(1, 2\)"):
         inject_target(rollouts, target, codes, log_probs[0])
+
+
+def test_a_logged_item_of_the_history_is_taught_where_it_is_injected() -> None:
+    catalog = Catalog.from_codes(CODES, SIZES)
+    policy = CompactPolicy(CODES, SIZES, width=8, layers=1, heads=2, decoder_hidden=8, dropout=0.0).eval()
+    histories, targets = Histories(torch.tensor([[2, 1]]), torch.tensor([2])), torch.tensor([2])
+    options = ObjectiveConfig(rollout="beam", constrained=True, num_generations=4, exclude_history=True)
+    plain = draw_groups(policy, catalog, histories, targets, options, torch.Generator()).rollouts
+    assert sorted(plain.items[0].tolist()) == [-1, -1, 0, 3]  # the logged one is in the history, as the item 1 is
+    taught = options.model_copy(update={"inject_target": True})
+    group = draw_groups(policy, catalog, histories, targets, taught, torch.Generator()).rollouts
+    assert sorted(group.items[0].tolist()) == [-1, 0, 2, 3]
+
+
+def test_a_worker_draws_a_history_from_the_same_seeds_however_the_step_is_cut() -> None:
+    catalog = Catalog.from_codes(CODES, SIZES)
+    policy = CompactPolicy(CODES, SIZES, width=8, layers=1, heads=2, decoder_hidden=8, dropout=0.0).eval()
+    histories = Histories(torch.randint(4, (8, 2)), torch.full((8,), 2))
+    asked = dict[int, list[int]]()
+
+    class Worker:
+        def draw(self, policy: object, context: object, catalog: object, own: Histories, count: int, **how: object):
+            seeds = how["seeds"]
+            asked.update(zip(rows, seeds, strict=True))
+            shape = len(own.lengths), count
+            return Rollouts(
+                CODES[torch.zeros(shape, dtype=torch.int64)], torch.zeros(shape).long(), torch.zeros(*shape, 2)
+            )
+
+    class Share:
+        def __init__(self, rows: list[int]) -> None:
+            self.rows = torch.tensor(rows)
+
+        def complete_(self, wholes: list[Tensor], compute: Callable[[Tensor], list[Tensor]]) -> None:
+            compute(self.rows)
+
+    options = ObjectiveConfig(num_generations=2, constrained=True)
+    found = []
+    for parts in ([[*range(8)]], [[0, 1, 4, 5], [2, 3, 6, 7]]):
+        asked.clear()
+        for rows in parts:
+            division: Any = Share(rows)
+            worker: Any = Worker()
+            draw_groups(
+                policy,
+                catalog,
+                histories,
+                torch.zeros(8).long(),
+                options,
+                torch.Generator().manual_seed(0),
+                division=division,
+                worker=worker,
+            )
+        found.append(dict(sorted(asked.items())))
+    assert found[0] == found[1] and np.diff(list(found[0].values())).tolist() == [2] * 7

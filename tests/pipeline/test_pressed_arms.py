@@ -90,3 +90,10 @@ def test_a_gate_that_admits_nothing_is_refused_in_one_line(copied: Path, data: P
     pressed = {"objective": "adagrpo", "pressure": 0.5}
     with pytest.raises(UserError, match=r"objective\.pressure 0\.5: the reward term has no gradient in 2 steps"):
         train(world.run(copied, data, train={"arms": [pressed]}, **options))
+
+
+def test_a_beam_longer_than_the_catalogue_is_refused_under_grpo(copied: Path, data: Path, world: Any) -> None:
+    longer = {"rollout": "beam", "constrained": True, "num_generations": 1000, "exclude_history": True}
+    arm = {"objective": "mixture", "name": "long", "options": longer}
+    with pytest.raises(UserError, match=r"arm long: a beam of 1000 .* is longer than the catalogue, which has \d+"):
+        train(world.run(copied, data, train={"arms": [arm]}, **EASY))

@@ -249,3 +249,15 @@ def test_minionerec_samples_become_a_log(tmp_path: Path):
     by_user = {user: rows.sort("timestamp")["item_id"].to_list() for (user,), rows in log.group_by("user_id")}
     assert by_user == {"A": [5, 6, 7, 5], "B": [1, 2, 3, 4], "C": [9, 8]}
     assert log.filter(user_id="C")["timestamp"].to_list() == [0, 1004]
+
+
+def test_an_item_is_written_when_another_one_of_its_codes_leaves_the_catalogue(tmp_path: Path):
+    _, policy = made(tmp_path, "minionerec", "gpt2")
+    listed = torch.tensor([True, False, True, True, True, True, True])  # of 1 and 4, which share their codes
+    catalog = Catalog.from_codes(resolve_collisions(CODES), None, listed).with_outside()
+    shared = SharedCodesPolicy(policy, catalog.trie).eval()
+    with torch.no_grad():
+        numbers = shared.score(shared.encode(batch(HISTORIES)), catalog.codes.unsqueeze(0).expand(4, -1, -1))[0, :, -1]
+        beams = beam_search(shared, shared.encode(batch(HISTORIES)), 20, trie=catalog.trie)
+    assert numbers.exp().tolist() == [1, 0, 1, 1, 1, 1, 1]
+    assert {*catalog.trie.leaf_items(beams.leaves)[0].tolist()} - {-1} == {0, 2, 3, 4, 5, 6}

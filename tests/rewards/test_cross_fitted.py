@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adagrpo.data.splits import user_folds
+from adagrpo.data.splits import for_some_users, leave_one_out, user_folds
 from adagrpo.rewards import CrossFitted
 from adagrpo.types import Histories
 
@@ -58,3 +58,9 @@ def test_folds_are_a_function_of_seed_and_user() -> None:
     assert (user_folds(10_000, 4, seed=4) == folds).mean() == pytest.approx(0.25, abs=0.03)
     with pytest.raises(ValueError, match="at least 1"):
         user_folds(3, 0, seed=0)
+
+
+def test_folds_have_nothing_to_do_with_who_is_evaluated() -> None:
+    split = for_some_users(leave_one_out(np.full(10_000, 6)), 1000, seed=3)
+    in_folds = np.bincount(user_folds(10_000, 5, seed=3)[split.test_positions >= 0], minlength=5)
+    assert np.abs(in_folds - 200).max() < 5 * np.sqrt(1000 * 4 / 25)

@@ -155,3 +155,14 @@ def test_a_user_without_training() -> None:
 def test_a_recipe_names_every_feature_that_tells_items_apart() -> None:
     names = get_args(FeatureOptions.model_fields["name"].annotation)
     assert names == tuple(name for name in FEATURES if not name.startswith("history_"))
+
+
+@pytest.mark.parametrize("user", [None, [0]])
+def test_what_training_never_counted_is_not_taken_out_of_its_counts(user: list[int] | None) -> None:
+    """A history may hold more than training does: that of a new user, or one that goes on after it."""
+    features = Features(ragged([[0, 1, 2], [3, 1, 4]]), [[]] * 5, [""] * 5)
+    for history in ([2, 0, 2], [4, 0, 1, 3]):
+        asked = np.array([[0, 1, 3, 4]])
+        table = features.table(np.array([history]), np.array([len(history)]), asked, user and np.array(user))
+        assert np.isfinite(table).all()
+        assert (table[..., [FEATURES.index("next_last"), FEATURES.index("age")]] >= 0).all()

@@ -135,3 +135,24 @@ def test_a_fit_finds_the_ring_and_repeats_itself_to_the_bit() -> None:
     assert one.model.model_to_string() == two.model.model_to_string()
     assert one.ndcg > 0.6 and one.groups == len(groups.items)
     assert 1 <= one.trees <= 20 and one.rows == int((groups.items >= 0).sum())
+
+
+def test_an_item_shown_twice_does_not_stand_against_itself() -> None:
+    shown = Impressions(
+        np.array([0, 5, 8]),  # offsets a user
+        np.array([1, 1, 1, 2, 2, 1, 1, 1]),  # history lengths
+        np.array([5, 6, 5, 6, 7, 8, 8, 9]),
+        np.zeros(8, np.int64),
+        np.array([False, False, True, True, False, True, False, False]),
+        np.ones(8, np.float32),
+    )
+    groups = shown_groups(NegativeSampler(ragged([[0, 1], [2, 3]]), ITEMS, 0), shown, negatives=0, max_history=5)
+    found = [
+        sorted((item, clicked) for item, clicked in zip(*row, strict=True) if item >= 0)
+        for row in zip(groups.items.tolist(), groups.chosen.tolist(), strict=True)
+    ]
+    assert found == [[(5, True), (6, False)], [(6, True), (7, False)], [(8, True), (9, False)]]
+    first = shown_groups(
+        NegativeSampler(ragged([[0, 1], [2, 3]]), ITEMS, 0), shown, negatives=0, max_history=5, most_shown=1
+    )
+    assert len(first.items) == 0  # of each list the first item alone, against which nothing stands

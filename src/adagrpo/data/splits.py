@@ -132,15 +132,19 @@ def keyed_uniforms(seed: int, *keys: Ints) -> NDArray[np.float64]:
     return np.asarray((state >> np.uint64(11)) * 2.0**-53)
 
 
+_OF_FOLDS = 2**40  # a key that is no place of a history and not that of another draw of users
+
+
 def user_folds(users: int, folds: int, seed: int) -> Ints:  # (U,)
-    """The fold of each user, in `0 .. folds - 1`: a function of (seed, user).
+    """The fold of each user, in `0 .. folds - 1`: a function of (seed, user), and none of who is evaluated.
 
     Raises:
         ValueError: `folds` is below 1.
     """
     if folds < 1:
         raise ValueError(f"folds must be at least 1, got {folds}")
-    return (keyed_uniforms(seed, np.arange(users)) * folds).astype(np.int64)
+    every = np.arange(users)
+    return (keyed_uniforms(seed, every, np.full_like(every, _OF_FOLDS)) * folds).astype(np.int64)
 
 
 def check_leakage(

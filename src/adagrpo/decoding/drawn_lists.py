@@ -129,8 +129,9 @@ def item_log_probs(
         (B, N) log-probability of drawing each item first; -inf where it may not be drawn, and where there is none.
     """
     levels = check(policy, trie, temperature)
-    real = items >= 0
-    codes = _codes(trie, items.clamp(min=0))  # (B, N, L)
+    items = items.clamp(-1, len(trie.leaf_of) - 1)  # the last of these is no item
+    real = (items >= 0) & (trie.leaf_of[items] >= 0)
+    codes = _codes(trie, items)  # (B, N, L); any, where an item is not of the catalogue
     nodes, total = torch.zeros_like(items), torch.zeros(items.shape, dtype=torch.float64, device=items.device)
     state = policy.start(context)
     for level in range(levels):

@@ -64,10 +64,19 @@ class Server(Protocol):
         *,
         length: int,
         temperature: float,
-        seed: int,
+        seeds: Sequence[int],
         exclude: Sequence[Sequence[Any]] | None = None,
     ) -> list[Samples]:
-        """`count` samples of each prompt, held to the catalogue by the engine's processor."""
+        """`count` samples of each prompt, held to the catalogue by the engine's processor.
+
+        Args:
+            prompts: tokens of each.
+            count: samples a prompt.
+            length: tokens of a sample.
+            temperature: divides the logits.
+            seeds: of each prompt's samples, which take it and the `count - 1` numbers above it.
+            exclude: items that are left out, by prompt.
+        """
 
     def update(self, folder: str) -> None:
         """Serve the weights of another folder from now on."""
@@ -238,14 +247,14 @@ class VllmServer:
         *,
         length: int,
         temperature: float,
-        seed: int,
+        seeds: Sequence[int],
         exclude: Sequence[Sequence[Any]] | None = None,
     ) -> list[Samples]:
         """See `Server`. The log-probabilities are of the whole vocabulary, unless the server's `--logprobs-mode` says
         otherwise."""
         bodies = [
             {"model": self.model, "prompt": prompt, "n": count, "max_tokens": length, "temperature": temperature}
-            | {"seed": seed + row, "logprobs": 0, "return_token_ids": True, "add_special_tokens": False}
+            | {"seed": seeds[row], "logprobs": 0, "return_token_ids": True, "add_special_tokens": False}
             | {"vllm_xargs": {"catalog": 1} | ({"exclude": list(exclude[row])} if exclude and exclude[row] else {})}
             for row, prompt in enumerate(prompts)
         ]
@@ -304,7 +313,7 @@ class SglangServer:
         *,
         length: int,
         temperature: float,
-        seed: int,
+        seeds: Sequence[int],
         exclude: Sequence[Sequence[Any]] | None = None,
     ) -> list[Samples]:
         """See `Server`. The log-probabilities are of the distribution drawn from: held, at that temperature."""
@@ -312,7 +321,7 @@ class SglangServer:
             {"input_ids": [prompt] * count, "return_logprob": True, "custom_logit_processor": self.processor}
             | {
                 "sampling_params": [
-                    {"max_new_tokens": length, "temperature": temperature, "sampling_seed": seed + row * count + copy}
+                    {"max_new_tokens": length, "temperature": temperature, "sampling_seed": seeds[row] + copy}
                     | {"custom_params": {"exclude": list(exclude[row]) if exclude else []}}
                     for copy in range(count)
                 ]

@@ -91,7 +91,7 @@ def draw_groups(
         own = histories if rows is None else histories.rows(rows)
         context = policy.encode(own)
         if worker is not None:
-            first = 0 if rows is None else int(rows[0])
+            places = range(len(targets)) if rows is None else rows.tolist()  # in the step, however it is cut
             drawn = worker.draw(
                 policy,
                 context,
@@ -99,12 +99,15 @@ def draw_groups(
                 own,
                 options.num_generations,
                 temperature=options.temperature,
-                seed=seed + first * options.num_generations,
+                seeds=[seed + place * options.num_generations for place in places],
             )
         else:
             drawn = _draw(policy, context, catalog, options, _at(uniforms, rows))
         if options.exclude_history:
-            drawn = drawn._replace(items=drawn.items.masked_fill(own.holds(drawn.items), -1))
+            excluded = own.holds(drawn.items)
+            if options.inject_target:  # the logged item is taught, be it in the history
+                excluded &= drawn.items != _at(targets, rows).unsqueeze(1)
+            drawn = drawn._replace(items=drawn.items.masked_fill(excluded, -1))
         own_codes = _at(codes, rows)
         if not scores or own_codes is None:
             return [*drawn]
@@ -120,7 +123,10 @@ def draw_groups(
     return DrawnGroups(histories, targets, sampled, rollouts, codes, log_probs)
 
 
-def _at(values: Tensor | None, rows: Tensor | None) -> Tensor | None:
+MaybeTensor = TypeVar("MaybeTensor", Tensor, Tensor | None)
+
+
+def _at(values: MaybeTensor, rows: Tensor | None) -> MaybeTensor:
     return values if values is None or rows is None else values[rows]
 
 

@@ -14,7 +14,7 @@ Large drift means that the samples are not of this policy: the worker has other 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -57,7 +57,7 @@ def served_rollouts(
     count: int,
     *,
     temperature: float = 1.0,
-    seed: int = 0,
+    seeds: Sequence[int] | None = None,
     context: CausalContext | None = None,
 ) -> ServedRollouts:
     """Have a worker draw `G` rollouts a sample, constrained to the catalogue.
@@ -69,7 +69,7 @@ def served_rollouts(
         histories: `B` histories.
         count: `G`.
         temperature: divides the logits.
-        seed: of the worker's samples.
+        seeds: of each history's samples, `G` numbers from there on; from 0 on where none are given.
         context: of the histories, where they are encoded already.
 
     Raises:
@@ -78,10 +78,12 @@ def served_rollouts(
     """
     if context is None:
         context = policy.encode(histories)
+    if seeds is None:
+        seeds = range(0, len(context) * count, count)
     prompts = [_prompt(policy, context, row) for row in range(len(context))]
     levels = catalog.num_levels
     try:
-        drawn = server.draw(prompts, count, length=levels, temperature=temperature, seed=seed)
+        drawn = server.draw(prompts, count, length=levels, temperature=temperature, seeds=list(seeds))
     except ServerError as error:
         raise ServiceError(f"the rollout worker failed: {error}") from error
     code_of = [{token: code for code, token in enumerate(level)} for level in policy.vocabulary.of_levels]
@@ -157,7 +159,7 @@ class RolloutWorker:
         count: int,
         *,
         temperature: float,
-        seed: int,
+        seeds: Sequence[int],
     ) -> Rollouts:
         """`G` rollouts a sample, see `served_rollouts`.
 
@@ -167,7 +169,7 @@ class RolloutWorker:
         causal: Any = policy
         known: Any = context
         found = served_rollouts(
-            self.server, causal, catalog, histories, count, temperature=temperature, seed=seed, context=known
+            self.server, causal, catalog, histories, count, temperature=temperature, seeds=seeds, context=known
         )
         if not found.drift.mean <= self.most_drift:
             raise ServiceError(

@@ -102,7 +102,8 @@ class SharedCodesPolicy(nn.Module):
         """(N,) NLL of the logged items `targets` (N,), nats a code."""
         written = self.causal.supervised_loss(context, targets)
         levels = len(self.causal.level_sizes)
-        items = self._items[self._nodes(self.causal.item_codes[targets])]
+        nodes = self._nodes(self.causal.item_codes[targets])
+        items = torch.where(nodes >= 0, self._items[nodes.clamp(min=0)], 1)
         return (levels * written + items.float().log()) / (levels + 1)
 
     def score(self, context: CausalContext, codes: Tensor, *, temperature: float = 1.0) -> Tensor:
@@ -138,9 +139,11 @@ class SharedCodesPolicy(nn.Module):
 
     def _numbers(self, nodes: Tensor) -> Tensor:
         """(..., K_(L+1)) logits of the number of an item below nodes (...); below -1 there is number 0 alone."""
-        items = torch.where(nodes >= 0, self._items[nodes.clamp(min=0)], 1)
-        numbers = torch.arange(self.trie.level_sizes[-1], device=nodes.device)
-        return torch.zeros((), device=nodes.device).masked_fill(numbers >= items.unsqueeze(-1), -torch.inf)
+        # an item keeps its number when another one of the same codes leaves the catalogue, so numbers may have gaps
+        listed = self.trie.allowed(len(self.causal.level_sizes), nodes)
+        first = torch.arange(self.trie.level_sizes[-1], device=nodes.device) == 0
+        written = torch.where((nodes >= 0).unsqueeze(-1), listed, first)
+        return torch.zeros((), device=nodes.device).masked_fill(~written, -torch.inf)
 
 
 def _under_names_within(module: nn.Module) -> None:

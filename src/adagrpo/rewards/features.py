@@ -146,7 +146,7 @@ class Features:
             np.broadcast_to(popular, items.shape),
             np.log1p(known),
             np.log1p(known) - popular,
-            (self.later[items] - age) / np.maximum(occurrences, 1.0),
+            np.maximum(self.later[items] - age, 0.0) / np.maximum(occurrences, 1.0),
             ((histories[:, None, :] == items[:, :, None]) & real[:, None, :]).sum(2),
             np.take_along_axis(near, ends, 2)[:, :, 0],
             (near * weights[:, None, :]).sum(2),
@@ -169,7 +169,9 @@ class Features:
         before = own[:, None, :-1] == last[:, :, None]  # (B, 1, S - 1)
         mine = (before & (own[:, None, 1:] == items[:, :, None])).sum(2)
         any_of_mine = (before & (own[:, None, 1:] >= 0)).sum(2)
-        return np.asarray((self.next.at(last, items) - mine) / (1.0 + self.followed[last] - any_of_mine), np.float32)
+        others = np.maximum(self.next.at(last, items) - mine, 0.0)
+        any_others = np.maximum(self.followed[last] - any_of_mine, 0.0)
+        return np.asarray(others / (1.0 + any_others), np.float32)
 
     def _overlap(self, histories: Ints, items: Ints, real: NDArray[np.bool_]) -> Floats:
         """(B, N, T) `J`, 0 where neither has an attribute."""

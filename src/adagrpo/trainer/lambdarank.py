@@ -131,20 +131,21 @@ def shown_groups(
         shown: impressions, sorted by user and history length.
         negatives: draws a group.
         max_history: items of a history that are seen, the last ones.
-        most_shown: of a longer list the first ones are taken.
+        most_shown: of a longer list the first ones are taken; an item shown again counts once, clicked if it ever was.
     """
     training = sampler.training
     users = np.repeat(np.arange(len(shown.offsets) - 1), np.diff(shown.offsets))
     starts = np.flatnonzero(
         np.diff(users, prepend=-1).astype(bool) | np.diff(shown.history_lengths, prepend=-1).astype(bool)
     )
-    group = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(users))))
-    place = np.arange(len(users)) - starts[group] if len(starts) else np.empty(0, np.int64)
+    every = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(users))))
+    group, shown_items, clicked = _once(every, shown.items.astype(np.int64), shown.clicked)
+    place = np.arange(len(group)) - np.searchsorted(group, group)
     kept = place < most_shown
     items = np.full((len(starts), most_shown), -1, np.int64)
     chosen = np.zeros(items.shape, dtype=np.bool_)
-    items[group[kept], place[kept]] = shown.items[kept]
-    chosen[group[kept], place[kept]] = shown.clicked[kept]
+    items[group[kept], place[kept]] = shown_items[kept]
+    chosen[group[kept], place[kept]] = clicked[kept]
     owner, seen = users[starts], shown.history_lengths[starts]
     good = chosen.any(1) & (seen <= training.lengths[owner])
     owner, seen, items, chosen = owner[good], seen[good], items[good], chosen[good]
@@ -180,6 +181,22 @@ def exposed_groups(
     owners, table, chosen = owners[some], table[some], chosen[some]
     histories, lengths = _histories(sampler.training, owners, sampler.training.offsets[owners + 1], max_history)
     return _grouped(sampler, histories, lengths, owners, table, chosen, table[:, :0])
+
+
+def _once(
+    group: Ints,  # (N,) ascending
+    items: Ints,  # (N,)
+    clicked: NDArray[np.bool_],  # (N,)
+) -> tuple[Ints, Ints, NDArray[np.bool_]]:
+    """Each item of a group once, where it was first shown, and clicked if it ever was: else it stood against itself."""
+    order = np.lexsort((np.arange(len(items)), items, group))
+    repeats = np.flatnonzero(
+        np.diff(group[order], prepend=-1).astype(bool) | np.diff(items[order], prepend=-1).astype(bool)
+    )
+    first = order[repeats]  # the stable order has the first of each item in front
+    ever = np.logical_or.reduceat(clicked[order], repeats) if len(repeats) else np.zeros(0, np.bool_)
+    back = first.argsort()
+    return group[first[back]], items[first[back]], ever[back]
 
 
 def _histories(training: Ragged, users: Ints, ends: Ints, max_history: int) -> tuple[Ints, Ints]:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from adagrpo.config import ArmConfig, ObjectiveConfig, read_settings
+from adagrpo.errors import UserError
 from adagrpo.objective.terms import OBJECTIVES
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
@@ -58,6 +59,7 @@ def fit_arm(run: Run, arm: ArmConfig) -> None:
     watch = {"watch": True, "go_on": not options.stop_lost}
 
     def build(work: Path) -> None:
+        _check_group(data, arm, objective)
         begin_fit(data, f"train/{arm.name}")
         policy = models.policy(start)
         schedule = replace(models.schedule(settings), rl_split=options.rl_split, rl_split_nll=options.rl_split_nll)
@@ -116,6 +118,20 @@ def fit_arm(run: Run, arm: ArmConfig) -> None:
         build=build,
         together=True,
     )
+
+
+def _check_group(data: RunData, arm: ArmConfig, objective: ObjectiveConfig) -> None:
+    """Refuse a beam that is longer than the catalogue under GRPO, which would punish the hypotheses left over.
+
+    Raises:
+        UserError: the group is larger than the catalogue.
+    """
+    items, group = len(data.catalog.trie.items), objective.num_generations
+    if arm.term == "grpo" and objective.rollout == "beam" and objective.constrained and group > items:
+        raise UserError(
+            f"arm {arm.name}: a beam of {group} (objective.num_generations) is longer than the catalogue, which has "
+            f"{items} items; take at most {items}"
+        )
 
 
 def _trained_by(arm: ArmConfig, common: ObjectiveConfig) -> Arm:
