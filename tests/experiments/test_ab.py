@@ -17,9 +17,12 @@ import yaml
 from adagrpo import cli
 from adagrpo.errors import UserError
 from adagrpo.experiments.allocation import assign
+from adagrpo.experiments.duration import baselines, duration
 from adagrpo.experiments.outcome import analyse
 from adagrpo.experiments.plan import DAY, Plan
 from adagrpo.experiments.units import Units, users_before, users_of
+from adagrpo.pipeline.experiment import experiment
+from adagrpo.report import effects_table
 from adagrpo.serving.exposure_log import FAILED, Exposure, Feedback
 from adagrpo.serving.exposure_parts import EXPOSURE_SCHEMA, FEEDBACK_SCHEMA
 from adagrpo.serving.exposure_store import LocalExposureLog
@@ -271,3 +274,54 @@ def test_the_verb(adagrpo: Callable[..., tuple[int, str, str]], tmp_path: Path) 
     assert status == 0 and out.count("2026-11-12") == 3
     status, _, err = adagrpo("ab", daily)
     assert status == 2 and "--exposures" in err
+
+
+def test_an_arm_that_lost_everything_is_worse_and_not_unclear() -> None:
+    plan = changed(guardrails={"rate": {"sum": "click", "per": "impressions", "better": "up", "margin": 0.1}})
+    result = analyse(plan, users_of(plan, *tables(600, lift=-1.0)), now=AFTER)
+    assert {row["says"] for row in result["effects"]} == {"worse"} and result["guardrails"][0]["says"] == "beyond"
+    assert result["verdicts"] == {"new": "harm"}
+    # with a handful of users the control's clicks are not certain either
+    few = analyse(plan, users_of(plan, *tables(4, lift=-1.0)), now=AFTER)
+    assert {row["says"] for row in few["effects"]} == {"unclear"} and few["guardrails"][0]["says"] == "unclear"
+
+
+def test_daily_looks_see_less_than_one_and_print_no_p() -> None:
+    one = analyse(PLAN, users_of(PLAN, *tables(600)), now=AFTER)["effects"][0]
+    plan = changed(looks="daily", answers=1200)
+    daily = analyse(plan, users_of(plan, *tables(600)), now=AFTER)["effects"][0]
+    assert daily["detectable"] > 1.3 * one["detectable"]
+    shown = effects_table([one, daily]).rows
+    assert shown[0][6] == f"{one['p_holm']:.3g}" and shown[1][6] == "–"
+
+
+def test_an_arm_of_no_verdict_has_no_daily_effects(tmp_path: Path) -> None:
+    """Of two treatments one was trained again within the window."""
+    arms = {"now": {"serves": "sft"}, "a": {"serves": "x"}, "b": {"serves": "y"}}
+    content = CONTENT | {"arms": arms, "days": 4, "metrics": {"clicks": {"sum": "click"}}, "guardrails": {}}
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    log, draw = LocalExposureLog(tmp_path / "exposures"), np.random.default_rng(0)
+    for user, day in ((user, day) for user in map(str, range(300)) for day in (0, 2)):
+        arm = assign(user, salt="2026-11", weights=dict.fromkeys(arms, 1))
+        name, time = f"{user}-{day}", PLAN.begins + day * DAY + 60
+        model = arms[arm]["serves"] + ("2" if (arm, day) == ("b", 2) else "")
+        shown = Exposure(
+            request_id=name, time=time, slate=(1, 2, 3), arm=arms[arm]["serves"], model_version=model,
+            catalog_version="1", user_hash=user, experiment="gated", latency_ms=5.0,
+        )  # fmt: skip
+        log.write([shown])
+        said = [item for item in (1, 2, 3) if draw.random() < 0.3]
+        log.feedback([Feedback(request_id=name, item=item, kind="click", time=time + 30) for item in said])
+    log.close()
+    result = experiment(tmp_path / "plan.yaml", tmp_path / "exposures", AFTER)
+    assert result["verdicts"] == {"a": "inconclusive", "b": "invalid"}
+    assert {row["treatment"] for row in result["effects"] + result["daily"]} == {"a"}
+
+
+def test_users_a_day_are_those_held_out_too() -> None:
+    measured = []
+    for holdout in (0.0, 0.5):
+        plan = changed(holdout=holdout)
+        (row,) = duration(baselines(plan, users_before(plan, *tables(800))))
+        measured.append(row["days"])
+    assert measured[1] == pytest.approx(2 * measured[0], rel=0.15)  # half the users are in it, so twice the days

@@ -34,7 +34,8 @@ def test_a_mean_is_welch_without_degrees_of_freedom() -> None:
     np.testing.assert_allclose(found.error, log_error, rtol=1e-9)
     ends = [b.mean() / a.mean() * math.exp(sign * Z * log_error) - 1 for sign in (-1, 1)]
     np.testing.assert_allclose(found.fixed(0.05), ends, rtol=1e-9)
-    np.testing.assert_allclose(found.detectable(0.05, 0.8), (Z + stats.norm.ppf(0.8)) * log_error, rtol=1e-9)
+    detectable = found.detectable(3.0, 0.8)  # an effect of which 80 % of such intervals are above 0
+    np.testing.assert_allclose(detectable, math.expm1((3.0 + stats.norm.ppf(0.8)) * log_error), rtol=1e-9)
 
 
 def test_a_ratio_is_that_of_sums_with_the_variance_of_its_residuals() -> None:

@@ -130,3 +130,29 @@ def test_the_preference_is_a_mean_over_users_who_clicked() -> None:
 def test_plans_that_are_of_no_kind(changes: dict[str, Any], wrong: str) -> None:
     with pytest.raises(ValueError, match=wrong):
         Plan.model_validate(CONTENT | changes)
+
+
+def test_requests_without_a_list_are_counted_and_say_nothing_of_the_coin() -> None:
+    exposures, feedback = log(400, 1.6)
+    plain = prefer(PLAN, exposures, feedback, now=AFTER)
+    failed = exposures.head(80).with_columns(
+        request_id=pl.col("request_id") + "-failed",
+        source=pl.lit("failed"),
+        teams=None,
+        slate=pl.lit([], pl.List(pl.String)),
+    )
+    empty = failed.tail(5).with_columns(source=pl.lit("policy"), request_id=pl.col("request_id") + "-empty")
+    found = prefer(
+        PLAN, pl.concat([exposures, failed.cast(EXPOSURE_SCHEMA), empty.cast(EXPOSURE_SCHEMA)]), feedback, now=AFTER
+    )
+    assert plain["without_list"] == 0 and found["without_list"] == 85
+    assert found | {"without_list": 0} == plain and plain["verdicts"] == {"new": "preferred"}
+
+
+def test_few_users_prefer_nothing() -> None:
+    """Two users who clicked the same arm agree exactly, and prove nothing."""
+    found = prefer(PLAN, *log(25, 50.0), now=AFTER)
+    assert found["preference"] is None and found["daily"] == []
+    assert found["verdicts"] == {"new": "inconclusive"} and found["reasons"]["new"].endswith(
+        " users clicked, of 30 needed"
+    )

@@ -152,4 +152,8 @@ def test_what_is_unknown_or_beyond_the_lists_is_not_measured() -> None:
     assert actual["true_utility@10"] == pytest.approx(66 / 14)
     assert users["true_utility@10"].tolist() == [6.0, 1.5]
     assert users["ndcg@10"].tolist() == pytest.approx([1 / math.log2(3), 0.0])
+    empty = RankedLists(
+        ranks, 10, np.where(ranks[:, None] == 0, -1, items), utility=lambda shown: shown.astype(np.float64)
+    )
+    assert measure_users(empty)["true_utility@10"].tolist() == [6.0, 0.0]  # a list without an item gives nothing
     assert not {"hallucination@10", "mean_reward@10", "invalid_samples"} & actual.keys()

@@ -19,7 +19,9 @@ def test_ips_is_the_mean_of_weighted_rewards() -> None:
     found = ips(REWARDS, WEIGHTS)  # values 2, 0, 1, 0: mean 0.75, squares about it 1.5625, .5625, .0625, .5625
     assert found.value == pytest.approx(0.75)
     assert found.standard_error == pytest.approx(math.sqrt(2.75 / 3 / 4))
-    assert found.high - found.low == pytest.approx(2 * 1.959964 * found.standard_error, rel=1e-6)
+    assert found.high - found.low == pytest.approx(
+        2 * 3.182446 * found.standard_error, rel=1e-6
+    )  # Student's, 3 degrees
     assert found.effective_size == pytest.approx(16 / 5.5)
 
 

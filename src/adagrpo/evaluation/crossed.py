@@ -17,7 +17,8 @@ simulation.
 
 Users need not be the same under every seed. R and E are made of the users' covariances of the D_s, which are 0 for two
 seeds without a user in common. The interval may be narrower than that over users alone, when the seeds agree better
-than chance lets them: it claims 95 % over many repetitions, not more than its neighbour each time.
+than chance lets them: it claims 95 % over many repetitions, not more than its neighbour each time. Where few hits move,
+seeds may agree exactly, and X is 0; that is no proof of an effect, and the interval is then the one over users alone.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from adagrpo.evaluation.statistics import Interval
 
 __all__ = ["CrossedParts", "crossed_interval", "crossed_parts"]
 
+_TIED = 1e-12  # of the users' variance: seeds that differ by less differ by rounding
 _BETWEEN = 0.9  # 0 is Cochran's critical value; the larger, the nearer to Satterthwaite's
 
 
@@ -90,7 +92,8 @@ def crossed_interval(parts: CrossedParts, *, level: float = 0.95) -> Interval:
         level: of the interval, in (0, 1).
 
     Returns:
-        Mean, interval and p; without any variance the interval is the mean, and p is 1 for a mean of 0 and else 0.
+        Mean, interval and p; where no user differs from another the interval is the mean, and p is 1 for a mean of 0
+        and else 0.
 
     Raises:
         ValueError: `level` out of range.
@@ -103,9 +106,11 @@ def crossed_interval(parts: CrossedParts, *, level: float = 0.95) -> Interval:
     if not 0 < level < 1:
         raise ValueError(f"level {level}: expected a number between 0 and 1")
     variance = parts.seeds + max(0.0, parts.users - parts.rest)
+    share = parts.seeds / variance if variance > 0 else 0.0
+    if parts.seeds <= _TIED * parts.users:
+        variance, share = parts.users, 0.0
     if variance <= 0:
         return Interval(parts.mean, parts.mean, parts.mean, float(parts.mean == 0))
-    share = parts.seeds / variance
     weight = share - _BETWEEN * share * (1 - share)
     half = np.sqrt(variance * _critical(1 - level, weight, parts.degrees))
     p_value = _tail(parts.mean**2 / variance, weight, parts.degrees)

@@ -80,7 +80,10 @@ def baselines(plan: Plan, units: Units) -> Plan:
     if len(users) < 2:
         raise UserError("the log has fewer than two users in the days before the start; give mean and deviation")
     metrics = {name: _measured(metric, users) for name, metric in plan.metrics.items()}
-    a_day = plan.users_a_day or len(users) / plan.days_before
+    met = len(users) / (
+        1 - plan.holdout
+    )  # `units` leaves out who is held out, whom the shares of the arms leave out too
+    a_day = plan.users_a_day or met / plan.days_before
     return plan.model_copy(update={"metrics": metrics, "users_a_day": a_day})
 
 

@@ -42,9 +42,9 @@ class Effect(NamedTuple):
         """The interval of a single look."""
         return self.within(float(stats.norm.isf(alpha / 2)))
 
-    def detectable(self, alpha: float, power: float) -> float:
-        """The smallest relative effect that so many users find with this power."""
-        return float(stats.norm.isf(alpha / 2) + stats.norm.ppf(power)) * self.error
+    def detectable(self, factor: float, power: float) -> float:
+        """The smallest relative gain that so many users find with this power, by an interval of so many errors."""
+        return math.expm1((factor + float(stats.norm.ppf(power))) * self.error)
 
 
 def aggregates(columns: Mapping[str, Floats]) -> Aggregates:

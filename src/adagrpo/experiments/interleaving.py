@@ -5,7 +5,8 @@
     preference     the mean of p_u over users who clicked; 1/2 where neither is preferred
 
 Radlinski, Kurup and Joachims, CIKM 2008. Both arms meet the same user at the same moment, so what users differ by falls
-out. It says which arm is preferred and not by how many clicks: an A/B test has to say that.
+out. It says which arm is preferred and not by how many clicks: an A/B test has to say that. Of fewer than 30 users who
+clicked it says nothing.
 
 Coins are bits of HMAC-SHA256(salt, request id), so that a request that is sent again is drafted the same way. An item
 that both arms would show belongs to whoever picked it, by a fair coin.
@@ -27,12 +28,14 @@ from adagrpo.errors import UserError
 from adagrpo.experiments.anytime import anytime_factor
 from adagrpo.experiments.plan import Plan
 from adagrpo.experiments.sample_ratio import LEVEL
+from adagrpo.experiments.units import FAILED
 
 __all__ = ["INTERLEAVED", "Preference", "coins", "prefer", "preferred", "team_draft"]
 
 ItemT = TypeVar("ItemT")
 INTERLEAVED = "interleaved"  # the deal of a list that two arms made together
 REQUEST, USER, ITEM = "request_id", "user_hash", "item"
+FEWEST = 30  # users who clicked; of fewer the normal interval is too sure of itself
 
 
 def coins(salt: str, request_id: str) -> Iterator[bool]:
@@ -116,19 +119,21 @@ def prefer(plan: Plan, exposures: pl.DataFrame, feedback: pl.DataFrame, *, now: 
         now: of the look; a plan that looks at the end shows nothing before.
 
     Returns:
-        JSON: `verdicts` and `reasons`, `preference`, `daily`, and counts.
+        JSON: `verdicts` and `reasons`, `preference`, `daily`, and counts; `without_list` counts requests that failed or
+        got an empty list.
 
     Raises:
         UserError: the log has no interleaved list of the experiment.
     """
     (treatment,) = plan.treatments
-    answers = exposures.unique(REQUEST, keep="first", maintain_order=True).filter(
+    asked = exposures.unique(REQUEST, keep="first", maintain_order=True).filter(
         (pl.col("experiment") == plan.name)
         & (pl.col("deal") == INTERLEAVED)
         & (pl.col("time") >= plan.begins)
         & (pl.col("time") < plan.ends)
         & ~pl.col(USER).is_in(list(plan.exclude))
     )
+    answers = asked.filter((~FAILED).fill_null(True) & (pl.col("slate").list.len() > 0))
     if answers.is_empty():
         raise UserError(f"the log has no interleaved list of {plan.name!r} in its window")
     credits = _credits(plan, answers, feedback)
@@ -140,6 +145,7 @@ def prefer(plan: Plan, exposures: pl.DataFrame, feedback: pl.DataFrame, *, now: 
         "look": now.isoformat(timespec="seconds"),
         "users": {"shown": answers[USER].n_unique(), "clicked": len(credits)},
         "answers": len(answers),
+        "without_list": len(asked) - len(answers),
         "first_place": {"treatment": first / len(answers), "p_value": fair},
         "preference": None,
         "daily": [],
@@ -151,8 +157,11 @@ def prefer(plan: Plan, exposures: pl.DataFrame, feedback: pl.DataFrame, *, now: 
         reason = f"{treatment} is first in {first:,} of {len(answers):,} lists, p = {fair:.1e}; the coin was not fair"
         return result | _says(treatment, "invalid", reason)
     found = preferred(credits)
-    if found is None:
-        return result | _says(treatment, "inconclusive", "fewer than two users clicked")
+    if found is None or found.users < FEWEST:
+        clicked = 0 if found is None else found.users
+        return result | _says(
+            treatment, "inconclusive", f"{clicked or 'fewer than two'} users clicked, of {FEWEST} needed"
+        )
     low, high = found.within(_factor(plan, len(answers)))
     result["preference"] = {"share": found.share, "interval": [low, high], "users": found.users}
     result["daily"] = _daily(plan, answers, feedback, now)
@@ -191,7 +200,7 @@ def _daily(plan: Plan, answers: pl.DataFrame, feedback: pl.DataFrame, now: datet
     for through in sorted(answers.select(day.unique())["time"]):
         part = answers.filter(day <= through)
         found = preferred(_credits(plan, part, feedback))
-        if found is not None:
+        if found is not None and found.users >= FEWEST:
             ends = found.within(_factor(plan, len(part)))
             rows.append({"through": through.isoformat(), "share": found.share, "interval": [*ends]})
     return rows

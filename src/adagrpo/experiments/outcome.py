@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import polars as pl
 from scipy import stats
 
@@ -188,10 +189,14 @@ def effects_of(
         daily = plan.answers and plan.looks == "daily" and units.answers
         factor = anytime_factor(units.answers, plan.answers, alpha) if daily and plan.answers else None
         for name, metric in plan.metrics.items():
-            found = effect(_columns(units, plan.control, metric), _columns(units, treatment, metric))
+            columns = _columns(units, plan.control, metric), _columns(units, treatment, metric)
+            found = effect(*columns)
             row: dict[str, Any] = {"treatment": treatment, "metric": name, "says": "unclear"}
+            one_look = float(stats.norm.isf(alpha / 2))
             if found is not None:
-                row |= _numbers(found, plan, factor, alpha)
+                row |= _numbers(found, plan, factor, factor or one_look)
+            elif _lost_all(*columns, factor or one_look):
+                row |= {"says": "worse" if metric.better == "up" else "better"}
             rows.append(row)
     known = [row for row in rows if "p_value" in row]
     for row, adjusted in zip(known, holm([row["p_value"] for row in known]), strict=True):
@@ -204,7 +209,7 @@ def effects_of(
     return rows
 
 
-def _numbers(found: Effect, plan: Plan, factor: float | None, alpha: float) -> dict[str, Any]:
+def _numbers(found: Effect, plan: Plan, factor: float | None, reach: float) -> dict[str, Any]:
     return {
         "control": found.control,
         "value": found.treatment,
@@ -212,7 +217,7 @@ def _numbers(found: Effect, plan: Plan, factor: float | None, alpha: float) -> d
         "interval": found.fixed(plan.alpha),
         "anytime": None if factor is None else found.within(factor),
         "p_value": found.p_value,
-        "detectable": found.detectable(alpha, plan.power),
+        "detectable": found.detectable(reach, plan.power),
     }
 
 
@@ -247,23 +252,37 @@ def _without_interval(
 ) -> str:
     """What is said of a guardrail of which no share of the control's number can be given.
 
-    Nothing at all in the treatment cannot be too much. Something, where the control has nothing, is beyond any share of
+    Nothing at all in the treatment cannot be too much, and is too little where the control has something for certain.
+    Something, where the control has nothing, is beyond any share of
     it once it is more than nothing for certain. And numbers that do not vary are what they are.
     """
     users = min(len(control["sum"]), len(treatment["sum"]))
     if guard.better == "down" and len(treatment["sum"]) and not treatment["sum"].any():
         return "within"
+    if guard.better == "up" and _lost_all(control, treatment, strict):
+        return "beyond"
     if users < 2 or not treatment["sum"].any():
         return "unclear"
     if not control["sum"].any():
-        mean, deviation = float(treatment["sum"].mean()), float(treatment["sum"].std(ddof=1))
-        certain = mean > strict * deviation / len(treatment["sum"]) ** 0.5
+        certain = _above_nothing(treatment["sum"], strict)
         return "beyond" if guard.better == "down" and certain else "unclear"
     ratios = [arm["sum"] / arm.get("per", 1.0) for arm in (control, treatment) if arm.get("per", arm["sum"]).all()]
     if len(ratios) < 2 or any(ratio.max() > ratio.min() for ratio in ratios):
         return "unclear"
     worse = (ratios[1][0] / ratios[0][0] - 1) * (1 if guard.better == "down" else -1)
     return "within" if worse <= guard.margin else "beyond"
+
+
+def _lost_all(control: Mapping[str, Floats], treatment: Mapping[str, Floats], reach: float) -> bool:
+    """Nothing is left in the treatment of what the control has for certain."""
+    users = min(len(control["sum"]), len(treatment["sum"]))
+    if users < 2 or treatment["sum"].any() or not treatment.get("per", np.ones(1)).any():
+        return False  # nothing shown is nothing to have it of
+    return _above_nothing(control["sum"], reach)
+
+
+def _above_nothing(values: Floats, reach: float) -> bool:
+    return bool(values.mean() > reach * values.std(ddof=1) / len(values) ** 0.5)
 
 
 def _verdict(plan: Plan, treatment: str, result: Mapping[str, Any]) -> tuple[Verdict, str]:

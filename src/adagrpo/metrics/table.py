@@ -205,9 +205,12 @@ def _mean_reward(lists: RankedLists, k: int) -> float | None:
 
 
 def _true_utility(lists: RankedLists, k: int) -> Floats | None:
-    """The mean over the items of each list."""
+    """The mean over the items of each list; 0 of a list without any, which gives its user nothing."""
     values = _utilities(lists, k)
-    return None if values is None else np.asarray(np.nanmean(values, axis=1))
+    if values is None:
+        return None
+    count = np.maximum((~np.isnan(values)).sum(axis=1), 1)
+    return np.asarray(np.nansum(values, axis=1) / count)
 
 
 def _mean_true_utility(lists: RankedLists, k: int) -> float | None:

@@ -7,7 +7,7 @@
     DR       Σ [q(x_i, π) + w_i (r_i - q(x_i, a_i))] / n                      (Dudik, Langford and Li 2011)
 
 IPS and DR are unbiased where the logged probabilities are right; SNIPS is consistent and spreads less. Each estimate is
-the mean of one value an answer (of SNIPS, to first order), so its interval is a normal one over users: answers of one
+the mean of one value an answer (of SNIPS, to first order), so its interval is one over users: answers of one
 user are added up first, since they are not independent.
 """
 
@@ -109,7 +109,7 @@ def mean_of(
     users: NDArray[np.integer] | None,
     level: float,
 ) -> Estimate:
-    """The mean of values with a normal interval over users.
+    """The mean of values with an interval over users, Student's of m - 1 degrees of freedom.
 
     With c_u the sum of (v_i - mean) over the answers of a user, the squared standard error is m / (m - 1) Σ c_u² / n².
     """
@@ -122,7 +122,7 @@ def mean_of(
     if count < 2:
         raise ValueError("an interval needs answers of two users")
     error = float(np.sqrt(count / (count - 1) * np.square(sums).sum())) / len(values)
-    half = float(stats.norm.ppf(0.5 + level / 2)) * error
+    half = float(stats.t.ppf(0.5 + level / 2, count - 1)) * error
     return Estimate(mean, mean - half, mean + half, error, effective_size(weights))
 
 

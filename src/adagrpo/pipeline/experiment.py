@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,8 @@ def experiment(path: Path, exposures: Path, now: datetime | None = None) -> dict
     stopped = {arm: Stopped(time, users_of(plan, *rows, catalogue, time)) for arm, time in stops.items()}
     result = analyse(plan, units, now=moment, stopped=stopped)
     result["switches"] = [{"time": time, "share": share} for time, share in read_switches(path, plan).shares]
-    result["daily"] = _until_each_day(plan, rows, catalogue, moment, stops) if result["effects"] else []
+    shown = list(dict.fromkeys(row["treatment"] for row in result["effects"]))
+    result["daily"] = _until_each_day(plan, rows, catalogue, moment, stops, shown) if shown else []
     return result | told
 
 
@@ -106,9 +107,14 @@ def _frozen(path: Path, plan: Plan) -> Mapping[str, Any]:
 
 
 def _until_each_day(
-    plan: Plan, rows: _Tables, catalogue: frozenset[str], now: datetime, stops: Mapping[str, float]
+    plan: Plan,
+    rows: _Tables,
+    catalogue: frozenset[str],
+    now: datetime,
+    stops: Mapping[str, float],
+    shown: Sequence[str],
 ) -> list[dict[str, Any]]:
-    """The effects as they were when each day was over, from the same rows."""
+    """The effects as they were when each day was over, from the same rows, of the treatments that may be shown."""
     over = min(plan.days, int((now.timestamp() - plan.begins) // DAY))
     daily = []
     for days in range(1, over + 1):
@@ -116,7 +122,7 @@ def _until_each_day(
         units = users_of(part, *rows, catalogue)
         stopped = {arm: Stopped(time, users_of(part, *rows, catalogue, time)) for arm, time in stops.items()}
         last = (plan.start + timedelta(days=days - 1)).isoformat()
-        daily += [{"through": last, **row} for row in effects_of(plan, units, stopped)] if units.answers else []
+        daily += [{"through": last, **row} for row in effects_of(plan, units, stopped, shown)] if units.answers else []
     return daily
 
 

@@ -230,7 +230,7 @@ def _effect_row(row: Row) -> tuple[str, ...]:
     return (
         *(row["treatment"], row["metric"], f"{row['control']:.4g}", f"{row['value']:.4g}", f"{row['relative']:+.2%}"),
         _span(_ends(row)),
-        f"{row['p_holm']:.3g}",
+        MISSING if row["anytime"] else f"{row['p_holm']:.3g}",  # that of one look decides nothing where there are many
         f"{row['detectable']:.2%}",
         row["says"],
     )
