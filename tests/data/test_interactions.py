@@ -343,7 +343,7 @@ def test_item_tables_that_are_not_tables(tmp_path: Path) -> None:
         "none.parquet": "no such file",
         "empty.csv": "the file is empty",
         "header.csv": "no rows; an item table has at least one item",
-        "wide.csv": "cannot be read as CSV",
+        "wide.csv": "row 0: has 3 fields, the header names 2",
         "near.csv": "no column 'item_id'; did you mean 'itemid'",
         "lines.csv": "rows 0 and 1: both are item 'a b'",
         "typed.jsonl": "row 0: item_id is empty or not an id",

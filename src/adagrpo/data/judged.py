@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from adagrpo.data.columns import ITEM, ITEM_ID, USER, USER_ID
 from adagrpo.data.logs.cells import booleans
-from adagrpo.data.logs.formats import read_table
+from adagrpo.data.logs.tables import read_table
 from adagrpo.data.logs.unpacking import MAX_EXPANSION
 from adagrpo.data.prepared import load_impressions, load_item_ids, load_user_ids, load_whole
 from adagrpo.data.splits import keyed_uniforms

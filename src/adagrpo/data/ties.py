@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from adagrpo.data.columns import ITEM_ID, POSITION, TIMESTAMP, USER
 from adagrpo.data.dataset import Dataset
-from adagrpo.data.logs.formats import read_table
+from adagrpo.data.logs.tables import read_table
 from adagrpo.data.logs.unpacking import MAX_EXPANSION
 from adagrpo.errors import UserError
 

@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from adagrpo.data.columns import ATTRIBUTES, ITEM, ITEM_ID, TEXT, USER_ID
-from adagrpo.data.logs.formats import columns_of, names_file, read_table
+from adagrpo.data.logs.formats import columns_of, names_file
 from adagrpo.data.logs.interactions import Refusals
+from adagrpo.data.logs.tables import read_table
 from adagrpo.errors import UserError
 from adagrpo.pipeline.checks import check
 from adagrpo.pipeline.files import RunData

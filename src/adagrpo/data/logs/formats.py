@@ -1,7 +1,7 @@
 """The files that a user gives: CSV, Parquet and JSONL, by suffix; the separator of a CSV file, by its header.
 
-`read_table` reads item tables, as the file types them; logs are read by `adagrpo.data.logs.chunks`. What is wrong with
-a whole file is a `UserError` of one line.
+Item tables are read by `adagrpo.data.logs.tables`, logs by `adagrpo.data.logs.chunks`. What is wrong with a whole file
+is a `UserError` of one line.
 """
 
 from __future__ import annotations
@@ -18,16 +18,7 @@ from typing import Any
 
 import polars as pl
 
-from adagrpo.data.logs.unpacking import (
-    MAX_EXPANSION,
-    UTF_16,
-    check_parquet,
-    encoding_of,
-    expansion_limit,
-    explodes,
-    read_blocks,
-    text_bytes,
-)
+from adagrpo.data.logs.unpacking import read_blocks
 from adagrpo.errors import UserError
 
 __all__ = [
@@ -39,7 +30,6 @@ __all__ = [
     "names_file",
     "one_line",
     "path_of",
-    "read_table",
     "reading",
     "require",
     "separator_of",
@@ -135,48 +125,6 @@ def path_of(name: str) -> list[str]:
     """
     parts = name.split(".")
     return parts if all(parts) else [name]
-
-
-def read_table(path: Path, columns: Sequence[str], max_expansion: float = MAX_EXPANSION) -> pl.DataFrame:
-    """Some columns of a table, typed as in the file; those of a CSV file are text.
-
-    Raises:
-        UserError: the file or a column is missing, the file or one of its records is malformed, a line is too long, or
-            more than `max_expansion` times the file would unpack.
-    """
-    kind = kind_of(path)
-    with reading(path, kind):
-        if kind == "Parquet":
-            check_parquet(path, columns, max_expansion)
-            table = pl.scan_parquet(path, glob=False)
-        elif kind == "CSV":
-            # All of it: a reader that skips columns does not see that a record has too many.
-            table = pl.read_csv(
-                _checked(path, max_expansion),
-                separator=separator_of(path),
-                infer_schema=False,
-                encoding="utf8-lossy",
-                glob=False,
-            ).lazy()
-        else:
-            table = pl.scan_ndjson(_checked(path, max_expansion), infer_schema_length=None)
-        available = table.collect_schema().names()
-    require(path, columns, available)
-    with reading(path, kind):
-        frame = table.select(list(dict.fromkeys(columns))).collect()
-    if kind == "Parquet" and text_bytes(frame) > expansion_limit(path, max_expansion):
-        raise explodes(path, max_expansion)
-    return frame
-
-
-def _checked(path: Path, max_expansion: float) -> Path | bytes:
-    """A text file whose lines are not too long; its text where it is compressed or UTF-16."""
-    blocks = read_blocks(path, SCHEMA_BYTES, max_expansion)
-    if path.name.lower().endswith(".gz") or encoding_of(path) == UTF_16:
-        return b"".join(block for block, _ in blocks)
-    for _ in blocks:
-        pass
-    return path
 
 
 def one_line(text: str) -> str:

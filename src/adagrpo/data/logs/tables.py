@@ -1,0 +1,75 @@
+"""Tables beside the logs, read whole: of items, of a judge's exposures, of ids that leave a catalogue.
+
+A value is typed as in the file; those of a CSV file are text. A row that cannot be read ends it: there is no such thing
+as an item table without some of its items.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import polars as pl
+
+from adagrpo.data.logs.chunks import read_chunks
+from adagrpo.data.logs.formats import SCHEMA_BYTES, kind_of, reading, require
+from adagrpo.data.logs.unpacking import (
+    MAX_EXPANSION,
+    UTF_16,
+    check_parquet,
+    encoding_of,
+    expansion_limit,
+    explodes,
+    read_blocks,
+    text_bytes,
+)
+from adagrpo.errors import UserError
+
+__all__ = ["read_table"]
+
+
+def read_table(path: Path, columns: Sequence[str], max_expansion: float = MAX_EXPANSION) -> pl.DataFrame:
+    """Some columns of a table, typed as in the file; those of a CSV file are text.
+
+    Raises:
+        UserError: the file or a column is missing, the file or one of its records is malformed, a line is too long, or
+            more than `max_expansion` times the file would unpack.
+    """
+    kind, columns = kind_of(path), list(dict.fromkeys(columns))
+    if kind == "CSV":
+        return _text(path, columns, max_expansion)
+    with reading(path, kind):
+        if kind == "Parquet":
+            check_parquet(path, columns, max_expansion)
+            table = pl.scan_parquet(path, glob=False)
+        else:
+            table = pl.scan_ndjson(_checked(path, max_expansion), infer_schema_length=None)
+        available = table.collect_schema().names()
+    require(path, columns, available)
+    with reading(path, kind):
+        frame = table.select(columns).collect()
+    if kind == "Parquet" and text_bytes(frame) > expansion_limit(path, max_expansion):
+        raise explodes(path, max_expansion)
+    return frame
+
+
+def _text(path: Path, columns: Sequence[str], max_expansion: float) -> pl.DataFrame:
+    """Columns of a CSV file, whose records are told as those of a log are; an empty field is null."""
+    tables = []
+    for first, table, problem in read_chunks(path, columns, max_expansion=max_expansion):
+        if problem is not None and problem.count():
+            row = int(problem.is_not_null().arg_max() or 0)
+            raise UserError(f"{path}, row {first + row}: {problem[row]}")
+        tables.append(table.with_columns(pl.all().replace("", None)))
+    return pl.concat(tables)
+
+
+def _checked(path: Path, max_expansion: float) -> str | bytes:
+    """A text file whose lines are not too long, its name as a pattern; its text where it is compressed or UTF-16."""
+    blocks = read_blocks(path, SCHEMA_BYTES, max_expansion)
+    if path.name.lower().endswith(".gz") or encoding_of(path) == UTF_16:
+        return b"".join(block for block, _ in blocks)
+    for _ in blocks:
+        pass
+    return re.sub(r"([*?\[])", r"[\1]", str(path))
