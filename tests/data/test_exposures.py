@@ -129,7 +129,8 @@ def test_ratings_are_clicks_from_a_limit_on(tmp_path: Path) -> None:
     path.write_text("user_id,item_id,rating,split\na,1,5,x\na,2,3,x\nb,1,4,y\nb,2,,x\n", encoding="utf-8")
     columns = ColumnMapping(rating="rating", event="split")
     read = read_logs([path], columns, keep_events=["x"], click_rating=4, ordered=False)
-    assert read.impressions is not None and read.impressions.rows() == [("a", 1, True), ("a", 2, False)]
+    shown = [("a", 1, True), ("a", 2, False), ("b", 2, False)]  # what nobody rated is no click
+    assert read.impressions is not None and read.impressions.rows() == shown
     for wrong in (ColumnMapping(), ColumnMapping(rating="rating", clicked="split")):
         with pytest.raises(UserError, match=r"data\.click_rating: needs data\.columns\.rating"):
             read_logs([path], wrong, click_rating=4, ordered=False)

@@ -94,6 +94,17 @@ def test_the_same_data_set(tmp_path: Path, columns: ColumnMapping, options: LogO
     assert_equal(*both(tmp_path, files(tmp_path, table()), columns, options, **least))
 
 
+def test_a_row_without_a_rating_was_shown_and_not_clicked(tmp_path: Path) -> None:
+    ratings = pl.when(pl.col("rating") == 5).then(None).otherwise("rating").alias("rating")
+    frame = table().with_columns(ratings)
+    columns, options = ColumnMapping(rating="rating"), LogOptions(click_rating=4)
+    alone, divided = both(tmp_path, files(tmp_path, frame), columns, options)
+    assert_equal(alone, divided)
+    assert alone.impressions is not None and divided.impressions is not None
+    assert len(alone.interactions) == (frame["rating"] == 4).sum() == alone.impressions["clicked"].sum()
+    assert len(alone.impressions) + alone.summary["impressions_dropped"] == len(frame)
+
+
 def test_whole_numbers_stay_whole_numbers(tmp_path: Path) -> None:
     frame = table(900)
     frame[:500].write_parquet(tmp_path / "a.parquet")

@@ -154,8 +154,9 @@ class ExecutorConfig(Section):
 class DataConfig(Section):
     """Where the logs come from and how they are cut. Relative paths are below `--data`.
 
-    With `click_rating` every row is an impression, clicked if it is rated at least so. `max_expansion` bounds to how
-    many times its size a compressed file of logs or items may unpack, beyond 32 MB, see `adagrpo.data.logs.unpacking`.
+    With `click_rating` every row is an impression, clicked if it is rated at least so; a row without a rating is not.
+    `max_expansion` bounds to how many times its size a compressed file of logs or items may unpack, beyond 32 MB, see
+    `adagrpo.data.logs.unpacking`.
     With `drop_duplicates` the first alone is kept of rows of the same user, item and time; they are no bad rows.
     With `keep_unseen_items` the item table is the catalogue; else it is the items that somebody interacted with.
     """

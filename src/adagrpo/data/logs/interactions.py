@@ -101,7 +101,8 @@ def read_logs(
         columns: their names.
         keep_events: only rows of these events; needs `columns.event`.
         min_rating: only interactions rated at least so; needs `columns.rating`.
-        click_rating: a row is an impression, clicked if it is rated at least so; needs `columns.rating`.
+        click_rating: a row is an impression, clicked if it is rated at least so, not if it has no rating; needs
+            `columns.rating`.
         ordered: False where nothing says in which order a user's rows came; they are then kept as they stand.
         max_bad_rows: how many rows may be rejected, over all files.
         refuse: which rows are bad though each of their values can be read.
@@ -148,7 +149,8 @@ class Kept(NamedTuple):
 def keep(table: pl.DataFrame, columns: ColumnMapping, options: LogOptions) -> Kept:
     """Filter rows that were read, drop duplicates, and tell interactions from impressions."""
     if options.click_rating is not None:
-        table = table.with_columns((pl.col(RATING) >= options.click_rating).alias(CLICKED))
+        rated = (pl.col(RATING) >= options.click_rating).fill_null(False)  # shown, and nobody rated it
+        table = table.with_columns(rated.alias(CLICKED))
     kept = _filter(table, options.keep_events, options.min_rating)
     filtered = len(table) - len(kept)
     impressions_known = CLICKED in table.columns
