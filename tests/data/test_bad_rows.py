@@ -95,6 +95,8 @@ def test_the_latest_time_needs_times(tmp_path: Path) -> None:
         ("user_id", "[1]", "user_id is of type list"),
         ("item_id", '{"a": 1}', "item_id is of type dict"),
         ("user_id", "true", "user_id is of type bool"),
+        ("user_id", "1.5", "user_id is 1.5, expected a whole number or text"),
+        ("item_id", "1e300", "item_id is 1e+300, expected a whole number or text"),
         ("timestamp", "[5]", "timestamp is of type list"),
         ("timestamp", "true", "timestamp is 'true', expected a number"),
         ("user_id", r'"a\u0000"', "user_id holds a control character (U+0000), expected an id"),

@@ -102,6 +102,21 @@ def test_typed_parquet_values(tmp_path: Path) -> None:
         read_logs([tmp_path / "b.parquet"], columns)
 
 
+def test_numbers_that_differ_are_different_ids(tmp_path: Path) -> None:
+    numbers = ["12345678901234567890123", "12345678901234567890124", "1e3", "5.0", '"5.0"', "5", '"1e3"', "2.5"]
+    lines = [f'{{"user_id": {number}, "item_id": 1, "timestamp": 1}}\n' for number in numbers]
+    logs = read_logs([write(tmp_path / "a.jsonl", "".join(lines))], ColumnMapping(), max_bad_rows=1)
+    known = ["12345678901234567890123", "12345678901234567890124", "1000", "5", "5.0", "5", "1e3"]
+    assert logs.interactions["user_id"].to_list() == known
+    assert logs.rejects["reason"].to_list() == ["user_id is 2.5, expected a whole number or text"]
+    decimals = pl.Series("user_id", ["1.50", "1.20", "3.00", str(2**63), "-7"], dtype=pl.String)
+    table = pl.DataFrame({"user_id": decimals, "item_id": 1, "timestamp": 1})
+    table.cast({"user_id": pl.Decimal(30, 2), "item_id": pl.Decimal(3, 0)}).write_parquet(tmp_path / "b.parquet")
+    logs = read_logs([tmp_path / "b.parquet"], ColumnMapping(), max_bad_rows=2)
+    assert logs.interactions.select("user_id", "item_id").rows() == [("3", 1), (str(2**63), 1), ("-7", 1)]
+    assert logs.rejects["row"].to_list() == [0, 1]
+
+
 def test_csv_records_that_are_not_lines(tmp_path: Path) -> None:
     text = (
         "user_id,item_id,timestamp,note\r\n"

@@ -1,9 +1,13 @@
 """The values of a log: columns as text, or as a file types them, to ids, numbers and booleans; null where unusable.
 
 Nothing is repaired. An id that was cut, padded or decoded wrongly cannot be told from another one, so it is refused.
+Text is an id as it is written, and a number the id of the whole number that it is: `5.0` of a Parquet column or a JSON
+number is 5, and "5.0" is not.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -13,6 +17,7 @@ __all__ = [
     "LONGEST_ID",
     "blank_to_null",
     "booleans",
+    "id_of",
     "identifiers",
     "integers_if_all",
     "numbers",
@@ -22,6 +27,7 @@ __all__ = [
 
 BOOLEANS = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
 LONGEST_ID = 1000  # characters; a longer one is what an unclosed quote or a wrong delimiter has swallowed
+WHOLE = 2.0**53  # from which on two whole numbers may be one double
 LAST_TIME = 9_223_372_036_854_774_784.0  # the largest double that fits into 64 bits
 
 
@@ -44,13 +50,26 @@ def identifiers(values: pl.Series) -> pl.Series:
     if values.dtype == pl.String:
         damaged = values.str.contains("[\ufffd\\x00]") | (values.str.len_chars() > LONGEST_ID)
         return where(~damaged, values)
-    if values.dtype == pl.UInt64:
+    if values.dtype.is_decimal():
+        values = where(values == values.floor(), values).cast(pl.Int128, strict=False)
+    if values.dtype in (pl.UInt64, pl.Int128, pl.UInt128):
         return integers_if_all(values.cast(pl.String))
     if values.dtype.is_float():
-        values = where((values == values.floor()) & (values.abs() < 2.0**53), values)
+        values = where((values == values.floor()) & (values.abs() < WHOLE), values)
     if values.dtype.is_numeric():
         return values.cast(pl.Int64, strict=False)
     return pl.Series(values.name, [None] * len(values), dtype=pl.String)
+
+
+def id_of(value: Any) -> str | None:
+    """The id that a value of JSON is, as text; None where it is none.
+
+    >>> id_of("5.0"), id_of(5), id_of(5.0), id_of(5.5), id_of(True), id_of(10**30) == str(10**30)
+    ('5.0', '5', '5', None, None, True)
+    """
+    if isinstance(value, float) and value.is_integer() and abs(value) < WHOLE:
+        value = int(value)
+    return str(value) if isinstance(value, int | str) and not isinstance(value, bool) else None
 
 
 def integers_if_all(ids: pl.Series) -> pl.Series:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
+from adagrpo.data.logs.cells import id_of
 from adagrpo.data.logs.formats import columns_of, header_of, kind_of, path_of, reading, require, separator_of
 from adagrpo.data.logs.unpacking import MAX_EXPANSION, check_parquet, expansion_limit, explodes, read_blocks, text_bytes
 
@@ -27,6 +28,7 @@ CHUNK_ROWS = 2**20  # of Parquet
 RECORD_LINES = 100  # a quoted field that goes on for longer is taken for an unclosed quote
 NESTED = r"^\s*[\[{]"
 BOOLEAN = r"^(true|false)$"
+REAL = r"^-?\d+(\.\d+([eE][+-]?\d+)?|[eE][+-]?\d+)$"  # a number that is not written as a whole one
 
 csv.field_size_limit(sys.maxsize)  # a long text that is not read is no reason to refuse a row
 
@@ -132,7 +134,7 @@ def _jsonl(path: Path, columns: Sequence[str], ids: Sequence[str], max_expansion
         lines = pl.DataFrame({"line": pl.Series(_lines(block), dtype=pl.String)})
         table = lines.select(fields)
         problem = table.select(pl.when(pl.all_horizontal(pl.all().is_null())).then(nothing)).to_series()
-        yield table, _wrong_types(lines["line"], table, problem, ids)
+        yield _typed(lines["line"], table, problem, ids)
 
 
 def _match(path: Sequence[str]) -> pl.Expr:
@@ -149,21 +151,30 @@ def _value(record: Any, name: str) -> Any:
     return record
 
 
-def _wrong_types(lines: pl.Series, table: pl.DataFrame, problem: pl.Series, ids: Sequence[str]) -> pl.Series:
-    """What is wrong with a line, with lists, objects and, among ids, booleans, whose text would pass for a value."""
+def _typed(lines: pl.Series, table: pl.DataFrame, problem: pl.Series, ids: Sequence[str]) -> _Parsed:
+    """Fields as text, where their text alone may say something else than the value.
+
+    Lists, objects and, among ids, booleans pass for a value. A whole number of more than 64 bits comes as the nearest
+    double, which other ids have too, and `5.0` does not say whether it is a number or a text.
+    """
     suspect = [pl.col(name).str.contains(NESTED) for name in table.columns]
-    suspect += [pl.col(name).str.contains(BOOLEAN) for name in ids]
+    suspect += [pl.col(name).str.contains(BOOLEAN) | pl.col(name).str.contains(REAL) for name in ids]
     rows = table.select(pl.any_horizontal(suspect).fill_null(False)).to_series().arg_true().to_list()
     if not rows:
-        return problem
-    problems = problem.to_list()
+        return table, problem
+    problems, exact = problem.to_list(), {name: table[name].to_list() for name in ids}
     for row in rows:
         record = json.loads(lines[row])
         for name in table.columns:
             value = _value(record, name)
             if isinstance(value, dict | list) or (isinstance(value, bool) and name in ids):
                 problems[row] = f"{name} is of type {type(value).__name__}"
-    return pl.Series(problems, dtype=pl.String)
+            elif name in ids and exact[name][row] is not None:
+                exact[name][row] = id_of(value)
+                if exact[name][row] is None:
+                    problems[row] = f"{name} is {value}, expected a whole number or text"
+    columns = [pl.Series(name, texts, dtype=pl.String) for name, texts in exact.items()]
+    return table.with_columns(columns), pl.Series(problems, dtype=pl.String)
 
 
 def _csv(path: Path, columns: Sequence[str], ids: Sequence[str], max_expansion: float) -> Iterator[_Parsed]:
