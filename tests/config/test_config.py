@@ -249,6 +249,13 @@ def test_a_file_that_is_no_recipe_is_refused(recipe, text, part):
     assert str(path) in message and part in message
 
 
+def test_a_key_that_is_given_twice_is_refused(recipe):
+    sections = "tokenizer: {levels: 2}\nseed: 3\ntokenizer: {codes: 16}\n"
+    assert "line 3: the key 'tokenizer' is given twice, first in line 1" in refused(recipe(sections))
+    assert "the key 'levels' is given twice" in refused(recipe("tokenizer:\n  levels: 2\n  levels: 3\n"))
+    assert "the key 'a' is given twice" in refused(recipe("arms: [{objective: nll}, {a: 1, a: 1}]\n"))
+
+
 def test_a_missing_or_binary_file_is_refused(tmp_path):
     assert "no such recipe" in refused(tmp_path / "absent.yaml")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")

@@ -2,6 +2,7 @@
 
 PyYAML walks nested values by recursion, and an alias may stand for a whole subtree any number of times: a file of a
 kilobyte can stand for billions of values. So a file's events, which need neither, are counted before anything is built.
+Of a key that stands twice PyYAML keeps the last, so a section would be gone without a word; such a file is refused.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ __all__ = ["parse_yaml", "read_yaml"]
 
 LARGEST = 2**20  # bytes; the longest recipe has some thousands
 DEEPEST = 50
+MERGE = "tag:yaml.org,2002:merge"
 A_VALUE = 20  # bytes that a value counts as beside its text, so that a file has at most 52,000
 
 
@@ -22,7 +24,7 @@ def read_yaml(path: Path) -> Any:
     """The content of a YAML file.
 
     Raises:
-        yaml.YAMLError: it is not YAML, or larger, deeper or of more values than any recipe.
+        yaml.YAMLError: it is not YAML, or larger, deeper or of more values than any recipe, or gives a key twice.
         OSError: it cannot be read.
         UnicodeDecodeError: it is not UTF-8 text.
     """
@@ -44,10 +46,31 @@ def parse_yaml(text: str) -> Any:
         {'a': [1, 2.5, None]}
     """
     _bound(text)
+    loader = yaml.SafeLoader(text)
     try:
-        return yaml.safe_load(text)
+        node = loader.get_single_node()
+        _check_keys(node, set())
+        return None if node is None else loader.construct_document(node)
     except ValueError as error:  # a date that is none, a number of thousands of digits
         raise yaml.YAMLError(str(error)) from error
+    finally:
+        loader.dispose()
+
+
+def _check_keys(node: yaml.Node | None, checked: set[int]) -> None:
+    """Refuse a mapping with a key that it has already; what aliases stand for is looked at once."""
+    if not isinstance(node, yaml.CollectionNode) or id(node) in checked:
+        return
+    checked.add(id(node))
+    marks: dict[tuple[str, str], yaml.Mark] = {}  # where each key stands first
+    for entry in node.value:
+        key, value = entry if isinstance(node, yaml.MappingNode) else (None, entry)
+        if isinstance(key, yaml.ScalarNode) and key.tag != MERGE:  # of two of these, both count
+            first = marks.setdefault((key.tag, key.value), key.start_mark)
+            if first is not key.start_mark:
+                place = f"line {key.start_mark.line + 1}: the key '{' '.join(key.value[:40].split())}'"
+                raise yaml.YAMLError(f"{place} is given twice, first in line {first.line + 1}; give it once")
+        _check_keys(value, checked)
 
 
 def _bound(text: str) -> None:
