@@ -169,7 +169,7 @@ def test_where_the_fast_reader_is_sure_it_reads_what_the_slow_one_reads(rows: An
     block = "".join(",".join(row) + "\n" for row in rows).encode()
     fast = chunks._fast(b"x,y,z\n", block, ["x", "z"])
     if fast is not None:
-        lines = chunks._lines(block)
+        lines = chunks.lines_of(block)
         table, problem, read = chunks._one_by_one(lines, len(lines), ["x", "y", "z"], ["x", "z"])
         blank = [tuple(cell or None for cell in row) for row in fast.rows()]
         assert blank == [tuple(cell or None for cell in row) for row in table.rows()]

@@ -361,7 +361,7 @@ def test_item_tables_that_are_not_tables(tmp_path: Path) -> None:
         "wide.csv": "row 0: has 3 fields, the header names 2",
         "near.csv": "no column 'item_id'; did you mean 'itemid'",
         "lines.csv": "rows 0 and 1: both are item 'a b'",
-        "typed.jsonl": "row 0: item_id is empty or not an id",
+        "typed.jsonl": "row 0: item_id is of type list",
     }
     write(tmp_path / "empty.csv", "")
     write(tmp_path / "header.csv", "item_id,title\n")

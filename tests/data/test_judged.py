@@ -40,6 +40,11 @@ def test_histories_are_all_that_the_logs_hold(prepared: Path) -> None:
     assert by_user == {7: [10, 11, 12], 8: [12, 13]}
 
 
+def test_ids_of_a_judge_are_those_of_the_logs(prepared: Path) -> None:
+    rows = [(8.0, 11.0, True, False), (8.0, 10.5, True, False), (None, 10.0, True, True)]
+    assert judge(prepared, rows)[1]["kept"] == 1 and judge(prepared, rows)[1]["unknown"] == 2
+
+
 def test_what_is_left_out_and_why(prepared: Path) -> None:
     rows = [
         (8, 11, True, False),

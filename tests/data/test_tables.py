@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from adagrpo.data import read_items
+from adagrpo.data import ColumnMapping, read_items, read_logs
 from adagrpo.data.logs.tables import read_table
 from adagrpo.errors import UserError
 
@@ -33,6 +33,17 @@ def test_a_malformed_record_of_a_csv_table_is_named(tmp_path: Path, rows: str) -
 def test_a_quote_within_a_field_is_a_character(tmp_path: Path) -> None:
     path = write(tmp_path / "items.csv", 'item_id,title\n1,24" tv\n2,"a ""b"", c"\n3,""\n')
     assert read_table(path, ["title", "item_id"]).rows() == [('24" tv', "1"), ('a "b", c', "2"), (None, "3")]
+
+
+@pytest.mark.parametrize("ids", [["5.0", "7"], ['"5.0"', '"7"'], ["12345678901234567890123", "7"]])
+def test_an_id_of_json_is_what_it_is_in_a_log(tmp_path: Path, ids: list[str]) -> None:
+    lines = [f'{{"item_id": {item}, "user_id": 1, "timestamp": 1, "title": "a"}}' for item in ids]
+    path = write(tmp_path / "both.jsonl", "\n\n".join(lines))
+    logs = read_logs([write(tmp_path / "log.jsonl", "\n".join(lines))], ColumnMapping())
+    assert read_items(path)["item_id"].to_list() == logs.interactions["item_id"].to_list()
+    broken = write(tmp_path / "broken.jsonl", f'{lines[0]}\n\n{{"item_id": 1.5, "title": "a"}}\n')
+    with pytest.raises(UserError, match=r"broken\.jsonl, row 1: item_id is 1\.5, expected a whole number or text"):
+        read_items(broken)
 
 
 def test_a_name_with_brackets_is_no_pattern(tmp_path: Path) -> None:

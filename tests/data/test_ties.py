@@ -75,6 +75,18 @@ def test_runs_of_an_item_column_are_the_ties_without_timestamps(tmp_path: Path) 
     assert after[1] == ["i3", "i2"]
 
 
+def test_numbers_of_a_text_file_are_in_the_order_of_numbers(tmp_path: Path) -> None:
+    table = pl.DataFrame({"item_id": [f"i{k}" for k in range(40)], "place": [str(8 + k) for k in range(40)]})
+    table.write_csv(tmp_path / "items.csv")
+    table.cast({"place": pl.Int64}).write_parquet(tmp_path / "items.parquet")
+    before = dataset(tmp_path, [("a", f"i{k}", n) for n, k in enumerate(range(40))] + [("b", "i0", 0)], order="day")
+    orders = [
+        sequences(shuffle_ties(before, seed=0, table=tmp_path / f"items.{suffix}", column="place"))
+        for suffix in ("csv", "parquet")
+    ]
+    assert orders[0] == orders[1] and orders[0][0].index("i39") < 30
+
+
 def test_what_cannot_be_done_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the logs have no timestamp; name the item column"):
         shuffle_ties(dataset(tmp_path, DAYS, order="day"), seed=0)

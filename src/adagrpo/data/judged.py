@@ -16,7 +16,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from adagrpo.data.columns import ITEM, ITEM_ID, USER, USER_ID
-from adagrpo.data.logs.cells import booleans
+from adagrpo.data.logs.cells import booleans, id_texts
 from adagrpo.data.logs.tables import read_table
 from adagrpo.data.logs.unpacking import MAX_EXPANSION
 from adagrpo.data.prepared import load_impressions, load_item_ids, load_user_ids, load_whole
@@ -63,10 +63,9 @@ def read_judged(
     Raises:
         UserError: a column is missing, or nothing is left to judge by.
     """
-    table = read_table(path, [user, item, *labels], max_expansion)
+    table = read_table(path, [user, item, *labels], max_expansion, [user, item])
     marks = [booleans(table[name]) for name in labels]
-    rows = table.select(pl.col(user).cast(pl.String).alias(USER_ID), pl.col(item).cast(pl.String).alias(ITEM_ID))
-    rows = rows.with_columns(marks)
+    rows = pl.DataFrame({USER_ID: id_texts(table[user]), ITEM_ID: id_texts(table[item])}).with_columns(marks)
     labelled = rows.drop_nulls(list(labels))
     numbered = _numbered(labelled, prepared)
     once = numbered.group_by(USER, ITEM).agg(pl.col(name).any() for name in labels).sort(USER, ITEM)

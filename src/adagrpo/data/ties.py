@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from adagrpo.data.columns import ITEM_ID, POSITION, TIMESTAMP, USER
 from adagrpo.data.dataset import Dataset
+from adagrpo.data.logs.cells import blank_to_null, id_texts, numbers
 from adagrpo.data.logs.tables import read_table
 from adagrpo.data.logs.unpacking import MAX_EXPANSION
 from adagrpo.errors import UserError
@@ -84,10 +85,13 @@ def ascending_runs(
 
 def _ranks(dataset: Dataset, table: Path, id_column: str, column: str, max_expansion: float) -> NDArray[np.int64]:
     """(V,) rank of each item's value in the column."""
-    rows = read_table(table, [id_column, column], max_expansion)
+    rows = read_table(table, [id_column, column], max_expansion, [id_column])
+    keys = blank_to_null(rows[column])
+    if keys.dtype == pl.String and numbers(keys).null_count() == keys.null_count():
+        keys = numbers(keys)  # of a CSV file, whose "10" is after "9"
     ids = dataset.items.select(pl.col(ITEM_ID).cast(pl.String))
     joined = ids.join(
-        rows.select(pl.col(id_column).cast(pl.String).alias(ITEM_ID), pl.col(column).alias("key")),
+        pl.DataFrame({ITEM_ID: id_texts(rows[id_column]), "key": keys}),
         on=ITEM_ID,
         how="left",
         maintain_order="left",

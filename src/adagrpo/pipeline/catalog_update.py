@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from adagrpo.data.columns import ATTRIBUTES, ITEM, ITEM_ID, TEXT, USER_ID
+from adagrpo.data.logs.cells import id_texts
 from adagrpo.data.logs.formats import columns_of, names_file
 from adagrpo.data.logs.interactions import Refusals
 from adagrpo.data.logs.tables import read_table
@@ -270,7 +271,7 @@ def _leaving(run: Run, given: Sequence[str]) -> list[str]:
             described = log_source(run).described
             names = [described.id_column if described else ITEM_ID, ITEM_ID]
             column = next((name for name in names if name in columns_of(path)), names[0])
-            ids += read_table(path, [column])[column].cast(pl.String).drop_nulls().to_list()
+            ids += id_texts(read_table(path, [column], ids=[column])[column]).drop_nulls().to_list()
     return list(dict.fromkeys(ids))
 
 

@@ -18,6 +18,7 @@ __all__ = [
     "blank_to_null",
     "booleans",
     "id_of",
+    "id_texts",
     "identifiers",
     "integers_if_all",
     "numbers",
@@ -59,6 +60,15 @@ def identifiers(values: pl.Series) -> pl.Series:
     if values.dtype.is_numeric():
         return values.cast(pl.Int64, strict=False)
     return pl.Series(values.name, [None] * len(values), dtype=pl.String)
+
+
+def id_texts(values: pl.Series) -> pl.Series:
+    """Ids as text, by which those of two files are the same or not; null where a value is no id.
+
+    >>> id_texts(pl.Series([5.0, 5.5])).to_list(), id_texts(pl.Series(["5.0", " "])).to_list()
+    (['5', None], ['5.0', None])
+    """
+    return identifiers(blank_to_null(values)).cast(pl.String)
 
 
 def id_of(value: Any) -> str | None:

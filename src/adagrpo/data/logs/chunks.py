@@ -21,7 +21,7 @@ from adagrpo.data.logs.cells import id_of
 from adagrpo.data.logs.formats import columns_of, header_of, kind_of, path_of, reading, require, separator_of
 from adagrpo.data.logs.unpacking import MAX_EXPANSION, check_parquet, expansion_limit, explodes, read_blocks, text_bytes
 
-__all__ = ["CHUNK_ROWS", "Chunk", "read_chunks"]
+__all__ = ["CHUNK_ROWS", "Chunk", "json_fields", "lines_of", "of_struct", "read_chunks"]
 
 CHUNK_BYTES = 2**24  # of CSV and JSONL
 CHUNK_ROWS = 2**20  # of Parquet
@@ -96,7 +96,7 @@ def _parquet(
     paths = {name: [name] if name in known else path_of(name) for name in columns}
     check_parquet(path, [place[0] for place in paths.values()], max_expansion)
     most = expansion_limit(path, max_expansion)
-    table = table.select(_of_struct(place).alias(name) for name, place in paths.items())
+    table = table.select(of_struct(place).alias(name) for name, place in paths.items())
     begin, end = rows or (0, int(table.select(pl.len()).collect().item()))
     text = 0
     for start in range(begin, max(begin + 1, end), CHUNK_ROWS):
@@ -111,14 +111,15 @@ def _parquet(
             yield chunk.slice(first, count), None
 
 
-def _of_struct(path: Sequence[str]) -> pl.Expr:
+def of_struct(path: Sequence[str]) -> pl.Expr:
+    """A column, or a field within it, by the names that lead to it."""
     expression = pl.col(path[0])
     for name in path[1:]:
         expression = expression.struct.field(name)
     return expression
 
 
-def _lines(block: bytes) -> list[str]:
+def lines_of(block: bytes) -> list[str]:
     """Lines without their ends."""
     lines = block.decode("utf-8", errors="replace").split("\n")
     if lines[-1] == "":
@@ -128,13 +129,18 @@ def _lines(block: bytes) -> list[str]:
 
 def _jsonl(path: Path, columns: Sequence[str], ids: Sequence[str], max_expansion: float) -> Iterator[_Parsed]:
     """Fields as text, null in a line that is not JSON."""
-    fields = [pl.coalesce(_match([name]), _match(path_of(name))).alias(name) for name in columns]
     nothing = pl.lit(f"not a JSON object with any of the fields {', '.join(columns)}")
     for block, _ in read_blocks(path, CHUNK_BYTES, max_expansion):
-        lines = pl.DataFrame({"line": pl.Series(_lines(block), dtype=pl.String)})
-        table = lines.select(fields)
-        problem = table.select(pl.when(pl.all_horizontal(pl.all().is_null())).then(nothing)).to_series()
-        yield _typed(lines["line"], table, problem, ids)
+        table, problem = json_fields(lines_of(block), columns, ids)
+        empty = pl.when(pl.all_horizontal(pl.all().is_null())).then(nothing)
+        yield table, table.select(pl.coalesce(pl.lit(problem), empty)).to_series()
+
+
+def json_fields(texts: Sequence[str], columns: Sequence[str], ids: Sequence[str]) -> tuple[pl.DataFrame, pl.Series]:
+    """Fields of JSON lines as text, null where a line has none, and what is wrong with the type of one."""
+    lines = pl.DataFrame({"line": pl.Series(texts, dtype=pl.String)})
+    fields = [pl.coalesce(_match([name]), _match(path_of(name))).alias(name) for name in columns]
+    return _typed(lines["line"], lines.select(fields), ids)
 
 
 def _match(path: Sequence[str]) -> pl.Expr:
@@ -151,7 +157,7 @@ def _value(record: Any, name: str) -> Any:
     return record
 
 
-def _typed(lines: pl.Series, table: pl.DataFrame, problem: pl.Series, ids: Sequence[str]) -> _Parsed:
+def _typed(lines: pl.Series, table: pl.DataFrame, ids: Sequence[str]) -> tuple[pl.DataFrame, pl.Series]:
     """Fields as text, where their text alone may say something else than the value.
 
     Lists, objects and, among ids, booleans pass for a value. A whole number of more than 64 bits comes as the nearest
@@ -160,9 +166,8 @@ def _typed(lines: pl.Series, table: pl.DataFrame, problem: pl.Series, ids: Seque
     suspect = [pl.col(name).str.contains(NESTED) for name in table.columns]
     suspect += [pl.col(name).str.contains(BOOLEAN) | pl.col(name).str.contains(REAL) for name in ids]
     rows = table.select(pl.any_horizontal(suspect).fill_null(False)).to_series().arg_true().to_list()
-    if not rows:
-        return table, problem
-    problems, exact = problem.to_list(), {name: table[name].to_list() for name in ids}
+    problems: list[str | None] = [None] * len(table)
+    exact = {name: table[name].to_list() for name in ids} if rows else {}
     for row in rows:
         record = json.loads(lines[row])
         for name in table.columns:
@@ -188,14 +193,14 @@ def _csv(path: Path, columns: Sequence[str], ids: Sequence[str], max_expansion: 
     for block, last in read_blocks(path, CHUNK_BYTES, max_expansion):
         whole = carried + block
         if not header:
-            _, spanned = _record(_lines(whole), 0, len(names), separator)
+            _, spanned = _record(lines_of(whole), 0, len(names), separator)
             lines = whole.split(b"\n", spanned)
             header, whole = b"\n".join(lines[:spanned]).rstrip(b"\r") + b"\n", b"".join(lines[spanned:])
         table, carried = _fast(header, whole, columns, separator), b""
         if table is not None:
             yield table, None
             continue
-        texts = _lines(whole)
+        texts = lines_of(whole)
         stop = len(texts) if last else len(texts) - RECORD_LINES  # a record is told by so many lines after it
         table, problem, read = _one_by_one(texts, stop, names, columns, separator)
         carried = b"" if last else b"\n".join(whole.split(b"\n")[read:])

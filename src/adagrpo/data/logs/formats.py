@@ -33,6 +33,7 @@ __all__ = [
     "reading",
     "require",
     "separator_of",
+    "struct_names",
 ]
 
 TEXTS = {".csv": "CSV", ".tsv": "CSV", ".jsonl": "JSONL", ".ndjson": "JSONL", ".json": "JSONL"}
@@ -75,7 +76,7 @@ def columns_of(path: Path) -> list[str]:
     kind = kind_of(path)
     with reading(path, kind):
         if kind == "Parquet":
-            return _struct_names(dict(pl.scan_parquet(path, glob=False).collect_schema()))
+            return struct_names(dict(pl.scan_parquet(path, glob=False).collect_schema()))
         if kind == "CSV":
             return header_of(path)
         block, _ = next(read_blocks(path, SCHEMA_BYTES, math.inf))
@@ -105,15 +106,15 @@ def _record_names(record: dict[str, Any], above: str = "", depth: int = 1) -> It
             yield from _record_names(value, f"{above}{name}.", depth + 1)
 
 
-def _struct_names(fields: dict[str, Any], above: str = "") -> list[str]:
-    """The same of the columns of a Parquet file."""
+def struct_names(fields: dict[str, Any], above: str = "") -> list[str]:
+    """Columns and the fields within them."""
     names = []
     for name, dtype in fields.items():
         if above and "." in name:
             continue
         names.append(above + name)
         if isinstance(dtype, pl.Struct) and "." not in name:
-            names += _struct_names({field.name: field.dtype for field in dtype.fields}, f"{above}{name}.")
+            names += struct_names({field.name: field.dtype for field in dtype.fields}, f"{above}{name}.")
     return names
 
 

@@ -47,7 +47,8 @@ def read_items(
     """
     path = Path(path)
     require(path, [id_column], columns_of(path), "data.items.id_column")
-    table = read_table(path, [id_column, *text_columns, *attribute_columns, *group_columns], max_expansion)
+    columns = [id_column, *text_columns, *attribute_columns, *group_columns]
+    table = read_table(path, columns, max_expansion, [id_column])
     if len(table) == 0:
         raise UserError(f"{path}: no rows; an item table has at least one item")
     ids = _item_ids(path, table[id_column])
