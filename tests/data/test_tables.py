@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from adagrpo.data import ColumnMapping, read_items, read_logs
+from adagrpo.data.logs.preview import look_at_items
 from adagrpo.data.logs.tables import read_table
 from adagrpo.errors import UserError
 
@@ -44,6 +46,33 @@ def test_an_id_of_json_is_what_it_is_in_a_log(tmp_path: Path, ids: list[str]) ->
     broken = write(tmp_path / "broken.jsonl", f'{lines[0]}\n\n{{"item_id": 1.5, "title": "a"}}\n')
     with pytest.raises(UserError, match=r"broken\.jsonl, row 1: item_id is 1\.5, expected a whole number or text"):
         read_items(broken)
+
+
+def test_what_is_said_of_an_item_may_be_nested(tmp_path: Path) -> None:
+    lines = [
+        '{"product": {"sku": "a", "title": "Soap"}, "categories": [["Beauty", "Hair"], ["Beauty"]], "n": [[1], [2]]}',
+        '{"product": {"sku": "b"}, "categories": [[]], "offers": [{"price": 1}], "made": {"in": "x"}}',
+    ]
+    path = write(tmp_path / "items.jsonl", "\n".join(lines))
+    options = {"id_column": "product.sku", "text_columns": ["product.title", "n"]}
+    found = read_items(path, **options, attribute_columns=["categories", "made.in"])
+    assert found.rows() == [("a", "Soap 1 2", ["Beauty", "Hair", "Beauty"]), ("b", "", ["made.in=x"])]
+    suggested = look_at_items(path, "product.sku")
+    assert "categories" in suggested["text"] + suggested["attributes"]
+    read_items(path, id_column=suggested["id_column"], text_columns=suggested["text"])
+    for name in ("offers", "made"):
+        for kind in ("text_columns", "attribute_columns"):
+            with pytest.raises(UserError, match=rf"items\.jsonl: column '{name}' holds .*Struct"):
+                read_items(path, id_column="product.sku", **{kind: [name]})
+    with pytest.raises(UserError, match=r"no column 'product.skew'; did you mean 'product.sku'\?"):
+        read_table(path, ["product.skew"])
+
+
+def test_arrays_of_parquet_are_lists(tmp_path: Path) -> None:
+    table = pl.DataFrame({"item_id": [1, 2], "tags": [["x", "y"], None]}, schema_overrides={"tags": pl.Array(str, 2)})
+    table.with_columns(made=pl.struct(at=pl.lit("z"))).write_parquet(tmp_path / "items.parquet")
+    found = read_items(tmp_path / "items.parquet", text_columns=["tags"], attribute_columns=["tags", "made.at"])
+    assert found.rows() == [(1, "x y", ["x", "y", "made.at=z"]), (2, "", ["made.at=z"])]
 
 
 def test_a_name_with_brackets_is_no_pattern(tmp_path: Path) -> None:

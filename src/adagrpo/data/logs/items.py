@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -34,7 +35,7 @@ def read_items(
         path: .csv, .csv.gz, .parquet, .jsonl or .ndjson file.
         id_column: holds the ids that the logs use.
         text_columns: joined by a space.
-        attribute_columns: lists, or scalars, which become `column=value`.
+        attribute_columns: lists, or lists of these, or scalars, which become `column=value`.
         group_columns: what lists may be narrowed by: text, whole numbers, true and false, or lists of these.
         attribute_names: Parquet file (attribute_id, name) that decodes lists of integers; `attribute:<id>` without.
         max_expansion: to how many times its size a compressed file may unpack, see `adagrpo.data.logs.unpacking`.
@@ -43,7 +44,8 @@ def read_items(
         item_id, text (String), attributes (List of String), and where there are group columns groups (List of String).
 
     Raises:
-        UserError: a file or column is missing, an item has no id or two rows, or a file unpacks to too much.
+        UserError: a file or column is missing, an item has no id or two rows, a column holds structures, or a file
+            unpacks to too much.
     """
     path = Path(path)
     require(path, [id_column], columns_of(path), "data.items.id_column")
@@ -52,6 +54,8 @@ def read_items(
     if len(table) == 0:
         raise UserError(f"{path}: no rows; an item table has at least one item")
     ids = _item_ids(path, table[id_column])
+    said = [_flat(path, table[name]) for name in dict.fromkeys([*text_columns, *attribute_columns])]
+    table = table.with_columns(said)
     texts = [_as_text(name, table[name].dtype) for name in text_columns]
     decode = _attribute_names(Path(attribute_names) if attribute_names else None, max_expansion)
     lists = [_as_attributes(name, table[name].dtype, decode).fill_null([]) for name in attribute_columns]
@@ -77,6 +81,28 @@ def _item_ids(path: Path, column: pl.Series) -> pl.Series:
         name = one_line(str(ids[first]))
         raise UserError(f"{path}, rows {first} and {second}: both are item '{name}'; an item has one row")
     return ids
+
+
+def _flat(path: Path, values: pl.Series) -> pl.Series:
+    """A column of scalars or of lists of them; a list of lists, such as paths of categories, is one list."""
+    leaf: Any = values.dtype
+    while isinstance(leaf, pl.List | pl.Array):
+        leaf = leaf.inner
+    if leaf.is_nested() or leaf in (pl.Binary, pl.Object):
+        held = one_line(str(values.dtype))
+        raise UserError(
+            f"{path}: column '{one_line(values.name)}' holds {held}; what is said of an item (data.items.text,"
+            " data.items.attributes) is text, numbers, or lists of these; a field within it is named with a dot"
+        )
+    values = values.cast(_lists(values.dtype))
+    while isinstance(values.dtype, pl.List) and isinstance(values.dtype.inner, pl.List):
+        values = values.list.eval(pl.element().explode())
+    return values
+
+
+def _lists(dtype: Any) -> Any:
+    """A type with lists in place of arrays."""
+    return pl.List(_lists(dtype.inner)) if isinstance(dtype, pl.List | pl.Array) else dtype
 
 
 def _as_text(name: str, dtype: pl.DataType) -> pl.Expr:

@@ -29,6 +29,7 @@ DATES = "dates and times"
 ROWS = 200_000  # of each file, unless all are asked for
 SAMPLE = 10_000  # rows that types and roles are scored by
 OWN_VALUES = 0.5  # share of values that differ, from which on a text says what an item is
+OBJECTS = r"^\s*\[[\s\[]*\{"  # a list of JSON objects, which says nothing of an item
 FITS = 0.9  # share of the values that a role must fit
 ANY_NUMBER_OF_ROWS = 2**62
 NAMES = {  # the best name of a role first
@@ -103,6 +104,7 @@ def look_at_items(path: Path, item: str) -> dict[str, Any]:
         )
     texts = [name for name in names if name != found["column"] and _type(blank_to_null(sample[name])) == "text"]
     known = {name: blank_to_null(sample[name]).drop_nulls() for name in texts}
+    texts = [name for name in texts if not known[name].cast(pl.String).str.contains(OBJECTS).any()]
     own = [name for name in texts if known[name].n_unique() > OWN_VALUES * len(known[name])]
     return {
         "path": str(path),
