@@ -169,6 +169,14 @@ def test_a_file_that_is_refused_takes_no_folder(finished: Path, tmp_path: Path):
     assert recommend_users(Run.open(finished), write(tmp_path, "csv"), tmp_path / "out")["users"] == 5
 
 
+def test_a_history_column_that_is_not_there_is_refused(finished: Path, tmp_path: Path):
+    (tmp_path / "users.csv").write_text("user_id,past\na,3 13\n")
+    message = r"users\.csv: no column 'pasts'; did you mean 'past'\? --history-column says which it is"
+    with pytest.raises(UserError, match=message):
+        recommend_users(Run.open(finished), tmp_path / "users.csv", tmp_path / "out", columns=(None, "pasts"))
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_users_are_in_the_column_that_the_logs_call_so(world: Any, tmp_path: Path):
     config = resolve_config(deepcopy(world.recipe()), ["data.columns.user=customer_no"], "recipe")
     run, path = Run(tmp_path / "run", config, Path()), tmp_path / "users.csv"

@@ -178,7 +178,9 @@ def recommend(
     user_column: Annotated[
         str | None, typer.Option(help="The column of user ids; user_id, or as in the run's logs, if not given.")
     ] = None,
-    history_column: Annotated[str, typer.Option(help="The column of histories.")] = "history",
+    history_column: Annotated[
+        str | None, typer.Option(help="The column of histories; history, where the file has it, if not given.")
+    ] = None,
     include: Annotated[list[str] | None, typer.Option(help=f"Only what matches: {FILTER}")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help=f"Nothing that matches: {FILTER}")] = None,
     popular: Annotated[bool, typer.Option("--popular", help="Popular items for users with no known history.")] = False,

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from adagrpo.data.columns import USER_ID
+from adagrpo.data.logs.cells import WHOLE
 from adagrpo.data.logs.chunks import read_chunks
-from adagrpo.data.logs.formats import columns_of, kind_of, reading, require
+from adagrpo.data.logs.formats import columns_of, kind_of, path_of, reading, require
 from adagrpo.data.logs.unpacking import MAX_EXPANSION, read_blocks
 from adagrpo.errors import UserError
 
@@ -50,7 +51,7 @@ def read_histories(
         path: CSV, Parquet or JSONL, see `adagrpo.data.logs.formats.kind_of`.
         size: users of a part.
         user: the column of user ids.
-        history: the column of histories; a file need not have it.
+        history: the column of histories; a file need not have it. `user.id` is a field within a field, as in logs.
         max_expansion: to how many times its size a compressed file may unpack.
 
     Raises:
@@ -62,12 +63,14 @@ def read_histories(
     users: list[ItemId] = []
     histories: list[list[ItemId]] = []
     for number, one, items in _rows(path, user, history if known else None, max_expansion):
-        if not _is_id(one):
+        name = _id(one)
+        if name is None:
             raise UserError(f"{path}, row {number}: {user} is {one!r}; expected an id, a text or a whole number")
-        if known and not (isinstance(items, list) and all(map(_is_id, items))):
+        ids = [_id(item) for item in items] if isinstance(items, list) else [None]
+        if known and None in ids:
             raise UserError(f"{path}, row {number}: {history} is {_short(items)}; expected a list of item ids")
-        users.append(one)
-        histories.append(items)
+        users.append(name)
+        histories.append([item for item in ids if item is not None])
         if len(users) == size:
             yield UserHistories(users, histories if known else None)
             users, histories = [], []
@@ -110,10 +113,19 @@ def _json_rows(path: Path, user: str, history: str | None, max_expansion: float)
             number += 1
             try:
                 record = json.loads(line)
-                yield number, record[user], None if history is None else record[history]
+                yield number, _field(record, user), None if history is None else _field(record, history)
             except (ValueError, RecursionError, TypeError, KeyError) as error:
                 fields = user if history is None else f"{user} and {history}"
                 raise UserError(f"{path}, row {number}: not a JSON object with {fields}") from error
+
+
+def _field(record: Any, name: str) -> Any:
+    """A field of a line, which may lie within another one."""
+    if name in record:
+        return record[name]
+    for part in path_of(name):
+        record = record[part]
+    return record
 
 
 def _listed(text: str | None) -> Any:
@@ -130,8 +142,11 @@ def _listed(text: str | None) -> Any:
         return text
 
 
-def _is_id(value: Any) -> bool:
-    return isinstance(value, int | str) and not isinstance(value, bool)
+def _id(value: Any) -> ItemId | None:
+    """The id that a value is, by the rule of the logs: 5.0 is 5."""
+    if isinstance(value, float) and value.is_integer() and abs(value) < WHOLE:
+        return int(value)
+    return value if isinstance(value, int | str) and not isinstance(value, bool) else None
 
 
 def _short(value: Any) -> str:

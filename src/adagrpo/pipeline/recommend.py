@@ -54,7 +54,7 @@ def recommend_users(
     reward_weight: float = 0.0,
     exclude_history: bool | None = None,
     precision: Precision | None = None,
-    columns: tuple[str | None, str] = (None, HISTORY),
+    columns: tuple[str | None, str | None] = (None, None),
     catalog: str = LATEST,
     include: Filter | None = None,
     exclude: Filter | None = None,
@@ -75,7 +75,7 @@ def recommend_users(
         exclude_history: leave the items of the whole history out of each list; None: as the run's evaluation does.
         precision: see `adagrpo.pipeline.serve.recommender`.
         columns: names of the user and the history column; a user column that is not named is `user_id`, or where the
-            file has none, that of the run's logs.
+            file has none, that of the run's logs. A history column that is not named is `history`, if the file has it.
         catalog: see `adagrpo.pipeline.serve.recommender`.
         include: what lists may hold, see `adagrpo.serving.eligibility`.
         exclude: what they may not.
@@ -102,7 +102,9 @@ def recommend_users(
         made_from |= {"include": include, "exclude": exclude, "eligible_items": narrowing.left}
     inputs: dict[str, Any] = {"weights": weights, "users": hash_file(users) if users.is_file() else None}
     inputs |= {"configuration": run.config_hash, "layout": LAYOUT, "part_users": PART_USERS}
-    named = (columns[0] or _user_column(run, users), columns[1])
+    if columns[1] is not None:
+        require(users, [columns[1]], columns_of(users), "--history-column")
+    named = (columns[0] or _user_column(run, users), columns[1] or HISTORY)
     fingerprint = hash_json(made_from | inputs | ({"popular": True} if popular else {}))
     with lock_folder(out, "list of recommendations"):
         if (out / SUMMARY).is_file() and _begun(out) == fingerprint:

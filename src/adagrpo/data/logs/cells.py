@@ -15,6 +15,7 @@ import polars as pl
 __all__ = [
     "LAST_TIME",
     "LONGEST_ID",
+    "WHOLE",
     "blank_to_null",
     "booleans",
     "id_of",

@@ -1,0 +1,42 @@
+"""Files of users and their histories: ids by the rule of the logs, fields within fields."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from adagrpo.data.histories import UserHistories, read_histories
+from adagrpo.errors import UserError
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_fields_within_fields_are_found_as_in_logs(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"users.{suffix}"
+    rows = [{"user": {"id": 7}, "seen": {"items": [3, 4]}}, {"user": {"id": 8}, "seen": {"items": []}}]
+    if suffix == "jsonl":
+        path.write_text("\n".join(map(json.dumps, rows)))
+    else:
+        pl.DataFrame(rows).write_parquet(path)
+    found = list(read_histories(path, 9, user="user.id", history="seen.items"))
+    assert found == [UserHistories([7, 8], [[3, 4], []])]
+
+
+def test_a_line_without_the_inner_field_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "users.jsonl"
+    path.write_text('{"user": {"id": 7}}\n{"user": 8}\n')
+    with pytest.raises(UserError, match=r"users\.jsonl, row 2: not a JSON object with user\.id"):
+        list(read_histories(path, 9, user="user.id"))
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_whole_numbers_are_ids_however_they_are_stored(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"users.{suffix}"
+    table = pl.DataFrame({"user_id": [7.0, 8.5], "history": [[3.0], [4.0]]})
+    table[:1].write_ndjson(path) if suffix == "jsonl" else table[:1].write_parquet(path)
+    assert list(read_histories(path, 9)) == [UserHistories([7], [[3]])]
+    table.write_ndjson(path) if suffix == "jsonl" else table.write_parquet(path)
+    with pytest.raises(UserError, match=r"row 2: user_id is 8\.5; expected an id, a text or a whole number"):
+        list(read_histories(path, 9))
