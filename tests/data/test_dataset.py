@@ -78,6 +78,7 @@ def test_catalogue_and_item_table() -> None:
     logs = make_logs([(1, 2, 1), (1, 4, 2), (2, 2, 1)])
     assert build_dataset(logs, items).items.rows() == [(0, 4, "", []), (1, 2, "two", [])]
     kept = build_dataset(logs, items, keep_unseen_items=True)
+    assert kept.summary["items_described"] == 1 and "items_described" not in build_dataset(logs).summary
     assert kept.items["item_id"].to_list() == in_hash_order(pl.Series([1, 2, 4, 9])).to_list() == [4, 1, 2, 9]
     assert kept.items["attributes"].to_list() == [[], ["x"], [], ["z"]]
     assert kept.interactions["item"].to_list() == [2, 0, 2]

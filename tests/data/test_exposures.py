@@ -62,6 +62,13 @@ def test_every_impression_is_in_one_place(written: Path, rows: list[tuple[str, s
         assert summary[f"{name}_impressions"] / len(rows) == pytest.approx(0.1, abs=0.015)
 
 
+def test_items_that_are_described_are_counted(tmp_path: Path, rows: list[tuple[str, str, int]]) -> None:
+    items = pl.DataFrame({"item_id": ["i3", "i4", "other"], "text": "", "attributes": [["x"]] * 3})
+    write_exposures(logs(tmp_path, rows, "log.csv"), None, items, tmp_path / "out", held_out=0.1, seed=0)
+    assert json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))["items_described"] == 2
+    assert pl.read_parquet(tmp_path / "out" / "items.parquet")["attributes"].list.len().sum() == 2
+
+
 def test_what_was_shown_at_random_is_no_pair_of_training(written: Path) -> None:
     folder = written / "one"
     pairs = set(pl.read_parquet(folder / "impressions.parquet").select("user", "item").rows())

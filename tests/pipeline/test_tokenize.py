@@ -13,6 +13,7 @@ import pytest
 from adagrpo.data.prepared import load_item_ids
 from adagrpo.errors import UserError
 from adagrpo.pipeline import Run, prepare, tokenize
+from adagrpo.pipeline.run import Silent
 
 IDS = [10 * index + 3 for index in range(30)]
 
@@ -73,6 +74,41 @@ def test_too_many_items_for_the_free_codes(world: Any, copied: Path, data: Path)
     run: Run = world.run(copied, data, tokenizer={"levels": 1, "codes": 8, "collisions": "nearest"})
     with pytest.raises(UserError, match=r"tokenizer\.collisions: 30 items share their first 0 codes and level 1 has 8"):
         tokenize(run)
+
+
+@pytest.mark.parametrize("vectors", ["text", "attributes", "language_model"])
+def test_vectors_of_what_no_item_has_are_refused(
+    world: Any, tmp_path: Path, data: Path, model: Path, vectors: str
+) -> None:
+    folder = tmp_path / "data"
+    world.write(folder)
+    (folder / "items.csv").write_text("item_id,title,brand\nI3,Lamp,a\nI13,Chair,b\n")
+    notes = Notes()
+    run: Run = world.run(
+        tmp_path / "run",
+        folder,
+        notes,
+        data={"items": {"path": "items.csv", "text": ["title"], "attributes": ["brand"]}},
+        tokenizer={"vectors": {vectors: 1.0, "cooccurrence": 1.0}, "language_model": str(model)},
+    )
+    prepare(run)
+    assert json.loads(run.path("prepare", "summary.json").read_text())["items_described"] == 0
+    assert notes.said == [
+        "note: items.csv describes none of the 30 items of the logs; an item without a row there has neither text"
+        " nor attributes. Ids are compared as they are written"
+    ]
+    with pytest.raises(UserError, match=rf"tokenizer\.vectors: {vectors} is asked for, and none of the 30 items has"):
+        tokenize(run)
+
+
+class Notes(Silent):
+    """Keeps what is worth a line."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.said.append(text)
 
 
 @pytest.fixture(scope="module")

@@ -42,6 +42,7 @@ __all__ = [
     "build_dataset",
     "check_enough",
     "codes",
+    "count_described",
     "count_duplicates",
     "k_core_rows",
     "listed_items",
@@ -93,6 +94,7 @@ def build_dataset(
     kept = _k_core(logs.interactions.with_columns(item_ids), min_user_interactions, min_item_interactions)
     user_ids, catalogue = kept[USER_ID].unique().sort(), kept[ITEM_ID].unique()
     check_enough(len(user_ids), len(catalogue), min_user_interactions, min_item_interactions)
+    met = count_described(catalogue, described)
     if keep_unseen_items:
         catalogue = pl.concat([catalogue, described[ITEM_ID]]).unique()
     catalogue = in_hash_order(catalogue)
@@ -104,6 +106,8 @@ def build_dataset(
         "interactions_dropped": len(logs.interactions) - len(kept),
         "exact_duplicates": count_duplicates(numbered, logs.time_key),
     }
+    if items is not None:
+        counts["items_described"] = met
     if logs.duplicates_dropped is not None:
         counts["exact_duplicates_dropped"] = logs.duplicates_dropped
     impressions = None
@@ -168,6 +172,11 @@ def align(ids: pl.Series, items: pl.DataFrame | None) -> tuple[pl.Series, pl.Dat
     if items[ITEM_ID].dtype == ids.dtype:
         return ids, items
     return ids.cast(pl.String), items.with_columns(pl.col(ITEM_ID).cast(pl.String))
+
+
+def count_described(catalogue: pl.Series, described: pl.DataFrame) -> int:
+    """How many items of the logs the item table has."""
+    return int(catalogue.is_in(described[ITEM_ID].implode()).sum())
 
 
 def _k_core(table: pl.DataFrame, min_user: int, min_item: int) -> pl.DataFrame:

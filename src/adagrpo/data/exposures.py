@@ -44,6 +44,7 @@ from adagrpo.errors import UserError
 __all__ = ["KINDS", "load_held_out", "write_exposures"]
 
 PAIR = [USER_ID, ITEM_ID]
+MET = "met"
 KINDS = ("biased", "random")  # of held-out impressions that a ranker is examined on
 
 
@@ -96,7 +97,8 @@ def write_exposures(
 
     directory.mkdir(parents=True, exist_ok=True)
     users.write_parquet(directory / "users.parquet")
-    _described(numbered_items, items).write_parquet(directory / "items.parquet")
+    described = _described(numbered_items, items)
+    described.drop(MET).write_parquet(directory / "items.parquet")
     clicks.write_parquet(directory / "train.parquet")
     nothing = clicks.clear()
     nothing.with_columns(pl.lit(False).alias("target")).write_parquet(directory / "validation.parquet")
@@ -122,6 +124,8 @@ def write_exposures(
             for name in ("validation", "biased", "random")
         },
     }
+    if items is not None:
+        summary["items_described"] = int(described[MET].sum())
     summary["understood"] = {"files": [file for entry in logs for file in entry.understood.get("files", [])]}
     (directory / "summary.json").write_text(json.dumps(summary, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
@@ -162,11 +166,13 @@ def _with_random_order(
 
 
 def _described(numbered: pl.DataFrame, items: pl.DataFrame | None) -> pl.DataFrame:
+    """The items with what is said of them, and whether anything is."""
     if items is None:
         items = pl.DataFrame(schema={ITEM_ID: pl.String, TEXT: pl.String, ATTRIBUTES: pl.List(pl.String)})
-    described = items.with_columns(pl.col(ITEM_ID).cast(pl.String))
+    described = items.with_columns(pl.col(ITEM_ID).cast(pl.String), pl.lit(True).alias(MET))
     table = numbered.join(described, on=ITEM_ID, how="left", maintain_order="left")
-    return table.select(ITEM, ITEM_ID, pl.col(TEXT).fill_null(""), pl.col(ATTRIBUTES).fill_null([]))
+    known = (pl.col(TEXT).fill_null(""), pl.col(ATTRIBUTES).fill_null([]), pl.col(MET).fill_null(False))
+    return table.select(ITEM, ITEM_ID, *known)
 
 
 def _index(name: str, length: int) -> pl.Expr:

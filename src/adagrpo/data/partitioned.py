@@ -26,6 +26,7 @@ from adagrpo.data.dataset import (
     align,
     check_enough,
     codes,
+    count_described,
     k_core_rows,
     listed_items,
     numbered_dataset,
@@ -110,6 +111,8 @@ class _Partitioned:
             "interactions_dropped": interactions - sum(one["rows"] for one in finished),
             "exact_duplicates": sum(one["duplicates"] for one in finished),
         }
+        if table is not None:
+            counts["items_described"] = count_described(catalogue, described)
         if self.work.options.drop_duplicates:
             counts["exact_duplicates_dropped"] = sum(dropped)
         impressions = None

@@ -7,6 +7,7 @@ A history is the set of a user's clicks, and a ranker is scored by the order of 
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from adagrpo.pipeline.served_log import publish_first
 from adagrpo.pipeline.stages.exposure_report import collect_exposures, examined, exposed, report_exposures
 from adagrpo.pipeline.stages.fit_lambdarank import fit_second_ranker
 from adagrpo.pipeline.stages.fit_ranker import Examine, Selection, Validate, fit_sequential_ranker
-from adagrpo.pipeline.stages.prepare import join_exposures, log_source, prepare_stage
+from adagrpo.pipeline.stages.prepare import join_exposures, log_source, note_described, prepare_stage
 from adagrpo.report import write_report
 from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.trainer.lambdarank import NegativeSampler, RankingGroups, exposed_groups
@@ -52,6 +53,8 @@ def prepare(run: Run) -> None:
         shown = source.read_logs(refuse, ordered=False)
         random = _random_logs(run, at_random, refuse)
         write_exposures(shown, random, table, work, held_out=options.split.held_out, seed=run.config.seed)
+        summary = json.loads((work / "summary.json").read_text(encoding="utf-8"))
+        note_described(run, source, summary, summary["items"])
 
     prepare_stage(run, [*source.files, *at_random], build, drawn=True)
 

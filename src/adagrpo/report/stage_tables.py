@@ -19,6 +19,7 @@ COUNTS = {  # of summary.json, in the order of the work
     "interactions": "interactions",
     "users": "users",
     "items": "items",
+    "items_described": "items that the item table describes",
     "training_interactions": "interactions for training",
     "validation_cases": "validation cases",
     "test_cases": "test cases",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, assert_never
@@ -31,7 +31,15 @@ from adagrpo.pipeline.run import Run
 from adagrpo.serving.exposure_parts import parts_of, read_parts
 from adagrpo.storage.artifacts import manifest
 
-__all__ = ["LogSource", "join_exposures", "log_source", "prepare", "prepare_stage", "simulate_marketplace"]
+__all__ = [
+    "LogSource",
+    "join_exposures",
+    "log_source",
+    "note_described",
+    "prepare",
+    "prepare_stage",
+    "simulate_marketplace",
+]
 
 MARKETPLACE_ITEMS = ItemTable(path="items.parquet", text=("title",), attributes=("attributes",))
 LOGGED_COLUMNS = ColumnMapping(timestamp="timestamp", clicked="clicked", slot="slot", propensity="propensity")
@@ -178,8 +186,28 @@ def prepare(run: Run) -> None:
                 max_expansion=options.max_expansion,
             )
         write_prepared(dataset, _split(run, dataset), work)
+        note_described(run, source, dataset.summary, dataset.interactions["item"].n_unique())
 
     prepare_stage(run, source.files, build, drawn=bool(options.shuffle_ties or options.split.users))
+
+
+def note_described(run: Run, source: LogSource, summary: Mapping[str, Any], items: int) -> None:
+    """Say so if the item table describes few of the items of the logs: their ids may be written differently.
+
+    Args:
+        run: with the console.
+        source: of the item table.
+        summary: of the prepared data.
+        items: that the logs have.
+    """
+    described = summary.get("items_described")
+    if described is None or source.items is None or 2 * described >= items:
+        return
+    found = f"none of the {items:,}" if described == 0 else f"{described:,} of the {items:,}"
+    run.console.note(
+        f"note: {source.items.name} describes {found} items of the logs; an item without a row there has neither text"
+        " nor attributes. Ids are compared as they are written"
+    )
 
 
 def prepare_stage(run: Run, files: Sequence[Path], build: Callable[[Path], None], *, drawn: bool) -> None:

@@ -12,6 +12,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from adagrpo.data.prepared import load_item_ids, load_items
+from adagrpo.errors import UserError
 from adagrpo.pipeline.counting_room import check_tokenize_room
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
@@ -122,7 +123,23 @@ def item_vectors(run: Run) -> NDArray[np.float32]:
         "language_model": lambda: pl.read_parquet(run.checked(*ENCODED))["vector"].to_numpy(),
     }
     weights: dict[str, float] = dict(options.vectors.items())
+    for name in weights:
+        _check_described(items, name)
     return mix({name: makers[name]() for name in weights}, weights, seed=run.config.seed)
+
+
+def _check_described(items: pl.DataFrame, vectors: str) -> None:
+    """Refuse vectors of what no item has: all would be alike, and codes would say nothing."""
+    column = {"attributes": "attributes", "text": "text", "language_model": "text"}.get(vectors)
+    if column is None:
+        return
+    values = items[column]
+    if not (values.list.len() > 0 if column == "attributes" else values != "").any():
+        what = "attributes" if column == "attributes" else "a text"
+        raise UserError(
+            f"tokenizer.vectors: {vectors} is asked for, and none of the {len(items):,} items has {what}; name an item"
+            f" table whose ids are those of the logs (data.items), with its columns of {column}, or leave {vectors} out"
+        )
 
 
 def _encode(run: Run) -> None:
@@ -132,6 +149,7 @@ def _encode(run: Run) -> None:
 
     def build(work: Path) -> None:
         items = load_items(data.prepared)
+        _check_described(items, "language_model")
         vectors = language_vectors(
             items["text"].to_list(), model, device=str(data.device), report=_progress(run, ENCODED[0])
         )
