@@ -6,6 +6,7 @@ import gzip
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -104,6 +105,15 @@ def test_times_of_iso_8601(tmp_path: Path, suffix: str) -> None:
     assert (time["written_as"], time["unit"], time["without_offset"]) == ("ISO 8601", "seconds", 4)
     assert (time["from"], time["to"]) == ("1970-01-02T00:00:00Z", "1970-01-02T00:01:00Z")
     assert "4 have no offset and are read as UTC" in sentences(logs.understood)[1]
+
+
+@pytest.mark.parametrize(("dtype", "naive"), [(pl.Date, 2), (pl.Datetime, 2), (pl.Datetime("ms", "Europe/Berlin"), 0)])
+def test_times_of_parquet_without_a_zone_are_counted(tmp_path: Path, dtype: Any, naive: int) -> None:
+    when = pl.Series("timestamp", [86400_000, 172800_000, None], dtype=pl.Datetime("ms")).cast(dtype)
+    pl.DataFrame([when]).with_columns(user_id=1, item_id=2).write_parquet(tmp_path / "log.parquet")
+    logs = read_logs([tmp_path / "log.parquet"], ColumnMapping(), max_bad_rows=1)
+    assert logs.understood["time"]["without_offset"] == naive and len(logs.interactions) == 2
+    assert ("2 have no offset and are read as UTC" in sentences(logs.understood)[1]) == (naive == 2)
 
 
 def test_numbers_stay_as_they_are_and_their_unit_is_said(tmp_path: Path) -> None:

@@ -46,6 +46,8 @@ class Times:
         if self.kind != "ISO 8601":
             return where(pl.repeat(False, len(read), eager=True), read) if dated and self.kind else read
         if dated:
+            if not isinstance(values.dtype, pl.Datetime) or values.dtype.time_zone is None:
+                self.naive += len(read) - read.null_count()
             return read
         if values.dtype != pl.String:
             return pl.Series(values.name, [None] * len(values), dtype=pl.Int64)
