@@ -12,7 +12,7 @@ import yaml
 
 from adagrpo.data.prepared import load_item_ids
 from adagrpo.errors import UserError
-from adagrpo.pipeline import Run, collect, evaluate, fit_arm, fit_sft, run_all, tokenize
+from adagrpo.pipeline import Run, collect, evaluate, fit_arm, fit_sft, prepare, run_all, tokenize
 from adagrpo.pipeline.stages import post_train
 
 Contents = Callable[[Path], dict[str, bytes]]
@@ -180,6 +180,15 @@ def test_a_log_without_test_cases_is_refused(world: Any, tmp_path: Path) -> None
     (tmp_path / "log.csv").write_text("user_id,item_id,timestamp\na,1,1\na,2,2\nb,2,1\nb,1,2\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"no validation case; users need three interactions"):
         run_all(world.run(tmp_path / "run", tmp_path))
+
+
+def test_logs_of_one_name_are_both_in_the_description(world: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    for name in ("old", "new"):
+        world.write(folder / name)
+    run: Run = world.run(tmp_path / "run", folder, data={"logs": ["old/log.csv", "new/log.csv"]})
+    prepare(run)
+    assert set(yaml.safe_load(run.path("run.yaml").read_text())["data"]) == {"old/log.csv", "new/log.csv"}
 
 
 def test_a_temporal_split(world: Any, tmp_path: Path, data: Path) -> None:

@@ -223,7 +223,10 @@ def prepare_stage(run: Run, files: Sequence[Path], build: Callable[[Path], None]
     reads = ("data", "seed") if drawn else ("data",)
     run.stage("prepare", reads=reads, schema=2, inputs=inputs, build=build)
     if "prepare" in run.made or not is_described(run.directory):
-        run.write_description({path.name: run.hash_input(path) for path in inputs})
+        by_name = {path.name: path for path in inputs}
+        several = len(by_name) < len(inputs)  # of one name, in different folders
+        hashes = {name: run.hash_input(path) for name, path in by_name.items()}
+        run.write_description(run.hash_inputs(inputs) if several else hashes)
 
 
 def _split(run: Run, dataset: Dataset) -> splits.Split:
