@@ -200,6 +200,27 @@ def test_a_temporal_split(world: Any, tmp_path: Path, data: Path) -> None:
     assert pl.read_parquet(run.path("prepare", "train.parquet"))["position"].max() == 4
 
 
+@pytest.mark.parametrize(
+    ("points", "message"),
+    [
+        (
+            (1000, 1060),
+            r"data\.split\.validation_from: no interaction is before 1000; the times of .* are 1000 to 1080",
+        ),
+        (
+            (1700000000, 1700000060),
+            r"no user .* has an interaction from 1700000000 and before 1700000060 .* 1000 to 10",
+        ),
+    ],
+)
+def test_a_cut_beside_the_times_of_the_log_is_refused(
+    world: Any, tmp_path: Path, data: Path, points: tuple[int, int], message: str
+) -> None:
+    split = {"split": {"kind": "temporal", "validation_from": points[0], "test_from": points[1]}}
+    with pytest.raises(UserError, match=message):
+        prepare(world.run(tmp_path / "run", data, data=split))
+
+
 def test_published_ids_are_taken_over(world: Any, tmp_path: Path, data: Path, copied: Path) -> None:
     codes = [[index // 6, index % 6] for index in range(30)]
     table = pl.DataFrame({"item_id": [10 * index + 3 for index in range(30)], "sid": codes}).reverse()

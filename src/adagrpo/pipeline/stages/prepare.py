@@ -20,6 +20,7 @@ from adagrpo.data.dataset import Dataset, build_dataset
 from adagrpo.data.logged_exposures import impressions_of
 from adagrpo.data.logs.interactions import ColumnMapping, LogOptions, Logs, Refusals, read_logs
 from adagrpo.data.logs.items import read_items
+from adagrpo.data.logs.times import moment
 from adagrpo.data.partitioned import build_partitioned
 from adagrpo.data.prepared import write_prepared
 from adagrpo.data.simulation.marketplace import Marketplace, simulate, write_simulation
@@ -254,9 +255,18 @@ def _temporal(options: SplitConfig, dataset: Dataset, lengths: NDArray[np.int64]
         raise UserError("data.split.kind: temporal needs data.columns.timestamp")
     offsets = np.concatenate([[0], lengths.cumsum()]).astype(np.int64)
     assert options.validation_from is not None and options.test_from is not None  # the configuration checks it
-    return splits.temporal(
-        interactions["timestamp"].to_numpy(),
-        offsets,
-        validation_from=options.validation_from,
-        test_from=options.test_from,
-    )
+    times = interactions["timestamp"].to_numpy()
+    points = {"validation_from": options.validation_from, "test_from": options.test_from}
+    split = splits.temporal(times, offsets, **points)
+    first, last = times.min(), times.max()
+    unit = dataset.understood.get("time", {}).get("unit")
+    dates = f" ({moment(first, unit)} to {moment(last, unit)})" if unit else ""
+    span = f"the times of the interactions are {first} to {last}{dates}"
+    if not split.train_lengths.any():
+        raise UserError(f"data.split.validation_from: no interaction is before {options.validation_from:.15g}; {span}")
+    if not (split.validation_positions >= 0).any():
+        within = " and before ".join(f"{point:.15g}" for point in points.values())
+        raise UserError(
+            f"data.split: no user with a history has an interaction from {within} to be validated on; {span}"
+        )
+    return split
