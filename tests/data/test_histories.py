@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
 import polars as pl
 import pytest
 
-from adagrpo.data.histories import UserHistories, read_histories
+from adagrpo.data.histories import UserHistories, about_how_many, read_histories
 from adagrpo.errors import UserError
 
 
@@ -40,3 +41,10 @@ def test_whole_numbers_are_ids_however_they_are_stored(tmp_path: Path, suffix: s
     table.write_ndjson(path) if suffix == "jsonl" else table.write_parquet(path)
     with pytest.raises(UserError, match=r"row 2: user_id is 8\.5; expected an id, a text or a whole number"):
         list(read_histories(path, 9))
+
+
+def test_a_file_that_was_cut_is_one_line(tmp_path: Path) -> None:
+    packed = gzip.compress(b"user_id\n" + b"\n".join(b"%d" % user for user in range(9999)))
+    (tmp_path / "users.csv.gz").write_bytes(packed[: len(packed) // 2])
+    with pytest.raises(UserError, match=r"users\.csv\.gz: cannot be read as CSV: Compressed file ended"):
+        about_how_many(tmp_path / "users.csv.gz")

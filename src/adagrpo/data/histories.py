@@ -81,10 +81,10 @@ def read_histories(
 def about_how_many(path: Path) -> int:
     """Rows of a file, to say how much is left: of a text file its lines, so that quoted line breaks count too."""
     kind = kind_of(path)
-    if kind == "Parquet":
-        with reading(path, kind):
+    with reading(path, kind):
+        if kind == "Parquet":
             return int(pl.scan_parquet(path, glob=False).select(pl.len()).collect().item())
-    return max(0, sum(block.count(b"\n") for block, _ in read_blocks(path, BLOCK_BYTES)) - (kind == "CSV"))
+        return max(0, sum(block.count(b"\n") for block, _ in read_blocks(path, BLOCK_BYTES)) - (kind == "CSV"))
 
 
 def _rows(path: Path, user: str, history: str | None, max_expansion: float) -> Iterator[tuple[int, Any, Any]]:
