@@ -116,6 +116,12 @@ def test_import_takes_arrays_and_another_id_column(tmp_path: Path) -> None:
     assert codes.tolist() == [[3, 4], [1, 2]]
 
 
+def test_a_published_id_with_a_fraction_is_no_item(tmp_path: Path) -> None:
+    path = tmp_path / "ids.parquet"
+    pl.DataFrame({"item_id": [1.0, 1.5, 2.0], "sid": [[1], [2], [3]]}).write_parquet(path)
+    assert import_semantic_ids(path, pl.Series([2, 1]), column="sid").tolist() == [[3], [1]]
+
+
 @pytest.mark.parametrize(
     ("ids", "codes", "column", "message"),
     [

@@ -26,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from adagrpo.data.logs.cells import id_texts
 from adagrpo.data.logs.formats import listed
 from adagrpo.data.logs.unpacking import MAX_EXPANSION, check_parquet
 from adagrpo.errors import UserError
@@ -188,7 +189,8 @@ def import_semantic_ids(
 
     Args:
         path: Parquet with one row per item and a list column of integer codes.
-        item_ids: (V,) the catalogue's original item ids, in item order. The file's ids are cast to their type.
+        item_ids: (V,) the catalogue's original item ids, in item order. The file's ids are read as those of a log, and
+            cast to their type.
         column: name of the list column.
         id_column: name of the file's id column.
         max_expansion: to how many times its size the file may unpack, see `adagrpo.data.logs.unpacking`.
@@ -201,9 +203,8 @@ def import_semantic_ids(
             least 0.
     """
     frame = _read_parquet(path, [id_column, column], max_expansion)
-    published = frame.select(
-        pl.col(id_column).cast(item_ids.dtype, strict=False).alias("id"), pl.col(column).alias("sid")
-    )
+    ids = id_texts(frame[id_column]).cast(item_ids.dtype, strict=False)
+    published = pl.DataFrame({"id": ids, "sid": frame[column]})
     twice = published.filter(pl.col("id").is_duplicated() & pl.col("id").is_in(item_ids.implode()))
     if len(twice):
         raise UserError(f"{path}: item {twice['id'][0]!r} has more than one row in column {id_column!r}; keep one")
