@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from adagrpo.data.columns import ITEM, ITEM_ID, USER, USER_ID
 from adagrpo.data.logs.cells import booleans, id_texts
-from adagrpo.data.logs.tables import read_table
 from adagrpo.data.logs.unpacking import MAX_EXPANSION
+from adagrpo.data.logs.whole_tables import read_table
 from adagrpo.data.prepared import load_impressions, load_item_ids, load_user_ids, load_whole
 from adagrpo.data.splits import keyed_uniforms
 from adagrpo.errors import UserError

@@ -1,7 +1,7 @@
 """The files that a user gives: CSV, Parquet and JSONL, by suffix; the separator of a CSV file, by its header.
 
-Item tables are read by `adagrpo.data.logs.tables`, logs by `adagrpo.data.logs.chunks`. What is wrong with a whole file
-is a `UserError` of one line.
+Item tables are read by `adagrpo.data.logs.whole_tables`, logs by `adagrpo.data.logs.chunks`. What is wrong with a whole
+file is a `UserError` of one line.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import pytest
 
 from adagrpo.data import ColumnMapping, read_items, read_logs
 from adagrpo.data.logs.preview import look_at_items
-from adagrpo.data.logs.tables import read_table
+from adagrpo.data.logs.whole_tables import read_table
 from adagrpo.errors import UserError
 
 
