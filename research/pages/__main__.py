@@ -14,6 +14,7 @@ from pathlib import Path
 from adagrpo.errors import UserError
 from adagrpo.report import to_markdown
 from research.pages.documents import figures_into, tables_into
+from research.pages.intervals import intervals_into
 from research.pages.results import results_file_table
 
 __all__ = ["main"]
@@ -32,7 +33,8 @@ def main(root: Path = ROOT) -> int:
         if options.rows is not None:
             print(to_markdown(results_file_table(options.rows)))
             return 0
-        changed = tables_into(root / "research", [root / place for place in PAGES], check=options.check)
+        changed = intervals_into(root / "research", check=options.check)
+        changed += tables_into(root / "research", [root / place for place in PAGES], check=options.check)
         changed += figures_into(root / "research", check=options.check)
     except UserError as error:
         print(f"research.pages: {error}", file=sys.stderr)
