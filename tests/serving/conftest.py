@@ -77,7 +77,7 @@ class Service:
         self.recommender = Recommender()
         serving = Serving(self.recommender, {"name": "stub"}, VERSIONS)  # type: ignore[arg-type]
         self.app = Application(shelf or Shelf(serving, load), options)
-        listener = listen("127.0.0.1", 0)
+        self.listener = listener = listen("127.0.0.1", 0)
         self.port = listener.getsockname()[1]
         self.server = Server(self.app)
         self.table = self.server.table

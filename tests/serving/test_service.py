@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import signal
 import socket
@@ -575,6 +576,17 @@ def test_connections_are_held_off_and_those_that_were_taken_can_be_accepted() ->
             assert accepted.recv(1) == b"a"
             accepted.close()
             client.close()
+
+
+def test_a_worker_that_ends_leaves_the_address_to_the_others(stub: Callable[..., Any]) -> None:
+    service = stub(Options(limits=Limits(grace_seconds=0.0), parent=os.getpid()))
+    with service.listener.dup() as shared:  # what another worker and the first process hold
+        service.end()
+        shared.settimeout(5)
+        with service.raw(b"hello"):
+            taken, _ = shared.accept()
+            with taken:
+                assert taken.recv(10) == b"hello"
 
 
 def test_signals_are_taken_by_the_main_thread_alone(stub: Callable[..., Any]) -> None:

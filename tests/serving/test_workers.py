@@ -45,7 +45,7 @@ def work(begun):
         client.close()
 
 try:
-    workers.run_workers(2, listener, work, lambda said: tell(json.dumps(said)), tell)
+    workers.run_workers(2, listener, work, lambda said: tell(json.dumps(said)), tell, lambda: tell("held off"))
 except UserError as error:
     print(error)
     sys.exit(2)
@@ -89,9 +89,15 @@ def test_workers_share_an_address_are_told_together_and_replaced_when_they_die(t
         assert victim not in {process for process, _ in processes}
         assert {told for process, told in processes if process not in first} == {1}
         assert {told for process, told in processes if process in first} == {2}
+        last = {process for process, _ in processes}
+        os.kill(min(last), signal.SIGTERM)  # one alone is told to end: it is replaced, and the others go on
+        assert int(parent.stdout.readline()) == min(last)
+        while len(last | {process for process, _ in seen(port)}) < 3:
+            time.sleep(0.01)
         parent.terminate()
+        assert parent.stdout.read() == "held off\n"
         assert parent.wait(10) == 0
-    for process in first:
+    for process in first | last:
         assert not Path(f"/proc/{process}").exists()
 
 

@@ -6,6 +6,7 @@ import gc
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -177,13 +178,18 @@ def serve(
     wanted = _Wanted(run, arm, checkpoint, reward_weight, exclude_history, precision, catalog)
     with _counted_together(operation.workers > 1):
         try:
-            from adagrpo.serving.draining import listen
+            from adagrpo.serving.draining import hold_off, listen
         except ImportError as error:
             raise UserError("serve: needs fastapi, uvicorn and others; pip install 'adagrpo[serve]'") from error
         with listen(host, port) as listener:
             work = partial(_work, host, listener, wanted, operation, bearers, user_hash)
             if operation.workers > 1:
-                run_workers(operation.workers, listener, work, ready, _died)
+
+                def held_off() -> None:
+                    time.sleep(operation.limits.grace_seconds)  # while the workers say at /readyz that they end
+                    hold_off(listener)
+
+                run_workers(operation.workers, listener, work, ready, _died, held_off)
             else:
                 work(ready)
 

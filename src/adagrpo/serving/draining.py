@@ -3,6 +3,8 @@
 Told to end by SIGTERM or SIGINT, it first says so at /readyz and answers on, so that those who route by it stop. Then
 new connections are held off and those that the system has taken already are accepted. Last, all that was asked is
 answered, within a bound of time: a client that does not send the rest of its request, or does not read, is cut off.
+
+A worker leaves new connections to those that share its socket; the process that began them all holds connections off.
 """
 
 from __future__ import annotations
@@ -125,8 +127,9 @@ class Server(uvicorn.Server):
             if connection.cycle is not None and not connection.cycle.response_complete:
                 connection.cycle.keep_alive = False
         await asyncio.sleep(self.limits.grace_seconds)
-        for listener in sockets or []:
-            hold_off(listener)
+        if self.app.options.parent is None:  # else others answer on at the same socket
+            for listener in sockets or []:
+                hold_off(listener)
         await asyncio.sleep(SETTLE_SECONDS)
         for server in self.servers:
             server.close()

@@ -30,6 +30,7 @@ def run_workers(
     work: Callable[[Callable[[dict[str, Any]], None]], None],
     ready: Callable[[dict[str, Any]], None],
     died: Callable[[int], None] = lambda process: None,
+    hold_off: Callable[[], None] = lambda: None,
 ) -> None:
     """Answer with `count` processes until told to end.
 
@@ -40,6 +41,7 @@ def run_workers(
             when it begins, and it unblocks it once it can load again what it serves.
         ready: called once all of them answer, with what the first serves.
         died: called with the id of a process that ended without having been told.
+        hold_off: called once all were told to end; has the system take no new connection, when they take none any more.
 
     Raises:
         UserError: one could not begin; the others are ended.
@@ -53,18 +55,29 @@ def run_workers(
         if failed is not None:
             raise UserError(str(failed["error"]))
         ready(served[0])
-        _watch(alive, listener, work, died)
+        _watch(alive, work, died)
+        _tell(alive, signal.SIGTERM)
+        hold_off()
+        listener.close()  # or the system would take connections that nobody accepts
+        _wait(alive)
     finally:
-        for process in alive:
-            os.kill(process, signal.SIGTERM)
-        for process in alive:
-            os.waitpid(process, 0)
+        _tell(alive, signal.SIGTERM)
+        _wait(alive)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _tell(alive: dict[int, float], number: signal.Signals) -> None:
+    for process in alive:
+        os.kill(process, number)
+
+
+def _wait(alive: dict[int, float]) -> None:
+    while alive:
+        os.waitpid(alive.popitem()[0], 0)
 
 
 def _watch(
     alive: dict[int, float],
-    listener: socket.socket,
     work: Callable[[Callable[[dict[str, Any]], None]], None],
     died: Callable[[int], None],
 ) -> None:
@@ -72,10 +85,8 @@ def _watch(
     while True:
         number = signal.sigwait(SIGNALS)
         if number == signal.SIGHUP:
-            for process in alive:
-                os.kill(process, signal.SIGHUP)
+            _tell(alive, signal.SIGHUP)
         elif number != signal.SIGCHLD:
-            listener.close()  # or the system would take connections that nobody accepts
             return
         for process in [process for process in alive if os.waitpid(process, os.WNOHANG)[0]]:
             lived = time.monotonic() - alive.pop(process)
