@@ -30,6 +30,8 @@ def tell(what):
 def work(begun):
     if sys.argv[1] == "fails":
         raise UserError("--run: nothing to serve")
+    if os.path.exists(sys.argv[3] + ".broken"):
+        raise UserError("sft is stale")
     ended, told = threading.Event(), [0]
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     if os.path.exists(sys.argv[3]):
@@ -45,7 +47,8 @@ def work(begun):
         client.close()
 
 try:
-    workers.run_workers(2, listener, work, lambda said: tell(json.dumps(said)), tell, lambda: tell("held off"))
+    ready, held_off = lambda said: tell(json.dumps(said)), lambda: tell("held off")
+    workers.run_workers(2, listener, work, ready, tell, held_off, lambda error: tell(f"failed: {error}"))
 except UserError as error:
     print(error)
     sys.exit(2)
@@ -110,3 +113,19 @@ def test_a_worker_that_cannot_begin_ends_all_with_its_reason() -> None:
         timeout=60,
     )
     assert (done.returncode, done.stdout) == (2, "--run: nothing to serve\n")
+
+
+def test_a_worker_that_cannot_take_the_place_of_another_says_why(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", SCRIPT, "serves", str(MODULE), str(tmp_path / "run")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        port = json.loads(parent.stdout.readline())["port"]
+        (tmp_path / "run.broken").touch()
+        victim, _ = ask(port)
+        os.kill(victim, signal.SIGKILL)
+        assert int(parent.stdout.readline()) == victim
+        assert parent.stdout.readline() == "failed: sft is stale\n"
+        assert int(parent.stdout.readline()) != victim  # it is tried again
+        (tmp_path / "run.broken").unlink()
+        parent.terminate()
+        assert parent.wait(10) == 0

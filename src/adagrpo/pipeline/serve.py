@@ -16,7 +16,7 @@ from socket import socket
 from typing import Any, Literal
 
 from adagrpo.data.columns import TEXT
-from adagrpo.errors import UserError
+from adagrpo.errors import ServiceError, UserError
 from adagrpo.experiments.live import LiveExperiment
 from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.chain import reward_parts
@@ -189,7 +189,7 @@ def serve(
                     time.sleep(operation.limits.grace_seconds)  # while the workers say at /readyz that they end
                     hold_off(listener)
 
-                run_workers(operation.workers, listener, work, ready, _died, held_off)
+                run_workers(operation.workers, listener, work, ready, _died, held_off, _failed)
             else:
                 work(ready)
 
@@ -321,3 +321,11 @@ def _died(process: int) -> None:
 
     mark_process_dead(process)  # type: ignore[no-untyped-call]
     RequestLog().event("worker_died", process=process)
+
+
+def _failed(error: Exception) -> None:
+    """Say why a worker ended; of a defect the type and the place."""
+    if isinstance(error, UserError | ServiceError):
+        RequestLog().event("worker_failed", process=os.getpid(), why=str(error))
+    else:
+        RequestLog().defect(error, worker=os.getpid())

@@ -31,6 +31,7 @@ def run_workers(
     ready: Callable[[dict[str, Any]], None],
     died: Callable[[int], None] = lambda process: None,
     hold_off: Callable[[], None] = lambda: None,
+    failed: Callable[[Exception], None] = lambda error: None,
 ) -> None:
     """Answer with `count` processes until told to end.
 
@@ -42,6 +43,7 @@ def run_workers(
         ready: called once all of them answer, with what the first serves.
         died: called with the id of a process that ended without having been told.
         hold_off: called once all were told to end; has the system take no new connection, when they take none any more.
+        failed: called in a process that ends by an exception which nobody is told of otherwise.
 
     Raises:
         UserError: one could not begin; the others are ended.
@@ -49,13 +51,13 @@ def run_workers(
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # taken by sigwait alone
     alive: dict[int, float] = {}
     try:
-        pipes = [_start(work, alive) for _ in range(count)]
+        pipes = [_start(work, alive, failed, first=True) for _ in range(count)]
         served = [_first_line(pipe) for pipe in pipes]
-        failed = next((said for said in served if "error" in said), None)
-        if failed is not None:
-            raise UserError(str(failed["error"]))
+        refused = next((said for said in served if "error" in said), None)
+        if refused is not None:
+            raise UserError(str(refused["error"]))
         ready(served[0])
-        _watch(alive, work, died)
+        _watch(alive, work, died, failed)
         _tell(alive, signal.SIGTERM)
         hold_off()
         listener.close()  # or the system would take connections that nobody accepts
@@ -80,6 +82,7 @@ def _watch(
     alive: dict[int, float],
     work: Callable[[Callable[[dict[str, Any]], None]], None],
     died: Callable[[int], None],
+    failed: Callable[[Exception], None],
 ) -> None:
     """Hand signals on and replace the dead, until told to end."""
     while True:
@@ -92,11 +95,19 @@ def _watch(
             lived = time.monotonic() - alive.pop(process)
             died(process)
             time.sleep(max(0.0, SHORTEST_LIFE - lived))
-            os.close(_start(work, alive))
+            os.close(_start(work, alive, failed))
 
 
-def _start(work: Callable[[Callable[[dict[str, Any]], None]], None], alive: dict[int, float]) -> int:
-    """Begin a process; the end of a pipe at which it says what it serves, or why it does not."""
+def _start(
+    work: Callable[[Callable[[dict[str, Any]], None]], None],
+    alive: dict[int, float],
+    failed: Callable[[Exception], None],
+    first: bool = False,
+) -> int:
+    """Begin a process; the end of a pipe at which it says what it serves, or why it does not.
+
+    One of the first says why to the process that began it; nobody reads what another one says there.
+    """
     reading, writing = os.pipe()
     process = os.fork()
     if process:
@@ -116,8 +127,11 @@ def _start(work: Callable[[Callable[[dict[str, Any]], None]], None], alive: dict
         try:
             work(say)
             status = 0
-        except (UserError, ServiceError) as error:
-            say({"error": str(error)})
+        except Exception as error:
+            if first and isinstance(error, UserError | ServiceError):
+                say({"error": str(error)})
+            else:
+                failed(error)
         sys.stdout.flush()
         sys.stderr.flush()
     finally:
