@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import polars as pl
@@ -11,7 +12,8 @@ import torch
 from adagrpo.data.groups import ItemGroups
 from adagrpo.errors import UserError
 from adagrpo.semantic_ids.catalog import Catalog
-from adagrpo.serving.eligibility import Eligibility, Narrowing, parse_filter, why_short
+from adagrpo.semantic_ids.trie import Eligible
+from adagrpo.serving.eligibility import OVERHEAD, Eligibility, Narrowing, parse_filter, why_short
 
 CATEGORIES = ("toys", "games", "books")
 ITEMS = 600
@@ -33,6 +35,14 @@ def eligibility(listed: torch.Tensor | None = None, **options: object) -> Eligib
         return [int(name) for name in ids if str(name).isdigit() and int(name) < ITEMS], []
 
     return Eligibility(catalog, item_groups, known, **options)  # type: ignore[arg-type]
+
+
+def eligibility_of(brands: Iterable[int], **options: object) -> Eligibility:
+    """One that was asked for each of some brands."""
+    made = eligibility(**options)  # type: ignore[arg-type]
+    for brand in brands:
+        made.resolve({"brand": brand})
+    return made
 
 
 def left(narrowing: Narrowing) -> set[int]:
@@ -79,7 +89,7 @@ def test_a_mask_is_made_once_for_a_filter_however_it_is_written() -> None:
 
 def test_the_masks_that_were_used_last_are_kept_within_the_room() -> None:
     size = eligibility().resolve({"brand": 1}).eligible.memory
-    made = eligibility(memory=3 * size)
+    made = eligibility(memory=3 * (size + OVERHEAD))
     masks = [made.resolve({"brand": brand}).eligible for brand in range(3)]
     assert made.kept == 3 and made.resolve({"brand": 0}).eligible is masks[0]
     made.resolve({"brand": 4})  # in the place of 1, which was not used since
@@ -87,6 +97,24 @@ def test_the_masks_that_were_used_last_are_kept_within_the_room() -> None:
     assert made.resolve({"brand": 1}).eligible is not masks[1]
     narrow = eligibility(memory=0)
     assert narrow.resolve({"brand": 1}).left == 86 and narrow.kept == 1
+    assert eligibility_of(range(3), memory=3 * size + 2 * OVERHEAD).kept == 2  # what is beside the tensors counts
+
+
+def test_there_is_a_bound_on_how_many_masks_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adagrpo.serving.eligibility.MOST", 4)
+    assert eligibility_of(range(7)).kept == 4
+
+
+def test_a_new_mask_costs_the_same_however_many_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    memory = Eligible.memory.fget
+    assert memory is not None
+    monkeypatch.setattr(Eligible, "memory", property(lambda mask: asked.append(1) or memory(mask)))
+    made = eligibility()
+    for first in range(50):
+        made.resolve([first, first + 1])
+    assert made.kept == len(asked) == 50
+    assert {len(key) for key in made._masks} == {32}  # a filter of thousands of ids is not kept with its mask
 
 
 def test_what_may_be_listed_at_all_holds_for_every_request() -> None:

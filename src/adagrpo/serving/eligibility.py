@@ -7,8 +7,9 @@ A filter is `{"category": ["toys", "games"], "in_stock": true}`. The name `item_
 list of ids for that alone. Ids that name no item change nothing; an unknown column or value is an error, since a list
 that ignored it would hold what was not asked for.
 
-A mask is computed once for a filter and kept while there is room, the last used longest. It belongs to one catalogue:
-another version of that has an `Eligibility` of its own. A few single items are left out of each search instead, which
+A mask is computed once for a filter and kept while there is room, the last used longest. It is found by a digest of
+the filter, which may be longer than the mask. It belongs to one catalogue: another version of that has an
+`Eligibility` of its own. A few single items are left out of each search instead, which
 costs no mask.
 """
 
@@ -18,6 +19,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
@@ -38,6 +40,8 @@ __all__ = ["Eligibility", "Filter", "Narrowing", "parse_filter", "why_short"]
 
 FEW = 256  # single items that a search leaves out without a mask
 MEMORY = 2**28  # bytes of the masks that are kept
+OVERHEAD = 1024  # bytes of a mask beside its tensors: their heads, the digest, the places in dictionaries
+MOST = 1024  # masks that are kept; small ones would bring little room and many objects
 
 Filter = Mapping[str, GroupValue | Sequence[GroupValue]] | Sequence[str | int]
 _Columns = dict[str, tuple[GroupValue, ...]]
@@ -75,7 +79,8 @@ class Eligibility:
         self._trie, self._known, self._within, self._memory = catalog.trie, known, within, memory
         self._listed = catalog.listed.cpu().numpy()  # (V,)
         self._load = groups
-        self._masks: OrderedDict[object, Eligible] = OrderedDict()
+        self._masks: OrderedDict[bytes, Eligible] = OrderedDict()
+        self._used = 0  # bytes of them
         self._lock = Lock()
 
     @cached_property
@@ -112,17 +117,19 @@ class Eligibility:
         return Narrowing((), None if mask.count == count else mask, mask.count)
 
     def _mask(self, wanted: _Columns | None, unwanted: _Columns) -> Eligible:
-        key = (_key(wanted), _key(unwanted))
+        key = sha256(repr((_key(wanted), _key(unwanted))).encode()).digest()
         with self._lock:
             if key in self._masks:
                 self._masks.move_to_end(key)
                 return self._masks[key]
         made = self._trie.eligible(torch.from_numpy(self._items(wanted, unwanted)).to(self._trie.items.device))
         with self._lock:
+            if key in self._masks:  # another thread made it meanwhile
+                return self._masks[key]
             self._masks[key] = made
-            used = sum(mask.memory for mask in self._masks.values())
-            while used > self._memory and len(self._masks) > 1:
-                used -= self._masks.popitem(last=False)[1].memory
+            self._used += made.memory + OVERHEAD
+            while len(self._masks) > 1 and (self._used > self._memory or len(self._masks) > MOST):
+                self._used -= self._masks.popitem(last=False)[1].memory + OVERHEAD
         return made
 
     def _items(self, wanted: _Columns | None, unwanted: _Columns) -> NDArray[np.bool_]:
