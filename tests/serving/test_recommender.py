@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -127,3 +130,17 @@ def test_a_query_alone_is_answered_with_the_threads_that_were_measured(
     recommender.recommend([Query([3])])
     recommender.recommend([Query([3]), Query([4])])
     assert seen == [before + 1, before] and torch.get_num_threads() == before
+
+
+def test_a_recommender_goes_with_its_last_reference(policy: CompactPolicy, catalog: Catalog) -> None:
+    """Or a service would hold a model that it exchanged until the collector comes by."""
+    gc.collect()
+    gc.disable()
+    try:
+        made = served(policy, catalog, 10)
+        made.recommend([Query([3], eligible=made.narrow(["item 1", "item 2"]).eligible)])
+        gone = weakref.ref(made)
+        del made
+        assert gone() is None
+    finally:
+        gc.enable()

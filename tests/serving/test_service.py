@@ -29,7 +29,7 @@ from adagrpo.serving.exposure_parts import parts_of, read_parts, rotate
 from adagrpo.serving.exposure_store import LocalExposureLog
 from adagrpo.serving.limits import Limits
 from adagrpo.serving.request_log import RequestLog
-from adagrpo.serving.served import Serving
+from adagrpo.serving.served import Serving, Shelf
 from adagrpo.serving.user_hash import UserHash, read_key
 
 TOKEN = "0123456789abcdef"
@@ -468,6 +468,15 @@ def test_another_model_is_served_under_load_and_a_broken_one_is_not(stub: Callab
     assert service.ask("/v1/recommend", {"history": [3]}, **bearer())[1]["versions"]["model"] == "m8"
     metrics = service.ask("/metrics", **bearer())[1]
     assert 'swaps_total{outcome="failed"} 1.0' in metrics and 'swaps_total{outcome="done"} 7.0' in metrics
+
+
+def test_what_was_exchanged_is_freed_after_the_exchange(stub: Callable[..., Any]) -> None:
+    """Not while the next one is loaded, when it is served still."""
+    service = stub()
+    one, other = (Serving(service.recommender, {"name": name}) for name in ("one", "other"))
+    served: list[Serving] = []
+    shelf = Shelf(one, lambda: other, lambda: served.append(shelf.now))
+    assert shelf.swap() is other and served == [other]
 
 
 def test_a_model_that_changes_while_it_is_loaded_is_loaded_again_once(stub: Callable[..., Any]) -> None:

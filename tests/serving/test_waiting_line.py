@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+import weakref
 from collections.abc import Sequence
 
 import pytest
@@ -29,6 +30,27 @@ def test_answers_come_in_order_and_a_failure_is_its_batch_alone() -> None:
         line.close()
         with pytest.raises(TooLate):
             line.submit(1)
+
+    asyncio.run(ask())
+
+
+def test_an_idle_line_holds_no_request() -> None:
+    """A request holds the model that it was read with, which may be exchanged meanwhile."""
+
+    class Held:
+        pass
+
+    async def ask() -> None:
+        line = WaitingLine[Held, int](lambda values: [7 for _ in values])
+        value = Held()
+        gone = weakref.ref(value)
+        assert await line.submit(value) == 7
+        del value
+        until = time.monotonic() + 5
+        while gone() is not None and time.monotonic() < until:
+            await asyncio.sleep(0.01)
+        assert gone() is None
+        line.close()
 
     asyncio.run(ask())
 

@@ -236,9 +236,6 @@ class _Wanted:
         if operation.explore is not None:
             about |= {"explore": operation.explore._asdict()}
         served.recommend([Query([0])])  # what is made on first use is made before requests come, also at an exchange
-        gc.unfreeze()  # of a model that was exchanged
-        gc.collect()
-        gc.freeze()  # all of it stays: the collector would stop everybody to look at it again
         return Serving(served, about, about["versions"]), models
 
 
@@ -274,10 +271,10 @@ def _work(
     load = partial(wanted.load, operation)
     trial: LiveExperiment | None = None
     if operation.experiment is None:
-        shelf = Shelf(load(), load)
+        shelf = Shelf(load(), load, _settle)
     else:
         trial = LiveExperiment(operation.experiment)
-        shelf = ArmShelf(trial, partial(wanted.load_arms, operation, trial), load)
+        shelf = ArmShelf(trial, partial(wanted.load_arms, operation, trial), load, _settle)
     limits = operation.limits
     options = Options(
         replace(limits, connections=most_connections(limits.connections)),
@@ -290,6 +287,7 @@ def _work(
         shelf.now.recommender.side_by_side,
     )
     server = Server(Application(shelf, options))
+    _settle()
     sys.setswitchinterval(SWITCH_SECONDS)
     named = f"[{host}]" if ":" in host else host
     stands = {} if trial is None else {"experiment": trial.state()}
@@ -299,6 +297,13 @@ def _work(
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
+
+
+def _settle() -> None:
+    """Free what is of an exchanged model, and have the collector leave out all that stays: it would stop everybody."""
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
 
 
 @contextmanager

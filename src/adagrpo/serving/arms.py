@@ -81,6 +81,7 @@ class ArmShelf(Shelf):
         trial: Trial,
         load: Callable[..., Sequence[Serving]],
         another: Callable[..., Serving] | None = None,
+        exchanged: Callable[[], None] = lambda: None,
     ) -> None:
         """Load the arms.
 
@@ -89,10 +90,11 @@ class ArmShelf(Shelf):
             load: makes what each arm serves, in the order of `Trial.arms`; it may be told of a version of the
                 catalogue, and raises `UserError` or `ServiceError`.
             another: loads an arm of the run that is not served, to be looked at.
+            exchanged: see `Shelf`.
         """
         self.trial, self._load_arms = trial, load
         first = load()
-        super().__init__(first[0], another)
+        super().__init__(first[0], another, exchanged)
         self._put(first)
 
     def place(self, user_hash: str | None) -> Place:

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -135,7 +136,8 @@ class Recommender:
         self.catalog_version = catalog_version
         self._codes = catalog.codes.cpu().numpy()
         self._items = {str(name): item for item, name in enumerate(self.item_ids)}
-        self.eligibility = Eligibility(catalog, groups or no_groups, self.known)
+        # given no method of this object, which then goes with its last reference: a model that was exchanged is large
+        self.eligibility = Eligibility(catalog, groups or no_groups, partial(_known, self._items))
         self.threads_alone: int | None = None  # for one query alone; None: as many as are set
         self._counts, self.texts = popularity, texts
         listed = catalog.listed.cpu().numpy()
@@ -164,8 +166,7 @@ class Recommender:
 
     def known(self, history: Sequence[ItemId]) -> tuple[list[int], list[ItemId]]:
         """The items that ids name, and the ids that name none; `7` and `"7"` are the same id."""
-        rows = [(name, self._items.get(str(name), -1)) for name in history]
-        return [item for _, item in rows if item >= 0], [name for name, item in rows if item < 0]
+        return _known(self._items, history)
 
     def narrow(self, include: Filter | None = None, exclude: Filter | None = None) -> Narrowing:
         """What a query may be answered with, see `adagrpo.serving.eligibility`.
@@ -364,3 +365,8 @@ class Recommender:
         count = sum(item >= 0 for item in items)  # places without an item are last
         found = items[:count]
         return Recommendations([self.item_ids[item] for item in found], scores[:count], self._codes[found].tolist())
+
+
+def _known(items: Mapping[str, int], names: Sequence[ItemId]) -> tuple[list[int], list[ItemId]]:
+    rows = [(name, items.get(str(name), -1)) for name in names]
+    return [item for _, item in rows if item >= 0], [name for name, item in rows if item < 0]

@@ -120,14 +120,20 @@ class SwapFailed(RuntimeError):
 class Shelf:
     """Holds what is served now."""
 
-    def __init__(self, serving: Serving, load: Callable[..., Serving] | None = None) -> None:
+    def __init__(
+        self,
+        serving: Serving,
+        load: Callable[..., Serving] | None = None,
+        exchanged: Callable[[], None] = lambda: None,
+    ) -> None:
         """Begin with one.
 
         Args:
             serving: what is served first.
             load: makes another one, by the arm and checkpoint that are named; raises `UserError` or `ServiceError`.
+            exchanged: called after each exchange, when the old one is held by requests that are on their way alone.
         """
-        self.now, self._load = serving, load
+        self.now, self._load, self._exchanged = serving, load, exchanged
         self._loading = threading.Lock()
 
     @property
@@ -152,6 +158,7 @@ class Shelf:
             for serving in made:
                 serving.answer([Asked(serving, Query([0]))])
             self._put(made)
+            self._exchanged()
         except SwapFailed:
             raise
         except (UserError, ServiceError) as error:

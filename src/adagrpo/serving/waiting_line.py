@@ -162,16 +162,21 @@ class WaitingLine(Generic[InT, OutT]):
 
     def _serve(self, thread: int) -> None:
         self._begin()
-        while True:
-            with self._gathering, self._there_is_work:  # others wait for the first of these
-                self._gather()
-                if not self._waiting:
-                    return
-                batch, left = self._next(thread)
-            for ticket in left:
-                _settle(ticket.future, self._leave, ticket)
-            if batch:
-                self._answer(batch, thread)
+        while self._serve_next(thread):  # of which nothing is kept: a request may hold a model that was exchanged
+            pass
+
+    def _serve_next(self, thread: int) -> bool:
+        """Wait for a batch and answer it; false at the end."""
+        with self._gathering, self._there_is_work:  # others wait for the first of these
+            self._gather()
+            if not self._waiting:
+                return False
+            batch, left = self._next(thread)
+        for ticket in left:
+            _settle(ticket.future, self._leave, ticket)
+        if batch:
+            self._answer(batch, thread)
+        return True
 
     def _gather(self) -> None:
         """Wait until there is something to do, and for company where much was done just now."""
