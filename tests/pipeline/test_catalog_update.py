@@ -327,17 +327,20 @@ def test_ids_to_delist_come_in_files_of_any_kind(run: Run, tmp_path: Path) -> No
 
 
 def test_a_version_of_other_codes_is_stale_and_refused(run: Run, tmp_path: Path) -> None:
-    update_catalog(run, delist=["3"])
+    update_catalog(run, delist=["3"], start="0")
     assert parts_of(run)["catalogs/0001"].state == "done"
     other = Run.open(run.directory, ["tokenizer.codes=7"])
     tokenize(other)
     fit_sft(Run.open(run.directory))
     assert parts_of(Run.open(run.directory))["catalogs/0001"].state == "stale"
-    with pytest.raises(UserError, match=r"catalogs/0001 is stale.*catalog update"):
+    with pytest.raises(UserError, match=r"stale.*`adagrpo catalog update .*--from 0` with --items or --delist$"):
         recommender(Run.open(run.directory), None, "best")
     assert recommender(Run.open(run.directory), None, "best", catalog="0")[1]["listed"] == 30
-    version, made = update_catalog(Run.open(run.directory), delist=["3"], start="0")
-    assert made and version.number == 2
+    again = ("catalog", "update", "--run", str(run.directory), "--delist", "3", "--from", "0", "--json", "--quiet")
+    for made in (True, False):  # what the refusal names; the first version was made by the same words
+        said = json.loads(command(*again)[1])
+        assert (said["made"], said["version"][:4], said["delisted"]) == (made, "0002", [3])
+    assert recommender(Run.open(run.directory), None, "best")[1]["listed"] == 29
 
 
 def test_a_changed_file_of_a_version_is_refused(run: Run) -> None:

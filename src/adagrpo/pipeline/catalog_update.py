@@ -12,9 +12,9 @@ The same request again, say after a kill, makes nothing new.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -27,6 +27,7 @@ from adagrpo.data.logs.formats import columns_of, names_file
 from adagrpo.data.logs.interactions import Refusals
 from adagrpo.data.logs.whole_tables import read_table
 from adagrpo.errors import UserError
+from adagrpo.pipeline.chain import parts_of
 from adagrpo.pipeline.checks import check
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
@@ -101,7 +102,7 @@ def update_catalog(
             "delist": hash_json(sorted(leaving)) if leaving else None,
             "interactions": [_digest(path) for path in interactions],
         }
-        if latest.number and latest.about["request"] == request:
+        if _answers(run, latest, request, parent, start):
             return latest, False
         state = _State(parent.items, parent.codes.codes.numpy().copy(), parent.codes.listed.numpy(), parent.neighbours)
         changed, placed = _changed(run, parent, state, items, leaving, interactions)
@@ -125,6 +126,13 @@ def update_catalog(
         also = {"parent": parent.name, "request": request}
         run.stage(f"{CATALOGS}/{number:04d}", inputs=inputs, also=also, build=build)
         return CatalogVersion(run, number), True
+
+
+def _answers(run: Run, latest: CatalogVersion, request: Mapping[str, Any], parent: CatalogVersion, start: str) -> bool:
+    """Whether the latest version is what a request would make now: not one of earlier Semantic IDs."""
+    if not latest.number or not parts_of(run, measuring=True)[latest.stage].usable:
+        return False
+    return latest.about["request"] == request and (start == LATEST or latest.about["parent"] == parent.name)
 
 
 def _changed(
