@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,26 @@ def test_an_experiment_reloads_all_arms_and_no_other(two_arms: Callable[..., Any
     service = two_arms()
     assert service.ask("/v1/admin/reload", {"arm": "nll"}, **TOKEN)[0] == 409
     assert service.ask("/v1/admin/reload", {}, **TOKEN)[0] == 200
+
+
+def test_a_body_is_answered_by_what_was_served_when_it_was_read(
+    two_arms: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Arms that are exchanged between two of its users are not mixed."""
+    service = two_arms()
+    shelf, deal, exchanged = service.app.shelf, service.trial.deal, []
+
+    def deal_and_exchange(user: str) -> Any:
+        exchanged.append(user)
+        versions = {"catalog": f"c1-{len(exchanged)}"}
+        shelf._put([replace(shelf.now, versions=shelf.now.versions | versions) for _ in service.trial.arms()])
+        return deal(user)
+
+    monkeypatch.setattr(service.trial, "deal", deal_and_exchange)
+    bodies = [{"history": [1], "k": 2} | ({"user_id": str(user)} if user else {}) for user in range(4)]
+    status, answer, _ = service.ask("/v1/recommend", {"requests": bodies}, **TOKEN)
+    assert status == 200 and len(exchanged) == 3
+    assert {one["versions"]["catalog"] for one in answer["responses"]} == {"c1"}
 
 
 def test_arms_of_a_run_share_what_is_large(copied: Path, tmp_path: Path) -> None:

@@ -187,10 +187,10 @@ def test_each_list_has_a_row_before_it_is_sent_and_feedback_counts_once(
     narrowed = service.ask("/v1/recommend", body | {"include": []})[1]  # of that list, not of the one it would get
     assert (narrowed["items"], narrowed["short"], narrowed["reranked"]) == ([4, 5], None, False)
     now = service.app.shelf.now
-    service.app.shelf.now = replace(now, versions=now.versions | {"catalog": "c2"})
+    service.app.shelf._put([replace(now, versions=now.versions | {"catalog": "c2"})])
     later = service.ask("/v1/recommend", body)[1]  # items may have other codes now
     assert (later["items"], later["codes"], later["versions"]["catalog"]) == ([4, 5], [[], []], "c1")
-    service.app.shelf.now = now
+    service.app.shelf._put([now])
     assert service.ask("/v1/recommend", {"requests": [{"history": [1]}] * 3})[0] == 200
     name = service.ask("/recommend", {"history": [1]})[2]["x-request-id"]
     events = [

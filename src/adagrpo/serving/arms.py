@@ -97,31 +97,36 @@ class ArmShelf(Shelf):
         super().__init__(first[0], another, exchanged)
         self._put(first)
 
-    def place(self, user_hash: str | None) -> Place:
-        """What a user is served; None: the request names none."""
-        if user_hash is None:
-            return Place(self.now)
-        dealt = self.trial.deal(user_hash)
-        if dealt.deal == "interleaved":
-            return self._both(dealt.deal)
-        return Place(self.arms[dealt.arm], InTrial(self.trial.name, self.trial.hash, dealt.arm, dealt.deal))
+    @property
+    def arms(self) -> Mapping[str, Serving]:
+        """What each arm serves now; they were put there together."""
+        return dict(zip(self.trial.arms(), self._served, strict=True))
 
-    def _both(self, deal: str) -> Place:
+    def places(self, users: Sequence[str | None]) -> list[Place]:
+        """What users are served, by their hashes; None: the request names none. All of it was put there at once."""
+        arms = self.arms
+        return [self._place(arms, user) for user in users]
+
+    def _place(self, arms: Mapping[str, Serving], user: str | None) -> Place:
+        if user is None:
+            return Place(arms[self.trial.arms()[0]])
+        dealt = self.trial.deal(user)
+        if dealt.deal == "interleaved":
+            return self._both(arms, dealt.deal)
+        return Place(arms[dealt.arm], InTrial(self.trial.name, self.trial.hash, dealt.arm, dealt.deal))
+
+    def _both(self, arms: Mapping[str, Serving], deal: str) -> Place:
         first, second = self.trial.arms()
-        one, other = self.arms[first].versions, self.arms[second].versions
+        one, other = arms[first].versions, arms[second].versions
         versions = {"model": f"{one['model']}+{other['model']}", "catalog": one["catalog"]}
         versions["arm"] = f"{one['arm']}+{other['arm']}"
         trial = InTrial(self.trial.name, self.trial.hash, f"{first}+{second}", deal, versions)
-        return Place(self.now, trial, Beside(self.arms[second], (first, second), self.trial.draft))
+        return Place(arms[first], trial, Beside(arms[second], (first, second), self.trial.draft))
 
     def _fetch(self, **wanted: str) -> Sequence[Serving]:
         if {"arm", "checkpoint"} & {*wanted}:
             raise SwapFailed("an experiment serves the arms of its plan; only the catalogue may be named")
         return self._load_arms(**wanted)
-
-    def _put(self, made: Sequence[Serving]) -> None:
-        self.arms: Mapping[str, Serving] = dict(zip(self.trial.arms(), made, strict=True))
-        self.now = made[0]
 
 
 class Switching:

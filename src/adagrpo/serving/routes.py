@@ -143,8 +143,8 @@ class Routes:
         if len({*ids}) != len(ids):
             raise BadRequest("requests: two of them have the same request_id")
         users = [None if body.user_id is None else self.user_hash(body.user_id) for body in bodies]
-        places = [self.shelf.place(user) for user in users]
-        serving = self.shelf.now  # all arms have its items
+        places = self.shelf.places(users)
+        serving = places[0].serving  # the others were put there with it, and have its items
         histories = [known(serving, body.history, body.k) for body in bodies]
         narrowings = [await _narrowed(serving, body) for body in bodies]
         queries = [

@@ -133,8 +133,14 @@ class Shelf:
             load: makes another one, by the arm and checkpoint that are named; raises `UserError` or `ServiceError`.
             exchanged: called after each exchange, when the old one is held by requests that are on their way alone.
         """
-        self.now, self._load, self._exchanged = serving, load, exchanged
+        self._load, self._exchanged = load, exchanged
+        self._put([serving])
         self._loading = threading.Lock()
+
+    @property
+    def now(self) -> Serving:
+        """What is served first of all."""
+        return self._served[0]
 
     @property
     def loading(self) -> bool:
@@ -169,9 +175,9 @@ class Shelf:
             self._loading.release()
         return self.now
 
-    def place(self, user_hash: str | None) -> Place:
-        """What a user is served; None: the request names none."""
-        return Place(self.now)
+    def places(self, users: Sequence[str | None]) -> list[Place]:
+        """What users are served, by their hashes; None: the request names none. All of it was put there at once."""
+        return [Place(self.now)] * len(users)
 
     def _fetch(self, **wanted: str) -> Sequence[Serving]:
         """What a swap would serve."""
@@ -180,8 +186,8 @@ class Shelf:
         return [self._load(**wanted)]
 
     def _put(self, made: Sequence[Serving]) -> None:
-        """Serve what was fetched."""
-        (self.now,) = made
+        """Serve what was fetched, in one assignment: who reads finds what belongs together."""
+        self._served = tuple(made)
 
     def another(self, **wanted: str) -> Serving:
         """Load another one that is not served, to be looked at.
