@@ -141,6 +141,30 @@ def test_slow_heads_and_stalled_bodies_get_408_and_idle_connections_are_closed(
     assert 'adagrpo_refused_total{why="time"} 2.0' in service.ask("/metrics")[1]
 
 
+def test_a_head_that_comes_in_pieces_after_a_large_body_is_no_large_one(
+    stub: Callable[..., Any], whole: Callable[[socket.socket], bytes]
+) -> None:
+    service = stub(Options(limits=Limits(grace_seconds=0.0)))
+    large, small = post(b'{"history": [%s]}' % b",".join([b"7"] * 9000 + [b" " * 40_000 + b"7"])), post(b"{}")
+    head = large.index(b"{")
+    with service.raw(large[:head]) as client:
+        time.sleep(0.05)  # the body comes apart from its head
+        client.sendall(large[head:])
+        assert whole(client).startswith(b"HTTP/1.1 200 ")
+        client.sendall(small[:30])
+        until_read(service, "head")
+        client.sendall(small[30:])
+        assert whole(client).startswith(b"HTTP/1.1 422 ")
+
+
+def until_read(service: Any, phase: str) -> None:
+    """Wait until the one connection is in a phase."""
+    end = time.monotonic() + 5
+    while [connection.phase for connection in service.table.open] != [phase]:
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
 def test_a_large_head_gets_431(stub: Callable[..., Any]) -> None:
     service = stub()
     client = service.raw(b"GET /livez HTTP/1.1\r\n" + b"X-A: " + b"a" * 40_000)

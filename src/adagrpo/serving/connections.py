@@ -211,6 +211,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """All of it is there."""
+        self._head_bytes = 0  # what came of its body is of no head
         if self._refusal is None:
             super().on_message_complete()
             return
