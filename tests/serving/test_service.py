@@ -382,6 +382,18 @@ def test_no_work_is_done_for_clients_that_left_or_whose_time_is_over(stub: Calla
     answer = late.recv(1000)
     assert answer.startswith(b"HTTP/1.1 503 ") and b"retry-after: " in answer
     assert service.recommender.batches == [1, 1] and service.app.line.given_up == 4
+    assert 'adagrpo_refused_total{why="queue"} 1.0' in service.ask("/metrics")[1]
+
+
+def test_a_body_that_comes_slowly_is_not_late_for_that(
+    stub: Callable[..., Any], whole: Callable[[socket.socket], bytes]
+) -> None:
+    service = stub(Options(limits=Limits(deadline_seconds=0.3, grace_seconds=0.0)))
+    head = b"POST /v1/recommend HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: 16\r\n\r\n"
+    with service.raw(head + b'{"history"') as client:
+        time.sleep(0.4)
+        client.sendall(b": [1]}")
+        assert whole(client).startswith(b"HTTP/1.1 200 ")
 
 
 def test_time_that_requests_wait_unread_counts(stub: Callable[..., Any]) -> None:

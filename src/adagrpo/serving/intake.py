@@ -113,6 +113,8 @@ class Intake:
         if defect is not None:
             self._metrics.errors.inc()
             self._log.defect(defect, route=route)
+        if "turned_away" in state:
+            self._metrics.turned_away(state["turned_away"])
         seconds = time.perf_counter() - started
         self._metrics.answered(route, status, seconds)
         if self._log.share or status >= 500:
@@ -136,15 +138,14 @@ class Intake:
             raise self._too_large()
         if not headers.get(b"content-type", b"").lower().startswith(b"application/json"):
             raise _Refused(415, "content-type must be application/json", (b"connection", b"close"))
-        left = self._seconds_left()
-        state["deadline"] = time.monotonic() + left
         if path in ASKING:
-            late = self._late(left)
+            late = self._late(self._seconds_left())
             if late is not None:
                 error = TooLate(late)
-                self._metrics.turned_away("queue")
+                state["turned_away"] = "queue"
                 raise _Refused(503, str(error), (b"retry-after", b"%d" % error.retry_after))
         state["body"] = await self._body(receive)
+        state["deadline"] = time.monotonic() + self._seconds_left()  # how long a client takes to send is bounded apart
         state["request_id"] = next(self._names)
 
     def turns_away(self, path: bytes, headers: Sequence[tuple[bytes, bytes]]) -> bytes | None:

@@ -65,6 +65,7 @@ def answered(handler: Handler) -> Handler:
         except BadRequest as error:
             return json_response({"detail": str(error)}, error.status)
         except TooLate as error:
+            request.state.turned_away = "queue"  # counted where all requests are
             again = {"retry-after": str(error.retry_after)}
             return json_response({"detail": str(error)}, 503, again)
         except SinkFailed:
