@@ -67,7 +67,7 @@ def watch(
     exposures, feedback = read_parts(parts_of(directory))
     exposures = exposures.unique("request_id", keep="first", maintain_order=True)
     exposures = exposures.filter(pl.col("source") != FAILED)  # nobody saw a list
-    feedback = feedback.filter(pl.col("kind").is_in(list(clicks)))
+    feedback = _on_what_was_shown(feedback.filter(pl.col("kind").is_in(list(clicks))), exposures)
     if against is not None and arm in (None, against):
         raise UserError(f"--against: say by --arm which other arm is held against '{against}'")
     for option, name in (("--arm", arm), ("--against", against)):
@@ -134,6 +134,12 @@ def invalid_lists(policy: Policy[Any, Any], catalog: Catalog, histories: Histori
     _, free = beam_search_both(policy, context, width, trie=catalog.trie, held_width=width, excluded=None)
     valid = catalog.lookup(free.codes[:, :TOP]) >= 0
     return float((~valid.all(dim=1)).float().mean())
+
+
+def _on_what_was_shown(feedback: pl.DataFrame, exposures: pl.DataFrame) -> pl.DataFrame:
+    """The feedback on items of the list that it names, as `prepare` and `ab` count it."""
+    items = exposures.select("request_id", pl.col("slate").alias("item")).explode("item").unique()
+    return feedback.join(items, on=["request_id", "item"], how="semi", maintain_order="left")
 
 
 def _predicted(run: Run, shown: pl.DataFrame, exposures: pl.DataFrame, feedback: pl.DataFrame) -> Floats:

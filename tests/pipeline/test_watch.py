@@ -1,0 +1,55 @@
+"""The watch over a log that was written for it: what counts as feedback."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from adagrpo.monitoring.signs import Rule
+from adagrpo.pipeline.watch import watch
+from adagrpo.serving.exposure_log import Exposure, Feedback
+from adagrpo.serving.exposure_store import LocalExposureLog
+
+DAY, DAYS, LISTS = 86_400, 10, 20
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    """On every day half of the lists are clicked; from the sixth day on the items are none of those that were shown."""
+    written = LocalExposureLog(tmp_path / "log")
+    for day in range(DAYS):
+        rows = [
+            Exposure(
+                request_id=f"r{day}-{number}", time=(20_000 + day) * DAY + number, slate=("1", "2"), arm="nll",
+                model_version="m", catalog_version="c", user_hash=f"u{number}",
+            )
+            for number in range(LISTS)
+        ]  # fmt: skip
+        written.write(rows)
+        clicked = [
+            Feedback(request_id=row.request_id, item="1" if day < 5 else "9", kind="click", time=row.time + 5)
+            for row in rows[::2]
+        ]
+        written.feedback(clicked)
+    written.close()
+    return tmp_path / "log"
+
+
+def test_feedback_on_an_item_that_was_not_shown_counts_nowhere(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[pl.DataFrame] = []  # what the histories of users are made of
+
+    def predicted(run: Any, shown: pl.DataFrame, exposures: pl.DataFrame, feedback: pl.DataFrame) -> Any:
+        read.append(feedback)
+        return np.full(len(shown), np.nan)
+
+    monkeypatch.setattr("adagrpo.pipeline.watch._predicted", predicted)
+    monkeypatch.setattr("adagrpo.pipeline.watch._invalid", lambda run: {})
+    found = watch(log, SimpleNamespace(), rule=Rule(baseline=2, window=1))  # type: ignore[arg-type]
+    assert [day["clicked"] for day in found["days"]] == [0.5] * 3 + [0.0] * 5
+    assert found["signs"]["feedback_down"] == 20_005
+    assert set(read[0]["item"]) == {"1"} and len(read[0]) == 5 * LISTS // 2
