@@ -228,6 +228,17 @@ def test_lists_hold_what_is_eligible_and_users_without_a_history_what_is_popular
         recommend_users(run, users, tmp_path / "none", k=4, include={"market": "de"})
 
 
+def test_a_user_whose_history_holds_all_that_is_eligible_is_one_without_a_list(finished: Path, tmp_path: Path):
+    known = next(history for history in HISTORIES.values() if history)
+    options: dict[str, Any] = {"include": [known[-1]], "exclude_history": True}
+    for popular, popular_lists in ((False, None), (True, 2)):
+        out = tmp_path / f"out-{popular}"
+        summary = recommend_users(Run.open(finished), write(tmp_path, "csv"), out, k=4, popular=popular, **options)
+        empty = lists(out)["items"].list.len().to_list().count(0)
+        assert empty and summary["users_without_a_list"] == empty == (1 if popular else 3)
+        assert summary.get("popular_lists") == popular_lists
+
+
 def whole_file(folder: Path, rows: int) -> Path:
     path = folder / "many.parquet"
     histories = [[10 * ((row * 7 + place) % 30) + 3 for place in range(row % 5)] for row in range(rows)]

@@ -189,15 +189,14 @@ class _Answering:
             popular=wanted.popular,
             batch_size=self.run.config.evaluation.batch_size,
         )
-        without = sum(len(one.unknown) == len(history) for one, history in zip(answers, histories, strict=True))
         facts = Facts(
             wanted.fingerprint,
             task["first_row"],
             len(users),
-            users_without_a_list=0 if wanted.popular else without,
+            users_without_a_list=sum(not one.items for one in answers),  # also where filter and history leave none
             unknown_users=unknown_users,
             unknown_item_ids=sum(len(one.unknown) for one in answers),
-            popular_lists=without if wanted.popular else 0,
+            popular_lists=sum(bool(one.items) and one.source == "popular" for one in answers),
         )
         columns = [
             self._users(users, task["integers"] and self.integers),
