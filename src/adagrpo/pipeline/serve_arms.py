@@ -84,7 +84,7 @@ def beside(
         served = control.recommender.beside(policies[key], run.config.max_history)
         about = {**control.about, "arm": chosen.arm, "checkpoint": arm.checkpoint, "step": chosen.step}
         versions = chosen.versions(run, arm.checkpoint, control.versions["catalog"])
-        made.append(Serving(served, about | {"why": chosen.why, "versions": versions}, versions))
+        made.append(Serving(served, about | {"why": chosen.why, "versions": versions}, versions, control.asking))
     return made
 
 

@@ -88,7 +88,7 @@ class Serving:
     recommender: Recommender
     about: Mapping[str, Any]  # for /health
     versions: Mapping[str, str] = field(default_factory=lambda: {"model": "", "catalog": "", "arm": ""})
-    asking: threading.Lock = field(default_factory=threading.Lock)  # the reward, which one batch at a time does
+    asking: threading.Lock = field(default_factory=threading.Lock)  # the reward; one batch does at a time
 
     def answer(self, asked: Sequence[Asked]) -> list[Answered]:
         """The lists of requests, all of them for this recommender."""
