@@ -106,6 +106,37 @@ def test_an_explanation_is_of_the_list_that_is_served(site: Site) -> None:
     )
 
 
+def test_nothing_is_explained_to_clients_that_have_left(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    go, asked = threading.Event(), list[Any]()
+
+    def explained(recommender: Any, titles: Any, query: Query, k: int) -> dict[str, Any]:
+        asked.append(query.history)
+        assert go.wait(10)
+        return {}
+
+    def until(count: int) -> None:
+        end = time.monotonic() + 5
+        while sum(connection.phase == "busy" for connection in site.server.table.open) != count:
+            assert time.monotonic() < end
+            time.sleep(0.005)
+
+    monkeypatch.setattr("adagrpo.serving.look.explain", explained)
+    head = "POST /v1/explain HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{}"
+    clients = []
+    for item in (3, 13, 23):
+        body = json.dumps({"history": [item]})
+        clients.append(socket.create_connection(("127.0.0.1", site.port), timeout=10))
+        clients[-1].sendall(head.format(len(body), body).encode())
+        until(len(clients))
+    clients[1].close()
+    until(2)
+    go.set()
+    for client in (clients[0], clients[2]):
+        assert client.recv(100).startswith(b"HTTP/1.1 200 ")
+        client.close()
+    assert len(asked) == 2 and asked[0] != asked[1]
+
+
 def test_what_is_left_out_is_said_with_the_place_it_would_have(site: Site) -> None:
     free = site.ask("/v1/explain", {"history": [13], "k": 5, "exclude_history": False})[1]
     assert free["removed"] == []

@@ -27,7 +27,7 @@ from adagrpo.errors import ServiceError, UserError
 from adagrpo.serving.beside import beside
 from adagrpo.serving.explanation import ItemTitles, explain
 from adagrpo.serving.recommender import Query
-from adagrpo.serving.routes import answered, json_response, known, narrow
+from adagrpo.serving.routes import answered, json_response, known, left, narrow
 from adagrpo.serving.schemas import BadRequest, Filter, Id, parsed, validated
 from adagrpo.serving.served import Serving, Shelf
 
@@ -81,6 +81,8 @@ class Look:
         """A list and why it is that."""
         body = validated(ExplainBody, parsed(request.state.body))
         async with self._lock:
+            if left(request):  # while it waited for others
+                return Response(status_code=499)
             return json_response(await beside(self._explained, body))
 
     def _explained(self, body: ExplainBody) -> dict[str, Any]:

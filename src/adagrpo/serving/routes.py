@@ -43,7 +43,7 @@ from adagrpo.serving.service_metrics import MEDIA_TYPE, ServiceMetrics
 from adagrpo.serving.user_hash import UserHash
 from adagrpo.serving.waiting_line import TooLate, WaitingLine
 
-__all__ = ["Routes", "answered", "json_response", "known", "narrow"]
+__all__ = ["Routes", "answered", "json_response", "known", "left", "narrow"]
 
 AGAIN = {"retry-after": "1"}
 DEFECT = "a defect of the service; it was logged"
@@ -71,7 +71,7 @@ def answered(handler: Handler) -> Handler:
         except SinkFailed:
             return json_response({"detail": "the exposure log cannot be written; try again later"}, 503, AGAIN)
         except asyncio.CancelledError:
-            if _left(request):  # nobody reads it
+            if left(request):  # nobody reads it
                 return Response(status_code=499)
             raise
         except Exception as error:
@@ -248,7 +248,7 @@ class Routes:
         """
         deadline = request.state.deadline
         self.line.check(deadline - time.monotonic(), len(asked))
-        futures = [self.line.submit(one, deadline, lambda: _left(request)) for one in asked]
+        futures = [self.line.submit(one, deadline, lambda: left(request)) for one in asked]
         answers = [await futures[0]] if len(futures) == 1 else list(await asyncio.gather(*futures))
         for one, answer in zip(asked, answers, strict=True):
             self.metrics.length.observe(len(answer.list.items))
@@ -334,7 +334,7 @@ async def _narrowed(serving: Serving, body: RecommendBody) -> Narrowing:
     return await asyncio.to_thread(narrow, serving, body.include, exclude)
 
 
-def _left(request: Request) -> bool:
+def left(request: Request) -> bool:
     """Whether nobody waits for the answer any more, as far as the server says."""
     cycle = getattr(request.state, "cycle", None)  # of `adagrpo.serving.connections`
     return cycle is not None and cycle.disconnected
