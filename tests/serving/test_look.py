@@ -11,6 +11,7 @@ import socket
 import subprocess
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from http.client import HTTPConnection
 from pathlib import Path
@@ -25,7 +26,10 @@ from adagrpo.serving import Query
 from adagrpo.serving.app import Application, Options
 from adagrpo.serving.bearer import Bearers
 from adagrpo.serving.draining import Server, listen
+from adagrpo.serving.look import Look
 from adagrpo.serving.served import Serving, Shelf
+
+from .conftest import Recommender
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 TITLES = {3: "red <b>shoe</b>", 13: "red tent"}
@@ -135,6 +139,20 @@ def test_nothing_is_explained_to_clients_that_have_left(site: Site, monkeypatch:
         assert client.recv(100).startswith(b"HTTP/1.1 200 ")
         client.close()
     assert len(asked) == 2 and asked[0] != asked[1]
+
+
+def test_the_page_holds_no_model_that_was_exchanged() -> None:
+    def serving() -> Serving:
+        made = Recommender()
+        made.texts = lambda: []  # type: ignore[attr-defined]
+        return Serving(made, {"arms": ["nll"]})  # type: ignore[arg-type]
+
+    shelf = Shelf(serving(), lambda **wanted: serving())
+    look, gone = Look(shelf), weakref.ref(shelf.now.recommender)
+    assert look._titles(shelf.now).of(3)["item_id"] == 3
+    assert look._serving("nll") is look.other is not None
+    shelf._put([serving()])
+    assert gone() is None
 
 
 def test_what_is_left_out_is_said_with_the_place_it_would_have(site: Site) -> None:

@@ -15,9 +15,11 @@ import asyncio
 import base64
 import hashlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Annotated, Any
+from weakref import WeakKeyDictionary, ref
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse
@@ -54,10 +56,11 @@ class Look:
     """The handlers, and what was loaded for them."""
 
     shelf: Shelf
-    titles: ItemTitles | None = None
     other: Serving | None = None
-    other_titles: ItemTitles | None = None
-    beside: Serving | None = None  # what was served when the other was loaded
+    beside: Callable[[], Serving | None] = lambda: None  # what was served when the other was loaded
+    titles: WeakKeyDictionary[Serving, ItemTitles] = field(
+        default_factory=WeakKeyDictionary
+    )  # go with what they are of
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def page(self, request: Request) -> Response:
@@ -96,13 +99,9 @@ class Look:
 
     def _titles(self, serving: Serving) -> ItemTitles:
         """Of what is served now, or of the other arm."""
-        kept = self.other_titles if serving is self.other else self.titles
-        if kept is None or kept.recommender is not serving.recommender:
-            kept = ItemTitles(serving.recommender)
-            if serving is self.other:
-                self.other_titles = kept
-            else:
-                self.titles = kept
+        kept = self.titles.get(serving)
+        if kept is None:
+            kept = self.titles[serving] = ItemTitles(serving.recommender)
         return kept
 
     def _serving(self, arm: str | None) -> Serving:
@@ -112,12 +111,12 @@ class Look:
             return served
         if arm not in served.about.get("arms", ()):
             raise BadRequest("arm: not trained in this run")
-        if self.other is None or self.other.about.get("arm") != arm or self.beside is not served:
+        if self.other is None or self.other.about.get("arm") != arm or self.beside() is not served:
             try:
                 self.other = self.shelf.another(arm=arm, catalog=served.versions["catalog"])
             except (UserError, ServiceError) as error:
                 raise BadRequest(str(error), 409) from error
-            self.beside = served
+            self.beside = ref(served)  # a model that was exchanged is not held for the page
         return self.other
 
 
