@@ -47,9 +47,24 @@ def test_feedback_on_an_item_that_was_not_shown_counts_nowhere(log: Path, monkey
         read.append(feedback)
         return np.full(len(shown), np.nan)
 
+    monkeypatch.setattr("adagrpo.pipeline.watch._says_chances", lambda run: True)
     monkeypatch.setattr("adagrpo.pipeline.watch._predicted", predicted)
     monkeypatch.setattr("adagrpo.pipeline.watch._invalid", lambda run: {})
     found = watch(log, SimpleNamespace(), rule=Rule(baseline=2, window=1))  # type: ignore[arg-type]
     assert [day["clicked"] for day in found["days"]] == [0.5] * 3 + [0.0] * 5
     assert found["signs"]["feedback_down"] == 20_005
     assert set(read[0]["item"]) == {"1"} and len(read[0]) == 5 * LISTS // 2
+
+
+@pytest.mark.parametrize(("loss", "says"), [("impressions", True), ("cross_entropy", False)])
+def test_scores_of_a_ranker_that_saw_no_impressions_are_no_chances(
+    log: Path, monkeypatch: pytest.MonkeyPatch, loss: str, says: bool
+) -> None:
+    notes: list[str] = []
+    run: Any = SimpleNamespace(console=SimpleNamespace(note=notes.append))
+    monkeypatch.setattr("adagrpo.pipeline.watch.RunData", lambda run: SimpleNamespace(ranker_loss=loss))
+    monkeypatch.setattr("adagrpo.pipeline.watch._predicted", lambda run, shown, *rest: np.full(len(shown), 0.5))
+    monkeypatch.setattr("adagrpo.pipeline.watch._invalid", lambda run: {})
+    days = watch(log, run, rule=Rule(baseline=2, window=1))["days"]
+    assert [day["predicted"] == 0.5 for day in days] == [says] * len(days)
+    assert len(notes) == (not says) and all("fitted by 'cross_entropy'" in note for note in notes)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -204,6 +204,13 @@ class RunData:
     def fold_of_user(self) -> NDArray[np.int64]:
         """(U,) the fold of each user."""
         return user_folds(len(self.training), len(self.fold_names), self.config.seed)
+
+    @property
+    def ranker_loss(self) -> Literal["impressions", "cross_entropy", "sampled"]:
+        """What the sequential ranker is fitted by; `auto` takes impressions where there are some."""
+        if self.config.ranker.loss != "auto":
+            return self.config.ranker.loss
+        return "impressions" if (self.prepared / "impressions.parquet").is_file() else "cross_entropy"
 
     @cached_property
     def withheld(self) -> NDArray[np.bool_]:

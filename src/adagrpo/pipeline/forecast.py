@@ -85,9 +85,7 @@ class Forecast:
         """What a stage takes; None for one that fits nothing."""
         config, models = self.config, Models(self.data)
         if stage == "ranker" or stage.startswith("ranker/fold-"):
-            loss = config.ranker.loss
-            if loss == "auto":
-                loss = "impressions" if (self.data.prepared / "impressions.parquet").is_file() else "cross_entropy"
+            loss = self.data.ranker_loss
             shapes = Shapes(config, self.data.num_items, (1,), self._longest)
             memory = shapes.ranker_fit(self.ranker, self._users, loss)
             settings = config.ranker.fit

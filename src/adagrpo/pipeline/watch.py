@@ -78,7 +78,8 @@ def watch(
     shown = shown.with_columns((pl.col("time") // DAY).cast(pl.Int64).alias("day"))
     shown = shown if since is None else shown.filter(pl.col("day") >= since)
     clicked = shown["request_id"].is_in(feedback["request_id"].unique().to_list()).cast(pl.Float64).to_numpy()
-    predicted = np.full(len(shown), np.nan) if run is None else _predicted(run, shown, exposures, feedback)
+    says_chances = run is not None and _says_chances(run)
+    predicted = _predicted(run, shown, exposures, feedback) if run and says_chances else np.full(len(shown), np.nan)
     rule = rule or Rule()
     visits = Visits(shown["day"].to_numpy(), clicked, predicted, _numbers(shown["slate"]))
     mine = (shown["arm"] == arm).to_numpy() if against is not None else None
@@ -140,6 +141,17 @@ def _on_what_was_shown(feedback: pl.DataFrame, exposures: pl.DataFrame) -> pl.Da
     """The feedback on items of the list that it names, as `prepare` and `ab` count it."""
     items = exposures.select("request_id", pl.col("slate").alias("item")).explode("item").unique()
     return feedback.join(items, on=["request_id", "item"], how="semi", maintain_order="left")
+
+
+def _says_chances(run: Run) -> bool:
+    """Whether the run's ranker was fitted on impressions: only then is the sigmoid of a score the chance of a click."""
+    loss = RunData(run).ranker_loss
+    if loss != "impressions":
+        run.console.note(
+            f"note: the ranker was fitted by '{loss}' and not on impressions, so its scores are no chances of a click;"
+            " `predicted` and the signs that need it are left out"
+        )
+    return loss == "impressions"
 
 
 def _predicted(run: Run, shown: pl.DataFrame, exposures: pl.DataFrame, feedback: pl.DataFrame) -> Floats:

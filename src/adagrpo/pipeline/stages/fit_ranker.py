@@ -64,9 +64,7 @@ def fit_sequential_ranker(run: Run, selection: Selection, name: str = "ranker", 
     shown = data.prepared / "impressions.parquet"
     if shown.is_file():
         inputs.append(shown)
-    kind = options.loss
-    if kind == "auto":
-        kind = "impressions" if shown.is_file() else "cross_entropy"
+    kind = data.ranker_loss
     if kind == "impressions" and not shown.is_file():
         raise UserError("ranker.loss: impressions needs a clicked column in the logs (data.columns.clicked)")
     if options.propensity != "ignore" and kind != "impressions":
