@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
-import subprocess
-import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import polars as pl
 import pytest
 import yaml
 
-from adagrpo import pipeline
+from adagrpo import cli, pipeline
 from adagrpo.config import load_config
 from adagrpo.config.tokenizer import PublishedIds, TokenizerConfig
 from adagrpo.data.logs.preview import look_at
@@ -77,9 +78,22 @@ def shop(path: Path) -> Path:
     return path
 
 
-def command(*arguments: object) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "adagrpo", *map(str, arguments)]
-    return subprocess.run(line, capture_output=True, text=True, check=False)
+class Said(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def command(*arguments: object) -> Said:
+    """The command line in this process, which has imported everything already."""
+    with (
+        redirect_stdout(io.StringIO()) as out,
+        redirect_stderr(io.StringIO()) as err,
+        patch("sys.argv", ["adagrpo", *map(str, arguments)]),
+        pytest.raises(SystemExit) as end,
+    ):
+        cli.main()
+    return Said(int(end.value.code or 0), out.getvalue(), err.getvalue())
 
 
 @pytest.mark.parametrize("name", ["shop.csv", "shop.jsonl"])
