@@ -15,8 +15,7 @@ import numpy as np
 
 from adagrpo.config import CompareConfig
 from adagrpo.errors import UserError
-from adagrpo.evaluation.comparison import give_verdicts, over_both, within_margin
-from adagrpo.evaluation.statistics import holm
+from adagrpo.evaluation.comparison import corrected_pairs, give_verdicts, over_both, within_margin
 from adagrpo.report import finding, read_comparison
 from adagrpo.storage.hashes import with_hash
 from adagrpo.storage.writing import write_file
@@ -64,8 +63,7 @@ def made_anew(content: Mapping[str, Any]) -> dict[str, Any]:
     anew = {**content, "rows": rows}
     if "pairs" in content:
         pairs = [row | {"against": _against(row["against"], options)} for row in content["pairs"]]
-        corrected = holm([row["against"][options.metric]["p"] for row in pairs])
-        anew["pairs"] = [row | {"p_holm": p} for row, p in zip(pairs, corrected, strict=True)]
+        anew["pairs"] = corrected_pairs(pairs, options)
     return anew | ({"finding": finding(anew)} if "finding" in content else {})
 
 

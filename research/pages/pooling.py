@@ -22,8 +22,7 @@ from typing import Any
 import numpy as np
 
 from adagrpo.config import CompareConfig
-from adagrpo.evaluation.comparison import give_verdicts, over_both, over_seeds, within_margin
-from adagrpo.evaluation.statistics import holm
+from adagrpo.evaluation.comparison import corrected_pairs, give_verdicts, over_both, over_seeds, within_margin
 
 __all__ = ["pool"]
 
@@ -101,8 +100,7 @@ def _pooled_pairs(
         bases = [table.get((point[1], point[2]), table[point[1], "best"]) for table in tables]
         against = _pooled_against(parts, bases, shares, options)
         rows.append(dict(zip(keys, point, strict=True)) | {"against": against})
-    corrected = holm([row["against"][options.metric]["p"] for row in rows])
-    return [row | {"p_holm": p} for row, p in zip(rows, corrected, strict=True)]
+    return corrected_pairs(rows, options)
 
 
 def _common(parts: Sequence[Mapping[str, Any]], key: str) -> list[str]:

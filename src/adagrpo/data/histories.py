@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from adagrpo.data.columns import USER_ID
-from adagrpo.data.logs.cells import WHOLE
+from adagrpo.data.logs.cells import id_value
 from adagrpo.data.logs.chunks import read_chunks
 from adagrpo.data.logs.formats import columns_of, kind_of, path_of, reading, require
 from adagrpo.data.logs.unpacking import MAX_EXPANSION, read_blocks
@@ -63,10 +63,10 @@ def read_histories(
     users: list[ItemId] = []
     histories: list[list[ItemId]] = []
     for number, one, items in _rows(path, user, history if known else None, max_expansion):
-        name = _id(one)
+        name = id_value(one)
         if name is None:
             raise UserError(f"{path}, row {number}: {user} is {one!r}; expected an id, a text or a whole number")
-        ids = [_id(item) for item in items] if isinstance(items, list) else [None]
+        ids = [id_value(item) for item in items] if isinstance(items, list) else [None]
         if known and None in ids:
             raise UserError(f"{path}, row {number}: {history} is {_short(items)}; expected a list of item ids")
         users.append(name)
@@ -140,13 +140,6 @@ def _listed(text: str | None) -> Any:
         return json.loads(text)
     except ValueError:
         return text
-
-
-def _id(value: Any) -> ItemId | None:
-    """The id that a value is, by the rule of the logs: 5.0 is 5."""
-    if isinstance(value, float) and value.is_integer() and abs(value) < WHOLE:
-        return int(value)
-    return value if isinstance(value, int | str) and not isinstance(value, bool) else None
 
 
 def _short(value: Any) -> str:

@@ -36,6 +36,7 @@ __all__ = [
     "Measured",
     "compare",
     "compare_pairs",
+    "corrected_pairs",
     "give_verdicts",
     "over_both",
     "over_seeds",
@@ -140,6 +141,11 @@ def compare_pairs(measured: Mapping[Point, Sequence[Measured]], options: Compare
                 names = [name for name in first[0].users.columns if name != USER_ID]
                 against = _against(first, second, names, options)
                 rows.append({"arm": arm, "other": other, "checkpoint": checkpoint, "against": against})
+    return corrected_pairs(rows, options)
+
+
+def corrected_pairs(rows: Sequence[dict[str, Any]], options: CompareConfig) -> list[dict[str, Any]]:
+    """The rows of pairs with Holm's p-values of the plan's metric, over these rows alone."""
     corrected = holm([row["against"][options.metric]["p"] for row in rows])
     return [row | {"p_holm": p} for row, p in zip(rows, corrected, strict=True)]
 

@@ -15,11 +15,11 @@ import polars as pl
 __all__ = [
     "LAST_TIME",
     "LONGEST_ID",
-    "WHOLE",
     "blank_to_null",
     "booleans",
     "id_of",
     "id_texts",
+    "id_value",
     "identifiers",
     "integers_if_all",
     "numbers",
@@ -78,9 +78,15 @@ def id_of(value: Any) -> str | None:
     >>> id_of("5.0"), id_of(5), id_of(5.0), id_of(5.5), id_of(True), id_of(10**30) == str(10**30)
     ('5.0', '5', '5', None, None, True)
     """
+    found = id_value(value)
+    return None if found is None else str(found)
+
+
+def id_value(value: Any) -> int | str | None:
+    """The id that a value of JSON is: text as it is, and the whole number that a number is; None where it is none."""
     if isinstance(value, float) and value.is_integer() and abs(value) < WHOLE:
-        value = int(value)
-    return str(value) if isinstance(value, int | str) and not isinstance(value, bool) else None
+        return int(value)
+    return value if isinstance(value, int | str) and not isinstance(value, bool) else None
 
 
 def integers_if_all(ids: pl.Series) -> pl.Series:
