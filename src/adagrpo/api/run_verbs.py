@@ -1,141 +1,32 @@
-"""The verbs of the command line as methods of a run, for scripts and notebooks.
-
-    from adagrpo import Run
-
-    run = Run.open("runs/mine")
-    run.diagnose()
-    run.recommend([["item-7", "item-3"]])
-
-A stage's method does what the verb of its name does, in the same folder: either can go on where the other stopped.
-Results are typed; tables are polars frames.
-"""
+"""A run directory as an object: each verb of the command line is a method."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 from typing import Any, Literal
 
 import polars as pl
 
 from adagrpo import pipeline
+from adagrpo.api.results import Diagnosis, Recommended
 from adagrpo.config import Config, dump_config, load_config, resolve_config
 from adagrpo.console import StderrConsole
-from adagrpo.data.columns import ITEM_ID
 from adagrpo.errors import UserError
 from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
 from adagrpo.pipeline.serve import recommender
 from adagrpo.pipeline.versions import LATEST
-from adagrpo.report.diagnosis_figures import map_figures
 from adagrpo.serving.answers import answer
 from adagrpo.serving.eligibility import Filter
-from adagrpo.serving.recommender import ItemId, Recommender, Source
+from adagrpo.serving.recommender import ItemId, Recommender
 
-__all__ = ["Chart", "Diagnosis", "Recommended", "Run"]
+__all__ = ["Run"]
 
 Checkpoint = Literal["best", "final"]
 Settings = Mapping[str, Any] | Sequence[str]
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A picture that notebooks draw by themselves.
-
-    Example:
-        >>> Chart("<svg></svg>")._repr_svg_()
-        '<svg></svg>'
-    """
-
-    svg: str
-
-    def _repr_svg_(self) -> str:
-        return self.svg
-
-    def save(self, path: str | Path) -> None:
-        """Write it as an SVG file."""
-        Path(path).write_text(self.svg, encoding="utf-8")
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """Should this reward be used here? What `adagrpo diagnose` found.
-
-    Attributes:
-        verdict: `use`, `rerank_only` or `do_not_use`.
-        sentences: why, in words.
-        content: everything that was measured, the content of `diagnose/diagnose.json`.
-    """
-
-    verdict: str
-    sentences: tuple[str, ...]
-    content: Mapping[str, Any]
-
-    def plot(self) -> Chart:
-        """The map of diagnose.html: where the ranker's order is better than the policy's, by difficulty and q."""
-        return Chart(map_figures(self.content["map"])[0].svg)
-
-    def _repr_html_(self) -> str:
-        lines = "".join(f"<li>{escape(sentence)}</li>" for sentence in self.sentences)
-        return f"<p><b>{escape(self.verdict)}</b></p><ul>{lines}</ul>{self.plot().svg}"
-
-
-@dataclass(frozen=True)
-class Recommended:
-    """Lists for some histories, best item first.
-
-    Attributes:
-        items: for each history its list, in the ids of the input data.
-        scores: log-probability of each item in nats; with a reward weight, plus weight times reward.
-        codes: the Semantic ID of each item.
-        unknown: for each history the ids in it that name no item. They were left out of the history; where nothing is
-            left of it, the list is empty.
-        about: which checkpoint answered, and in which precision.
-        sources: for each history `policy`, or `popular` where nothing of it is known and popular items were asked for.
-    """
-
-    items: list[list[ItemId]]
-    scores: list[list[float]]
-    codes: list[list[list[int]]]
-    unknown: list[list[ItemId]]
-    about: Mapping[str, Any]
-    sources: list[Source] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    @property
-    def unknown_ids(self) -> int:
-        """How many ids of the histories name no item."""
-        return sum(map(len, self.unknown))
-
-    @property
-    def frame(self) -> pl.DataFrame:
-        """One row an item: history (its place in the input), rank from 1, item_id, score.
-
-        Example:
-            >>> lists = Recommended([["b", "a"], []], [[-0.5, -1.0], []], [[[0], [1]], []], [[], ["x"]], {})
-            >>> lists.frame.rows(), lists.unknown_ids
-            ([(0, 1, 'b', -0.5), (0, 2, 'a', -1.0)], 1)
-        """
-        lengths = [len(items) for items in self.items]
-        return pl.DataFrame(
-            {
-                "history": [place for place, length in enumerate(lengths) for _ in range(length)],
-                "rank": [rank for length in lengths for rank in range(1, length + 1)],
-                ITEM_ID: [item for items in self.items for item in items],
-                "score": [score for scores in self.scores for score in scores],
-            },
-            schema_overrides={"history": pl.Int64, "rank": pl.Int64, "score": pl.Float64},
-        )
-
-    def _repr_html_(self) -> str:
-        said = f"<p>{self.unknown_ids} ids of the histories name no item.</p>" if self.unknown_ids else ""
-        return said + str(self.frame._repr_html_())
 
 
 class Run:
