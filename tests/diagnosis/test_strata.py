@@ -29,6 +29,15 @@ def test_thirds_by_hand() -> None:
     assert [np.flatnonzero(cell.rows).tolist() for cell in cells] == [[0, 1], [2, 3], [4, 5]]
 
 
+def test_an_edge_of_counts_is_one_that_they_are_below() -> None:
+    cells = thirds("shown", np.array([2, 2, 2, 3, 5, 8, 9, 11, 20]), digits=0)
+    assert [(cell.name, int(cell.rows.sum())) for cell in cells] == [
+        ("shown low (≤ 2)", 3),
+        ("shown middle", 3),
+        ("shown high (> 8)", 3),
+    ]
+
+
 def test_equal_values_stay_together_and_nothing_known_gives_no_cell() -> None:
     assert [cell.rows.tolist() for cell in thirds("x", np.ones(4))] == [[True] * 4]
     assert thirds("x", np.full(3, np.nan)) == []

@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from adagrpo.config import CompareConfig
-from adagrpo.evaluation.comparison import Measured, compare, compare_pairs, per_user
+from adagrpo.evaluation.comparison import Measured, compare, compare_pairs, give_verdicts, per_user
 from adagrpo.metrics import RankedLists
 
 OPTIONS = CompareConfig(margins={"hr@50": 0.05, "hallucination@10": 0.05}, resamples=500)
@@ -123,6 +123,19 @@ def test_seeds_that_disagree_stop_a_claim_that_the_users_would_make() -> None:
     against = row["against"]["hr@10"]
     assert row["p_holm"] > 0.05 and against["users"][0] > 0 > against["both"][0] and against["seeds"][0] < 0
     assert row["verdict"] == "not settled over seeds"
+
+
+@pytest.mark.parametrize("both", [[0.0006, 0.0074], None])
+def test_what_the_number_of_tests_unsettles_is_not_blamed_on_the_seeds(both: list[float] | None) -> None:
+    against = {"difference": 0.004, "users": [0.0006, 0.0074], "seeds": [0.0038, 0.0042], "p": 0.02}
+    found = {"arm": "arm", "checkpoint": "best", "against": {"hr@10": against | ({"both": both} if both else {})}}
+    others = [{"arm": f"o{i}", "checkpoint": "best", "against": {"hr@10": against | {"p": 0.9}}} for i in range(4)]
+    rows: list[dict[str, Any]] = [row | {"margins": {}, "p_holm": None} for row in (found, *others)]
+    give_verdicts(rows, CompareConfig(margins={}))
+    assert rows[0]["p_holm"] == pytest.approx(0.1)
+    assert rows[0]["verdict"] == "not settled after correction"
+    give_verdicts(rows[:1], CompareConfig(margins={}))
+    assert rows[0]["verdict"] == "better"
 
 
 def test_a_gain_beyond_a_margin_says_so() -> None:

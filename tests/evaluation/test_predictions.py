@@ -269,7 +269,7 @@ def test_summarise_by_hand() -> None:
     cases = Cases(np.array([4, 6], np.int32), histories, np.array([2, 7], np.int32))
     tail = np.zeros(20, dtype=bool)
     tail[[0, 5]] = True
-    values = summarise(actual, cases, tail=tail, utility=lambda users, shown: users[:, None] * 100.0 + shown)
+    values = summarise(actual, cases, tail=tail, utility=lambda shown: cases.users[:, None] * 100.0 + shown)
     assert values == pytest.approx(
         {
             "hr@1": 0.0,

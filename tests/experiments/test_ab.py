@@ -121,7 +121,7 @@ def test_requests_that_got_no_list_are_errors_and_no_answers() -> None:
     plan = changed(guardrails={name: {"sum": name, "margin": 0.1} for name in sums})
     units = users_of(plan, failed, feedback)
     row, other = (units.users.filter(pl.col("user_hash") == user).row(0, named=True) for user in "01")
-    assert units.requests_failed == 1 and row["latency_ms"] < 20
+    assert units.requests_failed == 1 and units.answers == 79 and row["latency_ms"] < 20
     assert [row[name] for name in sums[:5]] == [1, 2, 1, 0, 0]
     assert [other[name] for name in sums[:5]] == [0, 2, 2, 0, 0]
 
@@ -316,6 +316,21 @@ def test_an_arm_of_no_verdict_has_no_daily_effects(tmp_path: Path) -> None:
     result = experiment(tmp_path / "plan.yaml", tmp_path / "exposures", AFTER)
     assert result["verdicts"] == {"a": "inconclusive", "b": "invalid"}
     assert {row["treatment"] for row in result["effects"] + result["daily"]} == {"a"}
+
+
+def test_the_power_of_a_plan_needs_no_days_before_those_that_it_reads() -> None:
+    """A guardrail on the tail asks what was popular before the start, which no earlier day need say."""
+    guarded = changed(guardrails={"tail": {"sum": "tail", "per": "impressions", "margin": 0.1}})
+    (row,) = duration(baselines(guarded, users_before(guarded, *tables(200))))
+    (alone,) = duration(baselines(PLAN, users_before(PLAN, *tables(200))))
+    assert row == alone
+
+
+def test_days_without_what_a_metric_sums_say_so() -> None:
+    exposures, feedback = tables(200)
+    later = feedback.filter(pl.col("time") >= PLAN.begins)
+    with pytest.raises(UserError, match=r"metrics\.dwell: the days before the start have none of it"):
+        baselines(PLAN, users_before(PLAN, exposures, later))
 
 
 def test_users_a_day_are_those_held_out_too() -> None:

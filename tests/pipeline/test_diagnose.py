@@ -115,7 +115,7 @@ def test_a_marketplace_is_held_against_its_truth(world: Any, tmp_path: Path) -> 
     models, truth = Models(RunData(run)), Truth.load(run.path("simulate/truth"))
     policy, ranker = models.policy(run.path("sft/best")), models.ranker(run.path("ranker/best"))
     cases = models.data.cases("validation")
-    utility = observe(models, policy, ranker, cases, truth=models.data.truth()).utility
+    utility = observe(models, policy, ranker, cases, utility=models.data.utility_at(cases)).utility
     assert utility is not None
     items = np.arange(3 * len(cases)).reshape(-1, 3) % models.data.num_items
     users, names = load_user_ids(models.data.prepared), load_item_ids(models.data.prepared)

@@ -15,7 +15,7 @@ from adagrpo.evaluation.predictions import sample_cases
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stages.example_rollouts import draw_examples
-from adagrpo.report.example_groups import example_groups
+from adagrpo.report.example_groups import decision_text, example_groups
 
 
 @pytest.fixture(scope="module")
@@ -87,3 +87,8 @@ def test_rollouts_in_the_history_are_told_apart(world: Any, data: Path, copied: 
     groups = example_groups(content)
     assert all(group.left_out == 2 and len(group.rollouts.rows) == 11 for group in groups)  # ten, and the logged item
     assert "already in the history, counted as no item" in str(groups)
+
+
+def test_a_share_just_below_the_threshold_does_not_print_as_it() -> None:
+    text = decision_text({"outcome": "undiscriminated", "difficulty": 1.0, "q": 18 / 19}, 0.5, 0.95)
+    assert "above 94.7 % of the other items only, and the gate wants 95 %" in text

@@ -370,7 +370,7 @@ def test_teachers_to_hold_a_ranker_against_are_made_from_the_recipe(
         {"kind": "feature", "name": "knn_history"},
         {"kind": "policies", "runs": [str(finished)]},
         {"kind": "shuffled", "members": [{"kind": "feature", "name": "popularity"}]},
-        {"kind": "corrupted", "members": [{"kind": "sequential"}], "by": "user_group", "how": "inverted"},
+        {"kind": "corrupted", "members": [{"kind": "sequential"}], "by": "exposure", "how": "inverted"},
     ]
     arms = {"arms": [{"objective": "nll"}, {"objective": "distill"}]}
     reward = {"kind": "weighted", "weights": [1, 0.1, 1, 1], "members": members}
@@ -381,6 +381,9 @@ def test_teachers_to_hold_a_ranker_against_are_made_from_the_recipe(
     policy = models.policy(finished / "sft" / "best").eval()
     own = policy.score(policy.encode(histories), models.data.catalog.codes[items]).sum(-1)
     assert torch.allclose(models.reward_of(run.config.reward.parts[1]).score(histories, items), own, rtol=1e-5)
+    corrupted = run.config.reward.parts[3].model_copy(update={"by": "user_group"})
+    with pytest.raises(UserError, match="up to 6 items and max_history is 6"):  # cut there, all users look alike
+        models.reward_of(corrupted)
 
 
 def test_weights_of_a_reward_are_fitted_from_the_command_line_and_are_a_reward(

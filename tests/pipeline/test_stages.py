@@ -6,13 +6,25 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 import yaml
 
 from adagrpo.data.prepared import load_item_ids
 from adagrpo.errors import UserError
-from adagrpo.pipeline import Run, collect, evaluate, fit_arm, fit_sft, prepare, run_all, tokenize
+from adagrpo.pipeline import (
+    Run,
+    collect,
+    evaluate,
+    fit_arm,
+    fit_sft,
+    prepare,
+    run_all,
+    simulate_marketplace,
+    tokenize,
+)
+from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stages import post_train
 
 Contents = Callable[[Path], dict[str, bytes]]
@@ -229,6 +241,34 @@ def test_published_ids_are_taken_over(world: Any, tmp_path: Path, data: Path, co
     tokenize(run)
     taken = pl.read_parquet(run.path("tokenize", "codes.parquet"))["codes"].to_list()
     assert taken == [codes[(item - 3) // 10] for item in load_item_ids(run.path("prepare"))]
+
+
+def test_true_utility_is_that_of_the_moment_of_the_target(
+    world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut by time, most targets are not the last purchase of their user; what was bought is worth something then."""
+    run = world.run(
+        tmp_path / "run",
+        tmp_path,
+        data={
+            "logs": [],
+            "marketplace": {"users": 80, "items": 100},
+            "split": {"kind": "temporal", "validation_from": 40, "test_from": 45},
+        },
+    )
+    simulate_marketplace(run)
+    prepare(run)
+    data = RunData(run)
+    cases = data.cases("test")
+    utility = data.utility_at(cases)
+    assert utility is not None and len(cases) > 20
+    logged = cases.targets.astype(np.int64)[:, None]
+    assert (utility(logged) > 0).all()
+    at_the_end = data.truth().utility(cases.users.astype(np.int64), logged)
+    assert (at_the_end == 0).mean() > 0.5  # bought before the last purchase, so owned by then
+    grown = property(lambda self: self.version.trained + 1)  # an item came after the simulation: no truth knows it
+    monkeypatch.setattr(RunData, "num_items", grown)
+    assert data.utility_at(cases) is None
 
 
 def test_a_marketplace_is_simulated_and_its_truth_is_read_by_evaluation_alone(world: Any, tmp_path: Path) -> None:

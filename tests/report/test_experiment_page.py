@@ -13,7 +13,16 @@ from adagrpo.report.experiment_page import experiment_page
 from .test_whole_pages import CHROMIUM, Structure, measured
 
 COUNTS = dict.fromkeys(
-    ("answers", "answers_excluded", "answers_held_out", "answers_outside", "answers_stopped", "answers_misassigned"), 0
+    (
+        "answers",
+        "answers_excluded",
+        "answers_held_out",
+        "answers_outside",
+        "answers_stopped",
+        "answers_misassigned",
+        "requests_failed",
+    ),
+    0,
 )
 EFFECT = {
     "treatment": "new", "metric": "clicks", "control": 1.5, "value": 1.8, "relative": 0.2, "interval": [0.1, 0.3],

@@ -10,7 +10,7 @@ import pytest
 
 from adagrpo.errors import UserError
 from adagrpo.report import build_report
-from adagrpo.report.ranker_tables import calibration_text, every_gate_table, gate_table, strata_table
+from adagrpo.report.ranker_tables import calibration_text, every_gate_table, gate_table, ranking_table, strata_table
 
 
 def interval(mean: float) -> dict[str, float]:
@@ -44,6 +44,22 @@ def test_strata(report: dict[str, Any]) -> None:
     assert table.header[5:] == ("correlation with true utility", "ECE")
     assert table.rows[1][5:] == ("-0.200 (-0.210 to -0.180)", "0.031")
     assert len(table.alignment) == len(table.header)
+
+
+def test_the_rankers_own_row_is_of_the_same_cases_as_the_others() -> None:
+    """Its fit validated on fewer users, all items among them."""
+    metrics = {
+        "ranker": {"validation": {"hr@10": 0.09}},
+        "baselines": {"ranker": {"validation": {"hr@10": 0.33}}, "popularity": {"validation": {"hr@10": 0.05}}},
+        "stages": {"sft": {"validation": {"hr@10": 0.1}}},
+    }
+    table = ranking_table(metrics, "validation")
+    assert table is not None
+    assert [row[1] for row in table.rows if row[0].startswith("ranker alone")] == ["33.00 %"]
+    del metrics["baselines"]["ranker"]
+    table = ranking_table(metrics, "validation")
+    assert table is not None
+    assert [row[1] for row in table.rows if row[0].startswith("ranker alone")] == ["9.00 %"]
 
 
 def test_gate(report: dict[str, Any]) -> None:

@@ -40,6 +40,21 @@ def test_loss_is_said_as_plainly() -> None:
     assert "relative to NLL" not in sentences["nll"]
 
 
+def test_what_prints_alike_has_not_moved() -> None:
+    """A user in 100,000 and a reward of 1e-5 more are no hacked reward."""
+    metrics = run_metrics(nll=stage(0.09999, reward=1.00001))
+    metrics["stages"]["sft"]["test"]["hr@10"] = 0.10001
+    ((_, sentence),) = arm_sentences(metrics)
+    assert "stayed at 10.00 %" in sentence and "The reward rose" not in sentence
+    assert "Below the starting policy" not in " ".join(summary_sentences(metrics))
+
+
+def test_the_uncertainty_is_of_the_cases_that_were_measured() -> None:
+    metrics = run_metrics(nll=stage(0.1)) | {"eligible": {"cases_left_out": {"validation": 1, "test": 9_000}}}
+    error = 196 * math.sqrt(0.1 * 0.9 / 1_000)
+    assert f"1,000 cases alone leave each HR@10 uncertain by about ±{error:.2f}" in summary_sentences(metrics)[-1]
+
+
 def test_an_arm_that_equals_sft_neither_wins_nor_falls_below() -> None:
     text = " ".join(summary_sentences(run_metrics(nll=stage(0.1), grpo=stage(0.09))))
     assert "Below the starting policy on test: grpo." in text

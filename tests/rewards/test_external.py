@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
@@ -61,6 +62,8 @@ def test_lists_arrays_and_tensors_will_do(answer: Any) -> None:
         ([[1, 2, 3]], "answered 3 scores for the 2 candidates of history 0"),
         ([5], "answered 5 for history 0; expected a list of 2 scores"),
         (["12"], "answered '12' for history 0"),
+        ([{0.9, 0.1}], "for history 0; expected a list of 2 scores"),  # of a set no place says whose score it is
+        (pl.DataFrame({"a": [1.0], "b": [2.0]}), "expected a list of scores for each history"),  # columns, not rows
         ([[1, "2"]], "answered '2' for item 'b' of history 0; expected a number"),
         ([[1, None]], "answered None for item 'b' of history 0; expected a number"),
         ([[True, 1]], "answered True for item 'a' of history 0; expected a number"),

@@ -72,6 +72,8 @@ def thirds(name: str, values: Floats, *, digits: int = 2) -> list[Cell]:
     if not known.any():
         return []
     low, high = np.quantile(values[known], [1 / 3, 2 / 3])
+    if not digits:  # whole numbers: the edge is printed as it is, and the cells are the same
+        low, high = np.floor([low, high])
     cells = [
         Cell(f"{name} low (≤ {low:.{digits}f})", known & (values <= low)),
         Cell(f"{name} middle", (values > low) & (values <= high)),

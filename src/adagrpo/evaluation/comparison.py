@@ -50,6 +50,7 @@ ComparisonVerdict = Literal[
     "better, margin not kept",
     "worse",
     "not settled over seeds",
+    "not settled after correction",
     "no difference shown",
     "baseline",
     "outside the family",
@@ -251,16 +252,21 @@ def _verdict(row: Mapping[str, Any], options: CompareConfig) -> ComparisonVerdic
     if row["p_holm"] is None:
         return "outside the family"
     primary = row["against"][options.metric]
-    low, high = primary["users"]
     if row["p_holm"] > 1 - options.level:
-        over_users = "both" in primary and not low <= 0 <= high
-        return "not settled over seeds" if over_users else "no difference shown"
-    low, high = primary.get("both") or primary["seeds"] or primary["users"]
-    if low <= 0 <= high:  # a comparison of a time before `both`: its p-value is of users alone
+        if not _holds_zero(reported(primary)):
+            return "not settled after correction"
+        return "no difference shown" if _holds_zero(primary["users"]) else "not settled over seeds"
+    if _holds_zero(
+        primary.get("both") or primary["seeds"] or primary["users"]
+    ):  # a comparison of a time before `both`: its p-value is of users alone
         return "not settled over seeds"
     if (primary["difference"] < 0) != (lookup(options.metric).better == "lower"):
         return "worse"
     return "better" if all(margin["kept"] for margin in row["margins"].values()) else "better, margin not kept"
+
+
+def _holds_zero(ends: Sequence[float]) -> bool:
+    return ends[0] <= 0 <= ends[1]
 
 
 def over_seeds(values: Sequence[float], level: float) -> dict[str, Any]:

@@ -8,7 +8,6 @@ one target a user, so recall@K and HR@K are the same.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,7 +44,7 @@ __all__ = [
 
 SAMPLED_CASES, SAMPLES = 1000, 16  # how many cases and samples a case the invalid share of plain samples is read from
 
-Utility = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float64]]
+Utility = Callable[[NDArray[np.integer[Any]]], NDArray[np.float64]]  # (N, K) items, -1 where none, one row a case
 
 
 class Predictions(NamedTuple):
@@ -163,7 +162,7 @@ def summarise(
         predictions: of these cases.
         cases: `N` cases.
         tail: (V,) True for the items of the tail, see `adagrpo.metrics.tail_items`.
-        utility: true utility of (N,) users and (N, K) items, where the world is simulated.
+        utility: true utility of (N, K) items for these cases, where the world is simulated.
 
     Returns:
         The metrics of the table (`adagrpo.metrics.METRICS`) whose cut-off the beam reaches, those of rewards and of
@@ -176,7 +175,7 @@ def summarise(
         valid=predictions.free_valid,
         tail=tail,
         rewards=predictions.rewards,
-        utility=None if utility is None else partial(utility, cases.users.astype(np.int64)),
+        utility=utility,
         invalid_samples=predictions.invalid_samples,
     )
     values = metrics.measure(lists)

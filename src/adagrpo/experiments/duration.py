@@ -74,12 +74,17 @@ def duration(plan: Plan) -> list[dict[str, Any]]:
 def baselines(plan: Plan, units: Units) -> Plan:
     """The plan with mean and deviation of each metric, and new users a day, as earlier days had them.
 
-    What the plan says itself is kept.
+    What the plan says itself is kept, and a metric that expects no effect is left as it is.
+
+    Raises:
+        UserError: fewer than two users, or none of what a metric sums.
     """
     users = units.users
     if len(users) < 2:
         raise UserError("the log has fewer than two users in the days before the start; give mean and deviation")
-    metrics = {name: _measured(metric, users) for name, metric in plan.metrics.items()}
+    metrics = {
+        name: _measured(name, metric, users) if metric.expected else metric for name, metric in plan.metrics.items()
+    }
     met = len(users) / (
         1 - plan.holdout
     )  # `units` leaves out who is held out, whom the shares of the arms leave out too
@@ -87,11 +92,13 @@ def baselines(plan: Plan, units: Units) -> Plan:
     return plan.model_copy(update={"metrics": metrics, "users_a_day": a_day})
 
 
-def _measured(metric: Metric, users: pl.DataFrame) -> Metric:
+def _measured(name: str, metric: Metric, users: pl.DataFrame) -> Metric:
     if metric.mean is not None and metric.deviation is not None:
         return metric
     over = users[metric.sum].to_numpy()
     below = np.ones(len(users)) if metric.per is None else users[metric.per].to_numpy()
+    if not over.mean() or not below.mean():
+        raise UserError(f"metrics.{name}: the days before the start have none of it; give mean and deviation")
     ratio = float(over.mean() / below.mean())
     deviation = float(np.std(over - ratio * below, ddof=1) / below.mean())  # of the delta method
     return metric.model_copy(update={"mean": ratio, "deviation": deviation})

@@ -138,6 +138,8 @@ def _refusal(plan: Plan, units: Units, checks: Sequence[RatioCheck]) -> str | No
     if failed is not None:
         counts = ", ".join(f"{arm} {count}" for arm, count in failed.counts.items())
         return f"sample ratio of {failed.part}: {counts} users, p = {failed.p_value:.1e}; something chose the users"
+    if not units.answers:
+        return "every request failed: no user got a list"
     share = units.answers_misassigned / units.answers
     if share > plan.most_misassigned:
         return (

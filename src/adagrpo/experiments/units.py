@@ -91,6 +91,7 @@ def users_of(
     arms = [assign(user, salt=plan.salt, weights=weights, holdout=plan.holdout) for user in hashes]
     placed = included.join(pl.DataFrame({USER: hashes, "place": pl.Series(arms, dtype=pl.String)}), on=USER)
     shown = placed.filter(pl.col("place").is_not_null())
+    given = shown.filter(~FAILED)
     first = shown.sort("time", maintain_order=True).group_by(USER, maintain_order=True).first()
     day = pl.from_epoch(pl.col("time").floor().cast(pl.Int64)).dt.date().alias("day")
     users = first.select(USER, pl.col("place").alias("arm"), day, pl.col("catalog_version").alias("catalogue"))
@@ -108,13 +109,13 @@ def users_of(
     users = users.join(before.rename({name: f"before: {name}" for name in covariates}), on=USER, how="left")
     return Units(
         users=users.with_columns(pl.col(pl.Float64).fill_null(0.0)),
-        answers=len(shown),
+        answers=len(given),
         answers_excluded=len(window) - len(included),
         answers_held_out=len(included) - len(shown),
-        answers_misassigned=len(shown) - len(shown.filter(_as_dealt(plan))),
+        answers_misassigned=len(given) - len(given.filter(_as_dealt(plan))),
         answers_outside=int((dealt["deal"] == "outside").sum()),
         answers_stopped=int((dealt["deal"] == "stopped").sum()),
-        requests_failed=int(shown.select(FAILED.sum()).item()),
+        requests_failed=len(shown) - len(given),
         models=models,
     )
 
@@ -132,10 +133,15 @@ def stops_seen(plan: Plan, exposures: pl.DataFrame) -> dict[str, float]:
 
 
 def users_before(plan: Plan, exposures: pl.DataFrame, feedback: pl.DataFrame, catalogue: Iterable[str] = ()) -> Units:
-    """`users_of` for the days before the start, as far back as the plan goes, of which nothing is an outcome."""
+    """`users_of` for the days before the start, as far back as the plan goes, of which nothing is an outcome.
+
+    Only metrics whose mean or deviation the log is to say are summed: a guardrail may need the days before these.
+    """
+    asked = {n: m for n, m in plan.metrics.items() if m.expected and (m.mean is None or m.deviation is None)}
+    changes = {"metrics": asked, "guardrails": {}, "days": plan.days_before}
     start = datetime.fromtimestamp(plan.begins - plan.days_before * DAY, UTC).date()
     earlier = exposures.with_columns(experiment=pl.lit(None, pl.String), deal=pl.lit(None, pl.String))
-    return users_of(plan.model_copy(update={"start": start, "days": plan.days_before}), earlier, feedback, catalogue)
+    return users_of(plan.model_copy(update=changes | {"start": start}), earlier, feedback, catalogue)
 
 
 def _of_experiment(window: pl.DataFrame, name: str) -> pl.DataFrame:

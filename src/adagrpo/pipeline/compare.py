@@ -182,10 +182,9 @@ class Comparison:
         measured: dict[tuple[str, str], list[Measured]] = {}
         for run, names in runs:
             data = RunData(run)
-            truth = data.truth() if data.truth_files else None
             for arm in (START, *self.arms):
                 for checkpoint in _checkpoints(arm):
-                    measured_point = read_measured(data, truth, _folder(run, names.get(arm, arm), checkpoint))
+                    measured_point = read_measured(data, _folder(run, names.get(arm, arm), checkpoint))
                     measured.setdefault((arm, checkpoint), []).append(measured_point)
         content = {
             "name": self.config.name,

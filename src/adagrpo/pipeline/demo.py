@@ -82,10 +82,9 @@ def _rows(runs: dict[str, Run]) -> list[dict[str, Any]]:
     measured: dict[tuple[str, str], list[Measured]] = {}
     for reward, run in runs.items():
         data = RunData(run)
-        truth = data.truth()
         arms = [arm.name for arm in run.config.train.arms]
         for arm in ("sft", *arms) if reward == GOOD else [arm for arm in arms if arm != BASELINE]:
             folder = (arm,) if arm == "sft" else (arm, "final")
             name = arm if arm in ("sft", BASELINE) else f"{reward}: {arm}"
-            measured[name, "final"] = [read_measured(data, truth, run.path("evaluate", *folder))]
+            measured[name, "final"] = [read_measured(data, run.path("evaluate", *folder))]
     return compare(measured, [runs[GOOD].config.seed], CompareConfig(baseline=BASELINE, margins={}))

@@ -30,7 +30,7 @@ from adagrpo.data.prepared import (
 from adagrpo.data.simulation.truth import Truth
 from adagrpo.data.splits import keyed_uniforms, user_folds
 from adagrpo.errors import UserError
-from adagrpo.evaluation.predictions import select_cases
+from adagrpo.evaluation.predictions import Utility, select_cases
 from adagrpo.groups.decide import TrueUtility
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.versions import CatalogVersion
@@ -75,6 +75,11 @@ class RunData:
     def truth_files(self) -> list[Path]:
         """The truth of a simulated marketplace; none where the logs are real."""
         return sorted(self.run.path("simulate", "truth").glob("*")) if self.config.data.marketplace else []
+
+    @property
+    def truth_read(self) -> dict[str, str]:
+        """How a stage reads the truth; nothing where the logs are real. Until it said so, each user's last purchase."""
+        return {"truth": "just before the target"} if self.truth_files else {}
 
     @property
     def language_model_files(self) -> list[Path]:
@@ -226,6 +231,20 @@ class RunData:
             self.run.hash_input(path)
         truth = Truth.load(self.run.path("simulate", "truth"))
         return truth.aligned(load_user_ids(self.prepared).to_list(), load_item_ids(self.prepared).to_list())
+
+    def utility_at(self, cases: Cases) -> Utility | None:
+        """The utility just before each case's target was bought; None where no truth knows all items of the catalogue.
+
+        A case need not be the last purchase of its user: data may be cut by time, and items may be filtered out.
+        """
+        if not self.truth_files or self.num_items != self.version.trained:
+            return None
+        users, targets = cases.users.astype(np.int64), cases.targets.astype(np.int64)
+        return lambda items: self._truth.utility_before(users, targets, np.maximum(items, 0))
+
+    @cached_property
+    def _truth(self) -> Truth:
+        return self.truth()
 
     def true_utility(self) -> TrueUtility:
         """The utility just before each logged item was chosen."""

@@ -60,9 +60,15 @@ def policies_reward(
 
 def corrupted_reward(data: RunData, member: Reward, options: CorruptedOptions) -> CorruptedReward:
     """A reward that is made wrong; where, is read from the training split and the item table."""
-    training, items, users = data.training, None, None
+    training, items, users, shortest = data.training, None, None, 0
     if options.by == "user_group":
         users = fewest(training.lengths, options.share)
+        shortest = int(training.lengths[users].max(initial=0))
+        if shortest >= data.config.max_history:  # whoever has more looks alike: histories are cut there
+            raise UserError(
+                f"reward.share: its users have up to {shortest} items and max_history is {data.config.max_history}, so"
+                " that a history cannot say whether it is one of theirs; take a smaller share or a longer history"
+            )
     elif options.by == "exposure":
         items = fewest(training.counts(data.num_items), options.share)
     else:
@@ -71,7 +77,7 @@ def corrupted_reward(data: RunData, member: Reward, options: CorruptedOptions) -
         member,
         items=items,
         users=users,
-        shortest=0 if users is None else int(training.lengths[users].max(initial=0)),
+        shortest=shortest,
         strength=options.strength,
         how=options.how,
         seed=options.seed,

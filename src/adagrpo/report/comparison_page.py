@@ -112,6 +112,8 @@ def finding(content: Mapping[str, Any]) -> list[str]:
         sentences.append(f"Worse than {plan['baseline']}: {_named(by_verdict['worse'], metric)}.")
     if unsettled := by_verdict.get("not settled over seeds"):
         sentences.append(f"Different over users, but not settled by so few seeds: {_named(unsettled, metric)}.")
+    if uncorrected := by_verdict.get("not settled after correction"):
+        sentences.append(f"Different by itself, but not among so many tests: {_named(uncorrected, metric)}.")
     if unknown := by_verdict.get("no difference shown"):
         names = ", ".join(f"{row['arm']} ({row['checkpoint']})" for row in unknown)
         sentences.append(f"No difference shown, which is not to say that there is none: {names}.")

@@ -62,8 +62,8 @@ def decision_text(example: Mapping[str, Any], tau: float, q_min: float) -> str:
         >>> decision_text({"outcome": "easy", "difficulty": 0.25, "q": 1.0}, 0.5, 0.95)
         'Not admitted, already easy: only 25 % of the rollouts miss the logged item, and the gate wants 50 % (tau).'
     """
-    misses = f"{100 * example['difficulty']:.0f} % of the rollouts miss the logged item"
-    above = f"{100 * example['q']:.0f} % of the other items"
+    misses = f"{_share(example['difficulty'], tau)} of the rollouts miss the logged item"
+    above = f"{_share(example['q'], q_min)} of the other items"
     match example["outcome"]:
         case "admitted":
             return (
@@ -82,6 +82,12 @@ def decision_text(example: Mapping[str, Any], tau: float, q_min: float) -> str:
                 "Not admitted, no order in the group: fewer than two different items were drawn, or the reward says the"
                 " same of all."
             )
+
+
+def _share(value: float, threshold: float) -> str:
+    """In whole per cent, or finer where that would print the threshold of a value that is another."""
+    whole = f"{100 * value:.0f} %"
+    return f"{100 * value:.1f} %" if whole == f"{100 * threshold:g} %" and value != threshold else whole
 
 
 def _table(example: Mapping[str, Any], *, admitted: bool) -> Table:

@@ -34,6 +34,7 @@ COUNTS = {
     "answers_outside": "of users whom the ramp had not reached",
     "answers_stopped": "of users whose arm was off",
     "answers_misassigned": "of another arm than the user's",
+    "requests_failed": "requests that got no answer",
 }
 
 

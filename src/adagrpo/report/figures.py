@@ -226,9 +226,8 @@ def _far_off(points: Sequence[Point]) -> list[str]:
 
 
 def _admission_caption(log: Log) -> str:
-    admitted, shuffled, holding = (
-        _mean(log.steps, key) for key in ("admission", "shuffled_admission", "admitted_contains_target")
-    )
+    admitted, shuffled = (_mean(log.steps, key) for key in ("admission", "shuffled_admission"))
+    holding = _mean(log.steps, "admitted_contains_target", weight="admission")  # a share of those, and not of steps
     sentences = [f"Over all steps {format_metric('admission', admitted)} of the samples were admitted"]
     if shuffled is not None:
         sentences[0] += f"; a shuffled reward would have admitted {format_metric('admission', shuffled)}"
@@ -253,6 +252,9 @@ def _column(rows: Sequence[Mapping[str, Any]], key: str) -> list[Any]:
     return [row.get(key) for row in rows]
 
 
-def _mean(rows: Sequence[Mapping[str, Any]], key: str) -> float | None:
-    values = [row[key] for row in rows if is_finite(row.get(key))]
-    return sum(values) / len(values) if values else None
+def _mean(rows: Sequence[Mapping[str, Any]], key: str, weight: str | None = None) -> float | None:
+    """Of the rows that have the quantity; None where they have none, or no weight."""
+    known = [row for row in rows if is_finite(row.get(key)) and (weight is None or is_finite(row.get(weight)))]
+    weights = [1.0 if weight is None else row[weight] for row in known]
+    total = sum(weights)
+    return sum(w * row[key] for w, row in zip(weights, known, strict=True)) / total if total else None

@@ -49,7 +49,8 @@ def ranking_table(metrics: Mapping[str, Any], split: Split) -> Table | None:
         if point.arm == START
     ]
     baselines = metrics.get("baselines") or {}
-    own = ranker.get(split) or (baselines.get("ranker") or {}).get(split) or {}
+    # the fit validated on fewer users, and on the whole catalogue: no row of this table unless there is none else
+    own = (baselines.get("ranker") or {}).get(split) or ranker.get(split) or {}
     rows.append(("ranker alone, full catalogue", own))
     for name, values in rerank_rows(metrics):
         path = name.split(" / ")

@@ -91,7 +91,7 @@ def _picked(arms: list[Checkpoint], start: Checkpoint | None, split: str) -> lis
     if _text(highest, split) != _text(picked, split):
         sentences.append(f"On {split} itself {highest.arm} is higher, at {_text(highest, split)}.")
     if start is not None and start.value(split, HR) is not None:
-        below = [point.arm for point in arms if _or_least(point.value(split, HR)) < _or_least(start.value(split, HR))]
+        below = [point.arm for point in arms if _change(point, start, split, HR) < 0]
         if len(below) == len(arms):
             sentences.append(f"No arm beats the starting policy on {split}: post-training did not help here.")
         elif below:
@@ -130,6 +130,8 @@ def _uncertainty(metrics: Mapping[str, Any], arms: list[Checkpoint], split: str)
     sentence = "All of this is one seed: small differences can change sign when the run is repeated with another one"
     dataset = metrics.get("dataset")
     cases = dataset.get(f"{split}_cases") if isinstance(dataset, Mapping) else None
+    if isinstance(cases, int):
+        cases -= ((metrics.get("eligible") or {}).get("cases_left_out") or {}).get(split, 0)
     if not isinstance(cases, int) or cases < 1:
         return sentence + "."
     rate = max(_or_least(point.value(split, HR)) for point in arms)
@@ -177,14 +179,19 @@ def _hacked(point: Checkpoint, start: Checkpoint | None, split: str) -> str:
     if start is None:
         return ""
 
-    def change(name: str) -> float:
-        after, before = point.value(split, name), start.value(split, name)
-        return 0.0 if after is None or before is None else after - before
-
-    if change("mean_reward@10") <= 0:
+    if _change(point, start, split, "mean_reward@10") <= 0:
         return ""
-    fell = [label for name, label in ((HR, "HR@10"), ("true_utility@10", "true utility")) if change(name) < 0]
+    judged = ((HR, "HR@10"), ("true_utility@10", "true utility"))
+    fell = [label for name, label in judged if _change(point, start, split, name) < 0]
     return f" The reward rose while {' and '.join(fell)} fell." if fell else ""
+
+
+def _change(point: Checkpoint, start: Checkpoint, split: str, name: str) -> float:
+    """How far a metric moved; 0 where it is not known, or where both print alike."""
+    after, before = point.value(split, name), start.value(split, name)
+    if after is None or before is None or format_metric(name, after) == format_metric(name, before):
+        return 0.0
+    return after - before
 
 
 def _leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -21,6 +21,7 @@ __all__ = ["InvalidResponse", "ItemId", "ScoreRequest", "check_response", "scatt
 
 ItemId = int | str
 LARGEST = float(np.finfo(np.float32).max)
+UNORDERED = (str, bytes, dict, set, frozenset)  # of which no place says whose score it is
 
 
 class InvalidResponse(ValueError):
@@ -70,7 +71,7 @@ def check_response(response: Any, candidates: Sequence[Sequence[ItemId]]) -> lis
         >>> check_response([[1, 2.5]], [["a", "b"]])
         [array([1. , 2.5], dtype=float32)]
     """
-    if not hasattr(response, "__len__") or isinstance(response, str | bytes | dict):
+    if not hasattr(response, "__len__") or isinstance(response, UNORDERED) or hasattr(response, "columns"):
         raise InvalidResponse(f"answered {_short(response)}; expected a list of scores for each history")
     if len(response) != len(candidates):
         raise InvalidResponse(f"answered {len(response)} rows for {len(candidates)} histories")
@@ -78,7 +79,7 @@ def check_response(response: Any, candidates: Sequence[Sequence[ItemId]]) -> lis
 
 
 def _row(row: Any, items: Sequence[ItemId], place: int) -> NDArray[np.float32]:
-    if not hasattr(row, "__len__") or isinstance(row, str | bytes | dict):
+    if not hasattr(row, "__len__") or isinstance(row, UNORDERED):
         raise InvalidResponse(f"answered {_short(row)} for history {place}; expected a list of {len(items)} scores")
     if len(row) != len(items):
         raise InvalidResponse(f"answered {len(row)} scores for the {len(items)} candidates of history {place}")

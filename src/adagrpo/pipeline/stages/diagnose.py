@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from adagrpo.data.columns import ITEM
 from adagrpo.data.prepared import load_impressions
 from adagrpo.data.sequences import pad
-from adagrpo.data.simulation.marketplace import Truth
 from adagrpo.diagnosis import Lists, Observations, case_groups, diagnose
 from adagrpo.diagnosis.assessment import Utility
 from adagrpo.diagnosis.strata import beam_discriminability
@@ -73,7 +72,7 @@ def diagnose_reward(run: Run, second_ranker: Path | None = None) -> dict[str, An
             models.reward(),
             data.cases("validation"),
             second=None if second_ranker is None else models.ranker(second_ranker),
-            truth=data.truth() if data.truth_files else None,
+            utility=data.utility_at(data.cases("validation")),
         )
         result = diagnose(observed, run.config.objective, seed=run.config.seed) | {"of": diagnosed_models(models)}
         write_file(work / "diagnose.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
@@ -98,7 +97,7 @@ def observe(
     cases: Cases,
     *,
     second: Reward | None = None,
-    truth: Truth | None = None,
+    utility: Utility | None = None,
 ) -> Observations:
     """Beams and groups of the cases, scored by the reward."""
     data, config = models.data, models.config
@@ -133,7 +132,7 @@ def observe(
         beam=groups("beam"),
         exposures=None if table is None else np.bincount(table[ITEM].to_numpy(), minlength=data.num_items),
         second_q=None if second is None else _second_q(data, second, cases, lists),
-        utility=None if truth is None else _utility(truth, cases),
+        utility=utility,
     )
 
 
@@ -148,11 +147,6 @@ def _second_q(data: RunData, second: Reward, cases: Cases, lists: Lists) -> NDAr
         scores.append(second.score(histories, items[rows].to(data.device)).double().cpu().numpy())
     scored = np.concatenate(scores)
     return beam_discriminability(lists, scored[:, :-1], scored[:, -1])
-
-
-def _utility(truth: Truth, cases: Cases) -> Utility:
-    users, targets = cases.users.astype(np.int64), cases.targets.astype(np.int64)
-    return lambda items: truth.utility_before(users, targets, np.maximum(items, 0))
 
 
 def _report(run: Run, label: str) -> Callable[[int, int], None]:

@@ -98,21 +98,19 @@ def evaluate_checkpoint(run: Run, name: str, weights: Path, evaluated: dict[str,
             copy_evaluation(evaluated[identity], work)
             return
         policy, reward = models.policy(weights), models.reward()
-        known = data.num_items == data.version.trained  # the truth knows no item that came later
-        utility = data.truth().utility if data.truth_files and known else None
         values: dict[str, Any] = {}
         for split in ("validation", "test"):
             cases = data.measured_cases(split)
             report = progress(run, f"{name} {split}")
             predictions = models.predict(policy, cases, reward, report, eligible=data.eligible)
-            # what is true of a user is known at their last purchase only, so true utility is a test metric
-            values[split] = summarise(predictions, cases, tail=data.tail, utility=utility if split == "test" else None)
+            utility = data.utility_at(cases) if split == "test" else None  # nothing is to be chosen by it
+            values[split] = summarise(predictions, cases, tail=data.tail, utility=utility)
             values[f"rerank_{split}"] = rerank(predictions, cases)
         write_predictions(data, cases, predictions, work)
         values |= data.measured()
         write_file(work / "metrics.json", json.dumps(values, indent=1) + "\n")
 
-    reads, also = (*DECODING, "reward"), {"metrics": measured()}
+    reads, also = (*DECODING, "reward"), {"metrics": measured()} | data.truth_read
     folder = run.stage(name, reads=reads, also=also, schema=2, inputs=[*inputs, *data.truth_files], build=build)
     evaluated[identity] = folder
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from adagrpo.data.prepared import load_user_ids
-from adagrpo.data.simulation.truth import Truth
 from adagrpo.evaluation.comparison import Measured, per_user
 from adagrpo.evaluation.paired import START, paired_outcomes
 from adagrpo.metrics import RankedLists, measured, target_rank_in
@@ -36,8 +34,7 @@ def pair_outcomes(run: Run, arms: list[str]) -> None:
     folders |= {(arm, kind): run.path("evaluate", arm, kind) for arm in arms for kind in ("best", "final")}
 
     def build(work: Path) -> None:
-        truth = data.truth() if data.truth_files else None
-        users = {point: read_measured(data, truth, folder).users for point, folder in folders.items()}
+        users = {point: read_measured(data, folder).users for point, folder in folders.items()}
         write_file(work / "paired.json", json.dumps(paired_outcomes(users), indent=1, allow_nan=False) + "\n")
 
     inputs = [data.prepared / name for name in ("items.parquet", "train.parquet", "validation.parquet", "test.parquet")]
@@ -45,18 +42,17 @@ def pair_outcomes(run: Run, arms: list[str]) -> None:
     run.stage(
         "report/paired",
         reads=("evaluation.beam_width",),
-        also={"metrics": measured(), "arms": arms},
+        also={"metrics": measured(), "arms": arms} | data.truth_read,
         inputs=[*inputs, *data.truth_files],
         build=build,
     )
 
 
-def read_measured(data: RunData, truth: Truth | None, folder: Path) -> Measured:
+def read_measured(data: RunData, folder: Path) -> Measured:
     """What an evaluation's folder holds, user by user.
 
     Args:
         data: of the run.
-        truth: of a simulated marketplace, for the true utility.
         folder: of an evaluated checkpoint.
 
     Raises:
@@ -73,7 +69,7 @@ def read_measured(data: RunData, truth: Truth | None, folder: Path) -> Measured:
         items=items,
         valid=read_valid(data, cases, folder, width),
         tail=data.tail,
-        utility=None if truth is None else partial(truth.utility, cases.users.astype(np.int64)),
+        utility=data.utility_at(cases),
     )
     users = per_user(load_user_ids(data.prepared).gather(cases.users), lists)
     values = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))

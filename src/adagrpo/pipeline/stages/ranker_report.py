@@ -95,6 +95,7 @@ def report_ranker(run: Run) -> Path:
         "ranker/report",
         reads=("objective", "policy", *drawn_at, "ranker.folds", "reward", "seed", "max_history"),
         but=[f"objective.{key}" for key in unread],
+        also=data.truth_read or None,
         inputs=inputs,
         build=build,
     )
@@ -178,7 +179,7 @@ def _case_strata(cases: Cases, nll: NDArray[np.float64]) -> Strata:
 
 
 def _truth(data: RunData, reward: Reward, cases: Cases, of_item: Strata, of_case: Strata) -> dict[tuple[str, str], Any]:
-    """The correlation of scores with the utilities before each user's last purchase, whose target is not read.
+    """The correlation of scores with the utilities just before each user's test purchase, which says when that was.
 
     For strata of items it is taken over the items of the stratum; for strata of cases, over all items, for the users of
     those cases.
@@ -190,8 +191,8 @@ def _truth(data: RunData, reward: Reward, cases: Cases, of_item: Strata, of_case
     groups = {(by, name): names == name for by, names in of_item.items() for name in _ordered(names)}
     for rows, histories in _batches(data, last):
         scores = _catalogue_scores(data, reward, histories)
-        users = last.users[rows].astype(np.int64)
-        utilities = truth.utility(users, np.broadcast_to(everything, (len(rows), len(everything))))
+        users, bought = last.users[rows].astype(np.int64), last.targets[rows].astype(np.int64)
+        utilities = truth.utility_before(users, bought, np.broadcast_to(everything, (len(rows), len(everything))))
         for key, kept in {("all", "all"): everything >= 0, **groups}.items():
             values = correlations.setdefault(key, np.full(len(last), np.nan))
             values[rows] = rank_correlation(scores[:, kept], utilities[:, kept])

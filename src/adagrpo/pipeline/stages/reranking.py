@@ -69,15 +69,14 @@ def _rerank(run: Run, stage: str, weights: Path, evaluated: dict[str, Path]) -> 
             tried[weight] = summarise(reordered(beams["validation"], weight), cases["validation"], tail=data.tail)
         chosen = max(tried, key=lambda weight: tried[weight]["ndcg@10"])
         lists = reordered(beams["test"], chosen)
-        utility = data.truth().utility if data.truth_files else None
         values: dict[str, Any] = {
             "weight": chosen,
             "tried": {str(weight): result["ndcg@10"] for weight, result in tried.items()},
             "validation": tried[chosen],
-            "test": summarise(lists, cases["test"], tail=data.tail, utility=utility),
+            "test": summarise(lists, cases["test"], tail=data.tail, utility=data.utility_at(cases["test"])),
         }
         write_predictions(data, cases["test"], lists, work)
         write_file(work / "metrics.json", json.dumps(values, indent=1) + "\n")
 
-    reads, also = (*DECODING, "reward"), {"weights": WEIGHTS, "metrics": measured()}
+    reads, also = (*DECODING, "reward"), {"weights": WEIGHTS, "metrics": measured()} | data.truth_read
     evaluated[identity] = run.stage(stage, reads=reads, also=also, schema=2, inputs=inputs, build=build)
