@@ -97,6 +97,10 @@ class Histories(NamedTuple):
         seen = self.items.masked_fill(~real, -1)
         return seen if self.older is None else torch.cat([seen, self.older], dim=1)
 
+    def to(self, device: torch.device) -> Histories:
+        """The histories on a device."""
+        return Histories(*(None if part is None else part.to(device) for part in self))  # type: ignore[arg-type]
+
     def rows(self, kept: Tensor) -> Histories:
         """Some of the histories."""
         users = None if self.users is None else self.users[kept]

@@ -200,6 +200,8 @@ def test_loss_and_gradient_are_our_objective_on_the_same_rollouts(tmp_path):
 def test_what_does_not_fit_is_refused(tmp_path):
     with pytest.raises(UserError, match="loss_type: 'dapo'"):
         trainer(tmp_path, loss_type="dapo")
+    with pytest.raises(UserError, match="KL for rejected groups"):
+        trainer(tmp_path, beta=0.1)
     nameless = trainer(tmp_path)
     nameless.train_dataset = nameless.train_dataset.remove_columns("target")
     with pytest.raises(UserError, match="no text column 'target'"):

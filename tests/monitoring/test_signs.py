@@ -61,9 +61,10 @@ def test_fewer_items_are_concentration() -> None:
 def test_errors_are_those_of_two_means_by_hand() -> None:
     day = np.array([0, 0, 0, 0, 1, 1])
     clicked, predicted = np.array([1.0, 0, 1, 0, 0, 0]), np.array([1.0, 3, np.nan, np.nan, 5, 7])
-    look = looks(Visits(day, clicked, predicted, np.zeros((6, 1), np.int64)), Rule(1, 1, 1.5))[0]
-    assert look.feedback == pytest.approx(-0.5 / np.sqrt((1 / 3) / 4))
-    assert look.reward == pytest.approx((6 - 2) / np.sqrt(2 / 2 + 2 / 2))
+    look = looks(Visits(day, clicked, predicted, np.zeros((6, 1), np.int64)), Rule(1, 1, 1.1))[0]
+    # of all six lists together, 4/15, and of the four predictions, 20/3; by their own they are 1/3 and 0, and 2 and 2
+    assert look.feedback == pytest.approx(-0.5 / np.sqrt(4 / 15 * (1 / 4 + 1 / 2)))
+    assert look.reward == pytest.approx((6 - 2) / np.sqrt(20 / 3 * (1 / 2 + 1 / 2)))
     assert (look.predicted, look.clicked, look.gini) == (6.0, 0.0, 0.0)
     assert SIGNS[0] in look.on
 
@@ -84,6 +85,20 @@ def test_false_alarms_by_chance_are_as_rare_as_the_rule_says() -> None:
     """Six markets that stand still, seven looks at each."""
     alarms = sum(len(look.on) for seed in range(6) for look in looks(visits(seed=seed), RULE))
     assert alarms <= 3  # of 168 looks at a sign; overlapping windows come on together
+
+
+@pytest.mark.parametrize(("rate", "usual", "few"), [(0.02, 300, 30), (0.05, 50, 50), (0.1, 1000, 4)])
+def test_windows_of_few_clicks_are_no_sign(rate: float, usual: int, few: int) -> None:
+    """Few lists often have no click, and then no variance of their own: nothing changes in these 100 logs."""
+    rng, alarms, seen = np.random.default_rng(7), 0, 0
+    for _ in range(100):
+        day = np.repeat(np.arange(17), [usual] * 7 + [few] * 10)
+        clicked = (rng.random(len(day)) < rate).astype(float)
+        nothing = np.full(len(day), np.nan)
+        log = Visits(day, clicked, nothing, rng.integers(0, 50, (len(day), 3)))
+        found = looks(log, Rule())
+        alarms, seen = alarms + sum("feedback_down" in look.on for look in found), seen + len(found)
+    assert alarms <= 0.003 * seen
 
 
 def test_an_arm_is_held_against_others_of_the_same_days_alone() -> None:

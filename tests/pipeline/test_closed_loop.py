@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from typer.testing import CliRunner
@@ -15,8 +17,10 @@ from adagrpo.config.closed_loop import read_loop_plan
 from adagrpo.errors import UserError
 from adagrpo.pipeline import Run, Silent
 from adagrpo.pipeline.closed_loop.beginnings import begin_world
+from adagrpo.pipeline.closed_loop.canaries import lost_until
 from adagrpo.pipeline.closed_loop.closing import close_loop
 from adagrpo.pipeline.closed_loop.loop_summary import reference_of, visits_of
+from adagrpo.pipeline.closed_loop.round_measures import Shown
 from adagrpo.pipeline.closed_loop.rounds import Market
 from adagrpo.pipeline.versions import catalog_versions
 from adagrpo.serving.exposure_parts import parts_of, read_parts
@@ -79,6 +83,20 @@ def test_each_round_of_each_arm_is_measured(loop: Path) -> None:
     for row in found:
         assert 0 < float(str(row["utility"])) < 1 and 0 < float(str(row["gini"])) < 1
     assert (loop / "loop.svg").read_text().startswith("<svg")
+
+
+def test_a_day_on_which_nobody_came_has_no_lists() -> None:
+    nothing: Any = None  # no list asks anything of the population
+    shown = Shown(["i00000", "i00001"], nothing)
+    nobody = np.empty(0, np.int64)
+    outcomes = (np.empty((0, 2), bool), np.empty(0), np.empty((0, 2)), np.empty(0))
+    shown.add(0, nobody, nobody.reshape(0, 2), [])
+    shown.outcomes(*outcomes)
+    shown.add(1, np.array([7]), np.array([[1, 0]]), [["i00001"]])
+    shown.outcomes(np.array([[True, False]]), np.array([3.0]), np.array([[0.5, 0.25]]), np.array([0.5]))
+    assert shown.table.rows() == [(1, 7, [1, 0], True, 0.375, 0.5, 3.0)]
+    empty = pl.DataFrame(schema=dict.fromkeys(("day", "utility", "usual"), pl.Float64))
+    assert lost_until(empty, 3) is None
 
 
 def test_the_log_holds_both_arms_their_days_and_drawn_lists(loop: Path) -> None:

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ import yaml
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from adagrpo.config import ArmConfig
 from adagrpo.data.prepared import load_item_ids
 from adagrpo.data.sequences import pad
 from adagrpo.decoding import beam_search
@@ -38,9 +39,11 @@ from adagrpo.pipeline import (
     tokenize,
     update_catalog,
 )
+from adagrpo.pipeline.choose_checkpoint import Chosen
 from adagrpo.pipeline.export import export
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.model_card import _training
 from adagrpo.pipeline.serve import recommender
 from adagrpo.policies.language_model import template_tokens
 from adagrpo.serving.recommender import Query
@@ -307,6 +310,19 @@ def test_the_card_has_the_results_with_their_intervals(run: Run, world: Any, dat
         export(copy, tmp_path / checkpoint, "sft", checkpoint)
         metadata, text = card_of(tmp_path / checkpoint)
         assert ("model-index" in metadata) is known and ("had not measured" in text) is not known
+
+
+def test_the_card_states_the_thresholds_of_the_arm(run: Run):
+    arms = (
+        ({"objective": "adagrpo", "options": {"tau": 0.8, "q_min": 0.5}}, "| tau 0.8, q\\_min 0.5 |"),
+        ({"objective": "mixture"}, None),
+    )
+    for content, says in arms:
+        arm = content | {"name": "own"}
+        train = run.config.train.model_copy(update={"arms": (ArmConfig.model_validate(arm),)})
+        told: Any = SimpleNamespace(config=run.config.model_copy(update={"train": train}), find=lambda *parts: None)
+        text = _training(told, Chosen("own", Path(), 3, ""), "best")
+        assert (says in text) if says else ("thresholds" not in text)
 
 
 def write_tokenizer(folder: Path) -> None:

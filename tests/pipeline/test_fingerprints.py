@@ -25,6 +25,15 @@ from adagrpo.pipeline import (
 )
 from adagrpo.storage.hashes import hash_json
 
+BESIDE: list[tuple[dict[str, Any], set[str]]] = [
+    ({"kind": "noise"}, set()),
+    ({"kind": "sequential"}, set()),
+    ({"kind": "sequential", "checkpoint": "elsewhere"}, {"ranker.heads"}),
+    ({"kind": "feature"}, {"ranker.user_share"}),
+    ({"kind": "policies", "runs": ["elsewhere"]}, {"policy"}),
+    ({"kind": "shuffled", "members": [{"kind": "feature"}]}, {"ranker.user_share"}),
+    ({"kind": "trusted", "members": [{"kind": "noise"}], "model": "trust.json"}, {"ranker.user_share"}),
+]
 TRAINED = {"train/nll", "train/adagrpo"}
 EVALUATED = {"evaluate/sft"} | {f"evaluate/{arm}/{kind}" for arm in ("nll", "adagrpo") for kind in ("best", "final")}
 JUDGED = {"diagnose", "report/rollouts"}  # what draws groups of validation cases
@@ -201,3 +210,19 @@ def test_the_schema_makes_a_stage_again(tmp_path: Path) -> None:
     for schema in (1, 1, 2):
         run.stage("a", reads=("seed",), schema=schema, inputs=[], build=build)
     assert len(made) == 2
+
+
+@pytest.mark.parametrize(("reward", "keys"), BESIDE)
+def test_what_a_reward_reads_of_other_sections_is_declared(reward: dict[str, Any], keys: set[str]) -> None:
+    config = Config.model_validate({"data": {"logs": ["a.csv"]}, "reward": reward})
+    assert config.reward.read_beside == keys
+    assert read_settings(config, sorted(keys)) == {}  # each names a key, here as by default
+
+
+def test_a_reward_that_counts_other_users_is_another_one(copied: Path, world: Any, data: Path) -> None:
+    run = world.run(copied, data, reward={"kind": "feature"})
+    fit_arm(run, run.config.train.arms[1])
+    for share, made in ((1.0, set()), (0.3, {"train/adagrpo"})):
+        run = world.run(copied, data, reward={"kind": "feature"}, ranker={"user_share": share})
+        fit_arm(run, run.config.train.arms[1])
+        assert {name for name in run.made if name.startswith("train")} == made

@@ -189,6 +189,25 @@ def test_the_users_are_in_the_column_that_the_logs_call_so(world: Any, tmp_path:
         recommending._user_column(run, path)
 
 
+def test_lists_by_another_reward_are_others(copied: Path, world: Any, data: Path, tmp_path: Path):
+    """Its module is a file of the reward: what was ranked by an earlier one is not given for the present one's."""
+    code, users = tmp_path / "code", write(tmp_path, "jsonl")
+    for sign in ("", "-"):
+        (code / "mine.py").parent.mkdir(exist_ok=True)
+        scores = f"[[float({sign}item) for item in row] for row in candidates]"
+        (code / "mine.py").write_text(f"def by_id(histories, candidates):\n    return {scores}\n")
+        sys.modules.pop("mine", None)
+        config = resolve_config(world.recipe(reward={"kind": "callable", "function": "mine:by_id"}), [], "recipe")
+        run = Run(copied, config, data, code=code)
+        options: dict[str, Any] = {"k": 3, "arm": "sft", "reward_weight": 1e3}
+        if sign:
+            with pytest.raises(UserError, match="holds lists of another"):
+                recommend_users(run, users, tmp_path / "out", **options)
+        recommend_users(run, users, tmp_path / f"out{sign}", **options)
+    first, second = (lists(tmp_path / name)["items"].to_list()[0] for name in ("out", "out-"))
+    assert max(first) > max(second)
+
+
 def test_somebody_elses_folder_is_refused(finished: Path, tmp_path: Path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").touch()

@@ -11,7 +11,9 @@ import polars as pl
 import pytest
 
 from adagrpo.monitoring.signs import Rule
-from adagrpo.pipeline.watch import watch
+from adagrpo.pipeline import Run
+from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.watch import _predicted, watch
 from adagrpo.serving.exposure_log import Exposure, Feedback
 from adagrpo.serving.exposure_store import LocalExposureLog
 
@@ -54,6 +56,21 @@ def test_feedback_on_an_item_that_was_not_shown_counts_nowhere(log: Path, monkey
     assert [day["clicked"] for day in found["days"]] == [0.5] * 3 + [0.0] * 5
     assert found["signs"]["feedback_down"] == 20_005
     assert set(read[0]["item"]) == {"1"} and len(read[0]) == 5 * LISTS // 2
+
+
+def test_what_was_clicked_and_bought_is_once_in_a_history(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in the impressions that the ranker was trained on."""
+    read: list[list[Any]] = []
+    monkeypatch.setattr(
+        "adagrpo.pipeline.watch.predicted_clicks", lambda ranker, histories, *rest: read.append(histories)
+    )
+    run = Run.open(finished)
+    first = str(RunData(run).item_ids[0])
+    shown = pl.DataFrame({"user_hash": ["u", "u"], "time": [1.0, 9.0], "slate": [[first], [first]]})
+    exposures = shown.with_columns(request_id=pl.Series(["a", "b"]))
+    feedback = pl.DataFrame({"request_id": ["a", "a"], "item": [first, first], "kind": ["click", "purchase"]})
+    _predicted(run, shown, exposures, feedback)
+    assert [history.tolist() for history in read[0]] == [[], [0]]
 
 
 @pytest.mark.parametrize(("loss", "says"), [("impressions", True), ("cross_entropy", False)])

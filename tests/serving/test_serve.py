@@ -85,6 +85,17 @@ def test_a_request_may_say_whether_items_of_its_history_are_left_out(copied: Pat
     assert recommender(opened(copied), "adagrpo", "final")[1]["exclude_history"] is False  # as evaluation does
 
 
+def test_the_last_weights_of_sft_are_not_chosen_by_the_evaluation_of_its_best(copied: Path) -> None:
+    run = opened(copied)
+    for arm, value in {"sft": 0.5, "nll": 0.25, "adagrpo": 0.125}.items():
+        write_validation(run, arm, value)
+    for source, chosen in (("ranker", "nll"), ("sft", "sft")):  # other weights than the best ones, and the same
+        shutil.copyfile(run.path(source, "best", "model.safetensors"), run.path("sft", "final", "model.safetensors"))
+        seal(run.path("sft"), kind="sft", fingerprint="1")
+        assert choose_checkpoint(run, None, "final").arm == chosen
+        assert choose_checkpoint(run, None, "best").arm == "sft"
+
+
 def test_without_a_name_the_arm_that_is_best_on_validation_is_taken(copied: Path) -> None:
     """Best by what its evaluation says, in whatever order the recipe has the arms."""
     values = {"sft": 0.5, "nll": 0.25, "adagrpo": 0.125}

@@ -12,7 +12,7 @@ import pytest
 
 from adagrpo.errors import UserError
 from adagrpo.storage import artifacts
-from adagrpo.storage.artifacts import manifest, publish, seal, verify
+from adagrpo.storage.artifacts import manifest, publish, remove_artifact, seal, verify
 from adagrpo.storage.hashes import hash_file, hash_json
 from adagrpo.storage.removal import foreign_files, remove, remove_temporary
 from adagrpo.storage.writing import naming, temporary, write_file, written_beside
@@ -260,6 +260,24 @@ def test_an_artifact_inside_another_goes_with_it_only_if_that_is_its_place(seale
             publish(newer(tmp_path / "newer"), target)
             assert set(verify(target)) == {"c.txt"} and not (target / "report").exists()
     with pytest.raises(UserError, match=r"backup/c\.txt: not made by this program"):
+        publish(newer(tmp_path / "newest"), target)
+
+
+def test_an_artifact_may_be_in_its_place_before_the_one_around_it(sealed, tmp_path):
+    """A report on a ranker of another run stands alone in the folder of rankers; then this run fits one."""
+    target = tmp_path / "place"
+    for name, kind in (("report", "test/report"), ("other", "elsewhere/other")):
+        target.mkdir(exist_ok=True)
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "c.txt").write_text(name)
+        seal(folder, kind=kind, fingerprint="1")
+        folder.rename(target / name)
+        if name == "report":
+            publish(sealed, target)
+            assert manifest(target)["kind"] == "test" and not (target / "report").exists()
+            remove_artifact(target)
+    with pytest.raises(UserError, match=r"other/c\.txt: not made by this program"):
         publish(newer(tmp_path / "newest"), target)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,66 @@ def test_a_fit_can_be_interrupted_after_every_step(world, tmp_path, stop_at, sam
             )
     fit(*task_of(world, "post", 4, 2), world.settings(), tmp_path / "cut", seed=3)
     same_fit(tmp_path / "whole", tmp_path / "cut")
+
+
+class Counted(Script):
+    """A state that every step moves, which the loss reads; a second signal may come in the middle of a step."""
+
+    def __init__(self, model: nn.Module, steps: int, signal_in_loss: int = -1) -> None:
+        super().__init__(model, steps)
+        self.spread, self.signal_in_loss = 0, signal_in_loss
+
+    def begin(self, step: int) -> tuple[Sequence[float], dict[str, float]]:
+        self.spread += 1
+        if step == self.signal_in_loss:
+            raise KeyboardInterrupt
+        return [1.0 + self.spread], {}
+
+    def state(self) -> dict[str, float]:
+        return {"spread": self.spread}
+
+    def load_state(self, state: Mapping[str, float]) -> None:
+        self.spread = int(state["spread"])
+
+
+@pytest.mark.parametrize("place", [None, "loop:_Loop._fold_into_average", "loop:_append"])
+def test_a_second_signal_within_a_step_leaves_no_half_of_it(world, tmp_path, monkeypatch, place):
+    """Before the weights move, the state before the step is kept; while they do, none is, and the last one counts."""
+    settings, steps = world.settings(validations=1, average=0.9, checkpoint_seconds=0), 6
+    whole = Counted(linear(), steps)
+    fit(whole.model, whole, settings, tmp_path / "whole", seed=3)
+    torn = Counted(linear(), steps, 3 if place is None else -1)
+    with monkeypatch.context() as patched:
+        if place is not None:
+            original = pkgutil.resolve_name(f"adagrpo.trainer.{place}")
+
+            def in_the_fourth(*given: Any) -> Any:
+                if torn.spread == 4:
+                    raise KeyboardInterrupt
+                return original(*given)
+
+            patched.setattr(f"adagrpo.trainer.{place.replace(':', '.')}", in_the_fourth)
+        with pytest.raises(KeyboardInterrupt):
+            fit(torn.model, torn, settings, tmp_path / "torn", seed=3)
+    again = Counted(linear(), steps)
+    fit(again.model, again, settings, tmp_path / "torn", seed=3)
+    assert again.spread == whole.spread == steps
+    for name in ("weight", "bias"):
+        assert torch.equal(getattr(again.model, name), getattr(whole.model, name))
+    assert [row["step"] for row in rows(tmp_path / "torn" / "steps.jsonl")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_no_validation_is_due_of_no_step(tmp_path, world):
+    script = Script(linear(), 0)
+    assert fit(script.model, script, world.settings(validations=0), tmp_path, seed=0).best_step == 0
+
+
+def test_a_checkpoint_copies_no_weights_of_its_own(world, tmp_path, monkeypatch):
+    """The best ones and the average are written from where they are; a copy of both doubled the memory of a save."""
+    monkeypatch.setattr(Tensor, "__deepcopy__", None)
+    script = Script(linear(), 3)
+    fit(script.model, script, world.settings(average=0.9, checkpoint_seconds=0), tmp_path, seed=0)
+    assert script.calls > 1
 
 
 def test_bfloat16_resumes_to_the_same_bits_too(world, tmp_path, stop_at, same_fit, monkeypatch):

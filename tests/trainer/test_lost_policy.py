@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from adagrpo.config import FitConfig
+from adagrpo.errors import ServiceError
 from adagrpo.trainer import Watched, fit
 from adagrpo.trainer.lost_policy import Watch, fallen_in_validation
 
@@ -23,7 +24,7 @@ class Falling:
 
     def __init__(self, invalid: Sequence[float], hits: Sequence[float]) -> None:
         self.model, self.steps = nn.Linear(1, 1), len(invalid)
-        self.invalid, self.hits, self.calls = invalid, hits, 0
+        self.invalid, self.hits, self.calls, self.fails_at = invalid, hits, 0, -1
 
     def users(self, step: int) -> Sequence[int]:
         return [step]
@@ -35,6 +36,8 @@ class Falling:
         return {"one": self.model(torch.ones(1)).sum()}, {}
 
     def validate(self) -> dict[str, float]:
+        if self.calls == self.fails_at:
+            raise ServiceError("the reward cannot be asked")
         value = self.hits[min(self.calls, len(self.hits) - 1)]
         self.calls += 1
         return {"hr@10": value, "ndcg@10": value}
@@ -93,6 +96,21 @@ def test_an_interrupted_fit_remembers_the_low_steps(tmp_path, stop_at):
         fit(task.model, task, settings, tmp_path, seed=0, report=report, watched=watched)
     again = Falling(shares, [0.4])
     assert fit(again.model, again, settings, tmp_path, seed=0, watched=watched).steps == 4 and said == [4]
+
+
+@pytest.mark.parametrize(("shares", "hits"), [([0.2] * 8, [0.4, 0.1]), ([0.2, 0.2, *[0.7] * 6], [0.4, 0.4])])
+def test_a_validation_that_failed_is_made_up_for_and_says_the_same(tmp_path, shares, hits):
+    """The reward could not be asked then; the same command goes on, and ends where it would have."""
+    whole, said = fallen(tmp_path / "whole", Falling(shares, hits))
+    again: list[tuple[int, str]] = []
+    watched = Watched(1000, lambda step, why: again.append((step, why)))
+    task = Falling(shares, hits)
+    task.fails_at = 1
+    with pytest.raises(ServiceError):
+        fit(task.model, task, FitConfig(validations=2), tmp_path / "torn", seed=0, watched=watched)
+    more = Falling(shares, hits)
+    result = fit(more.model, more, FitConfig(validations=2), tmp_path / "torn", seed=0, watched=watched)
+    assert said and again == said and result.steps == whole.steps
 
 
 def test_a_share_that_was_small_at_the_start_says_nothing():

@@ -35,6 +35,12 @@ class _Options(Section):
     """A kind of reward."""
 
     tags: ClassVar[frozenset[str]] = frozenset({"kind"})
+    beside: ClassVar[frozenset[str]] = frozenset()  # keys of other sections that decide the scores, and no file of it
+
+    @property
+    def read_beside(self) -> frozenset[str]:
+        """Keys of other sections that decide the scores, of the rewards that this one is made of too."""
+        return self.beside.union(*(part.read_beside for part in self.parts))
 
     @property
     def parts(self) -> tuple[RewardOptions, ...]:
@@ -52,6 +58,11 @@ class SequentialOptions(_Options):
 
     kind: Literal["sequential"] = "sequential"
     checkpoint: str | None = None
+
+    @property
+    def read_beside(self) -> frozenset[str]:
+        """The heads, of the weights of another run, which fit any number of them."""
+        return frozenset() if self.checkpoint is None else frozenset({"ranker.heads"})
 
 
 class CallableOptions(_Options):
@@ -116,6 +127,7 @@ class NoiseOptions(_Options):
 class FeatureOptions(_Options):
     """One count of `adagrpo.rewards.features` as a reward: `knn_history` is item-kNN, `popularity` popularity."""
 
+    beside = frozenset({"ranker.user_share"})  # whose interactions are counted
     kind: Literal["feature"] = "feature"
     name: Literal[
         "popularity",
@@ -139,6 +151,7 @@ class PoliciesOptions(_Options):
     `runs` are their folders; each has codes of its own, and a policy of the sizes that this recipe says.
     """
 
+    beside = frozenset({"policy"})
     kind: Literal["policies"] = "policies"
     runs: Annotated[tuple[str, ...], Field(min_length=1)]
 
@@ -182,6 +195,7 @@ class TrustedOptions(_Options):
     `model` is that file. Beside it the teacher's weight is 1, since the scores are in nats of the policy.
     """
 
+    beside = frozenset({"ranker.user_share"})  # its second opinion is a count
     kind: Literal["trusted"] = "trusted"
     members: Annotated[tuple[RewardOptions, ...], Field(min_length=1, max_length=1)]
     model: str

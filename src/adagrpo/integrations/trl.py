@@ -78,8 +78,10 @@ class AdaGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
             kwargs: of `GRPOTrainer`.
 
         Raises:
-            UserError: `loss_type` is not `grpo`, or there are several processes.
+            UserError: `loss_type` is not `grpo`, `beta` is not 0, or there are several processes.
         """
+        if any(getattr(given, "beta", None) for given in (*args, kwargs.get("args"))):
+            raise UserError("beta: TRL adds its KL for rejected groups too, and without lambda; AdaGRPOTrainer takes 0")
         super().__init__(*args, **kwargs)
         if self.loss_type != "grpo":
             raise UserError(
@@ -165,7 +167,7 @@ class AdaGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         others[negatives >= 0] = scored[count:]
         q = discriminability(scored[:count], rewards, items, others, negatives, targets).q
         real = rewards[~rewards.isnan()]
-        if len(real) > 1:
+        if len(real) > 1 and self.model.training:  # an evaluation decides by the spread, and does not move it
             now = float(real.std())
             self.spread = now if self.spread == 0.0 else 0.9 * self.spread + 0.1 * now
         spread = torch.tensor(self.spread, device=rewards.device)

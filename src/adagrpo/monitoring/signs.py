@@ -1,8 +1,9 @@
 """Signs of a hacked reward in a log: what the last days show against the first ones.
 
 The first `baseline` days say what is usual. Each later day is looked at together with the `window - 1` days before it,
-as far as they are after the baseline. A sign is on where it stands out by more than `errors` standard errors, those of
-the baseline and of the window together, lists being the units:
+as far as they are after the baseline. A sign is on where it stands out by more than `errors` standard errors, lists
+being the units. Its error is the larger of two: that of the two means by their own variances, and by the variance of
+all lists together. A window of few lists without a click has no variance of its own, and would be far from anything.
 
     reward_up_feedback_down    the predicted reward of lists is higher and the share with a click lower; both stand out
     feedback_down              the share of lists with a click is lower
@@ -172,7 +173,9 @@ def _above(now: Floats, before: Floats) -> float:
     now, before = now[~np.isnan(now)], before[~np.isnan(before)]
     if len(now) < 2 or len(before) < 2:
         return 0.0
-    error = np.sqrt(now.var(ddof=1) / len(now) + before.var(ddof=1) / len(before))
+    own = now.var(ddof=1) / len(now) + before.var(ddof=1) / len(before)
+    together = np.concatenate([now, before]).var(ddof=1) * (1 / len(now) + 1 / len(before))
+    error = np.sqrt(max(own, together))
     return 0.0 if error == 0 else float((now.mean() - before.mean()) / error)
 
 

@@ -53,7 +53,8 @@ def choose_checkpoint(run: Run, arm: str | None, checkpoint: Literal["best", "fi
     trained = [name.name for name in run.config.train.arms if name.name in finished]
     why = "asked for by name"
     if arm is None:
-        arm, why = _best_on_validation(run, ["sft", *trained], checkpoint)
+        start = ["sft"] if not trained or checkpoint == "best" or _ends_at_its_best(run) else []
+        arm, why = _best_on_validation(run, [*start, *trained], checkpoint)
     if arm != "sft" and arm not in trained:
         raise UserError(f"--arm {arm}: not trained in {run.directory}; there is {', '.join(['sft', *trained])}")
     weights = run.path("sft", checkpoint) if arm == "sft" else run.path("train", arm, checkpoint)
@@ -92,6 +93,12 @@ def _best_on_validation(run: Run, arms: list[str], checkpoint: str) -> tuple[str
     why = [f"NDCG@10 {values[best]:.4f} on validation, the best of {', '.join(values)}"]
     why += [f"not evaluated: {', '.join(others)}"] if others else []
     return best, "; ".join([*why, left_out] if outdated else why)
+
+
+def _ends_at_its_best(run: Run) -> bool:
+    """Whether the last weights of sft are its best, which alone are evaluated."""
+    first, last = (run.hash_input(run.path("sft", name, "model.safetensors")) for name in ("best", "final"))
+    return first == last
 
 
 def _of_these_weights(run: Run, evaluation: Path, arm: str, checkpoint: str) -> bool:

@@ -231,6 +231,11 @@ class Models:
         """The files that decide `reward`."""
         return self.files_of(self.config.reward)
 
+    @property
+    def reward_reads(self) -> tuple[str, ...]:
+        """The keys of the configuration that decide `reward` beside its files."""
+        return ("reward", *sorted(self.config.reward.read_beside))
+
     def reward(self) -> Reward:
         """The reward of the configuration; a ranker that was fitted on all users."""
         return self.reward_of(self.config.reward)

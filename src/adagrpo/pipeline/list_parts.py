@@ -24,7 +24,9 @@ from adagrpo.data.prepared import load_item_ids, load_user_ids, load_whole
 from adagrpo.errors import UserError
 from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
+from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.rewards import describe_reward
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.serve import recommender
 from adagrpo.serving.answers import answer
@@ -32,7 +34,17 @@ from adagrpo.serving.eligibility import Filter
 from adagrpo.serving.recommender import ItemId, Recommender
 from adagrpo.storage.writing import written_beside
 
-__all__ = ["COUNTS", "FACTS", "Facts", "LoggedHistories", "Wanted", "facts_of", "part_path", "read_parts"]
+__all__ = [
+    "COUNTS",
+    "FACTS",
+    "Facts",
+    "LoggedHistories",
+    "Wanted",
+    "facts_of",
+    "part_path",
+    "read_parts",
+    "reward_read",
+]
 
 FACTS = "adagrpo"  # the key in the metadata of a part
 COUNTS = ("users", "users_without_a_list", "unknown_users", "unknown_item_ids", "popular_lists")
@@ -78,6 +90,7 @@ class Wanted:
     token: str  # of the process that holds the lock of `out`
     fingerprint: str  # of what the lists are made from
     weights: str  # their sha256
+    reward: dict[str, Any]  # see `reward_read`
     k: int
     arm: str | None
     checkpoint: Literal["best", "final"]
@@ -107,8 +120,15 @@ class Wanted:
         chosen = choose_checkpoint(run, self.arm, self.checkpoint)
         if run.hash_input(chosen.weights / "model.safetensors") != self.weights:
             raise UserError(f"{chosen.weights}: other weights than when the command began; carry it out again")
+        if reward_read(run, self.reward_weight) != self.reward:
+            raise UserError("reward: another one than when the command began; carry it out again")
         options = (self.reward_weight, self.exclude_history, self.precision, self.catalog)
         return run, recommender(run, self.arm, self.checkpoint, *options)[0]
+
+
+def reward_read(run: Run, weight: float) -> dict[str, Any]:
+    """What the reward is that lists are re-ranked by, with the hashes of its files; nothing where they are not."""
+    return describe_reward(Models(RunData(run))) if weight > 0 else {}
 
 
 def read_parts(wanted: Wanted) -> Iterator[dict[str, Any]]:

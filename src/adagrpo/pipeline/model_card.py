@@ -107,11 +107,12 @@ def _training(run: Run, chosen: Chosen, checkpoint: str) -> str:
         objective = arm.objective if arm.term is None else f"{arm.objective}, gate {arm.admits}"
         rows.append(("objective", objective))
         if arm.term is not None:
-            options = run.config.objective
+            options = arm.resolved_objective(run.config.objective)
             rows.append(("lambda", f"{weight_used(run, arm)}"))
-            if (pressure := arm.pressure_of(options)) is not None:
+            if (pressure := arm.pressure_of(run.config.objective)) is not None:
                 rows.append(("pressure", f"{pressure:g}, from which lambda was computed"))
-            rows.append(("thresholds", f"tau {options.tau:g}, q_min {options.q_min:g}"))
+            if arm.admits not in ("all", "none", "oracle"):
+                rows.append(("thresholds", f"tau {options.tau:g}, q_min {options.q_min:g}"))
             rows.append(("reward", run.config.reward.kind))
     return to_markdown(Table(("setting", "value"), tuple(rows), ("left", "left")))
 

@@ -24,7 +24,7 @@ from adagrpo.errors import UserError
 from adagrpo.executors import SERIAL, Executor, each
 from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
-from adagrpo.pipeline.list_parts import COUNTS, Wanted, part_path, read_parts
+from adagrpo.pipeline.list_parts import COUNTS, Wanted, part_path, read_parts, reward_read
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.serve import recommender
 from adagrpo.pipeline.versions import LATEST
@@ -102,6 +102,8 @@ def recommend_users(
         made_from |= {"include": include, "exclude": exclude, "eligible_items": narrowing.left}
     inputs: dict[str, Any] = {"weights": weights, "users": hash_file(users) if users.is_file() else None}
     inputs |= {"configuration": run.config_hash, "layout": LAYOUT, "part_users": PART_USERS}
+    reward = reward_read(run, reward_weight)
+    inputs |= {"reward": reward} if reward else {}
     if columns[1] is not None:
         require(users, [columns[1]], columns_of(users), "--history-column")
     named = (columns[0] or _user_column(run, users), columns[1] or HISTORY)
@@ -125,6 +127,7 @@ def recommend_users(
             token=TOKEN,
             fingerprint=fingerprint,
             weights=weights,
+            reward=reward,
             k=k,
             arm=arm,
             checkpoint=checkpoint,

@@ -64,7 +64,7 @@ def check_reward(models: Models, *, note: bool = True) -> None:
         write_file(work / "reward.json", json.dumps(content, indent=1) + "\n")
 
     inputs = [*data.training_files, *models.reward_files]
-    run.stage("reward", reads=("reward", "seed", "max_history"), inputs=inputs, build=build)
+    run.stage("reward", reads=(*models.reward_reads, "seed", "max_history"), inputs=inputs, build=build)
 
 
 def _spread(data: RunData, cases: Cases, reward: Reward, options: RewardOptions) -> float:

@@ -102,7 +102,7 @@ class StageFolder:
                     break
                 if folder.is_symlink():
                     raise UserError(f"{folder}: is a link; a run is written into folders of its own, move it away")
-        check_replaceable(self.place)
+        check_replaceable(self.place, self.name)
         self._check_work()
 
     def make(self, ingredients: Ingredients, build: Callable[[Path], None]) -> None:

@@ -111,12 +111,13 @@ def predicted_clicks(
     result = np.full(len(histories), np.nan)
     if not known:
         return result
-    batch = batch_of([histories[row] for row in known], max_history)
-    chosen = torch.from_numpy(items[known])
-    places = torch.arange(items.shape[1]).clamp(max=len(ranker.slot_bias.weight) - 1)
+    device = ranker.slot_bias.weight.device
+    batch = batch_of([histories[row] for row in known], max_history).to(device)
+    chosen = torch.from_numpy(items[known]).to(device)
+    places = torch.arange(items.shape[1], device=device).clamp(max=len(ranker.slot_bias.weight) - 1)
     scores = ranker.score(batch, chosen.clamp(min=0)) + ranker.slot_bias.weight[places, 0]
     chances = torch.where(chosen >= 0, torch.sigmoid(scores), 0.0)
-    result[known] = (chances.sum(dim=1) / (chosen >= 0).sum(dim=1)).numpy()
+    result[known] = (chances.sum(dim=1) / (chosen >= 0).sum(dim=1)).cpu().numpy()
     return result
 
 
@@ -159,7 +160,8 @@ def _predicted(run: Run, shown: pl.DataFrame, exposures: pl.DataFrame, feedback:
     data = RunData(run)
     ranker = Models(data).ranker(run.path("ranker", "best"))
     numbers = {str(name): item for item, name in enumerate(data.item_ids.to_list())}
-    clicks = feedback.join(exposures.select("request_id", "user_hash", pl.col("time").alias("shown")), on="request_id")
+    once = feedback.unique(["request_id", "item"], keep="first", maintain_order=True)  # bought and clicked, as trained
+    clicks = once.join(exposures.select("request_id", "user_hash", pl.col("time").alias("shown")), on="request_id")
     by_user: dict[str, list[tuple[float, int]]] = {}
     for user, when, item in clicks.sort("shown", maintain_order=True).select("user_hash", "shown", "item").iter_rows():
         if user is not None and item in numbers:
@@ -178,7 +180,9 @@ def _invalid(run: Run) -> dict[str, float]:
     data = RunData(run)
     models, cases = Models(data), data.cases("validation")
     rows = range(min(ASKED, len(cases)))
-    batch = batch_of([cases.histories.row(row).astype(np.int64) for row in rows], run.config.max_history)
+    batch = batch_of([cases.histories.row(row).astype(np.int64) for row in rows], run.config.max_history).to(
+        data.device
+    )
     places = {"sft": run.path("sft", "best")} | {arm: run.path("train", arm, "best") for arm in run.trained()}
     width = run.config.evaluation.beam_width
     return {arm: invalid_lists(models.policy(path), data.catalog, batch, width) for arm, path in places.items()}

@@ -80,8 +80,9 @@ def publish(directory: Path, target: Path) -> None:
     Raises:
         UserError: what is there is no artifact, or holds files that are not of it; they are left alone.
     """
+    kind = (manifest(directory) or {}).get("kind")
     make_folder(target.parent)
-    check_replaceable(target)
+    check_replaceable(target, kind)
     replaced = None
     if not os.path.lexists(target):
         directory.rename(target)
@@ -94,38 +95,44 @@ def publish(directory: Path, target: Path) -> None:
     sync_folder(target.parent)
     sync_folder(directory.parent)
     if replaced is not None:
-        remove_artifact(replaced)
+        remove_artifact(replaced, kind)
 
 
-def check_replaceable(target: Path) -> None:
+def check_replaceable(target: Path, kind: str | None = None) -> None:
     """Refuse to replace what is not an artifact and nothing else.
+
+    Args:
+        target: the place.
+        kind: what is to come there: artifacts that have their place in it may be there before it.
 
     Raises:
         UserError: a link has the name, or the folder holds a file that is not of the artifact; it is named.
     """
-    foreign = foreign_files(target, _listed(target).__contains__)
+    foreign = foreign_files(target, _listed(target, kind).__contains__)
     if foreign:
         raise UserError(f"{foreign[0]}: not made by this program; move it away, so that {target} can be replaced")
 
 
-def remove_artifact(directory: Path) -> None:
-    """Remove the files that a manifest lists, and each folder that is then empty."""
-    remove(directory, _listed(directory).__contains__)
+def remove_artifact(directory: Path, kind: str | None = None) -> None:
+    """Remove the files that a manifest lists, and each folder that is then empty; `kind` as in `check_replaceable`."""
+    remove(directory, _listed(directory, kind).__contains__)
 
 
-def _listed(directory: Path) -> set[str]:
+def _listed(directory: Path, kind: str | None) -> set[str]:
     """The files that an artifact consists of, and those of the artifacts whose place is in it; none if there is none.
 
-    An artifact of the kind `ranker/report` has its place in one of the kind `ranker`, under the name `report`.
+    An artifact of the kind `ranker/report` has its place in one of the kind `ranker`, under the name `report`. There
+    may be no `ranker` yet, where the one that was reported on is of another run.
     """
     content = manifest(directory)
-    if content is None:
+    if content is None and kind is None:
         return set()
-    names = {MANIFEST, *content["files"]}
+    names = set() if content is None else {MANIFEST, *content["files"]}
+    kind = kind if content is None else content["kind"]
     for path in directory.rglob(f"*/{MANIFEST}"):
         inner = path.parent.relative_to(directory).as_posix()
         nested = None if path.is_symlink() else manifest(path.parent)
-        if nested is not None and nested["kind"] == f"{content['kind']}/{inner}":
+        if nested is not None and nested["kind"] == f"{kind}/{inner}":
             names |= {f"{inner}/{name}" for name in (MANIFEST, *nested["files"])}
     return names
 

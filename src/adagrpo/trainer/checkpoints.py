@@ -15,7 +15,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +40,7 @@ __all__ = ["PART", "Progress", "load_weights", "local", "restore", "save", "save
 WEIGHTS, BEST, AVERAGE = "model.safetensors", "best.safetensors", "average.safetensors"
 MOMENTS, PROGRESS = "optimizer.safetensors", "progress.json"
 FILES = frozenset({WEIGHTS, BEST, AVERAGE, MOMENTS, PROGRESS, MANIFEST})  # of a checkpoint
+TENSORS = ("best_weights", "average")  # of the progress, in files of their own
 PART = re.compile(r"-\d{5}-of-(\d{5})(?=\.safetensors$)")  # in the names of files that hold some rows
 
 
@@ -136,8 +137,8 @@ def save(
         temporary.mkdir(parents=True, exist_ok=True)
 
     def end() -> None:
-        state = asdict(progress)
-        del state["best_weights"], state["average"]
+        state = {each.name: getattr(progress, each.name) for each in fields(progress) if each.name not in TENSORS}
+        state["watch"] = asdict(progress.watch)
         (temporary / PROGRESS).write_text(json.dumps(state) + "\n", encoding="utf-8")
         seal(temporary, kind="checkpoint", fingerprint="")
         publish(temporary, target)
@@ -239,7 +240,7 @@ class _Stored:
     def like(self, name: str, tensor: Tensor) -> Tensor:
         """A tensor, divided as another one of its shape; one of another shape, such as a count of steps, whole."""
         if not is_divided(tensor):
-            return self._rows_of(name)
+            return self._rows_of(name).to(tensor.device)
         shape = self._shape(name)
         if shape != tensor.shape:
             return self._rows_of(name)

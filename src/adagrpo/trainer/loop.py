@@ -130,8 +130,9 @@ class _Loop:
             self.progress.average = {
                 name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad
             }
+        self.torn = False  # a step is half applied, or the average half swapped: nothing to be saved
         self.saved_at = time.monotonic()
-        every = max(1, task.steps // settings.validations) if settings.validations else task.steps
+        every = max(1, task.steps // (settings.validations or 1))
         self.validate_at = {*range(every, task.steps + 1, every), task.steps}
 
     def resume(self) -> None:
@@ -154,7 +155,7 @@ class _Loop:
         if self.processes.led(
             restored is None or (due and _last_step(self.work / "validation.jsonl") != restored.step)
         ):
-            self._validate()  # of step 0, or one that failed when it was due
+            self._judge(self.progress.watch.verdict)  # of step 0, or one that failed when it was due
 
     def ends_early(self) -> bool:
         """Whether the policy is lost and the fit is to end for it; all processes hear the same."""
@@ -173,7 +174,7 @@ class _Loop:
             values = self._gradients(step) | {"learning_rate": rate}
         except NotFinite as error:
             values, bad, reason = {"learning_rate": rate}, [error.what], str(error)
-        except ServiceError:  # the state before the step is what is kept
+        except BaseException:  # whatever ends it, the state before the step is what is kept
             self.task.load_state(before)
             raise
         else:
@@ -183,6 +184,7 @@ class _Loop:
             self.task.load_state(before)
             values = self._skip(values, bad, reason)
         else:
+            self.torn = True  # until it is counted and logged
             self.optimizer.step()
             self._fold_into_average()
             self.progress.skipped_in_a_row = 0
@@ -237,20 +239,17 @@ class _Loop:
 
     def _close_step(self, values: dict[str, float]) -> dict[str, float]:
         """Log, validate and save, which one process does for all; returns what a validation gave."""
+        self.torn, lost = True, None
         self.progress.step += 1
-        if not self.writes:
-            return {}
-        metrics: dict[str, float] = {}
-        lost = None
         if self.processes.is_main_process:
             _append(self.work / "steps.jsonl", {"step": self.progress.step, **values})
             lost = None if self.watched is None else self.progress.watch.after_step(values)
+        self.torn = False
+        if not self.writes:
+            return {}
+        metrics: dict[str, float] = {}
         if self.processes.led(self.progress.step in self.validate_at or (bool(lost) and not self.progress.lost)):
-            metrics, fallen = self._validate(lost)
-            lost = fallen or lost
-        if lost and not self.progress.lost and self.watched is not None:
-            self.progress.lost, self.progress.lost_step = lost, self.progress.step
-            self.watched.say(self.progress.step, lost)
+            metrics = self._judge(lost)
         due = self.processes.led(time.monotonic() - self.saved_at > self.settings.checkpoint_seconds)
         if due and self.progress.step % self.task.stride == 0:
             self._save()
@@ -266,6 +265,7 @@ class _Loop:
 
     def _swap_average(self) -> None:
         """Exchange the model's weights and their average; a second call puts them back."""
+        self.torn = True
         for name, parameter in self.model.named_parameters():
             if name not in self.progress.average:
                 continue
@@ -276,6 +276,16 @@ class _Loop:
                 average.copy_(kept)
             else:
                 parameter.data, self.progress.average[name] = self.progress.average[name], parameter.data
+        self.torn = False
+
+    def _judge(self, lost: str | None) -> dict[str, float]:
+        """Validate, and say once why the policy is lost: by its rollouts, which is given, or by this; what it gave."""
+        metrics, fallen = self._validate(lost)
+        lost = fallen or lost
+        if lost and not self.progress.lost and self.watched is not None:
+            self.progress.lost, self.progress.lost_step = lost, self.progress.step
+            self.watched.say(self.progress.step, lost)
+        return metrics
 
     def _validate(self, lost: str | None = None) -> tuple[dict[str, float], str | None]:
         """Measure, keep the best weights unless the policy is lost; returns what was measured, and why it is lost."""
@@ -300,7 +310,7 @@ class _Loop:
 
     def keep(self) -> None:
         """Save the state between two steps, if a fit can continue from there and there is anything to keep."""
-        if self.writes and self.progress.step and self.progress.step % self.task.stride == 0:
+        if self.writes and not self.torn and self.progress.step and self.progress.step % self.task.stride == 0:
             self._save()
 
     def _save(self) -> None:

@@ -35,6 +35,14 @@ class Watch:
 
     first_valid: float | None = None  # share of the first step's rollouts that name an item
     low_in_a_row: int = 0
+    last_valid: float = 1.0  # of the last step with groups
+
+    @property
+    def verdict(self) -> str | None:
+        """Why the policy counts as lost by its rollouts; None where it does not."""
+        if self.first_valid is None or self.low_in_a_row < RUNNING:
+            return None
+        return f"rollouts that name an item fell from {_rate(self.first_valid)} to {_rate(self.last_valid)}"
 
     def after_step(self, values: Mapping[str, float]) -> str | None:
         """Why the policy counts as lost after a step, by what the step logged; None where it does not."""
@@ -44,10 +52,8 @@ class Watch:
         if self.first_valid is None:
             self.first_valid = valid
         low = self.first_valid >= LEAST and valid < KEPT * self.first_valid
-        self.low_in_a_row = self.low_in_a_row + 1 if low else 0
-        if self.low_in_a_row < RUNNING:
-            return None
-        return f"rollouts that name an item fell from {_rate(self.first_valid)} to {_rate(valid)}"
+        self.low_in_a_row, self.last_valid = self.low_in_a_row + 1 if low else 0, valid
+        return self.verdict
 
 
 def fallen_in_validation(start: Mapping[str, float], now: Mapping[str, float], cases: int) -> str | None:

@@ -39,12 +39,16 @@ def visits_as_signs_see_them(table: pl.DataFrame) -> Visits:
     return Visits(table["day"].to_numpy(), clicked, predicted, items.reshape(len(table), widest))
 
 
-def lost_until(pairs: pl.DataFrame, day: int) -> float:
+def lost_until(pairs: pl.DataFrame, day: int) -> float | None:
     """The utility of lists until a day below that of the same users' lists in the reference, as a share of it.
 
     Args:
         pairs: `day`, `utility` and `usual`, a row a list.
         day: the last one that counts.
+
+    Returns:
+        None where there was no list.
     """
     rows = pairs.filter(pl.col("day") <= day)
-    return 1 - float(rows["utility"].sum()) / float(rows["usual"].sum())
+    usual = float(rows["usual"].sum())
+    return 1 - float(rows["utility"].sum()) / usual if usual else None

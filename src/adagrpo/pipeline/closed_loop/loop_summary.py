@@ -148,7 +148,9 @@ def canaries_of(out: Path, plan: LoopPlan) -> list[dict[str, Any]]:
                 content |= {"stopped": row["stopped"]}
                 content |= {sign: None if day is None else day - begin for sign, day in row["signs"].items()}
                 own = lists.filter(pl.col("arm") == row["arm"])
-                found.append(content | {"truth": -lost_until(own, begin + plan.days), "lost": lost_until(lists, first)})
+                worse = lost_until(own, begin + plan.days)
+                content |= {"truth": None if worse is None else -worse, "lost": lost_until(lists, first)}
+                found.append(content)
     return found
 
 

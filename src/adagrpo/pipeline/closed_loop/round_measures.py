@@ -68,7 +68,7 @@ class Shown:
     @property
     def table(self) -> pl.DataFrame:
         """A row a list."""
-        return pl.concat([pl.DataFrame(part) for part in self._parts])
+        return pl.concat([pl.DataFrame(part) for part in self._parts], how="vertical_relaxed")  # nobody came: no types
 
     def note(self, name: str, values: Floats) -> None:
         """A column more of `table`."""
@@ -87,7 +87,10 @@ def measure(
     beginning: Beginning,
     number: int,
 ) -> dict[str, Any]:
-    """The values of an arm in a round; `shown.table` has the ranker's prediction of each list from then on."""
+    """The values of an arm in a round, None where it had no list to have one of.
+
+    `shown.table` has the ranker's prediction of each list from then on.
+    """
     data = RunData(run)
     models = Models(data)
     ranker = models.ranker(run.path("ranker", "best"))
@@ -104,7 +107,7 @@ def measure(
         "gini": gini(counts[listed]),
     }
     names = ("utility", "value", "clicked", "dwell", "predicted")
-    values |= {name: float(table[name].drop_nans().mean()) for name in names}  # type: ignore[arg-type]
+    values |= {name: table[name].cast(pl.Float64).drop_nans().mean() for name in names}
     values |= ranker_errors(plan, data, ranker, population, shown.place, listed, number)
     return values | _offline(plan, models, data, weights, before)
 
@@ -131,7 +134,7 @@ def ranker_errors(
     rows = np.sort(rng.choice(owners, min(plan.probes, len(owners)), replace=False))
     taste = population.tastes(rows)
     histories = [place[[int(name[1:]) for name in population.history(row)]] for row in rows]
-    batch = batch_of(histories, data.config.max_history)
+    batch = batch_of(histories, data.config.max_history).to(data.device)
     impressions = load_impressions(data.prepared)
     assert impressions is not None, "an exposure log has impressions"
     counts = np.bincount(impressions["item"].to_numpy(), minlength=data.num_items)
@@ -141,8 +144,8 @@ def ranker_errors(
     for quarter, members in enumerate(np.array_split(order, STRATA), 1):
         items = rng.choice(members, (len(rows), DRAWN))
         truth = population.utility(rows, taste, original[items])
-        scores = ranker.score(batch, torch.from_numpy(items)) + ranker.slot_bias.weight[0, 0]
-        predicted = torch.sigmoid(scores).numpy()
+        scores = ranker.score(batch, torch.from_numpy(items).to(data.device)) + ranker.slot_bias.weight[0, 0]
+        predicted = torch.sigmoid(scores).cpu().numpy()
         open_ = truth > 0  # what a user owns is not shown to them
         values[f"bias_q{quarter}"] = float((predicted - truth)[open_].mean())
         pairs = open_[:, :, None] & open_[:, None, :] & (truth[:, :, None] > truth[:, None, :])

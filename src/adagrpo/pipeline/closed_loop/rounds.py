@@ -203,7 +203,8 @@ class Market:
             rows, taste = population.come(day, plan.visits)
             arms = np.array([self._arm(row, number) for row in rows.tolist()])
             lists = self._ask(day, rows, arms, population)
-            items = np.array([[int(item[1:]) for item in one["items"]] for one in lists])
+            items = np.array([[int(item[1:]) for item in one["items"]] for one in lists], np.int64)
+            items = items.reshape(len(lists), -1 if lists else plan.list_length)
             histories = [population.history(row) for row in rows]
             answers = population.answer(day, rows, taste, items)
             self._tell(day, rows, lists, answers.clicked, answers.dwell)
@@ -287,7 +288,7 @@ def _serving(one: _Served, arm: str, number: int, beginning: Beginning) -> Servi
     catalogue = beginning.catalogue(number)[0]
     recommender = Recommender(
         models.policy(one.weights),
-        data.catalog if number else data.catalog.read(catalogue),
+        data.catalog if number else data.catalog.read(catalogue).to(data.device),
         data.item_ids.to_list(),
         width=config.evaluation.beam_width,
         max_history=config.max_history,

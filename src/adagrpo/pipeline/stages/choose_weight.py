@@ -55,7 +55,7 @@ def choose_reward_weight(run: Run) -> Path:
         content = {"weight": least_of_the_best(held_out_impressions), "ndcg@10": tried, "cases": len(cases)}
         write_file(work / FILE, json.dumps(content, indent=1) + "\n")
 
-    reads, also = (*DECODING, "reward"), {"weights": WEIGHTS, "errors": ERRORS}
+    reads, also = (*DECODING, *models.reward_reads), {"weights": WEIGHTS, "errors": ERRORS}
     folder = run.stage(STAGE, reads=reads, but=NOT_FITTED, also=also, schema=2, inputs=inputs, build=build)
     return folder / FILE
 

@@ -34,7 +34,7 @@ from adagrpo.policies import Policy
 from adagrpo.report import write_diagnosis
 from adagrpo.rewards.protocol import Reward
 from adagrpo.storage.writing import write_file
-from adagrpo.types import Cases, Histories
+from adagrpo.types import Cases
 
 __all__ = ["diagnose_reward", "observe"]
 
@@ -142,8 +142,7 @@ def _second_q(data: RunData, second: Reward, cases: Cases, lists: Lists) -> NDAr
     items = torch.from_numpy(np.column_stack([lists.items, lists.targets]))
     for first in range(0, len(cases), size):
         rows = np.arange(first, min(first + size, len(cases)))
-        padded = pad(cases.histories, rows, data.config.max_history)
-        histories = Histories(padded.items.to(data.device), padded.lengths.to(data.device))
+        histories = pad(cases.histories, rows, data.config.max_history).to(data.device)
         scores.append(second.score(histories, items[rows].to(data.device)).double().cpu().numpy())
     scored = np.concatenate(scores)
     return beam_discriminability(lists, scored[:, :-1], scored[:, -1])

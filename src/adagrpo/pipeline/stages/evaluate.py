@@ -110,7 +110,7 @@ def evaluate_checkpoint(run: Run, name: str, weights: Path, evaluated: dict[str,
         values |= data.measured()
         write_file(work / "metrics.json", json.dumps(values, indent=1) + "\n")
 
-    reads, also = (*DECODING, "reward"), {"metrics": measured()} | data.truth_read
+    reads, also = (*DECODING, *models.reward_reads), {"metrics": measured()} | data.truth_read
     folder = run.stage(name, reads=reads, also=also, schema=2, inputs=[*inputs, *data.truth_files], build=build)
     evaluated[identity] = folder
 

@@ -43,7 +43,7 @@ def draw_examples(run: Run) -> None:
 
     run.stage(
         "report/rollouts",
-        reads=(*DECODING, "objective", "reward", "seed"),  # the ranker's settings are those of its files
+        reads=(*DECODING, "objective", *models.reward_reads, "seed"),  # the ranker's settings are those of its files
         but=NOT_FITTED,
         also={"cases": CASES, "shown": SHOWN},
         inputs=[*data.training_files, *data.catalog_files, weights / "model.safetensors", *models.reward_files],

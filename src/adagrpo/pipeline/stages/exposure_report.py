@@ -99,7 +99,9 @@ def report_exposures(run: Run) -> dict[str, Any]:
         write_file(work / "report.json", json.dumps(content, indent=1) + "\n")
 
     inputs += [path for path in models.reward_files if path not in inputs]
-    folder = run.stage("ranker/exposures", reads=("reward", "seed", "max_history"), inputs=inputs, build=build)
+    folder = run.stage(
+        "ranker/exposures", reads=(*models.reward_reads, "seed", "max_history"), inputs=inputs, build=build
+    )
     return dict(json.loads((folder / "report.json").read_text(encoding="utf-8")))
 
 

@@ -26,7 +26,7 @@ from adagrpo.pipeline.stages.evaluate import progress
 from adagrpo.rewards import Reward, ask_reward
 from adagrpo.rewards.trust import FACTORS
 from adagrpo.storage.writing import write_file
-from adagrpo.types import Cases, Histories
+from adagrpo.types import Cases
 
 __all__ = ["choices_of", "write_trust"]
 
@@ -73,7 +73,6 @@ def _scores(reward: Reward, models: Models, cases: Cases, items: NDArray[np.int6
     size, device, scores = models.config.evaluation.batch_size, models.data.device, []
     for first in range(0, len(cases), size):
         rows = np.arange(first, min(first + size, len(cases)))
-        padded = pad(cases.histories, rows, models.config.max_history)
-        histories = Histories(padded.items.to(device), padded.lengths.to(device))
+        histories = pad(cases.histories, rows, models.config.max_history).to(device)
         scores.append(ask_reward(reward, histories, torch.from_numpy(items[rows]).to(device)).double().cpu().numpy())
     return np.asarray(np.nan_to_num(np.concatenate(scores)))

@@ -119,7 +119,7 @@ def measured_once(
     """
     assert isinstance(policy, nn.Module), "what is fitted has weights"
     run, model, validate = data.run, policy, models.validator(policy, fit, models.reward())
-    reads = read_settings(run.config, [*DECODING, "reward", "ranker.folds", "seed"], NOT_FITTED)
+    reads = read_settings(run.config, [*DECODING, *models.reward_reads, "ranker.folds", "seed"], NOT_FITTED)
     inputs = run.hash_inputs([*data.training_files, *data.catalog_files, *models.reward_files])
 
     def measure() -> dict[str, float]:

@@ -126,7 +126,7 @@ def judge_reward(run: Run) -> None:
         where = (seen, judged.users, judged.items)
         return reward_scores(reward(), *where, max_history=run.config.max_history, device=data.device)
 
-    _order(run, data, "judges/reward", (*READS, "reward"), models.reward_files, score)
+    _order(run, data, "judges/reward", (*READS, *models.reward_reads), models.reward_files, score)
 
 
 def judge_checkpoint(run: Run, name: str, weights: Path) -> None:

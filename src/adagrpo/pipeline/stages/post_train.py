@@ -107,7 +107,7 @@ def fit_arm(run: Run, arm: ArmConfig) -> None:
     if options.rl_split:
         reads += ["train.rl_split_nll"]
     if arm.term is not None:
-        reads += ["train.gradient_norms_every", "ranker.folds", "reward"]
+        reads += ["train.gradient_norms_every", "ranker.folds", *models.reward_reads]
     run.stage(
         f"train/{arm.name}",
         reads=reads,

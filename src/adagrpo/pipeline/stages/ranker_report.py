@@ -93,7 +93,7 @@ def report_ranker(run: Run) -> Path:
     unread = ("lambda_", "pressure", "pressure_steps", *TERMS, *(() if data.truth_files else ("oracle_agreement",)))
     return run.stage(
         "ranker/report",
-        reads=("objective", "policy", *drawn_at, "ranker.folds", "reward", "seed", "max_history"),
+        reads=("objective", "policy", *drawn_at, "ranker.folds", *models.reward_reads, "seed", "max_history"),
         but=[f"objective.{key}" for key in unread],
         also=data.truth_read or None,
         inputs=inputs,
@@ -281,8 +281,7 @@ def _batches(data: RunData, cases: Cases) -> Iterator[tuple[NDArray[np.int64], H
     size = data.config.evaluation.batch_size
     for first in range(0, len(cases), size):
         rows = np.arange(first, min(first + size, len(cases)))
-        histories = pad(cases.histories, rows, data.config.max_history)
-        yield rows, Histories(histories.items.to(data.device), histories.lengths.to(data.device))
+        yield rows, pad(cases.histories, rows, data.config.max_history).to(data.device)
 
 
 def _ordered(names: NDArray[np.str_]) -> list[str]:
