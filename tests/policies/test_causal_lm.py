@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,15 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from adagrpo.errors import UserError
 from adagrpo.policies.causal_lm import CausalLMPolicy
-from adagrpo.policies.language_model import VOCABULARY_FILE, Vocabulary, adapt, from_configuration, from_folder
+from adagrpo.policies.language_model import (
+    VOCABULARY_FILE,
+    Vocabulary,
+    adapt,
+    from_configuration,
+    from_folder,
+    load_folder,
+    merged,
+)
 from adagrpo.trainer.checkpoints import save_weights
 from adagrpo.types import Histories
 
@@ -33,6 +42,7 @@ QWEN = {
     "tie_word_embeddings": True,
 }
 LLAMA = QWEN | {"model_type": "llama", "tie_word_embeddings": False}
+PHI = {key: value for key, value in LLAMA.items() if key != "head_dim"} | {"model_type": "phi3"}
 GPT = {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2}
 MODELS = {"qwen3": QWEN, "llama": LLAMA, "gpt2": GPT}
 
@@ -227,6 +237,31 @@ def test_what_does_not_train_may_be_bfloat16(name, rank):
     scores.sum().backward()
 
 
+@pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.parametrize("name", MODELS)
+def test_bfloat16_leaves_buffers_embeddings_and_head_as_they_are(name, rank):
+    model, _ = from_configuration(MODELS[name], SIZES, seed=0)
+    before = copy.deepcopy(model)
+    adapt(model, frozen_body=True, lora_rank=rank, lora_alpha=4, bfloat16=True)
+    outer = [
+        [*one.get_input_embeddings().parameters(), *one.get_output_embeddings().parameters()] for one in (model, before)
+    ]
+    pairs = itertools.chain(zip(model.buffers(), before.buffers(), strict=True), zip(*outer, strict=True))
+    assert all(one.dtype == other.dtype and torch.equal(one, other) for one, other in pairs)
+
+
+def test_a_merged_bfloat16_model_is_the_folder_that_is_written_of_it(tmp_path: Path):
+    model, vocabulary = from_configuration(QWEN, SIZES, seed=0)
+    stir(model)
+    adapt(model, frozen_body=True, lora_rank=2, lora_alpha=4, bfloat16=True)
+    plain = merged(model).eval()
+    plain.save_pretrained(tmp_path)
+    tokens = torch.randint(2, vocabulary.end, (1, 300), generator=torch.Generator().manual_seed(2))  # 100 items
+    with torch.no_grad():
+        written, again = (one(input_ids=tokens).logits for one in (plain, load_folder(tmp_path, seed=0, weights=True)))
+    assert torch.equal(written, again)
+
+
 @pytest.mark.parametrize("name", ["qwen3", "llama", "gpt2"])
 def test_codes_are_added_behind_the_tokens_of_a_folder(name, tmp_path):
     model, _ = from_configuration(MODELS[name], (20, 9), seed=3)  # a model with 31 tokens of its own
@@ -299,6 +334,8 @@ def test_a_folder_of_no_use_is_refused(tmp_path: Path):
     [
         (GPT | {"n_positions": 15}, "sees 15 tokens at once, a prompt and an item can take 16"),
         (QWEN | {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 0}, "sees 6 tokens at once"),
+        (LLAMA | {"model_type": "mistral", "sliding_window": 6}, "sees 6 tokens at once"),
+        (PHI | {"sliding_window": 6}, "sees 6 tokens at once"),
         (
             {key: value for key, value in QWEN.items() if key != "head_dim"}
             | {"model_type": "granite", "logits_scaling": 3.0},  # what its head gives is not what the model gives

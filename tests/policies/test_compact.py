@@ -99,6 +99,13 @@ def test_encoding_positions_is_encoding_truncated_histories(policy):
     torch.testing.assert_close(policy.encode(HISTORIES).states, states[[3, 5, 6]], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("differentiable", [False, True])
+def test_no_histories_have_no_scores(policy, differentiable):
+    with torch.set_grad_enabled(differentiable):
+        context = policy.encode(Histories(HISTORIES.items[:0], HISTORIES.lengths[:0]))
+        assert len(context) == 0 and policy.score(context, SPACE.expand(0, -1, -1)).shape == (0, 24, 3)
+
+
 @torch.no_grad()
 def test_an_item_is_the_sum_of_its_code_vectors(policy):
     tables = policy.codes.weight.split(SIZES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -199,6 +200,35 @@ def test_sampled_negatives_leave_out_the_target_and_count_it_once():
         assert float(actual[b]) == pytest.approx(float(decoder[b] + 2.0 * expected), rel=1e-5)
 
 
+@pytest.mark.parametrize("prefix", [0, 1, 2])
+@pytest.mark.parametrize("negatives", [0, 8])
+def test_no_samples_have_no_loss(negatives, prefix):
+    policy = make_policy(negatives=negatives, prefix=prefix).train()
+    none = torch.zeros(0, dtype=torch.int64)
+    loss = policy.supervised_loss(policy.encode(HISTORIES, none, none), none)
+    assert loss.shape == (0,)
+    loss.sum().backward()
+    assert not any(bool(parameter.grad.any()) for parameter in policy.parameters())
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("prefix", [0, 2])
+@pytest.mark.parametrize("differentiable", [False, True])
+@pytest.mark.usefixtures("two_threads")
+def test_no_histories_have_no_scores(differentiable, prefix):
+    policy = make_policy(prefix=prefix)
+    with torch.set_grad_enabled(differentiable):
+        context = policy.encode(Histories(HISTORIES.items[:0], HISTORIES.lengths[:0]))
+        assert len(context) == 0 and policy.score(context, SPACE.expand(0, -1, -1)).shape == (0, 24, 3)
+
+
 @pytest.mark.parametrize("prefix", [1, 2])
 @torch.no_grad()
 def test_the_loss_over_prefixes_is_that_of_the_item_among_all(prefix):
@@ -266,6 +296,25 @@ def test_the_gradient_of_a_rollout_reaches_both_experts(prefix):
     for name in ("items.weight", "bias.weight", "project.weight", "compact.codes.weight", "compact.heads.0.weight"):
         gradient = policy.get_parameter(name).grad
         assert gradient is not None and bool(gradient.isfinite().all()) and float(gradient.abs().sum()) > 0, name
+
+
+def test_the_gradient_of_a_score_is_finite_where_a_prefix_has_almost_no_mass():
+    codes = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]])
+    compact = CompactPolicy(codes, (2, 2), width=8, layers=1, heads=2, decoder_hidden=12, max_history=4, dropout=0)
+    policy = HybridPolicy(compact, Trie.build(codes, (2, 2)), item_weight=0.5, smoothing=0.01).eval()
+    with torch.no_grad():
+        for table in (policy.items, policy.compact.codes):  # the logit of an item is its bias
+            table.weight.zero_()
+        policy.bias.weight.copy_(torch.tensor([[0.0], [0.0], [-45.0], [-45.0]]))
+    histories = Histories(torch.tensor([[0]]), torch.tensor([1]))
+    score = policy.score(policy.encode(histories), torch.tensor([[[1, 0]]]))
+    assert bool(score.isfinite().all())
+    score.sum().backward()
+    assert all(bool(p.grad.isfinite().all()) for p in policy.parameters() if p.grad is not None)
+    # d/db_0 of log(.99 q_k + .005) is ±.25 * .99 / (.495 + .005) = ±.495 at q = 1/2; half of it is in the logits of the
+    # pool, one up and one down, and d log π(0) is 1 - π(0) of their difference
+    expected = 0.495 * (1 - float(score[0, 0, 1].detach().exp()))
+    assert policy.bias.weight.grad[2:].flatten().tolist() == pytest.approx([expected, -expected], rel=1e-4)
 
 
 def test_initial_weights_are_a_function_of_the_seed():

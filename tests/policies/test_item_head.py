@@ -12,6 +12,7 @@ from adagrpo.policies import item_head
 from adagrpo.policies.item_head import (
     crowded,
     exponentials,
+    leaf_logits,
     leaves_below,
     shares_below,
     shares_of_branches,
@@ -64,6 +65,15 @@ def test_shares_below_a_prefix_are_those_of_the_whole(level, gathered, monkeypat
             masses[sample, below(level + 1, child)].sum() / masses[sample, below(level, int(nodes[sample, node]))].sum()
         )
         assert share == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_samples_without_a_leaf_have_no_logits(monkeypatch):
+    monkeypatch.setattr(item_head, "_GATHERED", 1)  # one sample at a time, the second one of no leaf
+    trie = Trie.build(torch.tensor([[0], [1]]), (2,))
+    below = leaves_below(trie, 0, torch.tensor([[0], [-1], [0]]))
+    logits = leaf_logits(below, QUERIES[[0, 0, 1]], lambda leaves: (VECTORS[leaves], BIAS[leaves, 0]))
+    expected = (QUERIES @ VECTORS[:2].T + BIAS[:2].T).flatten()
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_shares_below_prefixes_that_no_item_has():
@@ -126,6 +136,30 @@ def test_shares_are_looked_up_code_by_code_or_branch_by_branch(level):
                 )
     torch.testing.assert_close(every, expected, rtol=1e-5, atol=0)
     torch.testing.assert_close(found, every.view(6, -1)[branches.parents, branches.codes], rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("mass", [1e-16, 1e-19, 1e-25, 1e-29])
+def test_shares_of_a_small_mass_have_the_gradients_of_any_other(mass):
+    trie = Trie.build(torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]]), (2, 2))
+    nodes, weights = torch.tensor([[1, 0, -1]]), torch.tensor([[[1.0, -2.0], [0.5, 1.5], [3.0, 3.0]]])
+    branches = trie.branches(1, nodes)
+    values = torch.tensor([[0.0, 0.4, 0.6, 0.25 * mass, 0.75 * mass]])
+    gradients = []
+    for codes in (True, False):
+        leaves = values.clone().requires_grad_()
+        above = torch.stack([0 * leaves[:, 0], leaves[:, 1] + leaves[:, 2], leaves[:, 3] + leaves[:, 4]], dim=1)
+        if codes:
+            total = (shares_of_codes(trie, 1, nodes, above, leaves) * weights).sum()
+        else:
+            shares = shares_of_branches(nodes, branches, above, leaves)
+            total = (shares * weights.view(3, 2)[branches.parents, branches.codes]).sum()
+        # shares 1/4 and 3/4: 1/4 - 2 * 3/4, and .4 and .6: .2 + .9
+        torch.testing.assert_close(total.detach(), torch.tensor(-1.25 + 1.1), rtol=1e-5, atol=0)
+        gradients.append(torch.autograd.grad(total, leaves)[0][0, 1:])
+    # d/dm_i of Σ w_j m_j / Σ m_j is (w_i - mean) / Σ m
+    expected = torch.tensor([0.5 - 1.1, 1.5 - 1.1, (1.0 + 1.25) / mass, (-2.0 + 1.25) / mass])
+    for gradient in gradients:
+        torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=0)
 
 
 def test_a_level_is_crowded_where_most_codes_lead_somewhere():

@@ -7,6 +7,7 @@ import itertools
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,9 @@ from adagrpo.policies import CompactPolicy, HybridPolicy
 from adagrpo.policies.causal_lm import CausalLMPolicy
 from adagrpo.policies.language_model import from_configuration
 from adagrpo.semantic_ids import Catalog
+from adagrpo.trainer import TrainingBatch
 from adagrpo.trainer.checkpoints import load_weights, save_weights
+from adagrpo.trainer.supervised import nll_term
 from adagrpo.types import Histories
 
 SIZES = (3, 2, 4)
@@ -264,6 +267,16 @@ def test_a_policy_says_whether_its_loss_is_its_own_nll(policy):
     loss = policy.supervised_loss(context, TARGETS)
     stated = -policy.score(context, CODES[TARGETS].unsqueeze(1)).mean(-1).squeeze(1)
     assert torch.allclose(loss, stated, rtol=1e-5, atol=1e-6) == policy.trains_on_nll
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_micro_batch_without_nll_positions_has_no_loss_and_moves_nothing(policy, shared):
+    no, yes = (torch.full((7,), value) for value in (False, True))
+    batch = TrainingBatch(np.arange(3), HISTORIES, ROWS, POSITIONS, TARGETS, no, yes)
+    loss = nll_term(policy.train(), batch, 1, policy.encode(HISTORIES, ROWS, POSITIONS) if shared else None)
+    assert loss.item() == 0
+    loss.backward()
+    assert all(parameter.grad is None or not parameter.grad.any() for parameter in policy.parameters())
 
 
 @pytest.mark.parametrize("term", ["score", "loss"])

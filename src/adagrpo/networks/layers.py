@@ -166,7 +166,7 @@ class _Block(nn.Module):
             rows = torch.arange(batch, device=inputs.device)
             attended = _attend_at(query[rows, :, ends].unsqueeze(2), key, value, ends)
             inputs = inputs[rows, ends].unsqueeze(1)
-        inputs = inputs + self.dropout(self.leave(attended.transpose(1, 2).reshape(batch, -1, width)))
+        inputs = inputs + self.dropout(self.leave(attended.transpose(1, 2).reshape(inputs.shape)))
         output: Tensor = inputs + self.feed_forward(inputs)
         return output
 

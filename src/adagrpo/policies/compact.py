@@ -117,7 +117,8 @@ class CompactPolicy(nn.Module):
         """(...) int64 items to (..., D), the sum of each item's code embeddings."""
         # embedding_bag sums the L code vectors of an item without writing them out
         bags = self.code_rows[items.reshape(-1)]
-        return nn.functional.embedding_bag(bags, self.codes.weight, mode="sum").view(*items.shape, -1)
+        vectors = nn.functional.embedding_bag(bags, self.codes.weight, mode="sum")
+        return vectors.view(*items.shape, self.codes.embedding_dim)
 
     def encode_vectors(
         self, vectors: Tensor, lengths: Tensor, rows: Tensor | None, positions: Tensor | None

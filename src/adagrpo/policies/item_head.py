@@ -41,6 +41,7 @@ __all__ = [
 
 _BLOCK = 2**18  # logits; what is done to them is done while the processor's cache holds them
 _TINY = 1e-30
+_SMALL = 1e-18  # the inverse square of a mass from here on is far from the largest float32
 _GATHERED = 2**23  # numbers of the vectors of leaves that are gathered at a time
 
 VectorsOf = Callable[[Tensor], tuple[Tensor, Tensor]]  # (T,) leaves to vectors (T, D) and biases (T,)
@@ -128,7 +129,7 @@ def leaf_logits(
         column = torch.arange(int(of_sample[part].max()), device=queries.device)
         places = (starts[part].unsqueeze(1) + column).clamp_(max=len(below.leaves) - 1)  # (b, M)
         vectors, bias = vectors_of(below.leaves.index_select(0, places.flatten()))
-        vectors = vectors.view(*places.shape, -1)
+        vectors = vectors.view(*places.shape, queries.shape[1])
         products = torch.bmm(vectors, queries[part].to(vectors.dtype).unsqueeze(-1)).squeeze(-1).float()
         logits.append((products + bias.view_as(products))[column < of_sample[part].unsqueeze(1)])
     return torch.cat(logits)
@@ -179,11 +180,14 @@ def shares_of_codes(
 ) -> Tensor:  # (B, W, K)
     """Each code's share of its node's mass, 0 where it leads nowhere; the level has a dense table."""
     known = nodes.clamp(min=0)
-    total = torch.where(nodes >= 0, 1 / above.gather(1, known + 1).clamp(min=_TINY), 0.0)
-    children = trie.tables[level].index_select(0, known.flatten()).view(*nodes.shape, -1)
+    mass = above.gather(1, known + 1).clamp(min=_TINY)
+    # the gradient -1 / m² overflows below 5e-20; a power of two brings such an m up and changes no bit of the result
+    scale = torch.where(mass < _SMALL, 2.0**60, 1.0)
+    total = torch.where(nodes >= 0, 1 / (mass * scale) * scale, 0.0)
+    children = trie.tables[level].index_select(0, known.flatten()).view(*nodes.shape, trie.level_sizes[level])
     first = below.shape[1] * torch.arange(len(nodes), device=nodes.device).view(-1, 1, 1) + 1
-    mass = below.flatten().index_select(0, (children + first).flatten()).view_as(children)
-    return mass * total.unsqueeze(-1)
+    masses = below.flatten().index_select(0, (children + first).flatten()).view_as(children)
+    return masses * total.unsqueeze(-1)
 
 
 def shares_of_branches(
@@ -268,6 +272,8 @@ def _sums_of_children(
     below: Tensor,  # (n_{l+1}, N)
     first: Tensor,  # (n_l + 1,) int64: the children of a node follow each other
 ) -> Tensor:  # (n_l, N)
+    if below.shape[1] == 0:  # on which several threads of `embedding_bag` fail
+        return below.new_zeros(len(first) - 1, 0)
     if below.shape[1] == 1:  # of which bags make three times as much work
         return torch.segment_reduce(below, "sum", offsets=first, axis=0)
     places = torch.arange(len(below), device=below.device)

@@ -199,7 +199,7 @@ def adapt(model: PreTrainedModel, *, frozen_body: bool, lora_rank: int, lora_alp
         frozen_body: keep everything but embeddings and head.
         lora_rank: above 0, adapters of this rank on every linear layer of the body, which is kept otherwise.
         lora_alpha: scale of the adapters, over the rank.
-        bfloat16: keep what does not train in bfloat16.
+        bfloat16: keep the weights that do not train in bfloat16.
 
     Raises:
         UserError: LoRA is asked for and `peft` is not there.
@@ -208,11 +208,12 @@ def adapt(model: PreTrainedModel, *, frozen_body: bool, lora_rank: int, lora_alp
         return
     trained = [model.get_input_embeddings(), model.get_output_embeddings()]
     model.requires_grad_(False)
-    if bfloat16:
-        _cast(model, torch.bfloat16)
     for module in trained:
-        _cast(module, torch.float32)
         module.requires_grad_(True)
+    if bfloat16:  # weights alone: buffers, such as the frequencies of rotary positions, have to be exact
+        for parameter in model.parameters():
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.to(torch.bfloat16)
     if lora_rank:
         if importlib.util.find_spec("peft") is None:
             raise UserError("policy.lm.lora_rank: LoRA needs peft; pip install 'adagrpo[peft]'")
@@ -303,7 +304,8 @@ def check_context_length(model: PreTrainedModel, longest: int) -> None:
     """Raise UserError where a prompt with an item behind it, `longest` tokens, is more than the model sees at once."""
     config = model.config
     room = getattr(config, "max_position_embeddings", None) or longest
-    if "sliding_attention" in (getattr(config, "layer_types", None) or []):
+    types = getattr(config, "layer_types", None)
+    if types is None or "sliding_attention" in types:  # without types, as in Mistral, a window is that of all layers
         room = min(room, getattr(config, "sliding_window", None) or longest)
     if room < longest:
         raise UserError(
