@@ -11,7 +11,9 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum, auto
+from http.client import parse_headers
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import BaseServer, StreamRequestHandler, TCPServer
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -253,10 +255,32 @@ def served(
             pass
 
     lock = threading.Lock()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as url:
+        yield state._replace(url=url)
+
+
+@contextmanager
+def serving(server: BaseServer) -> Iterator[str]:
+    """The address of a server that answers within the block."""
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     try:
-        yield state._replace(url=f"http://127.0.0.1:{server.server_port}")
+        yield f"http://127.0.0.1:{server.server_address[1]}"
     finally:
         server.shutdown()
         server.server_close()
+
+
+@contextmanager
+def scripted(answers: list[bytes]) -> Iterator[tuple[str, list[bytes]]]:
+    """The address of a server that sends given bytes, one answer a request, and the first line of each request."""
+    asked: list[bytes] = []
+
+    class Handler(StreamRequestHandler):
+        def handle(self) -> None:
+            asked.append(self.rfile.readline())
+            headers = parse_headers(self.rfile)
+            self.rfile.read(int(headers.get("Content-Length", 0)))
+            self.wfile.write(answers[len(asked) - 1])
+
+    with serving(TCPServer(("127.0.0.1", 0), Handler)) as url:
+        yield url, asked

@@ -30,7 +30,18 @@ from adagrpo.policies.language_model import VOCABULARY_FILE, from_configuration
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.types import Histories
 
-from .fake_engines import Model, Request, Served, greedy, run_moving, run_sglang, run_slots, served, slot_states
+from .fake_engines import (
+    Model,
+    Request,
+    Served,
+    greedy,
+    run_moving,
+    run_sglang,
+    run_slots,
+    scripted,
+    served,
+    slot_states,
+)
 
 SIZES, ITEMS, GONE = (6, 5, 6), 70, (3, 40)
 NAMES = [f"item-{number}" for number in range(ITEMS)]
@@ -335,6 +346,32 @@ def test_a_full_server_is_asked_again_when_it_says(world: World, exported: Any, 
     assert pauses == []
 
 
+def test_a_redirect_is_refused_and_nobody_else_sees_the_request(exported: Any, server: Served) -> None:
+    with scripted([b""]) as (url, asked):
+        server.refusals[:] = [(302, {"Location": f"{url}/stolen"})]
+        with pytest.raises(exported["engine_client"].ServerError, match="status 302, and redirects are not followed"):
+            of(exported, "sglang", server, token="secret").next_log_probs([[2, 3]], [[4, 5]])
+    assert asked == [] and len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{",
+        b"not HTTP\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n\r\n" + 100_000 * b"[",
+        b"HTTP/1.1 503 Full\r\nTransfer-Encoding: chunked\r\n\r\nZ\r\n",
+    ],
+    ids=["cut off", "not HTTP", "too deep", "a refusal cut off"],
+)
+def test_a_server_whose_answer_breaks_off_is_asked_again(exported: Any, broken: bytes) -> None:
+    good = b'HTTP/1.1 200 OK\r\nContent-Length: 17\r\n\r\n{"success": true}'
+    pauses: list[float] = []
+    with scripted([broken, good]) as (url, asked):
+        exported["engine_client"].SglangServer(url, sleep=pauses.append).update("next")
+    assert len(asked) == 2 and pauses == [0.5]
+
+
 def test_weights_are_read_again_by_sglang_alone(world: World, exported: Any, server: Served) -> None:
     error = exported["engine_client"].ServerError
     of(exported, "sglang", server).update("next")
@@ -359,6 +396,34 @@ def test_what_a_server_leaves_out_is_said(exported: Any) -> None:
         server.next_log_probs([[1]], [[5]])
     with pytest.raises(ValueError, match="http"):
         client.VllmServer("nowhere", "model")
+
+
+@pytest.mark.parametrize(
+    ("kind", "verb", "answer"),
+    [
+        ("vllm", "score", {"choices": None}),
+        ("vllm", "score", {"choices": [3]}),
+        ("vllm", "score", {"choices": [{"index": 0, "logprobs": {"top_logprobs": [None]}}]}),
+        ("vllm", "score", {"choices": [{"index": 0, "logprobs": {"top_logprobs": [{"token_id:5": None}]}}]}),
+        ("vllm", "draw", {"choices": [{"index": 0, "token_ids": [None], "logprobs": {"token_logprobs": [0.0]}}]}),
+        ("vllm", "draw", {"choices": [{"index": 0, "token_ids": [5], "logprobs": {"token_logprobs": None}}]}),
+        ("sglang", "score", [None]),
+        ("sglang", "score", [{"meta_info": {"output_token_ids_logprobs": [None]}}]),
+        ("sglang", "score", [{"meta_info": {"output_token_ids_logprobs": [[[None, 5]]]}}]),
+        ("sglang", "draw", None),
+        ("sglang", "draw", [{"meta_info": {"output_token_logprobs": None}}]),
+        ("sglang", "draw", [{"meta_info": {"output_token_logprobs": [[None, 5]]}}]),
+    ],
+)
+def test_an_answer_of_another_form_is_an_error_of_the_server(exported: Any, kind: str, verb: str, answer: Any) -> None:
+    client = exported["engine_client"]
+    server = client.VllmServer("http://nowhere", "model") if kind == "vllm" else client.SglangServer("http://nowhere")
+    server.http.post_all = lambda path, bodies: [answer]
+    with pytest.raises(client.ServerError, match="the server's answer"):
+        if verb == "score":
+            server.next_log_probs([[1]], [[5]])
+        else:
+            server.draw([[1]], 1, length=1, temperature=1.0, seeds=[0])
 
 
 def test_greedy_takes_the_largest() -> None:

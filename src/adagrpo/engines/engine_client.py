@@ -11,17 +11,20 @@ takes `L` rounds; the server's prefix cache holds the prompt. Equals are ordered
 that they continue, then by token.
 
 A server that is full (429, 503) is asked again after what its Retry-After says, and otherwise after a pause that
-doubles. No more than `concurrency` requests are under way at once.
+doubles. So is one whose answer breaks off. No more than `concurrency` requests are under way at once. Redirects are not
+followed, and proxies are not used, so neither prompts nor a token are sent anywhere but to the address that was given.
 """
 
 from __future__ import annotations
 
+import http.client
 import json
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
 __all__ = ["Found", "Samples", "Server", "ServerError", "SglangServer", "VllmServer", "search"]
@@ -136,6 +139,13 @@ def search(
     return [Found(ids.item(written), score) for written, score in beams[:count]]
 
 
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Leaves a redirect to be refused as any other status is."""
+
+    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
+        """None: no request follows."""
+
+
 class _Http:
     """Requests to one server."""
 
@@ -154,7 +164,8 @@ class _Http:
 
         Args:
             url: of its root, `http` or `https`.
-            timeout_seconds: for a request.
+            timeout_seconds: for the connection, and then for each wait for more of the answer; a request as a whole
+                has no limit.
             retries: how often a request is sent again.
             backoff_seconds: the first pause; each is twice the one before, 30 seconds at most.
             concurrency: requests at a time.
@@ -169,7 +180,7 @@ class _Http:
         self.url, self.timeout, self.retries, self.backoff = url.rstrip("/"), timeout_seconds, retries, backoff_seconds
         self.concurrency, self.sleep = concurrency, sleep
         self.headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
-        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirects())
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
         """The answer to a request, asked again while the server is full or cannot be reached."""
@@ -182,13 +193,12 @@ class _Http:
                 with self._opener.open(request, timeout=self.timeout) as response:
                     return json.load(response)
             except urllib.error.HTTPError as error:
-                with error:
-                    said = error.read(500).decode("utf-8", "replace")
-                problem = f"answered status {error.code}: {said}"
+                moved = ", and redirects are not followed" if 300 <= error.code < 400 else ""
+                problem = f"answered status {error.code}{moved}: {_reason(error)}"
                 if error.code not in (408, 429) and error.code < 500:
                     break
                 pause = _asked_pause(error.headers.get("Retry-After"), pause)
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, RecursionError, http.client.HTTPException) as error:
                 problem = f"could not be asked ({type(error).__name__}: {error})"
             if attempt < self.retries:
                 self.sleep(pause)
@@ -198,6 +208,15 @@ class _Http:
         """The answers to many requests, in their order."""
         with ThreadPoolExecutor(self.concurrency) as pool:
             yield from pool.map(lambda body: self.post(path, body), bodies)
+
+
+def _reason(refusal: urllib.error.HTTPError) -> str:
+    """The beginning of what came with a refusal; nothing where that broke off."""
+    try:
+        with refusal:
+            return refusal.read(500).decode("utf-8", "replace")
+    except (OSError, http.client.HTTPException):
+        return ""
 
 
 def _asked_pause(header: str | None, otherwise: float) -> float:
@@ -236,8 +255,10 @@ class VllmServer:
                 places.append((first, len(prompts[part])))
         known: list[dict[str, float]] = [{} for _ in prompts]
         for (first, size), answer in zip(places, self.http.post_all("/v1/completions", bodies), strict=True):
-            for choice in _choices(answer, size):
-                known[first + choice["index"]] |= _read(choice, "logprobs", "top_logprobs", 0)
+            with _reading():
+                for choice in _choices(answer, size):
+                    found = _read(choice, "logprobs", "top_logprobs", 0)
+                    known[first + choice["index"]] |= {token: float(value) for token, value in found.items()}
         return [_chosen(row, found) for row, found in zip(tokens, known, strict=True)]
 
     def draw(
@@ -260,9 +281,11 @@ class VllmServer:
         ]
         drawn = []
         for answer in self.http.post_all("/v1/completions", bodies):
-            choices = sorted(_choices(answer, count), key=lambda choice: choice["index"])
-            tokens = [_read(choice, "token_ids") for choice in choices]
-            drawn.append(Samples(tokens, [_read(choice, "logprobs", "token_logprobs") for choice in choices]))
+            with _reading():
+                choices = sorted(_choices(answer, count), key=lambda choice: choice["index"])
+                tokens = [[int(token) for token in _read(choice, "token_ids")] for choice in choices]
+                said = [[float(value) for value in _read(choice, "logprobs", "token_logprobs")] for choice in choices]
+            drawn.append(Samples(tokens, said))
         return drawn
 
     def update(self, folder: str) -> None:
@@ -302,8 +325,9 @@ class SglangServer:
         for body, answer in zip(bodies, self.http.post_all("/generate", bodies), strict=True):
             if not isinstance(answer, list) or len(answer) != len(body["input_ids"]):
                 raise ServerError("SGLang answered another number of completions than it was asked for")
-            rows = [_read(one, "meta_info", "output_token_ids_logprobs", 0) for one in answer]
-            found += [{f"token_id:{token}": value for value, token, *_ in row} for row in rows]
+            with _reading():
+                rows = [_read(one, "meta_info", "output_token_ids_logprobs", 0) for one in answer]
+                found += [{f"token_id:{token}": float(value) for value, token, *_ in row} for row in rows]
         return [_chosen(row, known) for row, known in zip(tokens, found, strict=True)]
 
     def draw(
@@ -330,9 +354,11 @@ class SglangServer:
         ]
         drawn = []
         for answer in self.http.post_all("/generate", bodies):
-            written = [_read(one, "meta_info", "output_token_logprobs") for one in answer]
-            tokens = [[int(token) for _, token, *_ in row] for row in written]
-            drawn.append(Samples(tokens, [[value for value, *_ in row] for row in written]))
+            with _reading():
+                written = [_read(one, "meta_info", "output_token_logprobs") for one in answer]
+                tokens = [[int(token) for _, token, *_ in row] for row in written]
+                said = [[float(value) for value, *_ in row] for row in written]
+            drawn.append(Samples(tokens, said))
         return drawn
 
     def update(self, folder: str) -> None:
@@ -344,6 +370,19 @@ class SglangServer:
         answer = self.http.post("/update_weights_from_disk", {"model_path": folder, "flush_cache": True})
         if not _read(answer, "success"):
             raise ServerError(f"SGLang did not read {folder}: {answer.get('message')}")
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Where an answer is read.
+
+    Raises:
+        ServerError: it is of another form than what is read there.
+    """
+    try:
+        yield
+    except (TypeError, AttributeError, KeyError, ValueError, IndexError) as error:
+        raise ServerError(f"the server's answer cannot be read ({type(error).__name__}: {error})") from error
 
 
 def _choices(answer: Any, size: int) -> list[dict[str, Any]]:
