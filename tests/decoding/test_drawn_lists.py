@@ -190,6 +190,15 @@ def test_a_list_of_everything_includes_each_item_for_sure(policy: TablePolicy) -
     assert bool((place_log_probs(nothing.log_probs) == -torch.inf).all())
 
 
+def test_nothing_is_drawn_where_every_item_is_delisted(policy: TablePolicy) -> None:
+    trie, rows = Trie.build(CODES[:0], SIZES), torch.tensor([0, 1])
+    slates = draw_slates(policy, rows, 3, torch.tensor([1, 2]), trie=trie)
+    assert slates.items.tolist() == [[-1] * 4] * 2
+    assert bool((slates.log_probs == -torch.inf).all()) and bool((slates.keys == -torch.inf).all())
+    found = item_log_probs(policy, rows, torch.tensor([[0, -1], [6, 99]]), trie=trie)
+    assert found.tolist() == [[-math.inf] * 2] * 2 and found.dtype == torch.float64
+
+
 def test_nearly_all_of_the_probability_on_one_item_leaves_finite_places() -> None:
     peaked = torch.tensor([[0.0, -60.0, -61.0]], dtype=torch.float64)
     places = place_log_probs(peaked)

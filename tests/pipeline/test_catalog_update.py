@@ -313,6 +313,7 @@ def test_a_table_without_its_columns_and_a_foreign_id_are_refused(run: Run, tmp_
     for text, says in (
         ("item_id,shape\n1043,flat\n", "title"),
         ("item_id,title,shape\nabc,ring,flat\n", "item 'abc': the ids of the catalogue are whole numbers"),
+        ("item_id,title,shape\n003,ring,flat\n", "item '003': the ids of the catalogue are whole numbers"),
     ):
         path.write_text(text)
         with pytest.raises(UserError, match=says):

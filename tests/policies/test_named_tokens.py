@@ -229,6 +229,38 @@ def test_an_index_is_read_in_both_forms(tmp_path: Path):
         read_index(tmp_path / "none.json", pl.Series([3]))
 
 
+def test_lines_of_an_index_end_in_a_line_feed_alone(tmp_path: Path):
+    titles = ["one\u2028two", "a\x85b", "\x0b\x0c\x1c\x1d\x1e\u2029", "bare\rreturn", ""]
+    for end in ("\n", "\r\n"):
+        rows = [f"<a_{item}>\t{title}\t{item}{end}" for item, title in enumerate(titles)]
+        (tmp_path / "x.txt").write_bytes("".join([*rows, end]).encode())
+        assert read_index(tmp_path / "x.txt", pl.Series(range(5))).tolist() == [[0], [1], [2], [3], [4]]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("x.txt", "<a_1>\tA\t7\n<a_2>\tB\t3\n<a_1>\tC\t7\n"),
+        ("x.json", '{"7": ["<a_1>"], "3": ["<a_2>"], "7": ["<a_1>"]}'),
+    ],
+)
+def test_an_item_that_is_in_an_index_twice_is_named(tmp_path: Path, name: str, text: str):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match="item '7' has more than one entry; keep one"):
+        read_index(tmp_path / name, pl.Series([3, 7]))
+    assert read_index(tmp_path / name, pl.Series([3])).tolist() == [
+        [2]
+    ]  # of another catalogue's items nothing is asked
+
+
+@pytest.mark.parametrize("code", [str(2**31), "9" * 20, "9" * 5000])
+def test_a_code_that_no_catalogue_stores_is_named(tmp_path: Path, code: str):
+    (tmp_path / "x.json").write_text(json.dumps({"3": [f"<a_{'0' * 5000}{2**31 - 1}>"], "7": [f"<a_{code}>"]}))
+    assert read_index(tmp_path / "x.json", pl.Series([3])).tolist() == [[2**31 - 1]]
+    with pytest.raises(UserError, match=r"item '7' has \['<a_[0-9.]*.*; codes end at 2147483647"):
+        read_index(tmp_path / "x.json", pl.Series([3, 7]))
+
+
 def test_minionerec_samples_become_a_log(tmp_path: Path):
     spec = importlib.util.spec_from_file_location("minionerec_logs", EXAMPLES / "minionerec_logs.py")
     assert spec is not None and spec.loader is not None

@@ -35,6 +35,9 @@ def test_from_codes_measures_the_levels_or_takes_them() -> None:
         ([[0, 1], [2, 2], [0, 0], [2, 2], [0, 1]], None, r"items 1 and 3 share the codes \[2, 2\]"),
         ([[0, 1], [0, -3]], None, r"item 1 has code -3 at level 2; it must be in 0 \.\. 1"),
         ([[0, 1], [4, 0]], (4, 2), r"item 1 has code 4 at level 1; it must be in 0 \.\. 3"),
+        ([[0, 1], [0, 2**31]], None, r"item 1 has code 2147483648 at level 2; it must be in 0 \.\. 2147483647"),
+        ([[0, 2**63 - 1]], None, r"item 0 has code 9223372036854775807 at level 2; it must be in 0 \.\. 2147483647"),
+        ([[0, 2**40]], (1, 2**41), r"item 0 has code 1099511627776 at level 2; it must be in 0 \.\. 2147483647"),
     ],
 )
 def test_from_codes_names_the_items(codes: list[list[int]], sizes: tuple[int, ...] | None, message: str) -> None:
@@ -122,6 +125,25 @@ def test_a_published_id_with_a_fraction_is_no_item(tmp_path: Path) -> None:
     assert import_semantic_ids(path, pl.Series([2, 1]), column="sid").tolist() == [[3], [1]]
 
 
+def test_the_largest_code_is_written_and_read(tmp_path: Path) -> None:
+    path = tmp_path / "codes.parquet"
+    Catalog.from_codes(torch.tensor([[0, 2**31 - 1]])).write(path)
+    assert Catalog.read(path).codes.tolist() == [[0, 2**31 - 1]]
+
+
+def test_a_published_id_is_text_as_it_is_written(tmp_path: Path) -> None:
+    path = published(tmp_path / "sids.parquet", ["007", "7", "8"], [[1], [2], [3]])
+    assert import_semantic_ids(path, pl.Series([8, 7]), column="rqvae").tolist() == [[3], [2]]
+    with pytest.raises(UserError, match="no row for item '7'"):
+        import_semantic_ids(published(path, ["007"], [[1]]), pl.Series([7]), column="rqvae")
+
+
+def test_a_published_code_that_no_catalogue_stores_is_refused(tmp_path: Path) -> None:
+    pl.DataFrame({"item_id": ["a", "b"], "sid": [[1], [2**31]]}).write_parquet(tmp_path / "sids.parquet")
+    with pytest.raises(UserError, match=r"item 'b' has \[2147483648\]; codes start at 0 and end at 2147483647"):
+        import_semantic_ids(tmp_path / "sids.parquet", pl.Series(["a", "b"]), column="sid")
+
+
 @pytest.mark.parametrize(
     ("ids", "codes", "column", "message"),
     [
@@ -129,6 +151,7 @@ def test_a_published_id_with_a_fraction_is_no_item(tmp_path: Path) -> None:
         (["a", "b", "c"], [[1], [2], [3]], "letter", "no column 'letter'; it has item_id, rqvae"),
         (["a", "b", "c"], [[1, 2], [3, 4], [5]], "rqvae", r"item 'c' has \[5\]; expected 2 integers"),
         (["a", "b", "c"], [[1, 2], None, [5, 6]], "rqvae", "item 'b' has None; expected 2 integers"),
+        (["a", "b", "c"], [[1, 2], None, None], "rqvae", "item 'b' has None; expected 2 integers"),
         (["a", "b", "c"], [[1, 2], [3, None], [5, 6]], "rqvae", r"item 'b' has \[3, None\]; expected 2 integers"),
         (["a", "b", "c"], [[], [], []], "rqvae", r"item 'a' has \[\]; expected some integers"),
         (["a", "b", "c", "b"], [[1], [2], [3], [4]], "rqvae", "item 'b' has more than one row"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from adagrpo.errors import UserError
+from adagrpo.semantic_ids import collisions
 from adagrpo.semantic_ids.catalog import import_semantic_ids
 from adagrpo.semantic_ids.collisions import move_to_free_codes, resolve_collisions, sequence_groups
 from adagrpo.semantic_ids.quantization import Quantization, level_means
@@ -74,6 +76,28 @@ def test_moving_equals_the_loop(prefixes: list[int], seed: int, whole: bool) -> 
     actual = move_to_free_codes(quantization)
     assert list(map(tuple, actual.tolist())) == moved_twin(list(map(tuple, codes.tolist())), *exact)
     assert len(np.unique(actual, axis=0)) == len(actual)
+
+
+def crowd(items: int, codes: int, width: int) -> Quantization:
+    """Items that all have the first code of one level."""
+    draw = np.random.default_rng(0)
+    book, points = (draw.normal(size=(count, width)).astype(np.float32) for count in (codes, items))
+    return Quantization(np.zeros((items, 1), dtype=np.int64), (book,), points)
+
+
+def test_blocks_of_items_move_as_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = move_to_free_codes(crowd(40, 50, 6))
+    monkeypatch.setattr(collisions, "_NUMBERS", 2000)  # of 49 free codes with six numbers each: six items at a time
+    assert np.array_equal(move_to_free_codes(crowd(40, 50, 6)), whole)
+
+
+def test_many_items_on_one_sequence_are_moved_in_bounded_memory() -> None:
+    quantization = crowd(512, 600, 64)
+    tracemalloc.start()
+    moved = move_to_free_codes(quantization)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(np.unique(moved)) == 512 and peak < 64 * 2**20  # all differences at once take 157 MB, and their squares
 
 
 def test_one_level_moves_too_and_the_codes_given_stay_as_they_are() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
 from scipy import sparse
 
 from adagrpo.errors import UserError
+from adagrpo.semantic_ids import placement
 from adagrpo.semantic_ids.placement import keep_largest, nearest_documents, place, seen_together, weights_of
 from adagrpo.semantic_ids.quantization import Quantization, level_means
 from adagrpo.types import Ragged
@@ -50,6 +52,34 @@ def test_documents_of_the_same_words_are_nearest() -> None:
     known = [["red", "shoe"], ["red", "tent"], ["blue", "tent"], []]
     found = nearest_documents(known, [["tent", "blue"], ["unheard"]], 1).toarray()
     assert found[0].argmax() == 2 and found[0, 2] == pytest.approx(1) and not found[1].any()
+
+
+def alike(known: int, new: int) -> list[list[list[str]]]:
+    """Documents that all share a word, and some of which share another."""
+    return [[["every", f"word{number % 7}"] for number in range(count)] for count in (known, new)]
+
+
+@pytest.mark.parametrize("entries", [1, 40])  # a row at a time, and two
+def test_blocks_of_rows_give_what_the_whole_gives(entries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    known, new = alike(20, 9)
+    whole = nearest_documents(known, new, 3)
+    monkeypatch.setattr(placement, "_ENTRIES", entries)
+    blocks = nearest_documents(known, new, 3)
+    assert np.array_equal(blocks.toarray(), whole.toarray()) and whole.nnz == 27
+    dense = np.random.default_rng(0).integers(0, 4, (9, 20)).astype(float)  # with equals and zeros
+    found = placement.nearest_of(9, 20, lambda rows: sparse.csr_array(dense[rows]), 3)
+    assert np.array_equal(found.toarray(), keep_largest(sparse.csr_array(dense), 3).toarray())
+    assert nearest_documents(known, [], 3).shape == (0, 20)
+
+
+def test_memory_does_not_grow_with_the_number_of_new_documents(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placement, "_ENTRIES", 2**16)
+    known, new = alike(2000, 3000)
+    tracemalloc.start()
+    nearest_documents(known, new, 3)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 32 * 2**20  # all pairs at once are 6 million numbers and as many places, several times over
 
 
 # two levels of two codes: items at the corners of a flat rectangle

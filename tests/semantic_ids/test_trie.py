@@ -90,6 +90,21 @@ def test_a_node_is_closed_where_nothing_below_it_is_eligible(
     assert shared.count == int(masks[0].sum()) and torch.equal(shared.items, masks[0])
 
 
+def test_a_mask_may_end_before_an_item_that_was_delisted() -> None:
+    trie = Trie.build(torch.tensor([[0], [1]]), (2,)).named(torch.tensor([0, 2]))  # item 3 came later, and left
+    mask = trie.eligible(torch.tensor([True, True, True]))
+    excluded = trie.excluding(torch.tensor([[3, 2], [3, -1]]), [mask, mask])
+    nodes = torch.tensor([0, 1])
+    assert trie.closed(1, nodes, torch.tensor([[0], [1]]), excluded).tolist() == [[False, True], [False, False]]
+
+
+def test_no_samples_exclude_nothing() -> None:
+    trie, nobody = Trie.build(torch.tensor([[0], [1]]), (2,)), torch.empty(0, 3, dtype=torch.int64)
+    for eligible in (None, []):
+        excluded = trie.excluding(nobody, eligible)
+        assert trie.closed(1, nobody, nobody, excluded).shape == (0, 3)
+
+
 @pytest.mark.parametrize("dense_limit", [DENSE, SPARSE])
 @settings(max_examples=40, deadline=None)
 @given(catalogue=catalogues())

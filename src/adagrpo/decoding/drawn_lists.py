@@ -92,7 +92,7 @@ def draw_slates(
     if seeds.ndim != 1 or seeds.dtype != torch.int64:
         raise ValueError(f"seeds must be (B,) int64, got {seeds.dtype} of {tuple(seeds.shape)}")
     state = policy.start(context)
-    kept = _root(seeds)
+    kept = _root(seeds, empty=len(trie.items) == 0)
     for level in range(levels):
         kept = _children(trie, level, kept, policy.logits(state).double() / temperature, seeds, count + 1, excluded)
         if level + 1 < levels:
@@ -129,6 +129,8 @@ def item_log_probs(
         (B, N) log-probability of drawing each item first; -inf where it may not be drawn, and where there is none.
     """
     levels = check(policy, trie, temperature)
+    if len(trie.items) == 0:
+        return torch.full(items.shape, -torch.inf, dtype=torch.float64, device=items.device)
     items = items.clamp(-1, len(trie.leaf_of) - 1)  # the last of these is no item
     real = (items >= 0) & (trie.leaf_of[items] >= 0)
     codes = _codes(trie, items)  # (B, N, L); any, where an item is not of the catalogue
@@ -189,10 +191,14 @@ def _codes(trie: Trie, items: Tensor) -> Tensor:
     return torch.stack(codes[::-1], dim=-1)
 
 
-def _root(seeds: Tensor) -> _Kept:
-    nothing = torch.zeros(len(seeds), 1, dtype=torch.int64, device=seeds.device)
-    keys = _gumbel(seeds.unsqueeze(1), nothing)
-    return _Kept(nothing, torch.zeros_like(keys), keys, nothing, nothing)
+def _root(seeds: Tensor, *, empty: bool) -> _Kept:
+    """The empty prefix; none where nothing may be drawn at all."""
+    first = torch.zeros(len(seeds), 1, dtype=torch.int64, device=seeds.device)
+    keys = _gumbel(seeds.unsqueeze(1), first)
+    if empty:
+        never = torch.full_like(keys, -torch.inf)
+        return _Kept(first - 1, never, never, first, first)
+    return _Kept(first, torch.zeros_like(keys), keys, first, first)
 
 
 def _children(

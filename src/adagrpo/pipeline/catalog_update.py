@@ -45,7 +45,7 @@ from adagrpo.pipeline.versions import (
 from adagrpo.semantic_ids import Catalog, language_vectors, level_means
 from adagrpo.semantic_ids.collisions import numbers_items
 from adagrpo.semantic_ids.embeddings import words
-from adagrpo.semantic_ids.placement import keep_largest, nearest_documents, place, seen_together, weights_of
+from adagrpo.semantic_ids.placement import nearest_documents, nearest_of, place, seen_together, weights_of
 from adagrpo.storage.hashes import hash_file, hash_json
 from adagrpo.types import Ragged
 
@@ -176,10 +176,11 @@ def _with_items(run: Run, state: _State, path: Path, rows: dict[str, int]) -> _S
             "--items takes new items, and those that were delisted"
         )
     kind = state.items.schema[ITEM_ID]
-    new = table.filter(pl.Series(places < 0)).with_columns(pl.col(ITEM_ID).cast(kind, strict=False))
-    if new[ITEM_ID].null_count():
-        wrong = ids.filter(pl.Series(places < 0)).filter(new[ITEM_ID].is_null())[0]
-        raise UserError(f"{path}: item {wrong!r}: the ids of the catalogue are whole numbers")
+    unknown = pl.Series(places < 0)
+    new = table.filter(unknown).with_columns(pl.col(ITEM_ID).cast(kind, strict=False))
+    wrong = ids.filter(unknown).filter(new[ITEM_ID].cast(pl.String).ne_missing(ids.filter(unknown)))  # "007" is not 7
+    if len(wrong):
+        raise UserError(f"{path}: item {wrong[0]!r}: the ids of the catalogue are whole numbers")
     numbers = pl.Series(ITEM, np.arange(len(state.items), len(state.items) + len(new)), dtype=state.items.schema[ITEM])
     grown = pl.concat([state.items, new.with_columns(numbers)], how="diagonal")
     rows |= {str(name): len(state.items) + place for place, name in enumerate(new[ITEM_ID].to_list())}
@@ -258,7 +259,11 @@ def _similarity(run: Run, known: pl.DataFrame, new: pl.DataFrame) -> sparse.csr_
     if "language_model" in run.config.tokenizer.vectors and run.path(*ENCODED).is_file():
         vectors = language_vectors(new[TEXT].to_list(), language_model_folder(run), device=str(RunData(run).device))
         every = pl.read_parquet(run.checked(*ENCODED))["vector"].to_numpy()
-        return keep_largest(sparse.csr_array(np.maximum(vectors @ every.T, 0)), NEIGHBOURS)
+
+        def similarity(rows: slice) -> sparse.csr_array:
+            return sparse.csr_array(np.maximum(vectors[rows] @ every.T, 0))
+
+        return nearest_of(len(vectors), len(every), similarity, NEIGHBOURS)
     documents = [
         [[*words(text), *attributes] for text, attributes in table.select(TEXT, ATTRIBUTES).rows()]
         for table in (known, new)

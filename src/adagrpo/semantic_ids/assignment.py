@@ -5,7 +5,8 @@ places with room, and so on. What comes out is stable: no point is nearer to ano
 than one of the points it holds.
 
 Source: deferred acceptance (Gale & Shapley, American Mathematical Monthly 1962). Where both sides rank by one distance
-it gives what the greedy loop over all sorted pairs gives, in a few dozen rounds over arrays and without the sort.
+it gives what the greedy loop over all sorted pairs gives, in rounds over arrays and without the sort: mostly a few
+dozen, as many as there are places in the worst case.
 """
 
 from __future__ import annotations

@@ -36,6 +36,7 @@ from adagrpo.semantic_ids.trie import Trie
 __all__ = ["Catalog", "audit", "import_semantic_ids"]
 
 LISTED = "listed"
+LARGEST_CODE = 2**31 - 1  # codes are stored in 32 bits
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +75,8 @@ class Catalog:
             listed: (V,) bool, False for items that the tree is not to hold; None holds them all.
 
         Raises:
-            UserError: two items share their codes, or a code is negative or not below its level's size.
+            UserError: two items share their codes, or a code is negative, not below its level's size, or of more than
+                31 bits.
             ValueError: `codes` is not a matrix of integers with L >= 1, `level_sizes` is not of length L, or `listed`
                 not of length V.
         """
@@ -84,7 +86,7 @@ class Catalog:
         matrix = matrix.to(torch.int64)
         values = matrix.cpu().numpy()
         largest = values.max(axis=0, initial=0)
-        sizes = tuple(int(size) for size in (largest + 1 if level_sizes is None else level_sizes))
+        sizes = tuple(int(code) + 1 for code in largest) if level_sizes is None else tuple(map(int, level_sizes))
         if len(sizes) != matrix.shape[1]:
             raise ValueError(f"level_sizes has {len(sizes)} levels, codes {matrix.shape[1]}")
         _check_range(values, sizes)
@@ -190,7 +192,7 @@ def import_semantic_ids(
     Args:
         path: Parquet with one row per item and a list column of integer codes.
         item_ids: (V,) the catalogue's original item ids, in item order. The file's ids are read as those of a log, and
-            cast to their type.
+            compared as text.
         column: name of the list column.
         id_column: name of the file's id column.
         max_expansion: to how many times its size the file may unpack, see `adagrpo.data.logs.unpacking`.
@@ -199,16 +201,16 @@ def import_semantic_ids(
         (V, L) int64; `(0, 0)` for an empty catalogue.
 
     Raises:
-        UserError: a column is missing, an item has no row or two, or its codes are not a list of L integers of at
-            least 0.
+        UserError: a column is missing, an item has no row or two, or its codes are not a list of L integers from 0 to
+            2**31 - 1.
     """
     frame = _read_parquet(path, [id_column, column], max_expansion)
-    ids = id_texts(frame[id_column]).cast(item_ids.dtype, strict=False)
-    published = pl.DataFrame({"id": ids, "sid": frame[column]})
-    twice = published.filter(pl.col("id").is_duplicated() & pl.col("id").is_in(item_ids.implode()))
+    names = item_ids.cast(pl.String)
+    published = pl.DataFrame({"id": id_texts(frame[id_column]), "sid": frame[column]})
+    twice = published.filter(pl.col("id").is_duplicated() & pl.col("id").is_in(names.implode()))
     if len(twice):
         raise UserError(f"{path}: item {twice['id'][0]!r} has more than one row in column {id_column!r}; keep one")
-    wanted = pl.DataFrame({"id": item_ids})
+    wanted = pl.DataFrame({"id": names})
     missing = wanted.join(published, on="id", how="anti", maintain_order="left")
     if len(missing):
         raise UserError(
@@ -217,11 +219,12 @@ def import_semantic_ids(
         )
     joined = wanted.join(published, on="id", how="left", maintain_order="left")
     codes = _code_matrix(joined["sid"], joined["id"], f"{path}: column {column!r}")
-    below = np.flatnonzero((codes < 0).any(axis=1))
-    if len(below):
-        row = int(below[0])
+    outside = np.flatnonzero(((codes < 0) | (codes > LARGEST_CODE)).any(axis=1))
+    if len(outside):
+        row = int(outside[0])
         raise UserError(
-            f"{path}: column {column!r}: item {joined['id'][row]!r} has {codes[row].tolist()}; codes start at 0"
+            f"{path}: column {column!r}: item {joined['id'][row]!r} has {codes[row].tolist()}; "
+            f"codes start at 0 and end at {LARGEST_CODE}"
         )
     return codes
 
@@ -289,12 +292,12 @@ def _check_range(
     level_sizes: tuple[int, ...],
 ) -> None:
     """Raise UserError at the first code outside its level."""
-    outside = np.argwhere((codes < 0) | (codes >= np.asarray(level_sizes)))
+    last = [min(size - 1, LARGEST_CODE) for size in level_sizes]
+    outside = np.argwhere((codes < 0) | (codes > np.asarray(last)))
     if len(outside):
         item, level = (int(index) for index in outside[0])
         raise UserError(
-            f"codes: item {item} has code {codes[item, level]} at level {level + 1}; "
-            f"it must be in 0 .. {level_sizes[level] - 1}"
+            f"codes: item {item} has code {codes[item, level]} at level {level + 1}; it must be in 0 .. {last[level]}"
         )
 
 
@@ -361,7 +364,7 @@ def _code_matrix(
         return np.empty((0, 0), dtype=np.int64)
     lengths = lists.list.len().fill_null(0).to_numpy()
     filled = lists.list.drop_nulls().list.len().fill_null(0).to_numpy()
-    levels = int(np.bincount(lengths).argmax())
+    levels = int(np.bincount(lengths[lengths > 0], minlength=1).argmax())  # what most have, of those that have any
     bad = np.flatnonzero((lengths != levels) | (filled != levels) | (filled == 0))
     if len(bad):
         row = int(bad[0])

@@ -19,6 +19,8 @@ from adagrpo.semantic_ids.quantization import Quantization
 
 __all__ = ["move_to_free_codes", "numbers_items", "resolve_collisions", "sequence_groups"]
 
+_NUMBERS = 2**20  # of differences between items and codes, held at a time
+
 
 def sequence_groups(
     codes: NDArray[np.integer[Any]],  # (V, L)
@@ -125,6 +127,10 @@ def move_to_free_codes(quantization: Quantization) -> NDArray[np.int64]:
         of_prefix = slice(ends[shared] - counts[shared], ends[shared])
         moving = np.sort(order[of_prefix][repeats[of_prefix]])
         free = np.setdiff1d(np.arange(size), codes[order[of_prefix], -1])
-        gaps = np.square(left[moving, None] - vectors[free]).sum(axis=2)
-        codes[moving, -1] = free[assign_within(gaps, np.ones(len(free), dtype=np.int64))]
+        step = max(1, _NUMBERS // max(1, len(free) * vectors.shape[1]))
+        gaps = [
+            np.square(left[moving[first : first + step], None] - vectors[free]).sum(axis=2)
+            for first in range(0, len(moving), step)
+        ]
+        codes[moving, -1] = free[assign_within(np.concatenate(gaps), np.ones(len(free), dtype=np.int64))]
     return codes

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +33,9 @@ from adagrpo.semantic_ids.embeddings import tf_idf
 from adagrpo.semantic_ids.quantization import Quantization
 from adagrpo.types import Ragged
 
-__all__ = ["nearest_documents", "place", "seen_together", "weights_of"]
+__all__ = ["nearest_documents", "nearest_of", "place", "seen_together", "weights_of"]
+
+_ENTRIES = 2**22  # similarities that are held at a time
 
 
 def nearest_documents(known: Sequence[Sequence[str]], new: Sequence[Sequence[str]], count: int) -> sparse.csr_array:
@@ -49,7 +51,24 @@ def nearest_documents(known: Sequence[Sequence[str]], new: Sequence[Sequence[str
         array([[1., 0., 0.]])
     """
     vectors = tf_idf([*known, *new], min_items=2)
-    return keep_largest((vectors[len(known) :] @ vectors[: len(known)].T).tocsr(), count)
+    others, of_known = vectors[len(known) :], vectors[: len(known)].T.tocsr()
+    return nearest_of(len(new), len(known), lambda rows: (others[rows] @ of_known).tocsr(), count)
+
+
+def nearest_of(
+    rows: int, columns: int, similarity: Callable[[slice], sparse.csr_array], count: int
+) -> sparse.csr_array:
+    """(N, V) the `count` largest similarities of each row, of which a block of rows is held at a time.
+
+    Args:
+        rows: `N`.
+        columns: `V`.
+        similarity: of some rows, (n, V).
+        count: how many are kept of each row, see `keep_largest`.
+    """
+    step = max(1, _ENTRIES // max(1, columns))
+    starts = range(0, max(1, rows), step)
+    return sparse.vstack([keep_largest(similarity(slice(first, first + step)), count) for first in starts]).tocsr()
 
 
 def keep_largest(similarity: sparse.csr_array, count: int) -> sparse.csr_array:

@@ -4,14 +4,15 @@
     <a_210><b_231><c_0> TAB title TAB 7               MiniOneRec's `info/*.txt`
 
 The code is the last number in the name of a token; what is around it is the same for all tokens of a level, and is not
-kept: `policy.lm.tokens` says it to a checkpoint. Items that share a sequence keep it.
+kept: `policy.lm.tokens` says it to a checkpoint. Items that share a sequence keep it. Lines end in a line feed alone: a
+title may hold what else a text is cut at, such as U+2028.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from adagrpo.data.logs.formats import one_line
 from adagrpo.errors import UserError
+from adagrpo.semantic_ids.catalog import LARGEST_CODE
 
 __all__ = ["read_index"]
 
@@ -38,11 +40,15 @@ def read_index(path: Path, item_ids: pl.Series) -> NDArray[np.int64]:
         (V, L) int64, collisions included; `(0, 0)` for an empty catalogue.
 
     Raises:
-        UserError: no such file, not of such a form, an item is missing, or its tokens are not of the names and the
-            number that the others have.
+        UserError: no such file, not of such a form, an item is missing or there twice, or its tokens are not of the
+            names and the number that the others have, or their number is above 2**31 - 1.
     """
-    index = _read(path)
+    entries = _read(path)
+    index, counts = dict(entries), Counter(name for name, _ in entries)
     names = item_ids.cast(pl.String).to_list()
+    twice = [name for name in names if counts[name] > 1]
+    if twice:
+        raise UserError(f"{path}: item {one_line(twice[0])!r} has more than one entry; keep one")
     missing = [name for name in names if name not in index]
     if missing:
         raise UserError(
@@ -60,23 +66,28 @@ def read_index(path: Path, item_ids: pl.Series) -> NDArray[np.int64]:
                 f"{path}: item {one_line(name)!r} has {one_line(str(index[name]))}; expected tokens such as "
                 f"{', '.join(f'{before}7{after}' for before, after in around) or '<a_7>'}"
             )
-        codes.append([int(part[2]) for part in parts if part is not None])
+        digits = [part[2].lstrip("0") or "0" for part in parts if part is not None]
+        if any(len(number) > 10 or int(number) > LARGEST_CODE for number in digits):  # int() takes 4,300 digits
+            raise UserError(
+                f"{path}: item {one_line(name)!r} has {one_line(str(index[name]))}; codes end at {LARGEST_CODE}"
+            )
+        codes.append([int(number) for number in digits])
     return np.array(codes, dtype=np.int64) if codes else np.empty((0, 0), dtype=np.int64)
 
 
-def _read(path: Path) -> Mapping[str, list[str]]:
-    """Names of tokens by item."""
+def _read(path: Path) -> list[tuple[str, list[str]]]:
+    """Items with the names of their tokens, in the order of the file."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes().decode("utf-8")
         if path.suffix == ".json":
-            index = json.loads(text)
-            if not isinstance(index, dict) or not all(map(_is_names, index.values())):
+            index = json.loads(text, object_pairs_hook=tuple)  # pairs, so that a key that is there twice is seen
+            if not isinstance(index, tuple) or not all(_is_names(value) for _, value in index):
                 raise ValueError
-            return index
-        rows = [line.split("\t") for line in text.splitlines() if line.strip()]
+            return list(index)
+        rows = [line.split("\t") for line in text.split("\n") if line.strip()]
         if any(len(row) < 3 or "".join(TOKEN.findall(row[0])) != row[0].strip() for row in rows):
             raise ValueError
-        return {row[-1].strip(): TOKEN.findall(row[0]) for row in rows}
+        return [(row[-1].strip(), TOKEN.findall(row[0])) for row in rows]
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; tokenizer.published.path is below --data") from None
     except (ValueError, RecursionError) as error:

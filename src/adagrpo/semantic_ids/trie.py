@@ -292,7 +292,7 @@ class Trie:
         >>> [trie.closed(1, torch.tensor([0, 1]), torch.tensor([sample]), excluded).tolist() for sample in (0, 1)]
         [[False, False], [True, False]]
         """
-        masks = [None] if eligible is None else list(eligible)
+        masks = list(eligible or [None])
         starts = [place for place, mask in enumerate(masks) if place == 0 or mask is not masks[place - 1]]
         samples = torch.arange(len(items), device=items.device).unsqueeze(1) * self.node_counts[-1]
         # -1 and what lies beyond the last item with a leaf both find the -1 at the end
@@ -301,7 +301,8 @@ class Trie:
         for start, end in zip(starts, [*starts[1:], len(items)], strict=True):
             mask = masks[start]
             if mask is not None:  # what cannot be reached anyway would be counted twice
-                real[start:end] &= mask.items[items[start:end].clamp(min=0)]
+                # an item beyond the mask has no leaf, so that it is none whatever is looked up
+                real[start:end] &= mask.items[items[start:end].clamp(0, len(mask.items) - 1)]
         return Excluded(torch.unique((samples + leaves)[real]), tuple(starts), tuple(masks[start] for start in starts))
 
     def closed(
