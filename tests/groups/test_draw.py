@@ -175,6 +175,27 @@ def test_a_logged_item_of_the_history_is_taught_where_it_is_injected() -> None:
     assert sorted(group.items[0].tolist()) == [-1, 0, 2, 3]
 
 
+@pytest.mark.parametrize("scored", [{"inject_target": True}, {"inject_target": False}])
+def test_a_delisted_item_among_constrained_samples_is_named(scored: dict[str, bool]) -> None:
+    catalog = Catalog.from_codes(CODES, SIZES, listed=torch.tensor([True, True, False, True]))
+    policy = CompactPolicy(CODES, SIZES, width=8, layers=1, heads=2, decoder_hidden=8, dropout=0.0).eval()
+    histories, targets = Histories(torch.tensor([[3], [1]]), torch.tensor([1, 1])), torch.tensor([0, 2])
+    options, asked = ObjectiveConfig(constrained=True, num_generations=2, **scored), not scored["inject_target"]
+    with pytest.raises(ValueError, match="targets hold item 2, which is delisted"):
+        draw_groups(policy, catalog, histories, targets, options, torch.Generator(), score_targets=asked)
+    for free in ({"constrained": False}, {"rollout": "beam"}):  # the policy's own probability of an item is there
+        drawn = draw_groups(
+            policy,
+            catalog,
+            histories,
+            targets,
+            options.model_copy(update=free),
+            torch.Generator(),
+            score_targets=asked,
+        )
+        assert drawn.target_log_probs is not None and bool(drawn.target_log_probs.isfinite().all())
+
+
 def test_a_worker_draws_a_history_from_the_same_seeds_however_the_step_is_cut() -> None:
     catalog = Catalog.from_codes(CODES, SIZES)
     policy = CompactPolicy(CODES, SIZES, width=8, layers=1, heads=2, decoder_hidden=8, dropout=0.0).eval()

@@ -36,9 +36,13 @@ from adagrpo.pipeline import (
 )
 from adagrpo.pipeline import catalog_update as updating
 from adagrpo.pipeline.chain import parts_of
+from adagrpo.pipeline.factories import Models
+from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.serve import recommender
+from adagrpo.pipeline.stages.example_rollouts import draw_examples
 from adagrpo.semantic_ids import Catalog
 from adagrpo.serving import Query, Recommender
+from adagrpo.trainer.batches import group_step
 
 ITEMS = [10 * number + 3 for number in range(30)]
 SHAPES = ("round", "long", "flat", "tall", "wide")
@@ -411,6 +415,36 @@ def test_an_evaluation_of_a_version_is_a_run_of_its_own(run: Run, tmp_path: Path
     with pytest.raises(UserError, match="is about version 2"):
         evaluate_with(reopened, "1")
     assert not (run.directory / "evaluate").exists()
+
+
+def test_reports_of_a_version_leave_out_what_was_delisted(run: Run, tmp_path: Path) -> None:
+    update_catalog(run, delist=["3", "153"])
+    options = ("objective.constrained=true", "objective.inject_target=true")
+    other = Run.open(run.directory, options, out=tmp_path / "later")
+    evaluate_with(other, "latest")
+    report_ranker(other)
+    draw_examples(other)
+    whole, left = (RunData(other, open_version(other, which)) for which in ("0", "1"))
+    targets = whole.cases("validation").targets
+    content = json.loads((tmp_path / "later/report/rollouts/rollouts.json").read_text())
+    assert content["cases"] == int(left.catalog.listed.numpy()[targets].sum()) < len(targets)
+    gate = json.loads((tmp_path / "later/ranker/report/report.json").read_text())["gate"]["all users"]
+    schedule = Models(whole).schedule(other.config.train.fit)
+    drawn = [
+        group_step(schedule, step, other.config.objective, whole.device) for step in range(schedule.steps_per_epoch)
+    ]
+    logged = torch.cat([part.targets for step in drawn for part in step.samples])
+    assert gate["samples"] == int(left.catalog.listed[logged].sum()) < len(logged)
+
+
+def test_nothing_is_listed_of_what_a_report_would_show(run: Run, tmp_path: Path) -> None:
+    data = RunData(run)
+    targets = {*data.cases("validation").targets.tolist()}
+    update_catalog(run, delist=[str(data.item_ids[item]) for item in targets])
+    other = Run.open(run.directory, out=tmp_path / "later")
+    evaluate_with(other, "latest")
+    with pytest.raises(UserError, match="logged items of validation is listed any more"):
+        draw_examples(other)
 
 
 def test_lists_in_python_are_of_the_latest_version_at_once(run: Run, tmp_path: Path) -> None:

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
 from adagrpo.errors import UserError
-from adagrpo.pipeline import fit_arm, fit_ranker, fit_sft, prepare, report_ranker, tokenize
+from adagrpo.pipeline import (
+    Run,
+    evaluate_with,
+    fit_arm,
+    fit_ranker,
+    fit_sft,
+    prepare,
+    report_ranker,
+    tokenize,
+    update_catalog,
+)
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 
@@ -216,6 +228,18 @@ def test_the_report_of_a_marketplace_knows_the_truth(market: Any) -> None:
     assert gates["shuffled"]["admitted"] == pytest.approx(report["gate"]["all users"]["admitted_if_shuffled"])
     assert gates["random"]["admitted"] == share  # as many as the gate, in every step
     assert gates["all"]["admitted"] == pytest.approx(1 - report["gate"]["all users"]["degenerate"])
+
+
+def test_the_truth_is_not_asked_about_items_that_came_after_training(market: Any, tmp_path: Path) -> None:
+    run = Run.open(Path(shutil.copytree(market.directory, tmp_path / "run")))
+    items = pl.read_parquet(run.path("simulate", "items.parquet"))
+    items.head(1).with_columns(item_id=pl.lit("new")).write_parquet(tmp_path / "new.parquet")
+    update_catalog(run, items=tmp_path / "new.parquet")
+    later = Run.open(run.directory, out=tmp_path / "later")
+    evaluate_with(later, "latest")
+    report = json.loads((report_ranker(later) / "report.json").read_text(encoding="utf-8"))
+    assert report["gate"]["all users"]["samples"] > 0 and "pairwise_accuracy" not in report["gate"]["all users"]
+    assert not any("true_correlation" in row for row in report["strata"])
 
 
 def test_arms_at_the_ends_of_histories_have_a_report_too(market: Any) -> None:

@@ -76,10 +76,14 @@ def draw_groups(
 
     Raises:
         ServiceError: the worker failed.
+        ValueError: a logged item is to be scored among samples of the catalogue, and is delisted.
     """
     logged = bool((targets >= 0).all())
     codes = catalog.codes[targets] if logged else None
     scores = logged and (score_targets or options.inject_target)
+    if scores and options.constrained and options.rollout == "sample" and catalog.trie.holds(targets) < len(targets):
+        gone = int(targets[~catalog.listed[targets]][0])
+        raise ValueError(f"targets hold item {gone}, which is delisted: no constrained sample is it; leave it out")
     shape = len(targets), options.num_generations, catalog.num_levels
     uniforms, seed = None, 0
     if worker is not None:

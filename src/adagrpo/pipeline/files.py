@@ -77,6 +77,11 @@ class RunData:
         return sorted(self.run.path("simulate", "truth").glob("*")) if self.config.data.marketplace else []
 
     @property
+    def truth_knows_all(self) -> bool:
+        """Whether a truth knows all items of the catalogue; it knows none of those that came after training."""
+        return bool(self.truth_files) and self.num_items == self.version.trained
+
+    @property
     def truth_read(self) -> dict[str, str]:
         """How a stage reads the truth; nothing where the logs are real. Until it said so, each user's last purchase."""
         return {"truth": "just before the target"} if self.truth_files else {}
@@ -237,7 +242,7 @@ class RunData:
 
         A case need not be the last purchase of its user: data may be cut by time, and items may be filtered out.
         """
-        if not self.truth_files or self.num_items != self.version.trained:
+        if not self.truth_knows_all:
             return None
         users, targets = cases.users.astype(np.int64), cases.targets.astype(np.int64)
         return lambda items: self._truth.utility_before(users, targets, np.maximum(items, 0))

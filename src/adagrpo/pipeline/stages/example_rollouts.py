@@ -1,7 +1,8 @@
 """The stage `report/rollouts`: some validation cases with the rollouts of the starting policy, and what the gate makes.
 
-The groups are those that post-training would see, drawn for one batch of cases. Of every outcome of the gate that
-occurs in the batch a case is kept, so that a reader sees why a group is admitted and why one is not.
+The groups are those that post-training would see, drawn for one batch of cases whose logged item is listed. Of every
+outcome of the gate that occurs in the batch a case is kept, so that a reader sees why a group is admitted and why one
+is not.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from adagrpo.diagnosis import case_groups, evidence_of
-from adagrpo.evaluation.predictions import sample_cases
+from adagrpo.errors import UserError
+from adagrpo.evaluation.predictions import sample_cases, select_cases
 from adagrpo.groups.evidence import Evidence
 from adagrpo.groups.score import ScoredGroups
 from adagrpo.objective import GateDecision, adagrpo_gate, group_advantages
@@ -23,6 +26,7 @@ from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED
 from adagrpo.pipeline.versions import CatalogVersion
 from adagrpo.storage.writing import write_file
+from adagrpo.types import Cases
 
 __all__ = ["draw_examples"]
 
@@ -54,7 +58,7 @@ def draw_examples(run: Run) -> None:
 def _examples(models: Models, weights: Path) -> dict[str, Any]:
     data, config = models.data, models.config
     objective, options = config.objective, config.objective.of_term("grpo")
-    cases = sample_cases(data.cases("validation"), CASES, config.seed)
+    cases = sample_cases(_listed(data), CASES, config.seed)
     groups = case_groups(
         models.policy(weights),
         data.catalog,
@@ -85,6 +89,15 @@ def _examples(models: Models, weights: Path) -> dict[str, Any]:
             for row, outcome in _chosen(decision)
         ],
     }
+
+
+def _listed(data: RunData) -> Cases:
+    """The validation cases whose logged item is listed: no rollout that is held to the catalogue can be another one."""
+    cases = data.cases("validation")
+    kept = np.flatnonzero(data.catalog.listed.cpu().numpy()[cases.targets])
+    if len(kept) == 0:
+        raise UserError(f"report/rollouts: none of the {len(cases)} logged items of validation is listed any more")
+    return cases if len(kept) == len(cases) else select_cases(cases, kept)
 
 
 def _chosen(decision: GateDecision) -> list[tuple[int, str]]:

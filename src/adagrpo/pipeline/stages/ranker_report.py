@@ -3,7 +3,8 @@
 Quality is measured on validation cases with the ranker of all users, by the formulas of
 `adagrpo.evaluation.reward_quality`. The gate is measured with the starting policy on one epoch of the training samples
 that post-training would draw, or on the first `GATE_USERS` users of it, once with the ranker of all users and once,
-where it is on, cross-fitted: the same rollouts, other rewards. Where the truth is known, this is where it is read: the
+where it is on, cross-fitted: the same rollouts, other rewards. Samples whose logged item is delisted in the version
+that is measured are left out: no rollout can be it. Where the truth is known, this is where it is read: the
 correlation of scores and utilities before each user's last purchase, and the share of the pairs of rollouts that the
 reward orders rightly, among the groups admitted and among those rejected.
 
@@ -26,6 +27,7 @@ from adagrpo.config import Gate
 from adagrpo.config.reward import SequentialOptions
 from adagrpo.data.prepared import load_impressions
 from adagrpo.data.sequences import pad
+from adagrpo.errors import UserError
 from adagrpo.evaluation.predictions import sample_cases
 from adagrpo.evaluation.reward_quality import (
     CaseQuality,
@@ -143,7 +145,7 @@ def _quality(data: RunData, reward: Reward, policy: Policy[Any, Any], loss: str)
         nll[rows] = target_nll(policy.score(policy.encode(histories), codes.unsqueeze(1)).squeeze(1)).cpu().numpy()
     quality = CaseQuality(*(np.concatenate(fields) for fields in zip(*parts, strict=True)))
     of_item, of_case = _item_strata(data), _case_strata(cases, nll)
-    truth = _truth(data, reward, cases, of_item, of_case) if data.truth_files else {}
+    truth = _truth(data, reward, cases, of_item, of_case) if data.truth_knows_all else {}
     strata = {"all": np.full(len(cases), "all")} | {by: names[cases.targets] for by, names in of_item.items()} | of_case
     table = []
     for by, names in strata.items():
@@ -214,7 +216,7 @@ def _gate(models: Models, reward: Reward) -> dict[str, Any]:
     objective, spread = data.config.objective, 0.0
     if objective.rl_positions == "end":  # no gate has anything to read there
         objective = objective.model_copy(update={"rl_positions": "random"})
-    utility = data.true_utility() if data.truth_files else None
+    utility, listed = data.true_utility() if data.truth_knows_all else None, data.catalog.listed
     outcomes: dict[str, list[NDArray[np.bool_]]] = {}
     chosen: dict[str, list[NDArray[np.bool_]]] = {}
     users, shares, shuffled = [], [], []
@@ -225,8 +227,20 @@ def _gate(models: Models, reward: Reward) -> dict[str, Any]:
         joined = drawn_at.joined()
         if joined is None:
             continue
+        kept = listed[joined[1]]
+        histories, targets = joined[0].rows(kept), joined[1][kept]
+        if len(targets) == 0:
+            continue
         groups = gated_groups(
-            policy, data.catalog, reward, *joined, objective, drawn_at.generator, gate="adagrpo", spread=spread
+            policy,
+            data.catalog,
+            reward,
+            histories,
+            targets,
+            objective,
+            drawn_at.generator,
+            gate="adagrpo",
+            spread=spread,
         )
         spread = groups.spread
         owners = groups.histories.users
@@ -241,6 +255,8 @@ def _gate(models: Models, reward: Reward) -> dict[str, Any]:
             shares.append(agreement.share.double().masked_fill(agreement.pairs == 0, torch.nan).cpu().numpy())
             for gate, decision in _every_gate(data, groups, agreement.share, step).items():
                 chosen.setdefault(gate, []).append(decision.admitted.cpu().numpy())
+    if not users:
+        raise UserError("ranker/report: no sample of an epoch has a logged item that is listed")
     owner = np.concatenate(users)
     outcome_masks = {name: np.concatenate(parts) for name, parts in outcomes.items()}
     content: dict[str, Any] = {"samples": len(owner)}
