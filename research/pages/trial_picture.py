@@ -21,7 +21,7 @@ __all__ = ["Outcome", "outcomes", "trial_picture", "trials"]
 METRIC = "hr@10"
 SETS = {  # by the file of its trial
     "trial-amazon18-scientific": "Scientific",
-    "trial-amazon-beauty-seeds-1-2-3": "Beauty",
+    "trial-amazon-beauty": "Beauty",
     "trial-lastfm": "LastFM",
     "trial-ml-1m": "MovieLens-1M",
     "trial-kuairand-clicks": "KuaiRand, a feed",
