@@ -13,7 +13,7 @@ import torch
 from adagrpo.config import ArmConfig, Config
 from adagrpo.errors import UserError
 from adagrpo.pipeline import Run, fit_sft, forecast, prepare, room, run_all, tokenize
-from adagrpo.pipeline.dry_run import look_at_run, plan
+from adagrpo.pipeline.dry_run import plan
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.forecast import check_language_model
@@ -59,7 +59,7 @@ def test_the_size_of_a_policy_from_a_folder(world: Any, data: Path, tmp_path: Pa
 
 
 def test_a_finished_run_has_nothing_to_do(finished: Path) -> None:
-    content = plan(look_at_run(finished, []), EVERYTHING)
+    content = plan(Run.open(finished, []), EVERYTHING)
     assert {row["state"] for row in content["stages"]} == {"unchanged"} and content["seconds"] == 0
     steps = {row["stage"]: row["steps"] for row in content["stages"]}
     for stage in ("sft", "ranker", "train/nll", "train/adagrpo"):
@@ -72,7 +72,7 @@ def test_a_finished_run_has_nothing_to_do(finished: Path) -> None:
 
 def test_what_a_changed_setting_makes_again_and_how_long_it_took_before(finished: Path) -> None:
     before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
-    run = look_at_run(finished, ["train.fit.epochs=2"])
+    run = Run.open(finished, ["train.fit.epochs=2"])
     content = plan(run, EVERYTHING)
     rows = {row["stage"]: row for row in content["stages"]}
     again = {name for name, row in rows.items() if row["state"] == "make"}
@@ -102,19 +102,19 @@ def test_a_run_that_is_not_there_yet_is_planned_from_its_logs(world: Any, data: 
 
 def test_a_stage_whose_declaration_reads_what_is_not_there_is_to_be_made(finished: Path) -> None:
     """The weight of `distill-tuned` is chosen on validation by a stage of its own."""
-    content = plan(look_at_run(finished, ["train.arms=[nll, distill-tuned]"]), ("train",))
+    content = plan(Run.open(finished, ["train.arms=[nll, distill-tuned]"]), ("train",))
     states = [(row["stage"], row["state"]) for row in content["stages"]]
     assert states == [("train/nll", "unchanged"), ("teacher", "make"), ("train/distill-tuned", "make")]
 
 
 def test_only_trained_arms_are_evaluated(finished: Path) -> None:
-    content = plan(look_at_run(finished, ["train.arms=[nll, mixture]"]), ("evaluate",))
+    content = plan(Run.open(finished, ["train.arms=[nll, mixture]"]), ("evaluate",))
     assert {row["stage"].split("/")[1] for row in content["stages"]} == {"sft", "baselines", "nll", "report"}
 
 
 def test_a_damaged_setting_is_refused_in_a_plan_too(finished: Path) -> None:
     with pytest.raises(UserError, match=r"sft\.epochs"):
-        plan(look_at_run(finished, ["sft.epochs=none"]), EVERYTHING)
+        plan(Run.open(finished, ["sft.epochs=none"]), EVERYTHING)
 
 
 def test_memory_of_a_fit_by_hand() -> None:

@@ -246,3 +246,41 @@ def test_two_logs_of_one_name_are_both_read(world: Any, tmp_path: Path) -> None:
         paths[-1].write_text(name, encoding="utf-8")
     hashes = run.hash_inputs(paths)
     assert list(hashes) == ["log.csv", "log.csv (2)"] and len(set(hashes.values())) == 2
+
+
+def test_what_is_written_elsewhere_is_not_written_into_another_run(
+    adagrpo: Command, copied: Path, finished: Path, contents: Callable[[Path], dict[str, bytes]]
+) -> None:
+    """A run of its own, and one that goes on from a third: neither is taken for this run's."""
+    before = contents(copied)
+    for verb in ("evaluate", "diagnose", "report"):
+        refused(adagrpo(verb, "--run", finished, "--out", copied), f"--out: {copied} is a run of its own")
+    assert contents(copied) == before
+    third = copied.parent / "third"
+    assert adagrpo("report", "--run", copied, "--out", third).status == 0
+    assert adagrpo("report", "--run", copied, "--out", third).status == 0  # as often as one likes
+    refused(adagrpo("report", "--run", finished, "--out", third), f"what goes on from {copied}")
+
+
+@pytest.mark.parametrize("file", ["sft/best/model.safetensors", "tokenize/codes.parquet", "train/nll/steps.jsonl"])
+def test_a_stage_whose_file_is_gone_says_so_and_how_to_mend_it(adagrpo: Command, copied: Path, file: str) -> None:
+    (copied / file).unlink()
+    stage = "train/nll" if file.startswith("train") else file.partition("/")[0]
+    says = f"{copied / file}: missing; delete {copied / stage} to have it made again"
+    (row,) = (row for row in status(copied)["stages"] if row["stage"] == stage)
+    assert (row["state"], row["why"]) == ("damaged", says)
+    refused(adagrpo("train" if stage == "train/nll" else "evaluate", "--run", copied), says)
+    shutil.rmtree(copied / stage)
+    assert states(copied)[stage] == "missing"
+
+
+@pytest.mark.parametrize(
+    ("verb", "setting"), [("train", "sft.epochs=9"), ("train", "tokenizer.codes=4"), ("evaluate", "compare.level=0.9")]
+)
+def test_a_plan_is_refused_with_what_its_verb_is_refused_with(
+    adagrpo: Command, copied: Path, verb: str, setting: str
+) -> None:
+    options = (verb, "--run", copied, "--set", setting)
+    alone, planned = adagrpo(*options), adagrpo(*options, "--dry-run")
+    refused(planned, "--set")
+    assert planned == alone

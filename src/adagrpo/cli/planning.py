@@ -18,10 +18,18 @@ __all__ = ["plan_text", "print_plan", "print_plan_of"]
 
 
 def print_plan_of(directory: Path, parts: Collection[str], common: Common, out: Path | None = None) -> None:
-    """What verbs would do with an existing run."""
-    from adagrpo.pipeline.dry_run import look_at_run
+    """What a verb would do with an existing run.
 
-    print_plan(look_at_run(directory, common.overrides(), out), parts, common.as_json)
+    Raises:
+        UserError: what the verb itself would be refused with.
+    """
+    from adagrpo.pipeline import Run
+    from adagrpo.pipeline.checks import check
+
+    run = Run.open(directory, common.overrides(), out=out)
+    for verb in parts:
+        check(run, verb)
+    print_plan(run, parts, common.as_json)
 
 
 def print_plan(run: Run, parts: Collection[str], as_json: bool) -> None:

@@ -215,10 +215,15 @@ class Look(Run):
 
     def _manifest(self, name: str) -> tuple[dict[str, Any] | None, str]:
         """The manifest of a stage, and what is wrong with it."""
+        folder = self.folder(name)
         try:
-            return manifest(self.folder(name)), ""
+            found = manifest(folder)
         except UserError as error:
             return None, str(error)
+        gone = next((file for file in (found or {"files": ()})["files"] if not (folder / file).exists()), None)
+        if gone is not None:
+            return None, f"{folder / gone}: missing; delete {folder} to have it made again"
+        return found, ""
 
     def _compare(self, name: str, now: Ingredients, paths: Sequence[Path]) -> None:
         was, damage = self._manifest(name)

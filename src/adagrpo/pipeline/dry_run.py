@@ -18,8 +18,7 @@ from typing import Any
 
 import torch
 
-from adagrpo.config import read_settings, resolve_config
-from adagrpo.config.recipe import dump_config
+from adagrpo.config import read_settings
 from adagrpo.pipeline import unordered
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.forecast import FitForecast, Forecast
@@ -38,16 +37,9 @@ from adagrpo.pipeline.stages.tokenize import tokenize
 from adagrpo.storage.artifacts import manifest
 from adagrpo.storage.hashes import cached_hash
 
-__all__ = ["look_at_run", "plan"]
+__all__ = ["plan"]
 
 DIAGNOSED = "diagnose"  # no stage, but work
-
-
-def look_at_run(directory: Path, overrides: Sequence[str], out: Path | None = None) -> Run:
-    """An existing run with other settings, of which nothing is written; see `Run.open`."""
-    run = Run.open(directory, out=out)
-    run.config = resolve_config(dump_config(run.config), overrides, str(directory))
-    return run
 
 
 def plan(run: Run, parts: Collection[str]) -> dict[str, Any]:

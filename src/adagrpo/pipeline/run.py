@@ -147,7 +147,8 @@ class Run:
             out: another run directory, new or begun earlier in this way, for all that is written from here on.
 
         Raises:
-            UserError: there is no run, its run.yaml is damaged, or `out` is given for a run that has a source itself.
+            UserError: there is no run, its run.yaml is damaged, or `out` is given for a run that has a source itself or
+                is a run that does not go on from this one.
         """
         if not is_marked(directory):
             raise UserError(
@@ -160,6 +161,10 @@ class Run:
             check_kind(out, "run")
             if source is not None:
                 raise UserError(f"--out: {directory} goes on from {source} itself; work in it, or go on from that one")
+            own = read_mark(out).get("source") if is_marked(out) else str(directory.resolve())
+            if own != str(directory.resolve()):
+                what = "a run of its own" if own is None else f"what goes on from {own}"
+                raise UserError(f"--out: {out} is {what}, and not from {directory}; take a new folder")
             directory, source = out, directory.resolve()
         described = next((root for root in (directory, source) if root and (root / DESCRIPTION).is_file()), directory)
         content = read_description(described)
