@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -114,11 +115,28 @@ def test_lists_are_narrowed_to_what_is_eligible(finished: Path) -> None:
         ({"exclude": []}, "exclude: holds 0 lists for 1 histories"),
         ({"exclude": [3]}, r"exclude\[0\]: is 3; a list of item ids is wanted"),
         ({"arm": "grpo"}, "--arm grpo: not trained"),
+        ({"reward_weight": -5.0}, r"^reward_weight: -5\.0 is no weight; give a finite number of at least 0"),
+        ({"reward_weight": float("nan")}, "^reward_weight: nan is no weight"),
+        ({"precision": "fp16"}, "^precision: 'fp16' is none of auto, float32, bfloat16"),
+        ({"catalog": 7}, "catalogue '7': no such version"),
     ],
 )
 def test_what_cannot_be_recommended_is_said(finished: Path, arguments: dict[str, Any], message: str):
     with pytest.raises(UserError, match=message):
         Run.open(finished).recommend(**({"histories": [[3]]} | arguments))
+
+
+def test_a_version_of_the_catalogue_may_be_a_number(finished: Path) -> None:
+    run = Run.open(finished)
+    assert run.recommend([[3]], catalog=0).items == run.recommend([[3]], catalog="0").items
+
+
+def test_metrics_of_other_stages_than_are_there_are_refused(copied: Path) -> None:
+    with pytest.raises(UserError, match=r"metrics.json is stale: .*mask_history.*; run `adagrpo evaluate --run"):
+        _ = Run.open(copied, {"evaluation.mask_history": True}).metrics
+    shutil.rmtree(copied / "evaluate" / "nll" / "best")
+    with pytest.raises(UserError, match=r"metrics.json is stale: evaluate/nll/best is missing; run `adagrpo evaluate"):
+        _ = Run.open(copied).metrics
 
 
 def test_metrics_are_those_of_the_file(finished: Path):
@@ -139,6 +157,8 @@ def test_a_run_stage_by_stage_is_that_of_the_command_line(world: Any, data: Path
     found = run.diagnose()
     assert found.verdict in ("use", "rerank_only", "do_not_use") and found.sentences
     assert run.diagnosis == found
+    with pytest.raises(UserError, match="is of another policy or reward; run `adagrpo diagnose --run"):
+        _ = Run.open(tmp_path / "run", {"reward.kind": "noise"}).diagnosis
     metrics = run.train(anyway=True).evaluate()
     assert run.report().is_file() and repr(run).endswith("'tiny')")
     whole = Run.create(run.recipe, tmp_path / "whole", data)
@@ -169,5 +189,8 @@ def test_settings_and_recipes_are_those_of_the_command_line(data: Path, tmp_path
         Run.open(tmp_path)
     with pytest.raises(UserError, match="no such folder"):
         Run.create(data / "recipe.yaml", tmp_path / "run", tmp_path / "nowhere")
+    recipe = run.recipe | {"data": run.recipe["data"] | {"logs": [Path("log.csv")]}}
+    assert Run.create(recipe, tmp_path / "paths", data).config.data.logs == ("log.csv",)
+    assert Run.create(recipe, tmp_path / "set", data, {"data.logs": [Path("b.csv")]}).config.data.logs == ("b.csv",)
     with pytest.raises(UserError, match="unknown key"):
         Run.create({"nonsense": 1}, tmp_path / "run", data)

@@ -573,6 +573,27 @@ def test_seed_changes_the_run(adagrpo: Command, tmp_path: Path, data: Path, fini
     assert reply.err.startswith("tokenize: done in")
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [["report"], ["catalog", "list"], ["catalog", "update", "--delist", "3"], ["recommend", "--users", "USERS"]],
+)
+def test_seed_changes_nothing_where_nothing_is_drawn(
+    adagrpo: Command, tmp_path: Path, copied: Path, arguments: list[str]
+) -> None:
+    (tmp_path / "users.csv").write_text("user_id\nnobody\n", encoding="utf-8")
+    words = [str(tmp_path / "users.csv") if word == "USERS" else word for word in arguments]
+    words += ["--out", str(tmp_path / "lists")] if words[0] == "recommend" else []
+    reply = adagrpo(*words, "--run", copied, "--seed", 5)
+    assert reply.status == 0
+    assert reply.err.startswith(f"{words[0]}: --seed changes nothing, since nothing in it is drawn\n")
+
+
+def test_what_is_served_is_drawn_by_another_seed(adagrpo: Command, copied: Path) -> None:
+    reply = adagrpo("serve", "--run", copied, "--seed", 5, "--explore", 1)
+    assert reply.err.startswith("serve: --seed changes nothing, since --explore-seed decides what is drawn\nadagrpo: ")
+    assert "--explore: needs --exposures" in reply.err
+
+
 def test_doctor(adagrpo: Command) -> None:
     actual = json.loads(adagrpo("doctor", "--json").out)
     assert {"adagrpo", "python", "torch", "polars", "threads", "processors", "device", "mixed_precision"} <= set(actual)

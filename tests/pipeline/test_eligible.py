@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,10 @@ from adagrpo.errors import UserError
 from adagrpo.evaluation.predictions import predict
 from adagrpo.pipeline import Run, collect, evaluate
 from adagrpo.pipeline.chain import parts_of
+from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.model_card import model_card
 from adagrpo.pipeline.serve import recommender
 from adagrpo.serving.recommender import Query
 
@@ -55,6 +58,25 @@ def test_metrics_are_of_the_eligible_items_and_fits_stay(copied: Path) -> None:
     if sum(counts[popular] >= least) == 10:  # no tie at the tenth place
         hit = np.mean(np.array(ranks) < 10)
         assert content["baselines"]["popularity"]["test"]["hr@10"] == pytest.approx(hit)
+
+
+def test_a_card_and_a_choice_say_that_metrics_were_narrowed(copied: Path) -> None:
+    run = opened(copied)
+    evaluate(run, ["adagrpo"])
+    chosen = choose_checkpoint(run, None, "best")
+    assert chosen.arm == "nll"  # the one that is still evaluated on the whole catalogue
+    apart = "; evaluated on part of the catalogue (evaluation.eligible): sft, adagrpo"
+    assert chosen.why.endswith(f"the best of nll{apart}")
+    shutil.rmtree(copied / "evaluate" / "nll")
+    chosen = choose_checkpoint(run, None, "best")
+    assert chosen.arm != "nll" and chosen.why.endswith(f"the best of sft, adagrpo{apart}; not evaluated: nll")
+    card = model_card(Run.open(copied), chosen, "best", parameters=1, usage="")
+    data = RunData(run)
+    left_out = len(data.cases("test")) - len(data.measured_cases("test"))
+    assert (
+        "the full catalogue" not in card and f"the {len(KEPT)} items of `evaluation.eligible`, include item_id=" in card
+    )
+    assert f"; exclude item_id=23 ({left_out} test cases of other items left out), by beam search" in card
 
 
 def test_with_history_left_out_lists_are_those_that_are_served(copied: Path) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -43,10 +44,11 @@ from adagrpo.pipeline.choose_checkpoint import Chosen
 from adagrpo.pipeline.export import export
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.model_card import _training
+from adagrpo.pipeline.model_card import _results, _training
 from adagrpo.pipeline.serve import recommender
 from adagrpo.policies.language_model import template_tokens
 from adagrpo.serving.recommender import Query
+from adagrpo.storage.artifacts import seal
 from adagrpo.types import Cases, Ragged
 
 LM = {
@@ -287,11 +289,20 @@ def test_the_card_says_what_has_not_been_measured(run: Run, tmp_path: Path):
     assert "| users | 62 |" in text and "| history | the last 6 items |" in text
 
 
-def test_the_card_has_the_results_with_their_intervals(run: Run, world: Any, data: Path, tmp_path: Path):
-    copy = world.run(Path(shutil.copytree(run.directory, tmp_path / "run")), data, **run.config.model_dump())
+@pytest.fixture(scope="module")
+def evaluated(run: Run, world: Any, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = Path(shutil.copytree(run.directory, tmp_path_factory.mktemp("evaluated") / "run"))
+    copy = world.run(folder, data, **run.config.model_dump())
     evaluate(copy, ["adagrpo"])
-    metrics = collect(copy, ["adagrpo"])
-    verdict = diagnose_reward(copy)["verdict"]
+    collect(copy, ["adagrpo"])
+    diagnose_reward(copy)
+    return copy
+
+
+def test_the_card_has_the_results_with_their_intervals(evaluated: Run, tmp_path: Path):
+    copy = evaluated
+    metrics = json.loads(copy.path("metrics.json").read_text(encoding="utf-8"))
+    verdict = json.loads(copy.path("diagnose", "diagnose.json").read_text(encoding="utf-8"))["verdict"]
     export(copy, tmp_path / "out", "adagrpo", "final")
     metadata, text = card_of(tmp_path / "out")
     measured = metrics["stages"]["adagrpo"]["final"]["test"]
@@ -310,6 +321,42 @@ def test_the_card_has_the_results_with_their_intervals(run: Run, world: Any, dat
         export(copy, tmp_path / checkpoint, "sft", checkpoint)
         metadata, text = card_of(tmp_path / checkpoint)
         assert ("model-index" in metadata) is known and ("had not measured" in text) is not known
+
+
+def train_again(run: Run, stage: str, checkpoint: str) -> None:
+    """Other weights in a checkpoint of as many steps, in a stage that is whole and up to date."""
+    folder = run.folder(stage)
+    weights = load_file(folder / checkpoint / "model.safetensors")
+    save_file({name: value + 1 for name, value in weights.items()}, folder / checkpoint / "model.safetensors")
+    content = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    (folder / "manifest.json").unlink()
+    seal(folder, kind=content["kind"], fingerprint=content["fingerprint"], made_from=content["made_from"])
+
+
+def test_the_card_has_no_results_and_no_verdict_of_other_weights(evaluated: Run, tmp_path: Path):
+    copy = Run.open(Path(shutil.copytree(evaluated.directory, tmp_path / "run")))
+    train_again(copy, "train/adagrpo", "final")
+    for checkpoint, known in (("best", True), ("final", False)):
+        export(copy, tmp_path / checkpoint, "adagrpo", checkpoint)
+        metadata, text = card_of(tmp_path / checkpoint)
+        assert ("model-index" in metadata) is known and ("had not measured this checkpoint" in text) is not known
+        assert "`adagrpo diagnose` said **" in text
+    train_again(copy, "sft", "best")
+    export(copy, tmp_path / "sft", "sft")
+    metadata, text = card_of(tmp_path / "sft")
+    assert "model-index" not in metadata and "had not measured this checkpoint" in text
+    assert "said is of another policy or reward" in text and "said **" not in text
+
+
+def test_intervals_of_an_earlier_evaluation_are_not_shown(evaluated: Run, tmp_path: Path):
+    copy = Run.open(Path(shutil.copytree(evaluated.directory, tmp_path / "run")))
+    folder = copy.folder("report/paired")
+    content = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    (folder / "manifest.json").unlink()
+    inputs = dict.fromkeys(content["made_from"]["inputs"], "0" * 64)
+    seal(folder, kind="stage", fingerprint="", made_from=content["made_from"] | {"inputs": inputs})
+    chosen = Chosen("adagrpo", copy.path("train", "adagrpo", "final"), 4, "")
+    assert {"mean"} == {name for value in _results(copy, chosen, "final").values() for name in value}
 
 
 def test_the_card_states_the_thresholds_of_the_arm(run: Run):

@@ -16,7 +16,11 @@ from adagrpo.config import Config, dump_config, load_config, resolve_config
 from adagrpo.console import StderrConsole
 from adagrpo.errors import UserError
 from adagrpo.networks.layers import Precision
+from adagrpo.pipeline.chain import parts_of
 from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
+from adagrpo.pipeline.collected import metrics_are_stale
+from adagrpo.pipeline.commands import remake
+from adagrpo.pipeline.diagnosed import is_diagnosed
 from adagrpo.pipeline.serve import recommender
 from adagrpo.pipeline.versions import LATEST
 from adagrpo.serving.answers import answer
@@ -79,7 +83,7 @@ class Run:
         """
         code = None
         if isinstance(recipe, Mapping):
-            content = json.loads(json.dumps(recipe))
+            content = json.loads(json.dumps(recipe, default=str))  # a path is its text
             config = resolve_config(content, _overrides(settings), "recipe")
         else:
             config, code = load_config(Path(recipe), _overrides(settings)), Path(recipe).parent
@@ -195,7 +199,7 @@ class Run:
         precision: Precision | None = None,
         include: Filter | None = None,
         popular: bool = False,
-        catalog: str = LATEST,
+        catalog: str | int = LATEST,
     ) -> Recommended:
         """The lists that `adagrpo serve` answers with and `evaluate` measures.
 
@@ -216,8 +220,8 @@ class Run:
             catalog: the version of the catalogue: `latest`, or a number; 0 is the one of training.
 
         Raises:
-            UserError: there is no such arm, version or group, `k` is too large, or `histories` is not a list of lists
-                of ids.
+            UserError: there is no such arm, version, group or precision, `k` is too large, the weight is below 0 or not
+                finite, or `histories` is not a list of lists of ids.
         """
         chosen = choose_checkpoint(self._run, arm, checkpoint)
         version = pipeline.open_version(self._run, catalog).number
@@ -252,7 +256,7 @@ class Run:
         delist: Sequence[ItemId] = (),
         interactions: Sequence[str | Path] = (),
         *,
-        start: str = LATEST,
+        start: str | int = LATEST,
     ) -> dict[str, Any]:
         """Make the next version of the catalogue, without training; `recommend` takes it from then on.
 
@@ -274,7 +278,7 @@ class Run:
                 items=None if items is None else Path(items),
                 delist=[str(one) for one in delist],
                 interactions=[Path(one) for one in interactions],
-                start=start,
+                start=str(start),
             )
         return pipeline.catalog_diff(pipeline.open_version(self._run, made.about["parent"] or "0"), made)
 
@@ -283,8 +287,15 @@ class Run:
         """What `evaluate` measured, one row a value: stage, checkpoint, split, metric, value.
 
         Baselines are stages too; `checkpoint` is null where a stage has one alone.
+
+        Raises:
+            UserError: nothing was evaluated, or something that it was evaluated on was made again since.
         """
         content = self._json("metrics.json")
+        run = self._run
+        why = metrics_are_stale(run, parts_of(run, measuring=True), run.path("metrics.json"))
+        if why:
+            raise UserError(f"{run.called}: metrics.json is stale: {why}; run {remake(run, 'metrics.json')}")
         rows = [
             (stage, checkpoint, split, metric, value)
             for stage, checkpoint, splits in _splits(content)
@@ -296,8 +307,16 @@ class Run:
 
     @property
     def diagnosis(self) -> Diagnosis:
-        """What the last `diagnose` found."""
-        return _diagnosis(self._json("diagnose", "diagnose.json"))
+        """What the last `diagnose` found.
+
+        Raises:
+            UserError: nothing was diagnosed, or another policy or reward.
+        """
+        content = self._json("diagnose", "diagnose.json")
+        if not is_diagnosed(self._run, content):
+            again = remake(self._run, "diagnose")
+            raise UserError(f"{self._run.called}: the diagnosis is of another policy or reward; run {again}")
+        return _diagnosis(content)
 
     @contextmanager
     def _working(self) -> Iterator[None]:
@@ -338,7 +357,7 @@ def _overrides(settings: Settings) -> list[str]:
     (['objective.lambda=0.5', 'reward={"kind": "noise"}'], ['seed=3'])
     """
     if isinstance(settings, Mapping):
-        return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+        return [f"{key}={json.dumps(value, default=str)}" for key, value in settings.items()]
     return list(settings)
 
 

@@ -137,7 +137,7 @@ def _print_plans(comparisons: list[Comparison], as_json: bool) -> None:
     typer.echo(json.dumps(plans if len(plans) > 1 else plans[0]) if as_json else "\n---\n".join(texts))
 
 
-@verb("report", "answers")
+@verb("report", "answers", draws=False)
 def report(
     run: Annotated[Path, typer.Option("--run", help="The run directory, or the folder of a comparison.")],
     common: Common,

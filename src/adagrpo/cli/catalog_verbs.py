@@ -17,7 +17,7 @@ __all__ = ["catalog"]
 SHOWN = 20  # items of a list that are printed
 
 
-@verb("catalog", "serve")
+@verb("catalog", "serve", draws=False)
 def catalog(
     action: Annotated[Literal["list", "diff", "update"], typer.Argument(help="What to do: list, diff or update.")],
     run: RunDirectory,

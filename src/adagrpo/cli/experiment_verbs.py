@@ -65,7 +65,7 @@ def ab(
                 typer.echo(f"\n{page}")
 
 
-@verb("estimate", "serve")
+@verb("estimate", "serve", draws=False)
 def estimate(
     run: RunDirectory,
     exposures: Annotated[Path, typer.Option("--exposures", help="The exposure log of a service that explored.")],

@@ -33,7 +33,7 @@ def loop(
     print_values(result, common.as_json)
 
 
-@verb("watch", "serve")
+@verb("watch", "serve", draws=False)
 def watch(
     exposures: Annotated[Path, typer.Option("--exposures", help="The exposure log of the service, with its feedback.")],
     common: Common,

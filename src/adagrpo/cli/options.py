@@ -213,6 +213,7 @@ def verb(
     *,
     tracks: bool = False,
     draws: bool = True,
+    instead: str = "",
 ) -> Callable[[Function], Function]:
     """Make a verb of a function, and give it the common options.
 
@@ -221,7 +222,9 @@ def verb(
         purpose: one of `PURPOSES`.
         sets: what its `--set` changes; None: it has none.
         tracks: it fits models, and has `--track`.
-        draws: something in it is drawn; one in which nothing is says so where `--seed` is given, which every verb has.
+        draws: something in it is drawn; one in which nothing is says so where `--seed` is given, which every verb has,
+            and goes on without it.
+        instead: an option that decides what is drawn after all.
 
     Returns:
         A decorator. The function takes its own arguments and `common: Common`; its first line of text is the help.
@@ -237,8 +240,11 @@ def verb(
         def command(**given: Any) -> None:
             common = {option: given.pop(option) for option in added}
             common["settings"] = tuple(common.get("settings", ()))
-            if common["seed"] is not None and not draws and not common["quiet"]:
-                typer.echo(f"{name}: --seed changes nothing, since nothing in it is drawn", err=True)
+            if common["seed"] is not None and not draws:
+                if not common["quiet"]:
+                    why = f"{instead} decides what is" if instead else "nothing in it is"
+                    typer.echo(f"{name}: --seed changes nothing, since {why} drawn", err=True)
+                common["seed"] = None
             with left_at_once():  # its imports take seconds
                 importlib.import_module("adagrpo.pipeline")
             function(**given, common=Common(**common))

@@ -35,7 +35,7 @@ __all__ = ["export", "recommend", "serve"]
 FILTER = "column=value of the item table, a file of item ids, or a .json filter. May be repeated."
 
 
-@verb("export", "serve")
+@verb("export", "serve", draws=False)
 def export(
     run: RunDirectory,
     to: Annotated[Path, typer.Option("--to", help="A new folder.")],
@@ -50,7 +50,7 @@ def export(
     print_values(pipeline.export(common.open(run), to, arm, checkpoint, catalog), common.as_json)
 
 
-@verb("serve", "serve")
+@verb("serve", "serve", draws=False, instead="--explore-seed")
 def serve(
     run: RunDirectory,
     common: Common,
@@ -162,7 +162,7 @@ def serve(
     )
 
 
-@verb("recommend", "serve")
+@verb("recommend", "serve", draws=False)
 def recommend(
     run: RunDirectory,
     users: Annotated[Path, typer.Option(help="CSV, Parquet or JSONL: users and their histories, or users alone.")],

@@ -10,7 +10,7 @@ from adagrpo.errors import UserError
 from adagrpo.pipeline.run import Run
 from adagrpo.storage.artifacts import manifest
 
-__all__ = ["Chosen", "choose_checkpoint"]
+__all__ = ["Chosen", "choose_checkpoint", "of_these_weights"]
 
 
 WEIGHTS = "model.safetensors"
@@ -66,19 +66,24 @@ def choose_checkpoint(run: Run, arm: str | None, checkpoint: Literal["best", "fi
 def _best_on_validation(run: Run, arms: list[str], checkpoint: str) -> tuple[str, str]:
     """The arm of the best `MONITOR` on all validation cases, the first of equals, and why it is that one.
 
-    An evaluation speaks of the weights that it read. Of an arm that was trained again since, it says nothing.
+    An evaluation speaks of the weights that it read. Of an arm that was trained again since, it says nothing. One that
+    `evaluation.eligible` narrowed is of other cases: it is held against none that is of all cases, and said to be so.
     """
     values: dict[str, float] = {}
     outdated: list[str] = []
+    narrowed: list[str] = []
     for arm in arms:
         folder = ("evaluate", arm) if arm == "sft" else ("evaluate", arm, checkpoint)
         metrics = run.find(*folder, "metrics.json")
         if metrics is None:
             continue
-        if _of_these_weights(run, metrics.parent, arm, checkpoint):
-            values[arm] = json.loads(metrics.read_text(encoding="utf-8"))["validation"][MONITOR]
-        else:
+        if not of_these_weights(run, metrics.parent, arm, checkpoint):
             outdated.append(arm)
+            continue
+        content = json.loads(metrics.read_text(encoding="utf-8"))
+        values[arm] = content["validation"][MONITOR]
+        if "eligible" in content:
+            narrowed.append(arm)
     left_out = f"evaluated before being trained again: {', '.join(outdated)}"
     if not values and len(arms) > 1:
         found = f"nothing was evaluated in {run.directory}" + (f" as it is ({left_out})" if outdated else "")
@@ -88,9 +93,13 @@ def _best_on_validation(run: Run, arms: list[str], checkpoint: str) -> tuple[str
         )
     if not values:
         return "sft", f"the only policy; {left_out if outdated else 'nothing was evaluated'}"
-    best = max(values, key=lambda arm: values[arm])
     others = [arm for arm in arms if arm not in values and arm not in outdated]
+    apart = f"evaluated on part of the catalogue (evaluation.eligible): {', '.join(narrowed)}"
+    if len(narrowed) < len(values):
+        values = {arm: value for arm, value in values.items() if arm not in narrowed}
+    best = max(values, key=lambda arm: values[arm])
     why = [f"NDCG@10 {values[best]:.4f} on validation, the best of {', '.join(values)}"]
+    why += [apart] if narrowed else []
     why += [f"not evaluated: {', '.join(others)}"] if others else []
     return best, "; ".join([*why, left_out] if outdated else why)
 
@@ -101,7 +110,7 @@ def _ends_at_its_best(run: Run) -> bool:
     return first == last
 
 
-def _of_these_weights(run: Run, evaluation: Path, arm: str, checkpoint: str) -> bool:
+def of_these_weights(run: Run, evaluation: Path, arm: str, checkpoint: str) -> bool:
     """Whether an evaluation read the weights that are there; one of an earlier version does not say what it read."""
     made_from = (manifest(evaluation) or {}).get("made_from")
     weights = run.path("sft", "best") if arm == "sft" else run.path("train", arm, checkpoint)

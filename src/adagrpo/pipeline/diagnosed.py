@@ -7,6 +7,7 @@ nothing here.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from adagrpo.errors import UserError
@@ -15,7 +16,7 @@ from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.rewards import describe_reward
 from adagrpo.pipeline.run import Run
 
-__all__ = ["diagnosed_models", "heed_diagnosis"]
+__all__ = ["diagnosed_models", "heed_diagnosis", "is_diagnosed"]
 
 REFUSED = {
     "do_not_use": "nothing shows that it knows what the policy does not",
@@ -27,6 +28,11 @@ def diagnosed_models(models: Models) -> dict[str, Any]:
     """The policy and the reward that a diagnosis is of, JSON-able."""
     policy = models.run.path("sft", "best", "model.safetensors")
     return {"policy": models.run.hash_input(policy), "reward": describe_reward(models)}
+
+
+def is_diagnosed(run: Run, content: Mapping[str, Any]) -> bool:
+    """Whether a diagnosis, the content of diagnose.json, is of the policy and the reward that are there."""
+    return bool(content.get("of") == diagnosed_models(Models(RunData(run))))
 
 
 def heed_diagnosis(run: Run, *, anyway: bool) -> None:
@@ -52,7 +58,7 @@ def heed_diagnosis(run: Run, *, anyway: bool) -> None:
         run.console.note(f"note: the reward was not diagnosed; `{diagnose}` says whether it should be trained on")
         return
     content = json.loads(path.read_text(encoding="utf-8"))
-    if content.get("of") != diagnosed_models(Models(RunData(run))):
+    if not is_diagnosed(run, content):
         run.console.note(f"note: the diagnosis is of another policy or reward; `{diagnose}` makes it again")
         return
     decision = content["verdict"]["decision"]

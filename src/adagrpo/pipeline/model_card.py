@@ -14,12 +14,15 @@ from typing import Any
 import yaml
 
 from adagrpo import __version__
+from adagrpo.errors import UserError
 from adagrpo.metrics import Shown, shown
-from adagrpo.pipeline.choose_checkpoint import Chosen
+from adagrpo.pipeline.choose_checkpoint import Chosen, of_these_weights
+from adagrpo.pipeline.diagnosed import is_diagnosed
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.weight_used import weight_used
 from adagrpo.report.paired_tables import own_interval
 from adagrpo.report.tables import START, Table, format_metric, metric_label, to_markdown
+from adagrpo.storage.artifacts import manifest
 
 __all__ = ["model_card"]
 
@@ -43,7 +46,7 @@ def model_card(run: Run, chosen: Chosen, checkpoint: str, *, parameters: int, us
         f"## Data\n\n{_data(run)}",
         f"## Model\n\n{_model(run, parameters)}",
         f"## Training\n\n{_training(run, chosen, checkpoint)}",
-        f"## Results\n\n{_results_text(run, results)}",
+        f"## Results\n\n{_results_text(run, results, (_measured(run, chosen, checkpoint) or {}).get('eligible'))}",
         f"## Should the reward have been used?\n\n{_verdict(run)}",
         f"## Limits\n\n{_limits(run)}",
         f"## How it was made\n\n{_made(run)}",
@@ -120,23 +123,57 @@ def _training(run: Run, chosen: Chosen, checkpoint: str) -> str:
 def _results(run: Run, chosen: Chosen, checkpoint: str) -> dict[str, Mapping[str, float]]:
     """The metrics of the test cases: with intervals where they were computed, without them where only means are.
 
-    Empty where it was not this checkpoint that was evaluated: of sft the best one is, of an arm perhaps an earlier fit.
+    Empty where it was not these weights that were evaluated: of sft the best are, of an arm perhaps an earlier fit.
     """
-    entry = ((_json(run, "metrics.json") or {}).get("stages") or {}).get(chosen.arm) or {}
-    if chosen.arm == START:
-        measured, means = checkpoint == "best", entry.get("test") or {}
-    else:
-        of_kind = entry.get(checkpoint) or {}
-        measured, means = of_kind.get("step") == chosen.step, of_kind.get("test") or {}
-    if not measured:
-        return {}
-    paired = _json(run, "report", "paired", "paired.json")
+    folder = _evaluation(chosen, checkpoint)
+    means = (_measured(run, chosen, checkpoint) or {}).get("test") or {}
+    paired = _json(run, "report", "paired", "paired.json") if means else None
+    if paired is not None:
+        made_from = (manifest(run.folder("report/paired")) or {}).get("made_from")
+        lists = run.find(*folder, "predictions.parquet")
+        if made_from is not None and (lists is None or run.hash_input(lists) not in made_from["inputs"].values()):
+            paired = None  # of an earlier evaluation
     known = own_interval(paired, chosen.arm, "start" if chosen.arm == START else checkpoint) if paired else {}
     names = [name for name in shown(Shown.RESULTS) if means.get(name) is not None]
     return {name: known.get(name) or {"mean": means[name]} for name in names}
 
 
-def _results_text(run: Run, results: Mapping[str, Mapping[str, float]]) -> str:
+def _measured(run: Run, chosen: Chosen, checkpoint: str) -> dict[str, Any] | None:
+    """What the evaluation of these very weights found; None where there is none."""
+    path = run.find(*_evaluation(chosen, checkpoint), "metrics.json")
+    if path is None or (chosen.arm == START and checkpoint != "best"):
+        return None
+    read = of_these_weights(run, path.parent, chosen.arm, checkpoint)
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if read else None
+
+
+def _evaluation(chosen: Chosen, checkpoint: str) -> tuple[str, ...]:
+    """Where a checkpoint's evaluation is."""
+    return ("evaluate", START) if chosen.arm == START else ("evaluate", chosen.arm, checkpoint)
+
+
+def _of_what(eligible: Mapping[str, Any] | None) -> str:
+    """What lists were measured on, and how many cases were not.
+
+    >>> _of_what({"include": {"brand": ["acme"]}, "items": 7, "cases_left_out": {"validation": 2, "test": 3}})
+    'the 7 items of `evaluation.eligible`, include brand=acme (3 test cases of other items left out),'
+    >>> _of_what(None)
+    'the full catalogue'
+    """
+    if eligible is None:
+        return "the full catalogue"
+    held = [
+        f"{way} {', '.join(f'{column}={value}' for column, values in eligible[way].items() for value in values)}"
+        for way in ("include", "exclude")
+        if eligible.get(way)
+    ]
+    return (
+        f"the {eligible['items']:,} items of `evaluation.eligible`, {'; '.join(held) or 'which names none'}"
+        f" ({eligible['cases_left_out']['test']:,} test cases of other items left out),"
+    )
+
+
+def _results_text(run: Run, results: Mapping[str, Mapping[str, float]], eligible: Mapping[str, Any] | None) -> str:
     if not results:
         return "Not evaluated: `adagrpo evaluate` had not measured this checkpoint when this folder was written."
     rows = []
@@ -148,7 +185,7 @@ def _results_text(run: Run, results: Mapping[str, Mapping[str, float]]) -> str:
     other = "" if made == run.config_hash else f" They were measured under another configuration, `{made}`."
     masked = "left out of" if run.config.evaluation.mask_history else "kept in"
     return (
-        f"Measured over the full catalogue by beam search of width {run.config.evaluation.beam_width}; items of the"
+        f"Measured over {_of_what(eligible)} by beam search of width {run.config.evaluation.beam_width}; items of the"
         f" history are {masked} the lists. The intervals are a bootstrap over the users, of one seed.{other}\n\n{table}"
     )
 
@@ -157,6 +194,12 @@ def _verdict(run: Run) -> str:
     content = _json(run, "diagnose", "diagnose.json")
     if content is None:
         return "Not asked: `adagrpo diagnose` had not been carried out when this folder was written."
+    try:
+        of_these = is_diagnosed(run, content)
+    except UserError:  # a file that the reward is read from is gone
+        of_these = False
+    if not of_these:
+        return "Not known: what `adagrpo diagnose` said is of another policy or reward than this run has now."
     verdict = content["verdict"]
     return f"`adagrpo diagnose` said **{verdict['decision'].replace('_', ' ')}**. {' '.join(verdict['sentences'][:2])}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import sys
 import tempfile
@@ -11,9 +12,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from numbers import Real
 from pathlib import Path
 from socket import socket
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from adagrpo.data.columns import TEXT
 from adagrpo.errors import ServiceError, UserError
@@ -85,7 +87,8 @@ def recommender(
             a new one asks again.
 
     Raises:
-        UserError: no such arm, checkpoint or version, what it was made from is stale, or the reward cannot be had.
+        UserError: no such arm, checkpoint or version, what it was made from is stale, the reward cannot be had, or the
+            weight or the precision is none.
     """
     served, about, _ = _recommender(run, arm, checkpoint, reward_weight, exclude_history, precision, catalog)
     return served, about
@@ -101,6 +104,10 @@ def _recommender(
     catalog: str,
 ) -> tuple[Recommender, dict[str, Any], Models]:
     """`recommender`, and what makes other policies of the same run and catalogue."""
+    if not (isinstance(reward_weight, Real) and math.isfinite(reward_weight) and reward_weight >= 0):
+        raise UserError(f"reward_weight: {reward_weight!r} is no weight; give a finite number of at least 0")
+    if precision not in (None, *get_args(Precision)):
+        raise UserError(f"precision: {precision!r} is none of {', '.join(get_args(Precision))}")
     chosen = choose_checkpoint(run, arm, checkpoint)
     version = open_version(run, catalog)
     check(run, "serve", [chosen.stage, version.stage, *(reward_parts(run) if reward_weight > 0 else ())])

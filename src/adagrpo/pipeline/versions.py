@@ -133,7 +133,7 @@ def catalog_versions(run: Run) -> list[CatalogVersion]:
     return [CatalogVersion(run, number) for number in (0, *sorted(int(name) for name in names if name.isdecimal()))]
 
 
-def open_version(run: Run, which: str = LATEST) -> CatalogVersion:
+def open_version(run: Run, which: str | int = LATEST) -> CatalogVersion:
     """The version that is meant.
 
     Args:
@@ -143,7 +143,7 @@ def open_version(run: Run, which: str = LATEST) -> CatalogVersion:
     Raises:
         UserError: there is none, or its name has another hash.
     """
-    versions = catalog_versions(run)
+    versions, which = catalog_versions(run), str(which)
     if which == LATEST:
         return versions[-1]
     number, _, digits = which.partition("-")
