@@ -641,3 +641,8 @@ def test_a_report_of_a_damaged_run_is_refused(adagrpo: Command, copied: Path) ->
     path = copied / "train" / "nll" / "steps.jsonl"
     path.write_bytes(path.read_bytes()[:-1])
     refused(adagrpo("report", "--run", copied), f"{path}: content differs from the manifest")
+
+
+def test_figures_go_into_a_folder(adagrpo: Command, tmp_path: Path) -> None:
+    (tmp_path / "charts").write_text("mine")
+    refused(adagrpo("report", "--run", tmp_path, "--figures", tmp_path / "charts"), "is a file; --figures takes")

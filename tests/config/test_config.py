@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from pydantic import ValidationError
 
 from adagrpo.config import ArmConfig, Config, ObjectiveConfig, dump_config, load_config
 from adagrpo.config.reward import SequentialOptions
+from adagrpo.config.yaml_text import dump_yaml
 from adagrpo.errors import UserError
 
 MINIMAL = {"data": {"logs": ["logs.csv"]}}
@@ -198,6 +200,13 @@ def test_an_unknown_key_without_a_near_one_lists_the_valid_keys(recipe):
         ("data.marketplace={users: 5}", ["data", "either logs or marketplace"]),
         ("data.logs=[]", ["data", "either logs or marketplace"]),
         ("data.split.kind=temporal", ["data.split", "validation_from and test_from"]),
+        ("data.split={kind: temporal, validation_from: 5, test_from: 3}", ["data.split: validation_from (5)", "(3)"]),
+        ("policy.width=97", ["policy: width (97) must be a multiple of heads (4)"]),
+        ("ranker.heads=3", ["ranker: width (128) must be a multiple of heads (3)"]),
+        ("tokenizer.vectors={}", ["tokenizer.vectors", "at least 1"]),
+        ("sft.batch_size=yes", ["sft.batch_size: is a number", "True"]),
+        ("threads=on", ["threads: is a number"]),
+        ("tokenizer.vectors={text: true}", ["tokenizer.vectors: is a number"]),
     ],
 )
 def test_a_wrong_value_is_one_line_with_its_key(recipe, override, parts):
@@ -214,7 +223,7 @@ def test_set_reaches_nested_keys_and_makes_missing_sections(recipe):
         [
             "objective.lambda=0.5",
             "objective.constrained=true",
-            "train.fit.learning_rate=1e-3",  # YAML 1.1 reads this as text
+            "train.fit.learning_rate=1e-3",
             "data.columns.timestamp=when",
             "data.keep_events=[buy, view]",
             "threads=null",
@@ -226,6 +235,22 @@ def test_set_reaches_nested_keys_and_makes_missing_sections(recipe):
     assert config.train.fit.learning_rate == 1e-3 and config.train.fit.epochs == 3
     assert config.data.columns.timestamp == "when" and config.data.keep_events == ("buy", "view")
     assert config.name == "a=b" and config.data.logs == ("logs.csv",)
+
+
+@pytest.mark.parametrize("name", ["0", "User #", "user: id", "*user", "on", "1e6", "[a", "2026-01-01"])
+def test_the_name_of_a_column_is_no_yaml(recipe, name):
+    for text in (name, json.dumps(name)):
+        config = load_config(recipe(MINIMAL), [f"data.columns.user={text}"])
+        assert config.data.columns.user == name
+        assert load_config(recipe(dump_yaml(dump_config(config)))) == config
+    columns = load_config(recipe(MINIMAL), ["data.columns.timestamp=null", "data.columns.event="]).data.columns
+    assert columns.timestamp is None and columns.event is None
+
+
+def test_a_number_without_a_point_is_no_text(recipe):
+    path = recipe(MINIMAL | {"policy": {"kind": "causal_lm"}})
+    config = load_config(path, ["policy.lm.config={model_type: qwen3, rms_norm_eps: 1e-6, scale: 2E+3, of: 1e}"])
+    assert config.policy.lm.config == {"model_type": "qwen3", "rms_norm_eps": 1e-6, "scale": 2000.0, "of": "1e"}
 
 
 @pytest.mark.parametrize("override", ["objective.lambda", "=3", "objective..tau=1", ".tau=1", "objective.=1"])

@@ -50,6 +50,18 @@ def test_utf_16_that_is_cut_and_utf_32(tmp_path: Path) -> None:
         read_logs([write(tmp_path / "wide.csv", text.encode("utf-32"))], ColumnMapping())
 
 
+@pytest.mark.parametrize("suffix", ["csv", "csv.gz", "jsonl"])
+def test_text_that_is_not_utf_8_is_named(tmp_path: Path, suffix: str) -> None:
+    rows = [("Müller", "x", 1), ("b", "y", 2)]
+    table = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
+    text = table.write_ndjson() if suffix == "jsonl" else table.write_csv()
+    logs = read_logs([write(tmp_path / f"log.{suffix}", text.encode("latin-1"))], ColumnMapping(), max_bad_rows=1)
+    said = "save it as UTF-8 (iconv -f latin1 -t utf-8)"
+    assert logs.rejects["reason"][0].endswith(f"if it is not UTF-8, {said}")
+    (line, _) = sentences(logs.understood)
+    assert "not UTF-8" in line and line.endswith(said)
+
+
 @pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "ndjson.gz", "json", "json.gz"])
 def test_nested_fields_of_json(tmp_path: Path, suffix: str) -> None:
     lines = [

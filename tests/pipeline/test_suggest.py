@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ import yaml
 from adagrpo import cli, pipeline
 from adagrpo.config import load_config
 from adagrpo.config.tokenizer import PublishedIds, TokenizerConfig
+from adagrpo.config.yaml_text import json_text
 from adagrpo.data.logs.preview import look_at
 from adagrpo.data.simulation.marketplace import Marketplace, simulate
 from adagrpo.pipeline import Run, Silent
@@ -159,3 +161,26 @@ def test_what_is_missing_is_asked_for_in_one_line(tmp_path: Path) -> None:
     assert shown.returncode == 0 and "these are interactions" in shown.stdout
     wrong = command("inspect", log, "--set", "data.columns.thing=item")
     assert wrong.returncode == 2 and "the roles are user, item, timestamp" in wrong.stderr
+
+
+@pytest.mark.parametrize("user", ["0", "User #", "user: id", "*user", "on", "null", "'u'", "😀\x85"])
+def test_what_inspect_prints_can_be_typed(tmp_path: Path, user: str) -> None:
+    log, recipe = tmp_path / "😀.csv", tmp_path / "r.yaml"
+    log.write_text(f"{user},sku,time\na,x,1\nb,y,2\na,y,3\nb,x,4\n", encoding="utf-8")
+    given = f"data.columns.user={json_text(user)}"
+    looked = command("inspect", log, "--json", "--set", given)
+    assert looked.returncode == 0, looked.stderr
+    init, prepare = (shlex.split(line)[1:] for line in json.loads(looked.stdout)["next"])
+    made = command(*(str(recipe) if word == "recipe.yaml" else word for word in init))
+    assert made.returncode == 0, made.stderr
+    assert load_config(recipe).data.columns.user == user and load_config(recipe).data.logs == (str(log),)
+    prepared = command(*(str(tmp_path / "run") if word == "runs/mine" else word for word in prepare))
+    assert prepared.returncode == 0, prepared.stderr
+    assert Run.open(tmp_path / "run").config.data.columns.user == user
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="a folder that takes no files")
+def test_a_recipe_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    log = shop(tmp_path / "shop.csv")
+    refused = command("init", log, "--out", "/proc/x.yaml")
+    assert refused.returncode == 2 and "give another name with --out" in refused.stderr

@@ -13,6 +13,7 @@ import polars as pl
 from adagrpo import pipeline
 from adagrpo.api.results import Diagnosis, Recommended
 from adagrpo.config import Config, dump_config, load_config, resolve_config
+from adagrpo.config.yaml_text import json_text
 from adagrpo.console import StderrConsole
 from adagrpo.errors import UserError
 from adagrpo.networks.layers import Precision
@@ -357,7 +358,7 @@ def _overrides(settings: Settings) -> list[str]:
     (['objective.lambda=0.5', 'reward={"kind": "noise"}'], ['seed=3'])
     """
     if isinstance(settings, Mapping):
-        return [f"{key}={json.dumps(value, default=str)}" for key, value in settings.items()]
+        return [f"{key}={json_text(value)}" for key, value in settings.items()]
     return list(settings)
 
 

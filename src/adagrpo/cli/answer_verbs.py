@@ -122,8 +122,7 @@ def compare(
 
 def _print_plans(comparisons: list[Comparison], as_json: bool) -> None:
     """What comparisons would do: each as YAML, and as comments below it the plan of each of its seeds' runs."""
-    import yaml
-
+    from adagrpo.config.yaml_text import dump_yaml
     from adagrpo.pipeline.dry_run import plan
 
     plans: list[dict[str, Any]] = []
@@ -132,7 +131,7 @@ def _print_plans(comparisons: list[Comparison], as_json: bool) -> None:
         runs = {str(seed): plan(comparison.run_of(seed), EVERYTHING) for seed in comparison.seeds}
         plans.append(comparison.describe() | {"runs": runs})
         comments = [f"seed {seed}\n{plan_text(content)}" for seed, content in runs.items()]
-        text = yaml.safe_dump(comparison.describe(), sort_keys=False)
+        text = dump_yaml(comparison.describe())
         texts.append(text + textwrap.indent("\n\n".join(comments), "# ", lambda line: True))
     typer.echo(json.dumps(plans if len(plans) > 1 else plans[0]) if as_json else "\n---\n".join(texts))
 
@@ -150,6 +149,8 @@ def report(
     from adagrpo.report import read_comparison, write_comparison, write_comparison_figures, write_figures
     from adagrpo.storage.marks import check_kind, claim, is_marked, read_mark
 
+    if figures is not None and figures.exists() and not figures.is_dir():
+        raise UserError(f"{figures}: is a file; --figures takes a folder")
     if (run / "comparison.json").is_file():
         content = read_comparison(run / "comparison.json")
         check_kind(run, "comparison", "--run")

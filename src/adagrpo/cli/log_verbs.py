@@ -81,8 +81,11 @@ def write_recipe(
     text = recipe_text(preview, out.stem)
     if not out.parent.is_dir():
         raise UserError(f"{out.parent}: no such folder (--out)")
-    with out.open("x", encoding="utf-8") as file:
-        file.write(text)
+    try:
+        with out.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror}); give another name with --out") from error
     print_values({"recipe": str(out), "next": f"adagrpo run {out} --out runs/{out.stem}"}, common.as_json)
 
 
@@ -179,6 +182,7 @@ def simulate_logs(
 
 def _roles(settings: tuple[str, ...]) -> dict[str, str]:
     """Columns by role, as `--set data.columns.user=uid` gives them."""
+    from adagrpo.config.yaml_text import column_name
     from adagrpo.data.logs.interactions import ColumnMapping
 
     roles: dict[str, str] = {}
@@ -188,8 +192,15 @@ def _roles(settings: tuple[str, ...]) -> dict[str, str]:
         if not equals or role == key or role not in ColumnMapping.__dataclass_fields__:
             known = ", ".join(ColumnMapping.__dataclass_fields__)
             raise UserError(f"--set {setting}: write data.columns.ROLE=NAME; the roles are {known}")
-        roles[role] = column
+        roles[role] = column_name(column) or column
     return roles
+
+
+def _set(role: str, column: str) -> str:
+    """The option that says which column has a role; in quotes where the name would be read as something else."""
+    from adagrpo.config.yaml_text import column_name, json_text
+
+    return f"--set data.columns.{role}={shlex.quote(column if column_name(column) == column else json_text(column))}"
 
 
 def _next_commands(preview: dict[str, Any]) -> list[str]:
@@ -197,8 +208,8 @@ def _next_commands(preview: dict[str, Any]) -> list[str]:
     if preview["missing"]:
         return []
     files = shlex.join(preview["files"])
-    sets = [f"--set data.columns.{role}={shlex.quote(name)}" for role, name in preview["mapping"].items()]
-    stated = [f"--set data.columns.{r}={shlex.quote(e['column'])}" for r, e in preview["roles"].items() if e["given"]]
+    sets = [_set(role, name) for role, name in preview["mapping"].items()]
+    stated = [_set(role, entry["column"]) for role, entry in preview["roles"].items() if entry["given"]]
     lost = sum(entry["rows"] for entry in preview["lost"])
     bad = [f"--max-bad-rows {lost}"] if lost else []
     return [

@@ -95,9 +95,8 @@ def _print_demo_plans(runs: dict[str, Run], as_json: bool) -> None:
 
 def _print_recipe_and_plan(run: Run, common: Common) -> None:
     """The recipe resolved; as comments, so that it is a recipe again, what each arm is trained by, and the plan."""
-    import yaml
-
     from adagrpo.config import dump_config
+    from adagrpo.config.yaml_text import dump_yaml
     from adagrpo.pipeline.dry_run import plan
 
     content, arms = dump_config(run.config), run.config.settings_of_arms()
@@ -105,8 +104,8 @@ def _print_recipe_and_plan(run: Run, common: Common) -> None:
     if common.as_json:
         typer.echo(json.dumps(content | {"arms": arms, "plan": planned}))
         return
-    comment = yaml.safe_dump({"arms": arms}, sort_keys=False) + "\n" + plan_text(planned)
-    text = yaml.safe_dump(content, sort_keys=False) + textwrap.indent(comment, "# ", lambda line: True)
+    comment = dump_yaml({"arms": arms}) + "\n" + plan_text(planned)
+    text = dump_yaml(content) + textwrap.indent(comment, "# ", lambda line: True)
     typer.echo(text.rstrip())
 
 

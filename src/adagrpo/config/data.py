@@ -74,8 +74,12 @@ class SplitConfig(Section):
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        if self.kind == "temporal" and (self.validation_from is None or self.test_from is None):
+        if self.kind != "temporal":
+            return self
+        if self.validation_from is None or self.test_from is None:
             raise ValueError("a temporal split needs validation_from and test_from, in the unit of the timestamps")
+        if self.validation_from >= self.test_from:
+            raise ValueError(f"validation_from ({self.validation_from}) must be before test_from ({self.test_from})")
         return self
 
 

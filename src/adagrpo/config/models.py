@@ -97,6 +97,8 @@ class PolicyConfig(Section):
     def _model_of_its_kind(self) -> Self:
         if (self.kind == "causal_lm") != (self.lm is not None):
             raise ValueError("kind 'causal_lm' needs lm, and no other kind takes it")
+        if self.kind != "causal_lm":
+            _check_heads(self.width, self.heads)
         return self
 
 
@@ -165,4 +167,10 @@ class RankerConfig(Section):
     def _something_to_compare_with(self) -> Self:
         if self.loss == "sampled" and self.negatives == 0:
             raise ValueError("loss 'sampled' needs negatives of at least 1")
+        _check_heads(self.width, self.heads)
         return self
+
+
+def _check_heads(width: int, heads: int) -> None:
+    if width % heads:
+        raise ValueError(f"width ({width}) must be a multiple of heads ({heads})")

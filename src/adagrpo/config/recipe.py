@@ -21,11 +21,12 @@ from adagrpo.config.reward import RewardOptions, SequentialOptions
 from adagrpo.config.section import Positive, Section
 from adagrpo.config.tokenizer import TokenizerConfig
 from adagrpo.config.training import CompareConfig, EvaluationConfig, ObjectiveConfig, TrainConfig
-from adagrpo.config.yaml_text import parse_yaml, read_yaml
+from adagrpo.config.yaml_text import column_name, parse_yaml, read_yaml
 from adagrpo.errors import UserError
 
 __all__ = ["Config", "dump_config", "load_config", "resolve_config"]
 
+COLUMNS = (["data", "columns"], ["data", "random", "columns"])  # whose values are names
 MOST_BASES = 8  # of a recipe, its base, the base of that and so on
 
 
@@ -138,7 +139,7 @@ class Config(Section):
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a recipe over its `base`, and apply `a.b=c` overrides, whose right-hand side is YAML.
+    """Read a recipe over its `base`, and apply `a.b=c` overrides; `c` is YAML, or the name of a column.
 
     Args:
         path: a YAML file. Its key `base` is the path of another recipe, relative to this file, whose keys hold where
@@ -230,13 +231,13 @@ def _is_another_kind(inherited: object, own: object) -> bool:
 
 
 def _apply(content: dict[str, Any], override: str) -> None:
-    """Set one dotted key, for example `objective.lambda=0.5`."""
+    """Set one dotted key, for example `objective.lambda=0.5`; names of columns are no YAML, see `column_name`."""
     dotted, equals, text = override.partition("=")
     keys = dotted.split(".")
     if not equals or not all(keys):
         raise UserError(f"--set {override}: write key=value, for example objective.lambda=0.5")
     try:
-        value = parse_yaml(text)
+        value = column_name(text) if keys[:-1] in COLUMNS else parse_yaml(text)
     except yaml.YAMLError as error:
         raise UserError(f"--set {override}: '{text}' is not YAML") from error
     for key in keys[:-1]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator, model_validator
 
 from adagrpo.ranges import Finite, NonNegativeFloat, Positive, PositiveFloat, Share
 
@@ -38,3 +38,23 @@ class Section(BaseModel):
                 place = {key: getattr(field.default, key) for key in field.default.model_fields_set}
                 kept[name] = place | dict(given)
         return kept
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_no_yes_or_no(cls, value: Any, info: ValidationInfo) -> Any:
+        given = value.values() if isinstance(value, Mapping) else [value]
+        if any(isinstance(one, bool) for one in given):
+            kinds = _kinds(cls.model_fields[str(info.field_name)].annotation)
+            if kinds & {int, float} and not kinds & {bool, Any}:
+                raise ValueError(f"is a number; yes, on and true are none (found {value!r})")
+        return value
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The types that an annotation is made of."""
+    if get_origin(annotation) is Literal:
+        return {type(choice) for choice in get_args(annotation)}
+    if get_origin(annotation) is Annotated:
+        return _kinds(get_args(annotation)[0])
+    parts = get_args(annotation)
+    return set().union(*map(_kinds, parts)) if parts else {annotation}

@@ -51,7 +51,7 @@ class TokenizerConfig(Section):
     """
 
     vectors: dict[Literal["attributes", "text", "cooccurrence", "language_model"], PositiveFloat] = Field(
-        {"cooccurrence": 1.0}
+        {"cooccurrence": 1.0}, min_length=1
     )
     language_model: str | None = None
     width: Positive = 128

@@ -3,21 +3,38 @@
 PyYAML walks nested values by recursion, and an alias may stand for a whole subtree any number of times: a file of a
 kilobyte can stand for billions of values. So a file's events, which need neither, are counted before anything is built.
 Of a key that stands twice PyYAML keeps the last, so a section would be gone without a word; such a file is refused.
+Numbers such as `1e-6`, which PyYAML takes for text, are numbers, and text that looks like one is written in quotes.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-__all__ = ["parse_yaml", "read_yaml"]
+__all__ = ["column_name", "dump_yaml", "json_text", "parse_yaml", "read_yaml"]
 
 LARGEST = 2**20  # bytes; the longest recipe has some thousands
 DEEPEST = 50
 MERGE = "tag:yaml.org,2002:merge"
 A_VALUE = 20  # bytes that a value counts as beside its text, so that a file has at most 52,000
+FLOAT = re.compile(r"^[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?[eE][-+]?[0-9]+$")
+UNSAFE = re.compile("[\x7f-\xa0\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")  # in YAML no part of a line
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's, to which `1e-6` is a number."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's, which puts quotes around the text `1e-6`."""
+
+
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+0123456789"))
 
 
 def read_yaml(path: Path) -> Any:
@@ -46,7 +63,7 @@ def parse_yaml(text: str) -> Any:
         {'a': [1, 2.5, None]}
     """
     _bound(text)
-    loader = yaml.SafeLoader(text)
+    loader = _Loader(text)
     try:
         node = loader.get_single_node()
         _check_keys(node, set())
@@ -55,6 +72,44 @@ def parse_yaml(text: str) -> Any:
         raise yaml.YAMLError(str(error)) from error
     finally:
         loader.dispose()
+
+
+def dump_yaml(value: Any, *, allow_unicode: bool = False) -> str:
+    """A value as YAML that `parse_yaml` reads back, keys in their order.
+
+    >>> dump_yaml({"user": "1e6", "eps": 1e-6})
+    "user: '1e6'\\neps: 1.0e-06\\n"
+    """
+    text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=allow_unicode)
+    return text
+
+
+def json_text(value: Any) -> str:
+    """A value as JSON on one line that YAML reads as the same, what JSON does not know as text.
+
+    PyYAML takes two halves of a character for two.
+
+    >>> json_text({"path": "😀.csv"}), json_text("a\\x85b")
+    ('{"path": "😀.csv"}', '"a\\\\u0085b"')
+    """
+    return UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, ensure_ascii=False, default=str))
+
+
+def column_name(text: str) -> str | None:
+    """The name of a column that `--set data.columns.ROLE=` gives: the text itself, unless it is quoted; null is none.
+
+    >>> column_name("user: id"), column_name("0"), column_name('"null"'), column_name("null"), column_name("")
+    ('user: id', '0', 'null', None, None)
+    """
+    if text.strip() in ("", "null"):
+        return None
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
+        try:
+            quoted = parse_yaml(text)
+        except yaml.YAMLError:
+            return text
+        return quoted if isinstance(quoted, str) else text
+    return text
 
 
 def _check_keys(node: yaml.Node | None, checked: set[int]) -> None:

@@ -14,7 +14,7 @@ import yaml
 from adagrpo import __version__
 from adagrpo.config import Config, dump_config
 from adagrpo.config.reward import RewardOptions
-from adagrpo.config.yaml_text import read_yaml
+from adagrpo.config.yaml_text import dump_yaml, read_yaml
 from adagrpo.errors import UserError
 from adagrpo.storage.hashes import cached_hash, hash_json
 from adagrpo.storage.writing import write_file
@@ -96,9 +96,9 @@ def kept_settings(directory: Path) -> dict[str, Any]:
 
 def write_description(directory: Path, content: Mapping[str, Any]) -> None:
     """Write run.yaml, with a hash of its content as the last key."""
-    text = yaml.safe_dump(dict(content), sort_keys=False)
+    text = dump_yaml(dict(content))
     digest = hash_json(yaml.safe_load(text))
-    write_file(directory / DESCRIPTION, text + yaml.safe_dump({"sha256": digest}))
+    write_file(directory / DESCRIPTION, text + dump_yaml({"sha256": digest}))
 
 
 def hash_of_output(root: Path, name: str) -> str:

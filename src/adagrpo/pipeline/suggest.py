@@ -7,13 +7,13 @@ sequences name no item. docs/how-to/own-logs.md has what that is worth against t
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from adagrpo.config.tokenizer import TokenizerConfig
+from adagrpo.config.yaml_text import json_text
 from adagrpo.errors import UserError
 
 __all__ = ["Sizes", "recipe_text", "sizes_for", "sizes_note"]
@@ -104,7 +104,7 @@ def recipe_text(preview: Mapping[str, Any], name: str) -> str:
     sizes = sizes_for(users=counts["users"], items=counts["items"], longest=longest, repeats=repeats)
     lines = [
         "# Written by `adagrpo init` from the data; change what you know better. Every key: docs/reference/recipe.md",
-        f"name: {json.dumps(name)}",
+        f"name: {json_text(name)}",
         f"max_history: {sizes.max_history}  # 95 % of the users have at most {longest} interactions",
         *_data(preview),
         f"tokenizer:  # {counts['items']:,} items on {sizes.codes**sizes.levels:,} code sequences",
@@ -116,7 +116,7 @@ def recipe_text(preview: Mapping[str, Any], name: str) -> str:
         *_models(sizes, counts),
         "evaluation:",
         f"  beam_width: {sizes.beam_width}",
-        f"  mask_history: {json.dumps(sizes.mask_history)}  # {100 * repeats:.1f} % of the interactions repeat an item",
+        f"  mask_history: {json_text(sizes.mask_history)}  # {100 * repeats:.1f} % of the interactions repeat an item",
     ]
     return "\n".join(lines) + "\n"
 
@@ -132,9 +132,9 @@ def _more_vectors(items: Mapping[str, Any] | None) -> str:
 def _data(preview: Mapping[str, Any]) -> list[str]:
     counts, lost = preview["counts"], sum(entry["rows"] for entry in preview["lost"])
     understood = preview["understood"]
-    logs = [f"    - {json.dumps(str(Path(path).resolve()))}" for path in preview["files"]]
+    logs = [f"    - {json_text(str(Path(path).resolve()))}" for path in preview["files"]]
     columns = [
-        f"    {role}: {json.dumps(column)}  # {preview['roles'][role]['reason']}"
+        f"    {role}: {json_text(column)}  # {preview['roles'][role]['reason']}"
         for role, column in preview["mapping"].items()
     ]
     lines = [f"data:  # {counts['rows']:,} rows, {counts['users']:,} users", "  logs:", *logs, "  columns:", *columns]
@@ -148,7 +148,7 @@ def _data(preview: Mapping[str, Any]) -> list[str]:
         lines.append(f"  max_bad_rows: {lost}  # so many cannot be read; `adagrpo inspect` says why")
     if "items" in preview:
         table = preview["items"] | {"path": str(Path(preview["items"]["path"]).resolve())}
-        lines.append(f"  items: {json.dumps(table, ensure_ascii=False)}")
+        lines.append(f"  items: {json_text(table)}")
     lines.append(f"  drop_duplicates: false  # {counts['exact_duplicates']:,} rows repeat user, item and time")
     return lines
 

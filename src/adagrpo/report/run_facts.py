@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
-
+from adagrpo.config.yaml_text import dump_yaml
 from adagrpo.report.tables import MISSING, Alignment, Table, format_number
 
 __all__ = ["as_yaml", "code_levels", "facts", "stage_table"]
@@ -75,4 +74,4 @@ def _duration(seconds: float | None) -> str:
 
 def as_yaml(value: Any) -> str:
     """A part of run.yaml as it stands there; empty where there is none."""
-    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True) if value else ""
+    return dump_yaml(value, allow_unicode=True) if value else ""

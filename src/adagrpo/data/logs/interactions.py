@@ -36,7 +36,7 @@ from adagrpo.data.logs.cells import (
 from adagrpo.data.logs.chunks import Chunk, read_chunks
 from adagrpo.data.logs.log_fields import ColumnMapping, Field, LogOptions, Refusals, fields_of
 from adagrpo.data.logs.understood import file_format, time_format
-from adagrpo.data.logs.unpacking import MAX_EXPANSION
+from adagrpo.data.logs.unpacking import MAX_EXPANSION, SAVE_AS_UTF_8
 from adagrpo.errors import UserError
 
 __all__ = [
@@ -55,6 +55,7 @@ __all__ = [
     "rejects_of",
 ]
 
+DECODED = f"text that can be decoded; if it is not UTF-8, {SAVE_AS_UTF_8}"
 SHOWN = 40  # characters of a bad value that a reason repeats
 FILE, ROW, REASON = "file", "row", "reason"
 
@@ -334,6 +335,8 @@ def _reasons(
         what = pl.concat_str(pl.lit(f"{field.source} is '"), _shown(value), pl.lit(f"', expected {expected}"))
         if field.parse is identifiers:
             reason = f"{field.source} holds a control character (U+0000), expected {expected} without one"
+            undecoded = pl.concat_str(pl.lit(f"{field.source} is '"), _shown(value), pl.lit(f"', expected {DECODED}"))
+            what = pl.when(value.str.contains("\ufffd", literal=True)).then(undecoded).otherwise(what)
             what = pl.when(value.str.contains("\x00", literal=True)).then(pl.lit(reason)).otherwise(what)
         empty = pl.lit(f"{field.source} is empty, expected {expected}")
         reasons.append(pl.when(pl.lit(bad[name])).then(pl.coalesce(what, empty)))

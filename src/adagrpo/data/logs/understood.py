@@ -10,7 +10,7 @@ import polars as pl
 from adagrpo.data.columns import TIMESTAMP
 from adagrpo.data.logs.formats import SEPARATORS, kind_of, separator_of
 from adagrpo.data.logs.times import Times, moment, unit_of
-from adagrpo.data.logs.unpacking import encoding_of
+from adagrpo.data.logs.unpacking import NOT_UTF_8, SAVE_AS_UTF_8, encoding_of
 
 __all__ = ["file_format", "sentences", "time_format"]
 
@@ -50,7 +50,7 @@ def sentences(understood: dict[str, Any]) -> list[str]:
             line += f", {file['encoding']}" + (", gzip" if file["packed"] else "")
         if "rows" in file:
             line += f", {'the first ' if file.get('only_first') else ''}{file['rows']:,} rows"
-        lines.append(line)
+        lines.append(line + (f"; {SAVE_AS_UTF_8}" if file.get("encoding") == NOT_UTF_8 else ""))
     time = understood.get("time")
     if time is not None:
         line = f"times ({time['column']}): "

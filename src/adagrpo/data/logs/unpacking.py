@@ -24,6 +24,8 @@ from adagrpo.errors import UserError
 __all__ = [
     "LONGEST_LINE",
     "MAX_EXPANSION",
+    "NOT_UTF_8",
+    "SAVE_AS_UTF_8",
     "check_parquet",
     "encoding_of",
     "expansion_limit",
@@ -38,17 +40,27 @@ LONGEST_LINE = 2**21  # bytes
 LARGEST_FOOTER = 2**23  # bytes of Parquet metadata
 BOM = codecs.BOM_UTF8
 UTF_8, UTF_8_MARKED, UTF_16 = "UTF-8", "UTF-8 with a byte order mark", "UTF-16"
-DECODED = 2**20  # bytes of UTF-16 at a time
+NOT_UTF_8 = "not UTF-8"
+SAVE_AS_UTF_8 = "save it as UTF-8 (iconv -f latin1 -t utf-8)"
+DECODED = 2**20  # bytes of UTF-16 at a time, and of a file whose encoding is asked for
 
 
 def encoding_of(path: Path) -> str:
-    """How the text of a file is encoded, by its first bytes.
+    """How the text of a file is encoded, by its first bytes, and whether its first `DECODED` bytes are UTF-8.
 
     Raises:
         UserError: it is UTF-32.
     """
     with path.open("rb") as raw:
-        return _encoding(path, _unpacked(path, raw))
+        file = _unpacked(path, raw)
+        encoding = _encoding(path, file)
+        if encoding == UTF_16:
+            return encoding
+        try:
+            codecs.getincrementaldecoder("utf-8")().decode(file.read(DECODED))
+        except UnicodeDecodeError:
+            return NOT_UTF_8
+        return encoding
 
 
 def _unpacked(path: Path, raw: io.BufferedReader) -> io.BufferedReader | gzip.GzipFile:
