@@ -410,16 +410,26 @@ def test_a_tracker_that_is_not_installed_names_the_extra(
     refused(adagrpo("sft", "--run", copied, "--track", "tensorboard"), "pip install 'adagrpo[track]'")
 
 
-@pytest.mark.parametrize("verb", ["tokenize", "sft", "ranker", "train", "evaluate", "diagnose"])
-def test_dry_run_of_a_verb_on_a_finished_run(adagrpo: Command, copied: Path, verb: str) -> None:
+@pytest.mark.parametrize(
+    ("verb", "setting"),
+    [
+        ("tokenize", "tokenizer.codes=9"),
+        ("sft", "sft.learning_rate=0.5"),
+        ("ranker", "ranker.fit.learning_rate=0.5"),
+        ("train", "train.fit.learning_rate=0.5"),
+        ("evaluate", None),
+        ("diagnose", None),
+    ],
+)
+def test_dry_run_of_a_verb_on_a_finished_run(adagrpo: Command, copied: Path, verb: str, setting: str | None) -> None:
     before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
-    setting = "evaluation.mask_history=true" if verb == "evaluate" else "seed=3"
-    command = [verb, "--run", copied, "--dry-run", "--set", setting]
+    command = [verb, "--run", copied, "--dry-run", *(["--set", setting] if setting else [])]
     content = json.loads(adagrpo(*command, "--json").out)
     assert {row["stage"].split("/")[0] for row in content["stages"]} == {verb} | (
         {"ranker"} if verb == "evaluate" else set()
     )
-    assert all(row["state"] == "make" for row in content["stages"] if row["stage"] != "ranker/report")
+    state = "unchanged" if verb == "evaluate" else "make"
+    assert all(row["state"] == state for row in content["stages"] if row["stage"] != "ranker/report")
     reply = adagrpo(*command)
     assert reply.err == "" and "data: 62 users, 30 items" in reply.out and "memory: about" in reply.out
     assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before

@@ -13,7 +13,6 @@ from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import pytest
-import yaml
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -28,6 +27,7 @@ from adagrpo.config.rollout_worker import RolloutWorkerConfig
 from adagrpo.config.section import Section
 from adagrpo.config.tokenizer import PublishedIds
 from adagrpo.config.training import CompareConfig, TrainConfig
+from adagrpo.config.yaml_text import dump_yaml
 from adagrpo.errors import UserError
 from adagrpo.objective.terms import OBJECTIVES, TERMS
 
@@ -155,7 +155,7 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Content], Config
     path = tmp_path_factory.mktemp("recipes") / "recipe.yaml"
 
     def through_a_file(content: Content) -> Config:
-        path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+        path.write_text(dump_yaml(content), encoding="utf-8")
         return load_config(path)
 
     return through_a_file

@@ -50,7 +50,7 @@ BAD = [  # user, item, timestamp, clicked, rating, part of the reason
     ("u1", "i1", "1e999", "1", "4", "t is '1e999'"),
     ("u1", "i1", "1", "maybe", "4", "c is 'maybe', expected 1, 0, true, false or nothing"),
     ("u1", "i1", "1", "1", "good", "r is 'good', expected a number"),
-    ("u\ufffd", "i1", "1", "1", "4", "u is 'u\ufffd', expected an id"),
+    ("u\ufffd", "i1", "1", "1", "4", "u is 'u\ufffd', expected text that can be decoded"),
 ]
 
 

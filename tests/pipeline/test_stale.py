@@ -131,10 +131,17 @@ def test_arms_of_another_reward_are_not_evaluated_by_this_one(adagrpo: Command, 
     assert (copied / "run.yaml").read_bytes() == before and "left out" not in (copied / "report.html").read_text()
 
 
-def test_a_command_that_fails_leaves_no_setting_behind(adagrpo: Command, copied: Path) -> None:
+def test_a_command_that_fails_leaves_no_setting_behind(
+    adagrpo: Command, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*given: Any, **options: Any) -> None:
+        raise ValueError("no such model")
+
     before = (copied / "run.yaml").read_bytes()
-    reply = adagrpo("sft", "--run", copied, "--set", "policy.heads=7")
-    assert reply.status == 1 and "must be a multiple of heads" in reply.err
+    with monkeypatch.context() as patched:
+        patched.setattr("adagrpo.pipeline.stages.sft.fit_model", fails)
+        reply = adagrpo("sft", "--run", copied, "--set", "sft.learning_rate=0.5")
+    assert reply.status == 1 and "no such model" in reply.err
     assert (copied / "run.yaml").read_bytes() == before
     assert (
         "an attempt with other settings was interrupted"

@@ -80,7 +80,7 @@ def dump_yaml(value: Any, *, allow_unicode: bool = False) -> str:
     >>> dump_yaml({"user": "1e6", "eps": 1e-6})
     "user: '1e6'\\neps: 1.0e-06\\n"
     """
-    text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=allow_unicode)
+    text: str = yaml.dump_all([value], Dumper=_Dumper, sort_keys=False, allow_unicode=allow_unicode)
     return text
 
 

@@ -41,6 +41,7 @@ from adagrpo.storage.removal import MANIFEST
 
 __all__ = ["parts_of", "reward_parts", "upstream"]
 
+PUT_AWAY = ("prepare", "simulate")  # whose test cases and truth may be kept elsewhere: what is fitted reads neither
 FITTED = ("sft", "ranker", "teacher", "train")  # they choose by validation, which `evaluation` has a say in
 GONE = "gone"  # in the place of a hash
 UNKNOWN = "unknown"
@@ -220,7 +221,9 @@ class Look(Run):
             found = manifest(folder)
         except UserError as error:
             return None, str(error)
-        gone = next((file for file in (found or {"files": ()})["files"] if not (folder / file).exists()), None)
+        if found is None or name in PUT_AWAY:
+            return found, ""
+        gone = next((file for file in found["files"] if not (folder / file).exists()), None)
         if gone is not None:
             return None, f"{folder / gone}: missing; delete {folder} to have it made again"
         return found, ""
