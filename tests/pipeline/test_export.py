@@ -44,7 +44,7 @@ from adagrpo.pipeline.choose_checkpoint import Chosen
 from adagrpo.pipeline.export import export
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.model_card import _results, _training
+from adagrpo.pipeline.model_card import _measured, _results, _training
 from adagrpo.pipeline.serve import recommender
 from adagrpo.policies.language_model import template_tokens
 from adagrpo.serving.recommender import Query
@@ -356,7 +356,8 @@ def test_intervals_of_an_earlier_evaluation_are_not_shown(evaluated: Run, tmp_pa
     inputs = dict.fromkeys(content["made_from"]["inputs"], "0" * 64)
     seal(folder, kind="stage", fingerprint="", made_from=content["made_from"] | {"inputs": inputs})
     chosen = Chosen("adagrpo", copy.path("train", "adagrpo", "final"), 4, "")
-    assert {"mean"} == {name for value in _results(copy, chosen, "final").values() for name in value}
+    results = _results(copy, chosen, "final", _measured(copy, chosen, "final")["test"])
+    assert {"mean"} == {name for value in results.values() for name in value}
 
 
 def test_the_card_states_the_thresholds_of_the_arm(run: Run):

@@ -35,6 +35,15 @@ def edit_manifest(folder: Path, **changes: object) -> None:
     (folder / "manifest.json").write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
+def put_inside(target: Path, name: str, kind: str) -> None:
+    """An artifact of its own in the folder of another one."""
+    folder = target.with_name(name)
+    folder.mkdir()
+    (folder / "c.txt").write_text(name)
+    seal(folder, kind=kind, fingerprint="1")
+    folder.rename(target / name)
+
+
 def newer(folder: Path) -> Path:
     folder.mkdir()
     (folder / "c.txt").write_text("new")
@@ -251,11 +260,7 @@ def test_an_artifact_inside_another_goes_with_it_only_if_that_is_its_place(seale
     target = tmp_path / "place"
     publish(sealed, target)
     for name, kind in (("report", "test/report"), ("backup", "report")):
-        folder = tmp_path / name
-        folder.mkdir()
-        (folder / "c.txt").write_text(name)
-        seal(folder, kind=kind, fingerprint="1")
-        folder.rename(target / name)
+        put_inside(target, name, kind)
         if name == "report":
             publish(newer(tmp_path / "newer"), target)
             assert set(verify(target)) == {"c.txt"} and not (target / "report").exists()
@@ -268,11 +273,7 @@ def test_an_artifact_may_be_in_its_place_before_the_one_around_it(sealed, tmp_pa
     target = tmp_path / "place"
     for name, kind in (("report", "test/report"), ("other", "elsewhere/other")):
         target.mkdir(exist_ok=True)
-        folder = tmp_path / name
-        folder.mkdir()
-        (folder / "c.txt").write_text(name)
-        seal(folder, kind=kind, fingerprint="1")
-        folder.rename(target / name)
+        put_inside(target, name, kind)
         if name == "report":
             publish(sealed, target)
             assert manifest(target)["kind"] == "test" and not (target / "report").exists()

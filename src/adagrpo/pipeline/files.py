@@ -83,7 +83,7 @@ class RunData:
 
     @property
     def truth_read(self) -> dict[str, str]:
-        """How a stage reads the truth; nothing where the logs are real. Until it said so, each user's last purchase."""
+        """How a stage reads the truth, for its fingerprint; nothing where the logs are real."""
         return {"truth": "just before the target"} if self.truth_files else {}
 
     @property

@@ -39,14 +39,15 @@ def model_card(run: Run, chosen: Chosen, checkpoint: str, *, parameters: int, us
         parameters: of the exported model.
         usage: how the folder is used, in Markdown.
     """
-    results = _results(run, chosen, checkpoint)
+    measured = _measured(run, chosen, checkpoint)
+    results = _results(run, chosen, checkpoint, measured.get("test") or {})
     parts = [
         f"# {run.config.name}: {chosen.arm}, {checkpoint} checkpoint",
         usage,
         f"## Data\n\n{_data(run)}",
         f"## Model\n\n{_model(run, parameters)}",
         f"## Training\n\n{_training(run, chosen, checkpoint)}",
-        f"## Results\n\n{_results_text(run, results, (_measured(run, chosen, checkpoint) or {}).get('eligible'))}",
+        f"## Results\n\n{_results_text(run, results, measured.get('eligible'))}",
         f"## Should the reward have been used?\n\n{_verdict(run)}",
         f"## Limits\n\n{_limits(run)}",
         f"## How it was made\n\n{_made(run)}",
@@ -120,17 +121,15 @@ def _training(run: Run, chosen: Chosen, checkpoint: str) -> str:
     return to_markdown(Table(("setting", "value"), tuple(rows), ("left", "left")))
 
 
-def _results(run: Run, chosen: Chosen, checkpoint: str) -> dict[str, Mapping[str, float]]:
+def _results(run: Run, chosen: Chosen, checkpoint: str, means: Mapping[str, float]) -> dict[str, Mapping[str, float]]:
     """The metrics of the test cases: with intervals where they were computed, without them where only means are.
 
     Empty where it was not these weights that were evaluated: of sft the best are, of an arm perhaps an earlier fit.
     """
-    folder = _evaluation(chosen, checkpoint)
-    means = (_measured(run, chosen, checkpoint) or {}).get("test") or {}
     paired = _json(run, "report", "paired", "paired.json") if means else None
     if paired is not None:
         made_from = (manifest(run.folder("report/paired")) or {}).get("made_from")
-        lists = run.find(*folder, "predictions.parquet")
+        lists = run.find(*_evaluation(chosen, checkpoint), "predictions.parquet")
         if made_from is not None and (lists is None or run.hash_input(lists) not in made_from["inputs"].values()):
             paired = None  # of an earlier evaluation
     known = own_interval(paired, chosen.arm, "start" if chosen.arm == START else checkpoint) if paired else {}
@@ -138,13 +137,13 @@ def _results(run: Run, chosen: Chosen, checkpoint: str) -> dict[str, Mapping[str
     return {name: known.get(name) or {"mean": means[name]} for name in names}
 
 
-def _measured(run: Run, chosen: Chosen, checkpoint: str) -> dict[str, Any] | None:
-    """What the evaluation of these very weights found; None where there is none."""
+def _measured(run: Run, chosen: Chosen, checkpoint: str) -> dict[str, Any]:
+    """What the evaluation of these very weights found; nothing where there is none."""
     path = run.find(*_evaluation(chosen, checkpoint), "metrics.json")
     if path is None or (chosen.arm == START and checkpoint != "best"):
-        return None
+        return {}
     read = of_these_weights(run, path.parent, chosen.arm, checkpoint)
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if read else None
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if read else {}
 
 
 def _evaluation(chosen: Chosen, checkpoint: str) -> tuple[str, ...]:

@@ -92,7 +92,7 @@ def _examples(models: Models, weights: Path) -> dict[str, Any]:
 
 
 def _listed(data: RunData) -> Cases:
-    """The validation cases whose logged item is listed: no rollout that is held to the catalogue can be another one."""
+    """The validation cases whose logged item is listed: no rollout that is held to the catalogue is delisted."""
     cases = data.cases("validation")
     kept = np.flatnonzero(data.catalog.listed.cpu().numpy()[cases.targets])
     if len(kept) == 0:
