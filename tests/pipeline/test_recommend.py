@@ -25,6 +25,7 @@ from adagrpo.pipeline import recommend as recommending
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.list_parts import LoggedHistories, _are_integers
 from adagrpo.serving.recommender import Query, Recommendations
+from adagrpo.storage.artifacts import seal
 
 SUFFIXES = (".parquet", ".json")
 HISTORIES = {"a": [3, 13, 23], "b": [293], "c": [3, 999, 13], "d": [999], "e": []}
@@ -138,6 +139,32 @@ def test_user_ids_keep_the_type_of_the_logs(world: Any, tmp_path: Path):
     for user in range(30):
         assert [names[item] for item in logged.of(str(user)) or ()] == list(range(user % 7, user % 7 + 5))
     assert logged.of("x") is None
+
+
+def test_what_came_after_the_test_target_is_part_of_a_history(world: Any, tmp_path: Path):
+    """A split in time leaves interactions that are neither trained on nor evaluated; a list must not repeat them."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    rows = [(f"u{user}", (user + place) % 9, place) for user in range(30) for place in range(user % 7 + 1)]
+    pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row").write_csv(folder / "log.csv")
+    split = {"split": {"kind": "temporal", "validation_from": 2, "test_from": 3, "users": 8}}
+    run = world.run(tmp_path / "run", folder, data=split)
+    prepare(run)
+    names = pl.read_parquet(tmp_path / "run/prepare/items.parquet")["item_id"].to_list()
+    logged = LoggedHistories(RunData(run))
+    for user in range(30):
+        whole = [(user + place) % 9 for place in range(user % 7 + 1)]
+        assert [names[item] for item in logged.of(f"u{user}") or ()] == whole
+    later = len(pl.read_parquet(tmp_path / "run/prepare/later.parquet"))
+    summary = json.loads((tmp_path / "run/prepare/summary.json").read_text())
+    assert summary["later_interactions"] == later > 0
+    tables = [pl.read_parquet(tmp_path / f"run/prepare/{name}.parquet") for name in ("train", "validation", "test")]
+    assert sum(map(len, tables)) + later == summary["interactions"]
+    folder = tmp_path / "run/prepare"
+    (folder / "later.parquet").unlink()
+    seal(folder, kind="prepare", fingerprint="of an earlier version")
+    with pytest.raises(UserError, match="an earlier version left out what came after the test targets"):
+        LoggedHistories(RunData(run))
 
 
 @pytest.mark.parametrize(

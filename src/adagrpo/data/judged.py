@@ -1,8 +1,8 @@
 """Exposures that a run is judged by: read from a table of their own, and never fitted on.
 
 A user meets an item once: of repeats one row is kept, chosen if any of them was. Left out are users without a history,
-items that the catalogue lacks, rows without a label, and pairs that the logs of the run hold, shown or chosen: of these
-a model may remember the answer.
+items that the catalogue lacks, rows without a label, and pairs that the logs of the run hold up to the test target,
+shown or chosen: of these a model may remember the answer.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from adagrpo.data.columns import ITEM, ITEM_ID, USER, USER_ID
 from adagrpo.data.logs.cells import booleans, id_texts
 from adagrpo.data.logs.unpacking import MAX_EXPANSION
 from adagrpo.data.logs.whole_tables import read_table
-from adagrpo.data.prepared import load_impressions, load_item_ids, load_user_ids, load_whole
+from adagrpo.data.prepared import load_impressions, load_item_ids, load_until_test, load_user_ids
 from adagrpo.data.splits import keyed_uniforms
 from adagrpo.errors import UserError
 
@@ -95,14 +95,14 @@ def as_judged(table: pl.DataFrame, labels: Sequence[str]) -> Judged:
 def _numbered(rows: pl.DataFrame, prepared: Path) -> pl.DataFrame:
     """Users with a history and items of the catalogue, by their rows."""
     users, items = (ids.cast(pl.String) for ids in (load_user_ids(prepared), load_item_ids(prepared)))
-    known = pl.DataFrame({USER_ID: users}).with_row_index(USER).filter(load_whole(prepared).lengths > 0)
+    known = pl.DataFrame({USER_ID: users}).with_row_index(USER).filter(load_until_test(prepared).lengths > 0)
     catalogue = pl.DataFrame({ITEM_ID: items}).with_row_index(ITEM)
     joined = rows.join(known, on=USER_ID, how="inner").join(catalogue, on=ITEM_ID, how="inner")
     return joined.drop(USER_ID, ITEM_ID).cast({USER: pl.Int32, ITEM: pl.Int32})
 
 
 def _of_the_logs(prepared: Path) -> pl.DataFrame:
-    """Every pair of user and item that the logs hold."""
+    """Every pair of user and item that the logs hold up to the test target."""
     shown = load_impressions(prepared)
     names = ("train.parquet", "validation.parquet", "test.parquet")
     tables = [pl.read_parquet(prepared / name, columns=[USER, ITEM]) for name in names]

@@ -4,6 +4,7 @@
     train.parquet                   all that a model may be fitted on
     validation.parquet              what happened from the end of training up to the test target; the target is marked
     test.parquet                    the test target, and nothing else
+    later.parquet                   all that comes after what the other three hold, as a split in time leaves it
     impressions.parquet             what was shown before the end of training
     rejects.parquet, summary.json   what was read, and what was refused
 
@@ -32,6 +33,7 @@ __all__ = [
     "load_item_ids",
     "load_items",
     "load_training",
+    "load_until_test",
     "load_user_ids",
     "load_whole",
     "write_prepared",
@@ -65,14 +67,17 @@ def write_prepared(dataset: Dataset, split: Split, directory: Path) -> None:
         return np.asarray(values.astype(np.int32)[users])
 
     trained = positions < of_rows(split.train_lengths)
-    later = ~trained & (positions < of_rows(lengths))
+    held, tested = positions < of_rows(lengths), positions == of_rows(test)  # -1 is no position
     dataset.users.write_parquet(directory / "users.parquet")
     dataset.items.write_parquet(directory / "items.parquet")
     table.filter(trained).write_parquet(directory / "train.parquet")
     marked = table.with_columns(pl.Series(TARGET, positions == of_rows(validation)))
-    marked.filter(later).write_parquet(directory / "validation.parquet")
-    table.filter(positions == of_rows(test)).write_parquet(directory / "test.parquet")  # -1 is no position
-    summary = dict(dataset.summary)
+    marked.filter(held & ~trained).write_parquet(directory / "validation.parquet")
+    table.filter(tested).write_parquet(directory / "test.parquet")
+    summary, later = dict(dataset.summary), table.filter(~held & ~tested)
+    later.write_parquet(directory / "later.parquet")
+    if len(later):
+        summary["later_interactions"] = len(later)
     if dataset.impressions is not None:
         shown = dataset.impressions
         trained_of = split.train_lengths[shown[USER].to_numpy()]
@@ -110,10 +115,20 @@ def load_training(directory: Path) -> Ragged:
     return Ragged(values.astype(np.int32, copy=False), _offsets(counts))
 
 
+def load_until_test(directory: Path) -> Ragged:
+    """Interactions of each of the `U` users up to the test target, which is the last: nothing that is not evaluated."""
+    return _with(directory, "validation.parquet", "test.parquet")
+
+
 def load_whole(directory: Path) -> Ragged:
-    """All interactions of each of the `U` users, the test target among them: what is known when the logs end."""
+    """All interactions of each of the `U` users: what is known when the logs end."""
+    later = [name for name in ("later.parquet",) if (directory / name).is_file()]  # earlier versions had none
+    return _with(directory, "validation.parquet", "test.parquet", *later)
+
+
+def _with(directory: Path, *names: str) -> Ragged:
+    """Training sequences, and after each what these tables have of its user."""
     training = load_training(directory)
-    names = ("validation.parquet", "test.parquet")
     tables = [pl.read_parquet(directory / name, columns=[USER, ITEM, POSITION]) for name in names]
     later = pl.concat(tables).sort(USER, POSITION)  # few rows: a training sequence is all that comes before them
     users = later[USER].to_numpy()

@@ -22,6 +22,7 @@ from adagrpo.config import read_settings
 from adagrpo.pipeline import unordered
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.forecast import FitForecast, Forecast
+from adagrpo.pipeline.named_files import check_named
 from adagrpo.pipeline.room import free_disk, free_memory, used_memory
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stage import Ingredients
@@ -60,6 +61,7 @@ def plan(run: Run, parts: Collection[str]) -> dict[str, Any]:
     walked = _Walk(run)
     _walk(walked, parts)
     with _prepared(run, unchanged=not walked.walked.get("prepare", False)) as data:
+        check_named(data, parts)
         content = _content(run, data, walked.walked)
     if DIAGNOSED in parts:
         seconds = _Times(run).of(DIAGNOSED, None)

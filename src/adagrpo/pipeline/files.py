@@ -36,7 +36,7 @@ from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.versions import CatalogVersion
 from adagrpo.semantic_ids import Catalog
 from adagrpo.semantic_ids.trie import Eligible
-from adagrpo.serving.eligibility import Eligibility
+from adagrpo.serving.eligibility import Eligibility, Narrowing
 from adagrpo.types import Cases, Ragged
 
 __all__ = ["RunData"]
@@ -59,7 +59,7 @@ class RunData:
     @cached_property
     def prepared(self) -> Path:
         """The prepared data, as they were written; test cases are looked at where they are read, in `cases`."""
-        return self.run.checked_stage("prepare", but=["test.parquet"])
+        return self.run.checked_stage("prepare", but=["test.parquet", "later.parquet"])
 
     @property
     def training_files(self) -> list[Path]:
@@ -93,7 +93,10 @@ class RunData:
         if options is None or options.checkpoint is None:
             return []
         folder = self.run.data / options.checkpoint
-        files = sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")])
+        kinds = ["*.json", "*.safetensors"]
+        if not (folder / "tokenizer.json").is_file():  # which holds all that these do
+            kinds += ["*.txt", "*.model"]
+        files = sorted(path for kind in kinds for path in folder.glob(kind))
         if not files:
             raise UserError(f"{folder}: no Hugging Face folder; policy.lm.checkpoint is a local one below --data")
         return files
@@ -134,24 +137,33 @@ class RunData:
     @cached_property
     def eligible(self) -> Eligible | None:
         """What the lists that are measured are held to, see `evaluation.eligible`; None: the catalogue."""
-        options = self.config.evaluation.eligible
-        if options is None:
+        if self.config.evaluation.eligible is None:
             return None
+        narrowing = self.narrowed(self.catalog)
+        every = np.ones(self.num_items, np.bool_)
+        every[list(narrowing.without)] = False
+        return narrowing.eligible or self.catalog.trie.eligible(torch.from_numpy(every).to(self.device))
+
+    def narrowed(self, catalog: Catalog) -> Narrowing:
+        """What `evaluation.eligible` leaves of the items.
+
+        Raises:
+            UserError: the items have no such group, or nothing is left.
+        """
+        options = self.config.evaluation.eligible
+        assert options is not None
         numbers = {str(name): item for item, name in enumerate(self.item_ids.to_list())}
 
         def known(ids: Sequence[str | int]) -> tuple[list[int], list[str | int]]:
             return [numbers[str(name)] for name in ids if str(name) in numbers], []
 
-        eligibility = Eligibility(self.catalog, self.groups, known)
         try:
-            narrowing = eligibility.resolve(options.include or None, options.exclude)
+            narrowing = Eligibility(catalog, self.groups, known).resolve(options.include or None, options.exclude)
         except UserError as error:
             raise UserError(f"evaluation.eligible.{error}") from error
         if narrowing.left == 0:
             raise UserError("evaluation.eligible: no item is eligible; see which values the item table has")
-        every = np.ones(self.num_items, np.bool_)
-        every[list(narrowing.without)] = False
-        return narrowing.eligible or self.catalog.trie.eligible(torch.from_numpy(every).to(self.device))
+        return narrowing
 
     def groups(self) -> ItemGroups:
         """The named groups of the items."""

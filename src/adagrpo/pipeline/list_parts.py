@@ -24,6 +24,7 @@ from adagrpo.data.prepared import load_item_ids, load_user_ids, load_whole
 from adagrpo.errors import UserError
 from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
+from adagrpo.pipeline.commands import remake
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.rewards import describe_reward
@@ -161,9 +162,13 @@ class LoggedHistories:
     """All that the logs have of each user, oldest first."""
 
     def __init__(self, data: RunData) -> None:
-        for name in ("train", "validation", "test"):
-            data.run.checked("prepare", f"{name}.parquet")
-        self.whole = load_whole(data.prepared)
+        folder = data.run.checked_stage("prepare")
+        if data.config.data.split.kind == "temporal" and not (folder / "later.parquet").is_file():
+            raise UserError(
+                f"{folder}: an earlier version left out what came after the test targets, which lists need; run"
+                f" {remake(data.run, folder)} again"
+            )
+        self.whole = load_whole(folder)
         names = load_user_ids(data.prepared).cast(pl.String).to_list()
         self.rows = {name: row for row, name in enumerate(names)}
 

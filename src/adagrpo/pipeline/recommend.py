@@ -66,7 +66,7 @@ def recommend_users(
     Args:
         run: with a trained policy.
         users: see `adagrpo.data.histories`. Without histories it names users of the run's logs, and the history is
-            all that the logs have of them, the validation and test interactions included.
+            all that the logs have of them, also what is held out and what came after that.
         out: a new folder, or one that the same command began.
         k: length of the lists.
         arm: see `adagrpo.pipeline.choose_checkpoint.choose_checkpoint`.
@@ -104,6 +104,8 @@ def recommend_users(
     inputs |= {"configuration": run.config_hash, "layout": LAYOUT, "part_users": PART_USERS}
     reward = reward_read(run, reward_weight)
     inputs |= {"reward": reward} if reward else {}
+    if run.find("prepare", "later.parquet"):  # nothing that the weights were made from
+        inputs |= {"later": run.hash_input(run.path("prepare", "later.parquet"))}
     if columns[1] is not None:
         require(users, [columns[1]], columns_of(users), "--history-column")
     named = (columns[0] or _user_column(run, users), columns[1] or HISTORY)

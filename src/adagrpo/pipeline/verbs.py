@@ -21,6 +21,7 @@ from adagrpo.pipeline.export import export as _export
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.forecast import check_language_model
+from adagrpo.pipeline.named_files import check_named
 from adagrpo.pipeline.recommend import recommend_users as _recommend_users
 from adagrpo.pipeline.rewards import check_reward
 from adagrpo.pipeline.run import Run
@@ -126,6 +127,7 @@ def _run_all(run: Run) -> tuple[dict[str, Any], Path]:
         publish_first(run)
         simulate_marketplace(run)
         _prepare(run)
+        check_named(RunData(run), ("train", "evaluate"))
         _tokenize(run)
         _fit_sft(run)
         _fit_ranker(run)

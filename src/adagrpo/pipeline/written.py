@@ -14,7 +14,7 @@ WRITTEN = frozenset(
     {
         *("logs.parquet", "truth.safetensors"),  # simulate
         *("users.parquet", "items.parquet", "train.parquet", "validation.parquet", "test.parquet"),  # prepare
-        *("impressions.parquet", "held_out.parquet", "rejects.parquet", "summary.json"),
+        *("later.parquet", "impressions.parquet", "held_out.parquet", "rejects.parquet", "summary.json"),
         *("vectors.parquet", "codes.parquet", "codes.json", "audit.json"),  # encode, tokenize
         *("steps.jsonl", "validation.jsonl", "model.safetensors", "checkpoint.json", "lost.json"),  # whatever fits
         "pressure.json",

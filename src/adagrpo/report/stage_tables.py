@@ -23,6 +23,7 @@ COUNTS = {  # of summary.json, in the order of the work
     "training_interactions": "interactions for training",
     "validation_cases": "validation cases",
     "test_cases": "test cases",
+    "later_interactions": "interactions that only the lists of `recommend` read",
 }
 METRICS = ("ndcg@10", "hr@10", "hallucination@10", "auc")  # of a validation, those that there are
 

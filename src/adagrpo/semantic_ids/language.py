@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from adagrpo.errors import UserError
 from adagrpo.storage.model_folders import refuse_code
 
-__all__ = ["language_vectors", "packaged_model"]
+__all__ = ["check_model", "language_vectors", "packaged_model"]
 
 _SETTING = "tokenizer.language_model"
 
@@ -62,7 +62,7 @@ def language_vectors(
         UserError: the extra `text` is not installed, or the folder holds no such model, code of its own or pickled
             weights.
     """
-    _check(model)
+    check_model(model)
     network = _load(model, device)
     has_text = np.array([bool(text.strip()) for text in texts], dtype=np.bool_)
     vectors = np.zeros((len(texts), network.get_embedding_dimension()), dtype=np.float32)
@@ -81,8 +81,12 @@ def language_vectors(
     return normalised
 
 
-def _check(model: Path) -> None:
-    """Raise UserError unless a folder looks like a model that can be read without running anything."""
+def check_model(model: Path) -> None:
+    """Refuse a folder that does not look like a model that can be read without running anything.
+
+    Raises:
+        UserError: it is none, or holds code of its own or pickled weights.
+    """
     if not (model / "modules.json").is_file():
         raise UserError(f"{_SETTING}: {model} is no sentence-transformers model (a folder with modules.json)")
     refuse_code(model, _SETTING)

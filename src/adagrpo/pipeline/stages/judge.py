@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from adagrpo.config.judges import JudgeConfig
 from adagrpo.data.columns import CLICKED, ITEM
 from adagrpo.data.judged import Judged, as_judged, read_judged
-from adagrpo.data.prepared import load_impressions, load_whole
+from adagrpo.data.prepared import load_impressions, load_until_test
 from adagrpo.evaluation.judging import auc_of, differences, judge_order, means, policy_scores, reward_scores
 from adagrpo.evaluation.reward_quality import band, band_names
 from adagrpo.pipeline.factories import Models
@@ -69,7 +69,8 @@ def judgements(run: Run, arms: list[str]) -> Iterator[tuple[str, Callable[[Run],
 def judge_exposures(run: Run) -> None:
     """The exposures of every judge, numbered: the stage `judges/exposures`."""
     data, judges = RunData(run), run.config.judges
-    prepared = [path for path in sorted(data.prepared.glob("*.parquet")) if path.name != "rejects.parquet"]
+    unread = ("rejects.parquet", "later.parquet")
+    prepared = [path for path in sorted(data.prepared.glob("*.parquet")) if path.name not in unread]
 
     def build(work: Path) -> None:
         counts, tables = {}, []
@@ -122,7 +123,7 @@ def judge_reward(run: Run) -> None:
     reward = cache(models.reward)
 
     def score(judged: Judged) -> NDArray[np.float64]:
-        seen = load_whole(data.prepared)
+        seen = load_until_test(data.prepared)
         where = (seen, judged.users, judged.items)
         return reward_scores(reward(), *where, max_history=run.config.max_history, device=data.device)
 
@@ -138,7 +139,7 @@ def judge_checkpoint(run: Run, name: str, weights: Path) -> None:
         return policy_scores(
             policy(),
             data.catalog,
-            load_whole(data.prepared),
+            load_until_test(data.prepared),
             judged.users,
             judged.items,
             max_history=run.config.max_history,

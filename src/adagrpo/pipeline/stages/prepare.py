@@ -222,7 +222,8 @@ def prepare_stage(run: Run, files: Sequence[Path], build: Callable[[Path], None]
     """
     inputs = list(dict.fromkeys(files))
     reads = ("data", "seed") if drawn else ("data",)
-    run.stage("prepare", reads=reads, schema=3, inputs=inputs, build=build)
+    also = "later" if run.config.data.split.kind == "temporal" else None  # once, later.parquet was not written
+    run.stage("prepare", reads=reads, schema=3, also=also, inputs=inputs, build=build)
     if "prepare" in run.made or not is_described(run.directory):
         by_name = {path.name: path for path in inputs}
         several = len(by_name) < len(inputs)  # of one name, in different folders

@@ -38,7 +38,7 @@ from adagrpo.semantic_ids import (
 )
 from adagrpo.storage.hashes import hash_file
 
-__all__ = ["ENCODED", "item_vectors", "language_model_folder", "tokenize"]
+__all__ = ["ENCODED", "item_vectors", "language_model_folder", "reads_texts", "tokenize"]
 
 ENCODED = ("encode", "vectors.parquet")
 
@@ -49,8 +49,7 @@ def tokenize(run: Run) -> None:
     inputs = data.training_files[:2]
     if options.published is not None:
         inputs.append(run.data / options.published.path)
-    # published codes need no vectors, unless those say which free code is near
-    if "language_model" in options.vectors and (options.published is None or options.collisions == "nearest"):
+    if reads_texts(run):
         _encode(run)
         inputs.append(run.path(*ENCODED))
 
@@ -64,6 +63,13 @@ def tokenize(run: Run) -> None:
         (work / "audit.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
     run.stage("tokenize", reads=("tokenizer", "seed"), inputs=inputs, build=build)
+
+
+def reads_texts(run: Run) -> bool:
+    """Whether a language model reads the texts of the items."""
+    options = run.config.tokenizer
+    # published codes need no vectors, unless those say which free code is near
+    return "language_model" in options.vectors and (options.published is None or options.collisions == "nearest")
 
 
 def _quantize(run: Run) -> tuple[NDArray[np.int64], float | None, Callable[[], Quantization]]:

@@ -1,0 +1,46 @@
+"""What a recipe names for later stages, looked at before the first of them: a run of hours ends with none missing."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+
+from adagrpo.data.logs.formats import columns_of, require
+from adagrpo.pipeline.factories import Models
+from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.stages.tokenize import language_model_folder, reads_texts
+from adagrpo.semantic_ids import Catalog
+from adagrpo.semantic_ids.language import check_model
+
+__all__ = ["check_named"]
+
+ASK_REWARD = {"train", "diagnose", "evaluate"}
+
+
+def check_named(data: RunData, parts: Collection[str]) -> None:
+    """Look for what encodes texts, the files of the reward and of the judges, and the groups that are measured.
+
+    Args:
+        data: prepared, of a run or of one that is planned.
+        parts: of the work that is to be done, as in `adagrpo.pipeline.dry_run.plan`.
+
+    Raises:
+        UserError: a file, a module or a group is not there; it is named.
+    """
+    run, config = data.run, data.config
+    if config.without_order:
+        return
+    if "tokenize" in parts and reads_texts(run):
+        check_model(language_model_folder(run))
+    if ASK_REWARD & set(parts):
+        for path in Models(data).reward_files:
+            if not path.is_relative_to(run.directory):  # what the run itself makes
+                run.hash_input(path)
+    if "evaluate" in parts:
+        for options in config.judges.values():
+            path = run.data / options.path
+            run.hash_input(path)
+            require(path, [options.user, options.item, *options.labels], columns_of(path))
+        if config.evaluation.eligible is not None:  # which items these are, does not hang on their codes
+            data.narrowed(Catalog.from_codes(np.arange(data.num_items)[:, None], (data.num_items,)))
