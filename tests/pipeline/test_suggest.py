@@ -152,7 +152,7 @@ def test_an_item_table_goes_into_the_recipe(tmp_path: Path) -> None:
 
 def test_what_is_missing_is_asked_for_in_one_line(tmp_path: Path) -> None:
     log = tmp_path / "a.csv"
-    log.write_text("uid,thing,when\na,x,1\nb,y,2\n")
+    log.write_text("uid,thing,when\na,x,1\na,y,2\na,x,3\n")
     refused = command("init", log, "--out", tmp_path / "r.yaml")
     assert refused.returncode == 2 and "no column looks like the item; say which it is, --set" in refused.stderr
     columns = ["--set", "data.columns.item=thing", "--set", "data.columns.timestamp=when"]
@@ -166,7 +166,7 @@ def test_what_is_missing_is_asked_for_in_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize("user", ["0", "User #", "user: id", "*user", "on", "null", "'u'", "😀\x85"])
 def test_what_inspect_prints_can_be_typed(tmp_path: Path, user: str) -> None:
     log, recipe = tmp_path / "😀.csv", tmp_path / "r.yaml"
-    log.write_text(f"{user},sku,time\na,x,1\nb,y,2\na,y,3\nb,x,4\n", encoding="utf-8")
+    log.write_text(f"{user},sku,time\na,x,1\nb,y,2\na,y,3\nb,x,4\na,x,5\n", encoding="utf-8")
     given = f"data.columns.user={json_text(user)}"
     looked = command("inspect", log, "--json", "--set", given)
     assert looked.returncode == 0, looked.stderr
@@ -184,3 +184,35 @@ def test_a_recipe_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     log = shop(tmp_path / "shop.csv")
     refused = command("init", log, "--out", "/proc/x.yaml")
     assert refused.returncode == 2 and "give another name with --out" in refused.stderr
+
+
+def test_a_column_that_is_named_like_a_role_and_does_not_fit_is_said(tmp_path: Path) -> None:
+    log = tmp_path / "a.csv"
+    rows = [f"u{n % 9},i{n % 30},{n},{'yes' if n % 2 else 'no'}" for n in range(90)]
+    log.write_text("user_id,item_id,timestamp,click\n" + "\n".join(rows) + "\n")
+    assert look_at([log])["passed_over"] == [
+        {"column": "click", "role": "clicked", "needs": "1 and 0, or true and false"}
+    ]
+    assert "not read: clicked needs 1 and 0, or true and false" in command("inspect", log).stdout
+    made = command("init", log, "--out", tmp_path / "r.yaml")
+    assert made.returncode == 0 and "'click' is named like clicked and is not read" in made.stderr
+    log.write_text(log.read_text().replace("yes", "1").replace("no", "0"))
+    assert look_at([log])["passed_over"] == []
+
+
+def test_a_first_recipe_of_a_small_catalogue_can_be_compared(tmp_path: Path) -> None:
+    log = tmp_path / "a.csv"
+    log.write_text("user_id,item_id,timestamp\n" + "".join(f"u{n % 9},i{n % 30},{n}\n" for n in range(90)))
+    assert command("init", log, "--out", tmp_path / "r.yaml").returncode == 0
+    config = load_config(tmp_path / "r.yaml")
+    assert config.evaluation.beam_width == 30 and dict(config.compare.margins) == {"hallucination@10": 0.005}
+    planned = command("compare", tmp_path / "r.yaml", "--seeds", "1", "--out", tmp_path / "c", "--dry-run")
+    assert planned.returncode == 0, planned.stderr
+
+
+def test_a_log_of_single_events_gets_no_recipe(tmp_path: Path) -> None:
+    log = tmp_path / "a.csv"
+    log.write_text("user_id,item_id,timestamp\n" + "".join(f"u{n},i{n % 30},{n}\n" for n in range(90)))
+    made = command("init", log, "--out", tmp_path / "r.yaml")
+    assert made.returncode == 2 and "no user has three interactions" in made.stderr
+    assert not (tmp_path / "r.yaml").exists()

@@ -47,6 +47,8 @@ def inspect(
         typer.echo(json.dumps(preview))
         return
     roles = {entry["column"]: f"{role} ({entry['reason']})" for role, entry in preview["roles"].items()}
+    for one in preview["passed_over"]:
+        roles.setdefault(one["column"], f"not read: {one['role']} needs {one['needs']}")
     rows = [
         (one["name"], one["type"], ", ".join(one["examples"]), roles.get(one["name"], "")) for one in preview["columns"]
     ]
@@ -79,6 +81,11 @@ def write_recipe(
     if items is not None and not preview["missing"]:
         preview["items"] = look_at_items(items, preview["roles"]["item"]["column"])
     text = recipe_text(preview, out.stem)
+    for one in preview["passed_over"]:
+        common.console(out).note(
+            f"note: column '{one['column']}' is named like {one['role']} and is not read: its values are not"
+            f" {one['needs']}"
+        )
     if not out.parent.is_dir():
         raise UserError(f"{out.parent}: no such folder (--out)")
     try:

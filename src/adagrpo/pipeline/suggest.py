@@ -23,6 +23,7 @@ MOST_CODES = 512  # a level; more items than that has room for get three levels
 STEPS = 2000  # of sft, at least, where that takes no more than MOST_EPOCHS
 LEAST_EPOCHS, MOST_EPOCHS = 10, 60
 MANY_USERS, MANY_ITEMS = 20_000, 20_000
+HR_50 = 50  # the beam that the margin on hr@50 needs, which comparisons have by default
 REPEATS = 0.01  # share of interactions with an item that the user had before, from which on they are answers too
 
 
@@ -99,6 +100,11 @@ def recipe_text(preview: Mapping[str, Any], name: str) -> str:
             f"{preview['files'][0]}: no column says in which order things happened; say which does, "
             "--set data.columns.timestamp=NAME"
         )
+    if counts["users_with_fewer_than_3"] == counts["users"]:
+        raise UserError(
+            f"{preview['files'][0]}: no user has three interactions; of each the last two are held out, and the rest"
+            " is learned from"
+        )
     repeats = counts["repeats_of_user_and_item"] / max(1, counts["interactions"])
     longest = counts["interactions_a_user"]["95 % have at most"]
     sizes = sizes_for(users=counts["users"], items=counts["items"], longest=longest, repeats=repeats)
@@ -118,6 +124,8 @@ def recipe_text(preview: Mapping[str, Any], name: str) -> str:
         f"  beam_width: {sizes.beam_width}",
         f"  mask_history: {json_text(sizes.mask_history)}  # {100 * repeats:.1f} % of the interactions repeat an item",
     ]
+    if sizes.beam_width < HR_50:
+        lines.append(f"compare: {{margins: {{hallucination@10: 0.005}}}}  # lists of {HR_50} items there are none")
     return "\n".join(lines) + "\n"
 
 

@@ -47,6 +47,11 @@ NAMES = {  # the best name of a role first
     "slot": "slot rank position",
     "propensity": "propensity propensity_score",
 }
+NEEDS = {  # the values of a role
+    "timestamp": "times",
+    "clicked": "1 and 0, or true and false",
+    "slot": "whole numbers from 0",
+}
 
 
 def look_at(paths: Sequence[Path], rows: int | None = ROWS, given: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -58,8 +63,9 @@ def look_at(paths: Sequence[Path], rows: int | None = ROWS, given: Mapping[str, 
         given: columns by role that are known, as in `ColumnMapping`.
 
     Returns:
-        JSON-able: `columns` (name, type, empty, examples), `roles` (by role: column, reason), `understood`, and, where
-        the roles suffice to read the files, `counts`, `lost` and `kind`; `missing` says which role does not.
+        JSON-able: `columns` (name, type, empty, examples), `roles` (by role: column, reason), `passed_over` (columns
+        that are named like a role and whose values do not fit it), `understood`, and, where the roles suffice to read
+        the files, `counts`, `lost` and `kind`; `missing` says which role does not.
 
     Raises:
         UserError: a file cannot be read, or a column that is given is not there.
@@ -72,6 +78,7 @@ def look_at(paths: Sequence[Path], rows: int | None = ROWS, given: Mapping[str, 
     columns = [_column(name, sample[name]) for name in leaves]
     roles = _roles(leaves, sample, dict(given or {}))
     preview: dict[str, Any] = {"files": [str(path) for path in paths], "columns": columns, "roles": roles}
+    preview["passed_over"] = _passed_over(leaves, roles)
     missing = [role for role in ("user", "item") if role not in roles]
     if not {"timestamp", "order", "clicked"} & roles.keys():
         missing.append("timestamp")
@@ -174,11 +181,7 @@ def _roles(names: Sequence[str], sample: pl.DataFrame, given: dict[str, str]) ->
             known = known.removesuffix(" position")
         if role in ("slot", "propensity") and "clicked" not in roles:
             continue
-        order = {plain: place for place, plain in enumerate(dict.fromkeys(map(_plain, known.split())))}
-        free = [name for name in names if name not in {entry["column"] for entry in roles.values()}]
-        places = {name: min(order.get(_plain(part), len(order)) for part in _parts(name)) for name in free}
-        named = sorted((name for name in free if places[name] < len(order)), key=places.__getitem__)
-        column = next((name for name in named if _fits(role, sample[name])), None)
+        column = next((name for name in _named(known, names, roles) if _fits(role, sample[name])), None)
         if column is not None:
             roles[role] = {"column": column, "reason": "its name, and its values fit", "given": False}
     if "timestamp" not in roles:
@@ -189,6 +192,26 @@ def _roles(names: Sequence[str], sample: pl.DataFrame, given: dict[str, str]) ->
             if not roles.get("order", {"given": True})["given"]:
                 del roles["order"]
     return roles
+
+
+def _named(known: str, names: Sequence[str], roles: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Columns without a role that are named like one, the best name first; `known` are its names."""
+    order = {plain: place for place, plain in enumerate(dict.fromkeys(map(_plain, known.split())))}
+    free = [name for name in names if name not in {entry["column"] for entry in roles.values()}]
+    places = {name: min(order.get(_plain(part), len(order)) for part in _parts(name)) for name in free}
+    return sorted((name for name in free if places[name] < len(order)), key=places.__getitem__)
+
+
+def _passed_over(names: Sequence[str], roles: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Columns that would have had a role by their names, and what their values are not."""
+    found = []
+    for role, known in NAMES.items():
+        beside_clicks = role in ("slot", "propensity") and "clicked" not in roles
+        ordered = role == "order" and "timestamp" in roles
+        if role not in roles and not beside_clicks and not ordered:
+            needs = NEEDS.get(role, "numbers")
+            found += [{"column": name, "role": role, "needs": needs} for name in _named(known, names, roles)[:1]]
+    return found
 
 
 def _counted(paths: Sequence[Path], roles: Mapping[str, Mapping[str, Any]], rows: int | None) -> dict[str, Any]:
