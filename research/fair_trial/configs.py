@@ -153,4 +153,6 @@ def _with_arms(
 
 
 def _recipe(plan: Mapping[str, Any], name: str, *options: str) -> Config:
-    return recipe_of(plan, name, *plan["trial"]["settings"], *options)
+    measured = plan["trial"]["validation_users"].get(name)
+    sample = [] if measured is None else [f"evaluation.validation_users={measured}"]
+    return recipe_of(plan, name, *plan["trial"]["settings"], *sample, *options)

@@ -112,3 +112,21 @@ def test_what_names_nothing_is_refused(copied: Path) -> None:
         evaluate(Run.open(copied, ['evaluation.eligible={"include": {"market": "de"}}']), [])
     with pytest.raises(UserError, match=r"^evaluation.eligible: no item is eligible"):
         evaluate(Run.open(copied, ['evaluation.eligible={"include": {"item_id": [999]}}']), [])
+
+
+def test_validation_can_be_measured_on_a_sample_and_test_is_whole(copied: Path) -> None:
+    before = json.loads((copied / "evaluate/adagrpo/final/metrics.json").read_text())
+    run = Run.open(copied, ["evaluation.validation_users=12"])
+    states = {name: part.state for name, part in parts_of(run).items()}
+    assert states["evaluate/sft"] == states["evaluate/baselines"] == "stale"
+    assert {states[name] for name in ("prepare", "tokenize", "sft", "ranker", "train/adagrpo")} == {"done"}
+    evaluate(run, ["adagrpo"])
+    data = RunData(run)
+    measured, every = data.measured_cases("validation"), data.cases("validation")
+    assert len(measured) == 12 < len(every) and len(data.measured_cases("test")) == len(data.cases("test"))
+    after = json.loads((copied / "evaluate/adagrpo/final/metrics.json").read_text())
+    assert after["test"] == before["test"]
+    assert after["validation"]["hr@10"] * 12 == pytest.approx(round(after["validation"]["hr@10"] * 12))
+    assert 12 * after["validation"]["hr@10"] != pytest.approx(12 * before["validation"]["hr@10"])
+    again = Run.open(copied, ["evaluation.validation_users=12", "seed=5"])
+    assert again.config.seed == 5 and set(RunData(again).measured_cases("validation").users) != set(measured.users)

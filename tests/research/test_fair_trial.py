@@ -272,6 +272,7 @@ def test_tuning_trial_and_teachers_from_end_to_end(world: Any, data: Path, tmp_p
         "trial": {
             "settings": ["train.fit.validations=1"],
             "short_ranker": [],
+            "validation_users": {"tiny": 20},
             "alike": {"pressures": [0.5], "positions": "random", "rollouts": {"distill": "few"}},
             "unseen": {
                 "settings": ["train.rl_split=0.5"],

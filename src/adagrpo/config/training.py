@@ -392,12 +392,14 @@ class EvaluationConfig(Section):
 
     `precision` is what the policy computes beams in; `auto` is bfloat16 where the processor or GPU has it natively. Two
     machines, or two programs, give the same lists only in the same precision. `eligible` holds the lists that are
-    measured to part of the catalogue; what is fitted and selected does not change with it.
+    measured to part of the catalogue; what is fitted and selected does not change with it. `validation_users` are as
+    many of those with a validation case as are measured, a fixed sample; null is all of them. Test has no such limit.
     """
 
     beam_width: Annotated[int, Field(ge=10)] = 50
     batch_size: Positive = 256
     mask_history: bool = False
+    validation_users: Positive | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     eligible: EligibleConfig | None = None
 

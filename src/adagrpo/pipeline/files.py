@@ -30,7 +30,7 @@ from adagrpo.data.prepared import (
 from adagrpo.data.simulation.truth import Truth
 from adagrpo.data.splits import keyed_uniforms, user_folds
 from adagrpo.errors import UserError
-from adagrpo.evaluation.predictions import Utility, select_cases
+from adagrpo.evaluation.predictions import Utility, sample_cases, select_cases
 from adagrpo.groups.decide import TrueUtility
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.versions import CatalogVersion
@@ -180,16 +180,25 @@ class RunData:
     def measured_cases(self, split: str) -> Cases:
         """The cases of a split that metrics are of: those whose logged item may be in a list.
 
+        Of validation, where `evaluation.validation_users` says so, a sample.
+
         Raises:
             UserError: there is none.
         """
-        cases = self.cases(split)
+        cases, most = self.cases(split), self.config.evaluation.validation_users
+        if split == "validation" and most is not None:
+            cases = sample_cases(cases, most, self.config.seed)
         if self.eligible is None:
             return cases
         kept = np.flatnonzero(self.eligible.items.cpu().numpy()[cases.targets])
         if len(kept) == 0:
             raise UserError(f"evaluation.eligible: none of the {len(cases)} logged items of {split} is eligible")
         return select_cases(cases, kept)
+
+    @property
+    def validation_draw(self) -> dict[str, int]:
+        """What the sample of `measured_cases` is drawn by, for fingerprints; nothing where all are measured."""
+        return {} if self.config.evaluation.validation_users is None else {"seed": self.config.seed}
 
     def measured(self) -> dict[str, Any]:
         """What a file of metrics says of `evaluation.eligible`; nothing where it is not set."""

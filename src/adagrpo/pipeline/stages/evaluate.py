@@ -27,7 +27,7 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.rewards import check_reward, describe_reward
 from adagrpo.pipeline.run import Run
-from adagrpo.pipeline.stages.fitting import DECODING
+from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED
 from adagrpo.pipeline.versions import CatalogVersion
 from adagrpo.pipeline.weight_used import weight_used
 from adagrpo.storage.writing import write_file
@@ -81,7 +81,8 @@ def evaluate_baselines(run: Run) -> None:
 
     inputs = [*data.training_files, data.prepared / "test.parquet", model]
     inputs += [] if options.eligible is None and not data.version.number else data.catalog_files
-    reads, also = ("evaluation.mask_history", "evaluation.eligible", "max_history"), {"metrics": measured()}
+    reads = ("evaluation.mask_history", *NOT_FITTED, "max_history")
+    also = {"metrics": measured()} | data.validation_draw
     run.stage("evaluate/baselines", reads=reads, also=also, schema=2, inputs=inputs, build=build)
 
 
@@ -110,7 +111,8 @@ def evaluate_checkpoint(run: Run, name: str, weights: Path, evaluated: dict[str,
         values |= data.measured()
         write_file(work / "metrics.json", json.dumps(values, indent=1) + "\n")
 
-    reads, also = (*DECODING, *models.reward_reads), {"metrics": measured()} | data.truth_read
+    reads = (*DECODING, *models.reward_reads)
+    also = {"metrics": measured()} | data.truth_read | data.validation_draw
     folder = run.stage(name, reads=reads, also=also, schema=2, inputs=[*inputs, *data.truth_files], build=build)
     evaluated[identity] = folder
 

@@ -27,7 +27,7 @@ from adagrpo.trainer.sharding import is_asked_for
 __all__ = ["DECODING", "NOT_FITTED", "begin_fit", "check_shardable", "fit_model", "measured_once"]
 
 DECODING = ("policy", "evaluation", "max_history")  # what decides the beams of given weights
-NOT_FITTED = ("evaluation.eligible",)  # of these, what is for lists that are measured alone
+NOT_FITTED = ("evaluation.eligible", "evaluation.validation_users")  # of these, what is for measured lists alone
 
 
 def begin_fit(data: RunData, stage: str) -> None:

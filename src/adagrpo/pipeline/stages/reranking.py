@@ -78,5 +78,6 @@ def _rerank(run: Run, stage: str, weights: Path, evaluated: dict[str, Path]) -> 
         write_predictions(data, cases["test"], lists, work)
         write_file(work / "metrics.json", json.dumps(values, indent=1) + "\n")
 
-    reads, also = (*DECODING, *models.reward_reads), {"weights": WEIGHTS, "metrics": measured()} | data.truth_read
+    reads = (*DECODING, *models.reward_reads)
+    also = {"weights": WEIGHTS, "metrics": measured()} | data.truth_read | data.validation_draw
     evaluated[identity] = run.stage(stage, reads=reads, also=also, schema=2, inputs=inputs, build=build)
