@@ -76,10 +76,8 @@ def test_what_a_changed_setting_makes_again_and_how_long_it_took_before(finished
     content = plan(run, EVERYTHING)
     rows = {row["stage"]: row for row in content["stages"]}
     again = {name for name, row in rows.items() if row["state"] == "make"}
-    assert again == {name for name in rows if name.split("/")[0] in ("train", "evaluate")} - {
-        "evaluate/sft",
-        "evaluate/baselines",
-    }
+    made = {name for name in rows if name.split("/")[0] in ("train", "evaluate")} | {"report/paired"}
+    assert again == made - {"evaluate/sft", "evaluate/baselines"}
     took = next(row for row in reversed(run.events()) if row["stage"] == "train/nll" and row["event"] == "end")
     assert rows["train/nll"]["seconds"] == pytest.approx(2 * took["seconds"])  # twice the steps
     assert content["seconds"] == pytest.approx(sum(row["seconds"] for row in content["stages"]))
@@ -109,7 +107,10 @@ def test_a_stage_whose_declaration_reads_what_is_not_there_is_to_be_made(finishe
 
 def test_only_trained_arms_are_evaluated(finished: Path) -> None:
     content = plan(Run.open(finished, ["train.arms=[nll, mixture]"]), ("evaluate",))
-    assert {row["stage"].split("/")[1] for row in content["stages"]} == {"sft", "baselines", "nll", "report"}
+    assert {row["stage"].split("/")[1] for row in content["stages"]} == {
+        *("sft", "baselines", "nll"),
+        *("report", "paired", "rollouts"),
+    }
 
 
 def test_a_damaged_setting_is_refused_in_a_plan_too(finished: Path) -> None:

@@ -19,6 +19,7 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.model_card import model_card
 from adagrpo.pipeline.serve import recommender
+from adagrpo.report import summary_sentences
 from adagrpo.serving.recommender import Query
 
 IDS = [10 * item + 3 for item in range(0, 30, 2)]
@@ -51,6 +52,9 @@ def test_metrics_are_of_the_eligible_items_and_fits_stay(copied: Path) -> None:
     targets = pl.DataFrame({"user_id": users, "item_id": ids[measured.targets]})
     hits = lists.join(targets, on=["user_id", "item_id"])
     assert content["stages"]["adagrpo"]["final"]["test"]["hr@10"] == pytest.approx(len(hits) / len(measured))
+    said = summary_sentences(content)[0]
+    assert said.startswith(f"All of this is measured over the {len(KEPT)} items of `evaluation.eligible`, include")
+    assert "7 more; exclude item_id=23" in said and said.endswith("test cases of other items left out).")
     counts = np.bincount(data.training.values, minlength=data.num_items)
     popular = sorted((i for i in range(data.num_items) if ids[i] in KEPT), key=lambda i: (-counts[i], i))
     ranks = [popular.index(target) for target in measured.targets]

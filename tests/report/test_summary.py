@@ -50,7 +50,9 @@ def test_what_prints_alike_has_not_moved() -> None:
 
 
 def test_the_uncertainty_is_of_the_cases_that_were_measured() -> None:
-    metrics = run_metrics(nll=stage(0.1)) | {"eligible": {"cases_left_out": {"validation": 1, "test": 9_000}}}
+    metrics = run_metrics(nll=stage(0.1)) | {
+        "eligible": {"items": 7, "cases_left_out": {"validation": 1, "test": 9_000}}
+    }
     error = 196 * math.sqrt(0.1 * 0.9 / 1_000)
     assert f"1,000 cases alone leave each HR@10 uncertain by about ±{error:.2f}" in summary_sentences(metrics)[-1]
 

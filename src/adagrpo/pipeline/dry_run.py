@@ -27,9 +27,11 @@ from adagrpo.pipeline.room import free_disk, free_memory, used_memory
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stage import Ingredients
 from adagrpo.pipeline.stages.evaluate import evaluate_baselines, evaluate_checkpoint
+from adagrpo.pipeline.stages.example_rollouts import draw_examples
 from adagrpo.pipeline.stages.exposure_report import report_exposures
 from adagrpo.pipeline.stages.fit_ranker import fit_ranker
 from adagrpo.pipeline.stages.judge import judgements
+from adagrpo.pipeline.stages.paired_outcomes import pair_outcomes
 from adagrpo.pipeline.stages.post_train import fit_arm
 from adagrpo.pipeline.stages.prepare import prepare, simulate_marketplace
 from adagrpo.pipeline.stages.ranker_report import report_ranker
@@ -147,6 +149,8 @@ def _declarations(run: Run, *, trained_only: bool) -> Iterator[tuple[str, str | 
         yield "evaluate", f"evaluate/{name}", _evaluation(f"evaluate/{name}", run.path("train", *name.split("/")))
     for name, declare in judgements(run, arms):
         yield "evaluate", name, declare
+    yield "evaluate", "report/paired", partial(pair_outcomes, arms=arms)
+    yield "evaluate", "report/rollouts", draw_examples
     yield "evaluate", "ranker/report", report_ranker
 
 

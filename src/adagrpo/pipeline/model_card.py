@@ -21,6 +21,7 @@ from adagrpo.pipeline.diagnosed import is_diagnosed
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.weight_used import weight_used
 from adagrpo.report.paired_tables import own_interval
+from adagrpo.report.summary import measured_over
 from adagrpo.report.tables import START, Table, format_metric, metric_label, to_markdown
 from adagrpo.storage.artifacts import manifest
 
@@ -52,10 +53,13 @@ def model_card(run: Run, chosen: Chosen, checkpoint: str, *, parameters: int, us
         f"## Limits\n\n{_limits(run)}",
         f"## How it was made\n\n{_made(run)}",
     ]
-    return _metadata(run, chosen, checkpoint, results) + "\n" + "\n\n".join(parts) + "\n"
+    of_part = f", {measured['eligible']['items']:,} of its items" if "eligible" in measured else ""
+    return _metadata(run, chosen, checkpoint, results, of_part) + "\n" + "\n\n".join(parts) + "\n"
 
 
-def _metadata(run: Run, chosen: Chosen, checkpoint: str, results: Mapping[str, Mapping[str, float]]) -> str:
+def _metadata(
+    run: Run, chosen: Chosen, checkpoint: str, results: Mapping[str, Mapping[str, float]], of_part: str
+) -> str:
     """The YAML block; the values that Hugging Face's model index lists are those of the test cases."""
     content: dict[str, Any] = {
         "library_name": "transformers",
@@ -65,7 +69,7 @@ def _metadata(run: Run, chosen: Chosen, checkpoint: str, results: Mapping[str, M
     if results:
         entry = {
             "task": {"type": "recommendation", "name": "next-item recommendation"},
-            "dataset": {"name": run.config.name, "type": run.config.name},
+            "dataset": {"name": f"{run.config.name}{of_part}", "type": run.config.name},
             "metrics": [
                 {"type": name, "name": f"{metric_label(name)} (test)", "value": round(value["mean"], 6)}
                 for name, value in results.items()
@@ -151,27 +155,6 @@ def _evaluation(chosen: Chosen, checkpoint: str) -> tuple[str, ...]:
     return ("evaluate", START) if chosen.arm == START else ("evaluate", chosen.arm, checkpoint)
 
 
-def _of_what(eligible: Mapping[str, Any] | None) -> str:
-    """What lists were measured on, and how many cases were not.
-
-    >>> _of_what({"include": {"brand": ["acme"]}, "items": 7, "cases_left_out": {"validation": 2, "test": 3}})
-    'the 7 items of `evaluation.eligible`, include brand=acme (3 test cases of other items left out),'
-    >>> _of_what(None)
-    'the full catalogue'
-    """
-    if eligible is None:
-        return "the full catalogue"
-    held = [
-        f"{way} {', '.join(f'{column}={value}' for column, values in eligible[way].items() for value in values)}"
-        for way in ("include", "exclude")
-        if eligible.get(way)
-    ]
-    return (
-        f"the {eligible['items']:,} items of `evaluation.eligible`, {'; '.join(held) or 'which names none'}"
-        f" ({eligible['cases_left_out']['test']:,} test cases of other items left out),"
-    )
-
-
 def _results_text(run: Run, results: Mapping[str, Mapping[str, float]], eligible: Mapping[str, Any] | None) -> str:
     if not results:
         return "Not evaluated: `adagrpo evaluate` had not measured this checkpoint when this folder was written."
@@ -184,7 +167,7 @@ def _results_text(run: Run, results: Mapping[str, Mapping[str, float]], eligible
     other = "" if made == run.config_hash else f" They were measured under another configuration, `{made}`."
     masked = "left out of" if run.config.evaluation.mask_history else "kept in"
     return (
-        f"Measured over {_of_what(eligible)} by beam search of width {run.config.evaluation.beam_width}; items of the"
+        f"Measured over {measured_over(eligible)} by beam search of width {run.config.evaluation.beam_width}; items of the"
         f" history are {masked} the lists. The intervals are a bootstrap over the users, of one seed.{other}\n\n{table}"
     )
 

@@ -15,10 +15,11 @@ from typing import Any
 from adagrpo.metrics import lookup
 from adagrpo.report.tables import START, Checkpoint, checkpoints, format_metric, format_relative, metric_label
 
-__all__ = ["arm_sentences", "rerank_rows", "summary_sentences"]
+__all__ = ["arm_sentences", "measured_over", "rerank_rows", "summary_sentences"]
 
 CONTROLS = frozenset({"none", "random", "shuffled", "inverted"})
 HR = "hr@10"
+MOST_NAMED = 8  # values of a filter that a sentence names
 
 
 def summary_sentences(metrics: Mapping[str, Any]) -> list[str]:
@@ -36,7 +37,9 @@ def summary_sentences(metrics: Mapping[str, Any]) -> list[str]:
     arms = [point for point in points if point.kind == "best" and point.value(split, HR) is not None]
     if not arms:
         return ["No post-trained arm has been evaluated yet, so there is nothing to compare."]
+    narrowed = metrics.get("eligible")
     return [
+        *([f"All of this is measured over {measured_over(narrowed).rstrip(',')}."] if narrowed else []),
         *_picked(arms, start, split),
         *_gate_against_controls(arms, split),
         *_reranking(metrics, arms),
@@ -66,6 +69,27 @@ def arm_sentences(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
         sentence = f"at the best checkpoint{step} " + "; ".join(changes) + f".{_ending(final, split)}"
         sentences.append((point.arm, sentence + _hacked(point, start, split)))
     return sentences
+
+
+def measured_over(eligible: Mapping[str, Any] | None) -> str:
+    """What lists were measured on, and how many cases were not.
+
+    >>> measured_over({"include": {"brand": ["acme"]}, "items": 7, "cases_left_out": {"validation": 2, "test": 3}})
+    'the 7 items of `evaluation.eligible`, include brand=acme (3 test cases of other items left out),'
+    >>> measured_over(None)
+    'the full catalogue'
+    """
+    if eligible is None:
+        return "the full catalogue"
+    held = []
+    for way in ("include", "exclude"):
+        named = [f"{column}={value}" for column, values in (eligible.get(way) or {}).items() for value in values]
+        more = [f"{len(named) - MOST_NAMED:,} more"] if len(named) > MOST_NAMED else []
+        held += [f"{way} {', '.join([*named[:MOST_NAMED], *more])}"] if named else []
+    return (
+        f"the {eligible['items']:,} items of `evaluation.eligible`, {'; '.join(held) or 'which names none'}"
+        f" ({eligible['cases_left_out']['test']:,} test cases of other items left out),"
+    )
 
 
 def rerank_rows(metrics: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
