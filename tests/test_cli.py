@@ -656,3 +656,9 @@ def test_a_report_of_a_damaged_run_is_refused(adagrpo: Command, copied: Path) ->
 def test_figures_go_into_a_folder(adagrpo: Command, tmp_path: Path) -> None:
     (tmp_path / "charts").write_text("mine")
     refused(adagrpo("report", "--run", tmp_path, "--figures", tmp_path / "charts"), "is a file; --figures takes")
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="a folder that takes no files")
+def test_a_path_that_cannot_be_used_is_bad_input(adagrpo: Command, tmp_path: Path) -> None:
+    refused(adagrpo("report", "--run", "x" * 300), "xxx", "file name too long")
+    refused(adagrpo("simulate", "--out", "/proc/x"), "/proc/", "no such file or directory")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+from errno import EACCES, EEXIST, EISDIR, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR, EPERM, EROFS
 from pathlib import Path
 
 import typer
@@ -58,6 +59,8 @@ EXTRAS = {  # modules of an optional dependency, and the extra that installs it
     "trl": "trl",
     "uvicorn": "serve",
 }
+# errors of a path that was given, unlike those of a disk that is full
+OF_PATHS = {ENOENT, EACCES, EPERM, ENOTDIR, EISDIR, EEXIST, ENAMETOOLONG, EROFS, ELOOP}
 # typer raises click's usage errors, of the package of that name or of its own copy, depending on its version
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 LONGEST_MESSAGE = 2000  # characters
@@ -87,6 +90,9 @@ def main() -> None:
             sys.exit(_fail(missing, 2))
         if os.environ.get("ADAGRPO_TRACEBACK"):
             raise
+        if isinstance(error, OSError) and error.filename is not None and error.errno in OF_PATHS:
+            path = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else error.filename
+            sys.exit(_fail(f"{path}: {(error.strerror or '').lower()}", 2))
         text = " ".join(str(error).split())
         sys.exit(_fail(f"{type(error).__name__}: {text} (ADAGRPO_TRACEBACK=1 shows where)", 1))
     if status == INTERRUPTED:

@@ -167,8 +167,9 @@ def _results_text(run: Run, results: Mapping[str, Mapping[str, float]], eligible
     other = "" if made == run.config_hash else f" They were measured under another configuration, `{made}`."
     masked = "left out of" if run.config.evaluation.mask_history else "kept in"
     return (
-        f"Measured over {measured_over(eligible)} by beam search of width {run.config.evaluation.beam_width}; items of the"
-        f" history are {masked} the lists. The intervals are a bootstrap over the users, of one seed.{other}\n\n{table}"
+        f"Measured over {measured_over(eligible)} by beam search of width {run.config.evaluation.beam_width};"
+        f" items of the history are {masked} the lists. The intervals are a bootstrap over the users, of one"
+        f" seed.{other}\n\n{table}"
     )
 
 
