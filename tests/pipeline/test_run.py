@@ -312,6 +312,11 @@ def test_a_run_goes_on_from_one_that_it_never_writes_to(run: Run, tmp_path: Path
     assert Run.open(out).config.seed == 7
     with pytest.raises(UserError, match=r"--out: .*out goes on from .* itself"):
         Run.open(out, out=tmp_path / "third")
+    run.directory.rename(tmp_path / "elsewhere")
+    with pytest.raises(
+        UserError, match=r"out: reads what it lacks from .* put it back"
+    ):
+        Run.open(out)
 
 
 @pytest.mark.parametrize("name", ["mine.txt", ".hidden", ".a.old/x", "a/b/mine.txt"])

@@ -147,7 +147,7 @@ class Run:
             out: another run directory, new or begun earlier in this way, for all that is written from here on.
 
         Raises:
-            UserError: there is no run, its run.yaml is damaged, or `out` is given for a run that has a source itself or
+            UserError: there is no run, or none where it goes on from, its run.yaml is damaged, or `out` is given for a run that has a source itself or
                 is a run that does not go on from this one.
         """
         if not is_marked(directory):
@@ -157,6 +157,10 @@ class Run:
         check_kind(directory, "run", "--run")
         marked = read_mark(directory).get("source")
         source, called = Path(marked) if marked is not None else None, directory
+        if source is not None and not is_marked(source):
+            raise UserError(
+                f"{directory}: reads what it lacks from {source}, where there is no run any more; put it back"
+            )
         if out is not None and out.resolve() != directory.resolve():
             check_kind(out, "run")
             if source is not None:
