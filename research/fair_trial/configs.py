@@ -66,12 +66,13 @@ def alike_config(plan: Mapping[str, Any], name: str, pressure: float) -> Config:
     return _with_arms(plan, name, pairs(list(plan["families"])), arms)
 
 
-def unseen_config(plan: Mapping[str, Any], name: str) -> Config:
+def unseen_config(plan: Mapping[str, Any], name: str, *, apart: bool = False) -> Config:
     """The recipe with each gate where the starting policy had no target, all arms alike.
 
     Args:
         plan: the content of plan.yaml.
         name: of the set.
+        apart: continued NLL has none there either.
     """
     about, arms, held = plan["trial"]["unseen"], [], []
     for objective in about["rollouts"]:
@@ -79,7 +80,7 @@ def unseen_config(plan: Mapping[str, Any], name: str) -> Config:
         others = [gated | {"gate": gate, "name": f"fair-{objective}-{gate}"} for gate in about["gates"]]
         arms += [ungated, gated, *others]
         held += [[gated["name"], other["name"]] for other in (*others, ungated)]
-    return _with_arms(plan, name, held, arms, *about["settings"])
+    return _with_arms(plan, name, held, arms, *about["settings"], *(about["apart"] if apart else ()))
 
 
 def thresholds_config(plan: Mapping[str, Any], name: str) -> Config:

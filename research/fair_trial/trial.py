@@ -3,6 +3,7 @@
     python -m research.fair_trial.trial --data DIR --out runs/fair --sets amazon18-scientific
     python -m research.fair_trial.trial --data DIR --out runs/fair --sets amazon18-scientific --alike
     python -m research.fair_trial.trial --data DIR --out runs/fair --sets amazon18-scientific --unseen
+    python -m research.fair_trial.trial --data DIR --out runs/fair --sets amazon18-scientific --apart
     python -m research.fair_trial.trial --data DIR --out runs/fair --sets amazon18-scientific --thresholds
     python -m research.fair_trial.trial --data DIR --out runs/fair --sets amazon18-scientific --whole
     python -m research.fair_trial.trial --data DIR --out runs/fair --sets amazon18-scientific --teachers
@@ -20,7 +21,7 @@ objective, so that a gate, the random one and none differ in nothing else. Each 
 
 With `--unseen` all arms are alike too, and groups are drawn where the starting policy had no target; the trees leave a
 user out of the counts that they score the user by. So the gate judges what nobody has memorised. It is held against the
-random gate, the inverted one and none.
+random gate, the inverted one and none. With `--apart`, after that, NLL does not train at those positions either.
 
 With `--thresholds` the paper's gate has other thresholds than its own, all arms alike for the rest. Each is held
 against the random gate that admits as many as it would.
@@ -32,7 +33,7 @@ With `--teachers` the chosen distillation is trained again with other rewards, e
 seeds of the policy, the sequential ranker, a reward whose scores are shuffled. All of them, the trial's own reward
 among them, have the weight that validation chooses; the starting policies are those of the trial.
 
-`trial-<set>`, `alike-<set>-p<pressure>`, `unseen-<set>`, `thresholds-<set>`, `at-length-<set>` and
+`trial-<set>`, `alike-<set>-p<pressure>`, `unseen-<set>`, `apart-<set>`, `thresholds-<set>`, `at-length-<set>` and
 `teacher-<set>-<teacher>` are kept beside this file, each as `.comparison.json` and with its rows as `.jsonl`.
 """
 
@@ -107,6 +108,13 @@ def carry_out_unseen(plan: Mapping[str, Any], name: str, data: Path, out: Path) 
     _carry_out(_comparison(plan, name, config, data, out / of, "rerank"), of)
 
 
+def carry_out_apart(plan: Mapping[str, Any], name: str, data: Path, out: Path) -> None:
+    """The same where NLL has no target there either, from the starting policies of `carry_out_unseen`."""
+    config, of = unseen_config(plan, name, apart=True), f"apart-{name}"
+    directory = _with_starts(plan, name, out, out / of, "unseen")
+    _carry_out(_comparison(plan, name, config, data, directory), of)
+
+
 def carry_out_thresholds(plan: Mapping[str, Any], name: str, data: Path, out: Path) -> None:
     """The paper's gate at other thresholds, from the starting policies of the trial."""
     config, of = thresholds_config(plan, name), f"thresholds-{name}"
@@ -136,6 +144,7 @@ def carry_out_whole(plan: Mapping[str, Any], name: str, data: Path, out: Path) -
 SIDES = {
     "--alike": (carry_out_alike, "all arms under one setting, after the trial of the set"),
     "--unseen": (carry_out_unseen, "gates where the starting policy had no target"),
+    "--apart": (carry_out_apart, "gates where nobody had a target, after --unseen of the set"),
     "--thresholds": (carry_out_thresholds, "other thresholds of the gate, after the trial of the set"),
     "--whole": (carry_out_whole, "settings chosen again at full length, after the trial of the set"),
     "--teachers": (teach, "other rewards, after the trial of the set"),
@@ -178,12 +187,12 @@ def _start(plan: Mapping[str, Any], name: str, data: Path, folder: Path, seed: i
     return folder.resolve()
 
 
-def _with_starts(plan: Mapping[str, Any], name: str, out: Path, directory: Path) -> Path:
-    """A comparison whose runs have what no arm enters, from those of the trial."""
+def _with_starts(plan: Mapping[str, Any], name: str, out: Path, directory: Path, of: str = "trial") -> Path:
+    """A comparison whose runs have what no arm enters, from those of another one."""
     claim(directory, "comparison")
     for seed in _seeds(plan, name):
         target = directory / f"seed-{seed}"
-        trials = [out / f"trial-{name}", *sorted(out.glob(f"trial-{name}-seeds-*"))]
+        trials = [out / f"{of}-{name}", *sorted(out.glob(f"{of}-{name}-seeds-*"))]
         sources = [trial / target.name for trial in trials if (trial / target.name).is_dir()]
         if target.exists():
             continue

@@ -313,9 +313,7 @@ def test_a_run_goes_on_from_one_that_it_never_writes_to(run: Run, tmp_path: Path
     with pytest.raises(UserError, match=r"--out: .*out goes on from .* itself"):
         Run.open(out, out=tmp_path / "third")
     run.directory.rename(tmp_path / "elsewhere")
-    with pytest.raises(
-        UserError, match=r"out: reads what it lacks from .* put it back"
-    ):
+    with pytest.raises(UserError, match=r"out: reads what it lacks from .* put it back"):
         Run.open(out)
 
 

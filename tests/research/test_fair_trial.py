@@ -280,6 +280,7 @@ def test_tuning_trial_and_teachers_from_end_to_end(world: Any, data: Path, tmp_p
                 "positions": "random",
                 "rollouts": {"distill": "few"},
                 "gates": ["random"],
+                "apart": ["train.rl_split_nll=false"],
             },
             "thresholds": {
                 "pressure": 0.5,
@@ -318,13 +319,18 @@ def test_tuning_trial_and_teachers_from_end_to_end(world: Any, data: Path, tmp_p
     assert {row["arm"] for row in alike["rows"]} == {"sft", "nll", "fair-distill"}
     gates = {"gate": "adagrpo", "random": "random"}
     gated = {f"distill-{end}": plan["families"]["distill"] | {"gate": gate} for end, gate in gates.items()}
-    held = {"unseen": ("distill-random", "distill"), "thresholds": ("distill-random-q_min0.4",)}
+    unseen = ("distill-random", "distill")
+    held = {"unseen": unseen, "apart": unseen, "thresholds": ("distill-random-q_min0.4",)}
     for side, others in held.items():
         function = getattr(second_half, f"carry_out_{side}")
         function(plan | {"families": plan["families"] | gated}, "tiny", data, tmp_path / "out")
         found = read_comparison(tmp_path / f"{side}-tiny.comparison.json")["pairs"]
         assert {row["other"] for row in found} == {f"fair-{other}" for other in others}
         assert {row["arm"].startswith("fair-distill-gate") for row in found} == {True}
+    starts = [tmp_path / "out" / f"{name}-tiny/seed-1/sft/best/model.safetensors" for name in ("unseen", "apart")]
+    assert starts[0].read_bytes() == starts[1].read_bytes()
+    configs = [yaml.safe_load((path.parents[2] / "run.yaml").read_text())["config"]["train"] for path in starts]
+    assert [config.get("rl_split_nll", True) for config in configs] == [True, False]
     for _ in range(2):  # the second time nothing is left to do
         second_half.carry_out_whole(plan, "tiny", data, tmp_path / "out")
     assert len((tmp_path / "whole-tiny.jsonl").read_text(encoding="utf-8").splitlines()) == 1

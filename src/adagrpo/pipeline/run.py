@@ -147,8 +147,8 @@ class Run:
             out: another run directory, new or begun earlier in this way, for all that is written from here on.
 
         Raises:
-            UserError: there is no run, or none where it goes on from, its run.yaml is damaged, or `out` is given for a run that has a source itself or
-                is a run that does not go on from this one.
+            UserError: there is no run, or none where it goes on from, its run.yaml is damaged, or `out` is given for a
+                run that has a source itself or is a run that does not go on from this one.
         """
         if not is_marked(directory):
             raise UserError(
