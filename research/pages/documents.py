@@ -16,6 +16,8 @@
 | `trial` | one `NAME.trial.json`, the `demo.json` of a demo | `form=text` |
 | `orders` | one `NAME.jsonl` of `research.exposed_feed.measure` | `measure`, `less`, `form=exposure` |
 | `tuned` | one `NAME.jsonl` of `research.fair_trial.tune` | |
+| `matched` | several `NAME.jsonl` of the same: gates at one setting, in its first rung | |
+| `admitted` | one `NAME.jsonl` of `research.fair_trial.admitted` | |
 | `pairs` | one `NAME.comparison.json`: arms against each other; several: last steps | `checkpoint=final`, `metric` |
 | `teachers` | a set: its `teacher-NAME-*.comparison.json` | |
 | `pressed` | one `NAME.comparison.json`: how hard each arm pressed, and both its checkpoints | |
@@ -42,6 +44,7 @@ from research.pages.feed import difference_table, exposure_table, order_table
 from research.pages.overview import effects, overview_figure, sources
 from research.pages.pooling import pool
 from research.pages.quality import crossing_table, quality_figure, quality_table
+from research.pages.readings import admitted_table, matched_table
 from research.pages.results import ablation_table, arms_table, find, starting_table
 from research.pages.summary import headline_table, summary_table, validation_table
 from research.pages.trial_picture import outcomes, trial_picture, trials
@@ -61,6 +64,8 @@ KEYS = {
     "crossing": ("metric",),
     "trial": ("form",),
     "tuned": (),
+    "matched": (),
+    "admitted": (),
     "pairs": ("checkpoint", "metric"),
     "teachers": (),
     "pressed": (),
@@ -68,9 +73,10 @@ KEYS = {
     "verdicts": ("form",),
     "orders": ("measure", "less", "form"),
 }
+TUNED = ("research.fair_trial.tune", ("rung", "candidate", "final", "pressure_found"))
 QUALITY = ("research.reward_quality.measure", ("variant", "diagnosis", "arms"))
 POOLED = ("headline", "pairs", "pressed")  # kinds for which `NAME+NAME` is one comparison
-SEVERAL = ("starting", "comparison", "headline", "pairs", "verdicts")  # kinds that take more than one file of results
+SEVERAL = ("starting", "comparison", "headline", "pairs", "matched", "verdicts")  # kinds that take several files
 FORMS = {"arms": "text", "comparison": "short", "trial": "text", "verdicts": "short", "orders": "exposure"}
 
 
@@ -241,6 +247,8 @@ def _made(marker: Marker, results: Path) -> Table:
         return _teachers(name, results)
     if marker.kind == "trial":
         return trial_table(_trial(find(results, f"{name}.trial.json")))
+    if marker.kind == "matched":
+        return _matched(marker.names, results)
     path = find(results, f"{name}.jsonl")
     if marker.kind == "verdicts":
         return _verdicts(marker, results)
@@ -252,8 +260,11 @@ def _made(marker: Marker, results: Path) -> Table:
     if marker.kind == "orders":
         return _orders(path, rows, options)
     if marker.kind == "tuned":
-        _expect(path, rows, "research.fair_trial.tune", ("rung", "candidate", "final", "pressure_found"))
+        _expect(path, rows, *TUNED)
         return tuned_table(rows)
+    if marker.kind == "admitted":
+        _expect(path, rows, "research.fair_trial.admitted", ("arm", "admission", "shuffled_admission"))
+        return admitted_table(rows)
     if marker.kind in ("quality", "crossing"):
         _expect(path, rows, *QUALITY)
         table = quality_table if marker.kind == "quality" else crossing_table
@@ -269,6 +280,16 @@ def _orders(path: Path, rows: Sequence[Mapping[str, Any]], options: Mapping[str,
         return exposure_table(rows)
     measure = options.get("measure", "auc")
     return difference_table(rows, options["less"], measure) if "less" in options else order_table(rows, measure)
+
+
+def _matched(names: Sequence[str], results: Path) -> Table:
+    """Rows of tuning by the set that they are of."""
+    rungs = {}
+    for name in names:
+        path = find(results, f"{name}.jsonl")
+        rungs[name.removeprefix("tuning-")] = rows = read_rows(path)
+        _expect(path, rows, *TUNED)
+    return matched_table(rungs)
 
 
 def _teachers(name: str, results: Path) -> Table:

@@ -17,6 +17,7 @@ from adagrpo.report import read_comparison
 from research.fair_trial import __main__ as both
 from research.fair_trial import trial as second_half
 from research.fair_trial import tune as tuning
+from research.fair_trial.admitted import rows_of
 from research.fair_trial.configs import (
     alike_config,
     teacher_config,
@@ -27,6 +28,7 @@ from research.fair_trial.configs import (
 )
 from research.fair_trial.tune import HERE, Candidate, candidates, chosen, fixed, leaders
 from research.pages.pooling import pool
+from research.pages.readings import admitted_table, matched_table
 from research.pages.tuning import pairs_over_sets, pressed_table, teachers_table, tuned_table
 from research.worlds_pooled import over_worlds
 
@@ -356,3 +358,39 @@ def test_tuning_trial_and_teachers_from_end_to_end(world: Any, data: Path, tmp_p
     assert [first[0]["test"][name] == first[1]["test"][name] for name in ("hr@10", "coverage@10")] == [True, True]
     weights = [tmp_path / f"out/trial-tiny{t}/seed-1/sft/final/model.safetensors" for t in ("", "-count")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_gates_at_one_setting_are_held_against_each_other_by_hand() -> None:
+    def row(family: str, pressure: float, hits: float, rung: int = 0) -> dict[str, Any]:
+        setting = {"pressure": pressure, "rollouts": "few", "positions": "random"}
+        return {"family": family, "rung": rung, "final": {"hr@10": hits}} | setting
+
+    rows = [row("distill", 0.3, 0.10), row("distill-gate", 0.3, 0.12), row("distill-random", 0.3, 0.13)]
+    rows += [row("distill", 1, 0.10), row("distill-gate", 1, 0.09), row("distill-random", 1, 0.09)]
+    rows += [row("distill-gate", 1, 0.5, rung=1), row("grpo-beam-gate", 2, 0.4)]  # no other is like these
+    table = matched_table({"a": rows, "b": rows})
+    assert table.header == ("points of HR@10", "a", "b", "mean over sets")
+    assert [line[1] for line in table.rows] == [
+        "\N{MINUS SIGN}0.50 (0 up, 1 down)",
+        "+0.50 (1 up, 1 down)",
+        "+1.00 (1 up, 1 down)",
+    ]
+    assert table.rows[1][3] == "+0.50 (+0.50 … +0.50)"
+
+
+def test_what_gates_let_through_is_a_share_of_groups(tmp_path: Path) -> None:
+    steps: list[dict[str, Any]] = [
+        {"admission": 0.3, "shuffled_admission": 0.1, "rejected_easy": 0.0, "contains_target": 0.5},
+        {"admission": 0.1, "shuffled_admission": 0.0, "rejected_easy": 0.2, "contains_target": 0.7},
+        {"admission": 0.0, "shuffled_admission": 0.2, "rejected_easy": 0.1, "contains_target": 0.3},
+    ]
+    steps[0]["admitted_contains_target"], steps[1]["admitted_contains_target"] = 1.0, 0.0
+    folder = tmp_path / "trial-tiny/seed-4/train/fair-distill-gate"
+    folder.mkdir(parents=True)
+    (folder / "steps.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
+    (row,) = rows_of(tmp_path / "trial-tiny")
+    assert (row["comparison"], row["seed"], row["arm"], row["steps"]) == ("trial-tiny", 4, "fair-distill-gate", 3)
+    assert row["admission"] == pytest.approx(0.4 / 3) and row["admitted_contains_target"] == pytest.approx(0.75)
+    assert admitted_table([row]).rows[0][1:3] == ("13.33 %", "10.00 %")
+    with pytest.raises(UserError, match="no steps of an arm with a gate"):
+        rows_of(tmp_path / "other")

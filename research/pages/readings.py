@@ -1,0 +1,71 @@
+"""Tables beside those of the fair trial: the first rung of its tuning, and what its gates let through."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from adagrpo.report.tables import MISSING, Table, format_metric
+from research.worlds_pooled import shown, signed
+
+__all__ = ["admitted_table", "matched_table"]
+
+METRIC = "hr@10"
+GATES = (("-gate", "-random"), ("-gate", ""), ("-random", ""))  # the first less the second
+SAID = {"-gate": "the paper's gate", "-random": "a random gate", "": "no gate"}
+
+
+def matched_table(rungs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
+    """One row a difference of gates, one column a set: the mean over all settings of the first rung, and its signs.
+
+    Two rows of a difference have the same objective, pressure, rollouts and place, and differ in the gate alone.
+
+    Args:
+        rungs: rows of `research.fair_trial.tune`, by set.
+    """
+    cells = []
+    for one, other in GATES:
+        found = [_differences(rows, one, other) for rows in rungs.values()]
+        line = [
+            f"{signed(fmean(values), 2)} ({sum(v > 0 for v in values)} up, {sum(v < 0 for v in values)} down)"
+            for values in found
+        ]
+        mean = shown([(fmean(values), 0.0) for values in found], 1, 2)
+        cells.append((f"{SAID[one]} less {SAID[other]}", *line, mean))
+    header = ("points of HR@10", *rungs, "mean over sets")
+    return Table(header, tuple(cells), ("left", *("right",) * (len(header) - 1)))
+
+
+def admitted_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """One row an arm of the paper's gate, means over seeds: what it admitted, and why not the rest.
+
+    Args:
+        rows: of `research.fair_trial.admitted`.
+    """
+    names = ("admission", "shuffled_admission", "rejected_easy", "contains_target", "admitted_contains_target")
+    cells = []
+    for arm in dict.fromkeys(row["arm"] for row in rows if row["arm"].endswith("-gate")):
+        mine = [row for row in rows if row["arm"] == arm]
+        known = [[row[name] for row in mine if row[name] is not None] for name in names]
+        cells.append((arm, *(format_metric(METRIC, fmean(values)) if values else MISSING for values in known)))
+    header = (
+        "arm",
+        "admitted",
+        "with shuffled rewards",
+        "already easy",
+        "groups with the logged item",
+        "admitted groups with it",
+    )
+    return Table(header, tuple(cells), ("left", *("right",) * (len(header) - 1)))
+
+
+def _differences(rows: Sequence[Mapping[str, Any]], one: str, other: str) -> list[float]:
+    """In points, one a setting that both have."""
+    keys = ("pressure", "rollouts", "positions")
+    first = {
+        (row["family"], *(row[key] for key in keys)): 100 * row["final"][METRIC] for row in rows if row["rung"] == 0
+    }
+    gated = [(name, setting) for name, *setting in first if name.endswith(one)]
+    pairs = [((name, *setting), (name.removesuffix(one) + other, *setting)) for name, setting in gated]
+    return [first[here] - first[there] for here, there in pairs if there in first]
