@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from adagrpo.report.tables import MISSING, Table, format_metric
+from adagrpo.report.tables import MISSING, Alignment, Table, format_metric
 from research.worlds_pooled import shown, signed
 
 __all__ = ["admitted_table", "matched_table"]
@@ -34,7 +34,7 @@ def matched_table(rungs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
         mean = shown([(fmean(values), 0.0) for values in found], 1, 2)
         cells.append((f"{SAID[one]} less {SAID[other]}", *line, mean))
     header = ("points of HR@10", *rungs, "mean over sets")
-    return Table(header, tuple(cells), ("left", *("right",) * (len(header) - 1)))
+    return Table(header, tuple(cells), _alignment(len(header)))
 
 
 def admitted_table(rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -57,7 +57,12 @@ def admitted_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         "groups with the logged item",
         "admitted groups with it",
     )
-    return Table(header, tuple(cells), ("left", *("right",) * (len(header) - 1)))
+    return Table(header, tuple(cells), _alignment(len(header)))
+
+
+def _alignment(columns: int) -> tuple[Alignment, ...]:
+    right: list[Alignment] = ["right"] * (columns - 1)
+    return ("left", *right)
 
 
 def _differences(rows: Sequence[Mapping[str, Any]], one: str, other: str) -> list[float]:

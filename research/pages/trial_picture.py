@@ -92,8 +92,8 @@ def trial_picture(marks: Sequence[Outcome]) -> str:
 
     parts = [
         text_at(12, 28, "The paper's gate is not told from a random one.", "ink", size=17, bold=True),
-        text_at(12, 50, "Every objective and gate with equal tuning: hits among the first", "quiet"),
-        text_at(12, 68, "ten, less those of training on without a reward.", "quiet"),
+        text_at(12, 50, "After correction; equal tuning. Hits among the first ten, less", "quiet"),
+        text_at(12, 68, "those of training on without a reward.", "quiet"),
     ]
     for lane, name in enumerate(GATES.values()):
         parts += [mark_at(lane, 20, 92 + 18 * lane), text_at(34, 96 + 18 * lane, name, "ink")]
