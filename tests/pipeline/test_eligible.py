@@ -124,7 +124,7 @@ def test_validation_can_be_measured_on_a_sample_and_test_is_whole(copied: Path) 
     states = {name: part.state for name, part in parts_of(run).items()}
     assert states["evaluate/sft"] == states["evaluate/baselines"] == "stale"
     assert {states[name] for name in ("prepare", "tokenize", "sft", "ranker", "train/adagrpo")} == {"done"}
-    evaluate(run, ["adagrpo"])
+    evaluate(run, ["nll", "adagrpo"])
     data = RunData(run)
     measured, every = data.measured_cases("validation"), data.cases("validation")
     assert len(measured) == 12 < len(every) and len(data.measured_cases("test")) == len(data.cases("test"))
@@ -132,5 +132,8 @@ def test_validation_can_be_measured_on_a_sample_and_test_is_whole(copied: Path) 
     assert after["test"] == before["test"]
     assert after["validation"]["hr@10"] * 12 == pytest.approx(round(after["validation"]["hr@10"] * 12))
     assert 12 * after["validation"]["hr@10"] != pytest.approx(12 * before["validation"]["hr@10"])
+    assert "a fixed sample of 12 cases" in summary_sentences(collect(run, ["nll", "adagrpo"]))[0]
+    why = choose_checkpoint(run, None, "best").why
+    assert " on 12 cases of validation, the best of sft, nll, adagrpo" in why
     again = Run.open(copied, ["evaluation.validation_users=12", "seed=5"])
     assert again.config.seed == 5 and set(RunData(again).measured_cases("validation").users) != set(measured.users)

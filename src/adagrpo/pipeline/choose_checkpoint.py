@@ -72,6 +72,7 @@ def _best_on_validation(run: Run, arms: list[str], checkpoint: str) -> tuple[str
     values: dict[str, float] = {}
     outdated: list[str] = []
     narrowed: list[str] = []
+    sampled: dict[str, int] = {}
     for arm in arms:
         folder = ("evaluate", arm) if arm == "sft" else ("evaluate", arm, checkpoint)
         metrics = run.find(*folder, "metrics.json")
@@ -84,6 +85,8 @@ def _best_on_validation(run: Run, arms: list[str], checkpoint: str) -> tuple[str
         values[arm] = content["validation"][MONITOR]
         if "eligible" in content:
             narrowed.append(arm)
+        if "validation_sample" in content:
+            sampled[arm] = content["validation_sample"]
     left_out = f"evaluated before being trained again: {', '.join(outdated)}"
     if not values and len(arms) > 1:
         found = f"nothing was evaluated in {run.directory}" + (f" as it is ({left_out})" if outdated else "")
@@ -98,7 +101,8 @@ def _best_on_validation(run: Run, arms: list[str], checkpoint: str) -> tuple[str
     if len(narrowed) < len(values):
         values = {arm: value for arm, value in values.items() if arm not in narrowed}
     best = max(values, key=lambda arm: values[arm])
-    why = [f"NDCG@10 {values[best]:.4f} on validation, the best of {', '.join(values)}"]
+    cases = f"{sampled[best]:,} cases of " if best in sampled else ""
+    why = [f"NDCG@10 {values[best]:.4f} on {cases}validation, the best of {', '.join(values)}"]
     why += [apart] if narrowed else []
     why += [f"not evaluated: {', '.join(others)}"] if others else []
     return best, "; ".join([*why, left_out] if outdated else why)

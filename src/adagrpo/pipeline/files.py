@@ -201,12 +201,14 @@ class RunData:
         return {} if self.config.evaluation.validation_users is None else {"seed": self.config.seed}
 
     def measured(self) -> dict[str, Any]:
-        """What a file of metrics says of `evaluation.eligible`; nothing where it is not set."""
+        """What a file of metrics says of the cases that are measured; nothing where they are all."""
+        sampled = self.config.evaluation.validation_users is not None
+        sample = {"validation_sample": len(self.measured_cases("validation"))} if sampled else {}
         if self.eligible is None or self.config.evaluation.eligible is None:
-            return {}
+            return sample
         left_out = {split: len(self.cases(split)) - len(self.measured_cases(split)) for split in ("validation", "test")}
         filters = self.config.evaluation.eligible.model_dump(mode="json", exclude_defaults=True)
-        return {"eligible": filters | {"items": self.eligible.count, "cases_left_out": left_out}}
+        return sample | {"eligible": filters | {"items": self.eligible.count, "cases_left_out": left_out}}
 
     @cached_property
     def slots(self) -> int:

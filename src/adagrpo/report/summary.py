@@ -37,9 +37,10 @@ def summary_sentences(metrics: Mapping[str, Any]) -> list[str]:
     arms = [point for point in points if point.kind == "best" and point.value(split, HR) is not None]
     if not arms:
         return ["No post-trained arm has been evaluated yet, so there is nothing to compare."]
-    narrowed = metrics.get("eligible")
+    narrowed, sample = metrics.get("eligible"), metrics.get("validation_sample")
     return [
         *([f"All of this is measured over {measured_over(narrowed).rstrip(',')}."] if narrowed else []),
+        *([f"Validation is measured on a fixed sample of {sample:,} cases."] if sample else []),
         *_picked(arms, start, split),
         *_gate_against_controls(arms, split),
         *_reranking(metrics, arms),

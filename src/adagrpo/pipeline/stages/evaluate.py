@@ -215,7 +215,7 @@ def collect(run: Run, arms: list[str], left_out: Mapping[str, str], judgements: 
         "baselines": _read(run.checked("evaluate", "baselines", "metrics.json")),
         "stages": stages,
     }
-    content |= {"eligible": sft["eligible"]} if "eligible" in sft else {}
+    content |= {name: sft[name] for name in ("eligible", "validation_sample") if name in sft}
     content |= {"judges": judgements} if judgements else {}
     content |= {"left_out": dict(left_out)} if left_out else {}
     run.write_output("metrics.json", json.dumps(content, indent=1) + "\n")
