@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from adagrpo.config import ArmConfig, Config, ObjectiveConfig, dump_config, load_config
+from adagrpo.config import ArmConfig, Config, ObjectiveConfig, dump_config, load_config, resolve_config
 from adagrpo.config.reward import SequentialOptions
 from adagrpo.config.yaml_text import dump_yaml
 from adagrpo.errors import UserError
@@ -509,3 +509,10 @@ def test_what_a_rollout_worker_cannot_draw_is_refused(changes: dict[str, Any], s
     assert Config.model_validate(content).train.rollout_worker is not None
     with pytest.raises(ValidationError, match=said):
         Config.model_validate(content | changes)
+
+
+@pytest.mark.parametrize(("given", "message"), [("noise", "write {kind: noise}"), ([1], "write {kind: lambdarank}")])
+def test_a_reward_that_is_no_section_is_shown_how_to_be_one(given: Any, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        resolve_config({"name": "a", "data": {"logs": ["a.csv"]}, "reward": given}, (), "r.yaml")
+    assert str(error.value) == f"r.yaml: reward: is a section; {message}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from adagrpo.config.addresses import plain_http
 from adagrpo.config.section import Finite, Positive, PositiveFloat, Section, Share
@@ -242,6 +242,12 @@ def _kind(value: Any) -> Any:
     return value.get("kind", "sequential") if isinstance(value, dict) else getattr(value, "kind", None)
 
 
+def _is_section(value: Any) -> Any:
+    if isinstance(value, str | int | float | list):
+        raise ValueError(f"is a section; write {{kind: {value if isinstance(value, str) else 'lambdarank'}}}")
+    return value
+
+
 RewardOptions = Annotated[
     Annotated[SequentialOptions, Tag("sequential")]
     | Annotated[CallableOptions, Tag("callable")]
@@ -257,6 +263,7 @@ RewardOptions = Annotated[
     | Annotated[MeanOptions, Tag("mean")]
     | Annotated[WeightedOptions, Tag("weighted")],
     Discriminator(_kind),
+    BeforeValidator(_is_section),
 ]
 
 ShuffledOptions.model_rebuild()

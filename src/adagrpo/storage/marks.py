@@ -57,7 +57,10 @@ def check_kind(directory: Path, kind: Kind, option: str = "--out") -> bool:
     if is_marked(directory):
         own_kind = read_mark(directory).get("kind", kind)
         if own_kind != kind:
-            raise UserError(f"{directory}: holds {_named(own_kind)}, not {_named(kind)}; {option} takes a new folder")
+            inner = next(filter(is_marked, sorted(directory.iterdir())), None) if own_kind == "comparison" else None
+            within = "" if inner is None else f", such as {inner}"
+            wanted = f"{_named(kind)}{within}" if option == "--run" else "a new folder"
+            raise UserError(f"{directory}: holds {_named(own_kind)}, not {_named(kind)}; {option} takes {wanted}")
         return True
     if directory.is_symlink() and not directory.exists():
         raise UserError(f"{directory}: is a link to nothing; {option} takes a folder")

@@ -91,8 +91,12 @@ class Marketplace:
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"marketplace.{name}: {getattr(self, name)}, must be at least 0 and below 1")
         needed = self.slate_size + self.longest
-        if self.items - round(self.cold_share * self.items) - round(self.later_share * self.items) < needed:
-            raise UserError(f"marketplace.items: {self.items}, slates and visits need {needed} that are not cold")
+        there = self.items - round(self.cold_share * self.items) - round(self.later_share * self.items)
+        if there < needed:
+            raise UserError(
+                f"marketplace.items: {self.items}, of which {there} are neither cold nor come later; slates and visits"
+                f" need {needed}"
+            )
 
     @property
     def longest(self) -> int:
