@@ -122,3 +122,51 @@ def test_a_running_experiment_follows_its_switches(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump(CONTENT | {"days": 8}), encoding="utf-8")
     with pytest.raises(UserError, match="was changed after it was frozen"):
         LiveExperiment(path)
+
+
+def a_plan(tmp_path: Path) -> Path:
+    path = tmp_path / "plan.yaml"
+    path.write_text(yaml.safe_dump(CONTENT), encoding="utf-8")
+    return path
+
+
+def test_a_switch_after_one_that_was_written_halfway_holds(tmp_path: Path) -> None:
+    path = a_plan(tmp_path)
+    moment = PLAN.begins + 4 * DAY
+    live = LiveExperiment(path, lambda: moment)
+    switches_beside(path).write_text('{"time": 1.0, "share": 0.5}\n{"time": 17958', encoding="utf-8")  # a full disk
+    made = live.switch(stop="new")
+    assert live.state()["stopped"].keys() == {"new"} and {live.deal(user).arm for user in USERS} == {"now", "third"}
+    assert read_switches(path, PLAN) == Switches(((1.0, 0.5),), {"new": made["time"]})
+
+
+def test_a_switch_that_cannot_be_written_leaves_the_file_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = a_plan(tmp_path)
+    add_switch(path, PLAN, now=1.0, share=0.5)
+    before = switches_beside(path).read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("adagrpo.experiments.switches.os.fsync", full)
+    with pytest.raises(UserError, match="No space left on device; it must be writable"):
+        add_switch(path, PLAN, now=2.0, stop="new")
+    assert switches_beside(path).read_bytes() == before
+
+
+def test_a_switch_while_a_service_starts_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, moment = a_plan(tmp_path), PLAN.begins + 4 * DAY
+
+    def read_and_then(path: Path, plan: Plan) -> Switches:
+        found = read_switches(path, plan)
+        if not found.stops:
+            add_switch(path, plan, now=moment, stop="new")
+        return found
+
+    monkeypatch.setattr("adagrpo.experiments.live.read_switches", read_and_then)
+    times = iter([moment])
+    live = LiveExperiment(path, lambda: next(times, moment + 1))
+    assert live.switches.stops == {}  # it read them a moment before
+    assert live.state()["stopped"].keys() == {"new"}

@@ -36,8 +36,8 @@ class LiveExperiment:
         """
         self.path, self.plan, self._clock = path, read_plan(path), clock
         self.hash = str(freeze(path, self.plan, now=datetime.now(UTC))["plan"])[:SHOWN]
+        self._seen, self._looked = self._stamp(), clock()  # before reading: a switch in between is seen later
         self.switches = read_switches(path, self.plan)
-        self._seen, self._looked = self._stamp(), clock()
 
     @property
     def name(self) -> str:

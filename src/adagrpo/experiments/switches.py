@@ -16,12 +16,15 @@ import fcntl
 import json
 import os
 from collections.abc import Mapping
+from errno import ENOSPC
+from io import FileIO
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from adagrpo.errors import UserError
 from adagrpo.experiments.plan import Plan
+from adagrpo.storage.writing import sync_folder
 
 __all__ = ["Switches", "add_switch", "read_switches", "switches_beside"]
 
@@ -104,8 +107,9 @@ def add_switch(
         raise UserError("give a share or an arm to stop, one at a time")
     file = switches_beside(path)
     try:
-        with file.open("a", encoding="utf-8") as target:
+        with file.open("a+b", buffering=0) as target:
             fcntl.flock(target, fcntl.LOCK_EX)  # until it is closed
+            _drop_torn(target)
             made = read_switches(path, plan)
             if stop is not None:
                 _check_arm(plan, stop)
@@ -116,12 +120,32 @@ def add_switch(
                 assert share is not None
                 _check_share(made.share(plan, now), share)
                 line = {"time": now, "share": share}
-            target.write(json.dumps(line) + "\n")
-            target.flush()
-            os.fsync(target.fileno())
+            _append(target, (json.dumps(line) + "\n").encode())
+        sync_folder(file.parent)
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}; it must be writable to switch anything") from error
     return line
+
+
+def _drop_torn(target: FileIO) -> None:
+    """Cut off what stands behind the last whole line: whoever wrote it stopped halfway, and it never held."""
+    target.seek(0)
+    content = target.read()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        target.truncate(whole)
+
+
+def _append(target: FileIO, line: bytes) -> None:
+    """Write a line to the end, all of it or none."""
+    before = target.seek(0, os.SEEK_END)
+    try:
+        if target.write(line) != len(line):
+            raise OSError(ENOSPC, os.strerror(ENOSPC))
+        os.fsync(target.fileno())
+    except OSError:
+        target.truncate(before)
+        raise
 
 
 def _check_arm(plan: Plan, arm: str) -> None:
