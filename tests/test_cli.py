@@ -180,7 +180,7 @@ HEADER = "user_id,item_id,timestamp\n"
         ("user_id,itm_id,timestamp\na,1,1\n", ["log.csv", "'item_id'", "did you mean 'itm_id'?"]),
         (HEADER + "a,1,1\na,2,2\na,3,3\n", ["1 users", "two of each are needed"]),
         (HEADER + "a,1,1\nb,1,2\nc,1,3\n", ["1 items", "two of each are needed"]),
-        (HEADER + "a,1,1\na,2,soon\nb,1,1\n", ["log.csv", "row 1", "'soon'"]),
+        (HEADER + "a,1,1\na,2,soon\nb,1,1\n", ["log.csv", "row 2", "'soon'"]),
     ],
     ids=["missing", "empty", "header only", "unknown column", "one user", "one item", "bad row"],
 )
@@ -213,7 +213,7 @@ def test_a_duplicate_item_row(adagrpo: Command, tmp_path: Path, recipe: Any, wor
     world.write(tmp_path)
     (tmp_path / "items.csv").write_text("item_id,title\n3,x\n13,y\n3,z\n", encoding="utf-8")
     path = recipe(data={"items": {"path": "items.csv", "text": ["title"]}})
-    refused(adagrpo("run", path, "--data", tmp_path, "--out", tmp_path / "out"), "items.csv, rows 0 and 2", "'3'")
+    refused(adagrpo("run", path, "--data", tmp_path, "--out", tmp_path / "out"), "items.csv, rows 1 and 3", "'3'")
 
 
 @pytest.mark.parametrize("verb", ["prepare", "run", "simulate"])
@@ -426,7 +426,7 @@ def test_dry_run_of_a_verb_on_a_finished_run(adagrpo: Command, copied: Path, ver
     command = [verb, "--run", copied, "--dry-run", *(["--set", setting] if setting else [])]
     content = json.loads(adagrpo(*command, "--json").out)
     assert {row["stage"].split("/")[0] for row in content["stages"]} == {verb} | (
-        {"ranker"} if verb == "evaluate" else set()
+        {"ranker", "report"} if verb == "evaluate" else set()
     )
     state = "unchanged" if verb == "evaluate" else "make"
     assert all(row["state"] == state for row in content["stages"] if row["stage"] != "ranker/report")

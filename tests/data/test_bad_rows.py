@@ -31,7 +31,7 @@ def test_every_bad_row_is_rejected_and_nothing_else(tmp_path: Path, suffix: str,
     written = write_log(path, 1500, 130, seed)
     assert set(written.bad.values()) == set(KINDS)
     logs = read_logs([path], ColumnMapping(), max_bad_rows=130, refuse=REFUSE)
-    rejects = {row: reason for file, row, reason in logs.rejects.rows() if file == str(path)}
+    rejects = {row - 1: reason for file, row, reason in logs.rejects.rows() if file == str(path)}
     assert list(rejects) == sorted(written.bad)
     for row, kind in written.bad.items():
         assert KINDS[kind][1] in rejects[row], kind
@@ -60,7 +60,7 @@ def test_the_command_keeps_rejects_with_file_row_and_reason(tmp_path: Path, suff
 
     assert prepare("enough", 130) == 0
     rejects = pl.read_parquet(tmp_path / "enough" / "prepare" / "rejects.parquet")
-    assert rejects.columns == ["file", "row", "reason"] and rejects["row"].to_list() == sorted(written.bad)
+    assert rejects.columns == ["file", "row", "reason"] and rejects["row"].to_list() == [row + 1 for row in sorted(written.bad)]
     assert set(rejects["file"]) == {str(log.resolve())} and rejects["reason"].null_count() == 0
     assert prepare("too-few", 129) == 2
     assert not (tmp_path / "too-few" / "prepare").exists()
@@ -78,9 +78,9 @@ def test_repeats_are_found_over_files_and_in_the_fields_that_are_read(tmp_path: 
     (tmp_path / "b.csv").write_text("user_id,item_id,timestamp,r,n\n2,1,1,5,a\n1,1,1,5,c\n")
     paths = [tmp_path / "a.csv", tmp_path / "b.csv"]
     rated = read_logs(paths, ColumnMapping(rating="r"), max_bad_rows=9, refuse=Refusals(repeats=True))
-    assert rated.rejects.rows() == [(str(paths[1]), 1, "repeats an earlier row")]
+    assert rated.rejects.rows() == [(str(paths[1]), 2, "repeats an earlier row")]
     plain = read_logs(paths, ColumnMapping(), max_bad_rows=9, refuse=Refusals(repeats=True))
-    assert [row[:2] for row in plain.rejects.rows()] == [(str(paths[0]), 1), (str(paths[1]), 1)]
+    assert [row[:2] for row in plain.rejects.rows()] == [(str(paths[0]), 2), (str(paths[1]), 2)]
 
 
 def test_the_latest_time_needs_times(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_a_value_of_another_type_in_json_never_passes_for_its_text(
     path.write_text("\n".join(lines))
     logs = read_logs([path], ColumnMapping(), max_bad_rows=1)
     assert logs.interactions.rows() == [("u", "[1]", 1)]
-    assert logs.rejects["row"].to_list() == [1] and reason in logs.rejects["reason"][0]
+    assert logs.rejects["row"].to_list() == [2] and reason in logs.rejects["reason"][0]
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
@@ -133,7 +133,7 @@ def test_no_more_is_held_of_bad_rows_than_may_be(tmp_path: Path, suffix: str, mo
         return concat(parts, **options)
 
     monkeypatch.setattr(pl, "concat", watched)
-    with pytest.raises(UserError, match=r"row 0: .* \(the first of 5000 bad rows"):
+    with pytest.raises(UserError, match=r"row 1: .* \(the first of 5000 bad rows"):
         read_logs([path], ColumnMapping(), max_bad_rows=3)
     assert most[0] <= 10
 

@@ -65,9 +65,9 @@ def test_every_bad_row_is_found_and_none_is_lost(tmp_path: Path, suffix: str) ->
     {"csv": table.write_csv, "jsonl": table.write_ndjson, "parquet": table.write_parquet}[suffix](path)
     columns = ColumnMapping(user="u", item="i", timestamp="t", clicked="c", rating="r")
     logs = read_logs([path], columns, max_bad_rows=len(BAD))
-    assert logs.rejects["row"].to_list() == sorted(rows)
+    assert logs.rejects["row"].to_list() == [row + 1 for row in sorted(rows)]
     assert set(logs.rejects["file"]) == {str(path)}
-    for row, reason in logs.rejects.select("row", "reason").rows():
+    for row, reason in logs.rejects.select(pl.col("row") - 1, "reason").rows():
         assert rows[row][5] in reason, row
     assert logs.impressions is not None
     assert len(logs.impressions) == 200 - len(BAD)
@@ -77,7 +77,7 @@ def test_every_bad_row_is_found_and_none_is_lost(tmp_path: Path, suffix: str) ->
     with pytest.raises(UserError) as error:
         read_logs([path], columns, max_bad_rows=len(BAD) - 1)
     first = min(rows)
-    assert f"{path}, row {first}: " in str(error.value)
+    assert f"{path}, row {first + 1}: " in str(error.value)
     assert f"the first of {len(BAD)} bad rows" in str(error.value) and "\n" not in str(error.value)
 
 
@@ -96,7 +96,7 @@ def test_typed_parquet_values(tmp_path: Path) -> None:
     logs = read_logs([tmp_path / "a.parquet"], columns, max_bad_rows=2)
     assert logs.interactions.rows() == [(1, 5, 86400, None), (2, 6, 86400, 4.0)]
     assert logs.interactions.dtypes == [pl.Int64, pl.Int64, pl.Int64, pl.Float64]
-    assert logs.rejects["row"].to_list() == [2, 3]
+    assert logs.rejects["row"].to_list() == [3, 4]
     table.with_columns(item_id=pl.lit([1])).write_parquet(tmp_path / "b.parquet")
     with pytest.raises(UserError, match="column 'item_id' is of type List"):
         read_logs([tmp_path / "b.parquet"], columns)
@@ -114,7 +114,7 @@ def test_numbers_that_differ_are_different_ids(tmp_path: Path) -> None:
     table.cast({"user_id": pl.Decimal(30, 2), "item_id": pl.Decimal(3, 0)}).write_parquet(tmp_path / "b.parquet")
     logs = read_logs([tmp_path / "b.parquet"], ColumnMapping(), max_bad_rows=2)
     assert logs.interactions.select("user_id", "item_id").rows() == [("3", 1), (str(2**63), 1), ("-7", 1)]
-    assert logs.rejects["row"].to_list() == [0, 1]
+    assert logs.rejects["row"].to_list() == [1, 2]
 
 
 def test_csv_records_that_are_not_lines(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_csv_records_that_are_not_lines(tmp_path: Path) -> None:
     ).encode("latin-1")
     logs = read_logs([write(tmp_path / "a.csv", text)], ColumnMapping(timestamp="timestamp"), max_bad_rows=9)
     assert logs.interactions.rows() == [("a", "x", 1), ("c", "z", 3), ("f", "z", 6), ("h", "y", 8)]
-    reasons = dict(logs.rejects.select("row", "reason").rows())
+    reasons = dict(logs.rejects.select(pl.col("row") - 1, "reason").rows())
     assert list(reasons) == [1, 2, 4, 5, 7]
     assert reasons[1] == "has 5 fields, the header names 4"
     assert reasons[5] == reasons[7] == "has a quote that is not closed or not escaped"
@@ -143,7 +143,7 @@ def test_csv_with_surplus_fields_only(tmp_path: Path) -> None:
     text = '\ufeffuser_id,item_id,timestamp\na,x,1\nb,y,2,3\n"c,c",z,3\nd,x,4,\n'
     logs = read_logs([write(tmp_path / "a.csv", text)], ColumnMapping(), max_bad_rows=1)
     assert logs.interactions["user_id"].to_list() == ["a", "c,c", "d"]
-    assert logs.rejects.rows() == [(str(tmp_path / "a.csv"), 1, "has 4 fields, the header names 3")]
+    assert logs.rejects.rows() == [(str(tmp_path / "a.csv"), 2, "has 4 fields, the header names 3")]
 
 
 def test_jsonl_lines_that_are_not_objects(tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_jsonl_lines_that_are_not_objects(tmp_path: Path) -> None:
     path = write(tmp_path / "a.ndjson", "\n".join(lines))
     logs = read_logs([path], ColumnMapping(user="user id", item="it'em"), max_bad_rows=5)
     assert logs.interactions.rows() == [("a", 1, 1.5)]
-    assert logs.rejects["row"].to_list() == [1, 2, 3, 4, 5]
+    assert logs.rejects["row"].to_list() == [2, 3, 4, 5, 6]
     assert logs.rejects["reason"][0].startswith("not a JSON object with any of the fields")
     assert logs.rejects["reason"][4] == "timestamp is empty, expected a number >= 0"
 
@@ -290,7 +290,7 @@ def test_a_long_log_of_records_that_are_not_lines(tmp_path: Path) -> None:
         ("a.jsonl", "[1]\n\nnothing\n", "no JSON object among the first 3 lines"),
         ("a.jsonl", '{"user": 1, "item_id": 2}\n', "no column 'user_id'; did you mean 'user'?"),
         ("a.csv", '"user\nid",item_id,timestamp\n1,2,3\n', "no column 'user_id'; did you mean 'user id'?"),
-        ("a.csv", 'user_id,item_id,timestamp\n1,2,"3\n4"\n', r"a\.csv, row 0: timestamp is '3 4', expected a number"),
+        ("a.csv", 'user_id,item_id,timestamp\n1,2,"3\n4"\n', r"a\.csv, row 1: timestamp is '3 4', expected a number"),
     ],
 )
 def test_what_is_wrong_takes_one_line(tmp_path: Path, name: str, text: str, message: str) -> None:
@@ -341,10 +341,10 @@ def test_item_table_as_text(tmp_path: Path) -> None:
 
 def test_item_tables_that_are_wrong(tmp_path: Path) -> None:
     twice = write(tmp_path / "twice.csv", "item_id\na\nb\nc\nb\n")
-    with pytest.raises(UserError, match=r"twice\.csv, rows 1 and 3: both are item 'b'"):
+    with pytest.raises(UserError, match=r"twice\.csv, rows 2 and 4: both are item 'b'"):
         read_items(twice)
     missing = write(tmp_path / "missing.csv", "item_id,x\na,1\n,2\n")
-    with pytest.raises(UserError, match=r"missing\.csv, row 1: item_id is empty"):
+    with pytest.raises(UserError, match=r"missing\.csv, row 2: item_id is empty"):
         read_items(missing)
     with pytest.raises(UserError, match="no column 'titel'"):
         read_items(missing, text_columns=("titel",))
@@ -358,10 +358,10 @@ def test_item_tables_that_are_not_tables(tmp_path: Path) -> None:
         "none.parquet": "no such file",
         "empty.csv": "the file is empty",
         "header.csv": "no rows; an item table has at least one item",
-        "wide.csv": "row 0: has 3 fields, the header names 2",
+        "wide.csv": "row 1: has 3 fields, the header names 2",
         "near.csv": "no column 'item_id'; did you mean 'itemid'",
-        "lines.csv": "rows 0 and 1: both are item 'a b'",
-        "typed.jsonl": "row 0: item_id is of type list",
+        "lines.csv": "rows 1 and 2: both are item 'a b'",
+        "typed.jsonl": "row 1: item_id is of type list",
     }
     write(tmp_path / "empty.csv", "")
     write(tmp_path / "header.csv", "item_id,title\n")

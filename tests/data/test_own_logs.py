@@ -83,7 +83,7 @@ def test_nested_fields_of_parquet(tmp_path: Path) -> None:
     table = pl.DataFrame({"user": [{"id": 1}, None], "e": [{"item": {"sku": "k"}}] * 2, "timestamp": [3, 4]})
     table.write_parquet(tmp_path / "log.parquet")
     logs = read_logs([tmp_path / "log.parquet"], NESTED, max_bad_rows=1)
-    assert logs.interactions.rows() == [(1, "k", 3)] and logs.rejects["row"].to_list() == [1]
+    assert logs.interactions.rows() == [(1, "k", 3)] and logs.rejects["row"].to_list() == [2]
     with pytest.raises(UserError, match=r"no column 'user.name'; did you mean 'user.id'\?"):
         read_logs([tmp_path / "log.parquet"], ColumnMapping(user="user.name"))
 
@@ -111,7 +111,7 @@ def test_times_of_iso_8601(tmp_path: Path, suffix: str) -> None:
     (table.write_csv(path, separator=";") if suffix == "csv" else table.write_ndjson(path))
     logs = read_logs([path], ColumnMapping(), max_bad_rows=len(bad))
     assert logs.interactions["timestamp"].to_list() == list(TIMES.values())
-    assert logs.rejects["row"].to_list() == list(range(len(TIMES), len(table)))
+    assert logs.rejects["row"].to_list() == list(range(len(TIMES) + 1, len(table) + 1))
     assert "timestamp is '5', expected a time from 1970 on such as" in logs.rejects["reason"][1]
     time = logs.understood["time"]
     assert (time["written_as"], time["unit"], time["without_offset"]) == ("ISO 8601", "seconds", 4)
@@ -174,7 +174,7 @@ def test_a_look_at_a_log(tmp_path: Path) -> None:
     counts = actual["counts"]
     assert (counts["rows"], counts["interactions"], counts["users"], counts["items"]) == (43, 41, 4, 5)
     assert (counts["exact_duplicates"], counts["repeats_of_user_and_item"]) == (1, 21)
-    assert sorted((entry["rows"], entry["first_row"]) for entry in actual["lost"]) == [(1, 41), (1, 42)]
+    assert sorted((entry["rows"], entry["first_row"]) for entry in actual["lost"]) == [(1, 42), (1, 43)]
     json.dumps(actual)
 
 

@@ -129,9 +129,9 @@ def test_dates_and_bad_rows_are_read_alike(tmp_path: Path) -> None:
     [
         (
             LogOptions(max_bad_rows=1),
-            r"log.csv, row 2: user_id is empty.*the first of 3 bad rows; data.max_bad_rows is 1",
+            r"log.csv, row 3: user_id is empty.*the first of 3 bad rows; data.max_bad_rows is 1",
         ),
-        (LogOptions(max_bad_rows=3, refuse=Refusals(repeats=True)), r"row 2: .*the first of 4 bad rows"),
+        (LogOptions(max_bad_rows=3, refuse=Refusals(repeats=True)), r"row 3: .*the first of 4 bad rows"),
         (LogOptions(max_bad_rows=3, min_rating=9), r"log.csv: no interaction among 9 rows: 3 rejected, 6 filtered"),
     ],
 )

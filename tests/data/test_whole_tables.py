@@ -28,7 +28,7 @@ def write(path: Path, content: str) -> Path:
 )
 def test_a_malformed_record_of_a_csv_table_is_named(tmp_path: Path, rows: str) -> None:
     path = write(tmp_path / "items.csv", f"item_id,title\n{rows}")
-    with pytest.raises(UserError, match=r"items\.csv, row 1: has (a quote that is not closed or|3 fields)"):
+    with pytest.raises(UserError, match=r"items\.csv, row 2: has (a quote that is not closed or|3 fields)"):
         read_items(path, text_columns=["title"])
 
 
@@ -44,7 +44,7 @@ def test_an_id_of_json_is_what_it_is_in_a_log(tmp_path: Path, ids: list[str]) ->
     logs = read_logs([write(tmp_path / "log.jsonl", "\n".join(lines))], ColumnMapping())
     assert read_items(path)["item_id"].to_list() == logs.interactions["item_id"].to_list()
     broken = write(tmp_path / "broken.jsonl", f'{lines[0]}\n\n{{"item_id": 1.5, "title": "a"}}\n')
-    with pytest.raises(UserError, match=r"broken\.jsonl, row 1: item_id is 1\.5, expected a whole number or text"):
+    with pytest.raises(UserError, match=r"broken\.jsonl, row 2: item_id is 1\.5, expected a whole number or text"):
         read_items(broken)
 
 

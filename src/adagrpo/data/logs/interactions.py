@@ -250,13 +250,13 @@ class Reading:
         if len(rows):
             problem = None if chunk.problem is None else chunk.problem[rows]
             reasons = _reasons(raw[rows], bad[rows], fields, problem, refused[rows])
-            self._reject(pl.DataFrame({ROW: rows.cast(pl.Int64) + chunk.first, REASON: reasons}))
+            self._reject(pl.DataFrame({ROW: rows.cast(pl.Int64) + chunk.first + 1, REASON: reasons}))
         if self.count > self.max_bad_rows:
             self.good = []
             return
         kept = parsed.with_columns(integers_if_all(parsed[USER_ID]), integers_if_all(parsed[ITEM_ID]))
         if self.refuse.repeats:
-            kept = kept.with_row_index(ROW, chunk.first).cast({ROW: pl.Int64}).with_columns(self._file())
+            kept = kept.with_row_index(ROW, chunk.first + 1).cast({ROW: pl.Int64}).with_columns(self._file())
         self.good.append(kept.filter(~rejected))
 
     def _file(self) -> pl.Expr:
@@ -302,7 +302,7 @@ class Reading:
 
 
 def rejects_of(bad: Sequence[pl.DataFrame], count: int, paths: Sequence[Path], most: int) -> pl.DataFrame:
-    """The rejects of all files: file, row, reason.
+    """The rejects of all files: file, row, reason. Rows of data are counted from 1, as in all messages.
 
     Args:
         bad: number of the file, row and reason, in any order; of more than may be, the first is enough.

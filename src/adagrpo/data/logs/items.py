@@ -72,14 +72,14 @@ def read_items(
 def _item_ids(path: Path, column: pl.Series) -> pl.Series:
     ids = identifiers(blank_to_null(column))
     if ids.null_count():
-        row = ids.is_null().arg_max()
+        row = int(ids.is_null().arg_max() or 0) + 1
         raise UserError(f"{path}, row {row}: {column.name} is empty or not an id; every item needs one")
     ids = integers_if_all(ids)
     if ids.n_unique() < len(ids):
         second = int(np.argmin(ids.is_first_distinct().to_numpy()))
         first = int(np.argmax((ids == ids[second]).to_numpy()))
         name = one_line(str(ids[first]))
-        raise UserError(f"{path}, rows {first} and {second}: both are item '{name}'; an item has one row")
+        raise UserError(f"{path}, rows {first + 1} and {second + 1}: both are item '{name}'; an item has one row")
     return ids
 
 

@@ -92,7 +92,7 @@ def _refuse(path: Path, first: int, problem: pl.Series | None) -> None:
     """Name the first row, of some that begin with row `first`, that something is wrong with."""
     if problem is not None and problem.count():
         row = int(problem.is_not_null().arg_max() or 0)
-        raise UserError(f"{path}, row {first + row}: {problem[row]}")
+        raise UserError(f"{path}, row {first + row + 1}: {problem[row]}")
 
 
 def _checked(path: Path, max_expansion: float) -> str | bytes:
