@@ -60,7 +60,8 @@ def test_the_command_keeps_rejects_with_file_row_and_reason(tmp_path: Path, suff
 
     assert prepare("enough", 130) == 0
     rejects = pl.read_parquet(tmp_path / "enough" / "prepare" / "rejects.parquet")
-    assert rejects.columns == ["file", "row", "reason"] and rejects["row"].to_list() == [row + 1 for row in sorted(written.bad)]
+    assert rejects.columns == ["file", "row", "reason"]
+    assert rejects["row"].to_list() == [row + 1 for row in sorted(written.bad)]
     assert set(rejects["file"]) == {str(log.resolve())} and rejects["reason"].null_count() == 0
     assert prepare("too-few", 129) == 2
     assert not (tmp_path / "too-few" / "prepare").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,10 +11,12 @@ import numpy as np
 import polars as pl
 import pytest
 
+from adagrpo.errors import UserError
 from adagrpo.monitoring.signs import Rule
-from adagrpo.pipeline import Run
+from adagrpo.pipeline import Run, tokenize
+from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.watch import _predicted, watch
+from adagrpo.pipeline.watch import _predicted, predicted_clicks, watch
 from adagrpo.serving.exposure_log import Exposure, Feedback
 from adagrpo.serving.exposure_store import LocalExposureLog
 
@@ -49,6 +52,7 @@ def test_feedback_on_an_item_that_was_not_shown_counts_nowhere(log: Path, monkey
         read.append(feedback)
         return np.full(len(shown), np.nan)
 
+    monkeypatch.setattr("adagrpo.pipeline.watch.check", lambda run, verb: None)
     monkeypatch.setattr("adagrpo.pipeline.watch._says_chances", lambda run: True)
     monkeypatch.setattr("adagrpo.pipeline.watch._predicted", predicted)
     monkeypatch.setattr("adagrpo.pipeline.watch._invalid", lambda run: {})
@@ -79,9 +83,32 @@ def test_scores_of_a_ranker_that_saw_no_impressions_are_no_chances(
 ) -> None:
     notes: list[str] = []
     run: Any = SimpleNamespace(console=SimpleNamespace(note=notes.append))
+    monkeypatch.setattr("adagrpo.pipeline.watch.check", lambda run, verb: None)
     monkeypatch.setattr("adagrpo.pipeline.watch.RunData", lambda run: SimpleNamespace(ranker_loss=loss))
     monkeypatch.setattr("adagrpo.pipeline.watch._predicted", lambda run, shown, *rest: np.full(len(shown), 0.5))
     monkeypatch.setattr("adagrpo.pipeline.watch._invalid", lambda run: {})
     days = watch(log, run, rule=Rule(baseline=2, window=1))["days"]
     assert [day["predicted"] == 0.5 for day in days] == [says] * len(days)
     assert len(notes) == (not says) and all("fitted by 'cross_entropy'" in note for note in notes)
+
+
+def test_a_stage_that_is_stale_is_not_watched_with(copied: Path, log: Path) -> None:
+    found = watch(log, Run.open(copied), rule=Rule(baseline=2, window=1))
+    assert set(found["invalid"]) == {"sft", "nll", "adagrpo"}
+    json.dumps(found, allow_nan=False)  # what is not known is null
+    assert {day["predicted"] for day in found["days"]} == {None}
+    tokenize(Run.open(copied, ["tokenizer.window=1"]))
+    with pytest.raises(UserError, match="sft is stale"):
+        watch(log, Run.open(copied), rule=Rule(baseline=2, window=1))
+
+
+def test_lists_are_scored_some_at_a_time_with_the_same_result(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, draw = Run.open(finished), np.random.default_rng(0)
+    ranker = Models(RunData(run)).ranker(run.path("ranker", "best"))
+    histories = [draw.integers(0, 30, size=size % 5) for size in range(23)]  # some are empty
+    items = draw.integers(-1, 30, size=(23, 4))
+    items[:, 0] = 3
+    whole = predicted_clicks(ranker, histories, items, 6)
+    monkeypatch.setattr("adagrpo.pipeline.watch.BATCH", 4)
+    np.testing.assert_allclose(predicted_clicks(ranker, histories, items, 6), whole, rtol=1e-5)
+    assert np.isnan(whole).sum() == 5

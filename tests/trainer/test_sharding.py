@@ -153,7 +153,7 @@ def test_the_slurm_script_launches_each_verb_on_every_node(tmp_path: Path):
     """With stand-ins: `srun` begins its command on two nodes, `accelerate` says how it was called."""
     stand_ins = {
         "scontrol": "printf 'first\\nsecond\\n'",
-        "srun": 'shift; for node in 0 1; do SLURM_NODEID=$node "$@"; done',
+        "srun": 'shift 2; for node in 0 1; do SLURM_NODEID=$node "$@"; done',
         "accelerate": 'echo "$@"',
     }
     for name, content in stand_ins.items():

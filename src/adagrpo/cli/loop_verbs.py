@@ -58,19 +58,23 @@ def watch(
     from adagrpo.monitoring.signs import Rule
     from adagrpo.pipeline.watch import watch as look
     from adagrpo.report import Table, to_text
+    from adagrpo.report.tables import MISSING
+
+    def said(value: float | None, form: str) -> str:
+        return MISSING if value is None else format(value, form)
 
     opened = None if run is None else common.open(run)
     result = look(exposures, opened, rule=Rule(baseline, window, errors), arm=arm, against=against, since=since)
     if common.as_json:
-        typer.echo(json.dumps(result))
+        typer.echo(json.dumps(result, allow_nan=False))
         return
     if days:
         names = ("feedback", "reward", "calibration", "concentration")
         head = ("day", "lists", "clicked", "predicted", "gini", *names, "on")
         rows = [
             (
-                *(str(row["day"]), f"{row['lists']:,}", f"{row['clicked']:.4f}", f"{row['predicted']:.4f}"),
-                *(f"{row['gini']:.3f}", *(f"{row[name]:+.1f}" for name in names), ", ".join(row["on"])),
+                *(str(row["day"]), f"{row['lists']:,}", f"{row['clicked']:.4f}", said(row["predicted"], ".4f")),
+                *(said(row["gini"], ".3f"), *(said(row[name], "+.1f") for name in names), ", ".join(row["on"])),
             )
             for row in result["days"]
         ]

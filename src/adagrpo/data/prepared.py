@@ -84,7 +84,7 @@ def write_prepared(dataset: Dataset, split: Split, directory: Path) -> None:
         # At the time of the first held-out interaction is too late: it may be that very interaction.
         seen = (shown[HISTORY_LENGTH].to_numpy() < trained_of) & (shown[HISTORY_UNTIL].to_numpy() <= trained_of)
         shown.filter(seen).drop(HISTORY_UNTIL).write_parquet(directory / "impressions.parquet")
-        summary["impressions"] = int(seen.sum())
+        summary |= {"impressions": int(seen.sum()), "impressions_later": int((~seen).sum())}
     dataset.rejects.write_parquet(directory / "rejects.parquet")
     summary |= {
         "users": len(dataset.users),

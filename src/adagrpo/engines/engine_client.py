@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import math
 import time
 import urllib.error
 import urllib.request
@@ -32,6 +33,7 @@ __all__ = ["Found", "Samples", "Server", "ServerError", "SglangServer", "VllmSer
 AT_ONCE = 128  # log-probabilities of chosen tokens a request: what vLLM allows
 PROMPTS = 64  # prompts a request
 LONGEST_PAUSE = 30.0  # seconds
+LONGEST_ANSWER = 2**28  # bytes
 
 
 class ServerError(Exception):
@@ -191,7 +193,7 @@ class _Http:
             pause = min(self.backoff * 2**attempt, LONGEST_PAUSE)
             try:
                 with self._opener.open(request, timeout=self.timeout) as response:
-                    return json.load(response)
+                    return json.loads(_content(response))
             except urllib.error.HTTPError as error:
                 moved = ", and redirects are not followed" if 300 <= error.code < 400 else ""
                 problem = f"answered status {error.code}{moved}: {_reason(error)}"
@@ -208,6 +210,18 @@ class _Http:
         """The answers to many requests, in their order."""
         with ThreadPoolExecutor(self.concurrency) as pool:
             yield from pool.map(lambda body: self.post(path, body), bodies)
+
+
+def _content(response: http.client.HTTPResponse) -> bytes:
+    """An answer, which may not be of any length.
+
+    Raises:
+        ValueError: it is longer than `LONGEST_ANSWER`.
+    """
+    content = response.read(LONGEST_ANSWER + 1)
+    if len(content) > LONGEST_ANSWER:
+        raise ValueError(f"the answer is longer than {LONGEST_ANSWER >> 20} MB")
+    return content
 
 
 def _reason(refusal: urllib.error.HTTPError) -> str:
@@ -408,6 +422,9 @@ def _read(answer: Any, *path: str | int) -> Any:
 
 def _chosen(tokens: Sequence[int], found: dict[str, float]) -> list[float]:
     try:
-        return [found[f"token_id:{token}"] for token in tokens]
+        values = [found[f"token_id:{token}"] for token in tokens]
     except KeyError as error:
         raise ServerError(f"the server left out the log-probability of {error.args[0]}") from error
+    if any(math.isnan(value) for value in values):
+        raise ServerError("the server gave a log-probability that is no number")
+    return values

@@ -97,7 +97,9 @@ def ray_running(count: int) -> Iterator[None]:
     if "RAY_ADDRESS" in os.environ:
         ray.init(log_to_driver=False)
     else:
-        ray.init(num_cpus=count + 1, include_dashboard=False, log_to_driver=False, logging_level="error")
+        # "local": its own, also where another Ray runs on this machine, which would refuse a number of processors
+        quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "error"}
+        ray.init(address="local", num_cpus=count + 1, **quiet)
     try:
         yield
     finally:

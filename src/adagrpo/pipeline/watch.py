@@ -15,6 +15,7 @@ from adagrpo.data.sequences import pad
 from adagrpo.decoding import beam_search_both
 from adagrpo.errors import UserError
 from adagrpo.monitoring.signs import SIGNS, Rule, Visits, beside, first_on, looks
+from adagrpo.pipeline.checks import check, finished_arms
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
@@ -31,6 +32,7 @@ __all__ = ["batch_of", "invalid_lists", "predicted_clicks", "watch"]
 DAY = 86_400
 ASKED = 200  # histories that the share of invalid codes is taken over
 TOP = 10
+BATCH = 1024  # lists that are scored at a time
 
 Floats = NDArray[np.float64]
 
@@ -57,12 +59,15 @@ def watch(
         since: the first day, in days since 1970; None is the first of the log.
 
     Returns:
-        `days`, a row a day; `signs`, the first day each was on, or None; `invalid`, where there is a run: the share of
-        histories whose freely written codes name no item among the first ten, of the starting policy and each arm.
+        `days`, a row a day, None where something is not known; `signs`, the first day each was on, or None; `invalid`,
+        where there is a run: the share of histories whose freely written codes name no item among the first ten, of the
+        starting policy and each arm.
 
     Raises:
-        UserError: no log, no such arm, or too few days.
+        UserError: no log, no such arm, too few days, or a stage of the run that is read is stale.
     """
+    if run is not None:
+        check(run, "watch")
     latest_exposures(directory, publish=True)
     exposures, feedback = read_parts(parts_of(directory))
     exposures = exposures.unique("request_id", keep="first", maintain_order=True)
@@ -88,7 +93,8 @@ def watch(
     except ValueError as error:
         hint = "watch longer, or give a shorter --baseline" if mine is None else "give arms that were served together"
         raise UserError(f"{directory}: {error}; {hint}") from error
-    result: dict[str, Any] = {"rule": asdict(rule), "days": [look._asdict() for look in found]}
+    days = [{name: _known(value) for name, value in look._asdict().items()} for look in found]
+    result: dict[str, Any] = {"rule": asdict(rule), "days": days}
     result["signs"] = {sign: first_on(found, sign) for sign in SIGNS}
     if run is not None:
         result["invalid"] = _invalid(run)
@@ -112,12 +118,14 @@ def predicted_clicks(
     if not known:
         return result
     device = ranker.slot_bias.weight.device
-    batch = batch_of([histories[row] for row in known], max_history).to(device)
-    chosen = torch.from_numpy(items[known]).to(device)
     places = torch.arange(items.shape[1], device=device).clamp(max=len(ranker.slot_bias.weight) - 1)
-    scores = ranker.score(batch, chosen.clamp(min=0)) + ranker.slot_bias.weight[places, 0]
-    chances = torch.where(chosen >= 0, torch.sigmoid(scores), 0.0)
-    result[known] = (chances.sum(dim=1) / (chosen >= 0).sum(dim=1)).cpu().numpy()
+    for first in range(0, len(known), BATCH):
+        rows = known[first : first + BATCH]
+        batch = batch_of([histories[row] for row in rows], max_history).to(device)
+        chosen = torch.from_numpy(items[rows]).to(device)
+        scores = ranker.score(batch, chosen.clamp(min=0)) + ranker.slot_bias.weight[places, 0]
+        chances = torch.where(chosen >= 0, torch.sigmoid(scores), 0.0)
+        result[rows] = (chances.sum(dim=1) / (chosen >= 0).sum(dim=1)).cpu().numpy()
     return result
 
 
@@ -136,6 +144,11 @@ def invalid_lists(policy: Policy[Any, Any], catalog: Catalog, histories: Histori
     _, free = beam_search_both(policy, context, width, trie=catalog.trie, held_width=width, excluded=None)
     valid = catalog.lookup(free.codes[:, :TOP]) >= 0
     return float((~valid.all(dim=1)).float().mean())
+
+
+def _known(value: Any) -> Any:
+    """A value of a look; None in place of a number that is not known, which JSON cannot say otherwise."""
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def _on_what_was_shown(feedback: pl.DataFrame, exposures: pl.DataFrame) -> pl.DataFrame:
@@ -183,7 +196,7 @@ def _invalid(run: Run) -> dict[str, float]:
     batch = batch_of([cases.histories.row(row).astype(np.int64) for row in rows], run.config.max_history).to(
         data.device
     )
-    places = {"sft": run.path("sft", "best")} | {arm: run.path("train", arm, "best") for arm in run.trained()}
+    places = {"sft": run.path("sft", "best")} | {arm: run.path("train", arm, "best") for arm in finished_arms(run)}
     width = run.config.evaluation.beam_width
     return {arm: invalid_lists(models.policy(path), data.catalog, batch, width) for arm, path in places.items()}
 
