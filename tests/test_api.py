@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import adagrpo
-from adagrpo import Run
+from adagrpo import Run, pipeline
 from adagrpo.data.prepared import load_item_ids
 from adagrpo.data.sequences import pad
 from adagrpo.errors import UserError
@@ -194,3 +194,19 @@ def test_settings_and_recipes_are_those_of_the_command_line(data: Path, tmp_path
     assert Run.create(recipe, tmp_path / "set", data, {"data.logs": [Path("b.csv")]}).config.data.logs == ("b.csv",)
     with pytest.raises(UserError, match="unknown key"):
         Run.create({"nonsense": 1}, tmp_path / "run", data)
+
+
+def test_an_open_run_does_not_answer_with_what_another_process_has_replaced(copied: Path):
+    run = Run.open(copied)
+    histories = questions(run)[1][:5]
+    before = run.recommend(histories, arm="nll", checkpoint="final")
+    kept = run._served.copy()
+    assert run.recommend(histories, arm="nll", checkpoint="final").items == before.items and run._served == kept
+    pipeline.train(pipeline.Run.open(copied, ["train.fit.learning_rate=0.05"]))
+    with pytest.raises(UserError, match=r"train/nll is stale: made with train\.fit\.learning_rate=0\.05"):
+        run.recommend(histories, arm="nll", checkpoint="final")
+    after = Run.open(copied).recommend(histories, arm="nll", checkpoint="final")
+    assert after.scores != before.scores
+    shutil.rmtree(copied / "train/nll")
+    pipeline.train(pipeline.Run.open(copied, ["train.fit.learning_rate=0.005"]))
+    assert run.recommend(histories, arm="nll", checkpoint="final").scores == before.scores  # as this run is again

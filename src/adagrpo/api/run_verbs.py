@@ -22,7 +22,8 @@ from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
 from adagrpo.pipeline.collected import metrics_are_stale
 from adagrpo.pipeline.commands import remake
 from adagrpo.pipeline.diagnosed import is_diagnosed
-from adagrpo.pipeline.serve import recommender
+from adagrpo.pipeline.list_parts import reward_read
+from adagrpo.pipeline.serve import check_served, recommender
 from adagrpo.pipeline.versions import LATEST
 from adagrpo.serving.answers import answer
 from adagrpo.serving.eligibility import Filter
@@ -39,7 +40,7 @@ class Run:
 
     def __init__(self, run: pipeline.Run) -> None:
         self._run = run
-        self._served: dict[tuple[Any, ...], tuple[Recommender, dict[str, Any]]] = {}
+        self._served: dict[tuple[Any, ...], tuple[Any, Recommender, dict[str, Any]]] = {}  # with what it was made from
 
     @classmethod
     def open(
@@ -204,7 +205,8 @@ class Run:
     ) -> Recommended:
         """The lists that `adagrpo serve` answers with and `evaluate` measures.
 
-        The policy is loaded at the first call, and kept for the next ones.
+        The policy is loaded at the first call, and kept for the next ones. What another process has replaced
+        since is refused as stale; open the run anew to read it.
 
         Args:
             histories: item ids of the input data, oldest first. Ids that name no item are left out, and counted.
@@ -225,13 +227,17 @@ class Run:
                 finite, or `histories` is not a list of lists of ids.
         """
         chosen = choose_checkpoint(self._run, arm, checkpoint)
-        version = pipeline.open_version(self._run, catalog).number
-        key = (chosen.arm, checkpoint, reward_weight, precision, version)
-        if key not in self._served:
-            self._served[key] = recommender(
-                self._run, chosen.arm, checkpoint, reward_weight, precision=precision, catalog=str(version)
+        version = pipeline.open_version(self._run, catalog)
+        key = (chosen.arm, checkpoint, reward_weight, precision, version.number)
+        check_served(self._run, chosen, version, reward_weight)
+        weights = self._run.hash_input(chosen.weights / "model.safetensors")  # another process may have trained since
+        made_from = (weights, reward_read(self._run, reward_weight))
+        if key not in self._served or self._served[key][0] != made_from:
+            made = recommender(
+                self._run, chosen.arm, checkpoint, reward_weight, precision=precision, catalog=str(version.number)
             )
-        served, about = self._served[key]
+            self._served[key] = (made_from, *made)
+        _, served, about = self._served[key]
         groups, lists = (exclude, None) if isinstance(exclude, Mapping) else (None, exclude)
         answers = answer(
             served,

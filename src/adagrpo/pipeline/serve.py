@@ -23,13 +23,13 @@ from adagrpo.experiments.live import LiveExperiment
 from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.chain import reward_parts
 from adagrpo.pipeline.checks import check
-from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
+from adagrpo.pipeline.choose_checkpoint import Chosen, choose_checkpoint
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.rewards import check_reward
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.serve_arms import beside, open_runs
-from adagrpo.pipeline.versions import LATEST, open_version
+from adagrpo.pipeline.versions import LATEST, CatalogVersion, open_version
 from adagrpo.serving import Query, Recommender
 from adagrpo.serving.bearer import Bearers, check_exposed, read_tokens
 from adagrpo.serving.exploration import Exploration
@@ -41,7 +41,7 @@ from adagrpo.serving.served import Serving, Shelf
 from adagrpo.serving.user_hash import VARIABLE, UserHash, read_key
 from adagrpo.serving.workers import run_workers
 
-__all__ = ["Operation", "recommender", "serve"]
+__all__ = ["Operation", "check_served", "recommender", "serve"]
 
 # Or each small operation of the policy waits 5 ms for an event loop that is busy: at four times the load 279 lists a
 # second were answered with it and 21 without. At 70 % of the peak it turned more away, 3,635 and not 537. One run each.
@@ -94,6 +94,18 @@ def recommender(
     return served, about
 
 
+def check_served(run: Run, chosen: Chosen, version: CatalogVersion, reward_weight: float) -> None:
+    """Refuse to answer with what is stale.
+
+    Raises:
+        UserError: of the checkpoint, the catalogue, or the reward where it re-ranks, with the command that mends it; or
+            the weight is none.
+    """
+    if not (isinstance(reward_weight, Real) and math.isfinite(reward_weight) and reward_weight >= 0):
+        raise UserError(f"reward_weight: {reward_weight!r} is no weight; give a finite number of at least 0")
+    check(run, "serve", [chosen.stage, version.stage, *(reward_parts(run) if reward_weight > 0 else ())])
+
+
 def _recommender(
     run: Run,
     arm: str | None,
@@ -104,13 +116,11 @@ def _recommender(
     catalog: str,
 ) -> tuple[Recommender, dict[str, Any], Models]:
     """`recommender`, and what makes other policies of the same run and catalogue."""
-    if not (isinstance(reward_weight, Real) and math.isfinite(reward_weight) and reward_weight >= 0):
-        raise UserError(f"reward_weight: {reward_weight!r} is no weight; give a finite number of at least 0")
     if precision not in (None, *get_args(Precision)):
         raise UserError(f"precision: {precision!r} is none of {', '.join(get_args(Precision))}")
     chosen = choose_checkpoint(run, arm, checkpoint)
     version = open_version(run, catalog)
-    check(run, "serve", [chosen.stage, version.stage, *(reward_parts(run) if reward_weight > 0 else ())])
+    check_served(run, chosen, version, reward_weight)
     data = RunData(run, version)
     models = Models(data)
     excludes = run.config.evaluation.mask_history if exclude_history is None else exclude_history
