@@ -325,10 +325,25 @@ def test_a_table_without_its_columns_and_a_foreign_id_are_refused(run: Run, tmp_
 
 
 def test_ids_to_delist_come_in_files_of_any_kind(run: Run, tmp_path: Path) -> None:
-    (tmp_path / "ids.txt").write_text("3\n\n13\n")
+    (tmp_path / "ids.txt").write_text("\ufeff3\n\n13\n")
     pl.DataFrame({"item_id": [23, 33]}).write_parquet(tmp_path / "ids.parquet")
     version, _ = update_catalog(run, delist=[str(tmp_path / "ids.txt"), str(tmp_path / "ids.parquet"), "43"])
     assert {*ITEMS} - _listed(version) == {3, 13, 23, 33, 43}
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
+    with pytest.raises(UserError, match=r"latin\.txt: cannot be read as UTF-8"):
+        update_catalog(run, delist=[str(tmp_path / "latin.txt")])
+    with pytest.raises(UserError, match=r"gone\.csv: no such file"):
+        update_catalog(run, delist=[str(tmp_path / "gone.csv")])
+
+
+def test_going_back_to_an_earlier_version_makes_it_the_latest(run: Run) -> None:
+    first, _ = update_catalog(run, delist=["3"])
+    update_catalog(run, delist=["13"])
+    third, made = update_catalog(run, delist=["3"], start="1")
+    assert made and third.number == 3 and _listed(third) == _listed(first)
+    assert catalog_versions(run)[-1].number == 3
+    again, made = update_catalog(run, delist=["3"], start="1")
+    assert not made and again.number == 3
 
 
 def test_a_version_of_other_codes_is_stale_and_refused(run: Run, tmp_path: Path) -> None:

@@ -142,6 +142,9 @@ def test_an_item_table_goes_into_the_recipe(tmp_path: Path) -> None:
     assert yaml.safe_load(text)["data"]["items"] == table
     assert "# add text: 1.0, attributes: 1.0 to let items" in text
     load_config(tmp_path / "r.yaml")
+    items.write_text("sku;title\ni00001;Lamp\ni00001;Lamp in oak\n")
+    refused = command("init", log, "--items", items, "--out", tmp_path / "s.yaml")
+    assert refused.returncode == 2 and "rows 1 and 2: both are item 'i00001'" in refused.stderr
     items.write_text("name;price\nLamp;3\n")
     refused = command("init", log, "--items", items, "--out", tmp_path / "s.yaml")
     assert (

@@ -105,3 +105,16 @@ def test_nothing_evaluated_and_validation_alone() -> None:
     alone = {"stages": {"nll": {"best": {"step": 1, "validation": {"hr@10": 0.2}}}}}
     assert summary_sentences(alone)[0] == "Validation picks nll; its HR@10 on validation is 20.00 %."
     assert arm_sentences(alone) == [("nll", "at the best checkpoint (step 1) HR@10 is 20.00 %.")]
+
+
+def test_what_validation_picks_is_what_serving_takes() -> None:
+    """By NDCG@10, with the starting policy among those to choose from."""
+    metrics = run_metrics(nll=stage(0.11), grpo=stage(0.12))
+    ndcg = {"sft": 0.05, "nll": 0.06, "grpo": 0.04}
+    for name, value in ndcg.items():
+        one = metrics["stages"][name]
+        one.get("best", one)["validation"] = {"hr@10": 0.1, "ndcg@10": value}
+    assert summary_sentences(metrics)[0].startswith("Validation picks nll; its HR@10 on test is 11.00 %")
+    metrics["stages"]["sft"]["validation"]["ndcg@10"] = 0.06  # of equals the first, as in `choose_checkpoint`
+    first = summary_sentences(metrics)[0]
+    assert first == "Validation picks sft, the starting policy; its HR@10 on test is 10.00 %."

@@ -72,6 +72,7 @@ def write_recipe(
     items: Annotated[Path | None, typer.Option(help="A table of the items, with titles or attributes.")] = None,
 ) -> None:
     """Write a commented recipe for logs, with columns filled in and sizes chosen from all their rows."""
+    from adagrpo.data.logs.items import read_items
     from adagrpo.data.logs.preview import look_at, look_at_items
     from adagrpo.pipeline.suggest import recipe_text
 
@@ -79,7 +80,9 @@ def write_recipe(
         raise UserError(f"{out}: is there already; give another name with --out")
     preview = look_at(logs, None, _roles(common.settings))
     if items is not None and not preview["missing"]:
-        preview["items"] = look_at_items(items, preview["roles"]["item"]["column"])
+        found = preview["items"] = look_at_items(items, preview["roles"]["item"]["column"])
+        named = {"text_columns": found["text"], "attribute_columns": found["attributes"]}
+        read_items(items, id_column=found["id_column"], **named)  # whole: the recipe is to run as it stands
     text = recipe_text(preview, out.stem)
     for one in preview["passed_over"]:
         common.console(out).note(

@@ -166,7 +166,7 @@ class _Partitioned:
         filtered, kept, chosen = (
             sum(one[name] for one in self.ranges) for name in ("filtered", "kept", "interactions")
         )
-        check_any(self.paths[0], self.rows_read, len(self.rejects), filtered, kept, chosen)
+        check_any(self.paths[0], self.rows_read, self.rejects, filtered, kept, chosen)
 
     def _number(
         self, table: pl.DataFrame | None, min_user: int, min_item: int

@@ -108,7 +108,8 @@ def update_catalog(
         changed, placed = _changed(run, parent, state, items, leaving, interactions)
         catalog = Catalog.from_codes(changed.codes, parent.codes.level_sizes, changed.listed)
         digest = content_hash(changed.items[ITEM_ID], catalog)
-        if digest[:DIGITS] == parent.name.partition("-")[2] and changed.neighbours.equals(state.neighbours):
+        same = digest[:DIGITS] == parent.name.partition("-")[2] and changed.neighbours.equals(state.neighbours)
+        if same and parent.number == latest.number:  # else what is served would stay as it is
             return parent, False
         number = latest.number + 1
         about = {"number": number, "version": f"{number:04d}-{digest[:DIGITS]}", "parent": parent.name}
@@ -277,9 +278,15 @@ def _leaving(run: Run, given: Sequence[str]) -> list[str]:
     for one in given:
         path = Path(one)
         if not names_file(one):
+            if path.suffix in (".txt", ".csv", ".jsonl", ".parquet") and "," not in one:
+                raise UserError(f"--delist {one}: no such file")
             ids += [name.strip() for name in one.split(",") if name.strip()]
         elif path.suffix == ".txt":
-            ids += [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            try:
+                lines = path.read_text(encoding="utf-8-sig").splitlines()
+            except (OSError, UnicodeDecodeError) as error:
+                raise UserError(f"--delist {path}: cannot be read as UTF-8 text ({error})") from error
+            ids += [line.strip() for line in lines if line.strip()]
         else:
             described = log_source(run).described
             names = [described.id_column if described else ITEM_ID, ITEM_ID]

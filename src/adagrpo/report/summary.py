@@ -1,9 +1,10 @@
 """Says in plain sentences what the arms did, in one manner for gains and for losses.
 
-The arm that is singled out is the one whose best checkpoint has the highest HR@10 on validation; its test number is
-then an honest one. The sampling error that goes with it is the binomial `1.96 sqrt(p (1 - p) / N)` of `N` cases,
-which says nothing about the seed. We depart from reports that print the winner alone: an arm that lost, a control that
-beat the gate, and re-ranking at serving time that beat training are said as plainly.
+The policy that is singled out is the one that serving takes: of the starting policy and the best checkpoints, the one
+with the highest NDCG@10 on validation. Its test number is then an honest one. The sampling error that goes with it is
+the binomial `1.96 sqrt(p (1 - p) / N)` of `N` cases, which says nothing about the seed. We depart from reports that
+print the winner alone: an arm that lost, a control that beat the gate, and re-ranking at serving time that beat
+training are said as plainly.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ __all__ = ["arm_sentences", "measured_over", "rerank_rows", "summary_sentences"]
 
 CONTROLS = frozenset({"none", "random", "shuffled", "inverted"})
 HR = "hr@10"
+NDCG = "ndcg@10"  # of validation, by which checkpoints are chosen
 MOST_NAMED = 8  # values of a filter that a sentence names
 
 
@@ -106,12 +108,16 @@ _QUANTITIES = (
 
 
 def _picked(arms: list[Checkpoint], start: Checkpoint | None, split: str) -> list[str]:
-    """The arm that validation picks, what it does on the reported cases, and who is above it there."""
-    picked = max(arms, key=lambda point: _or_least(point.value("validation", HR)))
-    sentences = [
-        f"Validation picks {picked.arm}; its HR@10 on {split} is {_text(picked, split)}"
-        f"{_against(picked, start, _best(arms, 'nll'), split)}."
-    ]
+    """What validation picks, as serving does; what it does on the reported cases, and who is above it there."""
+    policies = arms if start is None or start.value(split, HR) is None else [start, *arms]
+    picked = max(policies, key=_on_validation)
+    if picked is start:
+        sentences = [f"Validation picks {START}, the starting policy; its HR@10 on {split} is {_text(picked, split)}."]
+    else:
+        sentences = [
+            f"Validation picks {picked.arm}; its HR@10 on {split} is {_text(picked, split)}"
+            f"{_against(picked, start, _best(arms, 'nll'), split)}."
+        ]
     highest = max(arms, key=lambda point: _or_least(point.value(split, HR)))
     if _text(highest, split) != _text(picked, split):
         sentences.append(f"On {split} itself {highest.arm} is higher, at {_text(highest, split)}.")
@@ -239,6 +245,12 @@ def _start(points: list[Checkpoint]) -> Checkpoint | None:
 
 def _best(points: list[Checkpoint], arm: str) -> Checkpoint | None:
     return next((point for point in points if point.arm == arm and point.kind == "best"), None)
+
+
+def _on_validation(point: Checkpoint) -> float:
+    """What a policy is chosen by; HR@10 where NDCG@10 was not measured."""
+    ndcg = point.value("validation", NDCG)
+    return _or_least(point.value("validation", HR) if ndcg is None else ndcg)
 
 
 def _text(point: Checkpoint, split: str) -> str:

@@ -48,7 +48,7 @@ def lock_folder(directory: Path, kind: Kind, **facts: str) -> Iterator[None]:
         descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     except OSError as error:
         raise UserError(
-            f"{directory}: cannot be written ({error.strerror}); verbs that read a run take --out for what they write"
+            f"{directory}: cannot be written ({error.strerror}); give a folder that can be, with --out"
         ) from error
     with os.fdopen(descriptor, "r+", encoding="utf-8", errors="replace") as file:
         try:

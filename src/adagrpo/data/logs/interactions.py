@@ -130,9 +130,9 @@ def read_logs(
         reader.read(path, max_expansion, first_rows)
     table, rejects = reader.finish()
     rows_read = len(table) + len(rejects)
-    check_any(paths[0], rows_read, 0, 0, 0, rows_read)
+    check_any(paths[0], rows_read, rejects, 0, 0, rows_read)
     found = keep(table, columns, options)
-    check_any(paths[0], rows_read, len(rejects), found.filtered, found.rows, len(found.interactions))
+    check_any(paths[0], rows_read, rejects, found.filtered, found.rows, len(found.interactions))
     counts = (rows_read, found.filtered, found.dropped)
     return Logs(found.interactions, found.impressions, rejects, *counts, reader.understood(table))
 
@@ -167,8 +167,8 @@ def keep(table: pl.DataFrame, columns: ColumnMapping, options: LogOptions) -> Ke
     return Kept(interactions, impressions, len(kept), filtered, dropped)
 
 
-def check_any(path: Path, rows: int, rejected: int, filtered: int, kept: int, interactions: int) -> None:
-    """Refuse logs that nothing came of.
+def check_any(path: Path, rows: int, rejects: pl.DataFrame, filtered: int, kept: int, interactions: int) -> None:
+    """Refuse logs that nothing came of; the reason of the first reject is part of what is said.
 
     Raises:
         UserError: there was no row, or no interaction among them.
@@ -176,8 +176,9 @@ def check_any(path: Path, rows: int, rejected: int, filtered: int, kept: int, in
     if rows == 0:
         raise UserError(f"{path}: no rows; a log has at least one interaction")
     if interactions == 0:
-        counts = f"{rejected} rejected, {filtered} filtered by event or rating, {kept} shown but not chosen"
-        raise UserError(f"{path}: no interaction among {rows} rows: {counts}")
+        counts = f"{len(rejects)} rejected, {filtered} filtered by event or rating, {kept} shown but not chosen"
+        first = f"; the first of those rejected is row {rejects[ROW][0]}: {rejects[REASON][0]}" if len(rejects) else ""
+        raise UserError(f"{path}: no interaction among {rows} rows: {counts}{first}")
 
 
 class Reading:
