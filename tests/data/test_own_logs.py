@@ -241,3 +241,14 @@ def test_a_role_is_known_by_the_last_fields_of_a_deep_name(tmp_path: Path) -> No
         "item": "event.item.id",
         "timestamp": "ts",
     }
+
+
+def test_a_log_without_rows_is_no_question_of_columns(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a\.csv: no rows; a log has at least one interaction"):
+        look_at([write(tmp_path / "a.csv", "user_id,item_id,timestamp\n")])
+
+
+def test_a_log_of_which_nothing_can_be_read_says_why(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "user_id;item_id;rating\n" + "u;i;3,5\n" * 4)
+    with pytest.raises(UserError, match=r"4 rejected.*the first of those rejected is row 1: rating is '3,5'"):
+        look_at([path], given={"user": "user_id", "item": "item_id", "rating": "rating", "order": "rating"})

@@ -73,6 +73,8 @@ def look_at(paths: Sequence[Path], rows: int | None = ROWS, given: Mapping[str, 
     path = Path(paths[0])
     names = columns_of(path)
     sample = next(read_chunks(path, names)).table.head(SAMPLE)
+    if not len(sample):
+        raise UserError(f"{path}: no rows; a log has at least one interaction")
     nested = {name.rpartition(".")[0] for name in names if "." in name}
     leaves = [name for name in names if name not in nested]
     columns = [_column(name, sample[name]) for name in leaves]
