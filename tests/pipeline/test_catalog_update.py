@@ -179,6 +179,9 @@ def test_interactions_say_better_what_an_item_is_like(run: Run, tmp_path: Path) 
     assert sum(weights.values()) == pytest.approx(1)
     difference = catalog_diff(open_version(run, "1"), version)
     assert not difference["added"] and [one["item_id"] for one in difference["moved"]] in ([1043], [])
+    log.write_text("user_id,item_id,timestamp\na,x43,1\na,x203,2\n")  # ids that are written otherwise
+    with pytest.raises(UserError, match="none of 2 interactions is of an item of the catalogue"):
+        update_catalog(run, interactions=[log])
 
 
 def test_versions_are_kept_compared_and_named(run: Run, tmp_path: Path) -> None:

@@ -211,6 +211,14 @@ def _together(run: Run, parent: CatalogVersion, state: _State, files: Sequence[P
     read = source.read_logs(Refusals())
     names = state.items.select(pl.col(ITEM_ID).cast(pl.String), ITEM)
     table = read.interactions.with_columns(pl.col(ITEM_ID).cast(pl.String)).join(names, on=ITEM_ID, how="inner")
+    found, there = len(table), len(read.interactions)
+    if not found:
+        raise UserError(
+            f"--interactions: none of {there:,} interactions is of an item of the catalogue; ids are compared as they"
+            " are written"
+        )
+    if found < there:
+        run.console.note(f"note: {there - found:,} of {there:,} interactions are of no item of the catalogue")
     table = table.sort(USER_ID, read.time_key, maintain_order=True)
     counts = table.group_by(USER_ID, maintain_order=True).len()["len"].to_numpy()
     sequences = Ragged(table[ITEM].to_numpy().astype(np.int32), np.concatenate([[0], counts.cumsum()]).astype(np.int64))
