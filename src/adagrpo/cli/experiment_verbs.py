@@ -143,6 +143,9 @@ def _print_size(rows: list[dict[str, Any]], as_json: bool) -> None:
     ]
     head = ("metric", "expected", "deviation / mean", "users", "days")
     typer.echo(to_text(Table(head, tuple(body), ("left", *("right",) * 4))))
+    read = rows[0]["read"]
+    if read is not None:
+        typer.echo(f"read: {read['days']:.1f} days of the log, {read['from']} to {read['to']}")
 
 
 def _print_result(result: dict[str, Any], as_json: bool) -> None:

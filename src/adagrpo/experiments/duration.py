@@ -18,7 +18,7 @@ from scipy import stats
 from adagrpo.errors import UserError
 from adagrpo.experiments.anytime import anytime_factor
 from adagrpo.experiments.plan import Metric, Plan
-from adagrpo.experiments.units import Units
+from adagrpo.experiments.units import Earlier
 
 __all__ = ["baselines", "duration", "tests_of", "users_needed"]
 
@@ -71,7 +71,7 @@ def duration(plan: Plan) -> list[dict[str, Any]]:
     return rows
 
 
-def baselines(plan: Plan, units: Units) -> Plan:
+def baselines(plan: Plan, earlier: Earlier) -> Plan:
     """The plan with mean and deviation of each metric, and new users a day, as earlier days had them.
 
     What the plan says itself is kept, and a metric that expects no effect is left as it is.
@@ -79,16 +79,14 @@ def baselines(plan: Plan, units: Units) -> Plan:
     Raises:
         UserError: fewer than two users, or none of what a metric sums.
     """
-    users = units.users
+    users = earlier.users
     if len(users) < 2:
         raise UserError("the log has fewer than two users in the days before the start; give mean and deviation")
     metrics = {
         name: _measured(name, metric, users) if metric.expected else metric for name, metric in plan.metrics.items()
     }
-    met = len(users) / (
-        1 - plan.holdout
-    )  # `units` leaves out who is held out, whom the shares of the arms leave out too
-    a_day = plan.users_a_day or met / plan.days_before
+    met = len(users) / (1 - plan.holdout)  # `users` leaves out who is held out, whom the shares of arms leave out too
+    a_day = plan.users_a_day or met / earlier.days
     return plan.model_copy(update={"metrics": metrics, "users_a_day": a_day})
 
 

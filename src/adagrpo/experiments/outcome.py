@@ -25,11 +25,11 @@ from adagrpo.evaluation.statistics import holm
 from adagrpo.experiments.anytime import anytime_factor
 from adagrpo.experiments.duration import tests_of
 from adagrpo.experiments.effects import Effect, Floats, effect
-from adagrpo.experiments.plan import Guardrail, Metric, Plan
+from adagrpo.experiments.plan import Guardrail, Metric, Plan, moment_of
 from adagrpo.experiments.sample_ratio import RatioCheck, check_ratios
 from adagrpo.experiments.units import Units
 
-__all__ = ["Stopped", "Verdict", "analyse", "effects_of", "moment_of"]
+__all__ = ["Stopped", "Verdict", "analyse", "effects_of"]
 
 Verdict = Literal["ship", "harm", "inconclusive", "invalid"]
 
@@ -103,11 +103,6 @@ def _of_a_stopped(found: tuple[Verdict, str], time: float) -> tuple[Verdict, str
     verdict, reason = found
     said = f"it was stopped on {moment_of(time)}, and what is said is of the time until then: {reason}"
     return "inconclusive" if verdict == "ship" else verdict, said
-
-
-def moment_of(time: float) -> str:
-    """Seconds since 1970 as people write them."""
-    return datetime.fromtimestamp(time, UTC).isoformat(timespec="seconds")
 
 
 def _checked(plan: Plan, units: Units, stopped: Mapping[str, Stopped]) -> tuple[list[RatioCheck], dict[str, str]]:

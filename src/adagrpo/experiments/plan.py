@@ -32,6 +32,7 @@ __all__ = [
     "Stage",
     "freeze",
     "frozen_beside",
+    "moment_of",
     "read_catalogue",
     "read_plan",
 ]
@@ -180,6 +181,11 @@ class Plan(Section):
     def treatments(self) -> tuple[str, ...]:
         """All arms but the control."""
         return tuple(name for name in self.arms if name != self.control)
+
+
+def moment_of(time: float) -> str:
+    """Seconds since 1970 as people write them."""
+    return datetime.fromtimestamp(time, UTC).isoformat(timespec="seconds")
 
 
 def read_plan(path: Path) -> Plan:

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -27,9 +26,9 @@ import polars as pl
 
 from adagrpo.errors import UserError
 from adagrpo.experiments.allocation import assign
-from adagrpo.experiments.plan import DAY, Guardrail, Metric, Plan
+from adagrpo.experiments.plan import DAY, Guardrail, Metric, Plan, moment_of
 
-__all__ = ["HEAD", "Units", "stops_seen", "users_before", "users_of"]
+__all__ = ["HEAD", "Earlier", "Units", "stops_seen", "users_before", "users_of"]
 
 HEAD = 0.2  # share of the items, most shown first
 FAILED = pl.col("source") == "failed"
@@ -60,12 +59,26 @@ class Units(NamedTuple):
     models: Mapping[str, Mapping[str, float]] = MappingProxyType({})  # of each arm, and when each was first seen
 
 
+class Earlier(NamedTuple):
+    """Users of the days before the start that the log covers, and which days these are."""
+
+    users: pl.DataFrame  # as of `Units`
+    begin: float  # seconds since 1970
+    end: float
+
+    @property
+    def days(self) -> float:
+        """How many the log covers; a day that it covers in part counts in part."""
+        return (self.end - self.begin) / DAY
+
+
 def users_of(
     plan: Plan,
     exposures: pl.DataFrame,
     feedback: pl.DataFrame,
     catalogue: Iterable[str] = (),
     until: float = math.inf,
+    since: float | None = None,
 ) -> Units:
     """Users that were shown something in the window of a plan.
 
@@ -75,6 +88,7 @@ def users_of(
         feedback: one row a request, item and kind.
         catalogue: items that exist, for `unlisted`.
         until: seconds since 1970 at which the window ends, where that is before its end.
+        since: seconds since 1970 at which it begins; the start of the plan if not given.
 
     Raises:
         UserError: a metric is of a kind of feedback that the log does not have, or of what cannot be known.
@@ -82,8 +96,9 @@ def users_of(
     metrics: list[Metric | Guardrail] = [*plan.metrics.values(), *plan.guardrails.values()]
     names = {name for metric in metrics for name in (metric.sum, metric.per) if name is not None}
     answers = exposures.unique(REQUEST, keep="first", maintain_order=True).filter(pl.col(USER).is_not_null())
-    earlier = _between(answers, plan.begins - plan.days_before * DAY, plan.begins)
-    dealt = _of_experiment(_between(answers, plan.begins, min(until, plan.ends)), plan.name)
+    begin = plan.begins if since is None else since
+    earlier = _between(answers, begin - plan.days_before * DAY, begin)
+    dealt = _of_experiment(_between(answers, begin, min(until, plan.ends)), plan.name)
     window = dealt.filter(pl.col("deal").is_null() | pl.col("deal").is_in(["arm", "held out"]))
     included = window.filter(~pl.col(USER).is_in(list(plan.exclude)))
     weights = {name: arm.weight for name, arm in plan.arms.items()}
@@ -132,16 +147,37 @@ def stops_seen(plan: Plan, exposures: pl.DataFrame) -> dict[str, float]:
     return found
 
 
-def users_before(plan: Plan, exposures: pl.DataFrame, feedback: pl.DataFrame, catalogue: Iterable[str] = ()) -> Units:
-    """`users_of` for the days before the start, as far back as the plan goes, of which nothing is an outcome.
+def users_before(plan: Plan, exposures: pl.DataFrame, feedback: pl.DataFrame, catalogue: Iterable[str] = ()) -> Earlier:
+    """`users_of` for the last `days_before` days that the log covers up to the start, of which nothing is an outcome.
 
     Only metrics whose mean or deviation the log is to say are summed: a guardrail may need the days before these.
+
+    Raises:
+        UserError: less than a day is covered, or see `users_of`.
     """
+    begin, end = _covered(plan, exposures["time"])
     asked = {n: m for n, m in plan.metrics.items() if m.expected and (m.mean is None or m.deviation is None)}
-    changes = {"metrics": asked, "guardrails": {}, "days": plan.days_before}
-    start = datetime.fromtimestamp(plan.begins - plan.days_before * DAY, UTC).date()
-    earlier = exposures.with_columns(experiment=pl.lit(None, pl.String), deal=pl.lit(None, pl.String))
-    return users_of(plan.model_copy(update=changes | {"start": start}), earlier, feedback, catalogue)
+    part = plan.model_copy(update={"metrics": asked, "guardrails": {}})
+    rows = exposures.with_columns(experiment=pl.lit(None, pl.String), deal=pl.lit(None, pl.String))
+    until = min(math.nextafter(end, math.inf), plan.begins)  # the last answer of the log belongs to it
+    return Earlier(users_of(part, rows, feedback, catalogue, until, begin).users, begin, end)
+
+
+def _covered(plan: Plan, times: pl.Series) -> tuple[float, float]:
+    """From when to when the log has the last `days_before` days up to the start, in seconds since 1970."""
+    instead = "give users_a_day, and mean and deviation of the metrics, and leave --exposures out"
+    before = times.filter(times < plan.begins)
+    if before.is_empty():
+        raise UserError(f"the log has no answers before the start on {plan.start}; {instead}")
+    end = min(float(times.max()), plan.begins)  # type: ignore[arg-type]
+    begin = max(float(times.min()), end - plan.days_before * DAY)  # type: ignore[arg-type]
+    if end - begin < DAY:
+        span = f"{moment_of(begin)} to {moment_of(end)}"
+        raise UserError(
+            f"the log covers {(end - begin) / DAY:.2f} of the {plan.days_before} days before the start, {span}, "
+            f"and less than one says nothing of a day; {instead}"
+        )
+    return begin, end
 
 
 def _of_experiment(window: pl.DataFrame, name: str) -> pl.DataFrame:

@@ -11,8 +11,8 @@ import polars as pl
 
 from adagrpo.experiments.duration import baselines, duration
 from adagrpo.experiments.interleaving import prefer
-from adagrpo.experiments.outcome import Stopped, analyse, effects_of, moment_of
-from adagrpo.experiments.plan import DAY, Plan, freeze, read_catalogue, read_plan
+from adagrpo.experiments.outcome import Stopped, analyse, effects_of
+from adagrpo.experiments.plan import DAY, Plan, freeze, moment_of, read_catalogue, read_plan
 from adagrpo.experiments.switches import add_switch, read_switches
 from adagrpo.experiments.units import stops_seen, users_before, users_of
 from adagrpo.pipeline.served_log import latest_exposures
@@ -85,13 +85,18 @@ def experiment_size(path: Path, exposures: Path | None = None) -> list[dict[str,
         path: of the plan.
         exposures: folder of an exposure log, whose days before the start say what the plan does not.
 
+    Returns:
+        The rows of `duration`; `read` of each says which days of the log were read, None where there is no log.
+
     Raises:
         UserError: it is no plan, or it does not say enough.
     """
     plan = read_plan(path)
-    if exposures is not None:
-        plan = baselines(plan, users_before(plan, *_rows(exposures), read_catalogue(path, plan)))
-    return duration(plan)
+    if exposures is None:
+        return [row | {"read": None} for row in duration(plan)]
+    earlier = users_before(plan, *_rows(exposures), read_catalogue(path, plan))
+    read = {"days": earlier.days, "from": moment_of(earlier.begin), "to": moment_of(earlier.end)}
+    return [row | {"read": read} for row in duration(baselines(plan, earlier))]
 
 
 def _stops(path: Path, plan: Plan, exposures: pl.DataFrame) -> dict[str, float]:
