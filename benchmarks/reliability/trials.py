@@ -21,7 +21,7 @@ from adagrpo.experiments.duration import users_needed
 from adagrpo.experiments.effects import Effect, effect
 from adagrpo.experiments.outcome import analyse
 from adagrpo.experiments.plan import Plan
-from adagrpo.experiments.units import Units
+from adagrpo.experiments.units import Units, column_of
 from benchmarks.reliability.findings import Finding
 
 __all__ = ["Errors", "draw", "false_alarms", "imbalances", "planted", "trials"]
@@ -111,7 +111,7 @@ def imbalances(experiments: int, users: int = 10_000, lost: float = 0.1) -> tupl
         arms = [assign(str(user), salt=plan.salt, weights={"a": 1, "b": 1}) for user in range(users)]
         days = [plan.start + timedelta(days=int(day)) for day in generator.integers(0, LOOKS, users)]
         table = pl.DataFrame({"arm": arms, "day": days, "catalogue": "1"}).with_columns(
-            clicks=pl.Series(generator.poisson(1.0, users), dtype=pl.Float64)
+            pl.Series(column_of("clicks"), generator.poisson(1.0, users), dtype=pl.Float64)
         )
         kept = table.filter((pl.col("arm") == "a") | pl.Series(generator.random(users) >= lost))
         for place, some in enumerate((kept, table)):

@@ -97,7 +97,7 @@ def test_a_user_is_a_row_of_sums() -> None:
     assert {arm: list(seen) for arm, seen in units.models.items()} == {"now": ["sft"], "new": ["gated"]}
     window = exposures.filter(pl.col("time") >= PLAN.begins)
     for user, arm, day, clicks, seconds, before in units.users.select(
-        "user_hash", "arm", "day", "click", "dwell.value", "before: dwell.value"
+        "user_hash", "arm", "day", "sum: click", "sum: dwell.value", "before: dwell.value"
     ).iter_rows():
         ids = set(window.filter(pl.col("user_hash") == user)["request_id"])
         mine = [row for row in feedback.iter_rows(named=True) if row["request_id"].split("-")[0] == user]
@@ -121,9 +121,9 @@ def test_requests_that_got_no_list_are_errors_and_no_answers() -> None:
     plan = changed(guardrails={name: {"sum": name, "margin": 0.1} for name in sums})
     units = users_of(plan, failed, feedback)
     row, other = (units.users.filter(pl.col("user_hash") == user).row(0, named=True) for user in "01")
-    assert units.requests_failed == 1 and units.answers == 79 and row["latency_ms"] < 20
-    assert [row[name] for name in sums[:5]] == [1, 2, 1, 0, 0]
-    assert [other[name] for name in sums[:5]] == [0, 2, 2, 0, 0]
+    assert units.requests_failed == 1 and units.answers == 79 and row["sum: latency_ms"] < 20
+    assert [row[f"sum: {name}"] for name in sums[:5]] == [1, 2, 1, 0, 0]
+    assert [other[f"sum: {name}"] for name in sums[:5]] == [0, 2, 2, 0, 0]
 
 
 @pytest.mark.parametrize(("failed", "says"), [(0, "within"), (2, "unclear"), (20, "beyond")])
@@ -178,11 +178,29 @@ def test_items_of_the_tail_and_of_no_catalogue() -> None:
     plan = changed(metrics=sums, guardrails={}, catalogue="items.txt")
     users = users_of(plan, changed_log, feedback, frozenset("123")).users.filter(pl.col("user_hash") == "0")
     # three items before, all shown as often: the head is a fifth of them, so the first by id
-    assert users.select("tail", "unlisted", "distinct_items").row(0) == (2 + 1, 1, 4)
+    assert users.select("sum: tail", "sum: unlisted", "sum: distinct_items").row(0) == (2 + 1, 1, 4)
     with pytest.raises(UserError, match="tail: the log has no answers in the days before"):
         users_of(plan, changed_log.filter(pl.col("time") > PLAN.begins), feedback, frozenset("123"))
     with pytest.raises(UserError, match="no feedback of kind 'clik'; its kinds are click, dwell"):
         users_of(changed(metrics={"a": {"sum": "clik"}}), exposures, feedback)
+
+
+COLUMNS = ["user_hash", "arm", "day", "catalogue", "place", "item", "request_id", "before: click", "sum: click"]
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_a_kind_of_feedback_may_be_called_as_a_column_is(name: str) -> None:
+    exposures, feedback = tables(200, lift=0.5)
+    renamed = feedback.with_columns(kind=pl.col("kind").replace("click", name))
+    metrics = {"clicks": {"sum": "click", "cuped": True}, "ctr": {"sum": "click", "per": "impressions"}}
+    plan = changed(metrics=metrics, guardrails={"few": {"sum": "click", "better": "up", "margin": 0.1}})
+    other = Plan.model_validate(json.loads(json.dumps(plan.model_dump(mode="json")).replace('"click"', f'"{name}"')))
+    found = analyse(other, users_of(other, exposures, renamed), now=AFTER)
+    assert found == analyse(plan, users_of(plan, exposures, feedback), now=AFTER)
+    assert all("relative" in row for row in found["effects"])
+    expects = {"metrics": {"a": {"sum": name, "expected": 0.1}}}
+    (row,) = duration(baselines(changed(**expects), users_before(changed(**expects), exposures, renamed)))
+    assert row["variation"] > 0.5
 
 
 def test_verdicts_in_words() -> None:
@@ -218,7 +236,7 @@ def test_no_verdict_where_something_chose_the_users() -> None:
 
 
 def test_a_loss_on_one_day_is_found_there() -> None:
-    users = pl.DataFrame({"arm": ["now", "new"] * 500, "catalogue": "1", "click": 1.0})
+    users = pl.DataFrame({"arm": ["now", "new"] * 500, "catalogue": "1", "sum: click": 1.0})
     days = pl.Series([1 + number // 100 for number in range(1000)])
     lost = (days == 3) & (users["arm"] == "new") & (pl.Series(range(1000)) % 100 < 80)
     some = users.with_columns(day=days).filter(~lost)

@@ -18,7 +18,7 @@ from scipy import stats
 from adagrpo.errors import UserError
 from adagrpo.experiments.anytime import anytime_factor
 from adagrpo.experiments.plan import Metric, Plan
-from adagrpo.experiments.units import Earlier
+from adagrpo.experiments.units import Earlier, column_of
 
 __all__ = ["baselines", "duration", "tests_of", "users_needed"]
 
@@ -93,8 +93,8 @@ def baselines(plan: Plan, earlier: Earlier) -> Plan:
 def _measured(name: str, metric: Metric, users: pl.DataFrame) -> Metric:
     if metric.mean is not None and metric.deviation is not None:
         return metric
-    over = users[metric.sum].to_numpy()
-    below = np.ones(len(users)) if metric.per is None else users[metric.per].to_numpy()
+    over = users[column_of(metric.sum)].to_numpy()
+    below = np.ones(len(users)) if metric.per is None else users[column_of(metric.per)].to_numpy()
     if not over.mean() or not below.mean():
         raise UserError(f"metrics.{name}: the days before the start have none of it; give mean and deviation")
     ratio = float(over.mean() / below.mean())

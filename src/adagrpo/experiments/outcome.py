@@ -27,7 +27,7 @@ from adagrpo.experiments.duration import tests_of
 from adagrpo.experiments.effects import Effect, Floats, effect
 from adagrpo.experiments.plan import Guardrail, Metric, Plan, moment_of
 from adagrpo.experiments.sample_ratio import RatioCheck, check_ratios
-from adagrpo.experiments.units import Units
+from adagrpo.experiments.units import Units, before_of, column_of
 
 __all__ = ["Stopped", "Verdict", "analyse", "effects_of"]
 
@@ -159,11 +159,11 @@ def _changed(units: Units, control: str, treatment: str) -> str | None:
 
 def _columns(units: Units, arm: str, metric: Metric | Guardrail) -> Mapping[str, Floats]:
     table = units.users.filter(pl.col("arm") == arm)
-    columns = {"sum": table[metric.sum].to_numpy()}
+    columns = {"sum": table[column_of(metric.sum)].to_numpy()}
     if metric.per is not None:
-        columns["per"] = table[metric.per].to_numpy()
+        columns["per"] = table[column_of(metric.per)].to_numpy()
     if isinstance(metric, Metric) and metric.cuped:
-        columns["before"] = table[f"before: {metric.sum}"].to_numpy()
+        columns["before"] = table[before_of(metric.sum)].to_numpy()
     return columns
 
 

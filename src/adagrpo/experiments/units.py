@@ -28,7 +28,7 @@ from adagrpo.errors import UserError
 from adagrpo.experiments.allocation import assign
 from adagrpo.experiments.plan import DAY, Guardrail, Metric, Plan, moment_of
 
-__all__ = ["HEAD", "Earlier", "Units", "stops_seen", "users_before", "users_of"]
+__all__ = ["HEAD", "Earlier", "Units", "before_of", "column_of", "stops_seen", "users_before", "users_of"]
 
 HEAD = 0.2  # share of the items, most shown first
 FAILED = pl.col("source") == "failed"
@@ -45,10 +45,20 @@ OF_ITEMS = ("impressions", "distinct_items", "tail", "unlisted")
 REQUEST, USER, ITEM, KIND = "request_id", "user_hash", "item", "kind"
 
 
+def column_of(name: str) -> str:
+    """The column of a sum in `Units.users`; a prefix, since a kind of feedback may be called `day` or `arm`."""
+    return f"sum: {name}"
+
+
+def before_of(name: str) -> str:
+    """The column of the same sum in the days before the start."""
+    return f"before: {name}"
+
+
 class Units(NamedTuple):
     """Users of an experiment, and what was left out."""
 
-    users: pl.DataFrame  # user_hash, arm, day, catalogue, one column a sum, and `before: SUM` of covariates
+    users: pl.DataFrame  # user_hash, arm, day, catalogue, `sum: NAME` of each sum, `before: NAME` of covariates
     answers: int
     answers_excluded: int  # of users that the plan excludes
     answers_held_out: int
@@ -121,7 +131,7 @@ def users_of(
     users = users.join(_sums(shown, said, names, head, listed, plan.slow_ms), on=USER, how="left")
     covariates = {metric.sum for metric in plan.metrics.values() if metric.cuped}
     before = _sums(earlier, said, covariates, head, listed, plan.slow_ms)
-    users = users.join(before.rename({name: f"before: {name}" for name in covariates}), on=USER, how="left")
+    users = users.join(before.rename({column_of(name): before_of(name) for name in covariates}), on=USER, how="left")
     return Units(
         users=users.with_columns(pl.col(pl.Float64).fill_null(0.0)),
         answers=len(given),
@@ -227,7 +237,7 @@ def _sums(
     listed: pl.Series,
     slow_ms: float,
 ) -> pl.DataFrame:
-    """One row a user of `answers`, one column of floats a name."""
+    """One row a user of `answers`, one column of floats a name, see `column_of`."""
     wanted = sorted(names)
     items = answers.select(REQUEST, USER, pl.col("slate").alias(ITEM)).explode(ITEM).drop_nulls(ITEM)
     found = said.join(items.unique([REQUEST, ITEM]), on=[REQUEST, ITEM], how="inner")
@@ -238,12 +248,13 @@ def _sums(
         "unlisted": (~pl.col(ITEM).is_in(listed.implode())).sum(),
     }
     of_answers = OF_ANSWERS | {SLOW: ((pl.col("latency_ms") > slow_ms) & ~FAILED).sum()}
-    sums = answers.group_by(USER, maintain_order=True).agg(of_answers[n].alias(n) for n in wanted if n in of_answers)
-    parts = [items.group_by(USER).agg(of_items[n].alias(n) for n in wanted if n in of_items)]
+    counted = [of_answers[name].alias(column_of(name)) for name in wanted if name in of_answers]
+    sums = answers.group_by(USER, maintain_order=True).agg(counted)
+    parts = [items.group_by(USER).agg(of_items[name].alias(column_of(name)) for name in wanted if name in of_items)]
     for name in (name for name in wanted if name not in of_answers and name not in of_items):
         kind = found.filter(pl.col(KIND) == name.removesuffix(".value"))
         number = pl.col("value").sum() if name.endswith(".value") else pl.len()
-        parts.append(kind.group_by(USER).agg(number.alias(name)))
+        parts.append(kind.group_by(USER).agg(number.alias(column_of(name))))
     for part in parts:
         sums = sums.join(part, on=USER, how="left")
-    return sums.select(USER, *(pl.col(name).cast(pl.Float64).fill_null(0.0) for name in wanted))
+    return sums.select(USER, *(pl.col(column_of(name)).cast(pl.Float64).fill_null(0.0) for name in wanted))
