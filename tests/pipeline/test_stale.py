@@ -291,3 +291,52 @@ def test_a_plan_is_refused_with_what_its_verb_is_refused_with(
     alone, planned = adagrpo(*options), adagrpo(*options, "--dry-run")
     refused(planned, "--set")
     assert planned == alone
+
+
+def test_a_file_of_the_prepared_data_that_is_gone_damages_them(adagrpo: Command, copied: Path, data: Path) -> None:
+    (copied / "prepare/train.parquet").unlink()
+    says = f"{copied / 'prepare/train.parquet'}: missing; delete {copied / 'prepare'} to have it made again"
+    found = status(copied)
+    assert states(copied)["prepare"] == "damaged" and found["next"].startswith(
+        f"{says}, then run `adagrpo prepare LOGS"
+    )
+    refused(adagrpo("tokenize", "--run", copied), says)
+    shutil.rmtree(copied / "prepare")
+    assert adagrpo("prepare", data / "log.csv", "--out", copied).status == 0
+    assert set(states(copied).values()) == {"done"}
+
+
+def test_test_cases_that_are_put_away_are_missed_by_evaluation_alone(adagrpo: Command, copied: Path) -> None:
+    (copied / "prepare/test.parquet").unlink()
+    says = f"{copied / 'prepare/test.parquet'}: missing; put it back, or delete {copied / 'prepare'}"
+    rows = {row["stage"]: row for row in status(copied)["stages"]}
+    assert rows["prepare"]["state"] == "damaged" and rows["prepare"]["why"].startswith(says)
+    assert rows["evaluate/sft"]["why"] == "prepare/test.parquet is gone" and rows["sft"]["state"] == "done"
+    assert adagrpo("tokenize", "--run", copied).status == 0
+
+
+def test_a_run_whose_data_have_settings_is_prepared_again_by_its_recipe(world: Any, data: Path, tmp_path: Path) -> None:
+    split = {"kind": "temporal", "validation_from": 1050, "test_from": 1060}
+    prepare(world.run(tmp_path / "run", data, data={"columns": {"timestamp": "timestamp"}, "split": split}))
+    first = remake(Run.open(tmp_path / "run"), "prepare")
+    assert first.startswith(f"`adagrpo run RECIPE --out {tmp_path / 'run'}` or `adagrpo prepare LOGS --out")
+    assert "--set data.columns.timestamp=... --set data.split.kind=..." in first
+
+
+def test_prepare_names_the_settings_of_the_data_that_it_resets(
+    world: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, split = tmp_path / "run", {"users": 40}
+    prepare(world.run(out, data, data={"columns": {"timestamp": "timestamp"}, "split": split}))
+    kept = ["--set", "data.columns.timestamp=timestamp"]
+    for given, named in ([], "data.columns.timestamp, data.split.users of run.yaml are"), (kept, None):
+        prepare(world.run(out, data, data={"columns": {"timestamp": "timestamp"}, "split": split}))
+        more = [] if named else ["--set", "data.split.users=40"]
+        monkeypatch.setattr(
+            sys, "argv", ["adagrpo", "prepare", str(data / "log.csv"), "--out", str(out), *given, *more]
+        )
+        capsys.readouterr()
+        with pytest.raises(SystemExit):
+            cli.main()
+        lines = [line for line in capsys.readouterr().err.splitlines() if " of run.yaml " in line]
+        assert len(lines) == (1 if named else 0) and (not named or lines[0].startswith(f"note: {named} as by default"))

@@ -126,6 +126,12 @@ def prepare(
     content = {"name": out.name} | pipeline.kept_settings(out) | {"data": source}
     config = resolve_config(content, common.overrides(max_bad_rows), "prepare")
     run = pipeline.Run(out, config, Path(), common.console(out))
+    reset = pipeline.reset_settings(out, config)
+    if reset:
+        run.console.note(
+            f"note: {', '.join(reset)} of run.yaml {'is' if len(reset) == 1 else 'are'} as by default from here on; to"
+            f" keep what was set, give it by --set, or carry out `adagrpo run RECIPE --out {shlex.quote(str(out))}`"
+        )
     if dry_run:
         print_plan(run, ("prepare",), common.as_json)
         return

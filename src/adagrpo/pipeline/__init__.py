@@ -2,7 +2,7 @@
 
 from adagrpo.pipeline.catalog_update import update_catalog
 from adagrpo.pipeline.checks import finished_arms
-from adagrpo.pipeline.description import kept_settings
+from adagrpo.pipeline.description import kept_settings, reset_settings
 from adagrpo.pipeline.run import Console, Run, Silent
 from adagrpo.pipeline.serve import Operation
 from adagrpo.pipeline.served_log import latest_exposures
@@ -51,6 +51,7 @@ __all__ = [
     "prepare",
     "recommend_users",
     "report_ranker",
+    "reset_settings",
     "run_all",
     "serve",
     "simulate_marketplace",

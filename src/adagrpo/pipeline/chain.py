@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ from adagrpo.storage.removal import MANIFEST
 
 __all__ = ["parts_of", "reward_parts", "upstream"]
 
-PUT_AWAY = ("prepare", "simulate")  # whose test cases and truth may be kept elsewhere: what is fitted reads neither
+# test cases and truth may be kept elsewhere: what is fitted reads neither
+PUT_AWAY = {"prepare": ("test.parquet", "later.parquet"), "simulate": ("truth/",)}
 FITTED = ("sft", "ranker", "teacher", "train")  # they choose by validation, which `evaluation` has a say in
 GONE = "gone"  # in the place of a hash
 UNKNOWN = "unknown"
@@ -52,7 +54,8 @@ def parts_of(run: Run, *, logs: bool = False, measuring: bool = False) -> dict[s
 
     Args:
         run: whose settings they are held against.
-        logs: also say whether the log files have changed since they were read, which hashes them.
+        logs: also say whether the log files have changed since they were read, which hashes them, and whether test
+            cases or truth are gone.
         measuring: for verbs that only measure. In a run that goes on from another one, other settings of `evaluation`
             are then not held against a model whose best checkpoint was chosen by those of the other run.
     """
@@ -71,6 +74,8 @@ def parts_of(run: Run, *, logs: bool = False, measuring: bool = False) -> dict[s
     for name in _other_stages(run):
         if name not in look.parts:
             look.recorded(name)
+    if logs:
+        look.miss_what_is_put_away()
     return look.parts
 
 
@@ -175,6 +180,16 @@ class Look(Run):
         hashes = {label: self.hash_input(path) for label, path in zip(kept.inputs, paths, strict=True)}
         self._compare(name, kept._replace(settings=settings, inputs=hashes), paths)
 
+    def miss_what_is_put_away(self) -> None:
+        """Call a stage damaged whose test cases or truth are gone; what was made without them stays as it is."""
+        for name in PUT_AWAY.keys() & self.parts.keys():
+            folder, part = self.folder(name), self.parts[name]
+            files = (manifest(folder) or {"files": ()})["files"] if part.there else ()
+            gone = next((folder / file for file in files if not (folder / file).exists()), None)
+            if gone is not None:
+                why = f"{gone}: missing; put it back, or delete {folder} to have it made again"
+                self.parts[name] = replace(part, state="damaged", why=why)
+
     def owner(self, path: Path) -> str | None:
         """The stage of this run that a file is of."""
         if not any(root is not None and path.is_relative_to(root) for root in (self.directory, self.source)):
@@ -221,9 +236,9 @@ class Look(Run):
             found = manifest(folder)
         except UserError as error:
             return None, str(error)
-        if found is None or name in PUT_AWAY:
-            return found, ""
-        gone = next((file for file in found["files"] if not (folder / file).exists()), None)
+        away = PUT_AWAY.get(name, ())
+        missing = [file for file in (found or {"files": ()})["files"] if not (folder / file).exists()]
+        gone = next((file for file in missing if not file.startswith(away)), None)
         if gone is not None:
             return None, f"{folder / gone}: missing; delete {folder} to have it made again"
         return found, ""
@@ -294,6 +309,8 @@ def _differences(
     for label, digest in now.inputs.items():
         if label not in kept.inputs:
             return [], f"made without {label}"
+        if digest == GONE:
+            return [], f"{label} is gone"
         if digest != kept.inputs[label]:
             return [], f"made from another {label} than {'is there' if owners[label] else 'the file is'} now"
     without = next((label for label in kept.inputs if label not in now.inputs), None)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from adagrpo.config import Config
 
@@ -17,6 +17,7 @@ __all__ = [
     "ALWAYS",
     "READS",
     "command",
+    "data_settings",
     "fits_trees",
     "names_key",
     "readers",
@@ -39,6 +40,7 @@ READS: dict[str, tuple[str, ...]] = {
     "evaluate": ("evaluation", "judges", "objective", "train", "reward", "policy", "max_history", "seed", FOLDS),
 }
 ALWAYS = ("name", "threads")  # they decide no result, and every verb goes by them
+PLACES = ("data.exposures.path", "data.exposures.through")  # where logs are, and up to where
 OUTPUTS = ("metrics.json", "results.jsonl")
 
 
@@ -118,9 +120,31 @@ def command(run: Called, verb: str, overrides: Iterable[str] = (), *, out: Path 
         simulated = run.config.data.marketplace is not None
         exposures = run.config.data.exposures
         logs = "LOGS" if exposures is None else f"--exposures {shlex.quote(exposures.path)}"
-        return recipe if verb == "run" or simulated else f"`adagrpo prepare {logs} --out {place}` or {recipe}"
+        if verb == "run" or simulated:
+            return recipe
+        given = "".join(f" --set {key}=..." for key in data_settings(run.config))
+        if given:  # else `prepare` would go by the defaults
+            return f"{recipe} or `adagrpo prepare {logs} --out {place}{given}`"
+        return f"`adagrpo prepare {logs} --out {place}` or {recipe}"
     words = ["adagrpo", verb, "--run", place, *(() if out is None else ("--out", shlex.quote(str(out))))]
     return f"`{' '.join([*words, *(word for text in overrides for word in ('--set', shlex.quote(text)))])}`"
+
+
+def data_settings(config: Config) -> dict[str, Any]:
+    """What the section `data` says beside where the logs are, by key: all that is not as by default.
+
+    >>> config = Config.model_validate({"data": {"logs": ["a.csv"], "columns": {"user": "uid"}, "max_bad_rows": 3}})
+    >>> data_settings(config)
+    {'data.columns.user': 'uid', 'data.max_bad_rows': 3}
+    """
+    said = config.data.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    found = {}
+    for name, value in said.items():
+        if name in ("columns", "split", "refuse", "executor", "exposures"):
+            found |= {f"data.{name}.{inner}": content for inner, content in value.items()}
+        elif name not in ("logs", "marketplace"):
+            found[f"data.{name}"] = value
+    return {key: value for key, value in found.items() if key not in PLACES}
 
 
 def remake(run: Called, place: Path | str) -> str:

@@ -16,6 +16,7 @@ from adagrpo.config import Config, dump_config
 from adagrpo.config.reward import RewardOptions
 from adagrpo.config.yaml_text import dump_yaml, read_yaml
 from adagrpo.errors import UserError
+from adagrpo.pipeline.commands import data_settings
 from adagrpo.storage.hashes import cached_hash, hash_json
 from adagrpo.storage.writing import write_file
 
@@ -26,6 +27,7 @@ __all__ = [
     "is_described",
     "outputs",
     "read_description",
+    "reset_settings",
     "write_description",
 ]
 
@@ -92,6 +94,19 @@ def kept_settings(directory: Path) -> dict[str, Any]:
     """The settings of a run other than where its data come from; none where there is no run yet, or a damaged one."""
     content = read_description(directory)["config"] if is_described(directory) else {}
     return {section: value for section, value in content.items() if section != "data"}
+
+
+def reset_settings(directory: Path, config: Config) -> list[str]:
+    """The keys of the section `data` that a run says otherwise than by default, and a configuration by default.
+
+    Args:
+        directory: of the run; there may be none yet.
+        config: by which its logs are to be read.
+    """
+    if not is_described(directory):
+        return []
+    before = Config.model_validate(read_description(directory)["config"])
+    return [key for key in data_settings(before) if key not in data_settings(config)]
 
 
 def write_description(directory: Path, content: Mapping[str, Any]) -> None:

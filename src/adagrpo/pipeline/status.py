@@ -54,7 +54,7 @@ def status(directory: Path) -> dict[str, Any]:
         "checkpoints": _checkpoints(run),
         "metrics.json": metrics,
         "report.html": report,
-        "next": following.strip("`") if following and following.count("`") == 2 else following,
+        "next": _bare(following),
     }
 
 
@@ -149,7 +149,7 @@ def _next(run: Run, parts: Mapping[str, Part], metrics: Mapping[str, str], repor
     """The command that makes the first of what is not done; before arms that no diagnosis was made for, that one."""
     for part in parts.values():
         if part.state == "damaged":
-            return part.why
+            return f"{part.why}, then run {remake(run, part.name)}"
         if not part.usable and part.state != "unused" and part.name not in ASIDE:
             asks = part.name.startswith("train/") and any(arm.term for arm in run.config.train.arms)
             # whether to train on the reward is asked before
@@ -157,3 +157,9 @@ def _next(run: Run, parts: Mapping[str, Part], metrics: Mapping[str, str], repor
     if metrics["state"] != "done":
         return remake(run, "metrics.json")
     return None if report["state"] == "done" else command(run, "report")
+
+
+def _bare(text: str | None) -> str | None:
+    """A command that stands alone, without backticks, so that it can be carried out as it is."""
+    alone = text is not None and text.count("`") == 2 and text.startswith("`") and text.endswith("`")
+    return text.strip("`") if text is not None and alone else text
