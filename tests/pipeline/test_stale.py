@@ -340,3 +340,26 @@ def test_prepare_names_the_settings_of_the_data_that_it_resets(
             cli.main()
         lines = [line for line in capsys.readouterr().err.splitlines() if " of run.yaml " in line]
         assert len(lines) == (1 if named else 0) and (not named or lines[0].startswith(f"note: {named} as by default"))
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_what_reads_a_damaged_stage_says_at_once_what_to_delete(
+    adagrpo: Command, copied: Path, tmp_path: Path, goes_on: bool
+) -> None:
+    run = tmp_path / "over" if goes_on else copied
+    if goes_on:
+        claim(run, "run", source=str(copied))
+    (copied / "sft/best/model.safetensors").unlink()
+    (tmp_path / "users.csv").write_text("user_id\nu00\n", encoding="utf-8")
+    says = f"{copied / 'sft/best/model.safetensors'}: missing; delete {copied / 'sft'} to have it made again"
+    refused(adagrpo("serve", "--run", run, "--arm", "sft"), says)
+    refused(
+        adagrpo(
+            "recommend", "--run", run, "--arm", "sft", "--users", tmp_path / "users.csv", "--out", tmp_path / "lists"
+        ),
+        says,
+    )
+    shutil.rmtree(copied / "sft")
+    refused(adagrpo("serve", "--run", run, "--arm", "sft"), f"missing; run `adagrpo sft --run {run}` first")
+    if not goes_on:
+        assert adagrpo("sft", "--run", run).status == 0

@@ -402,6 +402,7 @@ class Run:
         root = next((root for root in (self.directory, self.source) if root and path.is_relative_to(root)), None)
         if not path.is_file():
             if root is not None:
+                self._refuse_damaged(path.relative_to(root))
                 raise UserError(f"{path}: missing; run {remake(self, path)} first")
             raise UserError(f"{path}: no such file; check the recipe and --data")
         root = root or next(filter(is_marked, path.parents), None)  # or a file of another run
@@ -416,6 +417,15 @@ class Run:
             if folder == root:
                 break
         return cached_hash(path)
+
+    def _refuse_damaged(self, file: Path) -> None:
+        """Refuse with what to delete where a finished stage lacks a file of its own: its verb would not make it."""
+        for root in (self.directory, self.source):
+            for inner in file.parents[:-1] if root is not None else ():
+                content = manifest(root / inner)
+                name = file.relative_to(inner).as_posix()
+                if content is not None and name in content["files"]:
+                    verify_file(root / inner, name, content)
 
     def label(self, path: Path) -> str:
         """A name for an input that does not depend on where the run or the data lie."""
