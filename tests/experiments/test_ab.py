@@ -181,8 +181,80 @@ def test_items_of_the_tail_and_of_no_catalogue() -> None:
     assert users.select("sum: tail", "sum: unlisted", "sum: distinct_items").row(0) == (2 + 1, 1, 4)
     with pytest.raises(UserError, match="tail: the log has no answers in the days before"):
         users_of(plan, changed_log.filter(pl.col("time") > PLAN.begins), feedback, frozenset("123"))
+
+
+NEVER = changed(
+    metrics={
+        "clicks": {"sum": "click"},
+        "bought": {"sum": "purchase"},
+        "spent": {"sum": "purchase.value", "cuped": True},
+        "rate": {"sum": "purchase", "per": "impressions", "better": "down"},
+        "clicks a purchase": {"sum": "click", "per": "purchase"},
+        "returned": {"sum": "return", "per": "purchase"},
+    },
+    guardrails={
+        "complaints": {"sum": "complaint", "margin": 0.1},
+        "kept": {"sum": "purchase", "better": "up", "margin": 0.1},
+        "refunds": {"sum": "complaint", "per": "purchase", "margin": 0.1},
+        "cost": {"sum": "click", "per": "purchase", "margin": 0.1},
+    },
+)
+
+
+@pytest.mark.parametrize("changes", [{}, {"looks": "daily", "answers": 1200}])
+def test_feedback_that_has_not_happened_is_zero_and_claims_nothing(changes: dict[str, Any]) -> None:
+    plan = NEVER.model_copy(update=changes)
+    units = users_of(plan, *tables(600, lift=0.5))
+    result = analyse(plan, units, now=AFTER)
+    first, *others = result["effects"]
+    assert first["says"] == "better" and len(others) == 5
+    assert all(row.keys() == {"treatment", "metric", "says"} for row in others)
+    assert {row["says"] for row in others + result["guardrails"]} == {"nothing yet"}
+    assert all("relative" not in row for row in result["guardrails"])
+    assert effects_table(result["effects"]).rows[1] == ("new", "bought", *("–",) * 6, "nothing yet")
+    reason = "better: clicks; not shown to be within the margin: complaints, kept, refunds, cost"
+    assert (result["verdicts"], result["reasons"]) == ({"new": "inconclusive"}, {"new": reason})
+    assert result["notes"] == [
+        "the log has no feedback of kind 'complaint' or 'purchase' or 'return' yet, which counts as 0; "
+        "its kinds are click, dwell. A kind that the plan misspells never comes"
+    ]
+    assert set(units.users["sum: purchase"]) == set(units.users["before: purchase.value"]) == {0.0}
+    assert analyse(PLAN, users_of(PLAN, *tables(60)), now=AFTER)["notes"] == []
+
+
+def test_a_metric_counts_for_the_correction_before_it_happens() -> None:
+    exposures, feedback = tables(600, lift=0.2)
+    plan = changed(metrics={"clicks": {"sum": "click"}, "bought": {"sum": "purchase"}})
+    before, _ = analyse(plan, users_of(plan, exposures, feedback), now=AFTER)["effects"]
+    some = (pl.col("kind") == "click") & (pl.col("item") == "2")
+    bought = feedback.filter(some).with_columns(kind=pl.lit("purchase"))
+    after, row = analyse(plan, users_of(plan, exposures, pl.concat([feedback, bought])), now=AFTER)["effects"]
+    assert before["p_value"] < row["p_value"]
+    assert before["p_holm"] == pytest.approx(2 * before["p_value"]) and after == before
+
+
+def test_a_log_without_any_feedback_can_be_read() -> None:
+    exposures, feedback = tables(60)
+    result = analyse(PLAN, users_of(PLAN, exposures, feedback.clear()), now=AFTER)
+    assert {row["says"] for row in result["effects"]} == {"nothing yet"} and "its kinds are none" in result["notes"][0]
+    assert result["sample_ratio"][0]["passes"] and result["guardrails"][0]["says"] == "within"
+
+
+def test_a_share_of_nothing_is_not_within_a_margin() -> None:
+    """All requests of the treatment failed: none of its answers was slow, and it had none."""
+    exposures, feedback = tables(200)
+    broken = exposures.with_columns(
+        source=pl.when(pl.col("arm") == "gated").then(pl.lit(FAILED)).otherwise("source"),
+        latency_ms=pl.lit(1000.0),
+    )
+    plan = changed(guardrails={"slow": {"sum": "slow", "per": "answers", "margin": 0.1}})
+    assert analyse(plan, users_of(plan, broken, feedback), now=AFTER)["guardrails"][0]["says"] == "unclear"
+
+
+def test_the_size_of_a_plan_needs_the_feedback_that_it_sums() -> None:
+    plan = changed(metrics={"a": {"sum": "clik", "expected": 0.1}})
     with pytest.raises(UserError, match="no feedback of kind 'clik'; its kinds are click, dwell"):
-        users_of(changed(metrics={"a": {"sum": "clik"}}), exposures, feedback)
+        users_before(plan, *tables(10))
 
 
 COLUMNS = ["user_hash", "arm", "day", "catalogue", "place", "item", "request_id", "before: click", "sum: click"]
@@ -295,6 +367,26 @@ def test_the_verb(adagrpo: Callable[..., tuple[int, str, str]], tmp_path: Path) 
     assert status == 0 and out.count("2026-11-12") == 3
     status, _, err = adagrpo("ab", daily)
     assert status == 2 and "--exposures" in err
+
+
+def test_the_verb_where_a_purchase_has_not_happened(
+    adagrpo: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    log = LocalExposureLog(tmp_path / "exposures")
+    shown, said = rows(200, lift=0.6)
+    log.write(shown)
+    log.feedback(said)
+    log.close()
+    plan = NEVER.model_dump(mode="json") | {"looks": "daily", "answers": 400}
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan), encoding="utf-8")
+    given = ("ab", tmp_path / "plan.yaml", "--exposures", tmp_path / "exposures", "--out", tmp_path / "page", "--daily")
+    status, out, err = adagrpo(*given)
+    assert (status, err) == (0, "") and out.startswith("new: inconclusive; better: clicks; not shown")
+    assert "\nnote: the log has no feedback of kind 'complaint' or 'purchase' or 'return' yet" in out
+    assert out.count("nothing yet") == 9 and "nan" not in out and "inf" not in out
+    page = (tmp_path / "page" / "experiment.html").read_text(encoding="utf-8")
+    assert page.count('<td class="left">nothing yet</td>') == 9 and "its kinds are click, dwell." in page
+    assert ">nan" not in page and "Effect on bought until each day" in page
 
 
 def test_an_arm_that_lost_everything_is_worse_and_not_unclear() -> None:

@@ -41,6 +41,7 @@ RESULT: dict[str, Any] = {
     "users": {"now": 500, "new": 1501},
     "counts": COUNTS | {"answers": 12345, "answers_stopped": 67},
     "stopped": {"new": "2026-11-25T12:00:00+00:00"},
+    "notes": ["the log has no feedback of kind 'purchase' yet"],
     "sample_ratio": [{"part": "all", "counts": {"now": 500, "new": 1501}, "p_value": 0.25, "passes": True}],
     "effects": [EFFECT, {"treatment": "new", "metric": "dwell", "says": "unclear"}],
     "guardrails": [GUARD],
@@ -62,6 +63,7 @@ def test_what_the_page_says() -> None:
         "now 500, new 1,501",
         "abcdef012345, frozen 2026-11-01T00:00:00+00:00, after the start",
         "new stopped", "2026-11-25T12:00:00+00:00", "+20.00%", "+10.00% to +30.00%", "12,345", ">67<", "Guardrails",
+        "<p>the log has no feedback of kind &#39;purchase&#39; yet</p>",
     ):  # fmt: skip
         assert said in page, said
     charts = re.findall(r"<svg.*?</svg>", page, re.S)

@@ -168,6 +168,8 @@ def _print_result(result: dict[str, Any], as_json: bool) -> None:
     left = ", ".join(f"{name.removeprefix('answers_')} {count:,}" for name, count in result["counts"].items() if count)
     typer.echo(f"users: {users}\nanswers: {left.removeprefix('answers ')}")
     typer.echo(f"plan: {result['plan'][:12]}, frozen {result['frozen']}{late}")
+    for note in result["notes"]:
+        typer.echo(f"note: {note}")
     for table in (effects_table(result["effects"]), guardrails_table(result["guardrails"])):
         if table.rows:
             typer.echo("\n" + to_text(table))

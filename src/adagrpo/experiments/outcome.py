@@ -6,6 +6,9 @@
     ship           a metric of the rule is better, none is worse, and every guardrail is within its margin for certain
     inconclusive   anything else
 
+A metric of which neither arm has anything says "nothing yet". So does a guardrail of a kind of feedback that the log
+does not have at all, which may be misspelt, and nothing is shipped on it.
+
 Metrics and treatments share α: by Holm at the end, in equal parts where a plan looks daily. The guardrails do not: all
 have to hold for `ship`, and a rule of that kind errs no more often than each of them.
 """
@@ -17,7 +20,6 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import polars as pl
 from scipy import stats
 
@@ -27,10 +29,11 @@ from adagrpo.experiments.duration import tests_of
 from adagrpo.experiments.effects import Effect, Floats, effect
 from adagrpo.experiments.plan import Guardrail, Metric, Plan, moment_of
 from adagrpo.experiments.sample_ratio import RatioCheck, check_ratios
-from adagrpo.experiments.units import Units, before_of, column_of
+from adagrpo.experiments.units import Units, before_of, column_of, kind_of
 
 __all__ = ["Stopped", "Verdict", "analyse", "effects_of"]
 
+NOTHING = "nothing yet"  # said of what has not happened in either arm
 Verdict = Literal["ship", "harm", "inconclusive", "invalid"]
 
 
@@ -53,7 +56,7 @@ def analyse(
         stopped: arms that were switched off; each is held against the control until then, and is never shipped.
 
     Returns:
-        JSON: `verdicts` and `reasons` by treatment, `effects`, `guardrails`, `sample_ratio`, and counts.
+        JSON: `verdicts` and `reasons` by treatment, `effects`, `guardrails`, `sample_ratio`, `notes`, and counts.
     """
     of_arm = {name: stopped[name].units if name in stopped else units for name in plan.arms}
     checks, refused = _checked(plan, units, stopped)
@@ -65,9 +68,10 @@ def analyse(
         "kind": plan.kind,
         "look": now.isoformat(timespec="seconds"),
         "users": {name: len(of_arm[name].users.filter(pl.col("arm") == name)) for name in plan.arms},
-        "counts": {name: value for name, value in units._asdict().items() if name not in ("users", "models")},
+        "counts": {name: value for name, value in units._asdict().items() if isinstance(value, int)},
         "models": {arm: {model: moment_of(at) for model, at in seen.items()} for arm, seen in units.models.items()},
         "stopped": {name: moment_of(stop.time) for name, stop in stopped.items()},
+        "notes": _notes(units),
         "sample_ratio": [check._asdict() for check in checks],
         "effects": [],
         "guardrails": [],
@@ -96,6 +100,17 @@ def analyse(
         "verdicts": {treatment: verdict for treatment, (verdict, _) in found.items()},
         "reasons": {treatment: reason for treatment, (_, reason) in found.items()},
     }
+
+
+def _notes(units: Units) -> list[str]:
+    if not units.unseen:
+        return []
+    unseen = " or ".join(map(repr, units.unseen))
+    known = ", ".join(units.kinds) or "none"
+    return [
+        f"the log has no feedback of kind {unseen} yet, which counts as 0; its kinds are {known}. "
+        "A kind that the plan misspells never comes"
+    ]
 
 
 def _of_a_stopped(found: tuple[Verdict, str], time: float) -> tuple[Verdict, str]:
@@ -170,7 +185,9 @@ def _columns(units: Units, arm: str, metric: Metric | Guardrail) -> Mapping[str,
 def effects_of(
     plan: Plan, units: Units, stopped: Mapping[str, Stopped] = MappingProxyType({}), shown: Sequence[str] | None = None
 ) -> list[dict[str, Any]]:
-    """One row a treatment and metric; `says` is better, worse or unclear.
+    """One row a treatment and metric; `says` is better, worse, unclear, or nothing yet.
+
+    All rows count for Holm's correction, so an effect does not change when a metric without one gets it.
 
     Args:
         plan: of the experiment.
@@ -194,9 +211,12 @@ def effects_of(
                 row |= _numbers(found, plan, factor, factor or one_look)
             elif _lost_all(*columns, factor or one_look):
                 row |= {"says": "worse" if metric.better == "up" else "better"}
+            elif _nothing_yet(*columns):
+                row |= {"says": NOTHING}
             rows.append(row)
-    known = [row for row in rows if "p_value" in row]
-    for row, adjusted in zip(known, holm([row["p_value"] for row in known]), strict=True):
+    for row, adjusted in zip(rows, holm([row.get("p_value", 1.0) for row in rows]), strict=True):
+        if "p_value" not in row:
+            continue
         row["p_holm"] = adjusted
         low, high = row["anytime"] or row["interval"]
         certain = not low <= 0 <= high if row["anytime"] else adjusted <= plan.alpha
@@ -222,6 +242,8 @@ def _guard(plan: Plan, units: Units, treatment: str, name: str, guard: Guardrail
     """Whether a number is worse by less than the margin: the end of the interval that lies on the worse side."""
     columns = _columns(units, plan.control, guard), _columns(units, treatment, guard)
     row = {"treatment": treatment, "guardrail": name, "margin": guard.margin, "says": "unclear"}
+    if any(kind_of(part) in units.unseen for part in (guard.sum, guard.per) if part is not None):
+        return row | {"says": NOTHING}
     found = effect(*columns)
     daily = plan.looks == "daily" and plan.answers is not None
     each = plan.alpha / len(plan.guardrails)
@@ -254,6 +276,8 @@ def _without_interval(
     it once it is more than nothing for certain. And numbers that do not vary are what they are.
     """
     users = min(len(control["sum"]), len(treatment["sum"]))
+    if not all(arm["per"].any() for arm in (control, treatment) if "per" in arm):
+        return "unclear"  # a share of nothing
     if guard.better == "down" and len(treatment["sum"]) and not treatment["sum"].any():
         return "within"
     if guard.better == "up" and _lost_all(control, treatment, strict):
@@ -273,9 +297,14 @@ def _without_interval(
 def _lost_all(control: Mapping[str, Floats], treatment: Mapping[str, Floats], reach: float) -> bool:
     """Nothing is left in the treatment of what the control has for certain."""
     users = min(len(control["sum"]), len(treatment["sum"]))
-    if users < 2 or treatment["sum"].any() or not treatment.get("per", np.ones(1)).any():
+    if users < 2 or treatment["sum"].any() or not all(arm["per"].any() for arm in (control, treatment) if "per" in arm):
         return False  # nothing shown is nothing to have it of
     return _above_nothing(control["sum"], reach)
+
+
+def _nothing_yet(control: Mapping[str, Floats], treatment: Mapping[str, Floats]) -> bool:
+    """Neither arm has any of what is summed, or of what it is divided by."""
+    return any(not control[name].any() and not treatment[name].any() for name in ("sum", "per") if name in control)
 
 
 def _above_nothing(values: Floats, reach: float) -> bool:
@@ -290,7 +319,7 @@ def _verdict(plan: Plan, treatment: str, result: Mapping[str, Any]) -> tuple[Ver
     if worse or beyond:
         return "harm", "worse: " + ", ".join([*worse, *(f"{name} (guardrail)" for name in beyond)])
     better = [row["metric"] for row in effects if row["says"] == "better" and row["metric"] in plan.deciding]
-    unclear = [row["guardrail"] for row in guards if row["says"] == "unclear"]
+    unclear = [row["guardrail"] for row in guards if row["says"] in ("unclear", NOTHING)]
     if better and not unclear:
         return "ship", "better: " + ", ".join(better)
     if better:

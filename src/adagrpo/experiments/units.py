@@ -28,7 +28,7 @@ from adagrpo.errors import UserError
 from adagrpo.experiments.allocation import assign
 from adagrpo.experiments.plan import DAY, Guardrail, Metric, Plan, moment_of
 
-__all__ = ["HEAD", "Earlier", "Units", "before_of", "column_of", "stops_seen", "users_before", "users_of"]
+__all__ = ["HEAD", "Earlier", "Units", "before_of", "column_of", "kind_of", "stops_seen", "users_before", "users_of"]
 
 HEAD = 0.2  # share of the items, most shown first
 FAILED = pl.col("source") == "failed"
@@ -50,6 +50,11 @@ def column_of(name: str) -> str:
     return f"sum: {name}"
 
 
+def kind_of(name: str) -> str | None:
+    """The kind of feedback that a sum is of; None for what answers and items say."""
+    return None if name in {*OF_ANSWERS, *OF_ITEMS, SLOW} else name.removesuffix(".value")
+
+
 def before_of(name: str) -> str:
     """The column of the same sum in the days before the start."""
     return f"before: {name}"
@@ -67,6 +72,8 @@ class Units(NamedTuple):
     answers_stopped: int = 0  # of users whose arm was off, so that they got the control
     requests_failed: int = 0  # that got no list
     models: Mapping[str, Mapping[str, float]] = MappingProxyType({})  # of each arm, and when each was first seen
+    kinds: tuple[str, ...] = ()  # of feedback that the log has
+    unseen: tuple[str, ...] = ()  # that the plan names and the log does not have; of users these are 0
 
 
 class Earlier(NamedTuple):
@@ -101,10 +108,9 @@ def users_of(
         since: seconds since 1970 at which it begins; the start of the plan if not given.
 
     Raises:
-        UserError: a metric is of a kind of feedback that the log does not have, or of what cannot be known.
+        UserError: a metric is of what cannot be known.
     """
-    metrics: list[Metric | Guardrail] = [*plan.metrics.values(), *plan.guardrails.values()]
-    names = {name for metric in metrics for name in (metric.sum, metric.per) if name is not None}
+    names = _summed([*plan.metrics.values(), *plan.guardrails.values()])
     answers = exposures.unique(REQUEST, keep="first", maintain_order=True).filter(pl.col(USER).is_not_null())
     begin = plan.begins if since is None else since
     earlier = _between(answers, begin - plan.days_before * DAY, begin)
@@ -125,7 +131,7 @@ def users_of(
     for arm, model, time in own.sort("time").iter_rows():
         models.setdefault(arm, {})[model] = time
     said = feedback.unique([REQUEST, ITEM, KIND], keep="first", maintain_order=True)
-    _check_names(names, said, earlier, catalogue)
+    _check_known(names, earlier, catalogue)
     head = _head(earlier) if "tail" in names else pl.Series(dtype=pl.String)
     listed = pl.Series(list(catalogue), dtype=pl.String)
     users = users.join(_sums(shown, said, names, head, listed, plan.slow_ms), on=USER, how="left")
@@ -142,6 +148,8 @@ def users_of(
         answers_stopped=int((dealt["deal"] == "stopped").sum()),
         requests_failed=len(shown) - len(given),
         models=models,
+        kinds=_kinds(feedback),
+        unseen=_unseen(names, feedback),
     )
 
 
@@ -163,10 +171,14 @@ def users_before(plan: Plan, exposures: pl.DataFrame, feedback: pl.DataFrame, ca
     Only metrics whose mean or deviation the log is to say are summed: a guardrail may need the days before these.
 
     Raises:
-        UserError: less than a day is covered, or see `users_of`.
+        UserError: less than a day is covered, a metric is of a kind of feedback that the log does not have, or see
+            `users_of`.
     """
     begin, end = _covered(plan, exposures["time"])
     asked = {n: m for n, m in plan.metrics.items() if m.expected and (m.mean is None or m.deviation is None)}
+    for kind in _unseen(_summed(asked.values()), feedback):
+        known = ", ".join(_kinds(feedback)) or "none"
+        raise UserError(f"the log has no feedback of kind {kind!r}; its kinds are {known}")
     part = plan.model_copy(update={"metrics": asked, "guardrails": {}})
     rows = exposures.with_columns(experiment=pl.lit(None, pl.String), deal=pl.lit(None, pl.String))
     until = min(math.nextafter(end, math.inf), plan.begins)  # the last answer of the log belongs to it
@@ -211,12 +223,21 @@ def _between(answers: pl.DataFrame, begin: float, end: float) -> pl.DataFrame:
     return answers.filter((pl.col("time") >= begin) & (pl.col("time") < end))
 
 
-def _check_names(names: set[str], said: pl.DataFrame, earlier: pl.DataFrame, catalogue: Iterable[str]) -> None:
-    kinds = set(said[KIND].unique())
-    for name in sorted(names - {*OF_ANSWERS, *OF_ITEMS, SLOW}):
-        if name.removesuffix(".value") not in kinds:
-            known = ", ".join(sorted(kinds)) or "none"
-            raise UserError(f"the log has no feedback of kind {name.removesuffix('.value')!r}; its kinds are {known}")
+def _summed(metrics: Iterable[Metric | Guardrail]) -> set[str]:
+    return {name for metric in metrics for name in (metric.sum, metric.per) if name is not None}
+
+
+def _kinds(feedback: pl.DataFrame) -> tuple[str, ...]:
+    return tuple(sorted(feedback[KIND].unique()))
+
+
+def _unseen(names: set[str], feedback: pl.DataFrame) -> tuple[str, ...]:
+    """Kinds of feedback that names are of and the log does not have."""
+    asked = {kind_of(name) for name in names} - {None, *_kinds(feedback)}
+    return tuple(sorted(kind for kind in asked if kind is not None))
+
+
+def _check_known(names: set[str], earlier: pl.DataFrame, catalogue: Iterable[str]) -> None:
     if "tail" in names and earlier.is_empty():
         raise UserError("tail: the log has no answers in the days before the start, which say what is popular")
     if "unlisted" in names and not catalogue:

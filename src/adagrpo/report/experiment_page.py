@@ -57,6 +57,7 @@ def experiment_page(result: Row) -> str:
         name=result["experiment"],
         verdicts=[(arm, verdict, keep_together(result["reasons"][arm])) for arm, verdict in result["verdicts"].items()],
         facts=_facts(result),
+        notes=[keep_together(note) for note in result["notes"]],
         effects=effects_table(result["effects"]),
         effect_figures=_effect_figures(result["effects"]),
         daily=_daily_figures(result["daily"]),
