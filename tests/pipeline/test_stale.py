@@ -205,6 +205,7 @@ def test_logs_that_are_gone_or_changed_make_nothing_stale(copied: Path, world: A
     log.write_text(log.read_text(encoding="utf-8") + "u00,3,9999\n", encoding="utf-8")
     row = status(tmp_path / "run")["stages"][0]
     assert (row["stage"], row["state"], row["why"]) == ("prepare", "done", "log.csv changed after it was read")
+    assert status(tmp_path / "run")["next"] == f"adagrpo run RECIPE --out {tmp_path / 'run'}"
     log.unlink()
     assert states(tmp_path / "run")["prepare"] == "done"
     tokenize(Run.open(tmp_path / "run"))

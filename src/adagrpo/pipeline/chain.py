@@ -260,8 +260,11 @@ class Look(Run):
         }
         changed = [label for label, digest in inputs.items() if now.inputs[label] not in (GONE, digest, UNKNOWN)]
         now, said = self._leniently(name, kept, now._replace(inputs=now.inputs | inputs))
-        if changed and self._logs and kept is not None:
-            said = f"{', '.join(changed)} changed after it was read"
+        outdated = self._logs and kept is not None and name == "prepare" and bool(changed)
+        if outdated:
+            new = [label for label in changed if inputs[label] == UNKNOWN]
+            read = [label for label in changed if label not in new]
+            said = f"{', '.join(read)} changed after it was read" if read else f"made without {', '.join(new)}"
         before = [self.parts[source] for source in sources if source in self.parts]
         behind = next((part for part in before if not part.there), None) or next(
             (part for part in before if not part.usable), None
@@ -275,7 +278,7 @@ class Look(Run):
         elif behind is not None:
             found = Part(name, "stale", f"{behind.name} is {behind.state}", (), sources)
         else:
-            found = Part(name, "done", said, (), sources)
+            found = Part(name, "done", said, (), sources, outdated=outdated)
         self.parts[name] = found
 
     def _leniently(self, name: str, kept: Ingredients | None, now: Ingredients) -> tuple[Ingredients, str]:

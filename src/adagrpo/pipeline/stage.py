@@ -68,6 +68,7 @@ class Part:
     changes: tuple[Change, ...] = ()  # settings that differ
     sources: tuple[str, ...] = ()  # the stages that it is made from
     there: bool = True  # finished at some time
+    outdated: bool = False  # done, and a file outside the run is another one than was read
 
     @property
     def usable(self) -> bool:

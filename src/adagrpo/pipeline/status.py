@@ -150,6 +150,8 @@ def _next(run: Run, parts: Mapping[str, Part], metrics: Mapping[str, str], repor
     for part in parts.values():
         if part.state == "damaged":
             return f"{part.why}, then run {remake(run, part.name)}"
+        if part.outdated:
+            return command(run, "run")
         if not part.usable and part.state != "unused" and part.name not in ASIDE:
             asks = part.name.startswith("train/") and any(arm.term for arm in run.config.train.arms)
             # whether to train on the reward is asked before
