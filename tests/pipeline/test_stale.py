@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -364,3 +364,47 @@ def test_what_reads_a_damaged_stage_says_at_once_what_to_delete(
     refused(adagrpo("serve", "--run", run, "--arm", "sft"), f"missing; run `adagrpo sft --run {run}` first")
     if not goes_on:
         assert adagrpo("sft", "--run", run).status == 0
+
+
+class Notes:
+    """Keeps what is noted, and stops before the first stage."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.lines.append(text)
+
+    def stage(self, name: str, event: str, seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    def progress(self, label: str, done: int, total: int, values: Mapping[str, float]) -> None: ...
+
+
+@pytest.mark.parametrize("kind", ["leave_one_out", "impressions"])
+def test_run_says_that_logs_which_have_grown_make_everything_again(world: Any, tmp_path: Path, kind: str) -> None:
+    log = world.write(tmp_path / "logs")
+    ordered = kind == "leave_one_out"
+    changes = {} if ordered else {"split": {"kind": kind}, "columns": {"clicked": "clicked"}}
+    arms: dict[str, Any] = {} if ordered else {"train": {"arms": []}}
+    if not ordered:
+        header, *rows = log.read_text(encoding="utf-8").splitlines()
+        rows = [f"{row},{place % 2}" for place, row in enumerate(rows)]
+        log.write_text("\n".join([f"{header},clicked", *rows, ""]), encoding="utf-8")
+    prepare(world.run(tmp_path / "run", tmp_path / "logs", data=changes, **arms))
+    with log.open("a", encoding="utf-8") as file:
+        file.write("u00,3,9999\n" if ordered else "u00,3,9999,1\n")
+    notes = Notes()
+    with pytest.raises(KeyboardInterrupt):
+        run_all(world.run(tmp_path / "run", tmp_path / "logs", notes, data=changes, **arms))
+    again = "note: prepare is made again, with what is made from it: log.csv changed after it was read"
+    assert notes.lines == [again]
+
+
+def test_a_log_that_was_added_is_not_called_a_changed_one(world: Any, tmp_path: Path) -> None:
+    log = world.write(tmp_path / "logs")
+    prepare(world.run(tmp_path / "run", tmp_path / "logs"))
+    shutil.copy(log, log.with_name("more.csv"))
+    run = world.run(tmp_path / "run", tmp_path / "logs", data={"logs": ["log.csv", "more.csv"]})
+    part = parts_of(run, logs=True)["prepare"]
+    assert (part.state, part.outdated, part.why) == ("done", True, "made without more.csv")

@@ -141,13 +141,20 @@ def _run_all(run: Run) -> tuple[dict[str, Any], Path]:
         return collect(run, arms), write_report(run)
 
 
+def _run_all_without_order(run: Run) -> tuple[dict[str, Any], Path]:
+    """Every stage of a run whose logs have no order; see `_run_all`."""
+    _say_what_is_made_again(run)
+    return unordered.run_all(run)
+
+
 def _say_what_is_made_again(run: Run) -> None:
-    """Note each finished stage that a changed setting or file makes again; what follows from those goes unsaid."""
+    """Note each finished stage that a changed setting, file or log makes again; what follows from it goes unsaid."""
     if not run.processes.is_main_process:
         return
     parts = parts_of(run, logs=True)
     for part in parts.values():
-        if part.there and part.state == "stale" and all(parts[one].usable for one in part.sources if one in parts):
+        again = part.outdated or (part.there and part.state == "stale")
+        if again and all(parts[one].usable for one in part.sources if one in parts):
             run.console.note(f"note: {part.name} is made again, with what is made from it: {part.why}")
 
 
@@ -207,7 +214,7 @@ def _diagnose(run: Run, second_ranker: Path | None = None) -> dict[str, Any]:
     return result
 
 
-run_all = _verb(_run_all, unordered.run_all)
+run_all = _verb(_run_all, _run_all_without_order)
 prepare = _verb(_prepare, unordered.prepare)
 tokenize = _verb(_tokenize, name="tokenize")
 fit_sft = _verb(_fit_sft, name="sft")
