@@ -14,6 +14,7 @@ import pytest
 from adagrpo.config import Config
 from adagrpo.errors import UserError
 from adagrpo.pipeline.compare import Comparison, _called, _write_plan
+from adagrpo.storage.hashes import hash_file
 from adagrpo.storage.locks import FolderBusy, lock_folder
 from adagrpo.storage.marks import claim
 
@@ -231,6 +232,51 @@ def test_a_plan_is_not_changed_after_its_runs(world: Any, data: Path, tmp_path: 
     (tmp_path / "plan.json").write_text("{", encoding="utf-8")
     with pytest.raises(UserError, match=r"plan\.json: damaged"):
         comparison(world, data, tmp_path)
+
+
+def test_a_comparison_is_of_the_logs_that_its_plan_was_fixed_on(world: Any, tmp_path: Path) -> None:
+    log, out = world.write(tmp_path / "logs"), tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        comparison(world, tmp_path / "logs", out, console=Events("seed-0/prepare")).carry_out()
+    assert read(out / "plan.json")["data"] == {"log.csv": hash_file(log)}
+    comparison(world, tmp_path / "logs", out)
+    before = log.read_bytes()
+    log.write_bytes(before + b"u00,3,9999\n")
+    says = f"{log}: changed after {out / 'plan.json'} was fixed; take a new folder for the changed logs, another --out$"
+    with pytest.raises(UserError, match=says):
+        comparison(world, tmp_path / "logs", out)
+    log.rename(log.with_name("away.csv"))  # what is gone is not held against what was made of it
+    comparison(world, tmp_path / "logs", out)
+    log.write_bytes(before)
+    config = Config.model_validate(world.recipe(compare=PLAN, data={"logs": ["log.csv", "away.csv"]}))
+    with pytest.raises(UserError, match=r"away\.csv: was not among the files when .*plan\.json was fixed"):
+        Comparison(out, config, tmp_path / "logs", objectives=ARMS, seeds=[0, 1])
+    config = Config.model_validate(world.recipe(compare=PLAN, data={"logs": ["away.csv"]}))
+    log.with_name("away.csv").unlink()
+    with pytest.raises(UserError, match=r"^log\.csv: was among the files when .*plan\.json was fixed"):
+        Comparison(out, config, tmp_path / "logs", objectives=ARMS, seeds=[0, 1])
+
+
+def test_a_plan_of_before_without_hashes_goes_on_as_it_is(world: Any, tmp_path: Path) -> None:
+    world.write(tmp_path / "logs")
+    claim(tmp_path / "out", "comparison")
+    first = comparison(world, tmp_path / "logs", tmp_path / "out")
+    _write_plan(tmp_path / "out/plan.json", first.plan)
+    before = (tmp_path / "out/plan.json").read_bytes()
+    with pytest.raises(KeyboardInterrupt):
+        comparison(world, tmp_path / "logs", tmp_path / "out", console=Events("seed-0/prepare")).carry_out()
+    assert (tmp_path / "out/plan.json").read_bytes() == before
+
+
+def test_a_simulated_market_has_no_files_to_hold_to(world: Any, tmp_path: Path) -> None:
+    recipe = world.recipe(compare=PLAN)
+    recipe["data"] = {"marketplace": {"users": 60, "items": 60, "steps": 12}}
+    for _ in range(2):
+        console = Events("seed-0/prepare")
+        config = Config.model_validate(recipe)
+        with pytest.raises(KeyboardInterrupt):
+            Comparison(tmp_path / "out", config, tmp_path, objectives=["nll", "adagrpo"], console=console).carry_out()
+    assert read(tmp_path / "out/plan.json")["data"] == {}
 
 
 def test_the_recipes_own_arms_and_seed(world: Any, data: Path, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Carries out a comparison: one run directory a seed, whose arms share Semantic IDs, sft policy and ranker.
 
-    DIR/plan.json         baseline, family, metric, margins: written before the first run, and held to
+    DIR/plan.json         baseline, family, metric, margins, hashes of the data: written before the first run, held to
     DIR/seed-<n>/         an ordinary run
     DIR/comparison.json   the statistics (no times, no paths); comparison.md, comparison.html; results.jsonl
 
@@ -30,10 +30,11 @@ from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.matching import MATCHED, check_matched, matched_arm
 from adagrpo.pipeline.run import Console, Run, Silent
 from adagrpo.pipeline.stages.paired_outcomes import read_measured
+from adagrpo.pipeline.stages.prepare import log_source
 from adagrpo.pipeline.stages.reranking import RERANK, SUFFIX, re_ranked, rerank_arm, rerank_start
 from adagrpo.pipeline.verbs import refuse_without_order
 from adagrpo.report import finding, write_comparison
-from adagrpo.storage.hashes import hash_json, with_hash, without_hash
+from adagrpo.storage.hashes import cached_hash, hash_json, with_hash, without_hash
 from adagrpo.storage.locks import lock_folder
 from adagrpo.storage.marks import check_kind, claim
 from adagrpo.storage.writing import write_file
@@ -42,6 +43,7 @@ __all__ = ["Comparison"]
 
 START = "sft"
 PLAN = "plan.json"
+DATA = "data"  # in it: the hashes of the data files by label
 
 
 class Comparison:
@@ -92,6 +94,7 @@ class Comparison:
             if name != RERANK and base is not None and (base not in self.arms or re_ranked(base) is not None):
                 raise UserError(f"--objectives: {name} re-orders the beam of a trained arm, {base}, which is not here")
         self.config = _with_arms(config, trained)
+        self.fixed_data: dict[str, str] | None = None  # None before the first start, and where an older plan has none
         self.plan = self._plan(config.compare)
 
     def _plan(self, options: CompareConfig) -> CompareConfig:
@@ -99,7 +102,7 @@ class Comparison:
         known = [START, *self.arms]
         if options.baseline not in known:
             raise UserError(f"compare.baseline: '{options.baseline}' is not among the arms {', '.join(known)}")
-        before = _read_plan(self.directory / PLAN)
+        before, self.fixed_data = _read_plan(self.directory / PLAN)
         family = options.family
         if family is None:
             family = before.family if before else tuple(arm for arm in self.arms if arm != options.baseline)
@@ -119,6 +122,7 @@ class Comparison:
                     raise UserError(f"compare.pairs: '{name}' is not among the arms {', '.join(known)}")
             if first == second:
                 raise UserError(f"compare.pairs: '{first}' is held against itself")
+        self._check_data()
         widest = max(cutoff(name) or 1 for name in (options.metric, *options.margins))
         if widest > self.config.evaluation.beam_width:
             raise UserError(
@@ -126,6 +130,36 @@ class Comparison:
                 f" found {self.config.evaluation.beam_width}; set it, or compare.metric and compare.margins"
             )
         return plan
+
+    def _data_files(self) -> tuple[Run, list[Path]]:
+        """The run of a seed, and the files that the data of all are read from; none of what a run makes itself."""
+        run = self.run_of(self.seeds[0])
+        return run, [path for path in log_source(run).files if not path.is_relative_to(run.directory)]
+
+    def _check_data(self) -> None:
+        """Refuse other data than those of the runs before; a file that is gone is not held against them."""
+        before = self.fixed_data
+        if before is None:
+            return
+        run, paths = self._data_files()
+        files = run.labels(paths)
+        changed = [
+            f"{path}: {'changed after' if label in before else 'was not among the files when'}"
+            for label, path in files.items()
+            if path.is_file() and cached_hash(path) != before.get(label)
+        ]
+        changed += [f"{label}: was among the files when" for label in before if label not in files]
+        if changed:
+            raise UserError(
+                f"{changed[0]} {self.directory / PLAN} was fixed; take a new folder for the changed logs, another --out"
+            )
+
+    def _fix_plan(self) -> None:
+        """Write the plan, with the hashes of the data at the first start."""
+        if not (self.directory / PLAN).exists():
+            run, files = self._data_files()
+            self.fixed_data = run.hash_inputs(files)
+        _write_plan(self.directory / PLAN, self.plan, self.fixed_data)
 
     @property
     def page(self) -> Path:
@@ -172,12 +206,12 @@ class Comparison:
             raise UserError(f"--only: {other[0]} is not among the seeds {', '.join(map(str, self.seeds))}")
         claim(self.directory, "comparison")
         if not (self.directory / PLAN).exists():
-            _write_plan(self.directory / PLAN, self.plan)
+            self._fix_plan()
         return [self._carry_out_seed(seed)[0].directory for seed in seeds]
 
     def _carry_out(self) -> dict[str, Any]:
         """In a folder that no other process works in."""
-        _write_plan(self.directory / PLAN, self.plan)
+        self._fix_plan()
         runs = [self._carry_out_seed(seed) for seed in self.seeds]
         measured: dict[tuple[str, str], list[Measured]] = {}
         for run, names in runs:
@@ -258,16 +292,19 @@ class _Prefixed:
         self.console.note(f"{self.prefix}/{text}")
 
 
-def _write_plan(path: Path, plan: CompareConfig) -> None:
-    write_file(path, json.dumps(with_hash(plan.model_dump(mode="json")), indent=1) + "\n")
+def _write_plan(path: Path, plan: CompareConfig, data: Mapping[str, str] | None = None) -> None:
+    content = plan.model_dump(mode="json") | ({} if data is None else {DATA: dict(data)})
+    write_file(path, json.dumps(with_hash(content), indent=1) + "\n")
 
 
-def _read_plan(path: Path) -> CompareConfig | None:
-    """The plan of an earlier start, if there was one."""
+def _read_plan(path: Path) -> tuple[CompareConfig | None, dict[str, str] | None]:
+    """The plan of an earlier start, if there was one, and the hashes of its data, if it has them."""
     if not path.is_file():
-        return None
+        return None, None
     try:
-        return CompareConfig.model_validate(without_hash(json.loads(path.read_text(encoding="utf-8"))))
+        content = without_hash(json.loads(path.read_text(encoding="utf-8")))
+        data = content.pop(DATA, None)
+        return CompareConfig.model_validate(content), data
     except (ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: damaged; take another --out, or delete it if no result was looked at") from error
 

@@ -384,14 +384,18 @@ class Run:
 
     def hash_inputs(self, paths: Sequence[Path]) -> dict[str, str]:
         """The sha256 of each file by its label; a file that has the label of another one gets a number."""
-        hashes: dict[str, str] = {}
+        return {label: self.hash_input(path) for label, path in self.labels(paths).items()}
+
+    def labels(self, paths: Sequence[Path]) -> dict[str, Path]:
+        """Files by their labels; one that has the label of another one gets a number."""
+        labelled: dict[str, Path] = {}
         for path in dict.fromkeys(paths):
             label, count = self.label(path), 1
-            while label in hashes:
+            while label in labelled:
                 count += 1
                 label = f"{self.label(path)} ({count})"
-            hashes[label] = self.hash_input(path)
-        return hashes
+            labelled[label] = path
+        return labelled
 
     def hash_input(self, path: Path) -> str:
         """The sha256 of a file that something reads.
