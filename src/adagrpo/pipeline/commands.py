@@ -138,7 +138,7 @@ def data_settings(config: Config) -> dict[str, Any]:
     {'data.columns.user': 'uid', 'data.max_bad_rows': 3}
     """
     said = config.data.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-    found = {}
+    found: dict[str, Any] = {}
     for name, value in said.items():
         if name in ("columns", "split", "refuse", "executor", "exposures"):
             found |= {f"data.{name}.{inner}": content for inner, content in value.items()}

@@ -424,10 +424,9 @@ class Run:
 
     def _refuse_damaged(self, file: Path) -> None:
         """Refuse with what to delete where a finished stage lacks a file of its own: its verb would not make it."""
-        for root in (self.directory, self.source):
-            for inner in file.parents[:-1] if root is not None else ():
-                content = manifest(root / inner)
-                name = file.relative_to(inner).as_posix()
+        for root in filter(None, (self.directory, self.source)):
+            for inner in file.parents[:-1]:
+                content, name = manifest(root / inner), file.relative_to(inner).as_posix()
                 if content is not None and name in content["files"]:
                     verify_file(root / inner, name, content)
 
