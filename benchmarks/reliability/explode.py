@@ -154,7 +154,7 @@ BOMBS = {
     "equal titles in Parquet": Bomb(_equal_titles, "items.parquet", UNPACKS),
     "long lists in Parquet": Bomb(_long_lists, "items.parquet", UNPACKS),
     "10,000 columns": Bomb(_many_columns, "log.csv", "column_19 and 9980 more"),
-    "deep JSON rows": Bomb(_deep_rows, "log.jsonl", "row 1: not a JSON object"),
+    "deep JSON rows": Bomb(_deep_rows, "log.jsonl", "row 2: not a JSON object"),
     "deep JSON items": Bomb(_deep_items, "items.jsonl", "cannot be read as JSONL"),
     "deep YAML": Bomb(_deep_recipe, "recipe.yaml", "more than 50 levels deep"),
     "YAML aliases": Bomb(_aliases, "recipe.yaml", "stands for more than 1 MB"),

@@ -35,7 +35,7 @@ def check_log(path: Path, rows: int, bad: int, seed: int = 0) -> bool:
     """Whether exactly the bad rows of a log are rejected, each for its reason, and nothing is lost."""
     written = write_log(path, rows, bad, seed)
     logs = read_logs([path], ColumnMapping(), max_bad_rows=bad, refuse=REFUSE)
-    reasons = dict(zip(logs.rejects["row"], logs.rejects["reason"], strict=True))
+    reasons = dict(zip(logs.rejects["row"] - 1, logs.rejects["reason"], strict=True))  # rows are counted from 1
     return (
         logs.rows_read == rows == len(logs.interactions) + len(logs.rejects)
         and sorted(reasons) == sorted(written.bad)

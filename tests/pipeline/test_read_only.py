@@ -46,6 +46,6 @@ def test_a_run_that_cannot_be_written_says_what_takes_out(
 
     with monkeypatch.context() as patch:
         patch.setattr(locks.os, "open", refuse)
-        with pytest.raises(UserError, match=r"cannot be written \(Read-only file system\); .* take --out") as caught:
+        with pytest.raises(UserError, match=r"cannot be written \(Read-only file system\); .* with --out") as caught:
             pipeline.tokenize(Run.open(finished, ["seed=9"]))
     assert "\n" not in str(caught.value) and Run.open(finished).config.seed != 9

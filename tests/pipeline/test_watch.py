@@ -52,7 +52,7 @@ def test_feedback_on_an_item_that_was_not_shown_counts_nowhere(log: Path, monkey
         read.append(feedback)
         return np.full(len(shown), np.nan)
 
-    monkeypatch.setattr("adagrpo.pipeline.watch.check", lambda run, verb: None)
+    monkeypatch.setattr("adagrpo.pipeline.watch._check_together", lambda run: None)
     monkeypatch.setattr("adagrpo.pipeline.watch._says_chances", lambda run: True)
     monkeypatch.setattr("adagrpo.pipeline.watch._predicted", predicted)
     monkeypatch.setattr("adagrpo.pipeline.watch._invalid", lambda run: {})
@@ -83,7 +83,7 @@ def test_scores_of_a_ranker_that_saw_no_impressions_are_no_chances(
 ) -> None:
     notes: list[str] = []
     run: Any = SimpleNamespace(console=SimpleNamespace(note=notes.append))
-    monkeypatch.setattr("adagrpo.pipeline.watch.check", lambda run, verb: None)
+    monkeypatch.setattr("adagrpo.pipeline.watch._check_together", lambda run: None)
     monkeypatch.setattr("adagrpo.pipeline.watch.RunData", lambda run: SimpleNamespace(ranker_loss=loss))
     monkeypatch.setattr("adagrpo.pipeline.watch._predicted", lambda run, shown, *rest: np.full(len(shown), 0.5))
     monkeypatch.setattr("adagrpo.pipeline.watch._invalid", lambda run: {})
@@ -98,7 +98,7 @@ def test_a_stage_that_is_stale_is_not_watched_with(copied: Path, log: Path) -> N
     json.dumps(found, allow_nan=False)  # what is not known is null
     assert {day["predicted"] for day in found["days"]} == {None}
     tokenize(Run.open(copied, ["tokenizer.window=1"]))
-    with pytest.raises(UserError, match="sft is stale"):
+    with pytest.raises(UserError, match=r"sft is stale: made from another tokenize/codes\.json than is there now; run `adagrpo sft"):
         watch(log, Run.open(copied), rule=Rule(baseline=2, window=1))
 
 

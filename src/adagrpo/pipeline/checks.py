@@ -29,10 +29,9 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "evaluate": ("sft", "ranker"),
     "serve": ("tokenize",),
     "export": ("tokenize",),
-    "watch": ("sft", "ranker"),
 }
 ASKS_REWARD = ("train", "diagnose", "evaluate")
-MEASURES = ("diagnose", "evaluate", "serve", "export", "report", "watch")  # nothing that they make is trained on
+MEASURES = ("diagnose", "evaluate", "serve", "export", "report")  # nothing that they make is trained on
 ALL_OTHERS = ("diagnose", "evaluate")  # for what they change by `--set`, no finished stage may become stale
 
 

@@ -15,16 +15,18 @@ from adagrpo.data.sequences import pad
 from adagrpo.decoding import beam_search_both
 from adagrpo.errors import UserError
 from adagrpo.monitoring.signs import SIGNS, Rule, Visits, beside, first_on, looks
-from adagrpo.pipeline.checks import check, finished_arms
+from adagrpo.pipeline.commands import remake
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.served_log import latest_exposures
+from adagrpo.pipeline.stage import Ingredients
 from adagrpo.policies.policy import Policy
 from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.semantic_ids import Catalog
 from adagrpo.serving.exposure_log import FAILED
 from adagrpo.serving.exposure_parts import parts_of, read_parts
+from adagrpo.storage.artifacts import manifest
 from adagrpo.types import Histories, Ragged
 
 __all__ = ["batch_of", "invalid_lists", "predicted_clicks", "watch"]
@@ -67,7 +69,7 @@ def watch(
         UserError: no log, no such arm, too few days, or a stage of the run that is read is stale.
     """
     if run is not None:
-        check(run, "watch")
+        _check_together(run)
     latest_exposures(directory, publish=True)
     exposures, feedback = read_parts(parts_of(directory))
     exposures = exposures.unique("request_id", keep="first", maintain_order=True)
@@ -146,6 +148,21 @@ def invalid_lists(policy: Policy[Any, Any], catalog: Catalog, histories: Histori
     return float((~valid.all(dim=1)).float().mean())
 
 
+def _check_together(run: Run) -> None:
+    """Refuse weights that were made from other files of the run than are there, such as codes; settings say nothing.
+
+    Raises:
+        UserError: the stage and the command that makes it again.
+    """
+    for name in ("sft", "ranker", *(f"train/{arm}" for arm in run.trained())):
+        kept = Ingredients.of(manifest(run.folder(name)) or {})
+        for label, digest in ({} if kept is None else kept.inputs).items():
+            path = run.path(*label.split("/"))
+            if path.is_file() and run.hash_input(path) != digest:
+                why = f"{name} is stale: made from another {label} than is there now"
+                raise UserError(f"{run.called}: {why}; run {remake(run, name)}")
+
+
 def _known(value: Any) -> Any:
     """A value of a look; None in place of a number that is not known, which JSON cannot say otherwise."""
     return None if isinstance(value, float) and not np.isfinite(value) else value
@@ -196,7 +213,7 @@ def _invalid(run: Run) -> dict[str, float]:
     batch = batch_of([cases.histories.row(row).astype(np.int64) for row in rows], run.config.max_history).to(
         data.device
     )
-    places = {"sft": run.path("sft", "best")} | {arm: run.path("train", arm, "best") for arm in finished_arms(run)}
+    places = {"sft": run.path("sft", "best")} | {arm: run.path("train", arm, "best") for arm in run.trained()}
     width = run.config.evaluation.beam_width
     return {arm: invalid_lists(models.policy(path), data.catalog, batch, width) for arm, path in places.items()}
 
