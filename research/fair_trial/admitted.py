@@ -21,7 +21,7 @@ from adagrpo.storage.writing import write_file
 from research.command import run
 from research.fair_trial.tune import HERE
 
-__all__ = ["admitted"]
+__all__ = ["admitted", "rows_of"]
 
 
 def admitted(steps: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
@@ -37,7 +37,7 @@ def admitted(steps: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     names = ("admission", "shuffled_admission", "rejected_easy", "contains_target")
     means: dict[str, float | None] = {name: sum(row[name] for row in steps) / len(steps) for name in names}
     total = sum(row["admission"] for row in steps)
-    held = sum(row["admission"] * (row.get("admitted_contains_target") or 0.0) for row in steps)
+    held = sum(row["admission"] * row["admitted_contains_target"] for row in steps if row["admission"])
     return means | {"admitted_contains_target": held / total if total else None}
 
 

@@ -20,8 +20,9 @@ With `--alike` nothing that was tuned is read: all arms have one pressure, one p
 objective, so that a gate, the random one and none differ in nothing else. Each of the plan's pressures is a comparison.
 
 With `--unseen` all arms are alike too, and groups are drawn where the starting policy had no target; the trees leave a
-user out of the counts that they score the user by. So the gate judges what nobody has memorised. It is held against the
-random gate, the inverted one and none. With `--apart`, after that, NLL does not train at those positions either.
+user out of the counts that they score the user by. So at the start nobody has memorised what the gate judges. It is
+held against the random gate, the inverted one and none. With `--apart`, after that, NLL does not train at those
+positions either.
 
 With `--thresholds` the paper's gate has other thresholds than its own, all arms alike for the rest. Each is held
 against the random gate that admits as many as it would.

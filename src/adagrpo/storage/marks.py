@@ -57,9 +57,10 @@ def check_kind(directory: Path, kind: Kind, option: str = "--out") -> bool:
     if is_marked(directory):
         own_kind = read_mark(directory).get("kind", kind)
         if own_kind != kind:
-            inner = next(filter(is_marked, sorted(directory.iterdir())), None) if own_kind == "comparison" else None
-            within = "" if inner is None else f", such as {inner}"
-            wanted = f"{_named(kind)}{within}" if option == "--run" else "a new folder"
+            wanted = "a new folder"
+            if option == "--run":
+                inner = next(filter(is_marked, sorted(directory.iterdir())), None)  # of a comparison, one of its runs
+                wanted = _named(kind) + ("" if inner is None else f", such as {inner}")
             raise UserError(f"{directory}: holds {_named(own_kind)}, not {_named(kind)}; {option} takes {wanted}")
         return True
     if directory.is_symlink() and not directory.exists():
