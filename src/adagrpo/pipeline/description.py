@@ -14,7 +14,7 @@ import yaml
 from adagrpo import __version__
 from adagrpo.config import Config, dump_config
 from adagrpo.config.reward import RewardOptions
-from adagrpo.config.yaml_text import dump_yaml, read_yaml
+from adagrpo.config.yaml_text import dump_yaml, parse_yaml, read_yaml
 from adagrpo.errors import UserError
 from adagrpo.pipeline.commands import data_settings
 from adagrpo.storage.hashes import cached_hash, hash_json
@@ -69,7 +69,7 @@ def read_description(directory: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: missing; {again}")
     try:
-        content = dict(read_yaml(path))
+        content = dict(read_yaml(path, ours=True))
         recorded = content.pop("sha256")
     except (yaml.YAMLError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: damaged; {again}") from error
@@ -112,7 +112,7 @@ def reset_settings(directory: Path, config: Config) -> list[str]:
 def write_description(directory: Path, content: Mapping[str, Any]) -> None:
     """Write run.yaml, with a hash of its content as the last key."""
     text = dump_yaml(dict(content))
-    digest = hash_json(yaml.safe_load(text))
+    digest = hash_json(parse_yaml(text, ours=True))
     write_file(directory / DESCRIPTION, text + dump_yaml({"sha256": digest}))
 
 
