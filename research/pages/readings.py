@@ -1,4 +1,4 @@
-"""Tables beside those of the fair trial: the first rung of its tuning, and what its gates let through."""
+"""Tables beside those of the fair trial: the first rung of its tuning, what gates let through, what diagnose says."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from adagrpo.report.tables import MISSING, Alignment, Table, format_metric
 from research.worlds_pooled import shown, signed
 
-__all__ = ["admitted_table", "matched_table"]
+__all__ = ["admitted_table", "diagnosed_table", "matched_table"]
 
 METRIC = "hr@10"
 GATES = (("-gate", "-random"), ("-gate", ""), ("-random", ""))  # the first less the second
@@ -63,6 +63,38 @@ def admitted_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 def _alignment(columns: int) -> tuple[Alignment, ...]:
     right: list[Alignment] = ["right"] * (columns - 1)
     return ("left", *right)
+
+
+def diagnosed_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """One row a set: the verdict, what it rests on, and how much the paper's gate admits.
+
+    Args:
+        rows: of `research.fair_trial.diagnosed`.
+    """
+    cells = []
+    for row in rows:
+        orders = [_with_interval(row["evidence"][name]) for name in ("adds", "leads")]
+        gate = row["gate"]["sample"]
+        shares = (format_metric(METRIC, gate[name]) for name in ("admission", "shuffled_admission"))
+        cells.append(
+            (row["set"], f"{row['cases']:,}", row["decision"], "yes" if row["reached"] else "no", *orders, *shares)
+        )
+    header = (
+        "set",
+        "validation cases",
+        "said",
+        "reached by the cases",
+        "policy and ranker, Δ NDCG@10",
+        "ranker alone, weighted by exposure, Δ NDCG@10",
+        "groups the gate admits",
+        "with shuffled rewards",
+    )
+    return Table(header, tuple(cells), _alignment(len(header)))
+
+
+def _with_interval(found: Mapping[str, float]) -> str:
+    mean, low, high = (signed(found[name], 4) for name in ("mean", "low", "high"))
+    return f"{mean} ({low} … {high})"
 
 
 def _differences(rows: Sequence[Mapping[str, Any]], one: str, other: str) -> list[float]:

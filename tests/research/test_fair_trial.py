@@ -15,6 +15,7 @@ from adagrpo.config import ObjectiveConfig
 from adagrpo.errors import UserError
 from adagrpo.report import read_comparison
 from research.fair_trial import __main__ as both
+from research.fair_trial import diagnosed as diagnosing
 from research.fair_trial import trial as second_half
 from research.fair_trial import tune as tuning
 from research.fair_trial.admitted import rows_of
@@ -28,7 +29,7 @@ from research.fair_trial.configs import (
 )
 from research.fair_trial.tune import HERE, Candidate, candidates, chosen, fixed, leaders
 from research.pages.pooling import pool
-from research.pages.readings import admitted_table, matched_table
+from research.pages.readings import admitted_table, diagnosed_table, matched_table
 from research.pages.tuning import pairs_over_sets, pressed_table, teachers_table, tuned_table
 from research.worlds_pooled import over_worlds
 
@@ -295,13 +296,22 @@ def test_tuning_trial_and_teachers_from_end_to_end(world: Any, data: Path, tmp_p
             "teachers": {"count": {"kind": "feature", "name": "popularity"}},
         },
     }
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(world.recipe(compare={"margins": {}})), encoding="utf-8")
-    for module in (tuning, second_half, both):
+    (tmp_path / "tiny.yaml").write_text(
+        yaml.safe_dump(world.recipe(compare={"margins": {}, "resamples": 200})), encoding="utf-8"
+    )
+    for module in (tuning, second_half, both, diagnosing):
         monkeypatch.setattr(module, "HERE", tmp_path)
-    monkeypatch.setattr(both, "read_plan", lambda name: plan)
+    for module in (both, diagnosing):
+        monkeypatch.setattr(module, "read_plan", lambda name: plan)
     command = ["fair_trial", "--data", str(data), "--out", str(tmp_path / "out"), "--sets", "tiny"]
     monkeypatch.setattr(sys, "argv", command)
     both.main()
+    for _ in range(2):  # the second time it has its row
+        diagnosing.main()
+    (row,) = map(json.loads, (tmp_path / "diagnosed.jsonl").read_text(encoding="utf-8").splitlines())
+    (cells,) = diagnosed_table([row]).rows
+    assert cells[:3] == ("tiny", str(row["cases"]), row["decision"]) and cells[3] in ("yes", "no")
+    assert float(cells[4].split()[0].replace("\N{MINUS SIGN}", "-")) == round(row["evidence"]["adds"]["mean"], 4)
     more = plan | {"seeds": {"others": [1, 2, 3]}}
     rows = (tmp_path / "tuning-tiny.jsonl").read_text(encoding="utf-8")
     assert [json.loads(line)["rung"] for line in rows.splitlines()] == [0, 1]
