@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from adagrpo.config.yaml_text import dump_yaml, parse_yaml, read_yaml
 
-MARKS = st.text(st.sampled_from(" \t\n\r:{}[],\"'#&*!|>-%@`?\\0aeE.+1_~<=\x01\x7f\x85\xa0é\u2028\ufeff😀"), max_size=30)
+MARKS = st.text(
+    st.sampled_from(" \t\n\r:{}[],\"'#&*!|>-%@`?\\0aeE.+1_~<=\x01\x7f\x85\xa0é\u2028\ufeff😀\ud83d\udcff"), max_size=30
+)
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20) | MARKS
 VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(MARKS, inner, max_size=3))
 

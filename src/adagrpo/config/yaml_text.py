@@ -22,6 +22,7 @@ DEEPEST = 50
 MERGE = "tag:yaml.org,2002:merge"
 A_VALUE = 20  # bytes that a value counts as beside its text, so that a file has at most 52,000
 FLOAT = re.compile(r"^[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?[eE][-+]?[0-9]+$")
+HALF = re.compile(r"\\u[dD][89a-fA-F]")  # of a character, as in paths that are not UTF-8; libyaml refuses it
 UNSAFE = re.compile("[\x7f-\xa0\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")  # in YAML no part of a line
 
 
@@ -74,7 +75,7 @@ def parse_yaml(text: str, *, ours: bool = False) -> Any:
         >>> parse_yaml("a: [1, 2.5, null]")
         {'a': [1, 2.5, None]}
     """
-    kind = _Quick if ours else _Loader
+    kind = _Quick if ours and not HALF.search(text) else _Loader
     _bound(text, kind)
     loader = kind(text)
     try:
