@@ -1,7 +1,7 @@
 """What each trial compares, as a recipe.
 
-The arms that the tuning chose; all arms alike, also at unseen positions or other thresholds; what full length chose;
-other teachers.
+The arms that the tuning chose; all arms alike, also at unseen positions, other thresholds or beside a gate of a fixed
+rate; a gate beside mixtures of all pressures; what full length chose; other teachers.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from research.fair_trial.tune import Candidate, check_tuned, chosen_arms, recipe
 
 __all__ = [
     "alike_config",
+    "fixed_rate_config",
+    "frontier_config",
     "pairs",
     "teacher_config",
     "thresholds_config",
@@ -100,6 +102,40 @@ def thresholds_config(plan: Mapping[str, Any], name: str) -> Config:
             arms += pair
             held.append([arm["name"] for arm in pair])
     return _with_arms(plan, name, held, arms)
+
+
+def fixed_rate_config(plan: Mapping[str, Any], name: str) -> Config:
+    """The recipe with the paper's gate, a random one of its size and one of a fixed rate, all arms alike.
+
+    Args:
+        plan: the content of plan.yaml.
+        name: of the set.
+    """
+    about, arms, held = plan["trial"]["fixed_rate"], [], []
+    for objective in about["rollouts"]:
+        ends = ("-gate", "-random", "")
+        gated, drawn, ungated = (_alike(plan, about, f"{objective}{end}", f"fair-{objective}{end}") for end in ends)
+        rate = {"gate": "bernoulli", "name": f"fair-{objective}-bernoulli"}
+        fixed = gated | rate | {"options": gated["options"] | {"admission_rate": about["rate"]}}
+        arms += [gated, drawn, fixed, ungated]
+        held += [[gated["name"], fixed["name"]], [drawn["name"], fixed["name"]], [fixed["name"], ungated["name"]]]
+    return _with_arms(plan, name, held, arms)
+
+
+def frontier_config(plan: Mapping[str, Any], name: str, rows: Sequence[Mapping[str, Any]]) -> Config:
+    """The recipe with the chosen gate, and the fixed mixture at every pressure of the plan, otherwise as it was chosen.
+
+    Args:
+        plan: the content of plan.yaml.
+        name: of the set.
+        rows: of its tuning.
+    """
+    check_tuned(plan, tuned_on(plan, name), rows)
+    about, found_arms = plan["trial"]["frontier"], chosen_arms(plan, rows)
+    gated, mixture = (found_arms[f"fair-{about[key]}"] for key in ("gate", "mixture"))
+    named = [(pressure, f"{mixture['name']}-p{pressure:g}") for pressure in plan["pressures"]]
+    arms = [gated, *(mixture | {"pressure": pressure, "name": own} for pressure, own in named)]
+    return _with_arms(plan, name, [[gated["name"], own] for _, own in named], arms)
 
 
 def whole_config(plan: Mapping[str, Any], name: str, rows: Sequence[Mapping[str, Any]]) -> Config:

@@ -5,6 +5,8 @@
     python -m research.fair_trial.trial --data DIR --out runs/fair --sets amazon18-scientific --unseen
     python -m research.fair_trial.trial --data DIR --out runs/fair --sets amazon18-scientific --apart
     python -m research.fair_trial.trial --data DIR --out runs/fair --sets amazon18-scientific --thresholds
+    python -m research.fair_trial.trial --data DIR --out runs/fair --sets amazon18-scientific --fixed-rate
+    python -m research.fair_trial.trial --data DIR --out runs/fair --sets amazon18-scientific --frontier
     python -m research.fair_trial.trial --data DIR --out runs/fair --sets amazon18-scientific --whole
     python -m research.fair_trial.trial --data DIR --out runs/fair --sets amazon18-scientific --teachers
 
@@ -27,6 +29,11 @@ positions either.
 With `--thresholds` the paper's gate has other thresholds than its own, all arms alike for the rest. Each is held
 against the random gate that admits as many as it would.
 
+With `--fixed-rate` a gate that admits a fixed share by chance stands beside the paper's and the random one, which
+learns from the paper's how much of each batch to admit; all arms alike for the rest.
+
+With `--frontier` the chosen gate of GRPO on samples is held against the mixture at each of the plan's pressures.
+
 With `--whole` the best settings of some families are tuned again for all of the steps, with rows in
 `whole-<set>.jsonl`. The one that is then best is tried.
 
@@ -34,8 +41,9 @@ With `--teachers` the chosen distillation is trained again with other rewards, e
 seeds of the policy, the sequential ranker, a reward whose scores are shuffled. All of them, the trial's own reward
 among them, have the weight that validation chooses; the starting policies are those of the trial.
 
-`trial-<set>`, `alike-<set>-p<pressure>`, `unseen-<set>`, `apart-<set>`, `thresholds-<set>`, `at-length-<set>` and
-`teacher-<set>-<teacher>` are kept beside this file, each as `.comparison.json` and with its rows as `.jsonl`.
+`trial-<set>`, `alike-<set>-p<pressure>`, `unseen-<set>`, `apart-<set>`, `thresholds-<set>`, `fixed-rate-<set>`,
+`frontier-<set>`, `at-length-<set>` and `teacher-<set>-<teacher>` are kept beside this file, each as `.comparison.json`
+and with its rows as `.jsonl`.
 """
 
 from __future__ import annotations
@@ -56,6 +64,8 @@ from adagrpo.storage.writing import write_file
 from research.command import run
 from research.fair_trial.configs import (
     alike_config,
+    fixed_rate_config,
+    frontier_config,
     teacher_config,
     thresholds_config,
     trial_config,
@@ -99,8 +109,7 @@ def carry_out_alike(plan: Mapping[str, Any], name: str, data: Path, out: Path) -
     """All families under one setting, at each of its pressures, from the starting policies of the trial."""
     for pressure in plan["trial"]["alike"]["pressures"]:
         config, of = alike_config(plan, name, pressure), f"alike-{name}-p{pressure:g}"
-        directory = _with_starts(plan, name, out, out / of)
-        _carry_out(_comparison(plan, name, config, data, directory), of)
+        _from_starts(plan, name, data, out, config, of)
 
 
 def carry_out_unseen(plan: Mapping[str, Any], name: str, data: Path, out: Path) -> None:
@@ -116,11 +125,19 @@ def carry_out_apart(plan: Mapping[str, Any], name: str, data: Path, out: Path) -
     _carry_out(_comparison(plan, name, config, data, directory), of)
 
 
+def carry_out_fixed_rate(plan: Mapping[str, Any], name: str, data: Path, out: Path) -> None:
+    """A gate of a fixed rate beside the paper's and the random one, from the starting policies of the trial."""
+    _from_starts(plan, name, data, out, fixed_rate_config(plan, name), f"fixed-rate-{name}")
+
+
+def carry_out_frontier(plan: Mapping[str, Any], name: str, data: Path, out: Path) -> None:
+    """The chosen gate beside mixtures of all pressures, from the starting policies of the trial."""
+    _from_starts(plan, name, data, out, frontier_config(plan, name, _rows(plan, name)), f"frontier-{name}")
+
+
 def carry_out_thresholds(plan: Mapping[str, Any], name: str, data: Path, out: Path) -> None:
     """The paper's gate at other thresholds, from the starting policies of the trial."""
-    config, of = thresholds_config(plan, name), f"thresholds-{name}"
-    directory = _with_starts(plan, name, out, out / of)
-    _carry_out(_comparison(plan, name, config, data, directory), of)
+    _from_starts(plan, name, data, out, thresholds_config(plan, name), f"thresholds-{name}")
 
 
 def teach(plan: Mapping[str, Any], name: str, data: Path, out: Path) -> None:
@@ -138,8 +155,7 @@ def carry_out_whole(plan: Mapping[str, Any], name: str, data: Path, out: Path) -
     """The families whose settings are chosen again at full length, from the starting policies of the trial."""
     check_tuned(plan, name, list(read_rows(HERE / f"tuning-{name}.jsonl")))  # before the start is made
     config = whole_config(plan, name, tune_whole(plan, name, start(plan, name, data, out)))
-    directory = _with_starts(plan, name, out, out / f"at-length-{name}")
-    _carry_out(_comparison(plan, name, config, data, directory), f"at-length-{name}")
+    _from_starts(plan, name, data, out, config, f"at-length-{name}")
 
 
 SIDES = {
@@ -147,6 +163,8 @@ SIDES = {
     "--unseen": (carry_out_unseen, "gates where the starting policy had no target"),
     "--apart": (carry_out_apart, "gates where nobody had a target, after --unseen of the set"),
     "--thresholds": (carry_out_thresholds, "other thresholds of the gate, after the trial of the set"),
+    "--fixed-rate": (carry_out_fixed_rate, "a random gate of a fixed rate, after the trial of the set"),
+    "--frontier": (carry_out_frontier, "mixtures of all pressures, after the trial of the set"),
     "--whole": (carry_out_whole, "settings chosen again at full length, after the trial of the set"),
     "--teachers": (teach, "other rewards, after the trial of the set"),
 }
@@ -169,6 +187,11 @@ def _comparison(
 
 def _named(part: Sequence[int]) -> list[str]:
     return ["seeds", *map(str, sorted(part))] if part else []
+
+
+def _from_starts(plan: Mapping[str, Any], name: str, data: Path, out: Path, config: Config, of: str) -> None:
+    """A comparison that begins with the starting policies of the set's trial."""
+    _carry_out(_comparison(plan, name, config, data, _with_starts(plan, name, out, out / of)), of)
 
 
 def _carry_out(comparison: Comparison, name: str) -> None:

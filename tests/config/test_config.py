@@ -329,14 +329,15 @@ def test_a_preset_says_what_it_is(recipe):
 
 
 def test_the_settings_of_an_arm_are_what_its_term_reads(recipe):
-    arms = "[nll, {objective: mixture, name: a, lambda: 2, options: {grpo: {epsilon: 0.1}}}, adagrpo-oracle]"
+    own = "{objective: mixture, name: a, lambda: 2, options: {grpo: {epsilon: 0.1}}}"
+    arms = f"[nll, {own}, adagrpo-oracle, adagrpo-bernoulli]"
     changes = ["objective.grpo.beta=0.5", "objective.distill.reward_weight=3", "objective.num_iterations=2"]
     config = load_config(recipe(MINIMAL), [f"train.arms={arms}", *changes])
-    nll, mixture, oracle = (arm.settings(config.objective, defaults=False) for arm in config.train.arms)
+    nll, mixture, oracle, rate = (arm.settings(config.objective, defaults=False) for arm in config.train.arms)
     assert nll == {"objective": "nll", "num_iterations": 2}
     common = {"num_iterations": 2, "grpo": {"beta": 0.5}}
-    own = {"objective": "mixture", "gate": "all", "lambda": 2.0, "grpo": {"epsilon": 0.1, "beta": 0.5}}
-    assert mixture == common | own
+    given = {"objective": "mixture", "gate": "all", "lambda": 2.0, "grpo": {"epsilon": 0.1, "beta": 0.5}}
+    assert mixture == common | given
     assert oracle == common | {"objective": "adagrpo", "gate": "oracle", "lambda": 1.0}
     full = config.settings_of_arms()
     assert full["a"]["grpo"] == {
@@ -346,7 +347,10 @@ def test_the_settings_of_an_arm_are_what_its_term_reads(recipe):
         "invalid_penalty": 1.0,
         "scale_rewards": True,
     }
-    assert "oracle_agreement" in full["adagrpo-oracle"] and "oracle_agreement" not in full["a"]
+    assert rate == oracle | {"gate": "bernoulli"}
+    read = {name: {"oracle_agreement", "admission_rate"} & set(settings) for name, settings in full.items()}
+    assert read["adagrpo-oracle"] == {"oracle_agreement"} and read["adagrpo-bernoulli"] == {"admission_rate"}
+    assert not read["a"] and not read["nll"]
     assert not {"distill", "best_of_n"} & set(full["a"])
 
 
@@ -403,6 +407,10 @@ def test_an_arm_with_options_of_its_own(recipe):
         ("{objective: grpo, pressure: 1}", "objective 'grpo' takes no pressure: it lacks a reward term or an anchor"),
         ("{objective: nll, pressure: 1}", "objective 'nll' takes no pressure: it lacks a reward term or an anchor"),
         ("{objective: adagrpo, gate: none, pressure: 1}", "takes no pressure: no reward is admitted"),
+        (
+            "{objective: adagrpo, name: a, options: {admission_rate: 0}}",
+            "admission_rate: Input should be greater than 0",
+        ),
         ("{objective: adagrpo, name: ../a}", "name '../a': letters, digits"),
         ("{objective: adagrpo, name: sft}", "name 'sft' means something already"),
         ("{objective: adagrpo, name: mixture-lambda2}", "name 'mixture-lambda2' means something already"),

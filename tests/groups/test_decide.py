@@ -22,18 +22,19 @@ ADMITTED = {
     "difficulty": [0, 1],
     "discriminability": [0, 2],
     "random": [1],  # one, as the gate; the least draw among the groups with an order
+    "bernoulli": [1, 2, 3],  # whose draws are below the rate
     "inverted": [1],
 }
 
 
 @pytest.mark.parametrize("gate", list(ADMITTED))
 def test_a_gate_admits_by_its_rule(gate):
-    decision = gate_by_evidence(gate, EVIDENCE, ObjectiveConfig(tau=0.5, q_min=0.95), DRAWS)
+    decision = gate_by_evidence(gate, EVIDENCE, ObjectiveConfig(tau=0.5, q_min=0.95, admission_rate=0.85), DRAWS)
     assert decision.admitted.nonzero().squeeze(1).tolist() == ADMITTED[gate]
     assert torch.equal(torch.stack(decision).sum(0), torch.ones(5, dtype=torch.int64))  # one outcome a group
 
 
-@pytest.mark.parametrize("gate", ["random", "inverted", "oracle"])
+@pytest.mark.parametrize("gate", ["random", "bernoulli", "inverted", "oracle"])
 def test_what_evidence_does_not_decide_is_refused(gate):
     with pytest.raises(ValueError, match=f"gate '{gate}' is not decided by evidence"):
         gate_by_evidence(gate, EVIDENCE, ObjectiveConfig())

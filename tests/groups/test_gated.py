@@ -137,13 +137,28 @@ def test_at_the_ends_of_histories_there_is_no_evidence_of_logged_items(world: Wo
     assert torch.equal(gated.rollouts.codes, world.gated().rollouts.codes)  # the rollouts are the same draws
 
 
+def test_the_gate_of_a_fixed_rate_decides_at_the_ends_too(world: World) -> None:
+    """It admits as many as elsewhere, of the same draws, since it looks at nothing."""
+    admitted = {}
+    for place in ("random", "end"):
+        for rate in (0.5, 1.0):
+            gated = world.gated(gate="bernoulli", rl_positions=place, admission_rate=rate)
+            admitted[place, rate] = gated.decision.admitted
+            assert not bool((gated.decision.admitted & gated.evidence.degenerate).any())
+        assert bool((admitted[place, 0.5] <= admitted[place, 1.0]).all())
+        assert 0 < int(admitted[place, 0.5].sum()) < int(admitted[place, 1.0].sum())
+    assert torch.equal(world.gated(gate="all").decision.admitted, admitted["random", 1.0])
+
+
 def test_one_outcome_a_sample_is_logged(world: World) -> None:
     values = summary(world.gated(gate="random"))
     shares = [value for name, value in values.items() if name == "admission" or name.startswith("rejected_")]
     assert len(shares) == 5 and sum(shares) == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("gate", ["adagrpo", "all", "none", "difficulty", "random", "shuffled", "inverted"])
+@pytest.mark.parametrize(
+    "gate", ["adagrpo", "all", "none", "difficulty", "random", "bernoulli", "shuffled", "inverted"]
+)
 def test_groups_without_an_item_are_counted_and_admitted_by_no_gate(world: World, gate: str) -> None:
     nowhere = World(world.policy, Catalog.from_codes(torch.tensor([[3, 5]]), (4, 6)), world.histories, world.targets)
     everything = torch.zeros_like(world.targets)

@@ -8,6 +8,7 @@ from adagrpo.objective.gate import (
     GateDecision,
     adagrpo_gate,
     all_gate,
+    bernoulli_gate,
     difficulty_gate,
     discriminability_gate,
     inverted_gate,
@@ -129,6 +130,15 @@ def test_equal_uniforms_are_decided_by_place() -> None:
     shadow = shadow_of(torch.tensor([False, False, True]))
     quiet = torch.zeros(3, dtype=torch.bool)
     assert random_gate(shadow, quiet, torch.full((3,), 0.5)).admitted.tolist() == [True, False, False]
+
+
+def test_a_fixed_rate_by_hand() -> None:
+    degenerate = torch.tensor([False, True, False, False])
+    uniforms = torch.tensor([0.29, 0.0, 0.3, 0.9])
+    assert outcomes(bernoulli_gate(degenerate, uniforms, rate=0.3)) == ["admitted", "degenerate", "closed", "closed"]
+    assert outcomes(bernoulli_gate(degenerate, uniforms, rate=1.0)).count("admitted") == 3
+    with pytest.raises(ValueError, match=r"^uniforms: "):
+        bernoulli_gate(degenerate, torch.zeros(3), rate=0.3)
 
 
 def test_wrong_arguments_are_named() -> None:

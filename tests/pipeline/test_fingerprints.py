@@ -61,6 +61,7 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
     ("objective.grpo.epsilon", 0.7, {"train/adagrpo", *JUDGED}),
     ("objective.distill.reward_weight", 7, {*JUDGED}),
     ("objective.oracle_agreement", 0.5, {*JUDGED}),
+    ("objective.admission_rate", 0.5, {*JUDGED}),
     ("train.fit.learning_rate", 0.5, TRAINED),
     ("train.fit.batch_size", 7, {*TRAINED, "ranker/report"}),
     ("train.rl_split", 0.5, {"sft", *TRAINED, "ranker/report"}),

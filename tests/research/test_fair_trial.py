@@ -21,6 +21,8 @@ from research.fair_trial import tune as tuning
 from research.fair_trial.admitted import rows_of
 from research.fair_trial.configs import (
     alike_config,
+    fixed_rate_config,
+    frontier_config,
     teacher_config,
     thresholds_config,
     trial_config,
@@ -230,6 +232,29 @@ def test_a_threshold_is_that_of_the_gate_and_of_the_random_one_that_it_is_held_a
     assert {arm.pressure for arm in config.train.arms[1:]} == {1.0}
     both = arms["fair-grpo-samples-gate-tau0.2-q_min0.5"]
     assert (both.tau, both.q_min, both.num_generations, both.rollout) == (0.2, 0.5, 16, "sample")
+
+
+def test_a_gate_of_a_fixed_rate_differs_from_the_others_in_the_gate_alone():
+    config = fixed_rate_config(PLAN, "lastfm")
+    arms = {arm.name: arm for arm in config.train.arms[1:]}
+    assert len(arms) == 16 and len(config.compare.pairs) == 12
+    for first, second in config.compare.pairs:
+        seen = [arms[name].resolved_objective(config.objective) for name in (first, second)]
+        rates = [one.admission_rate for one, name in zip(seen, (first, second), strict=True) if "bernoulli" in name]
+        assert rates == [PLAN["trial"]["fixed_rate"]["rate"]]
+        assert seen[0] == seen[1].model_copy(update={"admission_rate": seen[0].admission_rate})
+        assert arms[first].pressure == arms[second].pressure and arms[first].admits != arms[second].admits
+
+
+def test_the_gate_is_held_against_the_mixture_at_every_pressure():
+    rows = whole_tuning("amazon18-scientific")
+    config = frontier_config(PLAN, "amazon18-scientific", rows)
+    _, gate, *mixtures = config.train.arms
+    assert gate.name == "fair-grpo-samples-gate" and [arm.pressure for arm in mixtures] == PLAN["pressures"]
+    assert {arm.admits for arm in mixtures} == {"all"} and len({str(arm.options) for arm in mixtures}) == 1
+    assert [tuple(pair) for pair in config.compare.pairs] == [(gate.name, arm.name) for arm in mixtures]
+    with pytest.raises(UserError, match="continues the tuning"):
+        frontier_config(PLAN, "amazon18-scientific", rows[:-1])
 
 
 def test_what_is_tuned_again_at_full_length_chooses_by_those_rows_alone():

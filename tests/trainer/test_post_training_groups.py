@@ -16,7 +16,7 @@ from adagrpo.groups.gated import gated_groups
 from adagrpo.groups.score import read_rewards
 from adagrpo.trainer.batches import group_step
 
-GATES = ["adagrpo", "all", "none", "difficulty", "discriminability", "random", "shuffled", "inverted"]
+GATES = ["adagrpo", "all", "none", "difficulty", "discriminability", "random", "bernoulli", "shuffled", "inverted"]
 
 
 # ---------------------------------------------------------------- the gate

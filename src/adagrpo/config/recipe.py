@@ -97,7 +97,7 @@ class Config(Section):
             seen = arm.resolved_objective(self.objective)
             if arm.term is None or seen.rl_positions != "end":
                 continue
-            reads = [] if arm.admits in ("all", "none", "shuffled") else [f"the gate '{arm.admits}'"]
+            reads = [] if arm.admits in ("all", "none", "bernoulli", "shuffled") else [f"the gate '{arm.admits}'"]
             reads += ["inject_target"] if seen.inject_target else []
             if reads:
                 raise ValueError(f"train.arms: '{arm.name}': {reads[0]} reads logged items; rl_positions: end has none")

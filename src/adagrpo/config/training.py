@@ -29,9 +29,21 @@ from adagrpo.objective.terms import OBJECTIVES, TERMS, RewardTerm
 
 __all__ = ["ArmConfig", "CompareConfig", "EvaluationConfig", "Gate", "ObjectiveConfig", "TrainConfig"]
 
-Gate = Literal["adagrpo", "all", "none", "difficulty", "discriminability", "random", "shuffled", "inverted", "oracle"]
+Gate = Literal[
+    "adagrpo",
+    "all",
+    "none",
+    "difficulty",
+    "discriminability",
+    "random",
+    "bernoulli",
+    "shuffled",
+    "inverted",
+    "oracle",
+]
 
 GATES: tuple[Gate, ...] = get_args(Gate)
+OPTION_OF: dict[Gate, str] = {"oracle": "oracle_agreement", "bernoulli": "admission_rate"}  # which no other gate reads
 VALIDATION = "validation"  # in place of a number that validation cases are to choose
 OWN_NAME = r"[A-Za-z][A-Za-z0-9._-]*"
 MATCHED = ("mixture-matched", "mixture-norm-matched")  # to the gate: see `adagrpo.pipeline.matching`
@@ -106,6 +118,7 @@ class ObjectiveConfig(Section):
     The gate `shuffled` permutes the rewards of each group there and admits them all, since what it would decide by
     reads logged items.
     `oracle_agreement` is for the gate `oracle`: the least share of a group's pairs that the reward must order rightly.
+    `admission_rate` is for the gate `bernoulli`: the probability with which it admits a group.
     `lambda` weighs the reward term against the anchor that the policy trains on, which for the hybrid policy is a sum
     of two losses with a longer gradient than NLL. `pressure`, where it is given, takes its place: the ratio of the two
     gradients' lengths, measured over `pressure_steps` at the starting policy and turned into a λ once
@@ -129,6 +142,7 @@ class ObjectiveConfig(Section):
     tau: NonNegativeFloat = 0.5
     q_min: Share = 0.95
     oracle_agreement: Share = 0.75
+    admission_rate: Annotated[float, Field(gt=0, le=1)] = 0.1
     reward_floor: NonNegativeFloat = 1e-3
 
     @model_validator(mode="before")
@@ -287,7 +301,7 @@ class ArmConfig(Section):
         if self.term is None:  # its budget is that of the arms that use each batch so often
             return content | resolved.model_dump(include={"num_iterations"}, exclude_defaults=not defaults)
         others = set(TERMS) - {self.term} | {"lambda_", "pressure"}
-        others |= set() if self.admits == "oracle" else {"oracle_agreement"}
+        others |= {option for gate, option in OPTION_OF.items() if self.admits != gate}
         content["gate"], pressure = self.admits, self.pressure_of(common)
         if pressure is None:
             others |= {"pressure_steps"}

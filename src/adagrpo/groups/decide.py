@@ -2,7 +2,7 @@
 
 Most gates read the evidence alone (`gate_by_evidence`). `oracle` asks whether the truth orders a group's rollouts as
 the reward does. At the ends of histories no logged item follows, so a gate admits there all groups whose rewards give
-an order, or none.
+an order, or none; only `bernoulli`, which looks at nothing, decides there as elsewhere.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from adagrpo.objective import (
     adagrpo_gate,
     agreement_gate,
     all_gate,
+    bernoulli_gate,
     difficulty_gate,
     discriminability_gate,
     inverted_gate,
@@ -30,6 +31,8 @@ from adagrpo.objective import (
 )
 
 __all__ = ["TrueUtility", "apply_gate", "gate_by_evidence"]
+
+DRAWN = ("random", "bernoulli", "inverted")  # gates that draw by chance
 
 # (B,) users, (B,) logged items and (B, N) items to the (B, N) utility of those just before the logged item was chosen
 TrueUtility = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -53,10 +56,10 @@ def apply_gate(
         own: their evidence by the rewards as they are.
         permuted: the same by the shuffled rewards.
         options: thresholds.
-        generator: of the draws of `random` and `inverted`.
+        generator: of the draws of `random`, `bernoulli` and `inverted`.
         true_utility: what `oracle` compares the reward with.
     """
-    if groups.target_codes is None:
+    if groups.target_codes is None and gate != "bernoulli":
         return none_gate(own.degenerate) if gate == "none" else all_gate(own.degenerate)
     if true_utility is not None:
         assert groups.histories.users is not None, "batches say whose histories they hold"
@@ -65,8 +68,8 @@ def apply_gate(
         share = pairwise_agreement(groups.rewards.rollouts, utilities, items).share
         return agreement_gate(share, own.degenerate, minimum=options.oracle_agreement)
     uniforms = None
-    if gate in ("random", "inverted"):
-        uniforms = torch.rand(len(groups.targets), generator=generator).to(groups.targets.device)
+    if gate in DRAWN:
+        uniforms = torch.rand(len(own.degenerate), generator=generator).to(own.degenerate.device)
     return gate_by_evidence(gate, permuted if gate == "shuffled" else own, options, uniforms)
 
 
@@ -82,12 +85,14 @@ def gate_by_evidence(
         gate: `shuffled` is the gate `adagrpo` on the evidence of shuffled rewards.
         evidence: of the groups.
         options: thresholds.
-        uniforms: (B,) draws from [0, 1) for `random` and `inverted`.
+        uniforms: (B,) draws from [0, 1) for `random`, `bernoulli` and `inverted`.
 
     Raises:
-        ValueError: `random` or `inverted` without draws, or `oracle`.
+        ValueError: one of these without draws, or `oracle`.
     """
     difficulty, q, degenerate = evidence
+    if gate in DRAWN and uniforms is None:
+        raise ValueError(f"gate '{gate}' is not decided by evidence without draws")
     match gate:
         case "adagrpo" | "shuffled":
             return adagrpo_gate(difficulty, q, degenerate, tau=options.tau, q_min=options.q_min)
@@ -99,9 +104,11 @@ def gate_by_evidence(
             return difficulty_gate(difficulty, degenerate, tau=options.tau)
         case "discriminability":
             return discriminability_gate(q, degenerate, q_min=options.q_min)
+        case "bernoulli":
+            assert uniforms is not None
+            return bernoulli_gate(degenerate, uniforms, rate=options.admission_rate)
         case "random" | "inverted":
-            if uniforms is None:
-                raise ValueError(f"gate '{gate}' is not decided by evidence without draws")
+            assert uniforms is not None
             shadow = adagrpo_gate(difficulty, q, degenerate, tau=options.tau, q_min=options.q_min)
             control = random_gate if gate == "random" else inverted_gate
             return control(shadow, degenerate, uniforms)

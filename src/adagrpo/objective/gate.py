@@ -4,8 +4,8 @@ r"""Decides, sample by sample, whether the reward may move the policy, and names
 
 Source: AdaGRPO (Xu et al. 2026, arXiv 2606.08480), which writes ρ for `q_min`. We depart by counting rejections by
 cause, each sample under one cause only, and by adding the controls that the gate must beat: either test alone, all,
-none, a random choice of as many samples, a choice among the samples that the gate rejects and, where the truth is
-known, the choice of the samples on which the reward is right.
+none, a random choice of as many samples, one of a fixed rate, a choice among the samples that the gate rejects and,
+where the truth is known, the choice of the samples on which the reward is right.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ __all__ = [
     "adagrpo_gate",
     "agreement_gate",
     "all_gate",
+    "bernoulli_gate",
     "difficulty_gate",
     "discriminability_gate",
     "inverted_gate",
@@ -34,7 +35,7 @@ class GateDecision(NamedTuple):
     """What became of each sample: every sample is True in exactly one field.
 
     The first cause that holds is the one that counts, in the order degenerate, easy, undiscriminated. `closed` is for
-    samples that no diagnostic rejects: the control itself (none, random, inverted, oracle) leaves them out.
+    samples that no diagnostic rejects: the control itself (none, random, bernoulli, inverted, oracle) leaves them out.
     """
 
     admitted: Tensor  # (B,) bool
@@ -213,6 +214,37 @@ def random_gate(
     """
     _check_control(shadow, degenerate, uniforms)
     return _control(_draw(~degenerate, shadow.admitted.sum(), uniforms), degenerate)
+
+
+def bernoulli_gate(
+    degenerate: Tensor,  # (B,)
+    uniforms: Tensor,  # (B,)
+    *,
+    rate: float,
+) -> GateDecision:
+    """Admit each group that is not degenerate with one probability, whatever is known of it.
+
+    Beside `random_gate`, which learns from the gate how much of each batch to admit, it learns nothing.
+
+    Args:
+        degenerate: (B,) bool, True where the group's rewards give no order.
+        uniforms: (B,) independent draws from [0, 1); those below the rate are admitted.
+        rate: the probability.
+
+    Returns:
+        The decision; samples that are neither admitted nor degenerate are `closed`.
+
+    Raises:
+        ValueError: if a shape does not fit or `degenerate` is not bool.
+
+    Example:
+        >>> quiet = torch.tensor([False, False, False])
+        >>> bernoulli_gate(quiet, torch.tensor([0.7, 0.2, 0.5]), rate=0.5).admitted
+        tensor([False,  True, False])
+    """
+    check_shapes(degenerate=(degenerate, "B"), uniforms=(uniforms, "B"))
+    check_masks(degenerate=degenerate)
+    return _control(~degenerate & (uniforms < rate), degenerate)
 
 
 def inverted_gate(

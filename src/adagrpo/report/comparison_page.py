@@ -48,7 +48,7 @@ __all__ = [
     "write_comparison_figures",
 ]
 
-CONTROLS = ("random", "shuffled", "inverted", "none")
+CONTROLS = ("random", "bernoulli", "shuffled", "inverted", "none")
 
 
 def read_comparison(path: Path) -> dict[str, Any]:

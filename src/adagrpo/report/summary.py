@@ -18,7 +18,7 @@ from adagrpo.report.tables import START, Checkpoint, checkpoints, format_metric,
 
 __all__ = ["arm_sentences", "measured_over", "rerank_rows", "summary_sentences"]
 
-CONTROLS = frozenset({"none", "random", "shuffled", "inverted"})
+CONTROLS = frozenset({"none", "random", "bernoulli", "shuffled", "inverted"})
 HR = "hr@10"
 NDCG = "ndcg@10"  # of validation, by which checkpoints are chosen
 MOST_NAMED = 8  # values of a filter that a sentence names

@@ -92,7 +92,8 @@ def report_ranker(run: Run) -> Path:
         write_file(work / "report.json", json.dumps(content, indent=1) + "\n")
 
     drawn_at = ("train.fit.batch_size", "train.fit.accumulation", "train.rl_split")
-    unread = ("lambda_", "pressure", "pressure_steps", *TERMS, *(() if data.truth_files else ("oracle_agreement",)))
+    unread = ["lambda_", "pressure", "pressure_steps", "admission_rate", *TERMS]
+    unread += [] if data.truth_files else ["oracle_agreement"]
     return run.stage(
         "ranker/report",
         reads=("objective", "policy", *drawn_at, "ranker.folds", *models.reward_reads, "seed", "max_history"),
