@@ -31,7 +31,7 @@ def row_of(name: str, seed: int, found: Mapping[str, Any]) -> dict[str, Any]:
         seed: of the starting policy.
         found: the content of `diagnose.json`.
     """
-    said = {key: found["verdict"][key] for key in ("decision", "strength", "reached", "evidence")}
+    said = {key: found["verdict"][key] for key in ("decision", "strength", "reached", "evidence", "tau", "q_min")}
     shares = ("admission", "shuffled_admission", "excess")
     gate = {kind: {key: found["gate"][kind][key] for key in shares} for kind in ("sample", "beam")}
     reward = found["of"]["reward"]["kind"]

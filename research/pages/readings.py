@@ -75,9 +75,18 @@ def diagnosed_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     for row in rows:
         orders = [_with_interval(row["evidence"][name]) for name in ("adds", "leads")]
         gate = row["gate"]["sample"]
+        named = MISSING if row["tau"] is None else f"tau {row['tau']:g}, q_min {row['q_min']:g}"
         shares = (format_metric(METRIC, gate[name]) for name in ("admission", "shuffled_admission"))
         cells.append(
-            (row["set"], f"{row['cases']:,}", row["decision"], "yes" if row["reached"] else "no", *orders, *shares)
+            (
+                row["set"],
+                f"{row['cases']:,}",
+                row["decision"],
+                "yes" if row["reached"] else "no",
+                *orders,
+                named,
+                *shares,
+            )
         )
     header = (
         "set",
@@ -86,7 +95,8 @@ def diagnosed_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         "reached by the cases",
         "policy and ranker, Δ NDCG@10",
         "ranker alone, weighted by exposure, Δ NDCG@10",
-        "groups the gate admits",
+        "gate it names",
+        "groups the paper's gate admits",
         "with shuffled rewards",
     )
     return Table(header, tuple(cells), _alignment(len(header)))
