@@ -207,6 +207,9 @@ def test_an_unknown_key_without_a_near_one_lists_the_valid_keys(recipe):
         ("sft.batch_size=yes", ["sft.batch_size: is a number", "True"]),
         ("threads=on", ["threads: is a number"]),
         ("tokenizer.vectors={text: true}", ["tokenizer.vectors: is a number"]),
+        ("evaluation.eligible={include: {price: 1.5}}", ["evaluation.eligible.include.price.0", "string", "1.5"]),
+        (f"objective.distill.reward_weight=1{'0' * 400}", ["objective.distill.reward_weight: Input should be"]),
+        ("data.split={2024: temporal}", ["data.split.2024: Keys should be strings"]),
     ],
 )
 def test_a_wrong_value_is_one_line_with_its_key(recipe, override, parts):

@@ -40,16 +40,17 @@ def _short(text: str) -> str:
 def _follow(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[str, Any]:
     """The path of a location as it is written in a recipe, and the section there.
 
-    Pydantic names the kind of a reward in the location, as if it were a key; it is none.
+    Where a value may be of several types pydantic names the one that it tried, or the kind of a reward, as if it were a
+    key; it is none. A key that is a number is one where the section is no list.
     """
     written: list[str] = []
     section: Any = model
     for part in location:
         if isinstance(section, list):
-            section = next(kind for kind in section if kind.model_fields["kind"].default == part)
+            section = next((kind for kind in section if _kind_of(kind) == part), None)
             continue
         written.append(str(part))
-        if isinstance(part, int):
+        if isinstance(part, int) and get_args(section):
             section = _plain(get_args(section)[0])
         elif get_origin(section) is dict:
             section = _plain(get_args(section)[1])
@@ -57,6 +58,12 @@ def _follow(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[st
             known = getattr(section, "model_fields", {}).get(part)
             section = None if known is None else _plain(known.annotation)
     return ".".join(written), section
+
+
+def _kind_of(section: Any) -> Any:
+    """The kind of a reward that a section is of; None where it is of none."""
+    field = getattr(section, "model_fields", {}).get("kind")
+    return None if field is None else field.default
 
 
 def _plain(annotation: Any) -> Any:
