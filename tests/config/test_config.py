@@ -18,6 +18,7 @@ from adagrpo.config.yaml_text import dump_yaml
 from adagrpo.errors import UserError
 
 MINIMAL = {"data": {"logs": ["logs.csv"]}}
+CHECKPOINT = {"checkpoint": "a"}
 
 
 @pytest.fixture
@@ -377,6 +378,23 @@ def test_another_kind_of_reward_takes_no_keys_of_the_one_before(recipe):
     assert load_config(recipe(written), ["reward.kind=lambdarank"]).reward.kind == "lambdarank"
     kept = load_config(recipe(written), ["reward.checkpoint=a", "reward.kind=sequential"]).reward
     assert isinstance(kept, SequentialOptions) and kept.checkpoint == "a"
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_keys_of_a_reward_may_be_set_before_its_kind(recipe, whole):
+    """In whatever order they are given: those of the recipe's own reward go, those of the command stay."""
+    path = recipe(MINIMAL | {"reward": {"kind": "shuffled", "seed": 3, "members": [{"kind": "lambdarank"}]}})
+    settings = ["reward={seed: 5}"] if whole else ["reward.seed=5"]
+    reward = load_config(path, [*settings, "reward.kind=noise"]).reward
+    assert reward.model_dump() == {"kind": "noise", "seed": 5}
+
+
+def test_a_reward_that_names_no_kind_is_a_sequential_one(tmp_path: Path):
+    path = written(
+        tmp_path, own={"base": "b.yaml", "reward": {"kind": "sequential"}}, b=MINIMAL | {"reward": CHECKPOINT}
+    )
+    for kept in (load_config(path), load_config(tmp_path / "b.yaml", ["reward.kind=sequential"])):
+        assert kept.reward == SequentialOptions(checkpoint="a")
 
 
 def test_an_arm_with_options_of_its_own(recipe):

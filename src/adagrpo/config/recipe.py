@@ -27,6 +27,7 @@ from adagrpo.errors import UserError
 __all__ = ["Config", "dump_config", "load_config", "resolve_config"]
 
 COLUMNS = (["data", "columns"], ["data", "random", "columns"])  # whose values are names
+DEFAULT_KIND = SequentialOptions().kind  # of a reward that does not say
 MOST_BASES = 8  # of a recipe, its base, the base of that and so on
 
 
@@ -164,8 +165,9 @@ def resolve_config(content: dict[str, Any], overrides: Sequence[str], source: st
     Raises:
         UserError: an unknown key (with the nearest valid one) or a value out of range.
     """
+    of_reward: set[str] = set()  # keys of the reward that an override has set
     for override in overrides:
-        _apply(content, override)
+        _apply(content, override, of_reward)
     try:
         return Config.model_validate(content)
     except ValidationError as error:
@@ -227,11 +229,14 @@ def _is_another_kind(inherited: object, own: object) -> bool:
     """Whether a reward is of another kind than the inherited one, to whose keys it then gives no meaning."""
     if not isinstance(inherited, dict) or not isinstance(own, dict) or "kind" not in own:
         return False
-    return bool(inherited.get("kind") != own["kind"])
+    return bool(inherited.get("kind", DEFAULT_KIND) != own["kind"])
 
 
-def _apply(content: dict[str, Any], override: str) -> None:
-    """Set one dotted key, for example `objective.lambda=0.5`; names of columns are no YAML, see `column_name`."""
+def _apply(content: dict[str, Any], override: str, of_reward: set[str]) -> None:
+    """Set one dotted key, for example `objective.lambda=0.5`; names of columns are no YAML, see `column_name`.
+
+    `of_reward` holds the keys of the reward that were set so before, and takes this one.
+    """
     dotted, equals, text = override.partition("=")
     keys = dotted.split(".")
     if not equals or not all(keys):
@@ -244,6 +249,9 @@ def _apply(content: dict[str, Any], override: str) -> None:
         content = content.setdefault(key, {})
         if not isinstance(content, dict):
             raise UserError(f"--set {override}: '{key}' is not a section")
-    if keys[0] == "reward" and keys[-1] == "kind" and content.get("kind") != value:
-        content.clear()  # the keys of one kind of reward mean nothing to another
+    if keys[0] == "reward":
+        if keys[-1] == "kind" and content.get("kind", DEFAULT_KIND) != value:
+            for key in content.keys() - of_reward:
+                del content[key]  # the keys of one kind of reward mean nothing to another
+        of_reward.update(keys[1:2] or (value if isinstance(value, dict) else ()))
     content[keys[-1]] = value
