@@ -22,7 +22,7 @@ class Falling:
     term_norms_every = 0
     stride = 1
 
-    def __init__(self, invalid: Sequence[float], hits: Sequence[float]) -> None:
+    def __init__(self, invalid: Sequence[float | None], hits: Sequence[float]) -> None:
         self.model, self.steps = nn.Linear(1, 1), len(invalid)
         self.invalid, self.hits, self.calls, self.fails_at = invalid, hits, 0, -1
 
@@ -30,7 +30,8 @@ class Falling:
         return [step]
 
     def begin(self, step: int) -> tuple[Sequence[int], dict[str, float]]:
-        return [step], {"invalid_share": self.invalid[step]}
+        share = self.invalid[step]
+        return [step], {} if share is None else {"invalid_share": share}
 
     def loss(self, micro: int) -> tuple[dict[str, Tensor], dict[str, float]]:
         return {"one": self.model(torch.ones(1)).sum()}, {}
@@ -78,6 +79,16 @@ def test_who_asks_for_it_trains_on_and_it_is_said_once(tmp_path):
     result, said = fallen(tmp_path, Falling([0.2] + [0.9] * 7, [0.4, 0.1, 0.1]), go_on=True)
     assert result.steps == 8 and [step for step, _ in said] == [4]
     assert json.loads((tmp_path / "lost.json").read_text())["step"] == 4
+
+
+def test_a_lost_policy_is_no_candidate_at_a_step_without_groups_of_its_own_either(tmp_path):
+    """Of two iterations over a group the second logs no share; validations are after it."""
+    shares = [share for low in (0.2, 0.7, 0.7, 0.7, 0.7, 0.2) for share in (low, None)]
+    task, watched = Falling(shares, [0.4, *[0.3] * 4, 0.5, 0.5, 0.45]), Watched(1000, lambda step, why: None, True)
+    result = fit(task.model, task, FitConfig(validations=6), tmp_path, seed=0, watched=watched)
+    measured = {int(row["step"]): row["hr@10"] for row in result.validation}
+    assert measured == {0: 0.4, 2: 0.3, 4: 0.3, 6: 0.3, 7: 0.3, 8: 0.5, 10: 0.5, 12: 0.45}
+    assert result.best_step == 12  # lost from step 7 to step 10, and found again
 
 
 def test_a_fit_that_is_not_watched_goes_to_its_end(tmp_path):

@@ -46,8 +46,8 @@ class Watch:
 
     def after_step(self, values: Mapping[str, float]) -> str | None:
         """Why the policy counts as lost after a step, by what the step logged; None where it does not."""
-        if "invalid_share" not in values:  # a step without groups
-            return None
+        if "invalid_share" not in values:  # a step without groups of its own, which says nothing new
+            return self.verdict
         valid = 1 - values["invalid_share"]
         if self.first_valid is None:
             self.first_valid = valid
