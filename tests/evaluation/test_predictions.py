@@ -130,6 +130,23 @@ def test_batch_size_changes_nothing(monkeypatch: pytest.MonkeyPatch, mask_histor
         assert results[0].invalid_samples == other.invalid_samples
 
 
+def test_lists_in_float32_are_so_while_a_model_is_fitted_in_bfloat16() -> None:
+    """A fit validates where autocast is on."""
+    catalog = make_catalog(200, 40, levels=2)
+    policy, cases = make_policy(catalog), make_cases(200, count=30)
+
+    def lists(precision: str) -> np.ndarray:
+        return predict(
+            policy, catalog, cases, width=10, batch_size=30, max_history=MAX_HISTORY, precision=precision
+        ).scores
+
+    alone = lists("float32")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert np.array_equal(alone, lists("float32"))
+        assert not np.array_equal(alone, lists("bfloat16"))
+        assert torch.is_autocast_enabled("cpu")
+
+
 def test_plain_samples_come_from_cases_of_every_length(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluation, "SAMPLED_CASES", 30)
     places, uniforms = evaluation._sample_plan(1000, 3)

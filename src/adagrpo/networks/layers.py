@@ -60,10 +60,11 @@ def precision_used(model: HasParameters, precision: Precision = "auto") -> Liter
 
 
 def mixed_precision(model: HasParameters, precision: Precision = "auto") -> AbstractContextManager[Any]:
-    """Autocast to bfloat16, or nothing; see `precision_used`."""
-    if precision_used(model, precision) == "float32":
-        return nullcontext()
-    return torch.autocast(next(model.parameters()).device.type, torch.bfloat16)
+    """Autocast to bfloat16, or none, also within a block that has it on, as validation is; see `precision_used`."""
+    device = next(model.parameters()).device.type
+    if precision_used(model, precision) == "bfloat16":
+        return torch.autocast(device, torch.bfloat16)
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def linear_weights_in(module: ModuleT, dtype: torch.dtype) -> ModuleT:
