@@ -6,6 +6,7 @@ import json
 import math
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
+from errno import ENOSPC
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from adagrpo.errors import UserError
-from adagrpo.trainer import Diverged, fit
+from adagrpo.trainer import Diverged, fit, loop
 from adagrpo.trainer.batches import step_key
 
 
@@ -211,6 +212,20 @@ def test_rows_after_the_checkpoint_and_half_a_row_are_dropped(world, tmp_path, s
             file.write('{"step": 4, "nll": 1.0}\n{"step": 5, "nl')
     fit(*task_of(world, "supervised", 8, 1), world.settings(), tmp_path / "cut", seed=3)
     same_fit(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_full_disk_while_rows_are_dropped_leaves_all_of_them(tmp_path, monkeypatch):
+    def full(descriptor: int) -> None:
+        raise OSError(ENOSPC, "no space left")
+
+    path, content = tmp_path / "validation.jsonl", '{"step": 0}\n{"step": 2}\n'
+    path.write_text(content)
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space left"):
+        patch.setattr("adagrpo.storage.writing.os.fsync", full)
+        loop._cut(path, 1)
+    assert path.read_text() == content
+    loop._cut(path, 1)
+    assert path.read_text() == '{"step": 0}\n'
 
 
 def test_an_interruption_before_the_first_checkpoint_starts_anew(world, tmp_path, stop_at, same_fit):

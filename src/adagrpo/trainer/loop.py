@@ -382,4 +382,4 @@ def _cut(path: Path, step: int) -> None:
         if row["step"] > step:
             break
         kept.append(line + "\n")
-    path.write_text("".join(kept), encoding="utf-8")
+    write_file(path, "".join(kept))
