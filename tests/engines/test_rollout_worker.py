@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from adagrpo.config import Config
+from adagrpo.config import Config, read_settings
 from adagrpo.errors import ServiceError, UserError
 from adagrpo.groups.served_draw import RolloutWorker
 from adagrpo.networks.layers import autocast_dtype
@@ -133,6 +133,18 @@ def test_the_weights_are_handed_over_when_they_have_moved_and_it_is_time() -> No
     # at first; not while it stands still; then a draw after it moved, and another two draws later
     assert len(given) == 3 and len(set(given)) == 3
     assert worker.told() == {}
+
+
+def test_how_old_the_weights_of_a_draw_may_be_decides_the_arm(
+    world: Any, data: Path, started: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[dict[str, Any]] = []
+    monkeypatch.setattr(
+        Run, "stage", lambda run, name, *, reads, **given: read.append(read_settings(run.config, reads))
+    )
+    for options in ({}, {"every": 4}, {"concurrency": 2, "most_drift": 0.1}):
+        trained(world, data, started, tmp_path, "http://127.0.0.1:1", **options)
+    assert read[0] == read[2] and read[1] == read[0] | {"train.rollout_worker.every": 4}
 
 
 @pytest.mark.parametrize(

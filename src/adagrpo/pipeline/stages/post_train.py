@@ -106,6 +106,8 @@ def fit_arm(run: Run, arm: ArmConfig) -> None:
     reads = ["train.fit", "train.rl_split", "train.stop_lost", *DECODING, "seed"]
     if options.rl_split:
         reads += ["train.rl_split_nll"]
+    if worker is not None:
+        reads += ["train.rollout_worker.every"]
     if arm.term is not None:
         reads += ["train.gradient_norms_every", "ranker.folds", *models.reward_reads]
     run.stage(
