@@ -113,7 +113,7 @@ def test_a_killed_command_goes_on_behind_the_last_whole_part(
     (out / "part-00001.parquet").unlink()
     with pytest.raises(UserError, match=r"part-00001.parquet: missing"):
         recommend_users(run, users, out)  # it was whole once, and somebody took a part away
-    with pytest.raises(UserError, match="holds lists of another checkpoint, file or length"):
+    with pytest.raises(UserError, match="holds lists of another checkpoint, file, column or length"):
         recommend_users(run, users, out, k=3)
 
 
@@ -202,6 +202,18 @@ def test_a_history_column_that_is_not_there_is_refused(finished: Path, tmp_path:
     with pytest.raises(UserError, match=message):
         recommend_users(Run.open(finished), tmp_path / "users.csv", tmp_path / "out", columns=(None, "pasts"))
     assert not (tmp_path / "out").exists()
+
+
+def test_lists_of_another_column_are_others(finished: Path, tmp_path: Path):
+    frame = pl.DataFrame({"user_id": ["a", "b"], "uid": ["x", "y"], "history": [[3], [13]], "recent": [[103], [113]]})
+    frame.write_parquet(tmp_path / "users.parquet")
+    run, out = Run.open(finished), tmp_path / "out"
+    recommend_users(run, tmp_path / "users.parquet", out, k=3)
+    for columns in (("uid", None), (None, "recent")):
+        with pytest.raises(UserError, match="holds lists of another"):
+            recommend_users(run, tmp_path / "users.parquet", out, k=3, columns=columns)
+    recommend_users(run, tmp_path / "users.parquet", out, k=3, columns=("user_id", "history"))
+    assert lists(out)["user_id"].to_list() == ["a", "b"]
 
 
 def test_the_users_are_in_the_column_that_the_logs_call_so(world: Any, tmp_path: Path):

@@ -109,13 +109,14 @@ def recommend_users(
     if columns[1] is not None:
         require(users, [columns[1]], columns_of(users), "--history-column")
     named = (columns[0] or _user_column(run, users), columns[1] or HISTORY)
+    inputs |= {"columns": named} if named != (USER_ID, HISTORY) else {}
     fingerprint = hash_json(made_from | inputs | ({"popular": True} if popular else {}))
     with lock_folder(out, "list of recommendations"):
         if (out / SUMMARY).is_file() and _begun(out) == fingerprint:
             verify(out)
             return dict(json.loads((out / SUMMARY).read_text(encoding="utf-8"))) | {"folder": str(out)}
         if _begun(out) not in (None, fingerprint):
-            raise UserError(f"{out}: holds lists of another checkpoint, file or length; --out takes a new folder")
+            raise UserError(f"{out}: holds lists of another checkpoint, file, column or length; --out takes a new folder")
         for _ in read_histories(users, PART_USERS, user=named[0], history=named[1]):
             break  # read before anything is written: a file that is refused leaves no folder taken
         write_file(out / BEGUN, json.dumps({"fingerprint": fingerprint}) + "\n")
