@@ -431,6 +431,18 @@ def test_an_arm_of_no_verdict_has_no_daily_effects(tmp_path: Path) -> None:
     assert {row["treatment"] for row in result["effects"] + result["daily"]} == {"a"}
 
 
+def test_days_before_the_service_had_the_plan_have_no_effects() -> None:
+    exposures, feedback = tables(40)
+    early = exposures.filter(pl.col("request_id").str.ends_with("-2")).with_columns(
+        (pl.col("request_id") + "-early").alias("request_id"), pl.lit(None, pl.String).alias("experiment"),
+        pl.col("time") - DAY, pl.lit("sft").alias("arm"), pl.lit("sft").alias("model_version"),
+    )  # fmt: skip
+    log = pl.concat([exposures, early.cast(EXPOSURE_SCHEMA)])
+    assert users_of(changed(days=1), log, feedback).answers == 0
+    assert users_of(PLAN, log, feedback, until=PLAN.begins + DAY).answers == 0  # an arm that was stopped by then
+    assert users_of(PLAN, log, feedback).answers == users_of(changed(days=7), exposures, feedback).answers == 80
+
+
 def test_the_power_of_a_plan_needs_no_days_before_those_that_it_reads() -> None:
     """A guardrail on the tail asks what was popular before the start, which no earlier day need say."""
     guarded = changed(guardrails={"tail": {"sum": "tail", "per": "impressions", "margin": 0.1}})

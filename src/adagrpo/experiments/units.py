@@ -114,7 +114,7 @@ def users_of(
     answers = exposures.unique(REQUEST, keep="first", maintain_order=True).filter(pl.col(USER).is_not_null())
     begin = plan.begins if since is None else since
     earlier = _between(answers, begin - plan.days_before * DAY, begin)
-    dealt = _of_experiment(_between(answers, begin, min(until, plan.ends)), plan.name)
+    dealt = _between(_of_experiment(answers, plan.name), begin, min(until, plan.ends))
     window = dealt.filter(pl.col("deal").is_null() | pl.col("deal").is_in(["arm", "held out"]))
     included = window.filter(~pl.col(USER).is_in(list(plan.exclude)))
     weights = {name: arm.weight for name, arm in plan.arms.items()}
@@ -202,10 +202,13 @@ def _covered(plan: Plan, times: pl.Series) -> tuple[float, float]:
     return begin, end
 
 
-def _of_experiment(window: pl.DataFrame, name: str) -> pl.DataFrame:
-    """Answers of an experiment; where none names it, those that name none: a router before services dealt them."""
-    named = window.filter(pl.col("experiment") == name)
-    return named if len(named) else window.filter(pl.col("experiment").is_null())
+def _of_experiment(answers: pl.DataFrame, name: str) -> pl.DataFrame:
+    """Answers of an experiment; where none of the log names it, those that name none: a router before services dealt.
+
+    The whole log says which it is: on the first days of a window a service may not have had the plan yet.
+    """
+    named = answers.filter(pl.col("experiment") == name)
+    return named if len(named) else answers.filter(pl.col("experiment").is_null())
 
 
 def _as_dealt(plan: Plan) -> pl.Expr:
