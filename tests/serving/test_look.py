@@ -26,8 +26,9 @@ from adagrpo.serving import Query
 from adagrpo.serving.app import Application, Options
 from adagrpo.serving.bearer import Bearers
 from adagrpo.serving.draining import Server, listen
+from adagrpo.serving.fallback import Guarded
 from adagrpo.serving.look import Look
-from adagrpo.serving.served import Serving, Shelf
+from adagrpo.serving.served import Asked, Serving, Shelf
 
 from .conftest import Recommender
 
@@ -108,6 +109,32 @@ def test_an_explanation_is_of_the_list_that_is_served(site: Site) -> None:
     assert content["list"][0]["score"] == pytest.approx(
         sum(content["list"][0]["log_probs"]) + 0.5 * content["list"][0]["reward"], abs=1e-4
     )
+
+
+def test_an_explanation_asks_the_reward_alone_and_says_nothing_of_earlier_failures(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Once:
+        asked = 0
+
+        def score(self, histories: Any, items: Any) -> Any:
+            self.asked += 1
+            if self.asked == 1:
+                raise RuntimeError("away")
+            return items.float()
+
+    serving = site.shelf.now
+    monkeypatch.setattr(serving.recommender, "reward", Guarded(Once(), budget_seconds=10))
+    assert not serving.answer([Asked(serving, Query([0]))])[0].reranked
+    body = {"history": [13], "k": 3}
+    assert all(row["reward"] is not None for row in site.ask("/v1/explain", body)[1]["list"])
+    with serving.asking:
+        waits = threading.Thread(target=site.ask, args=["/v1/explain", body])
+        waits.start()
+        waits.join(0.5)
+        assert waits.is_alive()
+    waits.join(10)
+    assert not waits.is_alive()
 
 
 def test_nothing_is_explained_to_clients_that_have_left(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,7 +95,8 @@ class Look:
         narrowing = narrow(serving, body.include, body.exclude)
         query = Query(history, body.exclude_history, narrowing.without, narrowing.eligible)
         shown = {"history": [titles.of(item) for item in history], "unknown": unknown, "versions": serving.versions}
-        return shown | explain(recommender, titles, query, body.k)
+        with serving.alone():
+            return shown | explain(recommender, titles, query, body.k)
 
     def _titles(self, serving: Serving) -> ItemTitles:
         """Of what is served now, or of the other arm."""

@@ -7,7 +7,8 @@ Another one is made and tried beside it; where that fails, the old one stays.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -92,16 +93,23 @@ class Serving:
 
     def answer(self, asked: Sequence[Asked]) -> list[Answered]:
         """The lists of requests, all of them for this recommender."""
+        with self.alone():
+            return self._answer(asked, self.recommender.reward)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Nobody else asks the reward in the block, so that `failed` says what came of it there."""
         reward = self.recommender.reward
         if reward is None:
-            return self._answer(asked, None)
+            yield
+            return
         with self.asking:
-            return self._answer(asked, reward)
+            if isinstance(reward, Guarded):
+                reward.failed = False
+            yield
 
     def _answer(self, asked: Sequence[Asked], reward: Reward | None) -> list[Answered]:
         guard = reward if isinstance(reward, Guarded) else None
-        if guard is not None:
-            guard.failed = False
         queries = [one.query for one in asked]
         lists = self.recommender.recommend([*queries, *queries[-1:] * (_size(len(queries)) - len(queries))])
         reranked = reward is not None and not (guard is not None and guard.failed)
