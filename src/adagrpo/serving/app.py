@@ -184,7 +184,7 @@ def _api(routes: Routes, switching: Switching | None, lifespan: Callable[[FastAP
     route("/v1/recommend", routes.recommend_v1, one_or_more, schemas.RecommendBody, schemas.BatchBody)
     route("/v1/feedback", routes.feedback, schemas.FeedbackAnswer, schemas.FeedbackBody, schemas.FeedbackEvent)
     route("/v1/admin/reload", routes.reload, schemas.HealthAnswer, schemas.ReloadBody, statuses=(200, 202))
-    route("/v1/items/{item_id}", routes.item, schemas.ItemAnswer)
+    route("/v1/items/{item_id:path}", routes.item, schemas.ItemAnswer)
     route("/health", routes.health, schemas.HealthAnswer)
     route("/livez", routes.livez, schemas.StatusAnswer)
     route("/readyz", routes.readyz, schemas.StatusAnswer, statuses=(200, 503))
