@@ -76,3 +76,10 @@ def test_what_is_no_group_is_refused_by_name(tmp_path: Path) -> None:
 def test_true_is_found_as_other_programs_spell_it(spelling: str) -> None:
     table = pl.DataFrame({"item": [0, 1], "groups": [[f"in_stock={spelling}"], ["in_stock=no"]]})
     assert ItemGroups(table).items("in_stock", True).tolist() == [0]
+
+
+def test_all_spellings_of_true_are_found_where_a_table_came_in_parts() -> None:
+    listed = [["in_stock=1"], ["in_stock=false"], ["in_stock=True"], ["in_stock=true"], ["in_stock=0"]]
+    groups = ItemGroups(pl.DataFrame({"item": [*range(5)], "groups": listed}))
+    assert (groups.items("in_stock", True).tolist(), groups.items("in_stock", False).tolist()) == ([0, 2, 3], [1, 4])
+    assert groups.items("in_stock", "true").tolist() == [3]

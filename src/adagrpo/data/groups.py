@@ -103,11 +103,12 @@ class ItemGroups:
         """
         column, field = self._of(name, field or name), field or name
         spellings = SPELLINGS[value] if isinstance(value, bool) else (str(value),)
-        found = [column.values[text] for text in spellings if text in column.values]
+        found = [column.values[text] for text in spellings if text in column.values]  # a table may have come in parts
         if not found:
             said = f"{field}: no item has the value {_short(spellings[0])}; {_nearest(spellings[0], column.values)}"
             raise UnknownGroup(said, f"{field}: no item has one of the values")
-        return column.items[column.offsets[found[0]] : column.offsets[found[0] + 1]]
+        parts = [column.items[column.offsets[place] : column.offsets[place + 1]] for place in found]
+        return parts[0] if len(parts) == 1 else np.unique(np.concatenate(parts))
 
     def _of(self, name: str, field: str) -> _Column:
         if name not in self._columns:
