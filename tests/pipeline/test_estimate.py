@@ -90,6 +90,15 @@ def test_the_policy_that_was_served_and_another_one(
         estimate_policy(run, tmp_path / "exposures", write(file, requests[:1]), "adagrpo")
 
 
+def test_lists_of_one_user_have_no_interval(copied: Path, tmp_path: Path) -> None:
+    run = Run.open(copied)
+    served, about = recommender(run, "sft", "best")
+    requests = logged(served, about["versions"], tmp_path, 60)
+    file = write(tmp_path / "requests.jsonl", requests[::40])  # r0 and r40 are of u0
+    with pytest.raises(UserError, match=r"--exposures: 2 drawn lists with a history are all of one user"):
+        estimate_policy(run, tmp_path / "exposures", file, "adagrpo")
+
+
 def test_weights_of_lists_are_those_of_both_policies_and_say_what_is_missing() -> None:
     """Of few items both kinds are computed; without the weights that answered, or of many items, neither is."""
 
@@ -100,7 +109,8 @@ def test_weights_of_lists_are_those_of_both_policies_and_say_what_is_missing() -
         def first_chances(self, queries: list[Query]) -> np.ndarray:
             heats = np.array([[query.temperature] for query in queries])
             warm = np.exp(self.log_probs / heats)
-            return np.log(warm / warm.sum(1, keepdims=True))
+            with np.errstate(divide="ignore"):
+                return np.log(warm / warm.sum(1, keepdims=True))
 
     old, new = Fixed([0.5, 0.25, 0.25]), Fixed([0.2, 0.4, 0.4])
     slates, heats = np.array([[0, 1], [2, -1]]), [(1.0, 1.0), (1.0, 1.0)]
@@ -114,6 +124,13 @@ def test_weights_of_lists_are_those_of_both_policies_and_say_what_is_missing() -
     many = Fixed([1 / 6000] * 6000)
     large = list_weights(many, {0: many, 1: many}, [[0], [1]], slates, heats)  # type: ignore[arg-type, dict-item]
     assert large.places == "the catalogue has 6,000 items; places are computed for 5,000 at most"
+    with np.errstate(divide="ignore"):
+        certain = Fixed([1.0, 0.0, 0.0])
+    cold = list_weights(certain, {0: old}, [[0]], slates[:1], heats[:1])  # type: ignore[arg-type, dict-item]
+    assert cold.places == cold.sums == "a list has more places than there are items that may be drawn"
+    other = list_weights(old, {0: certain}, [[0]], np.array([[0]]), heats[:1])  # type: ignore[arg-type, dict-item]
+    assert other.sums == "the target draws an item that the policy of the log never does"
+    np.testing.assert_allclose(other.places, [[0.5]], rtol=1e-6)
 
 
 def test_expectations_of_a_draw(copied: Path) -> None:

@@ -74,6 +74,11 @@ def estimate_policy(
     latest_exposures(exposures, publish=True)
     served, about = recommender(run, arm, checkpoint, 0.0, exclude_history, None, catalog)
     lists = _read(served, *read_parts(parts_of(exposures)), requests, reward)
+    if len(set(_owners(lists))) < 2:
+        raise UserError(
+            f"--exposures: {len(lists.rows):,} drawn lists with a history are all of one user; an interval over users"
+            " needs two"
+        )
     checked, logging = _check(run, lists, served, exclude_history, catalog)
     log = _drawn(served, lists, temperature, logging)
     found = summarise(log)
@@ -115,6 +120,11 @@ def _read(served: Recommender, exposures: pl.DataFrame, feedback: pl.DataFrame, 
     return _Lists(kept, [known[row["request_id"]] for row in kept], set(said.iter_rows()), counts)
 
 
+def _owners(lists: _Lists) -> list[str]:
+    """Whose each list is; one without a user is nobody else's."""
+    return [row["user_hash"] or f"request {row['request_id']}" for row in lists.rows]
+
+
 def _drawn(served: Recommender, lists: _Lists, temperature: float | None, logging: dict[int, Recommender]) -> Drawn:
     rows = lists.rows
     longest = max(len(row["slate"]) for row in rows)
@@ -131,8 +141,7 @@ def _drawn(served: Recommender, lists: _Lists, temperature: float | None, loggin
             logged[number, :size] = row["log_propensities"]
             reach = chances.items.shape[1]
             drawn[number, :reach], weights[number, :reach] = chances.items[place], chances.weights[place]
-    names = [row["user_hash"] or f"request {row['request_id']}" for row in rows]  # without a user, of one's own
-    users = np.unique(names, return_inverse=True)[1]
+    users = np.unique(_owners(lists), return_inverse=True)[1]
     heats = [(temperature or row["temperature"], row["temperature"]) for row in rows]
     of_lists: ListWeights = list_weights(served, logging, lists.histories, slates, heats)
     return Drawn(clicks, target, logged, users, slates[:, 0], drawn, weights, of_lists.places, of_lists.sums)

@@ -59,14 +59,20 @@ def list_weights(
     refused: str | None = None
     for rows, after, before in _firsts(target, logging, histories, heats):
         shown = slates[rows]
-        places[rows] = place_chances(after, shown) / place_chances(before, shown)
+        try:
+            places[rows] = place_chances(after, shown) / place_chances(before, shown)
+        except ValueError as error:  # so cold a draw that but a few items have any probability
+            return ListWeights(str(error), str(error))
         for row, new, old, one in zip(rows, after, before, shown, strict=True):
             size, length = int((old > -np.inf).sum()), int((one >= 0).sum())
             lists = count_lists(size, length)
             if lists > MOST:
                 refused = f"{size:,} items make {_about(lists)} lists of {length}; at most {MOST:,} can be counted"
             elif refused is None:
-                sums[row] = pseudo_inverse_weights(new, old, one[None, :length])[0]
+                try:
+                    sums[row] = pseudo_inverse_weights(new, old, one[None, :length])[0]
+                except ValueError as error:
+                    refused = str(error)
     return ListWeights(places, refused or sums)
 
 
