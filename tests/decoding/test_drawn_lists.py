@@ -13,7 +13,15 @@ import torch
 from scipy.stats import chisquare
 from torch import Tensor
 
-from adagrpo.decoding import Slates, beam_search, draw_slates, inclusion_log_prob, item_log_probs, place_log_probs
+from adagrpo.decoding import (
+    Slates,
+    beam_search,
+    draw_slates,
+    inclusion_log_prob,
+    item_log_probs,
+    place_log_probs,
+    slate_log_probs,
+)
 from adagrpo.decoding.drawn_lists import _gumbel
 from adagrpo.errors import NotFinite
 from adagrpo.semantic_ids.trie import Trie
@@ -121,7 +129,7 @@ def test_places_multiply_to_the_probability_of_the_list(policy: TablePolicy) -> 
     allowed = list(range(len(CODES)))
     slates = drawn(policy, 3, 50, [])
     expected = law(dict(zip(allowed, probabilities(policy, 1, allowed), strict=True)), 3)
-    places = place_log_probs(slates.log_probs)[:, :3]
+    places = place_log_probs(slates.log_probs, slates.rest)[:, :3]
     for items, total in zip(slates.items[:, :3].tolist(), places.sum(1).tolist(), strict=True):
         np.testing.assert_allclose(math.exp(total), expected[tuple(items)], rtol=1e-10)
 
@@ -187,7 +195,7 @@ def test_a_list_of_everything_includes_each_item_for_sure(policy: TablePolicy) -
     assert inclusion_log_prob(-1.0, -5000.0) == 0.0 and inclusion_log_prob(-5000.0, -1.0) == -4999.0
     nothing = drawn(policy, 2, 3, list(range(len(CODES))))
     assert bool((nothing.items == -1).all()) and bool((nothing.log_probs == -torch.inf).all())
-    assert bool((place_log_probs(nothing.log_probs) == -torch.inf).all())
+    assert bool((place_log_probs(nothing.log_probs, nothing.rest) == -torch.inf).all())
 
 
 def test_nothing_is_drawn_where_every_item_is_delisted(policy: TablePolicy) -> None:
@@ -201,8 +209,31 @@ def test_nothing_is_drawn_where_every_item_is_delisted(policy: TablePolicy) -> N
 
 def test_nearly_all_of_the_probability_on_one_item_leaves_finite_places() -> None:
     peaked = torch.tensor([[0.0, -60.0, -61.0]], dtype=torch.float64)
-    places = place_log_probs(peaked)
-    np.testing.assert_allclose(places[0, 1:], [-math.log(1 + math.exp(-1)), 0.0], rtol=1e-9)
+    places = place_log_probs(peaked, torch.tensor([-61.0]).double())
+    np.testing.assert_allclose(places[0, 1:], [-math.log(1 + 2 * math.exp(-1)), -math.log(2)], rtol=1e-9)
+
+
+@pytest.mark.parametrize("temperature", [0.7, 0.02, 0.001])
+def test_places_of_cold_lists_have_all_their_digits(policy: TablePolicy, temperature: float) -> None:
+    """Against all items, in logarithms: those above have nearly all of the probability, or all that 64 bits hold."""
+    trie, rows = Trie.build(CODES, SIZES), torch.tensor([0, 1])
+    options = {"trie": trie, "temperature": temperature, "excluded": trie.excluding(torch.tensor([[6], [-1]]))}
+    slates = draw_slates(policy, rows, 4, torch.tensor([1, 2]), **options)
+    every = item_log_probs(policy, rows, torch.arange(len(CODES)).expand(2, -1), **options)
+    expected = torch.empty(2, 4, dtype=torch.float64)
+    for row, items in enumerate(slates.items[:, :4].tolist()):
+        for place, item in enumerate(items):
+            left = [other for other in range(len(CODES)) if other not in items[:place]]
+            expected[row, place] = every[row, item] - every[row, left].logsumexp(0)
+    found = place_log_probs(slates.log_probs, slates.rest)[:, :4]
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(
+        slate_log_probs(policy, rows, slates.items[:, :4], **options), found, rtol=1e-10, atol=1e-12
+    )
+    padded = torch.cat([slates.items[:, :2], torch.full((2, 1), -1)], 1)
+    given = slate_log_probs(policy, rows, padded, **options)
+    torch.testing.assert_close(given[:, :2], expected[:, :2], rtol=1e-10, atol=1e-12)
+    assert bool((given[:, 2] == -torch.inf).all())
 
 
 def test_what_cannot_be_drawn_is_refused(policy: TablePolicy) -> None:

@@ -14,7 +14,14 @@ Many open implementations let a row run on unconstrained when its prefix is not 
 """
 
 from adagrpo.decoding.beams import Beams, beam_search, beam_search_both
-from adagrpo.decoding.drawn_lists import Slates, draw_slates, inclusion_log_prob, item_log_probs, place_log_probs
+from adagrpo.decoding.drawn_lists import (
+    Slates,
+    draw_slates,
+    inclusion_log_prob,
+    item_log_probs,
+    place_log_probs,
+    slate_log_probs,
+)
 from adagrpo.decoding.hypotheses import DeadEnd
 from adagrpo.decoding.sampling import Samples, sample, score_sequences
 
@@ -31,4 +38,5 @@ __all__ = [
     "place_log_probs",
     "sample",
     "score_sequences",
+    "slate_log_probs",
 ]

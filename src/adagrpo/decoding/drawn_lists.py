@@ -7,8 +7,11 @@ trick). The search goes down the trie and keeps the k + 1 prefixes of the highes
 maximum over what is below it: its children's g are drawn given that maximum, so no leaf that belongs into the list is
 ever lost (Kool, van Hoof and Welling, "Stochastic Beams and Where to Find Them", 2019).
 
-    log P(place j holds i_j | those above) = φ_{i_j} - log(1 - Σ_{m<j} exp φ_{i_m})
+    log P(place j holds i_j | those above) = φ_{i_j} - log(Σ_{m≥j} exp φ_{i_m} + ρ)
     log P(i in the list | threshold κ)     = log(1 - exp(-exp(φ_i - κ))),   κ the g of the place after the last
+
+ρ is the probability of all other items: of the prefixes that were looked at and lead to none of these. It is summed, as
+1 - Σ_{m<j} exp φ_{i_m} has no digits left where the items above have nearly all of the probability.
 
 Here π is the policy's softmax at each level, its logits divided by the temperature and renormalised over the codes that
 lead to an item that may be drawn. So Σ_i exp φ_i is 1 over those items alone, and both probabilities are exact. A list
@@ -30,7 +33,7 @@ from adagrpo.errors import NotFinite
 from adagrpo.policies.policy import Context, DecoderState, Policy
 from adagrpo.semantic_ids.trie import Branches, Excluded, Trie
 
-__all__ = ["Slates", "draw_slates", "inclusion_log_prob", "item_log_probs", "place_log_probs"]
+__all__ = ["Slates", "draw_slates", "inclusion_log_prob", "item_log_probs", "place_log_probs", "slate_log_probs"]
 
 ContextT = TypeVar("ContextT", bound=Context)
 StateT = TypeVar("StateT", bound=DecoderState)
@@ -48,6 +51,7 @@ class Slates(NamedTuple):
     items: Tensor  # (B, k + 1) int64
     log_probs: Tensor  # (B, k + 1) float64, φ: of drawing the item first
     keys: Tensor  # (B, k + 1) float64, g, descending
+    rest: Tensor  # (B,) float64, log ρ: of drawing none of these items first
 
 
 class _Kept(NamedTuple):
@@ -58,6 +62,7 @@ class _Kept(NamedTuple):
     keys: Tensor  # (B, W) float64
     parents: Tensor  # (B, W) int64, which of the prefixes before each continues
     codes: Tensor  # (B, W) int64
+    rest: Tensor  # (B,) float64, log-probability of what no prefix leads to
 
 
 @torch.no_grad()
@@ -102,7 +107,7 @@ def draw_slates(
     log_probs, keys = (
         torch.nn.functional.pad(values, (0, missing), value=-torch.inf) for values in (kept.log_probs, kept.keys)
     )
-    return Slates(items, log_probs, keys)
+    return Slates(items, log_probs, keys, kept.rest)
 
 
 @torch.no_grad()
@@ -115,7 +120,7 @@ def item_log_probs(
     temperature: float = 1.0,
     excluded: Excluded | None = None,
 ) -> Tensor:  # (B, N) float64
-    """φ of given items: what another policy would have drawn a logged list with, by `place_log_probs`.
+    """φ of given items.
 
     Args:
         policy: that other policy.
@@ -128,9 +133,40 @@ def item_log_probs(
     Returns:
         (B, N) log-probability of drawing each item first; -inf where it may not be drawn, and where there is none.
     """
+    return _followed(policy, context, items, trie, temperature, excluded)[0]
+
+
+@torch.no_grad()
+def slate_log_probs(
+    policy: Policy[ContextT, StateT],
+    context: ContextT,
+    items: Tensor,  # (B, N) int64
+    *,
+    trie: Trie,
+    temperature: float = 1.0,
+    excluded: Excluded | None = None,
+) -> Tensor:  # (B, N) float64
+    """What a policy would have drawn given lists with: log-probability of each item at its place; see `item_log_probs`.
+
+    Returns:
+        (B, N) given the items above; -inf where an item may not be drawn, and where there is none.
+    """
+    return place_log_probs(*_followed(policy, context, items, trie, temperature, excluded))
+
+
+def _followed(
+    policy: Policy[ContextT, StateT],
+    context: ContextT,
+    items: Tensor,  # (B, N)
+    trie: Trie,
+    temperature: float,
+    excluded: Excluded | None,
+) -> tuple[Tensor, Tensor]:
+    """φ of given items (B, N), and log ρ of all others (B,)."""
     levels = check(policy, trie, temperature)
+    rest = torch.full((len(items),), -torch.inf, dtype=torch.float64, device=items.device)
     if len(trie.items) == 0:
-        return torch.full(items.shape, -torch.inf, dtype=torch.float64, device=items.device)
+        return rest.unsqueeze(1).expand(items.shape).clone(), rest
     items = items.clamp(-1, len(trie.leaf_of) - 1)  # the last of these is no item
     real = (items >= 0) & (trie.leaf_of[items] >= 0)
     codes = _codes(trie, items)  # (B, N, L); any, where an item is not of the catalogue
@@ -141,28 +177,51 @@ def item_log_probs(
         branches, _, shares = _shares(trie, level, nodes, logits, excluded)
         of_codes = total.new_full(logits.shape, -torch.inf).flatten(0, 1)
         of_codes[branches.parents, branches.codes] = shares
+        below = trie.child(level, nodes, codes[..., level])
+        rest = torch.logaddexp(rest, _beside(branches, nodes, below.masked_fill(~real, -1), total, shares))
         total += of_codes.view(logits.shape).gather(2, codes[..., level : level + 1])[..., 0]
         if level + 1 < levels:
-            nodes = trie.child(level, nodes, codes[..., level])
+            nodes = below
             parents = torch.arange(items.shape[1], device=items.device).expand_as(items)
             state = policy.advance(state, torch.zeros_like(items) if level == 0 else parents, codes[..., level])
-    return total.masked_fill(~real, -torch.inf)
+    return total.masked_fill(~real, -torch.inf), rest
+
+
+def _beside(
+    branches: Branches,  # T children of B * N prefixes
+    nodes: Tensor,  # (B, N) the prefixes, of which some are the same
+    below: Tensor,  # (B, N) the child that is followed, -1 where none is
+    log_probs: Tensor,  # (B, N) of the prefixes
+    shares: Tensor,  # (T,) of the children
+) -> Tensor:  # (B,)
+    """Log-probability of the children that are not followed, each prefix taken once."""
+    samples, count = nodes.shape
+    real = below >= 0
+    same = (nodes.unsqueeze(2) == nodes.unsqueeze(1)) & real.unsqueeze(1)  # (B, N, N)
+    taken = real & (same.to(torch.uint8).argmax(2) == torch.arange(count, device=nodes.device))
+    mine = taken.flatten()[branches.parents].nonzero().squeeze(1)
+    parents = branches.parents[mine]
+    rows = parents // count
+    left = log_probs.flatten()[parents] + shares[mine]
+    followed = (below[rows] == branches.nodes[mine].unsqueeze(1)).any(1)
+    return _log_sums(left.masked_fill(followed, -torch.inf), rows, samples)
 
 
 def place_log_probs(
     log_probs: Tensor,  # (B, n) float64, in the order of the draw
+    rest: Tensor,  # (B,) float64
 ) -> Tensor:  # (B, n) float64
     """Log-probability of each item at its place, given those above it; -inf where there is no item.
 
-    What is left of the probability is never taken to be less than that of the items that are known to be left.
+    Args:
+        log_probs: (B, n) of drawing each item first.
+        rest: (B,) of drawing none of them first, `Slates.rest`.
 
-    >>> place_log_probs(torch.tensor([[0.5, 0.25, 0.25]]).double().log()).exp().tolist()
-    [[0.5, 0.5, 1.0]]
+    >>> place_log_probs(torch.tensor([[0.5, 0.25]]).double().log(), torch.tensor([0.25]).double().log()).exp().tolist()
+    [[0.5, 0.5]]
     """
-    above = torch.nn.functional.pad(log_probs.exp().cumsum(1)[:, :-1], (1, 0))
-    known = log_probs.exp().flip(1).cumsum(1).flip(1)
-    left = torch.maximum(1 - above, known)
-    return torch.where(log_probs == -torch.inf, -torch.inf, log_probs - left.log())
+    left = torch.cat([rest.unsqueeze(1), log_probs.flip(1)], 1).logcumsumexp(1)[:, 1:].flip(1)
+    return torch.where(log_probs == -torch.inf, -torch.inf, log_probs - left)
 
 
 def inclusion_log_prob(log_prob: float, threshold: float) -> float:
@@ -197,8 +256,8 @@ def _root(seeds: Tensor, *, empty: bool) -> _Kept:
     keys = _gumbel(seeds.unsqueeze(1), first)
     if empty:
         never = torch.full_like(keys, -torch.inf)
-        return _Kept(first - 1, never, never, first, first)
-    return _Kept(first, torch.zeros_like(keys), keys, first, first)
+        return _Kept(first - 1, never, never, first, first, never[:, 0])
+    return _Kept(first, torch.zeros_like(keys), keys, first, first, torch.full_like(keys[:, 0], -torch.inf))
 
 
 def _children(
@@ -220,7 +279,8 @@ def _children(
     free = log_probs + _gumbel(seeds[rows], before + branches.nodes)
     best = _of_parents(free, branches.parents, samples * hypotheses)[branches.parents]
     keys = _given_maximum(free, best, kept.keys.flatten()[branches.parents])
-    return _highest(branches.parents, branches.codes, branches.nodes, log_probs, keys, kept.nodes.shape, width)
+    found = _highest(branches.parents, branches.codes, branches.nodes, log_probs, keys, kept.nodes.shape, width)
+    return found._replace(rest=torch.logaddexp(kept.rest, found.rest))
 
 
 def _shares(
@@ -239,10 +299,8 @@ def _shares(
         raise NotFinite("logits", "the policy's logits hold NaN or +inf")
     if excluded is not None:
         scores = scores.masked_fill(trie.closed(level + 1, branches.nodes, rows, excluded), -torch.inf)
-    highest = _of_parents(scores, branches.parents, samples * hypotheses)
-    parts = (scores - highest[branches.parents]).exp().nan_to_num(0.0)
-    totals = parts.new_zeros(samples * hypotheses).index_add(0, branches.parents, parts)
-    return branches, rows, (parts / totals[branches.parents]).log().nan_to_num(-torch.inf, neginf=-torch.inf)
+    totals = _log_sums(scores, branches.parents, samples * hypotheses)
+    return branches, rows, (scores - totals[branches.parents]).nan_to_num(-torch.inf, neginf=-torch.inf)
 
 
 def _highest(
@@ -254,7 +312,7 @@ def _highest(
     shape: torch.Size,  # B, W
     width: int,
 ) -> _Kept:
-    """The children of the highest g of each sample."""
+    """The children of the highest g of each sample; `rest` is of the others."""
     samples, hypotheses = shape
     rows = parents // hypotheses
     counts = torch.bincount(rows, minlength=samples)
@@ -265,18 +323,27 @@ def _highest(
     best, places = padded.topk(min(width, padded.shape[1]), dim=1)
     real = best > -torch.inf
     chosen = (places + first.unsqueeze(1)).masked_fill(~real, 0)
+    left = log_probs.index_fill(0, chosen[real], -torch.inf)
     return _Kept(
         nodes[chosen].masked_fill(~real, -1),
         log_probs[chosen].masked_fill(~real, -torch.inf),
         best,
         (parents[chosen] % hypotheses).masked_fill(~real, 0),
         codes[chosen].masked_fill(~real, 0),
+        _log_sums(left, rows, samples),
     )
 
 
 def _of_parents(values: Tensor, parents: Tensor, count: int) -> Tensor:
     """(count,) the highest value of each parent's children, -inf where it has none."""
     return values.new_full((count,), -torch.inf).scatter_reduce(0, parents, values, "amax")
+
+
+def _log_sums(values: Tensor, owners: Tensor, count: int) -> Tensor:
+    """(count,) log of the sum of exp of each owner's values, -inf where it has none."""
+    highest = _of_parents(values, owners, count)
+    parts = (values - highest[owners]).exp().nan_to_num(0.0)
+    return highest + parts.new_zeros(count).index_add(0, owners, parts).log()
 
 
 def _given_maximum(

@@ -25,7 +25,14 @@ from torch import Tensor
 
 from adagrpo.data.groups import ItemGroups, no_groups
 from adagrpo.data.sequences import older_items, pad
-from adagrpo.decoding import beam_search, draw_slates, inclusion_log_prob, item_log_probs, place_log_probs
+from adagrpo.decoding import (
+    beam_search,
+    draw_slates,
+    inclusion_log_prob,
+    item_log_probs,
+    place_log_probs,
+    slate_log_probs,
+)
 from adagrpo.evaluation.predictions import without_history
 from adagrpo.networks.layers import Precision, linear_weights_in, mixed_precision, precision_used
 from adagrpo.policies.compact import CompactPolicy
@@ -263,14 +270,14 @@ class Recommender:
         seeds = torch.tensor([query.seed for query in queries], dtype=torch.int64, device=device)
         with mixed_precision(self.policy, self.precision):
             context = self.policy.encode(batch)
-            first = item_log_probs(self.policy, context, torch.tensor(padded, device=device), **options)
+            places = slate_log_probs(self.policy, context, torch.tensor(padded, device=device), **options)
             drawn = draw_slates(self.policy, self.policy.encode(batch), reach, seeds, **options)
         items, shares, keys = (values.cpu().numpy() for values in (drawn.items, drawn.log_probs, drawn.keys))
         weights = np.zeros(items[:, :-1].shape)
         for row, place in zip(*np.nonzero(items[:, :-1] >= 0), strict=True):
             share = float(shares[row, place])
             weights[row, place] = math.exp(share - inclusion_log_prob(share, float(keys[row, -1])))
-        return Chances(place_log_probs(first).cpu().numpy(), items[:, :-1], weights)
+        return Chances(places.cpu().numpy(), items[:, :-1], weights)
 
     @torch.no_grad()
     def first_chances(self, queries: Sequence[Query]) -> NDArray[np.float64]:
@@ -304,7 +311,7 @@ class Recommender:
         options = self._drawing(queries, batch)
         with mixed_precision(self.policy, self.precision):
             drawn = draw_slates(self.policy, self.policy.encode(batch), self.width, seeds, **options)
-        rows = (drawn.items, drawn.log_probs, place_log_probs(drawn.log_probs), drawn.keys)
+        rows = (drawn.items, drawn.log_probs, place_log_probs(drawn.log_probs, drawn.rest), drawn.keys)
         lists = []
         for items, scores, chances, keys in zip(*(values.tolist() for values in rows), strict=True):
             named = self._named(items[:-1], scores)._replace(source="sampled", draw_keys=keys)
