@@ -288,6 +288,7 @@ class Routes:
                 self.metrics.arm_seconds.labels(one.trial.arm).observe(ms / 1000)
         for row, recorded, reply, one in zip(rows, await self.exposures.write(rows), replies, asked, strict=True):
             if recorded != row:
+                reply.pop("experiment", None)  # of the list that this request would get
                 reply |= _repeated(recorded, one.serving)
 
     async def _record_failed(
