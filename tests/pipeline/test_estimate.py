@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from adagrpo import cli
+from adagrpo.config import dump_config, resolve_config
 from adagrpo.errors import UserError
 from adagrpo.off_policy.every_estimator import Drawn, item_rates, summarise
 from adagrpo.pipeline import Run
@@ -88,6 +89,22 @@ def test_the_policy_that_was_served_and_another_one(
         estimate_policy(run, tmp_path / "exposures", write(file, mixed), "adagrpo")
     with pytest.raises(UserError, match=r"knows the history of 1 of 300 drawn lists"):
         estimate_policy(run, tmp_path / "exposures", write(file, requests[:1]), "adagrpo")
+
+
+def test_the_weights_that_drew_are_asked_also_where_their_arm_is_stale(
+    copied: Path, data: Path, tmp_path: Path
+) -> None:
+    """Training that arm again would lose them."""
+    run = Run.open(copied)
+    served, about = recommender(run, "adagrpo", "best")
+    file = write(tmp_path / "requests.jsonl", logged(served, about["versions"], tmp_path, 300))
+    found = estimate_policy(run, tmp_path / "exposures", file, "sft")
+    config = resolve_config(dump_config(run.config), ["objective.q_min=0.4"], "recipe")
+    stale = Run(copied, config, data)
+    with pytest.raises(UserError, match="train/adagrpo is stale"):
+        recommender(stale, "adagrpo", "best")
+    assert estimate_policy(stale, tmp_path / "exposures", file, "sft") == found
+    assert found["counts"]["probabilities_checked"] == 64
 
 
 def test_lists_of_one_user_have_no_interval(copied: Path, tmp_path: Path) -> None:

@@ -17,11 +17,14 @@ import polars as pl
 from adagrpo.data.histories import read_histories
 from adagrpo.errors import UserError
 from adagrpo.off_policy.every_estimator import Drawn, Row, summarise
+from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
+from adagrpo.pipeline.factories import Models
+from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.list_weights import ListWeights, list_weights
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.serve import recommender
 from adagrpo.pipeline.served_log import latest_exposures
-from adagrpo.pipeline.versions import LATEST
+from adagrpo.pipeline.versions import LATEST, open_version
 from adagrpo.serving import Query, Recommender
 from adagrpo.serving.exposure_parts import parts_of, read_parts
 
@@ -79,7 +82,7 @@ def estimate_policy(
             f"--exposures: {len(lists.rows):,} drawn lists with a history are all of one user; an interval over users"
             " needs two"
         )
-    checked, logging = _check(run, lists, served, exclude_history, catalog)
+    checked, logging = _check(run, lists, served, Models(RunData(run, open_version(run, catalog))))
     log = _drawn(served, lists, temperature, logging)
     found = summarise(log)
     return {
@@ -162,10 +165,8 @@ def _chances(
             yield part, served.chances(queries, slates, REACH)
 
 
-def _check(
-    run: Run, lists: _Lists, served: Recommender, exclude_history: bool | None, catalog: str
-) -> tuple[int, dict[int, Recommender]]:
-    """Compute the log's probabilities again where the weights that answered are there.
+def _check(run: Run, lists: _Lists, served: Recommender, models: Models) -> tuple[int, dict[int, Recommender]]:
+    """Compute the log's probabilities again where the weights that answered are there, whatever is set by now.
 
     Returns:
         For how many lists, and of each list that has them the policy that drew it.
@@ -182,9 +183,10 @@ def _check(
         if arm not in ("sft", *run.trained()) or checkpoint not in ("best", "final"):
             continue
         kind: Literal["best", "final"] = "best" if checkpoint == "best" else "final"
-        logging, about = recommender(run, arm, kind, 0.0, exclude_history, served.precision, catalog)
-        if about["versions"]["model"] != model:
+        chosen = choose_checkpoint(run, arm, kind)
+        if chosen.versions(run, kind, models.data.version.name)["model"] != model:
             continue
+        logging = served.beside(models.policy(chosen.weights), run.config.max_history)
         drew |= dict.fromkeys(numbers, logging)
         some = numbers[:CHECKED]
         gaps = []
