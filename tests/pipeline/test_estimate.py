@@ -14,7 +14,7 @@ from adagrpo import cli
 from adagrpo.config import dump_config, resolve_config
 from adagrpo.errors import UserError
 from adagrpo.off_policy.every_estimator import Drawn, item_rates, summarise
-from adagrpo.pipeline import Run
+from adagrpo.pipeline import Run, update_catalog
 from adagrpo.pipeline.estimate import estimate_policy
 from adagrpo.pipeline.list_weights import list_weights
 from adagrpo.pipeline.serve import recommender
@@ -107,6 +107,22 @@ def test_the_weights_that_drew_are_asked_also_where_their_arm_is_stale(
     assert found["counts"]["probabilities_checked"] == 64
 
 
+def test_lists_of_another_catalogue_are_not_held_against_that_of_now(copied: Path, tmp_path: Path) -> None:
+    run = Run.open(copied)
+    served, about = recommender(run, "sft", "best")
+    requests = logged(served, about["versions"], tmp_path, 300)
+    file = write(tmp_path / "requests.jsonl", requests)
+    update_catalog(run, delist=[str(10 * item + 3) for item in range(10, 20)])
+    found = estimate_policy(Run.open(copied), tmp_path / "exposures", file, "sft")
+    reason = "the weights or the catalogue that drew 300 of 300 lists are not those of now"
+    assert found["counts"]["probabilities_checked"] == 0
+    assert {row["refused"] for row in found["estimates"] if row["estimator"] in ("places", "pseudo-inverse")} == {
+        reason
+    }
+    before = estimate_policy(Run.open(copied), tmp_path / "exposures", file, "sft", catalog="0")
+    assert before["counts"]["probabilities_checked"] == 64
+
+
 def test_lists_of_one_user_have_no_interval(copied: Path, tmp_path: Path) -> None:
     run = Run.open(copied)
     served, about = recommender(run, "sft", "best")
@@ -137,7 +153,7 @@ def test_weights_of_lists_are_those_of_both_policies_and_say_what_is_missing() -
     np.testing.assert_allclose(found.places, [[0.4, second], [1.6, 1.0]], rtol=1e-6)
     np.testing.assert_allclose(found.sums[1], 1.6)  # of one place
     gone = list_weights(new, {0: old}, [[0], [1]], slates, heats)  # type: ignore[arg-type, dict-item]
-    assert gone.places == gone.sums == "the weights that drew 1 of 2 lists are not those of the run any more"
+    assert gone.places == gone.sums == "the weights or the catalogue that drew 1 of 2 lists are not those of now"
     many = Fixed([1 / 6000] * 6000)
     large = list_weights(many, {0: many, 1: many}, [[0], [1]], slates, heats)  # type: ignore[arg-type, dict-item]
     assert large.places == "the catalogue has 6,000 items; places are computed for 5,000 at most"

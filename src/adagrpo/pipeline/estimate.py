@@ -176,6 +176,8 @@ def _check(run: Run, lists: _Lists, served: Recommender, models: Models) -> tupl
     """
     by_version: dict[tuple[str, str], list[int]] = {}
     for number, row in enumerate(lists.rows):
+        if row["catalog_version"] != models.data.version.name:
+            continue  # drawn among other items
         by_version.setdefault((row["arm_version"] or row["arm"], row["model_version"]), []).append(number)
     checked, drew = 0, dict[int, Recommender]()
     for (made_by, model), numbers in by_version.items():

@@ -50,7 +50,8 @@ def list_weights(
     items = len(target.item_ids)
     missing = len(histories) - len(logging)
     if missing:
-        reason = f"the weights that drew {missing:,} of {len(histories):,} lists are not those of the run any more"
+        drew = f"the weights or the catalogue that drew {missing:,} of {len(histories):,} lists"
+        reason = f"{drew} are not those of now"
         return ListWeights(reason, reason)
     if items > MOST_ITEMS:
         reason = f"the catalogue has {items:,} items; places are computed for {MOST_ITEMS:,} at most"
