@@ -246,6 +246,9 @@ def test_what_would_make_an_experiment_worthless_is_refused(
             serve(
                 Run.open(copied), arm, "best", host="127.0.0.1", port=0, operation=operation, ready=lambda about: None
             )
+    whole = Operation(experiment=path, exposures=log, user_key_file=key)
+    with pytest.raises(UserError, match="--checkpoint final: the plan of --experiment says"):
+        serve(Run.open(copied), None, "final", host="127.0.0.1", port=0, operation=whole, ready=lambda about: None)
 
 
 def test_two_arms_in_one_list(two_arms: Callable[..., Any], tmp_path: Path) -> None:

@@ -188,7 +188,7 @@ def serve(
     if operation.explore is not None and operation.exposures is None:
         raise UserError("--explore: needs --exposures, the log that says what was drawn and how probable it was")
     if operation.experiment is not None:
-        _check_experiment(operation, operation.experiment, arm)
+        _check_experiment(operation, operation.experiment, arm, checkpoint)
     user_hash = read_key(operation.user_key_file)  # before there are several processes: one key for all
     if operation.exposures is not None:  # refused before anything is loaded, made before several processes open it
         check_log(operation.exposures)
@@ -256,14 +256,15 @@ class _Wanted:
         return Serving(served, about, about["versions"]), models
 
 
-def _check_experiment(operation: Operation, plan: Path, arm: str | None) -> None:
+def _check_experiment(operation: Operation, plan: Path, arm: str | None, checkpoint: str) -> None:
     """Refuse what would make an experiment worthless, before anything is loaded.
 
     Raises:
         UserError: there is such a thing, or no such plan.
     """
-    if arm is not None:
-        raise UserError("--arm: the plan of --experiment says what is served")
+    if arm is not None or checkpoint != "best":
+        option = "--arm" if arm is not None else f"--checkpoint {checkpoint}"
+        raise UserError(f"{option}: the plan of --experiment says what is served")
     if operation.exposures is None:
         raise UserError("--experiment: needs --exposures, the log that `adagrpo ab` reads")
     if operation.user_key_file is None and VARIABLE not in os.environ:
