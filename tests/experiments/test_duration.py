@@ -66,6 +66,17 @@ def test_new_users_a_day_are_of_the_days_that_the_log_covers(start: str, logged:
     assert sized.metrics["clicks"].mean == pytest.approx(0.5, rel=0.01)
 
 
+def test_a_fall_is_sized_as_a_fall() -> None:
+    sizes = []
+    for better in ("up", "down"):
+        metric = {"sum": "click", "better": better, "expected": 0.5, "mean": 1.0, "deviation": 1.0}
+        (row,) = duration(changed(metrics={"a": metric}))
+        sizes.append(row["users"])
+    assert sizes[1] / sizes[0] == pytest.approx((np.log(1.5) / np.log(0.5)) ** 2, rel=0.02)
+    with pytest.raises(ValueError, match="a fall of 1 is all of it"):
+        changed(metrics={"a": {"sum": "click", "better": "down", "expected": 1.0}})
+
+
 def test_less_than_a_day_of_a_log_says_nothing_of_a_day() -> None:
     exposures, feedback = new_users(1, 100)
     with pytest.raises(UserError, match=r"covers 0\.99 of the 7 days before the start, 2026-10-31T00:14:24"):

@@ -120,6 +120,7 @@ def test_what_names_nothing_is_refused(copied: Path) -> None:
 
 def test_validation_can_be_measured_on_a_sample_and_test_is_whole(copied: Path) -> None:
     before = json.loads((copied / "evaluate/adagrpo/final/metrics.json").read_text())
+    nll, manifest = ((copied / "evaluate/nll/best" / name).read_text() for name in ("metrics.json", "manifest.json"))
     run = Run.open(copied, ["evaluation.validation_users=12"])
     states = {name: part.state for name, part in parts_of(run).items()}
     assert states["evaluate/sft"] == states["evaluate/baselines"] == "stale"
@@ -135,5 +136,9 @@ def test_validation_can_be_measured_on_a_sample_and_test_is_whole(copied: Path) 
     assert "a fixed sample of 12 cases" in summary_sentences(collect(run, ["nll", "adagrpo"]))[0]
     why = choose_checkpoint(run, None, "best").why
     assert " on 12 cases of validation, the best of sft, nll, adagrpo" in why
+    (copied / "evaluate/nll/best/metrics.json").write_text(nll)  # of all cases, as before
+    (copied / "evaluate/nll/best/manifest.json").write_text(manifest)
+    arm = choose_checkpoint(Run.open(copied), None, "best")
+    assert arm.arm == "nll" and "fewer cases (evaluation.validation_users): sft, adagrpo" in arm.why
     again = Run.open(copied, ["evaluation.validation_users=12", "seed=5"])
     assert again.config.seed == 5 and set(RunData(again).measured_cases("validation").users) != set(measured.users)

@@ -74,3 +74,5 @@ def test_closing_answers_what_waits_and_leaves_out_what_was_given_up() -> None:
     batcher.close()
     assert kept.result(0) == 4
     assert work.batches == [[7], [2]]
+    with pytest.raises(Overloaded, match="nothing is taken any more"):
+        batcher.submit(5)  # what nobody would answer

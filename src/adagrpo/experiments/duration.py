@@ -33,7 +33,7 @@ def users_needed(variation: float, effect: float, shares: tuple[float, float], z
 
     Args:
         variation: deviation over mean of one user's number.
-        effect: relative, of the treatment.
+        effect: relative, of the treatment; below 0 it is a fall.
         shares: of the users, in control and in treatment.
         z: of the test and of the power together.
 
@@ -64,7 +64,8 @@ def duration(plan: Plan) -> list[dict[str, Any]]:
         if metric.mean is None or metric.deviation is None:
             raise UserError(f"metrics.{name}: give mean and deviation, or --exposures with days before the start")
         z = one + float(stats.norm.ppf(plan.power))
-        users = users_needed(metric.deviation / metric.mean, metric.expected, (shares[plan.control], smallest), z)
+        effect = metric.expected if metric.better == "up" else -metric.expected
+        users = users_needed(metric.deviation / metric.mean, effect, (shares[plan.control], smallest), z)
         days = None if plan.users_a_day is None else math.ceil(users / plan.users_a_day)
         variation = metric.deviation / metric.mean
         rows.append({"metric": name, "expected": metric.expected, "variation": variation, "users": users, "days": days})

@@ -79,6 +79,12 @@ class Metric(Section):
     mean: PositiveFloat | None = None
     deviation: PositiveFloat | None = None
 
+    @model_validator(mode="after")
+    def _falls_by_less_than_all(self) -> Metric:
+        if self.better == "down" and self.expected is not None and self.expected >= 1:
+            raise ValueError("expected: a fall of 1 is all of it; give a share below 1")
+        return self
+
 
 class Guardrail(Section):
     """A ratio that may get worse by less than `margin`, as a share of the control's."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from math import inf
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -68,6 +69,7 @@ def _best_on_validation(run: Run, arms: list[str], checkpoint: str) -> tuple[str
 
     An evaluation speaks of the weights that it read. Of an arm that was trained again since, it says nothing. One that
     `evaluation.eligible` narrowed is of other cases: it is held against none that is of all cases, and said to be so.
+    So is one of a sample of them, `evaluation.validation_users`.
     """
     values: dict[str, float] = {}
     outdated: list[str] = []
@@ -100,10 +102,13 @@ def _best_on_validation(run: Run, arms: list[str], checkpoint: str) -> tuple[str
     apart = f"evaluated on part of the catalogue (evaluation.eligible): {', '.join(narrowed)}"
     if len(narrowed) < len(values):
         values = {arm: value for arm, value in values.items() if arm not in narrowed}
+    few = [arm for arm in values if sampled.get(arm, inf) < max(sampled.get(other, inf) for other in values)]
+    values = {arm: value for arm, value in values.items() if arm not in few}
     best = max(values, key=lambda arm: values[arm])
     cases = f"{sampled[best]:,} cases of " if best in sampled else ""
     why = [f"NDCG@10 {values[best]:.4f} on {cases}validation, the best of {', '.join(values)}"]
     why += [apart] if narrowed else []
+    why += [f"evaluated on fewer cases (evaluation.validation_users): {', '.join(few)}"] if few else []
     why += [f"not evaluated: {', '.join(others)}"] if others else []
     return best, "; ".join([*why, left_out] if outdated else why)
 

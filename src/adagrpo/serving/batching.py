@@ -8,7 +8,7 @@ from __future__ import annotations
 import queue
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from threading import Thread
+from threading import Lock, Thread
 from typing import Generic, NamedTuple, TypeVar
 
 __all__ = ["MicroBatcher", "Overloaded"]
@@ -18,7 +18,7 @@ OutT = TypeVar("OutT")
 
 
 class Overloaded(RuntimeError):
-    """As many requests wait as may."""
+    """As many requests wait as may, or none may any more."""
 
 
 class _Request(NamedTuple, Generic[InT, OutT]):
@@ -39,6 +39,7 @@ class MicroBatcher(Generic[InT, OutT]):
         """
         self._work, self._most = work, most
         self._requests: queue.Queue[_Request[InT, OutT] | None] = queue.Queue(waiting)
+        self._closed, self._entry = False, Lock()
         self._thread = Thread(target=self._serve, name="micro-batches", daemon=True)
         self._thread.start()
 
@@ -46,17 +47,22 @@ class MicroBatcher(Generic[InT, OutT]):
         """Hand in a request; the answer, or what `work` raised for its batch, comes by the future.
 
         Raises:
-            Overloaded: too many wait.
+            Overloaded: too many wait, or it is closed.
         """
         request = _Request(value, Future[OutT]())
-        try:
-            self._requests.put_nowait(request)
-        except queue.Full as error:
-            raise Overloaded(f"{self._requests.maxsize} requests wait already") from error
+        with self._entry:  # behind the end nobody would answer it
+            if self._closed:
+                raise Overloaded("nothing is taken any more")
+            try:
+                self._requests.put_nowait(request)
+            except queue.Full as error:
+                raise Overloaded(f"{self._requests.maxsize} requests wait already") from error
         return request.future
 
     def close(self) -> None:
         """Answer what waits, then end."""
+        with self._entry:
+            self._closed = True
         self._requests.put(None)
         self._thread.join()
 
