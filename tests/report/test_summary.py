@@ -77,6 +77,12 @@ def test_a_control_ahead_of_the_gate_is_named() -> None:
     assert "controls" not in " ".join(summary_sentences(metrics))
 
 
+def test_a_gate_of_another_objective_or_weight_is_no_control_of_the_gate() -> None:
+    metrics = run_metrics(adagrpo=stage(0.12, gate="adagrpo"), distill_random=stage(0.13, gate="random"))
+    metrics["stages"]["adagrpo-random-lambda5"] = stage(0.14, gate="random")
+    assert "controls" not in " ".join(summary_sentences(metrics))
+
+
 def test_reranking_is_compared_with_the_best_arm_on_validation() -> None:
     metrics = run_metrics(nll=stage(0.11))
     metrics["ranker"] = {"rerank": {"reward": {"hr@10": 0.12}, "sum": {"hr@10": 0.15}}}

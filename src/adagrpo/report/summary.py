@@ -18,7 +18,8 @@ from adagrpo.report.tables import START, Checkpoint, checkpoints, format_metric,
 
 __all__ = ["arm_sentences", "measured_over", "rerank_rows", "summary_sentences"]
 
-CONTROLS = frozenset({"none", "random", "bernoulli", "shuffled", "inverted"})
+GATE = "adagrpo"
+CONTROLS = {f"{GATE}-{gate}" for gate in ("none", "random", "bernoulli", "shuffled", "inverted")}  # of its λ and term
 HR = "hr@10"
 NDCG = "ndcg@10"  # of validation, by which checkpoints are chosen
 MOST_NAMED = 8  # values of a filter that a sentence names
@@ -131,11 +132,11 @@ def _picked(arms: list[Checkpoint], start: Checkpoint | None, split: str) -> lis
 
 
 def _gate_against_controls(arms: list[Checkpoint], split: str) -> list[str]:
-    gate = _best(arms, "adagrpo")
+    gate = _best(arms, GATE)
     if gate is None:
         return []
     value = _or_least(gate.value(split, HR))
-    ahead = [point for point in arms if point.gate in CONTROLS and _or_least(point.value(split, HR)) >= value]
+    ahead = [point for point in arms if point.arm in CONTROLS and _or_least(point.value(split, HR)) >= value]
     if not ahead:
         return []
     names = ", ".join(f"{point.arm} ({_text(point, split)})" for point in ahead)
