@@ -26,6 +26,8 @@ from adagrpo.evaluation.comparison import corrected_pairs, give_verdicts, over_b
 
 __all__ = ["pool"]
 
+LOST = "lost"
+
 
 def pool(contents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Several comparisons of the same arms under different seeds as one, from their files alone.
@@ -77,12 +79,15 @@ def pool(contents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _pooled_arms(parts: Sequence[Mapping[str, Mapping[str, list[Any]]]]) -> dict[str, dict[str, list[Any]]]:
-    """What is known of each arm, seed by seed."""
-    return {
-        arm: {key: [value for part in parts for value in part[arm][key]] for key in facts}
-        for arm, facts in parts[0].items()
-        if all(arm in part and facts.keys() == part[arm].keys() for part in parts)
-    }
+    """What is known of each arm, seed by seed; a file in which an arm lost no policy says nothing of that."""
+    pooled = {}
+    for arm in (arm for arm in parts[0] if all(arm in part for part in parts)):
+        facts = [part[arm] for part in parts]
+        if any(LOST in one for one in facts):
+            facts = [{**one, LOST: one.get(LOST) or [None] * len(next(iter(one.values())))} for one in facts]
+        if all(one.keys() == facts[0].keys() for one in facts):
+            pooled[arm] = {key: [value for one in facts for value in one[key]] for key in facts[0]}
+    return pooled
 
 
 def _pooled_pairs(

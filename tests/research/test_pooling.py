@@ -150,3 +150,11 @@ def test_pairs_and_what_is_known_of_arms_are_pooled_where_all_files_have_them() 
             assert found == pytest.approx(expected, rel=1e-9, abs=1e-12), (point, key)
         assert "both" in row["against"]["hr@10"] and row["p_holm"] >= row["against"]["hr@10"]["p"]
     assert {*pool([{k: v for k, v in part.items() if k != "arms"} for part in parts])} == {*together} - {"arms"}
+
+
+def test_an_arm_that_lost_its_policy_under_a_seed_of_one_file_is_pooled_all_the_same() -> None:
+    lost = {"step": 3, "why": "reward"}
+    first = content_of(planted(2), [0, 1], OPTIONS) | {"arms": {"loss": {"lambda": [1.0, 2.0]}}}
+    second = first | {"seeds": [2, 3], "arms": {"loss": {"lambda": [3.0, 4.0], "lost": [None, lost]}}}
+    assert pool([first, second])["arms"]["loss"] == {"lambda": [1.0, 2.0, 3.0, 4.0], "lost": [None, None, None, lost]}
+    assert pool([second, first])["arms"]["loss"]["lost"] == [None, lost, None, None]
