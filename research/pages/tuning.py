@@ -77,7 +77,7 @@ def pressed_table(content: Mapping[str, Any]) -> Table:
 def pairs_over_sets(contents: Sequence[Mapping[str, Any]], titles: Sequence[str], metric: str | None = None) -> Table:
     """One row a pair of arms, one column a set: the first less the second at the last step; then the mean over sets.
 
-    There is no mean of one set, nor of several comparisons of a set.
+    There is no mean of one set, nor of several comparisons of a set, nor where a set has a single seed.
 
     Args:
         contents: of `comparison.json`, which hold the same pairs against each other.
@@ -97,7 +97,9 @@ def pairs_over_sets(contents: Sequence[Mapping[str, Any]], titles: Sequence[str]
     for names in dict.fromkeys(names for pairs in found for names in pairs):
         results = [pairs.get(names) for pairs in found]
         line = [_difference(metric, one) for one in results]
-        known = [(one["difference"], one["variance"]["users"]) for one in results if one is not None]
+        tried = [one for one in results if one is not None]
+        known = [(one["difference"], one["variance"]["users"]) for one in tried if "variance" in one]
+        known = known if len(known) == len(tried) else []
         cells.append((" less ".join(names), *line, *([shown(known, *scale)] if distinct else [])))
     label = f"{metric_label(metric)}{', points' * is_rate(metric)}"
     header = ("arms", *titles, *([f"mean over sets, {label}"] if distinct else []))

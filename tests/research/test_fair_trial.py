@@ -137,6 +137,11 @@ def test_pairs_of_several_sets_have_their_last_steps_and_the_mean_over_the_sets(
     again = pairs_over_sets([contents[0], {**contents[1], "name": "first"}], ["p1", "p2"])
     assert again.header == ("arms", "p1", "p2")  # a set twice has no mean over sets
 
+    for row in contents[1]["pairs"]:
+        del row["against"]["hr@10"]["variance"]  # of one seed
+    (line,) = pairs_over_sets(contents, list(gains)).rows
+    assert line[2][:5] == "+3.00" and line[4] == "–"
+
 
 def test_the_table_of_teachers_has_the_weights_that_validation_chose_and_the_last_step_of_each_arm():
     gains = {("fair-distill", "best"): 0.5, ("fair-distill", "final"): 0.01, ("rerank", "best"): 0.03}
