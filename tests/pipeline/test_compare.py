@@ -14,6 +14,8 @@ import pytest
 from adagrpo.config import Config
 from adagrpo.errors import UserError
 from adagrpo.pipeline.compare import Comparison, _called, _write_plan
+from adagrpo.serving.exposure_log import Exposure
+from adagrpo.serving.exposure_store import LocalExposureLog
 from adagrpo.storage.hashes import hash_file
 from adagrpo.storage.locks import FolderBusy, lock_folder
 from adagrpo.storage.marks import claim
@@ -255,6 +257,35 @@ def test_a_comparison_is_of_the_logs_that_its_plan_was_fixed_on(world: Any, tmp_
     log.with_name("away.csv").unlink()
     with pytest.raises(UserError, match=r"^log\.csv: was among the files when .*plan\.json was fixed"):
         Comparison(out, config, tmp_path / "logs", objectives=ARMS, seeds=[0, 1])
+
+
+def test_all_seeds_read_an_exposure_log_up_to_the_part_that_was_the_newest_at_the_first_start(tmp_path: Path) -> None:
+    def log(name: str) -> None:
+        answer = {"arm": "nll", "model_version": "m", "catalog_version": "c", "user_hash": "u"}
+        store.write([Exposure(request_id=name, time=1.0, slate=(1, 2), **answer)])
+        store.rotate()
+
+    def asked(**exposures: Any) -> Comparison:
+        data = {"exposures": {"path": "log"} | exposures}
+        config = Config.model_validate({"name": "x", "data": data, "compare": PLAN})
+        return Comparison(tmp_path / "out", config, tmp_path, objectives=["nll", "adagrpo"], seeds=[0, 1])
+
+    def through(of: Comparison) -> list[int | None]:
+        read = (of.run_of(seed).config.data.exposures for seed in of.seeds)
+        return [None if options is None else options.through for options in read]
+
+    store = LocalExposureLog(tmp_path / "log")
+    log("first")
+    claim(tmp_path / "out", "comparison")
+    begun, beside = asked(), asked()
+    begun._fix_plan()
+    log("second")
+    beside._fix_plan()  # another process, which looked before there was a plan
+    assert read(tmp_path / "out/plan.json")["through"] == 1
+    assert through(begun) == through(beside) == through(asked()) == through(asked(through=1)) == [1, 1]
+    with pytest.raises(UserError, match=r"asks for part 2, .*plan\.json was fixed at part 1; take a new folder"):
+        asked(through=2)
+    store.close()
 
 
 def test_a_plan_of_before_without_hashes_goes_on_as_it_is(world: Any, tmp_path: Path) -> None:

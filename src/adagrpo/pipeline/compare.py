@@ -1,6 +1,7 @@
 """Carries out a comparison: one run directory a seed, whose arms share Semantic IDs, sft policy and ranker.
 
-    DIR/plan.json         baseline, family, metric, margins, hashes of the data: written before the first run, held to
+    DIR/plan.json         baseline, family, metric, margins, hashes of the data or the last part of an exposure log:
+                          written before the first run, held to
     DIR/seed-<n>/         an ordinary run
     DIR/comparison.json   the statistics (no times, no paths); comparison.md, comparison.html; results.jsonl
 
@@ -29,11 +30,13 @@ from adagrpo.pipeline import run_all
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.matching import MATCHED, check_matched, matched_arm
 from adagrpo.pipeline.run import Console, Run, Silent
+from adagrpo.pipeline.served_log import publish_first
 from adagrpo.pipeline.stages.paired_outcomes import read_measured
-from adagrpo.pipeline.stages.prepare import log_source
+from adagrpo.pipeline.stages.prepare import exposure_parts, log_source
 from adagrpo.pipeline.stages.reranking import RERANK, SUFFIX, re_ranked, rerank_arm, rerank_start
 from adagrpo.pipeline.verbs import refuse_without_order
 from adagrpo.report import finding, write_comparison
+from adagrpo.serving.exposure_parts import parts_of
 from adagrpo.storage.hashes import cached_hash, hash_json, with_hash, without_hash
 from adagrpo.storage.locks import lock_folder
 from adagrpo.storage.marks import check_kind, claim
@@ -44,6 +47,7 @@ __all__ = ["Comparison"]
 START = "sft"
 PLAN = "plan.json"
 DATA = "data"  # in it: the hashes of the data files by label
+THROUGH = "through"  # in it: the number of the last part of an exposure log that is read
 
 
 class Comparison:
@@ -94,7 +98,9 @@ class Comparison:
             if name != RERANK and base is not None and (base not in self.arms or re_ranked(base) is not None):
                 raise UserError(f"--objectives: {name} re-orders the beam of a trained arm, {base}, which is not here")
         self.config = _with_arms(config, trained)
-        self.fixed_data: dict[str, str] | None = None  # None before the first start, and where an older plan has none
+        # both None before the first start, and where a plan has none
+        self.fixed_data: dict[str, str] | None = None
+        self.through: int | None = None
         self.plan = self._plan(config.compare)
 
     def _plan(self, options: CompareConfig) -> CompareConfig:
@@ -102,7 +108,7 @@ class Comparison:
         known = [START, *self.arms]
         if options.baseline not in known:
             raise UserError(f"compare.baseline: '{options.baseline}' is not among the arms {', '.join(known)}")
-        before, self.fixed_data = _read_plan(self.directory / PLAN)
+        before, self.fixed_data, self.through = _read_plan(self.directory / PLAN)
         family = options.family
         if family is None:
             family = before.family if before else tuple(arm for arm in self.arms if arm != options.baseline)
@@ -123,6 +129,7 @@ class Comparison:
             if first == second:
                 raise UserError(f"compare.pairs: '{first}' is held against itself")
         self._check_data()
+        self._hold_to_part()
         widest = max(cutoff(name) or 1 for name in (options.metric, *options.margins))
         if widest > self.config.evaluation.beam_width:
             raise UserError(
@@ -154,12 +161,32 @@ class Comparison:
                 f"{changed[0]} {self.directory / PLAN} was fixed; take a new folder for the changed logs, another --out"
             )
 
+    def _hold_to_part(self) -> None:
+        """Have every run read an exposure log up to the part at which the plan was fixed, whatever was logged since."""
+        options = self.config.data.exposures
+        if options is None or self.through is None:
+            return
+        numbers = [int(part.name) for part in parts_of(self.data / options.path, options.through)]
+        if options.through is not None and numbers and numbers[-1] != self.through:
+            raise UserError(
+                f"data.exposures.through: asks for part {numbers[-1]}, {self.directory / PLAN} was fixed at part"
+                f" {self.through}; take a new folder for another part of the log, another --out"
+            )
+        data = {"exposures": options.model_copy(update={"through": self.through})}
+        self.config = self.config.model_copy(update={"data": self.config.data.model_copy(update=data)})
+
     def _fix_plan(self) -> None:
-        """Write the plan, with the hashes of the data at the first start."""
-        if not (self.directory / PLAN).exists():
+        """Write the plan, with what its data are, at the first start; another process may have done so meanwhile."""
+        if (self.directory / PLAN).exists():
+            _, self.fixed_data, self.through = _read_plan(self.directory / PLAN)
+        else:
             run, files = self._data_files()
             self.fixed_data = run.hash_inputs(files)
-        _write_plan(self.directory / PLAN, self.plan, self.fixed_data)
+            if (exposures := self.config.data.exposures) is not None:
+                publish_first(run)
+                self.through = int(exposure_parts(run, exposures)[-1].name)
+            _write_plan(self.directory / PLAN, self.plan, self.fixed_data, self.through)
+        self._hold_to_part()
 
     @property
     def page(self) -> Path:
@@ -205,8 +232,7 @@ class Comparison:
         if other:
             raise UserError(f"--only: {other[0]} is not among the seeds {', '.join(map(str, self.seeds))}")
         claim(self.directory, "comparison")
-        if not (self.directory / PLAN).exists():
-            self._fix_plan()
+        self._fix_plan()
         return [self._carry_out_seed(seed)[0].directory for seed in seeds]
 
     def _carry_out(self) -> dict[str, Any]:
@@ -292,19 +318,22 @@ class _Prefixed:
         self.console.note(f"{self.prefix}/{text}")
 
 
-def _write_plan(path: Path, plan: CompareConfig, data: Mapping[str, str] | None = None) -> None:
+def _write_plan(
+    path: Path, plan: CompareConfig, data: Mapping[str, str] | None = None, through: int | None = None
+) -> None:
     content = plan.model_dump(mode="json") | ({} if data is None else {DATA: dict(data)})
+    content |= {} if through is None else {THROUGH: through}
     write_file(path, json.dumps(with_hash(content), indent=1) + "\n")
 
 
-def _read_plan(path: Path) -> tuple[CompareConfig | None, dict[str, str] | None]:
-    """The plan of an earlier start, if there was one, and the hashes of its data, if it has them."""
+def _read_plan(path: Path) -> tuple[CompareConfig | None, dict[str, str] | None, int | None]:
+    """The plan of an earlier start, if there was one, and what it has of its data: hashes, the last part of a log."""
     if not path.is_file():
-        return None, None
+        return None, None, None
     try:
         content = without_hash(json.loads(path.read_text(encoding="utf-8")))
-        data = content.pop(DATA, None)
-        return CompareConfig.model_validate(content), data
+        data, through = content.pop(DATA, None), content.pop(THROUGH, None)
+        return CompareConfig.model_validate(content), data, through
     except (ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: damaged; take another --out, or delete it if no result was looked at") from error
 

@@ -13,7 +13,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from adagrpo.config import ItemTable
-from adagrpo.config.data import DataConfig, SplitConfig
+from adagrpo.config.data import DataConfig, ExposuresConfig, SplitConfig
 from adagrpo.data import splits
 from adagrpo.data.columns import ITEM_ID
 from adagrpo.data.dataset import Dataset, build_dataset
@@ -34,6 +34,7 @@ from adagrpo.storage.artifacts import manifest
 
 __all__ = [
     "LogSource",
+    "exposure_parts",
     "join_exposures",
     "log_source",
     "note_described",
@@ -57,6 +58,22 @@ def simulate_marketplace(run: Run) -> None:
     run.stage("simulate", reads=reads, inputs=[], build=lambda work: write_simulation(simulate(world), work))
 
 
+def exposure_parts(run: Run, options: ExposuresConfig) -> list[Path]:
+    """The parts of an exposure log that a run reads, the oldest first.
+
+    Raises:
+        UserError: it has none.
+    """
+    directory = run.data / options.path
+    parts = parts_of(directory, options.through)
+    if not parts:
+        raise UserError(
+            f"data.exposures.path: {directory} has no parts of an exposure log; `adagrpo prepare --exposures"
+            f" {directory} --out RUN` makes one of what was logged so far"
+        )
+    return parts
+
+
 def join_exposures(run: Run) -> None:
     """Make the logs, where the recipe names an exposure log: what was shown, with what came of it.
 
@@ -66,13 +83,7 @@ def join_exposures(run: Run) -> None:
     options = run.config.data.exposures
     if options is None:
         return
-    directory = run.data / options.path
-    parts = parts_of(directory, options.through)
-    if not parts:
-        raise UserError(
-            f"data.exposures.path: {directory} has no parts of an exposure log; `adagrpo prepare --exposures"
-            f" {directory} --out RUN` makes one of what was logged so far"
-        )
+    parts = exposure_parts(run, options)
 
     def build(work: Path) -> None:
         exposures, feedback = read_parts(parts)
