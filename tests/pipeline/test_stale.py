@@ -13,12 +13,14 @@ import pytest
 import yaml
 
 from adagrpo import cli
+from adagrpo.config import Config
 from adagrpo.errors import UserError
-from adagrpo.pipeline import Run, prepare, run_all, tokenize
-from adagrpo.pipeline.chain import parts_of
+from adagrpo.pipeline import Run, Silent, diagnose_reward, prepare, run_all, tokenize
+from adagrpo.pipeline.chain import parts_of, unused
 from adagrpo.pipeline.checks import check
 from adagrpo.pipeline.commands import READS, names_key, remake, verb_for
 from adagrpo.pipeline.status import status, status_tables
+from adagrpo.pipeline.verbs import _say_what_is_made_again
 from adagrpo.storage.artifacts import manifest
 from adagrpo.storage.marks import claim
 
@@ -408,3 +410,51 @@ def test_a_log_that_was_added_is_not_called_a_changed_one(world: Any, tmp_path: 
     run = world.run(tmp_path / "run", tmp_path / "logs", data={"logs": ["log.csv", "more.csv"]})
     part = parts_of(run, logs=True)["prepare"]
     assert (part.state, part.outdated, part.why) == ("done", True, "made without more.csv")
+
+
+def test_evaluations_of_arms_that_are_not_asked_for_any_more_are_unused(adagrpo: Command, copied: Path) -> None:
+    assert adagrpo("train", "--run", copied, "--set", "train.arms=[nll]").status == 0
+    assert adagrpo("evaluate", "--run", copied, "--set", "evaluation.validation_users=5").status == 0
+    found = states(copied)
+    assert found["train/adagrpo"] == found["evaluate/adagrpo/best"] == found["evaluate/adagrpo/final"] == "unused"
+    assert found["evaluate/nll/best"] == "done"
+    assert status(copied)["next"] == f"adagrpo report --run {copied}"
+
+
+def test_what_run_does_not_make_is_not_said_to_be_made_again(copied: Path) -> None:
+    notes: list[str] = []
+
+    class Noting(Silent):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    diagnose_reward(Run.open(copied))
+    _say_what_is_made_again(Run.open(copied, ["objective.tau=0.6", "train.arms=[nll]"], console=Noting()))
+    assert [note.split(" is made again")[0] for note in notes] == [
+        "note: ranker/report",
+        "note: report/rollouts",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("stage", "settings", "why"),
+    [
+        ("ranker/fold-1", {"ranker": {"folds": 2}}, ""),
+        ("ranker/fold-2", {"ranker": {"folds": 2}}, "ranker.folds is 2"),
+        ("ranker/fold-0", {}, "ranker.folds is 0"),
+        ("ranker/lambdarank", {"reward": {"kind": "lambdarank"}}, ""),
+        ("ranker/lambdarank", {}, "the reward has no such trees"),
+        ("reward", {}, "the reward is the run's own"),
+        ("teacher", {"train": {"arms": ["distill-tuned"]}}, ""),
+        ("teacher", {}, "no arm leaves its weight to validation"),
+        ("judges/reward", {}, "the recipe names no judges"),
+        ("judges/nll/best", {"judges": {"feed": {"path": "x", "labels": ["a"]}}}, ""),
+        ("evaluate/nll+rerank/best", {}, ""),
+        ("evaluate/grpo+rerank/best", {}, "'grpo' is not among train.arms"),
+        ("evaluate/rerank", {}, ""),
+        ("ranker/exposures", {}, ""),
+    ],
+)
+def test_what_a_change_of_settings_leaves_behind_is_unused(stage: str, settings: dict[str, Any], why: str) -> None:
+    config = Config.model_validate({"name": "x", "data": {"logs": ["x.csv"]}} | settings)
+    assert unused(config, stage) == why

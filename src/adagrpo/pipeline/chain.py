@@ -17,10 +17,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from adagrpo.config import Change, changed_settings, read_settings
+from adagrpo.config import Change, Config, changed_settings, read_settings
+from adagrpo.config.reward import SequentialOptions
 from adagrpo.errors import UserError
 from adagrpo.pipeline import unordered
-from adagrpo.pipeline.commands import names_key
+from adagrpo.pipeline.commands import fits_trees, names_key
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
@@ -32,6 +33,7 @@ from adagrpo.pipeline.stages.judge import judgements
 from adagrpo.pipeline.stages.post_train import fit_arm
 from adagrpo.pipeline.stages.prepare import prepare, simulate_marketplace
 from adagrpo.pipeline.stages.ranker_report import report_ranker
+from adagrpo.pipeline.stages.reranking import re_ranked
 from adagrpo.pipeline.stages.sft import fit_sft
 from adagrpo.pipeline.stages.tokenize import tokenize
 from adagrpo.storage.artifacts import manifest
@@ -40,7 +42,7 @@ from adagrpo.storage.locks import WORK
 from adagrpo.storage.marks import is_marked
 from adagrpo.storage.removal import MANIFEST
 
-__all__ = ["parts_of", "reward_parts", "upstream"]
+__all__ = ["parts_of", "reward_parts", "unused", "upstream"]
 
 # test cases and truth may be kept elsewhere: what is fitted reads neither
 PUT_AWAY = {"prepare": ("test.parquet", "later.parquet"), "simulate": ("truth/",)}
@@ -88,6 +90,32 @@ def upstream(parts: Mapping[str, Part], names: Iterable[str]) -> list[str]:
             found.add(name)
             wanted += parts[name].sources
     return [name for name in parts if name in found]
+
+
+def unused(config: Config, name: str) -> str:
+    """Why nothing reads or makes a stage under these settings; empty where something may.
+
+    Example:
+        >>> unused(Config.model_validate({"name": "x", "data": {"logs": ["x.csv"]}}), "evaluate/grpo/best")
+        "'grpo' is not among train.arms"
+    """
+    kind, _, rest = name.partition("/")
+    arms, folds = config.train.arms, config.ranker.folds
+    if kind == "judges" and not config.judges:
+        return "the recipe names no judges"
+    if kind == "train" or (kind in ("evaluate", "judges") and "/" in rest):
+        arm = re_ranked(rest.split("/")[0]) or rest.split("/")[0]
+        return "" if arm in [one.name for one in arms] else f"'{arm}' is not among train.arms"
+    if rest.startswith("fold-"):
+        return f"ranker.folds is {folds}" if folds < 2 or int(rest.removeprefix("fold-")) >= folds else ""
+    left = any(arm.left_to_validation(config.objective) is not None for arm in arms)
+    weight = "" if left else "no arm leaves its weight to validation"
+    reasons = {
+        "ranker/lambdarank": "" if fits_trees(config.reward) else "the reward has no such trees",
+        "reward": "the reward is the run's own" if config.reward == SequentialOptions() else "",
+        "exposures": "" if config.data.exposures else "the logs are no exposure log",
+    }
+    return (reasons | {"teacher": weight, "judges/rerank": weight}).get(name, "")
 
 
 def reward_parts(run: Run) -> list[str]:
@@ -167,9 +195,8 @@ class Look(Run):
             if was is not None or damage:
                 self.parts[name] = Part(name, "damaged" if damage else "done", damage)
             return
-        arm = name.removeprefix("train/")
-        if name.startswith("train/") and arm not in [one.name for one in self.config.train.arms]:
-            self.parts[name] = Part(name, "unused", f"'{arm}' is not among train.arms")
+        if why := unused(self.config, name):
+            self.parts[name] = Part(name, "unused", why)
             return
         try:
             settings = read_settings(self.config, kept.reads, kept.but)

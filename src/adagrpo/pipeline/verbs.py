@@ -39,6 +39,7 @@ from adagrpo.pipeline.stages.post_train import fit_arm as _fit_arm
 from adagrpo.pipeline.stages.prepare import prepare as _prepare
 from adagrpo.pipeline.stages.prepare import simulate_marketplace
 from adagrpo.pipeline.stages.ranker_report import report_ranker
+from adagrpo.pipeline.stages.reranking import re_ranked
 from adagrpo.pipeline.stages.sft import fit_sft as _fit_sft
 from adagrpo.pipeline.stages.tokenize import tokenize as _tokenize
 from adagrpo.report import write_report as _write_report
@@ -153,9 +154,15 @@ def _say_what_is_made_again(run: Run) -> None:
         return
     parts = parts_of(run, logs=True)
     for part in parts.values():
-        again = part.outdated or (part.there and part.state == "stale")
+        again = part.outdated or (part.there and part.state == "stale" and _is_of_run(part.name))
         if again and all(parts[one].usable for one in part.sources if one in parts):
             run.console.note(f"note: {part.name} is made again, with what is made from it: {part.why}")
+
+
+def _is_of_run(stage: str) -> bool:
+    """Whether `adagrpo run` makes a stage: it diagnoses nothing, and re-ranks no arms, and makes no catalogues."""
+    kind, _, name = stage.partition("/")
+    return kind not in ("diagnose", "catalogs") and (kind != "evaluate" or re_ranked(name.partition("/")[0]) is None)
 
 
 def _train(run: Run, anyway: bool = False) -> None:
