@@ -16,9 +16,10 @@ from adagrpo import cli
 from adagrpo.config import Config
 from adagrpo.errors import UserError
 from adagrpo.pipeline import Run, Silent, diagnose_reward, prepare, run_all, tokenize
-from adagrpo.pipeline.chain import parts_of, unused
+from adagrpo.pipeline.chain import Look, parts_of, unused
 from adagrpo.pipeline.checks import check
 from adagrpo.pipeline.commands import READS, names_key, remake, verb_for
+from adagrpo.pipeline.stage import Ingredients
 from adagrpo.pipeline.status import status, status_tables
 from adagrpo.pipeline.verbs import _say_what_is_made_again
 from adagrpo.storage.artifacts import manifest
@@ -458,3 +459,12 @@ def test_what_run_does_not_make_is_not_said_to_be_made_again(copied: Path) -> No
 def test_what_a_change_of_settings_leaves_behind_is_unused(stage: str, settings: dict[str, Any], why: str) -> None:
     config = Config.model_validate({"name": "x", "data": {"logs": ["x.csv"]}} | settings)
     assert unused(config, stage) == why
+
+
+def test_a_weight_that_was_chosen_by_other_lists_is_called_a_weight(copied: Path) -> None:
+    look = Look(Run.open(copied), lenient=True)
+    before, now = (Ingredients(1, settings, None, {}) for settings in ({}, {"evaluation": {"mask_history": True}}))
+    said = [look._leniently(name, before, now)[1] for name in ("teacher", "sft")]
+    assert said == [
+        f"its {what} was chosen with evaluation.mask_history=False" for what in ("weight", "best checkpoint")
+    ]

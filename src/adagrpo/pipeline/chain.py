@@ -315,7 +315,8 @@ class Look(Run):
         settings = {key: value for key, value in now.settings.items() if key.split(".")[0] != "evaluation"}
         settings |= {key: value for key, value in kept.settings.items() if key.split(".")[0] == "evaluation"}
         changes = changed_settings(self.config, settings, now.settings)
-        said = "".join(f"its best checkpoint was chosen with {one.key}={_text(one.before)}" for one in changes[:1])
+        chosen = "weight" if name == "teacher" else "best checkpoint"
+        said = "".join(f"its {chosen} was chosen with {one.key}={_text(one.before)}" for one in changes[:1])
         return now._replace(settings=settings), said
 
 
