@@ -222,6 +222,11 @@ def test_impression_logs(tmp_path: Path) -> None:
     [
         ("user_id,item,timestamp\n1,1,1\n", ColumnMapping(), "no column 'item_id'; did you mean 'item'?"),
         ("user_id,item_id,when\n1,1,1\n", ColumnMapping(), "which column orders .* user_id, item_id, when"),
+        (
+            "user_id,item_id,position,clicked\n1,1,0,1\n",
+            ColumnMapping(clicked="clicked", slot="position"),  # a place in the slate is no order
+            "which column orders .* user_id, item_id, position, clicked",
+        ),
         ("user_id,item_id,t\n1,1,1\n", ColumnMapping(timestamp="t", order="t"), "timestamp and order are both given"),
         ("user_id,item_id,timestamp\n", ColumnMapping(), "no rows"),
         ("", ColumnMapping(), "the file is empty"),

@@ -219,3 +219,13 @@ def test_a_log_of_single_events_gets_no_recipe(tmp_path: Path) -> None:
     made = command("init", log, "--out", tmp_path / "r.yaml")
     assert made.returncode == 2 and "no user has three interactions" in made.stderr
     assert not (tmp_path / "r.yaml").exists()
+
+
+def test_what_inspect_says_of_logs_without_order_can_be_typed(tmp_path: Path) -> None:
+    log = tmp_path / "shown.csv"
+    rows = "".join(f"u{n % 9},i{n % 7},{n % 5},{n % 2}\n" for n in range(63))
+    log.write_text("user_id,item_id,position,clicked\n" + rows, encoding="utf-8")
+    (said,) = json.loads(command("inspect", log, "--json").stdout)["next"]
+    assert said.endswith("--set data.columns.slot=position --set data.split.kind=impressions")
+    prepared = command(*(str(tmp_path / "run") if word == "runs/mine" else word for word in shlex.split(said)[1:]))
+    assert prepared.returncode == 0, prepared.stderr

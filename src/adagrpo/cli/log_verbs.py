@@ -228,7 +228,7 @@ def _next_commands(preview: dict[str, Any]) -> list[str]:
     stated = [_set(role, entry["column"]) for role, entry in preview["roles"].items() if entry["given"]]
     lost = sum(entry["rows"] for entry in preview["lost"])
     bad = [f"--max-bad-rows {lost}"] if lost else []
-    return [
-        " ".join([f"adagrpo init {files} --out recipe.yaml", *stated]),
-        " ".join([f"adagrpo prepare {files} --out runs/mine", *sets, *bad]),
-    ]
+    prepare = " ".join([f"adagrpo prepare {files} --out runs/mine", *sets, *bad])
+    if not {"timestamp", "order"} & preview["mapping"].keys():  # init refuses it: there is no next item to learn
+        return [f"{prepare} --set data.split.kind=impressions"]
+    return [" ".join([f"adagrpo init {files} --out recipe.yaml", *stated]), prepare]

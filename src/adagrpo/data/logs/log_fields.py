@@ -25,7 +25,8 @@ AN_ID = f"an id of up to {LONGEST_ID} characters"
 class ColumnMapping:
     """What the columns are called in the user's files.
 
-    Without `timestamp` and `order`, a column called `timestamp`, or else `position`, orders the interactions.
+    Without `timestamp` and `order`, a column called `timestamp`, or else `position`, orders the interactions, unless it
+    is named as another one, such as the slot.
     `clicked` marks a log of impressions, one row for each item that was shown: 1 means shown and chosen, so also an
     interaction; 0 only shown; empty an interaction that has no logged impression. Ratings may stand for it, see
     `read_logs`.
@@ -128,10 +129,10 @@ def _choose_time(columns: ColumnMapping, path: Path) -> ColumnMapping:
         raise UserError("data.columns: timestamp and order are both given; one of them orders the interactions")
     if columns.timestamp is not None or columns.order is not None:
         return columns
-    available = columns_of(path)
-    if TIMESTAMP in available:
+    available, taken = columns_of(path), set(vars(columns).values())  # a place in the slate is no order
+    if TIMESTAMP in available and TIMESTAMP not in taken:
         return replace(columns, timestamp=TIMESTAMP)
-    if POSITION in available:
+    if POSITION in available and POSITION not in taken:
         return replace(columns, order=POSITION)
     raise UserError(
         f"{path}: which column orders the interactions? set data.columns.timestamp or data.columns.order to one of "
