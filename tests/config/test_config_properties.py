@@ -269,6 +269,16 @@ CONTRADICTIONS: list[Contradiction] = [
         },
         "is not divided among workers",
     ),
+    (
+        DataConfig,
+        "data",
+        {
+            "items": {"path": "a.csv"},
+            "shuffle_ties": {"sorted_by": "asin"},
+            "split": {"kind": "temporal", "validation_from": 1, "test_from": 2},
+        },
+        "equal ones are ties: write shuffle_ties: {}",
+    ),
     (SplitConfig, "data.split", {"kind": "temporal", "test_from": None}, "validation_from and test_from"),
     (LanguageModelConfig, "policy.lm", LM | {"config": {"model_type": "gpt2"}}, "either config or checkpoint"),
     (LanguageModelConfig, "policy.lm", LM | {"checkpoint": None}, "either config or checkpoint"),

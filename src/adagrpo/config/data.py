@@ -195,6 +195,11 @@ class DataConfig(Section):
             raise ValueError("give either logs or marketplace or exposures")
         if self.shuffle_ties and self.shuffle_ties.sorted_by and self.items is None:
             raise ValueError("shuffle_ties.sorted_by is a column of the item table; give items")
+        if self.shuffle_ties and self.shuffle_ties.sorted_by and self.split.kind == "temporal":
+            raise ValueError(
+                "shuffle_ties.sorted_by is for logs without times, of which a run holds several; a temporal split has"
+                " times, and equal ones are ties: write shuffle_ties: {}"
+            )
         if self.keep_unseen_items and self.items is None and self.marketplace is None:
             raise ValueError("keep_unseen_items keeps the items of the item table; give items")
         if self.keep_unseen_items and self.executor.kind != "serial":
