@@ -5,7 +5,8 @@
     validation.parquet              what happened from the end of training up to the test target; the target is marked
     test.parquet                    the test target, and nothing else
     later.parquet                   all that comes after what the other three hold, as a split in time leaves it
-    impressions.parquet             what was shown before the end of training
+    impressions.parquet             what was shown up to the user's last interaction of training: not what came between
+                                    that one and the next, or the end of the logs, none of which was clicked
     rejects.parquet, summary.json   what was read, and what was refused
 
 Changing a test target changes `test.parquet` alone, byte for byte: no statistic of it is written anywhere else.
