@@ -344,6 +344,27 @@ def test_item_table_as_text(tmp_path: Path) -> None:
     assert read_items(path, attribute_columns=("tags", "n")).rows() == [(1, "", ["x", "n=2"]), (2, "", [])]
 
 
+def test_what_is_blank_or_no_number_is_no_attribute(tmp_path: Path) -> None:
+    columns = {
+        "item_id": [1, 2, 3],
+        "tags": [["", None], [" ", "x"], []],
+        "year": [float("nan"), 2001.5, None],
+        "sizes": [[float("nan")], [1.5], None],
+    }
+    pl.DataFrame(columns).write_parquet(tmp_path / "items.parquet")
+    names = ("tags", "year", "sizes")
+    table = read_items(
+        tmp_path / "items.parquet", text_columns=names, attribute_columns=names, group_columns=("tags",)
+    )
+    assert table["attributes"].to_list() == [[], ["x", "year=2001.5", "1.5"], []]
+    assert [text.split() for text in table["text"]] == [[], ["x", "2001.5", "1.5"], []]
+    assert table["groups"].to_list() == [[], ["tags=x"], []]
+    lasting = pl.DataFrame({"item_id": [1], "length": [1]}).with_columns(pl.col("length").cast(pl.Duration))
+    lasting.write_parquet(tmp_path / "lasting.parquet")
+    with pytest.raises(UserError, match=r"column 'length' holds Duration.* is text, numbers, or lists of these"):
+        read_items(tmp_path / "lasting.parquet", attribute_columns=("length",))
+
+
 def test_item_tables_that_are_wrong(tmp_path: Path) -> None:
     twice = write(tmp_path / "twice.csv", "item_id\na\nb\nc\nb\n")
     with pytest.raises(UserError, match=r"twice\.csv, rows 2 and 4: both are item 'b'"):

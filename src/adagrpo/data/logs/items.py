@@ -88,7 +88,7 @@ def _flat(path: Path, values: pl.Series) -> pl.Series:
     leaf: Any = values.dtype
     while isinstance(leaf, pl.List | pl.Array):
         leaf = leaf.inner
-    if leaf.is_nested() or leaf in (pl.Binary, pl.Object):
+    if leaf.is_nested() or leaf in (pl.Binary, pl.Object, pl.Duration):
         held = one_line(str(values.dtype))
         raise UserError(
             f"{path}: column '{one_line(values.name)}' holds {held}; what is said of an item (data.items.text,"
@@ -97,6 +97,9 @@ def _flat(path: Path, values: pl.Series) -> pl.Series:
     values = values.cast(_lists(values.dtype))
     while isinstance(values.dtype, pl.List) and isinstance(values.dtype.inner, pl.List):
         values = values.list.eval(pl.element().explode())
+    if leaf.is_float():  # NaN says nothing, as in a log
+        nothing = pl.element().fill_nan(None)
+        return values.list.eval(nothing) if isinstance(values.dtype, pl.List) else values.fill_nan(None)
     return values
 
 
@@ -117,7 +120,12 @@ def _as_attributes(name: str, dtype: pl.DataType, decode: pl.Expr) -> pl.Expr:
     values = pl.col(name).list.drop_nulls()
     if dtype.inner.is_integer():
         return values.list.eval(decode)
-    return values.cast(pl.List(pl.String))
+    return _without_blanks(values.cast(pl.List(pl.String)))
+
+
+def _without_blanks(texts: pl.Expr) -> pl.Expr:
+    """Lists of text without what is blank: an item without tags whose table says `[""]` has none."""
+    return texts.list.eval(pl.element().filter(pl.element().str.strip_chars() != ""))
 
 
 def _as_group(path: Path, name: str, dtype: pl.DataType) -> pl.Expr:
@@ -128,7 +136,7 @@ def _as_group(path: Path, name: str, dtype: pl.DataType) -> pl.Expr:
             f"{path}: column '{name}' holds {inner}; a group (data.items.groups) is of text, whole numbers or booleans"
         )
     values = pl.col(name) if isinstance(dtype, pl.List) else pl.concat_list(name)
-    texts = values.cast(pl.List(pl.String)).list.drop_nulls().list.eval(pl.element().filter(pl.element() != ""))
+    texts = _without_blanks(values.cast(pl.List(pl.String)).list.drop_nulls())
     return texts.list.eval(pl.concat_str(pl.lit(f"{name}="), pl.element()))
 
 
