@@ -353,9 +353,7 @@ def test_what_is_blank_or_no_number_is_no_attribute(tmp_path: Path) -> None:
     }
     pl.DataFrame(columns).write_parquet(tmp_path / "items.parquet")
     names = ("tags", "year", "sizes")
-    table = read_items(
-        tmp_path / "items.parquet", text_columns=names, attribute_columns=names, group_columns=("tags",)
-    )
+    table = read_items(tmp_path / "items.parquet", text_columns=names, attribute_columns=names, group_columns=("tags",))
     assert table["attributes"].to_list() == [[], ["x", "year=2001.5", "1.5"], []]
     assert [text.split() for text in table["text"]] == [[], ["x", "2001.5", "1.5"], []]
     assert table["groups"].to_list() == [[], ["tags=x"], []]

@@ -101,6 +101,19 @@ def test_vectors_of_what_no_item_has_are_refused(
         tokenize(run)
 
 
+def test_an_item_table_that_is_not_utf_8_is_said(world: Any, tmp_path: Path) -> None:
+    folder, notes = tmp_path / "data", Notes()
+    world.write(folder)
+    table = "item_id,title\n" + "".join(f"{10 * item + 3},Café {item}\n" for item in range(30))
+    for encoding, said in (("latin-1", 1), ("utf-8", 0)):
+        notes.said.clear()
+        (folder / "items.csv").write_text(table, encoding=encoding)
+        items = {"path": "items.csv", "text": ["title"]}
+        prepare(world.run(tmp_path / encoding, folder, notes, data={"items": items}))
+        assert len(notes.said) == said
+        assert all("items.csv is not UTF-8: what cannot be decoded is lost" in one for one in notes.said)
+
+
 class Notes(Silent):
     """Keeps what is worth a line."""
 

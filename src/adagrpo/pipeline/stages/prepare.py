@@ -18,9 +18,11 @@ from adagrpo.data import splits
 from adagrpo.data.columns import ITEM_ID
 from adagrpo.data.dataset import Dataset, build_dataset
 from adagrpo.data.logged_exposures import impressions_of
+from adagrpo.data.logs.formats import kind_of
 from adagrpo.data.logs.interactions import ColumnMapping, LogOptions, Logs, Refusals, read_logs
 from adagrpo.data.logs.items import read_items
 from adagrpo.data.logs.times import moment
+from adagrpo.data.logs.unpacking import NOT_UTF_8, SAVE_AS_UTF_8, encoding_of
 from adagrpo.data.partitioned import build_partitioned
 from adagrpo.data.prepared import write_prepared
 from adagrpo.data.simulation.marketplace import Marketplace, simulate, write_simulation
@@ -204,7 +206,10 @@ def prepare(run: Run) -> None:
 
 
 def note_described(run: Run, source: LogSource, summary: Mapping[str, Any], items: int) -> None:
-    """Say so if the item table describes few of the items of the logs: their ids may be written differently.
+    """Say so if the item table describes few of the items of the logs, or in characters that were lost.
+
+    Ids of the first may be written differently. Text that is not UTF-8 is read all the same, as a few accents in a
+    title are no reason to refuse the table.
 
     Args:
         run: with the console.
@@ -212,6 +217,9 @@ def note_described(run: Run, source: LogSource, summary: Mapping[str, Any], item
         summary: of the prepared data.
         items: that the logs have.
     """
+    if source.items is not None and kind_of(source.items) == "CSV" and encoding_of(source.items) == NOT_UTF_8:
+        lost = "what cannot be decoded is lost from texts and attributes"
+        run.console.note(f"note: {source.items.name} is {NOT_UTF_8}: {lost}; {SAVE_AS_UTF_8}")
     described = summary.get("items_described")
     if described is None or source.items is None or 2 * described >= items:
         return
