@@ -80,6 +80,9 @@ class Config(Section):
             "data.split.kind impressions takes neither shuffle_ties nor minimum interactions": (
                 data.shuffle_ties is not None or least > 1
             ),
+            "data.split.kind impressions takes the items that were shown; keep_unseen_items has none to keep": (
+                data.keep_unseen_items
+            ),
             "data.split.kind impressions keeps each user and item once; drop_duplicates has nothing to drop": (
                 data.drop_duplicates
             ),
