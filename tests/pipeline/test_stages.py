@@ -18,6 +18,7 @@ from adagrpo.pipeline import (
     collect,
     evaluate,
     fit_arm,
+    fit_ranker,
     fit_sft,
     prepare,
     run_all,
@@ -289,3 +290,31 @@ def test_a_marketplace_is_simulated_and_its_truth_is_read_by_evaluation_alone(wo
     (tmp_path / "truth").rename(run.path("simulate", "truth"))
     evaluate(run, ["adagrpo"])
     assert collect(run, ["adagrpo"]) == content
+
+
+def shown_log(folder: Path, shown: str) -> None:
+    """Nine users with five interactions of which no impression was logged, and what `shown` holds beside them."""
+    rows = "".join(f"u{user},i{(user + place) % 7},{place},,\n" for user in range(9) for place in range(5))
+    (folder / "log.csv").write_text("user_id,item_id,timestamp,clicked,slot\n" + rows + shown, encoding="utf-8")
+
+
+IMPRESSIONS = {"columns": {"clicked": "clicked", "slot": "slot"}}
+
+
+@pytest.mark.parametrize(
+    ("shown", "counts"),
+    [
+        ("u0,i1,100,0,\n", "of 0 impressions in training 0 come"),  # after all that is learned from
+        ("u0,i3,0,0,\nu1,i4,0,0,\n", "of 2 impressions in training 0 come"),  # before the first interaction
+        ("u0,i4,1,0,\nu1,i5,1,0,\n", "of 2 impressions in training 2 come"),
+    ],
+)
+def test_a_ranker_with_nothing_to_learn_a_click_from_is_refused(
+    world: Any, tmp_path: Path, shown: str, counts: str
+) -> None:
+    shown_log(tmp_path, shown)
+    run = world.run(tmp_path / "run", tmp_path, data=IMPRESSIONS)
+    prepare(run)
+    with pytest.raises(UserError, match=rf"^ranker\.loss: {counts} .* there is nothing to learn from") as error:
+        fit_ranker(run)
+    assert "\n" not in str(error.value)

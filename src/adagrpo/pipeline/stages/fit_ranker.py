@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
-from adagrpo.data.columns import PROPENSITY
+from adagrpo.data.columns import CLICKED, HISTORY_LENGTH, PROPENSITY
 from adagrpo.data.prepared import load_impressions
 from adagrpo.errors import UserError
 from adagrpo.evaluation.predictions import rank_by_ranker, sample_cases, select_cases
@@ -141,6 +142,13 @@ def _impressions(data: RunData, loss: str) -> Impressions | None:
     if table is None:
         return None
     options = data.config.ranker
+    known = table.filter(pl.col(HISTORY_LENGTH) > 0)
+    if not known[CLICKED].any():  # weights would stay as they were drawn, and pass for a reward
+        raise UserError(
+            f"ranker.loss: of {len(table):,} impressions in training {len(known):,} come after an interaction of their"
+            " user, and none of these was clicked: there is nothing to learn from; take ranker.loss: cross_entropy, or"
+            " logs of more of what was shown"
+        )
     if options.propensity == "ignore":
         return Impressions.from_table(table, len(data.training))
     if PROPENSITY not in table.columns:
