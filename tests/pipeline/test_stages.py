@@ -318,3 +318,11 @@ def test_a_ranker_with_nothing_to_learn_a_click_from_is_refused(
     with pytest.raises(UserError, match=rf"^ranker\.loss: {counts} .* there is nothing to learn from") as error:
         fit_ranker(run)
     assert "\n" not in str(error.value)
+
+
+def test_a_column_of_slots_may_be_empty(world: Any, tmp_path: Path) -> None:
+    shown_log(tmp_path, "u0,i4,1,0,\nu1,i2,1,1,\nu1,i6,7,,\n")
+    run = world.run(tmp_path / "run", tmp_path, data=IMPRESSIONS)
+    prepare(run)
+    assert RunData(run).slots == 1
+    fit_ranker(run)

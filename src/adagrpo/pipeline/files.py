@@ -214,7 +214,7 @@ class RunData:
     def slots(self) -> int:
         """How many slots a slate has; 1 where the logs have none."""
         table = load_impressions(self.prepared)
-        if table is None or "slot" not in table.columns or len(table) == 0:
+        if table is None or "slot" not in table.columns or table["slot"].count() == 0:
             return 1
         return int(table["slot"].max()) + 1  # type: ignore[arg-type]
 
