@@ -76,3 +76,9 @@ def test_some_users_are_a_function_of_the_seed(prepared: Path) -> None:
 def test_nothing_left_is_said_in_one_line(prepared: Path) -> None:
     with pytest.raises(UserError, match="none of 1 rows is of a user with a history"):
         judge(prepared, [(9, 10, True, True)])
+
+
+@pytest.mark.parametrize(("label", "holds"), [([1, 2], "List"), (0.5, "Float64, such as '0.5'"), ("yes", "String")])
+def test_a_column_that_is_no_label_is_refused_by_name(prepared: Path, label: object, holds: str) -> None:
+    with pytest.raises(UserError, match=rf"column 'click' holds {holds}.* and no label; one is 1, 0, true or false"):
+        judge(prepared, [(8, 11, label, False)])

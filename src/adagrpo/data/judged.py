@@ -16,7 +16,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from adagrpo.data.columns import ITEM, ITEM_ID, USER, USER_ID
-from adagrpo.data.logs.cells import booleans, id_texts
+from adagrpo.data.logs.cells import UNREADABLE, booleans, id_texts
+from adagrpo.data.logs.formats import one_line
 from adagrpo.data.logs.unpacking import MAX_EXPANSION
 from adagrpo.data.logs.whole_tables import read_table
 from adagrpo.data.prepared import load_impressions, load_item_ids, load_until_test, load_user_ids
@@ -61,10 +62,10 @@ def read_judged(
         user, item and a boolean column a label, by user and item; and how many rows were left out for which reason.
 
     Raises:
-        UserError: a column is missing, or nothing is left to judge by.
+        UserError: a column is missing or holds no label, or nothing is left to judge by.
     """
     table = read_table(path, [user, item, *labels], max_expansion, [user, item])
-    marks = [booleans(table[name]) for name in labels]
+    marks = [_label(path, table[name]) for name in labels]
     rows = pl.DataFrame({USER_ID: id_texts(table[user]), ITEM_ID: id_texts(table[item])}).with_columns(marks)
     labelled = rows.drop_nulls(list(labels))
     numbered = _numbered(labelled, prepared)
@@ -84,6 +85,18 @@ def read_judged(
     if len(kept) == 0:
         raise UserError(f"{path}: none of {len(rows)} rows is of a user with a history and an item of the catalogue")
     return kept, counts | {"kept": len(kept), "users": kept[USER].n_unique(), "items": kept[ITEM].n_unique()}
+
+
+def _label(path: Path, values: pl.Series) -> pl.Series:
+    """A label of each row, null where there is none."""
+    dtype = values.dtype
+    known = None if dtype.is_nested() or dtype in UNREADABLE else booleans(values)
+    if known is None or (len(values) and known.null_count() == len(values)):
+        example = next((f", such as '{one_line(str(value))}'" for value in values if value is not None), "")
+        raise UserError(
+            f"{path}: column '{values.name}' holds {dtype}{example} and no label; one is 1, 0, true or false"
+        )
+    return known
 
 
 def as_judged(table: pl.DataFrame, labels: Sequence[str]) -> Judged:

@@ -15,6 +15,7 @@ import polars as pl
 __all__ = [
     "LAST_TIME",
     "LONGEST_ID",
+    "UNREADABLE",
     "blank_to_null",
     "booleans",
     "id_of",
@@ -29,6 +30,7 @@ __all__ = [
 
 BOOLEANS = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
 LONGEST_ID = 1000  # characters; a longer one is what an unclosed quote or a wrong delimiter has swallowed
+UNREADABLE = (pl.Binary, pl.Object, pl.Duration)  # types of a Parquet column that are no value of a log
 WHOLE = 2.0**53  # from which on two whole numbers may be one double
 LAST_TIME = 9_223_372_036_854_774_784.0  # the largest double that fits into 64 bits
 
