@@ -252,3 +252,15 @@ def test_a_log_of_which_nothing_can_be_read_says_why(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "user_id;item_id;rating\n" + "u;i;3,5\n" * 4)
     with pytest.raises(UserError, match=r"4 rejected.*the first of those rejected is row 1: rating is '3,5'"):
         look_at([path], given={"user": "user_id", "item": "item_id", "rating": "rating", "order": "rating"})
+
+
+@pytest.mark.parametrize("kind", [pl.Binary, pl.Duration])
+@pytest.mark.parametrize("role", ["timestamp", "clicked", "rating", "event"])
+def test_a_column_of_bytes_or_durations_has_no_role(tmp_path: Path, role: str, kind: Any) -> None:
+    values = pl.Series(role, ["a", "b", "c"] if kind == pl.Binary else [1, 2, 3]).cast(kind)
+    table = {"user_id": [1, 1, 2], "item_id": [1, 2, 1], "when": [1, 2, 3]}
+    pl.DataFrame(table).with_columns(values).write_parquet(tmp_path / "a.parquet")
+    assert role not in look_at([tmp_path / "a.parquet"])["roles"]
+    columns = {"timestamp": "when"} | {role: role}
+    with pytest.raises(UserError, match=rf"column '{role}' is of type {kind.__name__}.*, expected"):
+        read_logs([tmp_path / "a.parquet"], ColumnMapping(**columns))

@@ -29,6 +29,7 @@ from adagrpo.data.columns import (
     USER_ID,
 )
 from adagrpo.data.logs.cells import (
+    UNREADABLE,
     blank_to_null,
     identifiers,
     integers_if_all,
@@ -232,7 +233,7 @@ class Reading:
         fields = self.fields
         for field in fields.values():
             dtype = chunk.table[field.source].dtype
-            if dtype.is_nested() or dtype in (pl.Binary, pl.Object):
+            if dtype.is_nested() or dtype in UNREADABLE:
                 raise UserError(f"{path}: column '{field.source}' is of type {dtype}, expected {field.expected}")
         raw = pl.DataFrame({name: blank_to_null(chunk.table[field.source]) for name, field in fields.items()})
         parsed = pl.DataFrame({name: field.parse(raw[name]) for name, field in fields.items()})

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from adagrpo.data.columns import ATTRIBUTES, GROUPS, ITEM_ID, TEXT
-from adagrpo.data.logs.cells import blank_to_null, identifiers, integers_if_all
+from adagrpo.data.logs.cells import UNREADABLE, blank_to_null, identifiers, integers_if_all
 from adagrpo.data.logs.formats import columns_of, kind_of, one_line, require
 from adagrpo.data.logs.unpacking import MAX_EXPANSION
 from adagrpo.data.logs.whole_tables import read_table
@@ -88,7 +88,7 @@ def _flat(path: Path, values: pl.Series) -> pl.Series:
     leaf: Any = values.dtype
     while isinstance(leaf, pl.List | pl.Array):
         leaf = leaf.inner
-    if leaf.is_nested() or leaf in (pl.Binary, pl.Object, pl.Duration):
+    if leaf.is_nested() or leaf in UNREADABLE:
         held = one_line(str(values.dtype))
         raise UserError(
             f"{path}: column '{one_line(values.name)}' holds {held}; what is said of an item (data.items.text,"

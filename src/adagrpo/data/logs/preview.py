@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 
 from adagrpo.data.columns import ITEM_ID, TIMESTAMP, USER_ID
-from adagrpo.data.logs.cells import blank_to_null, booleans, numbers, slots
+from adagrpo.data.logs.cells import UNREADABLE, blank_to_null, booleans, numbers, slots
 from adagrpo.data.logs.chunks import read_chunks
 from adagrpo.data.logs.formats import columns_of, listed, one_line
 from adagrpo.data.logs.interactions import ColumnMapping, read_logs
@@ -152,7 +152,7 @@ def _most(read: pl.Series) -> bool:
 def _fits(role: str, values: pl.Series) -> bool:
     """Whether most values are what a role needs."""
     known = blank_to_null(values).drop_nulls()
-    if len(known) == 0 or known.dtype.is_nested():
+    if len(known) == 0 or known.dtype.is_nested() or known.dtype in UNREADABLE:
         return False
     if role in ("user", "item", "event"):
         return not known.dtype.is_temporal()
