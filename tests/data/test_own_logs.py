@@ -264,3 +264,10 @@ def test_a_column_of_bytes_or_durations_has_no_role(tmp_path: Path, role: str, k
     columns = {"timestamp": "when"} | {role: role}
     with pytest.raises(UserError, match=rf"column '{role}' is of type {kind.__name__}.*, expected"):
         read_logs([tmp_path / "a.parquet"], ColumnMapping(**columns))
+
+
+def test_lists_are_shown_as_lists(tmp_path: Path) -> None:
+    table = {"user_id": [1, 2], "item_id": [1, 2], "timestamp": [1, 2], "tags": [["a", "b"], []]}
+    pl.DataFrame(table).write_parquet(tmp_path / "a.parquet")
+    column = next(one for one in look_at([tmp_path / "a.parquet"])["columns"] if one["name"] == "tags")
+    assert column["examples"] == ["['a', 'b']", "[]"]

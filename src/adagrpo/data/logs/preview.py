@@ -126,7 +126,7 @@ def look_at_items(path: Path, item: str) -> dict[str, Any]:
 def _column(name: str, values: pl.Series) -> dict[str, Any]:
     values = blank_to_null(values)
     known = values.drop_nulls()
-    examples = [one_line(str(value)) for value in known.head(100).unique(maintain_order=True).head(3)]
+    examples = [one_line(str(value)) for value in known.head(100).unique(maintain_order=True).head(3).to_list()]
     return {"name": name, "type": _type(known), "empty": values.null_count(), "examples": examples}
 
 
