@@ -131,6 +131,28 @@ def test_groups_are_those_of_the_version(run: Run, tmp_path: Path) -> None:
     assert served.eligibility.resolve(exclude=[3, 13]).left == 30  # of 31 listed
 
 
+def test_what_comes_back_has_the_groups_that_it_has_now(world: Any, tmp_path: Path) -> None:
+    def table(name: str, rows: str) -> Path:
+        (tmp_path / name).write_text("item_id,title,market\n" + rows, encoding="utf-8")
+        return tmp_path / name
+
+    world.write(tmp_path)
+    table("items.csv", "".join(f"{item},{title(number)},de\n" for number, item in enumerate(ITEMS)))
+    described = {"path": "items.csv", "text": ["title"], "groups": ["market"]}
+    vectors = {"text": 1.0, "cooccurrence": 1.0}
+    run = world.run(tmp_path / "run", tmp_path, data={"items": described}, tokenizer={"vectors": vectors})
+    prepare(run), tokenize(run)
+    update_catalog(run, delist=["3", "13"])
+    version, _ = update_catalog(run, items=table("back.csv", f"3,another title,fr\n13,,\n1043,{title(4)},fr\n"))
+    rows = {item: (text, groups) for item, text, groups in version.items.select("item_id", "text", "groups").rows()}
+    assert rows[3] == (title(0), ["market=fr"]) and rows[13] == (title(1), [])  # codes are of the text that they had
+    assert rows[23] == (title(2), ["market=de"]) and rows[1043] == (title(4), ["market=fr"])
+    assert version.items["item"].to_list() == list(range(31))
+    update_catalog(run, delist=["3"])
+    with pytest.raises(UserError, match=r"--delist: '3' is in .*back\.csv too; an item comes or leaves"):
+        update_catalog(run, items=table("back.csv", "3,another title,fr\n"), delist=["3"])
+
+
 def test_a_list_after_a_delisting_is_the_rest_of_a_search_that_saw_all(run: Run) -> None:
     """By the decoder alone the scores of other items do not change; a beam of 30 holds the whole catalogue."""
     update_catalog(run, delist=["3", "153"])

@@ -21,7 +21,7 @@ import polars as pl
 from numpy.typing import NDArray
 from scipy import sparse
 
-from adagrpo.data.columns import ATTRIBUTES, ITEM, ITEM_ID, TEXT, USER_ID
+from adagrpo.data.columns import ATTRIBUTES, GROUPS, ITEM, ITEM_ID, TEXT, USER_ID
 from adagrpo.data.logs.cells import id_texts
 from adagrpo.data.logs.formats import columns_of, names_file
 from adagrpo.data.logs.interactions import Refusals
@@ -146,10 +146,10 @@ def _changed(
 ) -> tuple[_State, int]:
     """The version after the changes, and how many items were placed, new ones and others."""
     rows = {str(name): row for row, name in enumerate(state.items[ITEM_ID].to_list())}
-    came = len(state.items)
+    came, there = len(state.items), state.listed
     if items is not None:
         state = _with_items(run, state, items, rows)
-    _refuse_both(leaving, state, rows, came, items)
+    _refuse_both(leaving, state, rows, there, items)
     listed = state.listed.copy()
     listed[[rows[name] for name in leaving]] = False
     if not listed.any():
@@ -162,7 +162,10 @@ def _changed(
 
 
 def _with_items(run: Run, state: _State, path: Path, rows: dict[str, int]) -> _State:
-    """The state with new items at the end, whose codes are -1, and with those listed again that had left."""
+    """The state with new items at the end, whose codes are -1, and with those listed again that had left.
+
+    An item that is listed again keeps what its codes and weights were made of; its groups are those that it has now.
+    """
     source = log_source(run)
     if source.described is None:
         raise UserError("--items: the recipe has no data.items, which says what the columns of an item table are")
@@ -183,7 +186,8 @@ def _with_items(run: Run, state: _State, path: Path, rows: dict[str, int]) -> _S
     if len(wrong):
         raise UserError(f"{path}: item {wrong[0]!r}: the ids of the catalogue are whole numbers")
     numbers = pl.Series(ITEM, np.arange(len(state.items), len(state.items) + len(new)), dtype=state.items.schema[ITEM])
-    grown = pl.concat([state.items, new.with_columns(numbers)], how="diagonal")
+    back = table.filter(~unknown).with_columns(pl.Series(ITEM, places[places >= 0], dtype=numbers.dtype))
+    grown = pl.concat([_regrouped(state.items, back), new.with_columns(numbers)], how="diagonal")
     rows |= {str(name): len(state.items) + place for place, name in enumerate(new[ITEM_ID].to_list())}
     codes = np.concatenate([state.codes, np.full((len(new), state.codes.shape[1]), -1)])
     listed = np.concatenate([state.listed, np.ones(len(new), np.bool_)])
@@ -191,14 +195,30 @@ def _with_items(run: Run, state: _State, path: Path, rows: dict[str, int]) -> _S
     return _State(grown, codes, listed, state.neighbours)
 
 
-def _refuse_both(leaving: Sequence[str], state: _State, rows: dict[str, int], came: int, items: Path | None) -> None:
+def _regrouped(items: pl.DataFrame, back: pl.DataFrame) -> pl.DataFrame:
+    """The items with the groups that some of them have in another table; the same where neither table has groups."""
+    if GROUPS not in items or GROUPS not in back:
+        return items
+    now = back.select(ITEM, pl.col(GROUPS).alias("now"))
+    joined = items.join(now, on=ITEM, how="left", maintain_order="left")
+    return joined.with_columns(pl.coalesce("now", GROUPS).alias(GROUPS)).drop("now")
+
+
+def _refuse_both(
+    leaving: Sequence[str],
+    state: _State,
+    rows: dict[str, int],
+    there: NDArray[np.bool_],  # (V',) what was listed before, of the items that there were
+    items: Path | None,
+) -> None:
     unknown = [name for name in leaving if name not in rows]
     if unknown:
         raise UserError(
             f"--delist: {unknown[0]!r} is no item of the catalogue, and {len(unknown) - 1} more; "
             "it takes ids as the logs have them"
         )
-    both = [name for name in leaving if rows[name] >= came]
+    comes = state.listed & ~np.append(there, np.zeros(len(state.listed) - len(there), np.bool_))
+    both = [name for name in leaving if comes[rows[name]]]
     if both:
         raise UserError(f"--delist: {both[0]!r} is in {items} too; an item comes or leaves")
 
