@@ -15,14 +15,14 @@ from adagrpo.data.prepared import load_training
 from adagrpo.errors import UserError
 
 
-def logs(folder: Path, rows: list[tuple[str, str, int]], name: str) -> Logs:
+def logs(folder: Path, rows: list[tuple[str, str, int | None]], name: str) -> Logs:
     folder.mkdir(parents=True, exist_ok=True)
     pl.DataFrame(rows, schema=["user_id", "item_id", "clicked"], orient="row").write_csv(folder / name)
     return read_logs([folder / name], ColumnMapping(clicked="clicked"), ordered=False)
 
 
 @pytest.fixture(scope="module")
-def rows() -> list[tuple[str, str, int]]:
+def rows() -> list[tuple[str, str, int | None]]:
     """200 users, 30 items each, a click with probability .4."""
     draw = np.random.default_rng(0)
     return [
@@ -31,7 +31,7 @@ def rows() -> list[tuple[str, str, int]]:
 
 
 @pytest.fixture(scope="module")
-def written(rows: list[tuple[str, str, int]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def written(rows: list[tuple[str, str, int | None]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exposures")
     at_random = [(f"u{user}", f"i{item}", 1) for user in range(201) for item in (3, 61)]
     for name, seed in (("one", 3), ("same", 3), ("other", 4)):
@@ -46,7 +46,7 @@ def written(rows: list[tuple[str, str, int]], tmp_path_factory: pytest.TempPathF
     return folder
 
 
-def test_every_impression_is_in_one_place(written: Path, rows: list[tuple[str, str, int]]) -> None:
+def test_every_impression_is_in_one_place(written: Path, rows: list[tuple[str, str, int | None]]) -> None:
     folder = written / "one"
     users, items = (pl.read_parquet(folder / f"{name}.parquet") for name in ("users", "items"))
     shown, held = pl.read_parquet(folder / "impressions.parquet"), load_held_out(folder)
@@ -62,7 +62,7 @@ def test_every_impression_is_in_one_place(written: Path, rows: list[tuple[str, s
         assert summary[f"{name}_impressions"] / len(rows) == pytest.approx(0.1, abs=0.015)
 
 
-def test_items_that_are_described_are_counted(tmp_path: Path, rows: list[tuple[str, str, int]]) -> None:
+def test_items_that_are_described_are_counted(tmp_path: Path, rows: list[tuple[str, str, int | None]]) -> None:
     items = pl.DataFrame({"item_id": ["i3", "i4", "other"], "text": "", "attributes": [["x"]] * 3})
     write_exposures(logs(tmp_path, rows, "log.csv"), None, items, tmp_path / "out", held_out=0.1, seed=0)
     assert json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))["items_described"] == 2
@@ -115,6 +115,17 @@ def test_of_repeats_the_clicked_one_is_kept(tmp_path: Path) -> None:
         ]
     )
     assert len(shown) == 80 and int(shown["clicked"].sum()) == 40
+
+
+def test_what_was_chosen_and_not_logged_as_shown_is_counted(tmp_path: Path) -> None:
+    rows = [(f"u{user}", f"i{item}", item % 2) for user in range(9) for item in range(9)]
+    both = [*rows, ("u0", "i20", None), ("u1", "i21", None)]
+    write_exposures(logs(tmp_path, both, "log.csv"), None, None, tmp_path / "p", held_out=0.1, seed=0)
+    summary = json.loads((tmp_path / "p" / "summary.json").read_text(encoding="utf-8"))
+    assert (summary["rows_read"], summary["without_impression_dropped"]) == (83, 2)
+    assert summary["items"] == 9
+    write_exposures(logs(tmp_path, rows, "log.csv"), None, None, tmp_path / "q", held_out=0.1, seed=0)
+    assert "without_impression_dropped" not in json.loads((tmp_path / "q" / "summary.json").read_text(encoding="utf-8"))
 
 
 def test_logs_without_impressions_or_clicks_are_refused(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ in training.
     held_out.parquet       user, item, clicked, exposure: `validation` and `biased` as the platform shows, or `random`
 
 A user meets an item once: of repeats the clicked one is kept, else the first, and what is shown at random is left out
-where training holds the pair.
+where training holds the pair. An interaction whose impression was not logged (an empty cell of the clicks) is left out
+and counted: it says nothing of what was shown beside it.
 """
 
 from __future__ import annotations
@@ -124,6 +125,10 @@ def write_exposures(
             for name in ("validation", "biased", "random")
         },
     }
+    shown_to = [(entry.interactions, table) for entry, table in zip(logs, tables, strict=True) if table is not None]
+    unshown = sum(len(chosen) - int(table[CLICKED].cast(pl.Boolean).sum()) for chosen, table in shown_to)
+    if unshown:
+        summary["without_impression_dropped"] = unshown
     if items is not None:
         summary["items_described"] = int(described[MET].sum())
     summary["understood"] = {"files": [file for entry in logs for file in entry.understood.get("files", [])]}

@@ -17,6 +17,7 @@ COUNTS = {  # of summary.json, in the order of the work
     "interactions_dropped": "interactions of rare users and items, dropped",
     "impressions_dropped": "impressions of items that nobody clicked, or of users without a click, dropped",
     "impressions_later": "impressions after a user's last interaction of training, not learned from",
+    "without_impression_dropped": "interactions without an impression, dropped as there is no order",
     "impressions": "impressions",
     "interactions": "interactions",
     "users": "users",
