@@ -116,7 +116,7 @@ def move_to_free_codes(quantization: Quantization) -> NDArray[np.int64]:
     if counts.max(initial=0) > size:
         raise UserError(
             f"tokenizer.collisions: {counts.max()} items share their first {levels - 1} codes and level {levels} has "
-            f"{size}; take more codes or levels, or collisions 'level'"
+            f"{size}; take more codes or levels, or collisions 'level', which alone tells items of equal vectors apart"
         )
     own = np.square(left - vectors[codes[:, -1]]).sum(axis=1)
     order = np.lexsort((own, codes[:, -1], prefix))  # stable: of equal distances the lower item is first

@@ -67,7 +67,7 @@ class Logs:
 
     interactions: pl.DataFrame  # user_id, item_id, time key [, rating]
     impressions: pl.DataFrame | None  # user_id, item_id, time key, clicked [, slot, propensity]
-    rejects: pl.DataFrame  # file, row (0 is the first row of data), reason
+    rejects: pl.DataFrame  # file, row (1 is the first row of data), reason
     rows_read: int
     rows_filtered: int  # by event or rating
     duplicates_dropped: int | None = None  # rows, where they were to be dropped
