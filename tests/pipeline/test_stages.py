@@ -234,6 +234,14 @@ def test_a_cut_beside_the_times_of_the_log_is_refused(
         prepare(world.run(tmp_path / "run", data, data=split))
 
 
+def test_a_split_without_a_test_case_is_refused_before_training(world: Any, tmp_path: Path, data: Path) -> None:
+    split = {"kind": "temporal", "validation_from": 1050, "test_from": 1060_000}  # the one in another unit
+    run = world.run(tmp_path / "run", data, data={"split": split})
+    with pytest.raises(UserError, match=r"test_from: no user .* at or after 1060000 to be .* the last .* is 1080$"):
+        run_all(run)
+    assert made(run.directory) == {"prepare"}
+
+
 def test_published_ids_are_taken_over(world: Any, tmp_path: Path, data: Path, copied: Path) -> None:
     codes = [[index // 6, index % 6] for index in range(30)]
     table = pl.DataFrame({"item_id": [10 * index + 3 for index in range(30)], "sid": codes}).reverse()

@@ -5,6 +5,7 @@ Which of both a run has is asked here alone. A verb that has no meaning without 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -129,6 +130,7 @@ def _run_all(run: Run) -> tuple[dict[str, Any], Path]:
         simulate_marketplace(run)
         _prepare(run)
         check_named(RunData(run), ("train", "evaluate"))
+        _check_test_cases(run)
         _tokenize(run)
         _fit_sft(run)
         _fit_ranker(run)
@@ -140,6 +142,18 @@ def _run_all(run: Run) -> tuple[dict[str, Any], Path]:
         _evaluate(run, arms)
         report_ranker(run)
         return collect(run, arms), write_report(run)
+
+
+def _check_test_cases(run: Run) -> None:
+    """Refuse a split in time without a test case before a model is fitted: evaluation would, after training."""
+    prepared = json.loads(run.checked("prepare", "summary.json").read_text(encoding="utf-8"))
+    split = run.config.data.split
+    if split.kind == "temporal" and not prepared["test_cases"]:
+        last = prepared.get("understood", {}).get("time", {}).get("last", "unknown")
+        raise UserError(
+            f"data.split.test_from: no user with a history has an interaction at or after {split.test_from} to be"
+            f" tested on; the last time of the logs is {last}"
+        )
 
 
 def _run_all_without_order(run: Run) -> tuple[dict[str, Any], Path]:
