@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +16,14 @@ from adagrpo.data.prepared import load_training
 from adagrpo.errors import UserError
 
 
-def logs(folder: Path, rows: list[tuple[str, str, int | None]], name: str) -> Logs:
+def logs(folder: Path, rows: Sequence[tuple[str, str, int | None]], name: str) -> Logs:
     folder.mkdir(parents=True, exist_ok=True)
     pl.DataFrame(rows, schema=["user_id", "item_id", "clicked"], orient="row").write_csv(folder / name)
     return read_logs([folder / name], ColumnMapping(clicked="clicked"), ordered=False)
 
 
 @pytest.fixture(scope="module")
-def rows() -> list[tuple[str, str, int | None]]:
+def rows() -> list[tuple[str, str, int]]:
     """200 users, 30 items each, a click with probability .4."""
     draw = np.random.default_rng(0)
     return [
@@ -31,7 +32,7 @@ def rows() -> list[tuple[str, str, int | None]]:
 
 
 @pytest.fixture(scope="module")
-def written(rows: list[tuple[str, str, int | None]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def written(rows: list[tuple[str, str, int]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exposures")
     at_random = [(f"u{user}", f"i{item}", 1) for user in range(201) for item in (3, 61)]
     for name, seed in (("one", 3), ("same", 3), ("other", 4)):
@@ -46,7 +47,7 @@ def written(rows: list[tuple[str, str, int | None]], tmp_path_factory: pytest.Te
     return folder
 
 
-def test_every_impression_is_in_one_place(written: Path, rows: list[tuple[str, str, int | None]]) -> None:
+def test_every_impression_is_in_one_place(written: Path, rows: list[tuple[str, str, int]]) -> None:
     folder = written / "one"
     users, items = (pl.read_parquet(folder / f"{name}.parquet") for name in ("users", "items"))
     shown, held = pl.read_parquet(folder / "impressions.parquet"), load_held_out(folder)
@@ -62,7 +63,7 @@ def test_every_impression_is_in_one_place(written: Path, rows: list[tuple[str, s
         assert summary[f"{name}_impressions"] / len(rows) == pytest.approx(0.1, abs=0.015)
 
 
-def test_items_that_are_described_are_counted(tmp_path: Path, rows: list[tuple[str, str, int | None]]) -> None:
+def test_items_that_are_described_are_counted(tmp_path: Path, rows: list[tuple[str, str, int]]) -> None:
     items = pl.DataFrame({"item_id": ["i3", "i4", "other"], "text": "", "attributes": [["x"]] * 3})
     write_exposures(logs(tmp_path, rows, "log.csv"), None, items, tmp_path / "out", held_out=0.1, seed=0)
     assert json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))["items_described"] == 2
