@@ -82,9 +82,10 @@ def test_a_mask_is_made_once_for_a_filter_however_it_is_written() -> None:
     again = made.resolve({"in_stock": [True], "category": ["games", "toys", "toys"]}, {"brand": ["3"]})
     assert again.eligible is first.eligible and made.kept == 1
     assert made.resolve({"brand": "1"}).eligible is made.resolve({"brand": 1}).eligible
-    table = ItemGroups(pl.DataFrame({"item": [0, 1], "groups": [["b=1"], ["b=true"]]}))
-    two = Eligibility(Catalog.from_codes(torch.tensor([[0], [1]]), (2,)), lambda: table, lambda ids: ([], []))
-    assert [two.resolve({"b": value}).eligible.items.tolist() for value in (1, True)] == [[True, False], [False, True]]
+    table = ItemGroups(pl.DataFrame({"item": [0, 1, 2], "groups": [["b=1"], ["b=true"], ["b=0"]]}))
+    three = Eligibility(Catalog.from_codes(torch.tensor([[0], [1], [2]]), (3,)), lambda: table, lambda ids: ([], []))
+    found = [three.resolve({"b": value}).eligible.items.tolist() for value in (1, True)]
+    assert found == [[True, False, False], [True, True, False]]  # a number is not what is true
 
 
 def test_the_masks_that_were_used_last_are_kept_within_the_room() -> None:
