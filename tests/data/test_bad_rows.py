@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -175,3 +176,20 @@ def test_where_the_fast_reader_is_sure_it_reads_what_the_slow_one_reads(rows: An
         blank = [tuple(cell or None for cell in row) for row in fast.rows()]
         assert blank == [tuple(cell or None for cell in row) for row in table.rows()]
         assert problem.null_count() == len(rows) and read == len(lines)
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n\r\n"])
+def test_empty_lines_around_the_rows_are_none(tmp_path: Path, end: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [(f"u{n}", f"i{n}", str(n)) for n in range(40)]
+    names = ["user_id", "item_id", "timestamp"]
+    text = "".join(",".join(row) + "\n" for row in [names, *rows])
+    (tmp_path / "log.csv").write_text("\n" + text + end)
+    (tmp_path / "quoted.csv").write_text(text + '"u\n40",i,1\n' + end)
+    lines = [json.dumps(dict(zip(names, row, strict=True))) for row in rows]
+    (tmp_path / "log.jsonl").write_text("\n".join([*lines[:3], "", *lines[3:]]) + "\n" + end)
+    for size in (2**20, 7):  # also where the empty lines are a block of their own
+        monkeypatch.setattr(chunks, "CHUNK_BYTES", size)
+        for file, count in (("log.csv", 40), ("quoted.csv", 41), ("log.jsonl", 40)):
+            found = list(chunks.read_chunks(tmp_path / file, names))
+            assert sum(len(chunk.table) for chunk in found) == count, file
+            assert all(chunk.problem is None or chunk.problem.is_null().all() for chunk in found), file

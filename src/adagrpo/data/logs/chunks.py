@@ -80,6 +80,7 @@ def read_chunks(
             first += len(table)
 
 
+BLANK_END = re.compile(rb"(?:(?<=\n)|\A)(?:\r?\n)+\Z")  # empty lines
 _Parsed = tuple[pl.DataFrame, pl.Series | None]
 _Reader = Callable[[Path, Sequence[str], Sequence[str], float], Iterator[_Parsed]]
 
@@ -128,10 +129,10 @@ def lines_of(block: bytes) -> list[str]:
 
 
 def _jsonl(path: Path, columns: Sequence[str], ids: Sequence[str], max_expansion: float) -> Iterator[_Parsed]:
-    """Fields as text, null in a line that is not JSON."""
+    """Fields as text, null in a line that is not JSON; a blank line is no row."""
     nothing = pl.lit(f"not a JSON object with any of the fields {', '.join(columns)}")
     for block, _ in read_blocks(path, CHUNK_BYTES, max_expansion):
-        table, problem = json_fields(lines_of(block), columns, ids)
+        table, problem = json_fields([line for line in lines_of(block) if line.strip()], columns, ids)
         empty = pl.when(pl.all_horizontal(pl.all().is_null())).then(nothing)
         yield table, table.select(pl.coalesce(pl.lit(problem), empty)).to_series()
 
@@ -186,13 +187,15 @@ def _csv(path: Path, columns: Sequence[str], ids: Sequence[str], max_expansion: 
     """Columns as text, and what is wrong with a record as a whole.
 
     The fast reader swallows, without a word, all that lies between two unclosed quotes. So lines and quotes are counted
-    beside it; where a record is not a line, records are read one by one.
+    beside it; where a record is not a line, records are read one by one. Empty lines before the header
+    and at the end are no rows.
     """
     names, separator = header_of(path), separator_of(path)
     header = carried = b""
     for block, last in read_blocks(path, CHUNK_BYTES, max_expansion):
-        whole = carried + block
+        whole = BLANK_END.sub(b"", carried + block) if last else carried + block
         if not header:
+            whole = whole.lstrip(b"\r\n")
             _, spanned = _record(lines_of(whole), 0, len(names), separator)
             lines = whole.split(b"\n", spanned)
             header, whole = b"\n".join(lines[:spanned]).rstrip(b"\r") + b"\n", b"".join(lines[spanned:])
