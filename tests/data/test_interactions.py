@@ -150,11 +150,11 @@ def test_jsonl_lines_that_are_not_objects(tmp_path: Path) -> None:
     good = {"user id": "a", "it'em": 1, "timestamp": 1.5}
     lines = [json.dumps(good), '{"user id": "a"', "", "[1]", "[" * 5000, json.dumps(good | {"timestamp": None})]
     path = write(tmp_path / "a.ndjson", "\n".join(lines))
-    logs = read_logs([path], ColumnMapping(user="user id", item="it'em"), max_bad_rows=5)
+    logs = read_logs([path], ColumnMapping(user="user id", item="it'em"), max_bad_rows=4)
     assert logs.interactions.rows() == [("a", 1, 1.5)]
-    assert logs.rejects["row"].to_list() == [2, 3, 4, 5, 6]
+    assert logs.rejects["row"].to_list() == [2, 3, 4, 5]  # the empty line is no row
     assert logs.rejects["reason"][0].startswith("not a JSON object with any of the fields")
-    assert logs.rejects["reason"][4] == "timestamp is empty, expected a number >= 0"
+    assert logs.rejects["reason"][3] == "timestamp is empty, expected a number >= 0"
 
 
 @pytest.mark.parametrize(
