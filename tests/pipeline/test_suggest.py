@@ -18,7 +18,7 @@ from adagrpo import cli, pipeline
 from adagrpo.config import load_config
 from adagrpo.config.tokenizer import PublishedIds, TokenizerConfig
 from adagrpo.config.yaml_text import json_text
-from adagrpo.data.logs.preview import look_at
+from adagrpo.data.logs.preview import look_at, look_at_items
 from adagrpo.data.simulation.marketplace import Marketplace, simulate
 from adagrpo.pipeline import Run, Silent
 from adagrpo.pipeline.suggest import sizes_for, sizes_note
@@ -151,6 +151,16 @@ def test_an_item_table_goes_into_the_recipe(tmp_path: Path) -> None:
         refused.returncode == 2
         and "no column looks like the ids of the items; rename it as in the logs, sku, of" in (refused.stderr)
     )
+
+
+def test_lists_of_an_item_table_are_attributes(tmp_path: Path) -> None:
+    """Of two columns of numbers neither: attribute 3 of one would be attribute 3 of the other."""
+    ids = [f"i{number:05}" for number in range(100)]
+    rows: dict[str, Any] = {"sku": ids, "tags": [["oak", "old"]] * 100, "sizes": [[1, 2]] * 100, "price": [3] * 100}
+    pl.DataFrame(rows).write_parquet(tmp_path / "one.parquet")
+    pl.DataFrame(rows | {"colours": [[2]] * 100}).write_parquet(tmp_path / "two.parquet")
+    found = [look_at_items(tmp_path / f"{name}.parquet", "sku")["attributes"] for name in ("one", "two")]
+    assert found == [["tags", "sizes"], ["tags"]]
 
 
 def test_what_is_missing_is_asked_for_in_one_line(tmp_path: Path) -> None:

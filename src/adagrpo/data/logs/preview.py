@@ -92,7 +92,8 @@ def look_at_items(path: Path, item: str) -> dict[str, Any]:
     """What an item table has: `path`, `id_column`, `text` and `attributes`.
 
     Text whose values are mostly its own in each row is a text, such as a title; text that repeats is an attribute,
-    such as a brand. Numbers are neither.
+    such as a brand. Lists of text are attributes too, and so is a list of whole numbers if there is one such column:
+    of two, equal numbers would be taken for the same. Other numbers are neither.
 
     Args:
         path: of the table.
@@ -114,12 +115,15 @@ def look_at_items(path: Path, item: str) -> dict[str, Any]:
     texts = [name for name in names if name != found["column"] and _type(blank_to_null(sample[name])) == "text"]
     known = {name: blank_to_null(sample[name]).drop_nulls() for name in texts}
     texts = [name for name in texts if not known[name].cast(pl.String).str.contains(OBJECTS).any()]
+    held = {name: dtype.inner for name, dtype in sample.schema.items() if isinstance(dtype, pl.List | pl.Array)}
+    numbered = [name for name, inner in held.items() if inner.is_integer()]
+    labels = [name for name, inner in held.items() if inner == pl.String] + (numbered if len(numbered) == 1 else [])
     own = [name for name in texts if known[name].n_unique() > OWN_VALUES * len(known[name])]
     return {
         "path": str(path),
         "id_column": found["column"],
         "text": own,
-        "attributes": [name for name in texts if name not in own],
+        "attributes": [name for name in names if name in labels or (name in texts and name not in own)],
     }
 
 
