@@ -30,16 +30,7 @@ from adagrpo.objective.terms import OBJECTIVES, TERMS, RewardTerm
 __all__ = ["ArmConfig", "CompareConfig", "EvaluationConfig", "Gate", "ObjectiveConfig", "TrainConfig"]
 
 Gate = Literal[
-    "adagrpo",
-    "all",
-    "none",
-    "difficulty",
-    "discriminability",
-    "random",
-    "bernoulli",
-    "shuffled",
-    "inverted",
-    "oracle",
+    "adagrpo", "all", "none", "difficulty", "discriminability", "random", "bernoulli", "shuffled", "inverted", "oracle"
 ]
 
 GATES: tuple[Gate, ...] = get_args(Gate)
