@@ -248,6 +248,12 @@ CONTRADICTIONS: list[Contradiction] = [
     (TERM_SECTIONS["best_of_n"], "objective.best_of_n", {"beta": 1}, "write objective.grpo.beta"),
     (Config, "", {"ranker": {"folds": 2}, "reward": {"kind": "lambdarank"}}, "ranker.folds cross-fits"),
     (DataConfig, "data", {"logs": ["a"], "marketplace": {}}, "either logs or marketplace"),
+    (
+        DataConfig,
+        "data",
+        {"logs": ["a.csv", "b.csv", "./a.csv"], "marketplace": None, "exposures": None},
+        "'a.csv' is named twice",
+    ),
     (ItemTable, "data", {"items": "a.csv"}, "data.items: is a path alone"),
     (DataConfig, "data", {"logs": [], "marketplace": None}, "either logs or marketplace"),
     (DataConfig, "data", {"items": None, "shuffle_ties": {"sorted_by": "asin"}}, "give items"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from os.path import normpath
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -193,6 +194,9 @@ class DataConfig(Section):
     def _one_source(self) -> Self:
         if bool(self.logs) + (self.marketplace is not None) + (self.exposures is not None) != 1:
             raise ValueError("give either logs or marketplace or exposures")
+        files = [normpath(path) for path in self.logs]
+        if twice := [path for path, file in zip(self.logs, files, strict=True) if files.count(file) > 1]:
+            raise ValueError(f"logs: '{twice[0]}' is named twice, and its rows would count twice; name it once")
         if self.shuffle_ties and self.shuffle_ties.sorted_by and self.items is None:
             raise ValueError("shuffle_ties.sorted_by is a column of the item table; give items")
         if self.shuffle_ties and self.shuffle_ties.sorted_by and self.split.kind == "temporal":

@@ -224,7 +224,9 @@ class RunData:
             self.run.checked("prepare", "test.parquet")
         cases = load_cases(self.prepared, split)
         if len(cases) == 0:
-            raise UserError(f"{self.prepared / f'{split}.parquet'}: no {split} case; users need three interactions")
+            temporal = self.config.data.split.kind == "temporal"
+            need = "see the times of data.split" if temporal else "users need three interactions"
+            raise UserError(f"{self.prepared / f'{split}.parquet'}: no {split} case; {need}")
         return cases
 
     @property
