@@ -80,7 +80,6 @@ def read_chunks(
             first += len(table)
 
 
-BLANK_END = re.compile(rb"(?:(?<=\n)|\A)(?:\r?\n)+\Z")  # empty lines
 _Parsed = tuple[pl.DataFrame, pl.Series | None]
 _Reader = Callable[[Path, Sequence[str], Sequence[str], float], Iterator[_Parsed]]
 
@@ -187,13 +186,13 @@ def _csv(path: Path, columns: Sequence[str], ids: Sequence[str], max_expansion: 
     """Columns as text, and what is wrong with a record as a whole.
 
     The fast reader swallows, without a word, all that lies between two unclosed quotes. So lines and quotes are counted
-    beside it; where a record is not a line, records are read one by one. Empty lines before the header
-    and at the end are no rows.
+    beside it; where a record is not a line, records are read one by one. Empty lines before the header and at the end
+    are no rows.
     """
     names, separator = header_of(path), separator_of(path)
     header = carried = b""
     for block, last in read_blocks(path, CHUNK_BYTES, max_expansion):
-        whole = BLANK_END.sub(b"", carried + block) if last else carried + block
+        whole = (carried + block).rstrip(b"\r\n") if last else carried + block
         if not header:
             whole = whole.lstrip(b"\r\n")
             _, spanned = _record(lines_of(whole), 0, len(names), separator)
