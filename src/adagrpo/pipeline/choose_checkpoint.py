@@ -102,7 +102,8 @@ def _best_on_validation(run: Run, arms: list[str], checkpoint: str) -> tuple[str
     apart = f"evaluated on part of the catalogue (evaluation.eligible): {', '.join(narrowed)}"
     if len(narrowed) < len(values):
         values = {arm: value for arm, value in values.items() if arm not in narrowed}
-    few = [arm for arm in values if sampled.get(arm, inf) < max(sampled.get(other, inf) for other in values)]
+    most = max(sampled.get(arm, inf) for arm in values)  # cases
+    few = [arm for arm in values if sampled.get(arm, inf) < most]
     values = {arm: value for arm, value in values.items() if arm not in few}
     best = max(values, key=lambda arm: values[arm])
     cases = f"{sampled[best]:,} cases of " if best in sampled else ""
