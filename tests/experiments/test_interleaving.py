@@ -149,6 +149,15 @@ def test_requests_without_a_list_are_counted_and_say_nothing_of_the_coin() -> No
     assert found | {"without_list": 0} == plain and plain["verdicts"] == {"new": "preferred"}
 
 
+def test_an_arm_that_was_stopped_is_never_preferred() -> None:
+    rows, stops = log(400, 1.6), {"new": PLAN.begins + DAY}
+    found = prefer(PLAN, *rows, now=AFTER, stops=stops)
+    assert found["verdicts"] == {"new": "inconclusive"} and [*found["stopped"]] == ["new"]
+    assert found["reasons"]["new"].startswith(f"it was stopped on {found['stopped']['new']}, and what is said")
+    assert prefer(PLAN, *log(400, 0.5), now=AFTER, stops=stops)["verdicts"] == {"new": "not preferred"}
+    assert prefer(PLAN, *rows, now=AFTER, stops={"now": PLAN.begins + DAY})["verdicts"] == {"new": "preferred"}
+
+
 def test_few_users_prefer_nothing() -> None:
     """Two users who clicked the same arm agree exactly, and prove nothing."""
     found = prefer(PLAN, *log(25, 50.0), now=AFTER)

@@ -11,7 +11,7 @@ import pytest
 
 from adagrpo.pipeline import Run, collect, evaluate, train
 from adagrpo.pipeline.stages.choose_weight import least_of_the_best
-from adagrpo.pipeline.stages.reranking import rerank_start
+from adagrpo.pipeline.stages.reranking import re_rankings
 
 # items are 3, 13, .. 293 on a ring; what comes soon after the last one is good
 RING = """
@@ -50,7 +50,7 @@ def test_the_stage_reads_no_test_case_and_tries_what_re_ranking_tries(copied: Pa
     run = trained(world, copied, data, [arm("validation")], {"kind": "sequential"})
     actual = choice(run)
     test.write_bytes(held)
-    rerank_start(run)
+    re_rankings(run, "rerank")["evaluate/rerank"](run)
     tried = json.loads((copied / "evaluate" / "rerank" / "metrics.json").read_text(encoding="utf-8"))["tried"]
     assert actual["ndcg@10"] == pytest.approx(tried) and actual["cases"] == 60
     assert len(set(tried.values())) > 1

@@ -123,12 +123,11 @@ def compare(
 def _print_plans(comparisons: list[Comparison], as_json: bool) -> None:
     """What comparisons would do: each as YAML, and as comments below it the plan of each of its seeds' runs."""
     from adagrpo.config.yaml_text import dump_yaml
-    from adagrpo.pipeline.dry_run import plan
 
     plans: list[dict[str, Any]] = []
     texts = []
     for comparison in comparisons:
-        runs = {str(seed): plan(comparison.run_of(seed), EVERYTHING) for seed in comparison.seeds}
+        runs = {str(seed): comparison.plan_of(seed, EVERYTHING) for seed in comparison.seeds}
         plans.append(comparison.describe() | {"runs": runs})
         comments = [f"seed {seed}\n{plan_text(content)}" for seed, content in runs.items()]
         text = dump_yaml(comparison.describe())

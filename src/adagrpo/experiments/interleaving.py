@@ -17,8 +17,9 @@ from __future__ import annotations
 import hashlib
 import hmac
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import polars as pl
@@ -26,7 +27,7 @@ from scipy import stats
 
 from adagrpo.errors import UserError
 from adagrpo.experiments.anytime import anytime_factor
-from adagrpo.experiments.plan import Plan
+from adagrpo.experiments.plan import Plan, moment_of
 from adagrpo.experiments.sample_ratio import LEVEL
 from adagrpo.experiments.units import FAILED
 
@@ -109,7 +110,14 @@ def preferred(credits: pl.DataFrame) -> Preference | None:
     return Preference(float(shares.mean()), float(shares.std(ddof=1)) / math.sqrt(len(shares)), len(shares))
 
 
-def prefer(plan: Plan, exposures: pl.DataFrame, feedback: pl.DataFrame, *, now: datetime) -> dict[str, Any]:
+def prefer(
+    plan: Plan,
+    exposures: pl.DataFrame,
+    feedback: pl.DataFrame,
+    *,
+    now: datetime,
+    stops: Mapping[str, float] = MappingProxyType({}),
+) -> dict[str, Any]:
     """The result of an experiment of kind `interleaving`.
 
     Args:
@@ -117,10 +125,11 @@ def prefer(plan: Plan, exposures: pl.DataFrame, feedback: pl.DataFrame, *, now: 
         exposures: one row an answer, see `adagrpo.serving.exposure_parts`.
         feedback: one row a request, item and kind.
         now: of the look; a plan that looks at the end shows nothing before.
+        stops: seconds since 1970 by arm that was switched off; whoever did so looked, so it is never `preferred`.
 
     Returns:
-        JSON: `verdicts` and `reasons`, `preference`, `daily`, and counts; `without_list` counts requests that failed or
-        got an empty list.
+        JSON: `verdicts` and `reasons`, `preference`, `daily`, `stopped`, and counts; `without_list` counts requests
+        that failed or got an empty list.
 
     Raises:
         UserError: the log has no interleaved list of the experiment.
@@ -147,6 +156,7 @@ def prefer(plan: Plan, exposures: pl.DataFrame, feedback: pl.DataFrame, *, now: 
         "answers": len(answers),
         "without_list": len(asked) - len(answers),
         "first_place": {"treatment": first / len(answers), "p_value": fair},
+        "stopped": {arm: moment_of(time) for arm, time in stops.items()},
         "preference": None,
         "daily": [],
     }
@@ -170,6 +180,10 @@ def prefer(plan: Plan, exposures: pl.DataFrame, feedback: pl.DataFrame, *, now: 
     if certain:
         verdict = "preferred" if found.share > 0.5 else "not preferred"
     reason = f"{found.share:.1%} of a user's credited clicks are on its items ({low:.1%} to {high:.1%})"
+    if treatment in stops:
+        verdict = "inconclusive" if verdict == "preferred" else verdict
+        until = result["stopped"][treatment]
+        reason = f"it was stopped on {until}, and what is said is of the time until then: {reason}"
     return result | _says(treatment, verdict, reason)
 
 

@@ -13,7 +13,7 @@ known when the gated arm of the same seed has been trained, see `adagrpo.pipelin
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,14 @@ from adagrpo.errors import UserError
 from adagrpo.evaluation.comparison import Measured, compare, compare_pairs
 from adagrpo.metrics import cutoff
 from adagrpo.pipeline import run_all
+from adagrpo.pipeline.dry_run import plan
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.matching import MATCHED, check_matched, matched_arm
 from adagrpo.pipeline.run import Console, Run, Silent
 from adagrpo.pipeline.served_log import publish_first
 from adagrpo.pipeline.stages.paired_outcomes import read_measured
 from adagrpo.pipeline.stages.prepare import exposure_parts, log_source
-from adagrpo.pipeline.stages.reranking import RERANK, SUFFIX, re_ranked, rerank_arm, rerank_start
+from adagrpo.pipeline.stages.reranking import RERANK, SUFFIX, re_ranked, re_rankings
 from adagrpo.pipeline.verbs import refuse_without_order
 from adagrpo.report import finding, write_comparison
 from adagrpo.serving.exposure_parts import parts_of
@@ -198,6 +199,16 @@ class Comparison:
         plan = self.plan.model_dump(mode="json")
         return {"arms": self.arms, "seeds": self.seeds, "plan": plan, "config": dump_config(self.config)}
 
+    def plan_of(self, seed: int, parts: Collection[str]) -> dict[str, Any]:
+        """What the run of one seed would do, re-ranking too, see `adagrpo.pipeline.dry_run.plan`.
+
+        An arm that is matched to another has stages here once that one is trained.
+        """
+        run = self.run_of(seed)
+        matched = self._matched_before(run)
+        run.config = _with_arms(run.config, [*run.config.train.arms, *matched.values()])
+        return plan(run, parts, self._re_rankings(run, _names(matched)))
+
     def run_of(self, seed: int) -> Run:
         """The run of one seed, of which nothing is made yet."""
         directory = self.directory / f"seed-{seed}"
@@ -271,19 +282,19 @@ class Comparison:
         with run.locked():
             matched = self._matched_before(run)
             while True:  # once more in the same directory, with some arms more, when their lambda has become known
-                arms = {arm.name: arm for arm in (*config.train.arms, *matched.values())}
-                run.config, known = _with_arms(config, [*arms.values()]), matched
+                run.config, known = _with_arms(config, [*config.train.arms, *matched.values()]), matched
                 matched = self._matched(run, run_all(run)[0])
                 if matched == known:
                     break
-            names = {name: arm.name for name, arm in matched.items()}
-            names |= {f"{name}{SUFFIX}": f"{arm}{SUFFIX}" for name, arm in names.items()}
-            for arm in self.arms:
-                if arm == RERANK:
-                    rerank_start(run)
-                elif (base := re_ranked(arm)) is not None:
-                    rerank_arm(run, names.get(base, base))
+            names = _names(matched)
+            for make in self._re_rankings(run, names).values():
+                make(run)
         return run, names
+
+    def _re_rankings(self, run: Run, names: Mapping[str, str]) -> dict[str, Callable[[Run], None]]:
+        """The stages of re-ranking in a run, by name; `names` has the arms that are called otherwise there."""
+        arms = dict.fromkeys(names.get(arm, arm) for arm in self.arms)
+        return {stage: make for arm in arms for stage, make in re_rankings(run, arm).items()}
 
     def _matched(self, run: Run, metrics: Mapping[str, Any]) -> dict[str, ArmConfig]:
         """The matched arms by the names that they have here."""
@@ -296,6 +307,12 @@ class Comparison:
             return {} if path is None else self._matched(run, json.loads(path.read_text(encoding="utf-8")))
         except (UserError, KeyError):
             return {}
+
+
+def _names(matched: Mapping[str, ArmConfig]) -> dict[str, str]:
+    """What matched arms, and these re-ranked, are called in a run."""
+    names = {name: arm.name for name, arm in matched.items()}
+    return names | {f"{name}{SUFFIX}": f"{arm}{SUFFIX}" for name, arm in names.items()}
 
 
 def _named_here(name: str) -> bool:
@@ -345,8 +362,9 @@ def _check_list(option: str, values: Sequence[object]) -> None:
 
 
 def _with_arms(config: Config, arms: Sequence[ArmConfig]) -> Config:
-    """The configuration with these arms, checked as if the recipe had named them."""
-    named = config.model_copy(update={"train": config.train.model_copy(update={"arms": tuple(arms)})})
+    """The configuration with these arms, one that is there twice once, checked as if the recipe had named them."""
+    different = {arm.name: arm for arm in arms}
+    named = config.model_copy(update={"train": config.train.model_copy(update={"arms": (*different.values(),)})})
     try:
         return Config.model_validate(dump_config(named))
     except ValidationError as error:

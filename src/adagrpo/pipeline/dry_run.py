@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -45,12 +46,16 @@ __all__ = ["plan"]
 DIAGNOSED = "diagnose"  # no stage, but work
 
 
-def plan(run: Run, parts: Collection[str]) -> dict[str, Any]:
+Declare = Callable[[Run], object]
+
+
+def plan(run: Run, parts: Collection[str], then: Mapping[str, Declare] = MappingProxyType({})) -> dict[str, Any]:
     """What carrying out some parts of a run would do.
 
     Args:
         run: with the settings that they would be carried out by.
         parts: simulate, prepare, tokenize, sft, ranker, train, evaluate or diagnose.
+        then: the declarations of stages that somebody makes in the run after those, by name.
 
     Returns:
         JSON-able: `stages` with `state` (`make` or `unchanged`), `steps` and `seconds`; `data`; `parameters` of the
@@ -62,6 +67,8 @@ def plan(run: Run, parts: Collection[str]) -> dict[str, Any]:
     """
     walked = _Walk(run)
     _walk(walked, parts)
+    for name, declare in then.items():
+        _declare(walked, name, declare)
     with _prepared(run, unchanged=not walked.walked.get("prepare", False)) as data:
         check_named(data, parts)
         content = _content(run, data, walked.walked)
@@ -121,13 +128,17 @@ def _walk(run: _Walk, parts: Collection[str]) -> None:
     """The stages of some parts of a run, in order; one whose declaration reads what is not there yet is to be made."""
     for part, name, declare in _declarations(run, trained_only="train" not in parts):
         if part in parts:
-            with suppress(OSError):
-                declare(run)
-            if name is not None:
-                run.walked.setdefault(name, True)
+            _declare(run, name, declare)
 
 
-def _declarations(run: Run, *, trained_only: bool) -> Iterator[tuple[str, str | None, Callable[[Run], object]]]:
+def _declare(run: _Walk, name: str | None, declare: Declare) -> None:
+    with suppress(OSError):
+        declare(run)
+    if name is not None:
+        run.walked.setdefault(name, True)
+
+
+def _declarations(run: Run, *, trained_only: bool) -> Iterator[tuple[str, str | None, Declare]]:
     """The part of the work that a stage belongs to, its name if it is sure to have one, and its declaration."""
     if run.config.without_order:
         yield "prepare", "prepare", unordered.prepare
@@ -154,7 +165,7 @@ def _declarations(run: Run, *, trained_only: bool) -> Iterator[tuple[str, str | 
     yield "evaluate", "ranker/report", report_ranker
 
 
-def _evaluation(name: str, weights: Path) -> Callable[[Run], object]:
+def _evaluation(name: str, weights: Path) -> Declare:
     return lambda run: evaluate_checkpoint(run, name, weights, {})
 
 

@@ -50,8 +50,7 @@ def experiment(path: Path, exposures: Path, now: datetime | None = None) -> dict
     late = datetime.fromisoformat(frozen["time"]).timestamp() >= plan.begins
     told = {"plan": frozen["plan"], "frozen": frozen["time"], "frozen_after_the_start": late}
     if plan.kind == "interleaving":
-        stops = read_switches(path, plan).stops
-        return prefer(plan, *rows, now=moment) | told | {"stopped": {arm: moment_of(at) for arm, at in stops.items()}}
+        return prefer(plan, *rows, now=moment, stops=read_switches(path, plan).stops) | told
     units = users_of(plan, *rows, catalogue)
     stops = _stops(path, plan, rows[0])
     stopped = {arm: Stopped(time, users_of(plan, *rows, catalogue, time)) for arm, time in stops.items()}

@@ -7,6 +7,8 @@ arm, with the w of the highest NDCG@10 on validation. The weight is chosen for e
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from adagrpo.pipeline.stages.evaluate import copy_evaluation, progress, write_pr
 from adagrpo.pipeline.stages.fitting import DECODING
 from adagrpo.storage.writing import write_file
 
-__all__ = ["RERANK", "SUFFIX", "re_ranked", "rerank_arm", "rerank_start"]
+__all__ = ["RERANK", "SUFFIX", "re_ranked", "re_rankings"]
 
 RERANK = "rerank"
 SUFFIX = f"+{RERANK}"
@@ -35,16 +37,18 @@ def re_ranked(name: str) -> str | None:
     return "sft" if name == RERANK else name.removesuffix(SUFFIX) if name.endswith(SUFFIX) else None
 
 
-def rerank_start(run: Run) -> None:
-    """Evaluate the starting policy's beam, re-ordered: the stage `evaluate/rerank`."""
-    _rerank(run, f"evaluate/{RERANK}", run.path("sft", "best"), {})
-
-
-def rerank_arm(run: Run, name: str) -> None:
-    """Evaluate the beams of an arm's checkpoints, re-ordered: the stages `evaluate/<arm>+rerank/best` and `final`."""
+def re_rankings(run: Run, name: str) -> dict[str, Callable[[Run], None]]:
+    """The stages of an arm of this kind by name, and what makes each: `evaluate/rerank` of the starting policy, and
+    `evaluate/<arm>+rerank/best` and `final` of an arm's checkpoints. None of any other arm.
+    """
+    base = re_ranked(name)
+    if base is None:
+        return {}
     evaluated: dict[str, Path] = {}
-    for checkpoint in ("best", "final"):
-        _rerank(run, f"evaluate/{name}{SUFFIX}/{checkpoint}", run.path("train", name, checkpoint), evaluated)
+    weights = {f"evaluate/{RERANK}": run.path("sft", "best")}
+    if name != RERANK:
+        weights = {f"evaluate/{name}/{kind}": run.path("train", base, kind) for kind in ("best", "final")}
+    return {stage: partial(_rerank, stage=stage, weights=path, evaluated=evaluated) for stage, path in weights.items()}
 
 
 def _rerank(run: Run, stage: str, weights: Path, evaluated: dict[str, Path]) -> None:
