@@ -108,13 +108,15 @@ def test_history_of_impressions_against_a_loop() -> None:
     )
     dataset = build_dataset(make_logs(rows, shown))
     assert dataset.impressions is not None
-    assert dataset.impressions.columns == ["user", "item", "history_length", "history_until", "clicked", "slot"]
+    counted = ["user", "item", "history_length", "history_until", "clicked"]
+    assert dataset.impressions.columns == [*counted, "timestamp", "slot"]
     expected, numbers = [], dataset.items["item_id"].to_list()
     for user, item, time, clicked, slot in sorted(shown.rows(), key=lambda row: (row[0], row[2])):
         if user < 9 and item < 12:
             times = [row[2] for row in rows if row[0] == user]
             number = numbers.index(item)
-            expected.append((user, number, sum(t < time for t in times), sum(t <= time for t in times), clicked, slot))
+            before, until = (sum(t < time for t in times), sum(t <= time for t in times))
+            expected.append((user, number, before, until, clicked, time, slot))
     assert dataset.impressions.rows() == expected
     assert dataset.summary["impressions_dropped"] == 300 - len(expected)
 
@@ -149,4 +151,4 @@ def test_impressions_that_only_the_kept_unseen_items_explain() -> None:
     without, kept = build_dataset(logs, items), build_dataset(logs, items, keep_unseen_items=True)
     assert without.impressions is not None and kept.impressions is not None
     assert without.impressions.is_empty() and without.summary["impressions_dropped"] == 2
-    assert kept.impressions.rows() == [(0, 2, 1, 1, False)] and kept.summary["impressions_dropped"] == 1
+    assert kept.impressions.rows() == [(0, 2, 1, 1, False, 2)] and kept.summary["impressions_dropped"] == 1

@@ -26,6 +26,7 @@ from adagrpo.data import (
     temporal,
     write_prepared,
 )
+from adagrpo.data.splits import for_some_users
 from adagrpo.types import Ragged
 
 REJECTS = pl.DataFrame({"file": ["a.csv"], "row": [3], "reason": ["item_id is empty"]})
@@ -214,6 +215,22 @@ def test_impressions_at_the_time_of_a_target_are_held_out(tmp_path: Path) -> Non
     # Training is a, b. User 0 chose c, the validation target, at the same time as b: neither is certain to precede it.
     seen = [(user, ITEMS[item]) for user, item in table.select("user", "item").rows()]
     assert seen == [(0, "a"), (1, "a"), (1, "b"), (2, "a"), (2, "b")]
+
+
+def test_impressions_of_a_split_in_time_end_at_its_cut(tmp_path: Path) -> None:
+    """What was shown after a user's last click, and before the cut, is a choice against it as much as before."""
+    sequences, times = [["a", "b", "c", "d"], ["b", "a", "c"]], [[0, 3, 12, 22], [1, 2, 23]]
+    rows = [(f"u{u}", item, time, False) for u in range(2) for time in (2, 5, 9, 10, 15, 30) for item in "dc"]
+    shown = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp", "clicked"], orient="row")
+    dataset = make_dataset(sequences, shown, times)
+    stamps = dataset.interactions["timestamp"].to_numpy()
+    whole = temporal(stamps, offsets_of(dataset), validation_from=10, test_from=20)
+    for split in (whole, for_some_users(whole, 1, 0)):
+        write_prepared(dataset, split, tmp_path)
+        table = load_impressions(tmp_path)
+        assert table is not None and table.columns == ["user", "item", "history_length", "clicked"]
+        assert table["user"].to_list() == [0] * 6 + [1] * 6  # at 2, 5 and 9; at the cut itself it is too late
+        assert table["history_length"].to_list() == [1, 1, 2, 2, 2, 2, 1, 1, 2, 2, 2, 2]
 
 
 def test_a_leaking_split_is_refused(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ class Dataset:
     users: pl.DataFrame  # user Int32, user_id
     items: pl.DataFrame  # item Int32, item_id, text, attributes [, groups] (lists of strings)
     interactions: pl.DataFrame  # user Int32, item Int32, position Int32 [, timestamp, rating], by user and position
-    impressions: pl.DataFrame | None  # user, item, history_length, history_until, clicked [, slot, propensity]
+    impressions: pl.DataFrame | None  # user, item, history_length, history_until, clicked [, timestamp, slot ...]
     rejects: pl.DataFrame  # as in `Logs`
     summary: dict[str, int]  # counts of rows
     understood: dict[str, Any] = field(default_factory=dict)  # as in `Logs`
@@ -255,5 +255,5 @@ def with_history(
         pl.Series(HISTORY_LENGTH, counts[first][run][is_shown] - before_user, dtype=pl.Int32),
         pl.Series(HISTORY_UNTIL, counts[last][run][is_shown] - before_user, dtype=pl.Int32),
     )
-    optional = [name for name in (SLOT, PROPENSITY) if name in shown.columns]
+    optional = [name for name in (TIMESTAMP, SLOT, PROPENSITY) if name in shown.columns]
     return table.select(USER, ITEM, HISTORY_LENGTH, HISTORY_UNTIL, CLICKED, *optional)

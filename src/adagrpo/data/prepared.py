@@ -5,8 +5,9 @@
     validation.parquet              what happened from the end of training up to the test target; the target is marked
     test.parquet                    the test target, and nothing else
     later.parquet                   all that comes after what the other three hold, as a split in time leaves it
-    impressions.parquet             what was shown up to the user's last interaction of training: not what came between
-                                    that one and the next, or the end of the logs, none of which was clicked
+    impressions.parquet             what was shown before a split in time; or, where each user's last interactions are
+                                    held out, up to the last one of training: what came between it and the next, none
+                                    of which was clicked, is left out, since the next may be shown there
     rejects.parquet, summary.json   what was read, and what was refused
 
 Changing a test target changes `test.parquet` alone, byte for byte: no statistic of it is written anywhere else.
@@ -22,7 +23,17 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from adagrpo.data.columns import CLICKED, HISTORY_LENGTH, HISTORY_UNTIL, ITEM, ITEM_ID, POSITION, USER, USER_ID
+from adagrpo.data.columns import (
+    CLICKED,
+    HISTORY_LENGTH,
+    HISTORY_UNTIL,
+    ITEM,
+    ITEM_ID,
+    POSITION,
+    TIMESTAMP,
+    USER,
+    USER_ID,
+)
 from adagrpo.data.dataset import Dataset
 from adagrpo.data.mapped import MappedRagged, mapped_column
 from adagrpo.data.splits import Split, check_leakage
@@ -81,10 +92,14 @@ def write_prepared(dataset: Dataset, split: Split, directory: Path) -> None:
         summary["later_interactions"] = len(later)
     if dataset.impressions is not None:
         shown = dataset.impressions
-        trained_of = split.train_lengths[shown[USER].to_numpy()]
-        # At the time of the first held-out interaction is too late: it may be that very interaction.
-        seen = (shown[HISTORY_LENGTH].to_numpy() < trained_of) & (shown[HISTORY_UNTIL].to_numpy() <= trained_of)
-        shown.filter(seen).drop(HISTORY_UNTIL).write_parquet(directory / "impressions.parquet")
+        if split.trained_before is None:
+            trained_of = split.train_lengths[shown[USER].to_numpy()]
+            # At the time of the first held-out interaction is too late: it may be that very interaction.
+            seen = (shown[HISTORY_LENGTH].to_numpy() < trained_of) & (shown[HISTORY_UNTIL].to_numpy() <= trained_of)
+        else:
+            seen = shown[TIMESTAMP].to_numpy() < split.trained_before
+        kept = shown.filter(seen).drop(HISTORY_UNTIL, TIMESTAMP, strict=False)
+        kept.write_parquet(directory / "impressions.parquet")
         summary |= {"impressions": int(seen.sum()), "impressions_later": int((~seen).sum())}
     dataset.rejects.write_parquet(directory / "rejects.parquet")
     summary |= {

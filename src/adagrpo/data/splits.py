@@ -27,6 +27,7 @@ class Split:
     train_lengths: Ints  # (U,) interactions that training may see, from the oldest
     validation_positions: Ints  # (U,) position of the validation target, -1 where there is none
     test_positions: Ints  # (U,) position of the test target, -1 where there is none
+    trained_before: float | None = None  # the time at which training ends, where it is the same for all
 
 
 def leave_one_out(lengths: Ints) -> Split:
@@ -84,7 +85,7 @@ def temporal(
     train, until_test = before(validation_from), before(test_from)
     validation = np.where((until_test > train) & (train > 0), train, -1)
     test = np.where((lengths > until_test) & (until_test > 0), until_test, -1)
-    return Split(train, validation, test)
+    return Split(train, validation, test, validation_from)
 
 
 def for_some_users(split: Split, count: int, seed: int, lengths: Ints | None = None) -> Split:
@@ -105,7 +106,7 @@ def for_some_users(split: Split, count: int, seed: int, lengths: Ints | None = N
     chosen[users[keyed_uniforms(seed, users).argsort(kind="stable")[:count]]] = True
     trained = split.train_lengths if lengths is None else np.where(chosen, split.train_lengths, lengths)
     kept = (np.where(chosen, positions, -1) for positions in (split.validation_positions, split.test_positions))
-    return Split(trained, *kept)
+    return Split(trained, *kept, split.trained_before)
 
 
 def keyed_uniforms(seed: int, *keys: Ints) -> NDArray[np.float64]:

@@ -241,7 +241,8 @@ def prepare_stage(run: Run, files: Sequence[Path], build: Callable[[Path], None]
     """
     inputs = list(dict.fromkeys(files))
     reads = ("data", "seed") if drawn else ("data",)
-    also = "later" if run.config.data.split.kind == "temporal" else None  # once, later.parquet was not written
+    # once, there was no later.parquet, and impressions ended with a user's last interaction
+    also = "later, shown before the cut" if run.config.data.split.kind == "temporal" else None
     run.stage("prepare", reads=reads, schema=3, also=also, inputs=inputs, build=build)
     if "prepare" in run.made or not is_described(run.directory):
         by_name = {path.name: path for path in inputs}
