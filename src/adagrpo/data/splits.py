@@ -105,8 +105,8 @@ def for_some_users(split: Split, count: int, seed: int, lengths: Ints | None = N
     chosen = np.zeros(len(split.train_lengths), dtype=np.bool_)
     chosen[users[keyed_uniforms(seed, users).argsort(kind="stable")[:count]]] = True
     trained = split.train_lengths if lengths is None else np.where(chosen, split.train_lengths, lengths)
-    kept = (np.where(chosen, positions, -1) for positions in (split.validation_positions, split.test_positions))
-    return Split(trained, *kept, split.trained_before)
+    validation, test = (np.where(chosen, kept, -1) for kept in (split.validation_positions, split.test_positions))
+    return Split(trained, validation, test, split.trained_before)
 
 
 def keyed_uniforms(seed: int, *keys: Ints) -> NDArray[np.float64]:
