@@ -42,14 +42,14 @@ def admitted(steps: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
-    """A row an arm and seed of a comparison's folder.
+    """A row an arm and seed of a comparison's folder; a step that was skipped, as a number was not finite, is no step.
 
     Raises:
         UserError: it has no arm that a reward trained.
     """
     found = []
     for path in sorted(folder.glob("seed-*/train/*/steps.jsonl")):
-        steps, arm = read_rows(path), path.parent.name
+        steps, arm = [row for row in read_rows(path) if not row.get("skipped")], path.parent.name
         if steps and "shuffled_admission" in steps[0]:
             seed = int(path.parents[2].name.removeprefix("seed-"))
             found.append({"comparison": folder.name, "seed": seed, "arm": arm, "steps": len(steps)} | admitted(steps))

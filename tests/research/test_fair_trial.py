@@ -427,7 +427,8 @@ def test_what_gates_let_through_is_a_share_of_groups(tmp_path: Path) -> None:
     steps[0]["admitted_contains_target"], steps[1]["admitted_contains_target"] = 1.0, 0.0
     folder = tmp_path / "trial-tiny/seed-4/train/fair-distill-gate"
     folder.mkdir(parents=True)
-    (folder / "steps.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
+    written = [{"nll": 4.0, "skipped": 1.0, "not_finite_grpo": 1.0}, *steps]
+    (folder / "steps.jsonl").write_text("".join(json.dumps(step) + "\n" for step in written))
     (row,) = rows_of(tmp_path / "trial-tiny")
     assert (row["comparison"], row["seed"], row["arm"], row["steps"]) == ("trial-tiny", 4, "fair-distill-gate", 3)
     assert row["admission"] == pytest.approx(0.4 / 3) and row["admitted_contains_target"] == pytest.approx(0.75)
