@@ -24,6 +24,7 @@ SETS = {  # by the file of its trial
     "trial-amazon-beauty": "Beauty",
     "trial-lastfm": "LastFM",
     "trial-ml-1m": "MovieLens-1M",
+    "trial-yelp": "Yelp",
     "trial-kuairand-clicks": "KuaiRand, a feed",
 }
 OBJECTIVES = {
