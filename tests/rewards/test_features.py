@@ -42,7 +42,7 @@ def twin(
         return math.log(1 + sum(i in row for row in rows))
 
     def cosine(j: int, i: int) -> float:
-        both = max(0, sum(j in row and i in row for row in rows) - (i in own))
+        both = max(0, sum(j in row and i in row for row in rows) - (i in own and j in own))
         return both / math.sqrt(max(1, users(i) * sum(j in row for row in rows)))
 
     def jaccard(j: int, i: int) -> float:
@@ -100,6 +100,19 @@ def test_every_feature_is_that_of_the_loop(monkeypatch: pytest.MonkeyPatch, bloc
     for place, user in enumerate(users):
         for item in range(ITEMS):
             expected = twin(features, rows, attributes, cut[place], item, rows[user])
+            assert dict(zip(FEATURES, actual[place, item].tolist(), strict=True)) == pytest.approx(expected, abs=1e-5)
+
+
+def test_what_came_after_training_takes_nobody_out_of_the_pairs() -> None:
+    rows, attributes, texts = world()
+    features = Features(ragged(rows), attributes, texts)
+    users = [row for row in range(USERS) if len(rows[row]) >= 2]
+    histories = np.array([[*rows[user][-2:], (rows[user][-1] + 5) % (ITEMS - 1)] for user in users])
+    items = np.tile(np.arange(ITEMS), (len(users), 1))
+    actual = features.table(histories, np.full(len(users), 3), items, np.array(users))
+    for place, user in enumerate(users):
+        for item in range(ITEMS):
+            expected = twin(features, rows, attributes, histories[place].tolist(), item, rows[user])
             assert dict(zip(FEATURES, actual[place, item].tolist(), strict=True)) == pytest.approx(expected, abs=1e-5)
 
 

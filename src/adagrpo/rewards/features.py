@@ -105,7 +105,7 @@ class Features:
             users: (B,) rows of the training sequences, whose histories they are; None where that is not known.
         """
         own_width = int(self.training.lengths[users].max(initial=0)) if users is not None else histories.shape[1]
-        per_row = items.shape[1] * max(histories.shape[1], own_width, 1)
+        per_row = max(items.shape[1], histories.shape[1]) * max(histories.shape[1], own_width, 1)
         values = np.empty((*items.shape, len(FEATURES)), np.float32)
         for first in range(0, len(items), step := max(1, _BLOCK // max(1, per_row))):
             rows = slice(first, first + step)
@@ -138,7 +138,9 @@ class Features:
         popular = np.where(real, np.log1p(self.users[histories]), 0.0).sum(1)[:, None] / lengths[:, None]
         age = (mine * (own_lengths[:, None] - 1 - np.arange(own.shape[1]))[:, None, :]).sum(2)
         occurrences = self.occurrences[items] - mine.sum(2)
-        near = self._cosine(histories, items, known, has) * real[:, None, :]  # (B, N, T)
+        # the user counts in c(j, i) with both of them alone: a history may hold what came after training
+        counted = (own[:, None, :] == histories[:, :, None]).any(2)  # (B, T)
+        near = self._cosine(histories, items, known, has[:, :, None] * counted[:, None, :]) * real[:, None, :]
         alike = self._overlap(histories, items, real)  # (B, N, T)
         ends = np.broadcast_to((lengths - 1)[:, None, None], (*items.shape, 1))
         columns = (
@@ -158,9 +160,9 @@ class Features:
         )
         return np.stack([np.asarray(column, np.float32) for column in columns], axis=2)
 
-    def _cosine(self, histories: Ints, items: Ints, seen_by_others: Floats, has: Floats) -> Floats:
+    def _cosine(self, histories: Ints, items: Ints, seen_by_others: Floats, has_both: Floats) -> Floats:
         """(B, N, T) `s` without the user's part."""
-        both = self.together.at(histories[:, None, :], items[:, :, None]) - has[:, :, None]
+        both = self.together.at(histories[:, None, :], items[:, :, None]) - has_both
         norms = np.sqrt(np.maximum(seen_by_others[:, :, None] * self.users[histories][:, None, :], 1.0))
         return np.asarray(np.maximum(both, 0.0) / norms, np.float32)
 
