@@ -124,6 +124,23 @@ def test_a_validation_that_failed_is_made_up_for_and_says_the_same(tmp_path, sha
     assert said and again == said and result.steps == whole.steps
 
 
+def test_what_a_made_up_validation_chose_outlives_the_next_interruption(tmp_path, stop_at):
+    """Its row is in `validation.jsonl`, so that it is not made up for a second time."""
+    settings = FitConfig(validations=2, checkpoint_seconds=1e9)
+    failing = Falling([0.2] * 8, [0.4, 0.5, 0.3])
+    failing.fails_at = 1
+    with pytest.raises(ServiceError):
+        fit(failing.model, failing, settings, tmp_path, seed=0)
+    stop, report = stop_at(5)
+    second = Falling([0.2] * 8, [0.4, 0.5, 0.3])
+    with pytest.raises(stop):
+        fit(second.model, second, settings, tmp_path, seed=0, report=report)
+    third = Falling([0.2] * 8, [0.4, 0.5, 0.3])
+    result = fit(third.model, third, settings, tmp_path, seed=0)
+    assert [(row["step"], row["hr@10"]) for row in result.validation] == [(0, 0.4), (4, 0.5), (8, 0.3)]
+    assert result.best_step == 4
+
+
 def test_a_share_that_was_small_at_the_start_says_nothing():
     watch = Watch()
     assert [watch.after_step({"invalid_share": share}) for share in (0.95, 1.0, 1.0, 1.0, 1.0)] == [None] * 5

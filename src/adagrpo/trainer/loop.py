@@ -156,6 +156,8 @@ class _Loop:
             restored is None or (due and _last_step(self.work / "validation.jsonl") != restored.step)
         ):
             self._judge(self.progress.watch.verdict)  # of step 0, or one that failed when it was due
+            if restored is not None:
+                self._save()  # its row is there from now on, and so must be what it chose
 
     def ends_early(self) -> bool:
         """Whether the policy is lost and the fit is to end for it; all processes hear the same."""
