@@ -38,6 +38,7 @@ from adagrpo.pipeline import catalog_update as updating
 from adagrpo.pipeline.chain import parts_of
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.reward_data import trust_items
 from adagrpo.pipeline.serve import recommender
 from adagrpo.pipeline.stages.example_rollouts import draw_examples
 from adagrpo.semantic_ids import Catalog
@@ -183,6 +184,17 @@ def test_what_comes_is_recommended_where_what_it_is_like_is(run: Run, tmp_path: 
     assert {1043, 1203} & {
         item for one in rewarded.recommend([query(rewarded, one) for one in histories(50)]) for item in one.items
     }
+
+
+def test_weights_of_a_trusted_reward_stay_with_their_groups(run: Run, tmp_path: Path) -> None:
+    """They are kept by number, and a group that comes first by its name must not take that of another."""
+    before = trust_items(RunData(run)).groups
+    table = tmp_path / "new.csv"
+    table.write_text(f"item_id,title,shape\n900,{title(4)},arched\n901,{title(5)},{SHAPES[3]}\n", encoding="utf-8")
+    version, _ = update_catalog(run, items=table)
+    after = trust_items(RunData(run, version)).groups
+    assert before.tolist() == [0] * 30 == after[:30].tolist()  # every item that was trained with has one shape
+    assert after[30:].tolist() == [-1, 0]
 
 
 def test_interactions_say_better_what_an_item_is_like(run: Run, tmp_path: Path) -> None:

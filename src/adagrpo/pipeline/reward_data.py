@@ -85,10 +85,14 @@ def corrupted_reward(data: RunData, member: Reward, options: CorruptedOptions) -
 
 
 def trust_items(data: RunData) -> Items:
-    """What the weights of a trusted reward know of the items: how often each was seen, and its first attribute."""
+    """What the weights of a trusted reward know of the items: how often each was seen, and its first attribute.
+
+    Groups are numbered by the items that were trained with, whatever came later: weights were fitted by these numbers.
+    """
     names = [names[0] if names else "" for names in data.items["attributes"].to_list()]
-    unique, groups, sizes = np.unique(np.array(names), return_inverse=True, return_counts=True)
+    unique, sizes = np.unique(np.array(names[: data.version.trained]), return_counts=True)
     largest = np.argsort(np.argsort(-sizes, kind="stable"), kind="stable") < TRUST_GROUPS
-    known = (unique != "") & largest
-    numbers = np.where(known, np.cumsum(known) - 1, -1)
-    return Items(data.training.counts(data.num_items), numbers[groups])
+    known = unique[(unique != "") & largest].tolist()
+    number = {name: place for place, name in enumerate(known)}
+    groups = np.array([number.get(name, -1) for name in names], np.int64)
+    return Items(data.training.counts(data.num_items), groups)
