@@ -109,14 +109,21 @@ def test_an_interrupted_fit_remembers_the_low_steps(tmp_path, stop_at):
     assert fit(again.model, again, settings, tmp_path, seed=0, watched=watched).steps == 4 and said == [4]
 
 
-@pytest.mark.parametrize(("shares", "hits"), [([0.2] * 8, [0.4, 0.1]), ([0.2, 0.2, *[0.7] * 6], [0.4, 0.4])])
-def test_a_validation_that_failed_is_made_up_for_and_says_the_same(tmp_path, shares, hits):
+@pytest.mark.parametrize(
+    ("shares", "hits", "fails_at"),
+    [
+        ([0.2] * 8, [0.4, 0.1], 1),
+        ([0.2, 0.2, *[0.7] * 6], [0.4, 0.4], 1),
+        ([0.2, 0.2, *[0.7] * 6], [0.4, 0.4], 2),  # of step 5, where the rollouts say that the policy is lost
+    ],
+)
+def test_a_validation_that_failed_is_made_up_for_and_says_the_same(tmp_path, shares, hits, fails_at):
     """The reward could not be asked then; the same command goes on, and ends where it would have."""
     whole, said = fallen(tmp_path / "whole", Falling(shares, hits))
     again: list[tuple[int, str]] = []
     watched = Watched(1000, lambda step, why: again.append((step, why)))
     task = Falling(shares, hits)
-    task.fails_at = 1
+    task.fails_at = fails_at
     with pytest.raises(ServiceError):
         fit(task.model, task, FitConfig(validations=2), tmp_path / "torn", seed=0, watched=watched)
     more = Falling(shares, hits)

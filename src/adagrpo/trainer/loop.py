@@ -151,11 +151,13 @@ class _Loop:
                     (self.work / name).write_text("", encoding="utf-8")
                 else:
                     _cut(self.work / name, restored.step)
-        due = restored is not None and restored.step in self.validate_at
+        lost = self.progress.watch.verdict
+        unjudged = bool(lost) and not self.progress.lost
+        due = restored is not None and (restored.step in self.validate_at or unjudged)
         if self.processes.led(
             restored is None or (due and _last_step(self.work / "validation.jsonl") != restored.step)
         ):
-            self._judge(self.progress.watch.verdict)  # of step 0, or one that failed when it was due
+            self._judge(lost)  # of step 0, or one that failed when it was due
             if restored is not None:
                 self._save()  # its row is there from now on, and so must be what it chose
 
