@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 import adagrpo
 from adagrpo.cli import app
+from adagrpo.config.reward import CorruptedOptions, SequentialOptions
 from adagrpo.errors import UserError
 from adagrpo.pipeline import (
     CatalogVersion,
@@ -38,9 +39,10 @@ from adagrpo.pipeline import catalog_update as updating
 from adagrpo.pipeline.chain import parts_of
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.reward_data import trust_items
+from adagrpo.pipeline.reward_data import corrupted_reward, trust_items
 from adagrpo.pipeline.serve import recommender
 from adagrpo.pipeline.stages.example_rollouts import draw_examples
+from adagrpo.rewards import NoiseReward
 from adagrpo.semantic_ids import Catalog
 from adagrpo.serving import Query, Recommender
 from adagrpo.trainer.batches import group_step
@@ -195,6 +197,19 @@ def test_weights_of_a_trusted_reward_stay_with_their_groups(run: Run, tmp_path: 
     after = trust_items(RunData(run, version)).groups
     assert before.tolist() == [0] * 30 == after[:30].tolist()  # every item that was trained with has one shape
     assert after[30:].tolist() == [-1, 0]
+
+
+@pytest.mark.parametrize(("by", "later"), [("item_group", [False, True]), ("exposure", [True, True])])
+def test_a_corrupted_reward_stays_wrong_for_the_same_items(run: Run, tmp_path: Path, by: Any, later: Any) -> None:
+    """Their one group is drawn, and not that of a new item; those seen least make no room for new ones."""
+    options = CorruptedOptions(members=(SequentialOptions(),), by=by, share=1.0 if by == "item_group" else 0.5)
+    table = tmp_path / "new.csv"
+    table.write_text(f"item_id,title,shape\n900,{title(4)},arched\n901,{title(5)},{SHAPES[3]}\n", encoding="utf-8")
+    version, _ = update_catalog(run, items=table)
+    wrong = [
+        corrupted_reward(data, NoiseReward(), options).items.tolist() for data in (RunData(run), RunData(run, version))
+    ]
+    assert wrong[1] == [*wrong[0], *later] and sum(wrong[0]) == (30 if by == "item_group" else 15)
 
 
 def test_interactions_say_better_what_an_item_is_like(run: Run, tmp_path: Path) -> None:

@@ -59,8 +59,12 @@ def policies_reward(
 
 
 def corrupted_reward(data: RunData, member: Reward, options: CorruptedOptions) -> CorruptedReward:
-    """A reward that is made wrong; where, is read from the training split and the item table."""
+    """A reward that is made wrong; where, is read from the training split and the item table.
+
+    Items that came later change nothing of that: their groups are wrong where those are, and nobody has seen them.
+    """
     training, items, users, shortest = data.training, None, None, 0
+    trained = data.version.trained
     if options.by == "user_group":
         users = fewest(training.lengths, options.share)
         shortest = int(training.lengths[users].max(initial=0))
@@ -70,9 +74,14 @@ def corrupted_reward(data: RunData, member: Reward, options: CorruptedOptions) -
                 " that a history cannot say whether it is one of theirs; take a smaller share or a longer history"
             )
     elif options.by == "exposure":
-        items = fewest(training.counts(data.num_items), options.share)
+        items = fewest(training.counts(trained), options.share)
+        items = np.append(items, np.full(data.num_items - trained, options.share > 0))
     else:
-        items = item_groups(data.items["attributes"].to_list(), options.share, options.seed)
+        attributes = data.items["attributes"].to_list()
+        items = item_groups(attributes[:trained], options.share, options.seed)
+        wrong = {names[0] for names, mark in zip(attributes, items, strict=False) if mark and names}
+        later = [bool(names) and names[0] in wrong for names in attributes[trained:]]
+        items = np.append(items, np.array(later, np.bool_))
     return CorruptedReward(
         member,
         items=items,
