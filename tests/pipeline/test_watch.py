@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 
 from adagrpo.errors import UserError
-from adagrpo.monitoring.signs import Rule
+from adagrpo.monitoring.signs import SIGNS, Rule
 from adagrpo.pipeline import Run, tokenize
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
@@ -87,9 +87,29 @@ def test_scores_of_a_ranker_that_saw_no_impressions_are_no_chances(
     monkeypatch.setattr("adagrpo.pipeline.watch.RunData", lambda run: SimpleNamespace(ranker_loss=loss))
     monkeypatch.setattr("adagrpo.pipeline.watch._predicted", lambda run, shown, *rest: np.full(len(shown), 0.5))
     monkeypatch.setattr("adagrpo.pipeline.watch._invalid", lambda run: {})
-    days = watch(log, run, rule=Rule(baseline=2, window=1))["days"]
+    found = watch(log, run, rule=Rule(baseline=2, window=1))
+    days = found["days"]
     assert [day["predicted"] == 0.5 for day in days] == [says] * len(days)
+    assert [day[name] is not None for day in days for name in ("reward", "calibration")] == [says] * 2 * len(days)
+    assert list(found["signs"]) == (list(SIGNS) if says else ["feedback_down", "concentration"])
     assert len(notes) == (not says) and all("fitted by 'cross_entropy'" in note for note in notes)
+
+
+def test_windows_of_one_list_are_no_look(tmp_path: Path) -> None:
+    written = LocalExposureLog(tmp_path / "log")
+    days = [0, 0, 1, 5]
+    written.write(
+        [
+            Exposure(
+                request_id=f"r{row}", time=float((20_000 + day) * DAY), slate=("1",), arm="nll", model_version="m",
+                catalog_version="c", user_hash="u",
+            )
+            for row, day in enumerate(days)
+        ]
+    )  # fmt: skip
+    written.close()
+    with pytest.raises(UserError, match=r"want two lists a window, found one at most; watch longer"):
+        watch(tmp_path / "log", rule=Rule(baseline=1, window=1))
 
 
 def test_a_stage_that_is_stale_is_not_watched_with(copied: Path, log: Path) -> None:

@@ -61,7 +61,10 @@ class Rule:
 
 
 class Look(NamedTuple):
-    """What a day shows: by how many standard errors each quantity is above the baseline, and which signs are on."""
+    """What a day shows: by how many standard errors each quantity is above the baseline, and which signs are on.
+
+    NaN stands for what is not known, such as `reward` where no list has a prediction.
+    """
 
     day: int
     lists: int  # of the window
@@ -169,10 +172,10 @@ def _gap(visits: Visits) -> Floats:
 
 
 def _above(now: Floats, before: Floats) -> float:
-    """By how many standard errors the mean of `now` is above that of `before`; 0 where nothing is known."""
+    """By how many standard errors the mean of `now` is above that of `before`; NaN where nothing is known."""
     now, before = now[~np.isnan(now)], before[~np.isnan(before)]
     if len(now) < 2 or len(before) < 2:
-        return 0.0
+        return float("nan")
     own = now.var(ddof=1) / len(now) + before.var(ddof=1) / len(before)
     together = np.concatenate([now, before]).var(ddof=1) * (1 / len(now) + 1 / len(before))
     error = np.sqrt(max(own, together))

@@ -61,9 +61,9 @@ def watch(
         since: the first day, in days since 1970; None is the first of the log.
 
     Returns:
-        `days`, a row a day, None where something is not known; `signs`, the first day each was on, or None; `invalid`,
-        where there is a run: the share of histories whose freely written codes name no item among the first ten, of the
-        starting policy and each arm.
+        `days`, a row a day, None where something is not known; `signs`, the first day each was on, or None, those of
+        which no day knows anything left out; `invalid`, where there is a run: the share of histories whose freely
+        written codes name no item among the first ten, of the starting policy and each arm.
 
     Raises:
         UserError: no log, no such arm, too few days, or a stage of the run that is read is stale.
@@ -92,12 +92,16 @@ def watch(
     mine = (shown["arm"] == arm).to_numpy() if against is not None else None
     try:
         found = looks(visits, rule) if mine is None else beside(visits.only(mine), visits.only(~mine), rule)
+        if not found:
+            raise ValueError("want two lists a window, found one at most")
     except ValueError as error:
         hint = "watch longer, or give a shorter --baseline" if mine is None else "give arms that were served together"
         raise UserError(f"{directory}: {error}; {hint}") from error
     days = [{name: _known(value) for name, value in look._asdict().items()} for look in found]
     result: dict[str, Any] = {"rule": asdict(rule), "days": days}
-    result["signs"] = {sign: first_on(found, sign) for sign in SIGNS}
+    reads = ("reward", "feedback", "calibration", "concentration")
+    known = [any(day[name] is not None for day in days) for name in reads]
+    result["signs"] = {sign: first_on(found, sign) for sign, is_known in zip(SIGNS, known, strict=True) if is_known}
     if run is not None:
         result["invalid"] = _invalid(run)
     return result
