@@ -41,6 +41,20 @@ def test_separators_and_encodings(tmp_path: Path, suffix: str, separator: str, e
     assert read_items(path, text_columns=["user_id"])["text"].to_list() == ["ä;1", "b", "b,c"]
 
 
+@pytest.mark.parametrize("quote", ["", '"'])
+def test_a_column_that_the_header_names_twice_is_refused_if_it_is_read(tmp_path: Path, quote: str) -> None:
+    path = write(tmp_path / "log.csv", f"user_id,{quote}item_id{quote},item_id,timestamp,,\r\na,1,2,5,,\n")
+    refused = r"log.csv: the header names 'item_id' 2 times; rename the others"
+    with pytest.raises(UserError, match=refused):
+        read_logs([path], ColumnMapping())
+    with pytest.raises(UserError, match=refused):
+        look_at([path])
+    with pytest.raises(UserError, match=refused):
+        read_items(path)
+    write(path, "user_id,item_id,price,price,timestamp,,\na,1,2,2,5,,\n")
+    assert read_logs([path], ColumnMapping()).interactions.rows() == [("a", 1, 5)]
+
+
 def test_utf_16_that_is_cut_and_utf_32(tmp_path: Path) -> None:
     text = "user_id,item_id,timestamp\na,x,1\nb,y,2\n"
     cut = write(tmp_path / "cut.csv", text.encode("utf-16")[:-3])

@@ -18,8 +18,18 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from adagrpo.data.logs.cells import id_of
-from adagrpo.data.logs.formats import columns_of, header_of, kind_of, path_of, reading, require, separator_of
+from adagrpo.data.logs.formats import (
+    columns_of,
+    header_of,
+    kind_of,
+    one_line,
+    path_of,
+    reading,
+    require,
+    separator_of,
+)
 from adagrpo.data.logs.unpacking import MAX_EXPANSION, check_parquet, expansion_limit, explodes, read_blocks, text_bytes
+from adagrpo.errors import UserError
 
 __all__ = ["CHUNK_ROWS", "Chunk", "json_fields", "lines_of", "of_struct", "read_chunks"]
 
@@ -66,7 +76,8 @@ def read_chunks(
         Every row of the file once; at least one chunk.
 
     Raises:
-        UserError: the file or a column is missing, it cannot be read, a line is too long, or too much unpacks.
+        UserError: the file or a column is missing, a CSV header names it twice, the file cannot be read, a line is too
+            long, or too much unpacks.
     """
     kind = kind_of(path)
     require(path, columns, columns_of(path))
@@ -195,7 +206,8 @@ def _csv(path: Path, columns: Sequence[str], ids: Sequence[str], max_expansion: 
         whole = (carried + block).rstrip(b"\r\n") if last else carried + block
         if not header:
             whole = whole.lstrip(b"\r\n")
-            _, spanned = _record(lines_of(whole), 0, len(names), separator)
+            named, spanned = _record(lines_of(whole), 0, len(names), separator)
+            _refuse_repeated(path, named or [], columns)
             lines = whole.split(b"\n", spanned)
             header, whole = b"\n".join(lines[:spanned]).rstrip(b"\r") + b"\n", b"".join(lines[spanned:])
         table, carried = _fast(header, whole, columns, separator), b""
@@ -207,6 +219,14 @@ def _csv(path: Path, columns: Sequence[str], ids: Sequence[str], max_expansion: 
         table, problem, read = _one_by_one(texts, stop, names, columns, separator)
         carried = b"" if last else b"\n".join(whole.split(b"\n")[read:])
         yield table, problem
+
+
+def _refuse_repeated(path: Path, header: Sequence[str], columns: Sequence[str]) -> None:
+    """Refuse a column that the header names more than once, since nothing says which of them is meant."""
+    for name in columns:
+        times = header.count(name)
+        if name and times > 1:
+            raise UserError(f"{path}: the header names '{one_line(name)}' {times} times; rename the others")
 
 
 def _fast(header: bytes, block: bytes, columns: Sequence[str], separator: str = ",") -> pl.DataFrame | None:
