@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from adagrpo.errors import UserError
-from adagrpo.evaluation.predictions import predict
+from adagrpo.evaluation.predictions import predict, sample_cases
 from adagrpo.pipeline import Run, collect, evaluate
 from adagrpo.pipeline.chain import parts_of
 from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
@@ -142,3 +142,16 @@ def test_validation_can_be_measured_on_a_sample_and_test_is_whole(copied: Path) 
     assert arm.arm == "nll" and "fewer cases (evaluation.validation_users): sft, adagrpo" in arm.why
     again = Run.open(copied, ["evaluation.validation_users=12", "seed=5"])
     assert again.config.seed == 5 and set(RunData(again).measured_cases("validation").users) != set(measured.users)
+
+
+def test_cases_that_no_sample_drew_are_not_left_out_by_the_filter(copied: Path) -> None:
+    eligible = f"evaluation.eligible={json.dumps({'include': {'item_id': IDS}})}"
+    whole = RunData(Run.open(copied, ["evaluation.validation_users=1000000"]))
+    assert whole.measured() == {}  # no sample: all validation cases are measured
+    data = RunData(Run.open(copied, [eligible, "evaluation.validation_users=12"]))
+    drawn = sample_cases(data.cases("validation"), 12, data.config.seed)
+    ids = data.items["item_id"].to_numpy()
+    kept = sum(name in IDS for name in ids[drawn.targets])
+    said = data.measured()
+    assert 0 < kept < 12 and said["validation_sample"] == kept
+    assert said["eligible"]["cases_left_out"]["validation"] == 12 - kept

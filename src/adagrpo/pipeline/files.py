@@ -185,15 +185,18 @@ class RunData:
         Raises:
             UserError: there is none.
         """
-        cases, most = self.cases(split), self.config.evaluation.validation_users
-        if split == "validation" and most is not None:
-            cases = sample_cases(cases, most, self.config.seed)
+        cases = self._drawn_cases(split)
         if self.eligible is None:
             return cases
         kept = np.flatnonzero(self.eligible.items.cpu().numpy()[cases.targets])
         if len(kept) == 0:
             raise UserError(f"evaluation.eligible: none of the {len(cases)} logged items of {split} is eligible")
         return select_cases(cases, kept)
+
+    def _drawn_cases(self, split: str) -> Cases:
+        """The cases of a split, of validation the sample that `evaluation.validation_users` asks for."""
+        cases, most = self.cases(split), self.config.evaluation.validation_users
+        return cases if split != "validation" or most is None else sample_cases(cases, most, self.config.seed)
 
     @property
     def validation_draw(self) -> dict[str, int]:
@@ -202,11 +205,12 @@ class RunData:
 
     def measured(self) -> dict[str, Any]:
         """What a file of metrics says of the cases that are measured; nothing where they are all."""
-        sampled = self.config.evaluation.validation_users is not None
+        drawn = {split: len(self._drawn_cases(split)) for split in ("validation", "test")}
+        sampled = drawn["validation"] < len(self.cases("validation"))
         sample = {"validation_sample": len(self.measured_cases("validation"))} if sampled else {}
         if self.eligible is None or self.config.evaluation.eligible is None:
             return sample
-        left_out = {split: len(self.cases(split)) - len(self.measured_cases(split)) for split in ("validation", "test")}
+        left_out = {split: count - len(self.measured_cases(split)) for split, count in drawn.items()}
         filters = self.config.evaluation.eligible.model_dump(mode="json", exclude_defaults=True)
         return sample | {"eligible": filters | {"items": self.eligible.count, "cases_left_out": left_out}}
 

@@ -164,6 +164,7 @@ def _uncertainty(metrics: Mapping[str, Any], arms: list[Checkpoint], split: str)
     cases = dataset.get(f"{split}_cases") if isinstance(dataset, Mapping) else None
     if isinstance(cases, int):
         cases -= ((metrics.get("eligible") or {}).get("cases_left_out") or {}).get(split, 0)
+        cases = cases if split == "test" else metrics.get("validation_sample", cases)
     if not isinstance(cases, int) or cases < 1:
         return sentence + "."
     rate = max(_or_least(point.value(split, HR)) for point in arms)
