@@ -14,6 +14,7 @@ from adagrpo.data.exposures import load_held_out, write_exposures
 from adagrpo.data.logs.interactions import ColumnMapping, Logs, read_logs
 from adagrpo.data.prepared import load_training
 from adagrpo.errors import UserError
+from adagrpo.report import dataset_table
 
 
 def logs(folder: Path, rows: Sequence[tuple[str, str, int | None]], name: str) -> Logs:
@@ -104,6 +105,20 @@ def test_equal_seeds_give_equal_bytes(written: Path) -> None:
     for path in sorted((written / "one").iterdir()):
         assert path.read_bytes() == (written / "same" / path.name).read_bytes(), path.name
     assert (written / "one" / "train.parquet").read_bytes() != (written / "other" / "train.parquet").read_bytes()
+
+
+def test_every_row_is_in_one_count(tmp_path: Path) -> None:
+    """Three users click nothing; the log repeats some rows, and the random one has pairs of training."""
+    rows = [(f"u{user}", f"i{item}", int(user > 2 and item % 3 == 0)) for user in range(12) for item in range(15)]
+    biased, random = logs(tmp_path, [*rows, *rows[:20]], "log.csv"), logs(tmp_path, rows[::7], "r.csv")
+    write_exposures(biased, random, None, tmp_path / "out", held_out=0.1, seed=0)
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))
+    shown = ("impressions", "validation_impressions", "biased_impressions", "random_impressions")
+    dropped = ("repeats_dropped", "pairs_of_training_dropped", "without_history_dropped")
+    assert summary["rows_read"] == len(rows) + 20 + len(rows[::7]) == sum(summary[name] for name in (*shown, *dropped))
+    assert summary["without_history_dropped"] >= 3 * 15
+    printed = [row[0] for row in dataset_table(summary).rows]
+    assert "impressions of users without a click in training, dropped" in printed and len(printed) == len(summary) - 1
 
 
 def test_of_repeats_the_clicked_one_is_kept(tmp_path: Path) -> None:

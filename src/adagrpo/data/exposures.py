@@ -119,7 +119,7 @@ def write_exposures(
         "items": len(numbered_items),
         "impressions": len(shown),
         "training_interactions": len(clicks),
-        "without_history_dropped": sum(map(len, held)) - len(examined),
+        "without_history_dropped": sum(map(len, [training, *held])) - len(shown) - len(examined),
         **{
             f"{name}_impressions": int((examined[EXPOSURE] == name).sum())
             for name in ("validation", "biased", "random")
