@@ -113,7 +113,7 @@ def test_a_killed_command_goes_on_behind_the_last_whole_part(
     (out / "part-00001.parquet").unlink()
     with pytest.raises(UserError, match=r"part-00001.parquet: missing"):
         recommend_users(run, users, out)  # it was whole once, and somebody took a part away
-    with pytest.raises(UserError, match="holds lists of another checkpoint, file, column or length"):
+    with pytest.raises(UserError, match="holds lists of another checkpoint, catalogue, file, column, filter or length"):
         recommend_users(run, users, out, k=3)
 
 

@@ -117,7 +117,8 @@ def recommend_users(
             return dict(json.loads((out / SUMMARY).read_text(encoding="utf-8"))) | {"folder": str(out)}
         if _begun(out) not in (None, fingerprint):
             raise UserError(
-                f"{out}: holds lists of another checkpoint, file, column or length; --out takes a new folder"
+                f"{out}: holds lists of another checkpoint, catalogue, file, column, filter or length;"
+                " --out takes a new folder"
             )
         for _ in read_histories(users, PART_USERS, user=named[0], history=named[1]):
             break  # read before anything is written: a file that is refused leaves no folder taken
