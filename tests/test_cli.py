@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import typer
 import yaml
 
 from adagrpo import __version__, cli, console, pipeline
@@ -87,6 +88,12 @@ def test_every_verb_explains_itself_and_has_the_common_options(adagrpo: Command,
     reply = adagrpo(verb, "--help")
     assert reply.status == 0 and reply.err == ""
     assert all(option in reply.out for option in ("Usage:", "--seed", "--json", "--quiet"))
+
+
+def test_every_option_says_what_it_is() -> None:
+    verbs = typer.main.get_command(cli.app).commands
+    options = [(verb, one.name, one.help) for verb, command in verbs.items() for one in command.params]
+    assert [(verb, name) for verb, name, told in options if not told] == []
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"]])

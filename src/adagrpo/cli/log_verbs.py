@@ -171,9 +171,11 @@ def collect_exposures(
 def simulate_logs(
     out: Out,
     common: Common,
-    users: Annotated[int, typer.Option(min=1)] = USERS,
-    items: Annotated[int, typer.Option(min=1)] = ITEMS,
-    exposure_bias: Annotated[float, typer.Option(min=0.0)] = EXPOSURE_BIAS,
+    users: Annotated[int, typer.Option(min=1, help="Users of the shop.")] = USERS,
+    items: Annotated[int, typer.Option(min=1, help="Items of the shop.")] = ITEMS,
+    exposure_bias: Annotated[
+        float, typer.Option(min=0.0, help="Exponent of popularity in what the shop shows; 0 ignores it.")
+    ] = EXPOSURE_BIAS,
 ) -> None:
     """Write the logs, item table and truth of a simulated marketplace."""
     from adagrpo.data.simulation.marketplace import Marketplace, simulate, write_simulation
