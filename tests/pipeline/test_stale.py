@@ -413,6 +413,18 @@ def test_a_log_that_was_added_is_not_called_a_changed_one(world: Any, tmp_path: 
     assert (part.state, part.outdated, part.why) == ("done", True, "made without more.csv")
 
 
+def test_a_log_below_the_working_directory_is_the_same_file_however_data_is_given(
+    world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = world.write(tmp_path / "logs")
+    monkeypatch.chdir(tmp_path)
+    prepare(world.run(Path("run"), Path(), data={"logs": [str(log)]}))  # as without --data, by a recipe of `init`
+    row = status(Path("run"))["stages"][0]
+    assert (row["stage"], row["state"], row["why"]) == ("prepare", "done", "")
+    run = Run.open(Path("run"))
+    assert run.data == tmp_path and run.label(log) == "logs/log.csv"
+
+
 def test_evaluations_of_arms_that_are_not_asked_for_any_more_are_unused(adagrpo: Command, copied: Path) -> None:
     assert adagrpo("train", "--run", copied, "--set", "train.arms=[nll]").status == 0
     assert adagrpo("evaluate", "--run", copied, "--set", "evaluation.validation_users=5").status == 0

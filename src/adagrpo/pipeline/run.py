@@ -432,7 +432,7 @@ class Run:
 
     def label(self, path: Path) -> str:
         """A name for an input that does not depend on where the run or the data lie."""
-        for root in (self.directory, self.source, self.data):
+        for root in (self.directory, self.source, self.data, self.data.resolve()):  # run.yaml has the last one
             if root is not None and path.is_relative_to(root):
                 return path.relative_to(root).as_posix()
         return path.name
