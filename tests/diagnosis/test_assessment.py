@@ -191,3 +191,5 @@ def test_a_decision_that_could_not_be_reached_is_said_as_such(observed: Observat
     verdict = diagnose(observed(0, 240, 0.2), OBJECTIVE, seed=0, resamples=FEW)["verdict"]
     assert (verdict["decision"], verdict["strength"], verdict["reached"]) == ("do_not_use", "none", False)
     assert verdict["sentences"][1].startswith("No decision could be reached by these cases")
+    ends = verdict["evidence"]["adds"]
+    assert f"is between {ends['low']:+.4f} and {ends['high']:+.4f}, with 0 inside" in verdict["sentences"][1]

@@ -31,7 +31,7 @@ def _strength(result: Mapping[str, Any]) -> str:
     verdict = result["verdict"]
     decision, evidence = verdict["decision"], verdict["evidence"]
     if not verdict["reached"]:
-        ends = f"{evidence['adds']['low']:+.4f} to {evidence['adds']['high']:+.4f}"
+        ends = f"{evidence['adds']['low']:+.4f} and {evidence['adds']['high']:+.4f}"
         return (
             f"No decision could be reached by these cases: the change of NDCG@10 by re-ranking is between {ends}, with"
             " 0 inside or too close; more validation cases would tell."
