@@ -190,13 +190,15 @@ def test_what_comes_is_recommended_where_what_it_is_like_is(run: Run, tmp_path: 
 
 def test_weights_of_a_trusted_reward_stay_with_their_groups(run: Run, tmp_path: Path) -> None:
     """They are kept by number, and a group that comes first by its name must not take that of another."""
-    before = trust_items(RunData(run)).groups
+    before, (name,) = trust_items(RunData(run)).groups, trust_items(RunData(run)).names
     table = tmp_path / "new.csv"
     table.write_text(f"item_id,title,shape\n900,{title(4)},arched\n901,{title(5)},{SHAPES[3]}\n", encoding="utf-8")
     version, _ = update_catalog(run, items=table)
     after = trust_items(RunData(run, version)).groups
     assert before.tolist() == [0] * 30 == after[:30].tolist()  # every item that was trained with has one shape
     assert after[30:].tolist() == [-1, 0]
+    of_other_items = trust_items(RunData(run, version), ("oval", name)).groups  # as a file has them
+    assert of_other_items.tolist() == [1] * 30 + [-1, 1]
 
 
 @pytest.mark.parametrize(("by", "later"), [("item_group", [False, True]), ("exposure", [True, True])])

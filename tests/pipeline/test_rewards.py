@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 import torch
 import yaml
@@ -384,6 +386,20 @@ def test_teachers_to_hold_a_ranker_against_are_made_from_the_recipe(
     corrupted = run.config.reward.parts[3].model_copy(update={"by": "user_group"})
     with pytest.raises(UserError, match="up to 6 items and max_history is 6"):  # cut there, all users look alike
         models.reward_of(corrupted)
+
+
+def test_a_ranker_of_a_run_with_other_items_is_refused(world: Any, data: Path, copied: Path, tmp_path: Path) -> None:
+    """It knows items by number, and as many others fit its shapes."""
+    other = tmp_path / "other"
+    shutil.copytree(copied / "prepare", other / "prepare"), shutil.copytree(copied / "ranker", other / "ranker")
+    reward = {"kind": "sequential", "checkpoint": str(other / "ranker" / "best")}
+    assert Models(RunData(world.run(copied, data, reward=reward))).reward_files == [
+        other / "ranker" / "best" / "model.safetensors"
+    ]
+    items = pl.read_parquet(other / "prepare" / "items.parquet")
+    items.with_columns(pl.col("item_id").reverse()).write_parquet(other / "prepare" / "items.parquet")
+    with pytest.raises(UserError, match=r"reward.checkpoint: .*best is of a run with other items; name one on the same"):
+        Models(RunData(world.run(copied, data, reward=reward))).reward_files  # noqa: B018
 
 
 def test_weights_of_a_reward_are_fitted_from_the_command_line_and_are_a_reward(

@@ -55,6 +55,9 @@ def test_a_file_is_read_as_it_was_written_and_another_is_refused(tmp_path: Path)
     path = tmp_path / "trust.json"
     path.write_text(MODEL.as_json(), encoding="utf-8")
     assert read_trust(path) == MODEL
+    named = MODEL._replace(groups=("books", "shoes"))
+    path.write_text(named.as_json(), encoding="utf-8")
+    assert read_trust(path) == named
     path.write_text(MODEL.as_json().replace("item_group", "colour"), encoding="utf-8")
     with pytest.raises(UserError, match="has a factor 'colour'; there are popularity"):
         read_trust(path)

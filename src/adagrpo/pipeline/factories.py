@@ -35,7 +35,13 @@ from adagrpo.errors import UserError
 from adagrpo.evaluation.predictions import Predictions, predict, sample_cases, summarise
 from adagrpo.pipeline.counting_room import check_pair_room
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.reward_data import corrupted_reward, files_of_start, policies_reward, trust_items
+from adagrpo.pipeline.reward_data import (
+    corrupted_reward,
+    files_of_start,
+    policies_reward,
+    refuse_other_items,
+    trust_items,
+)
 from adagrpo.policies import CompactPolicy, HybridPolicy, Policy
 from adagrpo.rewards import (
     BoostedReward,
@@ -254,11 +260,18 @@ class Models:
         return CrossFitted(rankers, self.data.fold_of_user)
 
     def files_of(self, options: RewardOptions) -> list[Path]:
-        """The files that decide a reward, each once."""
+        """The files that decide a reward, each once.
+
+        Raises:
+            UserError: a module is not there, or a checkpoint is of a run with other items.
+        """
         run, paths = self.run, []
         match options:
             case SequentialOptions():
-                paths = [self._checkpoint(options) / "model.safetensors"]
+                folder = self._checkpoint(options)
+                if options.checkpoint is not None:
+                    refuse_other_items(self.data, folder)
+                paths = [folder / "model.safetensors"]
             case CallableOptions():
                 paths = [find_module(options.function, run.code), *(run.data / name for name in options.files)]
             case HttpOptions() | NoiseOptions():
@@ -308,7 +321,8 @@ class Models:
             case TrustedOptions():
                 second = FeatureReward(self.ranker_features, FeatureOptions().name)
                 model = read_trust(self.run.data / options.model)
-                return TrustedReward(self.reward_of(options.members[0]), second, trust_items(self.data), model)
+                items = trust_items(self.data, model.groups)
+                return TrustedReward(self.reward_of(options.members[0]), second, items, model)
             case MeanOptions():
                 return MeanReward([self.reward_of(part) for part in options.parts])
             case WeightedOptions():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from adagrpo.rewards.corrupted import CorruptedReward, fewest, item_groups
 from adagrpo.rewards.trust import Items
 from adagrpo.semantic_ids import Catalog
 
-__all__ = ["corrupted_reward", "files_of_start", "policies_reward", "trust_items"]
+__all__ = ["corrupted_reward", "files_of_start", "policies_reward", "refuse_other_items", "trust_items"]
 
 TRUST_GROUPS = 50  # of items, the largest ones: a weight for each of thousands of groups is known of none
 
@@ -28,6 +28,21 @@ def files_of_start(folder: Path) -> list[Path]:
     """The files of another run that decide its starting policy: items, Semantic IDs, weights."""
     names = ("prepare/items.parquet", "tokenize/codes.parquet", "tokenize/codes.json", "sft/best/model.safetensors")
     return [folder / name for name in names]
+
+
+def refuse_other_items(data: RunData, checkpoint: Path) -> None:
+    """Refuse a ranker of another run whose items are not these: it knows them by number alone.
+
+    Args:
+        data: of this run.
+        checkpoint: `<run>/ranker/best` or `final`; of a folder elsewhere nothing is known.
+
+    Raises:
+        UserError: the run of the checkpoint has other items.
+    """
+    other = checkpoint.parent.parent / "prepare"
+    if (other / "items.parquet").is_file() and not load_item_ids(other).equals(load_item_ids(data.prepared)):
+        raise UserError(f"reward.checkpoint: {checkpoint} is of a run with other items; name one on the same data")
 
 
 def policies_reward(
@@ -93,15 +108,18 @@ def corrupted_reward(data: RunData, member: Reward, options: CorruptedOptions) -
     )
 
 
-def trust_items(data: RunData) -> Items:
+def trust_items(data: RunData, groups: Sequence[str] | None = None) -> Items:
     """What the weights of a trusted reward know of the items: how often each was seen, and its first attribute.
 
-    Groups are numbered by the items that were trained with, whatever came later: weights were fitted by these numbers.
+    Args:
+        data: of the run.
+        groups: names by number, as the weights were fitted; None numbers those of the items that were trained with.
     """
     names = [names[0] if names else "" for names in data.items["attributes"].to_list()]
-    unique, sizes = np.unique(np.array(names[: data.version.trained]), return_counts=True)
-    largest = np.argsort(np.argsort(-sizes, kind="stable"), kind="stable") < TRUST_GROUPS
-    known = unique[(unique != "") & largest].tolist()
-    number = {name: place for place, name in enumerate(known)}
-    groups = np.array([number.get(name, -1) for name in names], np.int64)
-    return Items(data.training.counts(data.num_items), groups)
+    if groups is None:
+        unique, sizes = np.unique(np.array(names[: data.version.trained]), return_counts=True)
+        largest = np.argsort(np.argsort(-sizes, kind="stable"), kind="stable") < TRUST_GROUPS
+        groups = unique[(unique != "") & largest].tolist()
+    number = {name: place for place, name in enumerate(groups)}
+    numbers = np.array([number.get(name, -1) for name in names], np.int64)
+    return Items(data.training.counts(data.num_items), numbers, tuple(groups))

@@ -43,6 +43,7 @@ class Items(NamedTuple):
 
     counts: Ints  # (V,) training interactions
     groups: Ints  # (V,) the group of each, -1 for none
+    names: tuple[str, ...] = ()  # of the groups, by number
 
 
 class TrustModel(NamedTuple):
@@ -52,6 +53,7 @@ class TrustModel(NamedTuple):
     base: float  # w_0 / α
     edges: Mapping[str, Sequence[float]]  # of each factor in quarters: where the second, third and fourth begin
     effects: Mapping[str, Sequence[float]]  # of each factor, u / α of its levels
+    groups: tuple[str, ...] | None = None  # names of the levels of `item_group`; None: an earlier version wrote none
 
     def weights(self, placed: Mapping[str, Ints]) -> Floats:
         """(N, W) `w` from the levels (N, W) of each factor, -1 where it has none."""
@@ -65,6 +67,7 @@ class TrustModel(NamedTuple):
     def as_json(self) -> str:
         """The text of a file that `read_trust` reads."""
         content = {"scale": self.scale, "base": self.base, "edges": self.edges, "effects": self.effects}
+        content |= {} if self.groups is None else {"groups": self.groups}
         return json.dumps({"kind": "trust"} | content, indent=1, allow_nan=False) + "\n"
 
 
@@ -78,7 +81,8 @@ def read_trust(path: Path) -> TrustModel:
         content = json.loads(path.read_text(encoding="utf-8"))
         edges = {str(name): [float(edge) for edge in values] for name, values in content["edges"].items()}
         effects = {str(name): [float(value) for value in values] for name, values in content["effects"].items()}
-        model = TrustModel(float(content["scale"]), float(content["base"]), edges, effects)
+        groups = None if "groups" not in content else tuple(map(str, content["groups"]))
+        model = TrustModel(float(content["scale"]), float(content["base"]), edges, effects, groups)
         numbers = [model.scale, model.base, *(v for part in (edges, effects) for vs in part.values() for v in vs)]
         if content["kind"] != "trust" or not np.isfinite(numbers).all() or model.scale <= 0:
             raise ValueError

@@ -47,8 +47,9 @@ def write_trust(run: Run, out: Path) -> dict[str, Any]:
     if isinstance(run.config.reward, TrustedOptions):
         raise UserError("reward.kind: 'trusted' has weights already; fit those of its member")
     models = Models(RunData(run))
-    fit = fit_trust(choices_of(models, "validation"), trust_items(models.data))
-    write_file(out, fit.model.as_json())
+    items = trust_items(models.data)
+    fit = fit_trust(choices_of(models, "validation"), items)
+    write_file(out, fit.model._replace(groups=items.names).as_json())
     facts: dict[str, Any] = json.loads(json.dumps(fit.facts, allow_nan=False))
     return {"decision": fit.decision, "file": str(out), "factors": list(FACTORS)} | facts
 
