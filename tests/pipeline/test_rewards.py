@@ -398,7 +398,7 @@ def test_a_ranker_of_a_run_with_other_items_is_refused(world: Any, data: Path, c
     ]
     items = pl.read_parquet(other / "prepare" / "items.parquet")
     items.with_columns(pl.col("item_id").reverse()).write_parquet(other / "prepare" / "items.parquet")
-    with pytest.raises(UserError, match=r"reward.checkpoint: .*best is of a run with other items; name one on the same"):
+    with pytest.raises(UserError, match=r"reward.checkpoint: .*best is of a run with other items; name one"):
         Models(RunData(world.run(copied, data, reward=reward))).reward_files  # noqa: B018
 
 
