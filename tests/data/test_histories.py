@@ -32,6 +32,15 @@ def test_a_line_without_the_inner_field_is_named(tmp_path: Path) -> None:
         list(read_histories(path, 9, user="user.id"))
 
 
+def test_a_history_that_begins_late_in_the_file_is_not_left_out(tmp_path: Path) -> None:
+    """Which fields there are is read from the first thousand lines."""
+    path = tmp_path / "users.jsonl"
+    rows = [{"user_id": user} | ({"history": [3]} if user == 1200 else {}) for user in range(1300)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(UserError, match=r"row 1201: has history, which the first rows have not; give it to all"):
+        list(read_histories(path, 9))
+
+
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
 def test_whole_numbers_are_ids_however_they_are_stored(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"users.{suffix}"

@@ -62,7 +62,7 @@ def read_histories(
     known = history in columns
     users: list[ItemId] = []
     histories: list[list[ItemId]] = []
-    for number, one, items in _rows(path, user, history if known else None, max_expansion):
+    for number, one, items in _rows(path, user, history, known, max_expansion):
         name = id_value(one)
         if name is None:
             raise UserError(f"{path}, row {number}: {user} is {one!r}; expected an id, a text or a whole number")
@@ -87,25 +87,27 @@ def about_how_many(path: Path) -> int:
         return max(0, sum(block.count(b"\n") for block, _ in read_blocks(path, BLOCK_BYTES)) - (kind == "CSV"))
 
 
-def _rows(path: Path, user: str, history: str | None, max_expansion: float) -> Iterator[tuple[int, Any, Any]]:
-    """Number of the row from 1, user and history."""
+def _rows(path: Path, user: str, history: str, known: bool, max_expansion: float) -> Iterator[tuple[int, Any, Any]]:
+    """Number of the row from 1, user and, if it is known to have one, history."""
     kind = kind_of(path)
     if kind == "JSONL":
         with reading(path, kind):
-            yield from _json_rows(path, user, history, max_expansion)
+            yield from _json_rows(path, user, history, known, max_expansion)
         return
-    names = [user] if history is None else [user, history]
+    names = [user, history] if known else [user]
     for chunk in read_chunks(path, names, max_expansion=max_expansion):
         problems = None if chunk.problem is None else chunk.problem.to_list()
         for place, row in enumerate(chunk.table.iter_rows()):
             if problems is not None and problems[place] is not None:
                 raise UserError(f"{path}, row {chunk.first + place + 1}: {problems[place]}")
-            items = None if history is None else row[1]
-            yield chunk.first + place + 1, row[0], _listed(items) if kind == "CSV" and history else items
+            items = row[1] if known else None
+            yield chunk.first + place + 1, row[0], _listed(items) if kind == "CSV" and known else items
 
 
-def _json_rows(path: Path, user: str, history: str | None, max_expansion: float) -> Iterator[tuple[int, Any, Any]]:
-    number = 0
+def _json_rows(
+    path: Path, user: str, history: str, known: bool, max_expansion: float
+) -> Iterator[tuple[int, Any, Any]]:
+    number, fields = 0, f"{user} and {history}" if known else user
     for block, _ in read_blocks(path, BLOCK_BYTES, max_expansion):
         for line in block.decode("utf-8", errors="replace").split("\n"):
             if not line.strip():
@@ -113,10 +115,13 @@ def _json_rows(path: Path, user: str, history: str | None, max_expansion: float)
             number += 1
             try:
                 record = json.loads(line)
-                yield number, _field(record, user), None if history is None else _field(record, history)
+                one, items = _field(record, user), _field(record, history) if known else None
             except (ValueError, RecursionError, TypeError, KeyError) as error:
-                fields = user if history is None else f"{user} and {history}"
                 raise UserError(f"{path}, row {number}: not a JSON object with {fields}") from error
+            if not known and history in record:
+                late = f"has {history}, which the first rows have not; give it to all or none"
+                raise UserError(f"{path}, row {number}: {late}")
+            yield number, one, items
 
 
 def _field(record: Any, name: str) -> Any:
