@@ -44,8 +44,6 @@ from adagrpo.storage.hashes import cached_hash
 __all__ = ["plan"]
 
 DIAGNOSED = "diagnose"  # no stage, but work
-
-
 Declare = Callable[[Run], object]
 
 

@@ -16,7 +16,7 @@ COUNTS = {  # of summary.json, in the order of the work
     "exact_duplicates": "exact duplicates",
     "interactions_dropped": "interactions of rare users and items, dropped",
     "impressions_dropped": "impressions of items that nobody clicked, or of users without a click, dropped",
-    "impressions_later": "impressions after a user's last interaction of training, not learned from",
+    "impressions_later": "impressions after the end of training, not learned from",
     "without_impression_dropped": "interactions without an impression, dropped as there is no order",
     "repeats_dropped": "repeats of a user and an item, dropped as there is no order",
     "pairs_of_training_dropped": "impressions at random of what training shows the user, dropped",
