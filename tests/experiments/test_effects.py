@@ -21,17 +21,15 @@ BEFORE = [clicks + GENERATOR.normal(0, 1, len(clicks)) for clicks in CLICKS]
 Z = stats.norm.ppf(0.975)
 
 
-def test_a_mean_is_welch_without_degrees_of_freedom() -> None:
+def test_a_mean_is_held_against_another_by_the_logarithm_of_their_ratio() -> None:
     found = effect(*({"sum": clicks} for clicks in CLICKS))
     assert found is not None
     a, b = CLICKS
-    error = math.sqrt(a.var(ddof=1) / len(a) + b.var(ddof=1) / len(b))
-    welch = stats.ttest_ind(b, a, equal_var=False)
-    np.testing.assert_allclose((b.mean() - a.mean()) / error, welch.statistic, rtol=1e-12)
-    np.testing.assert_allclose(found.p_value, 2 * stats.norm.sf(abs(welch.statistic)), rtol=1e-9)
     np.testing.assert_allclose(found.relative, b.mean() / a.mean() - 1, rtol=1e-12)
     log_error = math.sqrt(a.var(ddof=1) / len(a) / a.mean() ** 2 + b.var(ddof=1) / len(b) / b.mean() ** 2)
     np.testing.assert_allclose(found.error, log_error, rtol=1e-9)
+    statistic = math.log(b.mean() / a.mean()) / log_error
+    np.testing.assert_allclose(found.p_value, 2 * stats.norm.sf(abs(statistic)), rtol=1e-9)
     ends = [b.mean() / a.mean() * math.exp(sign * Z * log_error) - 1 for sign in (-1, 1)]
     np.testing.assert_allclose(found.fixed(0.05), ends, rtol=1e-9)
     detectable = found.detectable(3.0, 0.8)  # an effect of which 80 % of such intervals are above 0
@@ -49,8 +47,26 @@ def test_a_ratio_is_that_of_sums_with_the_variance_of_its_residuals() -> None:
         ratios.append(ratio)
         variances.append(residuals.var(ddof=1) / shown.mean() ** 2 / len(shown))
     np.testing.assert_allclose((found.control, found.treatment), ratios, rtol=1e-12)
-    statistic = (ratios[1] - ratios[0]) / math.sqrt(sum(variances))
+    relative_variances = [variance / ratio**2 for ratio, variance in zip(ratios, variances, strict=True)]
+    statistic = math.log(ratios[1] / ratios[0]) / math.sqrt(sum(relative_variances))
     np.testing.assert_allclose(found.p_value, 2 * stats.norm.sf(abs(statistic)), rtol=1e-9)
+
+
+def test_an_effect_is_shown_where_its_interval_leaves_out_0_and_there_alone() -> None:
+    """Few events in a small control: the difference of the means is shown far more often than α says."""
+    shown = by_difference = 0
+    for seed in range(400):
+        generator = np.random.default_rng(seed)
+        control, treatment = generator.poisson(0.02, 300).astype(float), generator.poisson(0.02, 3000).astype(float)
+        found = effect({"sum": control}, {"sum": treatment})
+        if found is None:
+            continue
+        for alpha in (0.05, 0.2):
+            low, high = found.fixed(alpha)
+            assert (found.p_value <= alpha) == (not low <= 0 <= high)
+        shown += found.p_value <= 0.05
+        by_difference += float(stats.ttest_ind(treatment, control, equal_var=False).pvalue) <= 0.05
+    assert shown <= 20 < by_difference  # 5 % of 400
 
 
 def test_the_delta_method_agrees_with_the_bootstrap() -> None:
