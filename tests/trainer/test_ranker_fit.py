@@ -54,10 +54,10 @@ def test_impressions_find_their_row_and_position(world, slots):
     """Against a loop over the table; histories longer than `max_history` lose items at the front."""
     table = make_table(world, slots=slots)
     task = make_task(world, "impressions", table=table)
-    long = 0
+    long = later = 0
     for step in range(task.schedule.steps_per_epoch):
         batch = task.schedule.batches(step)[0]
-        expected = []
+        expected, seen_whole = [], []  # the latter: rows of users who were shown something after all they have
         for row, user in enumerate(batch.users.tolist()):
             sequence = world.rows[user]
             kept = sequence[-6:]
@@ -65,17 +65,35 @@ def test_impressions_find_their_row_and_position(world, slots):
                 seen = shown["history_length"]
                 # the state must have seen the last of the first `seen` items, and be one that the batch holds
                 position = seen - 1 - (len(sequence) - len(kept))
+                what = (shown["item"], shown.get("slot", 0), shown["clicked"], 1.0)
                 if seen >= 1 and 0 <= position < len(kept) - 1:
                     assert kept[position] == sequence[seen - 1]
                     long += len(kept) < len(sequence)
-                    expected.append((row, position, shown["item"], shown.get("slot", 0), shown["clicked"], 1.0))
-        actual = list(zip(*(column.tolist() for column in task._shown(batch)), strict=True))
-        assert actual == expected
-        if not actual:
-            continue
-        rows, positions, *_ = task._shown(batch)
-        assert bool((positions < batch.histories.lengths[rows]).all())
-    assert long > 20
+                    expected.append((row, position, *what))
+                elif seen == len(sequence):
+                    seen_whole += [row] if row not in seen_whole else []
+                    whole = len(batch.users) + seen_whole.index(row)
+                    expected.append((whole, min(len(sequence), 5) - 1, *what))
+                    later += 1
+        histories, *columns = task._shown(batch)
+        assert list(zip(*(column.tolist() for column in columns), strict=True)) == expected
+        rows, positions, *_ = columns
+        assert bool((positions < histories.lengths[rows]).all())
+        assert len(histories.lengths) == len(batch.users) + len(seen_whole)
+        for place, row in enumerate(seen_whole, len(batch.users)):
+            user = int(batch.users[row])
+            assert histories.items[place, : histories.lengths[place]].tolist() == world.rows[user][-5:]
+            assert int(histories.users[place]) == user
+    assert long > 20 and later > 20
+
+
+def test_without_later_impressions_the_histories_are_those_of_the_batch(world):
+    table = make_table(world)
+    lengths = pl.Series([len(world.rows[user]) for user in table["user"].to_list()])
+    task = make_task(world, "impressions", table=table.filter(pl.col("history_length") < lengths))
+    for step in range(task.schedule.steps_per_epoch):
+        batch = task.schedule.batches(step)[0]
+        assert task._shown(batch).histories is batch.histories
 
 
 def test_impressions_are_sorted_by_user_and_need_a_history():
@@ -122,9 +140,9 @@ def test_the_micro_batches_losses_add_up_to_the_mean_over_the_step(world, kind, 
         elif kind == "sampled":
             values.append(task.ranker.sampled_loss(*where, drawn))
         else:
-            values.append(task.ranker.impression_loss(batch.histories, *shown[:5]))
-            clicked = [column[shown.clicked] for column in shown[:3]]
-            sampled.append(task.ranker.sampled_loss(batch.histories, *clicked, drawn))
+            values.append(task.ranker.impression_loss(*shown[:6]))
+            clicked = [column[shown.clicked] for column in shown[1:4]]
+            sampled.append(task.ranker.sampled_loss(shown.histories, *clicked, drawn))
     torch.testing.assert_close(sum(term["loss"] for term in terms), torch.cat(values).mean(), rtol=1e-5, atol=0)
     if kind == "impressions":
         actual = sum(term["sampled"] for term in terms if "sampled" in term)
@@ -143,13 +161,13 @@ def test_weighted_impressions_count_as_often_as_their_weights_say(world, self_no
     batch = micro.batch
     torch.manual_seed(0)
     term = float(task.loss(micro)[0]["loss"].detach())
-    *where, weights = task._shown(batch)
+    histories, *where, weights = task._shown(batch)
     torch.manual_seed(0)
-    losses = task.ranker.impression_loss(batch.histories, *where).tolist()
+    losses = task.ranker.impression_loss(histories, *where).tolist()
     rows, _, items, slots, _ = (column.tolist() for column in where)
     expected, total = 0.0, 0.0
     for place, loss in enumerate(losses):
-        user = int(batch.users[rows[place]])
+        user = int(histories.users[rows[place]])
         alike = table.filter(
             (pl.col("user") == user) & (pl.col("item") == items[place]) & (pl.col("slot") == slots[place])
         )

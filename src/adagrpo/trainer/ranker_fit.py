@@ -24,8 +24,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from adagrpo.data.sequences import pad
 from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.trainer.batches import BatchSchedule, TrainingBatch, keyed_generator
+from adagrpo.types import Histories
 
 __all__ = ["Impressions", "RankerFit"]
 
@@ -66,9 +68,10 @@ class Impressions(NamedTuple):
 
 
 class ShownItems(NamedTuple):
-    """The `N` impressions of a micro-batch."""
+    """The `N` impressions of a micro-batch, and the histories that they come after."""
 
-    rows: Tensor  # (N,) int64 of the batch's histories
+    histories: Histories  # (B + E, T) the batch's, and the whole ones of `E` users who were shown something after them
+    rows: Tensor  # (N,) int64 of these histories
     positions: Tensor  # (N,) int64
     items: Tensor  # (N,) int64
     slots: Tensor  # (N,) int64
@@ -163,8 +166,7 @@ class RankerFit:
 
         The second term makes the ranker usable on any item, and biases it: what was never shown counts as unwanted.
         """
-        rows, positions, items, slots, clicked, weights = shown
-        histories = micro.batch.histories
+        histories, rows, positions, items, slots, clicked, weights = shown
         values = self.ranker.impression_loss(histories, rows, positions, items, slots, clicked)
         terms = {"loss": (weights * values).sum() / micro.total}
         if self.negatives and bool(clicked.any()):
@@ -180,7 +182,10 @@ class RankerFit:
         return torch.randint(items.num_embeddings, (self.negatives,), device=items.weight.device)
 
     def _shown(self, batch: TrainingBatch) -> ShownItems:
-        """Every impression that falls into the batch's histories."""
+        """Every impression that falls into the batch's histories, or comes after all that its user has.
+
+        Of a batch's histories the last item is a target alone; a split in time leaves impressions that come after it.
+        """
         shown = self.impressions
         assert shown is not None
         starts, ends = shown.offsets[batch.users], shown.offsets[batch.users + 1]
@@ -191,10 +196,18 @@ class RankerFit:
         lengths = offsets[batch.users + 1] - offsets[batch.users]
         cut = np.maximum(lengths - (self.schedule.max_history + 1), 0)  # items that padding dropped from the front
         positions = shown.history_lengths[index] - 1 - cut[rows]
-        kept = (positions >= 0) & (positions < (lengths - 1 - cut)[rows])
+        kept = (positions >= 0) & (positions <= (lengths - 1 - cut)[rows])
         rows, positions, index = rows[kept], positions[kept], index[kept]
+        after = positions == (lengths - 1 - cut)[rows]
+        histories = batch.histories
+        if after.any():
+            some, place = np.unique(rows[after], return_inverse=True)
+            whole = pad(self.schedule.training, batch.users[some], self.schedule.max_history)
+            whole = whole._replace(users=torch.from_numpy(batch.users[some])).to(batch.targets.device)
+            histories = Histories.stack([histories, whole])
+            rows[after], positions[after] = len(batch.users) + place, whole.lengths.cpu().numpy()[place] - 1
         columns = (rows, positions, *(field[index] for field in shown[2:]))  # items, slots, clicked, weights
-        return ShownItems(*(torch.from_numpy(column).to(batch.targets.device) for column in columns))
+        return ShownItems(histories, *(torch.from_numpy(column).to(batch.targets.device) for column in columns))
 
     def state(self) -> dict[str, float]:
         """Nothing."""

@@ -96,11 +96,14 @@ def fit_sequential_ranker(run: Run, selection: Selection, name: str = "ranker", 
         summary |= examine(models.ranker(work / "best"))
         (work / "metrics.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
 
+    also: dict[str, object] = {} if fold is None else {"fold": fold}
+    if kind == "impressions" and run.config.data.split.kind == "temporal":
+        also["shown"] = "after the last interaction too"  # once, these impressions were read and not learnt from
     run.stage(
         name,
         reads=("ranker", "seed", "max_history", selection.reads),
         but=("ranker.lambdarank", *(("ranker.folds",) if fold is None else ())),
-        also=None if fold is None else {"fold": fold},
+        also=also or None,
         schema=2,
         inputs=inputs,
         build=build,
