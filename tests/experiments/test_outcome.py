@@ -10,7 +10,7 @@ import pytest
 
 from adagrpo.experiments.outcome import analyse
 from adagrpo.experiments.plan import DAY, Plan
-from adagrpo.experiments.units import Units, users_of
+from adagrpo.experiments.units import Units, column_of, users_of
 from adagrpo.report import effects_table
 from adagrpo.serving.exposure_log import FAILED
 
@@ -150,6 +150,31 @@ def test_an_arm_that_lost_everything_is_worse_and_not_unclear() -> None:
     # with a handful of users the control's clicks are not certain either
     few = analyse(plan, users_of(plan, *tables(4, lift=-1.0)), now=AFTER)
     assert {row["says"] for row in few["effects"]} == {"unclear"} and few["guardrails"][0]["says"] == "unclear"
+
+
+@pytest.mark.parametrize(("buyers", "says"), [(10, "unclear"), (60, "worse")])
+def test_a_small_arm_in_which_nothing_has_happened_yet_has_not_lost_it(buyers: int, says: str) -> None:
+    """A tenth of the users has nothing of ten rare events more often than not."""
+    arms = {"now": {"serves": "sft", "weight": 9}, "new": {"serves": "gated"}}
+    rare = {"bought": {"sum": "purchase", "better": "up", "margin": 0.1}}
+    plan = changed(arms=arms, metrics={"bought": {"sum": "purchase"}}, rule={}, guardrails=rare)
+    table = pl.DataFrame({"arm": ["now"] * 900 + ["new"] * 100, "day": 1, "catalogue": "1"})
+    bought = pl.Series([1.0] * buyers + [0.0] * (1000 - buyers))
+    users = table.with_columns(bought.alias(column_of("purchase")))
+    result = analyse(plan, Units(users, 1000, 0, 0, 0), now=AFTER)
+    assert result["effects"][0]["says"] == says
+    assert result["guardrails"][0]["says"] == {"unclear": "unclear", "worse": "beyond"}[says]
+
+
+@pytest.mark.parametrize(("failed", "says"), [(20, "unclear"), (100, "beyond")])
+def test_a_small_control_without_errors_says_little(failed: int, says: str) -> None:
+    arms = {"now": {"serves": "sft"}, "new": {"serves": "gated", "weight": 9}}
+    errors = {"errors": {"sum": "errors", "margin": 0.5}}
+    plan = changed(arms=arms, metrics={"bought": {"sum": "purchase"}}, rule={}, guardrails=errors)
+    table = pl.DataFrame({"arm": ["new"] * 900 + ["now"] * 100, "day": 1, "catalogue": "1"})
+    broken = pl.Series([1.0] * failed + [0.0] * (1000 - failed))
+    users = table.with_columns(broken.alias(column_of("errors")), pl.lit(1.0).alias(column_of("purchase")))
+    assert analyse(plan, Units(users, 1000, 0, 0, 0), now=AFTER)["guardrails"][0]["says"] == says
 
 
 def test_daily_looks_see_less_than_one_and_print_no_p() -> None:

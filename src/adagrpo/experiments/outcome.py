@@ -15,11 +15,13 @@ have to hold for `ship`, and a rule of that kind errs no more often than each of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import polars as pl
 from scipy import stats
 
@@ -271,21 +273,21 @@ def _without_interval(
 ) -> str:
     """What is said of a guardrail of which no share of the control's number can be given.
 
-    Nothing at all in the treatment cannot be too much, and is too little where the control has something for certain.
-    Something, where the control has nothing, is beyond any share of
-    it once it is more than nothing for certain. And numbers that do not vary are what they are.
+    Nothing at all in the treatment cannot be too much, and is too little where chance would hardly leave it nothing.
+    Something, where the control has nothing, is beyond the margin where chance would hardly leave the control nothing.
+    And numbers that do not vary are what they are.
     """
     users = min(len(control["sum"]), len(treatment["sum"]))
     if not all(arm["per"].any() for arm in (control, treatment) if "per" in arm):
         return "unclear"  # a share of nothing
     if guard.better == "down" and len(treatment["sum"]) and not treatment["sum"].any():
         return "within"
-    if guard.better == "up" and _lost_all(control, treatment, strict):
+    if guard.better == "up" and _lost_all(control, treatment, strict, 1 - guard.margin):
         return "beyond"
     if users < 2 or not treatment["sum"].any():
         return "unclear"
     if not control["sum"].any():
-        certain = _above_nothing(treatment["sum"], strict)
+        certain = _hardly_by_chance(treatment["sum"], control["sum"], strict, 1 / (1 + guard.margin))
         return "beyond" if guard.better == "down" and certain else "unclear"
     ratios = [arm["sum"] / arm.get("per", 1.0) for arm in (control, treatment) if arm.get("per", arm["sum"]).all()]
     if len(ratios) < 2 or any(ratio.max() > ratio.min() for ratio in ratios):
@@ -294,12 +296,15 @@ def _without_interval(
     return "within" if worse <= guard.margin else "beyond"
 
 
-def _lost_all(control: Mapping[str, Floats], treatment: Mapping[str, Floats], reach: float) -> bool:
-    """Nothing is left in the treatment of what the control has for certain."""
+def _lost_all(control: Mapping[str, Floats], treatment: Mapping[str, Floats], reach: float, rate: float = 1.0) -> bool:
+    """Nothing is left in the treatment of what the control has, and chance would hardly have taken it all.
+
+    `rate` is the share of the control's users who have something that the treatment would have at the least.
+    """
     users = min(len(control["sum"]), len(treatment["sum"]))
     if users < 2 or treatment["sum"].any() or not all(arm["per"].any() for arm in (control, treatment) if "per" in arm):
         return False  # nothing shown is nothing to have it of
-    return _above_nothing(control["sum"], reach)
+    return _hardly_by_chance(control["sum"], treatment["sum"], reach, rate)
 
 
 def _nothing_yet(control: Mapping[str, Floats], treatment: Mapping[str, Floats]) -> bool:
@@ -307,8 +312,19 @@ def _nothing_yet(control: Mapping[str, Floats], treatment: Mapping[str, Floats])
     return any(not control[name].any() and not treatment[name].any() for name in ("sum", "per") if name in control)
 
 
-def _above_nothing(values: Floats, reach: float) -> bool:
-    return bool(values.mean() > reach * values.std(ddof=1) / len(values) ** 0.5)
+def _hardly_by_chance(some: Floats, nothing: Floats, reach: float, rate: float) -> bool:
+    """Whether chance would hardly leave one arm nothing of what users of another arm have.
+
+    A user who has something is in one arm or the other with the probabilities that their sizes give.
+
+    Args:
+        some: (N,) of the arm that has something.
+        nothing: (M,) of the arm that has nothing.
+        reach: standard errors, whose tail says how hardly.
+        rate: of a user of `nothing` to have something, over that of a user of `some`.
+    """
+    own = len(some) / (len(some) + max(rate, 0.0) * len(nothing))
+    return bool(np.count_nonzero(some) * math.log(own) <= stats.norm.logsf(reach))
 
 
 def _verdict(plan: Plan, treatment: str, result: Mapping[str, Any]) -> tuple[Verdict, str]:
