@@ -32,7 +32,7 @@ def users_needed(variation: float, effect: float, shares: tuple[float, float], z
     """Users of the whole experiment.
 
     Args:
-        variation: deviation over mean of one user's number.
+        variation: deviation over mean of one user's number, taken to be the same in both arms.
         effect: relative, of the treatment; below 0 it is a fall.
         shares: of the users, in control and in treatment.
         z: of the test and of the power together.

@@ -4,7 +4,8 @@
 
 A ranker fitted on the very pairs it must score looks more discriminating than it is. The device is that of double
 machine learning (Chernozhukov et al. 2018): nuisances are estimated on the other folds. Scores of different folds are
-on different scales, which no formula here compares: advantages and discriminability are taken within one history.
+on different scales. Advantages and discriminability are taken within one history; only what counts as a group without
+differences, a thousandth of the spread of a step's rewards, is read across folds.
 """
 
 from __future__ import annotations
