@@ -36,6 +36,7 @@ from adagrpo.pipeline import (
     update_catalog,
 )
 from adagrpo.pipeline import catalog_update as updating
+from adagrpo.pipeline import recommend as recommending
 from adagrpo.pipeline.chain import parts_of
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
@@ -436,6 +437,22 @@ def test_lists_for_users_name_their_version(run: Run, tmp_path: Path) -> None:
     assert 63 not in found and 1043 in found
     old = recommend_users(run, tmp_path / "users.csv", tmp_path / "old", catalog="0")
     assert old["catalog_version"] == open_version(run, "0").name
+
+
+def test_a_version_that_comes_meanwhile_is_in_no_part(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "users.csv").write_text("user_id,history\n" + "".join(f"u{item},{item}\n" for item in ITEMS))
+    before = recommend_users(run, tmp_path / "users.csv", tmp_path / "before")
+    table = pl.read_parquet(tmp_path / "before/part-00000.parquet")
+    make, item = recommending._make, str(table["items"].explode()[0])
+
+    def late(run: Run, wanted: Any, worker: Any, executor: Any) -> int:
+        update_catalog(run, delist=[item])
+        return make(run, wanted, wanted.worker, executor)  # what a process of its own does: it opens the run again
+
+    monkeypatch.setattr(recommending, "_make", late)
+    summary = recommend_users(run, tmp_path / "users.csv", tmp_path / "lists")
+    assert summary["catalog_version"] == before["catalog_version"] != open_version(run).name
+    assert pl.read_parquet(tmp_path / "lists/part-00000.parquet").equals(table)
 
 
 def command(*words: str) -> tuple[int, str]:

@@ -140,7 +140,7 @@ def recommend_users(
             reward_weight=reward_weight,
             exclude_history=exclude_history,
             precision=precision,
-            catalog=catalog,
+            catalog=about["catalog_version"],  # by name: a worker may begin after the next one was made
             include=include,
             exclude=exclude,
             popular=popular,
