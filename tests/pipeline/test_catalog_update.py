@@ -439,7 +439,9 @@ def test_lists_for_users_name_their_version(run: Run, tmp_path: Path) -> None:
     assert old["catalog_version"] == open_version(run, "0").name
 
 
-def test_a_version_that_comes_meanwhile_is_in_no_part(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_version_that_comes_meanwhile_is_in_no_part(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "users.csv").write_text("user_id,history\n" + "".join(f"u{item},{item}\n" for item in ITEMS))
     before = recommend_users(run, tmp_path / "users.csv", tmp_path / "before")
     table = pl.read_parquet(tmp_path / "before/part-00000.parquet")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ import pytest
 
 from adagrpo.errors import UserError
 from adagrpo.serving import exposure_database, exposure_parts
-from adagrpo.serving.exposure_database import connect, transaction
+from adagrpo.serving.exposure_database import OPEN, begin_part, connect, transaction
 from adagrpo.serving.exposure_log import Exposure, Feedback, FeedbackCounts, SinkFailed
 from adagrpo.serving.exposure_parts import parts_of, read_parts, rotate
 from adagrpo.serving.exposure_store import LocalExposureLog
@@ -153,6 +154,44 @@ def test_a_part_that_was_cut_off_is_finished_and_no_row_is_lost_or_doubled(
     exposures, feedback = read_parts(parts_of(tmp_path / "log"))
     assert exposures["request_id"].to_list() == ["a", "b", "c"] and len(feedback) == 1
     assert not list((tmp_path / "log" / "parts").glob(".*"))
+
+
+def test_a_database_that_was_removed_or_put_back_from_a_copy_takes_no_number_of_a_part(tmp_path: Path) -> None:
+    folder, copy = tmp_path / "log", tmp_path / "copy"
+    log = LocalExposureLog(folder)
+    log.write([row("a"), row("b")])
+    log.close()
+    rotate(folder)
+    copy.write_bytes((folder / OPEN).read_bytes())
+    (folder / OPEN).unlink()
+    log = LocalExposureLog(folder)
+    log.write([row("c"), row("d")])  # as many as are in the part that is there
+    assert log.rotate() == [2]
+    log.close()
+    (folder / OPEN).write_bytes(copy.read_bytes())
+    log = LocalExposureLog(folder)
+    log.write([row("e")])
+    assert log.rotate() == [3]
+    log.write([row("f")])
+    assert log.rotate() == [4]
+    log.close()
+    assert ids(folder) == ["a", "b", "c", "d", "e", "f"]
+
+
+def test_a_part_of_other_rows_is_not_taken_for_the_one_that_was_begun(tmp_path: Path) -> None:
+    folder = tmp_path / "log"
+    log = LocalExposureLog(folder)
+    log.write([row("a")])
+    assert log.rotate() == [1]
+    log.write([row("b"), row("c")])
+    log.close()
+    with closing(connect(folder)) as connection:
+        begin_part(connection)
+    shutil.copytree(folder / "parts/000001", folder / "parts/000002")
+    with pytest.raises(UserError, match=r"000002: holds other rows than .*open.sqlite gives it"):
+        rotate(folder)
+    shutil.rmtree(folder / "parts/000002")
+    assert ids(folder) == ["a", "b", "c"]
 
 
 def test_a_bad_row_is_refused_alone(tmp_path: Path) -> None:

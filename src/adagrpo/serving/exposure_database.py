@@ -2,7 +2,7 @@
 
     exposures (number, request_id, row)                          row: JSON of an `Exposure`
     feedback  (number, request_id, item, kind, time, value)      unique by request, item and kind
-    parts     (number, last_exposure, last_feedback, published)  part n holds the rows after those of part n - 1
+    parts     (number, last_exposure, last_feedback, published)  holds the rows after those of the part before it
 
 The log is in write-ahead mode and synced at each commit. Numbers only grow, also over rows that were deleted.
 """
@@ -149,8 +149,13 @@ def unpublished(connection: sqlite3.Connection) -> Span | None:
     return None if found is None else _span(connection, found[0])
 
 
-def begin_part(connection: sqlite3.Connection) -> Span | None:
-    """Give all rows that are in no part to a new one; None where there are none."""
+def begin_part(connection: sqlite3.Connection, after: int = 0) -> Span | None:
+    """Give all rows that are in no part to a new one; None where there are none.
+
+    Args:
+        connection: of the log.
+        after: the newest part of the folder. A database that was made anew, or put back from a copy, knows fewer.
+    """
     with transaction(connection):
         part, exposures, feedback = connection.execute(LAST).fetchone()
         newest = [
@@ -159,10 +164,11 @@ def begin_part(connection: sqlite3.Connection) -> Span | None:
         ]
         if newest == [exposures, feedback]:
             return None
+        number = max(part, after) + 1
         connection.execute(
-            "INSERT INTO parts (number, last_exposure, last_feedback) VALUES (?, ?, ?)", [part + 1, *newest]
+            "INSERT INTO parts (number, last_exposure, last_feedback) VALUES (?, ?, ?)", [number, *newest]
         )
-    return Span(part + 1, (exposures, newest[0]), (feedback, newest[1]))
+    return Span(number, (exposures, newest[0]), (feedback, newest[1]))
 
 
 def finish_part(connection: sqlite3.Connection, part: int) -> None:
@@ -201,7 +207,7 @@ def _known(connection: sqlite3.Connection, ids: Sequence[str]) -> list[tuple[str
 
 
 def _span(connection: sqlite3.Connection, part: int) -> Span:
-    query = "SELECT last_exposure, last_feedback FROM parts WHERE number = ?"
-    last = connection.execute(query, [part]).fetchone()
-    before = connection.execute(query, [part - 1]).fetchone() or (0, 0)
+    query = "SELECT last_exposure, last_feedback FROM parts WHERE number"
+    last = connection.execute(f"{query} = ?", [part]).fetchone()
+    before = connection.execute(f"{query} < ? ORDER BY number DESC LIMIT 1", [part]).fetchone() or (0, 0)
     return Span(part, (before[0], last[0]), (before[1], last[1]))

@@ -20,11 +20,14 @@ import sqlite3
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import polars as pl
 
+from adagrpo.errors import UserError
 from adagrpo.serving.exposure_database import (
+    OPEN,
     Span,
     begin_part,
     connect,
@@ -98,7 +101,8 @@ def rotate(
     made: list[int] = []
     try:
         with lock_folder(directory, KIND), closing(connect(directory)) as connection:
-            for find in (unpublished, begin_part):
+            newest = max((int(path.name) for path in parts_of(directory)), default=0)
+            for find in (unpublished, partial(begin_part, after=newest)):
                 span = find(connection)
                 if span is not None:
                     _publish(directory, connection, span, rest_seconds)
@@ -137,8 +141,12 @@ def read_parts(parts: Sequence[Path]) -> tuple[pl.DataFrame, pl.DataFrame]:
 def _publish(directory: Path, connection: sqlite3.Connection, span: Span, rest_seconds: float) -> None:
     """Write a part, unless it was written before a kill."""
     target = directory / PARTS / f"{span.part:06d}"
-    if manifest(target) is not None:
+    fingerprint = hash_json([span.part, *span.exposures, *span.feedback])
+    there = manifest(target)
+    if there is not None:
         verify(target)
+        if there["fingerprint"] != fingerprint:
+            raise UserError(f"{target}: holds other rows than {directory / OPEN} gives it; move one of them away")
         return
     check_replaceable(target)
     make_folder(target.parent)
@@ -153,7 +161,7 @@ def _publish(directory: Path, connection: sqlite3.Connection, span: Span, rest_s
     for name, table in (("exposures", exposures), ("feedback", feedback)):
         with naming(work / f"{name}.parquet"):
             table.write_parquet(work / f"{name}.parquet")
-    seal(work, kind=PART_KIND, fingerprint=hash_json([span.part, *span.exposures, *span.feedback]))
+    seal(work, kind=PART_KIND, fingerprint=fingerprint)
     publish(work, target)
 
 
