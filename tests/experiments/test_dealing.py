@@ -156,6 +156,22 @@ def test_a_switch_that_cannot_be_written_leaves_the_file_as_it_was(
     assert switches_beside(path).read_bytes() == before
 
 
+def test_an_arm_that_is_off_stays_off_whatever_becomes_of_the_file(tmp_path: Path) -> None:
+    path, clock = a_plan(tmp_path), [PLAN.begins + 4 * DAY]
+    live = LiveExperiment(path, lambda: clock[0])
+    user = next(user for user, given in dealt(4.0).items() if given == Dealt("new", "arm"))
+    assert live.deal(user) == Dealt("new", "arm")
+    add_switch(path, PLAN, now=clock[0] + 600, stop="new")  # by a machine whose clock is ahead
+    clock[0] += 0.6
+    assert live.deal(user) == Dealt("now", "stopped")
+    switches_beside(path).unlink()
+    clock[0] += 0.6
+    assert live.deal(user) == Dealt("now", "stopped")
+    add_switch(path, PLAN, now=clock[0], stop="third")
+    clock[0] += 0.6
+    assert live.state()["stopped"].keys() == {"new", "third"}
+
+
 def test_a_switch_while_a_service_starts_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, moment = a_plan(tmp_path), PLAN.begins + 4 * DAY
 

@@ -37,7 +37,7 @@ class LiveExperiment:
         self.path, self.plan, self._clock = path, read_plan(path), clock
         self.hash = str(freeze(path, self.plan, now=datetime.now(UTC))["plan"])[:SHOWN]
         self._seen, self._looked = self._stamp(), clock()  # before reading: a switch in between is seen later
-        self.switches = read_switches(path, self.plan)
+        self.switches = self._joined(read_switches(path, self.plan), Switches())
 
     @property
     def name(self) -> str:
@@ -50,7 +50,8 @@ class LiveExperiment:
 
     def deal(self, user: str) -> Dealt:
         """The arm that a user is served now."""
-        return deal(self.plan, user, self._clock(), self._now())
+        switches = self._now()  # before the time, which none of them is to be after
+        return deal(self.plan, user, self._clock(), switches)
 
     def draft(
         self, request_id: str, control: Sequence[object], treatment: Sequence[object], count: int
@@ -82,8 +83,19 @@ class LiveExperiment:
             stamp = self._stamp()
             if stamp != self._seen:
                 with suppress(UserError):  # an arm that is off stays off, and requests are answered
-                    self.switches, self._seen = read_switches(self.path, self.plan), stamp
+                    self.switches = self._joined(read_switches(self.path, self.plan), self.switches)
+                    self._seen = stamp
         return self.switches
+
+    def _joined(self, found: Switches, before: Switches) -> Switches:
+        """Switches that were read, with those of before: none is taken back if the file goes, or an older one comes.
+
+        What the file says has happened, also where the clock of who wrote it is ahead of this one.
+        """
+        now = self._clock()
+        shares = {*before.shares, *((min(time, now), share) for time, share in found.shares)}
+        stops = {arm: min(time, now) for arm, time in found.stops.items()}
+        return Switches(tuple(sorted(shares)), stops | dict(before.stops))
 
     def _stamp(self) -> tuple[int, int]:
         try:
