@@ -106,6 +106,14 @@ def test_no_effect_of_nobody_and_of_nothing() -> None:
     assert effect({"sum": np.ones(9)}, {"sum": np.ones(9)}) is None
 
 
+@pytest.mark.parametrize("value", [1e150, 1e200, math.inf])
+def test_nothing_is_said_of_a_number_that_no_square_holds(value: float) -> None:
+    odd = CLICKS[0].copy()
+    odd[3] = value
+    assert effect({"sum": odd}, {"sum": CLICKS[1]}) is None
+    assert value < 1e200 or effect({"sum": CLICKS[0]}, {"sum": odd}) is None
+
+
 def test_the_size_of_an_experiment_is_that_of_tea_tasting() -> None:
     columns = {"sum": CLICKS[0], "per": SHOWN[0]}
     ratio = CLICKS[0].sum() / SHOWN[0].sum()

@@ -205,6 +205,11 @@ def test_each_list_has_a_row_before_it_is_sent_and_feedback_counts_once(
     ]
     assert service.ask("/v1/feedback", {"events": events})[1] == {"accepted": 2, "duplicates": 0, "unknown": 0}
     assert service.ask("/v1/feedback", events[0])[1] == {"accepted": 0, "duplicates": 1, "unknown": 0}
+    large = events[1] | {"value": 1e13}  # one would outweigh all others of an experiment
+    assert service.ask("/v1/feedback", large)[:2] == (
+        422,
+        {"detail": "value: Input should be less than or equal to 1000000000000"},
+    )
     assert service.ask("/v1/feedback", {"request_id": "none", "item_id": 4, "kind": "click"})[1]["unknown"] == 1
     service.end()
     rotate(tmp_path / "log")

@@ -74,7 +74,8 @@ def effect(control: Mapping[str, Floats], treatment: Mapping[str, Floats]) -> Ef
         treatment: the same.
 
     Returns:
-        None where nothing can be said: fewer than two users, or nothing that varies or to divide by.
+        None where nothing can be said: fewer than two users, nothing that varies or to divide by, or numbers so large
+        that their squares are none.
     """
     if min(len(control["sum"]), len(treatment["sum"])) < 2:
         return None
@@ -82,9 +83,9 @@ def effect(control: Mapping[str, Floats], treatment: Mapping[str, Floats]) -> Ef
         return None
     explains = "before" in control and bool(np.ptp(np.concatenate([control["before"], treatment["before"]])))
     metric = tt.RatioOfMeans("sum", "per" if "per" in control else None, "before" if explains else None, use_t=False)
-    with np.errstate(divide="ignore", invalid="ignore"):  # of numbers that do not vary
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # of numbers that do not vary, or are too large
         found = metric.analyze_aggregates(aggregates(control), aggregates(treatment))
-    if not (found.control > 0 and found.treatment > 0):
+    if not (found.control > 0 and found.treatment > 0 and -1 < found.rel_effect_size_ci_upper < math.inf):
         return None
     width = math.log1p(found.rel_effect_size_ci_upper) - math.log1p(found.rel_effect_size)
     error = width / float(stats.norm.ppf((1 + metric.confidence_level) / 2))

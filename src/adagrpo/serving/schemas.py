@@ -149,7 +149,7 @@ class FeedbackEvent(_Body):
     request_id: RequestId
     item_id: Id
     kind: Literal["click", "dwell", "purchase"]
-    value: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
+    value: Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)] | None = Field(
         None, description="Seconds of a dwell, price of a purchase."
     )
     time: Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)] | None = Field(
