@@ -11,6 +11,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 import adagrpo
 
 MODULE = Path(adagrpo.__file__).parent / "serving" / "workers.py"
@@ -102,6 +104,25 @@ def test_workers_share_an_address_are_told_together_and_replaced_when_they_die(t
         assert parent.wait(10) == 0
     for process in first | last:
         assert not Path(f"/proc/{process}").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent is gone")
+def test_workers_end_when_the_first_process_is_killed(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", SCRIPT, "serves", str(MODULE), str(tmp_path / "hold")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        port = json.loads(parent.stdout.readline())["port"]
+        workers = {process for process, _ in seen(port)}
+        parent.kill()
+    end, answer = time.monotonic() + 10, True
+    while answer and time.monotonic() < end:
+        try:
+            ask(port)
+        except (OSError, ValueError):
+            answer = False
+    for process in workers if answer else ():
+        os.kill(process, signal.SIGKILL)
+    assert not answer
 
 
 def test_a_worker_that_cannot_begin_ends_all_with_its_reason() -> None:

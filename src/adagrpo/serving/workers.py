@@ -1,11 +1,13 @@
 """Several processes that answer at one address: they share its socket, and one that dies is replaced.
 
 The first process answers nothing. It hands signals on: SIGTERM and SIGINT end all of them, SIGHUP has all of them load
-again what they serve.
+again what they serve. Where the system can (Linux), a worker is told to end when the first process is gone, however
+that ended: it would keep the address from whoever is started in its place.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -21,6 +23,7 @@ from adagrpo.errors import ServiceError, UserError
 __all__ = ["run_workers"]
 
 SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD}
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 SHORTEST_LIFE = 5.0  # seconds; a worker that dies sooner is replaced no sooner
 
 
@@ -109,6 +112,7 @@ def _start(
     One of the first says why to the process that began it; nobody reads what another one says there.
     """
     reading, writing = os.pipe()
+    parent = os.getpid()
     process = os.fork()
     if process:
         os.close(writing)
@@ -117,6 +121,7 @@ def _start(
     status = 1
     try:
         os.close(reading)
+        _end_with(parent)
         # SIGHUP waits until there is somebody to take it: what is loaded by then may be what was there before
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS - {signal.SIGHUP})
 
@@ -136,6 +141,14 @@ def _start(
         sys.stderr.flush()
     finally:
         os._exit(status)
+
+
+def _end_with(parent: int) -> None:
+    """Have the system send SIGTERM to this process once its parent is gone."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # gone before it was asked
+        os._exit(1)
 
 
 def _first_line(pipe: int) -> dict[str, Any]:
