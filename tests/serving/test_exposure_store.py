@@ -4,6 +4,7 @@ import re
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
@@ -192,6 +193,28 @@ def test_a_part_of_other_rows_is_not_taken_for_the_one_that_was_begun(tmp_path: 
         rotate(folder)
     shutil.rmtree(folder / "parts/000002")
     assert ids(folder) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("harm", "what"),
+    [
+        (lambda part: (part / "exposures.parquet").write_bytes(b"PAR1"), r"exposures.parquet: content differs"),
+        (lambda part: (part / "feedback.parquet").unlink(), r"feedback.parquet: missing"),
+        (lambda part: (part / "manifest.json").unlink(), r"000001: no manifest.json here"),
+        (lambda part: (part / "manifest.json").write_text("{"), r"manifest.json: damaged manifest"),
+    ],
+)
+def test_nobody_is_told_to_delete_a_part_that_is_damaged(
+    tmp_path: Path, harm: Callable[[Path], object], what: str
+) -> None:
+    log = LocalExposureLog(tmp_path / "log")
+    log.write([row("a")])
+    log.rotate()
+    log.close()
+    harm(tmp_path / "log/parts/000001")
+    with pytest.raises(UserError, match=rf"{what}.*; the rows of a part are nowhere else: put it back") as refused:
+        read_parts(parts_of(tmp_path / "log"))
+    assert "; delete" not in str(refused.value)
 
 
 def test_a_bad_row_is_refused_alone(tmp_path: Path) -> None:

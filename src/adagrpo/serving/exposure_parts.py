@@ -45,12 +45,13 @@ from adagrpo.storage.marks import Kind
 from adagrpo.storage.removal import remove
 from adagrpo.storage.writing import make_folder, naming, temporary
 
-__all__ = ["EXPOSURE_SCHEMA", "FEEDBACK_SCHEMA", "KIND", "PARTS", "parts_of", "read_parts", "rotate"]
+__all__ = ["EXPOSURE_SCHEMA", "FEEDBACK_SCHEMA", "KIND", "MEND", "PARTS", "parts_of", "read_parts", "rotate"]
 
 PARTS = "parts"
 AT_ONCE = 64  # rows that are read before a rest
 KIND: Kind = "exposure log"
 PART_KIND = "part of an exposure log"
+MEND = "the rows of a part are nowhere else: put it back from a copy, or move it away to go on without them"
 LOGGER = logging.getLogger(__name__)
 _EXPOSURE: dict[str, pl.DataType | type[pl.DataType]] = {  # in the order of `Exposure`
     "request_id": pl.String,
@@ -130,7 +131,7 @@ def read_parts(parts: Sequence[Path]) -> tuple[pl.DataFrame, pl.DataFrame]:
         UserError: a part is not as it was written.
     """
     for part in parts:
-        verify(part)
+        verify(part, MEND)
     exposures = [pl.read_parquet(part / "exposures.parquet") for part in parts]
     feedback = [pl.read_parquet(part / "feedback.parquet") for part in parts]
     return pl.concat([EXPOSURE_SCHEMA.to_frame(), *exposures], how="diagonal"), pl.concat(
@@ -142,9 +143,9 @@ def _publish(directory: Path, connection: sqlite3.Connection, span: Span, rest_s
     """Write a part, unless it was written before a kill."""
     target = directory / PARTS / f"{span.part:06d}"
     fingerprint = hash_json([span.part, *span.exposures, *span.feedback])
-    there = manifest(target)
+    there = manifest(target, MEND)
     if there is not None:
-        verify(target)
+        verify(target, MEND)
         if there["fingerprint"] != fingerprint:
             raise UserError(f"{target}: holds other rows than {directory / OPEN} gives it; move one of them away")
         return

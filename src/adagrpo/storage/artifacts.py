@@ -137,8 +137,12 @@ def _listed(directory: Path, kind: str | None) -> set[str]:
     return names
 
 
-def manifest(directory: Path) -> dict[str, Any] | None:
+def manifest(directory: Path, mend: str | None = None) -> dict[str, Any] | None:
     """The manifest of a folder, or None where there is no sealed artifact.
+
+    Args:
+        directory: of the artifact.
+        mend: what a message says to do where it is damaged; None: that it can be made again.
 
     Raises:
         UserError: the manifest cannot be read, is not as it was written, or is of a version that this program does not
@@ -154,15 +158,21 @@ def manifest(directory: Path) -> dict[str, Any] | None:
         if version in READABLE:
             _check(text, content)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path}: damaged manifest; delete the folder to have it made again") from error
+        raise UserError(f"{path}: damaged manifest; {mend or 'delete the folder to have it made again'}") from error
     if version not in READABLE:
         reads = " and ".join(map(str, READABLE))
-        raise UserError(f"{path}: schema version {version}, this program reads versions {reads}; delete the folder")
+        raise UserError(
+            f"{path}: schema version {version}, this program reads versions {reads}; {mend or 'delete the folder'}"
+        )
     return dict(content)
 
 
-def verify(directory: Path) -> Mapping[str, str]:
+def verify(directory: Path, mend: str | None = None) -> Mapping[str, str]:
     """Check every file of an artifact against its manifest.
+
+    Args:
+        directory: of the artifact.
+        mend: see `manifest`.
 
     Returns:
         The sha256 of each file, by path relative to the folder.
@@ -170,13 +180,13 @@ def verify(directory: Path) -> Mapping[str, str]:
     Raises:
         UserError: no manifest, or a file is missing or differs; the file is named.
     """
-    content = manifest(directory)
+    content = manifest(directory, mend)
     if content is None:
-        raise UserError(f"{directory}: no {MANIFEST} here; run the stage that makes it")
-    return {name: verify_file(directory, name, content) for name in content["files"]}
+        raise UserError(f"{directory}: no {MANIFEST} here; {mend or 'run the stage that makes it'}")
+    return {name: verify_file(directory, name, content, mend) for name in content["files"]}
 
 
-def verify_file(directory: Path, name: str, content: Mapping[str, Any]) -> str:
+def verify_file(directory: Path, name: str, content: Mapping[str, Any], mend: str | None = None) -> str:
     """Check one file of an artifact against the manifest that was read.
 
     Returns:
@@ -186,17 +196,15 @@ def verify_file(directory: Path, name: str, content: Mapping[str, Any]) -> str:
         UserError: it is not of the artifact, leaves it, is missing or differs; the file is named.
     """
     path, entry = directory / name, content["files"].get(name)
+    mend = mend or f"delete {directory} to have it made again"
     if not path.resolve().is_relative_to(directory.resolve()):
         raise UserError(f"{directory / MANIFEST}: '{name}' leaves the folder")
     if entry is None:
-        raise UserError(f"{path}: not of what was made here; delete {directory} to have it made again")
+        raise UserError(f"{path}: not of what was made here; {mend}")
     if not path.is_file():
-        raise UserError(f"{path}: missing; delete {directory} to have it made again")
+        raise UserError(f"{path}: missing; {mend}")
     if path.stat().st_size != entry["size"] or cached_hash(path) != entry["sha256"]:
-        raise UserError(
-            f"{path}: content differs from the manifest, changed after it was made;"
-            f" delete {directory} to have it made again"
-        )
+        raise UserError(f"{path}: content differs from the manifest, changed after it was made; {mend}")
     return str(entry["sha256"])
 
 

@@ -31,7 +31,7 @@ from adagrpo.errors import UserError
 from adagrpo.executors import Executor
 from adagrpo.pipeline.description import is_described
 from adagrpo.pipeline.run import Run
-from adagrpo.serving.exposure_parts import parts_of, read_parts
+from adagrpo.serving.exposure_parts import MEND, parts_of, read_parts
 from adagrpo.storage.artifacts import manifest
 
 __all__ = [
@@ -101,7 +101,7 @@ def join_exposures(run: Run) -> None:
         (work / "summary.json").write_text(text, encoding="utf-8")
 
     # parts never change, so the last one stands for all; that older ones were removed since makes nothing stale
-    last = manifest(parts[-1])
+    last = manifest(parts[-1], MEND)
     also = {"last": [parts[-1].name, None if last is None else last["sha256"]]}
     reads, but = ("data.exposures",), ("data.exposures.path",)
     run.stage("exposures", reads=reads, but=but, also=also, inputs=[], build=build)
