@@ -20,7 +20,6 @@ import sqlite3
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -103,7 +102,7 @@ def rotate(
     try:
         with lock_folder(directory, KIND), closing(connect(directory)) as connection:
             newest = max((int(path.name) for path in parts_of(directory)), default=0)
-            for find in (unpublished, partial(begin_part, after=newest)):
+            for find in (unpublished, lambda connection: begin_part(connection, newest)):
                 span = find(connection)
                 if span is not None:
                     _publish(directory, connection, span, rest_seconds)
