@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from scipy import stats
 
 from adagrpo.experiments.anytime import anytime_factor
 from adagrpo.experiments.duration import users_needed
-from adagrpo.experiments.effects import aggregates, effect
+from adagrpo.experiments.effects import Floats, aggregates, effect
 from adagrpo.experiments.sample_ratio import check_ratio
 
 GENERATOR = np.random.default_rng(0)
@@ -21,17 +22,22 @@ BEFORE = [clicks + GENERATOR.normal(0, 1, len(clicks)) for clicks in CLICKS]
 Z = stats.norm.ppf(0.975)
 
 
-def test_a_mean_is_held_against_another_by_the_logarithm_of_their_ratio() -> None:
+def test_a_mean_is_held_against_another_by_the_difference_and_by_the_logarithm_of_their_ratio() -> None:
     found = effect(*({"sum": clicks} for clicks in CLICKS))
     assert found is not None
     a, b = CLICKS
     np.testing.assert_allclose(found.relative, b.mean() / a.mean() - 1, rtol=1e-12)
     log_error = math.sqrt(a.var(ddof=1) / len(a) / a.mean() ** 2 + b.var(ddof=1) / len(b) / b.mean() ** 2)
     np.testing.assert_allclose(found.error, log_error, rtol=1e-9)
-    statistic = math.log(b.mean() / a.mean()) / log_error
-    np.testing.assert_allclose(found.p_value, 2 * stats.norm.sf(abs(statistic)), rtol=1e-9)
-    ends = [b.mean() / a.mean() * math.exp(sign * Z * log_error) - 1 for sign in (-1, 1)]
-    np.testing.assert_allclose(found.fixed(0.05), ends, rtol=1e-9)
+    welch = stats.ttest_ind(b, a, equal_var=False)
+    statistics = [math.log(b.mean() / a.mean()) / log_error, welch.statistic]
+    np.testing.assert_allclose(found.p_value, 2 * stats.norm.sf(min(statistics)), rtol=1e-9)
+    error = math.sqrt(a.var(ddof=1) / len(a) + b.var(ddof=1) / len(b))
+    logs = [b.mean() / a.mean() * math.exp(sign * Z * log_error) - 1 for sign in (-1, 1)]
+    differences = [(b.mean() - a.mean() + sign * Z * error) / a.mean() for sign in (-1, 1)]
+    np.testing.assert_allclose(
+        found.fixed(0.05), [min(logs[0], differences[0]), max(logs[1], differences[1])], rtol=1e-9
+    )
     detectable = found.detectable(3.0, 0.8)  # an effect of which 80 % of such intervals are above 0
     np.testing.assert_allclose(detectable, math.expm1((3.0 + stats.norm.ppf(0.8)) * log_error), rtol=1e-9)
 
@@ -48,25 +54,52 @@ def test_a_ratio_is_that_of_sums_with_the_variance_of_its_residuals() -> None:
         variances.append(residuals.var(ddof=1) / shown.mean() ** 2 / len(shown))
     np.testing.assert_allclose((found.control, found.treatment), ratios, rtol=1e-12)
     relative_variances = [variance / ratio**2 for ratio, variance in zip(ratios, variances, strict=True)]
-    statistic = math.log(ratios[1] / ratios[0]) / math.sqrt(sum(relative_variances))
-    np.testing.assert_allclose(found.p_value, 2 * stats.norm.sf(abs(statistic)), rtol=1e-9)
+    statistics = [
+        math.log(ratios[1] / ratios[0]) / math.sqrt(sum(relative_variances)),
+        (ratios[1] - ratios[0]) / math.sqrt(sum(variances)),
+    ]
+    np.testing.assert_allclose(found.p_value, 2 * stats.norm.sf(min(statistics)), rtol=1e-9)
 
 
-def test_an_effect_is_shown_where_its_interval_leaves_out_0_and_there_alone() -> None:
-    """Few events in a small control: the difference of the means is shown far more often than α says."""
-    shown = by_difference = 0
+def rare(generator: np.random.Generator, users: int) -> Floats:
+    return generator.poisson(0.02, users).astype(float)
+
+
+def spent(generator: np.random.Generator, users: int) -> Floats:
+    """A few users have most of it."""
+    return np.where(generator.random(users) < 0.03, generator.lognormal(0, 2, users), 0.0)
+
+
+@pytest.mark.parametrize(("draw", "users", "err"), [(rare, (300, 3000), "difference"), (spent, (300, 300), "log")])
+def test_an_effect_is_shown_where_its_interval_leaves_out_0_and_there_alone(
+    draw: Callable[[np.random.Generator, int], Floats], users: tuple[int, int], err: str
+) -> None:
+    """Few events in a small arm mislead the difference of the means, and a few large users its logarithm."""
+    shown, alone = 0, {"difference": 0, "log": 0}
     for seed in range(400):
         generator = np.random.default_rng(seed)
-        control, treatment = generator.poisson(0.02, 300).astype(float), generator.poisson(0.02, 3000).astype(float)
+        control, treatment = (draw(generator, count) for count in users)
         found = effect({"sum": control}, {"sum": treatment})
         if found is None:
             continue
         for alpha in (0.05, 0.2):
             low, high = found.fixed(alpha)
             assert (found.p_value <= alpha) == (not low <= 0 <= high)
+            assert low >= -1
         shown += found.p_value <= 0.05
-        by_difference += float(stats.ttest_ind(treatment, control, equal_var=False).pvalue) <= 0.05
-    assert shown <= 20 < by_difference  # 5 % of 400
+        alone["difference"] += float(stats.ttest_ind(treatment, control, equal_var=False).pvalue) <= 0.05
+        alone["log"] += abs(math.log1p(found.relative)) > Z * found.error
+    assert shown <= 20 < alone[err]  # 5 % of 400
+
+
+@pytest.mark.parametrize("value", [1e4, 1e12])
+def test_one_user_alone_shows_no_effect_at_any_look(value: float) -> None:
+    odd = np.ones(200)
+    odd[0] = value
+    found = effect({"sum": GENERATOR.poisson(1, 200).astype(float)}, {"sum": odd})
+    assert found is not None
+    low, high = found.within(1.96)
+    assert low < 0 < high and found.p_value > 0.3
 
 
 def test_the_delta_method_agrees_with_the_bootstrap() -> None:

@@ -2,8 +2,11 @@
 
     ratio    var(x̄ / ȳ) = (s²_x - 2 r s_xy + r² s²_y) / (n ȳ²), r = x̄ / ȳ          Deng, Knoblich & Lu, KDD 2018
     CUPED    x - θ (c - c̄), θ = s_xc / s²_c over both arms                          Deng et al., WSDM 2013
-    relative log(b / a) is taken as normal, so an interval of b / a - 1 cannot go below -1
-    p        of log(b / a) being 0, by the same error: at most α where the interval at α leaves out 0, and there alone
+    interval all that log(b / a) ± z σ and (b - a) / a ± z σ' hold, above -1
+    p        the larger of the two: at most α where the interval at α leaves out 0, and there alone
+
+Either alone errs too often somewhere: the difference where a small arm has few events, the logarithm where a few users
+have most of the sum.
 
 The normal distribution is used throughout: a sequence of looks has no other, and experiments have thousands of users.
 """
@@ -20,7 +23,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from tea_tasting.aggr import Aggregates
 
-__all__ = ["Effect", "aggregates", "effect"]
+__all__ = ["Effect", "Floats", "aggregates", "effect"]
 
 Floats = NDArray[np.float64]
 
@@ -32,12 +35,14 @@ class Effect(NamedTuple):
     treatment: float
     relative: float
     error: float  # standard error of log(1 + relative)
+    difference_error: float  # standard error of the difference, as a share of the control's number
     p_value: float  # two-sided, of one look
 
     def within(self, factor: float) -> tuple[float, float]:
         """The interval of so many standard errors to each side, relative."""
-        reach = factor * self.error
-        return (1 + self.relative) * math.exp(-reach) - 1, (1 + self.relative) * math.exp(reach) - 1
+        log, reach = math.log1p(self.relative), factor * self.difference_error
+        low, high = (math.expm1(log + sign * factor * self.error) for sign in (-1, 1))
+        return min(low, max(self.relative - reach, -1.0)), max(high, self.relative + reach)
 
     def fixed(self, alpha: float) -> tuple[float, float]:
         """The interval of a single look."""
@@ -85,18 +90,20 @@ def effect(control: Mapping[str, Floats], treatment: Mapping[str, Floats]) -> Ef
     metric = tt.RatioOfMeans("sum", "per" if "per" in control else None, "before" if explains else None, use_t=False)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # of numbers that do not vary, or are too large
         found = metric.analyze_aggregates(aggregates(control), aggregates(treatment))
+    z = float(stats.norm.ppf((1 + metric.confidence_level) / 2))
+    relative = float(found.rel_effect_size)
+    difference_error = (found.effect_size_ci_upper - found.effect_size) / z / found.control
     if not (found.control > 0 and found.treatment > 0 and -1 < found.rel_effect_size_ci_upper < math.inf):
         return None
-    width = math.log1p(found.rel_effect_size_ci_upper) - math.log1p(found.rel_effect_size)
-    error = width / float(stats.norm.ppf((1 + metric.confidence_level) / 2))
-    if not error > 0:
+    error = (math.log1p(found.rel_effect_size_ci_upper) - math.log1p(relative)) / z
+    if not (error > 0 and 0 < difference_error < math.inf):
         return None
-    relative = float(found.rel_effect_size)
+    errors = min(abs(math.log1p(relative)) / error, abs(relative) / difference_error)
     return Effect(
         control=float(found.control),
         treatment=float(found.treatment),
         relative=relative,
         error=float(error),
-        # tea-tasting's own is of the difference, which rejects too often where one arm has few events
-        p_value=2 * float(stats.norm.sf(abs(math.log1p(relative)) / error)),
+        difference_error=float(difference_error),
+        p_value=2 * float(stats.norm.sf(errors)),
     )
