@@ -213,6 +213,34 @@ def test_a_column_that_is_named_like_a_role_and_does_not_fit_is_said(tmp_path: P
     assert look_at([log])["passed_over"] == []
 
 
+def test_kinds_of_events_and_what_one_time_holds_are_said(tmp_path: Path) -> None:
+    log = tmp_path / "a.csv"
+    rows = [f"u{n % 9},i{n % 30},{n // 18},{'view' if n % 3 else 'click'}" for n in range(90)]
+    log.write_text("user_id,item_id,timestamp,event_type\n" + "\n".join(rows) + "\n")
+    said = command("inspect", log).stdout
+    assert "kinds of events: view, click; all are read unless data.keep_events of the recipe names some" in said
+    assert "same user and time as another: 90" in said
+    assert command("init", log, "--out", tmp_path / "r.yaml").returncode == 0
+    text = (tmp_path / "r.yaml").read_text()
+    assert '  # keep_events: ["view", "click"]  # ' in text and "  # shuffle_ties: {}  # 90 share user and time" in text
+    asked = text.replace('  # keep_events: ["view", "click"]', '  keep_events: ["click"]')
+    (tmp_path / "r.yaml").write_text(asked.replace("  # shuffle_ties:", "  shuffle_ties:"))
+    config = load_config(tmp_path / "r.yaml", [])
+    assert config.data.keep_events == ("click",) and config.data.shuffle_ties is not None
+    log.write_text("user_id,item_id,timestamp\n" + "".join(f"u{n % 9},i{n % 30},{n}\n" for n in range(90)))
+    said = command("inspect", log).stdout
+    assert "kinds of events" not in said and "same user and time as another: 0" in said
+
+
+def test_items_that_are_lists_are_said(tmp_path: Path) -> None:
+    log = tmp_path / "a.csv"
+    log.write_text("user_id,shown,timestamp\n" + "".join(f'u{n % 9},"[""a{n}"", ""b""]",{n}\n' for n in range(90)))
+    said = "shown holds lists, each of which would be one item; write a row for each item"
+    assert said in command("inspect", log, "--set", "data.columns.item=shown").stdout
+    log.write_text("user_id,shown,timestamp\n" + "".join(f"u{n % 9},[a{n},{n}\n" for n in range(90)))
+    assert "holds lists" not in command("inspect", log, "--set", "data.columns.item=shown").stdout
+
+
 def test_a_first_recipe_of_a_small_catalogue_can_be_compared(tmp_path: Path) -> None:
     log = tmp_path / "a.csv"
     log.write_text("user_id,item_id,timestamp\n" + "".join(f"u{n % 9},i{n % 30},{n}\n" for n in range(90)))

@@ -37,6 +37,7 @@ def inspect(
     all_rows: Annotated[bool, typer.Option("--all", help="Read all rows, not only the first ones.")] = False,
 ) -> None:
     """Look at logs: columns, what they seem to be, what would be read and what would be lost. Writes nothing."""
+    from adagrpo.data.logs.formats import one_line
     from adagrpo.data.logs.preview import ROWS, look_at
     from adagrpo.data.logs.understood import sentences
     from adagrpo.report import Table, to_text
@@ -53,11 +54,17 @@ def inspect(
         (one["name"], one["type"], ", ".join(one["examples"]), roles.get(one["name"], "")) for one in preview["columns"]
     ]
     typer.echo(to_text(Table(("column", "values", "for example", "taken for"), tuple(rows), ("left",) * 4)))
+    if preview["lists"]:
+        column = preview["roles"]["item"]["column"]
+        typer.echo(f"\n{one_line(column)} holds lists, each of which would be one item; write a row for each item")
     if preview["missing"]:
         role = preview["missing"][0]
         typer.echo(f"\nno column looks like the {role}; say which it is: --set data.columns.{role}=NAME")
         return
     typer.echo("\n" + "\n".join(sentences(preview["understood"])) + f"\nthese are {preview['kind']}")
+    if len(preview["events"]) > 1:
+        kinds = ", ".join(map(one_line, preview["events"]))
+        typer.echo(f"kinds of events: {kinds}; all are read unless data.keep_events of the recipe names some")
     print_values({name.replace("_", " "): value for name, value in preview["counts"].items()}, as_json=False)
     for entry in preview["lost"]:
         typer.echo(f"lost: {entry['rows']:,} rows, the first is row {entry['first_row']}: {entry['example']}")

@@ -51,11 +51,11 @@ def shuffle_ties(
     """
     interactions = dataset.interactions
     if dataset.impressions is not None:
-        raise UserError("data.ties: logs with impressions know their order; shuffling is for purchases alone")
+        raise UserError("data.shuffle_ties: logs with impressions know their order; shuffling is for purchases alone")
     users = interactions[USER].to_numpy()
     if column is None:
         if TIMESTAMP not in interactions.columns:
-            raise UserError("data.ties: the logs have no timestamp; name the item column that ties were sorted by")
+            raise UserError("data.shuffle_ties: the logs have no timestamp; name the item column that sorted the ties")
         changes = np.diff(interactions[TIMESTAMP].to_numpy()) != 0
         groups = np.concatenate([[0], np.cumsum(changes | (np.diff(users) != 0))])
     else:

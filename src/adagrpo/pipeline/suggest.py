@@ -149,7 +149,8 @@ def _data(preview: Mapping[str, Any]) -> list[str]:
     if "time" in understood and "from" in understood["time"]:
         lines.append(f"  # times are from {understood['time']['from']} to {understood['time']['to']}")
     if "event" in preview["mapping"]:
-        lines.append("  # keep_events: [purchase]  # all kinds of events are kept as it is")
+        kinds = json_text(preview["events"])
+        lines.append(f"  # keep_events: {kinds}  # leave what is an interaction; all kinds of events are kept as it is")
     if "rating" in preview["mapping"]:
         lines.append("  # min_rating: 4  # all ratings count as interactions as it is")
     if lost:
@@ -158,6 +159,11 @@ def _data(preview: Mapping[str, Any]) -> list[str]:
         table = preview["items"] | {"path": str(Path(preview["items"]["path"]).resolve())}
         lines.append(f"  items: {json_text(table)}")
     lines.append(f"  drop_duplicates: false  # {counts['exact_duplicates']:,} rows repeat user, item and time")
+    tied = counts["same_user_and_time_as_another"]
+    if tied and preview["kind"] == "interactions":
+        lines.append(
+            f"  # shuffle_ties: {{}}  # {tied:,} share user and time with another; as it is they stand as in the file"
+        )
     return lines
 
 

@@ -30,6 +30,8 @@ ROWS = 200_000  # of each file, unless all are asked for
 SAMPLE = 10_000  # rows that types and roles are scored by
 OWN_VALUES = 0.5  # share of values that differ, from which on a text says what an item is
 OBJECTS = r"^\s*\[[\s\[]*\{"  # a list of JSON objects, which says nothing of an item
+LISTS = r"^\s*\[.*\]\s*$"  # text that is a list, such as all that a page showed
+KINDS = 12  # of events, that are listed
 FITS = 0.9  # share of the values that a role must fit
 ANY_NUMBER_OF_ROWS = 2**62
 NAMES = {  # the best name of a role first
@@ -81,6 +83,8 @@ def look_at(paths: Sequence[Path], rows: int | None = ROWS, given: Mapping[str, 
     roles = _roles(leaves, sample, dict(given or {}))
     preview: dict[str, Any] = {"files": [str(path) for path in paths], "columns": columns, "roles": roles}
     preview["passed_over"] = _passed_over(leaves, roles)
+    preview["events"] = _kinds(sample[roles["event"]["column"]]) if "event" in roles else []
+    preview["lists"] = "item" in roles and _are_lists(sample[roles["item"]["column"]])
     missing = [role for role in ("user", "item") if role not in roles]
     if not {"timestamp", "order", "clicked"} & roles.keys():
         missing.append("timestamp")
@@ -164,6 +168,18 @@ def _fits(role: str, values: pl.Series) -> bool:
     return _most(read(known))
 
 
+def _kinds(values: pl.Series) -> list[str]:
+    """The values of a column of events, the most frequent first."""
+    counts = blank_to_null(values).drop_nulls().cast(pl.String).rename("kind").value_counts()
+    return counts.sort("count", "kind", descending=[True, False])["kind"].head(KINDS).to_list()
+
+
+def _are_lists(values: pl.Series) -> bool:
+    """Whether most values are texts of lists."""
+    known = blank_to_null(values).drop_nulls()
+    return known.dtype == pl.String and 0 < FITS * len(known) <= int(known.str.contains(LISTS).sum())
+
+
 def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
@@ -243,6 +259,7 @@ def _counted(paths: Sequence[Path], roles: Mapping[str, Mapping[str, Any]], rows
         },
         "repeats_of_user_and_item": len(table) - pairs,
         "exact_duplicates": len(table) - table.select(keys).n_unique() if ordered else None,
+        "same_user_and_time_as_another": _tied(table),
         "users_with_fewer_than_3": int((per_user < 3).sum()),
     }
     return {
@@ -253,6 +270,13 @@ def _counted(paths: Sequence[Path], roles: Mapping[str, Mapping[str, Any]], rows
         "lost": _lost(logs.rejects),
         "has_time": TIMESTAMP in table.columns,
     }
+
+
+def _tied(table: pl.DataFrame) -> int | None:
+    """Interactions whose order among others of their user the file alone says; None where there are no times."""
+    if TIMESTAMP not in table.columns:
+        return None
+    return int(table.group_by(USER_ID, TIMESTAMP).len()["len"].replace(1, 0).sum())
 
 
 def _lost(rejects: pl.DataFrame) -> list[dict[str, Any]]:
