@@ -217,6 +217,18 @@ def test_impressions_at_the_time_of_a_target_are_held_out(tmp_path: Path) -> Non
     assert seen == [(0, "a"), (1, "a"), (1, "b"), (2, "a"), (2, "b")]
 
 
+def test_a_split_in_time_counts_validation_cases_of_items_that_training_lacks(tmp_path: Path) -> None:
+    sequences, times = [["a", "b", "c", "d"], ["b", "d", "c"], ["a", "a"]], [[0, 3, 12, 22], [1, 11, 23], [2, 15]]
+    dataset = make_dataset(sequences, times=times)
+    stamps = dataset.interactions["timestamp"].to_numpy()
+    write_prepared(dataset, temporal(stamps, offsets_of(dataset), validation_from=10, test_from=20), tmp_path)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["validation_cases"], summary["validation_cases_of_new_items"]) == (
+        3,
+        2,
+    )  # c and d are new, a is not
+
+
 def test_impressions_of_a_split_in_time_end_at_its_cut(tmp_path: Path) -> None:
     """What was shown after a user's last click, and before the cut, is a choice against it as much as before."""
     sequences, times = [["a", "b", "c", "d"], ["b", "a", "c"]], [[0, 3, 12, 22], [1, 2, 23]]

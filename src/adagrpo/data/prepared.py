@@ -110,6 +110,10 @@ def write_prepared(dataset: Dataset, split: Split, directory: Path) -> None:
         "validation_cases": int((split.validation_positions >= 0).sum()),
         "test_cases": int((split.test_positions >= 0).sum()),
     }
+    if split.trained_before is not None:  # of validation: what is prepared says nothing of the test targets
+        items, known = table[ITEM].to_numpy(), np.zeros(len(dataset.items), dtype=np.bool_)
+        known[items[trained]] = True
+        summary["validation_cases_of_new_items"] = int((~known[items[marked[TARGET].to_numpy()]]).sum())
     content = summary | ({"understood": dataset.understood} if dataset.understood else {})
     (directory / "summary.json").write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 

@@ -31,6 +31,7 @@ COUNTS = {  # of summary.json, in the order of the work
     "items_described": "items that the item table describes",
     "training_interactions": "interactions for training",
     "validation_cases": "validation cases",
+    "validation_cases_of_new_items": "validation cases whose item nobody chose in training",
     "test_cases": "test cases",
     "later_interactions": "interactions that only the lists of `recommend` read",
 }
