@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping
@@ -245,6 +246,16 @@ def test_status_of_a_new_run_a_source_and_a_comparison(adagrpo: Command, copied:
     assert "the `adagrpo compare` that began it, with the same arguments, goes on with it" in lines[1]
     refused(adagrpo("report", "--run", tmp_path / "many"), "comparison.json is not written yet", "adagrpo status --run")
     refused(adagrpo("status", "--run", tmp_path / "none"), "not a run")
+
+
+def test_what_is_being_made_is_not_called_interrupted_alone(copied: Path) -> None:
+    """The next command would be turned away while another one is at work."""
+    with Run.open(copied, console=Silent()).locked():
+        busy = status(copied)
+        assert busy["at_work"] == str(os.getpid())
+        assert status_tables(busy)[1][-1].startswith(f"process {os.getpid()} is at work here; ")
+    free = status(copied)
+    assert free["at_work"] is None and status_tables(free)[1][-1].startswith("next: ")
 
 
 def test_two_logs_of_one_name_are_both_read(world: Any, tmp_path: Path) -> None:

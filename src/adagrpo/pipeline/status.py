@@ -18,6 +18,7 @@ from adagrpo.pipeline.description import DESCRIPTION
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stage import Part, StageFolder
 from adagrpo.report import Table
+from adagrpo.storage.locks import at_work
 from adagrpo.storage.marks import is_marked, read_mark
 
 __all__ = ["status", "status_tables"]
@@ -54,6 +55,7 @@ def status(directory: Path) -> dict[str, Any]:
         "checkpoints": _checkpoints(run),
         "metrics.json": metrics,
         "report.html": report,
+        "at_work": at_work(directory),
         "next": _bare(following),
     }
 
@@ -69,7 +71,7 @@ def status_tables(content: Mapping[str, Any]) -> tuple[Table | None, list[str]]:
         done = "is written" if content["finished"] else "is not written yet"
         return None, [
             f"{content['comparison']}: holds a comparison, not a run; its runs: {runs}; comparison.json {done}",
-            f"next: {content['next']}",
+            _busy(content) or f"next: {content['next']}",
         ]
     rows = [
         (row["stage"], row["state"], row["made"] or "", f"{row['seconds']:.1f}" if row["made"] else "", row["why"])
@@ -81,7 +83,14 @@ def status_tables(content: Mapping[str, Any]) -> tuple[Table | None, list[str]]:
     for name in ("metrics.json", "report.html"):
         entry = content[name]
         lines.append(f"{name}: {entry['state']}" + (f", {entry['why']}" if entry["why"] else ""))
-    return table, [*lines, f"next: {content['next'] or 'nothing is left to do'}"]
+    return table, [*lines, _busy(content) or f"next: {content['next'] or 'nothing is left to do'}"]
+
+
+def _busy(content: Mapping[str, Any]) -> str | None:
+    """What to say in place of the next command while a process is at work."""
+    if content["at_work"] is None:
+        return None
+    return f"process {content['at_work']} is at work here; what is interrupted or missing may be on its way"
 
 
 def _of_comparison(directory: Path) -> dict[str, Any]:
@@ -95,6 +104,7 @@ def _of_comparison(directory: Path) -> dict[str, Any]:
         "comparison": str(directory),
         "runs": runs,
         "finished": finished,
+        "at_work": at_work(directory),
         "next": f"`adagrpo report --run {directory}`, or {first}"
         if finished
         else f"the `adagrpo compare` that began it, with the same arguments, goes on with it; {first}",

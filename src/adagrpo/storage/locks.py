@@ -20,7 +20,7 @@ from adagrpo.storage.marks import Kind, claim, is_marked
 from adagrpo.storage.removal import remove_temporary
 from adagrpo.storage.writing import TOKEN, naming
 
-__all__ = ["LOCK", "WORK", "FolderBusy", "lock_folder"]
+__all__ = ["LOCK", "WORK", "FolderBusy", "at_work", "lock_folder"]
 
 LOCK, WORK = ".lock", ".work"
 REPLACED = re.compile(r".+\.([0-9a-f]{16})\.old")
@@ -62,6 +62,19 @@ def lock_folder(directory: Path, kind: Kind, **facts: str) -> Iterator[None]:
             _mend(directory, earlier)
             _rewrite(file.fileno(), [TOKEN])
         yield
+
+
+def at_work(directory: Path) -> str | None:
+    """The id of the process that is at work in a folder; None if there is none, or nobody can tell."""
+    try:
+        with (directory / LOCK).open(encoding="utf-8", errors="replace") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return file.readline().strip() or "of unknown id"
+    except OSError:
+        pass
+    return None
 
 
 def _rewrite(descriptor: int, tokens: Collection[str]) -> None:
