@@ -56,7 +56,8 @@ def test_feedback_on_an_item_that_was_not_shown_counts_nowhere(log: Path, monkey
     monkeypatch.setattr("adagrpo.pipeline.watch._says_chances", lambda run: True)
     monkeypatch.setattr("adagrpo.pipeline.watch._predicted", predicted)
     monkeypatch.setattr("adagrpo.pipeline.watch._invalid", lambda run: {})
-    found = watch(log, SimpleNamespace(), rule=Rule(baseline=2, window=1))  # type: ignore[arg-type]
+    console = SimpleNamespace(note=lambda text: None)
+    found = watch(log, SimpleNamespace(console=console), rule=Rule(baseline=2, window=1))  # type: ignore[arg-type]
     assert [day["clicked"] for day in found["days"]] == [0.5] * 3 + [0.0] * 5
     assert found["signs"]["feedback_down"] == 20_005
     assert set(read[0]["item"]) == {"1"} and len(read[0]) == 5 * LISTS // 2
@@ -93,6 +94,23 @@ def test_scores_of_a_ranker_that_saw_no_impressions_are_no_chances(
     assert [day[name] is not None for day in days for name in ("reward", "calibration")] == [says] * 2 * len(days)
     assert list(found["signs"]) == (list(SIGNS) if says else ["feedback_down", "concentration"])
     assert len(notes) == (not says) and all("fitted by 'cross_entropy'" in note for note in notes)
+
+
+def test_a_log_without_histories_is_said_to_predict_nothing(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    notes: list[str] = []
+    run: Any = SimpleNamespace(console=SimpleNamespace(note=notes.append))
+    monkeypatch.setattr("adagrpo.pipeline.watch._check_together", lambda run: None)
+    monkeypatch.setattr("adagrpo.pipeline.watch._says_chances", lambda run: True)
+    monkeypatch.setattr("adagrpo.pipeline.watch._predicted", lambda run, shown, *rest: np.full(len(shown), np.nan))
+    monkeypatch.setattr("adagrpo.pipeline.watch._invalid", lambda run: {})
+    found = watch(log, run, rule=Rule(baseline=2, window=1))
+    assert list(found["signs"]) == ["feedback_down", "concentration"]
+    assert len(notes) == 1 and "none has a history to predict from" in notes[0]
+
+
+def test_a_log_that_is_too_short_says_how_much_is_later(log: Path) -> None:
+    with pytest.raises(UserError, match=r"want two lists in 30 days .*, found 200 lists, of which 0 are later"):
+        watch(log, rule=Rule(baseline=30))
 
 
 def test_windows_of_one_list_are_no_look(tmp_path: Path) -> None:

@@ -93,7 +93,10 @@ def looks(visits: Visits, rule: Rule = Rule(), *, seed: int = 0) -> list[Look]:
     begin = first + rule.baseline
     usual = visits.day < begin
     if usual.sum() < 2 or usual.all():
-        raise ValueError(f"want two lists in {rule.baseline} days of baseline and some later, found {len(visits.day)}")
+        raise ValueError(
+            f"want two lists in {rule.baseline} days of baseline and some later, found {len(visits.day):,} lists, of"
+            f" which {int((~usual).sum()):,} are later"
+        )
     before = visits.only(usual)
     found = []
     for day in range(begin, int(visits.day.max()) + 1):

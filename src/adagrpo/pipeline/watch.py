@@ -87,6 +87,11 @@ def watch(
     clicked = shown["request_id"].is_in(feedback["request_id"].unique().to_list()).cast(pl.Float64).to_numpy()
     says_chances = run is not None and _says_chances(run)
     predicted = _predicted(run, shown, exposures, feedback) if run and says_chances else np.full(len(shown), np.nan)
+    if run is not None and says_chances and np.isnan(predicted).all():
+        run.console.note(
+            "note: no list has a user who clicked in an earlier one of this log, so none has a history to predict from;"
+            " `predicted` and the signs that need it are left out"
+        )
     rule = rule or Rule()
     visits = Visits(shown["day"].to_numpy(), clicked, predicted, _numbers(shown["slate"]))
     mine = (shown["arm"] == arm).to_numpy() if against is not None else None
