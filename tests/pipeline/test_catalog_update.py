@@ -408,8 +408,10 @@ def test_a_version_of_other_codes_is_stale_and_refused(run: Run, tmp_path: Path)
     tokenize(other)
     fit_sft(Run.open(run.directory))
     assert parts_of(Run.open(run.directory))["catalogs/0001"].state == "stale"
-    with pytest.raises(UserError, match=r"stale.*`adagrpo catalog update .*--from 0` with --items or --delist$"):
+    with pytest.raises(UserError, match=r"stale.*`adagrpo catalog update .*--from 0` with .* or .*--catalog 0$"):
         recommender(Run.open(run.directory), None, "best")
+    listed = command("catalog", "list", "--run", str(run.directory), "--quiet")[1].splitlines()
+    assert [line.endswith(", stale") for line in listed] == [False, True]
     assert recommender(Run.open(run.directory), None, "best", catalog="0")[1]["listed"] == 30
     again = ("catalog", "update", "--run", str(run.directory), "--delist", "3", "--from", "0", "--json", "--quiet")
     for made in (True, False):  # what the refusal names; the first version was made by the same words

@@ -38,6 +38,7 @@ def catalog(
 ) -> None:
     """List the versions of the catalogue, compare two, or make the next: items leave and come without training."""
     from adagrpo import pipeline
+    from adagrpo.pipeline.chain import parts_of
 
     wanted = 2 if action == "diff" else 0
     if len(versions) != wanted:
@@ -46,7 +47,11 @@ def catalog(
         raise UserError(f"catalog {action}: --items, --delist, --interactions and --from are for update alone")
     opened = common.open(run)
     if action == "list":
-        _print(_listing([one.about for one in pipeline.catalog_versions(opened)]), common.as_json)
+        parts = parts_of(opened, measuring=True)
+        found_versions = pipeline.catalog_versions(opened)
+        stale = [one.number > 0 and not parts[one.stage].usable for one in found_versions]
+        about = [one.about | {"stale": old} for one, old in zip(found_versions, stale, strict=True)]
+        _print(_listing(about), common.as_json)
     elif action == "diff":
         found = pipeline.catalog_diff(*(pipeline.open_version(opened, one) for one in versions))
         _print((found, _difference(found)), common.as_json)
@@ -69,6 +74,7 @@ def _listing(versions: list[dict[str, Any]]) -> tuple[dict[str, Any], list[str]]
     lines = []
     for one in versions:
         of = f", from {one['parent']}" if one["parent"] else ", the one of training"
+        of += ", stale" if one["stale"] else ""
         lines.append(f"{one['version']}  {one['listed']} of {one['items']} items listed{of}")
     return {"versions": versions}, lines
 

@@ -153,7 +153,10 @@ def remake(run: Called, place: Path | str) -> str:
     if stage.startswith("evaluate/") and "rerank" in stage:
         return "`adagrpo compare`, which alone re-ranks arms,"
     if stage.startswith("catalogs/"):  # what was asked for is not kept; the latest version is stale itself
-        return f"`adagrpo catalog update --run {shlex.quote(str(run.called))} --from 0` with --items or --delist"
+        return (
+            f"`adagrpo catalog update --run {shlex.quote(str(run.called))} --from 0` with --items or --delist,"
+            " or read the catalogue of training with --catalog 0"
+        )
     verb = verb_for(stage, without_order=run.config.without_order)
     given = [text for text in run.overrides if verb in READS and reads_key(verb, text.partition("=")[0])]
     kind, _, name = stage.partition("/")
