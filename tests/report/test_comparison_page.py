@@ -45,6 +45,14 @@ def test_an_arm_that_lost_its_policy_is_named_with_its_seeds() -> None:
     assert " | seed 1 (step 5) |" in comparison_markdown(result)
 
 
+def test_an_arm_that_validation_gave_no_weight_is_named() -> None:
+    result = content(adagrpo=[measured(50), measured(51)], grpo=[measured(50)] * 2)
+    said = "Validation gave the reward no weight under any seed: grpo."
+    for weights, named in (([0.0, 0.0], True), ([0.0, 0.5], False), ([None, None], False)):
+        result["arms"] = result["arms"] | {"grpo": result["arms"]["grpo"] | {"weight": weights}}
+        assert (said in finding(result)) == named
+
+
 def test_a_pair_is_shown_with_its_own_interval() -> None:
     result = content(adagrpo=[measured(60)] * 2, adagrpo_random=[measured(61)] * 2)
     assert "## Arms against each other" not in comparison_markdown(result)

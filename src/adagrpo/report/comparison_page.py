@@ -117,6 +117,8 @@ def finding(content: Mapping[str, Any]) -> list[str]:
     if unknown := by_verdict.get("no difference shown"):
         names = ", ".join(f"{row['arm']} ({row['checkpoint']})" for row in unknown)
         sentences.append(f"No difference shown, which is not to say that there is none: {names}.")
+    if unused := [arm for arm, facts in content.get("arms", {}).items() if set(facts.get("weight", [])) == {0}]:
+        sentences.append(f"Validation gave the reward no weight under any seed: {', '.join(unused)}.")
     sentences += [*_controls(content["rows"], metric), *_chosen(content["rows"], metric)]
     for arm in content.get("arms", {}):
         if under := lost_under(content, arm):
