@@ -79,6 +79,9 @@ def test_a_page_without_effects_says_why_it_has_none() -> None:
     page = experiment_page(nothing | {"reasons": {"new": "sample ratio of all: now 1"}})
     assert "<strong>new: invalid.</strong> sample ratio of all: now 1" in page and "<svg" not in page
     assert page.count('class="absent"') == 3
+    assert "No effect is shown, so none is drawn by day." in page
+    first = experiment_page(RESULT | {"daily": []})  # looks every day, within the first one
+    assert "No day is over yet." in first and "none is drawn by day" not in first
 
 
 @pytest.mark.slow

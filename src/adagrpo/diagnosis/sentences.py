@@ -40,8 +40,8 @@ def _strength(result: Mapping[str, Any]) -> str:
         return "The evidence against it is strong enough: re-ranking by it loses."
     if decision == "use":
         return (
-            f"The evidence that re-ranking gains is {_words(verdict['strength'])}, and that the reward's own order is"
-            " the better one it is strong; whether training reaches what re-ranking gives, only a run can say."
+            f"The evidence that re-ranking gains is {_words(verdict['strength'])}, and strong that the reward's own"
+            " order is the better one; whether training reaches what re-ranking gives, only a run can say."
         )
     leads = evidence["leads"]["strength"]
     whether = {
