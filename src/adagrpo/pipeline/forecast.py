@@ -97,6 +97,8 @@ class Forecast:
         size, shapes = self.policy
         settings = config.sft if arm is None else config.train.fit
         steps = max(1, round(settings.epochs * models.schedule(settings).steps_per_epoch))
+        if arm is None and config.policy.lm is not None and config.policy.lm.trained:
+            steps = 0  # the checkpoint is kept as it is
         if arm is not None:
             steps *= arm.resolved_objective(config.objective).num_iterations
         shared = _sharded_by(self.data.run)
