@@ -19,6 +19,7 @@ from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.watch import _predicted, predicted_clicks, watch
 from adagrpo.serving.exposure_log import Exposure, Feedback
 from adagrpo.serving.exposure_store import LocalExposureLog
+from adagrpo.storage.artifacts import manifest
 
 DAY, DAYS, LISTS = 86_400, 10, 20
 
@@ -137,6 +138,24 @@ def test_a_stage_that_is_stale_is_not_watched_with(copied: Path, log: Path) -> N
     assert {day["predicted"] for day in found["days"]} == {None}
     tokenize(Run.open(copied, ["tokenizer.window=1"]))
     with pytest.raises(UserError, match=r"sft is stale: made from another tokenize/codes\.json .* run `adagrpo sft"):
+        watch(log, Run.open(copied), rule=Rule(baseline=2, window=1))
+
+
+def test_a_stale_arm_that_the_run_has_no_more_is_left_out(
+    copied: Path, log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the run was made again without it; nobody would train it to watch."""
+
+    def of_other_codes(folder: Path) -> dict[str, Any] | None:
+        content = manifest(folder)
+        if content is not None and folder.name == "adagrpo":
+            content["made_from"]["inputs"]["tokenize/codes.json"] = "0" * 64
+        return content
+
+    monkeypatch.setattr("adagrpo.pipeline.watch.manifest", of_other_codes)
+    found = watch(log, Run.open(copied, ["train.arms=[nll]"]), rule=Rule(baseline=2, window=1))
+    assert set(found["invalid"]) == {"sft", "nll"}
+    with pytest.raises(UserError, match=r"train/adagrpo is stale: made from another tokenize/codes\.json"):
         watch(log, Run.open(copied), rule=Rule(baseline=2, window=1))
 
 

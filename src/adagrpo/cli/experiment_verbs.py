@@ -56,7 +56,7 @@ def ab(
         _print_result(result, common.as_json)
         if daily and not common.as_json:
             table = preference_table if result["kind"] == "interleaving" else daily_table
-            typer.echo("\n" + to_text(table(result["daily"])))
+            typer.echo("\n" + (to_text(table(result["daily"])) if result["daily"] else "no effect by day yet"))
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
             write_file(out / "experiment.json", json.dumps(result) + "\n")

@@ -164,12 +164,24 @@ def _check_together(run: Run) -> None:
         UserError: the stage and the command that makes it again.
     """
     for name in ("sft", "ranker", *(f"train/{arm}" for arm in run.trained())):
-        kept = Ingredients.of(manifest(run.folder(name)) or {})
-        for label, digest in ({} if kept is None else kept.inputs).items():
-            path = run.path(*label.split("/"))
-            if path.is_file() and run.hash_input(path) != digest:
-                why = f"{name} is stale: made from another {label} than is there now"
-                raise UserError(f"{run.called}: {why}; run {remake(run, name)}")
+        why = _made_otherwise(run, name)
+        if why is not None and not _is_left_behind(run, name):
+            raise UserError(f"{run.called}: {name} is stale: {why}; run {remake(run, name)}")
+
+
+def _made_otherwise(run: Run, name: str) -> str | None:
+    """From which other file than is there a stage was made, in words; None where there is none."""
+    kept = Ingredients.of(manifest(run.folder(name)) or {})
+    for label, digest in ({} if kept is None else kept.inputs).items():
+        path = run.path(*label.split("/"))
+        if path.is_file() and run.hash_input(path) != digest:
+            return f"made from another {label} than is there now"
+    return None
+
+
+def _is_left_behind(run: Run, name: str) -> bool:
+    """Whether a stage is of an arm that the run has no more."""
+    return name.startswith("train/") and name.partition("/")[2] not in [arm.name for arm in run.config.train.arms]
 
 
 def _known(value: Any) -> Any:
@@ -222,7 +234,8 @@ def _invalid(run: Run) -> dict[str, float]:
     batch = batch_of([cases.histories.row(row).astype(np.int64) for row in rows], run.config.max_history).to(
         data.device
     )
-    places = {"sft": run.path("sft", "best")} | {arm: run.path("train", arm, "best") for arm in run.trained()}
+    arms = [arm for arm in run.trained() if _made_otherwise(run, f"train/{arm}") is None]
+    places = {"sft": run.path("sft", "best")} | {arm: run.path("train", arm, "best") for arm in arms}
     width = run.config.evaluation.beam_width
     return {arm: invalid_lists(models.policy(path), data.catalog, batch, width) for arm, path in places.items()}
 
