@@ -92,6 +92,12 @@ def test_the_verb_where_a_purchase_has_not_happened(
     assert (status, err) == (0, "") and out.startswith("new: inconclusive; better: clicks; not shown")
     assert "\nnote: the log has no feedback of kind 'complaint' or 'purchase' or 'return' yet" in out
     assert out.count("nothing yet") == 9 and "nan" not in out and "inf" not in out
+    assert adagrpo(*given)[0] == 0  # into a folder of its own
+    (tmp_path / "else").mkdir()
+    (tmp_path / "else" / "experiment.json").write_text("mine", encoding="utf-8")
+    status, _, err = adagrpo(*given[:5], tmp_path / "else")
+    assert status == 2 and "is not empty and no experiment of this program" in err
+    assert (tmp_path / "else" / "experiment.json").read_text(encoding="utf-8") == "mine"
     page = (tmp_path / "page" / "experiment.html").read_text(encoding="utf-8")
     assert page.count('<td class="left">nothing yet</td>') == 9 and "its kinds are click, dwell." in page
     assert ">nan" not in page and "Effect on bought until each day" in page

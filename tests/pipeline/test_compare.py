@@ -271,7 +271,9 @@ def test_a_comparison_is_of_the_logs_that_its_plan_was_fixed_on(world: Any, tmp_
         Comparison(out, config, tmp_path / "logs", objectives=ARMS, seeds=[0, 1])
 
 
-def test_all_seeds_read_an_exposure_log_up_to_the_part_that_was_the_newest_at_the_first_start(tmp_path: Path) -> None:
+def test_all_seeds_read_an_exposure_log_up_to_the_part_that_was_the_newest_at_the_first_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def log(name: str) -> None:
         answer = {"arm": "nll", "model_version": "m", "catalog_version": "c", "user_hash": "u"}
         store.write([Exposure(request_id=name, time=1.0, slate=(1, 2), **answer)])
@@ -289,12 +291,21 @@ def test_all_seeds_read_an_exposure_log_up_to_the_part_that_was_the_newest_at_th
     store = LocalExposureLog(tmp_path / "log")
     log("first")
     claim(tmp_path / "out", "comparison")
-    begun, beside = asked(), asked()
-    begun._fix_plan()
-    log("second")
-    beside._fix_plan()  # another process, which looked before there was a plan
+    begun, beside, late = asked(), asked(), asked()
+
+    files = beside._data_files
+
+    def meanwhile() -> Any:  # another process writes the plan while this one makes its own
+        begun._fix_plan()
+        log("second")
+        return files()
+
+    monkeypatch.setattr(beside, "_data_files", meanwhile)
+    beside._fix_plan()
+    monkeypatch.undo()
+    late._fix_plan()  # which looked before there was a plan
     assert read(tmp_path / "out/plan.json")["through"] == 1
-    assert through(begun) == through(beside) == through(asked()) == through(asked(through=1)) == [1, 1]
+    assert through(begun) == through(beside) == through(late) == through(asked()) == through(asked(through=1)) == [1, 1]
     with pytest.raises(UserError, match=r"asks for part 2, .*plan\.json was fixed at part 1; take a new folder"):
         asked(through=2)
     store.close()

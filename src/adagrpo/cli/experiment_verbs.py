@@ -39,6 +39,7 @@ def ab(
     """Hold arms against each other on users: freeze a plan, size it, read its verdict from the exposure log."""
     from adagrpo.pipeline.experiment import experiment, experiment_size, freeze_experiment, switch_experiment
     from adagrpo.report import daily_table, preference_table, to_text, write_experiment
+    from adagrpo.storage.marks import claim
     from adagrpo.storage.writing import write_file
 
     if freeze + power + (share is not None) + (stop is not None) > 1:
@@ -58,7 +59,7 @@ def ab(
             table = preference_table if result["kind"] == "interleaving" else daily_table
             typer.echo("\n" + (to_text(table(result["daily"])) if result["daily"] else "no effect by day yet"))
         if out is not None:
-            out.mkdir(parents=True, exist_ok=True)
+            claim(out, "experiment")
             write_file(out / "experiment.json", json.dumps(result) + "\n")
             page = write_experiment(out / "experiment.html", result)
             if not common.as_json:

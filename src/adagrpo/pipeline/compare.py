@@ -177,17 +177,15 @@ class Comparison:
         self.config = self.config.model_copy(update={"data": self.config.data.model_copy(update=data)})
 
     def _fix_plan(self) -> None:
-        """Write the plan, with what its data are, at the first start; another process may have done so meanwhile."""
-        if (self.directory / PLAN).exists():
-            _, self.fixed_data, self.through = _read_plan(self.directory / PLAN)
-        else:
-            run, files = self._data_files()
-            self.fixed_data = run.hash_inputs(files)
+        """Write the plan, with what its data are, at the first start; of several processes, one writes it for all."""
+        if not (self.directory / PLAN).exists():
+            (run, files), through = self._data_files(), None
+            data = run.hash_inputs(files)
             if (exposures := self.config.data.exposures) is not None:
                 publish_first(run)
-                self.through = int(exposure_parts(run, exposures)[-1].name)
-            _write_plan(self.directory / PLAN, self.plan, self.fixed_data, self.through)
-        self._hold_to_part()
+                through = int(exposure_parts(run, exposures)[-1].name)
+            _write_plan(self.directory / PLAN, self.plan, data, through)
+        self.plan = self._plan(self.config.compare)
 
     @property
     def page(self) -> Path:
@@ -340,7 +338,7 @@ def _write_plan(
 ) -> None:
     content = plan.model_dump(mode="json") | ({} if data is None else {DATA: dict(data)})
     content |= {} if through is None else {THROUGH: through}
-    write_file(path, json.dumps(with_hash(content), indent=1) + "\n")
+    write_file(path, json.dumps(with_hash(content), indent=1) + "\n", keep=True)
 
 
 def _read_plan(path: Path) -> tuple[CompareConfig | None, dict[str, str] | None, int | None]:

@@ -19,7 +19,7 @@ __all__ = ["MARK", "Kind", "check_kind", "claim", "is_marked", "read_mark"]
 
 MARK = ".adagrpo"
 SCHEMA_VERSION = 1
-Kind = Literal["run", "comparison", "list of recommendations", "exposure log", "loop"]
+Kind = Literal["run", "comparison", "list of recommendations", "exposure log", "loop", "experiment"]
 
 
 def is_marked(directory: Path) -> bool:

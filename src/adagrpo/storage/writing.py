@@ -9,7 +9,7 @@ import os
 import re
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from adagrpo.errors import UserError
@@ -26,8 +26,13 @@ def temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{TOKEN}.tmp")
 
 
-def write_file(path: Path, content: str) -> None:
+def write_file(path: Path, content: str, *, keep: bool = False) -> None:
     """Write a text file so that a crash leaves the old content or the new, never a part.
+
+    Args:
+        path: of the file.
+        content: of it.
+        keep: a file that is there is left as it is; of several processes that write at once, one has written.
 
     Raises:
         UserError: a link or a folder has the name already.
@@ -42,7 +47,11 @@ def write_file(path: Path, content: str) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        work.replace(path)
+        if keep:
+            with suppress(FileExistsError):
+                os.link(work, path)
+        else:
+            work.replace(path)
     finally:
         work.unlink(missing_ok=True)
     sync_folder(path.parent)
