@@ -201,6 +201,12 @@ def test_an_unknown_key_without_a_near_one_lists_the_valid_keys(recipe):
         ("data.marketplace={users: 5}", ["data", "either logs or marketplace"]),
         ("data.logs=[]", ["data", "either logs or marketplace"]),
         ("data.split.kind=temporal", ["data.split", "validation_from and test_from"]),
+        (
+            "data.split={kind: temporal, validation_from: 2024-02-01, test_from: 2024-01-31}",
+            ["validation_from (2024-02-01)", "(2024-01-31)"],
+        ),
+        ("data.split={kind: temporal, validation_from: 2024-02-01, test_from: 3}", ["two dates or two numbers"]),
+        ("data.split={kind: temporal, validation_from: today, test_from: 3}", ["'today' is neither a number"]),
         ("data.split={kind: temporal, validation_from: 5, test_from: 3}", ["data.split: validation_from (5)", "(3)"]),
         ("policy.width=97", ["policy: width (97) must be a multiple of heads (4)"]),
         ("ranker.heads=3", ["ranker: width (128) must be a multiple of heads (3)"]),

@@ -234,6 +234,27 @@ def test_a_cut_beside_the_times_of_the_log_is_refused(
         prepare(world.run(tmp_path / "run", data, data=split))
 
 
+@pytest.mark.parametrize("unit", [1, 1000])
+def test_points_in_time_may_be_dates(world: Any, tmp_path: Path, unit: int) -> None:
+    """Whatever the unit of the log is; where it is not known a date says nothing."""
+    data, start = tmp_path / "logs", 1_700_000_000  # 2023-11-14T22:13:20Z
+    log = world.write(data)
+    rows = pl.read_csv(log)
+    time = rows.columns[-1]
+    rows.with_columns((pl.col(time) - 1000 + start) * unit).write_csv(log)
+    dates = {"kind": "temporal", "validation_from": "2023-11-14T22:14:10", "test_from": "2023-11-15T00:14:20+02:00"}
+    numbers = dates | {"validation_from": (start + 50) * unit, "test_from": (start + 60) * unit}
+    for name, split in (("dates", dates), ("numbers", numbers)):
+        prepare(world.run(tmp_path / name, data, data={"split": split}))
+    found = [tmp_path / name / "prepare" for name in ("dates", "numbers")]
+    for name in ("train.parquet", "validation.parquet", "test.parquet"):
+        first, second = (pl.read_parquet(folder / name) for folder in found)
+        assert first.equals(second) and first.height
+    rows.write_csv(log)  # times of about 1,000
+    with pytest.raises(UserError, match=r"data\.split\.validation_from: .* is a date, and of which unit the times"):
+        prepare(world.run(tmp_path / "unknown", data, data={"split": dates}))
+
+
 def test_a_split_without_a_test_case_is_refused_before_training(world: Any, tmp_path: Path, data: Path) -> None:
     split = {"kind": "temporal", "validation_from": 1050, "test_from": 1060_000}  # the one in another unit
     run = world.run(tmp_path / "run", data, data={"split": split})

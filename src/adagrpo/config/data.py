@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import UTC, date, datetime
 from os.path import normpath
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from adagrpo.config.section import Finite, NonNegativeFloat, Positive, PositiveFloat, Section, Share
 
@@ -20,7 +21,35 @@ __all__ = [
     "RefuseConfig",
     "SplitConfig",
     "TieConfig",
+    "seconds_of",
 ]
+
+
+def _date_as_text(value: Any) -> Any:
+    """A date as ISO 8601; YAML reads one that is not in quotes as a date. Anything else as it is."""
+    if isinstance(value, date):  # a datetime is one
+        return value.isoformat()
+    if isinstance(value, str):
+        try:
+            datetime.fromisoformat(value)
+        except ValueError:
+            raise ValueError(
+                f"'{value}' is neither a number, in the unit of the timestamps, nor a date such as 2024-01-31"
+            ) from None
+    return value
+
+
+Moment = Annotated[int | str, BeforeValidator(_date_as_text)]  # a number in the unit of the log, or a date
+
+
+def seconds_of(text: str) -> float:
+    """Seconds since 1970 of a date of ISO 8601; without an offset it is UTC.
+
+    >>> seconds_of("1970-01-02"), seconds_of("1970-01-01T01:00:01+01:00")
+    (86400.0, 1.0)
+    """
+    moment = datetime.fromisoformat(text)
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 class Columns(Section):
@@ -64,12 +93,13 @@ class SplitConfig(Section):
 
     `impressions` is for logs that do not say in which order things happened: histories are sets, there is a ranker and
     its report, and no policy. The share `held_out` of the impressions is for validation, and as much for the report.
+    Points in time are numbers in the unit of the timestamps, or dates, which are UTC unless they say otherwise.
     `users` bounds how many users are evaluated, drawn by the seed; leave-one-out trains on the others whole.
     """
 
     kind: Literal["leave_one_out", "temporal", "impressions"] = "leave_one_out"
-    validation_from: int | None = None
-    test_from: int | None = None
+    validation_from: Moment | None = None
+    test_from: Moment | None = None
     held_out: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
     users: Positive | None = None
 
@@ -78,8 +108,14 @@ class SplitConfig(Section):
         if self.kind != "temporal":
             return self
         if self.validation_from is None or self.test_from is None:
-            raise ValueError("a temporal split needs validation_from and test_from, in the unit of the timestamps")
-        if self.validation_from >= self.test_from:
+            raise ValueError(
+                "a temporal split needs validation_from and test_from, dates or numbers in the unit of the timestamps"
+            )
+        points = self.validation_from, self.test_from
+        if isinstance(points[0], str) != isinstance(points[1], str):
+            raise ValueError("validation_from and test_from have to be two dates or two numbers")
+        first, second = (seconds_of(point) if isinstance(point, str) else point for point in points)
+        if first >= second:
             raise ValueError(f"validation_from ({self.validation_from}) must be before test_from ({self.test_from})")
         return self
 

@@ -15,7 +15,7 @@ import polars as pl
 
 from adagrpo.data.logs.cells import LAST_TIME, numbers, where
 
-__all__ = ["Times", "iso_seconds", "moment", "unit_of"]
+__all__ = ["UNITS", "Times", "iso_seconds", "moment", "unit_of"]
 
 ISO = r"(?i)^\d{4}-\d\d-\d\d(?:[t ]\d\d:\d\d(?::\d\d(?:[.,]\d{1,9})?)?\s?(?:z|utc|[+-]\d\d(?::?\d\d)?)?)?$"
 OFFSET = r"(?i)(?:z|utc|[+-]\d\d(?::?\d\d)?)$"  # of what follows the date

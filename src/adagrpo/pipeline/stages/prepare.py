@@ -13,7 +13,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from adagrpo.config import ItemTable
-from adagrpo.config.data import DataConfig, ExposuresConfig, SplitConfig
+from adagrpo.config.data import DataConfig, ExposuresConfig, SplitConfig, seconds_of
 from adagrpo.data import splits
 from adagrpo.data.columns import ITEM_ID
 from adagrpo.data.dataset import Dataset, build_dataset
@@ -21,7 +21,7 @@ from adagrpo.data.logged_exposures import impressions_of
 from adagrpo.data.logs.formats import kind_of
 from adagrpo.data.logs.interactions import ColumnMapping, LogOptions, Logs, Refusals, read_logs
 from adagrpo.data.logs.items import read_items
-from adagrpo.data.logs.times import moment
+from adagrpo.data.logs.times import UNITS, moment
 from adagrpo.data.logs.unpacking import NOT_UTF_8, SAVE_AS_UTF_8, encoding_of
 from adagrpo.data.partitioned import build_partitioned
 from adagrpo.data.prepared import write_prepared
@@ -270,21 +270,34 @@ def _split(run: Run, dataset: Dataset) -> splits.Split:
     return splits.for_some_users(split, options.users, run.config.seed, whole)
 
 
+def _in_unit(name: str, point: int | str, unit: str | None) -> float:
+    """A point in time, in the unit of the log."""
+    if not isinstance(point, str):
+        return point
+    if unit is None:
+        raise UserError(
+            f"data.split.{name}: {point} is a date, and of which unit the times of the logs are is not known; give a"
+            " number in their unit"
+        )
+    return seconds_of(point) * UNITS[unit]
+
+
 def _temporal(options: SplitConfig, dataset: Dataset, lengths: NDArray[np.int64]) -> splits.Split:
     interactions = dataset.interactions
     if "timestamp" not in interactions.columns:
         raise UserError("data.split.kind: temporal needs data.columns.timestamp")
     offsets = np.concatenate([[0], lengths.cumsum()]).astype(np.int64)
-    assert options.validation_from is not None and options.test_from is not None  # the configuration checks it
     times = interactions["timestamp"].to_numpy()
-    points = {"validation_from": options.validation_from, "test_from": options.test_from}
+    unit = dataset.understood.get("time", {}).get("unit")
+    points = {name: _in_unit(name, getattr(options, name), unit) for name in ("validation_from", "test_from")}
     split = splits.temporal(times, offsets, **points)
     first, last = times.min(), times.max()
-    unit = dataset.understood.get("time", {}).get("unit")
     dates = f" ({moment(first, unit)} to {moment(last, unit)})" if unit else ""
     span = f"the times of the interactions are {first} to {last}{dates}"
     if not split.train_lengths.any():
-        raise UserError(f"data.split.validation_from: no interaction is before {options.validation_from:.15g}; {span}")
+        raise UserError(
+            f"data.split.validation_from: no interaction is before {points['validation_from']:.15g}; {span}"
+        )
     if not (split.validation_positions >= 0).any():
         within = " and before ".join(f"{point:.15g}" for point in points.values())
         raise UserError(
