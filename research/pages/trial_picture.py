@@ -22,6 +22,7 @@ METRIC = "hr@10"
 SETS = {  # by the file of its trial
     "trial-amazon18-scientific": "Scientific",
     "trial-amazon-beauty": "Beauty",
+    "trial-amazon-toys": "Toys",
     "trial-lastfm": "LastFM",
     "trial-ml-1m": "MovieLens-1M",
     "trial-yelp": "Yelp",
