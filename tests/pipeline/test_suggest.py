@@ -218,18 +218,39 @@ def test_kinds_of_events_and_what_one_time_holds_are_said(tmp_path: Path) -> Non
     rows = [f"u{n % 9},i{n % 30},{n // 18},{'view' if n % 3 else 'click'}" for n in range(90)]
     log.write_text("user_id,item_id,timestamp,event_type\n" + "\n".join(rows) + "\n")
     said = command("inspect", log).stdout
-    assert "kinds of events: view, click; all are read unless data.keep_events of the recipe names some" in said
+    assert "kinds of events: view, click; all are read; --set 'data.keep_events=[KIND]' reads some" in said
     assert "same user and time as another: 90" in said
     assert command("init", log, "--out", tmp_path / "r.yaml").returncode == 0
     text = (tmp_path / "r.yaml").read_text()
-    assert '  # keep_events: ["view", "click"]  # ' in text and "  # shuffle_ties: {}  # 90 share user and time" in text
-    asked = text.replace('  # keep_events: ["view", "click"]', '  keep_events: ["click"]')
-    (tmp_path / "r.yaml").write_text(asked.replace("  # shuffle_ties:", "  shuffle_ties:"))
-    config = load_config(tmp_path / "r.yaml", [])
-    assert config.data.keep_events == ("click",) and config.data.shuffle_ties is not None
+    assert (
+        '  # all kinds of events count; to read some: --set \'data.keep_events=[KIND]\', of ["view", "click"]' in text
+    )
+    assert "  # shuffle_ties: {}  # 90 share user and time" in text and "  # 90 rows, 9 users" in text
+    (tmp_path / "r.yaml").write_text(text.replace("  # shuffle_ties:", "  shuffle_ties:"))
+    assert load_config(tmp_path / "r.yaml", []).data.shuffle_ties is not None
     log.write_text("user_id,item_id,timestamp\n" + "".join(f"u{n % 9},i{n % 30},{n}\n" for n in range(90)))
     said = command("inspect", log).stdout
     assert "kinds of events" not in said and "same user and time as another: 0" in said
+
+
+def test_sizes_are_of_the_events_that_count(tmp_path: Path) -> None:
+    log = tmp_path / "a.csv"
+    rows = [f"u{n % 9},i{n % (30 if n % 5 else 6)},{n},{'view' if n % 5 else 'click'}" for n in range(450)]
+    log.write_text("user_id,item_id,timestamp,event_type\n" + "\n".join(rows) + "\n")
+    keep = ("--set", "data.keep_events=[click]")
+    said = command("inspect", log, *keep).stdout
+    assert "kinds of events: view, click; read: click" in said and "\ninteractions: 90\n" in said
+    assert said.count("""--set 'data.keep_events=["click"]'""") == 2  # of init and of prepare
+    assert command("init", log, "--out", tmp_path / "r.yaml", *keep).returncode == 0
+    text = (tmp_path / "r.yaml").read_text()
+    assert "max_history: 10  # 95 % of the users have at most 10 interactions" in text
+    assert '  keep_events: ["click"]  # of ["view", "click"]' in text
+    assert load_config(tmp_path / "r.yaml").data.keep_events == ("click",)
+    assert look_at([log])["counts"]["interactions"] == 450
+    refused = command("inspect", log, "--set", "data.keep_events=click")
+    assert refused.returncode == 2 and "write data.keep_events=[KIND, KIND]" in refused.stderr
+    refused = command("inspect", log, "--set", "data.keep_events=[buy]")
+    assert refused.returncode == 2 and "\n" not in refused.stderr.strip()
 
 
 def test_items_that_are_lists_are_said(tmp_path: Path) -> None:

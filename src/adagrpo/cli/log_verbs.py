@@ -42,16 +42,18 @@ def inspect(
     from adagrpo.data.logs.understood import sentences
     from adagrpo.report import Table, to_text
 
-    preview = look_at(logs, None if all_rows else ROWS, _roles(common.settings))
+    given, kept = _said(common.settings)
+    preview = look_at(logs, None if all_rows else ROWS, given, kept)
     preview["next"] = _next_commands(preview)
     if common.as_json:
         typer.echo(json.dumps(preview))
         return
-    roles = {entry["column"]: f"{role} ({entry['reason']})" for role, entry in preview["roles"].items()}
+    taken_for = {entry["column"]: f"{role} ({entry['reason']})" for role, entry in preview["roles"].items()}
     for one in preview["passed_over"]:
-        roles.setdefault(one["column"], f"not read: {one['role']} needs {one['needs']}")
+        taken_for.setdefault(one["column"], f"not read: {one['role']} needs {one['needs']}")
     rows = [
-        (one["name"], one["type"], ", ".join(one["examples"]), roles.get(one["name"], "")) for one in preview["columns"]
+        (one["name"], one["type"], ", ".join(one["examples"]), taken_for.get(one["name"], ""))
+        for one in preview["columns"]
     ]
     typer.echo(to_text(Table(("column", "values", "for example", "taken for"), tuple(rows), ("left",) * 4)))
     if preview["lists"]:
@@ -64,7 +66,10 @@ def inspect(
     typer.echo("\n" + "\n".join(sentences(preview["understood"])) + f"\nthese are {preview['kind']}")
     if len(preview["events"]) > 1:
         kinds = ", ".join(map(one_line, preview["events"]))
-        typer.echo(f"kinds of events: {kinds}; all are read unless data.keep_events of the recipe names some")
+        which = (
+            "all are read; --set 'data.keep_events=[KIND]' reads some" if kept is None else f"read: {', '.join(kept)}"
+        )
+        typer.echo(f"kinds of events: {kinds}; {which}")
     print_values({name.replace("_", " "): value for name, value in preview["counts"].items()}, as_json=False)
     for entry in preview["lost"]:
         typer.echo(f"lost: {entry['rows']:,} rows, the first is row {entry['first_row']}: {entry['example']}")
@@ -85,7 +90,7 @@ def write_recipe(
 
     if out.exists():
         raise UserError(f"{out}: is there already; give another name with --out")
-    preview = look_at(logs, None, _roles(common.settings))
+    preview = look_at(logs, None, *_said(common.settings))
     if items is not None and not preview["missing"]:
         found = preview["items"] = look_at_items(items, preview["roles"]["item"]["column"])
         named = {"text_columns": found["text"], "attribute_columns": found["attributes"]}
@@ -205,20 +210,29 @@ def simulate_logs(
     print_values(made, common.as_json)
 
 
-def _roles(settings: tuple[str, ...]) -> dict[str, str]:
-    """Columns by role, as `--set data.columns.user=uid` gives them."""
-    from adagrpo.config.yaml_text import column_name
+def _said(settings: tuple[str, ...]) -> tuple[dict[str, str], tuple[str, ...] | None]:
+    """Columns by role, as `--set data.columns.user=uid` gives them, and the events of `data.keep_events=[click]`."""
+    from adagrpo.config.yaml_text import column_name, parse_yaml
     from adagrpo.data.logs.interactions import ColumnMapping
 
     roles: dict[str, str] = {}
+    kept: tuple[str, ...] | None = None
     for setting in settings:
         key, equals, column = setting.partition("=")
+        if equals and key == "data.keep_events":
+            events = parse_yaml(column)
+            if not isinstance(events, list) or not events or not all(isinstance(event, str) for event in events):
+                raise UserError(f"--set {setting}: write data.keep_events=[KIND, KIND]")
+            kept = tuple(events)
+            continue
         role = key.removeprefix("data.columns.")
         if not equals or role == key or role not in ColumnMapping.__dataclass_fields__:
             known = ", ".join(ColumnMapping.__dataclass_fields__)
-            raise UserError(f"--set {setting}: write data.columns.ROLE=NAME; the roles are {known}")
+            raise UserError(
+                f"--set {setting}: write data.columns.ROLE=NAME, or data.keep_events=[KIND]; the roles are {known}"
+            )
         roles[role] = column_name(column) or column
-    return roles
+    return roles, kept
 
 
 def _set(role: str, column: str) -> str:
@@ -230,11 +244,16 @@ def _set(role: str, column: str) -> str:
 
 def _next_commands(preview: dict[str, Any]) -> list[str]:
     """What to type after `inspect`; nothing where a role is missing."""
+    from adagrpo.config.yaml_text import json_text
+
     if preview["missing"]:
         return []
     files = shlex.join(preview["files"])
     sets = [_set(role, name) for role, name in preview["mapping"].items()]
     stated = [_set(role, entry["column"]) for role, entry in preview["roles"].items() if entry["given"]]
+    if preview["kept"] is not None:
+        events = f"--set {shlex.quote('data.keep_events=' + json_text(preview['kept']))}"
+        sets, stated = [*sets, events], [*stated, events]
     lost = sum(entry["rows"] for entry in preview["lost"])
     bad = [f"--max-bad-rows {lost}"] if lost else []
     prepare = " ".join([f"adagrpo prepare {files} --out runs/mine", *sets, *bad])

@@ -92,7 +92,9 @@ Elsewhere = Annotated[
 
 SETTINGS = {
     "recipe": typer.Option("--set", help="Change a key of the recipe: objective.lambda=0.5"),
-    "columns": typer.Option("--set", help="Say what a column is: data.columns.user=uid"),
+    "columns": typer.Option(
+        "--set", help="Say what a column is, data.columns.user=uid, or which events count, data.keep_events=[click]"
+    ),
 }
 COMMON: dict[str, tuple[Any, Any, Any]] = {  # annotation, option, default
     "seed": (int | None, typer.Option(help="Seed of everything; the recipe's if not given."), None),

@@ -150,7 +150,10 @@ def _data(preview: Mapping[str, Any]) -> list[str]:
         lines.append(f"  # times are from {understood['time']['from']} to {understood['time']['to']}")
     if "event" in preview["mapping"]:
         kinds = json_text(preview["events"])
-        lines.append(f"  # keep_events: {kinds}  # leave what is an interaction; all kinds of events are kept as it is")
+        if preview["kept"] is None:
+            lines.append(f"  # all kinds of events count; to read some: --set 'data.keep_events=[KIND]', of {kinds}")
+        else:
+            lines.append(f"  keep_events: {json_text(preview['kept'])}  # of {kinds}")
     if "rating" in preview["mapping"]:
         lines.append("  # min_rating: 4  # all ratings count as interactions as it is")
     if lost:

@@ -56,13 +56,19 @@ NEEDS = {  # the values of a role
 }
 
 
-def look_at(paths: Sequence[Path], rows: int | None = ROWS, given: Mapping[str, str] | None = None) -> dict[str, Any]:
+def look_at(
+    paths: Sequence[Path],
+    rows: int | None = ROWS,
+    given: Mapping[str, str] | None = None,
+    keep_events: Sequence[str] | None = None,
+) -> dict[str, Any]:
     """What is in some log files.
 
     Args:
         paths: files of the same columns.
         rows: how many of each to read, from the first on; None for all.
         given: columns by role that are known, as in `ColumnMapping`.
+        keep_events: the kinds of events that count; None for all.
 
     Returns:
         JSON-able: `columns` (name, type, empty, examples), `roles` (by role: column, reason), `passed_over` (columns
@@ -88,8 +94,8 @@ def look_at(paths: Sequence[Path], rows: int | None = ROWS, given: Mapping[str, 
     missing = [role for role in ("user", "item") if role not in roles]
     if not {"timestamp", "order", "clicked"} & roles.keys():
         missing.append("timestamp")
-    preview["missing"] = missing
-    return preview if missing else preview | _counted(paths, roles, rows)
+    preview["missing"], preview["kept"] = missing, None if keep_events is None else list(keep_events)
+    return preview if missing else preview | _counted(paths, roles, rows, keep_events)
 
 
 def look_at_items(path: Path, item: str) -> dict[str, Any]:
@@ -236,11 +242,23 @@ def _passed_over(names: Sequence[str], roles: Mapping[str, Mapping[str, Any]]) -
     return found
 
 
-def _counted(paths: Sequence[Path], roles: Mapping[str, Mapping[str, Any]], rows: int | None) -> dict[str, Any]:
+def _counted(
+    paths: Sequence[Path],
+    roles: Mapping[str, Mapping[str, Any]],
+    rows: int | None,
+    keep_events: Sequence[str] | None,
+) -> dict[str, Any]:
     """What would be read of the files in these roles, and what would not."""
     mapping = ColumnMapping(**{role: entry["column"] for role, entry in roles.items()})
     ordered = mapping.timestamp is not None or mapping.order is not None
-    logs = read_logs(paths, mapping, ordered=ordered, max_bad_rows=ANY_NUMBER_OF_ROWS, first_rows=rows)
+    logs = read_logs(
+        paths,
+        mapping,
+        ordered=ordered,
+        keep_events=keep_events,
+        max_bad_rows=ANY_NUMBER_OF_ROWS,
+        first_rows=rows,
+    )
     table = logs.interactions
     keys = [name for name in (USER_ID, ITEM_ID, logs.time_key) if name in table.columns]
     per_user = table.group_by(USER_ID).len()["len"].to_numpy()
