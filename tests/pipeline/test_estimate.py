@@ -23,13 +23,21 @@ from adagrpo.serving.exposure_log import Exposure, Feedback
 from adagrpo.serving.exposure_store import LocalExposureLog
 
 
-def logged(served: Recommender, versions: dict[str, str], folder: Path, lists: int) -> list[dict[str, Any]]:
-    """A log of drawn lists of three items, and the requests; the first item by id is clicked wherever it is shown."""
+def logged(
+    served: Recommender, versions: dict[str, str], folder: Path, lists: int, filtered: int = 0
+) -> list[dict[str, Any]]:
+    """A log of drawn lists of three items, and the requests; the first item by id is clicked wherever it is shown.
+
+    One request of `filtered` asks for every third item alone.
+    """
     draw, log = np.random.default_rng(0), LocalExposureLog(folder / "exposures")
     rows: list[Exposure] = []
     said: list[Feedback] = []
     requests = []
     queries = [Query(draw.integers(30, size=4).tolist(), None, (), None, 0.8, seed) for seed in range(lists)]
+    third = served.narrow(include=served.item_ids[::3]).eligible
+    for number in range(0, lists, filtered) if filtered else ():
+        queries[number] = queries[number]._replace(eligible=third)
     for number, found in enumerate(served.recommend(queries)):
         shown, name = found.first(3), f"r{number}"
         assert shown.log_propensities is not None and shown.log_inclusions is not None
@@ -37,7 +45,7 @@ def logged(served: Recommender, versions: dict[str, str], folder: Path, lists: i
             request_id=name, time=float(number), slate=tuple(shown.items), arm=versions["arm"],
             model_version=versions["model"], catalog_version=versions["catalog"], user_hash=f"u{number % 40}",
             source="sampled", temperature=0.8, seed=number, log_propensities=tuple(shown.log_propensities),
-            log_inclusions=tuple(shown.log_inclusions),
+            log_inclusions=tuple(shown.log_inclusions), narrowed=queries[number].eligible is not None,
         )  # fmt: skip
         rows.append(row)
         clicked = [item for item in shown.items if str(item) < "15"]
@@ -64,8 +72,8 @@ def test_the_policy_that_was_served_and_another_one(
     file = write(tmp_path / "requests.jsonl", requests[:-1])
     same = estimate_policy(run, tmp_path / "exposures", file, "sft")
     assert same["counts"] == {
-        "answers": 300, "drawn": 300, "without_history": 1, "with_other_items": 0, "lists": 299, "users": 40,
-        "probabilities_checked": 64,
+        "answers": 300, "drawn": 300, "narrowed": 0, "without_history": 1, "with_other_items": 0, "lists": 299,
+        "users": 40, "probabilities_checked": 64,
     }  # fmt: skip
     by_name = {(row["of"], row["estimator"]): row for row in same["estimates"]}
     for of in ("first place", "list"):  # its own lists weigh 1, up to the rounding of a batch
@@ -121,6 +129,24 @@ def test_lists_of_another_catalogue_are_not_held_against_that_of_now(copied: Pat
     }
     before = estimate_policy(Run.open(copied), tmp_path / "exposures", file, "sft", catalog="0")
     assert before["counts"]["probabilities_checked"] == 64
+
+
+def test_lists_of_requests_with_filters_are_left_out(copied: Path, tmp_path: Path) -> None:
+    """A third of them escapes the look at the median, and `places` would weigh them as lists of all items."""
+    run = Run.open(copied)
+    served, about = recommender(run, "sft", "best")
+    file = write(tmp_path / "requests.jsonl", logged(served, about["versions"], tmp_path / "all", 300))
+    logged(served, about["versions"], tmp_path / "third", 300, filtered=3)
+    every = estimate_policy(run, tmp_path / "all" / "exposures", file, "sft")
+    found = estimate_policy(run, tmp_path / "third" / "exposures", file, "sft")
+    assert (every["counts"]["narrowed"], every["counts"]["lists"]) == (0, 300)
+    assert (found["counts"]["drawn"], found["counts"]["narrowed"], found["counts"]["lists"]) == (300, 100, 200)
+    for row in found["estimates"]:
+        if row["estimator"] != "pseudo-inverse":
+            assert row["refused"] is None and row["effective_size"] > 180
+    logged(served, about["versions"], tmp_path / "only", 20, filtered=1)
+    with pytest.raises(UserError, match=r"--exposures: all 20 drawn lists are of requests with a filter"):
+        estimate_policy(run, tmp_path / "only" / "exposures", file, "sft")
 
 
 def test_lists_of_one_user_have_no_interval(copied: Path, tmp_path: Path) -> None:

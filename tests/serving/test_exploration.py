@@ -125,6 +125,7 @@ def test_a_service_logs_what_it_draws(recommender: Recommender, tmp_path: Path) 
         replies = client.post("/v1/recommend", json={"requests": requests}).json()["responses"]
     rotate(tmp_path / "log")
     rows = read_parts(parts_of(tmp_path / "log"))[0].to_dicts()
+    assert not any(row["narrowed"] for row in rows)
     assert [row["request_id"] for row in rows] == names and {row["source"] for row in rows} == {"policy", "sampled"}
     for row, reply, place in zip(rows, replies, itertools.count(), strict=False):
         query = explore.of(Query([place % ITEMS]), row["request_id"])
@@ -136,3 +137,15 @@ def test_a_service_logs_what_it_draws(recommender: Recommender, tmp_path: Path) 
             assert (row["seed"], row["temperature"]) == (query.seed, TEMPERATURE)
             np.testing.assert_allclose(row["log_propensities"], expected.log_propensities, rtol=1e-5)
             np.testing.assert_allclose(row["log_inclusions"], expected.log_inclusions, rtol=1e-4)
+
+
+def test_the_log_marks_requests_that_say_what_may_be_in_their_list(recommender: Recommender, tmp_path: Path) -> None:
+    serving = Serving(recommender, {}, {"model": "m", "catalog": "c", "arm": "nll/best"})
+    options = Options(exposures=LocalExposureLog(tmp_path / "log"), explore=Exploration(TEMPERATURE))
+    rules = [{}, {"exclude_history": False}, {"exclude_history": True}, {"exclude": ["i3"]}, {"include": ["i1", "i5"]}]
+    requests = [{"history": ["i4"], "k": 1, "request_id": f"r{n}", **rule} for n, rule in enumerate(rules)]
+    with TestClient(Application(Shelf(serving), options)) as client:
+        assert client.post("/v1/recommend", json={"requests": requests}).status_code == 200
+    rotate(tmp_path / "log")
+    rows = read_parts(parts_of(tmp_path / "log"))[0]
+    assert rows["narrowed"].to_list() == [False, False, True, True, True]

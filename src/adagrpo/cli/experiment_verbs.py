@@ -107,7 +107,8 @@ def _print_estimates(found: dict[str, Any]) -> None:
     counts = found["counts"]
     typer.echo(
         f"{found['policy']['arm']} on {counts['lists']:,} drawn lists of {counts['users']:,} users"
-        f" ({counts['without_history']:,} without a history, {counts['with_other_items']:,} with other items left out)"
+        f" ({counts['without_history']:,} without a history, {counts['with_other_items']:,} with other items,"
+        f" {counts['narrowed']:,} of requests with filters left out)"
     )
     body = []
     for row in found["estimates"]:

@@ -100,6 +100,12 @@ def _read(served: Recommender, exposures: pl.DataFrame, feedback: pl.DataFrame, 
     drawn = answers.filter(pl.col("log_propensities").list.len() > 0)
     if drawn.is_empty():
         raise UserError("--exposures: no list of the log was drawn; serve with --explore")
+    narrowed = int(drawn["narrowed"].sum())  # the log does not say to what
+    drawn = drawn.filter(~pl.col("narrowed").fill_null(False))
+    if drawn.is_empty():
+        raise UserError(
+            f"--exposures: all {narrowed:,} drawn lists are of requests with a filter or a rule of their own"
+        )
     wanted = set(drawn["request_id"])
     known: dict[str, list[int]] = {}
     for part in read_histories(requests, 10_000, user="request_id"):
@@ -115,7 +121,8 @@ def _read(served: Recommender, exposures: pl.DataFrame, feedback: pl.DataFrame, 
     said = feedback.filter(pl.col("kind") == reward).select("request_id", "item")
     counts = {
         "answers": len(answers),
-        "drawn": len(drawn),
+        "drawn": len(drawn) + narrowed,
+        "narrowed": narrowed,
         "without_history": len(drawn) - len(rows),
         "with_other_items": len(rows) - len(kept),
         "lists": len(kept),

@@ -63,6 +63,7 @@ class Exposure:
     latency_ms: float | None = None
     deal: str | None = None  # in an experiment: "arm", or why the user got the control, see `experiments.dealing`
     teams: tuple[str, ...] | None = None  # of a list that two arms made together: whose item is at each place
+    narrowed: bool | None = None  # whether the request itself said what may be in the list; None: not known
 
     def __post_init__(self) -> None:
         """Refuse a row that no sink could store.
@@ -104,7 +105,7 @@ class Feedback:
 
 
 EXPOSURE_FIELDS = tuple(field.name for field in fields(Exposure))
-ADDED = ("deal", "teams")  # rows that were written before these were there have none
+ADDED = ("deal", "teams", "narrowed")  # rows that were written before these were there have none
 FEEDBACK_FIELDS = tuple(field.name for field in fields(Feedback))
 
 

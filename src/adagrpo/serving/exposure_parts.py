@@ -72,6 +72,7 @@ _EXPOSURE: dict[str, pl.DataType | type[pl.DataType]] = {  # in the order of `Ex
     "latency_ms": pl.Float64,
     "deal": pl.String,
     "teams": pl.List(pl.String),
+    "narrowed": pl.Boolean,
 }
 EXPOSURE_SCHEMA = pl.Schema(_EXPOSURE)
 FEEDBACK_SCHEMA = pl.Schema(

@@ -60,6 +60,7 @@ def exposure(
         arm_version=None if trial is None else made_by,
         deal=None if trial is None else trial.deal,
         teams=answer.teams,
+        narrowed=asked.narrowed,
         source=shown.source,
         temperature=query.temperature if drawn else None,
         seed=query.seed if drawn else None,

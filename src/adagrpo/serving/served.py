@@ -68,6 +68,12 @@ class Asked(NamedTuple):
     trial: InTrial | None = None
 
     @property
+    def narrowed(self) -> bool:
+        """Whether the request says what may be in its list: a filter, or of its history what the service does not."""
+        query, usual = self.query, self.serving.recommender.mask_history
+        return bool(query.without) or query.eligible is not None or query.exclude_history not in (None, usual)
+
+    @property
     def versions(self) -> Mapping[str, str]:
         """What the answer is made by."""
         made = None if self.trial is None else self.trial.versions
