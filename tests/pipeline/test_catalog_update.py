@@ -379,6 +379,21 @@ def test_a_table_without_its_columns_and_a_foreign_id_are_refused(run: Run, tmp_
             update_catalog(run, items=path)
 
 
+def test_a_table_that_was_cut_off_is_refused_and_one_that_is_not_utf_8_is_said_to_be(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(run.console, "note", said.append)
+    path = tmp_path / "new.csv"
+    path.write_text(f"item_id,title,shape\n1043,{title(4)},flat\n1053,ring pl")
+    with pytest.raises(UserError, match=r"new\.csv, row 2: has 2 of 3 fields"):
+        update_catalog(run, items=path)
+    assert open_version(run).number == 0 and not said
+    path.write_bytes(f"item_id,title,shape\n1043,{title(4)} é,flat\n".encode("latin-1"))
+    assert update_catalog(run, items=path)[1]
+    assert len(said) == 1 and "new.csv is not UTF-8: what cannot be decoded is lost" in said[0]
+
+
 def test_ids_to_delist_come_in_files_of_any_kind(run: Run, tmp_path: Path) -> None:
     (tmp_path / "ids.txt").write_text("\ufeff3\n\n13\n")
     pl.DataFrame({"item_id": [23, 33]}).write_parquet(tmp_path / "ids.parquet")

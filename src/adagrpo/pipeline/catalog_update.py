@@ -31,7 +31,7 @@ from adagrpo.pipeline.chain import parts_of
 from adagrpo.pipeline.checks import check
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
-from adagrpo.pipeline.stages.prepare import log_source
+from adagrpo.pipeline.stages.prepare import log_source, note_lost
 from adagrpo.pipeline.stages.tokenize import ENCODED, item_vectors, language_model_folder
 from adagrpo.pipeline.versions import (
     CATALOGS,
@@ -171,6 +171,7 @@ def _with_items(run: Run, state: _State, path: Path, rows: dict[str, int]) -> _S
         raise UserError("--items: the recipe has no data.items, which says what the columns of an item table are")
     table = source._replace(items=path).read_items()
     assert table is not None
+    note_lost(run, path)
     ids = table[ITEM_ID].cast(pl.String)
     places = np.array([rows.get(name, -1) for name in ids.to_list()])
     there = np.flatnonzero((places >= 0) & state.listed[np.maximum(places, 0)])

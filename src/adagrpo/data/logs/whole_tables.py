@@ -6,6 +6,7 @@ read ends it: there is no such thing as an item table without some of its items.
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,16 @@ from pathlib import Path
 import polars as pl
 
 from adagrpo.data.logs.chunks import json_fields, lines_of, of_struct, read_chunks
-from adagrpo.data.logs.formats import SCHEMA_BYTES, kind_of, path_of, reading, require, struct_names
+from adagrpo.data.logs.formats import (
+    SCHEMA_BYTES,
+    header_of,
+    kind_of,
+    path_of,
+    reading,
+    require,
+    separator_of,
+    struct_names,
+)
 from adagrpo.data.logs.unpacking import (
     MAX_EXPANSION,
     UTF_16,
@@ -72,7 +82,22 @@ def _text(path: Path, columns: Sequence[str], max_expansion: float) -> pl.DataFr
     for first, table, problem in read_chunks(path, columns, max_expansion=max_expansion):
         _refuse(path, first, problem)
         tables.append(table.with_columns(pl.all().replace("", None)))
-    return pl.concat(tables)
+    found = pl.concat(tables)
+    _refuse_cut(path, len(found), max_expansion)
+    return found
+
+
+def _refuse_cut(path: Path, rows: int, max_expansion: float) -> None:
+    """Refuse a CSV file that ends within a row: its last line has no end, and fewer fields than the header."""
+    *_, (end, _) = read_blocks(path, SCHEMA_BYTES, max_expansion)
+    line = end[end.rfind(b"\n") + 1 :].decode("utf-8", errors="replace")
+    if not rows or not line or line.count('"') % 2:  # of a row of several lines it is the end
+        return
+    fields, names = len(next(csv.reader([line], delimiter=separator_of(path)))), len(header_of(path))
+    if fields < names:
+        raise UserError(
+            f"{path}, row {rows}: has {fields} of {names} fields and no end of a line; the file was cut off"
+        )
 
 
 def _json_ids(path: Path, ids: list[str], rows: int, max_expansion: float) -> pl.DataFrame:

@@ -40,6 +40,7 @@ __all__ = [
     "join_exposures",
     "log_source",
     "note_described",
+    "note_lost",
     "prepare",
     "prepare_stage",
     "simulate_marketplace",
@@ -208,8 +209,7 @@ def prepare(run: Run) -> None:
 def note_described(run: Run, source: LogSource, summary: Mapping[str, Any], items: int) -> None:
     """Say so if the item table describes few of the items of the logs, or in characters that were lost.
 
-    Ids of the first may be written differently. Text that is not UTF-8 is read all the same, as a few accents in a
-    title are no reason to refuse the table.
+    Ids of the first may be written differently.
 
     Args:
         run: with the console.
@@ -217,9 +217,8 @@ def note_described(run: Run, source: LogSource, summary: Mapping[str, Any], item
         summary: of the prepared data.
         items: that the logs have.
     """
-    if source.items is not None and kind_of(source.items) == "CSV" and encoding_of(source.items) == NOT_UTF_8:
-        lost = "what cannot be decoded is lost from texts and attributes"
-        run.console.note(f"note: {source.items.name} is {NOT_UTF_8}: {lost}; {SAVE_AS_UTF_8}")
+    if source.items is not None:
+        note_lost(run, source.items)
     described = summary.get("items_described")
     if described is None or source.items is None or 2 * described >= items:
         return
@@ -228,6 +227,13 @@ def note_described(run: Run, source: LogSource, summary: Mapping[str, Any], item
         f"note: {source.items.name} describes {found} items of the logs; an item without a row there has neither text"
         " nor attributes. Ids are compared as they are written"
     )
+
+
+def note_lost(run: Run, table: Path) -> None:
+    """Say so if an item table is not UTF-8. It is read all the same: a few accents are no reason to refuse it."""
+    if kind_of(table) == "CSV" and encoding_of(table) == NOT_UTF_8:
+        lost = "what cannot be decoded is lost from texts and attributes"
+        run.console.note(f"note: {table.name} is {NOT_UTF_8}: {lost}; {SAVE_AS_UTF_8}")
 
 
 def prepare_stage(run: Run, files: Sequence[Path], build: Callable[[Path], None], *, drawn: bool) -> None:
