@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -407,6 +409,33 @@ def test_all_files_may_be_read_by_whom_other_new_files_may(run: Run, tmp_path: P
     mode = (tmp_path / "plain").stat().st_mode
     weights = run.path("sft", "best", "model.safetensors")
     assert {path.stat().st_mode for path in (*(tmp_path / "out").rglob("*.*"), weights)} == {mode}
+
+
+def test_what_a_killed_export_left_goes_with_the_next_one(run: Run, tmp_path: Path):
+    code = f"""
+import os, signal
+from importlib import import_module
+from pathlib import Path
+from adagrpo.pipeline import Run
+module = import_module("adagrpo.pipeline.export")
+def write(data, chosen, checkpoint, folder):
+    (folder / "model.safetensors").write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+module._write = write
+module.export(Run.open(Path({str(run.directory)!r})), Path({str(tmp_path / "out")!r}), "sft")
+"""
+    ended = subprocess.run([sys.executable, "-c", code], check=False, timeout=120)
+    assert ended.returncode == -9
+    (left,) = tmp_path.iterdir()
+    assert (left / "model.safetensors").read_bytes() == b"half"
+    others = [tmp_path / f".{name}" for name in ("out.tmp", "out2.0123456789abcdef.tmp", "out.fedcba9876543210.tmp")]
+    for folder in others:
+        folder.mkdir()
+    at_work = os.open(others[-1], os.O_RDONLY)
+    fcntl.flock(at_work, fcntl.LOCK_EX)  # as another export to the same folder holds its own
+    export(run, tmp_path / "out", "sft")
+    os.close(at_work)
+    assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "out", *others])
 
 
 def test_the_prefix_function_needs_nothing_but_python(run: Run, tmp_path: Path):

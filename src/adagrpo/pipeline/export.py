@@ -30,7 +30,7 @@ from adagrpo.pipeline.model_card import model_card
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.versions import LATEST, open_version
 from adagrpo.policies import prefix_function
-from adagrpo.storage.writing import make_folder, temporary
+from adagrpo.storage.writing import folder_beside
 
 if TYPE_CHECKING:
     from adagrpo.policies.language_model import Vocabulary
@@ -75,17 +75,10 @@ def export(
         )
     if to.is_symlink() or (to.exists() and (not to.is_dir() or any(to.iterdir()))):
         raise UserError(f"{to}: is not empty; --to takes a new folder")
-    make_folder(to.parent)
-    work = temporary(to)
-    work.mkdir()
-    try:
+    with folder_beside(to) as work:
         _write(RunData(run, version), chosen, checkpoint, work)
         for path in work.rglob("*"):  # some libraries write for the owner alone
             path.chmod(work.stat().st_mode & (0o777 if path.is_dir() else 0o666))
-        work.rename(to)  # an empty folder is replaced
-    except BaseException:
-        shutil.rmtree(work)
-        raise
     items = int(version.codes.listed.sum())
     about = {"folder": str(to), "arm": chosen.arm, "checkpoint": checkpoint, "step": chosen.step}
     return about | {"why": chosen.why, "items": items, "catalog_version": version.name, "precision": "float32"}

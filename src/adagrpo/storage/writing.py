@@ -5,17 +5,28 @@ A file is written beside its place under a name with the token of this process, 
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from glob import escape
 from pathlib import Path
 
 from adagrpo.errors import UserError
 from adagrpo.storage.removal import remove
 
-__all__ = ["TOKEN", "make_folder", "naming", "sync_folder", "temporary", "write_file", "written_beside"]
+__all__ = [
+    "TOKEN",
+    "folder_beside",
+    "make_folder",
+    "naming",
+    "sync_folder",
+    "temporary",
+    "write_file",
+    "written_beside",
+]
 
 TOKEN = secrets.token_hex(8)  # of this process; in the names of its temporary files, so that they are known as its own
 OS_ERROR = re.compile(r"\(os error (\d+)\)")
@@ -82,6 +93,44 @@ def written_beside(path: Path, holder: str = TOKEN) -> Iterator[Path]:
         sync_folder(path.parent)
     finally:
         remove(folder, lambda name: True)
+
+
+@contextmanager
+def folder_beside(path: Path) -> Iterator[Path]:
+    """Where to make a folder that is `path`, synced to disk, when the block ends; an empty one is replaced.
+
+    It is locked while it is made. So what a killed process left of a folder of this name is known, and removed.
+    """
+    make_folder(path.parent)
+    for left in path.parent.glob(f".{escape(path.name)}.{'[0-9a-f]' * 16}.tmp"):
+        with suppress(OSError), _locked(left):
+            remove(left, lambda name: True)
+    work = temporary(path)
+    work.mkdir()
+    try:
+        with ExitStack() as held:
+            with suppress(OSError):  # a file system without locks: what is left there stays
+                held.enter_context(_locked(work))
+            yield work
+            for place in (*work.rglob("*"), work):
+                with naming(path):
+                    sync_folder(place)
+            work.rename(path)
+        sync_folder(path.parent)
+    except BaseException:
+        remove(work, lambda name: True)
+        raise
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder; an OSError where another process does, or it is a link."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
