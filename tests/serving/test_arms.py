@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 import yaml
 
+from adagrpo.console import StderrConsole
 from adagrpo.errors import UserError
 from adagrpo.experiments.live import LiveExperiment
 from adagrpo.pipeline import Run
@@ -249,6 +250,17 @@ def test_what_would_make_an_experiment_worthless_is_refused(
     whole = Operation(experiment=path, exposures=log, user_key_file=key)
     with pytest.raises(UserError, match="--checkpoint final: the plan of --experiment says"):
         serve(Run.open(copied), None, "final", host="127.0.0.1", port=0, operation=whole, ready=lambda about: None)
+
+
+def test_a_key_that_is_made_is_said(copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    key, log = tmp_path / "key", tmp_path / "file"
+    log.write_text("no log")
+    operation = Operation(exposures=log, user_key_file=key)
+    for said in (f"note: {key} is not there and is made; under a new key", ""):
+        with pytest.raises(UserError, match="is a file"):  # before anything is loaded
+            run = Run.open(copied, console=StderrConsole())
+            serve(run, "sft", "best", host="127.0.0.1", port=0, operation=operation, ready=lambda about: None)
+        assert capsys.readouterr().err.startswith(said) and key.exists()
 
 
 def test_two_arms_in_one_list(two_arms: Callable[..., Any], tmp_path: Path) -> None:

@@ -189,6 +189,11 @@ def serve(
         raise UserError("--explore: needs --exposures, the log that says what was drawn and how probable it was")
     if operation.experiment is not None:
         _check_experiment(operation, operation.experiment, arm, checkpoint)
+    if operation.user_key_file is not None and not operation.user_key_file.exists():
+        run.console.note(
+            f"note: {operation.user_key_file} is not there and is made; under a new key users are nobody that an"
+            " exposure log or an experiment knows"
+        )
     user_hash = read_key(operation.user_key_file)  # before there are several processes: one key for all
     if operation.exposures is not None:  # refused before anything is loaded, made before several processes open it
         check_log(operation.exposures)
