@@ -91,10 +91,10 @@ def effect(control: Mapping[str, Floats], treatment: Mapping[str, Floats]) -> Ef
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # of numbers that do not vary, or are too large
         found = metric.analyze_aggregates(aggregates(control), aggregates(treatment))
     z = float(stats.norm.ppf((1 + metric.confidence_level) / 2))
-    relative = float(found.rel_effect_size)
-    difference_error = (found.effect_size_ci_upper - found.effect_size) / z / found.control
     if not (found.control > 0 and found.treatment > 0 and -1 < found.rel_effect_size_ci_upper < math.inf):
         return None
+    relative = float(found.rel_effect_size)
+    difference_error = (found.effect_size_ci_upper - found.effect_size) / z / found.control
     error = (math.log1p(found.rel_effect_size_ci_upper) - math.log1p(relative)) / z
     if not (error > 0 and 0 < difference_error < math.inf):
         return None
