@@ -5,9 +5,10 @@
 The policy learns long views in their order, the ranker what was shown and watched or not. Every order is held against
 two judges: what the feed showed in the two weeks after, and what a uniform random policy showed. There are counts, the
 ranker, a ranker whose impressions are weighed by one over their share of exposures, the starting policy, the same
-re-ranked at several weights, and the last checkpoint of each arm of `recipe.yaml`. Differences are paired by user, from
-the starting policy and from continued NLL. One row an order is added to `exposed-feed.jsonl`; what has one is not
-measured again.
+re-ranked at several weights, and the last checkpoint of each arm of `recipe.yaml`. Some arms are trained again with the
+ranker that is weighed, and with the ranker under weights that are fitted to validation choices (`diagnose --trust`).
+Differences are paired by user, from the starting policy and from continued NLL. One row an order is added to
+`exposed-feed.jsonl`; what has one is not measured again.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,14 +32,27 @@ from adagrpo.data.judged import as_judged
 from adagrpo.evaluation.judging import differences, judge_order, means
 from adagrpo.pipeline import Run, fit_arm, fit_ranker, fit_sft, prepare, tokenize
 from adagrpo.pipeline.stages import judge
+from adagrpo.pipeline.stages.fit_trust import write_trust
 from adagrpo.report import read_rows
+from adagrpo.storage.writing import write_file
 from research.command import run
 from research.rows import add_row
 
 HERE = Path(__file__).parent
 WEIGHTS = (0.5, 1.0, 2.0, 4.0)  # of the reward in re-ranking
-PAIRS = (("gate-1", "random-1"), ("gate-4", "random-4"), ("gate-1", "samples-1"), ("gate-4", "samples-4"))
-WEIGHED = "weighed"  # what is of the ranker with weighed impressions
+WEIGHED, TRUSTED = "weighed", "trusted"  # what is of the ranker with weighed impressions, or under fitted weights
+PAIRS = (
+    ("gate-1", "random-1"),
+    ("gate-4", "random-4"),
+    ("gate-1", "samples-1"),
+    ("gate-4", "samples-4"),
+    *((f"{arm}-{reward}", arm) for reward in (WEIGHED, TRUSTED) for arm in ("samples-1", "samples-4", "gate-1")),
+    (f"distill-{TRUSTED}", "distill-fixed"),
+)
+AGAIN: Mapping[str, Sequence[str]] = {
+    WEIGHED: ("samples-1", "samples-4", "gate-1"),
+    TRUSTED: ("samples-1", "samples-4", "gate-1", "distill-fixed"),
+}  # arms of the recipe that are trained with the other rewards too
 LOG = "train_exposures.parquet"
 
 
@@ -56,9 +70,10 @@ def main() -> None:
         study.measure_orders()
         for arm in study.config.train.arms:
             if options.arms is None or arm.name in options.arms:
-                study.measure_arm(arm)
-        study.measure_pairs()
+                study.measure_arm(study.plain, arm)
         study.measure_weighed()
+        study.measure_again()
+        study.measure_pairs()
 
 
 class Study:
@@ -125,14 +140,37 @@ class Study:
                 declare(self.weighed)
             self.add(f"reward-{WEIGHED}", "reward", _report(self.weighed, "reward"))
 
-    def measure_arm(self, arm: ArmConfig) -> None:
+    def measure_again(self) -> None:
+        """Arms with the ranker that is weighed, and with the ranker under weights fitted to validation choices."""
+        arms = {arm.name: arm for arm in self.config.train.arms}
+        ranker = {WEIGHED: _last(self.weighed), TRUSTED: _last(self.plain)}
+        for reward, names in AGAIN.items():
+            options = f"{{kind: sequential, checkpoint: {ranker[reward]}}}"
+            if reward == TRUSTED:
+                options = f"{{kind: trusted, members: [{options}], model: {self.trust()}}}"
+            for name in names:
+                own = "distill" if name == "distill-fixed" else name
+                self.measure_arm(self.run("", f"reward={options}"), _again(arms[name], f"{own}-{reward}"))
+
+    def trust(self) -> Path:
+        """The weights of the ranker, fitted to the validation choices of the starting policy, and what was found."""
+        file = self.out.resolve() / f"seed-{self.seed}-trust.json"
+        if not file.is_file():
+            found = write_trust(self.plain, file)
+            write_file(file.with_suffix(".found.json"), json.dumps(found))
+        return file
+
+    def measure_arm(self, run: Run, arm: ArmConfig) -> None:
         """Fit one arm, and judge its last step."""
         if self.has(arm.name):
             return
-        run, started = self.plain, time.monotonic()
+        started = time.monotonic()
         fit_arm(run, arm)
         judge.judge_checkpoint(run, f"{arm.name}/final", run.path("train", arm.name, "final"))
         entry = self._fitted("train", arm.name) | {"gate": arm.admits, "objective": arm.objective}
+        if arm.name.endswith(TRUSTED):
+            found = json.loads(self.trust().with_suffix(".found.json").read_text(encoding="utf-8"))
+            entry |= {"trust": found["decision"]}
         entry |= {"pressure": arm.pressure, "seconds": round(time.monotonic() - started, 1)}
         self.add(arm.name, "policy", _report(run, arm.name, "final"), entry)
 
@@ -205,6 +243,14 @@ class Study:
         weight = self.plain.path("teacher", "weight.json")
         entry |= {"chosen_weight": json.loads(weight.read_text(encoding="utf-8"))} if weight.is_file() else {}
         return entry
+
+
+def _again(arm: ArmConfig, name: str) -> ArmConfig:
+    """The same arm under another name; of a reward that is weighed already, distillation takes the weight 1."""
+    content = arm.model_dump(mode="json", exclude_unset=True) | {"name": name}
+    if arm.objective == "distill":
+        content["options"]["distill"]["reward_weight"] = 1.0
+    return ArmConfig.model_validate(content)
 
 
 def _against(users: pl.DataFrame, start: pl.DataFrame, name: str, label: str) -> dict[str, Any]:
