@@ -1,4 +1,4 @@
-"""Ends a study's script as the command line ends: bad input is one line and status 2, not a traceback."""
+"""Ends a study's script as the command line ends: bad input, or Ctrl-C, is one line and not a traceback."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ __all__ = ["run"]
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a script's `main`; a `UserError` is printed on stderr as one line, and the status is 2."""
+    """Run a script's `main`; a `UserError` is printed on stderr as one line, and the status is 2; of Ctrl-C it is 130."""
     try:
         main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("error: interrupted; the same command continues", file=sys.stderr)
+        sys.exit(130)

@@ -109,12 +109,13 @@ def unfinished(plan: Mapping[str, Any], name: str, rows: Sequence[Mapping[str, A
     """
     of = fixed(plan, name)
     if any(row["plan"] != of for row in rows):
-        return "rows are of another plan"
+        return f"rows are of another plan or recipe; move tuning-{name}.jsonl away to tune anew"
     last, kept = len(plan["rungs"]) - 1, plan["rungs"][-1]["kept"]
     for family, about in plan["families"].items():
         found, asked = len(leaders(rows, family, last)), kept * len(about["positions"])
         if found < asked:
-            return f"{family} has {found} of {asked} rows in the last rung"
+            more = f"python -m research.fair_trial.tune --data DIR --out DIR --sets {name} continues the tuning"
+            return f"{family} has {found} of {asked} rows in the last rung; {more}"
     return None
 
 
@@ -125,7 +126,7 @@ def check_tuned(plan: Mapping[str, Any], name: str, rows: Sequence[Mapping[str, 
         UserError: why, and what continues it.
     """
     if (why := unfinished(plan, name, rows)) is not None:
-        raise UserError(f"{name}: {why}; python -m research.fair_trial.tune --sets {name} continues the tuning")
+        raise UserError(f"{name}: {why}")
 
 
 def set_parser(description: str | None) -> argparse.ArgumentParser:
@@ -201,7 +202,12 @@ def folder_of(plan: Mapping[str, Any], name: str, data: Path) -> Path:
 
 
 def start(plan: Mapping[str, Any], name: str, data: Path, out: Path) -> Run:
-    """The run that is tuned on, with its starting policy and ranker; `data` is the folder of the set."""
+    """The run that is tuned on, with its starting policy and ranker; `data` is the folder of the set.
+
+    Raises:
+        UserError: there are rows of another plan, so that nothing could be done with it.
+    """
+    _check_plan(HERE / f"tuning-{name}.jsonl", fixed(plan, name))
     run = Run(out / f"tuning-{name}", recipe_of(plan, name, *short_ranker(plan, name)), data, StderrConsole())
     with run.locked():
         prepare(run)
@@ -214,7 +220,6 @@ def start(plan: Mapping[str, Any], name: str, data: Path, out: Path) -> Run:
 def tune(plan: Mapping[str, Any], name: str, run: Run) -> None:
     """Train what the plan asks for, rung by rung; every family sees a rung before any sees the next."""
     results, of = HERE / f"tuning-{name}.jsonl", fixed(plan, name)
-    _check_plan(results, of)
     for rung, about in enumerate(plan["rungs"]):
         for family in plan["families"]:
             for candidate in candidates(plan, family, rung, list(read_rows(results))):

@@ -4,7 +4,9 @@ import csv
 import json
 import math
 import shutil
+import sys
 from collections import defaultdict
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import polars as pl
 import pytest
 
 from adagrpo.pipeline import collect, evaluate
+from adagrpo.pipeline.stages.evaluate import _command
 
 CHECKPOINTS = ["sft", "nll/best", "nll/final", "adagrpo/best", "adagrpo/final"]
 
@@ -163,6 +166,21 @@ def test_results_rows_have_the_promised_form(finished: Path, metrics: dict[str, 
     assert all(promised <= set(row) for row in rows)
     row = next(r for r in rows if (r["objective"], r["checkpoint"], r["split"]) == ("adagrpo", "final", "test"))
     assert row["metrics"] == entry(metrics, "adagrpo/final")["test"] and row["seconds"] > 0
+
+
+@pytest.mark.parametrize(
+    ("module", "command"),
+    [
+        ("research.fair_trial.__main__", "python -m research.fair_trial --sets yelp"),
+        ("adagrpo.__main__", "adagrpo --sets yelp"),
+        (None, "adagrpo --sets yelp"),
+    ],
+)
+def test_a_row_names_the_module_that_was_run(monkeypatch: pytest.MonkeyPatch, module: str | None, command: str) -> None:
+    spec = None if module is None else ModuleSpec(module, None)
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", spec)
+    monkeypatch.setattr(sys, "argv", ["somewhere", "--sets", "yelp"])
+    assert _command() == command
 
 
 def test_arms_that_are_not_trained_are_left_out(copied: Path, data: Path, world: Any) -> None:

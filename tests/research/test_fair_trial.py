@@ -195,7 +195,7 @@ def test_a_set_that_differs_in_one_thing_has_the_arms_that_were_chosen_for_the_o
     chosen_before = {arm.name: arm for arm in usual.train.arms}
     assert [arm.name for arm in ties.train.arms] == ["nll", *(f"fair-{family}" for family in families)]
     assert all(arm == chosen_before[arm.name] for arm in ties.train.arms) and len(ties.compare.pairs) == 3
-    with pytest.raises(UserError, match=r"kuairand-clicks: rows are of another plan; .* --sets kuairand-clicks "):
+    with pytest.raises(UserError, match=r"kuairand-clicks: rows are of another plan or recipe; move tuning-kuairand-clicks\.jsonl away"):
         trial_config(PLAN, "kuairand-clicks-last", rows)
     last = trial_config(PLAN, "kuairand-clicks-last", whole_tuning("kuairand-clicks"))
     assert last.data.split.kind == "leave_one_out" and last.data.split.test_from is None
@@ -378,8 +378,11 @@ def test_tuning_trial_and_teachers_from_end_to_end(world: Any, data: Path, tmp_p
     assert len((tmp_path / "whole-tiny.jsonl").read_text(encoding="utf-8").splitlines()) == 1
     arms = {row["arm"] for row in read_comparison(tmp_path / "at-length-tiny.comparison.json")["rows"]}
     assert arms == {"sft", "nll", "fair-distill"}
-    with pytest.raises(UserError, match=r"tiny: rows are of another plan; .*tune --sets tiny continues"):
+    with pytest.raises(UserError, match=r"tiny: rows are of another plan or recipe; move tuning-tiny\.jsonl away"):
         second_half.carry_out_whole(plan | {"pressures": [1]}, "tiny", data, tmp_path / "out")
+    with pytest.raises(UserError, match="rows of another plan or recipe"):  # before anything is made
+        tuning.start(plan | {"pressures": [1]}, "tiny", data, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
     copied = second_half._with_starts(more, "tiny", tmp_path / "out", tmp_path / "out" / "copied")  # of parts too
     assert all((copied / f"seed-{seed}/sft/final/model.safetensors").is_file() for seed in (1, 2, 3))
     second_half.teach(plan, "tiny", data, tmp_path / "out")

@@ -233,7 +233,7 @@ def _write_results(run: Run, content: dict[str, Any]) -> None:
         "config_hash": run.config_hash,
         "data_hash": run.hash_input(run.path("prepare", "train.parquet")),
         "commit": _commit(),
-        "command": shlex.join(["adagrpo", *sys.argv[1:]]),
+        "command": _command(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     seconds = _seconds(run)
@@ -255,6 +255,13 @@ def _write_results(run: Run, content: dict[str, Any]) -> None:
                 json.dumps(common | row | {"metrics": metrics, "step": None, "admission": None, "seconds": None})
             )
     run.write_output("results.jsonl", "\n".join(rows) + "\n")
+
+
+def _command() -> str:
+    """What was typed: a verb, or a module that works with runs."""
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    name = "adagrpo" if module is None else module.name.removesuffix(".__main__")
+    return shlex.join([*([name] if name == "adagrpo" else ["python", "-m", name]), *sys.argv[1:]])
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
