@@ -215,6 +215,17 @@ def test_a_corrupted_reward_stays_wrong_for_the_same_items(run: Run, tmp_path: P
     assert wrong[1] == [*wrong[0], *later] and sum(wrong[0]) == (30 if by == "item_group" else 15)
 
 
+def test_features_of_the_items_that_a_model_was_fitted_on_stay_as_they_are(run: Run, tmp_path: Path) -> None:
+    """Texts of new items decided what words weigh, and so what trees read of all others."""
+    before = RunData(run)
+    histories, lengths = np.arange(12).reshape(4, 3), np.full(4, 3)
+    items = np.tile(np.arange(30), (4, 1))
+    table = write_items(tmp_path / "new.csv", {900 + place: f"ring ring place{place % 3}" for place in range(9)})
+    version, _ = update_catalog(run, items=table)
+    tables = [Models(data).features.table(histories, lengths, items) for data in (before, RunData(run, version))]
+    np.testing.assert_array_equal(tables[1], tables[0])
+
+
 def test_interactions_say_better_what_an_item_is_like(run: Run, tmp_path: Path) -> None:
     """An item whose text is that of 43, and which is seen beside 203 alone, moves there."""
     update_catalog(run, items=write_items(tmp_path / "new.csv", {1043: title(4)}))

@@ -73,6 +73,20 @@ def test_text_vectors_lower_case_and_need_a_word_twice() -> None:
     np.testing.assert_array_equal(vectors[0], vectors[1])
 
 
+@pytest.mark.parametrize("width", [2, 8])
+def test_later_texts_are_placed_among_the_first_and_move_none(width: int) -> None:
+    texts = ["red shoe", "red tent", "blue shoe", "blue tent", "red shoe big", "big stove"]
+    alone = text_vectors(texts, width=width)
+    later = ["blue tent", "wholly new words", "", "big red unheard"]
+    vectors = text_vectors([*texts, *later], width=width, first=len(texts))
+    np.testing.assert_array_equal(vectors[: len(texts)], alone)
+    np.testing.assert_allclose(vectors[6], alone[3], rtol=1e-5, atol=1e-6)  # a text that there was
+    assert not vectors[7:9].any()  # nothing that the first texts know
+    assert vectors[9] @ alone[4] > 0.5
+    assert (text_vectors([*texts, *later], width=width)[: len(texts)] != alone).any()  # as it was without `first`
+    np.testing.assert_array_equal(text_vectors(texts, width=width, first=len(texts)), alone)
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     rows=st.lists(st.lists(st.integers(0, 7), max_size=8), max_size=8),

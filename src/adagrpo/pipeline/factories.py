@@ -358,7 +358,8 @@ class Models:
     def _features(self, training: Ragged) -> Features:
         items = self.data.items
         check_pair_room(training, len(items))
-        return Features(training, items["attributes"].to_list(), items["text"].to_list())
+        attributes, texts = items["attributes"].to_list(), items["text"].to_list()
+        return Features(training, attributes, texts, first=self.data.version.trained)
 
     def schedule(self, fit: FitConfig) -> BatchSchedule:
         """The order of training batches."""

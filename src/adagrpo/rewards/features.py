@@ -69,13 +69,22 @@ Floats = NDArray[np.float32]
 class Features:
     """The statistics that the features are read from."""
 
-    def __init__(self, training: Ragged, attributes: Sequence[Sequence[str]], texts: Sequence[str]) -> None:
+    def __init__(
+        self,
+        training: Ragged,
+        attributes: Sequence[Sequence[str]],
+        texts: Sequence[str],
+        *,
+        first: int | None = None,
+    ) -> None:
         """Count.
 
         Args:
             training: item sequences of the training split only, one row a user.
             attributes: V lists of attribute strings, empty where there are none.
             texts: V texts, empty where there are none.
+            first: of how many items the texts say what is alike: those that there were when a model of these features
+                was fitted. Items that came later change nothing of the others' features. None: all.
         """
         items = len(attributes)
         self.training = training
@@ -87,7 +96,7 @@ class Features:
         later = np.repeat(training.offsets[1:], training.lengths) - 1 - np.arange(len(training.values))
         self.later = np.bincount(training.values, later, minlength=items).astype(np.float32)  # (V,) Σ over occurrences
         self.attributes, self.attribute_counts = _indicators(attributes)
-        self.texts = text_vectors(texts, width=TEXT_WIDTH) if any(texts) else None
+        self.texts = text_vectors(texts, width=TEXT_WIDTH, first=first) if any(texts) else None
 
     def table(
         self,

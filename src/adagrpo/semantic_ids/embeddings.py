@@ -58,17 +58,20 @@ def attribute_vectors(attributes: Sequence[Sequence[str]], *, width: int) -> NDA
     return _reduce(tf_idf(attributes, min_items=1), width, power=1.0)
 
 
-def text_vectors(texts: Sequence[str], *, width: int) -> NDArray[np.float32]:
+def text_vectors(texts: Sequence[str], *, width: int, first: int | None = None) -> NDArray[np.float32]:
     """Vectors of items whose texts share words; words are lower-cased and must occur in at least two items.
 
     Args:
         texts: V texts.
         width: `W`; columns beyond the rank are zero.
+        first: how many texts decide what words weigh and which directions there are; those behind them are placed among
+            them and move none. None: all.
 
     Returns:
         (V, W) float32.
     """
-    return _reduce(tf_idf(map(words, texts), min_items=2), width, power=1.0)
+    counted = tf_idf(map(words, texts), min_items=2, first=first)
+    return _reduce(counted[:first], width, power=1.0, later=None if first is None else counted[first:])
 
 
 def words(text: str) -> list[str]:
@@ -149,8 +152,8 @@ def mix(
     return mixed
 
 
-def tf_idf(documents: Iterable[Sequence[str]], *, min_items: int) -> sparse.csr_array:
-    """(V, words) TF-IDF of the words that at least `min_items` documents hold."""
+def tf_idf(documents: Iterable[Sequence[str]], *, min_items: int, first: int | None = None) -> sparse.csr_array:
+    """(V, words) TF-IDF of the words that at least `min_items` documents hold; the `first` ones, where that is said."""
     vocabulary: dict[str, int] = {}
     columns: list[int] = []
     ends = [0]
@@ -160,35 +163,47 @@ def tf_idf(documents: Iterable[Sequence[str]], *, min_items: int) -> sparse.csr_
     shape = (len(ends) - 1, len(vocabulary))
     counts = sparse.csr_array((np.ones(len(columns)), np.array(columns, dtype=np.int64), ends), shape=shape)
     counts.sum_duplicates()
-    frequency = np.bincount(counts.indices, minlength=shape[1])
+    deciding = counts[:first]
+    known = int(deciding.indices.max(initial=-1)) + 1  # words are numbered as they come
+    counts = counts if known == shape[1] else counts[:, :known]
+    frequency = np.bincount(deciding.indices, minlength=known)
     counts.data = 1 + np.log(counts.data)
-    idf = np.log((1 + shape[0]) / (1 + frequency)) + 1
+    idf = np.log((1 + deciding.shape[0]) / (1 + frequency)) + 1
     weighted = (counts @ sparse.diags_array(np.where(frequency >= min_items, idf, 0.0))).tocsr()
     lengths = np.sqrt(weighted.multiply(weighted).sum(axis=1))
     normalised: sparse.csr_array = (sparse.diags_array(1 / np.where(lengths > 0, lengths, 1.0)) @ weighted).tocsr()
     return normalised
 
 
-def _reduce(matrix: sparse.csr_array, width: int, power: float) -> NDArray[np.float32]:
-    """(rows, width) unit rows of `U diag(s)^power`, zero beyond the rank and where a row is zero."""
+def _reduce(
+    matrix: sparse.csr_array, width: int, power: float, later: sparse.csr_array | None = None
+) -> NDArray[np.float32]:
+    """(rows, width) unit rows of `U diag(s)^power`, zero beyond the rank and where a row is zero.
+
+    Rows that come `later` stand behind them, `a V diag(s)^(power - 1)` of a row `a`: what it is along the same axes.
+    """
     if width < 1:
         raise ValueError(f"width {width}: expected at least 1")
-    reduced = np.zeros((matrix.shape[0], width), np.float32)
+    reduced = np.zeros((matrix.shape[0] + (0 if later is None else later.shape[0]), width), np.float32)
     if not matrix.nnz:
         return reduced
     vectors, values = truncated_svd(matrix, width)
     peaks = [np.abs(column).argmax() for column in vectors.T]
     factors = np.sign(vectors[peaks, np.arange(len(values))]) * values**power
-    blocks = [slice(first, first + _ROWS) for first in range(0, len(vectors), _ROWS)]
+    placed = vectors[:0] if later is None else later @ (matrix.T @ (vectors * (factors / values**2)))
+    blocks = [slice(first, min(first + _ROWS, len(vectors))) for first in range(0, len(vectors), _ROWS)]
     for rows in blocks:
         vectors[rows] *= factors
     # rows end to end, so that a length is summed in the same order whatever the solver left
     lengths = np.concatenate([np.linalg.norm(_padded(vectors[rows], width), axis=1) for rows in blocks])
-    noise = lengths <= _FLOOR * lengths.max(initial=0.0)
+    floor = _FLOOR * lengths.max(initial=0.0)
+    noise = lengths <= floor
     for rows in blocks:
         block = _padded(vectors[rows], width)
         block[noise[rows]] = 0
         reduced[rows] = _unit_rows(block)
+    placed[np.linalg.norm(placed, axis=1) <= floor] = 0
+    reduced[len(vectors) :] = _unit_rows(_padded(placed, width))
     return reduced
 
 
