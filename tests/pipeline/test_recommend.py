@@ -20,7 +20,7 @@ import pytest
 from adagrpo.config import resolve_config
 from adagrpo.errors import UserError
 from adagrpo.executors import Executor
-from adagrpo.pipeline import Run, prepare, recommend_users
+from adagrpo.pipeline import Run, fit_sft, prepare, recommend_users, tokenize
 from adagrpo.pipeline import recommend as recommending
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.list_parts import LoggedHistories, _are_integers
@@ -165,6 +165,32 @@ def test_what_came_after_the_test_target_is_part_of_a_history(world: Any, tmp_pa
     seal(folder, kind="prepare", fingerprint="of an earlier version")
     with pytest.raises(UserError, match="an earlier version left out what came after the test targets"):
         LoggedHistories(RunData(run))
+
+
+def test_a_test_target_that_came_since_is_part_of_a_history(world: Any, tmp_path: Path):
+    """Under a split in time it moves no weights; the lists without it passed for those of now."""
+    folder = tmp_path / "data"
+    split = {"split": {"kind": "temporal", "validation_from": 1040, "test_from": 1050}}
+    (tmp_path / "users.csv").write_text("user_id\nshort-1\n")
+
+    def made() -> Run:
+        run: Run = world.run(tmp_path / "run", folder, data=split)
+        for verb in (prepare, tokenize, fit_sft):
+            verb(run)
+        return run
+
+    log = world.write(folder)
+    run = made()
+    recommend_users(Run.open(run.directory), tmp_path / "users.csv", tmp_path / "out", exclude_history=True)
+    before = lists(tmp_path / "out")["items"][0].to_list()
+    weights = run.hash_input(run.path("sft", "best", "model.safetensors"))
+    log.write_text(f"{log.read_text()}short-1,{before[0]},1060\n")
+    again = made()
+    assert again.made == ["prepare"] and again.hash_input(again.path("sft", "best", "model.safetensors")) == weights
+    with pytest.raises(UserError, match="holds lists of another checkpoint"):
+        recommend_users(Run.open(run.directory), tmp_path / "users.csv", tmp_path / "out", exclude_history=True)
+    recommend_users(Run.open(run.directory), tmp_path / "users.csv", tmp_path / "now", exclude_history=True)
+    assert before[0] not in lists(tmp_path / "now")["items"][0].to_list()
 
 
 @pytest.mark.parametrize(

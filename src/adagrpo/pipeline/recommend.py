@@ -104,8 +104,9 @@ def recommend_users(
     inputs |= {"configuration": run.config_hash, "layout": LAYOUT, "part_users": PART_USERS}
     reward = reward_read(run, reward_weight)
     inputs |= {"reward": reward} if reward else {}
-    later = run.find("prepare", "later.parquet")
-    inputs |= {"later": run.hash_input(later)} if later else {}  # nothing that the weights were made from
+    for name in ("test", "later"):  # of histories from the logs, and nothing that the weights were made from
+        path = run.find("prepare", f"{name}.parquet")
+        inputs |= {name: run.hash_input(path)} if path else {}
     if columns[1] is not None:
         require(users, [columns[1]], columns_of(users), "--history-column")
     named = (columns[0] or _user_column(run, users), columns[1] or HISTORY)
