@@ -280,6 +280,18 @@ def test_a_column_of_bytes_or_durations_has_no_role(tmp_path: Path, role: str, k
         read_logs([tmp_path / "a.parquet"], ColumnMapping(**columns))
 
 
+def test_a_time_of_day_is_no_time(tmp_path: Path) -> None:
+    days = pl.Series("date", [19_000, 19_001, 19_001], dtype=pl.Int32).cast(pl.Date)
+    clock = (pl.Series("time", [7_200, 3_600, 7_200]) * 1_000_000_000).cast(pl.Time)
+    pl.DataFrame({"user_id": [1, 1, 2], "item_id": [1, 2, 1], "time": clock, "date": days}).write_parquet(
+        tmp_path / "a.parquet"
+    )
+    assert look_at([tmp_path / "a.parquet"])["roles"]["timestamp"]["column"] == "date"
+    for role in ("timestamp", "order"):
+        with pytest.raises(UserError, match=r"row 1: time is '02:00:00.*', expected a number"):
+            read_logs([tmp_path / "a.parquet"], ColumnMapping(**{role: "time"}))
+
+
 def test_lists_are_shown_as_lists(tmp_path: Path) -> None:
     table = {"user_id": [1, 2], "item_id": [1, 2], "timestamp": [1, 2], "tags": [["a", "b"], []]}
     pl.DataFrame(table).write_parquet(tmp_path / "a.parquet")

@@ -100,7 +100,12 @@ def integers_if_all(ids: pl.Series) -> pl.Series:
 
 
 def numbers(values: pl.Series, low: float = -np.inf, high: float = np.inf) -> pl.Series:
-    """Int64 where all usable values are integers (a timestamp in nanoseconds needs all its digits), else Float64."""
+    """Int64 where all usable values are integers (a timestamp in nanoseconds needs all its digits), else Float64.
+
+    A time of day is no number: it says nothing of the day.
+    """
+    if values.dtype == pl.Time:
+        return pl.Series(values.name, [None] * len(values), dtype=pl.Int64)
     if values.dtype in (pl.Date, pl.Datetime):
         values = values.cast(pl.Datetime("us")).dt.epoch("us")
         values = values // 1_000_000 if (values % 1_000_000 == 0).all() else values / 1_000_000
