@@ -153,6 +153,16 @@ def test_numbers_stay_as_they_are_and_their_unit_is_said(tmp_path: Path) -> None
     )
 
 
+def test_times_of_two_units_are_said(tmp_path: Path) -> None:
+    first = write(tmp_path / "a.csv", "user_id,item_id,timestamp\nu,1,1700000000\n")
+    second = write(tmp_path / "b.csv", "user_id,item_id,timestamp\nu,2,1700000100000\n")
+    (_, _, line) = sentences(read_logs([first, second], ColumnMapping()).understood)
+    said = "the lowest look like seconds since 1970 and the highest like milliseconds: write all in one unit"
+    assert said in line
+    for paths in ([first], [second]):
+        assert "write all" not in "".join(sentences(read_logs(paths, ColumnMapping()).understood))
+
+
 def test_exact_duplicates_are_counted_and_dropped_if_asked(tmp_path: Path) -> None:
     text = "user_id,item_id,timestamp\na,x,1\na,y,1\na,x,1\na,x,2\nb,x,1\nb,x,1\nb,x,1\n"
     path = write(tmp_path / "a.csv", text)

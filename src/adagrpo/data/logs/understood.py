@@ -12,7 +12,7 @@ from adagrpo.data.logs.formats import SEPARATORS, kind_of, separator_of
 from adagrpo.data.logs.times import Times, moment, unit_of
 from adagrpo.data.logs.unpacking import NOT_UTF_8, SAVE_AS_UTF_8, encoding_of
 
-__all__ = ["file_format", "sentences", "time_format"]
+__all__ = ["file_format", "sentences", "time_format", "two_units"]
 
 
 def file_format(path: Path) -> dict[str, Any]:
@@ -35,8 +35,19 @@ def time_format(table: pl.DataFrame, source: str, times: Times) -> dict[str, Any
     unit = "seconds" if times.kind == "ISO 8601" else unit_of(low, high)
     if times.kind == "ISO 8601":
         described["without_offset"] = times.naive
+    ends = [unit_of(low, low), unit_of(high, high)]
+    if unit is None and None not in ends:
+        described["units"] = ends
     described |= {"unit": unit, "first": table[TIMESTAMP].min(), "last": table[TIMESTAMP].max()}
     return described | ({} if unit is None else {"from": moment(low, unit), "to": moment(high, unit)})
+
+
+def two_units(understood: dict[str, Any]) -> str | None:
+    """What to say of times of two units, by which nothing is in order; None where they look like those of one."""
+    units = understood.get("time", {}).get("units")
+    if units is None:
+        return None
+    return f"the lowest look like {units[0]} since 1970 and the highest like {units[1]}: write all in one unit"
 
 
 def sentences(understood: dict[str, Any]) -> list[str]:
@@ -59,6 +70,8 @@ def sentences(understood: dict[str, Any]) -> list[str]:
         else:
             looks = f"which look like {time['unit']} since 1970" if time["unit"] else "of a unit that is not known"
             line += f"numbers, kept as they are, {looks}"
+            mixed = two_units(understood)
+            line += "" if mixed is None else f"; {mixed}"
         line += f"; from {time.get('from', time['first'])} to {time.get('to', time['last'])}"
         if time.get("without_offset"):
             line += f"; {time['without_offset']:,} have no offset and are read as UTC"
