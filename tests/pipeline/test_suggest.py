@@ -20,6 +20,7 @@ from adagrpo.config.tokenizer import PublishedIds, TokenizerConfig
 from adagrpo.config.yaml_text import json_text
 from adagrpo.data.logs.preview import look_at, look_at_items
 from adagrpo.data.simulation.marketplace import Marketplace, simulate
+from adagrpo.errors import UserError
 from adagrpo.pipeline import Run, Silent
 from adagrpo.pipeline.suggest import sizes_for, sizes_note
 
@@ -251,6 +252,20 @@ def test_sizes_are_of_the_events_that_count(tmp_path: Path) -> None:
     assert refused.returncode == 2 and "write data.keep_events=[KIND, KIND]" in refused.stderr
     refused = command("inspect", log, "--set", "data.keep_events=[buy]")
     assert refused.returncode == 2 and "\n" not in refused.stderr.strip()
+
+
+def test_kinds_of_events_may_be_numbers(tmp_path: Path) -> None:
+    log = tmp_path / "a.csv"
+    rows = [f"u{n % 9},i{n % 30},{n},{1 if n % 5 else 4}" for n in range(450)]
+    log.write_text("user_id,item_id,timestamp,behavior_type\n" + "\n".join(rows) + "\n")
+    given = ("--set", "data.columns.event=behavior_type", "--set", "data.keep_events=[4]")
+    assert command("init", log, "--out", tmp_path / "r.yaml", *given).returncode == 0
+    assert load_config(tmp_path / "r.yaml").data.keep_events == ("4",)
+    config = load_config(tmp_path / "r.yaml", ["data.keep_events=[4, 1]"])
+    assert config.data.keep_events == ("4", "1")
+    with pytest.raises(UserError, match=r"data\.keep_events\.0: .*string"):
+        load_config(tmp_path / "r.yaml", ["data.keep_events=[on]"])
+    assert command("inspect", log, *given[:3], "data.keep_events=[on]").returncode == 2
 
 
 def test_items_that_are_lists_are_said(tmp_path: Path) -> None:

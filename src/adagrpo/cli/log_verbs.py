@@ -221,9 +221,10 @@ def _said(settings: tuple[str, ...]) -> tuple[dict[str, str], tuple[str, ...] | 
         key, equals, column = setting.partition("=")
         if equals and key == "data.keep_events":
             events = parse_yaml(column)
-            if not isinstance(events, list) or not events or not all(isinstance(event, str) for event in events):
-                raise UserError(f"--set {setting}: write data.keep_events=[KIND, KIND]")
-            kept = tuple(events)
+            kinds = events if isinstance(events, list) else []
+            if not kinds or not all(isinstance(kind, str | int) and not isinstance(kind, bool) for kind in kinds):
+                raise UserError(f"--set {setting}: write data.keep_events=[KIND, KIND], each a text or a whole number")
+            kept = tuple(map(str, kinds))
             continue
         role = key.removeprefix("data.columns.")
         if not equals or role == key or role not in ColumnMapping.__dataclass_fields__:

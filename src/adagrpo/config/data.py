@@ -42,6 +42,14 @@ def _date_as_text(value: Any) -> Any:
 Moment = Annotated[int | str, BeforeValidator(_date_as_text)]  # a number in the unit of the log, or a date
 
 
+def _number_as_text(value: Any) -> Any:
+    """A whole number as text, which YAML reads a kind of event such as 4 as; anything else as it is."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+EventKind = Annotated[str, BeforeValidator(_number_as_text)]
+
+
 def seconds_of(text: str) -> float:
     """Seconds since 1970 of a date of ISO 8601; without an offset it is UTC.
 
@@ -163,7 +171,7 @@ class RandomExposureConfig(Section):
 
     logs: Annotated[tuple[str, ...], Field(min_length=1)]
     columns: Columns = Columns()
-    keep_events: tuple[str, ...] | None = None
+    keep_events: tuple[EventKind, ...] | None = None
     click_rating: Finite | None = None
 
 
@@ -211,7 +219,7 @@ class DataConfig(Section):
     exposures: ExposuresConfig | None = None
     columns: Columns = Columns()
     items: ItemTable | None = None
-    keep_events: tuple[str, ...] | None = None
+    keep_events: tuple[EventKind, ...] | None = None
     min_rating: Finite | None = None
     click_rating: Finite | None = None
     random: RandomExposureConfig | None = None
