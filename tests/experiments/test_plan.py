@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from adagrpo.errors import UserError
-from adagrpo.experiments.plan import freeze, frozen_beside, read_plan
+from adagrpo.experiments.plan import freeze, frozen_beside, read_catalogue, read_plan
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
 
@@ -83,6 +83,15 @@ def test_the_catalogue_is_frozen_with_the_plan(tmp_path: Path) -> None:
     (tmp_path / "items.txt").write_text("a\nb\nc\n", encoding="utf-8")
     with pytest.raises(UserError, match="was changed"):
         freeze(path, read_plan(path), now=NOW)
+
+
+def test_a_mark_of_the_byte_order_is_of_no_item(tmp_path: Path) -> None:
+    path = written(tmp_path / "plan.yaml", catalogue="items.txt")
+    (tmp_path / "items.txt").write_bytes(b"a\r\nb\r\n")
+    first = freeze(path, read_plan(path), now=NOW)
+    (tmp_path / "items.txt").write_bytes(b"\xef\xbb\xbfa\nb\n")
+    assert read_catalogue(path, read_plan(path)) == {"a", "b"}
+    assert freeze(path, read_plan(path), now=NOW) == first
 
 
 def test_a_hash_that_was_changed_by_hand_is_refused(tmp_path: Path) -> None:

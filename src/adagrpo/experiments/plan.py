@@ -263,6 +263,6 @@ def read_catalogue(path: Path, plan: Plan) -> frozenset[str]:
         return frozenset()
     file = path.parent / plan.catalogue
     try:
-        return frozenset(file.read_text(encoding="utf-8").split("\n")) - {""}
+        return frozenset(file.read_text(encoding="utf-8-sig").split("\n")) - {""}
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: cannot be read (catalogue of {path}); give a text file, one item a line") from error
