@@ -165,3 +165,10 @@ def test_few_users_prefer_nothing() -> None:
     assert found["verdicts"] == {"new": "inconclusive"} and found["reasons"]["new"].endswith(
         " users clicked, of 30 needed"
     )
+
+
+def test_a_credit_that_the_log_does_not_have_is_said() -> None:
+    """Nobody clicked, which a misspelt kind looks like."""
+    found = prefer(PLAN.model_copy(update={"credit": "clicks"}), *log(400, 1.6), now=AFTER)
+    assert found["verdicts"] == {"new": "inconclusive"}
+    assert found["reasons"]["new"] == "the log has no feedback of kind 'clicks' (credit); its kinds are click"

@@ -169,9 +169,12 @@ def prefer(
     found = preferred(credits)
     if found is None or found.users < FEWEST:
         clicked = 0 if found is None else found.users
-        return result | _says(
-            treatment, "inconclusive", f"{clicked or 'fewer than two'} users clicked, of {FEWEST} needed"
-        )
+        reason = f"{clicked or 'fewer than two'} users clicked, of {FEWEST} needed"
+        if plan.credit not in (kinds := sorted(feedback["kind"].unique())):
+            reason = (
+                f"the log has no feedback of kind {plan.credit!r} (credit); its kinds are {', '.join(kinds) or 'none'}"
+            )
+        return result | _says(treatment, "inconclusive", reason)
     low, high = found.within(_factor(plan, len(answers)))
     result["preference"] = {"share": found.share, "interval": [low, high], "users": found.users}
     result["daily"] = _daily(plan, answers, feedback, now)
