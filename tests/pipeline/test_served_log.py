@@ -6,6 +6,7 @@ import json
 import math
 import re
 from pathlib import Path
+from threading import Event, Thread, Timer
 
 import numpy as np
 import polars as pl
@@ -16,17 +17,19 @@ from typer.testing import CliRunner
 from adagrpo.cli import app
 from adagrpo.config import resolve_config
 from adagrpo.errors import UserError
-from adagrpo.pipeline import Run, Silent, fit_ranker, fit_sft, tokenize, train
+from adagrpo.pipeline import Run, Silent, fit_ranker, fit_sft, served_log, tokenize, train
 from adagrpo.pipeline.chain import parts_of
 from adagrpo.pipeline.commands import remake
 from adagrpo.pipeline.serve import recommender
-from adagrpo.pipeline.served_log import publish_first
+from adagrpo.pipeline.served_log import latest_exposures, publish_first
 from adagrpo.serving.app import Application, Options
 from adagrpo.serving.exploration import Exploration
 from adagrpo.serving.exposure_log import Exposure, Feedback
+from adagrpo.serving.exposure_parts import KIND
 from adagrpo.serving.exposure_parts import parts_of as log_parts
 from adagrpo.serving.exposure_store import LocalExposureLog
 from adagrpo.serving.served import Serving, Shelf
+from adagrpo.storage.locks import lock_folder
 
 USERS, ITEMS, PLACES, DAYS = 30, 20, 4, 4
 SMALL = [
@@ -221,3 +224,26 @@ def test_a_service_that_explores_feeds_the_next_ranker(copied: Path, tmp_path: P
     assert counts["impressions"] == 3 * kept and counts["clicks"] == kept
     fit_ranker(Run.open(tmp_path / "run"))
     assert (tmp_path / "run" / "ranker" / "final" / "model.safetensors").is_file()
+
+
+def test_rows_are_read_also_while_a_service_makes_a_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever came then read what there was before, without a word."""
+    log, shown = LocalExposureLog(tmp_path), {"slate": (1, 2), "arm": "a", "model_version": "m", "catalog_version": "c"}
+    log.write([Exposure(request_id=f"r{n}", time=float(n), **shown) for n in range(3)])
+    begun, ended = Event(), Event()
+
+    def service() -> None:
+        with lock_folder(tmp_path, KIND):
+            begun.set()
+            ended.wait(60)
+
+    thread = Thread(target=service)
+    thread.start()
+    begun.wait()
+    Timer(0.3, ended.set).start()
+    assert latest_exposures(tmp_path, publish=True)["through"] == 1
+    thread.join()
+    log.close()
+    monkeypatch.setattr(served_log, "PATIENCE", 0.1)
+    with lock_folder(tmp_path, KIND), pytest.raises(UserError, match="is at work here; wait until it ends"):
+        latest_exposures(tmp_path, publish=True)

@@ -13,6 +13,8 @@ from adagrpo.storage.marks import check_kind, is_marked
 
 __all__ = ["latest_exposures", "publish_first"]
 
+PATIENCE = 60.0  # seconds, for a service that makes a part
+
 
 def latest_exposures(directory: str | Path, *, publish: bool) -> dict[str, Any]:
     """`data.exposures` of a recipe: the log, up to the newest part that it has now.
@@ -53,6 +55,6 @@ def publish_first(run: Run) -> None:
 
 def _publish(directory: Path) -> None:
     try:
-        rotate(directory)
+        rotate(directory, patience=PATIENCE)  # a service that makes a part just now has the rows that are wanted
     except (OSError, sqlite3.Error) as error:
         raise UserError(f"{directory}: what is in no part yet cannot be read ({error})") from error

@@ -48,6 +48,7 @@ __all__ = ["EXPOSURE_SCHEMA", "FEEDBACK_SCHEMA", "KIND", "MEND", "PARTS", "parts
 
 PARTS = "parts"
 AT_ONCE = 64  # rows that are read before a rest
+LOOK_SECONDS = 0.05  # after which a caller who waits for another process looks again
 KIND: Kind = "exposure log"
 PART_KIND = "part of an exposure log"
 MEND = "the rows of a part are nowhere else: put it back from a copy, or move it away to go on without them"
@@ -81,7 +82,12 @@ FEEDBACK_SCHEMA = pl.Schema(
 
 
 def rotate(
-    directory: Path, *, remembered: int = 200_000, most_bytes: int | None = None, rest_seconds: float = 0.0
+    directory: Path,
+    *,
+    remembered: int = 200_000,
+    most_bytes: int | None = None,
+    rest_seconds: float = 0.0,
+    patience: float | None = None,
 ) -> list[int]:
     """Finish a part that was begun, then make one of all rows that are in none.
 
@@ -91,29 +97,44 @@ def rotate(
         most_bytes: of all parts; beyond it the oldest are removed. None keeps all.
         rest_seconds: pause after some rows each, for a process that answers meanwhile: each small step of the others
             would have to wait for the interpreter.
+        patience: seconds that are waited for another process which is at it, for a caller who is to read all rows; None
+            leaves them to that one.
 
     Returns:
-        The numbers of the parts that were published; none where another process is at it.
+        The numbers of the parts that were published; without patience none where another process is at it.
 
     Raises:
-        UserError: a part is damaged, or the folder cannot be written.
+        UserError: a part is damaged, the folder cannot be written, or another process is at it for too long.
         sqlite3.Error: the database is damaged or full.
     """
+    until = time.monotonic() + (patience or 0.0)
+    while True:
+        try:
+            with lock_folder(directory, KIND), closing(connect(directory)) as connection:
+                return _make_parts(directory, connection, remembered, most_bytes, rest_seconds)
+        except FolderBusy:
+            if patience is None:
+                return []
+            if time.monotonic() > until:
+                raise
+            time.sleep(LOOK_SECONDS)
+
+
+def _make_parts(
+    directory: Path, connection: sqlite3.Connection, remembered: int, most_bytes: int | None, rest_seconds: float
+) -> list[int]:
+    """What `rotate` does once no other process is at it."""
     made: list[int] = []
-    try:
-        with lock_folder(directory, KIND), closing(connect(directory)) as connection:
-            newest = max((int(path.name) for path in parts_of(directory)), default=0)
-            for find in (unpublished, lambda connection: begin_part(connection, newest)):
-                span = find(connection)
-                if span is not None:
-                    _publish(directory, connection, span, rest_seconds)
-                    finish_part(connection, span.part)
-                    made.append(span.part)
-            forget(connection, remembered)
-            if most_bytes is not None:
-                _remove_oldest(directory, most_bytes)
-    except FolderBusy:
-        return made
+    newest = max((int(path.name) for path in parts_of(directory)), default=0)
+    for find in (unpublished, lambda connection: begin_part(connection, newest)):
+        span = find(connection)
+        if span is not None:
+            _publish(directory, connection, span, rest_seconds)
+            finish_part(connection, span.part)
+            made.append(span.part)
+    forget(connection, remembered)
+    if most_bytes is not None:
+        _remove_oldest(directory, most_bytes)
     return made
 
 
