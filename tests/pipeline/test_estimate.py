@@ -95,6 +95,8 @@ def test_the_policy_that_was_served_and_another_one(
     mixed = [dict(row, history=other["history"]) for row, other in zip(requests, reversed(requests), strict=True)]
     with pytest.raises(UserError, match=r"--requests: with these histories sft/best would have drawn"):
         estimate_policy(run, tmp_path / "exposures", write(file, mixed), "adagrpo")
+    with pytest.raises(UserError, match=r"--reward: the log has no feedback of kind 'clicks'; its kinds are click$"):
+        estimate_policy(run, tmp_path / "exposures", file, "sft", reward="clicks")
     with pytest.raises(UserError, match=r"knows the history of 1 of 300 drawn lists"):
         estimate_policy(run, tmp_path / "exposures", write(file, requests[:1]), "adagrpo")
 

@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 
 from adagrpo.data.histories import read_histories
+from adagrpo.data.logs.formats import listed
 from adagrpo.errors import UserError
 from adagrpo.off_policy.every_estimator import Drawn, Row, summarise
 from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
@@ -72,7 +73,8 @@ def estimate_policy(
         JSON: `policy`, `estimates` and `counts`.
 
     Raises:
-        UserError: nothing was drawn, no history is known, or the histories are not those of the requests.
+        UserError: nothing was drawn, there is no such feedback, no history is known, or the histories are not those of
+            the requests.
     """
     latest_exposures(exposures, publish=True)
     served, about = recommender(run, arm, checkpoint, 0.0, exclude_history, None, catalog)
@@ -100,6 +102,10 @@ def _read(served: Recommender, exposures: pl.DataFrame, feedback: pl.DataFrame, 
     drawn = answers.filter(pl.col("log_propensities").list.len() > 0)
     if drawn.is_empty():
         raise UserError("--exposures: no list of the log was drawn; serve with --explore")
+    if reward not in (kinds := sorted(feedback["kind"].unique())):
+        raise UserError(
+            f"--reward: the log has no feedback of kind '{reward}'; its kinds are {listed(kinds) or 'none'}"
+        )
     narrowed = int(drawn["narrowed"].sum())  # the log does not say to what
     drawn = drawn.filter(~pl.col("narrowed").fill_null(False))
     if drawn.is_empty():
