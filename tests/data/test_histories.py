@@ -33,9 +33,10 @@ def test_a_line_without_the_inner_field_is_named(tmp_path: Path) -> None:
 
 
 def test_a_history_that_begins_late_in_the_file_is_not_left_out(tmp_path: Path) -> None:
-    """Which fields there are is read from the first thousand lines."""
+    """Which fields there are is read from the first 4 MB."""
     path = tmp_path / "users.jsonl"
-    rows = [{"user_id": user} | ({"history": [3]} if user == 1200 else {}) for user in range(1300)]
+    long = {"note": "x" * 4000}
+    rows = [{"user_id": user} | long | ({"history": [3]} if user == 1200 else {}) for user in range(1300)]
     path.write_text("\n".join(map(json.dumps, rows)))
     with pytest.raises(UserError, match=r"row 1201: has history, which the first rows have not; give it to all"):
         list(read_histories(path, 9))

@@ -93,6 +93,16 @@ def test_nested_fields_of_json(tmp_path: Path, suffix: str) -> None:
     ]
 
 
+def test_a_field_that_few_lines_have(tmp_path: Path) -> None:
+    """Those of a later kind of event had no such field, though the file has it."""
+    rows = [{"user_id": n % 9, "item_id": n % 30, "timestamp": n} for n in range(5000)]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row | ({"rating": 4} if n > 4000 else {})) + "\n" for n, row in enumerate(rows)))
+    assert look_at([path])["roles"]["rating"]["column"] == "rating"
+    logs = read_logs([path], ColumnMapping(rating="rating"), min_rating=4)
+    assert len(logs.interactions) == 999 and logs.rows_filtered == 4001
+
+
 def test_nested_fields_of_parquet(tmp_path: Path) -> None:
     table = pl.DataFrame({"user": [{"id": 1}, None], "e": [{"item": {"sku": "k"}}] * 2, "timestamp": [3, 4]})
     table.write_parquet(tmp_path / "log.parquet")

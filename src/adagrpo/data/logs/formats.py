@@ -41,7 +41,7 @@ SUFFIXES = TEXTS | {f"{suffix}.gz": kind for suffix, kind in TEXTS.items()} | {"
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 HEADER = 2**16  # characters of a header that say what separates its names
 DEEPEST = 5  # of fields within fields that are listed
-SCHEMA_LINES, SCHEMA_BYTES = 1000, 2**22  # of a JSONL or CSV file, to say which fields it has
+SCHEMA_BYTES = 2**22  # of a JSONL or CSV file, to say which fields it has
 SHOWN_NAMES, SHOWN = 20, 80  # names in a message, characters of each
 
 
@@ -69,9 +69,9 @@ def names_file(word: str) -> bool:
 
 
 def columns_of(path: Path) -> list[str]:
-    """Names of the columns; of a JSONL file, the fields of its first lines.
+    """Names of the columns; of a JSONL file, the fields of its first lines, `SCHEMA_BYTES` of them.
 
-    A field within a field follows it, with a dot: `user`, `user.id`.
+    A field within a field follows it, with a dot: `user`, `user.id`. A kind of event may have fields of its own.
     """
     kind = kind_of(path)
     with reading(path, kind):
@@ -83,7 +83,7 @@ def columns_of(path: Path) -> list[str]:
     if not block:
         raise UserError(f"{path}: the file is empty")
     text = block.decode("utf-8", errors="replace").removesuffix("\n")
-    lines = text.split("\n", SCHEMA_LINES)[:SCHEMA_LINES]
+    lines = text.split("\n")
     fields: dict[str, None] = {}
     for line in lines:
         try:
