@@ -254,6 +254,20 @@ def test_sizes_are_of_the_events_that_count(tmp_path: Path) -> None:
     assert refused.returncode == 2 and "\n" not in refused.stderr.strip()
 
 
+def test_a_file_without_a_line_of_names_is_said(tmp_path: Path) -> None:
+    log = tmp_path / "a.csv"
+    log.write_text("".join(f"{n % 9},{100 + n % 30},pv,{1511544070 + n}\n" for n in range(90)))
+    hint = "the first line holds numbers; if they are values, write a line of names above them"
+    assert hint in command("inspect", log).stdout
+    refused = command("init", log, "--out", tmp_path / "r.yaml")
+    assert refused.returncode == 2 and refused.stderr.strip().endswith(hint)
+    log.write_text("7,7,pv,1511544070\n" + log.read_text())
+    refused = command("inspect", log)
+    assert refused.returncode == 2 and refused.stderr.strip().endswith(f"the header names '7' 2 times; {hint}")
+    log.write_text("who,sku,what,at\n" + log.read_text())
+    assert hint not in command("inspect", log).stdout
+
+
 def test_kinds_of_events_may_be_numbers(tmp_path: Path) -> None:
     log = tmp_path / "a.csv"
     rows = [f"u{n % 9},i{n % 30},{n},{1 if n % 5 else 4}" for n in range(450)]

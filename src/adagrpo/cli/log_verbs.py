@@ -37,7 +37,7 @@ def inspect(
     all_rows: Annotated[bool, typer.Option("--all", help="Read all rows, not only the first ones.")] = False,
 ) -> None:
     """Look at logs: columns, what they seem to be, what would be read and what would be lost. Writes nothing."""
-    from adagrpo.data.logs.formats import one_line
+    from adagrpo.data.logs.formats import UNNAMED, one_line
     from adagrpo.data.logs.preview import ROWS, look_at
     from adagrpo.data.logs.understood import sentences
     from adagrpo.report import Table, to_text
@@ -62,6 +62,8 @@ def inspect(
     if preview["missing"]:
         role = preview["missing"][0]
         typer.echo(f"\nno column looks like the {role}; say which it is: --set data.columns.{role}=NAME")
+        if preview["unnamed"]:
+            typer.echo(UNNAMED)
         return
     typer.echo("\n" + "\n".join(sentences(preview["understood"])) + f"\nthese are {preview['kind']}")
     if len(preview["events"]) > 1:

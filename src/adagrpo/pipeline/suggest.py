@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from adagrpo.config.tokenizer import TokenizerConfig
 from adagrpo.config.yaml_text import json_text
+from adagrpo.data.logs.formats import UNNAMED
 from adagrpo.errors import UserError
 
 __all__ = ["Sizes", "recipe_text", "sizes_for", "sizes_note"]
@@ -92,7 +93,7 @@ def recipe_text(preview: Mapping[str, Any], name: str) -> str:
         listed = ", ".join(column["name"] for column in preview["columns"])
         raise UserError(
             f"{preview['files'][0]}: no column looks like the {role}; say which it is, "
-            f"--set data.columns.{role}=NAME, of {listed}"
+            f"--set data.columns.{role}=NAME, of {listed}" + (f"; {UNNAMED}" if preview["unnamed"] else "")
         )
     counts, mapping = preview["counts"], preview["mapping"]
     if not {"timestamp", "order"} & mapping.keys():

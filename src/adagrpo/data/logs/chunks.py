@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from adagrpo.data.logs.cells import id_of
+from adagrpo.data.logs.cells import id_of, numbers
 from adagrpo.data.logs.formats import (
+    UNNAMED,
     columns_of,
     header_of,
     kind_of,
@@ -226,7 +227,8 @@ def _refuse_repeated(path: Path, header: Sequence[str], columns: Sequence[str]) 
     for name in columns:
         times = header.count(name)
         if name and times > 1:
-            raise UserError(f"{path}: the header names '{one_line(name)}' {times} times; rename the others")
+            said = UNNAMED if numbers(pl.Series([name])).count() else "rename the others"
+            raise UserError(f"{path}: the header names '{one_line(name)}' {times} times; {said}")
 
 
 def _fast(header: bytes, block: bytes, columns: Sequence[str], separator: str = ",") -> pl.DataFrame | None:

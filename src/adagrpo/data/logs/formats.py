@@ -23,6 +23,7 @@ from adagrpo.errors import UserError
 
 __all__ = [
     "SEPARATORS",
+    "UNNAMED",
     "columns_of",
     "header_of",
     "kind_of",
@@ -39,6 +40,7 @@ __all__ = [
 TEXTS = {".csv": "CSV", ".tsv": "CSV", ".jsonl": "JSONL", ".ndjson": "JSONL", ".json": "JSONL"}
 SUFFIXES = TEXTS | {f"{suffix}.gz": kind for suffix, kind in TEXTS.items()} | {".parquet": "Parquet"}
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+UNNAMED = "the first line holds numbers; if they are values, write a line of names above them"
 HEADER = 2**16  # characters of a header that say what separates its names
 DEEPEST = 5  # of fields within fields that are listed
 SCHEMA_BYTES = 2**22  # of a JSONL or CSV file, to say which fields it has

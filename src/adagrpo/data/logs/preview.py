@@ -18,7 +18,7 @@ import polars as pl
 from adagrpo.data.columns import ITEM_ID, TIMESTAMP, USER_ID
 from adagrpo.data.logs.cells import UNREADABLE, blank_to_null, booleans, numbers, slots
 from adagrpo.data.logs.chunks import read_chunks
-from adagrpo.data.logs.formats import columns_of, listed, one_line
+from adagrpo.data.logs.formats import columns_of, kind_of, listed, one_line
 from adagrpo.data.logs.interactions import ColumnMapping, read_logs
 from adagrpo.data.logs.times import Times, iso_seconds
 from adagrpo.errors import UserError
@@ -73,7 +73,8 @@ def look_at(
     Returns:
         JSON-able: `columns` (name, type, empty, examples), `roles` (by role: column, reason), `passed_over` (columns
         that are named like a role and whose values do not fit it), `understood`, and, where the roles suffice to read
-        the files, `counts`, `lost` and `kind`; `missing` says which role does not.
+        the files, `counts`, `lost` and `kind`; `missing` says which role does not, `unnamed` whether a header of CSV
+        holds numbers, as one that is no header does.
 
     Raises:
         UserError: a file cannot be read, or a column that is given is not there.
@@ -95,6 +96,7 @@ def look_at(
     if not {"timestamp", "order", "clicked"} & roles.keys():
         missing.append("timestamp")
     preview["missing"], preview["kept"] = missing, None if keep_events is None else list(keep_events)
+    preview["unnamed"] = kind_of(path) == "CSV" and numbers(pl.Series(names, dtype=pl.String)).count() > 0
     return preview if missing else preview | _counted(paths, roles, rows, keep_events)
 
 
