@@ -230,6 +230,8 @@ def test_rows_are_read_also_while_a_service_makes_a_part(tmp_path: Path, monkeyp
     """Whoever came then read what there was before, without a word."""
     log, shown = LocalExposureLog(tmp_path), {"slate": (1, 2), "arm": "a", "model_version": "m", "catalog_version": "c"}
     log.write([Exposure(request_id=f"r{n}", time=float(n), **shown) for n in range(3)])
+    with pytest.raises(UserError, match="has no part yet; without --dry-run one is made"):
+        latest_exposures(tmp_path, publish=False)
     begun, ended = Event(), Event()
 
     def service() -> None:

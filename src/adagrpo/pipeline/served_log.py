@@ -35,7 +35,8 @@ def latest_exposures(directory: str | Path, *, publish: bool) -> dict[str, Any]:
         _publish(directory)
     parts = parts_of(directory)
     if not parts:
-        raise UserError(f"{directory}: nothing was logged there yet")
+        found = "nothing was logged there yet" if publish else "has no part yet; without --dry-run one is made"
+        raise UserError(f"{directory}: {found}")
     return {"path": str(directory.resolve()), "through": int(parts[-1].name)}
 
 
