@@ -53,6 +53,14 @@ def test_whole_numbers_are_ids_however_they_are_stored(tmp_path: Path, suffix: s
         list(read_histories(path, 9))
 
 
+@pytest.mark.parametrize("rows", [",3\n", '"",3\n', '" ",3\n', '"",3\nu2,"[3, ""a""]"\n'])
+def test_a_user_without_an_id_is_refused(tmp_path: Path, rows: str) -> None:
+    """However the other rows are quoted."""
+    (tmp_path / "users.csv").write_text("user_id,history\nu1,3 4\n" + rows)
+    with pytest.raises(UserError, match=r"users\.csv, row 2: user_id is .*; expected an id"):
+        list(read_histories(tmp_path / "users.csv", 9))
+
+
 def test_a_file_that_was_cut_is_one_line(tmp_path: Path) -> None:
     packed = gzip.compress(b"user_id\n" + b"\n".join(b"%d" % user for user in range(9999)))
     (tmp_path / "users.csv.gz").write_bytes(packed[: len(packed) // 2])

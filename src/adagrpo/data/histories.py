@@ -64,7 +64,7 @@ def read_histories(
     histories: list[list[ItemId]] = []
     for number, one, items in _rows(path, user, history, known, max_expansion):
         name = id_value(one)
-        if name is None:
+        if name is None or not str(name).strip():
             raise UserError(f"{path}, row {number}: {user} is {one!r}; expected an id, a text or a whole number")
         ids = [id_value(item) for item in items] if isinstance(items, list) else [None]
         if known and None in ids:
