@@ -11,7 +11,7 @@ __all__ = ["run"]
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a script's `main`; a `UserError` is printed on stderr as one line, and the status is 2; of Ctrl-C it is 130."""
+    """Run a script's `main`; what went wrong is one line on stderr, and the status 2, or 130 of Ctrl-C."""
     try:
         main()
     except UserError as error:

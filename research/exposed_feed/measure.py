@@ -150,7 +150,9 @@ class Study:
                 options = f"{{kind: trusted, members: [{options}], model: {self.trust()}}}"
             for name in names:
                 own = "distill" if name == "distill-fixed" else name
-                self.measure_arm(self.run("", f"reward={options}"), _again(arms[name], f"{own}-{reward}"))
+                arm = json.dumps(_again(arms[name], f"{own}-{reward}"))
+                run = self.run("", f"reward={options}", f"train.arms=[{arm}]")
+                self.measure_arm(run, run.config.train.arms[0])
 
     def trust(self) -> Path:
         """The weights of the ranker, fitted to the validation choices of the starting policy, and what was found."""
@@ -245,12 +247,12 @@ class Study:
         return entry
 
 
-def _again(arm: ArmConfig, name: str) -> ArmConfig:
+def _again(arm: ArmConfig, name: str) -> dict[str, Any]:
     """The same arm under another name; of a reward that is weighed already, distillation takes the weight 1."""
-    content = arm.model_dump(mode="json", exclude_unset=True) | {"name": name}
+    content = arm.model_dump(mode="json", by_alias=True, exclude_unset=True) | {"name": name}
     if arm.objective == "distill":
         content["options"]["distill"]["reward_weight"] = 1.0
-    return ArmConfig.model_validate(content)
+    return content
 
 
 def _against(users: pl.DataFrame, start: pl.DataFrame, name: str, label: str) -> dict[str, Any]:

@@ -143,8 +143,9 @@ def carry_out_thresholds(plan: Mapping[str, Any], name: str, data: Path, out: Pa
 def teach(plan: Mapping[str, Any], name: str, data: Path, out: Path) -> None:
     """The chosen distillation with each teacher, from the starting policies of the trial."""
     rows = _rows(plan, name)
-    ensemble = [_start(plan, name, data, out / f"ensemble-{name}" / f"seed-{s}", s) for s in plan["trial"]["ensemble"]]
-    for teacher in plan["trial"]["teachers"]:
+    for teacher, reward in plan["trial"]["teachers"].items():
+        seeds = plan["trial"]["ensemble"] if reward["kind"] == "policies" else []
+        ensemble = [_start(plan, name, data, out / f"ensemble-{name}" / f"seed-{seed}", seed) for seed in seeds]
         config = teacher_config(plan, name, rows, teacher, ensemble)
         directory = _with_starts(plan, name, out, out / f"trial-{name}-{teacher}")
         comparison = _comparison(plan, name, config, data, directory, "rerank", "fair-distill+rerank")
