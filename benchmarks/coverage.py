@@ -1,6 +1,7 @@
 """How often an interval over users and seeds holds the effect: candidates against each other on simulated comparisons.
 
     python -m benchmarks.coverage [--repeats 3000] [--out benchmarks/coverage.jsonl]
+    python -m benchmarks.coverage --tails [--repeats 100000] [--out benchmarks/coverage-tails.jsonl]
 
 A comparison has `S` seeds and `U` users, the same users under every seed. The difference of a user under a seed is
 drawn with a known mean μ = 0, over users and seeds as they might have come out:
@@ -12,6 +13,9 @@ drawn with a known mean μ = 0, over users and seeds as they might have come out
 
 Where users and seeds are counted together, nothing but the mean over repetitions says whether 95 % is 95 %. The
 two-way bootstrap resamples seeds and users (Owen 2007) and is run on the smallest comparisons alone.
+
+`--tails` asks how often a p-value lies below .05, and below .05 / 25, which is what the first step of Holm's rule over
+25 tests reads. There the means of the seeds are drawn themselves, normal, and the users' variance is known.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,9 +33,10 @@ from scipy import special
 
 from adagrpo.evaluation.crossed import CrossedParts, crossed_interval, crossed_parts
 
-__all__ = ["CANDIDATES", "DRAWS", "TARGET", "coverage", "scenarios"]
+__all__ = ["CANDIDATES", "DRAWS", "LEVELS", "TARGET", "coverage", "scenarios", "tails"]
 
 TARGET = (0.935, 0.965)
+LEVELS = (0.05, 0.05 / 25)
 SHARED = 0.3  # of a user's difference, what comes back under every seed
 Values = NDArray[np.float64]
 Half = Callable[[CrossedParts], float]  # half of the 95 % interval
@@ -142,6 +147,28 @@ def coverage(
     }
 
 
+def tails(seeds: int, ratio: float, *, repeats: int, number: int = 0) -> dict[str, float]:
+    """The share of comparisons without an effect whose p-value lies below each of `LEVELS`.
+
+    Args:
+        seeds: S.
+        ratio: as `coverage` has it.
+        repeats: simulated comparisons.
+        number: of the random generator.
+    """
+    generator = np.random.default_rng([number, seeds, int(1000 * ratio)])
+    rest = (1 - SHARED) / seeds
+    below = dict.fromkeys(map(str, LEVELS), 0)
+    for _ in range(repeats):
+        means = np.sqrt(ratio**2 + 1 - SHARED) * generator.standard_normal(seeds)
+        mean = float(means.mean() + np.sqrt(SHARED) * generator.standard_normal())
+        parts = CrossedParts(mean, float(means.var(ddof=1)) / seeds, SHARED + rest, rest, seeds - 1)
+        for level in LEVELS:
+            interval = crossed_interval(parts, level=1 - level)
+            below[str(level)] += not interval.low <= 0 <= interval.high
+    return {level: count / repeats for level, count in below.items()}
+
+
 def scenarios() -> Iterator[tuple[str, int, int, float]]:
     """Kind of value, seeds, users, and how much seeds vary: not at all, to eight times what users leave."""
     yield from itertools.product(DRAWS, (3, 5), (2000,), (0.0, 0.5, 1.0, 2.0, 4.0, 8.0))
@@ -151,17 +178,33 @@ def scenarios() -> Iterator[tuple[str, int, int, float]]:
 def main() -> None:
     """Run every scenario and write a row of each; those of many users with a third of the repeats."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3000)
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("coverage.jsonl"))
+    parser.add_argument("--repeats", type=int, help="of each case")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--tails", action="store_true")
     options = parser.parse_args()
-    with options.out.open("w", encoding="utf-8") as file:
-        for draw, seeds, users, ratio in scenarios():
-            bootstrap = min(options.repeats, 200) if users == 2000 and draw == "binary" else 0
-            repeats = options.repeats // (1 if users == 2000 else 3)
-            result = coverage(draw, seeds, users, ratio, repeats=repeats, bootstrap=bootstrap)
-            facts = {"draw": draw, "seeds": seeds, "users": users, "ratio": ratio, "repeats": repeats}
-            file.write(json.dumps(facts | {"intervals": result}) + "\n")
-            file.flush()
+    out = options.out or Path(__file__).with_name("coverage-tails.jsonl" if options.tails else "coverage.jsonl")
+    with out.open("w", encoding="utf-8") as file:
+        if options.tails:
+            _write_tails(file, options.repeats or 100_000)
+        else:
+            _write_coverage(file, options.repeats or 3000)
+
+
+def _write_tails(file: TextIO, repeats: int) -> None:
+    for seeds, ratio in itertools.product((3, 5), (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)):
+        facts = {"seeds": seeds, "ratio": ratio, "repeats": repeats, "tails": tails(seeds, ratio, repeats=repeats)}
+        file.write(json.dumps(facts) + "\n")
+        file.flush()
+
+
+def _write_coverage(file: TextIO, most: int) -> None:
+    for draw, seeds, users, ratio in scenarios():
+        bootstrap = min(most, 200) if users == 2000 and draw == "binary" else 0
+        repeats = most // (1 if users == 2000 else 3)
+        result = coverage(draw, seeds, users, ratio, repeats=repeats, bootstrap=bootstrap)
+        facts = {"draw": draw, "seeds": seeds, "users": users, "ratio": ratio, "repeats": repeats}
+        file.write(json.dumps(facts | {"intervals": result}) + "\n")
+        file.flush()
 
 
 if __name__ == "__main__":
