@@ -24,7 +24,7 @@ from adagrpo.experiments.plan import Plan
 from adagrpo.experiments.units import Units, column_of
 from benchmarks.reliability.findings import Finding
 
-__all__ = ["Errors", "draw", "false_alarms", "imbalances", "planted", "trials"]
+__all__ = ["Errors", "draw", "false_alarms", "imbalances", "planted", "trials", "unequal"]
 
 LOOKS, ALPHA, POWER, LIFT = 20, 0.05, 0.8, 0.1
 Ints = NDArray[np.int64]
@@ -102,6 +102,17 @@ def planted(experiments: int, lift: float = LIFT, seed: int = 1) -> tuple[int, i
     return users, found, covered
 
 
+def unequal(experiments: int, users: tuple[int, int] = (3000, 300), seed: int = 3) -> int:
+    """A/A experiments with a small arm, where a few users spend most of the sum: how many show an effect."""
+    shown = 0
+    for number in range(experiments):
+        generator = np.random.default_rng([seed, number])
+        arms = [np.where(generator.random(n) < 0.03, generator.lognormal(0, 2, n), 0.0) for n in users]
+        found = effect(*({"sum": arm} for arm in arms))
+        shown += found is not None and found.p_value <= ALPHA
+    return shown
+
+
 def imbalances(experiments: int, users: int = 10_000, lost: float = 0.1) -> tuple[int, int]:
     """Of experiments whose treatment loses a share of its users, how many are invalid; and of the same without loss."""
     generator = np.random.default_rng(2)
@@ -125,12 +136,14 @@ def trials(_work: Path, experiments: int = 1000) -> Finding:
     """Row 15, whole."""
     errors = false_alarms(experiments, users=2000)
     users, found, covered = planted(experiments)
+    small = unequal(4 * experiments) / (4 * experiments)
     refused, alarms = imbalances(50)
     near = 1.96 * np.sqrt(ALPHA * (1 - ALPHA) / experiments)
     close = 1.96 * np.sqrt(POWER * (1 - POWER) / experiments)
     passes = (
         abs(errors.at_the_end / experiments - ALPHA) <= near
         and errors.at_any_look_anytime / experiments <= ALPHA
+        and small <= ALPHA + near / 2
         and 0.936 <= covered / experiments <= 0.964
         and abs(found / experiments - POWER) <= close
         and (refused, alarms) == (50, 0)
@@ -139,6 +152,7 @@ def trials(_work: Path, experiments: int = 1000) -> Finding:
         f"{experiments:,} A/A experiments of 2,000 users, clicks over lognormal impressions: an effect is shown by "
         f"{errors.at_the_end / experiments:.1%} at the end, by {errors.at_any_look_anytime / experiments:.1%} at any "
         f"of {LOOKS} looks with intervals for it ({errors.at_any_look / experiments:.1%} with those for one look); "
+        f"of {4 * experiments:,} with 3,000 and 300 users, of whom a few spend most of the sum, by {small:.1%}; "
         f"a planted lift of {LIFT:.0%} with the {users:,} users that {POWER:.0%} power takes: found in "
         f"{found / experiments:.1%}, intervals hold it in {covered / experiments:.1%}; a tenth of the users of one "
         f"arm lost: {refused} of 50 refused, without loss {alarms} of 50"

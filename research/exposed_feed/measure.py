@@ -8,7 +8,8 @@ ranker, a ranker whose impressions are weighed by one over their share of exposu
 re-ranked at several weights, and the last checkpoint of each arm of `recipe.yaml`. Some arms are trained again with the
 ranker that is weighed, and with the ranker under weights that are fitted to validation choices (`diagnose --trust`).
 Differences are paired by user, from the starting policy and from continued NLL. One row an order is added to
-`exposed-feed.jsonl`; what has one is not measured again.
+`exposed-feed.jsonl`; what has one is not measured again. Where the fitted weights are 0, their arms are continued NLL
+and are not trained; `trust.jsonl` has what was found of them.
 """
 
 from __future__ import annotations
@@ -147,20 +148,28 @@ class Study:
         for reward, names in AGAIN.items():
             options = f"{{kind: sequential, checkpoint: {ranker[reward]}}}"
             if reward == TRUSTED:
-                options = f"{{kind: trusted, members: [{options}], model: {self.trust()}}}"
+                file, found = self.trust()
+                if found["decision"] == "none":
+                    print("the weights are 0, so an arm with them is continued NLL, and none is trained", flush=True)
+                    continue
+                options = f"{{kind: trusted, members: [{options}], model: {file}}}"
             for name in names:
                 own = "distill" if name == "distill-fixed" else name
                 arm = json.dumps(_again(arms[name], f"{own}-{reward}"))
                 run = self.run("", f"reward={options}", f"train.arms=[{arm}]")
                 self.measure_arm(run, run.config.train.arms[0])
 
-    def trust(self) -> Path:
-        """The weights of the ranker, fitted to the validation choices of the starting policy, and what was found."""
-        file = self.out.resolve() / f"seed-{self.seed}-trust.json"
-        if not file.is_file():
-            found = write_trust(self.plain, file)
-            write_file(file.with_suffix(".found.json"), json.dumps(found))
-        return file
+    def trust(self) -> tuple[Path, Mapping[str, Any]]:
+        """The weights of the ranker, fitted to the validation choices of the starting policy, and what was found.
+
+        What was found is a row of `trust.jsonl` beside the results.
+        """
+        file, kept = self.out.resolve() / f"seed-{self.seed}-trust.json", self.results.with_name("trust.jsonl")
+        found = {row["seed"]: row for row in read_rows(kept)}
+        if self.seed not in found or not file.is_file():
+            found[self.seed] = {"seed": self.seed} | write_trust(self.plain, file) | {"file": file.name}
+            write_file(kept, "".join(json.dumps(found[seed]) + "\n" for seed in sorted(found)))
+        return file, found[self.seed]
 
     def measure_arm(self, run: Run, arm: ArmConfig) -> None:
         """Fit one arm, and judge its last step."""
@@ -171,8 +180,7 @@ class Study:
         judge.judge_checkpoint(run, f"{arm.name}/final", run.path("train", arm.name, "final"))
         entry = self._fitted("train", arm.name) | {"gate": arm.admits, "objective": arm.objective}
         if arm.name.endswith(TRUSTED):
-            found = json.loads(self.trust().with_suffix(".found.json").read_text(encoding="utf-8"))
-            entry |= {"trust": found["decision"]}
+            entry |= {"trust": self.trust()[1]["decision"]}
         entry |= {"pressure": arm.pressure, "seconds": round(time.monotonic() - started, 1)}
         self.add(arm.name, "policy", _report(run, arm.name, "final"), entry)
 

@@ -5,8 +5,9 @@
     interval all that log(b / a) ± z σ and (b - a) / a ± z σ' hold, above -1
     p        the larger of the two: at most α where the interval at α leaves out 0, and there alone
 
-Either alone errs too often somewhere: the difference where a small arm has few events, the logarithm where a few users
-have most of the sum.
+The logarithm errs too often where a few users have most of the sum, and the difference where an arm is small. Where
+both are so that the difference is skewed, p is that of users dealt anew (`permutation`), and the interval holds each R
+less 1 for which b - R a lies within as many of its own errors from 0 as chance leads there (Fieller, 1954).
 
 The normal distribution is used throughout: a sequence of looks has no other, and experiments have thousands of users.
 """
@@ -23,9 +24,13 @@ from numpy.typing import NDArray
 from scipy import stats
 from tea_tasting.aggr import Aggregates
 
+from adagrpo.experiments.permutation import Permutation, permutation, skew
+
 __all__ = ["Effect", "Floats", "aggregates", "effect"]
 
 Floats = NDArray[np.float64]
+
+MOST_SKEW = 0.03  # of a difference that is held against the normal distribution: at 5 % it errs by half of a percent
 
 
 class Effect(NamedTuple):
@@ -37,12 +42,31 @@ class Effect(NamedTuple):
     error: float  # standard error of log(1 + relative)
     difference_error: float  # standard error of the difference, as a share of the control's number
     p_value: float  # two-sided, of one look
+    control_error: float  # standard error of the control's number, as a share of it
+    chance: Permutation | None  # of a difference that is skewed
 
     def within(self, factor: float) -> tuple[float, float]:
         """The interval of so many standard errors to each side, relative."""
+        if self.chance is not None:
+            return self._ratios(*self.chance.reach(factor))
         log, reach = math.log1p(self.relative), factor * self.difference_error
         low, high = (math.expm1(log + sign * factor * self.error) for sign in (-1, 1))
         return min(low, max(self.relative - reach, -1.0)), max(high, self.relative + reach)
+
+    def _ratios(self, above: float, below: float) -> tuple[float, float]:
+        """Those R less 1 for which b - R a lies at most so many of its errors above and below 0."""
+        ratio, control = 1 + self.relative, self.control_error**2
+        treatment = self.difference_error**2 - control
+
+        def end(errors: float) -> float:
+            squares = ratio**2 - errors**2 * treatment
+            return squares / (ratio + errors * math.sqrt(max(treatment + control * squares, 0.0)))
+
+        low = end(above) if ratio > above * math.sqrt(treatment) else 0.0  # else the treatment may be nothing
+        if below**2 * control < 1:
+            return low - 1, end(-below) - 1
+        # the control may be nothing, and R has no upper end but those of the two ways
+        return low - 1, max(math.expm1(math.log(ratio) + below * self.error), ratio - 1 + below * self.difference_error)
 
     def fixed(self, alpha: float) -> tuple[float, float]:
         """The interval of a single look."""
@@ -99,11 +123,33 @@ def effect(control: Mapping[str, Floats], treatment: Mapping[str, Floats]) -> Ef
     if not (error > 0 and 0 < difference_error < math.inf):
         return None
     errors = min(abs(math.log1p(relative)) / error, abs(relative) / difference_error)
+    numbers = _linearised(control, treatment, explains)
+    errors_of = [float(arm.std(ddof=1)) / math.sqrt(len(arm)) / float(found.control) for arm in numbers]
+    chance = permutation(*numbers) if abs(skew(*numbers)) > MOST_SKEW else None
+    if chance is not None:
+        difference_error = math.hypot(*errors_of)
     return Effect(
         control=float(found.control),
         treatment=float(found.treatment),
         relative=relative,
         error=float(error),
         difference_error=float(difference_error),
-        p_value=2 * float(stats.norm.sf(errors)),
+        p_value=2 * float(stats.norm.sf(errors)) if chance is None else chance.p_value(relative / difference_error),
+        control_error=errors_of[0],
+        chance=chance,
     )
+
+
+def _linearised(
+    control: Mapping[str, Floats], treatment: Mapping[str, Floats], explains: bool
+) -> tuple[Floats, Floats]:
+    """One number a user whose means differ and vary as the metric does, (N,) and (M,)."""
+    pooled = {name: np.concatenate([control[name], treatment[name]]) for name in control}
+    numbers = pooled["sum"]
+    if "per" in pooled:
+        below = pooled["per"].mean()
+        numbers = (numbers - numbers.mean() / below * pooled["per"]) / below
+    if explains:
+        moved = np.cov(numbers, pooled["before"])
+        numbers = numbers - moved[0, 1] / moved[1, 1] * pooled["before"]
+    return numbers[: len(control["sum"])], numbers[len(control["sum"]) :]
