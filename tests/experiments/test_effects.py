@@ -115,6 +115,8 @@ def test_parts_of_users_are_dealt_where_there_are_many(monkeypatch: pytest.Monke
     one_by_one = permutation(control, treatment)
     monkeypatch.setattr("adagrpo.experiments.permutation.PARTS", 2000)
     np.testing.assert_allclose(permutation(control, treatment).reach(1.5), one_by_one.reach(1.5), rtol=0.2)
+    tiny = permutation(spent(generator, 2998), spent(generator, 2))  # one part may be one user
+    assert np.isfinite(tiny.errors).all()
 
 
 @pytest.mark.parametrize(("draw", "users"), [(spent, (90, 900)), (spent, (900, 90)), (rare, (90, 900))])

@@ -60,8 +60,8 @@ def permutation(control: Floats, treatment: Floats, seed: int = 0) -> Permutatio
     """Deal the users of two arms anew.
 
     Args:
-        control: (N,) one number a user, of which not all are the same.
-        treatment: (M,).
+        control: (N,) one number a user, of which not all are the same; two users or more.
+        treatment: (M,), two or more.
         seed: of the draws.
     """
     users = np.concatenate([control, treatment])
@@ -70,7 +70,7 @@ def permutation(control: Floats, treatment: Floats, seed: int = 0) -> Permutatio
     starts = np.linspace(0, len(users), min(len(users), PARTS), endpoint=False).astype(int)
     parts = np.add.reduceat(np.stack([np.ones(len(users)), users, users**2], axis=1), starts)
     sign, small = (1.0, len(treatment)) if len(treatment) <= len(control) else (-1.0, len(control))
-    size = max(round(len(parts) * small / len(users)), 1)
+    size = max(round(len(parts) * small / len(users)), 2)
     drawn = (generator.choice(len(parts), size, replace=False, shuffle=False) for _ in range(DRAWS))
     dealt = np.stack([parts[some].sum(axis=0) for some in drawn])
     (mean, variance), (others, rest) = _means(dealt), _means(parts.sum(axis=0) - dealt)
