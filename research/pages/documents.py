@@ -298,12 +298,13 @@ def _matched(names: Sequence[str], results: Path) -> Table:
 
 
 def _teachers(name: str, results: Path) -> Table:
-    """The comparisons of a set's teachers, in the order of the plan of the trial."""
+    """The comparisons of a set's teachers that were carried out, in the order of the plan of the trial."""
     plan = yaml.safe_load((results / "fair_trial" / "plan.yaml").read_text(encoding="utf-8"))
     files = {
         teacher: find(results, f"teacher-{name}-{teacher}.comparison.json") for teacher in plan["trial"]["teachers"]
     }
-    return teachers_table({teacher: read_comparison(path) for teacher, path in files.items()})
+    tried = {teacher: path for teacher, path in files.items() if path.is_file()} or files
+    return teachers_table({teacher: read_comparison(path) for teacher, path in tried.items()})
 
 
 def _verdicts(marker: Marker, results: Path) -> Table:
