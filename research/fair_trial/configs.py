@@ -19,6 +19,7 @@ __all__ = [
     "fixed_rate_config",
     "frontier_config",
     "pairs",
+    "recommended_config",
     "teacher_config",
     "thresholds_config",
     "trial_config",
@@ -138,6 +139,16 @@ def frontier_config(plan: Mapping[str, Any], name: str, rows: Sequence[Mapping[s
     return _with_arms(plan, name, [[gated["name"], own] for _, own in named], arms)
 
 
+def recommended_config(plan: Mapping[str, Any], name: str) -> Config:
+    """The recipe with the arms that are recommended, as they are shipped.
+
+    Args:
+        plan: the content of plan.yaml.
+        name: of the set.
+    """
+    return _with_arms(plan, name, [], plan["trial"]["recommended"])
+
+
 def whole_config(plan: Mapping[str, Any], name: str, rows: Sequence[Mapping[str, Any]]) -> Config:
     """The recipe with the arms that were best when trained for all of the steps.
 
@@ -181,7 +192,7 @@ def _with_arms(
     plan: Mapping[str, Any],
     name: str,
     held: Sequence[Sequence[str]],
-    arms: Sequence[Mapping[str, Any]],
+    arms: Sequence[Mapping[str, Any] | str],
     *options: str,
 ) -> Config:
     """The recipe with continued NLL, some arms, and those of them that are held against each other."""

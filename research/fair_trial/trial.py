@@ -8,6 +8,7 @@
     python -m research.fair_trial.trial --data DIR --out runs/fair --sets amazon18-scientific --fixed-rate
     python -m research.fair_trial.trial --data DIR --out runs/fair --sets amazon18-scientific --frontier
     python -m research.fair_trial.trial --data DIR --out runs/fair --sets amazon18-scientific --whole
+    python -m research.fair_trial.trial --data DIR --out runs/fair --sets amazon18-scientific --recommended
     python -m research.fair_trial.trial --data DIR --out runs/fair --sets amazon18-scientific --teachers
 
 `--out` is that of the tuning. Each family has the arm that `chosen-<set>.yaml` names, under the seeds of `plan.yaml`,
@@ -37,13 +38,15 @@ With `--frontier` the chosen gate of GRPO on samples is held against the mixture
 With `--whole` the best settings of some families are tuned again for all of the steps, with rows in
 `whole-<set>.jsonl`. The one that is then best is tried.
 
+With `--recommended` the arm that the pages recommend is trained as it is shipped, beside continued NLL.
+
 With `--teachers` the chosen distillation is trained again with other rewards, each re-ranked with too: counts, other
 seeds of the policy, the sequential ranker, a reward whose scores are shuffled. All of them, the trial's own reward
 among them, have the weight that validation chooses; the starting policies are those of the trial.
 
 `trial-<set>`, `alike-<set>-p<pressure>`, `unseen-<set>`, `apart-<set>`, `thresholds-<set>`, `fixed-rate-<set>`,
-`frontier-<set>`, `at-length-<set>` and `teacher-<set>-<teacher>` are kept beside this file, each as `.comparison.json`
-and with its rows as `.jsonl`.
+`frontier-<set>`, `at-length-<set>`, `recommended-<set>` and `teacher-<set>-<teacher>` are kept beside this file, each
+as `.comparison.json` and with its rows as `.jsonl`.
 """
 
 from __future__ import annotations
@@ -66,6 +69,7 @@ from research.fair_trial.configs import (
     alike_config,
     fixed_rate_config,
     frontier_config,
+    recommended_config,
     teacher_config,
     thresholds_config,
     trial_config,
@@ -135,6 +139,11 @@ def carry_out_frontier(plan: Mapping[str, Any], name: str, data: Path, out: Path
     _from_starts(plan, name, data, out, frontier_config(plan, name, _rows(plan, name)), f"frontier-{name}")
 
 
+def carry_out_recommended(plan: Mapping[str, Any], name: str, data: Path, out: Path) -> None:
+    """The arm that the pages recommend, as it is shipped, from the starting policies of the trial."""
+    _from_starts(plan, name, data, out, recommended_config(plan, name), f"recommended-{name}")
+
+
 def carry_out_thresholds(plan: Mapping[str, Any], name: str, data: Path, out: Path) -> None:
     """The paper's gate at other thresholds, from the starting policies of the trial."""
     _from_starts(plan, name, data, out, thresholds_config(plan, name), f"thresholds-{name}")
@@ -167,6 +176,7 @@ SIDES = {
     "--fixed-rate": (carry_out_fixed_rate, "a random gate of a fixed rate, after the trial of the set"),
     "--frontier": (carry_out_frontier, "mixtures of all pressures, after the trial of the set"),
     "--whole": (carry_out_whole, "settings chosen again at full length, after the trial of the set"),
+    "--recommended": (carry_out_recommended, "the recommended arm as shipped, after the trial of the set"),
     "--teachers": (teach, "other rewards, after the trial of the set"),
 }
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from adagrpo.config import ObjectiveConfig
+from adagrpo.config import ArmConfig, ObjectiveConfig
 from adagrpo.errors import UserError
 from adagrpo.report import read_comparison
 from research.fair_trial import __main__ as both
@@ -23,6 +23,7 @@ from research.fair_trial.configs import (
     alike_config,
     fixed_rate_config,
     frontier_config,
+    recommended_config,
     teacher_config,
     thresholds_config,
     trial_config,
@@ -262,6 +263,12 @@ def test_the_gate_is_held_against_the_mixture_at_every_pressure():
         frontier_config(PLAN, "amazon18-scientific", rows[:-1])
 
 
+def test_the_recommended_arm_is_the_one_that_is_shipped():
+    config = recommended_config(PLAN, "yelp")
+    assert [arm.name for arm in config.train.arms] == ["nll", "distill-tuned"] and not config.compare.pairs
+    assert config.train.arms[1] == ArmConfig.model_validate("distill-tuned")
+
+
 def test_what_is_tuned_again_at_full_length_chooses_by_those_rows_alone():
     rows = whole_tuning("kuairand-clicks")
     families = PLAN["trial"]["whole"]["families"]
@@ -322,6 +329,7 @@ def test_tuning_trial_and_teachers_from_end_to_end(world: Any, data: Path, tmp_p
                 "tried": {"distill": [{"q_min": 0.4}]},
             },
             "whole": {"kept": 1, "families": ["distill"]},
+            "recommended": ["mixture"],
             "ensemble": [2],
             "teachers": {"count": {"kind": "feature", "name": "popularity"}},
         },
@@ -373,6 +381,9 @@ def test_tuning_trial_and_teachers_from_end_to_end(world: Any, data: Path, tmp_p
     assert starts[0].read_bytes() == starts[1].read_bytes()
     configs = [yaml.safe_load((path.parents[2] / "run.yaml").read_text())["config"]["train"] for path in starts]
     assert [config.get("rl_split_nll", True) for config in configs] == [True, False]
+    second_half.carry_out_recommended(plan, "tiny", data, tmp_path / "out")
+    shipped = read_comparison(tmp_path / "recommended-tiny.comparison.json")
+    assert {row["arm"] for row in shipped["rows"]} == {"sft", "nll", "mixture"}
     for _ in range(2):  # the second time nothing is left to do
         second_half.carry_out_whole(plan, "tiny", data, tmp_path / "out")
     assert len((tmp_path / "whole-tiny.jsonl").read_text(encoding="utf-8").splitlines()) == 1
