@@ -184,6 +184,11 @@ def test_no_effect_of_nobody_and_of_nothing() -> None:
     assert effect({"sum": np.ones(1)}, {"sum": np.ones(9)}) is None
     assert effect({"sum": np.zeros(9)}, {"sum": np.arange(9.0)}) is None
     assert effect({"sum": np.ones(9)}, {"sum": np.ones(9)}) is None
+    for share in (0.1, 0.3, 1.0):  # always the same, but for rounding
+        arms = [{"sum": share * shown, "per": shown} for shown in (SHOWN[0], SHOWN[1][:40])]
+        assert effect(*arms) is None
+    explained = [{"sum": 0.3 * before, "before": before} for before in BEFORE]
+    assert effect(*explained) is None
 
 
 @pytest.mark.parametrize("value", [1e150, 1e200, math.inf])

@@ -214,6 +214,9 @@ def simulate_logs(
 
 def _said(settings: tuple[str, ...]) -> tuple[dict[str, str], tuple[str, ...] | None]:
     """Columns by role, as `--set data.columns.user=uid` gives them, and the events of `data.keep_events=[click]`."""
+    from pydantic import ValidationError
+
+    from adagrpo.config.data import EVENT_KINDS
     from adagrpo.config.yaml_text import column_name, parse_yaml
     from adagrpo.data.logs.interactions import ColumnMapping
 
@@ -222,11 +225,11 @@ def _said(settings: tuple[str, ...]) -> tuple[dict[str, str], tuple[str, ...] | 
     for setting in settings:
         key, equals, column = setting.partition("=")
         if equals and key == "data.keep_events":
-            events = parse_yaml(column)
-            kinds = events if isinstance(events, list) else []
-            if not kinds or not all(isinstance(kind, str | int) and not isinstance(kind, bool) for kind in kinds):
-                raise UserError(f"--set {setting}: write data.keep_events=[KIND, KIND], each a text or a whole number")
-            kept = tuple(map(str, kinds))
+            try:
+                kept = EVENT_KINDS.validate_python(parse_yaml(column))
+            except ValidationError as error:
+                form = "write data.keep_events=[KIND, KIND], each a text or a whole number"
+                raise UserError(f"--set {setting}: {form}") from error
             continue
         role = key.removeprefix("data.columns.")
         if not equals or role == key or role not in ColumnMapping.__dataclass_fields__:

@@ -6,7 +6,7 @@ from datetime import UTC, date, datetime
 from os.path import normpath
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, TypeAdapter, model_validator
 
 from adagrpo.config.section import Finite, NonNegativeFloat, Positive, PositiveFloat, Section, Share
 
@@ -48,6 +48,7 @@ def _number_as_text(value: Any) -> Any:
 
 
 EventKind = Annotated[str, BeforeValidator(_number_as_text)]
+EVENT_KINDS = TypeAdapter(Annotated[tuple[EventKind, ...], Field(min_length=1)])  # of an option
 
 
 def seconds_of(text: str) -> float:
