@@ -18,6 +18,7 @@
 | `tuned` | one `NAME.jsonl` of `research.fair_trial.tune` | |
 | `matched` | several `NAME.jsonl` of the same: gates at one setting, in its first rung | |
 | `admitted` | one `NAME.jsonl` of `research.fair_trial.admitted` | |
+| `hard` | one `NAME.jsonl` of `research.fair_trial.hard_cases` | `less=nll` |
 | `diagnosed` | one `NAME.jsonl` of `research.fair_trial.diagnosed` | |
 | `pairs` | one `NAME.comparison.json`: arms against each other; several: last steps | `checkpoint=final`, `metric` |
 | `teachers` | a set: its `teacher-NAME-*.comparison.json` | |
@@ -45,7 +46,7 @@ from research.pages.feed import difference_table, exposure_table, order_table
 from research.pages.overview import effects, overview_figure, sources
 from research.pages.pooling import pool
 from research.pages.quality import crossing_table, quality_figure, quality_table
-from research.pages.readings import admitted_table, diagnosed_table, matched_table
+from research.pages.readings import admitted_table, diagnosed_table, hard_table, matched_table
 from research.pages.results import ablation_table, arms_table, find, starting_table
 from research.pages.summary import headline_table, summary_table, validation_table
 from research.pages.trial_picture import outcomes, trial_picture, trials
@@ -67,6 +68,7 @@ KEYS = {
     "tuned": (),
     "matched": (),
     "admitted": (),
+    "hard": ("less",),
     "diagnosed": (),
     "pairs": ("checkpoint", "metric"),
     "teachers": (),
@@ -267,6 +269,9 @@ def _made(marker: Marker, results: Path) -> Table:
     if marker.kind == "admitted":
         _expect(path, rows, "research.fair_trial.admitted", ("arm", "admission", "shuffled_admission"))
         return admitted_table(rows)
+    if marker.kind == "hard":
+        _expect(path, rows, "research.fair_trial.hard_cases", ("stratum", "users", "against"))
+        return hard_table(rows, options.get("less"))
     if marker.kind == "diagnosed":
         _expect(path, rows, "research.fair_trial.diagnosed", ("set", "decision", "evidence", "gate"))
         return diagnosed_table(rows)

@@ -1,4 +1,7 @@
-"""Tables beside those of the fair trial: the first rung of its tuning, what gates let through, what diagnose says."""
+"""Tables beside those of the fair trial.
+
+The first rung of its tuning, what gates let through, what diagnose says, and hard cases by themselves.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from adagrpo.report.comparison_tables import format_difference
 from adagrpo.report.tables import MISSING, Alignment, Table, format_metric
 from research.worlds_pooled import shown, signed
 
-__all__ = ["admitted_table", "diagnosed_table", "matched_table"]
+__all__ = ["admitted_table", "diagnosed_table", "hard_table", "matched_table"]
 
 METRIC = "hr@10"
 GATES = (("-gate", "-random"), ("-gate", ""), ("-random", ""))  # the first less the second
@@ -100,6 +104,32 @@ def diagnosed_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         "with shuffled rewards",
     )
     return Table(header, tuple(cells), _alignment(len(header)))
+
+
+def hard_table(rows: Sequence[Mapping[str, Any]], less: str | None = None) -> Table:
+    """One row a pair of arms, one column a stratum: their difference in points, with its interval.
+
+    Args:
+        rows: of `research.fair_trial.hard_cases`.
+        less: the arm that others are held against; None: gates against each other.
+    """
+    kept = [row for row in rows if (row["other"] == less if less else row["other"] != row["of"])]
+    strata = {row["stratum"]: fmean(row["users"]) for row in rows}
+    found = {(row["arm"], row["other"], row["stratum"]): row["against"][METRIC] for row in kept}
+    cells = []
+    for pair in dict.fromkeys((row["arm"], row["other"]) for row in kept):
+        values = [found.get((*pair, stratum)) for stratum in strata]
+        cells.append((pair[0] if less else " less ".join(pair), *map(_in_points, values)))
+    sizes = (f"{stratum}: {users:,.0f} cases" for stratum, users in strata.items())
+    return Table((f"arm less {less}" if less else "arms", *sizes), tuple(cells), _alignment(1 + len(strata)))
+
+
+def _in_points(against: Mapping[str, Any] | None) -> str:
+    if against is None:
+        return MISSING
+    low, high = against["interval"]
+    mean, low, high = (format_difference(METRIC, value) for value in (against["difference"], low, high))
+    return f"{mean} ({low} … {high})"
 
 
 def _with_interval(found: Mapping[str, float]) -> str:

@@ -8,14 +8,17 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 from adagrpo.config import ArmConfig, ObjectiveConfig
 from adagrpo.errors import UserError
-from adagrpo.report import read_comparison
+from adagrpo.report import read_comparison, read_rows
+from adagrpo.types import Cases, Ragged
 from research.fair_trial import __main__ as both
 from research.fair_trial import diagnosed as diagnosing
+from research.fair_trial import hard_cases
 from research.fair_trial import trial as second_half
 from research.fair_trial import tune as tuning
 from research.fair_trial.admitted import rows_of
@@ -32,7 +35,7 @@ from research.fair_trial.configs import (
 )
 from research.fair_trial.tune import HERE, Candidate, candidates, chosen, fixed, leaders
 from research.pages.pooling import pool
-from research.pages.readings import admitted_table, diagnosed_table, matched_table
+from research.pages.readings import admitted_table, diagnosed_table, hard_table, matched_table
 from research.pages.tuning import pairs_over_sets, pressed_table, teachers_table, tuned_table
 from research.worlds_pooled import over_worlds
 
@@ -377,6 +380,12 @@ def test_tuning_trial_and_teachers_from_end_to_end(world: Any, data: Path, tmp_p
         found = read_comparison(tmp_path / f"{side}-tiny.comparison.json")["pairs"]
         assert {row["other"] for row in found} == {f"fair-{other}" for other in others}
         assert {row["arm"].startswith("fair-distill-gate") for row in found} == {True}
+    monkeypatch.setattr(hard_cases, "HERE", tmp_path)
+    hard_cases.main(["--out", str(tmp_path / "out"), "--comparisons", "trial-tiny", "unseen-tiny"])
+    for name in ("trial-tiny", "unseen-tiny"):
+        check_strata(tmp_path, name)
+    with pytest.raises(UserError, match=r"absent/comparison\.json: no such file; --out is that of the trial"):
+        hard_cases.main(["--out", str(tmp_path / "out"), "--comparisons", "absent"])
     starts = [tmp_path / "out" / f"{name}-tiny/seed-1/sft/best/model.safetensors" for name in ("unseen", "apart")]
     assert starts[0].read_bytes() == starts[1].read_bytes()
     configs = [yaml.safe_load((path.parents[2] / "run.yaml").read_text())["config"]["train"] for path in starts]
@@ -412,6 +421,38 @@ def test_tuning_trial_and_teachers_from_end_to_end(world: Any, data: Path, tmp_p
     assert [first[0]["test"][name] == first[1]["test"][name] for name in ("hr@10", "coverage@10")] == [True, True]
     weights = [tmp_path / f"out/trial-tiny{t}/seed-1/sft/final/model.safetensors" for t in ("", "-count")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def check_strata(folder: Path, name: str) -> None:
+    """The strata part the test users, and what arms differ by in them adds up to their difference over all."""
+    rows = list(read_rows(folder / f"hard-{name}.jsonl"))
+    whole = read_comparison(folder / f"{name}.comparison.json")
+    sizes = {row["stratum"]: row["users"][0] for row in rows}
+    assert sum(sizes.values()) == whole["users"] and len(sizes) > 1
+    differences = {
+        (row["arm"], row["other"]): row["against"] for row in whole.get("pairs", []) if row["checkpoint"] == "final"
+    }
+    last = [row for row in whole["rows"] if row["checkpoint"] == "final" or row["arm"] == "rerank"]
+    differences |= {(row["arm"], "nll"): row["against"] for row in last if row["arm"] != "nll"}
+    for pair, against in differences.items():
+        mine = [row for row in rows if (row["arm"], row["other"]) == pair]
+        mean = sum(sizes[row["stratum"]] * row["against"]["hr@10"]["difference"] for row in mine) / whole["users"]
+        assert mean == pytest.approx(against["hr@10"]["difference"]), pair
+    table = hard_table(rows, "nll")
+    assert {line[0] for line in table.rows} == {arm for arm, other in differences if other == "nll"}
+    assert len(hard_table(rows).rows) == len(whole["plan"]["pairs"]) and len(table.header) == 1 + len(sizes)
+
+
+def test_a_hard_case_is_told_where_the_reward_puts_the_logged_item_above_the_list() -> None:
+    class Numbers:
+        def score(self, histories: Any, items: Any) -> Any:
+            return items.float()  # the higher number is the better item
+
+    cases = Cases(np.arange(3), Ragged(np.array([1, 2, 3], np.int32), np.arange(4)), np.array([9, 5, 0]))
+    lists = np.array([[4, 9, 5, -1], [9, 8, 5, 1], [7, 6, 5, 4]])
+    assert hard_cases.told(Numbers(), cases, lists, 5).tolist() == pytest.approx([1.0, 1 / 3, 0.0])
+    places = hard_cases.strata_of(np.array([1, 10, 11, 0]), np.array([0.0, 1.0, 0.95, 0.94]))
+    assert [hard_cases.STRATA[place] for place in places] == ["found", "found", "hard, told", "hard, not told"]
 
 
 def test_gates_at_one_setting_are_held_against_each_other_by_hand() -> None:
