@@ -1,7 +1,7 @@
 """What each trial compares, as a recipe.
 
-The arms that the tuning chose; all arms alike, also at unseen positions, other thresholds or beside a gate of a fixed
-rate; a gate beside mixtures of all pressures; what full length chose; other teachers.
+The arms that the tuning chose; all arms alike, also at unseen positions, other thresholds, other rewards or beside a
+gate of a fixed rate; a gate beside mixtures of all pressures; what full length chose; other teachers.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ __all__ = [
     "frontier_config",
     "pairs",
     "recommended_config",
+    "reward_config",
     "teacher_config",
     "thresholds_config",
     "trial_config",
@@ -139,6 +140,20 @@ def frontier_config(plan: Mapping[str, Any], name: str, rows: Sequence[Mapping[s
     return _with_arms(plan, name, [[gated["name"], own] for _, own in named], arms)
 
 
+def reward_config(plan: Mapping[str, Any], name: str, kind: str) -> Config:
+    """The recipe with the gates under another reward, all arms alike.
+
+    Args:
+        plan: the content of plan.yaml.
+        name: of the set.
+        kind: one of `trial.rewards.kinds`.
+    """
+    about = plan["trial"]["rewards"]
+    families = [f"{objective}{end}" for objective in about["rollouts"] for end in ("", "-gate", "-random")]
+    arms = [_alike(plan, about, family, f"fair-{family}") for family in families]
+    return _with_arms(plan, name, pairs(families), arms, reward=about["kinds"][kind])
+
+
 def recommended_config(plan: Mapping[str, Any], name: str) -> Config:
     """The recipe with the arms that are recommended, as they are shipped.
 
@@ -178,8 +193,7 @@ def teacher_config(
         reward["runs"] = [str(run) for run in ensemble]
     arm = chosen_arms(plan, rows)["fair-distill"]
     arm["options"]["distill"] |= {"reward_weight": "validation"}
-    ranker = [] if reward["kind"] == "sequential" else short_ranker(plan, name)
-    return _recipe(plan, name, *ranker, f"train.arms={json.dumps(['nll', arm])}", f"reward={json.dumps(reward)}")
+    return _with_arms(plan, name, [], [arm], reward=reward)
 
 
 def _alike(plan: Mapping[str, Any], about: Mapping[str, Any], family: str, name: str) -> dict[str, Any]:
@@ -194,13 +208,12 @@ def _with_arms(
     held: Sequence[Sequence[str]],
     arms: Sequence[Mapping[str, Any] | str],
     *options: str,
+    reward: Mapping[str, Any] | None = None,
 ) -> Config:
-    """The recipe with continued NLL, some arms, and those of them that are held against each other."""
+    """The recipe with continued NLL, some arms, those that are held against each other, and maybe another reward."""
     settled = [f"train.arms={json.dumps(['nll', *arms])}", f"compare.pairs={json.dumps(held)}", *options]
-    return _recipe(plan, name, *short_ranker(plan, name), *settled)
-
-
-def _recipe(plan: Mapping[str, Any], name: str, *options: str) -> Config:
+    settled += [] if reward is None else [f"reward={json.dumps(reward)}"]
+    ranker = [] if reward is not None and reward["kind"] == "sequential" else short_ranker(plan, name)
     measured = plan["trial"]["validation_users"].get(name)
     sample = [] if measured is None else [f"evaluation.validation_users={measured}"]
-    return recipe_of(plan, name, *plan["trial"]["settings"], *sample, *options)
+    return recipe_of(plan, name, *plan["trial"]["settings"], *sample, *ranker, *settled)

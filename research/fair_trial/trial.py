@@ -8,6 +8,7 @@
     python -m research.fair_trial.trial --data DIR --out runs/fair --sets amazon18-scientific --fixed-rate
     python -m research.fair_trial.trial --data DIR --out runs/fair --sets amazon18-scientific --frontier
     python -m research.fair_trial.trial --data DIR --out runs/fair --sets amazon18-scientific --whole
+    python -m research.fair_trial.trial --data DIR --out runs/fair --sets amazon18-scientific --rewards
     python -m research.fair_trial.trial --data DIR --out runs/fair --sets amazon18-scientific --recommended
     python -m research.fair_trial.trial --data DIR --out runs/fair --sets amazon18-scientific --teachers
 
@@ -33,6 +34,8 @@ against the random gate that admits as many as it would.
 With `--fixed-rate` a gate that admits a fixed share by chance stands beside the paper's and the random one, which
 learns from the paper's how much of each batch to admit; all arms alike for the rest.
 
+With `--rewards` GRPO and its gates have other rewards than the trees, all arms alike; each is a comparison.
+
 With `--frontier` the chosen gate of GRPO on samples is held against the mixture at each of the plan's pressures.
 
 With `--whole` the best settings of some families are tuned again for all of the steps, with rows in
@@ -45,8 +48,8 @@ seeds of the policy, the sequential ranker, a reward whose scores are shuffled. 
 among them, have the weight that validation chooses; the starting policies are those of the trial.
 
 `trial-<set>`, `alike-<set>-p<pressure>`, `unseen-<set>`, `apart-<set>`, `thresholds-<set>`, `fixed-rate-<set>`,
-`frontier-<set>`, `at-length-<set>`, `recommended-<set>` and `teacher-<set>-<teacher>` are kept beside this file, each
-as `.comparison.json` and with its rows as `.jsonl`.
+`frontier-<set>`, `at-length-<set>`, `reward-<set>-<reward>`, `recommended-<set>` and `teacher-<set>-<teacher>` are kept
+beside this file, each as `.comparison.json` and with its rows as `.jsonl`.
 """
 
 from __future__ import annotations
@@ -70,6 +73,7 @@ from research.fair_trial.configs import (
     fixed_rate_config,
     frontier_config,
     recommended_config,
+    reward_config,
     teacher_config,
     thresholds_config,
     trial_config,
@@ -139,6 +143,12 @@ def carry_out_frontier(plan: Mapping[str, Any], name: str, data: Path, out: Path
     _from_starts(plan, name, data, out, frontier_config(plan, name, _rows(plan, name)), f"frontier-{name}")
 
 
+def carry_out_rewards(plan: Mapping[str, Any], name: str, data: Path, out: Path) -> None:
+    """GRPO and its gates under each of the plan's other rewards, from the starting policies of the trial."""
+    for kind in plan["trial"]["rewards"]["kinds"]:
+        _from_starts(plan, name, data, out, reward_config(plan, name, kind), f"reward-{name}-{kind}")
+
+
 def carry_out_recommended(plan: Mapping[str, Any], name: str, data: Path, out: Path) -> None:
     """The arm that the pages recommend, as it is shipped, from the starting policies of the trial."""
     _from_starts(plan, name, data, out, recommended_config(plan, name), f"recommended-{name}")
@@ -176,6 +186,7 @@ SIDES = {
     "--fixed-rate": (carry_out_fixed_rate, "a random gate of a fixed rate, after the trial of the set"),
     "--frontier": (carry_out_frontier, "mixtures of all pressures, after the trial of the set"),
     "--whole": (carry_out_whole, "settings chosen again at full length, after the trial of the set"),
+    "--rewards": (carry_out_rewards, "gates under other rewards, after the trial of the set"),
     "--recommended": (carry_out_recommended, "the recommended arm as shipped, after the trial of the set"),
     "--teachers": (teach, "other rewards, after the trial of the set"),
 }

@@ -27,6 +27,7 @@ from research.fair_trial.configs import (
     fixed_rate_config,
     frontier_config,
     recommended_config,
+    reward_config,
     teacher_config,
     thresholds_config,
     trial_config,
@@ -266,6 +267,19 @@ def test_the_gate_is_held_against_the_mixture_at_every_pressure():
         frontier_config(PLAN, "amazon18-scientific", rows[:-1])
 
 
+@pytest.mark.parametrize("kind", PLAN["trial"]["rewards"]["kinds"])
+def test_gates_under_another_reward_differ_in_the_gate_alone(kind: str):
+    config = reward_config(PLAN, "yelp", kind)
+    assert config.reward.kind == PLAN["trial"]["rewards"]["kinds"][kind]["kind"]
+    assert (config.ranker.fit.epochs == 1) == (kind != "sequential")  # a reward is fitted as the recipe says
+    arms = {arm.name: arm for arm in config.train.arms[1:]}
+    assert len(arms) == 6 and len(config.compare.pairs) == 6
+    for first, second in config.compare.pairs:
+        seen = [arms[name].resolved_objective(config.objective) for name in (first, second)]
+        assert seen[0] == seen[1] and arms[first].admits != arms[second].admits
+    assert {arm.pressure for arm in arms.values()} == {1.0}
+
+
 def test_the_recommended_arm_is_the_one_that_is_shipped():
     config = recommended_config(PLAN, "yelp")
     assert [arm.name for arm in config.train.arms] == ["nll", "distill-tuned"] and not config.compare.pairs
@@ -332,6 +346,12 @@ def test_tuning_trial_and_teachers_from_end_to_end(world: Any, data: Path, tmp_p
                 "tried": {"distill": [{"q_min": 0.4}]},
             },
             "whole": {"kept": 1, "families": ["distill"]},
+            "rewards": {
+                "pressure": 0.5,
+                "positions": "random",
+                "rollouts": {"distill": "few"},
+                "kinds": {"count": {"kind": "feature", "name": "popularity"}},
+            },
             "recommended": ["mixture"],
             "ensemble": [2],
             "teachers": {"count": {"kind": "feature", "name": "popularity"}},
@@ -390,6 +410,8 @@ def test_tuning_trial_and_teachers_from_end_to_end(world: Any, data: Path, tmp_p
     assert starts[0].read_bytes() == starts[1].read_bytes()
     configs = [yaml.safe_load((path.parents[2] / "run.yaml").read_text())["config"]["train"] for path in starts]
     assert [config.get("rl_split_nll", True) for config in configs] == [True, False]
+    second_half.carry_out_rewards(plan | {"families": plan["families"] | gated}, "tiny", data, tmp_path / "out")
+    assert len(read_comparison(tmp_path / "reward-tiny-count.comparison.json")["pairs"]) == 6  # at both checkpoints
     second_half.carry_out_recommended(plan, "tiny", data, tmp_path / "out")
     shipped = read_comparison(tmp_path / "recommended-tiny.comparison.json")
     assert {row["arm"] for row in shipped["rows"]} == {"sft", "nll", "mixture"}
