@@ -6,8 +6,11 @@ import io
 import json
 import os
 import re
+import secrets
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -317,6 +320,36 @@ def test_a_key_for_user_ids_is_made_once_and_kept_from_others(tmp_path: Path) ->
         read_key(file)
     with pytest.raises(UserError, match="user-key-file"):
         read_key(tmp_path / "no" / "key")
+
+
+def test_services_that_begin_at_once_have_one_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process asks for the key while this one is making it."""
+    file, draw, others = tmp_path / "key", secrets.token_hex, []
+    program = "import sys, pathlib; from adagrpo.serving.user_hash import read_key as key\n"
+    program += "print(key(pathlib.Path(sys.argv[1]))('alice'), end='')"
+
+    def beside(count: int) -> str:
+        others.append(subprocess.run([sys.executable, "-c", program, file], capture_output=True, text=True))
+        return draw(count)
+
+    monkeypatch.setattr("adagrpo.serving.user_hash.secrets.token_hex", beside)
+    own = read_key(file)("alice")
+    (other,) = others
+    assert (other.stdout, other.returncode) == (own, 0), other.stderr
+    assert [*tmp_path.iterdir()] == [file] and file.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_key_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk; the empty file that it left was refused as too short a key from then on."""
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched, pytest.raises(UserError, match="No space left on device"):
+        patched.setattr("adagrpo.serving.user_hash.os.fsync", full)
+        read_key(tmp_path / "key")
+    assert not [*tmp_path.iterdir()]
+    read_key(tmp_path / "key")
 
 
 # ---------------------------------------------------------------- load

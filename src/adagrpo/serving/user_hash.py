@@ -9,9 +9,11 @@ import hashlib
 import hmac
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 
 from adagrpo.errors import UserError
+from adagrpo.storage.writing import sync_folder, temporary
 
 __all__ = ["VARIABLE", "UserHash", "read_key"]
 
@@ -41,17 +43,8 @@ def read_key(file: Path | None) -> UserHash:
         if given is not None and len(given.encode()) < SHORTEST:
             raise UserError(f"{VARIABLE}: {len(given.encode())} bytes; a key has at least {SHORTEST}")
         return UserHash(given.encode() if given is not None else secrets.token_bytes(32))
-    try:
-        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as made:
-            made.write(secrets.token_hex(32) + "\n")
-            made.flush()
-            os.fsync(made.fileno())
-    except FileExistsError:
-        pass
-    except OSError as error:
-        raise UserError(
-            f"--user-key-file {file}: {error.strerror}; give a file in a folder that can be written"
-        ) from error
+    if not os.path.lexists(file):
+        _make_key(file)
     try:
         mode, key = file.stat().st_mode, file.read_bytes().strip()
     except OSError as error:
@@ -61,3 +54,27 @@ def read_key(file: Path | None) -> UserHash:
     if len(key) < SHORTEST:
         raise UserError(f"--user-key-file {file}: {len(key)} bytes; a key has at least {SHORTEST}")
     return UserHash(key)
+
+
+def _make_key(file: Path) -> None:
+    """Write a new key, whole or not at all; of several processes that do so at once, one has written.
+
+    A file that has its name before it has its key would be read without one by a process that begins beside this one,
+    and stay without one where this one is killed. So the name comes last, and never to a file that takes another's.
+    """
+    work = temporary(file)
+    try:
+        with os.fdopen(os.open(work, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as made:
+            made.write(secrets.token_hex(32) + "\n")
+            made.flush()
+            os.fsync(made.fileno())
+        with suppress(FileExistsError):
+            os.link(work, file)
+        sync_folder(file.parent)
+    except OSError as error:
+        raise UserError(
+            f"--user-key-file {file}: {error.strerror}; give a file in a folder that can be written"
+        ) from error
+    finally:
+        with suppress(OSError):
+            work.unlink(missing_ok=True)
