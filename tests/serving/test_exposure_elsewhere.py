@@ -230,9 +230,43 @@ def test_topics_of_a_broker_hold_every_list_though_the_broker_is_ended(
     every_list_is_there(service, broker, address, tmp_path / "log", signal.SIGTERM)
     record = tmp_path / "log" / COLLECTED
     lines = [line.split(" ") for line in record.read_text().splitlines()]
-    assert {topic for _, topic, _, _ in lines} == {"log.exposures", "log.feedback"}
+    assert {topic for _, topic, *_ in lines} == {"log.exposures", "log.feedback"}
     with record.open("a") as file:
         file.write("a log.exposures 0 1")  # as a kill leaves a line
     more, _ = ask(service, 3)
     assert collect_log(address, tmp_path / "log")["answers"] == len(more) == 3
-    assert [len(line.split(" ")) for line in record.read_text().splitlines()] == [4] * (len(lines) + 2)
+    assert [len(line.split(" ")) for line in record.read_text().splitlines()] == [5] * (len(lines) + 2)
+
+
+@pytest.mark.parametrize("later", [3, 9], ids=["as-long", "longer"])
+def test_a_topic_that_was_made_anew_is_read_from_its_beginning(
+    topics: tuple[brokers.Broker, str], tmp_path: Path, later: int
+) -> None:
+    """Also where it is as long by now as the one before it was, or longer."""
+    from confluent_kafka.admin import AdminClient
+
+    _, address = topics
+
+    def write(names: range) -> None:
+        sink = open_log(address)
+        same = {"slate": ("a",), "arm": "sft", "model_version": "1", "catalog_version": "1"}
+        sink.write([Exposure(request_id=f"r{name}", time=float(name), **same) for name in names])
+        sink.feedback([Feedback(request_id=f"r{name}", item="a", kind="click", time=float(name)) for name in names])
+        sink.close()
+
+    log = tmp_path / "log"
+    write(range(3))
+    first = collect_log(address, log)
+    assert (first["answers"], first["feedback"], first["made_anew"]) == (3, 3, 0)
+    write(range(3, 5))
+    assert collect_log(address, log) == dict.fromkeys(first, 0) | {"answers": 2, "feedback": 2}
+    admin = AdminClient(dict(parse_address(address).options))
+    for removed in admin.delete_topics(["log.exposures", "log.feedback"]).values():
+        removed.result()
+    write(range(10, 12 + later))
+    found = collect_log(address, log)
+    assert (found["answers"], found["feedback"], found["missed"], found["made_anew"]) == (later + 2, later + 2, 0, 2)
+    assert collect_log(address, log) == dict.fromkeys(first, 0)
+    record = log / COLLECTED
+    record.write_text("".join(f"{line.rsplit(' ', 1)[0]}\n" for line in record.read_text().splitlines()))
+    assert collect_log(address, log) == dict.fromkeys(first, 0)  # of an earlier version, which kept no times

@@ -1,9 +1,14 @@
 """Rows of an exposure log elsewhere, brought into a folder, where all that reads logs finds them.
 
-    DIR/collected.txt    what is in the log: `s3://BUCKET/NAME`, or `CLUSTER TOPIC PARTITION OFFSET`, the next one
+    DIR/collected.txt    what is in the log: `s3://BUCKET/NAME`, or `CLUSTER TOPIC PARTITION OFFSET MILLISECONDS`, the
+                         offset of the next message and the time of the one before it
 
 A line is written once the rows before it are on disk. So after a kill some rows are read again, and none is left out;
 the log keeps the first row of each request id. What comes while rows are read is for the next time.
+
+A topic that was removed and made anew counts its messages from 0 again. It is told by its length or, where it is longer
+by now, by the time of the message before the offset on record; an identity of topics, which not all brokers have, is
+not asked for.
 """
 
 from __future__ import annotations
@@ -36,8 +41,9 @@ def collect_log(source: str, directory: Path) -> dict[str, int]:
         directory: new, empty, or of an exposure log.
 
     Returns:
-        `answers` and `feedback` that were read, how many of them the folder had already (`.._repeated`), and `missed`:
-        messages that Kafka had removed before they were read.
+        `answers` and `feedback` that were read, how many of them the folder had already (`.._repeated`), `missed`:
+        messages that Kafka had removed before they were read, and `made_anew`: partitions that were read from their
+        beginning, since the topic is not the one of the last time.
 
     Raises:
         UserError: no such bucket or topic, it does not answer, or holds what is no row.
@@ -45,7 +51,8 @@ def collect_log(source: str, directory: Path) -> dict[str, int]:
     address = parse_address(source)
     if isinstance(address, Path):
         raise UserError(f"{source}: is a folder, which needs no collecting; give s3://.. or kafka://..")
-    counts = dict.fromkeys(("answers", "answers_repeated", "feedback", "feedback_repeated", "missed"), 0)
+    names = ("answers", "answers_repeated", "feedback", "feedback_repeated", "missed", "made_anew")
+    counts = dict.fromkeys(names, 0)
     log = LocalExposureLog(directory)
     record = directory / COLLECTED
     try:
@@ -66,7 +73,7 @@ def collect_log(source: str, directory: Path) -> dict[str, int]:
         if isinstance(address, ObjectAddress):
             _objects(address, {*done}, put)
         else:
-            counts["missed"] = _messages(address, done, put)
+            counts["missed"], counts["made_anew"] = _messages(address, done, put)
     finally:
         log.close()
     return counts
@@ -117,13 +124,17 @@ def _new_objects(client: Any, address: ObjectAddress, kind: str, done: set[str])
                 yield name, content.splitlines()
 
 
-def _messages(address: KafkaAddress, done: list[str], put: Put) -> int:
-    """Read both topics from where the last time ended up to where they end now; how many messages are gone."""
+def _messages(address: KafkaAddress, done: list[str], put: Put) -> tuple[int, int]:
+    """Read both topics from where the last time ended up to where they end now.
+
+    Returns:
+        How many messages are gone, and how many partitions were read from their beginning, being of another topic.
+    """
     from confluent_kafka import Consumer, KafkaException, TopicPartition
 
-    after = dict(line.rsplit(" ", 1) for line in done if line.count(" ") == 3)
+    after = _places(done)
     groups = {"group.id": "adagrpo-collect", "enable.auto.commit": False, "auto.offset.reset": "earliest"}
-    missed = 0
+    missed = anew = 0
     try:
         consumer = Consumer({**address.options, **groups})
         try:
@@ -135,9 +146,9 @@ def _messages(address: KafkaAddress, done: list[str], put: Put) -> int:
                 for part in sorted(parts.partitions):
                     first, end = consumer.get_watermark_offsets(TopicPartition(topic, part), timeout=PATIENCE)
                     name = f"{cluster.cluster_id or '-'} {topic} {part}"
-                    begin = int(after.get(name, 0))
-                    if begin > end:  # of a topic of this name that is no more
-                        begin = 0
+                    begin, moment = after.get(name, (0, None))
+                    if begin > end or (first < begin and _moved(consumer, (topic, part), begin - 1, moment)):
+                        begin, anew = 0, anew + 1
                     missed += max(0, first - begin)
                     if (begin := max(begin, first)) < end:
                         consumer.assign([TopicPartition(topic, part, begin)])
@@ -146,7 +157,37 @@ def _messages(address: KafkaAddress, done: list[str], put: Put) -> int:
             consumer.close()
     except KafkaException as error:
         raise UserError(f"Kafka: {error.args[0].str()}") from error
-    return missed
+    return missed, anew
+
+
+def _places(done: list[str]) -> dict[str, tuple[int, int | None]]:
+    """Of each partition on record the next offset, and the time of the message before it, which older lines lack."""
+    places: dict[str, tuple[int, int | None]] = {}
+    for line in done:
+        cluster, *fields = line.split(" ")
+        if len(fields) in (3, 4) and all(field.lstrip("-").isdigit() for field in fields[1:]):
+            topic, part, offset, *moment = fields
+            places[f"{cluster} {topic} {part}"] = int(offset), int(moment[0]) if moment else None
+    return places
+
+
+def _moved(consumer: Any, which: tuple[str, int], offset: int, moment: int | None) -> bool:
+    """Whether the message of an offset is not of the moment on record; False where nothing says so."""
+    from confluent_kafka import TopicPartition
+
+    if moment is None:
+        return False
+    consumer.assign([TopicPartition(*which, offset)])
+    found = consumer.consume(1, timeout=PATIENCE)
+    consumer.unassign()
+    if found and found[0].error() is not None:
+        raise UserError(f"{_named(which)}: {found[0].error().str()}")
+    # a message that was compacted away leaves its offset to none
+    return bool(found) and found[0].offset() == offset and found[0].timestamp()[1] != moment
+
+
+def _named(which: tuple[str, int]) -> str:
+    return f"Kafka, topic {which[0]}, partition {which[1]}"
 
 
 def _partition(
@@ -154,7 +195,7 @@ def _partition(
 ) -> None:
     """Read a partition from an offset up to another."""
     at, end = span
-    named = f"Kafka, topic {which[0]}, partition {which[1]}"
+    named = _named(which)
     until = time.monotonic() + PATIENCE
     while at < end:
         shown: list[Exposure] = []
@@ -162,7 +203,7 @@ def _partition(
         for message in consumer.consume(min(AT_ONCE, end - at), timeout=1.0):
             if message.error() is not None:
                 raise UserError(f"{named}: {message.error().str()}")
-            at = message.offset() + 1
+            at, moment = message.offset() + 1, message.timestamp()[1]
             place = f"{named}, offset {message.offset()}"
             if answers:
                 shown.append(_decoded(decode_exposure, message.value(), place))
@@ -170,7 +211,7 @@ def _partition(
                 events.append(_decoded(decode_feedback, message.value(), place))
         if shown or events:
             until = time.monotonic() + PATIENCE
-            put(shown, events, [f"{name} {at}"])
+            put(shown, events, [f"{name} {at} {moment}"])
         elif time.monotonic() > until:
             raise UserError(f"{named}: no message for {PATIENCE:.0f} s, {end - at} lack")
     consumer.unassign()
