@@ -166,6 +166,26 @@ def test_a_small_arm_in_which_nothing_has_happened_yet_has_not_lost_it(buyers: i
     assert result["guardrails"][0]["says"] == {"unclear": "unclear", "worse": "beyond"}[says]
 
 
+@pytest.mark.parametrize(
+    ("failed", "few", "says"),
+    # at the margin a user with errors is of the new arm with 4.5 of 1,001.5, 150 of 1,050 or 750 of 1,250; chance
+    # leaves it none in less than 5 % from 666, 20 or 4 such users on, by log(.05) / log(1 - share)
+    [(100, 3, "nothing yet"), (19, 100, "nothing yet"), (20, 100, "within"), (3, 500, "nothing yet"), (4, 500, "within")],
+)
+def test_a_small_arm_without_errors_is_within_a_guardrail_where_it_would_hardly_be_so_at_the_margin(
+    failed: int, few: int, says: str
+) -> None:
+    many = 1000 - few
+    arms = {"now": {"serves": "sft", "weight": many}, "new": {"serves": "gated", "weight": few}}
+    errors = {"errors": {"sum": "errors", "margin": 0.5}}
+    plan = changed(arms=arms, metrics={"bought": {"sum": "purchase"}}, rule={}, guardrails=errors)
+    table = pl.DataFrame({"arm": ["now"] * many + ["new"] * few, "day": 1, "catalogue": "1"})
+    for broken, said in ((failed, says), (0, "within")):
+        sums = pl.Series([1.0] * broken + [0.0] * (1000 - broken)).alias(column_of("errors"))
+        users = table.with_columns(sums, pl.lit(1.0).alias(column_of("purchase")))
+        assert analyse(plan, Units(users, 1000, 0, 0, 0), now=AFTER)["guardrails"][0]["says"] == said
+
+
 @pytest.mark.parametrize(("failed", "says"), [(20, "unclear"), (100, "beyond")])
 def test_a_small_control_without_errors_says_little(failed: int, says: str) -> None:
     arms = {"now": {"serves": "sft"}, "new": {"serves": "gated", "weight": 9}}

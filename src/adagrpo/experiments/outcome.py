@@ -254,7 +254,7 @@ def _guard(plan: Plan, units: Units, treatment: str, name: str, guard: Guardrail
     else:
         one, strict = (float(stats.norm.isf(level)) for level in (plan.alpha, each))
     if found is None:
-        return row | {"says": _without_interval(guard, *columns, strict)}
+        return row | {"says": _without_interval(guard, *columns, one, strict)}
     sign = 1 if guard.better == "down" else -1
     worse = sorted(sign * end for end in found.within(one))
     certainly = sorted(sign * end for end in found.within(strict))
@@ -269,19 +269,29 @@ def _guard(plan: Plan, units: Units, treatment: str, name: str, guard: Guardrail
 
 
 def _without_interval(
-    guard: Guardrail, control: Mapping[str, Floats], treatment: Mapping[str, Floats], strict: float
+    guard: Guardrail, control: Mapping[str, Floats], treatment: Mapping[str, Floats], one: float, strict: float
 ) -> str:
     """What is said of a guardrail of which no share of the control's number can be given.
 
-    Nothing at all in the treatment cannot be too much, and is too little where chance would hardly leave it nothing.
-    Something, where the control has nothing, is beyond the margin where chance would hardly leave the control nothing.
-    And numbers that do not vary are what they are.
+    Nothing in the treatment is not too much where chance would hardly leave it nothing at the margin, and is too little
+    where chance would hardly leave it nothing. It is within where the control has nothing either. Something, where the
+    control has nothing, is beyond the margin where chance would hardly leave the control nothing. And numbers that do
+    not vary are what they are.
+
+    Args:
+        guard: the guardrail.
+        control: its columns.
+        treatment: its columns.
+        one: standard errors that hold for this guardrail alone, of which "within" is said.
+        strict: those that hold for all guardrails at once, of which "beyond" is said.
     """
     users = min(len(control["sum"]), len(treatment["sum"]))
     if not all(arm["per"].any() for arm in (control, treatment) if "per" in arm):
         return "unclear"  # a share of nothing
     if guard.better == "down" and len(treatment["sum"]) and not treatment["sum"].any():
-        return "within"
+        some = control["sum"].any()
+        known = not some or _hardly_by_chance(control["sum"], treatment["sum"], one, 1 + guard.margin)
+        return "within" if known else NOTHING
     if guard.better == "up" and _lost_all(control, treatment, strict, 1 - guard.margin):
         return "beyond"
     if users < 2 or not treatment["sum"].any():
