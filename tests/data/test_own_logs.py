@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -317,3 +318,66 @@ def test_lists_are_shown_as_lists(tmp_path: Path) -> None:
     pl.DataFrame(table).write_parquet(tmp_path / "a.parquet")
     column = next(one for one in look_at([tmp_path / "a.parquet"])["columns"] if one["name"] == "tags")
     assert column["examples"] == ["['a', 'b']", "[]"]
+
+
+LISTED: dict[str, Callable[[int], str]] = {
+    "brackets": lambda n: f"[{n % 7}, {n % 11}]",
+    "quoted in brackets": lambda n: f"['a{n % 7}' 'b{n}']",
+    "parentheses": lambda n: f"({n % 7}, {n})",
+    "commas": lambda n: ",".join(f"i{n * k % 31}" for k in range(1, 3 + n % 5)),
+    "commas and blanks": lambda n: ", ".join(f"i{n * k % 31}" for k in range(1, 3 + n % 5)),
+    "semicolons": lambda n: ";".join(str(n * k % 31) for k in range(1, 3 + n % 5)),
+    "blanks": lambda n: " ".join(f"N{n * k % 31}" for k in range(1, 3 + n % 5)),
+    "no item twice": lambda n: ",".join(f"i{n}x{k}" for k in range(2 + n % 3)),
+    "pairs": lambda n: f"i{n},i{n + 1 + n % 2}",
+    "as many in each": lambda n: f"i{n % 29},i{n % 31},i{n * n % 23}",
+}
+SINGLE: dict[str, Callable[[int], str]] = {
+    "a title with a comma": lambda n: f"Film {n % 40}, The",
+    "titles of words": lambda n: " ".join(("Lost", "Silent", "City", "of", "Angels")[: 2 + n % 4]) + " again" * (n % 3),
+    "titles in brackets": lambda n: f"[Untitled {n}]" if n % 3 == 0 else f"Film {n}",
+    "one in brackets": lambda n: f"[{n % 40}]",
+    "a composite id": lambda n: f"brand{n % 7},model{n % 11},{n}",
+    "a composite id with a part that some lack": lambda n: f"brand{n % 7},model{n}" + ",long" * (n % 3 == 0),
+    "items that come again": lambda n: f"{n % 20},{n % 4}" + f",{n % 5}" * (n % 2),
+    "coordinates": lambda n: f"{50 + n / 1000},{4 + n / 999}",
+    "dates": lambda n: f"2024-01-{n % 28:02} item {n}",
+}
+
+
+def listed(tmp_path: Path, item: Callable[[int], str], kind: str) -> Path:
+    """A log of ninety rows, two empty items first."""
+    rows = [{"user_id": f"u{n}", "item_id": item(n) if n > 1 else "", "timestamp": n} for n in range(90)]
+    table, path = pl.DataFrame(rows), tmp_path / f"a.{kind}"
+    write = {"csv": table.write_csv, "jsonl": table.write_ndjson, "parquet": table.write_parquet}[kind]
+    write(path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("name", LISTED)
+def test_items_that_are_lists_of_text_are_refused(tmp_path: Path, name: str, kind: str) -> None:
+    path = listed(tmp_path, LISTED[name], kind)
+    assert look_at([path])["lists"]
+    with pytest.raises(UserError) as refused:
+        read_logs([path], ColumnMapping(timestamp="timestamp"), max_bad_rows=2)
+    value = LISTED[name](2)
+    said = f"a.{kind}, row 3: item_id is '{value}', a list, as most of its values are; a row is one item: write a row"
+    assert said in str(refused.value)
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_ids_that_hold_commas_or_brackets_are_ids(tmp_path: Path, name: str) -> None:
+    path = listed(tmp_path, SINGLE[name], "csv")
+    assert not look_at([path])["lists"]
+    logs = read_logs([path], ColumnMapping(timestamp="timestamp"), max_bad_rows=2)
+    assert logs.interactions["item_id"].to_list() == [SINGLE[name](n) for n in range(2, 90)]
+
+
+def test_a_column_of_lists_is_said_not_to_hold_one_id_in_each_row(tmp_path: Path) -> None:
+    table = {"user_id": [1, 2], "item_id": [["a", "b"], ["c"]], "timestamp": [1, 2]}
+    pl.DataFrame(table).write_parquet(tmp_path / "a.parquet")
+    found = look_at([tmp_path / "a.parquet"])
+    assert found["passed_over"] == [{"column": "item_id", "role": "item", "needs": "one id in each row"}]
+    with pytest.raises(UserError, match=r"item_id' is of type List\(String\), .*: write a row for each item"):
+        read_logs([tmp_path / "a.parquet"], ColumnMapping(timestamp="timestamp"))

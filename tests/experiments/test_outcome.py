@@ -170,7 +170,13 @@ def test_a_small_arm_in_which_nothing_has_happened_yet_has_not_lost_it(buyers: i
     ("failed", "few", "says"),
     # at the margin a user with errors is of the new arm with 4.5 of 1,001.5, 150 of 1,050 or 750 of 1,250; chance
     # leaves it none in less than 5 % from 666, 20 or 4 such users on, by log(.05) / log(1 - share)
-    [(100, 3, "nothing yet"), (19, 100, "nothing yet"), (20, 100, "within"), (3, 500, "nothing yet"), (4, 500, "within")],
+    [
+        (100, 3, "nothing yet"),
+        (19, 100, "nothing yet"),
+        (20, 100, "within"),
+        (3, 500, "nothing yet"),
+        (4, 500, "within"),
+    ],
 )
 def test_a_small_arm_without_errors_is_within_a_guardrail_where_it_would_hardly_be_so_at_the_margin(
     failed: int, few: int, says: str

@@ -285,8 +285,13 @@ def test_kinds_of_events_may_be_numbers(tmp_path: Path) -> None:
 def test_items_that_are_lists_are_said(tmp_path: Path) -> None:
     log = tmp_path / "a.csv"
     log.write_text("user_id,shown,timestamp\n" + "".join(f'u{n % 9},"[""a{n}"", ""b""]",{n}\n' for n in range(90)))
-    said = "shown holds lists, each of which would be one item; write a row for each item"
-    assert said in command("inspect", log, "--set", "data.columns.item=shown").stdout
+    said = (
+        "shown holds lists, each of which would be one item; a row is one item: write a row for each item of the list"
+    )
+    seen = command("inspect", log, "--set", "data.columns.item=shown").stdout
+    assert said in seen and "adagrpo" not in seen  # nothing to type next, which would be refused
+    refused = command("init", log, "--out", tmp_path / "r.yaml", "--set", "data.columns.item=shown")
+    assert refused.returncode == 2 and f"{log}: {said}" in refused.stderr and not (tmp_path / "r.yaml").exists()
     log.write_text("user_id,shown,timestamp\n" + "".join(f"u{n % 9},[a{n},{n}\n" for n in range(90)))
     assert "holds lists" not in command("inspect", log, "--set", "data.columns.item=shown").stdout
 

@@ -38,6 +38,7 @@ def inspect(
 ) -> None:
     """Look at logs: columns, what they seem to be, what would be read and what would be lost. Writes nothing."""
     from adagrpo.data.logs.formats import UNNAMED, one_line
+    from adagrpo.data.logs.lists import ONE_EACH
     from adagrpo.data.logs.preview import ROWS, look_at
     from adagrpo.data.logs.understood import sentences
     from adagrpo.report import Table, to_text
@@ -58,7 +59,7 @@ def inspect(
     typer.echo(to_text(Table(("column", "values", "for example", "taken for"), tuple(rows), ("left",) * 4)))
     if preview["lists"]:
         column = preview["roles"]["item"]["column"]
-        typer.echo(f"\n{one_line(column)} holds lists, each of which would be one item; write a row for each item")
+        typer.echo(f"\n{one_line(column)} holds lists, each of which would be one item; {ONE_EACH}")
     if preview["missing"]:
         role = preview["missing"][0]
         typer.echo(f"\nno column looks like the {role}; say which it is: --set data.columns.{role}=NAME")
@@ -75,7 +76,8 @@ def inspect(
     print_values({name.replace("_", " "): value for name, value in preview["counts"].items()}, as_json=False)
     for entry in preview["lost"]:
         typer.echo(f"lost: {entry['rows']:,} rows, the first is row {entry['first_row']}: {entry['example']}")
-    typer.echo("\n" + "\n".join(preview["next"]))
+    if preview["next"]:
+        typer.echo("\n" + "\n".join(preview["next"]))
 
 
 @verb("init", "your logs", sets="columns", draws=False)
@@ -249,10 +251,10 @@ def _set(role: str, column: str) -> str:
 
 
 def _next_commands(preview: dict[str, Any]) -> list[str]:
-    """What to type after `inspect`; nothing where a role is missing."""
+    """What to type after `inspect`; nothing where a role is missing, or items are lists."""
     from adagrpo.config.yaml_text import json_text
 
-    if preview["missing"]:
+    if preview["missing"] or preview["lists"]:
         return []
     files = shlex.join(preview["files"])
     sets = [_set(role, name) for role, name in preview["mapping"].items()]

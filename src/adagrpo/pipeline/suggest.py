@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 from adagrpo.config.tokenizer import TokenizerConfig
 from adagrpo.config.yaml_text import json_text
-from adagrpo.data.logs.formats import UNNAMED
+from adagrpo.data.logs.formats import UNNAMED, one_line
+from adagrpo.data.logs.lists import ONE_EACH
 from adagrpo.errors import UserError
 
 __all__ = ["Sizes", "recipe_text", "sizes_for", "sizes_note"]
@@ -86,7 +87,7 @@ def recipe_text(preview: Mapping[str, Any], name: str) -> str:
     """A commented recipe for what `adagrpo.data.logs.preview.look_at` found in all rows of a log.
 
     Raises:
-        UserError: a role is missing without which there is nothing to train on.
+        UserError: a role is missing without which there is nothing to train on, or an item is a list.
     """
     if preview["missing"]:
         role = preview["missing"][0]
@@ -95,6 +96,9 @@ def recipe_text(preview: Mapping[str, Any], name: str) -> str:
             f"{preview['files'][0]}: no column looks like the {role}; say which it is, "
             f"--set data.columns.{role}=NAME, of {listed}" + (f"; {UNNAMED}" if preview["unnamed"] else "")
         )
+    if preview["lists"]:
+        column = one_line(preview["roles"]["item"]["column"])
+        raise UserError(f"{preview['files'][0]}: {column} holds lists, each of which would be one item; {ONE_EACH}")
     counts, mapping = preview["counts"], preview["mapping"]
     if not {"timestamp", "order"} & mapping.keys():
         raise UserError(

@@ -35,6 +35,8 @@ from adagrpo.data.logs.cells import (
     integers_if_all,
 )
 from adagrpo.data.logs.chunks import Chunk, read_chunks
+from adagrpo.data.logs.formats import one_line
+from adagrpo.data.logs.lists import ONE_EACH, first_list
 from adagrpo.data.logs.log_fields import ColumnMapping, Field, LogOptions, Refusals, fields_of
 from adagrpo.data.logs.understood import file_format, time_format
 from adagrpo.data.logs.unpacking import MAX_EXPANSION, SAVE_AS_UTF_8
@@ -53,6 +55,7 @@ __all__ = [
     "fields_of",
     "keep",
     "read_logs",
+    "refuse_lists",
     "rejects_of",
 ]
 
@@ -231,11 +234,14 @@ class Reading:
 
     def _take(self, path: Path, chunk: Chunk) -> None:
         fields = self.fields
-        for field in fields.values():
+        for name, field in fields.items():
             dtype = chunk.table[field.source].dtype
             if dtype.is_nested() or dtype in UNREADABLE:
-                raise UserError(f"{path}: column '{field.source}' is of type {dtype}, expected {field.expected}")
+                right = f"; {ONE_EACH}" if name == ITEM_ID and isinstance(dtype, pl.List | pl.Array) else ""
+                raise UserError(f"{path}: column '{field.source}' is of type {dtype}, expected {field.expected}{right}")
         raw = pl.DataFrame({name: blank_to_null(chunk.table[field.source]) for name, field in fields.items()})
+        if chunk.first == 0 and self.refuse.lists:
+            refuse_lists(path, raw[ITEM_ID].alias(fields[ITEM_ID].source))
         parsed = pl.DataFrame({name: field.parse(raw[name]) for name, field in fields.items()})
         bad = pl.DataFrame(
             {
@@ -301,6 +307,22 @@ class Reading:
             self.bad.append(repeats)
             table = table.filter(first).select(names)
         return table, rejects_of(self.bad, self.count, self.paths, self.max_bad_rows)
+
+
+def refuse_lists(path: Path, items: pl.Series) -> None:
+    """Refuse a file whose items are lists that are written as text; each list would be an item.
+
+    Args:
+        path: of the file.
+        items: the column of items, from the first row on.
+
+    Raises:
+        UserError: most of the first items are lists; the first of them is named.
+    """
+    row = first_list(items)
+    if row is not None:
+        name, value = one_line(items.name), one_line(str(items[row])[:SHOWN])
+        raise UserError(f"{path}, row {row + 1}: {name} is '{value}', a list, as most of its values are; {ONE_EACH}")
 
 
 def rejects_of(bad: Sequence[pl.DataFrame], count: int, paths: Sequence[Path], most: int) -> pl.DataFrame:

@@ -45,11 +45,12 @@ class ColumnMapping:
 
 @dataclass(frozen=True)
 class Refusals:
-    """Rows that are bad though each of their values can be read; by default none."""
+    """What is refused though each value can be read; by default no row, and files whose items are lists."""
 
     items: pl.Series | None = None  # ids; rows of other items are bad
     after: float | None = None  # rows of a later timestamp are bad, in the unit of the log
     repeats: bool = False  # rows whose fields are all those of an earlier one are bad
+    lists: bool = True  # a file most of whose items are texts of lists is refused, see `adagrpo.data.logs.lists`
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from adagrpo.data.columns import ITEM_ID, TIMESTAMP, USER_ID
 from adagrpo.data.logs.cells import UNREADABLE, blank_to_null, booleans, numbers, slots
 from adagrpo.data.logs.chunks import read_chunks
 from adagrpo.data.logs.formats import columns_of, kind_of, listed, one_line
-from adagrpo.data.logs.interactions import ColumnMapping, read_logs
+from adagrpo.data.logs.interactions import ColumnMapping, Refusals, read_logs
+from adagrpo.data.logs.lists import first_list
 from adagrpo.data.logs.times import Times, iso_seconds
 from adagrpo.errors import UserError
 
@@ -30,7 +31,6 @@ ROWS = 200_000  # of each file, unless all are asked for
 SAMPLE = 10_000  # rows that types and roles are scored by
 OWN_VALUES = 0.5  # share of values that differ, from which on a text says what an item is
 OBJECTS = r"^\s*\[[\s\[]*\{"  # a list of JSON objects, which says nothing of an item
-LISTS = r"^\s*\[.*\]\s*$"  # text that is a list, such as all that a page showed
 KINDS = 12  # of events, that are listed
 FITS = 0.9  # share of the values that a role must fit
 ANY_NUMBER_OF_ROWS = 2**62
@@ -50,6 +50,9 @@ NAMES = {  # the best name of a role first
     "propensity": "propensity propensity_score",
 }
 NEEDS = {  # the values of a role
+    "user": "one id in each row",
+    "item": "one id in each row",
+    "event": "one text in each row",
     "timestamp": "times",
     "clicked": "1 and 0, or true and false",
     "slot": "whole numbers from 0",
@@ -91,7 +94,7 @@ def look_at(
     preview: dict[str, Any] = {"files": [str(path) for path in paths], "columns": columns, "roles": roles}
     preview["passed_over"] = _passed_over(leaves, roles)
     preview["events"] = _kinds(sample[roles["event"]["column"]]) if "event" in roles else []
-    preview["lists"] = "item" in roles and _are_lists(sample[roles["item"]["column"]])
+    preview["lists"] = "item" in roles and first_list(blank_to_null(sample[roles["item"]["column"]])) is not None
     missing = [role for role in ("user", "item") if role not in roles]
     if not {"timestamp", "order", "clicked"} & roles.keys():
         missing.append("timestamp")
@@ -182,12 +185,6 @@ def _kinds(values: pl.Series) -> list[str]:
     return counts.sort("count", "kind", descending=[True, False])["kind"].head(KINDS).to_list()
 
 
-def _are_lists(values: pl.Series) -> bool:
-    """Whether most values are texts of lists."""
-    known = blank_to_null(values).drop_nulls()
-    return known.dtype == pl.String and 0 < FITS * len(known) <= int(known.str.contains(LISTS).sum())
-
-
 def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
@@ -259,6 +256,7 @@ def _counted(
         ordered=ordered,
         keep_events=keep_events,
         max_bad_rows=ANY_NUMBER_OF_ROWS,
+        refuse=Refusals(lists=False),  # which are said
         first_rows=rows,
     )
     table = logs.interactions
