@@ -204,7 +204,8 @@ def test_a_look_at_a_log(tmp_path: Path) -> None:
     lines += [lines[1], ";p1;2024-01-01;1", "c1;p1;never;1"]
     actual = look_at([write(tmp_path / "shop.csv", "\n".join(lines))])
     assert actual["mapping"] == {"user": "Customer ID", "item": "Product", "timestamp": "created_at"}
-    assert [column["type"] for column in actual["columns"]] == ["text", "text", "dates and times", "text"]
+    types = ["text", "text", "dates and times", "numbers with decimal commas"]
+    assert [column["type"] for column in actual["columns"]] == types
     assert actual["kind"] == "interactions" and actual["missing"] == []
     counts = actual["counts"]
     assert (counts["rows"], counts["interactions"], counts["users"], counts["items"]) == (43, 41, 4, 5)

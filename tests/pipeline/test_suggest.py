@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shlex
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -152,6 +153,34 @@ def test_an_item_table_goes_into_the_recipe(tmp_path: Path) -> None:
         refused.returncode == 2
         and "no column looks like the ids of the items; rename it as in the logs, sku, of" in (refused.stderr)
     )
+
+
+def test_prices_with_decimal_commas_are_numbers_and_said(tmp_path: Path) -> None:
+    """They were text like titles where most differ, and an attribute for each price where they come again."""
+    log, items = shop(tmp_path / "shop.csv"), tmp_path / "products.csv"
+    columns: dict[str, Callable[[int], str]] = {
+        "sku": lambda n: f"i{n:05}",
+        "title": lambda n: f"Lamp {n}",
+        "price": lambda n: f"{n},{n % 90 + 10}" if n % 20 else "",
+        "list_price": lambda n: f"1.{n % 3}00,50",
+        "weight": lambda n: f"{n % 5},5" if n % 3 else f"{n % 5}",
+        "categories": lambda n: ",".join(map(str, range(1, 2 + n % 3))),  # a list
+        "shelf": lambda n: f"{n % 3},{n % 12}",
+        "size": lambda n: f"{n % 4} x 2,5",
+    }
+    rows = [";".join(value(n) for value in columns.values()) for n in range(100)]
+    items.write_text(";".join(columns) + "\n" + "\n".join(rows) + "\n")
+    found = look_at_items(items, "sku")
+    assert (found["text"], found["attributes"]) == (["title"], ["categories", "shelf", "size"])
+    assert found["commas"] == {"price": "1,11", "list_price": "1.000,50", "weight": "1,5"}
+    made = command("init", log, "--items", items, "--out", tmp_path / "r.yaml")
+    said = f"note: column 'price' of {items} looks like numbers with decimal commas, such as 1,11; it is left out"
+    assert made.returncode == 0 and said in made.stderr
+    assert load_config(tmp_path / "r.yaml").data.items is not None
+    read = ["user_id,item_id,timestamp,rating", *(f'u{n % 9},i{n},{n},"{n % 5},5"' for n in range(90))]
+    log.write_text("\n".join(read) + "\n")
+    rating = next(one for one in look_at([log])["columns"] if one["name"] == "rating")
+    assert rating["type"] == "numbers with decimal commas"
 
 
 def test_lists_of_an_item_table_are_attributes(tmp_path: Path) -> None:

@@ -88,6 +88,7 @@ def write_recipe(
     items: Annotated[Path | None, typer.Option(help="A table of the items, with titles or attributes.")] = None,
 ) -> None:
     """Write a commented recipe for logs, with columns filled in and sizes chosen from all their rows."""
+    from adagrpo.data.logs.formats import one_line
     from adagrpo.data.logs.items import read_items
     from adagrpo.data.logs.preview import look_at, look_at_items
     from adagrpo.pipeline.suggest import recipe_text
@@ -95,11 +96,18 @@ def write_recipe(
     if out.exists():
         raise UserError(f"{out}: is there already; give another name with --out")
     preview = look_at(logs, None, *_said(common.settings))
+    commas: dict[str, str] = {}
     if items is not None and not preview["missing"]:
         found = preview["items"] = look_at_items(items, preview["roles"]["item"]["column"])
+        commas = found.pop("commas")
         named = {"text_columns": found["text"], "attribute_columns": found["attributes"]}
         read_items(items, id_column=found["id_column"], **named)  # whole: the recipe is to run as it stands
     text = recipe_text(preview, out.stem)
+    for name, value in commas.items():
+        common.console(out).note(
+            f"note: column '{one_line(name)}' of {items} looks like numbers with decimal commas, such as"
+            f" {one_line(value)}; it is left out, as numbers are neither text nor attributes"
+        )
     for one in preview["passed_over"]:
         common.console(out).note(
             f"note: column '{one['column']}' is named like {one['role']} and is not read: its values are not"

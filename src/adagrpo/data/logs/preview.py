@@ -26,7 +26,8 @@ from adagrpo.errors import UserError
 
 __all__ = ["ROWS", "look_at", "look_at_items"]
 
-DATES = "dates and times"
+DATES, COMMAS = "dates and times", "numbers with decimal commas"
+DECIMAL = r"^[-+]?(?:\d{1,3}(?:\.\d{3})+|\d+)(?:,(\d+))?$"  # 12,50 or 1.250,00
 ROWS = 200_000  # of each file, unless all are asked for
 SAMPLE = 10_000  # rows that types and roles are scored by
 OWN_VALUES = 0.5  # share of values that differ, from which on a text says what an item is
@@ -104,11 +105,12 @@ def look_at(
 
 
 def look_at_items(path: Path, item: str) -> dict[str, Any]:
-    """What an item table has: `path`, `id_column`, `text` and `attributes`.
+    """What an item table has: `path`, `id_column`, `text` and `attributes`; and `commas`, by column a value.
 
     Text whose values are mostly its own in each row is a text, such as a title; text that repeats is an attribute,
     such as a brand. Lists of text are attributes too, and so is a list of whole numbers if there is one such column:
-    of two, equal numbers would be taken for the same. Other numbers are neither.
+    of two, equal numbers would be taken for the same. Other numbers are neither; `commas` are those that have decimal
+    commas, which are no numbers to the readers of logs.
 
     Args:
         path: of the table.
@@ -127,8 +129,10 @@ def look_at_items(path: Path, item: str) -> dict[str, Any]:
             f"{path}: no column looks like the ids of the items; rename it as in the logs, {one_line(item)},"
             f" of {listed(names)}"
         )
-    texts = [name for name in names if name != found["column"] and _type(blank_to_null(sample[name])) == "text"]
-    known = {name: blank_to_null(sample[name]).drop_nulls() for name in texts}
+    known = {name: blank_to_null(sample[name]).drop_nulls() for name in names if name != found["column"]}
+    types = {name: _type(values) for name, values in known.items()}
+    commas = {name: known[name].filter(known[name].str.contains(","))[0] for name in types if types[name] == COMMAS}
+    texts = [name for name in types if types[name] == "text"]
     texts = [name for name in texts if not known[name].cast(pl.String).str.contains(OBJECTS).any()]
     held = {name: dtype.inner for name, dtype in sample.schema.items() if isinstance(dtype, pl.List | pl.Array)}
     numbered = [name for name, inner in held.items() if inner.is_integer()]
@@ -139,6 +143,7 @@ def look_at_items(path: Path, item: str) -> dict[str, Any]:
         "id_column": found["column"],
         "text": own,
         "attributes": [name for name in names if name in labels or (name in texts and name not in own)],
+        "commas": commas,
     }
 
 
@@ -160,7 +165,19 @@ def _type(values: pl.Series) -> str:
         return "whole numbers" if read.dtype.is_integer() else "numbers"
     if values.dtype == pl.String and _most(iso_seconds(values)):
         return DATES
-    return "true and false" if _most(booleans(values)) else "text"
+    if _most(booleans(values)):
+        return "true and false"
+    return COMMAS if values.dtype == pl.String and _have_commas(values) else "text"
+
+
+def _have_commas(values: pl.Series) -> bool:
+    """Whether most texts are numbers with decimal commas: of prices, but not of lists such as `3,12` and `5,7,9`."""
+    texts = values.str.strip_chars()
+    decimals = texts.str.extract(DECIMAL).drop_nulls()
+    if len(decimals) == 0 or (texts.str.count_matches(",", literal=True) > 1).any():
+        return False
+    usual = int(np.bincount(decimals.str.len_chars().to_numpy()).max())
+    return int(texts.str.contains(DECIMAL).sum()) >= FITS * len(texts) and usual >= FITS * len(decimals)
 
 
 def _most(read: pl.Series) -> bool:
