@@ -223,3 +223,24 @@ def test_the_check_of_shares_is_the_test_of_a_binomial() -> None:
     z = (5200 - 5100) / math.sqrt(10200 / 4)
     assert check_ratio([5000, 5200], [1, 1]) == pytest.approx(2 * stats.norm.sf(z), rel=1e-9)
     assert check_ratio([200, 800], [1, 4]) == 1
+
+
+@pytest.mark.parametrize(("share", "users"), [(0.1, 2), (0.3, 2), (0.5, 5), (0.9, 30), (0.97, 30)])
+def test_a_few_users_who_are_all_the_same_are_so_by_chance(share: float, users: int) -> None:
+    """All of a small arm have an event: twice the chance that so many drawn users of either arm have one."""
+    control, treatment = np.repeat([1.0, 0.0], [round(1000 * share), round(1000 * (1 - share))]), np.ones(users)
+    chance = 1.0
+    for drawn in range(users):
+        chance *= (1000 * share + users - drawn) / (1000 + users - drawn)
+    for metric in ({}, {"per": 2.0}):
+        arms = [
+            {"sum": arm} | {name: np.full(len(arm), value) for name, value in metric.items()}
+            for arm in (control, treatment)
+        ]
+        found = effect(*arms)
+        assert found is not None and found.relative == pytest.approx(1 / share - 1)
+        # 1,999 draws, four standard errors of their share
+        assert found.p_value / 2 == pytest.approx(
+            min(chance, 0.5), abs=4 * (chance * (1 - chance) / 1999) ** 0.5 + 1e-3
+        )
+        assert (found.within(1.96)[0] <= 0) == (found.p_value > 0.05)

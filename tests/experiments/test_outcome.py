@@ -192,6 +192,18 @@ def test_a_small_arm_without_errors_is_within_a_guardrail_where_it_would_hardly_
         assert analyse(plan, Units(users, 1000, 0, 0, 0), now=AFTER)["guardrails"][0]["says"] == said
 
 
+def test_two_users_who_both_clicked_show_nothing() -> None:
+    """Of the control every second user did, so two drawn users both did in a quarter of the draws."""
+    arms = {"now": {"serves": "sft", "weight": 499}, "new": {"serves": "gated"}}
+    clicked = {"clicked": {"sum": "click", "better": "up", "margin": 0.1}}
+    plan = changed(arms=arms, metrics={"clicks": {"sum": "click"}}, rule={}, guardrails=clicked)
+    table = pl.DataFrame({"arm": ["now"] * 998 + ["new"] * 2, "day": 1, "catalogue": "1"})
+    users = table.with_columns(pl.Series([0.0, 1.0] * 499 + [1.0, 1.0]).alias(column_of("click")))
+    result = analyse(plan, Units(users, 1000, 0, 0, 0), now=AFTER)
+    assert result["effects"][0]["says"] == result["guardrails"][0]["says"] == "unclear"
+    assert result["effects"][0]["p_value"] == pytest.approx(0.5, abs=0.08)
+
+
 @pytest.mark.parametrize(("failed", "says"), [(20, "unclear"), (100, "beyond")])
 def test_a_small_control_without_errors_says_little(failed: int, says: str) -> None:
     arms = {"now": {"serves": "sft"}, "new": {"serves": "gated", "weight": 9}}

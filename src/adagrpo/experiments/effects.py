@@ -9,6 +9,9 @@ The logarithm errs too often where a few users have most of the sum, and the dif
 both are so that the difference is skewed, p is that of users dealt anew (`permutation`), and the interval holds each R
 less 1 for which b - R a lies within as many of its own errors from 0 as chance leads there (Fieller, 1954).
 
+A few users may all be the same by chance, and their number has then no error of its own. It gets that of so many users
+of both arms, users are dealt anew too, and p and the interval hold what either way holds.
+
 Elsewhere the normal distribution is used: a sequence of looks has no other, and experiments have thousands of users.
 """
 
@@ -45,21 +48,26 @@ class Effect(NamedTuple):
     error: float  # standard error of log(1 + relative)
     difference_error: float  # standard error of the difference, as a share of the control's number
     p_value: float  # two-sided, of one look
-    control_error: float  # standard error of the control's number, as a share of it
-    chance: Permutation | None  # of a difference that is skewed
+    control_error: float  # standard error of the control's number by its own users, as a share of it
+    treatment_error: float  # of the treatment's, as a share of the control's
+    alike: bool  # all users of an arm are the same
+    chance: Permutation | None  # of a difference that is skewed, or of such an arm
 
     def within(self, factor: float) -> tuple[float, float]:
         """The interval of so many standard errors to each side, relative."""
         if self.chance is not None:
-            return self._ratios(*self.chance.reach(factor))
+            ends = self._ratios(*self.chance.reach(factor))
+            if not self.alike:
+                return ends
+            normal = self._replace(chance=None).within(factor)
+            return min(ends[0], normal[0]), max(ends[1], normal[1])
         log, reach = math.log1p(self.relative), factor * self.difference_error
         low, high = (math.expm1(log + sign * factor * self.error) for sign in (-1, 1))
         return min(low, max(self.relative - reach, -1.0)), max(high, self.relative + reach)
 
     def _ratios(self, above: float, below: float) -> tuple[float, float]:
         """Those R less 1 for which b - R a lies at most so many of its errors above and below 0."""
-        ratio, control = 1 + self.relative, self.control_error**2
-        treatment = self.difference_error**2 - control
+        ratio, control, treatment = 1 + self.relative, self.control_error**2, self.treatment_error**2
 
         def end(errors: float) -> float:
             squares = ratio**2 - errors**2 * treatment
@@ -117,7 +125,14 @@ def effect(control: Mapping[str, Floats], treatment: Mapping[str, Floats]) -> Ef
     metric = tt.RatioOfMeans("sum", "per" if "per" in control else None, "before" if explains else None, use_t=False)
     try:
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # of no variance, or numbers too large
-            found = metric.analyze_aggregates(aggregates(control), aggregates(treatment))
+            alike = [_all_alike(arm) for arm in (control, treatment)]
+            if all(alike):
+                return None
+            arms = [aggregates(arm) for arm in (control, treatment)]
+            if any(alike):
+                both = aggregates({name: np.concatenate([control[name], treatment[name]]) for name in control})
+                arms = [_varying(arm, both) if same else arm for arm, same in zip(arms, alike, strict=True)]
+            found = metric.analyze_aggregates(*arms)
     except ValueError:  # of no variance, but for rounding to below 0
         return None
     z = float(stats.norm.ppf((1 + metric.confidence_level) / 2))
@@ -131,19 +146,37 @@ def effect(control: Mapping[str, Floats], treatment: Mapping[str, Floats]) -> Ef
     errors = min(abs(math.log1p(relative)) / error, abs(relative) / difference_error)
     numbers = _linearised(control, treatment, explains)
     errors_of = [float(arm.std(ddof=1)) / math.sqrt(len(arm)) / float(found.control) for arm in numbers]
-    chance = permutation(*numbers) if abs(skew(*numbers)) > MOST_SKEW else None
+    p_value = 2 * float(stats.norm.sf(errors))
+    chance = permutation(*numbers) if any(alike) or abs(skew(*numbers)) > MOST_SKEW else None
     if chance is not None:
-        difference_error = math.hypot(*errors_of)
+        own_error = math.hypot(*errors_of)
+        by_chance = chance.p_value(relative / own_error)
+        p_value = max(p_value, by_chance) if any(alike) else by_chance
+        difference_error = difference_error if any(alike) else own_error
     return Effect(
         control=float(found.control),
         treatment=float(found.treatment),
         relative=relative,
         error=float(error),
         difference_error=float(difference_error),
-        p_value=2 * float(stats.norm.sf(errors)) if chance is None else chance.p_value(relative / difference_error),
+        p_value=p_value,
         control_error=errors_of[0],
+        treatment_error=errors_of[1],
+        alike=any(alike),
         chance=chance,
     )
+
+
+def _all_alike(arm: Mapping[str, Floats]) -> bool:
+    """Whether the number does not vary among the users of an arm."""
+    per = arm.get("per", np.ones(len(arm["sum"])))
+    value = arm["sum"].mean() / per.mean()
+    return bool((arm["sum"] - value * per).std() <= ROUNDING * abs(value) * per.mean())
+
+
+def _varying(arm: Aggregates, both: Aggregates) -> Aggregates:
+    """An arm whose users are all the same, with the variances of the users of both arms."""
+    return Aggregates(count_=arm.count_, mean_=arm.mean_, var_=both.var_, cov_=both.cov_)
 
 
 def _linearised(

@@ -25,7 +25,7 @@ Floats = NDArray[np.float64]
 DRAWS = 1999
 PARTS = 20_000  # of more users than that as many parts are dealt, drawn beforehand
 COUNTED = 10  # draws beyond which a tail is counted; further out it has the shape of the normal one
-EQUAL = 1e-9  # T that are one but for rounding
+EQUAL = 1e-6  # share of T within which two are one but for rounding, where all users of an arm are the same
 
 
 class Permutation(NamedTuple):
@@ -89,7 +89,7 @@ def _means(sums: Floats) -> tuple[Floats, Floats]:
 
 def _tail(descending: Floats, errors: float) -> float:
     """The share of draws as far out; below what can be counted, that of a normal distribution as wide there."""
-    beyond = int(np.count_nonzero(descending >= errors - EQUAL))
+    beyond = int(np.count_nonzero(descending >= errors - EQUAL * max(errors, 1.0)))
     if beyond >= COUNTED:
         return (beyond + 1) / (DRAWS + 1)
     return min((COUNTED + 1) / (DRAWS + 1), float(stats.norm.sf(errors / _width(descending))))
@@ -99,8 +99,13 @@ def _quantile(descending: Floats, tail: float) -> float:
     """The errors, at least 0, beyond which `_tail` is at most `tail`."""
     allowed = math.floor(tail * (DRAWS + 1) + 1e-9) - 1
     if allowed >= COUNTED:
-        return max(float(descending[allowed]) + EQUAL, 0.0)
-    return max(float(descending[COUNTED - 1]) + EQUAL, _width(descending) * float(stats.norm.isf(tail)))
+        return max(_past(float(descending[allowed])), 0.0)
+    return max(_past(float(descending[COUNTED - 1])), _width(descending) * float(stats.norm.isf(tail)))
+
+
+def _past(errors: float) -> float:
+    """What is more, also but for rounding."""
+    return errors + 2 * EQUAL * max(errors, 1.0)
 
 
 def _width(descending: Floats) -> float:
