@@ -15,7 +15,7 @@ from adagrpo.errors import UserError
 from adagrpo.semantic_ids import collisions
 from adagrpo.semantic_ids.catalog import import_semantic_ids
 from adagrpo.semantic_ids.collisions import move_to_free_codes, resolve_collisions, sequence_groups
-from adagrpo.semantic_ids.quantization import Quantization, level_means
+from adagrpo.semantic_ids.quantization import Quantization, level_means, residual_kmeans
 
 
 @settings(max_examples=60, deadline=None)
@@ -113,6 +113,15 @@ def test_a_prefix_with_more_items_than_codes_is_refused() -> None:
     quantization = Quantization(np.zeros((3, 2), dtype=np.int64), (book, book), np.zeros((3, 1), dtype=np.float32))
     with pytest.raises(UserError, match="3 items share their first 1 codes and level 2 has 2; take more codes"):
         move_to_free_codes(quantization)
+
+
+def test_a_level_that_few_vectors_were_left_for_gets_the_codes_that_it_may_have() -> None:
+    points = np.array([[1.0], [2.0], [2.0]], dtype=np.float32)  # nothing is left over after the first level
+    quantization = residual_kmeans(points, levels=2, codes=4, seed=0)
+    assert [len(book) for book in quantization.codebooks] == [2, 1]
+    assert move_to_free_codes(quantization, 4)[:, 1].tolist() == [0, 0, 1]
+    with pytest.raises(UserError, match="2 items share their first 1 codes and level 2 has 1"):
+        move_to_free_codes(quantization, 1)
 
 
 BEAUTY = Path(__file__).parents[3] / "shared" / "data" / "amazon-beauty" / "semantic_ids.parquet"

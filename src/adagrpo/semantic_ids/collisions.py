@@ -86,15 +86,19 @@ def numbers_items(
     return codes.shape[1] > 1 and np.array_equal(resolve_collisions(codes[:, :-1]), codes)
 
 
-def move_to_free_codes(quantization: Quantization) -> NDArray[np.int64]:
+def move_to_free_codes(quantization: Quantization, most: int = 0) -> NDArray[np.int64]:
     """Move items that collide to codes of the last level that no item has under their prefix.
 
     Of the items on one sequence the one nearest to its code stays. The others of a prefix go to its free codes, the
     closest pair of item and code first; what is measured is the squared distance of what the levels before left over
     of the item from the code's vector. Ties go to the lower item, then to the lower code.
 
+    A level has fewer codes than it may have where few vectors are left to tell apart. Where a prefix needs more of
+    them, codes are added that stand for nothing left over.
+
     Args:
         quantization: codes (V, L), with the points and codebooks that they were made of.
+        most: codes that the last level may have; one that has more keeps them.
 
     Returns:
         (V, L) int64, distinct rows, the same but for last codes of items that collided.
@@ -113,6 +117,8 @@ def move_to_free_codes(quantization: Quantization) -> NDArray[np.int64]:
     left = quantization.residual(levels - 1).astype(np.float64)
     vectors = quantization.codebooks[-1].astype(np.float64)
     prefix, counts = sequence_groups(codes[:, :-1])
+    if (added := min(counts.max(initial=0), most) - size) > 0:
+        vectors, size = np.pad(vectors, ((0, added), (0, 0))), size + added
     if counts.max(initial=0) > size:
         raise UserError(
             f"tokenizer.collisions: {counts.max()} items share their first {levels - 1} codes and level {levels} has "

@@ -111,8 +111,9 @@ def _without_collisions(
     """Codes of which each names one item."""
     if len(sequence_groups(codes)[1]) == len(codes):
         return codes
-    if run.config.tokenizer.collisions == "nearest":
-        return move_to_free_codes(quantization())
+    options = run.config.tokenizer
+    if options.collisions == "nearest":
+        return move_to_free_codes(quantization(), 0 if options.published is not None else options.codes)
     return resolve_collisions(codes)
 
 
