@@ -97,3 +97,6 @@ def test_a_beam_longer_than_the_catalogue_is_refused_under_grpo(copied: Path, da
     arm = {"objective": "mixture", "name": "long", "options": longer}
     with pytest.raises(UserError, match=r"arm long: a beam of 1000 .* is longer than the catalogue, which has \d+"):
         train(world.run(copied, data, train={"arms": [arm]}, **EASY))
+    arm["options"] = {"rollout": "beam", "num_generations": 5000}  # free: as long as there are sequences
+    with pytest.raises(UserError, match=r"arm long: a beam of 5000 .* is longer than all code sequences, .* are \d+; "):
+        train(world.run(copied, data, train={"arms": [arm]}, **EASY))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -123,16 +124,22 @@ def fit_arm(run: Run, arm: ArmConfig) -> None:
 
 
 def _check_group(data: RunData, arm: ArmConfig, objective: ObjectiveConfig) -> None:
-    """Refuse a beam that is longer than the catalogue under GRPO, which would punish the hypotheses left over.
+    """Refuse a beam that is longer than what it can hold under GRPO, which would punish the hypotheses left over.
 
     Raises:
-        UserError: the group is larger than the catalogue.
+        UserError: the group is larger than the catalogue, or of a free beam than the code space.
     """
-    items, group = len(data.catalog.trie.items), objective.num_generations
-    if arm.term == "grpo" and objective.rollout == "beam" and objective.constrained and group > items:
+    catalog, group = data.catalog, objective.num_generations
+    if arm.term != "grpo" or objective.rollout != "beam":
+        return
+    if objective.constrained:
+        there, what = len(catalog.trie.items), "the catalogue, which has {} items"
+    else:
+        there, what = math.prod(catalog.level_sizes), "all code sequences, of which there are {}"
+    if group > there:
         raise UserError(
-            f"arm {arm.name}: a beam of {group} (objective.num_generations) is longer than the catalogue, which has "
-            f"{items} items; take at most {items}"
+            f"arm {arm.name}: a beam of {group} (objective.num_generations) is longer than {what.format(there)}; "
+            f"take at most {there}"
         )
 
 
