@@ -117,7 +117,7 @@ def move_to_free_codes(quantization: Quantization, most: int = 0) -> NDArray[np.
     left = quantization.residual(levels - 1).astype(np.float64)
     vectors = quantization.codebooks[-1].astype(np.float64)
     prefix, counts = sequence_groups(codes[:, :-1])
-    if (added := min(counts.max(initial=0), most) - size) > 0:
+    if (added := min(int(counts.max(initial=0)), most) - size) > 0:
         vectors, size = np.pad(vectors, ((0, added), (0, 0))), size + added
     if counts.max(initial=0) > size:
         raise UserError(
