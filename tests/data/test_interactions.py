@@ -244,7 +244,9 @@ def test_files_that_are_not_there_or_not_logs(tmp_path: Path) -> None:
     write(tmp_path / "cut.csv.gz", "user_id,item_id,timestamp\n1,1,1\n")
     (tmp_path / "cut.csv.gz").write_bytes((tmp_path / "cut.csv.gz").read_bytes()[:-12])
     write(tmp_path / "a.txt", "x")
+    write(tmp_path / "a.yaml", "name: x")
     messages = {
+        "a.yaml": "no log; a recipe is what `adagrpo run` reads",
         "none.csv": "no such file",
         "a.txt": "not a file of a known kind",
         ".": "a folder",

@@ -185,6 +185,9 @@ def test_a_gain_in_cells_alone_is_said_as_such(planted: dict[str, Any]) -> None:
     text = " ".join(sentences({**planted, "verdict": {**verdict, **changed, "evidence": evidence}}))
     assert "in some cells alone, and not over all cases. Training on it is advised against" in text
     assert "The gain is established in: history length low." in text
+    nothing = adds | {"mean": -1e-7, "low": -2e-7, "high": 1e-7}
+    text = " ".join(sentences({**planted, "verdict": {**verdict, "evidence": {**evidence, "adds": nothing}}}))
+    assert "NDCG@10 changes by +0.0000 (+0.0000 to +0.0000)" in text
 
 
 def test_a_decision_that_could_not_be_reached_is_said_as_such(observed: ObservationsOf) -> None:

@@ -131,5 +131,6 @@ def _rate(share: float) -> str:
 
 
 def _change(interval: Mapping[str, float], digits: int, factor: float = 1) -> str:
-    mean, low, high = (factor * interval[name] for name in ("mean", "low", "high"))
+    # what rounds to nothing has no minus
+    mean, low, high = (round(factor * interval[name], digits) + 0.0 for name in ("mean", "low", "high"))
     return f"{mean:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"

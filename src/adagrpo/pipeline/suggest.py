@@ -130,7 +130,9 @@ def recipe_text(preview: Mapping[str, Any], name: str) -> str:
         f"  mask_history: {json_text(sizes.mask_history)}  # {100 * repeats:.1f} % of the interactions repeat an item",
     ]
     if sizes.beam_width < HR_50:
-        lines.append(f"compare: {{margins: {{hallucination@10: 0.005}}}}  # lists of {HR_50} items there are none")
+        lines.append(
+            f"compare: {{margins: {{hallucination@10: 0.005}}}}  # no list has {HR_50} items: none for HR@{HR_50}"
+        )
     return "\n".join(lines) + "\n"
 
 
