@@ -40,6 +40,7 @@ from adagrpo.evaluation.comparison import Measured, compare_pairs, corrected_pai
 from adagrpo.metrics import target_rank_in
 from adagrpo.objective.diagnostics import discriminability
 from adagrpo.pipeline import Run
+from adagrpo.pipeline.compare import evaluation_folder
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stages.evaluate import read_lists
@@ -62,6 +63,7 @@ def told(
     cases: Cases,
     lists: NDArray[np.int64],  # (N, W)
     max_history: int,
+    device: torch.device,
 ) -> NDArray[np.float64]:
     """Share of the other items of each list that the reward puts below the logged one; a tie counts one half.
 
@@ -70,6 +72,7 @@ def told(
         cases: `N` cases.
         lists: items, -1 where a list is shorter.
         max_history: items of a history that the reward sees.
+        device: of the reward.
 
     Returns:
         (N,) in [0, 1], as the gate's q is without in-batch negatives.
@@ -77,13 +80,13 @@ def told(
     shares = np.zeros(len(cases))
     for first in range(0, len(cases), BATCH):
         rows = np.arange(first, min(first + BATCH, len(cases)))
-        targets = torch.from_numpy(cases.targets[rows].astype(np.int64))
-        items = torch.from_numpy(lists[rows])
-        histories = pad(cases.histories, rows, max_history)
+        targets = torch.from_numpy(cases.targets[rows].astype(np.int64)).to(device)
+        items = torch.from_numpy(lists[rows]).to(device)
+        histories = pad(cases.histories, rows, max_history).to(device)
         scores = ask_reward(reward, histories, torch.cat([targets[:, None], items], 1))
-        none = torch.empty(len(rows), 0)
+        none = torch.empty(len(rows), 0, device=device)
         found = discriminability(scores[:, 0], scores[:, 1:], items, none, none.long(), targets)
-        shares[rows] = found.q.numpy()
+        shares[rows] = found.q.cpu().numpy()
     return shares
 
 
@@ -108,22 +111,23 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
     """A row a stratum and pair of arms of a finished comparison; none of a stratum without two users under each seed.
 
     Raises:
-        UserError: there is no such comparison.
+        UserError: there is no such comparison, or its runs have been measured otherwise since then.
     """
     path = folder / "comparison.json"
     if not path.is_file():
         raise UserError(f"{path}: no such file; --out is that of the trial, and the comparison is to be finished")
     content = json.loads(path.read_text(encoding="utf-8"))
-    baseline = content["plan"]["baseline"]
-    arms = list(content["arms"])
-    held = [tuple(pair) for pair in content["plan"]["pairs"]] + [(arm, baseline) for arm in arms if arm != baseline]
+    arms, baseline = list(content["arms"]), content["plan"]["baseline"]
+    held = [*content["plan"]["pairs"], *([arm, baseline] for arm in arms if arm != baseline)]
+    options = CompareConfig.model_validate(content["plan"] | {"pairs": held})
     measured: dict[str, list[Measured]] = {arm: [] for arm in arms}
     strata: list[pl.DataFrame] = []
     for seed in content["seeds"]:
         data = RunData(Run.open(folder / f"seed-{seed}"))
         strata.append(_users(data))
         for arm in arms:
-            measured[arm].append(read_measured(data, _folder(data.run, arm)))
+            measured[arm].append(read_measured(data, evaluation_folder(data.run, arm, "final")))
+    _check(path, content, {arm: _means(entries, options.metric) for arm, entries in measured.items()}, options.metric)
     rows = []
     for place, stratum in enumerate(STRATA):
         sizes = [int((users["stratum"] == place).sum()) for users in strata]
@@ -133,8 +137,7 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
             (arm, "final"): [_within(entry, users, place) for entry, users in zip(entries, strata, strict=True)]
             for arm, entries in measured.items()
         }
-        options = CompareConfig(baseline=baseline, pairs=tuple(held), metric=content["plan"]["metric"])
-        base = float(np.mean([entry.users[options.metric].mean() for entry in within[baseline, "final"]]))
+        base = float(np.mean(_means(within[baseline, "final"], options.metric)))
         about = {
             "comparison": folder.name,
             "stratum": stratum,
@@ -151,15 +154,22 @@ def _users(data: RunData) -> pl.DataFrame:
     cases, width = data.measured_cases("test"), data.config.evaluation.beam_width
     lists = read_lists(data, cases, data.run.path("evaluate", "sft"), width)
     ranks = target_rank_in(lists, cases.targets.astype(np.int64))
-    shares = told(Models(data).reward(), cases, lists, data.config.max_history)
+    shares = told(Models(data).reward(), cases, lists, data.config.max_history, data.device)
     users = load_user_ids(data.prepared).gather(cases.users)
     return pl.DataFrame([users.alias(USER_ID), pl.Series("stratum", strata_of(ranks, shares))])
 
 
-def _folder(run: Run, arm: str) -> Path:
-    """The last step of an arm; a re-ranked start has one checkpoint."""
-    own = run.path("evaluate", arm, "final")
-    return own if own.is_dir() else run.path("evaluate", arm)
+def _means(entries: Sequence[Measured], metric: str) -> list[float]:
+    """A metric of all users, one a seed."""
+    return [float(entry.users[metric].to_numpy().mean()) for entry in entries]
+
+
+def _check(path: Path, content: Mapping[str, Any], found: Mapping[str, Sequence[float]], metric: str) -> None:
+    """Refuse runs whose last steps are not those that the comparison has."""
+    known = {row["arm"]: row["test"][metric]["by_seed"] for row in content["rows"]}  # the last step comes last
+    for arm, means in found.items():
+        if not np.allclose(means, known[arm]):
+            raise UserError(f"{path}: {arm} has another {metric} in its runs by now; carry the comparison out again")
 
 
 def _within(entry: Measured, users: pl.DataFrame, place: int) -> Measured:

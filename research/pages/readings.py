@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from adagrpo.report.comparison_tables import format_difference
+from adagrpo.report.comparison_tables import format_difference, format_ends
 from adagrpo.report.tables import MISSING, Alignment, Table, format_metric
 from research.worlds_pooled import shown, signed
 
@@ -127,9 +127,7 @@ def hard_table(rows: Sequence[Mapping[str, Any]], less: str | None = None) -> Ta
 def _in_points(against: Mapping[str, Any] | None) -> str:
     if against is None:
         return MISSING
-    low, high = against["interval"]
-    mean, low, high = (format_difference(METRIC, value) for value in (against["difference"], low, high))
-    return f"{mean} ({low} … {high})"
+    return f"{format_difference(METRIC, against['difference'])} ({format_ends(METRIC, against['interval'])})"
 
 
 def _with_interval(found: Mapping[str, float]) -> str:

@@ -246,7 +246,7 @@ def test_files_that_are_not_there_or_not_logs(tmp_path: Path) -> None:
     write(tmp_path / "a.txt", "x")
     write(tmp_path / "a.yaml", "name: x")
     messages = {
-        "a.yaml": "no log; a recipe is what `adagrpo run` reads",
+        "a.yaml": "a recipe, which `adagrpo run` reads; give a file",
         "none.csv": "no such file",
         "a.txt": "not a file of a known kind",
         ".": "a folder",

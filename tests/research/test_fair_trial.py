@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from adagrpo.config import ArmConfig, ObjectiveConfig
@@ -406,6 +407,14 @@ def test_tuning_trial_and_teachers_from_end_to_end(world: Any, data: Path, tmp_p
         check_strata(tmp_path, name)
     with pytest.raises(UserError, match=r"absent/comparison\.json: no such file; --out is that of the trial"):
         hard_cases.main(["--out", str(tmp_path / "out"), "--comparisons", "absent"])
+    stale, kept = (
+        tmp_path / "out/unseen-tiny/comparison.json",
+        read_comparison(tmp_path / "unseen-tiny.comparison.json"),
+    )
+    kept["rows"][-1]["test"]["hr@10"]["by_seed"][0] += 0.01
+    stale.write_text(json.dumps(kept), encoding="utf-8")
+    with pytest.raises(UserError, match=r"unseen-tiny/comparison\.json: rerank has another hr@10 in its runs by now"):
+        hard_cases.main(["--out", str(tmp_path / "out"), "--comparisons", "unseen-tiny"])
     starts = [tmp_path / "out" / f"{name}-tiny/seed-1/sft/best/model.safetensors" for name in ("unseen", "apart")]
     assert starts[0].read_bytes() == starts[1].read_bytes()
     configs = [yaml.safe_load((path.parents[2] / "run.yaml").read_text())["config"]["train"] for path in starts]
@@ -472,7 +481,7 @@ def test_a_hard_case_is_told_where_the_reward_puts_the_logged_item_above_the_lis
 
     cases = Cases(np.arange(3), Ragged(np.array([1, 2, 3], np.int32), np.arange(4)), np.array([9, 5, 0]))
     lists = np.array([[4, 9, 5, -1], [9, 8, 5, 1], [7, 6, 5, 4]])
-    assert hard_cases.told(Numbers(), cases, lists, 5).tolist() == pytest.approx([1.0, 1 / 3, 0.0])
+    assert hard_cases.told(Numbers(), cases, lists, 5, torch.device("cpu")).tolist() == pytest.approx([1.0, 1 / 3, 0.0])
     places = hard_cases.strata_of(np.array([1, 10, 11, 0]), np.array([0.0, 1.0, 0.95, 0.94]))
     assert [hard_cases.STRATA[place] for place in places] == ["found", "found", "hard, told", "hard, not told"]
 

@@ -123,18 +123,18 @@ def effect(control: Mapping[str, Floats], treatment: Mapping[str, Floats]) -> Ef
         return None
     explains = "before" in control and bool(np.ptp(np.concatenate([control["before"], treatment["before"]])))
     metric = tt.RatioOfMeans("sum", "per" if "per" in control else None, "before" if explains else None, use_t=False)
-    try:
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # of no variance, or numbers too large
-            alike = [_all_alike(arm) for arm in (control, treatment)]
-            if all(alike):
-                return None
-            arms = [aggregates(arm) for arm in (control, treatment)]
-            if any(alike):
-                both = aggregates({name: np.concatenate([control[name], treatment[name]]) for name in control})
-                arms = [_varying(arm, both) if same else arm for arm, same in zip(arms, alike, strict=True)]
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # of no variance, or numbers too large
+        alike = [_all_alike(arm) for arm in (control, treatment)]
+        if all(alike):
+            return None
+        arms = [aggregates(arm) for arm in (control, treatment)]
+        if any(alike):
+            both = aggregates({name: np.concatenate([control[name], treatment[name]]) for name in control})
+            arms = [_varying(arm, both) if same else arm for arm, same in zip(arms, alike, strict=True)]
+        try:
             found = metric.analyze_aggregates(*arms)
-    except ValueError:  # of no variance, but for rounding to below 0
-        return None
+        except ValueError:  # of no variance, but for rounding to below 0
+            return None
     z = float(stats.norm.ppf((1 + metric.confidence_level) / 2))
     if not (found.control > 0 and found.treatment > 0 and -1 < found.rel_effect_size_ci_upper < math.inf):
         return None

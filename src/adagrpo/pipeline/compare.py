@@ -43,7 +43,7 @@ from adagrpo.storage.locks import lock_folder
 from adagrpo.storage.marks import check_kind, claim
 from adagrpo.storage.writing import write_file
 
-__all__ = ["Comparison"]
+__all__ = ["Comparison", "evaluation_folder"]
 
 START = "sft"
 PLAN = "plan.json"
@@ -253,7 +253,7 @@ class Comparison:
             data = RunData(run)
             for arm in (START, *self.arms):
                 for checkpoint in _checkpoints(arm):
-                    measured_point = read_measured(data, _folder(run, names.get(arm, arm), checkpoint))
+                    measured_point = read_measured(data, evaluation_folder(run, names.get(arm, arm), checkpoint))
                     measured.setdefault((arm, checkpoint), []).append(measured_point)
         content = {
             "name": self.config.name,
@@ -373,7 +373,7 @@ def _checkpoints(arm: str) -> tuple[str, ...]:
     return ("best",) if arm in (START, RERANK) else ("best", "final")
 
 
-def _folder(run: Run, name: str, checkpoint: str) -> Path:
+def evaluation_folder(run: Run, name: str, checkpoint: str) -> Path:
     """Where an arm's checkpoint was evaluated."""
     return run.path("evaluate", name) if name in (START, RERANK) else run.path("evaluate", name, checkpoint)
 
@@ -383,7 +383,7 @@ def _facts(runs: Sequence[tuple[Run, str]]) -> dict[str, list[Any]]:
     facts: dict[str, list[Any]] = {name: [] for name in ("lambda", "pressure", "admission", "weight", "lost")}
     for run, name in runs:
         re_ordered = re_ranked(name) is not None
-        path = _folder(run, name, "best") / "metrics.json" if re_ordered else run.path("metrics.json")
+        path = evaluation_folder(run, name, "best") / "metrics.json" if re_ordered else run.path("metrics.json")
         run.hash_input(path)
         values = json.loads(path.read_text(encoding="utf-8"))
         values = values if re_ordered else values["stages"][name]
@@ -403,7 +403,7 @@ def _results(run: Run, names: Mapping[str, str], arms: Sequence[str]) -> str:
         if (base := re_ranked(arm)) is not None:
             for row in trained:
                 if row["arm"] == base:
-                    path = _folder(run, names.get(arm, arm), row["checkpoint"]) / "metrics.json"
+                    path = evaluation_folder(run, names.get(arm, arm), row["checkpoint"]) / "metrics.json"
                     values = json.loads(path.read_text(encoding="utf-8"))
                     entry = {"objective": RERANK, "arm": arm, "seconds": None, "weight": values["weight"]}
                     lines.append(row | entry | {"metrics": values[row["split"]]})

@@ -57,9 +57,9 @@ def kind_of(path: Path) -> str:
         raise UserError(f"{path}: no such file")
     suffix = next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), None)
     if path.is_dir() or suffix is None:
-        what = "a folder" if path.is_dir() else "not a file of a known kind"
-        if path.is_file() and path.suffix.lower() in (".yaml", ".yml"):
-            what = "no log; a recipe is what `adagrpo run` reads"
+        recipe = path.suffix.lower() in (".yaml", ".yml")
+        file = "a recipe, which `adagrpo run` reads" if recipe else "not a file of a known kind"
+        what = "a folder" if path.is_dir() else file
         raise UserError(f"{path}: {what}; give a file that ends in {', '.join(SUFFIXES)}")
     return SUFFIXES[suffix]
 

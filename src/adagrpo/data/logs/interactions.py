@@ -55,7 +55,6 @@ __all__ = [
     "fields_of",
     "keep",
     "read_logs",
-    "refuse_lists",
     "rejects_of",
 ]
 
@@ -241,7 +240,7 @@ class Reading:
                 raise UserError(f"{path}: column '{field.source}' is of type {dtype}, expected {field.expected}{right}")
         raw = pl.DataFrame({name: blank_to_null(chunk.table[field.source]) for name, field in fields.items()})
         if chunk.first == 0 and self.refuse.lists:
-            refuse_lists(path, raw[ITEM_ID].alias(fields[ITEM_ID].source))
+            _refuse_lists(path, raw[ITEM_ID].alias(fields[ITEM_ID].source))
         parsed = pl.DataFrame({name: field.parse(raw[name]) for name, field in fields.items()})
         bad = pl.DataFrame(
             {
@@ -309,7 +308,7 @@ class Reading:
         return table, rejects_of(self.bad, self.count, self.paths, self.max_bad_rows)
 
 
-def refuse_lists(path: Path, items: pl.Series) -> None:
+def _refuse_lists(path: Path, items: pl.Series) -> None:
     """Refuse a file whose items are lists that are written as text; each list would be an item.
 
     Args:
