@@ -27,14 +27,29 @@ from adagrpo.errors import UserError
 from adagrpo.metrics import comparable
 from adagrpo.objective.terms import OBJECTIVES, TERMS, RewardTerm
 
-__all__ = ["ArmConfig", "CompareConfig", "EvaluationConfig", "Gate", "ObjectiveConfig", "TrainConfig"]
+__all__ = ["ArmConfig", "CompareConfig", "EvaluationConfig", "Gate", "LoggedItemGate", "ObjectiveConfig", "TrainConfig"]
 
 Gate = Literal[
-    "adagrpo", "all", "none", "difficulty", "discriminability", "random", "bernoulli", "shuffled", "inverted", "oracle"
+    "adagrpo",
+    "rollout_miss",
+    "all",
+    "none",
+    "difficulty",
+    "discriminability",
+    "random",
+    "bernoulli",
+    "shuffled",
+    "inverted",
+    "oracle",
 ]
+LoggedItemGate = Literal["adagrpo", "rollout_miss"]  # gates that read the logged item, and have controls
 
 GATES: tuple[Gate, ...] = get_args(Gate)
 OPTION_OF: dict[Gate, str] = {"oracle": "oracle_agreement", "bernoulli": "admission_rate"}  # which no other gate reads
+THRESHOLDS: dict[LoggedItemGate, tuple[str, ...]] = {
+    "adagrpo": ("tau", "tau_reward", "rho", "rho_from"),
+    "rollout_miss": ("miss_min", "q_min"),
+}
 VALIDATION = "validation"  # in place of a number that validation cases are to choose
 OWN_NAME = r"[A-Za-z][A-Za-z0-9._-]*"
 MATCHED = ("mixture-matched", "mixture-norm-matched")  # to the gate: see `adagrpo.pipeline.matching`
@@ -106,6 +121,9 @@ class ObjectiveConfig(Section):
     (`adagrpo.pipeline.stages.choose_weight`).
     `rl_positions: end` draws groups after each whole training history, which no logged item follows; with
     `exclude_history` a rollout that names an item of the history, also of what `max_history` leaves out, is invalid.
+    `tau`, `tau_reward`, `rho` and `rho_from` are thresholds of the gate `adagrpo`, `miss_min` and `q_min` of
+    `rollout_miss` (`adagrpo.objective.gate`); `control_of` names the one whose tests the gates `difficulty`,
+    `discriminability`, `random`, `inverted` and `shuffled` take. `negatives` is their M.
     The gate `shuffled` permutes the rewards of each group there and admits them all, since what it would decide by
     reads logged items.
     `oracle_agreement` is for the gate `oracle`: the least share of a group's pairs that the reward must order rightly.
@@ -130,8 +148,13 @@ class ObjectiveConfig(Section):
     exclude_history: bool = False
     inject_target: bool = False
     rl_positions: Literal["random", "last", "all", "end"] = "random"
-    tau: NonNegativeFloat = 0.5
+    tau: Share = 0.5
+    tau_reward: Share | None = None
+    rho: Share = 0.3
+    rho_from: Literal["top", "bottom"] = "top"
+    miss_min: Share = 0.5
     q_min: Share = 0.95
+    control_of: LoggedItemGate = "adagrpo"
     oracle_agreement: Share = 0.75
     admission_rate: Annotated[float, Field(gt=0, le=1)] = 0.1
     reward_floor: NonNegativeFloat = 1e-3
@@ -141,6 +164,12 @@ class ObjectiveConfig(Section):
     def _terms_have_sections(cls, content: Any) -> Any:
         _refuse_misplaced(content, cls.model_fields)
         return content
+
+    def judges(self, gate: Gate) -> LoggedItemGate:
+        """The gate whose tests are made of a group: the gate itself, or the one that it is a control of."""
+        if gate == "adagrpo" or gate == "rollout_miss":
+            return gate
+        return self.control_of
 
     def of_term(self, name: str) -> dict[str, Any]:
         """The options of a reward term, which its loss takes as keyword arguments."""
@@ -189,7 +218,7 @@ class ArmConfig(Section):
     A name alone stands for the arm that has it: `arms: [nll, adagrpo-random-lambda5, distill-tuned]`; the last is of
     `PRESETS`, with settings chosen on validation users of Beauty.
     `options` are keys of the section `objective` that this arm sees otherwise than the others, its own reward term's
-    among them; such an arm has a `name` of its own: `{objective: adagrpo, name: tau-0.8, options: {tau: 0.8}}`,
+    among them; such an arm has a `name` of its own: `{objective: adagrpo, name: rho-0.5, options: {rho: 0.5}}`,
     `{objective: mixture, name: clipped, options: {grpo: {epsilon: 0.1}}}`.
     """
 
@@ -293,6 +322,10 @@ class ArmConfig(Section):
             return content | resolved.model_dump(include={"num_iterations"}, exclude_defaults=not defaults)
         others = set(TERMS) - {self.term} | {"lambda_", "pressure"}
         others |= {option for gate, option in OPTION_OF.items() if self.admits != gate}
+        judges = resolved.judges(self.admits) if self.admits else None
+        others |= {option for gate, options in THRESHOLDS.items() if judges != gate for option in options}
+        if self.admits == judges:
+            others |= {"control_of"}
         content["gate"], pressure = self.admits, self.pressure_of(common)
         if pressure is None:
             others |= {"pressure_steps"}
