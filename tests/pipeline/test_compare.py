@@ -357,7 +357,7 @@ def test_a_mixture_matched_by_norm_presses_with_the_gradient_that_the_gate_leave
     claim(out, "comparison")
     shutil.copytree(compared / "seed-0", out / "seed-0")  # what is trained there is skipped
     asked = ["nll", "mixture", "adagrpo", "mixture-matched", NORM]
-    choosy = {"tau": 0.5, "tau_reward": 0.5, "rho": 0.3}  # the world's own gate admits whatever has a gradient
+    choosy = {"tau": 0.25, "tau_reward": 0.75, "rho": 0.25}  # the world's own gate admits whatever has a gradient
     recipe = world.recipe(compare=PLAN, train={"gradient_norms_every": 2}, objective=choosy)
     config = Config.model_validate(recipe)
     content = Comparison(out, config, data, objectives=asked, seeds=[0]).carry_out()
