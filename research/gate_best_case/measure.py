@@ -20,7 +20,7 @@ import yaml
 from numpy.typing import NDArray
 
 from adagrpo.pipeline import Run, fit_arm, fit_ranker
-from adagrpo.pipeline.stages.choose_weight import choose_reward_weight, chosen_weight
+from adagrpo.pipeline.stages.choose_weight import choose_reward_weight, read_reward_weights
 from adagrpo.report import read_rows
 from adagrpo.trainer.pressure import mean_pressure
 from research.command import run
@@ -61,7 +61,7 @@ def measure(world: World, name: str, reward: str, pairs: list[list[str]]) -> dic
     shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was cut off
     run = Run(folder, world.config([f"reward={reward}"]), Path(), source=world.run.directory)
     fit_ranker(run)
-    teacher = chosen_weight(choose_reward_weight(run))
+    teacher = read_reward_weights(choose_reward_weight(run)).distill
     outcomes: dict[str, Outcome] = {BASELINE: world.baseline}
     facts = {}
     for arm in run.config.train.arms:

@@ -47,7 +47,7 @@ from adagrpo.groups.score import (
 from adagrpo.pipeline import Run, fit_arm, fit_ranker, fit_sft, prepare, tokenize
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.stages.choose_weight import choose_reward_weight, chosen_weight
+from adagrpo.pipeline.stages.choose_weight import choose_reward_weight, read_reward_weights
 from adagrpo.pipeline.stages.prepare import simulate_marketplace
 from adagrpo.report import read_rows
 from adagrpo.rewards import Reward, ask_reward
@@ -221,7 +221,7 @@ class World:
             shutil.rmtree(folder)
         run = Run(folder, self.config(settings), Path(), source=self.run.directory)
         fit_ranker(run)
-        teacher = chosen_weight(choose_reward_weight(run))
+        teacher = read_reward_weights(choose_reward_weight(run)).distill
         arms = {}
         for arm in run.config.train.arms:
             if arm.name == BASELINE or (arm.name == "distill-tuned" and teacher == 0):
@@ -235,7 +235,7 @@ class World:
             self.keep(reward, scored["validation"], folder.name)
         weight = cross_fitted_mix(scored["validation"], np.arange(len(scored["validation"].targets)) % 2 == 0)
         lists = scored["test"]
-        keys = mixed_keys(lists, float(np.mean(weight.weights)), weight.scale)
+        keys = mixed_keys(lists, float(np.mean(weight.weights)), weight.spread)
         order = np.argsort(-keys, axis=1, kind="stable")
         start = self.worth(lists.items)
         reranked = self.worth(np.take_along_axis(lists.items, order, axis=1))

@@ -53,7 +53,7 @@ def test_re_ranking_adds_the_reward_at_the_chosen_weight(judged: Run) -> None:
         pl.read_parquet(judged.path("judges", name, "scores.parquet"))["score"].to_numpy()
         for name in ("sft", "reward", "rerank")
     )
-    weight = json.loads(judged.path("teacher", "weight.json").read_text(encoding="utf-8"))["weight"]
+    weight = json.loads(judged.path("reranking", "weight.json").read_text(encoding="utf-8"))["distill"]
     np.testing.assert_allclose(both, first + weight * second)
 
 

@@ -24,6 +24,7 @@ from adagrpo.pipeline import Run, fit_sft, prepare, recommend_users, tokenize
 from adagrpo.pipeline import recommend as recommending
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.list_parts import LoggedHistories, _are_integers
+from adagrpo.pipeline.stages.choose_weight import choose_reward_weight
 from adagrpo.serving.recommender import Query, Recommendations
 from adagrpo.storage.artifacts import seal
 
@@ -264,6 +265,7 @@ def test_lists_by_another_reward_are_others(copied: Path, world: Any, data: Path
         sys.modules.pop("mine", None)
         config = resolve_config(world.recipe(reward={"kind": "callable", "function": "mine:by_id"}), [], "recipe")
         run = Run(copied, config, data, code=code)
+        choose_reward_weight(run)
         options: dict[str, Any] = {"k": 3, "arm": "sft", "reward_weight": 1e3}
         if sign:
             with pytest.raises(UserError, match="holds lists of another"):

@@ -167,7 +167,7 @@ def test_what_is_missing_is_made_by_the_command_that_is_named(adagrpo: Command, 
     for place, words in {
         "prepare/items.parquet": "`adagrpo prepare LOGS --out",
         "encode/vectors.parquet": "`adagrpo tokenize --run",
-        "teacher/weight.json": "`adagrpo train --run",
+        "reranking/weight.json": "`adagrpo diagnose --run",
         "ranker/report/report.json": "`adagrpo evaluate --run",
         "evaluate/rerank/metrics.json": "`adagrpo compare`",
         "metrics.json": "`adagrpo evaluate --run",
@@ -469,8 +469,11 @@ def test_what_run_does_not_make_is_not_said_to_be_made_again(copied: Path) -> No
         ("ranker/lambdarank", {"reward": {"kind": "lambdarank"}}, ""),
         ("ranker/lambdarank", {}, "the reward has no such trees"),
         ("reward", {}, "the reward is the run's own"),
-        ("teacher", {"train": {"arms": ["distill-tuned"]}}, ""),
-        ("teacher", {}, "no arm leaves its weight to validation"),
+        (
+            "judges/rerank",
+            {"judges": {"feed": {"path": "x", "labels": ["a"]}}},
+            "no arm leaves its weight to validation",
+        ),
         ("judges/reward", {}, "the recipe names no judges"),
         ("judges/nll/best", {"judges": {"feed": {"path": "x", "labels": ["a"]}}}, ""),
         ("evaluate/nll+rerank/best", {}, ""),
@@ -487,7 +490,7 @@ def test_what_a_change_of_settings_leaves_behind_is_unused(stage: str, settings:
 def test_a_weight_that_was_chosen_by_other_lists_is_called_a_weight(copied: Path) -> None:
     look = Look(Run.open(copied), lenient=True)
     before, now = (Ingredients(1, settings, None, {}) for settings in ({}, {"evaluation": {"mask_history": True}}))
-    said = [look._leniently(name, before, now)[1] for name in ("teacher", "sft")]
+    said = [look._leniently(name, before, now)[1] for name in ("reranking", "sft")]
     assert said == [
         f"its {what} was chosen with evaluation.mask_history=False" for what in ("weight", "best checkpoint")
     ]

@@ -76,7 +76,12 @@ ExcludeHistory = Annotated[
     ),
 ]
 RewardWeight = Annotated[
-    float, typer.Option(min=0.0, help="Re-rank the beam by log-probability + this weight x reward.")
+    float,
+    typer.Option(
+        min=0.0,
+        help="Re-rank the beam by log-probability + this weight x reward, in units of the reward's spread, as diagnose"
+        " advises it.",
+    ),
 ]
 ExecutorKind = Annotated[
     Literal["serial", "processes", "ray"] | None,

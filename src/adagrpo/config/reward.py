@@ -192,7 +192,7 @@ class CorruptedOptions(_Options):
 class TrustedOptions(_Options):
     """Another reward, times how far it is to be trusted: weights that `adagrpo diagnose --trust` fitted to choices.
 
-    `model` is that file. Beside it the teacher's weight is 1, since the scores are in nats of the policy.
+    `model` is that file. The scores are in nats of the policy.
     """
 
     beside = frozenset({"ranker.user_share"})  # its second opinion is a count

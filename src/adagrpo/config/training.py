@@ -98,8 +98,7 @@ def _section(term: RewardTerm) -> type[_TermSection]:
     """The section of a reward term: the keyword arguments of its loss."""
     chosen = Annotated[float | Literal["validation"], BeforeValidator(_number_or_validation)]
     fields: dict[str, Any] = {
-        name: (chosen if name in term.chosen_on_validation else kind, default)
-        for name, (kind, default) in term.options.items()
+        name: (chosen if name in term.in_spreads else kind, default) for name, (kind, default) in term.options.items()
     }
     return create_model(f"{term.name}_options", __base__=_TermSection, **fields)
 
@@ -117,8 +116,8 @@ class ObjectiveConfig(Section):
 
     Each reward term has a section of its own beside these keys, `grpo`, `distill` and `best_of_n`: the keyword
     arguments of its loss in `adagrpo.objective.terms`.
-    `distill.reward_weight` is chosen by the starting policy's beam on validation cases where it is `validation`
-    (`adagrpo.pipeline.stages.choose_weight`).
+    `distill.reward_weight` is in spreads of the reward, the unit of `adagrpo.evaluation.reranking`; where it is
+    `validation`, the starting policy's beam on validation cases chooses it (`adagrpo.pipeline.stages.choose_weight`).
     `rl_positions: end` draws groups after each whole training history, which no logged item follows; with
     `exclude_history` a rollout that names an item of the history, also of what `max_history` leaves out, is invalid.
     `tau`, `tau_reward`, `rho` and `rho_from` are thresholds of the gate `adagrpo`, `miss_min` and `q_min` of
@@ -307,7 +306,7 @@ class ArmConfig(Section):
         if self.term is None:
             return None
         options = self.resolved_objective(common).of_term(self.term)
-        return next((name for name in TERMS[self.term].chosen_on_validation if options[name] == VALIDATION), None)
+        return next((name for name in TERMS[self.term].in_spreads if options[name] == VALIDATION), None)
 
     def settings(self, common: ObjectiveConfig, *, defaults: bool = True) -> dict[str, Any]:
         """All that the arm's training reads of the section `objective`, JSON-able.

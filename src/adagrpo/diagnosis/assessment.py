@@ -97,6 +97,7 @@ def diagnose(
     result: dict[str, Any] = {
         "verdict": judged.as_json() | {"counted": COUNTED[observed.exposures is None]},
         "settings": _settings(lists, objective, mix, resamples),
+        "reranking": judged.advice,
         "orders": judged.metrics(lists.items.shape[1]),
         "serving": [row | {"adjusted_p": p} for row, p in zip(serving, judged.verdict.cell_p[1:], strict=True)],
         **_strata(observed, judged.orders | {"shuffled ranker": _chance(lists, seed)}, in_beam, **options),
@@ -122,7 +123,7 @@ def _settings(lists: Lists, objective: ObjectiveConfig, mix: Mix, resamples: int
         "level": LEVEL,
         "resamples": resamples,
         "mix_weights": list(mix.weights),
-        "reward_scale": mix.scale,
+        "reward_spread": mix.spread,
         "difficulty": "rollout_miss",
         "tau": objective.miss_min,
         **objective.model_dump(include={"q_min", "num_generations", "negatives"}),

@@ -26,7 +26,7 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stage import Ingredients, Part, StageFolder, State
-from adagrpo.pipeline.stages.evaluate import evaluate_baselines, evaluate_checkpoint
+from adagrpo.pipeline.stages.evaluate import evaluate_baselines, evaluate_checkpoint, evaluate_start
 from adagrpo.pipeline.stages.exposure_report import report_exposures
 from adagrpo.pipeline.stages.fit_ranker import fit_ranker
 from adagrpo.pipeline.stages.judge import judgements
@@ -46,7 +46,7 @@ __all__ = ["parts_of", "reward_parts", "unused", "upstream"]
 
 # test cases and truth may be kept elsewhere: what is fitted reads neither
 PUT_AWAY = {"prepare": ("test.parquet", "later.parquet"), "simulate": ("truth/",)}
-FITTED = ("sft", "ranker", "teacher", "train")  # they choose by validation, which `evaluation` has a say in
+FITTED = ("sft", "ranker", "reranking", "train")  # they choose by validation, which `evaluation` has a say in
 GONE = "gone"  # in the place of a hash
 UNKNOWN = "unknown"
 
@@ -115,7 +115,7 @@ def unused(config: Config, name: str) -> str:
         "reward": "the reward is the run's own" if config.reward == SequentialOptions() else "",
         "exposures": "" if config.data.exposures else "the logs are no exposure log",
     }
-    return (reasons | {"teacher": weight, "judges/rerank": weight}).get(name, "")
+    return (reasons | {"judges/rerank": weight}).get(name, "")
 
 
 def reward_parts(run: Run) -> list[str]:
@@ -136,7 +136,7 @@ def _walk_in_order(look: Look) -> None:
         with look.walking(f"train/{arm.name}"):
             fit_arm(look, arm)
     with look.walking("evaluate/sft"):
-        evaluate_checkpoint(look, "evaluate/sft", look.path("sft", "best"), {})
+        evaluate_start(look, {})
     with look.walking("evaluate/baselines"):
         evaluate_baselines(look)
     for name in (arm.name for arm in look.config.train.arms):
@@ -315,7 +315,7 @@ class Look(Run):
         settings = {key: value for key, value in now.settings.items() if key.split(".")[0] != "evaluation"}
         settings |= {key: value for key, value in kept.settings.items() if key.split(".")[0] == "evaluation"}
         changes = changed_settings(self.config, settings, now.settings)
-        chosen = "weight" if name == "teacher" else "best checkpoint"
+        chosen = "weight" if name == "reranking" else "best checkpoint"
         said = "".join(f"its {chosen} was chosen with {one.key}={_text(one.before)}" for one in changes[:1])
         return now._replace(settings=settings), said
 

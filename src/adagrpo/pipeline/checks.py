@@ -119,7 +119,7 @@ def _asked_for(part: Part, keys: list[str]) -> str | None:
 
 
 def _makes(verb: str, stage: str) -> bool:
-    own = {"diagnose": ("diagnose", "reward"), "evaluate": ("evaluate", "reward", "ranker/report")}[verb]
+    own = {"diagnose": ("diagnose",), "evaluate": ("evaluate", "ranker/report")}[verb] + ("reranking", "reward")
     return any(stage == name or stage.startswith(f"{name}/") for name in own)
 
 

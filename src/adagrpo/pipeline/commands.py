@@ -101,7 +101,13 @@ def verb_for(stage: str, *, without_order: bool = False) -> str:
     if stage in ("simulate", "ranker/report"):
         return {"simulate": "run", "ranker/report": "evaluate"}[stage]
     first = stage.partition("/")[0]
-    others = {"encode": "tokenize", "teacher": "train", "reward": "train", "report": "evaluate", "judges": "evaluate"}
+    others = {
+        "encode": "tokenize",
+        "reranking": "diagnose",
+        "reward": "train",
+        "report": "evaluate",
+        "judges": "evaluate",
+    }
     return (others | {"catalogs": "catalog update", "exposures": "prepare"}).get(first, first)
 
 

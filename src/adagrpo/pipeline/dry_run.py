@@ -27,7 +27,7 @@ from adagrpo.pipeline.named_files import check_named
 from adagrpo.pipeline.room import free_disk, free_memory, used_memory
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stage import Ingredients
-from adagrpo.pipeline.stages.evaluate import evaluate_baselines, evaluate_checkpoint
+from adagrpo.pipeline.stages.evaluate import evaluate_baselines, evaluate_checkpoint, evaluate_start
 from adagrpo.pipeline.stages.example_rollouts import draw_examples
 from adagrpo.pipeline.stages.exposure_report import report_exposures
 from adagrpo.pipeline.stages.fit_ranker import fit_ranker
@@ -152,7 +152,7 @@ def _declarations(run: Run, *, trained_only: bool) -> Iterator[tuple[str, str | 
         yield "train", f"train/{arm.name}", partial(fit_arm, arm=arm)
     trained = run.trained()
     arms = [arm.name for arm in run.config.train.arms if not trained_only or arm.name in trained]
-    yield "evaluate", "evaluate/sft", _evaluation("evaluate/sft", run.path("sft", "best"))
+    yield "evaluate", "evaluate/sft", lambda run: evaluate_start(run, {})
     yield "evaluate", "evaluate/baselines", evaluate_baselines
     for name in [f"{arm}/{kind}" for arm in arms for kind in ("best", "final")]:
         yield "evaluate", f"evaluate/{name}", _evaluation(f"evaluate/{name}", run.path("train", *name.split("/")))

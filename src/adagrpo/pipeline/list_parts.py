@@ -30,6 +30,7 @@ from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.rewards import describe_reward
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.serve import recommender
+from adagrpo.pipeline.stages.choose_weight import served_spread
 from adagrpo.serving.answers import answer
 from adagrpo.serving.eligibility import Filter
 from adagrpo.serving.recommender import ItemId, Recommender
@@ -129,7 +130,7 @@ class Wanted:
 
 def reward_read(run: Run, weight: float) -> dict[str, Any]:
     """What the reward is that lists are re-ranked by, with the hashes of its files; nothing where they are not."""
-    return describe_reward(Models(RunData(run))) if weight > 0 else {}
+    return describe_reward(Models(RunData(run))) | {"spread": served_spread(run)} if weight > 0 else {}
 
 
 def read_parts(wanted: Wanted) -> Iterator[dict[str, Any]]:

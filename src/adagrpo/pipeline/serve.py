@@ -29,6 +29,7 @@ from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.rewards import check_reward
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.serve_arms import beside, open_runs
+from adagrpo.pipeline.stages.choose_weight import STAGE, served_spread
 from adagrpo.pipeline.versions import LATEST, CatalogVersion, open_version
 from adagrpo.serving import Query, Recommender
 from adagrpo.serving.bearer import Bearers, check_exposed, read_tokens
@@ -79,7 +80,8 @@ def recommender(
         run: with a trained policy.
         arm: see `adagrpo.pipeline.choose_checkpoint.choose_checkpoint`.
         checkpoint: of that arm.
-        reward_weight: above 0, the run's reward re-ranks the beam: `log-probability + weight · reward`.
+        reward_weight: above 0, the run's reward re-ranks the beam: `log-probability + weight · reward / spread`,
+            with the spread that the stage `reranking` measured.
         exclude_history: leave the items of the history out, where a request says nothing of it; None: as the run's
             evaluation does.
         precision: of the policy; None is the recipe's, `evaluation.precision`.
@@ -103,7 +105,8 @@ def check_served(run: Run, chosen: Chosen, version: CatalogVersion, reward_weigh
     """
     if not (isinstance(reward_weight, Real) and math.isfinite(reward_weight) and reward_weight >= 0):
         raise UserError(f"reward_weight: {reward_weight!r} is no weight; give a finite number of at least 0")
-    check(run, "serve", [chosen.stage, version.stage, *(reward_parts(run) if reward_weight > 0 else ())])
+    reward = [*reward_parts(run), STAGE] if reward_weight > 0 else []
+    check(run, "serve", [chosen.stage, version.stage, *reward])
 
 
 def _recommender(
@@ -124,6 +127,7 @@ def _recommender(
     data = RunData(run, version)
     models = Models(data)
     excludes = run.config.evaluation.mask_history if exclude_history is None else exclude_history
+    spread = served_spread(run) if reward_weight > 0 else 1.0
     if reward_weight > 0:
         check_reward(models, note=False)
     served = Recommender(
@@ -136,6 +140,7 @@ def _recommender(
         precision=precision or run.config.evaluation.precision,
         reward=models.reward() if reward_weight > 0 else None,
         reward_weight=reward_weight,
+        reward_spread=spread,
         catalog_version=version.name,
         popularity=data.training.counts(data.num_items),
         groups=data.groups,
@@ -143,6 +148,7 @@ def _recommender(
     )
     about: dict[str, Any] = {"name": run.config.name, "arm": chosen.arm, "checkpoint": checkpoint, "step": chosen.step}
     about |= {"why": chosen.why, "items": data.num_items, "reward_weight": reward_weight}
+    about |= {"reward_spread": spread} if reward_weight > 0 else {}
     about |= {"arms": ["sft", *run.trained()]}
     about |= {"catalog_version": version.name, "listed": len(data.catalog.trie.items)}
     about |= {"exclude_history": excludes, "precision": served.precision}

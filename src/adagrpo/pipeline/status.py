@@ -23,7 +23,7 @@ from adagrpo.storage.marks import is_marked, read_mark
 
 __all__ = ["status", "status_tables"]
 
-ASIDE = ("diagnose", "reward", "teacher", "simulate")  # nothing has to be done about them
+ASIDE = ("diagnose", "reward", "reranking", "simulate")  # nothing has to be done about them
 
 
 def status(directory: Path) -> dict[str, Any]:

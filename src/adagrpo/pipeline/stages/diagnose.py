@@ -7,8 +7,6 @@ on them, which flatters both alike. The truth of a simulated marketplace is that
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +27,8 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.rewards import check_reward
 from adagrpo.pipeline.run import Run
-from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED
+from adagrpo.pipeline.stages.choose_weight import choose_reward_weight
+from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED, progress
 from adagrpo.policies import Policy
 from adagrpo.report import write_diagnosis
 from adagrpo.rewards.protocol import Reward
@@ -63,6 +62,7 @@ def diagnose_reward(run: Run, second_ranker: Path | None = None) -> dict[str, An
         if not (second_ranker / "model.safetensors").is_file():
             raise UserError(f"{second_ranker}: holds no model.safetensors; --second-ranker takes a checkpoint folder")
         inputs.append(second_ranker / "model.safetensors")
+    choose_reward_weight(run)  # what is advised can then be served
     shown = data.prepared / "impressions.parquet"
 
     def build(work: Path) -> None:
@@ -81,7 +81,7 @@ def diagnose_reward(run: Run, second_ranker: Path | None = None) -> dict[str, An
         "diagnose",
         reads=(*DECODING, "objective", "ranker", "reward", "seed"),
         but=("ranker.lambdarank", *NOT_FITTED),
-        schema=3,
+        schema=4,
         inputs=[*inputs, *([shown] if shown.is_file() else []), *data.truth_files],
         build=build,
     )
@@ -101,7 +101,7 @@ def observe(
 ) -> Observations:
     """Beams and groups of the cases, scored by the reward."""
     data, config = models.data, models.config
-    predictions = models.predict(policy, cases, reward, _report(data.run, "diagnose beam"))
+    predictions = models.predict(policy, cases, reward, progress(data.run, "diagnose beam"))
     assert predictions.rewards is not None, "predicted with a reward"
 
     def groups(kind: str) -> ScoredGroups:
@@ -114,7 +114,7 @@ def observe(
             batch_size=config.evaluation.batch_size,
             max_history=config.max_history,
             seed=config.seed,
-            report=_report(data.run, f"diagnose {kind} groups"),
+            report=progress(data.run, f"diagnose {kind} groups"),
         )
 
     table = load_impressions(data.prepared)
@@ -146,10 +146,3 @@ def _second_q(data: RunData, second: Reward, cases: Cases, lists: Lists) -> NDAr
         scores.append(second.score(histories, items[rows].to(data.device)).double().cpu().numpy())
     scored = np.concatenate(scores)
     return beam_discriminability(lists, scored[:, :-1], scored[:, -1])
-
-
-def _report(run: Run, label: str) -> Callable[[int, int], None]:
-    started = time.monotonic()
-    return lambda done, total: run.console.progress(
-        label, done, total, {"cases/s": done / max(1e-9, time.monotonic() - started)}
-    )

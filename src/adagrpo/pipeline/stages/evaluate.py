@@ -7,9 +7,8 @@ import shlex
 import shutil
 import subprocess
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,14 @@ from numpy.typing import NDArray
 from adagrpo.data.columns import ITEM_ID, USER_ID
 from adagrpo.data.prepared import load_user_ids
 from adagrpo.evaluation import baselines
-from adagrpo.evaluation.predictions import Predictions, rank_by_ranker, rerank, retrieval, summarise
+from adagrpo.evaluation.predictions import Predictions, rank_by_ranker, reordered, retrieval, summarise
 from adagrpo.metrics import measured
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.rewards import check_reward, describe_reward
 from adagrpo.pipeline.run import Run
-from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED
+from adagrpo.pipeline.stages.choose_weight import choose_reward_weight, read_reward_weights
+from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED, progress
 from adagrpo.pipeline.versions import CatalogVersion
 from adagrpo.pipeline.weight_used import weight_used
 from adagrpo.storage.writing import write_file
@@ -39,7 +39,7 @@ __all__ = [
     "copy_evaluation",
     "evaluate",
     "evaluate_checkpoint",
-    "progress",
+    "evaluate_start",
     "read_lists",
     "read_valid",
     "write_predictions",
@@ -53,7 +53,7 @@ def evaluate(run: Run, arms: list[str]) -> None:
     """
     check_reward(Models(RunData(run)))
     evaluated: dict[str, Path] = {}
-    evaluate_checkpoint(run, "evaluate/sft", run.path("sft", "best"), evaluated)
+    evaluate_start(run, evaluated)
     evaluate_baselines(run)
     for arm in arms:
         for kind in ("best", "final"):
@@ -86,12 +86,27 @@ def evaluate_baselines(run: Run) -> None:
     run.stage("evaluate/baselines", reads=reads, also=also, schema=2, inputs=inputs, build=build)
 
 
-def evaluate_checkpoint(run: Run, name: str, weights: Path, evaluated: dict[str, Path]) -> None:
-    """Evaluate one checkpoint; `evaluated` maps hashes of weights to folders where they have been evaluated already."""
+def evaluate_start(run: Run, evaluated: dict[str, Path]) -> None:
+    """Evaluate the starting policy, and its beam re-ranked with the weight that validation chose."""
+    evaluate_checkpoint(run, "evaluate/sft", run.path("sft", "best"), evaluated, choose_reward_weight(run))
+
+
+def evaluate_checkpoint(
+    run: Run, name: str, weights: Path, evaluated: dict[str, Path], reranking: Path | None = None
+) -> None:
+    """Evaluate one checkpoint.
+
+    Args:
+        run: of the checkpoint.
+        name: of the stage.
+        weights: the checkpoint's folder.
+        evaluated: hashes of weights to the folders where they have been evaluated already.
+        reranking: the weights of the reward, to measure what re-ranking gives; None measures the lists alone.
+    """
     data, model = RunData(run, CatalogVersion(run, run.catalog)), weights / "model.safetensors"
     models = Models(data)
     inputs = [*data.training_files, data.prepared / "test.parquet", *data.catalog_files, model]
-    inputs += models.reward_files
+    inputs += [*models.reward_files, *([] if reranking is None else [reranking])]
     identity = run.hash_input(model)
 
     def build(work: Path) -> None:
@@ -106,15 +121,23 @@ def evaluate_checkpoint(run: Run, name: str, weights: Path, evaluated: dict[str,
             predictions = models.predict(policy, cases, reward, report, eligible=data.eligible)
             utility = data.utility_at(cases) if split == "test" else None  # nothing is to be chosen by it
             values[split] = summarise(predictions, cases, tail=data.tail, utility=utility)
-            values[f"rerank_{split}"] = rerank(predictions, cases)
+            if reranking is not None:
+                values[f"rerank_{split}"] = _re_ranked(predictions, cases, reranking)
         write_predictions(data, cases, predictions, work)
         values |= data.measured()
         write_file(work / "metrics.json", json.dumps(values, indent=1) + "\n")
 
     reads = (*DECODING, *models.reward_reads)
     also = {"metrics": measured()} | data.truth_read | data.validation_draw
-    folder = run.stage(name, reads=reads, also=also, schema=2, inputs=[*inputs, *data.truth_files], build=build)
+    folder = run.stage(name, reads=reads, also=also, schema=3, inputs=[*inputs, *data.truth_files], build=build)
     evaluated[identity] = folder
+
+
+def _re_ranked(predictions: Predictions, cases: Cases, reranking: Path) -> dict[str, dict[str, float]]:
+    """A beam in the order of the reward alone, and with the chosen weight: what training must be better than."""
+    chosen = read_reward_weights(reranking)
+    weights = {"reward": np.inf, "mix": chosen.rerank}
+    return {name: retrieval(reordered(predictions, w, chosen.spread).items, cases) for name, w in weights.items()}
 
 
 def copy_evaluation(folder: Path, work: Path) -> None:
@@ -180,6 +203,7 @@ def collect(run: Run, arms: list[str], left_out: Mapping[str, str], judgements: 
         judgements: what the judges of the recipe found; nothing where it has none.
     """
     sft = _read(run.checked("evaluate", "sft", "metrics.json"))
+    weights = _read(run.checked("reranking", "weight.json"))
     stages: dict[str, Any] = {"sft": {split: sft[split] for split in ("validation", "test")}}
     for name in arms:
         arm = next(arm for arm in run.config.train.arms if arm.name == name)
@@ -193,7 +217,7 @@ def collect(run: Run, arms: list[str], left_out: Mapping[str, str], judgements: 
         }
         entry |= _events(run, name, steps)
         if arm.left_to_validation(run.config.objective) is not None:
-            entry["weight"] = _read(run.checked("teacher", "weight.json"))["weight"]
+            entry["weight"] = weights["distill"]
         if arm.options.model_fields_set:
             entry["options"] = arm.model_dump(mode="json")["options"]
         for kind in ("best", "final"):
@@ -205,6 +229,7 @@ def collect(run: Run, arms: list[str], left_out: Mapping[str, str], judgements: 
     summary.pop("understood", None)  # of the files, of which a result does not depend
     ranker = _read(run.checked("ranker", "metrics.json"))
     ranker["rerank"] = {split: sft[f"rerank_{split}"] for split in ("validation", "test")}
+    ranker["reranking"] = {"weight": weights["rerank"]} | {name: weights[name] for name in ("spread", "warning")}
     content = {
         "name": run.config.name,
         "config_hash": run.config_hash,
@@ -300,11 +325,3 @@ def _commit() -> str | None:
 
 def _read(path: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text(encoding="utf-8")))
-
-
-def progress(run: Run, label: str) -> Callable[[int, int], None]:
-    """Show the progress of a beam search on the run's console."""
-    started = time.monotonic()
-    return lambda done, total: run.console.progress(
-        label, done, total, {"cases/s": done / max(1e-9, time.monotonic() - started)}
-    )

@@ -22,7 +22,7 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.reward_data import trust_items
 from adagrpo.pipeline.run import Run
-from adagrpo.pipeline.stages.evaluate import progress
+from adagrpo.pipeline.stages.fitting import progress
 from adagrpo.rewards import Reward, ask_reward
 from adagrpo.rewards.trust import FACTORS
 from adagrpo.storage.writing import write_file

@@ -3,7 +3,7 @@
     judges/exposures            what the recipe's `judges` name, in the numbers of the run
     judges/counts               popularity; of impressions, how often an item was shown and how often it was then chosen
     judges/reward, judges/sft   the reward, and the starting policy
-    judges/rerank               log π + w · reward, where validation chose a weight w for an arm
+    judges/rerank               log π + w · reward / σ, where validation chose a weight w for an arm
     judges/ARM/best, /final     the checkpoints of an arm; differences from the starting policy over the same users
 
 A folder of orders holds `users.parquet` (a row a judge, label and user), `scores.parquet` (a row an exposure, in the
@@ -27,12 +27,13 @@ from adagrpo.data.columns import CLICKED, ITEM
 from adagrpo.data.judged import Judged, as_judged, read_judged
 from adagrpo.data.prepared import load_impressions, load_until_test
 from adagrpo.evaluation.judging import auc_of, differences, judge_order, means, policy_scores, reward_scores
+from adagrpo.evaluation.reranking import mixed_scores
 from adagrpo.evaluation.reward_quality import band, band_names
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
-from adagrpo.pipeline.stages.choose_weight import chosen_weight
-from adagrpo.pipeline.stages.evaluate import progress
+from adagrpo.pipeline.stages.choose_weight import FILE, STAGE, read_reward_weights
+from adagrpo.pipeline.stages.fitting import progress
 from adagrpo.storage.writing import write_file
 
 __all__ = ["collect_judgements", "judge", "judgements"]
@@ -153,7 +154,7 @@ def judge_checkpoint(run: Run, name: str, weights: Path) -> None:
 
 def judge_reranking(run: Run) -> None:
     """The order of re-ranking at the weight that validation chose: the stage `judges/rerank`."""
-    data, weight = RunData(run), run.path("teacher", "weight.json")
+    data, weight = RunData(run), run.path(STAGE, FILE)
     sides = [run.path("judges", side, "scores.parquet") for side in ("sft", "reward")]
     reference = run.path("judges", "sft", "users.parquet")
 
@@ -161,8 +162,9 @@ def judge_reranking(run: Run) -> None:
         for path in (*sides, weight, reference):
             run.hash_input(path)
         first, second = (pl.read_parquet(path) for path in sides)
-        both = first["score"] + chosen_weight(weight) * second["score"]
-        found = pl.DataFrame([first[JUDGE], both])
+        known = read_reward_weights(weight)
+        both = mixed_scores(first["score"].to_numpy(), second["score"].to_numpy(), known.distill, known.spread)
+        found = pl.DataFrame([first[JUDGE], pl.Series("score", both)])
         scores = {name: found.filter(pl.col(JUDGE) == name)["score"].to_numpy() for name in run.config.judges}
         _write(run, data, scores, reference, work)
 

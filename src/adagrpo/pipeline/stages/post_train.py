@@ -11,12 +11,12 @@ from torch import nn
 
 from adagrpo.config import ArmConfig, ObjectiveConfig, read_settings
 from adagrpo.errors import UserError
-from adagrpo.objective.terms import OBJECTIVES
+from adagrpo.objective.terms import OBJECTIVES, TERMS
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.rollout_engine import rollout_worker
 from adagrpo.pipeline.run import Run
-from adagrpo.pipeline.stages.choose_weight import choose_reward_weight, chosen_weight
+from adagrpo.pipeline.stages.choose_weight import choose_reward_weight, read_reward_weights
 from adagrpo.pipeline.stages.fitting import (
     DECODING,
     NOT_FITTED,
@@ -50,11 +50,10 @@ def fit_arm(run: Run, arm: ArmConfig) -> None:
         inputs += data.truth_files
     pressure = arm.pressure_of(run.config.objective)
     without_reward, chosen = arm.term is None, arm.left_to_validation(run.config.objective)
-    if arm.term is not None and chosen is not None:
-        inputs.append(choose_reward_weight(run))
-        weight = chosen_weight(inputs[-1])
-        objective = objective.with_option(arm.term, chosen, weight)
-        without_reward = weight == 0  # validation found no use for the reward
+    weights = choose_reward_weight(run) if arm.term is not None and TERMS[arm.term].in_spreads else None
+    inputs += [] if weights is None else [weights]
+    if weights is not None and chosen is not None:
+        without_reward = read_reward_weights(weights).distill == 0  # validation found no use for the reward
 
     worker = None if without_reward else rollout_worker(run)
     watch = {"watch": True, "go_on": not options.stop_lost}
@@ -76,7 +75,7 @@ def fit_arm(run: Run, arm: ArmConfig) -> None:
                 data.catalog,
                 models.group_reward(),
                 schedule,
-                objective,
+                objective if weights is None else _spreads_divided_out(arm, objective, weights),
                 _trained_by(arm, run.config.objective),
                 steps=steps,
                 validate=validate,
@@ -121,6 +120,17 @@ def fit_arm(run: Run, arm: ArmConfig) -> None:
         build=build,
         together=True,
     )
+
+
+def _spreads_divided_out(arm: ArmConfig, objective: ObjectiveConfig, weights: Path) -> ObjectiveConfig:
+    """The section with what the arm's loss multiplies the reward by in place of each weight in spreads."""
+    known = read_reward_weights(weights)
+    assert arm.term is not None, "a weight of a reward is an option of a term"
+    for name in TERMS[arm.term].in_spreads:
+        given = objective.of_term(arm.term)[name]
+        weight = given if isinstance(given, int | float) else known.distill
+        objective = objective.with_option(arm.term, name, weight / known.spread)
+    return objective
 
 
 def _check_group(data: RunData, arm: ArmConfig, objective: ObjectiveConfig) -> None:

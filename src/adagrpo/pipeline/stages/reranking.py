@@ -1,7 +1,7 @@
 """Arms of a comparison that train nothing: a policy's beam re-ordered by the reward at serving time.
 
-`rerank` is the starting policy's beam in the order of log-probability + w · reward, `<arm>+rerank` that of a trained
-arm, with the w of the highest NDCG@10 on validation. The weight is chosen for each checkpoint by itself.
+`rerank` is the starting policy's beam with the weight that the stage `reranking` chose, `<arm>+rerank` that of a
+trained arm, with the weight of the highest NDCG@10 on its own validation lists, of the same grid and in the same unit.
 """
 
 from __future__ import annotations
@@ -13,19 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from adagrpo.evaluation.predictions import reordered, summarise
+from adagrpo.evaluation.reranking import WEIGHTS, edge_warning
 from adagrpo.metrics import measured
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
-from adagrpo.pipeline.stages.evaluate import copy_evaluation, progress, write_predictions
-from adagrpo.pipeline.stages.fitting import DECODING
+from adagrpo.pipeline.stages.choose_weight import choose_reward_weight, read_reward_weights
+from adagrpo.pipeline.stages.evaluate import copy_evaluation, write_predictions
+from adagrpo.pipeline.stages.fitting import DECODING, progress
 from adagrpo.storage.writing import write_file
 
 __all__ = ["RERANK", "SUFFIX", "re_ranked", "re_rankings"]
 
 RERANK = "rerank"
 SUFFIX = f"+{RERANK}"
-WEIGHTS = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
 def re_ranked(name: str) -> str | None:
@@ -54,9 +55,9 @@ def re_rankings(run: Run, name: str) -> dict[str, Callable[[Run], None]]:
 def _rerank(run: Run, stage: str, weights: Path, evaluated: dict[str, Path]) -> None:
     """One policy; `evaluated` maps hashes of weights to folders where they have been re-ranked already."""
     data, model = RunData(run), weights / "model.safetensors"
-    models = Models(data)
+    models, file = Models(data), choose_reward_weight(run)
     inputs = [*data.training_files, data.prepared / "test.parquet", *data.catalog_files]
-    inputs += [model, *models.reward_files, *data.truth_files]
+    inputs += [model, file, *models.reward_files, *data.truth_files]
     identity = run.hash_input(model)
 
     def build(work: Path) -> None:
@@ -68,13 +69,21 @@ def _rerank(run: Run, stage: str, weights: Path, evaluated: dict[str, Path]) -> 
         for split in ("validation", "test"):
             cases[split], report = data.measured_cases(split), progress(run, f"{stage} {split}")
             beams[split] = models.predict(policy, cases[split], reward, report, eligible=data.eligible)
-        tried = {}
+        known, tried = read_reward_weights(file), {}
         for weight in WEIGHTS:
-            tried[weight] = summarise(reordered(beams["validation"], weight), cases["validation"], tail=data.tail)
+            lists = reordered(beams["validation"], weight, known.spread)
+            tried[weight] = summarise(lists, cases["validation"], tail=data.tail)
         chosen = max(tried, key=lambda weight: tried[weight]["ndcg@10"])
-        lists = reordered(beams["test"], chosen)
+        if stage == f"evaluate/{RERANK}":
+            chosen = known.rerank
+        warning = edge_warning(chosen)
+        if warning is not None:
+            run.console.note(f"{stage}: {warning}")
+        lists = reordered(beams["test"], chosen, known.spread)
         values: dict[str, Any] = {
             "weight": chosen,
+            "spread": known.spread,
+            "warning": warning,
             "tried": {str(weight): result["ndcg@10"] for weight, result in tried.items()},
             "validation": tried[chosen],
             "test": summarise(lists, cases["test"], tail=data.tail, utility=data.utility_at(cases["test"])),
@@ -84,4 +93,4 @@ def _rerank(run: Run, stage: str, weights: Path, evaluated: dict[str, Path]) -> 
 
     reads = (*DECODING, *models.reward_reads)
     also = {"weights": WEIGHTS, "metrics": measured()} | data.truth_read | data.validation_draw
-    evaluated[identity] = run.stage(stage, reads=reads, also=also, schema=2, inputs=inputs, build=build)
+    evaluated[identity] = run.stage(stage, reads=reads, also=also, schema=3, inputs=inputs, build=build)
