@@ -14,7 +14,6 @@ from adagrpo.errors import UserError
 from adagrpo.objective.terms import OBJECTIVES
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.rollout_engine import rollout_worker
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stages.choose_weight import choose_reward_weight, chosen_weight
 from adagrpo.pipeline.stages.fitting import (
@@ -56,7 +55,6 @@ def fit_arm(run: Run, arm: ArmConfig) -> None:
         objective = objective.with_option(arm.term, chosen, weight)
         without_reward = weight == 0  # validation found no use for the reward
 
-    worker = None if without_reward else rollout_worker(run)
     watch = {"watch": True, "go_on": not options.stop_lost}
 
     def build(work: Path) -> None:
@@ -83,7 +81,6 @@ def fit_arm(run: Run, arm: ArmConfig) -> None:
                 term_norms_every=options.gradient_norms_every,
                 true_utility=data.true_utility() if arm.gate == "oracle" else None,
                 shared_by=run.processes,
-                worker=worker,
             )
         started = [task.starting_policy] if isinstance(task, PostTraining) else []
         check_shardable(run)
@@ -102,13 +99,9 @@ def fit_arm(run: Run, arm: ArmConfig) -> None:
 
     # what its term reads of `objective`
     also: dict[str, Any] = {"arm": arm.settings(run.config.objective, defaults=False)}
-    if worker is not None:
-        also |= {"rollouts": "worker"}
     reads = ["train.fit", "train.rl_split", "train.stop_lost", *DECODING, "seed"]
     if options.rl_split:
         reads += ["train.rl_split_nll"]
-    if worker is not None:
-        reads += ["train.rollout_worker.every"]
     if arm.term is not None:
         reads += ["train.gradient_norms_every", "ranker.folds", *models.reward_reads]
     run.stage(
