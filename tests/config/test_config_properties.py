@@ -265,18 +265,6 @@ CONTRADICTIONS: list[Contradiction] = [
         DataConfig,
         "data",
         {
-            "logs": [],
-            "marketplace": {},
-            "exposures": None,
-            "keep_unseen_items": True,
-            "executor": {"kind": "processes"},
-        },
-        "is not divided among workers",
-    ),
-    (
-        DataConfig,
-        "data",
-        {
             "items": {"path": "a.csv"},
             "shuffle_ties": {"sorted_by": "asin"},
             "split": {"kind": "temporal", "validation_from": 1, "test_from": 2},
