@@ -146,9 +146,7 @@ class PostTraining:
         if len(micro.admitted):
             self.policy.eval()
             terms[self.arm.term], logged = self._reward_term(micro, None if context is None else context[micro.places])
-        if not terms and self.processes.lockstep is not None:  # whose gradients are zeros already
-            terms[self.arm.term] = torch.zeros((), device=batch.targets.device)
-        elif not terms:  # a reward term alone, with nothing admitted: a step that moves nothing
+        if not terms:  # a reward term alone, with nothing admitted: a step that moves nothing
             terms[self.arm.term] = torch.stack([p.sum() for p in self.policy.parameters()]).sum() * 0.0
         return terms, logged
 
