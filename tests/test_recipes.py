@@ -53,7 +53,10 @@ def test_a_variation_changes_arms_reward_and_comparison_alone(study: str) -> Non
 def test_the_sensitivity_changes_one_option_of_adagrpo_at_a_time() -> None:
     config = load("research/sensitivity/recipe")
     reference, nll, mixture, *arms = config.train.arms
-    assert reference.name == config.compare.baseline == "adagrpo-rollout_miss" and (nll.name, mixture.name) == ("nll", "mixture")
+    assert reference.name == config.compare.baseline == "adagrpo-rollout_miss" and (nll.name, mixture.name) == (
+        "nll",
+        "mixture",
+    )
     assert not reference.options.model_fields_set
     actual = [changed(arm, reference, config) for arm in arms]
     assert all(len(keys) == 1 for keys in actual)

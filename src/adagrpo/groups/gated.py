@@ -24,7 +24,6 @@ from adagrpo.groups.draw import draw_groups, score_codes
 from adagrpo.groups.evidence import Evidence, gather_evidence, running_spread
 from adagrpo.groups.negatives import NegativeSource
 from adagrpo.groups.score import ScoredGroups, score_groups
-from adagrpo.groups.served_draw import RolloutWorker
 from adagrpo.objective import GateDecision, kl_k3, rollout_entropy
 from adagrpo.policies.policy import Policy
 from adagrpo.rewards import Reward
@@ -78,7 +77,6 @@ def gated_groups(
     reference: Policy[Any, Any] | None = None,
     true_utility: TrueUtility | None = None,
     division: Division | None = None,
-    worker: RolloutWorker | None = None,
 ) -> GatedGroups:
     """Draw a group a sample, score it, and let the gate decide.
 
@@ -97,12 +95,11 @@ def gated_groups(
         reference: scores the rollouts as well, where given.
         true_utility: for the gate `oracle`.
         division: of the samples among processes, which draw and score their own; all gate all of them alike.
-        worker: draws the rollouts in the policy's place.
     """
     judges = options.judges(gate)
     ranked = judges == "adagrpo" and gate not in UNREAD and bool((targets >= 0).all())
     drawn = draw_groups(
-        policy, catalog, histories, targets, options, generator, score_targets=ranked, division=division, worker=worker
+        policy, catalog, histories, targets, options, generator, score_targets=ranked, division=division
     )
     source: NegativeSource = "rollouts" if judges == "adagrpo" else "targets"
     scored = score_groups(reward, drawn, options.negatives, generator, source=source, division=division)

@@ -22,9 +22,9 @@ import torch
 from adagrpo.config import read_settings
 from adagrpo.pipeline import unordered
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.forecast import FitForecast, Forecast
+from adagrpo.pipeline.forecast import Forecast
 from adagrpo.pipeline.named_files import check_named
-from adagrpo.pipeline.room import free_disk, free_memory, used_memory
+from adagrpo.pipeline.room import free_disk, free_memory
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stage import Ingredients
 from adagrpo.pipeline.stages.evaluate import evaluate_baselines, evaluate_checkpoint, evaluate_start
@@ -57,8 +57,8 @@ def plan(run: Run, parts: Collection[str], then: Mapping[str, Declare] = Mapping
 
     Returns:
         JSON-able: `stages` with `state` (`make` or `unchanged`), `steps` and `seconds`; `data`; `parameters` of the
-        models; `memory` in bytes by part, of the stage that takes most; `disk`; `seconds` in all, None where a stage
-        that would be made was never timed here.
+        models; `memory` in bytes that the largest fit holds, without activations; `disk`; `seconds` in all, None where
+        a stage that would be made was never timed here.
 
     Raises:
         UserError: the logs or the settings are wrong in a way that is known by now.
@@ -193,25 +193,16 @@ def _content(run: Run, data: RunData, stages: Mapping[str, bool]) -> dict[str, A
         rows.append({"stage": name, "state": "make" if again else "unchanged", "steps": steps, "seconds": seconds})
     summary = json.loads((data.prepared / "summary.json").read_text(encoding="utf-8"))
     summary.pop("understood", None)
-    sizes = {"ranker": forecast.ranker} | ({} if forecast.policy is None else {"policy": forecast.policy[0]})
+    sizes = {"ranker": forecast.ranker} | ({} if forecast.policy is None else {"policy": forecast.policy})
     content: dict[str, Any] = {"stages": rows, "data": summary}
     content["parameters"] = {name: {"total": size.total, "trained": size.trained} for name, size in sizes.items()}
-    content["memory"] = _memory(made)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    held = max((fit.held for fit in made.values()), default=0)
+    content["memory"] = {"held": held, "free": free_memory(device)}
     kept = sum(fit.kept for fit in made.values())
     passing = max((fit.passing for fit in made.values()), default=0)
     content["disk"] = {"kept": kept, "while_at_work": kept + passing, "free": free_disk(run.directory)}
     return content
-
-
-def _memory(fits: Mapping[str, FitForecast]) -> dict[str, Any]:
-    """The fit that takes most, by part, on top of what a process holds that has everything imported."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    content: dict[str, Any] = {"process": used_memory(), "free": free_memory(device)}
-    if not fits:
-        return content | {"peak": content["process"]}
-    stage = max(fits, key=lambda name: fits[name].memory.peak)
-    parts = fits[stage].memory.parts()
-    return content | {"stage": stage} | parts | {"peak": content["process"] + parts["peak"]}
 
 
 class _Times:

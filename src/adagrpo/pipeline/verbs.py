@@ -21,7 +21,6 @@ from adagrpo.pipeline.diagnosed import heed_diagnosis
 from adagrpo.pipeline.export import export as _export
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.forecast import check_language_model
 from adagrpo.pipeline.named_files import check_named
 from adagrpo.pipeline.recommend import recommend_users as _recommend_users
 from adagrpo.pipeline.rewards import check_reward
@@ -123,7 +122,6 @@ def _run_all(run: Run) -> tuple[dict[str, Any], Path]:
         The content of metrics.json, and the path of the report. In a process that does not lead, which has no part in
         what follows training, nothing yet and the path.
     """
-    check_language_model(run)
     _say_what_is_made_again(run)
     with run.locked():
         publish_first(run)

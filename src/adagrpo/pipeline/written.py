@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from adagrpo.storage.removal import MANIFEST
-from adagrpo.trainer.checkpoints import PART
 
 __all__ = ["WRITTEN", "is_written"]
 
@@ -29,5 +28,5 @@ WRITTEN = frozenset(
 
 
 def is_written(name: str) -> bool:
-    """Whether a file of a stage, by its path, has a name that stages write, or is one process's part of such a file."""
-    return PART.sub("", Path(name).name) in WRITTEN
+    """Whether a file of a stage, by its path, has a name that stages write."""
+    return Path(name).name in WRITTEN

@@ -15,7 +15,6 @@ from adagrpo.data.prepared import load_impressions
 from adagrpo.data.sequences import emptied
 from adagrpo.errors import UserError
 from adagrpo.evaluation.predictions import sample_cases, select_cases
-from adagrpo.pipeline.counting_room import check_pair_room
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
@@ -72,7 +71,6 @@ def fit_second_ranker(
 
     def build(work: Path) -> None:
         training = emptied(data.training, data.withheld)
-        check_pair_room(training, data.num_items)
         sampler = NegativeSampler(training, data.num_items, run.config.seed, options.sources)
         table = load_impressions(data.prepared)
         if table is None:

@@ -14,21 +14,18 @@ from adagrpo.errors import UserError
 from adagrpo.objective.terms import OBJECTIVES, TERMS
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.rollout_engine import rollout_worker
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stages.choose_weight import choose_reward_weight, read_reward_weights
 from adagrpo.pipeline.stages.fitting import (
     DECODING,
     NOT_FITTED,
     begin_fit,
-    check_shardable,
     fit_model,
     measured_once,
 )
 from adagrpo.storage.hashes import hash_json
 from adagrpo.trainer import Arm, PostTraining, Supervised
 from adagrpo.trainer.pressure import Calibrated, calibrate
-from adagrpo.trainer.sharding import sharded
 
 __all__ = ["fit_arm"]
 
@@ -55,7 +52,6 @@ def fit_arm(run: Run, arm: ArmConfig) -> None:
     if weights is not None and chosen is not None:
         without_reward = read_reward_weights(weights).distill == 0  # validation found no use for the reward
 
-    worker = None if without_reward else rollout_worker(run)
     watch = {"watch": True, "go_on": not options.stop_lost}
 
     def build(work: Path) -> None:
@@ -82,32 +78,24 @@ def fit_arm(run: Run, arm: ArmConfig) -> None:
                 term_norms_every=options.gradient_norms_every,
                 true_utility=data.true_utility() if arm.gate == "oracle" else None,
                 shared_by=run.processes,
-                worker=worker,
             )
-        started = [task.starting_policy] if isinstance(task, PostTraining) else []
-        check_shardable(run)
-        with sharded([policy, *started], run.processes):
-            if isinstance(task, PostTraining) and pressure is not None:
-                alike = hash_json(
-                    [
-                        arm.settings(objective) | {"pressure": None},
-                        read_settings(run.config, reads, NOT_FITTED),
-                        run.hash_inputs(inputs),
-                    ]
-                )
-                _press(run, arm.name, policy, task, work, pressure, objective.pressure_steps, alike)
-            files = policy.checkpoint_files
-            fit_model(data, f"train/{arm.name}", policy, task, settings, work, files=files, **watch)
+        if isinstance(task, PostTraining) and pressure is not None:
+            alike = hash_json(
+                [
+                    arm.settings(objective) | {"pressure": None},
+                    read_settings(run.config, reads, NOT_FITTED),
+                    run.hash_inputs(inputs),
+                ]
+            )
+            _press(run, arm.name, policy, task, work, pressure, objective.pressure_steps, alike)
+        files = policy.checkpoint_files
+        fit_model(data, f"train/{arm.name}", policy, task, settings, work, files=files, **watch)
 
     # what its term reads of `objective`
     also: dict[str, Any] = {"arm": arm.settings(run.config.objective, defaults=False)}
-    if worker is not None:
-        also |= {"rollouts": "worker"}
     reads = ["train.fit", "train.rl_split", "train.stop_lost", *DECODING, "seed"]
     if options.rl_split:
         reads += ["train.rl_split_nll"]
-    if worker is not None:
-        reads += ["train.rollout_worker.every"]
     if arm.term is not None:
         reads += ["train.gradient_norms_every", "ranker.folds", *models.reward_reads]
     run.stage(

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from adagrpo.data.prepared import load_item_ids, load_items
 from adagrpo.errors import UserError
-from adagrpo.pipeline.counting_room import check_tokenize_room
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.forecast import say_tokenize
 from adagrpo.pipeline.run import Run
 from adagrpo.semantic_ids import (
     Catalog,
@@ -55,7 +55,7 @@ def tokenize(run: Run) -> None:
 
     def build(work: Path) -> None:
         if options.published is None:
-            check_tokenize_room(data)
+            say_tokenize(data)
         codes, error, quantization = _quantize(run)
         catalog = Catalog.from_codes(_without_collisions(run, codes, quantization))
         catalog.write(work / "codes.parquet")
