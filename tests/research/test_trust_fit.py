@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from adagrpo.evaluation.trust_fit import Choices, _derivatives, fit_trust
-from adagrpo.rewards.trust import Items
+from research.learned_trust.fit import Choices, _derivatives, fit_trust
+from research.learned_trust.trust import Items
 
 CASES, WIDE, ITEMS, GROUPS = 1200, 12, 200, 4
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from adagrpo.data.simulation.marketplace import simulate
 from adagrpo.data.simulation.world import Marketplace
-from adagrpo.rewards.corrupted import CorruptedReward, fewest, item_groups
 from adagrpo.types import Histories
+from research.rewards.corrupted import CorruptedReward, fewest, item_groups
 
 USERS, ITEMS, ROLLOUTS = 200, 150, 16
 

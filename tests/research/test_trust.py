@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from adagrpo.errors import UserError
-from adagrpo.rewards.trust import Items, TrustedReward, TrustModel, levels, read_trust
 from adagrpo.types import Histories
+from research.learned_trust.trust import Items, TrustedReward, TrustModel, levels, read_trust
 
 ITEMS = Items(np.array([1, 5, 9, 20]), np.array([0, 0, 1, -1]))
 EDGES = {"popularity": [2.0, 6.0, 10.0], "history_length": [2.0, 4.0, 6.0], "spread": [0.5, 1.0, 2.0]}

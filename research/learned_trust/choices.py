@@ -1,7 +1,7 @@
-"""Fits the weights of a reward to validation choices and writes them into a file, for `reward.kind: trusted`.
+"""Fits the weights of a reward to validation choices and writes them into a file that `trusted` reads.
 
-The beams are the starting policy's, of validation cases alone. See `adagrpo.evaluation.trust_fit` for what is fitted
-and when it is given up, and `adagrpo.rewards.trust` for what reads the file.
+The beams are the starting policy's, of validation cases alone. See `research.learned_trust.fit` for what is fitted and
+when it is given up.
 """
 
 from __future__ import annotations
@@ -14,21 +14,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from adagrpo.config.reward import FeatureOptions, TrustedOptions
+from adagrpo.config.reward import FeatureOptions
 from adagrpo.data.sequences import pad
-from adagrpo.errors import UserError
-from adagrpo.evaluation.trust_fit import Choices, fit_trust
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.reward_data import trust_items
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stages.evaluate import progress
 from adagrpo.rewards import Reward, ask_reward
-from adagrpo.rewards.trust import FACTORS
 from adagrpo.storage.writing import write_file
 from adagrpo.types import Cases
+from research.learned_trust.fit import Choices, fit_trust
+from research.learned_trust.trust import FACTORS, trust_items
 
-__all__ = ["choices_of", "write_trust"]
+__all__ = ["choices_of", "trusted_options", "write_trust"]
 
 
 def write_trust(run: Run, out: Path) -> dict[str, Any]:
@@ -42,16 +40,25 @@ def write_trust(run: Run, out: Path) -> dict[str, Any]:
         The decision (`levels`, `one weight` or `none`), the file, and the facts behind it.
 
     Raises:
-        UserError: a stage is missing, or the reward has weights already.
+        UserError: a stage is missing.
     """
-    if isinstance(run.config.reward, TrustedOptions):
-        raise UserError("reward.kind: 'trusted' has weights already; fit those of its member")
     models = Models(RunData(run))
     items = trust_items(models.data)
     fit = fit_trust(choices_of(models, "validation"), items)
     write_file(out, fit.model._replace(groups=items.names).as_json())
     facts: dict[str, Any] = json.loads(json.dumps(fit.facts, allow_nan=False))
     return {"decision": fit.decision, "file": str(out), "factors": list(FACTORS)} | facts
+
+
+def trusted_options(member: str, file: Path) -> str:
+    """The section `reward` of a reward under weights that were fitted to it.
+
+    Args:
+        member: the section of the reward.
+        file: of the weights, its absolute path.
+    """
+    made = 'kind: factory, function: "research.learned_trust.trust:trusted"'
+    return f'{{{made}, members: [{member}], options: {{model: "{file}"}}, files: ["{file}"]}}'
 
 
 def choices_of(models: Models, split: str) -> Choices:

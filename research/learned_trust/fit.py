@@ -1,4 +1,4 @@
-r"""Fits the weights of `adagrpo.rewards.trust` to what users chose, and gives them up where they prove nothing.
+r"""Fits the weights of `research.learned_trust.trust` to what users chose, and gives them up where they prove nothing.
 
 A validation case whose beam holds the logged item is a choice among the beam's items, a conditional logit
 
@@ -26,7 +26,7 @@ from scipy.special import log_softmax
 
 from adagrpo import metrics
 from adagrpo.evaluation.statistics import mean_interval
-from adagrpo.rewards.trust import FACTORS, Items, TrustModel, centred, levels
+from research.learned_trust.trust import FACTORS, Items, TrustModel, centred, levels
 
 __all__ = ["Choices", "TrustFit", "fit_trust"]
 

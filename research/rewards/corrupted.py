@@ -10,10 +10,12 @@
 
 `w` is on the scale of the history's scores, so no scale has to be known; it depends on which other items are asked
 about. Two items of the right part keep their order, those of the wrong part have none, or the reverse of the true one.
+`corrupted` is for `reward.kind: factory`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -23,11 +25,12 @@ from scipy.special import ndtr
 from torch import Tensor
 
 from adagrpo.data.splits import keyed_uniforms
-from adagrpo.rewards.noise import NoiseReward
-from adagrpo.rewards.protocol import Reward
+from adagrpo.errors import UserError
+from adagrpo.pipeline.factories import Models
+from adagrpo.rewards import NoiseReward, Reward
 from adagrpo.types import Histories
 
-__all__ = ["CorruptedReward", "fewest", "item_groups"]
+__all__ = ["CorruptedReward", "corrupted", "fewest", "item_groups"]
 
 
 class CorruptedReward:
@@ -86,6 +89,53 @@ class CorruptedReward:
         other = ranked.values.gather(1, place.clamp(min=0))
         mixed = (1 - self.strength) * scores + self.strength * other
         return torch.where(self.wrong(histories, items), mixed, scores)
+
+
+def corrupted(
+    models: Models,
+    members: Sequence[Reward],
+    *,
+    by: Literal["item_group", "user_group", "exposure"] = "item_group",
+    share: float = 0.5,
+    strength: float = 1.0,
+    how: Literal["shuffled", "inverted"] = "shuffled",
+    seed: int = 0,
+) -> CorruptedReward:
+    """Make the one member wrong; where, is read from the training split and the item table.
+
+    Items that came later change nothing of that: their groups are wrong where those are, and nobody has seen them.
+
+    Args:
+        models: of the run.
+        members: the reward.
+        by: groups of items, users seldom seen, or items seldom seen.
+        share: of the groups, the users or the items.
+        strength: see `CorruptedReward`.
+        how: see `CorruptedReward`.
+        seed: of the groups and of the noise.
+    """
+    (member,), data = members, models.data
+    training, items, users, shortest = data.training, None, None, 0
+    trained = data.version.trained
+    if by == "user_group":
+        users = fewest(training.lengths, share)
+        shortest = int(training.lengths[users].max(initial=0))
+        if shortest >= data.config.max_history:  # whoever has more looks alike: histories are cut there
+            raise UserError(
+                f"reward.options.share: its users have up to {shortest} items and max_history is"
+                f" {data.config.max_history}, so that a history cannot say whether it is one of theirs; take a smaller"
+                " share or a longer history"
+            )
+    elif by == "exposure":
+        items = fewest(training.counts(trained), share)
+        items = np.append(items, np.full(data.num_items - trained, share > 0))
+    else:
+        attributes = data.items["attributes"].to_list()
+        items = item_groups(attributes[:trained], share, seed)
+        wrong = {names[0] for names, mark in zip(attributes, items, strict=False) if mark and names}
+        later = [bool(names) and names[0] in wrong for names in attributes[trained:]]
+        items = np.append(items, np.array(later, np.bool_))
+    return CorruptedReward(member, items=items, users=users, shortest=shortest, strength=strength, how=how, seed=seed)
 
 
 def fewest(counts: NDArray[np.int64], share: float) -> NDArray[np.bool_]:

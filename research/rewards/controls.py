@@ -1,45 +1,66 @@
-"""Rewards that a gain is held against: a count, the policy's own ensemble, and a reward whose scores are dealt anew.
+"""Rewards that a gain is compared with: the policy's own ensemble, and a reward whose scores are permuted.
 
-    feature    r(x, i) = one column of `adagrpo.rewards.features`; `knn_history` is item-kNN, `popularity` popularity
     policies   r(x, i) = (1 / K) Σ_k log π_k(codes_k(i) | x)        each policy reads the item in codes of its own
     shuffled   the scores of a history's items, given to these items in a random order
 
-Who distils a ranker and gains has shown that some teacher helps. With these it is seen which: what a count knows, what
-other seeds of the same policy know, and what an order without meaning does.
+Who distils a ranker and gains has shown that some teacher helps. With these it is seen which: what other seeds of the
+same policy know, and what an order without meaning does. `policies` and `shuffled` are for `reward.kind: factory`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from adagrpo.rewards.features import FEATURES, Features
-from adagrpo.rewards.noise import NoiseReward
-from adagrpo.rewards.protocol import Reward
+from adagrpo.data.prepared import load_item_ids
+from adagrpo.errors import UserError
+from adagrpo.pipeline.factories import Models
+from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.run import Run
+from adagrpo.rewards import NoiseReward, Reward
 from adagrpo.types import Histories
 
-__all__ = ["FeatureReward", "PoliciesReward", "ShuffledReward"]
+__all__ = ["PoliciesReward", "ShuffledReward", "files_of_start", "policies", "shuffled"]
 
 
-class FeatureReward:
-    """Implements `adagrpo.rewards.protocol.Reward`; a history's user is left out of all counts."""
+def files_of_start(folder: Path) -> list[Path]:
+    """The files of another run that decide its starting policy: items, Semantic IDs, weights."""
+    names = ("prepare/items.parquet", "tokenize/codes.parquet", "tokenize/codes.json", "sft/best/model.safetensors")
+    return [folder / name for name in names]
 
-    def __init__(self, features: Features, name: str) -> None:
-        """Take one of `FEATURES`."""
-        self.features, self.column = features, FEATURES.index(name)
 
-    def score(self, histories: Histories, items: Tensor) -> Tensor:
-        """Score (B, N) items for `B` histories, see `Reward.score`."""
-        users = None if histories.users is None else histories.users.cpu().numpy()
-        padded, lengths, wanted = (part.cpu().numpy() for part in (histories.items, histories.lengths, items))
-        if not wanted.size:
-            return torch.zeros(items.shape, device=items.device)
-        scores = self.features.table(padded, lengths, wanted, users)[:, :, self.column]
-        return torch.from_numpy(np.ascontiguousarray(scores)).to(items.device)
+def policies(models: Models, members: Sequence[Reward], *, runs: Sequence[str]) -> PoliciesReward:
+    """Make the mean log-probability of the starting policies of other runs, each with its own Semantic IDs.
+
+    Args:
+        models: of this run.
+        members: none.
+        runs: folders of the others.
+
+    Raises:
+        UserError: a run has other items.
+    """
+    own, found, codes, rows = models.data.item_ids.to_list(), [], [], []
+    for folder in map(Path, runs):
+        place = {name: row for row, name in enumerate(load_item_ids(folder / "prepare").to_list())}
+        if place.keys() != set(own):
+            raise UserError(f"reward.options.runs: {folder} has other items; name runs on the same data")
+        other = Models(RunData(Run.open(folder)))
+        policy = other.policy(folder / "sft" / "best")
+        found.append(policy.eval().requires_grad_(False).frozen())
+        codes.append(other.data.catalog.codes)
+        rows.append(torch.tensor([place[name] for name in own], device=models.data.device))
+    return PoliciesReward(found, codes, rows)
+
+
+def shuffled(models: Models, members: Sequence[Reward], *, seed: int = 0) -> ShuffledReward:
+    """Make the permuted scores of the one member."""
+    (member,) = members
+    return ShuffledReward(member, seed)
 
 
 class _Scores(Protocol):

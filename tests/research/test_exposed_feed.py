@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from numpy.typing import NDArray
 
 from adagrpo.data.sequences import pad
-from adagrpo.evaluation import judging
-from adagrpo.evaluation.judging import auc_of, differences, judge_order, means, policy_scores, reward_scores
+from adagrpo.pipeline import Run
 from adagrpo.policies.compact import CompactPolicy
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.types import Histories, Ragged
+from research.exposed_feed import orders
+from research.exposed_feed.judges import TABLE, Judge, Judges
+from research.exposed_feed.orders import auc_of, differences, judge_order, means, policy_scores, reward_scores
 
 RNG = np.random.default_rng(3)
 USERS = np.repeat(np.arange(40) * 2, RNG.integers(1, 12, 40)).astype(np.int64)
@@ -67,7 +73,7 @@ def test_means_differences_and_parts() -> None:
 
 
 def test_probabilities_are_those_of_single_items(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judging, "CELLS", 7)  # several blocks, and users alone in one
+    monkeypatch.setattr(orders, "CELLS", 7)  # several blocks, and users alone in one
     codes = np.array([[0, 0], [0, 1], [1, 0], [1, 1], [2, 1], [2, 0]])
     catalog = Catalog.from_codes(codes)
     policy = CompactPolicy(
@@ -105,3 +111,32 @@ def test_rewards_are_asked_for_each_user() -> None:
     users, items = np.array([0, 1, 1], np.int64), np.array([4, 2, 5], np.int64)
     scores = reward_scores(Twice(), histories, users, items, max_history=2, device=torch.device("cpu"))
     assert scores.tolist() == [4.0, 12.0, 15.0]
+
+
+def test_judges_of_a_run_report_what_follows_from_scores_and_exposures(world: Any, copied: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = [
+        (user, int(item) * 10 + 3, bool(item % 2), bool(rng.random() < 0.5))
+        for user in sorted(world.sequences)
+        for item in rng.permutation(30)[:12]
+    ]
+    table = pl.DataFrame(rows, schema=["user_id", "item_id", "odd", "click"], orient="row")
+    run = Run.open(copied)
+    table.write_parquet(copied.parent / "shown.parquet")
+    judges = Judges(run, {"later": Judge(str(copied.parent / "shown.parquet"), ("odd", "click"), users=40)})
+    judges.exposures()
+    judges.counts()
+    judges.reward()
+    judges.checkpoint("sft", run.path("sft", "best"))
+    judges.checkpoint("nll/final", run.path("train", "nll", "final"))
+    shown = pl.read_parquet(copied / "judges/exposures" / TABLE)
+    assert shown["user"].n_unique() == 40 and judges.load()["later"].users.tolist() == shown["user"].to_list()
+    scores = pl.read_parquet(copied / "judges/nll/final/predictions.parquet")["score"].to_numpy()
+    order = judge_order(scores, shown["odd"].to_numpy().astype(bool), shown["user"].to_numpy().astype(np.int64))
+    report = judges.report("nll", "final")["later"]["odd"]
+    assert report["auc"]["mean"] == pytest.approx(order.users["auc"].mean())
+    start = judges.report("sft")["later"]["odd"]
+    assert "difference" not in start
+    change = report["auc"]["mean"] - start["auc"]["mean"]
+    assert report["difference"]["auc"]["mean"] == pytest.approx(change) and change != 0
+    assert set(judges.report("counts")) == {"popularity"} and "auc" in judges.report("reward")["later"]["click"]

@@ -5,10 +5,11 @@
 `f` runs over what is known when a list is served: training interactions of the item, its group (the first attribute),
 length of the history, spread of the scores in the list, and the rank correlation of the list's scores with a second
 reward. `log π + r'` is the learned re-ranking, so `r'` as the reward of `rerank`, of distillation with a reward weight
-of 1, or of any other objective, carries the weights into it. How they are fitted: `adagrpo.evaluation.trust_fit`.
+of 1, or of any other objective, carries the weights into it. How they are fitted: `research.learned_trust.fit`.
 
 Scores are centred within the list that is asked about: weights that differ within it then say whom to believe, and
 give no item a bonus of its own. A reward is never turned round: where it orders choices the wrong way, it gets 0.
+`trusted` is for `reward.kind: factory`.
 """
 
 from __future__ import annotations
@@ -24,14 +25,28 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
+from adagrpo.config.reward import FeatureOptions
 from adagrpo.errors import UserError
-from adagrpo.rewards.protocol import Reward
+from adagrpo.pipeline.factories import Models
+from adagrpo.pipeline.files import RunData
+from adagrpo.rewards import Reward
 from adagrpo.types import Histories
 
-__all__ = ["FACTORS", "Items", "TrustModel", "TrustedReward", "centred", "levels", "read_trust"]
+__all__ = [
+    "FACTORS",
+    "Items",
+    "TrustModel",
+    "TrustedReward",
+    "centred",
+    "levels",
+    "read_trust",
+    "trust_items",
+    "trusted",
+]
 
 FACTORS = ("popularity", "item_group", "history_length", "spread", "agreement")
 _QUARTERS = (0.25, 0.5, 0.75)
+TRUST_GROUPS = 50  # of items, the largest ones: a weight for each of thousands of groups is known of none
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -161,3 +176,34 @@ class TrustedReward:
         placed, _ = levels(items.cpu().numpy(), lengths, own, second, self.items, self.model.edges)
         scores = self.model.weights(placed) * centred(own, real) / self.model.scale
         return torch.from_numpy(scores).float().to(items.device)
+
+
+def trusted(models: Models, members: Sequence[Reward], *, model: str) -> TrustedReward:
+    """Make the weighted scores of the one member.
+
+    Args:
+        models: of the run.
+        members: the reward.
+        model: the file of the weights.
+    """
+    (member,) = members
+    weights = read_trust(models.run.data / model)
+    items = trust_items(models.data, weights.groups)
+    return TrustedReward(member, models.reward_of(FeatureOptions()), items, weights)
+
+
+def trust_items(data: RunData, groups: Sequence[str] | None = None) -> Items:
+    """What the weights of a trusted reward know of the items: how often each was seen, and its first attribute.
+
+    Args:
+        data: of the run.
+        groups: names by number, as the weights were fitted; None numbers those of the items that were trained with.
+    """
+    names = [names[0] if names else "" for names in data.items["attributes"].to_list()]
+    if groups is None:
+        unique, sizes = np.unique(np.array(names[: data.version.trained]), return_counts=True)
+        largest = np.argsort(np.argsort(-sizes, kind="stable"), kind="stable") < TRUST_GROUPS
+        groups = unique[(unique != "") & largest].tolist()
+    number = {name: place for place, name in enumerate(groups)}
+    numbers = np.array([number.get(name, -1) for name in names], np.int64)
+    return Items(data.training.counts(data.num_items), numbers, tuple(groups))
