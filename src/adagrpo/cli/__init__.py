@@ -21,11 +21,11 @@ from adagrpo.cli import (
     data_verbs,
     experiment_verbs,
     log_verbs,
-    loop_verbs,
     machine_verbs,
     serving_verbs,
     stage_verbs,
     start_verbs,
+    watch_verbs,
 )
 from adagrpo.cli.options import app
 from adagrpo.errors import ServiceError, UserError
@@ -38,12 +38,12 @@ __all__ = [
     "data_verbs",
     "experiment_verbs",
     "log_verbs",
-    "loop_verbs",
     "machine_verbs",
     "main",
     "serving_verbs",
     "stage_verbs",
     "start_verbs",
+    "watch_verbs",
 ]
 
 EXTRAS = {  # modules of an optional dependency, and the extra that installs it

@@ -19,7 +19,6 @@ import numpy as np
 import polars as pl
 
 from adagrpo.config import Config, dump_config, resolve_config
-from adagrpo.config.closed_loop import LoopPlan, WorldPlan
 from adagrpo.data.columns import ITEM_ID, USER_ID
 from adagrpo.data.simulation.marketplace import Simulation
 from adagrpo.data.simulation.population import Population, populate
@@ -36,6 +35,7 @@ from adagrpo.serving.exposure_log import Exposure, Feedback
 from adagrpo.serving.exposure_store import LocalExposureLog
 from adagrpo.serving.user_hash import UserHash
 from adagrpo.storage.writing import write_file
+from research.closed_loop.plan import LoopPlan, WorldPlan
 
 __all__ = ["CLICK", "DAY", "HASH", "Beginning", "begin_world", "learning_config"]
 

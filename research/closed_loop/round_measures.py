@@ -18,17 +18,17 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from adagrpo.config.closed_loop import LoopPlan
 from adagrpo.data.prepared import load_impressions
 from adagrpo.data.simulation.population import Population
 from adagrpo.evaluation.predictions import sample_cases, summarise
 from adagrpo.monitoring.signs import gini
-from adagrpo.pipeline.closed_loop.beginnings import Beginning
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.watch import batch_of, predicted_clicks
 from adagrpo.rewards.sequential import SequentialRanker
+from research.closed_loop.beginnings import Beginning
+from research.closed_loop.plan import LoopPlan
 
 __all__ = ["Shown", "measure", "ranker_errors"]
 

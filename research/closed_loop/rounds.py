@@ -1,7 +1,7 @@
 """One market: rounds of serving and learning; a round is finished once its `row.json` is there.
 
     MARKET/exposures/                the platform's log and what the market has shown
-    MARKET/rounds/NNN/ARM/           the run that an arm learnt in, see `adagrpo.pipeline.closed_loop.learners`
+    MARKET/rounds/NNN/ARM/           the run that an arm learnt in, see `research.closed_loop.learners`
                       visits.parquet         a row a list: user, day, arm, what it was worth and what was said of it
                       population.safetensors the users after the last day
                       row.json               what was measured, a row an arm
@@ -27,14 +27,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from adagrpo.config import ArmConfig
-from adagrpo.config.closed_loop import LoopPlan, MarketPlan
 from adagrpo.data.simulation.population import Population
 from adagrpo.experiments.allocation import assign
-from adagrpo.pipeline.closed_loop.beginnings import CLICK, Beginning
-from adagrpo.pipeline.closed_loop.canaries import canary_signs
-from adagrpo.pipeline.closed_loop.endpoint import Endpoint, SimulatedDays, moment_of
-from adagrpo.pipeline.closed_loop.learners import learn
-from adagrpo.pipeline.closed_loop.round_measures import Shown, measure
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
@@ -46,6 +40,12 @@ from adagrpo.serving.served import Serving
 from adagrpo.storage.hashes import hash_file
 from adagrpo.storage.locks import lock_folder
 from adagrpo.storage.writing import make_folder, write_file
+from research.closed_loop.beginnings import CLICK, Beginning
+from research.closed_loop.canaries import canary_signs
+from research.closed_loop.endpoint import Endpoint, SimulatedDays, moment_of
+from research.closed_loop.learners import learn
+from research.closed_loop.plan import LoopPlan, MarketPlan
+from research.closed_loop.round_measures import Shown, measure
 
 __all__ = ["REST", "START", "Market"]
 

@@ -13,12 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from adagrpo.pipeline.closed_loop.beginnings import DAY, HASH
 from adagrpo.serving.exploration import Exploration
 from adagrpo.serving.exposure_log import Exposure, Feedback, FeedbackCounts
 from adagrpo.serving.exposure_store import LocalExposureLog
 from adagrpo.serving.limits import LONGEST_BATCH, Limits
 from adagrpo.serving.served import Serving, Shelf
+from research.closed_loop.beginnings import DAY, HASH
 
 __all__ = ["Endpoint", "SimulatedDays", "moment_of"]
 

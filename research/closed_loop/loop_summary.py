@@ -18,11 +18,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from adagrpo.config.closed_loop import LoopPlan
 from adagrpo.evaluation.crossed import crossed_interval, crossed_parts
 from adagrpo.monitoring.signs import SIGNS, Rule, first_on, looks
-from adagrpo.pipeline.closed_loop.canaries import lost_until, visits_as_signs_see_them
 from adagrpo.report.interval_charts import Band, Estimate, band_chart
+from research.closed_loop.canaries import lost_until, visits_as_signs_see_them
+from research.closed_loop.plan import LoopPlan
 
 __all__ = [
     "ALL",

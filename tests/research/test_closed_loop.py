@@ -13,17 +13,15 @@ import pytest
 from typer.testing import CliRunner
 
 from adagrpo.cli import app
-from adagrpo.config.closed_loop import read_loop_plan
-from adagrpo.errors import UserError
-from adagrpo.pipeline import Run, Silent
-from adagrpo.pipeline.closed_loop.beginnings import begin_world
-from adagrpo.pipeline.closed_loop.canaries import lost_until
-from adagrpo.pipeline.closed_loop.closing import close_loop
-from adagrpo.pipeline.closed_loop.loop_summary import reference_of, visits_of
-from adagrpo.pipeline.closed_loop.round_measures import Shown
-from adagrpo.pipeline.closed_loop.rounds import Market
+from adagrpo.pipeline import Run
 from adagrpo.pipeline.versions import catalog_versions
 from adagrpo.serving.exposure_parts import parts_of, read_parts
+from research.closed_loop.canaries import lost_until
+from research.closed_loop.closing import close_loop
+from research.closed_loop.loop_summary import reference_of, visits_of
+from research.closed_loop.plan import read_loop_plan
+from research.closed_loop.round_measures import Shown
+from research.closed_loop.rounds import Market
 
 RECIPE = """
 name: tiny
@@ -136,29 +134,6 @@ def test_a_round_that_was_killed_is_played_again_to_the_same_row(plan: Path, loo
     assert len(read_parts(parts_of(log))[0]) == answers
 
 
-def test_another_plan_is_refused(plan: Path, loop: Path, tmp_path: Path) -> None:
-    (tmp_path / "recipe.yaml").write_text(RECIPE)
-    (tmp_path / "plan.yaml").write_text(PLAN.replace("rounds: 1", "rounds: 2"))
-    with pytest.raises(UserError, match="the plan was another one when the loop began"):
-        close_loop(tmp_path / "plan.yaml", loop)
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        (("rounds: 1", "round: 1"), "did you mean 'rounds'"),
-        (("recipe.yaml", "nothing.yaml"), "no such recipe"),
-        (("[nll, mix", "[nll, nll, mix"), "two arms have the same name: nll, nll"),
-        (("{arms: [nll], canary", "{arms: [nll, grpo], canary"), "canary: is of one arm, this market has 2"),
-    ],
-)
-def test_a_plan_that_is_none_is_refused(change: tuple[str, str], says: str, tmp_path: Path) -> None:
-    (tmp_path / "recipe.yaml").write_text(RECIPE)
-    (tmp_path / "plan.yaml").write_text(PLAN.replace(*change))
-    with pytest.raises(UserError, match=says):
-        read_loop_plan(tmp_path / "plan.yaml")
-
-
 def test_a_market_is_held_against_one_that_explores_as_much(plan: Path) -> None:
     content, _ = read_loop_plan(plan)
     assert reference_of(content, "ab") == "none"
@@ -228,12 +203,3 @@ def test_watch_holds_an_arm_against_another_of_the_same_days(loop: Path) -> None
     assert "--against: say by --arm which other arm is held against 'rest'" in str(alone.exception)
     apart = CliRunner().invoke(app, ["watch", *options, "--arm", "nll", "--against", "platform"])
     assert "no such day; give arms that were served together" in str(apart.exception)
-
-
-def test_a_beginning_that_was_killed_makes_no_version_twice(plan: Path, loop: Path) -> None:
-    content, config = read_loop_plan(plan)
-    folder = loop / "a" / "begin"
-    before = [version.name for version in catalog_versions(Run.open(folder / "run"))]
-    (folder / "begun.json").unlink()
-    begun = begin_world(content, config, "a", folder, Silent())
-    assert [version.name for version in catalog_versions(begun.run)] == before

@@ -1,4 +1,4 @@
-"""The plan of a closed loop: worlds, markets and rounds, one YAML file; see `docs/how-to/loop.md`."""
+"""The plan of a closed loop: worlds, markets and rounds, one YAML file; `plan.yaml` is one."""
 
 from __future__ import annotations
 

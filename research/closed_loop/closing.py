@@ -1,8 +1,8 @@
 """The loop as a whole: every market of every world, in as many processes as are given, and its rows.
 
 OUT/plan.json            the plan and the recipe, written first and held to
-OUT/WORLD/begin/         see `adagrpo.pipeline.closed_loop.beginnings`
-OUT/WORLD/MARKET/        see `adagrpo.pipeline.closed_loop.rounds`
+OUT/WORLD/begin/         see `research.closed_loop.beginnings`
+OUT/WORLD/MARKET/        see `research.closed_loop.rounds`
 OUT/rows.jsonl           a row an arm and round of what is finished
 OUT/contrasts.jsonl      each arm against no training and continued NLL, by round
 OUT/experiments.jsonl    what an A/B test within a market of several arms says
@@ -27,16 +27,16 @@ from typing import Any
 import torch
 
 from adagrpo.config import Config, dump_config
-from adagrpo.config.closed_loop import LoopPlan, read_loop_plan
 from adagrpo.errors import UserError
-from adagrpo.pipeline.closed_loop.beginnings import Beginning, begin_world
-from adagrpo.pipeline.closed_loop.loop_summary import canaries_of, contrasts, experiments_of, loop_chart, signs_of
-from adagrpo.pipeline.closed_loop.rounds import Market
 from adagrpo.pipeline.run import Console, Silent
 from adagrpo.storage.hashes import hash_json
 from adagrpo.storage.locks import lock_folder
 from adagrpo.storage.marks import check_kind
 from adagrpo.storage.writing import write_file
+from research.closed_loop.beginnings import Beginning, begin_world
+from research.closed_loop.loop_summary import canaries_of, contrasts, experiments_of, loop_chart, signs_of
+from research.closed_loop.plan import LoopPlan, read_loop_plan
+from research.closed_loop.rounds import Market
 
 __all__ = ["close_loop", "finished_rows"]
 

@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adagrpo.config import ArmConfig
-from adagrpo.pipeline.closed_loop.beginnings import Beginning, learning_config
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stages.fit_ranker import fit_ranker
 from adagrpo.pipeline.stages.post_train import fit_arm
 from adagrpo.pipeline.stages.prepare import prepare
+from research.closed_loop.beginnings import Beginning, learning_config
 
 __all__ = ["learn"]
 
