@@ -18,7 +18,6 @@ import typer
 from adagrpo.cli import (
     answer_verbs,
     catalog_verbs,
-    data_verbs,
     experiment_verbs,
     log_verbs,
     machine_verbs,
@@ -35,7 +34,6 @@ __all__ = [
     "answer_verbs",
     "app",
     "catalog_verbs",
-    "data_verbs",
     "experiment_verbs",
     "log_verbs",
     "machine_verbs",

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from adagrpo import cli
-from adagrpo.data.public import SETS
+from examples.datasets import SETS
+from examples.datasets.__main__ import main
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -16,11 +16,13 @@ Command = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def data(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     def run(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["adagrpo", "data", *map(str, arguments)])
+        monkeypatch.setattr(sys, "argv", ["python -m examples.datasets", *map(str, arguments)])
         capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        return int(stop.value.code or 0), *capsys.readouterr()
+        try:
+            main()
+        except SystemExit as stop:
+            return int(stop.code or 0), *capsys.readouterr()
+        return 0, *capsys.readouterr()
 
     return run
 
@@ -39,7 +41,7 @@ def test_alone_it_lists_the_sets(data: Command) -> None:
     ("arguments", "expected"),
     [
         (["nothing", "--list"], "nothing: no such set"),
-        (["coat"], "data coat: needs --out"),
+        (["coat"], "coat: needs --out"),
         (["coat", "--out", "out"], "--from: names no file; expected coat.zip from https://www.cs.cornell.edu"),
         (["coat", "--from", "none", "--out", "out"], "none: no such file (--from); expected coat.zip"),
     ],

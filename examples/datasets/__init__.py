@@ -3,10 +3,10 @@
 The table is `sets.py`; one module a family reads the downloads, and says which filter, order and numbers it follows.
 """
 
-from adagrpo.data.public.converting import convert
-from adagrpo.data.public.downloads import Download, Downloads
-from adagrpo.data.public.listing import described, listing
-from adagrpo.data.public.published import Check, Converted, PublicSet
-from adagrpo.data.public.sets import SETS
+from examples.datasets.converting import convert
+from examples.datasets.downloads import Download, Downloads
+from examples.datasets.listing import described, listing
+from examples.datasets.published import Check, Converted, PublicSet
+from examples.datasets.sets import SETS
 
 __all__ = ["SETS", "Check", "Converted", "Download", "Downloads", "PublicSet", "convert", "described", "listing"]

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from adagrpo.data.public import Download, Downloads
 from adagrpo.errors import UserError
+from examples.datasets import Download, Downloads
 
 WANTED = [Download("x.txt.gz", "https://example.org/x.txt.gz", md5="0" * 32)]
 

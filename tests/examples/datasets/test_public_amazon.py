@@ -7,10 +7,10 @@ from typing import Any
 import polars as pl
 import pytest
 
-from adagrpo.data.public import Downloads
-from adagrpo.data.public.amazon import AttributeRule, Table2014, attributes_of, read_2014, read_2018
-from adagrpo.data.public.numbering import interaction_table
 from adagrpo.errors import UserError
+from examples.datasets import Downloads
+from examples.datasets.amazon import AttributeRule, Table2014, attributes_of, read_2014, read_2018
+from examples.datasets.numbering import interaction_table
 
 COLUMNS = ("item_id", "asin", "short_text", "attributes", "title", "categories", "brand")
 TABLE = Table2014(COLUMNS, AttributeRule(least=2, skip=1))

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from adagrpo import __version__
-from adagrpo.data.public.downloads import Downloads
-from adagrpo.data.public.published import Comparison, Converted, PublicSet, compared
 from adagrpo.errors import UserError
 from adagrpo.storage.artifacts import check_replaceable, manifest, publish, seal
 from adagrpo.storage.hashes import hash_file, hash_json
 from adagrpo.storage.marks import is_marked
 from adagrpo.storage.removal import remove
 from adagrpo.storage.writing import naming, temporary
+from examples.datasets.downloads import Downloads
+from examples.datasets.published import Comparison, Converted, PublicSet, compared
 
 __all__ = ["KIND", "convert"]
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
-from adagrpo.data.public.downloads import Download, Downloads
-from adagrpo.data.public.numbering import hash_lines
+from examples.datasets.downloads import Download, Downloads
+from examples.datasets.numbering import hash_lines
 
 __all__ = ["Check", "Comparison", "Converted", "PublicSet", "compared", "hashes_of_rows"]
 

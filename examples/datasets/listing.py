@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from adagrpo.data.public.published import PublicSet
-from adagrpo.data.public.sets import SETS
 from adagrpo.errors import UserError
+from examples.datasets.published import PublicSet
+from examples.datasets.sets import SETS
 
 __all__ = ["described", "listing"]
 
@@ -48,7 +48,7 @@ def listing(entries: Sequence[Mapping[str, Any]]) -> str:
         lines += [f"  file      {_file(file)}" for file in one["files"]]
         lines += [f"  recipe    recipes/{one['recipe']}"] if one["recipe"] else []
         blocks.append("\n".join([*lines, *(f"  caution   {caution}" for caution in one["cautions"])]))
-    return "\n\n".join([*blocks, "convert: adagrpo data NAME --from FILE --from FILE --out DIR"])
+    return "\n\n".join([*blocks, "convert: python -m examples.datasets NAME --from FILE... --out DIR"])
 
 
 def _file(file: Mapping[str, Any]) -> str:

@@ -7,10 +7,10 @@ import polars as pl
 from numpy.typing import NDArray
 
 from adagrpo.data.columns import ITEM_ID, POSITION, PROPENSITY, RATING, USER_ID
-from adagrpo.data.public.downloads import Downloads
-from adagrpo.data.public.published import Converted, hashes_of_rows
-from adagrpo.data.public.texts import matrix_of, rows_of
 from adagrpo.errors import UserError
+from examples.datasets.downloads import Downloads
+from examples.datasets.published import Converted, hashes_of_rows
+from examples.datasets.texts import matrix_of, rows_of
 
 __all__ = ["read_coat", "read_kuairand_exposure", "read_slates"]
 

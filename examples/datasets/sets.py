@@ -1,17 +1,17 @@
 """The table of public sets. A set is one entry here and its reader.
 
-Hashes are those of `adagrpo.data.public.numbering` and `published`, over the versions that the literature measures on.
+Hashes are those of `examples.datasets.numbering` and `published`, over the versions that the literature measures on.
 Amazon 2014: S3-Rec's files, and UniTok's for Office Products. Amazon 2018: CollisionGenRec's. MovieLens-1M: SASRec's.
 """
 
 from __future__ import annotations
 
-from adagrpo.data.public.amazon import AttributeRule, Table2014, read_2014, read_2018
-from adagrpo.data.public.downloads import Download, Downloads
-from adagrpo.data.public.kuairand_pure import LATE_PART, read_kuairand_pure
-from adagrpo.data.public.movielens import read_movielens
-from adagrpo.data.public.published import Check, Converted, PublicSet
-from adagrpo.data.public.ratings_and_slates import read_coat, read_kuairand_exposure, read_slates
+from examples.datasets.amazon import AttributeRule, Table2014, read_2014, read_2018
+from examples.datasets.downloads import Download, Downloads
+from examples.datasets.kuairand_pure import LATE_PART, read_kuairand_pure
+from examples.datasets.movielens import read_movielens
+from examples.datasets.published import Check, Converted, PublicSet
+from examples.datasets.ratings_and_slates import read_coat, read_kuairand_exposure, read_slates
 
 __all__ = ["SETS"]
 

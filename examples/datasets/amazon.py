@@ -25,8 +25,9 @@ from typing import Any
 import polars as pl
 
 from adagrpo.data.columns import ITEM_ID
-from adagrpo.data.public.downloads import Downloads
-from adagrpo.data.public.numbering import (
+from adagrpo.errors import UserError
+from examples.datasets.downloads import Downloads
+from examples.datasets.numbering import (
     Event,
     counts_of,
     hash_lines,
@@ -35,8 +36,7 @@ from adagrpo.data.public.numbering import (
     k_core,
     number_items,
 )
-from adagrpo.data.public.published import Converted
-from adagrpo.errors import UserError
+from examples.datasets.published import Converted
 
 __all__ = ["AttributeRule", "Table2014", "read_2014", "read_2018"]
 

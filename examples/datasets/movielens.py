@@ -12,11 +12,11 @@ import re
 import polars as pl
 
 from adagrpo.data.columns import ITEM_ID, USER_ID
-from adagrpo.data.public.downloads import Downloads
-from adagrpo.data.public.numbering import counts_of, hashes_of, interaction_table, number_items
-from adagrpo.data.public.published import Converted
-from adagrpo.data.public.texts import rows_of
 from adagrpo.errors import UserError
+from examples.datasets.downloads import Downloads
+from examples.datasets.numbering import counts_of, hashes_of, interaction_table, number_items
+from examples.datasets.published import Converted
+from examples.datasets.texts import rows_of
 
 __all__ = ["read_movielens"]
 

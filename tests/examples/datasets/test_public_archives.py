@@ -10,11 +10,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from adagrpo.data.public import Downloads
-from adagrpo.data.public.kuairand_pure import LATE_PART, read_kuairand_pure
-from adagrpo.data.public.movielens import read_movielens
-from adagrpo.data.public.ratings_and_slates import read_coat, read_kuairand_exposure, read_slates
 from adagrpo.errors import UserError
+from examples.datasets import Downloads
+from examples.datasets.kuairand_pure import LATE_PART, read_kuairand_pure
+from examples.datasets.movielens import read_movielens
+from examples.datasets.ratings_and_slates import read_coat, read_kuairand_exposure, read_slates
 
 MOVIES = [
     "7::Comb, The (1982)::Drama",

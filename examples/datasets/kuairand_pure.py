@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import polars as pl
 
 from adagrpo.data.columns import CLICKED, ITEM_ID, TIMESTAMP, USER_ID
-from adagrpo.data.public.downloads import Downloads
-from adagrpo.data.public.published import Converted, hashes_of_rows
 from adagrpo.errors import UserError
+from examples.datasets.downloads import Downloads
+from examples.datasets.published import Converted, hashes_of_rows
 
 __all__ = ["LATE_PART", "read_kuairand_pure"]
 

@@ -11,11 +11,11 @@ from typing import Any
 import polars as pl
 import pytest
 
-from adagrpo.data.public import SETS, Check, PublicSet, convert, described, listing
-from adagrpo.data.public.numbering import hash_lines, hashes_of
-from adagrpo.data.public.published import SAID
 from adagrpo.errors import UserError
 from adagrpo.storage.artifacts import manifest, verify
+from examples.datasets import SETS, Check, PublicSet, convert, described, listing
+from examples.datasets.numbering import hash_lines, hashes_of
+from examples.datasets.published import SAID
 
 RECIPES = Path(__file__).parents[3] / "recipes"
 SHARED = Path(__file__).parents[4] / "shared" / "data"
