@@ -28,9 +28,9 @@ from adagrpo.evaluation.reranking import WEIGHTS, best_weight, reward_spread
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.stages.fit_trust import choices_of, write_trust
 from adagrpo.report import read_rows
 from research.command import run
+from research.learned_trust.choices import choices_of, trusted_options, write_trust
 from research.rows import add_row
 
 __all__ = ["Reranked", "lists_of", "over_seeds", "reranked"]
@@ -75,7 +75,7 @@ def reranked(folder: Path) -> Reranked:
         file = Path(work) / "trust.json"
         plain = Run.open(folder, [f"reward={REWARD}"], StderrConsole())
         decision = write_trust(plain, file)["decision"]
-        trusted = Run.open(folder, [f"reward={{kind: trusted, members: [{REWARD}], model: {file}}}"], StderrConsole())
+        trusted = Run.open(folder, [f"reward={trusted_options(REWARD, file)}"], StderrConsole())
         held, test, learned = lists_of(plain, "validation"), lists_of(plain, "test"), lists_of(trusted, "test")
     spread = reward_spread(held.items, held.rewards)
     best = best_weight({w: metrics.ndcg(target_ranks(held, mixed_keys(held, w, spread)), 10) for w in WEIGHTS})

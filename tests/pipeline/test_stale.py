@@ -469,13 +469,6 @@ def test_what_run_does_not_make_is_not_said_to_be_made_again(copied: Path) -> No
         ("ranker/lambdarank", {"reward": {"kind": "lambdarank"}}, ""),
         ("ranker/lambdarank", {}, "the reward has no such trees"),
         ("reward", {}, "the reward is the run's own"),
-        (
-            "judges/rerank",
-            {"judges": {"feed": {"path": "x", "labels": ["a"]}}},
-            "no arm leaves its weight to validation",
-        ),
-        ("judges/reward", {}, "the recipe names no judges"),
-        ("judges/nll/best", {"judges": {"feed": {"path": "x", "labels": ["a"]}}}, ""),
         ("evaluate/nll+rerank/best", {}, ""),
         ("evaluate/grpo+rerank/best", {}, "'grpo' is not among train.arms"),
         ("evaluate/rerank", {}, ""),

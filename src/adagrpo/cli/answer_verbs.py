@@ -28,10 +28,6 @@ def diagnose(
     second_ranker: Annotated[
         Path | None, typer.Option(help="Checkpoint folder of another ranker, to form strata for the run's own.")
     ] = None,
-    trust: Annotated[
-        Path | None,
-        typer.Option(help="Fit how far to trust the reward, and write the weights there for reward.kind trusted."),
-    ] = None,
     out: Elsewhere = None,
     dry_run: DryRun = False,
 ) -> None:
@@ -45,18 +41,12 @@ def diagnose(
     opened = common.open(run, out)
     with session(opened):
         result = pipeline.diagnose_reward(opened, second_ranker)
-        if trust is not None:
-            from adagrpo.pipeline.stages.fit_trust import write_trust
-
-            result |= {"trust": write_trust(opened, trust)}
     if common.as_json:
         typer.echo(json.dumps(result))
         return
     tables = diagnosis_tables(result)
     typer.echo("\n\n".join(to_text(tables[name]) for name in ("orders", "evidence")))
     typer.echo(f"\nverdict: {result['verdict']['decision']}\n" + "\n".join(result["verdict"]["sentences"]))
-    if trust is not None:
-        typer.echo(f"\ntrust: {result['trust']['decision']}, written to {trust}")
     typer.echo(f"\npage: {opened.directory / 'diagnose.html'}")
 
 

@@ -29,7 +29,6 @@ from adagrpo.pipeline.stage import Ingredients, Part, StageFolder, State
 from adagrpo.pipeline.stages.evaluate import evaluate_baselines, evaluate_checkpoint, evaluate_start
 from adagrpo.pipeline.stages.exposure_report import report_exposures
 from adagrpo.pipeline.stages.fit_ranker import fit_ranker
-from adagrpo.pipeline.stages.judge import judgements
 from adagrpo.pipeline.stages.post_train import fit_arm
 from adagrpo.pipeline.stages.prepare import prepare, simulate_marketplace
 from adagrpo.pipeline.stages.ranker_report import report_ranker
@@ -101,21 +100,17 @@ def unused(config: Config, name: str) -> str:
     """
     kind, _, rest = name.partition("/")
     arms, folds = config.train.arms, config.ranker.folds
-    if kind == "judges" and not config.judges:
-        return "the recipe names no judges"
-    if kind == "train" or (kind in ("evaluate", "judges") and "/" in rest):
+    if kind == "train" or (kind == "evaluate" and "/" in rest):
         arm = re_ranked(rest.split("/")[0]) or rest.split("/")[0]
         return "" if arm in [one.name for one in arms] else f"'{arm}' is not among train.arms"
     if rest.startswith("fold-"):
         return f"ranker.folds is {folds}" if folds < 2 or int(rest.removeprefix("fold-")) >= folds else ""
-    left = any(arm.left_to_validation(config.objective) is not None for arm in arms)
-    weight = "" if left else "no arm leaves its weight to validation"
     reasons = {
         "ranker/lambdarank": "" if fits_trees(config.reward) else "the reward has no such trees",
         "reward": "the reward is the run's own" if config.reward == SequentialOptions() else "",
         "exposures": "" if config.data.exposures else "the logs are no exposure log",
     }
-    return (reasons | {"judges/rerank": weight}).get(name, "")
+    return reasons.get(name, "")
 
 
 def reward_parts(run: Run) -> list[str]:
@@ -143,9 +138,6 @@ def _walk_in_order(look: Look) -> None:
         for kind in ("best", "final"):
             with look.walking(f"evaluate/{name}/{kind}"):
                 evaluate_checkpoint(look, f"evaluate/{name}/{kind}", look.path("train", name, kind), {})
-    for name, judge in judgements(look, [arm.name for arm in look.config.train.arms]):
-        with look.walking(name):
-            judge(look)
     with look.walking("ranker/report"):
         report_ranker(look)
 

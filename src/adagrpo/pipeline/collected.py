@@ -15,7 +15,6 @@ from adagrpo.storage.artifacts import manifest
 __all__ = ["metrics_are_stale", "note_collected"]
 
 COLLECTED = "collected"
-COUNTS = {"popularity", "exposures", "chosen_rate"}  # orders of one stage, judges/counts
 
 
 def note_collected(run: Run, metrics: Mapping[str, Any]) -> None:
@@ -54,7 +53,4 @@ def _gathered(metrics: Mapping[str, Any]) -> list[str]:
     arms = [name for name in metrics["stages"] if name != "sft"]
     trained = [f"train/{arm}" for arm in arms]
     evaluated = [f"evaluate/{arm}/{kind}" for arm in arms for kind in ("best", "final")]
-    orders = {name for judge in metrics.get("judges", {}).values() for of in judge["labels"].values() for name in of}
-    judged = [f"judges/{name}" for name in sorted(orders - COUNTS)] + ["judges/counts"] * bool(orders)
-    evaluated = ["evaluate/sft", "evaluate/baselines", *evaluated, *judged]
-    return ["prepare", "tokenize", "sft", "ranker", *trained, *evaluated]
+    return ["prepare", "tokenize", "sft", "ranker", *trained, "evaluate/sft", "evaluate/baselines", *evaluated]

@@ -37,7 +37,7 @@ READS: dict[str, tuple[str, ...]] = {
     "ranker": ("ranker", "reward", "seed", "max_history", "evaluation.mask_history", "evaluation.batch_size"),
     "diagnose": (*DECODING, "objective", "ranker", "reward", "seed"),
     "train": ("train", "objective", "reward", *DECODING, "seed", FOLDS),
-    "evaluate": ("evaluation", "judges", "objective", "train", "reward", "policy", "max_history", "seed", FOLDS),
+    "evaluate": ("evaluation", "objective", "train", "reward", "policy", "max_history", "seed", FOLDS),
 }
 ALWAYS = ("name", "threads")  # they decide no result, and every verb goes by them
 PLACES = ("data.exposures.path", "data.exposures.through")  # where logs are, and up to where
@@ -84,9 +84,7 @@ def stage_at(run: Called, path: Path) -> str:
             return f"train/{arm}"
         case ("evaluate", name, kind, *_) if name not in ("sft", "baselines", "rerank"):
             return f"evaluate/{name}/{kind}"
-        case ("judges", name, kind, *_) if kind in ("best", "final"):
-            return f"judges/{name}/{kind}"
-        case ("evaluate" | "report" | "judges", name, *_):
+        case ("evaluate" | "report", name, *_):
             return f"{parts[0]}/{name}"
         case ("ranker", inner, *_) if inner in ("report", "exposures", "lambdarank") or inner.startswith("fold-"):
             return f"ranker/{inner}"
@@ -101,13 +99,7 @@ def verb_for(stage: str, *, without_order: bool = False) -> str:
     if stage in ("simulate", "ranker/report"):
         return {"simulate": "run", "ranker/report": "evaluate"}[stage]
     first = stage.partition("/")[0]
-    others = {
-        "encode": "tokenize",
-        "reranking": "diagnose",
-        "reward": "train",
-        "report": "evaluate",
-        "judges": "evaluate",
-    }
+    others = {"encode": "tokenize", "reranking": "diagnose", "reward": "train", "report": "evaluate"}
     return (others | {"catalogs": "catalog update", "exposures": "prepare"}).get(first, first)
 
 

@@ -31,7 +31,6 @@ from adagrpo.pipeline.stages.evaluate import evaluate_baselines, evaluate_checkp
 from adagrpo.pipeline.stages.example_rollouts import draw_examples
 from adagrpo.pipeline.stages.exposure_report import report_exposures
 from adagrpo.pipeline.stages.fit_ranker import fit_ranker
-from adagrpo.pipeline.stages.judge import judgements
 from adagrpo.pipeline.stages.paired_outcomes import pair_outcomes
 from adagrpo.pipeline.stages.post_train import fit_arm
 from adagrpo.pipeline.stages.prepare import prepare, simulate_marketplace
@@ -156,8 +155,6 @@ def _declarations(run: Run, *, trained_only: bool) -> Iterator[tuple[str, str | 
     yield "evaluate", "evaluate/baselines", evaluate_baselines
     for name in [f"{arm}/{kind}" for arm in arms for kind in ("best", "final")]:
         yield "evaluate", f"evaluate/{name}", _evaluation(f"evaluate/{name}", run.path("train", *name.split("/")))
-    for name, declare in judgements(run, arms):
-        yield "evaluate", name, declare
     yield "evaluate", "report/paired", partial(pair_outcomes, arms=arms)
     yield "evaluate", "report/rollouts", draw_examples
     yield "evaluate", "ranker/report", report_ranker

@@ -33,7 +33,6 @@ from adagrpo.pipeline.stages.evaluate import collect as _collect
 from adagrpo.pipeline.stages.evaluate import evaluate as _evaluate_checkpoints
 from adagrpo.pipeline.stages.example_rollouts import draw_examples
 from adagrpo.pipeline.stages.fit_ranker import fit_ranker as _fit_ranker
-from adagrpo.pipeline.stages.judge import collect_judgements, judge
 from adagrpo.pipeline.stages.paired_outcomes import pair_outcomes
 from adagrpo.pipeline.stages.post_train import fit_arm as _fit_arm
 from adagrpo.pipeline.stages.prepare import prepare as _prepare
@@ -198,7 +197,7 @@ def collect(run: Run, arms: list[str]) -> dict[str, Any]:
     left_out = left_out_arms(run)
     for arm, why in left_out.items():
         run.console.stage(f"train/{arm}", f"left out: {why}", 0.0)
-    content = _collect(run, arms, left_out, collect_judgements(run, arms))
+    content = _collect(run, arms, left_out)
     note_collected(run, content)
     run.keep_settings()
     return content
@@ -217,7 +216,6 @@ def write_report(run: Run) -> Path:
 def _evaluate(run: Run, arms: list[str]) -> None:
     """Evaluate every checkpoint of the arms, hold them against each other, and draw what the report shows."""
     _evaluate_checkpoints(run, arms)
-    judge(run, arms)
     pair_outcomes(run, arms)
     draw_examples(run)
 

@@ -21,7 +21,6 @@ WRITTEN = frozenset(
         *("semantic_ids.json", "config.json", "metrics.json", "model.txt", "weight.json", "reward.json"),
         *("predictions.parquet", "free.parquet"),  # evaluate
         *("neighbours.parquet", "version.json"),  # catalogs
-        *("exposures.parquet", "counts.json", "scores.parquet"),  # judges
         *("report.json", "diagnose.json", "paired.json", "rollouts.json", MANIFEST),
     }
 )

@@ -193,14 +193,13 @@ def read_valid(data: RunData, cases: Cases, folder: Path, length: int) -> NDArra
     return valid
 
 
-def collect(run: Run, arms: list[str], left_out: Mapping[str, str], judgements: Mapping[str, Any]) -> dict[str, Any]:
+def collect(run: Run, arms: list[str], left_out: Mapping[str, str]) -> dict[str, Any]:
     """Gather the results of a run into metrics.json, which holds no time and no path; equal runs give equal bytes.
 
     Args:
         run: with every stage of the arms.
         arms: by name.
         left_out: trained arms that are not among them, and why.
-        judgements: what the judges of the recipe found; nothing where it has none.
     """
     sft = _read(run.checked("evaluate", "sft", "metrics.json"))
     weights = _read(run.checked("reranking", "weight.json"))
@@ -241,7 +240,6 @@ def collect(run: Run, arms: list[str], left_out: Mapping[str, str], judgements: 
         "stages": stages,
     }
     content |= {name: sft[name] for name in ("eligible", "validation_sample") if name in sft}
-    content |= {"judges": judgements} if judgements else {}
     content |= {"left_out": dict(left_out)} if left_out else {}
     run.write_output("metrics.json", json.dumps(content, indent=1) + "\n")
     _write_results(run, content)
