@@ -427,3 +427,7 @@ def test_weights_of_a_reward_are_fitted_from_the_command_line_and_are_a_reward(
         assert torch.allclose(models.reward().score(histories, items), expected, atol=1e-5)
     with pytest.raises(UserError, match="has weights already"):
         write_trust(run, path)
+    path.write_text("mine", encoding="utf-8")
+    with pytest.raises(UserError, match=r"trust.json: holds no weights of a reward"):
+        write_trust(world.run(copied, data), path)
+    assert path.read_text(encoding="utf-8") == "mine"

@@ -24,7 +24,7 @@ from adagrpo.pipeline.reward_data import trust_items
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stages.evaluate import progress
 from adagrpo.rewards import Reward, ask_reward
-from adagrpo.rewards.trust import FACTORS
+from adagrpo.rewards.trust import FACTORS, read_trust
 from adagrpo.storage.writing import write_file
 from adagrpo.types import Cases
 
@@ -36,14 +36,19 @@ def write_trust(run: Run, out: Path) -> dict[str, Any]:
 
     Args:
         run: with the stages prepare, tokenize, sft and what its reward needs.
-        out: the file.
+        out: the file, new or written by this before.
 
     Returns:
         The decision (`levels`, `one weight` or `none`), the file, and the facts behind it.
 
     Raises:
-        UserError: a stage is missing, or the reward has weights already.
+        UserError: a stage is missing, the reward has weights already, or the file holds something else.
     """
+    if out.exists():
+        try:
+            read_trust(out)
+        except UserError as error:
+            raise UserError(f"{out}: holds no weights of a reward; --trust takes a new file") from error
     if isinstance(run.config.reward, TrustedOptions):
         raise UserError("reward.kind: 'trusted' has weights already; fit those of its member")
     models = Models(RunData(run))
