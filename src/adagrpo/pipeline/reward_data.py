@@ -9,17 +9,26 @@ from typing import Any
 import numpy as np
 import torch
 
-from adagrpo.config.reward import CorruptedOptions
+from adagrpo.config.reward import (
+    CallableOptions,
+    CorruptedOptions,
+    LightGBMOptions,
+    PoliciesOptions,
+    RewardOptions,
+    SequentialOptions,
+    TrustedOptions,
+)
 from adagrpo.data.prepared import load_item_ids
 from adagrpo.errors import UserError
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.run import Run
 from adagrpo.policies import Policy
-from adagrpo.rewards import PoliciesReward, Reward
+from adagrpo.rewards import PoliciesReward, Reward, find_module
 from adagrpo.rewards.corrupted import CorruptedReward, fewest, item_groups
 from adagrpo.rewards.trust import Items
 from adagrpo.semantic_ids import Catalog
 
-__all__ = ["corrupted_reward", "files_of_start", "policies_reward", "refuse_other_items", "trust_items"]
+__all__ = ["corrupted_reward", "files_of_start", "named_by", "policies_reward", "refuse_other_items", "trust_items"]
 
 TRUST_GROUPS = 50  # of items, the largest ones: a weight for each of thousands of groups is known of none
 
@@ -28,6 +37,22 @@ def files_of_start(folder: Path) -> list[Path]:
     """The files of another run that decide its starting policy: items, Semantic IDs, weights."""
     names = ("prepare/items.parquet", "tokenize/codes.parquet", "tokenize/codes.json", "sft/best/model.safetensors")
     return [folder / name for name in names]
+
+
+def named_by(options: RewardOptions, run: Run) -> list[Path]:
+    """The files that a reward and its members name, which no run makes: modules, models, checkpoints of other runs."""
+    match options:
+        case CallableOptions():
+            own = [find_module(options.function, run.code), *(run.data / name for name in options.files)]
+        case LightGBMOptions() | TrustedOptions():
+            own = [run.data / options.model]
+        case SequentialOptions(checkpoint=str(folder)):
+            own = [run.data / folder / "model.safetensors"]
+        case PoliciesOptions():
+            own = [path for name in options.runs for path in files_of_start(run.data / name)]
+        case _:
+            own = []
+    return own + [path for part in options.parts for path in named_by(part, run)]
 
 
 def refuse_other_items(data: RunData, checkpoint: Path) -> None:
