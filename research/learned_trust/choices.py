@@ -34,7 +34,7 @@ def write_trust(run: Run, out: Path) -> dict[str, Any]:
 
     Args:
         run: with the stages prepare, tokenize, sft and what its reward needs.
-        out: the file.
+        out: the file, new or written by this before.
 
     Returns:
         The decision (`levels`, `one weight` or `none`), the file, and the facts behind it.

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from pathlib import Path
 
 import numpy as np
 
+from adagrpo.config.reward import CallableOptions, FactoryOptions, LightGBMOptions, RewardOptions, SequentialOptions
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stages.tokenize import language_model_folder, reads_texts
+from adagrpo.rewards import find_module
 from adagrpo.semantic_ids import Catalog
 from adagrpo.semantic_ids.language import check_model
 
-__all__ = ["check_named"]
+__all__ = ["check_named", "files_named_by"]
 
 ASK_REWARD = {"train", "diagnose", "evaluate"}
 
@@ -38,3 +42,17 @@ def check_named(data: RunData, parts: Collection[str]) -> None:
                 run.hash_input(path)
     if "evaluate" in parts and config.evaluation.eligible is not None:  # the items do not depend on their codes
         data.narrowed(Catalog.from_codes(np.arange(data.num_items)[:, None], (data.num_items,)))
+
+
+def files_named_by(options: RewardOptions, run: Run) -> list[Path]:
+    """The files that a reward and its members name, which no run makes: modules, models, checkpoints of other runs."""
+    match options:
+        case CallableOptions() | FactoryOptions():
+            own = [find_module(options.function, run.code), *(run.data / name for name in options.files)]
+        case LightGBMOptions():
+            own = [run.data / options.model]
+        case SequentialOptions(checkpoint=str(folder)):
+            own = [run.data / folder / "model.safetensors"]
+        case _:
+            own = []
+    return own + [path for part in options.parts for path in files_named_by(part, run)]
