@@ -94,7 +94,7 @@ def trial_picture(marks: Sequence[Outcome]) -> str:
 
     parts = [
         text_at(12, 28, "The paper's gate is not told from a random one.", "ink", size=17, bold=True),
-        text_at(12, 50, "After correction; equal tuning. Hits among the first ten, less", "quiet"),
+        text_at(12, 50, "Corrected within a set; equal tuning. Hits among the first ten, less", "quiet"),
         text_at(12, 68, "those of training on without a reward.", "quiet"),
     ]
     for lane, name in enumerate(GATES.values()):
