@@ -16,8 +16,8 @@ two-way bootstrap resamples seeds and users (Owen 2007) and is run on the smalle
 
 `--tails` asks how often a p-value lies below .05, and below .05 / 25 and .05 / 175, which is what the first step of
 Holm's rule over as many tests reads. There the means of the seeds are drawn themselves, normal, and the users' variance
-is known. It is asked for two shares of a user's difference that come back under every seed: that of `SHARED`, and one as
-the rows of `research/fair_trial` have it.
+is known. It is asked for two shares of a user's variance that come back under every seed: `SHARED`, and that of the
+rows of `research/fair_trial`.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from adagrpo.evaluation.statistics import holm
 from adagrpo.report import read_comparison
 from adagrpo.report.tables import Table, to_text
 
-__all__ = ["Difference", "corrected_table", "read_differences", "differences_in"]
+__all__ = ["Difference", "corrected_table", "differences_in", "read_differences"]
 
 LEVEL = 0.05
 SETS = ("amazon18-scientific", "amazon-beauty", "amazon-toys", "lastfm", "ml-1m", "yelp", "kuairand-clicks")
@@ -64,7 +64,10 @@ def corrected_table(tests: Sequence[Difference], trials: Sequence[str]) -> Table
     families = (
         ("arms of a set, pairs of a set", [*gains, *pairs]),
         ("arms and pairs of a set", by_set),
-        ("arms of the seven sets, pairs of the seven sets", [sum(gains, []), sum(pairs, [])]),
+        (
+            "arms of the seven sets, pairs of the seven sets",
+            [[one for one in inside if not one.other], [one for one in inside if one.other]],
+        ),
         ("arms and pairs of the seven sets", [inside]),
         ("every comparison of the study", [list(tests)]),
     )

@@ -83,7 +83,8 @@ KEYS = {
 TUNED = ("research.fair_trial.tune", ("rung", "candidate", "final", "pressure_found"))
 QUALITY = ("research.reward_quality.measure", ("variant", "diagnosis", "arms"))
 POOLED = ("headline", "pairs", "pressed")  # kinds for which `NAME+NAME` is one comparison
-SEVERAL = ("starting", "comparison", "corrected", "headline", "pairs", "matched", "verdicts")  # kinds that take several files
+# kinds that take several files
+SEVERAL = ("starting", "comparison", "corrected", "headline", "pairs", "matched", "verdicts")
 FORMS = {"arms": "text", "comparison": "short", "trial": "text", "verdicts": "short", "orders": "exposure"}
 
 
