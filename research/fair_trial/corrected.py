@@ -71,7 +71,13 @@ def corrected_table(tests: Sequence[Difference], trials: Sequence[str]) -> Table
         ("arms and pairs of the seven sets", [inside]),
         ("every comparison of the study", [list(tests)]),
     )
-    header = ("corrected over", "tests", "trained arms above NLL", "re-ranking above NLL", "either gate below none")
+    header: tuple[str, ...] = (
+        "corrected over",
+        "tests",
+        "trained arms above NLL",
+        "re-ranking above NLL",
+        "either gate below none",
+    )
     header += ("the gate apart from the random one",)
     lines = tuple((label, _sizes(family), *_counted(family, trials)) for label, family in families)
     return Table(header, lines, ("left", "right", "left", "left", "left", "right"))

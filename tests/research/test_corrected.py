@@ -13,7 +13,7 @@ def content(p_values: dict[str, float], pairs: dict[tuple[str, str], float]) -> 
     def against(difference: float, p: float) -> dict[str, Any]:
         return {"against": {"hr@10": {"difference": difference, "p": p}}, "checkpoint": "final", "p_holm": p}
 
-    baseline = {"arm": "nll", "checkpoint": "final", "p_holm": None, "against": {}}
+    baseline: dict[str, Any] = {"arm": "nll", "checkpoint": "final", "p_holm": None, "against": {}}
     return {
         "plan": {"metric": "hr@10"},
         "rows": [baseline, *({"arm": arm} | against(0.01, p) for arm, p in p_values.items())],
