@@ -108,8 +108,8 @@ def _print_estimates(found: dict[str, Any]) -> None:
     typer.echo(
         f"{found['policy']['arm']} on {counts['lists']:,} drawn lists of {counts['users']:,} users"
         f" ({counts['without_history']:,} without a history, {counts['with_other_items']:,} with other items,"
-        f" {counts['with_other_probabilities']:,} with other probabilities, {counts['narrowed']:,} of requests with filters"
-        " left out)"
+        f" {counts['with_other_probabilities']:,} with other probabilities, {counts['narrowed']:,} of requests with"
+        " filters left out)"
     )
     body = []
     for row in found["estimates"]:
