@@ -235,8 +235,7 @@ def _say_refused(directory: Path, work: Path, refused: Sequence[Refused]) -> Non
     if not refused:
         return
     said = [f"{directory / OPEN}, table {table}, row {number}: {why}" for table, number, why in refused]
-    for line in said:
-        LOGGER.warning("exposure log: %s", line)
+    LOGGER.warning("exposure log: %d rows are none and left out, such as %s", len(said), said[0])
     write_file(work / "refused.jsonl", "".join(f"{json.dumps(line)}\n" for line in said))
 
 
