@@ -21,6 +21,7 @@ from benchmarks.reliability import (
     exposures,
     findings,
     foreign,
+    hostile,
     invariance,
     kills,
     lists,
@@ -47,10 +48,13 @@ CHECKS: dict[str, Callable[[Path], Finding]] = {
     "damage": readers.truncations,
     "lists": lists.lists,
     "malformed": malformed.malformed,
+    "malformed-proxied": malformed.malformed_proxied,
     "overload": overload.overload,
     "endings": endings.endings,
+    "endings-proxied": endings.endings_proxied,
     "exchanges": endings.exchanges,
     "token": malformed.token,
+    "token-proxied": malformed.token_proxied,
     "foreign": foreign.foreign,
     "flips": readers.flips,
     "read_only": read_only.read_only,
@@ -62,6 +66,8 @@ CHECKS: dict[str, Callable[[Path], Finding]] = {
     "exposures-s3": elsewhere.in_s3,
     "exposures-kafka": elsewhere.in_kafka,
     "trials": trials.trials,
+    "hostile": hostile.hostile,
+    "hostile-proxied": hostile.hostile_proxied,
 }
 ROOT = Path(__file__).parent.parent.parent
 
