@@ -75,7 +75,7 @@ def endings_proxied(work: Path, terms: int = 20, kills: int = 5) -> Finding:
     run, bodies = make_run(work)
     asked = bodies.read_text(encoding="utf-8").splitlines()
     log, ports = work / "log", [free_port(), free_port()]
-    outcome: dict[str, Any] = {"answered": [], "dropped": 0}
+    outcome: dict[str, Any] = {"answered": [], "dropped": 0, "refused": 0}
     codes: Counter[int | None] = Counter()
 
     def begin(port: int) -> tuple[ExitStack, subprocess.Popen[str]]:
@@ -108,8 +108,8 @@ def endings_proxied(work: Path, terms: int = 20, kills: int = 5) -> Finding:
     without = sum(rows[name] != 1 for name in outcome["answered"])
     figure = (
         f"two processes behind nginx, one at a time told to end {terms} times and killed by kill -9 {kills} times:"
-        f" {len(outcome['answered']):,} lists, {outcome['dropped']} requests were not answered with one,"
-        f" {without} lists without exactly one exposure row; status 0 {codes[0]} times"
+        f" {len(outcome['answered']):,} lists, {outcome['dropped']} requests were not answered,"
+        f" {outcome['refused']} were refused for want of time, {without} lists without exactly one exposure row; status 0 {codes[0]} times"
     )
     return Finding(12, figure, codes[0] == terms and not outcome["dropped"] and not without)
 
@@ -197,7 +197,7 @@ def _call(port: int, path: str, body: str) -> tuple[int, dict[str, Any]]:
 
 def _under_load(run: Path, log: Path, asked: list[str], number: int, turn: int, least: int = 0) -> dict[str, Any]:
     """Ask with `CLIENTS`, send a signal once `least` are answered, and see what became of each that was begun."""
-    outcome: dict[str, Any] = {"answered": [], "dropped": 0, "unready": 0}
+    outcome: dict[str, Any] = {"answered": [], "dropped": 0, "refused": 0, "unready": 0}
     lock, told = threading.Lock(), threading.Event()
     with served(run, "--exposures", str(log)) as (port, process):
         clients = [
@@ -259,6 +259,8 @@ def _client(
         with lock:
             if response.status == 200:
                 outcome["answered"].append(content["request_id"])
+            elif response.status == 503 and "retry-after" in response.headers:
+                outcome["refused"] += 1  # for want of time
             else:
                 outcome["dropped"] += number == signal.SIGTERM
         if index % 2 or response.headers.get("connection") == "close":
