@@ -109,7 +109,8 @@ def endings_proxied(work: Path, terms: int = 20, kills: int = 5) -> Finding:
     figure = (
         f"two processes behind nginx, one at a time told to end {terms} times and killed by kill -9 {kills} times:"
         f" {len(outcome['answered']):,} lists, {outcome['dropped']} requests were not answered,"
-        f" {outcome['refused']} were refused for want of time, {without} lists without exactly one exposure row; status 0 {codes[0]} times"
+        f" {outcome['refused']} were refused for want of time, {without} lists without exactly one exposure row;"
+        f" status 0 {codes[0]} times"
     )
     return Finding(12, figure, codes[0] == terms and not outcome["dropped"] and not without)
 

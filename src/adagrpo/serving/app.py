@@ -21,7 +21,6 @@ from functools import partial
 from threading import Lock
 from typing import Any
 
-import h11
 import torch
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse
@@ -159,8 +158,6 @@ class Application:
     def _defect(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Log what went wrong outside of any request, without its message."""
         error = context.get("exception")
-        if isinstance(error, h11.ProtocolError):  # a client broke off; its connection is closed
-            return
         if isinstance(error, BaseException):
             self.options.log.defect(error)
         else:

@@ -143,8 +143,6 @@ class Intake:
         length = headers.get(b"content-length", b"0")
         if int(length) > self._limits.body_bytes:
             raise self._too_large()
-        if b"content-length" in headers and b"transfer-encoding" in headers:  # of which a proxy may believe the other
-            raise _Refused(400, "content-length and transfer-encoding exclude each other", CLOSE)
         if not headers.get(b"content-type", b"").lower().startswith(b"application/json"):
             raise _Refused(415, "content-type must be application/json")
         if path in ASKING:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["LONGEST_BATCH", "LONGEST_HISTORY", "Limits"]
+__all__ = ["HEAD_BYTES", "LONGEST_BATCH", "LONGEST_HISTORY", "Limits"]
 
 LONGEST_HISTORY = 10_000  # ids that a request may hold
 LONGEST_BATCH = 64  # requests that one body may hold
+HEAD_BYTES = 32_768  # what a request may have beside its body: head, trailers, lines before chunks
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,6 @@ class Limits:
     """Bounds of a service. Those of connections are the proxy's."""
 
     body_bytes: int = 1_000_000
-    head_bytes: int = 32_768  # request line and headers; trailers; the line before a chunk
     body_seconds: float = 10.0  # from the head to the last byte of a body
     idle_seconds: int = 75  # an answered connection on which nothing is asked; the proxy closes it sooner
     waiting: int = 1024  # requests that wait for the policy
