@@ -22,7 +22,7 @@ from adagrpo.config.closed_loop import LoopPlan, read_loop_plan
 from adagrpo.monitoring.signs import SIGNS
 from adagrpo.pipeline.closed_loop.loop_summary import ALL, loop_chart, reference_of
 from adagrpo.report import Table, read_rows
-from adagrpo.report.theme import chart_rules
+from adagrpo.report.canvas import standalone
 from adagrpo.storage.writing import write_file
 from research.command import run
 from research.marked_tables import with_marked
@@ -96,8 +96,7 @@ def written() -> Mapping[Path, str]:
             if len(one.arms) == 1 and one.explore == explore and one.canary is None
         ]
         chart = loop_chart(against, plan, sorted(markets, key=list(NAMES).index), title, NAMES)
-        themed = f"<style>svg{{color-scheme:light dark}}\n{chart_rules()}</style><title>"
-        made[STUDY / "figures" / f"{name}.svg"] = chart.replace("<title>", themed, 1) + "\n"
+        made[STUDY / "figures" / f"{name}.svg"] = standalone(chart)
     return made
 
 
