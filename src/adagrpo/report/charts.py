@@ -3,6 +3,9 @@
 matplotlib draws them (see `adagrpo.report.canvas`). A name has the colour of its method in every chart, and a marker or
 dashes of its own, so that none needs its colour. Curves of more than 80 steps are drawn as means,
 `y_j = mean of the values whose x falls in the j-th of 80 equal bins`, and the chart says so.
+
+Every function takes a title and a label with its unit for each axis, prints fractions in per cent where it is told to,
+and returns an `<svg>` element, which says so where there is nothing to draw.
 """
 
 from __future__ import annotations
@@ -55,13 +58,6 @@ def line_chart(series: Sequence[Series], *, title: str, x_label: str, y_label: s
 
     Args:
         series: the lines; values that are None or not finite are gaps.
-        title: what the chart shows.
-        x_label: the quantity across, with its unit.
-        y_label: the quantity upward, with its unit.
-        percent: `y` holds fractions, print them in per cent.
-
-    Returns:
-        An `<svg>` element; it says so where there is nothing to draw.
 
     Example:
         >>> svg = line_chart([Series("nll", [0, 1], [0.1, 0.2])], title="HR@10", x_label="step", y_label="rate")
@@ -79,7 +75,8 @@ def line_chart(series: Sequence[Series], *, title: str, x_label: str, y_label: s
         colors = [method_colors(names)[name] for name in names]
         for place, ((line, x, y), color) in enumerate(zip(known, colors, strict=True)):
             dashes = DASHES[colors[:place].count(color) % len(DASHES)]
-            alone = ~np.isfinite(np.roll(y, 1)) & ~np.isfinite(np.roll(y, -1))
+            gaps = np.isnan(np.pad(y, 1, constant_values=np.nan))
+            alone = gaps[:-2] & gaps[2:]
             marked = range(len(x)) if len(x) <= FEW else np.flatnonzero(alone).tolist()
             marker = MARKERS[place % len(MARKERS)]
             axes.plot(x, y, color=color, ls=dashes, lw=2, marker=marker, markevery=marked, label=line.name)
@@ -104,14 +101,6 @@ def scatter_chart(
 
     Args:
         points: what to draw; a point that is not finite is left out.
-        title: what the chart shows.
-        x_label: the quantity across.
-        y_label: the quantity upward.
-        x_percent: `x` holds fractions.
-        y_percent: `y` holds fractions.
-
-    Returns:
-        An `<svg>` element.
 
     Example:
         >>> "sft" in scatter_chart([Point(0.1, 0.2, "sft")], title="t", x_label="x", y_label="y")
@@ -153,13 +142,7 @@ def stacked_area_chart(
     Args:
         x: the common positions.
         layers: name and fractions, the lowest first; where some are missing they count as 0, where all are it is a gap.
-        title: what the chart shows.
-        x_label: the quantity across.
-        y_label: the quantity upward.
         overlay: name and fractions of the dashed line.
-
-    Returns:
-        An `<svg>` element.
 
     Example:
         >>> labels = {"title": "t", "x_label": "x", "y_label": "y"}

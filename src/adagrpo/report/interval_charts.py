@@ -1,6 +1,7 @@
 """Charts of estimates with their intervals: over categories, below each other as a forest, and as cells of a map.
 
 An interval is drawn wherever an estimate is: a mean without one says nothing about what another sample would give.
+Titles, labels and results are as in `adagrpo.report.charts`.
 """
 
 from __future__ import annotations
@@ -78,14 +79,7 @@ def interval_chart(
     Args:
         categories: their names, in order.
         bands: the series, one value a category.
-        title: what the chart shows.
-        x_label: what the categories are.
-        y_label: the quantity upward, with its unit.
         reference: a value to draw a line at, such as no difference, or chance.
-        percent: the values are fractions.
-
-    Returns:
-        An `<svg>` element; it says so where there is nothing to draw.
 
     Example:
         >>> band = Band("ranker", [Estimate(0.1, 0.0, 0.2), None])
@@ -131,16 +125,11 @@ def forest_chart(
 
     Args:
         rows: the uppermost first; rows of one heading follow each other.
-        title: what the chart shows.
-        x_label: the quantity across, with its unit.
         reference: no difference, or chance.
         percent_points: the values are differences of fractions, to be shown in points.
         limits: of the axis; an interval that leaves it ends in an arrow.
         names: of the methods in the legend, which is left out without them.
         notes: what stands above the legend, in as many lines as it needs.
-
-    Returns:
-        An `<svg>` element; it says so where there is nothing to draw.
 
     Example:
         >>> row = ForestRow("nll, best", {"nll": Estimate(0.1, -0.1, 0.3)})
@@ -193,15 +182,7 @@ def map_chart(
 
     Args:
         rows: their names, the uppermost first.
-        columns: their names.
-        cells: a list a row.
-        title: what the chart shows.
-        row_label: what the rows are.
-        column_label: what the columns are.
         largest: the absolute value with the full colour; maps to be compared have the same.
-
-    Returns:
-        An `<svg>` element.
 
     Example:
         >>> cells = [[Cell(0.5, ("+50.0", "8 cases")), Cell(None, ("–", "no case"))]]
