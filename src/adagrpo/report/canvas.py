@@ -102,7 +102,7 @@ def draw(
         axes = figure.add_subplot()
         paint(axes)
         handles, labels = axes.get_legend_handles_labels()
-        labels = [shorten(label, LEGEND_LENGTH - 8) for label in labels]
+        labels = [shorten(label, LEGEND_LENGTH - 4) for label in labels]
         columns = max(1, min(len(labels), LEGEND_LENGTH // (max(map(len, labels), default=0) + 6)))
         if labels:
             figure.legend(
