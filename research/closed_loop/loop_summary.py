@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from adagrpo.evaluation.crossed import crossed_interval, crossed_parts
 from adagrpo.monitoring.signs import SIGNS, Rule, first_on, looks
-from adagrpo.report.interval_charts import Band, Estimate, band_chart
+from adagrpo.report.interval_charts import Band, Estimate, interval_chart
 from research.closed_loop.canaries import lost_until, visits_as_signs_see_them
 from research.closed_loop.plan import LoopPlan
 
@@ -194,16 +194,16 @@ def loop_chart(
     """The difference to no training by round, a line a market of which a round is finished; `names` of the lines."""
     numbers = [str(number) for number in range(plan.rounds + 1)]
     bands = []
-    for style, market in enumerate(markets):
+    for market in markets:
         usual = reference_of(plan, market)
         own = [row for row in rows if row["market"] == market and row.get("against", usual) == usual]
         whole = [row for row in own if row["arm"] == ALL] or own
         by_round = {str(row["round"]): row for row in whole}
         values = [_estimate(by_round[number]) if number in by_round else None for number in numbers]
         if any(values):
-            bands.append(Band(names.get(market, market), values, style))
+            bands.append(Band(names.get(market, market), values))
     named = {"x_label": "round", "y_label": "utility against no training"}
-    return band_chart(numbers, bands, title=title, reference=0.0, percent=True, **named)
+    return interval_chart(numbers, bands, title=title, reference=0.0, percent=True, **named)
 
 
 def _estimate(row: dict[str, Any]) -> Estimate:

@@ -15,6 +15,7 @@ from typing import Any
 
 from adagrpo.evaluation.statistics import seed_interval
 from adagrpo.report import Series, Table, line_chart, read_rows, to_markdown
+from adagrpo.report.canvas import standalone
 from adagrpo.report.tables import Alignment
 from adagrpo.storage.writing import write_file
 from research.command import run
@@ -36,7 +37,7 @@ def main() -> None:
     options = parser.parse_args()
     rows = read_rows(options.results)
     for name, svg in charts(rows).items():
-        write_file(options.figures / f"{name}.svg", svg + "\n")
+        write_file(options.figures / f"{name}.svg", standalone(svg))
     for title, table in tables(rows).items():
         print(f"{title}\n\n{to_markdown(table)}\n")
 
@@ -113,12 +114,12 @@ def charts(rows: Sequence[Row]) -> dict[str, str]:
     dial = biases(rows)
     arms = list(rows[0]["arms"])
 
-    def curve(name: str, figure: Figure, style: int) -> Series:
+    def curve(name: str, figure: Figure) -> Series:
         values = [at(rows, bias, figure) for bias in dial]
-        return Series(name, dial, [sum(part) / len(part) if part else None for part in values], style)
+        return Series(name, dial, [sum(part) / len(part) if part else None for part in values])
 
     def chart(title: str, y_label: str, lines: Sequence[tuple[str, Figure]], percent: bool = False) -> str:
-        series = [curve(name, figure, style) for style, (name, figure) in enumerate(lines)]
+        series = [curve(name, figure) for name, figure in lines]
         return line_chart(series, title=title, x_label="exposure bias", y_label=y_label, percent=percent)
 
     drawn = {

@@ -41,6 +41,7 @@ import yaml
 
 from adagrpo.errors import UserError
 from adagrpo.report import Table, comparison_figures, pairs_table, read_comparison, read_rows, to_markdown, to_text
+from adagrpo.report.canvas import standalone
 from adagrpo.report.reward_trial import trial_table
 from adagrpo.storage.writing import write_file
 from research.fair_trial.corrected import corrected_table, read_differences
@@ -148,18 +149,18 @@ def figures_into(results: Path, *, check: bool = False) -> list[Path]:
     for path in sorted(results.rglob("*.comparison.json")):
         folder = path.parent / "figures" / path.name.removesuffix(".comparison.json")
         for shown, figure in comparison_figures(read_comparison(path)).items():
-            drawn[folder / f"{shown}.svg"] = figure.svg + "\n"
+            drawn[folder / f"{shown}.svg"] = standalone(figure.svg)
     for path in sorted(results.rglob("quality-*.jsonl")):
         rows = read_rows(path)
         _expect(path, rows, *QUALITY)
         known = [name for name in ("hr@10", "true_utility@10") if name in rows[0]["arms"][0]["test"]]
         for name in known:
             chart = path.parent / "figures" / path.stem / f"{name.partition('@')[0]}.svg"
-            drawn[chart] = quality_figure(rows, name).svg + "\n"
+            drawn[chart] = standalone(quality_figure(rows, name).svg)
     if sources(results):
-        drawn[results / "figures" / "rewards.svg"] = overview_figure(effects(results)) + "\n"
+        drawn[results / "figures" / "rewards.svg"] = standalone(overview_figure(effects(results)))
     if trials(results):
-        drawn[results / "figures" / "trial.svg"] = trial_picture(outcomes(trials(results))) + "\n"
+        drawn[results / "figures" / "trial.svg"] = standalone(trial_picture(outcomes(trials(results))))
     stale = [path for path, svg in drawn.items() if not path.is_file() or path.read_text(encoding="utf-8") != svg]
     if check and stale:
         raise UserError(f"{', '.join(map(str, stale))}: not what the results say; without --check they are written")

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from adagrpo.errors import UserError
 from adagrpo.evaluation.comparison import reported
 from adagrpo.report import read_comparison, read_rows
-from research.pages.picture import mark_at, picture, text_at
+from adagrpo.report.interval_charts import Estimate, ForestRow, forest_chart
 
 __all__ = ["Effect", "effects", "overview_figure", "sources"]
 
@@ -45,8 +45,6 @@ NAMES = {  # of rewards, in print
     "noise as large as the scores": "ranker plus as much noise",
     "noise of three times the scores": "ranker, three times the noise",
 }
-WIDTH, LEFT, RIGHT = 480, 204, 462
-ROW, HEAD, LANE = 34, 24, 7  # of a reward, of what was said of it, between two arms
 
 
 class Effect(NamedTuple):
@@ -88,58 +86,32 @@ def effects(results: Path) -> list[Effect]:
 
 
 def overview_figure(marks: Sequence[Effect]) -> str:
-    """The SVG.
+    """Draw the figure.
 
     Args:
         marks: of `effects`.
     """
     rewards = list(dict.fromkeys(mark.reward for mark in marks))
-    said = {mark.reward: mark.said for mark in marks}
-    top = 114 + 18 * len(ARMS)
-    bottom = top + ROW * len(rewards) + HEAD * len(set(said.values()))
-    low = min(mark.low for mark in marks)
-    first = int(low * 100) - 1
-
-    def x(value: float) -> float:
-        return LEFT + (100 * value - first) / (1 - first) * (RIGHT - LEFT)
-
-    parts = [
-        text_at(12, 28, "A wrong reward makes the recommender worse.", "ink", size=17, bold=True),
-        text_at(12, 50, f"{len(rewards)} rewards in a simulated shop, where it is known what", "quiet"),
-        text_at(12, 68, "users would like: what diagnose said of each, and what", "quiet"),
-        text_at(12, 86, "training on it then did to the lists.", "quiet"),
-    ]
-    for lane, (arm, name) in enumerate(ARMS.items()):
-        y = 112 + 18 * lane
-        parts += [mark_at(lane, 20, y - 4), text_at(34, y, name, "ink", of=arm)]
-    for points in range(first, 2):
-        place = x(points / 100)
-        kind = "zero" if points == 0 else "grid"
-        parts.append(f'<path class="{kind}" d="M{place:.1f} {top - 6}V{bottom}" fill="none"/>')
-        parts.append(
-            text_at(place, bottom + 18, f"{points:+d}".replace("-", "−") if points else "0", "quiet", "middle")
-        )
-    parts.append(text_at(RIGHT, bottom + 38, "true utility@10 against continued NLL, points", "quiet", "end"))
-    previous, y = "", top - ROW
+    rows = []
     for reward in rewards:
-        y += ROW
-        if said[reward] != previous:
-            previous = said[reward]
-            parts.append(f'<path class="zero" d="M12 {y}H{RIGHT}" fill="none" stroke-opacity=".6"/>')
-            parts.append(text_at(12, y + 18, f"diagnose: {SAID[previous]}", "ink", bold=True))
-            y += HEAD
-        parts.append(text_at(12, y + 21, NAMES.get(reward, reward), "ink"))
-        for mark in (mark for mark in marks if mark.reward == reward):
-            lane = list(ARMS).index(mark.arm)
-            height = y + 6 + LANE * lane
-            shown = f'<path class="a{lane}" d="M{x(mark.low):.1f} {height}H{x(mark.high):.1f}" stroke-width="1.5"/>'
-            parts += [shown, mark_at(lane, x(mark.difference), height)]
-    without = sum(WITHOUT_MARGIN not in {mark.arm for mark in marks if mark.reward == reward} for reward in rewards)
-    notes = ["One world, one seed. Lines are 95 % intervals over users.", "GRPO without NLL lies further left."]
-    notes += [f"The recommended arm was not run under {without} of the rewards."] if without else []
-    parts += [text_at(12, bottom + 60 + 16 * i, note, "quiet", size=12) for i, note in enumerate(notes)]
-    title = "What training on eleven rewards did to true utility, by what diagnose had said"
-    return picture(title, parts, WIDTH, bottom + 58 + 16 * len(notes))
+        own = {mark.arm: mark for mark in marks if mark.reward == reward}
+        said = SAID[next(iter(own.values())).said]
+        found = {arm: Estimate(mark.difference, mark.low, mark.high) for arm, mark in own.items()}
+        rows.append(ForestRow(NAMES.get(reward, reward), found, f"diagnose: {said}"))
+    without = sum(WITHOUT_MARGIN not in row.marks for row in rows)
+    notes = (
+        f"{len(rewards)} rewards in a simulated shop, where it is known what users would like: what diagnose said of"
+        " each before training, and what training on it then did to the lists. One world, one seed. Lines are 95 %"
+        " intervals over users. GRPO without NLL lies further left."
+    )
+    return forest_chart(
+        rows,
+        title="A wrong reward makes the recommender worse.",
+        x_label="true utility@10 against continued NLL, points",
+        percent_points=True,
+        names=ARMS,
+        notes=notes + (f" The recommended arm was not run under {without} of the rewards." if without else ""),
+    )
 
 
 def _recommended(row: Mapping[str, Any], files: Mapping[str, Path]) -> Mapping[str, Any] | None:

@@ -122,11 +122,11 @@ def quality_figure(rows: Sequence[Row], metric: str = "hr@10") -> Figure:
     ordered = sorted(rows, key=_quality)
     points = []
     drawn = {arm: checkpoint for arm, checkpoint in _last(rows[0]).items() if arm != "grpo"}
-    for style, (arm, checkpoint) in enumerate(drawn.items()):
+    for arm, checkpoint in drawn.items():
         for row in ordered:
             difference, ends = _gain(row, arm, checkpoint, metric)
             tip = f"{arm}, {row['variant']}: {_points(difference, ends, rate)}"
-            points.append(Point(_quality(row), difference, arm, style, tip=tip))
+            points.append(Point(_quality(row), difference, arm, tip=tip))
     svg = scatter_chart(
         points,
         title=f"{metric_label(metric)} of each arm, less that of {rows[0]['baseline']}",

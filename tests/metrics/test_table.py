@@ -65,7 +65,7 @@ def test_a_metric_more_is_one_entry(misses: Metric) -> None:
     place = table.header.index("missed targets@3")
     assert [row[place] for row in table.rows] == ["75.00 %", "25.00 %"]
     assert (1, place) in table.best and (0, place) not in table.best  # lower is better
-    charts = learning_curves([Log("nll", 0, validation=[{"step": 0, **values["nll"]}, {"step": 9, **values["nll"]}])])
+    charts = learning_curves([Log("nll", validation=[{"step": 0, **values["nll"]}, {"step": 9, **values["nll"]}])])
     assert any("Validation missed targets@3" in chart.svg for chart in charts)
 
     options = CompareConfig(metric="misses@3", margins={"misses@3": 0.1}, resamples=500)

@@ -96,6 +96,6 @@ def test_a_fit_that_ends_says_whose_batch_it_was(copied: Path, world: Any, data:
 
 
 def test_an_arm_that_nothing_happened_to_has_no_row() -> None:
-    assert numbers_table([Log("nll", 0, [{"step": 1}]), Log("grpo", 1, [{"step": 1, "constant_rewards": 0.0}])]) is None
-    table = numbers_table([Log("nll", 0, [{"step": 1}]), Log("grpo", 1, [{"step": 1, "empty_groups": 3.0}])])
+    assert numbers_table([Log("nll", [{"step": 1}]), Log("grpo", [{"step": 1, "constant_rewards": 0.0}])]) is None
+    table = numbers_table([Log("nll", [{"step": 1}]), Log("grpo", [{"step": 1, "empty_groups": 3.0}])])
     assert table is not None and [row[0] for row in table.rows] == ["grpo"] and table.rows[0][5:] == ("3", "–")

@@ -1,12 +1,18 @@
-import itertools
+"""Charts hold what a reader must find: title, names, values at their places, both colour schemes, and no link."""
+
+from __future__ import annotations
+
 import math
 import re
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
-from adagrpo.report.charts import Point, Series, line_chart, scatter_chart, stacked_area_chart
-from adagrpo.report.scales import bin_means, make_axis, nice_ticks
+from adagrpo.report.canvas import standalone
+from adagrpo.report.charts import Point, Series, bin_means, line_chart, scatter_chart, stacked_area_chart
+from adagrpo.report.interval_charts import Band, Cell, Estimate, ForestRow, forest_chart, interval_chart, map_chart
+from adagrpo.report.theme import DARK, GAIN, GRID, INK, LAYERS, LOSS, SURFACE, chart_rules, method_colors
 
 SVG = "{http://www.w3.org/2000/svg}"
 LABELS = {"title": "A title", "x_label": "step", "y_label": "HR@10"}
@@ -14,57 +20,70 @@ LABELS = {"title": "A title", "x_label": "step", "y_label": "HR@10"}
 
 def parsed(svg: str) -> ElementTree.Element:
     root = ElementTree.fromstring(svg)
-    assert root.tag == f"{SVG}svg"
-    assert not re.search(r"nan|inf\b", svg.partition("<desc>")[2].partition("</desc>")[2])
+    assert root.tag == f"{SVG}svg" and root[0].tag == f"{SVG}title" and root[1].tag == f"{SVG}desc"
+    assert root.get("role") == "img" and root.get("aria-label") == root[0].text
+    assert not re.search(r"nan|inf\b", re.sub(r"<(title|desc|text)\b.*?</\1>", "", svg))
+    assert "<script" not in svg and not re.search(r"https?:", svg.replace('xmlns="http://www.w3.org/2000/svg"', ""))
+    ids = [element.get("id") for element in root.iter() if "id" in element.attrib]
+    assert len(ids) == len(set(ids)) and {use.get("href", "")[1:] for use in root.iter(f"{SVG}use")} <= {*ids}
     return root
 
 
-def texts(root: ElementTree.Element) -> list[str]:
-    return [element.text or "" for element in root.iter(f"{SVG}text")]
+def texts(svg: str) -> list[str]:
+    return ["".join(element.itertext()) for element in parsed(svg).iter(f"{SVG}text")]
 
 
-def test_line_chart_has_title_description_ticks_and_labels() -> None:
-    root = parsed(line_chart([Series("nll", [0, 10], [0.1, 0.2]), Series("grpo", [0, 10], [0.1, 0.05])], **LABELS))
-    assert root.findtext(f"{SVG}title") == "A title"
-    assert root.findtext(f"{SVG}desc") == "HR@10 by step: nll, grpo."
-    assert {"A title", "step", "HR@10", "nll", "grpo", "0.05", "0.10", "0.15", "0.20"} <= set(texts(root))
+def lines(svg: str, color: str, width: str = "2") -> list[list[tuple[float, float]]]:
+    """The points of each line of a colour and width."""
+    paths = [path for path in parsed(svg).iter(f"{SVG}path") if f"stroke: {color}" in path.get("style", "")]
+    drawn = [path.get("d", "") for path in paths if re.search(rf"stroke-width: {width}\b", path.get("style", ""))]
+    return [[(float(x), float(y)) for x, y in re.findall(r"[ML] (\S+) (\S+)", d)] for d in drawn]
 
 
-def test_percent_ticks() -> None:
-    shown = texts(parsed(line_chart([Series("nll", [0, 1], [0.0, 0.004])], percent=True, **LABELS)))
-    assert {"0.0 %", "0.1 %", "0.4 %"} <= set(shown)
+def test_a_line_chart_has_title_description_ticks_and_names() -> None:
+    svg = line_chart([Series("nll", [0, 10], [0.1, 0.2]), Series("grpo", [0, 10], [0.1, 0.05])], **LABELS)
+    assert parsed(svg)[1].text == "HR@10 by step: nll, grpo"
+    assert {"A title", "step", "HR@10", "nll", "grpo", "10"} <= set(texts(svg))
+    shares = texts(line_chart([Series("nll", [0, 1], [0.0, 0.5])], percent=True, **LABELS))
+    assert {"0 %", "50 %"} <= set(shares) and not any(text.startswith("−") for text in shares)
 
 
 @pytest.mark.parametrize("y", [[], [None, None], [math.nan, math.inf]])
 def test_no_values_are_said_to_be_none(y: list[float | None]) -> None:
-    root = parsed(line_chart([Series("nll", list(range(len(y))), y)], **LABELS))
-    assert "No values to draw." in texts(root)
-    assert parsed(line_chart([], **LABELS)) is not None
-    assert "No values to draw." in texts(parsed(stacked_area_chart(range(len(y)), [("a", y)], **LABELS)))
-    assert "No values to draw." in texts(parsed(stacked_area_chart([], [], **LABELS)))
-    assert "No values to draw." in texts(parsed(scatter_chart([Point(math.nan, 1.0, "a")], **LABELS)))
+    steps = list(range(len(y)))
+    for svg in (
+        line_chart([Series("nll", steps, y)], **LABELS),
+        line_chart([], **LABELS),
+        stacked_area_chart(steps, [("a", y)], overlay=("b", y), **LABELS),
+        scatter_chart([Point(math.nan, 1.0, "a")], **LABELS),
+        interval_chart(["a"], [Band("x", [None])], reference=0.0, **LABELS),
+        forest_chart([], title="t", x_label="x"),
+    ):
+        assert "No values to draw." in texts(svg)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, -3.0, 1e-9, 1e12])
 @pytest.mark.parametrize("count", [1, 3])
-def test_single_points_and_constant_series(value: float, count: int) -> None:
+def test_single_points_and_constant_series_are_drawn(value: float, count: int) -> None:
     for percent in (False, True):
-        root = parsed(line_chart([Series("a", list(range(count)), [value] * count)], percent=percent, **LABELS))
-        assert len(root.findall(f"{SVG}circle")) == count
+        svg = line_chart([Series("nll", list(range(count)), [value] * count)], percent=percent, **LABELS)
+        markers = [use for use in parsed(svg).iter(f"{SVG}use") if "#0072b2" in use.get("style", "")]
+        assert len(markers) == count + 1  # one in the legend
 
 
-def test_gaps_cut_the_line_and_lone_points_show() -> None:
+def test_gaps_cut_the_line() -> None:
     y = [1.0, 2.0, math.nan, 3.0, None, 5.0, 6.0]
-    svg = line_chart([Series("a", list(range(7)), y)], **LABELS)
-    lines = [p for p in parsed(svg).findall(f"{SVG}path") if p.get("stroke-width") == "2"]
-    assert len(lines) == 2
-    assert len(parsed(svg).findall(f"{SVG}circle")) == 5
+    drawn = lines(line_chart([Series("nll", list(range(7)), y)], **LABELS), "#0072b2")
+    assert len(drawn[0]) == 5  # without the two gaps
+    dense = [1.0, None, 1.0, *([None] * 40)]  # too many for a marker each: those that stand alone have one
+    svg = line_chart([Series("nll", list(range(43)), dense)], **LABELS)
+    assert len([use for use in parsed(svg).iter(f"{SVG}use") if "#0072b2" in use.get("style", "")]) == 3
 
 
 def test_dense_series_are_smoothed_and_the_chart_says_so() -> None:
     sparse, dense = (line_chart([Series("a", list(range(n)), [1.0] * n)], **LABELS) for n in (80, 801))
-    assert "Smoothed" not in sparse
-    assert "Smoothed: means of bins 10 wide (step)." in texts(parsed(dense))
+    assert not any("Smoothed" in text for text in texts(sparse))
+    assert "Smoothed: means of bins 10 wide (step)." in texts(dense)
 
 
 def test_bin_means_against_a_loop() -> None:
@@ -74,133 +93,142 @@ def test_bin_means_against_a_loop() -> None:
     assert width == pytest.approx(49.9)
     for place in range(10):
         inside = [i for i in range(500) if min(9, int(i / width)) == place]
-        known = [math.sin(i) for i in inside if i % 7]
         assert xs[place] == pytest.approx(sum(inside) / len(inside), rel=1e-12)
-        assert ys[place] == pytest.approx(sum(known) / len(known), rel=1e-9)
+        assert ys[place] == pytest.approx(np.mean([math.sin(i) for i in inside if i % 7]), rel=1e-9)
+    assert np.isnan(bin_means([0, 1, 2, 3], [None, math.nan, 2.0, 4.0], bins=2)[1]).tolist() == [True, False]
 
 
-def test_bin_without_values_is_a_gap() -> None:
-    assert bin_means([0, 1, 2, 3], [None, math.nan, 2.0, 4.0], bins=2)[1] == [None, 3.0]
+def test_a_ring_marks_the_best_step() -> None:
+    ringed, plain = (line_chart([Series("nll", [0, 5], [1.0, 2.0], mark)], **LABELS) for mark in (5, None))
+    parsed(ringed)
+    assert ringed.count("<use ") == plain.count("<use ") + 1
 
 
-def test_mark_draws_one_ring() -> None:
-    root = parsed(line_chart([Series("a", [0, 5, 10], [1.0, 2.0, 3.0], mark=5)], **LABELS))
-    assert [circle.get("r") for circle in root.findall(f"{SVG}circle")].count("6.5") == 1
-
-
-def test_labels_at_the_ends_do_not_cover_each_other_and_long_ones_move_to_a_legend() -> None:
-    series = [Series(f"arm{i}", [0, 1], [0.1, 0.1]) for i in range(9)]
-    places = {
-        element.text: float(element.get("y", "nan"))
-        for element in parsed(line_chart(series, **LABELS)).iter(f"{SVG}text")
-        if (element.text or "").startswith("arm")
-    }
-    heights = sorted(places.values())
-    assert len(heights) == 9
-    assert min(b - a for a, b in itertools.pairwise(heights)) >= 15 - 1e-6
-    assert heights[-1] <= 320
-    long = [Series("a name that is much too long to stand at the end", [0, 1], [0.1, i]) for i in range(2)]
-    legend = [e for e in parsed(line_chart(long, **LABELS)).iter(f"{SVG}text") if (e.text or "").startswith("a name")]
-    assert all(float(element.get("x", "nan")) < 60 for element in legend)
-
-
-@pytest.mark.parametrize("name", ["<script>alert(1)</script>", "\"&'", "a\x00b\x1b", "x" * 500])
-def test_labels_are_escaped(name: str) -> None:
+@pytest.mark.parametrize("name", ["<script>alert(1)</script>", "\"&'", "a\x00b\x1b", "x" * 500, "$a_b$", "a\nb"])
+def test_names_are_written_as_they_are(name: str) -> None:
     labels = {"title": name, "x_label": name, "y_label": name}
-    svgs = [
+    estimate = Estimate(1.0, 0.0, 2.0)
+    drawn = [
         line_chart([Series(name, [0, 1], [0.1, 0.2])], **labels),
         scatter_chart([Point(0.1, 0.2, name, tip=name)], **labels),
         stacked_area_chart([0, 1], [(name, [0.1, 0.2])], overlay=(name, [0.1, 0.1]), **labels),
         line_chart([], **labels),
+        interval_chart([name], [Band(name, [estimate])], reference=0.0, **labels),
+        forest_chart([ForestRow(name, {name: estimate}, name)], title=name, x_label=name, names={name: name}),
+        map_chart([name], [name], [[Cell(1.0, (name,))]], title=name, row_label=name, column_label=name, largest=1.0),
     ]
-    for svg in svgs:
+    for svg in drawn:
         parsed(svg)
-        assert "<script" not in svg
+        assert name != "$a_b$" or name in texts(svg)
 
 
-def test_output_is_deterministic() -> None:
-    points = [Point(0.1 * i, 0.2, f"p{i}", style=i) for i in range(9)]
-    assert scatter_chart(points, **LABELS) == scatter_chart(points, **LABELS)
+def test_equal_input_gives_equal_bytes_and_no_date() -> None:
+    points = [Point(0.1 * i, 0.2, f"p{i}") for i in range(9)]
+    svg = scatter_chart(points, **LABELS)
+    assert svg == scatter_chart(points, **LABELS)
+    assert "<metadata" not in svg and not re.search(r"20\d\d-\d\d", svg)
 
 
-def test_scatter_joins_a_name_and_hollows_the_final_point() -> None:
-    points = [Point(0.1, 0.2, "a", 1), Point(0.3, 0.1, "a", 1, True, "a, final")]
-    root = parsed(scatter_chart(points, x_percent=True, **LABELS))
-    best, final, key = (path for path in root.findall(f"{SVG}path") if path.get("transform"))
-    assert [mark.get("fill") for mark in (best, final, key)] == ["#0072B2", "#ffffff", "#0072B2"]
-    assert len({mark.get("d") for mark in (best, final, key)}) == 1
-    assert final.findtext(f"{SVG}title") == "a, final"
-    assert texts(root).count("a") == 1
+def test_charts_of_one_page_share_no_id() -> None:
+    first, second = (line_chart([Series("nll", [0], [1.0])], **LABELS | {"title": title}) for title in "ab")
+    assert not {*re.findall(r'\bid="(\w+)"', first)} & {*re.findall(r'\bid="(\w+)"', second)}
 
 
-def test_a_legend_below_the_plot_tells_many_names_apart_without_colour() -> None:
+def test_a_scatter_joins_a_name_and_hollows_the_final_point() -> None:
+    points = [Point(0.1, 0.2, "nll"), Point(0.3, 0.1, "nll", True, "nll, final")]
+    svg = scatter_chart(points, x_percent=True, **LABELS)
+    marks = [use.get("style", "") for use in parsed(svg).iter(f"{SVG}use") if "stroke: #0072b2" in use.get("style", "")]
+    assert [f"fill: {SURFACE}" in mark for mark in marks] == [False, True, False]  # the third is the legend's
+    assert "<title>nll, final</title>" in svg and texts(svg).count("nll") == 1
+
+
+def test_many_names_are_told_apart_without_colour() -> None:
     names = [f"an arm of number {i}" for i in range(12)]
-    root = parsed(scatter_chart([Point(0.1 * i, 0.2, name, i) for i, name in enumerate(names)], **LABELS))
-    marks = [path for path in root.findall(f"{SVG}path") if path.get("transform")]
-    assert len(marks) == 24 and [mark.get("d") for mark in marks[:12]] == [mark.get("d") for mark in marks[12:]]
-    assert len({mark.get("d") for mark in marks[:12]}) == 12
-    written = [element for element in root.iter(f"{SVG}text") if element.text in names]
-    assert [element.text for element in written] == names
-    boxes = [(float(element.get("x", "nan")), float(element.get("y", "nan"))) for element in written]
-    width = 0.56 * 13 * max(map(len, names))
-    height = float(root.get("viewBox", "").split()[3])
-    for i, (x, y) in enumerate(boxes):
-        assert 331 + 13 <= y <= height and x + width <= 460  # below the title of the axis
-        assert all(abs(x - u) >= width + 12 or abs(y - v) >= 14 for u, v in boxes[:i])
+    root = parsed(svg := scatter_chart([Point(0.1 * i, 0.2, name) for i, name in enumerate(names)], **LABELS))
+    keys = [use.get("href") for use in root.iter(f"{SVG}use") if "stroke-width: 1.5" in use.get("style", "")]
+    shapes = {element.get("id"): element.get("d") for element in root.iter(f"{SVG}path")}
+    assert len({shapes[str(key)[1:]] for key in keys}) == 12
+    assert [text for text in texts(svg) if text in names] == sorted(names, key=names.index)
 
 
-def test_long_names_are_cut_to_two_columns() -> None:
-    names = [letter * 60 for letter in "abc"]
-    root = parsed(scatter_chart([Point(0.1, 0.2, name, i) for i, name in enumerate(names)], **LABELS))
-    written = [element for element in root.iter(f"{SVG}text") if (element.text or "").endswith("…")]
-    assert len(written) == 3 and len({element.get("y") for element in written}) == 2
+def test_a_stack_reaches_the_sum_of_its_layers_and_has_gaps() -> None:
+    svg = stacked_area_chart([0, 1], [("in", [0.2, 0.2]), ("out", [0.8, None])], overlay=("c", [0.1, 0.2]), **LABELS)
+    assert {"0 %", "100 %", "in", "out", "c"} <= set(texts(svg))
+    shapes = {path.get("id"): path.get("d", "") for path in parsed(svg).iter(f"{SVG}path")}
+    used = [re.search(rf'<use [^>]*fill: {color}[^>]*href="#(\w+)"', svg) for color in LAYERS[:2]]
+    heights = [[float(y) for y in re.findall(r"[ML] \S+ (\S+)", shapes[use[1]])] for use in used if use]
+    ((low, top), (middle, high)) = ((max(part), min(part)) for part in heights)
+    assert top == pytest.approx(middle, abs=0.02) and (low - top) / (low - high) == pytest.approx(0.2, abs=0.01)
+    alone = stacked_area_chart([0, 1], [("a", [1.0, 1.0])], overlay=("line", [None, None]), **LABELS)
+    assert "a" in texts(alone) and "line" not in texts(alone)
 
 
-def test_stack_reaches_the_sum_of_its_layers() -> None:
-    svg = stacked_area_chart([0, 1], [("in", [0.2, 0.2]), ("out", [0.8, 0.8])], percent=True, **LABELS)
-    bands = [
-        p.get("d", "") for p in parsed(svg).findall(f"{SVG}path") if p.get("fill-opacity") and "Z" in p.get("d", "")
+def test_intervals_stand_at_their_numbers() -> None:
+    band = Band("ranker", [Estimate(0.5, 0.25, 1.0), None, Estimate(0.0, 0.0, 0.25)])
+    svg = interval_chart(["few", "some", "many"], [band], reference=0.0, **LABELS)
+    first, third = lines(svg, method_colors(["ranker"])["ranker"])
+    # the axis is linear: .25 to 1 is three times as long as 0 to .25, and both meet at .25
+    assert first[0][1] - first[1][1] == pytest.approx(3 * (third[0][1] - third[1][1]), rel=1e-2)
+    assert first[0][1] == pytest.approx(third[1][1], abs=0.02) and first[0][0] < third[0][0]
+    assert {"few", "some", "many", "ranker"} <= set(texts(svg))
+
+
+def test_a_forest_is_read_against_its_reference() -> None:
+    rows = [
+        ForestRow("nll, best", {"nll": Estimate(0.02, -0.01, 0.05)}),
+        ForestRow("a name that is far too long for its place", {"grpo": Estimate(0.0)}),
     ]
-    outlines = [band for band in bands if not band.endswith("h-18z")]
-    ys = [[float(pair.split()[1]) for pair in band.strip("MZ").split("L")] for band in outlines]
-    assert ys[0][:2] == ys[1][2:]  # the top of the first is the bottom of the second
-    top, bottom = ys[1][0], ys[0][-1]
-    assert (bottom - ys[0][0]) / (bottom - top) == pytest.approx(0.2, rel=1e-2)
-    assert {"0 %", "100 %", "in", "out"} <= set(texts(parsed(svg)))
+    svg = forest_chart(rows, title="t", x_label="points", percent_points=True)
+    ((start, end),) = lines(svg, "#0072b2")
+    dashed = next(path for path in parsed(svg).iter(f"{SVG}path") if "dasharray" in path.get("style", ""))
+    zero = float(dashed.get("d", "").split()[1])
+    assert (zero - start[0]) / (end[0] - start[0]) == pytest.approx(1 / 6, abs=0.01)  # -1 of -1 .. 5 points
+    assert any(text.endswith("…") for text in texts(svg)) and "nll, best" in texts(svg)
 
 
-def test_stack_has_gaps_and_takes_a_missing_layer_as_zero() -> None:
-    layers = [("a", [1.0, None, 1.0, 1.0]), ("b", [None, None, 1.0, 1.0])]
-    svg = stacked_area_chart([0, 1, 2, 3], layers, overlay=("c", [0.5, None, 0.5, 0.5]), **LABELS)
-    bands = [p for p in parsed(svg).findall(f"{SVG}path") if p.get("d", "").endswith("Z")]
-    assert len(bands) == 4
+def test_a_forest_has_headings_lanes_and_arrows_where_an_interval_goes_on() -> None:
+    marks = {"no gate": Estimate(0.0, -1.0, 1.0), "the gate": Estimate(3.0, -9.0, 9.0)}
+    row = ForestRow("GRPO", marks, "LastFM")
+    names = {name: name for name in marks}
+    svg = forest_chart([row], title="t", x_label="x", limits=(-2.5, 4.0), names=names, notes="what it says")
+    assert {"LastFM", "GRPO", "no gate", "the gate", "what it says"} <= set(texts(svg))
+    near, far = lines(svg, INK)[0], lines(svg, "#cc79a7")[0]
+    assert near[0][1] < far[0][1]
+    assert far[1][0] - far[0][0] == pytest.approx(3.25 * (near[1][0] - near[0][0]), rel=0.01)
+    arrows = [use for use in parsed(svg).iter(f"{SVG}use") if "#cc79a7" in use.get("style", "")]
+    assert len(arrows) == 4  # two arrows, the mark, and that of the legend
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "ticks"),
-    [
-        (0.0, 1.0, [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]),
-        (0.03, 0.05, [0.03, 0.035, 0.04, 0.045, 0.05]),
-        (-7.0, 12.0, [-10.0, -5.0, 0.0, 5.0, 10.0, 15.0]),
-        (0.0, 4000.0, [0.0, 1000.0, 2000.0, 3000.0, 4000.0]),
-    ],
-)
-def test_nice_ticks(low: float, high: float, ticks: list[float]) -> None:
-    assert nice_ticks(low, high) == pytest.approx(ticks, rel=1e-12)
+def test_the_colour_of_a_cell_is_its_gain_or_loss() -> None:
+    cells = [[Cell(0.1, ("+10.0", "9 cases")), Cell(-0.2, ("-20.0", "3 cases")), Cell(None, ("–", "0 cases"))]]
+    svg = map_chart(["hard"], ["low", "middle", "high"], cells, title="t", row_label="d", column_label="q", largest=0.2)
+    assert re.findall(r"fill: (#\w+); (?:fill-)?opacity: ([\d.]+)", svg) == [(GAIN, "0.29"), (LOSS, "0.54")]
+    assert "hard, low: +10.0, 9 cases; hard, middle: -20.0, 3 cases" in svg
+    assert {"+10.0", "9 cases", "–", "0 cases", "hard", "low", "d", "q"} <= set(texts(svg))
 
 
-def test_an_overlay_without_values_is_not_in_the_legend() -> None:
-    shown = texts(parsed(stacked_area_chart([0, 1], [("a", [1.0, 1.0])], overlay=("line", [None, None]), **LABELS)))
-    assert "a" in shown
-    assert "line" not in shown
+def test_a_method_has_one_colour_in_every_figure() -> None:
+    alone, among = method_colors(["adagrpo"]), method_colors(["x", "nll", "fair-grpo-beam", "adagrpo", "y"])
+    assert alone["adagrpo"] == among["adagrpo"] and len({*among.values()}) == 5
+    assert method_colors(["the paper's gate"])["the paper's gate"] == alone["adagrpo"]
+    assert {*among.values()} <= {*DARK}
 
 
-@pytest.mark.parametrize("values", [[1.0, 1.0], [0.97, 1.0], [0.0], [0.0, 0.999], [0.004, 0.004], [0.5]])
-def test_an_axis_of_shares_ends_at_none_and_all(values: list[float]) -> None:
-    axis = make_axis(values, 0, 100, percent=True, cover=True)
-    assert len(axis.ticks) >= 2 and 0 <= axis.low <= min(values) and max(values) <= axis.high <= 1
-    assert all(0 <= axis.at(value) <= 100 for value in values)
+def luminance(color: str) -> float:
+    parts = [int(color[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
-def test_an_axis_of_differences_may_go_below_none() -> None:
-    assert make_axis([-0.1, 0.1], 0, 100, percent=True, cover=True).low == -0.1
+def test_every_colour_has_a_dark_one_that_is_read() -> None:
+    """WCAG wants a contrast of 4.5 for text; what is drawn has it too."""
+    pairs = dict(re.findall(r"fill: light-dark\((#\w+), (#\w+)\)", chart_rules()))
+    surface = luminance(pairs[SURFACE])
+    lines_and_text = {*pairs} - {SURFACE, GRID, *LAYERS[1:]}
+    assert all((luminance(pairs[color]) + 0.05) / (surface + 0.05) >= 4.5 for color in lines_and_text)
+
+
+def test_a_file_of_a_chart_follows_the_scheme_of_its_reader() -> None:
+    svg = standalone(line_chart([Series("nll", [0, 1], [0.1, 0.2])], **LABELS))
+    assert "color-scheme:light dark" in svg and "light-dark(#0072b2, #4ba3e3) !important" in svg
+    assert ElementTree.fromstring(svg).findtext(f"{SVG}title") == "A title" and svg.endswith("</svg>\n")

@@ -10,7 +10,7 @@ from adagrpo.report.reward_curves import of_this_reward
 
 def log(arm: str, *rewards: float | None) -> Log:
     rows = [{"step": step, "hr@10": 0.1, "mean_reward@10": value} for step, value in enumerate(rewards)]
-    return Log(arm, 0, validation=rows)
+    return Log(arm, validation=rows)
 
 
 STAGES = {"stages": {"sft": {}, "nll": {"objective": "nll"}, "mixture": {"objective": "mixture"}}}

@@ -77,8 +77,8 @@ def test_structure(pages: dict[str, str], name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_colour_of_a_chart_has_a_rule(pages: dict[str, str], name: str) -> None:
     page = pages[name]
-    ruled = set(re.findall(r'svg \[(?:fill|stroke)="(#\w+)"\]', page))
-    drawn = set(re.findall(r'(?:fill|stroke)="(#\w+)"', "".join(re.findall(r"<svg.*?</svg>", page, re.S))))
+    ruled = set(re.findall(r'svg \[style\*="(?:fill|stroke): (#\w+)"\]', page))
+    drawn = set(re.findall(r"(?:fill|stroke): (#\w+)", "".join(re.findall(r"<svg.*?</svg>", page, re.S))))
     assert drawn and drawn <= ruled
 
 
@@ -104,7 +104,7 @@ frame.onload = () => {
   const closed = root.scrollWidth;
   const colours = ["system", "light", "dark"].map((name) => {
     page.getElementById("theme-" + name).checked = true; return look(); });
-  const chart = getComputedStyle(page.querySelector("svg rect")).fill;
+  const chart = getComputedStyle(page.querySelector("svg path")).fill;
   page.querySelectorAll("details").forEach((one) => { one.open = true; });
   const sizes = [...page.querySelectorAll("figure svg")].map((svg) => svg.getBoundingClientRect().width / 460 * 13);
   const scrolled = [...page.querySelectorAll(".scroll")].filter((box) => box.scrollWidth > box.clientWidth).length;

@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 
 from adagrpo.report import read_rows, to_markdown
+from adagrpo.report.canvas import standalone
 from research.exposure_bias import measure as exposure_bias
 from research.exposure_bias import tables as exposure_tables
 from research.random_exposure import propensity
@@ -100,7 +101,7 @@ def test_the_curves_and_tables_of_the_project_are_those_of_its_rows() -> None:
     assert all(to_markdown(table) in page for table in exposure_tables.tables(rows).values())
     drawn = exposure_tables.charts(rows)
     files = {path.stem: path.read_text(encoding="utf-8") for path in (study / "figures" / "exposure-bias").iterdir()}
-    assert files == {name: svg + "\n" for name, svg in drawn.items()}
+    assert files == {name: standalone(svg) for name, svg in drawn.items()}
 
 
 def test_weightings_are_compared_seed_by_seed() -> None:

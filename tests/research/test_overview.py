@@ -1,9 +1,8 @@
-"""The figure of the README: its marks are those of the rows, and it reads without colour and in both schemes."""
+"""The figure of the README: its marks are those of the rows, and everything in it is named."""
 
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from pathlib import Path
 from xml.etree import ElementTree
@@ -37,17 +36,12 @@ def test_rewards_stand_from_best_said_to_worst() -> None:
     assert said == ["use", "rerank_only", "do_not_use"]
 
 
-def test_the_figure_is_well_formed_text_in_both_schemes() -> None:
+def test_the_figure_names_rewards_arms_and_what_diagnose_said() -> None:
     svg = overview_figure([Effect("a & b", "use", arm, -0.01, -0.02, 0.005) for arm in ARMS])
     root = ElementTree.fromstring(svg)
     shown = " ".join("".join(text.itertext()) for text in root.iter("{http://www.w3.org/2000/svg}text"))
     assert "a & b" in shown and "diagnose: use" in shown and all(name in shown for name in ARMS.values())
-    assert "prefers-color-scheme:dark" in svg and "not run under" not in svg
-    zero = float(re.search(r'class="zero" d="M([\d.]+) ', svg).group(1))  # type: ignore[union-attr]
-    minus_one = [float(place) for place in re.findall(r'class="grid" d="M([\d.]+) ', svg)]
-    # marks at -1 point: the axis runs from -3 to +1, so that 1 point is a quarter of it
-    mark = float(re.search(r'class="a0" transform="translate\(([\d.]+) \d+\.\d\)" d="[^"]*"/>(?=<path)', svg).group(1))  # type: ignore[union-attr]
-    assert mark == pytest.approx(zero - (462 - 204) / 4, abs=0.1) and any(abs(mark - x) < 0.1 for x in minus_one)
+    assert "not run under" not in svg
 
 
 def test_without_its_rows_there_is_no_figure_and_a_missing_arm_is_named(tmp_path: Path) -> None:

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from adagrpo.report.charts import Point, Series
-from adagrpo.report.scales import is_finite
-from adagrpo.report.tables import MISSING, Alignment, Table, format_number
+from adagrpo.report.tables import MISSING, Alignment, Table, format_number, is_finite
 
 __all__ = ["points_table", "series_table"]
 

@@ -1,9 +1,11 @@
-"""Charts of a run as self-contained SVG text: lines, points, stacked areas.
+"""Charts of runs: lines, points, stacked areas.
 
-Dense step curves are drawn as bin means, `y_j = mean of the values whose x falls in the j-th of 80 equal bins`, and the
-chart says so. Colours are those of Okabe & Ito 2008, distinguishable with any common colour blindness. We depart from
-plotting libraries by drawing only what a report needs: the same input gives the same bytes, text stays text, and there
-is neither script nor outside resource.
+matplotlib draws them (see `adagrpo.report.canvas`). A name has the colour of its method in every chart, and a marker or
+dashes of its own, so that none needs its colour. Curves of more than 80 steps are drawn as means,
+`y_j = mean of the values whose x falls in the j-th of 80 equal bins`, and the chart says so.
+
+Every function takes a title and a label with its unit for each axis, prints fractions in per cent where it is told to,
+and returns an `<svg>` element, which says so where there is nothing to draw.
 """
 
 from __future__ import annotations
@@ -11,11 +13,23 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from adagrpo.report import drawing as draw
-from adagrpo.report.scales import bin_means, is_finite, make_axis, step_axis
+import numpy as np
+from numpy.typing import NDArray
 
-__all__ = ["Point", "Series", "line_chart", "scatter_chart", "stacked_area_chart"]
+from adagrpo.report.canvas import MARKERS, draw, empty, in_percent, name_axes, tip
+from adagrpo.report.tables import is_finite
+from adagrpo.report.theme import INK, LAYERS, SURFACE, method_colors
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["Point", "Series", "bin_means", "line_chart", "scatter_chart", "stacked_area_chart"]
+
+BINS = 80
+FEW = 30  # points of a line that have a marker each
+DASHES = ("-", "--", ":", "-.")
 
 
 @dataclass(frozen=True)
@@ -25,7 +39,6 @@ class Series:
     name: str
     x: Sequence[float]
     y: Sequence[float | None]
-    style: int | None = None  # place in the palette; None takes the place in the list of series
     mark: float | None = None  # the x to put a ring on
 
 
@@ -35,55 +48,44 @@ class Point:
 
     x: float
     y: float
-    name: str = ""
-    style: int = 0
+    name: str
     hollow: bool = False
     tip: str = ""  # shown on hovering
 
 
 def line_chart(series: Sequence[Series], *, title: str, x_label: str, y_label: str, percent: bool = False) -> str:
-    """Lines with a label at the end of each; a series of more than 80 values is drawn as bin means.
+    """Draw lines; a series of more than 80 values is drawn as bin means.
 
     Args:
         series: the lines; values that are None or not finite are gaps.
-        title: what the chart shows.
-        x_label: the quantity across, with its unit.
-        y_label: the quantity upward, with its unit.
-        percent: `y` holds fractions, print them in per cent.
-
-    Returns:
-        An `<svg>` element; it says so where there is nothing to draw.
 
     Example:
         >>> svg = line_chart([Series("nll", [0, 1], [0.1, 0.2])], title="HR@10", x_label="step", y_label="rate")
         >>> svg.startswith("<svg"), "nll" in svg
         (True, True)
     """
-    lines, widest_bin = [], 0.0
-    for place, line in enumerate(series):
-        xs, ys, width = bin_means(line.x, line.y)
-        widest_bin = max(widest_bin, width)
-        if any(y is not None for y in ys):
-            lines.append((line, place if line.style is None else line.style, list(zip(xs, ys, strict=True))))
-    if not lines:
-        return draw.empty(title)
-    names = [line.name for line, _, _ in lines]
-    margin = draw.end_margin(names)
-    legend, height = ([], 0) if margin else draw.legend([(line.name, style, False) for line, style, _ in lines])
-    known = [(x, y) for _, _, points in lines for x, y in points if y is not None]
-    top = draw.TOP + height
-    y_axis = make_axis([y for _, y in known], draw.BOTTOM, top, percent=percent, cover=True)
-    left = draw.left_of(y_axis)
-    x_axis = step_axis([x for x, _ in known], left, draw.RIGHT_EDGE - (margin or 6))
-    parts = [*draw.axes(x_axis, y_axis, x_label, y_label, top), *legend]
-    ends = []
-    for line, style, points in lines:
-        parts += draw.line_parts(points, x_axis, y_axis, style, line.mark)
-        x, y = [(x, y) for x, y in points if y is not None][-1]
-        ends.append((line.name, style, (x_axis.at(x), y_axis.at(y))))
-    if margin:
-        parts += draw.end_labels(ends, x_axis.end)
-    return draw.svg(title, f"{y_label} by {x_label}: {', '.join(names)}", _bin_note(widest_bin, x_label), parts)
+    binned = [(line, *bin_means(line.x, line.y)) for line in series]
+    known = [(line, x, y) for line, x, y, _ in binned if np.isfinite(y).any()]
+    if not known:
+        return empty(title)
+    widest = max(width for *_, width in binned)
+    names = [line.name for line, _, _ in known]
+
+    def paint(axes: Axes) -> None:
+        colors = [method_colors(names)[name] for name in names]
+        for place, ((line, x, y), color) in enumerate(zip(known, colors, strict=True)):
+            dashes = DASHES[colors[:place].count(color) % len(DASHES)]
+            gaps = np.isnan(np.pad(y, 1, constant_values=np.nan))
+            alone = gaps[:-2] & gaps[2:]
+            marked = range(len(x)) if len(x) <= FEW else np.flatnonzero(alone).tolist()
+            marker = MARKERS[place % len(MARKERS)]
+            axes.plot(x, y, color=color, ls=dashes, lw=2, marker=marker, markevery=marked, label=line.name)
+            ring = np.asarray(x == line.mark)
+            axes.plot(x[ring], y[ring], "o", ms=13, mec=color, mfc="none", mew=1.5)
+        _steps(axes, np.concatenate([x for _, x, _ in known]))
+        name_axes(axes, x_label + _bin_note(widest, x_label), y_label, percent=percent)
+
+    return draw(title, f"{y_label} by {x_label}: {', '.join(names)}", paint)
 
 
 def scatter_chart(
@@ -95,18 +97,10 @@ def scatter_chart(
     x_percent: bool = False,
     y_percent: bool = False,
 ) -> str:
-    """Points, each name in a shape and colour of its own; the legend is below.
+    """Draw points, each name in a shape and the colour of its method.
 
     Args:
-        points: what to draw; a point that is not finite is left out, one without a name is not in the legend.
-        title: what the chart shows.
-        x_label: the quantity across.
-        y_label: the quantity upward.
-        x_percent: `x` holds fractions.
-        y_percent: `y` holds fractions.
-
-    Returns:
-        An `<svg>` element.
+        points: what to draw; a point that is not finite is left out.
 
     Example:
         >>> "sft" in scatter_chart([Point(0.1, 0.2, "sft")], title="t", x_label="x", y_label="y")
@@ -114,21 +108,24 @@ def scatter_chart(
     """
     drawn = [point for point in points if is_finite(point.x) and is_finite(point.y)]
     if not drawn:
-        return draw.empty(title)
-    y_axis = make_axis([point.y for point in drawn], draw.BOTTOM, draw.TOP, percent=y_percent, cover=True)
-    right = draw.RIGHT_EDGE - 24
-    x_axis = make_axis([point.x for point in drawn], draw.left_of(y_axis), right, percent=x_percent, cover=True)
-    places = [(x_axis.at(point.x), y_axis.at(point.y)) for point in drawn]
-    parts = draw.axes(x_axis, y_axis, x_label, y_label, draw.TOP)
-    styles = {point.name: point.style for point in drawn if point.name}
-    for name, style in styles.items():
-        chain = [place for point, place in zip(drawn, places, strict=True) if point.name == name]
-        stroke = f'stroke="{draw.color(style)}" stroke-opacity="0.45"'
-        parts.append(f'<path d="{draw.path(chain)}" fill="none" {stroke}/>')
-    for point, place in zip(drawn, places, strict=True):
-        parts.append(draw.marker(point.style, place, hollow=point.hollow, tip=point.tip))
-    legend, height = draw.marker_legend([*styles.items()])
-    return draw.svg(title, f"{y_label} against {x_label}: {', '.join(styles)}", "", [*parts, *legend], height)
+        return empty(title)
+    names = list(dict.fromkeys(point.name for point in drawn))
+
+    def paint(axes: Axes) -> None:
+        colors = method_colors(names)
+        for name, marker in zip(names, itertools.cycle(MARKERS)):  # markers have no end
+            own, color = [point for point in drawn if point.name == name], colors[name]
+            axes.plot([p.x for p in own], [p.y for p in own], color=color, alpha=0.45, lw=1)
+            axes.plot([], [], marker, color=color, ms=8, label=name)
+            for p in own:
+                face = SURFACE if p.hollow else color
+                axes.plot([p.x], [p.y], marker, ms=8, mec=color, mfc=face, mew=1.5, gid=tip(p.tip) if p.tip else None)
+        if x_percent:
+            in_percent(axes.xaxis)
+        axes.locator_params(axis="x", nbins=6)
+        name_axes(axes, x_label, y_label, percent=y_percent)
+
+    return draw(title, f"{y_label} against {x_label}: {', '.join(names)}", paint)
 
 
 def stacked_area_chart(
@@ -138,74 +135,84 @@ def stacked_area_chart(
     title: str,
     x_label: str,
     y_label: str,
-    percent: bool = False,
-    overlay: tuple[str, Sequence[float | None]] | None = None,
+    overlay: tuple[str, Sequence[float | None]],
 ) -> str:
-    """Layers on top of each other, and a dashed line to compare the lowest one with.
+    """Draw shares on top of each other, and a dashed line to compare the lowest one with.
 
     Args:
         x: the common positions.
-        layers: name and values, the lowest first; where some are missing they count as 0, where all are it is a gap.
-        title: what the chart shows.
-        x_label: the quantity across.
-        y_label: the quantity upward.
-        percent: the values are fractions.
-        overlay: name and values of the dashed line.
-
-    Returns:
-        An `<svg>` element.
+        layers: name and fractions, the lowest first; where some are missing they count as 0, where all are it is a gap.
+        overlay: name and fractions of the dashed line.
 
     Example:
-        >>> svg = stacked_area_chart([0, 1], [("in", [1, 1]), ("out", [0, 2])], title="t", x_label="x", y_label="y")
-        >>> svg.count("fill-opacity")
-        4
+        >>> labels = {"title": "t", "x_label": "x", "y_label": "y"}
+        >>> svg = stacked_area_chart([0, 1], [("in", [1, 1]), ("out", [0, 0])], overlay=("chance", [1, 1]), **labels)
+        >>> all(f">{name}<" in svg for name in ("in", "out", "chance"))
+        True
     """
     binned = [bin_means(x, values) for _, values in layers]
-    positions, _, width = binned[0] if binned else ([], [], 0.0)
-    stack = _stacked([values for _, values, _ in binned])
-    known = [(x, row) for x, row in zip(positions, stack, strict=True) if row is not None]
-    if not known:
-        return draw.empty(title)
-    line = list(zip(positions, bin_means(x, overlay[1])[1], strict=True)) if overlay else []
-    items = [(name, 1 + place, True) for place, (name, _) in enumerate(layers)]
-    legend, height = draw.legend(
-        [*items, *([(overlay[0], -1, False)] if overlay and any(y is not None for _, y in line) else [])]
-    )
-    top = draw.TOP + height
-    values = [0.0, *(row[-1] for _, row in known), *(y for _, y in line if y is not None)]
-    y_axis = make_axis(values, draw.BOTTOM, top, percent=percent, cover=True)
-    x_axis = step_axis([x for x, _ in known], draw.left_of(y_axis), draw.RIGHT_EDGE - 6)
-    parts = [*draw.axes(x_axis, y_axis, x_label, y_label, top), *legend]
-    for run in _stretches(positions, stack):
-        for place in range(len(layers)):
-            outline = draw.band_path([(x, row[place], row[place + 1]) for x, row in run], x_axis, y_axis)
-            parts.append(f'<path d="{outline}" fill="{draw.color(1 + place)}" fill-opacity="0.8"/>')
-    parts += draw.line_parts(line, x_axis, y_axis, -1)
-    names = ", ".join(name for name, _ in layers)
-    return draw.svg(title, f"{y_label} by {x_label}, stacked: {names}", _bin_note(width, x_label), parts)
+    places, _, width = bin_means(x, overlay[1])
+    shares = np.array([y for _, y, _ in binned]).reshape(len(layers), -1)  # (layers, places)
+    known = np.isfinite(shares).any(axis=0) if layers else np.zeros(0, dtype=bool)
+    if not known.any():
+        return empty(title)
+    tops = np.vstack([np.zeros(len(places)), np.cumsum(np.nan_to_num(shares), axis=0)])
+    names = [name for name, _ in layers]
+
+    def paint(axes: Axes) -> None:
+        for place, name in enumerate(names):
+            look: dict[str, Any] = {"facecolor": LAYERS[place % len(LAYERS)], "edgecolor": SURFACE, "lw": 0.8}
+            axes.fill_between(places, tops[place], tops[place + 1], where=known.tolist(), label=name, **look)
+        line = bin_means(x, overlay[1])[1]
+        if np.isfinite(line).any():
+            axes.plot(places, line, color=INK, ls="--", lw=2, label=overlay[0])
+        axes.set_ylim(0, 1)
+        _steps(axes, places)
+        name_axes(axes, x_label + _bin_note(width, x_label), y_label, percent=True)
+
+    described = f"{y_label} by {x_label}, stacked: {', '.join(names)}"
+    return draw(title, described, paint)
 
 
-def _stacked(layers: Sequence[Sequence[float | None]]) -> list[list[float] | None]:
-    """The boundaries of the layers from 0 up at each position; None where no layer has a value."""
-    stack: list[list[float] | None] = []
-    for column in zip(*layers, strict=True):
-        missing = all(value is None for value in column)
-        stack.append(None if missing else list(itertools.accumulate((value or 0.0 for value in column), initial=0.0)))
-    return stack
+def bin_means(
+    x: Sequence[float], y: Sequence[float | None], bins: int = BINS
+) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
+    """Average over bins of equal width, if there are more values than bins.
+
+    Args:
+        x: positions; those that are not finite are dropped.
+        y: values; None and what is not finite is a gap.
+        bins: how many.
+
+    Returns:
+        The mean position of each bin that holds one, the mean of its finite values (NaN if it has none), and the width
+        of a bin, 0 if nothing was averaged.
+
+    Example:
+        >>> x, y, width = bin_means([0, 1, 2, 3], [1.0, 3.0, None, 7.0], bins=2)
+        >>> x.tolist(), y.tolist(), width
+        ([0.5, 2.5], [2.0, 7.0], 1.5)
+    """
+    pairs = [(a, b if is_finite(b) else np.nan) for a, b in zip(x, y, strict=True) if is_finite(a)]
+    places, values = np.array(pairs, dtype=np.float64).reshape(-1, 2).T
+    if len(pairs) <= bins or not np.ptp(places) > 0:
+        return places, values, 0.0
+    width = float(np.ptp(places)) / bins
+    _, group = np.unique(np.minimum(bins - 1, (places - places.min()) // width), return_inverse=True)
+    finite = np.isfinite(values)
+    counts = np.bincount(group, weights=finite)
+    sums = np.bincount(group, weights=np.where(finite, values, 0.0))
+    means = np.divide(sums, counts, out=np.full(len(sums), np.nan), where=counts > 0)
+    return np.bincount(group, weights=places) / np.bincount(group), means, width
 
 
-def _stretches(
-    positions: Sequence[float], stack: Sequence[list[float] | None]
-) -> list[list[tuple[float, list[float]]]]:
-    """The positions with their boundaries, cut where there are none."""
-    segments: list[list[tuple[float, list[float]]]] = [[]]
-    for x, row in zip(positions, stack, strict=True):
-        if row is None:
-            segments.append([])
-        else:
-            segments[-1].append((x, row))
-    return [run for run in segments if run]
+def _steps(axes: Axes, x: NDArray[np.float64]) -> None:
+    """Ticks of an axis of steps stand at whole numbers; a single step stands between its neighbours."""
+    whole = bool((x == np.round(x)).all())
+    axes.locator_params(axis="x", nbins=6, integer=whole)
+    if np.ptp(x) == 0:
+        axes.set_xlim(x[0] - 1, x[0] + 1)
 
 
 def _bin_note(width: float, x_label: str) -> str:
-    return f"Smoothed: means of bins {width:.3g} wide ({x_label})." if width else ""
+    return f"\nSmoothed: means of bins {width:.3g} wide ({x_label})." if width else ""

@@ -15,6 +15,7 @@ from typing import Any
 from adagrpo.config.training import MATCHED
 from adagrpo.errors import UserError
 from adagrpo.metrics import is_rate, lookup
+from adagrpo.report.canvas import standalone
 from adagrpo.report.comparison_tables import (
     KINDS,
     comparison_tables,
@@ -26,7 +27,7 @@ from adagrpo.report.comparison_tables import (
     lost_under,
 )
 from adagrpo.report.figures import Figure, frontier_figure, utility_figure
-from adagrpo.report.interval_charts import Estimate, interval_list
+from adagrpo.report.interval_charts import Estimate, ForestRow, forest_chart
 from adagrpo.report.page import keep_together, template
 from adagrpo.report.tables import (
     START,
@@ -88,7 +89,7 @@ def write_comparison_figures(content: Mapping[str, Any], folder: Path) -> list[P
     """
     charts = {folder / f"{name}.svg": figure.svg for name, figure in comparison_figures(content).items()}
     for path, svg in charts.items():
-        write_file(path, svg + "\n")
+        write_file(path, standalone(svg))
     return list(charts)
 
 
@@ -166,20 +167,19 @@ def comparison_figures(content: Mapping[str, Any]) -> dict[str, Figure]:
 def _differences(content: Mapping[str, Any]) -> list[Figure]:
     """The differences from the baseline and their intervals over users and seeds, or over either if that is unknown."""
     plan = content["plan"]
-    metric, arms = plan["metric"], list(dict.fromkeys(row["arm"] for row in content["rows"]))
+    metric = plan["metric"]
     figures = []
     for over in ("both",) if "both" in interval_kinds(content) else ("users", "seeds"):
         rows = [
-            (
+            ForestRow(
                 f"{row['arm']}, {row['checkpoint']}",
-                Estimate(row["against"][metric]["difference"], *row["against"][metric][over]),
-                arms.index(row["arm"]),
+                {row["arm"]: Estimate(row["against"][metric]["difference"], *row["against"][metric][over])},
             )
             for row in content["rows"]
             if row["against"].get(metric) and row["against"][metric].get(over)
         ]
         if rows:
-            svg = interval_list(
+            svg = forest_chart(
                 rows,
                 title=f"{metric_label(metric)} less that of {plan['baseline']}, intervals over {KINDS[over]}",
                 x_label=f"difference{' in points' if is_rate(metric) else ''}, {100 * plan['level']:g} % interval",

@@ -17,7 +17,6 @@ __all__ = ["exposure_figures", "map_figures", "weight_figures"]
 
 HR, NDCG = "hr@10", "ndcg@10"
 LEAST_SHARE = 0.05  # the strongest colour of a map stands for at least this difference
-RANKER, CONTROL, MIX, POLICY = 1, 2, 3, 0  # places in the palette
 LEVELS = ("low", "middle", "high")
 
 Row = Mapping[str, Any]
@@ -75,9 +74,9 @@ def weight_figures(content: Row) -> list[Figure]:
         svg = interval_chart(
             names,
             [
-                Band("ranker", [_estimate(row[metric], factor) for row in content["ranker"]], RANKER),
-                Band("shuffled ranker", [_estimate(row[metric], factor) for row in content["shuffled"]], CONTROL),
-                Band("mix, chosen weights", mixed, MIX, joined=False),
+                Band("ranker", [_estimate(row[metric], factor) for row in content["ranker"]]),
+                Band("shuffled ranker", [_estimate(row[metric], factor) for row in content["shuffled"]]),
+                Band("mix, chosen weights", mixed, joined=False),
             ],
             title=f"Change of {label.partition(',')[0]} by the weight of the reward",
             x_label="weight of the reward (∞: by the reward alone)",
@@ -131,7 +130,7 @@ def _order_chart(names: Sequence[str], values: Sequence[Sequence[Row | None]], *
     ranker, policy = ([None if one is None else _estimate(one) for one in line] for line in values)
     return interval_chart(
         names,
-        [Band("ranker", ranker, RANKER), Band("policy", policy, POLICY)],
+        [Band("ranker", ranker), Band("policy", policy)],
         title=title,
         x_label=label,
         y_label="share in order",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from adagrpo.report.figures import Figure
-from adagrpo.report.interval_charts import Band, Estimate, interval_chart, interval_list
+from adagrpo.report.interval_charts import Band, Estimate, ForestRow, forest_chart, interval_chart
 from adagrpo.report.page import keep_together, template
 from adagrpo.report.tables import MISSING, Alignment, Table, format_p
 from adagrpo.storage.writing import write_file
@@ -76,7 +76,7 @@ def _interleaving_page(result: Row) -> str:
     days = result["daily"]
     figures = []
     if days:
-        band = Band("preference", [Estimate(row["share"], *row["interval"]) for row in days], 1)
+        band = Band("preference", [Estimate(row["share"], *row["interval"]) for row in days])
         svg = interval_chart(
             _labels([row["through"] for row in days]), [band], title="Preference until each day",
             x_label="last day that is counted", y_label="share of a user's credited clicks", reference=0.5,
@@ -145,19 +145,14 @@ def _facts(result: Row) -> list[tuple[str, str]]:
 
 
 def _effect_figures(rows: Sequence[Row]) -> list[Figure]:
-    arms = list(dict.fromkeys(row["treatment"] for row in rows))
     drawn = [
-        (
-            f"{row['treatment']}, {row['metric']}",
-            Estimate(row["relative"], *_ends(row)),
-            1 + arms.index(row["treatment"]),
-        )
+        ForestRow(f"{row['treatment']}, {row['metric']}", {row["treatment"]: Estimate(row["relative"], *_ends(row))})
         for row in rows
         if "relative" in row
     ]
     if not drawn:
         return []
-    svg = interval_list(
+    svg = forest_chart(
         drawn, title="Effects on the metrics", x_label="effect, % of the control's number", percent_points=True
     )
     return [
@@ -175,8 +170,8 @@ def _daily_figures(rows: Sequence[Row]) -> list[Figure]:
     for metric in dict.fromkeys(row["metric"] for row in rows):
         found = [[known.get((metric, arm, day)) for day in days] for arm in arms]
         bands = [
-            Band(arm, [None if row is None else Estimate(row["relative"], *_ends(row)) for row in line], 1 + place)
-            for place, (arm, line) in enumerate(zip(arms, found, strict=True))
+            Band(arm, [None if row is None else Estimate(row["relative"], *_ends(row)) for row in line])
+            for arm, line in zip(arms, found, strict=True)
         ]
         svg = interval_chart(
             labels, bands, title=f"Effect on {metric} until each day", x_label="last day that is counted",
@@ -194,19 +189,16 @@ def _labels(days: Sequence[str]) -> list[str]:
 
 
 def _guardrail_figures(rows: Sequence[Row]) -> list[Figure]:
-    arms = list(dict.fromkeys(row["treatment"] for row in rows))
     drawn = [
-        (
-            f"{row['treatment']}, {row['guardrail']}",
-            Estimate(row["relative"], *row["interval"]),
-            1 + arms.index(row["treatment"]),
+        ForestRow(
+            f"{row['treatment']}, {row['guardrail']}", {row["treatment"]: Estimate(row["relative"], *row["interval"])}
         )
         for row in rows
         if "relative" in row
     ]
     if not drawn:
         return []
-    svg = interval_list(drawn, title="Guardrails", x_label="change, % of the control's number", percent_points=True)
+    svg = forest_chart(drawn, title="Guardrails", x_label="change, % of the control's number", percent_points=True)
     return [Figure(svg, "The table says which side is the bad one, and how far each may go.")]
 
 

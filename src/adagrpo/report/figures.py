@@ -16,8 +16,7 @@ from adagrpo.metrics import Shown, is_rate, shown
 from adagrpo.objective.terms import TERMS
 from adagrpo.report.chart_numbers import points_table, series_table
 from adagrpo.report.charts import Point, Series, line_chart, scatter_chart, stacked_area_chart
-from adagrpo.report.scales import is_finite
-from adagrpo.report.tables import START, Table, checkpoints, format_metric, metric_label
+from adagrpo.report.tables import START, Table, checkpoints, format_metric, is_finite, metric_label
 
 __all__ = [
     "Figure",
@@ -65,10 +64,9 @@ class Figure:
 
 @dataclass(frozen=True)
 class Log:
-    """What an arm wrote while training; `style` is its place in the palette of every chart."""
+    """What an arm wrote while training."""
 
     arm: str
-    style: int
     steps: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
     validation: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
     best_step: float | None = None
@@ -121,7 +119,6 @@ def admission_figures(logs: Sequence[Log], metrics: Mapping[str, Any]) -> list[F
             title=f"{log.arm}: admission and rejections by cause",
             x_label="step",
             y_label="share of samples",
-            percent=True,
             overlay=("a shuffled reward would admit", overlay),
         )
         shares = [Series(name, steps, values) for name, values in (*layers, ("shuffled reward", overlay))]
@@ -180,7 +177,6 @@ def _scatter(
 ) -> Figure | None:
     """Every checkpoint on two metrics: test where it was measured, else validation."""
     points = checkpoints(metrics)
-    styles = {arm: place for place, arm in enumerate(dict.fromkeys([START, *(point.arm for point in points)]))}
     for split in ("test", "validation"):
         drawn = []
         for point in points:
@@ -189,7 +185,7 @@ def _scatter(
                 continue
             values = ", ".join(f"{metric_label(n)} {format_metric(n, v)}" for n, v in zip(names, (x, y), strict=True))
             tip = f"{point.arm}, {point.kind}: {values}"
-            drawn.append(Point(x, y, point.arm, styles[point.arm], point.kind == "final", tip))
+            drawn.append(Point(x, y, point.arm, point.kind == "final", tip))
         if drawn:
             far = _far_off(drawn)
             without = f", without {' and '.join(far)}" if far else ""
@@ -245,7 +241,7 @@ def _series(log: Log, rows: Sequence[Mapping[str, Any]], name: str) -> Series:
     """A line over the rows that have the quantity: what is measured every n steps is a line, not n gaps."""
     mark = log.best_step if rows is log.validation else None
     measured = [row for row in rows if name in row]
-    return Series(log.arm, _column(measured, "step"), _column(measured, name), log.style, mark)
+    return Series(log.arm, _column(measured, "step"), _column(measured, name), mark)
 
 
 def _column(rows: Sequence[Mapping[str, Any]], key: str) -> list[Any]:

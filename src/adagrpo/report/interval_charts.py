@@ -1,25 +1,28 @@
-"""Charts of estimates with their intervals: along an axis of categories, one below the other, and as cells of a map.
+"""Charts of estimates with their intervals: over categories, below each other as a forest, and as cells of a map.
 
 An interval is drawn wherever an estimate is: a mean without one says nothing about what another sample would give.
-Like `adagrpo.report.charts`, everything is text, the same input gives the same bytes.
+Titles, labels and results are as in `adagrpo.report.charts`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from adagrpo.report import drawing as draw
-from adagrpo.report.scales import Axis, category_axis, make_axis
-from adagrpo.report.theme import COLORS, GRID, INK, QUIET
+import numpy as np
 
-__all__ = ["Band", "Cell", "Estimate", "band_chart", "interval_chart", "interval_list", "map_chart"]
+from adagrpo.report.canvas import LINE, MARKERS, NAME_LENGTH, draw, empty, name_axes, shorten
+from adagrpo.report.theme import GAIN, GRID, INK, LOSS, method_colors
 
-GAIN, LOSS = COLORS[1], COLORS[2]
-ROW = 30  # pixels of a row of a list or of the heading of a map
-CELL = 54  # pixels of the height of a cell
-TOLD_APART = 0.13  # of a category's width, between the estimates of different series
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["Band", "Cell", "Estimate", "ForestRow", "forest_chart", "interval_chart", "map_chart"]
+
+ROW, CELL, LANE = 30, 54, 9  # pixels: of a row of a forest, of a cell, between the marks of a row
+REFERENCE: dict[str, Any] = {"color": INK, "lw": 1, "ls": (0, (5, 4))}
 
 
 class Estimate(NamedTuple):
@@ -29,6 +32,11 @@ class Estimate(NamedTuple):
     low: float | None = None
     high: float | None = None
 
+    def times(self, factor: float) -> Estimate:
+        """In another unit."""
+        low, high = (None if end is None else factor * end for end in (self.low, self.high))
+        return Estimate(factor * self.mean, low, high)
+
 
 @dataclass(frozen=True)
 class Band:
@@ -36,7 +44,6 @@ class Band:
 
     name: str
     values: Sequence[Estimate | None]
-    style: int
     joined: bool = True  # a line from category to category
 
 
@@ -48,56 +55,16 @@ class Cell:
     lines: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class ForestRow:
+    """A row of a forest: its name, its estimates by method, and the heading that it stands under."""
+
+    name: str
+    marks: Mapping[str, Estimate]
+    heading: str = ""
+
+
 def interval_chart(
-    categories: Sequence[str],
-    bands: Sequence[Band],
-    *,
-    title: str,
-    x_label: str,
-    y_label: str,
-    reference: float | None = None,
-    percent: bool = False,
-) -> str:
-    """Estimates with intervals over an axis of categories, each series in its own colour and marker.
-
-    Args:
-        categories: their names, in order.
-        bands: the series, one value a category.
-        title: what the chart shows.
-        x_label: what the categories are.
-        y_label: the quantity upward, with its unit.
-        reference: a value to draw a line at, such as no difference, or chance.
-        percent: the values are fractions.
-
-    Returns:
-        An `<svg>` element; it says so where there is nothing to draw.
-
-    Example:
-        >>> band = Band("ranker", [Estimate(0.1, 0.0, 0.2), None], 1)
-        >>> interval_chart(["few", "many"], [band], title="t", x_label="x", y_label="y").count("ranker")
-        2
-    """
-    known = [value for band in bands for value in band.values if value is not None]
-    if not known:
-        return draw.empty(title)
-    legend, height = draw.marker_legend([(band.name, band.style) for band in bands])
-    ends = [end for value in known for end in value if end is not None]
-    y_axis = make_axis(
-        [*ends, *([reference] if reference is not None else [])], draw.BOTTOM, draw.TOP, percent=percent, cover=True
-    )
-    x_axis = category_axis(categories, draw.left_of(y_axis), draw.RIGHT_EDGE)
-    parts = draw.axes(x_axis, y_axis, x_label, y_label, draw.TOP)
-    if reference is not None:
-        y = y_axis.at(reference)
-        parts.append(f'<path d="M{x_axis.start:.1f} {y:.1f}H{x_axis.end:.1f}" stroke="{INK}" stroke-dasharray="5 4"/>')
-    for place, band in enumerate(bands):
-        shift = TOLD_APART * (place - (len(bands) - 1) / 2)
-        parts += _band(band, shift, x_axis, y_axis)
-    names = ", ".join(band.name for band in bands)
-    return draw.svg(title, f"{y_label} by {x_label}, with intervals: {names}", "", [*parts, *legend], height)
-
-
-def band_chart(
     categories: Sequence[str],
     bands: Sequence[Band],
     *,
@@ -107,123 +74,98 @@ def band_chart(
     reference: float,
     percent: bool = False,
 ) -> str:
-    """Lines over an axis of categories, each with its name at its end and its interval as an area behind it.
+    """Draw estimates with intervals over an axis of categories.
 
     Args:
-        categories: see `interval_chart`.
-        bands: see `interval_chart`; at least one value each.
-        title: what the chart shows.
-        x_label: what the categories are.
-        y_label: the quantity upward.
-        reference: a value to draw a line at.
-        percent: the values are fractions.
-
-    Returns:
-        An `<svg>` element; it says so where there is nothing to draw.
+        categories: their names, in order.
+        bands: the series, one value a category.
+        reference: a value to draw a line at, such as no difference, or chance.
 
     Example:
-        >>> band = Band("ranker", [Estimate(0.1, 0.0, 0.2), Estimate(0.2)], 1)
-        >>> band_chart(["1", "2"], [band], title="t", x_label="x", y_label="y", reference=0.0).count("ranker")
-        2
+        >>> band = Band("ranker", [Estimate(0.1, 0.0, 0.2), None])
+        >>> svg = interval_chart(["few", "many"], [band], title="t", x_label="x", y_label="y", reference=0.0)
+        >>> ">ranker<" in svg, ">few<" in svg
+        (True, True)
     """
-    shown = [band for band in bands if any(value is not None for value in band.values)]
-    if not shown:
-        return draw.empty(title)
-    known = [value for band in shown for value in band.values if value is not None]
-    ends = [end for value in known for end in value if end is not None]
-    y_axis = make_axis([*ends, reference], draw.BOTTOM, draw.TOP, percent=percent, cover=True)
-    margin = draw.end_margin([band.name for band in shown]) or 6
-    x_axis = category_axis(categories, draw.left_of(y_axis), draw.RIGHT_EDGE - margin)
-    parts = draw.axes(x_axis, y_axis, x_label, y_label, draw.TOP)
-    y = y_axis.at(reference)
-    parts.append(f'<path d="M{x_axis.start:.1f} {y:.1f}H{x_axis.end:.1f}" stroke="{INK}" stroke-dasharray="5 4"/>')
-    for band in shown:
-        spans = [(place, v.low, v.high) for place, v in enumerate(band.values) if v is not None]
-        area = [(place, low, high) for place, low, high in spans if low is not None and high is not None]
-        if area:
-            outline = draw.band_path(area, x_axis, y_axis)
-            parts.append(f'<path d="{outline}" fill="{draw.color(band.style)}" fill-opacity="0.13"/>')
-    names = []
-    for band in shown:
-        points = [(place, None if value is None else value.mean) for place, value in enumerate(band.values)]
-        parts += draw.line_parts(points, x_axis, y_axis, band.style)
-        last, mean = [(place, mean) for place, mean in points if mean is not None][-1]
-        names.append((band.name, band.style, (x_axis.at(last), y_axis.at(mean))))
-    parts += draw.end_labels(names, x_axis.end)
-    told = ", ".join(band.name for band in shown)
-    return draw.svg(title, f"{y_label} by {x_label}, with intervals: {told}", "", parts)
+    if not any(value is not None for band in bands for value in band.values):
+        return empty(title)
+    names = [band.name for band in bands]
+
+    def paint(axes: Axes) -> None:
+        axes.axhline(reference, **REFERENCE)
+        apart = min(0.13, 0.6 / len(bands))  # of the width of a category
+        for place, band in enumerate(bands):
+            color, marker = method_colors(names)[band.name], MARKERS[place % len(MARKERS)]
+            x = np.arange(len(categories)) + apart * (place - (len(bands) - 1) / 2)
+            means = [np.nan if value is None else value.mean for value in band.values]
+            axes.plot(x, means, color=color, lw=1.5 if band.joined else 0, marker=marker, label=band.name)
+            for at, value in zip(x, band.values, strict=True):
+                if value is not None and value.low is not None and value.high is not None:
+                    axes.plot([at, at], [value.low, value.high], color=color, lw=2)
+        axes.set_xticks(range(len(categories)), [shorten(name, NAME_LENGTH) for name in categories])
+        axes.set_xlim(-0.5, len(categories) - 0.5)
+        name_axes(axes, x_label, y_label, percent=percent)
+
+    described = f"{y_label} by {x_label}, with intervals: {', '.join(names)}"
+    return draw(title, described, paint)
 
 
-def _band(band: Band, shift: float, x_axis: Axis, y_axis: Axis) -> list[str]:
-    ink = draw.color(band.style)
-    places = [
-        None if value is None else (x_axis.at(place + shift), y_axis.at(value.mean))
-        for place, value in enumerate(band.values)
-    ]
-    parts = []
-    if band.joined:
-        points = [(place[0], place[1]) if place else (0.0, None) for place in places]
-        lines = (draw.path(run) for run in draw.runs(points))
-        parts += [f'<path d="{line}" fill="none" stroke="{ink}" stroke-width="1.5"/>' for line in lines]
-    for value, spot in zip(band.values, places, strict=True):
-        if value is None or spot is None:
-            continue
-        if value.low is not None and value.high is not None:
-            low, high = y_axis.at(value.low), y_axis.at(value.high)
-            parts.append(f'<path d="M{spot[0]:.1f} {low:.1f}V{high:.1f}" stroke="{ink}" stroke-width="2"/>')
-        parts.append(draw.marker(band.style, spot))
-    return parts
-
-
-def interval_list(
-    rows: Sequence[tuple[str, Estimate, int]],
+def forest_chart(
+    rows: Sequence[ForestRow],
     *,
     title: str,
     x_label: str,
-    percent_points: bool = False,
     reference: float = 0.0,
+    percent_points: bool = False,
+    limits: tuple[float, float] | None = None,
+    names: Mapping[str, str] | None = None,
+    notes: str = "",
 ) -> str:
-    """Estimates below each other with their intervals, against a line at a reference.
+    """Draw estimates below each other with their intervals, against a line at a reference.
 
     Args:
-        rows: name, estimate and style of each.
-        title: what the chart shows.
-        x_label: the quantity across, with its unit.
-        percent_points: the values are differences of fractions, to be shown in points.
+        rows: the uppermost first; rows of one heading follow each other.
         reference: no difference, or chance.
-
-    Returns:
-        An `<svg>` element; it says so where there is nothing to draw.
+        percent_points: the values are differences of fractions, to be shown in points.
+        limits: of the axis; an interval that leaves it ends in an arrow.
+        names: of the methods in the legend, which is left out without them.
+        notes: what stands above the legend, in as many lines as it needs.
 
     Example:
-        >>> interval_list([("nll, best", Estimate(0.1, -0.1, 0.3), 1)], title="t", x_label="x").count("nll, best")
-        2
+        >>> row = ForestRow("nll, best", {"nll": Estimate(0.1, -0.1, 0.3)})
+        >>> ">nll, best<" in forest_chart([row], title="t", x_label="x")
+        True
     """
     if not rows:
-        return draw.empty(title)
-    factor = 100.0 if percent_points else 1.0
-    ends = [factor * end for _, value, _ in rows for end in value if end is not None]
-    names = [draw.shorten(name, draw.WIDTH * 0.42) for name, _, _ in rows]
-    left = 16 + max(map(draw.text_width, names))
-    x_axis = make_axis([factor * reference, *ends], left, draw.RIGHT_EDGE - 6, percent=False, cover=True)
-    top = 36
-    bottom = top + ROW * len(rows)
-    parts = []
-    for tick, label in zip(x_axis.ticks, x_axis.texts(), strict=True):
-        x = x_axis.at(tick)
-        parts.append(f'<path d="M{x:.1f} {top}V{bottom}" stroke="{GRID}"/>')
-        parts.append(draw.text(x, bottom + 18, label, "middle", QUIET))
-    line = x_axis.at(factor * reference)
-    parts.append(f'<path d="M{line:.1f} {top}V{bottom}" stroke="{INK}" stroke-dasharray="5 4"/>')
-    for place, (name, (_, value, style)) in enumerate(zip(names, rows, strict=True)):
-        y = top + ROW * (place + 0.5)
-        parts.append(draw.text(left - 10, y + 4, name, "end", INK))
-        if value.low is not None and value.high is not None:
-            low, high = x_axis.at(factor * value.low), x_axis.at(factor * value.high)
-            parts.append(f'<path d="M{low:.1f} {y:.1f}H{high:.1f}" stroke="{draw.color(style)}" stroke-width="2"/>')
-        parts.append(draw.marker(style, (x_axis.at(factor * value.mean), y)))
-    parts.append(draw.text((left + draw.RIGHT_EDGE) / 2, bottom + 38, x_label, "middle", QUIET))
-    return draw.svg(title, f"{x_label}: {', '.join(name for name, _, _ in rows)}", "", parts, height=bottom + 46)
+        return empty(title)
+    names, factor = names or {}, 100.0 if percent_points else 1.0
+    methods = list(names) or list(dict.fromkeys(method for row in rows for method in row.marks))
+    lanes = [method for method in methods if any(method in row.marks for row in rows if len(row.marks) > 1)]
+    step = max(ROW, LANE * (len(lanes) + 1))
+    colors = method_colors(methods)
+    lines = _with_headings(rows)
+
+    def paint(axes: Axes) -> None:
+        axes.axvline(factor * reference, **REFERENCE)
+        for y, (_, row) in enumerate(lines):
+            for method, value in row.marks.items() if row else ():
+                place = methods.index(method)
+                lane = lanes.index(method) - (len(lanes) - 1) / 2 if method in lanes else 0.0
+                look = colors[method], MARKERS[place % len(MARKERS)]
+                _mark(axes, value.times(factor), y + lane * LANE / step, look, limits)
+        for method, label in names.items():
+            axes.plot([], [], color=colors[method], lw=2, marker=MARKERS[methods.index(method)], label=label)
+        axes.set_yticks(range(len(lines)), [shorten(text, NAME_LENGTH) for text, _ in lines], color=INK)
+        for tick, (_, row) in zip(axes.get_yticklabels(), lines, strict=True):
+            tick.set_fontweight("normal" if row else "bold")
+        axes.set_ylim(len(lines) - 0.5, -0.5)
+        axes.set_xlim(limits)
+        axes.locator_params(axis="x", nbins=6)
+        axes.grid(axis="x")
+        axes.set_xlabel(shorten(x_label, 2 * NAME_LENGTH), loc="right")
+
+    described = f"{x_label}: {', '.join(row.name for row in rows)}"
+    return draw(title, described, paint, height=step * len(lines) + 3 * LINE, notes=notes)
 
 
 def map_chart(
@@ -236,58 +178,66 @@ def map_chart(
     column_label: str,
     largest: float,
 ) -> str:
-    """A table whose cells are coloured by a gain or a loss, the stronger the larger it is.
+    """Draw a table whose cells are coloured by a gain or a loss, the stronger the larger it is.
 
     Args:
         rows: their names, the uppermost first.
-        columns: their names.
-        cells: a list a row.
-        title: what the chart shows.
-        row_label: what the rows are.
-        column_label: what the columns are.
         largest: the absolute value with the full colour; maps to be compared have the same.
 
-    Returns:
-        An `<svg>` element.
-
     Example:
-        >>> cells = [[Cell(0.5, ("+50.0", "8 cases")), Cell(None, ("no case",))]]
+        >>> cells = [[Cell(0.5, ("+50.0", "8 cases")), Cell(None, ("–", "no case"))]]
         >>> svg = map_chart(["hard"], ["low", "high"], cells, title="t", row_label="d", column_label="q", largest=1.0)
-        >>> svg.count(">8 cases<"), svg.count('fill-opacity="0.29"')
+        >>> svg.count(">8 cases<"), svg.count("opacity: 0.29")
         (1, 1)
     """
-    left = 16 + max(map(draw.text_width, [*rows, row_label]))
-    width = (draw.RIGHT_EDGE - left) / len(columns)
-    top = 78
-    parts = [
-        draw.text((left + draw.RIGHT_EDGE) / 2, 48, column_label, "middle", QUIET),
-        draw.text(left - 10, top - 10, row_label, "end", QUIET),
-    ]
-    for place, name in enumerate(columns):
-        parts.append(draw.text(left + width * (place + 0.5), top - 10, draw.shorten(name, width), "middle", INK))
-    for i, (name, line) in enumerate(zip(rows, cells, strict=True)):
-        y = top + CELL * i
-        parts.append(draw.text(left - 10, y + CELL / 2 + 4, name, "end", INK))
-        for j, cell in enumerate(line):
-            parts += _cell(cell, left + width * j, y, width, largest)
+
+    def paint(axes: Axes) -> None:
+        for y, line in enumerate(cells):
+            for x, cell in enumerate(line):
+                # half of a colour at the most, so that text is read on it in either theme
+                strength = min(1.0, abs(cell.value or 0.0) / largest) if largest > 0 else 0.0
+                color = GAIN if (cell.value or 0.0) >= 0 else LOSS
+                look: dict[str, Any] = {"facecolor": color, "alpha": round(0.04 + 0.5 * strength, 2), "lw": 0}
+                if cell.value is None:
+                    look = {"facecolor": "none", "edgecolor": GRID}
+                axes.fill_between([x - 0.48, x + 0.48], y - 0.46, y + 0.46, **look)
+                for place, text in enumerate(cell.lines):
+                    height = y + 0.32 * (place - (len(cell.lines) - 1) / 2)
+                    weight = "normal" if place else "bold"
+                    axes.text(x, height, shorten(text, 20), ha="center", va="center", weight=weight)
+        axes.set_xticks(range(len(columns)), [shorten(name, 16) for name in columns], color=INK)
+        axes.set_yticks(range(len(rows)), [shorten(name, NAME_LENGTH) for name in rows], color=INK)
+        axes.tick_params(length=0, labeltop=True, labelbottom=False)
+        axes.xaxis.set_label_position("top")
+        axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(len(rows) - 0.5, -0.5))
+        axes.set(xlabel=shorten(column_label, NAME_LENGTH), ylabel=shorten(row_label, NAME_LENGTH))
+        axes.spines.bottom.set_visible(False)
+
     summary = "; ".join(
         f"{name}, {column}: {', '.join(cell.lines)}"
         for name, line in zip(rows, cells, strict=True)
         for column, cell in zip(columns, line, strict=True)
     )
-    return draw.svg(title, f"{row_label} by {column_label}. {summary}", "", parts, height=top + CELL * len(rows) + 12)
+    return draw(title, f"{row_label} by {column_label}. {summary}", paint, height=CELL * len(rows) + 3 * LINE)
 
 
-def _cell(cell: Cell, x: float, y: float, width: float, largest: float) -> list[str]:
-    """A rectangle and its lines; half of a colour at the most, so that text is read on it in either theme."""
-    box = f"M{x + 1:.1f} {y + 1:.1f}h{width - 2:.1f}v{CELL - 2}h{2 - width:.1f}z"
-    fill = f'fill="none" stroke="{GRID}"'
-    if cell.value is not None:
-        strength = min(1.0, abs(cell.value) / largest) if largest > 0 else 0.0
-        fill = f'fill="{GAIN if cell.value >= 0 else LOSS}" fill-opacity="{0.04 + 0.5 * strength:.2f}"'
-    parts = [f'<path d="{box}" {fill}/>']
-    first = y + CELL / 2 + 4 - 8.5 * (len(cell.lines) - 1)
-    for place, line in enumerate(cell.lines):
-        shown = draw.shorten(line, width)
-        parts.append(draw.text(x + width / 2, first + 17 * place, shown, "middle", INK, bold=place == 0))
-    return parts
+def _mark(axes: Axes, value: Estimate, y: float, look: tuple[str, str], limits: tuple[float, float] | None) -> None:
+    """Draw an estimate in a colour and marker, and its interval, with an arrow where that leaves the limits."""
+    color, marker = look
+    if value.low is not None and value.high is not None:
+        first, last = limits or (value.low, value.high)
+        axes.plot([max(value.low, first), min(value.high, last)], [y, y], color=color, lw=2)
+        if value.low < first:
+            axes.plot([first], [y], "<", color=color, ms=5)
+        if value.high > last:
+            axes.plot([last], [y], ">", color=color, ms=5)
+    axes.plot([value.mean], [y], marker, color=color, ms=7)
+
+
+def _with_headings(rows: Sequence[ForestRow]) -> list[tuple[str, ForestRow | None]]:
+    """The rows with a line of its own for each heading."""
+    lines: list[tuple[str, ForestRow | None]] = []
+    for heading, group in itertools.groupby(rows, lambda row: row.heading):
+        lines += [(heading, None)] if heading else []
+        lines += [(row.name, row) for row in group]
+    return lines

@@ -6,8 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from adagrpo.report.figures import Log
-from adagrpo.report.scales import is_finite
-from adagrpo.report.tables import MISSING, Alignment, Table, format_metric
+from adagrpo.report.tables import MISSING, Alignment, Table, format_metric, is_finite
 
 __all__ = ["numbers_table"]
 

@@ -22,6 +22,7 @@ from adagrpo.data.columns import ITEM, ITEM_ID
 from adagrpo.errors import UserError
 from adagrpo.metrics import Shown
 from adagrpo.report import figures
+from adagrpo.report.canvas import standalone
 from adagrpo.report.catalog_tree import Branch, catalog_tree
 from adagrpo.report.example_groups import example_groups
 from adagrpo.report.figures import Log
@@ -104,7 +105,7 @@ def write_figures(run: RunFiles | Path, directory: Path) -> list[Path]:
         figures = plots if isinstance(plots, list) else [plots] if plots is not None else []
         for number, figure in enumerate(figures, start=1):
             written.append(directory / f"{name}-{number}.svg")
-            write_file(written[-1], figure.svg + "\n")
+            write_file(written[-1], standalone(figure.svg))
     return written
 
 
@@ -134,7 +135,7 @@ def build_report(run: RunFiles | Path, notes: Sequence[str] = ()) -> str:
         summary=[keep_together(sentence) for sentence in summary_sentences(metrics)],
         arms=[(arm, keep_together(sentence)) for arm, sentence in arm_sentences(metrics)],
         results=[(split, _results(metrics, split)) for split in SPLITS],
-        paired=_paired(files, metrics),
+        paired=_paired(files),
         breadth=_breadth(metrics),
         **_figures(files, metrics),
         numbers=numbers_table(_logs(files, metrics)),
@@ -214,8 +215,8 @@ def _logs(files: RunFiles, metrics: Mapping[str, Any]) -> list[Log]:
         return None if path is None else read_mapping(path)
 
     return [
-        Log(arm, style, rows(arm, "steps.jsonl"), rows(arm, "validation.jsonl"), best.get(arm), lost(arm))
-        for style, arm in enumerate(arms)
+        Log(arm, rows(arm, "steps.jsonl"), rows(arm, "validation.jsonl"), best.get(arm), lost(arm))
+        for arm in arms
         if arm in folders
     ]
 
@@ -265,13 +266,12 @@ def _diagnosis(files: RunFiles) -> dict[str, Any] | None:
     return _read(files, ("diagnose", "diagnose.json"), show)
 
 
-def _paired(files: RunFiles, metrics: Mapping[str, Any]) -> dict[str, Any] | None:
+def _paired(files: RunFiles) -> dict[str, Any] | None:
     """The checkpoints against sft and against continued NLL."""
-    arms = list(dict.fromkeys([START, *(point.arm for point in checkpoints(metrics))]))
 
     def show(content: Mapping[str, Any]) -> dict[str, Any]:
         tables = [(REFERENCES[name], paired_table(content, name)) for name in REFERENCES]
-        figures = [figure for name in REFERENCES for figure in paired_figures(content, name, arms)]
+        figures = [figure for name in REFERENCES for figure in paired_figures(content, name)]
         return {"users": content["users"], "tables": [pair for pair in tables if pair[1]], "figures": figures}
 
     return _read(files, ("report", "paired", "paired.json"), show)

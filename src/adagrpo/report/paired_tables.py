@@ -6,12 +6,12 @@ and nothing in these tables is bold: the best of several differences is not ther
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from adagrpo.metrics import is_rate
 from adagrpo.report.figures import Figure
-from adagrpo.report.interval_charts import Estimate, interval_list
+from adagrpo.report.interval_charts import Estimate, ForestRow, forest_chart
 from adagrpo.report.tables import Alignment, Table, metric_label
 
 __all__ = ["REFERENCES", "own_interval", "paired_figures", "paired_table"]
@@ -42,29 +42,26 @@ def paired_table(content: Mapping[str, Any], reference: str) -> Table | None:
     return Table(header, tuple(lines), ("left", "left", *right))
 
 
-def paired_figures(content: Mapping[str, Any], reference: str, arms: Sequence[str]) -> list[Figure]:
+def paired_figures(content: Mapping[str, Any], reference: str) -> list[Figure]:
     """The differences in HR@10 and, where it is known, in true utility.
 
     Args:
         content: of `paired.json`.
         reference: `sft` or `nll`.
-        arms: all arms in the order of the other charts, which gives them their colours.
     """
     rows = _rows(content, reference)
     names = [name for name in DRAWN if rows and name in rows[0]["metrics"]]
-    styles = {arm: place for place, arm in enumerate(arms)}
     figures = []
     for name in names:
         drawn = [
-            (
+            ForestRow(
                 f"{row['arm']}, {row['checkpoint']}",
-                Estimate(*(row["metrics"][name][field] for field in ("mean", "low", "high"))),
-                styles.get(row["arm"], 0),
+                {row["arm"]: Estimate(*(row["metrics"][name][field] for field in ("mean", "low", "high")))},
             )
             for row in rows
         ]
         label = metric_label(name)
-        svg = interval_list(
+        svg = forest_chart(
             drawn,
             title=f"{label} less that of {REFERENCES[reference]}, test cases",
             x_label=f"difference{', points' if is_rate(name) else ''} (95 % over users)",

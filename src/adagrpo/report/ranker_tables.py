@@ -11,7 +11,7 @@ from typing import Any
 
 from adagrpo.metrics import Shown, shown
 from adagrpo.report.figures import Figure
-from adagrpo.report.interval_charts import Estimate, interval_list
+from adagrpo.report.interval_charts import Estimate, ForestRow, forest_chart
 from adagrpo.report.summary import rerank_rows
 from adagrpo.report.tables import MISSING, START, Alignment, Split, Table, checkpoints, metric_label, metric_table
 
@@ -145,12 +145,12 @@ def exposure_figures(report: Mapping[str, Any]) -> list[Figure]:
     figures = []
     for entry in report["exposures"]:
         rows = [
-            (_stratum(row), Estimate(*(row["auc"][field] for field in ("mean", "low", "high"))), 1)
+            ForestRow(_stratum(row), {"ranker": Estimate(*(row["auc"][field] for field in ("mean", "low", "high")))})
             for row in entry["strata"]
             if row.get("auc")
         ]
         title = f"AUC of the ranker, {entry['exposure']} exposure"
-        svg = interval_list(rows, title=title, x_label="AUC, with its 95 % interval over users", reference=0.5)
+        svg = forest_chart(rows, title=title, x_label="AUC, with its 95 % interval over users", reference=0.5)
         figures.append(Figure(svg, "The dashed line is chance."))
     return figures
 

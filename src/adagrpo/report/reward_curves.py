@@ -13,8 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from adagrpo.report.figures import Log
-from adagrpo.report.scales import is_finite
-from adagrpo.report.tables import START
+from adagrpo.report.tables import START, is_finite
 
 __all__ = ["of_this_reward"]
 

@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, assert_never
+from typing import Any, Literal, TypeGuard, assert_never
 
 from adagrpo.errors import UserError
 from adagrpo.metrics import Shown, lookup, shown
@@ -29,6 +29,7 @@ __all__ = [
     "format_number",
     "format_p",
     "format_relative",
+    "is_finite",
     "metric_label",
     "metric_table",
     "results_table",
@@ -174,6 +175,11 @@ def metric_table(
     left: list[Alignment] = ["left"] * len(headings)
     right: list[Alignment] = ["right"] * len(columns)
     return Table(header, rows, (*left, *right), frozenset(best))
+
+
+def is_finite(value: Any) -> TypeGuard[float]:
+    """False for what is no number, NaN, infinities, and numbers too large to be subtracted from each other."""
+    return isinstance(value, int | float) and abs(value) < 1e100
 
 
 def to_markdown(table: Table) -> str:

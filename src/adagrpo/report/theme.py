@@ -1,41 +1,96 @@
-"""Both themes of every page: each colour that a chart is drawn in, and what it turns into on a dark page.
+"""The colours of every chart and page: one for each method, and what each becomes on a dark page.
 
-A chart carries the colours of a light page as attributes, so that its SVG file stands alone in any program. On a page,
-style rules take their place, since a rule goes before an attribute. `light-dark()` chooses by the scheme of the page:
-that of the reader's system, or the one chosen at the top of the page.
+A chart carries the colours of a light page, so that its file stands alone in any program. Style rules put the dark ones
+in their place: `light-dark()` chooses by the colour scheme of the page, or of the reader's system. The light colours
+are those of Okabe & Ito 2008, which people with the common kinds of colour blindness tell apart, and a few darker ones.
 """
 
 from __future__ import annotations
 
-__all__ = ["COLORS", "GRID", "INK", "QUIET", "SURFACE", "chart_rules"]
+from collections.abc import Iterable
+
+__all__ = ["DARK", "GAIN", "GRID", "INK", "LAYERS", "LOSS", "QUIET", "SURFACE", "chart_rules", "method_colors"]
 
 INK, QUIET, GRID, SURFACE = "#1a1a1a", "#595959", "#e3e3e3", "#ffffff"
-COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe & Ito, less the yellow
-# The same hues, lighter: each has a contrast of 4.5 or more against the dark surface.
+BLUE, VERMILLION, ORANGE, GREEN, PINK, SKY = "#0072b2", "#d55e00", "#e69f00", "#009e73", "#cc79a7", "#56b4e9"
+VIOLET, BROWN, GREY = "#7b52ab", "#8c5a2b", "#767676"
+METHODS = {  # the first that the name of an arm holds says which method it is
+    "random": GREY,
+    "bernoulli": GREY,
+    "shuffled": GREY,
+    "inverted": GREY,
+    "rerank": SKY,
+    "ranker": SKY,
+    "re-ranked": SKY,
+    "no gate": INK,
+    "gate": PINK,
+    "adagrpo": PINK,
+    "best-of-n": BROWN,
+    "best_of_n": BROWN,
+    "tuned": GREEN,  # distillation with the weight from validation
+    "chosen-": GREEN,
+    "-chosen": GREEN,
+    "distill": VIOLET,
+    "mixture": ORANGE,
+    "uniform grpo": ORANGE,
+    "grpo": VERMILLION,
+    "nll": BLUE,
+    "sft": INK,
+    "policy": INK,
+}
+OTHERS = ("#117a8b", "#a83279", "#5f7a1f")  # of names that are no method's, in the order in which they come
+GAIN, LOSS = BLUE, VERMILLION
+LAYERS = (PINK, "#5f7f9e", "#8da9c4", "#bccbd9", "#3d566e")  # of a stack, the first being what was admitted
+# Lighter, with a contrast of 4.5 or more against the dark surface; layers are wide and need less.
 DARK = {
     INK: "#ececec",
     QUIET: "#a8adb4",
     GRID: "#363b42",
     SURFACE: "#16191d",
-    "#000000": "#ffffff",
-    "#0072B2": "#4ba3e3",
-    "#D55E00": "#f5803e",
-    "#009E73": "#2fc79a",
-    "#CC79A7": "#e39cc4",
-    "#E69F00": "#f2b63c",
-    "#56B4E9": "#93d3f7",
+    BLUE: "#4ba3e3",
+    VERMILLION: "#f5803e",
+    ORANGE: "#f2b63c",
+    GREEN: "#2fc79a",
+    PINK: "#e39cc4",
+    SKY: "#93d3f7",
+    VIOLET: "#b594e0",
+    BROWN: "#cf9b66",
+    GREY: "#989ea6",
+    OTHERS[0]: "#4fc3d6",
+    OTHERS[1]: "#ee82c3",
+    OTHERS[2]: "#a8c766",
+    LAYERS[1]: "#7fa0c0",
+    LAYERS[2]: "#a9c2d9",
+    LAYERS[3]: "#d3deea",
+    LAYERS[4]: "#7b8ea3",
 }
 
 
-def chart_rules() -> str:
-    """The style rules that give the charts of a page the colours of its scheme.
+def method_colors(names: Iterable[str]) -> dict[str, str]:
+    """The colour of each name: that of its method in every figure, or the next of the others.
+
+    Example:
+        >>> method_colors(["nll", "adagrpo-lambda5", "x"])
+        {'nll': '#0072b2', 'adagrpo-lambda5': '#cc79a7', 'x': '#117a8b'}
+    """
+    colors: dict[str, str] = {}
+    strangers = 0
+    for name in dict.fromkeys(names):
+        method = next((color for key, color in METHODS.items() if key in name.lower()), None)
+        colors[name] = method or OTHERS[strangers % len(OTHERS)]
+        strangers += method is None
+    return colors
+
+
+def chart_rules(colors: Iterable[str] = tuple(DARK)) -> str:
+    """The style rules that give charts of some colours those of the reader's scheme.
 
     Example:
         >>> chart_rules().splitlines()[0]
-        'svg [fill="#1a1a1a"] { fill: light-dark(#1a1a1a, #ececec); }'
+        'svg [style*="fill: #1a1a1a"] { fill: light-dark(#1a1a1a, #ececec) !important; }'
     """
     return "\n".join(
-        f'svg [{name}="{light}"] {{ {name}: light-dark({light}, {dark}); }}'
-        for light, dark in DARK.items()
+        f'svg [style*="{name}: {light}"] {{ {name}: light-dark({light}, {DARK[light]}) !important; }}'
+        for light in colors
         for name in ("fill", "stroke")
     )
