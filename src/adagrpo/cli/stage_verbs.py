@@ -20,16 +20,15 @@ __all__ = ["evaluate", "ranker", "sft", "tokenize", "train"]
 @verb("tokenize", "stages", sets="recipe")
 def tokenize(run: RunDirectory, common: Common, dry_run: DryRun = False) -> None:
     """Make Semantic IDs of the items of a run."""
-    from adagrpo import pipeline
     from adagrpo.pipeline.outcomes import catalog_outcome
     from adagrpo.report import catalog_table
 
     if dry_run:
-        print_plan_of(run, ("tokenize",), common)
+        print_plan_of(run, "tokenize", common)
         return
     opened = common.open(run)
     with session(opened):
-        pipeline.tokenize(opened)
+        opened.tokenize()
     opened.processes.part()
     if opened.processes.is_main_process:
         outcome = catalog_outcome(opened)
@@ -39,16 +38,15 @@ def tokenize(run: RunDirectory, common: Common, dry_run: DryRun = False) -> None
 @verb("sft", "stages", sets="recipe", tracks=True)
 def sft(run: RunDirectory, common: Common, dry_run: DryRun = False) -> None:
     """Train the starting policy."""
-    from adagrpo import pipeline
     from adagrpo.pipeline.outcomes import fit_outcome
     from adagrpo.report import fits_table
 
     if dry_run:
-        print_plan_of(run, ("sft",), common)
+        print_plan_of(run, "sft", common)
         return
     opened = common.open(run)
     with session(opened):
-        pipeline.fit_sft(opened)
+        opened.sft()
     opened.processes.part()
     if opened.processes.is_main_process:
         outcome = fit_outcome(opened, "sft")
@@ -58,23 +56,21 @@ def sft(run: RunDirectory, common: Common, dry_run: DryRun = False) -> None:
 @verb("ranker", "stages", sets="recipe", tracks=True)
 def ranker(run: RunDirectory, common: Common, dry_run: DryRun = False) -> None:
     """Train the reward model; of impressions without order, its report too."""
-    from adagrpo import pipeline
     from adagrpo.pipeline.outcomes import fit_outcome
     from adagrpo.report import fits_table
 
     if dry_run:
-        print_plan_of(run, ("ranker",), common)
+        print_plan_of(run, "ranker", common)
         return
     opened = common.open(run)
     with session(opened):
-        reported = pipeline.fit_and_report(opened)
+        opened.ranker()
     opened.processes.part()
-    result: dict[str, Any] = {} if reported is None else reported[0] | {"report": str(reported[1])}
-    if "exposures" in result:
-        print_metrics(result, common.as_json)
-    elif result:
-        print_values(result, common.as_json)
-    elif opened.processes.is_main_process:
+    if not opened.processes.is_main_process:
+        return
+    if opened.config.without_order:
+        print_metrics(opened.results | {"report": str(opened.path("report.html"))}, common.as_json)
+    else:
         outcome = fit_outcome(opened, "ranker")
         _print_outcome("ranker", opened.path("ranker"), outcome, fits_table({"ranker": outcome}), common)
 
@@ -89,16 +85,15 @@ def train(
     dry_run: DryRun = False,
 ) -> None:
     """Post-train every arm of the recipe."""
-    from adagrpo import pipeline
     from adagrpo.pipeline.outcomes import trained_outcomes
     from adagrpo.report import fits_table
 
     if dry_run:
-        print_plan_of(run, ("train",), common)
+        print_plan_of(run, "train", common)
         return
     opened = common.open(run)
     with session(opened):
-        pipeline.train(opened, anyway=anyway)
+        opened.train(anyway=anyway)
         if not opened.config.train.arms:
             opened.console.note(
                 "note: train.arms is empty, so no arm was trained; --set 'train.arms=[nll, distill-tuned]'"
@@ -125,16 +120,14 @@ def evaluate(
     from adagrpo.report import results_table, to_text
 
     if dry_run:
-        print_plan_of(run, ("evaluate",), common, out)
+        print_plan_of(run, "evaluate", common, out)
         return
     opened = common.open(run, out)
     if catalog is not None:
         pipeline.evaluate_with(opened, catalog)
     with session(opened):
-        arms = pipeline.finished_arms(opened)
-        pipeline.evaluate(opened, arms)
-        pipeline.report_ranker(opened)
-        result = pipeline.collect(opened, arms)
+        opened.evaluate()
+    result = opened.results
     if common.as_json:
         print_values(result, as_json=True)
         return

@@ -24,10 +24,10 @@ from adagrpo.engines.sglang_processor import PROCESSOR
 from adagrpo.errors import UserError
 from adagrpo.pipeline.checks import check
 from adagrpo.pipeline.choose_checkpoint import Chosen, choose_checkpoint
+from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.model_card import model_card
-from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.versions import LATEST, open_version
 from adagrpo.policies import prefix_function
 from adagrpo.storage.writing import folder_beside
@@ -40,7 +40,7 @@ __all__ = ["export", "write_engines"]
 
 
 def export(
-    run: Run,
+    run: RunDirectory,
     to: Path,
     arm: str | None = None,
     checkpoint: Literal["best", "final"] = "best",
@@ -63,6 +63,7 @@ def export(
         UserError: no such arm, checkpoint or version, or it is stale, the folder is in use, or the policy is none that
             `transformers` opens.
     """
+    run.refuse_without_order()
     chosen = choose_checkpoint(run, arm, checkpoint)
     version = open_version(run, catalog)
     check(run, "export", [chosen.stage, version.stage])
@@ -152,7 +153,7 @@ def write_engines(vocabulary: Vocabulary, catalog: Catalog, folder: Path) -> Non
     (package / "sglang_processor.json").write_text(PROCESSOR + "\n", encoding="utf-8")
 
 
-def _usage(run: Run, levels: int, tokenizer: bool) -> str:
+def _usage(run: RunDirectory, levels: int, tokenizer: bool) -> str:
     """What the folder is, and how it is used, with a tokenizer in it or without."""
     mask = run.config.evaluation.mask_history
     masked = (

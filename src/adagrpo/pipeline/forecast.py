@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from adagrpo.errors import UserError
+from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.room import free_disk, free_memory, in_words
-from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.sizes import REAL, FitMemory, ModelSize, Shapes, planned_catalog, policy_size, ranker_size
 from adagrpo.semantic_ids import Catalog
 from adagrpo.trainer.sharding import is_asked_for
@@ -123,7 +123,7 @@ def check_room(data: RunData, stage: str) -> FitForecast:
     return forecast
 
 
-def check_language_model(run: Run) -> None:
+def check_language_model(run: RunDirectory) -> None:
     """Refuse a language model whose weights and optimiser alone are more than there is, before any data are read.
 
     Raises:
@@ -143,12 +143,12 @@ def check_language_model(run: Run) -> None:
     _refuse_beyond(run, said, least, FitForecast("policy", size, 0, FitMemory(0, 0, 0, 0, 0)).passing)
 
 
-def _sharded_by(run: Run) -> int:
+def _sharded_by(run: RunDirectory) -> int:
     """The processes that a language model is divided among."""
     return run.processes.count if is_asked_for() else 1
 
 
-def _refuse_beyond(run: Run, said: str, memory: int, disk: int) -> None:
+def _refuse_beyond(run: RunDirectory, said: str, memory: int, disk: int) -> None:
     there = free_memory(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     if there is not None and memory > there:
         raise UserError(f"{said}; there are {in_words(there)} of memory; {ADVICE}")

@@ -31,7 +31,7 @@ def check_named(data: RunData, parts: Collection[str]) -> None:
     run, config = data.run, data.config
     if config.without_order:
         return
-    if "tokenize" in parts and reads_texts(run):
+    if "tokenize" in parts and reads_texts(config):
         check_model(language_model_folder(run))
     if ASK_REWARD & set(parts):
         for path in Models(data).reward_files:

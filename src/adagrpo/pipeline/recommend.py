@@ -24,8 +24,8 @@ from adagrpo.errors import UserError
 from adagrpo.executors import SERIAL, Executor, each
 from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
+from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.list_parts import COUNTS, Wanted, part_path, read_parts, reward_read
-from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.serve import recommender
 from adagrpo.pipeline.versions import LATEST
 from adagrpo.serving.eligibility import Filter
@@ -44,7 +44,7 @@ LAYOUT = 2  # 1 had a row for each place of a list
 
 
 def recommend_users(
-    run: Run,
+    run: RunDirectory,
     users: Path,
     out: Path,
     *,
@@ -89,6 +89,7 @@ def recommend_users(
         UserError: the file cannot be read as above, nothing is eligible, or the folder holds the lists of something
             else.
     """
+    run.refuse_without_order()
     served, about = recommender(run, arm, checkpoint, reward_weight, exclude_history, precision, catalog)
     if not 1 <= k <= served.width:
         raise UserError(f"k: {k} is none of 1 to {served.width}, the beam of the recipe (evaluation.beam_width)")
@@ -155,7 +156,7 @@ def recommend_users(
     return summary | {"folder": str(out)}
 
 
-def _user_column(run: Run, users: Path) -> str:
+def _user_column(run: RunDirectory, users: Path) -> str:
     """`user_id`, or the column of the users in the run's logs, whichever a file has."""
     there, logged = columns_of(users), run.config.data.columns.user
     if USER_ID in there:
@@ -169,7 +170,7 @@ def _begun(out: Path) -> str | None:
     return json.loads(path.read_text(encoding="utf-8"))["fingerprint"] if path.is_file() else None
 
 
-def _make(run: Run, wanted: Wanted, worker: Callable[[], Callable[[Any], Any]], executor: Executor) -> int:
+def _make(run: RunDirectory, wanted: Wanted, worker: Callable[[], Callable[[Any], Any]], executor: Executor) -> int:
     """Make all parts, and give their number."""
     expected, started, users, parts = about_how_many(wanted.users), time.monotonic(), 0, 0
     for done in each(partial(read_parts, wanted), worker, executor):

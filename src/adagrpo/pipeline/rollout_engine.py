@@ -12,14 +12,14 @@ from adagrpo.engines.engine_client import SglangServer
 from adagrpo.engines.sglang_processor import PROCESSOR
 from adagrpo.errors import UserError
 from adagrpo.groups.served_draw import RolloutWorker
-from adagrpo.pipeline.run import Run
+from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.policies.policy import Policy
 from adagrpo.trainer.sharding import is_asked_for
 
 __all__ = ["rollout_worker"]
 
 
-def rollout_worker(run: Run) -> RolloutWorker | None:
+def rollout_worker(run: RunDirectory) -> RolloutWorker | None:
     """The worker of a run; None where its policies draw their own rollouts.
 
     Raises:

@@ -21,13 +21,12 @@ from adagrpo.data.columns import TEXT
 from adagrpo.errors import ServiceError, UserError
 from adagrpo.experiments.live import LiveExperiment
 from adagrpo.networks.layers import Precision
-from adagrpo.pipeline.chain import reward_parts
-from adagrpo.pipeline.checks import check
+from adagrpo.pipeline.checks import check, reward_stages
 from adagrpo.pipeline.choose_checkpoint import Chosen, choose_checkpoint
+from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.rewards import check_reward
-from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.serve_arms import beside, open_runs
 from adagrpo.pipeline.versions import LATEST, CatalogVersion, open_version
 from adagrpo.serving import Query, Recommender
@@ -65,7 +64,7 @@ class Operation:
 
 
 def recommender(
-    run: Run,
+    run: RunDirectory,
     arm: str | None,
     checkpoint: Literal["best", "final"],
     reward_weight: float = 0.0,
@@ -94,7 +93,7 @@ def recommender(
     return served, about
 
 
-def check_served(run: Run, chosen: Chosen, version: CatalogVersion, reward_weight: float) -> None:
+def check_served(run: RunDirectory, chosen: Chosen, version: CatalogVersion, reward_weight: float) -> None:
     """Refuse to answer with what is stale.
 
     Raises:
@@ -103,11 +102,11 @@ def check_served(run: Run, chosen: Chosen, version: CatalogVersion, reward_weigh
     """
     if not (isinstance(reward_weight, Real) and math.isfinite(reward_weight) and reward_weight >= 0):
         raise UserError(f"reward_weight: {reward_weight!r} is no weight; give a finite number of at least 0")
-    check(run, "serve", [chosen.stage, version.stage, *(reward_parts(run) if reward_weight > 0 else ())])
+    check(run, "serve", [chosen.stage, version.stage, *(reward_stages(run) if reward_weight > 0 else ())])
 
 
 def _recommender(
-    run: Run,
+    run: RunDirectory,
     arm: str | None,
     checkpoint: Literal["best", "final"],
     reward_weight: float,
@@ -125,7 +124,7 @@ def _recommender(
     models = Models(data)
     excludes = run.config.evaluation.mask_history if exclude_history is None else exclude_history
     if reward_weight > 0:
-        check_reward(models, note=False)
+        check_reward(models)
     served = Recommender(
         models.policy(chosen.weights),
         data.catalog,
@@ -150,7 +149,7 @@ def _recommender(
 
 
 def serve(
-    run: Run,
+    run: RunDirectory,
     arm: str | None,
     checkpoint: Literal["best", "final"],
     *,
@@ -182,6 +181,7 @@ def serve(
         UserError: the extra is missing, nothing to serve, what would be served is stale, the address cannot be had, or
             others can reach it and there is no token.
     """
+    run.refuse_without_order()
     operation = operation or Operation()
     bearers = read_tokens(operation.token_file)
     check_exposed(host, bearers, operation.without_token)
@@ -220,7 +220,7 @@ def serve(
 class _Wanted:
     """What is served, as it was asked for at the start; see `recommender`."""
 
-    run: Run
+    run: RunDirectory
     arm: str | None
     checkpoint: Literal["best", "final"]
     reward_weight: float
@@ -231,20 +231,20 @@ class _Wanted:
     def load(self, operation: Operation, **other: Any) -> Serving:
         """What the run holds of it now; `other` are an arm, a checkpoint or a version of the catalogue instead."""
         one = replace(self, **other)
-        return one._load(Run.open(one.run.called, one.run.overrides), operation)[0]
+        return one._load(one.run.reopened(), operation)[0]
 
     def load_arms(self, operation: Operation, trial: LiveExperiment, **other: Any) -> list[Serving]:
         """What each arm of an experiment serves, the control first; see `load`."""
         control = trial.plan.arms[trial.plan.control]
         one = replace(self, arm=control.serves, checkpoint=control.checkpoint, **other)
-        runs = open_runs(trial, Run.open(one.run.called, one.run.overrides))
+        runs = open_runs(trial, one.run.reopened())
         serving, models = one._load(runs[trial.plan.control], operation)
         others = beside(trial, runs, serving, models, one.catalog)
         for made in others:
             made.recommender.recommend([Query([0])])
         return [serving, *others]
 
-    def _load(self, run: Run, operation: Operation) -> tuple[Serving, Models]:
+    def _load(self, run: RunDirectory, operation: Operation) -> tuple[Serving, Models]:
         served, about, models = _recommender(
             run, self.arm, self.checkpoint, self.reward_weight, self.exclude_history, self.precision, self.catalog
         )

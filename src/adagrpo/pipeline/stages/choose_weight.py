@@ -21,43 +21,46 @@ from numpy.typing import NDArray
 
 from adagrpo import metrics
 from adagrpo.evaluation.predictions import reordered
+from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.run import Run
+from adagrpo.pipeline.stage import Declaration
 from adagrpo.pipeline.stages.evaluate import progress
 from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED
 from adagrpo.pipeline.stages.reranking import WEIGHTS
 from adagrpo.storage.writing import write_file
 
-__all__ = ["choose_reward_weight", "chosen_weight", "least_of_the_best"]
+__all__ = ["WEIGHT", "chosen_weight", "least_of_the_best", "teacher"]
 
-STAGE, FILE = "teacher", "weight.json"
+WEIGHT = ("teacher", "weight.json")  # the stage, and the file that holds the weight
 ERRORS = 1.96  # standard errors within which a weight counts as no worse than the best
 
 
-def choose_reward_weight(run: Run) -> Path:
-    """Choose the weight by the starting policy's beam on validation cases: the stage `teacher`.
-
-    Returns:
-        The file that holds it, for `chosen_weight`.
-    """
+def teacher(run: RunDirectory) -> Declaration:
+    """The weight of the reward that the starting policy's beam on validation cases is worth re-ordering by."""
     data, weights = RunData(run), run.path("sft", "best")
     models = Models(data)
     inputs = [*data.training_files, *data.catalog_files, weights / "model.safetensors", *models.reward_files]
 
     def build(work: Path) -> None:
         cases = data.cases("validation")
-        beams = models.predict(models.policy(weights), cases, models.reward(), progress(run, STAGE))
+        beams = models.predict(models.policy(weights), cases, models.reward(), progress(run, WEIGHT[0]))
         targets = cases.targets.astype(np.int64)
         ranks = {weight: metrics.target_rank_in(reordered(beams, weight).items, targets) for weight in WEIGHTS}
         held_out_impressions = {weight: metrics.ndcg(rank, 10) for weight, rank in ranks.items()}
         tried = {str(weight): float(values.mean()) for weight, values in held_out_impressions.items()}
         content = {"weight": least_of_the_best(held_out_impressions), "ndcg@10": tried, "cases": len(cases)}
-        write_file(work / FILE, json.dumps(content, indent=1) + "\n")
+        write_file(work / WEIGHT[1], json.dumps(content, indent=1) + "\n")
 
-    reads, also = (*DECODING, *models.reward_reads), {"weights": WEIGHTS, "errors": ERRORS}
-    folder = run.stage(STAGE, reads=reads, but=NOT_FITTED, also=also, schema=2, inputs=inputs, build=build)
-    return folder / FILE
+    return Declaration(
+        build,
+        inputs,
+        files=WEIGHT[1:],
+        settings=(*DECODING, *models.reward_reads),
+        but=NOT_FITTED,
+        also={"weights": list(WEIGHTS), "errors": ERRORS},
+        schema=2,
+    )
 
 
 def chosen_weight(file: Path) -> float:

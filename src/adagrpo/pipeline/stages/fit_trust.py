@@ -18,10 +18,10 @@ from adagrpo.config.reward import FeatureOptions, TrustedOptions
 from adagrpo.data.sequences import pad
 from adagrpo.errors import UserError
 from adagrpo.evaluation.trust_fit import Choices, fit_trust
+from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.reward_data import trust_items
-from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stages.evaluate import progress
 from adagrpo.rewards import Reward, ask_reward
 from adagrpo.rewards.trust import FACTORS
@@ -31,7 +31,7 @@ from adagrpo.types import Cases
 __all__ = ["choices_of", "write_trust"]
 
 
-def write_trust(run: Run, out: Path) -> dict[str, Any]:
+def write_trust(run: RunDirectory, out: Path) -> dict[str, Any]:
     """Fit the weights of a run's reward, and write them.
 
     Args:

@@ -14,10 +14,10 @@ from torch import nn
 from adagrpo.config import FitConfig, read_settings
 from adagrpo.data.prepared import load_user_ids
 from adagrpo.errors import UserError
+from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.forecast import check_room
-from adagrpo.pipeline.run import Run
 from adagrpo.policies import Policy
 from adagrpo.storage.hashes import hash_json
 from adagrpo.storage.writing import write_file
@@ -40,7 +40,7 @@ def begin_fit(data: RunData, stage: str) -> None:
         data.run.console.note(f"{stage}: {check_room(data, stage).said()}")
 
 
-def check_shardable(run: Run) -> None:
+def check_shardable(run: RunDirectory) -> None:
     """Refuse what is not fitted with sharded weights, where these are asked for.
 
     Raises:
@@ -142,7 +142,7 @@ def _hash_weights(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _report(run: Run, stage: str) -> Callable[[int, int, Mapping[str, float]], None]:
+def _report(run: RunDirectory, stage: str) -> Callable[[int, int, Mapping[str, float]], None]:
     """Show the progress of a fit, and say once that a group held no item."""
     said: list[int] = []
 

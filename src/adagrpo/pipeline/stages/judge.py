@@ -28,9 +28,9 @@ from adagrpo.data.judged import Judged, as_judged, read_judged
 from adagrpo.data.prepared import load_impressions, load_until_test
 from adagrpo.evaluation.judging import auc_of, differences, judge_order, means, policy_scores, reward_scores
 from adagrpo.evaluation.reward_quality import band, band_names
+from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stages.choose_weight import chosen_weight
 from adagrpo.pipeline.stages.evaluate import progress
 from adagrpo.storage.writing import write_file
@@ -44,13 +44,13 @@ READS = ("judges", "max_history")
 Scores = dict[str, NDArray[np.float64]]  # (N,) of each judge
 
 
-def judge(run: Run, arms: list[str]) -> None:
+def judge(run: RunDirectory, arms: list[str]) -> None:
     """Hold what a run has against the judges of its recipe; nothing where it names none."""
     for _, declare in judgements(run, arms):
         declare(run)
 
 
-def judgements(run: Run, arms: list[str]) -> Iterator[tuple[str, Callable[[Run], None]]]:
+def judgements(run: RunDirectory, arms: list[str]) -> Iterator[tuple[str, Callable[[RunDirectory], None]]]:
     """The stages of the judges, by name and in the order of the work, and what makes each; none without judges."""
     if not run.config.judges:
         return
@@ -66,7 +66,7 @@ def judgements(run: Run, arms: list[str]) -> Iterator[tuple[str, Callable[[Run],
             yield f"judges/{arm}/{kind}", partial(judge_checkpoint, name=f"{arm}/{kind}", weights=weights)
 
 
-def judge_exposures(run: Run) -> None:
+def judge_exposures(run: RunDirectory) -> None:
     """The exposures of every judge, numbered: the stage `judges/exposures`."""
     data, judges = RunData(run), run.config.judges
     unread = ("rejects.parquet", "later.parquet")
@@ -84,7 +84,7 @@ def judge_exposures(run: Run) -> None:
     run.stage("judges/exposures", reads=("judges", "seed"), inputs=list(dict.fromkeys(inputs)), build=build)
 
 
-def _read(run: Run, data: RunData, options: JudgeConfig) -> tuple[pl.DataFrame, dict[str, int]]:
+def _read(run: RunDirectory, data: RunData, options: JudgeConfig) -> tuple[pl.DataFrame, dict[str, int]]:
     return read_judged(
         run.data / options.path,
         data.prepared,
@@ -97,7 +97,7 @@ def _read(run: Run, data: RunData, options: JudgeConfig) -> tuple[pl.DataFrame, 
     )
 
 
-def judge_counts(run: Run) -> None:
+def judge_counts(run: RunDirectory) -> None:
     """Orders that know the item alone: the stage `judges/counts`."""
     data = RunData(run)
     bought = data.training.counts(data.num_items).astype(np.float64)
@@ -116,7 +116,7 @@ def judge_counts(run: Run) -> None:
     run.stage("judges/counts", reads=READS, also={"prior": PRIOR}, inputs=_inputs(run, data), build=build)
 
 
-def judge_reward(run: Run) -> None:
+def judge_reward(run: RunDirectory) -> None:
     """The reward: the stage `judges/reward`."""
     data = RunData(run)
     models = Models(data)
@@ -130,7 +130,7 @@ def judge_reward(run: Run) -> None:
     _order(run, data, "judges/reward", (*READS, *models.reward_reads), models.reward_files, score)
 
 
-def judge_checkpoint(run: Run, name: str, weights: Path) -> None:
+def judge_checkpoint(run: RunDirectory, name: str, weights: Path) -> None:
     """One checkpoint: the stage `judges/NAME`."""
     data = RunData(run)
     model, policy = weights / "model.safetensors", cache(partial(Models(data).policy, weights))
@@ -151,7 +151,7 @@ def judge_checkpoint(run: Run, name: str, weights: Path) -> None:
     _order(run, data, f"judges/{name}", (*READS, "policy"), inputs, score, reference)
 
 
-def judge_reranking(run: Run) -> None:
+def judge_reranking(run: RunDirectory) -> None:
     """The order of re-ranking at the weight that validation chose: the stage `judges/rerank`."""
     data, weight = RunData(run), run.path("teacher", "weight.json")
     sides = [run.path("judges", side, "scores.parquet") for side in ("sft", "reward")]
@@ -169,7 +169,7 @@ def judge_reranking(run: Run) -> None:
     run.stage("judges/rerank", reads=READS, inputs=[*_inputs(run, data), *sides, weight, reference], build=build)
 
 
-def collect_judgements(run: Run, arms: list[str]) -> dict[str, Any]:
+def collect_judgements(run: RunDirectory, arms: list[str]) -> dict[str, Any]:
     """What metrics.json holds of the judges: by judge, label and order; nothing where the recipe names none."""
     if not run.config.judges:
         return {}
@@ -195,13 +195,13 @@ def collect_judgements(run: Run, arms: list[str]) -> dict[str, Any]:
     }
 
 
-def _left_to_validation(run: Run, name: str) -> bool:
+def _left_to_validation(run: RunDirectory, name: str) -> bool:
     arm = next(arm for arm in run.config.train.arms if arm.name == name)
     return arm.left_to_validation(run.config.objective) is not None
 
 
 def _order(
-    run: Run,
+    run: RunDirectory,
     data: RunData,
     name: str,
     reads: tuple[str, ...],
@@ -219,7 +219,7 @@ def _order(
     run.stage(name, reads=reads, inputs=list(dict.fromkeys(made_of)), build=build)
 
 
-def _write(run: Run, data: RunData, scores: Scores, reference: Path | None, work: Path) -> None:
+def _write(run: RunDirectory, data: RunData, scores: Scores, reference: Path | None, work: Path) -> None:
     report, users = _judged(data, _load(run), scores)
     if reference is not None:
         run.hash_input(reference)
@@ -278,7 +278,7 @@ def _exposure_counts(data: RunData) -> tuple[NDArray[np.float64] | None, NDArray
     return counts, rate
 
 
-def _load(run: Run) -> dict[str, Judged]:
+def _load(run: RunDirectory) -> dict[str, Judged]:
     """The exposures of every judge."""
     table = pl.read_parquet(run.checked("judges", "exposures", TABLE))
     return {
@@ -287,7 +287,7 @@ def _load(run: Run) -> dict[str, Judged]:
     }
 
 
-def _inputs(run: Run, data: RunData) -> list[Path]:
+def _inputs(run: RunDirectory, data: RunData) -> list[Path]:
     """What every order is made of."""
     shown = data.prepared / "impressions.parquet"
     logs = [*data.training_files, data.prepared / "test.parquet", *([shown] if shown.is_file() else [])]

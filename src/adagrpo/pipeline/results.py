@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import polars as pl
 
@@ -49,6 +49,12 @@ class Diagnosis:
     verdict: str
     sentences: tuple[str, ...]
     content: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> Self:
+        """The diagnosis that a diagnose.json holds."""
+        verdict = content["verdict"]
+        return cls(verdict["decision"], tuple(verdict["sentences"]), content)
 
     def plot(self) -> Chart:
         """The map of diagnose.html: where the ranker's order is better than the policy's, by difficulty and q."""

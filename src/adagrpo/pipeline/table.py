@@ -1,0 +1,241 @@
+"""The table of stages: what each is called, which command makes it, what it is made from, and how.
+
+A row is a stage, or the stages that differ in an arm, a fold or a checkpoint alone. Rows stand in the order of the
+work. `adagrpo run` makes what the rows of `RUN` ask for, one after the other; a command makes the rows of its name;
+status, dry runs and refusals ask the same rows (`adagrpo.pipeline.staleness`). A new stage is a module in
+`adagrpo.pipeline.stages` and a row here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import partial
+
+from adagrpo.config import Config
+from adagrpo.config.reward import RewardOptions, SequentialOptions
+from adagrpo.pipeline.directory import RunDirectory
+from adagrpo.pipeline.rewards import first_look
+from adagrpo.pipeline.stage import Declaration, Declare
+from adagrpo.pipeline.stages.choose_weight import teacher
+from adagrpo.pipeline.stages.diagnose import diagnosis
+from adagrpo.pipeline.stages.evaluate import evaluate_baselines, evaluate_checkpoint
+from adagrpo.pipeline.stages.example_rollouts import draw_examples
+from adagrpo.pipeline.stages.exposure_report import report_exposures
+from adagrpo.pipeline.stages.fit_lambdarank import lambdarank
+from adagrpo.pipeline.stages.fit_ranker import ranker
+from adagrpo.pipeline.stages.fitting import DECODING
+from adagrpo.pipeline.stages.impressions import fit_ranker, fit_trees, prepare_impressions
+from adagrpo.pipeline.stages.paired_outcomes import pair_outcomes
+from adagrpo.pipeline.stages.post_train import train_arm
+from adagrpo.pipeline.stages.prepare import exposures, prepare, simulated
+from adagrpo.pipeline.stages.ranker_report import report_ranker
+from adagrpo.pipeline.stages.sft import sft
+from adagrpo.pipeline.stages.tokenize import encode, reads_texts, tokenize
+
+__all__ = ["COMMANDS", "RUN", "STAGES", "Stage", "alone", "declared", "fits_trees", "row_of"]
+
+RUN = ("prepare", "tokenize", "sft", "ranker", "train", "evaluate")  # the commands that `adagrpo run` stands for
+# the stages of a row that a recipe asks for, by name, for some of its arms
+Members = Callable[[Config, Sequence[str]], Mapping[str, Declare]]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A row of the table.
+
+    Attributes:
+        name: the folder of the stage; `*` is any one name, `a|b` one of two.
+        command: `adagrpo <command>` makes it.
+        members: the stages of this row that a recipe asks for.
+        settings: keys and sections of the recipe that its `Declaration` may read: what `--set` of the command takes.
+        unused: why a recipe does not ask for a stage that is there; `{0}` is what `*` stands for.
+        selects: it chooses a checkpoint or a weight on validation cases, as `evaluation` measures them.
+        away: the beginnings of files that may be kept elsewhere: nothing that is fitted reads them.
+        on_request: `adagrpo run` does not make it, and the recipe does not say how it is made.
+        page_only: report.html shows it, and metrics.json holds nothing of it.
+    """
+
+    name: str
+    command: str
+    members: Members
+    settings: tuple[str, ...] = ()
+    unused: str = ""
+    selects: bool = False
+    away: tuple[str, ...] = ()
+    on_request: bool = False
+    page_only: bool = False
+
+    def matches(self, name: str) -> bool:
+        """Return whether a stage of this name is of this row."""
+        ours, theirs = self.name.split("/"), name.split("/")
+        return len(ours) == len(theirs) and all(
+            any(fnmatchcase(part, option) for option in pattern.split("|"))
+            for pattern, part in zip(ours, theirs, strict=True)
+        )
+
+    def why_unused(self, name: str, config: Config) -> str:
+        """Say why a recipe does not ask for a stage of this row; empty where it does, or where nobody can say."""
+        arms = [arm.name for arm in config.train.arms]
+        if name in self.members(config, arms):
+            return ""
+        star = next((part for mine, part in zip(self.name.split("/"), name.split("/"), strict=True) if "*" in mine), "")
+        arm = star.removesuffix("+rerank")
+        return "" if self.on_request and arm in arms else self.unused.format(arm, config=config)
+
+
+def alone(name: str, declare: Declare, when: Callable[[Config], bool] = lambda config: True) -> Members:
+    """The members of a row that is one stage, made where the recipe is of a kind."""
+    return lambda config, arms: {name: declare} if when(config) else {}
+
+
+def fits_trees(options: RewardOptions) -> bool:
+    """Return whether a reward, or one that it is made of, is what `ranker/lambdarank` holds."""
+    return options.kind == "lambdarank" or any(map(fits_trees, options.parts))
+
+
+def _ordered(config: Config) -> bool:
+    return not config.without_order
+
+
+def _by_order(ordered: Declare, without_order: Declare) -> Declare:
+    """The declaration of a stage that is another one where the logs have no order."""
+    return lambda run: (without_order if run.config.without_order else ordered)(run)
+
+
+def _chooses_weight(config: Config) -> bool:
+    return _ordered(config) and any(arm.left_to_validation(config.objective) is not None for arm in config.train.arms)
+
+
+def _folds(config: Config, arms: Sequence[str]) -> dict[str, Declare]:
+    count = config.ranker.folds if _ordered(config) and config.ranker.folds > 1 else 0
+    return {f"ranker/fold-{fold}": partial(ranker, fold=fold) for fold in range(count)}
+
+
+def _arms(config: Config, arms: Sequence[str]) -> dict[str, Declare]:
+    trained = [arm for arm in config.train.arms if arm.name in arms and _ordered(config)]
+    return {f"train/{arm.name}": partial(train_arm, arm=arm) for arm in trained}
+
+
+def _evaluations(config: Config, arms: Sequence[str]) -> dict[str, Declare]:
+    checkpoints = [(arm, kind) for arm in arms for kind in ("best", "final") if _ordered(config)]
+    return {f"evaluate/{arm}/{kind}": partial(_evaluate, of=("train", arm, kind)) for arm, kind in checkpoints}
+
+
+def _evaluate(run: RunDirectory, of: tuple[str, ...]) -> Declaration:
+    return evaluate_checkpoint(run, run.path(*of))
+
+
+def _paired(config: Config, arms: Sequence[str]) -> dict[str, Declare]:
+    return {"report/paired": partial(pair_outcomes, arms=arms)} if _ordered(config) else {}
+
+
+def _on_request(config: Config, arms: Sequence[str]) -> dict[str, Declare]:
+    return {}
+
+
+FOLDS = "ranker.folds"
+RANKER = ("ranker", "seed", "max_history", "evaluation.mask_history", "evaluation.batch_size")
+TRAINING = ("train", "objective", "reward", *DECODING, "seed", FOLDS)
+NO_ARM = "'{0}' is not among train.arms"
+
+STAGES: tuple[Stage, ...] = (
+    Stage(
+        "simulate",
+        "prepare",
+        alone("simulate", simulated, lambda config: config.data.marketplace is not None),
+        ("data", "seed"),
+        away=("truth/",),
+    ),
+    Stage(
+        "exposures",
+        "prepare",
+        alone("exposures", exposures, lambda config: config.data.exposures is not None),
+        ("data",),
+        unused="the logs are no exposure log",
+    ),
+    Stage(
+        "prepare",
+        "prepare",
+        alone("prepare", _by_order(prepare, prepare_impressions)),
+        ("data", "seed"),
+        away=("test.parquet", "later.parquet"),
+    ),
+    Stage("encode", "tokenize", alone("encode", encode, lambda config: _ordered(config) and reads_texts(config))),
+    Stage("tokenize", "tokenize", alone("tokenize", tokenize, _ordered), ("tokenizer", "seed")),
+    Stage("sft", "sft", alone("sft", sft, _ordered), ("sft", *DECODING, "seed", "train.rl_split"), selects=True),
+    Stage("ranker", "ranker", alone("ranker", _by_order(ranker, fit_ranker)), RANKER, selects=True),
+    Stage("ranker/fold-*", "ranker", _folds, RANKER, "ranker.folds is {config.ranker.folds}", selects=True),
+    Stage(
+        "ranker/lambdarank",
+        "ranker",
+        alone("ranker/lambdarank", _by_order(lambdarank, fit_trees), lambda config: fits_trees(config.reward)),
+        ("ranker", "reward", "seed", "max_history"),
+        unused="the reward has no such trees",
+        selects=True,
+    ),
+    Stage(
+        "ranker/exposures",
+        "ranker",
+        alone("ranker/exposures", report_exposures, lambda config: config.without_order),
+        ("reward", "seed", "max_history"),
+        selects=True,
+    ),
+    Stage(
+        "diagnose",
+        "diagnose",
+        alone("diagnose", diagnosis, _ordered),
+        (*DECODING, "objective", "ranker", "reward", "seed"),
+        on_request=True,
+    ),
+    Stage(
+        "reward",
+        "train",
+        alone("reward", first_look, lambda config: _ordered(config) and config.reward != SequentialOptions()),
+        ("reward", "seed", "max_history"),
+        unused="the reward is the run's own",
+    ),
+    Stage(
+        "teacher",
+        "train",
+        alone("teacher", teacher, _chooses_weight),
+        TRAINING,
+        unused="no arm leaves its weight to validation",
+        selects=True,
+    ),
+    Stage("train/*", "train", _arms, TRAINING, NO_ARM, selects=True),
+    Stage(
+        "evaluate/sft", "evaluate", alone("evaluate/sft", partial(_evaluate, of=("sft", "best")), _ordered), TRAINING
+    ),
+    Stage("evaluate/baselines", "evaluate", alone("evaluate/baselines", evaluate_baselines, _ordered), DECODING),
+    Stage("evaluate/rerank", "compare", _on_request, on_request=True),
+    Stage("evaluate/*+rerank/best|final", "compare", _on_request, unused=NO_ARM, on_request=True),
+    Stage("evaluate/*/best|final", "evaluate", _evaluations, TRAINING, NO_ARM),
+    Stage("report/paired", "evaluate", _paired, DECODING, page_only=True),
+    Stage("report/rollouts", "evaluate", alone("report/rollouts", draw_examples, _ordered), TRAINING, page_only=True),
+    Stage("ranker/report", "evaluate", alone("ranker/report", report_ranker, _ordered), TRAINING, page_only=True),
+    Stage("catalogs/*", "catalog update", _on_request, on_request=True),
+)
+COMMANDS = tuple(dict.fromkeys(stage.command for stage in STAGES if stage.settings))  # that read a recipe
+
+
+def declared(
+    config: Config, commands: Collection[str] | None = None, arms: Sequence[str] | None = None
+) -> dict[str, Declare]:
+    """The stages that a recipe asks for, by name and in the order of the work, and what declares each.
+
+    Args:
+        config: resolved.
+        commands: those that make the stages; None: `RUN`.
+        arms: that are evaluated; None: all of the recipe.
+    """
+    commands = RUN if commands is None else commands
+    names = [arm.name for arm in config.train.arms] if arms is None else list(arms)
+    rows = [row for row in STAGES if row.command in commands]
+    return {name: declare for row in rows for name, declare in row.members(config, names).items()}
+
+
+def row_of(name: str) -> Stage | None:
+    """The row of a stage; None where no version of this program that is known made one of this name."""
+    return next((row for row in STAGES if row.matches(name)), None)
