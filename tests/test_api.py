@@ -202,11 +202,11 @@ def test_an_open_run_does_not_answer_with_what_another_process_has_replaced(copi
     before = run.recommend(histories, arm="nll", checkpoint="final")
     kept = run._served.copy()
     assert run.recommend(histories, arm="nll", checkpoint="final").items == before.items and run._served == kept
-    pipeline.train(pipeline.Run.open(copied, ["train.fit.learning_rate=0.05"]))
+    pipeline.Run.open(copied, ["train.fit.learning_rate=0.05"]).train()
     with pytest.raises(UserError, match=r"train/nll is stale: made with train\.fit\.learning_rate=0\.05"):
         run.recommend(histories, arm="nll", checkpoint="final")
     after = Run.open(copied).recommend(histories, arm="nll", checkpoint="final")
     assert after.scores != before.scores
     shutil.rmtree(copied / "train/nll")
-    pipeline.train(pipeline.Run.open(copied, ["train.fit.learning_rate=0.005"]))
+    pipeline.Run.open(copied, ["train.fit.learning_rate=0.005"]).train()
     assert run.recommend(histories, arm="nll", checkpoint="final").scores == before.scores  # as this run is again

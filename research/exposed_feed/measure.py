@@ -31,7 +31,7 @@ from adagrpo.config import ArmConfig, Config, load_config
 from adagrpo.console import StderrConsole
 from adagrpo.data.judged import as_judged
 from adagrpo.evaluation.judging import differences, judge_order, means
-from adagrpo.pipeline import Run, fit_arm, fit_ranker, fit_sft, prepare, tokenize
+from adagrpo.pipeline import Run
 from adagrpo.pipeline.stages import judge
 from adagrpo.pipeline.stages.fit_trust import write_trust
 from adagrpo.report import read_rows
@@ -102,7 +102,7 @@ class Study:
         Its best one is chosen by retrieval over the whole catalogue, which a ranker of shown items alone never learns.
         """
         run = self.run()
-        for stage in (prepare, tokenize, fit_sft, fit_ranker):
+        for stage in (Run.prepare, Run.tokenize, Run.sft, Run.ranker):
             stage(run)
         return self.run("", f"reward={{kind: sequential, checkpoint: {_last(run)}}}")
 
@@ -118,7 +118,7 @@ class Study:
         logs = (f"data.logs=[{(folder / LOG).resolve()}]", "data.columns.propensity=propensity")
         settings = (*logs, "ranker.propensity=snips")
         run = self.run(f"-{WEIGHED}", *settings)
-        for stage in (prepare, tokenize, fit_ranker):
+        for stage in (Run.prepare, Run.tokenize, Run.ranker):
             stage(run)
         return self.run(f"-{WEIGHED}", *settings, f"reward={{kind: sequential, checkpoint: {_last(run)}}}")
 
@@ -176,7 +176,7 @@ class Study:
         if self.has(arm.name):
             return
         started = time.monotonic()
-        fit_arm(run, arm)
+        run.stage(f"train/{arm.name}")
         judge.judge_checkpoint(run, f"{arm.name}/final", run.path("train", arm.name, "final"))
         entry = self._fitted("train", arm.name) | {"gate": arm.admits, "objective": arm.objective}
         if arm.name.endswith(TRUSTED):

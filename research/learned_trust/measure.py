@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from adagrpo.config import dump_config
 from adagrpo.diagnosis.orders import mixed_keys, reward_scale, target_ranks
 from adagrpo.metrics import ndcg
-from adagrpo.pipeline import Run, fit_arm, fit_ranker
+from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.stages.choose_weight import choose_reward_weight, chosen_weight
+from adagrpo.pipeline.stages.choose_weight import chosen_weight
 from adagrpo.pipeline.stages.fit_trust import write_trust
 from adagrpo.report import read_rows
 from adagrpo.rewards.corrupted import CorruptedReward
@@ -71,7 +71,7 @@ def measure(world: World, by: str | None, trained: bool) -> dict[str, Any]:
     """Fit the weights of a reward and re-rank with them; or train the arms and hold them against each other."""
     reward = f"{{kind: corrupted, members: [{MEMBER}], by: {by}}}" if by else MEMBER
     run = _run(world, reward)
-    fit_ranker(run)
+    run.ranker()
     file = (world.out / f"{world.name}.{by}.trust.json").resolve()
     trust = write_trust(run, file)
     del trust["file"]
@@ -91,12 +91,12 @@ def measure(world: World, by: str | None, trained: bool) -> dict[str, Any]:
 
 
 def _trained(world: World, run: Run, other: Run) -> dict[str, Any]:
-    teacher = chosen_weight(choose_reward_weight(run))
+    teacher = chosen_weight(run.stage("teacher") / "weight.json")
     outcomes = {BASELINE: world.baseline}
     for arm in run.config.train.arms:
         if arm.name != BASELINE:
             one = other if arm.name == TRUSTED else run
-            fit_arm(one, arm)
+            one.stage(f"train/{arm.name}")
             outcomes[arm.name] = world.outcome(one, arm.name)
     rest = {name: result for name, result in outcomes.items() if name != TRUSTED}
     gates = {"gate", "random"} <= outcomes.keys()

@@ -19,7 +19,7 @@ from adagrpo.config import Config, read_settings
 from adagrpo.errors import ServiceError, UserError
 from adagrpo.groups.served_draw import RolloutWorker
 from adagrpo.networks.layers import autocast_dtype
-from adagrpo.pipeline import Run, fit_arm, fit_ranker, fit_sft, prepare, tokenize
+from adagrpo.pipeline import Run
 from adagrpo.pipeline.export import export
 from adagrpo.pipeline.rollout_engine import rollout_worker
 from adagrpo.report import read_rows
@@ -41,7 +41,7 @@ def started(world: Any, data: Path, tmp_path_factory: pytest.TempPathFactory) ->
     """A run with a starting policy and a ranker, and the export that an engine serves at first."""
     folder = tmp_path_factory.mktemp("started")
     run = world.run(folder / "run", data, policy=POLICY, tokenizer={"collisions": "nearest"})
-    prepare(run), tokenize(run), fit_sft(run), fit_ranker(run)
+    run.prepare(), run.tokenize(), run.sft(), run.ranker()
     export(run, folder / "exported", "sft")
     return run.directory, folder / "exported"
 
@@ -79,7 +79,7 @@ def trained(world: Any, data: Path, started: tuple[Path, Path], to: Path, url: s
     train = {"arms": [{"objective": "mixture"}], "rollout_worker": options, "fit": {"epochs": 0.75, "validations": 1}}
     recipe = world.recipe(policy=POLICY, tokenizer={"collisions": "nearest"}, objective=OBJECTIVE, train=train)
     run = Run(to / "run", Config.model_validate(recipe), data, source=started[0])
-    fit_arm(run, run.config.train.arms[0])
+    run.stage(f"train/{run.config.train.arms[0].name}")
     return run
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adagrpo.pipeline import Run, collect, evaluate, train
+from adagrpo.pipeline import Run
 from adagrpo.pipeline.stages.choose_weight import least_of_the_best
 from adagrpo.pipeline.stages.reranking import re_rankings
 
@@ -31,7 +31,7 @@ def trained(
 ) -> Run:
     made: Run = world.run(run, data, train={"arms": arms}, reward=reward)
     made.code = code or made.code
-    train(made)
+    made.train()
     return made
 
 
@@ -64,8 +64,8 @@ def test_the_chosen_number_trains_as_if_it_had_been_given(copied: Path, data: Pa
     assert chosen > 0 and weights(run, "taught") != weights(run, "nll")
     trained(world, copied, data, [arm(chosen, "given"), arm(chosen + 1, "other")], reward, tmp_path)
     assert weights(run, "taught") == weights(run, "given") != weights(run, "other")
-    evaluate(run, ["nll", "taught"])
-    (entry,) = (entry for name, entry in collect(run, ["nll", "taught"])["stages"].items() if name == "taught")
+    run.evaluate()
+    (entry,) = (entry for name, entry in run.results["stages"].items() if name == "taught")
     assert entry["weight"] == chosen and entry["options"]["distill"]["reward_weight"] == "validation"
     rows = [json.loads(line) for line in run.path("results.jsonl").read_text(encoding="utf-8").splitlines()]
     assert {row.get("weight") for row in rows if row["arm"] == "taught"} == {chosen}

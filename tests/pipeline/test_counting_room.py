@@ -10,7 +10,7 @@ import pytest
 
 from adagrpo.config.tokenizer import TokenizerConfig
 from adagrpo.errors import UserError
-from adagrpo.pipeline import Run, counting_room, tokenize
+from adagrpo.pipeline import Run, counting_room
 from adagrpo.pipeline.counting_room import check_pair_room, tokenize_memory
 from adagrpo.types import Ragged
 
@@ -45,5 +45,5 @@ def test_tokenize_is_refused_before_anything_is_made(
     run: Run = world.run(copied, data, tokenizer={"width": 7})
     before = run.path("tokenize", "codes.parquet").read_bytes()
     with pytest.raises(UserError, match=r"tokenize: 30 items; about .* there are 1 kB of memory; take a lower") as said:
-        tokenize(run)
+        run.tokenize()
     assert "\n" not in str(said.value) and run.path("tokenize", "codes.parquet").read_bytes() == before

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from adagrpo.errors import UserError
-from adagrpo.pipeline import Run, train
+from adagrpo.pipeline import Run
 from adagrpo.pipeline.diagnosed import diagnosed_models, heed_diagnosis
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
@@ -55,9 +55,9 @@ def test_a_refused_reward_is_trained_on_anyway_alone(copied: Path, decision: str
     with pytest.raises(
         UserError, match=rf"diagnose says {decision} of this reward: .*`adagrpo train --run .* --anyway`"
     ):
-        train(run)
+        run.train()
     assert said == []
-    train(run, anyway=True)
+    run.train(anyway=True)
     assert len(said) == 1 and f"says {decision} of this reward" in said[0]
 
 

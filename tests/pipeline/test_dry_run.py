@@ -12,7 +12,7 @@ import torch
 
 from adagrpo.config import ArmConfig, Config
 from adagrpo.errors import UserError
-from adagrpo.pipeline import Run, fit_sft, forecast, prepare, room, run_all, tokenize
+from adagrpo.pipeline import Run, forecast, room
 from adagrpo.pipeline.dry_run import plan
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
@@ -36,9 +36,9 @@ KINDS: dict[str, Any] = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_parameters_are_counted_without_making_any(world: Any, data: Path, tmp_path: Path, kind: str) -> None:
     run = world.run(tmp_path / "run", data, policy=KINDS[kind], tokenizer={"collisions": "nearest"})
-    prepare(run)
+    run.prepare()
     before, _ = policy_size(RunData(run), planned_catalog(RunData(run)))
-    tokenize(run)
+    run.tokenize()
     policy = Models(RunData(run)).policy()
     size, lm = policy_size(RunData(run), planned_catalog(RunData(run)))
     assert size == ModelSize.of(policy) and size.total == sum(part.numel() for part in policy.parameters())
@@ -49,11 +49,11 @@ def test_parameters_are_counted_without_making_any(world: Any, data: Path, tmp_p
 
 def test_the_size_of_a_policy_from_a_folder(world: Any, data: Path, tmp_path: Path) -> None:
     first = world.run(tmp_path / "first", data, policy=KINDS["causal_lm"])
-    for stage in (prepare, tokenize, fit_sft):
+    for stage in (Run.prepare, Run.tokenize, Run.sft):
         stage(first)
     folder = str(first.path("sft", "best"))
     run = world.run(tmp_path / "run", data, policy={"kind": "causal_lm", "lm": {"checkpoint": folder}})
-    prepare(run), tokenize(run)
+    run.prepare(), run.tokenize()
     models = Models(RunData(run))
     assert policy_size(models.data, planned_catalog(models.data))[0] == ModelSize.of(models.policy())
 
@@ -89,7 +89,7 @@ def test_a_run_that_is_not_there_yet_is_planned_from_its_logs(world: Any, data: 
     run = world.run(tmp_path / "run", data)
     content = plan(run, EVERYTHING)
     assert not (tmp_path / "run").exists()
-    run_all(run)
+    run.complete()
     later = plan(run, EVERYTHING)
     assert [(row["stage"], row["steps"]) for row in content["stages"]] == [
         (row["stage"], row["steps"]) for row in later["stages"]
@@ -162,16 +162,16 @@ def test_what_there_is_no_room_for_is_refused_before_it_is_made(
     world: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = world.run(tmp_path / "run", data)
-    prepare(run), tokenize(run)
+    run.prepare(), run.tokenize()
     monkeypatch.setattr(forecast, "free_memory", lambda device: 1000)
     monkeypatch.setattr(sft, "fit_model", lambda *_, **__: pytest.fail("a policy was fitted"))
     with pytest.raises(UserError, match=r"sft: policy of [0-9,]+ parameters; .* there are 1 kB of memory") as caught:
-        fit_sft(run)
+        run.sft()
     assert "\n" not in str(caught.value) and not run.path("sft").exists()
     monkeypatch.setattr(forecast, "free_memory", lambda device: None)
     monkeypatch.setattr(forecast, "free_disk", lambda folder: 10)
     with pytest.raises(UserError, match="has 10 B left"):
-        fit_sft(run)
+        run.sft()
 
 
 def test_a_language_model_that_is_too_large_is_refused_before_any_data_are_read(
@@ -181,7 +181,7 @@ def test_a_language_model_that_is_too_large_is_refused_before_any_data_are_read(
     lm = {"config": {"model_type": "qwen3"}}
     run = world.run(tmp_path / "run", tmp_path / "nowhere", policy={"kind": "causal_lm", "lm": lm})
     with pytest.raises(UserError, match=r"policy.lm: 10,\d{3},\d{3},\d{3} parameters, .*; there are 64 GB of memory"):
-        run_all(run)
+        run.complete()
     assert not run.directory.exists()
     monkeypatch.setattr(forecast, "free_disk", lambda folder: 10**12)
     run.processes = Processes(0, 8)
@@ -227,8 +227,8 @@ def test_a_fit_says_its_size(world: Any, data: Path, tmp_path: Path) -> None:
             said.append(text)
 
     run: Run = world.run(tmp_path / "run", data, console=Notes())
-    prepare(run), tokenize(run), fit_sft(run)
+    run.prepare(), run.tokenize(), run.sft()
     parameters = ModelSize.of(Models(RunData(run)).policy()).total
     assert len(said) == 1 and said[0].startswith(f"sft: policy of {parameters:,} parameters; ")
-    fit_sft(run)
+    run.sft()
     assert len(said) == 1

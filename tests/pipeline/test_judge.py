@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from adagrpo.evaluation.judging import judge_order
-from adagrpo.pipeline import Run, run_all
+from adagrpo.pipeline import Run
 from adagrpo.pipeline.chain import parts_of
 from adagrpo.pipeline.commands import stage_at, verb_for
 
@@ -33,7 +33,7 @@ def judged(world: Any, tmp_path_factory: pytest.TempPathFactory) -> Run:
     shown = pl.DataFrame(rows, schema=["user_id", "item_id", "odd", "click"], orient="row")
     shown.write_parquet(folder / "shown.parquet")
     run = world.run(folder / "run", folder, train={"arms": ["nll", "distill-tuned"]}, judges=JUDGES)
-    run_all(run)
+    run.complete()
     return run
 
 
@@ -67,7 +67,7 @@ def test_a_report_follows_from_scores_and_exposures(judged: Run) -> None:
 
 def test_nothing_is_made_again_and_all_of_it_is_up_to_date(judged: Run) -> None:
     again = Run(judged.directory, judged.config, judged.data)
-    run_all(again)
+    again.complete()
     assert again.made == []
     parts = {name: part for name, part in parts_of(again).items() if name.startswith("judges/")}
     names = {name for name in ORDERS if name != "popularity"} | {"exposures", "counts"}

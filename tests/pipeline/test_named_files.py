@@ -9,7 +9,6 @@ import polars as pl
 import pytest
 
 from adagrpo.errors import UserError
-from adagrpo.pipeline import run_all
 from adagrpo.pipeline.dry_run import plan
 
 JUDGE = {"path": "shown.parquet", "labels": ["click"]}
@@ -36,7 +35,7 @@ def test_what_is_missing_is_said_before_anything_is_fitted(world: Any, data: Pat
     assert not run.directory.exists()
     plan(run, ("prepare", "tokenize", "sft", "ranker"))  # which read none of it
     with pytest.raises(UserError, match=message):
-        run_all(run)
+        run.complete()
     assert not run.path("tokenize").exists()
 
 

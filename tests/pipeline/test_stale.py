@@ -16,7 +16,7 @@ import yaml
 from adagrpo import cli
 from adagrpo.config import Config
 from adagrpo.errors import UserError
-from adagrpo.pipeline import Run, Silent, diagnose_reward, prepare, run_all, tokenize
+from adagrpo.pipeline import Run, Silent
 from adagrpo.pipeline.chain import Look, parts_of, unused
 from adagrpo.pipeline.checks import check
 from adagrpo.pipeline.commands import READS, names_key, remake, verb_for
@@ -195,9 +195,9 @@ def test_a_run_of_before_says_what_it_can(copied: Path, data: Path, world: Any) 
         path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     assert set(states(copied).values()) == {"done"}
     (copied / "events.jsonl").unlink()
-    run_all(world.run(copied, data))
+    world.run(copied, data).complete()
     assert {row["event"] for row in Run.open(copied).events()} == {"skip"}
-    tokenize(Run.open(copied, ["tokenizer.codes=9"]))
+    Run.open(copied, ["tokenizer.codes=9"]).tokenize()
     with pytest.raises(UserError, match="sft is stale: made from other settings or files than there are now"):
         check(Run.open(copied), "train")
 
@@ -205,14 +205,14 @@ def test_a_run_of_before_says_what_it_can(copied: Path, data: Path, world: Any) 
 def test_logs_that_are_gone_or_changed_make_nothing_stale(copied: Path, world: Any, tmp_path: Path) -> None:
     log = world.write(tmp_path / "logs")
     run = world.run(tmp_path / "run", tmp_path / "logs")
-    prepare(run)
+    run.prepare()
     log.write_text(log.read_text(encoding="utf-8") + "u00,3,9999\n", encoding="utf-8")
     row = status(tmp_path / "run")["stages"][0]
     assert (row["stage"], row["state"], row["why"]) == ("prepare", "done", "log.csv changed after it was read")
     assert status(tmp_path / "run")["next"] == f"adagrpo run RECIPE --out {tmp_path / 'run'}"
     log.unlink()
     assert states(tmp_path / "run")["prepare"] == "done"
-    tokenize(Run.open(tmp_path / "run"))
+    Run.open(tmp_path / "run").tokenize()
 
 
 def test_status_of_a_new_run_a_source_and_a_comparison(adagrpo: Command, copied: Path, tmp_path: Path) -> None:
@@ -332,7 +332,7 @@ def test_test_cases_that_are_put_away_are_missed_by_evaluation_alone(adagrpo: Co
 
 def test_a_run_whose_data_have_settings_is_prepared_again_by_its_recipe(world: Any, data: Path, tmp_path: Path) -> None:
     split = {"kind": "temporal", "validation_from": 1050, "test_from": 1060}
-    prepare(world.run(tmp_path / "run", data, data={"columns": {"timestamp": "timestamp"}, "split": split}))
+    world.run(tmp_path / "run", data, data={"columns": {"timestamp": "timestamp"}, "split": split}).prepare()
     first = remake(Run.open(tmp_path / "run"), "prepare")
     assert first.startswith(f"`adagrpo run RECIPE --out {tmp_path / 'run'}` or `adagrpo prepare LOGS --out")
     assert "--set data.columns.timestamp=... --set data.split.kind=..." in first
@@ -342,10 +342,10 @@ def test_prepare_names_the_settings_of_the_data_that_it_resets(
     world: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, split = tmp_path / "run", {"users": 40}
-    prepare(world.run(out, data, data={"columns": {"timestamp": "timestamp"}, "split": split}))
+    world.run(out, data, data={"columns": {"timestamp": "timestamp"}, "split": split}).prepare()
     kept = ["--set", "data.columns.timestamp=timestamp"]
     for given, named in ([], "data.columns.timestamp, data.split.users of run.yaml are"), (kept, None):
-        prepare(world.run(out, data, data={"columns": {"timestamp": "timestamp"}, "split": split}))
+        world.run(out, data, data={"columns": {"timestamp": "timestamp"}, "split": split}).prepare()
         more = [] if named else ["--set", "data.split.users=40"]
         monkeypatch.setattr(
             sys, "argv", ["adagrpo", "prepare", str(data / "log.csv"), "--out", str(out), *given, *more]
@@ -405,19 +405,19 @@ def test_run_says_that_logs_which_have_grown_make_everything_again(world: Any, t
         header, *rows = log.read_text(encoding="utf-8").splitlines()
         rows = [f"{row},{place % 2}" for place, row in enumerate(rows)]
         log.write_text("\n".join([f"{header},clicked", *rows, ""]), encoding="utf-8")
-    prepare(world.run(tmp_path / "run", tmp_path / "logs", data=changes, **arms))
+    world.run(tmp_path / "run", tmp_path / "logs", data=changes, **arms).prepare()
     with log.open("a", encoding="utf-8") as file:
         file.write("u00,3,9999\n" if ordered else "u00,3,9999,1\n")
     notes = Notes()
     with pytest.raises(KeyboardInterrupt):
-        run_all(world.run(tmp_path / "run", tmp_path / "logs", notes, data=changes, **arms))
+        world.run(tmp_path / "run", tmp_path / "logs", notes, data=changes, **arms).complete()
     again = "note: prepare is made again, with what is made from it: log.csv changed after it was read"
     assert notes.lines == [again]
 
 
 def test_a_log_that_was_added_is_not_called_a_changed_one(world: Any, tmp_path: Path) -> None:
     log = world.write(tmp_path / "logs")
-    prepare(world.run(tmp_path / "run", tmp_path / "logs"))
+    world.run(tmp_path / "run", tmp_path / "logs").prepare()
     shutil.copy(log, log.with_name("more.csv"))
     run = world.run(tmp_path / "run", tmp_path / "logs", data={"logs": ["log.csv", "more.csv"]})
     part = parts_of(run, logs=True)["prepare"]
@@ -429,7 +429,7 @@ def test_a_log_below_the_working_directory_is_the_same_file_however_data_is_give
 ) -> None:
     log = world.write(tmp_path / "logs")
     monkeypatch.chdir(tmp_path)
-    prepare(world.run(Path("run"), Path(), data={"logs": [str(log)]}))  # as without --data, by a recipe of `init`
+    world.run(Path("run"), Path(), data={"logs": [str(log)]}).prepare()  # as without --data, by a recipe of `init`
     row = status(Path("run"))["stages"][0]
     assert (row["stage"], row["state"], row["why"]) == ("prepare", "done", "")
     run = Run.open(Path("run"))
@@ -452,7 +452,7 @@ def test_what_run_does_not_make_is_not_said_to_be_made_again(copied: Path) -> No
         def note(self, text: str) -> None:
             notes.append(text)
 
-    diagnose_reward(Run.open(copied))
+    Run.open(copied).diagnose()
     _say_what_is_made_again(Run.open(copied, ["objective.tau=0.6", "train.arms=[nll]"], console=Noting()))
     assert [note.split(" is made again")[0] for note in notes] == [
         "note: ranker/report",

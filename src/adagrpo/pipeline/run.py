@@ -30,7 +30,7 @@ from adagrpo.pipeline.checks import check
 from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
 from adagrpo.pipeline.collected import metrics_are_stale, note_collected
 from adagrpo.pipeline.commands import remake
-from adagrpo.pipeline.description import is_described
+from adagrpo.pipeline.description import DESCRIPTION, is_described
 from adagrpo.pipeline.diagnosed import heed_diagnosis, is_diagnosed
 from adagrpo.pipeline.directory import Console, RunDirectory, Settings, Silent, as_overrides
 from adagrpo.pipeline.export import export
@@ -46,7 +46,7 @@ from adagrpo.pipeline.shown import Shown
 from adagrpo.pipeline.stages.diagnose import diagnosis
 from adagrpo.pipeline.stages.evaluate import collect
 from adagrpo.pipeline.stages.exposure_report import collect_exposures
-from adagrpo.pipeline.staleness import finished_arms, left_out_arms, parts_of
+from adagrpo.pipeline.staleness import finished_arms, left_out_arms, parts_of, sources_of
 from adagrpo.pipeline.table import RUN, STAGES, declared, row_of
 from adagrpo.pipeline.versions import LATEST, catalog_diff, open_version
 from adagrpo.report import write_diagnosis, write_report
@@ -143,9 +143,8 @@ class Run(RunDirectory):
 
     def prepare(self) -> dict[str, Any]:
         """Read the logs, or simulate them: filter, number, split. Returns what was counted."""
-        with self._working():
+        with self._doing("prepare"):
             self._make("prepare")
-            self.keep_settings()
         return self._json("prepare", "summary.json")
 
     def tokenize(self) -> dict[str, Any]:
@@ -232,6 +231,9 @@ class Run(RunDirectory):
         if row is None or name not in wanted:
             raise UserError(f"{name}: no stage of this recipe; it has {', '.join(declared(self.config))}")
         with self._doing(row.command):
+            for source in sources_of(self, wanted[name](self).inputs):
+                if source in wanted and source != name:  # of the same command, such as `teacher`
+                    self.make(source, wanted[source](self))
             return self.make(name, wanted[name](self))
 
     def export(self, to: str | Path, arm: str | None = None, checkpoint: Checkpoint = "best") -> Path:
@@ -402,13 +404,14 @@ class Run(RunDirectory):
     @contextmanager
     def _doing(self, command: str) -> Iterator[None]:
         """Carry out a command that may be refused; run.yaml takes on its settings when all is done."""
-        if command != "ranker":
+        if command not in ("prepare", "ranker"):
             self.refuse_without_order()
         with self._working():
-            if self.processes.is_main_process:
+            if self.processes.is_main_process and command != "prepare":
                 check(self, command)
             yield
-            self.keep_settings()
+            if is_described(self.path(DESCRIPTION).parent):
+                self.keep_settings()
 
     def _make(self, command: str, arms: Sequence[str] | None = None) -> None:
         """Make the stages of a command, in the order of the table."""

@@ -122,11 +122,13 @@ def copy_equal(run: RunDirectory, declared: Declaration, work: Path) -> bool:
     now = declared.made_from(run.config, run.hash_inputs(declared.inputs))
     for root in filter(None, (run.directory, run.source)):
         for folder in sorted(path.parent for path in root.glob(f"evaluate/**/{MANIFEST}")):
-            before = MadeFrom.of(manifest(folder) or {})
+            content = manifest(folder) or {}
+            before = MadeFrom.of(content)
             if before is None or sorted(before.inputs.values()) != sorted(now.inputs.values()):
                 continue
             if (before.schema, before.settings, before.also) == (now.schema, now.settings, now.also):
-                for name in set(verify(folder)["files"]):
+                verify(folder)
+                for name in content["files"]:
                     shutil.copyfile(folder / name, work / name)
                 return True
     return False

@@ -52,6 +52,8 @@ def train_arm(run: RunDirectory, arm: ArmConfig) -> Declaration:
     watch = {"watch": True, "go_on": not options.stop_lost}
 
     def build(work: Path) -> None:
+        for path in models.reward_files:  # nll reports rewards too, but is not trained again when the ranker changes
+            run.hash_input(path)
         objective = arm.resolved_objective(run.config.objective)
         without_reward = arm.term is None
         if arm.term is not None and chosen is not None:
