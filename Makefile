@@ -22,8 +22,8 @@ test-fast: $(SETUP)
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m "not slow"
 
 lint: $(SETUP)
-	$(BIN)/ruff check src tests benchmarks research docs
-	$(BIN)/ruff format --check src tests benchmarks research docs
+	$(BIN)/ruff check src tests benchmarks research examples docs
+	$(BIN)/ruff format --check src tests benchmarks research examples docs
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 

@@ -33,7 +33,7 @@ VERBS = [
     "evaluate",
     "diagnose",
 ]
-VERBS += ["ab", "estimate", "loop", "watch", "collect", "compare", "report", "status", "export", "doctor", "data"]
+VERBS += ["ab", "estimate", "watch", "collect", "compare", "report", "status", "export", "doctor"]
 PROGRAM = "import sys; from adagrpo.cli import main; sys.argv[0] = 'adagrpo'; main()"
 
 

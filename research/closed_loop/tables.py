@@ -1,4 +1,4 @@
-"""Writes the tables and charts of the study from what `adagrpo loop` wrote, and nothing else of its page.
+"""Writes the tables and charts of the study from the rows of `research.closed_loop`, and nothing else of its page.
 
     python -m research.closed_loop.tables             the marked tables of README.md and the charts
     python -m research.closed_loop.tables --check     ends with 1 where they are not what the rows say
@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from adagrpo.config.closed_loop import LoopPlan, read_loop_plan
 from adagrpo.monitoring.signs import SIGNS
-from adagrpo.pipeline.closed_loop.loop_summary import ALL, loop_chart, reference_of
 from adagrpo.report import Table, read_rows
 from adagrpo.report.theme import chart_rules
 from adagrpo.storage.writing import write_file
+from research.closed_loop.loop_summary import ALL, loop_chart, reference_of
+from research.closed_loop.plan import LoopPlan, read_loop_plan
 from research.command import run
 from research.marked_tables import with_marked
 

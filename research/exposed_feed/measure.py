@@ -6,7 +6,7 @@ The policy learns long views in their order, the ranker what was shown and watch
 two judges: what the feed showed in the two weeks after, and what a uniform random policy showed. There are counts, the
 ranker, a ranker whose impressions are weighed by one over their share of exposures, the starting policy, the same
 re-ranked at several weights, and the last checkpoint of each arm of `recipe.yaml`. Some arms are trained again with the
-ranker that is weighed, and with the ranker under weights that are fitted to validation choices (`diagnose --trust`).
+ranker that is weighed, and with the ranker under weights that are fitted to validation choices (learned trust).
 Differences are paired by user, from the starting policy and from continued NLL. One row an order is added to
 `exposed-feed.jsonl`; what has one is not measured again. Where the fitted weights are 0, their arms are continued NLL
 and are not trained; `trust.jsonl` has what was found of them.
@@ -29,14 +29,13 @@ from benchmarks.rows import machine
 
 from adagrpo.config import ArmConfig, Config, load_config
 from adagrpo.console import StderrConsole
-from adagrpo.data.judged import as_judged
-from adagrpo.evaluation.judging import differences, judge_order, means
 from adagrpo.pipeline import Run
-from adagrpo.pipeline.stages import judge
-from adagrpo.pipeline.stages.fit_trust import write_trust
 from adagrpo.report import read_rows
 from adagrpo.storage.writing import write_file
 from research.command import run
+from research.exposed_feed.judges import JUDGE, SCORES, Judge, Judges
+from research.exposed_feed.orders import differences, judge_order, means
+from research.learned_trust.choices import trusted_options, write_trust
 from research.rows import add_row
 
 HERE = Path(__file__).parent
@@ -55,6 +54,10 @@ AGAIN: Mapping[str, Sequence[str]] = {
     TRUSTED: ("samples-1", "samples-4", "gate-1", "distill-fixed"),
 }  # arms of the recipe that are trained with the other rewards too
 LOG = "train_exposures.parquet"
+JUDGES = {  # what the feed showed later, and what a random policy showed
+    "feed": Judge("impressions.parquet", ("long_view", "clicked"), users=8000),
+    "random": Judge("random_exposures.parquet", ("clicked",), users=6000),
+}
 
 
 def main() -> None:
@@ -124,22 +127,25 @@ class Study:
 
     def measure_orders(self) -> None:
         """Counts, rewards, the starting policy, and the starting policy re-ranked."""
-        for declare in (judge.judge_exposures, judge.judge_counts, judge.judge_reward):
-            declare(self.plain)
-        judge.judge_checkpoint(self.plain, "sft", self.plain.path("sft", "best"))
-        for name, report in _report(self.plain, "counts").items():
+        judges = Judges(self.plain, JUDGES)
+        judges.exposures()
+        judges.counts()
+        judges.reward()
+        judges.checkpoint("sft", self.plain.path("sft", "best"))
+        for name, report in judges.report("counts").items():
             self.add(name, "count", report)
-        self.add("reward", "reward", _report(self.plain, "reward"))
-        self.add("sft", "policy", _report(self.plain, "sft"), self._fitted("sft"))
+        self.add("reward", "reward", judges.report("reward"))
+        self.add("sft", "policy", judges.report("sft"), self._fitted("sft"))
         for weight in WEIGHTS:
             self.add(f"rerank-{weight:g}", "rerank", self.reranked(weight), {"reward_weight": weight})
 
     def measure_weighed(self) -> None:
         """The ranker with weighed impressions."""
         if not self.has(f"reward-{WEIGHED}"):
-            for declare in (judge.judge_exposures, judge.judge_reward):
-                declare(self.weighed)
-            self.add(f"reward-{WEIGHED}", "reward", _report(self.weighed, "reward"))
+            judges = Judges(self.weighed, JUDGES)
+            judges.exposures()
+            judges.reward()
+            self.add(f"reward-{WEIGHED}", "reward", judges.report("reward"))
 
     def measure_again(self) -> None:
         """Arms with the ranker that is weighed, and with the ranker under weights fitted to validation choices."""
@@ -152,7 +158,7 @@ class Study:
                 if found["decision"] == "none":
                     print("the weights are 0, so an arm with them is continued NLL, and none is trained", flush=True)
                     continue
-                options = f"{{kind: trusted, members: [{options}], model: {file}}}"
+                options = trusted_options(options, file)
             for name in names:
                 own = "distill" if name == "distill-fixed" else name
                 arm = json.dumps(_again(arms[name], f"{own}-{reward}"))
@@ -177,22 +183,21 @@ class Study:
             return
         started = time.monotonic()
         run.stage(f"train/{arm.name}")
-        judge.judge_checkpoint(run, f"{arm.name}/final", run.path("train", arm.name, "final"))
+        judges = Judges(run, JUDGES)
+        judges.checkpoint(f"{arm.name}/final", run.path("train", arm.name, "final"))
         entry = self._fitted("train", arm.name) | {"gate": arm.admits, "objective": arm.objective}
         if arm.name.endswith(TRUSTED):
             entry |= {"trust": self.trust()[1]["decision"]}
         entry |= {"pressure": arm.pressure, "seconds": round(time.monotonic() - started, 1)}
-        self.add(arm.name, "policy", _report(run, arm.name, "final"), entry)
+        self.add(arm.name, "policy", judges.report(arm.name, "final"), entry)
 
     def reranked(self, weight: float) -> dict[str, Any]:
         """The judges' report of log π + weight · reward."""
         run, report = self.plain, {}
-        shown = pl.read_parquet(run.path("judges", "exposures", "exposures.parquet"))
-        first, second = (pl.read_parquet(run.path("judges", name, "scores.parquet")) for name in ("sft", "reward"))
+        first, second = (pl.read_parquet(run.path("judges", name, SCORES)) for name in ("sft", "reward"))
         start = pl.read_parquet(run.path("judges", "sft", "users.parquet"))
-        for name, options in run.config.judges.items():
-            mine = first["judge"] == name
-            judged = as_judged(shown.filter(pl.col("judge") == name), options.labels)
+        for name, judged in Judges(run, JUDGES).load().items():
+            mine = first[JUDGE] == name
             scores = (first["score"] + weight * second["score"]).filter(mine).to_numpy()
             report[name] = {
                 label: _against(judge_order(scores, chosen, judged.users).users, start, name, label)
@@ -233,9 +238,9 @@ class Study:
         paths = (self.plain.path("judges", name, "final", "users.parquet") for name in (order, reference))
         mine, other = (pl.read_parquet(path) for path in paths)
         found: dict[str, Any] = {}
-        for name, options in self.plain.config.judges.items():
-            for label in options.labels:
-                kept = (pl.col("judge") == name) & (pl.col("label") == label)
+        for name, judge in JUDGES.items():
+            for label in judge.labels:
+                kept = (pl.col(JUDGE) == name) & (pl.col("label") == label)
                 found.setdefault(name, {})[label] = differences(mine.filter(kept), other.filter(kept))
         return found
 
@@ -264,12 +269,8 @@ def _again(arm: ArmConfig, name: str) -> dict[str, Any]:
 
 
 def _against(users: pl.DataFrame, start: pl.DataFrame, name: str, label: str) -> dict[str, Any]:
-    reference = start.filter((pl.col("judge") == name) & (pl.col("label") == label))
+    reference = start.filter((pl.col(JUDGE) == name) & (pl.col("label") == label))
     return means(users) | {"difference": differences(users, reference)}
-
-
-def _report(run: Run, *place: str) -> dict[str, Any]:
-    return dict(json.loads(run.path("judges", *place, "report.json").read_text(encoding="utf-8")))
 
 
 def _last(run: Run) -> Path:

@@ -13,6 +13,7 @@ from typing import Any
 
 from adagrpo.config import Config
 from research.fair_trial.tune import Candidate, check_tuned, chosen_arms, recipe_of, short_ranker, tuned_on, written
+from research.rewards.controls import files_of_start
 
 __all__ = [
     "alike_config",
@@ -186,11 +187,12 @@ def teacher_config(
         name: of the set.
         rows: of its tuning.
         teacher: one of `trial.teachers`.
-        ensemble: the runs of the policies whose mean is a reward, for `policies`.
+        ensemble: the runs of the policies whose mean is the teacher `ensemble`.
     """
     reward = dict(plan["trial"]["teachers"][teacher])
-    if reward["kind"] == "policies":
-        reward["runs"] = [str(run) for run in ensemble]
+    if teacher == "ensemble":
+        files = [str(file) for run in ensemble for file in files_of_start(run)]
+        reward |= {"options": {"runs": [str(run) for run in ensemble]}, "files": files}
     arm = chosen_arms(plan, rows)["fair-distill"]
     arm["options"]["distill"] |= {"reward_weight": "validation"}
     return _with_arms(plan, name, [], [arm], reward=reward)

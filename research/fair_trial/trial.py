@@ -162,8 +162,8 @@ def carry_out_thresholds(plan: Mapping[str, Any], name: str, data: Path, out: Pa
 def teach(plan: Mapping[str, Any], name: str, data: Path, out: Path) -> None:
     """The chosen distillation with each teacher, from the starting policies of the trial."""
     rows = _rows(plan, name)
-    for teacher, reward in plan["trial"]["teachers"].items():
-        seeds = plan["trial"]["ensemble"] if reward["kind"] == "policies" else []
+    for teacher in plan["trial"]["teachers"]:
+        seeds = plan["trial"]["ensemble"] if teacher == "ensemble" else []
         ensemble = [_start(plan, name, data, out / f"ensemble-{name}" / f"seed-{seed}", seed) for seed in seeds]
         config = teacher_config(plan, name, rows, teacher, ensemble)
         directory = _with_starts(plan, name, out, out / f"trial-{name}-{teacher}")

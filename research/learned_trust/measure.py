@@ -27,15 +27,16 @@ from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stages.choose_weight import chosen_weight
-from adagrpo.pipeline.stages.fit_trust import write_trust
 from adagrpo.report import read_rows
-from adagrpo.rewards.corrupted import CorruptedReward
 from research.command import run
+from research.learned_trust.choices import trusted_options, write_trust
+from research.rewards.corrupted import CorruptedReward
 from research.rows import add_row
 from research.verdict.measure import BASELINE, World, difference
 
 HERE = Path(__file__).parent
 TRUSTED, MEMBER = "trusted", "{kind: lambdarank}"
+CORRUPTED = 'kind: factory, function: "research.rewards.corrupted:corrupted"'
 VALUES = ("true_utility@10", "hr@10")
 GRID = (0.0, *(2.0 ** (power / 2) for power in range(-6, 13)))  # of the one weight, which validation chooses
 
@@ -69,13 +70,13 @@ def main() -> None:
 
 def measure(world: World, by: str | None, trained: bool) -> dict[str, Any]:
     """Fit the weights of a reward and re-rank with them; or train the arms and hold them against each other."""
-    reward = f"{{kind: corrupted, members: [{MEMBER}], by: {by}}}" if by else MEMBER
+    reward = f"{{{CORRUPTED}, members: [{MEMBER}], options: {{by: {by}}}}}" if by else MEMBER
     run = _run(world, reward)
     run.ranker()
     file = (world.out / f"{world.name}.{by}.trust.json").resolve()
     trust = write_trust(run, file)
     del trust["file"]
-    other = _run(world, f"{{kind: trusted, members: [{reward}], model: {file}}}")
+    other = _run(world, trusted_options(reward, file))
     facts = {"users": len(world.cases["test"]), "reward": dump_config(run.config)["reward"]}
     if trained:
         return facts | _trained(world, run, other) | {"decision": trust["decision"]}

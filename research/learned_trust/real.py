@@ -27,9 +27,9 @@ from adagrpo.evaluation.crossed import crossed_interval, crossed_parts
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.stages.fit_trust import choices_of, write_trust
 from adagrpo.report import read_rows
 from research.command import run
+from research.learned_trust.choices import choices_of, trusted_options, write_trust
 from research.learned_trust.measure import GRID
 from research.rows import add_row
 
@@ -75,7 +75,7 @@ def reranked(folder: Path) -> Reranked:
         file = Path(work) / "trust.json"
         plain = Run.open(folder, [f"reward={REWARD}"], StderrConsole())
         decision = write_trust(plain, file)["decision"]
-        trusted = Run.open(folder, [f"reward={{kind: trusted, members: [{REWARD}], model: {file}}}"], StderrConsole())
+        trusted = Run.open(folder, [f"reward={trusted_options(REWARD, file)}"], StderrConsole())
         held, test, learned = lists_of(plain, "validation"), lists_of(plain, "test"), lists_of(trusted, "test")
     scale = reward_scale(held)
     best = max(GRID, key=lambda weight: metrics.ndcg(target_ranks(held, mixed_keys(held, weight, scale)), 10).mean())

@@ -22,7 +22,7 @@ from pydantic.fields import FieldInfo
 from adagrpo.config import ArmConfig, Config, ObjectiveConfig, dump_config, load_config
 from adagrpo.config.data import DataConfig, ItemTable, MarketplaceConfig, SplitConfig
 from adagrpo.config.models import LanguageModelConfig, PolicyConfig, RankerConfig
-from adagrpo.config.reward import CallableOptions, HttpOptions, WeightedOptions
+from adagrpo.config.reward import CallableOptions, FactoryOptions, HttpOptions, WeightedOptions
 from adagrpo.config.rollout_worker import RolloutWorkerConfig
 from adagrpo.config.section import Section
 from adagrpo.config.tokenizer import PublishedIds
@@ -141,6 +141,7 @@ starts: dict[type[BaseModel], Strategy] = {
     PublishedIds: st.sampled_from([{"path": "a.json"}, {"path": "a.parquet", "column": "sid"}]),
     CompareConfig: st.sampled_from([{}, {"metric": "ndcg@10"}, {"margins": {"hr@5": 0.25, "ndcg@50": 1e-3}}]),
     CallableOptions: st.sampled_from([{"function": "module:score"}, {"function": "a.b_2:f"}]),
+    FactoryOptions: st.sampled_from([{"function": "module:make"}, {"function": "a:f", "options": {"by": "x"}}]),
     HttpOptions: st.sampled_from([{"url": "http://host/score"}, {"url": "https://host:8080/"}]),
     RolloutWorkerConfig: st.just({"url": "http://engine:30000", "folder": "weights"}),
     WeightedOptions: st.sampled_from([{"members": [{}], "weights": [-2.5]}, {"members": [{}, {}], "weights": [1, 0]}]),

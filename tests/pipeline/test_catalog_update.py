@@ -15,7 +15,6 @@ from typer.testing import CliRunner
 
 import adagrpo
 from adagrpo.cli import app
-from adagrpo.config.reward import CorruptedOptions, SequentialOptions
 from adagrpo.errors import UserError
 from adagrpo.pipeline import (
     CatalogVersion,
@@ -30,12 +29,10 @@ from adagrpo.pipeline import (
 )
 from adagrpo.pipeline import catalog_update as updating
 from adagrpo.pipeline import recommend as recommending
-from adagrpo.pipeline.chain import parts_of
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.reward_data import corrupted_reward, trust_items
 from adagrpo.pipeline.serve import recommender
-from adagrpo.rewards import NoiseReward
+from adagrpo.pipeline.staleness import parts_of
 from adagrpo.semantic_ids import Catalog
 from adagrpo.serving import Query, Recommender
 from adagrpo.trainer.batches import group_step
@@ -179,32 +176,6 @@ def test_what_comes_is_recommended_where_what_it_is_like_is(run: Run, tmp_path: 
     assert {1043, 1203} & {
         item for one in rewarded.recommend([query(rewarded, one) for one in histories(50)]) for item in one.items
     }
-
-
-def test_weights_of_a_trusted_reward_stay_with_their_groups(run: Run, tmp_path: Path) -> None:
-    """They are kept by number, and a group that comes first by its name must not take that of another."""
-    before, (name,) = trust_items(RunData(run)).groups, trust_items(RunData(run)).names
-    table = tmp_path / "new.csv"
-    table.write_text(f"item_id,title,shape\n900,{title(4)},arched\n901,{title(5)},{SHAPES[3]}\n", encoding="utf-8")
-    version, _ = update_catalog(run, items=table)
-    after = trust_items(RunData(run, version)).groups
-    assert before.tolist() == [0] * 30 == after[:30].tolist()  # every item that was trained with has one shape
-    assert after[30:].tolist() == [-1, 0]
-    of_other_items = trust_items(RunData(run, version), ("oval", name)).groups  # as a file has them
-    assert of_other_items.tolist() == [1] * 30 + [-1, 1]
-
-
-@pytest.mark.parametrize(("by", "later"), [("item_group", [False, True]), ("exposure", [True, True])])
-def test_a_corrupted_reward_stays_wrong_for_the_same_items(run: Run, tmp_path: Path, by: Any, later: Any) -> None:
-    """Their one group is drawn, and not that of a new item; those seen least make no room for new ones."""
-    options = CorruptedOptions(members=(SequentialOptions(),), by=by, share=1.0 if by == "item_group" else 0.5)
-    table = tmp_path / "new.csv"
-    table.write_text(f"item_id,title,shape\n900,{title(4)},arched\n901,{title(5)},{SHAPES[3]}\n", encoding="utf-8")
-    version, _ = update_catalog(run, items=table)
-    wrong = [
-        corrupted_reward(data, NoiseReward(), options).items.tolist() for data in (RunData(run), RunData(run, version))
-    ]
-    assert wrong[1] == [*wrong[0], *later] and sum(wrong[0]) == (30 if by == "item_group" else 15)
 
 
 def test_features_of_the_items_that_a_model_was_fitted_on_stay_as_they_are(run: Run, tmp_path: Path) -> None:

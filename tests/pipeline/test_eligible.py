@@ -13,12 +13,12 @@ import pytest
 from adagrpo.errors import UserError
 from adagrpo.evaluation.predictions import predict, sample_cases
 from adagrpo.pipeline import Run
-from adagrpo.pipeline.chain import parts_of
 from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.model_card import model_card
 from adagrpo.pipeline.serve import recommender
+from adagrpo.pipeline.staleness import parts_of
 from adagrpo.report import summary_sentences
 from adagrpo.serving.recommender import Query
 

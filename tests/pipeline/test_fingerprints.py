@@ -22,9 +22,8 @@ BESIDE: list[tuple[dict[str, Any], set[str]]] = [
     ({"kind": "sequential"}, set()),
     ({"kind": "sequential", "checkpoint": "elsewhere"}, {"ranker.heads"}),
     ({"kind": "feature"}, {"ranker.user_share"}),
-    ({"kind": "policies", "runs": ["elsewhere"]}, {"policy"}),
-    ({"kind": "shuffled", "members": [{"kind": "feature"}]}, {"ranker.user_share"}),
-    ({"kind": "trusted", "members": [{"kind": "noise"}], "model": "trust.json"}, {"ranker.user_share"}),
+    ({"kind": "weighted", "weights": [1], "members": [{"kind": "feature"}]}, {"ranker.user_share"}),
+    ({"kind": "factory", "function": "m:f"}, {"policy", "ranker.user_share"}),
 ]
 TRAINED = {"train/nll", "train/adagrpo"}
 EVALUATED = {"evaluate/sft"} | {f"evaluate/{arm}/{kind}" for arm in ("nll", "adagrpo") for kind in ("best", "final")}
@@ -155,8 +154,12 @@ def test_rewards_are_told_apart_by_their_kind() -> None:
     assert read({"kind": "sequential"}) == {}
     assert read({"kind": "noise", "seed": 0}) == {"reward": {"kind": "noise"}}
     members = [{"kind": "lambdarank"}, {"kind": "http", "url": "http://a/b", "retries": 9}]
-    assert read({"kind": "mean", "members": members}) == {
-        "reward": {"kind": "mean", "members": [{"kind": "lambdarank"}, {"kind": "http", "url": "http://a/b"}]}
+    assert read({"kind": "weighted", "weights": [1, 2], "members": members}) == {
+        "reward": {
+            "kind": "weighted",
+            "weights": [1, 2],
+            "members": [{"kind": "lambdarank"}, {"kind": "http", "url": "http://a/b"}],
+        }
     }
 
 

@@ -5,20 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 import pytest
 
 from adagrpo.errors import UserError
 from adagrpo.pipeline.dry_run import plan
 
-JUDGE = {"path": "shown.parquet", "labels": ["click"]}
 WRONG = {
-    "judge": ({"judges": {"later": JUDGE | {"path": "gone.parquet"}}}, r"gone\.parquet: no such file"),
-    "column": ({"judges": {"later": JUDGE | {"labels": ["long_view"]}}}, "no column 'long_view'"),
     "trees": ({"reward": {"kind": "lightgbm", "model": "gone.txt"}}, r"gone\.txt: no such file"),
     "module": ({"reward": {"kind": "callable", "function": "gone:score"}}, "no module 'gone'"),
     "member": (
-        {"reward": {"kind": "mean", "members": [{"kind": "sequential"}, {"kind": "lightgbm", "model": "gone.txt"}]}},
+        {
+            "reward": {
+                "kind": "weighted",
+                "weights": [1, 1],
+                "members": [{"kind": "sequential"}, {"kind": "lightgbm", "model": "gone.txt"}],
+            }
+        },
         r"gone\.txt: no such file",
     ),
     "group": ({"evaluation": {"eligible": {"include": {"market": ["de"]}}}}, r"evaluation\.eligible\.include\.market"),
@@ -27,7 +29,6 @@ WRONG = {
 
 @pytest.mark.parametrize("name", WRONG)
 def test_what_is_missing_is_said_before_anything_is_fitted(world: Any, data: Path, tmp_path: Path, name: str) -> None:
-    pl.DataFrame({"user_id": [0], "item_id": [3], "click": [True]}).write_parquet(data / "shown.parquet")
     sections, message = WRONG[name]
     run = world.run(tmp_path / "run", data, **sections)
     with pytest.raises(UserError, match=message):

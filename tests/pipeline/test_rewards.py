@@ -23,8 +23,6 @@ from adagrpo.pipeline.compare import Comparison
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stages.fit_lambdarank import fit_second_ranker
-from adagrpo.pipeline.stages.fit_trust import write_trust
-from adagrpo.rewards.trust import read_trust
 from adagrpo.types import Histories
 
 # items are 3, 13, .. 293 on a ring; what comes soon after the last one is good
@@ -104,8 +102,6 @@ def test_the_reward_that_judges_is_the_one_of_the_configuration(copied: Path, wo
     for reward in (models.reward(), models.group_reward()):
         torch.testing.assert_close(reward.score(histories, items), 2 * best - final)
     assert [path.parent.name for path in models.group_reward_files] == ["best", "final"]
-    mean = Models(RunData(world.run(copied, data, reward={"kind": "mean", "members": members}))).reward()
-    torch.testing.assert_close(mean.score(histories, items), (best + final) / 2)
 
 
 def test_the_look_keeps_the_spread_of_every_member(copied: Path, world: Any, data: Path, tmp_path: Path) -> None:
@@ -290,9 +286,9 @@ def test_an_endpoint_that_says_the_same_of_all_is_a_service_that_fails(
         service.reply(handler, json.dumps({"scores": [[1] * len(row) for row in body["candidates"]]}).encode())
 
     service.behaviour = flat
-    options = {"kind": "mean", "members": [{"kind": "http", "url": service.url}] * 2}
-    with pytest.raises(ServiceError, match="reward mean: gives every item of a case the same score"):
-        world.run(copied, data, reward=options).train()
+    options = {"kind": "weighted", "weights": [1, 1], "members": [{"kind": "http", "url": service.url}] * 2}
+    with pytest.raises(ServiceError, match="reward weighted: gives every item of a case the same score"):
+        train(world.run(copied, data, reward=options))
 
 
 def test_evaluation_alone_looks_at_the_reward_too(copied: Path, world: Any, data: Path, tmp_path: Path) -> None:
@@ -324,7 +320,8 @@ def test_a_comparison_finds_the_recipes_module(world: Any, data: Path, tmp_path:
 def test_the_second_family_is_fitted_where_it_is_asked_for(copied: Path, world: Any, data: Path) -> None:
     pytest.importorskip("lightgbm")
     small = {"lambdarank": {"trees": 5, "leaves": 4, "minimum_leaf": 2, "negatives": 9}}
-    options: dict[str, Any] = {"kind": "mean", "members": [{"kind": "lambdarank"}, {"kind": "sequential"}]}
+    members = [{"kind": "lambdarank"}, {"kind": "sequential"}]
+    options: dict[str, Any] = {"kind": "weighted", "weights": [0.5, 0.5], "members": members}
     run: Run = world.run(copied, data, reward=options, ranker=small)
     run.path("events.jsonl").unlink()
     with pytest.raises(UserError, match=r"ranker/lambdarank/model\.txt: missing; run `adagrpo ranker --run"):
@@ -364,28 +361,43 @@ def test_the_second_family_learns_from_impressions(world: Any, tmp_path: Path) -
     assert summary["groups"] == "impressions" and summary["rows"] > 3 * summary["group_count"] > 0
 
 
-def test_teachers_to_hold_a_ranker_against_are_made_from_the_recipe(
-    world: Any, data: Path, finished: Path, copied: Path
+FACTORY = """
+class Shifted:
+    def __init__(self, member, by):
+        self.members, self.by = (member,), by
+
+    def score(self, histories, items):
+        return self.members[0].score(histories, items) + self.by
+
+
+def shifted(models, members, *, by):
+    (member,) = members
+    return Shifted(member, by * models.data.num_items)
+"""
+
+
+def test_a_factory_makes_a_reward_of_the_run_and_its_members(
+    copied: Path, world: Any, data: Path, tmp_path: Path
 ) -> None:
-    """A count, another run's policy, shuffled and corrupted scores; the other run's own policy gives what it says."""
-    members: list[dict[str, Any]] = [
-        {"kind": "feature", "name": "knn_history"},
-        {"kind": "policies", "runs": [str(finished)]},
-        {"kind": "shuffled", "members": [{"kind": "feature", "name": "popularity"}]},
-        {"kind": "corrupted", "members": [{"kind": "sequential"}], "by": "exposure", "how": "inverted"},
-    ]
-    arms = {"arms": [{"objective": "nll"}, {"objective": "distill"}]}
-    reward = {"kind": "weighted", "weights": [1, 0.1, 1, 1], "members": members}
-    run = world.run(copied, data, reward=reward, train=arms)
-    run.train()
+    path = module(tmp_path / "code", "factory_a", FACTORY)
+    extra = tmp_path / "extra.txt"
+    extra.write_text("x", encoding="utf-8")
+    options = {
+        "kind": "factory",
+        "function": "factory_a:shifted",
+        "members": [{"kind": "sequential"}],
+        "options": {"by": 2},
+        "files": [str(extra)],
+    }
+    run: Run = world.run(copied, data, reward=options)
+    run.code = tmp_path / "code"
+    train(run)
+    assert run.path("reward", "reward.json").is_file()
     models = Models(RunData(run))
-    histories, items = Histories(torch.tensor([[1, 2]]), torch.tensor([2])), torch.arange(models.data.num_items)[None]
-    policy = models.policy(finished / "sft" / "best").eval()
-    own = policy.score(policy.encode(histories), models.data.catalog.codes[items]).sum(-1)
-    assert torch.allclose(models.reward_of(run.config.reward.parts[1]).score(histories, items), own, rtol=1e-5)
-    corrupted = run.config.reward.parts[3].model_copy(update={"by": "user_group"})
-    with pytest.raises(UserError, match="up to 6 items and max_history is 6"):  # cut there, all users look alike
-        models.reward_of(corrupted)
+    assert {path, extra, copied / "ranker/best/model.safetensors"} < set(models.reward_files)
+    histories, items = Histories(torch.tensor([[1, 2]]), torch.tensor([2])), torch.arange(30).unsqueeze(0)
+    own = models.ranker(copied / "ranker/best").score(histories, items)
+    torch.testing.assert_close(models.reward().score(histories, items), own + 60)
 
 
 def test_a_ranker_of_a_run_with_other_items_is_refused(world: Any, data: Path, copied: Path, tmp_path: Path) -> None:
@@ -400,30 +412,3 @@ def test_a_ranker_of_a_run_with_other_items_is_refused(world: Any, data: Path, c
     items.with_columns(pl.col("item_id").reverse()).write_parquet(other / "prepare" / "items.parquet")
     with pytest.raises(UserError, match=r"reward.checkpoint: .*best is of a run with other items; name one"):
         Models(RunData(world.run(copied, data, reward=reward))).reward_files  # noqa: B018
-
-
-def test_weights_of_a_reward_are_fitted_from_the_command_line_and_are_a_reward(
-    world: Any,
-    data: Path,
-    copied: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    path = tmp_path / "trust.json"
-    monkeypatch.setattr(sys, "argv", ["adagrpo", "diagnose", "--run", str(copied), "--trust", str(path), "--json"])
-    with pytest.raises(SystemExit) as left:
-        cli.main()
-    assert left.value.code in (0, None)
-    fitted = json.loads(capsys.readouterr().out)["trust"]
-    assert fitted["decision"] in ("levels", "one weight", "none") and fitted["choices"] <= fitted["cases"]
-    member = {"kind": "sequential"}
-    run = world.run(copied, data, reward={"kind": "trusted", "members": [member], "model": str(path)})
-    models, model = Models(RunData(run)), read_trust(path)
-    histories, items = Histories(torch.tensor([[1, 2]]), torch.tensor([2])), torch.arange(5)[None]
-    own = models.reward_of(run.config.reward.parts[0]).score(histories, items)
-    if not model.effects:
-        expected = model.base * (own - own.mean()) / model.scale
-        assert torch.allclose(models.reward().score(histories, items), expected, atol=1e-5)
-    with pytest.raises(UserError, match="has weights already"):
-        write_trust(run, path)

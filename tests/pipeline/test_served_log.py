@@ -18,10 +18,10 @@ from adagrpo.cli import app
 from adagrpo.config import resolve_config
 from adagrpo.errors import UserError
 from adagrpo.pipeline import Run, Silent, served_log
-from adagrpo.pipeline.chain import parts_of
 from adagrpo.pipeline.commands import remake
 from adagrpo.pipeline.serve import recommender
 from adagrpo.pipeline.served_log import latest_exposures, publish_first
+from adagrpo.pipeline.staleness import parts_of
 from adagrpo.serving.app import Application, Options
 from adagrpo.serving.exploration import Exploration
 from adagrpo.serving.exposure_log import Exposure, Feedback

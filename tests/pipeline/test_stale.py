@@ -17,10 +17,10 @@ from adagrpo import cli
 from adagrpo.config import Config
 from adagrpo.errors import UserError
 from adagrpo.pipeline import Run, Silent
-from adagrpo.pipeline.chain import Look, parts_of, unused
 from adagrpo.pipeline.checks import check
 from adagrpo.pipeline.commands import READS, names_key, remake, verb_for
 from adagrpo.pipeline.stage import Ingredients
+from adagrpo.pipeline.staleness import Look, parts_of, unused
 from adagrpo.pipeline.status import status, status_tables
 from adagrpo.pipeline.verbs import _say_what_is_made_again
 from adagrpo.storage.artifacts import manifest
@@ -471,8 +471,6 @@ def test_what_run_does_not_make_is_not_said_to_be_made_again(copied: Path) -> No
         ("reward", {}, "the reward is the run's own"),
         ("teacher", {"train": {"arms": ["distill-tuned"]}}, ""),
         ("teacher", {}, "no arm leaves its weight to validation"),
-        ("judges/reward", {}, "the recipe names no judges"),
-        ("judges/nll/best", {"judges": {"feed": {"path": "x", "labels": ["a"]}}}, ""),
         ("evaluate/nll+rerank/best", {}, ""),
         ("evaluate/grpo+rerank/best", {}, "'grpo' is not among train.arms"),
         ("evaluate/rerank", {}, ""),

@@ -8,9 +8,9 @@ from typing import Any
 import polars as pl
 import pytest
 
-from adagrpo.config.closed_loop import LoopPlan, read_loop_plan
-from adagrpo.pipeline.closed_loop.loop_summary import loop_chart
 from research.closed_loop.calibrate import exponent, of_feed, of_slots
+from research.closed_loop.loop_summary import loop_chart
+from research.closed_loop.plan import LoopPlan, read_loop_plan
 from research.closed_loop.tables import alone, canaries, claims, outcomes, signs, trials, written
 
 STUDY = Path(__file__).parents[2] / "research" / "closed_loop"

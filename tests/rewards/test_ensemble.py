@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adagrpo.rewards.ensemble import MeanReward, WeightedReward
+from adagrpo.rewards.ensemble import WeightedReward
 from adagrpo.types import Histories
 
 HISTORIES = Histories(torch.tensor([[0], [1]]), torch.tensor([1, 1]))
@@ -26,15 +26,6 @@ MEMBERS = [
 ]
 
 
-def test_a_mean_is_that_of_a_loop() -> None:
-    actual = MeanReward(MEMBERS).score(HISTORIES, ITEMS)
-    assert actual.dtype == torch.float32
-    for row, place in (ITEMS >= 0).nonzero().tolist():
-        values = [float(member.scores[row, place]) for member in MEMBERS]
-        assert float(actual[row, place]) == pytest.approx(sum(values) / 3)
-    assert actual[1, 1].isnan()
-
-
 def test_a_weighted_sum() -> None:
     actual = WeightedReward(MEMBERS, [2.0, -1.0, 0.5]).score(HISTORIES, ITEMS)
     torch.testing.assert_close(actual[0], torch.tensor([0.0, 3.0, 12.0]))
@@ -42,7 +33,5 @@ def test_a_weighted_sum() -> None:
 
 
 def test_wrong_numbers_of_members() -> None:
-    with pytest.raises(ValueError, match="at least one member"):
-        MeanReward([])
     with pytest.raises(ValueError, match="2 weights for 3 members"):
         WeightedReward(MEMBERS, [1.0, 2.0])

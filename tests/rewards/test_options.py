@@ -34,9 +34,9 @@ def loaded(tmp_path: Path, reward: Any, *overrides: str) -> Config:
         ({**HTTP, "concurrency": 0}, r"reward\.concurrency: .*greater than or equal to 1"),
         ({"kind": "callable", "function": "module"}, r"reward\.function: 'module' is not of the form module:function"),
         ({"kind": "callable", "function": "../m:f"}, r"reward\.function: '\.\./m:f' is not of the form"),
-        ({"kind": "mean", "members": [{}]}, r"reward\.members: .*at least 2 items"),
+        ({"kind": "weighted", "members": [], "weights": []}, r"reward\.members: .*at least 1 item"),
         (
-            {"kind": "mean", "members": [{}, {**HTTP, "tries": 3}]},
+            {"kind": "weighted", "weights": [1, 1], "members": [{}, {**HTTP, "tries": 3}]},
             r"unknown key 'reward\.members\.1\.tries'; did you mean 'retries'\?",
         ),
         ({"kind": "weighted", "members": [{}], "weights": [1, 2]}, "reward: 2 weights for 1 members; give one each"),
@@ -57,10 +57,14 @@ def test_only_the_runs_own_ranker_is_cross_fitted(tmp_path: Path, reward: Any) -
 
 def test_the_default_is_the_sequential_ranker_and_kinds_can_be_nested(tmp_path: Path) -> None:
     assert loaded(tmp_path, {}).reward == SequentialOptions()
-    arguments = {"kind": "weighted", "weights": [1, -0.5], "members": [{"kind": "mean", "members": [{}, HTTP]}, HTTP]}
+    arguments = {
+        "kind": "weighted",
+        "weights": [1, -0.5],
+        "members": [{"kind": "factory", "function": "m:f", "members": [HTTP]}, HTTP],
+    }
     config = loaded(tmp_path, arguments)
     assert Config.model_validate(dump_config(config)) == config
-    assert [part.kind for part in config.reward.parts] == ["mean", "http"]
+    assert [part.kind for part in config.reward.parts] == ["factory", "http"]
 
 
 def test_a_whole_reward_can_be_set_on_the_command_line(tmp_path: Path) -> None:
@@ -70,6 +74,9 @@ def test_a_whole_reward_can_be_set_on_the_command_line(tmp_path: Path) -> None:
 
 def test_patience_is_no_part_of_what_a_reward_is(tmp_path: Path) -> None:
     patient = {**HTTP, "timeout_seconds": 60, "retries": 9, "batch_size": 2, "concurrency": 1, "token_env": "T"}
-    nested = [loaded(tmp_path, {"kind": "mean", "members": [{}, one]}).reward.identity() for one in (HTTP, patient)]
+    nested = [
+        loaded(tmp_path, {"kind": "weighted", "weights": [1, 1], "members": [{}, one]}).reward.identity()
+        for one in (HTTP, patient)
+    ]
     assert nested[0] == nested[1]
     assert loaded(tmp_path, {**HTTP, "version": "2"}).reward.identity() != loaded(tmp_path, HTTP).reward.identity()

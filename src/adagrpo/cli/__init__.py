@@ -18,14 +18,13 @@ import typer
 from adagrpo.cli import (
     answer_verbs,
     catalog_verbs,
-    data_verbs,
     experiment_verbs,
     log_verbs,
-    loop_verbs,
     machine_verbs,
     serving_verbs,
     stage_verbs,
     start_verbs,
+    watch_verbs,
 )
 from adagrpo.cli.options import app
 from adagrpo.errors import ServiceError, UserError
@@ -35,15 +34,14 @@ __all__ = [
     "answer_verbs",
     "app",
     "catalog_verbs",
-    "data_verbs",
     "experiment_verbs",
     "log_verbs",
-    "loop_verbs",
     "machine_verbs",
     "main",
     "serving_verbs",
     "stage_verbs",
     "start_verbs",
+    "watch_verbs",
 ]
 
 EXTRAS = {  # modules of an optional dependency, and the extra that installs it

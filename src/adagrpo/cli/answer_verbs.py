@@ -28,10 +28,6 @@ def diagnose(
     second_ranker: Annotated[
         Path | None, typer.Option(help="Checkpoint folder of another ranker, to form strata for the run's own.")
     ] = None,
-    trust: Annotated[
-        Path | None,
-        typer.Option(help="Fit how far to trust the reward, and write the weights there for reward.kind trusted."),
-    ] = None,
     out: Elsewhere = None,
     dry_run: DryRun = False,
 ) -> None:
@@ -43,19 +39,13 @@ def diagnose(
         return
     opened = common.open(run, out)
     with session(opened):
-        result = dict(opened.diagnose(second_ranker).content)
-        if trust is not None:
-            from adagrpo.pipeline.stages.fit_trust import write_trust
-
-            result |= {"trust": write_trust(opened, trust)}
+        result = opened.diagnose(second_ranker).content
     if common.as_json:
         typer.echo(json.dumps(result))
         return
     tables = diagnosis_tables(result)
     typer.echo("\n\n".join(to_text(tables[name]) for name in ("orders", "evidence")))
     typer.echo(f"\nverdict: {result['verdict']['decision']}\n" + "\n".join(result["verdict"]["sentences"]))
-    if trust is not None:
-        typer.echo(f"\ntrust: {result['trust']['decision']}, written to {trust}")
     typer.echo(f"\npage: {opened.directory / 'diagnose.html'}")
 
 

@@ -14,7 +14,6 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from adagrpo.config.data import DataConfig
-from adagrpo.config.judges import JudgeConfig, JudgeName
 from adagrpo.config.messages import explain
 from adagrpo.config.models import FitConfig, PolicyConfig, RankerConfig
 from adagrpo.config.reward import RewardOptions, SequentialOptions
@@ -49,7 +48,6 @@ class Config(Section):
     objective: ObjectiveConfig = ObjectiveConfig()
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
-    judges: dict[JudgeName, JudgeConfig] = Field({})
     compare: CompareConfig = CompareConfig()
 
     @model_validator(mode="after")
@@ -88,7 +86,6 @@ class Config(Section):
             ),
             "ranker.folds is for post-training; impressions without order have none, set it to 0": ranker.folds > 1,
             "ranker.user_share is for logs with an order; set it to 1": ranker.user_share < 1,
-            "judges hold policies against exposures; impressions without order have no policy": bool(self.judges),
         }
         for message, applies in refused.items():
             if applies:

@@ -11,24 +11,26 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from adagrpo.config.addresses import plain_http
-from adagrpo.config.section import Finite, Positive, PositiveFloat, Section, Share
+from adagrpo.config.section import Finite, Positive, PositiveFloat, Section
 
 __all__ = [
     "CallableOptions",
-    "CorruptedOptions",
+    "FactoryOptions",
     "FeatureOptions",
     "HttpOptions",
     "LambdaRankOptions",
     "LightGBMOptions",
-    "MeanOptions",
     "NoiseOptions",
-    "PoliciesOptions",
     "RewardOptions",
     "SequentialOptions",
-    "ShuffledOptions",
-    "TrustedOptions",
     "WeightedOptions",
 ]
+
+
+def _module_function(value: str) -> str:
+    if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", value):
+        raise ValueError(f"'{value}' is not of the form module:function")
+    return value
 
 
 class _Options(Section):
@@ -72,12 +74,29 @@ class CallableOptions(_Options):
     function: str
     files: tuple[str, ...] = ()
 
-    @field_validator("function")
-    @classmethod
-    def _named(cls, value: str) -> str:
-        if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", value):
-            raise ValueError(f"'{value}' is not of the form module:function")
-        return value
+    _named = field_validator("function")(_module_function)
+
+
+class FactoryOptions(_Options):
+    """A Python function `module:function` that makes a `adagrpo.rewards.Reward` of this run, once.
+
+    It is called as `function(models, members, **options)`: the models of the run (`adagrpo.pipeline.factories`) and the
+    rewards that `members` name. `files` are pinned with its module.
+    """
+
+    beside = frozenset({"policy", "ranker.user_share"})  # what it may read of the run besides its files
+    kind: Literal["factory"] = "factory"
+    function: str
+    members: tuple[RewardOptions, ...] = ()
+    options: dict[str, Any] = Field({})
+    files: tuple[str, ...] = ()
+
+    _named = field_validator("function")(_module_function)
+
+    @property
+    def parts(self) -> tuple[RewardOptions, ...]:
+        """The members."""
+        return self.members
 
 
 class HttpOptions(_Options):
@@ -145,79 +164,6 @@ class FeatureOptions(_Options):
     ] = "knn_history"
 
 
-class PoliciesOptions(_Options):
-    """The mean log-probability of the starting policies of other runs on the same data, such as those of other seeds.
-
-    `runs` are their folders; each has codes of its own, and a policy of the sizes that this recipe says.
-    """
-
-    beside = frozenset({"policy"})
-    kind: Literal["policies"] = "policies"
-    runs: Annotated[tuple[str, ...], Field(min_length=1)]
-
-
-class ShuffledOptions(_Options):
-    """The scores of another reward, given to the items of a history in an order that `seed` draws."""
-
-    kind: Literal["shuffled"] = "shuffled"
-    members: Annotated[tuple[RewardOptions, ...], Field(min_length=1, max_length=1)]
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-
-    @property
-    def parts(self) -> tuple[RewardOptions, ...]:
-        """The one whose scores they are."""
-        return self.members
-
-
-class CorruptedOptions(_Options):
-    """Another reward that is made wrong for some and left right for others, see `adagrpo.rewards.corrupted`.
-
-    `by` says for which: groups of items, items seldom seen, users seldom seen. `share` is how many of them.
-    """
-
-    kind: Literal["corrupted"] = "corrupted"
-    members: Annotated[tuple[RewardOptions, ...], Field(min_length=1, max_length=1)]
-    by: Literal["item_group", "user_group", "exposure"] = "item_group"
-    share: Share = 0.5
-    strength: Share = 1.0
-    how: Literal["shuffled", "inverted"] = "shuffled"
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-
-    @property
-    def parts(self) -> tuple[RewardOptions, ...]:
-        """The one that is made wrong."""
-        return self.members
-
-
-class TrustedOptions(_Options):
-    """Another reward, times how far it is to be trusted: weights that `adagrpo diagnose --trust` fitted to choices.
-
-    `model` is that file. Beside it the teacher's weight is 1, since the scores are in nats of the policy.
-    """
-
-    beside = frozenset({"ranker.user_share"})  # its second opinion is a count
-    kind: Literal["trusted"] = "trusted"
-    members: Annotated[tuple[RewardOptions, ...], Field(min_length=1, max_length=1)]
-    model: str
-
-    @property
-    def parts(self) -> tuple[RewardOptions, ...]:
-        """The one that is weighted."""
-        return self.members
-
-
-class MeanOptions(_Options):
-    """The mean of rewards that are on one scale."""
-
-    kind: Literal["mean"] = "mean"
-    members: Annotated[tuple[RewardOptions, ...], Field(min_length=2)]
-
-    @property
-    def parts(self) -> tuple[RewardOptions, ...]:
-        """The members."""
-        return self.members
-
-
 class WeightedOptions(_Options):
     """A sum of rewards, each times its weight; weights may be negative."""
 
@@ -251,23 +197,16 @@ def _is_section(value: Any) -> Any:
 RewardOptions = Annotated[
     Annotated[SequentialOptions, Tag("sequential")]
     | Annotated[CallableOptions, Tag("callable")]
+    | Annotated[FactoryOptions, Tag("factory")]
     | Annotated[HttpOptions, Tag("http")]
     | Annotated[LightGBMOptions, Tag("lightgbm")]
     | Annotated[LambdaRankOptions, Tag("lambdarank")]
     | Annotated[NoiseOptions, Tag("noise")]
     | Annotated[FeatureOptions, Tag("feature")]
-    | Annotated[PoliciesOptions, Tag("policies")]
-    | Annotated[ShuffledOptions, Tag("shuffled")]
-    | Annotated[CorruptedOptions, Tag("corrupted")]
-    | Annotated[TrustedOptions, Tag("trusted")]
-    | Annotated[MeanOptions, Tag("mean")]
     | Annotated[WeightedOptions, Tag("weighted")],
     Discriminator(_kind),
     BeforeValidator(_is_section),
 ]
 
-ShuffledOptions.model_rebuild()
-CorruptedOptions.model_rebuild()
-TrustedOptions.model_rebuild()
-MeanOptions.model_rebuild()
+FactoryOptions.model_rebuild()
 WeightedOptions.model_rebuild()

@@ -16,42 +16,30 @@ from adagrpo.config import FitConfig
 from adagrpo.config.models import LanguageModelConfig
 from adagrpo.config.reward import (
     CallableOptions,
-    CorruptedOptions,
+    FactoryOptions,
     FeatureOptions,
     HttpOptions,
     LambdaRankOptions,
     LightGBMOptions,
-    MeanOptions,
     NoiseOptions,
-    PoliciesOptions,
     RewardOptions,
     SequentialOptions,
-    ShuffledOptions,
-    TrustedOptions,
     WeightedOptions,
 )
+from adagrpo.data.prepared import load_item_ids
 from adagrpo.data.sequences import emptied
 from adagrpo.errors import UserError
 from adagrpo.evaluation.predictions import Predictions, predict, sample_cases, summarise
 from adagrpo.pipeline.counting_room import check_pair_room
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.reward_data import (
-    corrupted_reward,
-    files_of_start,
-    policies_reward,
-    refuse_other_items,
-    trust_items,
-)
 from adagrpo.policies import CompactPolicy, HybridPolicy, Policy
 from adagrpo.rewards import (
     BoostedReward,
     CallableReward,
     FeatureReward,
     HttpReward,
-    MeanReward,
     NoiseReward,
     Reward,
-    ShuffledReward,
     WeightedReward,
     find_module,
     load_function,
@@ -60,7 +48,6 @@ from adagrpo.rewards import (
 from adagrpo.rewards.cross_fitted import CrossFitted
 from adagrpo.rewards.features import Features
 from adagrpo.rewards.sequential import SequentialRanker
-from adagrpo.rewards.trust import TrustedReward, read_trust
 from adagrpo.semantic_ids import Catalog
 from adagrpo.semantic_ids.collisions import numbers_items
 from adagrpo.semantic_ids.trie import Eligible
@@ -270,7 +257,7 @@ class Models:
             case SequentialOptions():
                 folder = self._checkpoint(options)
                 if options.checkpoint is not None:
-                    refuse_other_items(self.data, folder)
+                    _refuse_other_items(self.data, folder)
                 paths = [folder / "model.safetensors"]
             case CallableOptions():
                 paths = [find_module(options.function, run.code), *(run.data / name for name in options.files)]
@@ -280,14 +267,11 @@ class Models:
                 paths = [self._trees(options), *self.data.training_files[:2]]  # the features count in these
             case FeatureOptions():
                 paths = self.data.training_files[:2]
-            case PoliciesOptions():
-                paths = [path for name in options.runs for path in files_of_start(self.run.data / name)]
-            case CorruptedOptions():
-                paths = [*self.files_of(options.members[0]), *self.data.training_files[:2]]
-            case TrustedOptions():
-                paths = [*self.files_of(options.members[0]), self.run.data / options.model]
+            case FactoryOptions():
+                paths = [find_module(options.function, run.code), *(run.data / name for name in options.files)]
+                paths += [path for part in options.parts for path in self.files_of(part)]
                 paths += self.data.training_files[:2]
-            case MeanOptions() | WeightedOptions() | ShuffledOptions():
+            case WeightedOptions():
                 paths = [path for part in options.parts for path in self.files_of(part)]
             case _:
                 assert_never(options)
@@ -312,28 +296,14 @@ class Models:
                 return NoiseReward(options.seed)
             case FeatureOptions():
                 return FeatureReward(self.ranker_features, options.name)
-            case PoliciesOptions():
-                return policies_reward(self.data, [self.run.data / name for name in options.runs], self._other_policy)
-            case ShuffledOptions():
-                return ShuffledReward(self.reward_of(options.members[0]), options.seed)
-            case CorruptedOptions():
-                return corrupted_reward(self.data, self.reward_of(options.members[0]), options)
-            case TrustedOptions():
-                second = FeatureReward(self.ranker_features, FeatureOptions().name)
-                model = read_trust(self.run.data / options.model)
-                items = trust_items(self.data, model.groups)
-                return TrustedReward(self.reward_of(options.members[0]), second, items, model)
-            case MeanOptions():
-                return MeanReward([self.reward_of(part) for part in options.parts])
+            case FactoryOptions():
+                members = [self.reward_of(part) for part in options.parts]
+                made: Reward = load_function(options.function, self.run.code)(self, members, **options.options)
+                return made
             case WeightedOptions():
                 return WeightedReward([self.reward_of(part) for part in options.parts], options.weights)
             case _:
                 assert_never(options)
-
-    def _other_policy(self, catalog: Catalog, weights: Path) -> CompactPolicy | HybridPolicy:
-        policy = self._hybrid(catalog) if self.config.policy.kind == "hybrid" else self._compact(catalog)
-        self._load(weights, policy.to(self.data.device))
-        return policy
 
     def _checkpoint(self, options: SequentialOptions) -> Path:
         own = options.checkpoint is None
@@ -403,6 +373,21 @@ class Models:
             precision=options.precision,
             report=report,
         )
+
+
+def _refuse_other_items(data: RunData, checkpoint: Path) -> None:
+    """Refuse a ranker of another run whose items are not these: it knows them by number alone.
+
+    Args:
+        data: of this run.
+        checkpoint: `<run>/ranker/best` or `final`; of a folder elsewhere nothing is known.
+
+    Raises:
+        UserError: the run of the checkpoint has other items.
+    """
+    other = checkpoint.parent.parent / "prepare"
+    if (other / "items.parquet").is_file() and not load_item_ids(other).equals(load_item_ids(data.prepared)):
+        raise UserError(f"reward.checkpoint: {checkpoint} is of a run with other items; name one on the same data")
 
 
 def _sparse(weights: sparse.csr_array) -> Tensor:

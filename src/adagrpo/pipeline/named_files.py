@@ -6,7 +6,6 @@ from collections.abc import Collection
 
 import numpy as np
 
-from adagrpo.data.logs.formats import columns_of, require
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stages.tokenize import language_model_folder, reads_texts
@@ -19,7 +18,7 @@ ASK_REWARD = {"train", "diagnose", "evaluate"}
 
 
 def check_named(data: RunData, parts: Collection[str]) -> None:
-    """Look for what encodes texts, the files of the reward and of the judges, and the groups that are measured.
+    """Look for what encodes texts, the files of the reward, and the groups that are measured.
 
     Args:
         data: prepared, of a run or of one that is planned.
@@ -37,10 +36,5 @@ def check_named(data: RunData, parts: Collection[str]) -> None:
         for path in Models(data).reward_files:
             if not path.is_relative_to(run.directory):  # what the run itself makes
                 run.hash_input(path)
-    if "evaluate" in parts:
-        for options in config.judges.values():
-            path = run.data / options.path
-            run.hash_input(path)
-            require(path, [options.user, options.item, *options.labels], columns_of(path))
-        if config.evaluation.eligible is not None:  # which items these are, does not hang on their codes
-            data.narrowed(Catalog.from_codes(np.arange(data.num_items)[:, None], (data.num_items,)))
+    if "evaluate" in parts and config.evaluation.eligible is not None:  # the items do not depend on their codes
+        data.narrowed(Catalog.from_codes(np.arange(data.num_items)[:, None], (data.num_items,)))

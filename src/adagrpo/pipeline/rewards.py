@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from adagrpo.config.reward import CallableOptions, HttpOptions, RewardOptions, SequentialOptions
+from adagrpo.config.reward import CallableOptions, FactoryOptions, HttpOptions, RewardOptions, SequentialOptions
 from adagrpo.data.sequences import pad
 from adagrpo.errors import NotFinite, ServiceError, UserError
 from adagrpo.evaluation.predictions import sample_cases
@@ -24,7 +24,7 @@ from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stage import Declaration
-from adagrpo.rewards import MeanReward, Reward, WeightedReward, ask_reward
+from adagrpo.rewards import Reward, WeightedReward, ask_reward
 from adagrpo.storage.writing import write_file
 from adagrpo.types import Cases, Histories
 
@@ -54,7 +54,7 @@ def first_look(run: RunDirectory) -> Declaration:
     def build(work: Path) -> None:
         reward, cases = models.reward(), _cases(data)
         content: dict[str, Any] = {"cases": len(cases), "spread": _spread(data, cases, reward, options)}
-        if isinstance(reward, MeanReward | WeightedReward):
+        if isinstance(reward, WeightedReward):
             parts = zip(reward.members, options.parts, strict=True)
             content["members"] = [_spread(data, cases, member, part) for member, part in parts]
         write_file(work / "reward.json", json.dumps(content, indent=1) + "\n")
@@ -101,7 +101,7 @@ def describe_reward(models: Models) -> dict[str, Any]:
 
 def _name(options: RewardOptions) -> str:
     match options:
-        case CallableOptions():
+        case CallableOptions() | FactoryOptions():
             return options.function
         case HttpOptions():
             return options.url

@@ -25,7 +25,6 @@ from adagrpo.report import figures
 from adagrpo.report.catalog_tree import Branch, catalog_tree
 from adagrpo.report.example_groups import example_groups
 from adagrpo.report.figures import Log
-from adagrpo.report.judge_tables import judge_tables
 from adagrpo.report.numbers import numbers_table
 from adagrpo.report.paired_tables import REFERENCES, paired_figures, paired_table
 from adagrpo.report.ranker_tables import (
@@ -137,7 +136,6 @@ def build_report(run: RunFiles | Path, notes: Sequence[str] = ()) -> str:
         results=[(split, _results(metrics, split)) for split in SPLITS],
         paired=_paired(files, metrics),
         breadth=_breadth(metrics),
-        judges=judge_tables(metrics),
         **_figures(files, metrics),
         numbers=numbers_table(_logs(files, metrics)),
         examples=_examples(files),

@@ -2,11 +2,10 @@
 
 from adagrpo.rewards.boosted import BoostedReward, load_model
 from adagrpo.rewards.callable import CallableReward, find_module, load_function
-from adagrpo.rewards.controls import FeatureReward, PoliciesReward, ShuffledReward
-from adagrpo.rewards.corrupted import CorruptedReward
 from adagrpo.rewards.cross_fitted import CrossFitted
-from adagrpo.rewards.ensemble import MeanReward, WeightedReward
+from adagrpo.rewards.ensemble import WeightedReward
 from adagrpo.rewards.external import ItemId
+from adagrpo.rewards.feature import FeatureReward
 from adagrpo.rewards.http import HttpReward
 from adagrpo.rewards.noise import NoiseReward
 from adagrpo.rewards.protocol import Reward
@@ -16,16 +15,12 @@ __all__ = [
     "BadReward",
     "BoostedReward",
     "CallableReward",
-    "CorruptedReward",
     "CrossFitted",
     "FeatureReward",
     "HttpReward",
     "ItemId",
-    "MeanReward",
     "NoiseReward",
-    "PoliciesReward",
     "Reward",
-    "ShuffledReward",
     "WeightedReward",
     "ask_reward",
     "find_module",

@@ -85,7 +85,7 @@ def find_module(function: str, folder: Path) -> Path:
     return Path(spec.origin)
 
 
-def load_function(function: str, folder: Path) -> ScoreFunction:
+def load_function(function: str, folder: Path) -> Callable[..., Any]:
     """Import what a `module:function` names; this runs the module.
 
     Args:

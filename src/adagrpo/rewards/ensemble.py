@@ -1,9 +1,8 @@
-"""Rewards made of rewards.
+"""A sum of rewards, each times its weight.
 
-    mean       r(x, i) = (1 / K) Σ_k r_k(x, i)
-    weighted   r(x, i) = Σ_k w_k r_k(x, i)
+    r(x, i) = Σ_k w_k r_k(x, i)
 
-Members are taken as they are: a mean of rewards on different scales is the member of the largest one.
+Members are taken as they are: of equal weights on different scales the member of the largest one decides.
 """
 
 from __future__ import annotations
@@ -16,20 +15,7 @@ from torch import Tensor
 from adagrpo.rewards.protocol import Reward
 from adagrpo.types import Histories
 
-__all__ = ["MeanReward", "WeightedReward"]
-
-
-class MeanReward:
-    """Implements `adagrpo.rewards.protocol.Reward`."""
-
-    def __init__(self, members: Sequence[Reward]) -> None:
-        if not members:
-            raise ValueError("a mean needs at least one member")
-        self.members = tuple(members)
-
-    def score(self, histories: Histories, items: Tensor) -> Tensor:
-        """Score (B, N) items for `B` histories, see `Reward.score`."""
-        return torch.stack([member.score(histories, items).double() for member in self.members]).mean(0).float()
+__all__ = ["WeightedReward"]
 
 
 class WeightedReward:

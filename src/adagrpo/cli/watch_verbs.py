@@ -1,0 +1,64 @@
+"""The verb that watches a service for the signs of a hacked reward."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from adagrpo.cli.options import Common, verb
+
+__all__ = ["watch"]
+
+
+@verb("watch", "serve", draws=False)
+def watch(
+    exposures: Annotated[Path, typer.Option("--exposures", help="The exposure log of the service, with its feedback.")],
+    common: Common,
+    run: Annotated[
+        Path | None, typer.Option("--run", help="The run that is served; its ranker says what lists should bring.")
+    ] = None,
+    arm: Annotated[str | None, typer.Option(help="The lists of one arm of the log; all if not given.")] = None,
+    against: Annotated[
+        str | None, typer.Option(help="Hold --arm against this arm on the same days; no baseline is used.")
+    ] = None,
+    since: Annotated[
+        int | None, typer.Option(help="The first day, in days since 1970; the log's if not given.")
+    ] = None,
+    baseline: Annotated[int, typer.Option(min=1, max=365, help="Days that say what is usual.")] = 7,
+    window: Annotated[int, typer.Option(min=1, max=365, help="Days that are looked at together.")] = 3,
+    errors: Annotated[float, typer.Option(min=1, max=10, help="Standard errors from which on a sign is on.")] = 3.29,
+    days: Annotated[bool, typer.Option("--days", help="Print every day.")] = False,
+) -> None:
+    """Look at a service's log by day for the signs of a hacked reward: reward up and feedback down, and others."""
+    import json
+
+    from adagrpo.monitoring.signs import Rule
+    from adagrpo.pipeline.watch import watch as look
+    from adagrpo.report import Table, to_text
+    from adagrpo.report.tables import MISSING
+
+    def said(value: float | None, form: str) -> str:
+        return MISSING if value is None else format(value, form)
+
+    opened = None if run is None else common.open(run)
+    result = look(exposures, opened, rule=Rule(baseline, window, errors), arm=arm, against=against, since=since)
+    if common.as_json:
+        typer.echo(json.dumps(result, allow_nan=False))
+        return
+    if days:
+        names = ("feedback", "reward", "calibration", "concentration")
+        head = ("day", "lists", "clicked", "predicted", "gini", *names, "on")
+        rows = [
+            (
+                *(str(row["day"]), f"{row['lists']:,}", f"{row['clicked']:.4f}", said(row["predicted"], ".4f")),
+                *(said(row["gini"], ".3f"), *(said(row[name], "+.1f") for name in names), ", ".join(row["on"])),
+            )
+            for row in result["days"]
+        ]
+        typer.echo(to_text(Table(head, tuple(rows), (*("right",) * 9, "left"))) + "\n")
+    for sign, day in result["signs"].items():
+        typer.echo(f"{sign}: " + ("off" if day is None else f"on from day {day}"))
+    for name, share in result.get("invalid", {}).items():
+        typer.echo(f"invalid codes, {name}: {share:.1%} of histories")

@@ -1,0 +1,32 @@
+"""One count of the training interactions as a reward, such as item-kNN or popularity.
+
+r(x, i) = one column of `adagrpo.rewards.features`        `knn_history` is item-kNN, `popularity` popularity
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adagrpo.rewards.features import FEATURES, Features
+from adagrpo.types import Histories
+
+__all__ = ["FeatureReward"]
+
+
+class FeatureReward:
+    """Implements `adagrpo.rewards.protocol.Reward`; a history's user is left out of all counts."""
+
+    def __init__(self, features: Features, name: str) -> None:
+        """Take one of `FEATURES`."""
+        self.features, self.column = features, FEATURES.index(name)
+
+    def score(self, histories: Histories, items: Tensor) -> Tensor:
+        """Score (B, N) items for `B` histories, see `Reward.score`."""
+        users = None if histories.users is None else histories.users.cpu().numpy()
+        padded, lengths, wanted = (part.cpu().numpy() for part in (histories.items, histories.lengths, items))
+        if not wanted.size:
+            return torch.zeros(items.shape, device=items.device)
+        scores = self.features.table(padded, lengths, wanted, users)[:, :, self.column]
+        return torch.from_numpy(np.ascontiguousarray(scores)).to(items.device)
