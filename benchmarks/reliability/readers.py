@@ -49,9 +49,7 @@ def _stages(run: Run) -> object:
 
 
 def _evaluate(run: Run) -> object:
-    arms = pipeline.finished_arms(run)
     run.evaluate()
-    run.stage("ranker/report")
     return json.dumps(run.results)
 
 

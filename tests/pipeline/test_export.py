@@ -288,7 +288,6 @@ def evaluated(run: Run, world: Any, data: Path, tmp_path_factory: pytest.TempPat
     folder = Path(shutil.copytree(run.directory, tmp_path_factory.mktemp("evaluated") / "run"))
     copy = world.run(folder, data, **run.config.model_dump())
     copy.evaluate()
-    copy.results
     copy.diagnose()
     return copy
 

@@ -288,7 +288,7 @@ def test_an_endpoint_that_says_the_same_of_all_is_a_service_that_fails(
     service.behaviour = flat
     options = {"kind": "weighted", "weights": [1, 1], "members": [{"kind": "http", "url": service.url}] * 2}
     with pytest.raises(ServiceError, match="reward weighted: gives every item of a case the same score"):
-        train(world.run(copied, data, reward=options))
+        world.run(copied, data, reward=options).train()
 
 
 def test_evaluation_alone_looks_at_the_reward_too(copied: Path, world: Any, data: Path, tmp_path: Path) -> None:
@@ -391,7 +391,7 @@ def test_a_factory_makes_a_reward_of_the_run_and_its_members(
     }
     run: Run = world.run(copied, data, reward=options)
     run.code = tmp_path / "code"
-    train(run)
+    run.train()
     assert run.path("reward", "reward.json").is_file()
     models = Models(RunData(run))
     assert {path, extra, copied / "ranker/best/model.safetensors"} < set(models.reward_files)
