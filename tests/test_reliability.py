@@ -27,7 +27,6 @@ from benchmarks.reliability.processes import FULL, Server, run_together, server
 from benchmarks.reliability.readers import READERS, cut_short, damage_files, flip_bit
 from benchmarks.reliability.soak import assess, environment, leftovers
 from benchmarks.reliability.trials import false_alarms, imbalances, planted
-from safetensors.torch import load_file
 
 from adagrpo.trainer.processes import LostProcess
 
@@ -159,38 +158,6 @@ def test_two_processes_end_with_the_bits_of_one_also_after_a_kill(
         *run_together([processes, follower], ["evaluate", "--run", str(tmp_path / "two")]), strict=True
     )
     assert status == (2, 2) and "evaluate: is for one process" in message[0]
-
-
-@pytest.mark.slow  # two stages by two processes, one of which is killed half-way through a file of its own
-def test_the_command_line_fits_a_sharded_language_model_also_after_a_kill(
-    processes: Server, follower: Server, copied: Path
-) -> None:
-    """The first process validates, and the other one makes the same passes over nothing."""
-    model = {"model_type": "qwen3", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    lm = {"config": model | {"num_key_value_heads": 1, "head_dim": 8, "intermediate_size": 32}}
-    policy = json.dumps({"kind": "causal_lm", "lm": lm, "dropout": 0.0})
-    arms = json.dumps([{"objective": "adagrpo", "pressure": 0.5}])
-    sets = {
-        "sft": [f"--set=policy={policy}", "--set=sft.epochs=1", "--set=sft.average=0.9"],
-        "train": [f"--set=train.arms={arms}"],
-    }
-    launcher = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
-
-    def carry_out(verb: str, *moment: Any, dies: int = 0) -> list[tuple[int, str]]:
-        command = [verb, "--run", str(copied), "--quiet", *sets[verb]]
-        return run_together([processes, follower], command, *moment, dies=dies, launcher=launcher)
-
-    ends = carry_out("sft", "write", 3, dies=1)  # of its part of the moving average
-    assert ends == [(1, f"adagrpo: {LostProcess()}"), (-signal.SIGKILL, "")]
-    assert [status for status, _ in carry_out("sft")] == [0, 0]
-    assert [status for status, _ in carry_out("train")] == [0, 0]
-    assert not [name for name in names(copied) if ".work" in name or ".tmp" in name]
-    arm = copied / "train" / "adagrpo-pressure0.5"
-    weights = load_file(arm / "best" / "model.safetensors")
-    assert weights["model.layers.1.mlp.up_proj.weight"].shape == (32, 16), "a whole file, as any command reads it"
-    assert sum(
-        map(len, (json.loads((arm / "pressure.json").read_text())[f"{kind}_norms"] for kind in ("term", "anchor")))
-    )
 
 
 @pytest.mark.slow  # a process, and forks that fit three models three times

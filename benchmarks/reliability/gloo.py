@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from adagrpo.trainer import loop
@@ -17,13 +17,12 @@ __all__ = ["LOST", "all_whole", "die_in", "forked"]
 LOST = 3  # status of a process that found another one gone
 
 
-def forked(build: Callable[[], Any], count: int, variables: Mapping[str, str] | None = None) -> list[int]:
+def forked(build: Callable[[], Any], count: int) -> list[int]:
     """Carry something out in a fork for each process, which need not import again.
 
     Args:
         build: what each does.
         count: of processes.
-        variables: of the environment, beside those of a launcher.
 
     Returns:
         How each ended: a status, or a signal as a negative number.
@@ -35,7 +34,7 @@ def forked(build: Callable[[], Any], count: int, variables: Mapping[str, str] | 
     for rank in range(count):
         process = os.fork()
         if process == 0:
-            os.environ |= {**place, **(variables or {}), "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            os.environ |= {**place, "RANK": str(rank), "LOCAL_RANK": str(rank)}
             try:
                 build()
                 processes().part()

@@ -101,7 +101,6 @@ def run_together(
     moment: str | None = None,
     count: int = 1,
     dies: int = 0,
-    launcher: Mapping[str, str] | None = None,
 ) -> list[tuple[int, str]]:
     """Carry out a command in as many processes as there are servers; a moment is for one of them.
 
@@ -113,7 +112,6 @@ def run_together(
         moment: at which a process kills itself.
         count: how often it has come there then.
         dies: which process.
-        launcher: environment that a launcher sets.
 
     Returns:
         Exit status and last line of each.
@@ -121,7 +119,7 @@ def run_together(
     Raises:
         TimeoutError: it did not end.
     """
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())} | dict(launcher or {})
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     ids = []
     for rank, process in enumerate(servers):
         environment = place | {"WORLD_SIZE": str(len(servers)), "RANK": str(rank), "LOCAL_RANK": str(rank)}

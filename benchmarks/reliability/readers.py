@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from adagrpo import pipeline
 from adagrpo.errors import UserError
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.serve import recommender

@@ -525,27 +525,6 @@ def test_a_fit_of_which_some_keys_are_given_keeps_the_defaults_of_its_place(reci
     assert (config.sft.epochs, config.sft.learning_rate) == (60, 0.01)
 
 
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"policy": {"kind": "hybrid"}}, "train.rollout_worker: serves language models; policy.kind is hybrid"),
-        ({"objective": {"constrained": False}}, "arm 'grpo' needs rollout: sample and constrained: true"),
-        ({"objective": {"constrained": True, "rollout": "beam"}}, "arm 'grpo' needs rollout: sample"),
-    ],
-)
-def test_what_a_rollout_worker_cannot_draw_is_refused(changes: dict[str, Any], said: str) -> None:
-    worker = {"url": "http://engine:30000", "folder": "weights"}
-    content = {
-        "data": {"logs": ["a.csv"]},
-        "policy": {"kind": "causal_lm", "lm": {"checkpoint": "folder"}},
-        "objective": {"constrained": True},
-        "train": {"arms": ["nll", "grpo"], "rollout_worker": worker},
-    }
-    assert Config.model_validate(content).train.rollout_worker is not None
-    with pytest.raises(ValidationError, match=said):
-        Config.model_validate(content | changes)
-
-
 @pytest.mark.parametrize(("given", "message"), [("noise", "write {kind: noise}"), ([1], "write {kind: lambdarank}")])
 def test_a_reward_that_is_no_section_is_shown_how_to_be_one(given: Any, message: str) -> None:
     with pytest.raises(UserError) as error:

@@ -23,7 +23,6 @@ from adagrpo.config import ArmConfig, Config, ObjectiveConfig, dump_config, load
 from adagrpo.config.data import DataConfig, ItemTable, MarketplaceConfig, SplitConfig
 from adagrpo.config.models import LanguageModelConfig, PolicyConfig, RankerConfig
 from adagrpo.config.reward import CallableOptions, FactoryOptions, HttpOptions, WeightedOptions
-from adagrpo.config.rollout_worker import RolloutWorkerConfig
 from adagrpo.config.section import Section
 from adagrpo.config.tokenizer import PublishedIds
 from adagrpo.config.training import CompareConfig, TrainConfig
@@ -143,7 +142,6 @@ starts: dict[type[BaseModel], Strategy] = {
     CallableOptions: st.sampled_from([{"function": "module:score"}, {"function": "a.b_2:f"}]),
     FactoryOptions: st.sampled_from([{"function": "module:make"}, {"function": "a:f", "options": {"by": "x"}}]),
     HttpOptions: st.sampled_from([{"url": "http://host/score"}, {"url": "https://host:8080/"}]),
-    RolloutWorkerConfig: st.just({"url": "http://engine:30000", "folder": "weights"}),
     WeightedOptions: st.sampled_from([{"members": [{}], "weights": [-2.5]}, {"members": [{}, {}], "weights": [1, 0]}]),
 }
 configurations = sections(Config)
@@ -268,18 +266,6 @@ CONTRADICTIONS: list[Contradiction] = [
         DataConfig,
         "data",
         {
-            "logs": [],
-            "marketplace": {},
-            "exposures": None,
-            "keep_unseen_items": True,
-            "executor": {"kind": "processes"},
-        },
-        "is not divided among workers",
-    ),
-    (
-        DataConfig,
-        "data",
-        {
             "items": {"path": "a.csv"},
             "shuffle_ties": {"sorted_by": "asin"},
             "split": {"kind": "temporal", "validation_from": 1, "test_from": 2},
@@ -324,7 +310,6 @@ def test_keys_that_contradict_each_other_are_refused_wherever_they_stand(load, m
     content = dump_config(Config.model_validate(content))
     content["train"]["arms"] = [{"objective": "distill"}]
     content["ranker"]["folds"] = 0
-    content["train"]["rollout_worker"] = None
     place: Any = content
     for part in [int(part) if part.isdigit() else part for part in path.split(".") if part]:
         if place[part] is None or model is WeightedOptions:

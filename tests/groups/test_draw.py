@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -194,46 +191,3 @@ def test_a_delisted_item_among_constrained_samples_is_named(scored: dict[str, bo
             score_targets=asked,
         )
         assert drawn.target_log_probs is not None and bool(drawn.target_log_probs.isfinite().all())
-
-
-def test_a_worker_draws_a_history_from_the_same_seeds_however_the_step_is_cut() -> None:
-    catalog = Catalog.from_codes(CODES, SIZES)
-    policy = CompactPolicy(CODES, SIZES, width=8, layers=1, heads=2, decoder_hidden=8, dropout=0.0).eval()
-    histories = Histories(torch.randint(4, (8, 2)), torch.full((8,), 2))
-    asked = dict[int, list[int]]()
-
-    class Worker:
-        def draw(self, policy: object, context: object, catalog: object, own: Histories, count: int, **how: object):
-            seeds = how["seeds"]
-            asked.update(zip(rows, seeds, strict=True))
-            shape = len(own.lengths), count
-            return Rollouts(
-                CODES[torch.zeros(shape, dtype=torch.int64)], torch.zeros(shape).long(), torch.zeros(*shape, 2)
-            )
-
-    class Share:
-        def __init__(self, rows: list[int]) -> None:
-            self.rows = torch.tensor(rows)
-
-        def complete_(self, wholes: list[Tensor], compute: Callable[[Tensor], list[Tensor]]) -> None:
-            compute(self.rows)
-
-    options = ObjectiveConfig(num_generations=2, constrained=True)
-    found = []
-    for parts in ([[*range(8)]], [[0, 1, 4, 5], [2, 3, 6, 7]]):
-        asked.clear()
-        for rows in parts:
-            division: Any = Share(rows)
-            worker: Any = Worker()
-            draw_groups(
-                policy,
-                catalog,
-                histories,
-                torch.zeros(8).long(),
-                options,
-                torch.Generator().manual_seed(0),
-                division=division,
-                worker=worker,
-            )
-        found.append(dict(sorted(asked.items())))
-    assert found[0] == found[1] and np.diff(list(found[0].values())).tolist() == [2] * 7

@@ -438,9 +438,9 @@ def test_a_version_that_comes_meanwhile_is_in_no_part(
     table = pl.read_parquet(tmp_path / "before/part-00000.parquet")
     make, item = recommending._make, str(table["items"].explode()[0])
 
-    def late(run: Run, wanted: Any, worker: Any, executor: Any) -> int:
+    def late(run: Run, wanted: Any, worker: Any, ray_actors: Any) -> int:
         update_catalog(run, delist=[item])
-        return make(run, wanted, wanted.worker, executor)  # what a process of its own does: it opens the run again
+        return make(run, wanted, wanted.worker, ray_actors)  # what an actor does: it opens the run again
 
     monkeypatch.setattr(recommending, "_make", late)
     summary = recommend_users(run, tmp_path / "users.csv", tmp_path / "lists")

@@ -1,25 +1,20 @@
-"""What a command would do is said before it is done, and what the machine has no room for is refused."""
+"""What a command would do is said before it is done, with a warning where the machine has no room for it."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from adagrpo.config import ArmConfig, Config
 from adagrpo.errors import UserError
 from adagrpo.pipeline import Run, forecast, room
 from adagrpo.pipeline.dry_run import plan
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.forecast import check_language_model
-from adagrpo.pipeline.sizes import FitMemory, ModelSize, Shapes, planned_catalog, policy_size, ranker_size
-from adagrpo.pipeline.stages import sft
-from adagrpo.trainer.processes import Processes
+from adagrpo.pipeline.forecast import FitForecast, Forecast, ModelSize
 
 EVERYTHING = ("simulate", "prepare", "tokenize", "sft", "ranker", "train", "evaluate")
 LM = {"model_type": "qwen3", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -36,15 +31,16 @@ KINDS: dict[str, Any] = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_parameters_are_counted_without_making_any(world: Any, data: Path, tmp_path: Path, kind: str) -> None:
     run = world.run(tmp_path / "run", data, policy=KINDS[kind], tokenizer={"collisions": "nearest"})
-    run.prepare()
-    before, _ = policy_size(RunData(run), planned_catalog(RunData(run)))
-    run.tokenize()
+    prepare(run)
+    before = Forecast(RunData(run)).policy
+    tokenize(run)
     policy = Models(RunData(run)).policy()
-    size, lm = policy_size(RunData(run), planned_catalog(RunData(run)))
+    size = Forecast(RunData(run)).policy
+    assert before is not None and size is not None
     assert size == ModelSize.of(policy) and size.total == sum(part.numel() for part in policy.parameters())
     assert before.total == pytest.approx(size.total, rel=0.05)  # which codes are in use is known afterwards
-    assert (size.trained < size.total) == (kind == "lora") and (lm is None) == (kind in ("compact", "hybrid"))
-    assert ranker_size(RunData(run)) == ModelSize.of(Models(RunData(run)).ranker())
+    assert (size.trained < size.total) == (kind == "lora")
+    assert Forecast(RunData(run)).ranker == ModelSize.of(Models(RunData(run)).ranker())
 
 
 def test_the_size_of_a_policy_from_a_folder(world: Any, data: Path, tmp_path: Path) -> None:
@@ -53,9 +49,8 @@ def test_the_size_of_a_policy_from_a_folder(world: Any, data: Path, tmp_path: Pa
         stage(first)
     folder = str(first.path("sft", "best"))
     run = world.run(tmp_path / "run", data, policy={"kind": "causal_lm", "lm": {"checkpoint": folder}})
-    run.prepare(), run.tokenize()
-    models = Models(RunData(run))
-    assert policy_size(models.data, planned_catalog(models.data))[0] == ModelSize.of(models.policy())
+    prepare(run), tokenize(run)
+    assert Forecast(RunData(run)).policy == ModelSize.of(Models(RunData(run)).policy())
 
 
 def test_a_finished_run_has_nothing_to_do(finished: Path) -> None:
@@ -118,80 +113,24 @@ def test_a_damaged_setting_is_refused_in_a_plan_too(finished: Path) -> None:
         plan(Run.open(finished, ["sft.epochs=none"]), EVERYTHING)
 
 
-def test_memory_of_a_fit_by_hand() -> None:
-    """One level of 4 codes, width 2, hidden 3, one layer and head, histories of 2, batches of 5."""
-    config = Config.model_validate(
-        {
-            "data": {"logs": ["x.csv"]},
-            "policy": {"width": 2, "layers": 1, "heads": 1, "decoder_hidden": 3},
-            "evaluation": {"beam_width": 10, "batch_size": 7},
-            "sft": {"batch_size": 5},
-            "objective": {"num_generations": 6, "rl_positions": "last"},
-        }
-    )
-    memory = Shapes(config, 9, (4,), 2).policy_fit(ModelSize(100, 60, 400), config.sft, users=50)
-    read = 4 * (24 * 2 + 4 * 1 * 2)  # bytes a token
-    scored = 4 * (4 * 4 + 6 * 2 + 2 * 3)  # bytes a hypothesis
-    assert memory.weights == 2 * 400 and memory.optimizer == 3 * 4 * 60 and memory.groups == 0
-    assert memory.activations == 10 * read + 10 * scored
-    assert memory.validation == 14 * read + 70 * scored
-    arm = Shapes(config, 9, (4,), 2).policy_fit(
-        ModelSize(100, 60, 400), config.sft, users=50, arm=ArmConfig.parse("adagrpo")
-    )
-    assert arm.weights == 3 * 400 and arm.groups == 10 * read + 30 * scored
-    assert FitMemory(1, 2, 3, 4, 5).peak == 1 + 2 + 7 and FitMemory(1, 2, 3, 0, 5).peak == 1 + 2 + 5
-    assert FitMemory(1, 2, 3, 4, 5, gathered=6).peak == 16 and FitMemory(1, 2, 3, 4, 5, read=11).peak == 11
+def test_what_a_fit_holds_by_hand() -> None:
+    """Two copies of 400 bytes of weights, and 60 trained parameters with a gradient and two moments of 4 bytes each."""
+    fit = FitForecast("policy", ModelSize(100, 60, 400), steps=9, copies=2)
+    assert (fit.held, fit.kept, fit.passing) == (800 + 720, 800, 2 * (800 + 480))
 
 
-def test_memory_of_a_process_that_has_a_share_of_a_language_model() -> None:
-    """Of 400 bytes 320 are in four layers: what is outside of them, and two layers, are whole in a pass."""
-    lm = {"hidden": 2, "inner": 8, "layers": 4, "keys": 2, "vocabulary": 9, "layered": 320}
-    recipe = {"data": {"logs": ["x.csv"]}, "policy": {"kind": "causal_lm", "lm": {"config": {"model_type": "qwen3"}}}}
-    config = Config.model_validate(recipe)
-    shapes, size = Shapes(config, 9, (4,), 2, lm), ModelSize(100, 60, 400)
-    arm = ArmConfig.parse("adagrpo")
-    whole, part = (shapes.policy_fit(size, config.sft, 50, arm, sharded_by=count) for count in (1, 2))
-    assert (part.weights, part.optimizer) == (whole.weights // 2, whole.optimizer // 2)
-    assert (part.gathered, part.read) == (2 * (80 + 160), 2 * 400)
-    assert (part.activations, part.groups, part.validation) == (whole.activations, whole.groups, whole.validation)
-    assert (whole.gathered, whole.read) == (0, 0)
-    assert replace(shapes, lm=None).policy_fit(size, config.sft, 50, sharded_by=2).gathered == 0
-
-
-def test_what_there_is_no_room_for_is_refused_before_it_is_made(
+def test_what_there_is_no_room_for_is_fitted_after_a_warning(
     world: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = world.run(tmp_path / "run", data)
-    run.prepare(), run.tokenize()
     monkeypatch.setattr(forecast, "free_memory", lambda device: 1000)
-    monkeypatch.setattr(sft, "fit_model", lambda *_, **__: pytest.fail("a policy was fitted"))
-    with pytest.raises(UserError, match=r"sft: policy of [0-9,]+ parameters; .* there are 1 kB of memory") as caught:
-        run.sft()
-    assert "\n" not in str(caught.value) and not run.path("sft").exists()
-    monkeypatch.setattr(forecast, "free_memory", lambda device: None)
     monkeypatch.setattr(forecast, "free_disk", lambda folder: 10)
-    with pytest.raises(UserError, match="has 10 B left"):
-        run.sft()
-
-
-def test_a_language_model_that_is_too_large_is_refused_before_any_data_are_read(
-    world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(forecast, "free_memory", lambda device: 64 * 10**9)
-    lm = {"config": {"model_type": "qwen3"}}
-    run = world.run(tmp_path / "run", tmp_path / "nowhere", policy={"kind": "causal_lm", "lm": lm})
-    with pytest.raises(UserError, match=r"policy.lm: 10,\d{3},\d{3},\d{3} parameters, .*; there are 64 GB of memory"):
-        run.complete()
-    assert not run.directory.exists()
-    monkeypatch.setattr(forecast, "free_disk", lambda folder: 10**12)
-    run.processes = Processes(0, 8)
-    with pytest.raises(UserError, match=r"policy.lm: .* take 216 GB of memory with gradients"):
-        check_language_model(run)
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # which divides it among them
-    check_language_model(run)
-    monkeypatch.setattr(forecast, "free_memory", lambda device: 30 * 10**9)
-    with pytest.raises(UserError, match=r"take 43.* GB of memory in each process with gradients"):  # reads it whole
-        check_language_model(run)
+    notes = Notes()
+    run: Run = world.run(tmp_path / "run", data, console=notes)
+    prepare(run), tokenize(run), fit_sft(run)
+    warned = [text for text in notes.said if "warning" in text]
+    assert warned[0].startswith("tokenize: warning: 30 items take about ") and "1 kB is free" in warned[0]
+    assert warned[1].startswith("sft: warning: only 1 kB of memory is free") and "has 10 B left" in warned[2]
+    assert len(warned) == 3 and run.path("sft", "best").is_dir()
 
 
 @pytest.mark.parametrize(
@@ -210,25 +149,27 @@ def test_the_limit_of_a_control_group(
 
 
 def test_memory_and_disk_of_this_machine(tmp_path: Path) -> None:
-    assert room.used_memory(peak=True) >= room.used_memory() > 0
     assert room.free_disk(tmp_path / "not" / "yet") > 0
     assert (room.free_memory(torch.device("cpu")) or 1) > 0
 
 
+class Notes:
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def stage(self, name: str, event: str, seconds: float) -> None: ...
+
+    def progress(self, label: str, done: int, total: int, values: Any) -> None: ...
+
+    def note(self, text: str) -> None:
+        self.said.append(text)
+
+
 def test_a_fit_says_its_size(world: Any, data: Path, tmp_path: Path) -> None:
-    said: list[str] = []
-
-    class Notes:
-        def stage(self, name: str, event: str, seconds: float) -> None: ...
-
-        def progress(self, label: str, done: int, total: int, values: Any) -> None: ...
-
-        def note(self, text: str) -> None:
-            said.append(text)
-
-    run: Run = world.run(tmp_path / "run", data, console=Notes())
-    run.prepare(), run.tokenize(), run.sft()
+    notes = Notes()
+    run: Run = world.run(tmp_path / "run", data, console=notes)
+    prepare(run), tokenize(run), fit_sft(run)
     parameters = ModelSize.of(Models(RunData(run)).policy()).total
-    assert len(said) == 1 and said[0].startswith(f"sft: policy of {parameters:,} parameters; ")
-    run.sft()
-    assert len(said) == 1
+    assert len(notes.said) == 1 and notes.said[0].startswith(f"sft: policy of {parameters:,} parameters; ")
+    fit_sft(run)
+    assert len(notes.said) == 1

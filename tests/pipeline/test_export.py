@@ -25,7 +25,6 @@ from adagrpo.config import ArmConfig
 from adagrpo.data.prepared import load_item_ids
 from adagrpo.data.sequences import pad
 from adagrpo.decoding import beam_search
-from adagrpo.engines.flat_trie import opened as flat_trie
 from adagrpo.errors import UserError
 from adagrpo.evaluation.predictions import predict
 from adagrpo.networks.layers import autocast_dtype
@@ -117,11 +116,6 @@ def test_generate_gives_our_top_ten(run: Run, tmp_path: Path):
     assert_same_top_ten(run, run.path("train", "adagrpo", "final"), tmp_path / "out")
     files = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"config.json", "model.safetensors", "semantic_ids.json", "catalog.json", "semantic_ids.py"} <= files
-    ids = opened(tmp_path / "out").SemanticIds(tmp_path / "out")
-    trie = flat_trie(tmp_path / "out")
-    assert list(trie.leaves) == list(ids.tokens_of) and trie.levels == ids.levels and trie.end_token == ids.end_token
-    leaves = trie.walk_lists(list(ids.item_of))
-    assert leaves.tolist() == [trie.leaves[item] for item in ids.item_of.values()]
     assert not [name for name in files if name.endswith((".bin", ".pt", ".pkl"))]
     assert str(run.directory) not in (tmp_path / "out" / "README.md").read_text()
 

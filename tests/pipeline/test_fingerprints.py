@@ -34,7 +34,6 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
     ("name", "other", set()),
     ("compare.level", 0.9, set()),
     ("data.max_expansion", 7, set()),
-    ("data.executor.workers", 7, set()),
     ("sft.checkpoint_seconds", 7, set()),
     ("train.fit.checkpoint_seconds", 7, set()),
     ("ranker.fit.checkpoint_seconds", 7, set()),

@@ -36,14 +36,12 @@ __all__ = [
     "DryRun",
     "Elsewhere",
     "ExcludeHistory",
-    "ExecutorKind",
     "LogFiles",
     "MaxBadRows",
     "Out",
     "Precision",
     "RewardWeight",
     "RunDirectory",
-    "Workers",
     "app",
     "session",
     "verb",
@@ -76,11 +74,6 @@ ExcludeHistory = Annotated[
 RewardWeight = Annotated[
     float, typer.Option(min=0.0, help="Re-rank the beam by log-probability + this weight x reward.")
 ]
-ExecutorKind = Annotated[
-    Literal["serial", "processes", "ray"] | None,
-    typer.Option("--executor", help="Who works; processes of this machine if not given and --workers is above 1."),
-]
-Workers = Annotated[int, typer.Option("--workers", min=1, max=4096, help="How many work at a time.")]
 LogFiles = Annotated[list[Path], typer.Argument(help="Log files of the same columns.")]
 Out = Annotated[Path, typer.Option("--out", help="Where to write.")]
 Elsewhere = Annotated[

@@ -60,9 +60,10 @@ def plan_text(content: dict[str, Any]) -> str:
         trained = "" if size["trained"] == size["total"] else f", {size['trained']:,} of them trained"
         lines.append(f"{name}: {size['total']:,} parameters{trained}")
     free = "an unknown amount" if memory["free"] is None else in_words(memory["free"])
-    parts = ", ".join(f"{name} {in_words(memory[name])}" for name in MEMORY if memory.get(name))
-    where = f" in {memory['stage']}" if "stage" in memory else ""
-    lines.append(f"memory: about {in_words(memory['peak'])} at most{where} ({parts}); {free} is free")
+    lines.append(
+        f"memory: {in_words(memory['held'])} of weights, gradients and optimiser at most, and activations on top;"
+        f" {free} is free"
+    )
     lines.append(
         f"disk: about {in_words(disk['kept'])} of weights, {in_words(disk['while_at_work'])} while at work;"
         f" {in_words(disk['free'])} is free"
@@ -71,7 +72,6 @@ def plan_text(content: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-MEMORY = ("process", "weights", "optimizer", "activations", "groups", "validation")
 UNTIMED = "; a stage that was made in this run before says how long it takes"
 
 

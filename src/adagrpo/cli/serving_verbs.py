@@ -18,12 +18,10 @@ from adagrpo.cli.options import (
     Checkpoint,
     Common,
     ExcludeHistory,
-    ExecutorKind,
     Out,
     Precision,
     RewardWeight,
     RunDirectory,
-    Workers,
     close,
     verb,
 )
@@ -184,12 +182,12 @@ def recommend(
     include: Annotated[list[str] | None, typer.Option(help=f"Only what matches: {FILTER}")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help=f"Nothing that matches: {FILTER}")] = None,
     popular: Annotated[bool, typer.Option("--popular", help="Popular items for users with no known history.")] = False,
-    executor: ExecutorKind = None,
-    workers: Workers = 1,
+    ray: Annotated[
+        int | None, typer.Option(min=1, max=4096, help="Have so many actors of Ray Data make the parts.")
+    ] = None,
 ) -> None:
     """Write the lists of all users of a file as Parquet; those of users alone come from their logged histories."""
     from adagrpo import pipeline
-    from adagrpo.executors import Executor
     from adagrpo.serving.eligibility import parse_filter
 
     _check_weight(reward_weight)
@@ -210,7 +208,7 @@ def recommend(
             include=parse_filter(include or (), "--include"),
             exclude=parse_filter(exclude or (), "--exclude"),
             popular=popular,
-            executor=Executor(executor or ("processes" if workers > 1 else "serial"), workers),
+            ray_actors=ray,
         )
     finally:
         close(opened.console)

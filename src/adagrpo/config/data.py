@@ -13,7 +13,6 @@ from adagrpo.config.section import Finite, NonNegativeFloat, Positive, PositiveF
 __all__ = [
     "Columns",
     "DataConfig",
-    "ExecutorConfig",
     "ExposuresConfig",
     "ItemTable",
     "MarketplaceConfig",
@@ -191,16 +190,6 @@ class ExposuresConfig(Section):
     through: Positive | None = None
 
 
-class ExecutorConfig(Section):
-    """Who reads logs and puts them in order: this process, or `workers` processes of this machine or actors of Ray.
-
-    What comes of it is the same to the bit; with workers the whole logs are never in the memory of one process.
-    """
-
-    kind: Literal["serial", "processes", "ray"] = "serial"
-    workers: Positive = 1
-
-
 class DataConfig(Section):
     """Where the logs come from and how they are cut. Relative paths are below `--data`.
 
@@ -211,9 +200,7 @@ class DataConfig(Section):
     With `keep_unseen_items` the item table is the catalogue; else it is the items that somebody interacted with.
     """
 
-    not_of_the_result: ClassVar[frozenset[str]] = frozenset(
-        {"max_expansion", "executor"}
-    )  # whether and by whom a file is read
+    not_of_the_result: ClassVar[frozenset[str]] = frozenset({"max_expansion"})  # whether a file is read
 
     logs: tuple[str, ...] = ()
     marketplace: MarketplaceConfig | None = None
@@ -233,7 +220,6 @@ class DataConfig(Section):
     drop_duplicates: bool = False
     split: SplitConfig = SplitConfig()
     shuffle_ties: TieConfig | None = None
-    executor: ExecutorConfig = ExecutorConfig()
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -251,8 +237,6 @@ class DataConfig(Section):
             )
         if self.keep_unseen_items and self.items is None and self.marketplace is None:
             raise ValueError("keep_unseen_items keeps the items of the item table; give items")
-        if self.keep_unseen_items and self.executor.kind != "serial":
-            raise ValueError("keep_unseen_items is not divided among workers; set executor.kind to serial")
         if self.refuse.unknown_items and self.items is None and self.marketplace is None:
             raise ValueError("refuse.unknown_items looks into the item table; give items")
         return self

@@ -105,21 +105,6 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _what_a_worker_can_draw(self) -> Self:
-        if self.train.rollout_worker is None:
-            return self
-        if self.policy.kind != "causal_lm":
-            raise ValueError(f"train.rollout_worker: serves language models; policy.kind is {self.policy.kind}")
-        for arm in self.train.arms:
-            seen = arm.resolved_objective(self.objective)
-            if arm.term is not None and (seen.rollout != "sample" or not seen.constrained):
-                raise ValueError(
-                    f"train.rollout_worker: draws samples of the catalogue; arm '{arm.name}' needs rollout: sample and "
-                    "constrained: true"
-                )
-        return self
-
-    @model_validator(mode="after")
     def _the_body_trains_after_all(self) -> Self:
         lm = self.policy.lm
         if lm is not None and lm.frozen_epochs and lm.frozen_epochs >= self.sft.epochs:

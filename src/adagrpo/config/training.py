@@ -21,7 +21,6 @@ from pydantic import (
 from adagrpo.config.eligible import EligibleConfig
 from adagrpo.config.messages import explain
 from adagrpo.config.models import FitConfig
-from adagrpo.config.rollout_worker import RolloutWorkerConfig
 from adagrpo.config.section import NonNegativeFloat, Positive, PositiveFloat, Section, Share
 from adagrpo.errors import UserError
 from adagrpo.metrics import comparable
@@ -369,7 +368,6 @@ class TrainConfig(Section):
     `rl_split` is the share of training positions that sft takes no NLL at, the RL term being taken at these alone; with
     `rl_split_nll` they are NLL positions in post-training, in every arm.
     An arm that loses its policy is stopped (`adagrpo.trainer.lost_policy`), unless `stop_lost` is false.
-    With a `rollout_worker` an inference engine draws the rollouts of a language model.
     """
 
     arms: tuple[ArmConfig, ...] = (
@@ -382,7 +380,6 @@ class TrainConfig(Section):
     rl_split: Annotated[float, Field(ge=0, lt=1)] = 0.0
     rl_split_nll: bool = True
     stop_lost: bool = True
-    rollout_worker: RolloutWorkerConfig | None = None
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:

@@ -36,19 +36,7 @@ from adagrpo.data.item_order import in_hash_order
 from adagrpo.data.logs.interactions import Logs
 from adagrpo.errors import UserError
 
-__all__ = [
-    "Dataset",
-    "align",
-    "build_dataset",
-    "check_enough",
-    "codes",
-    "count_described",
-    "count_duplicates",
-    "k_core_rows",
-    "listed_items",
-    "numbered_dataset",
-    "with_history",
-]
+__all__ = ["Dataset", "build_dataset"]
 
 
 @dataclass(frozen=True)
@@ -90,11 +78,11 @@ def build_dataset(
     Raises:
         UserError: fewer than two users or items are left.
     """
-    item_ids, described = align(logs.interactions[ITEM_ID], items)
+    item_ids, described = _align(logs.interactions[ITEM_ID], items)
     kept = _k_core(logs.interactions.with_columns(item_ids), min_user_interactions, min_item_interactions)
     user_ids, catalogue = kept[USER_ID].unique().sort(), kept[ITEM_ID].unique()
-    check_enough(len(user_ids), len(catalogue), min_user_interactions, min_item_interactions)
-    met = count_described(catalogue, described)
+    _check_enough(len(user_ids), len(catalogue), min_user_interactions, min_item_interactions)
+    met = _count_described(catalogue, described)
     if keep_unseen_items:
         catalogue = pl.concat([catalogue, described[ITEM_ID]]).unique()
     catalogue = in_hash_order(catalogue)
@@ -104,7 +92,7 @@ def build_dataset(
         "rows_rejected": len(logs.rejects),
         "rows_filtered": logs.rows_filtered,
         "interactions_dropped": len(logs.interactions) - len(kept),
-        "exact_duplicates": count_duplicates(numbered, logs.time_key),
+        "exact_duplicates": _count_duplicates(numbered, logs.time_key),
     }
     if items is not None:
         counts["items_described"] = met
@@ -115,16 +103,16 @@ def build_dataset(
         shown = logs.impressions.with_columns(pl.col(ITEM_ID).cast(item_ids.dtype))
         known = _number(shown, user_ids, catalogue).drop_nulls([USER, ITEM])
         counts["impressions_dropped"] = len(shown) - len(known)
-        impressions = with_history(known, numbered, logs.time_key)
-    items = listed_items(catalogue, described)
-    return numbered_dataset(user_ids, items, numbered, impressions, logs.rejects, counts, logs.understood)
+        impressions = _with_history(known, numbered, logs.time_key)
+    items = _listed_items(catalogue, described)
+    return _numbered_dataset(user_ids, items, numbered, impressions, logs.rejects, counts, logs.understood)
 
 
-def numbered_dataset(
+def _numbered_dataset(
     user_ids: pl.Series,  # (U,)
-    items: pl.DataFrame,  # of `listed_items`
+    items: pl.DataFrame,  # of `_listed_items`
     numbered: pl.DataFrame,  # user, item [, timestamp, rating], by user and time
-    impressions: pl.DataFrame | None,  # of `with_history`
+    impressions: pl.DataFrame | None,  # of `_with_history`
     rejects: pl.DataFrame,
     counts: dict[str, int],
     understood: dict[str, Any],
@@ -140,7 +128,7 @@ def numbered_dataset(
     return Dataset(users, items, interactions, impressions, rejects, counts, understood)
 
 
-def listed_items(catalogue: pl.Series, described: pl.DataFrame) -> pl.DataFrame:
+def _listed_items(catalogue: pl.Series, described: pl.DataFrame) -> pl.DataFrame:
     """The item table of a data set; items that are not described have no text and no attributes."""
     return (
         pl.DataFrame({ITEM_ID: catalogue})
@@ -154,7 +142,7 @@ def listed_items(catalogue: pl.Series, described: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def check_enough(users: int, items: int, min_user: int, min_item: int) -> None:
+def _check_enough(users: int, items: int, min_user: int, min_item: int) -> None:
     """Refuse a data set of next to nothing.
 
     Raises:
@@ -165,7 +153,7 @@ def check_enough(users: int, items: int, min_user: int, min_item: int) -> None:
         raise UserError(f"data: {users} users and {items} items are left ({limits}); two of each are needed")
 
 
-def align(ids: pl.Series, items: pl.DataFrame | None) -> tuple[pl.Series, pl.DataFrame]:
+def _align(ids: pl.Series, items: pl.DataFrame | None) -> tuple[pl.Series, pl.DataFrame]:
     """Item ids of the logs and the item table, of one type."""
     if items is None:
         items = pl.DataFrame(schema={ITEM_ID: ids.dtype, TEXT: pl.String, ATTRIBUTES: pl.List(pl.String)})
@@ -174,7 +162,7 @@ def align(ids: pl.Series, items: pl.DataFrame | None) -> tuple[pl.Series, pl.Dat
     return ids.cast(pl.String), items.with_columns(pl.col(ITEM_ID).cast(pl.String))
 
 
-def count_described(catalogue: pl.Series, described: pl.DataFrame) -> int:
+def _count_described(catalogue: pl.Series, described: pl.DataFrame) -> int:
     """How many items of the logs the item table has."""
     return int(catalogue.is_in(described[ITEM_ID].implode()).sum())
 
@@ -182,12 +170,12 @@ def count_described(catalogue: pl.Series, described: pl.DataFrame) -> int:
 def _k_core(table: pl.DataFrame, min_user: int, min_item: int) -> pl.DataFrame:
     if max(min_user, min_item) <= 1:  # who is in the table has an interaction
         return table
-    users, items = (codes(table[name], table[name].unique()).to_numpy() for name in (USER_ID, ITEM_ID))
-    rows = k_core_rows(users, items, min_user, min_item)
+    users, items = (_codes(table[name], table[name].unique()).to_numpy() for name in (USER_ID, ITEM_ID))
+    rows = _k_core_rows(users, items, min_user, min_item)
     return table if len(rows) == len(table) else table[rows]
 
 
-def k_core_rows(
+def _k_core_rows(
     users: NDArray[np.int32],  # (N,)
     items: NDArray[np.int32],  # (N,)
     min_user: int,
@@ -202,7 +190,7 @@ def k_core_rows(
         rows, users, items = rows[enough], users[enough], items[enough]
 
 
-def count_duplicates(
+def _count_duplicates(
     numbered: pl.DataFrame,  # user, item and the time, by user and time
     time: str,
 ) -> int:
@@ -214,7 +202,7 @@ def count_duplicates(
     return len(rows) - rows.n_unique()
 
 
-def codes(ids: pl.Series, known: pl.Series) -> pl.Series:
+def _codes(ids: pl.Series, known: pl.Series) -> pl.Series:
     """Row of each id in `known`, null where it is not."""
     lookup = pl.DataFrame({"id": known}).with_columns(_index("code", len(known)))
     return pl.DataFrame({"id": ids}).join(lookup, on="id", how="left", maintain_order="left")["code"]
@@ -225,11 +213,11 @@ def _index(name: str, length: int) -> pl.Expr:
 
 
 def _number(table: pl.DataFrame, users: pl.Series, items: pl.Series) -> pl.DataFrame:
-    numbers = (codes(table[USER_ID], users).alias(USER), codes(table[ITEM_ID], items).alias(ITEM))
+    numbers = (_codes(table[USER_ID], users).alias(USER), _codes(table[ITEM_ID], items).alias(ITEM))
     return table.with_columns(numbers).drop(USER_ID, ITEM_ID)
 
 
-def with_history(
+def _with_history(
     shown: pl.DataFrame,
     chosen: pl.DataFrame,  # the interactions, by user and time
     time: str,

@@ -20,7 +20,6 @@ __all__ = [
     "common_users",
     "common_users_of",
     "largest_of_rows",
-    "pair_products",
     "successions",
     "users_of_items",
 ]
@@ -78,11 +77,6 @@ def common_users_of(
         counts.sort_indices()
         yield items[first:last], counts
         first = last
-
-
-def pair_products(training: Ragged) -> int:
-    """The most entries that `common_users` can have."""
-    return int(np.square(training.lengths).sum())
 
 
 def successions(training: Ragged, num_items: int) -> sparse.csr_array:

@@ -19,7 +19,6 @@ from torch import Tensor
 from adagrpo.config import ObjectiveConfig
 from adagrpo.decoding import beam_search, sample, score_sequences
 from adagrpo.groups.division import Division, by_rows
-from adagrpo.groups.served_draw import RolloutWorker
 from adagrpo.policies.policy import Context, DecoderState, Policy
 from adagrpo.semantic_ids.catalog import Catalog
 from adagrpo.semantic_ids.trie import Trie
@@ -59,7 +58,6 @@ def draw_groups(
     *,
     score_targets: bool = False,
     division: Division | None = None,
-    worker: RolloutWorker | None = None,
 ) -> DrawnGroups:
     """Draw a group a sample as the options say; each history is encoded once.
 
@@ -72,10 +70,8 @@ def draw_groups(
         generator: of the rollouts.
         score_targets: score the logged items under the policy, whether or not an option asks for it.
         division: of the samples among processes; one has them all where none is given.
-        worker: draws the rollouts in the policy's place.
 
     Raises:
-        ServiceError: the worker failed.
         ValueError: a logged item is to be scored among samples of the catalogue, and is delisted.
     """
     logged = bool((targets >= 0).all())
@@ -85,28 +81,14 @@ def draw_groups(
         gone = int(targets[~catalog.listed[targets]][0])
         raise ValueError(f"targets hold item {gone}, which is delisted: no constrained sample is it; leave it out")
     shape = len(targets), options.num_generations, catalog.num_levels
-    uniforms, seed = None, 0
-    if worker is not None:
-        seed = int(torch.randint(2**30, (), generator=generator))  # engines count in 32 bits
-    elif options.rollout == "sample":
+    uniforms = None
+    if options.rollout == "sample":
         uniforms = torch.rand(shape, generator=generator).to(targets.device)
 
     def compute(rows: Tensor | None) -> list[Tensor]:
         own = histories if rows is None else histories.rows(rows)
         context = policy.encode(own)
-        if worker is not None:
-            places = range(len(targets)) if rows is None else rows.tolist()  # in the step, however it is cut
-            drawn = worker.draw(
-                policy,
-                context,
-                catalog,
-                own,
-                options.num_generations,
-                temperature=options.temperature,
-                seeds=[seed + place * options.num_generations for place in places],
-            )
-        else:
-            drawn = _draw(policy, context, catalog, options, _at(uniforms, rows))
+        drawn = _draw(policy, context, catalog, options, _at(uniforms, rows))
         if options.exclude_history:
             excluded = own.holds(drawn.items)
             if options.inject_target:  # the logged item is taught, be it in the history

@@ -23,7 +23,6 @@ from adagrpo.groups.division import Division, by_rows
 from adagrpo.groups.draw import draw_groups, score_codes
 from adagrpo.groups.evidence import Evidence, gather_evidence, running_spread
 from adagrpo.groups.score import ScoredGroups, score_groups
-from adagrpo.groups.served_draw import RolloutWorker
 from adagrpo.objective import GateDecision, kl_k3, rollout_entropy
 from adagrpo.policies.policy import Policy
 from adagrpo.rewards import Reward
@@ -76,7 +75,6 @@ def gated_groups(
     reference: Policy[Any, Any] | None = None,
     true_utility: TrueUtility | None = None,
     division: Division | None = None,
-    worker: RolloutWorker | None = None,
 ) -> GatedGroups:
     """Draw a group a sample, score it, and let the gate decide.
 
@@ -95,9 +93,8 @@ def gated_groups(
         reference: scores the rollouts as well, where given.
         true_utility: for the gate `oracle`.
         division: of the samples among processes, which draw and score their own; all gate all of them alike.
-        worker: draws the rollouts in the policy's place.
     """
-    drawn = draw_groups(policy, catalog, histories, targets, options, generator, division=division, worker=worker)
+    drawn = draw_groups(policy, catalog, histories, targets, options, generator, division=division)
     scored = score_groups(reward, drawn, options.negatives, generator, division=division)
     rollouts, logged = scored.rollouts, scored.target_codes is not None
     spread = running_spread(spread, scored.rewards.rollouts[rollouts.valid])

@@ -20,9 +20,9 @@ import torch
 
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.forecast import FitForecast, Forecast
+from adagrpo.pipeline.forecast import Forecast
 from adagrpo.pipeline.named_files import check_named
-from adagrpo.pipeline.room import free_disk, free_memory, used_memory
+from adagrpo.pipeline.room import free_disk, free_memory
 from adagrpo.pipeline.stage import Declare
 from adagrpo.pipeline.staleness import finished_arms, parts_of
 from adagrpo.pipeline.table import RUN, declared
@@ -42,8 +42,8 @@ def plan(
 
     Returns:
         JSON-able: `stages` with `state` (`make` or `unchanged`), `steps` and `seconds`; `data`; `parameters` of the
-        models; `memory` in bytes by part, of the stage that takes most; `disk`; `seconds` in all, None where a stage
-        that would be made was never timed here.
+        models; `memory` in bytes that the largest fit holds, without activations; `disk`; `seconds` in all, None where
+        a stage that would be made was never timed here.
 
     Raises:
         UserError: the logs or the settings are wrong in a way that is known by now.
@@ -88,25 +88,16 @@ def _content(run: RunDirectory, data: RunData, stages: Mapping[str, bool]) -> di
         rows.append({"stage": name, "state": "make" if again else "unchanged", "steps": steps, "seconds": seconds})
     summary = json.loads((data.prepared / "summary.json").read_text(encoding="utf-8"))
     summary.pop("understood", None)
-    sizes = {"ranker": forecast.ranker} | ({} if forecast.policy is None else {"policy": forecast.policy[0]})
+    sizes = {"ranker": forecast.ranker} | ({} if forecast.policy is None else {"policy": forecast.policy})
     content: dict[str, Any] = {"stages": rows, "data": summary}
     content["parameters"] = {name: {"total": size.total, "trained": size.trained} for name, size in sizes.items()}
-    content["memory"] = _memory(made)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    held = max((fit.held for fit in made.values()), default=0)
+    content["memory"] = {"held": held, "free": free_memory(device)}
     kept = sum(fit.kept for fit in made.values())
     passing = max((fit.passing for fit in made.values()), default=0)
     content["disk"] = {"kept": kept, "while_at_work": kept + passing, "free": free_disk(run.directory)}
     return content
-
-
-def _memory(fits: Mapping[str, FitForecast]) -> dict[str, Any]:
-    """The fit that takes most, by part, on top of what a process holds that has everything imported."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    content: dict[str, Any] = {"process": used_memory(), "free": free_memory(device)}
-    if not fits:
-        return content | {"peak": content["process"]}
-    stage = max(fits, key=lambda name: fits[name].memory.peak)
-    parts = fits[stage].memory.parts()
-    return content | {"stage": stage} | parts | {"peak": content["process"] + parts["peak"]}
 
 
 class _Times:

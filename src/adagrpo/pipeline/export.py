@@ -3,7 +3,6 @@
 config.json, model.safetensors, generation_config.json     what `AutoModelForCausalLM.from_pretrained` reads
 semantic_ids.json, catalog.json                            where codes are among the tokens; items and their codes
 semantic_ids.py                                            `adagrpo.policies.prefix_function`, as it is
-catalog_trie.safetensors, catalog_engines/                 for vLLM and SGLang: `adagrpo.engines`, as it is
 README.md, the model card; and the tokenizer of the model it came from, if there was one
 """
 
@@ -12,15 +11,10 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-import numpy as np
 import polars as pl
-from safetensors.numpy import save_file
 
-from adagrpo import engines
-from adagrpo.engines.flat_trie import TRIE_FILE, flatten
-from adagrpo.engines.sglang_processor import PROCESSOR
 from adagrpo.errors import UserError
 from adagrpo.pipeline.checks import check
 from adagrpo.pipeline.choose_checkpoint import Chosen, choose_checkpoint
@@ -32,11 +26,7 @@ from adagrpo.pipeline.versions import LATEST, open_version
 from adagrpo.policies import prefix_function
 from adagrpo.storage.writing import folder_beside
 
-if TYPE_CHECKING:
-    from adagrpo.policies.language_model import Vocabulary
-    from adagrpo.semantic_ids.catalog import Catalog
-
-__all__ = ["export", "write_engines"]
+__all__ = ["export"]
 
 
 def export(
@@ -125,36 +115,16 @@ def _write(data: RunData, chosen: Chosen, checkpoint: str, folder: Path) -> None
     }
     (folder / "catalog.json").write_text(json.dumps(catalog) + "\n", encoding="utf-8")
     shutil.copyfile(Path(prefix_function.__file__), folder / "semantic_ids.py")
-    write_engines(policy.vocabulary, data.catalog, folder)
     if options.checkpoint is not None:
         copy_tokenizer(run.data / options.checkpoint, folder)
-    usage = _usage(run, levels, tokenizer=options.checkpoint is not None)
+    usage = _usage(run, levels)
     parameters = sum(weight.numel() for weight in model.parameters())
     card = model_card(run, chosen, checkpoint, parameters=parameters, usage=usage)
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def write_engines(vocabulary: Vocabulary, catalog: Catalog, folder: Path) -> None:
-    """Write what vLLM and SGLang need: the items' tokens as a flat trie, and the package that reads it.
-
-    Args:
-        vocabulary: the token of each code.
-        catalog: the items; those that are delisted are never written.
-        folder: of the model.
-    """
-    tokens = [np.array(level, np.int64) for level in vocabulary.of_levels]
-    codes = catalog.codes.cpu().numpy()
-    sequences = np.stack([of_level[codes[:, level]] for level, of_level in enumerate(tokens)], axis=1)
-    save_file(flatten(sequences, catalog.listed.cpu().numpy()), folder / TRIE_FILE)
-    package = folder / "catalog_engines"
-    package.mkdir()
-    for module in sorted(Path(engines.__file__).parent.glob("*.py")):
-        shutil.copyfile(module, package / module.name)
-    (package / "sglang_processor.json").write_text(PROCESSOR + "\n", encoding="utf-8")
-
-
-def _usage(run: RunDirectory, levels: int, tokenizer: bool) -> str:
-    """What the folder is, and how it is used, with a tokenizer in it or without."""
+def _usage(run: Run, levels: int) -> str:
+    """Say what the folder is, and how it is used."""
     mask = run.config.evaluation.mask_history
     masked = (
         "\nIts evaluation left the items of the history out of the lists, and so does `exclude`: the whole history, of "
@@ -162,7 +132,6 @@ def _usage(run: RunDirectory, levels: int, tokenizer: bool) -> str:
         if mask
         else ""
     )
-    plain = "" if tokenizer else " --skip-tokenizer-init"
     allowed = f"ids.prefix_function(len(prompt){', exclude=[HISTORY]' if mask else ''})"
     return f"""A generative recommender: it writes the next item of a history as {levels} Semantic-ID tokens.{masked}
 
@@ -180,18 +149,4 @@ ids, model = SemanticIds(FOLDER), AutoModelForCausalLM.from_pretrained(FOLDER)
 prompt = ids.prompt(HISTORY)  # item ids, oldest first
 output = model.generate(torch.tensor([prompt]), prefix_allowed_tokens_fn={allowed})
 print([ids.item(tokens) for tokens in output[:, len(prompt):].tolist()])
-```
-
-vLLM and SGLang serve it too. FOLDER is on the path of Python, so that they find the processor in it:
-
-```sh
-PYTHONPATH=FOLDER vllm serve FOLDER{plain} --logits-processors catalog_engines.vllm_processor:CatalogProcessor
-PYTHONPATH=FOLDER python -m sglang.launch_server --model-path FOLDER{plain} \\
-    --enable-custom-logit-processor --disable-overlap-schedule
-```
-
-```python
-from catalog_engines.engine_client import VllmServer, search
-
-print(search(VllmServer("http://127.0.0.1:8000", FOLDER), ids, HISTORY{", exclude=HISTORY" if mask else ""}))
 ```"""

@@ -30,7 +30,6 @@ from adagrpo.data.prepared import load_item_ids
 from adagrpo.data.sequences import emptied
 from adagrpo.errors import UserError
 from adagrpo.evaluation.predictions import Predictions, predict, sample_cases, summarise
-from adagrpo.pipeline.counting_room import check_pair_room
 from adagrpo.pipeline.files import RunData
 from adagrpo.policies import CompactPolicy, HybridPolicy, Policy
 from adagrpo.rewards import (
@@ -327,7 +326,6 @@ class Models:
 
     def _features(self, training: Ragged) -> Features:
         items = self.data.items
-        check_pair_room(training, len(items))
         attributes, texts = items["attributes"].to_list(), items["text"].to_list()
         return Features(training, attributes, texts, first=self.data.version.trained)
 

@@ -1,28 +1,51 @@
-"""What the fits of a run take: optimiser steps, memory and disk, before anything of them is allocated."""
+"""What the fits of a run and its Semantic IDs take, said in a line before they begin, with a warning where it is much.
+
+Parameters are counted on the meta device, whose tensors have shapes and no memory, so the count is exact. What a fit
+holds of them, which activations come on top of, is
+
+    copies of the weights + gradients + AdamW's two moments
+
+Nothing is refused by an estimate.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 
-from adagrpo.errors import UserError
-from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.room import free_disk, free_memory, in_words
-from adagrpo.pipeline.sizes import REAL, FitMemory, ModelSize, Shapes, planned_catalog, policy_size, ranker_size
 from adagrpo.semantic_ids import Catalog
-from adagrpo.trainer.sharding import is_asked_for
+from adagrpo.semantic_ids.decomposition import EXTRA, sketched
+from adagrpo.semantic_ids.pair_information import BLOCK, PAIRS, pairs_in
+from adagrpo.semantic_ids.quantization import A_CODE, DISTANCES, FITTED
 
-__all__ = ["FitForecast", "Forecast", "check_language_model", "check_room"]
+__all__ = ["FitForecast", "Forecast", "ModelSize", "say_fit", "say_tokenize"]
+
+REAL = 4  # bytes of a float32
+PAIR, COUNTED = 12, 56  # bytes of a pair of items that is kept, and of one that is being counted
+COLLISION_CODES = 16  # of the level that tells apart items of equal codes, before it is known
 
 
-# how a step is cut into micro-batches does not change what is trained
-ADVICE = "take a smaller model, a lower batch_size with more accumulation, or a lower evaluation.batch_size"
+class ModelSize(NamedTuple):
+    """Parameters of a model."""
+
+    total: int
+    trained: int
+    weights: int  # bytes
+
+    @classmethod
+    def of(cls, model: nn.Module) -> ModelSize:
+        """Count those of a model, wherever its tensors are; what is tied counts once."""
+        parts = list(model.parameters())
+        trained = sum(part.numel() for part in parts if part.requires_grad)
+        weights = sum(part.numel() * part.element_size() for part in parts)
+        return cls(sum(part.numel() for part in parts), trained, weights)
 
 
 class FitForecast(NamedTuple):
@@ -31,11 +54,16 @@ class FitForecast(NamedTuple):
     model: str  # as messages call it
     size: ModelSize
     steps: int
-    memory: FitMemory
+    copies: int  # of the weights: at work, the best ones, their average, those that it began with
+
+    @property
+    def held(self) -> int:
+        """Bytes of weights, gradients and moments."""
+        return self.copies * self.size.weights + 3 * REAL * self.size.trained
 
     @property
     def kept(self) -> int:
-        """Bytes of the best and the final weights."""
+        """Bytes of the best and the final weights on disk."""
         return 2 * self.size.weights
 
     @property
@@ -43,13 +71,12 @@ class FitForecast(NamedTuple):
         """Bytes of the checkpoint to continue from and of the one that takes its place: weights, best ones, moments."""
         return 2 * (2 * self.size.weights + 8 * self.size.trained)
 
-    def said(self) -> str:
-        """In one line."""
+    def sentence(self) -> str:
+        """Say it in one line."""
         trained = "" if self.size.trained == self.size.total else f", {self.size.trained:,} of them trained"
-        parts = ", ".join(f"{name} {in_words(value)}" for name, value in asdict(self.memory).items() if value)
         return (
-            f"{self.model} of {self.size.total:,} parameters{trained}; {self.steps:,} steps;"
-            f" about {in_words(self.memory.peak)} of memory ({parts}); {in_words(self.kept)} of disk"
+            f"{self.model} of {self.size.total:,} parameters{trained}; {self.steps:,} steps; {in_words(self.held)} of"
+            f" weights, gradients and optimiser, and activations on top; {in_words(self.kept)} of disk"
         )
 
 
@@ -60,98 +87,118 @@ class Forecast:
         self.data, self.config = data, data.config
 
     @cached_property
-    def policy(self) -> tuple[ModelSize, Shapes] | None:
+    def policy(self) -> ModelSize | None:
         """The policy; None where the logs have no order, so that there is none."""
         if self.config.without_order:
             return None
-        catalog = planned_catalog(self.data)
-        size, lm = policy_size(self.data, catalog)
-        return size, Shapes(self.config, self.data.num_items, catalog.level_sizes, self._longest, lm)
+        catalog = _planned_catalog(self.data)
+        if self.config.policy.kind == "causal_lm":
+            catalog = catalog.with_outside()
+        models = _Unallocated(self.data, catalog)
+        lm = self.config.policy.lm
+        with torch.device("meta"):
+            if self.config.policy.kind != "causal_lm":
+                return ModelSize.of(models.policy())
+            if lm is not None and lm.tokens:  # no tokens are added, and which of them are codes changes no size
+                from adagrpo.policies.language_model import load_folder
+
+                folder = self.data.run.data / str(lm.checkpoint)
+                return ModelSize.of(load_folder(folder, seed=self.config.seed, weights=False))
+            return ModelSize.of(models.language_model(trained=True)[0])
 
     @cached_property
     def ranker(self) -> ModelSize:
         """The ranker."""
-        return ranker_size(self.data)
-
-    @cached_property
-    def _longest(self) -> int:
-        return int(min(self.config.max_history, max(1, self.data.training.lengths.max(initial=1) - 1)))
-
-    @property
-    def _users(self) -> int:
-        return int((self.data.training.lengths >= 2).sum())
+        models = _Unallocated(self.data, Catalog.from_codes(np.zeros((1, 1), dtype=np.int64)))
+        with torch.device("meta"):
+            return ModelSize.of(models.ranker())
 
     def fit(self, stage: str) -> FitForecast | None:
         """What a stage takes; None for one that fits nothing."""
         config, models = self.config, Models(self.data)
         if stage == "ranker" or stage.startswith("ranker/fold-"):
-            loss = self.data.ranker_loss
-            shapes = Shapes(config, self.data.num_items, (1,), self._longest)
-            memory = shapes.ranker_fit(self.ranker, self._users, loss)
             settings = config.ranker.fit
             steps = max(1, round(settings.epochs * models.schedule(settings).steps_per_epoch))
-            return FitForecast("ranker", self.ranker, steps, memory)
+            return FitForecast("ranker", self.ranker, steps, 2 + (settings.average > 0))
         arm = next((arm for arm in config.train.arms if f"train/{arm.name}" == stage), None)
         if self.policy is None or (arm is None and stage != "sft"):
             return None
-        size, shapes = self.policy
         settings = config.sft if arm is None else config.train.fit
         steps = max(1, round(settings.epochs * models.schedule(settings).steps_per_epoch))
         if arm is None and config.policy.lm is not None and config.policy.lm.trained:
             steps = 0  # the checkpoint is kept as it is
         if arm is not None:
             steps *= arm.resolved_objective(config.objective).num_iterations
-        shared = _sharded_by(self.data.run)
-        return FitForecast(
-            "policy", size, steps, shapes.policy_fit(size, settings, self._users, arm, sharded_by=shared)
+        started_from = arm is not None and arm.term is not None
+        return FitForecast("policy", self.policy, steps, 2 + (settings.average > 0) + started_from)
+
+
+def say_fit(data: RunData, stage: str) -> None:
+    """Say what a fit takes, and warn where memory or disk are short of it."""
+    fit, run = Forecast(data).fit(stage), data.run
+    assert fit is not None, f"{stage} fits no model"
+    run.console.note(f"{stage}: {fit.sentence()}")
+    there = free_memory(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    if there is not None and fit.held > there:
+        run.console.note(f"{stage}: warning: only {in_words(there)} of memory is free; a smaller model takes less")
+    disk, left = fit.kept + fit.passing, free_disk(run.directory)
+    if disk > left:
+        run.console.note(
+            f"{stage}: warning: checkpoints take {in_words(disk)}, and {run.directory} has {in_words(left)} left"
         )
 
 
-def check_room(data: RunData, stage: str) -> FitForecast:
-    """What a fit takes, if there is room for it.
+def say_tokenize(data: RunData) -> None:
+    """Warn where Semantic IDs take more than half of the memory that there is, roughly: up to half more was measured.
 
-    Args:
-        data: of the run.
-        stage: that fits a model.
-
-    Raises:
-        UserError: in one line that says what is needed and what there is.
+    It is the largest of: pairs, a block of them and what is kept twice while it is put together; a decomposition, of
+    bases of `V` rows; quantisation, of vectors, what is left of them, a sample, and distances.
     """
-    forecast = Forecast(data).fit(stage)
-    assert forecast is not None, f"{stage} fits no model"
-    _refuse_beyond(data.run, f"{stage}: {forecast.said()}", forecast.memory.peak, forecast.kept + forecast.passing)
-    return forecast
-
-
-def check_language_model(run: RunDirectory) -> None:
-    """Refuse a language model whose weights and optimiser alone are more than there is, before any data are read.
-
-    Raises:
-        UserError: see `check_room`; or no model can be made of the recipe's section.
-    """
-    if run.config.policy.kind != "causal_lm" or run.config.without_order:
-        return
-    options = run.config.tokenizer
-    codes = np.zeros((1, options.levels), dtype=np.int64)
-    size, _ = policy_size(RunData(run), Catalog.from_codes(codes, (options.codes,) * options.levels))
-    shared = _sharded_by(run)
-    least = max(size.weights, (2 * size.weights + 3 * REAL * size.trained) // shared)
-    said = (
-        f"policy.lm: {size.total:,} parameters, {size.trained:,} of them trained, take {in_words(least)} of memory"
-        f"{' in each process' * (shared > 1)} with gradients and optimiser alone"
+    options, items, interactions, pairs = data.config.tokenizer, data.num_items, 0, 0
+    if "cooccurrence" in options.vectors:
+        interactions, pairs = len(data.training.values), pairs_in(data.training, options.window)
+    kept = min(pairs, max(PAIRS, items))
+    width = options.width * len(options.vectors)
+    vectors = REAL * items * width
+    basis = 4 * items * (options.width + EXTRA) * 3 if sketched(items, kept) else 8 * items * options.width * 4
+    sample = min(items, max(FITTED, A_CODE * options.codes))
+    distances = (
+        items * options.codes * 3 if options.quantizer == "balanced_kmeans" else min(items * options.codes, DISTANCES)
     )
-    _refuse_beyond(run, said, least, FitForecast("policy", size, 0, FitMemory(0, 0, 0, 0, 0)).passing)
+    peak = 8 * interactions + max(
+        2 * PAIR * kept + COUNTED * min(pairs, BLOCK),
+        PAIR * kept + basis + vectors,
+        3 * vectors + 8 * sample * width + REAL * distances,
+    )
+    there = free_memory(torch.device("cpu"))
+    if there is not None and 2 * peak > there:
+        data.run.console.note(
+            f"tokenize: warning: {items:,} items take about {in_words(peak)} of memory, and {in_words(there)} is free;"
+            " a lower tokenizer.width or tokenizer.window, or fewer kinds of tokenizer.vectors, take less"
+        )
 
 
-def _sharded_by(run: RunDirectory) -> int:
-    """The processes that a language model is divided among."""
-    return run.processes.count if is_asked_for() else 1
+def _planned_catalog(data: RunData) -> Catalog:
+    """The Semantic IDs of a run, or where there are none yet a catalogue of the sizes that its recipe asks for."""
+    if all(path.is_file() for path in data.catalog_files):
+        return Catalog.read(data.catalog_files[0])
+    options, items = data.config.tokenizer, data.num_items
+    sizes = (options.codes,) * options.levels
+    if options.collisions == "level" or np.prod(np.array(sizes, dtype=float)) < items:
+        sizes = (*sizes, max(COLLISION_CODES, -(-items // int(np.prod(sizes)))))
+    rest, columns = np.arange(items), []
+    for size in reversed(sizes):
+        rest, code = np.divmod(rest, size)
+        columns.append(code)
+    return Catalog.from_codes(np.stack(columns[::-1], axis=1), sizes)
 
 
-def _refuse_beyond(run: RunDirectory, said: str, memory: int, disk: int) -> None:
-    there = free_memory(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    if there is not None and memory > there:
-        raise UserError(f"{said}; there are {in_words(there)} of memory; {ADVICE}")
-    left = free_disk(run.directory)
-    if disk > left:
-        raise UserError(f"{said}; checkpoints take {in_words(disk)}, and {run.directory} has {in_words(left)} left")
+class _Unallocated(Models):
+    """Makes models on the meta device."""
+
+    def __init__(self, data: RunData, catalog: Catalog) -> None:
+        bare = RunData(data.run)
+        bare.__dict__ |= {name: value for name, value in vars(data).items() if name not in ("catalog", "device")}
+        bare.device = torch.device("meta")
+        bare.__dict__["catalog"] = catalog.to(bare.device)
+        super().__init__(bare)

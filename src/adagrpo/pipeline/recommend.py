@@ -21,11 +21,12 @@ from adagrpo.data.columns import USER_ID
 from adagrpo.data.histories import HISTORY, about_how_many, read_histories
 from adagrpo.data.logs.formats import columns_of, require
 from adagrpo.errors import UserError
-from adagrpo.executors import SERIAL, Executor, each
 from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.list_parts import COUNTS, Wanted, part_path, read_parts, reward_read
+from adagrpo.pipeline.on_ray import each_on_ray
+from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.serve import recommender
 from adagrpo.pipeline.versions import LATEST
 from adagrpo.serving.eligibility import Filter
@@ -59,7 +60,7 @@ def recommend_users(
     include: Filter | None = None,
     exclude: Filter | None = None,
     popular: bool = False,
-    executor: Executor = SERIAL,
+    ray_actors: int | None = None,
 ) -> dict[str, Any]:
     """Write the lists of all users of a file.
 
@@ -80,7 +81,7 @@ def recommend_users(
         include: what lists may hold, see `adagrpo.serving.eligibility`.
         exclude: what they may not.
         popular: give users without a known history the most popular items; a column `source` then says so.
-        executor: who makes the parts; the lists do not depend on it.
+        ray_actors: so many actors of Ray Data make the parts, instead of this process; the lists are the same.
 
     Returns:
         The content of summary.json and the folder.
@@ -147,10 +148,10 @@ def recommend_users(
             exclude=exclude,
             popular=popular,
         )
-        worker = partial(wanted.worker, (run, served)) if executor.kind == "serial" else wanted.worker
+        worker = wanted.worker if ray_actors else partial(wanted.worker, (run, served))
         del served
-        parts = _make(run, wanted, worker, executor)
-        remove_temporary(out, {TOKEN}, is_marked)  # of workers that were killed
+        parts = _make(run, wanted, worker, ray_actors)
+        remove_temporary(out, {TOKEN}, is_marked)  # of actors that were killed
         summary = made_from | _publish(wanted, parts)
         write_file(out / SUMMARY, json.dumps(summary, indent=1) + "\n")
     return summary | {"folder": str(out)}
@@ -170,10 +171,11 @@ def _begun(out: Path) -> str | None:
     return json.loads(path.read_text(encoding="utf-8"))["fingerprint"] if path.is_file() else None
 
 
-def _make(run: RunDirectory, wanted: Wanted, worker: Callable[[], Callable[[Any], Any]], executor: Executor) -> int:
+def _make(run: Run, wanted: Wanted, worker: Callable[[], Callable[[Any], Any]], ray_actors: int | None) -> int:
     """Make all parts, and give their number."""
     expected, started, users, parts = about_how_many(wanted.users), time.monotonic(), 0, 0
-    for done in each(partial(read_parts, wanted), worker, executor):
+    tasks = partial(read_parts, wanted)
+    for done in each_on_ray(tasks, worker, ray_actors) if ray_actors else map(worker(), tasks()):
         parts = done.get("parts", parts)
         users += 0 if "parts" in done else done["rows"]
         rate = users / max(1e-9, time.monotonic() - started)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["free_disk", "free_memory", "in_words", "used_memory"]
+__all__ = ["free_disk", "free_memory", "in_words"]
 
 CGROUP = Path("/sys/fs/cgroup")
 UNLIMITED = 1 << 60  # control groups of version 1 write a number that is as good as none
@@ -21,14 +21,6 @@ def free_memory(device: torch.device) -> int | None:
     limits.append(_left_in_group("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"))
     known = [limit for limit in limits if limit is not None]
     return min(known) if known else None
-
-
-def used_memory(*, peak: bool = False) -> int:
-    """Bytes of memory that this process holds, or has held at most; 0 where the system does not say."""
-    status = Path("/proc/self/status")
-    name = "VmHWM:" if peak else "VmRSS:"
-    lines = status.read_text(encoding="utf-8").splitlines() if status.is_file() else []
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(name)), 0)
 
 
 def free_disk(folder: Path) -> int:

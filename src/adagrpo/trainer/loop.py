@@ -9,8 +9,7 @@ A step with a number that is not finite, in a loss, its gradient, the logits or 
 nothing of it reaches weights, optimiser, average or the task's running numbers. Three batches in a row end the fit.
 
 Several processes may fit a model together, see `adagrpo.trainer.processes`: each runs this loop on its share of the
-micro-batches (`adagrpo.trainer.gradients`); the first one alone validates and writes. Of sharded weights
-(`adagrpo.trainer.sharding`) every process has a part, and writes it.
+micro-batches (`adagrpo.trainer.gradients`); the first one alone validates and writes.
 
 With `average` > 0, what is validated and kept is an exponential moving average of the weights (Polyak & Juditsky 1992),
 whose decay grows from 0.1 to `average` as min(average, (1 + t) / (10 + t)); training itself goes on from the raw ones.
@@ -30,19 +29,18 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 
 from adagrpo.config import FitConfig
 from adagrpo.errors import NotFinite, ServiceError, UserError
 from adagrpo.networks.layers import autocast_dtype
 from adagrpo.stopping import Terminated, held_back
 from adagrpo.storage.writing import write_file
-from adagrpo.trainer.checkpoints import Progress, local, restore, save, save_weights
-from adagrpo.trainer.gradients import Losses, TermGradients, as_number
+from adagrpo.trainer.checkpoints import Progress, restore, save, save_weights
+from adagrpo.trainer.gradients import Losses, TermGradients
 from adagrpo.trainer.lost_policy import fallen_in_validation
 from adagrpo.trainer.pressure import pressure_of
-from adagrpo.trainer.processes import LostProcess, processes
-from adagrpo.trainer.sharding import whole_tensors
+from adagrpo.trainer.processes import processes
 from adagrpo.trainer.task import LIMIT, Diverged, FitResult, Report, Task, Watched
 
 __all__ = ["adamw", "fit"]
@@ -88,9 +86,8 @@ def fit(
                 values = loop.step()
                 if loop.progress.step % task.stride == 0:
                     end_if_asked()
-            except (ServiceError, UserError, NotFinite, Diverged, KeyboardInterrupt, Terminated) as error:
-                if not (loop.sharded and isinstance(error, LostProcess | KeyboardInterrupt | Terminated)):
-                    loop.keep()  # what was trained before it; of sharded weights every process has a part
+            except (ServiceError, UserError, NotFinite, Diverged, KeyboardInterrupt, Terminated):
+                loop.keep()  # what was trained before it
                 raise
             report(loop.progress.step, task.steps, values)
     return loop.finish()
@@ -112,8 +109,7 @@ class _Loop:
         self.task, self.settings, self.work, self.seed, self.files = task, settings, work, seed, files
         self.watched = watched
         self.processes = processes()
-        self.sharded = self.processes.lockstep is not None
-        self.writes = self.sharded or self.processes.is_main_process  # of sharded weights each its part
+        self.writes = self.processes.is_main_process
         device = next(model.parameters()).device
         self.accelerator = Accelerator(
             cpu=device.type == "cpu", mixed_precision="bf16" if autocast_dtype(device) is torch.bfloat16 else "no"
@@ -154,9 +150,7 @@ class _Loop:
         lost = self.progress.watch.verdict
         unjudged = bool(lost) and not self.progress.lost
         due = restored is not None and (restored.step in self.validate_at or unjudged)
-        if self.processes.led(
-            restored is None or (due and _last_step(self.work / "validation.jsonl") != restored.step)
-        ):
+        if restored is None or (due and _last_step(self.work / "validation.jsonl") != restored.step):
             self._judge(lost)  # of step 0, or one that failed when it was due
             if restored is not None:
                 self._save()  # its row is there from now on, and so must be what it chose
@@ -209,10 +203,8 @@ class _Loop:
         except NotFinite as error:
             problem = [error.what, str(error)]
         values |= self._sum(losses.logged, problem)
-        if self.processes.lockstep is None:
-            self.processes.sum_gradients_(self.parameters)
-        norm = as_number(self.accelerator.clip_grad_norm_(self.parameters, self.settings.max_grad_norm))
-        values["grad_norm"] = norm
+        self.processes.sum_gradients_(self.parameters)
+        values["grad_norm"] = float(self.accelerator.clip_grad_norm_(self.parameters, self.settings.max_grad_norm))
         return values if norms is None else values | _measured(norms)
 
     def _sum(self, own: dict[str, float], problem: list[str] | None) -> dict[str, float]:
@@ -252,9 +244,9 @@ class _Loop:
         if not self.writes:
             return {}
         metrics: dict[str, float] = {}
-        if self.processes.led(self.progress.step in self.validate_at or (bool(lost) and not self.progress.lost)):
+        if self.progress.step in self.validate_at or (lost and not self.progress.lost):
             metrics = self._judge(lost)
-        due = self.processes.led(time.monotonic() - self.saved_at > self.settings.checkpoint_seconds)
+        due = time.monotonic() - self.saved_at > self.settings.checkpoint_seconds
         if due and self.progress.step % self.task.stride == 0:
             self._save()
         return {f"validation/{name}": value for name, value in metrics.items()}
@@ -271,14 +263,7 @@ class _Loop:
         """Exchange the model's weights and their average; a second call puts them back."""
         self.torn = True
         for name, parameter in self.model.named_parameters():
-            if name not in self.progress.average:
-                continue
-            if self.sharded:  # whose memory is gathered from where it is
-                own, average = local(parameter.detach()), local(self.progress.average[name])
-                kept = own.clone()
-                own.copy_(average)
-                average.copy_(kept)
-            else:
+            if name in self.progress.average:
                 parameter.data, self.progress.average[name] = self.progress.average[name], parameter.data
         self.torn = False
 
@@ -299,15 +284,15 @@ class _Loop:
         self._swap_average()
         try:
             with torch.no_grad(), self.accelerator.autocast():
-                metrics = self.processes.for_all(self.task.validate, {})
+                metrics = self.task.validate()
             if self.processes.is_main_process:
                 _append(self.work / "validation.jsonl", {"step": self.progress.step, **metrics})
                 if self.watched is not None:
                     with (self.work / "validation.jsonl").open(encoding="utf-8") as file:
                         fallen = fallen_in_validation(json.loads(next(file)), metrics, self.watched.cases)
             # held to the catalogue, a policy that writes nothing by itself may still rank well: it is no candidate
-            if self.processes.led(not (lost or fallen)):
-                self.progress.offer(self.processes.led(metrics.get(self.task.monitor, math.nan)), self.model)
+            if not (lost or fallen):
+                self.progress.offer(metrics.get(self.task.monitor, math.nan), self.model)
         finally:
             self._swap_average()
         return metrics, fallen
@@ -319,29 +304,22 @@ class _Loop:
 
     def _save(self) -> None:
         self.progress.task = self.task.state()
-        save(self.work, self.model, self.optimizer.optimizer, self.progress, self.processes)
+        save(self.work, self.model, self.optimizer.optimizer, self.progress)
         self.saved_at = time.monotonic()
 
     def finish(self) -> FitResult:
         """Write the best and the final weights."""
         self._swap_average()
-        self._write_whole("best", self.progress.best_weights, self.progress.best_step)
-        self._write_whole("final", self.model.state_dict(), self.progress.step)
-        if self.processes.is_main_process and self.progress.lost:
+        rows: list[str] = []
+        if self.writes:
+            save_weights(self.work / "best", self.progress.best_weights, self.progress.best_step, self.files)
+            save_weights(self.work / "final", self.model.state_dict(), self.progress.step, self.files)
+            rows = (self.work / "validation.jsonl").read_text(encoding="utf-8").splitlines()
+        if self.writes and self.progress.lost:
             content = {"step": self.progress.lost_step, "why": self.progress.lost}
             write_file(self.work / "lost.json", json.dumps(content) + "\n")
-        rows = (
-            (self.work / "validation.jsonl").read_text(encoding="utf-8").splitlines()
-            if self.processes.is_main_process
-            else []
-        )
         best, rows = self.processes.gather([self.progress.best_step, rows])[0]
         return FitResult(best, self.progress.step, [json.loads(row) for row in rows])
-
-    def _write_whole(self, name: str, weights: Mapping[str, Tensor], step: int) -> None:
-        whole = whole_tensors(weights, kept=self.processes.is_main_process)
-        if self.processes.is_main_process:
-            save_weights(self.work / name, whole, step, self.files)
 
 
 def adamw(groups: Sequence[dict[str, Any]], rate: float) -> torch.optim.Optimizer:

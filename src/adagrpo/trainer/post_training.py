@@ -29,7 +29,6 @@ from adagrpo.groups.decide import TrueUtility
 from adagrpo.groups.division import Division
 from adagrpo.groups.draw import score_codes
 from adagrpo.groups.gated import GatedGroups, gated_groups, summary
-from adagrpo.groups.served_draw import RolloutWorker
 from adagrpo.objective import gated_sum
 from adagrpo.objective.terms import TERMS, TermInputs
 from adagrpo.policies.policy import Context, Policy
@@ -87,7 +86,6 @@ class PostTraining:
         term_norms_every: int = 0,
         true_utility: TrueUtility | None = None,
         shared_by: Processes | None = None,
-        worker: RolloutWorker | None = None,
     ) -> None:
         if (arm.gate == "oracle") != (true_utility is not None):
             raise ValueError("the oracle gate needs the true utility, and nothing else may have it")
@@ -97,7 +95,6 @@ class PostTraining:
         self.true_utility = true_utility
         self.spread = 0.0  # running standard deviation of the rewards of valid rollouts, 0 before the first step
         self.processes = shared_by or Processes()
-        self.worker = worker
         self.schedule = schedule
         self.stride = objective.num_iterations
         self.steps = steps * self.stride
@@ -125,10 +122,6 @@ class PostTraining:
             return self._micros, {}
         measure = bool(self.term_norms_every) and step % self.term_norms_every == 0
         division = self.processes.division([len(part.targets) for part in drawn_at.samples])
-        if self.worker is not None:
-            if self.processes.is_main_process:
-                self.worker.follow(self.policy)
-            self.processes.gather(None)  # none draws before the worker has these weights
         groups = self._groups(*joined, drawn_at.generator, measure, division)
         self.spread = groups.spread
         first, micros = 0, []
@@ -138,7 +131,7 @@ class PostTraining:
             micros.append(Micro(batch, total, groups, admitted + first, places))
             first += len(part.targets)
         self._micros = micros
-        return self._micros, summary(groups) | (self.worker.told() if self.worker is not None else {})
+        return self._micros, summary(groups)
 
     def loss(self, micro: Micro) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Terms `nll` and, where a group was admitted, the reward term by its name, with what that logs."""
@@ -153,9 +146,7 @@ class PostTraining:
         if len(micro.admitted):
             self.policy.eval()
             terms[self.arm.term], logged = self._reward_term(micro, None if context is None else context[micro.places])
-        if not terms and self.processes.lockstep is not None:  # whose gradients are zeros already
-            terms[self.arm.term] = torch.zeros((), device=batch.targets.device)
-        elif not terms:  # a reward term alone, with nothing admitted: a step that moves nothing
+        if not terms:  # a reward term alone, with nothing admitted: a step that moves nothing
             terms[self.arm.term] = torch.stack([p.sum() for p in self.policy.parameters()]).sum() * 0.0
         return terms, logged
 
@@ -211,7 +202,6 @@ class PostTraining:
             reference=self.starting_policy if needs_reference else None,
             true_utility=self.true_utility,
             division=division,
-            worker=self.worker,
         )
 
     def _score(self, policy: Policy[Any, Any], context: Context, codes: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ from adagrpo.errors import NotFinite, UserError
 from adagrpo.networks.layers import autocast_dtype
 from adagrpo.storage.writing import write_file
 from adagrpo.trainer.batches import step_key
-from adagrpo.trainer.gradients import Losses, TermGradients
+from adagrpo.trainer.gradients import TermGradients
 from adagrpo.trainer.processes import Processes
 from adagrpo.trainer.task import Task
 
@@ -248,9 +248,6 @@ def _norms(
     model.eval()
     with precision():
         micros, _ = task.begin(step)
-    if shared_by.lockstep is not None:  # a language model's, whose anchor is the stated one
-        Losses(task, step, micros, shared_by, seed=seed, precision=precision).backward(None, gradients)
-        return gradients.norms()
     problem: list[str] | None = None
     try:
         for index, micro in shared_by.share(micros):

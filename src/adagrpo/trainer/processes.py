@@ -5,9 +5,6 @@ their groups, and gradients and logged numbers are summed, in the order of the p
 weights and take the same decisions to the bit. The first process leads: it alone writes files, validates, and does what
 is not divided; the others follow it. What they tell each other is JSON and tensors, never a pickle.
 
-Where weights are sharded, passes are made by all at once (`adagrpo.trainer.lockstep`), and all hold a part of what the
-first one writes.
-
 An error of one is raised by all. Where a process is gone, the others end too, with `LostProcess`.
 """
 
@@ -26,7 +23,6 @@ from accelerate import PartialState
 from torch import Tensor, distributed
 
 from adagrpo.errors import NotFinite, ServiceError, UserError
-from adagrpo.trainer.lockstep import Lockstep
 
 __all__ = ["LostProcess", "Processes", "RowShare", "processes"]
 
@@ -55,7 +51,6 @@ class Processes:
 
     def __init__(self, rank: int = 0, count: int = 1, device: torch.device | None = None) -> None:
         self.rank, self.count, self.device = rank, count, device or torch.device("cpu")
-        self.lockstep: Lockstep | None = None  # while weights are sharded, see `adagrpo.trainer.sharding`
 
     @property
     def is_main_process(self) -> bool:
@@ -71,35 +66,15 @@ class Processes:
         if self.count == 1:
             return [value]
         text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(self.device)
-        sizes = self.numbers(len(text))
+        told = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.count)]
+        with _in_touch():
+            distributed.all_gather(told, torch.tensor([len(text)], device=self.device))
+        sizes = [int(size) for size in told]
         longest = max(sizes)
         texts = [torch.zeros(longest, dtype=torch.uint8, device=self.device) for _ in range(self.count)]
         with _in_touch():
             distributed.all_gather(texts, torch.nn.functional.pad(text, (0, longest - len(text))))
         return [json.loads(bytes(one[:size].tolist())) for one, size in zip(texts, sizes, strict=True)]
-
-    def numbers(self, own: int) -> list[int]:
-        """A whole number from each process, in their order: a shorter word than those of `gather`."""
-        told = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.count)]
-        with _in_touch():
-            distributed.all_gather(told, torch.tensor([own], device=self.device))
-        return [int(number) for number in told]
-
-    def led(self, value: T) -> T:
-        """What the first process says, a JSON value, where all act on it; one that acts alone goes by its own."""
-        told: T = value if self.lockstep is None else self.gather(value)[0]
-        return told
-
-    def for_all(self, compute: Callable[[], T], otherwise: T) -> T:
-        """What the first process computes for all; the others take part in its passes where weights are sharded.
-
-        Args:
-            compute: is called by the first process, and by one that acts alone.
-            otherwise: the result in the others.
-        """
-        if self.lockstep is None:
-            return compute()
-        return self.agree(lambda: compute() if self.is_main_process else otherwise)
 
     def broadcast(self, value: str | None = None) -> str:
         """The word of the first process, which alone gives one; the others wait for it."""
@@ -149,8 +124,6 @@ class Processes:
             result.append(compute())
         except Exception as error:  # all are told before it goes on
             own = error
-        if self.lockstep is not None:
-            self.lockstep.finish()
         for rank, told in enumerate(self.gather(None if own is None else _told(own))):
             if told is not None:
                 raise own if own is not None and rank == self.rank else _raised(rank, told)
@@ -214,7 +187,5 @@ def processes() -> Processes:
     """The processes that this one was launched with."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Processes()
-    # accelerate sets it by default, and transformers then reads a folder's weights in the first process alone
-    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
     return Processes(state.process_index, state.num_processes, state.device)

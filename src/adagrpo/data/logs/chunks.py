@@ -62,7 +62,6 @@ def read_chunks(
     columns: Sequence[str],
     ids: Sequence[str] = (),
     max_expansion: float = MAX_EXPANSION,
-    rows: tuple[int, int] | None = None,
 ) -> Iterator[Chunk]:
     """Some columns of a log: of a Parquet file as they are, of others as text.
 
@@ -71,7 +70,6 @@ def read_chunks(
         columns: their names, each once; `user.id` is the field `id` of the field `user` where no column is called so.
         ids: those that hold ids; a JSON `true` is none.
         max_expansion: to how many times its size a compressed file may unpack, see `adagrpo.data.logs.unpacking`.
-        rows: of a Parquet file read only these, from the first up to the second.
 
     Yields:
         Every row of the file once; at least one chunk.
@@ -82,12 +80,12 @@ def read_chunks(
     """
     kind = kind_of(path)
     require(path, columns, columns_of(path))
-    readers: dict[str, _Reader] = {"Parquet": functools.partial(_parquet, rows=rows), "CSV": _csv, "JSONL": _jsonl}
+    readers: dict[str, _Reader] = {"Parquet": _parquet, "CSV": _csv, "JSONL": _jsonl}
     read = readers[kind]
-    first = 0 if rows is None else rows[0]
+    first = 0
     with reading(path, kind):
         for table, problem in read(path, columns, ids, max_expansion):
-            if len(table) or first == (0 if rows is None else rows[0]):
+            if len(table) or first == 0:
                 yield Chunk(first, table, problem)
             first += len(table)
 
@@ -96,22 +94,16 @@ _Parsed = tuple[pl.DataFrame, pl.Series | None]
 _Reader = Callable[[Path, Sequence[str], Sequence[str], float], Iterator[_Parsed]]
 
 
-def _parquet(
-    path: Path,
-    columns: Sequence[str],
-    ids: Sequence[str],
-    max_expansion: float,
-    rows: tuple[int, int] | None = None,
-) -> Iterator[_Parsed]:
+def _parquet(path: Path, columns: Sequence[str], ids: Sequence[str], max_expansion: float) -> Iterator[_Parsed]:
     table = pl.scan_parquet(path, glob=False)
     known = table.collect_schema().names()
     paths = {name: [name] if name in known else path_of(name) for name in columns}
     check_parquet(path, [place[0] for place in paths.values()], max_expansion)
     most = expansion_limit(path, max_expansion)
     table = table.select(of_struct(place).alias(name) for name, place in paths.items())
-    begin, end = rows or (0, int(table.select(pl.len()).collect().item()))
+    end = int(table.select(pl.len()).collect().item())
     text = 0
-    for start in range(begin, max(begin + 1, end), CHUNK_ROWS):
+    for start in range(0, max(1, end), CHUNK_ROWS):
         chunk = table.slice(start, min(CHUNK_ROWS, end - start)).collect()
         came = text_bytes(chunk)
         text += came

@@ -10,7 +10,7 @@ and nothing is repaired. What was understood of the files is kept with what was 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,21 +42,7 @@ from adagrpo.data.logs.understood import file_format, time_format
 from adagrpo.data.logs.unpacking import MAX_EXPANSION, SAVE_AS_UTF_8
 from adagrpo.errors import UserError
 
-__all__ = [
-    "FILE",
-    "ROW",
-    "ColumnMapping",
-    "Kept",
-    "LogOptions",
-    "Logs",
-    "Reading",
-    "Refusals",
-    "check_any",
-    "fields_of",
-    "keep",
-    "read_logs",
-    "rejects_of",
-]
+__all__ = ["ColumnMapping", "Logs", "Refusals", "read_logs"]
 
 DECODED = f"text that can be decoded; if it is not UTF-8, {SAVE_AS_UTF_8}"
 SHOWN = 40  # characters of a bad value that a reason repeats
@@ -194,7 +180,7 @@ class Reading:
         self.bad: list[pl.DataFrame] = []  # FILE, ROW, REASON
         self.count = 0  # of bad rows
         self.files: list[dict[str, Any]] = []
-        self.file, self.rows = -1, 0  # which is read, and how many rows of it were
+        self.file = -1  # which is read
 
     def read(self, path: Path, max_expansion: float, first_rows: int | None = None) -> None:
         """Read a file, or its first rows."""
@@ -211,18 +197,6 @@ class Reading:
                 break
         more = {"rows": rows} if rows != first_rows else {"rows": rows, "only_first": True}
         self.files.append(file_format(path) | more)
-
-    def read_part(self, path: Path, file: int, rows: tuple[int, int] | None, most: float) -> Iterator[pl.DataFrame]:
-        """The good rows of a part of the file of a number, chunk by chunk; they are not kept here."""
-        self.file = file
-        self.rows = 0
-        sources = list(dict.fromkeys(field.source for field in self.fields.values()))
-        ids = list(dict.fromkeys(self.fields[name].source for name in (USER_ID, ITEM_ID)))
-        for chunk in read_chunks(path, sources, ids, most, rows):
-            self._take(path, chunk)
-            self.rows += len(chunk.table)
-            yield from self.good
-            self.good = []
 
     def understood(self, table: pl.DataFrame) -> dict[str, Any]:
         """What was understood of the files, and of the times of the rows that were read."""

@@ -14,7 +14,6 @@ from adagrpo.data.prepared import load_impressions
 from adagrpo.data.sequences import emptied
 from adagrpo.errors import UserError
 from adagrpo.evaluation.predictions import sample_cases, select_cases
-from adagrpo.pipeline.counting_room import check_pair_room
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
@@ -65,7 +64,6 @@ def lambdarank(
     def build(work: Path) -> None:
         require_lightgbm("reward.kind: lambdarank")
         training = emptied(data.training, data.withheld)
-        check_pair_room(training, data.num_items)
         sampler = NegativeSampler(training, data.num_items, run.config.seed, options.sources)
         table = load_impressions(data.prepared)
         if table is None:

@@ -13,48 +13,24 @@ from torch import nn
 
 from adagrpo.config import FitConfig, read_settings
 from adagrpo.data.prepared import load_user_ids
-from adagrpo.errors import UserError
-from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.forecast import check_room
+from adagrpo.pipeline.forecast import say_fit
 from adagrpo.policies import Policy
 from adagrpo.storage.hashes import hash_json
 from adagrpo.storage.writing import write_file
 from adagrpo.trainer import Diverged, FitResult, Task, Watched, fit
-from adagrpo.trainer.sharding import is_asked_for
 
-__all__ = ["DECODING", "NOT_FITTED", "begin_fit", "check_shardable", "fit_model", "measured_once"]
+__all__ = ["DECODING", "NOT_FITTED", "begin_fit", "fit_model", "measured_once"]
 
 DECODING = ("policy", "evaluation", "max_history")  # what decides the beams of given weights
 NOT_FITTED = ("evaluation.eligible", "evaluation.validation_users")  # of these, what is for measured lists alone
 
 
 def begin_fit(data: RunData, stage: str) -> None:
-    """Say how large a fit is, before anything of it is allocated.
-
-    Raises:
-        UserError: there is no room for it.
-    """
+    """Say how large a fit is, before anything of it is allocated."""
     if data.run.processes.is_main_process:
-        data.run.console.note(f"{stage}: {check_room(data, stage).said()}")
-
-
-def check_shardable(run: RunDirectory) -> None:
-    """Refuse what is not fitted with sharded weights, where these are asked for.
-
-    Raises:
-        UserError: a key of the language model; it is named.
-    """
-    lm = run.config.policy.lm
-    if lm is None or run.processes.count == 1 or not is_asked_for():
-        return
-    for key in ("frozen_epochs", "lora_rank", "frozen_body"):
-        if getattr(lm, key):
-            raise UserError(
-                f"policy.lm.{key}: not with sharded weights, set it to {getattr(type(lm)(config={}), key)} "
-                "or launch without --use_fsdp"
-            )
+        say_fit(data, stage)
 
 
 def fit_model(
@@ -123,8 +99,6 @@ def measured_once(
     inputs = run.hash_inputs([*data.training_files, *data.catalog_files, *models.reward_files])
 
     def measure() -> dict[str, float]:
-        if run.processes.lockstep is not None:  # one process alone cannot read sharded weights
-            return validate()
         weights = _hash_weights(model)
         key = f"validation {hash_json([reads, inputs, fit.validation_users, weights])}"
         if key not in run.remembered:

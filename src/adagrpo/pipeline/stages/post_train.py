@@ -21,14 +21,12 @@ from adagrpo.pipeline.stages.fitting import (
     DECODING,
     NOT_FITTED,
     begin_fit,
-    check_shardable,
     fit_model,
     measured_once,
 )
 from adagrpo.storage.hashes import hash_json
 from adagrpo.trainer import Arm, PostTraining, Supervised
 from adagrpo.trainer.pressure import Calibrated, calibrate
-from adagrpo.trainer.sharding import sharded
 
 __all__ = ["train_arm"]
 
@@ -84,20 +82,17 @@ def train_arm(run: RunDirectory, arm: ArmConfig) -> Declaration:
                 true_utility=data.true_utility() if arm.gate == "oracle" else None,
                 shared_by=run.processes,
             )
-        started = [task.starting_policy] if isinstance(task, PostTraining) else []
-        check_shardable(run)
-        with sharded([policy, *started], run.processes):
-            if isinstance(task, PostTraining) and pressure is not None:
-                alike = hash_json(
-                    [
-                        arm.settings(objective) | {"pressure": None},
-                        read_settings(run.config, settings_read, NOT_FITTED),
-                        run.hash_inputs(inputs),
-                    ]
-                )
-                _press(run, arm.name, policy, task, work, pressure, objective.pressure_steps, alike)
-            files = policy.checkpoint_files
-            fit_model(data, f"train/{arm.name}", policy, task, settings, work, files=files, **watch)
+        if isinstance(task, PostTraining) and pressure is not None:
+            alike = hash_json(
+                [
+                    arm.settings(objective) | {"pressure": None},
+                    read_settings(run.config, settings_read, NOT_FITTED),
+                    run.hash_inputs(inputs),
+                ]
+            )
+            _press(run, arm.name, policy, task, work, pressure, objective.pressure_steps, alike)
+        files = policy.checkpoint_files
+        fit_model(data, f"train/{arm.name}", policy, task, settings, work, files=files, **watch)
 
     # what its term reads of `objective`
     also: dict[str, Any] = {"arm": arm.settings(run.config.objective, defaults=False)}

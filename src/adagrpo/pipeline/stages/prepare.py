@@ -19,17 +19,15 @@ from adagrpo.data.columns import ITEM_ID
 from adagrpo.data.dataset import Dataset, build_dataset
 from adagrpo.data.logged_exposures import impressions_of
 from adagrpo.data.logs.formats import kind_of
-from adagrpo.data.logs.interactions import ColumnMapping, LogOptions, Logs, Refusals, read_logs
+from adagrpo.data.logs.interactions import ColumnMapping, Logs, Refusals, read_logs
 from adagrpo.data.logs.items import read_items
 from adagrpo.data.logs.times import UNITS, moment
 from adagrpo.data.logs.understood import two_units
 from adagrpo.data.logs.unpacking import NOT_UTF_8, SAVE_AS_UTF_8, encoding_of
-from adagrpo.data.partitioned import build_partitioned
 from adagrpo.data.prepared import write_prepared
 from adagrpo.data.simulation.marketplace import Marketplace, simulate, write_simulation
 from adagrpo.data.ties import shuffle_ties
 from adagrpo.errors import UserError
-from adagrpo.executors import Executor
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.serving.exposure_parts import MEND, parts_of, read_parts
@@ -150,28 +148,16 @@ class LogSource(NamedTuple):
 
     def read_logs(self, refuse: Refusals, *, ordered: bool = True) -> Logs:
         """The logs; with `ordered` their columns say what came after what."""
-        return read_logs(self.logs, self.columns, **self._reading(), ordered=ordered, refuse=refuse)
-
-    def data_set(self, folder: Path) -> Dataset:
-        """The interactions of the logs, numbered and in order, made by whoever the recipe says.
-
-        Args:
-            folder: for what workers write on the way.
-        """
-        options, table = self.options, self.read_items()
-        refuse, executor = self.refusals(table), Executor(options.executor.kind, options.executor.workers)
-        least: dict[str, Any] = {
-            name: getattr(options, name) for name in ("min_user_interactions", "min_item_interactions")
-        }
-        if executor.kind == "serial":
-            unseen = options.keep_unseen_items
-            return build_dataset(self.read_logs(refuse), table, **least, keep_unseen_items=unseen)
-        reading = LogOptions(**self._reading(), refuse=refuse)
-        return build_partitioned(self.logs, self.columns, reading, table, folder, executor, **least)
-
-    def _reading(self) -> dict[str, Any]:
         names = ("keep_events", "min_rating", "click_rating", "max_bad_rows", "max_expansion", "drop_duplicates")
-        return {name: getattr(self.options, name) for name in names}
+        options = {name: getattr(self.options, name) for name in names}
+        return read_logs(self.logs, self.columns, **options, ordered=ordered, refuse=refuse)
+
+    def data_set(self) -> Dataset:
+        """Read the interactions of the logs, numbered and in order."""
+        table = self.read_items()
+        names = ("min_user_interactions", "min_item_interactions", "keep_unseen_items")
+        options = {name: getattr(self.options, name) for name in names}
+        return build_dataset(self.read_logs(self.refusals(table)), table, **options)
 
 
 def log_source(run: RunDirectory) -> LogSource:
@@ -194,7 +180,7 @@ def prepare(run: RunDirectory) -> Declaration:
     options, source = run.config.data, log_source(run)
 
     def build(work: Path) -> None:
-        dataset = source.data_set(work)
+        dataset = source.data_set()
         if options.shuffle_ties is not None:
             dataset = shuffle_ties(
                 dataset,

@@ -9,9 +9,8 @@ from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stage import CHECKPOINTS, Declaration
-from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED, begin_fit, check_shardable, fit_model
+from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED, begin_fit, fit_model
 from adagrpo.trainer import Supervised
-from adagrpo.trainer.sharding import sharded
 
 __all__ = ["sft"]
 
@@ -27,18 +26,16 @@ def sft(run: RunDirectory) -> Declaration:
         schedule = replace(models.schedule(settings), rl_split=run.config.train.rl_split)
         lm = run.config.policy.lm
         frozen_epochs, trained = (lm.frozen_epochs, lm.trained) if lm else (0.0, False)
-        check_shardable(run)
-        with sharded([policy], run.processes):
-            task = Supervised(
-                policy,
-                data.catalog.codes,
-                schedule,
-                steps=0 if trained else max(1, round(settings.epochs * schedule.steps_per_epoch)),
-                validate=models.validator(policy, settings),
-                waiting=policy.body_parameters,
-                waiting_steps=round(frozen_epochs * schedule.steps_per_epoch),
-            )
-            fit_model(data, "sft", policy, task, settings, work, files=policy.checkpoint_files)
+        task = Supervised(
+            policy,
+            data.catalog.codes,
+            schedule,
+            steps=0 if trained else max(1, round(settings.epochs * schedule.steps_per_epoch)),
+            validate=models.validator(policy, settings),
+            waiting=policy.body_parameters,
+            waiting_steps=round(frozen_epochs * schedule.steps_per_epoch),
+        )
+        fit_model(data, "sft", policy, task, settings, work, files=policy.checkpoint_files)
 
     return Declaration(
         build,

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from adagrpo.config import Config
 from adagrpo.data.prepared import load_item_ids, load_items
 from adagrpo.errors import UserError
-from adagrpo.pipeline.counting_room import check_tokenize_room
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.forecast import say_tokenize
 from adagrpo.pipeline.stage import Declaration
 from adagrpo.semantic_ids import (
     Catalog,
@@ -56,7 +56,7 @@ def tokenize(run: RunDirectory) -> Declaration:
 
     def build(work: Path) -> None:
         if options.published is None:
-            check_tokenize_room(data)
+            say_tokenize(data)
         codes, error, quantization = _quantize(run)
         catalog = Catalog.from_codes(_without_collisions(run, codes, quantization))
         catalog.write(work / "codes.parquet")

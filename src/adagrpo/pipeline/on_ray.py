@@ -1,0 +1,117 @@
+"""Tasks by Ray Data: one Ray task reads them as a stream, a pool of actors carries them out.
+
+Ray starts an actor that died again and gives it its task again, so a function writes what it makes in one move, under a
+name that the task alone decides. On several machines the folders that tasks name are the same everywhere: a shared file
+system. With `RAY_ADDRESS` in the environment that cluster is used, otherwise Ray is started on this machine for as long
+as the tasks last.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Any
+
+from adagrpo.errors import UserError
+
+__all__ = ["each_on_ray"]
+
+TASK, ANSWER, REFUSED = "task", "answer", "refused"
+
+
+def each_on_ray(
+    tasks: Callable[[], Iterator[Any]], worker: Callable[[], Callable[[Any], Any]], actors: int
+) -> Iterator[Any]:
+    """Give the results of all tasks, in the order in which they are done.
+
+    Args:
+        tasks: gives the tasks, of what JSON holds; called by a Ray task.
+        worker: called once in each actor, such as to load a model; gives the function of a task.
+        actors: how many there are.
+
+    Raises:
+        UserError: a task raised it, or Ray is not installed.
+    """
+    if find_spec("ray") is None:
+        raise UserError("--ray needs the extra ray: pip install 'adagrpo[ray]'")
+    import ray
+    from ray.data import ActorPoolStrategy, DataContext
+
+    with _running(actors):
+        context = DataContext.get_current()
+        context.enable_progress_bars = False
+        context.target_max_block_size = 1  # a task is a block: a block goes to one actor
+        done = ray.data.read_datasource(_stream(tasks), override_num_blocks=1).map_batches(
+            _Actor,
+            fn_constructor_args=(worker,),
+            batch_size=1,
+            compute=ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=1),
+        )
+        for row in done.iter_rows():
+            if row[REFUSED]:
+                raise UserError(row[REFUSED])
+            yield json.loads(row[ANSWER])
+
+
+def _stream(tasks: Callable[[], Iterator[Any]]) -> Any:
+    """A source of Ray Data with the tasks, one a row, read by one Ray task."""
+    import pyarrow as pa
+    from ray.data import Datasource, ReadTask
+    from ray.data.block import BlockMetadata
+
+    def blocks() -> Iterator[Any]:
+        for task in tasks():
+            yield pa.table({TASK: [json.dumps(task)]})
+
+    class Stream(Datasource):  # type: ignore[misc]
+        """Of unknown length, since the tasks come from a generator."""
+
+        def estimate_inmemory_data_size(self) -> int | None:
+            return None
+
+        def get_read_tasks(
+            self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
+        ) -> list[ReadTask]:
+            unknown = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
+            return [ReadTask(blocks, unknown)]
+
+    return Stream()
+
+
+class _Actor:
+    """Carries out tasks; the word of a refusal travels as a result, since Ray wraps errors."""
+
+    def __init__(self, worker: Callable[[], Callable[[Any], Any]]) -> None:
+        self.worker = worker
+        self.function: Callable[[Any], Any] | None = None
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        try:
+            self.function = self.function or self.worker()
+            done = [self.function(json.loads(task)) for task in batch[TASK]]
+        except UserError as error:
+            return {ANSWER: ["null"], REFUSED: [str(error)]}
+        return {ANSWER: [json.dumps(one) for one in done], REFUSED: [""] * len(done)}
+
+
+@contextmanager
+def _running(actors: int) -> Iterator[None]:
+    """Ray, started here and ended again unless it runs already or an address is given."""
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    if "RAY_ADDRESS" in os.environ:
+        ray.init(log_to_driver=False)
+    else:
+        # "local": its own, also where another Ray runs on this machine, which would refuse a number of processors
+        quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "error"}
+        ray.init(address="local", num_cpus=actors + 1, **quiet)
+    try:
+        yield
+    finally:
+        ray.shutdown()
