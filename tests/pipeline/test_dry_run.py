@@ -31,9 +31,9 @@ KINDS: dict[str, Any] = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_parameters_are_counted_without_making_any(world: Any, data: Path, tmp_path: Path, kind: str) -> None:
     run = world.run(tmp_path / "run", data, policy=KINDS[kind], tokenizer={"collisions": "nearest"})
-    prepare(run)
+    run.prepare()
     before = Forecast(RunData(run)).policy
-    tokenize(run)
+    run.tokenize()
     policy = Models(RunData(run)).policy()
     size = Forecast(RunData(run)).policy
     assert before is not None and size is not None
@@ -49,7 +49,7 @@ def test_the_size_of_a_policy_from_a_folder(world: Any, data: Path, tmp_path: Pa
         stage(first)
     folder = str(first.path("sft", "best"))
     run = world.run(tmp_path / "run", data, policy={"kind": "causal_lm", "lm": {"checkpoint": folder}})
-    prepare(run), tokenize(run)
+    run.prepare(), run.tokenize()
     assert Forecast(RunData(run)).policy == ModelSize.of(Models(RunData(run)).policy())
 
 
@@ -126,7 +126,7 @@ def test_what_there_is_no_room_for_is_fitted_after_a_warning(
     monkeypatch.setattr(forecast, "free_disk", lambda folder: 10)
     notes = Notes()
     run: Run = world.run(tmp_path / "run", data, console=notes)
-    prepare(run), tokenize(run), fit_sft(run)
+    run.prepare(), run.tokenize(), run.sft()
     warned = [text for text in notes.said if "warning" in text]
     assert warned[0].startswith("tokenize: warning: 30 items take about ") and "1 kB is free" in warned[0]
     assert warned[1].startswith("sft: warning: only 1 kB of memory is free") and "has 10 B left" in warned[2]
@@ -168,8 +168,8 @@ class Notes:
 def test_a_fit_says_its_size(world: Any, data: Path, tmp_path: Path) -> None:
     notes = Notes()
     run: Run = world.run(tmp_path / "run", data, console=notes)
-    prepare(run), tokenize(run), fit_sft(run)
+    run.prepare(), run.tokenize(), run.sft()
     parameters = ModelSize.of(Models(RunData(run)).policy()).total
     assert len(notes.said) == 1 and notes.said[0].startswith(f"sft: policy of {parameters:,} parameters; ")
-    fit_sft(run)
+    run.sft()
     assert len(notes.said) == 1

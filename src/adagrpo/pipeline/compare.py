@@ -291,7 +291,7 @@ class Comparison:
         return run, names
 
     def _re_rankings(self, names: Mapping[str, str]) -> dict[str, Declare]:
-        """The stages of re-ranking in a run, by name, and what declares each; `names` has the arms that are called otherwise there."""
+        """The stages of re-ranking in a run, by name; `names` has the arms that are called otherwise there."""
         arms = dict.fromkeys(names.get(arm, arm) for arm in self.arms)
         return {stage: make for arm in arms for stage, make in re_rankings(arm).items()}
 

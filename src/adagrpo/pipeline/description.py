@@ -151,7 +151,7 @@ def data_settings(config: Config) -> dict[str, Any]:
     said = config.data.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     found: dict[str, Any] = {}
     for name, value in said.items():
-        if name in ("columns", "split", "refuse", "executor", "exposures"):
+        if name in ("columns", "split", "refuse", "exposures"):
             found |= {f"data.{name}.{inner}": content for inner, content in value.items()}
         elif name not in ("logs", "marketplace"):
             found[f"data.{name}"] = value

@@ -123,7 +123,7 @@ def _write(data: RunData, chosen: Chosen, checkpoint: str, folder: Path) -> None
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def _usage(run: Run, levels: int) -> str:
+def _usage(run: RunDirectory, levels: int) -> str:
     """Say what the folder is, and how it is used."""
     mask = run.config.evaluation.mask_history
     masked = (

@@ -26,7 +26,6 @@ from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.list_parts import COUNTS, Wanted, part_path, read_parts, reward_read
 from adagrpo.pipeline.on_ray import each_on_ray
-from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.serve import recommender
 from adagrpo.pipeline.versions import LATEST
 from adagrpo.serving.eligibility import Filter
@@ -171,7 +170,7 @@ def _begun(out: Path) -> str | None:
     return json.loads(path.read_text(encoding="utf-8"))["fingerprint"] if path.is_file() else None
 
 
-def _make(run: Run, wanted: Wanted, worker: Callable[[], Callable[[Any], Any]], ray_actors: int | None) -> int:
+def _make(run: RunDirectory, wanted: Wanted, worker: Callable[[], Callable[[Any], Any]], ray_actors: int | None) -> int:
     """Make all parts, and give their number."""
     expected, started, users, parts = about_how_many(wanted.users), time.monotonic(), 0, 0
     tasks = partial(read_parts, wanted)

@@ -36,7 +36,6 @@ from adagrpo.pipeline.directory import Console, RunDirectory, Settings, Silent, 
 from adagrpo.pipeline.export import export
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.forecast import check_language_model
 from adagrpo.pipeline.named_files import check_named
 from adagrpo.pipeline.results import Diagnosis, Recommended
 from adagrpo.pipeline.rewards import check_reward, describe_reward
@@ -123,7 +122,6 @@ class Run(RunDirectory):
 
         Of several processes, those that do not lead have no part in what follows training: they get an empty table.
         """
-        check_language_model(self)
         self._note_what_is_made_again()
         with self._working():
             publish_first(self)
@@ -485,7 +483,7 @@ class Run(RunDirectory):
             )
 
     def _note_what_is_made_again(self) -> None:
-        """Note each finished stage that a changed setting, file or log makes again; what follows from it goes unsaid."""
+        """Note each finished stage that a changed setting, file or log makes again, not those that follow from it."""
         if not self.processes.is_main_process:
             return
         parts, wanted = parts_of(self, logs=True), declared(self.config)

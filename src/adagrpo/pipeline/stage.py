@@ -23,7 +23,6 @@ from adagrpo.storage.hashes import hash_json
 from adagrpo.storage.locks import WORK
 from adagrpo.storage.removal import MANIFEST, foreign_files, remove
 from adagrpo.storage.writing import make_folder, naming, write_file
-from adagrpo.trainer.checkpoints import PART
 
 if TYPE_CHECKING:
     from adagrpo.pipeline.directory import RunDirectory
@@ -195,8 +194,8 @@ class StageFolder:
         remove(self.work, self._is_own)
 
     def _is_own(self, name: str) -> bool:
-        """Whether the stage writes a file of this name, or of one that a process writes its part of."""
-        return PART.sub("", Path(name).name) in self._files
+        """Return whether the stage writes a file of this name."""
+        return Path(name).name in self._files
 
     def _check_work(self) -> None:
         foreign = foreign_files(self.work, self._is_own)

@@ -13,6 +13,7 @@ from torch import nn
 
 from adagrpo.config import FitConfig, read_settings
 from adagrpo.data.prepared import load_user_ids
+from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.forecast import say_fit
