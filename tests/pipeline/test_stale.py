@@ -15,14 +15,11 @@ import yaml
 
 from adagrpo import cli
 from adagrpo.config import Config
-from adagrpo.errors import UserError
 from adagrpo.pipeline import Run, Silent
-from adagrpo.pipeline.checks import check
-from adagrpo.pipeline.commands import READS, names_key, remake, verb_for
-from adagrpo.pipeline.stage import Ingredients
-from adagrpo.pipeline.staleness import Look, parts_of, unused
+from adagrpo.pipeline.commands import remake
+from adagrpo.pipeline.staleness import parts_of
 from adagrpo.pipeline.status import status, status_tables
-from adagrpo.pipeline.verbs import _say_what_is_made_again
+from adagrpo.pipeline.table import reads_key, row_of
 from adagrpo.storage.artifacts import manifest
 from adagrpo.storage.marks import claim
 
@@ -177,29 +174,12 @@ def test_what_is_missing_is_made_by_the_command_that_is_named(adagrpo: Command, 
     assert remake(run, copied / "train/mixture/best/x").endswith("--set 'train.arms=[mixture]'`")
 
 
-def test_every_key_that_a_stage_declares_is_one_of_its_verb(copied: Path) -> None:
+def test_every_key_that_a_stage_declares_is_one_of_its_command(copied: Path) -> None:
     for name in parts_of(Run.open(copied)):
-        content = manifest(copied / name)
-        assert content is not None and content["made_from"]["inputs"], name
-        verb = verb_for(name)
+        content, row = manifest(copied / name), row_of(name)
+        assert content is not None and content["made_from"]["inputs"] and row is not None, name
         for key in content["made_from"]["reads"]:
-            assert any(names_key(key, read) for read in READS[verb]), (name, key)
-
-
-def test_a_run_of_before_says_what_it_can(copied: Path, data: Path, world: Any) -> None:
-    """Manifests without what a stage was made from: nothing is made again, and what is stale is called so."""
-    for path in copied.rglob("manifest.json"):
-        content = json.loads(path.read_text(encoding="utf-8"))
-        del content["made_from"], content["sha256"]
-        content["schema_version"] = 1
-        path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    assert set(states(copied).values()) == {"done"}
-    (copied / "events.jsonl").unlink()
-    world.run(copied, data).complete()
-    assert {row["event"] for row in Run.open(copied).events()} == {"skip"}
-    Run.open(copied, ["tokenizer.codes=9"]).tokenize()
-    with pytest.raises(UserError, match="sft is stale: made from other settings or files than there are now"):
-        check(Run.open(copied), "train")
+            assert reads_key(row.command, key), (name, key)
 
 
 def test_logs_that_are_gone_or_changed_make_nothing_stale(copied: Path, world: Any, tmp_path: Path) -> None:
@@ -453,7 +433,7 @@ def test_what_run_does_not_make_is_not_said_to_be_made_again(copied: Path) -> No
             notes.append(text)
 
     Run.open(copied).diagnose()
-    _say_what_is_made_again(Run.open(copied, ["objective.tau=0.6", "train.arms=[nll]"], console=Noting()))
+    Run.open(copied, ["objective.tau=0.6", "train.arms=[nll]"], console=Noting())._note_what_is_made_again()
     assert [note.split(" is made again")[0] for note in notes] == [
         "note: ranker/report",
         "note: report/rollouts",
@@ -479,13 +459,5 @@ def test_what_run_does_not_make_is_not_said_to_be_made_again(copied: Path) -> No
 )
 def test_what_a_change_of_settings_leaves_behind_is_unused(stage: str, settings: dict[str, Any], why: str) -> None:
     config = Config.model_validate({"name": "x", "data": {"logs": ["x.csv"]}} | settings)
-    assert unused(config, stage) == why
-
-
-def test_a_weight_that_was_chosen_by_other_lists_is_called_a_weight(copied: Path) -> None:
-    look = Look(Run.open(copied), lenient=True)
-    before, now = (Ingredients(1, settings, None, {}) for settings in ({}, {"evaluation": {"mask_history": True}}))
-    said = [look._leniently(name, before, now)[1] for name in ("teacher", "sft")]
-    assert said == [
-        f"its {what} was chosen with evaluation.mask_history=False" for what in ("weight", "best checkpoint")
-    ]
+    row = row_of(stage)
+    assert row is not None and row.why_unused(stage, config) == why

@@ -13,13 +13,13 @@ from typing import Any
 
 from adagrpo.config import dump_config
 from adagrpo.errors import UserError
-from adagrpo.pipeline.commands import ALWAYS, command, names_key, readers, reads_key, remake
+from adagrpo.pipeline.commands import ALWAYS, command, remake
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stage import Part
 from adagrpo.pipeline.staleness import finished_arms, parts_of, sources_of, upstream
-from adagrpo.pipeline.table import COMMANDS, declared, fits_trees, row_of
+from adagrpo.pipeline.table import commands_of_stages, declared, fits_trees, names_key, readers, reads_key, row_of
 
 __all__ = ["check", "reward_stages"]
 
@@ -69,7 +69,7 @@ def reward_stages(run: RunDirectory) -> list[str]:
 
 def _read_by(run: RunDirectory, verb: str) -> list[str]:
     """The stages that a command reads and does not make itself."""
-    if verb not in COMMANDS:
+    if verb not in commands_of_stages():
         return ["tokenize"]
     files: list[Path] = []
     for declare in declared(run.config, [verb], finished_arms(run) if verb == "evaluate" else None).values():

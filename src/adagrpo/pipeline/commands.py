@@ -12,39 +12,16 @@ from pathlib import Path
 
 from adagrpo.pipeline.description import OUTPUTS, data_settings
 from adagrpo.pipeline.directory import RunDirectory
-from adagrpo.pipeline.table import COMMANDS, STAGES, fits_trees, row_of
+from adagrpo.pipeline.table import fits_trees, reads_key, row_of
 
 __all__ = [
     "ALWAYS",
     "command",
-    "names_key",
     "owner",
-    "readers",
-    "reads_key",
     "remake",
 ]
 
 ALWAYS = ("name", "threads")  # they decide no result, and every command takes them
-
-
-def names_key(key: str, other: str) -> bool:
-    """Whether one of two dotted keys is the other or a section above it.
-
-    >>> names_key("train", "train.arms"), names_key("train.arms", "train"), names_key("train.fit", "train.arms")
-    (True, True, False)
-    """
-    one, two = (name.replace("lambda_", "lambda").split(".") for name in (key, other))
-    return one[: len(two)] == two[: len(one)]
-
-
-def reads_key(command: str, key: str) -> bool:
-    """Return whether a command reads a key of the configuration, or something below it."""
-    return any(names_key(key, read) for row in STAGES if row.command == command for read in row.settings)
-
-
-def readers(key: str) -> list[str]:
-    """The commands that read a key, in the order of the work."""
-    return [command for command in COMMANDS if reads_key(command, key)]
 
 
 def owner(run: RunDirectory, path: Path) -> str | None:

@@ -46,7 +46,7 @@ from adagrpo.pipeline.stages.diagnose import diagnosis
 from adagrpo.pipeline.stages.evaluate import collect
 from adagrpo.pipeline.stages.exposure_report import collect_exposures
 from adagrpo.pipeline.staleness import finished_arms, left_out_arms, parts_of, sources_of
-from adagrpo.pipeline.table import RUN, STAGES, declared, row_of
+from adagrpo.pipeline.table import RUN, declared, row_of
 from adagrpo.pipeline.versions import LATEST, catalog_diff, open_version
 from adagrpo.report import write_diagnosis, write_report
 from adagrpo.serving.answers import answer
@@ -465,8 +465,8 @@ class Run(RunDirectory):
             for arm, why in left_out.items():
                 self.console.stage(f"train/{arm}", f"left out: {why}", 0.0)
             collect(self, arms, left_out)
-        shown = {row.name for row in STAGES if row.page_only}
-        note_collected(self, [name for name in declared(self.config, RUN, arms) if name not in shown])
+        stages = {name: row_of(name) for name in declared(self.config, RUN, arms)}
+        note_collected(self, [name for name, row in stages.items() if row is not None and not row.page_only])
 
     def _write_report(self) -> Path:
         shown = Shown(self)

@@ -18,10 +18,10 @@ from typing import Any
 
 from adagrpo.config import Change, changed_settings, read_settings
 from adagrpo.errors import UserError
-from adagrpo.pipeline.commands import names_key, owner
+from adagrpo.pipeline.commands import owner
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.stage import Declare, MadeFrom, Part, StageFolder, State
-from adagrpo.pipeline.table import RUN, declared, row_of
+from adagrpo.pipeline.table import RUN, declared, names_key, row_of
 from adagrpo.storage.artifacts import manifest
 from adagrpo.storage.hashes import cached_hash
 from adagrpo.storage.locks import WORK

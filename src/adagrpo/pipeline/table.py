@@ -34,7 +34,19 @@ from adagrpo.pipeline.stages.ranker_report import report_ranker
 from adagrpo.pipeline.stages.sft import sft
 from adagrpo.pipeline.stages.tokenize import encode, reads_texts, tokenize
 
-__all__ = ["COMMANDS", "RUN", "STAGES", "Stage", "alone", "declared", "fits_trees", "row_of"]
+__all__ = [
+    "RUN",
+    "STAGES",
+    "Stage",
+    "alone",
+    "commands_of_stages",
+    "declared",
+    "fits_trees",
+    "names_key",
+    "readers",
+    "reads_key",
+    "row_of",
+]
 
 RUN = ("prepare", "tokenize", "sft", "ranker", "train", "evaluate")  # the commands that `adagrpo run` stands for
 # the stages of a row that a recipe asks for, by name, for some of its arms
@@ -217,7 +229,11 @@ STAGES: tuple[Stage, ...] = (
     Stage("ranker/report", "evaluate", alone("ranker/report", report_ranker, _ordered), TRAINING, page_only=True),
     Stage("catalogs/*", "catalog update", _on_request, on_request=True),
 )
-COMMANDS = tuple(dict.fromkeys(stage.command for stage in STAGES if stage.settings))  # that read a recipe
+
+
+def commands_of_stages() -> tuple[str, ...]:
+    """Return the commands that read a recipe, in the order of the work."""
+    return tuple(dict.fromkeys(row.command for row in STAGES if row.settings))
 
 
 def declared(
@@ -239,3 +255,23 @@ def declared(
 def row_of(name: str) -> Stage | None:
     """The row of a stage; None where no version of this program that is known made one of this name."""
     return next((row for row in STAGES if row.matches(name)), None)
+
+
+def names_key(key: str, other: str) -> bool:
+    """Return whether one of two dotted keys is the other or a section above it.
+
+    >>> names_key("train", "train.arms"), names_key("train.arms", "train"), names_key("train.fit", "train.arms")
+    (True, True, False)
+    """
+    one, two = (name.replace("lambda_", "lambda").split(".") for name in (key, other))
+    return one[: len(two)] == two[: len(one)]
+
+
+def reads_key(command: str, key: str) -> bool:
+    """Return whether a command reads a key of the configuration, or something below it."""
+    return any(names_key(key, read) for row in STAGES if row.command == command for read in row.settings)
+
+
+def readers(key: str) -> list[str]:
+    """The commands that read a key, in the order of the work."""
+    return [command for command in commands_of_stages() if reads_key(command, key)]
