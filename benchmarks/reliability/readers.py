@@ -56,7 +56,7 @@ READERS: dict[str, Callable[[Run], object]] = {
     "serve": _serve,
     "stages": _stages,
     "evaluate": _evaluate,
-    "diagnose": lambda run: json.dumps(run.diagnose(None)),
+    "diagnose": lambda run: json.dumps(run.diagnose().content),
     "report": build_report,
 }
 

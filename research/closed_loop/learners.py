@@ -15,6 +15,7 @@ from pathlib import Path
 
 from adagrpo.config import ArmConfig
 from adagrpo.pipeline.run import Run
+from adagrpo.pipeline.stage import Declaration
 from research.closed_loop.beginnings import Beginning, learning_config
 
 __all__ = ["learn"]
@@ -69,4 +70,5 @@ def _take_over(run: Run, stage: str, files: Sequence[Path], folder: str = "") ->
         for file in files:
             shutil.copyfile(file, work / folder / file.name)
 
-    run.stage(stage, inputs=list(files), also={"taken_over": True}, build=build)
+    names = tuple(file.name for file in files)
+    run.make(stage, Declaration(build, list(files), names, also={"taken_over": True}))

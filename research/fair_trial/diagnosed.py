@@ -48,7 +48,7 @@ def main() -> None:
         rows = {row["set"]: row for row in read_rows(results)}
         if rows.get(name, {}).get("plan") == (of := fixed(plan, name)):
             continue
-        found = start(plan, name, folder_of(plan, name, given.data), given.out).diagnose(None)
+        found = start(plan, name, folder_of(plan, name, given.data), given.out).diagnose().content
         rows[name] = {"plan": of} | row_of(name, plan["tuning_seed"], found)
         write_file(results, "".join(json.dumps(rows[key]) + "\n" for key in plan["sets"] if key in rows))
 

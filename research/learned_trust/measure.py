@@ -26,7 +26,7 @@ from adagrpo.metrics import ndcg
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.stages.choose_weight import chosen_weight
+from adagrpo.pipeline.stages import choose_weight
 from adagrpo.report import read_rows
 from research.command import run
 from research.learned_trust.choices import trusted_options, write_trust
@@ -92,7 +92,7 @@ def measure(world: World, by: str | None, trained: bool) -> dict[str, Any]:
 
 
 def _trained(world: World, run: Run, other: Run) -> dict[str, Any]:
-    teacher = chosen_weight(run.stage("teacher") / "weight.json")
+    teacher = choose_weight.chosen_weight(run.make("teacher", choose_weight.teacher(run)) / "weight.json")
     outcomes = {BASELINE: world.baseline}
     for arm in run.config.train.arms:
         if arm.name != BASELINE:

@@ -76,7 +76,7 @@ def measure(
     run = Run(folder / f"seed-{seed}", comparison.config.model_copy(update={"seed": seed}), data, StderrConsole())
     content = comparison.carry_out()
     with run.locked():
-        diagnosis = run.diagnose()
+        diagnosis = run.diagnose().content
     kept = ("arm", "checkpoint", "verdict", "test", "against")
     return {
         "dataset": config.name,

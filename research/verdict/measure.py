@@ -47,7 +47,7 @@ from adagrpo.groups.score import (
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.stages.choose_weight import chosen_weight
+from adagrpo.pipeline.stages import choose_weight
 from adagrpo.report import read_rows
 from adagrpo.rewards import Reward, ask_reward
 from adagrpo.types import Cases, Histories
@@ -220,7 +220,7 @@ class World:
             shutil.rmtree(folder)
         run = Run(folder, self.config(settings), Path(), source=self.run.directory)
         run.ranker()
-        teacher = chosen_weight(run.stage("teacher") / "weight.json")
+        teacher = choose_weight.chosen_weight(run.make("teacher", choose_weight.teacher(run)) / "weight.json")
         arms = {}
         for arm in run.config.train.arms:
             if arm.name == BASELINE or (arm.name == "distill-tuned" and teacher == 0):

@@ -29,14 +29,14 @@ class Done(NamedTuple):
 def done(finished: Path, data: Path, world: Any, tmp_path_factory: pytest.TempPathFactory) -> Done:
     """A diagnosed copy of the finished run, to be read only; the second ranker is the first one's last checkpoint."""
     directory = Path(shutil.copytree(finished, tmp_path_factory.mktemp("diagnosed") / "run"))
-    return Done(directory, world.run(directory, data).diagnose(directory / "ranker/final"))
+    return Done(directory, world.run(directory, data).diagnose(directory / "ranker/final").content)
 
 
 def test_the_result_is_kept_and_the_stage_is_skipped_when_nothing_changed(done: Done, data: Path, world: Any) -> None:
     path = done.directory / "diagnose/diagnose.json"
     assert json.loads(path.read_text(encoding="utf-8")) == done.result
     before = path.stat().st_mtime_ns
-    assert world.run(done.directory, data).diagnose(done.directory / "ranker/final") == done.result
+    assert world.run(done.directory, data).diagnose(done.directory / "ranker/final").content == done.result
     assert path.stat().st_mtime_ns == before
 
 
@@ -60,7 +60,7 @@ def test_the_popularity_cells_hold_every_case_once(done: Done) -> None:
 def test_test_targets_are_not_read(done: Done, finished: Path, data: Path, world: Any, tmp_path: Path) -> None:
     directory = Path(shutil.copytree(finished, tmp_path / "run"))
     (directory / "prepare/test.parquet").unlink()
-    result = world.run(directory, data).diagnose()
+    result = world.run(directory, data).diagnose().content
     assert result == {name: value for name, value in done.result.items() if name != "second_ranker"}
 
 
@@ -108,7 +108,7 @@ def test_a_marketplace_is_held_against_its_truth(world: Any, tmp_path: Path) -> 
     )
     for stage in (Run.prepare, Run.tokenize, Run.sft, Run.ranker):
         stage(run)
-    result = run.diagnose()
+    result = run.diagnose().content
     assert sum(row["cases"] for row in result["exposure"]) == result["settings"]["cases"]
     assert all(set(row["accuracy"]) == {"ranker", "policy"} for row in result["grid"])
     assert "pairs: ranker" in diagnosis_tables(result)["grid"].header

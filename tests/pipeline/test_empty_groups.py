@@ -104,7 +104,8 @@ def test_an_arm_that_loses_its_policy_is_stopped_named_and_marked(
     assert any(row["event"] == said for row in run.events())
 
     with run.locked():
-        metrics, page = run.complete()
+        run.complete()
+    metrics, page = run.results, run.path("report.html")
     empty = sum(row.get("empty_groups", 0) for row in read_rows(run.path("train", "mixture", "steps.jsonl")))
     assert metrics["stages"]["mixture"]["lost"] == lost
     assert metrics["stages"]["mixture"]["events"] == {"empty_groups": empty} and empty >= 3 * 14

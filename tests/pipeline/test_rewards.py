@@ -22,7 +22,6 @@ from adagrpo.pipeline import Run
 from adagrpo.pipeline.compare import Comparison
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.stages.fit_lambdarank import fit_second_ranker
 from adagrpo.types import Histories
 
 # items are 3, 13, .. 293 on a ring; what comes soon after the last one is good
@@ -67,7 +66,8 @@ def test_a_callable_is_the_reward_of_every_stage(copied: Path, world: Any, data:
     run: Run = world.run(copied, data, reward={"kind": "callable", "function": "ring_a:ahead"})
     run.code = tmp_path / "code"
     run.path("events.jsonl").unlink()
-    metrics, _ = run.complete()
+    run.complete()
+    metrics = run.results
     # nothing below the reward is made again, and continued NLL has none
     assert made(run)[0] == "reward" and not {"sft", "ranker", "train/nll"} & set(made(run))
     assert {"train/adagrpo", "evaluate/sft", "ranker/report"} < set(made(run))
@@ -77,7 +77,7 @@ def test_a_callable_is_the_reward_of_every_stage(copied: Path, world: Any, data:
     assert metrics["reward"]["kind"] == "callable" and list(metrics["reward"]["files"]) == ["ring_a.py"]
     report = json.loads(run.path("ranker/report/report.json").read_text(encoding="utf-8"))
     assert report["loss"] == "callable" and report["strata"][0]["auc"]["mean"] > 0.7  # users walk along the ring
-    result = run.diagnose()
+    result = run.diagnose().content
     assert result["orders"]["ranker"] == pytest.approx(
         {name: metrics["ranker"]["rerank"]["validation"]["reward"][name] for name in result["orders"]["ranker"]}
     )
@@ -326,7 +326,8 @@ def test_the_second_family_is_fitted_where_it_is_asked_for(copied: Path, world: 
     run.path("events.jsonl").unlink()
     with pytest.raises(UserError, match=r"ranker/lambdarank/model\.txt: missing; run `adagrpo ranker --run"):
         run.train()
-    metrics, _ = run.complete()
+    run.complete()
+    metrics = run.results
     assert {"ranker/lambdarank", "reward", "train/adagrpo"} < set(made(run)) and "ranker" not in made(run)
     summary = json.loads(run.path("ranker/lambdarank/metrics.json").read_text(encoding="utf-8"))
     assert summary["groups"] == "logged" and 1 <= summary["trees"] <= 5 and 0 < summary["ndcg@10_among_sampled"] <= 1
@@ -354,9 +355,8 @@ def test_the_second_family_learns_from_impressions(world: Any, tmp_path: Path) -
         reward={"kind": "lambdarank"},
         ranker={"lambdarank": {"trees": 5, "minimum_leaf": 5}},
     )
-    for stage in (Run.prepare,):
-        stage(run)
-    fit_second_ranker(run)
+    run.prepare()
+    run.stage("ranker/lambdarank")
     summary = json.loads(run.path("ranker/lambdarank/metrics.json").read_text(encoding="utf-8"))
     assert summary["groups"] == "impressions" and summary["rows"] > 3 * summary["group_count"] > 0
 
