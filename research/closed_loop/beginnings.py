@@ -19,12 +19,13 @@ import numpy as np
 import polars as pl
 
 from adagrpo.config import Config, dump_config, resolve_config
+from adagrpo.console import Console
 from adagrpo.data.columns import ITEM_ID, USER_ID
 from adagrpo.data.simulation.marketplace import Simulation
 from adagrpo.data.simulation.population import Population, populate
 from adagrpo.data.simulation.world import Marketplace
 from adagrpo.pipeline.catalog_update import update_catalog
-from adagrpo.pipeline.run import Console, Run
+from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.served_log import latest_exposures
 from adagrpo.pipeline.stages.prepare import MARKETPLACE_ITEMS
 from adagrpo.pipeline.versions import catalog_versions

@@ -17,7 +17,7 @@ from adagrpo import cli
 from adagrpo.config import Config
 from adagrpo.pipeline import Run, Silent
 from adagrpo.pipeline.commands import remake
-from adagrpo.pipeline.staleness import parts_of
+from adagrpo.pipeline.staleness import made_again, parts_of
 from adagrpo.pipeline.status import status, status_tables
 from adagrpo.pipeline.table import reads_key, row_of
 from adagrpo.storage.artifacts import manifest
@@ -426,18 +426,9 @@ def test_evaluations_of_arms_that_are_not_asked_for_any_more_are_unused(adagrpo:
 
 
 def test_what_run_does_not_make_is_not_said_to_be_made_again(copied: Path) -> None:
-    notes: list[str] = []
-
-    class Noting(Silent):
-        def note(self, text: str) -> None:
-            notes.append(text)
-
     Run.open(copied).diagnose()
-    Run.open(copied, ["objective.tau=0.6", "train.arms=[nll]"], console=Noting())._note_what_is_made_again()
-    assert [note.split(" is made again")[0] for note in notes] == [
-        "note: ranker/report",
-        "note: report/rollouts",
-    ]
+    again = made_again(Run.open(copied, ["objective.tau=0.6", "train.arms=[nll]"]))
+    assert [part.name for part in again] == ["report/rollouts", "ranker/report"]
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ import numpy as np
 import polars as pl
 import pytest
 
+from adagrpo.console import Silent
 from adagrpo.data.prepared import load_item_ids
 from adagrpo.errors import UserError
 from adagrpo.pipeline import Run
-from adagrpo.pipeline.run import Silent
 
 IDS = [10 * index + 3 for index in range(30)]
 

@@ -1,8 +1,8 @@
 """A recipe, carried out: stages that are skipped when nothing they read has changed."""
 
+from adagrpo.console import Console, Silent
 from adagrpo.pipeline.catalog_update import update_catalog
 from adagrpo.pipeline.description import kept_settings, reset_settings
-from adagrpo.pipeline.directory import Console, Silent
 from adagrpo.pipeline.recommend import recommend_users
 from adagrpo.pipeline.results import Chart, Diagnosis, Recommended
 from adagrpo.pipeline.run import Run

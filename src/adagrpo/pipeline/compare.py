@@ -22,11 +22,12 @@ from pydantic import ValidationError
 
 from adagrpo.config import ArmConfig, CompareConfig, Config, dump_config
 from adagrpo.config.messages import explain
+from adagrpo.console import Console, Silent
 from adagrpo.data.columns import USER_ID
 from adagrpo.errors import UserError
 from adagrpo.evaluation.comparison import Measured, compare, compare_pairs
 from adagrpo.metrics import cutoff
-from adagrpo.pipeline.directory import Console, RunDirectory, Silent, refuse_without_order
+from adagrpo.pipeline.directory import RunDirectory, refuse_without_order
 from adagrpo.pipeline.dry_run import plan
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.matching import MATCHED, check_matched, matched_arm

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from adagrpo.config import CompareConfig, Config, dump_config, resolve_config
+from adagrpo.console import Console
 from adagrpo.evaluation.comparison import Measured, compare
-from adagrpo.pipeline.directory import Console
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.stages.paired_outcomes import read_measured

@@ -27,13 +27,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import torch
 
-from adagrpo.config import Config, dump_config, resolve_config
-from adagrpo.config.yaml_text import json_text
-from adagrpo.console import StderrConsole
+from adagrpo.config import Config, Settings, as_overrides, dump_config, resolve_config
+from adagrpo.console import Console, Silent, StderrConsole
 from adagrpo.errors import UserError
 from adagrpo.pipeline.description import (
     DESCRIPTION,
@@ -53,50 +52,9 @@ from adagrpo.storage.removal import MANIFEST
 from adagrpo.storage.writing import write_file
 from adagrpo.trainer.processes import processes
 
-__all__ = ["EVENTS", "Console", "RunDirectory", "Settings", "Silent", "as_overrides", "refuse_without_order"]
+__all__ = ["EVENTS", "RunDirectory", "refuse_without_order"]
 
-Settings = Mapping[str, Any] | Sequence[str]
 BUILD, DONE = "build", "done"  # what the first process sends to the others during a stage
-
-
-class Console(Protocol):
-    """Where progress is shown. Nothing that a caller reads back goes through it."""
-
-    def stage(self, name: str, event: str, seconds: float) -> None:
-        """A stage starts (`start`), ends (`end`), is skipped (`skip`), or what else happens to it, in words."""
-        ...
-
-    def progress(self, label: str, done: int, total: int, values: Mapping[str, float]) -> None:
-        """Work within a stage went on."""
-        ...
-
-    def note(self, text: str) -> None:
-        """Something is worth a line."""
-        ...
-
-
-class Silent:
-    """Shows nothing."""
-
-    def stage(self, name: str, event: str, seconds: float) -> None:
-        """Nothing."""
-
-    def progress(self, label: str, done: int, total: int, values: Mapping[str, float]) -> None:
-        """Nothing."""
-
-    def note(self, text: str) -> None:
-        """Nothing."""
-
-
-def as_overrides(settings: Settings) -> list[str]:
-    """Settings as `--set` takes them.
-
-    >>> as_overrides({"objective.lambda": 0.5, "reward": {"kind": "noise"}}), as_overrides(["seed=3"])
-    (['objective.lambda=0.5', 'reward={"kind": "noise"}'], ['seed=3'])
-    """
-    if isinstance(settings, Mapping):
-        return [f"{key}={json_text(value)}" for key, value in settings.items()]
-    return list(settings)
 
 
 def refuse_without_order(config: Config, command: str) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 
 import numpy as np
 
+from adagrpo.errors import UserError
+from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stages.tokenize import language_model_folder, reads_texts
 from adagrpo.semantic_ids import Catalog
 from adagrpo.semantic_ids.language import check_model
 
-__all__ = ["check_named"]
+__all__ = ["check_named", "check_test_cases"]
 
 ASK_REWARD = {"train", "diagnose", "evaluate"}
 
@@ -38,3 +41,15 @@ def check_named(data: RunData, parts: Collection[str]) -> None:
                 run.hash_input(path)
     if "evaluate" in parts and config.evaluation.eligible is not None:  # the items do not depend on their codes
         data.narrowed(Catalog.from_codes(np.arange(data.num_items)[:, None], (data.num_items,)))
+
+
+def check_test_cases(run: RunDirectory) -> None:
+    """Refuse a split in time without a test case before a model is fitted: evaluation would, after training."""
+    prepared = json.loads(run.checked("prepare", "summary.json").read_text(encoding="utf-8"))
+    split = run.config.data.split
+    if split.kind == "temporal" and not prepared["test_cases"]:
+        last = prepared.get("understood", {}).get("time", {}).get("last", "unknown")
+        raise UserError(
+            f"data.split.test_from: no user with a history has an interaction at or after {split.test_from} to be"
+            f" tested on; the last time of the logs is {last}"
+        )

@@ -20,9 +20,9 @@ from typing import Any, Literal, Self
 
 import polars as pl
 
-from adagrpo.config import Config, dump_config, load_config, resolve_config
+from adagrpo.config import Config, Settings, as_overrides, dump_config, load_config, resolve_config
 from adagrpo.config.reward import SequentialOptions
-from adagrpo.console import StderrConsole
+from adagrpo.console import Console, Silent, StderrConsole
 from adagrpo.errors import UserError
 from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.catalog_update import update_catalog
@@ -32,12 +32,12 @@ from adagrpo.pipeline.collected import metrics_are_stale, note_collected
 from adagrpo.pipeline.commands import remake
 from adagrpo.pipeline.description import DESCRIPTION, is_described
 from adagrpo.pipeline.diagnosed import heed_diagnosis, is_diagnosed
-from adagrpo.pipeline.directory import Console, RunDirectory, Settings, Silent, as_overrides
+from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.export import export
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.named_files import check_named
-from adagrpo.pipeline.results import Diagnosis, Recommended
+from adagrpo.pipeline.named_files import check_named, check_test_cases
+from adagrpo.pipeline.results import Diagnosis, Recommended, metrics_table
 from adagrpo.pipeline.rewards import check_reward, describe_reward
 from adagrpo.pipeline.serve import check_served, recommender
 from adagrpo.pipeline.served_log import publish_first
@@ -45,7 +45,7 @@ from adagrpo.pipeline.shown import Shown
 from adagrpo.pipeline.stages.diagnose import diagnosis
 from adagrpo.pipeline.stages.evaluate import collect
 from adagrpo.pipeline.stages.exposure_report import collect_exposures
-from adagrpo.pipeline.staleness import finished_arms, left_out_arms, parts_of, sources_of
+from adagrpo.pipeline.staleness import finished_arms, left_out_arms, made_again, parts_of, sources_of
 from adagrpo.pipeline.table import RUN, declared, row_of
 from adagrpo.pipeline.versions import LATEST, catalog_diff, open_version
 from adagrpo.report import write_diagnosis, write_report
@@ -122,18 +122,20 @@ class Run(RunDirectory):
 
         Of several processes, those that do not lead have no part in what follows training: they get an empty table.
         """
-        self._note_what_is_made_again()
+        if self.processes.is_main_process:
+            for part in made_again(self):
+                self.console.note(f"note: {part.name} is made again, with what is made from it: {part.why}")
         with self._working():
             publish_first(self)
             self._make("prepare")
             check_named(RunData(self), ("train", "evaluate"))
-            self._check_test_cases()
+            check_test_cases(self)
             for command in ("tokenize", "sft", "ranker"):
                 self._make(command)
             self._train(anyway=True)
             self.go_on_alone()
             if not self.processes.is_main_process:
-                return _table([])
+                return metrics_table({})
             self._evaluate([arm.name for arm in self.config.train.arms])
             self._write_report()
             self.keep_settings()
@@ -366,14 +368,7 @@ class Run(RunDirectory):
         content = self.results
         if why := metrics_are_stale(self, parts_of(self, measuring=True)):
             raise UserError(f"{self.called}: metrics.json is stale: {why}; run {self.remake('metrics.json')}")
-        return _table(
-            [
-                (stage, checkpoint, split, metric, value)
-                for stage, checkpoint, splits in _splits(content)
-                for split in ("validation", "test")
-                for metric, value in splits.get(split, {}).items()
-            ]
-        )
+        return metrics_table(content)
 
     @property
     def diagnosis(self) -> Diagnosis:
@@ -472,42 +467,5 @@ class Run(RunDirectory):
         shown = Shown(self)
         return write_report(shown, shown.notes)
 
-    def _check_test_cases(self) -> None:
-        """Refuse a split in time without a test case before a model is fitted: evaluation would, after training."""
-        prepared, split = self._json("prepare", "summary.json"), self.config.data.split
-        if split.kind == "temporal" and not prepared["test_cases"]:
-            last = prepared.get("understood", {}).get("time", {}).get("last", "unknown")
-            raise UserError(
-                f"data.split.test_from: no user with a history has an interaction at or after {split.test_from} to be"
-                f" tested on; the last time of the logs is {last}"
-            )
-
-    def _note_what_is_made_again(self) -> None:
-        """Note each finished stage that a changed setting, file or log makes again, not those that follow from it."""
-        if not self.processes.is_main_process:
-            return
-        parts, wanted = parts_of(self, logs=True), declared(self.config)
-        for name, part in parts.items():
-            again = part.outdated or (part.there and part.state == "stale" and name in wanted)
-            if again and all(parts[one].usable for one in part.sources if one in parts):
-                self.console.note(f"note: {name} is made again, with what is made from it: {part.why}")
-
     def _json(self, *parts: str) -> dict[str, Any]:
         return dict(json.loads(self.checked(*parts).read_text(encoding="utf-8")))
-
-
-def _table(rows: list[tuple[Any, ...]]) -> pl.DataFrame:
-    schema = dict.fromkeys(("stage", "checkpoint", "split", "metric"), pl.String) | {"value": pl.Float64}
-    return pl.DataFrame(rows, schema=schema, orient="row")
-
-
-def _splits(content: Mapping[str, Any]) -> Iterator[tuple[str, str | None, Mapping[str, Any]]]:
-    """Stage, checkpoint and metrics by split."""
-    for name, splits in content.get("baselines", {}).items():
-        yield name, None, splits
-    for name, entry in content.get("stages", {}).items():
-        if "best" not in entry:
-            yield name, None, entry
-            continue
-        for checkpoint in ("best", "final"):
-            yield name, checkpoint, entry[checkpoint]

@@ -28,7 +28,7 @@ from adagrpo.storage.locks import WORK
 from adagrpo.storage.marks import is_marked
 from adagrpo.storage.removal import MANIFEST
 
-__all__ = ["finished_arms", "left_out_arms", "parts_of", "sources_of", "upstream"]
+__all__ = ["finished_arms", "left_out_arms", "made_again", "parts_of", "sources_of", "upstream"]
 
 GONE = "gone"  # in the place of a hash
 UNKNOWN = "unknown"
@@ -82,6 +82,17 @@ def upstream(parts: Mapping[str, Part], names: Iterable[str]) -> list[str]:
 def sources_of(run: RunDirectory, paths: Iterable[Path]) -> list[str]:
     """The stages of a run that some files are of, each once."""
     return list(dict.fromkeys(name for path in paths if (name := owner(run, path)) is not None))
+
+
+def made_again(run: RunDirectory) -> list[Part]:
+    """The finished stages that `adagrpo run` makes again for a changed setting, file or log, not those that follow."""
+    parts, wanted = parts_of(run, logs=True), declared(run.config)
+    return [
+        part
+        for name, part in parts.items()
+        if (part.outdated or (part.there and part.state == "stale" and name in wanted))
+        and all(parts[source].usable for source in part.sources if source in parts)
+    ]
 
 
 def left_out_arms(run: RunDirectory) -> dict[str, str]:
