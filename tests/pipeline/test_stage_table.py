@@ -36,7 +36,7 @@ def test_the_stage_of_the_contributing_page_is_made_and_known_to_every_command(
     run = Run.open(copied)
     run.evaluate()
     assert run.made == ["report/activity"] and states(copied)["report/activity"] == "done"
-    assert json.loads(run.checked("report", "activity.json").read_text(encoding="utf-8"))["median"] > 3
+    assert json.loads(run.checked("report", "activity", "activity.json").read_text(encoding="utf-8"))["median"] > 3
     world.changed("u00", 0, 3).write(data.parent / "changed")
     world.run(copied, data.parent / "changed").prepare()
     assert states(copied)["report/activity"] == "stale"
