@@ -46,18 +46,21 @@ def test_a_variation_changes_arms_reward_and_comparison_alone(study: str) -> Non
     ours, plain = (dump_config(load(name)) for name in (f"research/{study}/recipe", f"recipes/{VARIATIONS[study]}"))
     assert ours["reward"]["kind"] == "lambdarank"
     for content in (ours, plain):
-        del content["reward"], content["compare"], content["train"]["arms"]
+        del content["reward"], content["compare"], content["train"]["arms"], content["objective"]["control_of"]
     assert ours == plain
 
 
 def test_the_sensitivity_changes_one_option_of_adagrpo_at_a_time() -> None:
     config = load("research/sensitivity/recipe")
     reference, nll, mixture, *arms = config.train.arms
-    assert reference.name == config.compare.baseline == "adagrpo" and (nll.name, mixture.name) == ("nll", "mixture")
+    assert reference.name == config.compare.baseline == "adagrpo-rollout_miss" and (nll.name, mixture.name) == (
+        "nll",
+        "mixture",
+    )
     assert not reference.options.model_fields_set
     actual = [changed(arm, reference, config) for arm in arms]
     assert all(len(keys) == 1 for keys in actual)
-    factors = {"tau", "q_min", "weight", "negatives", "num_generations", "temperature", "grpo.beta"}
+    factors = {"miss_min", "q_min", "weight", "negatives", "num_generations", "temperature", "grpo.beta"}
     assert set.union(*actual) == factors | {"constrained", "inject_target"}
     for arm, (key,) in zip(arms, actual, strict=True):
         value = seen(arm, config)[key]
@@ -87,9 +90,9 @@ def test_the_gates_differ_in_gate_and_weight_alone() -> None:
     assert nll.name == config.compare.baseline == "nll" and reference.admits == "all"
     assert {arm.name: (arm.admits, arm.lambda_) for arm in arms} == {
         "all-tenth": ("all", 0.5),
-        "gate": ("adagrpo", 5),
+        "gate": ("rollout_miss", 5),
         "random": ("random", 5),
-        "gate-tenfold": ("adagrpo", 50),
+        "gate-tenfold": ("rollout_miss", 50),
         "random-tenfold": ("random", 50),
         "inverted-tenfold": ("inverted", 50),
     }

@@ -23,6 +23,7 @@ from benchmarks.reliability.foreign import foreign_tree, prepare_trees
 from benchmarks.reliability.lists import check_lists
 from benchmarks.reliability.logs import FORMATS, check_log
 from benchmarks.reliability.masking import check_masking
+from benchmarks.reliability.own_artifacts import give_own_artifacts
 from benchmarks.reliability.processes import FULL, Server, run_together, server
 from benchmarks.reliability.readers import READERS, cut_short, damage_files, flip_bit
 from benchmarks.reliability.soak import assess, environment, leftovers
@@ -100,6 +101,12 @@ def trees(processes: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_somebody_else_has_put_into_a_folder_stays_there(processes: Server, trees: Path, seed: int) -> None:
     kept, _, _ = foreign_tree(processes, trees, np.random.default_rng((1, seed)))
     assert kept
+
+
+@pytest.mark.slow
+def test_no_verb_replaces_what_another_has_made(processes: Server, tmp_path: Path) -> None:
+    given, wrong = give_own_artifacts(processes, tmp_path)
+    assert wrong == [] and given > 150
 
 
 @pytest.mark.slow

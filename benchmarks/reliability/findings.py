@@ -34,7 +34,7 @@ ROWS = {
     13: "a model is swapped under load",
     14: "a token is set",
     15: "A/A experiments that are looked at while they run",
-    16: "folders that hold somebody else's files, given to every verb, also killed half-way",
+    16: "folders of somebody else's files, or of the program's own of another kind, given to every verb, also killed",
     17: "one bit of any file of a run is flipped, before every verb that reads it",
     18: "inputs that explode: compressed files, long lines, deep nesting, malformed model texts",
     19: "stages that are out of date, in every order",

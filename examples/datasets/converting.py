@@ -9,9 +9,8 @@ from typing import Any
 
 from adagrpo import __version__
 from adagrpo.errors import UserError
-from adagrpo.storage.artifacts import check_replaceable, manifest, publish, seal
+from adagrpo.storage.artifacts import check_replaceable, publish, seal
 from adagrpo.storage.hashes import hash_file, hash_json
-from adagrpo.storage.marks import is_marked
 from adagrpo.storage.removal import remove
 from adagrpo.storage.writing import naming, temporary
 from examples.datasets.downloads import Downloads
@@ -52,7 +51,7 @@ def convert(
     chosen = sets.get(name)
     if chosen is None:
         raise UserError(f"{name}: no such set; there are {', '.join(sets)}")
-    _check_place(out)
+    check_replaceable(out, KIND)
     given = Downloads(downloads, chosen.downloads, tell)
     made = chosen.read(given)
     wrong = given.published_md5()
@@ -73,16 +72,6 @@ def convert(
         "files": {file: len(table) for file, table in made.tables.items()},
         "next": f"adagrpo run recipes/{chosen.recipe} --data {out} --out runs/{name}" if chosen.recipe else None,
     }
-
-
-def _check_place(out: Path) -> None:
-    """Refuse to replace what is not such a folder."""
-    if out.is_file() or is_marked(out):
-        raise UserError(f"{out}: is a {'file' if out.is_file() else 'run'}; --out takes a folder of its own")
-    check_replaceable(out)
-    there = manifest(out)
-    if there is not None and there["kind"] != KIND:
-        raise UserError(f"{out}: holds a {there['kind']}, not {KIND}; --out takes a folder of its own")
 
 
 def _write(chosen: PublicSet, made: Converted, found: Comparison, files: Sequence[Path], out: Path) -> None:

@@ -39,7 +39,7 @@ from adagrpo.serving.exposure_store import LocalExposureLog
 from adagrpo.serving.served import Serving
 from adagrpo.storage.hashes import hash_file
 from adagrpo.storage.locks import lock_folder
-from adagrpo.storage.writing import make_folder, write_file
+from adagrpo.storage.writing import folder_beside, make_folder, write_file
 from research.closed_loop.beginnings import CLICK, Beginning
 from research.closed_loop.canaries import canary_signs
 from research.closed_loop.endpoint import Endpoint, SimulatedDays, moment_of
@@ -94,10 +94,8 @@ class Market:
 
     def _play(self) -> None:
         if not self.exposures.is_dir():
-            copied = self.folder / "exposures.copied"
-            shutil.rmtree(copied, ignore_errors=True)
-            shutil.copytree(self.beginning.exposures, copied)
-            copied.rename(self.exposures)
+            with folder_beside(self.exposures) as copied:
+                shutil.copytree(self.beginning.exposures, copied, dirs_exist_ok=True)
         missing = [n for n in range(self.plan.rounds + 1) if not self.path(n, "row.json").is_file()]
         if not missing:
             return

@@ -255,16 +255,16 @@ class Study:
             entry |= {key: float(np.mean(values))} if values else {}
         dial = folder / "pressure.json"
         entry |= {"calibrated": json.loads(dial.read_text(encoding="utf-8"))} if dial.is_file() else {}
-        weight = self.plain.path("teacher", "weight.json")
+        weight = self.plain.path("reranking", "weight.json")
         entry |= {"chosen_weight": json.loads(weight.read_text(encoding="utf-8"))} if weight.is_file() else {}
         return entry
 
 
 def _again(arm: ArmConfig, name: str) -> dict[str, Any]:
-    """The same arm under another name; of a reward that is weighed already, distillation takes the weight 1."""
+    """The same arm under another name; of a reward that is weighed already, validation chooses how much is taken."""
     content = arm.model_dump(mode="json", by_alias=True, exclude_unset=True) | {"name": name}
     if arm.objective == "distill":
-        content["options"]["distill"]["reward_weight"] = 1.0
+        content["options"]["distill"]["reward_weight"] = "validation"
     return content
 
 

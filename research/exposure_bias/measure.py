@@ -38,8 +38,10 @@ SETTINGS = (
     "sft={epochs: 30, batch_size: 64, learning_rate: 2.0e-3, validations: 2, validation_users: 400}",
     "ranker.fit={epochs: 25, batch_size: 64, learning_rate: 3.0e-3, validations: 3, validation_users: 400}",
     "train.fit={epochs: 3, batch_size: 64, learning_rate: 5.0e-4, validations: 1, validation_users: 400}",
-    "train.arms=[{objective: nll}, {objective: mixture}, {objective: grpo}, {objective: adagrpo},"
+    "train.arms=[{objective: nll}, {objective: mixture}, {objective: grpo},"
+    " {objective: adagrpo, gate: rollout_miss},"
     " {objective: adagrpo, gate: oracle}]",
+    "objective.control_of=rollout_miss",
 )
 FOLDS = 2
 MEASURED = ("true_utility@10", "mean_reward@10", "hr@10", "ndcg@10", "hallucination@10")

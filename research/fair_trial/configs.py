@@ -101,7 +101,8 @@ def thresholds_config(plan: Mapping[str, Any], name: str) -> Config:
             end = "-".join(f"{key}{value:g}" for key, value in options.items())
             families = (f"{objective}-gate", f"{objective}-random")
             pair = [_alike(plan, about, family, f"fair-{family}-{end}") for family in families]
-            pair = [arm | {"options": arm["options"] | options} for arm in pair]
+            own = {"miss_min" if key == "tau" else key: value for key, value in options.items()}
+            pair = [arm | {"options": arm["options"] | own} for arm in pair]
             arms += pair
             held.append([arm["name"] for arm in pair])
     return _with_arms(plan, name, held, arms)

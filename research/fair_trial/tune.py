@@ -72,6 +72,9 @@ class Candidate(NamedTuple):
         family = plan["families"][self.family]
         options = plan["rollouts"][self.rollouts] | plan["positions"][self.positions] | family.get("options", {})
         fields = {key: family[key] for key in ("objective", "gate") if key in family} | {"pressure": self.pressure}
+        options = options | {"control_of": "rollout_miss"}
+        if self.family.endswith("-gate"):  # `adagrpo` in the plan, whose hash is in the rows, and renamed since
+            fields["gate"] = "rollout_miss"
         return ArmConfig.model_validate(fields | {"name": name, "options": options})
 
 

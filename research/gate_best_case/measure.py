@@ -20,7 +20,7 @@ import yaml
 from numpy.typing import NDArray
 
 from adagrpo.pipeline import Run
-from adagrpo.pipeline.stages import choose_weight
+from adagrpo.pipeline.stages.choose_weight import FILE, STAGE, read_reward_weights, reranking
 from adagrpo.report import read_rows
 from adagrpo.trainer.pressure import mean_pressure
 from research.command import run
@@ -61,7 +61,7 @@ def measure(world: World, name: str, reward: str, pairs: list[list[str]]) -> dic
     shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was cut off
     run = Run(folder, world.config([f"reward={reward}"]), Path(), source=world.run.directory)
     run.ranker()
-    teacher = choose_weight.chosen_weight(run.make("teacher", choose_weight.teacher(run)) / "weight.json")
+    teacher = read_reward_weights(run.make(STAGE, reranking(run)) / FILE).distill
     outcomes: dict[str, Outcome] = {BASELINE: world.baseline}
     facts = {}
     for arm in run.config.train.arms:

@@ -19,7 +19,7 @@ from adagrpo.data.sequences import pad
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.run import Run
-from adagrpo.pipeline.stages.evaluate import progress
+from adagrpo.pipeline.stages.fitting import progress
 from adagrpo.rewards import Reward, ask_reward
 from adagrpo.storage.writing import write_file
 from adagrpo.types import Cases
@@ -34,7 +34,7 @@ def write_trust(run: Run, out: Path) -> dict[str, Any]:
 
     Args:
         run: with the stages prepare, tokenize, sft and what its reward needs.
-        out: the file.
+        out: the file, new or written by this before.
 
     Returns:
         The decision (`levels`, `one weight` or `none`), the file, and the facts behind it.

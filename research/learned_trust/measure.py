@@ -21,12 +21,13 @@ import yaml
 from numpy.typing import NDArray
 
 from adagrpo.config import dump_config
-from adagrpo.diagnosis.orders import mixed_keys, reward_scale, target_ranks
+from adagrpo.diagnosis.orders import mixed_keys, target_ranks
+from adagrpo.evaluation.reranking import WEIGHTS, best_weight, reward_spread
 from adagrpo.metrics import ndcg
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.stages import choose_weight
+from adagrpo.pipeline.stages.choose_weight import FILE, STAGE, read_reward_weights, reranking
 from adagrpo.report import read_rows
 from research.command import run
 from research.learned_trust.choices import trusted_options, write_trust
@@ -38,7 +39,6 @@ HERE = Path(__file__).parent
 TRUSTED, MEMBER = "trusted", "{kind: lambdarank}"
 CORRUPTED = 'kind: factory, function: "research.rewards.corrupted:corrupted"'
 VALUES = ("true_utility@10", "hr@10")
-GRID = (0.0, *(2.0 ** (power / 2) for power in range(-6, 13)))  # of the one weight, which validation chooses
 
 Outcome = tuple[NDArray[np.float64], NDArray[np.float64]]
 
@@ -92,7 +92,7 @@ def measure(world: World, by: str | None, trained: bool) -> dict[str, Any]:
 
 
 def _trained(world: World, run: Run, other: Run) -> dict[str, Any]:
-    teacher = choose_weight.chosen_weight(run.make("teacher", choose_weight.teacher(run)) / "weight.json")
+    teacher = read_reward_weights(run.make(STAGE, reranking(run)) / FILE).distill
     outcomes = {BASELINE: world.baseline}
     for arm in run.config.train.arms:
         if arm.name != BASELINE:
@@ -122,11 +122,11 @@ def _reranked(world: World, run: Run, other: Run) -> tuple[float, dict[str, Outc
     with torch.no_grad():
         held, test = world.lists(plain, "validation"), world.lists(plain, "test")
         learned = world.lists(trusted, "test")
-    scale = reward_scale(held)
-    best = max(GRID, key=lambda weight: ndcg(target_ranks(held, mixed_keys(held, weight, scale)), 10).mean())
+    spread = reward_spread(held.items, held.rewards)
+    best = best_weight({w: ndcg(target_ranks(held, mixed_keys(held, w, spread)), 10) for w in WEIGHTS})
     keys = {
         "policy": test.log_probs,
-        "one weight": mixed_keys(test, best, scale),
+        "one weight": mixed_keys(test, best, spread),
         TRUSTED: mixed_keys(learned, 1.0, 1.0),
     }
     orders = {name: np.argsort(-values, axis=1, kind="stable") for name, values in keys.items()}

@@ -3,7 +3,7 @@
     python -m research.learned_trust.real --runs runs/fair/trial-lastfm --name lastfm
 
 `--runs` is a comparison with two seeds or more. Under each seed the weights are fitted to the validation choices of
-its starting policy, and the one weight is the best of `GRID` on the same choices. Both then re-rank the beams of the
+its starting policy, and the one weight is the best of `WEIGHTS` on the same choices. Both then re-rank the beams of the
 test cases. A row of `real.jsonl` has hits at 10 against the policy's own order and the learned order against that of
 one weight, with intervals over users and seeds; a set that has its row is not measured again.
 """
@@ -21,16 +21,16 @@ from numpy.typing import NDArray
 
 from adagrpo import metrics
 from adagrpo.console import StderrConsole
-from adagrpo.diagnosis.orders import Lists, mixed_keys, reward_scale, target_ranks
+from adagrpo.diagnosis.orders import Lists, mixed_keys, target_ranks
 from adagrpo.errors import UserError
 from adagrpo.evaluation.crossed import crossed_interval, crossed_parts
+from adagrpo.evaluation.reranking import WEIGHTS, best_weight, reward_spread
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.report import read_rows
 from research.command import run
 from research.learned_trust.choices import choices_of, trusted_options, write_trust
-from research.learned_trust.measure import GRID
 from research.rows import add_row
 
 __all__ = ["Reranked", "lists_of", "over_seeds", "reranked"]
@@ -77,9 +77,9 @@ def reranked(folder: Path) -> Reranked:
         decision = write_trust(plain, file)["decision"]
         trusted = Run.open(folder, [f"reward={trusted_options(REWARD, file)}"], StderrConsole())
         held, test, learned = lists_of(plain, "validation"), lists_of(plain, "test"), lists_of(trusted, "test")
-    scale = reward_scale(held)
-    best = max(GRID, key=lambda weight: metrics.ndcg(target_ranks(held, mixed_keys(held, weight, scale)), 10).mean())
-    orders = (test.log_probs, mixed_keys(test, best, scale), mixed_keys(learned, 1.0, 1.0))
+    spread = reward_spread(held.items, held.rewards)
+    best = best_weight({w: metrics.ndcg(target_ranks(held, mixed_keys(held, w, spread)), 10) for w in WEIGHTS})
+    orders = (test.log_probs, mixed_keys(test, best, spread), mixed_keys(learned, 1.0, 1.0))
     return Reranked(decision, best, *(metrics.hit_rate(target_ranks(test, keys), 10) for keys in orders))
 
 

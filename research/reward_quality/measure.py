@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--variants", type=Path, required=True)
     parser.add_argument("--results", type=Path, required=True)
-    parser.add_argument("--objectives", default="nll,mixture,adagrpo,distill-ends,rerank")
+    parser.add_argument("--objectives", default="nll,mixture,adagrpo-rollout_miss,distill-ends,rerank")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     variants = yaml.safe_load(options.variants.read_text(encoding="utf-8"))

@@ -47,7 +47,7 @@ from adagrpo.groups.score import (
 from adagrpo.pipeline import Run
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.stages import choose_weight
+from adagrpo.pipeline.stages.choose_weight import FILE, STAGE, read_reward_weights, reranking
 from adagrpo.report import read_rows
 from adagrpo.rewards import Reward, ask_reward
 from adagrpo.types import Cases, Histories
@@ -120,7 +120,7 @@ class World:
         """Logs to starting policy, the ranker, and the baseline; the rewards that know the truth."""
         for stage in (Run.prepare, Run.tokenize, Run.sft, Run.ranker):
             stage(self.run)
-        self.run.stage(f"train/{next(arm for arm in self.run.config.train.arms if arm.name == BASELINE).name}")
+        self.run.stage(f"train/{BASELINE}")
         table = load_impressions(self.data.prepared)
         assert table is not None, "a marketplace has impressions"
         ids, counts = load_item_ids(self.data.prepared), np.bincount(table[ITEM].to_numpy())
@@ -220,7 +220,7 @@ class World:
             shutil.rmtree(folder)
         run = Run(folder, self.config(settings), Path(), source=self.run.directory)
         run.ranker()
-        teacher = choose_weight.chosen_weight(run.make("teacher", choose_weight.teacher(run)) / "weight.json")
+        teacher = read_reward_weights(run.make(STAGE, reranking(run)) / FILE).distill
         arms = {}
         for arm in run.config.train.arms:
             if arm.name == BASELINE or (arm.name == "distill-tuned" and teacher == 0):
@@ -234,7 +234,7 @@ class World:
             self.keep(reward, scored["validation"], folder.name)
         weight = cross_fitted_mix(scored["validation"], np.arange(len(scored["validation"].targets)) % 2 == 0)
         lists = scored["test"]
-        keys = mixed_keys(lists, float(np.mean(weight.weights)), weight.scale)
+        keys = mixed_keys(lists, float(np.mean(weight.weights)), weight.spread)
         order = np.argsort(-keys, axis=1, kind="stable")
         start = self.worth(lists.items)
         reranked = self.worth(np.take_along_axis(lists.items, order, axis=1))

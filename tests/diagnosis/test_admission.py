@@ -11,7 +11,7 @@ from adagrpo.config import ObjectiveConfig
 from adagrpo.diagnosis import evidence_of
 from adagrpo.diagnosis.admission import cohens_kappa, pairwise_accuracy, pull
 from adagrpo.groups.score import GroupRewards, ScoredGroups
-from adagrpo.objective import adagrpo_gate
+from adagrpo.objective import rollout_miss_gate
 from adagrpo.types import Histories, Rollouts
 
 OBJECTIVE = ObjectiveConfig()
@@ -55,10 +55,10 @@ def test_evidence_by_hand() -> None:
     """The target (reward 2) beats 1 and ties with 2 of the two distinct others; the last group is flat."""
     groups = groups_of([[4, 4, 5, 9], [-1, 6, 6, 6]], [[1.0, 1.0, 2.0, 0.0], [0, 1, 1, 1]], [9, 9])
     evidence = evidence_of(groups, OBJECTIVE)
-    assert evidence.q.tolist() == [0.75, 1.0] and evidence.difficulty.tolist() == [0.75, 1.0]
+    assert evidence.q.tolist() == [0.75, 1.0] and evidence.miss.tolist() == [0.75, 1.0]
     assert evidence.degenerate.tolist() == [False, True]
-    assert adagrpo_gate(*evidence, tau=0.5, q_min=0.75).admitted.tolist() == [True, False]
-    assert adagrpo_gate(*evidence, tau=0.8, q_min=0.75).easy.tolist() == [True, False]
+    assert rollout_miss_gate(*evidence[3:], miss_min=0.5, q_min=0.75).admitted.tolist() == [True, False]
+    assert rollout_miss_gate(*evidence[3:], miss_min=0.8, q_min=0.75).easy.tolist() == [True, False]
 
 
 def test_a_group_is_flat_by_the_spread_of_all_rewards() -> None:

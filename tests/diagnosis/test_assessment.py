@@ -160,8 +160,8 @@ def test_the_gates_shares_add_up(planted: dict[str, Any]) -> None:
 
 def test_the_grid_holds_the_configured_thresholds_and_narrows(planted: dict[str, Any]) -> None:
     grid = {(row["tau"], row["q_min"]): row["admitted"] for row in planted["grid"]}
-    assert (OBJECTIVE.tau, OBJECTIVE.q_min) in grid and len(grid) == 16
-    assert planted["gate"]["sample"]["admission"] == pytest.approx(grid[OBJECTIVE.tau, OBJECTIVE.q_min] / 400)
+    assert (OBJECTIVE.miss_min, OBJECTIVE.q_min) in grid and len(grid) == 16
+    assert planted["gate"]["sample"]["admission"] == pytest.approx(grid[OBJECTIVE.miss_min, OBJECTIVE.q_min] / 400)
     for (tau, q_min), admitted in grid.items():
         assert all(admitted >= more for (t, q), more in grid.items() if t >= tau and q >= q_min)
 

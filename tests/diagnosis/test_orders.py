@@ -8,16 +8,15 @@ from scipy import stats
 
 from adagrpo import metrics
 from adagrpo.diagnosis.orders import (
-    WEIGHTS,
     Lists,
     cross_fitted_mix,
     mixed_keys,
     permuted,
     repeated_mix,
-    reward_scale,
     serving_quantities,
     target_ranks,
 )
+from adagrpo.evaluation.reranking import WEIGHTS
 
 Array = np.ndarray[Any, Any]
 
@@ -54,15 +53,6 @@ def test_an_unusable_place_never_ranks_and_never_takes_a_rank() -> None:
     assert target_ranks(lists._replace(targets=np.array([-1])), lists.rewards).tolist() == [0]
 
 
-def test_the_scale_is_the_spread_within_lists() -> None:
-    """Variances 1 and 4, of lists whose means differ by 1,000."""
-    rewards = np.array([[0.0, 2.0, np.nan], [1000.0, 1004.0, np.nan]])
-    lists = Lists(np.array([[1, 2, -1], [1, 2, -1]]), np.zeros((2, 3)), rewards, np.array([1, 1]))
-    assert reward_scale(lists) == pytest.approx(np.sqrt(2.5), rel=1e-12)
-    assert reward_scale(lists._replace(rewards=np.ones((2, 3)))) == 1.0
-    assert reward_scale(lists._replace(items=np.full((2, 3), -1))) == 1.0
-
-
 def test_mixed_keys_by_hand() -> None:
     lists = Lists(np.array([[3, 4, -1]]), np.array([[-1.0, -2.0, 0.0]]), np.array([[1.0, 5.0, np.nan]]), np.array([3]))
     keys = mixed_keys(lists, 0.5, 2.0)
@@ -80,7 +70,7 @@ def test_each_half_gets_the_weight_that_the_other_half_chose() -> None:
     lists = Lists(items, log_probs, rewards, np.full(cases, 5))
     mix = cross_fitted_mix(lists, second)
     # σ is 100 √(11) / 12 = 27.6, so 5 nats are made up by a weight of 2 (7.2 nats) and not by 1 (3.6)
-    assert mix.scale == pytest.approx(100 * np.sqrt(11) / 12)
+    assert mix.spread == pytest.approx(100 * np.sqrt(11) / 12)
     assert mix.weights == (0.0, 2.0)
     ranks = target_ranks(lists, mix.keys)
     assert (ranks[~second] == 6).all() and (ranks[second] == 12).all()

@@ -8,7 +8,15 @@ import pytest
 import torch
 
 import adagrpo.evaluation.predictions as evaluation
-from adagrpo.evaluation.predictions import Predictions, predict, rank_by_ranker, rerank, sample_cases, summarise
+from adagrpo.evaluation.predictions import (
+    Predictions,
+    predict,
+    rank_by_ranker,
+    reordered,
+    retrieval,
+    sample_cases,
+    summarise,
+)
 from adagrpo.policies import CompactPolicy
 from adagrpo.rewards.sequential import SequentialRanker
 from adagrpo.semantic_ids import Catalog
@@ -305,7 +313,7 @@ def test_summarise_by_hand() -> None:
     )
 
 
-def test_rerank_equals_its_slow_twin() -> None:
+def test_a_re_ordered_beam_equals_its_slow_twin() -> None:
     generator = np.random.default_rng(3)
     items = np.stack([generator.permutation(30)[:12] for _ in range(50)])
     items[::5, 8:] = -1
@@ -314,11 +322,13 @@ def test_rerank_equals_its_slow_twin() -> None:
     targets = items[np.arange(50), generator.integers(0, 8, 50)].astype(np.int32)
     cases = Cases(np.arange(50, dtype=np.int32), Ragged(np.zeros(50, np.int32), np.arange(51)), targets)
     actual = Predictions(items, scores, rewards, items[..., None], items >= 0, 0.0)
-    for name, values in rerank(actual, cases).items():
+    for weight, spread in ((0.0, 0.5), (0.25, 0.5), (math.inf, 0.5)):
+        values = retrieval(reordered(actual, weight, spread).items, cases)
         hits, gains = [], []
         for row in range(50):
             real = [w for w in range(12) if items[row, w] >= 0]
-            key = {w: rewards[row, w] if name == "reward" else scores[row, w] + rewards[row, w] for w in real}
+            by_reward = weight == math.inf
+            key = {w: rewards[row, w] if by_reward else scores[row, w] + weight * rewards[row, w] / 0.5 for w in real}
             order = sorted(real, key=lambda w: (-key[w], w))
             rank = [items[row, w] for w in order].index(targets[row]) + 1
             hits.append(rank <= 5)

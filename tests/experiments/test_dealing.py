@@ -140,6 +140,31 @@ def test_a_switch_after_one_that_was_written_halfway_holds(tmp_path: Path) -> No
     assert read_switches(path, PLAN) == Switches(((1.0, 0.5),), {"new": made["time"]})
 
 
+@pytest.mark.parametrize(
+    "foreign", ["a diary without an end", '{"time": 1.0, "share": 0.5}', "notes\n", '{"time": 1.0, "share": 0.5}\nmine']
+)
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_file_of_something_else_is_left_as_it_is(tmp_path: Path, foreign: str, linked: bool) -> None:
+    path = a_plan(tmp_path)
+    file = tmp_path / "victim.txt" if linked else switches_beside(path)
+    file.write_text(foreign, encoding="utf-8")
+    if linked:
+        switches_beside(path).symlink_to(file)
+    for asked in ({"stop": "new"}, {"share": 0.9}, {"stop": "nobody"}):
+        with pytest.raises(
+            UserError, match=r"switches.jsonl: (is a link|its last line|line 1 is no)|is no arm"
+        ) as error:
+            add_switch(path, PLAN, now=PLAN.begins + 9 * DAY, **asked)  # type: ignore[arg-type]
+        assert "\n" not in str(error.value) and file.read_text(encoding="utf-8") == foreign
+
+
+def test_a_switch_that_is_refused_makes_no_file(tmp_path: Path) -> None:
+    path = a_plan(tmp_path)
+    with pytest.raises(UserError, match="is no arm"):
+        add_switch(path, PLAN, now=1.0, stop="nobody")
+    assert not switches_beside(path).exists()
+
+
 def test_a_switch_that_cannot_be_written_leaves_the_file_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,10 +12,14 @@ from adagrpo.groups.evidence import Evidence
 HARD = torch.tensor([0.9, 0.9, 0.1, 0.1, 0.9])
 KNOWN = torch.tensor([1.0, 0.2, 1.0, 0.2, 1.0])
 FLAT = torch.tensor([False, False, False, False, True])
-EVIDENCE = Evidence(HARD, KNOWN, FLAT)
+NAN = torch.full((5,), torch.nan)
+EVIDENCE = {
+    "adagrpo": Evidence(HARD, 1 - KNOWN, torch.ones(5, 2), NAN, NAN, FLAT),
+    "rollout_miss": Evidence(NAN, NAN, NAN.unsqueeze(1), HARD, KNOWN, FLAT),
+}
 DRAWS = torch.tensor([0.9, 0.1, 0.8, 0.7, 0.0])
 ADMITTED = {
-    "adagrpo": [0],
+    "itself": [0],
     "shuffled": [0],  # by the evidence that it is given
     "all": [0, 1, 2, 3],
     "none": [],
@@ -27,9 +31,11 @@ ADMITTED = {
 }
 
 
+@pytest.mark.parametrize("of", list(EVIDENCE))
 @pytest.mark.parametrize("gate", list(ADMITTED))
-def test_a_gate_admits_by_its_rule(gate):
-    decision = gate_by_evidence(gate, EVIDENCE, ObjectiveConfig(tau=0.5, q_min=0.95, admission_rate=0.85), DRAWS)
+def test_a_gate_admits_by_its_rule(gate, of):
+    options = ObjectiveConfig(tau=0.5, miss_min=0.5, q_min=0.95, admission_rate=0.85, control_of=of)
+    decision = gate_by_evidence(of if gate == "itself" else gate, EVIDENCE[of], options, DRAWS)
     assert decision.admitted.nonzero().squeeze(1).tolist() == ADMITTED[gate]
     assert torch.equal(torch.stack(decision).sum(0), torch.ones(5, dtype=torch.int64))  # one outcome a group
 
@@ -37,4 +43,4 @@ def test_a_gate_admits_by_its_rule(gate):
 @pytest.mark.parametrize("gate", ["random", "bernoulli", "inverted", "oracle"])
 def test_what_evidence_does_not_decide_is_refused(gate):
     with pytest.raises(ValueError, match=f"gate '{gate}' is not decided by evidence"):
-        gate_by_evidence(gate, EVIDENCE, ObjectiveConfig())
+        gate_by_evidence(gate, EVIDENCE["adagrpo"], ObjectiveConfig())

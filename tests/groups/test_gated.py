@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 
 from adagrpo.config import ObjectiveConfig
+from adagrpo.groups.decide import gate_by_evidence
 from adagrpo.groups.draw import draw_groups
 from adagrpo.groups.evidence import gather_evidence
 from adagrpo.groups.gated import GatedGroups, gated_groups, summary
 from adagrpo.groups.score import score_groups
-from adagrpo.objective import adagrpo_gate
 from adagrpo.policies import CompactPolicy
 from adagrpo.semantic_ids import Catalog
 from adagrpo.semantic_ids.trie import Trie
 from adagrpo.types import Histories
 
 ITEMS, SAMPLES = 20, 12
-OPTIONS = {"num_generations": 6, "negatives": 3, "tau": 0.5, "q_min": 0.5}
+OPTIONS = {"num_generations": 6, "negatives": 3, "tau": 0.5, "rho": 0.2, "miss_min": 0.5, "q_min": 0.5}
 
 
 class LastTimesItem:
@@ -94,12 +94,46 @@ def test_a_diagnosis_and_training_see_the_same_groups(world: World, rollout: str
         (scored.shuffled_rewards, gated.scored.shuffled_rewards),
     ):
         torch.testing.assert_close(tuple(one), tuple(other), rtol=0, atol=0, equal_nan=True)
-    assert scored.target_log_probs is not None and gated.scored.target_log_probs is None  # nothing asked for them
+    assert scored.target_log_probs is not None and gated.scored.target_log_probs is not None
+    assert torch.equal(scored.target_log_probs, gated.scored.target_log_probs)
     evidence = gather_evidence(scored, scored.rewards, options, spread=torch.tensor(gated.spread))
-    assert torch.equal(
-        adagrpo_gate(*evidence, tau=0.5, q_min=0.5).admitted,
-        gated.decision.admitted,
-    )
+    assert torch.equal(gate_by_evidence("adagrpo", evidence, options).admitted, gated.decision.admitted)
+
+
+@pytest.mark.parametrize("options", [{}, {"rollout": "beam"}, {"inject_target": True}, {"constrained": True}])
+def test_ranks_among_the_rollouts_follow_the_loop(world: World, options: dict[str, Any]) -> None:
+    """The paper's diagnostics, one group and one rollout after another."""
+    gated = world.gated(seed=2, **options)
+    scored, evidence = gated.scored, gated.evidence
+    drawn = scored.sampled.log_probs.double().sum(2).tolist()
+    assert scored.target_log_probs is not None
+    own = scored.target_log_probs.double().sum(1).tolist()
+
+    def above(values: list[float], items: list[int], value: float, item: int) -> float:
+        points = [(0.5 if v == value else float(v > value)) for v, i in zip(values, items, strict=True) if i != item]
+        return sum(points) / len(values)
+
+    for row, target in enumerate(world.targets.tolist()):
+        items = scored.sampled.items[row].tolist()
+        assert evidence.above_policy[row] == pytest.approx(above(drawn[row], items, own[row], target))
+        items, rewards = scored.rollouts.items[row].tolist(), scored.rewards.rollouts[row].tolist()
+        known = above(rewards, items, float(scored.rewards.target[row]), target)
+        assert evidence.above_reward[row] == pytest.approx(known)
+        for place, item in enumerate(scored.negatives[row].tolist()):
+            own_reward = float(scored.rewards.negatives[row, place])
+            share = above(rewards, items, own_reward, item) if item >= 0 else torch.nan
+            assert evidence.negatives_above[row, place] == pytest.approx(share, nan_ok=True)
+            others = torch.cat([scored.sampled.items[:row], scored.sampled.items[row + 1 :]])
+            assert item < 0 or (bool((others == item).any()) and item != target)
+
+
+def test_gates_that_read_no_logged_item_score_none(world: World) -> None:
+    for gate in ("all", "none", "bernoulli"):
+        gated = world.gated(gate=gate)
+        assert gated.scored.target_log_probs is None and gated.shuffled_decision is None
+    assert world.gated(gate="rollout_miss").scored.target_log_probs is None
+    assert world.gated(gate="random").scored.target_log_probs is not None
+    assert world.gated(gate="random", control_of="rollout_miss").scored.target_log_probs is None
 
 
 @pytest.mark.parametrize("gate", ["all", "none", "difficulty", "discriminability", "random", "inverted", "shuffled"])
@@ -131,7 +165,7 @@ def test_without_a_reference_policy_nothing_is_scored_by_it(world: World) -> Non
 def test_at_the_ends_of_histories_there_is_no_evidence_of_logged_items(world: World) -> None:
     gated = world.gated(gate="all", rl_positions="end")
     assert gated.scored.negatives.shape == (SAMPLES, 0) and gated.shuffled_decision is None
-    assert gated.evidence.difficulty.isnan().all() and gated.evidence.q.isnan().all()
+    assert all(share.isnan().all() for share in gated.evidence[:-1])
     assert torch.equal(gated.decision.admitted, ~gated.evidence.degenerate)
     assert "contains_target" not in summary(gated) and "shuffled_admission" not in summary(gated)
     assert torch.equal(gated.rollouts.codes, world.gated().rollouts.codes)  # the rollouts are the same draws

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from adagrpo.errors import NotFinite
+from adagrpo.groups.negatives import distinct_rollouts, in_batch_negatives, other_rollouts
 from adagrpo.groups.score import (
     Candidates,
     GroupRewards,
     constant_share,
     distinct_candidates,
-    in_batch_negatives,
     read_rewards,
     shuffled,
 )
@@ -99,6 +99,51 @@ def test_negatives_say_what_is_wrong():
         in_batch_negatives(torch.tensor([4, 4, 4]), histories, torch.rand(3, 3), 3)
     with pytest.raises(ValueError, match="count must not be negative"):
         in_batch_negatives(torch.tensor([4, 4]), histories, torch.rand(2, 2), -1)
+
+
+# ---------------------------------------------------------------- negatives of other samples' rollouts
+
+
+@settings(max_examples=40, deadline=None)
+@given(samples=st.integers(1, 9), count=st.integers(0, 6), seed=st.integers(0, 10_000))
+def test_items_of_other_rollouts_follow_the_loop(samples, count, seed):
+    targets, histories, rollouts = random_batch(samples, seed)
+    pool = distinct_rollouts(rollouts)
+    uniforms = torch.rand(pool.counts.shape, generator=torch.Generator().manual_seed(seed))
+    negatives = other_rollouts(targets, histories, pool, uniforms, count)
+    assert negatives.shape == (samples, count) and negatives.dtype == torch.int64
+    assert pool.items.tolist() == sorted(set(rollouts[rollouts >= 0].tolist()))
+    for row in range(samples):
+        barred = set(histories.items[row, : histories.lengths[row]].tolist()) | {int(targets[row])}
+        drawn = [item for other in range(samples) if other != row for item in rollouts[other].tolist() if item >= 0]
+        waits = [
+            (-math.log1p(-float(uniforms[row, column])) / drawn.count(item), item)
+            for column, item in enumerate(pool.items.tolist())
+            if item in drawn and item not in barred
+        ]
+        chosen = [item for _, item in sorted(waits)[:count]]
+        assert negatives[row].tolist() == chosen + [-1] * (count - len(chosen))
+
+
+def test_items_of_other_rollouts_are_drawn_as_often_as_they_occur_there():
+    # the others of row 0 drew item 5 three times, 6 once, and 2 and 3 that row 0 logged and has seen
+    rollouts = torch.tensor([[7, 7, 7, 6], [5, 5, 2, -1], [5, 3, 6, 2]])
+    histories = Histories(torch.tensor([[3], [9], [9]]), torch.ones(3, dtype=torch.int64))
+    pool, generator = distinct_rollouts(rollouts), torch.Generator().manual_seed(0)
+    first = [
+        int(other_rollouts(torch.tensor([2, 8, 8]), histories, pool, uniforms, 1)[0])
+        for uniforms in torch.rand(2000, *pool.counts.shape, generator=generator)
+    ]
+    assert set(first) == {5, 6}  # 7 is its own alone
+    assert first.count(5) / 2000 == pytest.approx(3 / 4, abs=0.049)  # five standard errors
+
+
+def test_a_sample_alone_has_no_items_of_others():
+    histories = Histories(torch.tensor([[1]]), torch.tensor([1]))
+    pool = distinct_rollouts(torch.tensor([[4, 5]]))
+    assert other_rollouts(torch.tensor([2]), histories, pool, torch.rand(1, 2), 2).tolist() == [[-1, -1]]
+    nothing = distinct_rollouts(torch.tensor([[-1, -1]]))
+    assert other_rollouts(torch.tensor([2]), histories, nothing, torch.rand(1, 0), 2).tolist() == [[-1, -1]]
 
 
 # ---------------------------------------------------------------- candidates and rewards

@@ -131,7 +131,7 @@ def trainer(tmp_path: Any, **changes: Any) -> Any:
         Dataset.from_list(rows),
         processing_class=tokenizer,
         item_of=item_of,
-        tau=0.0,
+        miss_min=0.0,
         q_min=Q_MIN,
         negatives=3,
         lambda_=LAMBDA,

@@ -12,6 +12,7 @@ from adagrpo.objective.diagnostics import (
     pairwise_agreement,
     rollout_entropy,
     rollout_miss,
+    share_above,
     target_nll,
 )
 
@@ -42,6 +43,15 @@ def test_first_occurrence_equals_the_loop(width: int) -> None:
     actual = first_occurrence(items)
     for b, row in enumerate(items.tolist()):
         assert actual[b].tolist() == [item >= 0 and item not in row[:n] for n, item in enumerate(row)]
+
+
+def test_share_above_by_hand() -> None:
+    scores, items = torch.tensor([[2.0, 1.0, 9.0, NAN]]), torch.tensor([[4, 6, -1, 3]])
+    rollout_scores, rollout_items = torch.tensor([[2.0, 3.0, NAN, 1.0]]), torch.tensor([[4, 5, -1, 7]])
+    actual = share_above(scores, items, rollout_scores, rollout_items)
+    # 4 is drawn itself: 5 alone is above; 6 is below 4 and 5 and ties with 7; a rollout without a score is below all
+    assert actual[0, :2].tolist() == [0.25, 0.625] and actual[0, 2:].isnan().all()
+    assert share_above(scores[:, :2], items[:, :2], torch.tensor([[5.0]]), torch.tensor([[-1]])).tolist() == [[1, 1]]
 
 
 def test_rollout_miss() -> None:

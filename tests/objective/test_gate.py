@@ -1,5 +1,7 @@
 """Gates: every sample has exactly one outcome, and the controls match the counts of what they control for."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,10 +12,10 @@ from adagrpo.objective.gate import (
     all_gate,
     bernoulli_gate,
     difficulty_gate,
-    discriminability_gate,
     inverted_gate,
     none_gate,
     random_gate,
+    rollout_miss_gate,
 )
 
 NAN = float("nan")
@@ -27,14 +29,70 @@ def outcomes(decision: GateDecision) -> list[str]:
 
 
 def shadow_of(admitted: Tensor) -> GateDecision:
-    return difficulty_gate(admitted.float(), torch.zeros_like(admitted), tau=0.5)
+    everyone = torch.ones(len(admitted))
+    return rollout_miss_gate(admitted.float(), everyone, torch.zeros_like(admitted), miss_min=0.5, q_min=0.5)
 
 
-def test_adagrpo_gate_by_hand() -> None:
+def gate_slowly(
+    above_policy: list[float],
+    above_reward: list[float],
+    negatives_above: list[list[float]],
+    degenerate: list[bool],
+    tau: float,
+    rho: float,
+    tau_reward: float,
+    rho_from: str,
+) -> list[str]:
+    """The three tests of one sample after another, as the paper's summary words them."""
+    found = []
+    for hard, known, negatives, flat in zip(above_policy, above_reward, negatives_above, degenerate, strict=True):
+        real = [share for share in negatives if share == share]
+        far = [share >= rho if rho_from == "top" else 1 - share >= rho for share in real]
+        if flat:
+            found.append("degenerate")
+        elif not hard >= tau:
+            found.append("easy")
+        elif (known < tau_reward or tau_reward == 1) and real and all(far):
+            found.append("admitted")
+        else:
+            found.append("undiscriminated")
+    return found
+
+
+@pytest.mark.parametrize("rho_from", ["top", "bottom"])
+@pytest.mark.parametrize(("tau", "tau_reward", "rho"), [(0.5, None, 0.25), (0.25, 0.75, 0.5), (0.0, 1.0, 0.0)])
+def test_the_paper_s_gate_is_its_slow_twin(tau: float, tau_reward: float | None, rho: float, rho_from: Any) -> None:
+    generator = torch.Generator().manual_seed(4)
+
+    def shares(*shape: int) -> Tensor:  # of eight rollouts, ties of halves; exact in binary
+        return torch.randint(0, 17, shape, generator=generator) / 16
+
+    policy, reward, negatives = shares(400), shares(400), shares(400, 3)
+    negatives[torch.rand(400, 3, generator=generator) < 0.2] = NAN
+    negatives[:5] = NAN
+    degenerate = torch.rand(400, generator=generator) < 0.1
+    options = {"tau": tau, "rho": rho, "tau_reward": tau_reward, "rho_from": rho_from}
+    actual = adagrpo_gate(policy, reward, negatives, degenerate, **options)
+    within = tau if tau_reward is None else tau_reward
+    lists = (policy.tolist(), reward.tolist(), negatives.tolist(), degenerate.tolist())
+    assert outcomes(actual) == gate_slowly(*lists, tau, rho, within, rho_from)
+    assert actual.admitted.any() and actual.undiscriminated.any()
+
+
+def test_the_paper_s_gate_without_anything_to_read() -> None:
+    nothing, quiet = torch.full((2,), NAN), torch.zeros(2, dtype=torch.bool)
+    assert outcomes(adagrpo_gate(nothing, nothing, torch.zeros(2, 1), quiet, tau=0.0, rho=0.0)) == ["easy"] * 2
+    one = torch.ones(2)
+    empty = adagrpo_gate(one, torch.zeros(2), torch.zeros(2, 0), quiet, tau=0.5, rho=0.0)
+    assert outcomes(empty) == ["undiscriminated"] * 2  # no item of another sample says that the reward knows anything
+    assert outcomes(adagrpo_gate(one, nothing, one.unsqueeze(1), quiet, tau=1.0, rho=0.5)) == ["undiscriminated"] * 2
+
+
+def test_rollout_miss_gate_by_hand() -> None:
     difficulty = torch.tensor([0.5, 0.49, 0.9, 0.1, 0.9, 0.1, NAN, 0.9])
     q = torch.tensor([0.95, 1.0, 0.9, 0.1, 1.0, 0.0, 1.0, NAN])
     degenerate = torch.tensor([False, False, False, False, True, True, False, False])
-    decision = adagrpo_gate(difficulty, q, degenerate, tau=0.5, q_min=0.95)
+    decision = rollout_miss_gate(difficulty, q, degenerate, miss_min=0.5, q_min=0.95)
     assert outcomes(decision) == [
         "admitted",
         "easy",
@@ -50,18 +108,10 @@ def test_adagrpo_gate_by_hand() -> None:
 def test_single_tests_and_constant_gates() -> None:
     difficulty, q = torch.tensor([0.9, 0.1, 0.9]), torch.tensor([0.1, 1.0, 1.0])
     degenerate = torch.tensor([False, False, True])
-    assert outcomes(difficulty_gate(difficulty, degenerate, tau=0.5)) == ["admitted", "easy", "degenerate"]
-    assert outcomes(discriminability_gate(q, degenerate, q_min=0.5)) == ["undiscriminated", "admitted", "degenerate"]
+    both = rollout_miss_gate(difficulty, q, degenerate, miss_min=0.5, q_min=0.5)
+    assert outcomes(difficulty_gate(both)) == ["admitted", "easy", "degenerate"]
     assert outcomes(all_gate(degenerate)) == ["admitted", "admitted", "degenerate"]
     assert outcomes(none_gate(degenerate)) == ["closed", "closed", "degenerate"]
-
-
-def test_thresholds_may_be_tensors() -> None:
-    difficulty, q, degenerate = torch.rand(5), torch.rand(5), torch.zeros(5, dtype=torch.bool)
-    actual = adagrpo_gate(difficulty, q, degenerate, tau=torch.tensor(0.5), q_min=torch.tensor(0.25))
-    assert outcomes(actual) == outcomes(adagrpo_gate(difficulty, q, degenerate, tau=0.5, q_min=0.25))
-    with pytest.raises(ValueError, match=r"^q_min: "):
-        adagrpo_gate(difficulty, q, degenerate, tau=0.5, q_min=torch.tensor([0.2]))
 
 
 def test_random_gate_by_hand() -> None:
@@ -144,7 +194,9 @@ def test_a_fixed_rate_by_hand() -> None:
 def test_wrong_arguments_are_named() -> None:
     quiet = torch.zeros(3, dtype=torch.bool)
     with pytest.raises(ValueError, match=r"^q: "):
-        adagrpo_gate(torch.zeros(3), torch.zeros(2), quiet, tau=0.5, q_min=0.5)
+        rollout_miss_gate(torch.zeros(3), torch.zeros(2), quiet, miss_min=0.5, q_min=0.5)
+    with pytest.raises(ValueError, match=r"^negatives_above: "):
+        adagrpo_gate(torch.zeros(3), torch.zeros(3), torch.zeros(3), quiet, tau=0.5, rho=0.5)
     with pytest.raises(ValueError, match=r"^degenerate: a mask"):
         all_gate(torch.zeros(3))
     with pytest.raises(ValueError, match=r"^degenerate: "):

@@ -31,7 +31,7 @@ def changes(**lm: Any) -> dict[str, Any]:
     return {
         "policy": {"kind": "causal_lm", "lm": LM | lm, "dropout": 0.1},
         "train": {"arms": [{"objective": "adagrpo"}]},
-        "objective": {"tau": 0.0, "q_min": 0.0, "constrained": True},
+        "objective": {"tau": 0.0, "tau_reward": 1.0, "rho": 0.0, "constrained": True},
     }
 
 

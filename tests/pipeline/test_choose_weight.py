@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from adagrpo.errors import UserError
+from adagrpo.evaluation.reranking import least_of_the_best
 from adagrpo.pipeline import Run
-from adagrpo.pipeline.stages.choose_weight import least_of_the_best
+from adagrpo.pipeline.files import RunData
+from adagrpo.pipeline.serve import recommender
+from adagrpo.pipeline.stages.evaluate import read_lists
 from adagrpo.pipeline.stages.reranking import re_rankings
+from adagrpo.serving import Query
 
 # items are 3, 13, .. 293 on a ring; what comes soon after the last one is good
 RING = """
@@ -40,7 +46,7 @@ def weights(run: Run, name: str) -> bytes:
 
 
 def choice(run: Run) -> dict[str, Any]:
-    return dict(json.loads(run.path("teacher", "weight.json").read_text(encoding="utf-8")))
+    return dict(json.loads(run.path("reranking", "weight.json").read_text(encoding="utf-8")))
 
 
 def test_the_stage_reads_no_test_case_and_tries_what_re_ranking_tries(copied: Path, data: Path, world: Any) -> None:
@@ -56,11 +62,59 @@ def test_the_stage_reads_no_test_case_and_tries_what_re_ranking_tries(copied: Pa
     assert len(set(tried.values())) > 1
 
 
+def test_what_is_advised_is_what_is_evaluated_and_served(copied: Path, data: Path, world: Any, tmp_path: Path) -> None:
+    (tmp_path / "ring_s.py").write_text(RING, encoding="utf-8")
+    run: Run = world.run(copied, data, reward={"kind": "callable", "function": "ring_s:ahead"})
+    run.code = tmp_path
+    advice = run.diagnose()["reranking"]
+    assert advice["weight"] > 0 and advice["spread"] != 1.0
+    assert advice == {
+        "weight": choice(run)["rerank"],
+        "spread": choice(run)["spread"],
+        "warning": choice(run)["warning"],
+    }
+    re_rankings(run, "rerank")["evaluate/rerank"](run)
+    measured = json.loads((copied / "evaluate" / "rerank" / "metrics.json").read_text(encoding="utf-8"))
+    assert {name: measured[name] for name in advice} == advice
+    served, about = recommender(run, "sft", "best", advice["weight"])
+    assert (about["reward_weight"], about["reward_spread"]) == (advice["weight"], advice["spread"])
+    files = RunData(run)
+    cases = files.cases("test")
+    evaluated = read_lists(files, cases, copied / "evaluate" / "rerank", served.width)
+    plain = read_lists(files, cases, copied / "evaluate" / "sft", served.width)
+    lists = served.recommend([Query(cases.histories.row(row).tolist()) for row in range(len(cases))])
+    names = files.item_ids.to_list()
+    assert [one.items for one in lists] == [[names[item] for item in row if item >= 0] for row in evaluated]
+    assert not np.array_equal(evaluated, plain)
+
+
+def test_lists_are_not_served_in_a_unit_that_was_not_measured(copied: Path) -> None:
+    shutil.rmtree(copied / "reranking")
+    with pytest.raises(UserError, match=r"reranking.*missing; run `adagrpo diagnose --run"):
+        recommender(Run.open(copied), "sft", "best", 1.0)
+
+
+def test_the_end_of_the_grid_is_said_and_kept(
+    copied: Path, data: Path, world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reward that knows the next item, under a grid that ends too soon."""
+    monkeypatch.setattr("adagrpo.pipeline.stages.choose_weight.WEIGHTS", (0.0, 0.01))
+    monkeypatch.setattr("adagrpo.evaluation.reranking.WEIGHTS", (0.0, 0.01))
+    (tmp_path / "ring_e.py").write_text(RING, encoding="utf-8")
+    run: Run = world.run(copied, data, reward={"kind": "callable", "function": "ring_e:ahead"})
+    run.code = tmp_path
+    said: list[str] = []
+    monkeypatch.setattr(run.console, "note", said.append, raising=False)
+    run.stage("reranking") / "weight.json"
+    assert choice(run)["rerank"] == 0.01 and "0.01 spreads, is the largest that is tried" in choice(run)["warning"]
+    assert any(choice(run)["warning"] in line for line in said)
+
+
 def test_the_chosen_number_trains_as_if_it_had_been_given(copied: Path, data: Path, world: Any, tmp_path: Path) -> None:
     (tmp_path / "ring_w.py").write_text(RING, encoding="utf-8")
     reward = {"kind": "callable", "function": "ring_w:ahead"}  # one that knows, whatever policy it is held against
     run = trained(world, copied, data, [{"objective": "nll"}, arm("validation")], reward, tmp_path)
-    chosen = choice(run)["weight"]
+    chosen = choice(run)["distill"]
     assert chosen > 0 and weights(run, "taught") != weights(run, "nll")
     trained(world, copied, data, [arm(chosen, "given"), arm(chosen + 1, "other")], reward, tmp_path)
     assert weights(run, "taught") == weights(run, "given") != weights(run, "other")
@@ -74,7 +128,7 @@ def test_the_chosen_number_trains_as_if_it_had_been_given(copied: Path, data: Pa
 
 def test_a_reward_that_knows_nothing_leaves_continued_nll(copied: Path, data: Path, world: Any) -> None:
     run = trained(world, copied, data, [{"objective": "nll"}, arm("validation"), arm(2.0, "blind")], {"kind": "noise"})
-    assert choice(run)["weight"] == 0
+    assert choice(run)["distill"] == 0
     assert weights(run, "taught") == weights(run, "nll") != weights(run, "blind")
 
 

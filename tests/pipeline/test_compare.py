@@ -117,7 +117,8 @@ def test_reranking_reorders_the_starting_policys_beam_by_validation_alone(compar
         values, before = read(folder / "metrics.json"), read(start / "metrics.json")
         assert values["tried"][str(values["weight"])] == max(values["tried"].values())
         assert values["tried"]["0.0"] == before["validation"]["ndcg@10"]
-        assert values["tried"]["1.0"] == before["rerank_validation"]["sum"]["ndcg@10"]
+        assert values["validation"]["ndcg@10"] == before["rerank_validation"]["mix"]["ndcg@10"]
+        assert values["test"]["ndcg@10"] == before["rerank_test"]["mix"]["ndcg@10"]
         assert values["test"]["hallucination@10"] == before["test"]["hallucination@10"]
         lists, beam = (pl.read_parquet(path / "predictions.parquet") for path in (folder, start))
         both = [table.select("user_id", "item_id").sort("user_id", "item_id") for table in (lists, beam)]
@@ -129,7 +130,7 @@ def test_reranking_reorders_the_starting_policys_beam_by_validation_alone(compar
             own = read(compared / f"seed-{seed}" / "evaluate" / f"{arm}+rerank" / kind / "metrics.json")
             plain = read(compared / f"seed-{seed}" / "evaluate" / arm / kind / "metrics.json")
             assert own["tried"]["0.0"] == plain["validation"]["ndcg@10"]
-            assert own["tried"]["1.0"] == plain["rerank_validation"]["sum"]["ndcg@10"]
+            assert own["spread"] == values["spread"]
             assert own["validation"]["ndcg@10"] == max(own["tried"].values())
 
 
@@ -256,7 +257,9 @@ def test_a_comparison_is_of_the_logs_that_its_plan_was_fixed_on(world: Any, tmp_
     comparison(world, tmp_path / "logs", out)
     before = log.read_bytes()
     log.write_bytes(before + b"u00,3,9999\n")
-    says = f"{log}: changed after {out / 'plan.json'} was fixed; take a new folder for the changed logs, another --out$"
+    says = (
+        f"{log}: changed after {out / 'plan.json'} was fixed; take a new folder for the changed files, another --out$"
+    )
     with pytest.raises(UserError, match=says):
         comparison(world, tmp_path / "logs", out)
     log.rename(log.with_name("away.csv"))  # what is gone is not held against what was made of it
@@ -269,6 +272,34 @@ def test_a_comparison_is_of_the_logs_that_its_plan_was_fixed_on(world: Any, tmp_
     log.with_name("away.csv").unlink()
     with pytest.raises(UserError, match=r"^log\.csv: was among the files when .*plan\.json was fixed"):
         Comparison(out, config, tmp_path / "logs", objectives=ARMS, seeds=[0, 1])
+
+
+def test_a_comparison_is_of_the_reward_that_its_plan_was_fixed_with(world: Any, tmp_path: Path) -> None:
+    world.write(tmp_path / "logs")
+    module = tmp_path / "logs" / "shop.py"
+    module.write_text("def margin(histories, items): return items\n", encoding="utf-8")
+    own, changed = {"kind": "callable", "function": "shop:margin"}, "a new folder, another --out$"
+
+    def asked(out: str, reward: dict[str, Any], **sections: Any) -> Comparison:
+        config = Config.model_validate(world.recipe(compare=PLAN, reward=reward, **sections))
+        given = {"objectives": ["nll", "adagrpo"], "seeds": [0], "console": Events("seed-0/prepare")}
+        return Comparison(tmp_path / out, config, tmp_path / "logs", code=tmp_path / "logs", **given)
+
+    for out, reward in (("ranker", {}), ("own", own)):
+        with pytest.raises(KeyboardInterrupt):
+            asked(out, reward).carry_out()
+        asked(out, reward)
+    before = (tmp_path / "ranker" / "plan.json").read_bytes()
+    with pytest.raises(UserError, match=rf"plan.json: fixed with reward.kind sequential, asked for noise; .*{changed}"):
+        asked("ranker", {"kind": "noise"})
+    with pytest.raises(UserError, match=rf"fixed with ranker.dropout 0.\d+, asked for 0.7; .*{changed}"):
+        asked("ranker", {}, ranker=world.recipe()["ranker"] | {"dropout": 0.7})
+    with pytest.raises(UserError, match=rf"fixed with reward.kind callable, asked for sequential; .*{changed}"):
+        asked("own", {})
+    assert (tmp_path / "ranker" / "plan.json").read_bytes() == before
+    module.write_text("def margin(histories, items): return -items\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"shop.py: changed after .*plan.json was fixed; take a new folder for the"):
+        asked("own", own)
 
 
 def test_all_seeds_read_an_exposure_log_up_to_the_part_that_was_the_newest_at_the_first_start(
@@ -357,7 +388,7 @@ def test_a_mixture_matched_by_norm_presses_with_the_gradient_that_the_gate_leave
     claim(out, "comparison")
     shutil.copytree(compared / "seed-0", out / "seed-0")  # what is trained there is skipped
     asked = ["nll", "mixture", "adagrpo", "mixture-matched", NORM]
-    choosy = {"tau": 0.5, "q_min": 0.9}  # the world's own gate admits whatever has a gradient
+    choosy = {"tau": 0.25, "tau_reward": 0.75, "rho": 0.25}  # the world's own gate admits whatever has a gradient
     recipe = world.recipe(compare=PLAN, train={"gradient_norms_every": 2}, objective=choosy)
     config = Config.model_validate(recipe)
     content = Comparison(out, config, data, objectives=asked, seeds=[0]).carry_out()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -93,17 +94,18 @@ def test_a_run_that_is_not_there_yet_is_planned_from_its_logs(world: Any, data: 
     assert content["data"] == later["data"]
 
 
-def test_a_stage_whose_declaration_reads_what_is_not_there_is_to_be_made(finished: Path) -> None:
+def test_a_stage_whose_declaration_reads_what_is_not_there_is_to_be_made(copied: Path) -> None:
     """The weight of `distill-tuned` is chosen on validation by a stage of its own."""
-    content = plan(Run.open(finished, ["train.arms=[nll, distill-tuned]"]), ("train",))
+    shutil.rmtree(copied / "reranking")
+    content = plan(Run.open(copied, ["train.arms=[nll, distill-tuned]"]), ("train",))
     states = [(row["stage"], row["state"]) for row in content["stages"]]
-    assert states == [("train/nll", "unchanged"), ("teacher", "make"), ("train/distill-tuned", "make")]
+    assert states == [("train/nll", "unchanged"), ("reranking", "make"), ("train/distill-tuned", "make")]
 
 
 def test_only_trained_arms_are_evaluated(finished: Path) -> None:
     content = plan(Run.open(finished, ["train.arms=[nll, mixture]"]), ("evaluate",))
-    assert {row["stage"].split("/")[1] for row in content["stages"]} == {
-        *("sft", "baselines", "nll"),
+    assert {row["stage"].split("/")[-1] for row in content["stages"]} == {
+        *("reranking", "sft", "baselines", "best", "final"),
         *("report", "paired", "rollouts"),
     }
 

@@ -31,12 +31,18 @@ def test_a_case_of_each_outcome_that_occurs(content: dict[str, Any]) -> None:
 
 def test_the_decision_follows_from_what_is_shown(content: dict[str, Any]) -> None:
     for example in content["examples"]:
-        hard, told = example["difficulty"] >= content["tau"], example["q"] >= content["q_min"]
+        evidence, limits = example["evidence"], content["thresholds"]
+        hard = evidence["above_policy"] >= limits["tau"]
+        within = limits["tau_reward"] == 1 or evidence["above_reward"] < limits["tau_reward"]
+        told = within and bool(evidence["negatives_above"]) and min(evidence["negatives_above"]) >= limits["rho"]
         if example["outcome"] != "degenerate":
             assert example["outcome"] == ("admitted" if hard and told else "undiscriminated" if hard else "easy")
         assert len(example["rollouts"]) == content["num_generations"] == 4
         missed = sum(not rollout["is_target"] for rollout in example["rollouts"])
-        assert example["difficulty"] == pytest.approx(missed / 4, rel=1e-6)
+        assert evidence["miss"] == pytest.approx(missed / 4, rel=1e-6)
+        rollouts = [rollout for rollout in example["rollouts"] if not rollout["is_target"]]
+        above = sum(rollout["log_prob"] > example["target"]["log_prob"] for rollout in rollouts)
+        assert evidence["above_policy"] == pytest.approx(above / 4, abs=1e-6)
 
 
 def test_advantages_are_those_of_the_rewards_shown(content: dict[str, Any]) -> None:
@@ -78,7 +84,7 @@ def test_the_logged_item_is_scored_as_the_policy_scores_it(
 
 
 def test_rollouts_in_the_history_are_told_apart(world: Any, data: Path, copied: Path) -> None:
-    run = world.run(copied, data, objective={"exclude_history": True, "num_generations": 12, "tau": 0.0, "q_min": 0.0})
+    run = world.run(copied, data, objective={"exclude_history": True, "num_generations": 12})
     run.stage("report/rollouts")
     content = json.loads(run.path("report", "rollouts", "rollouts.json").read_text(encoding="utf-8"))
     seen = [r for example in content["examples"] for r in example["rollouts"] if r["validity"] == "in_history"]
@@ -89,5 +95,18 @@ def test_rollouts_in_the_history_are_told_apart(world: Any, data: Path, copied: 
 
 
 def test_a_share_just_below_the_threshold_does_not_print_as_it() -> None:
-    text = decision_text({"outcome": "undiscriminated", "difficulty": 1.0, "q": 18 / 19}, 0.5, 0.95)
-    assert "above 94.7 % of the other items only, and the gate wants 95 %" in text
+    example = {"outcome": "undiscriminated", "evidence": {"miss": 1.0, "q": 18 / 19}}
+    text = decision_text(example, "rollout_miss", {"miss_min": 0.5, "q_min": 0.95})
+    assert "above 94.7 % of the other items (95 % or more)" in text
+
+
+def test_the_paper_s_tests_are_told_in_words() -> None:
+    evidence = {"above_policy": 0.75, "above_reward": 0.25, "negatives_above": [0.5, 0.125]}
+    limits = {"tau": 0.5, "tau_reward": None, "rho": 0.3, "rho_from": "top"}
+    text = decision_text({"outcome": "admitted", "evidence": evidence}, "adagrpo", limits)
+    assert "the policy puts 75 % of the rollouts above the logged item (the gate asks for 50 % or more)" in text
+    assert "25 % above it (fewer than 50 %), and 12 % above the best of 2 items of others (30 % or more)" in text
+    told = decision_text(
+        {"outcome": "undiscriminated", "evidence": evidence}, "adagrpo", limits | {"rho_from": "bottom"}
+    )
+    assert "50 % above the worst of 2 items of others (70 % or fewer)" in told

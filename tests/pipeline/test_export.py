@@ -62,7 +62,7 @@ def trained(world: Any, directory: Path, data: Path, **lm: Any) -> Run:
         data,
         policy={"kind": "causal_lm", "lm": LM | lm, "dropout": 0.0},
         train={"arms": [{"objective": "adagrpo"}]},
-        objective={"tau": 0.0, "q_min": 0.0, "constrained": True},
+        objective={"tau": 0.0, "tau_reward": 1.0, "rho": 0.0, "constrained": True},
     )
     for stage in (Run.prepare, Run.tokenize, Run.sft):
         stage(run)
@@ -349,7 +349,7 @@ def test_intervals_of_an_earlier_evaluation_are_not_shown(evaluated: Run, tmp_pa
 
 def test_the_card_states_the_thresholds_of_the_arm(run: Run):
     arms = (
-        ({"objective": "adagrpo", "options": {"tau": 0.8, "q_min": 0.5}}, "| tau 0.8, q\\_min 0.5 |"),
+        ({"objective": "adagrpo", "options": {"tau": 0.8, "rho": 0.5}}, "| tau 0.8, rho 0.5, rho\\_from top |"),
         ({"objective": "mixture"}, None),
     )
     for content, says in arms:

@@ -67,7 +67,12 @@ def opened(world: Any, data: Path, folder: Path, *, shared: bool, **lm: Any) -> 
         tokenizer={"published": {"path": str(folder / "world.index.json")}},
         policy={"kind": "causal_lm", "lm": options, "dropout": 0.0},
         train={"arms": [{"objective": "adagrpo"}]},
-        objective={"tau": 0.0, "q_min": 0.0, "constrained": True},  # a random model alone would name no item
+        objective={
+            "tau": 0.0,
+            "tau_reward": 1.0,
+            "rho": 0.0,
+            "constrained": True,
+        },  # a random model alone would name no item
         evaluation={"precision": "float32"},
     )
     run = Run.create(recipe, folder / "run", data)

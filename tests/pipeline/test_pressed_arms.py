@@ -17,7 +17,7 @@ from adagrpo.pipeline.matching import matched_arm
 from adagrpo.trainer import pressure as pressure_module
 from adagrpo.trainer.pressure import mean_pressure
 
-EASY = {"objective": {"q_min": 0.0, "tau": 0.0, "pressure_steps": 2}}
+EASY = {"objective": {"tau": 0.0, "tau_reward": 1.0, "rho": 0.0, "pressure_steps": 2}}
 
 
 def arms(run: Path) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def test_a_matched_mixture_goes_by_the_lambda_that_was_used(copied: Path, data: 
 
 
 def test_a_gate_that_admits_nothing_is_refused_in_one_line(copied: Path, data: Path, world: Any) -> None:
-    options = {"objective": {"tau": 1.5, "pressure_steps": 2}}
+    options = {"objective": {"tau_reward": 0.0, "pressure_steps": 2}}
     pressed = {"objective": "adagrpo", "pressure": 0.5}
     with pytest.raises(UserError, match=r"objective\.pressure 0\.5: the reward term has no gradient in 2 steps"):
         world.run(copied, data, train={"arms": [pressed]}, **options).train()

@@ -16,6 +16,7 @@ import polars as pl
 import pytest
 
 from adagrpo.config import resolve_config
+from adagrpo.console import StderrConsole
 from adagrpo.errors import UserError
 from adagrpo.pipeline import Run, recommend_users
 from adagrpo.pipeline import recommend as recommending
@@ -112,6 +113,53 @@ def test_a_killed_command_goes_on_behind_the_last_whole_part(
         recommend_users(run, users, out)  # it was whole once, and somebody took a part away
     with pytest.raises(UserError, match="holds lists of another checkpoint, catalogue, file, column, filter or length"):
         recommend_users(run, users, out, k=3)
+
+
+def test_a_part_that_is_damaged_between_kill_and_resumption_is_made_again(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """One bit of the data: the footer, which says what the part answers, is whole."""
+    monkeypatch.setattr(recommending, "PART_USERS", 2)
+    run, users, out = Run.open(finished, console=StderrConsole()), write(tmp_path, "jsonl"), tmp_path / "out"
+    whole = recommend_users(run, users, out)
+    parts = {path.name: path.read_bytes() for path in out.glob("part-*.parquet")}
+    for name in ("summary.json", "manifest.json", "part-00002.parquet"):  # as after a kill in the last part
+        (out / name).unlink()
+    times = {path: path.stat().st_mtime_ns for path in out.glob("part-*.parquet")}
+    damaged = bytearray(parts["part-00000.parquet"])
+    damaged[40] ^= 1
+    (out / "part-00000.parquet").write_bytes(damaged)
+    assert recommend_users(run, users, out) == whole
+    assert {path.name: path.read_bytes() for path in out.glob("part-*.parquet")} == parts
+    assert (out / "part-00001.parquet").stat().st_mtime_ns == times[out / "part-00001.parquet"]
+    assert "part-00000.parquet: changed after it was finished; it is made again" in capsys.readouterr().err
+    content = bytearray((out / "begun.json").read_bytes())
+    content[-20] ^= 1
+    (out / "begun.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"begun.json: is not as it was written; --out takes a new folder"):
+        recommend_users(run, users, out)
+
+
+def test_a_part_that_is_damaged_while_others_are_made_is_not_sealed(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(recommending, "PART_USERS", 2)
+    run, users, out = Run.open(finished), write(tmp_path, "jsonl"), tmp_path / "out"
+    read = recommending.read_parts
+
+    def damaging(wanted: Any) -> Any:
+        for task in read(wanted):
+            if "parts" in task:
+                path = out / "part-00001.parquet"
+                path.write_bytes(path.read_bytes().replace(b"PAR1", b"PAR2", 1))
+            yield task
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recommending, "read_parts", damaging)
+        with pytest.raises(UserError, match=r"part-00001.parquet: changed after it was finished"):
+            recommend_users(run, users, out)
+    assert not (out / "manifest.json").exists() and not (out / "summary.json").exists()
+    assert recommend_users(run, users, out)["users"] == 5
 
 
 def test_a_history_is_left_out_where_that_is_asked_for(finished: Path, tmp_path: Path):
@@ -261,6 +309,7 @@ def test_lists_by_another_reward_are_others(copied: Path, world: Any, data: Path
         sys.modules.pop("mine", None)
         config = resolve_config(world.recipe(reward={"kind": "callable", "function": "mine:by_id"}), [], "recipe")
         run = Run(copied, config, data, code=code)
+        run.stage("reranking") / "weight.json"
         options: dict[str, Any] = {"k": 3, "arm": "sft", "reward_weight": 1e3}
         if sign:
             with pytest.raises(UserError, match="holds lists of another"):

@@ -81,8 +81,7 @@ GROUP = {
     "history": ["a hat", HOSTILE],
     "history_length": 7,
     "target": {"title": "a shoe", "codes": [0, 1], "log_prob": -2.25, "reward": 0.5},
-    "difficulty": 0.9,
-    "q": 1.0,
+    "evidence": {"miss": 0.9, "q": 1.0},
     "rollouts": [
         ROLLOUT | {"validity": "names_no_item"},
         ROLLOUT | {"validity": "in_history", "title": "a hat"},
@@ -91,8 +90,8 @@ GROUP = {
 }
 EXAMPLES = {
     "cases": 8,
-    "tau": 0.5,
-    "q_min": 0.95,
+    "gate": "rollout_miss",
+    "thresholds": {"miss_min": 0.5, "q_min": 0.95},
     "num_generations": 16,
     "shares": {"admitted": 0.25, "easy": 0.5, "undiscriminated": 0.125, "degenerate": 0.125},
     "examples": [{"outcome": outcome, **GROUP} for outcome in ("admitted", "easy", "undiscriminated", "degenerate")],
@@ -201,9 +200,9 @@ def test_paired_differences_stand_in_tables_and_charts(whole: Path) -> None:
 def test_every_outcome_of_the_gate_is_told_in_words(whole: Path) -> None:
     html = build_report(whole)
     for words in (
-        "Admitted: 90 % of the rollouts miss the logged item (tau wants 50 %), and the reward puts it above 100 %",
-        "Not admitted, already easy: only 90 %",
-        "Not admitted, the reward cannot tell: it puts the logged item above 100 % of the other items only",
+        "Admitted: 90 % of the rollouts miss the logged item (the gate asks for 50 % or more)",
+        "Not admitted, already easy: 90 %",
+        "Not admitted, the reward cannot tell: the reward puts the logged item above 100 % of the other items (95 %",
         "Not admitted, no order in the group",
         "5 earlier, then a hat; &lt;script",
         "13 more rollouts of the group are not listed.",

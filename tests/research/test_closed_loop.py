@@ -134,6 +134,23 @@ def test_a_round_that_was_killed_is_played_again_to_the_same_row(plan: Path, loo
     assert len(read_parts(parts_of(log))[0]) == answers
 
 
+def test_a_market_begins_beside_files_of_somebody_else(tmp_path: Path) -> None:
+    (tmp_path / "log").mkdir()
+    (tmp_path / "log" / "open.sqlite").write_text("rows")
+    plan, beginning = SimpleNamespace(rounds=-1), SimpleNamespace(exposures=tmp_path / "log")
+    market = Market(plan, SimpleNamespace(arms=(), canary=None), beginning, tmp_path / "market")  # type: ignore[arg-type]
+    with pytest.raises(FileNotFoundError):  # it was killed while it copied
+        Market(plan, market.market, SimpleNamespace(exposures=tmp_path / "gone"), market.folder).play()  # type: ignore[arg-type]
+    for name in ("exposures.copied", "exposures.old"):
+        (market.folder / name).mkdir()
+        (market.folder / name / "mine.txt").write_text("mine")
+    market.play()
+    assert (market.exposures / "open.sqlite").read_text() == "rows"
+    assert (market.folder / "exposures.copied" / "mine.txt").read_text() == "mine"
+    names = {"exposures", "exposures.copied", "exposures.old", ".adagrpo", ".lock"}
+    assert {path.name for path in market.folder.iterdir()} == names
+
+
 def test_a_market_is_held_against_one_that_explores_as_much(plan: Path) -> None:
     content, _ = read_loop_plan(plan)
     assert reference_of(content, "ab") == "none"

@@ -70,7 +70,9 @@ def test_what_a_family_tries_is_an_arm_with_its_pressure(family):
     for entry in tried(family):
         arm = Candidate(family, entry["pressure"], entry["rollouts"], entry["positions"]).arm(PLAN, "tried")
         seen = arm.resolved_objective(ObjectiveConfig())
-        assert (arm.objective, arm.gate, arm.pressure) == (about["objective"], about.get("gate"), entry["pressure"])
+        gate = "rollout_miss" if family.endswith("-gate") else about.get("gate")
+        assert seen.control_of == "rollout_miss"
+        assert (arm.objective, arm.gate, arm.pressure) == (about["objective"], gate, entry["pressure"])
         assert (seen.rollout, seen.num_generations) == (
             PLAN["rollouts"][entry["rollouts"]]["rollout"],
             PLAN["rollouts"][entry["rollouts"]]["num_generations"],
@@ -224,7 +226,7 @@ def test_gates_at_unseen_positions_differ_in_the_gate_alone_and_the_paper_s_is_h
     gates = {name: arm.admits for name, arm in arms.items() if name.startswith("fair-grpo-beam")}
     assert gates == {
         "fair-grpo-beam": "all",
-        "fair-grpo-beam-gate": "adagrpo",
+        "fair-grpo-beam-gate": "rollout_miss",
         "fair-grpo-beam-random": "random",
         "fair-grpo-beam-inverted": "inverted",
     }
@@ -239,10 +241,10 @@ def test_a_threshold_is_that_of_the_gate_and_of_the_random_one_that_it_is_held_a
     assert len(arms) == 14 and len(config.compare.pairs) == 7
     for first, second in config.compare.pairs:
         assert "-gate-" in first and second == first.replace("-gate-", "-random-") and arms[first] == arms[second]
-        assert (arms[first].tau, arms[first].q_min) != (0.5, 0.95)
+        assert (arms[first].miss_min, arms[first].q_min) != (0.5, 0.95)
     assert {arm.pressure for arm in config.train.arms[1:]} == {1.0}
     both = arms["fair-grpo-samples-gate-tau0.2-q_min0.5"]
-    assert (both.tau, both.q_min, both.num_generations, both.rollout) == (0.2, 0.5, 16, "sample")
+    assert (both.miss_min, both.q_min, both.num_generations, both.rollout) == (0.2, 0.5, 16, "sample")
 
 
 def test_a_gate_of_a_fixed_rate_differs_from_the_others_in_the_gate_alone():
@@ -391,7 +393,7 @@ def test_tuning_trial_and_teachers_from_end_to_end(world: Any, data: Path, tmp_p
     second_half.carry_out_alike(plan, "tiny", data, tmp_path / "out")
     alike = read_comparison(tmp_path / "alike-tiny-p0.5.comparison.json")
     assert {row["arm"] for row in alike["rows"]} == {"sft", "nll", "fair-distill"}
-    gates = {"gate": "adagrpo", "random": "random"}
+    gates = {"gate": "rollout_miss", "random": "random"}
     gated = {f"distill-{end}": plan["families"]["distill"] | {"gate": gate} for end, gate in gates.items()}
     unseen = ("distill-random", "distill")
     held = {"unseen": unseen, "apart": unseen, "thresholds": ("distill-random-q_min0.4",)}

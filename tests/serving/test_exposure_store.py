@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
@@ -284,6 +285,22 @@ def test_a_folder_of_somebody_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not empty and no exposure log"):
         LocalExposureLog(tmp_path)
     assert exposure_database.OPEN not in {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize("name", [OPEN, f"{OPEN}-wal", "collected.txt", "parts"])
+def test_nothing_is_written_behind_a_link(tmp_path: Path, name: str) -> None:
+    log, victim = tmp_path / "log", tmp_path / "victim"
+    LocalExposureLog(log).close()
+    (log / name).unlink(missing_ok=True)
+    with closing(sqlite3.connect(victim)) as connection:
+        connection.execute("CREATE TABLE mine (text TEXT)")
+        connection.commit()
+    before = victim.read_bytes()
+    (log / name).symlink_to(victim)
+    for write in (lambda: LocalExposureLog(log), lambda: rotate(log)):
+        with pytest.raises(UserError, match=rf"log/{name}: is a link; .* move it away$"):
+            write()
+    assert victim.read_bytes() == before
 
 
 def test_the_python_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from adagrpo.errors import UserError
 from adagrpo.storage import artifacts
 from adagrpo.storage.artifacts import manifest, publish, remove_artifact, seal, verify
 from adagrpo.storage.hashes import hash_file, hash_json
+from adagrpo.storage.marks import claim
 from adagrpo.storage.removal import foreign_files, remove, remove_temporary
 from adagrpo.storage.writing import naming, temporary, write_file, written_beside
 
@@ -254,6 +255,23 @@ def test_nothing_is_published_over_a_link_or_a_folder_of_somebody_else(sealed, t
         with pytest.raises(UserError, match="not made by this program"):
             publish(sealed, target)
     assert (elsewhere / "mine.txt").read_text() == "mine" and (tmp_path / "link").is_symlink()
+
+
+@pytest.mark.parametrize("there", ["sft", "list of recommendations", "run"])
+def test_an_artifact_of_another_kind_is_not_replaced(sealed, tmp_path, there):
+    target = tmp_path / "place"
+    target.mkdir()
+    (target / "lists.txt").write_text("mine")
+    if there != "sft":
+        claim(tmp_path / "marked", there)
+        (tmp_path / "marked" / ".adagrpo").rename(target / ".adagrpo")
+    if there != "run":
+        seal(target, kind=there, fingerprint="1")
+    before = {path.name: path.read_bytes() for path in target.iterdir()}
+    with pytest.raises(UserError) as error:
+        publish(sealed, target)
+    assert f"{target}: holds '{there}', not 'test'; take another folder" in one_line(error)
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == before and verify(sealed)
 
 
 def test_an_artifact_inside_another_goes_with_it_only_if_that_is_its_place(sealed, tmp_path):

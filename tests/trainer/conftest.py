@@ -150,7 +150,7 @@ class World:
         true_utility: Any = None,
         **objective: Any,
     ) -> PostTraining:
-        defaults = {"num_generations": 6, "negatives": 3, "q_min": 0.5, "tau": 0.5}
+        defaults = {"num_generations": 6, "negatives": 3, "q_min": 0.5, "tau": 0.5, "tau_reward": 0.8, "rho": 0.0}
         return PostTraining(
             policy,
             self.catalog,
@@ -258,7 +258,7 @@ SPIED = {
     "shuffled": score,
     "rollout_miss": evidence,
     "degenerate_groups": evidence,
-    "adagrpo_gate": decide,
+    "rollout_miss_gate": decide,
 }
 
 

@@ -495,13 +495,15 @@ def test_one_batch_of_8_is_four_of_2(world, tmp_path, kind):
 
 def test_logged_gradient_norms_are_those_of_each_term(world, tmp_path):
     policy = world.policy(dropout=0.2)
-    task = world.post_training(policy, world.schedule(4, 2), q_min=0.0, term_norms_every=2, steps=3)
+    task = world.post_training(
+        policy, world.schedule(4, 2), gate="rollout_miss", q_min=0.0, term_norms_every=2, steps=3
+    )
     fit(policy, task, world.settings(), tmp_path, seed=3)
     logged = rows(tmp_path / "steps.jsonl")
     assert [sum(name.startswith("grad_norm_") for name in row) for row in logged] == [2, 0, 2]
 
     policy = world.policy(dropout=0.2).eval()
-    task = world.post_training(policy, world.schedule(4, 2), q_min=0.0)
+    task = world.post_training(policy, world.schedule(4, 2), gate="rollout_miss", q_min=0.0)
     sums: dict[str, list[Tensor]] = {}
     for index, micro in enumerate(task.begin(0)[0]):
         torch.manual_seed(step_key(3, 0, 2 * index))

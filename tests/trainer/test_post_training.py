@@ -81,7 +81,7 @@ def assert_close(found: list[Tensor], wanted: list[Tensor]) -> None:
 def test_the_term_is_the_slow_twin(world, options):
     policy = world.policy()
     start = copy.deepcopy(policy)
-    task = world.post_training(policy, gate="difficulty", tau=0.8, **options)
+    task = world.post_training(policy, gate="difficulty", control_of="rollout_miss", miss_min=0.8, **options)
     task.starting_policy.load_state_dict(start.state_dict())
     perturb(policy)  # so that the KL to the starting policy is not 0
     gated, (micro,), _ = world.draw(task)
@@ -96,7 +96,7 @@ def test_the_term_is_the_slow_twin(world, options):
 @pytest.mark.parametrize(("weight", "exclude"), [(0.0, False), (2.0, False), (2.0, True)])
 def test_distillation_teaches_the_order_of_the_re_ranked_group(world, weight, exclude):
     policy = world.policy()
-    options = {"tau": 0.8, "distill": {"reward_weight": weight}, "exclude_history": exclude}
+    options = {"miss_min": 0.8, "distill": {"reward_weight": weight}, "exclude_history": exclude}
     task = world.post_training(policy, gate="difficulty", term="distill", lambda_=2.5, **options)
     gated, (micro,), _ = world.draw(task)
     perturb(policy)
@@ -124,7 +124,7 @@ def test_distillation_teaches_the_order_of_the_re_ranked_group(world, weight, ex
 def test_the_validity_margin_stands_beside_distillation(world, exclude):
     """Whatever names an item is real, also what repeats the history and is left out as a rollout."""
     policy = world.policy()
-    options = {"exclude_history": exclude, "rollout": "beam", "num_generations": 12, "tau": 0.8}
+    options = {"exclude_history": exclude, "rollout": "beam", "num_generations": 12, "miss_min": 0.8}
     arguments = {"gate": "difficulty", "term": "distill", "lambda_": 2.5, **options}
     task = world.post_training(policy, distill={"validity_weight": 3.0}, **arguments)
     plain = world.post_training(policy, **arguments)
@@ -217,7 +217,7 @@ def test_the_starting_policy_stays_where_it_was(world, tmp_path):
 
 def test_a_rejected_sample_cannot_move_the_gradient(world):
     policy = world.policy()
-    task = world.post_training(policy, gate="difficulty", tau=0.8)
+    task = world.post_training(policy, gate="difficulty", control_of="rollout_miss", miss_min=0.8)
     gated, (micro,), _ = world.draw(task)
     rejected = ~gated.decision.admitted
     assert rejected.any() and not rejected.all()
@@ -251,7 +251,9 @@ def test_the_rewards_of_rejected_samples_change_nothing_end_to_end(world, monkey
     actual = []
     for rows in (0, 3):
         policy = world.policy()
-        task = world.post_training(policy, reward=Twisted(copy.copy(world.reward), rows), q_min=0.0, reward_floor=0.0)
+        task = world.post_training(
+            policy, reward=Twisted(copy.copy(world.reward), rows), gate="rollout_miss", q_min=0.0, reward_floor=0.0
+        )
         easy = torch.tensor([0.0] * 3 + [1.0] * 5)
         monkeypatch.setattr("adagrpo.groups.evidence.rollout_miss", lambda *_, easy=easy: easy)
         gated, (micro,), _ = world.draw(task)
@@ -334,7 +336,7 @@ def test_batches_repeat_in_a_fit(world, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [{"gate": "none"}, {"tau": 1.5}, {"gate": "all", "reward_floor": 1e6}, {"tau": 0.0, "q_min": 1.0}]
+    "options", [{"gate": "none"}, {"tau_reward": 0.0}, {"gate": "all", "reward_floor": 1e6}, {"tau": 0.0, "rho": 1.0}]
 )
 def test_with_nothing_admitted_a_fit_is_continued_nll_bit_for_bit(world, tmp_path, read_fit, options):
     for row in world.rows:  # every logged item is put below whatever never follows its history: q is below 1

@@ -16,14 +16,25 @@ from adagrpo.groups.gated import gated_groups
 from adagrpo.groups.score import read_rewards
 from adagrpo.trainer.batches import group_step
 
-GATES = ["adagrpo", "all", "none", "difficulty", "discriminability", "random", "bernoulli", "shuffled", "inverted"]
+GATES = [
+    "adagrpo",
+    "rollout_miss",
+    "all",
+    "none",
+    "difficulty",
+    "discriminability",
+    "random",
+    "bernoulli",
+    "shuffled",
+    "inverted",
+]
 
 
 # ---------------------------------------------------------------- the gate
 
 
 def test_the_gate_is_the_slow_twin(world, spy):
-    task = world.post_training(world.policy(), tau=0.7, q_min=0.6, negatives=3)
+    task = world.post_training(world.policy(), gate="rollout_miss", miss_min=0.7, q_min=0.6, negatives=3)
     seen = set()
     for step in range(6):
         gated, _, _ = world.draw(task, step)
@@ -108,9 +119,9 @@ def test_the_shuffled_gate_is_scored_and_taught_by_shuffled_rewards(world, spy):
 @torch.no_grad()
 def test_difficulty_is_the_slow_twin(world, spy):
     targets = torch.cat([batch.targets for batch in world.schedule().batches(0)])
-    task = world.post_training(world.policy(), temperature=1.3, rl_positions="all")
+    task = world.post_training(world.policy(), gate="rollout_miss", temperature=1.3, rl_positions="all")
     gated, _, _ = world.draw(task)
-    actual = spy["adagrpo_gate"][-1][0][0]
+    actual = spy["rollout_miss_gate"][-1][0][0]
     for b, target in enumerate(targets.tolist()):
         items = gated.rollouts.items[b].tolist()
         assert float(actual[b]) == pytest.approx(1 - items.count(target) / len(items), rel=1e-4, abs=1e-5)
@@ -135,7 +146,7 @@ def test_the_spread_of_rewards_runs(world, spy):
 
 
 def test_an_injected_target_is_in_every_group_and_not_in_its_difficulty(world, spy):
-    task = world.post_training(world.policy(), inject_target=True, rl_positions="last")
+    task = world.post_training(world.policy(), gate="rollout_miss", inject_target=True, rl_positions="last")
     plain = world.post_training(world.policy(), rl_positions="last")
     for step in range(3):
         free, _, _ = world.draw(plain, step)
@@ -147,7 +158,7 @@ def test_an_injected_target_is_in_every_group_and_not_in_its_difficulty(world, s
         was_there = (drawn.items == targets.unsqueeze(1)).any(1)
         assert not was_there.all()
         misses = [1 - row.count(target) / 6 for row, target in zip(drawn.items.tolist(), targets.tolist(), strict=True)]
-        assert spy["adagrpo_gate"][-1][0][0].tolist() == pytest.approx(misses)
+        assert spy["rollout_miss_gate"][-1][0][0].tolist() == pytest.approx(misses)
         for b in (~was_there).nonzero().squeeze(1).tolist():
             codes = world.catalog.codes[targets[b]].tolist()
             assert gated.rollouts.codes[b, -1].tolist() == codes
@@ -303,7 +314,8 @@ def test_equal_histories_with_different_targets_are_scored_by_their_own(world, s
         world.schedule(training=training),
         reward=reward,
         rl_positions="last",
-        tau=0.0,
+        gate="rollout_miss",
+        miss_min=0.0,
         q_min=0.95,
         reward_floor=0.0,
     )
@@ -351,7 +363,7 @@ def test_at_the_ends_the_whole_history_is_seen_and_no_logged_item(world, spy, te
     users = [user for micro in micros for user in micro.batch.users.tolist()]
     assert [world.history_of(gated, b) for b in range(len(users))] == [world.rows[user][-5:] for user in users]
     assert gated.histories.users.tolist() == users
-    assert gated.targets.eq(-1).all() and not spy["adagrpo_gate"] and not spy["rollout_miss"]
+    assert gated.targets.eq(-1).all() and not spy["rollout_miss_gate"] and not spy["rollout_miss"]
     assert "contains_target" not in values and "shuffled_admission" not in values
     asked = task.reward.asked[-1]
     for b in range(len(users)):

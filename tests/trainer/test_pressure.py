@@ -206,7 +206,7 @@ def test_how_a_step_is_cut_changes_no_lambda(world: Any, tmp_path: Path) -> None
     found = []
     for size in (8, 3):
         policy = world.policy()
-        task = world.post_training(policy, world.split(world.schedule(8), size), q_min=0.0)
+        task = world.post_training(policy, world.split(world.schedule(8), size), gate="rollout_miss", q_min=0.0)
         found.append(measured(task, tmp_path / str(size), 0.5, 4, policy))
     assert found[0].ratio == pytest.approx(found[1].ratio, rel=1e-5)
 
@@ -214,7 +214,7 @@ def test_how_a_step_is_cut_changes_no_lambda(world: Any, tmp_path: Path) -> None
 def test_a_fit_presses_as_asked_and_goes_on_to_the_same_bits(world: Any, tmp_path: Path, same_fit, stop_at) -> None:
     def pressed(work: Path) -> tuple[Any, Any]:
         policy = world.policy(dropout=0.2)
-        task = world.post_training(policy, world.schedule(4, 2), q_min=0.0, term_norms_every=1)
+        task = world.post_training(policy, world.schedule(4, 2), gate="rollout_miss", q_min=0.0, term_norms_every=1)
         found = measured(task, work, 0.25, 6, policy)
         task.arm = replace(task.arm, lambda_=found.lambda_)
         return policy, task
@@ -234,4 +234,4 @@ def test_a_fit_presses_as_asked_and_goes_on_to_the_same_bits(world: Any, tmp_pat
 def test_an_arm_with_nothing_admitted_is_refused(world: Any, tmp_path: Path) -> None:
     policy = world.policy()
     with pytest.raises(UserError, match=r"groups admitted in 0 of them"):
-        measured(world.post_training(policy, tau=1.5), tmp_path, 0.5, 2, policy)
+        measured(world.post_training(policy, tau_reward=0.0), tmp_path, 0.5, 2, policy)

@@ -141,7 +141,9 @@ def report(
     if (run / "comparison.json").is_file():
         content = read_comparison(run / "comparison.json")
         check_kind(run, "comparison", "--run")
-        if out is not None:
+        if out is not None and out.resolve() != run.resolve():
+            if (out / "comparison.json").exists():
+                raise UserError(f"--out: {out} is a comparison of its own, with a page; take a new folder")
             claim(out, "comparison")
         page = write_comparison(out or run, content)
         written = [] if figures is None else write_comparison_figures(content, figures)

@@ -39,7 +39,7 @@ def ab(
     """Hold arms against each other on users: freeze a plan, size it, read its verdict from the exposure log."""
     from adagrpo.pipeline.experiment import experiment, experiment_size, freeze_experiment, switch_experiment
     from adagrpo.report import daily_table, preference_table, to_text, write_experiment
-    from adagrpo.storage.marks import claim
+    from adagrpo.storage.marks import check_kind, claim
     from adagrpo.storage.writing import write_file
 
     if freeze + power + (share is not None) + (stop is not None) > 1:
@@ -53,6 +53,8 @@ def ab(
     elif exposures is None:
         raise UserError("ab: give --exposures and the folder of an exposure log, or --freeze, or --power")
     else:
+        if out is not None:
+            check_kind(out, "experiment")
         result = experiment(plan, exposures)
         _print_result(result, common.as_json)
         if daily and not common.as_json:

@@ -204,17 +204,15 @@ def simulate_logs(
     from adagrpo.data.simulation.marketplace import Marketplace, simulate, write_simulation
     from adagrpo.storage.artifacts import check_replaceable, publish, seal
     from adagrpo.storage.hashes import hash_json
-    from adagrpo.storage.marks import is_marked
     from adagrpo.storage.writing import temporary
 
+    kind = "simulation"
     world = Marketplace(users=users, items=items, exposure_bias=exposure_bias, seed=common.seed or 0)
-    if out.is_file() or is_marked(out):
-        raise UserError(f"{out}: is a {'file' if out.is_file() else 'run'}; --out takes a folder of its own")
-    check_replaceable(out)
+    check_replaceable(out, kind)
     simulation = simulate(world)
     work = temporary(out)
     write_simulation(simulation, work)
-    seal(work, kind="simulation", fingerprint=hash_json(asdict(world)))
+    seal(work, kind=kind, fingerprint=hash_json(asdict(world)))
     publish(work, out)
     shown = simulation.impressions
     made = {"impressions": len(shown), "interactions": int(shown["clicked"].sum()), "folder": str(out)}

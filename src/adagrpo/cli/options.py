@@ -72,7 +72,12 @@ ExcludeHistory = Annotated[
     ),
 ]
 RewardWeight = Annotated[
-    float, typer.Option(min=0.0, help="Re-rank the beam by log-probability + this weight x reward.")
+    float,
+    typer.Option(
+        min=0.0,
+        help="Re-rank the beam by log-probability + this weight x reward, in units of the reward's spread, as diagnose"
+        " advises it.",
+    ),
 ]
 LogFiles = Annotated[list[Path], typer.Argument(help="Log files of the same columns.")]
 Out = Annotated[Path, typer.Option("--out", help="Where to write.")]

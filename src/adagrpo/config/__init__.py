@@ -4,7 +4,7 @@ from adagrpo.config.data import ItemTable, RefuseConfig
 from adagrpo.config.models import FitConfig
 from adagrpo.config.recipe import Config, dump_config, load_config, resolve_config
 from adagrpo.config.settings import Change, changed_settings, read_settings
-from adagrpo.config.training import ArmConfig, CompareConfig, Gate, ObjectiveConfig
+from adagrpo.config.training import ArmConfig, CompareConfig, Gate, LoggedItemGate, ObjectiveConfig
 from adagrpo.config.yaml_text import Settings, as_overrides
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "FitConfig",
     "Gate",
     "ItemTable",
+    "LoggedItemGate",
     "ObjectiveConfig",
     "RefuseConfig",
     "Settings",

@@ -26,14 +26,29 @@ from adagrpo.errors import UserError
 from adagrpo.metrics import comparable
 from adagrpo.objective.terms import OBJECTIVES, TERMS, RewardTerm
 
-__all__ = ["ArmConfig", "CompareConfig", "EvaluationConfig", "Gate", "ObjectiveConfig", "TrainConfig"]
+__all__ = ["ArmConfig", "CompareConfig", "EvaluationConfig", "Gate", "LoggedItemGate", "ObjectiveConfig", "TrainConfig"]
 
 Gate = Literal[
-    "adagrpo", "all", "none", "difficulty", "discriminability", "random", "bernoulli", "shuffled", "inverted", "oracle"
+    "adagrpo",
+    "rollout_miss",
+    "all",
+    "none",
+    "difficulty",
+    "discriminability",
+    "random",
+    "bernoulli",
+    "shuffled",
+    "inverted",
+    "oracle",
 ]
+LoggedItemGate = Literal["adagrpo", "rollout_miss"]  # gates that read the logged item, and have controls
 
 GATES: tuple[Gate, ...] = get_args(Gate)
 OPTION_OF: dict[Gate, str] = {"oracle": "oracle_agreement", "bernoulli": "admission_rate"}  # which no other gate reads
+THRESHOLDS: dict[LoggedItemGate, tuple[str, ...]] = {
+    "adagrpo": ("tau", "tau_reward", "rho", "rho_from"),
+    "rollout_miss": ("miss_min", "q_min"),
+}
 VALIDATION = "validation"  # in place of a number that validation cases are to choose
 OWN_NAME = r"[A-Za-z][A-Za-z0-9._-]*"
 MATCHED = ("mixture-matched", "mixture-norm-matched")  # to the gate: see `adagrpo.pipeline.matching`
@@ -82,8 +97,7 @@ def _section(term: RewardTerm) -> type[_TermSection]:
     """The section of a reward term: the keyword arguments of its loss."""
     chosen = Annotated[float | Literal["validation"], BeforeValidator(_number_or_validation)]
     fields: dict[str, Any] = {
-        name: (chosen if name in term.chosen_on_validation else kind, default)
-        for name, (kind, default) in term.options.items()
+        name: (chosen if name in term.in_spreads else kind, default) for name, (kind, default) in term.options.items()
     }
     return create_model(f"{term.name}_options", __base__=_TermSection, **fields)
 
@@ -101,10 +115,13 @@ class ObjectiveConfig(Section):
 
     Each reward term has a section of its own beside these keys, `grpo`, `distill` and `best_of_n`: the keyword
     arguments of its loss in `adagrpo.objective.terms`.
-    `distill.reward_weight` is chosen by the starting policy's beam on validation cases where it is `validation`
-    (`adagrpo.pipeline.stages.choose_weight`).
+    `distill.reward_weight` is in spreads of the reward, the unit of `adagrpo.evaluation.reranking`; where it is
+    `validation`, the starting policy's beam on validation cases chooses it (`adagrpo.pipeline.stages.choose_weight`).
     `rl_positions: end` draws groups after each whole training history, which no logged item follows; with
     `exclude_history` a rollout that names an item of the history, also of what `max_history` leaves out, is invalid.
+    `tau`, `tau_reward`, `rho` and `rho_from` are thresholds of the gate `adagrpo`, `miss_min` and `q_min` of
+    `rollout_miss` (`adagrpo.objective.gate`); `control_of` names the one whose tests the gates `difficulty`,
+    `discriminability`, `random`, `inverted` and `shuffled` take. `negatives` is their M.
     The gate `shuffled` permutes the rewards of each group there and admits them all, since what it would decide by
     reads logged items.
     `oracle_agreement` is for the gate `oracle`: the least share of a group's pairs that the reward must order rightly.
@@ -129,8 +146,13 @@ class ObjectiveConfig(Section):
     exclude_history: bool = False
     inject_target: bool = False
     rl_positions: Literal["random", "last", "all", "end"] = "random"
-    tau: NonNegativeFloat = 0.5
+    tau: Share = 0.5
+    tau_reward: Share | None = None
+    rho: Share = 0.3
+    rho_from: Literal["top", "bottom"] = "top"
+    miss_min: Share = 0.5
     q_min: Share = 0.95
+    control_of: LoggedItemGate = "adagrpo"
     oracle_agreement: Share = 0.75
     admission_rate: Annotated[float, Field(gt=0, le=1)] = 0.1
     reward_floor: NonNegativeFloat = 1e-3
@@ -140,6 +162,12 @@ class ObjectiveConfig(Section):
     def _terms_have_sections(cls, content: Any) -> Any:
         _refuse_misplaced(content, cls.model_fields)
         return content
+
+    def judges(self, gate: Gate) -> LoggedItemGate:
+        """The gate whose tests are made of a group: the gate itself, or the one that it is a control of."""
+        if gate == "adagrpo" or gate == "rollout_miss":
+            return gate
+        return self.control_of
 
     def of_term(self, name: str) -> dict[str, Any]:
         """The options of a reward term, which its loss takes as keyword arguments."""
@@ -188,7 +216,7 @@ class ArmConfig(Section):
     A name alone stands for the arm that has it: `arms: [nll, adagrpo-random-lambda5, distill-tuned]`; the last is of
     `PRESETS`, with settings chosen on validation users of Beauty.
     `options` are keys of the section `objective` that this arm sees otherwise than the others, its own reward term's
-    among them; such an arm has a `name` of its own: `{objective: adagrpo, name: tau-0.8, options: {tau: 0.8}}`,
+    among them; such an arm has a `name` of its own: `{objective: adagrpo, name: rho-0.5, options: {rho: 0.5}}`,
     `{objective: mixture, name: clipped, options: {grpo: {epsilon: 0.1}}}`.
     """
 
@@ -277,7 +305,7 @@ class ArmConfig(Section):
         if self.term is None:
             return None
         options = self.resolved_objective(common).of_term(self.term)
-        return next((name for name in TERMS[self.term].chosen_on_validation if options[name] == VALIDATION), None)
+        return next((name for name in TERMS[self.term].in_spreads if options[name] == VALIDATION), None)
 
     def settings(self, common: ObjectiveConfig, *, defaults: bool = True) -> dict[str, Any]:
         """All that the arm's training reads of the section `objective`, JSON-able.
@@ -292,6 +320,10 @@ class ArmConfig(Section):
             return content | resolved.model_dump(include={"num_iterations"}, exclude_defaults=not defaults)
         others = set(TERMS) - {self.term} | {"lambda_", "pressure"}
         others |= {option for gate, option in OPTION_OF.items() if self.admits != gate}
+        judges = resolved.judges(self.admits) if self.admits else None
+        others |= {option for gate, options in THRESHOLDS.items() if judges != gate for option in options}
+        if self.admits == judges:
+            others |= {"control_of"}
         content["gate"], pressure = self.admits, self.pressure_of(common)
         if pressure is None:
             others |= {"pressure_steps"}

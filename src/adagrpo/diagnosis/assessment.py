@@ -43,8 +43,9 @@ from adagrpo.diagnosis.strata import (
     thirds,
 )
 from adagrpo.diagnosis.verdict import ThresholdTest
+from adagrpo.groups.evidence import Evidence
 from adagrpo.groups.score import ScoredGroups
-from adagrpo.objective import adagrpo_gate, target_nll
+from adagrpo.objective import GateDecision, rollout_miss_gate, target_nll
 
 __all__ = ["Observations", "diagnose"]
 
@@ -88,7 +89,7 @@ def diagnose(
     lists, options = observed.lists, {"resamples": resamples, "seed": seed}
     grid, thresholds = _grid(observed, objective)
     counts = observed.training_counts if observed.exposures is None else observed.exposures
-    shown, preferred = counts[lists.targets], (objective.tau, objective.q_min)
+    shown, preferred = counts[lists.targets], (objective.miss_min, objective.q_min)
     judged = judge(lists, observed.history_lengths, shown, thresholds, preferred, seed=seed, level=LEVEL)
     in_beam = judged.ranks["policy"] > 0
     serving = measure(judged.cells[1:], judged.orders, in_beam, **options)
@@ -96,6 +97,7 @@ def diagnose(
     result: dict[str, Any] = {
         "verdict": judged.as_json() | {"counted": COUNTED[observed.exposures is None]},
         "settings": _settings(lists, objective, mix, resamples),
+        "reranking": judged.advice,
         "orders": judged.metrics(lists.items.shape[1]),
         "serving": [row | {"adjusted_p": p} for row, p in zip(serving, judged.verdict.cell_p[1:], strict=True)],
         **_strata(observed, judged.orders | {"shuffled ranker": _chance(lists, seed)}, in_beam, **options),
@@ -121,9 +123,10 @@ def _settings(lists: Lists, objective: ObjectiveConfig, mix: Mix, resamples: int
         "level": LEVEL,
         "resamples": resamples,
         "mix_weights": list(mix.weights),
-        "reward_scale": mix.scale,
+        "reward_spread": mix.spread,
         "difficulty": "rollout_miss",
-        **objective.model_dump(include={"tau", "q_min", "num_generations", "negatives"}),
+        "tau": objective.miss_min,
+        **objective.model_dump(include={"q_min", "num_generations", "negatives"}),
     }
 
 
@@ -188,9 +191,9 @@ def _gate(observed: Observations, objective: ObjectiveConfig) -> dict[str, Any]:
     admitted: dict[str, NDArray[np.bool_]] = {}
     for name, groups in (("sample", observed.sampled), ("beam", observed.beam)):
         true, fake = evidence_of(groups, objective), evidence_of(groups, objective, shuffled=True)
-        decision = adagrpo_gate(*true, tau=objective.tau, q_min=objective.q_min)
+        decision = _admit(true, objective.miss_min, objective.q_min)
         mask = admitted[name] = decision.admitted.numpy()
-        by_chance = adagrpo_gate(*fake, tau=objective.tau, q_min=objective.q_min).admitted.numpy()
+        by_chance = _admit(fake, objective.miss_min, objective.q_min).admitted.numpy()
         excess = bounded_interval(mask.astype(np.float64) - by_chance)
         contains = (groups.rollouts.items == groups.targets.unsqueeze(1)).any(1).numpy()
         content[name] = {
@@ -200,7 +203,7 @@ def _gate(observed: Observations, objective: ObjectiveConfig) -> dict[str, Any]:
             "rejected_easy": float(decision.easy.float().mean()),
             "rejected_undiscriminated": float(decision.undiscriminated.float().mean()),
             "rejected_degenerate": float(decision.degenerate.float().mean()),
-            "mean_difficulty": float(true.difficulty.float().mean()),
+            "mean_difficulty": float(true.miss.float().mean()),
             "mean_q": float(true.q.float().mean()),
             "invalid_share": float((~groups.sampled.valid).float().mean()),
             "contains_target": float(contains.mean()),
@@ -217,6 +220,11 @@ def _gate(observed: Observations, objective: ObjectiveConfig) -> dict[str, Any]:
     return content
 
 
+def _admit(evidence: Evidence, miss_min: float, q_min: float) -> GateDecision:
+    """The gate `rollout_miss`, whose thresholds the verdict is about."""
+    return rollout_miss_gate(evidence.miss, evidence.q, evidence.degenerate, miss_min=miss_min, q_min=q_min)
+
+
 def _grid(observed: Observations, objective: ObjectiveConfig) -> tuple[list[dict[str, Any]], list[ThresholdTest]]:
     """The gate over a grid of thresholds, on sampled groups."""
     groups = observed.sampled
@@ -224,11 +232,11 @@ def _grid(observed: Observations, objective: ObjectiveConfig) -> tuple[list[dict
     beyond, plain = pull(groups), pull(groups, beyond_policy=False)
     truth = _accuracies(observed)
     rows, tests = [], []
-    for tau in sorted({*SHARES, objective.tau}):
-        hard = ((true.difficulty >= tau) & ~true.degenerate).numpy()
+    for tau in sorted({*SHARES, objective.miss_min}):
+        hard = ((true.miss >= tau) & ~true.degenerate).numpy()
         pulls = bounded_interval(beyond[hard])
         for q_min in sorted({*Q_MINS, objective.q_min}):
-            mask, chance = (adagrpo_gate(*one, tau=tau, q_min=q_min).admitted.numpy() for one in (true, fake))
+            mask, chance = (_admit(one, tau, q_min).admitted.numpy() for one in (true, fake))
             excess = bounded_interval(mask.astype(np.float64) - chance)
             row: dict[str, Any] = {
                 "tau": tau,

@@ -16,6 +16,7 @@ from torch import Tensor
 from adagrpo.config import ObjectiveConfig
 from adagrpo.data.sequences import older_items, pad
 from adagrpo.groups.draw import draw_groups
+from adagrpo.groups.negatives import NegativeSource
 from adagrpo.groups.score import GroupRewards, ScoredGroups, score_groups
 from adagrpo.policies.policy import Policy
 from adagrpo.rewards import Reward
@@ -36,6 +37,7 @@ def case_groups(
     batch_size: int,
     max_history: int,
     seed: int,
+    source: NegativeSource = "targets",
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> ScoredGroups:
     """Draw and score a group a case.
@@ -49,6 +51,7 @@ def case_groups(
         batch_size: cases at a time; negatives come from the same batch.
         max_history: items of a history that the policy sees, the last ones.
         seed: of the batches and of everything drawn.
+        source: of the negatives; `targets` are those of the gate `rollout_miss`.
         report: called with (cases done, cases in all).
 
     Returns:
@@ -65,7 +68,7 @@ def case_groups(
         histories = Histories(padded.items.to(device), padded.lengths.to(device), older=older)
         targets = torch.from_numpy(cases.targets[rows].astype(np.int64)).to(device)
         drawn = draw_groups(policy, catalog, histories, targets, objective, generator, score_targets=True)
-        parts.append(score_groups(reward, drawn, objective.negatives, generator))
+        parts.append(score_groups(reward, drawn, objective.negatives, generator, source=source))
         report(first + len(rows), len(order))
     return joined_groups(parts, torch.from_numpy(np.argsort(order)))
 

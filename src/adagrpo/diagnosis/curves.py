@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adagrpo.diagnosis.orders import WEIGHTS, Floats, Ints, Lists, Mix, mixed_keys, permuted, target_ranks
+from adagrpo.diagnosis.orders import Floats, Ints, Lists, Mix, mixed_keys, permuted, target_ranks
 from adagrpo.diagnosis.strata import DRAWS, METRICS, gains
+from adagrpo.evaluation.reranking import WEIGHTS
 from adagrpo.evaluation.statistics import bootstrap_mean, bootstrap_means
 
 __all__ = ["order_by_exposure", "weight_curve"]
@@ -33,7 +34,7 @@ def weight_curve(lists: Lists, mix: Mix, *, resamples: int, seed: int) -> dict[s
 
     Args:
         lists: `N` lists.
-        mix: the cross-fitted one: its scale and the weights that were chosen.
+        mix: the cross-fitted one: its spread and the weights that were chosen.
         resamples: of the bootstrap.
         seed: of the bootstrap and of the shuffled ranker.
 
@@ -45,7 +46,7 @@ def weight_curve(lists: Lists, mix: Mix, *, resamples: int, seed: int) -> dict[s
 
     def changes(rewards: Floats) -> Floats:  # (weights, metrics, N)
         scored = lists._replace(rewards=rewards)
-        keys = [*(mixed_keys(scored, weight, mix.scale) for weight in WEIGHTS), rewards]
+        keys = [*(mixed_keys(scored, weight, mix.spread) for weight in WEIGHTS), rewards]
         ordered = [gains(target_ranks(lists, values)) for values in keys]
         return np.array([[one[metric] - policy[metric] for metric in METRICS] for one in ordered])
 

@@ -16,6 +16,7 @@ from adagrpo import metrics
 from adagrpo.diagnosis.orders import Floats, Ints, Lists, RepeatedMix, repeated_mix, serving_quantities, target_ranks
 from adagrpo.diagnosis.strata import Cell, Gains, bounded_interval, gains, thirds
 from adagrpo.diagnosis.verdict import CellTest, ThresholdTest, Verdict, decide, strength_of
+from adagrpo.evaluation.reranking import WEIGHTS, best_weight, edge_warning
 from adagrpo.evaluation.statistics import Interval
 
 __all__ = ["ALL_CASES", "Judgement", "exposure_weights", "judge", "serving_tests"]
@@ -34,6 +35,7 @@ class Judgement(NamedTuple):
     ranks: dict[str, Ints]  # (N,) of the logged item, by order: policy and ranker
     orders: dict[str, Gains]  # what each case gets, by order: policy, ranker and mix
     mixed: dict[str, Floats]  # (N,) every metric of each case under the mix
+    advice: dict[str, Any]  # see `_advice`
 
     def metrics(self, width: int) -> dict[str, dict[str, float]]:
         """The means over all cases, by order; lists are `width` long."""
@@ -90,7 +92,7 @@ def judge(
     verdict = decide(tests, leads, thresholds, preferred, level=level)
     questions = {"adds": (tests[0].difference, verdict.cell_p[0]), "leads": (leads, leads.p_value)}
     evidence = _evidence(questions | {"leads_as_logged": (as_logged, as_logged.p_value)}, level)
-    return Judgement(verdict, evidence, _draws(repeated, less["mix"]), cells, ranks, orders, mixed)
+    return Judgement(verdict, evidence, _draws(repeated, less["mix"]), cells, ranks, orders, mixed, _advice(repeated))
 
 
 def exposure_weights(shown: Ints) -> Floats:
@@ -133,6 +135,12 @@ def _measured_mix(repeated: RepeatedMix, width: int) -> dict[str, Floats]:
     """(N,) every metric of each case under the mix, a mean over the halvings."""
     by_weight = [metrics.measure_users(metrics.RankedLists(ranks, width)) for ranks in repeated.ranks]
     return {name: repeated.mean(np.stack([values[name] for values in by_weight])) for name in by_weight[0]}
+
+
+def _advice(repeated: RepeatedMix) -> dict[str, Any]:
+    """The weight to re-rank with, chosen over all cases as the pipeline's stage `reranking` does, and its unit."""
+    weight = best_weight({w: metrics.ndcg(r, 10) for w, r in zip(WEIGHTS, repeated.ranks, strict=True)})
+    return {"weight": weight, "spread": repeated.spread, "warning": edge_warning(weight)}
 
 
 def _draws(repeated: RepeatedMix, difference: Floats) -> dict[str, Any]:

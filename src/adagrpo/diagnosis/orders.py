@@ -2,9 +2,9 @@ r"""Orders one beam in several ways: by the policy, by the ranker, by both, and 
 
     policy    log π(o | x)
     ranker    RM(x, o)
-    mix       log π(o | x) + w RM(x, o) / σ        σ² = mean over cases of the variance of RM within a list
+    mix       log π(o | x) + w RM(x, o) / σ        σ and the weights that are tried: `adagrpo.evaluation.reranking`
 
-`w` is chosen from `WEIGHTS` by NDCG@10 on one half of the users and applied to the other half, and the reverse, so that
+`w` is chosen by NDCG@10 on one half of the users and applied to the other half, and the reverse, so that
 no case is scored with a weight that it helped to choose; 0 is a candidate. Which users are in which half is chance, and
 which weight wins hangs on it: what is said of the mix is therefore a mean over `HALVINGS` halvings. Re-ranked beams are
 Tables 1 to 3 of AdaGRPO (Xu et al. 2026, arXiv 2606.08480). We depart by adding the mix, which is what a team would
@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from adagrpo import metrics
+from adagrpo.evaluation.reranking import WEIGHTS, mixed_scores, reward_spread
 
 __all__ = [
     "HALVINGS",
-    "WEIGHTS",
     "Lists",
     "Mix",
     "RepeatedMix",
@@ -32,12 +32,10 @@ __all__ = [
     "mixed_keys",
     "permuted",
     "repeated_mix",
-    "reward_scale",
     "serving_quantities",
     "target_ranks",
 ]
 
-WEIGHTS = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0)
 HALVINGS = 1000
 
 Floats = NDArray[np.float64]
@@ -63,7 +61,7 @@ class Mix(NamedTuple):
 
     keys: Floats  # (N, W) what the mix sorts by
     weights: tuple[float, float]  # of the first and of the second half; each was chosen on the other
-    scale: float  # σ
+    spread: float  # σ
 
 
 def target_ranks(
@@ -88,24 +86,10 @@ def target_ranks(
     return metrics.target_rank_in(np.take_along_axis(lists.items, order, axis=1), lists.targets)
 
 
-def reward_scale(lists: Lists) -> float:
-    """σ: the root of the mean variance of the rewards within a list; 1 where the ranker is flat in every list."""
-    kept = np.where(lists.usable, lists.rewards, np.nan)
-    kept = kept[lists.usable.any(axis=1)]
-    if not len(kept):
-        return 1.0
-    scale = float(np.sqrt(np.nanvar(kept, axis=1).mean()))
-    return scale if scale > 0 else 1.0
-
-
-def mixed_keys(
-    lists: Lists,
-    weight: float | Floats,  # () or (N, 1)
-    scale: float,
-) -> Floats:
-    """(N, W): `log π + weight · RM / scale`."""
-    rewards = np.where(lists.usable, lists.rewards, 0.0)
-    return np.where(lists.usable, lists.log_probs, -np.inf) + weight * rewards / scale
+def mixed_keys(lists: Lists, weight: float, spread: float) -> Floats:
+    """(N, W): `log π + weight · RM / spread`, in single precision, so that the order is the one that is served."""
+    log_probs, rewards = (values.astype(np.float32) for values in (lists.log_probs, lists.rewards))
+    return np.where(lists.usable, mixed_scores(log_probs, rewards, weight, spread), -np.inf).astype(np.float64)
 
 
 def cross_fitted_mix(
@@ -123,17 +107,18 @@ def cross_fitted_mix(
     """
     if half.shape != lists.targets.shape or half.dtype != np.bool_:
         raise ValueError(f"half is {half.dtype} {half.shape}, expected bool {lists.targets.shape}")
-    scale = reward_scale(lists)
-    gains = np.stack([metrics.ndcg(target_ranks(lists, mixed_keys(lists, w, scale)), 10) for w in WEIGHTS])
+    spread = reward_spread(lists.items, lists.rewards)
+    gains = np.stack([metrics.ndcg(target_ranks(lists, mixed_keys(lists, w, spread)), 10) for w in WEIGHTS])
     chosen = [WEIGHTS[int(gains[:, part].sum(axis=1).argmax())] for part in (half, ~half)]
-    weights = np.where(half, chosen[1], chosen[0])
-    return Mix(mixed_keys(lists, weights[:, None], scale), (chosen[0], chosen[1]), scale)
+    first, second = (mixed_keys(lists, weight, spread) for weight in chosen)
+    return Mix(np.where(half[:, None], second, first), (chosen[0], chosen[1]), spread)
 
 
 class RepeatedMix(NamedTuple):
     """The cross-fitted mix under `S` halvings of the users, `K` weights to choose from."""
 
     ranks: Ints  # (K, N) of the logged item under each of `WEIGHTS`, as `target_ranks`
+    spread: float  # σ
     shares: Floats  # (K, N) share of the halvings in which a case has the weight
     ndcg: Floats  # (S,) NDCG@10 of the mix in each halving, a mean over the cases
 
@@ -153,8 +138,8 @@ def repeated_mix(lists: Lists, *, seed: int, halvings: int = HALVINGS) -> Repeat
         seed: of the halvings.
         halvings: `S`.
     """
-    scale, cases = reward_scale(lists), len(lists.targets)
-    ranks = np.stack([target_ranks(lists, mixed_keys(lists, weight, scale)) for weight in WEIGHTS])
+    spread, cases = reward_spread(lists.items, lists.rewards), len(lists.targets)
+    ranks = np.stack([target_ranks(lists, mixed_keys(lists, weight, spread)) for weight in WEIGHTS])
     values = metrics.ndcg(ranks.reshape(-1), 10).reshape(ranks.shape)  # (K, N)
     generator, counts, means = np.random.default_rng(seed), np.zeros(ranks.shape), []
     for _ in range(halvings):
@@ -163,7 +148,7 @@ def repeated_mix(lists: Lists, *, seed: int, halvings: int = HALVINGS) -> Repeat
         counts[second.argmax()] += ~half
         counts[first.argmax()] += half
         means.append((first[second.argmax()] + second[first.argmax()]) / cases)
-    return RepeatedMix(ranks, counts / halvings, np.asarray(means))
+    return RepeatedMix(ranks, spread, counts / halvings, np.asarray(means))
 
 
 def permuted(

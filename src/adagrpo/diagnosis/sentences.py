@@ -15,7 +15,7 @@ def sentences(result: Mapping[str, Any]) -> list[str]:
         result: of `adagrpo.diagnosis.diagnose`, all but the sentences.
     """
     opening = _OPENINGS[result["verdict"]["decision"]]
-    parts = [opening, _strength(result), _adds(result), _leads(result), _where(result)]
+    parts = [opening, _strength(result), *_weight(result), _adds(result), _leads(result), _where(result)]
     return [*parts, _draws(result["verdict"]["draws"]), *_thresholds(result), _gate(result["gate"])]
 
 
@@ -54,6 +54,18 @@ def _strength(result: Mapping[str, Any]) -> str:
     if evidence["adds"]["strength"] not in ("some", "strong"):
         gains = "Re-ranking is shown to gain in some cells alone, and not over all cases."
     return f"{gains} {whether}"
+
+
+def _weight(result: Mapping[str, Any]) -> list[str]:
+    """The weight to serve with, where re-ranking is advised."""
+    if result["verdict"]["decision"] == "do_not_use":
+        return []
+    weight, spread, warning = (result["reranking"][name] for name in ("weight", "spread", "warning"))
+    if weight == 0:
+        return ["Over all cases no weight of the reward is better than none; re-rank in the cells named below alone."]
+    unit = f"`serve --reward-weight {weight:g}`, in units of the reward's spread within a list, {spread:.3g}"
+    said = "" if warning is None else f"; {warning}"
+    return [f"The weight that is best on validation: {unit}{said}."]
 
 
 def _words(strength: str) -> str:

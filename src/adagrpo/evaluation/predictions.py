@@ -18,6 +18,7 @@ from torch import Tensor
 from adagrpo import metrics
 from adagrpo.data.sequences import older_items, pad
 from adagrpo.decoding import Beams, beam_search, beam_search_both
+from adagrpo.evaluation.reranking import mixed_scores
 from adagrpo.groups.draw import draw_rollouts
 from adagrpo.networks.layers import Precision, mixed_precision
 from adagrpo.policies.policy import Context, Policy
@@ -34,7 +35,6 @@ __all__ = [
     "predict",
     "rank_by_ranker",
     "reordered",
-    "rerank",
     "retrieval",
     "sample_cases",
     "select_cases",
@@ -186,24 +186,22 @@ def summarise(
     return values
 
 
-def rerank(predictions: Predictions, cases: Cases) -> dict[str, dict[str, float]]:
-    """The policy's beam re-ranked at serving time: by the reward, and by log-probability plus reward.
-
-    This is the baseline that training must justify itself against, since it needs no training.
-    """
-    by_reward = predictions._replace(scores=np.zeros_like(predictions.scores))
-    orders = {"reward": reordered(by_reward, 1.0), "sum": reordered(predictions, 1.0)}
-    return {name: retrieval(order.items, cases) for name, order in orders.items()}
-
-
-def reordered(predictions: Predictions, weight: float) -> Predictions:
-    """The constrained beam in the order of `log-probability + weight · reward`, which becomes the score.
+def reordered(predictions: Predictions, weight: float, spread: float) -> Predictions:
+    """The constrained beam in the order of `log-probability + weight · reward / spread`, which becomes the score.
 
     Equal scores keep the policy's order; places without an item stay last. The free beam is as it was, and the list
     without masking, which the reward has not scored, is dropped.
+
+    Args:
+        predictions: with rewards.
+        weight: in spreads, see `adagrpo.evaluation.reranking`; infinity orders by the reward alone.
+        spread: σ.
     """
     assert predictions.rewards is not None, "predict with a reward"
-    scores = np.where(predictions.items < 0, -np.inf, predictions.scores + weight * predictions.rewards)
+    mixed = predictions.rewards
+    if weight < np.inf:
+        mixed = mixed_scores(predictions.scores, predictions.rewards, weight, spread)
+    scores = np.where(predictions.items < 0, -np.inf, mixed)
     order = np.argsort(-scores, axis=1, kind="stable")
     items, scores, rewards = (
         np.take_along_axis(values, order, 1) for values in (predictions.items, scores, predictions.rewards)

@@ -28,6 +28,8 @@ from adagrpo.storage.writing import sync_folder
 
 __all__ = ["Switches", "add_switch", "read_switches", "switches_beside"]
 
+BEGINNING = b'{"time": '  # of every line
+
 
 class Switches(NamedTuple):
     """Switches that were made."""
@@ -101,39 +103,59 @@ def add_switch(
         The line that was written; of an arm that is off already, the one that was.
 
     Raises:
-        UserError: neither or both are given, the share would not grow, or there is no such arm to switch off.
+        UserError: neither or both are given, the share would not grow, there is no such arm to switch off, or a link or
+            a file of something else has the place of the switches. Nothing is changed then.
     """
     if (share is None) == (stop is None):
         raise UserError("give a share or an arm to stop, one at a time")
     file = switches_beside(path)
+    if file.is_symlink():
+        raise UserError(f"{file}: is a link; switches are written into a file of their own, move it away")
+    _wanted(path, plan, now, share, stop)  # refused before the file is opened
     try:
-        with file.open("a+b", buffering=0) as target:
+        descriptor = os.open(file, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        with os.fdopen(descriptor, "a+b", buffering=0) as target:
             fcntl.flock(target, fcntl.LOCK_EX)  # until it is closed
-            _drop_torn(target)
-            made = read_switches(path, plan)
-            if stop is not None:
-                _check_arm(plan, stop)
-                if stop in made.stops:
-                    return {"time": made.stops[stop], "stop": stop}
-                line: dict[str, Any] = {"time": now, "stop": stop}
-            else:
-                assert share is not None
-                _check_share(made.share(plan, now), share)
-                line = {"time": now, "share": share}
-            _append(target, (json.dumps(line) + "\n").encode())
+            line, made = _wanted(path, plan, now, share, stop)
+            if not made:
+                _drop_torn(target, file)
+                _append(target, (json.dumps(line) + "\n").encode())
         sync_folder(file.parent)
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}; it must be writable to switch anything") from error
     return line
 
 
-def _drop_torn(target: FileIO) -> None:
-    """Cut off what stands behind the last whole line: whoever wrote it stopped halfway, and it never held."""
+def _wanted(path: Path, plan: Plan, now: float, share: float | None, stop: str | None) -> tuple[dict[str, Any], bool]:
+    """The line of a switch, and whether it stands there already.
+
+    Raises:
+        UserError: see `add_switch`.
+    """
+    made = read_switches(path, plan)
+    if stop is None:
+        assert share is not None
+        _check_share(made.share(plan, now), share)
+        return {"time": now, "share": share}, False
+    _check_arm(plan, stop)
+    return {"time": made.stops.get(stop, now), "stop": stop}, stop in made.stops
+
+
+def _drop_torn(target: FileIO, file: Path) -> None:
+    """Cut off the beginning of a line behind the last whole one: its writer was stopped halfway, and it never held.
+
+    Raises:
+        UserError: it is anything else, and stays.
+    """
     target.seek(0)
     content = target.read()
     whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        target.truncate(whole)
+    torn = content[whole:]
+    if not torn:
+        return
+    if not (torn.startswith(BEGINNING) or BEGINNING.startswith(torn)) or torn.rstrip().endswith(b"}"):
+        raise UserError(f"{file}: its last line has no end; end it with a newline if it is a switch, or take it out")
+    target.truncate(whole)
 
 
 def _append(target: FileIO, line: bytes) -> None:

@@ -1,6 +1,8 @@
 """Last step of a group: which samples the reward may move, by each gate.
 
-Most gates read the evidence alone (`gate_by_evidence`). `oracle` asks whether the truth orders a group's rollouts as
+Most gates read the evidence alone (`gate_by_evidence`). `difficulty`, `discriminability`, `random`, `inverted` and
+`shuffled` are controls of one of the two gates that read the logged item, `adagrpo` or `rollout_miss`; the option
+`control_of` says of which. `oracle` asks whether the truth orders a group's rollouts as
 the reward does. At the ends of histories no logged item follows, so a gate admits there all groups whose rewards give
 an order, or none; only `bernoulli`, which looks at nothing, decides there as elsewhere.
 """
@@ -13,7 +15,7 @@ from typing import assert_never
 import torch
 from torch import Tensor
 
-from adagrpo.config import Gate, ObjectiveConfig
+from adagrpo.config import Gate, LoggedItemGate, ObjectiveConfig
 from adagrpo.groups.evidence import Evidence
 from adagrpo.groups.score import ScoredGroups
 from adagrpo.objective import (
@@ -23,16 +25,17 @@ from adagrpo.objective import (
     all_gate,
     bernoulli_gate,
     difficulty_gate,
-    discriminability_gate,
     inverted_gate,
     none_gate,
     pairwise_agreement,
     random_gate,
+    rollout_miss_gate,
 )
 
 __all__ = ["TrueUtility", "apply_gate", "gate_by_evidence"]
 
 DRAWN = ("random", "bernoulli", "inverted")  # gates that draw by chance
+UNREAD = ("all", "none", "bernoulli", "oracle")  # gates that read no logged item
 
 # (B,) users, (B,) logged items and (B, N) items to the (B, N) utility of those just before the logged item was chosen
 TrueUtility = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -51,7 +54,7 @@ def apply_gate(
     """The decision of any gate.
 
     Args:
-        gate: `shuffled` is the gate `adagrpo` on the evidence of shuffled rewards.
+        gate: `shuffled` decides by the evidence of shuffled rewards.
         groups: `B` groups.
         own: their evidence by the rewards as they are.
         permuted: the same by the shuffled rewards.
@@ -82,7 +85,7 @@ def gate_by_evidence(
     """The decision of any gate but `oracle`, which reads what the reward does not say.
 
     Args:
-        gate: `shuffled` is the gate `adagrpo` on the evidence of shuffled rewards.
+        gate: `shuffled` decides by the evidence of shuffled rewards.
         evidence: of the groups.
         options: thresholds.
         uniforms: (B,) draws from [0, 1) for `random`, `bernoulli` and `inverted`.
@@ -90,29 +93,50 @@ def gate_by_evidence(
     Raises:
         ValueError: one of these without draws, or `oracle`.
     """
-    difficulty, q, degenerate = evidence
+    degenerate = evidence.degenerate
     if gate in DRAWN and uniforms is None:
         raise ValueError(f"gate '{gate}' is not decided by evidence without draws")
     match gate:
-        case "adagrpo" | "shuffled":
-            return adagrpo_gate(difficulty, q, degenerate, tau=options.tau, q_min=options.q_min)
+        case "adagrpo" | "rollout_miss":
+            return _reads_logged_item(gate, evidence, options)
+        case "shuffled":
+            return _reads_logged_item(options.control_of, evidence, options)
         case "all":
             return all_gate(degenerate)
         case "none":
             return none_gate(degenerate)
         case "difficulty":
-            return difficulty_gate(difficulty, degenerate, tau=options.tau)
+            return difficulty_gate(_reads_logged_item(options.control_of, evidence, options))
         case "discriminability":
-            return discriminability_gate(q, degenerate, q_min=options.q_min)
+            within = options.tau if options.tau_reward is None else options.tau_reward
+            easiest = options.model_copy(update={"tau": 0.0, "tau_reward": within, "miss_min": 0.0})
+            return _reads_logged_item(options.control_of, evidence, easiest)
         case "bernoulli":
             assert uniforms is not None
             return bernoulli_gate(degenerate, uniforms, rate=options.admission_rate)
         case "random" | "inverted":
             assert uniforms is not None
-            shadow = adagrpo_gate(difficulty, q, degenerate, tau=options.tau, q_min=options.q_min)
+            shadow = _reads_logged_item(options.control_of, evidence, options)
             control = random_gate if gate == "random" else inverted_gate
             return control(shadow, degenerate, uniforms)
         case "oracle":
             raise ValueError("gate 'oracle' is not decided by evidence")
         case _:
             assert_never(gate)
+
+
+def _reads_logged_item(gate: LoggedItemGate, evidence: Evidence, options: ObjectiveConfig) -> GateDecision:
+    if gate == "rollout_miss":
+        return rollout_miss_gate(
+            evidence.miss, evidence.q, evidence.degenerate, miss_min=options.miss_min, q_min=options.q_min
+        )
+    return adagrpo_gate(
+        evidence.above_policy,
+        evidence.above_reward,
+        evidence.negatives_above,
+        evidence.degenerate,
+        tau=options.tau,
+        rho=options.rho,
+        tau_reward=options.tau_reward,
+        rho_from=options.rho_from,
+    )

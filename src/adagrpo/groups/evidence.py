@@ -13,23 +13,26 @@ from torch import Tensor
 
 from adagrpo.config import ObjectiveConfig
 from adagrpo.groups.score import GroupRewards, ScoredGroups
-from adagrpo.objective import degenerate_groups, discriminability, rollout_miss
+from adagrpo.objective import degenerate_groups, discriminability, rollout_miss, share_above
 
 __all__ = ["Evidence", "gather_evidence", "running_spread"]
 
 
 class Evidence(NamedTuple):
-    """What the diagnostics say of `B` groups."""
+    """What the diagnostics say of `B` groups; all but `degenerate` are NaN at the ends of histories."""
 
-    difficulty: Tensor  # (B,) NaN at the ends of histories
-    q: Tensor  # (B,) discriminability, NaN at the ends of histories
+    above_policy: Tensor  # (B,) share of the rollouts that the policy puts above the logged item; NaN if not scored
+    above_reward: Tensor  # (B,) the same by the reward
+    negatives_above: Tensor  # (B, M) share of the rollouts that the reward puts above each negative, NaN where absent
+    miss: Tensor  # (B,) share of the rollouts that are not the logged item
+    q: Tensor  # (B,) share of rollouts and negatives that the reward puts below the logged item
     degenerate: Tensor  # (B,) bool, the group's rewards give no order
 
 
 def gather_evidence(
     groups: ScoredGroups, rewards: GroupRewards, options: ObjectiveConfig, *, spread: Tensor
 ) -> Evidence:
-    """Read difficulty, discriminability and degeneracy of every group.
+    """Read every diagnostic of every group.
 
     Args:
         groups: `B` groups.
@@ -37,13 +40,24 @@ def gather_evidence(
         options: the share of `spread` below which a group's rewards count as equal.
         spread: () standard deviation of the rewards.
     """
-    items = groups.rollouts.items
+    items, targets = groups.rollouts.items, groups.targets
     degenerate = degenerate_groups(rewards.rollouts, items, spread=spread, relative_floor=options.reward_floor)
+    nothing = torch.full(degenerate.shape, torch.nan, device=degenerate.device)
     if groups.target_codes is None:
-        nothing = torch.full(degenerate.shape, torch.nan, device=degenerate.device)
-        return Evidence(nothing, nothing, degenerate)
-    q = discriminability(rewards.target, rewards.rollouts, items, rewards.negatives, groups.negatives, groups.targets).q
-    return Evidence(rollout_miss(groups.sampled.items, groups.targets), q, degenerate)
+        return Evidence(nothing, nothing, nothing.unsqueeze(1)[:, :0], nothing, nothing, degenerate)
+    above_policy, sampled = nothing, groups.sampled
+    if groups.target_log_probs is not None:
+        own, drawn = groups.target_log_probs.double().sum(1), sampled.log_probs.double().sum(2)
+        above_policy = share_above(own.unsqueeze(1), targets.unsqueeze(1), drawn, sampled.items).squeeze(1).float()
+    above = share_above(
+        torch.cat([rewards.target.unsqueeze(1), rewards.negatives], dim=1),
+        torch.cat([targets.unsqueeze(1), groups.negatives], dim=1),
+        rewards.rollouts,
+        items,
+    )
+    q = discriminability(rewards.target, rewards.rollouts, items, rewards.negatives, groups.negatives, targets).q
+    miss = rollout_miss(sampled.items, targets)
+    return Evidence(above_policy, above[:, 0], above[:, 1:], miss, q, degenerate)
 
 
 def running_spread(before: float, rewards: Tensor) -> float:

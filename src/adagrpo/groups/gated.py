@@ -2,7 +2,7 @@
 
     draw      histories -> rollouts                          `adagrpo.groups.draw`
     score     rollouts -> rewards, and the same shuffled     `adagrpo.groups.score`
-    evidence  rewards -> difficulty, q, degenerate           `adagrpo.groups.evidence`
+    evidence  rewards -> ranks, misses, degenerate           `adagrpo.groups.evidence`
     decide    evidence -> which samples are admitted         `adagrpo.groups.decide`
 
 All without gradients, and without any state: what runs from step to step (the spread of rewards) is passed in and comes
@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from adagrpo.config import Gate, ObjectiveConfig
-from adagrpo.groups.decide import TrueUtility, apply_gate, gate_by_evidence
+from adagrpo.groups.decide import UNREAD, TrueUtility, apply_gate, gate_by_evidence
 from adagrpo.groups.division import Division, by_rows
 from adagrpo.groups.draw import draw_groups, score_codes
 from adagrpo.groups.evidence import Evidence, gather_evidence, running_spread
+from adagrpo.groups.negatives import NegativeSource
 from adagrpo.groups.score import ScoredGroups, score_groups
 from adagrpo.objective import GateDecision, kl_k3, rollout_entropy
 from adagrpo.policies.policy import Policy
@@ -39,7 +40,8 @@ class GatedGroups(NamedTuple):
     evidence: Evidence  # by the rewards as they are, whatever the gate
     shuffled_evidence: Evidence  # by the same scores, permuted within each group
     decision: GateDecision
-    shuffled_decision: GateDecision | None  # of the gate `adagrpo` on shuffled rewards; None at the ends of histories
+    shuffled_decision: GateDecision | None  # of the gate, or what it is a control of, by shuffled rewards; None where
+    # no logged item is read
     rewards: Tensor  # (B, G) as the reward term reads them, NaN where invalid
     reference: Tensor | None  # (B, G, L) log-probabilities under the reference policy, where one was given
     spread: float  # the running spread of rewards, these included
@@ -94,8 +96,13 @@ def gated_groups(
         true_utility: for the gate `oracle`.
         division: of the samples among processes, which draw and score their own; all gate all of them alike.
     """
-    drawn = draw_groups(policy, catalog, histories, targets, options, generator, division=division)
-    scored = score_groups(reward, drawn, options.negatives, generator, division=division)
+    judges = options.judges(gate)
+    ranked = judges == "adagrpo" and gate not in UNREAD and bool((targets >= 0).all())
+    drawn = draw_groups(
+        policy, catalog, histories, targets, options, generator, score_targets=ranked, division=division
+    )
+    source: NegativeSource = "rollouts" if judges == "adagrpo" else "targets"
+    scored = score_groups(reward, drawn, options.negatives, generator, source=source, division=division)
     rollouts, logged = scored.rollouts, scored.target_codes is not None
     spread = running_spread(spread, scored.rewards.rollouts[rollouts.valid])
     own, permuted = (
@@ -112,7 +119,7 @@ def gated_groups(
         own,
         permuted,
         decision,
-        shuffled_decision=gate_by_evidence("adagrpo", permuted, options) if logged else None,
+        shuffled_decision=gate_by_evidence(judges, permuted, options) if logged and gate not in UNREAD else None,
         rewards=rewards,
         reference=before,
         spread=spread,

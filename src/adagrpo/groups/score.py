@@ -1,6 +1,8 @@
-"""Second step of a group: one call to the reward for its target, its rollouts and its in-batch negatives.
+"""Second step of a group: one call to the reward for its target, its rollouts and its negatives.
 
     pairs(b) = {y_b} ∪ {item(o_bg) valid} ∪ {n_b1 .. n_bM}         each distinct (x_b, item) is scored once
+
+The negatives are items of other samples: of their rollouts, or their logged items (`adagrpo.groups.negatives`).
 
 Candidates are integer items in the row of their own history; scores are read back by slot. Implementations that key
 rewards by the text of a history give equal histories with different targets the wrong label, and ones that fill in a
@@ -20,6 +22,7 @@ from torch import Tensor
 
 from adagrpo.groups.division import Division, by_rows
 from adagrpo.groups.draw import DrawnGroups
+from adagrpo.groups.negatives import NegativeSource, distinct_rollouts, in_batch_negatives, other_rollouts
 from adagrpo.rewards import Reward, ask_reward
 from adagrpo.types import Histories, Rollouts
 
@@ -29,7 +32,6 @@ __all__ = [
     "ScoredGroups",
     "constant_share",
     "distinct_candidates",
-    "in_batch_negatives",
     "read_rewards",
     "score_groups",
     "shuffled",
@@ -75,6 +77,7 @@ def score_groups(
     num_negatives: int,
     generator: torch.Generator,
     *,
+    source: NegativeSource = "rollouts",
     division: Division | None = None,
 ) -> ScoredGroups:
     """Ask the reward for all that the groups need, once. Draws the negatives, then the permutation.
@@ -84,8 +87,9 @@ def score_groups(
     Args:
         reward: scores target, rollouts and negatives.
         drawn: `B` groups.
-        num_negatives: `M`, drawn from the logged items of the same set.
+        num_negatives: `M`, drawn from the other samples of the same set.
         generator: of the negatives and the permutation.
+        source: what they are: of the others' rollouts, or their logged items.
         division: of the groups among processes, each of which asks for its own; one asks for all where none is given.
 
     Raises:
@@ -98,7 +102,11 @@ def score_groups(
 
     negatives = targets.new_empty(len(targets), 0)
     if drawn.target_codes is not None:
-        negatives = in_batch_negatives(targets, histories, uniforms(len(targets), len(targets)), num_negatives)
+        if source == "rollouts":
+            pool = distinct_rollouts(drawn.sampled.items)
+            negatives = other_rollouts(targets, histories, pool, uniforms(*pool.counts.shape), num_negatives)
+        else:
+            negatives = in_batch_negatives(targets, histories, uniforms(len(targets), len(targets)), num_negatives)
     candidates = distinct_candidates(targets, drawn.rollouts.items, negatives)
 
     def compute(rows: Tensor | None) -> list[Tensor]:
@@ -115,57 +123,6 @@ def score_groups(
         shuffled_rewards=read_rewards(candidates, shuffled(candidates, scores, uniforms(*scores.shape))),
         constant=constant_share(candidates, scores),
     )
-
-
-def in_batch_negatives(
-    targets: Tensor,  # (B,)
-    histories: Histories,
-    uniforms: Tensor,  # (B, B)
-    count: int,
-) -> Tensor:  # (B, M) int64
-    """Draw `M` negatives a sample, without replacement, uniformly from the distinct targets of the same set.
-
-    A sample's own target and the items of its history are never drawn.
-
-    Args:
-        targets: (B,) int64 logged items.
-        histories: `B` histories.
-        uniforms: (B, B) numbers in [0, 1); column `j` belongs to the `j`-th distinct target in ascending order, and the
-            `M` lowest eligible ones of a row win.
-        count: `M`.
-
-    Returns:
-        (B, M) int64 items, -1 where the set holds too few.
-
-    Raises:
-        ValueError: a shape is wrong or `count` is negative.
-
-    >>> histories = Histories(torch.tensor([[3], [1], [3]]), torch.tensor([1, 1, 1]))
-    >>> in_batch_negatives(torch.tensor([1, 2, 2]), histories, torch.full((3, 3), 0.5), 2)
-    tensor([[ 2, -1],
-            [-1, -1],
-            [ 1, -1]])
-    """
-    samples = len(targets)
-    if uniforms.shape != (samples, samples):
-        raise ValueError(f"uniforms must be ({samples}, {samples}), got {tuple(uniforms.shape)}")
-    if histories.items.shape[0] != samples:
-        raise ValueError(f"histories must hold {samples} rows, got {histories.items.shape[0]}")
-    if count < 0:
-        raise ValueError(f"count must not be negative, got {count}")
-    distinct = torch.unique(targets)  # (D,) ascending
-    size = len(distinct)
-    # the column of each history item among the distinct targets; D where it is none of them, or padding
-    column = torch.searchsorted(distinct, histories.items)  # (B, T)
-    real = torch.arange(histories.items.shape[1], device=targets.device) < histories.lengths.unsqueeze(1)
-    hit = real & (distinct[column.clamp(max=size - 1)] == histories.items)
-    excluded = torch.zeros(samples, size + 1, dtype=torch.bool, device=targets.device)
-    excluded.scatter_(1, column.masked_fill(~hit, size), True)
-    excluded.scatter_(1, torch.searchsorted(distinct, targets).unsqueeze(1), True)
-    priority = uniforms[:, :size].masked_fill(excluded[:, :size], torch.inf)
-    drawn = priority.topk(min(count, size), largest=False)
-    items = distinct[drawn.indices].masked_fill(drawn.values.isinf(), -1)
-    return torch.nn.functional.pad(items, (0, count - items.shape[1]), value=-1)
 
 
 def distinct_candidates(

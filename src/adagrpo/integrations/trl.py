@@ -4,9 +4,10 @@
 
 TRL draws the completions and keeps its own loop, logging and generation back ends; this class replaces its advantages
 by those of `adagrpo.objective`, 0 where the gate does not admit, and adds the NLL of each prompt's target, once a
-prompt. The reward functions also score the target and `M` targets of other prompts, from which the gate reads whether
-the reward can tell the logged item. Prompts are copied for every completion, as TRL does it: for speed use
-`adagrpo.policies.causal_lm`.
+prompt. The gate is `rollout_miss`, since TRL keeps no log-probability of a target that was not drawn, by which the
+paper's gate ranks it: the reward functions also score the target and `M` targets of other prompts, from which the gate
+reads whether the reward puts the logged item first. Prompts are copied for every completion, as TRL does it: for speed
+use `adagrpo.policies.causal_lm`.
 
 Where TRL's `loss_type: grpo` departs from ours: it takes the mean over a completion's own tokens, so that a completion
 that ends early weighs as much as a whole one.
@@ -21,13 +22,13 @@ import torch
 from torch import Tensor
 
 from adagrpo.errors import UserError
-from adagrpo.groups.score import in_batch_negatives
+from adagrpo.groups.negatives import in_batch_negatives
 from adagrpo.objective import (
-    adagrpo_gate,
     degenerate_groups,
     discriminability,
     group_advantages,
     rollout_miss,
+    rollout_miss_gate,
 )
 from adagrpo.types import Histories
 
@@ -47,7 +48,7 @@ class AdaGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
 
             trainer = AdaGRPOTrainer(
                 model, reward, GRPOConfig(loss_type="grpo", num_generations=16, max_completion_length=4, ...), data,
-                item_of=lambda ids: item_of_tokens.get(tuple(ids), -1), tau=0.5, q_min=0.95,
+                item_of=lambda ids: item_of_tokens.get(tuple(ids), -1), miss_min=0.5, q_min=0.95,
             )
     """
 
@@ -55,7 +56,7 @@ class AdaGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         self,
         *args: Any,
         item_of: Callable[[list[int]], int],
-        tau: float = 0.5,
+        miss_min: float = 0.5,
         q_min: float = 0.95,
         negatives: int = 5,
         lambda_: float = 1.0,
@@ -69,7 +70,7 @@ class AdaGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
             args: of `GRPOTrainer`.
             item_of: the number of the item that the tokens of a completion name, -1 where they name none. What it says
                 to be none is invalid, whatever the reward functions say.
-            tau: least difficulty (share of completions that miss the target).
+            miss_min: least share of completions that miss the target.
             q_min: least share of negatives that the reward puts below the target.
             negatives: `M`, targets of other prompts that are scored beside the completions.
             lambda_: weight of the gated term.
@@ -89,7 +90,7 @@ class AdaGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
             )
         if self.accelerator.num_processes > 1:
             raise UserError("AdaGRPOTrainer runs in one process: targets of other processes are not seen as negatives")
-        self.item_of, self.tau, self.q_min, self.num_negatives = item_of, tau, q_min, negatives
+        self.item_of, self.miss_min, self.q_min, self.num_negatives = item_of, miss_min, q_min, negatives
         self.lambda_, self.invalid_penalty, self.reward_floor = lambda_, invalid_penalty, reward_floor
         self.spread = 0.0
         self._rewards = torch.empty(0)
@@ -172,7 +173,8 @@ class AdaGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
             self.spread = now if self.spread == 0.0 else 0.9 * self.spread + 0.1 * now
         spread = torch.tensor(self.spread, device=rewards.device)
         degenerate = degenerate_groups(rewards, items, spread=spread, relative_floor=self.reward_floor)
-        return adagrpo_gate(rollout_miss(items, targets), q, degenerate, tau=self.tau, q_min=self.q_min).admitted
+        miss = rollout_miss(items, targets)
+        return rollout_miss_gate(miss, q, degenerate, miss_min=self.miss_min, q_min=self.q_min).admitted
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         """TRL's, plus the mean NLL of the prompts' targets, nats a token."""

@@ -9,6 +9,7 @@ from adagrpo.objective.diagnostics import (
     pairwise_agreement,
     rollout_entropy,
     rollout_miss,
+    share_above,
     target_nll,
 )
 from adagrpo.objective.distillation import (
@@ -25,10 +26,10 @@ from adagrpo.objective.gate import (
     all_gate,
     bernoulli_gate,
     difficulty_gate,
-    discriminability_gate,
     inverted_gate,
     none_gate,
     random_gate,
+    rollout_miss_gate,
 )
 from adagrpo.objective.losses import (
     Surrogate,
@@ -55,7 +56,6 @@ __all__ = [
     "degenerate_groups",
     "difficulty_gate",
     "discriminability",
-    "discriminability_gate",
     "first_occurrence",
     "gated_sum",
     "group_advantages",
@@ -70,6 +70,8 @@ __all__ = [
     "random_gate",
     "rollout_entropy",
     "rollout_miss",
+    "rollout_miss_gate",
+    "share_above",
     "target_nll",
     "validity_margin",
     "zero_rejected",

@@ -2,15 +2,17 @@ r"""Measures, sample by sample, how unsure the policy is and how well the reward
 
 For sample `b` with history `x_b`, logged item `y_b` and rollouts `o_bg`,
 
+    above(i)     = (1/G) Σ_g 1[s(o_bg) > s(i)] + ½ 1[s(o_bg) = s(i)],  s = log π or RM;  rollouts that are i count as 0
     rollout_miss = 1 - (1/G) Σ_g 1[item(o_bg) = y_b]
     target_nll   = -(1/L) Σ_l log π(c_l(y_b) | x_b, c_<l(y_b))
     entropy      = -(1/(G L)) Σ_g Σ_l log π(o_bgl | x_b, o_bg,<l)
     q_b          = share of the distinct negatives n with RM(x_b, y_b) > RM(x_b, n), ties count one half
     agreement_b  = share of the pairs of distinct rollouts that the reward orders as their true utility does, likewise
 
-with the negatives `n` in {valid rollouts other than y_b} and {in-batch items other than y_b}. Source: AdaGRPO (Xu et
-al. 2026, arXiv 2606.08480), restated. We depart by counting every item once, however often it was sampled, so that a
-peaked policy does not fill `q` with copies of a single comparison.
+with the negatives `n` of `q` in {valid rollouts other than y_b} and {in-batch items other than y_b}. Source of `above`:
+AdaGRPO (Xu et al. 2026, arXiv 2606.08480), by a summary of its full text; ties and copies are our reading. In `q` every
+item counts once, however often it was sampled, so that a peaked policy does not fill it with copies of a single
+comparison; in `above` it counts as often as it was drawn, since the paper's ranks are among the rollouts.
 `agreement` needs a truth, which only a simulation has: it checks the gate, and no policy but the oracle's learns by it.
 """
 
@@ -31,6 +33,7 @@ __all__ = [
     "pairwise_agreement",
     "rollout_entropy",
     "rollout_miss",
+    "share_above",
     "target_nll",
 ]
 
@@ -92,6 +95,51 @@ def rollout_miss(
     missed = (items != targets[:, None]) | (items < 0)
     # One division of whole numbers: rounded once, so that 9 misses of 10 equal a threshold of 0.9.
     return missed.sum(dim=1).to(torch.float32) / items.shape[1]
+
+
+def share_above(
+    scores: Tensor,  # (B, N)
+    items: Tensor,  # (B, N)
+    rollout_scores: Tensor,  # (B, G)
+    rollout_items: Tensor,  # (B, G)
+) -> Tensor:
+    """Share of a group's rollouts that a score puts above each of some items; a tie counts one half.
+
+    A rollout that is the item itself does not stand above it. An invalid rollout counts by its score where it has one,
+    as under the policy, and stands below everything where it has none, as under a reward.
+
+    Args:
+        scores: (B, N) of the items; NaN where there is none.
+        items: (B, N) int64, -1 where there is none.
+        rollout_scores: (B, G) by the same score; NaN for a rollout that has none.
+        rollout_items: (B, G) int64, -1 where the rollout names no item.
+
+    Returns:
+        (B, N) in the dtype of `scores`, 0 to 1; NaN where there is no item or no score.
+
+    Raises:
+        ValueError: if a shape does not fit.
+
+    Example:
+        >>> share_above(
+        ...     scores=torch.tensor([[2.0, 1.0, torch.nan]]),
+        ...     items=torch.tensor([[9, 5, -1]]),
+        ...     rollout_scores=torch.tensor([[1.0, 1.0, 3.0, 2.0]]),
+        ...     rollout_items=torch.tensor([[5, 6, 7, 8]]),
+        ... )
+        tensor([[0.3750, 0.6250,    nan]])
+    """
+    check_shapes(
+        scores=(scores, "BN"),
+        items=(items, "BN"),
+        rollout_scores=(rollout_scores, "BG"),
+        rollout_items=(rollout_items, "BG"),
+    )
+    own, other = scores.unsqueeze(2), rollout_scores.unsqueeze(1)
+    points = 2 * (other > own).to(torch.int64) + (other == own)  # in halves, so that they stay whole numbers
+    points = points.masked_fill(rollout_items.unsqueeze(1) == items.unsqueeze(2), 0)
+    share = _share(points.sum(2), torch.full_like(items, 2 * rollout_items.shape[1]), scores.dtype)
+    return share.masked_fill((items < 0) | scores.isnan(), torch.nan)
 
 
 def target_nll(

@@ -1,16 +1,22 @@
 r"""Decides, sample by sample, whether the reward may move the policy, and names the cause where it may not.
 
-    gate_b = 1[d_b >= tau] · 1[q_b >= q_min] · 1[group b is not degenerate]
+    adagrpo         1[above_π(y) ≥ τ] · 1[above_RM(y) < τ] · 1[above_RM(n) ≥ ρ for all M negatives n]
+    rollout_miss    1[miss ≥ miss_min] · 1[q ≥ q_min]
 
-Source: AdaGRPO (Xu et al. 2026, arXiv 2606.08480), which writes ρ for `q_min`. We depart by counting rejections by
-cause, each sample under one cause only, and by adding the controls that the gate must beat: either test alone, all,
-none, a random choice of as many samples, one of a fixed rate, a choice among the samples that the gate rejects and,
-where the truth is known, the choice of the samples on which the reward is right.
+each times 1[group b is not degenerate]. `above` is a share of the group's rollouts (`adagrpo.objective.share_above`).
+Source of `adagrpo`: AdaGRPO (Xu et al. 2026, arXiv 2606.08480), by a summary of its full text; its negatives are items
+generated for other samples of the batch. The summary leaves open whether one τ serves both sides and how ρ counts, so
+both are options. `rollout_miss` is the gate of this project before that summary was known; its negatives are the
+group's own rollouts and logged items of other samples.
+We add counts of rejections by cause, each sample under one cause only, and the controls that a gate must beat: its
+difficulty test alone, all, none, a random choice of as many samples, one of a fixed rate, a choice among the samples
+that the gate rejects and, where the truth is known, the choice of the samples on which the reward is right. Its
+discriminability tests alone are the gate at a difficulty threshold of 0.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,10 +30,10 @@ __all__ = [
     "all_gate",
     "bernoulli_gate",
     "difficulty_gate",
-    "discriminability_gate",
     "inverted_gate",
     "none_gate",
     "random_gate",
+    "rollout_miss_gate",
 ]
 
 
@@ -46,21 +52,30 @@ class GateDecision(NamedTuple):
 
 
 def adagrpo_gate(
-    difficulty: Tensor,  # (B,)
-    q: Tensor,  # (B,)
+    above_policy: Tensor,  # (B,)
+    above_reward: Tensor,  # (B,)
+    negatives_above: Tensor,  # (B, M)
     degenerate: Tensor,  # (B,)
     *,
-    tau: float | Tensor,
-    q_min: float | Tensor,
+    tau: float,
+    rho: float,
+    tau_reward: float | None = None,
+    rho_from: Literal["top", "bottom"] = "top",
 ) -> GateDecision:
-    """Admit samples that are hard for the policy and on which the reward knows the target.
+    """Admit samples whose logged item the policy ranks low and the reward high, above items of other samples.
+
+    A threshold that lets every value pass leaves its test out: `tau=0`, `tau_reward=1`, `rho=0`.
 
     Args:
-        difficulty: (B,) any difficulty diagnostic, larger is harder; NaN is rejected as easy.
-        q: (B,) discriminability; NaN is rejected as undiscriminated.
+        above_policy: (B,) share of the rollouts that the policy puts above the logged item; NaN is rejected as easy.
+        above_reward: (B,) the same by the reward; NaN is rejected as undiscriminated.
+        negatives_above: (B, M) share of the rollouts that the reward puts above each item of another sample, NaN where
+            there is none. A sample without any is undiscriminated.
         degenerate: (B,) bool, True where the group's rewards give no order.
-        tau: least difficulty admitted, in the units of `difficulty`; a scalar tensor may be given.
-        q_min: least discriminability admitted; a scalar tensor may be given.
+        tau: the policy's top `tau` does not hold the logged item.
+        rho: how far each negative must be from the reward's top, or from its bottom.
+        tau_reward: the reward's top `tau_reward` holds the logged item; `tau` where none is given.
+        rho_from: `top`, each negative is outside the reward's top `rho`; `bottom`, outside its bottom `rho`.
 
     Returns:
         The decision; `closed` is nowhere True.
@@ -69,74 +84,77 @@ def adagrpo_gate(
         ValueError: if a shape does not fit or `degenerate` is not bool.
 
     Example:
-        >>> difficulty, q = torch.tensor([0.9, 0.2, 0.9]), torch.tensor([1.0, 1.0, 0.5])
-        >>> decision = adagrpo_gate(difficulty, q, torch.tensor([False, False, False]), tau=0.5, q_min=0.95)
+        >>> decision = adagrpo_gate(
+        ...     above_policy=torch.tensor([0.75, 0.25, 0.75, 0.75]),
+        ...     above_reward=torch.tensor([0.25, 0.25, 0.50, 0.25]),
+        ...     negatives_above=torch.tensor([[0.5, 0.25], [0.5, 0.5], [0.5, 0.5], [0.5, 0.0]]),
+        ...     degenerate=torch.zeros(4, dtype=torch.bool),
+        ...     tau=0.5,
+        ...     rho=0.25,
+        ... )
         >>> decision.admitted, decision.easy
-        (tensor([ True, False, False]), tensor([False,  True, False]))
+        (tensor([ True, False, False, False]), tensor([False,  True, False, False]))
     """
-    check_shapes(difficulty=(difficulty, "B"), q=(q, "B"), degenerate=(degenerate, "B"))
+    check_shapes(
+        above_policy=(above_policy, "B"),
+        above_reward=(above_reward, "B"),
+        negatives_above=(negatives_above, "BM"),
+        degenerate=(degenerate, "B"),
+    )
     check_masks(degenerate=degenerate)
-    _check_threshold("tau", tau)
-    _check_threshold("q_min", q_min)
-    return _decide(degenerate, hard=difficulty >= tau, discriminated=q >= q_min)
+    within = tau if tau_reward is None else tau_reward
+    absent = negatives_above.isnan()
+    far = negatives_above >= rho if rho_from == "top" else negatives_above <= 1 - rho
+    known = (above_reward < within) | (~above_reward.isnan() & (within >= 1))
+    suppressed = (far | absent).all(dim=1) & ~absent.all(dim=1)
+    return _decide(degenerate, hard=above_policy >= tau, discriminated=known & suppressed)
 
 
-def difficulty_gate(
-    difficulty: Tensor,  # (B,)
-    degenerate: Tensor,  # (B,)
-    *,
-    tau: float | Tensor,
-) -> GateDecision:
-    """The difficulty test alone: `adagrpo_gate` with every sample taken as discriminated.
-
-    Args:
-        difficulty: (B,) any difficulty diagnostic, larger is harder; NaN is rejected as easy.
-        degenerate: (B,) bool, True where the group's rewards give no order.
-        tau: least difficulty admitted, in the units of `difficulty`; a scalar tensor may be given.
-
-    Returns:
-        The decision; `undiscriminated` and `closed` are nowhere True.
-
-    Raises:
-        ValueError: if a shape does not fit or `degenerate` is not bool.
-
-    Example:
-        >>> difficulty_gate(torch.tensor([0.5, 0.4]), torch.tensor([False, False]), tau=0.5).admitted
-        tensor([ True, False])
-    """
-    check_shapes(difficulty=(difficulty, "B"), degenerate=(degenerate, "B"))
-    check_masks(degenerate=degenerate)
-    _check_threshold("tau", tau)
-    return _decide(degenerate, hard=difficulty >= tau, discriminated=torch.ones_like(degenerate))
-
-
-def discriminability_gate(
+def rollout_miss_gate(
+    miss: Tensor,  # (B,)
     q: Tensor,  # (B,)
     degenerate: Tensor,  # (B,)
     *,
-    q_min: float | Tensor,
+    miss_min: float,
+    q_min: float,
 ) -> GateDecision:
-    """The discriminability test alone: `adagrpo_gate` with every sample taken as hard.
+    """Admit samples whose logged item the rollouts miss and the reward puts above its own negatives.
 
     Args:
+        miss: (B,) share of the rollouts that are not the logged item; NaN is rejected as easy.
         q: (B,) discriminability; NaN is rejected as undiscriminated.
         degenerate: (B,) bool, True where the group's rewards give no order.
-        q_min: least discriminability admitted; a scalar tensor may be given.
+        miss_min: least share of misses admitted.
+        q_min: least discriminability admitted.
 
     Returns:
-        The decision; `easy` and `closed` are nowhere True.
+        The decision; `closed` is nowhere True.
 
     Raises:
         ValueError: if a shape does not fit or `degenerate` is not bool.
 
     Example:
-        >>> discriminability_gate(torch.tensor([1.0, 0.4]), torch.tensor([False, False]), q_min=0.9).admitted
+        >>> miss, q = torch.tensor([0.9, 0.2, 0.9]), torch.tensor([1.0, 1.0, 0.5])
+        >>> decision = rollout_miss_gate(miss, q, torch.tensor([False, False, False]), miss_min=0.5, q_min=0.95)
+        >>> decision.admitted, decision.easy
+        (tensor([ True, False, False]), tensor([False,  True, False]))
+    """
+    check_shapes(miss=(miss, "B"), q=(q, "B"), degenerate=(degenerate, "B"))
+    check_masks(degenerate=degenerate)
+    return _decide(degenerate, hard=miss >= miss_min, discriminated=q >= q_min)
+
+
+def difficulty_gate(shadow: GateDecision) -> GateDecision:
+    """The difficulty test of a gate alone: every sample that it does not call easy is admitted.
+
+    Example:
+        >>> quiet = torch.tensor([False, False])
+        >>> both = rollout_miss_gate(torch.tensor([0.9, 0.4]), torch.zeros(2), quiet, miss_min=0.5, q_min=0.9)
+        >>> difficulty_gate(both).admitted
         tensor([ True, False])
     """
-    check_shapes(q=(q, "B"), degenerate=(degenerate, "B"))
-    check_masks(degenerate=degenerate)
-    _check_threshold("q_min", q_min)
-    return _decide(degenerate, hard=torch.ones_like(degenerate), discriminated=q >= q_min)
+    nothing = torch.zeros_like(shadow.degenerate)
+    return shadow._replace(admitted=shadow.admitted | shadow.undiscriminated, undiscriminated=nothing)
 
 
 def all_gate(
@@ -208,7 +226,7 @@ def random_gate(
 
     Example:
         >>> quiet = torch.tensor([False, False, False])
-        >>> shadow = difficulty_gate(torch.tensor([0.9, 0.1, 0.1]), quiet, tau=0.5)
+        >>> shadow = rollout_miss_gate(torch.tensor([0.9, 0.1, 0.1]), torch.ones(3), quiet, miss_min=0.5, q_min=0.9)
         >>> random_gate(shadow, quiet, torch.tensor([0.7, 0.2, 0.5])).admitted
         tensor([False,  True, False])
     """
@@ -270,7 +288,7 @@ def inverted_gate(
 
     Example:
         >>> quiet = torch.tensor([False, False, False])
-        >>> shadow = difficulty_gate(torch.tensor([0.9, 0.1, 0.1]), quiet, tau=0.5)
+        >>> shadow = rollout_miss_gate(torch.tensor([0.9, 0.1, 0.1]), torch.ones(3), quiet, miss_min=0.5, q_min=0.9)
         >>> inverted_gate(shadow, quiet, torch.tensor([0.1, 0.4, 0.3])).admitted
         tensor([False, False,  True])
     """
@@ -348,9 +366,3 @@ def _check_control(shadow: GateDecision, degenerate: Tensor, uniforms: Tensor) -
     """Check what random and inverted controls are given."""
     check_shapes(shadow=(shadow.admitted, "B"), degenerate=(degenerate, "B"), uniforms=(uniforms, "B"))
     check_masks(shadow=shadow.admitted, degenerate=degenerate)
-
-
-def _check_threshold(name: str, threshold: float | Tensor) -> None:
-    """Check that a threshold given as a tensor is a scalar."""
-    if isinstance(threshold, Tensor):
-        check_shapes(**{name: (threshold, "")})

@@ -92,7 +92,8 @@ def distill(
 
     Args:
         groups: what names an item and is invalid all the same was left out on purpose, and is ignored.
-        reward_weight: weight of the reward beside the starting policy's log-probability.
+        reward_weight: what the reward is multiplied by beside the starting policy's log-probability. A recipe gives it
+            in spreads of the reward, see `adagrpo.evaluation.reranking`; the pipeline divides by the spread.
         validity_weight: weight of the margin that keeps what names no item below the items of a group.
         mass_weight: weight of what holds the probability of a group where the starting policy has it; 1 makes the loss
             a divergence of whole distributions.
@@ -123,13 +124,14 @@ class RewardTerm:
         name: in logs, charts and recipes.
         loss: takes `TermInputs` and options as keyword arguments.
         needs_reference: whether, with these options, it reads the starting policy's log-probabilities.
-        chosen_on_validation: options that a recipe may leave to validation cases (`validation` in place of a number).
+        in_spreads: options that weigh the reward. A recipe gives them in units of the reward's spread, or leaves them
+            to validation cases (`validation` in place of a number); the loss takes them divided by the spread.
     """
 
     name: str
     loss: Callable[..., TermLoss]
     needs_reference: Callable[[Mapping[str, Any]], bool] = lambda options: False
-    chosen_on_validation: frozenset[str] = frozenset()
+    in_spreads: frozenset[str] = frozenset()
 
     @property
     def options(self) -> dict[str, tuple[Any, Any]]:

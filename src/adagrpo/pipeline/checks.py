@@ -19,11 +19,19 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stage import Part
 from adagrpo.pipeline.staleness import finished_arms, parts_of, sources_of, upstream
-from adagrpo.pipeline.table import commands_of_stages, declared, fits_trees, names_key, readers, reads_key, row_of
+from adagrpo.pipeline.table import (
+    MEASURES_REWARD,
+    commands_of_stages,
+    declared,
+    fits_trees,
+    names_key,
+    readers,
+    reads_key,
+    row_of,
+)
 
 __all__ = ["check", "reward_stages"]
 
-ASKS_REWARD = ("train", "diagnose", "evaluate")
 MEASURES = ("diagnose", "evaluate", "serve", "export", "report")  # nothing that they make is trained on
 ALL_OTHERS = ("diagnose", "evaluate")  # for what they change by `--set`, no finished stage may become stale
 
@@ -40,7 +48,7 @@ def check(run: RunDirectory, verb: str, stages: Iterable[str] = ()) -> None:
         UserError: a stage is stale or damaged, or a setting is not for this verb; with the command that mends it.
     """
     parts = parts_of(run, measuring=verb in MEASURES)
-    wanted = [*_read_by(run, verb), *stages, *(reward_stages(run) if verb in ASKS_REWARD else ())]
+    wanted = [*_read_by(run, verb), *stages, *(reward_stages(run) if verb in MEASURES_REWARD else ())]
     needed = [parts[name] for name in upstream(parts, wanted)]
     keys = [text.partition("=")[0] for text in run.overrides if _changes(run, text.partition("=")[0])]
     for part in needed:
@@ -77,7 +85,7 @@ def _read_by(run: RunDirectory, verb: str) -> list[str]:
             files += declare(run).inputs
         except (UserError, OSError):  # the command says so itself
             continue
-    return [name for name in sources_of(run, files) if getattr(row_of(name), "command", None) != verb]
+    return [name for name in sources_of(run, files) if not _makes(verb, name)]
 
 
 def _refusal(run: RunDirectory, part: Part, keys: list[str]) -> str:
@@ -122,7 +130,7 @@ def _asked_for(part: Part, keys: list[str]) -> str | None:
 
 def _makes(verb: str, stage: str) -> bool:
     row = row_of(stage)
-    return stage == "reward" or (row is not None and row.command == verb)
+    return row is not None and row.made_by(verb)
 
 
 def _changes(run: RunDirectory, key: str) -> bool:

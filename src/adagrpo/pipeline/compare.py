@@ -1,7 +1,7 @@
 """Carries out a comparison: one run directory a seed, whose arms share Semantic IDs, sft policy and ranker.
 
-    DIR/plan.json         baseline, family, metric, margins, hashes of the data or the last part of an exposure log:
-                          written before the first run, held to
+    DIR/plan.json         baseline, family, metric, margins, the reward and its ranker, hashes of the data and of the
+                          reward's files, the last part of an exposure log: written before the first run, held to
     DIR/seed-<n>/         an ordinary run
     DIR/comparison.json   the statistics (no times, no paths); comparison.md, comparison.html; results.jsonl
 
@@ -22,6 +22,7 @@ from pydantic import ValidationError
 
 from adagrpo.config import ArmConfig, CompareConfig, Config, dump_config
 from adagrpo.config.messages import explain
+from adagrpo.config.settings import changed_settings, read_settings
 from adagrpo.console import Console, Silent
 from adagrpo.data.columns import USER_ID
 from adagrpo.errors import UserError
@@ -31,6 +32,7 @@ from adagrpo.pipeline.directory import RunDirectory, refuse_without_order
 from adagrpo.pipeline.dry_run import plan
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.matching import MATCHED, check_matched, matched_arm
+from adagrpo.pipeline.named_files import files_named_by
 from adagrpo.pipeline.run import Run
 from adagrpo.pipeline.served_log import publish_first
 from adagrpo.pipeline.stage import Declare
@@ -48,7 +50,9 @@ __all__ = ["Comparison", "evaluation_folder"]
 
 START = "sft"
 PLAN = "plan.json"
-DATA = "data"  # in it: the hashes of the data files by label
+DATA = "data"  # in it: the hashes of the data files and of those that the reward names, by label
+REWARD = "reward"  # in it: the settings that say what the reward is
+REWARD_READS = ("reward", "ranker")
 THROUGH = "through"  # in it: the number of the last part of an exposure log that is read
 
 
@@ -100,8 +104,9 @@ class Comparison:
             if name != RERANK and base is not None and (base not in self.arms or re_ranked(base) is not None):
                 raise UserError(f"--objectives: {name} re-orders the beam of a trained arm, {base}, which is not here")
         self.config = _with_arms(config, trained)
-        # both None before the first start, and where a plan has none
+        # None before the first start, and where a plan has none
         self.fixed_data: dict[str, str] | None = None
+        self.fixed_reward: dict[str, Any] | None = None
         self.through: int | None = None
         self.plan = self._plan(config.compare)
 
@@ -110,7 +115,7 @@ class Comparison:
         known = [START, *self.arms]
         if options.baseline not in known:
             raise UserError(f"compare.baseline: '{options.baseline}' is not among the arms {', '.join(known)}")
-        before, self.fixed_data, self.through = _read_plan(self.directory / PLAN)
+        before, self.fixed_data, self.through, self.fixed_reward = _read_plan(self.directory / PLAN)
         family = options.family
         if family is None:
             family = before.family if before else tuple(arm for arm in self.arms if arm != options.baseline)
@@ -130,6 +135,7 @@ class Comparison:
                     raise UserError(f"compare.pairs: '{name}' is not among the arms {', '.join(known)}")
             if first == second:
                 raise UserError(f"compare.pairs: '{first}' is held against itself")
+        self._check_reward()
         self._check_data()
         self._hold_to_part()
         widest = max(cutoff(name) or 1 for name in (options.metric, *options.margins))
@@ -143,7 +149,20 @@ class Comparison:
     def _data_files(self) -> tuple[Run, list[Path]]:
         """The run of a seed, and the files that the data of all are read from; none of what a run makes itself."""
         run = self.run_of(self.seeds[0])
-        return run, [path for path in log_source(run).files if not path.is_relative_to(run.directory)]
+        paths = dict.fromkeys([*log_source(run).files, *files_named_by(run.config.reward, run)])
+        return run, [path for path in paths if not path.is_relative_to(run.directory)]
+
+    def _check_reward(self) -> None:
+        """Refuse another reward than that of the runs before: their arms would be trained again in their place."""
+        if self.fixed_reward is None:
+            return
+        changes = changed_settings(self.config, self.fixed_reward, read_settings(self.config, REWARD_READS))
+        if changes:
+            key, before, now = changes[0]
+            raise UserError(
+                f"{self.directory / PLAN}: fixed with {key} {before}, asked for {now}; the arms of another reward go"
+                " into a new folder, another --out"
+            )
 
     def _check_data(self) -> None:
         """Refuse other data than those of the runs before; a file that is gone is not held against them."""
@@ -160,7 +179,8 @@ class Comparison:
         changed += [f"{label}: was among the files when" for label in before if label not in files]
         if changed:
             raise UserError(
-                f"{changed[0]} {self.directory / PLAN} was fixed; take a new folder for the changed logs, another --out"
+                f"{changed[0]} {self.directory / PLAN} was fixed;"
+                " take a new folder for the changed files, another --out"
             )
 
     def _hold_to_part(self) -> None:
@@ -185,7 +205,8 @@ class Comparison:
             if (exposures := self.config.data.exposures) is not None:
                 publish_first(run)
                 through = int(exposure_parts(run, exposures)[-1].name)
-            _write_plan(self.directory / PLAN, self.plan, data, through)
+            reward = read_settings(self.config, REWARD_READS)
+            _write_plan(self.directory / PLAN, self.plan, data, through, reward)
         self.plan = self._plan(self.config.compare)
 
     @property
@@ -336,21 +357,25 @@ class _Prefixed:
 
 
 def _write_plan(
-    path: Path, plan: CompareConfig, data: Mapping[str, str] | None = None, through: int | None = None
+    path: Path,
+    plan: CompareConfig,
+    data: Mapping[str, str] | None = None,
+    through: int | None = None,
+    reward: Mapping[str, Any] | None = None,
 ) -> None:
-    content = plan.model_dump(mode="json") | ({} if data is None else {DATA: dict(data)})
-    content |= {} if through is None else {THROUGH: through}
+    fixed = {DATA: data, THROUGH: through, REWARD: reward}
+    content = plan.model_dump(mode="json") | {name: value for name, value in fixed.items() if value is not None}
     write_file(path, json.dumps(with_hash(content), indent=1) + "\n", keep=True)
 
 
-def _read_plan(path: Path) -> tuple[CompareConfig | None, dict[str, str] | None, int | None]:
-    """The plan of an earlier start, if there was one, and what it has of its data: hashes, the last part of a log."""
+def _read_plan(path: Path) -> tuple[CompareConfig | None, dict[str, str] | None, int | None, dict[str, Any] | None]:
+    """The plan of an earlier start, if there was one, and what it has of data, the last part of a log, and reward."""
     if not path.is_file():
-        return None, None, None
+        return None, None, None, None
     try:
         content = without_hash(json.loads(path.read_text(encoding="utf-8")))
-        data, through = content.pop(DATA, None), content.pop(THROUGH, None)
-        return CompareConfig.model_validate(content), data, through
+        data, through, reward = (content.pop(name, None) for name in (DATA, THROUGH, REWARD))
+        return CompareConfig.model_validate(content), data, through, reward
     except (ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: damaged; take another --out, or delete it if no result was looked at") from error
 

@@ -54,6 +54,8 @@ def export(
             `transformers` opens.
     """
     run.refuse_without_order()
+    if to.is_symlink() or (to.exists() and (not to.is_dir() or any(to.iterdir()))):
+        raise UserError(f"{to}: is not empty; --to takes a new folder")
     chosen = choose_checkpoint(run, arm, checkpoint)
     version = open_version(run, catalog)
     check(run, "export", [chosen.stage, version.stage])
@@ -64,8 +66,6 @@ def export(
             f"export: the policy is '{kind}', which no other program opens; its weights are "
             f"{weights / 'model.safetensors'}"
         )
-    if to.is_symlink() or (to.exists() and (not to.is_dir() or any(to.iterdir()))):
-        raise UserError(f"{to}: is not empty; --to takes a new folder")
     with folder_beside(to) as work:
         _write(RunData(run, version), chosen, checkpoint, work)
         for path in work.rglob("*"):  # some libraries write for the owner alone

@@ -5,7 +5,8 @@
 
 A part is made whole under another name, synced to disk, and then takes its name in one move; what it answers stands in
 the part itself. So it does not matter which process makes a part, nor whether two do: a row is answered by the part
-that its number belongs to, and that part is there once or not at all.
+that its number belongs to, and that part is there once or not at all. Who made it gives back its sha256, which says
+later whether it is still what was made.
 """
 
 from __future__ import annotations
@@ -25,14 +26,13 @@ from adagrpo.errors import UserError
 from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
 from adagrpo.pipeline.directory import RunDirectory
-from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.rewards import describe_reward
 from adagrpo.pipeline.run import Run
-from adagrpo.pipeline.serve import recommender
+from adagrpo.pipeline.serve import recommender, reward_read
 from adagrpo.serving.answers import answer
 from adagrpo.serving.eligibility import Filter
 from adagrpo.serving.recommender import ItemId, Recommender
+from adagrpo.storage.hashes import hash_file
 from adagrpo.storage.writing import written_beside
 
 __all__ = [
@@ -44,7 +44,6 @@ __all__ = [
     "facts_of",
     "part_path",
     "read_parts",
-    "reward_read",
 ]
 
 FACTS = "adagrpo"  # the key in the metadata of a part
@@ -102,6 +101,7 @@ class Wanted:
     include: Filter | None
     exclude: Filter | None
     popular: bool
+    kept: frozenset[str]  # names of the parts that were there, as they were written
 
     def facts(self, number: int) -> Facts | None:
         """Of a part that is there and answers what it is to answer."""
@@ -129,11 +129,6 @@ class Wanted:
         return run, recommender(run, self.arm, self.checkpoint, *options)[0]
 
 
-def reward_read(run: RunDirectory, weight: float) -> dict[str, Any]:
-    """What the reward is that lists are re-ranked by, with the hashes of its files; nothing where they are not."""
-    return describe_reward(Models(RunData(run))) if weight > 0 else {}
-
-
 def read_parts(wanted: Wanted) -> Iterator[dict[str, Any]]:
     """The tasks of all parts in their order: which are there already, and the rows of the others.
 
@@ -147,7 +142,7 @@ def read_parts(wanted: Wanted) -> Iterator[dict[str, Any]]:
             integers = _are_integers(part.users)
         rows += len(part.users)
         task: dict[str, Any] = {"number": number, "first_row": rows - len(part.users), "rows": len(part.users)}
-        if wanted.facts(number) is None:
+        if part_path(wanted.out, number).name not in wanted.kept:
             task |= {"users": part.users, "histories": part.histories, "integers": integers}
         yield task
     yield {"parts": number + 1 if rows else 0, "rows": rows}
@@ -196,12 +191,12 @@ class _Answering:
         self._logged: LoggedHistories | None = None
 
     def make(self, task: dict[str, Any]) -> dict[str, Any]:
-        """Make a part unless it is there; gives back its number and rows, or the last task as it is."""
-        if "users" in task:
-            self._publish(task)
-        return {name: value for name, value in task.items() if name in ("number", "rows", "parts")}
+        """Make a part unless it is there; gives back number, rows and, if made, sha256, or the last task as it is."""
+        made = {"sha256": self._publish(task)} if "users" in task else {}
+        return {name: value for name, value in task.items() if name in ("number", "rows", "parts")} | made
 
-    def _publish(self, task: dict[str, Any]) -> None:
+    def _publish(self, task: dict[str, Any]) -> str:
+        """Make a part, and give its sha256."""
         wanted, users = self.wanted, task["users"]
         histories, unknown_users = task["histories"], 0
         if histories is None:
@@ -234,6 +229,7 @@ class _Answering:
             columns.append(pl.Series("source", [one.source for one in answers], dtype=pl.String))
         with written_beside(part_path(wanted.out, task["number"]), wanted.token) as place:
             pl.DataFrame(columns).write_parquet(place, metadata={FACTS: json.dumps(facts._asdict())})
+            return hash_file(place)
 
     def _users(self, users: Sequence[ItemId], integers: bool) -> pl.Series:
         texts = pl.Series(USER_ID, [str(user) for user in users], dtype=pl.String)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
+from pathlib import Path
 
 import numpy as np
 
+from adagrpo.config.reward import CallableOptions, FactoryOptions, LightGBMOptions, RewardOptions, SequentialOptions
 from adagrpo.errors import UserError
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stages.tokenize import language_model_folder, reads_texts
+from adagrpo.rewards import find_module
 from adagrpo.semantic_ids import Catalog
 from adagrpo.semantic_ids.language import check_model
 
-__all__ = ["check_named", "check_test_cases"]
+__all__ = ["check_named", "check_test_cases", "files_named_by"]
 
 ASK_REWARD = {"train", "diagnose", "evaluate"}
 
@@ -41,6 +44,20 @@ def check_named(data: RunData, parts: Collection[str]) -> None:
                 run.hash_input(path)
     if "evaluate" in parts and config.evaluation.eligible is not None:  # the items do not depend on their codes
         data.narrowed(Catalog.from_codes(np.arange(data.num_items)[:, None], (data.num_items,)))
+
+
+def files_named_by(options: RewardOptions, run: RunDirectory) -> list[Path]:
+    """The files that a reward and its members name, which no run makes: modules, models, checkpoints of other runs."""
+    match options:
+        case CallableOptions() | FactoryOptions():
+            own = [find_module(options.function, run.code), *(run.data / name for name in options.files)]
+        case LightGBMOptions():
+            own = [run.data / options.model]
+        case SequentialOptions(checkpoint=str(folder)):
+            own = [run.data / folder / "model.safetensors"]
+        case _:
+            own = []
+    return own + [path for part in options.parts for path in files_named_by(part, run)]
 
 
 def check_test_cases(run: RunDirectory) -> None:

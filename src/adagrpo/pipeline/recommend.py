@@ -1,18 +1,19 @@
 """Lists for many users: what `adagrpo serve` answers one by one, written as Parquet in parts.
 
     OUT/part-00000.parquet ...  a row for each row of the file, see `adagrpo.pipeline.list_parts`
+    OUT/begun.json              what the lists are made from, and the sha256 of each part that is finished
     OUT/manifest.json           which rows each part answers
     OUT/summary.json            counts, and what made the lists; written last
 
 Memory holds as many parts as are in hand, however many users there are. A command that was killed goes on with the
-parts that are not there; which of them it had begun makes no difference.
+parts that are not there, or not as they were written; which of them it had begun makes no difference.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -24,13 +25,13 @@ from adagrpo.errors import UserError
 from adagrpo.networks.layers import Precision
 from adagrpo.pipeline.choose_checkpoint import choose_checkpoint
 from adagrpo.pipeline.directory import RunDirectory
-from adagrpo.pipeline.list_parts import COUNTS, Wanted, part_path, read_parts, reward_read
+from adagrpo.pipeline.list_parts import COUNTS, Wanted, part_path, read_parts
 from adagrpo.pipeline.on_ray import each_on_ray
-from adagrpo.pipeline.serve import recommender
+from adagrpo.pipeline.serve import recommender, reward_read
 from adagrpo.pipeline.versions import LATEST
 from adagrpo.serving.eligibility import Filter
 from adagrpo.storage.artifacts import seal, verify
-from adagrpo.storage.hashes import hash_file, hash_json
+from adagrpo.storage.hashes import hash_file, hash_json, with_hash, without_hash
 from adagrpo.storage.locks import lock_folder
 from adagrpo.storage.marks import is_marked
 from adagrpo.storage.removal import remove_temporary
@@ -114,17 +115,19 @@ def recommend_users(
     inputs |= {"columns": named} if named != (USER_ID, HISTORY) else {}
     fingerprint = hash_json(made_from | inputs | ({"popular": True} if popular else {}))
     with lock_folder(out, "list of recommendations"):
-        if (out / SUMMARY).is_file() and _begun(out) == fingerprint:
+        begun, finished = _begun(out)
+        if (out / SUMMARY).is_file() and begun == fingerprint:
             verify(out)
             return dict(json.loads((out / SUMMARY).read_text(encoding="utf-8"))) | {"folder": str(out)}
-        if _begun(out) not in (None, fingerprint):
+        if begun not in (None, fingerprint):
             raise UserError(
                 f"{out}: holds lists of another checkpoint, catalogue, file, column, filter or length;"
                 " --out takes a new folder"
             )
         for _ in read_histories(users, PART_USERS, user=named[0], history=named[1]):
             break  # read before anything is written: a file that is refused leaves no folder taken
-        write_file(out / BEGUN, json.dumps({"fingerprint": fingerprint}) + "\n")
+        finished = _as_written(run, out, finished)
+        _note_finished(out, fingerprint, finished)
         wanted = Wanted(
             run=run.called.resolve(),
             overrides=run.overrides,
@@ -146,12 +149,13 @@ def recommend_users(
             include=include,
             exclude=exclude,
             popular=popular,
+            kept=frozenset(finished),
         )
         worker = wanted.worker if ray_actors else partial(wanted.worker, (run, served))
         del served
-        parts = _make(run, wanted, worker, ray_actors)
+        parts = _make(run, wanted, worker, ray_actors, finished)
         remove_temporary(out, {TOKEN}, is_marked)  # of actors that were killed
-        summary = made_from | _publish(wanted, parts)
+        summary = made_from | _publish(wanted, parts, finished)
         write_file(out / SUMMARY, json.dumps(summary, indent=1) + "\n")
     return summary | {"folder": str(out)}
 
@@ -165,32 +169,62 @@ def _user_column(run: RunDirectory, users: Path) -> str:
     return logged
 
 
-def _begun(out: Path) -> str | None:
+def _begun(out: Path) -> tuple[str | None, dict[str, str]]:
+    """What the lists of a folder are made from, None where there are none yet, and the sha256 of finished parts."""
     path = out / BEGUN
-    return json.loads(path.read_text(encoding="utf-8"))["fingerprint"] if path.is_file() else None
+    if not path.is_file():
+        return None, {}
+    try:
+        content = without_hash(json.loads(path.read_text(encoding="utf-8")))
+        return str(content["fingerprint"]), dict(content["parts"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path}: is not as it was written; --out takes a new folder") from error
 
 
-def _make(run: RunDirectory, wanted: Wanted, worker: Callable[[], Callable[[Any], Any]], ray_actors: int | None) -> int:
-    """Make all parts, and give their number."""
+def _note_finished(out: Path, fingerprint: str, finished: Mapping[str, str]) -> None:
+    content = with_hash({"fingerprint": fingerprint, "parts": dict(sorted(finished.items()))})
+    write_file(out / BEGUN, json.dumps(content) + "\n")
+
+
+def _as_written(run: RunDirectory, out: Path, finished: Mapping[str, str]) -> dict[str, str]:
+    """The finished parts that are there as they were written; it is said which are not, and those are made again."""
+    there = {name: digest for name, digest in finished.items() if (out / name).is_file()}
+    damaged = {name for name, digest in there.items() if hash_file(out / name) != digest}
+    for name in sorted(damaged):
+        run.console.note(f"note: {out / name}: changed after it was finished; it is made again")
+    return {name: digest for name, digest in there.items() if name not in damaged}
+
+
+def _make(
+    run: RunDirectory,
+    wanted: Wanted,
+    worker: Callable[[], Callable[[Any], Any]],
+    ray_actors: int | None,
+    finished: dict[str, str],
+) -> int:
+    """Make all parts, note the sha256 of each as it is finished, and give their number."""
     expected, started, users, parts = about_how_many(wanted.users), time.monotonic(), 0, 0
     tasks = partial(read_parts, wanted)
     for done in each_on_ray(tasks, worker, ray_actors) if ray_actors else map(worker(), tasks()):
         parts = done.get("parts", parts)
+        if "sha256" in done:
+            finished[part_path(wanted.out, done["number"]).name] = done["sha256"]
+            _note_finished(wanted.out, wanted.fingerprint, finished)
         users += 0 if "parts" in done else done["rows"]
         rate = users / max(1e-9, time.monotonic() - started)
         run.console.progress("recommend", users, max(users, expected), {"users/s": rate})
     return parts
 
 
-def _publish(wanted: Wanted, parts: int) -> dict[str, int]:
+def _publish(wanted: Wanted, parts: int, finished: Mapping[str, str]) -> dict[str, int]:
     """Hold what is there against what there is to be, write the manifest, and give the counts of all parts."""
     counts, rows = dict.fromkeys(COUNTS, 0), {}
     for number in range(parts):
-        facts = wanted.facts(number)
-        if facts is None:
-            raise RuntimeError(f"{part_path(wanted.out, number)}: missing, though all parts were made")
+        path, facts = part_path(wanted.out, number), wanted.facts(number)
+        if facts is None or hash_file(path) != finished[path.name]:
+            raise UserError(f"{path}: changed after it was finished; carry out the command again, which makes it anew")
         counts = {name: count + getattr(facts, name) for name, count in counts.items()}
-        rows[part_path(wanted.out, number).name] = {"first_row": facts.first_row, "rows": facts.users}
+        rows[path.name] = {"first_row": facts.first_row, "rows": facts.users}
     if not wanted.popular:
         del counts["popular_lists"]
     seal(wanted.out, kind="list of recommendations", fingerprint=wanted.fingerprint, files=rows)

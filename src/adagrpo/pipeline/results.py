@@ -71,7 +71,7 @@ class Recommended:
 
     Attributes:
         items: for each history its list, in the ids of the input data.
-        scores: log-probability of each item in nats; with a reward weight, plus weight times reward.
+        scores: log-probability of each item in nats; with a reward weight, plus weight times reward over its spread.
         codes: the Semantic ID of each item.
         unknown: for each history the ids in it that name no item. They were left out of the history; where nothing is
             left of it, the list is empty.

@@ -39,7 +39,7 @@ from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.named_files import check_named, check_test_cases
 from adagrpo.pipeline.results import Diagnosis, Recommended, metrics_table
 from adagrpo.pipeline.rewards import check_reward, describe_reward
-from adagrpo.pipeline.serve import check_served, recommender
+from adagrpo.pipeline.serve import check_served, recommender, reward_read
 from adagrpo.pipeline.served_log import publish_first
 from adagrpo.pipeline.shown import Shown
 from adagrpo.pipeline.stages.diagnose import diagnosis
@@ -198,6 +198,7 @@ class Run(RunDirectory):
         """
         with self._doing("diagnose"):
             self._look_at_reward()
+            self._make("diagnose", but="diagnose")
             self.make("diagnose", diagnosis(self, None if second_ranker is None else Path(second_ranker)))
             content = self._json("diagnose", "diagnose.json")
             write_diagnosis(self.directory, content, self.config.name)
@@ -273,7 +274,8 @@ class Run(RunDirectory):
             exclude: ids that are never recommended, a list for each history; `"history"` takes each whole history. A
                 mapping such as `{"brand": ["acme"]}` leaves named groups out of all lists, see
                 `adagrpo.serving.eligibility`. What the recipe masks (`evaluation.mask_history`) is left out anyway.
-            reward_weight: above 0, re-rank by log-probability + this weight x reward.
+            reward_weight: above 0, re-rank by log-probability + this weight x reward, in units of the reward's
+                spread, as `diagnose` advises it.
             precision: of the policy; None is the recipe's, `evaluation.precision`.
             include: named groups, or item ids: what the lists may hold.
             popular: give histories of which nothing is known the most popular items.
@@ -289,7 +291,7 @@ class Run(RunDirectory):
         key = (chosen.arm, checkpoint, reward_weight, precision, version.number)
         check_served(self, chosen, version, reward_weight)
         weights = self.hash_input(chosen.weights / "model.safetensors")  # another process may have trained since
-        made_from = (weights, describe_reward(Models(RunData(self))) if reward_weight > 0 else None)
+        made_from = (weights, reward_read(self, reward_weight))
         if key not in self._served or self._served[key][0] != made_from:
             made = recommender(
                 self, chosen.arm, checkpoint, reward_weight, precision=precision, catalog=str(version.number)
@@ -406,9 +408,11 @@ class Run(RunDirectory):
             if is_described(self.path(DESCRIPTION).parent):
                 self.keep_settings()
 
-    def _make(self, command: str, arms: Sequence[str] | None = None) -> None:
-        """Make the stages of a command, in the order of the table."""
+    def _make(self, command: str, arms: Sequence[str] | None = None, *, but: str = "") -> None:
+        """Make the stages of a command but one, in the order of the table."""
         for name, declare in declared(self.config, [command], arms).items():
+            if name == but:
+                continue
             wanted = declare(self)
             self.make(name, wanted)
             if name == "prepare" and (name in self.made or not is_described(self.directory)):
@@ -440,10 +444,8 @@ class Run(RunDirectory):
         for path in [*data.training_files, *data.catalog_files, self.path("sft", "best", "model.safetensors")]:
             self.hash_input(path)  # of the stages that are missing, the first is named
         self.note("reward", describe_reward(models))
-        if self.config.reward == SequentialOptions():
+        if self.config.reward == SequentialOptions():  # of another one, the stage `reward` is the look
             check_reward(models)
-        else:
-            self.make("reward", declared(self.config, ["train"])["reward"](self))
 
     def _evaluate(self, arms: list[str]) -> None:
         if not self.config.without_order:

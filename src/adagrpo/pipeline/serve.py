@@ -26,8 +26,9 @@ from adagrpo.pipeline.choose_checkpoint import Chosen, choose_checkpoint
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
-from adagrpo.pipeline.rewards import check_reward
+from adagrpo.pipeline.rewards import check_reward, describe_reward
 from adagrpo.pipeline.serve_arms import beside, open_runs
+from adagrpo.pipeline.stages.choose_weight import STAGE, served_spread
 from adagrpo.pipeline.versions import LATEST, CatalogVersion, open_version
 from adagrpo.serving import Query, Recommender
 from adagrpo.serving.bearer import Bearers, check_exposed, read_tokens
@@ -40,7 +41,7 @@ from adagrpo.serving.served import Serving, Shelf
 from adagrpo.serving.user_hash import VARIABLE, UserHash, read_key
 from adagrpo.serving.workers import run_workers
 
-__all__ = ["Operation", "check_served", "recommender", "serve"]
+__all__ = ["Operation", "check_served", "recommender", "reward_read", "serve"]
 
 # Or each small operation of the policy waits 5 ms for an event loop that is busy: at four times the load 279 lists a
 # second were answered with it and 21 without. At 70 % of the peak it turned more away, 3,635 and not 537. One run each.
@@ -78,7 +79,8 @@ def recommender(
         run: with a trained policy.
         arm: see `adagrpo.pipeline.choose_checkpoint.choose_checkpoint`.
         checkpoint: of that arm.
-        reward_weight: above 0, the run's reward re-ranks the beam: `log-probability + weight · reward`.
+        reward_weight: above 0, the run's reward re-ranks the beam: `log-probability + weight · reward / spread`,
+            with the spread that the stage `reranking` measured.
         exclude_history: leave the items of the history out, where a request says nothing of it; None: as the run's
             evaluation does.
         precision: of the policy; None is the recipe's, `evaluation.precision`.
@@ -102,7 +104,13 @@ def check_served(run: RunDirectory, chosen: Chosen, version: CatalogVersion, rew
     """
     if not (isinstance(reward_weight, Real) and math.isfinite(reward_weight) and reward_weight >= 0):
         raise UserError(f"reward_weight: {reward_weight!r} is no weight; give a finite number of at least 0")
-    check(run, "serve", [chosen.stage, version.stage, *(reward_stages(run) if reward_weight > 0 else ())])
+    reward = [*reward_stages(run), STAGE] if reward_weight > 0 else []
+    check(run, "serve", [chosen.stage, version.stage, *reward])
+
+
+def reward_read(run: RunDirectory, weight: float) -> dict[str, Any]:
+    """What the reward is that lists are re-ranked by, with the hashes of its files; nothing where they are not."""
+    return describe_reward(Models(RunData(run))) | {"spread": served_spread(run)} if weight > 0 else {}
 
 
 def _recommender(
@@ -123,6 +131,7 @@ def _recommender(
     data = RunData(run, version)
     models = Models(data)
     excludes = run.config.evaluation.mask_history if exclude_history is None else exclude_history
+    spread = served_spread(run) if reward_weight > 0 else 1.0
     if reward_weight > 0:
         check_reward(models)
     served = Recommender(
@@ -135,6 +144,7 @@ def _recommender(
         precision=precision or run.config.evaluation.precision,
         reward=models.reward() if reward_weight > 0 else None,
         reward_weight=reward_weight,
+        reward_spread=spread,
         catalog_version=version.name,
         popularity=data.training.counts(data.num_items),
         groups=data.groups,
@@ -142,6 +152,7 @@ def _recommender(
     )
     about: dict[str, Any] = {"name": run.config.name, "arm": chosen.arm, "checkpoint": checkpoint, "step": chosen.step}
     about |= {"why": chosen.why, "items": data.num_items, "reward_weight": reward_weight}
+    about |= {"reward_spread": spread} if reward_weight > 0 else {}
     about |= {"arms": ["sft", *run.trained()]}
     about |= {"catalog_version": version.name, "listed": len(data.catalog.trie.items)}
     about |= {"exclude_history": excludes, "precision": served.precision}

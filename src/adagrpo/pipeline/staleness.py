@@ -252,7 +252,7 @@ class _States:
         settings = {key: value for key, value in now.settings.items() if key.split(".")[0] != "evaluation"}
         settings |= {key: value for key, value in kept.settings.items() if key.split(".")[0] == "evaluation"}
         changes = changed_settings(self.run.config, settings, now.settings)
-        chosen = "weight" if name == "teacher" else "best checkpoint"
+        chosen = "weight" if name == "reranking" else "best checkpoint"
         said = "".join(f"its {chosen} was chosen with {one.key}={_text(one.before)}" for one in changes[:1])
         return now._replace(settings=settings), said
 

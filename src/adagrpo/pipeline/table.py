@@ -18,9 +18,9 @@ from adagrpo.config.reward import RewardOptions, SequentialOptions
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.rewards import first_look
 from adagrpo.pipeline.stage import Declaration, Declare
-from adagrpo.pipeline.stages.choose_weight import teacher
+from adagrpo.pipeline.stages.choose_weight import reranking
 from adagrpo.pipeline.stages.diagnose import diagnosis
-from adagrpo.pipeline.stages.evaluate import evaluate_baselines, evaluate_checkpoint
+from adagrpo.pipeline.stages.evaluate import evaluate_baselines, evaluate_checkpoint, evaluate_start
 from adagrpo.pipeline.stages.example_rollouts import draw_examples
 from adagrpo.pipeline.stages.exposure_report import report_exposures
 from adagrpo.pipeline.stages.fit_lambdarank import lambdarank
@@ -49,6 +49,7 @@ __all__ = [
 ]
 
 RUN = ("prepare", "tokenize", "sft", "ranker", "train", "evaluate")  # the commands that `adagrpo run` stands for
+MEASURES_REWARD = ("diagnose", "train", "evaluate")
 # the stages of a row that a recipe asks for, by name, for some of its arms
 Members = Callable[[Config, Sequence[str]], Mapping[str, Declare]]
 
@@ -66,6 +67,7 @@ class Stage:
         selects: it chooses a checkpoint or a weight on validation cases, as `evaluation` measures them.
         away: the beginnings of files that may be kept elsewhere: nothing that is fitted reads them.
         on_request: `adagrpo run` does not make it, and the recipe does not say how it is made.
+        shared: it is read by `diagnose`, `train` and `evaluate`, and made by whichever of them comes first.
         page_only: report.html shows it, and metrics.json holds nothing of it.
     """
 
@@ -77,7 +79,12 @@ class Stage:
     selects: bool = False
     away: tuple[str, ...] = ()
     on_request: bool = False
+    shared: bool = False
     page_only: bool = False
+
+    def made_by(self, command: str) -> bool:
+        """Return whether a command makes the stages of this row where that is needed."""
+        return command == self.command or (self.shared and command in MEASURES_REWARD)
 
     def matches(self, name: str) -> bool:
         """Return whether a stage of this name is of this row."""
@@ -114,10 +121,6 @@ def _ordered(config: Config) -> bool:
 def _by_order(ordered: Declare, without_order: Declare) -> Declare:
     """The declaration of a stage that is another one where the logs have no order."""
     return lambda run: (without_order if run.config.without_order else ordered)(run)
-
-
-def _chooses_weight(config: Config) -> bool:
-    return _ordered(config) and any(arm.left_to_validation(config.objective) is not None for arm in config.train.arms)
 
 
 def _folds(config: Config, arms: Sequence[str]) -> dict[str, Declare]:
@@ -195,31 +198,30 @@ STAGES: tuple[Stage, ...] = (
         selects=True,
     ),
     Stage(
+        "reward",
+        "train",
+        alone("reward", first_look, lambda config: _ordered(config) and config.reward != SequentialOptions()),
+        ("reward", "seed", "max_history"),
+        unused="the reward is the run's own",
+        shared=True,
+    ),
+    Stage(
+        "reranking",
+        "diagnose",
+        alone("reranking", reranking, _ordered),
+        (*DECODING, "reward"),
+        selects=True,
+        shared=True,
+    ),
+    Stage(
         "diagnose",
         "diagnose",
         alone("diagnose", diagnosis, _ordered),
         (*DECODING, "objective", "ranker", "reward", "seed"),
         on_request=True,
     ),
-    Stage(
-        "reward",
-        "train",
-        alone("reward", first_look, lambda config: _ordered(config) and config.reward != SequentialOptions()),
-        ("reward", "seed", "max_history"),
-        unused="the reward is the run's own",
-    ),
-    Stage(
-        "teacher",
-        "train",
-        alone("teacher", teacher, _chooses_weight),
-        TRAINING,
-        unused="no arm leaves its weight to validation",
-        selects=True,
-    ),
     Stage("train/*", "train", _arms, TRAINING, NO_ARM, selects=True),
-    Stage(
-        "evaluate/sft", "evaluate", alone("evaluate/sft", partial(_evaluate, of=("sft", "best")), _ordered), TRAINING
-    ),
+    Stage("evaluate/sft", "evaluate", alone("evaluate/sft", evaluate_start, _ordered), TRAINING),
     Stage("evaluate/baselines", "evaluate", alone("evaluate/baselines", evaluate_baselines, _ordered), DECODING),
     Stage("evaluate/rerank", "compare", _on_request, on_request=True),
     Stage("evaluate/*+rerank/best|final", "compare", _on_request, unused=NO_ARM, on_request=True),
@@ -248,7 +250,7 @@ def declared(
     """
     commands = RUN if commands is None else commands
     names = [arm.name for arm in config.train.arms] if arms is None else list(arms)
-    rows = [row for row in STAGES if row.command in commands]
+    rows = [row for row in STAGES if any(map(row.made_by, commands))]
     return {name: declare for row in rows for name, declare in row.members(config, names).items()}
 
 
@@ -269,7 +271,7 @@ def names_key(key: str, other: str) -> bool:
 
 def reads_key(command: str, key: str) -> bool:
     """Return whether a command reads a key of the configuration, or something below it."""
-    return any(names_key(key, read) for row in STAGES if row.command == command for read in row.settings)
+    return any(names_key(key, read) for row in STAGES if row.made_by(command) for read in row.settings)
 
 
 def readers(key: str) -> list[str]:

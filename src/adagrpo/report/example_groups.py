@@ -42,7 +42,7 @@ def example_groups(content: Mapping[str, Any]) -> list[ExampleGroup]:
                 heading=f"{'Admitted' if admitted else 'Not admitted'}: logged next was {example['target']['title']}",
                 history=tuple(example["history"]),
                 earlier=example["history_length"] - len(example["history"]),
-                decision=decision_text(example, content["tau"], content["q_min"]),
+                decision=decision_text(example, content["gate"], content["thresholds"]),
                 rollouts=_table(example, admitted=admitted),
                 left_out=content["num_generations"] - len(example["rollouts"]),
             )
@@ -50,38 +50,71 @@ def example_groups(content: Mapping[str, Any]) -> list[ExampleGroup]:
     return groups
 
 
-def decision_text(example: Mapping[str, Any], tau: float, q_min: float) -> str:
+def decision_text(example: Mapping[str, Any], gate: str, thresholds: Mapping[str, Any]) -> str:
     """Why the gate admits a group, or does not.
 
     Args:
-        example: `outcome`, `difficulty` and `q` of a group.
-        tau: the least difficulty.
-        q_min: the least discriminability.
+        example: `outcome` and `evidence` of a group.
+        gate: `adagrpo` or `rollout_miss`.
+        thresholds: of the gate.
 
     Example:
-        >>> decision_text({"outcome": "easy", "difficulty": 0.25, "q": 1.0}, 0.5, 0.95)
-        'Not admitted, already easy: only 25 % of the rollouts miss the logged item, and the gate wants 50 % (tau).'
+        >>> easy = {"outcome": "easy", "evidence": {"miss": 0.25, "q": 1.0}}
+        >>> decision_text(easy, "rollout_miss", {"miss_min": 0.5, "q_min": 0.95})
+        'Not admitted, already easy: 25 % of the rollouts miss the logged item (the gate asks for 50 % or more).'
     """
-    misses = f"{_share(example['difficulty'], tau)} of the rollouts miss the logged item"
-    above = f"{_share(example['q'], q_min)} of the other items"
+    if example["outcome"] == "degenerate":
+        return (
+            "Not admitted, no order in the group: fewer than two different items were drawn, or the reward says the"
+            " same of all."
+        )
+    reads = _rank_tests if gate == "adagrpo" else _miss_tests
+    hard, known = reads(example["evidence"], thresholds)
     match example["outcome"]:
         case "admitted":
-            return (
-                f"Admitted: {misses} (tau wants {100 * tau:g} %), and the reward puts it above {above} (q_min wants"
-                f" {100 * q_min:g} %). The reward term trains on this group."
-            )
+            return f"Admitted: {hard}; {known}. The reward term trains on this group."
         case "easy":
-            return f"Not admitted, already easy: only {misses}, and the gate wants {100 * tau:g} % (tau)."
-        case "undiscriminated":
-            return (
-                f"Not admitted, the reward cannot tell: it puts the logged item above {above} only, and the gate wants"
-                f" {100 * q_min:g} % (q_min)."
-            )
+            return f"Not admitted, already easy: {hard}."
         case _:
-            return (
-                "Not admitted, no order in the group: fewer than two different items were drawn, or the reward says the"
-                " same of all."
-            )
+            return f"Not admitted, the reward cannot tell: {known}."
+
+
+def _rank_tests(evidence: Mapping[str, Any], thresholds: Mapping[str, Any]) -> tuple[str, str]:
+    tau, rho = thresholds["tau"], thresholds["rho"]
+    within = tau if thresholds["tau_reward"] is None else thresholds["tau_reward"]
+    hard = (
+        f"the policy puts {_share(evidence['above_policy'], tau)} of the rollouts above the logged item (the gate asks"
+        f" for {_whole(tau)} or more)"
+    )
+    known = f"the reward puts {_share(evidence['above_reward'], within)} above it (fewer than {_whole(within)})"
+    negatives = evidence["negatives_above"]
+    if not negatives:
+        return hard, f"{known}, and no other sample gave an item to compare with"
+    top = thresholds["rho_from"] == "top"
+    nearest, limit = (min(negatives), rho) if top else (max(negatives), 1 - rho)
+    asked = f"{_whole(limit)} or {'more' if top else 'fewer'}"
+    which = "best" if top else "worst"
+    return (
+        hard,
+        f"{known}, and {_share(nearest, limit)} above the {which} of {len(negatives)} items of others ({asked})",
+    )
+
+
+def _miss_tests(evidence: Mapping[str, Any], thresholds: Mapping[str, Any]) -> tuple[str, str]:
+    miss_min, q_min = thresholds["miss_min"], thresholds["q_min"]
+    hard = (
+        f"{_share(evidence['miss'], miss_min)} of the rollouts miss the logged item (the gate asks for"
+        f" {_whole(miss_min)} or more)"
+    )
+    known = (
+        f"the reward puts the logged item above {_share(evidence['q'], q_min)} of the other items ({_whole(q_min)} or"
+        " more)"
+    )
+    return hard, known
+
+
+def _whole(threshold: float) -> str:
+    return f"{100 * threshold:g} %"
 
 
 def _share(value: float, threshold: float) -> str:

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from adagrpo.errors import UserError
 from adagrpo.serving.exposure_log import Exposure, Feedback, FeedbackCounts, decode_exposure
 
 __all__ = [
@@ -65,9 +66,13 @@ def connect(directory: Path) -> sqlite3.Connection:
     """Open the database of a log, or make it. Any thread may use the connection, one at a time.
 
     Raises:
+        UserError: a link stands in the folder, behind which something would be written.
         sqlite3.Error: it cannot be opened, or is damaged.
     """
     path = directory / OPEN
+    links = [one for one in sorted(directory.iterdir()) if one.is_symlink()]
+    if links:
+        raise UserError(f"{links[0]}: is a link; an exposure log is written into files of its own, move it away")
     connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")

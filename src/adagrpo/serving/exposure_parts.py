@@ -170,7 +170,7 @@ def _publish(directory: Path, connection: sqlite3.Connection, span: Span, rest_s
         if there["fingerprint"] != fingerprint:
             raise UserError(f"{target}: holds other rows than {directory / OPEN} gives it; move one of them away")
         return
-    check_replaceable(target)
+    check_replaceable(target, PART_KIND)
     make_folder(target.parent)
     work = temporary(target)
     remove(work, lambda name: True)  # of this process, when a disk was full

@@ -34,6 +34,7 @@ from adagrpo.decoding import (
     slate_log_probs,
 )
 from adagrpo.evaluation.predictions import without_history
+from adagrpo.evaluation.reranking import mixed_scores
 from adagrpo.networks.layers import Precision, linear_weights_in, mixed_precision, precision_used
 from adagrpo.policies.compact import CompactPolicy
 from adagrpo.policies.hybrid import HybridPolicy
@@ -69,7 +70,7 @@ class Recommendations(NamedTuple):
     """The list of one history, best first."""
 
     items: list[ItemId]
-    scores: list[float]  # log-probability, nats; with a reward, plus weight times reward
+    scores: list[float]  # log-probability, nats; with a reward, plus weight times reward over spread
     codes: list[list[int]]  # the Semantic ID of each item
     log_propensities: list[float] | None = None  # of drawn lists: how likely each item was at its place, nats
     source: Source = "policy"  # "popular" for a history that says nothing, "sampled" for a list that was drawn
@@ -113,6 +114,7 @@ class Recommender:
         precision: Precision = "auto",
         reward: Reward | None = None,
         reward_weight: float = 0.0,
+        reward_spread: float = 1.0,
         catalog_version: str | None = None,
         popularity: NDArray[np.int64] | None = None,  # (V,)
         groups: Callable[[], ItemGroups] | None = None,
@@ -129,7 +131,8 @@ class Recommender:
             mask_history: leave the items of the whole history out of the list, where a request says nothing of it.
             precision: of the policy; the attribute of this name says what that is on this machine.
             reward: re-ranks the beam.
-            reward_weight: `w`.
+            reward_weight: in spreads, see `adagrpo.evaluation.reranking`.
+            reward_spread: what is divided by.
             catalog_version: what the catalogue is called; the attribute of this name is for answers.
             popularity: (V,) training interactions of each item; without them a query without a history gets no item.
             groups: gives the named groups of the items, when a filter first asks for one; None: there are none.
@@ -139,7 +142,7 @@ class Recommender:
         self._take(policy)
         self.catalog, self.item_ids = catalog, list(item_ids)
         self.width, self.max_history, self.mask_history = width, max_history, mask_history
-        self.reward, self.reward_weight = reward, reward_weight
+        self.reward, self.reward_weight, self.reward_spread = reward, reward_weight, reward_spread
         self.catalog_version = catalog_version
         self._codes = catalog.codes.cpu().numpy()
         self._items = {str(name): item for item, name in enumerate(self.item_ids)}
@@ -337,7 +340,8 @@ class Recommender:
             items, scores = self.catalog.trie.leaf_items(beams.leaves), beams.scores
         if self.reward is not None:
             rewards = ask_reward(self.reward, batch, items).nan_to_num(0.0)
-            scores, order = (scores + self.reward_weight * rewards).sort(dim=1, descending=True, stable=True)
+            mixed = mixed_scores(scores, rewards, self.reward_weight, self.reward_spread)
+            scores, order = mixed.sort(dim=1, descending=True, stable=True)
             items = items.gather(1, order)
         return [self._named(*row) for row in zip(items.tolist(), scores.tolist(), strict=True)]
 

@@ -116,7 +116,7 @@ class RecommendAnswer(BaseModel):
 
     request_id: str
     items: list[int | str]
-    scores: list[float] = Field(description="Log-probabilities, nats; re-ranked, plus weight times reward.")
+    scores: list[float] = Field(description="Log-probabilities, nats; re-ranked, plus weight times reward over spread.")
     codes: list[list[int]] = Field(
         description="The Semantic ID of each item; none in a repeated list of another catalogue."
     )
@@ -139,7 +139,7 @@ class ListAnswer(BaseModel):
     """The answer of `POST /recommend`."""
 
     items: list[int | str]
-    scores: list[float] = Field(description="Log-probabilities, nats; re-ranked, plus weight times reward.")
+    scores: list[float] = Field(description="Log-probabilities, nats; re-ranked, plus weight times reward over spread.")
     unknown: list[int | str] = Field(description="Ids of the history that are not in the catalogue.")
 
 
@@ -198,7 +198,8 @@ class HealthAnswer(StatusAnswer):
     items: int | None = Field(None, description="Of the catalogue.")
     listed: int | None = Field(None, description="Of them, those that lists may hold.")
     catalog_version: str | None = None
-    reward_weight: float | None = Field(None, description="0 where no reward re-ranks.")
+    reward_weight: float | None = Field(None, description="In spreads of the reward; 0 where no reward re-ranks.")
+    reward_spread: float | None = Field(None, description="Of the reward that re-ranks.")
     exclude_history: bool | None = Field(
         None, description="Whether lists leave the history out where a request does not say."
     )

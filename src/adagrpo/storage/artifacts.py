@@ -20,6 +20,7 @@ from typing import Any
 
 from adagrpo.errors import UserError
 from adagrpo.storage.hashes import cached_hash, hash_file, hash_json
+from adagrpo.storage.marks import is_marked, read_mark
 from adagrpo.storage.removal import MANIFEST, foreign_files, remove
 from adagrpo.storage.writing import TOKEN, make_folder, naming, sync_folder, write_file
 
@@ -78,9 +79,12 @@ def publish(directory: Path, target: Path) -> None:
     and `.<token>.old`.
 
     Raises:
-        UserError: what is there is no artifact, or holds files that are not of it; they are left alone.
+        UserError: what is there is no artifact, is one of another kind, or holds files that are not of it; all of it
+            is left alone.
     """
-    kind = (manifest(directory) or {}).get("kind")
+    content = manifest(directory)
+    assert content is not None, "sealed before"
+    kind = content["kind"]
     make_folder(target.parent)
     check_replaceable(target, kind)
     replaced = None
@@ -98,16 +102,22 @@ def publish(directory: Path, target: Path) -> None:
         remove_artifact(replaced, kind)
 
 
-def check_replaceable(target: Path, kind: str | None = None) -> None:
-    """Refuse to replace what is not an artifact and nothing else.
+def check_replaceable(target: Path, kind: str) -> None:
+    """Refuse to replace what is not an artifact of the same kind and nothing else.
 
     Args:
         target: the place.
         kind: what is to come there: artifacts that have their place in it may be there before it.
 
     Raises:
-        UserError: a link has the name, or the folder holds a file that is not of the artifact; it is named.
+        UserError: a file or a link has the name, the folder is marked or sealed as something else, or it holds a file
+            that is not of the artifact; it is named.
     """
+    if target.is_file():
+        raise UserError(f"{target}: is a file, where a folder is to be written; move it away")
+    there = read_mark(target).get("kind", "run") if is_marked(target) else (manifest(target) or {}).get("kind", kind)
+    if there != kind:
+        raise UserError(f"{target}: holds '{there}', not '{kind}'; take another folder, or move this one away")
     foreign = foreign_files(target, _listed(target, kind).__contains__)
     if foreign:
         raise UserError(f"{foreign[0]}: not made by this program; move it away, so that {target} can be replaced")

@@ -153,12 +153,12 @@ def test_only_a_folder_of_its_own_is_replaced(zipped: Path, tmp_path: Path) -> N
     (foreign / "mine.txt").write_text("x", encoding="utf-8")
     with pytest.raises(UserError, match=r"mine.txt: not made by this program"):
         convert("ml-1m", tiny(), [zipped], foreign)
-    with pytest.raises(UserError, match="is a file; --out takes a folder of its own"):
+    with pytest.raises(UserError, match=r"mine.txt: is a file"):
         convert("ml-1m", tiny(), [zipped], foreign / "mine.txt")
     run = tmp_path / "run"
     run.mkdir()
     (run / ".adagrpo").write_text('{"kind": "run", "schema_version": 1}', encoding="utf-8")
-    with pytest.raises(UserError, match="is a run; --out takes a folder of its own"):
+    with pytest.raises(UserError, match="holds 'run', not 'public data'"):
         convert("ml-1m", tiny(), [zipped], run)
     out = tmp_path / "out"
     convert("ml-1m", tiny(), [zipped], out)
@@ -174,7 +174,7 @@ def test_a_sealed_folder_of_another_kind_is_not_replaced(zipped: Path, tmp_path:
     other.mkdir()
     (other / "logs.parquet").write_text("x", encoding="utf-8")
     seal(other, kind="simulation", fingerprint="0")
-    with pytest.raises(UserError, match="holds a simulation, not public data"):
+    with pytest.raises(UserError, match="holds 'simulation', not 'public data'"):
         convert("ml-1m", tiny(), [zipped], other)
 
 

@@ -1,84 +1,88 @@
-"""The reward's weight in the target of `distill`, where `objective.distill.reward_weight` is `validation`.
+"""The stage `reranking`: how much of the reward goes into an order, chosen on the starting policy's lists.
 
-The target orders a beam as re-ranking does, by log-probability + w · reward, so what a weight is worth can be seen
-before anything is trained: on the validation cases, re-ordering the starting policy's beam. Taken is the least weight
-that validation cannot tell from the best one,
+The validation cases' beams are re-ordered with each weight of `adagrpo.evaluation.reranking.WEIGHTS`, so what a weight
+is worth is seen before anything is trained. weight.json holds
 
-    min { w : mean_u(d_u) ≥ -1.96 · s(d) / √N },   d_u = NDCG@10_u(w) - NDCG@10_u(w of the highest mean),
-
-the rule of one standard error (Breiman et al. 1984) with the error of the paired difference, at two. A reward that adds
-nothing gets 0, and its arm is continued NLL.
+    spread     σ, the unit of every weight of this run's reward
+    rerank     the weight of the highest NDCG@10: what `diagnose` advises, and `evaluate` and the arm `rerank` measure
+    distill    the least weight that validation cannot tell from the best one: what the target of `distill` takes where
+               `objective.distill.reward_weight` is `validation`. A reward that adds nothing gets 0, and its arm is
+               continued NLL
+    warning    where a weight is the largest that is tried; else null
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from adagrpo import metrics
 from adagrpo.evaluation.predictions import reordered
+from adagrpo.evaluation.reranking import WEIGHTS, best_weight, edge_warning, least_of_the_best, reward_spread
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stage import Declaration
-from adagrpo.pipeline.stages.evaluate import progress
-from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED
-from adagrpo.pipeline.stages.reranking import WEIGHTS
+from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED, progress
 from adagrpo.storage.writing import write_file
 
-__all__ = ["WEIGHT", "chosen_weight", "least_of_the_best", "teacher"]
+__all__ = ["FILE", "STAGE", "RewardWeights", "read_reward_weights", "reranking", "served_spread"]
 
-WEIGHT = ("teacher", "weight.json")  # the stage, and the file that holds the weight
-ERRORS = 1.96  # standard errors within which a weight counts as no worse than the best
+STAGE, FILE = "reranking", "weight.json"
 
 
-def teacher(run: RunDirectory) -> Declaration:
-    """The weight of the reward that the starting policy's beam on validation cases is worth re-ordering by."""
+class RewardWeights(NamedTuple):
+    """What the stage found; weights are in spreads."""
+
+    spread: float
+    rerank: float
+    distill: float
+
+
+def reranking(run: RunDirectory) -> Declaration:
+    """The spread of the reward, and the weights that the starting policy's beams on validation cases choose."""
     data, weights = RunData(run), run.path("sft", "best")
     models = Models(data)
     inputs = [*data.training_files, *data.catalog_files, weights / "model.safetensors", *models.reward_files]
 
     def build(work: Path) -> None:
         cases = data.cases("validation")
-        beams = models.predict(models.policy(weights), cases, models.reward(), progress(run, WEIGHT[0]))
-        targets = cases.targets.astype(np.int64)
-        ranks = {weight: metrics.target_rank_in(reordered(beams, weight).items, targets) for weight in WEIGHTS}
-        held_out_impressions = {weight: metrics.ndcg(rank, 10) for weight, rank in ranks.items()}
-        tried = {str(weight): float(values.mean()) for weight, values in held_out_impressions.items()}
-        content = {"weight": least_of_the_best(held_out_impressions), "ndcg@10": tried, "cases": len(cases)}
-        write_file(work / WEIGHT[1], json.dumps(content, indent=1) + "\n")
+        beams = models.predict(models.policy(weights), cases, models.reward(), progress(run, STAGE))
+        assert beams.rewards is not None, "predicted with a reward"
+        spread, targets = reward_spread(beams.items, beams.rewards), cases.targets.astype(np.int64)
+        ranks = {w: metrics.target_rank_in(reordered(beams, w, spread).items, targets) for w in WEIGHTS}
+        by_weight = {weight: metrics.ndcg(rank, 10) for weight, rank in ranks.items()}
+        found = RewardWeights(spread, best_weight(by_weight), least_of_the_best(by_weight))
+        warning = edge_warning(found.rerank)
+        if warning is not None:
+            run.console.note(f"{STAGE}: {warning}")
+        tried = {str(weight): float(values.mean()) for weight, values in by_weight.items()}
+        content = found._asdict() | {"warning": warning, "ndcg@10": tried, "cases": len(cases)}
+        write_file(work / FILE, json.dumps(content, indent=1) + "\n")
 
     return Declaration(
         build,
         inputs,
-        files=WEIGHT[1:],
+        files=(FILE,),
         settings=(*DECODING, *models.reward_reads),
         but=NOT_FITTED,
-        also={"weights": list(WEIGHTS), "errors": ERRORS},
-        schema=2,
+        also={"weights": list(WEIGHTS)},
     )
 
 
-def chosen_weight(file: Path) -> float:
-    """The weight that a file of the stage `teacher` holds."""
-    return float(json.loads(file.read_text(encoding="utf-8"))["weight"])
+def read_reward_weights(file: Path) -> RewardWeights:
+    """The weights that a file of the stage holds."""
+    content = json.loads(file.read_text(encoding="utf-8"))
+    return RewardWeights(*(float(content[name]) for name in RewardWeights._fields))
 
 
-def least_of_the_best(by_weight: Mapping[float, NDArray[np.floating]]) -> float:
-    """The least weight whose values are not shown to be below those of the best one.
+def served_spread(run: RunDirectory) -> float:
+    """The spread that a weight is given in when lists are served.
 
-    Args:
-        by_weight: (N,) a value of each case, by weight; the higher the better.
-
-    Example:
-        >>> values = np.array([0.0, 0.4, 0.0, 0.5] * 25)
-        >>> least_of_the_best({0.0: values, 0.5: values + 0.1, 1.0: values + np.array([0.0, 0.22] * 50)})
-        0.5
+    Raises:
+        UserError: it was not measured; the command that measures it is named.
     """
-    best = max(by_weight, key=lambda weight: (float(by_weight[weight].mean()), -weight))
-    less = {weight: np.asarray(values - by_weight[best], dtype=np.float64) for weight, values in by_weight.items()}
-    return min(weight for weight, d in less.items() if d.mean() >= -ERRORS * d.std() / np.sqrt(len(d)))
+    return read_reward_weights(run.checked(STAGE, FILE)).spread

@@ -7,8 +7,6 @@ on them, which flatters both alike. The truth of a simulated marketplace is that
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +27,7 @@ from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stage import Declaration
-from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED
+from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED, progress
 from adagrpo.policies import Policy
 from adagrpo.rewards.protocol import Reward
 from adagrpo.storage.writing import write_file
@@ -77,7 +75,7 @@ def diagnosis(run: RunDirectory, second_ranker: Path | None = None) -> Declarati
         files=("diagnose.json",),
         settings=(*DECODING, "objective", "ranker", "reward", "seed"),
         but=("ranker.lambdarank", *NOT_FITTED),
-        schema=3,
+        schema=4,
     )
 
 
@@ -92,7 +90,7 @@ def observe(
 ) -> Observations:
     """Beams and groups of the cases, scored by the reward."""
     data, config = models.data, models.config
-    predictions = models.predict(policy, cases, reward, _report(data.run, "diagnose beam"))
+    predictions = models.predict(policy, cases, reward, progress(data.run, "diagnose beam"))
     assert predictions.rewards is not None, "predicted with a reward"
 
     def groups(kind: str) -> ScoredGroups:
@@ -105,7 +103,7 @@ def observe(
             batch_size=config.evaluation.batch_size,
             max_history=config.max_history,
             seed=config.seed,
-            report=_report(data.run, f"diagnose {kind} groups"),
+            report=progress(data.run, f"diagnose {kind} groups"),
         )
 
     table = load_impressions(data.prepared)
@@ -137,10 +135,3 @@ def _second_q(data: RunData, second: Reward, cases: Cases, lists: Lists) -> NDAr
         scores.append(second.score(histories, items[rows].to(data.device)).double().cpu().numpy())
     scored = np.concatenate(scores)
     return beam_discriminability(lists, scored[:, :-1], scored[:, -1])
-
-
-def _report(run: RunDirectory, label: str) -> Callable[[int, int], None]:
-    started = time.monotonic()
-    return lambda done, total: run.console.progress(
-        label, done, total, {"cases/s": done / max(1e-9, time.monotonic() - started)}
-    )

@@ -7,9 +7,8 @@ import shlex
 import shutil
 import subprocess
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,14 +20,15 @@ from numpy.typing import NDArray
 from adagrpo.data.columns import ITEM_ID, USER_ID
 from adagrpo.data.prepared import load_user_ids
 from adagrpo.evaluation import baselines
-from adagrpo.evaluation.predictions import Predictions, rank_by_ranker, rerank, retrieval, summarise
+from adagrpo.evaluation.predictions import Predictions, rank_by_ranker, reordered, retrieval, summarise
 from adagrpo.metrics import measured
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.rewards import describe_reward
 from adagrpo.pipeline.stage import Declaration, MadeFrom
-from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED
+from adagrpo.pipeline.stages.choose_weight import FILE, STAGE, read_reward_weights
+from adagrpo.pipeline.stages.fitting import DECODING, NOT_FITTED, progress
 from adagrpo.pipeline.versions import CatalogVersion
 from adagrpo.pipeline.weight_used import weight_used
 from adagrpo.storage.artifacts import manifest, verify
@@ -43,7 +43,7 @@ __all__ = [
     "copy_equal",
     "evaluate_baselines",
     "evaluate_checkpoint",
-    "progress",
+    "evaluate_start",
     "read_lists",
     "read_valid",
     "write_predictions",
@@ -83,12 +83,23 @@ def evaluate_baselines(run: RunDirectory) -> Declaration:
     )
 
 
-def evaluate_checkpoint(run: RunDirectory, weights: Path) -> Declaration:
-    """One checkpoint on validation and test. Equal weights, such as those of step 0, are measured once."""
+def evaluate_start(run: RunDirectory) -> Declaration:
+    """The starting policy on validation and test, and its beam re-ranked with the weight that validation chose."""
+    return evaluate_checkpoint(run, run.path("sft", "best"), run.path(STAGE, FILE))
+
+
+def evaluate_checkpoint(run: RunDirectory, weights: Path, reranking: Path | None = None) -> Declaration:
+    """One checkpoint on validation and test. Equal weights, such as those of step 0, are measured once.
+
+    Args:
+        run: of the checkpoint.
+        weights: the checkpoint's folder.
+        reranking: the weights of the reward, to measure what re-ranking gives; None measures the lists alone.
+    """
     data, model = RunData(run, CatalogVersion(run, run.catalog)), weights / "model.safetensors"
     models, label = Models(data), f"evaluate {run.label(weights)}"
     inputs = [*data.training_files, data.prepared_file("test.parquet"), *data.catalog_files, model]
-    inputs += models.reward_files
+    inputs += [*models.reward_files, *([] if reranking is None else [reranking])]
 
     def build(work: Path) -> None:
         if copy_equal(run, declared, work):
@@ -101,7 +112,8 @@ def evaluate_checkpoint(run: RunDirectory, weights: Path) -> Declaration:
             predictions = models.predict(policy, cases, reward, report, eligible=data.eligible)
             utility = data.utility_at(cases) if split == "test" else None  # nothing is to be chosen by it
             values[split] = summarise(predictions, cases, tail=data.tail, utility=utility)
-            values[f"rerank_{split}"] = rerank(predictions, cases)
+            if reranking is not None:
+                values[f"rerank_{split}"] = _re_ranked(predictions, cases, reranking)
         write_predictions(data, cases, predictions, work)
         values |= data.measured()
         write_file(work / "metrics.json", json.dumps(values, indent=1) + "\n")
@@ -112,9 +124,16 @@ def evaluate_checkpoint(run: RunDirectory, weights: Path) -> Declaration:
         files=EVALUATED,
         settings=(*DECODING, *models.reward_reads),
         also={"metrics": measured()} | data.truth_read | data.validation_draw,
-        schema=2,
+        schema=3,
     )
     return declared
+
+
+def _re_ranked(predictions: Predictions, cases: Cases, reranking: Path) -> dict[str, dict[str, float]]:
+    """A beam in the order of the reward alone, and with the chosen weight: what training must be better than."""
+    chosen = read_reward_weights(reranking)
+    weights = {"reward": np.inf, "mix": chosen.rerank}
+    return {name: retrieval(reordered(predictions, w, chosen.spread).items, cases) for name, w in weights.items()}
 
 
 def copy_equal(run: RunDirectory, declared: Declaration, work: Path) -> bool:
@@ -124,7 +143,7 @@ def copy_equal(run: RunDirectory, declared: Declaration, work: Path) -> bool:
         for folder in sorted(path.parent for path in root.glob(f"evaluate/**/{MANIFEST}")):
             content = manifest(folder) or {}
             before = MadeFrom.of(content)
-            if before is None or sorted(before.inputs.values()) != sorted(now.inputs.values()):
+            if before is None or Counter(now.inputs.values()) - Counter(before.inputs.values()):
                 continue
             if (before.schema, before.settings, before.also) == (now.schema, now.settings, now.also):
                 verify(folder)
@@ -189,6 +208,7 @@ def collect(run: RunDirectory, arms: list[str], left_out: Mapping[str, str]) -> 
         left_out: trained arms that are not among them, and why.
     """
     sft = _read(run.checked("evaluate", "sft", "metrics.json"))
+    weights = _read(run.checked("reranking", "weight.json"))
     stages: dict[str, Any] = {"sft": {split: sft[split] for split in ("validation", "test")}}
     for name in arms:
         arm = next(arm for arm in run.config.train.arms if arm.name == name)
@@ -202,7 +222,7 @@ def collect(run: RunDirectory, arms: list[str], left_out: Mapping[str, str]) -> 
         }
         entry |= _events(run, name, steps)
         if arm.left_to_validation(run.config.objective) is not None:
-            entry["weight"] = _read(run.checked("teacher", "weight.json"))["weight"]
+            entry["weight"] = weights["distill"]
         if arm.options.model_fields_set:
             entry["options"] = arm.model_dump(mode="json")["options"]
         for kind in ("best", "final"):
@@ -214,6 +234,7 @@ def collect(run: RunDirectory, arms: list[str], left_out: Mapping[str, str]) -> 
     summary.pop("understood", None)  # of the files, of which a result does not depend
     ranker = _read(run.checked("ranker", "metrics.json"))
     ranker["rerank"] = {split: sft[f"rerank_{split}"] for split in ("validation", "test")}
+    ranker["reranking"] = {"weight": weights["rerank"]} | {name: weights[name] for name in ("spread", "warning")}
     content = {
         "name": run.config.name,
         "config_hash": run.config_hash,
@@ -307,11 +328,3 @@ def _commit() -> str | None:
 
 def _read(path: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text(encoding="utf-8")))
-
-
-def progress(run: RunDirectory, label: str) -> Callable[[int, int], None]:
-    """Show the progress of a beam search on the run's console."""
-    started = time.monotonic()
-    return lambda done, total: run.console.progress(
-        label, done, total, {"cases/s": done / max(1e-9, time.monotonic() - started)}
-    )

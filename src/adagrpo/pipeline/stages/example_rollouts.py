@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from adagrpo.config.training import THRESHOLDS
 from adagrpo.diagnosis import case_groups, evidence_of
 from adagrpo.errors import UserError
 from adagrpo.evaluation.predictions import sample_cases, select_cases
+from adagrpo.groups.decide import gate_by_evidence
 from adagrpo.groups.evidence import Evidence
 from adagrpo.groups.score import ScoredGroups
-from adagrpo.objective import GateDecision, adagrpo_gate, group_advantages
+from adagrpo.objective import GateDecision, group_advantages
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
@@ -69,9 +71,10 @@ def _examples(models: Models, weights: Path) -> dict[str, Any]:
         batch_size=len(cases),
         max_history=config.max_history,
         seed=config.seed,
+        source="rollouts" if objective.control_of == "adagrpo" else "targets",
     )
     evidence = evidence_of(groups, objective)
-    decision = adagrpo_gate(*evidence, tau=objective.tau, q_min=objective.q_min)
+    decision = gate_by_evidence(objective.control_of, evidence, objective)
     advantages = group_advantages(
         groups.rewards.rollouts,
         groups.rollouts.valid,
@@ -81,8 +84,8 @@ def _examples(models: Models, weights: Path) -> dict[str, Any]:
     titles = _titles(data)
     return {
         "cases": len(cases),
-        "tau": objective.tau,
-        "q_min": objective.q_min,
+        "gate": objective.control_of,
+        "thresholds": objective.model_dump(include=set(THRESHOLDS[objective.control_of])),
         "num_generations": objective.num_generations,
         "shares": {name: float(getattr(decision, name).float().mean()) for name in OUTCOMES},
         "examples": [
@@ -142,8 +145,13 @@ def _example(
             "log_prob": float(groups.target_log_probs[row].double().sum()),
             "reward": float(groups.rewards.target[row]),
         },
-        "difficulty": float(evidence.difficulty[row]),
-        "q": float(evidence.q[row]),
+        "evidence": {
+            "above_policy": float(evidence.above_policy[row]),
+            "above_reward": float(evidence.above_reward[row]),
+            "negatives_above": [share for share in evidence.negatives_above[row].tolist() if share == share],
+            "miss": float(evidence.miss[row]),
+            "q": float(evidence.q[row]),
+        },
         "rollouts": rollouts,
     }
 

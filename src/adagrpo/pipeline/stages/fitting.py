@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,18 @@ from adagrpo.storage.hashes import hash_json
 from adagrpo.storage.writing import write_file
 from adagrpo.trainer import Diverged, FitResult, Task, Watched, fit
 
-__all__ = ["DECODING", "NOT_FITTED", "begin_fit", "fit_model", "measured_once"]
+__all__ = ["DECODING", "NOT_FITTED", "begin_fit", "fit_model", "measured_once", "progress"]
 
 DECODING = ("policy", "evaluation", "max_history")  # what decides the beams of given weights
 NOT_FITTED = ("evaluation.eligible", "evaluation.validation_users")  # of these, what is for measured lists alone
+
+
+def progress(run: RunDirectory, label: str) -> Callable[[int, int], None]:
+    """Show the progress of a beam search on the run's console."""
+    started = time.monotonic()
+    return lambda done, total: run.console.progress(
+        label, done, total, {"cases/s": done / max(1e-9, time.monotonic() - started)}
+    )
 
 
 def begin_fit(data: RunData, stage: str) -> None:

@@ -11,12 +11,12 @@ from torch import nn
 
 from adagrpo.config import ArmConfig, ObjectiveConfig, read_settings
 from adagrpo.errors import UserError
-from adagrpo.objective.terms import OBJECTIVES
+from adagrpo.objective.terms import OBJECTIVES, TERMS
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stage import CHECKPOINTS, Declaration
-from adagrpo.pipeline.stages.choose_weight import WEIGHT, chosen_weight
+from adagrpo.pipeline.stages.choose_weight import FILE, STAGE, read_reward_weights
 from adagrpo.pipeline.stages.fitting import (
     DECODING,
     NOT_FITTED,
@@ -43,9 +43,9 @@ def train_arm(run: RunDirectory, arm: ArmConfig) -> Declaration:
         inputs += dict.fromkeys([*models.reward_files, *models.group_reward_files])
     if arm.gate == "oracle":
         inputs += data.truth_files
-    pressure, chosen = arm.pressure_of(run.config.objective), arm.left_to_validation(run.config.objective)
-    if chosen is not None:
-        inputs.append(run.path(*WEIGHT))
+    pressure = arm.pressure_of(run.config.objective)
+    weights = run.path(STAGE, FILE) if arm.term is not None and TERMS[arm.term].in_spreads else None
+    inputs += [] if weights is None else [weights]
 
     watch = {"watch": True, "go_on": not options.stop_lost}
 
@@ -54,10 +54,8 @@ def train_arm(run: RunDirectory, arm: ArmConfig) -> Declaration:
             run.hash_input(path)
         objective = arm.resolved_objective(run.config.objective)
         without_reward = arm.term is None
-        if arm.term is not None and chosen is not None:
-            weight = chosen_weight(run.checked(*WEIGHT))
-            objective = objective.with_option(arm.term, chosen, weight)
-            without_reward = weight == 0  # validation found no use for the reward
+        if weights is not None and arm.left_to_validation(run.config.objective) is not None:
+            without_reward = read_reward_weights(weights).distill == 0  # validation found no use for the reward
         _check_group(data, arm, objective)
         begin_fit(data, f"train/{arm.name}")
         policy = models.policy(start)
@@ -74,7 +72,7 @@ def train_arm(run: RunDirectory, arm: ArmConfig) -> Declaration:
                 data.catalog,
                 models.group_reward(),
                 schedule,
-                objective,
+                objective if weights is None else _spreads_divided_out(arm, objective, weights),
                 _trained_by(arm, run.config.objective),
                 steps=steps,
                 validate=validate,
@@ -111,6 +109,17 @@ def train_arm(run: RunDirectory, arm: ArmConfig) -> Declaration:
         schema=2,
         together=True,
     )
+
+
+def _spreads_divided_out(arm: ArmConfig, objective: ObjectiveConfig, weights: Path) -> ObjectiveConfig:
+    """The section with what the arm's loss multiplies the reward by in place of each weight in spreads."""
+    known = read_reward_weights(weights)
+    assert arm.term is not None, "a weight of a reward is an option of a term"
+    for name in TERMS[arm.term].in_spreads:
+        given = objective.of_term(arm.term)[name]
+        weight = given if isinstance(given, int | float) else known.distill
+        objective = objective.with_option(arm.term, name, weight / known.spread)
+    return objective
 
 
 def _check_group(data: RunData, arm: ArmConfig, objective: ObjectiveConfig) -> None:

@@ -59,7 +59,7 @@ from adagrpo.types import Cases, Histories
 __all__ = ["report_ranker"]
 
 EXPOSURES, ACTIVITIES = (1, 10, 100, 1000), (5, 10, 20)
-GATES: tuple[Gate, ...] = ("all", "adagrpo", "difficulty", "discriminability", "random", "shuffled", "inverted")
+CONTROLS: tuple[Gate, ...] = ("difficulty", "discriminability", "random", "shuffled", "inverted")
 THIRDS = ("easiest third", "middle third", "hardest third")
 ORDER = dict.fromkeys(["all", "head", "middle", "tail", *THIRDS, *band_names(EXPOSURES), *band_names(ACTIVITIES)])
 TRUTH_USERS = 2000  # a fixed sample: each costs a ranking of the whole catalogue by the truth
@@ -241,7 +241,7 @@ def _gate(models: Models, reward: Reward) -> dict[str, Any]:
             targets,
             objective,
             drawn_at.generator,
-            gate="adagrpo",
+            gate=objective.control_of,
             spread=spread,
         )
         spread = groups.spread
@@ -288,8 +288,9 @@ def _every_gate(data: RunData, groups: GatedGroups, agreement: torch.Tensor, ste
     """
     options, own, permuted = data.config.objective, groups.evidence, groups.shuffled_evidence
     uniforms = torch.rand(len(agreement), generator=keyed_generator(data.config.seed, step, 2)).to(agreement.device)
+    gates = ("all", options.control_of, *CONTROLS)
     decisions: dict[str, GateDecision] = {
-        gate: gate_by_evidence(gate, permuted if gate == "shuffled" else own, options, uniforms) for gate in GATES
+        gate: gate_by_evidence(gate, permuted if gate == "shuffled" else own, options, uniforms) for gate in gates
     }
     oracle = agreement_gate(agreement, own.degenerate, minimum=options.oracle_agreement)
     return decisions | {"oracle": oracle}

@@ -1,7 +1,7 @@
 """Arms of a comparison that train nothing: a policy's beam re-ordered by the reward at serving time.
 
-`rerank` is the starting policy's beam in the order of log-probability + w · reward, `<arm>+rerank` that of a trained
-arm, with the w of the highest NDCG@10 on validation. The weight is chosen for each checkpoint by itself.
+`rerank` is the starting policy's beam with the weight that the stage `reranking` chose, `<arm>+rerank` that of a
+trained arm, with the weight of the highest NDCG@10 on its own validation lists, of the same grid and in the same unit.
 """
 
 from __future__ import annotations
@@ -12,20 +12,21 @@ from pathlib import Path
 from typing import Any
 
 from adagrpo.evaluation.predictions import reordered, summarise
+from adagrpo.evaluation.reranking import WEIGHTS, edge_warning
 from adagrpo.metrics import measured
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.stage import Declaration, Declare
-from adagrpo.pipeline.stages.evaluate import EVALUATED, copy_equal, progress, write_predictions
-from adagrpo.pipeline.stages.fitting import DECODING
+from adagrpo.pipeline.stages.choose_weight import FILE, STAGE, read_reward_weights
+from adagrpo.pipeline.stages.evaluate import EVALUATED, copy_equal, write_predictions
+from adagrpo.pipeline.stages.fitting import DECODING, progress
 from adagrpo.storage.writing import write_file
 
 __all__ = ["RERANK", "SUFFIX", "re_ranked", "re_rankings"]
 
 RERANK = "rerank"
 SUFFIX = f"+{RERANK}"
-WEIGHTS = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
 def re_ranked(name: str) -> str | None:
@@ -52,9 +53,9 @@ def re_rankings(name: str) -> dict[str, Declare]:
 def _rerank(run: RunDirectory, of: tuple[str, ...]) -> Declaration:
     """The beam of one policy, re-ordered."""
     data, weights, label = RunData(run), run.path(*of), f"rerank {'/'.join(of)}"
-    models = Models(data)
+    models, file = Models(data), run.path(STAGE, FILE)
     inputs = [*data.training_files, data.prepared_file("test.parquet"), *data.catalog_files]
-    inputs += [weights / "model.safetensors", *models.reward_files, *data.truth_files]
+    inputs += [weights / "model.safetensors", file, *models.reward_files, *data.truth_files]
 
     def build(work: Path) -> None:
         if copy_equal(run, declared, work):
@@ -64,13 +65,21 @@ def _rerank(run: RunDirectory, of: tuple[str, ...]) -> Declaration:
         for split in ("validation", "test"):
             cases[split], report = data.measured_cases(split), progress(run, f"{label} {split}")
             beams[split] = models.predict(policy, cases[split], reward, report, eligible=data.eligible)
-        tried = {}
+        known, tried = read_reward_weights(file), {}
         for weight in WEIGHTS:
-            tried[weight] = summarise(reordered(beams["validation"], weight), cases["validation"], tail=data.tail)
+            lists = reordered(beams["validation"], weight, known.spread)
+            tried[weight] = summarise(lists, cases["validation"], tail=data.tail)
         chosen = max(tried, key=lambda weight: tried[weight]["ndcg@10"])
-        lists = reordered(beams["test"], chosen)
+        if of == ("sft", "best"):
+            chosen = known.rerank
+        warning = edge_warning(chosen)
+        if warning is not None:
+            run.console.note(f"{label}: {warning}")
+        lists = reordered(beams["test"], chosen, known.spread)
         values: dict[str, Any] = {
             "weight": chosen,
+            "spread": known.spread,
+            "warning": warning,
             "tried": {str(weight): result["ndcg@10"] for weight, result in tried.items()},
             "validation": tried[chosen],
             "test": summarise(lists, cases["test"], tail=data.tail, utility=data.utility_at(cases["test"])),
@@ -84,6 +93,6 @@ def _rerank(run: RunDirectory, of: tuple[str, ...]) -> Declaration:
         files=EVALUATED,
         settings=(*DECODING, *models.reward_reads),
         also={"weights": list(WEIGHTS), "metrics": measured()} | data.truth_read | data.validation_draw,
-        schema=2,
+        schema=3,
     )
     return declared

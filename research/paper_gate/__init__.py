@@ -1,0 +1,1 @@
+"""The paper's own gate, by rank among the rollouts, against its controls."""
