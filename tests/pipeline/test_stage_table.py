@@ -26,7 +26,7 @@ def test_the_stage_of_the_contributing_page_is_made_and_known_to_every_command(
 ) -> None:
     section = PAGE.read_text(encoding="utf-8").partition("## Adding a stage")[2].partition("\n## ")[0]
     declaration, row = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
-    names: dict[str, Any] = {"Stage": table.Stage, "alone": table.alone}
+    names: dict[str, Any] = {"Stage": table.Stage}
     exec(declaration, names)
     monkeypatch.setattr(table, "STAGES", (*STAGES, eval(row, names)))
     assert states(copied)["report/activity"] == "missing"

@@ -162,7 +162,7 @@ def _next(run: Run, parts: Mapping[str, Part], metrics: Mapping[str, str], repor
         if part.outdated:
             return command(run, "run")
         row = row_of(part.name)
-        if not part.usable and part.state != "unused" and row is not None and not row.on_request:
+        if not part.usable and part.state != "unused" and row is not None and not row.on_request and not row.shared:
             asks = row.command == "train" and any(arm.term for arm in run.config.train.arms)
             # whether to train on the reward is asked before
             return command(run, "diagnose") if asks and "diagnose" not in parts else remake(run, part.name)

@@ -38,7 +38,6 @@ __all__ = [
     "RUN",
     "STAGES",
     "Stage",
-    "alone",
     "commands_of_stages",
     "declared",
     "fits_trees",
@@ -54,6 +53,10 @@ MEASURES_REWARD = ("diagnose", "train", "evaluate")
 Members = Callable[[Config, Sequence[str]], Mapping[str, Declare]]
 
 
+def _always(config: Config) -> bool:
+    return True
+
+
 @dataclass(frozen=True)
 class Stage:
     """A row of the table.
@@ -61,26 +64,36 @@ class Stage:
     Attributes:
         name: the folder of the stage; `*` is any one name, `a|b` one of two.
         command: `adagrpo <command>` makes it.
-        members: the stages of this row that a recipe asks for.
         settings: keys and sections of the recipe that its `Declaration` may read: what `--set` of the command takes.
+        declare: what it is made from and how it is built; None where that depends on more than the recipe.
+        when: the recipes that ask for it.
+        members: in place of these two, the stages of a row that has several, by name.
         unused: why a recipe does not ask for a stage that is there; `{0}` is what `*` stands for.
         selects: it chooses a checkpoint or a weight on validation cases, as `evaluation` measures them.
         away: the beginnings of files that may be kept elsewhere: nothing that is fitted reads them.
-        on_request: `adagrpo run` does not make it, and the recipe does not say how it is made.
+        on_request: `adagrpo run` does not make it.
         shared: it is read by `diagnose`, `train` and `evaluate`, and made by whichever of them comes first.
         page_only: report.html shows it, and metrics.json holds nothing of it.
     """
 
     name: str
     command: str
-    members: Members
     settings: tuple[str, ...] = ()
+    declare: Declare | None = None
+    when: Callable[[Config], bool] = _always
+    members: Members | None = None
     unused: str = ""
     selects: bool = False
     away: tuple[str, ...] = ()
     on_request: bool = False
     shared: bool = False
     page_only: bool = False
+
+    def asked_for(self, config: Config, arms: Sequence[str]) -> Mapping[str, Declare]:
+        """Return the stages of this row that a recipe asks for, by name, and what declares each."""
+        if self.members is not None:
+            return self.members(config, arms)
+        return {self.name: self.declare} if self.declare is not None and self.when(config) else {}
 
     def made_by(self, command: str) -> bool:
         """Return whether a command makes the stages of this row where that is needed."""
@@ -97,16 +110,11 @@ class Stage:
     def why_unused(self, name: str, config: Config) -> str:
         """Say why a recipe does not ask for a stage of this row; empty where it does, or where nobody can say."""
         arms = [arm.name for arm in config.train.arms]
-        if name in self.members(config, arms):
+        if name in self.asked_for(config, arms):
             return ""
         star = next((part for mine, part in zip(self.name.split("/"), name.split("/"), strict=True) if "*" in mine), "")
         arm = star.removesuffix("+rerank")
         return "" if self.on_request and arm in arms else self.unused.format(arm, config=config)
-
-
-def alone(name: str, declare: Declare, when: Callable[[Config], bool] = lambda config: True) -> Members:
-    """The members of a row that is one stage, made where the recipe is of a kind."""
-    return lambda config, arms: {name: declare} if when(config) else {}
 
 
 def fits_trees(options: RewardOptions) -> bool:
@@ -146,90 +154,79 @@ def _paired(config: Config, arms: Sequence[str]) -> dict[str, Declare]:
     return {"report/paired": partial(pair_outcomes, arms=arms)} if _ordered(config) else {}
 
 
-def _on_request(config: Config, arms: Sequence[str]) -> dict[str, Declare]:
-    return {}
+def _simulates(config: Config) -> bool:
+    return config.data.marketplace is not None
 
 
-FOLDS = "ranker.folds"
-RANKER = ("ranker", "seed", "max_history", "evaluation.mask_history", "evaluation.batch_size")
-TRAINING = ("train", "objective", "reward", *DECODING, "seed", FOLDS)
+def _reads_exposures(config: Config) -> bool:
+    return config.data.exposures is not None
+
+
+def _encodes(config: Config) -> bool:
+    return _ordered(config) and reads_texts(config)
+
+
+def _fits_trees(config: Config) -> bool:
+    return fits_trees(config.reward)
+
+
+def _is_without_order(config: Config) -> bool:
+    return config.without_order
+
+
+def _has_a_reward_of_its_own(config: Config) -> bool:
+    return _ordered(config) and config.reward != SequentialOptions()
+
+
+DATA = ("data", "seed")
+FITTED = ("ranker", "seed", "max_history", "evaluation.mask_history", "evaluation.batch_size")
+REWARDED = ("reward", "seed", "max_history")
+TRAINED = ("train", "objective", "reward", *DECODING, "seed", "ranker.folds")
+DIAGNOSED = (*DECODING, "objective", "ranker", "reward", "seed")
 NO_ARM = "'{0}' is not among train.arms"
 
 STAGES: tuple[Stage, ...] = (
+    Stage("simulate", "prepare", DATA, simulated, _simulates, away=("truth/",)),
+    Stage("exposures", "prepare", DATA, exposures, _reads_exposures, unused="the logs are no exposure log"),
+    Stage("prepare", "prepare", DATA, _by_order(prepare, prepare_impressions), away=("test.parquet", "later.parquet")),
+    Stage("encode", "tokenize", (), encode, _encodes),
+    Stage("tokenize", "tokenize", ("tokenizer", "seed"), tokenize, _ordered),
+    Stage("sft", "sft", ("sft", *DECODING, "seed", "train.rl_split"), sft, _ordered, selects=True),
+    Stage("ranker", "ranker", FITTED, _by_order(ranker, fit_ranker), selects=True),
     Stage(
-        "simulate",
-        "prepare",
-        alone("simulate", simulated, lambda config: config.data.marketplace is not None),
-        ("data", "seed"),
-        away=("truth/",),
+        "ranker/fold-*", "ranker", FITTED, members=_folds, unused="ranker.folds is {config.ranker.folds}", selects=True
     ),
-    Stage(
-        "exposures",
-        "prepare",
-        alone("exposures", exposures, lambda config: config.data.exposures is not None),
-        ("data",),
-        unused="the logs are no exposure log",
-    ),
-    Stage(
-        "prepare",
-        "prepare",
-        alone("prepare", _by_order(prepare, prepare_impressions)),
-        ("data", "seed"),
-        away=("test.parquet", "later.parquet"),
-    ),
-    Stage("encode", "tokenize", alone("encode", encode, lambda config: _ordered(config) and reads_texts(config))),
-    Stage("tokenize", "tokenize", alone("tokenize", tokenize, _ordered), ("tokenizer", "seed")),
-    Stage("sft", "sft", alone("sft", sft, _ordered), ("sft", *DECODING, "seed", "train.rl_split"), selects=True),
-    Stage("ranker", "ranker", alone("ranker", _by_order(ranker, fit_ranker)), RANKER, selects=True),
-    Stage("ranker/fold-*", "ranker", _folds, RANKER, "ranker.folds is {config.ranker.folds}", selects=True),
     Stage(
         "ranker/lambdarank",
         "ranker",
-        alone("ranker/lambdarank", _by_order(lambdarank, fit_trees), lambda config: fits_trees(config.reward)),
-        ("ranker", "reward", "seed", "max_history"),
+        ("ranker", *REWARDED),
+        _by_order(lambdarank, fit_trees),
+        _fits_trees,
         unused="the reward has no such trees",
         selects=True,
     ),
-    Stage(
-        "ranker/exposures",
-        "ranker",
-        alone("ranker/exposures", report_exposures, lambda config: config.without_order),
-        ("reward", "seed", "max_history"),
-        selects=True,
-    ),
+    Stage("ranker/exposures", "ranker", REWARDED, report_exposures, _is_without_order, selects=True),
     Stage(
         "reward",
-        "train",
-        alone("reward", first_look, lambda config: _ordered(config) and config.reward != SequentialOptions()),
-        ("reward", "seed", "max_history"),
+        "diagnose",
+        REWARDED,
+        first_look,
+        _has_a_reward_of_its_own,
         unused="the reward is the run's own",
         shared=True,
     ),
-    Stage(
-        "reranking",
-        "diagnose",
-        alone("reranking", reranking, _ordered),
-        (*DECODING, "reward"),
-        selects=True,
-        shared=True,
-    ),
-    Stage(
-        "diagnose",
-        "diagnose",
-        alone("diagnose", diagnosis, _ordered),
-        (*DECODING, "objective", "ranker", "reward", "seed"),
-        on_request=True,
-    ),
-    Stage("train/*", "train", _arms, TRAINING, NO_ARM, selects=True),
-    Stage("evaluate/sft", "evaluate", alone("evaluate/sft", evaluate_start, _ordered), TRAINING),
-    Stage("evaluate/baselines", "evaluate", alone("evaluate/baselines", evaluate_baselines, _ordered), DECODING),
-    Stage("evaluate/rerank", "compare", _on_request, on_request=True),
-    Stage("evaluate/*+rerank/best|final", "compare", _on_request, unused=NO_ARM, on_request=True),
-    Stage("evaluate/*/best|final", "evaluate", _evaluations, TRAINING, NO_ARM),
-    Stage("report/paired", "evaluate", _paired, DECODING, page_only=True),
-    Stage("report/rollouts", "evaluate", alone("report/rollouts", draw_examples, _ordered), TRAINING, page_only=True),
-    Stage("ranker/report", "evaluate", alone("ranker/report", report_ranker, _ordered), TRAINING, page_only=True),
-    Stage("catalogs/*", "catalog update", _on_request, on_request=True),
+    Stage("reranking", "diagnose", (*DECODING, "reward"), reranking, _ordered, selects=True, shared=True),
+    Stage("diagnose", "diagnose", DIAGNOSED, diagnosis, _ordered, on_request=True),
+    Stage("train/*", "train", TRAINED, members=_arms, unused=NO_ARM, selects=True),
+    Stage("evaluate/sft", "evaluate", TRAINED, evaluate_start, _ordered),
+    Stage("evaluate/baselines", "evaluate", DECODING, evaluate_baselines, _ordered),
+    Stage("evaluate/rerank", "compare", on_request=True),
+    Stage("evaluate/*+rerank/best|final", "compare", unused=NO_ARM, on_request=True),
+    Stage("evaluate/*/best|final", "evaluate", TRAINED, members=_evaluations, unused=NO_ARM),
+    Stage("report/paired", "evaluate", DECODING, members=_paired, page_only=True),
+    Stage("report/rollouts", "evaluate", TRAINED, draw_examples, _ordered, page_only=True),
+    Stage("ranker/report", "evaluate", TRAINED, report_ranker, _ordered, page_only=True),
+    Stage("catalogs/*", "catalog update", on_request=True),
 )
 
 
@@ -251,7 +248,7 @@ def declared(
     commands = RUN if commands is None else commands
     names = [arm.name for arm in config.train.arms] if arms is None else list(arms)
     rows = [row for row in STAGES if any(map(row.made_by, commands))]
-    return {name: declare for row in rows for name, declare in row.members(config, names).items()}
+    return {name: declare for row in rows for name, declare in row.asked_for(config, names).items()}
 
 
 def row_of(name: str) -> Stage | None:
