@@ -56,7 +56,7 @@ def test_the_stage_reads_no_test_case_and_tries_what_re_ranking_tries(copied: Pa
     run = trained(world, copied, data, [arm("validation")], {"kind": "sequential"})
     actual = choice(run)
     test.write_bytes(held)
-    re_rankings(run, "rerank")["evaluate/rerank"](run)
+    run.make("evaluate/rerank", re_rankings("rerank")["evaluate/rerank"](run))
     tried = json.loads((copied / "evaluate" / "rerank" / "metrics.json").read_text(encoding="utf-8"))["tried"]
     assert actual["ndcg@10"] == pytest.approx(tried) and actual["cases"] == 60
     assert len(set(tried.values())) > 1
@@ -66,14 +66,14 @@ def test_what_is_advised_is_what_is_evaluated_and_served(copied: Path, data: Pat
     (tmp_path / "ring_s.py").write_text(RING, encoding="utf-8")
     run: Run = world.run(copied, data, reward={"kind": "callable", "function": "ring_s:ahead"})
     run.code = tmp_path
-    advice = run.diagnose()["reranking"]
+    advice = run.diagnose().content["reranking"]
     assert advice["weight"] > 0 and advice["spread"] != 1.0
     assert advice == {
         "weight": choice(run)["rerank"],
         "spread": choice(run)["spread"],
         "warning": choice(run)["warning"],
     }
-    re_rankings(run, "rerank")["evaluate/rerank"](run)
+    run.make("evaluate/rerank", re_rankings("rerank")["evaluate/rerank"](run))
     measured = json.loads((copied / "evaluate" / "rerank" / "metrics.json").read_text(encoding="utf-8"))
     assert {name: measured[name] for name in advice} == advice
     served, about = recommender(run, "sft", "best", advice["weight"])
@@ -105,7 +105,7 @@ def test_the_end_of_the_grid_is_said_and_kept(
     run.code = tmp_path
     said: list[str] = []
     monkeypatch.setattr(run.console, "note", said.append, raising=False)
-    run.stage("reranking") / "weight.json"
+    run.stage("reranking")
     assert choice(run)["rerank"] == 0.01 and "0.01 spreads, is the largest that is tried" in choice(run)["warning"]
     assert any(choice(run)["warning"] in line for line in said)
 

@@ -17,7 +17,6 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.forecast import FitForecast, Forecast, ModelSize
 
-EVERYTHING = ("simulate", "prepare", "tokenize", "sft", "ranker", "train", "evaluate")
 LM = {"model_type": "qwen3", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 LM |= {"num_key_value_heads": 1, "head_dim": 8, "intermediate_size": 32}
 KINDS: dict[str, Any] = {
@@ -55,7 +54,7 @@ def test_the_size_of_a_policy_from_a_folder(world: Any, data: Path, tmp_path: Pa
 
 
 def test_a_finished_run_has_nothing_to_do(finished: Path) -> None:
-    content = plan(Run.open(finished, []), EVERYTHING)
+    content = plan(Run.open(finished, []))
     assert {row["state"] for row in content["stages"]} == {"unchanged"} and content["seconds"] == 0
     steps = {row["stage"]: row["steps"] for row in content["stages"]}
     for stage in ("sft", "ranker", "train/nll", "train/adagrpo"):
@@ -69,7 +68,7 @@ def test_a_finished_run_has_nothing_to_do(finished: Path) -> None:
 def test_what_a_changed_setting_makes_again_and_how_long_it_took_before(finished: Path) -> None:
     before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
     run = Run.open(finished, ["train.fit.epochs=2"])
-    content = plan(run, EVERYTHING)
+    content = plan(run)
     rows = {row["stage"]: row for row in content["stages"]}
     again = {name for name, row in rows.items() if row["state"] == "make"}
     made = {name for name in rows if name.split("/")[0] in ("train", "evaluate")} | {"report/paired"}
@@ -83,10 +82,10 @@ def test_what_a_changed_setting_makes_again_and_how_long_it_took_before(finished
 
 def test_a_run_that_is_not_there_yet_is_planned_from_its_logs(world: Any, data: Path, tmp_path: Path) -> None:
     run = world.run(tmp_path / "run", data)
-    content = plan(run, EVERYTHING)
+    content = plan(run)
     assert not (tmp_path / "run").exists()
     run.complete()
-    later = plan(run, EVERYTHING)
+    later = plan(run)
     assert [(row["stage"], row["steps"]) for row in content["stages"]] == [
         (row["stage"], row["steps"]) for row in later["stages"]
     ]
@@ -99,7 +98,7 @@ def test_a_stage_whose_declaration_reads_what_is_not_there_is_to_be_made(copied:
     shutil.rmtree(copied / "reranking")
     content = plan(Run.open(copied, ["train.arms=[nll, distill-tuned]"]), ("train",))
     states = [(row["stage"], row["state"]) for row in content["stages"]]
-    assert states == [("train/nll", "unchanged"), ("reranking", "make"), ("train/distill-tuned", "make")]
+    assert states == [("reranking", "make"), ("train/nll", "unchanged"), ("train/distill-tuned", "make")]
 
 
 def test_only_trained_arms_are_evaluated(finished: Path) -> None:
@@ -112,7 +111,7 @@ def test_only_trained_arms_are_evaluated(finished: Path) -> None:
 
 def test_a_damaged_setting_is_refused_in_a_plan_too(finished: Path) -> None:
     with pytest.raises(UserError, match=r"sft\.epochs"):
-        plan(Run.open(finished, ["sft.epochs=none"]), EVERYTHING)
+        plan(Run.open(finished, ["sft.epochs=none"]))
 
 
 def test_what_a_fit_holds_by_hand() -> None:

@@ -58,6 +58,7 @@ STAGES = [
     "tokenize",
     "sft",
     "ranker",
+    "reranking",
     "train/nll",
     "train/adagrpo",
     "evaluate/sft",

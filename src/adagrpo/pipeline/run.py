@@ -71,6 +71,7 @@ class Run(RunDirectory):
         source: Path | None = None,
     ) -> None:
         super().__init__(directory, config, data, console, code, source)
+        self._ready: set[str] = set()  # shared stages that this command has made or found up to date
         self._served: dict[tuple[Any, ...], tuple[Any, Recommender, dict[str, Any]]] = {}  # with what it was made from
 
     @classmethod
@@ -389,6 +390,7 @@ class Run(RunDirectory):
     def _working(self) -> Iterator[None]:
         """Alone in the directory; what is served is loaded again afterwards."""
         self._served.clear()
+        self._ready.clear()
         try:
             with self.locked():
                 yield
@@ -411,10 +413,12 @@ class Run(RunDirectory):
     def _make(self, command: str, arms: Sequence[str] | None = None, *, but: str = "") -> None:
         """Make the stages of a command but one, in the order of the table."""
         for name, declare in declared(self.config, [command], arms).items():
-            if name == but:
+            if name == but or name in self._ready:
                 continue
             wanted = declare(self)
             self.make(name, wanted)
+            if (row := row_of(name)) is not None and row.shared:
+                self._ready.add(name)
             if name == "prepare" and (name in self.made or not is_described(self.directory)):
                 self._describe(wanted.inputs)
 

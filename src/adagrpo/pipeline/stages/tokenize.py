@@ -38,6 +38,7 @@ from adagrpo.semantic_ids import (
     sequence_groups,
     text_vectors,
 )
+from adagrpo.semantic_ids.language import check_model
 from adagrpo.storage.hashes import hash_file
 
 __all__ = ["ENCODED", "encode", "item_vectors", "language_model_folder", "reads_texts", "tokenize"]
@@ -153,8 +154,7 @@ def _check_described(items: pl.DataFrame, vectors: str) -> None:
 def encode(run: RunDirectory) -> Declaration:
     """The items' texts through the language model: a stage of its own, since it takes longer than all the rest."""
     data, model = RunData(run), language_model_folder(run)
-    if not model.is_dir():
-        raise UserError(f"tokenizer.language_model: {model} is no folder")
+    check_model(model)
     files = {path.relative_to(model).as_posix(): hash_file(path) for path in model.rglob("*") if path.is_file()}
 
     def build(work: Path) -> None:
