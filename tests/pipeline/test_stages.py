@@ -58,9 +58,9 @@ STAGES = [
     "tokenize",
     "sft",
     "ranker",
-    "reranking",
     "train/nll",
     "train/adagrpo",
+    "reranking",
     "evaluate/sft",
     "evaluate/baselines",
 ] + [f"evaluate/{arm}/{kind}" for arm in ("nll", "adagrpo") for kind in ("best", "final")]

@@ -24,7 +24,7 @@ from adagrpo.pipeline.forecast import Forecast
 from adagrpo.pipeline.named_files import check_named
 from adagrpo.pipeline.room import free_disk, free_memory
 from adagrpo.pipeline.stage import Declare
-from adagrpo.pipeline.staleness import finished_arms, parts_of
+from adagrpo.pipeline.staleness import finished_arms, parts_of, stages_of
 from adagrpo.pipeline.table import RUN, declared
 
 __all__ = ["plan"]
@@ -53,7 +53,7 @@ def plan(
     again: dict[str, bool] = {}
     for name, part in parts.items():
         again[name] = not part.usable or part.outdated or any(again.get(source, False) for source in part.sources)
-    asked = {**declared(run.config, commands, arms), **more}
+    asked = {**stages_of(run, commands, arms), **more}
     stages = {name: again.get(name, True) or name == "diagnose" for name in asked}
     with _prepared(run, unchanged=not again["prepare"]) as data:
         check_named(data, commands)

@@ -38,14 +38,14 @@ from adagrpo.pipeline.factories import Models
 from adagrpo.pipeline.files import RunData
 from adagrpo.pipeline.named_files import check_named, check_test_cases
 from adagrpo.pipeline.results import Diagnosis, Recommended, metrics_table
-from adagrpo.pipeline.rewards import check_reward, describe_reward
+from adagrpo.pipeline.rewards import check_reward, describe_reward, first_look
 from adagrpo.pipeline.serve import check_served, recommender, reward_read
 from adagrpo.pipeline.served_log import publish_first
 from adagrpo.pipeline.shown import Shown
 from adagrpo.pipeline.stages.diagnose import diagnosis
 from adagrpo.pipeline.stages.evaluate import collect
 from adagrpo.pipeline.stages.exposure_report import collect_exposures
-from adagrpo.pipeline.staleness import finished_arms, left_out_arms, made_again, parts_of, sources_of
+from adagrpo.pipeline.staleness import finished_arms, left_out_arms, made_again, parts_of, sources_of, stages_of
 from adagrpo.pipeline.table import RUN, declared, row_of
 from adagrpo.pipeline.versions import LATEST, catalog_diff, open_version
 from adagrpo.report import write_diagnosis, write_report
@@ -412,7 +412,7 @@ class Run(RunDirectory):
 
     def _make(self, command: str, arms: Sequence[str] | None = None, *, but: str = "") -> None:
         """Make the stages of a command but one, in the order of the table."""
-        for name, declare in declared(self.config, [command], arms).items():
+        for name, declare in stages_of(self, [command], arms).items():
             if name == but or name in self._ready:
                 continue
             wanted = declare(self)
@@ -448,8 +448,11 @@ class Run(RunDirectory):
         for path in [*data.training_files, *data.catalog_files, self.path("sft", "best", "model.safetensors")]:
             self.hash_input(path)  # of the stages that are missing, the first is named
         self.note("reward", describe_reward(models))
-        if self.config.reward == SequentialOptions():  # of another one, the stage `reward` is the look
+        if self.config.reward == SequentialOptions():
             check_reward(models)
+        elif "reward" not in self._ready:
+            self.make("reward", first_look(self))
+            self._ready.add("reward")
 
     def _evaluate(self, arms: list[str]) -> None:
         if not self.config.without_order:

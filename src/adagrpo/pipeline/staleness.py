@@ -10,7 +10,7 @@ are read once, by `prepare`; whether they have changed since is only looked at w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -28,7 +28,7 @@ from adagrpo.storage.locks import WORK
 from adagrpo.storage.marks import is_marked
 from adagrpo.storage.removal import MANIFEST
 
-__all__ = ["finished_arms", "left_out_arms", "made_again", "parts_of", "sources_of", "upstream"]
+__all__ = ["finished_arms", "left_out_arms", "made_again", "parts_of", "sources_of", "stages_of", "upstream"]
 
 GONE = "gone"  # in the place of a hash
 UNKNOWN = "unknown"
@@ -93,6 +93,27 @@ def made_again(run: RunDirectory) -> list[Part]:
         if (part.outdated or (part.there and part.state == "stale" and name in wanted))
         and all(parts[source].usable for source in part.sources if source in parts)
     ]
+
+
+def stages_of(run: RunDirectory, commands: Collection[str], arms: Sequence[str] | None = None) -> dict[str, Declare]:
+    """The stages that some commands make; of those that several commands share, the ones that are read.
+
+    Args:
+        run: whose recipe asks for them.
+        commands: that are carried out.
+        arms: that are evaluated; None: all of the recipe.
+    """
+    wanted = declared(run.config, commands, arms)
+    shared = {
+        name for name in wanted if (row := row_of(name)) is not None and row.shared and row.command not in commands
+    }
+    read: set[str] = set()
+    for declare in wanted.values() if shared else ():
+        try:
+            read.update(sources_of(run, declare(run).inputs))
+        except (UserError, OSError):  # what is missing is named when it is made
+            continue
+    return {name: declare for name, declare in wanted.items() if name not in shared - read}
 
 
 def left_out_arms(run: RunDirectory) -> dict[str, str]:
