@@ -14,8 +14,10 @@ drawn with a known mean μ = 0, over users and seeds as they might have come out
 Where users and seeds are counted together, nothing but the mean over repetitions says whether 95 % is 95 %. The
 two-way bootstrap resamples seeds and users (Owen 2007) and is run on the smallest comparisons alone.
 
-`--tails` asks how often a p-value lies below .05, and below .05 / 25, which is what the first step of Holm's rule over
-25 tests reads. There the means of the seeds are drawn themselves, normal, and the users' variance is known.
+`--tails` asks how often a p-value lies below .05, and below .05 / 25 and .05 / 175, which is what the first step of
+Holm's rule over as many tests reads. There the means of the seeds are drawn themselves, normal, and the users' variance
+is known. It is asked for two shares of a user's variance that come back under every seed: `SHARED`, and that of the
+rows of `research/fair_trial`.
 """
 
 from __future__ import annotations
@@ -36,8 +38,9 @@ from adagrpo.evaluation.crossed import CrossedParts, crossed_interval, crossed_p
 __all__ = ["CANDIDATES", "DRAWS", "LEVELS", "TARGET", "coverage", "scenarios", "tails"]
 
 TARGET = (0.935, 0.965)
-LEVELS = (0.05, 0.05 / 25)
+LEVELS = (0.05, 0.05 / 25, 0.05 / 175)
 SHARED = 0.3  # of a user's difference, what comes back under every seed
+MEASURED = 0.02  # the same in the trained arms of `research/fair_trial`
 Values = NDArray[np.float64]
 Half = Callable[[CrossedParts], float]  # half of the 95 % interval
 
@@ -147,25 +150,29 @@ def coverage(
     }
 
 
-def tails(seeds: int, ratio: float, *, repeats: int, number: int = 0) -> dict[str, float]:
-    """The share of comparisons without an effect whose p-value lies below each of `LEVELS`.
+def tails(seeds: int, ratio: float, *, repeats: int, shared: float = SHARED, number: int = 0) -> dict[str, float]:
+    """Count how often comparisons without an effect have a p-value of at most each of `LEVELS`.
 
     Args:
         seeds: S.
         ratio: as `coverage` has it.
         repeats: simulated comparisons.
+        shared: of the variance of a user's difference, the part that comes back under every seed.
         number: of the random generator.
+
+    Returns:
+        The share of comparisons, by level.
     """
     generator = np.random.default_rng([number, seeds, int(1000 * ratio)])
-    rest = (1 - SHARED) / seeds
+    rest = (1 - shared) / seeds
     below = dict.fromkeys(map(str, LEVELS), 0)
     for _ in range(repeats):
-        means = np.sqrt(ratio**2 + 1 - SHARED) * generator.standard_normal(seeds)
-        mean = float(means.mean() + np.sqrt(SHARED) * generator.standard_normal())
-        parts = CrossedParts(mean, float(means.var(ddof=1)) / seeds, SHARED + rest, rest, seeds - 1)
+        means = np.sqrt(ratio**2 + 1 - shared) * generator.standard_normal(seeds)
+        mean = float(means.mean() + np.sqrt(shared) * generator.standard_normal())
+        parts = CrossedParts(mean, float(means.var(ddof=1)) / seeds, shared + rest, rest, seeds - 1)
+        p_value = crossed_interval(parts).p_value
         for level in LEVELS:
-            interval = crossed_interval(parts, level=1 - level)
-            below[str(level)] += not interval.low <= 0 <= interval.high
+            below[str(level)] += p_value <= level
     return {level: count / repeats for level, count in below.items()}
 
 
@@ -191,8 +198,9 @@ def main() -> None:
 
 
 def _write_tails(file: TextIO, repeats: int) -> None:
-    for seeds, ratio in itertools.product((3, 5), (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)):
-        facts = {"seeds": seeds, "ratio": ratio, "repeats": repeats, "tails": tails(seeds, ratio, repeats=repeats)}
+    for shared, seeds, ratio in itertools.product((SHARED, MEASURED), (3, 5), (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)):
+        below = tails(seeds, ratio, repeats=repeats, shared=shared)
+        facts = {"shared": shared, "seeds": seeds, "ratio": ratio, "repeats": repeats, "tails": below}
         file.write(json.dumps(facts) + "\n")
         file.flush()
 

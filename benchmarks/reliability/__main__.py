@@ -15,7 +15,6 @@ from pathlib import Path
 
 from benchmarks.reliability import (
     eligible_lists,
-    elsewhere,
     endings,
     explode,
     exposures,
@@ -61,8 +60,6 @@ CHECKS: dict[str, Callable[[Path], Finding]] = {
     "eligible": eligible_lists.eligible_lists,
     "stale": stale.stale,
     "exposures": exposures.kill_log,
-    "exposures-s3": elsewhere.in_s3,
-    "exposures-kafka": elsewhere.in_kafka,
     "trials": trials.trials,
 }
 ROOT = Path(__file__).parent.parent.parent

@@ -39,6 +39,7 @@ def answer(name: str, salt: int) -> Exposure:
         model_version="0123456789ab",
         catalog_version="0123456789ab",
         user_hash="0123456789abcdef0123456789abcdef",
+        key_version="0123456789ab",
         latency_ms=4.2,
     )
 

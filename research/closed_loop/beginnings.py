@@ -128,6 +128,7 @@ def _log_platform(simulation: Simulation, directory: Path) -> int:
                 model_version=PLATFORM,
                 catalog_version=PLATFORM,
                 user_hash=HASH(user),
+                key_version=HASH.fingerprint,
                 source=PLATFORM,
             )
         )

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from adagrpo.serving.exploration import Exploration
-from adagrpo.serving.exposure_log import Exposure, Feedback, FeedbackCounts
+from adagrpo.serving.exposure_log import Exposure, Feedback, Outcome
 from adagrpo.serving.exposure_store import LocalExposureLog
 from adagrpo.serving.limits import LONGEST_BATCH, Limits
 from adagrpo.serving.served import Serving, Shelf
@@ -47,7 +47,7 @@ class SimulatedDays:
         """See `ExposureSink.write`."""
         return self._log.write([self._dated(row) for row in rows])
 
-    def feedback(self, rows: Sequence[Feedback]) -> FeedbackCounts:
+    def feedback(self, rows: Sequence[Feedback]) -> list[Outcome]:
         """See `ExposureSink.feedback`."""
         return self._log.feedback(rows)
 
@@ -56,7 +56,8 @@ class SimulatedDays:
 
     def _dated(self, row: Exposure) -> Exposure:
         moment = moment_of(row.request_id, self._first_day)
-        return replace(row, time=moment, arm=self._arm, experiment=self._experiment, latency_ms=None)
+        named = self._experiment  # also for the hash of a plan, of which there is none
+        return replace(row, time=moment, arm=self._arm, experiment=named, salt_version=named, latency_ms=None)
 
 
 class Endpoint:

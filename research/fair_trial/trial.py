@@ -91,6 +91,7 @@ from research.fair_trial.tune import (
     tune_whole,
     tuned_on,
 )
+from research.rows import keep_rows
 
 SHARED = ("prepare", "tokenize", "sft", "ranker", "train/nll", "evaluate/sft", "evaluate/nll")  # whatever the reward
 
@@ -219,8 +220,9 @@ def _from_starts(plan: Mapping[str, Any], name: str, data: Path, out: Path, conf
 def _carry_out(comparison: Comparison, name: str) -> None:
     """Carry a comparison out, and keep what it says beside this file."""
     comparison.carry_out()
-    for file, kept in (("results.jsonl", f"{name}.jsonl"), ("comparison.json", f"{name}.comparison.json")):
-        write_file(HERE / kept, (comparison.directory / file).read_text(encoding="utf-8"))
+    keep_rows(comparison.directory / "results.jsonl", HERE / f"{name}.jsonl")
+    comparison_file = (comparison.directory / "comparison.json").read_text(encoding="utf-8")
+    write_file(HERE / f"{name}.comparison.json", comparison_file)
 
 
 def _start(plan: Mapping[str, Any], name: str, data: Path, folder: Path, seed: int) -> Path:

@@ -22,6 +22,7 @@
 | `diagnosed` | one `NAME.jsonl` of `research.fair_trial.diagnosed` | |
 | `pairs` | one `NAME.comparison.json`: arms against each other; several: last steps | `checkpoint=final`, `metric` |
 | `teachers` | a set: its `teacher-NAME-*.comparison.json` | |
+| `corrected` | the `NAME.comparison.json` of the trials: what is significant, by how many tests are counted | |
 | `pressed` | one `NAME.comparison.json`: how hard each arm pressed, and both its checkpoints | |
 | `verdicts` | the outcomes and the verdicts of `research.verdict`, two names | `form=short`: the targets alone |
 
@@ -42,6 +43,7 @@ from adagrpo.errors import UserError
 from adagrpo.report import Table, comparison_figures, pairs_table, read_comparison, read_rows, to_markdown, to_text
 from adagrpo.report.reward_trial import trial_table
 from adagrpo.storage.writing import write_file
+from research.fair_trial.corrected import corrected_table, read_differences
 from research.pages.feed import difference_table, exposure_table, order_table
 from research.pages.overview import effects, overview_figure, sources
 from research.pages.pooling import pool
@@ -73,6 +75,7 @@ KEYS = {
     "pairs": ("checkpoint", "metric"),
     "teachers": (),
     "pressed": (),
+    "corrected": (),
     "headline": ("arms", "split"),
     "verdicts": ("form",),
     "orders": ("measure", "less", "form"),
@@ -80,7 +83,8 @@ KEYS = {
 TUNED = ("research.fair_trial.tune", ("rung", "candidate", "final", "pressure_found"))
 QUALITY = ("research.reward_quality.measure", ("variant", "diagnosis", "arms"))
 POOLED = ("headline", "pairs", "pressed")  # kinds for which `NAME+NAME` is one comparison
-SEVERAL = ("starting", "comparison", "headline", "pairs", "matched", "verdicts")  # kinds that take several files
+# kinds that take several files
+SEVERAL = ("starting", "comparison", "corrected", "headline", "pairs", "matched", "verdicts")
 FORMS = {"arms": "text", "comparison": "short", "trial": "text", "verdicts": "short", "orders": "exposure"}
 
 
@@ -244,6 +248,8 @@ def _made(marker: Marker, results: Path) -> Table:
             return headline_table(contents, arms, titles)
         last = len(contents) > 1 or "checkpoint" in options or "metric" in options
         return pairs_over_sets(contents, titles, options.get("metric")) if last else pairs_table(contents[0])
+    if marker.kind == "corrected":
+        return corrected_table(read_differences(find(results, f"{name}.comparison.json").parent), marker.names)
     if marker.kind == "comparison":
         contents = [read_comparison(find(results, f"{named}.comparison.json")) for named in marker.names]
         return summary_table(_pooled(contents, marker.names), "form" in options, options.get("checkpoint"))

@@ -35,7 +35,11 @@ OBJECTIVES = {
     "distill": "distillation",
 }
 RERANK, RERANKED = "rerank", "re-ranked, not trained"
-GATES = {"": "no gate", "-gate": "the paper's gate", "-random": "a random gate that admits as many"}
+GATES = {
+    "": "no gate",
+    "-gate": "the gate rollout_miss, an earlier form of the paper's",
+    "-random": "a random gate that admits as many",
+}
 WIDTH, LEFT, RIGHT = 480, 170, 466
 FIRST, LAST = -2.5, 4.0  # points
 ROW, HEAD, LANE = 28, 26, 7
@@ -93,8 +97,8 @@ def trial_picture(marks: Sequence[Outcome]) -> str:
         return LEFT + (min(LAST, max(FIRST, points)) - FIRST) / (LAST - FIRST) * (RIGHT - LEFT)
 
     parts = [
-        text_at(12, 28, "The paper's gate is not told from a random one.", "ink", size=17, bold=True),
-        text_at(12, 50, "After correction; equal tuning. Hits among the first ten, less", "quiet"),
+        text_at(12, 28, "The gate rollout_miss: no better than a random one.", "ink", size=17, bold=True),
+        text_at(12, 50, "Corrected within a set; equal tuning. Hits among the first ten, less", "quiet"),
         text_at(12, 68, "those of training on without a reward.", "quiet"),
     ]
     for lane, name in enumerate(GATES.values()):

@@ -50,6 +50,8 @@ def test_what_is_left_out_is_counted_once_each() -> None:
         ("a", "1", "click", 102.0, 1.0),  # repeated
         ("a", "1", "dwell", 103.0, 8.0),  # another kind
         ("a", "2", "click", 999.0, 1.0),  # late
+        ("a", "2", "purchase", 94.0, 1.0),  # before the list was there
+        ("a", "2", "dwell", 96.0, 1.0),  # by a clock that is behind; another kind
         ("a", "9", "click", 101.0, 1.0),  # of the list that is left out
         ("z", "1", "click", 101.0, 1.0),  # unknown
         ("b", "1", "click", 101.0, 1.0),  # of nobody
@@ -64,18 +66,19 @@ def test_what_is_left_out_is_counted_once_each() -> None:
         "answers_not_sampled": 0,
         "impressions": 2,
         "clicks": 1,
-        "feedback": 8,
+        "feedback": 10,
         "feedback_repeated": 1,
         "feedback_of_unknown_requests": 1,
         "feedback_of_items_not_shown": 2,
+        "feedback_early": 1,
         "feedback_late": 1,
-        "feedback_of_other_kinds": 1,
+        "feedback_of_other_kinds": 2,
     }
 
 
 def test_only_drawn_lists_are_kept_if_wanted() -> None:
     shown = answers({"request_id": "a", "slate": ["1"]}, {"request_id": "b", "slate": ["1"], "log_inclusions": [-1.0]})
-    table, counts = impressions_of(shown, said(("b", "1", "click", 1.0, 1.0)), clicks=["click"], only_sampled=True)
+    table, counts = impressions_of(shown, said(("b", "1", "click", 101.0, 1.0)), clicks=["click"], only_sampled=True)
     assert table["request_id"].to_list() == ["b"] and (counts.answers_not_sampled, counts.clicks) == (1, 1)
 
 
@@ -111,7 +114,7 @@ def test_the_join_is_what_a_loop_finds() -> None:
             for one in feedback.to_dicts():
                 if (one["request_id"], one["item"]) == (row["request_id"], item):
                     first.setdefault(one["kind"], one["time"])
-            clicked = "click" in first and first["click"] - row["time"] <= 80.0
+            clicked = "click" in first and -5.0 <= first["click"] - row["time"] <= 80.0
             expected.append((row["request_id"], item, int(clicked)))
     assert table.select("request_id", "item_id", "clicked").rows() == expected
     assert counts.clicks == sum(clicked for _, _, clicked in expected) > 3

@@ -30,7 +30,9 @@ def planted(observed: ObservationsOf) -> dict[str, Any]:
 def test_a_planted_good_ranker_is_used(planted: dict[str, Any]) -> None:
     verdict = planted["verdict"]
     assert (verdict["decision"], verdict["tau"], verdict["q_min"]) == ("use", 0.5, 0.9)
-    assert verdict["where"][0] == "all cases" and verdict["sentences"][0].startswith("The reward may be trained on")
+    assert verdict["where"][0] == "all cases" and verdict["sentences"][0].startswith(
+        "Re-rank with this ranker at serving time; training"
+    )
 
 
 @pytest.mark.parametrize(("knowledge", "permute"), [(0.0, False), (3.0, True)], ids=["random", "permuted targets"])

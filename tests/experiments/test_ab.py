@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import sys
 from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +17,14 @@ import yaml
 
 from adagrpo import cli
 from adagrpo.experiments.allocation import assign
-from adagrpo.experiments.plan import DAY
+from adagrpo.experiments.plan import DAY, Plan
 from adagrpo.experiments.units import users_of
 from adagrpo.pipeline.experiment import experiment
 from adagrpo.serving.exposure_log import Exposure, Feedback
 from adagrpo.serving.exposure_parts import EXPOSURE_SCHEMA
 from adagrpo.serving.exposure_store import LocalExposureLog
 
-from .two_arms import AFTER, CONTENT, NEVER, PLAN, changed, rows, tables
+from .two_arms import AFTER, CONTENT, NEVER, PLAN, changed, rows, tables, version
 
 
 @pytest.fixture
@@ -38,7 +41,7 @@ def adagrpo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 def test_the_verb(adagrpo: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     plan, log = tmp_path / "plan.yaml", LocalExposureLog(tmp_path / "exposures")
-    shown, said = rows(200, lift=0.6)
+    shown, said = rows(200, lift=0.6, plan=changed(looks="daily", answers=400))
     log.write(shown)
     log.feedback(said)
     log.close()
@@ -81,11 +84,11 @@ def test_the_verb_where_a_purchase_has_not_happened(
     adagrpo: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:
     log = LocalExposureLog(tmp_path / "exposures")
-    shown, said = rows(200, lift=0.6)
+    plan = NEVER.model_dump(mode="json") | {"looks": "daily", "answers": 400}
+    shown, said = rows(200, lift=0.6, plan=Plan.model_validate(plan))
     log.write(shown)
     log.feedback(said)
     log.close()
-    plan = NEVER.model_dump(mode="json") | {"looks": "daily", "answers": 400}
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan), encoding="utf-8")
     given = ("ab", tmp_path / "plan.yaml", "--exposures", tmp_path / "exposures", "--out", tmp_path / "page", "--daily")
     status, out, err = adagrpo(*given)
@@ -115,7 +118,8 @@ def test_an_arm_of_no_verdict_has_no_daily_effects(tmp_path: Path) -> None:
         model = arms[arm]["serves"] + ("2" if (arm, day) == ("b", 2) else "")
         shown = Exposure(
             request_id=name, time=time, slate=(1, 2, 3), arm=arms[arm]["serves"], model_version=model,
-            catalog_version="1", user_hash=user, experiment="gated", latency_ms=5.0,
+            catalog_version="1", user_hash=user, key_version="k", experiment="gated",
+            salt_version=version(Plan.model_validate(content)), latency_ms=5.0,
         )  # fmt: skip
         log.write([shown])
         said = [item for item in (1, 2, 3) if draw.random() < 0.3]
@@ -136,3 +140,80 @@ def test_days_before_the_service_had_the_plan_have_no_effects() -> None:
     assert users_of(changed(days=1), log, feedback).answers == 0
     assert users_of(PLAN, log, feedback, until=PLAN.begins + DAY).answers == 0  # an arm that was stopped by then
     assert users_of(PLAN, log, feedback).answers == users_of(changed(days=7), exposures, feedback).answers == 80
+
+
+def log_of(tmp_path: Path, *written: tuple[list[Exposure], list[Feedback]]) -> tuple[Path, Path]:
+    """A plan that found a gain, and the log of it."""
+    plan, log = tmp_path / "plan.yaml", LocalExposureLog(tmp_path / "exposures")
+    plan.write_text(yaml.safe_dump(CONTENT), encoding="utf-8")
+    for shown, said in written:
+        log.write(shown)
+        log.feedback(said)
+    log.close()
+    return plan, tmp_path / "exposures"
+
+
+def in_the_window(rows: list[Exposure], later: bool) -> list[Exposure]:
+    return [row for row in rows if row.time >= PLAN.begins and (row.time >= PLAN.begins + 2 * DAY) == later]
+
+
+def test_answers_of_another_plan_are_no_verdict(tmp_path: Path) -> None:
+    """From the third day on they were dealt by another plan of the same name and salt."""
+    shown, said = rows(300, lift=0.6)
+    assert experiment(*log_of(tmp_path / "own", (shown, said)), AFTER)["verdicts"] == {"new": "ship"}
+    later = [replace(row, salt_version="another") for row in in_the_window(shown, True)]
+    plan, log = log_of(tmp_path / "other", (in_the_window(shown, False), said), (later, []))
+    result = experiment(plan, log, AFTER)
+    assert result["verdicts"] == {"new": "invalid"} and result["effects"] == result["daily"] == []
+    assert result["counts"]["answers_of_other_plan"] == 300 and result["counts"]["answers_of_other_key"] == 0
+    assert result["reasons"]["new"] == (
+        f"300 answers are of another plan (another; this one is {version(PLAN)}), the first in "
+        f"{log / 'parts' / '000001' / 'exposures.parquet'}, row 301"
+    )
+
+
+def test_a_plan_that_was_edited_after_the_data_is_no_verdict_though_its_frozen_file_is_gone(tmp_path: Path) -> None:
+    plan, log = log_of(tmp_path, rows(300, lift=0.6))
+    plan.write_text(yaml.safe_dump(CONTENT | {"metrics": {"clicks": {"sum": "click"}}}), encoding="utf-8")
+    result = experiment(plan, log, AFTER)
+    assert result["verdicts"] == {"new": "invalid"} and result["counts"]["answers_of_other_plan"] == 600
+
+
+def test_users_that_were_hashed_with_two_keys_are_no_verdict(tmp_path: Path) -> None:
+    """Every user came back as another one, half of them in the other arm."""
+    (shown, said), (again, _) = rows(300, lift=0.6), rows(300, lift=0.6, key="k2")
+    weights = {"now": 1.0, "new": 1.0}
+    later = []
+    for row in in_the_window(again, True):
+        user = f"other-{row.user_hash}"
+        kind = "gated" if assign(user, salt="2026-11", weights=weights) == "new" else "sft"
+        later.append(replace(row, user_hash=user, arm=kind, model_version=kind))
+    plan, log = log_of(tmp_path, (in_the_window(shown, False), said), (later, []))
+    result = experiment(plan, log, AFTER)
+    assert result["verdicts"] == {"new": "invalid"} and result["counts"]["answers_of_other_key"] == 300
+    assert (
+        "300 answers are of users that were hashed with another key than before (k2), the first in"
+        in (result["reasons"]["new"])
+    )
+
+
+def test_feedback_before_its_answer_or_long_after_it_counts_nowhere(tmp_path: Path) -> None:
+    shown, said = rows(300, lift=0.6)
+    times = {row.request_id: row.time for row in shown}
+    inside = [one for one in said if times[one.request_id] >= PLAN.begins]
+    for name, shift, column in (("early", -11 * DAY, "feedback_early"), ("late", 31 * 365 * DAY, "feedback_late")):
+        moved = [replace(one, time=one.time + shift) for one in inside]
+        result = experiment(*log_of(tmp_path / name, (shown, moved)), AFTER)
+        assert result["verdicts"] == {"new": "inconclusive"} and result["counts"][column] == len(inside)
+    week = [replace(one, time=times[one.request_id] + 604_800) for one in inside]  # what the plan waits
+    result = experiment(*log_of(tmp_path / "week", (shown, week)), AFTER)
+    assert result["verdicts"] == {"new": "ship"} and result["counts"]["feedback_late"] == 0
+
+
+def test_rows_that_are_none_are_a_note(adagrpo: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    plan, log = log_of(tmp_path, rows(300, lift=0.6))
+    with closing(sqlite3.connect(log / "open.sqlite")) as connection:
+        connection.execute("UPDATE exposures SET row = 'garbage' WHERE number = 5")
+        connection.commit()
+    status, out, err = adagrpo("ab", plan, "--exposures", log)
+    assert status == 0 and err == "" and f"such as {log / 'open.sqlite'}, table exposures, row 5: " in out

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import itertools
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+import yaml
 
 from adagrpo.errors import UserError
 from adagrpo.experiments.interleaving import coins, prefer, preferred, team_draft
 from adagrpo.experiments.plan import DAY, Plan
+from adagrpo.experiments.provenance import foreign_rows
+from adagrpo.pipeline.experiment import experiment
+from adagrpo.report.experiment_page import experiment_page
+from adagrpo.serving.exposure_log import Exposure, Feedback
 from adagrpo.serving.exposure_parts import EXPOSURE_SCHEMA, FEEDBACK_SCHEMA
+from adagrpo.serving.exposure_store import LocalExposureLog
+from adagrpo.storage.hashes import hash_json
 
 CONTENT: dict[str, Any] = {
     "name": "mixed",
@@ -172,3 +180,29 @@ def test_a_credit_that_the_log_does_not_have_is_said() -> None:
     found = prefer(PLAN.model_copy(update={"credit": "clicks"}), *log(400, 1.6), now=AFTER)
     assert found["verdicts"] == {"new": "inconclusive"}
     assert found["reasons"]["new"] == "the log has no feedback of kind 'clicks' (credit); its kinds are click"
+
+
+def test_clicks_before_their_list_or_long_after_it_and_a_log_of_another_plan_prefer_nothing() -> None:
+    exposures, feedback = log(400, 1.6)
+    for shift, column in ((-11 * DAY, "feedback_early"), (8 * DAY, "feedback_late")):
+        found = prefer(PLAN, exposures, feedback.with_columns(pl.col("time") + shift), now=AFTER)
+        assert found["verdicts"] == {"new": "inconclusive"} and found[column] == len(feedback)
+    assert [one.count_name for one in foreign_rows(PLAN, "a" * 64, exposures)] == ["answers_of_other_plan"]
+    own = exposures.with_columns(salt_version=pl.lit("a" * 12))
+    assert foreign_rows(PLAN, "a" * 64, own) == []
+    found = prefer(PLAN, own, feedback, now=AFTER, foreign="of another plan")
+    assert found["verdicts"] == {"new": "invalid"} and found["preference"] is None
+
+
+def test_the_verb_and_its_page(tmp_path: Path) -> None:
+    exposures, feedback = log(400, 1.6)
+    digest = hash_json(PLAN.model_dump(mode="json"))
+    store = LocalExposureLog(tmp_path / "log")
+    known = {"model_version": "m", "catalog_version": "c", "source": "policy", "salt_version": digest[:12]}
+    store.write([Exposure(**(row | known | {"key_version": "k"})) for row in exposures.iter_rows(named=True)])
+    store.feedback([Feedback(**row) for row in feedback.iter_rows(named=True)])
+    store.close()
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(CONTENT), encoding="utf-8")
+    result = experiment(tmp_path / "plan.yaml", tmp_path / "log", AFTER)
+    assert result["verdicts"] == {"new": "preferred"} and result["notes"] == []
+    assert "clicks too long after it, left out" in experiment_page(result)

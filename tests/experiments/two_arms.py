@@ -12,6 +12,7 @@ from adagrpo.experiments.allocation import assign
 from adagrpo.experiments.plan import DAY, Plan
 from adagrpo.serving.exposure_log import Exposure, Feedback
 from adagrpo.serving.exposure_parts import EXPOSURE_SCHEMA, FEEDBACK_SCHEMA
+from adagrpo.storage.hashes import hash_json
 
 CONTENT: dict[str, Any] = {
     "name": "gated",
@@ -34,7 +35,14 @@ PLAN = Plan.model_validate(CONTENT)
 AFTER = datetime(2026, 12, 1, tzinfo=UTC)
 
 
-def rows(users: int, lift: float = 0.0, slow: float = 1.0) -> tuple[list[Exposure], list[Feedback]]:
+def version(plan: Plan) -> str:
+    """Of a plan without a catalogue, as rows of the log have it."""
+    return hash_json(plan.model_dump(mode="json"))[:12]
+
+
+def rows(
+    users: int, lift: float = 0.0, slow: float = 1.0, plan: Plan = PLAN, key: str = "k1"
+) -> tuple[list[Exposure], list[Feedback]]:
     """Two answers before the start and two in the window, of three items each, a click with 20 seconds of dwell."""
     draw, shown, said = np.random.default_rng(0), [], []
     for user in map(str, range(users)):
@@ -47,7 +55,8 @@ def rows(users: int, lift: float = 0.0, slow: float = 1.0) -> tuple[list[Exposur
             shown.append(
                 Exposure(
                     request_id=name, time=time, slate=(1, 2, 3), arm=kind, model_version=kind, catalog_version="1",
-                    user_hash=user, experiment="gated" if day >= 0 else None, latency_ms=ms,
+                    user_hash=user, key_version=key, experiment="gated" if day >= 0 else None, latency_ms=ms,
+                    salt_version=version(plan) if day >= 0 else None,
                 )
             )  # fmt: skip
             for item in (1, 2, 3):

@@ -305,7 +305,7 @@ def test_all_seeds_read_an_exposure_log_up_to_the_part_that_was_the_newest_at_th
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def log(name: str) -> None:
-        answer = {"arm": "nll", "model_version": "m", "catalog_version": "c", "user_hash": "u"}
+        answer = {"arm": "nll", "model_version": "m", "catalog_version": "c", "user_hash": "u", "key_version": "k"}
         store.write([Exposure(request_id=name, time=1.0, slate=(1, 2), **answer)])
         store.rotate()
 

@@ -44,12 +44,13 @@ def logged(
         row = Exposure(
             request_id=name, time=float(number), slate=tuple(shown.items), arm=versions["arm"],
             model_version=versions["model"], catalog_version=versions["catalog"], user_hash=f"u{number % 40}",
+            key_version="k",
             source="sampled", temperature=0.8, seed=number, log_propensities=tuple(shown.log_propensities),
             log_inclusions=tuple(shown.log_inclusions), narrowed=queries[number].eligible is not None,
         )  # fmt: skip
         rows.append(row)
         clicked = [item for item in shown.items if str(item) < "15"]
-        said += [Feedback(request_id=name, item=item, kind="click", time=0.0) for item in clicked]
+        said += [Feedback(request_id=name, item=item, kind="click", time=number + 1.0) for item in clicked]
         history = [served.item_ids[item] for item in queries[number].history]
         requests.append({"request_id": name, "history": history})
     log.write(rows)
@@ -73,7 +74,7 @@ def test_the_policy_that_was_served_and_another_one(
     same = estimate_policy(run, tmp_path / "exposures", file, "sft")
     assert same["counts"] == {
         "answers": 300, "drawn": 300, "narrowed": 0, "without_history": 1, "with_other_items": 0, "lists": 299,
-        "users": 40, "probabilities_checked": 64,
+        "with_other_probabilities": 0, "users": 40, "probabilities_checked": 299,
     }  # fmt: skip
     by_name = {(row["of"], row["estimator"]): row for row in same["estimates"]}
     for of in ("first place", "list"):  # its own lists weigh 1, up to the rounding of a batch
@@ -114,7 +115,7 @@ def test_the_weights_that_drew_are_asked_also_where_their_arm_is_stale(
     with pytest.raises(UserError, match="train/adagrpo is stale"):
         recommender(stale, "adagrpo", "best")
     assert estimate_policy(stale, tmp_path / "exposures", file, "sft") == found
-    assert found["counts"]["probabilities_checked"] == 64
+    assert found["counts"]["probabilities_checked"] == 300
 
 
 def test_lists_of_another_catalogue_are_not_held_against_that_of_now(copied: Path, tmp_path: Path) -> None:
@@ -130,7 +131,7 @@ def test_lists_of_another_catalogue_are_not_held_against_that_of_now(copied: Pat
         reason
     }
     before = estimate_policy(Run.open(copied), tmp_path / "exposures", file, "sft", catalog="0")
-    assert before["counts"]["probabilities_checked"] == 64
+    assert before["counts"]["probabilities_checked"] == 300
 
 
 def test_lists_of_requests_with_filters_are_left_out(copied: Path, tmp_path: Path) -> None:
@@ -222,3 +223,20 @@ def test_a_log_that_says_too_little_gives_no_value() -> None:
     )  # fmt: skip
     for row in summarise(log):
         assert (row.estimate is None) == (row.estimator != "as served") == (row.refused is not None)
+
+
+def test_all_lists_are_held_to_the_probabilities_of_the_log(copied: Path, tmp_path: Path) -> None:
+    """Of a version only the first 64 were: whatever came later was believed."""
+    run = Run.open(copied)
+    served, about = recommender(run, "sft", "best")
+    requests = logged(served, about["versions"], tmp_path, 300)
+
+    def with_others(first: int) -> dict[str, Any]:
+        others = [dict(row, history=requests[0]["history"]) for row in requests[first:]]
+        file = write(tmp_path / "requests.jsonl", [*requests[:first], *others])
+        return estimate_policy(run, tmp_path / "exposures", file, "sft")["counts"]
+
+    few = with_others(298)
+    assert few["with_other_probabilities"] == 2 and few["lists"] == 298 and few["probabilities_checked"] == 300
+    with pytest.raises(UserError, match=r"\d\d of 300 lists with other probabilities .* such as that of r200; give"):
+        with_others(200)

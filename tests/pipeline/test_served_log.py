@@ -58,6 +58,7 @@ def serve_days(log: LocalExposureLog) -> tuple[int, int]:
                     model_version="m",
                     catalog_version="c",
                     user_hash=f"u{user}",
+                    key_version="k",
                     log_inclusions=(math.log(PLACES / ITEMS),) * PLACES,
                     log_propensities=tuple(-math.log(ITEMS - place) for place in range(PLACES)),
                 )

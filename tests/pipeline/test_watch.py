@@ -32,7 +32,7 @@ def log(tmp_path: Path) -> Path:
         rows = [
             Exposure(
                 request_id=f"r{day}-{number}", time=(20_000 + day) * DAY + number, slate=("1", "2"), arm="nll",
-                model_version="m", catalog_version="c", user_hash=f"u{number}",
+                model_version="m", catalog_version="c", user_hash=f"u{number}", key_version="k",
             )
             for number in range(LISTS)
         ]  # fmt: skip
@@ -121,7 +121,7 @@ def test_windows_of_one_list_are_no_look(tmp_path: Path) -> None:
         [
             Exposure(
                 request_id=f"r{row}", time=float((20_000 + day) * DAY), slate=("1",), arm="nll", model_version="m",
-                catalog_version="c", user_hash="u",
+                catalog_version="c", user_hash="u", key_version="k",
             )
             for row, day in enumerate(days)
         ]

@@ -152,6 +152,7 @@ def test_a_file_of_a_time_before_the_interval_over_both_is_shown_with_the_two_th
 def test_what_a_claim_rests_on_is_said_of_the_interval_that_it_has() -> None:
     page = comparison_page(content(adagrpo=[measured(50), measured(54)]))
     assert "Over users and seeds: the interval to read." in page and "A claim needs both" not in page
+    assert "pairs of arms apart from them" in page and "12 % of comparisons with three seeds" in page
     alone = comparison_page(content(1, adagrpo=[measured(80)]))
     assert "which is of this one seed" in alone and "Over seeds" not in alone and "A claim needs both" not in alone
 

@@ -21,6 +21,10 @@ COUNTS = dict.fromkeys(
         "answers_stopped",
         "answers_misassigned",
         "requests_failed",
+        "answers_of_other_plan",
+        "answers_of_other_key",
+        "feedback_early",
+        "feedback_late",
     ),
     0,
 )

@@ -16,14 +16,14 @@ import pytest
 from adagrpo.errors import UserError
 from adagrpo.serving import exposure_database, exposure_parts
 from adagrpo.serving.exposure_database import OPEN, begin_part, connect, transaction
-from adagrpo.serving.exposure_log import Exposure, Feedback, FeedbackCounts, SinkFailed
+from adagrpo.serving.exposure_log import Exposure, Feedback, SinkFailed
 from adagrpo.serving.exposure_parts import parts_of, read_parts, rotate
 from adagrpo.serving.exposure_store import LocalExposureLog
 
 
 def row(request: str, **more: object) -> Exposure:
-    given = {"request_id": request, "time": 1000.0, "slate": (3, "x"), "arm": "nll"}
-    return Exposure(**(given | {"model_version": "m1", "catalog_version": "c1", "user_hash": "u"} | more))
+    given = {"request_id": request, "time": 1000.0, "slate": (3, "x"), "arm": "nll", "model_version": "m1"}
+    return Exposure(**(given | {"catalog_version": "c1", "user_hash": "u", "key_version": "k"} | more))
 
 
 def click(request: str, item: int | str = 3, kind: str = "click") -> Feedback:
@@ -76,23 +76,19 @@ def test_beyond_what_is_remembered_a_retry_is_written_again(tmp_path: Path) -> N
 def test_feedback_counts_once_and_says_what_is_unknown(tmp_path: Path) -> None:
     log = LocalExposureLog(tmp_path / "log")
     log.write([row("a")])
-    assert log.feedback([click("a"), click("a"), click("a", "3")]) == FeedbackCounts(1, 2, 0)  # 3 and "3" are one item
-    assert log.feedback([click("a", kind="purchase"), click("a", 77), click("z")]) == FeedbackCounts(3, 0, 2)
-    assert log.feedback([click("a")]) == FeedbackCounts(0, 1, 0)
+    assert log.feedback([click("a"), click("a"), click("a", "3")]) == ["stored", "repeated", "repeated"]  # one item
+    assert log.feedback([click("a", kind="purchase"), click("a", 77), click("z")]) == ["stored", "unknown", "unknown"]
+    assert log.feedback([click("a")]) == ["repeated"]
     log.close()
     rotate(tmp_path / "log")
     assert len(read_parts(parts_of(tmp_path / "log"))[1]) == 4
 
 
-def test_callers_at_once_share_commits_and_each_id_has_one_row(tmp_path: Path) -> None:
+def test_callers_at_once_have_one_row_for_each_id(tmp_path: Path) -> None:
     log = LocalExposureLog(tmp_path / "log", rotate_rows=150)
-    commits = []
-    inner = log._commits._work
-    log._commits._work = lambda calls: commits.append(len(calls)) or inner(calls)
     with ThreadPoolExecutor(16) as pool:
         recorded = list(pool.map(lambda number: log.write([row(f"r{number % 500}", slate=(number,))]), range(1000)))
     log.close()
-    assert max(commits) > 1 and sum(commits) == 1000
     by_id = {}
     for (answer,) in recorded:  # whoever asked for an id was given the same slate
         assert by_id.setdefault(answer.request_id, answer.slate) == answer.slate
@@ -219,13 +215,13 @@ def test_nobody_is_told_to_delete_a_part_that_is_damaged(
 
 
 def test_a_bad_row_is_refused_alone(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="surrogate"):
+    with pytest.raises(ValueError, match="unicode"):
         row("\ud800")
     with pytest.raises(ValueError, match="log_propensities has 1 values, the slate 2 items"):
         row("a", log_propensities=(0.1,))
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(ValueError, match="finite"):
         row("a", log_inclusions=(0.0, float("-inf")))
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(ValueError, match="finite"):
         replace(click("a"), value=float("nan"))
     log = LocalExposureLog(tmp_path / "log")
     with pytest.raises(ValueError):

@@ -191,7 +191,7 @@ def test_each_list_has_a_row_before_it_is_sent_and_feedback_counts_once(
     body = {"history": [3], "k": 2, "user_id": "alice", "request_id": "r"}
     first = service.ask("/v1/recommend", body)[1]
     assert (first["items"], first["repeated"]) == ([4, 5], False)
-    again = service.ask("/v1/recommend", body | {"history": [7]})[1]  # the same id: the list that was shown
+    again = service.ask("/v1/recommend", body | {"history": ["3"]})[1]  # the same id: the list that was shown
     assert (again["items"], again["repeated"], again["codes"], again["scores"]) == ([4, 5], True, [[4], [5]], [])
     narrowed = service.ask("/v1/recommend", body | {"include": []})[1]  # of that list, not of the one it would get
     assert (narrowed["items"], narrowed["short"], narrowed["reranked"]) == ([4, 5], None, False)
@@ -201,6 +201,11 @@ def test_each_list_has_a_row_before_it_is_sent_and_feedback_counts_once(
     assert (later["items"], later["codes"], later["versions"]["catalog"]) == ([4, 5], [[], []], "c1")
     service.app.shelf._put([now])
     assert service.ask("/v1/recommend", {"requests": [{"history": [1]}] * 3})[0] == 200
+    for other in ({"history": [7]}, {"user_id": "bob"}, {"user_id": None}, {"history": [7], "user_id": "bob"}):
+        status, answer, _ = service.ask("/v1/recommend", body | other)  # of somebody else, or another question
+        assert status == 409 and answer == {
+            "detail": "request_id: was used for another user or another history; send a new one"
+        }
     name = service.ask("/recommend", {"history": [1]})[2]["x-request-id"]
     events = [
         {"request_id": name, "item_id": 2, "kind": "click"},
@@ -221,6 +226,7 @@ def test_each_list_has_a_row_before_it_is_sent_and_feedback_counts_once(
     assert len(rows) == len(exposures) == 5 and len(feedback) == 3
     assert (rows["r"]["slate"], rows["r"]["user_hash"]) == (["4", "5"], hashed("alice"))
     assert (rows["r"]["model_version"], rows["r"]["arm"], rows[name]["user_hash"]) == ("m1", "sft/best", None)
+    assert {row["key_version"] for row in rows.values()} == {hashed.fingerprint} and len(hashed.fingerprint) == 12
     assert rows["r"]["latency_ms"] > 0 and "alice" not in str(rows)
 
 

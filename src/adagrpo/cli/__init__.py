@@ -45,8 +45,6 @@ __all__ = [
 ]
 
 EXTRAS = {  # modules of an optional dependency, and the extra that installs it
-    "boto3": "s3",
-    "confluent_kafka": "kafka",
     "fastapi": "serve",
     "lightgbm": "lightgbm",
     "peft": "peft",

@@ -110,7 +110,8 @@ def _print_estimates(found: dict[str, Any]) -> None:
     typer.echo(
         f"{found['policy']['arm']} on {counts['lists']:,} drawn lists of {counts['users']:,} users"
         f" ({counts['without_history']:,} without a history, {counts['with_other_items']:,} with other items,"
-        f" {counts['narrowed']:,} of requests with filters left out)"
+        f" {counts['with_other_probabilities']:,} with other probabilities, {counts['narrowed']:,} of requests with"
+        " filters left out)"
     )
     body = []
     for row in found["estimates"]:
@@ -166,6 +167,8 @@ def _print_result(result: dict[str, Any], as_json: bool) -> None:
         typer.echo(f"plan: {result['plan'][:12]}, frozen {result['frozen']}")
         for arm, time in result["stopped"].items():
             typer.echo(f"{arm} was stopped on {time}; lists until then are counted")
+        for note in result["notes"]:
+            typer.echo(f"note: {note}")
         return
     late = " (after the start)" if result["frozen_after_the_start"] else ""
     users = ", ".join(f"{arm} {count:,}" for arm, count in result["users"].items())

@@ -28,6 +28,7 @@ __all__ = [
 
 # what `Marketplace` has, whose import takes seconds
 USERS, ITEMS, EXPOSURE_BIAS = 2000, 1000, 0.5
+REFUSED_SHOWN = 20  # rows of `collect` that are named
 
 
 @verb("inspect", "your logs", sets="columns", draws=False)
@@ -177,17 +178,25 @@ def prepare(
 
 @verb("collect", "your logs", draws=False)
 def collect_exposures(
-    source: Annotated[str, typer.Argument(help="s3://BUCKET/PREFIX or kafka://HOST:PORT/PREFIX, as `serve` has it.")],
+    sources: Annotated[
+        list[Path], typer.Argument(help="Files of JSON lines, parts of exposure logs, or folders that hold them.")
+    ],
     to: Annotated[Path, typer.Option("--to", help="Folder of an exposure log, or a new one.")],
     common: Common,
 ) -> None:
-    """Bring an exposure log from a bucket or from Kafka into a folder; the next time, what came since."""
+    """Bring exposure logs of other machines into one folder; the next time, what came since."""
     from adagrpo.serving.exposure_collect import collect_log
 
-    counts = collect_log(source, to)
-    log = {"log": str(to)}
-    shown = {name.replace("_", " "): count for name, count in counts.items() if count}
-    print_values(counts | log if common.as_json else shown | log, common.as_json)
+    found = collect_log(sources, to)
+    counts = asdict(found) | {"refused": len(found.refused), "log": str(to)}
+    if common.as_json:
+        typer.echo(json.dumps(counts | {"refused_rows": found.refused[:REFUSED_SHOWN]}))
+        return
+    print_values({name.replace("_", " "): count for name, count in counts.items() if count}, as_json=False)
+    for line in found.refused[:REFUSED_SHOWN]:
+        typer.echo(f"refused: {line}")
+    if len(found.refused) > REFUSED_SHOWN:
+        typer.echo(f"and {len(found.refused) - REFUSED_SHOWN:,} more")
 
 
 @verb("simulate", "your logs")

@@ -69,11 +69,7 @@ def serve(
         Path | None, typer.Option(help="Key that user ids are hashed with; made if there is none.")
     ] = None,
     exposures: Annotated[
-        str | None,
-        typer.Option(
-            help="The exposure log, a row for each list, durable before it is sent:"
-            " a folder, s3://BUCKET/PREFIX or kafka://HOST:PORT/PREFIX."
-        ),
+        Path | None, typer.Option(help="Folder of the exposure log: a row for each list, durable before it is sent.")
     ] = None,
     explore: Annotated[
         float | None, typer.Option(min=0.01, max=100, help="Draw lists at this temperature; needs --exposures.")

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import polars as pl
 
 from adagrpo.data.columns import CLICKED, ITEM_ID, PROPENSITY, SLOT, TIMESTAMP, USER_ID
 
-__all__ = ["ExposureCounts", "impressions_of"]
+__all__ = ["CLOCKS", "ExposureCounts", "Timely", "impressions_of", "timely"]
 
 REQUEST, ITEM, KIND = "request_id", "item", "kind"
+CLOCKS = 5.0  # seconds that the clocks of a service and of who sends feedback may be apart
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,30 @@ class ExposureCounts:
     feedback_repeated: int  # of a request, item and kind that was read before; left out
     feedback_of_unknown_requests: int  # left out: no answer has the id
     feedback_of_items_not_shown: int  # left out: the answer has no such item
+    feedback_early: int  # left out: before the answer
     feedback_late: int  # left out: too long after the answer
     feedback_of_other_kinds: int  # left out: counts as no click
+
+
+class Timely(NamedTuple):
+    """Feedback that came in time, and how much came before its answer or too late."""
+
+    feedback: pl.DataFrame
+    early: int
+    late: int
+
+
+def timely(feedback: pl.DataFrame, within_seconds: float | None) -> Timely:
+    """Leave out feedback that can be no answer to a list.
+
+    Args:
+        feedback: with `time`, and `shown`, the time of its answer.
+        within_seconds: that may lie between; None waits for ever.
+    """
+    after = pl.col("time") - pl.col("shown")
+    not_early = feedback.filter(after >= -CLOCKS)
+    kept = not_early if within_seconds is None else not_early.filter(after <= within_seconds)
+    return Timely(kept, len(feedback) - len(not_early), len(not_early) - len(kept))
 
 
 def impressions_of(
@@ -75,8 +99,7 @@ def impressions_of(
     ).explode(ITEM, SLOT, PROPENSITY)
     found = said.join(answers.select(REQUEST, pl.col("time").alias("shown")), on=REQUEST, how="inner")
     of_items = found.join(shown.select(REQUEST, ITEM).unique(), on=[REQUEST, ITEM], how="inner")
-    late = pl.lit(False) if within_seconds is None else pl.col("time") - pl.col("shown") > within_seconds
-    in_time = of_items.filter(~late)
+    in_time, early, late = timely(of_items, within_seconds)
     counting = in_time.filter(pl.col(KIND).is_in(list(clicks)))
     clicked = counting.select(REQUEST, ITEM).unique().with_columns(pl.lit(1).alias(CLICKED))
     kept = shown.filter(pl.col(USER_ID).is_not_null() & pl.col(ITEM).is_not_null())
@@ -103,7 +126,8 @@ def impressions_of(
         feedback_repeated=len(feedback) - len(said),
         feedback_of_unknown_requests=len(said) - len(found),
         feedback_of_items_not_shown=len(found) - len(of_items),
-        feedback_late=len(of_items) - len(in_time),
+        feedback_early=early,
+        feedback_late=late,
         feedback_of_other_kinds=len(in_time) - len(counting),
     )
     return table, counts

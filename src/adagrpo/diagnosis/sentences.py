@@ -20,7 +20,7 @@ def sentences(result: Mapping[str, Any]) -> list[str]:
 
 
 _OPENINGS = {
-    "use": "The reward may be trained on, by a taught order (`distill-tuned`); re-ranking is the mark to beat.",
+    "use": "Re-rank with this ranker at serving time; training on it (`distill-tuned`) is optional.",
     "rerank_only": "Re-rank with this ranker at serving time; there is no ground to train on it.",
     "do_not_use": "Do not use this ranker here: nothing shows that it knows what the policy does not.",
 }
@@ -41,7 +41,8 @@ def _strength(result: Mapping[str, Any]) -> str:
     if decision == "use":
         return (
             f"The evidence that re-ranking gains is {_words(verdict['strength'])}, and strong that the reward's own"
-            " order is the better one; whether training reaches what re-ranking gives, only a run can say."
+            " order is the better one. That does not say that training helps: in fresh simulated worlds with this"
+            " verdict it lowered what users get in 7 of 18 runs and raised it in 1, so compare before you serve it."
         )
     leads = evidence["leads"]["strength"]
     whether = {

@@ -5,14 +5,14 @@ r"""From intervals to a recommendation, `use`, `rerank_only` or `do_not_use`, an
     leads     the reward's order alone beats the policy's order in NDCG@10, over all cases, each weighted by one over
               how often its logged item was shown
 
-    use           adds over all cases, and leads, the latter beyond doubt (p ≤ `STRONG`)
+    use           adds over all cases, and leads, the latter beyond doubt (p ≤ `STRONG`): re-rank, training is optional
     rerank_only   adds somewhere, and not `use`
     do_not_use    adds nowhere
 
 Training moves the policy toward the reward's own order, and does not stop at the weight that a mix would give it: that
 order must be the better one. And it must be so for what users want, of which clicks are only what was shown: a reward
 that knows what is shown orders the logged items well, and training on it harms. `research/verdict` measures both
-questions, with and without the weights, against what training did to true utility.
+questions, with and without the weights, against what training did to true utility, which neither of them predicts.
 
 All cases are the question that is asked first; one test among many cells would make it depend on how many there are.
 A test counts only in the direction of a gain. `use` implies `adds`, so that a reward that knows nothing gets anything

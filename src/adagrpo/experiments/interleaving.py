@@ -25,6 +25,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import polars as pl
 from scipy import stats
 
+from adagrpo.data.logged_exposures import Timely, timely
 from adagrpo.errors import UserError
 from adagrpo.experiments.anytime import anytime_factor
 from adagrpo.experiments.plan import Plan, moment_of
@@ -117,6 +118,7 @@ def prefer(
     *,
     now: datetime,
     stops: Mapping[str, float] = MappingProxyType({}),
+    foreign: str | None = None,
 ) -> dict[str, Any]:
     """The result of an experiment of kind `interleaving`.
 
@@ -126,6 +128,7 @@ def prefer(
         feedback: one row a request, item and kind.
         now: of the look; a plan that looks at the end shows nothing before.
         stops: seconds since 1970 by arm that was switched off; whoever did so looked, so it is never `preferred`.
+        foreign: why the log says nothing of this experiment, see `adagrpo.experiments.provenance`.
 
     Returns:
         JSON: `verdicts` and `reasons`, `preference`, `daily`, `stopped`, and counts; `without_list` counts requests
@@ -145,7 +148,7 @@ def prefer(
     answers = asked.filter((~FAILED).fill_null(True) & (pl.col("slate").list.len() > 0))
     if answers.is_empty():
         raise UserError(f"the log has no interleaved list of {plan.name!r} in its window")
-    credits = _credits(plan, answers, feedback)
+    credits, clicks = _credits(plan, answers, feedback), _clicks(plan, answers, feedback)
     first = int((answers["teams"].list.first() == treatment).sum())
     fair = float(stats.binomtest(first, len(answers)).pvalue)
     result: dict[str, Any] = {
@@ -155,11 +158,15 @@ def prefer(
         "users": {"shown": answers[USER].n_unique(), "clicked": len(credits)},
         "answers": len(answers),
         "without_list": len(asked) - len(answers),
+        "feedback_early": clicks.early,
+        "feedback_late": clicks.late,
         "first_place": {"treatment": first / len(answers), "p_value": fair},
         "stopped": {arm: moment_of(time) for arm, time in stops.items()},
         "preference": None,
         "daily": [],
     }
+    if foreign is not None:
+        return result | _says(treatment, "invalid", foreign)
     if plan.looks == "end" and now.timestamp() < plan.ends:
         ends = datetime.fromtimestamp(plan.ends, UTC).date()
         return result | _says(treatment, "inconclusive", f"the plan looks at the end, and the window ends on {ends}")
@@ -203,12 +210,17 @@ def _factor(plan: Plan, answers: int) -> float:
 def _credits(plan: Plan, answers: pl.DataFrame, feedback: pl.DataFrame) -> pl.DataFrame:
     """One row a user who clicked: clicks on items of the control and of the treatment."""
     places = answers.select(REQUEST, USER, pl.col("slate").alias(ITEM), "teams").explode(ITEM, "teams")
-    clicks = feedback.filter(pl.col("kind") == plan.credit).select(REQUEST, ITEM).unique()
+    clicks = _clicks(plan, answers, feedback).feedback.select(REQUEST, ITEM).unique()
     found = places.join(clicks, on=[REQUEST, ITEM], how="inner")
     of_control = (pl.col("teams") == plan.control).sum().alias("control")
     return found.group_by(USER, maintain_order=True).agg(
         of_control, (pl.col("teams") != plan.control).sum().alias("treatment")
     )
+
+
+def _clicks(plan: Plan, answers: pl.DataFrame, feedback: pl.DataFrame) -> Timely:
+    shown = answers.select(REQUEST, pl.col("time").alias("shown"))
+    return timely(feedback.filter(pl.col("kind") == plan.credit).join(shown, on=REQUEST), plan.within_seconds)
 
 
 def _daily(plan: Plan, answers: pl.DataFrame, feedback: pl.DataFrame, now: datetime) -> list[dict[str, Any]]:

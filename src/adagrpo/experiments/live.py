@@ -13,12 +13,12 @@ from adagrpo.errors import UserError
 from adagrpo.experiments.dealing import Dealt, deal
 from adagrpo.experiments.interleaving import coins, team_draft
 from adagrpo.experiments.plan import freeze, read_plan
+from adagrpo.experiments.provenance import PLAN_DIGITS
 from adagrpo.experiments.switches import Switches, add_switch, read_switches, switches_beside
 
 __all__ = ["LiveExperiment"]
 
 LOOK_SECONDS = 0.5  # after which the file of switches is looked at again
-SHOWN = 12  # digits of the plan's hash
 
 
 class LiveExperiment:
@@ -35,7 +35,7 @@ class LiveExperiment:
             UserError: it is no plan, or was changed, or its switches cannot be read.
         """
         self.path, self.plan, self._clock = path, read_plan(path), clock
-        self.hash = str(freeze(path, self.plan, now=datetime.now(UTC))["plan"])[:SHOWN]
+        self.hash = str(freeze(path, self.plan, now=datetime.now(UTC))["plan"])[:PLAN_DIGITS]
         self._seen, self._looked = self._stamp(), clock()  # before reading: a switch in between is seen later
         self.switches = self._joined(read_switches(path, self.plan), Switches())
 

@@ -1,7 +1,8 @@
 """What an experiment says: ship, harm, inconclusive or invalid, with effects, intervals and what could have been seen.
 
-    invalid        an arm has not its share of users, users were served another arm than theirs, or an arm was served by
-                   another model from some time on: no effect is shown
+    invalid        the log has answers of another plan or of another key of users, an arm has not its share of users,
+                   users were served another arm than theirs, or an arm was served by another model from some time on:
+                   no effect is shown
     harm           a metric is worse, or a guardrail is beyond its margin, for certain
     ship           a metric of the rule is better, none is worse, and every guardrail is within its margin for certain
     inconclusive   anything else
@@ -47,7 +48,12 @@ class Stopped(NamedTuple):
 
 
 def analyse(
-    plan: Plan, units: Units, *, now: datetime, stopped: Mapping[str, Stopped] = MappingProxyType({})
+    plan: Plan,
+    units: Units,
+    *,
+    now: datetime,
+    stopped: Mapping[str, Stopped] = MappingProxyType({}),
+    foreign: str | None = None,
 ) -> dict[str, Any]:
     """The result of an experiment.
 
@@ -56,12 +62,15 @@ def analyse(
         units: its users, see `users_of`.
         now: of the look; outcomes of a plan that looks at the end are not shown before.
         stopped: arms that were switched off; each is held against the control until then, and is never shipped.
+        foreign: why the log says nothing of this experiment, see `adagrpo.experiments.provenance`.
 
     Returns:
         JSON: `verdicts` and `reasons` by treatment, `effects`, `guardrails`, `sample_ratio`, `notes`, and counts.
     """
     of_arm = {name: stopped[name].units if name in stopped else units for name in plan.arms}
     checks, refused = _checked(plan, units, stopped)
+    if foreign is not None:
+        refused = dict.fromkeys(plan.treatments, foreign)
     for treatment in plan.treatments:
         if (changed := _changed(of_arm[treatment], plan.control, treatment)) is not None:
             refused.setdefault(treatment, changed)

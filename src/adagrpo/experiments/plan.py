@@ -122,6 +122,7 @@ class Plan(Section):
     power: Level = 0.8
     looks: Literal["end", "daily"] = "end"
     answers: Positive | None = None  # that are expected until the end, for `looks: daily`
+    within_seconds: PositiveFloat = 604_800.0  # feedback that comes later than so after its answer counts nowhere
     slow_ms: PositiveFloat = 500.0  # an answer that took longer is `slow`
     users_a_day: PositiveFloat | None = None  # that are new in the experiment, for `duration`
     catalogue: str | None = None  # a text file beside the plan, one item a line

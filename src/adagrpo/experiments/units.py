@@ -8,7 +8,8 @@
     empty            answers without an item
     tail             impressions of items outside `HEAD` of those shown in the days before the start
     unlisted         impressions of items that are not in the plan's catalogue, as hallucinated codes would be
-    KIND             feedback of a kind, such as click; the first of each request, item and kind
+    KIND             feedback of a kind, such as click; the first of each request, item and kind, where it came after
+                     its answer and within the plan's `within_seconds`
     KIND.value       its values, such as the seconds of dwell
 
 The arm is the one that the plan assigns, whatever was served: who is moved for a reason stays where chance put them.
@@ -24,6 +25,7 @@ from typing import NamedTuple
 
 import polars as pl
 
+from adagrpo.data.logged_exposures import timely
 from adagrpo.errors import UserError
 from adagrpo.experiments.allocation import assign
 from adagrpo.experiments.plan import DAY, Guardrail, Metric, Plan, moment_of
@@ -71,6 +73,8 @@ class Units(NamedTuple):
     answers_outside: int = 0  # of users that the ramp had not reached
     answers_stopped: int = 0  # of users whose arm was off, so that they got the control
     requests_failed: int = 0  # that got no list
+    feedback_early: int = 0  # on answers that count, before the answer
+    feedback_late: int = 0  # longer after it than the plan waits
     models: Mapping[str, Mapping[str, float]] = MappingProxyType({})  # of each arm, and when each was first seen
     kinds: tuple[str, ...] = ()  # of feedback that the log has
     unseen: tuple[str, ...] = ()  # that the plan names and the log does not have; of users these are 0
@@ -130,7 +134,9 @@ def users_of(
     models: dict[str, dict[str, float]] = {}
     for arm, model, time in own.sort("time").iter_rows():
         models.setdefault(arm, {})[model] = time
-    said = feedback.unique([REQUEST, ITEM, KIND], keep="first", maintain_order=True)
+    asked = feedback.join(answers.select(REQUEST, pl.col("time").alias("shown")), on=REQUEST, maintain_order="left")
+    said = timely(asked, plan.within_seconds).feedback.unique([REQUEST, ITEM, KIND], keep="first", maintain_order=True)
+    of_shown = timely(asked.join(shown, on=REQUEST, how="semi"), plan.within_seconds)
     _check_known(names, earlier, catalogue)
     head = _head(earlier) if "tail" in names else pl.Series(dtype=pl.String)
     listed = pl.Series(list(catalogue), dtype=pl.String)
@@ -147,6 +153,8 @@ def users_of(
         answers_outside=int((dealt["deal"] == "outside").sum()),
         answers_stopped=int((dealt["deal"] == "stopped").sum()),
         requests_failed=len(shown) - len(given),
+        feedback_early=of_shown.early,
+        feedback_late=of_shown.late,
         models=models,
         kinds=_kinds(feedback),
         unseen=_unseen(names, feedback),

@@ -1,8 +1,9 @@
 """What another policy would have earned, from a service's log of drawn lists and the histories of its requests.
 
 The log has what was shown and how probable that was; histories stay where the requests came from. So a file says which
-history each request id had. Where the run still has the weights that answered, some lists are drawn over in thought:
-if their probabilities are not those of the log, the histories are not those of the requests, and nothing is estimated.
+history each request id had. Where the run still has the weights that answered, the probabilities of all lists are
+computed again: a list of which they are not those of the log is left out, since its history is not that of the request
+or the log was changed, and where many are, nothing is estimated.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ __all__ = ["estimate_policy"]
 
 BATCH = 64  # lists
 REACH = 20  # items of the target's draw, for what a model expects of it
-CHECKED = 64  # lists whose probabilities are computed again under the policy that was served
 CLOSE = 0.05  # nats a place, between probabilities of the log and those computed again
+MOST_OTHERS = 0.01  # share of the lists of a version whose probabilities may be others
 
 
 class _Lists(NamedTuple):
@@ -84,7 +85,7 @@ def estimate_policy(
             f"--exposures: {len(lists.rows):,} drawn lists with a history are all of one user; an interval over users"
             " needs two"
         )
-    checked, logging = _check(run, lists, served, Models(RunData(run, open_version(run, catalog))))
+    lists, logging, checked = _check(run, lists, served, Models(RunData(run, open_version(run, catalog))))
     log = _drawn(served, lists, temperature, logging)
     found = summarise(log)
     return {
@@ -178,21 +179,24 @@ def _chances(
             yield part, served.chances(queries, slates, REACH)
 
 
-def _check(run: RunDirectory, lists: _Lists, served: Recommender, models: Models) -> tuple[int, dict[int, Recommender]]:
+def _check(
+    run: RunDirectory, lists: _Lists, served: Recommender, models: Models
+) -> tuple[_Lists, dict[int, Recommender], int]:
     """Compute the log's probabilities again where the weights that answered are there, whatever is set by now.
 
     Returns:
-        For how many lists, and of each list that has them the policy that drew it.
+        The lists without those of which they are others, of each list that has them the policy that drew it, and for
+        how many lists they were computed.
 
     Raises:
-        UserError: they are others.
+        UserError: they are others for more than `MOST_OTHERS` of the lists of a version.
     """
     by_version: dict[tuple[str, str], list[int]] = {}
     for number, row in enumerate(lists.rows):
         if row["catalog_version"] != models.data.version.name:
             continue  # drawn among other items
         by_version.setdefault((row["arm_version"] or row["arm"], row["model_version"]), []).append(number)
-    checked, drew = 0, dict[int, Recommender]()
+    checked, drew, others = 0, dict[int, Recommender](), set[int]()
     for (made_by, model), numbers in by_version.items():
         arm, _, checkpoint = made_by.rpartition("/")
         if arm not in ("sft", *run.trained()) or checkpoint not in ("best", "final"):
@@ -203,20 +207,28 @@ def _check(run: RunDirectory, lists: _Lists, served: Recommender, models: Models
             continue
         logging = served.beside(models.policy(chosen.weights), run.config.max_history)
         drew |= dict.fromkeys(numbers, logging)
-        some = numbers[:CHECKED]
-        gaps = []
-        for part, chances in _chances(logging, lists, some, None):
+        far = []
+        for part, chances in _chances(logging, lists, numbers, None):
             for place, number in enumerate(part):
                 own = lists.rows[number]["log_propensities"]
-                gaps.append(float(np.abs(chances.places[place, : len(own)] - own).mean()))
-        if float(np.median(gaps)) > CLOSE:
+                if not float(np.abs(chances.places[place, : len(own)] - own).mean()) <= CLOSE:
+                    far.append(number)
+        if len(far) > MOST_OTHERS * len(numbers):
             raise UserError(
-                f"--requests: with these histories {made_by} would have drawn the lists with other probabilities than "
-                f"the log says ({np.median(gaps):.2f} nats a place); give the histories that were sent, and "
-                "--exclude-history or --keep-history as the service had it"
+                f"--requests: with these histories {made_by} would have drawn {len(far):,} of {len(numbers):,} lists "
+                f"with other probabilities than the log says, such as that of {lists.rows[min(far)]['request_id']}; "
+                "give the histories that were sent, and --exclude-history or --keep-history as the service had it"
             )
-        checked += len(some)
-    return checked, drew
+        others |= {*far}
+        checked += len(numbers)
+    kept = [number for number in range(len(lists.rows)) if number not in others]
+    left = _Lists(
+        [lists.rows[number] for number in kept],
+        [lists.histories[number] for number in kept],
+        lists.clicks,
+        lists.counts | {"with_other_probabilities": len(others), "lists": len(kept)},
+    )
+    return left, {place: drew[number] for place, number in enumerate(kept) if number in drew}, checked
 
 
 def _said(row: Row) -> dict[str, Any]:

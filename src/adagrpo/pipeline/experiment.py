@@ -13,10 +13,11 @@ from adagrpo.experiments.duration import baselines, duration
 from adagrpo.experiments.interleaving import prefer
 from adagrpo.experiments.outcome import Stopped, analyse, effects_of
 from adagrpo.experiments.plan import DAY, Plan, freeze, moment_of, read_catalogue, read_plan
+from adagrpo.experiments.provenance import foreign_rows
 from adagrpo.experiments.switches import add_switch, read_switches
 from adagrpo.experiments.units import stops_seen, users_before, users_of
 from adagrpo.pipeline.served_log import latest_exposures
-from adagrpo.serving.exposure_parts import parts_of, read_parts
+from adagrpo.serving.exposure_parts import parts_of, place_of, read_parts, refused_rows
 
 _Tables = tuple[pl.DataFrame, pl.DataFrame]  # exposures, feedback
 
@@ -45,16 +46,25 @@ def experiment(path: Path, exposures: Path, now: datetime | None = None) -> dict
     """
     plan = read_plan(path)
     frozen = _frozen(path, plan)
-    rows, catalogue = _rows(exposures), read_catalogue(path, plan)
+    parts, catalogue = _parts(exposures), read_catalogue(path, plan)
+    rows = read_parts(parts)
     moment = now or datetime.now(UTC)
     late = datetime.fromisoformat(frozen["time"]).timestamp() >= plan.begins
     told = {"plan": frozen["plan"], "frozen": frozen["time"], "frozen_after_the_start": late}
+    found = foreign_rows(plan, str(frozen["plan"]), rows[0])
+    said = [f"{one.answers:,} answers are {one.what}, the first in {place_of(parts, one.first)}" for one in found]
+    foreign = "; ".join(said) or None
     if plan.kind == "interleaving":
-        return prefer(plan, *rows, now=moment, stops=read_switches(path, plan).stops) | told
+        stops = read_switches(path, plan).stops
+        result = prefer(plan, *rows, now=moment, stops=stops, foreign=foreign)
+        return result | told | {"notes": _refused(parts)}
     units = users_of(plan, *rows, catalogue)
     stops = _stops(path, plan, rows[0])
     stopped = {arm: Stopped(time, users_of(plan, *rows, catalogue, time)) for arm, time in stops.items()}
-    result = analyse(plan, units, now=moment, stopped=stopped)
+    result = analyse(plan, units, now=moment, stopped=stopped, foreign=foreign)
+    result["counts"] |= dict.fromkeys(("answers_of_other_plan", "answers_of_other_key"), 0)
+    result["counts"] |= {one.count_name: one.answers for one in found}
+    result["notes"] += _refused(parts)
     result["switches"] = [{"time": time, "share": share} for time, share in read_switches(path, plan).shares]
     shown = list(dict.fromkeys(row["treatment"] for row in result["effects"]))
     result["daily"] = _until_each_day(plan, rows, catalogue, moment, stops, shown) if shown else []
@@ -93,7 +103,7 @@ def experiment_size(path: Path, exposures: Path | None = None) -> list[dict[str,
     plan = read_plan(path)
     if exposures is None:
         return [row | {"read": None} for row in duration(plan)]
-    earlier = users_before(plan, *_rows(exposures), read_catalogue(path, plan))
+    earlier = users_before(plan, *read_parts(_parts(exposures)), read_catalogue(path, plan))
     read = {"days": earlier.days, "from": moment_of(earlier.begin), "to": moment_of(earlier.end)}
     return [row | {"read": read} for row in duration(baselines(plan, earlier))]
 
@@ -130,6 +140,11 @@ def _until_each_day(
     return daily
 
 
-def _rows(directory: Path) -> _Tables:
+def _parts(directory: Path) -> list[Path]:
     latest_exposures(directory, publish=True)
-    return read_parts(parts_of(directory))
+    return parts_of(directory)
+
+
+def _refused(parts: Sequence[Path]) -> list[str]:
+    refused = refused_rows(parts)
+    return [f"{len(refused):,} rows of the log are none and count nowhere, such as {refused[0]}"] if refused else []

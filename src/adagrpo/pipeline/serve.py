@@ -33,7 +33,7 @@ from adagrpo.pipeline.versions import LATEST, CatalogVersion, open_version
 from adagrpo.serving import Query, Recommender
 from adagrpo.serving.bearer import Bearers, check_exposed, read_tokens
 from adagrpo.serving.exploration import Exploration
-from adagrpo.serving.exposure_address import check_log, open_log
+from adagrpo.serving.exposure_store import LocalExposureLog
 from adagrpo.serving.fallback import Guarded
 from adagrpo.serving.limits import Limits, most_connections
 from adagrpo.serving.request_log import RequestLog
@@ -55,7 +55,7 @@ class Operation:
     token_file: Path | None = None
     without_token: bool = False  # others may reach it all the same
     user_key_file: Path | None = None
-    exposures: str | Path | None = None  # folder or address of the exposure log; None writes none
+    exposures: Path | None = None  # folder of the exposure log; None writes none
     explore: Exploration | None = None  # draw a share of the lists; needs `exposures`
     limits: Limits = field(default_factory=Limits)
     log_share: float = 0.0  # of the requests that are logged
@@ -207,7 +207,7 @@ def serve(
         )
     user_hash = read_key(operation.user_key_file)  # before there are several processes: one key for all
     if operation.exposures is not None:  # refused before anything is loaded, made before several processes open it
-        check_log(operation.exposures)
+        LocalExposureLog(operation.exposures).close()
     wanted = _Wanted(run, arm, checkpoint, reward_weight, exclude_history, precision, catalog)
     with _counted_together(operation.workers > 1):
         try:
@@ -315,7 +315,7 @@ def _work(
         bearers,
         RequestLog(operation.log_share),
         user_hash,
-        None if operation.exposures is None else open_log(operation.exposures),
+        None if operation.exposures is None else LocalExposureLog(operation.exposures),
         operation.explore,
         os.getppid() if operation.workers > 1 else None,
         shelf.now.recommender.side_by_side,

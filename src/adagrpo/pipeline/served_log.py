@@ -26,9 +26,7 @@ def latest_exposures(directory: str | Path, *, publish: bool) -> dict[str, Any]:
     Raises:
         UserError: the folder is no exposure log, or nothing was logged.
     """
-    address, directory = str(directory), Path(directory)
-    if "://" in address:
-        raise UserError(f"{address}: bring it into a folder first, `adagrpo collect {address} --to exposures`")
+    directory = Path(directory)
     if not directory.is_dir() or not check_kind(directory, KIND, "--exposures"):
         raise UserError(f"{directory}: no exposure log; give the folder that `adagrpo serve` logs into")
     if publish:

@@ -34,7 +34,11 @@ COUNTS = {
     "answers_outside": "of users whom the ramp had not reached",
     "answers_stopped": "of users whose arm was off",
     "answers_misassigned": "of another arm than the user's",
+    "answers_of_other_plan": "of another plan",
+    "answers_of_other_key": "of users hashed with another key",
     "requests_failed": "requests that got no answer",
+    "feedback_early": "events before their answer, left out",
+    "feedback_late": "events too long after it, left out",
 }
 
 
@@ -86,11 +90,14 @@ def _interleaving_page(result: Row) -> str:
         ("interleaved lists", f"{result['answers']:,}"),
         ("of them with the treatment first", f"{first['treatment']:.1%}"),
         ("p-value of a fair coin", format_p(first["p_value"])),
+        ("clicks before their list, left out", f"{result['feedback_early']:,}"),
+        ("clicks too long after it, left out", f"{result['feedback_late']:,}"),
     ]
     return template("interleaving.html.j2").render(
         name=result["experiment"],
         verdicts=[(arm, verdict, keep_together(result["reasons"][arm])) for arm, verdict in result["verdicts"].items()],
         facts=_facts(result),
+        notes=[keep_together(note) for note in result["notes"]],
         figures=figures,
         counts=Table(("", "number"), tuple(lines), ("left", "right")),
     )

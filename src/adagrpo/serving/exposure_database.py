@@ -2,28 +2,37 @@
 
     exposures (number, request_id, row)                          row: JSON of an `Exposure`
     feedback  (number, request_id, item, kind, time, value)      unique by request, item and kind
-    parts     (number, last_exposure, last_feedback, published)  holds the rows after those of the part before it
+    parts     (number, last_exposure, last_feedback, published, seal)
+                                                                 holds the rows after those of the part before it
 
 The log is in write-ahead mode and synced at each commit. Numbers only grow, also over rows that were deleted.
+
+`seal` is a hash of its row: one that was edited by hand, or damaged, could leave rows out of every part.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
+
+from pydantic import ValidationError
 
 from adagrpo.errors import UserError
-from adagrpo.serving.exposure_log import Exposure, Feedback, FeedbackCounts, decode_exposure
+from adagrpo.serving.exposure_log import Exposure, Feedback, Outcome, decode_exposure, why_refused
+from adagrpo.storage.hashes import hash_json
 
 __all__ = [
     "OPEN",
+    "Refused",
     "Span",
     "begin_part",
+    "check_parts",
     "connect",
     "exposures_of",
     "feedback_of",
@@ -47,11 +56,21 @@ CREATE TABLE IF NOT EXISTS feedback (
   time REAL NOT NULL, value REAL NOT NULL, UNIQUE (request_id, item, kind));
 CREATE TABLE IF NOT EXISTS parts (
   number INTEGER PRIMARY KEY, last_exposure INTEGER NOT NULL, last_feedback INTEGER NOT NULL,
-  published INTEGER NOT NULL DEFAULT 0);
+  published INTEGER NOT NULL DEFAULT 0, seal TEXT NOT NULL DEFAULT '');
 """
-KNOWN = "SELECT request_id, row FROM exposures WHERE request_id IN (SELECT value FROM json_each(?))"
+KNOWN = "SELECT number, row FROM exposures WHERE request_id IN (SELECT value FROM json_each(?))"
 # the last rows that a part holds: of the newest part, or none
 LAST = "SELECT coalesce(max(number), 0), coalesce(max(last_exposure), 0), coalesce(max(last_feedback), 0) FROM parts"
+LOGGER = logging.getLogger(__name__)
+RowT = TypeVar("RowT", Exposure, Feedback)
+
+
+class Refused(NamedTuple):
+    """A row of the database that is none."""
+
+    table: str
+    number: int
+    why: str
 
 
 class Span(NamedTuple):
@@ -74,10 +93,16 @@ def connect(directory: Path) -> sqlite3.Connection:
     if links:
         raise UserError(f"{links[0]}: is a link; an exposure log is written into files of its own, move it away")
     connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    connection.text_factory = _text
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     connection.executescript(SCHEMA)
     return connection
+
+
+def _text(content: bytes) -> str:
+    """A text of the database; one that is no Unicode is refused by the model of its row, and not here for all rows."""
+    return content.decode(errors="surrogateescape")
 
 
 @contextmanager
@@ -114,29 +139,53 @@ def _begin(connection: sqlite3.Connection) -> None:
 
 
 def insert_exposures(connection: sqlite3.Connection, rows: Sequence[Exposure], texts: Sequence[str]) -> list[Exposure]:
-    """Insert rows whose request ids are new; for each the row that is on record. `texts` are of `encode`."""
-    known = {name: decode_exposure(text) for name, text in _known(connection, [row.request_id for row in rows])}
+    """Insert rows whose request ids are new; for each the row that is on record. `texts` are of `encode`.
+
+    A row on record that cannot be read is none, and gives way.
+    """
+    known = _known(connection, [row.request_id for row in rows])
     new = []
     for row, text in zip(rows, texts, strict=True):
         if row.request_id not in known:
             known[row.request_id] = row
             new.append((row.request_id, text))
-    connection.executemany("INSERT INTO exposures (request_id, row) VALUES (?, ?)", new)
+    connection.executemany("INSERT OR REPLACE INTO exposures (request_id, row) VALUES (?, ?)", new)
     return [known[row.request_id] for row in rows]
 
 
-def insert_feedback(connection: sqlite3.Connection, rows: Sequence[Feedback]) -> FeedbackCounts:
+def insert_feedback(connection: sqlite3.Connection, rows: Sequence[Feedback]) -> list[Outcome]:
     """Insert feedback that is not on record. What is unknown is kept too: its exposure may be in an old part."""
-    found = _known(connection, [row.request_id for row in rows])
-    slates = {name: {*map(str, json.loads(text)["slate"])} for name, text in found}
+    known = _known(connection, [row.request_id for row in rows])
+    shown = {(name, str(item)) for name, row in known.items() for item in row.slate}
     insert = "INSERT OR IGNORE INTO feedback (request_id, item, kind, time, value) VALUES (?, ?, ?, ?, ?)"
-    stored = unknown = 0
+    outcomes: list[Outcome] = []
     for row in rows:
         values = (row.request_id, str(row.item), row.kind, row.time, row.value)
-        if connection.execute(insert, values).rowcount:
-            stored += 1
-            unknown += str(row.item) not in slates.get(row.request_id, ())
-    return FeedbackCounts(stored, len(rows) - stored, unknown)
+        stored = connection.execute(insert, values).rowcount
+        outcomes.append(
+            "repeated" if not stored else "stored" if (row.request_id, str(row.item)) in shown else "unknown"
+        )
+    return outcomes
+
+
+def check_parts(connection: sqlite3.Connection, directory: Path) -> None:
+    """Hold each row of the table `parts` to its seal.
+
+    Raises:
+        UserError: one is not as it was written; it says which rows are in a part, and rows could be left out.
+    """
+    for number, exposures, feedback, published, seal in connection.execute(
+        "SELECT number, last_exposure, last_feedback, published, seal FROM parts ORDER BY number"
+    ):
+        if seal != _seal(number, exposures, feedback, published):
+            raise UserError(
+                f"{directory / OPEN}: table parts, row {number} is not as it was written and may leave rows out of"
+                " every part; put the file back from a copy, or delete the row: its rows are then in a part once more"
+            )
+
+
+def _seal(number: object, exposures: object, feedback: object, published: object) -> str:
+    return hash_json([number, exposures, feedback, published])
 
 
 def waiting_rows(connection: sqlite3.Connection) -> int:
@@ -171,7 +220,7 @@ def begin_part(connection: sqlite3.Connection, after: int = 0) -> Span | None:
             return None
         number = max(part, after) + 1
         connection.execute(
-            "INSERT INTO parts (number, last_exposure, last_feedback) VALUES (?, ?, ?)", [number, *newest]
+            "INSERT INTO parts VALUES (?, ?, ?, 0, ?)", [number, *newest, _seal(number, newest[0], newest[1], 0)]
         )
     return Span(number, (exposures, newest[0]), (feedback, newest[1]))
 
@@ -179,7 +228,9 @@ def begin_part(connection: sqlite3.Connection, after: int = 0) -> Span | None:
 def finish_part(connection: sqlite3.Connection, part: int) -> None:
     """Say that a part is published."""
     with transaction(connection):
-        connection.execute("UPDATE parts SET published = 1 WHERE number = ?", [part])
+        last = connection.execute("SELECT last_exposure, last_feedback FROM parts WHERE number = ?", [part]).fetchone()
+        seal = _seal(part, last[0], last[1], 1)
+        connection.execute("UPDATE parts SET published = 1, seal = ? WHERE number = ?", [seal, part])
 
 
 def forget(connection: sqlite3.Connection, remembered: int) -> None:
@@ -192,23 +243,54 @@ def forget(connection: sqlite3.Connection, remembered: int) -> None:
             connection.execute(f"DELETE FROM {table} WHERE number <= ?", [min(last, newest - remembered)])
 
 
-def exposures_of(connection: sqlite3.Connection, span: Span, at_once: int) -> Iterator[list[Exposure]]:
-    """The exposures of a part, in the order in which they were written, so many at a time."""
-    query = "SELECT row FROM exposures WHERE number > ? AND number <= ? ORDER BY number"
+def exposures_of(
+    connection: sqlite3.Connection, span: Span, at_once: int
+) -> Iterator[tuple[list[Exposure], list[Refused]]]:
+    """The exposures of a part, in the order in which they were written, so many at a time, and those that are none."""
+    query = "SELECT number, row FROM exposures WHERE number > ? AND number <= ? ORDER BY number"
     found = connection.execute(query, span.exposures)
-    while texts := found.fetchmany(at_once):
-        yield [decode_exposure(text) for (text,) in texts]
+    while rows := found.fetchmany(at_once):
+        yield _read("exposures", ((number, _decoding(text)) for number, text in rows))
 
 
-def feedback_of(connection: sqlite3.Connection, span: Span) -> list[Feedback]:
-    """The feedback of a part, in the order in which it was written."""
-    query = "SELECT request_id, item, kind, time, value FROM feedback WHERE number > ? AND number <= ? ORDER BY number"
+def feedback_of(connection: sqlite3.Connection, span: Span) -> tuple[list[Feedback], list[Refused]]:
+    """The feedback of a part, in the order in which it was written, and the rows that are none."""
+    columns = "number, request_id, item, kind, time, value"
+    query = f"SELECT {columns} FROM feedback WHERE number > ? AND number <= ? ORDER BY number"
+    found = connection.execute(query, span.feedback)
+    return _read("feedback", ((number, _building(values)) for number, *values in found))
+
+
+def _decoding(text: str | bytes) -> Callable[[], Exposure]:
+    return lambda: decode_exposure(text)
+
+
+def _building(values: Sequence[object]) -> Callable[[], Feedback]:
     names = ("request_id", "item", "kind", "time", "value")
-    return [Feedback(**dict(zip(names, row, strict=True))) for row in connection.execute(query, span.feedback)]
+    return lambda: Feedback(**dict(zip(names, values, strict=True)))  # type: ignore[arg-type]
 
 
-def _known(connection: sqlite3.Connection, ids: Sequence[str]) -> list[tuple[str, str]]:
-    return connection.execute(KNOWN, [json.dumps(ids)]).fetchall()
+def _read(table: str, rows: Iterable[tuple[int, Callable[[], RowT]]]) -> tuple[list[RowT], list[Refused]]:
+    """Rows that are rows, and why the others are none."""
+    read: list[RowT] = []
+    refused: list[Refused] = []
+    for number, made in rows:
+        try:
+            read.append(made())
+        except ValidationError as error:
+            refused.append(Refused(table, number, why_refused(error)))
+        except (ValueError, TypeError) as error:
+            refused.append(Refused(table, number, str(error)))
+    return read, refused
+
+
+def _known(connection: sqlite3.Connection, ids: Sequence[str]) -> dict[str, Exposure]:
+    """The rows on record of some requests."""
+    found = connection.execute(KNOWN, [json.dumps(ids)]).fetchall()
+    rows, refused = _read("exposures", ((number, _decoding(text)) for number, text in found))
+    for table, number, why in refused:
+        LOGGER.warning("exposure log: %s, table %s, row %d is no row (%s)", OPEN, table, number, why)
+    return {row.request_id: row for row in rows}
 
 
 def _span(connection: sqlite3.Connection, part: int) -> Span:

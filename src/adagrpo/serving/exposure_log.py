@@ -2,15 +2,20 @@
 
 An answer may be sent once its row is durable: `write` returns then. A request id has one row, whatever is retried or
 killed. Feedback names the request and the item, arrives when it likes, and counts once for each kind.
+
+`Exposure` and `Feedback` decide what a row is, wherever it comes from: the service, a file, or the database. A value of
+another type is refused and never converted, and so is a number that is not finite or a time outside 1970 to 2286.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Any, NamedTuple, Protocol
+from dataclasses import fields
+from typing import Annotated, Literal, Protocol, TypeVar
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
 
 from adagrpo.serving.recommender import ItemId
 
@@ -19,22 +24,27 @@ __all__ = [
     "Exposure",
     "ExposureSink",
     "Feedback",
-    "FeedbackCounts",
+    "Outcome",
     "SinkFailed",
+    "decode",
     "decode_exposure",
     "decode_feedback",
     "encode",
+    "why_refused",
 ]
 
 
 FAILED = "failed"  # the source of a request of an experiment that got no list; its row has a name of its own
+STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+Moment = Annotated[float, Field(ge=0, lt=1e10)]  # seconds since 1970, UTC
+RequestId = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]  # SQLite compares texts up to a NUL
 
 
 class SinkFailed(RuntimeError):
-    """A sink could not make rows durable; the message says what the disk or the broker said."""
+    """A sink could not make rows durable; the message says what the disk said."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class Exposure:
     """One answer: the list as it was shown, best first.
 
@@ -42,79 +52,71 @@ class Exposure:
     the log-probability, in nats, that its item is drawn there after those above it. Their sum is the log-probability
     of the list. `log_inclusions` are, for each item, the log-probability that it is in the list at all, given the
     threshold of the draw; 1 over it is an unbiased weight. Both are None where nothing was drawn.
+
+    Raises:
+        ValueError: a value is no such value, a field has not one value for each item, a hash of a user is without its
+            key, or an experiment without the hash of its plan.
     """
 
-    request_id: str
-    time: float  # seconds since 1970, UTC
-    slate: tuple[ItemId, ...]  # ids of the logs
+    request_id: RequestId
+    time: Moment
+    slate: Annotated[tuple[ItemId, ...], Field(strict=False)]  # ids of the logs
     arm: str
     model_version: str
     catalog_version: str
     user_hash: str | None = None  # keyed; None: the request named no user
+    key_version: str | None = None  # fingerprint of that key
+    history_hash: str | None = None  # keyed, of the history that the request named
     experiment: str | None = None
-    salt_version: str | None = None
+    salt_version: str | None = None  # the first digits of the hash of the experiment's plan
     arm_version: str | None = None
-    positions: tuple[int, ...] | None = None  # 0 is the top; None: 0, 1, 2 ..
+    positions: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] | None, Field(strict=False)] = None
     source: str = "policy"  # what made the list: "policy", "sampled", "popular" ..
     temperature: float | None = None
-    seed: int | None = None
-    log_propensities: tuple[float, ...] | None = None
-    log_inclusions: tuple[float, ...] | None = None
-    latency_ms: float | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    log_propensities: Annotated[tuple[float, ...] | None, Field(strict=False)] = None
+    log_inclusions: Annotated[tuple[float, ...] | None, Field(strict=False)] = None
+    latency_ms: Annotated[float, Field(ge=0)] | None = None
     deal: str | None = None  # in an experiment: "arm", or why the user got the control, see `experiments.dealing`
-    teams: tuple[str, ...] | None = None  # of a list that two arms made together: whose item is at each place
+    teams: Annotated[tuple[str, ...] | None, Field(strict=False)] = None  # of an interleaved list: whose item is where
     narrowed: bool | None = None  # whether the request itself said what may be in the list; None: not known
 
-    def __post_init__(self) -> None:
-        """Refuse a row that no sink could store.
-
-        Raises:
-            ValueError: a text is no Unicode, a number is not finite, or a field has not one value for each item.
-        """
-        if self.teams is not None and len(self.teams) != len(self.slate):
-            raise ValueError(f"Exposure: teams has {len(self.teams)} values, the slate {len(self.slate)} items")
-        texts = (self.request_id, self.user_hash, self.arm, *(item for item in self.slate if isinstance(item, str)))
-        _check_texts("Exposure", *texts)
-        for name in ("positions", "log_propensities", "log_inclusions"):
+    @model_validator(mode="after")
+    def _agrees(self) -> Exposure:
+        for name in ("positions", "log_propensities", "log_inclusions", "teams"):
             values = getattr(self, name)
             if values is not None and len(values) != len(self.slate):
-                raise ValueError(f"Exposure: {name} has {len(values)} values, the slate {len(self.slate)} items")
-            if values is not None and not all(map(math.isfinite, values)):
-                raise ValueError(f"Exposure: {name} holds a value that is not finite")
+                raise ValueError(f"{name} has {len(values)} values, the slate {len(self.slate)} items")
+        if self.user_hash is not None and self.key_version is None:
+            raise ValueError("key_version: says which key user_hash was made with")
+        if self.experiment is not None and self.salt_version is None:
+            raise ValueError("salt_version: says by which plan the experiment was")
+        return self
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class Feedback:
-    """What a user did with an item of a list; the first of each request, item and kind counts."""
+    """What a user did with an item of a list; the first of each request, item and kind counts.
 
-    request_id: str
+    Raises:
+        ValueError: a value is no such value.
+    """
+
+    request_id: RequestId
     item: ItemId
     kind: str  # "click", "dwell", "purchase" ..
-    time: float  # seconds since 1970, UTC
+    time: Moment
     value: float = 1.0  # of a dwell its seconds
-
-    def __post_init__(self) -> None:
-        """Refuse a row that no sink could store.
-
-        Raises:
-            ValueError: a text is no Unicode, or a number is not finite.
-        """
-        _check_texts("Feedback", self.request_id, str(self.item), self.kind)
-        if not (math.isfinite(self.time) and math.isfinite(self.value)):
-            raise ValueError("Feedback: time or value is not finite")
 
 
 EXPOSURE_FIELDS = tuple(field.name for field in fields(Exposure))
-ADDED = ("deal", "teams", "narrowed")  # rows that were written before these were there have none
 FEEDBACK_FIELDS = tuple(field.name for field in fields(Feedback))
+_EXPOSURE, _FEEDBACK = TypeAdapter(Exposure), TypeAdapter(Feedback)
 
+RowT = TypeVar("RowT", Exposure, Feedback)
 
-class FeedbackCounts(NamedTuple):
-    """What became of the rows that `feedback` was given."""
-
-    stored: int
-    repeated: int  # the same request, item and kind is on record
-    unknown: int  # of those stored: no such request, or its list has no such item, as far as the sink remembers
+# of a row of feedback; "unknown" is stored too: no such request, or its list has no such item, as far as is remembered
+Outcome = Literal["stored", "unknown", "repeated"]
 
 
 class ExposureSink(Protocol):
@@ -128,15 +130,18 @@ class ExposureSink(Protocol):
 
         Returns:
             For each the row that is on record under its request id: itself, or what was written under this id before.
-            A retry is answered with the slate of that one. A sink that cannot look back returns what it was given.
+            A retry is answered with the slate of that one.
 
         Raises:
             SinkFailed: nothing of `rows` may be taken as logged, so nothing of it may be sent.
         """
         ...
 
-    def feedback(self, rows: Sequence[Feedback]) -> FeedbackCounts:
-        """Put feedback on record, durable when this returns; rows that are there already are counted, not repeated.
+    def feedback(self, rows: Sequence[Feedback]) -> list[Outcome]:
+        """Put feedback on record, durable when this returns; a request, item and kind that is there is not repeated.
+
+        Returns:
+            What became of each row.
 
         Raises:
             SinkFailed: nothing of `rows` may be taken as logged.
@@ -149,11 +154,7 @@ class ExposureSink(Protocol):
 
 
 def encode(row: Exposure | Feedback) -> str:
-    """A row as one line of JSON.
-
-    Raises:
-        ValueError: a number is not finite.
-    """
+    """A row as one line of JSON."""
     names = EXPOSURE_FIELDS if isinstance(row, Exposure) else FEEDBACK_FIELDS
     return json.dumps({name: getattr(row, name) for name in names}, separators=(",", ":"), allow_nan=False)
 
@@ -162,32 +163,43 @@ def decode_exposure(text: str | bytes) -> Exposure:
     """What `encode` was given.
 
     Raises:
-        ValueError: the text is no row.
+        ValueError: the text is no row; the message names the field.
     """
-    content = _content(text, EXPOSURE_FIELDS, optional=ADDED)
-    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in content.items()}
-    return Exposure(**values)
+    return _decoded(_EXPOSURE, text)
 
 
 def decode_feedback(text: str | bytes) -> Feedback:
     """What `encode` was given.
 
     Raises:
-        ValueError: the text is no row.
+        ValueError: the text is no row; the message names the field.
     """
-    return Feedback(**_content(text, FEEDBACK_FIELDS))
+    return _decoded(_FEEDBACK, text)
 
 
-def _content(text: str | bytes, names: Sequence[str], optional: Sequence[str] = ()) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(text)
-    if not isinstance(content, dict) or not {*names} - {*optional} <= {*content} <= {*names}:
-        raise ValueError(f"no row of {', '.join(names)}")
-    return content
+def decode(text: str | bytes) -> Exposure | Feedback:
+    """What `encode` was given, of either kind: feedback has a `kind`.
+
+    Raises:
+        ValueError: the text is neither; the message names the field.
+    """
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError("not a line of JSON") from error
+    return decode_feedback(text) if isinstance(content, dict) and "kind" in content else decode_exposure(text)
 
 
-def _check_texts(what: str, *texts: str | None) -> None:
-    for text in texts:
-        try:
-            (text or "").encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"{what}: a text holds half of a surrogate pair, which is no Unicode") from error
+def _decoded(adapter: TypeAdapter[RowT], text: str | bytes) -> RowT:
+    try:
+        return adapter.validate_json(text)
+    except ValidationError as error:
+        raise ValueError(why_refused(error)) from error
+
+
+def why_refused(error: ValidationError) -> str:
+    """The first thing that is wrong with a row, in one line and without its values, which may be of a user."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    place = ".".join(str(part) for part in first["loc"])
+    said = str(first["msg"]).removeprefix("Value error, ")
+    return f"{place}: {said}" if place else said

@@ -2,7 +2,8 @@
 
     DIR/parts/000001/    exposures.parquet    one row an answer, lists for what is one value an item
                          feedback.parquet     one row a request, item and kind
-                         manifest.json        sha256 and size of both
+                         refused.jsonl        rows of the database that are none, where there are any
+                         manifest.json        sha256 and size of each
 
 One process at a time makes a part:
 
@@ -15,6 +16,7 @@ A kill at any moment leaves a part that was begun, and whoever comes next goes o
 
 from __future__ import annotations
 
+import json
 import logging
 import sqlite3
 import time
@@ -27,8 +29,10 @@ import polars as pl
 from adagrpo.errors import UserError
 from adagrpo.serving.exposure_database import (
     OPEN,
+    Refused,
     Span,
     begin_part,
+    check_parts,
     connect,
     exposures_of,
     feedback_of,
@@ -42,9 +46,20 @@ from adagrpo.storage.hashes import hash_json
 from adagrpo.storage.locks import FolderBusy, lock_folder
 from adagrpo.storage.marks import Kind
 from adagrpo.storage.removal import remove
-from adagrpo.storage.writing import make_folder, naming, temporary
+from adagrpo.storage.writing import make_folder, naming, temporary, write_file
 
-__all__ = ["EXPOSURE_SCHEMA", "FEEDBACK_SCHEMA", "KIND", "MEND", "PARTS", "parts_of", "read_parts", "rotate"]
+__all__ = [
+    "EXPOSURE_SCHEMA",
+    "FEEDBACK_SCHEMA",
+    "KIND",
+    "MEND",
+    "PARTS",
+    "parts_of",
+    "place_of",
+    "read_parts",
+    "refused_rows",
+    "rotate",
+]
 
 PARTS = "parts"
 AT_ONCE = 64  # rows that are read before a rest
@@ -61,6 +76,8 @@ _EXPOSURE: dict[str, pl.DataType | type[pl.DataType]] = {  # in the order of `Ex
     "model_version": pl.String,
     "catalog_version": pl.String,
     "user_hash": pl.String,
+    "key_version": pl.String,
+    "history_hash": pl.String,
     "experiment": pl.String,
     "salt_version": pl.String,
     "arm_version": pl.String,
@@ -125,6 +142,7 @@ def _make_parts(
 ) -> list[int]:
     """What `rotate` does once no other process is at it."""
     made: list[int] = []
+    check_parts(connection, directory)
     newest = max((int(path.name) for path in parts_of(directory)), default=0)
     for find in (unpublished, lambda connection: begin_part(connection, newest)):
         span = find(connection)
@@ -149,15 +167,38 @@ def read_parts(parts: Sequence[Path]) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Exposures and feedback of some parts, in the order in which they were written.
 
     Raises:
-        UserError: a part is not as it was written.
+        UserError: a part is not as it was written, or was written by another version of this program.
     """
     for part in parts:
         verify(part, MEND)
-    exposures = [pl.read_parquet(part / "exposures.parquet") for part in parts]
-    feedback = [pl.read_parquet(part / "feedback.parquet") for part in parts]
-    return pl.concat([EXPOSURE_SCHEMA.to_frame(), *exposures], how="diagonal"), pl.concat(
-        [FEEDBACK_SCHEMA.to_frame(), *feedback]
-    )
+    exposures = [_read_table(part / "exposures.parquet", EXPOSURE_SCHEMA) for part in parts]
+    feedback = [_read_table(part / "feedback.parquet", FEEDBACK_SCHEMA) for part in parts]
+    return pl.concat([EXPOSURE_SCHEMA.to_frame(), *exposures]), pl.concat([FEEDBACK_SCHEMA.to_frame(), *feedback])
+
+
+def refused_rows(parts: Sequence[Path]) -> list[str]:
+    """Rows that the service's database had and no part has, since they were none: file, row and reason of each."""
+    files = [part / "refused.jsonl" for part in parts]
+    return [json.loads(line) for file in files if file.exists() for line in file.read_text().splitlines()]
+
+
+def place_of(parts: Sequence[Path], number: int) -> str:
+    """File and row, counted from 1, of a row of what `read_parts` gives of some parts."""
+    for part in parts:
+        file = part / "exposures.parquet"
+        rows = int(pl.scan_parquet(file, glob=False).select(pl.len()).collect().item())
+        if number < rows:
+            return f"{file}, row {number + 1}"
+        number -= rows
+    raise IndexError(number)
+
+
+def _read_table(file: Path, schema: pl.Schema) -> pl.DataFrame:
+    table = pl.read_parquet(file)
+    if table.schema != schema:
+        other = next((name for name in schema if table.schema.get(name) != schema[name]), "another column")
+        raise UserError(f"{file}: holds no rows of this version of an exposure log ({other}); {MEND}")
+    return table
 
 
 def _publish(directory: Path, connection: sqlite3.Connection, span: Span, rest_seconds: float) -> None:
@@ -175,16 +216,27 @@ def _publish(directory: Path, connection: sqlite3.Connection, span: Span, rest_s
     work = temporary(target)
     remove(work, lambda name: True)  # of this process, when a disk was full
     work.mkdir()
-    tables = [EXPOSURE_SCHEMA.to_frame()]
-    for rows in exposures_of(connection, span, AT_ONCE):
+    tables, refused = [EXPOSURE_SCHEMA.to_frame()], list[Refused]()
+    for rows, none in exposures_of(connection, span, AT_ONCE):
         tables.append(_exposure_table(rows))
+        refused += none
         time.sleep(rest_seconds)
-    exposures, feedback = pl.concat(tables, rechunk=True), _feedback_table(feedback_of(connection, span))
-    for name, table in (("exposures", exposures), ("feedback", feedback)):
+    events, none = feedback_of(connection, span)
+    for name, table in (("exposures", pl.concat(tables, rechunk=True)), ("feedback", _feedback_table(events))):
         with naming(work / f"{name}.parquet"):
             table.write_parquet(work / f"{name}.parquet")
+    _say_refused(directory, work, [*refused, *none])
     seal(work, kind=PART_KIND, fingerprint=fingerprint)
     publish(work, target)
+
+
+def _say_refused(directory: Path, work: Path, refused: Sequence[Refused]) -> None:
+    """Write which rows are in no part, and why."""
+    if not refused:
+        return
+    said = [f"{directory / OPEN}, table {table}, row {number}: {why}" for table, number, why in refused]
+    LOGGER.warning("exposure log: %d rows are none and left out, such as %s", len(said), said[0])
+    write_file(work / "refused.jsonl", "".join(f"{json.dumps(line)}\n" for line in said))
 
 
 def _exposure_table(rows: Sequence[Exposure]) -> pl.DataFrame:

@@ -1,32 +1,41 @@
 """Rows of the exposure log, made of answers before they are sent, and rows of feedback.
 
 Answers that wait at the same time are put on record together, by a thread of its own, so that neither the policy nor
-the event loop waits for a disk.
+the event loop waits for a disk; so is feedback.
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
-from adagrpo.serving.exposure_log import FAILED, Exposure, ExposureSink, Feedback, FeedbackCounts, SinkFailed
+from adagrpo.serving.exposure_log import FAILED, Exposure, ExposureSink, Feedback, Outcome, SinkFailed
 from adagrpo.serving.recommender import Recommendations
 from adagrpo.serving.schemas import FeedbackEvent
 from adagrpo.serving.served import Answered, Asked
 from adagrpo.serving.waiting_line import WaitingLine
 
-__all__ = ["ExposureRows", "exposure", "failure"]
+__all__ = ["Asker", "ExposureRows", "exposure", "failure"]
 
+RowT = TypeVar("RowT", Exposure, Feedback)
 T = TypeVar("T")
 SLOW, REST = 0.5, 1.0  # seconds that a failure took, and for which nothing is tried after one that took longer
 
 
+class Asker(NamedTuple):
+    """Who asked, and with which history, as the log may know it: by keyed hashes."""
+
+    user: str | None  # None where the request names no user
+    key: str  # fingerprint of the key
+    history: str
+
+
 def exposure(
     request_id: str,
-    user_hash: str | None,
+    asker: Asker,
     k: int,
     asked: Asked,
     answer: Answered,
@@ -37,7 +46,7 @@ def exposure(
 
     Args:
         request_id: of the answer.
-        user_hash: keyed; None where the request names no user.
+        asker: of the request.
         k: items that are shown.
         asked: what was asked for.
         answer: what is shown.
@@ -54,7 +63,9 @@ def exposure(
         arm=made_by if trial is None else trial.arm,
         model_version=versions["model"],
         catalog_version=versions["catalog"],
-        user_hash=user_hash,
+        user_hash=asker.user,
+        key_version=asker.key,
+        history_hash=asker.history,
         experiment=None if trial is None else trial.experiment,
         salt_version=None if trial is None else trial.plan,
         arm_version=None if trial is None else made_by,
@@ -70,10 +81,10 @@ def exposure(
     )
 
 
-def failure(request_id: str, user_hash: str | None, asked: Asked, ms: float) -> Exposure:
+def failure(request_id: str, asker: Asker, asked: Asked, ms: float) -> Exposure:
     """The row of a request that got no list; it does not take the request's id, so that a retry is answered."""
     nothing = Answered(Recommendations([], [], []), False)
-    row = exposure(f"{request_id}!{FAILED}", user_hash, 0, asked, nothing, asked.versions, ms)
+    row = exposure(f"{request_id}!{FAILED}", asker, 0, asked, nothing, asked.versions, ms)
     return replace(row, source=FAILED)
 
 
@@ -88,7 +99,8 @@ class ExposureRows:
             failed: called with each failure; whoever runs the service must learn why it answers 503.
         """
         self._sink, self._failed, self._rest_until = sink, failed, 0.0
-        self._line = WaitingLine[Sequence[Exposure], Sequence[Exposure]](self._write, most=256)
+        self._answers = WaitingLine[Sequence[Exposure], Sequence[Exposure]](partial(self._put, sink.write), most=256)
+        self._events = WaitingLine[Sequence[Feedback], Sequence[Outcome]](partial(self._put, sink.feedback), most=256)
 
     async def write(self, rows: Sequence[Exposure]) -> Sequence[Exposure]:
         """Put rows on record; see `ExposureSink.write`.
@@ -96,25 +108,26 @@ class ExposureRows:
         Raises:
             SinkFailed: nothing of them may be sent.
         """
-        return await self._line.submit(rows)
+        return await self._answers.submit(rows)
 
-    async def feedback(self, events: Sequence[FeedbackEvent]) -> FeedbackCounts:
+    async def feedback(self, events: Sequence[FeedbackEvent]) -> Sequence[Outcome]:
         """Put feedback on record; see `ExposureSink.feedback`.
 
         Raises:
             SinkFailed: nothing of it is.
         """
-        rows = [_feedback(event) for event in events]
-        return await asyncio.to_thread(self._try, lambda: self._sink.feedback(rows))
+        return await self._events.submit([_feedback(event) for event in events])
 
     def close(self) -> None:
         """Finish what was begun."""
-        self._line.close()
+        self._answers.close()
+        self._events.close()
         self._sink.close()
 
-    def _write(self, calls: Sequence[Sequence[Exposure]]) -> list[Sequence[Exposure]]:
-        recorded = iter(self._try(lambda: self._sink.write([row for rows in calls for row in rows])))
-        return [[next(recorded) for _ in rows] for rows in calls]
+    def _put(self, put: Callable[[list[RowT]], Sequence[T]], calls: Sequence[Sequence[RowT]]) -> list[Sequence[T]]:
+        """Put the rows of several calls on record at once; what came of each, by call."""
+        found = iter(self._try(lambda: put([row for rows in calls for row in rows])))
+        return [[next(found) for _ in rows] for rows in calls]
 
     def _try(self, work: Callable[[], T]) -> T:
         """What `work` returns. A sink that is away lets nobody wait who comes right after one who waited in vain."""

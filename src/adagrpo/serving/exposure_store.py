@@ -3,9 +3,9 @@
     DIR/open.sqlite      what was written last, see `adagrpo.serving.exposure_database`
     DIR/parts/000001/    what is old, see `adagrpo.serving.exposure_parts`
 
-A sync to disk takes milliseconds however much it writes, so callers that wait at the same time share one commit.
-Several processes may write to one folder. Rows stay in SQLite for a while after they are in a part, so that a retry is
-known as one.
+A sync to disk takes milliseconds however much it writes, so callers put rows together, see
+`adagrpo.serving.exposure_rows`. Several processes may write to one folder. Rows stay in SQLite for a while after they
+are in a part, so that a retry is known as one.
 """
 
 from __future__ import annotations
@@ -14,28 +14,27 @@ import logging
 import sqlite3
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from threading import Event, Thread
-from typing import Any
+from threading import Event, Lock, Thread
+from typing import Any, TypeVar
 
 from adagrpo.errors import UserError
-from adagrpo.serving.batching import MicroBatcher, Overloaded
 from adagrpo.serving.exposure_database import (
     OPEN,
+    check_parts,
     connect,
     insert_exposures,
     insert_feedback,
     transaction,
     waiting_rows,
 )
-from adagrpo.serving.exposure_log import Exposure, Feedback, FeedbackCounts, SinkFailed, encode
+from adagrpo.serving.exposure_log import Exposure, Feedback, Outcome, SinkFailed, encode
 from adagrpo.serving.exposure_parts import KIND, rotate
 from adagrpo.storage.marks import claim
 
 __all__ = ["LocalExposureLog"]
 
-WAITING = 4096  # calls that may wait for a commit
-TOGETHER = 256  # calls of a commit
 REST_SECONDS = 0.005  # of the thread that makes a part, after every few rows
+T = TypeVar("T")
 LOGGER = logging.getLogger(__name__)
 
 
@@ -62,7 +61,7 @@ class LocalExposureLog:
             most_bytes: of all parts; beyond it the oldest are removed, and that is logged. None keeps all.
 
         Raises:
-            UserError: the folder holds something else, or cannot be written.
+            UserError: the folder holds something else, its database is damaged, or it cannot be written.
         """
         self.directory = directory
         self._rotate_rows, self._rotate_seconds = rotate_rows, rotate_seconds
@@ -70,24 +69,22 @@ class LocalExposureLog:
         try:
             claim(directory, KIND, "--exposures")
             self._connection = connect(directory)
+            check_parts(self._connection, directory)
             self._written = waiting_rows(self._connection)  # since the last part
         except (OSError, sqlite3.Error) as error:
             raise UserError(f"{directory}: cannot be written as an exposure log ({error})") from error
-        self._due, self._ended = Event(), False
-        self._commits = MicroBatcher[Callable[[], Any], Any](self._commit, most=TOGETHER, waiting=WAITING)
+        self._due, self._ended, self._writing = Event(), False, Lock()
         self._rotation = Thread(target=self._rotate_when_due, name="exposure-parts", daemon=True)
         self._rotation.start()
 
     def write(self, rows: Sequence[Exposure]) -> list[Exposure]:
         """See `ExposureSink.write`."""
-        texts = [encode(row) for row in rows]  # here, so that a bad row is its caller's alone
-        recorded: list[Exposure] = self._committed(lambda: insert_exposures(self._connection, rows, texts), len(rows))
-        return recorded
+        texts = [encode(row) for row in rows]
+        return self._committed(lambda: insert_exposures(self._connection, rows, texts), len(rows))
 
-    def feedback(self, rows: Sequence[Feedback]) -> FeedbackCounts:
+    def feedback(self, rows: Sequence[Feedback]) -> list[Outcome]:
         """See `ExposureSink.feedback`."""
-        counts: FeedbackCounts = self._committed(lambda: insert_feedback(self._connection, rows), len(rows))
-        return counts
+        return self._committed(lambda: insert_feedback(self._connection, rows), len(rows))
 
     def rotate(self) -> list[int]:
         """Put all rows into parts now; see `adagrpo.serving.exposure_parts.rotate`."""
@@ -97,27 +94,22 @@ class LocalExposureLog:
 
     def close(self) -> None:
         """See `ExposureSink.close`. Rows that are in no part stay in SQLite."""
-        self._commits.close()
         self._ended = True
         self._due.set()
         self._rotation.join()
         self._connection.close()
 
-    def _committed(self, work: Callable[[], Any], rows: int) -> Any:
-        """What `work` returns, once the transaction that it shares with others is on disk."""
+    def _committed(self, work: Callable[[], list[T]], rows: int) -> list[T]:
+        """What `work` returns, once its transaction is on disk."""
         try:
-            result = self._commits.submit(work).result()
-        except (Overloaded, sqlite3.Error, OSError) as error:
+            with self._writing, transaction(self._connection):
+                result = work()
+        except (sqlite3.Error, OSError) as error:
             raise SinkFailed(f"{self.directory / OPEN}: {error}") from error
         self._written += rows  # by threads at once: a few may be lost, and the part be larger by as many
         if self._written >= self._rotate_rows:
             self._due.set()
         return result
-
-    def _commit(self, calls: Sequence[Callable[[], Any]]) -> list[Any]:
-        """Carry out what waits in one transaction; the thread of the batches alone comes here."""
-        with transaction(self._connection):
-            return [call() for call in calls]
 
     def _rotate_when_due(self) -> None:
         """What the thread of the parts does. What goes wrong is tried again at the next time."""

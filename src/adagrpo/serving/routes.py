@@ -24,7 +24,7 @@ from adagrpo.serving.beside import beside
 from adagrpo.serving.eligibility import Filter, Narrowing, why_short
 from adagrpo.serving.exploration import Exploration
 from adagrpo.serving.exposure_log import Exposure, SinkFailed
-from adagrpo.serving.exposure_rows import ExposureRows, exposure, failure
+from adagrpo.serving.exposure_rows import Asker, ExposureRows, exposure, failure
 from adagrpo.serving.limits import LONGEST_BATCH
 from adagrpo.serving.recommender import ItemId, Query
 from adagrpo.serving.schemas import (
@@ -131,7 +131,7 @@ class Routes:
             raise BadRequest("history: none of its ids is in the catalogue")
         answers = await self._answers(request, [asked])
         reply = _reply(asked, body.k, name, answers[0], unknown)
-        await self._record(request, [(name, None, body.k)], [asked], answers, [reply])
+        await self._record(request, [(name, self._asker(None, body.history), body.k)], [asked], answers, [reply])
         told = {key: reply[key] for key in ("items", "scores", "unknown")}
         return json_response(told, headers={"x-request-id": name})
 
@@ -156,10 +156,11 @@ class Routes:
             Asked(place.serving, query if place.beside else self._explored(query, name), place.trial)
             for place, query, name in zip(places, queries, ids, strict=True)
         ]
+        askers = [self._asker(user, body.history) for user, body in zip(users, bodies, strict=True)]
         try:
             answers = await self._lists(request, places, asked, bodies)
         except Exception:  # whatever it was, these users got no list of their arm
-            await self._record_failed(request, list(zip(ids, users, strict=True)), asked)
+            await self._record_failed(request, list(zip(ids, askers, strict=True)), asked)
             raise
         replies = [
             _reply(one, body.k, name, answer, unknown, narrowing)
@@ -167,7 +168,7 @@ class Routes:
                 asked, bodies, ids, answers, histories, narrowings, strict=True
             )
         ]
-        shown = [(name, user, body.k) for name, user, body in zip(ids, users, bodies, strict=True)]
+        shown = [(name, asker, body.k) for name, asker, body in zip(ids, askers, bodies, strict=True)]
         await self._record(request, shown, asked, answers, replies)
         return json_response({"responses": replies} if batch else replies[0], headers={"x-request-id": ids[0]})
 
@@ -189,10 +190,11 @@ class Routes:
         events = validated(FeedbackBody, content).events if many else [validated(FeedbackEvent, content)]
         if self.exposures is None:
             raise BadRequest("there is no exposure log that would take it; serve with --exposures", 409)
-        counts = await self.exposures.feedback(events)
+        outcomes = await self.exposures.feedback(events)
         for event in events:
             self.metrics.feedback.labels(event.kind).inc()
-        return json_response({"accepted": counts.stored, "duplicates": counts.repeated, "unknown": counts.unknown})
+        repeated, unknown = (sum(one == kind for one in outcomes) for kind in ("repeated", "unknown"))
+        return json_response({"accepted": len(events) - repeated, "duplicates": repeated, "unknown": unknown})
 
     async def reload(self, request: Request) -> Response:
         """Serve another checkpoint, or what is in the run now. A failure leaves what is served as it is."""
@@ -258,6 +260,9 @@ class Routes:
                 self.metrics.of_arm(one.trial.arm, one.trial.deal, answer.list.source)
         return answers
 
+    def _asker(self, user: str | None, history: Sequence[ItemId]) -> Asker:
+        return Asker(user, self.user_hash.fingerprint, self.user_hash.of_history(history))
+
     def _id(self, request: Request, place: int) -> str:
         """A request id for the answer at a place, in a body of at most LONGEST_BATCH."""
         name: str = request.state.request_id
@@ -266,38 +271,44 @@ class Routes:
     async def _record(
         self,
         request: Request,
-        shown: Sequence[tuple[str, str | None, int]],  # request id, hash of the user, items shown
+        shown: Sequence[tuple[str, Asker, int]],  # request id, who asked, items shown
         asked: Sequence[Asked],
         answers: Sequence[Answered],
         replies: Sequence[dict[str, Any]],
     ) -> None:
-        """Put lists on record before they are sent; one that is on record under its id is answered as it is there."""
+        """Put lists on record before they are sent; one that is on record under its id is answered as it is there.
+
+        Raises:
+            BadRequest: what is on record under an id is of another user, or of another history.
+        """
         fields = request.state.log
         fields |= {"request_id": shown[0][0], "lists": len(shown), "versions": replies[0]["versions"]}
-        if shown[0][1] is not None:
-            fields["user"] = shown[0][1]
+        if shown[0][1].user is not None:
+            fields["user"] = shown[0][1].user
         if self.exposures is None:
             return
         ms = 1000 * (time.perf_counter() - request.state.started)
         rows = [
-            exposure(name, user, k, one, answer, one.versions, ms)
-            for (name, user, k), one, answer in zip(shown, asked, answers, strict=True)
+            exposure(name, asker, k, one, answer, one.versions, ms)
+            for (name, asker, k), one, answer in zip(shown, asked, answers, strict=True)
         ]
         for one in asked:
             if one.trial is not None:
                 self.metrics.arm_seconds.labels(one.trial.arm).observe(ms / 1000)
         for row, recorded, reply, one in zip(rows, await self.exposures.write(rows), replies, asked, strict=True):
+            if (recorded.user_hash, recorded.history_hash) != (row.user_hash, row.history_hash):
+                raise BadRequest("request_id: was used for another user or another history; send a new one", 409)
             if recorded != row:
                 reply.pop("experiment", None)  # of the list that this request would get
                 reply |= _repeated(recorded, one.serving)
 
     async def _record_failed(
-        self, request: Request, named: Sequence[tuple[str, str | None]], asked: Sequence[Asked]
+        self, request: Request, named: Sequence[tuple[str, Asker]], asked: Sequence[Asked]
     ) -> None:
         """Put on record which requests of an experiment got no list."""
         ms = 1000 * (time.perf_counter() - request.state.started)
         pairs = zip(named, asked, strict=True)
-        rows = [failure(name, user, one, ms) for (name, user), one in pairs if one.trial is not None]
+        rows = [failure(name, asker, one, ms) for (name, asker), one in pairs if one.trial is not None]
         if self.exposures is not None and rows:
             with suppress(SinkFailed):  # what the client is told is the first failure
                 await self.exposures.write(rows)

@@ -152,7 +152,7 @@ class FeedbackEvent(_Body):
     value: Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)] | None = Field(
         None, description="Seconds of a dwell, price of a purchase."
     )
-    time: Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)] | None = Field(
+    time: Annotated[float, Field(ge=0, lt=1e10)] | None = Field(
         None, description="Seconds since 1970; now if not given."
     )
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 import os
 import secrets
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,14 +24,22 @@ SHORTEST = 16  # bytes
 
 
 class UserHash:
-    """Hashes user ids."""
+    """Hashes user ids, and histories; `fingerprint` says which key does so and nothing else of it."""
 
     def __init__(self, key: bytes) -> None:
         self._key = key
+        self.fingerprint = self._digest(b"\0fingerprint of the key")[:12]
 
     def __call__(self, user: int | str) -> str:
         """32 hexadecimal digits; `7` and `"7"` are the same user."""
-        return hmac.new(self._key, str(user).encode(), hashlib.sha256).hexdigest()[:32]
+        return self._digest(str(user).encode())[:32]
+
+    def of_history(self, items: Sequence[int | str]) -> str:
+        """16 hexadecimal digits of a history as a request names it."""
+        return self._digest(b"\0history" + json.dumps([str(item) for item in items]).encode())[:16]
+
+    def _digest(self, content: bytes) -> str:
+        return hmac.new(self._key, content, hashlib.sha256).hexdigest()
 
 
 def read_key(file: Path | None) -> UserHash:

@@ -1,4 +1,4 @@
-"""Where requests wait: micro-batches as in `adagrpo.serving.batching`, for an event loop, and with deadlines.
+"""Where requests wait: micro-batches for an event loop, with deadlines.
 
 A request is turned away at once where the line will not be through by its deadline, by the times that batches of each
 size were measured to take. Work is not begun for a client that has left or whose deadline has passed.
@@ -24,7 +24,6 @@ from threading import Condition, Lock, Thread
 from typing import Generic, TypeVar
 
 from adagrpo.serving.batch_times import BatchTimes
-from adagrpo.serving.batching import Overloaded
 
 __all__ = ["STEP", "TooLate", "WaitingLine"]
 
@@ -35,7 +34,7 @@ STEP = 8
 SURE = 0.8  # of the time that is left: what is let in should come in time also where batches take longer than expected
 
 
-class TooLate(Overloaded):
+class TooLate(RuntimeError):
     """An answer would come too late."""
 
     def __init__(self, seconds: float) -> None:

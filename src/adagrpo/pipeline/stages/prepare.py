@@ -30,7 +30,7 @@ from adagrpo.data.ties import shuffle_ties
 from adagrpo.errors import UserError
 from adagrpo.pipeline.directory import RunDirectory
 from adagrpo.pipeline.stage import Declaration
-from adagrpo.serving.exposure_parts import MEND, parts_of, read_parts
+from adagrpo.serving.exposure_parts import MEND, parts_of, read_parts, refused_rows
 from adagrpo.storage.artifacts import manifest
 
 __all__ = [
@@ -101,7 +101,7 @@ def exposures(run: RunDirectory) -> Declaration:
             only_sampled=options.only_sampled,
         )
         table.write_parquet(work / "logs.parquet")
-        text = json.dumps(asdict(counts), indent=1) + "\n"
+        text = json.dumps(asdict(counts) | {"rows_refused": len(refused_rows(parts))}, indent=1) + "\n"
         (work / "summary.json").write_text(text, encoding="utf-8")
 
     # parts never change, so the last one stands for all; that older ones were removed since makes nothing stale
