@@ -66,7 +66,8 @@ def test_metrics_are_of_the_eligible_items_and_fits_stay(copied: Path) -> None:
 
 def test_a_card_and_a_choice_say_that_metrics_were_narrowed(copied: Path) -> None:
     run = opened(copied)
-    run.evaluate()
+    for name in ("sft", "adagrpo/best", "adagrpo/final"):
+        run.stage(f"evaluate/{name}")
     chosen = choose_checkpoint(run, None, "best")
     assert chosen.arm == "nll"  # the one that is still evaluated on the whole catalogue
     apart = "; evaluated on part of the catalogue (evaluation.eligible): sft, adagrpo"

@@ -183,6 +183,7 @@ def test_a_row_names_the_module_that_was_run(monkeypatch: pytest.MonkeyPatch, mo
 
 
 def test_arms_that_are_not_trained_are_left_out(copied: Path, data: Path, world: Any) -> None:
+    shutil.rmtree(copied / "train" / "adagrpo")
     run = world.run(copied, data)
     run.evaluate()
     assert list(run.results["stages"]) == ["sft", "nll"]

@@ -97,7 +97,8 @@ def evaluate_checkpoint(run: RunDirectory, weights: Path, reranking: Path | None
         reranking: the weights of the reward, to measure what re-ranking gives; None measures the lists alone.
     """
     data, model = RunData(run, CatalogVersion(run, run.catalog)), weights / "model.safetensors"
-    models, label = Models(data), f"evaluate {run.label(weights)}"
+    models = Models(data)
+    label = "evaluate/sft" if reranking is not None else f"evaluate/{weights.parent.name}/{weights.name}"
     inputs = [*data.training_files, data.prepared_file("test.parquet"), *data.catalog_files, model]
     inputs += [*models.reward_files, *([] if reranking is None else [reranking])]
 

@@ -42,6 +42,8 @@ def train_arm(run: RunDirectory, arm: ArmConfig) -> Declaration:
         # the log of validation while training holds rewards by the ranker of all users
         inputs += dict.fromkeys([*models.reward_files, *models.group_reward_files])
     if arm.gate == "oracle":
+        if not data.truth_files:
+            data.truth()  # says what is missing
         inputs += data.truth_files
     pressure = arm.pressure_of(run.config.objective)
     weights = run.path(STAGE, FILE) if arm.term is not None and TERMS[arm.term].in_spreads else None

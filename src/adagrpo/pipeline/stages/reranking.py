@@ -52,7 +52,8 @@ def re_rankings(name: str) -> dict[str, Declare]:
 
 def _rerank(run: RunDirectory, of: tuple[str, ...]) -> Declaration:
     """The beam of one policy, re-ordered."""
-    data, weights, label = RunData(run), run.path(*of), f"rerank {'/'.join(of)}"
+    data, weights = RunData(run), run.path(*of)
+    label = f"evaluate/{RERANK}" if of == ("sft", "best") else f"evaluate/{of[1]}{SUFFIX}/{of[2]}"
     models, file = Models(data), run.path(STAGE, FILE)
     inputs = [*data.training_files, data.prepared_file("test.parquet"), *data.catalog_files]
     inputs += [weights / "model.safetensors", file, *models.reward_files, *data.truth_files]
