@@ -247,7 +247,7 @@ def test_whatever_else_goes_wrong_is_one_line_and_status_1(
     def fail(path: Path) -> None:
         raise RuntimeError("two\nlines")
 
-    monkeypatch.setattr(pipeline, "write_report", fail)
+    monkeypatch.setattr(pipeline.Run, "report", fail)
     reply = adagrpo("report", "--run", copied)
     assert reply.status == 1 and reply.err.startswith("adagrpo: RuntimeError: two lines (ADAGRPO_TRACEBACK=1")
     monkeypatch.setenv("ADAGRPO_TRACEBACK", "1")
@@ -270,7 +270,7 @@ def test_a_module_that_is_not_there_is_named_with_what_to_do(
     def fail(path: Path) -> None:
         raise ModuleNotFoundError(f"No module named '{name}'", name=name)
 
-    monkeypatch.setattr(pipeline, "write_report", fail)
+    monkeypatch.setattr(pipeline.Run, "report", fail)
     refused(adagrpo("report", "--run", copied), said)
 
 
@@ -293,7 +293,7 @@ def test_an_interrupt_says_how_to_go_on(adagrpo: Command, copied: Path, monkeypa
     def interrupt(path: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "write_report", interrupt)
+    monkeypatch.setattr(pipeline.Run, "report", interrupt)
     reply = adagrpo("report", "--run", copied)
     assert reply.status == 130 and reply.err.strip() == "adagrpo: interrupted; the same command continues"
 
