@@ -306,7 +306,7 @@ def test_a_recipe_is_carried_out(adagrpo: Command, tmp_path: Path, data: Path, f
     assert "train/adagrpo: done in" in reply.err
     assert (tmp_path / "run" / "metrics.json").read_bytes() == (finished / "metrics.json").read_bytes()
     again = adagrpo(*arguments, "--json")
-    assert again.status == 0 and again.err.count("unchanged, skipped") == again.err.count("\n") == 15
+    assert again.status == 0 and again.err.count("unchanged, skipped") == again.err.count("\n") == 16
     content = json.loads(again.out)
     assert again.out.count("\n") == 1 and content.pop("report") == str(tmp_path / "run" / "report.html")
     assert content == json.loads((finished / "metrics.json").read_text(encoding="utf-8"))
@@ -432,11 +432,11 @@ def test_dry_run_of_a_verb_on_a_finished_run(adagrpo: Command, copied: Path, ver
     before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
     command = [verb, "--run", copied, "--dry-run", *(["--set", setting] if setting else [])]
     content = json.loads(adagrpo(*command, "--json").out)
-    assert {row["stage"].split("/")[0] for row in content["stages"]} == {verb} | (
-        {"ranker", "report"} if verb == "evaluate" else set()
-    )
+    others = {"evaluate": {"ranker", "report", "reranking"}, "diagnose": {"reranking"}}.get(verb, set())
+    assert {row["stage"].split("/")[0] for row in content["stages"]} == {verb} | others
     state = "unchanged" if verb == "evaluate" else "make"
-    assert all(row["state"] == state for row in content["stages"] if row["stage"] != "ranker/report")
+    found = [row["state"] for row in content["stages"] if row["stage"] not in ("ranker/report", "reranking")]
+    assert set(found) == {state}
     reply = adagrpo(*command)
     assert reply.err == "" and "data: 62 users, 30 items" in reply.out and "memory: " in reply.out
     assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before

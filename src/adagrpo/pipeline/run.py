@@ -198,9 +198,10 @@ class Run(RunDirectory):
             UserError: a stage is missing, or the second ranker does not fit.
         """
         with self._doing("diagnose"):
+            wanted = diagnosis(self, None if second_ranker is None else Path(second_ranker))
             self._look_at_reward()
             self._make("diagnose", but="diagnose")
-            self.make("diagnose", diagnosis(self, None if second_ranker is None else Path(second_ranker)))
+            self.make("diagnose", wanted)
             content = self._json("diagnose", "diagnose.json")
             write_diagnosis(self.directory, content, self.config.name)
             if (self.directory / "report.html").is_file():

@@ -85,12 +85,17 @@ def sources_of(run: RunDirectory, paths: Iterable[Path]) -> list[str]:
 
 
 def made_again(run: RunDirectory) -> list[Part]:
-    """The finished stages that `adagrpo run` makes again for a changed setting, file or log, not those that follow."""
+    """The finished stages that `adagrpo run` makes again for a changed setting, file or log, not those that follow.
+
+    What the page alone shows is also made again when other arms are evaluated, which goes without saying.
+    """
     parts, wanted = parts_of(run, logs=True), declared(run.config)
+    silent = {name for name in wanted if (row := row_of(name)) is not None and row.page_only}
     return [
         part
         for name, part in parts.items()
         if (part.outdated or (part.there and part.state == "stale" and name in wanted))
+        and (part.changes or name not in silent)
         and all(parts[source].usable for source in part.sources if source in parts)
     ]
 
